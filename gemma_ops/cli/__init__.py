@@ -1,0 +1,102 @@
+"""The command line. Imports nothing heavy: `--help` of every verb answers at once.
+
+Results go to stdout (`--json` for machines), progress and errors to stderr. Whatever can be a configuration key is one:
+`--set train.epochs=2` instead of a flag of its own.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from gemma_ops import __version__
+from gemma_ops.cli import looking, models, running
+from gemma_ops.errors import OpsError
+
+_INTERRUPTED = 130
+
+app = typer.Typer(
+    name="gemma-ops",
+    help="Fine-tune, quantize, evaluate, version and promote Gemma 4 on your own machines.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(running.app)
+app.add_typer(models.app)
+app.add_typer(looking.app)
+
+
+def _version(value: bool) -> None:
+    if value:
+        print(f"gemma-ops {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Entry point: turns what a person can act on into two lines and an exit code; anything else keeps its traceback."""
+    _quiet()
+    sys.exit(guarded(app))
+
+
+def guarded(command: Callable[..., Any]) -> int:
+    """Run a Typer application; returns the exit code."""
+    usage_error: type[Exception] = next(
+        kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException"
+    )
+    try:
+        result = command(standalone_mode=False)
+    except OpsError as error:
+        from gemma_ops.console import print_error
+
+        print_error(error.what, error.fix)
+        return error.exit_code
+    except typer.Abort:
+        return _interrupted()
+    except usage_error as error:
+        error.show()  # type: ignore[attr-defined]
+        return 2
+    except KeyboardInterrupt:
+        return _interrupted()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    if result == _INTERRUPTED:  # how Typer hands a KeyboardInterrupt on
+        return _interrupted()
+    return result if isinstance(result, int) else 0
+
+
+def _interrupted() -> int:
+    from gemma_ops.console import print_error
+
+    print_error("interrupted", "run the same command again: finished steps are kept and the interrupted one goes on")
+    return _INTERRUPTED
+
+
+def _quiet() -> None:
+    """Libraries keep their progress bars, notices and telemetry to themselves."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("DO_NOT_TRACK", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.simplefilter("ignore", DeprecationWarning)
+    warnings.simplefilter("ignore", FutureWarning)
+    warnings.simplefilter("ignore", UserWarning)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

@@ -1,0 +1,109 @@
+"""Verbs that look and change nothing: plan, data check, doctor, schema; and `init`, which copies files to edit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gemma_ops.cli.options import Configs, Json, Sets, load_config
+
+app = typer.Typer()
+data_app = typer.Typer(help="Look at training data before anything is trained on it.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+
+@app.command()
+def plan(
+    configs: Configs,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            help="A GPU by name, such as a100-40 or rtx-4090; the present device by default.", show_default=False
+        ),
+    ] = None,
+    sets: Sets = None,
+    as_json: Json = False,
+) -> None:
+    """Bytes, speed, hours and dollars of a training, before anything is downloaded."""
+    from gemma_ops import console
+    from gemma_ops.planning import plan as make
+
+    result = make(load_config(configs, sets), device)
+    if as_json:
+        console.print_json(result.to_json())
+    else:
+        for line in result.lines():
+            print(line)
+
+
+@data_app.command("check")
+def data_check(
+    configs: Configs,
+    rows: Annotated[int, typer.Option(help="Rows shown token by token.")] = 3,
+    html: Annotated[
+        Path | None, typer.Option(help="Write the tokens of every checked row to this HTML file.", show_default=False)
+    ] = None,
+    sets: Sets = None,
+    as_json: Json = False,
+) -> None:
+    """Show the exact tokens a row becomes, which of them carry loss, and what is wrong with it."""
+    from gemma_ops import console, recipes
+    from gemma_ops.data.check import check
+    from gemma_ops.modeling.source import tokenizer_folder
+
+    config = load_config(configs, sets)
+    folder = tokenizer_folder(config.model)
+    result = check(
+        config.data, source=recipes.data_source(config.data), model=folder, max_length=config.train.max_length
+    )
+    if html:
+        html.write_text(result.html(), encoding="utf-8")
+    if as_json:
+        console.print_json(result.to_json())
+        return
+    for shown in result.rows[:rows]:
+        console.out().print(f"{shown.id}  {shown.source}", markup=False, style="bold")
+        console.out().print(console.coloured_tokens(shown.tokens))
+        console.out().print()
+    for line in result.lines():
+        print(line)
+    if html:
+        print(f"tokens of {len(result.rows)} rows: {html}")
+
+
+@app.command()
+def init(
+    configs: Annotated[list[str], typer.Argument(help="Shipped configuration to start from.", show_default=False)],
+    folder: Annotated[Path, typer.Option("--to", help="Folder to write into.")] = Path(),
+    force: Annotated[bool, typer.Option("--force", help="Overwrite files that are there.")] = False,
+) -> None:
+    """Copy a configuration with its recipe and tasks into your own folder, to edit them there."""
+    from gemma_ops.eject import eject
+
+    for path in eject(configs, folder, force=force):
+        print(path)
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Versions, devices, what each Gemma 4 size can do here, and combinations known to go wrong."""
+    from gemma_ops import console
+    from gemma_ops.doctor import examine
+
+    report = examine()
+    if as_json:
+        console.print_json(report.to_json())
+    else:
+        for line in report.lines():
+            print(line)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of a configuration, so that an editor can complete the YAML."""
+    from gemma_ops import console
+    from gemma_ops.configfile import schema as make
+
+    console.print_json(make())

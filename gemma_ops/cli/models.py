@@ -1,0 +1,90 @@
+"""Verbs about registered versions: move an alias, move it back, look at what is there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from gemma_ops.cli.options import ConfigOption, Json, Name, Reason, Sets, load_config
+
+app = typer.Typer()
+
+
+@app.command()
+def promote(
+    name: Name,
+    to: Annotated[str, typer.Option("--to", help="Alias to move.")] = "champion",
+    version: Annotated[int | None, typer.Option(help="Version; the latest by default.", show_default=False)] = None,
+    reason: Reason = "",
+    override: Annotated[
+        str | None,
+        typer.Option(
+            metavar="REASON",
+            help="Promote although the verdict is not pass; the reason is recorded.",
+            show_default=False,
+        ),
+    ] = None,
+    expect: Annotated[
+        int | None, typer.Option(help="Refuse unless the alias points at this version now.", show_default=False)
+    ] = None,
+    configs: ConfigOption = None,
+    sets: Sets = None,
+    as_json: Json = False,
+) -> None:
+    """Move an alias to a version whose verdict passed and whose bytes are what was evaluated."""
+    from gemma_ops import console, registry
+
+    machine = load_config(configs or [], sets).machine
+    result = registry.promote(machine, name, to=to, version=version, reason=reason, override=override, expect=expect)
+    _tell(result, as_json, console)
+
+
+@app.command()
+def rollback(
+    name: Name,
+    alias: Annotated[str, typer.Option(help="Alias to move back.")] = "champion",
+    reason: Reason = "",
+    configs: ConfigOption = None,
+    sets: Sets = None,
+    as_json: Json = False,
+) -> None:
+    """Point an alias back at the version it had before, after verifying that version's bytes."""
+    from gemma_ops import console, registry
+
+    machine = load_config(configs or [], sets).machine
+    _tell(registry.rollback(machine, name, alias=alias, reason=reason), as_json, console)
+
+
+@app.command()
+def show(
+    name: Annotated[str, typer.Argument(help="A run's name, or a registered model's.", show_default=False)],
+    configs: ConfigOption = None,
+    sets: Sets = None,
+    as_json: Json = False,
+) -> None:
+    """What a run has made, and which versions and aliases its registered model has."""
+    from gemma_ops import console, registry, summary
+
+    machine = load_config(configs or [], sets).machine
+    folder = Path(machine.runs) / name
+    if not folder.is_dir():
+        _tell(registry.show(machine, name), as_json, console)
+        return
+    result = summary.of_folder(folder)
+    version = result.get("version") or {}
+    model = registry.show(machine, version["name"]) if version.get("version") and machine.mlflow else None
+    if as_json:
+        console.print_json({**result, "model": model.to_json() if model else None})
+        return
+    for line in [*summary.lines(result), *(["", *model.lines()] if model else [])]:
+        print(line)
+
+
+def _tell(result: Any, as_json: bool, console: Any) -> None:
+    if as_json:
+        console.print_json(result.to_json())
+    else:
+        for line in result.lines():
+            print(line)

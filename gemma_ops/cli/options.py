@@ -1,0 +1,38 @@
+"""Arguments and options that several verbs share, and how they are read."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from gemma_ops.config import RunConfig
+
+Configs = Annotated[
+    list[str],
+    typer.Argument(help="Configuration files, merged left to right: paths or shipped names.", show_default=False),
+]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", "-s", metavar="KEY=VALUE", help="Override one key, for example train.epochs=2.", show_default=False
+    ),
+]
+Redo = Annotated[
+    list[str] | None,
+    typer.Option("--redo", metavar="STEP", help="Make this step again even if it is there.", show_default=False),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Name = Annotated[str, typer.Argument(help="Registered model name.", show_default=False)]
+Reason = Annotated[str, typer.Option("--reason", help="Why; kept in the ledger.", show_default=False)]
+ConfigOption = Annotated[
+    list[str] | None,
+    typer.Option("--config", "-c", help="Configuration that says where runs and MLflow are.", show_default=False),
+]
+
+
+def load_config(configs: list[str], sets: list[str] | None) -> RunConfig:
+    from gemma_ops.configfile import load
+
+    return load(configs, sets or ())

@@ -1,0 +1,194 @@
+"""What `gemma-ops data check` shows: the exact tokens of rows, which carry loss, and everything worth knowing first.
+
+It reads as `prepare` reads, but changes nothing and writes nothing.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from gemma_ops.config import DataConfig
+from gemma_ops.data import chat
+from gemma_ops.data.findings import Context, Finding, finding, look
+from gemma_ops.data.importing import Imported, Importer
+from gemma_ops.data.tokens import Lengths, checkpoint_prefills
+from gemma_ops.errors import DataError
+
+Token = tuple[str, bool]
+_LEVELS = ("error", "warning", "note")
+
+
+@dataclass(frozen=True)
+class RowView:
+    """One row as training sees it: `tokens` are (text, carries loss) in order, up to the cut; none when it can't be used.
+
+    `loss` are the flags of the whole row.
+    """
+
+    id: str
+    source: str
+    tokens: list[Token]
+    findings: list[Finding]
+    loss: list[bool] = field(default_factory=list)
+    truncated: bool = False
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """Rows, what was found in them, and how long they are. `checked` rows were read; `more` says whether there are others."""
+
+    layout: str
+    checked: int
+    more: bool
+    rows: list[RowView]
+    totals: dict[str, int]
+    """Rows by finding, errors first."""
+    lengths: dict[str, Any]
+    truncated: int
+    max_length: int | None
+    privacy: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def findings(self) -> list[Finding]:
+        """All findings, row by row."""
+        return [item for row in self.rows for item in row.findings]
+
+    def lines(self) -> list[str]:
+        """The summary as plain lines for a terminal."""
+        return list(_lines(self))
+
+    def html(self) -> str:
+        """One self-contained page with every row's tokens."""
+        from gemma_ops.data.check_html import page
+
+        return page(self)
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but the tokens' texts, which are given as token counts."""
+        return {
+            "layout": self.layout,
+            "checked": self.checked,
+            "more": self.more,
+            "totals": self.totals,
+            "tokens": self.lengths,
+            "truncated": self.truncated,
+            "max_length": self.max_length,
+            "privacy": self.privacy,
+            "findings": [asdict(item) for item in self.findings],
+            "rows": [
+                {
+                    "id": row.id,
+                    "source": row.source,
+                    "tokens": len(row.tokens),
+                    "with_loss": sum(loss for _, loss in row.tokens),
+                }
+                for row in self.rows
+            ],
+        }
+
+
+def check(
+    settings: DataConfig, *, source: Path | None, model: Path, max_length: int | None = None, limit: int = 1000
+) -> CheckResult:
+    """Look at the first `limit` rows of the source with the tokenizer and template of the checkpoint `model`.
+
+    Raises DataError when there is nothing to read, and what the readers raise.
+    """
+    prefills = checkpoint_prefills(model)
+    # A template that opens every prompt with an empty thought belongs to the larger sizes and differs by design.
+    template = None if prefills else chat.checkpoint_template(model)
+    context = Context(chat.load_tokenizer(model), max_length, prefills, template)
+    importer = Importer(source, settings)
+    items = iter(importer)
+    result = check_rows(list(itertools.islice(items, limit)), context)
+    if not result.checked:
+        raise DataError(
+            f"{source or settings.hub} holds no rows",
+            "check data.path (and data.split); empty lines don't count as rows",
+        )
+    more = next(items, None) is not None
+    return CheckResult(**{**result.__dict__, "layout": importer.layout, "more": more})
+
+
+def check_rows(items: list[Imported], context: Context) -> CheckResult:
+    """Views and findings of imported rows."""
+    views: list[RowView] = []
+    totals: Counter[str] = Counter()
+    privacy: Counter[str] = Counter()
+    lengths = Lengths()
+    for item in items:
+        view = _view(item, context)
+        views.append(view)
+        totals.update({found.code for found in view.findings})
+        if item.example is not None and view.loss:
+            lengths.add(view.loss)
+            privacy[item.example["privacy"]] += 1
+    levels = {found.code: _LEVELS.index(found.level) for view in views for found in view.findings}
+    ordered = dict(sorted(totals.items(), key=lambda pair: (levels[pair[0]], -pair[1], pair[0])))
+    truncated = sum(view.truncated for view in views)
+    return CheckResult(
+        "", len(items), False, views, ordered, lengths.table(), truncated, context.max_length, dict(privacy)
+    )
+
+
+def _view(item: Imported, context: Context) -> RowView:
+    where = item.raw.source
+    if item.example is None:
+        return RowView("rejected", where, [], [finding(item.code, "rejected", where, item.reason)])
+    row = item.example["id"]
+    encoded, findings = look(item.example, context)
+    findings += [finding(code, row, where) for code in sorted(set(item.notes))]
+    if item.pii:
+        findings.append(finding("pii", row, where, ", ".join(sorted(item.pii))))
+    if encoded is None:
+        return RowView(row, where, [], findings)
+    seen = encoded.cut(context.max_length)
+    return RowView(row, where, token_texts(context.tokenizer, seen), findings, encoded.loss, seen.truncated)
+
+
+def token_texts(tokenizer: Tokenizer, encoded: chat.Encoded) -> list[Token]:
+    """(text, carries loss) per token: joined, the texts are the rendered conversation.
+
+    A character that falls into several byte tokens is shown at the first of them; the others show their byte.
+    """
+    shown: list[Token] = []
+    position = 0
+    for token, (start, end), loss in zip(encoded.ids, encoded.offsets, encoded.loss, strict=True):
+        text = encoded.text[max(start, position) : end]
+        shown.append((text or str(tokenizer.id_to_token(token)), loss))
+        position = max(position, end)
+    return shown
+
+
+def _lines(result: CheckResult) -> Any:
+    some = "the first " if result.more else ""
+    yield f"{some}{_rows(result.checked)}, layout {result.layout}"
+    yield ""
+    yield f"{'tokens':<12}{'p50':>8}{'p95':>8}{'max':>8}"
+    for part in ("prompt", "completion", "row"):
+        values = result.lengths[part]
+        yield f"{part:<12}" + "".join(f"{values[name]:>8,}" for name in ("p50", "p95", "max"))
+    share = result.lengths["tokens_with_loss"] / max(1, result.lengths["tokens"])
+    yield f"{result.lengths['tokens']:,} tokens, {result.lengths['tokens_with_loss']:,} ({share:.0%}) carry loss"
+    if result.max_length is not None:
+        yield f"longer than train.max_length ({result.max_length:,} tokens): {_rows(result.truncated)}"
+    yield ""
+    if not result.totals:
+        yield "nothing to complain about"
+    first = {item.code: item for item in reversed(result.findings)}
+    for code, count in result.totals.items():
+        item = first[code]
+        yield f"{item.level:<8} {code}: {_rows(count)}, first {item.where}"
+        yield f"         {item.what}"
+        if item.fix:
+            yield f"         fix: {item.fix}"
+
+
+def _rows(count: int) -> str:
+    return f"{count:,} row{'' if count == 1 else 's'}"

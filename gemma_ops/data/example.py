@@ -1,0 +1,152 @@
+"""The Example: one conversation, with an id, where it comes from, and who may see it.
+
+An id is the digest of what is trained on, so a row keeps its id wherever it is imported from. Privacy only tightens on
+the way: a row can be stricter than its data set, never laxer. Files are JSON Lines, written whole or not at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from gemma_ops.config import Privacy
+from gemma_ops.durable import whole
+from gemma_ops.errors import DataError
+
+# From the strictest: may not leave the machine, may go to a paid service, may go anywhere.
+PRIVACY: tuple[Privacy, ...] = get_args(Privacy)
+
+
+class Function(BaseModel):
+    """What is called, with its arguments as a mapping (never a JSON string)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    name: str = Field(min_length=1)
+    arguments: dict[str, Any]
+
+
+class ToolCall(BaseModel):
+    """One call by the model."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    id: str
+    type: Literal["function"] = "function"
+    function: Function
+
+
+class ToolResponse(BaseModel):
+    """A structured response in Gemma's own form, beside the call it answers."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    name: str
+    response: Any
+
+
+class Message(BaseModel):
+    """One turn. `reasoning` is the model's thought before its answer."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    role: Literal["system", "user", "assistant", "tool"]
+    content: str
+    tool_calls: list[ToolCall] | None = None
+    tool_responses: list[ToolResponse] | None = None
+    reasoning: str | None = None
+    tool_call_id: str | None = None
+    name: str | None = None
+
+
+class Example(BaseModel):
+    """One row of `train.jsonl` or `valid.jsonl`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    id: str
+    messages: list[Message]
+    tools: list[dict[str, Any]] | None = None
+    source: str
+    privacy: Privacy
+    group: str
+    weight: float | None = Field(default=None, gt=0)
+
+    def plain(self) -> dict[str, Any]:
+        """The row as JSON, keys in the order of the contract, absent ones left out (a null argument stays)."""
+        row = self.model_dump(mode="json", exclude={"messages"})
+        messages = [message.model_dump(mode="json", exclude_unset=True) for message in self.messages]
+        found = {
+            "id": row["id"],
+            "messages": [{key: value for key, value in message.items() if value is not None} for message in messages],
+            "tools": row["tools"],
+            "source": row["source"],
+            "privacy": row["privacy"],
+            "group": row["group"],
+            "weight": row["weight"],
+        }
+        return {key: value for key, value in found.items() if value is not None}
+
+
+def content_id(messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> str:
+    """BLAKE2b-128 (hex) of the canonical JSON of what is trained on: sorted keys, no spaces, UTF-8."""
+    body = {"messages": messages, "tools": tools or []}
+    text = json.dumps(body, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+def stricter(first: Privacy, second: Privacy) -> Privacy:
+    """The stricter of two privacy classes."""
+    return first if PRIVACY.index(first) <= PRIVACY.index(second) else second
+
+
+def parse(text: str) -> Any:
+    """JSON, strictly: NaN and infinities are refused. Raises ValueError."""
+    return json.loads(text, parse_constant=_no_constant)
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+def line(row: dict[str, Any]) -> str:
+    """One JSON line, without its line break; refuses NaN and infinities, which aren't JSON."""
+    return json.dumps(row, ensure_ascii=False, allow_nan=False)
+
+
+def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> int:
+    """Write JSON Lines, whole or not at all; returns how many rows."""
+    count = 0
+    with whole(path) as file:
+        for row in rows:
+            file.write(line(row) + "\n")
+            count += 1
+    return count
+
+
+def read_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Rows of a file of ours as plain JSON. Raises DataError with file and line on anything that isn't."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            for number, text in enumerate(file, 1):
+                try:
+                    yield json.loads(text)
+                except ValueError as error:
+                    raise DataError(
+                        f"{path}:{number}: not JSON: {error}", "make the step again: --redo prepare"
+                    ) from None
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist", "run the step `prepare` first") from None
+
+
+def read_examples(path: Path) -> Iterator[Example]:
+    """Rows of a file of ours as checked examples. Raises DataError with file, line and key."""
+    for number, row in enumerate(read_rows(path), 1):
+        try:
+            yield Example.model_validate(row)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise DataError(
+                f"{path}:{number}: {where}: {first['msg']}", "make the step again: --redo prepare"
+            ) from None

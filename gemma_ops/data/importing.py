@@ -1,0 +1,141 @@
+"""From raw rows to examples: layout, one spelling, personal data, id, privacy, group. Used by `prepare` and `check`."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gemma_ops.config import DataConfig
+from gemma_ops.data import formats, pii
+from gemma_ops.data.example import PRIVACY, content_id, stricter
+from gemma_ops.data.files import RawRow, read
+from gemma_ops.data.normal import RowError, conversation
+from gemma_ops.errors import DataError
+
+_PEEK = 50  # rows looked at to find the layout
+
+
+@dataclass(frozen=True)
+class Imported:
+    """One raw row and what became of it: an example's fields, or None with `code` and `reason`."""
+
+    raw: RawRow
+    example: dict[str, Any] | None
+    notes: tuple[str, ...] = ()
+    pii: Counter[str] = field(default_factory=Counter)
+    code: str = ""
+    reason: str = ""
+
+    def rejected(self) -> dict[str, Any]:
+        """The row as it stands in `rejected.jsonl`; the raw text is cut at 500 characters."""
+        text = self.raw.excerpt.encode("utf-8", "replace").decode("utf-8")[:500]
+        return {"file": self.raw.file, "line": self.raw.line, "code": self.code, "reason": self.reason, "text": text}
+
+
+class Importer:
+    """Reads a source once. `layout` is known after the first row was asked for."""
+
+    def __init__(self, source: Path | None, settings: DataConfig) -> None:
+        self.settings = settings
+        self.layout = ""
+        self._rows = read(source, settings)
+
+    def __iter__(self) -> Iterator[Imported]:
+        first = list(itertools.islice(self._rows, _PEEK))
+        values = [row.value for row in first if row.value is not None]
+        self.layout = self._layout(values) if first else "none"
+        read_row = formats.reader(self.layout, self.settings) if values else None
+        for raw in itertools.islice(itertools.chain(first, self._rows), self.settings.max_rows):
+            if raw.value is None or read_row is None:
+                yield Imported(raw, None, code=raw.code, reason=raw.reason)
+                continue
+            try:
+                yield self._example(raw, raw.value, read_row)
+            except RowError as error:
+                yield Imported(raw, None, code=error.code, reason=error.reason)
+
+    def _layout(self, values: list[dict[str, Any]]) -> str:
+        settings = self.settings
+        if settings.format not in ("auto", "columns") and settings.prompt is not None:
+            raise DataError(
+                f"data.format is {settings.format}, but data.prompt and data.completion are given",
+                "leave data.format out to fill columns into the templates, or leave the templates out",
+            )
+        if settings.format == "columns" or settings.prompt is not None:
+            formats.check_columns(settings, values)
+            return "columns"
+        if settings.format != "auto":
+            return settings.format
+        return formats.detect(values) if values else "none"
+
+    def _example(self, raw: RawRow, row: dict[str, Any], read_row: Callable[[dict[str, Any]], formats.Raw]) -> Imported:
+        messages, tools, notes = conversation(*read_row(row), system=self.settings.system)
+        found: Counter[str] = Counter()
+        if self.settings.pii != "off":
+            masking = self.settings.pii == "mask"
+
+            def look(text: str) -> str:
+                findings = pii.find(text)
+                found.update(item.kind for item in findings)
+                return pii.mask_findings(text, findings) if masking and findings else text
+
+            messages = [{key: _scan(key, value, look) for key, value in message.items()} for message in messages]
+        example = {
+            "id": content_id(messages, tools),
+            "messages": messages,
+            "tools": tools,
+            "source": raw.source,
+            "privacy": self._privacy(row),
+            "group": self._group(row),
+            "weight": _weight(row.get("weight")),
+        }
+        example["group"] = example["group"] or example["id"]
+        return Imported(raw, {key: value for key, value in example.items() if value is not None}, tuple(notes), found)
+
+    def _privacy(self, row: dict[str, Any]) -> str:
+        own = _meta(row, "privacy")
+        if own is None:
+            return self.settings.privacy
+        if own not in PRIVACY:
+            raise RowError("bad_privacy", f"the privacy class {own!r} is none of {', '.join(PRIVACY)}")
+        return stricter(self.settings.privacy, own)
+
+    def _group(self, row: dict[str, Any]) -> str | None:
+        if self.settings.group_by is None:
+            return None
+        value = _meta(row, self.settings.group_by)
+        if value is None or isinstance(value, dict | list) or value == "":
+            raise RowError("no_group", f"the row has no value for data.group_by ({self.settings.group_by})")
+        return str(value)
+
+
+def _meta(row: dict[str, Any], key: str) -> Any:
+    """A value of the row, or of its metadata."""
+    metadata = row.get("metadata")
+    return row.get(key, metadata.get(key) if isinstance(metadata, dict) else None)
+
+
+def _weight(value: Any) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+        raise RowError("bad_weight", f"the weight {value!r} is not a number above 0")
+    return float(value)
+
+
+def _scan(key: str, value: Any, look: Callable[[str], str]) -> Any:
+    """A message's field with its texts passed through `look`; roles, ids and function names are left as they are."""
+    if key in ("content", "reasoning"):
+        return look(value)
+    if key == "tool_calls":
+        return [
+            {**call, "function": {**call["function"], "arguments": pii.each_text(call["function"]["arguments"], look)}}
+            for call in value
+        ]
+    if key == "tool_responses":
+        return [{**entry, "response": pii.each_text(entry["response"], look)} for entry in value]
+    return value

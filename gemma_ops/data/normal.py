@@ -1,0 +1,247 @@
+"""One spelling for every conversation: OpenAI-style messages as the Example contract states them.
+
+Data sets spell the same things in many ways. What can be repaired without guessing is repaired and noted (string tool
+arguments, other names for roles and reasoning, a thought written inline); what would train something else than its
+author meant is refused with a reason. Nothing is dropped silently.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from gemma_ops.data.chat import BOS, STRUCTURE
+from gemma_ops.data.example import parse
+
+ROLES = {
+    "system": "system", "developer": "system",
+    "user": "user", "human": "user",
+    "assistant": "assistant", "model": "assistant", "gpt": "assistant", "bot": "assistant", "chatbot": "assistant",
+    "tool": "tool", "function": "tool", "ipython": "tool", "observation": "tool",
+}  # fmt: skip
+_REASONING = ("reasoning", "reasoning_content", "thinking")
+_KNOWN = {"role", "content", "tool_calls", "function_call", "tool_responses", "tool_call_id", "name", *_REASONING}
+_THOUGHT = re.compile(r"\s*<\|channel>\s*thought\s*\n(.*?)<channel\|>", re.DOTALL)
+# Text that holds these would be read as structure by the tokenizer. The thinking switch is meant in a system turn, and
+# a channel inside an answer is stripped by the template, which `check` reports.
+_CONTROL = re.compile("|".join(re.escape(token) for token in STRUCTURE))
+_ALLOWED = {"system": ("<|think|>",), "assistant": ("<|channel>", "<channel|>")}
+
+
+class RowError(Exception):
+    """A row that can't be used; `code` is short and stable, the text says why."""
+
+    def __init__(self, code: str, reason: str) -> None:
+        super().__init__(reason)
+        self.code = code
+        self.reason = reason
+
+
+def conversation(
+    raw: Any, tools: Any = None, *, system: str | None = None
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]] | None, list[str]]:
+    """Messages and tools in their one spelling, and the codes of what was repaired.
+
+    `system` is put first when the row has no system turn. Raises RowError.
+    """
+    notes: list[str] = []
+    if not isinstance(raw, list) or not raw:
+        raise RowError("no_messages", "the row has no messages")
+    messages = [_message(item, index, notes) for index, item in enumerate(raw)]
+    if system and messages[0]["role"] != "system":
+        messages.insert(0, {"role": "system", "content": system})
+    _check_turns(messages)
+    _match_responses(messages, notes)
+    return messages, _tools(tools, notes), notes
+
+
+def _message(item: Any, index: int, notes: list[str]) -> dict[str, Any]:
+    where = f"message {index + 1}"
+    if not isinstance(item, dict):
+        raise RowError("not_a_message", f"{where} is {_kind(item)}, not an object with role and content")
+    role = ROLES.get(str(item.get("role", "")).strip().lower())
+    if role is None:
+        raise RowError("unknown_role", f"{where} has the unknown role {item.get('role')!r}")
+    if any(item.get(key, 1) not in (1, None) for key in ("weight", "train")):  # True equals 1
+        raise RowError(
+            "message_weight",
+            f"{where} is weighted by itself; weights are per row, so leave the turn out or split the row",
+        )
+    if any(item[key] not in (None, "", [], {}) for key in set(item) - _KNOWN - {"weight", "train"}):
+        notes.append("field_dropped")
+    message: dict[str, Any] = {"role": role, "content": _text(item.get("content"), where, notes)}
+    if role == "assistant":
+        _assistant(message, item, where, notes)
+    elif any(item.get(key) for key in _REASONING) or item.get("tool_calls"):
+        raise RowError("not_the_model", f"{where} is a {role} turn but carries reasoning or tool calls")
+    if role == "tool":
+        message |= {key: str(item[key]) for key in ("tool_call_id", "name") if item.get(key)}
+    elif role != "assistant" and not message["content"].strip():
+        raise RowError("empty_turn", f"{where} ({role}) is empty")
+    for text in (message["content"], message.get("reasoning", "")):
+        _refuse_control(text, role, where)
+    return message
+
+
+def _assistant(message: dict[str, Any], item: dict[str, Any], where: str, notes: list[str]) -> None:
+    thought = next((item[key] for key in _REASONING if item.get(key)), None)
+    if thought is not None and not isinstance(thought, str):
+        raise RowError("not_text", f"{where}: the reasoning is {_kind(thought)}, not text")
+    if thought is not None and not item.get("reasoning"):
+        notes.append("reasoning_renamed")
+    inline = _THOUGHT.match(message["content"])
+    if inline and thought is None:  # the template would strip it: the same thought in its own field is trained on
+        thought, message["content"] = inline[1].strip("\n"), message["content"][inline.end() :]
+        notes.append("channel_moved")
+    calls = item.get("tool_calls") or ([{"function": item["function_call"]}] if item.get("function_call") else [])
+    if not isinstance(calls, list):
+        raise RowError("bad_tool_call", f"{where}: tool_calls is {_kind(calls)}, not a list")
+    if calls:
+        message["tool_calls"] = [_call(call, number, where, notes) for number, call in enumerate(calls, 1)]
+    if item.get("tool_responses"):
+        message["tool_responses"] = [_response(entry, where) for entry in item["tool_responses"]]
+    if thought:
+        message["reasoning"] = thought
+    if not message["content"].strip() and not calls and not item.get("tool_responses"):
+        raise RowError("empty_answer", f"{where} (assistant) is empty")
+
+
+def _call(call: Any, number: int, where: str, notes: list[str]) -> dict[str, Any]:
+    function = call.get("function", call) if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"].strip():
+        raise RowError("bad_tool_call", f"{where}: tool call {number} has no function name")
+    arguments = function.get("arguments", function.get("args"))
+    if isinstance(arguments, str):
+        try:
+            arguments = parse(arguments) if arguments.strip() else {}
+        except ValueError as error:
+            raise RowError(
+                "bad_tool_call", f"{where}: the arguments of {function['name']} are not JSON: {error}"
+            ) from None
+        notes.append("arguments_parsed")
+    if arguments is None:
+        arguments = {}
+    if not isinstance(arguments, dict):
+        raise RowError(
+            "bad_tool_call", f"{where}: the arguments of {function['name']} are {_kind(arguments)}, not an object"
+        )
+    _refuse_control(function["name"] + json.dumps(arguments, ensure_ascii=False), "assistant", where)
+    # An id that every response can be matched with is set in _match_responses.
+    return {
+        "id": str(call.get("id") or ""),
+        "type": "function",
+        "function": {"name": function["name"], "arguments": arguments},
+    }
+
+
+def _response(entry: Any, where: str) -> dict[str, Any]:
+    if not isinstance(entry, dict) or "response" not in entry:
+        raise RowError("bad_tool_response", f"{where}: a tool response needs name and response")
+    _refuse_control(json.dumps(entry["response"], ensure_ascii=False), "tool", where)
+    return {"name": str(entry.get("name") or "unknown"), "response": entry["response"]}
+
+
+def _text(content: Any, where: str, notes: list[str]) -> str:
+    if content is None:
+        return ""
+    if isinstance(content, str):
+        return content
+    if isinstance(content, list):
+        texts = []
+        for part in content:
+            if isinstance(part, str):
+                texts.append(part)
+            elif isinstance(part, dict) and isinstance(part.get("text"), str) and part.get("type", "text") == "text":
+                texts.append(part["text"])
+            else:
+                kind = part.get("type") if isinstance(part, dict) else _kind(part)
+                raise RowError("not_text", f"{where} has a part of type {kind!r}; only text is trained on")
+        if len(texts) > 1:
+            notes.append("parts_joined")
+        return "".join(texts)
+    raise RowError("not_text", f"{where}: the content is {_kind(content)}, not text")
+
+
+def _check_turns(messages: list[dict[str, Any]]) -> None:
+    if not any(message["role"] == "assistant" for message in messages):
+        raise RowError("no_assistant", "the row has no assistant turn: there is nothing to learn")
+    if messages[-1]["role"] in ("user", "system"):
+        raise RowError("no_answer", f"the row ends with a {messages[-1]['role']} turn that nobody answers")
+    if not any(message["role"] == "user" for message in messages):
+        raise RowError("no_user", "the row has no user turn: there is nothing to answer")
+
+
+def _match_responses(messages: list[dict[str, Any]], notes: list[str]) -> None:
+    """Number the calls and give every tool turn the number of its call: the template names a response after its call.
+
+    The ids themselves are never shown to the model, so equal conversations get equal ids here.
+    """
+    waiting: list[tuple[str, dict[str, Any]]] = []  # the id the author gave ("" for none), and the call
+    made, unnamed = 0, False
+    for index, message in enumerate(messages):
+        if message["role"] == "tool":
+            claimed = _claim(waiting, message)
+            if claimed is None:
+                raise RowError("tool_without_call", f"message {index + 1} is a tool result without a call before it")
+            waiting.remove(claimed)
+            message["tool_call_id"] = claimed[1]["id"]
+            message.setdefault("name", claimed[1]["function"]["name"])
+            continue
+        given = [(call["id"], call) for call in message.get("tool_calls", [])]
+        for author_id, call in given:
+            made += 1
+            call["id"] = f"call_{made}"
+            unnamed |= not author_id
+        waiting = [] if "tool_responses" in message else given
+    if unnamed:
+        notes.append("call_ids_made")
+
+
+def _claim(waiting: list[tuple[str, dict[str, Any]]], message: dict[str, Any]) -> tuple[str, dict[str, Any]] | None:
+    """The waiting call a tool turn answers: the one with its id; else, where either has none, by name or by order."""
+    wanted, name = message.get("tool_call_id"), message.get("name")
+    same = [entry for entry in waiting if wanted and entry[0] == wanted]
+    free = [entry for entry in waiting if not wanted or not entry[0]]
+    named = [entry for entry in free if entry[1]["function"]["name"] == name]
+    return next(iter(same or named or free), None)
+
+
+def _tools(tools: Any, notes: list[str]) -> list[dict[str, Any]] | None:
+    if isinstance(tools, str):
+        try:
+            tools = parse(tools) if tools.strip() else None
+        except ValueError as error:
+            raise RowError("bad_tools", f"tools is a string that is not JSON: {error}") from None
+        notes.append("tools_parsed")
+    if not tools:
+        return None
+    if not isinstance(tools, list):
+        raise RowError("bad_tools", f"tools is {_kind(tools)}, not a list")
+    found = []
+    for tool in tools:
+        function = tool.get("function", tool) if isinstance(tool, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
+            raise RowError("bad_tools", "a tool has no function name")
+        _refuse_control(json.dumps(function, ensure_ascii=False), "system", f"tool {function['name']}")
+        found.append({"type": "function", "function": {**function, "description": function.get("description") or ""}})
+    return found
+
+
+def _refuse_control(text: str, role: str, where: str) -> None:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise RowError("bad_unicode", f"{where} holds half a surrogate pair, which is no character") from None
+    for match in _CONTROL.finditer(text):
+        if match[0] in _ALLOWED.get(role, ()):
+            continue
+        code = "doubled_bos" if match[0] == BOS else "control_token"
+        raise RowError(
+            code, f"{where} holds the control token {match[0]}: give the messages themselves, not rendered text"
+        )
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "an object", list: "a list", bool: "a boolean", int: "a number", float: "a number", str: "text"}
+    return "null" if value is None else names.get(type(value), type(value).__name__)

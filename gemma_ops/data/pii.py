@@ -1,0 +1,279 @@
+"""Personal data and secrets that can be recognised for certain: by checksum, registry rule or fixed form.
+
+Names, addresses and diagnoses have no such form and are not found; the data card says so. What is found is rarely a
+false alarm: order numbers and timestamps fail the checksums or the rules.
+"""
+
+from __future__ import annotations
+
+import base64
+import ipaddress
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+# Length of an IBAN by country (registry of ISO 13616).
+_IBAN = dict(
+    part.split(":")
+    for part in [
+        "AD:24",
+        "AE:23",
+        "AL:28",
+        "AT:20",
+        "AZ:28",
+        "BA:20",
+        "BE:16",
+        "BG:22",
+        "BH:22",
+        "BR:29",
+        "CH:21",
+        "CR:22",
+        "CY:28",
+        "CZ:24",
+        "DE:22",
+        "DK:18",
+        "DO:28",
+        "EE:20",
+        "ES:24",
+        "FI:18",
+        "FO:18",
+        "FR:27",
+        "GB:22",
+        "GE:22",
+        "GI:23",
+        "GL:18",
+        "GR:27",
+        "GT:28",
+        "HR:21",
+        "HU:28",
+        "IE:22",
+        "IL:23",
+        "IS:26",
+        "IT:27",
+        "JO:30",
+        "KW:30",
+        "KZ:20",
+        "LB:28",
+        "LI:21",
+        "LT:20",
+        "LU:20",
+        "LV:21",
+        "MC:27",
+        "MD:24",
+        "ME:22",
+        "MK:19",
+        "MT:31",
+        "NL:18",
+        "NO:15",
+        "PK:24",
+        "PL:28",
+        "PT:25",
+        "QA:29",
+        "RO:24",
+        "RS:22",
+        "SA:24",
+        "SE:24",
+        "SI:19",
+        "SK:24",
+        "SM:27",
+        "TN:24",
+        "TR:26",
+        "UA:29",
+        "VG:24",
+        "XK:20",
+    ]
+)
+_PHONE_WORD = re.compile(
+    r"(?:phone|mobile|mobil|cell|call|tel|fax|telefon|handy|portable|whatsapp|reach \w+)\W{0,3}(?:\w+\W{1,3}){0,2}$",
+    re.IGNORECASE,
+)
+_NUMBER_WORD = re.compile(
+    r"(?:order|ref|reference|invoice|ticket|case|item|sku|part|serial|tracking|batch|id|no|nr|number|#)\W{0,3}$",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One occurrence: characters [start, end) of the text. It never carries the text itself."""
+
+    kind: str
+    start: int
+    end: int
+
+
+def find(text: str) -> list[Finding]:
+    """All findings of a text, in order, without overlaps (the earlier, then the longer one stays)."""
+    found: list[Finding] = []
+    for kind, pattern, check in _PATTERNS:
+        found += [Finding(kind, *match.span()) for match in pattern.finditer(text) if check(match)]
+    kept: list[Finding] = []
+    for item in sorted(found, key=lambda item: (item.start, -item.end)):
+        if not kept or item.start >= kept[-1].end:
+            kept.append(item)
+    return kept
+
+
+def mask(text: str) -> str:
+    """The text with every finding replaced by its kind: `write to [EMAIL]`."""
+    return mask_findings(text, find(text))
+
+
+def mask_findings(text: str, findings: list[Finding]) -> str:
+    """The text with the given findings replaced."""
+    parts, position = [], 0
+    for item in findings:
+        parts += [text[position : item.start], f"[{item.kind}]"]
+        position = item.end
+    return "".join(parts) + text[position:]
+
+
+def each_text(value: Any, change: Callable[[str], str]) -> Any:
+    """A JSON value with every text in it (not the keys) passed through a function."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, list):
+        return [each_text(item, change) for item in value]
+    if isinstance(value, dict):
+        return {key: each_text(item, change) for key, item in value.items()}
+    return value
+
+
+def _digits(match: re.Match[str]) -> str:
+    return re.sub(r"\D", "", match[0])
+
+
+def luhn(digits: str) -> bool:
+    """The check digit of ISO/IEC 7812 (payment cards)."""
+    total = 0
+    for index, digit in enumerate(reversed(digits)):
+        value = int(digit) * (1 + index % 2)
+        total += value - 9 * (value > 9)
+    return total % 10 == 0
+
+
+def _is_card(match: re.Match[str]) -> bool:
+    """Luhn, and a length and prefix that an issuer really uses."""
+    digits = _digits(match)
+    size, two, four = len(digits), int(digits[:2]), int(digits[:4])
+    issued = (
+        (digits[0] == "4" and size in (16, 19))  # 13 digits are no longer issued, and are article numbers
+        or ((51 <= two <= 55 or 2221 <= four <= 2720) and size == 16)
+        or (two in (34, 37) and size == 15)
+        or (
+            (four == 6011 or two == 65 or 644 <= int(digits[:3]) <= 649 or two == 62 or 3528 <= four <= 3589)
+            and 16 <= size <= 19
+        )
+        or ((300 <= int(digits[:3]) <= 305 or two in (36, 38, 39)) and size == 14)
+    )
+    return issued and luhn(digits) and len(set(digits)) > 1
+
+
+def _is_iban(match: re.Match[str]) -> bool:
+    """Length of the country, remainder 1 modulo 97 (ISO 13616)."""
+    iban = match[0].replace(" ", "").upper()
+    if _IBAN.get(iban[:2]) != str(len(iban)):
+        return False
+    return int("".join(str(int(char, 36)) for char in iban[4:] + iban[:4])) % 97 == 1
+
+
+def _is_ipv4(match: re.Match[str]) -> bool:
+    before = match.string[max(0, match.start() - 12) : match.start()].lower()
+    if re.search(r"(?:v|version|release|build|section|chapter|§)[\s.]*$", before):
+        return False
+    try:
+        address = ipaddress.IPv4Address(match[0])
+    except ValueError:
+        return False
+    return not (address.is_loopback or address.is_unspecified or address.is_multicast or int(address) >> 24 in (0, 255))
+
+
+def _is_ipv6(match: re.Match[str]) -> bool:
+    groups = [group for group in match[0].split(":") if group]
+    if len(groups) < 2 or sum(map(len, groups)) < 5 or not any(char.isdigit() for char in match[0]):
+        return False
+    try:
+        return not ipaddress.IPv6Address(match[0]).is_loopback
+    except ValueError:
+        return False
+
+
+def _is_ssn(match: re.Match[str]) -> bool:
+    """Areas, groups and serials that the Social Security Administration assigns."""
+    area, group, serial = match[0].split("-")
+    return area not in ("000", "666") and area < "900" and group != "00" and serial != "0000"
+
+
+def _is_phone(match: re.Match[str]) -> bool:
+    """International numbers by length (E.164); national ones by the North American plan or after a word for it."""
+    digits, before = _digits(match), match.string[max(0, match.start() - 30) : match.start()]
+    if match[0][0] == "+" or match[0].startswith("00"):
+        significant = digits if match[0][0] == "+" else digits[2:]
+        return 8 <= len(significant) <= 15 and significant[0] != "0" and len(set(significant)) > 2
+    if _PHONE_WORD.search(before):
+        return 7 <= len(digits) <= 15
+    form = re.fullmatch(r"(?:1[ .-]?)?(?:\(\d{3}\) ?|\d{3}[ .-])\d{3}[ .-]\d{4}", match[0])
+    plan = re.fullmatch(r"1?[2-9](?!11)\d{2}[2-9]\d{6}", digits)
+    return bool(form and plan and not _NUMBER_WORD.search(before))
+
+
+def _is_german_tax_id(match: re.Match[str]) -> bool:
+    """One digit twice or thrice among the first ten, and the check digit of ISO 7064 MOD 11,10."""
+    digits = _digits(match)
+    counts = sorted(digits[:10].count(digit) for digit in set(digits[:10]))
+    if digits[0] == "0" or counts[-1] not in (2, 3) or counts[:-1] != [1] * (len(counts) - 1):
+        return False
+    product = 10
+    for digit in digits[:10]:
+        total = (int(digit) + product) % 10 or 10
+        product = total * 2 % 11
+    return (11 - product) % 10 == int(digits[10])
+
+
+def _is_french_nir(match: re.Match[str]) -> bool:
+    """Sex, month and department in range, key = 97 - number mod 97 (Corsica: 2A as 19, 2B as 18)."""
+    number = re.sub(r"\W", "", match[0]).upper()
+    month = int(number[3:5])
+    value = int(number[:13].replace("2A", "19").replace("2B", "18"))
+    return (1 <= month <= 12 or 20 <= month <= 42) and 97 - value % 97 == int(number[13:])
+
+
+def _is_jwt(match: re.Match[str]) -> bool:
+    head = match[0].split(".")[0]
+    try:
+        return "alg" in json.loads(base64.urlsafe_b64decode(head + "=" * (-len(head) % 4)))
+    except ValueError:
+        return False
+
+
+def _always(match: re.Match[str]) -> bool:
+    return True
+
+
+_SECRETS = (
+    r"AIza[\w-]{35}",  # Google
+    r"gh[pousr]_[A-Za-z0-9]{36,255}|github_pat_\w{50,255}",
+    r"xox[abeprs]-[A-Za-z0-9-]{10,250}",  # Slack
+    r"sk-(?:proj-|ant-|svcacct-)?[A-Za-z0-9_-]{24,200}",
+    r"[rs]k_live_[A-Za-z0-9]{16,250}",  # Stripe
+    r"hf_[A-Za-z0-9]{30,100}",
+    r"glpat-[\w-]{20,100}",
+)
+_PATTERNS: tuple[tuple[str, re.Pattern[str], Callable[[re.Match[str]], bool]], ...] = (
+    ("PRIVATE_KEY", re.compile(r"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----(?:.{0,20000}?-----END (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----|.{0,20000})", re.DOTALL), _always),
+    ("JWT", re.compile(r"\beyJ[\w-]{8,4000}\.eyJ[\w-]{8,8000}\.[\w-]{8,4000}"), _is_jwt),
+    ("AWS_KEY", re.compile(r"\b(?:AKIA|ASIA)[A-Z2-7]{16}\b"), _always),
+    ("API_KEY", re.compile(r"(?<![\w-])(?:" + "|".join(_SECRETS) + r")(?![\w-])"), _always),
+    ("EMAIL", re.compile(r"(?<![\w.+-])[\w+%-](?:[\w.+%-]{0,62}[\w+%-])?@(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.){1,8}[A-Za-z]{2,24}\b"), _always),
+    ("IBAN", re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,4})?\b"), _is_iban),
+    ("CARD", re.compile(r"(?<![\w.,-])\d(?:[ -]?\d){12,18}(?![\w]|[.,-]\d)"), _is_card),
+    ("SSN", re.compile(r"(?<![\w-])\d{3}-\d{2}-\d{4}(?![\w-])"), _is_ssn),
+    ("TAX_ID", re.compile(r"(?<![\w.,-])\d{2}[ ]?\d{3}[ ]?\d{3}[ ]?\d{3}(?![\w]|[.,-]\d)"), _is_german_tax_id),
+    ("NIR", re.compile(r"(?<![\w.,-])[12][ ]?\d{2}[ ]?\d{2}[ ]?(?:\d{2}|2[AB])[ ]?\d{3}[ ]?\d{3}[ ]?\d{2}(?![\w]|[.,-]\d)"), _is_french_nir),
+    ("PHONE", re.compile(r"(?<![\w+.,:/-])(?:\+|00)?\(?\d(?:[ ./()-]{0,2}\d){6,14}(?![\w:]|[.,/-]\d)"), _is_phone),
+    ("IP", re.compile(r"(?<![\w.-])\d{1,3}(?:\.\d{1,3}){3}(?![\w-]|\.\d)"), _is_ipv4),
+    ("IP", re.compile(r"(?<![\w:.])(?:[0-9A-Fa-f]{0,4}:){2,7}[0-9A-Fa-f]{0,4}(?![\w:]|\.\d)"), _is_ipv6),
+)  # fmt: skip
+KINDS = tuple(dict.fromkeys(kind for kind, _, _ in _PATTERNS))

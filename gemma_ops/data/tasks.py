@@ -1,0 +1,89 @@
+"""The questions of evaluation tasks, as far as training rows are compared with them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gemma_ops.data import files, formats
+from gemma_ops.data.normal import RowError
+from gemma_ops.errors import DataError
+
+
+@dataclass(frozen=True)
+class Question:
+    """The user side of one task row."""
+
+    place: str
+    texts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class TaskQuestions:
+    """A task's questions; `missing` says why there are none to compare with (rows that aren't on this machine)."""
+
+    name: str
+    questions: tuple[Question, ...]
+    missing: str = ""
+
+
+def read_task(folder: Path, source: Path | None) -> TaskQuestions:
+    """Questions of a task folder; `source` is the run's data folder (or a file in it), where unshipped rows lie.
+
+    Raises DataError when the task can't be read, so that an unreadable task never counts as free of overlap.
+    """
+    path = folder / "task.yaml"
+    try:
+        body = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = body["data"]
+        name = str(body.get("name", folder.name))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError, KeyError) as error:
+        fix = "correct it, or take the task out of evaluate.tasks"
+        raise DataError(f"{path} can't be read to compare the training rows with it: {error}", fix) from error
+    if data.get("from_source"):
+        if source is None:
+            return TaskQuestions(name, (), f"its rows ({data['from_source']}) lie in a local data folder")
+        rows = (source if source.is_dir() else source.parent) / data["from_source"]
+        if not rows.is_file():
+            return TaskQuestions(name, (), f"its rows ({data['from_source']}) are not in the data folder")
+    else:
+        rows = folder / str(data.get("path"))
+        if not rows.is_file():
+            raise DataError(f"{rows} is named in {path} but does not exist", "put the task's rows there")
+    template = data.get("prompt") or body.get("prompt")
+    return TaskQuestions(name, tuple(_question(row, template) for row in files.read_file(rows)))
+
+
+def _question(row: files.RawRow, template: str | None) -> Question:
+    if row.value is None:
+        raise DataError(f"{row.source} of an evaluation task can't be read: {row.reason}", "correct the task's rows")
+    try:
+        texts = [formats.fill(template, row.value)] if template else _user_texts(row.value)
+    except RowError as error:
+        raise DataError(
+            f"{row.source} of an evaluation task can't be read: {error.reason}", "correct the task's rows"
+        ) from None
+    return Question(row.source, tuple(texts))
+
+
+def _user_texts(row: dict[str, Any]) -> list[str]:
+    if isinstance(row.get("prompt"), str):
+        return [row["prompt"]]
+    messages = row.get("messages")
+    if not isinstance(messages, list):
+        raise RowError("no_messages", "the row has neither prompt nor messages")
+    return user_texts([message for message in messages if isinstance(message, dict)])
+
+
+def user_texts(messages: list[dict[str, Any]]) -> list[str]:
+    """What the user says in a conversation, message by message."""
+    texts = []
+    for message in messages:
+        if message.get("role") == "user":
+            content = message.get("content")
+            parts = content if isinstance(content, list) else [{"text": content}]
+            texts.append("".join(str(part.get("text") or "") for part in parts if isinstance(part, dict)))
+    return texts

@@ -1,0 +1,100 @@
+"""Rows as tokens: what training reads, and how long rows are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from gemma_ops.data import chat, example
+from gemma_ops.errors import DataError
+
+NO_LOSS = -100
+"""Label of a token without loss: what torch's cross-entropy ignores."""
+
+
+def encode_rows(
+    path: Path, tokenizer: Tokenizer, *, max_length: int | None, empty_thought: bool
+) -> Iterator[dict[str, Any]]:
+    """Rows of a file of examples as `{"id", "input_ids", "labels", "truncated"}`, in order, one at a time.
+
+    `labels` repeats `input_ids` where there is loss and is -100 elsewhere. A row longer than `max_length` tokens is cut
+    at its end, which may leave it without any loss. Raises DataError naming file and line of a row that can't be
+    rendered.
+    """
+    for number, row in enumerate(example.read_rows(path), 1):
+        try:
+            encoded = chat.encode(
+                tokenizer, row["messages"], row.get("tools"), max_length=max_length, empty_thought=empty_thought
+            )
+        except DataError as error:
+            raise DataError(f"{path}:{number}: {error.what}", error.fix) from error
+        yield {
+            "id": row["id"],
+            "input_ids": encoded.ids,
+            "labels": [token if loss else NO_LOSS for token, loss in zip(encoded.ids, encoded.loss, strict=True)],
+            "truncated": encoded.truncated,
+        }
+
+
+def checkpoint_prefills(folder: Path) -> bool:
+    """Whether the checkpoint's own template ends its prompt with an empty thought channel (the larger sizes' does)."""
+    template = chat.checkpoint_template(folder)
+    if template is None:
+        return False
+    question = [{"role": "user", "content": "?"}]
+    try:
+        return chat.render_template(template, question, add_generation_prompt=True).text.endswith("<channel|>")
+    except DataError:
+        return False  # a template that renders nothing prompts for nothing; `check` reports it on every row
+
+
+@dataclass
+class Lengths:
+    """Token statistics of rows, in constant memory: counts by length."""
+
+    limits: tuple[int, ...] = (256, 512, 1024, 2048, 4096, 8192)
+    prompt: dict[int, int] = field(default_factory=dict)
+    completion: dict[int, int] = field(default_factory=dict)
+    total: dict[int, int] = field(default_factory=dict)
+
+    def add(self, loss: list[bool]) -> None:
+        """Count one row by its loss flags: tokens with loss are its completion, the others its prompt."""
+        with_loss = sum(loss)
+        for counts, value in (
+            (self.prompt, len(loss) - with_loss),
+            (self.completion, with_loss),
+            (self.total, len(loss)),
+        ):
+            counts[value] = counts.get(value, 0) + 1
+
+    def table(self) -> dict[str, Any]:
+        """Percentiles (nearest rank) and totals; `longer_than` counts rows above each limit, in tokens."""
+        return {
+            "tokens": sum(length * count for length, count in self.total.items()),
+            "tokens_with_loss": sum(length * count for length, count in self.completion.items()),
+            "prompt": _percentiles(self.prompt),
+            "completion": _percentiles(self.completion),
+            "row": _percentiles(self.total),
+            "longer_than": {
+                str(limit): sum(count for length, count in self.total.items() if length > limit)
+                for limit in self.limits
+            },
+        }
+
+
+def _percentiles(counts: dict[int, int]) -> dict[str, int]:
+    rows = sum(counts.values())
+    if rows == 0:
+        return {"p50": 0, "p95": 0, "max": 0}
+    found: dict[str, int] = {}
+    seen = 0
+    for length in sorted(counts):
+        seen += counts[length]
+        for name, share in (("p50", 0.5), ("p95", 0.95)):
+            if name not in found and seen >= share * rows:
+                found[name] = length
+    return {**found, "max": max(counts)}

@@ -1,0 +1,48 @@
+"""`junit.xml`: gates as test cases, so that any CI shows them. An undecided gate is a skipped test with its reason."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+from xml.sax.saxutils import escape, quoteattr
+
+_CONTROL = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+"""What XML 1.0 can't hold at all."""
+
+
+def render(verdict: dict[str, Any]) -> str:
+    """One suite with a case per gate; without gates one skipped case says so."""
+    cases = [_case(gate) for gate in verdict["gates"]] or [
+        '  <testcase classname="gates" name="none"><skipped message="ungated: no gate was configured"/></testcase>'
+    ]
+    failed = sum(gate["outcome"] == "fail" for gate in verdict["gates"])
+    skipped = sum(gate["outcome"] == "inconclusive" for gate in verdict["gates"]) or int(not verdict["gates"])
+    return "\n".join(
+        [
+            '<?xml version="1.0" encoding="UTF-8"?>',
+            f'<testsuite name="gemma-ops evaluate" tests="{len(cases)}" failures="{failed}" errors="0" skipped="{skipped}">',
+            *cases,
+            "</testsuite>",
+            "",
+        ]
+    )
+
+
+def _case(gate: dict[str, Any]) -> str:
+    versus = f" {gate['versus']}" if gate["versus"] else ""
+    name = f"{gate['target']} {gate['test']}{versus} {gate['metric']} {gate['margin']:g}"
+    head = f"  <testcase classname={_quote(gate['task'])} name={_quote(name)}>"
+    inner = {
+        "pass": f"<system-out>{escape(_clean(gate['words']))}</system-out>",
+        "fail": f"<failure message={_quote(gate['words'])}/>",
+        "inconclusive": f"<skipped message={_quote('inconclusive: ' + gate['words'])}/>",
+    }
+    return f"{head}{inner[gate['outcome']]}</testcase>"
+
+
+def _quote(text: str) -> str:
+    return quoteattr(_clean(text))
+
+
+def _clean(text: str) -> str:
+    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)

@@ -1,0 +1,111 @@
+"""What a metric is: options in `task.yaml`, and a scorer made from them for one task."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from gemma_ops.config import Name, Section
+
+Normalization = Literal["strip", "casefold", "spaces", "punctuation", "accents", "json"]
+Indexes = npt.NDArray[np.intp]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One question of a task. `reference` is the expected answer: text, or any JSON value; None when there is none."""
+
+    id: str
+    messages: tuple[dict[str, Any], ...]
+    reference: Any
+    choices: tuple[str, ...] | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    privacy: str = "local_only"
+    cluster: str | None = None
+    slices: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def gold(self) -> str:
+        """The reference as an answer would spell it."""
+        from gemma_ops.evaluation.metrics.parse import dump
+
+        return self.reference if isinstance(self.reference, str) else dump(self.reference)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What a scorer says of one answer. `values` holds a number in [0, 1] per column, or None where the row lacks what
+    the column needs (unscored). `detail` keeps what aggregates and the report need: a predicted label, wrong fields."""
+
+    values: dict[str, float | None]
+    detail: dict[str, Any] = field(default_factory=dict)
+
+
+Aggregate = Callable[[Sequence[Row], Sequence[Mapping[str, Any]]], Callable[[Indexes], float]]
+"""From all rows of a target, with the details its metric's scores kept: a figure on the rows with given indexes, so that
+it can be bootstrapped."""
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """A metric bound to a task. The first column is the metric itself and carries its name."""
+
+    key: str
+    columns: tuple[str, ...]
+    score: Callable[[str, Row], Scored]
+    aggregates: Mapping[str, Aggregate] = field(default_factory=dict)
+    labels: tuple[str, ...] | None = None
+
+
+class Metric(Section):
+    """Base of all metrics. Subclasses add `id: Literal["…"]`, options, and `scorer`."""
+
+    id: str
+    name: Name | None = None
+    """How the figure is called in results; by default the metric's id."""
+
+    @property
+    def key(self) -> str:
+        return self.name or self.id
+
+    def scorer(self, folder: Path, rows: Sequence[Row]) -> Scorer:
+        """Bind to a task's folder and rows. Raises ConfigError or DataError where an option can't be met."""
+        raise NotImplementedError
+
+
+def one(key: str, value: float | None, **detail: Any) -> Scored:
+    """A score of a single column."""
+    return Scored({key: value}, detail)
+
+
+def normalize(text: str, steps: Sequence[Normalization]) -> str:
+    """Apply normalisations in their order; `json` makes equal JSON values equal text and leaves other text alone."""
+    for step in steps:
+        if step == "strip":
+            text = text.strip()
+        elif step == "casefold":
+            text = text.casefold()
+        elif step == "spaces":
+            text = " ".join(text.split())
+        elif step == "punctuation":
+            text = "".join(char for char in text if not unicodedata.category(char).startswith("P"))
+        elif step == "accents":
+            text = "".join(char for char in unicodedata.normalize("NFD", text) if not unicodedata.combining(char))
+        elif step == "json":
+            from gemma_ops.evaluation.metrics.parse import Unreadable, dump, parse
+
+            value = parse(text)
+            text = text if isinstance(value, Unreadable) else dump(value)
+    return text
+
+
+def words(text: str) -> list[str]:
+    """Words of any script; characters of scripts written without spaces count one by one."""
+    return re.findall(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7a3]|[^\W_]+", text.lower())

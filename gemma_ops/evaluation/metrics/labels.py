@@ -1,0 +1,86 @@
+"""Answers that are one of a set of labels: accuracy, macro and micro F1, and what is needed for a confusion table.
+
+A label outside the set is a wrong answer of its own kind: it is counted apart as invalid, costs recall, and costs no
+label's precision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from gemma_ops.errors import DataError
+from gemma_ops.evaluation.metrics.base import Aggregate, Indexes, Metric, Normalization, Row, Scored, Scorer, normalize
+from gemma_ops.evaluation.metrics.parse import parse
+
+
+class ChoiceAccuracy(Metric):
+    """1 when the normalised answer is the row's label."""
+
+    id: Literal["choice_accuracy"]
+    choices: tuple[str, ...] = ()
+    """The labels; by default the row's own `choices`, else every label among the references."""
+    field: str | None = None
+    """Compare this top-level key of a JSON answer and reference instead of the whole text."""
+    normalize: tuple[Normalization, ...] = ("strip", "casefold")
+    """Applied to answer and labels before they are compared."""
+
+    def scorer(self, folder: Path, rows: Sequence[Row]) -> Scorer:
+        every = self.choices or tuple(
+            sorted({x for row in rows for x in (row.choices or (self._label(row.gold),)) if x is not None})
+        )
+        spelled = {normalize(label, self.normalize): label for label in every}
+
+        def score(text: str, row: Row) -> Scored:
+            if row.reference is None:
+                return Scored({self.key: None})
+            allowed = {normalize(x, self.normalize): x for x in row.choices} if row.choices else spelled
+            wanted = allowed.get(normalize(self._label(row.gold) or "", self.normalize))
+            if wanted is None:
+                raise DataError(
+                    f"row {row.id}: the reference {row.gold[:60]!r} is none of the choices",
+                    "correct the row or the metric's choices",
+                )
+            found = allowed.get(normalize(self._label(text) or "", self.normalize))
+            values: dict[str, float | None] = {self.key: float(found == wanted)}
+            return Scored(values, {"label": found, "wanted": wanted})
+
+        aggregates: dict[str, Aggregate] = {
+            f"{self.key}.f1_macro": _f1(every, macro=True),
+            f"{self.key}.f1_micro": _f1(every, macro=False),
+        }
+        return Scorer(self.key, (self.key,), score, aggregates, every)
+
+    def _label(self, text: str) -> str | None:
+        if self.field is None:
+            return text
+        value: Any = parse(text)
+        found = value.get(self.field) if isinstance(value, dict) else None
+        return found if isinstance(found, str) else None
+
+
+def _f1(labels: tuple[str, ...], *, macro: bool) -> Aggregate:
+    """Macro F1 (the mean over labels that occur among the rows or the answers) or micro F1 (over all decisions)."""
+    place = {label: index for index, label in enumerate(labels)}
+    size = len(labels)
+
+    def prepare(rows: Sequence[Row], details: Sequence[Mapping[str, Any]]) -> Callable[[Indexes], float]:
+        wanted = np.array([place.get(detail.get("wanted", ""), size) for detail in details])
+        found = np.array([place.get(detail.get("label") or "", size) for detail in details])
+
+        def figure(chosen: Indexes) -> float:
+            real, said = wanted[chosen], found[chosen]
+            hits = np.bincount(real[real == said], minlength=size + 1)[:size]
+            support = np.bincount(real, minlength=size + 1)[:size]
+            predicted = np.bincount(said, minlength=size + 1)[:size]
+            if not macro:
+                return float(2 * hits.sum() / max(support.sum() + predicted.sum(), 1))
+            total = support + predicted
+            return float((2 * hits[total > 0] / total[total > 0]).mean()) if (total > 0).any() else 0.0
+
+        return figure
+
+    return prepare

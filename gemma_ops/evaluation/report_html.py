@@ -1,0 +1,152 @@
+"""`report.html`: one self-contained page, for a person who must decide whether a model may replace another.
+
+It needs no network and no script, follows the reader's light or dark setting, and fits a phone. The page is put together
+here; the sections of a task, confusions and samples have their own files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from gemma_ops import __version__
+from gemma_ops.evaluation import report_labels, report_samples, report_task, svg
+from gemma_ops.evaluation.markup import chip, colour, escape, number, table
+from gemma_ops.evaluation.scoring import Graded
+from gemma_ops.evaluation.summary import headline, p_text
+
+_WORDS = {
+    "pass": "Pass",
+    "fail": "Fail",
+    "inconclusive": "Inconclusive",
+    "ungated": "Ungated",
+}
+_PILLS = {"pass": "✓ holds", "fail": "✕ failed", "inconclusive": "? undecided"}
+
+
+def render(verdict: dict[str, Any], graded: Sequence[Graded]) -> str:
+    """The whole page. `graded` supplies the samples; every figure comes from the verdict."""
+    tasks = "".join(
+        _task(verdict, name, [item for item in graded if item.task.name == name]) for name in verdict["tasks"]
+    )
+    css = (Path(__file__).parent / "report.css").read_text(encoding="utf-8")
+    title = "Evaluation of " + ", ".join(verdict["tasks"])
+    return (
+        "<!doctype html>\n"
+        f'<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}: {escape(_WORDS[verdict['verdict']])}</title><style>\n{css}</style></head>\n"
+        f"<body><main>\n<h1>Evaluation</h1>\n{_who(verdict)}\n{_verdict(verdict)}\n{_contents(verdict)}\n{tasks}\n{_provenance(verdict)}\n"
+        f"<footer>{_method(verdict)}</footer>\n</main></body></html>\n"
+    )
+
+
+def _who(verdict: dict[str, Any]) -> str:
+    targets = " ".join(chip(name) + " " for name in dict.fromkeys(item["target"] for item in verdict["results"]))
+    return f'<p class="lead">{targets} on {escape(", ".join(verdict["tasks"]))}</p>'
+
+
+def _verdict(verdict: dict[str, Any]) -> str:
+    kind = verdict["verdict"]
+    sentence = headline(verdict).partition(": ")[2]
+    gates = "".join(_gate(gate) for gate in verdict["gates"])
+    return (
+        f'<section class="card verdict {kind}"><p class="word">{_WORDS[kind]}</p>'
+        f'<p class="why">{escape(sentence[:1].upper() + sentence[1:])}.</p>{gates}</section>'
+    )
+
+
+def _gate(gate: dict[str, Any]) -> str:
+    difference = gate["versus"] is not None
+    sign = "+" if difference else ""
+    low, high = min(gate["bound"], gate["value"]), max(gate["upper"], gate["value"])
+    domain = svg.domain_of([low, high, gate["threshold"]], around_zero=difference)
+    drawing = svg.whisker(
+        gate["value"], low, high, domain, colour(gate["target"]), marks=[gate["threshold"]],
+        label=f"{gate['value']:.3f}, one-sided bounds {low:.3f} and {high:.3f}, threshold {gate['threshold']:g}",
+    ) + svg.axis(domain, signed=difference, parts=2)  # fmt: skip
+    facts = (
+        f"threshold {number(gate['threshold'], sign)} (dashed) · p {p_text(gate['p'])}, Holm-adjusted {p_text(gate['p_holm'])} · "
+        f"{gate['n']:,} rows" + (f" in {gate['clusters']:,} clusters" if gate["clusters"] < gate["n"] else "")
+    )
+    return (
+        f'<div class="gate"><div><span class="pill {gate["outcome"]}">{_PILLS[gate["outcome"]]}</span></div>'
+        f'<div><p>{escape(gate["words"])}</p><p class="small">{escape(gate["task"])} · {escape(facts)}</p></div>'
+        f"<div>{drawing}</div></div>"
+    )
+
+
+def _contents(verdict: dict[str, Any]) -> str:
+    if len(verdict["tasks"]) < 2:
+        return ""
+    links = "".join(f'<a href="#task-{escape(name)}">{escape(name)}</a>' for name in verdict["tasks"])
+    return f'<nav>{links}<a href="#provenance">provenance</a></nav>'
+
+
+def _task(verdict: dict[str, Any], name: str, graded: Sequence[Graded]) -> str:
+    task = verdict["tasks"][name]
+    results = [item for item in verdict["results"] if item["task"] == name]
+    differences = [item for item in verdict["differences"] if item["task"] == name]
+    gates = [gate for gate in verdict["gates"] if gate["task"] == name]
+    confidence = verdict["confidence"]
+    rubric = graded[0].task.rubric
+    parts = [
+        f'<h2 id="task-{escape(name)}">{escape(name)}</h2>',
+        f'<p class="lead">{escape(task["description"])}</p>' if task["description"] else "",
+        f"<details><summary>What a good answer is</summary><p class='question'>{escape(rubric)}</p></details>"
+        if rubric
+        else "",
+        report_task.scores(task, results, gates, confidence),
+        report_task.differences(task, differences, gates, confidence),
+        report_task.slices(task, results),
+        report_labels.section(results),
+        report_samples.section(task, graded),
+        report_task.speed(results),
+    ]
+    return "\n".join(part for part in parts if part)
+
+
+def _provenance(verdict: dict[str, Any]) -> str:
+    models = []
+    for name, facts in verdict.get("targets", {}).items():
+        model = " ".join(str(facts[key]) for key in ("id", "revision") if facts.get(key))
+        size = f"{facts['bytes'] / 1e6:,.1f} MB" if facts.get("bytes") else ""
+        step = f"step {facts['step']}" if facts.get("step") else ""
+        models.append(
+            [
+                chip(name),
+                escape(" · ".join(part for part in (model, step, size) if part) or "–"),
+                f'<span class="mono">{escape(facts["identity"])}</span>',
+            ]
+        )
+    tasks = [
+        [escape(name), f"version {task['version']} · {task['rows']:,} of {task['rows_in_file']:,} rows · at most {task['max_new_tokens']} new tokens · privacy: "
+         + escape(", ".join(f"{kind} {count:,}" for kind, count in task["privacy"].items())), f'<span class="mono">{escape(task["digest"])}</span>']
+        for name, task in verdict["tasks"].items()
+    ]  # fmt: skip
+    data = verdict.get("data") or {}
+    if data.get("digest"):
+        tasks.append(
+            ["training data", "the set the tuned model saw", f'<span class="mono">{escape(data["digest"])}</span>']
+        )
+    made = [
+        ["confidence", f"{verdict['confidence']:.0%}"],
+        ["seed", str(verdict["seed"])],
+        ["made by", f"gemma-ops {__version__}"],
+    ]
+    return (
+        '<h2 id="provenance">Provenance</h2><section class="card">'
+        + (table(["target", "model", "digest"], models, kind="left") if models else "")
+        + table(["task", "what", "digest"], tasks, kind="left")
+        + table(["setting", "value"], made, kind="left")
+        + "</section>"
+    )
+
+
+def _method(verdict: dict[str, Any]) -> str:
+    return (
+        f"Intervals hold {verdict['confidence']:.0%} of the time: Wilson's for one target, Tango's for paired differences, both on the effective "
+        "number of rows where rows come in clusters or scores are no yes/no; a cluster bootstrap for F1. Gates are one-sided "
+        "tests (exact for independent yes/no rows) under Holm's method, so the chance that any gate passes wrongly is at most "
+        f"{1 - verdict['confidence']:.0%}. A refused or failed answer scores 0 and is counted; a row that lacks what a metric needs leaves its mean."
+    )

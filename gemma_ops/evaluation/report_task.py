@@ -1,0 +1,168 @@
+"""A task's sections in the report: scores, paired differences, slices, ends and speed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from gemma_ops.evaluation import svg
+from gemma_ops.evaluation.markup import chip, colour, escape, number, span, table
+from gemma_ops.evaluation.summary import p_text
+
+Facts = dict[str, Any]
+_ENDS = {"stop": "finished", "length": "cut at the token limit", "blocked": "refused", "error": "failed"}
+
+
+def scores(task: Facts, results: Sequence[Facts], gates: Sequence[Facts], confidence: float) -> str:
+    """The primary metric drawn for every target, then every figure in a table."""
+    primary = task["primary"]
+    marks = sorted({gate["threshold"] for gate in gates if gate["test"] == "at_least" and gate["metric"] == primary})
+    rows = "".join(
+        _scale_row(chip(item["target"]), item["metrics"][primary], item["target"], (0.0, 1.0), marks=marks)
+        for item in results
+    )
+    note = f"{task['rows']:,} rows"
+    if task["cluster_by"]:
+        note += f" in {task['clusters']:,} clusters by {task['cluster_by']}"
+    note += f"; {confidence:.0%} intervals. With this many rows a true difference of about {task['detectable']:.3f} is likely to be seen."
+    head = ["figure", *(chip(item["target"]) for item in results)]
+    body = [[_name(name, primary), *(_cell(item["metrics"][name]) for item in results)] for name in task["metrics"]]
+    return (
+        f'<section class="card"><h3>{escape(primary)}</h3><p class="note">{escape(note)}</p>{rows}{_foot((0.0, 1.0))}'
+        f"<h4>All figures</h4>{table(head, body)}</section>"
+    )
+
+
+def differences(task: Facts, found: Sequence[Facts], gates: Sequence[Facts], confidence: float) -> str:
+    """Paired differences drawn around zero, with the thresholds of their gates."""
+    if not found:
+        return ""
+    rows = ""
+    groups: dict[bool, list[Facts]] = {}
+    for item in found:
+        groups.setdefault(item["versus"] == "tuned" and item["target"] not in ("base", "tuned"), []).append(item)
+    for quantized, members in sorted(groups.items()):
+        related = [gate for gate in gates if gate["versus"] and gate["metric"] == task["primary"]]
+        limits = {(g["target"], g["versus"]): g["threshold"] for g in related}
+        used = [limits[i["target"], i["versus"]] for i in members if (i["target"], i["versus"]) in limits]
+        domain = svg.domain_of(
+            [bound for item in members for bound in (item["low"], item["high"])] + used, around_zero=True
+        )
+        title = "What quantization costs" if quantized else f"Against {members[0]['versus']}"
+        rows += f"<h4>{escape(title)}</h4>"
+        for item in members:
+            marks = [limits[item["target"], item["versus"]]] if (item["target"], item["versus"]) in limits else []
+            name = f'{chip(item["target"])}<small class="versus"> − {escape(item["versus"])}</small>'
+            rows += _scale_row(name, item, item["target"], domain, marks=marks, sign="+")
+        rows += _foot(domain, signed=True)
+    detail = [
+        [
+            f"{chip(item['target'])} − {escape(item['versus'])}",
+            f"{item['wins']:,}",
+            f"{item['losses']:,}",
+            f"{item['n'] - item['wins'] - item['losses']:,}",
+            p_text(item["p"]),
+            "–" if item["correlation"] is None else number(item["correlation"]),
+            escape(item["method"]),
+        ]
+        for item in found
+    ]
+    return (
+        f'<section class="card"><h3>Difference in {escape(task["primary"])}, row by row</h3>'
+        f'<p class="note">The same questions, compared in pairs; {confidence:.0%} intervals. Dashed: a gate\'s threshold.</p>{rows}'
+        + table(["pair", "better", "worse", "equal", "p (two-sided)", "correlation", "method"], detail)
+        + "</section>"
+    )
+
+
+def slices(task: Facts, results: Sequence[Facts]) -> str:
+    """A forest: the primary metric of every target within every value of every slice."""
+    blocks = ""
+    for name in results[0]["slices"] if results else ():
+        rows = ""
+        buckets = results[0]["slices"][name]
+        for place, bucket in enumerate(buckets):
+            for index, item in enumerate(results):
+                figure = item["slices"][name][place]
+                title = f"{escape(bucket['bucket'])}<small>{figure['n']:,} rows</small>" if index == 0 else ""
+                rows += _scale_row(title, figure, item["target"], (0.0, 1.0), opens=index == 0 and place > 0)
+        rows += _foot((0.0, 1.0))
+        opened = "" if blocks else " open"
+        blocks += (
+            f"<details{opened}><summary><b>by {escape(name)}</b> ({len(buckets)} values)</summary>{rows}</details>"
+        )
+    if not blocks:
+        return ""
+    legend = " ".join(chip(item["target"]) + "&ensp;" for item in results)
+    return (
+        f'<section class="card"><h3>Where it is right</h3>'
+        f'<p class="note">{escape(task["primary"])} within slices. {legend}</p>{blocks}</section>'
+    )
+
+
+def speed(results: Sequence[Facts]) -> str:
+    """How answers ended, how long they took, and how long they are."""
+    rows = []
+    for item in results:
+        fast, ends = item["speed"], item["ends"]
+        bar = svg.bar(
+            [(ends[end] / item["rows"], f"e-{end}", f"{ends[end]} {_ENDS[end]}") for end in _ENDS if ends.get(end)]
+        )
+        told = ", ".join(f"{ends[end]:,} {_ENDS[end]}" for end in _ENDS if ends.get(end))
+        rows.append(
+            [
+                chip(item["target"]),
+                f'{bar}<span class="ci">{escape(told)}</span>',
+                f"{fast['seconds_p50']:.3f}",
+                f"{fast['seconds_p95']:.3f}",
+                f"{fast['new_tokens_per_second']:,.0f}",
+                f"{fast['mean_prompt_tokens']:,.0f}",
+                f"{fast['mean_new_tokens']:,.0f}",
+            ]
+        )
+    head = ["target", "how answers ended", "seconds p50", "p95", "new tokens/s", "prompt tokens", "new tokens"]
+    return (
+        '<section class="card"><h3>Ends, time and tokens</h3>'
+        '<p class="note">Seconds are the wall time of a batch over its rows, on the machine that ran this; tokens are means per answer.</p>'
+        f"{table(head, rows)}</section>"
+    )
+
+
+def _scale_row(
+    name: str,
+    figure: Facts,
+    target: str,
+    domain: svg.Domain,
+    *,
+    marks: Sequence[float] = (),
+    sign: str = "",
+    opens: bool = False,
+) -> str:
+    if figure["value"] is None:
+        return f'<div class="row"><div class="name">{name}</div><div class="note">no row could be scored</div><div></div></div>'
+    drawing = svg.whisker(
+        figure["value"], figure["low"], figure["high"], domain, colour(target), marks=marks,
+        label=f"{target}: {figure['value']:.3f}, interval {figure['low']:.3f} to {figure['high']:.3f}",
+    )  # fmt: skip
+    return (
+        f'<div class="row{" open" if opens else ""}"><div class="name">{name}</div>{drawing}'
+        f'<div class="figure"><b>{number(figure["value"], sign)}</b>&ensp;{span(figure["low"], figure["high"], sign)}</div></div>'
+    )
+
+
+def _foot(domain: svg.Domain, *, signed: bool = False) -> str:
+    return f'<div class="row foot"><div></div>{svg.axis(domain, signed=signed)}<div class="figure"></div></div>'
+
+
+def _name(name: str, primary: str) -> str:
+    """`metric.part` is set with the part indented below its metric."""
+    head, dot, part = name.partition(".")
+    shown = f'<span class="sub">{escape(head)}.</span>{escape(part)}' if dot else escape(name)
+    return f"<b>{shown}</b>" if name == primary else shown
+
+
+def _cell(figure: Facts) -> str:
+    if figure["value"] is None:
+        return '<span class="ci">unscored</span>'
+    unscored = f'<span class="ci">{figure["unscored"]:,} unscored</span>' if figure["unscored"] else ""
+    return f"{number(figure['value'])}{span(figure['low'], figure['high'])}{unscored}"

@@ -1,0 +1,197 @@
+"""What the scores say about each target, and about pairs of targets: figures with intervals, slices, speed, confusions."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from gemma_ops.config import EvaluateConfig, GateConfig
+from gemma_ops.errors import DataError
+from gemma_ops.evaluation import gates, paired, statistics
+from gemma_ops.evaluation.scoring import FAILED, Graded
+from gemma_ops.evaluation.statistics import Array, Sample
+from gemma_ops.evaluation.task import Task
+
+DRAWS = 1000
+"""Bootstrap samples for figures that are no mean of rows."""
+
+
+class Book:
+    """All grades, looked up by task and target, with bootstrap draws made once per figure."""
+
+    def __init__(self, graded: Sequence[Graded], settings: EvaluateConfig) -> None:
+        self.settings = settings
+        self.pages = {(item.task.name, item.target): item for item in graded}
+        self._draws: dict[tuple[str, str, str], tuple[float, Array]] = {}
+
+    def targets(self, task: str) -> list[str]:
+        return [target for name, target in self.pages if name == task]
+
+    def task_of(self, gate: GateConfig) -> str:
+        return gate.task or next(iter(self.pages))[0]
+
+    def aggregate(self, task: str, target: str, name: str) -> tuple[float, Array]:
+        """A figure and its draws. The same clusters are drawn for every target, so draws can be subtracted."""
+        place = (task, target, name)
+        if place not in self._draws:
+            item = self.pages[task, target]
+            scorer = next(scorer for scorer in item.task.scorers if name in scorer.aggregates)
+            details = [scored.detail.get(scorer.key, {}) for scored in item.scores]
+            figure = scorer.aggregates[name](item.task.rows, details)
+            names = [row.cluster or row.id for row in item.task.rows]
+            draws = statistics.resample(figure, names, self.settings.seed, times=DRAWS)
+            value = figure(np.arange(len(names)))
+            self._draws[place] = value, statistics.recentre(value, draws)
+        return self._draws[place]
+
+    def scores(self, task: str, name: str, targets: Sequence[str]) -> tuple[list[list[float]], list[str] | None]:
+        """Scores of the rows that every target has a score for, one list per target, and their clusters."""
+        pages = [self.pages[task, target] for target in targets]
+        columns = [page.column(name) for page in pages]
+        rows = pages[0].task.rows
+        kept = [index for index in range(len(rows)) if all(column[index] is not None for column in columns)]
+        if not kept:
+            raise DataError(
+                f"task {task}: no row has a {name} score", "give the rows a reference, or take the metric out"
+            )
+        clusters = [str(rows[index].cluster) for index in kept] if pages[0].task.file.cluster_by else None
+        return [[float(column[index] or 0.0) for index in kept] for column in columns], clusters
+
+    def evidence(self, gate: GateConfig) -> gates.Evidence:
+        task = self.task_of(gate)
+        targets = [gate.target, *([gate.versus] if gate.versus else [])]
+        item = self.pages[task, gate.target]
+        if gate.metric in item.task.columns:
+            columns, clusters = self.scores(task, gate.metric, targets)
+            values = columns[0] if len(columns) == 1 else [a - b for a, b in zip(*columns, strict=True)]
+            sample = Sample.of(values, clusters)
+            return gates.Evidence(sample, len(columns) == 2, sample.mean)
+        found = [self.aggregate(task, target, gate.metric) for target in targets]
+        value, draws = found[0] if len(found) == 1 else (found[0][0] - found[1][0], found[0][1] - found[1][1])
+        counted = Sample.of([0.0] * len(item.task.rows), _clusters(item.task))
+        return gates.Evidence(counted, len(found) == 2, value, draws)
+
+
+def result(item: Graded, book: Book) -> dict[str, Any]:
+    """Everything about one target on one task."""
+    task, confidence = item.task, book.settings.confidence
+    metrics: dict[str, Any] = {}
+    for name in task.columns:
+        unscored = sum(value is None for value in item.column(name))
+        if unscored == len(task.rows):
+            metrics[name] = {"value": None, "n": 0, "unscored": unscored}
+            continue
+        (values,), clusters = book.scores(task.name, name, [item.target])
+        metrics[name] = rounded(asdict(statistics.mean_interval(Sample.of(values, clusters), confidence))) | {
+            "unscored": unscored
+        }
+    for scorer in task.scorers:
+        for name in scorer.aggregates:
+            value, draws = book.aggregate(task.name, item.target, name)
+            clusters_count = len({row.cluster or row.id for row in task.rows})
+            found = statistics.bootstrap_interval(value, draws, confidence, len(task.rows), clusters_count)
+            metrics[name] = rounded(asdict(found)) | {"unscored": 0}
+    body = {
+        "task": task.name,
+        "target": item.target,
+        "rows": len(task.rows),
+        "ends": dict(sorted(Counter(answer.end for answer in item.answers).items())),
+        "failed": sum(answer.end in FAILED for answer in item.answers),
+        "metrics": metrics,
+        "slices": _slices(item, confidence),
+        "speed": _speed(item),
+    }
+    labels = _labels(item)
+    return body | ({"labels": labels} if labels else {})
+
+
+def _clusters(task: Task) -> list[str] | None:
+    return [str(row.cluster) for row in task.rows] if task.file.cluster_by else None
+
+
+def _slices(item: Graded, confidence: float) -> dict[str, list[dict[str, Any]]]:
+    """The primary metric within each value of each slice."""
+    task = item.task
+    scores = item.column(task.file.primary)
+    clusters = _clusters(task)
+    found: dict[str, list[dict[str, Any]]] = {}
+    for spec in task.file.slices:
+        members: dict[str, list[int]] = {}
+        for index, row in enumerate(task.rows):
+            if scores[index] is not None:
+                members.setdefault(row.slices[spec.name], []).append(index)
+        order = sorted(members) if not spec.buckets else sorted(members, key=_bucket_order)
+        found[spec.name] = []
+        for value in order:
+            chosen = members[value]
+            sample = Sample.of(
+                [float(scores[index] or 0.0) for index in chosen],
+                [clusters[index] for index in chosen] if clusters else None,
+            )
+            found[spec.name].append({"bucket": value} | rounded(asdict(statistics.mean_interval(sample, confidence))))
+    return found
+
+
+def _bucket_order(name: str) -> tuple[float, int]:
+    low = name.lstrip("<≥").partition(" ")[0]
+    return float(low), int(not name.startswith("<"))
+
+
+def _speed(item: Graded) -> dict[str, float]:
+    """Latency and tokens. Seconds are a batch's wall time over its rows: what an answer costs at this batch size."""
+    seconds = np.array([answer.seconds for answer in item.answers])
+    fresh = np.array([answer.new_tokens for answer in item.answers], dtype=float)
+    return rounded(
+        {
+            "seconds_p50": float(np.quantile(seconds, 0.5)),
+            "seconds_p95": float(np.quantile(seconds, 0.95)),
+            "seconds_total": float(seconds.sum()),
+            "new_tokens_per_second": float(fresh.sum() / seconds.sum()) if seconds.sum() > 0 else 0.0,
+            "mean_prompt_tokens": float(np.mean([answer.prompt_tokens for answer in item.answers])),
+            "mean_new_tokens": float(fresh.mean()),
+        }
+    )
+
+
+def _labels(item: Graded) -> dict[str, Any]:
+    """Confusions per label metric: [expected, answered, count], the answer null when it was none of the labels."""
+    found: dict[str, Any] = {}
+    for scorer in item.task.scorers:
+        if scorer.labels is None:
+            continue
+        pairs: Counter[tuple[str, str | None]] = Counter()
+        for answer, scored in zip(item.answers, item.scores, strict=True):
+            detail = scored.detail.get(scorer.key, {})
+            if "wanted" in detail and answer.end not in FAILED:
+                pairs[detail["wanted"], detail.get("label")] += 1
+        ordered = sorted(pairs.items(), key=lambda pair: (pair[0][0], pair[0][1] or ""))
+        found[scorer.key] = {
+            "labels": list(scorer.labels),
+            "invalid": sum(count for (_, said), count in ordered if said is None),
+            "confusion": [[wanted, said, count] for (wanted, said), count in ordered],
+        }
+    return found
+
+
+def differences(task: str, book: Book) -> list[dict[str, Any]]:
+    """Paired differences on the primary metric: every target against the first, and every quantized file against `tuned`."""
+    targets = book.targets(task)
+    pairs = [(target, targets[0]) for target in targets[1:]]
+    if "tuned" in targets[1:]:
+        pairs += [(target, "tuned") for target in targets[1:] if target not in ("base", "tuned")]
+    metric = book.pages[task, targets[0]].task.file.primary
+    found = []
+    for target, versus in pairs:
+        (first, second), clusters = book.scores(task, metric, [target, versus])
+        body = asdict(paired.compare(first, second, clusters, book.settings.confidence))
+        found.append({"task": task, "target": target, "versus": versus, "metric": metric, **rounded(body)})
+    return found
+
+
+def rounded(body: dict[str, Any]) -> dict[str, Any]:
+    """Six digits are more than any interval needs, and keep the file readable. Tiny p-values keep their size."""
+    return {name: (float(f"{value:.6g}") if isinstance(value, float) else value) for name, value in body.items()}

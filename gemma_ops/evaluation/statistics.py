@@ -1,0 +1,182 @@
+"""Intervals and tests for one target: how sure are we of a mean score?
+
+Everything here is Wilson's score interval, carried to rows that come in clusters and to scores between 0 and 1: the
+variance of the mean is estimated from the data (jackknife over clusters), turned into the number of independent yes/no
+rows that would have it (the effective rows), and the interval is Wilson's for that number, with Student's quantile.
+For independent yes/no rows this is Wilson's interval exactly (E. B. Wilson, JASA 22, 1927).
+
+Why not the bootstrap: simulated with 5 to 40 clusters of 10 rows (intra-cluster correlation .3) and true rates of .5 to
+.97, a nominal 95 % interval held .69 to .96 of the time as a percentile bootstrap, .70 to .97 as a plain cluster-robust
+t, and .93 to .99 as this one. `tests/test_evaluation_statistics.py` keeps watch.
+The bootstrap remains for figures that are no mean of rows, such as macro F1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats
+
+Array = npt.NDArray[np.float64]
+Statistic = Callable[[npt.NDArray[np.intp]], float]
+"""A figure computed on the rows with these indexes."""
+EXACT_ROWS = 5000
+"""Up to this many rows, yes/no gates use exact tests; beyond, the score test differs in the fourth decimal."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A figure with its two-sided interval. `n` counts rows, `clusters` independent groups of rows."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+    clusters: int
+    method: str
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Sums and sizes per cluster of the values of rows, and what follows from them."""
+
+    values: Array
+    sums: Array
+    sizes: Array
+    clustered: bool
+
+    @classmethod
+    def of(cls, values: Sequence[float], clusters: Sequence[str] | None = None) -> Sample:
+        """Group values [n] by cluster name; None makes every row its own cluster. Raises ValueError when empty."""
+        array = np.asarray(values, dtype=np.float64)
+        if not len(array):
+            raise ValueError("no values: there is nothing to estimate")
+        if clusters is None or len(set(clusters)) == len(array):
+            return cls(array, array, np.ones_like(array), False)
+        _, index = np.unique(np.asarray(clusters), return_inverse=True)
+        sums, sizes = (np.bincount(index, weights).astype(np.float64) for weights in (array, np.ones_like(array)))
+        return cls(array, sums, sizes, True)
+
+    @property
+    def n(self) -> int:
+        return len(self.values)
+
+    @property
+    def groups(self) -> int:
+        return len(self.sums)
+
+    @property
+    def mean(self) -> float:
+        return float(self.sums.sum() / self.sizes.sum())
+
+    @property
+    def binary(self) -> bool:
+        """Whether exact methods for independent yes/no rows apply."""
+        return not self.clustered and bool(np.isin(self.values, (-1.0, 0.0, 1.0)).all())
+
+    @property
+    def error(self) -> float:
+        """Standard error of the mean: jackknife over clusters, never less than that of independent rows."""
+        if self.groups < 2:
+            return float("inf")
+        rest = (self.sums.sum() - self.sums) / (self.sizes.sum() - self.sizes)
+        jackknife = float(np.sqrt((self.groups - 1) / self.groups * ((rest - self.mean) ** 2).sum()))
+        return max(jackknife, float(self.values.std()) / self.n**0.5) if self.clustered else jackknife
+
+    def quantile(self, upper_tail: float) -> float:
+        """Critical value: normal for independent yes/no rows, Student's with clusters - 1 degrees otherwise."""
+        if self.binary:
+            return float(stats.norm.isf(upper_tail))
+        return float(stats.t.isf(upper_tail, max(self.groups - 1, 1)))
+
+    def tail(self, z: float) -> float:
+        """P(statistic >= z) under the null hypothesis."""
+        return float(stats.norm.sf(z) if self.binary else stats.t.sf(z, max(self.groups - 1, 1)))
+
+    def effective(self, variance: float) -> float:
+        """Number of independent rows of this variance whose mean would be as uncertain as ours.
+
+        Rows that all agree show no variance at all; then only the number of clusters is known to be independent.
+        """
+        if self.binary:
+            return float(self.n)
+        if self.groups < 2:
+            return 1.0
+        if variance <= 1e-12 or self.error <= 1e-12:
+            return float(self.groups)
+        return variance / self.error**2
+
+
+def mean_interval(sample: Sample, confidence: float) -> Interval:
+    """Two-sided interval of a mean score in [0, 1]."""
+    low, high = _wilson(sample, sample.quantile((1 - confidence) / 2))
+    method = "Wilson" if sample.binary else "Wilson, effective rows" + (", clusters" if sample.clustered else "")
+    return Interval(sample.mean, low, high, sample.n, sample.groups, method)
+
+
+def mean_tests(sample: Sample, margin: float) -> tuple[float, float]:
+    """One-sided p-values against `mean <= margin` and against `mean >= margin`; exact for independent yes/no rows."""
+    if sample.binary and 0 <= margin <= 1:
+        hits = int(sample.values.sum())
+        return float(stats.binom.sf(hits - 1, sample.n, margin)), float(stats.binom.cdf(hits, sample.n, margin))
+    spread = margin * (1 - margin)
+    if spread <= 0:
+        return float(sample.mean <= margin), float(sample.mean >= margin)
+    z = (sample.mean - margin) / (spread / sample.effective(sample.mean * (1 - sample.mean))) ** 0.5
+    return sample.tail(z), sample.tail(-z)
+
+
+def mean_bound(sample: Sample, alpha: float, *, upper: bool = False) -> float:
+    """One-sided 1 - alpha bound that agrees with `mean_tests`: Clopper-Pearson, or one side of Wilson's interval."""
+    if sample.binary:
+        hits, n = float(sample.values.sum()), sample.n
+        if upper:
+            return 1.0 if hits == n else float(stats.beta.isf(alpha, hits + 1, n - hits))
+        return 0.0 if hits == 0 else float(stats.beta.ppf(alpha, hits, n - hits + 1))
+    return _wilson(sample, sample.quantile(alpha))[int(upper)]
+
+
+def _wilson(sample: Sample, z: float) -> tuple[float, float]:
+    mean = min(max(sample.mean, 0.0), 1.0)
+    variance = mean * (1 - mean)
+    n = sample.effective(variance)
+    shrink = 1 + z * z / n
+    centre = (mean + z * z / (2 * n)) / shrink
+    half = z * (variance / n + z * z / (4 * n * n)) ** 0.5 / shrink
+    return max(0.0, min(centre - half, mean)), min(1.0, max(centre + half, mean))
+
+
+def resample(statistic: Statistic, clusters: Sequence[str], seed: int, *, times: int = 1000) -> Array:
+    """The figure on `times` bootstrap samples of clusters. Equal seeds and clusters give equal samples, so that two
+    targets can be compared draw by draw."""
+    rng = np.random.default_rng(seed)
+    _, index = np.unique(np.asarray(clusters), return_inverse=True)
+    groups = int(index.max()) + 1
+    order = np.argsort(index, kind="stable")
+    members = np.split(order, np.cumsum(np.bincount(index))[:-1])
+    draws = np.empty(times)
+    for time in range(times):
+        chosen = rng.integers(0, groups, groups)
+        draws[time] = statistic(
+            order[chosen] if groups == len(index) else np.concatenate([members[group] for group in chosen])
+        )
+    return draws
+
+
+def recentre(value: float, draws: Array) -> Array:
+    """Draws moved by twice their bias, so that they spread around the bias-corrected figure.
+
+    Macro F1 over many labels of few rows is biased down, and its bootstrap by as much again. Simulated with 77 labels
+    on 1,000 rows, the plain percentile interval lay below the truth in 24 % of data sets, this one in 3 %.
+    """
+    return np.asarray(np.clip(draws + 2 * (value - draws.mean()), 0.0, 1.0))
+
+
+def bootstrap_interval(value: float, draws: Array, confidence: float, n: int, clusters: int) -> Interval:
+    """Percentile interval of bootstrap draws, widened to include the figure itself."""
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(draws, [tail, 1 - tail])
+    return Interval(value, min(float(low), value), max(float(high), value), n, clusters, "cluster bootstrap")

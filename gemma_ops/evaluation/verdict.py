@@ -1,0 +1,99 @@
+"""The verdict: everything the scores say, as one JSON document that the report, the summary and `promote` read.
+
+verdict      pass | fail | inconclusive | ungated
+gates        each condition: outcome, measured value, bound, p, Holm-adjusted p, n, rows needed, a sentence
+tasks        version, digest, rows, clusters, primary metric
+targets      what answered: identity, and what its model folder says of itself
+results      per task and target: every figure with its interval, ends of answers, slices, latency, confusions
+differences  per task: pairs of targets on the primary metric, row by row
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from gemma_ops.config import EvaluateConfig
+from gemma_ops.errors import ConfigError
+from gemma_ops.evaluation import gates, plan
+from gemma_ops.evaluation.results import Book, differences, result, rounded
+from gemma_ops.evaluation.scoring import Graded
+from gemma_ops.evaluation.task import Task
+
+SCHEMA = "gemma-ops/verdict@1"
+
+
+def build(graded: Sequence[Graded], settings: EvaluateConfig) -> dict[str, Any]:
+    """Build the verdict from every target's grades on every task."""
+    book = Book(graded, settings)
+    tasks = {item.task.name: item.task for item in graded}
+    decisions = gates.decide(settings.gates, [book.evidence(gate) for gate in settings.gates], settings.confidence)
+    return {
+        "schema": SCHEMA,
+        "verdict": gates.overall(decisions),
+        "confidence": settings.confidence,
+        "seed": settings.seed,
+        "gates": [_gate(decision, book.task_of(decision.gate)) for decision in decisions],
+        "tasks": {name: _task(task) for name, task in tasks.items()},
+        "results": [result(item, book) for item in graded],
+        "differences": [found for name in tasks for found in differences(name, book)],
+    }
+
+
+def check_gates(settings: EvaluateConfig, tasks: Sequence[Task]) -> None:
+    """Refuse gates that ask about what will not be measured, before anything is answered. Raises ConfigError."""
+    names = [task.name for task in tasks]
+    for index, gate in enumerate(settings.gates):
+        where = f"evaluate.gates.{index}"
+        if gate.task is None and len(tasks) > 1:
+            raise ConfigError(
+                f"{where} names no task, and there are {len(tasks)}", f"add `task:` with one of {', '.join(names)}"
+            )
+        task = next((task for task in tasks if gate.task in (None, task.name)), None)
+        if task is None:
+            raise ConfigError(f"{where}: there is no task {gate.task!r} here", f"use one of {', '.join(names)}")
+        if gate.metric not in task.figures:
+            raise ConfigError(
+                f"{where}: task {task.name} has no metric {gate.metric!r}", f"use one of {', '.join(task.figures)}"
+            )
+        for key, target in (("target", gate.target), ("versus", gate.versus)):
+            if target is not None and target not in settings.targets:
+                raise ConfigError(
+                    f"{where}.{key}: {target!r} is not among evaluate.targets",
+                    f"add it there, or use one of {', '.join(settings.targets)}",
+                )
+
+
+def _gate(decision: gates.Decision, task: str) -> dict[str, Any]:
+    body = asdict(decision)
+    gate = decision.gate
+    del body["gate"]
+    head = {
+        "task": task,
+        "metric": gate.metric,
+        "target": gate.target,
+        "test": gate.test,
+        "versus": gate.versus,
+        "margin": gate.margin,
+    }
+    return rounded({**head, **body})
+
+
+def _task(task: Task) -> dict[str, Any]:
+    clusters = {row.cluster for row in task.rows}
+    return {
+        "version": task.file.version,
+        "digest": task.digest,
+        "description": " ".join(task.file.description.split()),
+        "primary": task.file.primary,
+        "rows": len(task.rows),
+        "rows_in_file": task.total,
+        "cluster_by": task.file.cluster_by,
+        "clusters": len(clusters) if task.file.cluster_by else len(task.rows),
+        "privacy": dict(Counter(row.privacy for row in task.rows)),
+        "metrics": task.figures,
+        "max_new_tokens": task.file.generation.max_new_tokens,
+        "detectable": round(plan.detectable_difference(len(task.rows), plan.DISCORDANCE["superior"]), 4),
+    }

@@ -1,0 +1,109 @@
+"""Does the merged model differ from its base, and is it what the adapter made of the base?
+
+The canary catches the merge that did nothing: an adapter whose names matched nothing, or one that was never trained.
+Beside it, the base with the adapter attached by PEFT is asked the same prompts: it must agree with the merged model up
+to rounding, which catches a merge that did something else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gemma_ops import family, journal
+from gemma_ops.config import MachineConfig
+from gemma_ops.errors import GateError
+from gemma_ops.export.prompts import Row, prompt_ids
+from gemma_ops.modeling import adapters, generate
+from gemma_ops.modeling.load import load_model, load_tokenizer, pick_device
+from gemma_ops.modeling.source import read_config
+
+_POSITIONS = 8  # last positions of each prompt whose logits are compared: enough to differ, small at 262,144 tokens
+_NEW_TOKENS = 16
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the canary saw, over prompts and positions: largest |Δlogit| of the merged model to the base and to the
+    base with the adapter attached, share of changed likeliest tokens, greedy answers side by side."""
+
+    max_logit_change: float
+    max_adapter_gap: float
+    top1_changed: float
+    answers: list[dict[str, str]]
+
+    @property
+    def answers_changed(self) -> int:
+        return sum(answer["base"] != answer["merged"] for answer in self.answers)
+
+    def metrics(self) -> dict[str, float]:
+        """The numbers of the step."""
+        return {
+            "canary/max_logit_change": self.max_logit_change,
+            "canary/max_adapter_gap": self.max_adapter_gap,
+            "canary/top1_changed": self.top1_changed,
+            "canary/answers_changed": float(self.answers_changed),
+        }
+
+    def report(self) -> dict[str, Any]:
+        """For `report.json`: the numbers, and the answers side by side."""
+        return {
+            "prompts": len(self.answers),
+            "max_logit_change": float(f"{self.max_logit_change:.4g}"),
+            "max_adapter_gap": float(f"{self.max_adapter_gap:.4g}"),
+            "top1_changed": round(self.top1_changed, 4),
+            "answers_changed": self.answers_changed,
+            "answers": self.answers,
+        }
+
+
+def run(base: Path, merged: Path, adapter: Path, chosen: list[Row], machine: MachineConfig) -> Found:
+    """Ask base, base with adapter, and merged model the same prompts; one model in memory at a time.
+
+    Raises ModelError when the merged folder does not load without missing keys, GateError when it agrees with the base
+    in every logit.
+    """
+    tokenizer = load_tokenizer(merged)
+    thought = family.empty_thought(read_config(merged))
+    prompts = [prompt_ids(tokenizer, row, thought=thought) for row in chosen]
+    device = pick_device(machine.device, base)
+    model = load_model(base, device=device)
+    before, answers = _logits(model, prompts), _answers(model, tokenizer, prompts)
+    attached = _logits(adapters.load(model, adapter), prompts)
+    del model
+    model = load_model(merged, device=device)
+    after = _logits(model, prompts)
+    found = Found(
+        float((after - before).abs().max()),
+        float((after - attached).abs().max()),
+        float((after.argmax(-1) != before.argmax(-1)).float().mean()),
+        [
+            {"base": one, "merged": other}
+            for one, other in zip(answers, _answers(model, tokenizer, prompts), strict=True)
+        ],
+    )
+    journal.record(event="canary", **found.metrics())
+    if found.max_logit_change == 0:
+        raise GateError(
+            f"the merged model answers {len(prompts)} prompts exactly as the base does",
+            "the adapter has no effect: train longer, and check that it was trained on this base",
+        )
+    return found
+
+
+def _logits(model: Any, prompts: list[list[int]]) -> torch.Tensor:
+    """Logits after the last positions of each prompt, (prompts * positions, vocabulary) in fp32."""
+    found = []
+    with torch.inference_mode():
+        for ids in prompts:
+            batch = torch.tensor([ids], device=model.device)
+            found.append(model(input_ids=batch, logits_to_keep=_POSITIONS, use_cache=False).logits[0].float().cpu())
+    return torch.cat(found)
+
+
+def _answers(model: Any, tokenizer: Any, prompts: list[list[int]]) -> list[str]:
+    found = generate.answer(model, tokenizer, prompts, max_new_tokens=_NEW_TOKENS, batch_size=1)
+    return [answer.text for answer in found]

@@ -1,0 +1,164 @@
+"""Which tensor of a Gemma 4 checkpoint becomes which tensor of a GGUF file, and in which type it is stored.
+
+Names follow llama.cpp's architecture `gemma4` (gguf-py 0.19, `constants.py` and `tensor_mapping.py`).
+
+Policy, for files whose bulk is 8 or 4 bits:
+- vectors (norms, scales) and the router stay F32: small, and the router's rounding changes which experts answer;
+- the token embedding (which is also the head) and the per-layer embedding table never go below 8 bits: a 4-bit PLE
+  table turns answers into garbage (Rapid-MLX issue 1114);
+- per-layer projections stay at 8 bits or more: 4 bits there double the KL divergence for one percent of the size
+  (exllamav3 pull request 253); the shared `per_layer_model_proj` stays BF16, as in llama.cpp's own converter;
+- rows that do not divide into blocks of 32 stay BF16.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from gemma_ops.errors import ModelError
+from gemma_ops.export.checkpoint import Checkpoint, Entry
+from gemma_ops.family import Layer, Shape
+
+Format = Literal["bf16", "q8_0", "q4_0"]
+Type = Literal["F32", "BF16", "Q8_0", "Q4_0"]
+BLOCK = 32  # weights that share a scale in Q8_0 and Q4_0
+
+_MODEL = {
+    "embed_tokens.weight": "token_embd.weight",
+    "embed_tokens_per_layer.weight": "per_layer_token_embd.weight",
+    "per_layer_model_projection.weight": "per_layer_model_proj.weight",
+    "per_layer_projection_norm.weight": "per_layer_proj_norm.weight",
+    "norm.weight": "output_norm.weight",
+}
+_LAYER = {
+    "input_layernorm.weight": "attn_norm.weight",
+    "self_attn.q_proj.weight": "attn_q.weight",
+    "self_attn.k_proj.weight": "attn_k.weight",
+    "self_attn.v_proj.weight": "attn_v.weight",
+    "self_attn.o_proj.weight": "attn_output.weight",
+    "self_attn.q_norm.weight": "attn_q_norm.weight",
+    "self_attn.k_norm.weight": "attn_k_norm.weight",
+    "post_attention_layernorm.weight": "post_attention_norm.weight",
+    "pre_feedforward_layernorm.weight": "ffn_norm.weight",
+    "post_feedforward_layernorm.weight": "post_ffw_norm.weight",
+    "mlp.gate_proj.weight": "ffn_gate.weight",
+    "mlp.up_proj.weight": "ffn_up.weight",
+    "mlp.down_proj.weight": "ffn_down.weight",
+    "per_layer_input_gate.weight": "inp_gate.weight",
+    "per_layer_projection.weight": "proj.weight",
+    "post_per_layer_input_norm.weight": "post_norm.weight",
+    "layer_scalar": "layer_output_scale.weight",
+    "router.proj.weight": "ffn_gate_inp.weight",
+    "router.scale": "ffn_gate_inp.scale",
+    "router.per_expert_scale": "ffn_down_exps.scale",
+    "experts.gate_up_proj": "ffn_gate_up_exps.weight",
+    "experts.down_proj": "ffn_down_exps.weight",
+    "pre_feedforward_layernorm_2.weight": "pre_ffw_norm_2.weight",
+    "post_feedforward_layernorm_1.weight": "post_ffw_norm_1.weight",
+    "post_feedforward_layernorm_2.weight": "post_ffw_norm_2.weight",
+}
+_TOWERS = re.compile(r"(model\.)?(vision_tower|audio_tower|embed_vision|embed_audio|vision_embedder|audio_embedder)\.")
+_TABLES = ("token_embd.weight", "per_layer_token_embd.weight")
+_PLE_LINEARS = ("inp_gate.weight", "proj.weight")
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One tensor of the file to be written. `source` is None for tensors computed from the config."""
+
+    name: str
+    source: Entry | None
+    shape: tuple[int, ...]
+    type: Type
+
+    @property
+    def kind(self) -> str:
+        """Its name without the layer: what the audit groups by."""
+        return re.sub(r"^blk\.\d+\.", "", self.name)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All tensors of a file in the order they are written, and the checkpoint's tensors left out, by reason."""
+
+    format: Format
+    tensors: list[Planned]
+    left_out: dict[str, list[str]]
+
+
+def plan(source: Checkpoint, form: Format) -> Plan:
+    """What a checkpoint becomes in a format. Raises ModelError on a tensor that has no place in llama.cpp's Gemma 4."""
+    shape = Shape.from_config(source.config)
+    _check_sharing(shape)
+    full = next(layer for layer in shape.layers if layer.window is None)
+    # Proportional RoPE of the full-attention layers: llama.cpp divides frequencies by these factors.
+    tensors = [Planned("rope_freqs.weight", None, (full.head_dim // 2,), "F32")]
+    left_out: dict[str, list[str]] = {"towers": [], "unused keys and values": [], "tied head": []}
+    for name, entry in source.entries.items():
+        if _TOWERS.match(name):
+            left_out["towers"].append(name)
+            continue
+        if name == "lm_head.weight" and source.config.get("tie_word_embeddings", True):
+            left_out["tied head"].append(name)
+            continue
+        target, layer = _place(name, shape)
+        if layer is not None and _unused(target, layer):
+            left_out["unused keys and values"].append(name)
+            continue
+        extent = entry.shape or (1,)
+        tensors.append(Planned(target, entry, extent, type_of(target, extent, form)))
+    return Plan(form, tensors, {reason: sorted(names) for reason, names in left_out.items() if names})
+
+
+def type_of(name: str, shape: tuple[int, ...], form: Format) -> Type:
+    """The type a tensor is stored in (see the policy above)."""
+    kind = re.sub(r"^blk\.\d+\.", "", name)
+    if len(shape) < 2 or kind == "ffn_gate_inp.weight":
+        return "F32"
+    if form == "bf16" or shape[-1] % BLOCK or kind == "per_layer_model_proj.weight":
+        return "BF16"
+    if form == "q8_0" or kind in _TABLES or kind in _PLE_LINEARS:
+        return "Q8_0"
+    return "Q4_0"
+
+
+def _check_sharing(shape: Shape) -> None:
+    """llama.cpp hard-wires where KV-shared layers read from: full-attention ones from the last layer before them,
+    sliding ones from the last but one. That is right for E2B and E4B; for another order it aborts the process.
+    """
+    first = next((layer.index for layer in shape.layers if layer.shares_kv), None)
+    if first is None:
+        return
+    before = [shape.layers[index].window is None for index in (first - 2, first - 1) if index >= 0]
+    if before != [False, True]:
+        raise ModelError(
+            f"llama.cpp can't run this model: layers {first} and up share keys and values, and the two layers before "
+            f"them are not a sliding and then a full-attention one",
+            "choose num_kv_shared_layers so that a full-attention layer is the last before them, as in E2B and E4B",
+        )
+
+
+def _place(name: str, shape: Shape) -> tuple[str, Layer | None]:
+    inner = re.sub(r"^(model\.)?(language_model\.)?", "", name)
+    if inner in _MODEL:
+        return _MODEL[inner], None
+    match = re.fullmatch(r"layers\.(\d+)\.(.+)", inner)
+    if match and match[2] in _LAYER and int(match[1]) < len(shape.layers):
+        return f"blk.{match[1]}.{_LAYER[match[2]]}", shape.layers[int(match[1])]
+    raise ModelError(
+        f"no place for {name} in llama.cpp's Gemma 4",
+        "export the bf16 checkpoint as it was published, or as `merge` wrote it",
+    )
+
+
+def _unused(target: str, layer: Layer) -> bool:
+    """Keys and values of layers that take them from an earlier layer, and values where keys serve as values.
+
+    Google's files carry them; no engine reads them, and llama.cpp refuses tensors it does not know.
+    """
+    part = target.split(".", 2)[2]
+    return (layer.shares_kv and part in ("attn_k.weight", "attn_v.weight", "attn_k_norm.weight")) or (
+        layer.k_eq_v and part == "attn_v.weight"
+    )

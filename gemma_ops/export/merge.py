@@ -1,0 +1,154 @@
+"""The step `merge`: the adapter folded into the bf16 base, shard by shard, and proof that it took.
+
+Each output shard is the base's shard with the bytes of updated tensors replaced: same header, same names, same order,
+so towers, routers and the redundant keys of KV-shared layers are carried along untouched, and memory never holds more
+than one tensor (one expert of a stack). `W + scale * B @ A` is computed in fp32 and rounded once to the base's dtype.
+Merging into a 4-bit base is refused: dequantized packed weights can be garbage (bitsandbytes on CPU after a forward
+pass), and a requantized sum loses part of what was trained.
+
+A shard is written beside its final name and renamed when it is on disk, so a killed step goes on after the last whole
+shard and ends with the same bytes.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+
+from gemma_ops import journal
+from gemma_ops.config import MachineConfig, MergeConfig
+from gemma_ops.durable import write_json
+from gemma_ops.errors import GateError, ModelError
+from gemma_ops.export import canary
+from gemma_ops.export.checkpoint import DTYPES, INDEX, Checkpoint, Entry, read_range
+from gemma_ops.export.folder import carry_over, check_room
+from gemma_ops.export.lora import Update, folder_of, read_updates
+from gemma_ops.export.prompts import rows
+from gemma_ops.modeling.source import checkpoint
+
+_CHUNK = 8 << 20  # bytes copied or compared at a time
+
+
+def merge(
+    out: Path, settings: MergeConfig, machine: MachineConfig, *, base: Path, adapter: Path, data: Path | None = None
+) -> dict[str, float]:
+    """Write `out/model/` (a complete checkpoint folder) and `out/report.json`; returns the counts and canary numbers.
+
+    Raises ModelError for an incomplete or quantized base and for an adapter that can't be folded into it, GateError
+    when the merged model does not differ from the base, MachineError when the disk has no room.
+    """
+    source = Checkpoint(checkpoint(base))
+    lora = folder_of(adapter)
+    updates = read_updates(lora, source)
+    target = out / "model"
+    target.mkdir(parents=True, exist_ok=True)
+    check_room(target, sum(shard.stat().st_size for shard in source.shards if not (target / shard.name).exists()))
+    for number, shard in enumerate(source.shards, 1):
+        _write_shard(shard, target / shard.name, source, updates)
+        journal.record(shard=shard.name, done=number, shards=len(source.shards))
+    if (source.folder / INDEX).exists():
+        shutil.copyfile(source.folder / INDEX, target / (INDEX + ".tmp"))
+        (target / (INDEX + ".tmp")).replace(target / INDEX)
+    carried = carry_over(source, target)
+    changes = _audit(source, Checkpoint(target), updates)
+    found = canary.run(source.folder, target, lora, rows(data, settings.canary_prompts), machine)
+    report = {
+        "tensors": len(source.entries),
+        "updated": len(updates),
+        "untouched": len(source.entries) - len(updates),
+        "files": carried,
+        "relative_change": {name: float(f"{value:.4g}") for name, value in changes.items()},
+        "canary": found.report(),
+    }
+    write_json(out / "report.json", report, indent=2)
+    return {
+        "tensors_updated": float(len(updates)),
+        "relative_change": sum(changes.values()) / len(changes),
+        **found.metrics(),
+    }
+
+
+def _write_shard(shard: Path, out: Path, source: Checkpoint, updates: dict[str, Update]) -> None:
+    """Copy a shard with its updated tensors replaced; a shard already in place was whole when it was renamed."""
+    if out.exists():
+        return
+    entries = sorted((entry for entry in source.entries.values() if entry.file == shard), key=lambda entry: entry.start)
+    temporary = out.with_name(out.name + ".tmp")
+    try:
+        with shard.open("rb") as reader, temporary.open("wb") as writer:
+            for entry in entries:
+                if entry.name in updates:
+                    _copy(reader, writer, entry.start)
+                    _write_updated(writer, entry, updates[entry.name])
+            _copy(reader, writer, shard.stat().st_size)
+            writer.flush()
+            os.fsync(writer.fileno())
+        temporary.replace(out)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _copy(reader: BinaryIO, writer: BinaryIO, until: int) -> None:
+    """Copy bytes from where the writer stands up to offset `until`."""
+    reader.seek(writer.tell())
+    while (left := until - writer.tell()) > 0:
+        writer.write(reader.read(min(_CHUNK, left)))
+
+
+def _write_updated(writer: BinaryIO, entry: Entry, update: Update) -> None:
+    """Write `W + delta`, one expert at a time where there are several."""
+    size = (entry.stop - entry.start) // update.experts
+    for expert, delta in enumerate(update.deltas()):
+        weight = read_range(entry, entry.start + expert * size, entry.start + (expert + 1) * size)
+        merged = (weight.reshape(delta.shape).float() + delta).to(DTYPES[entry.dtype])
+        if not torch.isfinite(merged).all():
+            raise ModelError(
+                f"the adapter makes {entry.name} infinite or not a number", "train again: its weights have diverged"
+            )
+        writer.write(memoryview(merged.contiguous().view(torch.uint8).numpy()).cast("B"))
+
+
+def _audit(source: Checkpoint, merged: Checkpoint, updates: dict[str, Update]) -> dict[str, float]:
+    """Read both folders back: same tensors, untouched ones byte for byte; returns |W' - W| / |W| of the updated ones.
+
+    Raises ModelError when a file is not what was written, GateError when no updated tensor changed at all.
+    """
+    fix = "run the step again with --redo merge; if it repeats, check the disk"
+    layout = {name: (entry.dtype, entry.shape) for name, entry in source.entries.items()}
+    if layout != {name: (entry.dtype, entry.shape) for name, entry in merged.entries.items()}:
+        raise ModelError("the merged folder does not hold the same tensors as the base", fix)
+    changes = {}
+    for name, entry in source.entries.items():
+        if name not in updates:
+            if not _same_bytes(entry, merged.entries[name]):
+                raise ModelError(f"{name} should have been copied unchanged and was not", fix)
+            continue
+        difference = total = 0.0
+        for before, after in zip(source.slices(name, _CHUNK), merged.slices(name, _CHUNK), strict=True):
+            difference += float((after.double() - before.double()).square().sum())
+            total += float(before.double().square().sum())
+        changes[name] = (difference / total) ** 0.5 if total else difference**0.5
+    if not any(changes.values()):
+        raise GateError(
+            "the adapter changes nothing: every updated tensor equals the base's after rounding to its dtype",
+            "train longer or with a higher train.learning_rate; an adapter whose B factors are all zero was never trained",
+        )
+    return changes
+
+
+def _same_bytes(one: Entry, other: Entry) -> bool:
+    with one.file.open("rb") as left, other.file.open("rb") as right:
+        left.seek(one.start)
+        right.seek(other.start)
+        remaining = one.stop - one.start
+        while remaining > 0:
+            count = min(_CHUNK, remaining)
+            if left.read(count) != right.read(count):
+                return False
+            remaining -= count
+    return True

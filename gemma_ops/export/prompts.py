@@ -1,0 +1,48 @@
+"""The conversations on which exported models are compared: validation rows, or a few fixed ones when there are none."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from gemma_ops.data import chat
+from gemma_ops.errors import DataError
+
+Row = dict[str, Any]
+
+# Used when a model is exported without data. Plain questions: what matters is that two models see the same tokens.
+_FIXED = (
+    "Name three things a support agent should ask before closing a ticket.",
+    'Return {"status": "ok"} and nothing else.',
+    "Translate into French: The order arrives on Monday.",
+    "What is 17 + 25?",
+    "Summarise in one sentence: The meeting moved from 3 pm to 4 pm because the room was taken.",
+    "List the days of the week, separated by commas.",
+    "Write a polite reply to a customer whose parcel is late.",
+    "Is the following sentence about billing or shipping? I was charged twice.",
+)
+
+
+def rows(data: Path | None, count: int) -> list[Row]:
+    """The first `count` validation rows of a `prepare` folder, or fixed prompts (without an answer) if there are none."""
+    file = data / "valid.jsonl" if data else None
+    found: list[Row] = []
+    if file is not None and file.exists():
+        with file.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):
+                if len(found) == count:
+                    break
+                try:
+                    found.append(json.loads(line))
+                except json.JSONDecodeError as error:
+                    raise DataError(f"{file}:{number} is not valid JSON: {error}", "prepare the data again") from error
+    return found or [{"messages": [{"role": "user", "content": text}]} for text in _FIXED[:count]]
+
+
+def prompt_ids(tokenizer: Any, row: Row, *, thought: bool) -> list[int]:
+    """Token ids of a row's conversation up to its last answer, ending in the generation prompt."""
+    messages = row["messages"]
+    while messages and messages[-1]["role"] == "assistant":
+        messages = messages[:-1]
+    return chat.prompt_ids(tokenizer, messages, row.get("tools"), empty_thought=thought)

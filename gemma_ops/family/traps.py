@@ -1,0 +1,150 @@
+"""What each Gemma 4 size must never meet: known failures of the stack with this family, most of them silent.
+
+Each trap names its evidence in public, so that it can be looked at again when a version moves. `doctor` shows the ones
+that apply; training, export and evaluation refuse or avoid them and name the code. Seen with transformers 5.23,
+TRL 1.16, PEFT 0.21 and bitsandbytes 0.50 where no other version is given.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+ALL = ("E2B", "E4B", "12B", "26B-A4B", "31B")
+EDGE = ("E2B", "E4B")
+
+
+@dataclass(frozen=True)
+class Trap:
+    """One way to fail."""
+
+    code: str
+    applies: tuple[str, ...]
+    """Keys of the sizes concerned."""
+    what: str
+    evidence: str
+    fix: str
+    silent: bool = True
+    """The run goes on with a wrong result instead of stopping."""
+
+
+TRAPS: tuple[Trap, ...] = (
+    Trap(
+        "reentrant-checkpointing", EDGE,
+        "reentrant gradient checkpointing loses the gradient that sharing layers send back to the layers whose "
+        "keys and values they use: the loss looks right, the adapter's gradients are wrong by tens of percent",
+        "unslothai/unsloth-zoo#813 (cosine 0.14 to 0.55 against the true gradient on E2B)",
+        "checkpoint with use_reentrant=False; don't combine PEFT with DeepSpeed ZeRO-3, for which TRL forces "
+        "reentrant",
+    ),
+    Trap(
+        "prepare-for-kbit", ALL,
+        "peft.prepare_model_for_kbit_training raises every tensor that isn't 4-bit to float32 (per-layer table, "
+        "embedding, experts: 26B-A4B grows from 45 to 89 GiB) and turns reentrant checkpointing on",
+        "peft/utils/other.py, prepare_model_for_kbit_training",
+        "don't call it: freeze the base and checkpoint non-reentrantly instead", silent=False,
+    ),
+    Trap(
+        "experts-stay-bf16", ("26B-A4B",),
+        "load_in_4bit converts nn.Linear only; the experts are 3-D parameters and stay bf16: 42.5 GiB of a model "
+        "called 4-bit",
+        "bitsandbytes#1849, unslothai/unsloth#5432 (46 GB reserved for a 4-bit 26B-A4B)",
+        "plan for an 80 GB GPU, or take another size on a smaller one",
+    ),
+    Trap(
+        "4bit-router", ("26B-A4B",),
+        "the router's projection is an nn.Linear and is quantized unless skipped; its rounding changes which "
+        "experts answer",
+        "bitsandbytes converts every nn.Linear not named in llm_int8_skip_modules",
+        "keep the skip list of gemma_ops.family.SKIP_4BIT",
+    ),
+    Trap(
+        "4bit-skip-list", ALL,
+        "a skip list of plain names (`vision_tower`) matches nothing, and giving one at all drops the default "
+        "that protects lm_head: towers and the tied head are quantized",
+        "transformers/quantizers/quantizers_utils.py, should_convert_module (prefix, suffix or full regular "
+        "expression)",
+        "keep the skip list of gemma_ops.family.SKIP_4BIT",
+    ),
+    Trap(
+        "loss-under-accumulation", ALL,
+        "the class says accepts_loss_kwargs = False, so the Trainer averages the means of micro-batches: short "
+        "rows weigh more the smaller the micro-batch",
+        "modeling_gemma4.py and modeling_gemma4_unified.py, accepts_loss_kwargs",
+        "set model.accepts_loss_kwargs = True before building the trainer",
+    ),
+    Trap(
+        "fp32-default", ALL,
+        "TRL given a model name loads it in float32: twice the memory, and under autocast a bf16 copy of every "
+        "weight on top",
+        "trl/trainer/utils.py, create_model_from_path",
+        "load the model yourself in bfloat16 and pass the object", silent=False,
+    ),
+    Trap(
+        "fp16", ALL,
+        "float16 overflows in the MLP (and did in the vision pooler): NaN loss or NaN logits on GPUs without "
+        "bfloat16, such as the T4",
+        "vllm-project/vllm#40290, huggingface/transformers#46277",
+        "bfloat16 only; on Turing GPUs it is emulated and slow", silent=False,
+    ),
+    Trap(
+        "sdpa-string", EDGE,
+        "attn_implementation='sdpa' (or 'flex_attention') as a string reaches the audio tower, which has eager "
+        "attention only: loading raises",
+        "modeling_gemma4.py, Gemma4AudioModel._supports_sdpa = False",
+        "leave it unset, or pass {'text_config': 'sdpa'}", silent=False,
+    ),
+    Trap(
+        "flash-attention", ALL,
+        "global layers have heads of 512; FlashAttention 2 and 3 stop at 256 and fail in the first step",
+        "Dao-AILab/flash-attention#2427", "use SDPA", silent=False,
+    ),
+    Trap(
+        "text-class-on-full-checkpoint", ALL,
+        "Gemma4ForCausalLM.from_pretrained on a checkpoint with towers matches no key and returns random weights "
+        "with a warning; the loss starts at ln(262144) = 12.5",
+        "key prefixes model.language_model.* against model.*",
+        "keep the class with towers and set vision_config and audio_config to None; fail on any missing key",
+    ),
+    Trap(
+        "packing-with-mask", ALL,
+        "packed rows with an attention_mask of ones attend to each other: the rows are told apart by position_ids "
+        "only when no mask is given",
+        "transformers/masking_utils.py; axolotl#3796",
+        "pass position_ids that restart in each row and no attention_mask",
+    ),
+    Trap(
+        "lora-everywhere", ALL,
+        "target_modules='all-linear' puts adapters into towers, router and per-layer projections; a list of the "
+        "seven suffixes stops at Gemma4ClippableLinear in the towers",
+        "huggingface/peft#3129", "take the regular expression gemma_ops.family.LORA_TARGETS", silent=False,
+    ),
+    Trap(
+        "lost-head-dims", ALL,
+        "transformers saves per_layer_config and drops global_head_dim and num_global_key_value_heads; older "
+        "vLLM, llama.cpp and Ollama then misread the checkpoint",
+        "huggingface/transformers#47384, vllm-project/vllm#51744", "write both spellings into config.json",
+    ),
+    Trap(
+        "merge-into-4bit", ALL,
+        "merging an adapter into, or dequantizing, a 4-bit base rounds the update away (and on AVX-512 CPUs "
+        "returns garbage after a forward pass)",
+        "bitsandbytes 0.50 CPU weight packing", "merge into the bf16 base",
+    ),
+    Trap(
+        "empty-thought", ("12B", "26B-A4B", "31B"),
+        "with thinking off the generation prompt ends in an empty thought that full conversations don't contain: "
+        "the model is trained on another context than it is asked in",
+        "chat template of google/gemma-4-31B-it; NeMo AutoModel gemma4_prefix_collate_fn",
+        "insert the empty thought before each answer in training, without loss",
+    ),
+    Trap(
+        "no-video-token-types", ("12B", "26B-A4B", "31B"),
+        "images without mm_token_type_ids silently lose their bidirectional attention",
+        "modeling_gemma4.py, use_bidirectional_attention = 'vision'", "pass the processor's mm_token_type_ids along",
+    ),
+)  # fmt: skip
+
+
+def traps(key: str) -> tuple[Trap, ...]:
+    """The traps that concern one size."""
+    return tuple(trap for trap in TRAPS if key in trap.applies)

@@ -1,0 +1,14 @@
+"""Gemma 4 in memory: find it, load it right, answer with it. The step `fetch`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from gemma_ops.config import MachineConfig, ModelConfig
+
+
+def fetch(out: Path, settings: ModelConfig, machine: MachineConfig, *, source: Path | None = None) -> dict[str, float]:
+    """Find the base model, check that it is whole, and record which bytes it is. See `source.fetch`."""
+    from gemma_ops.modeling.source import fetch as run
+
+    return run(out, settings, machine, source=source)

@@ -1,0 +1,71 @@
+"""Greedy answers from a model in memory, in batches of like length."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from gemma_ops.modeling.answer import Answer, End
+
+
+def stop_ids(model: Any) -> list[int]:
+    """Token ids that end a reply, from the checkpoint's generation settings (Gemma 4: `<eos>`, `<turn|>`, `<|tool_response>`)."""
+    ids = model.generation_config.eos_token_id
+    return [ids] if isinstance(ids, int) else list(ids or [])
+
+
+def answer(
+    model: Any, tokenizer: Any, prompts: list[list[int]], *, max_new_tokens: int, batch_size: int
+) -> Iterator[Answer]:
+    """Answer prompts of token ids, greedily, yielding in their order.
+
+    Batches are made of neighbours in length, so little is spent on padding; a row's result does not depend on its
+    batch beyond rounding. A reply cut at `max_new_tokens` ends with `length`.
+    """
+    import torch
+
+    stops = set(stop_ids(model))
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+    done: dict[int, Answer] = {}
+    following = 0
+    training = model.training
+    model.eval()
+    try:
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            began = time.perf_counter()
+            longest = max(len(prompts[index]) for index in chosen)
+            ids = torch.zeros(len(chosen), longest, dtype=torch.long)
+            mask = torch.zeros_like(ids)
+            for row, index in enumerate(chosen):
+                ids[row, longest - len(prompts[index]) :] = torch.tensor(prompts[index])
+                mask[row, longest - len(prompts[index]) :] = 1
+            with torch.inference_mode():
+                out = model.generate(
+                    input_ids=ids.to(model.device),
+                    attention_mask=mask.to(model.device),
+                    max_new_tokens=max_new_tokens,
+                    do_sample=False,
+                    eos_token_id=sorted(stops),
+                    pad_token_id=0,
+                    use_cache=True,
+                )[:, longest:].tolist()
+            each = (time.perf_counter() - began) / len(chosen)
+            for row, index in enumerate(chosen):
+                done[index] = _finish(tokenizer, out[row], stops, len(prompts[index]), each)
+            while following in done:
+                yield done.pop(following)
+                following += 1
+    finally:
+        model.train(training)
+
+
+def _finish(tokenizer: Any, ids: list[int], stops: set[int], prompt: int, seconds: float) -> Answer:
+    end: End = "length"
+    for place, token in enumerate(ids):
+        if token in stops:
+            ids, end = ids[: place + 1], "stop"
+            break
+    kept = ids[:-1] if end == "stop" else ids
+    return Answer(tokenizer.decode(kept, skip_special_tokens=True).strip(), end, prompt, len(ids), round(seconds, 4))

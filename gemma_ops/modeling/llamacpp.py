@@ -1,0 +1,212 @@
+"""A GGUF file run by llama.cpp in this process: greedy answers and next-token distributions, from token ids.
+
+Rides on `xllamacpp` (llama.cpp's own server, in ready wheels). Prompts go in as ids and replies come out as ids, so
+that a quantized file sees exactly the tokens the transformers model sees, whatever llama.cpp's template or tokenizer
+would have made of the text.
+
+Prompts of one batch are handed over in one request and decoded in lock-step, one slot each: the same prompts with the
+same batch size give the same answers. The server insists on an address; it gets a socket file in a private folder, so
+no port is opened.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import socket
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from gemma_ops.errors import MachineError, ModelError
+from gemma_ops.modeling.answer import Answer, End
+
+_SLACK = 8  # tokens of context beyond prompt and reply
+_SMALL = 100 << 20  # bytes of a file below which threads spend longer waiting for each other than computing
+_GREEDY: dict[str, Any] = {"temperature": 0.0, "top_k": 1, "samplers": ["top_k"], "seed": 0}
+# Stop tokens and bytes of unfinished characters come back without probabilities, so the one token that is generated is
+# forced to be a letter. What is reported is taken before the bias.
+_ONE_STEP: dict[str, Any] = {"n_predict": 1, "cache_prompt": True, "logit_bias": [["a", 1e5]], **_GREEDY}
+VISIBLE = ("<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>", "<|tool_response>", "<tool_response|>", '<|"|>')
+"""Special tokens that llama.cpp prints, for clients that parse them; it hides the others. An `Answer` holds none."""
+
+
+@dataclass(frozen=True)
+class Distributions:
+    """Next-token distributions at some positions: the `k` likeliest tokens each, likeliest first.
+
+    `ids` and `logprobs` (natural logarithm, normalised over the whole vocabulary) have shape (positions, k). With k the
+    vocabulary's size they are complete.
+    """
+
+    ids: np.ndarray
+    logprobs: np.ndarray
+
+
+class GGUF:
+    """A GGUF file, loaded when first asked; a context manager that frees it.
+
+    `threads`: CPU threads, all cores when None; files under 100 MB get one (a second one makes a busy machine many times
+    slower: llama.cpp's threads spin while they wait). `context`: tokens a prompt and its reply may take together; None takes
+    what the longest of each call needs. Raises MachineError when `xllamacpp` is not installed, ModelError when the file
+    is absent or llama.cpp refuses it.
+    """
+
+    def __init__(self, path: Path, *, threads: int | None = None, context: int | None = None) -> None:
+        try:
+            import xllamacpp
+        except ImportError as error:
+            raise MachineError(
+                "running GGUF files needs the package xllamacpp, which is not installed",
+                "pip install 'gemma-ops[gguf]'",
+            ) from error
+        if not path.is_file():
+            raise ModelError(f"{path} does not exist", "run the step `quantize` first, or correct the path")
+        self.path = path
+        self._library: Any = xllamacpp
+        self._threads = 1 if path.stat().st_size < _SMALL else threads or os.cpu_count() or 1
+        self._fixed_context = context
+        self._server: Any = None
+        self._room = (0, 0)  # context per slot, slots
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, _type: type[BaseException] | None, _error: BaseException | None, _traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the model; it is loaded again when asked again."""
+        self._server = None
+        self._room = (0, 0)
+        if self._folder is not None:
+            self._folder.cleanup()
+            self._folder = None
+
+    def answer(self, prompts: list[list[int]], *, max_new_tokens: int, batch_size: int) -> Iterator[Answer]:
+        """Answer prompts of token ids, greedily, yielding in their order.
+
+        A reply ends with `stop` at `<turn|>`, `<eos>` or `<|tool_response>`, with `length` when cut at
+        `max_new_tokens`, with `error` when llama.cpp refuses the prompt (it is longer than a fixed context allows).
+        The text holds no special tokens and no white space at its ends, as from `generate.answer`.
+        """
+        for start in range(0, len(prompts), batch_size):
+            batch = prompts[start : start + batch_size]
+            began = time.perf_counter()
+            replies = self._replies(batch, max_new_tokens, slots=min(batch_size, len(prompts)))
+            seconds = round((time.perf_counter() - began) / len(batch), 4)
+            for prompt, reply in zip(batch, replies, strict=True):
+                if reply is None:
+                    yield Answer("", "error", len(prompt), 0, seconds)
+                else:
+                    end: End = "stop" if reply["stop_type"] == "eos" else "length"
+                    yield Answer(_text(reply["content"]), end, len(prompt), reply["tokens_predicted"], seconds)
+
+    def continuation(self, prompt: list[int], count: int) -> list[int]:
+        """Ids of the greedy continuation of a prompt, up to `count` tokens, the one that ended it included."""
+        reply = self._replies([prompt], count, slots=1)[0]
+        if reply is None:
+            raise ModelError(f"{self.path} refuses a prompt of {len(prompt)} tokens", "give a larger context")
+        return list(reply["tokens"])
+
+    def logprobs(self, ids: list[int], positions: list[int], top: int) -> Distributions:
+        """The distribution of the token after each position of a sequence, given everything up to and including it.
+
+        `positions` are ascending indices into `ids`; `top` the number of tokens per distribution. One request per
+        position, each reading only what lies behind the one before it.
+        """
+        if not positions or positions != sorted(set(positions)) or not 0 <= positions[0] <= positions[-1] < len(ids):
+            raise ValueError(f"positions {positions} are not ascending indices into {len(ids)} tokens")
+        self._serve(len(ids) + 1, 1)
+        found: list[np.ndarray] = []
+        chances: list[np.ndarray] = []
+        for position in positions:
+            reply = self._post("/completion", {"prompt": ids[: position + 1], "n_probs": top, **_ONE_STEP})
+            if "error" in reply:
+                raise ModelError(f"{self.path}: llama.cpp says {reply['error']['message']}", "check the token ids")
+            ranked = reply["completion_probabilities"][0]["top_logprobs"]
+            found.append(np.array([token["id"] for token in ranked], dtype=np.int64))
+            chances.append(np.array([token["logprob"] for token in ranked], dtype=np.float64))
+        return Distributions(np.stack(found), np.stack(chances))
+
+    def tokenize(self, text: str) -> list[int]:
+        """Ids llama.cpp's own tokenizer gives a text, special tokens recognised, without a `<bos>` put before it."""
+        self._serve(64, 1)
+        reply = self._post("/tokenize", {"content": text, "add_special": False, "parse_special": True})
+        return list(reply["tokens"])
+
+    def _replies(self, batch: list[list[int]], count: int, slots: int) -> list[dict[str, Any] | None]:
+        """One reply per prompt; None where llama.cpp refused."""
+        self._serve(max(map(len, batch)) + count, slots)
+        body = {"prompt": batch, "n_predict": count, "return_tokens": True, "cache_prompt": False, **_GREEDY}
+        reply = self._post("/completion", body)
+        if isinstance(reply, dict) and "error" in reply:
+            return [None] if len(batch) == 1 else [self._replies([prompt], count, slots)[0] for prompt in batch]
+        replies: list[dict[str, Any] | None] = reply if isinstance(reply, list) else [reply]
+        return sorted(replies, key=lambda one: int(one["index"]) if one else 0)
+
+    def _post(self, path: str, body: dict[str, Any]) -> Any:
+        connection = _SocketConnection(self._server.listening_address.removeprefix("unix://"))
+        try:
+            connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
+            return json.loads(connection.getresponse().read())
+        finally:
+            connection.close()
+
+    def _serve(self, tokens: int, slots: int) -> Any:
+        """The running server, restarted when it has too little room for `tokens` in each of `slots`."""
+        context = self._fixed_context or tokens + _SLACK
+        if self._server is not None and context <= self._room[0] and slots == self._room[1]:
+            return self._server
+        self.close()
+        self._folder = tempfile.TemporaryDirectory(prefix="gemma-ops-")
+        params = self._library.CommonParams()
+        params.model.path = str(self.path)
+        params.n_ctx = context * slots
+        params.n_parallel = slots
+        params.hostnames = [str(Path(self._folder.name) / "llama.sock")]
+        params.verbosity = -1
+        params.warmup = False
+        params.ui = False
+        params.fit_params = False
+        params.cache_ram_mib = 0
+        params.swa_full = True  # sliding layers keep their whole cache, so that a prefix can be read again
+        params.cpuparams.n_threads = self._threads
+        params.cpuparams_batch.n_threads = self._threads
+        try:
+            self._server = self._library.Server(params)
+        except RuntimeError as error:
+            self.close()
+            raise ModelError(
+                f"llama.cpp can't load {self.path}: {error}", "export it again; `gemma-ops doctor` shows the versions"
+            ) from error
+        self._room = (context, slots)
+        return self._server
+
+
+def _text(content: str) -> str:
+    for token in VISIBLE:
+        content = content.replace(token, "")
+    return content.strip()
+
+
+class _SocketConnection(http.client.HTTPConnection):
+    """HTTP over a socket file; a reply may take as long as it takes."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__("localhost")
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.connect(self._path)

@@ -1,0 +1,249 @@
+"""`plan(config, device)`: bytes, whether they fit, what to change if not, and how long and how much it takes.
+
+Arithmetic only: no torch, no network, nothing downloaded. A Hub id of the family is known from the family table; a local
+folder is read through its `config.json`.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import gemma_ops
+from gemma_ops import devices, family
+from gemma_ops.config import RunConfig
+from gemma_ops.devices import Device
+from gemma_ops.errors import ModelError
+from gemma_ops.family import Shape, Size
+from gemma_ops.planning import memory, rows, speed
+from gemma_ops.planning.memory import GIB, Part, Step
+from gemma_ops.planning.rows import Rows
+from gemma_ops.planning.speed import Speed, Work
+
+_GROUPED, _PACKED = 1.05, 1.01
+"""Slots per token left when rows of like length share a micro-batch, and when rows are packed: measured on 20,000 rows of
+log-normal length."""
+
+Fits = Literal["yes", "tight", "no"]
+
+
+@dataclass(frozen=True)
+class Change:
+    """One way to make a run fit, or faster."""
+
+    what: str
+    cost: str
+    sets: tuple[str, ...]
+    """For `--set`."""
+    device: str | None
+    """For `--device`, when the way out is another machine."""
+    after: Plan
+    """The plan with the change made."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a configuration needs of a device."""
+
+    name: str
+    model: str
+    size: str | None
+    device: Device
+    parts: tuple[Part, ...]
+    rows: Rows
+    speed: Speed | None
+    work: Work
+    tokens: float
+    """Tokens trained on in all, or a million where neither steps nor data say."""
+    per_million: bool
+    download: int
+    """Bytes to fetch: the bf16 checkpoint, towers included; 0 where it is here already."""
+    notes: tuple[str, ...]
+    changes: tuple[Change, ...] = ()
+    """What would make it fit, the cheapest first; empty when it does."""
+    faster: Change | None = None
+    """A change that leaves the result alone, still fits and saves a sixth of the time or more."""
+
+    @property
+    def total(self) -> float:
+        """Bytes on the device at the peak of a step."""
+        return sum(part.bytes for part in self.parts)
+
+    @property
+    def spread(self) -> float:
+        """Half-width of the uncertainty of `total`, in bytes."""
+        return memory.spread(list(self.parts))
+
+    @property
+    def fits(self) -> Fits:
+        """`yes` when it fits at the upper end of the uncertainty, `tight` when only the estimate itself does."""
+        room = self.device.memory * GIB
+        return "yes" if self.total + self.spread <= room else "tight" if self.total <= room else "no"
+
+    @property
+    def seconds(self) -> float | None:
+        return self.tokens / self.speed.tokens_per_second if self.speed else None
+
+    @property
+    def dollars(self) -> float | None:
+        return self.seconds / 3600 * self.device.dollars if self.seconds is not None and self.device.dollars else None
+
+    def lines(self) -> list[str]:
+        """For a person: the verdict, the table, the one change, time and cost."""
+        from gemma_ops.planning.text import lines
+
+        return lines(self)
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, with bytes as integers and numbers unrounded in their units."""
+        return {
+            "name": self.name,
+            "model": self.model,
+            "size": self.size,
+            "device": {"key": self.device.key, "name": self.device.name, "memory_bytes": int(self.device.memory * GIB)},
+            "fits": self.fits,
+            "total_bytes": int(self.total),
+            "uncertainty_bytes": int(self.spread),
+            "parts": [asdict(part) | {"bytes": int(part.bytes)} for part in self.parts],
+            "download_bytes": self.download,
+            "data": {
+                "rows": self.rows.count,
+                "tokens_per_row": self.rows.mean,
+                "longest_row": self.rows.longest,
+                "loss_share": self.rows.scored,
+                "source": self.rows.source,
+            },
+            "flops_per_token": asdict(self.work),
+            "tokens": self.tokens,
+            "per_million": self.per_million,
+            "speed": asdict(self.speed) if self.speed else None,
+            "seconds": self.seconds,
+            "dollars": self.dollars,
+            "prices_as_of": devices.PRICES_AS_OF if self.dollars is not None else None,
+            "notes": list(self.notes),
+            "changes": [_change(change) for change in self.changes],
+            "faster": _change(self.faster) if self.faster else None,
+        }
+
+
+def plan(config: RunConfig, device: str | None = None) -> Plan:
+    """Plan the training of `config` on a device of `devices.DEVICES`, `cpu`, or (None) the one this machine has.
+
+    Raises ConfigError for an unknown device or Hub id, ModelError for a folder that holds no Gemma 4.
+    """
+    from gemma_ops.planning import advice
+
+    target = pick(config, device)
+    first = measure(config, target)
+    if first.fits == "yes":
+        return replace(first, faster=advice.faster(config, target, first))
+    return replace(first, changes=advice.changes(config, target))
+
+
+def measure(config: RunConfig, target: Device) -> Plan:
+    """The plan without advice."""
+    shape, size = resolve(config.model.base)
+    found = rows.find(config, shape.vocab)
+    train = config.train
+    step = Step(
+        weights=train.weights,
+        rank=train.lora.rank,
+        linears=tuple(family.lora_linears(shape, train.lora.targets)),
+        micro_batch=1 if train.packing else train.micro_batch,
+        length=train.max_length if train.packing else found.longest,
+        checkpointing=train.checkpointing,
+        triton=target.cuda,
+        fused_attention=target.bf16,
+    )
+    mean = float(train.max_length) if train.packing else found.mean
+    grouped = train.trl.get("train_sampling_strategy") == "group_by_length"
+    padded = _PACKED if train.packing else found.padding(step.micro_batch)
+    if grouped:
+        padded = min(_GROUPED, padded)
+    return Plan(
+        name=config.name,
+        model=config.model.base,
+        size=size.key if size else None,
+        device=target,
+        parts=tuple(memory.parts(shape, step, cuda=target.cuda)),
+        rows=found,
+        speed=speed.speed(shape, step, target, row=mean, scored=found.scored, padded=padded),
+        work=speed.work(shape, step, row=mean, scored=found.scored),
+        tokens=_tokens(config, found) or 1e6,
+        per_million=_tokens(config, found) is None,
+        download=2 * shape.counts().total if family.find(config.model.base) else 0,
+        notes=_notes(config, shape, target),
+    )
+
+
+def pick(config: RunConfig, device: str | None) -> Device:
+    """The device asked for, else the largest GPU present, else the CPU."""
+    if device:
+        return devices.get(device)
+    found = devices.present() if config.machine.device != "cpu" else []
+    return found[0] if found else devices.processor()
+
+
+def resolve(base: str) -> tuple[Shape, Size | None]:
+    """Dimensions of `model.base`: nano, a folder, or a Hub id of the family; and the size they are, if one of the five."""
+    folder = Path(gemma_ops.__file__).parent / "nano" / "weights" if base == "nano" else Path(base).expanduser()
+    if base != "nano" and not folder.is_dir():
+        size = family.by_repo(base)
+        return size.shape, size
+    try:
+        body = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"{folder} holds no readable config.json", "point model.base at a Hugging Face checkpoint folder"
+        ) from error
+    return Shape.from_config(body), family.SIZES.get(family.identify(body) or "")
+
+
+def _tokens(config: RunConfig, found: Rows) -> float | None:
+    """Tokens a run passes over: optimizer steps times rows, or epochs times the data; None where nothing says."""
+    train = config.train
+    if train.max_steps:
+        return train.max_steps * train.batch * (float(train.max_length) if train.packing else found.mean)
+    return found.tokens * train.epochs if found.tokens else None
+
+
+def _notes(config: RunConfig, shape: Shape, target: Device) -> tuple[str, ...]:
+    """What a reader must know about these numbers."""
+    notes = []
+    c = shape.counts()
+    if shape.experts and config.train.weights == "nf4":
+        notes.append(
+            f"the experts ({2 * c.experts / GIB:.1f} GiB) stay bf16: bitsandbytes quantizes nn.Linear only, "
+            "and they are 3-D parameters"
+        )
+    if c.per_layer_table and config.train.weights == "nf4":
+        notes.append(
+            f"the per-layer table ({2 * c.per_layer_table / GIB:.1f} GiB) is looked up, not multiplied: "
+            "it stays bf16 on the device"
+        )
+    if not target.bf16:
+        notes.append(
+            f"{target.name} has no bfloat16: it is emulated at float32 speed without a fused attention kernel; "
+            "float16 is no way out, Gemma 4 overflows in it"
+        )
+    if c.vision + c.audio:
+        notes.append(f"loaded for text: vision and audio ({2 * (c.vision + c.audio) / GIB:.1f} GiB) are left out")
+    if config.train.max_length > shape.context:
+        notes.append(f"train.max_length exceeds the model's context of {shape.context:,} tokens")
+    return tuple(notes)
+
+
+def _change(change: Change) -> dict[str, Any]:
+    after = change.after
+    return {
+        "what": change.what,
+        "cost": change.cost,
+        "set": list(change.sets),
+        "device": change.device,
+        "total_bytes": int(after.total),
+        "tokens_per_second": after.speed.tokens_per_second if after.speed else None,
+        "seconds": after.seconds,
+        "dollars": after.dollars,
+    }

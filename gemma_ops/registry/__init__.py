@@ -1,0 +1,100 @@
+"""The registry room: a run's live mirror in MLflow, versions with their lineage, and aliases that move for a reason.
+
+Nothing here imports MLflow: the functions hand over when they are called, so a kept step and `--help` cost nothing.
+
+    profile.py   where MLflow lives; preflight; the environment it reads      database.py  a fresh database, whole or not at all
+    live.py      the listener and its thread                                  sync.py, reading.py, describe.py, state.py  what it copies
+    registration.py  the step `register`                                          staging.py, manifest.py, card.py, evidence.py  what goes in
+    promotion.py  promote, rollback                                            ledger.py, lock.py, stored.py, overview.py
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gemma_ops.config import MachineConfig, RegisterConfig
+
+if TYPE_CHECKING:
+    from gemma_ops.registry.live import Mirror
+    from gemma_ops.registry.overview import Overview
+    from gemma_ops.registry.promotion import Promotion
+
+
+def register(
+    out: Path,
+    settings: RegisterConfig,
+    machine: MachineConfig,
+    *,
+    model: Path,
+    data: Path | None = None,
+    adapter: Path | None = None,
+    merged: Path | None = None,
+    quantized: Path | None = None,
+    evaluation: Path | None = None,
+) -> dict[str, float]:
+    """The step that makes one version of the registered model `settings.name`; see `registration.py`."""
+    from gemma_ops.registry.registration import register as run
+
+    return run(
+        out,
+        settings,
+        machine,
+        model=model,
+        data=data,
+        adapter=adapter,
+        merged=merged,
+        quantized=quantized,
+        evaluation=evaluation,
+    )
+
+
+def mirror(machine: MachineConfig, **options: Any) -> Mirror:
+    """The listener that mirrors a run in MLflow; does nothing when `machine.mlflow` is null."""
+    from gemma_ops.registry.live import Mirror as Listener
+
+    return Listener(machine, **options)
+
+
+def promote(
+    machine: MachineConfig,
+    name: str,
+    *,
+    to: str = "champion",
+    version: str | int | None = None,
+    reason: str,
+    override: str | None = None,
+    expect: str | int | None = None,
+) -> Promotion:
+    """Point an alias at a version whose verdict passed and whose bytes are as registered; see `promotion.py`."""
+    from gemma_ops.registry.promotion import promote as run
+
+    return run(machine, name, to=to, version=version, reason=reason, override=override, expect=expect)
+
+
+def rollback(machine: MachineConfig, name: str, *, alias: str = "champion", reason: str) -> Promotion:
+    """Point an alias back at the version it stood at before; see `promotion.py`."""
+    from gemma_ops.registry.promotion import rollback as run
+
+    return run(machine, name, alias=alias, reason=reason)
+
+
+def show(machine: MachineConfig, name: str) -> Overview:
+    """Versions, aliases, verdicts, metrics and the end of the ledger; see `overview.py`."""
+    from gemma_ops.registry.overview import show as run
+
+    return run(machine, name)
+
+
+def history(machine: MachineConfig, name: str) -> list[dict[str, Any]]:
+    """All ledger entries of a model, oldest first, after checking their chain."""
+    from gemma_ops.registry.overview import history as run
+
+    return run(machine, name)
+
+
+def verify_ledger(machine: MachineConfig, name: str) -> str | None:
+    """The hash of the last entry of an unbroken ledger. Raises GateError where it breaks."""
+    from gemma_ops.registry.overview import verify_ledger as run
+
+    return run(machine, name)

@@ -1,0 +1,252 @@
+"""The model card of a version, and the short text MLflow shows on its page.
+
+Everything in it comes from the manifest and the evidence; what is unknown is said to be unknown.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gemma_ops.registry.evidence import Evidence, Figure
+
+_LICENCE = (
+    "The base model is Gemma 4, released by Google under the Apache License 2.0; these weights are a modification of it and "
+    "carry the same licence. The training data has terms of its own."
+)
+_ELSEWHERE = (
+    "Nothing is known about its answers elsewhere: fine-tuning on one domain can cost abilities in others, safety behaviour "
+    "among them."
+)
+_WORDS = {
+    "pass": "passed every gate",
+    "fail": "failed a gate",
+    "inconclusive": "is inconclusive: the evidence shows neither that it is good enough nor that it is not",
+    "ungated": "was measured, but no gate was asked",
+}
+
+
+def write(manifest: dict[str, Any], found: Evidence | None, description: str) -> str:
+    """The card as markdown with the YAML head model hubs read."""
+    subject = manifest["subject"]
+    parts = [
+        _head(subject),
+        f"# {subject['name']}",
+        introduction(subject, description),
+        "## Verdict",
+        headline(found),
+        "## Evaluation",
+        _figures(found),
+        "## Training data",
+        _data(subject["data"]),
+        "## How it was made",
+        _making(manifest),
+        "## Intended use and limits",
+        _limits(subject, found),
+        "## Loading and serving",
+        _serving(subject),
+        "## Files",
+        _files(subject),
+        "## Licence",
+        _LICENCE,
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def introduction(subject: dict[str, Any], description: str) -> str:
+    """What the model is: the user's words, or what can be said without them."""
+    base = subject["base"]
+    return description or f"{base['id']} (Gemma 4{_size(base)}), adapted to one task with gemma-ops."
+
+
+def headline(found: Evidence | None) -> str:
+    """The verdict in one plain line, the gates as a list, the primary figures as a table.
+
+    MLflow shows the first line in the list of versions, unrendered, so it carries no markup.
+    """
+    if found is None:
+        return "Not evaluated."
+    lines = [f"{found.outcome.capitalize()}: this version {_WORDS.get(found.outcome, found.outcome)}."]
+    if found.gates:
+        lines += ["", *(f"- {gate.outcome}: {gate.words}" for gate in found.gates)]
+    for task in found.tasks:
+        primary = [figure for target in found.targets if (figure := found.primary(target, task.name))]
+        if primary:
+            first = primary[0]
+            lines += [
+                "",
+                f"| {task.name}: {first.metric} | value [{found.confidence:.0%} interval] | n |",
+                "|---|---|---|",
+            ]
+            lines += [f"| {figure.target} | {figure.text} | {figure.n:,} |" for figure in primary]
+            lines += [
+                f"| {figure.target} − {figure.versus} | {figure.text} | {figure.n:,} |"
+                for figure in found.differences
+                if (figure.task, figure.metric) == (first.task, first.metric)
+            ]
+    return "\n".join(lines)
+
+
+def tags(manifest: dict[str, Any], found: Evidence | None) -> dict[str, str]:
+    """What a reviewer sees beside a version on the Models page, in this order; short enough to stay on one line."""
+    subject = manifest["subject"]
+    shown = {"verdict": found.outcome if found else "not evaluated"}
+    figure = best(found)
+    if found and figure:
+        shown[figure.metric] = figure.text
+        rival = next((other for other in found.differences if _same(other, figure)), None)
+        if rival:
+            shown[f"vs {rival.versus}"] = rival.text
+    revision = subject["base"]["revision"]
+    return shown | {
+        "base": subject["base"]["id"] + (f"@{revision[:8]}" if revision else ""),
+        "carries": ", ".join(carried(subject)),
+        "adapter": subject["adapter"]["digest"][:12] if subject["adapter"] else "none",
+        "data": subject["data"]["digest"][:12] if subject["data"] else "none",
+        "gemma_ops.manifest": manifest["digest"],
+    }
+
+
+def carried(subject: dict[str, Any]) -> list[str]:
+    """What the version holds, in the words of `register.artifacts`."""
+    names: dict[str, None] = {}
+    for path in subject["files"]:
+        top, _, rest = path.partition("/")
+        if top == "quantized":
+            names[rest.partition("/")[0]] = None
+        elif rest:
+            names[top] = None
+    return list(names)
+
+
+def best(found: Evidence | None) -> Figure | None:
+    """The primary figure of what was tuned, else of the first target that isn't the base, on the first task."""
+    if not found or not found.tasks:
+        return None
+    order = ("tuned", *(target for target in found.targets if target != "base"), *found.targets)
+    return next((figure for target in order if (figure := found.primary(target, found.tasks[0].name))), None)
+
+
+def _same(other: Figure, figure: Figure) -> bool:
+    return (other.task, other.target, other.metric) == (figure.task, figure.target, figure.metric)
+
+
+def _size(base: dict[str, Any]) -> str:
+    return f" {base['size'].upper()}" if base["size"] else ""
+
+
+def _head(subject: dict[str, Any]) -> str:
+    base = subject["base"]
+    lines = [
+        "---",
+        "license: apache-2.0",
+        f"base_model: {base['id']}",
+        "library_name: peft",
+        "tags: [gemma4, gemma-ops]",
+        "---",
+    ]
+    if not subject["adapter"]:
+        lines.remove("library_name: peft")
+    return "\n".join(lines)
+
+
+def _figures(found: Evidence | None) -> str:
+    """Per task one table of metrics by target, and one of the paired differences."""
+    if found is None:
+        return "None."
+    parts = [f"Intervals are {found.confidence:.0%}."]
+    for task in found.tasks:
+        rows = [figure for figure in found.figures if figure.task == task.name]
+        targets = [target for target in found.targets if any(figure.target == target for figure in rows)]
+        cells = {(figure.metric, figure.target): figure.text for figure in rows}
+        lines = [f"### {task.name}: {task.rows:,} questions (`{task.digest[:12]}`)", ""]
+        lines += [_row(["metric", *targets]), _row(["---"] * (len(targets) + 1))]
+        for metric in dict.fromkeys(figure.metric for figure in rows):
+            lines.append(_row([metric, *(cells.get((metric, target), "not scored") for target in targets)]))
+        pairs = [figure for figure in found.differences if figure.task == task.name]
+        if pairs:
+            lines += ["", _row(["paired difference", pairs[0].metric, "n"]), _row(["---"] * 3)]
+            lines += [_row([f"{pair.target} − {pair.versus}", pair.text, f"{pair.n:,}"]) for pair in pairs]
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def _row(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _data(data: dict[str, Any] | None) -> str:
+    if data is None:
+        return "None: the weights are those of the base."
+    files = "; ".join(f"{name} {file['rows']:,} rows (`{file['sha256'][:12]}`)" for name, file in data["files"].items())
+    privacy = ", ".join(f"{count:,} {label}" for label, count in sorted(data["privacy"].items()))
+    sources = ", ".join(f"{name} ({count:,})" for name, count in data["sources"].items())
+    return f"{files}. Privacy classes: {privacy}. Sources: {sources}. Digest `{data['digest']}`."
+
+
+def _making(manifest: dict[str, Any]) -> str:
+    subject, made = manifest["subject"], manifest["made"]
+    train = subject["settings"].get("train", {})
+    lines = [
+        f"- Base: {subject['base']['id']}, revision {subject['base']['revision'] or 'not versioned; see the file digests in manifest.json'}"
+    ]
+    if subject["adapter"]:
+        rate = train.get("learning_rate") or "the size's default"
+        lines.append(
+            f"- Adapter: LoRA rank {subject['adapter']['rank']}, alpha {subject['adapter']['alpha']}, base held in "
+            f"{train.get('weights', 'unknown')}, learning rate {rate}, seed {subject['seed']}"
+        )
+    state = {True: " with uncommitted changes", False: "", None: ""}[made["dirty"]]
+    packages = ", ".join(f"{name} {number}" for name, number in made["packages"].items())
+    return "\n".join(
+        [
+            *lines,
+            f"- Configuration digest: `{subject['config']}`",
+            f"- Manifest digest: `{manifest['digest']}`",
+            f"- Code: gemma-ops {made['gemma_ops']}, commit {made['commit'] or 'unknown'}{state}; Python {made['python']}, {packages}",
+        ]
+    )
+
+
+def _limits(subject: dict[str, Any], found: Evidence | None) -> str:
+    asked = ", ".join(task.name for task in found.tasks) if found else ""
+    lines = [f"Meant for the task it was tuned and evaluated on{f' ({asked})' if asked else ''}. {_ELSEWHERE}"]
+    unmeasured = [
+        name for name in carried(subject) if found and name in ("q8_0", "q4_0", "bf16") and name not in found.targets
+    ]
+    if unmeasured:
+        lines.append(f"Not evaluated in the form that is served: {', '.join(unmeasured)}.")
+    if subject["data"] and subject["data"]["privacy"].get("local_only"):
+        lines.append(
+            "Trained on rows that may not leave the machine: weights can repeat what they were trained on, so treat them alike."
+        )
+    return "\n\n".join(lines)
+
+
+def _serving(subject: dict[str, Any]) -> str:
+    parts = []
+    if subject["adapter"]:
+        parts.append(
+            "The adapter, on the base with the digests in `manifest.json`:\n\n```python\n"
+            "from peft import PeftModel\nfrom transformers import AutoModelForImageTextToText\n\n"
+            f'base = AutoModelForImageTextToText.from_pretrained("{_loadable(subject["base"]["id"])}", dtype="bfloat16")\n'
+            'model = PeftModel.from_pretrained(base, "adapter")\n```'
+        )
+    parts += [
+        f"{name} in llama.cpp:\n\n```\nllama-server -m quantized/{name}/model.gguf --jinja\n```"
+        for name in carried(subject)
+        if f"quantized/{name}/model.gguf" in subject["files"]
+    ]
+    parts.append("Use the base's chat template as it is: the training rows were rendered with it.")
+    return "\n\n".join(parts)
+
+
+def _loadable(base: str) -> str:
+    """A Hub id as it is; a local model by the folder the reader has it in."""
+    return base if "/" in base else f"path/to/{base}"
+
+
+def _files(subject: dict[str, Any]) -> str:
+    lines = ["| file | bytes | sha256 |", "|---|---|---|"]
+    return "\n".join(
+        lines + [f"| {name} | {file['bytes']:,} | `{file['sha256']}` |" for name, file in subject["files"].items()]
+    )

@@ -1,0 +1,149 @@
+"""What a run shows in MLflow besides its curves: settings, provenance, data, the files and the note a reviewer reads."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from gemma_ops import __version__, digest
+from gemma_ops.registry import card, evidence, reading
+from gemma_ops.registry import state as memory
+from gemma_ops.registry.profile import Tracking
+
+# What a reviewer wants beside the numbers: {file in the run folder: its path in MLflow, under the same file name}.
+FILES = {
+    "config.json": "config.json",
+    "prepare/card.md": "data/card.md",
+    "prepare/report.json": "data/report.json",
+    "evaluate/verdict.json": "verdict.json",
+    "evaluate/report.html": "report.html",
+    "evaluate/summary.md": "summary.md",
+    "register/card.md": "card.md",
+    "register/manifest.json": "manifest.json",
+}
+# Those that may quote rows of the data: kept here when a row may not leave the machine and MLflow is another one.
+QUOTING = frozenset({"prepare/report.json", "evaluate/report.html"})
+_PARAMS = 100  # MLflow's limit on parameters in one call
+_DIGEST = 36  # and on the characters of a data set's digest
+
+
+def settings(tracking: Tracking, run: Path, run_id: str) -> None:
+    """The parameters and the provenance of the parent run. Parameters never change: other settings get another run."""
+    config = memory.config_of(run)
+    shown = {
+        str(key): config[key] for key in ("recipe", "model", "data", "train", "quantize", "evaluate") if key in config
+    }
+    params(tracking, run_id, reading.flatten(shown))
+    tags(tracking, run_id, {"gemma_ops.version": __version__, "gemma_ops.config": digest.of_json(config), **git()})
+
+
+def step(tracking: Tracking, run_id: str, name: str, identity: dict[str, Any]) -> None:
+    """The settings and inputs of one step, as they stand in its fingerprint."""
+    params(tracking, run_id, reading.flatten(identity.get("settings") or {}))
+    inputs = reading.flatten(identity.get("inputs") or {}, "gemma_ops.input.")
+    tags(tracking, run_id, {"gemma_ops.step": name, **inputs})
+
+
+def datasets(tracking: Tracking, run: Path, step_name: str, run_id: str) -> None:
+    """The data a run used, under our own digests.
+
+    MLflow's digest leaves out columns that are lists, so any two chat data sets of five rows look the same to it.
+    """
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    inputs = []
+    prepared = reading.load(run / "prepare" / "artifact.json") if step_name in ("prepare", "train") else None
+    for file, context in (("train.jsonl", "training"), ("valid.jsonl", "validation")):
+        if prepared and file in prepared["files"]:
+            sha256 = prepared["files"][file]["sha256"]
+            source = json.dumps({"uri": f"{run.name}/prepare/{file}"})
+            data = Dataset(
+                f"{run.name} {context}", sha256[:_DIGEST], "local", source, profile=_profile(run / "prepare" / file)
+            )
+            inputs.append(DatasetInput(data, [InputTag("mlflow.data.context", context), InputTag("sha256", sha256)]))
+    found = evidence.read(run / "evaluate") if step_name == "evaluate" else None
+    for task in found.tasks if found else ():
+        profile = json.dumps({"num_rows": task.rows})
+        data = Dataset(
+            task.name, task.digest[:_DIGEST], "local", json.dumps({"uri": f"eval/{task.name}"}), profile=profile
+        )
+        inputs.append(
+            DatasetInput(data, [InputTag("mlflow.data.context", "evaluation"), InputTag("sha256", task.digest)])
+        )
+    if inputs:
+        tracking.client.log_inputs(run_id, inputs)
+
+
+def outcome(tracking: Tracking, run: Path, state: memory.State, error: str | None) -> None:
+    """Files, verdict and note of a run that has ended."""
+    run_id = state["run_id"]
+    withheld = tracking.place.leaves_machine and _local_only(run)
+    for name, stored in FILES.items():
+        file = run / name
+        if not file.exists() or (withheld and name in QUOTING):
+            continue
+        sha256 = digest.of_file(file)
+        if state["files"].get(stored) != sha256:
+            tracking.client.log_artifact(run_id, str(file), stored.rpartition("/")[0] or None)
+            state["files"][stored] = sha256
+            memory.write(run, tracking.place, state)
+    found = evidence.read(run / "evaluate")
+    note = card.headline(found) if found else ""
+    if withheld:
+        note += "\n\nThe report stays on the machine that made it: its rows are `local_only`."
+    labels = {
+        "gemma_ops.error": error or "",
+        "mlflow.note.content": note.strip(),
+        "verdict": found.outcome if found else "",
+    }
+    tags(tracking, run_id, {key: value for key, value in labels.items() if value})
+    if not error and "gemma_ops.error" in tracking.client.get_run(run_id).data.tags:
+        tracking.client.delete_tag(run_id, "gemma_ops.error")
+
+
+def params(tracking: Tracking, run_id: str, values: dict[str, str]) -> None:
+    """Log parameters; repeating the same values is allowed by MLflow."""
+    from mlflow.entities import Param
+
+    items = [Param(key, value) for key, value in values.items()]
+    for start in range(0, len(items), _PARAMS):
+        tracking.client.log_batch(run_id, params=items[start : start + _PARAMS])
+
+
+def tags(tracking: Tracking, run_id: str, values: dict[str, str]) -> None:
+    """Set tags, replacing earlier values."""
+    from mlflow.entities import RunTag
+
+    tracking.client.log_batch(run_id, tags=[RunTag(key, value) for key, value in values.items()])
+
+
+def git() -> dict[str, str]:
+    """Commit and state of the working folder's repository; empty outside one or without git."""
+    commit = _git("rev-parse", "HEAD")
+    if not commit:
+        return {}
+    dirty = bool(_git("status", "--porcelain", "--untracked-files=no"))
+    return {"mlflow.source.git.commit": commit, "gemma_ops.git_dirty": str(dirty).lower()}
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _profile(file: Path) -> str | None:
+    if not file.exists():
+        return None
+    with file.open("rb") as lines:
+        return json.dumps({"num_rows": sum(1 for _ in lines)})
+
+
+def _local_only(run: Path) -> bool:
+    """Whether any row of this run may not leave the machine; assumed when the rows can't be seen."""
+    counts = reading.privacy_of(run)
+    return not counts or "local_only" in counts

@@ -1,0 +1,215 @@
+"""The manifest of a version: everything that made it, by digest.
+
+`subject` is a pure function of the artifacts, so its digest names the version: registering the same artifacts again finds it.
+`made` says which code and packages wrote it down; it is evidence and not identity, because a commit in between must not
+turn the same bytes into another version.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from gemma_ops import __version__, digest
+from gemma_ops.config import RegisterConfig
+from gemma_ops.errors import DataError, ModelError, OpsError
+from gemma_ops.registry import evidence, reading
+from gemma_ops.registry.describe import git
+
+SCHEMA = "gemma-ops/manifest@1"
+_PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "tokenizers", "gguf", "mlflow", "xllamacpp")
+# What promotion asks for, and how a person would say it.
+REQUIRED = {
+    "base.id": "the base model",
+    "base.files": "the digests of the base's files",
+    "template": "the chat template",
+    "data.digest": "the training data",
+    "data.rows": "the number of training rows",
+    "data.privacy": "the privacy classes of the training rows",
+    "config": "the configuration",
+    "seed": "the seed",
+    "files": "the digests of the version's files",
+    "evaluation.verdict_sha256": "the verdict",
+    "evaluation.tasks": "the digests of the evaluation tasks",
+}
+
+
+def build(
+    settings: RegisterConfig,
+    files: dict[str, Path],
+    *,
+    model: Path,
+    data: Path | None = None,
+    adapter: Path | None = None,
+    merged: Path | None = None,
+    quantized: Path | None = None,
+    evaluation: Path | None = None,
+) -> dict[str, Any]:
+    """The manifest of a version that carries `files` ({path in the version: file}).
+
+    Raises DataError when an artifact was made from another one than those given here: then the evaluation would speak of
+    another model.
+    """
+    inputs = {
+        "model": model,
+        "data": data,
+        "adapter": adapter,
+        "merged": merged,
+        "quantized": quantized,
+        "evaluation": evaluation,
+    }
+    artifacts = {key: _artifact(path) for key, path in inputs.items() if path is not None}
+    _check_chain(artifacts)
+    made_with = {str(body["step"]): body["settings"] for body in artifacts.values()}
+    subject = {
+        "name": settings.name,
+        "base": _base(model),
+        "template": _base(model)["files"].get("chat_template.jinja"),
+        "data": _data(data, artifacts["data"]) if data else None,
+        "adapter": _adapter(adapter, artifacts["adapter"]) if adapter else None,
+        "merged": {"digest": artifacts["merged"]["digest"]} if merged else None,
+        "quantized": _quantized(quantized, artifacts["quantized"]) if quantized else None,
+        "settings": made_with,
+        "config": digest.of_json(made_with),
+        "seed": (made_with.get("train") or made_with.get("evaluate") or {}).get("seed"),
+        "evaluation": _evaluation(evaluation, artifacts["evaluation"]) if evaluation else None,
+        "files": {
+            name: {"sha256": digest.of_file(file), "bytes": file.stat().st_size} for name, file in sorted(files.items())
+        },
+    }
+    packages = {}
+    for name in _PACKAGES:
+        try:
+            packages[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    commit = git()
+    return {
+        "schema": SCHEMA,
+        "digest": digest.of_json(subject),
+        "subject": subject,
+        "made": {
+            "gemma_ops": __version__,
+            "commit": commit.get("mlflow.source.git.commit"),
+            "dirty": {"true": True, "false": False}.get(commit.get("gemma_ops.git_dirty", "")),
+            "python": platform.python_version(),
+            "packages": packages,
+        },
+    }
+
+
+def check(body: dict[str, Any]) -> str:
+    """The digest of a manifest, after recomputing it. Raises OpsError when the manifest is not what it says."""
+    if body.get("schema") != SCHEMA or digest.of_json(body.get("subject", {})) != body.get("digest"):
+        raise OpsError("the manifest was changed: its digest differs", "register the version again")
+    return str(body["digest"])
+
+
+def missing(body: dict[str, Any]) -> list[str]:
+    """What the lineage lacks, in words; empty when it is complete."""
+    lacking = []
+    for path, words in REQUIRED.items():
+        value: Any = body["subject"]
+        for key in path.split("."):
+            value = value.get(key) if isinstance(value, dict) else None
+        if value in (None, "", {}, []):
+            lacking.append(words)
+    if not (body["subject"]["adapter"] or body["subject"]["merged"] or body["subject"]["quantized"]):
+        lacking.append("any weights")
+    return lacking
+
+
+def _artifact(path: Path) -> dict[str, Any]:
+    body = reading.load(path / "artifact.json")
+    if body is None:
+        raise ModelError(
+            f"{path} is no finished step: it has no artifact.json", "run the steps before this one to their end"
+        )
+    return body
+
+
+def _check_chain(artifacts: dict[str, dict[str, Any]]) -> None:
+    """Every artifact must have been made from the very artifacts registered with it, as far as both are given."""
+    # What a step calls its input, and which of ours may stand behind that name.
+    names = {key: (key,) for key in artifacts} | {
+        "base": ("model",),
+        "model": ("model", "merged"),
+        "tuned": ("merged", "adapter"),
+    }
+    for body in artifacts.values():
+        for role, found in (body.get("inputs") or {}).items():
+            known = names.get(role, ())
+            expected = [artifacts[key]["digest"] for key in known if key in artifacts]
+            if expected and len(expected) == len(known) and found not in expected:
+                raise DataError(
+                    f"{body['step']} was made from another {role} ({found[:12]}) than the one to be registered ({expected[0][:12]})",
+                    f"make it again: --redo {body['step']}",
+                )
+
+
+def _base(model: Path) -> dict[str, Any]:
+    body = reading.load(model / "model.json")
+    if body is None:
+        raise ModelError(
+            f"{model} holds no model.json", "run the step that fetches the model again: --redo " + model.name
+        )
+    return {key: body.get(key) for key in ("id", "revision", "size", "files")}
+
+
+def _data(data: Path, artifact: dict[str, Any]) -> dict[str, Any]:
+    files, privacy, sources = {}, dict[str, int](), dict[str, int]()
+    for name in ("train.jsonl", "valid.jsonl"):
+        if name not in artifact["files"]:
+            continue
+        rows = 0
+        for row, _ in reading.records(data / name):
+            rows += 1
+            label, source = str(row.get("privacy", "unknown")), str(row.get("source", "unknown")).rpartition(":")[0]
+            privacy[label] = privacy.get(label, 0) + 1
+            sources[source or "unknown"] = sources.get(source or "unknown", 0) + 1
+        files[name] = {"sha256": artifact["files"][name]["sha256"], "rows": rows}
+    top = dict(sorted(sources.items(), key=lambda item: (-item[1], item[0]))[:20])
+    return {
+        "digest": artifact["digest"],
+        "files": files,
+        "rows": sum(file["rows"] for file in files.values()),
+        "privacy": privacy,
+        "sources": top,
+    }
+
+
+def _adapter(adapter: Path, artifact: dict[str, Any]) -> dict[str, Any]:
+    config = json.loads((adapter / "adapter" / "adapter_config.json").read_text(encoding="utf-8"))
+    weights = artifact["files"]["adapter/adapter_model.safetensors"]
+    return {
+        "digest": artifact["digest"],
+        "sha256": weights["sha256"],
+        "bytes": weights["bytes"],
+        "rank": config.get("r"),
+        "alpha": config.get("lora_alpha"),
+        "metrics": artifact["metrics"],
+    }
+
+
+def _quantized(quantized: Path, artifact: dict[str, Any]) -> dict[str, Any]:
+    found = {}
+    for name, file in artifact["files"].items():
+        form, _, base = name.partition("/")
+        if base == "model.gguf":
+            found[form] = {"sha256": file["sha256"], "bytes": file["bytes"]}
+    return {"digest": artifact["digest"], "formats": found}
+
+
+def _evaluation(evaluation: Path, artifact: dict[str, Any]) -> dict[str, Any]:
+    found = evidence.read(evaluation)
+    if found is None:
+        raise DataError(f"{evaluation} holds no verdict.json", "evaluate again: --redo evaluate")
+    return {
+        "digest": artifact["digest"],
+        "verdict": found.outcome,
+        "verdict_sha256": artifact["files"]["verdict.json"]["sha256"],
+        "tasks": {task.name: {"digest": task.digest, "rows": task.rows} for task in found.tasks},
+    }

@@ -1,0 +1,139 @@
+"""What the registry knows of a model: as plain data, and as the lines a person reads."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from gemma_ops.config import MachineConfig
+from gemma_ops.registry import ledger, profile, stored
+from gemma_ops.registry.ledger import Entry, Ledger
+from gemma_ops.registry.profile import Tracking
+
+_TAIL = 10
+_COLUMNS = 6
+
+
+@dataclass(frozen=True)
+class Overview:
+    """Versions (newest first) with aliases, verdict, tags and metrics; aliases; the last entries of the ledger.
+
+    `ledger_head` is the hash of the last entry: kept elsewhere, it shows later whether the ledger's tail was cut off.
+    """
+
+    name: str
+    tracking_uri: str
+    aliases: dict[str, str]
+    versions: list[dict[str, Any]]
+    moved_without_ledger: list[str]
+    interrupted: list[str]
+    ledger: list[Entry]
+    ledger_entries: int
+    ledger_head: str | None
+    ledger_at: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, as JSON objects."""
+        return dict(vars(self))
+
+    def lines(self) -> list[str]:
+        """A table of the versions, then the ledger's end."""
+        rows = [["version", "registered", "verdict", "measured", "carries", "aliases"]]
+        for version in self.versions:
+            tags = version["tags"]
+            at = time.strftime("%Y-%m-%d %H:%M", time.gmtime(version["created_ms"] / 1000))
+            measured = next((f"{key} {value}" for key, value in tags.items() if "[" in value and key[:3] != "vs "), "")
+            rows.append(
+                [
+                    version["version"],
+                    at,
+                    version["verdict"] + (" (overridden)" if "override" in tags else ""),
+                    measured,
+                    tags.get("carries", ""),
+                    ", ".join(version["aliases"]),
+                ]
+            )
+        widths = [max(len(row[column]) for row in rows) for column in range(_COLUMNS)]
+        text = [f"{self.name}  ({self.tracking_uri})"]
+        text += [
+            "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+            for row in rows
+        ]
+        text += [
+            f"  {alias} was moved without gemma-ops: the ledger doesn't know why" for alias in self.moved_without_ledger
+        ]
+        text += [f"  a move of {alias} was interrupted: repeat the command to finish it" for alias in self.interrupted]
+        moves = [entry for entry in self.ledger if entry["kind"] == "done"]
+        if moves:
+            text.append(f"ledger  {self.ledger_at}, {self.ledger_entries} entries, last {str(self.ledger_head)[:12]}")
+            text += [f"  {entry['at']}  {entry['who']}  {move(entry)}" for entry in moves]
+        return text
+
+
+def move(entry: Entry) -> str:
+    """A ledger entry in words: `promote champion 1 → 2: better on every slice`."""
+    override = f" (verdict {entry['verdict']}, overridden: {entry['override']})" if entry["override"] else ""
+    return f"{entry['action']} {entry['alias']} {entry['from'] or 'none'} → {entry['to']}: {entry['reason']}{override}"
+
+
+def show(machine: MachineConfig, name: str) -> Overview:
+    """Look a model up. Raises OpsError when there is no such model, GateError when the ledger's chain is broken."""
+    tracking = profile.connect(machine)
+    with profile.calls(tracking.place):
+        aliases = {alias: str(number) for alias, number in stored.model(tracking, name).aliases.items()}
+        book = Ledger(tracking, name)
+        entries = book.entries()
+        interrupted = [
+            alias for alias in dict.fromkeys(entry["alias"] for entry in entries) if ledger.pending(entries, alias)
+        ]
+        moved = [
+            alias
+            for alias, number in aliases.items()
+            if ledger.trail(entries, alias)[-1:] != [number] and alias not in interrupted
+        ]
+        return Overview(
+            name,
+            tracking.place.uri,
+            aliases,
+            [_version(tracking, found, aliases) for found in stored.versions(tracking, name)],
+            moved,
+            interrupted,
+            entries[-_TAIL:],
+            len(entries),
+            entries[-1]["hash"] if entries else None,
+            book.shelf.at,
+        )
+
+
+def history(machine: MachineConfig, name: str) -> list[Entry]:
+    """Every entry of the model's ledger, oldest first, after checking the chain."""
+    tracking = profile.connect(machine)
+    with profile.calls(tracking.place):
+        stored.model(tracking, name)
+        return Ledger(tracking, name).entries()
+
+
+def verify_ledger(machine: MachineConfig, name: str) -> str | None:
+    """The hash of the last entry of an unbroken ledger, None for an empty one. Raises GateError where it breaks."""
+    entries = history(machine, name)
+    return str(entries[-1]["hash"]) if entries else None
+
+
+def _version(tracking: Tracking, found: Any, aliases: dict[str, str]) -> dict[str, Any]:
+    number = str(found.version)
+    metrics: dict[str, float] = {}
+    source = str(found.source or "")
+    if source.startswith("models:/m-"):
+        logged = tracking.client.get_logged_model(source.removeprefix("models:/"))
+        metrics = {metric.key: metric.value for metric in logged.metrics or []}
+    return {
+        "version": number,
+        "aliases": sorted(alias for alias, at in aliases.items() if at == number),
+        "verdict": found.tags.get("verdict", "unknown"),
+        "tags": {key: value for key, value in sorted(found.tags.items()) if not key.startswith("gemma_ops.")},
+        "manifest": found.tags.get(stored.TAG),
+        "metrics": dict(sorted(metrics.items())),
+        "run_id": found.run_id,
+        "created_ms": found.creation_timestamp,
+    }

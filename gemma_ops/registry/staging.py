@@ -1,0 +1,74 @@
+"""Which files of the artifacts go into a version, and under which names.
+
+Only what can't run code and is needed to use or judge the version: trainers leave pickles and notes with local paths in
+their output folders. The staged tree holds symbolic links, so that a 60 GB checkpoint isn't copied to be copied again.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from gemma_ops.config import RegisterConfig
+from gemma_ops.errors import DataError, ModelError
+
+ALLOWED = frozenset({".safetensors", ".gguf", ".json", ".jinja", ".txt", ".md"})
+# Of our own steps: how a folder was made stands in the manifest.
+_LEFT_OUT = frozenset({"artifact.json", "fingerprint.json"})
+
+
+def select(
+    settings: RegisterConfig,
+    *,
+    adapter: Path | None = None,
+    merged: Path | None = None,
+    quantized: Path | None = None,
+    evaluation: Path | None = None,
+) -> dict[str, Path]:
+    """{path in the version: file} for what `register.artifacts` names and the run has made.
+
+    Something named that no step of the recipe makes is left out (a recipe without training has no adapter); something a
+    step should have made and didn't raises ModelError. Raises DataError for a file of a kind that isn't allowed.
+    """
+    chosen: dict[str, Path] = {}
+    for name in settings.artifacts:
+        if name == "adapter" and adapter:
+            chosen |= _folder(adapter / "adapter", "adapter", "adapter_model.safetensors")
+        elif name == "merged" and merged:
+            chosen |= _folder(merged / "model", "merged", "config.json")
+        elif name not in ("adapter", "merged") and quantized:
+            chosen |= _folder(quantized / name, f"quantized/{name}", "model.gguf")
+    if not chosen:
+        raise ModelError(
+            f"nothing to register: the run has made none of {', '.join(settings.artifacts)}",
+            "set register.artifacts to what this recipe makes: adapter, merged, bf16, q8_0 or q4_0",
+        )
+    for file in ("verdict.json", "summary.md"):
+        if evaluation and (evaluation / file).exists():
+            chosen[file] = evaluation / file
+    return chosen
+
+
+def link(chosen: dict[str, Path], folder: Path) -> None:
+    """Lay the chosen files out below `folder` as symbolic links; what was there before is removed."""
+    shutil.rmtree(folder, ignore_errors=True)
+    for name, file in chosen.items():
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.symlink_to(file.resolve())
+
+
+def _folder(folder: Path, prefix: str, needed: str) -> dict[str, Path]:
+    if not (folder / needed).exists():
+        raise ModelError(f"{folder} has no {needed}", "make that step again, or take it out of register.artifacts")
+    files = {}
+    for file in sorted(folder.rglob("*")):
+        if file.is_dir() or file.name in _LEFT_OUT:
+            continue
+        if file.suffix not in ALLOWED:
+            raise DataError(
+                f"{file} may not go into a registered version: only {', '.join(sorted(ALLOWED))} may",
+                "remove it if it isn't needed; pickled files (.bin, .pt, .pkl) can run code when they are loaded",
+            )
+        files[f"{prefix}/{file.relative_to(folder).as_posix()}"] = file
+    return files

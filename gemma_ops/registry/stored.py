@@ -1,0 +1,174 @@
+"""What MLflow holds of our versions: finding them, reading their manifest, comparing their bytes with it."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from gemma_ops import digest
+from gemma_ops.errors import GateError, OpsError
+from gemma_ops.registry import manifest
+from gemma_ops.registry.profile import Tracking
+
+TAG = "gemma_ops.manifest"
+OWN = frozenset({"manifest.json", "card.md"})  # written by `register`, held to the digest in the tags
+
+
+def logged_models(tracking: Tracking, manifest_digest: str) -> list[Any]:
+    """LoggedModels of the experiment that carry this manifest, oldest first."""
+    found = tracking.client.search_logged_models(
+        [tracking.experiment_id], filter_string=f"tags.`{TAG}` = '{manifest_digest}'"
+    )
+    return sorted(found, key=lambda logged: (logged.creation_timestamp, logged.model_id))
+
+
+def versions(tracking: Tracking, name: str, manifest_digest: str | None = None) -> list[Any]:
+    """Versions of a model, newest first; only those that carry the manifest when one is given."""
+    found, token = [], None
+    while True:
+        page = tracking.client.search_model_versions(f"name = '{name}'", max_results=200, page_token=token)
+        found += list(page)
+        token = page.token
+        if not token:
+            break
+    kept = [version for version in found if manifest_digest is None or version.tags.get(TAG) == manifest_digest]
+    return sorted(kept, key=lambda version: -int(version.version))
+
+
+def model(tracking: Tracking, name: str) -> Any:
+    """A registered model with its aliases and tags. Raises OpsError naming the models there are."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return tracking.client.get_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+    names = [found.name for found in tracking.client.search_registered_models(max_results=500)]
+    raise OpsError(
+        f"no registered model {name!r} at {tracking.place.uri}", _instead(name, names, "gemma-ops run … registers one")
+    )
+
+
+def version(tracking: Tracking, name: str, number: str | int | None) -> Any:
+    """One version, the latest when `number` is None. Raises OpsError naming the versions there are."""
+    found = versions(tracking, name)
+    if not found:
+        raise OpsError(f"{name} has no version", "register one first: gemma-ops run …")
+    if number is None:
+        return found[0]
+    for candidate in found:
+        if str(candidate.version) == str(number):  # a number from a database, a text from a server
+            return candidate
+    raise OpsError(
+        f"{name} has no version {number}", f"versions: {', '.join(str(other.version) for other in found[:20])}"
+    )
+
+
+def _instead(given: str, names: list[str], otherwise: str) -> str:
+    close = difflib.get_close_matches(given, names, n=1, cutoff=0.5)
+    listing = f"there are: {', '.join(sorted(names)[:20])}" if names else otherwise
+    return f"did you mean {close[0]}? {listing}" if close else listing
+
+
+def logged_model(tracking: Tracking, found: Any) -> Any:
+    """The LoggedModel behind a version. Raises GateError for a version gemma-ops has not registered or not finished."""
+    from mlflow.exceptions import MlflowException
+
+    source = str(found.source or "")
+    if not source.startswith("models:/m-"):
+        raise GateError(
+            f"{found.name} version {found.version} was not registered by gemma-ops", "register it with gemma-ops run …"
+        )
+    try:
+        logged = tracking.client.get_logged_model(source.removeprefix("models:/"))
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        raise GateError(
+            f"the model behind {found.name} version {found.version} was deleted", "register it again"
+        ) from error
+    if str(logged.status) != "READY":
+        raise GateError(
+            f"{found.name} version {found.version} is not whole: {logged.status}", "run the step register again"
+        )
+    return logged
+
+
+def read_manifest(tracking: Tracking, logged: Any) -> dict[str, Any]:
+    """The manifest stored with a LoggedModel. Raises GateError when it is missing, changed, or another than its tag says."""
+    try:
+        with opened(tracking, logged, "manifest.json") as file:
+            body: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        found = manifest.check(body)
+    except (FileNotFoundError, ValueError, OpsError) as error:
+        raise GateError(
+            f"the stored manifest of {logged.name} can't be trusted: {error}", "register the version again"
+        ) from error
+    if logged.tags.get(TAG) != found:
+        raise GateError(
+            f"the stored manifest of {logged.name} is another than the one registered", "register the version again"
+        )
+    return body
+
+
+def compare_sizes(tracking: Tracking, logged: Any, expected: dict[str, int]) -> list[str]:
+    """Differences between the files MLflow lists and {path: bytes}, in words; cheap, no byte is read."""
+    have = listing(tracking, logged)
+    problems = [f"{name} is missing" for name in expected if name not in have]
+    problems += [
+        f"{name} has {have[name]} bytes instead of {size}"
+        for name, size in expected.items()
+        if name in have and have[name] != size
+    ]
+    return problems + [f"{name} should not be there" for name in sorted(set(have) - set(expected) - OWN)]
+
+
+def compare_bytes(tracking: Tracking, logged: Any, body: dict[str, Any]) -> list[str]:
+    """Differences between every stored byte and the manifest, in words. Reads (or downloads) all files, one at a time."""
+    expected = body["subject"]["files"]
+    problems = compare_sizes(tracking, logged, {name: file["bytes"] for name, file in expected.items()})
+    if problems:
+        return problems
+    for name, file in expected.items():
+        with opened(tracking, logged, name) as path:
+            if digest.of_file(path) != file["sha256"]:
+                problems.append(f"{name} was changed")
+    return problems
+
+
+def listing(tracking: Tracking, logged: Any, folder: str | None = None) -> dict[str, int]:
+    """{path: bytes} of everything stored with a LoggedModel."""
+    root = local(logged)
+    if root is not None:
+        return {file.relative_to(root).as_posix(): file.stat().st_size for file in root.rglob("*") if file.is_file()}
+    found: dict[str, int] = {}
+    for item in tracking.client.list_logged_model_artifacts(logged.model_id, folder):
+        found |= listing(tracking, logged, item.path) if item.is_dir else {item.path: int(item.file_size or 0)}
+    return found
+
+
+@contextmanager
+def opened(tracking: Tracking, logged: Any, name: str) -> Iterator[Path]:
+    """A stored file as a path: in place where it lies on this machine, else downloaded for the length of the block."""
+    root = local(logged)
+    if root is not None:
+        yield root / name
+        return
+    from mlflow.artifacts import download_artifacts
+
+    with tempfile.TemporaryDirectory(prefix="gemma-ops-") as folder:
+        uri = f"{str(logged.artifact_location).rstrip('/')}/{name}"
+        yield Path(download_artifacts(artifact_uri=uri, dst_path=folder, tracking_uri=tracking.place.uri))
+
+
+def local(logged: Any) -> Path | None:
+    """Where a LoggedModel's files lie on this machine; None when another place keeps them."""
+    parts = urlsplit(str(logged.artifact_location))
+    return Path(unquote(parts.path)) if parts.scheme in ("", "file") else None

@@ -1,0 +1,45 @@
+"""Fine-tune Gemma 4 with LoRA or QLoRA, and prove it: the whole way from rows to a registered version.
+
+`train.weights: nf4` makes it QLoRA; everything else is the same.
+"""
+
+from gemma_ops.artifact import Artifact
+from gemma_ops.config import RunConfig
+from gemma_ops.data import prepare
+from gemma_ops.evaluation import evaluate
+from gemma_ops.export import merge, quantize
+from gemma_ops.modeling import fetch
+from gemma_ops.modeling.source import local
+from gemma_ops.recipes import every_task, needs, questions_read, rows_read, tasks
+from gemma_ops.registry import register
+from gemma_ops.run import Run
+from gemma_ops.training import train
+
+
+def recipe(run: Run, config: RunConfig) -> Artifact:
+    needs("xllamacpp", "gguf", "checking GGUF files")
+    base = run.step(fetch, config.model, source=local(config.model.base))
+    data = run.step(prepare, config.data, source=rows_read(config), model=base, tasks=every_task(config))
+    adapter = run.step(train, config.train, base=base, data=data)
+    merged = run.step(merge, config.merge, base=base, adapter=adapter, data=data)
+    quantized = run.step(quantize, config.quantize, model=merged, data=data)
+    evidence = run.step(
+        evaluate,
+        config.evaluate,
+        base=base,
+        tuned=merged,
+        quantized=quantized,
+        data=data,
+        tasks=tasks(config),
+        source=questions_read(config),
+    )
+    return run.step(
+        register,
+        config.registration(),
+        model=base,
+        data=data,
+        adapter=adapter,
+        merged=merged,
+        quantized=quantized,
+        evaluation=evidence,
+    )

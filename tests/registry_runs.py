@@ -1,0 +1,183 @@
+"""Runs for the tests of the registry: real `Run`s whose steps write what the real ones write, in a second."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import functools
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
+
+from gemma_ops import digest, journal, registry
+from gemma_ops.artifact import Artifact
+from gemma_ops.config import MachineConfig, RunConfig
+from gemma_ops.registry import database
+from gemma_ops.run import Listener, Run, StopHere
+
+
+@event.listens_for(Engine, "connect")
+def _no_flush(connection: Any, _record: Any) -> None:
+    """A test's database needs to survive its process, not a power cut: flushing to the disk would double the time."""
+    connection.execute("PRAGMA synchronous=OFF")
+
+
+@functools.cache
+def _template() -> Path:
+    folder = tempfile.mkdtemp(prefix="gemma-ops-tests-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    database.ensure(Path(folder) / "mlflow.db")
+    return Path(folder) / "mlflow.db"
+
+
+def fresh(folder: Path) -> Path:
+    """A folder with an empty MLflow database; its migrations (about 5 s) are paid once per session."""
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(_template(), folder / "mlflow.db")
+    return folder
+
+
+def config(root: Path, mlflow: str | None = "", **changes: Any) -> RunConfig:
+    """A run in `root`; its MLflow lies in `root/mlflow` unless said otherwise."""
+    if mlflow == "" and not (root / "mlflow").exists():
+        fresh(root / "mlflow")
+    machine = {"runs": str(root / "runs"), "mlflow": str(root / "mlflow") if mlflow == "" else mlflow}
+    body: dict[str, Any] = {
+        "name": "support",
+        "machine": machine,
+        "data": {"privacy": "any"},
+        "register": {"name": "support-nano"},
+    }
+    return RunConfig.model_validate(body | changes)
+
+
+def fetch(out: Path, settings: Any, machine: MachineConfig) -> dict[str, float]:
+    files = {"model.safetensors": "aa" * 32, "chat_template.jinja": "bb" * 32, "config.json": "cc" * 32}
+    body = {"id": settings.base, "revision": None, "size": None, "files": files}
+    (out / "model.json").write_text(json.dumps(body))
+    return {"bytes": 1.0}
+
+
+def prepare(out: Path, settings: Any, machine: MachineConfig) -> dict[str, float]:
+    for name, rows in (("train.jsonl", 30), ("valid.jsonl", 4)):
+        lines = [
+            json.dumps(
+                {
+                    "id": f"{name}{n}",
+                    "messages": [],
+                    "source": f"tickets.jsonl:{n}",
+                    "privacy": settings.privacy,
+                    "group": str(n),
+                }
+            )
+            for n in range(rows)
+        ]
+        (out / name).write_text("\n".join(lines) + "\n")
+    (out / "report.json").write_text("{}")
+    (out / "card.md").write_text("# Data\n")
+    return {"rows": 34.0}
+
+
+def train(out: Path, settings: Any, machine: MachineConfig, *, base: Path, data: Path) -> dict[str, float]:
+    (out / "adapter").mkdir(exist_ok=True)
+    for step in range(1, 21):
+        journal.record(step=step, loss=4.0 / step, learning_rate=1e-4, tokens_per_second=1000.0 + step)
+    weights = digest.of_json([settings.seed, settings.max_steps]).encode() * 500
+    (out / "adapter" / "adapter_model.safetensors").write_bytes(weights)
+    (out / "adapter" / "adapter_config.json").write_text(
+        json.dumps({"r": settings.lora.rank, "lora_alpha": settings.lora.alpha})
+    )
+    return {"loss": 0.2, "steps": 20.0}
+
+
+def quantize(out: Path, settings: Any, machine: MachineConfig, *, base: Path, adapter: Path) -> dict[str, float]:
+    for form in ("bf16", "q8_0", "q4_0"):
+        (out / form).mkdir(exist_ok=True)
+        (out / form / "model.gguf").write_bytes(b"GGUF" + form.encode() * 3000 + digest.of_path(adapter).encode())
+    return {"kl/q8_0": 0.001}
+
+
+def evaluate(
+    out: Path,
+    settings: Any,
+    machine: MachineConfig,
+    *,
+    base: Path,
+    tuned: Path | None = None,
+    quantized: Path | None = None,
+) -> dict[str, float]:
+    tuned_value = 0.93 if settings.seed == 7 else 0.41
+    identities = {"base": base, "tuned": tuned, "q8_0": quantized, "q4_0": quantized}
+    results, differences = [], []
+    for target, value in (("base", 0.02), ("tuned", tuned_value), ("q8_0", tuned_value), ("q4_0", tuned_value - 0.02)):
+        for done in (40, 80, 120):
+            journal.record(
+                target=target, task="support_desk", done=done, total=120, seconds=0.5, tokens_per_second=300.0
+            )
+        exact = {"value": value, "low": value - 0.02, "high": value + 0.03, "n": 120, "clusters": 12, "unscored": 0}
+        fields = exact | {"value": min(1.0, value + 0.05)}
+        results.append(
+            {"task": "support_desk", "target": target, "metrics": {"field_f1": fields, "exact_match": exact}}
+        )
+        if target != "base":
+            pair = {
+                "task": "support_desk",
+                "target": target,
+                "versus": "base",
+                "metric": "exact_match",
+                "value": value - 0.02,
+            }
+            differences.append(pair | {"low": value - 0.08, "high": value + 0.03, "n": 120})
+    outcome = "pass" if tuned_value > 0.5 else "fail"
+    body = {
+        "schema": "gemma-ops/verdict@1",
+        "verdict": outcome,
+        "confidence": 0.95,
+        "seed": settings.seed,
+        "gates": [{"outcome": outcome, "words": f"tuned beats base by more than 0.5: {outcome}."}],
+        "tasks": {
+            "support_desk": {"digest": "dd" * 32, "rows": 120, "primary": "exact_match", "privacy": {"any": 120}}
+        },
+        "results": results,
+        "differences": differences,
+        "targets": {
+            name: {"identity": json.loads((path / "artifact.json").read_text())["digest"]}
+            for name, path in identities.items()
+            if path
+        },
+    }
+    (out / "report.html").write_text("<html><body><h1>Report</h1><p>tuned 0.93</p></body></html>")
+    (out / "summary.md").write_text(f"## Evaluation: {outcome}\n")
+    (out / "verdict.json").write_text(json.dumps(body))
+    return {"support_desk/tuned/exact_match": tuned_value}
+
+
+def make(
+    configuration: RunConfig,
+    *listeners: Listener,
+    until: str | None = None,
+    redo: tuple[str, ...] = (),
+    steps: dict[str, Any] | None = None,
+) -> dict[str, Artifact]:
+    """The recipe, as `recipes/lora.py` has it, without merge. `steps` replaces some of them."""
+    use = {"fetch": fetch, "prepare": prepare, "train": train, "quantize": quantize, "evaluate": evaluate} | (
+        steps or {}
+    )
+    with contextlib.suppress(StopHere), Run(configuration, until=until, redo=redo, listeners=listeners) as run:
+        base = run.step(use["fetch"], configuration.model)
+        data = run.step(use["prepare"], configuration.data)
+        adapter = run.step(use["train"], configuration.train, base=base, data=data, name="train")
+        quantized = run.step(use["quantize"], configuration.quantize, base=base, adapter=adapter)
+        verdict = run.step(
+            use["evaluate"], configuration.evaluate, base=base, tuned=adapter, quantized=quantized, name="evaluate"
+        )
+        settings = configuration.register_
+        run.step(
+            registry.register, settings, model=base, data=data, adapter=adapter, quantized=quantized, evaluation=verdict
+        )
+    return run.artifacts

@@ -1,0 +1,93 @@
+"""Work and time of `planning.speed`: the operations counted, and the roofline against a simulated H200."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from gemma_ops import devices, family
+from gemma_ops.config import RunConfig
+from gemma_ops.planning import rows, speed
+from gemma_ops.planning.memory import Step
+
+
+def _step(key, weights="bf16", *, checkpointing=False, length=2048, micro_batch=1):
+    linears = tuple(family.lora_linears(family.SIZES[key].shape))
+    return Step(weights, 16, linears, micro_batch, length, checkpointing)
+
+
+@pytest.mark.parametrize(
+    ("key", "length", "checkpointing", "thousands"),
+    # Operation graph traced at true dimensions, priced with an H200's rates (TRL packing, SDPA, 60 % of tokens scored).
+    [
+        ("E2B", 2048, True, 8.38),
+        ("E2B", 2048, False, 11.26),
+        ("E2B", 8192, True, 3.38),
+        ("E2B", 8192, False, 4.42),
+        ("E4B", 8192, True, 2.63),
+        ("E4B", 8192, False, 3.47),
+        ("26B-A4B", 4096, True, 3.24),
+        ("26B-A4B", 4096, False, 4.25),
+        ("31B", 4096, True, 0.78),
+        ("31B", 4096, False, 1.05),
+    ],
+)
+def test_tokens_per_second_follow_the_simulation_to_ten_percent(key, length, checkpointing, thousands):
+    step = _step(key, checkpointing=checkpointing, length=length)
+    made = speed.speed(family.SIZES[key].shape, step, devices.get("h200"), row=length, scored=0.6, padded=1.0)
+    assert made.tokens_per_second == pytest.approx(1000 * thousands, rel=0.10)
+
+
+@pytest.mark.parametrize(("key", "gflop"), [("E2B", 14.05), ("E4B", 28.3), ("26B-A4B", 23.5), ("31B", 186.7)])
+def test_operations_per_token(key, gflop):
+    """With recomputation and every token scored, each attending to 150 others: the mean of 300-token rows."""
+    work = speed.work(family.SIZES[key].shape, _step(key, checkpointing=True), row=150, scored=1.0)
+    assert work.total / 1e9 == pytest.approx(gflop, rel=0.02)
+
+
+def test_frozen_weights_cost_four_operations_each_and_recomputation_six():
+    shape = family.SIZES["31B"].shape
+    body = shape.active_per_token() - shape.vocab * shape.hidden
+    plain = speed.work(shape, _step("31B"), row=0, scored=0)
+    again = speed.work(shape, _step("31B", checkpointing=True), row=0, scored=0)
+    assert plain.total / body == pytest.approx(4, rel=0.01)
+    assert again.total / body == pytest.approx(6, rel=0.01)
+
+
+def test_a_published_step_time():
+    """31B in 4 bit on an A100 40 GB: 6.5 s for 4 rows, in Unsloth's notebook on chats of some 700 tokens."""
+    step = _step("31B", "nf4", checkpointing=True, length=2048)
+    made = speed.speed(family.SIZES["31B"].shape, step, devices.get("a100-40"), row=700, scored=0.6, padded=1.0)
+    assert 6.5 / made.factor < 4 * 700 / made.tokens_per_second < 6.5 * made.factor
+
+
+def test_padding_by_micro_batch():
+    """Slots per token measured on 20,000 rows of log-normal length (median 199, mean 297, cut at 2,048) in random order."""
+    found = rows.find(RunConfig(name="nothing-prepared"), vocab=262_144)
+    assert found.mean == pytest.approx(297, rel=0.02)
+    for micro_batch, measured in ((2, 1.47), (4, 2.06), (8, 2.77), (16, 3.58)):
+        assert found.padding(micro_batch) == pytest.approx(measured, rel=0.04)
+    assert found.padding(1) == pytest.approx(1)
+    even = dataclasses.replace(found, lengths=(300.0,) * 50)
+    assert even.padding(16) == pytest.approx(1)
+
+
+def test_a_faster_gpu_is_faster_and_an_unknown_one_has_no_speed():
+    shape, step = family.SIZES["E4B"].shape, _step("E4B")
+    pace = {
+        key: speed.speed(shape, step, devices.get(key), row=1000, scored=0.6, padded=1.0).tokens_per_second
+        for key in ("t4", "l4", "rtx-4090", "a100-80", "h100", "h200")
+    }
+    assert pace["t4"] < pace["l4"] < pace["rtx-4090"] < pace["a100-80"] < pace["h100"] < pace["h200"]
+    unknown = devices.Device("x", "X", 40, 0, 0, 0, None)
+    assert speed.speed(shape, step, unknown, row=300, scored=0.6, padded=1.0) is None
+
+
+def test_padding_costs_time():
+    shape, step = family.SIZES["E2B"].shape, _step("E2B", micro_batch=8)
+    tight, loose = (
+        speed.speed(shape, step, devices.get("h100"), row=300, scored=0.6, padded=padded).tokens_per_second
+        for padded in (1.0, 2.8)
+    )
+    assert tight > 2 * loose

@@ -1,0 +1,322 @@
+"""Training is exact: each decision taken against a silent error of the stack has a test that fails without it.
+
+Relative tolerances are float32 rounding over a few steps of a two-million-parameter model; each is stated where it is
+used.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from gemma_ops import digest
+from gemma_ops.config import LoraConfig, MachineConfig, TrainConfig
+from gemma_ops.data import chat
+from gemma_ops.data.arrow import table
+from gemma_ops.errors import ConfigError, DataError
+from gemma_ops.modeling import adapters
+from gemma_ops.modeling.load import load_model
+from gemma_ops.nano import WEIGHTS, tickets
+from gemma_ops.training import train
+from gemma_ops.training.arguments import sft_arguments
+from gemma_ops.training.sft import make_trainer
+
+MACHINE = MachineConfig(device="cpu", workers=1)
+STEADY = {
+    "weights": "fp32",
+    "learning_rate": 2e-3,
+    "max_steps": 6,
+    "batch": 8,
+    "micro_batch": 8,
+    "max_length": 256,
+    "schedule": "constant",
+    "warmup_share": 0.0,
+    "samples": 0,
+}
+
+
+def rows(count, seed=1):
+    for row in tickets.training_rows(count, seed):
+        yield {"id": digest.of_json(row)[:16], **row, "source": "test:1", "privacy": "any", "group": "g"}
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("prepared")
+    examples = list(rows(56))
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in examples[:48]))
+    (folder / "valid.jsonl").write_text("".join(json.dumps(row) + "\n" for row in examples[48:]))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("fetched")
+    (folder / "weights").symlink_to(WEIGHTS)
+    (folder / "model.json").write_text(json.dumps({"id": "nano", "revision": None, "size": None, "files": {}}))
+    return folder
+
+
+def losses(out):
+    records = [json.loads(line) for line in (out / "record.jsonl").read_text().splitlines()]
+    return [record["loss"] for record in records if "loss" in record]
+
+
+def norms(out):
+    records = [json.loads(line) for line in (out / "record.jsonl").read_text().splitlines()]
+    return [record["grad_norm"] for record in records if "loss" in record]
+
+
+@pytest.fixture(scope="session")
+def steady(tmp_path_factory, base, prepared):
+    """One plain training to compare all others with."""
+    out = tmp_path_factory.mktemp("steady")
+    train(out, TrainConfig(**STEADY), MACHINE, base=base, data=prepared)
+    return out
+
+
+def variant(tmp_path, base, prepared, **changes):
+    train(tmp_path, TrainConfig(**{**STEADY, **changes}), MACHINE, base=base, data=prepared)
+    return tmp_path
+
+
+def test_golden_losses(steady):
+    """Catches any silent change of numerics: template, mask, loss averaging, initialisation, optimizer."""
+    golden = json.loads((Path(__file__).parent / "golden_losses.json").read_text())
+    assert losses(steady) == pytest.approx(golden, rel=2e-3)
+
+
+def test_accumulated_is_the_large_batch(tmp_path, base, prepared, steady):
+    """`accepts_loss_kwargs` set in modeling.load: without it a mean of micro-batch means is taken (rows differ in length)."""
+    out = variant(tmp_path, base, prepared, micro_batch=2)
+    assert losses(out) == pytest.approx(losses(steady), rel=1e-4)
+    assert norms(out) == pytest.approx(norms(steady), rel=1e-3)
+
+
+def test_the_accumulation_test_can_fail(tmp_path, base, prepared, steady, monkeypatch):
+    import gemma_ops.training.sft as module
+
+    def unfixed(*args, **kwargs):
+        model = load_model(*args, **kwargs)
+        model.accepts_loss_kwargs = False
+        return model
+
+    monkeypatch.setattr(module, "load_model", unfixed)
+    out = variant(tmp_path, base, prepared, micro_batch=2)
+    assert norms(out) != pytest.approx(norms(steady), rel=1e-3)
+
+
+def test_checkpointed_is_not_checkpointed(tmp_path, base, prepared, steady):
+    out = variant(tmp_path, base, prepared, checkpointing=True)
+    assert losses(out) == pytest.approx(losses(steady), rel=1e-5)
+    assert norms(out) == pytest.approx(norms(steady), rel=1e-4)
+
+
+def test_reentrant_checkpointing_would_corrupt_shared_layers(base, prepared):
+    """Why `use_reentrant=False`: with layers that share keys and values the gradients are wrong while the loss is right."""
+
+    def gradients(reentrant):
+        model = adapters.attach(load_model(WEIGHTS, weights="fp32"), LoraConfig(), seed=3)
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                torch.manual_seed(len(name))
+                parameter.data.normal_(std=0.02)
+        model.train()
+        if reentrant is not None:
+            model.enable_input_require_grads()
+            model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+        ids = torch.tensor([chat.encode(chat.load_tokenizer(WEIGHTS), next(rows(1))["messages"]).ids])
+        loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+        loss.backward()
+        return loss.item(), torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+
+    loss, truth = gradients(None)
+    same_loss, same = gradients(False)
+    bad_loss, bad = gradients(True)
+    assert same_loss == pytest.approx(loss, rel=1e-6)
+    assert bad_loss == pytest.approx(loss, rel=1e-6)
+    assert (same - truth).norm() / truth.norm() < 1e-5
+    assert (bad - truth).norm() / truth.norm() > 0.05
+
+
+def test_packed_is_unpacked(base, prepared):
+    """Same tokens, same gradient: rows packed together don't see each other."""
+    tokenizer = chat.load_tokenizer(WEIGHTS)
+
+    def first_gradient(packing, folder):
+        settings = TrainConfig(
+            **{
+                **STEADY,
+                "packing": packing,
+                "max_length": 1024,
+                "batch": 48 if not packing else 16,
+                "micro_batch": 1 if packing else 48,
+                "max_steps": 1,
+            }
+        )
+        data, _ = table(prepared / "train.jsonl", tokenizer, max_length=1024, empty_thought=False)
+        model = adapters.attach(load_model(WEIGHTS, weights="fp32"), settings.lora, 7)
+        arguments = sft_arguments(settings, folder, has_valid=False, rate=1e-3, device="cpu")
+        trainer = make_trainer(model, arguments, data, [], WEIGHTS, _Nothing(), settings)
+        total, tokens = None, 0
+        model.train()
+        labelled = sum(int((torch.tensor(row["labels"]) != -100).sum()) for row in trainer.train_dataset)
+        for batch in trainer.get_train_dataloader():
+            loss = trainer.compute_loss(model, dict(batch), num_items_in_batch=torch.tensor(labelled))
+            loss.backward()
+            tokens += int((batch["labels"] != -100).sum())
+        total = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+        return total, tokens, len(trainer.train_dataset)
+
+    from transformers import TrainerCallback
+
+    class _Nothing(TrainerCallback):
+        pass
+
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        plain, plain_tokens, plain_rows = first_gradient(False, Path(folder))
+        packed, packed_tokens, packed_rows = first_gradient(True, Path(folder))
+    assert packed_rows < plain_rows / 3
+    assert packed_tokens == plain_tokens
+    assert (packed - plain).norm() / plain.norm() < 1e-4
+
+
+def test_an_all_ones_mask_would_leak_between_packed_rows():
+    """Why packing goes without an attention mask: position ids alone keep documents apart."""
+    model = load_model(WEIGHTS, weights="fp32")
+    first, second = torch.arange(120, 150)[None], torch.arange(300, 340)[None]
+    alone = model(input_ids=second, use_cache=False).logits
+    both = torch.cat([first, second], 1)
+    places = torch.cat([torch.arange(30), torch.arange(40)])[None]
+    with torch.no_grad():
+        apart = model(input_ids=both, position_ids=places, use_cache=False).logits[:, 30:]
+        leaking = model(
+            input_ids=both, position_ids=places, attention_mask=torch.ones_like(both), use_cache=False
+        ).logits[:, 30:]
+    assert (apart - alone).abs().max() < 1e-3
+    assert (leaking - alone).abs().max() > 0.1
+
+
+def test_validation_record_samples_and_what_is_kept(tmp_path, base, prepared):
+    out = variant(tmp_path, base, prepared, eval_every=3, samples=2, batch=4, micro_batch=4)
+    records = [json.loads(line) for line in (out / "record.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records if "eval_loss" in record] == [3, 6]
+    assert not any("runtime" in key or "per_second" in key for record in records for key in record)
+    samples = [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
+    assert [sample["step"] for sample in samples] == [3, 3, 6, 6]
+    assert all(sample["reference"].startswith('{"category"') for sample in samples)
+    files = {path.relative_to(out).as_posix() for path in digest.files_in(out)}
+    assert files == {
+        "adapter/adapter_config.json",
+        "adapter/adapter_model.safetensors",
+        "record.jsonl",
+        "samples.jsonl",
+    }
+    config = json.loads((out / "adapter" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "nano"
+    assert str(WEIGHTS) not in json.dumps(config)
+
+
+def validations(out):
+    records = [json.loads(line) for line in (out / "record.jsonl").read_text().splitlines()]
+    return [record["eval_loss"] for record in records if "eval_loss" in record]
+
+
+def test_early_stop_ends_when_nothing_gets_better(tmp_path, base, prepared):
+    """With a learning rate too small for float32 to notice, the second validation is no better than the first."""
+    out = variant(tmp_path, base, prepared, eval_every=2, early_stop=1, learning_rate=1e-12, max_steps=40)
+    assert len(losses(out)) == 4
+
+
+def test_early_stop_keeps_the_best(tmp_path, base, prepared):
+    """With a learning rate that ruins the model, the adapter that is kept is the best validation's, not the last one."""
+    out = variant(tmp_path, base, prepared, eval_every=2, early_stop=3, learning_rate=20.0, max_steps=6)
+    *during, kept = validations(out)
+    assert kept == pytest.approx(min(during), rel=1e-6)
+
+
+def test_qlora_trains_what_it_should(tmp_path, base, prepared):
+    out = variant(tmp_path, base, prepared, weights="nf4", max_steps=4, learning_rate=5e-3)
+    found = losses(out)
+    assert found[-1] < found[0]
+    from safetensors.torch import load_file
+
+    assert {tensor.dtype for tensor in load_file(out / "adapter" / "adapter_model.safetensors").values()} == {
+        torch.float32
+    }
+
+
+@pytest.mark.parametrize(
+    "key, message",
+    [
+        ("gradient_checkpointing_kwargs", "reentrant"),
+        ("fp16", "overflow"),
+        ("learning_rate", "follows from the train section"),
+        ("neftune_noise_alfa", "did you mean neftune_noise_alpha"),
+    ],
+)
+def test_trl_keys_are_checked(tmp_path, key, message):
+    with pytest.raises(ConfigError, match=message):
+        sft_arguments(TrainConfig(trl={key: 1}), tmp_path, has_valid=False, rate=1e-4, device="cpu")
+
+
+def test_trl_keys_pass_through(tmp_path):
+    arguments = sft_arguments(
+        TrainConfig(trl={"neftune_noise_alpha": 5.0}), tmp_path, has_valid=False, rate=1e-4, device="cpu"
+    )
+    assert arguments.neftune_noise_alpha == 5.0
+    assert arguments.optim == "adamw_torch_fused"
+    other = sft_arguments(TrainConfig(trl={"optim": "sgd"}), tmp_path, has_valid=False, rate=1e-4, device="cpu")
+    assert other.optim == "sgd"
+
+
+def test_early_stop_without_validation_rows_is_refused(tmp_path):
+    settings = TrainConfig(early_stop=1, eval_every=1)
+    with pytest.raises(ConfigError, match=r"needs validation rows"):
+        sft_arguments(settings, tmp_path, has_valid=False, rate=1e-4, device="cpu")
+
+
+def test_rows_longer_than_max_length_are_counted_and_empty_ones_refused(tmp_path, base, prepared):
+    with pytest.raises(DataError, match=r"train\.max_length"):
+        variant(tmp_path, base, prepared, max_length=16)
+
+
+_CHILD = """
+import sys
+from pathlib import Path
+from gemma_ops.config import MachineConfig, TrainConfig
+from gemma_ops.training import train
+train(Path(sys.argv[1]), TrainConfig(**eval(sys.argv[2])), MachineConfig(device="cpu", workers=1), base=Path(sys.argv[3]), data=Path(sys.argv[4]))
+"""
+
+
+def test_sigkill_in_the_middle_ends_with_the_same_bytes(tmp_path, base, prepared):
+    """Killed while it trains and run again, the adapter, the record and the samples are those of an unbroken run."""
+    settings = {**STEADY, "max_steps": 12, "save_every": 2, "eval_every": 4, "samples": 1, "batch": 4, "micro_batch": 4}
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    whole.mkdir()
+    broken.mkdir()
+    train(whole, TrainConfig(**settings), MACHINE, base=base, data=prepared)
+    command = [sys.executable, "-c", _CHILD, str(broken), repr(settings), str(base), str(prepared)]
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ)
+    for _ in range(1200):
+        if (broken / "checkpoints" / "checkpoint-6" / "complete").exists() or child.poll() is not None:
+            break
+        time.sleep(0.05)
+    assert child.poll() is None, "the training ended before it could be killed"
+    os.kill(child.pid, signal.SIGKILL)
+    child.wait()
+    assert not (broken / "adapter").exists()
+    (broken / "checkpoints" / "checkpoint-99").mkdir()  # a checkpoint cut off while it was written
+    train(broken, TrainConfig(**settings), MACHINE, base=base, data=prepared)
+    assert digest.of_path(broken) == digest.of_path(whole)
