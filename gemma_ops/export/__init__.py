@@ -13,8 +13,8 @@ from gemma_ops.config import MachineConfig, MergeConfig, QuantizeConfig
 def merge(
     out: Path, settings: MergeConfig, machine: MachineConfig, *, base: Path, adapter: Path, data: Path | None = None
 ) -> dict[str, float]:
-    """Fold the LoRA adapter into its base: `model/` and `report.json` below `out`. See `merge.py`."""
-    from gemma_ops.export.merge import merge as run
+    """Fold the LoRA adapter into its base: `model/` and `report.json` below `out`. See `merging.py`."""
+    from gemma_ops.export.merging import merge as run
 
     return run(out, settings, machine, base=base, adapter=adapter, data=data)
 
@@ -22,7 +22,7 @@ def merge(
 def quantize(
     out: Path, settings: QuantizeConfig, machine: MachineConfig, *, model: Path, data: Path | None = None
 ) -> dict[str, float]:
-    """Write `<format>/model.gguf` and `report.json` below `out`. See `quantize.py`."""
-    from gemma_ops.export.quantize import quantize as run
+    """Write `<format>/model.gguf` and `report.json` below `out`. See `quantizing.py`."""
+    from gemma_ops.export.quantizing import quantize as run
 
     return run(out, settings, machine, model=model, data=data)

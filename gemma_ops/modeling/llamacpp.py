@@ -156,9 +156,15 @@ class GGUF:
         return sorted(replies, key=lambda one: int(one["index"]) if one else 0)
 
     def _post(self, path: str, body: dict[str, Any]) -> Any:
+        return self._request("POST", path, json.dumps(body))
+
+    def _get(self, path: str) -> Any:
+        return self._request("GET", path, None)
+
+    def _request(self, method: str, path: str, body: str | None) -> Any:
         connection = _SocketConnection(self._server.listening_address.removeprefix("unix://"))
         try:
-            connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
+            connection.request(method, path, body, {"Content-Type": "application/json"})
             return json.loads(connection.getresponse().read())
         finally:
             connection.close()
@@ -191,6 +197,9 @@ class GGUF:
                 f"llama.cpp can't load {self.path}: {error}", "export it again; `gemma-ops doctor` shows the versions"
             ) from error
         self._room = (context, slots)
+        # llama.cpp answers before its work loop runs, and a server freed before then never ends. `/slots` is answered
+        # by that loop, so after it the server may be freed at any time.
+        self._get("/slots")
         return self._server
 
 
