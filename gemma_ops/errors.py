@@ -8,7 +8,9 @@
     ├── ServiceError        exit 6   a server did not answer (MLflow, the Hub)
     ├── DriftError          exit 7   a finished step no longer matches its settings or inputs
     ├── BusyError           exit 8   another process holds this run folder
-    └── GateError           exit 9   the evidence does not allow it: a gate failed, a digest differs
+    ├── GateError           exit 9   the evidence does not allow it: a gate failed, a digest differs
+    ├── BudgetError         exit 10  the next request could pass the cap in dollars, or its price is not known
+    └── BoundaryError       exit 11  this data, or any data, may not leave the machine this way
 
 The command line prints `error: <what>` and `try: <fix>` and leaves with the exit code. Every other exception keeps
 its traceback, because it is a defect of ours. `Ctrl-C` leaves with 130.
@@ -63,3 +65,11 @@ class BusyError(OpsError):
 
 class GateError(OpsError):
     exit_code = 9
+
+
+class BudgetError(OpsError):
+    exit_code = 10
+
+
+class BoundaryError(OpsError):
+    exit_code = 11

@@ -13,11 +13,11 @@ import pytest
 import yaml
 
 from gemma_ops import journal
+from gemma_ops.answer import Answer
 from gemma_ops.config import EvaluateConfig, MachineConfig
 from gemma_ops.errors import ConfigError, DataError
 from gemma_ops.evaluation import evaluate, pipeline, regrade, summary_lines
 from gemma_ops.evaluation.answers import AnswerFile
-from gemma_ops.modeling.answer import Answer
 
 ROOT = Path(__file__).parent.parent
 FACTS = {"targets": {name: {"identity": name} for name in ("base", "tuned", "q8_0")}, "data": {}}

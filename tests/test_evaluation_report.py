@@ -8,11 +8,11 @@ from html.parser import HTMLParser
 import pytest
 from test_evaluation_pipeline import make_task
 
+from gemma_ops.answer import Answer
 from gemma_ops.config import EvaluateConfig
 from gemma_ops.evaluation import junit, pipeline, report_html, summary, svg
 from gemma_ops.evaluation.markup import escape
 from gemma_ops.evaluation.plan import advice
-from gemma_ops.modeling.answer import Answer
 
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>\"' & \x00\x1b[31m"
 VOID = {"meta", "br", "img"}

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from gemma_ops import digest
+from gemma_ops.answer import Answer, End
 from gemma_ops.durable import write_text
 from gemma_ops.errors import DataError
 from gemma_ops.evaluation.metrics.base import Row
-from gemma_ops.modeling.answer import Answer, End
 
 FILE = "answers.jsonl"
 

@@ -12,10 +12,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
+from gemma_ops.answer import Answer
 from gemma_ops.config import MachineConfig
 from gemma_ops.errors import ConfigError, DataError
 from gemma_ops.evaluation.metrics.base import Row
-from gemma_ops.modeling.answer import Answer
 
 Conversation = Sequence[dict[str, Any]]
 LOCAL = frozenset({"local_only", "paid", "any"})

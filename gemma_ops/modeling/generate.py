@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from gemma_ops.modeling.answer import Answer, End
+from gemma_ops.answer import Answer, End
 
 
 def stop_ids(model: Any) -> list[int]:

@@ -25,8 +25,8 @@ from typing import Any, Self
 
 import numpy as np
 
+from gemma_ops.answer import Answer, End
 from gemma_ops.errors import MachineError, ModelError
-from gemma_ops.modeling.answer import Answer, End
 
 _SLACK = 8  # tokens of context beyond prompt and reply
 _SMALL = 100 << 20  # bytes of a file below which threads spend longer waiting for each other than computing

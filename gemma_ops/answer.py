@@ -1,0 +1,54 @@
+"""What is asked of a model, what it said, and how that ended: a reply that stopped, one that was cut, one that was
+refused and one that failed are four things, and none of them is an empty string."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from gemma_ops.config import Privacy
+
+End = Literal["stop", "length", "blocked", "error"]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One conversation to be answered. `messages` are OpenAI-style turns, the last one from the user or a tool.
+
+    `repeat` tells apart several answers to the same conversation: models sample, and a cache must not hide it.
+    """
+
+    messages: Sequence[dict[str, Any]]
+    privacy: Privacy = "local_only"
+    id: str = ""
+    repeat: int = 0
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One reply.
+
+    `seconds`: wall time; for local models that of a batch divided by the rows in it, so that a sum is a total.
+    `new_tokens` are those of the visible reply; thoughts are counted apart. The rest is what services say.
+    """
+
+    text: str
+    end: End
+    prompt_tokens: int
+    new_tokens: int
+    seconds: float
+    reason: str = ""
+    """Why it ended `blocked` or `error`, in the service's words."""
+    first_seconds: float | None = None
+    """Time to the first token, where it was measured."""
+    thought_tokens: int = 0
+    cached_tokens: int = 0
+    """Of the prompt's tokens, those billed as cached."""
+    dollars: float | None = None
+    """What the reply cost; None where nothing is billed."""
+    model: str = ""
+    """Version that answered, as the service names it."""
+    response_id: str = ""
+    tier: str = ""
+    """`standard`, `flex`, `priority` or `batch`, where it was billed."""

@@ -1,0 +1,36 @@
+"""What a person may ask for: the frozen `RunConfig` tree.
+
+Two kinds of settings live in different types. Everything but `MachineConfig` decides the bytes of a result and is part
+of a step's fingerprint; `MachineConfig` says where and how fast it runs, what may leave the machine and what it may
+cost, and never is. How a tree is read from YAML files and `--set` stands in `configfile.py`.
+"""
+
+from gemma_ops.config.data import DataConfig, ModelConfig
+from gemma_ops.config.evaluation import EvaluateConfig, GateConfig, RegisterConfig
+from gemma_ops.config.gemini import GeminiConfig
+from gemma_ops.config.machine import MachineConfig
+from gemma_ops.config.run import RunConfig
+from gemma_ops.config.section import LOCATION, Name, Privacy, Section, Share
+from gemma_ops.config.synth import SynthConfig
+from gemma_ops.config.training import LoraConfig, MergeConfig, QuantizeConfig, TrainConfig
+
+__all__ = [
+    "LOCATION",
+    "DataConfig",
+    "EvaluateConfig",
+    "GateConfig",
+    "GeminiConfig",
+    "LoraConfig",
+    "MachineConfig",
+    "MergeConfig",
+    "ModelConfig",
+    "Name",
+    "Privacy",
+    "QuantizeConfig",
+    "RegisterConfig",
+    "RunConfig",
+    "Section",
+    "Share",
+    "SynthConfig",
+    "TrainConfig",
+]

@@ -1,0 +1,46 @@
+"""What Gemini may be shown, under which terms, and what it may cost."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from gemma_ops.config.section import Section
+
+
+class GeminiConfig(Section):
+    """The door to Gemini. Nothing is sent before `accept_terms` and `budget_usd` are set."""
+
+    accept_terms: str | None = None
+    """Date of the Gemini API terms you have read and accept, as the refusal shows it; recorded with every result."""
+    tier: Literal["unpaid", "paid"] = "unpaid"
+    """`paid` when billing is linked to the key's project: only then may rows of class `paid` be sent."""
+    region: Literal["eea_uk_ch", "other"] = "other"
+    """Where you and your users are; in the EEA, the UK and Switzerland the paid data terms apply to all use."""
+    enterprise: bool = False
+    """Use the enterprise API (Google Cloud project and location) instead of the Developer API."""
+    project: str | None = None
+    """Google Cloud project, for `enterprise`."""
+    location: str | None = None
+    """Google Cloud location, for `enterprise`: `global`, `eu`, `us`, or a region."""
+    budget_usd: Annotated[float, Field(ge=0)] | None = None
+    """Hard cap in dollars for this run, held under concurrency and across kills."""
+    project_budget_usd: Annotated[float, Field(ge=0)] | None = None
+    """Hard cap in dollars for everything in one ledger; null leaves only the cap of the run."""
+    service_tier: Literal["standard", "flex", "priority"] = "standard"
+    """`flex` is half the price and may wait; `priority` costs more."""
+    batch: Literal["auto", "always", "never"] = "auto"
+    """The batch API is half the price and answers within a day; `auto` takes it for many requests that nobody waits for."""
+    pii: Literal["off", "report", "refuse"] = "report"
+    """What to do about personal data found by checksummed patterns in what would be sent."""
+    base_url: str | None = None
+    """Another address, such as that of the emulator."""
+    concurrency: Annotated[int, Field(ge=1, le=256)] = 8
+    """Requests under way at once; lowered by itself when the service says it is too many."""
+    timeout_seconds: Annotated[float, Field(gt=0)] = 120.0
+    """Longest wait for one reply."""
+    attempts: Annotated[int, Field(ge=1)] = 6
+    """Tries per request when the service is busy or fails."""
+    cache: bool = True
+    """Answer a request that was answered before from the store, at no cost."""

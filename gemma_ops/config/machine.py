@@ -1,0 +1,34 @@
+"""Where and how fast it runs, what may leave the machine, and what it may cost. Never part of a fingerprint."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from gemma_ops.config.gemini import GeminiConfig
+from gemma_ops.config.section import Section, Share
+
+
+class MachineConfig(Section):
+    """Where it runs. Never part of a fingerprint: changing it redoes nothing."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto` takes a GPU when there is one."""
+    runs: str = "runs"
+    """Folder that holds the run folders."""
+    mlflow: str | None = "mlflow"
+    """A folder (one database and the artifacts in it), an `http(s)://` or database URI, or null for no tracking."""
+    experiment: str = "gemma-ops"
+    """MLflow experiment."""
+    eval_batch: Annotated[int, Field(ge=1)] = 16
+    """Prompts answered at a time."""
+    workers: Annotated[int, Field(ge=1)] | None = None
+    """Threads for the CPU; null takes all cores."""
+    ledger: str | None = None
+    """File that holds what was spent and the answers that were paid for; null takes `gemini.sqlite` in `machine.runs`."""
+    dollars_per_hour: Annotated[float, Field(ge=0)] | None = None
+    """What this machine costs an hour, for dollars per 1,000 items; null takes the device's list price, if it has one."""
+    utilisation: Annotated[Share, Field(gt=0)] = 0.5
+    """Share of its hours the machine would be busy: an idle hour costs as much as a busy one."""
+    gemini: GeminiConfig = GeminiConfig()

@@ -1,0 +1,38 @@
+"""The whole tree."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from gemma_ops.config.data import DataConfig, ModelConfig
+from gemma_ops.config.evaluation import EvaluateConfig, RegisterConfig
+from gemma_ops.config.machine import MachineConfig
+from gemma_ops.config.section import Name, Section
+from gemma_ops.config.synth import SynthConfig
+from gemma_ops.config.training import MergeConfig, QuantizeConfig, TrainConfig
+
+
+class RunConfig(Section):
+    """One run, from data to a registered version."""
+
+    name: Name = "run"
+    """The run's folder under `machine.runs`; by default the first file's stem."""
+    recipe: str = "lora"
+    """A recipe shipped here, or a path to one of your own."""
+    offline: bool = False
+    """Open no socket beyond this machine, whatever asks for one; `GEMMA_OPS_OFFLINE=1` says the same."""
+    model: ModelConfig = ModelConfig()
+    synth: SynthConfig = SynthConfig()
+    data: DataConfig = DataConfig()
+    train: TrainConfig = TrainConfig()
+    merge: MergeConfig = MergeConfig()
+    quantize: QuantizeConfig = QuantizeConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    register_: Annotated[RegisterConfig, Field(alias="register")] = RegisterConfig()
+    machine: MachineConfig = MachineConfig()
+
+    def registration(self) -> RegisterConfig:
+        """The `register` section with its name filled in."""
+        return self.register_.model_copy(update={"name": self.register_.name or self.name})

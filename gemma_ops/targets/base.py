@@ -1,0 +1,43 @@
+"""The protocol of a target: whatever can answer a conversation.
+
+A target takes conversations, not tokens: how a conversation becomes a prompt is its own business. It gets all batches at
+once, so that it can size its context for the longest prompt or send them together, and yields one list of answers per
+batch, in order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+from gemma_ops.answer import Answer, Prompt
+
+LOCAL = frozenset({"local_only", "paid", "any"})
+"""Privacy classes that a target on this machine may see: all."""
+
+
+class Target(Protocol):
+    """Something that answers."""
+
+    name: str
+    """As it is called in a configuration: `base`, `q8_0`, `gemini:gemini-3.8-flash`, `openai:http://host:8000/v1#name`."""
+    identity: str
+    """Digest of the model, or a service's model id with what it is asked for: part of every answer's key."""
+    sees: frozenset[str]
+    """Privacy classes of prompts that may be sent to it."""
+    family: str
+    """Lineage: `gemma`, `gemini`, or the name of another family; models of related families judge each other kindly."""
+
+    def answer(
+        self, batches: Sequence[Sequence[Prompt]], *, max_new_tokens: int, schema: dict[str, Any] | None = None
+    ) -> Iterator[list[Answer]]:
+        """Answer each batch, in order. A refusal is an answer that ended `blocked`, a failure one that ended `error`.
+
+        `schema`, a JSON schema, asks for JSON of that shape: enforced while decoding where the engine can, asked for in
+        words otherwise. Callers validate the text themselves.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free what the target holds."""
+        ...
