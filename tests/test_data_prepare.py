@@ -16,10 +16,10 @@ from pydantic import ValidationError
 
 from gemma_ops import digest, journal
 from gemma_ops.config import DataConfig, MachineConfig
-from gemma_ops.data import prepare
+from gemma_ops.data import chat, prepare
 from gemma_ops.data.chat import load_tokenizer
 from gemma_ops.data.example import Example, content_id, read_examples, read_rows, stricter, write_rows
-from gemma_ops.data.tokens import Lengths, checkpoint_prefills, encode_rows
+from gemma_ops.data.tokens import Lengths, encode_rows
 from gemma_ops.errors import DataError, ModelError
 from gemma_ops.nano import WEIGHTS
 
@@ -446,7 +446,7 @@ def test_percentiles_are_nearest_rank():
 
 def test_the_larger_sizes_are_known_by_their_template(tmp_path):
     (tmp_path / "tokenizer.json").write_bytes((WEIGHTS / "tokenizer.json").read_bytes())
-    assert not checkpoint_prefills(tmp_path)
+    assert not chat.prefills(tmp_path)
     large = "{{ bos_token }}{% if add_generation_prompt %}{{ '<|turn>model\n' }}{% if not enable_thinking %}<|channel>thought\n<channel|>{% endif %}{% endif %}"
     (tmp_path / "chat_template.jinja").write_text(large)
-    assert checkpoint_prefills(tmp_path)
+    assert chat.prefills(tmp_path)

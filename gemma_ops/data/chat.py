@@ -25,6 +25,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
+from gemma_ops import family
 from gemma_ops.errors import DataError, ModelError
 
 Message = dict[str, Any]
@@ -270,3 +271,19 @@ def checkpoint_template(folder: Path) -> str | None:
     if isinstance(found, list):  # the older form: several templates by name
         found = next((item["template"] for item in found if item.get("name") == "default"), None)
     return found
+
+
+def prefills(folder: Path) -> bool:
+    """Whether prompts of this checkpoint end in an empty thought channel (those of 12B, 26B-A4B and 31B do).
+
+    Its own template says so, since engines that serve it will follow that; without one the size of its `config.json`.
+    """
+    template = checkpoint_template(folder)
+    if template is None:
+        config = tokenizer_file(folder).parent / "config.json"
+        return config.is_file() and family.empty_thought(json.loads(config.read_text(encoding="utf-8")))
+    question = [{"role": "user", "content": "?"}]
+    try:
+        return render_template(template, question, add_generation_prompt=True).text.endswith("<channel|>")
+    except DataError:
+        return False  # a template that renders nothing prompts for nothing; `check` reports it on every row

@@ -17,7 +17,7 @@ from gemma_ops.config import DataConfig
 from gemma_ops.data import chat
 from gemma_ops.data.findings import Context, Finding, finding, look
 from gemma_ops.data.importing import Imported, Importer
-from gemma_ops.data.tokens import Lengths, checkpoint_prefills
+from gemma_ops.data.tokens import Lengths
 from gemma_ops.errors import DataError
 
 Token = tuple[str, bool]
@@ -100,7 +100,7 @@ def check(
 
     Raises DataError when there is nothing to read, and what the readers raise.
     """
-    prefills = checkpoint_prefills(model)
+    prefills = chat.prefills(model)
     # A template that opens every prompt with an empty thought belongs to the larger sizes and differs by design.
     template = None if prefills else chat.checkpoint_template(model)
     context = Context(chat.load_tokenizer(model), max_length, prefills, template)

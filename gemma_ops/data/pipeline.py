@@ -26,7 +26,7 @@ from gemma_ops.data.importing import Imported, Importer
 from gemma_ops.data.overlap import Overlap
 from gemma_ops.data.split import Split
 from gemma_ops.data.tasks import TaskQuestions, read_task, user_texts
-from gemma_ops.data.tokens import Lengths, checkpoint_prefills
+from gemma_ops.data.tokens import Lengths
 from gemma_ops.data.words import Boilerplate, Hashes, hashes
 from gemma_ops.durable import whole
 from gemma_ops.errors import DataError
@@ -81,7 +81,7 @@ def prepare(
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     tokenizer = chat.load_tokenizer(model)
-    prefills = checkpoint_prefills(model)
+    prefills = chat.prefills(model)
     facts = Facts(tasks=[read_task(folder, source) for folder in tasks])
     first = _FirstPass(settings, facts)
     first.run(out / "rejected.jsonl", work / "rows.jsonl", source)

@@ -40,18 +40,6 @@ def encode_rows(
         }
 
 
-def checkpoint_prefills(folder: Path) -> bool:
-    """Whether the checkpoint's own template ends its prompt with an empty thought channel (the larger sizes' does)."""
-    template = chat.checkpoint_template(folder)
-    if template is None:
-        return False
-    question = [{"role": "user", "content": "?"}]
-    try:
-        return chat.render_template(template, question, add_generation_prompt=True).text.endswith("<channel|>")
-    except DataError:
-        return False  # a template that renders nothing prompts for nothing; `check` reports it on every row
-
-
 @dataclass
 class Lengths:
     """Token statistics of rows, in constant memory: counts by length."""

@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 
-from gemma_ops import family, journal
+from gemma_ops import journal
 from gemma_ops.config import MachineConfig
+from gemma_ops.data import chat
 from gemma_ops.errors import GateError
 from gemma_ops.export.prompts import Row, prompt_ids
 from gemma_ops.modeling import adapters, generate
 from gemma_ops.modeling.load import load_model, load_tokenizer, pick_device
-from gemma_ops.modeling.source import read_config
 
 _POSITIONS = 8  # last positions of each prompt whose logits are compared: enough to differ, small at 262,144 tokens
 _NEW_TOKENS = 16
@@ -67,7 +67,7 @@ def run(base: Path, merged: Path, adapter: Path, chosen: list[Row], machine: Mac
     in every logit.
     """
     tokenizer = load_tokenizer(merged)
-    thought = family.empty_thought(read_config(merged))
+    thought = chat.prefills(merged)
     prompts = [prompt_ids(tokenizer, row, thought=thought) for row in chosen]
     device = pick_device(machine.device, base)
     model = load_model(base, device=device)

@@ -16,8 +16,9 @@ from typing import Any
 
 import torch
 
-from gemma_ops import family, journal
+from gemma_ops import journal
 from gemma_ops.config import MachineConfig, QuantizeConfig
+from gemma_ops.data import chat
 from gemma_ops.durable import write_json
 from gemma_ops.errors import GateError
 from gemma_ops.export import fidelity
@@ -70,7 +71,7 @@ def quantize(
         chosen = fidelity.conversations(
             tokenizer,
             rows(data, settings.fidelity_rows),
-            thought=family.empty_thought(source.config),
+            thought=chat.prefills(source.folder),
             reply=gguf.continuation,
         )
         reference = _distributions(gguf, chosen, top, "bf16")

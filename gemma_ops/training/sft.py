@@ -37,7 +37,7 @@ def train(out: Path, settings: TrainConfig, machine: MachineConfig, *, base: Pat
     if machine.workers:
         torch.set_num_threads(machine.workers)
     tokenizer = load_tokenizer(folder)
-    empty_thought = bool(size and size.empty_thought)
+    empty_thought = chat.prefills(folder)
     rows, cut = _rows(data / "train.jsonl", tokenizer, settings, empty_thought)
     valid, _ = _rows(data / "valid.jsonl", tokenizer, settings, empty_thought)
     if len(rows) == 0:
