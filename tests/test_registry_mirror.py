@@ -44,7 +44,9 @@ def named(config, name):
 
 
 def test_a_run_stands_in_mlflow_with_its_steps_settings_curves_and_provenance(tmp_path):
-    config = runs.config(tmp_path, train={"lora": {"rank": 8}, "learning_rate": 2e-4})
+    config = runs.config(
+        tmp_path, train={"lora": {"rank": 8}, "learning_rate": 2e-4}, data={"path": str(tmp_path / "rows.jsonl")}
+    )
     said: list[str] = []
     artifacts = runs.make(config, mirror(config, said))
     assert said == []
@@ -55,6 +57,8 @@ def test_a_run_stands_in_mlflow_with_its_steps_settings_curves_and_provenance(tm
     assert parent.data.params["train.learning_rate"] == "0.0002"
     assert parent.data.params["model.base"] == "nano"
     assert not any(key.startswith("machine") for key in parent.data.params)
+    assert parent.data.params["data.path"] == "rows.jsonl"
+    assert not any(str(tmp_path) in value for value in parent.data.params.values())
     assert parent.data.tags["verdict"] == "pass"
     assert parent.data.tags["gemma_ops.config"] == state["config"]
     assert "tuned − base" in parent.data.tags["mlflow.note.content"]

@@ -32,10 +32,9 @@ _DIGEST = 36  # and on the characters of a data set's digest
 def settings(tracking: Tracking, run: Path, run_id: str) -> None:
     """The parameters and the provenance of the parent run. Parameters never change: other settings get another run."""
     config = memory.config_of(run)
-    shown = {
-        str(key): config[key] for key in ("recipe", "model", "data", "train", "quantize", "evaluate") if key in config
-    }
-    params(tracking, run_id, reading.flatten(shown))
+    sections = ("recipe", "model", "synth", "data", "train", "quantize", "evaluate")
+    shown = {key: config[key] for key in sections if key in config}
+    params(tracking, run_id, reading.flatten(_placeless(shown)))
     tags(tracking, run_id, {"gemma_ops.version": __version__, "gemma_ops.config": digest.of_json(config), **git()})
 
 
@@ -134,6 +133,15 @@ def _git(*arguments: str) -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _placeless(value: Any) -> Any:
+    """Absolute paths by their last name: where a file lies on one machine tells others nothing but who sat there."""
+    if isinstance(value, dict):
+        return {key: _placeless(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_placeless(item) for item in value]
+    return Path(value).name if isinstance(value, str) and value.startswith(("/", "~")) else value
 
 
 def _profile(file: Path) -> str | None:
