@@ -3,8 +3,7 @@
 Peaks and bandwidths are the makers' data sheets (dense bf16, without sparsity). `memory` is what a process can get, as
 `torch.cuda.get_device_properties(0).total_memory` reports it: less than the box says, because of ECC and the driver.
 `sustained` is the share of the peak that large matrix products really reach, where power or clocks limit it. Prices are
-typical on-demand rates of one month for comparison (published lists of RunPod, Lambda and Google Cloud); they differ by
-a factor of two between providers.
+on-demand rates of one published list each, with its date; they differ by a factor of two between providers.
 """
 
 from __future__ import annotations
@@ -16,8 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gemma_ops.errors import ConfigError
-
-PRICES_AS_OF = "2026-05"
 
 GIB = 1 << 30
 
@@ -38,7 +35,9 @@ class Device:
     bandwidth: float
     """Memory bandwidth, 10^9 bytes per second."""
     dollars: float | None
-    """US dollars per hour, on demand, at PRICES_AS_OF; None where nobody rents it by the hour."""
+    """US dollars per hour, on demand; None where nobody rents it by the hour."""
+    priced: str = "published lists, 2026-05"
+    """Whose list the price is from, and of when."""
     bf16: bool = True
     """Has bfloat16 tensor cores and attention kernels. Without, bf16 is emulated at float32 speed, and attention
     holds its score matrix; float16 is no way out, because Gemma 4 overflows in it."""
@@ -50,13 +49,25 @@ class Device:
 DEVICES: dict[str, Device] = {
     device.key: device
     for device in (
-        Device("t4", "T4 16 GB", 14.6, 8.1, 0.5, 320, 0.53, bf16=False, matches=("Tesla T4",)),
+        Device(
+            "t4", "T4 16 GB", 14.6, 8.1, 0.5, 320, 0.526, "AWS g4dn.xlarge, 2026-05", bf16=False, matches=("Tesla T4",)
+        ),
         Device("l4", "L4 24 GB", 22.0, 121, 0.48, 300, 0.78, matches=("NVIDIA L4",)),
-        Device("a10", "A10 24 GB", 22.1, 125, 0.55, 600, 0.75, matches=("A10",)),
+        Device("a10", "A10 24 GB", 22.1, 125, 0.55, 600, 1.29, "Lambda, 2026-09", matches=("A10",)),
         Device("rtx-3090", "RTX 3090 24 GB", 23.6, 71, 0.85, 936, 0.39, matches=("RTX 3090",)),
         Device("rtx-4090", "RTX 4090 24 GB", 23.5, 165, 0.90, 1008, 0.60, matches=("RTX 4090",)),
         Device("rtx-5090", "RTX 5090 32 GB", 31.3, 209, 0.90, 1792, 1.22, matches=("RTX 5090",)),
-        Device("a100-40", "A100 40 GB", 39.4, 312, 0.80, 1555, 1.29, matches=("A100-SXM4-40GB", "A100-PCIE-40GB")),
+        Device(
+            "a100-40",
+            "A100 40 GB",
+            39.4,
+            312,
+            0.80,
+            1555,
+            1.99,
+            "Lambda, 2026-09",
+            matches=("A100-SXM4-40GB", "A100-PCIE-40GB"),
+        ),
         Device("l40s", "L40S 48 GB", 44.4, 362, 0.55, 864, 1.40, matches=("L40S",)),
         Device(
             "a100-80",
@@ -65,13 +76,14 @@ DEVICES: dict[str, Device] = {
             312,
             0.80,
             2039,
-            2.10,
+            1.79,
+            "RunPod, 2026-11",
             matches=("A100-SXM4-80GB", "A100 80GB", "A100-PCIE-80GB"),
         ),
-        Device("h100", "H100 80 GB", 79.1, 989, 0.70, 3350, 2.95, matches=("H100",)),
+        Device("h100", "H100 80 GB", 79.1, 989, 0.70, 3350, 3.99, "RunPod, 2026-11", matches=("H100",)),
         Device("rtx-pro-6000", "RTX PRO 6000 96 GB", 94.9, 503, 0.80, 1792, 1.57, matches=("RTX PRO 6000",)),
-        Device("h200", "H200 141 GB", 139.8, 989, 0.80, 4800, 4.00, matches=("H200",)),
-        Device("b200", "B200 180 GB", 178.3, 2250, 0.70, 7700, 5.98, matches=("B200",)),
+        Device("h200", "H200 141 GB", 139.8, 989, 0.80, 4800, 4.59, "RunPod, 2026-10", matches=("H200",)),
+        Device("b200", "B200 180 GB", 178.3, 2250, 0.70, 7700, 6.79, "RunPod, 2026-10", matches=("B200",)),
     )
 }
 """By command-line key, smallest memory first."""

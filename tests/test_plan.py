@@ -131,7 +131,7 @@ def test_time_and_cost_follow_the_data(tmp_path):
     assert made.rows.count == pytest.approx(4500, rel=0.01)
     assert made.rows.mean == pytest.approx(1400 / 4 + 10, rel=0.01)
     assert made.tokens == pytest.approx(2 * made.rows.count * made.rows.mean)
-    assert made.dollars == pytest.approx(made.seconds / 3600 * 1.29)
+    assert made.dollars == pytest.approx(made.seconds / 3600 * 1.99)
     assert not made.per_million
     steps = plan(_config("E2B", {"max_steps": 10, "batch": 16}, data={"path": str(rows)}), "a100-40")
     assert steps.tokens == pytest.approx(160 * steps.rows.mean)
@@ -187,7 +187,7 @@ def test_json_holds_the_whole_answer():
     assert sum(part["bytes"] for part in body["parts"]) == pytest.approx(body["total_bytes"], abs=100)
     assert body["changes"][0]["set"] == ["train.weights=nf4", "train.checkpointing=true", "train.micro_batch=1"]
     assert body["changes"][0]["seconds"] > 0
-    assert body["prices_as_of"]
+    assert body["price_source"]
 
 
 def test_lines_stay_narrow_and_bars_in_proportion():

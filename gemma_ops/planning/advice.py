@@ -119,7 +119,7 @@ def _machines(config: RunConfig, target: Device) -> Iterator[Candidate]:
     for also, price, values in _rungs(config):
         for device in known:
             if device.bf16 and device.key != target.key and device.memory > target.memory:
-                cost = f"${device.dollars:.2f} an hour as of {devices.PRICES_AS_OF}{price}"
+                cost = f"${device.dollars:.2f} an hour, {device.priced}{price}"
                 yield f"use {_article(device.name)} {device.name}{also}", cost, values, device
 
 

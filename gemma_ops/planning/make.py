@@ -121,7 +121,7 @@ class Plan:
             "speed": asdict(self.speed) if self.speed else None,
             "seconds": self.seconds,
             "dollars": self.dollars,
-            "prices_as_of": devices.PRICES_AS_OF if self.dollars is not None else None,
+            "price_source": self.device.priced if self.dollars is not None else None,
             "notes": list(self.notes),
             "changes": [_change(change) for change in self.changes],
             "faster": _change(self.faster) if self.faster else None,

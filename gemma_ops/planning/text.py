@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import textwrap
 
-from gemma_ops import devices
 from gemma_ops.planning.make import Change, Plan
 from gemma_ops.planning.memory import GIB
 
@@ -83,7 +82,7 @@ def _time(made: Plan, prefix: str) -> list[str]:
         )
         what = "per million tokens" if made.per_million else f"for {_count(made.tokens)} tokens"
         price = (
-            f"; ${_money(made.dollars)} at ${made.device.dollars:.2f} an hour ({devices.PRICES_AS_OF})"
+            f"; ${_money(made.dollars)} at ${made.device.dollars:.2f} an hour ({made.device.priced})"
             if made.dollars is not None
             else ""
         )
