@@ -6,6 +6,7 @@ cost, and never is. How a tree is read from YAML files and `--set` stands in `co
 """
 
 from gemma_ops.config.data import DataConfig, ModelConfig
+from gemma_ops.config.endpoints import EndpointConfig
 from gemma_ops.config.evaluation import EvaluateConfig, GateConfig, RegisterConfig
 from gemma_ops.config.gemini import GeminiConfig
 from gemma_ops.config.machine import MachineConfig
@@ -17,6 +18,7 @@ from gemma_ops.config.training import LoraConfig, MergeConfig, QuantizeConfig, T
 __all__ = [
     "LOCATION",
     "DataConfig",
+    "EndpointConfig",
     "EvaluateConfig",
     "GateConfig",
     "GeminiConfig",

@@ -8,19 +8,25 @@ from pydantic import Field, model_validator
 
 from gemma_ops.config.section import LOCATION, Name, Section
 
+RUNNING = ("usd_per_1k", "seconds_p50", "seconds_p95", "first_seconds_p50", "first_seconds_p95")
+"""What running a target takes, known without any metric: dollars per 1,000 answers, and seconds that half of the askers,
+or 95 % of them, wait at most for the whole answer or for its first token."""
+
 
 class GateConfig(Section):
     """One condition of the verdict."""
 
     metric: str
-    """A metric of the task, for example `exact_match`."""
+    """A metric of the task, for example `exact_match`; for `at_most` one of `usd_per_1k`, `seconds_p50`, `seconds_p95`,
+    `first_seconds_p50`, `first_seconds_p95`."""
     task: str | None = None
     """Which task; may be left out when there is one."""
     target: str = "tuned"
     """Who must pass."""
-    test: Literal["superior", "noninferior", "at_least"]
+    test: Literal["superior", "noninferior", "at_least", "at_most"]
     """`superior`: better than `versus` by more than `margin`; `noninferior`: not worse by `margin`; `at_least`: the
-    metric itself reaches `margin`. Each is decided on an interval, so it can end inconclusive."""
+    metric itself reaches `margin`; `at_most`: dollars or seconds stay below it. Each is decided on an interval, so it
+    can end inconclusive."""
     versus: str | None = None
     """The other target, for the two paired tests."""
     margin: float = 0.0
@@ -28,8 +34,10 @@ class GateConfig(Section):
 
     @model_validator(mode="after")
     def _rival(self) -> GateConfig:
-        if (self.versus is None) != (self.test == "at_least"):
-            raise ValueError("superior and noninferior need `versus`; at_least takes none")
+        if (self.versus is None) != (self.test in ("at_least", "at_most")):
+            raise ValueError("superior and noninferior need `versus`; at_least takes none, nor does at_most")
+        if (self.metric in RUNNING) != (self.test == "at_most"):
+            raise ValueError(f"at_most is the test of {', '.join(RUNNING)}, and of nothing else")
         return self
 
 
@@ -39,11 +47,17 @@ class EvaluateConfig(Section):
     tasks: Annotated[tuple[str, ...], LOCATION] = ()
     """Folders under `eval/` (or paths) holding a `task.yaml`."""
     targets: tuple[str, ...] = ("base", "tuned", "q8_0", "q4_0")
-    """`base`, `tuned`, or a quantized format of this run."""
+    """Who answers: `base`, `tuned` or a quantized format of this run, `gemini:MODEL[@THINKING]`, `openai:URL#MODEL`,
+    `gguf:FILE@TOKENIZER_FOLDER`, or a checkpoint folder."""
     rows: Annotated[int, Field(ge=1)] | None = None
     """Answer only this many questions of each task, the first by hash of their id."""
+    hidden: Literal["refuse", "skip"] = "refuse"
+    """What to do when a target may not see some rows: refuse before anything is asked, or leave those rows unscored for
+    it and compare on the others."""
     gates: tuple[GateConfig, ...] = ()
     """Conditions of the verdict."""
+    routing_margin: Annotated[float, Field(ge=0, lt=1)] = 0.02
+    """Loss on the primary metric at which questions are still kept on a local model instead of being sent to a service."""
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
     """Level of every interval, and 1 - alpha of the gates together (Holm)."""
     seed: Annotated[int, Field(ge=0)] = 7

@@ -31,16 +31,18 @@ class GeminiConfig(Section):
     service_tier: Literal["standard", "flex", "priority"] = "standard"
     """`flex` is half the price and may wait; `priority` costs more."""
     batch: Literal["auto", "always", "never"] = "auto"
-    """The batch API is half the price and answers within a day; `auto` takes it for many requests that nobody waits for."""
+    """The batch API is half the price and answers within a day; `auto` takes it on the paid tier for 200 requests and more
+    that need no time to the first token."""
     pii: Literal["off", "report", "refuse"] = "report"
-    """What to do about personal data found by checksummed patterns in what would be sent."""
+    """What to do about personal data and secrets, found by checksummed patterns in what would be sent; `report` counts them
+    in the log."""
     base_url: str | None = None
-    """Another address, such as that of the emulator."""
+    """Another address, without `/v1`. One of this machine, such as the emulator's, is a rehearsal and recorded as one."""
     concurrency: Annotated[int, Field(ge=1, le=256)] = 8
     """Requests under way at once; lowered by itself when the service says it is too many."""
     timeout_seconds: Annotated[float, Field(gt=0)] = 120.0
-    """Longest wait for one reply."""
+    """Longest wait for one reply; a reply that comes later may be billed all the same. `flex` needs minutes."""
     attempts: Annotated[int, Field(ge=1)] = 6
-    """Tries per request when the service is busy or fails."""
+    """Tries per request when the service is busy or fails. After the last one the request ends in `error`."""
     cache: bool = True
-    """Answer a request that was answered before from the store, at no cost."""
+    """Answer a request that was answered before from the store, at no cost. Off, a killed run pays again for what it had."""

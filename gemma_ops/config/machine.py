@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from gemma_ops.config.endpoints import EndpointConfig
 from gemma_ops.config.gemini import GeminiConfig
 from gemma_ops.config.section import Section, Share
 
@@ -26,9 +27,11 @@ class MachineConfig(Section):
     workers: Annotated[int, Field(ge=1)] | None = None
     """Threads for the CPU; null takes all cores."""
     ledger: str | None = None
-    """File that holds what was spent and the answers that were paid for; null takes `gemini.sqlite` in `machine.runs`."""
+    """File that holds what was spent and the answers that were paid for; null takes `gemini.sqlite` in `machine.runs`; a rehearsal keeps its own beside it."""
     dollars_per_hour: Annotated[float, Field(ge=0)] | None = None
     """What this machine costs an hour, for dollars per 1,000 items; null takes the device's list price, if it has one."""
     utilisation: Annotated[Share, Field(gt=0)] = 0.5
     """Share of its hours the machine would be busy: an idle hour costs as much as a busy one."""
+    endpoints: tuple[EndpointConfig, ...] = ()
+    """OpenAI-compatible endpoints that need a key, have a price, or may see private rows."""
     gemini: GeminiConfig = GeminiConfig()

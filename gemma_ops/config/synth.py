@@ -36,14 +36,14 @@ class SynthConfig(Section):
     tools: Annotated[str | None, LOCATION] = None
     """Function declarations as JSON, in OpenAI's form."""
     teacher: str = "base"
-    """Who writes: `base`, another Gemma 4 (a folder or Hub id), or a service such as `gemini:MODEL@low`."""
+    """Who writes: `base`, another Gemma 4 (a folder, with a `/` in it, or a Hub id), or a service such as `gemini:MODEL@low`."""
     count: CountConfig = CountConfig()
     per_request: Annotated[int, Field(ge=1, le=20)] = 4
     """Rows asked for at once: more is cheaper, and the teacher repeats itself less."""
     section_words: Annotated[int, Field(ge=50)] = 500
     """Longest part of a document shown at once; sections end at headings and paragraphs."""
     max_new_tokens: Annotated[int, Field(ge=64)] = 2048
-    """Longest reply of the teacher, its thoughts included."""
+    """Longest reply of the teacher, in tokens; the thoughts of a service come on top."""
     privacy: Privacy = "local_only"
     """Privacy class of documents and seeds that don't state one; they may only state a stricter one."""
     hidden: Literal["refuse", "skip"] = "refuse"

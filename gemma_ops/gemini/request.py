@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, Self
 
 from gemma_ops import digest
 from gemma_ops.config import Privacy
@@ -39,3 +39,37 @@ class Request:
         """Digest of what decides the answer: 32 hex digits. The cache, the ledger and batch items go by it."""
         body = [self.model, list(self.messages), self.max_output_tokens, self.schema, self.thinking, self.temperature]
         return digest.of_json([*body, self.seed, list(self.tools), self.repeat])[:32]
+
+    def to_json(self) -> dict[str, Any]:
+        """The request as JSON, for the pipe to the courier."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, body: dict[str, Any]) -> Self:
+        """The request that `to_json` wrote."""
+        return cls(**{**body, "messages": tuple(body["messages"]), "tools": tuple(body["tools"])})
+
+    def grounding(self) -> list[str]:
+        """Names of tools that are not functions of the caller's own: search, maps, pages, whatever the service runs."""
+        return [_name(tool) for tool in self.tools if not isinstance(tool.get("function"), dict)]
+
+    def texts(self) -> list[str]:
+        """Every text that would leave the machine, the arguments of tool calls, schemas and tools included."""
+        found: list[str] = []
+        _collect([list(self.messages), list(self.tools), self.schema], found)
+        return found
+
+
+def _name(tool: dict[str, Any]) -> str:
+    return str(tool.get("type") or next(iter(tool), "unnamed"))
+
+
+def _collect(value: Any, found: list[str]) -> None:
+    if isinstance(value, str):
+        found.append(value)
+    elif isinstance(value, dict):
+        for item in value.values():
+            _collect(item, found)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _collect(item, found)

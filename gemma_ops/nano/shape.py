@@ -121,7 +121,7 @@ def save(model: Any, folder: Path, tokenizer: Any | None = None) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     model = model.to(torch.bfloat16)
     model.generation_config = GenerationConfig(
-        bos_token_id=2, eos_token_id=list(STOPS), pad_token_id=0, do_sample=False, max_new_tokens=256
+        bos_token_id=2, eos_token_id=list(STOPS), pad_token_id=0, do_sample=False
     )
     model.save_pretrained(folder)
     if tokenizer is None:

@@ -1,0 +1,27 @@
+"""OpenAI-compatible endpoints that need more than their address: a key, prices, or the right to see private rows."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from gemma_ops.config.section import Privacy, Section
+
+
+class EndpointConfig(Section):
+    """What is known of one endpoint. An endpoint that isn't listed has no key and no prices; on this machine it may see
+    every row, elsewhere only rows of class `any`."""
+
+    url: str
+    """Its base address, as it stands in a target: `https://llm.example.com/v1`."""
+    privacy: Privacy = "any"
+    """The strictest class it may see: `local_only` for a server of your own, `paid` where terms protect the rows."""
+    api_key_env: str | None = None
+    """Environment variable that holds the key; the key itself is never written down."""
+    dollars_in: Annotated[float, Field(ge=0)] | None = None
+    """US dollars per million prompt tokens; null is unknown, and unknown is told."""
+    dollars_out: Annotated[float, Field(ge=0)] | None = None
+    """US dollars per million tokens of the reply."""
+    timeout_seconds: Annotated[float, Field(gt=0)] = 120.0
+    """Longest wait for the next piece of a reply."""

@@ -1,0 +1,222 @@
+"""Requests as batch jobs of the Developer API: half the price, an answer within a day, and safe to kill in any state.
+
+A job is reserved and written down first, then uploaded, created under a mark of its own, and polled. Whoever takes the
+run up again finds it by its name, or by its mark in the service's list, and goes on from there. Results are merged by
+key; items that failed inside a job that succeeded are tried again. A job that failed, expired or was cancelled is told.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from gemma_ops.answer import Answer
+from gemma_ops.errors import BudgetError, OpsError
+from gemma_ops.gemini import prices, reply, wire
+from gemma_ops.gemini.cache import Asked
+from gemma_ops.gemini.client import Client, Sent, bill
+from gemma_ops.gemini.following import ENDINGS, WITH_RESULTS, Follower, Gone
+from gemma_ops.gemini.jobs import Job, Jobs
+from gemma_ops.gemini.request import Request
+
+_MOST = 5_000
+"""Items in one job."""
+_KEPT = 48 * 3600
+"""Seconds for which the service keeps results."""
+_ROUNDS = 3
+"""How often an item that fails inside a job is put into another."""
+
+
+class Batches:
+    """Answers requests through jobs. `note(**fields)` hears how the jobs go."""
+
+    def __init__(self, client: Client, note: Callable[..., None]) -> None:
+        self.client, self.note = client, note
+        self.store = client.store
+        self.jobs = Jobs(client.store)
+        self.service = Follower(client, note)
+        self._rounds: Counter[str] = Counter()
+
+    def answer(self, numbered: Mapping[int, Request], on_answer: Callable[[int, Sent], None]) -> None:
+        """Answer what can be answered by batch. With `batch: auto`, items that fail inside a job are left to the caller.
+
+        Raises BudgetError when nothing more fits under the cap, ServiceError for a job that came to nothing; what arrived
+        is kept either way. Returns early when nobody waits any more: the jobs go on, and are found again.
+        """
+        places = {request.key(): number for number, request in numbered.items()}
+
+        def arrived(key: str, answer: Answer) -> None:
+            tries = self._rounds[key]
+            on_answer(places.pop(key), Sent(answer, tries, ["failed"] * max(tries - 1, 0)))
+
+        while places and not self.client.leaving.is_set():
+            for key in list(places):
+                if found := self.store.find(key, since=self.client.since):
+                    arrived(key, found)
+            jobs, others = self.jobs.adopt(places.keys())
+            open_keys = self.jobs.under_way()
+            fresh = {key: numbered[number] for key, number in places.items() if key not in open_keys}
+            given_up = [key for key in fresh if self._rounds[key] >= self._limit]
+            if self.client.config.batch == "always":
+                for key in given_up:
+                    arrived(key, Answer("", "error", 0, 0, 0.0, reason=f"failed in {_ROUNDS} batch jobs", tier="batch"))
+            elif given_up and len(given_up) == len(places):
+                return  # the caller sends them one by one
+            jobs += self._planned({key: request for key, request in fresh.items() if key not in given_up}, bool(jobs))
+            if not jobs and others:
+                self.service.pause()  # another process looks after them
+            self._all(jobs, arrived)
+
+    @property
+    def _limit(self) -> int:
+        """Rounds per item: with `never`, only jobs that are under way already are collected."""
+        return {"always": _ROUNDS, "auto": 1, "never": 0}[self.client.config.batch]
+
+    def _planned(self, fresh: dict[str, Request], more: bool) -> list[Job]:
+        """Jobs for as many requests as the cap has room for; what is left waits until these are settled."""
+        made: list[Job] = []
+        models = sorted({request.model for request in fresh.values()})
+        for model in models:
+            todo = [(key, request) for key, request in fresh.items() if request.model == model]
+            for start in range(0, len(todo), _MOST):
+                job, refused = self._plan(model, dict(todo[start : start + _MOST]))
+                if job:
+                    made.append(job)
+                if refused:
+                    if not made and not more:
+                        raise self.client.stop(refused)
+                    return [self._create(job, fresh) for job in made]
+        return [self._create(job, fresh) for job in made]
+
+    def _plan(self, model: str, items: dict[str, Request]) -> tuple[Job | None, BudgetError | None]:
+        """Reserve and write down, both or neither."""
+        now = datetime.now(UTC)
+        worst = {
+            key: prices.worst(
+                model, prices.prompt_bound(wire.body(request)), request.max_output_tokens, tier="batch", at=now
+            )
+            for key, request in items.items()
+        }
+        reservations: dict[str, int] = {}
+        refused = None
+        with self.store.ledger.connect():
+            for key, request in items.items():
+                try:
+                    reservations[key] = self.store.ledger.reserve(
+                        key, model=model, use=request.use, tier="batch", worst=worst[key]
+                    )
+                except BudgetError as error:
+                    refused = error
+                    break
+            kept = {key: (number, Asked.of(items[key])) for key, number in reservations.items()}
+            return (self.jobs.plan(model, kept) if kept else None), refused
+
+    def _create(self, job: Job, requests: Mapping[str, Request]) -> Job:
+        """Upload the items and create the job, unless an earlier try did."""
+        lines = (json.dumps({"key": key, "request": wire.body(requests[key])}) for key in job.items)
+        data = ("\n".join(lines) + "\n").encode()
+        genai = self.client.genai
+        try:
+            file = self.service.attempt(
+                lambda: genai.files.upload(
+                    file=io.BytesIO(data), config={"display_name": job.mark, "mime_type": "application/jsonl"}
+                ),
+                job,
+            )
+        except OpsError as error:
+            self._give_back(job, error.what)  # nothing was created
+            raise
+
+        self.jobs.uploaded(job, file.name or "")
+        tried = False
+
+        def create() -> Any:
+            nonlocal tried
+            if tried and (found := self._listed(job)):
+                return found  # the try before this one did it, and its reply was lost
+            tried = True
+            return genai.batches.create(model=job.model, src=file.name or "", config={"display_name": job.mark})
+
+        # From here on a failure leaves the job planned: it may have been created, and the next run looks.
+        name = self.service.attempt(create, job).name
+        self.jobs.created(job, name)
+        self.note(job=name, state="created", items=len(job.items))
+        return job.named(name)
+
+    def _listed(self, job: Job) -> Any:
+        """The job in the service's list, by its mark."""
+        return next((found for found in self.client.genai.batches.list() if found.display_name == job.mark), None)
+
+    def _all(self, jobs: list[Job], arrived: Callable[[str, Answer], None]) -> None:
+        """Wait for every job and take its results in. The first that came to nothing is raised when all are in."""
+        trouble: OpsError | None = None
+        for job in jobs:
+            try:
+                for key, answer in self._collected(job):
+                    arrived(key, answer)
+            except OpsError as error:
+                trouble = trouble or error
+        if trouble:
+            raise trouble
+
+    def _collected(self, job: Job) -> Iterator[tuple[str, Answer]]:
+        """Results of a job, each settled and kept before it is told. Nothing when nobody waits any more."""
+        if job.name is None:
+            listed = self.service.attempt(lambda: self._listed(job), job)
+            if listed is None:
+                self._give_back(job, "never created")
+                self.service.tidy(job, self.jobs.uploads(job))
+                return
+            self.jobs.created(job, listed.name)
+            job = job.named(listed.name)
+        try:
+            found = self.service.ended(job)
+            if found is None:
+                return
+            state = found.state.name
+            results = self.service.results(job, found)
+        except Gone as error:
+            given_up = time.time() - job.planned_at > _KEPT
+            if given_up:
+                with self.store.ledger.connect():
+                    for reservation, _ in job.items.values():
+                        self.store.ledger.settle(reservation, None, usage={"lost": "the batch job is gone"})
+                    self.jobs.done(job, "gone")
+            raise self.service.gone(job, str(error), given_up=given_up) from error
+        now = datetime.now(UTC)
+        for key, (reservation, asked) in job.items.items():
+            result = results.get(key)
+            self._rounds[key] += 1
+            if result is not None:
+                yield key, self.store.settle(reservation, asked, self._billed(job, result, now))
+            elif state == "JOB_STATE_CANCELLED":
+                self.store.ledger.settle(reservation, None, usage={"lost": "the batch job was cancelled"})
+            else:
+                self.store.ledger.release(
+                    reservation, f"no result in a batch job that {ENDINGS.get(state, 'succeeded')}"
+                )
+        self.jobs.done(job, state)
+        self.note(job=job.name, state=state, items=len(job.items), answered=len(results))
+        self.service.tidy(job, self.jobs.uploads(job))
+        if state not in WITH_RESULTS:
+            raise self.service.told(job, found, state)
+
+    def _billed(self, job: Job, response: dict[str, Any], now: datetime) -> Any:
+        """One result with its bill, at the dearer of the days between which it was computed."""
+        seconds = time.time() - job.planned_at
+        moments = (datetime.fromtimestamp(job.planned_at, UTC), now)
+        read = reply.read(response)
+        bills = [bill(job.model, read, tier="batch", seconds=seconds, first=None, at=at) for at in moments]
+        return max(bills, key=lambda found: found.cost or 0)
+
+    def _give_back(self, job: Job, why: str) -> None:
+        """The job does not exist, so nothing of it can be billed."""
+        with self.store.ledger.connect():
+            for reservation, _ in job.items.values():
+                self.store.ledger.release(reservation, f"batch job {why}")
+            self.jobs.done(job, why)

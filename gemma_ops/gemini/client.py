@@ -1,0 +1,233 @@
+"""One request, from the store or from the service: look up, reserve, send, settle, keep.
+
+Runs in the courier. Every try holds a reservation of its own, because every try can be billed: it is given back when the
+service failed before serving, settled when it served, and counted in full when nobody knows (see `retry`).
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from gemma_ops.answer import Answer
+from gemma_ops.config import GeminiConfig
+from gemma_ops.errors import BudgetError, OpsError, ServiceError
+from gemma_ops.gemini import prices, reply, retry, wire
+from gemma_ops.gemini.cache import Asked, Served, Store
+from gemma_ops.gemini.limiter import Limiter
+from gemma_ops.gemini.request import Request
+from gemma_ops.gemini.service import connect, rehearsal
+
+_LOOK_AGAIN = 0.1
+"""Seconds between looks at the store while another process has the same request on the wire."""
+_IN_VAIN = 20
+"""Requests in a row, each after all its tries, that say the service is down."""
+_UNSENT = {"sdk_http_response", "parsed", "automatic_function_calling_history"}
+
+
+@dataclass
+class Sent:
+    """What came of one request, and what went wrong on the way, for the journal."""
+
+    answer: Answer
+    tries: int = 0
+    faults: list[str] = field(default_factory=list)
+
+
+class Client:
+    """Sends requests, from any number of threads."""
+
+    def __init__(self, config: GeminiConfig, store: Store, *, since: float = 0.0) -> None:
+        """`since`: answers older than this moment are not taken from the store."""
+        self.config, self.store, self.since = config, store, since
+        self.genai = connect(config)
+        self.limiter = Limiter(config.concurrency)
+        self.leaving = threading.Event()
+        """Set when nobody waits any more: what is on the wire is finished, nothing new is sent."""
+        self.rehearsal = rehearsal(config)
+        self._stopped: OpsError | None = None
+        self._unserved = 0
+        self._gate = threading.Condition(threading.RLock())
+
+    def answer(self, request: Request) -> Sent:
+        """Answer one request. A failure that only concerns it is an answer that ended in `error`; raises BudgetError,
+        ConfigError or ServiceError for one that concerns all, and from then on for every other request.
+        """
+        sent = Sent(Answer("", "error", 0, 0, 0.0))
+        began = time.monotonic()
+        worst = prices.worst(
+            request.model, prices.prompt_bound(wire.body(request)), request.max_output_tokens, tier=self.config.service_tier,
+            at=datetime.now(UTC),
+        )  # fmt: skip
+        lost = 0
+        fault = retry.Fault("failed", "never sent")
+        while sent.tries < self.config.attempts and not self.leaving.is_set():
+            with self.limiter.slot() as started:
+                found = self._reserve(request, worst)
+                if isinstance(found, Answer):
+                    sent.answer = found
+                    return sent
+                sent.tries += 1
+                tried = self._try(request, found)
+            if isinstance(tried, Answer):
+                self.limiter.served()
+                sent.answer = tried
+                return sent
+            fault = tried
+            sent.faults.append(fault.kind)
+            lost += worst if fault.kind == "lost" else 0
+            if fault.kind == "busy":
+                self.limiter.too_many(started, fault.wait)
+            if fault.kind == "refused":
+                break
+            if fault.stop is not None:
+                raise self.stop(fault.stop)
+            if sent.tries < self.config.attempts:
+                self.leaving.wait(retry.backoff(sent.tries, fault.wait, rehearsal=self.rehearsal))
+        if fault.kind != "refused" and not self.leaving.is_set():
+            self._give_up(fault)
+        seconds = time.monotonic() - began
+        told = fault.reason if sent.tries == 1 else f"{fault.reason} (the last of {sent.tries} tries)"
+        sent.answer = Answer(
+            "", "error", 0, 0, seconds, reason=told, dollars=lost / prices.NANO, tier=self.config.service_tier
+        )
+        return sent
+
+    def stop(self, error: OpsError) -> OpsError:
+        """Send nothing more; returns what to raise: the first reason stays the reason."""
+        with self._gate:
+            self._stopped = self._stopped or error
+            self._gate.notify_all()
+        self.limiter.end()
+        return self._stopped
+
+    def _give_up(self, fault: retry.Fault) -> None:
+        """Raise ServiceError when it is the service, not the request: no connection, or request after request in vain."""
+        self._unserved += 1
+        fix = "run the same command again later: what arrived is kept"
+        if fault.unreachable:
+            raise self.stop(ServiceError(f"Gemini can't be reached: {fault.reason}", fix))
+        if self._unserved >= _IN_VAIN:
+            raise self.stop(
+                ServiceError(f"the last {self._unserved} requests to Gemini came to nothing: {fault.reason}", fix)
+            )
+
+    def _reserve(self, request: Request, worst: int) -> int | Answer:
+        """The number of a reservation, or the answer if it has come in the meantime.
+
+        When the cap has no room because of requests that are on the wire, waits for them: most cost far less than the
+        most they could. Raises BudgetError when there is no room with none of them left.
+        """
+        key = request.key()
+        with self._gate:
+            while True:
+                if self._stopped:
+                    raise self._stopped
+                with self.store.ledger.connect():  # looking and reserving are one: two processes can't both send
+                    found = self.store.find(key, since=self.since)
+                    if found:
+                        return found
+                    if not self.store.on_its_way(key):
+                        try:
+                            number = self.store.ledger.reserve(
+                                key, model=request.model, use=request.use, tier=self.config.service_tier, worst=worst
+                            )
+                        except BudgetError as error:
+                            if not self.store.anything_on_its_way():
+                                raise self.stop(error) from None
+                        else:
+                            return number
+                self._gate.wait(_LOOK_AGAIN)
+
+    def _try(self, request: Request, reservation: int) -> Answer | retry.Fault:
+        """Send once, and bring the reservation to its end."""
+        ledger = self.store.ledger
+        at = datetime.now(UTC)
+        try:
+            try:
+                served = self._call(request, at)
+            except Exception as error:
+                fault = retry.fault_of(error)
+                if fault is None:
+                    ledger.settle(reservation, None, usage={"lost": type(error).__name__})
+                    raise
+                if fault.kind == "lost":
+                    ledger.settle(reservation, None, usage={"lost": fault.reason})
+                else:
+                    ledger.release(reservation, fault.reason)
+                return fault
+            self._unserved = 0
+            return self.store.settle(reservation, Asked.of(request), served)
+        finally:
+            with self._gate:
+                self._gate.notify_all()
+
+    def _call(self, request: Request, at: datetime) -> Served:
+        """Send, and read what comes back. Raises whatever the library and the network raise."""
+        tier = self.config.service_tier
+        ask: dict[str, Any] = {
+            "model": request.model,
+            "contents": wire.contents(request),
+            "config": wire.config(request, service_tier=tier, enterprise=self.config.enterprise),
+        }
+        began = time.monotonic()
+        first = None
+        if request.stream:
+            body, first = self._streamed(ask, began)
+        else:
+            body = _plain(self.genai.models.generate_content(**ask))
+        seconds = time.monotonic() - began
+        found = reply.read(body)
+        return bill(request.model, found, tier=tier, seconds=seconds, first=first, at=at)
+
+    def _streamed(self, ask: dict[str, Any], began: float) -> tuple[dict[str, Any], float | None]:
+        """The whole stream as one reply, and when its first text came. The timeout holds for all of it."""
+        chunks: list[dict[str, Any]] = []
+        first = None
+        try:
+            for chunk in self.genai.models.generate_content_stream(**ask):
+                chunks.append(_plain(chunk))
+                elapsed = time.monotonic() - began
+                if first is None and reply.has_text(chunks[-1]):
+                    first = elapsed
+                if elapsed > self.config.timeout_seconds:
+                    raise retry.Cut(f"after {elapsed:.0f} s, machine.gemini.timeout_seconds")
+        except Exception as error:
+            if chunks and retry.fault_of(error):
+                raise retry.Cut(str(error) or type(error).__name__) from error
+            raise
+        whole = reply.merge(chunks)
+        if not reply.ended(whole):
+            raise retry.Cut("before the reply ended")
+        return whole, first
+
+
+def bill(model: str, found: reply.Reply, *, tier: str, seconds: float, first: float | None, at: datetime) -> Served:
+    """A reply as an answer with its bill. `at`: when it was sent."""
+    usage = found.usage
+    answer = Answer(
+        text=found.text,
+        end=found.end,
+        prompt_tokens=usage.size if usage else 0,
+        new_tokens=usage.output if usage else 0,
+        seconds=seconds,
+        reason=found.reason,
+        first_seconds=first,
+        thought_tokens=usage.thoughts if usage else 0,
+        cached_tokens=usage.cached if usage else 0,
+        model=found.model_version,
+        response_id=found.response_id,
+        tier=tier,
+    )
+    if usage is None:
+        return Served(answer, {"missing": True}, None)
+    return Served(answer, usage.to_json(), prices.price(model, usage, tier=tier, at=at))
+
+
+def _plain(response: Any) -> dict[str, Any]:
+    """A response of the library as the JSON it came from."""
+    body: dict[str, Any] = response.model_dump(mode="json", by_alias=True, exclude_none=True, exclude=_UNSENT)
+    return body

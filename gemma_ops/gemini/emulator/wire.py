@@ -1,0 +1,168 @@
+"""What travels: calls, answers and refusals, field names in one spelling, texts as tokens.
+
+The real service reads field names in snake and in camel case and writes camel case; so does this one. What belongs to
+the caller (JSON schemas, arguments of functions, metadata) keeps its names.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+_OPAQUE = frozenset(
+    {
+        "responseJsonSchema",
+        "responseSchema",
+        "parametersJsonSchema",
+        "parameters",
+        "responseFormat",
+        "args",
+        "response",
+        "metadata",
+        "labels",
+    }
+)
+_PIECE = re.compile(r"\w{1,4}|[^\w\s]")
+_MEDIA_TOKENS = 258
+"""An image or a file in the prompt, whatever its size."""
+
+STATUS = {
+    400: "INVALID_ARGUMENT",
+    401: "UNAUTHENTICATED",
+    403: "PERMISSION_DENIED",
+    404: "NOT_FOUND",
+    409: "ALREADY_EXISTS",
+    429: "RESOURCE_EXHAUSTED",
+    500: "INTERNAL",
+    503: "UNAVAILABLE",
+    504: "DEADLINE_EXCEEDED",
+}
+
+
+class Refusal(Exception):  # noqa: N818  (what a client gets, not a failure of this program)
+    """The service says no: an HTTP status with Google's error body."""
+
+    def __init__(self, code: int, message: str, details: list[dict[str, Any]] | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.details = details or []
+
+    def body(self) -> dict[str, Any]:
+        error: dict[str, Any] = {"code": self.code, "message": self.message, "status": STATUS.get(self.code, "UNKNOWN")}
+        return {"error": error | ({"details": self.details} if self.details else {})}
+
+
+@dataclass(frozen=True)
+class Call:
+    """One HTTP request, read and routed."""
+
+    method: str
+    path: str
+    op: str
+    """What is asked: `generate`, `stream`, `count`, `batch_create`, …; see `routes.py`."""
+    name: str = ""
+    """Model or resource in the path, without its collection."""
+    version: str = ""
+    cloud: bool = False
+    """Enterprise path (`projects/…` or `publishers/google/…`)."""
+    query: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)
+    """Names in lower case."""
+    raw: bytes = b""
+    sent: Any = None
+    """JSON as it came."""
+    body: dict[str, Any] = field(default_factory=dict)
+    """The same with field names in camel case."""
+
+
+@dataclass(frozen=True)
+class Reaction:
+    """What goes back. `events` are those of a stream; `body` is JSON, or bytes sent as they are."""
+
+    status: int = 200
+    body: Any = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    events: tuple[dict[str, Any], ...] | None = None
+    delivery: str = "whole"
+    """`whole`, or a fault of transport: `slow`, `cut`, `cut_reply`, `cut_stream`, `stream_error`."""
+    seconds: float = 0.0
+    """How long `slow` takes."""
+
+
+def camel(value: Any) -> Any:
+    """JSON with proto field names in camel case, at any depth."""
+    if isinstance(value, list):
+        return [camel(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    result = {}
+    for key, item in value.items():
+        name = re.sub(r"_([a-z0-9])", lambda found: found.group(1).upper(), key)
+        result[name] = item if name in _OPAQUE else camel(item)
+    return result
+
+
+def contents_of(value: Any) -> list[dict[str, Any]]:
+    """A list of contents; a single content is a list of one."""
+    if isinstance(value, dict):
+        return [value]
+    return [item for item in value or [] if isinstance(item, dict)]
+
+
+def texts_of(value: Any) -> list[str]:
+    """Texts of the parts of one content or several, in order; thoughts are left out."""
+    return [
+        str(part["text"])
+        for content in contents_of(value)
+        for part in content.get("parts") or []
+        if isinstance(part, dict) and "text" in part and not part.get("thought")
+    ]
+
+
+def count_text(text: str) -> int:
+    """Tokens of a text: a word counts one per four characters, every other visible character one. Never more than bytes."""
+    return sum(1 for _ in _PIECE.finditer(text))
+
+
+def count_json(value: Any) -> int:
+    """Tokens of the texts and names in JSON, such as a schema or a function's arguments."""
+    return sum(count_text(text) for text in _strings(value))
+
+
+def count_contents(value: Any) -> int:
+    """Tokens of contents: their texts, calls and results of functions, and a flat number per image or file."""
+    total = 0
+    for content in contents_of(value):
+        for part in content.get("parts") or []:
+            if "text" in part:
+                total += count_text(str(part["text"]))
+            elif "inlineData" in part or "fileData" in part:
+                total += _MEDIA_TOKENS
+            else:
+                total += count_json(part)
+    return total
+
+
+def first_tokens(text: str, tokens: int) -> str:
+    """The beginning of a text that has this many tokens."""
+    end = 0
+    for number, piece in enumerate(_PIECE.finditer(text), 1):
+        if number > tokens:
+            return text[:end]
+        end = piece.end()
+    return text
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield str(key)
+            yield from _strings(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _strings(item)
+    elif value is not None:
+        yield str(value)

@@ -1,0 +1,141 @@
+"""Batch jobs as the store knows them, so that a killed run finds them again in whatever state they are.
+
+    planned   reserved and written down under a mark of its own; perhaps created, perhaps not: the mark tells, by listing
+    created   the service's name of the job is known
+    done      every item was settled or released
+
+A job is written down, with all its reservations, before anything is uploaded. Reservations of tier `batch` stay held
+without a process, because a job needs none to run.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, replace
+from typing import Self
+
+from gemma_ops.gemini.cache import Asked, Store
+from gemma_ops.gemini.holder import Holder
+
+_SCHEMA = (
+    """
+CREATE TABLE IF NOT EXISTS jobs (
+  id INTEGER PRIMARY KEY, endpoint TEXT NOT NULL, model TEXT NOT NULL, mark TEXT NOT NULL UNIQUE,
+  state TEXT NOT NULL DEFAULT 'planned' CHECK (state IN ('planned', 'created', 'done')),
+  name TEXT, upload TEXT, holder TEXT NOT NULL, planned_at REAL NOT NULL, told TEXT NOT NULL DEFAULT ''
+)""",
+    """
+CREATE TABLE IF NOT EXISTS items (
+  job INTEGER NOT NULL REFERENCES jobs, key TEXT NOT NULL, reservation INTEGER NOT NULL,
+  use TEXT NOT NULL, privacy TEXT NOT NULL CHECK (privacy IN ('paid', 'any')), PRIMARY KEY (job, key)
+)""",
+)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job that is not done."""
+
+    number: int
+    model: str
+    mark: str
+    """Display name of the job and its file at the service."""
+    name: str | None
+    """As the service calls it; None when it is not known whether it was created."""
+    planned_at: float
+    items: Mapping[str, tuple[int, Asked]]
+    """Reservation and request by key, of those items that are not settled."""
+
+    def named(self, name: str) -> Self:
+        """The job, known to the service by this name."""
+        return replace(self, name=name)
+
+
+class Jobs:
+    """The jobs of one endpoint."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        with store.ledger.connect() as connection:
+            for statement in _SCHEMA:
+                connection.execute(statement)
+
+    def under_way(self) -> set[str]:
+        """Keys of items that are not settled, in jobs that are not done."""
+        with self.store.ledger.connect() as connection:
+            rows = connection.execute(
+                "SELECT i.key FROM items i JOIN jobs j ON j.id = i.job JOIN reservations r ON r.id = i.reservation "
+                "WHERE j.state != 'done' AND j.endpoint = ? AND r.state = 'held'",
+                (self.store.endpoint,),
+            ).fetchall()
+        return {key for (key,) in rows}
+
+    def plan(self, model: str, items: Mapping[str, tuple[int, Asked]]) -> Job:
+        """Write a job down; in the transaction that made its reservations."""
+        mark, now = f"gemma-ops-{uuid.uuid4().hex}", time.time()
+        with self.store.ledger.connect() as connection:
+            number = connection.execute(
+                "INSERT INTO jobs (endpoint, model, mark, holder, planned_at) VALUES (?, ?, ?, ?, ?)",
+                (self.store.endpoint, model, mark, Holder.me().to_text(), now),
+            ).lastrowid
+            assert number is not None
+            connection.executemany(
+                "INSERT INTO items VALUES (?, ?, ?, ?, ?)",
+                [(number, key, held, asked.use, asked.privacy) for key, (held, asked) in items.items()],
+            )
+        return Job(number, model, mark, None, now, dict(items))
+
+    def adopt(self, keys: AbstractSet[str]) -> tuple[list[Job], bool]:
+        """Jobs with any of these keys that no other living process looks after, now ours; and whether there are others."""
+        mine, others = [], False
+        with self.store.ledger.connect() as connection:
+            rows = connection.execute(
+                "SELECT id, model, mark, name, holder, planned_at FROM jobs WHERE endpoint = ? AND state != 'done' ORDER BY id",
+                (self.store.endpoint,),
+            ).fetchall()
+            for number, model, mark, name, holder, planned_at in rows:
+                items = self._items(number, model)
+                if not keys & items.keys():
+                    continue
+                held_by = Holder.of_text(holder)
+                if held_by != Holder.me() and held_by.state() == "alive":
+                    others = True
+                    continue
+                connection.execute("UPDATE jobs SET holder = ? WHERE id = ?", (Holder.me().to_text(), number))
+                mine.append(Job(number, model, mark, name, planned_at, items))
+        return mine, others
+
+    def uploaded(self, job: Job, file: str) -> None:
+        """The items lie at the service under this name."""
+        with self.store.ledger.connect() as connection:
+            connection.execute("UPDATE jobs SET upload = ? WHERE id = ?", (file, job.number))
+
+    def uploads(self, job: Job) -> list[str]:
+        """Names of what was uploaded for the job, as far as it is known."""
+        with self.store.ledger.connect() as connection:
+            rows = connection.execute(
+                "SELECT upload FROM jobs WHERE id = ? AND upload IS NOT NULL", (job.number,)
+            ).fetchall()
+        return [name for (name,) in rows]
+
+    def created(self, job: Job, name: str) -> None:
+        """The service knows the job by this name."""
+        with self.store.ledger.connect() as connection:
+            connection.execute("UPDATE jobs SET state = 'created', name = ? WHERE id = ?", (name, job.number))
+
+    def done(self, job: Job, told: str) -> None:
+        """Nothing more will come of the job. `told`: how it ended."""
+        with self.store.ledger.connect() as connection:
+            connection.execute("UPDATE jobs SET state = 'done', told = ? WHERE id = ?", (told, job.number))
+
+    def _items(self, number: int, model: str) -> dict[str, tuple[int, Asked]]:
+        with self.store.ledger.connect() as connection:
+            rows = connection.execute(
+                "SELECT i.key, i.reservation, i.use, i.privacy FROM items i JOIN reservations r ON r.id = i.reservation "
+                "WHERE i.job = ? AND r.state = 'held' ORDER BY i.reservation",
+                (number,),
+            ).fetchall()
+        return {key: (held, Asked(key, model, use, privacy)) for key, held, use, privacy in rows}

@@ -1,0 +1,141 @@
+"""The door's end of the pipe: starts the courier, numbers requests, and turns its lines into answers.
+
+The courier gets a session of its own and its own ends of all three pipes, so that it neither hears the terminal nor holds
+it open. That it died is noticed and said: what it had on the wire counts as spent, what it had stored is there.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field
+from typing import Any
+
+from gemma_ops.answer import Answer
+from gemma_ops.config import MachineConfig
+from gemma_ops.errors import ServiceError
+from gemma_ops.gemini.courier import revive
+from gemma_ops.gemini.ledger import Ledger
+from gemma_ops.gemini.request import Request
+
+_LEAVE = 2.0
+"""Seconds to wait for the courier to leave; it leaves by itself when it has something to finish."""
+
+
+@dataclass(frozen=True)
+class Message:
+    """One line of the courier about one request, or a note."""
+
+    key: str = ""
+    answer: Answer | None = None
+    error: Exception | None = None
+    faults: tuple[str, ...] = ()
+    note: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Pipe:
+    """A courier and the way to it."""
+
+    def __init__(self, machine: MachineConfig, ledger: Ledger, *, since: float) -> None:
+        opening = {
+            "gemini": machine.gemini.model_dump(mode="json"),
+            "ledger": str(ledger.path.absolute()),
+            "run": ledger.run,
+            "caps": [ledger.run_cap, ledger.project_cap],
+            "since": since,
+        }
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "gemma_ops.gemini.courier"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            encoding="utf-8",
+            start_new_session=True,
+            env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        )
+        self._last_words: collections.deque[str] = collections.deque(maxlen=40)
+        self._lines: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+        self._readers = [threading.Thread(target=target, daemon=True) for target in (self._read, self._listen)]
+        for reader in self._readers:
+            reader.start()
+        self._count = 0
+        self._write({"open": opening})
+
+    def ask(self, requests: Mapping[str, Request], batched: AbstractSet[str]) -> Iterator[Message]:
+        """Hand over requests by key, and yield what comes of each, until each was answered or refused."""
+        numbers: dict[int, str] = {}
+        groups: dict[bool, list[dict[str, Any]]] = {False: [], True: []}
+        for key, request in requests.items():
+            self._count += 1
+            numbers[self._count] = key
+            groups[key in batched].append({"n": self._count, "request": request.to_json()})
+        for batch, items in groups.items():
+            if items:
+                self._write({"ask": items, "batch": batch})
+        while numbers:
+            line = self._lines.get()
+            if line is None:
+                raise self._died()
+            if "note" in line:
+                yield Message(note=line["note"])
+            elif "broken" in line:
+                raise revive(line["broken"])
+            elif line["n"] in numbers:  # anything else is left from a call that was interrupted
+                key = numbers.pop(line["n"])
+                if "error" in line:
+                    yield Message(key, error=revive(line["error"]))
+                else:
+                    yield Message(key, answer=Answer(**line["answer"]), faults=tuple(line["faults"]))
+
+    def close(self) -> None:
+        """End the courier's input. Waits a moment for it, and leaves it alone with what it has to finish."""
+        with contextlib.suppress(OSError):
+            if self._process.stdin:
+                self._process.stdin.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=_LEAVE)
+            for reader in self._readers:
+                reader.join(_LEAVE)
+            for stream in (self._process.stdout, self._process.stderr):
+                if stream:
+                    stream.close()
+
+    def _write(self, message: dict[str, Any]) -> None:
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps(message) + "\n")
+            self._process.stdin.flush()
+        except OSError:
+            pass  # it died; the end of its output says so, after what it still had to say
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            with contextlib.suppress(ValueError):  # half a line is all that a killed courier leaves
+                self._lines.put(json.loads(line))
+        self._lines.put(None)
+
+    def _listen(self) -> None:
+        assert self._process.stderr is not None
+        for line in self._process.stderr:
+            self._last_words.append(line)
+
+    def _died(self) -> ServiceError:
+        code = self._process.wait()
+        how = f"signal {-code}" if code < 0 else f"exit code {code}"
+        for reader in self._readers:
+            reader.join(_LEAVE)
+        said = "".join(self._last_words).strip()
+        return ServiceError(
+            f"the process that talks to Gemini died ({how})" + (f":\n{said}" if said else ""),
+            "run the same command again: answers that arrived are kept, and what was on the wire counts as spent",
+        )

@@ -1,0 +1,96 @@
+"""Where requests go and with which credentials: the only place that builds a client of google-genai.
+
+Nothing is left to the environment but secrets: an address, an API version or a mode set for another program does not
+move what is sent here.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from gemma_ops import offline
+from gemma_ops.config import GeminiConfig
+from gemma_ops.errors import BoundaryError, ConfigError
+
+if TYPE_CHECKING:
+    from google.genai import Client
+
+_KEYS = ("GOOGLE_API_KEY", "GEMINI_API_KEY")
+_DEVELOPER = "https://generativelanguage.googleapis.com"
+_STRAYS = (
+    "GOOGLE_GEMINI_BASE_URL", "GOOGLE_VERTEX_BASE_URL", "GOOGLE_GENAI_API_VERSION", "GOOGLE_GENAI_USE_VERTEXAI",
+    "GOOGLE_GENAI_USE_ENTERPRISE", "GOOGLE_GENAI_CLIENT_MODE", "GOOGLE_GENAI_REPLAY_ID", "GOOGLE_GENAI_REPLAYS_DIRECTORY",
+)  # fmt: skip
+"""Variables of the environment by which google-genai would go elsewhere than the configuration says."""
+
+
+def rehearsal(config: GeminiConfig) -> bool:
+    """Whether requests go to this machine itself: to an emulator, and so cost nothing and tell nobody."""
+    if not config.base_url:
+        return False
+    return offline.is_loopback(urlsplit(config.base_url).hostname or config.base_url)
+
+
+def endpoint(config: GeminiConfig) -> str:
+    """Who answers, for the store: an answer of an emulator must never stand in for one of Gemini."""
+    if rehearsal(config):
+        return "rehearsal"
+    if config.base_url:
+        return config.base_url.rstrip("/")
+    return "enterprise" if config.enterprise else "developer"
+
+
+def check_credentials(config: GeminiConfig) -> None:
+    """Raise ConfigError unless there is something to identify with."""
+    if _key():
+        return
+    if config.enterprise:
+        if not config.project:
+            raise ConfigError(
+                "machine.gemini.enterprise needs a Google Cloud project",
+                "set machine.gemini.project, or GOOGLE_API_KEY",
+            )
+        return
+    raise ConfigError(
+        "no key for the Gemini API in the environment",
+        "export GEMINI_API_KEY=… (any word will do for `gemma-ops dev gemini-emulator`)",
+    )
+
+
+def check_offline(config: GeminiConfig) -> None:
+    """Raise BoundaryError when the machine is to stay offline and requests would leave it."""
+    if rehearsal(config) or not offline.active():
+        return
+    raise BoundaryError(
+        "offline: nothing may be sent to Gemini",
+        "set machine.offline=false and unset GEMMA_OPS_OFFLINE, or rehearse with `gemma-ops dev gemini-emulator`",
+    )
+
+
+def connect(config: GeminiConfig) -> Client:
+    """A client with our own timeout and without the library's retries. Opens no connection yet."""
+    from google import genai
+    from google.genai import types
+
+    for name in _STRAYS:
+        os.environ.pop(name, None)
+    check_credentials(config)
+    options = types.HttpOptions(
+        base_url=config.base_url or (None if config.enterprise else _DEVELOPER),
+        api_version=None if config.enterprise else "v1",
+        timeout=int(config.timeout_seconds * 1000),
+        retry_options=types.HttpRetryOptions(attempts=1),
+        # A proxy is for the way out, not for this machine.
+        client_args={"trust_env": False} if rehearsal(config) else None,
+    )
+    if config.enterprise and config.project:
+        return genai.Client(
+            enterprise=True, project=config.project, location=config.location or "global", http_options=options
+        )
+    return genai.Client(enterprise=config.enterprise, api_key=_key(), http_options=options)
+
+
+def _key() -> str | None:
+    return next((value for name in _KEYS if (value := os.environ.get(name))), None)

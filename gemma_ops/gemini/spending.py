@@ -1,0 +1,174 @@
+"""What was spent on what: the ledger added up by run, use, model and tier."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from gemma_ops.gemini.ledger import is_lost
+from gemma_ops.gemini.ledgerfile import explained
+from gemma_ops.gemini.prices import NANO
+from gemma_ops.gemini.usage import Usage
+
+
+@dataclass
+class Line:
+    """Everything one run asked of one model, for one use on one tier. Money in nanodollars."""
+
+    run: str
+    use: str
+    model: str
+    tier: str
+    requests: int = 0
+    """Requests that were answered and settled."""
+    refused: int = 0
+    """Requests that the service turned away without a bill."""
+    waiting: int = 0
+    """Requests that are held: on the wire, in a batch job, or lost."""
+    without_usage: int = 0
+    """Of the settled ones, those whose reply named no usage; the most they can have cost counts."""
+    prompt: int = 0
+    cached: int = 0
+    output: int = 0
+    thoughts: int = 0
+    tool: int = 0
+    settled: int = 0
+    reserved: int = 0
+    lost: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.settled + self.reserved + self.lost
+
+    def add(self, other: Line) -> None:
+        for field in fields(self)[4:]:
+            setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
+
+
+@dataclass(frozen=True)
+class Spending:
+    """The ledger of one file."""
+
+    path: Path
+    found: tuple[Line, ...]
+    since: float | None
+    until: float | None
+    """Seconds since 1970 of the first and the last reservation."""
+
+    @property
+    def sum(self) -> Line:
+        whole = Line("", "", "", "")
+        for line in self.found:
+            whole.add(line)
+        return whole
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "ledger": str(self.path),
+            "since": _moment(self.since),
+            "until": _moment(self.until),
+            "lines": [_json(line) for line in self.found],
+            "total": {key: value for key, value in _json(self.sum).items() if value != ""},
+        }
+
+    def lines(self) -> list[str]:
+        """The table as plain text."""
+        if not self.found:
+            return [f"nothing was spent: {self.path} holds no request"]
+        head = ["run", "use", "model", "tier", "requests", "input", "cached", "output", "thoughts", "dollars"]
+        whole = self.sum
+        held = bool(whole.reserved or whole.lost)
+        head += ["reserved", "lost"] if held else []
+        rows = [_cells(line, held) for line in self.found]
+        rows.append(["total", "", "", "", *_cells(whole, held)[4:]])
+        text = [f"{self.path}, {_day(self.since)} to {_day(self.until)}", "", *_aligned([head, *rows], left=4), ""]
+        if whole.lost:
+            text.append(
+                "lost: held by processes that were killed. Whether it was billed nobody knows, so it counts in full."
+            )
+        if whole.without_usage:
+            text.append(f"{whole.without_usage:,} replies named no usage; the most they can have cost counts.")
+        if whole.refused:
+            text.append(f"{whole.refused:,} requests were turned away by the service without a bill.")
+        return text
+
+
+def spending(path: Path, *, run: str | None = None) -> Spending:
+    """Add up a ledger, of all runs or of one, without writing to it. A file that is not there holds nothing.
+
+    Raises MachineError for a file that is no ledger.
+    """
+    if not path.exists():
+        return Spending(path, (), None, None)
+    lines: dict[tuple[str, str, str, str], Line] = {}
+    with explained(path):
+        # Not read-only: a reader of a WAL file may have to recover what a killed writer left.
+        connection = sqlite3.connect(path, timeout=60)
+        try:
+            rows = connection.execute(
+                "SELECT run, use, model, tier, state, amount, usage, holder, reserved_at FROM reservations "
+                "WHERE run = COALESCE(?, run) ORDER BY id",
+                (run,),
+            ).fetchall()
+        finally:
+            connection.close()
+    gone: dict[tuple[str, str], bool] = {}
+    for *place, state, amount, usage, holder, _ in rows:
+        line = lines.setdefault((place[0], place[1], place[2], place[3]), Line(*place))
+        if state == "settled":
+            _settled(line, amount, usage)
+        elif state == "released":
+            line.refused += 1
+        else:
+            key = (line.tier, holder)
+            lost = gone[key] if key in gone else gone.setdefault(key, is_lost(*key))
+            line.waiting += 1
+            line.lost += amount if lost else 0
+            line.reserved += 0 if lost else amount
+    moments = [row[-1] for row in rows]
+    return Spending(path, tuple(lines.values()), min(moments, default=None), max(moments, default=None))
+
+
+def _settled(line: Line, amount: int, usage: str | None) -> None:
+    line.requests += 1
+    line.settled += amount
+    counts = json.loads(usage) if usage else {}
+    line.without_usage += not counts
+    for field in fields(Usage):
+        setattr(line, field.name, getattr(line, field.name) + int(counts.get(field.name, 0)))
+
+
+def _cells(line: Line, held: bool) -> list[str]:
+    counts = [line.requests, line.prompt + line.tool, line.cached, line.output, line.thoughts]
+    money = [line.settled, line.reserved, line.lost] if held else [line.settled]
+    shown = [f"{count:,}" for count in counts] + [f"{amount / NANO:,.4f}" for amount in money]
+    return [line.run, line.use, line.model, line.tier, *shown]
+
+
+def _aligned(rows: Sequence[Sequence[str]], *, left: int) -> list[str]:
+    """Columns two spaces apart: the first `left` flush left, the others flush right."""
+    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
+    return [
+        "  ".join(
+            cell.ljust(width) if place < left else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def _json(line: Line) -> dict[str, Any]:
+    return asdict(line) | {"dollars": line.settled / NANO, "total_dollars": line.total / NANO}
+
+
+def _moment(seconds: float | None) -> str | None:
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
+
+
+def _day(seconds: float | None) -> str:
+    return (_moment(seconds) or "")[:10]

@@ -1,0 +1,163 @@
+"""A request as google-genai 3.4 sends it.
+
+Three settings stand on every request because the defaults do harm: `store` false (new projects keep requests for 55
+days), `automatic_continuation` false (one call could be billed several times), and no callable tools, so that the
+library never runs a function by itself. The enterprise API has no `store` field, and the library refuses it there.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from gemma_ops.errors import ConfigError, DataError
+from gemma_ops.gemini.models import ModelFacts, facts
+from gemma_ops.gemini.request import Request
+
+if TYPE_CHECKING:
+    from google.genai import types
+
+_UNSIGNED = b"skip_thought_signature_validator"
+"""Google's documented mark for a function call that another model made, which has no signature of its thoughts."""
+_BESIDE = ("systemInstruction", "tools", "toolConfig", "serviceTier", "store")
+"""Fields of a REST request that stand beside `generationConfig`, not in it."""
+
+
+def check(request: Request) -> None:
+    """Raise DataError or ConfigError for what the service would refuse, before anything is sent."""
+    where = f"request {request.id or request.key()}"
+    turns = [message for message in request.messages if message["role"] not in ("system", "developer")]
+    if not turns or turns[-1]["role"] == "assistant":
+        raise DataError(
+            f"{where} does not end with a turn to answer: Gemini refuses a conversation that ends with the model's own",
+            "end the conversation with a user or tool turn",
+        )
+    for message in request.messages:
+        _text(message.get("content"), where)
+    known = facts(request.model)
+    _level(request, known)
+    if known.output and request.max_output_tokens > known.output:
+        raise ConfigError(
+            f"{request.model} writes at most {known.output:,} tokens, not {request.max_output_tokens:,}",
+            "ask for fewer",
+        )
+
+
+def contents(request: Request) -> list[types.Content]:
+    """The turns: assistant turns as the model's, tool turns as the user's responses to its calls."""
+    from google.genai import types
+
+    turns: list[types.Content] = []
+    names: dict[str, str] = {}
+    for message in request.messages:
+        role, text = message["role"], _text(message.get("content"), request.id)
+        if role in ("system", "developer"):
+            continue
+        if role == "tool":
+            name = message.get("name") or names.get(message.get("tool_call_id", ""), "tool")
+            part = types.Part(function_response=types.FunctionResponse(name=name, response=_response(text)))
+            if turns and turns[-1].parts and turns[-1].parts[-1].function_response:
+                turns[-1].parts.append(part)  # parallel calls are answered in one turn
+            else:
+                turns.append(types.Content(role="user", parts=[part]))
+            continue
+        parts = [types.Part(text=text)] if text else []
+        for call in message.get("tool_calls") or ():
+            function = call["function"]
+            names[call.get("id", "")] = function["name"]
+            calling = types.FunctionCall(name=function["name"], args=_arguments(function.get("arguments")))
+            parts.append(types.Part(function_call=calling, thought_signature=_UNSIGNED))
+        turns.append(types.Content(role="model" if role == "assistant" else "user", parts=parts))
+    return turns
+
+
+def config(request: Request, *, service_tier: str, enterprise: bool = False) -> types.GenerateContentConfig:
+    """Everything but the turns. `service_tier`: `standard`, `flex`, `priority`, or `batch`, which is no field."""
+    from google.genai import types
+
+    known = facts(request.model)
+    system = "\n\n".join(
+        _text(message.get("content"), request.id)
+        for message in request.messages
+        if message["role"] in ("system", "developer")
+    )
+    values: dict[str, Any] = {"max_output_tokens": request.max_output_tokens, "automatic_continuation": False}
+    if not enterprise:
+        values["store"] = False
+    if system:
+        # One part of a user turn, as the library itself would spell it: a batch line and a direct request then agree.
+        values["system_instruction"] = types.Content(role="user", parts=[types.Part(text=system)])
+    if service_tier in ("flex", "priority"):
+        values["service_tier"] = service_tier
+    if request.schema is not None:
+        values |= {"response_mime_type": "application/json", "response_json_schema": request.schema}
+    if known.sampling == "taken":
+        values |= {name: value for name in ("temperature", "seed") if (value := getattr(request, name)) is not None}
+    if request.tools:
+        values["tools"] = [types.Tool(function_declarations=[_declaration(tool) for tool in request.tools])]
+        values["automatic_function_calling"] = types.AutomaticFunctionCallingConfig(disable=True)
+    level = _level(request, known)
+    if level is not None:
+        values["thinking_config"] = types.ThinkingConfig(thinking_level=types.ThinkingLevel(level.upper()))
+    return types.GenerateContentConfig(**values)
+
+
+def body(request: Request) -> dict[str, Any]:
+    """The same request as REST JSON, for a line of a batch file."""
+    settings = config(request, service_tier="batch").model_dump(mode="json", by_alias=True, exclude_none=True)
+    for name in ("automaticContinuation", "automaticFunctionCalling"):
+        settings.pop(name, None)  # instructions to the library, not to the service
+    beside = {name: settings.pop(name) for name in _BESIDE if name in settings}
+    turns = [turn.model_dump(mode="json", by_alias=True, exclude_none=True) for turn in contents(request)]
+    return {"contents": turns, **beside, "generationConfig": settings}
+
+
+def _level(request: Request, known: ModelFacts) -> str | None:
+    """The thinking level, checked against those the model has."""
+    if not known.takes(request.thinking):
+        has = ", ".join(known.thinking or ()) or "none that is known of"
+        raise ConfigError(
+            f"{request.model} has no thinking level {request.thinking!r}",
+            f"take one that it has ({has}), or leave it out",
+        )
+    return request.thinking
+
+
+def _declaration(tool: dict[str, Any]) -> types.FunctionDeclaration:
+    from google.genai import types
+
+    function = tool["function"]
+    return types.FunctionDeclaration(
+        name=function["name"],
+        description=function.get("description"),
+        parameters_json_schema=function.get("parameters"),
+    )
+
+
+def _text(content: Any, where: str) -> str:
+    """A turn's text; content may be a list of text parts."""
+    if content is None:
+        return ""
+    if isinstance(content, str):
+        return content
+    if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in content):
+        return "\n".join(str(part["text"]) for part in content)
+    raise DataError(
+        f"{where or 'a request'} holds something other than text",
+        "only text is sent to Gemini: leave images and audio out",
+    )
+
+
+def _arguments(value: Any) -> dict[str, Any]:
+    if isinstance(value, str):
+        value = json.loads(value) if value.strip() else {}
+    return dict(value or {})
+
+
+def _response(text: str) -> dict[str, Any]:
+    """A tool's result as the object that the service wants."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = text
+    return value if isinstance(value, dict) else {"result": value}
