@@ -11,11 +11,12 @@ from gemma_ops.modeling import fetch
 from gemma_ops.modeling.source import local
 from gemma_ops.recipes import questions_read, tasks
 from gemma_ops.run import Run
+from gemma_ops.targets.spec import QUANTIZED
 
 
 def recipe(run: Run, config: RunConfig) -> Artifact:
     base = run.step(fetch, config.model, source=local(config.model.base))
-    formats = [target for target in config.evaluate.targets if target != "base"]
+    formats = [target for target in config.evaluate.targets if target in QUANTIZED]
     quantized = run.step(quantize, config.quantize, model=base) if formats else None
     return run.step(
         evaluate,

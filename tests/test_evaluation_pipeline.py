@@ -15,9 +15,10 @@ import yaml
 from gemma_ops import journal
 from gemma_ops.answer import Answer
 from gemma_ops.config import EvaluateConfig, MachineConfig
-from gemma_ops.errors import ConfigError, DataError
-from gemma_ops.evaluation import evaluate, pipeline, regrade, summary_lines
+from gemma_ops.errors import BoundaryError, ConfigError, DataError
+from gemma_ops.evaluation import answers, evaluate, pipeline, regrade, summary_lines
 from gemma_ops.evaluation.answers import AnswerFile
+from gemma_ops.targets.base import HERE, LOCAL
 
 ROOT = Path(__file__).parent.parent
 FACTS = {"targets": {name: {"identity": name} for name in ("base", "tuned", "q8_0")}, "data": {}}
@@ -26,20 +27,20 @@ FACTS = {"targets": {name: {"identity": name} for name in ("base", "tuned", "q8_
 class Echo:
     """Knows the answers to a share of the questions: row `q<i>` is answered right while i is below `skill`."""
 
-    sees = frozenset({"local_only", "paid", "any"})
+    sees, place, lockstep, family = LOCAL, HERE, True, "gemma"
 
     def __init__(self, name, skill, *, end="stop", explode=None):
         self.name, self.identity, self.skill, self.end, self.explode = name, name, skill, end, explode
         self.asked, self.closed = [], 0
 
-    def answer(self, batches, *, max_new_tokens):
+    def answer(self, batches, *, max_new_tokens, schema=None):
         for batch in batches:
             if self.explode is not None and len(self.asked) >= self.explode:
                 raise RuntimeError("lost power")
-            self.asked.append([conversation[-1]["content"] for conversation in batch])
+            self.asked.append([prompt.messages[-1]["content"] for prompt in batch])
             found = []
-            for conversation in batch:
-                number = int(conversation[-1]["content"].split()[1])
+            for prompt in batch:
+                number = int(prompt.messages[-1]["content"].split()[1])
                 text = f"a{number}" if number < self.skill else "wrong"
                 found.append(
                     Answer(text, self.end, 5, 3, 0.01) if self.end == "stop" else Answer("", self.end, 5, 0, 0.01)
@@ -228,6 +229,24 @@ def test_grading_again_needs_no_model(tmp_path):
         regrade(tmp_path / "new", settings, MachineConfig(), answers=tmp_path / "old", tasks=(folder,))
 
 
+def test_answers_that_were_kept_are_graded_and_only_what_changed_is_asked(tmp_path):
+    folder, run = make_task(tmp_path / "t", 40), tmp_path / "run"
+    run.mkdir()
+    go(run / "evaluate", folder, [Echo("base", 20)])
+    answers.keep(run)
+    rows = [{"id": f"q{i}", "prompt": f"question {i} " + "x" * (i % 7), "reference": f"a{i}"} for i in range(48)]
+    make_task(tmp_path / "t", rows=rows)
+    (run / "evaluate.partial").mkdir()
+    answers.take(run / "evaluate.partial")
+    metrics, _ = go(run / "evaluate.partial", folder, [again := Echo("base", 48)], batch=1)
+    assert sum(map(len, again.asked)) == 8
+    assert metrics["t/base/exact_match"] == pytest.approx(28 / 48, abs=1e-6)
+    answers.take(run / "evaluate.partial")  # taken once: what was made since stays
+    assert len(AnswerFile(run / "evaluate.partial" / "answers.jsonl").known) == 48
+    with pytest.raises(DataError, match="no answers to grade again"):
+        answers.keep(tmp_path)
+
+
 def test_failed_and_refused_answers_are_wrong_and_counted(tmp_path):
     folder = make_task(tmp_path / "t", metrics=["exact_match", "choice_accuracy"])
     metrics, verdict = go(
@@ -254,9 +273,11 @@ def test_a_target_never_sees_rows_it_may_not(tmp_path):
     ]
     service = Echo("base", 5)
     service.sees = frozenset({"any", "paid"})
-    with pytest.raises(DataError, match=r"1 of 9 rows of task t are local_only .*\(the first: q3\)"):
-        go(tmp_path / "out", make_task(tmp_path / "t", rows=rows), [service])
+    first = Echo("tuned", 5)
+    with pytest.raises(BoundaryError, match=r"1 of 9 rows of task t are local_only .*\(the first: q3\)"):
+        go(tmp_path / "out", make_task(tmp_path / "t", rows=rows), [first, service])
     assert service.asked == []
+    assert first.asked == []  # refused before hours are spent on the targets before it
 
 
 @pytest.mark.parametrize(
@@ -346,11 +367,12 @@ def test_nano_answers_its_task(tmp_path):
         base=weights,
         tasks=(ROOT / "eval" / "support_desk",),
     )
-    answers = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
-    assert len(answers) == 6
+    given = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
+    assert len(given) == 6
     assert all(
-        answer["end"] in ("stop", "length") and answer["new_tokens"] > 0 and answer["seconds"] > 0 for answer in answers
+        answer["end"] in ("stop", "length") and answer["new_tokens"] > 0 and answer["seconds"] > 0 for answer in given
     )
+    assert all(0 < answer["first_seconds"] <= answer["waited"] for answer in given)
     assert metrics["support_desk/base/mean_prompt_tokens"] > 10
     before = (tmp_path / "answers.jsonl").read_bytes()
     evaluate(
@@ -361,6 +383,17 @@ def test_nano_answers_its_task(tmp_path):
         tasks=(ROOT / "eval" / "support_desk",),
     )
     assert (tmp_path / "answers.jsonl").read_bytes() == before
+    # Answers kept for an evaluation that is made again are not asked for again: their times are those of before.
+    (tmp_path / "answers.jsonl").rename(tmp_path / answers.KEPT)
+    (again := tmp_path / "again").mkdir()
+    evaluate(
+        again,
+        settings,
+        MachineConfig(device="cpu", eval_batch=4),
+        base=weights,
+        tasks=(ROOT / "eval" / "support_desk",),
+    )
+    assert (again / "answers.jsonl").read_bytes() == before
 
 
 def test_a_gguf_file_answers_as_its_checkpoint_does(tmp_path):

@@ -13,6 +13,7 @@ from gemma_ops.config import EvaluateConfig
 from gemma_ops.evaluation import junit, pipeline, report_html, summary, svg
 from gemma_ops.evaluation.markup import escape
 from gemma_ops.evaluation.plan import advice
+from gemma_ops.targets.base import HERE
 
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>\"' & \x00\x1b[31m"
 VOID = {"meta", "br", "img"}
@@ -21,12 +22,12 @@ VOID = {"meta", "br", "img"}
 class Hostile:
     """Answers with markup; some answers are right."""
 
-    sees = frozenset({"any"})
+    sees, place, lockstep, family = frozenset({"any"}), HERE, True, "gemma"
 
     def __init__(self, name, right):
         self.name, self.identity, self.right = name, EVIL, right
 
-    def answer(self, batches, *, max_new_tokens):
+    def answer(self, batches, *, max_new_tokens, schema=None):
         for batch in batches:
             yield [
                 Answer(

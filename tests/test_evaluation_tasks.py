@@ -75,7 +75,7 @@ def test_every_mistake_is_told_with_its_line(tmp_path):
         ("a: [", "task.yaml:1: not valid YAML"),
         ("name: a\nname: b\n", "task.yaml:2: name is given twice"),
         ("", "task.yaml has"),
-        ("- a\n", "task.yaml has"),
+        ("- a\n", "task.yaml:1: a configuration is a mapping"),
     ],
 )
 def test_broken_yaml(tmp_path, text, told):

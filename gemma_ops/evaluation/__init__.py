@@ -52,6 +52,31 @@ def regrade(
     return run(out, settings, machine, answers=answers, source=source, tasks=tasks)
 
 
+def forecast(
+    settings: EvaluateConfig,
+    machine: MachineConfig,
+    *,
+    before: Path,
+    source: Path | None = None,
+    tasks: tuple[Path, ...],
+) -> dict[str, Any]:
+    """What an evaluation can show, sends and may cost; `before` is the folder of this run's evaluation, if there was one.
+
+    Nothing is asked and no model is loaded.
+    """
+    from gemma_ops.evaluation.forecast import forecast as make
+    from gemma_ops.evaluation.pipeline import load
+
+    return make(settings, machine, load(settings, tasks, source), before)
+
+
+def forecast_lines(plan: dict[str, Any]) -> list[str]:
+    """A forecast for the terminal."""
+    from gemma_ops.evaluation.forecast import lines
+
+    return lines(plan)
+
+
 def needs_source(folder: Path) -> bool:
     """Whether a task's rows are not shipped, so that `evaluate` needs the user's data folder as `source`."""
     from gemma_ops.evaluation.task import needs_source as ask

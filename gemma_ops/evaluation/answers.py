@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from gemma_ops import digest
 from gemma_ops.answer import Answer, End
@@ -21,21 +21,38 @@ from gemma_ops.errors import DataError
 from gemma_ops.evaluation.metrics.base import Row
 
 FILE = "answers.jsonl"
+KEPT = "evaluate.answers.jsonl"
+"""In the run's folder: answers of an evaluation that is made again, for it to start with."""
 
 
 @dataclass(frozen=True)
 class Stored:
-    """One line of `answers.jsonl`. `seconds` is the batch's wall time over its rows."""
+    """One line of `answers.jsonl`: an answer with its place. What is not told here is told at `Answer`.
+
+    On this machine `seconds` is the machine's time, a batch's wall time over its rows; elsewhere that of the request.
+    A row that its target may not see is `hidden`: that stands in no file, and is neither wrong nor failed. Lines of
+    versions that knew fewer fields load, since what came later has defaults.
+    """
 
     key: str
     target: str
     task: str
     row: str
     text: str
-    end: End
+    end: End | Literal["hidden"]
     prompt_tokens: int
     new_tokens: int
     seconds: float
+    reason: str = ""
+    first_seconds: float | None = None
+    thought_tokens: int = 0
+    cached_tokens: int = 0
+    dollars: float | None = None
+    model: str = ""
+    response_id: str = ""
+    tier: str = ""
+    waited: float | None = None
+    """Seconds that whoever asked waited for the whole answer; None where it was not told apart from `seconds`."""
 
 
 def key(target: str, identity: str, task: str, row: Row, generation: dict[str, Any]) -> str:
@@ -43,11 +60,31 @@ def key(target: str, identity: str, task: str, row: Row, generation: dict[str, A
     return digest.of_json([target, identity, task, row.id, list(row.messages), generation])[:32]
 
 
-def stored(key: str, target: str, task: str, row: str, answer: Answer) -> Stored:
-    """An answer as it is filed."""
-    return Stored(
-        key, target, task, row, answer.text, answer.end, answer.prompt_tokens, answer.new_tokens, answer.seconds
-    )
+def stored(key: str, target: str, task: str, row: str, answer: Answer, *, seconds: float, waited: float) -> Stored:
+    """An answer as it is filed, with the machine's time and the asker's."""
+    known = asdict(answer) | {"seconds": round(seconds, 4), "waited": round(waited, 4)}
+    return Stored(key, target, task, row, **known)
+
+
+def hidden(key: str, target: str, task: str, row: str) -> Stored:
+    """What stands for the answer of a target to a row that it may not see."""
+    return Stored(key, target, task, row, "", "hidden", 0, 0, 0.0)
+
+
+def keep(run: Path) -> None:
+    """Leave the answers of a run's evaluation for the next one. Raises DataError when there are none."""
+    for folder in ("evaluate", "evaluate.partial"):
+        if (run / folder / FILE).is_file():
+            write_text(run / KEPT, (run / folder / FILE).read_text(encoding="utf-8"))
+            return
+    raise DataError(f"{run} holds no answers to grade again", "evaluate first: gemma-ops evaluate CONFIG")
+
+
+def take(out: Path) -> None:
+    """Start with the answers that were kept, if there are any. What nobody asks for is dropped at the end."""
+    kept = out.parent / KEPT
+    if kept.is_file():
+        kept.replace(out / FILE)
 
 
 class AnswerFile:

@@ -86,8 +86,15 @@ class Decision:
     words: str
 
 
+QUANTILES = {"p50": 0.5, "p95": 0.95}
+"""Share of askers that a waiting time is about, by the last part of its name."""
+
+
 def threshold(gate: GateConfig) -> float:
-    """What the value must exceed: the margin, or minus the margin for `noninferior`."""
+    """What the value must exceed: the margin, or minus the margin for `noninferior`. Dollars must stay below the margin;
+    for seconds the value is the share of answers that came within it."""
+    if gate.test == "at_most":
+        return QUANTILES.get(gate.metric.rpartition("_")[2], gate.margin)
     return -gate.margin if gate.test == "noninferior" else gate.margin
 
 
@@ -161,6 +168,8 @@ def _words(
     """One sentence for a person."""
     bound, upper = bounds
     what = plan.describe(gate)
+    if gate.test == "at_most":
+        return _running_words(gate, outcome, found, bounds=bounds, needed=needed)
     figure = f"{found.value:+.3f}" if found.is_difference else f"{found.value:.3f}"
     sign = "+" if found.is_difference else ""
     if outcome == "pass":
@@ -169,3 +178,23 @@ def _words(
         return f"{what}: no. Measured {figure}, and at most {upper:{sign}.3f} at this confidence."
     settle = f"about {needed:,} rows would settle it" if needed else "at this value no number of rows would pass it"
     return f"{what}: not shown either way. Measured {figure}, at least {bound:{sign}.3f}, from {found.sample.n:,} rows; {settle}."
+
+
+def _running_words(
+    gate: GateConfig, outcome: Outcome, found: Evidence, *, bounds: tuple[float, float], needed: int | None
+) -> str:
+    """One sentence about dollars or seconds."""
+    if gate.metric == "usd_per_1k":
+        measured, bound, other = (f"${figure:,.4g}" for figure in (found.value, *bounds))
+        sides = {"pass": f"at most {bound}", "fail": f"at least {other}", "inconclusive": f"up to {bound}"}
+    else:
+        measured, bound, other = (f"{figure:.1%}" for figure in (found.value, *bounds))
+        measured += " came in time"
+        sides = {"pass": f"at least {bound}", "fail": f"at most {other}", "inconclusive": f"at least {bound}"}
+    told = {"pass": "yes", "fail": "no", "inconclusive": "not shown either way"}[outcome]
+    settle = ""
+    if outcome == "inconclusive":
+        settle = f", from {found.sample.n:,} rows; " + (
+            f"about {needed:,} rows would settle it" if needed else "at this value no number of rows would pass it"
+        )
+    return f"{plan.describe(gate)}: {told}. Measured {measured}, {sides[outcome]} at this confidence{settle}."

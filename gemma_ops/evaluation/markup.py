@@ -18,20 +18,36 @@ def escape(text: object) -> str:
 
 
 def colour(target: str) -> str:
-    """CSS class of a target; one of the unknown targets looks like another, so names always stand beside."""
-    return _COLOURS.get(target, "t-other")
+    """CSS class of a target; one service looks like another, so names always stand beside."""
+    kind, colon, _ = target.partition(":")
+    return _COLOURS.get(target, {"gemini": "t-gemini", "openai": "t-openai"}.get(kind if colon else "", "t-other"))
+
+
+def short(target: str) -> str:
+    """A name that fits a table: without the kind of target, its address and its folders."""
+    kind, colon, rest = target.partition(":")
+    if colon and kind == "gemini":
+        return rest
+    if colon and kind == "openai":
+        return rest.partition("#")[2] or rest
+    if colon and kind == "gguf":
+        return rest.rpartition("@")[0].rpartition("/")[2] or rest
+    return target.rstrip("/").rpartition("/")[2] or target
 
 
 def chip(target: str) -> str:
-    """A target's name with its colour."""
-    return f'<span class="chip"><i class="{colour(target)}"></i>{escape(target)}</span>'
+    """A target's short name with its colour; the whole name is its title."""
+    return f'<span class="chip" title="{escape(target)}"><i class="{colour(target)}"></i>{escape(short(target))}</span>'
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, kind: str = "") -> str:
-    """A table of HTML cells; the first column is the row's head. It scrolls sideways where the screen is narrow."""
+    """A table of HTML cells; the first column is the row's head. It scrolls sideways where the screen is narrow; of kind
+    `stack`, whose head is plain text, its rows become little cards there instead."""
+    names = [f' data-label="{name}"' if kind == "stack" else "" for name in head[1:]]
     top = "".join(f"<th scope=col>{cell}</th>" for cell in head)
     body = "".join(
-        f"<tr><th scope=row>{row[0]}</th>{''.join(f'<td>{cell}</td>' for cell in row[1:])}</tr>" for row in rows
+        f"<tr><th scope=row>{row[0]}</th>{''.join(f'<td{name}>{cell}</td>' for name, cell in zip(names, row[1:], strict=True))}</tr>"
+        for row in rows
     )
     return f'<div class="scroll"><table class="{kind}"><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
 
@@ -44,3 +60,15 @@ def number(value: float, sign: str = "") -> str:
 def span(low: float, high: float, sign: str = "") -> str:
     """An interval in small print."""
     return f'<span class="ci">{number(low, sign)} to {number(high, sign)}</span>'
+
+
+def usd(value: float) -> str:
+    """Dollars with as many digits as a small amount needs."""
+    return f"${value:,.2f}" if value >= 0.1 or value == 0 else f"${value:#.2g}" if value >= 1e-4 else f"${value:.1e}"
+
+
+def seconds(value: float | None) -> str:
+    """Seconds with two or three figures; a dash where they were not measured."""
+    if value is None:
+        return "–"
+    return f"{value:,.1f} s" if value >= 10 else f"{value:.2f} s" if value >= 0.1 else f"{1000 * value:.0f} ms"

@@ -124,22 +124,28 @@ def _statistic(wins: object, losses: object, n: float, margin: float) -> np.ndar
 
 
 def _z(sample: Sample, margin: float) -> float:
+    return float(_statistic(*_effective(sample), margin))
+
+
+def _effective(sample: Sample) -> tuple[float, float, float]:
+    """Wins, losses and rows, as many as independent rows would be worth."""
     wins, losses = _masses(sample)
     scale = sample.effective((wins + losses) / sample.n - sample.mean**2) / sample.n
-    return float(_statistic(wins * scale, losses * scale, sample.n * scale, margin))
+    return wins * scale, losses * scale, sample.n * scale
 
 
 def _interval(sample: Sample, z: float) -> tuple[float, float]:
     """The margins that the score test does not reject, by bisection: its statistic falls as the margin rises."""
+    wins, losses, n = _effective(sample)
     low, high = -1.0, sample.mean
     for _ in range(40):
         middle = (low + high) / 2
-        low, high = (middle, high) if _z(sample, middle) >= z else (low, middle)
+        low, high = (middle, high) if _statistic(wins, losses, n, middle) >= z else (low, middle)
     bottom = low
     low, high = sample.mean, 1.0
     for _ in range(40):
         middle = (low + high) / 2
-        low, high = (low, middle) if _z(sample, middle) <= -z else (middle, high)
+        low, high = (low, middle) if _statistic(wins, losses, n, middle) <= -z else (middle, high)
     return bottom, high
 
 

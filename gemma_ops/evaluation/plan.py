@@ -55,10 +55,12 @@ def detectable_difference(n: int, discordance: float, alpha: float = 0.05, power
 
 def rows_for_gate(gate: GateConfig, alpha: float, discordance: float | None = None) -> int | None:
     """Rows a paired gate needs when there is no true difference (noninferior), or one of twice the margin and at least
-    .05 (superior). None for `at_least`, whose need depends on the score itself."""
-    if gate.test == "at_least":
+    .05 (superior). None for `at_least` and `at_most`, whose need depends on the figure itself."""
+    if gate.test not in ("noninferior", "superior"):
         return None
-    share = DISCORDANCE[gate.test] if discordance is None else discordance
+    # A model and a service that knows nothing of it differ on more rows than a model and its quantized self.
+    strangers = ":" in gate.target or ":" in (gate.versus or "")
+    share = DISCORDANCE["superior" if strangers else gate.test] if discordance is None else discordance
     if gate.test == "noninferior":
         return rows_needed(gate.margin, max(share, gate.margin), share, alpha)
     truth = max(2 * gate.margin, 0.05)
@@ -92,6 +94,12 @@ def advice(rows: dict[str, int], settings: EvaluateConfig) -> list[str]:
 
 def describe(gate: GateConfig) -> str:
     """A gate in words: `tuned better than base by more than 0.5 (exact_match)`."""
+    if gate.metric == "usd_per_1k":
+        return f"{gate.target} costs at most ${gate.margin:g} per 1,000 answers"
+    if gate.test == "at_most":
+        first = "begins to answer" if gate.metric.startswith("first") else "answers"
+        share = {"p50": "half of the time", "p95": "95% of the time"}[gate.metric.rpartition("_")[2]]
+        return f"{gate.target} {first} within {gate.margin:g} s {share}"
     if gate.test == "at_least":
         return f"{gate.target} {gate.metric} at least {gate.margin:g}"
     if gate.test == "superior":

@@ -1,37 +1,59 @@
-"""What answered and where it came from: read from the manifests of the steps that made the models."""
+"""What answered, where it is from and where questions went: read from the targets and from the manifests of the steps
+that made the models."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gemma_ops.config import EvaluateConfig
-from gemma_ops.evaluation.targets import QUANTIZED, identity
+from gemma_ops.config import MachineConfig
+from gemma_ops.evaluation import cost
+from gemma_ops.gemini import notice
+from gemma_ops.targets.base import Target
+from gemma_ops.targets.spec import QUANTIZED
 
 
 def collect(
-    settings: EvaluateConfig, *, base: Path | None, tuned: Path | None, quantized: Path | None, data: Path | None
+    targets: Sequence[Target],
+    machine: MachineConfig,
+    *,
+    base: Path | None,
+    tuned: Path | None,
+    quantized: Path | None,
+    data: Path | None,
 ) -> dict[str, Any]:
-    """`targets`: identity, step and model of each. `data`: digest and report of the training data, when there was some."""
-    targets: dict[str, Any] = {}
-    model = _json(base / "model.json") if base else {}
-    for name in settings.targets:
-        path = quantized if name in QUANTIZED else {"base": base, "tuned": tuned}.get(name)
-        if path is None:
-            continue
-        body: dict[str, Any] = {"identity": identity(path), "step": _json(path / "artifact.json").get("step")}
-        if name == "base":
-            body |= {key: model.get(key) for key in ("id", "revision", "size") if model.get(key)}
-        if name in QUANTIZED:
-            file = path / name / "model.gguf"
-            body["bytes"] = file.stat().st_size if file.is_file() else None
-        targets[name] = body
+    """`targets`: identity, lineage and place of each, and the step and model of those this run made. `machine`: what an
+    hour of it costs. `gemini`: under which terms it was asked, if it was. `data`: digest and report of the training data, when there was some."""
     found: dict[str, Any] = {}
+    model = _json(base / "model.json") if base else {}
+    for target in targets:
+        body: dict[str, Any] = {
+            "identity": target.identity,
+            "family": target.family,
+            "place": target.place,
+            "sees": sorted(target.sees),
+        }
+        path = quantized if target.name in QUANTIZED else {"base": base, "tuned": tuned}.get(target.name)
+        if path is not None:
+            body["step"] = _json(path / "artifact.json").get("step")
+        if target.name == "base":
+            body |= {key: model.get(key) for key in ("id", "revision", "size") if model.get(key)}
+        if path is not None and target.name in QUANTIZED:
+            file = path / target.name / "model.gguf"
+            body["bytes"] = file.stat().st_size if file.is_file() else None
+        found[target.name] = body
+    trained: dict[str, Any] = {}
     if data is not None:
         manifest = _json(data / "artifact.json")
-        found = {"digest": manifest.get("digest"), "rows": manifest.get("metrics", {})}
-    return {"targets": targets, "data": found}
+        trained = {"digest": manifest.get("digest"), "rows": manifest.get("metrics", {})}
+    terms = {"gemini": notice.record(machine.gemini)} if any(map(_is_gemini, targets)) else {}
+    return {"targets": found, "machine": cost.hour(machine), **terms, "data": trained}
+
+
+def _is_gemini(target: Target) -> bool:
+    return target.name.startswith("gemini:")
 
 
 def _json(path: Path) -> dict[str, Any]:

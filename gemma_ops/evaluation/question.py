@@ -8,15 +8,16 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 from gemma_ops import digest
+from gemma_ops.config import Privacy
 from gemma_ops.errors import DataError
 from gemma_ops.evaluation.metrics.base import Row
 from gemma_ops.evaluation.metrics.parse import Unreadable, parse
 from gemma_ops.evaluation.taskfile import SliceSpec, TaskFile
 
-_STRICTNESS = {"any": 0, "paid": 1, "local_only": 2}
+_STRICTNESS: dict[Privacy, int] = {"any": 0, "paid": 1, "local_only": 2}
 _HOLE = re.compile(r"\{\{|\}\}|\{([^{}]*)\}")
 _OWN = frozenset({"id", "messages", "prompt", "reference", "choices", "metadata", "privacy"})
 
@@ -105,13 +106,13 @@ def _choices(value: Any, place: str) -> tuple[str, ...] | None:
     return tuple(value)
 
 
-def _privacy(task: str, row: Any, place: str) -> str:
+def _privacy(task: Privacy, row: Any, place: str) -> Privacy:
     """The stricter of the task's and the row's class."""
     if row is None:
         return task
     if row not in _STRICTNESS:
         raise DataError(f"{place}: privacy is {row!r}", f"use one of {', '.join(_STRICTNESS)}")
-    return max(task, str(row), key=_STRICTNESS.__getitem__)
+    return max(task, cast(Privacy, row), key=_STRICTNESS.__getitem__)
 
 
 def _field(row: Row, name: str, place: str) -> Any:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gemma_ops import __version__
-from gemma_ops.evaluation import report_labels, report_samples, report_task, svg
+from gemma_ops.evaluation import report_cost, report_labels, report_routing, report_samples, report_task, svg
 from gemma_ops.evaluation.markup import chip, colour, escape, number, table
 from gemma_ops.evaluation.scoring import Graded
 from gemma_ops.evaluation.summary import headline, p_text
@@ -59,8 +59,10 @@ def _verdict(verdict: dict[str, Any]) -> str:
 def _gate(gate: dict[str, Any]) -> str:
     difference = gate["versus"] is not None
     sign = "+" if difference else ""
-    low, high = min(gate["bound"], gate["value"]), max(gate["upper"], gate["value"])
+    low, high = (choose(gate[name] for name in ("bound", "value", "upper")) for choose in (min, max))
     domain = svg.domain_of([low, high, gate["threshold"]], around_zero=difference)
+    if gate["metric"] == "usd_per_1k":
+        domain = (0.0, 1.15 * max(high, gate["threshold"]))
     drawing = svg.whisker(
         gate["value"], low, high, domain, colour(gate["target"]), marks=[gate["threshold"]],
         label=f"{gate['value']:.3f}, one-sided bounds {low:.3f} and {high:.3f}, threshold {gate['threshold']:g}",
@@ -98,6 +100,8 @@ def _task(verdict: dict[str, Any], name: str, graded: Sequence[Graded]) -> str:
         else "",
         report_task.scores(task, results, gates, confidence),
         report_task.differences(task, differences, gates, confidence),
+        report_cost.section(task, results, confidence),
+        report_routing.section(name, verdict["routing"]),
         report_task.slices(task, results),
         report_labels.section(results),
         report_samples.section(task, graded),
@@ -112,10 +116,11 @@ def _provenance(verdict: dict[str, Any]) -> str:
         model = " ".join(str(facts[key]) for key in ("id", "revision") if facts.get(key))
         size = f"{facts['bytes'] / 1e6:,.1f} MB" if facts.get("bytes") else ""
         step = f"step {facts['step']}" if facts.get("step") else ""
+        place = str(facts.get("place", ""))
         models.append(
             [
                 chip(name),
-                escape(" · ".join(part for part in (model, step, size) if part) or "–"),
+                escape(" · ".join(part for part in (model, step, size, place) if part) or "–"),
                 f'<span class="mono">{escape(facts["identity"])}</span>',
             ]
         )
@@ -148,5 +153,6 @@ def _method(verdict: dict[str, Any]) -> str:
         f"Intervals hold {verdict['confidence']:.0%} of the time: Wilson's for one target, Tango's for paired differences, both on the effective "
         "number of rows where rows come in clusters or scores are no yes/no; a cluster bootstrap for F1. Gates are one-sided "
         "tests (exact for independent yes/no rows) under Holm's method, so the chance that any gate passes wrongly is at most "
-        f"{1 - verdict['confidence']:.0%}. A refused or failed answer scores 0 and is counted; a row that lacks what a metric needs leaves its mean."
+        f"{1 - verdict['confidence']:.0%}. A refused or failed answer scores 0 and is counted; a row that lacks what a metric needs, or that a "
+        "target may not see, leaves its mean."
     )

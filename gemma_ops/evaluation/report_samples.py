@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from gemma_ops.evaluation.answers import Stored
-from gemma_ops.evaluation.markup import chip, escape
+from gemma_ops.evaluation.markup import chip, escape, short
 from gemma_ops.evaluation.metrics.base import Row, Scored
 from gemma_ops.evaluation.metrics.parse import Unreadable, dump, parse
 from gemma_ops.evaluation.scoring import Graded
+from gemma_ops.targets.spec import QUANTIZED
 
 _LONG = 1500
 """Characters of a text that are shown."""
@@ -66,8 +67,10 @@ def _groups(scores: dict[str, list[float | None]], count: int) -> list[tuple[str
     names = list(scores)
     if "tuned" not in scores:
         return [("Wrong", f"{names[-1]} misses these.", loss(None, names[-1]))]
-    quantized = [name for name in names if name not in ("base", "tuned")]
+    quantized = [name for name in names if name in QUANTIZED]
     groups = [(f"Lost by {name}", "The tuned model was better here.", loss("tuned", name)) for name in quantized]
+    others = [name for name in names if name not in ("base", "tuned", *QUANTIZED)]
+    groups += [(f"Better by {short(name)}", "The tuned model was worse here.", loss(name, "tuned")) for name in others]
     groups.append(("Still wrong", "The tuned model misses these.", loss(None, "tuned")))
     if "base" in scores:
         groups.insert(0, ("Lost by tuning", "The base model was better here.", loss("base", "tuned")))
@@ -103,12 +106,15 @@ def _answer(target: str, answer: Stored, scored: Scored, primary: str, expected:
     found = parse(answer.text, fenced=True) if expected is not None else None
     if isinstance(found, dict):
         body = _fields(found, expected)
+    elif answer.end == "hidden":
+        body = '<span class="ci">not shown to it: the row must stay here</span>'
     elif answer.text:
         why = f'<span class="ci">not JSON: {escape(found.why)}</span>' if isinstance(found, Unreadable) else ""
         body = f"<pre>{_text(answer.text)}</pre>{why}"
     else:
         body = '<span class="ci">empty</span>'
-    end = f'<span class="ci">{escape(_ENDS[answer.end])}</span>' if answer.end in _ENDS else ""
+    why = f": {_text(answer.reason)}" if answer.reason else ""
+    end = f'<span class="ci">{escape(_ENDS[answer.end])}{why}</span>' if answer.end in _ENDS else ""
     return f'<div class="answer"><header>{chip(target)}<span class="{kind}">{mark}</span></header>{body}{end}</div>'
 
 

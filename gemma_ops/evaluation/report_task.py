@@ -1,4 +1,4 @@
-"""A task's sections in the report: scores, paired differences, slices, ends and speed."""
+"""A task's sections in the report: scores, paired differences, slices, ends and tokens."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from gemma_ops.evaluation import svg
-from gemma_ops.evaluation.markup import chip, colour, escape, number, span, table
+from gemma_ops.evaluation.markup import chip, colour, escape, number, short, span, table
 from gemma_ops.evaluation.summary import p_text
+from gemma_ops.targets.spec import QUANTIZED
 
 Facts = dict[str, Any]
 _ENDS = {"stop": "finished", "length": "cut at the token limit", "blocked": "refused", "error": "failed"}
@@ -38,26 +39,28 @@ def differences(task: Facts, found: Sequence[Facts], gates: Sequence[Facts], con
     if not found:
         return ""
     rows = ""
-    groups: dict[bool, list[Facts]] = {}
+    groups: dict[str, list[Facts]] = {}
     for item in found:
-        groups.setdefault(item["versus"] == "tuned" and item["target"] not in ("base", "tuned"), []).append(item)
-    for quantized, members in sorted(groups.items()):
+        quantized = item["versus"] == "tuned" and item["target"] in QUANTIZED
+        groups.setdefault("What quantization costs" if quantized else f"Against {short(item['versus'])}", []).append(
+            item
+        )
+    for title, members in groups.items():
         related = [gate for gate in gates if gate["versus"] and gate["metric"] == task["primary"]]
         limits = {(g["target"], g["versus"]): g["threshold"] for g in related}
         used = [limits[i["target"], i["versus"]] for i in members if (i["target"], i["versus"]) in limits]
         domain = svg.domain_of(
             [bound for item in members for bound in (item["low"], item["high"])] + used, around_zero=True
         )
-        title = "What quantization costs" if quantized else f"Against {members[0]['versus']}"
         rows += f"<h4>{escape(title)}</h4>"
         for item in members:
             marks = [limits[item["target"], item["versus"]]] if (item["target"], item["versus"]) in limits else []
-            name = f'{chip(item["target"])}<small class="versus"> − {escape(item["versus"])}</small>'
+            name = f'{chip(item["target"])}<small class="versus"> − {escape(short(item["versus"]))}</small>'
             rows += _scale_row(name, item, item["target"], domain, marks=marks, sign="+")
         rows += _foot(domain, signed=True)
     detail = [
         [
-            f"{chip(item['target'])} − {escape(item['versus'])}",
+            f"{chip(item['target'])} − {escape(short(item['versus']))}",
             f"{item['wins']:,}",
             f"{item['losses']:,}",
             f"{item['n'] - item['wins'] - item['losses']:,}",
@@ -80,11 +83,13 @@ def slices(task: Facts, results: Sequence[Facts]) -> str:
     blocks = ""
     for name in results[0]["slices"] if results else ():
         rows = ""
-        buckets = results[0]["slices"][name]
+        # A target that may not see a slice has no figure there.
+        known = [{figure["bucket"]: figure for figure in item["slices"][name]} for item in results]
+        buckets = list(dict.fromkeys(bucket for figures in known for bucket in figures))
         for place, bucket in enumerate(buckets):
-            for index, item in enumerate(results):
-                figure = item["slices"][name][place]
-                title = f"{escape(bucket['bucket'])}<small>{figure['n']:,} rows</small>" if index == 0 else ""
+            for index, (item, figures) in enumerate(zip(results, known, strict=True)):
+                figure = figures.get(bucket, {"value": None, "n": 0})
+                title = f"{escape(bucket)}<small>{figure['n']:,} rows</small>" if index == 0 else ""
                 rows += _scale_row(title, figure, item["target"], (0.0, 1.0), opens=index == 0 and place > 0)
         rows += _foot((0.0, 1.0))
         opened = "" if blocks else " open"
@@ -101,7 +106,7 @@ def slices(task: Facts, results: Sequence[Facts]) -> str:
 
 
 def speed(results: Sequence[Facts]) -> str:
-    """How answers ended, how long they took, and how long they are."""
+    """How answers ended, how fast they were written, and how long they are."""
     rows = []
     for item in results:
         fast, ends = item["speed"], item["ends"]
@@ -109,21 +114,23 @@ def speed(results: Sequence[Facts]) -> str:
             [(ends[end] / item["rows"], f"e-{end}", f"{ends[end]} {_ENDS[end]}") for end in _ENDS if ends.get(end)]
         )
         told = ", ".join(f"{ends[end]:,} {_ENDS[end]}" for end in _ENDS if ends.get(end))
+        if item["hidden"]:
+            told += f", {item['hidden']:,} not shown to it"
+        rate = fast["new_tokens_per_second"]
         rows.append(
             [
                 chip(item["target"]),
                 f'{bar}<span class="ci">{escape(told)}</span>',
-                f"{fast['seconds_p50']:.3f}",
-                f"{fast['seconds_p95']:.3f}",
-                f"{fast['new_tokens_per_second']:,.0f}",
+                "–" if rate is None else f"{rate:,.0f}",
                 f"{fast['mean_prompt_tokens']:,.0f}",
                 f"{fast['mean_new_tokens']:,.0f}",
+                f"{fast['mean_thought_tokens']:,.0f}",
             ]
         )
-    head = ["target", "how answers ended", "seconds p50", "p95", "new tokens/s", "prompt tokens", "new tokens"]
+    head = ["target", "how answers ended", "new tokens/s", "prompt tokens", "new tokens", "thoughts"]
     return (
-        '<section class="card"><h3>Ends, time and tokens</h3>'
-        '<p class="note">Seconds are the wall time of a batch over its rows, on the machine that ran this; tokens are means per answer.</p>'
+        '<section class="card"><h3>Ends and tokens</h3>'
+        '<p class="note">Tokens are means per answer. Tokens per second are the machine\'s over all prompts it answers at once; of a service those of one reply.</p>'
         f"{table(head, rows)}</section>"
     )
 

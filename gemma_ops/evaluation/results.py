@@ -11,7 +11,7 @@ import numpy as np
 
 from gemma_ops.config import EvaluateConfig, GateConfig
 from gemma_ops.errors import DataError
-from gemma_ops.evaluation import gates, paired, statistics
+from gemma_ops.evaluation import cost, gates, paired, statistics
 from gemma_ops.evaluation.scoring import FAILED, Graded
 from gemma_ops.evaluation.statistics import Array, Sample
 from gemma_ops.evaluation.task import Task
@@ -23,10 +23,11 @@ DRAWS = 1000
 class Book:
     """All grades, looked up by task and target, with bootstrap draws made once per figure."""
 
-    def __init__(self, graded: Sequence[Graded], settings: EvaluateConfig) -> None:
+    def __init__(self, graded: Sequence[Graded], settings: EvaluateConfig, facts: dict[str, Any]) -> None:
         self.settings = settings
+        self.facts = facts
         self.pages = {(item.task.name, item.target): item for item in graded}
-        self._draws: dict[tuple[str, str, str], tuple[float, Array]] = {}
+        self._draws: dict[tuple[str, str, str, frozenset[int]], tuple[float, Array]] = {}
 
     def targets(self, task: str) -> list[str]:
         return [target for name, target in self.pages if name == task]
@@ -34,18 +35,27 @@ class Book:
     def task_of(self, gate: GateConfig) -> str:
         return gate.task or next(iter(self.pages))[0]
 
-    def aggregate(self, task: str, target: str, name: str) -> tuple[float, Array]:
-        """A figure and its draws. The same clusters are drawn for every target, so draws can be subtracted."""
-        place = (task, target, name)
+    def aggregate(
+        self, task: str, target: str, name: str, *, hidden: frozenset[int] | None = None
+    ) -> tuple[float, Array]:
+        """A figure and its draws. The same clusters are drawn for every target, so draws can be subtracted.
+
+        `hidden`: rows to leave out; by default those that this target may not see.
+        """
+        item = self.pages[task, target]
+        left_out = item.hidden if hidden is None else hidden
+        place = (task, target, name, left_out)
         if place not in self._draws:
-            item = self.pages[task, target]
             scorer = next(scorer for scorer in item.task.scorers if name in scorer.aggregates)
-            details = [scored.detail.get(scorer.key, {}) for scored in item.scores]
+            details = [
+                {} if index in left_out else scored.detail.get(scorer.key, {})
+                for index, scored in enumerate(item.scores)
+            ]
             figure = scorer.aggregates[name](item.task.rows, details)
             names = [row.cluster or row.id for row in item.task.rows]
             draws = statistics.resample(figure, names, self.settings.seed, times=DRAWS)
             value = figure(np.arange(len(names)))
-            self._draws[place] = value, statistics.recentre(value, draws)
+            self._draws[place] = value, statistics.recentre(value, draws, len(set(names)))
         return self._draws[place]
 
     def scores(self, task: str, name: str, targets: Sequence[str]) -> tuple[list[list[float]], list[str] | None]:
@@ -65,12 +75,15 @@ class Book:
         task = self.task_of(gate)
         targets = [gate.target, *([gate.versus] if gate.versus else [])]
         item = self.pages[task, gate.target]
+        if gate.test == "at_most":
+            return cost.evidence(gate, item.answers, self.facts)
         if gate.metric in item.task.columns:
             columns, clusters = self.scores(task, gate.metric, targets)
             values = columns[0] if len(columns) == 1 else [a - b for a, b in zip(*columns, strict=True)]
             sample = Sample.of(values, clusters)
             return gates.Evidence(sample, len(columns) == 2, sample.mean)
-        found = [self.aggregate(task, target, gate.metric) for target in targets]
+        hidden = frozenset().union(*(self.pages[task, target].hidden for target in targets))
+        found = [self.aggregate(task, target, gate.metric, hidden=hidden) for target in targets]
         value, draws = found[0] if len(found) == 1 else (found[0][0] - found[1][0], found[0][1] - found[1][1])
         counted = Sample.of([0.0] * len(item.task.rows), _clusters(item.task))
         return gates.Evidence(counted, len(found) == 2, value, draws)
@@ -99,11 +112,14 @@ def result(item: Graded, book: Book) -> dict[str, Any]:
         "task": task.name,
         "target": item.target,
         "rows": len(task.rows),
-        "ends": dict(sorted(Counter(answer.end for answer in item.answers).items())),
+        "ends": dict(sorted(Counter(answer.end for answer in item.answers if answer.end != "hidden").items())),
         "failed": sum(answer.end in FAILED for answer in item.answers),
+        "hidden": len(item.hidden),
         "metrics": metrics,
         "slices": _slices(item, confidence),
-        "speed": _speed(item),
+        "speed": rounded(cost.speed(item.answers)),
+        "cost": rounded(cost.spent(item.answers, book.facts, item.target, confidence)),
+        "place": cost.place(book.facts, item.target),
     }
     labels = _labels(item)
     return body | ({"labels": labels} if labels else {})
@@ -124,7 +140,7 @@ def _slices(item: Graded, confidence: float) -> dict[str, list[dict[str, Any]]]:
         for index, row in enumerate(task.rows):
             if scores[index] is not None:
                 members.setdefault(row.slices[spec.name], []).append(index)
-        order = sorted(members) if not spec.buckets else sorted(members, key=_bucket_order)
+        order = sorted(members) if not spec.buckets else sorted(members, key=bucket_order)
         found[spec.name] = []
         for value in order:
             chosen = members[value]
@@ -136,25 +152,9 @@ def _slices(item: Graded, confidence: float) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
-def _bucket_order(name: str) -> tuple[float, int]:
+def bucket_order(name: str) -> tuple[float, int]:
     low = name.lstrip("<≥").partition(" ")[0]
     return float(low), int(not name.startswith("<"))
-
-
-def _speed(item: Graded) -> dict[str, float]:
-    """Latency and tokens. Seconds are a batch's wall time over its rows: what an answer costs at this batch size."""
-    seconds = np.array([answer.seconds for answer in item.answers])
-    fresh = np.array([answer.new_tokens for answer in item.answers], dtype=float)
-    return rounded(
-        {
-            "seconds_p50": float(np.quantile(seconds, 0.5)),
-            "seconds_p95": float(np.quantile(seconds, 0.95)),
-            "seconds_total": float(seconds.sum()),
-            "new_tokens_per_second": float(fresh.sum() / seconds.sum()) if seconds.sum() > 0 else 0.0,
-            "mean_prompt_tokens": float(np.mean([answer.prompt_tokens for answer in item.answers])),
-            "mean_new_tokens": float(fresh.mean()),
-        }
-    )
 
 
 def _labels(item: Graded) -> dict[str, Any]:
@@ -186,6 +186,10 @@ def differences(task: str, book: Book) -> list[dict[str, Any]]:
     metric = book.pages[task, targets[0]].task.file.primary
     found = []
     for target, versus in pairs:
+        if len(book.pages[task, target].hidden | book.pages[task, versus].hidden) == len(
+            book.pages[task, target].task.rows
+        ):
+            continue  # no row was shown to both
         (first, second), clusters = book.scores(task, metric, [target, versus])
         body = asdict(paired.compare(first, second, clusters, book.settings.confidence))
         found.append({"task": task, "target": target, "versus": versus, "metric": metric, **rounded(body)})

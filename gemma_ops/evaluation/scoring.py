@@ -1,7 +1,8 @@
 """Grading: from stored answers to `scores.jsonl`. Needs no model, so it can be done again at any time.
 
 Wrong, unscored and errored stay three things. A row that lacks what a metric needs is unscored (null) and leaves the
-mean. An answer that was refused or failed scores 0 wherever it would have been scored, and is counted by its end.
+mean; so does a row that the target was not shown. An answer that was refused or failed scores 0 wherever it would have
+been scored, and is counted by its end.
 """
 
 from __future__ import annotations
@@ -27,6 +28,11 @@ class Graded:
     task: Task
     answers: tuple[Stored, ...]
     scores: tuple[Scored, ...]
+
+    @property
+    def hidden(self) -> frozenset[int]:
+        """Indexes of rows that the target may not see."""
+        return frozenset(index for index, answer in enumerate(self.answers) if answer.end == "hidden")
 
     def column(self, name: str) -> list[float | None]:
         """Scores of one column, one per row."""
@@ -55,6 +61,8 @@ def lines(graded: Sequence[Graded]) -> Iterator[str]:
 
 
 def _score(task: Task, row: Row, answer: Stored) -> Scored:
+    if answer.end == "hidden":
+        return Scored(dict.fromkeys(task.columns))
     scored = task.score(answer.text, row)
     if answer.end not in FAILED:
         return scored

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+from scipy import special, stats
 
 Array = npt.NDArray[np.float64]
 Statistic = Callable[[npt.NDArray[np.intp]], float]
@@ -166,13 +166,26 @@ def resample(statistic: Statistic, clusters: Sequence[str], seed: int, *, times:
     return draws
 
 
-def recentre(value: float, draws: Array) -> Array:
-    """Draws moved by twice their bias, so that they spread around the bias-corrected figure.
+def recentre(value: float, draws: Array, groups: int | None = None) -> Array:
+    """Draws [2 times] of a figure in [0, 1] that spread evenly around its bias-corrected value, on the logit scale.
 
-    Macro F1 over many labels of few rows is biased down, and its bootstrap by as much again. Simulated with 77 labels
-    on 1,000 rows, the plain percentile interval lay below the truth in 24 % of data sets, this one in 3 %.
+    Moved by twice their bias: macro F1 over many labels of few rows is biased down, and its bootstrap by as much again;
+    with 77 labels on 1,000 rows the plain percentile interval lay below the truth in 24 % of data sets. Mirrored: of a
+    high figure the bootstrap's lower tail is too short just where luck made the figure high, and gates on plain draws
+    promoted wrongly in 5 to 9 % of simulations, on these in 1 to 5 %. Widened where there are few `groups`: a bootstrap of
+    G clusters sees (G - 1) / G of the variance and needs Student's tails. Mirrored draws of two targets stay paired.
     """
-    return np.asarray(np.clip(draws + 2 * (value - draws.mean()), 0.0, 1.0))
+    inside = draws[(draws > 0) & (draws < 1)]
+    if not len(inside) or draws.std() <= 1e-12:
+        return draws
+    # A draw of 0 or 1 counts as half as far from the end as the nearest other one.
+    low, high = inside.min() / 2, (1 + inside.max()) / 2
+    centre = special.logit(np.clip(2 * value - draws.mean(), low, high))
+    away = special.logit(np.clip(draws, low, high))
+    away -= away.mean()
+    if groups is not None and groups > 1:
+        away *= float(stats.t.isf(0.025, groups - 1) / stats.norm.isf(0.025)) * (groups / (groups - 1)) ** 0.5
+    return np.asarray(special.expit(centre + np.concatenate([away, -away])))
 
 
 def bootstrap_interval(value: float, draws: Array, confidence: float, n: int, clusters: int) -> Interval:

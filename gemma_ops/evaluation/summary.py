@@ -9,6 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from gemma_ops.evaluation.markup import seconds, short, usd
+from gemma_ops.targets.base import HERE
+
 MARK = {"pass": "✅", "fail": "❌", "inconclusive": "❔", "ungated": "⚪"}
 
 
@@ -31,6 +34,9 @@ def lines(verdict: dict[str, Any], folder: Path | None = None) -> list[str]:
             f"better on {item['wins']}, worse on {item['losses']}"
             for item in pairs
         ]
+        if any(result["cost"]["kind"] != "unknown" or result["place"] != HERE for result in results):
+            found += [f"  {result['target']:<{width}}   {_takes(result)}" for result in results]
+        found += [f"  {_route(table)}" for table in _tables(verdict, name)]
     found.append(f"verdict: {headline(verdict)}")
     found += [f"  {gate['outcome']:<12} {gate['words']}" for gate in verdict["gates"]]
     if folder is not None:
@@ -67,22 +73,13 @@ def render(verdict: dict[str, Any]) -> str:
     text += [f"- {MARK[gate['outcome']]} `{gate['task']}` {gate['words']}" for gate in verdict["gates"]]
     for name, task in verdict["tasks"].items():
         results, pairs = _results(verdict, name), _differences(verdict, name)
-        names = [task["primary"], *[item for item in task["metrics"] if item != task["primary"]]][:4]
+        names = [task["primary"], *[item for item in task["metrics"] if item != task["primary"]]][:3]
         text += ["", f"### {name} ({task['rows']:,} rows, version {task['version']})", ""]
-        text += [_line(["target", *names, "p95 s", "tokens/s"]), _line(["---", *["---:"] * (len(names) + 2)])]
+        head = ["target", *names, "$ per 1,000", "first token p50 / p95", "answer p50 / p95", "questions"]
+        text += [_line(head), _line(["---", *["---:"] * (len(head) - 2), "---"])]
         for result in results:
             cells = [_figure(result["metrics"][item]) for item in names]
-            speed = result["speed"]
-            text.append(
-                _line(
-                    [
-                        f"`{result['target']}`",
-                        *cells,
-                        f"{speed['seconds_p95']:.2f}",
-                        f"{speed['new_tokens_per_second']:.0f}",
-                    ]
-                )
-            )
+            text.append(_line([f"`{result['target']}`", *cells, *_running(result), result["place"]]))
         if pairs:
             text += [
                 "",
@@ -94,6 +91,17 @@ def render(verdict: dict[str, Any]) -> str:
             for item in pairs
         ]
         text += [f"\n`{result['target']}`:{_ends(result).replace('  ', ' ')}" for result in results if _ends(result)]
+        for table in _tables(verdict, name):
+            text += [
+                "",
+                f"**{_route(table)}**",
+                "",
+                _line(["slice", "decision", "rows", "difference"]),
+                _line(["---", "---", "---:", "---:"]),
+            ]
+            text += [
+                _line([_slice(line), line["decision"], f"{line['n']:,}", _signed(line)]) for line in table["lines"]
+            ]
     text += [
         "",
         f"<sub>{verdict['confidence']:.0%} intervals; gates are one-sided tests under Holm's method. Details: `report.html`.</sub>",
@@ -117,10 +125,50 @@ def _pair(item: dict[str, Any]) -> str:
     return f"{item['target']} − {item['versus']}"
 
 
+def _takes(result: dict[str, Any]) -> str:
+    """Dollars, seconds and place of one target."""
+    dollars, first, whole = _running(result)
+    parts = [f"{dollars} per 1,000" if dollars != "unknown" else "cost unknown"]
+    parts += [f"first token {first}"] if first != "–" else []
+    return ", ".join([*parts, f"answer {whole} (p50 / p95)", result["place"]])
+
+
+def _running(result: dict[str, Any]) -> list[str]:
+    dollars, speed = result["cost"]["usd_per_1k"], result["speed"]
+
+    def pair(kind: str) -> str:
+        if speed[f"{kind}_p50"] is None:
+            return "–"
+        return f"{seconds(speed[f'{kind}_p50'])} / {seconds(speed[f'{kind}_p95'])}"
+
+    return ["unknown" if dollars is None else usd(dollars), pair("first_seconds"), pair("seconds")]
+
+
+def _tables(verdict: dict[str, Any], task: str) -> list[dict[str, Any]]:
+    return [table for table in (verdict["routing"] or {"tables": ()})["tables"] if table["task"] == task]
+
+
+def _route(table: dict[str, Any]) -> str:
+    """`routing tuned or gemini-3.8-flash: keep 5, undecided 2`, over the slices, or over the task where there are none."""
+    chosen = table["lines"][1:] or table["lines"]
+    kinds = ("keep", "send", "undecided")
+    told = [f"{kind} {count}" for kind in kinds if (count := sum(line["decision"] == kind for line in chosen))]
+    return f"routing {short(table['local']['name'])} or {short(table['remote']['name'])}: {', '.join(told)}"
+
+
+def _slice(line: dict[str, Any]) -> str:
+    return "all" if line["slice"] is None else f"{line['slice']}: {line['value']}"
+
+
+def _signed(line: dict[str, Any]) -> str:
+    return "–" if line["difference"] is None else f"{line['difference']:+.3f} [{line['low']:+.3f}, {line['high']:+.3f}]"
+
+
 def _ends(result: dict[str, Any]) -> str:
     """Ends other than the normal one, which a reader must know of."""
     told = {"length": "cut at the token limit", "blocked": "refused", "error": "failed"}
     parts = [f"{result['ends'][end]} {what}" for end, what in told.items() if result["ends"].get(end)]
+    parts += [f"{result['hidden']} not shown to it"] if result["hidden"] else []
     return "  " + ", ".join(parts) if parts else ""
 
 

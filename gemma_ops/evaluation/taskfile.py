@@ -11,14 +11,13 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
+from gemma_ops import yamlplaces
 from gemma_ops.config import Name, Privacy, Section
 from gemma_ops.errors import ConfigError
 from gemma_ops.evaluation.metrics import AnyMetric, by_id
-
-Key = tuple[str | int, ...]
+from gemma_ops.yamlplaces import Key
 
 
 class TaskData(Section):
@@ -131,27 +130,14 @@ class TaskFile(Section):
 
 def read(path: Path) -> TaskFile:
     """Read a `task.yaml`. Raises ConfigError with every problem, each with its line."""
-    places: dict[Key, int] = {}
+    places: dict[Key, str] = {}
     problems: list[str] = []
-    try:
-        text = path.read_text(encoding="utf-8")
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        body = yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} can't be read: {error}", "give a folder that holds a task.yaml in UTF-8") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise ConfigError(
-            f"{where}: not valid YAML: {getattr(error, 'problem', error)}", "correct that line"
-        ) from error
-    if node is not None:
-        _note(node, (), path, places, problems)
+    body = yamlplaces.Reader(str(path), lambda _: "any", places, problems).file(path)
     task = None
     try:
         task = TaskFile.model_validate(body)
     except ValidationError as error:
-        problems += [_explain(path, places, item, body) for item in error.errors()]
+        problems += [_explain(path, places, item) for item in error.errors()]
     if problems or task is None:
         raise ConfigError(
             f"{path} has {len(problems)} problem{'s' * (len(problems) > 1)}:\n  " + "\n  ".join(problems),
@@ -160,45 +146,30 @@ def read(path: Path) -> TaskFile:
     return task
 
 
-def _note(node: yaml.Node, key: Key, path: Path, places: dict[Key, int], problems: list[str]) -> None:
-    """Remember the line of every key; a key given twice is a problem, not a choice."""
-    places.setdefault(key, node.start_mark.line + 1)
-    if isinstance(node, yaml.MappingNode):
-        for name, item in node.value:
-            inner = (*key, name.value)
-            if inner in places:
-                problems.append(f"{path}:{name.start_mark.line + 1}: {name.value} is given twice")
-            places[inner] = name.start_mark.line + 1
-            _note(item, inner, path, places, problems)
-    elif isinstance(node, yaml.SequenceNode):
-        for index, item in enumerate(node.value):
-            _note(item, (*key, index), path, places, problems)
-
-
-def _explain(path: Path, places: dict[Key, int], error: Any, body: Any) -> str:
+def _explain(path: Path, places: dict[Key, str], error: Any) -> str:
     """One line for one problem: file and line, the key, what is wrong, what was probably meant."""
     # In a list of metrics pydantic adds the metric's id to the location; the file has no such level.
     key: Key = tuple(
         part for index, part in enumerate(error["loc"]) if not (index == 2 and error["loc"][0] == "metrics")
     )
-    line = next((places[key[:end]] for end in range(len(key), -1, -1) if key[:end] in places), 1)
+    where = next((places[key[:end]] for end in range(len(key), 0, -1) if key[:end] in places), f"{path}:1")
     name = ".".join(map(str, key))
     if error["type"] == "extra_forbidden":
         known = _fields(error["loc"][:-1])
         close = difflib.get_close_matches(str(key[-1]), known, n=1, cutoff=0.5)
-        return f"{path}:{line}: {name}: unknown key" + (
+        return f"{where}: {name}: unknown key" + (
             f", did you mean {close[0]}?" if close else f"; known here: {', '.join(known)}"
         )
     if error["type"] == "union_tag_invalid":
         found = str(error["ctx"]["tag"])
         close = difflib.get_close_matches(found, list(by_id()), n=1)
-        return f"{path}:{line}: {name}: no metric {found!r}" + (
+        return f"{where}: {name}: no metric {found!r}" + (
             f", did you mean {close[0]}?" if close else f"; there are {', '.join(by_id())}"
         )
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] in ("value_error", "missing"):
-        return f"{path}:{line}: {f'{name}: ' if name else ''}{'is missing' if error['type'] == 'missing' else message}"
-    return f"{path}:{line}: {name}: {message[0].lower()}{message[1:]}, found {json.dumps(error['input'], default=str)[:60]}"
+        return f"{where}: {f'{name}: ' if name else ''}{'is missing' if error['type'] == 'missing' else message}"
+    return f"{where}: {name}: {message[0].lower()}{message[1:]}, found {json.dumps(error['input'], default=str)[:60]}"
 
 
 def _fields(loc: Key) -> list[str]:

@@ -4,8 +4,10 @@ verdict      pass | fail | inconclusive | ungated
 gates        each condition: outcome, measured value, bound, p, Holm-adjusted p, n, rows needed, a sentence
 tasks        version, digest, rows, clusters, primary metric
 targets      what answered: identity, and what its model folder says of itself
-results      per task and target: every figure with its interval, ends of answers, slices, latency, confusions
+machine      what an hour here costs, for dollars per answer
+results      per task and target: every figure with its interval, ends of answers, slices, latency, dollars, confusions
 differences  per task: pairs of targets on the primary metric, row by row
+routing      which slices to keep here and which to send to a service; null without a service (see `routing.py`)
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from typing import Any
 
 from gemma_ops.config import EvaluateConfig
 from gemma_ops.errors import ConfigError
-from gemma_ops.evaluation import gates, plan
+from gemma_ops.evaluation import gates, plan, routing
 from gemma_ops.evaluation.results import Book, differences, result, rounded
 from gemma_ops.evaluation.scoring import Graded
 from gemma_ops.evaluation.task import Task
@@ -25,9 +27,9 @@ from gemma_ops.evaluation.task import Task
 SCHEMA = "gemma-ops/verdict@1"
 
 
-def build(graded: Sequence[Graded], settings: EvaluateConfig) -> dict[str, Any]:
-    """Build the verdict from every target's grades on every task."""
-    book = Book(graded, settings)
+def build(graded: Sequence[Graded], settings: EvaluateConfig, facts: dict[str, Any]) -> dict[str, Any]:
+    """Build the verdict from every target's grades on every task. `facts` are what `provenance.collect` knows."""
+    book = Book(graded, settings, facts)
     tasks = {item.task.name: item.task for item in graded}
     decisions = gates.decide(settings.gates, [book.evidence(gate) for gate in settings.gates], settings.confidence)
     return {
@@ -39,6 +41,8 @@ def build(graded: Sequence[Graded], settings: EvaluateConfig) -> dict[str, Any]:
         "tasks": {name: _task(task) for name, task in tasks.items()},
         "results": [result(item, book) for item in graded],
         "differences": [found for name in tasks for found in differences(name, book)],
+        "routing": routing.build(book, facts),
+        **facts,
     }
 
 
@@ -54,7 +58,7 @@ def check_gates(settings: EvaluateConfig, tasks: Sequence[Task]) -> None:
         task = next((task for task in tasks if gate.task in (None, task.name)), None)
         if task is None:
             raise ConfigError(f"{where}: there is no task {gate.task!r} here", f"use one of {', '.join(names)}")
-        if gate.metric not in task.figures:
+        if gate.metric not in task.figures and gate.test != "at_most":
             raise ConfigError(
                 f"{where}: task {task.name} has no metric {gate.metric!r}", f"use one of {', '.join(task.figures)}"
             )

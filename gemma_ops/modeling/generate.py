@@ -26,6 +26,7 @@ def answer(
     import torch
 
     stops = set(stop_ids(model))
+    clock = _Clock()
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     done: dict[int, Answer] = {}
     following = 0
@@ -50,10 +51,11 @@ def answer(
                     eos_token_id=sorted(stops),
                     pad_token_id=0,
                     use_cache=True,
+                    logits_processor=[clock.started()],
                 )[:, longest:].tolist()
-            each = (time.perf_counter() - began) / len(chosen)
+            each, first = (time.perf_counter() - began) / len(chosen), clock.first
             for row, index in enumerate(chosen):
-                done[index] = _finish(tokenizer, out[row], stops, len(prompts[index]), each)
+                done[index] = _finish(tokenizer, out[row], stops, len(prompts[index]), each, first)
             while following in done:
                 yield done.pop(following)
                 following += 1
@@ -61,11 +63,28 @@ def answer(
         model.train(training)
 
 
-def _finish(tokenizer: Any, ids: list[int], stops: set[int], prompt: int, seconds: float) -> Answer:
+class _Clock:
+    """Measures the time to a batch's first token: `generate` calls it with the logits of every step."""
+
+    def started(self) -> _Clock:
+        """Begin to measure the next batch."""
+        self._began = time.perf_counter()
+        self.first = 0.0
+        return self
+
+    def __call__(self, ids: Any, scores: Any) -> Any:
+        if not self.first:
+            scores[0, 0].item()  # waits for a GPU that is still computing them
+            self.first = round(time.perf_counter() - self._began, 4)
+        return scores
+
+
+def _finish(tokenizer: Any, ids: list[int], stops: set[int], prompt: int, seconds: float, first: float) -> Answer:
     end: End = "length"
     for place, token in enumerate(ids):
         if token in stops:
             ids, end = ids[: place + 1], "stop"
             break
     kept = ids[:-1] if end == "stop" else ids
-    return Answer(tokenizer.decode(kept, skip_special_tokens=True).strip(), end, prompt, len(ids), round(seconds, 4))
+    text = tokenizer.decode(kept, skip_special_tokens=True).strip()
+    return Answer(text, end, prompt, len(ids), round(seconds, 4), first_seconds=first)

@@ -34,6 +34,8 @@ _GREEDY: dict[str, Any] = {"temperature": 0.0, "top_k": 1, "samplers": ["top_k"]
 # Stop tokens and bytes of unfinished characters come back without probabilities, so the one token that is generated is
 # forced to be a letter. What is reported is taken before the bias.
 _ONE_STEP: dict[str, Any] = {"n_predict": 1, "cache_prompt": True, "logit_bias": [["a", 1e5]], **_GREEDY}
+# White space is free in JSON, and a small model that may write any writes nothing else.
+_SPACING: dict[str, Any] = {"x-guidance": {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}}
 VISIBLE = ("<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>", "<|tool_response>", "<tool_response|>", '<|"|>')
 """Special tokens that llama.cpp prints, for clients that parse them; it hides the others. An `Answer` holds none."""
 
@@ -93,24 +95,35 @@ class GGUF:
             self._folder.cleanup()
             self._folder = None
 
-    def answer(self, prompts: list[list[int]], *, max_new_tokens: int, batch_size: int) -> Iterator[Answer]:
+    def answer(
+        self, prompts: list[list[int]], *, max_new_tokens: int, batch_size: int, schema: dict[str, Any] | None = None
+    ) -> Iterator[Answer]:
         """Answer prompts of token ids, greedily, yielding in their order.
 
         A reply ends with `stop` at `<turn|>`, `<eos>` or `<|tool_response>`, with `length` when cut at
         `max_new_tokens`, with `error` when llama.cpp refuses the prompt (it is longer than a fixed context allows).
         The text holds no special tokens and no white space at its ends, as from `generate.answer`.
+
+        `schema`, a JSON schema, is enforced while decoding, so a reply that ended with `stop` follows it. llama.cpp
+        drops a schema it can't read without a word: check what comes back.
         """
         for start in range(0, len(prompts), batch_size):
             batch = prompts[start : start + batch_size]
             began = time.perf_counter()
-            replies = self._replies(batch, max_new_tokens, slots=min(batch_size, len(prompts)))
-            seconds = round((time.perf_counter() - began) / len(batch), 4)
+            replies = self._replies(batch, max_new_tokens, slots=min(batch_size, len(prompts)), schema=schema)
+            wall = time.perf_counter() - began
+            seconds = round(wall / len(batch), 4)
+            # Slots begin together and the one that wrote longest ends last, so what it did not spend on writing is the
+            # time to the first token.
+            writing = max((reply["timings"]["predicted_ms"] for reply in replies if reply), default=0.0) / 1000
+            first = round(max(wall - writing, 0.0), 4)
             for prompt, reply in zip(batch, replies, strict=True):
                 if reply is None:
-                    yield Answer("", "error", len(prompt), 0, seconds)
+                    yield Answer("", "error", len(prompt), 0, seconds, "llama.cpp refused the prompt")
                 else:
                     end: End = "stop" if reply["stop_type"] == "eos" else "length"
-                    yield Answer(_text(reply["content"]), end, len(prompt), reply["tokens_predicted"], seconds)
+                    text, count = _text(reply["content"]), reply["tokens_predicted"]
+                    yield Answer(text, end, len(prompt), count, seconds, first_seconds=first)
 
     def continuation(self, prompt: list[int], count: int) -> list[int]:
         """Ids of the greedy continuation of a prompt, up to `count` tokens, the one that ended it included."""
@@ -145,13 +158,17 @@ class GGUF:
         reply = self._post("/tokenize", {"content": text, "add_special": False, "parse_special": True})
         return list(reply["tokens"])
 
-    def _replies(self, batch: list[list[int]], count: int, slots: int) -> list[dict[str, Any] | None]:
+    def _replies(
+        self, batch: list[list[int]], count: int, slots: int, schema: dict[str, Any] | None = None
+    ) -> list[dict[str, Any] | None]:
         """One reply per prompt; None where llama.cpp refused."""
         self._serve(max(map(len, batch)) + count, slots)
         body = {"prompt": batch, "n_predict": count, "return_tokens": True, "cache_prompt": False, **_GREEDY}
+        if schema is not None:
+            body["json_schema"] = {**schema, **_SPACING}
         reply = self._post("/completion", body)
         if isinstance(reply, dict) and "error" in reply:
-            return [None] if len(batch) == 1 else [self._replies([prompt], count, slots)[0] for prompt in batch]
+            return [None] if len(batch) == 1 else [self._replies([prompt], count, slots, schema)[0] for prompt in batch]
         replies: list[dict[str, Any] | None] = reply if isinstance(reply, list) else [reply]
         return sorted(replies, key=lambda one: int(one["index"]) if one else 0)
 

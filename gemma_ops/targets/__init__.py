@@ -1,1 +1,41 @@
 """Whatever can answer: local checkpoints, GGUF files, Gemini, and OpenAI-compatible endpoints, by one protocol."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from gemma_ops.config import MachineConfig
+from gemma_ops.gemini.request import Use
+from gemma_ops.targets.base import Target
+
+
+def open_target(
+    spec: str,
+    machine: MachineConfig,
+    *,
+    run: str,
+    use: Use,
+    base: Path | None = None,
+    tuned: Path | None = None,
+    quantized: Path | None = None,
+) -> Target:
+    """The target that a specification names; `spec.py` lists the forms.
+
+    `run` and `use` say in the ledger who spends and on what. `base` and `tuned` are artifacts (or folders) that hold a
+    checkpoint, `quantized` is the artifact of the step `quantize`. Nothing is loaded or sent yet, but whatever can be
+    wrong is told: raises ConfigError for a target that can't be, BoundaryError and BudgetError from the door to Gemini.
+    """
+    from gemma_ops.targets import spec as specs
+
+    parsed = specs.parse(spec)
+    if parsed.kind == "gemini":
+        from gemma_ops.targets.gemini import GeminiTarget
+
+        return GeminiTarget(parsed, machine, run=run, use=use)
+    if parsed.kind == "openai":
+        from gemma_ops.targets.endpoint import Endpoint
+
+        return Endpoint(parsed, machine)
+    from gemma_ops.targets import local
+
+    return local.open_local(parsed, machine, base=base, tuned=tuned, quantized=quantized)

@@ -11,9 +11,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 from gemma_ops.answer import Answer, Prompt
+from gemma_ops.errors import BoundaryError
 
 LOCAL = frozenset({"local_only", "paid", "any"})
 """Privacy classes that a target on this machine may see: all."""
+HERE = "stays here"
+"""The `place` of targets on this machine."""
 
 
 class Target(Protocol):
@@ -27,6 +30,10 @@ class Target(Protocol):
     """Privacy classes of prompts that may be sent to it."""
     family: str
     """Lineage: `gemma`, `gemini`, or the name of another family; models of related families judge each other kindly."""
+    place: str
+    """Where prompts go, in words for a report: `stays here`, `sent: paid, not logged`."""
+    lockstep: bool
+    """Whether the prompts of a batch are decoded together: every one of them then waits as long as the whole batch takes."""
 
     def answer(
         self, batches: Sequence[Sequence[Prompt]], *, max_new_tokens: int, schema: dict[str, Any] | None = None
@@ -41,3 +48,17 @@ class Target(Protocol):
     def close(self) -> None:
         """Free what the target holds."""
         ...
+
+
+def guard(target: Target, prompts: Sequence[Prompt], what: str) -> None:
+    """Refuse to show prompts to a target that may not see them, all of them, before the first is sent.
+
+    `what` names where they are from. Raises BoundaryError naming the first that is hidden.
+    """
+    hidden = [prompt for prompt in prompts if prompt.privacy not in target.sees]
+    if hidden:
+        raise BoundaryError(
+            f"{len(hidden)} of {len(prompts)} rows of {what} are {hidden[0].privacy} and target {target.name} may not see "
+            f"them (the first: {hidden[0].id})",
+            f"leave {target.name} out, or relax `privacy` of these rows if they may leave the machine",
+        )

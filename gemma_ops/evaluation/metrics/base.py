@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from gemma_ops.config import Name, Section
+from gemma_ops.config import Name, Privacy, Section
 
 Normalization = Literal["strip", "casefold", "spaces", "punctuation", "accents", "json"]
 Indexes = npt.NDArray[np.intp]
@@ -27,7 +27,7 @@ class Row:
     reference: Any
     choices: tuple[str, ...] | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
-    privacy: str = "local_only"
+    privacy: Privacy = "local_only"
     cluster: str | None = None
     slices: Mapping[str, str] = field(default_factory=dict)
 

@@ -1,0 +1,103 @@
+"""Letting targets answer what they have not answered: batch by batch, each stored as it comes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from gemma_ops import journal
+from gemma_ops.answer import Prompt
+from gemma_ops.evaluation import answers
+from gemma_ops.evaluation.answers import AnswerFile, Stored
+from gemma_ops.evaluation.metrics.base import Row
+from gemma_ops.evaluation.task import Task
+from gemma_ops.targets.base import HERE, Target, guard
+
+
+def check(targets: Sequence[Target], tasks: Sequence[Task]) -> None:
+    """Refuse rows that a target may not see, for all targets before the first is asked. Raises BoundaryError."""
+    for target in targets:
+        for task in tasks:
+            guard(target, [_prompt(row) for row in task.rows], f"task {task.name}")
+
+
+def keys(target: Target, task: Task) -> list[str]:
+    """Keys of a target's answers, in the task's row order."""
+    generation = task.file.generation.model_dump(mode="json")
+    return [answers.key(target.name, target.identity, task.name, row, generation) for row in task.rows]
+
+
+def shown(target: Target, task: Task) -> list[Row]:
+    """Rows that the target may see."""
+    return [row for row in task.rows if row.privacy in target.sees]
+
+
+def complete(target: Target, task: Task, stored: AnswerFile) -> list[Stored]:
+    """A target's answers in the task's row order; those it may not give are `hidden`."""
+    return [
+        stored.known[key] if row.privacy in target.sees else answers.hidden(key, target.name, task.name, row.id)
+        for key, row in zip(keys(target, task), task.rows, strict=True)
+    ]
+
+
+def ask(target: Target, tasks: Sequence[Task], stored: AnswerFile, batch: int) -> None:
+    """Let a target answer what it hasn't. Batches hold rows of like length and are the same in every attempt, so that an
+    interrupted run computes what an uninterrupted one would."""
+    try:
+        for task in tasks:
+            _ask(target, task, stored, batch)
+    finally:
+        target.close()
+
+
+def _ask(target: Target, task: Task, stored: AnswerFile, batch: int) -> None:
+    known = dict(zip((row.id for row in task.rows), keys(target, task), strict=True))
+    rows = sorted(shown(target, task), key=lambda row: (_length(row), row.id))
+    batches = [rows[start : start + batch] for start in range(0, len(rows), batch)]
+    missing = [part for part in batches if any(known[row.id] not in stored.known for row in part)]
+    if not missing:
+        return
+    done = len(rows) - sum(map(len, missing))
+    journal.record(event="answering", target=target.name, task=task.name, done=done, total=len(rows))
+    prompts = [[_prompt(row) for row in part] for part in missing]
+    began = time.perf_counter()
+    replies = target.answer(prompts, max_new_tokens=task.file.generation.max_new_tokens)
+    for part, found in zip(missing, replies, strict=True):
+        now = time.perf_counter()
+        made = []
+        for row, reply in zip(part, found, strict=True):
+            machine, waited = reply.seconds, reply.seconds
+            if target.lockstep:
+                waited = reply.seconds * len(part)
+            elif target.place == HERE:
+                machine = (now - began) / len(part)  # its requests overlap, so their times are no sum
+            made.append(
+                answers.stored(known[row.id], target.name, task.name, row.id, reply, seconds=machine, waited=waited)
+            )
+        began = now
+        stored.append(made)
+        done += len(part)
+        _record(target, task, made, done, len(rows))
+
+
+def _record(target: Target, task: Task, made: Sequence[Stored], done: int, total: int) -> None:
+    seconds = sum(answer.seconds for answer in made)
+    tokens = sum(answer.new_tokens for answer in made)
+    record: dict[str, object] = {"target": target.name, "task": task.name, "done": done, "total": total}
+    record |= {"seconds": round(seconds, 4), "tokens_per_second": round(tokens / seconds, 1) if seconds else 0.0}
+    billed = [answer.dollars for answer in made if answer.dollars is not None]
+    journal.record(**record, **({"dollars": round(sum(billed), 9)} if billed else {}))
+
+
+def run_name(out: Path) -> str:
+    """The run that a step's folder belongs to: money is counted by run."""
+    return out.resolve().parent.name
+
+
+def _prompt(row: Row) -> Prompt:
+    return Prompt(row.messages, row.privacy, row.id)
+
+
+def _length(row: Row) -> int:
+    return sum(len(str(message.get("content", ""))) for message in row.messages)

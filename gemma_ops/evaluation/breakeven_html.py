@@ -1,0 +1,245 @@
+"""A comparison of costs as one self-contained page: the answer, dollars a month by volume, every break-even, every figure.
+
+The drawings are inline SVG with positions in per cent across and logarithmic scales, so that they fill a phone as well as a
+desk; the page follows the reader's light or dark setting, and needs no network and no script.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gemma_ops import __version__
+from gemma_ops.evaluation import breakeven_text as text
+from gemma_ops.evaluation.breakeven import Charge, Comparison, Offer
+from gemma_ops.evaluation.markup import escape, table
+
+_COLOURS = ("t-q8", "t-q4", "t-bf16", "t-other", "t-base")
+_HEIGHT = 300
+"""Of the drawing of dollars by volume, in CSS pixels."""
+_ROW = 26
+_CSS = """
+.line { stroke: currentColor; stroke-width: 2; } .line.own { stroke-width: 3.5; } .line.later { stroke-dasharray: 5 4; }
+.line.t-base { color: var(--base); } .line.t-tuned { color: var(--tuned); } .line.t-bf16 { color: var(--bf16); }
+.line.t-q8 { color: var(--q8); } .line.t-q4 { color: var(--q4); } .line.t-other { color: var(--other); }
+.beyond { fill: var(--none-bg); } .hollow { fill: var(--card); stroke: var(--tuned); stroke-width: 2; }
+.solid { fill: var(--tuned); } .faint { stroke: var(--faint); stroke-width: 1.5; }
+.legend { display: flex; flex-wrap: wrap; gap: 4px 18px; margin: 8px 0 0; font-size: 13px; }
+.row.even { grid-template-columns: minmax(110px, 200px) minmax(0, 1fr) 205px; }
+@media (max-width: 640px) { .row.even { grid-template-columns: minmax(92px, 120px) minmax(0, 1fr); } }
+"""
+
+
+@dataclass(frozen=True)
+class _Log:
+    """A logarithmic scale."""
+
+    low: float
+    high: float
+
+    def share(self, value: float) -> float:
+        inside = min(max(value, self.low), self.high)
+        return math.log(inside / self.low) / math.log(self.high / self.low)
+
+    def ticks(self) -> list[float]:
+        """Powers of ten inside the scale."""
+        first, last = math.ceil(math.log10(self.low) - 1e-9), math.floor(math.log10(self.high) + 1e-9)
+        return [10.0**power for power in range(first, last + 1)]
+
+
+def render(found: Comparison) -> str:
+    """The whole page."""
+    css = (Path(__file__).parent / "report.css").read_text(encoding="utf-8") + _CSS
+    headline = text.headline(found)
+    own = text.own_line(found.own)
+    return (
+        "<!doctype html>\n"
+        '<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>Own hardware against API prices</title><style>\n{css}</style></head>\n"
+        "<body><main>\n<h1>Own hardware against API prices</h1>\n"
+        f'<section class="card verdict"><p class="why">{escape(headline)}</p><p class="why">{escape(own[:1].upper() + own[1:])}.</p></section>\n'
+        f"{_months(found)}\n{_breaks(found)}\n{_figures(found)}\n"
+        '<section class="card"><h3>What this rests on</h3>'
+        + "".join(f'<p class="note">{escape(note[:1].upper() + note[1:])}</p>' for note in text.notes(found))
+        + f"</section>\n<footer>made by gemma-ops {__version__}</footer>\n</main></body></html>\n"
+    )
+
+
+def _months(found: Comparison) -> str:
+    """Dollars a month by answers a month: the machine in steps, one per machine; some services as slopes."""
+    own = found.own
+    chosen = _chosen(found.offers)
+    dearest = max((offer.charges[-1].standard for offer in chosen), default=own.full)
+    across = _Log(min(200 * own.per_month / dearest, own.capacity / 20), 4 * own.capacity)
+    up = _Log(own.per_month / 12, own.per_month * 12)
+    body = _grid(across, up)
+    for place, offer in enumerate(chosen):
+        body += _slope(across, up, offer.today.standard, _COLOURS[place], "line")
+        for charge in offer.charges[1:]:
+            body += _slope(across, up, charge.standard, _COLOURS[place], "line later")
+    at = across.low
+    for machines in (1, 2, 3, 4):
+        until, dollars = machines * own.capacity, machines * own.per_month
+        body += _segment(across, up, (at, dollars), (until, dollars), "line own t-tuned")
+        if machines < 4:
+            body += _segment(across, up, (until, dollars), (until, dollars + own.per_month), "line own t-tuned")
+        at = until
+    names = ['<span class="chip"><i class="t-tuned"></i>own machine</span>']
+    for place, offer in enumerate(chosen):
+        later = (
+            "; dashed from " + ", ".join(str(charge.start) for charge in offer.charges[1:]) if offer.charges[1:] else ""
+        )
+        names.append(
+            f'<span><span class="chip"><i class="{_COLOURS[place]}"></i>{escape(offer.name)}</span> '
+            f"${text.money(offer.today.standard)} per 1,000{escape(later)}</span>"
+        )
+    return (
+        '<section class="card"><h3>Dollars a month, by answers a month</h3>'
+        '<p class="note">A machine costs the same idle or busy; each step is one machine more. Both scales are logarithmic.</p>'
+        f'<svg class="plot" height="{_HEIGHT + 20}" role="img" aria-label="{escape(text.headline(found))}">{body}</svg>'
+        f'<div class="legend">{"".join(names)}</div></section>'
+    )
+
+
+def _chosen(offers: Sequence[Offer]) -> list[Offer]:
+    """Few enough to tell apart: the cheapest and the dearest of each kind, known rises included, and one in the middle of
+    Gemini's."""
+    kept: dict[str, Offer] = {}
+    for kind, places in (("hosted", (0, -1)), ("gemini", (0, 0.5, -1))):
+        ordered = sorted(
+            (offer for offer in offers if offer.kind == kind), key=lambda offer: offer.charges[-1].standard
+        )
+        for place in places if ordered else ():
+            offer = ordered[len(ordered) // 2 if place == 0.5 else int(place)]
+            kept[offer.name] = offer
+    return sorted(kept.values(), key=lambda offer: offer.today.standard)[: len(_COLOURS)]
+
+
+def _breaks(found: Comparison) -> str:
+    """From which volume the machine is cheaper than each service."""
+    volumes = [
+        1000 * found.own.per_month / amount
+        for offer in found.offers
+        for amount in (offer.today.standard, offer.today.batch)
+        if amount
+    ]
+    capacity = found.own.capacity
+    across = _Log(min([*volumes, capacity / 10]) / 2, max([*(2 * volume for volume in volumes), 3 * capacity]))
+    rows = ""
+    for offer in found.offers:
+        rows += (
+            f'<div class="row even"><div class="name">{escape(offer.name)}</div>{_break(across, capacity, found, offer.today)}'
+            f'<div class="figure ci">{escape(_told(found, offer.today))}</div></div>'
+        )
+    foot = "".join(
+        f'<text class="tick" x="{_x(across, tick)}" y="12" text-anchor="middle">{escape(text.count(tick))}</text>'
+        for tick in _thinned(across.ticks(), 6)
+    )
+    return (
+        '<section class="card"><h3>From which volume the machine is cheaper</h3>'
+        '<p class="note">Answers a month, at today\'s prices. ● standard, ○ batch; in the grey part, more than one machine can answer.</p>'
+        f'{rows}<div class="row even foot"><div></div><svg class="plot axis" height="16" aria-hidden="true">{foot}</svg>'
+        '<div class="figure"></div></div></section>'
+    )
+
+
+def _break(across: _Log, capacity: float, found: Comparison, charge: Charge) -> str:
+    y = _ROW / 2
+    ticks = "".join(
+        f'<line class="grid" x1="{_x(across, tick)}" x2="{_x(across, tick)}" y1="0" y2="{_ROW}"/>'
+        for tick in across.ticks()
+    )
+    start = 100 * across.share(capacity)
+    body = f'<rect class="beyond" x="{start:.2f}%" width="{100 - start:.2f}%" y="0" height="{_ROW}"/>{ticks}'
+    places = [1000 * found.own.per_month / amount for amount in (charge.standard, charge.batch) if amount]
+    if len(places) == 2:
+        left, right = (_x(across, place) for place in places)
+        body += f'<line class="faint" x1="{left}" x2="{right}" y1="{y}" y2="{y}"/>'
+        body += f'<circle class="hollow" cx="{right}" cy="{y}" r="4.5"/>'
+    if places:
+        body += f'<circle class="solid" cx="{_x(across, places[0])}" cy="{y}" r="5"/>'
+    return f'<svg class="plot" height="{_ROW}" role="img" aria-label="{escape(_told(found, charge))}">{body}</svg>'
+
+
+def _told(found: Comparison, charge: Charge) -> str:
+    parts = []
+    for name, amount in (("", charge.standard), ("batch ", charge.batch)):
+        if amount:
+            volume = found.break_even(amount)
+            parts.append(name + ("never" if volume is None else text.count(volume)))
+    return ", ".join(parts)
+
+
+def _figures(found: Comparison) -> str:
+    head = ["service", "from", "standard", "batch", "cached", "break-even", "on batch", "price"]
+    rows = []
+    for offer in found.offers:
+        for place, charge in enumerate(offer.charges):
+            amounts = [charge.standard, charge.batch, charge.cached]
+            volumes = [
+                "–"
+                if amount is None
+                else "never"
+                if (volume := found.break_even(amount)) is None
+                else text.count(volume)
+                for amount in amounts[:2]
+            ]
+            rows.append(
+                [
+                    escape(offer.name) if place == 0 else "",
+                    "today" if place == 0 else str(charge.start),
+                    *("–" if amount is None else f"${text.money(amount)}" for amount in amounts),
+                    *volumes,
+                    f'<span class="ci">{escape(offer.source)}</span>',
+                ]
+            )
+    return (
+        '<section class="card"><h3>Dollars per 1,000 answers</h3>'
+        f'<p class="note">Break-even in answers a month.</p>{table(head, rows)}</section>'
+    )
+
+
+def _grid(across: _Log, up: _Log) -> str:
+    body = ""
+    for tick in across.ticks():
+        x = _x(across, tick)
+        body += f'<line class="grid" x1="{x}" x2="{x}" y1="0" y2="{_HEIGHT}"/>'
+    for tick in _thinned(across.ticks(), 5):
+        body += f'<text class="tick" x="{_x(across, tick)}" y="{_HEIGHT + 15}" text-anchor="middle">{escape(text.count(tick))}</text>'
+    for tick in up.ticks():
+        y = _y(up, tick)
+        body += f'<line class="grid" x1="0%" x2="100%" y1="{y}" y2="{y}"/>'
+        body += f'<text class="tick" x="0%" y="{y - 4:.1f}">${tick:,.0f}</text>'
+    return body
+
+
+def _slope(across: _Log, up: _Log, per_thousand: float, colour: str, kind: str) -> str:
+    """Dollars that grow with the volume, clipped to the drawing."""
+    low = max(across.low, 1000 * up.low / per_thousand)
+    high = min(across.high, 1000 * up.high / per_thousand)
+    if low >= high:
+        return ""
+    ends = [(volume, volume * per_thousand / 1000) for volume in (low, high)]
+    return _segment(across, up, ends[0], ends[1], f"{kind} {colour}")
+
+
+def _segment(across: _Log, up: _Log, start: tuple[float, float], end: tuple[float, float], kind: str) -> str:
+    return (
+        f'<line class="{kind}" x1="{_x(across, start[0])}" y1="{_y(up, start[1])}" '
+        f'x2="{_x(across, end[0])}" y2="{_y(up, end[1])}"/>'
+    )
+
+
+def _thinned(ticks: Sequence[float], most: int) -> Sequence[float]:
+    return ticks[:: math.ceil(len(ticks) / most)] if ticks else ticks
+
+
+def _x(across: _Log, value: float) -> str:
+    """Per cent, kept a dot's radius inside the drawing."""
+    return f"{1.5 + 97 * across.share(value):.2f}%"
+
+
+def _y(up: _Log, value: float) -> float:
+    return round(_HEIGHT * (1 - up.share(value)), 1)

@@ -1,0 +1,152 @@
+"""What a comparison of costs starts from: an evaluation that measured speed and tokens, or figures given by hand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gemma_ops import devices
+from gemma_ops.config import MachineConfig, RunConfig
+from gemma_ops.errors import ConfigError, DataError
+from gemma_ops.evaluation import cost
+from gemma_ops.evaluation.breakeven import Own, Work
+
+_LOCAL = ("tuned", "base", "q4_0", "q8_0", "bf16")
+
+
+@dataclass(frozen=True)
+class Given:
+    """Figures from the command line; each replaces what was measured."""
+
+    prompt_tokens: float | None = None
+    new_tokens: float | None = None
+    thought_tokens: float | None = None
+    tokens_per_second: float | None = None
+    """New tokens, of all answers decoded together."""
+    device: str | None = None
+    target: str | None = None
+    task: str | None = None
+
+
+def read(config: RunConfig, given: Given) -> tuple[Own, Work, dict[str, tuple[str, Work]]]:
+    """The machine, the tokens of an answer, and the Gemini targets that were measured beside it.
+
+    Raises ConfigError when something is neither measured nor given, or an hour of the machine has no known price.
+    """
+    path = Path(config.machine.runs) / config.name / "evaluate" / "verdict.json"
+    wanted = (given.prompt_tokens, given.new_tokens, given.tokens_per_second)
+    found = (
+        None
+        if all(value is not None for value in wanted) and not (given.target or given.task)
+        else _result(path, given)
+    )
+    results = found[1] if found else []
+    speed = found[0]["speed"] if found else {}
+    where = f"{found[0]['target']} on {found[0]['task']}, {path}" if found else "as given"
+
+    def figure(name: str, value: float | None, measured: Any) -> float:
+        number = measured if value is None else value
+        if not number or number <= 0:
+            raise ConfigError(f"the {name} of an answer are not known from {where}", f"give --{name.replace(' ', '-')}")
+        return float(number)
+
+    prompt = figure("prompt tokens", given.prompt_tokens, speed.get("mean_prompt_tokens"))
+    new = figure("new tokens", given.new_tokens, speed.get("mean_new_tokens"))
+    per_second = figure("tokens per second", given.tokens_per_second, speed.get("new_tokens_per_second"))
+    source = where if found and given.prompt_tokens is None and given.new_tokens is None else "as given"
+    work = Work(prompt, new, given.thought_tokens or 0.0, source)
+    dollars, price_from = _hour(config.machine, given.device, found[2] if found else {})
+    own = Own(
+        answers_per_second=per_second / new,
+        dollars_per_hour=dollars,
+        utilisation=config.machine.utilisation,
+        speed_from=f"{per_second:,.4g} new tokens/s, {'as given' if given.tokens_per_second else where}",
+        price_from=price_from,
+    )
+    return own, work, {} if given.prompt_tokens or given.new_tokens else _rivals(results, path)
+
+
+def _result(path: Path, given: Given) -> tuple[dict[str, Any], list[dict[str, Any]], dict[str, Any]]:
+    """The measured local target, every result on its task, and what an hour cost where it was measured."""
+    fix = "evaluate first, or give --prompt-tokens, --new-tokens and --tokens-per-second"
+    if not path.exists():
+        raise ConfigError(f"there is no evaluation at {path}", fix)
+    try:
+        verdict = json.loads(path.read_text(encoding="utf-8"))
+        results = verdict["results"]
+        tasks = list(dict.fromkeys(item["task"] for item in results))
+        names = list(dict.fromkeys(item["target"] for item in results))
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} is no verdict of this version", "evaluate again: --redo evaluate") from error
+    task = _one("task", given.task, tasks, tasks[:1])
+    target = _one("target", given.target, names, [name for name in _LOCAL if name in names])
+    on_task = [item for item in results if item["task"] == task]
+    return next(item for item in on_task if item["target"] == target), on_task, verdict.get("machine") or {}
+
+
+def _one(kind: str, wanted: str | None, known: Sequence[str], preferred: Sequence[str]) -> str:
+    if wanted is not None and wanted not in known:
+        raise ConfigError(f"the evaluation has no {kind} {wanted!r}", f"use one of {', '.join(known)}")
+    if wanted is None and not preferred:
+        raise ConfigError(
+            f"the evaluation has no {kind} on this machine", f"name one with --{kind}: {', '.join(known)}"
+        )
+    return preferred[0] if wanted is None else wanted
+
+
+def _rivals(results: Sequence[dict[str, Any]], path: Path) -> dict[str, tuple[str, Work]]:
+    """Gemini targets with the tokens they used themselves."""
+    found = {}
+    for item in results:
+        kind, _, rest = str(item["target"]).partition(":")
+        speed = item["speed"]
+        if kind == "gemini" and speed.get("mean_new_tokens"):
+            work = Work(
+                speed["mean_prompt_tokens"], speed["mean_new_tokens"], speed.get("mean_thought_tokens", 0.0),
+                f"measured, {path}",
+            )  # fmt: skip
+            found[rest] = (rest.partition("@")[0], work)
+    return found
+
+
+def _hour(machine: MachineConfig, device: str | None, measured: dict[str, Any]) -> tuple[float, str]:
+    """Dollars an hour and where the figure is from: the reader's own, else of the machine whose speed was measured."""
+    if device is not None:
+        chosen = devices.get(device)
+        dollars, where = chosen.dollars, f"{chosen.name}, {chosen.priced}"
+    elif machine.dollars_per_hour is None and measured.get("dollars"):
+        dollars, where = measured["dollars"], f"{measured['from']}, as evaluated"
+    else:
+        known = cost.hour(machine)
+        dollars, where = known["dollars"], known["from"]
+    if not dollars:
+        raise ConfigError(
+            f"an hour of this machine has no known price ({where})",
+            "set machine.dollars_per_hour, or name a GPU with --device",
+        )
+    return dollars, where
+
+
+def services(machine: MachineConfig, given: Sequence[str]) -> dict[str, tuple[float, float]]:
+    """Services with a price of the reader's: those of `machine.endpoints`, and `NAME=IN/OUT` in dollars per million tokens."""
+    found = {
+        endpoint.url: (endpoint.dollars_in, endpoint.dollars_out)
+        for endpoint in machine.endpoints
+        if endpoint.dollars_in is not None and endpoint.dollars_out is not None
+    }
+    for text in given:
+        name, _, figures = text.rpartition("=")
+        fresh, _, output = figures.partition("/")
+        try:
+            pair = (float(fresh), float(output))
+        except ValueError:
+            pair = (-1.0, -1.0)
+        if not name or min(pair) < 0:
+            raise ConfigError(
+                f"--hosted {text!r} is no price", "write NAME=IN/OUT, such as --hosted provider=0.10/0.30"
+            )
+        found[name] = pair
+    return found

@@ -1,0 +1,214 @@
+"""Before anything is asked: what an evaluation can show, what it sends where, and what it may cost.
+
+Nothing is asked and no model is loaded. The worst case of a service is the sum of what the door to it reserves: every
+byte of a prompt a token, every reply as long as it may be. The likely figure takes tokens and seconds from an evaluation
+of this run that was made before, where there is one, and says so; otherwise it is a guess by rule: four characters a
+token, a reply as long as its reference, a quarter of the room for thoughts used.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from gemma_ops.answer import Prompt
+from gemma_ops.config import EvaluateConfig, MachineConfig
+from gemma_ops.evaluation import cost, plan
+from gemma_ops.evaluation.metrics.base import Row
+from gemma_ops.evaluation.task import Task
+from gemma_ops.gemini import prices
+from gemma_ops.gemini.models import facts
+from gemma_ops.gemini.usage import Usage
+from gemma_ops.targets.gemini import output_limit, request, seen_by
+from gemma_ops.targets.spec import Spec, parse
+
+Body = dict[str, Any]
+_CHARACTERS = 4
+"""Characters of a token, as a guess."""
+_THOUGHTS = 0.25
+"""Share of the room for thoughts that is used, as a guess."""
+
+
+def forecast(settings: EvaluateConfig, machine: MachineConfig, tasks: Sequence[Task], before: Path) -> Body:
+    """The plan as JSON. `before` is the folder of this run's evaluation, if there was one. Raises ConfigError for unknown
+    targets and models, BudgetError for unknown prices."""
+    known = _known(before)
+    hour = cost.hour(machine)
+    targets = [
+        _target(parse(name), settings, machine, task, known.get((task.name, name)), hour)
+        for task in tasks
+        for name in settings.targets
+    ]
+    worst = [item["worst_usd"] for item in targets if item["worst_usd"] is not None]
+    body: Body = {
+        "tasks": [_task(task, settings) for task in tasks],
+        "targets": targets,
+        "worst_usd": sum(worst) if worst else None,
+        "likely_usd": sum(item["likely_usd"] or 0.0 for item in targets if item["kind"] == "gemini") if worst else None,
+        "budget_usd": machine.gemini.budget_usd,
+        "prices_at": datetime.now(UTC).date().isoformat(),
+    }
+    return body | {"problems": _problems(body, settings)}
+
+
+def _task(task: Task, settings: EvaluateConfig) -> Body:
+    n = len(task.rows)
+    alpha = 1 - settings.confidence
+    per_gate = alpha / max(len(settings.gates), 1)
+    gates = [gate for gate in settings.gates if gate.task in (None, task.name)]
+    needed = [(plan.describe(gate), plan.rows_for_gate(gate, per_gate)) for gate in gates]
+    clusters = len({row.cluster for row in task.rows}) if task.file.cluster_by else None
+    return {
+        "task": task.name,
+        "rows": n,
+        "clusters": clusters,
+        "privacy": {kind: sum(row.privacy == kind for row in task.rows) for kind in ("local_only", "paid", "any")},
+        "detectable": round(plan.detectable_difference(n, plan.DISCORDANCE["superior"], alpha), 4),
+        "detectable_close": round(plan.detectable_difference(n, plan.DISCORDANCE["noninferior"], alpha), 4),
+        "gates": [
+            {"gate": words, "rows_needed": rows, "enough": None if rows is None else rows <= n}
+            for words, rows in needed
+        ],
+    }
+
+
+def _target(
+    spec: Spec, settings: EvaluateConfig, machine: MachineConfig, task: Task, before: Body | None, hour: Body
+) -> Body:
+    rows = list(task.rows)
+    body: Body = {"task": task.name, "target": spec.name, "kind": spec.kind, "requests": len(rows), "hidden": 0}
+    body |= dict.fromkeys(("worst_usd", "likely_usd", "seconds"))
+    body["basis"] = "measured before in this run" if before else "nothing measured yet"
+    if spec.kind == "gemini":
+        sees = seen_by(spec.model, machine.gemini)
+        rows = [row for row in task.rows if row.privacy in sees]
+        body |= {
+            "requests": len(rows),
+            "hidden": len(task.rows) - len(rows),
+            **_gemini(spec, machine, task, rows, before),
+        }
+    elif before and spec.local and hour["dollars"] is not None:
+        body["likely_usd"] = before["seconds"] * len(rows) * hour["dollars"] / 3600 / hour["utilisation"]
+    if before:
+        at_once = machine.gemini.concurrency if spec.kind == "gemini" else 1
+        body["seconds"] = round(before["seconds"] * len(rows) / at_once, 1)
+    return body
+
+
+def _gemini(spec: Spec, machine: MachineConfig, task: Task, rows: Sequence[Row], before: Body | None) -> Body:
+    """Worst and likely dollars of one Gemini target."""
+    from gemma_ops.gemini import wire
+
+    settings, limit, now = machine.gemini, task.file.generation.max_new_tokens, datetime.now(UTC)
+    tier = "batch" if settings.batch == "always" else settings.service_tier
+    room = output_limit(facts(spec.model), spec.thinking, limit) - limit
+    worst = likely = 0
+    for row in rows:
+        asked = request(spec, Prompt(row.messages, row.privacy, row.id), limit, use="evaluate")
+        bound = prices.prompt_bound(wire.body(asked))
+        worst += prices.worst(spec.model, bound, asked.max_output_tokens, tier=tier, at=now)
+        usage = _usage(row, limit, room, before)
+        likely += prices.price(spec.model, usage, tier=tier, at=now)
+    return {
+        "worst_usd": worst / prices.NANO,
+        "likely_usd": likely / prices.NANO,
+        "basis": "tokens measured before in this run"
+        if before
+        else "guessed: 4 characters a token, replies like references, a quarter of the room for thoughts",
+        "tier": tier,
+    }
+
+
+def _usage(row: Row, limit: int, room: int, before: Body | None) -> Usage:
+    if before:
+        return Usage(prompt=before["prompt"], output=before["new"], thoughts=before["thoughts"])
+    prompt = sum(len(str(message.get("content", ""))) for message in row.messages) // _CHARACTERS + 8
+    reply = limit // 2 if row.reference is None else min(limit, len(row.gold) // _CHARACTERS + 1)
+    return Usage(prompt=prompt, output=reply, thoughts=int(room * _THOUGHTS))
+
+
+def _known(folder: Path) -> dict[tuple[str, str], Body]:
+    """What an earlier evaluation measured, by task and target: mean tokens and seconds of an answer."""
+    file = folder / "verdict.json"
+    if not file.is_file():
+        return {}
+    found: dict[tuple[str, str], Body] = {}
+    for item in json.loads(file.read_text(encoding="utf-8")).get("results", ()):
+        speed, answered = item["speed"], item["rows"] - item.get("hidden", 0)
+        if answered:
+            found[item["task"], item["target"]] = {
+                "prompt": round(speed["mean_prompt_tokens"]),
+                "new": round(speed["mean_new_tokens"]),
+                "thoughts": round(speed.get("mean_thought_tokens", 0)),
+                "seconds": speed["seconds_total"] / answered,
+            }
+    return found
+
+
+def _problems(body: Body, settings: EvaluateConfig) -> list[str]:
+    """What would end or spoil the evaluation, as far as it can be told now."""
+    found = [
+        f"{item['hidden']:,} rows of {item['task']} may not be sent to {item['target']}: the evaluation would refuse; "
+        "evaluate.hidden=skip leaves them out"
+        for item in body["targets"]
+        if item["hidden"] and settings.hidden == "refuse"
+    ]
+    worst, budget = body["worst_usd"], body["budget_usd"]
+    if worst and budget is None:
+        found.append("machine.gemini.budget_usd is not set, and nothing that costs money is sent without it")
+    elif worst and (body["likely_usd"] or 0.0) > budget:
+        found.append(
+            f"the likely cost is above machine.gemini.budget_usd={budget:g}: the evaluation would stop at the cap"
+        )
+    for task in body["tasks"]:
+        found += [
+            f"gate {gate['gate']} will likely end inconclusive: {task['rows']:,} rows of {task['task']}, about {gate['rows_needed']:,} needed"
+            for gate in task["gates"]
+            if gate["enough"] is False
+        ]
+    return found
+
+
+def lines(body: Body) -> list[str]:
+    """The plan for a terminal."""
+    text = []
+    for task in body["tasks"]:
+        clustered = f" in {task['clusters']:,} clusters" if task["clusters"] else ""
+        text.append(
+            f"{task['task']}: {task['rows']:,} rows{clustered} show a difference of {task['detectable']:.3f} or more between targets that differ on a "
+            f"fifth of the rows, of {task['detectable_close']:.3f} between close ones (power 80%)"
+        )
+        for gate in task["gates"]:
+            needed = (
+                "depends on the figure itself"
+                if gate["rows_needed"] is None
+                else f"needs about {gate['rows_needed']:,} rows"
+            )
+            text.append(f"  gate {gate['gate']}: {needed}")
+        text += [f"  {_line(item)}" for item in body["targets"] if item["task"] == task["task"]]
+    if body["worst_usd"] is not None:
+        cap = "no budget is set" if body["budget_usd"] is None else f"budget ${body['budget_usd']:g}"
+        text.append(
+            f"Gemini in all: likely {_usd(body['likely_usd'])}, at worst {_usd(body['worst_usd'])}, at the prices of {body['prices_at']}; {cap}"
+        )
+        text.append("answers that are in the store already cost nothing")
+    return text + [f"problem: {problem}" for problem in body["problems"]]
+
+
+def _line(item: Body) -> str:
+    parts = [f"{item['target']}: {item['requests']:,} questions"]
+    parts += [f"{item['hidden']:,} not shown to it"] if item["hidden"] else []
+    if item["worst_usd"] is not None:
+        parts.append(f"likely {_usd(item['likely_usd'])}, at worst {_usd(item['worst_usd'])} ({item['tier']})")
+    elif item["likely_usd"] is not None:
+        parts.append(f"{_usd(item['likely_usd'])} of this machine's time")
+    if item["seconds"] is not None:
+        parts.append(f"about {item['seconds']:,.0f} s")
+    return ", ".join(parts) + f" ({item['basis']})"
+
+
+def _usd(value: float) -> str:
+    return prices.dollars(prices.nanodollars(value))

@@ -1,0 +1,175 @@
+"""Targets on this machine: a checkpoint run by transformers, and a GGUF file run by llama.cpp."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from gemma_ops import digest
+from gemma_ops.answer import Answer, Prompt
+from gemma_ops.config import MachineConfig
+from gemma_ops.errors import ConfigError
+from gemma_ops.targets.base import HERE, LOCAL
+from gemma_ops.targets.spec import Spec
+from gemma_ops.targets.structured import in_words
+
+
+class Checkpoint:
+    """A Hugging Face checkpoint, answered by transformers in bf16."""
+
+    sees = LOCAL
+    place = HERE
+    lockstep = True
+
+    def __init__(self, name: str, path: Path, machine: MachineConfig, *, family: str = "gemma") -> None:
+        self.name = name
+        self.identity = identity(path)
+        self.family = family
+        self._path = path
+        self._machine = machine
+        self._model: Any = None
+
+    def answer(
+        self, batches: Sequence[Sequence[Prompt]], *, max_new_tokens: int, schema: dict[str, Any] | None = None
+    ) -> Iterator[list[Answer]]:
+        """Load on first use, then answer greedily, one forward batch per given batch."""
+        from gemma_ops.modeling import generate, load
+        from gemma_ops.modeling.source import checkpoint
+
+        folder = checkpoint(self._path)
+        encode = Encoder(folder)
+        if self._model is None:
+            self._model = load.load_model(folder, device=load.pick_device(self._machine.device, folder))
+        for batch in batches:
+            prompts = [encode(prompt, schema) for prompt in batch]
+            yield list(
+                generate.answer(
+                    self._model, encode.tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=len(prompts)
+                )
+            )
+
+    def close(self) -> None:
+        self._model = None
+
+
+class Quantized:
+    """A GGUF file, answered by llama.cpp. The prompt's tokens come from the checkpoint's tokenizer, so that every target
+    reads the same ids."""
+
+    sees = LOCAL
+    place = HERE
+    lockstep = True
+    family = "gemma"
+
+    def __init__(
+        self, name: str, file: Path, tokenizer: Path, machine: MachineConfig, *, made_by: Path | None = None
+    ) -> None:
+        """`made_by`: the artifact the file belongs to, whose digest is the identity."""
+        self.name = name
+        self.identity = identity(made_by or file)
+        self._file = file
+        self._tokenizer = tokenizer
+        self._machine = machine
+
+    def answer(
+        self, batches: Sequence[Sequence[Prompt]], *, max_new_tokens: int, schema: dict[str, Any] | None = None
+    ) -> Iterator[list[Answer]]:
+        """Open with room for the longest prompt and its answer, then answer batch by batch."""
+        from gemma_ops.modeling.llamacpp import GGUF
+        from gemma_ops.modeling.source import checkpoint
+
+        encode = Encoder(checkpoint(self._tokenizer))
+        prompts = [encode(prompt, schema) for batch in batches for prompt in batch]
+        if not prompts:
+            return
+        size, longest = max(map(len, batches)), max(map(len, prompts))
+        with GGUF(self._file, threads=self._machine.workers, context=longest + max_new_tokens + 8) as model:
+            # Loading happens on the first request; it must not count as the first answer's time.
+            list(model.answer(prompts[:size], max_new_tokens=1, batch_size=size))
+            replies = model.answer(prompts, max_new_tokens=max_new_tokens, batch_size=size, schema=schema)
+            for batch in batches:
+                yield list(islice(replies, len(batch)))
+
+    def close(self) -> None:
+        """The file is open only while it answers."""
+
+
+class Encoder:
+    """Turns conversations into token ids with a checkpoint's tokenizer and the template of its size."""
+
+    def __init__(self, folder: Path) -> None:
+        from gemma_ops.data import chat
+        from gemma_ops.modeling.load import load_tokenizer
+
+        self.tokenizer = load_tokenizer(folder)
+        self._empty_thought = chat.prefills(folder)
+
+    def __call__(self, prompt: Prompt, schema: dict[str, Any] | None = None) -> list[int]:
+        from gemma_ops.data import chat
+
+        messages = in_words(prompt.messages, schema) if schema else list(prompt.messages)
+        return chat.prompt_ids(self.tokenizer, messages, empty_thought=self._empty_thought)
+
+
+def identity(path: Path) -> str:
+    """Digest of the step that made a model, from its manifest; a plain folder is known by its configuration and the sizes
+    of its files, a plain file by its content."""
+    if path.is_file():
+        return digest.of_file(path)
+    manifest = path / "artifact.json"
+    if manifest.is_file():
+        return str(json.loads(manifest.read_text(encoding="utf-8"))["digest"])
+    sizes = {file.name: file.stat().st_size for file in sorted(path.iterdir()) if file.is_file()}
+    config = path / "config.json"
+    return digest.of_json([sizes, digest.of_file(config) if config.is_file() else ""])
+
+
+def open_local(
+    spec: Spec, machine: MachineConfig, *, base: Path | None, tuned: Path | None, quantized: Path | None
+) -> Checkpoint | Quantized:
+    """The local target of a specification. Raises ConfigError when this run has no model for it."""
+    if spec.kind == "quantized":
+        tokenizer = tuned or base
+        if quantized is None or tokenizer is None:
+            raise _absent(spec.name, "quantize")
+        return Quantized(spec.name, _made(spec.name, quantized), tokenizer, machine, made_by=quantized)
+    if spec.kind == "gguf":
+        file, folder = Path(spec.place).expanduser(), Path(spec.tokenizer).expanduser()
+        if not file.is_file():
+            raise ConfigError(f"target {spec.name}: {file} does not exist", "correct the path after `gguf:`")
+        return Quantized(spec.name, file, _folder(spec.name, folder), machine)
+    if spec.kind == "folder":
+        return Checkpoint(spec.name, _folder(spec.name, Path(spec.place).expanduser()), machine)
+    path = base if spec.kind == "base" else tuned
+    if path is None:
+        raise _absent(spec.name, "train" if spec.kind == "tuned" else "fetch")
+    return Checkpoint(spec.name, path, machine)
+
+
+def _made(name: str, quantized: Path) -> Path:
+    file = quantized / name / "model.gguf"
+    if not file.is_file():
+        made = sorted(folder.name for folder in quantized.iterdir() if (folder / "model.gguf").is_file())
+        raise ConfigError(
+            f"target {name}: {file} does not exist",
+            f"add {name} to quantize.formats, or evaluate one of: {', '.join(made) or 'none'}",
+        )
+    return file
+
+
+def _folder(name: str, folder: Path) -> Path:
+    from gemma_ops.modeling.source import checkpoint
+
+    if not (checkpoint(folder) / "config.json").is_file():
+        raise ConfigError(f"target {name}: {folder} holds no checkpoint", "give a folder with config.json and weights")
+    return folder
+
+
+def _absent(name: str, step: str) -> ConfigError:
+    return ConfigError(
+        f"target {name}: this run has no model for it (its recipe runs no `{step}` step before)",
+        "take it out: --set 'evaluate.targets=[base]', or use a recipe that makes it",
+    )
