@@ -3,9 +3,9 @@
 Every problem of every file is collected and told in one message, each with its file and line and, for a misspelt key,
 the key that was probably meant. Where the tree wants text, `--set` takes what is written, and elsewhere it reads YAML.
 
-Relative paths (`data.path`, `model.base`, `recipe`, `evaluate.tasks`) in a file count from that file's folder where
-something lies there; in `--set` they count from the working folder. So do `machine.runs` and `machine.mlflow` always:
-a shared configuration shouldn't fill its own folder with runs. A leading `~` is the home folder in all of them.
+Relative paths (the keys of `_PATHS`) in a file count from that file's folder where something lies there; in `--set` they
+count from the working folder. So do `machine.runs` and `machine.mlflow` always: a shared configuration shouldn't fill its
+own folder with runs. A leading `~` is the home folder in all of them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,15 @@ from gemma_ops.config import RunConfig
 from gemma_ops.errors import ConfigError
 from gemma_ops.yamlplaces import BAD, Expected, Key, Reader, compose
 
-_PATHS = {"data.path": "", "model.base": "config.json", "evaluate.tasks": "task.yaml", "recipe": ".py"}
+_PATHS = {
+    "data.path": "",
+    "synth.documents": "",
+    "synth.seeds": "",
+    "synth.tools": "",
+    "model.base": "config.json",
+    "evaluate.tasks": "task.yaml",
+    "recipe": ".py",
+}
 """Keys whose values may be paths from the file's folder, and by what they are known to be one: a file inside (or in the
 `model` or `weights` of an artifact), a suffix, or, where there is none, that they exist."""
 

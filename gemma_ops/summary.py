@@ -69,6 +69,7 @@ def lines(result: dict[str, Any]) -> list[str]:
 
 _SHOWN = {
     "fetch": ("bytes",),
+    "synthesize": ("requests", "rows", "pairs", "rejected", "dollars"),
     "prepare": ("train_rows", "valid_rows", "rejected", "exact_duplicates", "near_duplicates"),
     "train": ("steps", "loss", "eval_loss", "trainable_parameters"),
     "merge": ("canary/top1_changed", "canary/max_logit_change"),

@@ -160,6 +160,29 @@ def test_the_card_can_be_read_by_a_person_and_by_a_hub(tmp_path):
     assert "None" not in text
 
 
+def test_who_wrote_the_rows_and_under_which_terms_goes_with_the_version(tmp_path):
+    artifacts = runs.make(runs.config(tmp_path, None), until="evaluate")
+    assert "written by" not in card.write(_manifest(artifacts), None, "")
+    written = {"family": "gemini", "version": "gemini-3.8-flash", "terms": "2026-03-23", "rows": 20}
+    own = {"name": "base", "family": "gemma", "version": "", "terms": "", "rows": 10}
+    report = {"teachers": [{"name": "gemini:gemini-3.8-flash", **written}, own]}
+    (artifacts["prepare"].path / "report.json").write_text(json.dumps(report))
+    body = _manifest(artifacts)
+    assert body["subject"]["data"]["teachers"] == report["teachers"]
+    text = card.write(body, None, "")
+    assert (
+        "20 rows were written by gemini:gemini-3.8-flash (gemini-3.8-flash) under the Gemini API terms of 2026-03-23: "
+        "not for training models that compete with the Gemini API." in text
+    )
+    assert "10 rows were written by base (version not stated)." in text
+
+
+def _manifest(artifacts):
+    return manifest.build(
+        RegisterConfig(name="support"), {}, model=artifacts["fetch"].path, data=artifacts["prepare"].path
+    )
+
+
 def test_an_evaluation_of_another_adapter_is_refused(tmp_path):
     config = runs.config(tmp_path, None)
     artifacts = runs.make(config, until="evaluate")

@@ -82,6 +82,10 @@ def report(settings: DataConfig, facts: Facts, sources: list[dict[str, Any]]) ->
         },
         "pii": {"mode": settings.pii, "rows": facts.pii_count, "found": _ordered(facts.pii), "first": facts.pii_rows},
         "privacy": {name: facts.privacy[name] for name in example.PRIVACY if facts.privacy[name]},
+        "teachers": [
+            {"name": name, "family": family, "version": version, "terms": terms, "rows": rows}
+            for (name, family, version, terms), rows in sorted(facts.teachers.items())
+        ],
         "split": {"valid_share": settings.valid_share, "group_by": settings.group_by, "groups": facts.groups},
         "tokens": {side: lengths.table() for side, lengths in facts.lengths.items()},
     }
@@ -126,8 +130,22 @@ def card(body: dict[str, Any]) -> str:
             "",
             f"{body['same_prompt_other_answer']:,} rows ask what an earlier row asked and answer it differently.",
         ]
+    if body["teachers"]:
+        lines += [
+            "",
+            "## Written by a model",
+            "",
+            "| teacher | family | version | terms | rows |",
+            "|---|---|---|---|--:|",
+        ]
+        lines += [
+            f"| `{item['name']}` | {item['family']} | {item['version'] or 'not stated'} | "
+            f"{item['terms'] or '–'} | {item['rows']:,} |"
+            for item in body["teachers"]
+        ]
     share, by = body["split"]["valid_share"], body["split"]["group_by"]
-    how = f"rows with the same `{by}` stay together" if by else "each row is its own group"
+    alone = "rows of one source stay together" if body["teachers"] else "each row is its own group"
+    how = f"rows with the same `{by}` stay together" if by else alone
     lines += [
         "",
         "## Split",

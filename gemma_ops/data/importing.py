@@ -106,11 +106,28 @@ class Importer:
 
     def _group(self, row: dict[str, Any]) -> str | None:
         if self.settings.group_by is None:
-            return None
+            # Rows that `synthesize` wrote from one document belong together, whether the configuration says so or not.
+            own = row.get("group")
+            return own if isinstance(own, str) and own and isinstance(row.get("provenance"), dict) else None
         value = _meta(row, self.settings.group_by)
         if value is None or isinstance(value, dict | list) or value == "":
             raise RowError("no_group", f"the row has no value for data.group_by ({self.settings.group_by})")
         return str(value)
+
+
+def teacher_of(row: dict[str, Any]) -> tuple[str, str, str, str] | None:
+    """Name, family and version of the model that wrote a row and the date of the terms it wrote under, from its provenance;
+    None for a row that says nothing of one."""
+    provenance = row.get("provenance")
+    teacher = provenance.get("teacher") if isinstance(provenance, dict) else None
+    if not isinstance(teacher, dict):
+        return None
+    return (
+        str(teacher.get("name") or "unknown"),
+        str(teacher.get("family") or "unknown"),
+        str(teacher.get("version") or ""),
+        str(teacher.get("terms") or ""),
+    )
 
 
 def _meta(row: dict[str, Any], key: str) -> Any:

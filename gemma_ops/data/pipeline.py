@@ -22,7 +22,7 @@ from gemma_ops.config import DataConfig, MachineConfig, Privacy
 from gemma_ops.data import chat, example
 from gemma_ops.data.card import source_facts, write_report
 from gemma_ops.data.dedup import NearDuplicates, exact_key, prompt_key
-from gemma_ops.data.importing import Imported, Importer
+from gemma_ops.data.importing import Imported, Importer, teacher_of
 from gemma_ops.data.overlap import Overlap
 from gemma_ops.data.split import Split
 from gemma_ops.data.tasks import TaskQuestions, read_task, user_texts
@@ -57,6 +57,8 @@ class Facts:
     overlaps: Counter[str] = field(default_factory=Counter)
     overlap_pairs: list[dict[str, Any]] = field(default_factory=list)
     privacy: Counter[str] = field(default_factory=Counter)
+    teachers: Counter[tuple[str, str, str, str]] = field(default_factory=Counter)
+    """Rows by the model that wrote them: name, family, version, terms."""
     groups: int = 0
     lengths: dict[str, Lengths] = field(default_factory=lambda: {"train": Lengths(), "valid": Lengths()})
     rows: Counter[str] = field(default_factory=Counter)
@@ -168,6 +170,8 @@ class _FirstPass:
             self.tightened[number] = example.stricter(self.tightened.get(number, "any"), row["privacy"])
             return False
         self._kept[key] = len(self._kept)
+        if teacher := teacher_of(item.raw.value or {}):
+            self.facts.teachers[teacher] += 1
         prompt = prompt_key(row)
         self.facts.conflicts += prompt in self._prompts
         self._prompts.add(prompt)

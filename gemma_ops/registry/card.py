@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from gemma_ops.gemini.notice import NOT_FOR
 from gemma_ops.registry.evidence import Evidence, Figure
 
 _LICENCE = (
@@ -180,7 +181,11 @@ def _data(data: dict[str, Any] | None) -> str:
     files = "; ".join(f"{name} {file['rows']:,} rows (`{file['sha256'][:12]}`)" for name, file in data["files"].items())
     privacy = ", ".join(f"{count:,} {label}" for label, count in sorted(data["privacy"].items()))
     sources = ", ".join(f"{name} ({count:,})" for name, count in data["sources"].items())
-    return f"{files}. Privacy classes: {privacy}. Sources: {sources}. Digest `{data['digest']}`."
+    text = f"{files}. Privacy classes: {privacy}. Sources: {sources}. Digest `{data['digest']}`."
+    for teacher in data["teachers"]:
+        text += f"\n\n{teacher['rows']:,} rows were written by {teacher['name']} ({teacher['version'] or 'version not stated'})"
+        text += f" under the Gemini API terms of {teacher['terms']}: {NOT_FOR}." if teacher["terms"] else "."
+    return text
 
 
 def _making(manifest: dict[str, Any]) -> str:

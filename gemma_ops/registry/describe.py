@@ -15,16 +15,19 @@ from gemma_ops.registry.profile import Tracking
 # What a reviewer wants beside the numbers: {file in the run folder: its path in MLflow, under the same file name}.
 FILES = {
     "config.json": "config.json",
+    "synthesize/card.md": "synthetic/card.md",
+    "synthesize/report.json": "synthetic/report.json",
     "prepare/card.md": "data/card.md",
     "prepare/report.json": "data/report.json",
     "evaluate/verdict.json": "verdict.json",
     "evaluate/report.html": "report.html",
     "evaluate/summary.md": "summary.md",
+    "evaluate/routing.json": "routing.json",
     "register/card.md": "card.md",
     "register/manifest.json": "manifest.json",
 }
 # Those that may quote rows of the data: kept here when a row may not leave the machine and MLflow is another one.
-QUOTING = frozenset({"prepare/report.json", "evaluate/report.html"})
+QUOTING = frozenset({"synthesize/report.json", "prepare/report.json", "evaluate/report.html"})
 _PARAMS = 100  # MLflow's limit on parameters in one call
 _DIGEST = 36  # and on the characters of a data set's digest
 

@@ -178,6 +178,7 @@ def _data(data: Path, artifact: dict[str, Any]) -> dict[str, Any]:
         "rows": sum(file["rows"] for file in files.values()),
         "privacy": privacy,
         "sources": top,
+        "teachers": (reading.load(data / "report.json") or {}).get("teachers") or [],
     }
 
 

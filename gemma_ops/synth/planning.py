@@ -1,0 +1,127 @@
+"""Which requests to make: rows asked for are spread evenly over documents first, then over their sections.
+
+The order depends on the seed and on the material, never on when or how often the step is started.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from gemma_ops.config import SynthConfig
+from gemma_ops.errors import BoundaryError, ConfigError
+from gemma_ops.synth import methods
+from gemma_ops.synth.material import Item, Material, Pool, of_section, of_seed, of_seeds, read_seeds, read_tools
+from gemma_ops.synth.sections import split
+from gemma_ops.synth.sources import ingest
+
+
+def gather(settings: SynthConfig, *, documents: Path | None, seeds: Path | None, tools: Path | None) -> Pool:
+    """Read everything there is to write from. Raises ConfigError when a method has nothing, DataError on bad files."""
+    given = {"documents": documents, "seeds": seeds, "tools": tools}
+    wanted = {name: count for name, count in counts(settings).items() if count}
+    if not wanted:
+        raise ConfigError("synth.count asks for no rows", "for example --set synth.count.document_qa=200")
+    for name in wanted:
+        needs = methods.METHODS[name].from_what
+        if needs in given and given[needs] is None:
+            raise ConfigError(f"synth.count.{name} needs synth.{needs}", f"give a path: --set synth.{needs}=…")
+    if "evolve" in wanted and not {"document_qa", "self_instruct"} & wanted.keys() and seeds is None:
+        raise ConfigError(
+            "synth.count.evolve has no rows to start from",
+            "ask for document_qa or self_instruct too, or give synth.seeds",
+        )
+    found = ingest(documents, settings.privacy) if documents else None
+    unique = {document.group: document for document in reversed(found.documents)} if found else {}
+    return Pool(
+        sections=tuple(
+            section
+            for document in (found.documents if found else ())
+            if unique[document.group] is document
+            for section in split(document, settings.section_words)
+        ),
+        seeds=tuple(read_seeds(seeds, settings.privacy)) if seeds else (),
+        tools=read_tools(tools, settings.privacy) if tools else None,
+        unread=found.unread if found else (),
+    )
+
+
+def counts(settings: SynthConfig) -> dict[str, int]:
+    """Rows asked for, by method."""
+    count = settings.count
+    return {
+        "document_qa": count.document_qa,
+        "self_instruct": count.self_instruct,
+        "evolve": count.evolve,
+        "tool_calls": count.tool_calls,
+        "preferences": count.preferences,
+    }
+
+
+def first(settings: SynthConfig, pool: Pool) -> list[Item]:
+    """Requests from documents, seeds and tools."""
+    sections = [of_section(section) for section in pool.sections]
+    bundles = of_seeds(list(pool.seeds))
+    items: list[Item] = []
+    for name, count in counts(settings).items():
+        needs = methods.METHODS[name].from_what
+        materials = {"documents": sections, "seeds": bundles, "tools": [pool.tools] if pool.tools else []}.get(needs)
+        if count and materials is not None:
+            items += spread(name, count, materials, settings.per_request, settings.seed)
+    return items
+
+
+def second(settings: SynthConfig, pool: Pool, rows: Sequence[Material]) -> list[Item]:
+    """Requests from rows that passed the checks; without any, from the seeds."""
+    count = settings.count.evolve
+    if not count:
+        return []
+    groups = {seed.id: bundle.group for bundle in of_seeds(list(pool.seeds)) for seed in bundle.seeds}
+    parents = rows or [of_seed(seed, groups[seed.id]) for seed in pool.seeds]
+    return spread("evolve", count, parents, 1, settings.seed) if parents else []
+
+
+def spread(method: str, count: int, materials: Iterable[Material], most: int, seed: int) -> list[Item]:
+    """Requests of at most `most` rows each for `count` rows in all: every group once before any twice, likewise its parts."""
+    by_group: dict[str, list[Material]] = defaultdict(list)
+    for material in materials:
+        by_group[material.group].append(material)
+    groups = sorted(by_group, key=lambda group: _draw(seed, method, group))
+    for group in groups:
+        by_group[group].sort(key=lambda material: _draw(seed, method, material.id))
+    items: list[Item] = []
+    visit = 0
+    while count > 0 and groups:
+        for group in groups:
+            parts = by_group[group]
+            wanted = min(most, count)
+            items.append(Item(method, parts[visit % len(parts)], wanted, visit // len(parts)))
+            count -= wanted
+            if count == 0:
+                break
+        visit += 1
+    return items
+
+
+def _draw(seed: int, *names: str) -> bytes:
+    return hashlib.blake2b("\0".join([str(seed), *names]).encode(), digest_size=8).digest()
+
+
+def visible(items: Sequence[Item], sees: frozenset[str], settings: SynthConfig) -> tuple[list[Item], list[str]]:
+    """The requests that the teacher may see, and the names of what is left out for privacy.
+
+    Raises BoundaryError with `hidden: refuse` when there is any of the latter.
+    """
+    kept = [item for item in items if item.material.privacy in sees]
+    hidden = list(dict.fromkeys(item.material.name for item in items if item.material.privacy not in sees))
+    if hidden and settings.hidden == "refuse":
+        classes = sorted({item.material.privacy for item in items} - sees)
+        raise BoundaryError(
+            f"the teacher {settings.teacher} may not see {len(hidden)} of the sources, which are {' or '.join(classes)} "
+            f"(the first: {hidden[0]})",
+            "take a local teacher, leave them out with --set synth.hidden=skip, or relax synth.privacy (then every source that "
+            "states no stricter class may leave the machine)",
+        )
+    return kept, hidden

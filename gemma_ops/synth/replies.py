@@ -1,0 +1,166 @@
+"""Asking, and keeping every reply at once: `replies.jsonl` grows line by line and survives a kill at any moment.
+
+A reply's key covers who was asked, what, and in which shape, so a step that is started again asks only what has no reply
+yet. A service's own store answers what was paid for but not yet written here. At the end the file is rewritten in the
+order of the requests, so that it doesn't tell how often the step was interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from gemma_ops import digest, journal
+from gemma_ops.answer import End, Prompt
+from gemma_ops.config import Privacy
+from gemma_ops.durable import write_text
+from gemma_ops.errors import DataError
+from gemma_ops.targets.base import Target
+from gemma_ops.targets.structured import Structured, ask
+
+FILE = "replies.jsonl"
+
+
+@dataclass(frozen=True)
+class Question:
+    """One request: `what` it is for and `name` where it is from, for logs; the rest decides the reply."""
+
+    what: str
+    name: str
+    messages: tuple[dict[str, Any], ...]
+    privacy: Privacy
+    turn: int = 0
+
+    @property
+    def prompt(self) -> str:
+        """Digest of the messages: 32 hex digits."""
+        return digest.of_json(list(self.messages))[:32]
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One line of `replies.jsonl`. `value` is None when no reply was valid, and `problem` says why. Tokens and dollars are
+    those of all `tries`."""
+
+    key: str
+    what: str
+    name: str
+    value: dict[str, Any] | None
+    problem: str
+    tries: int
+    end: End
+    prompt_tokens: int
+    new_tokens: int
+    thought_tokens: int
+    cached_tokens: int
+    dollars: float | None
+    model: str
+    response_id: str
+    tier: str
+
+
+class Replies:
+    """The file, and what it holds. A half-written last line, left by a kill, is cut off."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.known: dict[str, Reply] = {}
+        self.used: list[Reply] = []
+        if path.exists():
+            self._recover()
+
+    def _recover(self) -> None:
+        whole = 0
+        with self.path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                if not line.endswith(b"\n"):
+                    break
+                try:
+                    reply = Reply(**json.loads(line))
+                except (ValueError, TypeError) as error:
+                    raise DataError(
+                        f"{self.path}:{number}: not a reply: {error}", f"remove {self.path.parent} and run again"
+                    ) from error
+                self.known[reply.key] = reply
+                whole += len(line)
+        if whole < self.path.stat().st_size:
+            os.truncate(self.path, whole)
+
+    def ask(
+        self, target: Target, questions: Sequence[Question], shape: type[BaseModel], *, max_new_tokens: int, batch: int
+    ) -> list[Reply]:
+        """A reply to every question, in order: those that are known, and the others from the target.
+
+        A local model is asked batch by batch, and each batch is on disk before the next; a service is asked for all at
+        once, so that it can send them together or as one batch, and keeps what was paid for in its own store.
+        """
+        keys = [_key(target, question, shape, max_new_tokens) for question in questions]
+        missing = list(dict.fromkeys(key for key in keys if key not in self.known))
+        by_key = dict(zip(keys, questions, strict=True))
+        step = batch if target.lockstep else max(1, len(missing))
+        for start in range(0, len(missing), step):
+            chosen = missing[start : start + step]
+            prompts = [
+                Prompt(
+                    by_key[key].messages,
+                    by_key[key].privacy,
+                    f"{by_key[key].what} of {by_key[key].name}",
+                    by_key[key].turn,
+                )
+                for key in chosen
+            ]
+            found = ask(target, prompts, shape, max_new_tokens=max_new_tokens, batch=batch)
+            self._append([_reply(key, by_key[key], item) for key, item in zip(chosen, found, strict=True)])
+            done = len(questions) - len(missing) + start + len(chosen)
+            journal.record(phase="ask", what=questions[0].what, done=done, of=len(questions))
+        self.used += [self.known[key] for key in keys]
+        return [self.known[key] for key in keys]
+
+    def _append(self, items: list[Reply]) -> None:
+        """Keep replies; failures only until the step ends, so that they are asked again when it is taken up."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.writelines(_line(item) for item in items if item.end != "error")
+            file.flush()
+            os.fsync(file.fileno())
+        self.known |= {item.key: item for item in items}
+
+    def finish(self) -> None:
+        """Rewrite the file in the order of the questions, dropping what nobody asked for, whole or not at all."""
+        order = dict.fromkeys(item.key for item in self.used)
+        write_text(self.path, "".join(_line(self.known[key]) for key in order))
+
+
+def _key(target: Target, question: Question, shape: type[BaseModel], limit: int) -> str:
+    schema = shape.model_json_schema()
+    return digest.of_json([target.name, target.identity, list(question.messages), schema, limit, question.turn])[:32]
+
+
+def _reply(key: str, question: Question, found: Structured) -> Reply:
+    answer = found.answer
+    return Reply(
+        key=key,
+        what=question.what,
+        name=question.name,
+        value=None if found.value is None else found.value.model_dump(mode="json"),
+        problem=found.problem,
+        tries=found.tries,
+        end=answer.end,
+        prompt_tokens=answer.prompt_tokens,
+        new_tokens=answer.new_tokens,
+        thought_tokens=answer.thought_tokens,
+        cached_tokens=answer.cached_tokens,
+        dollars=answer.dollars,
+        model=answer.model,
+        response_id=answer.response_id,
+        tier=answer.tier,
+    )
+
+
+def _line(item: Reply) -> str:
+    return json.dumps(asdict(item), ensure_ascii=False) + "\n"
