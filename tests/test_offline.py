@@ -1,0 +1,262 @@
+"""Offline: refused up front, refused when tried, and, over the whole quickstart, not tried at all."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gemma_ops import offline
+from gemma_ops.configfile import load
+from gemma_ops.errors import ConfigError
+
+# A guard that only writes down: put before ours, in every Python process of a tree, through `sitecustomize`.
+RECORDER = """
+import os, sys
+_file = os.open(os.environ["SOCKET_LOG"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+def _note(event, arguments):
+    if event.startswith("socket.") and event not in ("socket.__new__", "socket.bind", "socket.gethostname"):
+        what = (int(arguments[0].family), arguments[1]) if hasattr(arguments[0], "family") else arguments
+        os.write(_file, f"{event} {what!r}\\n".encode())
+sys.addaudithook(_note)
+os.write(_file, b"started\\n")
+"""
+
+
+def python(code, **environment):
+    """Run code in a child without inherited offline settings."""
+    kept = {name: value for name, value in os.environ.items() if name != offline.VARIABLE}
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**kept, **environment})
+
+
+@pytest.mark.parametrize(
+    ("host", "ours"),
+    [
+        ("127.0.0.1", True), ("127.9.9.9", True), ("::1", True), ("[::1]", True), ("localhost", True),
+        ("LOCALHOST.", True), ("a.localhost", True), ("", True), ("0.0.0.0", True), ("::ffff:127.0.0.1", True),
+        ("10.0.0.1", False), ("169.254.169.254", False), ("::ffff:8.8.8.8", False), ("fe80::1%eth0", False),
+        ("example.com", False), ("localhost.example.com", False), ("notlocalhost", False), ("2130706433", False),
+    ],
+)  # fmt: skip
+def test_what_is_this_machine(host, ours):
+    assert offline.is_loopback(host) is ours
+
+
+@pytest.mark.parametrize(
+    ("said", "is_on"), [("1", True), ("true", True), ("please", True), ("0", False), ("No", False), (" ", False)]
+)
+def test_the_variable(said, is_on, monkeypatch):
+    monkeypatch.setenv(offline.VARIABLE, said)
+    assert offline.active() is is_on
+
+
+TRIES = """
+import asyncio, http.client, socket, threading, urllib.request
+made_before = socket.socket()
+from socket import create_connection as imported_before
+{enter}
+from gemma_ops.errors import BoundaryError
+async def streams():
+    await asyncio.open_connection("192.0.2.1", 80)
+udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+tries = {{
+    "connect": lambda: made_before.connect(("192.0.2.1", 80)),
+    "connect_ex": lambda: socket.socket().connect_ex(("192.0.2.1", 80)),
+    "name": lambda: socket.socket().connect(("example.com", 80)),
+    "create_connection": lambda: imported_before(("192.0.2.1", 80), 1),
+    "sendto": lambda: udp.sendto(b"x", ("192.0.2.1", 53)),
+    "sendmsg": lambda: udp.sendmsg([b"x"], [], 0, ("192.0.2.1", 53)),
+    "getaddrinfo": lambda: socket.getaddrinfo("example.com", 443),
+    "bytes": lambda: socket.getaddrinfo(b"example.com", 443),
+    "gethostbyname": lambda: socket.gethostbyname("example.com"),
+    "gethostbyaddr": lambda: socket.gethostbyaddr("192.0.2.1"),
+    "getnameinfo": lambda: socket.getnameinfo(("192.0.2.1", 80), 0),
+    "six": lambda: socket.socket(socket.AF_INET6).connect(("2001:db8::1", 80)),
+    "urllib": lambda: urllib.request.urlopen("http://example.com", timeout=1),
+    "asyncio": lambda: asyncio.run(streams()),
+}}
+for name, attempt in tries.items():
+    try:
+        attempt()
+        print(name, "went through")
+    except BoundaryError as error:
+        assert "not this machine" in error.what and "{variable}" in error.fix
+    except OSError as error:
+        print(name, "was tried:", error)
+with socket.create_server(("127.0.0.1", 0)) as server:
+    port = server.getsockname()[1]
+    socket.create_connection(("127.0.0.1", port)).close()
+    socket.create_connection(("localhost", port)).close()
+one, other = socket.socketpair()
+one.sendall(b"x")
+"""
+
+
+def test_every_way_out_is_shut_and_loopback_is_open():
+    """Also for a socket and a function that were there before; without the guard they are all tried."""
+    enter = "from gemma_ops import offline; offline.enforce()"
+    shut = python(TRIES.format(enter=enter, variable=offline.VARIABLE))
+    assert (shut.stdout, shut.returncode) == ("", 0), shut.stdout + shut.stderr
+
+
+def test_the_variable_alone_shuts_a_child_of_a_child(tmp_path):
+    inner = "import gemma_ops, socket; socket.create_connection(('192.0.2.1', 80), 1)"
+    code = f"import gemma_ops, subprocess, sys; sys.exit(subprocess.run([sys.executable, '-c', {inner!r}]).returncode)"
+    child = python(code, GEMMA_OPS_OFFLINE="yes")
+    assert "BoundaryError" in child.stderr
+    code = f"from gemma_ops import offline; offline.enforce(); {code}"
+    assert "BoundaryError" in python(code).stderr
+
+
+def test_libraries_are_told_and_proxies_dropped():
+    code = (
+        "from gemma_ops import offline; offline.enforce()\n"
+        "import os, urllib.request, huggingface_hub.constants as hub\n"
+        "print(urllib.request.getproxies_environment(), hub.HF_HUB_OFFLINE, hub.HF_HUB_DISABLE_TELEMETRY)\n"
+        "print([name for name, value in offline.ENVIRONMENT.items() if os.environ[name] != value])"
+    )
+    # A proxy on loopback would be a way out that no address gives away; and what was set before must not stay.
+    told = python(code, HTTPS_PROXY="http://127.0.0.1:3128", all_proxy="socks5://127.0.0.1:1", HF_HUB_OFFLINE="0")
+    assert told.stdout.splitlines() == ["{} True True", "[]"], told.stderr
+
+
+def test_a_verb_ends_with_the_reason_and_the_way_out(cli, tmp_path):
+    """A recipe of the user's own that asks somebody: exit 11, one line each, no traceback."""
+    recipe = "import urllib.request\ndef recipe(run, config):\n    urllib.request.urlopen('http://example.com')\n"
+    (tmp_path / "asks.py").write_text(recipe)
+    result = cli("run", "quickstart", "-s", "recipe=asks.py", "-s", "offline=true", "-s", "evaluate.gates=[]")
+    assert result.returncode == 11
+    assert "error: offline: something asked for example.com" in result.stderr
+    assert "try: " in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+REMOTE = {
+    "model.base": "model.base=google/gemma-4-E2B-it",
+    "synth.judge": "synth.judge=google/gemma-4-31B-it",
+    "data.hub": "data.hub=someone/rows",
+    "machine.mlflow": "machine.mlflow=https://mlflow.example.com:5000",
+    "synth.teacher": "synth.teacher=openai:http://10.0.0.9:8000/v1#gemma",
+    "evaluate.targets": "evaluate.targets=[base, 'gemini:gemini-3.8-flash']",
+}
+
+
+@pytest.fixture
+def empty_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
+
+def test_everything_remote_is_refused_in_one_message(empty_cache):
+    with pytest.raises(ConfigError) as caught:
+        offline.check(load([], list(REMOTE.values())))
+    lines = caught.value.what.splitlines()[1:]
+    assert [line.split(":")[0].strip() for line in lines] == list(REMOTE)
+
+
+@pytest.mark.parametrize(
+    "sets",
+    [
+        [],
+        ["machine.mlflow=http://127.0.0.1:5000"],
+        ["machine.mlflow=sqlite:////data/host/mlflow.db"],
+        ["machine.mlflow=postgresql://localhost/mlflow"],
+        ["machine.gemini.base_url=http://127.0.0.1:8085", "synth.teacher=gemini:gemini-3.8-flash@low"],
+        ["synth.teacher=openai:http://localhost:8000/v1#gemma"],
+        ["synth.teacher=./teacher"],
+        ["register.description=gemini: compared with it"],
+    ],
+)
+def test_what_lies_here_is_not_refused(sets, empty_cache, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "teacher").mkdir()
+    offline.check(load(["quickstart"], sets))
+
+
+def test_a_model_in_the_hubs_cache_is_here(empty_cache):
+    config = load([], ["model.base=google/gemma-4-E2B-it"])
+    snapshot = empty_cache / "models--google--gemma-4-E2B-it" / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"model\.base"):  # no `main` is known
+        offline.check(config)
+    refs = snapshot.parents[1] / "refs"
+    refs.mkdir()
+    (refs / "main").write_text("abc")
+    offline.check(config)
+    offline.check(load([], ["model.base=google/gemma-4-E2B-it", "model.revision=abc"]))
+
+
+def test_the_verbs_refuse_before_any_work_and_plan_still_answers(cli, empty_cache):
+    remote = ("quickstart", "-s", "model.base=google/gemma-4-E2B-it", "-s", "evaluate.gates=[]")
+    environment = {offline.VARIABLE: "1", "HF_HUB_CACHE": str(empty_cache)}
+    result = cli("run", *remote, env=environment)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "model.base" in result.stderr
+    assert not (Path(empty_cache).parent / "runs").exists()
+    assert cli("plan", *remote, env=environment).returncode == 0
+
+
+def namespaces():
+    """Whether this machine lets us make a network of our own, with nothing in it."""
+    try:
+        return subprocess.run(["unshare", "-rn", "true"], capture_output=True).returncode == 0
+    except OSError:
+        return False
+
+
+def unroutable(text):
+    """From /proc/net/snmp of a network without any route: how often anything tried to send, native code included."""
+    heads, values = (line.split() for line in text.splitlines() if line.startswith("Ip:"))
+    return int(values[heads.index("OutNoRoutes")])
+
+
+@pytest.mark.slow
+def test_the_quickstart_runs_offline_and_tries_nothing(tmp_path):
+    """Recipe, evaluation, registration and the verbs that look, in a network without a way out.
+
+    Two witnesses: a recorder in every Python process, and the kernel's count of what found no route, which native code
+    can't get around. The last lines show that both witnesses see an attempt.
+    """
+    (tmp_path / "sitecustomize.py").write_text(RECORDER)
+    log = tmp_path / "sockets.log"
+    short = (
+        "-s train.max_steps=2 -s data.max_rows=300 -s evaluate.rows=8 -s quantize.fidelity_rows=2 -s train.eval_every=2"
+    )
+    verb = f"{sys.executable} -m gemma_ops"
+    script = (
+        f"{verb} run quickstart {short} -s offline=true && {verb} show quickstart && GEMMA_OPS_OFFLINE=1 {verb} doctor\n"
+        'echo "ended $?"; cat /proc/net/snmp\n'
+        f"{sys.executable} -c \"import socket; socket.socket().connect_ex(('192.0.2.1', 9))\"; cat /proc/net/snmp\n"
+    )
+    # HF_HUB_OFFLINE and its like come from conftest.py; here they must come from offline mode itself.
+    kept = {name: value for name, value in os.environ.items() if name not in offline.ENVIRONMENT}
+    alone = namespaces()
+    result = subprocess.run(
+        [*(["unshare", "-rn"] if alone else []), "sh", "-c", script],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env={**kept, "SOCKET_LOG": str(log), "PYTHONPATH": str(tmp_path)},
+    )
+    assert "\nended 0\n" in result.stdout, result.stderr
+    for made in ("report.html", "verdict.json"):
+        assert (tmp_path / "runs" / "quickstart" / "evaluate" / made).is_file()
+    assert (tmp_path / "runs" / "quickstart" / "register" / "artifact.json").is_file()
+    *noted, control = log.read_text().splitlines()
+    assert "192.0.2.1" in control
+    assert noted.count("started") >= 5  # three verbs, the child that makes MLflow's database, the control
+    noted = [line for line in noted if line != "started" and not line.startswith("socket.connect (1, ")]
+    assert [line for line in noted if not re.search(r"127\.0\.0\.1|::1|localhost", line)] == []
+    if alone:
+        before, after = (unroutable(part) for part in result.stdout.split("ended 0")[1].split("Icmp:", 1))
+        assert (before, after) == (0, 1)
+    else:
+        pytest.skip(
+            "the recorder saw nothing; the kernel's witness is missing, since `unshare -rn` is not allowed here"
+        )
