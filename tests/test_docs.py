@@ -27,6 +27,8 @@ def commands():
     def walk(command, path):
         for name, item in command.commands.items():
             if hasattr(item, "commands"):
+                if item.invoke_without_command:
+                    yield " ".join([*path, name]), item.help.split("\n")[0]
                 yield from walk(item, [*path, name])
             else:
                 yield " ".join([*path, name]), item.help.split("\n")[0]

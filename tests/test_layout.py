@@ -39,7 +39,7 @@ ROOMS = {
     "sklearn": {"evaluation"},
     "sacrebleu": {"evaluation"},
     "rouge_score": {"evaluation"},
-    "jsonschema": {"evaluation"},
+    "jsonschema": {"evaluation", "synth"},
     "mlflow": {"registry"},
     "google": {"gemini"},
     "genai_prices": {"gemini"},
@@ -201,6 +201,15 @@ VERBS = [
     "init",
     "doctor",
     "schema",
+    "cost",
+    "cost compare",
+    "synth plan",
+    "synth run",
+    "judge run",
+    "judge calibrate",
+    "task export",
+    "task import",
+    "dev gemini-emulator",
 ]
 
 

@@ -30,7 +30,7 @@ def plan(
     from gemma_ops import console
     from gemma_ops.planning import plan as make
 
-    result = make(load_config(configs, sets), device)
+    result = make(load_config(configs, sets, fetches=False), device)
     if as_json:
         console.print_json(result.to_json())
     else:

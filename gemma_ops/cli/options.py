@@ -32,7 +32,17 @@ ConfigOption = Annotated[
 ]
 
 
-def load_config(configs: list[str], sets: list[str] | None) -> RunConfig:
+def load_config(configs: list[str], sets: list[str] | None, *, fetches: bool = True) -> RunConfig:
+    """The configuration, with offline mode in force if it or the environment asks for it.
+
+    `fetches` is off for verbs that only compute from what is here: they may look at a configuration that could not run.
+    """
+    from gemma_ops import offline
     from gemma_ops.configfile import load
 
-    return load(configs, sets or ())
+    config = load(configs, sets or ())
+    if config.offline or offline.active():
+        offline.enforce()
+        if fetches:
+            offline.check(config)
+    return config

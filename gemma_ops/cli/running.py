@@ -12,7 +12,7 @@ from gemma_ops.cli.options import Configs, Json, Redo, Sets, load_config
 app = typer.Typer()
 
 
-def _execute(
+def execute(
     configs: list[str], sets: list[str] | None, redo: list[str] | None, until: str | None, as_json: bool
 ) -> None:
     """Run the recipe, up to `until`, and print what came out."""
@@ -46,28 +46,73 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Run a recipe: finished steps are kept, a killed run goes on where it was."""
-    _execute(configs, sets, redo, until, as_json)
+    execute(configs, sets, redo, until, as_json)
 
 
 @app.command()
 def train(configs: Configs, sets: Sets = None, redo: Redo = None, as_json: Json = False) -> None:
     """Run the recipe as far as the trained adapter."""
-    _execute(configs, sets, redo, "train", as_json)
+    execute(configs, sets, redo, "train", as_json)
 
 
 @app.command()
 def quantize(configs: Configs, sets: Sets = None, redo: Redo = None, as_json: Json = False) -> None:
     """Run the recipe as far as the quantized files."""
-    _execute(configs, sets, redo, "quantize", as_json)
+    execute(configs, sets, redo, "quantize", as_json)
 
 
 @app.command()
-def evaluate(configs: Configs, sets: Sets = None, redo: Redo = None, as_json: Json = False) -> None:
+def evaluate(
+    configs: Configs,
+    sets: Sets = None,
+    redo: Redo = None,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Only say what it can show, sends and may cost; nothing is asked.")
+    ] = False,
+    regrade: Annotated[
+        bool, typer.Option("--regrade", help="Grade the stored answers again; only what changed is asked.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
     """Run the recipe as far as the verdict and the report."""
-    _execute(configs, sets, redo, "evaluate", as_json)
+    if plan:
+        _forecast(configs, sets, as_json)
+        return
+    if regrade:
+        from pathlib import Path
+
+        from gemma_ops.evaluation.answers import keep
+
+        config = load_config(configs, sets)
+        keep(Path(config.machine.runs) / config.name)
+        redo = [*(redo or ()), "evaluate"]
+    execute(configs, sets, redo, "evaluate", as_json)
+
+
+def _forecast(configs: list[str], sets: list[str] | None, as_json: bool) -> None:
+    from pathlib import Path
+
+    from gemma_ops import console, recipes
+    from gemma_ops.evaluation import forecast, forecast_lines
+
+    config = load_config(configs, sets, fetches=False)
+    source = recipes.questions_read(config)
+    folder = Path(config.machine.runs) / config.name / "evaluate"
+    found = forecast(
+        config.evaluate,
+        config.machine,
+        before=folder,
+        source=source.path if source else None,
+        tasks=recipes.tasks(config),
+    )
+    if as_json:
+        console.print_json(found)
+    else:
+        for line in forecast_lines(found):
+            print(line)
 
 
 @app.command()
 def register(configs: Configs, sets: Sets = None, redo: Redo = None, as_json: Json = False) -> None:
     """Run the recipe as far as the registered version."""
-    _execute(configs, sets, redo, "register", as_json)
+    execute(configs, sets, redo, "register", as_json)

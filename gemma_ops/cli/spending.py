@@ -1,0 +1,94 @@
+"""Verbs about money: what was spent on what, and what it would cost elsewhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gemma_ops.cli.options import ConfigOption, Configs, Json, Sets, load_config
+
+app = typer.Typer()
+cost_app = typer.Typer(help="Show what was spent on what; compare with what it would cost elsewhere.")
+app.add_typer(cost_app, name="cost")
+
+
+@cost_app.callback(invoke_without_command=True)
+def cost(
+    context: typer.Context,
+    configs: ConfigOption = None,
+    ledger: Annotated[
+        Path | None, typer.Option(help="Another file than the configuration's.", show_default=False)
+    ] = None,
+    run: Annotated[str | None, typer.Option(help="Only this run.", show_default=False)] = None,
+    sets: Sets = None,
+    as_json: Json = False,
+) -> None:
+    """Show what was spent on what: by run, use, model and tier."""
+    if context.invoked_subcommand:
+        return
+    from gemma_ops import console
+    from gemma_ops.gemini.cache import store_path
+    from gemma_ops.gemini.spending import spending
+
+    found = spending(ledger or store_path(load_config(configs or [], sets).machine), run=run)
+    if as_json:
+        console.print_json(found.to_json())
+    else:
+        for line in found.lines():
+            print(line)
+
+
+@cost_app.command()
+def compare(
+    configs: Configs,
+    target: Annotated[str | None, typer.Option(help="Local target whose speed counts.", show_default=False)] = None,
+    task: Annotated[str | None, typer.Option(help="Task whose answers count.", show_default=False)] = None,
+    prompt_tokens: Annotated[float | None, typer.Option(help="Of one prompt.", show_default=False)] = None,
+    new_tokens: Annotated[float | None, typer.Option(help="Of one answer.", show_default=False)] = None,
+    thought_tokens: Annotated[
+        float | None, typer.Option(help="That Gemini thinks for one answer.", show_default=False)
+    ] = None,
+    tokens_per_second: Annotated[
+        float | None, typer.Option(help="New tokens of all answers together.", show_default=False)
+    ] = None,
+    cached_share: Annotated[float, typer.Option(min=0, max=1, help="Of the prompt, for the cached price.")] = 1.0,
+    device: Annotated[
+        str | None, typer.Option(help="Take this GPU's list price, such as l4.", show_default=False)
+    ] = None,
+    hosted: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=IN/OUT", help="Another service, dollars per million tokens.", show_default=False),
+    ] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a page with plots to this file.", show_default=False)] = None,
+    sets: Sets = None,
+    as_json: Json = False,
+) -> None:
+    """Compare own hardware with API prices, and show from which volume it is cheaper.
+
+    Speed and tokens come from the run's evaluation, or from the options.
+    """
+    from datetime import UTC, datetime
+
+    from gemma_ops import console
+    from gemma_ops.durable import write_text
+    from gemma_ops.evaluation import breakeven, breakeven_inputs, breakeven_text
+    from gemma_ops.evaluation.breakeven_html import render
+
+    config = load_config(configs, sets)
+    given = breakeven_inputs.Given(prompt_tokens, new_tokens, thought_tokens, tokens_per_second, device, target, task)
+    own, work, measured = breakeven_inputs.read(config, given)
+    priced = breakeven_inputs.services(config.machine, hosted or [])
+    found = breakeven.compare(
+        own, work, at=datetime.now(UTC), cached_share=cached_share, measured=measured, priced=priced
+    )
+    if html:
+        write_text(html, render(found))
+    if as_json:
+        console.print_json(found.to_json())
+        return
+    for line in breakeven_text.lines(found):
+        print(line)
+    if html:
+        print(f"plots: {html}")

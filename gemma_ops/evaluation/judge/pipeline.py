@@ -1,0 +1,103 @@
+"""Judging as a whole: open the judges, go through the comparisons, write each into its folder, close the judges."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from gemma_ops.config import EvaluateConfig, MachineConfig
+from gemma_ops.config.judge import JudgeConfig
+from gemma_ops.evaluation.judge import calibration, comparing, lineage, panel, rubric
+from gemma_ops.evaluation.judge.comparing import Comparison
+from gemma_ops.evaluation.judge.judged import Judged
+from gemma_ops.evaluation.judge.material import Side
+from gemma_ops.evaluation.scoring import Graded
+from gemma_ops.targets import open_target
+from gemma_ops.targets.base import Target
+
+
+def judge_evaluation(
+    out: Path,
+    settings: JudgeConfig,
+    evaluation: EvaluateConfig,
+    machine: MachineConfig,
+    graded: Sequence[Graded],
+    sides: Mapping[str, Side],
+    *,
+    run: str,
+    data: Path | None = None,
+    base: Path | None = None,
+    tuned: Path | None = None,
+    quantized: Path | None = None,
+) -> list[Judged]:
+    """See `gemma_ops.evaluation.judge.judge_evaluation`."""
+    rivals = settings.versus if settings.mode == "pairwise" else settings.versus or (None,)
+    found = comparing.of_graded(graded, sides, settings.first, rivals)
+    judges = open_judges(settings.judges, machine, run=run, base=base, tuned=tuned, quantized=quantized)
+    return judge_all(
+        out, found, judges, settings, evaluation, batch=machine.eval_batch, teachers=lineage.teachers(data)
+    )
+
+
+def open_judges(
+    specs: Sequence[str],
+    machine: MachineConfig,
+    *,
+    run: str,
+    base: Path | None = None,
+    tuned: Path | None = None,
+    quantized: Path | None = None,
+) -> list[Target]:
+    """Open every judge. Nothing is loaded or sent yet, but whatever can be wrong is told."""
+    with ExitStack() as opened:
+        found: list[Target] = []
+        for spec in dict.fromkeys(specs):
+            judge = open_target(spec, machine, run=run, use="judge", base=base, tuned=tuned, quantized=quantized)
+            opened.callback(judge.close)
+            found.append(judge)
+        opened.pop_all()
+    return found
+
+
+def judge_all(
+    out: Path,
+    comparisons: Sequence[Comparison],
+    judges: Sequence[Target],
+    settings: JudgeConfig,
+    evaluation: EvaluateConfig,
+    *,
+    batch: int,
+    teachers: Sequence[str] = (),
+) -> list[Judged]:
+    """Judge every comparison into its own folder below `out`, and close the judges."""
+    found = []
+    try:
+        known = calibration.read(Path(settings.calibration)) if settings.calibration else None
+        for one in comparisons:
+            judged = panel.judge_pairs(
+                out / one.folder,
+                one.pairs,
+                judges,
+                rubric.parse(one.rubric, f"the rubric of {one.task or 'this comparison'}"),
+                settings,
+                first=one.first,
+                second=one.second,
+                task=one.task,
+                batch=batch,
+                confidence=evaluation.confidence,
+                seed=evaluation.seed,
+                teachers=teachers,
+                calibration=known,
+            )
+            judged.write(out / one.folder)
+            found.append(judged)
+    finally:
+        close(judges)
+    return found
+
+
+def close(judges: Sequence[Target]) -> None:
+    """Free what the judges hold."""
+    for judge in judges:
+        judge.close()
