@@ -33,6 +33,7 @@ _PATHS = {
     "synth.tools": "",
     "model.base": "config.json",
     "evaluate.tasks": "task.yaml",
+    "evaluate.judge.calibration": "",
     "recipe": ".py",
 }
 """Keys whose values may be paths from the file's folder, and by what they are known to be one: a file inside (or in the

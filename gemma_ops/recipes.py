@@ -141,6 +141,18 @@ def tasks(config: RunConfig) -> tuple[Path, ...]:
     return tuple(share.find("eval", name) for name in config.evaluate.tasks)
 
 
+def calibration(config: RunConfig) -> Path | None:
+    """The calibration of the judges, as an input of `evaluate`: its content decides what they may decide."""
+    if not config.evaluate.judge.calibration:
+        return None
+    path = Path(config.evaluate.judge.calibration)
+    if not path.is_file():
+        raise ConfigError(
+            f"evaluate.judge.calibration {str(path)!r} does not exist", "make it with `gemma-ops judge calibrate`"
+        )
+    return path
+
+
 def every_task(config: RunConfig) -> tuple[Path, ...]:
     """The configuration's tasks and all shipped ones: training rows must overlap with none of them."""
     folders = {

@@ -9,7 +9,7 @@ from gemma_ops.evaluation import evaluate
 from gemma_ops.export import quantize
 from gemma_ops.modeling import fetch
 from gemma_ops.modeling.source import local
-from gemma_ops.recipes import questions_read, tasks
+from gemma_ops.recipes import calibration, questions_read, tasks
 from gemma_ops.run import Run
 from gemma_ops.targets.spec import QUANTIZED
 
@@ -25,4 +25,5 @@ def recipe(run: Run, config: RunConfig) -> Artifact:
         quantized=quantized,
         tasks=tasks(config),
         source=questions_read(config),
+        calibration=calibration(config),
     )

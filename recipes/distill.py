@@ -10,7 +10,7 @@ from gemma_ops.evaluation import evaluate
 from gemma_ops.export import merge, quantize
 from gemma_ops.modeling import fetch
 from gemma_ops.modeling.source import local
-from gemma_ops.recipes import every_task, needs, questions_read, tasks
+from gemma_ops.recipes import calibration, every_task, needs, questions_read, tasks
 from gemma_ops.registry import register
 from gemma_ops.run import Run
 from gemma_ops.synth import inputs, synthesize, teacher_model
@@ -44,6 +44,7 @@ def recipe(run: Run, config: RunConfig) -> Artifact:
         data=data,
         tasks=tasks(config),
         source=questions_read(config),
+        calibration=calibration(config),
     )
     return run.step(
         register,

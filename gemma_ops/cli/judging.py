@@ -11,8 +11,7 @@ import typer
 from gemma_ops.cli.options import Json, Sets, load_config
 
 if TYPE_CHECKING:
-    from gemma_ops.config import RunConfig
-    from gemma_ops.config.judge import JudgeConfig
+    from gemma_ops.config import JudgeConfig, RunConfig
     from gemma_ops.evaluation.judge.comparing import Comparison
     from gemma_ops.targets.base import Target
 
@@ -150,11 +149,10 @@ def _comparisons(
     from dataclasses import replace
 
     from gemma_ops import recipes
-    from gemma_ops.config.judge import JudgeConfig
     from gemma_ops.evaluation.judge import comparing
     from gemma_ops.evaluation.task import load_all
 
-    settings: JudgeConfig = getattr(config.evaluate, "judge", JudgeConfig())
+    settings = config.evaluate.judge
     settings = settings.model_copy(update={"judges": tuple(judges)}) if judges else settings
     first = first or settings.first
     rivals: list[str | None] = [second] if second else list(settings.versus)

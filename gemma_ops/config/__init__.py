@@ -9,6 +9,7 @@ from gemma_ops.config.data import DataConfig, ModelConfig
 from gemma_ops.config.endpoints import EndpointConfig
 from gemma_ops.config.evaluation import EvaluateConfig, GateConfig, RegisterConfig
 from gemma_ops.config.gemini import GeminiConfig
+from gemma_ops.config.judge import JudgeConfig
 from gemma_ops.config.machine import MachineConfig
 from gemma_ops.config.run import RunConfig
 from gemma_ops.config.section import LOCATION, Name, Privacy, Section, Share
@@ -22,6 +23,7 @@ __all__ = [
     "EvaluateConfig",
     "GateConfig",
     "GeminiConfig",
+    "JudgeConfig",
     "LoraConfig",
     "MachineConfig",
     "MergeConfig",

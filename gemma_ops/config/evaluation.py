@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from gemma_ops.config.judge import JudgeConfig
 from gemma_ops.config.section import LOCATION, Name, Section
 
 RUNNING = ("usd_per_1k", "seconds_p50", "seconds_p95", "first_seconds_p50", "first_seconds_p95")
@@ -17,7 +18,8 @@ class GateConfig(Section):
     """One condition of the verdict."""
 
     metric: str
-    """A metric of the task, for example `exact_match`; for `at_most` one of `usd_per_1k`, `seconds_p50`, `seconds_p95`,
+    """A metric of the task, for example `exact_match`; what judges say, `judge.win_rate` (counted from one half) or
+    `judge.pass_rate`; for `at_most` one of `usd_per_1k`, `seconds_p50`, `seconds_p95`,
     `first_seconds_p50`, `first_seconds_p95`."""
     task: str | None = None
     """Which task; may be left out when there is one."""
@@ -56,6 +58,8 @@ class EvaluateConfig(Section):
     it and compare on the others."""
     gates: tuple[GateConfig, ...] = ()
     """Conditions of the verdict."""
+    judge: JudgeConfig = JudgeConfig()
+    """Models that compare answers where no metric can."""
     routing_margin: Annotated[float, Field(ge=0, lt=1)] = 0.02
     """Loss on the primary metric at which questions are still kept on a local model instead of being sent to a service."""
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95

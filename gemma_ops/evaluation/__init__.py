@@ -21,6 +21,7 @@ def evaluate(
     quantized: Path | None = None,
     data: Path | None = None,
     source: Path | None = None,
+    calibration: Path | None = None,
     tasks: tuple[Path, ...],
 ) -> dict[str, float]:
     """Ask every target every question, grade, and decide.
@@ -33,8 +34,9 @@ def evaluate(
     from gemma_ops.evaluation.pipeline import evaluate as run
 
     return run(
-        out, settings, machine, base=base, tuned=tuned, quantized=quantized, data=data, source=source, tasks=tasks
-    )
+        out, settings, machine, base=base, tuned=tuned, quantized=quantized, data=data, source=source,
+        calibration=calibration, tasks=tasks,
+    )  # fmt: skip
 
 
 def regrade(

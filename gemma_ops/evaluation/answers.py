@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,8 +22,10 @@ from gemma_ops.errors import DataError
 from gemma_ops.evaluation.metrics.base import Row
 
 FILE = "answers.jsonl"
-KEPT = "evaluate.answers.jsonl"
-"""In the run's folder: answers of an evaluation that is made again, for it to start with."""
+JUDGED = "judge"
+"""Folder of what judges said of the answers."""
+KEPT, KEPT_JUDGED = "evaluate.answers.jsonl", "evaluate.judge"
+"""In the run's folder: answers and judgements of an evaluation that is made again, for it to start with."""
 
 
 @dataclass(frozen=True)
@@ -72,19 +75,26 @@ def hidden(key: str, target: str, task: str, row: str) -> Stored:
 
 
 def keep(run: Path) -> None:
-    """Leave the answers of a run's evaluation for the next one. Raises DataError when there are none."""
+    """Leave the answers of a run's evaluation, and what judges said of them, for the next one. Raises DataError when there
+    are none."""
     for folder in ("evaluate", "evaluate.partial"):
         if (run / folder / FILE).is_file():
             write_text(run / KEPT, (run / folder / FILE).read_text(encoding="utf-8"))
+            if (run / folder / JUDGED).is_dir():
+                shutil.rmtree(run / KEPT_JUDGED, ignore_errors=True)
+                shutil.copytree(run / folder / JUDGED, run / KEPT_JUDGED)
             return
     raise DataError(f"{run} holds no answers to grade again", "evaluate first: gemma-ops evaluate CONFIG")
 
 
 def take(out: Path) -> None:
-    """Start with the answers that were kept, if there are any. What nobody asks for is dropped at the end."""
-    kept = out.parent / KEPT
+    """Start with the answers and judgements that were kept, if there are any. Answers nobody asks for are dropped at the
+    end."""
+    kept, judged = out.parent / KEPT, out.parent / KEPT_JUDGED
     if kept.is_file():
         kept.replace(out / FILE)
+    if judged.is_dir() and not (out / JUDGED).exists():
+        judged.rename(out / JUDGED)
 
 
 class AnswerFile:

@@ -16,7 +16,7 @@ from typing import Any
 
 from gemma_ops.answer import Prompt
 from gemma_ops.config import EvaluateConfig, MachineConfig
-from gemma_ops.evaluation import cost, plan
+from gemma_ops.evaluation import cost, forecast_judges, plan
 from gemma_ops.evaluation.metrics.base import Row
 from gemma_ops.evaluation.task import Task
 from gemma_ops.gemini import prices
@@ -42,12 +42,15 @@ def forecast(settings: EvaluateConfig, machine: MachineConfig, tasks: Sequence[T
         for task in tasks
         for name in settings.targets
     ]
-    worst = [item["worst_usd"] for item in targets if item["worst_usd"] is not None]
+    judges = [item for task in tasks for item in forecast_judges.forecast(settings, machine, task)]
+    asked = [*(item for item in targets if item["kind"] == "gemini"), *judges]
+    worst = [item["worst_usd"] for item in asked if item["worst_usd"] is not None]
     body: Body = {
         "tasks": [_task(task, settings) for task in tasks],
         "targets": targets,
+        "judges": judges,
         "worst_usd": sum(worst) if worst else None,
-        "likely_usd": sum(item["likely_usd"] or 0.0 for item in targets if item["kind"] == "gemini") if worst else None,
+        "likely_usd": sum(item["likely_usd"] or 0.0 for item in asked) if worst else None,
         "budget_usd": machine.gemini.budget_usd,
         "prices_at": datetime.now(UTC).date().isoformat(),
     }
@@ -156,6 +159,11 @@ def _problems(body: Body, settings: EvaluateConfig) -> list[str]:
         for item in body["targets"]
         if item["hidden"] and settings.hidden == "refuse"
     ]
+    found += [
+        f"{item['hidden']:,} rows of {item['task']} may not be shown to the judge {item['judge']}: it would refuse"
+        for item in body["judges"]
+        if item["hidden"]
+    ]
     worst, budget = body["worst_usd"], body["budget_usd"]
     if worst and budget is None:
         found.append("machine.gemini.budget_usd is not set, and nothing that costs money is sent without it")
@@ -189,6 +197,7 @@ def lines(body: Body) -> list[str]:
             )
             text.append(f"  gate {gate['gate']}: {needed}")
         text += [f"  {_line(item)}" for item in body["targets"] if item["task"] == task["task"]]
+        text += [f"  {_judge(item)}" for item in body["judges"] if item["task"] == task["task"]]
     if body["worst_usd"] is not None:
         cap = "no budget is set" if body["budget_usd"] is None else f"budget ${body['budget_usd']:g}"
         text.append(
@@ -208,6 +217,14 @@ def _line(item: Body) -> str:
     if item["seconds"] is not None:
         parts.append(f"about {item['seconds']:,.0f} s")
     return ", ".join(parts) + f" ({item['basis']})"
+
+
+def _judge(item: Body) -> str:
+    sides = item["first"] + (f" against {item['versus']}" if item["versus"] else "")
+    parts = [f"judge {item['judge']} of {sides}: {item['requests']:,} requests and {item['canaries']} canaries"]
+    if item["worst_usd"] is not None:
+        parts.append(f"likely {_usd(item['likely_usd'])}, at worst {_usd(item['worst_usd'])} ({item['tier']})")
+    return ", ".join(parts)
 
 
 def _usd(value: float) -> str:

@@ -6,6 +6,7 @@ import re
 from typing import Any
 from xml.sax.saxutils import escape, quoteattr
 
+_OPEN = ("inconclusive", "report_only")
 _CONTROL = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 """What XML 1.0 can't hold at all."""
 
@@ -16,7 +17,7 @@ def render(verdict: dict[str, Any]) -> str:
         '  <testcase classname="gates" name="none"><skipped message="ungated: no gate was configured"/></testcase>'
     ]
     failed = sum(gate["outcome"] == "fail" for gate in verdict["gates"])
-    skipped = sum(gate["outcome"] == "inconclusive" for gate in verdict["gates"]) or int(not verdict["gates"])
+    skipped = sum(gate["outcome"] in _OPEN for gate in verdict["gates"]) or int(not verdict["gates"])
     return "\n".join(
         [
             '<?xml version="1.0" encoding="UTF-8"?>',
@@ -35,7 +36,7 @@ def _case(gate: dict[str, Any]) -> str:
     inner = {
         "pass": f"<system-out>{escape(_clean(gate['words']))}</system-out>",
         "fail": f"<failure message={_quote(gate['words'])}/>",
-        "inconclusive": f"<skipped message={_quote('inconclusive: ' + gate['words'])}/>",
+        **{kind: f"<skipped message={_quote(kind + ': ' + gate['words'])}/>" for kind in _OPEN},
     }
     return f"{head}{inner[gate['outcome']]}</testcase>"
 

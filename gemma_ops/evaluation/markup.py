@@ -72,3 +72,8 @@ def seconds(value: float | None) -> str:
     if value is None:
         return "–"
     return f"{value:,.1f} s" if value >= 10 else f"{value:.2f} s" if value >= 0.1 else f"{1000 * value:.0f} ms"
+
+
+def p_text(p: float) -> str:
+    """A p-value as people read it."""
+    return "<0.0001" if p < 1e-4 else f"{p:.4f}" if p < 0.01 else f"{p:.2f}"

@@ -1,6 +1,6 @@
 """The step `evaluate`: ask every target every question, grade, decide, and write it all down.
 
-What is written: `answers.jsonl` and `scores.jsonl` (evidence), `verdict.json` (what it says), `routing.json` (which
+What is written: `answers.jsonl` and `scores.jsonl` (evidence), `judge/` (what judges said, where any is named), `verdict.json` (what it says), `routing.json` (which
 questions to keep here, when a service answered too), `report.html`, `summary.md` and `junit.xml` (for people and for CI).
 A killed evaluation goes on from the last finished batch.
 """
@@ -30,6 +30,10 @@ from gemma_ops.evaluation import (
     verdict,
 )
 from gemma_ops.evaluation.answers import AnswerFile
+from gemma_ops.evaluation.judge import judge_evaluation
+from gemma_ops.evaluation.judge.judged import Judged, figures
+from gemma_ops.evaluation.judge.material import Side
+from gemma_ops.evaluation.scoring import Graded
 from gemma_ops.evaluation.task import Task, load_all, validate
 from gemma_ops.targets import open_target
 from gemma_ops.targets.base import HERE, LOCAL, Target
@@ -45,6 +49,7 @@ def evaluate(
     quantized: Path | None = None,
     data: Path | None = None,
     source: Path | None = None,
+    calibration: Path | None = None,
     tasks: tuple[Path, ...],
 ) -> dict[str, float]:
     """Evaluate `settings.targets` on `tasks`. See `gemma_ops.evaluation.evaluate` for inputs, files and errors."""
@@ -59,7 +64,23 @@ def evaluate(
     facts = provenance.collect(targets, machine, base=base, tuned=tuned, quantized=quantized, data=data)
     cost.check(settings.gates, facts)
     answers.take(out)
-    return run(out, settings, loaded, targets, facts, batch=machine.eval_batch)
+    sides = {target.name: Side(target.name, target.identity, target.family) for target in targets}
+
+    def judging(graded: Sequence[Graded]) -> list[Judged]:
+        return judge_evaluation(
+            out / answers.JUDGED, settings.judge, settings, machine, graded, sides,
+            run=asking.run_name(out), data=data, base=base, tuned=tuned, quantized=quantized,
+        )  # fmt: skip
+
+    return run(
+        out,
+        settings,
+        loaded,
+        targets,
+        facts,
+        batch=machine.eval_batch,
+        judging=judging if settings.judge.judges else None,
+    )
 
 
 def regrade(
@@ -71,7 +92,8 @@ def regrade(
     source: Path | None = None,
     tasks: tuple[Path, ...],
 ) -> dict[str, float]:
-    """Grade the stored answers of an earlier evaluation again, with the tasks as they are now. No model is loaded.
+    """Grade the stored answers of an earlier evaluation again, with the tasks as they are now. No model is loaded, and no
+    judge is asked: gates on judges only report.
 
     Raises DataError when a question has changed or is new, since then there is no answer to grade.
     """
@@ -107,8 +129,9 @@ def run(
     facts: dict[str, Any],
     *,
     batch: int,
+    judging: Callable[[Sequence[Graded]], list[Judged]] | None = None,
 ) -> dict[str, float]:
-    """Answer what isn't answered, grade everything, write the files, return the metrics."""
+    """Answer what isn't answered, grade everything, have it judged, write the files, return the metrics."""
     stored = AnswerFile(out / answers.FILE)
     if settings.hidden == "refuse":
         asking.check(targets, tasks)
@@ -119,7 +142,8 @@ def run(
     graded = [scoring.grade(task, target.name, part) for target, task, part in found]
     graded.sort(key=lambda item: [task.name for task in tasks].index(item.task.name))
     write_text(out / scoring.FILE, "".join(scoring.lines(graded)))
-    body = verdict.build(graded, settings, facts)
+    judged = judging(graded) if judging else []
+    body = verdict.build(graded, settings, facts, judged)
     writers: dict[str, Callable[[], str]] = {
         "report.html": lambda: report_html.render(body, graded),
         "summary.md": lambda: summary.render(body),
@@ -160,6 +184,10 @@ def metrics(body: dict[str, Any]) -> dict[str, float]:
         prefix = f"{item['task']}/{item['target']}-{item['versus']}/{item['metric']}"
         flat[prefix] = item["value"]
         flat |= {f"{prefix}/{end}": item[end] for end in ("low", "high")}
+    for judged in body["judged"]:
+        for name, figure in figures(judged).items():
+            flat[f"{judged['task']}/{name}"] = figure["value"]
+            flat |= {f"{judged['task']}/{name}/{end}": figure[end] for end in ("low", "high")}
     for table in (body["routing"] or {"tables": ()})["tables"]:
         prefix = f"{table['task']}/routing/{table['local']['name']}-{table['remote']['name']}"
         lines = table["lines"][1:] or table["lines"]

@@ -12,9 +12,10 @@ from typing import Any
 
 from gemma_ops import __version__
 from gemma_ops.evaluation import report_cost, report_labels, report_routing, report_samples, report_task, svg
-from gemma_ops.evaluation.markup import chip, colour, escape, number, table
+from gemma_ops.evaluation.judge import report_judge
+from gemma_ops.evaluation.markup import chip, colour, escape, number, p_text, table
 from gemma_ops.evaluation.scoring import Graded
-from gemma_ops.evaluation.summary import headline, p_text
+from gemma_ops.evaluation.summary import headline
 
 _WORDS = {
     "pass": "Pass",
@@ -22,7 +23,7 @@ _WORDS = {
     "inconclusive": "Inconclusive",
     "ungated": "Ungated",
 }
-_PILLS = {"pass": "✓ holds", "fail": "✕ failed", "inconclusive": "? undecided"}
+_PILLS = {"pass": "✓ holds", "fail": "✕ failed", "inconclusive": "? undecided", "report_only": "report only"}
 
 
 def render(verdict: dict[str, Any], graded: Sequence[Graded]) -> str:
@@ -57,6 +58,8 @@ def _verdict(verdict: dict[str, Any]) -> str:
 
 
 def _gate(gate: dict[str, Any]) -> str:
+    if gate["outcome"] == "report_only":
+        return _told(gate, "", "")
     difference = gate["versus"] is not None
     sign = "+" if difference else ""
     low, high = (choose(gate[name] for name in ("bound", "value", "upper")) for choose in (min, max))
@@ -71,9 +74,13 @@ def _gate(gate: dict[str, Any]) -> str:
         f"threshold {number(gate['threshold'], sign)} (dashed) · p {p_text(gate['p'])}, Holm-adjusted {p_text(gate['p_holm'])} · "
         f"{gate['n']:,} rows" + (f" in {gate['clusters']:,} clusters" if gate["clusters"] < gate["n"] else "")
     )
+    return _told(gate, f" · {facts}", drawing)
+
+
+def _told(gate: dict[str, Any], facts: str, drawing: str) -> str:
     return (
         f'<div class="gate"><div><span class="pill {gate["outcome"]}">{_PILLS[gate["outcome"]]}</span></div>'
-        f'<div><p>{escape(gate["words"])}</p><p class="small">{escape(gate["task"])} · {escape(facts)}</p></div>'
+        f'<div><p>{escape(gate["words"])}</p><p class="small">{escape(gate["task"] + facts)}</p></div>'
         f"<div>{drawing}</div></div>"
     )
 
@@ -102,6 +109,7 @@ def _task(verdict: dict[str, Any], name: str, graded: Sequence[Graded]) -> str:
         report_task.differences(task, differences, gates, confidence),
         report_cost.section(task, results, confidence),
         report_routing.section(name, verdict["routing"]),
+        *(report_judge.section(judged) for judged in verdict["judged"] if judged["task"] == name),
         report_task.slices(task, results),
         report_labels.section(results),
         report_samples.section(task, graded),

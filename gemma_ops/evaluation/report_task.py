@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from gemma_ops.evaluation import svg
-from gemma_ops.evaluation.markup import chip, colour, escape, number, short, span, table
-from gemma_ops.evaluation.summary import p_text
+from gemma_ops.evaluation.markup import chip, colour, escape, number, p_text, short, span, table
 from gemma_ops.targets.spec import QUANTIZED
 
 Facts = dict[str, Any]

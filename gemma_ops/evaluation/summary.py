@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gemma_ops.evaluation.markup import seconds, short, usd
+from gemma_ops.evaluation.judge import words
+from gemma_ops.evaluation.markup import p_text, seconds, short, usd
 from gemma_ops.targets.base import HERE
 
-MARK = {"pass": "✅", "fail": "❌", "inconclusive": "❔", "ungated": "⚪"}
+MARK = {"pass": "✅", "fail": "❌", "inconclusive": "❔", "ungated": "⚪", "report_only": "⚪"}
 
 
 def lines(verdict: dict[str, Any], folder: Path | None = None) -> list[str]:
@@ -37,6 +38,7 @@ def lines(verdict: dict[str, Any], folder: Path | None = None) -> list[str]:
         if any(result["cost"]["kind"] != "unknown" or result["place"] != HERE for result in results):
             found += [f"  {result['target']:<{width}}   {_takes(result)}" for result in results]
         found += [f"  {_route(table)}" for table in _tables(verdict, name)]
+        found += [f"  {line}" for judged in _judged(verdict, name) for line in words.lines(judged)]
     found.append(f"verdict: {headline(verdict)}")
     found += [f"  {gate['outcome']:<12} {gate['words']}" for gate in verdict["gates"]]
     if folder is not None:
@@ -46,7 +48,9 @@ def lines(verdict: dict[str, Any], folder: Path | None = None) -> list[str]:
 
 def headline(verdict: dict[str, Any]) -> str:
     """The outcome in one sentence."""
-    gates = verdict["gates"]
+    gates = [gate for gate in verdict["gates"] if gate["outcome"] != "report_only"]
+    if verdict["gates"] and not gates:
+        return "ungated: no gate could be decided, because no judge may decide it"
     if not gates:
         return "ungated: nothing was asked of the models, so nothing was decided"
     counts = {
@@ -91,6 +95,7 @@ def render(verdict: dict[str, Any]) -> str:
             for item in pairs
         ]
         text += [f"\n`{result['target']}`:{_ends(result).replace('  ', ' ')}" for result in results if _ends(result)]
+        text += [f"\n{words.render(judged)}" for judged in _judged(verdict, name)]
         for table in _tables(verdict, name):
             text += [
                 "",
@@ -108,11 +113,6 @@ def render(verdict: dict[str, Any]) -> str:
         "",
     ]
     return "\n".join(text)
-
-
-def p_text(p: float) -> str:
-    """A p-value as people read it."""
-    return "<0.0001" if p < 1e-4 else f"{p:.4f}" if p < 0.01 else f"{p:.2f}"
 
 
 def _figure(found: dict[str, Any], sign: str = "") -> str:
@@ -146,6 +146,10 @@ def _running(result: dict[str, Any]) -> list[str]:
 
 def _tables(verdict: dict[str, Any], task: str) -> list[dict[str, Any]]:
     return [table for table in (verdict["routing"] or {"tables": ()})["tables"] if table["task"] == task]
+
+
+def _judged(verdict: dict[str, Any], task: str) -> list[dict[str, Any]]:
+    return [one for one in verdict["judged"] if one["task"] == task]
 
 
 def _route(table: dict[str, Any]) -> str:

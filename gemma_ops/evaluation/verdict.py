@@ -1,12 +1,13 @@
 """The verdict: everything the scores say, as one JSON document that the report, the summary and `promote` read.
 
 verdict      pass | fail | inconclusive | ungated
-gates        each condition: outcome, measured value, bound, p, Holm-adjusted p, n, rows needed, a sentence
+gates        each condition: outcome (also report_only, where no judge may decide it), measured value, bound, p, Holm-adjusted p, n, rows needed, a sentence
 tasks        version, digest, rows, clusters, primary metric
 targets      what answered: identity, and what its model folder says of itself
 machine      what an hour here costs, for dollars per answer
 results      per task and target: every figure with its interval, ends of answers, slices, latency, dollars, confusions
 differences  per task: pairs of targets on the primary metric, row by row
+judged       what judges said of pairs of targets; empty without judges (see `judge/judged.py`)
 routing      which slices to keep here and which to send to a service; null without a service (see `routing.py`)
 """
 
@@ -17,9 +18,10 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from gemma_ops.config import EvaluateConfig
+from gemma_ops.config import EvaluateConfig, GateConfig
 from gemma_ops.errors import ConfigError
 from gemma_ops.evaluation import gates, plan, routing
+from gemma_ops.evaluation.judge.judged import METRICS, PASSED, WIN_RATE, Judged, evidence_for
 from gemma_ops.evaluation.results import Book, differences, result, rounded
 from gemma_ops.evaluation.scoring import Graded
 from gemma_ops.evaluation.task import Task
@@ -27,20 +29,33 @@ from gemma_ops.evaluation.task import Task
 SCHEMA = "gemma-ops/verdict@1"
 
 
-def build(graded: Sequence[Graded], settings: EvaluateConfig, facts: dict[str, Any]) -> dict[str, Any]:
+def build(
+    graded: Sequence[Graded], settings: EvaluateConfig, facts: dict[str, Any], judged: Sequence[Judged] = ()
+) -> dict[str, Any]:
     """Build the verdict from every target's grades on every task. `facts` are what `provenance.collect` knows."""
     book = Book(graded, settings, facts)
     tasks = {item.task.name: item.task for item in graded}
-    decisions = gates.decide(settings.gates, [book.evidence(gate) for gate in settings.gates], settings.confidence)
+    evidence = [_evidence(gate, book, judged) for gate in settings.gates]
+    decided = [
+        (gate, found) for gate, found in zip(settings.gates, evidence, strict=True) if not isinstance(found, str)
+    ]
+    decisions = gates.decide([gate for gate, _ in decided], [found for _, found in decided], settings.confidence)
+    following = iter(decisions)
     return {
         "schema": SCHEMA,
         "verdict": gates.overall(decisions),
         "confidence": settings.confidence,
         "seed": settings.seed,
-        "gates": [_gate(decision, book.task_of(decision.gate)) for decision in decisions],
+        "gates": [
+            _report_only(gate, book.task_of(gate), found)
+            if isinstance(found, str)
+            else _gate(next(following), book.task_of(gate))
+            for gate, found in zip(settings.gates, evidence, strict=True)
+        ],
         "tasks": {name: _task(task) for name, task in tasks.items()},
         "results": [result(item, book) for item in graded],
         "differences": [found for name in tasks for found in differences(name, book)],
+        "judged": [one.body for one in judged],
         "routing": routing.build(book, facts),
         **facts,
     }
@@ -58,7 +73,9 @@ def check_gates(settings: EvaluateConfig, tasks: Sequence[Task]) -> None:
         task = next((task for task in tasks if gate.task in (None, task.name)), None)
         if task is None:
             raise ConfigError(f"{where}: there is no task {gate.task!r} here", f"use one of {', '.join(names)}")
-        if gate.metric not in task.figures and gate.test != "at_most":
+        if gate.metric in METRICS:
+            _check_judged(gate, settings, where)
+        elif gate.metric not in task.figures and gate.test != "at_most":
             raise ConfigError(
                 f"{where}: task {task.name} has no metric {gate.metric!r}", f"use one of {', '.join(task.figures)}"
             )
@@ -70,11 +87,49 @@ def check_gates(settings: EvaluateConfig, tasks: Sequence[Task]) -> None:
                 )
 
 
+def _check_judged(gate: GateConfig, settings: EvaluateConfig, where: str) -> None:
+    """Refuse a gate on judges that the configured comparisons don't answer. Raises ConfigError."""
+    judge = settings.judge
+    if not judge.judges:
+        raise ConfigError(f"{where} asks for {gate.metric}, and no judge is named", "name one in evaluate.judge.judges")
+    rivals: tuple[str | None, ...] = (None,)
+    tests: tuple[str, ...]
+    targets: tuple[str, ...]
+    if judge.mode == "pairwise":
+        metric, tests, targets, rivals = WIN_RATE, ("superior", "noninferior"), (judge.first,), judge.versus
+    else:
+        metric, tests, targets = PASSED, ("at_least",), (judge.first, *judge.versus)
+    if gate.metric != metric or gate.test not in tests or gate.target not in targets or gate.versus not in rivals:
+        asked = f" against {', '.join(map(str, rivals))}" if judge.mode == "pairwise" else ""
+        raise ConfigError(
+            f"{where}: {judge.mode} judges don't answer {gate.metric} ({gate.test}) of {gate.target}",
+            f"ask for {metric} ({' or '.join(tests)}) of {', '.join(targets)}{asked}, or change evaluate.judge",
+        )
+
+
+def _evidence(gate: GateConfig, book: Book, judged: Sequence[Judged]) -> gates.Evidence | str:
+    """What a gate is decided on, or in words why it can only be reported."""
+    if gate.metric not in METRICS:
+        return book.evidence(gate)
+    return evidence_for(gate, judged) if judged else "no judge was asked"
+
+
 def _gate(decision: gates.Decision, task: str) -> dict[str, Any]:
     body = asdict(decision)
-    gate = decision.gate
     del body["gate"]
-    head = {
+    return rounded({**_asked(decision.gate, task), **body})
+
+
+def _report_only(gate: GateConfig, task: str, reason: str) -> dict[str, Any]:
+    unknown = dict.fromkeys(("value", "bound", "upper", "level", "p", "p_holm", "n", "clusters", "n_needed"))
+    words = f"{plan.describe(gate)}: reported, not decided. {reason}"
+    return {
+        **_asked(gate, task), "outcome": "report_only", **unknown, "threshold": gates.threshold(gate), "words": words,
+    }  # fmt: skip
+
+
+def _asked(gate: GateConfig, task: str) -> dict[str, Any]:
+    return {
         "task": task,
         "metric": gate.metric,
         "target": gate.target,
@@ -82,7 +137,6 @@ def _gate(decision: gates.Decision, task: str) -> dict[str, Any]:
         "versus": gate.versus,
         "margin": gate.margin,
     }
-    return rounded({**head, **body})
 
 
 def _task(task: Task) -> dict[str, Any]:

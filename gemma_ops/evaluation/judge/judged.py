@@ -88,6 +88,21 @@ class Judged:
         write_json(out / FILE, self.body)
 
 
+def figures(body: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The rates a reader looks at first, the panel's or the only judge's, by `<sides>/<metric>`."""
+    entry = body["panel"] or body["judges"][0]
+    found: dict[str, dict[str, Any] | None] = {}
+    if body["mode"] == "pairwise":
+        sides = f"{body['first']['name']}-{body['second']['name']}"
+        found[f"{sides}/{WIN_RATE}"] = entry["win_rate"]
+        found[f"{sides}/{WIN_RATE}_corrected"] = entry["corrected"].get("pairs")
+    else:
+        for side, facts in entry["sides"].items():
+            found[f"{body[side]['name']}/{PASSED}"] = facts["pass_rate"]
+            found[f"{body[side]['name']}/{PASSED}_corrected"] = entry["corrected"].get(side)
+    return {name: figure for name, figure in found.items() if figure}
+
+
 def evidence_for(gate: GateConfig, found: Sequence[Judged]) -> Evidence | str:
     """The evidence for a gate on a judge's rate among all comparisons, or in words why no judge may decide it: such a gate
     is `report_only`. Raises ConfigError for a gate that no comparison answers."""

@@ -8,8 +8,7 @@ from typing import Any
 from gemma_ops.evaluation import svg
 from gemma_ops.evaluation.judge import words
 from gemma_ops.evaluation.judge.judged import Judged
-from gemma_ops.evaluation.markup import chip, escape, number, span, table
-from gemma_ops.evaluation.summary import p_text
+from gemma_ops.evaluation.markup import chip, escape, number, p_text, span, table
 
 Facts = dict[str, Any]
 _UNIT = (0.0, 1.0)

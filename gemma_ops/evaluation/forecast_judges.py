@@ -1,0 +1,104 @@
+"""What judges will be asked, before any is: requests, and for Gemini dollars, guessed from the references."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from gemma_ops.answer import Prompt
+from gemma_ops.config import EvaluateConfig, MachineConfig
+from gemma_ops.evaluation.judge import canaries, rubric
+from gemma_ops.evaluation.judge.material import Pair
+from gemma_ops.evaluation.judge.protocol import Protocol
+from gemma_ops.evaluation.task import Task
+from gemma_ops.gemini import prices
+from gemma_ops.gemini.models import facts
+from gemma_ops.gemini.usage import Usage
+from gemma_ops.targets.gemini import output_limit, request, seen_by
+from gemma_ops.targets.spec import Spec, parse
+
+Body = dict[str, Any]
+_CHARACTERS = 4
+"""Characters of a token, as a guess."""
+_VERDICT = 200
+"""Tokens of a verdict, as a guess."""
+_THOUGHTS = 0.25
+"""Share of the room for thoughts that is used, as a guess."""
+
+
+def forecast(settings: EvaluateConfig, machine: MachineConfig, task: Task) -> list[Body]:
+    """One entry per judge and comparison of a task. Raises ConfigError for unknown judges and models, BudgetError for
+    unknown prices."""
+    judge = settings.judge
+    if not judge.judges:
+        return []
+    protocol = Protocol(judge.mode, rubric.parse(task.rubric, f"the rubric of {task.name}"))
+    rivals = judge.versus if judge.mode == "pairwise" else judge.versus or ("",)
+    rows = task.first(judge.rows).rows
+    limit = task.file.generation.max_new_tokens
+    likely, longest = (_pairs(rows, text) for text in ("", "x" * limit * _CHARACTERS))
+    each = 2 * judge.repeats if judge.mode == "pairwise" or judge.versus else judge.repeats
+    found = []
+    for name in judge.judges:
+        spec = parse(name)
+        for rival in rivals:
+            body: Body = {"task": task.name, "judge": name, "first": judge.first, "versus": rival or None}
+            body |= {"requests": len(rows) * each, "canaries": len(canaries.questions(likely, judge.mode)), "hidden": 0}
+            body |= dict.fromkeys(("worst_usd", "likely_usd", "tier"))
+            if spec.kind == "gemini":
+                sees = seen_by(spec.model, machine.gemini)
+                body["hidden"] = sum(row.privacy not in sees for row in rows)
+                body |= _dollars(spec, machine, protocol, likely, longest, each, judge.max_new_tokens)
+            found.append(body)
+    return found
+
+
+def _pairs(rows: Sequence[Any], answer: str) -> list[Pair]:
+    """Pairs as long as the references, or as a given answer."""
+    return [
+        Pair(
+            id=row.id,
+            messages=row.messages,
+            first=answer or _gold(row),
+            second=(answer or _gold(row)) + ".",
+            reference=None if row.reference is None else row.gold,
+            privacy=row.privacy,
+        )
+        for row in rows
+    ]
+
+
+def _gold(row: Any) -> str:
+    return "an answer of a few words, for want of a reference" if row.reference is None else str(row.gold)
+
+
+def _dollars(
+    spec: Spec,
+    machine: MachineConfig,
+    protocol: Protocol,
+    likely: Sequence[Pair],
+    longest: Sequence[Pair],
+    each: int,
+    verdict: int,
+) -> Body:
+    from gemma_ops.gemini import wire
+
+    now = datetime.now(UTC)
+    tier = "batch" if machine.gemini.batch == "always" else machine.gemini.service_tier
+    room = output_limit(facts(spec.model), spec.thinking, verdict) - verdict
+    total = {"worst_usd": 0, "likely_usd": 0}
+    for guess, bound in zip(likely, longest, strict=True):
+        shown = protocol.messages(guess, _answers(protocol, guess))
+        words = sum(len(str(message["content"])) for message in shown) // _CHARACTERS
+        usage = Usage(prompt=words, output=min(_VERDICT, verdict), thoughts=int(room * _THOUGHTS))
+        total["likely_usd"] += each * prices.price(spec.model, usage, tier=tier, at=now)
+        prompt = Prompt(protocol.messages(bound, _answers(protocol, bound)), bound.privacy)
+        asked = request(spec, prompt, verdict, use="judge", schema=protocol.shape.model_json_schema())
+        size = prices.prompt_bound(wire.body(asked))
+        total["worst_usd"] += each * prices.worst(spec.model, size, asked.max_output_tokens, tier=tier, at=now)
+    return {name: value / prices.NANO for name, value in total.items()} | {"tier": tier}
+
+
+def _answers(protocol: Protocol, pair: Pair) -> list[str]:
+    return [pair.first, pair.second or ""] if protocol.mode == "pairwise" else [pair.first]
