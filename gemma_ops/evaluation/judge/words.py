@@ -80,7 +80,7 @@ def warnings(body: Facts) -> list[str]:
                 "don't decide anything on its verdicts"
             )
     for judge in body["judges"]:
-        found += [f"{judge['name']}: {text}" for text in (*judge["warnings"], *judge["related"])]
+        found += [*(f"{judge['name']}: {text}" for text in judge["warnings"]), *judge["related"]]
     return found
 
 
