@@ -53,7 +53,7 @@ LEVELS = [
     {"errors"},
     {"family", "share", "journal", "yamlplaces", "durable"},
     {"config"},
-    {"answer", "digest", "configfile", "offline"},
+    {"answer", "digest", "configfile", "offline", "keyed"},
     {"artifact"},
     {"run", "devices"},
     {"planning", "console", "eject"},

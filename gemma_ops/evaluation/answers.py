@@ -7,10 +7,7 @@ At the end the file is rewritten sorted, so that its order doesn't tell how ofte
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +17,7 @@ from gemma_ops.answer import Answer, End
 from gemma_ops.durable import write_text
 from gemma_ops.errors import DataError
 from gemma_ops.evaluation.metrics.base import Row
+from gemma_ops.keyed import KeyedFile
 
 FILE = "answers.jsonl"
 JUDGED = "judge"
@@ -97,47 +95,7 @@ def take(out: Path) -> None:
         judged.rename(out / JUDGED)
 
 
-class AnswerFile:
-    """Appends answers and knows those that are there. A half-written last line, left by a kill, is cut off."""
+class AnswerFile(KeyedFile[Stored]):
+    """The answers of an evaluation, as they come."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.known: dict[str, Stored] = {}
-        if path.exists():
-            self._recover()
-
-    def _recover(self) -> None:
-        whole = 0
-        with self.path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                if not line.endswith(b"\n"):
-                    break
-                try:
-                    item = Stored(**json.loads(line))
-                except (ValueError, TypeError) as error:
-                    raise DataError(
-                        f"{self.path}:{number}: not an answer: {error}", f"remove {self.path.parent} and evaluate again"
-                    ) from error
-                self.known[item.key] = item
-                whole += len(line)
-        if whole < self.path.stat().st_size:
-            os.truncate(self.path, whole)
-
-    def append(self, items: Iterable[Stored]) -> None:
-        """Add answers and flush them to the disk."""
-        items = list(items)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.writelines(_line(item) for item in items)
-            file.flush()
-            os.fsync(file.fileno())
-        self.known |= {item.key: item for item in items}
-
-    def finish(self, keys: Iterable[str]) -> list[Stored]:
-        """Rewrite the file in the order of `keys`, dropping what nobody asked for, whole or not at all."""
-        items = [self.known[item] for item in keys]
-        write_text(self.path, "".join(map(_line, items)))
-        return items
-
-
-def _line(item: Stored) -> str:
-    return json.dumps(asdict(item), ensure_ascii=False) + "\n"
+    kind, noun, again = Stored, "an answer", "evaluate again"

@@ -17,6 +17,7 @@ from typing import Any
 from gemma_ops.answer import Prompt
 from gemma_ops.config import EvaluateConfig, MachineConfig
 from gemma_ops.evaluation import cost, forecast_judges, plan
+from gemma_ops.evaluation.forecast_judges import CHARACTERS, THOUGHTS
 from gemma_ops.evaluation.metrics.base import Row
 from gemma_ops.evaluation.task import Task
 from gemma_ops.gemini import prices
@@ -26,10 +27,6 @@ from gemma_ops.targets.gemini import output_limit, request, seen_by
 from gemma_ops.targets.spec import Spec, parse
 
 Body = dict[str, Any]
-_CHARACTERS = 4
-"""Characters of a token, as a guess."""
-_THOUGHTS = 0.25
-"""Share of the room for thoughts that is used, as a guess."""
 
 
 def forecast(settings: EvaluateConfig, machine: MachineConfig, tasks: Sequence[Task], before: Path) -> Body:
@@ -128,9 +125,9 @@ def _gemini(spec: Spec, machine: MachineConfig, task: Task, rows: Sequence[Row],
 def _usage(row: Row, limit: int, room: int, before: Body | None) -> Usage:
     if before:
         return Usage(prompt=before["prompt"], output=before["new"], thoughts=before["thoughts"])
-    prompt = sum(len(str(message.get("content", ""))) for message in row.messages) // _CHARACTERS + 8
-    reply = limit // 2 if row.reference is None else min(limit, len(row.gold) // _CHARACTERS + 1)
-    return Usage(prompt=prompt, output=reply, thoughts=int(room * _THOUGHTS))
+    prompt = sum(len(str(message.get("content", ""))) for message in row.messages) // CHARACTERS + 8
+    reply = limit // 2 if row.reference is None else min(limit, len(row.gold) // CHARACTERS + 1)
+    return Usage(prompt=prompt, output=reply, thoughts=int(room * THOUGHTS))
 
 
 def _known(folder: Path) -> dict[tuple[str, str], Body]:

@@ -19,11 +19,11 @@ from gemma_ops.targets.gemini import output_limit, request, seen_by
 from gemma_ops.targets.spec import Spec, parse
 
 Body = dict[str, Any]
-_CHARACTERS = 4
+CHARACTERS = 4
 """Characters of a token, as a guess."""
 _VERDICT = 200
 """Tokens of a verdict, as a guess."""
-_THOUGHTS = 0.25
+THOUGHTS = 0.25
 """Share of the room for thoughts that is used, as a guess."""
 
 
@@ -37,7 +37,7 @@ def forecast(settings: EvaluateConfig, machine: MachineConfig, task: Task) -> li
     rivals = judge.versus if judge.mode == "pairwise" else judge.versus or ("",)
     rows = task.first(judge.rows).rows
     limit = task.file.generation.max_new_tokens
-    likely, longest = (_pairs(rows, text) for text in ("", "x" * limit * _CHARACTERS))
+    likely, longest = (_pairs(rows, text) for text in ("", "x" * limit * CHARACTERS))
     each = 2 * judge.repeats if judge.mode == "pairwise" or judge.versus else judge.repeats
     found = []
     for name in judge.judges:
@@ -90,8 +90,8 @@ def _dollars(
     total = {"worst_usd": 0, "likely_usd": 0}
     for guess, bound in zip(likely, longest, strict=True):
         shown = protocol.messages(guess, _answers(protocol, guess))
-        words = sum(len(str(message["content"])) for message in shown) // _CHARACTERS
-        usage = Usage(prompt=words, output=min(_VERDICT, verdict), thoughts=int(room * _THOUGHTS))
+        words = sum(len(str(message["content"])) for message in shown) // CHARACTERS
+        usage = Usage(prompt=words, output=min(_VERDICT, verdict), thoughts=int(room * THOUGHTS))
         total["likely_usd"] += each * prices.price(spec.model, usage, tier=tier, at=now)
         prompt = Prompt(protocol.messages(bound, _answers(protocol, bound)), bound.privacy)
         asked = request(spec, prompt, verdict, use="judge", schema=protocol.shape.model_json_schema())

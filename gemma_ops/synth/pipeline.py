@@ -111,7 +111,7 @@ def synthesize(
         )
     write_rows(out / "rows.jsonl", facts.rows)
     write_rows(out / "preferences.jsonl", facts.pairs)
-    replies.finish()
+    replies.settle()
     return card.write(out, settings, facts)
 
 

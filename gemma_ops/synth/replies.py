@@ -7,10 +7,8 @@ order of the requests, so that it doesn't tell how often the step was interrupte
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +17,7 @@ from pydantic import BaseModel
 from gemma_ops import digest, journal
 from gemma_ops.answer import End, Prompt
 from gemma_ops.config import Privacy
-from gemma_ops.durable import write_text
-from gemma_ops.errors import DataError
+from gemma_ops.keyed import KeyedFile
 from gemma_ops.targets.base import Target
 from gemma_ops.targets.structured import Structured, ask
 
@@ -65,32 +62,18 @@ class Reply:
     tier: str
 
 
-class Replies:
-    """The file, and what it holds. A half-written last line, left by a kill, is cut off."""
+class Replies(KeyedFile[Reply]):
+    """What the teacher and the judge said, as it comes."""
+
+    kind, noun, again = Reply, "a reply", "run again"
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self.known: dict[str, Reply] = {}
-        self.used: list[Reply] = []
-        if path.exists():
-            self._recover()
+        super().__init__(path)
+        self._asked: list[str] = []
 
-    def _recover(self) -> None:
-        whole = 0
-        with self.path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                if not line.endswith(b"\n"):
-                    break
-                try:
-                    reply = Reply(**json.loads(line))
-                except (ValueError, TypeError) as error:
-                    raise DataError(
-                        f"{self.path}:{number}: not a reply: {error}", f"remove {self.path.parent} and run again"
-                    ) from error
-                self.known[reply.key] = reply
-                whole += len(line)
-        if whole < self.path.stat().st_size:
-            os.truncate(self.path, whole)
+    def lasts(self, record: Reply) -> bool:
+        """Failures count until the step ends, and are asked again when it is taken up."""
+        return record.end != "error"
 
     def ask(
         self, target: Target, questions: Sequence[Question], shape: type[BaseModel], *, max_new_tokens: int, batch: int
@@ -116,24 +99,15 @@ class Replies:
                 for key in chosen
             ]
             found = ask(target, prompts, shape, max_new_tokens=max_new_tokens, batch=batch)
-            self._append([_reply(key, by_key[key], item) for key, item in zip(chosen, found, strict=True)])
+            self.append([_reply(key, by_key[key], item) for key, item in zip(chosen, found, strict=True)])
             done = len(questions) - len(missing) + start + len(chosen)
             journal.record(phase="ask", what=questions[0].what, done=done, of=len(questions))
-        self.used += [self.known[key] for key in keys]
+        self._asked += keys
         return [self.known[key] for key in keys]
 
-    def _append(self, items: list[Reply]) -> None:
-        """Keep replies; failures only until the step ends, so that they are asked again when it is taken up."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.writelines(_line(item) for item in items if item.end != "error")
-            file.flush()
-            os.fsync(file.fileno())
-        self.known |= {item.key: item for item in items}
-
-    def finish(self) -> None:
-        """Rewrite the file in the order of the questions, dropping what nobody asked for, whole or not at all."""
-        order = dict.fromkeys(item.key for item in self.used)
-        write_text(self.path, "".join(_line(self.known[key]) for key in order))
+    def settle(self) -> list[Reply]:
+        """Rewrite the file in the order of the questions; returns what it holds."""
+        return self.finish(self._asked)
 
 
 def _key(target: Target, question: Question, shape: type[BaseModel], limit: int) -> str:
@@ -160,7 +134,3 @@ def _reply(key: str, question: Question, found: Structured) -> Reply:
         response_id=answer.response_id,
         tier=answer.tier,
     )
-
-
-def _line(item: Reply) -> str:
-    return json.dumps(asdict(item), ensure_ascii=False) + "\n"

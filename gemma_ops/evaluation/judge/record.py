@@ -7,17 +7,13 @@ failed is asked for again by the next run; one that was given and was no valid v
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from gemma_ops import digest
 from gemma_ops.answer import End
-from gemma_ops.durable import write_text
-from gemma_ops.errors import DataError
+from gemma_ops.keyed import KeyedFile
 from gemma_ops.targets.structured import Structured
 
 FILE = "judgements.jsonl"
@@ -94,48 +90,11 @@ def judgement(key: str, judge: str, place: Place, found: Structured) -> Judgemen
     )
 
 
-class JudgementFile:
-    """Appends verdicts and knows those that are there. A half-written last line, left by a kill, is cut off."""
+class JudgementFile(KeyedFile[Judgement]):
+    """The verdicts of a comparison, as they come."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.known: dict[str, Judgement] = {}
-        if path.exists():
-            self._recover()
+    kind, noun, again = Judgement, "a judgement", "judge again"
 
-    def _recover(self) -> None:
-        whole = 0
-        with self.path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                if not line.endswith(b"\n"):
-                    break
-                try:
-                    found = Judgement(**json.loads(line))
-                except (ValueError, TypeError) as error:
-                    raise DataError(
-                        f"{self.path}:{number}: not a judgement: {error}", "remove that file and judge again"
-                    ) from error
-                if found.end != "error":
-                    self.known[found.key] = found
-                whole += len(line)
-        if whole < self.path.stat().st_size:
-            os.truncate(self.path, whole)
-
-    def append(self, items: Iterable[Judgement]) -> None:
-        """Add verdicts and force them to the disk."""
-        items = list(items)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.writelines(_line(item) for item in items)
-            file.flush()
-            os.fsync(file.fileno())
-        self.known |= {item.key: item for item in items}
-
-    def finish(self, keys: Iterable[str]) -> list[Judgement]:
-        """Rewrite the file in the order of `keys`, whole or not at all; verdicts that nobody asked for now are dropped."""
-        items = [self.known[item] for item in dict.fromkeys(keys)]
-        write_text(self.path, "".join(map(_line, items)))
-        return items
-
-
-def _line(item: Judgement) -> str:
-    return json.dumps(asdict(item), ensure_ascii=False) + "\n"
+    def lasts(self, record: Judgement) -> bool:
+        """A verdict that the service failed to give is asked for again."""
+        return record.end != "error"
