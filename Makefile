@@ -15,8 +15,9 @@ quickstart: setup
 	$(BIN)/gemma-ops promote support-nano --to champion --reason "first version that passed the quickstart's gates"
 	$(BIN)/gemma-ops show quickstart
 
+# One process a core: the matrices of the tests are too small to share among threads.
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: setup
 	$(BIN)/ruff check .

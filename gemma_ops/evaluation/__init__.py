@@ -66,7 +66,7 @@ def forecast(
 
     Nothing is asked and no model is loaded.
     """
-    from gemma_ops.evaluation.forecast import forecast as make
+    from gemma_ops.evaluation.forecasting import forecast as make
     from gemma_ops.evaluation.pipeline import load
 
     return make(settings, machine, load(settings, tasks, source), before)
@@ -74,7 +74,7 @@ def forecast(
 
 def forecast_lines(plan: dict[str, Any]) -> list[str]:
     """A forecast for the terminal."""
-    from gemma_ops.evaluation.forecast import lines
+    from gemma_ops.evaluation.forecasting import lines
 
     return lines(plan)
 
