@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol, Self
 
-from gemma_ops import __version__, digest, journal
+from gemma_ops import __version__, digest, journal, offline
 from gemma_ops.artifact import (
     MANIFEST,
     Artifact,
@@ -77,6 +77,8 @@ class Run:
         self._hashes = digest.Cache(Path(config.machine.runs) / ".digests.json")
 
     def __enter__(self) -> Self:
+        if self.config.offline:
+            offline.enforce()  # also for whoever runs a recipe from Python
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = (self.path / ".lock").open("a+")

@@ -103,6 +103,16 @@ def test_every_way_out_is_shut_and_loopback_is_open():
     assert (shut.stdout, shut.returncode) == ("", 0), shut.stdout + shut.stderr
 
 
+def test_a_run_started_from_python_is_offline_too(tmp_path):
+    machine = {"runs": str(tmp_path), "mlflow": None}
+    enter = (
+        "from gemma_ops.config import RunConfig; from gemma_ops.run import Run; "
+        f"Run(RunConfig(offline=True, machine={machine!r})).__enter__()"
+    )
+    shut = python(TRIES.format(enter=enter, variable=offline.VARIABLE))
+    assert (shut.stdout, shut.returncode) == ("", 0), shut.stdout + shut.stderr
+
+
 def test_the_variable_alone_shuts_a_child_of_a_child(tmp_path):
     inner = "import gemma_ops, socket; socket.create_connection(('192.0.2.1', 80), 1)"
     code = f"import gemma_ops, subprocess, sys; sys.exit(subprocess.run([sys.executable, '-c', {inner!r}]).returncode)"
