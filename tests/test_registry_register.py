@@ -165,7 +165,8 @@ def test_who_wrote_the_rows_and_under_which_terms_goes_with_the_version(tmp_path
     assert "written by" not in card.write(_manifest(artifacts), None, "")
     written = {"family": "gemini", "version": "gemini-3.8-flash", "terms": "2026-03-23", "rows": 20}
     own = {"name": "base", "family": "gemma", "version": "", "terms": "", "rows": 10}
-    report = {"teachers": [{"name": "gemini:gemini-3.8-flash", **written}, own]}
+    played = {"name": "gemini:x", **written, "rehearsal": True}
+    report = {"teachers": [{"name": "gemini:gemini-3.8-flash", **written}, own, played]}
     (artifacts["prepare"].path / "report.json").write_text(json.dumps(report))
     body = _manifest(artifacts)
     assert body["subject"]["data"]["teachers"] == report["teachers"]
@@ -175,6 +176,7 @@ def test_who_wrote_the_rows_and_under_which_terms_goes_with_the_version(tmp_path
         "not for training models that compete with the Gemini API." in text
     )
     assert "10 rows were written by base (version not stated)." in text
+    assert "written by gemini:x (gemini-3.8-flash). **An emulator stood in for it" in text
 
 
 def _manifest(artifacts):

@@ -79,7 +79,7 @@ def test_rows_say_where_they_are_from_to_the_letter(tmp_path, world):
         identity = made["teacher"].pop("identity")
         assert identity == "gemini-3.8-flash@low (rehearsal)"
         assert made["teacher"] == {
-            "name": TEACHER, "family": "gemini", "version": "gemini-3.8-flash", "terms": TERMS,
+            "name": TEACHER, "family": "gemini", "version": "gemini-3.8-flash", "terms": TERMS, "rehearsal": True,
         }  # fmt: skip
         assert made["tier"] == "standard"
         assert made["dollars"] > 0
@@ -305,7 +305,7 @@ def test_prepare_keeps_documents_on_one_side_and_knows_the_teacher(tmp_path, wor
         assert (line["privacy"], line["group"]) == (written[line["id"]]["privacy"], written[line["id"]]["group"])
     report = json.loads((folder / "report.json").read_text())
     assert report["teachers"] == [
-        {"name": TEACHER, "family": "gemini", "version": "gemini-3.8-flash", "terms": TERMS, "rows": len(written)}
+        {"name": TEACHER, "family": "gemini", "version": "gemini-3.8-flash", "terms": TERMS, "rehearsal": True, "rows": len(written)}
     ]
     assert TEACHER in (folder / "card.md").read_text()
 

@@ -82,10 +82,7 @@ def report(settings: DataConfig, facts: Facts, sources: list[dict[str, Any]]) ->
         },
         "pii": {"mode": settings.pii, "rows": facts.pii_count, "found": _ordered(facts.pii), "first": facts.pii_rows},
         "privacy": {name: facts.privacy[name] for name in example.PRIVACY if facts.privacy[name]},
-        "teachers": [
-            {"name": name, "family": family, "version": version, "terms": terms, "rows": rows}
-            for (name, family, version, terms), rows in sorted(facts.teachers.items())
-        ],
+        "teachers": [{**teacher._asdict(), "rows": rows} for teacher, rows in sorted(facts.teachers.items())],
         "split": {"valid_share": settings.valid_share, "group_by": settings.group_by, "groups": facts.groups},
         "tokens": {side: lengths.table() for side, lengths in facts.lengths.items()},
     }
@@ -139,7 +136,7 @@ def card(body: dict[str, Any]) -> str:
             "|---|---|---|---|--:|",
         ]
         lines += [
-            f"| `{item['name']}` | {item['family']} | {item['version'] or 'not stated'} | "
+            f"| `{item['name']}`{' (rehearsed: an emulator answered)' if item['rehearsal'] else ''} | {item['family']} | {item['version'] or 'not stated'} | "
             f"{item['terms'] or '–'} | {item['rows']:,} |"
             for item in body["teachers"]
         ]

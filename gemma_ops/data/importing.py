@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from gemma_ops.config import DataConfig
 from gemma_ops.data import formats, pii
@@ -115,18 +115,29 @@ class Importer:
         return str(value)
 
 
-def teacher_of(row: dict[str, Any]) -> tuple[str, str, str, str] | None:
-    """Name, family and version of the model that wrote a row and the date of the terms it wrote under, from its provenance;
-    None for a row that says nothing of one."""
+class Teacher(NamedTuple):
+    """The model that wrote a row: empty where it doesn't say; `rehearsal` when an emulator stood in for it."""
+
+    name: str
+    family: str
+    version: str
+    terms: str
+    """Date of the terms it wrote under."""
+    rehearsal: bool
+
+
+def teacher_of(row: dict[str, Any]) -> Teacher | None:
+    """Who wrote a row, from its provenance; None for a row that says nothing of a model."""
     provenance = row.get("provenance")
     teacher = provenance.get("teacher") if isinstance(provenance, dict) else None
     if not isinstance(teacher, dict):
         return None
-    return (
+    return Teacher(
         str(teacher.get("name") or "unknown"),
         str(teacher.get("family") or "unknown"),
         str(teacher.get("version") or ""),
         str(teacher.get("terms") or ""),
+        teacher.get("rehearsal") is True,
     )
 
 

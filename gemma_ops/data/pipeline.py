@@ -22,7 +22,7 @@ from gemma_ops.config import DataConfig, MachineConfig, Privacy
 from gemma_ops.data import chat, example
 from gemma_ops.data.card import source_facts, write_report
 from gemma_ops.data.dedup import NearDuplicates, exact_key, prompt_key
-from gemma_ops.data.importing import Imported, Importer, teacher_of
+from gemma_ops.data.importing import Imported, Importer, Teacher, teacher_of
 from gemma_ops.data.overlap import Overlap
 from gemma_ops.data.split import Split
 from gemma_ops.data.tasks import TaskQuestions, read_task, user_texts
@@ -57,8 +57,8 @@ class Facts:
     overlaps: Counter[str] = field(default_factory=Counter)
     overlap_pairs: list[dict[str, Any]] = field(default_factory=list)
     privacy: Counter[str] = field(default_factory=Counter)
-    teachers: Counter[tuple[str, str, str, str]] = field(default_factory=Counter)
-    """Rows by the model that wrote them: name, family, version, terms."""
+    teachers: Counter[Teacher] = field(default_factory=Counter)
+    """Rows that are trained on or validated with, by the model that wrote them."""
     groups: int = 0
     lengths: dict[str, Lengths] = field(default_factory=lambda: {"train": Lengths(), "valid": Lengths()})
     rows: Counter[str] = field(default_factory=Counter)
@@ -106,6 +106,8 @@ def prepare(
             facts.lengths[side].add(loss)
             facts.privacy[row["privacy"]] += 1
             facts.rows[side] += 1
+            if number in first.taught:
+                facts.teachers[first.taught[number]] += 1
             _progress("write", number + 1)
     facts.groups = split.groups
     _refuse_empty(settings, facts)
@@ -133,6 +135,7 @@ class _FirstPass:
         self.settings = settings
         self.facts = facts
         self.tightened: dict[int, Privacy] = {}
+        self.taught: dict[int, Teacher] = {}
         """By number of a kept row: the strictest class among its duplicates."""
         self._kept: dict[bytes, int] = {}
         self._prompts: set[bytes] = set()
@@ -171,7 +174,7 @@ class _FirstPass:
             return False
         self._kept[key] = len(self._kept)
         if teacher := teacher_of(item.raw.value or {}):
-            self.facts.teachers[teacher] += 1
+            self.taught[self._kept[key]] = teacher
         prompt = prompt_key(row)
         self.facts.conflicts += prompt in self._prompts
         self._prompts.add(prompt)

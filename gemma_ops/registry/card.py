@@ -184,6 +184,9 @@ def _data(data: dict[str, Any] | None) -> str:
     text = f"{files}. Privacy classes: {privacy}. Sources: {sources}. Digest `{data['digest']}`."
     for teacher in data["teachers"]:
         text += f"\n\n{teacher['rows']:,} rows were written by {teacher['name']} ({teacher['version'] or 'version not stated'})"
+        if teacher.get("rehearsal"):
+            text += ". **An emulator stood in for it: a rehearsal, not for use.**"
+            continue
         text += f" under the Gemini API terms of {teacher['terms']}: {NOT_FOR}." if teacher["terms"] else "."
     return text
 

@@ -58,6 +58,7 @@ def _provenance(candidate: Candidate, teacher: Maker, passed: list[str], grade: 
             "identity": teacher.identity,
             "version": reply.model or teacher.facts.get("revision") or None,
             "terms": teacher.terms.get("terms") if teacher.terms else None,
+            "rehearsal": bool(teacher.terms and teacher.terms.get("rehearsal")),
         },
         "prompt": candidate.question.prompt,
         "request": reply.key,
