@@ -54,7 +54,7 @@ def keys(model=RunConfig, prefix=""):
             if default != ""
             else '""'
         )
-        yield key, shown, (field.description or "").split(". ")[0].split("\n")[0].rstrip(".")
+        yield key, shown, " ".join((field.description or "").split()).split(". ")[0].rstrip(".")
 
 
 def test_the_command_table_is_the_command_line():
