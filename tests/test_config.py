@@ -213,7 +213,7 @@ def test_what_lies_beside_the_file_is_found_from_anywhere(tmp_path, monkeypatch)
 def test_shipped_configurations_keep_their_names():
     for path in (root() / "configs").glob("*.yaml"):
         result = load([path])
-        assert result.recipe == ("distill" if path.stem == "distill" else "lora")
+        assert result.recipe == (path.stem if path.stem in ("distill", "baseline") else "lora")
         assert result.evaluate.tasks in (("support_desk",), ("banking77",))
         assert result.model.base == "nano" or result.model.base.startswith("google/")
 
