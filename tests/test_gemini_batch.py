@@ -2,46 +2,21 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import time
+import json
 
 import pytest
+from batching import FLASH, answered, asking, client_of, questions, wait_for
 from gemini import machine_for
 
 from gemma_ops import journal
 from gemma_ops.errors import BudgetError, ConfigError, ServiceError
 from gemma_ops.gemini import door, open_gemini
 from gemma_ops.gemini.batch import Batches
-from gemma_ops.gemini.cache import Store, open_ledger
-from gemma_ops.gemini.client import Client
 from gemma_ops.gemini.emulator import Emulator
 from gemma_ops.gemini.jobs import Jobs
 from gemma_ops.gemini.request import Request
 
-pytest_plugins = ["gemini"]
-FLASH = "gemini-3.8-flash"
-
-
-def questions(count, **more):
-    settings = {"model": FLASH, "max_output_tokens": 256, "use": "synth", "privacy": "any"} | more
-    return {
-        number: Request(messages=({"role": "user", "content": f"question {number}"},), **settings)
-        for number in range(count)
-    }
-
-
-def client_of(machine):
-    return Client(machine.gemini, Store(open_ledger(machine, "test"), "rehearsal"))
-
-
-def answered(client, asked, notes=None):
-    """Answers by number, of those that the batch answered."""
-    found = {}
-    note = (notes if notes is not None else []).append
-    Batches(client, note=lambda **fields: note(fields)).answer(
-        asked, lambda number, sent: found.__setitem__(number, sent.answer)
-    )
-    return found
+pytest_plugins = ["gemini", "batching"]
 
 
 def test_results_are_merged_by_key_at_half_the_price(emulator, tmp_path):
@@ -61,24 +36,12 @@ def test_results_are_merged_by_key_at_half_the_price(emulator, tmp_path):
     assert all(entry.body["store"] is False for entry in emulator.of("item"))
 
 
-def asking(machine, asked):
-    answered(client_of(machine), asked)
-
-
-@pytest.fixture(scope="module")
-def forks():
-    """Processes that start at once, with the libraries loaded."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["google.genai", "gemma_ops.gemini.batch"])
-    return context
-
-
 @pytest.mark.parametrize("when", ["upload", "batch", "poll", "download"])
 def test_killed_in_any_state_a_job_is_found_again_and_paid_once(when, emulator, tmp_path, forks):
     """While the named operation hangs, the process is killed: before the job exists, before its name is known, before
     it ended, before its results were read."""
     machine = machine_for(emulator, tmp_path)
-    emulator.fail("slow", on=when, seconds=1.0)
+    emulator.fail("slow", on=when, seconds=30.0)  # longer than it takes to kill
     process = forks.Process(target=asking, args=(machine, questions(5)))
     process.start()
     ops = {"upload": "upload_start", "batch": "batch_create", "poll": "batch_get", "download": "file_download"}
@@ -102,19 +65,52 @@ def test_killed_in_any_state_a_job_is_found_again_and_paid_once(when, emulator, 
     assert not Jobs(client.store).under_way()
 
 
-def wait_for(condition, seconds=20.0):
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.01)
+def rewritten(emulator, monkeypatch, change):
+    """The emulator's file of results, its lines changed by `change(text of the answer, line)`."""
+    write = emulator._service._files.write
+
+    def changed(data, kind):
+        lines = [json.loads(line) for line in data.splitlines()]
+        for line in lines:
+            change(line["response"]["candidates"][0]["content"]["parts"][0]["text"], line)
+        return write("".join(json.dumps(line) + "\n" for line in lines).encode(), kind)
+
+    monkeypatch.setattr(emulator._service._files, "write", changed)
 
 
-def test_a_reply_lost_while_creating_makes_no_second_job(emulator, tmp_path):
-    client = client_of(machine_for(emulator, tmp_path, timeout_seconds=0.4))
-    emulator.fail("slow", on="batch", seconds=0.8)
-    assert len(answered(client, questions(3))) == 3
-    assert len(emulator.of("batch_create")) == 1
-    assert len(emulator.of("batch_list")) == 1
+def test_an_unreadable_result_does_not_hold_up_the_others(emulator, tmp_path, monkeypatch):
+    def spoil(text, line):
+        response = line["response"]
+        match text:
+            case "question 0":
+                response["candidates"] = [7]
+            case "question 1":
+                response["candidates"][0]["content"]["parts"] = [{"text": 7}]
+            case "question 2":
+                response["usageMetadata"] |= {"promptTokenCount": 10**30, "totalTokenCount": 10**30}
+            case "question 3":
+                line["key"] = [line["key"]]  # nobody's: as if there were none
+
+    rewritten(emulator, monkeypatch, spoil)
+    client = client_of(machine_for(emulator, tmp_path))
+    found = answered(client, questions(6))
+    assert {number: answer.end for number, answer in found.items()} == {
+        0: "error", 1: "error", 2: "error", 4: "stop", 5: "stop",
+    }  # fmt: skip
+    assert all("can't be read" in found[number].reason and found[number].dollars for number in range(3))
+    spent = client.store.ledger.spent()
+    assert (spent.requests, spent.reserved) == (5, 0)
+    assert not Jobs(client.store).under_way()
+
+
+def test_half_a_character_is_replaced(emulator, tmp_path, monkeypatch):
+    def halve(text, line):
+        line["response"]["candidates"][0]["content"]["parts"] = [{"text": "a \ud83d b"}, {"text": " \ud83d\ude00"}]
+
+    rewritten(emulator, monkeypatch, halve)
+    client = client_of(machine_for(emulator, tmp_path))
+    assert answered(client, questions(1))[0].text == "a \ufffd b \U0001f600"
+    assert client.store.find(questions(1)[0].key()).text == "a \ufffd b \U0001f600"
 
 
 def test_items_that_fail_inside_a_job_go_into_another(emulator, tmp_path):
@@ -268,7 +264,7 @@ def test_a_job_that_is_gone_is_not_made_anew_before_its_time(lost, emulator, tmp
 
 def test_a_killed_job_is_not_made_anew_by_one_who_wants_no_batch(emulator, tmp_path, forks):
     """The upload never ended, so there is no job: with `never` the questions go one by one."""
-    emulator.fail("slow", on="upload", seconds=1.0)
+    emulator.fail("slow", on="upload", seconds=30.0)
     process = forks.Process(target=asking, args=(machine_for(emulator, tmp_path), questions(2)))
     process.start()
     wait_for(lambda: emulator.of("upload_start"))

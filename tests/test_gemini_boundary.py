@@ -8,10 +8,10 @@ import random
 import pytest
 from gemini import KEY, machine_for
 
-from gemma_ops import journal
+from gemma_ops import configfile, journal
 from gemma_ops.config import GeminiConfig
 from gemma_ops.errors import BoundaryError, BudgetError, ConfigError
-from gemma_ops.gemini import boundary, notice, open_gemini
+from gemma_ops.gemini import boundary, notice, open_gemini, service
 from gemma_ops.gemini.cache import Asked, Served, Store, open_ledger
 from gemma_ops.gemini.client import Client
 from gemma_ops.gemini.courier import Courier
@@ -188,6 +188,27 @@ def test_no_key_is_said_first(monkeypatch, tmp_path, emulator):
     with pytest.raises(ConfigError, match=r"no key[\s\S]*export GEMINI_API_KEY"):
         open_gemini(machine_for(emulator, tmp_path, accept_terms=None), run="r")
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("key", ["schlüssel", "abc\x00def", "abc\u200bdef"])
+def test_a_key_that_can_not_be_sent_is_refused_before_money_is_held(key, monkeypatch, tmp_path, emulator):
+    monkeypatch.setattr(service, "_key", lambda: key)  # no environment holds a zero
+    with pytest.raises(ConfigError, match=r"a character that no key has[\s\S]*GEMINI_API_KEY") as refused:
+        open_gemini(machine_for(emulator, tmp_path), run="r")
+    assert key not in str(refused.value)
+
+
+def test_a_key_may_end_with_a_new_line(monkeypatch, tmp_path, emulator):
+    monkeypatch.setenv("GEMINI_API_KEY", f"{KEY}\r\n")
+    assert connect(machine_for(emulator, tmp_path).gemini)._api_client.api_key == KEY
+
+
+@pytest.mark.parametrize(
+    "url", ["127.0.0.1:9", "localhost:9", "ftp://127.0.0.1:9", "http://", "http:/x", "http://h:port", "http://[::1", "http://a b"]
+)  # fmt: skip
+def test_an_address_nothing_can_be_sent_to_is_refused(url):
+    with pytest.raises(ConfigError, match=r"machine\.gemini\.base_url"):
+        configfile.load(["banking77"], [f"machine.gemini.base_url={url}"])
 
 
 def test_no_budget_nothing_sent(emulator, tmp_path):

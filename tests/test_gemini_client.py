@@ -21,6 +21,7 @@ from gemma_ops.gemini.emulator.faults import NAMES
 from gemma_ops.gemini.limiter import Limiter
 from gemma_ops.gemini.request import Request
 from gemma_ops.gemini.retry import backoff
+from gemma_ops.gemini.spending import spending
 from gemma_ops.gemini.usage import Usage
 
 pytest_plugins = ["gemini"]
@@ -307,6 +308,16 @@ def test_what_the_service_would_refuse_is_refused_before():
         wire.check(request(model="gemini-3.8-flsh"))
     with pytest.raises(DataError, match="the model's own"):
         wire.check(Request(FLASH, ({"role": "assistant", "content": "{"},), 8, "judge"))
+    for arguments, told in (("{", "no JSON"), ("[1]", "list, not an object"), (7, "int, not an object")):
+        calling = {"function": {"name": "lookup", "arguments": arguments}}
+        turns = ({"role": "assistant", "tool_calls": [calling]}, {"role": "user", "content": "and?"})
+        with pytest.raises(DataError, match=f"request row-7 .*{told}"):
+            wire.check(Request(FLASH, turns, 8, "judge", id="row-7"))
+    for broken in ({"text": "cut \ud83d"}, {"schema": {"\udc00": {}}}):
+        with pytest.raises(DataError, match="request row-8 holds half a character"):
+            wire.check(request(id="row-8", **broken))
+        with pytest.raises(DataError, match="row-8"):  # as a forecast asks, which sends nothing
+            wire.body(request(id="row-8", **broken))
     with pytest.raises(DataError, match="other than text"):
         wire.check(Request(FLASH, ({"role": "user", "content": [{"type": "image_url"}]},), 8, "judge"))
 
@@ -366,6 +377,71 @@ def test_a_full_cap_waits_for_requests_on_the_wire(tmp_path, monkeypatch):
         assert spent.total == spent.settled <= worst * 2
         with pytest.raises(BudgetError, match="of the run's"):
             client.answer(request(max_output_tokens=60_000))
+
+
+@pytest.mark.parametrize("fault", [None, "cut", "503"])
+def test_a_reservation_that_can_not_be_closed_stops_everything(fault, emulator, tmp_path):
+    """It stays held by a process that lives: the next request would wait for it to make room, for ever."""
+    now = dt.datetime.now(dt.UTC)
+    worst = prices.worst(FLASH, prices.prompt_bound(wire.body(request())), 256, tier="standard", at=now)
+    client = client_of(machine_for(emulator, tmp_path, budget_usd=1.2 * worst / prices.NANO))
+    with client.store.ledger.connect() as connection:
+        connection.execute("CREATE TRIGGER stuck BEFORE UPDATE ON reservations BEGIN SELECT RAISE(ABORT, 'stuck'); END")
+    if fault:
+        emulator.fail(fault)
+    for _ in range(2):
+        assert "stuck" in str(failure(lambda: client.answer(request())))
+    assert len(emulator.log) == 1
+
+
+def failure(work, seconds=10.0):
+    """The exception of `work`; fails when it does not come in time, instead of waiting with it."""
+    found = []
+
+    def run():
+        try:
+            work()
+        except Exception as error:
+            found.append(error)
+
+    worker = threading.Thread(target=run, daemon=True)
+    worker.start()
+    worker.join(seconds)
+    assert found
+    return found[0]
+
+
+def test_a_run_at_its_own_cap_does_not_wait_for_another_run(emulator, tmp_path):
+    busy = open_ledger(machine_for(emulator, tmp_path), "busy")
+    busy.reserve("k", model=FLASH, use="synth", tier="standard", worst=10**6)
+    small = client_of(machine_for(emulator, tmp_path, budget_usd=0.00001), "small")
+    refused = failure(lambda: small.answer(request()))
+    assert isinstance(refused, BudgetError)
+    assert "of the run's" in refused.what
+    assert not emulator.log
+
+
+def test_an_address_that_nothing_can_be_sent_to_costs_nothing(emulator, tmp_path):
+    """The configuration refuses it first (see test_gemini_boundary); behind it the client takes it for no lost request."""
+    machine = machine_for(emulator, tmp_path)
+    for number, url in enumerate(("localhost:9", "ftp://127.0.0.1:9")):
+        config = machine.gemini.model_copy(update={"base_url": url})
+        client = Client(config, Store(open_ledger(machine, f"run {number}"), "rehearsal"))
+        with pytest.raises(ConfigError, match=r"no request can be sent[\s\S]*base_url"):
+            client.answer(request())
+        assert client.store.ledger.spent().total == 0
+
+
+def test_spending_tells_replies_without_usage_from_tries_that_were_lost(emulator, client):
+    emulator.fail("no_usage")
+    client.answer(request())
+    emulator.fail("cut", times=2)
+    client.answer(request("another"))
+    found = spending(client.store.ledger.path)
+    assert (found.sum.requests, found.sum.without_usage, found.sum.unanswered) == (2, 1, 2)
+    text = "\n".join(found.lines())
+    assert "1 replies named no usage" in text
+    assert "2 tries broke off or timed out" in text
 
 
 @pytest.mark.parametrize(

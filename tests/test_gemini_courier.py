@@ -48,6 +48,16 @@ def wait_for(condition, seconds=30.0):
         time.sleep(0.01)
 
 
+def in_time(work, seconds=20.0):
+    """What `work` returns; fails when it does not come back, instead of waiting with it."""
+    results = []
+    worker = threading.Thread(target=lambda: results.append(work()), daemon=True)
+    worker.start()
+    worker.join(seconds)
+    assert results
+    return results[0]
+
+
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_what_is_on_the_wire_outlives_a_killed_run_and_is_paid_once(how, emulator, tmp_path):
     """Ctrl-C goes to the whole group, as a terminal sends it."""
@@ -90,15 +100,17 @@ def test_a_dead_courier_is_said_and_what_it_had_on_the_wire_counts(emulator, tmp
     with pytest.raises(ServiceError, match=r"died \(signal 9\)[\s\S]*run the same command again"):
         gemini.ask(questions(8), on_answer=lambda index, answer: arrived.append(index))
     killer.join()
-    gemini.close()
     ledger = open_ledger(machine, "test")
     spent = ledger.spent()
-    assert spent.requests == len(arrived) >= 2
+    assert spent.requests >= len(arrived) >= 2  # it may die between keeping an answer and saying it
     assert spent.lost > 0
 
     emulator.latency = 0.0
-    with open_gemini(machine, run="test") as again:
-        assert {answer.end for answer in again.ask(questions(8))} == {"stop"}
+    assert {answer.end for answer in in_time(lambda: gemini.ask(questions(8)))} == {"stop"}  # by another courier
+    gemini._pipe._process.kill()
+    gemini._pipe._process.wait()  # between two calls nothing is on the wire, and nothing is to be said
+    assert in_time(lambda: gemini.ask(questions(9)))[8].end == "stop"
+    gemini.close()
     assert ledger.spent().lost == spent.lost  # nobody knows, so it stays counted
     assert ledger.spent().total >= spent.lost + 8
 

@@ -194,6 +194,28 @@ def test_exactly_the_cap_may_be_spent_and_no_nanodollar_more(tmp_path):
         hold(ledger, 1)
 
 
+def test_waiting_makes_sense_only_for_what_may_come_free_under_the_cap_that_refused(tmp_path):
+    ledger = open_ledger(tmp_path, run_cap=1_000, project_cap=3_000)
+    other = open_ledger(tmp_path, run="other", run_cap=3_000, project_cap=3_000)
+    on_the_wire = hold(other, 1_500)
+    assert not ledger.may_fit(1_001)  # alone too much for the run
+    ledger.settle(hold(ledger, 400), 400)
+    assert not ledger.may_fit(601)  # what the other run holds is no room under this run's cap
+    mine = hold(ledger, 600)
+    assert ledger.may_fit(600)
+    assert not ledger.may_fit(601)
+    ledger.release(mine, "429")
+    hold(ledger, 600, tier="batch")
+    assert not ledger.may_fit(600)  # a batch job takes up to a day
+    late = open_ledger(tmp_path, run="late", run_cap=3_000, project_cap=3_000)
+    assert late.may_fit(2_000)  # once the project's cap has back what the other run holds
+    assert not late.may_fit(2_001)
+    other.settle(on_the_wire, 1_500)
+    assert not late.may_fit(501)
+    assert open_ledger(tmp_path, run="poor", run_cap=None).may_fit(0)
+    assert not open_ledger(tmp_path, run="poor", run_cap=None).may_fit(1)
+
+
 def test_more_than_was_reserved_is_recorded_and_counted(tmp_path):
     ledger = open_ledger(tmp_path, run_cap=1_000)
     ledger.settle(hold(ledger, 600), 900)

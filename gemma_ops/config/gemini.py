@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from gemma_ops.config.section import Section
+
+
+def _address(url: str) -> str:
+    """The address, if requests can be sent there: what is mistyped would fail only after money was reserved for it."""
+    parts = urlsplit(url)  # which raises ValueError itself for broken brackets, and `port` for what is no number
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0 or any(map(str.isspace, url)):
+        raise ValueError("an address such as http://127.0.0.1:8765 or https://gemini.example.com is needed")
+    return url
 
 
 class GeminiConfig(Section):
@@ -36,7 +45,7 @@ class GeminiConfig(Section):
     pii: Literal["off", "report", "refuse"] = "report"
     """What to do about personal data and secrets, found by checksummed patterns in what would be sent; `report` counts them
     in the log."""
-    base_url: str | None = None
+    base_url: Annotated[str, AfterValidator(_address)] | None = None
     """Another address, without `/v1`. One of this machine, such as the emulator's, is a rehearsal and recorded as one."""
     concurrency: Annotated[int, Field(ge=1, le=256)] = 8
     """Requests under way at once; lowered by itself when the service says it is too many."""

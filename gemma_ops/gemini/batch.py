@@ -1,17 +1,15 @@
 """Requests as batch jobs of the Developer API: half the price, an answer within a day, and safe to kill in any state.
 
-A job is reserved and written down first, then uploaded, created under a mark of its own, and polled. Whoever takes the
+A job is reserved and written down first, then uploaded, created under a mark of its own (`creating`), and polled. Whoever takes the
 run up again finds it by its name, or by its mark in the service's list, and goes on from there. Results are merged by
 key; items that failed inside a job that succeeded are tried again. A job that failed, expired or was cancelled is told.
 """
 
 from __future__ import annotations
 
-import io
-import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -20,6 +18,7 @@ from gemma_ops.errors import BudgetError, OpsError
 from gemma_ops.gemini import prices, reply, wire
 from gemma_ops.gemini.cache import Asked
 from gemma_ops.gemini.client import Client, Sent, bill
+from gemma_ops.gemini.creating import Creator
 from gemma_ops.gemini.following import ENDINGS, WITH_RESULTS, Follower, Gone
 from gemma_ops.gemini.jobs import Job, Jobs
 from gemma_ops.gemini.request import Request
@@ -30,6 +29,8 @@ _KEPT = 48 * 3600
 """Seconds for which the service keeps results."""
 _ROUNDS = 3
 """How often an item that fails inside a job is put into another."""
+_UNREADABLE = (ValueError, TypeError, AttributeError, LookupError, ArithmeticError)
+"""What a result that is not what it should be runs into, when it is read, priced or kept."""
 
 
 class Batches:
@@ -40,6 +41,7 @@ class Batches:
         self.store = client.store
         self.jobs = Jobs(client.store)
         self.service = Follower(client, note)
+        self.creator = Creator(client, self.jobs, self.service, note)
         self._rounds: Counter[str] = Counter()
 
     def answer(self, numbered: Mapping[int, Request], on_answer: Callable[[int, Sent], None]) -> None:
@@ -58,7 +60,7 @@ class Batches:
             for key in list(places):
                 if found := self.store.find(key, since=self.client.since):
                     arrived(key, found)
-            jobs, others = self.jobs.adopt(places.keys())
+            jobs = self.jobs.adopt(places.keys())
             open_keys = self.jobs.under_way()
             fresh = {key: numbered[number] for key, number in places.items() if key not in open_keys}
             given_up = [key for key in fresh if self._rounds[key] >= self._limit]
@@ -68,8 +70,8 @@ class Batches:
             elif given_up and len(given_up) == len(places):
                 return  # the caller sends them one by one
             jobs += self._planned({key: request for key, request in fresh.items() if key not in given_up}, bool(jobs))
-            if not jobs and others:
-                self.service.pause()  # another process looks after them
+            if not jobs and places:
+                self.service.pause()  # another process looks after them, or has them on the wire
             self._all(jobs, arrived)
 
     @property
@@ -90,11 +92,22 @@ class Batches:
                 if refused:
                     if not made and not more:
                         raise self.client.stop(refused)
-                    return [self._create(job, fresh) for job in made]
-        return [self._create(job, fresh) for job in made]
+                    return self._created(made, fresh)
+        return self._created(made, fresh)
+
+    def _created(self, planned: Iterable[Job], requests: Mapping[str, Request]) -> list[Job]:
+        """Those jobs of which the service is known to have them."""
+        made = []
+        for job in planned:
+            if known := self.creator.create(job, requests):
+                made.append(known)
+            else:
+                self._rounds.update(job.items.keys())
+        return made
 
     def _plan(self, model: str, items: dict[str, Request]) -> tuple[Job | None, BudgetError | None]:
-        """Reserve and write down, both or neither."""
+        """Reserve and write down, both or neither. What another process has answered, asked or planned in the meantime is
+        left out: looking and reserving are one, so two runs can't both pay."""
         now = datetime.now(UTC)
         worst = {
             key: prices.worst(
@@ -105,7 +118,10 @@ class Batches:
         reservations: dict[str, int] = {}
         refused = None
         with self.store.ledger.connect():
+            planned = self.jobs.under_way()
             for key, request in items.items():
+                if key in planned or self.store.on_its_way(key) or self.store.find(key, since=self.client.since):
+                    continue
                 try:
                     reservations[key] = self.store.ledger.reserve(
                         key, model=model, use=request.use, tier="batch", worst=worst[key]
@@ -115,42 +131,6 @@ class Batches:
                     break
             kept = {key: (number, Asked.of(items[key])) for key, number in reservations.items()}
             return (self.jobs.plan(model, kept) if kept else None), refused
-
-    def _create(self, job: Job, requests: Mapping[str, Request]) -> Job:
-        """Upload the items and create the job, unless an earlier try did."""
-        lines = (json.dumps({"key": key, "request": wire.body(requests[key])}) for key in job.items)
-        data = ("\n".join(lines) + "\n").encode()
-        genai = self.client.genai
-        try:
-            file = self.service.attempt(
-                lambda: genai.files.upload(
-                    file=io.BytesIO(data), config={"display_name": job.mark, "mime_type": "application/jsonl"}
-                ),
-                job,
-            )
-        except OpsError as error:
-            self._give_back(job, error.what)  # nothing was created
-            raise
-
-        self.jobs.uploaded(job, file.name or "")
-        tried = False
-
-        def create() -> Any:
-            nonlocal tried
-            if tried and (found := self._listed(job)):
-                return found  # the try before this one did it, and its reply was lost
-            tried = True
-            return genai.batches.create(model=job.model, src=file.name or "", config={"display_name": job.mark})
-
-        # From here on a failure leaves the job planned: it may have been created, and the next run looks.
-        name = self.service.attempt(create, job).name
-        self.jobs.created(job, name)
-        self.note(job=name, state="created", items=len(job.items))
-        return job.named(name)
-
-    def _listed(self, job: Job) -> Any:
-        """The job in the service's list, by its mark."""
-        return next((found for found in self.client.genai.batches.list() if found.display_name == job.mark), None)
 
     def _all(self, jobs: list[Job], arrived: Callable[[str, Answer], None]) -> None:
         """Wait for every job and take its results in. The first that came to nothing is raised when all are in."""
@@ -167,19 +147,17 @@ class Batches:
     def _collected(self, job: Job) -> Iterator[tuple[str, Answer]]:
         """Results of a job, each settled and kept before it is told. Nothing when nobody waits any more."""
         if job.name is None:
-            listed = self.service.attempt(lambda: self._listed(job), job)
-            if listed is None:
-                self._give_back(job, "never created")
-                self.service.tidy(job, self.jobs.uploads(job))
+            known = self.creator.found(job)
+            if known is None:
                 return
-            self.jobs.created(job, listed.name)
-            job = job.named(listed.name)
+            job = known
         try:
             found = self.service.ended(job)
             if found is None:
                 return
             state = found.state.name
             results = self.service.results(job, found)
+            self.creator.settle_twins(job)
         except Gone as error:
             given_up = time.time() - job.planned_at > _KEPT
             if given_up:
@@ -189,11 +167,11 @@ class Batches:
                     self.jobs.done(job, "gone")
             raise self.service.gone(job, str(error), given_up=given_up) from error
         now = datetime.now(UTC)
-        for key, (reservation, asked) in job.items.items():
+        for key, (reservation, _) in job.items.items():
             result = results.get(key)
             self._rounds[key] += 1
             if result is not None:
-                yield key, self.store.settle(reservation, asked, self._billed(job, result, now))
+                yield key, self._settled(job, key, result, now)
             elif state == "JOB_STATE_CANCELLED":
                 self.store.ledger.settle(reservation, None, usage={"lost": "the batch job was cancelled"})
             else:
@@ -206,6 +184,16 @@ class Batches:
         if state not in WITH_RESULTS:
             raise self.service.told(job, found, state)
 
+    def _settled(self, job: Job, key: str, response: dict[str, Any], now: datetime) -> Answer:
+        """One result, paid for and kept. One that can't be read counts in full and is an error; the others don't suffer."""
+        reservation, asked = job.items[key]
+        try:
+            return self.store.settle(reservation, asked, self._billed(job, response, now))
+        except _UNREADABLE as error:
+            why = f"the result can't be read ({type(error).__name__}: {error})"[:200]
+            cost = self.store.ledger.settle(reservation, None, usage={"lost": why})
+            return Answer("", "error", 0, 0, 0.0, reason=why, dollars=cost / prices.NANO, tier="batch")
+
     def _billed(self, job: Job, response: dict[str, Any], now: datetime) -> Any:
         """One result with its bill, at the dearer of the days between which it was computed."""
         seconds = time.time() - job.planned_at
@@ -213,10 +201,3 @@ class Batches:
         read = reply.read(response)
         bills = [bill(job.model, read, tier="batch", seconds=seconds, first=None, at=at) for at in moments]
         return max(bills, key=lambda found: found.cost or 0)
-
-    def _give_back(self, job: Job, why: str) -> None:
-        """The job does not exist, so nothing of it can be billed."""
-        with self.store.ledger.connect():
-            for reservation, _ in job.items.values():
-                self.store.ledger.release(reservation, f"batch job {why}")
-            self.jobs.done(job, why)

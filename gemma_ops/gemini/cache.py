@@ -18,7 +18,6 @@ from typing import Any
 from gemma_ops.answer import Answer
 from gemma_ops.config import MachineConfig
 from gemma_ops.errors import BoundaryError
-from gemma_ops.gemini.holder import Holder
 from gemma_ops.gemini.ledger import Ledger
 from gemma_ops.gemini.prices import NANO, nanodollars
 from gemma_ops.gemini.request import Request
@@ -82,20 +81,14 @@ class Store:
         held = self.ledger.held(key)
         return any(item.tier != "batch" and item.holder.state() == "alive" for item in held)
 
-    def anything_on_its_way(self) -> bool:
-        """Whether any living process has a request on the wire, whose reservation will shrink to what it cost."""
-        with self.ledger.connect() as connection:
-            rows = connection.execute(
-                "SELECT DISTINCT holder FROM reservations WHERE state = 'held' AND tier != 'batch'"
-            ).fetchall()
-        return any(Holder.of_text(text).state() == "alive" for (text,) in rows)
-
     def settle(self, reservation: int, asked: Asked, served: Served) -> Answer:
         """Pay for a reply and keep it, both or neither. A failure is paid for, but not kept.
 
-        A reply without usage counts in full, as the most it can have cost. Returns the answer with its dollars.
+        A reply without usage counts in full, as the most it can have cost. Returns the answer with its dollars, and with
+        U+FFFD for halves of characters, which neither this file nor any other can hold.
         """
-        answer = served.answer
+        answer = replace(served.answer, text=_whole(served.answer.text), reason=_whole(served.answer.reason))
+        served = replace(served, answer=answer)
         with self.ledger.connect() as connection:
             cost = self.ledger.settle(
                 reservation,
@@ -134,6 +127,11 @@ def store_path(machine: MachineConfig) -> Path:
     """The file of ledger and answers. A rehearsal keeps its own beside it: its dollars are none, and must fill no cap."""
     path = Path(machine.ledger) if machine.ledger else Path(machine.runs) / "gemini.sqlite"
     return path.with_name(f"{path.stem}.rehearsal{path.suffix}") if rehearsal(machine.gemini) else path
+
+
+def _whole(text: str) -> str:
+    """The text without lone surrogates; two that belong together become their character."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _answer(row: tuple[Any, ...]) -> Answer:

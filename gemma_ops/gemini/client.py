@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
 from gemma_ops.answer import Answer
 from gemma_ops.config import GeminiConfig
-from gemma_ops.errors import BudgetError, OpsError, ServiceError
+from gemma_ops.errors import BudgetError, ServiceError
 from gemma_ops.gemini import prices, reply, retry, wire
 from gemma_ops.gemini.cache import Asked, Served, Store
+from gemma_ops.gemini.jobs import Jobs
 from gemma_ops.gemini.limiter import Limiter
 from gemma_ops.gemini.request import Request
 from gemma_ops.gemini.service import connect, rehearsal
@@ -43,12 +46,13 @@ class Client:
     def __init__(self, config: GeminiConfig, store: Store, *, since: float = 0.0) -> None:
         """`since`: answers older than this moment are not taken from the store."""
         self.config, self.store, self.since = config, store, since
+        self.jobs = Jobs(store)
         self.genai = connect(config)
         self.limiter = Limiter(config.concurrency)
         self.leaving = threading.Event()
         """Set when nobody waits any more: what is on the wire is finished, nothing new is sent."""
         self.rehearsal = rehearsal(config)
-        self._stopped: OpsError | None = None
+        self._stopped: Exception | None = None
         self._unserved = 0
         self._gate = threading.Condition(threading.RLock())
 
@@ -96,7 +100,7 @@ class Client:
         )
         return sent
 
-    def stop(self, error: OpsError) -> OpsError:
+    def stop(self, error: Exception) -> Exception:
         """Send nothing more; returns what to raise: the first reason stays the reason."""
         with self._gate:
             self._stopped = self._stopped or error
@@ -118,8 +122,8 @@ class Client:
     def _reserve(self, request: Request, worst: int) -> int | Answer:
         """The number of a reservation, or the answer if it has come in the meantime.
 
-        When the cap has no room because of requests that are on the wire, waits for them: most cost far less than the
-        most they could. Raises BudgetError when there is no room with none of them left.
+        When a cap has no room because of requests that are on the wire, waits for them: most cost far less than the most
+        they could. Raises BudgetError when there is no room even if they cost nothing.
         """
         key = request.key()
         with self._gate:
@@ -130,37 +134,59 @@ class Client:
                     found = self.store.find(key, since=self.since)
                     if found:
                         return found
-                    if not self.store.on_its_way(key):
+                    if not self.store.on_its_way(key) and not self._in_a_job(key):
                         try:
                             number = self.store.ledger.reserve(
                                 key, model=request.model, use=request.use, tier=self.config.service_tier, worst=worst
                             )
                         except BudgetError as error:
-                            if not self.store.anything_on_its_way():
+                            if not self.store.ledger.may_fit(worst):
                                 raise self.stop(error) from None
                         else:
                             return number
                 self._gate.wait(_LOOK_AGAIN)
+
+    def _in_a_job(self, key: str) -> bool:
+        """Whether another run has planned the request as a batch meanwhile. Raises ServiceError if that run is gone: the
+        next one collects what it left."""
+        keeper = self.jobs.keeper(key)
+        if keeper is not None and keeper.state() == "gone":
+            what = "a request is in a batch job of a run that has ended, and would be paid twice"
+            raise self.stop(ServiceError(what, "run the same command again: the job is found again"))
+        return keeper is not None
 
     def _try(self, request: Request, reservation: int) -> Answer | retry.Fault:
         """Send once, and bring the reservation to its end."""
         ledger = self.store.ledger
         at = datetime.now(UTC)
         try:
-            try:
-                served = self._call(request, at)
-            except Exception as error:
-                fault = retry.fault_of(error)
+            served = self._call(request, at)
+        except Exception as error:
+            fault = retry.fault_of(error)
+            with self._closing():
                 if fault is None:
                     ledger.settle(reservation, None, usage={"lost": type(error).__name__})
-                    raise
-                if fault.kind == "lost":
+                elif fault.kind == "lost":
                     ledger.settle(reservation, None, usage={"lost": fault.reason})
                 else:
                     ledger.release(reservation, fault.reason)
-                return fault
-            self._unserved = 0
+            if fault is None:
+                raise
+            return fault
+        self._unserved = 0
+        with self._closing():
             return self.store.settle(reservation, Asked.of(request), served)
+
+    @contextmanager
+    def _closing(self) -> Iterator[None]:
+        """Around the end of a reservation. When the store does not take it, nothing more is sent: the reservation stays
+        held by this process, which lives, so that everybody who waits for room or for the answer would wait for good.
+        """
+        try:
+            yield
+        except Exception as error:
+            self.stop(error)
+            raise
         finally:
             with self._gate:
                 self._gate.notify_all()

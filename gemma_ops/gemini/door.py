@@ -124,6 +124,9 @@ class Gemini:
     def _send(self, left: dict[str, Request], arrived: Callable[[str, Answer], None], tally: Counter[str]) -> None:
         """Send what is not in the store. Raises the first refusal when everything else has come in."""
         check_credentials(self.config)
+        if self._pipe is not None and self._pipe.ended:
+            self._pipe.close()
+            self._pipe = None
         if self._pipe is None:
             self._pipe = Pipe(self.machine, self._ledger, since=self._since)
         batched = self._batched(left)

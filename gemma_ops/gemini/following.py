@@ -65,7 +65,9 @@ class Follower:
                 body = json.loads(line)
             except ValueError:
                 continue
-            if isinstance(body, dict) and isinstance(body.get("response"), dict) and body.get("key") in job.items:
+            if not isinstance(body, dict) or not isinstance(body.get("response"), dict):
+                continue
+            if isinstance(body.get("key"), str) and body["key"] in job.items:
                 results[body["key"]] = body["response"]
         return results
 

@@ -20,6 +20,10 @@ from typing import Self
 from gemma_ops.gemini.cache import Asked, Store
 from gemma_ops.gemini.holder import Holder
 
+ASKED = "asked"
+"""Told of a planned job whose create was sent and not answered."""
+TWICE = "twice"
+"""Told of a created job whose create was sent more than once: the service may have made another."""
 _SCHEMA = (
     """
 CREATE TABLE IF NOT EXISTS jobs (
@@ -46,12 +50,15 @@ class Job:
     name: str | None
     """As the service calls it; None when it is not known whether it was created."""
     planned_at: float
+    """When it was planned, or its create last sent."""
     items: Mapping[str, tuple[int, Asked]]
     """Reservation and request by key, of those items that are not settled."""
+    told: str = ""
+    """What is known of its creation: `ASKED`, `TWICE`, or nothing special."""
 
-    def named(self, name: str) -> Self:
+    def named(self, name: str, told: str) -> Self:
         """The job, known to the service by this name."""
-        return replace(self, name=name)
+        return replace(self, name=name, told=told)
 
 
 class Jobs:
@@ -73,6 +80,20 @@ class Jobs:
             ).fetchall()
         return {key for (key,) in rows}
 
+    def keeper(self, key: str) -> Holder | None:
+        """Who looks after the job that has this request and is not done; None when there is no such job."""
+        with self.store.ledger.connect() as connection:
+            numbers = [item.number for item in self.store.ledger.held(key) if item.tier == "batch"]
+            for number in numbers:
+                row = connection.execute(
+                    "SELECT j.holder FROM items i JOIN jobs j ON j.id = i.job "
+                    "WHERE i.key = ? AND i.reservation = ? AND j.state != 'done' AND j.endpoint = ?",
+                    (key, number, self.store.endpoint),
+                ).fetchone()
+                if row:
+                    return Holder.of_text(row[0])
+        return None
+
     def plan(self, model: str, items: Mapping[str, tuple[int, Asked]]) -> Job:
         """Write a job down; in the transaction that made its reservations."""
         mark, now = f"gemma-ops-{uuid.uuid4().hex}", time.time()
@@ -88,25 +109,25 @@ class Jobs:
             )
         return Job(number, model, mark, None, now, dict(items))
 
-    def adopt(self, keys: AbstractSet[str]) -> tuple[list[Job], bool]:
-        """Jobs with any of these keys that no other living process looks after, now ours; and whether there are others."""
-        mine, others = [], False
+    def adopt(self, keys: AbstractSet[str]) -> list[Job]:
+        """Jobs with any of these keys that no other living process looks after, now ours."""
+        mine = []
         with self.store.ledger.connect() as connection:
             rows = connection.execute(
-                "SELECT id, model, mark, name, holder, planned_at FROM jobs WHERE endpoint = ? AND state != 'done' ORDER BY id",
+                "SELECT id, model, mark, name, holder, planned_at, told FROM jobs "
+                "WHERE endpoint = ? AND state != 'done' ORDER BY id",
                 (self.store.endpoint,),
             ).fetchall()
-            for number, model, mark, name, holder, planned_at in rows:
+            for number, model, mark, name, holder, planned_at, told in rows:
                 items = self._items(number, model)
                 if not keys & items.keys():
                     continue
                 held_by = Holder.of_text(holder)
                 if held_by != Holder.me() and held_by.state() == "alive":
-                    others = True
                     continue
                 connection.execute("UPDATE jobs SET holder = ? WHERE id = ?", (Holder.me().to_text(), number))
-                mine.append(Job(number, model, mark, name, planned_at, items))
-        return mine, others
+                mine.append(Job(number, model, mark, name, planned_at, items, told))
+        return mine
 
     def uploaded(self, job: Job, file: str) -> None:
         """The items lie at the service under this name."""
@@ -121,10 +142,30 @@ class Jobs:
             ).fetchall()
         return [name for (name,) in rows]
 
-    def created(self, job: Job, name: str) -> None:
+    def asking(self, job: Job, told: str) -> None:
+        """A create is about to be sent (`ASKED`), or the last one made nothing."""
+        with self.store.ledger.connect() as connection:
+            connection.execute("UPDATE jobs SET planned_at = ?, told = ? WHERE id = ?", (time.time(), told, job.number))
+
+    def created(self, job: Job, name: str, told: str) -> None:
         """The service knows the job by this name."""
         with self.store.ledger.connect() as connection:
-            connection.execute("UPDATE jobs SET state = 'created', name = ? WHERE id = ?", (name, job.number))
+            connection.execute(
+                "UPDATE jobs SET state = 'created', name = ?, told = ? WHERE id = ?", (name, told, job.number)
+            )
+
+    def count_twins(self, job: Job, count: int) -> None:
+        """What the service may bill for jobs that it made beside this one: the most it can be, whatever a cap says. Once."""
+        ledger = self.store.ledger
+        with ledger.connect() as connection:
+            rows = connection.execute(
+                "SELECT r.key, r.use, r.worst FROM items i JOIN reservations r ON r.id = i.reservation WHERE i.job = ?",
+                (job.number,),
+            ).fetchall()
+            for key, use, worst in rows * count:
+                held = ledger.reserve(key, model=job.model, use=use, tier="batch", worst=0)
+                ledger.settle(held, worst, usage={"lost": "the service made the batch job twice"})
+            connection.execute("UPDATE jobs SET told = '' WHERE id = ?", (job.number,))
 
     def done(self, job: Job, told: str) -> None:
         """Nothing more will come of the job. `told`: how it ended."""

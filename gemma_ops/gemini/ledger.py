@@ -41,7 +41,7 @@ class Spent:
     lost: int
     """Held by processes of this machine that are gone: billed or not, nobody knows, so it counts."""
     requests: int
-    """Requests that were settled."""
+    """Reservations that were settled: requests that were answered, and tries of which nobody knows whether they were billed."""
 
     @property
     def total(self) -> int:
@@ -166,6 +166,23 @@ class Ledger:
         with self.connect() as connection:
             free = [cap - used for _, cap, used in self._caps(connection) if cap is not None]
         return 0 if self.run_cap is None else max(min(free), 0)
+
+    def may_fit(self, worst: int) -> bool:
+        """Whether waiting may make room for a request that a cap refused: whether it would fit if everything that living
+        processes have on the wire cost nothing. Only requests of this run make room under the run's cap.
+        """
+        if self.run_cap is None:
+            return worst == 0
+        with self.connect() as connection:
+            held = connection.execute(
+                "SELECT run, holder, SUM(amount) FROM reservations WHERE state = 'held' AND tier != 'batch' GROUP BY run, holder"
+            ).fetchall()
+            caps = self._caps(connection)
+        alive = [(run, amount) for run, holder, amount in held if Holder.of_text(holder).state() == "alive"]
+        of_all = sum(amount for _, amount in alive)
+        of_run = sum(amount for run, amount in alive if run == self.run)
+        freed = {"run": of_run, "project": of_all}
+        return all(cap is None or used - freed[name] + worst <= cap for name, cap, used in caps)
 
     def close(self) -> None:
         with self._lock:

@@ -68,7 +68,13 @@ class Pipe:
         for reader in self._readers:
             reader.start()
         self._count = 0
+        self._ended = False
         self._write({"open": opening})
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will come: the courier died or never began, and the next request needs another one."""
+        return self._ended or self._process.poll() is not None
 
     def ask(self, requests: Mapping[str, Request], batched: AbstractSet[str]) -> Iterator[Message]:
         """Hand over requests by key, and yield what comes of each, until each was answered or refused."""
@@ -84,10 +90,12 @@ class Pipe:
         while numbers:
             line = self._lines.get()
             if line is None:
+                self._ended = True
                 raise self._died()
             if "note" in line:
                 yield Message(note=line["note"])
             elif "broken" in line:
+                self._ended = True
                 raise revive(line["broken"])
             elif line["n"] in numbers:  # anything else is left from a call that was interrupted
                 key = numbers.pop(line["n"])

@@ -6,7 +6,7 @@ The library's own retries are off: they ignore the wait that the service asks fo
     failed   408, 5xx, or no connection: nothing was served; try again, the reservation is free
     lost     a timeout, a cut connection, an unreadable 200: it may have been billed, so its reservation stays counted
     refused  this request will never be served (400): an answer that ended in `error`
-    stop     no request will be served: a wrong key, an unknown model, a quota of the day; the run ends cleanly
+    stop     no request will be served: a wrong key or address, an unknown model, a quota of the day; the run ends cleanly
 """
 
 from __future__ import annotations
@@ -64,6 +64,8 @@ def fault_of(error: Exception) -> Fault | None:
         return Fault("lost", f"the stream was cut ({error}); it may have been billed")
     if isinstance(error, httpx2.TimeoutException | TimeoutError):
         return Fault("lost", "timed out; it may have been billed")
+    if isinstance(error, httpx2.UnsupportedProtocol | httpx2.LocalProtocolError | httpx2.InvalidURL):
+        return Fault("stop", f"nothing could be sent ({name})", stop=_unsendable(name))  # its text may hold the key
     if isinstance(error, httpx2.TransportError | ConnectionError):
         return Fault("lost", f"the connection was cut ({name}); it may have been billed")
     if isinstance(
@@ -161,6 +163,13 @@ def _no_credentials(said: str) -> ConfigError:
     return ConfigError(
         f"no Google Cloud credentials: {said}",
         "`gcloud auth application-default login`, or machine.gemini.enterprise=false",
+    )
+
+
+def _unsendable(name: str) -> ConfigError:
+    return ConfigError(
+        f"no request can be sent to Gemini with this address and key ({name})",
+        "check machine.gemini.base_url, and GEMINI_API_KEY for characters that no key has",
     )
 
 

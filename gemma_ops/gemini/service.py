@@ -43,8 +43,13 @@ def endpoint(config: GeminiConfig) -> str:
 
 
 def check_credentials(config: GeminiConfig) -> None:
-    """Raise ConfigError unless there is something to identify with."""
-    if _key():
+    """Raise ConfigError unless there is something to identify with, and it can be sent."""
+    if key := _key():
+        if not (key.isascii() and key.isprintable()):
+            raise ConfigError(
+                "the key for the Gemini API holds a character that no key has",
+                f"copy it again, plain letters and digits, into {' or '.join(reversed(_KEYS))}",
+            )
         return
     if config.enterprise:
         if not config.project:
@@ -93,4 +98,4 @@ def connect(config: GeminiConfig) -> Client:
 
 
 def _key() -> str | None:
-    return next((value for name in _KEYS if (value := os.environ.get(name))), None)
+    return next((value for name in _KEYS if (value := os.environ.get(name, "").strip())), None)

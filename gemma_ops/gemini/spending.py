@@ -32,6 +32,8 @@ class Line:
     """Requests that are held: on the wire, in a batch job, or lost."""
     without_usage: int = 0
     """Of the settled ones, those whose reply named no usage; the most they can have cost counts."""
+    unanswered: int = 0
+    """Tries that broke off or timed out, and may have been billed; the most they can have cost counts as settled."""
     prompt: int = 0
     cached: int = 0
     output: int = 0
@@ -93,6 +95,11 @@ class Spending:
             )
         if whole.without_usage:
             text.append(f"{whole.without_usage:,} replies named no usage; the most they can have cost counts.")
+        if whole.unanswered:
+            text.append(
+                f"{whole.unanswered:,} tries broke off or timed out. Whether they were billed nobody knows, so the most they "
+                "can have cost counts."
+            )
         if whole.refused:
             text.append(f"{whole.refused:,} requests were turned away by the service without a bill.")
         return text
@@ -135,10 +142,13 @@ def spending(path: Path, *, run: str | None = None) -> Spending:
 
 
 def _settled(line: Line, amount: int, usage: str | None) -> None:
-    line.requests += 1
     line.settled += amount
     counts = json.loads(usage) if usage else {}
-    line.without_usage += not counts
+    if "lost" in counts:
+        line.unanswered += 1
+        return
+    line.requests += 1
+    line.without_usage += not counts or "missing" in counts
     for field in fields(Usage):
         setattr(line, field.name, getattr(line, field.name) + int(counts.get(field.name, 0)))
 

@@ -25,7 +25,8 @@ _BESIDE = ("systemInstruction", "tools", "toolConfig", "serviceTier", "store")
 
 def check(request: Request) -> None:
     """Raise DataError or ConfigError for what the service would refuse, before anything is sent."""
-    where = f"request {request.id or request.key()}"
+    _encodable(request)
+    where = _where(request)
     turns = [message for message in request.messages if message["role"] not in ("system", "developer")]
     if not turns or turns[-1]["role"] == "assistant":
         raise DataError(
@@ -34,6 +35,8 @@ def check(request: Request) -> None:
         )
     for message in request.messages:
         _text(message.get("content"), where)
+        for call in message.get("tool_calls") or ():
+            _arguments(call["function"].get("arguments"), where)
     known = facts(request.model)
     _level(request, known)
     if known.output and request.max_output_tokens > known.output:
@@ -47,10 +50,11 @@ def contents(request: Request) -> list[types.Content]:
     """The turns: assistant turns as the model's, tool turns as the user's responses to its calls."""
     from google.genai import types
 
+    where = _where(request)
     turns: list[types.Content] = []
     names: dict[str, str] = {}
     for message in request.messages:
-        role, text = message["role"], _text(message.get("content"), request.id)
+        role, text = message["role"], _text(message.get("content"), where)
         if role in ("system", "developer"):
             continue
         if role == "tool":
@@ -65,7 +69,7 @@ def contents(request: Request) -> list[types.Content]:
         for call in message.get("tool_calls") or ():
             function = call["function"]
             names[call.get("id", "")] = function["name"]
-            calling = types.FunctionCall(name=function["name"], args=_arguments(function.get("arguments")))
+            calling = types.FunctionCall(name=function["name"], args=_arguments(function.get("arguments"), where))
             parts.append(types.Part(function_call=calling, thought_signature=_UNSIGNED))
         turns.append(types.Content(role="model" if role == "assistant" else "user", parts=parts))
     return turns
@@ -77,7 +81,7 @@ def config(request: Request, *, service_tier: str, enterprise: bool = False) -> 
 
     known = facts(request.model)
     system = "\n\n".join(
-        _text(message.get("content"), request.id)
+        _text(message.get("content"), _where(request))
         for message in request.messages
         if message["role"] in ("system", "developer")
     )
@@ -103,13 +107,32 @@ def config(request: Request, *, service_tier: str, enterprise: bool = False) -> 
 
 
 def body(request: Request) -> dict[str, Any]:
-    """The same request as REST JSON, for a line of a batch file."""
+    """The same request as REST JSON, for a line of a batch file. Raises DataError for what can't be spelled so."""
+    _encodable(request)
     settings = config(request, service_tier="batch").model_dump(mode="json", by_alias=True, exclude_none=True)
     for name in ("automaticContinuation", "automaticFunctionCalling"):
         settings.pop(name, None)  # instructions to the library, not to the service
     beside = {name: settings.pop(name) for name in _BESIDE if name in settings}
     turns = [turn.model_dump(mode="json", by_alias=True, exclude_none=True) for turn in contents(request)]
     return {"contents": turns, **beside, "generationConfig": settings}
+
+
+def _where(request: Request) -> str:
+    """The request as messages name it: by its row, where it has one."""
+    return f"request {request.id or request.key()}"
+
+
+def _encodable(request: Request) -> None:
+    """Raise DataError for half of a character, which Python holds, as `json.loads` makes it, but no request can."""
+    try:
+        json.dumps([request.messages, request.tools, request.schema], ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        name = request.id.encode("ascii", "backslashreplace").decode()
+        half = error.object[error.start]
+        raise DataError(
+            f"request {name or 'without an id'} holds half a character (a lone surrogate, U+{ord(half):04X})",
+            "repair the row's text: it was cut inside a character",
+        ) from error
 
 
 def _level(request: Request, known: ModelFacts) -> str | None:
@@ -143,14 +166,26 @@ def _text(content: Any, where: str) -> str:
     if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in content):
         return "\n".join(str(part["text"]) for part in content)
     raise DataError(
-        f"{where or 'a request'} holds something other than text",
+        f"{where} holds something other than text",
         "only text is sent to Gemini: leave images and audio out",
     )
 
 
-def _arguments(value: Any) -> dict[str, Any]:
+def _arguments(value: Any, where: str) -> dict[str, Any]:
+    """What a call of a tool was given, as the object that the service wants."""
     if isinstance(value, str):
-        value = json.loads(value) if value.strip() else {}
+        try:
+            value = json.loads(value) if value.strip() else {}
+        except ValueError as error:
+            raise DataError(
+                f"{where} holds a call of a tool whose arguments are no JSON: {error}",
+                "repair the arguments of the call, or leave the row out",
+            ) from error
+    if value is not None and not isinstance(value, dict):
+        raise DataError(
+            f"{where} holds a call of a tool whose arguments are {type(value).__name__}, not an object",
+            "spell them as a JSON object, or leave the row out",
+        )
     return dict(value or {})
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Self
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from gemma_ops.errors import MachineError
+from gemma_ops.errors import ConfigError, MachineError
 from gemma_ops.gemini.emulator import routes
 from gemma_ops.gemini.emulator.batches import Pace
 from gemma_ops.gemini.emulator.log import Entry
@@ -63,9 +63,13 @@ class Emulator:
         self._thread: threading.Thread | None = None
 
     def start(self) -> Self:
-        """Listen on 127.0.0.1; raises MachineError when the port is taken."""
+        """Listen on 127.0.0.1; raises MachineError when the port is taken, ConfigError when there is none of that number."""
         try:
             self._server = _Server(self._port, self._service, lambda: self.latency)
+        except OverflowError as error:
+            raise ConfigError(
+                f"there is no port {self._port}", "take one from 0 to 65535; 0 takes a free one"
+            ) from error
         except OSError as error:
             raise MachineError(
                 f"port {self._port} is taken ({error.strerror})", "stop what listens there, or take another with --port"
