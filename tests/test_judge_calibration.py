@@ -11,6 +11,7 @@ from gemma_ops.config.judge import JudgeConfig
 from gemma_ops.errors import ConfigError, DataError
 from gemma_ops.evaluation import gates
 from gemma_ops.evaluation.judge import calibrate, calibration, lineage
+from gemma_ops.evaluation.judge.calibration_words import lines
 from gemma_ops.evaluation.judge.correction import Corrected, Correction, Share
 from gemma_ops.evaluation.judge.judged import WIN_RATE, evidence_for
 from gemma_ops.evaluation.judge.material import Side
@@ -270,6 +271,43 @@ def test_labels_that_cannot_be_used_are_told_with_their_line(tmp_path, row, prob
     path.write_text(json.dumps(row) + "\n")
     with pytest.raises(DataError, match=problem):
         calibrate.read_labels(path, "pairwise", ITEMS)
+
+
+def test_two_people_are_compared_only_on_enough_labels(tmp_path):
+    """Of five items kappa is chance; and where one of two gave one label throughout, it is 0 whatever the other said."""
+    one = [
+        calibrate.Label(pair.id, "pairs", "tie" if index % 2 else "first", "first") for index, pair in enumerate(ITEMS)
+    ]
+    told = []
+    for count in (5, 60):
+        (tmp_path / str(count)).mkdir()
+        settings = JudgeConfig(judges=("j",))
+        found = calibrate.calibrate(
+            tmp_path / str(count),
+            ITEMS,
+            one[:count],
+            [Judge(honest, name="j")],
+            RUBRIC,
+            settings,
+            first=TUNED,
+            second=RIVAL,
+        )
+        assert found.people is None
+        told.append(next(line for line in lines(found, tmp_path) if "two people" in line))
+    assert "not enough labels" in told[0]
+    assert "not defined" in told[1]
+    enough = lines(calibrated(tmp_path, [erring(0.1)]), tmp_path)
+    assert any("two people   kappa 0.8" in line for line in enough)
+
+
+def test_halves_of_few_items_do_not_pass_for_many():
+    """Nine halves and one win: their variance is known from one item, so it is drawn towards that of yes and no."""
+    share = Share.of(Sample.of([1.0] + [0.5] * 9))
+    assert 10 < share.n < 40  # 99 as it stands
+    assert Correction(Share(0.5, 300), share, share).freedom == 9
+    # Of many items little is drawn, and of yes or no nothing.
+    assert Share.of(Sample.of([1.0, 0.5, 0.5, 0.0] * 500)).n == pytest.approx(4000, rel=0.01)
+    assert Share.of(Sample.of([1.0, 0.0, 1.0])).n == 3
 
 
 def test_more_labels_are_asked_for_where_rows_do_not_help():

@@ -167,9 +167,12 @@ def test_private_rows_reach_no_service(biased, tmp_path):
     lines = other.read_text().splitlines()
     lines[5] = json.dumps(json.loads(lines[5]) | {"privacy": "local_only"})
     other.write_text("\n".join(lines) + "\n")
-    with pytest.raises(BoundaryError):
+    with pytest.raises(BoundaryError) as caught:
         judge(biased, tmp_path, "run", "--first", mine, "--second", other, "--judge", JUDGE)
     assert not biased.log
+    # Rows are counted, not the questions made of them (two answers are equal); and it is said where their privacy is written.
+    assert "1 of 7 rows that need a judge are local_only" in caught.value.what
+    assert "of files in every row" in caught.value.fix
 
 
 def test_what_is_missing_is_said(biased, tmp_path):
@@ -181,3 +184,38 @@ def test_what_is_missing_is_said(biased, tmp_path):
     other.write_text('{"id": "elsewhere", "answer": "x"}\n')
     with pytest.raises(DataError, match="no row in common"):
         judge(biased, tmp_path, "run", "--first", mine, "--second", other, "--judge", JUDGE)
+
+
+def test_rows_of_one_file_alone_are_counted(biased, tmp_path, capsys):
+    mine, other = files(tmp_path, 8)
+    other.write_text("".join(f"{line}\n" for line in other.read_text().splitlines()[2:]))
+    mine.write_text("".join(f"{line}\n" for line in mine.read_text().splitlines()[:-1]))
+    judge(biased, tmp_path, "run", "--first", mine, "--second", other, "--judge", JUDGE, "--out", tmp_path / "out")
+    told = capsys.readouterr()
+    assert "mine against other: 5 rows" in told.out
+    assert f"2 rows of {mine} left out: {other} has no such id (one: q0)" in told.err
+    assert f"1 row of {other} left out: {mine} has no such id (one: q7)" in told.err
+
+
+def test_a_file_that_is_not_there_is_told(biased, tmp_path):
+    mine, other = files(tmp_path, 4)
+    gone = tmp_path / "gone.jsonl"
+    for arguments in (
+        ("run", "--first", mine, "--second", gone),
+        ("run", "--first", gone, "--second", other),
+        ("calibrate", "--labels", gone, "--first", mine, "--second", other),
+    ):
+        with pytest.raises(DataError, match=r"gone\.jsonl can't be read: No such file"):
+            judge(biased, tmp_path, *arguments, "--judge", JUDGE)
+
+
+def test_nothing_to_judge_is_told_in_the_verbs_own_words(biased, tmp_path):
+    mine, other = files(tmp_path, 4)
+    for arguments in (("run", "--judge", JUDGE), ("run", "--second", other, "--judge", JUDGE)):
+        with pytest.raises(ConfigError) as caught:
+            judge(biased, tmp_path, *arguments)
+        assert "--first MINE.jsonl" in caught.value.fix
+    with pytest.raises(ConfigError) as caught:
+        judge(biased, tmp_path, "run", "--first", mine, "--second", other, "--judge", "base")
+    assert "judge base: this run has no such model" in caught.value.what
+    assert "evaluate.targets" not in caught.value.fix

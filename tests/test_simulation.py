@@ -14,7 +14,7 @@ from scipy.special import expit
 
 from gemma_ops.config import GateConfig
 from gemma_ops.evaluation import gates, paired, statistics
-from gemma_ops.evaluation.judge import agreement, winrate
+from gemma_ops.evaluation.judge import agreement, calibrate, winrate
 from gemma_ops.evaluation.judge.correction import Corrected, Correction, Share
 from gemma_ops.evaluation.judge.outcome import pairwise
 from gemma_ops.evaluation.judge.record import Judgement
@@ -164,6 +164,24 @@ def test_sensitivity_and_specificity_are_covered():
     holds(held / weight)
 
 
+@pytest.mark.parametrize("n", [8, 10, 15, 24])
+def test_a_judges_errors_are_covered_by_few_labels_with_halves(n):
+    """Summed over every outcome of so few labels, so held at each truth: from hardly a tie to nine ties in ten."""
+    counts = [(wins, ties, n - wins - ties) for wins in range(n + 1) for ties in range(n + 1 - wins)]
+    items = {str(index): str(index) for index in range(n)}
+    values = ([1.0] * wins + [0.5] * ties + [0.0] * losses for wins, ties, losses in counts)
+    found = [calibrate._errors(list(zip(items, scores, strict=True)), items, 0.95) for scores in values]
+    low, high = (np.array([getattr(item, end) for item in found]) for end in ("low", "high"))
+    held = []
+    for ties in (0.1, 0.3, 0.5, 0.7, 0.8, 0.9):
+        for wins in (1 - ties) * np.array([0.5, 0.6, 0.7, 0.8, 0.9, 0.97, 1.0]):
+            chance = stats.multinomial.pmf(counts, n, [wins, ties, max(0.0, 1 - wins - ties)])
+            truth = wins + ties / 2
+            held.append(chance[(low <= truth + 1e-9) & (truth - 1e-9 <= high)].sum())
+    assert min(held) >= 0.94
+    assert np.mean([item.high - item.low for item in found]) < 0.62  # and says something
+
+
 def correction(rng, rows, labels, theta, se, sp):
     """A judge's rate on new rows, and its errors on labelled ones."""
     accepted = min(max(int(rng.binomial(labels, 0.55)), 10), labels - 10)
@@ -210,6 +228,35 @@ def test_the_corrected_win_rate_covers_the_truth():
         low, high = found.ends(1.959964)
         held += low <= wins + ties / 2 <= high
     holds(held / times)
+
+
+@pytest.mark.parametrize("labels", [40, 100])
+def test_few_labels_with_halves_correct_and_gate_as_they_should(labels):
+    """A judge that mostly contradicts itself: two thirds of its outcomes are halves."""
+    rng, held, wrong, times = np.random.default_rng(46), 0, np.zeros(2), 2000
+    confusion = np.array([[0.3, 0.68, 0.02], [0.1, 0.8, 0.1], [0.02, 0.68, 0.3]])
+    points = np.array([1.0, 0.5, 0.0])
+    shares = np.array([0.4, 0.2, 0.4])
+
+    def judged(counts):
+        return np.concatenate(
+            [rng.choice(points, int(count), p=row) for count, row in zip(counts, confusion, strict=True)]
+        )
+
+    for _ in range(times):
+        human = np.maximum(rng.multinomial(labels, shares), 4)
+        found = Correction(
+            Share.of(Sample.of(judged(rng.multinomial(300, shares)))),
+            Share.of(Sample.of(judged([human[0], 0, 0]))),
+            Share.of(Sample.of(1 - judged([0, 0, human[2]]))),
+        )
+        low, high = found.ends(1.959964) if found.skill > 0 else (0.0, 1.0)
+        held += low <= 0.5 <= high
+        if found.skill > 0:  # else no gate is decided
+            evidence = Corrected(Sample.of([0.0] * 300), True, found.value - 0.5, None, found, 0.5)
+            wrong += np.array(evidence.tests(0.0)) <= 0.05
+    assert 0.94 <= held / times <= 0.99  # cut off at the labels it would hold always, and say little
+    assert max(wrong / times) <= 0.05
 
 
 @cache

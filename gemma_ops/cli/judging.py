@@ -25,9 +25,15 @@ SomeConfigs = Annotated[
 ]
 First = Annotated[
     str | None,
-    typer.Option(help="Target of the run whose answers are judged, or a jsonl file of answers.", show_default=False),
+    typer.Option(
+        help="Target of the run whose answers are judged, or a jsonl file of answers: a row has id, prompt (or messages), "
+        "answer, and if you like privacy (local_only unless said), reference, cluster, family, end.",
+        show_default=False,
+    ),
 ]
-Second = Annotated[str | None, typer.Option(help="The other target, or jsonl file.", show_default=False)]
+Second = Annotated[
+    str | None, typer.Option(help="The other target, or jsonl file; two files are paired by id.", show_default=False)
+]
 Judges = Annotated[
     list[str] | None,
     typer.Option("--judge", metavar="TARGET", help="A judge; give several for a panel.", show_default=False),
@@ -83,7 +89,12 @@ def judge_run(
 def judge_calibrate(
     configs: SomeConfigs = None,
     labels: Annotated[
-        Path, typer.Option(help='Human labels: jsonl of {"item", "label", "again"}.', show_default=False)
+        Path,
+        typer.Option(
+            help="Human labels, a jsonl file: item (the id of an answer), label (first, second or tie; for answers alone pass "
+            "or fail, with side: second for the other side's), and if you like again, a second person's label.",
+            show_default=False,
+        ),
     ] = ...,  # type: ignore[assignment]
     first: First = None,
     second: Second = None,
@@ -148,7 +159,8 @@ def _comparisons(
     """The judge settings with what the command line says, and the answers it names."""
     from dataclasses import replace
 
-    from gemma_ops import recipes
+    from gemma_ops import console, recipes
+    from gemma_ops.errors import ConfigError
     from gemma_ops.evaluation.judge import comparing
     from gemma_ops.evaluation.task import load_all
 
@@ -158,6 +170,12 @@ def _comparisons(
     rivals: list[str | None] = [second] if second else list(settings.versus)
     if settings.mode == "pointwise" and not rivals:
         rivals = [None]
+    if not first.endswith(".jsonl") and ((second or "").endswith(".jsonl") or not config.evaluate.tasks):
+        raise ConfigError(
+            "it is not said what to judge",
+            "give two files: --first MINE.jsonl --second OTHER.jsonl (the second only for pairs); or the configuration of a "
+            "finished evaluation",
+        )
     if first.endswith(".jsonl"):
         rival = Path(second) if second else None
         found = [comparing.of_files(Path(first), rival)]
@@ -166,6 +184,8 @@ def _comparisons(
         tasks = list(load_all(recipes.tasks(config), source.path if source else None))
         evaluated = Path(config.machine.runs) / config.name / "evaluate"
         found = [one for rival in rivals for one in comparing.of_run(evaluated, tasks, first, rival)]
+    for line in (line for one in found for line in one.apart):
+        console.err().print(line, markup=False)
     if rubric:
         text = _text(rubric)
         found = [replace(one, rubric=text) for one in found]
@@ -175,9 +195,14 @@ def _comparisons(
 def _open(config: RunConfig, settings: JudgeConfig) -> list[Target]:
     from gemma_ops.evaluation.judge import pipeline
 
-    steps = {name: folder for name in ("merge", "quantize") if (folder := _step(config, name))}
+    steps = {name: folder for name in ("fetch", "merge", "quantize") if (folder := _step(config, name))}
     return pipeline.open_judges(
-        settings.judges, config.machine, run=config.name, tuned=steps.get("merge"), quantized=steps.get("quantize")
+        settings.judges,
+        config.machine,
+        run=config.name,
+        base=steps.get("fetch"),
+        tuned=steps.get("merge"),
+        quantized=steps.get("quantize"),
     )
 
 

@@ -58,10 +58,10 @@ def import_log(
     """Take in the answers of another program's log, grade them here, and compare them pairwise with other targets."""
     from gemma_ops import console, share
     from gemma_ops.evaluation.interop.compare import read, report
+    from gemma_ops.evaluation.interop.documents import load
     from gemma_ops.evaluation.interop.intake import take
-    from gemma_ops.evaluation.task import load_task
 
-    loaded = load_task(share.find("eval", task), source)
+    loaded = load(share.find("eval", task), source)
     rivals = read(versus, loaded) if versus else []  # before anything is written
     result = report(loaded, take(log, loaded, target, out), out, rivals)
     if as_json:

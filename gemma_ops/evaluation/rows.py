@@ -24,6 +24,8 @@ def read(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         yield from reader(path)
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 (byte {error.start})", "save the file as UTF-8") from error
+    except OSError as error:
+        raise DataError(f"{path} can't be read: {error.strerror or error}", "correct the path") from error
 
 
 def _jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -141,8 +141,12 @@ def mean_bound(sample: Sample, alpha: float, *, upper: bool = False) -> float:
 
 def _wilson(sample: Sample, z: float) -> tuple[float, float]:
     mean = min(max(sample.mean, 0.0), 1.0)
+    return wilson(mean, sample.effective(mean * (1 - mean)), z)
+
+
+def wilson(mean: float, n: float, z: float) -> tuple[float, float]:
+    """Both ends of Wilson's interval of a mean in [0, 1] that n independent yes/no rows would know as well."""
     variance = mean * (1 - mean)
-    n = sample.effective(variance)
     shrink = 1 + z * z / n
     centre = (mean + z * z / (2 * n)) / shrink
     half = z * (variance / n + z * z / (4 * n * n)) ** 0.5 / shrink

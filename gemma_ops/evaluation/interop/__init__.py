@@ -17,6 +17,7 @@ renders what `gemma_ops.data.chat` renders, for every size. A log whose prompts 
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -32,4 +33,5 @@ def export(folder: Path, to: Program, out: Path, *, source: Path | None = None, 
     from gemma_ops.evaluation.interop import to_inspect, to_lm_eval
 
     write = to_lm_eval.write if to == "lm-eval" else to_inspect.write
-    return write(folder, out, source=source, rows=rows)
+    # `made/..` is a place only once `made` is there, so it is spelled out.
+    return write(folder, Path(os.path.normpath(out)), source=source, rows=rows)

@@ -24,12 +24,15 @@ COPY = "task"
 
 def prepare(folder: Path, out: Path, *, source: Path | None, rows: int | None) -> Task:
     """Load and check the task, make `out`, and put a copy of the task into it. Raises ConfigError, DataError."""
-    task = load_task(folder, source).first(rows)
+    task = load(folder, source).first(rows)
     validate(task)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out} is not an empty folder", "give --out a folder that is empty or doesn't exist yet")
     copy = out / COPY
-    copy.mkdir(parents=True)
+    try:
+        copy.mkdir(parents=True)
+    except OSError as error:
+        raise ConfigError(f"{copy} can't be made: {error.strerror or error}", "give --out another folder") from error
     data = task.file.data
     names = {"task.yaml", data.path, task.file.system, task.file.rubric}
     names |= {getattr(metric, "file", None) for metric in task.file.metrics}
@@ -40,6 +43,15 @@ def prepare(folder: Path, out: Path, *, source: Path | None, rows: int | None) -
         (copy / data.from_source).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile((source if source.is_dir() else source.parent) / data.from_source, copy / data.from_source)
     return task
+
+
+def load(folder: Path, source: Path | None) -> Task:
+    """The task, and an absent data folder told in the words of these verbs."""
+    try:
+        return load_task(folder, source)
+    except DataError as error:
+        fix = error.fix.replace("--set data.path=FOLDER", "--source FOLDER").replace("point data.path at", "give")
+        raise DataError(error.what, fix) from error
 
 
 def origin(task: Task) -> dict[str, Any]:

@@ -45,6 +45,11 @@ def read(path: Path) -> list[Reply]:
         raise DataError(f"{path} does not exist", "give a samples_*.jsonl of lm_eval --log_samples, or an Inspect log")
     if path.suffix == ".jsonl":
         return list(_samples(path))
+    if path.suffix == ".json" and path.name.startswith("results_"):
+        raise DataError(
+            f"{path} holds lm_eval's totals and no answers",
+            "give the samples_*.jsonl that `lm_eval --log_samples` writes beside it",
+        )
     if path.suffix in (".eval", ".json"):
         return list(_inspected(path))
     raise DataError(f"{path} is no log that is known here", "give samples_*.jsonl of lm_eval, or .eval of Inspect")

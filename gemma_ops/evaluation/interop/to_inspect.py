@@ -63,6 +63,8 @@ def write(folder: Path, out: Path, *, source: Path | None, rows: int | None) -> 
     return [
         f"{len(task.rows)} rows of {task.name} in {out}; run them with",
         f"  inspect eval {out / function}.py@{function} --model hf/local -M model_path=CHECKPOINT -M do_sample=false \\",
-        """    -M 'tokenizer_call_args={"add_special_tokens": false}'  # the template has written <bos> already""",
+        "    --max-connections 1 -M batch_size=1 \\",
+        """    -M 'tokenizer_call_args={"add_special_tokens": false}'""",
+        "one row at a time, for a batch is padded and may then decode otherwise; no <bos>, for the template has written it",
         *documents.warnings(task),
     ]

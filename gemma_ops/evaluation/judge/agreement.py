@@ -39,11 +39,14 @@ def kappa_interval(
     *,
     times: int = 1000,
 ) -> Interval | None:
-    """Kappa with its two-sided interval; None where kappa is not defined. See the module for the method."""
+    """Kappa with its two-sided interval. See the module for the method.
+
+    None where kappa is not defined, and where one rater gave one label throughout: kappa is then 0 whatever the other says.
+    """
     tables = _tables(first, second, clusters)
     value = kappa(first, second)
     groups, n = len(tables), len(first)
-    if value is None or groups < 2:
+    if value is None or groups < 2 or 1 in (len(set(first)), len(set(second))):
         return None
     method = "bootstrap, Fisher's z"
     if value >= 1 - 1e-12:

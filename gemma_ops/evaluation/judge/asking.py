@@ -7,13 +7,14 @@ from dataclasses import asdict, replace
 
 from gemma_ops import journal
 from gemma_ops.answer import Prompt
+from gemma_ops.errors import BoundaryError
 from gemma_ops.evaluation.judge import record
 from gemma_ops.evaluation.judge.canaries import Question
 from gemma_ops.evaluation.judge.material import Pair
 from gemma_ops.evaluation.judge.protocol import Mode, Protocol
 from gemma_ops.evaluation.judge.record import Judgement, JudgementFile, Place
 from gemma_ops.evaluation.scoring import FAILED
-from gemma_ops.targets.base import Target, guard
+from gemma_ops.targets.base import Target
 from gemma_ops.targets.structured import ask
 
 
@@ -60,7 +61,7 @@ def collect(
         Prompt(protocol.messages(question.pair, question.answers), question.pair.privacy, question.pair.id, question.place.repeat)
         for question in asked
     ]  # fmt: skip
-    guard(judge, prompts, "the answers to be judged")
+    _guard(judge, asked)
     keys = [
         record.key(judge.name, judge.identity, prompt.messages, schema, question.place.repeat)
         for question, prompt in zip(asked, prompts, strict=True)
@@ -82,6 +83,19 @@ def collect(
         done += len(part)
         journal.record(target=judge.name, done=done, total=len(asked))
     return [_placed(file.known[key], question) for key, question in zip(keys, asked, strict=True)]
+
+
+def _guard(judge: Target, asked: Sequence[Question]) -> None:
+    """Refuse before the first question is sent; a row is asked about several times, and counted once."""
+    rows = {question.pair.id: question.pair.privacy for question in asked}
+    hidden = [name for name, privacy in rows.items() if privacy not in judge.sees]
+    if hidden:
+        raise BoundaryError(
+            f"{len(hidden)} of {len(rows)} rows that need a judge are {rows[hidden[0]]} and {judge.name} may not see them (the "
+            f"first: {hidden[0]})",
+            "take a judge on this machine; or, if they may leave it, relax `privacy`: of a task in its task.yaml, of files in "
+            'every row of both ("privacy": "paid" or "any"; a row without it is local_only)',
+        )
 
 
 def _placed(found: Judgement, question: Question) -> Judgement:

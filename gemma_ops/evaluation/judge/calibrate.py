@@ -1,6 +1,6 @@
 """Judges against people: ask the judges about labelled items, and measure how they agree and how they err.
 
-Labels are a jsonl file: `{"item": "q17", "label": "first"}`, with `first`, `second` or `tie` for pairs and `pass` or `fail`
+Labels are a jsonl file: `{"item": "q17", "label": "first"}`, where `item` is the `id` of an answer, with `first`, `second` or `tie` for pairs and `pass` or `fail`
 for answers alone (then `"side": "second"` for the other side's answer). A second person's label goes into `again`; how
 far two people agree is the most that can be asked of a judge.
 """
@@ -111,7 +111,9 @@ def calibrate(
         [label.label for label in twice], [str(label.again) for label in twice], [names[x.item] for x in twice], confidence, seed
     ) if twice else None  # fmt: skip
     families = panel.kinship(first, second, teachers)
-    return Calibration(settings.mode, protocol.hash, families, len(labels), confidence, people, tuple(found))
+    return Calibration(
+        settings.mode, protocol.hash, families, len(labels), confidence, people, tuple(found), len(twice)
+    )
 
 
 def _known(
@@ -156,8 +158,9 @@ def _errors(scored: Sequence[tuple[str, float]], names: dict[str, str], confiden
     if not scored:
         return None
     sample = Sample.of([score for _, score in scored], [names[item] for item, _ in scored])
-    found = statistics.mean_interval(sample, confidence)
-    return Errors(found.value, found.low, found.high, found.n, Share.of(sample).n)
+    share = Share.of(sample)
+    low, high = statistics.wilson(share.value, share.n, sample.quantile((1 - confidence) / 2))
+    return Errors(share.value, low, high, sample.n, share.n)
 
 
 def _word(score: float, mode: Mode) -> str:

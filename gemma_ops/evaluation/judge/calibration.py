@@ -26,6 +26,8 @@ KAPPA = 0.4
 """Below this lower bound of kappa a judge may report but not gate."""
 ENOUGH = 100
 """Human labels below which a calibration says so."""
+TWICE = 20
+"""Items with a second person's label below which two people's kappa is not told: it would be mostly chance."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Errors:
     """Independent items that would know it as well."""
 
     def share(self) -> Share:
-        return Share(self.value, self.effective)
+        return Share(self.value, self.effective, self.n)
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,8 @@ class Calibration:
     people: Interval | None
     """Kappa between two people on the same items, where a second one labelled."""
     judges: tuple[Known, ...]
+    twice: int = 0
+    """Items with a second person's label."""
 
     def of(self, name: str, identity: str, prompt: str) -> Known | None:
         """What is known of this judge when asked this way; None when identity or wording differ."""

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gemma_ops.evaluation.judge.calibration import ENOUGH, KAPPA, Calibration, Errors, Known
+from gemma_ops.evaluation.judge.calibration import ENOUGH, KAPPA, TWICE, Calibration, Errors, Known
 from gemma_ops.evaluation.statistics import Interval
 
 
 def lines(found: Calibration, path: Path) -> list[str]:
     """Per judge agreement, errors and habits; what it allows; what is weak about it."""
     text = [f"{found.labels:,} labelled items, {found.mode}, {found.confidence:.0%} intervals"]
-    if found.people:
-        text.append(f"  two people   kappa {_span(found.people)}")
+    if found.twice:
+        text.append(f"  two people   {_people(found)}")
     for known in found.judges:
         text += _judge(known)
     if found.labels < ENOUGH:
@@ -24,13 +24,21 @@ def lines(found: Calibration, path: Path) -> list[str]:
     return text
 
 
+def _people(found: Calibration) -> str:
+    if found.twice < TWICE:
+        return f"not enough labels for a kappa: {found.twice:,} items have a second one, and {TWICE} is the least"
+    if found.people is None:
+        return f"kappa not defined on {found.twice:,} items: one of them, or both, gave one label throughout"
+    return f"kappa {_span(found.people)} on {found.twice:,} items"
+
+
 def _judge(known: Known) -> list[str]:
     verdict = "may gate if nothing else forbids it" if known.good else f"may not gate: kappa is not shown to be {KAPPA}"
     text = [
         f"  {known.name}: {verdict}",
         f"    kappa {_span(known.kappa)}   equal labels {_span(known.agreement)}   on {known.labels:,} items"
         + (f", {known.lost:,} without a valid verdict" if known.lost else ""),
-        f"    sensitivity {_span(known.sensitivity)}   specificity {_span(known.specificity)}",
+        f"    sensitivity {_rate(known.sensitivity)}   specificity {_rate(known.specificity)}",
         f"    rate by the judge {known.judge_rate:.3f}, by people {known.human_rate:.3f}",
     ]
     habits = []
@@ -41,6 +49,10 @@ def _judge(known: Known) -> list[str]:
     if failed:
         habits.append(f"FAILED {len(failed)} of {len(known.details['canaries'])} canaries")
     return [*text, *([f"    {', '.join(habits)}"] if habits else [])]
+
+
+def _rate(found: Errors | None) -> str:
+    return _span(found) + (f" of {found.n:,}" if found else "")
 
 
 def _span(found: Interval | Errors | None) -> str:

@@ -34,6 +34,8 @@ class Comparison:
     rubric: str
     first: Side
     second: Side | None
+    apart: tuple[str, ...] = ()
+    """What was left out because only one file holds it, in words."""
 
     @property
     def folder(self) -> str:
@@ -140,10 +142,24 @@ def of_files(first: Path, second: Path | None, rubric: str = "") -> Comparison:
         )
     if not pairs:
         raise DataError(f"{first} and {second} have no row in common", "rows are matched by `id`")
+    apart = _apart(first, mine, second, other)
     sides = [
         _side(path, rows) for path, rows in ((first, mine), (second, other)) if path is not None and rows is not None
     ]
-    return Comparison("", pairs, rubric, sides[0], sides[1] if len(sides) > 1 else None)
+    return Comparison("", pairs, rubric, sides[0], sides[1] if len(sides) > 1 else None, apart)
+
+
+def _apart(
+    first: Path, mine: Mapping[str, Any], second: Path | None, other: Mapping[str, Any] | None
+) -> tuple[str, ...]:
+    if second is None or other is None:
+        return ()
+    lone = [(first, mine.keys() - other.keys(), second), (second, other.keys() - mine.keys(), first)]
+    return tuple(
+        f"{len(ids):,} {'row' if len(ids) == 1 else 'rows'} of {path} left out: {rival} has no such id (one: {min(ids)})"
+        for path, ids, rival in lone
+        if ids
+    )
 
 
 def _read(path: Path) -> dict[str, dict[str, Any]]:

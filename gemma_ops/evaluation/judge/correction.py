@@ -18,8 +18,13 @@ were the margin (their maximum-likelihood values, by EM over who is truly accept
 standard errors there. With half an item taken off, and Student's quantile for the smaller of the two labelled groups, it
 errs .04 to .05 at a nominal .05.
 
-Items in clusters, and pairs that count one half, enter with their effective number (`statistics.py`). A pair's ½ is
-treated as linear: on items that people call a tie the judge is taken to give the mean of both rates.
+Items in clusters, and pairs that count one half, enter with their effective number (`statistics.py`). Halves truly vary
+less than yes and no do, but of few items one can't tell by how much: of ten where nine are a half and one is whole, the
+plain number is 99. So where it exceeds the items themselves, their variance is drawn towards that of yes and no by two
+pseudo-items, as the rates are, and degrees of freedom count items. Simulated with 8 to 24 items an interval of a rate then
+holds at least .94 at every truth, where the plain number held .92 at some. Cutting the number off at the items would hold
+.96 to 1 and make a corrected rate's interval up to 1.7 times as wide, with 100 labels too. A pair's ½ is treated as linear:
+on items that people call a tie the judge is taken to give the mean of both rates.
 """
 
 from __future__ import annotations
@@ -33,6 +38,8 @@ from scipy import stats
 from gemma_ops.evaluation import gates, plan
 from gemma_ops.evaluation.statistics import Interval, Sample
 
+_PULL = 2
+"""Pseudo-items that draw a variance towards that of yes and no."""
 _STEPS = 200
 """Most EM steps; few are needed."""
 
@@ -43,12 +50,17 @@ class Share:
 
     value: float
     n: float
+    items: float = math.inf
+    """Independent items it was counted on, where n may say more than they do."""
 
     @classmethod
     def of(cls, sample: Sample) -> Share:
         """The mean of a sample in [0, 1]."""
         mean = min(max(sample.mean, 0.0), 1.0)
-        return cls(mean, sample.effective(mean * (1 - mean)))
+        n, groups = sample.effective(mean * (1 - mean)), sample.groups
+        if n > sample.n:
+            n = (groups - 1 + _PULL) / ((groups - 1) / n + _PULL / sample.n)
+        return cls(mean, n, groups)
 
 
 @dataclass(frozen=True)
@@ -108,7 +120,7 @@ class Correction:
     @property
     def freedom(self) -> float:
         """Degrees of freedom of the score: labels of the smaller group less one."""
-        return max(min(self.sensitivity.n, self.specificity.n) - 1, 1.0)
+        return max(min(min(share.n, share.items) for share in (self.sensitivity, self.specificity)) - 1, 1.0)
 
     def interval(self, confidence: float, n: int, clusters: int) -> Interval:
         """Two-sided interval that covers the uncertainty of both samples."""

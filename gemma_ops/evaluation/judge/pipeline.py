@@ -8,12 +8,14 @@ from pathlib import Path
 
 from gemma_ops.config import EvaluateConfig, MachineConfig
 from gemma_ops.config.judge import JudgeConfig
+from gemma_ops.errors import ConfigError
 from gemma_ops.evaluation.judge import calibration, comparing, lineage, panel, rubric
 from gemma_ops.evaluation.judge.comparing import Comparison
 from gemma_ops.evaluation.judge.judged import Judged
 from gemma_ops.evaluation.judge.material import Side
 from gemma_ops.evaluation.scoring import Graded
 from gemma_ops.targets import open_target
+from gemma_ops.targets import spec as specs
 from gemma_ops.targets.base import Target
 
 
@@ -53,11 +55,24 @@ def open_judges(
     with ExitStack() as opened:
         found: list[Target] = []
         for spec in dict.fromkeys(specs):
+            _made(spec, base, tuned, quantized)
             judge = open_target(spec, machine, run=run, use="judge", base=base, tuned=tuned, quantized=quantized)
             opened.callback(judge.close)
             found.append(judge)
         opened.pop_all()
     return found
+
+
+def _made(spec: str, base: Path | None, tuned: Path | None, quantized: Path | None) -> None:
+    """Raises ConfigError for a judge that is a model of the run, where the run hasn't made it."""
+    kind = specs.parse(spec).kind
+    needed = {"base": base, "tuned": tuned, "quantized": quantized and (tuned or base)}
+    if kind in needed and not needed[kind]:
+        raise ConfigError(
+            f"judge {spec}: this run has no such model",
+            "name a finished run's configuration, or another judge: --judge with gemini:MODEL, openai:URL#MODEL, "
+            "gguf:FILE@TOKENIZER, or a checkpoint's folder",
+        )
 
 
 def judge_all(
