@@ -79,6 +79,11 @@ class Follower:
     def step_record(self, run: Run, step: str, record: Record) -> None:
         if "message" in record:
             self._console.print(Text(f"  {record['message']}", style="dim"))
+        if record.get("event") == "gemini" and record.get("from_store"):
+            stored, asked = record["from_store"], record["answers"]
+            self._console.print(
+                Text(f"  {stored:,} of {asked:,} answers of Gemini were in the store and cost nothing now", style="dim")
+            )
         if "step" not in record:
             return
         total = record.get("steps") or record.get("total")

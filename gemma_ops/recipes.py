@@ -102,21 +102,38 @@ def needs(module: str, extra: str, what: str) -> None:
         raise MachineError(f"{what} needs the package {module}", f"pip install 'gemma-ops[{extra}]'")
 
 
-def step_names(name: str) -> set[str] | None:
-    """Names of the steps a recipe makes, read from its text; None when one of them is only known when it runs."""
+def steps(name: str) -> dict[str, frozenset[str] | None] | None:
+    """Steps a recipe makes, in order, each with the names of its inputs, read from its text.
+
+    None for the whole when a step's name is only known when it runs, and for the inputs of one that are (`**inputs`).
+    """
     tree = ast.parse(share.find("recipes", name, ".py").read_text(encoding="utf-8"))
-    names = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "step":
-            given = next((keyword.value for keyword in node.keywords if keyword.arg == "name"), None)
-            first = node.args[0] if node.args else None
-            if isinstance(given, ast.Constant):
-                names.add(str(given.value))
-            elif given is None and isinstance(first, ast.Name):
-                names.add(first.id)
-            else:
-                return None
-    return names
+    calls = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "step"
+    ]
+    # A step made for another one's input stands inside of it, and ends before it.
+    calls.sort(key=lambda node: (node.end_lineno, node.end_col_offset))
+    found: dict[str, frozenset[str] | None] = {}
+    for node in calls:
+        given = next((keyword.value for keyword in node.keywords if keyword.arg == "name"), None)
+        first = node.args[0] if node.args else None
+        inputs = [keyword.arg for keyword in node.keywords]
+        known = frozenset(name for name in inputs if name) if None not in inputs else None
+        if isinstance(given, ast.Constant):
+            found[str(given.value)] = known
+        elif given is None and isinstance(first, ast.Name):
+            found[first.id] = known
+        else:
+            return None
+    return found
+
+
+def step_names(name: str) -> set[str] | None:
+    """Names of the steps a recipe makes; None when one of them is only known when it runs."""
+    found = steps(name)
+    return None if found is None else set(found)
 
 
 def check_steps(recipe: str, wanted: Iterable[str]) -> None:

@@ -164,11 +164,11 @@ class TestInputs:
     def test_a_device_brings_its_list_price(self, config):
         from gemma_ops import devices
 
-        own, *_ = breakeven_inputs.read(config, Given(device="l4"))
+        own, *_ = breakeven_inputs.read(config, Given(device="l4", tokens_per_second=1500))
         assert own.dollars_per_hour == devices.get("l4").dollars
         assert devices.get("l4").priced in own.price_from
         with pytest.raises(ConfigError, match="no known price"):
-            breakeven_inputs.read(config, Given(device="cpu"))
+            breakeven_inputs.read(config, Given(device="cpu", tokens_per_second=1500))
 
     def test_an_hour_costs_what_it_did_where_the_speed_was_measured(self, config, tmp_path):
         path = tmp_path / "runs" / "banking77" / "evaluate" / "verdict.json"
@@ -348,3 +348,100 @@ class TestCommands:
         body = json.loads(cli(*given, "--json").stdout)
         assert body["own"]["answers_per_month_at_most"] == 32_850_000
         assert {offer["name"] for offer in body["offers"]} >= {"gemini-3.8-flash", "gemini-4-argon"}
+
+
+class TestOfWhichMachine:
+    """A price belongs to the machine whose speed it is divided by, and tokens to the model that made them."""
+
+    def verdict(self, tmp_path, **body):
+        path = tmp_path / "runs" / "banking77" / "evaluate" / "verdict.json"
+        path.write_text(json.dumps({"results": RESULTS, **body}))
+
+    @pytest.mark.parametrize(
+        "machine",
+        [None, {"dollars": None, "from": "no list price of this processor"}, {"dollars": 4, "from": "H200, x"}],
+    )
+    def test_the_speed_of_one_is_not_priced_as_another(self, config, tmp_path, machine):
+        self.verdict(tmp_path, machine=machine)
+        with pytest.raises(ConfigError, match="measured elsewhere") as caught:
+            breakeven_inputs.read(config, Given(device="l4"))
+        assert "--tokens-per-second" in caught.value.fix
+
+    def test_the_same_machine_is_no_problem(self, config, tmp_path):
+        from gemma_ops import devices
+
+        known = devices.get("l4")
+        self.verdict(tmp_path, machine={"dollars": 1.0, "from": f"{known.name}, {known.priced}"})
+        assert breakeven_inputs.read(config, Given(device="l4"))[0].dollars_per_hour == known.dollars
+
+    def test_tokens_of_a_rehearsal_are_called_that(self, config, tmp_path):
+        def text():
+            own, work, measured = breakeven_inputs.read(config, Given())
+            return " ".join(breakeven_text.lines(breakeven.compare(own, work, at=AT, measured=measured)))
+
+        assert "priced at the tokens they used themselves" in text()
+        place = {"gemini:gemini-3.8-flash@low": {"place": "rehearsal: answered by an emulator"}}
+        self.verdict(tmp_path, targets=place)
+        assert "NOT MEASURED: the tokens of gemini-3.8-flash@low" in text()
+        assert "priced at the tokens they used themselves" not in text()
+
+
+class TestAskingForALedger:
+    @pytest.fixture
+    def told(self, monkeypatch, tmp_path):
+        from gemma_ops.cli import app, guarded
+
+        monkeypatch.chdir(tmp_path)
+
+        def call(capsys, *arguments):
+            monkeypatch.setattr("sys.argv", ["gemma-ops", *arguments])
+            code = guarded(app)
+            found = capsys.readouterr()
+            return code, found.out + found.err
+
+        return call
+
+    def rehearsed(self, path, run="first"):
+        ledger = Ledger(path, run=run, run_cap=10**9, project_cap=None)
+        ledger.settle(ledger.reserve("k", model="gemini-3.8-flash", use="judge", tier="standard", worst=9), 5)
+        ledger.close()
+
+    def test_an_unknown_run(self, told, capsys, tmp_path):
+        self.rehearsed(tmp_path / "runs" / "gemini.sqlite")
+        code, text = told(capsys, "cost", "--run", "nope")
+        assert (code, "none of run 'nope'" in text, "runs there are first" in text) == (0, True, True)
+        assert "holds no request" not in text
+
+    def test_files_that_are_no_ledger(self, told, capsys, tmp_path):
+        import sqlite3
+
+        code, text = told(capsys, "cost", "--ledger", "nofile")
+        assert (code, "there is no ledger nofile" in text) == (3, True)
+        (tmp_path / "notes.txt").write_text("no ledger at all, but long enough to be one " * 40)
+        code, text = told(capsys, "cost", "--ledger", "notes.txt")
+        assert (code, "is no ledger" in text, "make room" in text) == (3, True, False)
+        other = sqlite3.connect(tmp_path / "other.db")
+        other.execute("CREATE TABLE x (y)")
+        other.close()
+        code, text = told(capsys, "cost", "--ledger", "other.db")
+        assert (code, "is no ledger" in text) == (3, True)
+
+    def test_a_rehearsal_is_pointed_to(self, told, capsys, tmp_path):
+        self.rehearsed(tmp_path / "runs" / "gemini.rehearsal.sqlite")
+        code, text = told(capsys, "cost")
+        assert (code, "nothing was spent" in text) == (0, True)
+        assert re.search(r"rehearsed .* 1 requests? .*gemini\.rehearsal\.sqlite", text)
+
+    def test_a_page_that_can_not_be_written(self, told, capsys):
+        given = ["cost", "compare", "banking77", "--prompt-tokens", "800", "--new-tokens", "120"]
+        given += ["--tokens-per-second", "1500", "--set", "machine.dollars_per_hour=0.78", "--html", "no/where/x.html"]
+        code, text = told(capsys, *given)
+        assert (code, "x.html can't be written" in text) == (5, True)
+
+    def test_a_port_that_does_not_exist(self, told, capsys):
+        from gemma_ops.gemini.emulator import Emulator
+
+        code, text = told(capsys, "dev", "gemini-emulator", "--port", "99999")
+        assert (code, "65535" in text) == (2, True)
+        with pytest.raises(ConfigError, match="no port 99999"):
+            Emulator(port=99999).start()

@@ -82,10 +82,14 @@ def spent(path):
 
 @pytest.mark.slow
 def test_killed_three_times_it_ends_with_the_same_rows_and_pays_for_nothing_twice(tmp_path):
-    """The main process is killed with SIGKILL at random moments of its requests, three times; then it is run to the end."""
+    """The main process is killed with SIGKILL at random moments of its requests, three times; then it is run to the end.
+
+    At most 30 of the 80 requests are waited for, so that even with what a slow machine sends after each wait the last kill
+    still meets a run that has something to ask.
+    """
     write_documents(tmp_path / "documents", 20)
-    draw = random.Random()
-    told = []
+    seed = random.randrange(10**6)
+    draw, told = random.Random(seed), [f"seed {seed}"]
     with Emulator(teach, seed=5, latency=0.12) as calm:
         whole = configuration(tmp_path / "whole", calm.url)
         finish(whole)
@@ -93,17 +97,17 @@ def test_killed_three_times_it_ends_with_the_same_rows_and_pays_for_nothing_twic
         path = configuration(tmp_path / "killed", emulator.url)
         for _ in range(3):
             process, before = start(path), len(emulator.log)
-            wanted, until = draw.randint(1, 18), time.monotonic() + 60
+            wanted, until = draw.randint(1, 10), time.monotonic() + 60
             while len(emulator.log) - before < wanted and time.monotonic() < until and process.poll() is None:
                 time.sleep(0.005)
             time.sleep(draw.uniform(0, 0.15))
-            assert process.poll() is None, process.communicate()
+            assert process.poll() is None, (told, process.communicate())
             os.kill(process.pid, signal.SIGKILL)
             process.communicate()
             told.append(f"after {len(emulator.log) - before} requests")
             assert not (path.parent / "runs" / "distilled" / "synthesize").exists()
             paid = spent(path)
-            assert paid.total <= nanodollars(CAP)
+            assert paid.total <= nanodollars(CAP), told
         finish(path)
         log, bill = emulator.log, emulator.billed()
     steps = [folder.parent / "runs" / "distilled" / "synthesize" for folder in (whole, path)]
@@ -113,10 +117,10 @@ def test_killed_three_times_it_ends_with_the_same_rows_and_pays_for_nothing_twic
         verify_artifact(step)
     asked = Counter(entry.digest for entry in log)
     assert max(asked.values()) == 1, told
-    assert len(bill) == len(log) == len(calm.log)
+    assert len(bill) == len(log) == len(calm.log), told
     # The ledger knows each request the service would bill, and agrees with it to the token.
     paid = spent(path)
-    assert (paid.requests, paid.reserved, paid.lost) == (len(bill), 0, 0)
+    assert (paid.requests, paid.reserved, paid.lost) == (len(bill), 0, 0), told
     assert paid.settled == spent(whole).settled
     usage = json.loads((steps[1] / "report.json").read_text())["usage"]
     assert usage["requests"] == len(bill)

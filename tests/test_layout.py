@@ -65,6 +65,7 @@ LEVELS = [
     {"nano", "training", "export", "evaluation", "registry"},
     {"synth"},
     {"summary", "recipes"},
+    {"preflight"},
     {"cli"},
     {"__main__"},
 ]

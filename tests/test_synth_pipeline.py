@@ -5,26 +5,36 @@ from __future__ import annotations
 import json
 import random
 import re
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from gemini import machine_for
 from synth_world import document, row, sentences, shown, teach, write_documents
 
-from gemma_ops.config import DataConfig, MachineConfig, ModelConfig, SynthConfig
+from gemma_ops.answer import Prompt
+from gemma_ops.config import DataConfig, GeminiConfig, MachineConfig, ModelConfig, RunConfig, SynthConfig
 from gemma_ops.data import prepare
 from gemma_ops.data.example import read_rows
 from gemma_ops.errors import BoundaryError, BudgetError, ConfigError, DataError
+from gemma_ops.gemini import prices, wire
 from gemma_ops.gemini.emulator import Emulator, Reply
 from gemma_ops.gemini.notice import TERMS
+from gemma_ops.gemini.usage import Usage
 from gemma_ops.nano import WEIGHTS
-from gemma_ops.synth import inputs, synthesize, teacher_model
+from gemma_ops.synth import inputs, judging, synthesize, teacher_model
+from gemma_ops.synth.bill import BYTES, Planned, bill, written
 from gemma_ops.synth.estimate import estimate
 from gemma_ops.synth.estimate_text import lines
 from gemma_ops.synth.planning import first, gather
+from gemma_ops.targets.gemini import request
+from gemma_ops.targets.spec import parse
 
 ROOT = Path(__file__).parent.parent
 TEACHER = "gemini:gemini-3.8-flash@low"
+JUDGE = "gemini:gemini-3.5-flash-lite"
+NOW = datetime.now(UTC)
 
 
 @pytest.fixture(autouse=True)
@@ -215,8 +225,12 @@ def test_a_judge_grades_each_row_and_kin_is_named(tmp_path, world):
         low = "euros" in shown_row(body.last)
         return json.dumps({"reason": "Prices change.", "grade": 2 if low else 5})
 
-    _, out, emulator = world(judging, documents=docs, count={"document_qa": 32}, judge="gemini:gemini-3.5-flash-lite")
+    metrics, out, emulator = world(
+        judging, documents=docs, count={"document_qa": 32}, judge="gemini:gemini-3.5-flash-lite"
+    )
     report = json.loads((out / "report.json").read_text())
+    assert report["judge"]["dollars"] > 0
+    assert metrics["dollars"] == pytest.approx(report["usage"]["dollars"] + report["judge"]["dollars"])
     rows = lines_of(out / "rows.jsonl")
     assert report["rejected"]["judge"] > 0
     assert report["rejected"]["not_judged"] > 0
@@ -227,8 +241,39 @@ def test_a_judge_grades_each_row_and_kin_is_named(tmp_path, world):
         line["provenance"]["judge"] == {"name": "gemini:gemini-3.5-flash-lite", "grade": 5, "related": True}
         for line in rows
     )
-    assert "Related judge" in (out / "card.md").read_text()
+    card = (out / "card.md").read_text()
+    assert "Related judge" in card
+    assert f"It cost ${report['judge']['dollars']:.4f}" in card
     assert {entry.model for entry in emulator.log} == {"gemini-3.8-flash", "gemini-3.5-flash-lite"}
+
+
+@pytest.mark.parametrize(
+    "judge, front, told",
+    [
+        ("gemini:gemma-4-31b-it", "---\nprivacy: paid\n---\n", "may not see 8 of the sources, which are paid"),
+        ("openai:http://judge.example/v1#qwen3", "---\nprivacy: paid\n---\n", "may not see 8 of the sources"),
+        ("gemini:gemini-9-flash", "", "gemini-9-flash"),
+        ("gemini:gemini-3.5-flash-lite@xhigh", "", "no thinking level"),
+        ("tuned", "", "no model for it"),
+    ],
+)
+def test_a_judge_that_cannot_grade_is_refused_before_the_teacher_is_paid(tmp_path, world, judge, front, told):
+    docs = write_documents(tmp_path / "docs", 4, front=front)
+    with pytest.raises((BoundaryError, ConfigError), match=told):
+        world(documents=docs, count={"document_qa": 8, "evolve": 2}, per_request=1, judge=judge)
+    assert world.log == []
+
+
+def test_a_judge_without_a_budget_is_refused_before_the_local_teacher_writes(tmp_path, monkeypatch):
+    docs = write_documents(tmp_path / "docs", 1)
+    out = tmp_path / "runs" / "x" / "synthesize.partial"
+    out.mkdir(parents=True)
+    settings = SynthConfig(count={"document_qa": 1}, privacy="any", judge="gemini:gemini-3.5-flash-lite")
+    with Emulator() as emulator:
+        machine = machine_for(emulator, tmp_path, budget_usd=None).model_copy(update={"device": "cpu"})
+        with pytest.raises(BudgetError, match=r"the judge .* costs money"):
+            synthesize(out, settings, machine, base=WEIGHTS, documents=docs)
+    assert not (out / "replies.jsonl").exists()
 
 
 def shown_row(text):
@@ -305,7 +350,14 @@ def test_prepare_keeps_documents_on_one_side_and_knows_the_teacher(tmp_path, wor
         assert (line["privacy"], line["group"]) == (written[line["id"]]["privacy"], written[line["id"]]["group"])
     report = json.loads((folder / "report.json").read_text())
     assert report["teachers"] == [
-        {"name": TEACHER, "family": "gemini", "version": "gemini-3.8-flash", "terms": TERMS, "rehearsal": True, "rows": len(written)}
+        {
+            "name": TEACHER,
+            "family": "gemini",
+            "version": "gemini-3.8-flash",
+            "terms": TERMS,
+            "rehearsal": True,
+            "rows": len(written),
+        }
     ]
     assert TEACHER in (folder / "card.md").read_text()
 
@@ -352,8 +404,6 @@ def test_rows_are_spread_over_documents_before_sections_and_the_order_stays(tmp_
 
 
 def test_the_plan_bounds_what_the_run_then_spends(tmp_path, world):
-    from gemma_ops.config import RunConfig
-
     docs = write_documents(tmp_path / "docs", 5)
     synth = SynthConfig(
         teacher=TEACHER, privacy="any", documents=str(docs), count={"document_qa": 30, "evolve": 3}, per_request=3
@@ -375,6 +425,78 @@ def test_the_plan_bounds_what_the_run_then_spends(tmp_path, world):
     hidden = estimate(RunConfig(synth=synth.model_copy(update={"privacy": "local_only"})), inputs(synth))
     assert len(hidden.hidden) == 10
     assert not hidden.items
+
+
+def test_the_plan_counts_the_judge_and_bounds_all_that_is_reserved(tmp_path, world):
+    """Every first reply is long and no JSON, so that every request is repaired."""
+    docs = write_documents(tmp_path / "docs", 4)
+    asked = {"count": {"document_qa": 12, "evolve": 2}, "per_request": 3, "max_new_tokens": 512}
+    synth = SynthConfig(teacher=TEACHER, privacy="any", documents=str(docs), judge=JUDGE, **asked)
+    machine = MachineConfig(gemini={"tier": "paid", "budget_usd": 1.0})
+    made = estimate(RunConfig(synth=synth, machine=machine), inputs(synth))
+    alone = synth.model_copy(update={"judge": None})
+    without = estimate(RunConfig(synth=alone, machine=machine), inputs(alone))
+    assert made.judge.requests == 14
+    assert made.dollars == pytest.approx(without.dollars + made.judge.dollars)
+    assert 0 < made.judge.dollars < made.judge.worst_dollars
+    assert made.worst_dollars == pytest.approx(without.worst_dollars + made.judge.worst_dollars)
+    text = "\n".join(lines(made))
+    for told in (f"judge   {JUDGE} grades 14 rows", "teacher and judge together", "billed again", "the worst case"):
+        assert told in text
+
+    def wasteful(body):
+        if len(body.texts) == 1:
+            return Reply("nothing of the kind " * 90, thought_tokens=300)
+        kind, found = body.schema["properties"], sentences(shown(body.texts[0]))
+        if "grade" in kind:
+            return json.dumps({"reason": "It is supported.", "grade": 5})
+        rows = [row(sentence, "In short, ") for sentence in found[:3]]
+        return json.dumps(rows[0] if "question" in kind else {"rows": rows})
+
+    world(wasteful, documents=docs, judge=JUDGE, near_duplicates=None, **asked)
+    worst = dict.fromkeys((TEACHER, JUDGE), 0)
+    for entry in world.log:
+        room = entry.body["generationConfig"]["maxOutputTokens"]
+        name = TEACHER if entry.model in TEACHER else JUDGE
+        worst[name] += prices.worst(entry.model, prices.prompt_bound(entry.body), room, tier="standard", at=NOW)
+    assert without.dollars * prices.NANO < worst[TEACHER] <= without.worst_dollars * prices.NANO
+    assert made.judge.dollars * prices.NANO < worst[JUDGE] <= made.judge.worst_dollars * prices.NANO
+
+
+def test_the_bill_at_worst_is_what_a_full_reply_and_its_repair_reserve():
+    """Text of many bytes, part of it not written yet, and a reply that fills its limit before it turns out to be invalid."""
+    spec, shape, gemini = parse(TEACHER), judging.Grade, GeminiConfig(tier="paid", budget_usd=1.0)
+    schema, text, later = shape.model_json_schema(), "Größe ꙮ, zwölf Meter. " * 300, "später " * 500
+    planned = Planned("judge", chat(text, "")[:1], schema, 50, len(later.encode()))
+    made = bill([planned], spec, gemini, reply=512, output=100, use="judge")
+    limit, turns = written(spec, 512), chat(text + later, "so on " * (BYTES * written(spec, 512) // 6))
+    repair = [*turns, {"role": "user", "content": "That reply is not valid: rows: Field required\nReply again."}]
+    reserved = 0
+    for messages in (turns[:1], repair):
+        body = wire.body(request(spec, Prompt(messages), 512, use="judge", schema=schema))
+        reserved += prices.worst(spec.model, prices.prompt_bound(body), limit, tier="standard", at=NOW)
+    slack = prices.price(spec.model, Usage(prompt=2048), tier="standard", at=NOW)
+    assert reserved <= round(made.worst * prices.NANO) <= reserved + slack
+    many = bill([replace(planned, times=500)], spec, gemini, reply=512, output=100, use="judge")
+    assert many.tiers == "batch tier"
+    assert many.likely < 500 * made.likely
+    # What an interrupted batch leaves may be too few for another, and then goes one by one.
+    assert many.worst == pytest.approx(500 * made.worst)
+
+
+def test_the_plan_says_when_the_run_would_refuse_its_judge(tmp_path):
+    docs = write_documents(tmp_path / "docs", 1)
+    synth = SynthConfig(documents=str(docs), count={"document_qa": 2}, judge=JUDGE)
+    assert any(
+        "may not be shown to the judge" in note for note in estimate(RunConfig(synth=synth), inputs(synth)).notes
+    )
+    abroad = synth.model_copy(update={"judge": "openai:http://judge.example/v1#qwen3"})
+    made = estimate(RunConfig(synth=abroad), inputs(abroad))
+    assert (made.dollars, made.worst_dollars, len(made.judge.hidden)) == (None, None, 1)
+    assert "whatever openai:http://judge.example/v1#qwen3 asks" in "\n".join(lines(made))
+    unknown = synth.model_copy(update={"judge": "gemini:gemini-9-flash"})
+    with pytest.raises(ConfigError, match="gemini-9-flash"):
+        estimate(RunConfig(synth=unknown), inputs(unknown))
 
 
 def test_a_path_that_is_not_there_is_refused(tmp_path):

@@ -9,8 +9,11 @@ import random
 import pytest
 from synth_world import document, write_documents
 
+from gemma_ops.config import SynthConfig
 from gemma_ops.errors import DataError
 from gemma_ops.synth import evidence
+from gemma_ops.synth.material import read_seeds
+from gemma_ops.synth.planning import gather
 from gemma_ops.synth.sections import split
 from gemma_ops.synth.sources import ingest
 
@@ -101,6 +104,8 @@ def test_every_line_of_json_lines_is_a_document_that_may_be_stricter_than_the_co
         ("a.md", "---\nprivacy: [\n---\nText.", "a.md: the front matter is not YAML"),
         ("a.jsonl", '{"title": "no text"}\n', "a.jsonl:1 has no text"),
         ("a.jsonl", "{broken\n", "a.jsonl:1 can't be read"),
+        ("a.jsonl", '{"text": "fine"}\n{"text": "half \\ud83d of it"}\n', "a.jsonl:2 is no Unicode text"),
+        ("a.jsonl", '{"text": "fine", "license": "\\udc00"}\n', "a.jsonl:1 is no Unicode text"),
         ("a.md", "  \n", "are empty"),
         ("a.docx", "x", "no documents in"),
     ],
@@ -137,6 +142,31 @@ def test_copies_of_a_document_are_one_group(tmp_path):
     first, second, third = ingest(tmp_path, "any").documents
     assert first.group == second.group == third.group
     assert first.sha256 != third.sha256
+
+
+@pytest.mark.parametrize("order", ["ab", "ba"])
+def test_of_copies_the_strictest_stays_and_its_class_holds(tmp_path, order):
+    """A document that is to stay here must not go out because a copy of it lies elsewhere without that word."""
+    lax, strict = (f"{letter}.md" for letter in order)
+    (tmp_path / lax).write_text(document(1))
+    (tmp_path / strict).write_text("---\nprivacy: local_only\n---\n" + document(1))
+    (tmp_path / "c.md").write_text("---\nprivacy: paid\n---\n" + document(1))
+    settings = SynthConfig(count={"document_qa": 2}, privacy="any")
+    pool = gather(settings, documents=tmp_path, seeds=None, tools=None)
+    assert {(section.document.name, section.document.privacy) for section in pool.sections} == {(strict, "local_only")}
+
+
+@pytest.mark.parametrize("strict", [0, 1, 2])
+def test_of_copies_of_a_seed_the_strictest_class_holds(tmp_path, strict):
+    """The third is a copy in all that a teacher is shown: the last exchange."""
+    talk = [{"role": "user", "content": "What does Ann earn?"}, {"role": "assistant", "content": "5000 a month."}]
+    rows = [{"messages": talk}, {"messages": talk}, {"messages": [{"role": "system", "content": "Be brief."}, *talk]}]
+    rows[strict]["privacy"] = "local_only"
+    path = tmp_path / "seeds.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert [(seed.place, seed.privacy) for seed in read_seeds(path, "any")] == [
+        (f"seeds.jsonl:{strict + 1}", "local_only")
+    ]
 
 
 def test_long_parts_are_cut_at_paragraphs_then_sentences_and_nothing_is_lost(tmp_path):

@@ -23,7 +23,7 @@ def _dev() -> None:
 
 @dev_app.command("gemini-emulator")
 def gemini_emulator(
-    port: Annotated[int, typer.Option(help="Port on 127.0.0.1; 0 takes a free one.")] = 8765,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 takes a free one.")] = 8765,
     faults: Annotated[
         Path | None,
         typer.Option(help="YAML list of faults, such as [{fault: 429, times: 3, seconds: 2}].", show_default=False),

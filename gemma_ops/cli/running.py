@@ -16,13 +16,14 @@ def execute(
     configs: list[str], sets: list[str] | None, redo: list[str] | None, until: str | None, as_json: bool
 ) -> None:
     """Run the recipe, up to `until`, and print what came out."""
-    from gemma_ops import console, recipes, summary
+    from gemma_ops import console, preflight, recipes, summary
     from gemma_ops.registry import mirror
     from gemma_ops.run import Listener, Run, StopHere
 
     config = load_config(configs, sets)
     recipe = recipes.load(config.recipe)
     recipes.check_steps(config.recipe, [*(redo or ()), *([until] if until else ())])
+    preflight.check(config, until=until, redo=redo or ())
     for line in recipes.doubts(config):
         console.notice(line)
     listeners: tuple[Listener, ...] = (console.Follower(), mirror(config.machine))

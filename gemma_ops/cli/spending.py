@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from gemma_ops.cli.options import ConfigOption, Configs, Json, Sets, load_config
+
+if TYPE_CHECKING:
+    from gemma_ops.gemini.spending import Spending
 
 app = typer.Typer()
 cost_app = typer.Typer(help="Show what was spent on what; compare with what it would cost elsewhere.")
@@ -29,15 +32,43 @@ def cost(
     if context.invoked_subcommand:
         return
     from gemma_ops import console
+    from gemma_ops.errors import DataError
     from gemma_ops.gemini.cache import store_path
-    from gemma_ops.gemini.spending import spending
 
-    found = spending(ledger or store_path(load_config(configs or [], sets).machine), run=run)
+    if ledger and not ledger.is_file():
+        raise DataError(f"there is no ledger {ledger}", "name the file; runs keep theirs as runs/gemini.sqlite")
+    path = ledger or store_path(load_config(configs or [], sets).machine)
+    found = _added(path, run)
     if as_json:
         console.print_json(found.to_json())
+        return
+    runs = [] if found.found or run is None else sorted({line.run for line in _added(path, None).found})
+    if runs:
+        print(f"none of run {run!r} is in {path}; runs there are {', '.join(runs)}")
     else:
         for line in found.lines():
             print(line)
+    beside = path.with_name(f"{path.stem}.rehearsal{path.suffix}")
+    if beside.is_file() and (count := _added(beside, run).sum.requests):
+        print(f"rehearsed and not in these figures: {count:,} requests to an emulator (--ledger {beside})")
+
+
+def _added(path: Path, run: str | None) -> Spending:
+    """What a ledger holds. Raises DataError for a file that is none."""
+    import sqlite3
+
+    from gemma_ops.errors import DataError, MachineError
+    from gemma_ops.gemini.spending import spending
+
+    try:
+        return spending(path, run=run)
+    except (MachineError, sqlite3.OperationalError) as error:
+        cause = error if isinstance(error, sqlite3.Error) else error.__cause__
+        if getattr(cause, "sqlite_errorcode", None) not in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR):
+            raise
+        raise DataError(
+            f"{path} is no ledger: {cause}", "name a file that a run wrote, such as runs/gemini.sqlite"
+        ) from error
 
 
 @cost_app.command()
@@ -73,6 +104,7 @@ def compare(
 
     from gemma_ops import console
     from gemma_ops.durable import write_text
+    from gemma_ops.errors import MachineError
     from gemma_ops.evaluation import breakeven, breakeven_inputs, breakeven_text
     from gemma_ops.evaluation.breakeven_html import render
 
@@ -84,7 +116,12 @@ def compare(
         own, work, at=datetime.now(UTC), cached_share=cached_share, measured=measured, priced=priced
     )
     if html:
-        write_text(html, render(found))
+        try:
+            write_text(html, render(found))
+        except OSError as error:
+            raise MachineError(
+                f"{html} can't be written: {error.strerror}", "give --html a file in a folder that is there"
+            ) from error
     if as_json:
         console.print_json(found.to_json())
         return

@@ -66,8 +66,8 @@ def forecast(
 
     Nothing is asked and no model is loaded.
     """
+    from gemma_ops.evaluation.checking import load
     from gemma_ops.evaluation.forecasting import forecast as make
-    from gemma_ops.evaluation.pipeline import load
 
     return make(settings, machine, load(settings, tasks, source), before)
 

@@ -37,6 +37,8 @@ class Work:
     new: float
     thoughts: float
     source: str
+    rehearsed: bool = False
+    """Whether an emulator made them up."""
 
 
 @dataclass(frozen=True)

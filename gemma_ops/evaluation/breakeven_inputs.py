@@ -58,7 +58,10 @@ def read(config: RunConfig, given: Given) -> tuple[Own, Work, dict[str, tuple[st
     per_second = figure("tokens per second", given.tokens_per_second, speed.get("new_tokens_per_second"))
     source = where if found and given.prompt_tokens is None and given.new_tokens is None else "as given"
     work = Work(prompt, new, given.thought_tokens or 0.0, source)
-    dollars, price_from = _hour(config.machine, given.device, found[2] if found else {})
+    measured = found[2].get("machine") or {} if found else {}
+    if given.device and given.tokens_per_second is None:
+        _same(given.device, measured)
+    dollars, price_from = _hour(config.machine, given.device, measured)
     own = Own(
         answers_per_second=per_second / new,
         dollars_per_hour=dollars,
@@ -66,11 +69,15 @@ def read(config: RunConfig, given: Given) -> tuple[Own, Work, dict[str, tuple[st
         speed_from=f"{per_second:,.4g} new tokens/s, {'as given' if given.tokens_per_second else where}",
         price_from=price_from,
     )
-    return own, work, {} if given.prompt_tokens or given.new_tokens else _rivals(results, path)
+    return (
+        own,
+        work,
+        {} if given.prompt_tokens or given.new_tokens else _rivals(results, found[2] if found else {}, path),
+    )
 
 
 def _result(path: Path, given: Given) -> tuple[dict[str, Any], list[dict[str, Any]], dict[str, Any]]:
-    """The measured local target, every result on its task, and what an hour cost where it was measured."""
+    """The measured local target, every result on its task, and the whole verdict."""
     fix = "evaluate first, or give --prompt-tokens, --new-tokens and --tokens-per-second"
     if not path.exists():
         raise ConfigError(f"there is no evaluation at {path}", fix)
@@ -84,7 +91,7 @@ def _result(path: Path, given: Given) -> tuple[dict[str, Any], list[dict[str, An
     task = _one("task", given.task, tasks, tasks[:1])
     target = _one("target", given.target, names, [name for name in _LOCAL if name in names])
     on_task = [item for item in results if item["task"] == task]
-    return next(item for item in on_task if item["target"] == target), on_task, verdict.get("machine") or {}
+    return next(item for item in on_task if item["target"] == target), on_task, verdict
 
 
 def _one(kind: str, wanted: str | None, known: Sequence[str], preferred: Sequence[str]) -> str:
@@ -97,16 +104,28 @@ def _one(kind: str, wanted: str | None, known: Sequence[str], preferred: Sequenc
     return preferred[0] if wanted is None else wanted
 
 
-def _rivals(results: Sequence[dict[str, Any]], path: Path) -> dict[str, tuple[str, Work]]:
-    """Gemini targets with the tokens they used themselves."""
+def _same(device: str, measured: dict[str, Any]) -> None:
+    """Refuse the price of one machine for the speed of another. Raises ConfigError."""
+    name, where = devices.get(device).name, str(measured.get("from") or "a machine that was not recorded")
+    if not where.startswith(f"{name},"):
+        raise ConfigError(
+            f"--device prices {name}, and the speed was measured elsewhere ({where})",
+            f"give its speed on {name} with --tokens-per-second, or leave --device out",
+        )
+
+
+def _rivals(results: Sequence[dict[str, Any]], verdict: dict[str, Any], path: Path) -> dict[str, tuple[str, Work]]:
+    """Gemini targets with the tokens they used themselves, or that an emulator made up in their place."""
     found = {}
     for item in results:
         kind, _, rest = str(item["target"]).partition(":")
         speed = item["speed"]
         if kind == "gemini" and speed.get("mean_new_tokens"):
+            place = str(verdict.get("targets", {}).get(item["target"], {}).get("place", ""))
+            rehearsed = place.startswith("rehearsal")
             work = Work(
                 speed["mean_prompt_tokens"], speed["mean_new_tokens"], speed.get("mean_thought_tokens", 0.0),
-                f"measured, {path}",
+                f"{'made up by an emulator' if rehearsed else 'measured'}, {path}", rehearsed,
             )  # fmt: skip
             found[rest] = (rest.partition("@")[0], work)
     return found

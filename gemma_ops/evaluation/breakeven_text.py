@@ -64,7 +64,8 @@ def notes(found: Comparison) -> list[str]:
     own, work = found.own, found.work
     thoughts = f", {work.thoughts:,.0f} thoughts" if work.thoughts else ", no thoughts"
     share = "all" if found.cached_share == 1 else f"{found.cached_share:.0%}"
-    measured = [offer.name for offer in found.offers if offer.work is not work]
+    measured = [offer.name for offer in found.offers if offer.work is not work and not offer.work.rehearsed]
+    rehearsed = [offer.name for offer in found.offers if offer.work.rehearsed]
     sources = ", ".join(sorted({offer.source for offer in found.offers}))
     told = []
     told.append(
@@ -82,6 +83,11 @@ def notes(found: Comparison) -> list[str]:
     )
     if measured:
         told.append(f"priced at the tokens they used themselves, thoughts included: {', '.join(measured)}.")
+    if rehearsed:
+        told.append(
+            f"NOT MEASURED: the tokens of {', '.join(rehearsed)} are from a rehearsal, where an emulator made them up; evaluate "
+            "against Gemini itself for figures that count."
+        )
     if not work.thoughts and any(offer.kind == "gemini" and offer.work is work for offer in found.offers):
         told.append(
             "Gemini models that think bill their thoughts as output: give --thought-tokens, or evaluate them as targets, which "

@@ -16,14 +16,14 @@ from typing import Any
 
 from gemma_ops.answer import Prompt
 from gemma_ops.config import EvaluateConfig, MachineConfig
-from gemma_ops.evaluation import cost, forecast_judges, plan
+from gemma_ops.evaluation import answers, checking, cost, forecast_judges, plan
 from gemma_ops.evaluation.forecast_judges import CHARACTERS, THOUGHTS
 from gemma_ops.evaluation.metrics.base import Row
 from gemma_ops.evaluation.task import Task
 from gemma_ops.gemini import prices
 from gemma_ops.gemini.models import facts
 from gemma_ops.gemini.usage import Usage
-from gemma_ops.targets.gemini import output_limit, request, seen_by
+from gemma_ops.targets.gemini import identity, output_limit, request, seen_by
 from gemma_ops.targets.spec import Spec, parse
 
 Body = dict[str, Any]
@@ -32,10 +32,10 @@ Body = dict[str, Any]
 def forecast(settings: EvaluateConfig, machine: MachineConfig, tasks: Sequence[Task], before: Path) -> Body:
     """The plan as JSON. `before` is the folder of this run's evaluation, if there was one. Raises ConfigError for unknown
     targets and models, BudgetError for unknown prices."""
-    known = _known(before)
+    known, stored = _known(before), _stored(before)
     hour = cost.hour(machine)
     targets = [
-        _target(parse(name), settings, machine, task, known.get((task.name, name)), hour)
+        _target(parse(name), settings, machine, task, known.get((task.name, name)), hour, stored)
         for task in tasks
         for name in settings.targets
     ]
@@ -51,7 +51,13 @@ def forecast(settings: EvaluateConfig, machine: MachineConfig, tasks: Sequence[T
         "budget_usd": machine.gemini.budget_usd,
         "prices_at": datetime.now(UTC).date().isoformat(),
     }
-    return body | {"problems": _problems(body, settings)}
+    sent = any(item["worst_usd"] is not None for item in asked)
+    refused = [f"{_first(error.what)}: {error.fix}" for error in checking.refusals(machine.gemini)] if sent else []
+    return body | {"problems": refused + _problems(body, settings)}
+
+
+def _first(text: str) -> str:
+    return text.split("\n", 1)[0]
 
 
 def _task(task: Task, settings: EvaluateConfig) -> Body:
@@ -76,10 +82,18 @@ def _task(task: Task, settings: EvaluateConfig) -> Body:
 
 
 def _target(
-    spec: Spec, settings: EvaluateConfig, machine: MachineConfig, task: Task, before: Body | None, hour: Body
-) -> Body:
+    spec: Spec, settings: EvaluateConfig, machine: MachineConfig, task: Task, before: Body | None, hour: Body,
+    stored: frozenset[str],
+) -> Body:  # fmt: skip
     rows = list(task.rows)
-    body: Body = {"task": task.name, "target": spec.name, "kind": spec.kind, "requests": len(rows), "hidden": 0}
+    body: Body = {
+        "task": task.name,
+        "target": spec.name,
+        "kind": spec.kind,
+        "requests": len(rows),
+        "hidden": 0,
+        "answered": 0,
+    }
     body |= dict.fromkeys(("worst_usd", "likely_usd", "seconds"))
     body["basis"] = "measured before in this run" if before else "nothing measured yet"
     if spec.kind == "gemini":
@@ -88,6 +102,7 @@ def _target(
         body |= {
             "requests": len(rows),
             "hidden": len(task.rows) - len(rows),
+            "answered": _answered(spec, machine, task, rows, stored),
             **_gemini(spec, machine, task, rows, before),
         }
     elif before and spec.local and hour["dollars"] is not None:
@@ -148,6 +163,24 @@ def _known(folder: Path) -> dict[tuple[str, str], Body]:
     return found
 
 
+def _stored(folder: Path) -> frozenset[str]:
+    """Keys of the answers that this run's evaluation has, finished or not. Only read: it may be under way."""
+    files = [folder / answers.FILE, folder.with_name(f"{folder.name}.partial") / answers.FILE]
+    return frozenset(
+        json.loads(line)["key"]
+        for file in (*files, folder.parent / answers.KEPT)
+        if file.is_file()
+        for line in file.read_bytes().splitlines(keepends=True)
+        if line.endswith(b"\n")
+    )
+
+
+def _answered(spec: Spec, machine: MachineConfig, task: Task, rows: Sequence[Row], stored: frozenset[str]) -> int:
+    """How many of the questions this target has answered in this run. What they cost stays in the plan's figures."""
+    generation, who = task.file.generation.model_dump(mode="json"), identity(spec, machine.gemini)
+    return sum(answers.key(spec.name, who, task.name, row, generation) in stored for row in rows)
+
+
 def _problems(body: Body, settings: EvaluateConfig) -> list[str]:
     """What would end or spoil the evaluation, as far as it can be told now."""
     found = [
@@ -206,6 +239,7 @@ def lines(body: Body) -> list[str]:
 
 def _line(item: Body) -> str:
     parts = [f"{item['target']}: {item['requests']:,} questions"]
+    parts += [f"{item['answered']:,} of them answered already, which cost nothing again"] if item["answered"] else []
     parts += [f"{item['hidden']:,} not shown to it"] if item["hidden"] else []
     if item["worst_usd"] is not None:
         parts.append(f"likely {_usd(item['likely_usd'])}, at worst {_usd(item['worst_usd'])} ({item['tier']})")

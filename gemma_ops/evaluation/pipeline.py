@@ -30,11 +30,12 @@ from gemma_ops.evaluation import (
     verdict,
 )
 from gemma_ops.evaluation.answers import AnswerFile
+from gemma_ops.evaluation.checking import load
 from gemma_ops.evaluation.judge import judge_evaluation
 from gemma_ops.evaluation.judge.judged import Judged, figures
 from gemma_ops.evaluation.judge.material import Side
 from gemma_ops.evaluation.scoring import Graded
-from gemma_ops.evaluation.task import Task, load_all, validate
+from gemma_ops.evaluation.task import Task
 from gemma_ops.targets import open_target
 from gemma_ops.targets.base import HERE, LOCAL, Target
 
@@ -104,21 +105,6 @@ def regrade(
     facts = {key: before[key] for key in ("targets", "machine", "gemini", "data") if key in before}
     # One row a batch, so that what is missing is counted row by row.
     return run(out, settings, loaded, targets, facts, batch=1)
-
-
-def load(settings: EvaluateConfig, folders: tuple[Path, ...], source: Path | None) -> list[Task]:
-    """Load and check everything that can be wrong before a model is touched."""
-    if not folders:
-        raise ConfigError("evaluate.tasks names no task", "add one: --set 'evaluate.tasks=[support_desk]'")
-    if not settings.targets:
-        raise ConfigError("evaluate.targets is empty", "name at least one: --set 'evaluate.targets=[base]'")
-    if len(set(settings.targets)) < len(settings.targets):
-        raise ConfigError("evaluate.targets names a target twice", "name each once")
-    loaded = [task.first(settings.rows) for task in load_all(folders, source)]
-    verdict.check_gates(settings, loaded)
-    for task in loaded:
-        validate(task)
-    return loaded
 
 
 def run(

@@ -52,7 +52,7 @@ def headline(verdict: dict[str, Any]) -> str:
     if verdict["gates"] and not gates:
         return "ungated: no gate could be decided, because no judge may decide it"
     if not gates:
-        return "ungated: nothing was asked of the models, so nothing was decided"
+        return "ungated: no gate was set, so nothing was decided"
     counts = {
         outcome: sum(gate["outcome"] == outcome for gate in gates) for outcome in ("pass", "fail", "inconclusive")
     }
@@ -153,11 +153,14 @@ def _judged(verdict: dict[str, Any], task: str) -> list[dict[str, Any]]:
 
 
 def _route(table: dict[str, Any]) -> str:
-    """`routing tuned or gemini-3.8-flash: keep 5, undecided 2`, over the slices, or over the task where there are none."""
-    chosen = table["lines"][1:] or table["lines"]
+    """`routing tuned or gemini-3.8-flash: of 7 slices keep 5, undecided 2`; without slices `the whole task undecided`."""
+    slices = table["lines"][1:]
     kinds = ("keep", "send", "undecided")
-    told = [f"{kind} {count}" for kind in kinds if (count := sum(line["decision"] == kind for line in chosen))]
-    return f"routing {short(table['local']['name'])} or {short(table['remote']['name'])}: {', '.join(told)}"
+    counts = [f"{kind} {count}" for kind in kinds if (count := sum(line["decision"] == kind for line in slices))]
+    told = (
+        f"of {len(slices)} slices {', '.join(counts)}" if slices else f"the whole task {table['lines'][0]['decision']}"
+    )
+    return f"routing {short(table['local']['name'])} or {short(table['remote']['name'])}: {told}"
 
 
 def _slice(line: dict[str, Any]) -> str:

@@ -19,9 +19,8 @@ from dataclasses import asdict
 from typing import Any
 
 from gemma_ops.config import EvaluateConfig, GateConfig
-from gemma_ops.errors import ConfigError
 from gemma_ops.evaluation import gates, plan, routing
-from gemma_ops.evaluation.judge.judged import METRICS, PASSED, WIN_RATE, Judged, evidence_for
+from gemma_ops.evaluation.judge.judged import METRICS, Judged, evidence_for
 from gemma_ops.evaluation.results import Book, differences, result, rounded
 from gemma_ops.evaluation.scoring import Graded
 from gemma_ops.evaluation.task import Task
@@ -59,52 +58,6 @@ def build(
         "routing": routing.build(book, facts),
         **facts,
     }
-
-
-def check_gates(settings: EvaluateConfig, tasks: Sequence[Task]) -> None:
-    """Refuse gates that ask about what will not be measured, before anything is answered. Raises ConfigError."""
-    names = [task.name for task in tasks]
-    for index, gate in enumerate(settings.gates):
-        where = f"evaluate.gates.{index}"
-        if gate.task is None and len(tasks) > 1:
-            raise ConfigError(
-                f"{where} names no task, and there are {len(tasks)}", f"add `task:` with one of {', '.join(names)}"
-            )
-        task = next((task for task in tasks if gate.task in (None, task.name)), None)
-        if task is None:
-            raise ConfigError(f"{where}: there is no task {gate.task!r} here", f"use one of {', '.join(names)}")
-        if gate.metric in METRICS:
-            _check_judged(gate, settings, where)
-        elif gate.metric not in task.figures and gate.test != "at_most":
-            raise ConfigError(
-                f"{where}: task {task.name} has no metric {gate.metric!r}", f"use one of {', '.join(task.figures)}"
-            )
-        for key, target in (("target", gate.target), ("versus", gate.versus)):
-            if target is not None and target not in settings.targets:
-                raise ConfigError(
-                    f"{where}.{key}: {target!r} is not among evaluate.targets",
-                    f"add it there, or use one of {', '.join(settings.targets)}",
-                )
-
-
-def _check_judged(gate: GateConfig, settings: EvaluateConfig, where: str) -> None:
-    """Refuse a gate on judges that the configured comparisons don't answer. Raises ConfigError."""
-    judge = settings.judge
-    if not judge.judges:
-        raise ConfigError(f"{where} asks for {gate.metric}, and no judge is named", "name one in evaluate.judge.judges")
-    rivals: tuple[str | None, ...] = (None,)
-    tests: tuple[str, ...]
-    targets: tuple[str, ...]
-    if judge.mode == "pairwise":
-        metric, tests, targets, rivals = WIN_RATE, ("superior", "noninferior"), (judge.first,), judge.versus
-    else:
-        metric, tests, targets = PASSED, ("at_least",), (judge.first, *judge.versus)
-    if gate.metric != metric or gate.test not in tests or gate.target not in targets or gate.versus not in rivals:
-        asked = f" against {', '.join(map(str, rivals))}" if judge.mode == "pairwise" else ""
-        raise ConfigError(
-            f"{where}: {judge.mode} judges don't answer {gate.metric} ({gate.test}) of {gate.target}",
-            f"ask for {metric} ({' or '.join(tests)}) of {', '.join(targets)}{asked}, or change evaluate.judge",
-        )
 
 
 def _evidence(gate: GateConfig, book: Book, judged: Sequence[Judged]) -> gates.Evidence | str:

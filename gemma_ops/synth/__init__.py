@@ -10,6 +10,7 @@ checks.py      is it usable: language.py, evidence.py (the quotation stands in t
 filters.py     duplicates, overlap with evaluation tasks, personal data; judging.py asks a judge
 rows.py        rows with their provenance; report.py counts, card.py says it to people
 estimate.py    what `gemma-ops synth plan` says before anything is asked (estimate_text.py writes it out)
+grading.py     the judge's part of that; bill.py counts the dollars of both
 pipeline.py    the step
 """
 

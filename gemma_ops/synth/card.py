@@ -107,8 +107,9 @@ def _judge(judge: dict[str, Any] | None) -> list[str]:
     if judge is None:
         return ["No judge graded the rows."]
     kin = " **Related judge: of the teacher's family, whose rows it likes.**" if judge["related"] else ""
+    cost = "" if judge["dollars"] is None else f" It cost ${judge['dollars']:.4f}, besides the teacher."
     return [
-        f"Judge: `{judge['name']}`, {judge['least']} of 5 or better is kept; grades: {_counts(judge['grades'])}.{kin}"
+        f"Judge: `{judge['name']}`, {judge['least']} of 5 or better is kept; grades: {_counts(judge['grades'])}.{cost}{kin}"
     ]
 
 

@@ -2,7 +2,8 @@
 
 Tokens of prompts are counted with the tokenizer of `model.base`, which Gemini's models of this generation share; what is
 written can only be bounded: every reply may fill its limit, and every one may need its one repair, which reads the prompt
-and the reply again. The expected figures assume `ROW` tokens for a row and no repairs.
+and the reply again. The expected figures assume `ROW` tokens for a row and no repairs. Dollars are those of the teacher and
+the judge together; `bill.py` counts them, `grading.py` says what the judge would be asked.
 """
 
 from __future__ import annotations
@@ -10,23 +11,22 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from gemma_ops.config import RunConfig
+from gemma_ops.config import RunConfig, SynthConfig
 from gemma_ops.data import chat
 from gemma_ops.errors import ServiceError
 from gemma_ops.modeling.source import local, tokenizer_folder
 from gemma_ops.synth import methods, planning
+from gemma_ops.synth.bill import BYTES, Planned, bill, written
 from gemma_ops.synth.candidates import question_of
-from gemma_ops.synth.material import Item, Pool
+from gemma_ops.synth.grading import ROW, Grading, grading, seen
+from gemma_ops.synth.material import Item, Material, Pool
 from gemma_ops.synth.methods.document_qa import ANGLES
 from gemma_ops.targets.spec import Spec, parse
 from gemma_ops.targets.structured import in_words
 
-ROW = 160
-"""Tokens of one written row with its quotation, and of thoughts per row where the teacher thinks: an assumption."""
 _FORWARD = 110 * 8e-6
 """Seconds to start the kernels of one layer's forward pass: a third of a training step's (see `planning.speed`)."""
 
@@ -49,7 +49,9 @@ class Estimate:
     expected_new_tokens: int
     worst_new_tokens: int
     dollars: float | None = None
+    """Of teacher and judge, as `worst_dollars`; what an endpoint asks is not in them."""
     worst_dollars: float | None = None
+    judge: Grading | None = None
     budget: float | None = None
     seconds: tuple[float, float] | None = None
     """From and to, for a local teacher."""
@@ -87,6 +89,7 @@ class Estimate:
             "worst_new_tokens": self.worst_new_tokens,
             "dollars": self.dollars,
             "worst_dollars": self.worst_dollars,
+            "judge": self.judge and self.judge.to_json(),
             "budget_dollars": self.budget,
             "seconds": self.seconds,
             "device": self.device,
@@ -106,53 +109,97 @@ def estimate(config: RunConfig, paths: dict[str, Path | None], device: str | Non
     settings = config.synth
     pool = planning.gather(settings, **paths)
     spec = _spec(settings.teacher)
-    everything = planning.first(settings, pool)
-    sees = _sees(config, spec)
-    items = [item for item in everything if item.material.privacy in sees]
-    hidden = tuple(dict.fromkeys(item.material.name for item in everything if item.material.privacy not in sees))
-    later = settings.count.evolve if items or pool.seeds else 0
+    sees = seen(spec, config.machine)
+    items, hidden = _first(settings, pool, sees)
+    later = _second(settings, items)
     count, how = _counter(config)
-    sizes = [count(_asked(item, spec)) for item in items]
-    prompts = (
-        sizes + [max(sizes, default=2000) + settings.max_new_tokens] * later
-    )  # a row and its section: at most that
-    rows = sum(item.wanted for item in items) + later
-    limits = [settings.max_new_tokens] * len(prompts)
-    expected = min(rows * ROW, sum(limits))
+    most = BYTES * written(spec, settings.max_new_tokens)
+    planned = [_planned(item, count, 0) for item in items]
+    longest = max((item.tokens for item in planned), default=0) + settings.max_new_tokens  # a row and its section
+    if later:
+        planned.append(replace(_planned(later, count, most), tokens=longest, times=later.wanted))
+    prompts, limit = [item.tokens for item in planned for _ in range(item.times)], settings.max_new_tokens
+    rows = sum(item.wanted for item in items) + (later.wanted if later else 0)
+    expected = min(rows * ROW, len(prompts) * limit)
+    judge = grading(config, items, later, spec, count)
     made = Estimate(
         teacher=settings.teacher,
         pool=pool,
         items=tuple(items),
-        hidden=hidden,
-        later=later,
+        hidden=tuple(hidden),
+        later=later.wanted if later else 0,
         prompt_tokens=sum(prompts),
         counted=how,
-        worst_prompt_tokens=sum(2 * size + limit + ROW for size, limit in zip(prompts, limits, strict=True)),
+        worst_prompt_tokens=sum(2 * size + limit + ROW for size in prompts),
         expected_new_tokens=expected,
-        worst_new_tokens=2 * sum(limits),
-        notes=_notes(config, pool, items, hidden),
-        by_method=_by_method(items, planning.counts(settings), later),
+        worst_new_tokens=2 * limit * len(prompts),
+        judge=judge,
+        notes=_notes(config, pool, items, hidden, judge),
+        by_method=_by_method(items, planning.counts(settings), later.wanted if later else 0),
     )
     if spec.kind == "gemini":
-        return _priced(made, config, spec, prompts, expected)
-    return _timed(made, config, prompts, expected, device) if spec.local else made
+        each = 2 * expected // max(1, len(prompts))
+        found = bill(planned, spec, config.machine.gemini, reply=limit, output=each, use="synth")
+        made = replace(
+            made,
+            dollars=found.likely,
+            worst_dollars=found.worst,
+            worst_new_tokens=found.worst_new_tokens,
+            device=found.tiers,
+        )
+    elif spec.local:
+        made = _timed(made, config, prompts, expected, device)
+    return _with_judge(made, config, spec)
+
+
+def _first(settings: SynthConfig, pool: Pool, sees: frozenset[str]) -> tuple[list[Item], list[str]]:
+    """The requests that are known before anything is asked, and the sources that may not be shown."""
+    everything = planning.first(settings, pool)
+    if not _parents([item for item in everything if item.material.privacy in sees]):
+        everything += planning.second(settings, pool, [])  # from the seeds then
+    return [item for item in everything if item.material.privacy in sees], planning.unseen(everything, sees)
+
+
+def _second(settings: SynthConfig, items: Sequence[Item]) -> Item | None:
+    """What stands for the requests that will be made from rows, `wanted` of them: the longest source, without the row."""
+    found = _parents(items)
+    if not found or not settings.count.evolve:
+        return None
+    longest = max(found, key=lambda material: len(material.section.text.encode()) if material.section else 0)
+    return Item("evolve", longest, settings.count.evolve, 0)
+
+
+def _parents(items: Sequence[Item]) -> list[Material]:
+    """What the rows of the second round may be from."""
+    return [item.material for item in items if item.method in ("document_qa", "self_instruct")]
+
+
+def _planned(item: Item, count: Callable[[Sequence[dict[str, Any]]], int], later: int) -> Planned:
+    """A local model is told the shape in words, a service beside them (which is billed as well)."""
+    messages = question_of(item).messages
+    schema = methods.METHODS[item.method].shape.model_json_schema()
+    return Planned(item.method, messages, schema, 0 if later else count(in_words(messages, schema)), later)
+
+
+def _with_judge(made: Estimate, config: RunConfig, spec: Spec) -> Estimate:
+    """The sums, and the budget where any of it is billed by Gemini."""
+    judge, kinds = made.judge, [spec.kind]
+    parts = [(made.dollars, made.worst_dollars)]
+    if judge:
+        kinds.append(parse(judge.judge).kind)
+        parts.append((judge.dollars, judge.worst_dollars))
+    if "gemini" in kinds:
+        made = replace(made, budget=config.machine.gemini.budget_usd)
+    elif "openai" in kinds:
+        return replace(made, dollars=None, worst_dollars=None)
+    return replace(
+        made, dollars=sum(likely or 0.0 for likely, _ in parts), worst_dollars=sum(worst or 0.0 for _, worst in parts)
+    )
 
 
 def _spec(teacher: str) -> Spec:
     """A Hub id or folder answers as the checkpoint that the recipe fetches."""
     return parse("base") if local(teacher) else parse(teacher)
-
-
-def _sees(config: RunConfig, spec: Spec) -> frozenset[str]:
-    from gemma_ops.targets.base import LOCAL
-
-    if spec.kind == "gemini":
-        from gemma_ops.gemini.models import facts
-
-        gemini = config.machine.gemini
-        paid = facts(spec.model).paid_tier and (gemini.tier == "paid" or gemini.enterprise)
-        return frozenset({"any", "paid"}) if paid else frozenset({"any"})
-    return LOCAL
 
 
 def _counter(config: RunConfig) -> tuple[Callable[[Sequence[dict[str, Any]]], int], str]:
@@ -169,18 +216,15 @@ def _counter(config: RunConfig) -> tuple[Callable[[Sequence[dict[str, Any]]], in
     ), f"counted with the tokenizer of {config.model.base}"
 
 
-def _asked(item: Item, spec: Spec) -> list[dict[str, Any]]:
-    """The conversation; a local model is told the shape in words, a service beside them (which is billed as well)."""
-    return in_words(question_of(item).messages, methods.METHODS[item.method].shape.model_json_schema())
-
-
 def _by_method(items: list[Item], counts: dict[str, int], later: int) -> dict[str, dict[str, int]]:
     requests = Counter(item.method for item in items)
     requests["evolve"] += later
     return {name: {"rows": count, "requests": requests[name]} for name, count in counts.items() if count}
 
 
-def _notes(config: RunConfig, pool: Pool, items: list[Item], hidden: tuple[str, ...]) -> tuple[str, ...]:
+def _notes(
+    config: RunConfig, pool: Pool, items: list[Item], hidden: list[str], judge: Grading | None
+) -> tuple[str, ...]:
     notes = []
     most = 1 + max((item.turn for item in items if item.material.section), default=0)
     if most > ANGLES:
@@ -193,42 +237,12 @@ def _notes(config: RunConfig, pool: Pool, items: list[Item], hidden: tuple[str, 
     if hidden:
         what = "the run would refuse" if config.synth.hidden == "refuse" else "left out"
         notes.append(f"{len(hidden)} sources may not be shown to this teacher ({what}), the first: {hidden[0]}")
+    if judge and judge.hidden:
+        notes.append(
+            f"rows of {len(judge.hidden)} sources may not be shown to the judge (the run would refuse), the first: "
+            f"{judge.hidden[0]}"
+        )
     return tuple(notes)
-
-
-def _priced(made: Estimate, config: RunConfig, spec: Spec, prompts: list[int], expected: int) -> Estimate:
-    """Dollars at today's prices, by the tiers that would be taken. Thoughts are billed as output."""
-    from gemma_ops.gemini import prices
-    from gemma_ops.gemini.door import MANY
-    from gemma_ops.gemini.models import facts
-    from gemma_ops.gemini.usage import Usage
-    from gemma_ops.targets.gemini import output_limit
-
-    gemini, now = config.machine.gemini, datetime.now(UTC)
-    limit = output_limit(facts(spec.model), spec.thinking, config.synth.max_new_tokens)
-    always = gemini.batch == "always"
-    batches = "batch" in facts(spec.model).tiers and not gemini.enterprise and (always or gemini.batch == "auto")
-    methods_asked = [*(item.method for item in made.items), *["evolve"] * made.later]
-    requests = Counter(methods_asked)  # each method is asked for at once, and so are repairs, which may be few
-    many = {
-        name for name, count in requests.items() if batches and (always or (gemini.tier == "paid" and count >= MANY))
-    }
-    tiers = ["batch" if name in many else gemini.service_tier for name in methods_asked]
-    repair = "batch" if batches and always else gemini.service_tier
-    output = 2 * expected // max(1, len(prompts))
-    cost, most = 0, 0
-    for size, tier in zip(prompts, tiers, strict=True):
-        cost += prices.price(spec.model, Usage(prompt=size, output=output), tier=tier, at=now)
-        most += prices.worst(spec.model, size, limit, tier=tier, at=now)
-        most += prices.worst(spec.model, size + limit + ROW, limit, tier=repair, at=now)
-    return replace(
-        made,
-        dollars=cost / prices.NANO,
-        worst_dollars=most / prices.NANO,
-        worst_new_tokens=2 * limit * len(prompts),
-        budget=gemini.budget_usd,
-        device=f"{' and '.join(sorted(set(tiers)) or [gemini.service_tier])} tier",
-    )
 
 
 def _timed(made: Estimate, config: RunConfig, prompts: list[int], expected: int, device: str | None) -> Estimate:

@@ -15,7 +15,7 @@ from pydantic import Field
 from gemma_ops.evaluation.judge.material import harmless
 from gemma_ops.synth.candidates import Candidate
 from gemma_ops.synth.checks import Rejection
-from gemma_ops.synth.material import Shape, fence
+from gemma_ops.synth.material import Draft, Material, Shape, fence
 from gemma_ops.synth.replies import Question, Reply
 
 _PROMPT = """\
@@ -32,6 +32,9 @@ Give the reason first, in one or two sentences, then the grade.
 
 {row}{source}"""
 
+LIMIT = 1024
+"""Longest reply of the judge, in tokens."""
+
 
 class Grade(Shape):
     reason: str
@@ -39,8 +42,12 @@ class Grade(Shape):
 
 
 def question_of(candidate: Candidate) -> Question:
+    """What the judge is asked about a candidate."""
+    return question(candidate.draft, candidate.item.material)
+
+
+def question(draft: Draft, material: Material) -> Question:
     """What the judge is asked about a row: the conversation, the flawed answer of a pair, and the source it is from."""
-    draft, material = candidate.draft, candidate.item.material
     turns = [f"{turn['role']}: {turn['content']}{_calls(turn.get('tool_calls') or [])}" for turn in draft.messages]
     if draft.rejected is not None:
         turns.append(f"a worse answer, and why: {draft.rejected} ({draft.reason})")

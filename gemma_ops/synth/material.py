@@ -22,7 +22,7 @@ from gemma_ops.data.files import read_file
 from gemma_ops.data.normal import RowError, conversation
 from gemma_ops.errors import DataError
 from gemma_ops.synth.sections import Section
-from gemma_ops.synth.sources import own_privacy
+from gemma_ops.synth.sources import own_privacy, strictest_copies
 
 Conversation = list[dict[str, Any]]
 _CONTROL = re.compile("|".join(map(re.escape, STRUCTURE)))
@@ -152,7 +152,7 @@ def _strictest(bundle: tuple[Seed, ...]) -> Privacy:
 
 def read_seeds(path: Path, privacy: Privacy) -> list[Seed]:
     """Seeds of a jsonl file of `messages`, the last exchange of each. Raises DataError naming what can't be used."""
-    found: dict[str, Seed] = {}
+    found: list[Seed] = []
     for row in read_file(path):
         if row.value is None:
             raise DataError(f"{row.source} of the seeds can't be read: {row.reason}", "correct the line")
@@ -169,11 +169,10 @@ def read_seeds(path: Path, privacy: Privacy) -> list[Seed]:
         if not asked:
             raise DataError(f"{row.source} of the seeds has no question with an answer in words", "correct the line")
         own = stricter(privacy, own_privacy(row.value.get("privacy"), row.source, privacy))
-        seed = Seed(content_id(messages, tools), row.source, asked[-1], messages[answers[-1]]["content"], own)
-        found.setdefault(seed.id, seed)
+        found.append(Seed(content_id(messages, tools), row.source, asked[-1], messages[answers[-1]]["content"], own))
     if not found:
         raise DataError(f"{path} holds no seeds", 'a seed is a line {"messages": [...]}')
-    return list(found.values())
+    return strictest_copies(found, lambda seed: (seed.question, seed.answer))  # which is all that a teacher is shown
 
 
 def read_tools(path: Path, privacy: Privacy) -> Material:

@@ -18,8 +18,9 @@ from gemma_ops import journal
 from gemma_ops.config import MachineConfig, SynthConfig
 from gemma_ops.data.example import write_rows
 from gemma_ops.data.tasks import TaskQuestions, read_task
-from gemma_ops.errors import DataError
+from gemma_ops.errors import BudgetError, DataError
 from gemma_ops.evaluation.judge.lineage import related
+from gemma_ops.gemini import models
 from gemma_ops.synth import candidates as checked
 from gemma_ops.synth import card, judging, methods, planning
 from gemma_ops.synth import rows as finished
@@ -40,6 +41,8 @@ class Facts:
     pool: Pool
     teacher: Maker
     tasks: list[TaskQuestions]
+    judge_sees: frozenset[str] | None
+    """Privacy classes of rows that may be shown to the judge; None without one."""
     items: list[Item] = field(default_factory=list)
     hidden: list[str] = field(default_factory=list)
     replies: list[Reply] = field(default_factory=list)
@@ -77,8 +80,9 @@ def synthesize(
     questions = [read_task(folder, source) for folder in tasks]
     run = out.absolute().parent.name
     replies = Replies(out / FILE)
+    judge_sees = _judge_sees(settings, machine, run, base)
     with closing(_open(settings.teacher, machine, run, base, teacher)) as target:
-        facts = Facts(pool, _maker(settings.teacher, target, machine, teacher or base), questions)
+        facts = Facts(pool, _maker(settings.teacher, target, machine, teacher or base), questions, judge_sees)
         rejected = Rejected()
         found = _ask(target, settings, machine, replies, facts, planning.first(settings, pool), rejected)
         parents = [item.as_material() for item in found if not item.pair and item.item.method != "tool_calls"]
@@ -122,6 +126,21 @@ def _open(spec: str, machine: MachineConfig, run: str, base: Path | None, teache
     return open_target(spec, machine, run=run, use="synth", base=base)
 
 
+def _judge_sees(settings: SynthConfig, machine: MachineConfig, run: str, base: Path | None) -> frozenset[str] | None:
+    """What the judge may see. It is opened for this before the teacher is paid, so that one that can't be is told now;
+    raises what `open_target` raises, and BudgetError for a judge that costs money where there is no budget."""
+    if settings.judge is None:
+        return None
+    with closing(open_target(settings.judge, machine, run=run, use="judge", base=base)) as judge:
+        spec = parse(settings.judge)
+        if spec.kind == "gemini" and machine.gemini.budget_usd is None and models.facts(spec.model).paid_tier:
+            raise BudgetError(
+                f"the judge {settings.judge} costs money, and this run has no budget; nothing was asked",
+                "set machine.gemini.budget_usd to the most that this run may spend",
+            )
+        return judge.sees
+
+
 def _maker(spec: str, target: Target, machine: MachineConfig, folder: Path | None) -> Maker:
     terms = None
     if spec.startswith("gemini:"):
@@ -143,8 +162,11 @@ def _ask(
     wanted: Sequence[Item],
     rejected: Rejected,
 ) -> list[Candidate]:
-    """One round: ask for everything the teacher may see, and check what it wrote."""
+    """One round: ask for everything the teacher may see, and check what it wrote. Raises BoundaryError before anything is
+    asked when the judge may not see the rows that would come of it."""
     items, hidden = planning.visible(wanted, target.sees, settings)
+    if facts.judge_sees is not None:
+        planning.gradable(items, facts.judge_sees, settings)
     facts.hidden += [name for name in hidden if name not in facts.hidden]
     found: list[Candidate] = []
     for name, method in methods.METHODS.items():
@@ -199,7 +221,7 @@ def _judged(
         from gemma_ops.answer import Prompt
 
         guard(judge, [Prompt(item.messages, item.privacy, item.name) for item in asked], "the rows to be judged")
-        answers = replies.ask(judge, asked, judging.Grade, max_new_tokens=1024, batch=machine.eval_batch)
+        answers = replies.ask(judge, asked, judging.Grade, max_new_tokens=judging.LIMIT, batch=machine.eval_batch)
         kin = related(facts.teacher.family, judge.family)
     kept, grades, counts = [], {}, Counter[str]()
     for item, reply in zip(found, answers, strict=True):

@@ -15,7 +15,7 @@ from gemma_ops.errors import BoundaryError, ConfigError
 from gemma_ops.synth import methods
 from gemma_ops.synth.material import Item, Material, Pool, of_section, of_seed, of_seeds, read_seeds, read_tools
 from gemma_ops.synth.sections import split
-from gemma_ops.synth.sources import ingest
+from gemma_ops.synth.sources import ingest, strictest_copies
 
 
 def gather(settings: SynthConfig, *, documents: Path | None, seeds: Path | None, tools: Path | None) -> Pool:
@@ -34,12 +34,10 @@ def gather(settings: SynthConfig, *, documents: Path | None, seeds: Path | None,
             "ask for document_qa or self_instruct too, or give synth.seeds",
         )
     found = ingest(documents, settings.privacy) if documents else None
-    unique = {document.group: document for document in reversed(found.documents)} if found else {}
     return Pool(
         sections=tuple(
             section
-            for document in (found.documents if found else ())
-            if unique[document.group] is document
+            for document in (strictest_copies(found.documents, lambda document: document.group) if found else ())
             for section in split(document, settings.section_words)
         ),
         seeds=tuple(read_seeds(seeds, settings.privacy)) if seeds else (),
@@ -115,7 +113,7 @@ def visible(items: Sequence[Item], sees: frozenset[str], settings: SynthConfig) 
     Raises BoundaryError with `hidden: refuse` when there is any of the latter.
     """
     kept = [item for item in items if item.material.privacy in sees]
-    hidden = list(dict.fromkeys(item.material.name for item in items if item.material.privacy not in sees))
+    hidden = unseen(items, sees)
     if hidden and settings.hidden == "refuse":
         classes = sorted({item.material.privacy for item in items} - sees)
         raise BoundaryError(
@@ -125,3 +123,20 @@ def visible(items: Sequence[Item], sees: frozenset[str], settings: SynthConfig) 
             "states no stricter class may leave the machine)",
         )
     return kept, hidden
+
+
+def gradable(items: Sequence[Item], sees: frozenset[str], settings: SynthConfig) -> None:
+    """Raises BoundaryError when the judge may not see rows that these requests are for: before the teacher is paid."""
+    if hidden := unseen(items, sees):
+        classes = sorted({item.material.privacy for item in items} - sees)
+        raise BoundaryError(
+            f"the judge {settings.judge} may not see {len(hidden)} of the sources, which are {' or '.join(classes)} "
+            f"(the first: {hidden[0]}); nothing was asked of the teacher for them",
+            "take a local judge, none with --set synth.judge=null, or relax synth.privacy (then every source that states no "
+            "stricter class may leave the machine)",
+        )
+
+
+def unseen(items: Sequence[Item], sees: frozenset[str]) -> list[str]:
+    """Names of the sources that may not be shown to who sees only these classes."""
+    return list(dict.fromkeys(item.material.name for item in items if item.material.privacy not in sees))

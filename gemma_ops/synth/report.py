@@ -62,8 +62,9 @@ def report(settings: SynthConfig, facts: Facts) -> dict[str, Any]:
 
 
 def metrics(settings: SynthConfig, facts: Facts, body: dict[str, Any]) -> dict[str, float]:
-    """The step's metrics. Dollars are left out for a teacher that costs none."""
-    spent = body["usage"]["dollars"]
+    """The step's metrics. Dollars are those of teacher and judge, left out where neither costs any."""
+    judge = (body["judge"] or {}).get("dollars")
+    paid = [part for part in (body["usage"]["dollars"], judge) if part is not None]
     return {
         "requests": float(len(facts.items)),
         "asked": float(sum(counts(settings).values())),
@@ -72,7 +73,7 @@ def metrics(settings: SynthConfig, facts: Facts, body: dict[str, Any]) -> dict[s
         "pairs": float(len(facts.pairs)),
         "rejected": float(len(facts.rejected)),
         "documents_covered": body["coverage"]["documents"]["with_rows"] / max(1, body["coverage"]["documents"]["all"]),
-        **({"dollars": spent} if spent is not None else {}),
+        **({"dollars": round(sum(paid), 9)} if paid else {}),
     }
 
 

@@ -7,10 +7,10 @@ its JSON line. As for training rows, a document may only be stricter than the co
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from gemma_ops import digest
 from gemma_ops.config import Privacy
@@ -108,7 +108,20 @@ def _rows(file: Path, name: str, privacy: Privacy) -> Iterator[Document]:
                 f"{place} has no text", 'a document is a line {"text": "…"}; rows to imitate go to synth.seeds'
             )
         facts = {key: row.value[key] for key in ("privacy", "license", "title") if row.value.get(key) is not None}
+        for value in (text, *facts.values()):
+            _encodable(value, place)
         yield _document(place, hashlib.sha256(text.encode()).hexdigest(), Reading(text, (), facts), privacy)
+
+
+def _encodable(value: Any, place: str) -> None:
+    """JSON can spell half of a surrogate pair, which no file and no request can hold."""
+    try:
+        str(value).encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{place} is no Unicode text: \\u{ord(error.object[error.start]):04x} is half of a pair and stands alone",
+            "correct the line",
+        ) from None
 
 
 def _document(name: str, sha256: str, reading: Reading, privacy: Privacy) -> Document:
@@ -124,6 +137,27 @@ def _document(name: str, sha256: str, reading: Reading, privacy: Privacy) -> Doc
         license=None if stated is None else str(stated),
         reading=reading,
     )
+
+
+class Classed(Protocol):
+    """Something with a privacy class."""
+
+    @property
+    def privacy(self) -> Privacy: ...
+
+
+Kept = TypeVar("Kept", bound=Classed)
+
+
+def strictest_copies(items: Iterable[Kept], text_of: Callable[[Kept], Hashable]) -> list[Kept]:
+    """One of each text: of copies, the first that has the strictest class. A text that somebody wants to keep here stays
+    here, wherever else it lies; and a refusal names the copy that says so."""
+    kept: dict[Hashable, Kept] = {}
+    for item in items:
+        text = text_of(item)
+        if text not in kept or stricter(kept[text].privacy, item.privacy) != kept[text].privacy:
+            kept[text] = item
+    return list(kept.values())
 
 
 def own_privacy(stated: Any, name: str, default: Privacy) -> Privacy:

@@ -36,6 +36,21 @@ _ABSENT = (408, 425, 429, 503)
 """Among those, what says nothing about the question: the server was busy, and may not be later."""
 
 
+def classes_of(spec: Spec, machine: MachineConfig) -> frozenset[str]:
+    """Privacy classes that may be sent to an endpoint, without opening it."""
+    return _CLASSES[_settings(spec, machine).privacy]
+
+
+def _settings(spec: Spec, machine: MachineConfig) -> EndpointConfig:
+    found = next((item for item in machine.endpoints if item.url.rstrip("/") == spec.place), None)
+    return found or EndpointConfig(url=spec.place, privacy="local_only" if _ours(spec) else "any")
+
+
+def _ours(spec: Spec) -> bool:
+    host = urlsplit(spec.place).hostname or ""
+    return bool(host) and is_loopback(host)
+
+
 class Endpoint:
     """One model behind `<url>/chat/completions`."""
 
@@ -44,9 +59,8 @@ class Endpoint:
     def __init__(self, spec: Spec, machine: MachineConfig) -> None:
         """Raises ConfigError when the variable that should hold the key is empty."""
         host = urlsplit(spec.place).hostname or ""
-        ours = bool(host) and is_loopback(host)
-        found = next((item for item in machine.endpoints if item.url.rstrip("/") == spec.place), None)
-        self._settings = found or EndpointConfig(url=spec.place, privacy="local_only" if ours else "any")
+        ours = _ours(spec)
+        self._settings = _settings(spec, machine)
         self.name, self.family, self.identity = spec.name, spec.family, f"{spec.place}#{spec.model}"
         self.sees = _CLASSES[self._settings.privacy]
         self.place = HERE if ours else f"sent: {host}"

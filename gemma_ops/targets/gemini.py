@@ -34,6 +34,11 @@ def seen_by(model: str, settings: GeminiConfig) -> frozenset[str]:
     return frozenset({"any", "paid"}) if paid else frozenset({"any"})
 
 
+def identity(spec: Spec, settings: GeminiConfig) -> str:
+    """Who answers. What an emulator says is no evidence about Gemini, and must not be taken for it later."""
+    return f"{spec.model}@{spec.thinking or 'default'}" + (" (rehearsal)" if rehearsal(settings) else "")
+
+
 def request(
     spec: Spec, prompt: Prompt, reply: int, *, use: Use, schema: dict[str, Any] | None = None, stream: bool = False
 ) -> Request:
@@ -66,12 +71,10 @@ class GeminiTarget:
                 f"leave it out, or use one of {', '.join(known.thinking or ()) or 'none: its levels are not known'}",
             )
         self.name, self.family = spec.name, spec.family
-        self.identity = f"{spec.model}@{spec.thinking or 'default'}"
+        self.identity = identity(spec, machine.gemini)
         self.sees = seen_by(spec.model, machine.gemini)
         self.place = "sent: paid, not logged" if "paid" in self.sees else "sent: unpaid, may be read and used"
         if rehearsal(machine.gemini):
-            # What an emulator says is no evidence about Gemini, and must not be taken for it later.
-            self.identity += " (rehearsal)"
             self.place = "rehearsal: answered by an emulator"
         self._spec, self._use = spec, use
         # A batch job has no first token to wait for, so only what is sent one by one is streamed.
