@@ -84,14 +84,20 @@ class Follower:
             self._console.print(
                 Text(f"  {stored:,} of {asked:,} answers of Gemini were in the store and cost nothing now", style="dim")
             )
-        if "step" not in record:
+        if record.get("event") == "gemini.pii":
+            found = ", ".join(f"{kind} {count:,}" for kind, count in record["found"].items())
+            forbidden = "; the terms of the unpaid tier forbid to send it" if record["forbidden_by_terms"] else ""
+            told = f"  personal data in {record['rows']:,} of {record['of']:,} requests to Gemini ({found}){forbidden}"
+            self._console.print(Text(told, style="yellow"))
+        done = record.get("step", record.get("done"))
+        if done is None:
             return
-        total = record.get("steps") or record.get("total")
+        total = next((record[key] for key in ("steps", "total", "of", "rows") if record.get(key)), None)
         if self._console.is_terminal and total:
-            self._show_bar(step, record, int(total))
+            self._show_bar(step, record, int(done), int(total))
         elif time.time() - self._last >= _EVERY:
             self._last = time.time()
-            self._console.print(f"  {_line(record, total)}")
+            self._console.print(f"  {_line(record, done, total)}")
 
     def step_finished(self, run: Run, artifact: Artifact) -> None:
         self._close()
@@ -108,7 +114,7 @@ class Follower:
     def run_finished(self, run: Run, error: BaseException | None) -> None:
         self._close()
 
-    def _show_bar(self, step: str, record: Record, total: int) -> None:
+    def _show_bar(self, step: str, record: Record, done: int, total: int) -> None:
         if self._bar is None:
             self._bar = Progress(
                 TextColumn("  "), BarColumn(bar_width=30), TextColumn("{task.completed:.0f}/{task.total:.0f}"),
@@ -117,7 +123,7 @@ class Follower:
             self._bar.start()
             self._task = self._bar.add_task(step, total=total, facts="")
         assert self._task is not None
-        self._bar.update(self._task, completed=int(record["step"]), facts=_facts(record))
+        self._bar.update(self._task, completed=done, total=total, facts=_facts(record))
 
     def _close(self) -> None:
         if self._bar is not None:
@@ -133,12 +139,11 @@ def _facts(record: Record) -> str:
         parts.append(f"valid {record['eval_loss']:.4f}")
     if "tokens_per_second" in record:
         parts.append(f"{record['tokens_per_second']:,.0f} tokens/s")
-    if "target" in record:
-        parts.append(str(record["target"]))
+    parts += [str(record[key]) for key in ("phase", "what", "task", "target", "format") if key in record]
     return "  ".join(parts)
 
 
-def _line(record: Record, total: Any) -> str:
-    text = f"{record['step']}/{total}" if total else str(record["step"])
+def _line(record: Record, done: Any, total: Any) -> str:
+    text = f"{done:,}/{total:,}" if total else f"{done:,}"
     eta = f"  {record['eta_seconds']:.0f} s left" if record.get("eta_seconds") else ""
     return f"{text}  {_facts(record)}{eta}".rstrip()

@@ -213,3 +213,16 @@ def test_words_of_the_verdict():
     table = {"local": {"name": "tuned"}, "remote": {"name": "gemini:gemini-3.8-flash"}, "lines": lines}
     assert summary._route(table) == "routing tuned or gemini-3.8-flash: of 19 slices keep 5, undecided 14"
     assert summary._route(table | {"lines": lines[:1]}).endswith(": the whole task undecided")
+
+
+def test_personal_data_that_is_sent_and_progress_without_steps_are_told(capsys, monkeypatch):
+    from gemma_ops import console
+
+    monkeypatch.setattr(console, "_EVERY", 0.0)
+    follower = console.Follower()
+    sent = {"event": "gemini.pii", "rows": 6, "of": 100, "found": {"EMAIL": 6}, "forbidden_by_terms": True}
+    follower.step_record(None, "synthesize", sent)
+    follower.step_record(None, "evaluate", {"target": "tuned", "task": "t", "done": 16, "total": 1300})
+    told = " ".join(capsys.readouterr().err.split())
+    assert "personal data in 6 of 100 requests to Gemini (EMAIL 6); the terms of the unpaid tier forbid" in told
+    assert "16/1,300 t tuned" in told

@@ -157,6 +157,18 @@ def test_a_teacher_abroad_never_sees_what_must_stay_here(tmp_path, world):
     assert {line["privacy"] for line in lines_of(out / "rows.jsonl")} == {"any"}
 
 
+def test_with_every_source_set_aside_the_reason_is_told(tmp_path, world):
+    docs = write_documents(tmp_path / "docs", 2)
+    wish = {"documents": docs, "count": {"document_qa": 4}, "hidden": "skip"}
+    with pytest.raises(BoundaryError, match="may not see any source: all are local_only") as refused:
+        world(**wish, privacy="local_only")
+    assert "synth.hidden=skip" not in refused.value.fix
+    with pytest.raises(BoundaryError, match="all are paid") as refused:
+        world(**wish, privacy="paid", gemini={"tier": "unpaid"})
+    assert "machine.gemini.tier=paid" in refused.value.fix
+    assert world.log == []
+
+
 def test_rows_inherit_the_class_of_their_source(tmp_path, world):
     docs = write_documents(tmp_path / "docs", 3, front="---\nprivacy: paid\n---\n")
     write_documents(tmp_path / "more", 6)

@@ -70,7 +70,7 @@ def check_offline(config: GeminiConfig) -> None:
         return
     raise BoundaryError(
         "offline: nothing may be sent to Gemini",
-        "set machine.offline=false and unset GEMMA_OPS_OFFLINE, or rehearse with `gemma-ops dev gemini-emulator`",
+        "set offline=false and unset GEMMA_OPS_OFFLINE, or rehearse with `gemma-ops dev gemini-emulator`",
     )
 
 

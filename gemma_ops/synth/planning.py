@@ -110,17 +110,21 @@ def _draw(seed: int, *names: str) -> bytes:
 def visible(items: Sequence[Item], sees: frozenset[str], settings: SynthConfig) -> tuple[list[Item], list[str]]:
     """The requests that the teacher may see, and the names of what is left out for privacy.
 
-    Raises BoundaryError with `hidden: refuse` when there is any of the latter.
+    Raises BoundaryError with `hidden: refuse` when there is any of the latter, and when nothing else is left.
     """
     kept = [item for item in items if item.material.privacy in sees]
     hidden = unseen(items, sees)
-    if hidden and settings.hidden == "refuse":
+    if hidden and (settings.hidden == "refuse" or not kept):
         classes = sorted({item.material.privacy for item in items} - sees)
+        much = (
+            f"{len(hidden)} of the sources, which are" if kept or settings.hidden == "refuse" else "any source: all are"
+        )
+        ways = ["take a local teacher"]
+        ways += ["leave them out with --set synth.hidden=skip"] if settings.hidden == "refuse" else []
+        ways += ["declare machine.gemini.tier=paid where billing is linked"] if "paid" in classes else []
         raise BoundaryError(
-            f"the teacher {settings.teacher} may not see {len(hidden)} of the sources, which are {' or '.join(classes)} "
-            f"(the first: {hidden[0]})",
-            "take a local teacher, leave them out with --set synth.hidden=skip, or relax synth.privacy (then every source that "
-            "states no stricter class may leave the machine)",
+            f"the teacher {settings.teacher} may not see {much} {' or '.join(classes)} (the first: {hidden[0]})",
+            f"{', '.join(ways)}, or relax synth.privacy (then every source that states no stricter class may leave the machine)",
         )
     return kept, hidden
 
