@@ -111,8 +111,10 @@ def test_equals_pefts_merge_within_one_rounding(
     assert changed == metrics["tensors_updated"]
     assert metrics["canary/max_logit_change"] > 0.1
     # The adapter in fp32 beside bf16 weights against one rounded sum: a fraction of what the adapter changes. In a random
-    # mixture of experts rounding alone can send a token to another expert, which shows more.
-    assert metrics["canary/max_adapter_gap"] < (0.6 if kind == "moe" else 0.25) * metrics["canary/max_logit_change"]
+    # mixture of experts rounding alone sends tokens to other experts, differently from run to run, so the largest gap
+    # says nothing there; its tensors were compared above, each within one rounding.
+    if kind != "moe":
+        assert metrics["canary/max_adapter_gap"] < 0.25 * metrics["canary/max_logit_change"]
 
 
 def test_merged_folder_is_complete_and_says_head_sizes_in_both_spellings(tmp_path: Path, bases: Bases) -> None:
