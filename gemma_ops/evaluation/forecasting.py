@@ -16,6 +16,7 @@ from typing import Any
 
 from gemma_ops.answer import Prompt
 from gemma_ops.config import EvaluateConfig, MachineConfig
+from gemma_ops.data.example import PRIVACY
 from gemma_ops.evaluation import answers, checking, cost, forecast_judges, plan
 from gemma_ops.evaluation.forecast_judges import CHARACTERS, THOUGHTS
 from gemma_ops.evaluation.metrics.base import Row
@@ -71,7 +72,7 @@ def _task(task: Task, settings: EvaluateConfig) -> Body:
         "task": task.name,
         "rows": n,
         "clusters": clusters,
-        "privacy": {kind: sum(row.privacy == kind for row in task.rows) for kind in ("local_only", "paid", "any")},
+        "privacy": {kind: sum(row.privacy == kind for row in task.rows) for kind in PRIVACY},
         "detectable": round(plan.detectable_difference(n, plan.DISCORDANCE["superior"], alpha), 4),
         "detectable_close": round(plan.detectable_difference(n, plan.DISCORDANCE["noninferior"], alpha), 4),
         "gates": [

@@ -12,12 +12,12 @@ from typing import Any, cast
 
 from gemma_ops import digest
 from gemma_ops.config import Privacy
+from gemma_ops.data.example import PRIVACY, stricter
 from gemma_ops.errors import DataError
 from gemma_ops.evaluation.metrics.base import Row
 from gemma_ops.evaluation.metrics.parse import Unreadable, parse
 from gemma_ops.evaluation.taskfile import SliceSpec, TaskFile
 
-_STRICTNESS: dict[Privacy, int] = {"any": 0, "paid": 1, "local_only": 2}
 _HOLE = re.compile(r"\{\{|\}\}|\{([^{}]*)\}")
 _OWN = frozenset({"id", "messages", "prompt", "reference", "choices", "metadata", "privacy"})
 
@@ -110,9 +110,9 @@ def _privacy(task: Privacy, row: Any, place: str) -> Privacy:
     """The stricter of the task's and the row's class."""
     if row is None:
         return task
-    if row not in _STRICTNESS:
-        raise DataError(f"{place}: privacy is {row!r}", f"use one of {', '.join(_STRICTNESS)}")
-    return max(task, cast(Privacy, row), key=_STRICTNESS.__getitem__)
+    if row not in PRIVACY:
+        raise DataError(f"{place}: privacy is {row!r}", f"use one of {', '.join(reversed(PRIVACY))}")
+    return stricter(task, cast(Privacy, row))
 
 
 def _field(row: Row, name: str, place: str) -> Any:

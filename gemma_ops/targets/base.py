@@ -11,9 +11,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 from gemma_ops.answer import Answer, Prompt
+from gemma_ops.data.example import PRIVACY
 from gemma_ops.errors import BoundaryError
 
-LOCAL = frozenset({"local_only", "paid", "any"})
+LOCAL: frozenset[str] = frozenset(PRIVACY)
 """Privacy classes that a target on this machine may see: all."""
 HERE = "stays here"
 """The `place` of targets on this machine."""

@@ -12,6 +12,7 @@ from typing import Any, get_args
 from gemma_ops import digest
 from gemma_ops.answer import End
 from gemma_ops.config import Privacy
+from gemma_ops.data.example import PRIVACY, stricter
 from gemma_ops.errors import ConfigError, DataError
 from gemma_ops.evaluation import answers
 from gemma_ops.evaluation import rows as rowfiles
@@ -22,7 +23,6 @@ from gemma_ops.evaluation.task import Task
 from gemma_ops.targets import spec
 
 _PLAIN = re.compile(r"[A-Za-z0-9_-]+")
-_STRICTNESS: dict[str, int] = {"any": 0, "paid": 1, "local_only": 2}
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def of_files(first: Path, second: Path | None, rubric: str = "") -> Comparison:
         rival = None if other is None else other.get(name)
         if other is not None and rival is None:
             continue
-        privacy: Privacy = max((r["privacy"] for r in (row, rival) if r), key=_STRICTNESS.__getitem__)
+        privacy: Privacy = row["privacy"] if rival is None else stricter(row["privacy"], rival["privacy"])
         pairs.append(
             Pair(
                 id=name,
@@ -177,7 +177,7 @@ def _read(path: Path) -> dict[str, dict[str, Any]]:
         if reference is not None and not isinstance(reference, str):
             reference = json.dumps(reference, ensure_ascii=False)
         body = {"privacy": row.get("privacy", "local_only"), "end": row.get("end", "stop")}
-        if body["privacy"] not in _STRICTNESS or body["end"] not in get_args(End):
+        if body["privacy"] not in PRIVACY or body["end"] not in get_args(End):
             raise DataError(f"{place}: privacy is {body['privacy']!r}, end {body['end']!r}", "correct that row")
         cluster = None if row.get("cluster") is None else str(row["cluster"])
         found[name] = row | body | {"messages": messages, "reference": reference, "cluster": cluster}
