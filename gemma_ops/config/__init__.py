@@ -10,11 +10,14 @@ from gemma_ops.config.endpoints import EndpointConfig
 from gemma_ops.config.evaluation import EvaluateConfig, GateConfig, RegisterConfig
 from gemma_ops.config.gemini import GeminiConfig
 from gemma_ops.config.judge import JudgeConfig
+from gemma_ops.config.kernels import KernelsConfig
+from gemma_ops.config.launch import LaunchConfig
+from gemma_ops.config.lora import LoraConfig
 from gemma_ops.config.machine import MachineConfig
 from gemma_ops.config.run import RunConfig
 from gemma_ops.config.section import LOCATION, Name, Privacy, Section, Share
 from gemma_ops.config.synth import SynthConfig
-from gemma_ops.config.training import LoraConfig, MergeConfig, QuantizeConfig, TrainConfig
+from gemma_ops.config.training import MergeConfig, QuantizeConfig, TrainConfig
 
 __all__ = [
     "LOCATION",
@@ -24,6 +27,8 @@ __all__ = [
     "GateConfig",
     "GeminiConfig",
     "JudgeConfig",
+    "KernelsConfig",
+    "LaunchConfig",
     "LoraConfig",
     "MachineConfig",
     "MergeConfig",

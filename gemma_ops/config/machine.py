@@ -16,6 +16,8 @@ class MachineConfig(Section):
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` takes a GPU when there is one."""
+    ple: Literal["auto", "device", "host"] = "auto"
+    """Where the per-layer embedding table lies (E2B, E4B): `host` looks rows up in main memory, to the same result; `auto` takes the host where the device is a GPU."""
     runs: str = "runs"
     """Folder that holds the run folders."""
     mlflow: str | None = "mlflow"

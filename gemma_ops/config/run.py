@@ -8,6 +8,7 @@ from pydantic import Field
 
 from gemma_ops.config.data import DataConfig, ModelConfig
 from gemma_ops.config.evaluation import EvaluateConfig, RegisterConfig
+from gemma_ops.config.launch import LaunchConfig
 from gemma_ops.config.machine import MachineConfig
 from gemma_ops.config.section import Name, Section
 from gemma_ops.config.synth import SynthConfig
@@ -27,6 +28,7 @@ class RunConfig(Section):
     synth: SynthConfig = SynthConfig()
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
+    launch: LaunchConfig = LaunchConfig()
     merge: MergeConfig = MergeConfig()
     quantize: QuantizeConfig = QuantizeConfig()
     evaluate: EvaluateConfig = EvaluateConfig()

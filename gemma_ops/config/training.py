@@ -1,4 +1,4 @@
-"""How an adapter is trained, folded in and quantized."""
+"""How a model is trained, an adapter folded in, and the result quantized."""
 
 from __future__ import annotations
 
@@ -6,45 +6,44 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from gemma_ops.config.section import Section, Share
-
-
-class LoraConfig(Section):
-    """The low-rank adapter."""
-
-    rank: Annotated[int, Field(ge=1)] = 16
-    """Rank r of the two factors."""
-    alpha: Annotated[float, Field(gt=0)] = 32
-    """Scale: the update is multiplied by alpha / rank (alpha / sqrt(rank) with `rslora`)."""
-    dropout: Share = 0.0
-    """Dropout before the first factor."""
-    rslora: bool = False
-    """Rank-stabilised scaling."""
-    targets: str = "default"
-    """`default` (attention and MLP of the language model) or one regular expression over module names."""
+from gemma_ops.config.kernels import KernelsConfig
+from gemma_ops.config.lora import LoraConfig
+from gemma_ops.config.section import Section
 
 
 class TrainConfig(Section):
-    """Supervised fine-tuning with LoRA (`weights: bf16`) or QLoRA (`weights: nf4`)."""
+    """Fine-tuning with LoRA (`weights: bf16`), QLoRA (`weights: nf4`) or of all parameters (`tune: full`)."""
 
-    method: Literal["sft"] = "sft"
+    method: Literal["sft", "pretrain", "dft", "distill", "dpo", "kto", "orpo", "grpo", "rloo", "reward"] = "sft"
     """Training method."""
+    tune: Literal["lora", "full"] = "lora"
+    """What learns: an adapter, or every parameter of the language model."""
     weights: Literal["bf16", "nf4", "fp32"] = "bf16"
-    """How the frozen base is held: this one key turns LoRA into QLoRA."""
+    """How the base is held: this one key turns LoRA into QLoRA."""
     lora: LoraConfig = LoraConfig()
     """The adapter."""
+    kernels: KernelsConfig = KernelsConfig()
+    """Faster forms of the same mathematics."""
+    thinking: Literal["off", "on", "keep-empty-prefix"] = "off"
+    """`on` asks for thoughts in training as at inference; `keep-empty-prefix` puts the empty thought before answers whatever the size."""
+    loss_on: Literal["all", "last"] = "all"
+    """Which answers of a conversation carry loss."""
     epochs: Annotated[float, Field(gt=0)] = 1.0
     """Passes over the training rows; ignored when `max_steps` is given."""
     max_steps: Annotated[int, Field(ge=1)] | None = None
     """Optimizer steps in all."""
     batch: Annotated[int, Field(ge=1)] = 16
-    """Rows per optimizer step; with `packing`, packed rows."""
+    """Rows per optimizer step."""
+    batch_tokens: Annotated[int, Field(ge=1)] | None = None
+    """Tokens per optimizer step instead of a number of rows; needs `packing`."""
     micro_batch: Annotated[int, Field(ge=1)] = 4
-    """Rows per forward pass; must divide `batch`. The result is the same up to rounding. With `packing` it is 1."""
+    """Rows per forward pass without `packing`; must divide `batch`. The result is the same up to rounding."""
+    micro_tokens: Annotated[int, Field(ge=16)] | None = None
+    """Tokens per forward pass with `packing`; null lets the plan decide. The result is the same up to rounding."""
     max_length: Annotated[int, Field(ge=16)] = 2048
     """Longest row in tokens; longer ones are cut at the end and counted."""
-    packing: bool = False
-    """Put several rows into one of `max_length` tokens, isolated from each other."""
+    packing: bool = True
+    """Compute the rows of a step end to end, isolated from each other, instead of padding them to one length."""
     learning_rate: Annotated[float, Field(gt=0)] | None = None
     """Peak learning rate; null takes the size's default from the family table."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
@@ -55,8 +54,12 @@ class TrainConfig(Section):
     """AdamW weight decay."""
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     """Gradient norm is clipped to this."""
-    checkpointing: bool = False
-    """Recompute activations in the backward pass (never reentrant): slower, less memory."""
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = "adamw"
+    """`adamw` is fused; the 8-bit ones keep their moments in a quarter of the memory (GPU)."""
+    neftune: Annotated[float, Field(gt=0)] | None = None
+    """Noise added to embeddings in training (NEFTune's alpha)."""
+    checkpointing: Literal["auto", "none", "mlp", "all"] | Annotated[int, Field(ge=1)] = "auto"
+    """What the backward pass recomputes to save memory (never reentrant): nothing, the MLPs, all layers, or so many layers; `auto` is what the plan says fits."""
     eval_every: Annotated[int, Field(ge=1)] | None = None
     """Steps between validations; null validates at the end only."""
     samples: Annotated[int, Field(ge=0)] = 4

@@ -1,0 +1,22 @@
+"""Which exact replacements of the stack's operations a training uses; each can be switched off to measure it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from gemma_ops.config.section import Section
+
+
+class KernelsConfig(Section):
+    """Faster forms of the same mathematics: results agree up to rounding."""
+
+    attention: Literal["documents", "sdpa"] = "documents"
+    """`documents` computes each packed row and window by itself; `sdpa` computes the whole square and masks it."""
+    head: Literal["fused", "trl"] = "fused"
+    """`fused` forms the gradient of labelled tokens in the forward pass; `trl` recomputes the logits in the backward pass."""
+    lora: Literal["fused", "peft"] = "fused"
+    """`fused` shares one input among the adapters that read it and keeps no copies."""
+    norms: Literal["fused", "eager"] = "fused"
+    """`fused` keeps a norm's input and one number a token for the backward pass."""
+    compile: Literal["off", "regions"] = "off"
+    """`regions` compiles the parts of a layer around attention once per shape (a GPU and rows of one length)."""
