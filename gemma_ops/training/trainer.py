@@ -125,24 +125,27 @@ class StepTrainer(trl.SFTTrainer):  # type: ignore[misc]
         self._metrics = {"train": defaultdict(list), "eval": defaultdict(list)}
 
     def create_optimizer(self, model: Any = None) -> Any:
-        """The optimizer of `train.optimizer`; with LoRA+ the second factors learn faster.
-
-        LoRA+: arXiv 2402.12354, equation 2: one learning rate for A, `plus` times it for B.
-        """
-        plus = self.settings.lora.plus
+        """The optimizer of `train.optimizer`; with `train.lora.plus` the second factors learn faster."""
+        fresh = self.optimizer is None
         optimizer = super().create_optimizer(model)
-        if plus != 1.0 and not getattr(self, "_grouped", False):
-            names = {id(parameter): name for name, parameter in (model or self.model).named_parameters()}
-            groups = list(optimizer.param_groups)
-            optimizer.param_groups.clear()
-            for group in groups:
-                fast = [p for p in group["params"] if ".lora_B" in names.get(id(p), "")]
-                slow = [p for p in group["params"] if ".lora_B" not in names.get(id(p), "")]
-                for params, factor in ((slow, 1.0), (fast, plus)):
-                    if params:
-                        optimizer.add_param_group({**group, "params": params, "lr": group["lr"] * factor})
-            self._grouped = True
+        if fresh and self.settings.lora.plus != 1.0:
+            self.faster(optimizer, model or self.model)
         return optimizer
+
+    def faster(self, optimizer: Any, model: Any) -> None:
+        """Split the parameter groups: `plus` times the rate for B, the rate itself for the rest.
+
+        LoRA+: arXiv 2402.12354, equation 2.
+        """
+        second = {id(parameter) for name, parameter in model.named_parameters() if ".lora_B" in name}
+        groups = list(optimizer.param_groups)
+        optimizer.param_groups.clear()
+        for group in groups:
+            rest = [parameter for parameter in group["params"] if id(parameter) not in second]
+            fast = [parameter for parameter in group["params"] if id(parameter) in second]
+            for params, factor in ((rest, 1.0), (fast, self.settings.lora.plus)):
+                if params:
+                    optimizer.add_param_group({**group, "params": params, "lr": group["lr"] * factor})
 
 
 def _untouched(rows: Any) -> Any:
