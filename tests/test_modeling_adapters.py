@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from modeling_world import IDS, logits, tiny
+from modeling_world import IDS, tiny
 from safetensors.torch import load_file, save_file
 
 from gemma_ops.config import LoraConfig

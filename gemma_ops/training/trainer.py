@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 from transformers.trainer_utils import EvalLoopOutput
 
 from gemma_ops.config import TrainConfig
+from gemma_ops.modeling import host_ple
 from gemma_ops.training.passes import Batch, Collate, Rows
 from gemma_ops.training.steps import Layout, Steps
 
@@ -78,8 +79,11 @@ class StepTrainer(trl.SFTTrainer):  # type: ignore[misc]
         model.train()
         world = self.accelerator.num_processes
         total = torch.zeros((), device=self.args.device)
+        table = host_ple.find(model)
         for number, arguments in enumerate(inputs.passes):
             last = number == len(inputs.passes) - 1
+            if table and not last:  # its rows travel while this pass is computed
+                table.prefetch(inputs.passes[number + 1]["input_ids"], self.args.device)
             with nullcontext() if last else self.accelerator.no_sync(model):
                 # Gradients are averaged over the processes, and the divisor counts the tokens of all.
                 loss = self._score(model, arguments, inputs.divisor).loss * world
@@ -122,7 +126,7 @@ class StepTrainer(trl.SFTTrainer):  # type: ignore[misc]
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add what was measured since the last record."""
         super().log(logs, start_time)
-        self._metrics = {"train": defaultdict(list), "eval": defaultdict(list)}
+        self._metrics: dict[str, Any] = {"train": defaultdict(list), "eval": defaultdict(list)}
 
     def create_optimizer(self, model: Any = None) -> Any:
         """The optimizer of `train.optimizer`; with `train.lora.plus` the second factors learn faster."""
