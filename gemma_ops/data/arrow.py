@@ -42,3 +42,10 @@ def table(path: Path, tokenizer: Any, *, max_length: int, empty_thought: bool) -
     result = datasets.Dataset.from_file(f"{scratch.name}/rows.arrow")
     result.scratch = scratch  # the folder lives as long as the table
     return result, cut
+
+
+def from_rows(rows: list[dict[str, list[int]]]) -> Any:
+    """Rows with `input_ids` and `labels` that are in memory already, as a `datasets.Dataset`."""
+    import datasets
+
+    return datasets.Dataset.from_list(rows)
