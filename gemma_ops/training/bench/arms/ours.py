@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gemma_ops.config import LoraConfig, MachineConfig, TrainConfig
+from gemma_ops.config import LoraConfig, TrainConfig
 from gemma_ops.training.bench.arms import Task
 
 
@@ -16,7 +16,6 @@ def settings(task: Task) -> TrainConfig:
         lora=LoraConfig(rank=spec.rank, alpha=2 * spec.rank),
         max_steps=task.watch.all_steps,
         batch=spec.batch,
-        micro_batch=spec.micro_batch,
         micro_tokens=spec.micro_tokens,
         max_length=spec.longest,
         learning_rate=1e-4,
@@ -28,17 +27,21 @@ def settings(task: Task) -> TrainConfig:
 
 def train(task: Task) -> dict[str, Any]:
     """Train as `gemma-ops train` does."""
-    from gemma_ops.modeling import adapters
+    from gemma_ops.data.tokens import Manner
     from gemma_ops.modeling.load import load_model
     from gemma_ops.training import sft
     from gemma_ops.training.arguments import sft_arguments
 
-    spec, train_config, rows = task.spec, settings(task), task.dataset()
-    MachineConfig(device=spec.device)
+    spec, configured = task.spec, settings(task)
+    rows = sft.Tokenized(task.dataset(), [], 0, Manner())
     model = load_model(task.folder, weights=spec.weights, device=spec.device) if task.folder else task.make()
     task.watch.model_loaded(model)
-    model = adapters.attach(model, train_config.lora, spec.seed)
-    arguments = sft_arguments(train_config, task.scratch, has_valid=False, rate=1e-4, device=spec.device)
-    trainer = sft.make_trainer(model, arguments, rows, [], task.tokenizer, task.watch, train_config)
+    model = sft.prepare(model, configured)
+    arguments = sft_arguments(configured, task.scratch, has_valid=False, rate=1e-4, device=spec.device)
+    trainer = sft.make_trainer(model, arguments, rows, task.tokenizer, [task.watch], configured)
     trainer.train()
-    return {"checkpointing": train_config.checkpointing, "packing": train_config.packing}
+    return {
+        "micro_tokens": trainer.layout.micro_tokens,
+        "checkpointing": configured.checkpointing,
+        "kernels": configured.kernels.model_dump(),
+    }

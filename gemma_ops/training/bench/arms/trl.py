@@ -26,14 +26,12 @@ def train(task: Task) -> dict[str, Any]:
 
 
 def _train(task: Task, micro: int) -> dict[str, Any]:
-    import datasets
     import transformers
     import trl
 
     from gemma_ops.modeling import stock
 
-    datasets.disable_progress_bars()
-    spec, rows = task.spec, task.dataset()
+    spec, rows = task.spec, task.dataset().select_columns(["input_ids", "labels"])
     packed = task.arm != "trl"
     checkpointing = task.arm != "trl-packed-nogc"
     adapter = stock.lora(spec.rank)

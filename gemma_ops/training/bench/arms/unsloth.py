@@ -16,7 +16,7 @@ def train(task: Task) -> dict[str, Any]:
     unsloth = importlib.import_module("unsloth")
     import trl
 
-    spec, rows = task.spec, task.dataset()
+    spec, rows = task.spec, task.dataset().select_columns(["input_ids", "labels"])
     model, _ = unsloth.FastModel.from_pretrained(
         model_name=str(task.folder),
         max_seq_length=spec.row_length,
