@@ -89,9 +89,13 @@ def load(folder: Path, settings: TrainConfig, device: str) -> Any:
 
 def prepare(model: Any, settings: TrainConfig) -> Any:
     """A loaded model with its adapter, its kernels and its head."""
+    return equip(adapters.attach(model, settings.lora, settings.seed), settings)
+
+
+def equip(model: Any, settings: TrainConfig) -> Any:
+    """A model with the kernels and the head that training runs on."""
     from gemma_ops.modeling import kernels
 
-    model = adapters.attach(model, settings.lora, settings.seed)
     kernels.install(model, settings.kernels, recompute=_recompute(settings))
     head.install(model, settings)
     return model
