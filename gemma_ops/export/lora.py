@@ -21,7 +21,8 @@ from typing import Any
 import torch
 
 from gemma_ops.errors import ModelError
-from gemma_ops.export.checkpoint import Checkpoint, Entry, read_header, read_json, read_range
+from gemma_ops.export.checkpoint import Checkpoint, read_json
+from gemma_ops.modeling.shards import Entry, read_header, read_range
 
 WEIGHTS = "adapter_model.safetensors"
 # Settings of PEFT's LoraConfig under which the update is more, or other, than scale * B @ A on the given base.

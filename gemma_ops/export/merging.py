@@ -24,10 +24,11 @@ from gemma_ops.config import MachineConfig, MergeConfig
 from gemma_ops.durable import write_json
 from gemma_ops.errors import GateError, ModelError
 from gemma_ops.export import canary
-from gemma_ops.export.checkpoint import DTYPES, INDEX, Checkpoint, Entry, read_range
+from gemma_ops.export.checkpoint import INDEX, Checkpoint
 from gemma_ops.export.folder import carry_over, check_room
 from gemma_ops.export.lora import Update, folder_of, read_updates
 from gemma_ops.export.prompts import rows
+from gemma_ops.modeling.shards import DTYPES, Entry, read_range
 from gemma_ops.modeling.source import checkpoint
 
 _CHUNK = 8 << 20  # bytes copied or compared at a time

@@ -213,11 +213,6 @@ def _notes(config: RunConfig, shape: Shape, target: Device) -> tuple[str, ...]:
     """What a reader must know about these numbers."""
     notes = []
     c = shape.counts()
-    if shape.experts and config.train.weights == "nf4":
-        notes.append(
-            f"the experts ({2 * c.experts / GIB:.1f} GiB) stay bf16: bitsandbytes quantizes nn.Linear only, "
-            "and they are 3-D parameters"
-        )
     if c.per_layer_table and config.train.weights == "nf4":
         notes.append(
             f"the per-layer table ({2 * c.per_layer_table / GIB:.1f} GiB) is looked up, not multiplied: "

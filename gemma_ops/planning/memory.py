@@ -81,19 +81,15 @@ class Step:
         return found
 
 
-def weights(shape: Shape, dtype: str, *, experts_nf4: bool = False) -> list[Part]:
-    """The frozen base, loaded for text: towers are left out.
-
-    With `nf4` exactly attention and MLP are 4-bit (`family.SKIP_4BIT`); the experts are not `nn.Linear` and stay bf16
-    unless `experts_nf4`, which the loader can't do yet: it is the arithmetic of the day it can.
-    """
+def weights(shape: Shape, dtype: str) -> list[Part]:
+    """The frozen base, loaded for text: towers are left out. With `nf4` exactly attention, MLP and experts are 4-bit,
+    which the loader verifies to the byte (`modeling.audit`)."""
     c = shape.counts()
     plain = "fp32" if dtype == "fp32" else "bf16"
-    experts = "nf4" if dtype == "nf4" and experts_nf4 else plain
     rest = ["norms"] + ["router"] * bool(c.router) + ["per-layer projections"] * bool(c.per_layer_linears)
     rows = (
         ("attention and MLP", dtype, c.attention + c.mlp),
-        ("experts", experts, c.experts),
+        ("experts", dtype, c.experts),
         ("embedding and head (tied)", plain, c.embedding),
         ("per-layer embedding table", plain, c.per_layer_table),
         (", ".join(rest), plain, c.norms + c.router + c.per_layer_linears),
@@ -185,12 +181,14 @@ def head_workspace(shape: Shape, step: Step) -> float:
 
 
 def backward_buffers(shape: Shape, step: Step) -> float:
-    """Gradients alive at once inside one layer (about five of the widest), and one dequantized weight for nf4."""
+    """Gradients alive at once inside one layer (about five of the widest), and one dequantized weight (or a layer's
+    stack of experts) for nf4."""
     widest = max(layer.ffn for layer in shape.layers)
     per_token = step.width * (5.0 * widest + 6 * shape.experts_per_token * shape.hidden)
     if not step.fused_attention:
         per_token += 8 * max(layer.heads for layer in shape.layers) * step.length
-    dequantized = 2 * max(linear.parameters for linear in shape.linears()) if step.weights == "nf4" else 0
+    stack = 2 * shape.experts * shape.expert_ffn * shape.hidden
+    dequantized = 2 * max(stack, *(linear.parameters for linear in shape.linears())) if step.weights == "nf4" else 0
     return per_token * step.tokens + dequantized
 
 

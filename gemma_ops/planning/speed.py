@@ -116,7 +116,7 @@ def speed(shape: Shape, step: Step, device: Device, *, row: float, scored: float
         "matrix products": slots * (amount.total - amount.attention) / (rate * _PRODUCTS),
         "attention": slots * amount.attention / (rate * _ATTENTION),
         "elementwise kernels": slots * kept * _PASSES * (_RECOMPUTED if step.checkpointing else 1) / bytes_per_second,
-        "dequantization": (c.attention + c.mlp) * _DEQUANT * passes / bytes_per_second
+        "dequantization": (c.attention + c.mlp + c.experts) * _DEQUANT * passes / bytes_per_second
         if step.weights == "nf4"
         else 0.0,
         "expert weights": _expert_traffic(shape, slots, passes, rate, bytes_per_second),

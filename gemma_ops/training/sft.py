@@ -48,7 +48,7 @@ def train(
     rows = tokenized(data, work / "rows", tokenizer, settings, chat.prefills(folder))
     rate = settings.learning_rate or (size.learning_rate if size else family.DEFAULT_LEARNING_RATE)
 
-    model = load(folder, settings, device)
+    model = load(folder, settings, machine, device)
     if settings.method == "distill" and teacher:
         larger = load_model(checkpoint(teacher), weights=settings.weights, device=device)
     else:
@@ -82,9 +82,9 @@ def train(
     return metrics
 
 
-def load(folder: Path, settings: TrainConfig, device: str) -> Any:
+def load(folder: Path, settings: TrainConfig, machine: MachineConfig, device: str) -> Any:
     """The model that learns: loaded, with its adapter, its kernels and its head; frozen but for what is tuned."""
-    return prepare(load_model(folder, weights=settings.weights, device=device), settings)
+    return prepare(load_model(folder, weights=settings.weights, device=device, ple=machine.ple), settings)
 
 
 def prepare(model: Any, settings: TrainConfig) -> Any:
