@@ -236,21 +236,28 @@ def test_adapters_start_alike_whatever_the_class_and_gradients_are_compared_whol
         agreement({"a": base["a"]}, base)
 
 
-def test_made_up_models_are_seeded_and_4bit_where_they_should_be():
+def test_made_up_models_are_seeded_and_hold_what_a_loader_would_give():
     import torch
 
+    from gemma_ops.family import Shape
     from gemma_ops.modeling import made_up
-    from gemma_ops.modeling.load import check_4bit
+    from gemma_ops.modeling.audit import audit
 
     text = shapes.text("tiny")
     one, two, other = (made_up.build(text, seed=seed).state_dict() for seed in (0, 0, 1))
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert any(not torch.equal(one[name], other[name]) for name in one)
-    four = made_up.build(text, weights="nf4")
-    assert check_4bit(four)["nf4"] > 0
-    rotary = four.model.rotary_emb.sliding_attention_inv_freq
+    held = made_up.build(text, ple="host")
+    assert torch.equal(held.model.embed_tokens_per_layer.weight, one["model.embed_tokens_per_layer.weight"])
+    rotary = held.model.rotary_emb.sliding_attention_inv_freq
     assert rotary.dtype == torch.float32
     assert rotary[0] == 1.0
+    mixture = text | {"enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 64}
+    for weights in ("bf16", "nf4", "fp32"):
+        made = made_up.build(mixture, weights=weights, experts=weights)
+        found = {line.component: line.kind for line in audit(made, Shape.from_config(mixture), weights)}
+        assert found["experts"] == found["mlp"] == weights
+        assert found["router"] == ("fp32" if weights == "fp32" else "bf16")
     for size in family.SIZES:
         with torch.device("meta"):
             made = made_up.skeleton(shapes.text(size.lower()), torch.bfloat16)

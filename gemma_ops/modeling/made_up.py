@@ -8,24 +8,34 @@ stream bring every way to 0.999 and more.
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
-from gemma_ops import family
-from gemma_ops.modeling.load import Weights
+from gemma_ops.modeling import nf4
+from gemma_ops.modeling.audit import wants_4bit
+from gemma_ops.modeling.experts import STACKS, Experts4bit
+from gemma_ops.modeling.host_ple import HostEmbedding
+from gemma_ops.modeling.load import Place, Weights
 
 _STD = 0.02
 _QUERY, _BRANCH = 1 / 16, 0.3
 _CLASSES = {"gemma4_text": "Gemma4ForCausalLM", "gemma4_unified_text": "Gemma4UnifiedForCausalLM"}
 
 
-def build(text: dict[str, Any], *, weights: Weights = "bf16", device: str = "cpu", seed: int = 0) -> Any:
+def build(
+    text: dict[str, Any],
+    *,
+    weights: Weights = "bf16",
+    device: str = "cpu",
+    seed: int = 0,
+    experts: Weights = "bf16",
+    ple: Place = "device",
+) -> Any:
     """A text-only causal model of the shape that `text`, a text configuration with its `model_type`, describes.
 
-    The same shape, device and seed give the same weights; with `nf4`, exactly attention and MLP are 4-bit
-    (`family.LORA_TARGETS`), each quantized as it is drawn, so that the bf16 model is never whole in memory. In
-    evaluation mode, as a loader hands it out.
+    The same shape, device and seed give the same weights. With `nf4`, attention and MLP are 4-bit, and the experts where
+    `experts` says so too, each quantized as it is drawn, so that the bf16 model is never whole in memory. `ple: host`
+    keeps the per-layer table in main memory. In evaluation mode, as a loader hands it out.
     """
     import torch
 
@@ -33,21 +43,23 @@ def build(text: dict[str, Any], *, weights: Weights = "bf16", device: str = "cpu
     with torch.device("meta"):
         model = skeleton(text, dtype)
     random = torch.Generator(device=device).manual_seed(seed)
-    four = re.compile(family.LORA_TARGETS) if weights == "nf4" else None
     made: dict[int, Any] = {}
     for path, module in list(model.named_modules()):
         for name, value in list(module._parameters.items()):
             if value is not None:  # the head is the embedding: drawn once
                 if id(value) not in made:
-                    made[id(value)] = torch.nn.Parameter(_drawn(f"{path}.{name}", value, random), requires_grad=False)
+                    made[id(value)] = torch.nn.Parameter(_drawn(f"{path}.{name}", value, random))
                 module._parameters[name] = made[id(value)]
-        _fill_buffers(model, module, device)
-        if four and isinstance(module, torch.nn.Linear) and four.fullmatch(path):
-            _quantize(model, path, module)
-    for parameter in model.parameters():
-        parameter.requires_grad_(weights != "nf4" and parameter.is_floating_point())
+        _fill_buffers(module, device)
+        if weights == "nf4":
+            _quantize(model, path, module, experts)
+        if ple == "host" and path.endswith("embed_tokens_per_layer"):
+            table, scale = module.weight.data.cpu(), module.scalar_embed_scale
+            _put(model, path, HostEmbedding(table, scale=scale, dtype=dtype, padding=0))
+            del made[id(value)]
     if weights == "nf4":
         _say_quantized(model)
+    model.accepts_loss_kwargs = True
     return model.eval()
 
 
@@ -97,13 +109,11 @@ def _drawn(name: str, like: Any, random: Any) -> Any:
     return value.fill_(_BRANCH if ".post_" in name else 1.0)
 
 
-def _fill_buffers(model: Any, module: Any, device: str) -> None:
+def _fill_buffers(module: Any, device: str) -> None:
     """Buffers have no values on the meta device: rotary frequencies, embedding scales, layer scalars."""
     import torch
 
     here = dict(module.named_buffers(recurse=False))
-    if not here:
-        return
     fresh: dict[str, Any] = {}
     if hasattr(module, "rope_init_fns"):
         fresh = dict(type(module)(module.config).named_buffers(recurse=False))
@@ -116,26 +126,29 @@ def _fill_buffers(model: Any, module: Any, device: str) -> None:
         module._buffers[name] = fresh[name].to(device=device, dtype=dtype)
 
 
-def _quantize(model: Any, path: str, module: Any) -> None:
-    """Put a 4-bit linear in the place of a bf16 one."""
-    import bitsandbytes as bnb
+def _quantize(model: Any, path: str, module: Any, experts: Weights) -> None:
+    """Put a 4-bit module in the place of a bf16 one, where it is one that should be."""
     import torch
 
-    with torch.device("meta"):
-        four = bnb.nn.Linear4bit(
-            module.in_features,
-            module.out_features,
-            bias=False,
-            compute_dtype=torch.bfloat16,
-            compress_statistics=True,
-            quant_type="nf4",
-        )
-    value = bnb.nn.Params4bit(
-        module.weight.data, requires_grad=False, quant_type="nf4", compress_statistics=True, module=four
-    )
-    four.weight = value.to(module.weight.device)  # which quantizes it
+    if isinstance(module, torch.nn.Linear) and wants_4bit(path):
+        _put(model, path, nf4.linear(module.in_features, module.out_features, _four(module.weight)))
+    elif type(module).__name__.endswith("TextExperts") and experts == "nf4":
+        packed = Experts4bit(module)
+        for name in STACKS:
+            setattr(packed, name, _four(getattr(module, name)))
+        _put(model, path, packed)
+
+
+def _four(value: Any) -> Any:
+    import bitsandbytes as bnb
+
+    plain = bnb.nn.Params4bit(value.data, requires_grad=False, quant_type="nf4", compress_statistics=True)
+    return plain.to(value.device)  # which quantizes it
+
+
+def _put(model: Any, path: str, module: Any) -> None:
     parent, _, name = path.rpartition(".")
-    setattr(model.get_submodule(parent), name, four)
+    setattr(model.get_submodule(parent), name, module)
 
 
 def _say_quantized(model: Any) -> None:

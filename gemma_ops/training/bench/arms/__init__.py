@@ -37,14 +37,17 @@ class Task:
 
         return from_rows([{"input_ids": row.input_ids, "labels": row.labels} for row in self.rows])
 
-    def make(self) -> Any:
-        """The model in memory, for sizes that are not saved."""
+    def make(self, *, ours: bool = False) -> Any:
+        """The model in memory, for sizes that are not saved: as transformers and bitsandbytes would load it, with experts
+        in bf16 and the per-layer table on the device; or as gemma-ops does.
+        """
         from gemma_ops.modeling import made_up
         from gemma_ops.training.bench import shapes
 
         spec = self.spec
         text = shapes.text(spec.size, spec.layers)
-        return made_up.build(text, weights=spec.weights, device=spec.device, seed=spec.seed)
+        held: dict[str, Any] = {"experts": spec.weights, "ple": "host" if spec.device == "cuda" else "device"}
+        return made_up.build(text, weights=spec.weights, device=spec.device, seed=spec.seed, **(held if ours else {}))
 
 
 Train = Callable[[Task], dict[str, Any]]

@@ -34,7 +34,7 @@ def train(task: Task) -> dict[str, Any]:
 
     spec, configured = task.spec, settings(task)
     rows = sft.Tokenized(task.dataset(), [], 0, Manner())
-    model = load_model(task.folder, weights=spec.weights, device=spec.device) if task.folder else task.make()
+    model = load_model(task.folder, weights=spec.weights, device=spec.device) if task.folder else task.make(ours=True)
     task.watch.model_loaded(model)
     model = sft.prepare(model, configured)
     arguments = sft_arguments(configured, task.scratch, has_valid=False, rate=1e-4, device=spec.device)
