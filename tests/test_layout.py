@@ -198,6 +198,7 @@ VERBS = [
     "rollback",
     "show",
     "plan",
+    "bench train",
     "data check",
     "init",
     "doctor",

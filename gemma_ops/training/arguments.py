@@ -29,6 +29,14 @@ _OPTIMIZERS = {
 }
 
 
+def autocasts(settings: TrainConfig) -> bool:
+    """Whether the forward pass runs under autocast to bfloat16.
+
+    Fused adapters compute in the base's own type; autocast would keep a second copy of every weight it meets.
+    """
+    return settings.weights == "bf16" and (settings.tune == "full" or settings.kernels.lora == "peft")
+
+
 def sft_arguments(settings: TrainConfig, out: Path, *, has_valid: bool, rate: float, device: str) -> Any:
     """The `SFTConfig` of a run. `rate` is the peak learning rate.
 
@@ -62,8 +70,7 @@ def sft_arguments(settings: TrainConfig, out: Path, *, has_valid: bool, rate: fl
         "warmup_steps": settings.warmup_share,
         "weight_decay": settings.weight_decay,
         "max_grad_norm": settings.max_grad_norm,
-        # Fused adapters compute in the base's own type; autocast would keep a second copy of every weight it meets.
-        "bf16": settings.weights == "bf16" and (settings.tune == "full" or settings.kernels.lora == "peft"),
+        "bf16": autocasts(settings),
         "fp16": False,
         "use_cpu": device == "cpu",
         "gradient_checkpointing": False,  # `modeling.kernels` recomputes, layer by layer

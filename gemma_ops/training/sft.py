@@ -84,10 +84,18 @@ def train(
 
 def load(folder: Path, settings: TrainConfig, machine: MachineConfig, device: str) -> Any:
     """The model that learns: loaded, with its adapter, its kernels and its head; frozen but for what is tuned."""
+    return prepare(load_model(folder, weights=settings.weights, device=device, ple=machine.ple), settings)
+
+
+def prepare(model: Any, settings: TrainConfig) -> Any:
+    """A loaded model with its adapter, its kernels and its head."""
+    return equip(adapters.attach(model, settings.lora, settings.seed), settings)
+
+
+def equip(model: Any, settings: TrainConfig) -> Any:
+    """A model with the kernels and the head that training runs on."""
     from gemma_ops.modeling import kernels
 
-    model = load_model(folder, weights=settings.weights, device=device, ple=machine.ple)
-    model = adapters.attach(model, settings.lora, settings.seed)
     kernels.install(model, settings.kernels, recompute=_recompute(settings))
     head.install(model, settings)
     return model
