@@ -15,8 +15,8 @@ from gemma_ops.family.sizes import CONFIGS, DEFAULT_LEARNING_RATE, LICENCE, SERV
 from gemma_ops.family.traps import TRAPS, Trap, traps
 
 __all__ = [
-    "CONFIGS", "DEFAULT_LEARNING_RATE", "LICENCE", "LORA_TARGETS", "SIZES", "SKIP_4BIT", "TRAPS", "Counts", "Layer", "Linear", "Shape",
-    "Size", "Trap", "by_repo", "find", "identify", "lora_linears", "repos", "traps",
+    "CONFIGS", "DEFAULT_LEARNING_RATE", "EXPERT_TARGETS", "LICENCE", "LORA_TARGETS", "SIZES", "SKIP_4BIT", "TOWER_TARGETS", "TRAPS",
+    "Counts", "Layer", "Linear", "Shape", "Size", "Trap", "by_repo", "find", "identify", "lora_linears", "repos", "traps",
 ]  # fmt: skip
 
 LORA_TARGETS = r"(?:model\.)?(?:language_model\.)?layers\.\d+\.(?:self_attn\.[qkvo]_proj|mlp\.(?:gate|up|down)_proj)"
@@ -24,12 +24,19 @@ LORA_TARGETS = r"(?:model\.)?(?:language_model\.)?layers\.\d+\.(?:self_attn\.[qk
 and the unified 12B. PEFT matches the whole name, so nothing in a tower, router or per-layer projection can match. These
 seven are also what llama.cpp, vLLM and SGLang apply when they serve an adapter unmerged."""
 
+TOWER_TARGETS = r"model\.(?:vision_tower|audio_tower)\.(?:\w+\.)+(?:self_attn|mlp|feed_forward\d|lconv1d)\.\w+\.linear"
+"""Every linear of attention, MLP and convolution blocks in the vision and audio towers: there each is the `linear` inside
+a `Gemma4ClippableLinear`, which PEFT can't wrap itself (huggingface/peft#3129)."""
+
+EXPERT_TARGETS = ("experts.gate_up_proj", "experts.down_proj")
+"""PEFT `target_parameters`: the two stacks of a layer's experts, which are no linears."""
+
 SKIP_4BIT = (
     "model.vision_tower", "model.audio_tower", "model.embed_vision", "model.embed_audio", "lm_head",
     r".*router\.proj", r".*per_layer_.*",
 )  # fmt: skip
-"""bitsandbytes `llm_int8_skip_modules`: what stays bf16, so that exactly attention and MLP of the language model become
-4-bit. Towers, because a prefix must be whole to match; the head, because it is the embedding; the router, because its
+"""bitsandbytes `llm_int8_skip_modules` for who loads with transformers (our loader names what becomes 4-bit instead, and
+counts it): what stays bf16, so that of the linears exactly attention and MLP of the language model become 4-bit. Towers, because a prefix must be whole to match; the head, because it is the embedding; the router, because its
 rounding changes which experts answer; the per-layer projections, because quantizing them doubles the KL divergence for
 one percent of the size (exllamav3 pull request 253)."""
 

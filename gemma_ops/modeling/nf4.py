@@ -129,7 +129,7 @@ def linear(inputs: int, outputs: int, weight: Any) -> Any:
     import bitsandbytes as bnb
 
     module = bnb.nn.Linear4bit(
-        inputs, outputs, bias=False, compute_dtype=weight.quant_state.dtype, quant_type="nf4", device="meta"
+        inputs, outputs, bias=False, compute_dtype=torch.bfloat16, quant_type="nf4", device="meta"
     )
     module.support_avx512bf16_for_cpu = False
     install(module, weight)
@@ -141,3 +141,4 @@ def install(module: Any, weight: Any) -> None:
     weight.module = module
     module.weight = weight
     module.quant_state = weight.quant_state
+    module.compute_dtype = weight.quant_state.dtype
