@@ -6,8 +6,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from gemma_ops.config import methods
 from gemma_ops.config.kernels import KernelsConfig
 from gemma_ops.config.lora import LoraConfig
+from gemma_ops.config.preference import PreferenceConfig
+from gemma_ops.config.reinforce import ReinforceConfig
 from gemma_ops.config.section import Section
 
 
@@ -24,6 +27,10 @@ class TrainConfig(Section):
     """The adapter."""
     kernels: KernelsConfig = KernelsConfig()
     """Faster forms of the same mathematics."""
+    preference: PreferenceConfig = PreferenceConfig()
+    """Learning from answers that somebody compared or judged."""
+    reinforce: ReinforceConfig = ReinforceConfig()
+    """Learning from rewards that are computed."""
     thinking: Literal["off", "on", "keep-empty-prefix"] = "off"
     """`on` asks for thoughts in training as at inference; `keep-empty-prefix` puts the empty thought before answers whatever the size."""
     loss_on: Literal["all", "last"] = "all"
@@ -33,11 +40,11 @@ class TrainConfig(Section):
     max_steps: Annotated[int, Field(ge=1)] | None = None
     """Optimizer steps in all."""
     batch: Annotated[int, Field(ge=1)] = 16
-    """Rows per optimizer step."""
+    """Rows per optimizer step; `grpo` and `rloo` draw `reinforce.generations` answers to each."""
     batch_tokens: Annotated[int, Field(ge=1)] | None = None
     """Tokens per optimizer step instead of a number of rows; needs `packing`."""
     micro_batch: Annotated[int, Field(ge=1)] = 4
-    """Rows per forward pass without `packing`; must divide `batch`. The result is the same up to rounding."""
+    """Rows (answers for `grpo` and `rloo`) per forward pass without `packing`; must divide `batch`. The result is the same up to rounding."""
     micro_tokens: Annotated[int, Field(ge=16)] | None = None
     """Tokens per forward pass with `packing`; null lets the plan decide. The result is the same up to rounding."""
     max_length: Annotated[int, Field(ge=16)] = 2048
@@ -45,7 +52,7 @@ class TrainConfig(Section):
     packing: bool = True
     """Compute the rows of a step end to end, isolated from each other, instead of padding them to one length."""
     learning_rate: Annotated[float, Field(gt=0)] | None = None
-    """Peak learning rate; null takes the size's default from the family table."""
+    """Peak learning rate; null takes the size's default from the family table, a tenth of it for `dpo`, `kto`, `orpo`, `grpo` and `rloo`."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """Learning-rate schedule after warm-up."""
     warmup_share: Annotated[float, Field(ge=0, lt=1)] = 0.05
@@ -65,13 +72,13 @@ class TrainConfig(Section):
     samples: Annotated[int, Field(ge=0)] = 4
     """Validation prompts answered at each validation, into `samples.jsonl`."""
     early_stop: Annotated[int, Field(ge=1)] | None = None
-    """Stop after this many validations without a better loss."""
+    """Stop after this many validations without a better loss (`grpo`, `rloo`: reward)."""
     save_every: Annotated[int, Field(ge=1)] = 100
     """Steps between checkpoints a killed run resumes from; with `early_stop`, every validation makes one."""
     seed: Annotated[int, Field(ge=0)] = 7
     """Seed of initialisation, order and dropout."""
     trl: dict[str, bool | int | float | str | None] = Field(default_factory=dict)
-    """Any other `SFTConfig` key, checked against the installed TRL."""
+    """Any other key of the method's TRL configuration (`SFTConfig`, `DPOConfig`, …), checked against the installed TRL."""
 
     @model_validator(mode="after")
     def _batches(self) -> TrainConfig:
@@ -79,6 +86,8 @@ class TrainConfig(Section):
             raise ValueError(f"train.micro_batch ({self.micro_batch}) must divide train.batch ({self.batch})")
         if self.early_stop and not self.eval_every:
             raise ValueError("train.early_stop needs train.eval_every")
+        if found := list(methods.problems(self)):
+            raise ValueError("; ".join(found))
         return self
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from gemma_ops.data import chat, example
+from gemma_ops.data.answers import encode_answers
 from gemma_ops.errors import DataError
 
 NO_LOSS = -100
@@ -38,6 +39,14 @@ def encode_rows(
             "labels": [token if loss else NO_LOSS for token, loss in zip(encoded.ids, encoded.loss, strict=True)],
             "truncated": encoded.truncated,
         }
+
+
+def loss_flags(tokenizer: Tokenizer, row: dict[str, Any], *, empty_thought: bool) -> list[list[bool]]:
+    """Which tokens carry loss, for each conversation in a row: of compared answers the wanted one comes first."""
+    if example.kind(row) == "conversation":
+        return [chat.encode(tokenizer, row["messages"], row.get("tools"), empty_thought=empty_thought).loss]
+    encoded = encode_answers(tokenizer, row, empty_thought=empty_thought)
+    return [[False] * len(encoded.prompt) + answer.loss for answer in encoded.answers.values()]
 
 
 @dataclass
