@@ -62,8 +62,11 @@ def _layout(row: Row) -> str | None:
     return None
 
 
-def reader(layout: str, settings: DataConfig) -> Callable[[Row], Raw | preferences.Compared]:
-    """The function that reads rows of a layout. Raises DataError when `columns` has no templates."""
+def reader(layout: str, settings: DataConfig) -> Callable[[Row], Any]:
+    """The function that reads rows of a layout: into `Raw`, or `Compared` where answers were compared or judged.
+
+    Raises DataError when `columns` has no templates.
+    """
     if layout == "columns":
         if settings.prompt is None or settings.completion is None:
             raise DataError("data.format is columns, but there are no templates", "set data.prompt and data.completion")

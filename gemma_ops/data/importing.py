@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gemma_ops.config import DataConfig
+from gemma_ops.config.methods import Kind
 from gemma_ops.data import formats, pii
-from gemma_ops.data.example import PRIVACY, SIDES, TURNS, content_id, stricter
+from gemma_ops.data.example import PRIVACY, SIDES, TURNS, content_id, kind, stricter
 from gemma_ops.data.files import RawRow, read
 from gemma_ops.data.normal import RowError, conversation
 from gemma_ops.data.preferences import Compared, compared
@@ -131,6 +132,12 @@ class Importer:
         if value is None or isinstance(value, dict | list) or value == "":
             raise RowError("no_group", f"the row has no value for data.group_by ({self.settings.group_by})")
         return str(value)
+
+
+def kinds(source: Path, settings: DataConfig, limit: int = _PEEK) -> Counter[Kind]:
+    """What the first rows of a source hold, by kind; rows that can't be used don't count. Raises like `Importer`."""
+    items = itertools.islice(Importer(source, settings), limit)
+    return Counter(kind(item.example) for item in items if item.example is not None)
 
 
 class Teacher(NamedTuple):

@@ -56,10 +56,10 @@ def openai_preference(row: Row) -> Compared:
     given = row.get("input")
     if not isinstance(given, dict):
         raise RowError("no_prompt", "input is not an object with messages")
-    sides = [_turns(row.get(key), "assistant") for key in ("preferred_output", "non_preferred_output")]
-    if None in sides:
+    chosen, rejected = (_turns(row.get(key), "assistant") for key in ("preferred_output", "non_preferred_output"))
+    if chosen is None or rejected is None:
         raise RowError("one_side", "the row needs preferred_output and non_preferred_output")
-    return Compared(_turns(given.get("messages"), "user"), *sides, given.get("tools"))
+    return Compared(_turns(given.get("messages"), "user"), chosen, rejected, given.get("tools"))
 
 
 def judged(row: Row) -> Compared:
@@ -69,7 +69,7 @@ def judged(row: Row) -> Compared:
         raise RowError("no_label", f"the label {label!r} is neither true nor false")
     prompt = _turns(row.get("prompt"), "user")
     answer = _turns(row.get("completion", row.get("messages")), "assistant")
-    return Compared(prompt, *((answer, None) if label else (None, answer)), row.get("tools"))
+    return Compared(prompt, answer if label else None, None if label else answer, row.get("tools"))
 
 
 def compared(raw: Compared, *, system: str | None = None) -> tuple[Row, list[str]]:
