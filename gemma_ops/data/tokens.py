@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tokenizers import Tokenizer
 
@@ -17,10 +17,35 @@ NO_LOSS = -100
 """Label of a token without loss: what torch's cross-entropy ignores."""
 
 
+@dataclass(frozen=True)
+class Manner:
+    """How conversations become tokens with loss."""
+
+    empty_thought: bool = False
+    """The checkpoint's prompts end in an empty thought while thinking is off (`chat.prefills`)."""
+    thinking: Literal["off", "on", "keep-empty-prefix"] = "off"
+    """`train.thinking`."""
+    loss_on: Literal["all", "last"] = "all"
+    """`train.loss_on`."""
+
+    def of(self, messages: Sequence[chat.Message]) -> dict[str, bool]:
+        """Arguments of `chat.encode` and `chat.prompt_ids` for one conversation.
+
+        `keep-empty-prefix` trains conversations that hold a thought as `on` does, and opens the answers of all others
+        with an empty thought, without loss: a model tuned on answers alone then doesn't unlearn to think.
+        """
+        if self.thinking == "on":
+            return {"thinking": True, "empty_thought": False}
+        if self.thinking == "off":
+            return {"thinking": False, "empty_thought": self.empty_thought}
+        thinks = any(message.get("reasoning") for message in messages)
+        return {"thinking": thinks, "empty_thought": not thinks}
+
+
 def encode_rows(
-    path: Path, tokenizer: Tokenizer, *, max_length: int | None, empty_thought: bool
+    path: Path, tokenizer: Tokenizer, manner: Manner, *, max_length: int | None
 ) -> Iterator[dict[str, Any]]:
-    """Rows of a file of examples as `{"id", "input_ids", "labels", "truncated"}`, in order, one at a time.
+    """Rows of a file of examples as `{"id", "input_ids", "labels", "truncated", "weight"}`, in order, one at a time.
 
     `labels` repeats `input_ids` where there is loss and is -100 elsewhere. A row longer than `max_length` tokens is cut
     at its end, which may leave it without any loss. Raises DataError naming file and line of a row that can't be
@@ -29,7 +54,12 @@ def encode_rows(
     for number, row in enumerate(example.read_rows(path), 1):
         try:
             encoded = chat.encode(
-                tokenizer, row["messages"], row.get("tools"), max_length=max_length, empty_thought=empty_thought
+                tokenizer,
+                row["messages"],
+                row.get("tools"),
+                max_length=max_length,
+                last_only=manner.loss_on == "last",
+                **manner.of(row["messages"]),
             )
         except DataError as error:
             raise DataError(f"{path}:{number}: {error.what}", error.fix) from error
@@ -38,6 +68,7 @@ def encode_rows(
             "input_ids": encoded.ids,
             "labels": [token if loss else NO_LOSS for token, loss in zip(encoded.ids, encoded.loss, strict=True)],
             "truncated": encoded.truncated,
+            "weight": row.get("weight", 1.0),
         }
 
 
