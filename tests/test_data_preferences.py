@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 
@@ -17,6 +18,7 @@ from gemma_ops.data.example import Example, asked, content_id, conversations, ki
 from gemma_ops.data.importing import kinds
 from gemma_ops.data.normal import RowError
 from gemma_ops.data.preferences import compared
+from gemma_ops.data.tokens import Manner, encode_rows
 from gemma_ops.errors import DataError
 from gemma_ops.nano import WEIGHTS
 
@@ -283,6 +285,13 @@ def test_earlier_answers_of_the_conversation_carry_no_loss(tmp_path):
     assert "".join(text for text, loss in row.tokens if loss) == "On its way.<turn|>"
 
 
+def table(make, path, encoding, method):
+    """Rows and the number cut, made anew each time."""
+    folder = path.parent / "tables"
+    shutil.rmtree(folder, ignore_errors=True)
+    return make(path, folder, encoding, method)
+
+
 def stored(tmp_path, *rows):
     path = tmp_path / "train.jsonl"
     path.write_text("".join(json.dumps({"id": str(n), **row}) + "\n" for n, row in enumerate(rows)))
@@ -291,23 +300,24 @@ def stored(tmp_path, *rows):
 
 def test_tables_hold_the_tokens_of_inference(tmp_path):
     path = stored(tmp_path, {key: value for key, value in PAIR.items() if value})
-    table = pairs(path, Encoding(TOKENIZER, 128), "dpo")
-    row = table.rows[0]
+    rows, cut = table(pairs, path, Encoding(TOKENIZER, 128), "dpo")
+    row = rows[0]
+    assert cut == 0
+    assert row["length"] == 2 * len(row["prompt_ids"]) + len(row["chosen_ids"]) + len(row["rejected_ids"])
     assert row["prompt_ids"] == chat.prompt_ids(TOKENIZER, [ASK])
     for side, answer in (("chosen", GOOD), ("rejected", BAD)):
         whole = chat.encode(TOKENIZER, [ASK, answer])
         assert row["prompt_ids"] + row[f"{side}_ids"] == whole.ids[: len(row["prompt_ids"]) + len(row[f"{side}_ids"])]
         assert TOKENIZER.decode(row[f"{side}_ids"], skip_special_tokens=False) == answer["content"] + "<turn|>"
         assert all(row[f"{side}_loss"])
-    sides = judged(path, Encoding(TOKENIZER, 128), "kto").rows
+    sides, _ = table(judged, path, Encoding(TOKENIZER, 128), "kto")
     assert sides["label"] == [True, False]
     assert sides[1]["completion_ids"] == row["rejected_ids"]
-    assert table.cut == 0
 
 
 def test_a_large_size_reads_its_empty_thought_before_the_answer(tmp_path):
     path = stored(tmp_path, {key: value for key, value in PAIR.items() if value})
-    row = pairs(path, Encoding(TOKENIZER, 128, empty_thought=True), "dpo").rows[0]
+    row = table(pairs, path, Encoding(TOKENIZER, 128, Manner(empty_thought=True)), "dpo")[0][0]
     assert row["prompt_ids"] == chat.prompt_ids(TOKENIZER, [ASK], empty_thought=True)
     assert TOKENIZER.decode(row["chosen_ids"], skip_special_tokens=False) == "On its way.<turn|>"
 
@@ -315,28 +325,31 @@ def test_a_large_size_reads_its_empty_thought_before_the_answer(tmp_path):
 def test_tables_cut_and_count(tmp_path):
     path = stored(tmp_path, {key: value for key, value in PAIR.items() if value})
     prompt = len(chat.prompt_ids(TOKENIZER, [ASK]))
-    table = pairs(path, Encoding(TOKENIZER, prompt + 2), "dpo")
-    assert (len(table.rows[0]["chosen_ids"]), table.cut) == (2, 1)
-    assert (len(pairs(path, Encoding(TOKENIZER, prompt), "dpo").rows), table.cut) == (0, 1)
+    rows, cut = table(pairs, path, Encoding(TOKENIZER, prompt + 2), "dpo")
+    assert (len(rows[0]["chosen_ids"]), cut) == (2, 1)
+    rows, cut = table(pairs, path, Encoding(TOKENIZER, prompt), "dpo")
+    assert (len(rows), cut) == (0, 1)
 
 
 def test_prompts_ask_for_the_last_answer(tmp_path):
     path = stored(tmp_path, {"messages": [ASK, BAD, ASK, GOOD]})
-    row = prompts(path, Encoding(TOKENIZER, 128), "grpo").rows[0]
+    row = table(prompts, path, Encoding(TOKENIZER, 128), "grpo")[0][0]
     assert row["prompt"] == chat.prompt_ids(TOKENIZER, [ASK, BAD, ASK])
     assert (row["reference"], row["row"]) == ("On its way.", "0")
-    assert len(prompts(path, Encoding(TOKENIZER, 16), "grpo").rows) == 0
+    assert len(table(prompts, path, Encoding(TOKENIZER, 16), "grpo")[0]) == 0
 
 
 def test_the_wrong_kind_of_rows_is_named(tmp_path):
     plain = stored(tmp_path, {"messages": [ASK, GOOD]})
     with pytest.raises(DataError, match=r"train\.jsonl:1 holds conversations, and train.method dpo learns from pairs"):
-        pairs(plain, Encoding(TOKENIZER, 128), "dpo")
+        table(pairs, plain, Encoding(TOKENIZER, 128), "dpo")
     with pytest.raises(DataError, match="learns from judged answers or pairs"):
-        judged(plain, Encoding(TOKENIZER, 128), "kto")
+        table(judged, plain, Encoding(TOKENIZER, 128), "kto")
     paired = stored(tmp_path, {key: value for key, value in PAIR.items() if value})
     with pytest.raises(DataError, match=r"holds pairs of answers, and train\.method grpo learns from conversations"):
-        prompts(paired, Encoding(TOKENIZER, 128), "grpo")
+        table(prompts, paired, Encoding(TOKENIZER, 128), "grpo")
+    with pytest.raises(DataError, match="holds pairs of answers, and this training learns from conversations"):
+        list(encode_rows(paired, TOKENIZER, Manner(), max_length=None))
 
 
 def test_kinds_of_a_source_are_told_from_its_first_rows(tmp_path):

@@ -1,32 +1,28 @@
 """Rows for preference and reinforcement methods as Arrow tables on disk, by the kind of rows a method learns from.
 
-Pairs:    prompt_ids, chosen_ids, chosen_loss, rejected_ids, rejected_loss
-judged:   prompt_ids, completion_ids, completion_loss, label
-prompts:  prompt (token ids), reference (text of the row's last answer), row (its id)
+Pairs:    prompt_ids, chosen_ids, chosen_loss, rejected_ids, rejected_loss, length
+judged:   prompt_ids, completion_ids, completion_loss, label, length
+prompts:  prompt (token ids), reference (text of the row's last answer), row (its id), length
 
-`…_loss` says of each token whether the model itself says it; what a tool says inside an answer it doesn't.
+`…_loss` says of each token whether the model itself says it; what a tool says inside an answer it doesn't. `length` is
+how many tokens a forward pass of the row takes, each answer with a prompt of its own.
 """
 
 from __future__ import annotations
 
-import tempfile
+import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gemma_ops.config.methods import Kind
 from gemma_ops.data import chat, example
 from gemma_ops.data.answers import encode_answers
+from gemma_ops.data.tokens import Manner
+from gemma_ops.durable import write_json
 from gemma_ops.errors import DataError
 
 Columns = dict[str, Any]
-_WORDS: dict[Kind, str] = {"conversation": "conversations", "pair": "pairs of answers", "judged": "judged answers"}
-_FIX = {
-    "pair": "give pairs (`prompt`, `chosen`, `rejected`), or train with sft (conversations) or kto (judged answers)",
-    "judged": "give judged answers (`prompt`, `completion`, `label`) or pairs, or train with sft",
-    "conversation": "give conversations, or train with dpo, orpo or reward (pairs) or kto (judged answers)",
-}
 
 
 @dataclass(frozen=True)
@@ -36,41 +32,30 @@ class Encoding:
     tokenizer: Any
     max_length: int
     """Tokens of prompt and answer together."""
-    empty_thought: bool = False
-    thinking: bool = False
+    manner: Manner = field(default_factory=Manner)
+
+    def of(self, row: dict[str, Any]) -> dict[str, bool]:
+        """Arguments of `chat.encode` for a row: the same for all its answers, so that they share a prompt."""
+        return self.manner.of([turn for messages in example.conversations(row) for turn in messages])
 
 
-@dataclass(frozen=True)
-class Table:
-    """A `datasets.Dataset`, how many rows were cut (those left without an answer are not in it), and its longest row."""
+def pairs(path: Path, folder: Path, encoding: Encoding, method: str) -> tuple[Any, int]:
+    """Pairs of answers as a `datasets.Dataset`, and how many rows were cut; those left without an answer are not in it.
 
-    rows: Any
-    cut: int
-
-
-def check_kind(found: Kind, wanted: tuple[Kind, ...], method: str, where: str) -> None:
-    """Raises DataError when a method can't learn from a kind of rows."""
-    if found not in wanted:
-        raise DataError(
-            f"{where} holds {_WORDS[found]}, and train.method {method} learns from "
-            + " or ".join(_WORDS[name] for name in wanted),
-            _FIX[wanted[0]],
-        )
+    The table is written to `folder`, and found there by a run that goes on. Raises DataError naming file and line of a
+    row of another kind, or of one that can't be rendered.
+    """
+    return _table(path, folder, encoding, method, _pair, _PAIR)
 
 
-def pairs(path: Path, encoding: Encoding, method: str) -> Table:
-    """Pairs of answers. Raises DataError naming file and line of a row of another kind."""
-    return _table(path, encoding, method, ("pair",), _pair, _PAIR)
+def judged(path: Path, folder: Path, encoding: Encoding, method: str) -> tuple[Any, int]:
+    """Judged answers, each side of a pair being one; otherwise like `pairs`."""
+    return _table(path, folder, encoding, method, _judged, _JUDGED)
 
 
-def judged(path: Path, encoding: Encoding, method: str) -> Table:
-    """Judged answers; each side of a pair is one. Raises DataError naming file and line of a row of another kind."""
-    return _table(path, encoding, method, ("judged", "pair"), _judged, _JUDGED)
-
-
-def prompts(path: Path, encoding: Encoding, method: str) -> Table:
-    """Prompts with the last answer of their conversation as reference. Raises DataError as `pairs` does."""
-    return _table(path, encoding, method, ("conversation",), _prompt, _PROMPT)
+def prompts(path: Path, folder: Path, encoding: Encoding, method: str) -> tuple[Any, int]:
+    """Prompts with the last answer of their conversation as reference; otherwise like `pairs`."""
+    return _table(path, folder, encoding, method, _prompt, _PROMPT)
 
 
 def _pair(row: dict[str, Any], encoding: Encoding) -> tuple[list[Columns], bool]:
@@ -84,6 +69,7 @@ def _pair(row: dict[str, Any], encoding: Encoding) -> tuple[list[Columns], bool]
         "chosen_loss": chosen.loss,
         "rejected_ids": rejected.ids,
         "rejected_loss": rejected.loss,
+        "length": 2 * len(found.prompt) + len(chosen.ids) + len(rejected.ids),
     }
     return [columns], found.truncated
 
@@ -96,6 +82,7 @@ def _judged(row: dict[str, Any], encoding: Encoding) -> tuple[list[Columns], boo
             "completion_ids": answer.ids,
             "completion_loss": answer.loss,
             "label": side == "chosen",
+            "length": len(found.prompt) + len(answer.ids),
         }
         for side, answer in found.answers.items()
         if any(answer.loss)
@@ -105,65 +92,74 @@ def _judged(row: dict[str, Any], encoding: Encoding) -> tuple[list[Columns], boo
 
 def _prompt(row: dict[str, Any], encoding: Encoding) -> tuple[list[Columns], bool]:
     messages, reference = example.asked(row)
-    ids = chat.prompt_ids(
-        encoding.tokenizer,
-        messages,
-        row.get("tools"),
-        empty_thought=encoding.empty_thought,
-        thinking=encoding.thinking,
-    )
+    ids = chat.prompt_ids(encoding.tokenizer, messages, row.get("tools"), **encoding.of(row))
     if len(ids) >= encoding.max_length:  # a prompt without its end asks something else
         return [], True
-    return [{"prompt": ids, "reference": reference, "row": row["id"]}], False
+    return [{"prompt": ids, "reference": reference, "row": row["id"], "length": len(ids)}], False
 
 
 def _encoded(row: dict[str, Any], encoding: Encoding) -> Any:
-    return encode_answers(
-        encoding.tokenizer,
-        row,
-        max_length=encoding.max_length,
-        empty_thought=encoding.empty_thought,
-        thinking=encoding.thinking,
-    )
+    return encode_answers(encoding.tokenizer, row, max_length=encoding.max_length, **encoding.of(row))
 
 
 _PAIR = {
+    "prompt_ids": "ids", "chosen_ids": "ids", "chosen_loss": "flags", "rejected_ids": "ids", "rejected_loss": "flags",
+    "length": "number",
+}  # fmt: skip
+_JUDGED = {
     "prompt_ids": "ids",
-    "chosen_ids": "ids",
-    "chosen_loss": "flags",
-    "rejected_ids": "ids",
-    "rejected_loss": "flags",
+    "completion_ids": "ids",
+    "completion_loss": "flags",
+    "label": "flag",
+    "length": "number",
 }
-_JUDGED = {"prompt_ids": "ids", "completion_ids": "ids", "completion_loss": "flags", "label": "flag"}
-_PROMPT = {"prompt": "ids", "reference": "text", "row": "text"}
+_PROMPT = {"prompt": "ids", "reference": "text", "row": "text", "length": "number"}
 
 
 def _table(
     path: Path,
+    folder: Path,
     encoding: Encoding,
     method: str,
-    wanted: tuple[Kind, ...],
     columns: Callable[[dict[str, Any], Encoding], tuple[list[Columns], bool]],
     types: dict[str, str],
-) -> Table:
-    cut = 0
+) -> tuple[Any, int]:
+    import datasets
 
-    def rows() -> Iterator[Columns]:
-        nonlocal cut
-        for number, row in enumerate(example.read_rows(path), 1):
-            check_kind(example.kind(row), wanted, method, f"{path}:{number}")
-            try:
-                found, truncated = columns(row, encoding)
-            except DataError as error:
-                raise DataError(f"{path}:{number}: {error.what}", error.fix) from error
+    features = _features(types)
+    facts, target = folder / f"{path.stem}.json", folder / f"{path.stem}.arrow"
+    if not facts.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        writer = datasets.arrow_writer.ArrowWriter(path=str(target), features=features)
+        rows, cut = 0, 0
+        for found, truncated in _rows(path, encoding, method, columns):
             cut += truncated
-            yield from found
+            rows += len(found)
+            for row in found:
+                writer.write(row)
+        writer.finalize()
+        write_json(facts, {"rows": rows, "cut": cut})
+    counted = json.loads(facts.read_text(encoding="utf-8"))
+    if not counted["rows"]:
+        return datasets.Dataset.from_dict({name: [] for name in types}, features=features), counted["cut"]
+    return datasets.Dataset.from_file(str(target)), counted["cut"]
 
-    return Table(_stored(rows(), types), cut)
+
+def _rows(
+    path: Path,
+    encoding: Encoding,
+    method: str,
+    columns: Callable[[dict[str, Any], Encoding], tuple[list[Columns], bool]],
+) -> Iterator[tuple[list[Columns], bool]]:
+    for number, row in enumerate(example.read_rows(path), 1):
+        example.check_kind(row, method, f"{path}:{number}")
+        try:
+            yield columns(row, encoding)
+        except DataError as error:
+            raise DataError(f"{path}:{number}: {error.what}", error.fix) from error
 
 
-def _stored(rows: Iterator[Columns], types: dict[str, str]) -> Any:
-    """Rows as a memory-mapped table in a temporary folder that goes with it."""
+def _features(types: dict[str, str]) -> Any:
     import datasets
 
     known = {
@@ -171,17 +167,6 @@ def _stored(rows: Iterator[Columns], types: dict[str, str]) -> Any:
         "flags": datasets.List(datasets.Value("bool")),
         "flag": datasets.Value("bool"),
         "text": datasets.Value("string"),
+        "number": datasets.Value("int32"),
     }
-    features = datasets.Features({name: known[kind] for name, kind in types.items()})
-    scratch = tempfile.TemporaryDirectory(prefix="gemma-ops-rows-")
-    writer = datasets.arrow_writer.ArrowWriter(path=f"{scratch.name}/rows.arrow", features=features)
-    count = 0
-    for row in rows:
-        writer.write(row)
-        count += 1
-    writer.finalize()
-    if count == 0:
-        return datasets.Dataset.from_dict({name: [] for name in types}, features=features)
-    table = datasets.Dataset.from_file(f"{scratch.name}/rows.arrow")
-    table.scratch = scratch  # the folder lives as long as the table
-    return table
+    return datasets.Features({name: known[kind] for name, kind in types.items()})

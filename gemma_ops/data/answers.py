@@ -33,18 +33,13 @@ class Prompted:
 
 
 def encode_answers(
-    tokenizer: Tokenizer,
-    row: dict[str, Any],
-    *,
-    max_length: int | None = None,
-    empty_thought: bool = False,
-    thinking: bool = False,
+    tokenizer: Tokenizer, row: dict[str, Any], *, max_length: int | None = None, **options: bool
 ) -> Prompted:
     """A row whose answers were compared or judged as tokens, prompt and answer cut at `max_length` together.
 
-    An answer of which nothing is left has no tokens. Raises DataError like `chat.encode`.
+    `options` are `chat.encode`'s `empty_thought` and `thinking`. An answer of which nothing is left has no tokens. Raises
+    DataError like `chat.encode`.
     """
-    options = {"empty_thought": empty_thought, "thinking": thinking}
     messages, tools = row["messages"], row.get("tools")
     prompt = chat.prompt_ids(tokenizer, messages, tools, **options)
     whole = {

@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from gemma_ops.config import Privacy
+from gemma_ops.config import Privacy, methods
 from gemma_ops.config.methods import Kind
 from gemma_ops.durable import whole
 from gemma_ops.errors import DataError
@@ -107,6 +107,25 @@ def kind(row: dict[str, Any]) -> Kind:
     """What stands in a row."""
     answers = sum(row.get(side) is not None for side in SIDES)
     return ("conversation", "judged", "pair")[answers]  # type: ignore[return-value]
+
+
+_WORDS: dict[Kind, str] = {"conversation": "conversations", "pair": "pairs of answers", "judged": "judged answers"}
+_FIX: dict[Kind, str] = {
+    "pair": "give pairs (`prompt`, `chosen`, `rejected`), or train with sft (conversations) or kto (judged answers)",
+    "judged": "give judged answers (`prompt`, `completion`, `label`) or pairs, or train with sft",
+    "conversation": "give conversations, or train with dpo, orpo or reward (pairs) or kto (judged answers)",
+}
+
+
+def check_kind(row: dict[str, Any], method: str | None, where: str) -> None:
+    """Raises DataError when a method can't learn from what a row holds; None stands for those of given answers."""
+    found, wanted = kind(row), methods.rows(method or "")
+    if found not in wanted:
+        who = f"train.method {method}" if method else "this training"
+        raise DataError(
+            f"{where} holds {_WORDS[found]}, and {who} learns from " + " or ".join(_WORDS[name] for name in wanted),
+            _FIX[wanted[0]],
+        )
 
 
 def conversations(row: dict[str, Any]) -> list[list[dict[str, Any]]]:

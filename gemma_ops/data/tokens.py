@@ -49,9 +49,10 @@ def encode_rows(
 
     `labels` repeats `input_ids` where there is loss and is -100 elsewhere. A row longer than `max_length` tokens is cut
     at its end, which may leave it without any loss. Raises DataError naming file and line of a row that can't be
-    rendered.
+    rendered, or whose answers were compared or judged.
     """
     for number, row in enumerate(example.read_rows(path), 1):
+        example.check_kind(row, None, f"{path}:{number}")
         try:
             encoded = chat.encode(
                 tokenizer,

@@ -49,16 +49,16 @@ def prompts(path: Path, tokenizer: Any, count: int, manner: Manner) -> list[dict
     for row in example.read_rows(path):
         if len(found) >= count:
             break
-        answers = [index for index, message in enumerate(row["messages"]) if message["role"] == "assistant"]
-        if not answers:
+        if not any(turn["role"] == "assistant" for messages in example.conversations(row) for turn in messages):
             continue
-        before = row["messages"][: answers[-1]]
+        before, reference = example.asked(row)
+        spoken = [turn for messages in example.conversations(row) for turn in messages]
         found.append(
             {
                 "id": row["id"],
-                "ids": chat.prompt_ids(tokenizer, before, row.get("tools"), **manner.of(row["messages"])),
+                "ids": chat.prompt_ids(tokenizer, before, row.get("tools"), **manner.of(spoken)),
                 "prompt": before[-1]["content"] if before else "",
-                "reference": row["messages"][answers[-1]].get("content") or "",
+                "reference": reference,
             }
         )
     return found
