@@ -69,5 +69,8 @@ def problems(train: TrainConfig) -> Iterator[str]:
             yield f"train.method {method} needs a reward, for example train.reinforce.rewards=[exact_match]"
         if train.micro_tokens:
             yield f"train.micro_tokens says nothing to train.method {method}: its forward passes are of train.micro_batch answers"
+        answers = train.batch * train.reinforce.generations
+        if answers % train.micro_batch:
+            yield f"train.micro_batch ({train.micro_batch}) must divide the {answers} answers of a step (batch × reinforce.generations)"
         if train.lora.dropout:
             yield f"train.lora.dropout would make train.method {method} learn from another model than the one that answered"

@@ -33,8 +33,6 @@ class ReinforceConfig(Section):
     """What a cut answer is worth: nothing, what the metrics say of it, or it is left out of the loss."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
     """Temperature of drawing; the loss is that of the same distribution."""
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Draw from the most probable tokens with this mass."""
     beta: Annotated[float, Field(ge=0)] = 0.0
     """Weight of the divergence from the model as it was at the start; 0 computes none."""
     clip: Share = 0.2

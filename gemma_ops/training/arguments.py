@@ -21,6 +21,21 @@ _WHY = {
     "chat_template_kwargs": "rows become tokens by gemma-ops' own chat template",
     "model_init_kwargs": "the model is loaded, and checked, by gemma-ops",
     "attn_implementation": "a string there stops the audio tower from loading",
+    **dict.fromkeys(
+        (
+            "dataset_num_proc",
+            "pad_to_multiple_of",
+            "padding_free",
+            "truncation_mode",
+            "precompute_ref_batch_size",
+            "auto_find_batch_size",
+            "train_sampling_strategy",
+            "group_by_length",
+        ),
+        "gemma-ops makes the table of rows, and lays them into forward passes",
+    ),
+    "sync_ref_model": "the reference is the model as it was at the start",
+    "log_completions": "answers are sampled into samples.jsonl",
 }
 
 
