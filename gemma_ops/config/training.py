@@ -85,7 +85,7 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _batches(self) -> TrainConfig:
-        if not self.packing and self.batch % self.micro_batch:
+        if not self.packing and self.batch % self.micro_batch and self.method not in methods.REINFORCE:
             raise ValueError(f"train.micro_batch ({self.micro_batch}) must divide train.batch ({self.batch})")
         if self.batch_tokens and not self.packing:
             raise ValueError("train.batch_tokens needs train.packing")
