@@ -8,7 +8,7 @@ import re
 import pytest
 import torch
 from modeling_world import IDS, KINDS, logits, tiny, whole
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from gemma_ops.config import LoraConfig
 from gemma_ops.errors import ConfigError, ModelError

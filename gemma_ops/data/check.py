@@ -28,15 +28,17 @@ _LEVELS = ("error", "warning", "note")
 class RowView:
     """One row as training sees it: `tokens` are (text, carries loss) in order, up to the cut; none when it can't be used.
 
-    `loss` are the flags of the whole row.
+    Where answers were compared, `tokens` is the prompt with the wanted answer and `rejected` with the unwanted one. `loss`
+    are the flags of each whole conversation.
     """
 
     id: str
     source: str
     tokens: list[Token]
     findings: list[Finding]
-    loss: list[bool] = field(default_factory=list)
+    loss: list[list[bool]] = field(default_factory=list)
     truncated: bool = False
+    rejected: list[Token] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,14 @@ class CheckResult:
                     "source": row.source,
                     "tokens": len(row.tokens),
                     "with_loss": sum(loss for _, loss in row.tokens),
+                    **(
+                        {
+                            "rejected_tokens": len(row.rejected),
+                            "rejected_with_loss": sum(loss for _, loss in row.rejected),
+                        }
+                        if row.rejected
+                        else {}
+                    ),
                 }
                 for row in self.rows
             ],
@@ -127,7 +137,8 @@ def check_rows(items: list[Imported], context: Context) -> CheckResult:
         views.append(view)
         totals.update({found.code for found in view.findings})
         if item.example is not None and view.loss:
-            lengths.add(view.loss)
+            for loss in view.loss:
+                lengths.add(loss)
             privacy[item.example["privacy"]] += 1
     levels = {found.code: _LEVELS.index(found.level) for view in views for found in view.findings}
     ordered = dict(sorted(totals.items(), key=lambda pair: (levels[pair[0]], -pair[1], pair[0])))
@@ -142,14 +153,19 @@ def _view(item: Imported, context: Context) -> RowView:
     if item.example is None:
         return RowView("rejected", where, [], [finding(item.code, "rejected", where, item.reason)])
     row = item.example["id"]
-    encoded, findings = look(item.example, context)
+    sides, findings = look(item.example, context)
     findings += [finding(code, row, where) for code in sorted(set(item.notes))]
     if item.pii:
         findings.append(finding("pii", row, where, ", ".join(sorted(item.pii))))
-    if encoded is None:
+    if not sides:
         return RowView(row, where, [], findings)
-    seen = encoded.cut(context.max_length)
-    return RowView(row, where, token_texts(context.tokenizer, seen), findings, encoded.loss, seen.truncated)
+    seen = {name: encoded.cut(context.max_length) for name, encoded in sides.items()}
+    shown = {name: token_texts(context.tokenizer, encoded) for name, encoded in seen.items()}
+    return RowView(
+        row, where, next((shown[name] for name in shown if name != "rejected"), []), findings,
+        [encoded.loss for encoded in sides.values()], any(encoded.truncated for encoded in seen.values()),
+        shown.get("rejected", []),
+    )  # fmt: skip
 
 
 def token_texts(tokenizer: Tokenizer, encoded: chat.Encoded) -> list[Token]:

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gemma_ops.config import DataConfig
+from gemma_ops.config.methods import Kind
 from gemma_ops.data import formats, pii
-from gemma_ops.data.example import PRIVACY, content_id, stricter
+from gemma_ops.data.example import PRIVACY, SIDES, TURNS, content_id, kind, stricter
 from gemma_ops.data.files import RawRow, read
 from gemma_ops.data.normal import RowError, conversation
+from gemma_ops.data.preferences import Compared, compared
 from gemma_ops.errors import DataError
 
 _PEEK = 50  # rows looked at to find the layout
@@ -72,8 +74,13 @@ class Importer:
             return settings.format
         return formats.detect(values) if values else "none"
 
-    def _example(self, raw: RawRow, row: dict[str, Any], read_row: Callable[[dict[str, Any]], formats.Raw]) -> Imported:
-        messages, tools, notes = conversation(*read_row(row), system=self.settings.system)
+    def _example(self, raw: RawRow, row: dict[str, Any], read_row: Callable[[dict[str, Any]], Any]) -> Imported:
+        given = read_row(row)
+        if isinstance(given, Compared):
+            turns, notes = compared(given, system=self.settings.system)
+        else:
+            messages, tools, notes = conversation(*given, system=self.settings.system)
+            turns = {"messages": messages, "tools": tools}
         found: Counter[str] = Counter()
         if self.settings.pii != "off":
             masking = self.settings.pii == "mask"
@@ -83,17 +90,29 @@ class Importer:
                 found.update(item.kind for item in findings)
                 return pii.mask_findings(text, findings) if masking and findings else text
 
-            messages = [{key: _scan(key, value, look) for key, value in message.items()} for message in messages]
+            for name in TURNS:
+                if name in turns:
+                    turns[name] = [
+                        {key: _scan(key, value, look) for key, value in turn.items()} for turn in turns[name]
+                    ]
+        answers = {side: turns.get(side) for side in SIDES}
+        weight = _weight(row.get("weight"))
+        if weight is not None and any(answers.values()):
+            raise RowError("answer_weight", "compared and judged answers can't be weighted: leave `weight` out")
         example = {
-            "id": content_id(messages, tools),
-            "messages": messages,
-            "tools": tools,
+            "id": content_id(turns["messages"], turns["tools"], **answers),
+            "messages": turns["messages"],
+            **answers,
+            "tools": turns["tools"],
             "source": raw.source,
             "privacy": self._privacy(row),
             "group": self._group(row),
-            "weight": _weight(row.get("weight")),
+            "weight": weight,
         }
-        example["group"] = example["group"] or example["id"]
+        if not example["group"]:
+            # Answers to one prompt stay on one side of the split.
+            prompted = any(answers.values())
+            example["group"] = content_id(turns["messages"], turns["tools"]) if prompted else example["id"]
         return Imported(raw, {key: value for key, value in example.items() if value is not None}, tuple(notes), found)
 
     def _privacy(self, row: dict[str, Any]) -> str:
@@ -113,6 +132,12 @@ class Importer:
         if value is None or isinstance(value, dict | list) or value == "":
             raise RowError("no_group", f"the row has no value for data.group_by ({self.settings.group_by})")
         return str(value)
+
+
+def kinds(source: Path, settings: DataConfig, limit: int = _PEEK) -> Counter[Kind]:
+    """What the first rows of a source hold, by kind; rows that can't be used don't count. Raises like `Importer`."""
+    items = itertools.islice(Importer(source, settings), limit)
+    return Counter(kind(item.example) for item in items if item.example is not None)
 
 
 class Teacher(NamedTuple):

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from tokenizers import Tokenizer
 
 from gemma_ops.data import chat, example
+from gemma_ops.data.answers import encode_answers
 from gemma_ops.errors import DataError
 
 NO_LOSS = -100
@@ -48,9 +49,10 @@ def encode_rows(
 
     `labels` repeats `input_ids` where there is loss and is -100 elsewhere. A row longer than `max_length` tokens is cut
     at its end, which may leave it without any loss. Raises DataError naming file and line of a row that can't be
-    rendered.
+    rendered, or whose answers were compared or judged.
     """
     for number, row in enumerate(example.read_rows(path), 1):
+        example.check_kind(row, None, f"{path}:{number}")
         try:
             encoded = chat.encode(
                 tokenizer,
@@ -69,6 +71,14 @@ def encode_rows(
             "truncated": encoded.truncated,
             "weight": row.get("weight", 1.0),
         }
+
+
+def loss_flags(tokenizer: Tokenizer, row: dict[str, Any], *, empty_thought: bool) -> list[list[bool]]:
+    """Which tokens carry loss, for each conversation in a row: of compared answers the wanted one comes first."""
+    if example.kind(row) == "conversation":
+        return [chat.encode(tokenizer, row["messages"], row.get("tools"), empty_thought=empty_thought).loss]
+    encoded = encode_answers(tokenizer, row, empty_thought=empty_thought)
+    return [[False] * len(encoded.prompt) + answer.loss for answer in encoded.answers.values()]
 
 
 @dataclass

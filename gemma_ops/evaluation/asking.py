@@ -10,8 +10,8 @@ from gemma_ops import journal
 from gemma_ops.answer import Prompt
 from gemma_ops.evaluation import answers
 from gemma_ops.evaluation.answers import AnswerFile, Stored
-from gemma_ops.evaluation.metrics.base import Row
 from gemma_ops.evaluation.task import Task
+from gemma_ops.metrics.base import Row
 from gemma_ops.targets.base import HERE, Target, guard
 
 

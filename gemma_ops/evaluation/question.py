@@ -14,9 +14,9 @@ from gemma_ops import digest
 from gemma_ops.config import Privacy
 from gemma_ops.data.example import PRIVACY, stricter
 from gemma_ops.errors import DataError
-from gemma_ops.evaluation.metrics.base import Row
-from gemma_ops.evaluation.metrics.parse import Unreadable, parse
 from gemma_ops.evaluation.taskfile import SliceSpec, TaskFile
+from gemma_ops.metrics.base import Row
+from gemma_ops.metrics.parse import Unreadable, parse
 
 _HOLE = re.compile(r"\{\{|\}\}|\{([^{}]*)\}")
 _OWN = frozenset({"id", "messages", "prompt", "reference", "choices", "metadata", "privacy"})

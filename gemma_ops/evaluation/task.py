@@ -11,9 +11,9 @@ from typing import Any
 from gemma_ops import digest
 from gemma_ops.errors import ConfigError, DataError
 from gemma_ops.evaluation import rows as rowfiles
-from gemma_ops.evaluation.metrics.base import Row, Scored, Scorer
 from gemma_ops.evaluation.question import question, renamed
 from gemma_ops.evaluation.taskfile import TaskFile, read
+from gemma_ops.metrics.base import Row, Scored, Scorer
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,7 @@ class ExpertLora(ParamWrapper):  # type: ignore[misc]
             down, up = (torch.nn.functional.pad(factor, (0, 0, 0, padding)) for factor in (down, up))
         return down.to(dtype).contiguous().transpose(-2, -1), up.to(dtype).contiguous()
 
-    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:  # noqa: FBT001, FBT002
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Fold the adapter into the stack. Raises ModelError on a 4-bit stack, which would round it away."""
         if nf4.is_4bit(self.get_param()):
             raise ModelError(

@@ -21,6 +21,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from gemma_ops.config import TrainConfig
 from gemma_ops.modeling import host_ple
 from gemma_ops.training.passes import Batch, Collate, Rows
+from gemma_ops.training.plus import faster
 from gemma_ops.training.steps import Layout, Steps
 
 
@@ -129,27 +130,8 @@ class StepTrainer(trl.SFTTrainer):  # type: ignore[misc]
         self._metrics: dict[str, Any] = {"train": defaultdict(list), "eval": defaultdict(list)}
 
     def create_optimizer(self, model: Any = None) -> Any:
-        """The optimizer of `train.optimizer`; with `train.lora.plus` the second factors learn faster."""
-        fresh = self.optimizer is None
-        optimizer = super().create_optimizer(model)
-        if fresh and self.settings.lora.plus != 1.0:
-            self.faster(optimizer, model or self.model)
-        return optimizer
-
-    def faster(self, optimizer: Any, model: Any) -> None:
-        """Split the parameter groups: `plus` times the rate for B, the rate itself for the rest.
-
-        LoRA+: arXiv 2402.12354, equation 2.
-        """
-        second = {id(parameter) for name, parameter in model.named_parameters() if ".lora_B" in name}
-        groups = list(optimizer.param_groups)
-        optimizer.param_groups.clear()
-        for group in groups:
-            rest = [parameter for parameter in group["params"] if id(parameter) not in second]
-            fast = [parameter for parameter in group["params"] if id(parameter) in second]
-            for params, factor in ((rest, 1.0), (fast, self.settings.lora.plus)):
-                if params:
-                    optimizer.add_param_group({**group, "params": params, "lr": group["lr"] * factor})
+        """The optimizer of `train.optimizer`; with LoRA+ the second factors learn faster."""
+        return faster(super().create_optimizer(model), model or self.model, self.settings.lora.plus)
 
 
 def _untouched(rows: Any) -> Any:
