@@ -183,13 +183,13 @@ def test_after_the_deadline_nothing_starts(tmp_path, monkeypatch):
 
 def test_the_suite_covers_the_sizes_and_goes_on(tmp_path, monkeypatch):
     specs = suite.gpu()
-    assert len({spec.name for spec in specs}) == len(specs) == 18
+    assert len({spec.name for spec in specs}) == len(specs) == 22
     assert {spec.row_length for spec in specs} == {2048, 4096, 8192}
     assert all(spec.device == "cuda" and spec.micro_tokens == spec.row_length for spec in specs)
     there = _Machine(monkeypatch, fail=("trl",))
     told = []
     found = suite.run(specs[:2], tmp_path, told.append, command="", minutes=None)
-    assert list(found) == ["e2b-bf16-300-8192", "e4b-bf16-300-8192"]
+    assert list(found) == ["e2b-bf16-300-8192", "31b-nf4-300-4096"]
     jobs = copy.copy(there.jobs)
     suite.run(specs[:2], tmp_path, told.append, command="", minutes=None)
     assert there.jobs == jobs

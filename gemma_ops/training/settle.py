@@ -14,15 +14,15 @@ from gemma_ops.family import Shape
 from gemma_ops.planning import policy
 
 
-def settle(settings: TrainConfig, folder: Path, tables: list[Any], device: str, *, ple: str) -> TrainConfig:
-    """`settings` with `checkpointing` and, where rows are packed, `micro_tokens` decided for the checkpoint in `folder`.
+def settle(settings: TrainConfig, shape: Shape, tables: list[Any], device: str, *, ple: str) -> TrainConfig:
+    """`settings` with `checkpointing` and, where rows are packed, `micro_tokens` decided for a model of `shape`.
 
     `tables` hold the rows, with their `length` and how many tokens are `scored`. The choice is in the journal; it changes
     speed and memory, and the result by no more than rounding.
     """
     lengths = [length for table in tables for length in table["length"]]
     choice = policy.decide(
-        Shape.from_config(json.loads((folder / "config.json").read_text(encoding="utf-8"))),
+        shape,
         settings,
         here(device),
         longest=max(lengths),
@@ -33,6 +33,11 @@ def settle(settings: TrainConfig, folder: Path, tables: list[Any], device: str, 
     )
     micro = {"micro_tokens": choice.tokens} if settings.packing and settings.method not in REINFORCE else {}
     return settings.model_copy(update={"checkpointing": choice.checkpointing, **micro})
+
+
+def shape_of(folder: Path) -> Shape:
+    """Dimensions of the checkpoint in `folder`."""
+    return Shape.from_config(json.loads((folder / "config.json").read_text(encoding="utf-8")))
 
 
 def here(device: str) -> Device:

@@ -21,7 +21,7 @@ from gemma_ops.modeling.load import load_model, load_tokenizer, pick_device
 from gemma_ops.modeling.source import checkpoint
 from gemma_ops.training.arguments import build, common
 from gemma_ops.training.follow import Follow, last_checkpoint, prompts, write_record
-from gemma_ops.training.settle import settle
+from gemma_ops.training.settle import settle, shape_of
 from gemma_ops.training.steps import Layout
 
 RATE = 0.1
@@ -60,7 +60,7 @@ def train(out: Path, settings: TrainConfig, machine: MachineConfig, *, base: Pat
     usual = size.learning_rate if size else family.DEFAULT_LEARNING_RATE
     rate = settings.learning_rate or usual * (1.0 if settings.method == "reward" else RATE)
 
-    settings = settle(settings, folder, [rows.train, rows.valid], device, ple=machine.ple)
+    settings = settle(settings, shape_of(folder), [rows.train, rows.valid], device, ple=machine.ple)
     model = load(folder, settings, machine, device)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     shown = (
