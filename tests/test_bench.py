@@ -22,7 +22,7 @@ TINY = make("tiny", repeats=3, steps=2, arms=("trl", "trl-packed", "gemma-ops", 
 
 def _result(arm, repeat, seconds, peak=100, loss=6.0, **more):
     return {
-        "arm": arm, "repeat": repeat, "user": [seconds] * 2, "wall": [10 * seconds] * 2, "peak_bytes": peak,
+        "arm": arm, "repeat": repeat, "user": [seconds] * 2, "wall": [10 * seconds] * 2, "peak_bytes": peak, "loaded_bytes": 1000,
         "losses": [loss], "agreement": {"cosine": 0.9995, "error": 0.03}, "settings": {}, **more,
     }  # fmt: skip
 
