@@ -35,10 +35,8 @@ class Runner:
             return body(*arguments)
         key = (body, *map(_kind, arguments))
         found = _COMPILED.get(key)
-        if found is not None:
-            return found(*arguments)
         try:
-            return self._first(key, body, arguments)
+            return self._first(key, body, arguments) if found is None else found(*arguments)
         except Exception as error:
             if self.strict:
                 raise
