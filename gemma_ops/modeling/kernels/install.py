@@ -16,7 +16,9 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from gemma_ops.config.kernels import KernelsConfig
-from gemma_ops.modeling.kernels import attention
+from gemma_ops.modeling.kernels import attention, layers
+from gemma_ops.modeling.kernels.bodies import Runner
+from gemma_ops.modeling.kernels.layers import Using
 
 Recompute = Literal["none", "mlp", "all"] | int
 _MARK = "_gemma_ops_kernels"
@@ -74,10 +76,12 @@ def install(model: Any, settings: KernelsConfig, *, recompute: Recompute = "none
         for inner in {id(module): module for module in (base.model, text)}.values():
             done.hooks.append(inner.register_forward_pre_hook(attention.before_forward, with_kwargs=True))
     done.method(base, "forward", _stoppable(type(base).forward))
-    layers = len(text.layers) if recompute == "all" else recompute if isinstance(recompute, int) else 0
-    for layer in text.layers[:layers]:
+    _put_layers(text, done, _using(text, settings, recompute))
+    chosen = len(text.layers) if recompute == "all" else recompute if isinstance(recompute, int) else 0
+    again = partial(checkpoint, use_reentrant=False, preserve_rng_state=_draws(text))
+    for layer in text.layers[:chosen]:
         done.attribute(layer, "gradient_checkpointing", True)
-        done.attribute(layer, "_gradient_checkpointing_func", partial(checkpoint, use_reentrant=False))
+        done.attribute(layer, "_gradient_checkpointing_func", again)
     base.__dict__[_MARK] = done
     return model
 
@@ -112,6 +116,43 @@ def forward_hidden(model: Any, *, keep: Sequence[int] | None = None, **batch: An
         raise RuntimeError("forward_hidden needs `install`")
     hidden: Tensor = model(**batch, use_cache=False, hidden_only=True)
     return hidden
+
+
+def _using(text: Any, settings: KernelsConfig, recompute: Recompute) -> Using:
+    """The settings as they apply to this model on its device."""
+    fits = text.config.hidden_activation == layers.ACTIVATION
+    device = next(text.parameters()).device.type
+    compiled = settings.compile == "regions" or (settings.compile == "auto" and device == "cuda")
+    return Using(
+        lora=settings.lora == "fused",
+        norms=settings.norms == "fused" and fits,
+        run=Runner(compiled=compiled and settings.norms == "fused", strict=settings.compile == "regions"),
+        recompute_mlp=recompute == "mlp",
+    )
+
+
+def _put_layers(text: Any, done: Installed, using: Using) -> None:
+    """Bind the forward passes that `using` asks for."""
+    for layer in text.layers:
+        if using.lora or using.norms:
+            done.method(layer.self_attn, "forward", layers.attention_forward(using))
+        if using.norms:
+            done.method(layer, "forward", layers.layer_forward(using))
+        if using.lora or using.norms or using.recompute_mlp:
+            done.method(layer.mlp, "forward", layers.mlp_forward(type(layer.mlp).forward, using))
+        if using.recompute_mlp and hasattr(layer, "experts"):
+            done.method(layer.experts, "forward", layers.experts_forward(type(layer.experts).forward))
+    if using.norms:
+        for module in text.modules():
+            if type(module).__name__ in ("Gemma4RMSNorm", "Gemma4UnifiedRMSNorm"):
+                done.method(module, "forward", layers.norm_forward(using))
+
+
+def _draws(text: Any) -> bool:
+    """Whether layers draw random numbers, which a second run must repeat (keeping a GPU's state waits for it)."""
+    return text.config.attention_dropout > 0 or any(
+        isinstance(module, torch.nn.Dropout) and module.p > 0 for module in text.modules()
+    )
 
 
 def _stoppable(original: Callable[..., Any]) -> Callable[..., Any]:

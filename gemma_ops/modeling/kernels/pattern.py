@@ -10,11 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from gemma_ops.modeling.kernels import tiles
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,47 @@ class Pattern:
                     spans.append(Span(span.row, start + offset, stop + offset, span.k0, end))
             done += last - first
         return replace(self, spans=tuple(spans))
+
+    @cached_property
+    def _made(self) -> dict[Any, Any]:
+        """What layers derive from the pattern, once for a forward pass."""
+        return {}
+
+    def cuts(self, batch: int, length: int) -> list[int] | None:
+        """Bounds of documents over all rows laid end to end, padding a document of its own; None where images or dropped
+        queries make more of the pattern than that."""
+        if ("cuts", batch, length) not in self._made:
+            self._made["cuts", batch, length] = self._cuts(batch, length)
+            self._made["last"] = self._made["cuts", batch, length]
+        found: list[int] | None = self._made["cuts", batch, length]
+        return found
+
+    def _cuts(self, batch: int, length: int) -> list[int] | None:
+        if self.images is not None or any((span.q0, span.q1) != (span.k0, span.k1) for span in self.spans):
+            return None
+        edges = {row * length for row in range(batch + 1)}
+        for span in self.spans:
+            edges |= {span.row * length + span.q0, span.row * length + span.q1}
+        return sorted(edges)
+
+    def longest(self, batch: int, length: int) -> int:
+        """Tokens of the longest document."""
+        return max(stop - start for start, stop in pairwise(self.cuts(batch, length) or [0, length]))
+
+    def bounds(self, device: torch.device) -> tuple[Tensor, int]:
+        """The `cuts` last asked for as int32 on `device`, and the longest document."""
+        cuts = self._made["last"]
+        if ("bounds", device) not in self._made:
+            made = torch.tensor(cuts, dtype=torch.int32)
+            self._made["bounds", device] = made.to(device, non_blocking=True)
+        return self._made["bounds", device], max(stop - start for start, stop in pairwise(cuts))
+
+    def jobs(self, heads: int, device: torch.device) -> list[tiles.Job]:
+        """The `cuts` last asked for as batches of `tiles` for so many query heads."""
+        if ("jobs", heads, device) not in self._made:
+            self._made["jobs", heads, device] = tiles.plan(self._made["last"], heads, device)
+        found: list[tiles.Job] = self._made["jobs", heads, device]
+        return found
 
     def mask(self, span: Span, window: int | None, device: torch.device) -> Tensor:
         """[q, k] booleans of one span, for patterns with images."""
