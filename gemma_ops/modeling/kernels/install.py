@@ -128,6 +128,7 @@ def _using(text: Any, settings: KernelsConfig, recompute: Recompute) -> Using:
         norms=settings.norms == "fused" and fits,
         run=Runner(compiled=compiled and settings.norms == "fused", strict=settings.compile == "regions"),
         recompute_mlp=recompute == "mlp",
+        gelu=fits,
     )
 
 
@@ -139,7 +140,7 @@ def _put_layers(text: Any, done: Installed, using: Using) -> None:
         if using.norms:
             done.method(layer, "forward", layers.layer_forward(using))
         if using.lora or using.norms or using.recompute_mlp:
-            done.method(layer.mlp, "forward", layers.mlp_forward(type(layer.mlp).forward, using))
+            done.method(layer.mlp, "forward", layers.mlp_forward(using))
         if using.recompute_mlp and hasattr(layer, "experts"):
             done.method(layer.experts, "forward", layers.experts_forward(type(layer.experts).forward))
     if using.norms:
