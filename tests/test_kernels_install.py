@@ -125,7 +125,6 @@ def test_compiling_follows_the_device():
     assert not using().compiled  # auto, on a CPU
     assert using(compile="regions").compiled
     assert using(compile="regions").strict
-    assert not using(compile="regions", norms="eager").compiled
     assert not using(compile="off").compiled
 
 

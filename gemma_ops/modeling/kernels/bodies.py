@@ -21,7 +21,7 @@ from torch import Tensor
 Body = Callable[..., Any]
 _ROWS = 2
 """Leading dimensions of a body's tensors that count rows and tokens; what follows is the model's own shape."""
-_COMPILED: dict[tuple[Any, ...], Body] = {}
+_COMPILED: dict[Any, Body] = {}
 
 
 class Runner:
@@ -42,11 +42,25 @@ class Runner:
         try:
             return self._first(key, body, arguments) if found is None else found(*arguments)
         except Exception as error:
-            if self.strict:
-                raise
-            warnings.warn(f"torch.compile failed, kernels run without: {str(error).splitlines()[0]}", stacklevel=2)
-            self.compiled = False
+            return self._without(error, body, arguments)
+
+    def open(self, body: Body, *arguments: Any) -> Any:
+        """`body(*arguments)` for tensors none of whose sizes is the model's own: compiled once for all of them."""
+        if not self.compiled:
             return body(*arguments)
+        if body not in _COMPILED:
+            _COMPILED[body] = torch.compile(body, dynamic=True, fullgraph=True)
+        try:
+            return _COMPILED[body](*arguments)
+        except Exception as error:
+            return self._without(error, body, arguments)
+
+    def _without(self, error: Exception, body: Body, arguments: tuple[Any, ...]) -> Any:
+        if self.strict:
+            raise error
+        warnings.warn(f"torch.compile failed, kernels run without: {str(error).splitlines()[0]}", stacklevel=3)
+        self.compiled = False
+        return body(*arguments)
 
     def _first(self, key: tuple[Any, ...], body: Body, arguments: tuple[Any, ...]) -> Any:
         """Compile for these widths, with open numbers of rows and tokens, and run."""
@@ -188,3 +202,29 @@ def geglu_backward(outer: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Ten
     """The gradients by gate and up, and `geglu` once more, for the product that read it."""
     active = torch.nn.functional.gelu(gate, approximate="tanh")
     return torch.ops.aten.gelu_backward(outer * up, gate, approximate="tanh"), outer * active, active * up
+
+
+def softmax(scores: Tensor, queries: int, scale: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Causal softmax of float32 `scores [N, heads * queries, keys]`, the last query at the last key, in `dtype`, and
+    its logarithm `[N, heads * queries, 1]`."""
+    scores = (scores * scale).masked_fill(_later(scores, queries), -torch.inf)
+    lse = torch.logsumexp(scores, -1, keepdim=True)
+    return torch.exp(scores - lse).to(dtype), lse
+
+
+def softmax_backward(
+    scores: Tensor, outer: Tensor, lse: Tensor, delta: Tensor, real: Tensor | None, queries: int, scale: float
+) -> tuple[Tensor, Tensor]:
+    """The softmax once more, and the gradient by `scores`, in the type of `outer`, the gradient by it. `delta` is the sum
+    of output times gradient per query; `real` is zero for queries of padding."""
+    likely = torch.exp((scores * scale).masked_fill(_later(scores, queries), -torch.inf) - lse)
+    if real is not None:
+        likely = likely * real
+    return likely.to(outer.dtype), (likely * (outer.float() - delta) * scale).to(outer.dtype)
+
+
+def _later(scores: Tensor, queries: int) -> Tensor:
+    """[heads * queries, keys] which keys come after the query."""
+    rows, keys = scores.shape[-2:]
+    place = torch.arange(rows, device=scores.device) % queries + (keys - queries)
+    return torch.arange(keys, device=scores.device)[None] > place[:, None]

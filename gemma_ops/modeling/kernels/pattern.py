@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from gemma_ops.modeling.kernels import tiles
+from gemma_ops.modeling.kernels.bodies import EAGER, Runner
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ class Pattern:
     """[B, T] the number of the image a token belongs to, -1 for text; None where nothing is seen in both directions."""
     windowed_images: bool = True
     """Whether a window also limits how far back a token of an image sees its own image (not so in the 12B)."""
+    run: Runner = EAGER
+    """How elementwise parts of attention run."""
 
     def __getitem__(self, index: Any) -> Pattern:
         """Only asked for the last n queries, by the layers that reuse keys; n is all of them outside of generation."""
