@@ -22,7 +22,7 @@ TINY = make("tiny", repeats=3, steps=2, arms=("trl", "trl-packed", "gemma-ops", 
 
 def _result(arm, repeat, seconds, peak=100, loss=6.0, **more):
     return {
-        "arm": arm, "repeat": repeat, "user": [seconds] * 2, "wall": [10 * seconds] * 2, "peak_bytes": peak,
+        "arm": arm, "repeat": repeat, "user": [seconds] * 2, "wall": [10 * seconds] * 2, "peak_bytes": peak, "loaded_bytes": 1000,
         "losses": [loss], "agreement": {"cosine": 0.9995, "error": 0.03}, "settings": {}, **more,
     }  # fmt: skip
 
@@ -183,13 +183,13 @@ def test_after_the_deadline_nothing_starts(tmp_path, monkeypatch):
 
 def test_the_suite_covers_the_sizes_and_goes_on(tmp_path, monkeypatch):
     specs = suite.gpu()
-    assert len({spec.name for spec in specs}) == len(specs) == 18
+    assert len({spec.name for spec in specs}) == len(specs) == 22
     assert {spec.row_length for spec in specs} == {2048, 4096, 8192}
     assert all(spec.device == "cuda" and spec.micro_tokens == spec.row_length for spec in specs)
     there = _Machine(monkeypatch, fail=("trl",))
     told = []
     found = suite.run(specs[:2], tmp_path, told.append, command="", minutes=None)
-    assert list(found) == ["e2b-bf16-300-8192", "e4b-bf16-300-8192"]
+    assert list(found) == ["e2b-bf16-300-8192", "31b-nf4-300-4096"]
     jobs = copy.copy(there.jobs)
     suite.run(specs[:2], tmp_path, told.append, command="", minutes=None)
     assert there.jobs == jobs

@@ -126,7 +126,7 @@ def _show(name: str, body: dict[str, Any]) -> None:
     for line in report.opening(body):
         print(line)
     print()
-    console.print_table(report.HEAD, report.table(body))
+    console.print_table(report.head(body), report.table(body))
     print()
     for line in report.closing(body):
         print(line)

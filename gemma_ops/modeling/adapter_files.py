@@ -116,7 +116,7 @@ def load(model: Any, folder: Path) -> Any:
     tuned = peft.get_peft_model(model, config)
     if experts:
         config.target_parameters = stacks
-        expert_lora.inject(tuned, config, **_ranks(tuned, config, tensors))
+        expert_lora.inject(tuned, config, _ranks(tuned, config, tensors))
     try:
         result = set_peft_model_state_dict(tuned, tensors)
     except RuntimeError as error:

@@ -84,7 +84,7 @@ class ExpertLora(ParamWrapper):  # type: ignore[misc]
         super().merge(safe_merge=safe_merge, adapter_names=adapter_names)
 
 
-def inject(tuned: Any, config: Any, adapter: str = "default", **ranks: tuple[int, float]) -> int:
+def inject(tuned: Any, config: Any, ranks: dict[str, tuple[int, float]] | None = None, adapter: str = "default") -> int:
     """Put adapters on every stack of experts of a PEFT model; returns how many layers got them.
 
     `ranks` are (rank, alpha) by stack (`gate_up_proj`, `down_proj`); by default both stacks with those of `config`.

@@ -31,7 +31,7 @@ def layers(tuned: Any, adapter: str = "default") -> Iterator[tuple[str, Any]]:
             yield name, module
 
 
-@torch.no_grad()
+@torch.no_grad()  # type: ignore[untyped-decorator]
 def start(tuned: Any, how: str, adapter: str = "default") -> Factors:
     """Set the factors of every adapted linear as `how` says (`pissa`, `olora`, `orthogonal`), changing base weights for
     the first two; returns the factors that were taken out of the base, on the host."""
@@ -51,7 +51,7 @@ def start(tuned: Any, how: str, adapter: str = "default") -> Factors:
     return taken
 
 
-@torch.no_grad()
+@torch.no_grad()  # type: ignore[untyped-decorator]
 def measure_magnitudes(tuned: Any, adapter: str = "default") -> None:
     """DoRA's magnitudes in float32: PEFT measures them in the base's type, and in bf16 the first step is not the base."""
     for _, module in layers(tuned, adapter):

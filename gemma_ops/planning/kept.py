@@ -92,10 +92,10 @@ def head(shape: Shape, step: Step) -> float:
     if step.kernels.head == "fused":
         tokens, words = _OWN_TILE["cuda" if step.cuda else "cpu"]
         return 10.0 * min(scored, tokens) * min(shape.vocab, words) + 6.0 * min(scored, tokens) * shape.hidden
-    tokens, words = min(scored, _TRL_TILE[0]), min(shape.vocab, _TRL_TILE[1])
-    tile = float(step.width * tokens * _TRL_TILE[1])
+    rows, columns = min(scored, _TRL_TILE[0]), min(shape.vocab, _TRL_TILE[1])
+    tile = float(step.width * rows * _TRL_TILE[1])
     if not step.cuda:
-        tile += 4.0 * _TORCH_TILES * tokens * words
+        tile += 4.0 * _TORCH_TILES * rows * columns
     return tile + 8.0 * scored * shape.hidden
 
 

@@ -25,6 +25,7 @@ from gemma_ops.modeling.source import checkpoint
 from gemma_ops.training import head
 from gemma_ops.training.arguments import sft_arguments
 from gemma_ops.training.follow import Follow, last_checkpoint, prompts, write_record
+from gemma_ops.training.settle import settle, shape_of
 from gemma_ops.training.steps import Layout
 
 
@@ -47,6 +48,7 @@ def train(
     work = out / "checkpoints"
     rows = tokenized(data, work / "rows", tokenizer, settings, chat.prefills(folder))
     rate = settings.learning_rate or (size.learning_rate if size else family.DEFAULT_LEARNING_RATE)
+    settings = settle(settings, shape_of(folder), [rows.train, rows.valid], device, ple=machine.ple)
 
     model = load(folder, settings, machine, device)
     if settings.method == "distill" and teacher:

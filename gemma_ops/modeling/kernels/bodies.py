@@ -2,14 +2,16 @@
 
 Each comes as a forward and a backward body over whole tensors, with no autograd of its own, so that the Functions in
 `elementwise` decide what is kept. Everything is computed in float32 and rounded once, at the end. Compiled (`Runner`),
-a body is one kernel on a GPU instead of five to fifteen; a body is compiled once for each width and type it meets, with
-the number of tokens left open, so rows of any length share it.
+a body is one kernel on a GPU instead of five to fifteen: one of `rowwise` where Triton is installed, as it is with
+torch's CUDA builds, and otherwise what Inductor makes of it, once for each width and type it meets, with the number of
+tokens left open, so that rows of any length share it.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import cache
 from types import FunctionType
 from typing import Any
 
@@ -33,6 +35,8 @@ class Runner:
         """`body(*arguments)`."""
         if not self.compiled:
             return body(*arguments)
+        if arguments[0].is_cuda and (kernels := _rowwise()):
+            return kernels[body.__name__](*arguments)
         key = (body, *map(_kind, arguments))
         found = _COMPILED.get(key)
         try:
@@ -72,6 +76,16 @@ class Runner:
 
 
 EAGER = Runner()
+
+
+@cache
+def _rowwise() -> dict[str, Body]:
+    """Triton's kernels by the name of their body; none without Triton."""
+    try:
+        from gemma_ops.modeling.kernels import rowwise
+    except ImportError:
+        return {}
+    return rowwise.KERNELS
 
 
 def _kind(argument: Any) -> Any:

@@ -1,8 +1,9 @@
 """One process of a benchmark: `python -m gemma_ops.training.bench.child job.json`. What it measured goes into the reply file
 that the job names; so does a failure, in words, because a benchmark goes on without an arm that can't run.
 
-Three kinds of job: `save` writes the checkpoint that arms load, `gate` compares gradients in float32 on a small shape, all
-arms in one process, and `time` runs one arm once.
+Four kinds of job: `save` writes the checkpoint that arms load, `gate` compares gradients in float32 on a small shape, all
+arms in one process, `time` runs one arm once, and `rate` measures the largest products this GPU can do. With `--serve`
+the process stays, and takes the names of job files from its standard input.
 """
 
 from __future__ import annotations
@@ -91,7 +92,19 @@ def save(job: dict[str, Any]) -> dict[str, Any]:
     return {}
 
 
-_KINDS = {"time": time, "gate": gate, "save": save}
+def rate(job: dict[str, Any]) -> dict[str, Any]:
+    """Floating-point operations per second of a bf16 product of squares, the ceiling of everything here."""
+    import torch
+
+    from gemma_ops.training.bench.measure import best_seconds
+
+    side = 8192 if from_json(job["spec"]).device == "cuda" else 512
+    device = from_json(job["spec"]).device
+    a, b = (torch.randn(side, side, dtype=torch.bfloat16, device=device) for _ in range(2))
+    return {"flops": 2.0 * side**3 / best_seconds(lambda: a @ b, device)}
+
+
+_KINDS = {"time": time, "gate": gate, "save": save, "rate": rate}
 
 
 def _gradients(spec: Spec, arm: str) -> tuple[float, dict[str, Any]]:
@@ -152,6 +165,20 @@ def _words(error: BaseException) -> str:
     return f"{name}: {first[0][:300]}" if first else name
 
 
+def serve() -> None:
+    """Do the jobs whose files are named on standard input, one a line, and forget each one's tensors."""
+    import gc
+
+    for line in sys.stdin:
+        main(Path(line.strip()))
+        gc.collect()
+        if "torch" in sys.modules:
+            sys.modules["torch"].cuda.empty_cache()
+
+
 if __name__ == "__main__":
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    main(Path(sys.argv[1]))
+    if sys.argv[1] == "--serve":
+        serve()
+    else:
+        main(Path(sys.argv[1]))

@@ -148,6 +148,21 @@ def agreement(ours: dict[str, Any], reference: dict[str, Any]) -> dict[str, floa
     return {"cosine": product / max((size * other) ** 0.5, 1e-300), "error": (error / max(other, 1e-300)) ** 0.5}
 
 
+def best_seconds(work: Any, device: str, *, repeats: int = 10) -> float:
+    """The shortest of some timings of `work`, after two that are not counted."""
+    import torch
+
+    spent = []
+    for index in range(repeats + 2):
+        began = time.perf_counter()
+        work()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        if index >= 2:
+            spent.append(time.perf_counter() - began)
+    return min(spent)
+
+
 def _reset(device: str) -> int:
     """Forget the peak so far; returns the bytes in use now."""
     if device == "cuda":

@@ -38,6 +38,8 @@ def summary(body: dict[str, Any]) -> dict[str, Any]:
         if "error" not in result:
             good.setdefault(result["arm"], []).append(result)
     paces = {name: _by_repeat(results, facts["tokens"], spec.device) for name, results in good.items()}
+    ceiling = body.get("rate")
+    useful = useful_flops(spec, facts)
     arms: dict[str, Any] = {}
     for name, info in body["arms"].items():
         failed = next((r["error"] for r in body["results"] if r["arm"] == name and "error" in r), None)
@@ -54,19 +56,41 @@ def summary(body: dict[str, Any]) -> dict[str, Any]:
             "lowest": min(values),
             "highest": max(values),
             "peak_bytes": median(r["peak_bytes"] for r in results),
+            "total_bytes": median(r["peak_bytes"] + r["loaded_bytes"] for r in results),
             "loss": first["losses"][0],
             "cosine": 1.0 if name == REFERENCE else agreement.get("cosine"),
             "kernels": first.get("kernels"),
             "settings": first.get("settings"),
             "ratios": {other: _ratio(paces[name], paces[other]) for other in (REFERENCE, PACKED) if other in paces},
         }
+        if ceiling:
+            arms[name]["roofline"] = arms[name]["tokens_per_second"] * useful / ceiling
         if REFERENCE in good:
             theirs = next((r for r in good[REFERENCE] if r["repeat"] == 0), good[REFERENCE][0])
             arms[name]["loss_difference"] = first["losses"][0] - theirs["losses"][0]
             arms[name]["peak_ratio"] = arms[name]["peak_bytes"] / max(
                 1, median(r["peak_bytes"] for r in good[REFERENCE])
             )
-    return {"facts": facts, "parameters": parameters(spec), "clock": clock(spec.device), "arms": arms}
+    return {
+        "facts": facts,
+        "parameters": parameters(spec),
+        "useful_flops_per_token": useful,
+        "clock": clock(spec.device),
+        "arms": arms,
+    }
+
+
+def useful_flops(spec: Spec, facts: dict[str, float]) -> float:
+    """Operations a token cannot do without: every product once forward and once for its input's gradient, nothing
+    recomputed, attention within documents and windows, the head on scored tokens. The roofline's numerator."""
+    from gemma_ops import family
+    from gemma_ops.planning import speed as theory
+    from gemma_ops.planning.memory import Step
+
+    shape = family.Shape.from_config(shapes.text(spec.size, spec.layers))
+    linears = tuple(family.lora_linears(shape))
+    step = Step(spec.weights, spec.rank, linears, tokens=spec.row_length, length=int(facts["longest"]))
+    return theory.work(shape, step, context=facts["context"], scored=facts["labelled"]).total
 
 
 def _by_repeat(results: list[dict[str, Any]], tokens: float, device: str) -> dict[int, float]:
@@ -80,15 +104,21 @@ def _ratio(mine: dict[int, float], theirs: dict[int, float]) -> dict[str, float]
 
 
 HEAD = ("arm", "tokens/s", "vs trl", "vs trl-packed", "peak above model", "step-0 loss", "gradient cosine")
+GPU_HEAD = (*HEAD[:4], "of roofline", "peak in all", *HEAD[5:])
+
+
+def head(body: dict[str, Any]) -> tuple[str, ...]:
+    """The table's head: on a GPU with the share of its roofline, and memory with the model in it."""
+    return GPU_HEAD if body.get("rate") else HEAD
 
 
 def table(body: dict[str, Any]) -> list[tuple[str, ...]]:
-    """Rows for `HEAD`, one an arm; roofline and kernels come behind where they were measured."""
+    """Rows for `head`, one an arm."""
     made = body["summary"]
     out = []
     for name, arm in made["arms"].items():
         if "absent" in arm:
-            out.append((name, arm["absent"], *[""] * 5))
+            out.append((name, arm["absent"], *[""] * (len(head(body)) - 2)))
             continue
         spread = f" ({_number(arm['lowest'])}–{_number(arm['highest'])})" if arm["repeats"] > 1 else ""
         peak = f"{arm['peak_bytes'] / GIB:.2f} GiB" + (f" ({arm['peak_ratio']:.2f}x)" if "peak_ratio" in arm else "")
@@ -101,7 +131,7 @@ def table(body: dict[str, Any]) -> list[tuple[str, ...]]:
                     f"{arm['ratios'][other]['median']:.2f}x" if other in arm["ratios"] else "–"
                     for other in (REFERENCE, PACKED)
                 ),
-                peak,
+                *((f"{arm['roofline']:.0%}", f"{arm['total_bytes'] / GIB:.1f} GiB") if body.get("rate") else (peak,)),
                 f"{arm['loss']:.4f}",
                 cosine,
             )

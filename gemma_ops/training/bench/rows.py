@@ -54,8 +54,8 @@ def _row(length: int, scored: float, vocab: int, chance: random.Random) -> Row:
 
 
 def facts(rows: list[Row], micro_batch: int) -> dict[str, float]:
-    """What a reader needs to judge the numbers: tokens of a step, the longest row, the share with loss, and how many slots
-    padding makes of a token at `micro_batch` rows, over random orders."""
+    """What a reader needs to judge the numbers: tokens of a step, the longest row, the tokens of the row that
+    an average token stands in, the share with loss, and how many slots padding makes of a token at `micro_batch` rows, over random orders."""
     sizes = [len(row.input_ids) for row in rows]
     total = sum(sizes)
     chance = random.Random(0)
@@ -66,6 +66,7 @@ def facts(rows: list[Row], micro_batch: int) -> dict[str, float]:
     return {
         "tokens": total,
         "longest": max(sizes),
+        "context": sum(size**2 for size in sizes) / total,
         "labelled": sum(label != -100 for row in rows for label in row.labels[1:]) / total,
         "slots_per_token_padded": statistics.fmean(slots) / total,
     }

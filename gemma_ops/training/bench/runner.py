@@ -5,10 +5,7 @@ is there. Run again, it goes on where it was stopped.
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -16,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gemma_ops.errors import GateError, OpsError
-from gemma_ops.training.bench import machine, picture, report
+from gemma_ops.training.bench import machine, picture, report, workers
 from gemma_ops.training.bench.arms import ARMS, REFERENCE
 from gemma_ops.training.bench.spec import Spec, check_arms
 
@@ -32,10 +29,19 @@ class Runner:
     """One benchmark in one folder. `deadline` is in `time.monotonic` seconds: no process is started after it."""
 
     def __init__(
-        self, spec: Spec, folder: Path, tell: Tell, *, command: str = "", deadline: float | None = None
+        self,
+        spec: Spec,
+        folder: Path,
+        tell: Tell,
+        *,
+        command: str = "",
+        deadline: float | None = None,
+        worker: workers.Kept | None = None,
+        gate: dict[str, Any] | None = None,
     ) -> None:
         check_arms(spec.arms, tuple(ARMS))
         self.spec, self.folder, self.tell, self.deadline = spec, folder, tell, deadline
+        self.worker = worker or workers.Fresh()
         self.path, self.log = folder / "bench.json", folder / "child.log"
         folder.mkdir(parents=True, exist_ok=True)
         self.body = self._kept() or {
@@ -48,6 +54,8 @@ class Runner:
             "results": [],
         }
         self.body["spec"] = spec.to_json()
+        if gate is not None:
+            self.body["gate"] = gate
 
     def run(self) -> dict[str, Any]:
         """Measure what is not measured yet; returns everything, the summary included.
@@ -69,6 +77,13 @@ class Runner:
             shutil.rmtree(self.folder / "model", ignore_errors=True)
             shutil.rmtree(self.folder / "gradients", ignore_errors=True)
         return self.body
+
+    def measured_rate(self, known: float | None = None) -> float | None:
+        """Operations per second of this GPU's largest products, measured once; kept with the results. None on a failure."""
+        if "rate" not in self.body:
+            self.body["rate"] = known or self._child("rate").get("flops")
+        rate: float | None = self.body["rate"]
+        return rate
 
     def _able(self, name: str) -> bool:
         """Whether an arm can run here; the reason is kept if not."""
@@ -124,7 +139,7 @@ class Runner:
             arm=name,
             model=str(model) if model and (spec.saved or arm.from_folder) else None,
             gradients=str(gradients) if repeat == 0 else None,
-            kernels=repeat == 0 and spec.device == "cuda",
+            kernels=repeat == 0 and spec.device == "cuda" and isinstance(self.worker, workers.Fresh),
         )
         if repeat == 0 and "error" not in result:
             result["agreement"] = self._agreement(name)
@@ -156,29 +171,17 @@ class Runner:
         return self.deadline is not None and time.monotonic() > self.deadline
 
     def _child(self, kind: str, **more: Any) -> dict[str, Any]:
-        """Do one job in a new process; a process that dies without a word is an error too."""
+        """Do one job in another process; a process that dies without a word is an error too."""
         job, reply = self.folder / "job.json", self.folder / "reply.json"
         reply.unlink(missing_ok=True)
         job.write_text(
             json.dumps({"kind": kind, "spec": self.spec.to_json(), "reply": str(reply), **more}), encoding="utf-8"
         )
         left = _LONGEST if self.deadline is None else max(60.0, min(_LONGEST, self.deadline - time.monotonic() + 60))
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-        if self.spec.device == "cpu":
-            environment |= {"OMP_NUM_THREADS": str(self.spec.threads), "CUDA_VISIBLE_DEVICES": ""}
-        with self.log.open("a", encoding="utf-8") as log:
-            try:
-                done = subprocess.run(
-                    [sys.executable, "-m", "gemma_ops.training.bench.child", str(job)],
-                    stdout=log, stderr=log, timeout=left, check=False, env=environment,
-                )  # fmt: skip
-            except subprocess.TimeoutExpired:
-                return {"error": f"no end after {left:.0f} s"}
+        threads = self.spec.threads if self.spec.device == "cpu" else None
+        problem = self.worker.do(job, reply, self.log, seconds=left, threads=threads)
         if not reply.is_file():
-            killed = done.returncode in (-9, 137)
-            return {
-                "error": "killed, as by a machine out of memory" if killed else f"ended with code {done.returncode}"
-            }
+            return {"error": problem or "ended without a word"}
         result: dict[str, Any] = json.loads(reply.read_text(encoding="utf-8"))
         for path in (job, reply):
             path.unlink(missing_ok=True)

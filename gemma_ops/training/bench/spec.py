@@ -44,6 +44,8 @@ class Spec:
     arms: tuple[str, ...] = DEFAULT_ARMS
     micro_tokens: int | None = None
     """`train.micro_tokens` of gemma-ops; None leaves it to the plan, as a user would."""
+    checkpointing: str = "auto"
+    """`train.checkpointing` of gemma-ops."""
     layers: int | None = None
     """Decoder layers left of the stack; None takes all."""
     scored: float = 0.6
@@ -72,7 +74,8 @@ class Spec:
     def name(self) -> str:
         """For a folder: what tells this benchmark from others of a suite."""
         cut = f"-{self.layers}-layers" if self.layers else ""
-        return f"{self.size}{cut}-{self.weights}-{self.mean}-{self.row_length}"
+        again = "" if self.checkpointing == "auto" else f"-{self.checkpointing}"
+        return f"{self.size}{cut}-{self.weights}-{self.mean}-{self.row_length}{again}"
 
     @property
     def saved(self) -> bool:

@@ -21,6 +21,7 @@ from gemma_ops.modeling.load import load_model, load_tokenizer, pick_device
 from gemma_ops.modeling.source import checkpoint
 from gemma_ops.training.arguments import build, common
 from gemma_ops.training.follow import Follow, last_checkpoint, prompts, write_record
+from gemma_ops.training.settle import settle, shape_of
 from gemma_ops.training.steps import Layout
 
 RATE = 0.1
@@ -59,7 +60,8 @@ def train(out: Path, settings: TrainConfig, machine: MachineConfig, *, base: Pat
     usual = size.learning_rate if size else family.DEFAULT_LEARNING_RATE
     rate = settings.learning_rate or usual * (1.0 if settings.method == "reward" else RATE)
 
-    model = load(folder, settings, device)
+    settings = settle(settings, shape_of(folder), [rows.train, rows.valid], device, ple=machine.ple)
+    model = load(folder, settings, machine, device)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     shown = (
         [] if settings.method == "reward" else prompts(data / "valid.jsonl", tokenizer, settings.samples, rows.manner)
@@ -80,11 +82,11 @@ def train(out: Path, settings: TrainConfig, machine: MachineConfig, *, base: Pat
     return _metrics(trainer.state, final, rows, rate, trainable)
 
 
-def load(folder: Path, settings: TrainConfig, device: str) -> Any:
+def load(folder: Path, settings: TrainConfig, machine: MachineConfig, device: str) -> Any:
     """The model that learns: loaded, with its adapter and kernels; one that scores for `reward`."""
     if settings.tune == "full":
         raise ConfigError(f"train.method {settings.method} trains adapters", "leave train.tune out, or set it to lora")
-    model = load_model(folder, weights=settings.weights, device=device)
+    model = load_model(folder, weights=settings.weights, device=device, ple=machine.ple)
     if settings.method == "reward":
         model = reward.as_reward(model)
     model = adapters.attach(model, settings.lora, settings.seed)

@@ -24,7 +24,7 @@ class Moment:
     """Of what it gave."""
 
 
-class Live(TorchDispatchMode):
+class Live(TorchDispatchMode):  # type: ignore[misc]
     """Counts storages by identity, so that views and in-place operations cost nothing.
 
     What lives outside `elsewhere` (a table in main memory while the rest is on a GPU) is not counted.

@@ -17,6 +17,7 @@ def settings(task: Task) -> TrainConfig:
         max_steps=task.watch.all_steps,
         batch=spec.batch,
         micro_tokens=spec.micro_tokens,
+        checkpointing=spec.checkpointing,  # type: ignore[arg-type]
         max_length=spec.longest,
         learning_rate=1e-4,
         max_grad_norm=spec.max_grad_norm,
@@ -28,12 +29,17 @@ def settings(task: Task) -> TrainConfig:
 def train(task: Task) -> dict[str, Any]:
     """Train as `gemma-ops train` does."""
     from gemma_ops.data.tokens import Manner
+    from gemma_ops.family import Shape
     from gemma_ops.modeling.load import load_model
     from gemma_ops.training import sft
     from gemma_ops.training.arguments import sft_arguments
+    from gemma_ops.training.bench import shapes
+    from gemma_ops.training.settle import settle
 
     spec, configured = task.spec, settings(task)
     rows = sft.Tokenized(task.dataset(), [], 0, Manner())
+    shape = Shape.from_config(shapes.text(spec.size, spec.layers))
+    configured = settle(configured, shape, [rows.train], spec.device, ple="auto")
     model = load_model(task.folder, weights=spec.weights, device=spec.device) if task.folder else task.make(ours=True)
     task.watch.model_loaded(model)
     model = sft.prepare(model, configured)
