@@ -190,6 +190,11 @@ def apart(ups: Sequence[Tensor], dtype: torch.dtype) -> Iterator[Tensor]:
     return iter(()) if joined is None else iter(joined.split([up.shape[0] for up in ups]))
 
 
+def scaled(a: Tensor, b: Tensor, scale: float) -> Tensor:
+    """`scale * a @ b` as one kernel, rounded once."""
+    return torch.addmm(a.new_empty(b.shape[1]), a, b, beta=0, alpha=scale)
+
+
 def project(x: Tensor, parts: Sequence[Part], given: Sequence[Tensor]) -> tuple[list[Tensor], Tensor | None]:
     """`x [N, in]` times every part, and `x` times the first factors `[N, ranks]`, which the backward pass wants."""
     down = stacked(given[::2], x.dtype)
@@ -237,8 +242,8 @@ def project_backward(
             by_ups.append(torch.zeros_like(up))
         else:
             assert thin is not None
-            by_thin.append((outer @ cast).mul_(part.scale))
-            by_ups.append((outer.t() @ thin[:, at : at + rank]).to(up.dtype).mul_(part.scale))
+            by_thin.append(scaled(outer, cast, part.scale))
+            by_ups.append(scaled(outer.t(), thin[:, at : at + rank], part.scale).to(up.dtype))
         at += rank
     if not downs:
         return by_x, []
