@@ -57,7 +57,14 @@ def merge(
         (target / (INDEX + ".tmp")).replace(target / INDEX)
     carried = carry_over(source, target)
     changes = _audit(source, Checkpoint(target), updates)
-    found = canary.run(source.folder, target, trained, rows(data, settings.canary_prompts), machine)
+    found = canary.run(
+        source.folder,
+        target,
+        trained,
+        rows(data, settings.canary_prompts),
+        machine,
+        towers=replacing.in_towers(updates),
+    )
     report = {
         "tensors": len(source.entries),
         "updated": len(updates),

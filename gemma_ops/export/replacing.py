@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,6 +43,12 @@ def folder(path: Path) -> Path:
 def is_full(found: Path) -> bool:
     """Whether a folder that `folder` gave holds tensors instead of an adapter."""
     return (found / full.RECORD).exists()
+
+
+def in_towers(changed: Iterable[str]) -> tuple[bool, bool]:
+    """Whether any, and whether all, of the tensors of these names lie in the vision or audio tower."""
+    found = [bool(re.search(r"vision|audio", name)) for name in changed]
+    return any(found), all(found)
 
 
 def changes(found: Path, source: Checkpoint, base: Path) -> dict[str, Update | Replacement]:
