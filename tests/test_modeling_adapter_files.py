@@ -12,7 +12,8 @@ from test_modeling_adapters import VARIANTS, attached, hear, see, trained
 
 from gemma_ops.config import LoraConfig, MachineConfig, MergeConfig
 from gemma_ops.errors import ModelError
-from gemma_ops.export import merge
+from gemma_ops.export import merge, replacing
+from gemma_ops.export.checkpoint import Checkpoint
 from gemma_ops.modeling import adapters
 from gemma_ops.modeling.load import load_model
 
@@ -38,7 +39,7 @@ def test_merge_is_the_adapter(variant, tmp_path):
     assert torch.allclose(logits(again), logits(model), atol=2e-4)
     for sense in (see, hear) if towers else ():
         with torch.no_grad():
-            assert torch.allclose(sense(again), sense(model), atol=1e-5)
+            assert torch.allclose(sense(again), sense(model), atol=1e-4)
 
 
 def test_towers_alone_are_merged_too(tmp_path):
@@ -52,7 +53,7 @@ def test_towers_alone_are_merged_too(tmp_path):
     adapters.save(model, tmp_path / "train" / "adapter", "base", None)
     folder = merged(tmp_path, in_fp32("multimodal", tmp_path / "base"), tmp_path / "train")
     with torch.no_grad():
-        assert torch.allclose(see(load_model(folder, weights="fp32", towers=True)), see(model), atol=1e-5)
+        assert torch.allclose(see(load_model(folder, weights="fp32", towers=True)), see(model), atol=1e-4)
 
 
 @pytest.mark.parametrize("variant", ["lora", "dora", "pissa", "experts", "rslora"])
@@ -132,3 +133,20 @@ def test_what_is_no_whole_lora_is_refused_by_name(tmp_path):
     attempt("does not fit this base")
     safetensors.torch.save_file(tensors | {one: tensors[one][:, :-1].contiguous()}, weights)
     attempt("does not fit this base")
+
+
+def test_an_adapter_of_another_published_base_is_refused(tmp_path):
+    """`google/gemma-4-E2B` and its `-it` have the same shapes: the merge would work, and the model be nobody's."""
+    model = trained("lora")
+    adapters.save(model, tmp_path / "train" / "adapter", "google/gemma-4-E2B-it", "abc")
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "weights").symlink_to(tiny("e2b"))
+    for name, refused in (("google/gemma-4-E2B", True), ("google/gemma-4-E2B-it", False), ("nano", False)):
+        (base / "model.json").write_text(json.dumps({"id": name, "revision": None, "size": "e2b", "files": {}}))
+        source = Checkpoint(tiny("e2b"))
+        if refused:
+            with pytest.raises(ModelError, match="was trained on google/gemma-4-E2B-it"):
+                replacing.changes(tmp_path / "train" / "adapter", source, base)
+        else:
+            assert len(replacing.changes(tmp_path / "train" / "adapter", source, base)) > 30

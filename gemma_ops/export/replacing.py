@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from gemma_ops.errors import ModelError
-from gemma_ops.export.checkpoint import Checkpoint
+from gemma_ops.export.checkpoint import Checkpoint, read_json
 from gemma_ops.export.lora import Update, folder_of, read_updates
 from gemma_ops.modeling import full
 from gemma_ops.modeling.shards import Entry, pieces
@@ -55,6 +55,7 @@ def changes(found: Path, source: Checkpoint, base: Path) -> dict[str, Update | R
     """What becomes of each changed tensor of `source`, the checkpoint inside the artifact `base`. Raises ModelError when
     what was trained does not fit it, as a whole."""
     if not is_full(found):
+        _check_base(found, base)
         return dict(read_updates(found, source))
     replaced: dict[str, Update | Replacement] = {}
     for name, entry in full.entries(found, base).items():
@@ -66,3 +67,20 @@ def changes(found: Path, source: Checkpoint, base: Path) -> dict[str, Update | R
             )
         replaced[name] = Replacement(name, entry)
     return replaced
+
+
+def _check_base(adapter: Path, base: Path) -> None:
+    """Refuse an adapter of another published base. Only names of the Hub are compared: a path says nothing."""
+    described = base / "model.json"
+    if not described.is_file():
+        return
+    trained_on = str(
+        read_json(adapter / "adapter_config.json", "the adapter's settings").get("base_model_name_or_path")
+    )
+    given = str(read_json(described, "which model the base is").get("id"))
+    if trained_on != given and all(re.fullmatch(r"[\w.-]+/[\w.-]+", name) for name in (trained_on, given)):
+        raise ModelError(
+            f"the adapter in {adapter} was trained on {trained_on}, and the base is {given}",
+            "merge into the base it was trained on; where the weights are the same under two names, correct "
+            "base_model_name_or_path in adapter_config.json",
+        )
