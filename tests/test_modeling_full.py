@@ -244,3 +244,24 @@ def test_a_full_run_goes_on_after_its_last_checkpoint(tmp_path, monkeypatch):
     assert not (tmp_path / "broken" / "tuned").exists()
     train(tmp_path / "broken", settings, MACHINE, base=base, data=data)
     assert digest.of_path(tmp_path / "broken") == digest.of_path(tmp_path / "whole")
+
+
+def test_early_stop_keeps_the_best_tensors(tmp_path):
+    """Of a training that gets worse, what is kept is the best validation's."""
+    base, out = fetched("e2b", tmp_path / "base"), tmp_path / "out"
+    out.mkdir()
+    changes = {"tune": "full", "eval_every": 1, "early_stop": 3, "learning_rate": 1.0, "max_steps": 4}
+    train(out, TrainConfig(**STEADY | changes), MACHINE, base=base, data=prepared(tmp_path / "data"))
+    records = [json.loads(line) for line in (out / "record.jsonl").read_text().splitlines()]
+    *during, kept = [record["eval_loss"] for record in records if "eval_loss" in record]
+    assert during[-1] > min(during)
+    assert kept == pytest.approx(min(during), rel=1e-6)
+
+
+def test_the_usual_rate_is_a_tenth_of_an_adapters(tmp_path):
+    base, data, rates = fetched("e2b", tmp_path / "base"), prepared(tmp_path / "data"), {}
+    for tune in ("lora", "full"):
+        (tmp_path / tune).mkdir()
+        settings = TrainConfig(**STEADY | {"tune": tune, "learning_rate": None, "max_steps": 1})
+        rates[tune] = train(tmp_path / tune, settings, MACHINE, base=base, data=data)["learning_rate"]
+    assert rates["full"] == pytest.approx(rates["lora"] / 10)

@@ -26,6 +26,8 @@ FOLDER = "tuned"
 RECORD = "tuned.json"
 INDEX = "model.safetensors.index.json"
 SCHEMA = "gemma-ops/tuned@1"
+RATE = 0.1
+"""Of an adapter's learning rate, since every weight moves: a rule of thumb, not measured on this family."""
 _SHARD = 2 << 30
 """Bytes of a shard, which is what writing holds in memory."""
 _SMALL = 1 << 16

@@ -47,7 +47,8 @@ def train(
     tokenizer = load_tokenizer(folder)
     work = out / "checkpoints"
     rows = tokenized(data, work / "rows", tokenizer, settings, chat.prefills(folder))
-    rate = settings.learning_rate or (size.learning_rate if size else family.DEFAULT_LEARNING_RATE)
+    usual = size.learning_rate if size else family.DEFAULT_LEARNING_RATE  # an adapter's
+    rate = settings.learning_rate or usual * (full.RATE if settings.tune == "full" else 1.0)
     settings = settle(settings, shape_of(folder), [rows.train, rows.valid], device, ple=machine.ple)
 
     model = load(folder, settings, machine, device)
