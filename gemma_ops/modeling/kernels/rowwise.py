@@ -187,6 +187,15 @@ def _rows(x: Tensor) -> Tensor:
     return flat if flat.stride(-1) == 1 else flat.contiguous()
 
 
+def _new(x: Tensor) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+def _numbers(x: Tensor) -> Tensor:
+    """A float32 number for every row."""
+    return x.new_empty((*x.shape[:-1], 1), dtype=torch.float32)
+
+
 def _size(width: int) -> dict[str, int]:
     block = triton.next_power_of_2(width)
     return {"BLOCK": block, "num_warps": 4 if block <= 1024 else 8 if block <= 4096 else 16}
@@ -195,10 +204,7 @@ def _size(width: int) -> dict[str, int]:
 def norm(x: Tensor, weight: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
     """See `bodies.norm`."""
     flat, width = _rows(x), x.shape[-1]
-    y, rstd = (
-        torch.empty_like(x, memory_format=torch.contiguous_format),
-        x.new_empty((*x.shape[:-1], 1), dtype=torch.float32),
-    )
+    y, rstd = _new(x), _numbers(x)
     _norm[(flat.shape[0],)](
         flat, flat if weight is None else weight, y, rstd, flat.stride(0), eps,
         WIDTH=width, WEIGHT=weight is not None, **_size(width),
@@ -209,7 +215,7 @@ def norm(x: Tensor, weight: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
 def norm_backward(outer: Tensor, x: Tensor, weight: Tensor | None, rstd: Tensor) -> Tensor:
     """See `bodies.norm_backward`."""
     g, flat, width = _rows(outer), _rows(x), x.shape[-1]
-    by_x = torch.empty_like(x, memory_format=torch.contiguous_format)
+    by_x = _new(x)
     _norm_backward[(flat.shape[0],)](
         g, flat, flat if weight is None else weight, rstd, by_x, g.stride(0), flat.stride(0),
         WIDTH=width, WEIGHT=weight is not None, **_size(width),
@@ -222,8 +228,7 @@ def add_norm(
 ) -> tuple[Tensor, Tensor]:
     """See `bodies.add_norm`."""
     stream, flat, width = _rows(residual), _rows(x), x.shape[-1]
-    y = torch.empty_like(residual, memory_format=torch.contiguous_format)
-    rstd = x.new_empty((*x.shape[:-1], 1), dtype=torch.float32)
+    y, rstd = _new(residual), _numbers(x)
     _add_norm[(flat.shape[0],)](
         stream, flat, flat if weight is None else weight, flat if scale is None else scale, y, rstd,
         stream.stride(0), flat.stride(0), eps,
@@ -237,8 +242,7 @@ def add_norm_backward(
 ) -> tuple[Tensor, Tensor]:
     """See `bodies.add_norm_backward`."""
     g, flat, width = _rows(outer), _rows(x), x.shape[-1]
-    by_residual = torch.empty_like(outer, memory_format=torch.contiguous_format)
-    by_x = torch.empty_like(x, memory_format=torch.contiguous_format)
+    by_residual, by_x = _new(outer), _new(x)
     _add_norm_backward[(flat.shape[0],)](
         g, flat, flat if weight is None else weight, flat if scale is None else scale, rstd, by_residual, by_x,
         g.stride(0), flat.stride(0),
@@ -252,8 +256,7 @@ def rotated(x: Tensor, weight: Tensor | None, cos: Tensor, sin: Tensor, eps: flo
     x = x if x.stride(-1) == 1 else x.contiguous()
     batch, tokens, heads, width = x.shape
     cos, sin = (_angles(angle, batch, tokens) for angle in (cos, sin))
-    y = torch.empty_like(x, memory_format=torch.contiguous_format)
-    rstd = x.new_empty((*x.shape[:-1], 1), dtype=torch.float32)
+    y, rstd = _new(x), _numbers(x)
     _rotated[(batch * tokens * heads,)](
         x, x if weight is None else weight, cos, sin, y, rstd, tokens, heads, *x.stride()[:3], cos.stride(0), eps,
         HALF=width // 2, WEIGHT=weight is not None, **_size(width // 2),
@@ -269,7 +272,7 @@ def rotated_backward(
     x = x if x.stride(-1) == 1 else x.contiguous()
     batch, tokens, heads, width = x.shape
     cos, sin = (_angles(angle, batch, tokens) for angle in (cos, sin))
-    by_x = torch.empty_like(x, memory_format=torch.contiguous_format)
+    by_x = _new(x)
     _rotated_backward[(batch * tokens * heads,)](
         outer, x, x if weight is None else weight, cos, sin, rstd, by_x, tokens, heads,
         *outer.stride()[:3], *x.stride()[:3], cos.stride(0),
@@ -286,7 +289,7 @@ def _angles(angle: Tensor, batch: int, tokens: int) -> Tensor:
 def geglu(gate: Tensor, up: Tensor) -> Tensor:
     """See `bodies.geglu`."""
     a, b, width = _rows(gate), _rows(up), gate.shape[-1]
-    y = torch.empty_like(gate, memory_format=torch.contiguous_format)
+    y = _new(gate)
     block = min(_PIECE, triton.next_power_of_2(width))
     _geglu[(a.shape[0], triton.cdiv(width, block))](a, b, y, a.stride(0), b.stride(0), width, BLOCK=block)
     return y
@@ -295,7 +298,7 @@ def geglu(gate: Tensor, up: Tensor) -> Tensor:
 def geglu_backward(outer: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """See `bodies.geglu_backward`."""
     g, a, b, width = _rows(outer), _rows(gate), _rows(up), gate.shape[-1]
-    by_gate, by_up, y = (torch.empty_like(gate, memory_format=torch.contiguous_format) for _ in range(3))
+    by_gate, by_up, y = (_new(gate) for _ in range(3))
     block = min(_PIECE, triton.next_power_of_2(width))
     _geglu_backward[(a.shape[0], triton.cdiv(width, block))](
         g, a, b, by_gate, by_up, y, g.stride(0), a.stride(0), b.stride(0), width, BLOCK=block
