@@ -53,12 +53,31 @@ def run(
     """Sort the (token, expert) pairs by expert, project, gate, project, weigh and add up per token."""
     chosen = index.shape[-1]
     order, ends = _route(index, experts.num_experts)
-    gate, up = gate_up(hidden[order // chosen], ends).chunk(2, dim=-1)
-    out = down(experts.act_fn(gate) * up, ends)
-    out = out * weights.reshape(-1)[order].unsqueeze(-1)
     back = torch.empty_like(order)
     back[order] = torch.arange(order.shape[0], device=order.device)
-    return out[back].view(hidden.shape[0], chosen, -1).sum(dim=1).to(hidden.dtype)
+    gate, up = gate_up(_Sorted.apply(hidden, order, back, chosen), ends).chunk(2, dim=-1)
+    out = down(experts.act_fn(gate) * up, ends)
+    out = out * _Sorted.apply(weights.reshape(-1, 1), order, back, 1)
+    return _Sorted.apply(out, back, order, 1).view(hidden.shape[0], chosen, -1).sum(dim=1).to(hidden.dtype)
+
+
+class _Sorted(torch.autograd.Function):  # type: ignore[misc]
+    """`rows[order // times]`, each row taken `times` times; `back` is the inverse of `order`. The gradient is a gather and a
+    sum: autograd's own would sort the indices again, in every layer."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: torch.Tensor, order: torch.Tensor, back: torch.Tensor, times: int) -> torch.Tensor:
+        ctx.save_for_backward(back)
+        ctx.times = times
+        return rows[order // times if times > 1 else order]
+
+    @staticmethod
+    def backward(ctx: Any, *outers: torch.Tensor) -> tuple[Any, ...]:
+        (back,) = ctx.saved_tensors
+        found = outers[0][back]
+        if ctx.times > 1:
+            found = found.view(-1, ctx.times, *found.shape[1:]).sum(1)
+        return found, None, None, None
 
 
 def _route(index: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from gemma_ops.modeling import nf4
+from gemma_ops.modeling.kernels.casts import fresh, low
 
 
 @dataclass(frozen=True)
@@ -131,60 +132,20 @@ def _hooked(module: Any) -> bool:
     )
 
 
-def refresh(model: Any, dtype: torch.dtype = torch.bfloat16) -> None:
-    """Cast every adapter's float32 masters to `dtype` once, for all forward and backward passes until they change.
-
-    A trainer calls it before the passes of an optimizer step. A copy is known by its master's version, so one that has
-    become old is never used; where nobody calls this, each product casts for itself. Not for parameters that FSDP
-    gathers: their versions stay the same while their values come and go.
-    """
-    masters = [
-        parameter
-        for name, parameter in model.named_parameters()
-        if ".lora_" in name and parameter.requires_grad and parameter.dtype == torch.float32
-    ]
-    old = [master for master in masters if not _fresh(master, dtype)]
-    for master in old:
-        if getattr(master, _LOW, (None, None))[1] is None:
-            setattr(master, _LOW, (-1, torch.empty_like(master, dtype=dtype)))
-    if old:
-        with torch.no_grad():
-            torch._foreach_copy_([getattr(master, _LOW)[1] for master in old], [master.detach() for master in old])
-    for master in old:
-        setattr(master, _LOW, (master._version, getattr(master, _LOW)[1]))
-
-
-_LOW = "_gemma_ops_low"
-"""Attribute of a master: the version that was cast, and the copy."""
-
-
-def _fresh(master: Tensor, dtype: torch.dtype) -> bool:
-    version, copy = getattr(master, _LOW, (None, None))
-    return copy is not None and version == master._version and copy.dtype == dtype
-
-
-def low(factor: Tensor, dtype: torch.dtype) -> Tensor:
-    """A factor in the type of the product."""
-    if factor.dtype == dtype:
-        return factor
-    found: Tensor = getattr(factor, _LOW)[1] if _fresh(factor, dtype) else factor.to(dtype)
-    return found
-
-
 def stacked(given: Sequence[Tensor], dtype: torch.dtype) -> Tensor | None:
     """Factors one below the other, in the type of the product: of all first ones [ranks, in]."""
     if not given:
         return None
     if len(given) == 1:
         return low(given[0], dtype)
-    if all(_fresh(factor, dtype) for factor in given):
+    if all(fresh(factor, dtype) for factor in given):
         return torch.cat([low(factor, dtype) for factor in given])
     return torch.cat(list(given)).to(dtype)
 
 
 def apart(ups: Sequence[Tensor], dtype: torch.dtype) -> Iterator[Tensor]:
     """Second factors [out, r] in the type of the product, cast together where their ranks agree."""
-    if len({up.shape[1] for up in ups}) > 1 or all(_fresh(up, dtype) for up in ups):
+    if len({up.shape[1] for up in ups}) > 1 or all(fresh(up, dtype) for up in ups):
         return iter([low(up, dtype) for up in ups])
     joined = stacked(ups, dtype)
     return iter(()) if joined is None else iter(joined.split([up.shape[0] for up in ups]))

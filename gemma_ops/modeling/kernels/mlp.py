@@ -14,6 +14,7 @@ from torch import Tensor
 
 from gemma_ops.modeling.kernels import bodies, lora
 from gemma_ops.modeling.kernels.bodies import Runner
+from gemma_ops.modeling.kernels.casts import low
 from gemma_ops.modeling.kernels.lora import Part
 
 
@@ -62,8 +63,8 @@ class _Mlp(torch.autograd.Function):  # type: ignore[misc]
         narrow = given[wide:]
         if narrow:
             first, second = narrow
-            by_thin = lora.scaled(rows, lora.low(second, rows.dtype), down.scale)
-            by_hidden.addmm_(by_thin, lora.low(first, rows.dtype))
+            by_thin = lora.scaled(rows, low(second, rows.dtype), down.scale)
+            by_hidden.addmm_(by_thin, low(first, rows.dtype))
         by_gate, by_up, hidden = (
             _one(part) for part in run(bodies.geglu_backward, by_hidden[None], gate[None], up[None])
         )
