@@ -15,6 +15,7 @@ from typing import Any, Literal
 from gemma_ops.nano import tickets
 
 Kind = Literal["conversation", "pair", "judged"]
+RECIPE = Path(__file__).with_name("answer_recipe.py")
 
 
 def asked(count: int, seed: int, *, test: bool = False) -> Iterator[tuple[str, str, str]]:
@@ -48,9 +49,9 @@ def write(folder: Path, kind: Kind, *, count: int = 256, questions: int = 64) ->
     task = folder / "product"
     task.mkdir()
     (task / "task.yaml").write_text(
-        "schema: gemma-ops/eval-task@1\nname: product\ndata: {path: data.jsonl}\ngeneration: {max_new_tokens: 16}\n"
+        "schema: gemma-ops/eval-task@1\nname: product\nversion: 1\ndescription: Say the product that the message names.\ndata: {path: data.jsonl}\ngeneration: {max_new_tokens: 16}\n"
         "privacy: any\nmetrics: [exact_match]\nprimary: exact_match\n"
     )
-    held_out = ({"prompt": question, "completion": product} for question, product, _ in asked(questions, 2, test=True))
+    held_out = ({"prompt": question, "reference": product} for question, product, _ in asked(questions, 2, test=True))
     (task / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in held_out))
     return source, task

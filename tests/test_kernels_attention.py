@@ -139,7 +139,9 @@ def test_tiles_are_the_documents_one_by_one(monkeypatch, heads, groups):
     got = rows.tiled(*leaves, row, None, 0.3)
     want = banded.attend(*(leaf.transpose(0, 1)[None] for leaf in leaves), row, None, 0.3, 0.0)[0].transpose(0, 1)
     assert relative(got, want) < 1e-6
-    for ours, theirs in zip(torch.autograd.grad(got, leaves, outer), torch.autograd.grad(want, leaves, outer), strict=True):
+    for ours, theirs in zip(
+        torch.autograd.grad(got, leaves, outer), torch.autograd.grad(want, leaves, outer), strict=True
+    ):
         assert relative(ours, theirs) < 1e-5
 
 
@@ -147,7 +149,9 @@ def test_the_gpu_form_follows_shapes_and_is_never_taken_here():
     row = patterns.documents([0, 10, 30])
     wide, narrow = (torch.empty(1, 2, 30, width, dtype=torch.bfloat16) for width in (512, 256))
     assert rows.choose(narrow, narrow, row, 16) is None  # this is a CPU
-    cuda = lambda states: type("Cuda", (), {"device": torch.device("cuda"), "dtype": states.dtype, "shape": states.shape})()  # noqa: E731
+    cuda = lambda states: type(
+        "Cuda", (), {"device": torch.device("cuda"), "dtype": states.dtype, "shape": states.shape}
+    )()  # noqa: E731
     assert rows.choose(cuda(narrow), cuda(narrow), row, 16) is rows.flash
     assert rows.choose(cuda(wide), cuda(wide), row, None) is rows.FORMS[rows.WIDE]
     long = patterns.documents([0, rows.LONG + 1])
@@ -161,7 +165,9 @@ def test_the_gpu_form_follows_shapes_and_is_never_taken_here():
 def test_flash_has_the_operator_of_this_torch():
     """On the meta device, which checks names, order and shapes of arguments and gives back shapes."""
     row = patterns.documents([0, 10, 30])
-    leaves = [torch.empty(30, heads, 256, dtype=torch.bfloat16, device="meta", requires_grad=True) for heads in (8, 1, 1)]
+    leaves = [
+        torch.empty(30, heads, 256, dtype=torch.bfloat16, device="meta", requires_grad=True) for heads in (8, 1, 1)
+    ]
     out = rows.flash(*leaves, row, 16, 1.0) if row.cuts(1, 30) else None
     assert out.shape == (30, 8, 256)
     assert [g.shape for g in torch.autograd.grad(out, leaves, torch.empty_like(out))] == [leaf.shape for leaf in leaves]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +123,7 @@ def tokenized(data: Path, folder: Path, tokenizer: Any, settings: TrainConfig, e
     from gemma_ops.data.arrow import table
 
     manner = Manner(empty_thought=empty_thought, thinking=settings.thinking, loss_on=settings.loss_on)
+    manner = replace(manner, texts=settings.method == "pretrain")
     train_rows, cut = table(data / "train.jsonl", folder, tokenizer, manner, max_length=settings.max_length)
     valid_rows, _ = table(data / "valid.jsonl", folder, tokenizer, manner, max_length=settings.max_length)
     if len(train_rows) == 0:
