@@ -168,7 +168,7 @@ def content_id(
 
     `answers` are `chosen` and `rejected`, or `text`, where the row has them.
     """
-    body = {"messages": messages, "tools": tools or []}
+    body: dict[str, Any] = {"messages": messages, "tools": tools or []}
     body |= {side: answer for side, answer in answers.items() if answer is not None}
     text = json.dumps(body, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()

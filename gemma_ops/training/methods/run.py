@@ -60,7 +60,9 @@ def train(out: Path, settings: TrainConfig, machine: MachineConfig, *, base: Pat
     usual = size.learning_rate if size else family.DEFAULT_LEARNING_RATE
     rate = settings.learning_rate or usual * (1.0 if settings.method == "reward" else RATE)
 
-    settings = settle(settings, shape_of(folder), [rows.train, rows.valid], device, ple=machine.ple)
+    drawn = settings.reinforce.max_new_tokens if settings.method in REINFORCE else 0
+    lengths = [{"length": [length + drawn for length in table["length"]]} for table in (rows.train, rows.valid)]
+    settings = settle(settings, shape_of(folder), lengths, device, ple=machine.ple)
     model = load(folder, settings, machine, device)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     shown = (
