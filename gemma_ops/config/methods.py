@@ -61,6 +61,12 @@ def problems(train: TrainConfig) -> Iterator[str]:
     loss = train.preference.loss
     if loss and method in ("dpo", "kto") and (loss in UNPAIRED) != (method == "kto"):
         yield f"train.preference.loss {loss} is not a loss of {method}"
+    if method != "distill":
+        for key, field in type(train.distill).model_fields.items():
+            if getattr(train.distill, key) != field.default:
+                yield f"train.distill.{key} says nothing to train.method {method}"
+    if train.tune == "full" and method in (*PREFERENCE, *REINFORCE):
+        yield f"train.method {method} trains adapters: leave train.tune out, or set it to lora"
     if method == "pretrain":
         for key in ("loss_on", "thinking"):
             if getattr(train, key) != type(train).model_fields[key].default:

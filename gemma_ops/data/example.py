@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -130,11 +130,17 @@ _FIX: dict[Kind, str] = {
 
 def check_kind(row: dict[str, Any], method: str | None, where: str) -> None:
     """Raises DataError when a method can't learn from what a row holds; None stands for those of given answers."""
-    found, wanted = kind(row), methods.rows(method or "")
-    if found not in wanted:
+    check_kinds({kind(row): 1}, method, where)
+
+
+def check_kinds(found: Mapping[Kind, int], method: str | None, where: str) -> None:
+    """The same for what several rows hold: raises DataError when the method can learn from none of them."""
+    wanted = methods.rows(method or "")
+    if found and not any(found.get(name) for name in wanted):
         who = f"train.method {method}" if method else "this training"
         raise DataError(
-            f"{where} holds {_WORDS[found]}, and {who} learns from " + " or ".join(_WORDS[name] for name in wanted),
+            f"{where} holds {_WORDS[max(found, key=found.__getitem__)]}, and {who} learns from "
+            + " or ".join(_WORDS[name] for name in wanted),
             _FIX[wanted[0]],
         )
 

@@ -23,6 +23,7 @@ from gemma_ops.modeling import adapters
 from gemma_ops.modeling.load import load_model, load_tokenizer, pick_device
 from gemma_ops.modeling.source import checkpoint
 from gemma_ops.training import head
+from gemma_ops.training import teacher as teaching
 from gemma_ops.training.arguments import sft_arguments
 from gemma_ops.training.follow import Follow, last_checkpoint, prompts, write_record
 from gemma_ops.training.settle import settle, shape_of
@@ -46,15 +47,13 @@ def train(
         torch.set_num_threads(machine.workers)
     tokenizer = load_tokenizer(folder)
     work = out / "checkpoints"
+    taught_by = teaching.check(teacher, folder) if settings.method == "distill" else None
     rows = tokenized(data, work / "rows", tokenizer, settings, chat.prefills(folder))
     rate = settings.learning_rate or (size.learning_rate if size else family.DEFAULT_LEARNING_RATE)
     settings = settle(settings, shape_of(folder), [rows.train, rows.valid], device, ple=machine.ple)
 
     model = load(folder, settings, machine, device)
-    if settings.method == "distill" and teacher:
-        larger = load_model(checkpoint(teacher), weights=settings.weights, device=device)
-    else:
-        larger = None
+    larger = teaching.load(taught_by, settings, device) if taught_by else None
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     arguments = sft_arguments(settings, work, has_valid=len(rows.valid) > 0, rate=rate, device=device)
     follow = Follow(
