@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import transformers
@@ -14,6 +16,7 @@ from gemma_ops.modeling import kernels
 from gemma_ops.modeling.kernels import banded, tiles
 from gemma_ops.modeling.kernels import packed as rows
 from gemma_ops.modeling.kernels import pattern as patterns
+from gemma_ops.modeling.kernels.bodies import EAGER, Runner
 
 SETTINGS = KernelsConfig()
 
@@ -145,13 +148,28 @@ def test_tiles_are_the_documents_one_by_one(monkeypatch, heads, groups):
         assert relative(ours, theirs) < 1e-5
 
 
+def test_tiles_compile_once_for_all_lengths(monkeypatch):
+    monkeypatch.setattr(tiles, "BLOCK", 32)
+    run = Runner(compiled=True, strict=True)
+    torch.manual_seed(0)
+    for cuts in ([0, 5, 17, 80], [0, 9, 50, 60], [0, 70]):
+        leaves = [torch.randn(cuts[-1], count, 16, requires_grad=True) for count in (4, 2, 2)]
+        jobs = tiles.plan(cuts, 4, torch.device("cpu"))
+        outs = [tiles.attend(*leaves, jobs, 0.3, how) for how in (run, EAGER)]
+        outer = torch.randn_like(outs[0])
+        assert relative(*outs) < 1e-6
+        for ours, theirs in zip(*(torch.autograd.grad(out, leaves, outer) for out in outs), strict=True):
+            assert relative(ours, theirs) < 1e-5
+
+
 def test_the_gpu_form_follows_shapes_and_is_never_taken_here():
     row = patterns.documents([0, 10, 30])
     wide, narrow = (torch.empty(1, 2, 30, width, dtype=torch.bfloat16) for width in (512, 256))
     assert rows.choose(narrow, narrow, row, 16) is None  # this is a CPU
-    cuda = lambda states: type(
-        "Cuda", (), {"device": torch.device("cuda"), "dtype": states.dtype, "shape": states.shape}
-    )()  # noqa: E731
+
+    def cuda(states):
+        return SimpleNamespace(device=torch.device("cuda"), dtype=states.dtype, shape=states.shape)
+
     assert rows.choose(cuda(narrow), cuda(narrow), row, 16) is rows.flash
     assert rows.choose(cuda(wide), cuda(wide), row, None) is rows.FORMS[rows.WIDE]
     long = patterns.documents([0, rows.LONG + 1])
