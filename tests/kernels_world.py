@@ -86,13 +86,15 @@ def relative(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     return float((ours.double() - theirs.double()).norm() / theirs.double().norm())
 
 
-def kept_bytes(function: Any) -> int:
-    """Bytes autograd keeps alive for the backward pass of what `function` computes: distinct memory, parameters aside."""
+def kept_bytes(function: Any, model: Any) -> int:
+    """Bytes autograd keeps alive for the backward pass of what `function` computes: distinct memory, `model`'s aside."""
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     found: dict[int, int] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
-        if not (tensor.is_leaf and tensor.requires_grad) and not isinstance(tensor, torch.nn.Parameter):
-            found[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            found[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):

@@ -19,5 +19,5 @@ class KernelsConfig(Section):
     norms: Literal["fused", "eager"] = "fused"
     """`fused` keeps a norm's input and one number a token for the backward pass."""
     compile: Literal["auto", "off", "regions"] = "auto"
-    """`regions` compiles what lies between a layer's products (norms, rotary embedding, GeGLU) where `norms` is fused; `auto`
-    does so on a GPU, where each of them would be many kernels, and not on a CPU, where compiling takes longer than it saves."""
+    """`regions` compiles what lies between a layer's products (fused norms, rotary embedding, GeGLU, softmax); `auto` does so
+    on a GPU, where each of them would be many kernels, and not on a CPU, where compiling takes longer than it saves."""

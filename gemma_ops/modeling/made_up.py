@@ -154,8 +154,10 @@ def _put(model: Any, path: str, module: Any) -> None:
 def _say_quantized(model: Any) -> None:
     """What `from_pretrained` leaves on a model it quantized, and trainers ask for."""
     from transformers import BitsAndBytesConfig
+    from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
     from transformers.utils.quantization_config import QuantizationMethod
 
     model.is_quantized = model.is_loaded_in_4bit = True
     model.quantization_method = QuantizationMethod.BITS_AND_BYTES
     model.config.quantization_config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+    model.hf_quantizer = Bnb4BitHfQuantizer(model.config.quantization_config)

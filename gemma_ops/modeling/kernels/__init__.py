@@ -2,6 +2,7 @@
 
 from gemma_ops.modeling.kernels.distill import linear_distillation
 from gemma_ops.modeling.kernels.install import forward_hidden, install, uninstall
+from gemma_ops.modeling.kernels.lora import refresh
 from gemma_ops.modeling.kernels.loss import labelled, linear_cross_entropy, linear_dft, token_nll, token_scores
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "linear_cross_entropy",
     "linear_dft",
     "linear_distillation",
+    "refresh",
     "token_nll",
     "token_scores",
     "uninstall",

@@ -10,6 +10,7 @@ transformers' own mask.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch import Tensor
 from transformers.masking_utils import causal_mask_function, sdpa_mask
 
 from gemma_ops.modeling.kernels import banded, pattern
+from gemma_ops.modeling.kernels.bodies import EAGER, Runner
 from gemma_ops.modeling.kernels.pattern import Pattern
 
 NAME = "gemma_ops"
@@ -95,7 +97,9 @@ def mask(
     )
 
 
-def before_forward(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def before_forward(
+    model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, run: Runner = EAGER
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The hook: put patterns where the model would make masks. Only when nothing is cached yet."""
     given = kwargs.get("attention_mask")
     if kwargs.get("past_key_values") is not None or isinstance(given, dict) or (given is not None and given.ndim != 2):
@@ -107,13 +111,13 @@ def before_forward(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     found = _pattern(shape, given, kwargs.get("cu_seq_lens_q"), kwargs.get("position_ids")) if shape else None
     if found is None:
         return args, kwargs
-    sliding = full = found
+    sliding = full = found = replace(found, run=run)
     types = kwargs.get("mm_token_type_ids")
     if text.use_bidirectional_attention == "vision" and types is not None:
         numbers = pattern.image_numbers(types, found.spans)
         if numbers is not None:
             unified = text.model_type.startswith("gemma4_unified")
-            sliding = Pattern(found.spans, numbers, windowed_images=not unified)
+            sliding = Pattern(found.spans, numbers, windowed_images=not unified, run=run)
             full = sliding if unified else found
     return args, kwargs | {"attention_mask": {"full_attention": full, "sliding_attention": sliding}}
 

@@ -2,14 +2,16 @@
 
 Each comes as a forward and a backward body over whole tensors, with no autograd of its own, so that the Functions in
 `elementwise` decide what is kept. Everything is computed in float32 and rounded once, at the end. Compiled (`Runner`),
-a body is one kernel on a GPU instead of five to fifteen; a body is compiled once for each width and type it meets, with
-the number of tokens left open, so rows of any length share it.
+a body is one kernel on a GPU instead of five to fifteen: one of `rowwise` where Triton is installed, as it is with
+torch's CUDA builds, and otherwise what Inductor makes of it, once for each width and type it meets, with the number of
+tokens left open, so that rows of any length share it.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import cache
 from types import FunctionType
 from typing import Any
 
@@ -19,7 +21,7 @@ from torch import Tensor
 Body = Callable[..., Any]
 _ROWS = 2
 """Leading dimensions of a body's tensors that count rows and tokens; what follows is the model's own shape."""
-_COMPILED: dict[tuple[Any, ...], Body] = {}
+_COMPILED: dict[Any, Body] = {}
 
 
 class Runner:
@@ -33,16 +35,32 @@ class Runner:
         """`body(*arguments)`."""
         if not self.compiled:
             return body(*arguments)
+        if arguments[0].is_cuda and (kernels := _rowwise()):
+            return kernels[body.__name__](*arguments)
         key = (body, *map(_kind, arguments))
         found = _COMPILED.get(key)
         try:
             return self._first(key, body, arguments) if found is None else found(*arguments)
         except Exception as error:
-            if self.strict:
-                raise
-            warnings.warn(f"torch.compile failed, kernels run without: {str(error).splitlines()[0]}", stacklevel=2)
-            self.compiled = False
+            return self._without(error, body, arguments)
+
+    def open(self, body: Body, *arguments: Any) -> Any:
+        """`body(*arguments)` for tensors none of whose sizes is the model's own: compiled once for all of them."""
+        if not self.compiled:
             return body(*arguments)
+        if body not in _COMPILED:
+            _COMPILED[body] = torch.compile(body, dynamic=True, fullgraph=True)
+        try:
+            return _COMPILED[body](*arguments)
+        except Exception as error:
+            return self._without(error, body, arguments)
+
+    def _without(self, error: Exception, body: Body, arguments: tuple[Any, ...]) -> Any:
+        if self.strict:
+            raise error
+        warnings.warn(f"torch.compile failed, kernels run without: {str(error).splitlines()[0]}", stacklevel=3)
+        self.compiled = False
+        return body(*arguments)
 
     def _first(self, key: tuple[Any, ...], body: Body, arguments: tuple[Any, ...]) -> Any:
         """Compile for these widths, with open numbers of rows and tokens, and run."""
@@ -58,6 +76,16 @@ class Runner:
 
 
 EAGER = Runner()
+
+
+@cache
+def _rowwise() -> dict[str, Body]:
+    """Triton's kernels by the name of their body; none without Triton."""
+    try:
+        from gemma_ops.modeling.kernels import rowwise
+    except ImportError:
+        return {}
+    return rowwise.KERNELS
 
 
 def _kind(argument: Any) -> Any:
@@ -174,3 +202,29 @@ def geglu_backward(outer: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Ten
     """The gradients by gate and up, and `geglu` once more, for the product that read it."""
     active = torch.nn.functional.gelu(gate, approximate="tanh")
     return torch.ops.aten.gelu_backward(outer * up, gate, approximate="tanh"), outer * active, active * up
+
+
+def softmax(scores: Tensor, queries: int, scale: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Causal softmax of float32 `scores [N, heads * queries, keys]`, the last query at the last key, in `dtype`, and
+    its logarithm `[N, heads * queries, 1]`."""
+    scores = (scores * scale).masked_fill(_later(scores, queries), -torch.inf)
+    lse = torch.logsumexp(scores, -1, keepdim=True)
+    return torch.exp(scores - lse).to(dtype), lse
+
+
+def softmax_backward(
+    scores: Tensor, outer: Tensor, lse: Tensor, delta: Tensor, real: Tensor | None, queries: int, scale: float
+) -> tuple[Tensor, Tensor]:
+    """The softmax once more, and the gradient by `scores`, in the type of `outer`, the gradient by it. `delta` is the sum
+    of output times gradient per query; `real` is zero for queries of padding."""
+    likely = torch.exp((scores * scale).masked_fill(_later(scores, queries), -torch.inf) - lse)
+    if real is not None:
+        likely = likely * real
+    return likely.to(outer.dtype), (likely * (outer.float() - delta) * scale).to(outer.dtype)
+
+
+def _later(scores: Tensor, queries: int) -> Tensor:
+    """[heads * queries, keys] which keys come after the query."""
+    rows, keys = scores.shape[-2:]
+    place = torch.arange(rows, device=scores.device) % queries + (keys - queries)
+    return torch.arange(keys, device=scores.device)[None] > place[:, None]

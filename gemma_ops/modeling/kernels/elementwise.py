@@ -93,7 +93,10 @@ class _Rotated(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
     def backward(ctx: Any, outer: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, cos, sin, rstd = ctx.saved_tensors
-        by_x, back = ctx.run(bodies.rotated_backward, outer, x, weight, cos, sin, rstd)
+        run = (
+            EAGER if ctx.needs_input_grad[1] else ctx.run
+        )  # only the plain body gives what the weight's gradient needs
+        by_x, back = run(bodies.rotated_backward, outer, x, weight, cos, sin, rstd)
         by_weight = _by_weight(ctx.needs_input_grad[1], back, x, weight, rstd)
         return by_x, by_weight, None, None, None, None
 

@@ -69,14 +69,16 @@ def install(model: Any, settings: KernelsConfig, *, recompute: Recompute = "none
     uninstall(model)
     base, text = base_of(model), text_of(model)
     done = Installed()
+    using = _using(text, settings, recompute)
     if settings.attention == "documents":
         attention.register()
         done.attention = text.config._attn_implementation
         _set_attention(base, attention.NAME)
+        hook = partial(attention.before_forward, run=using.run)
         for inner in {id(module): module for module in (base.model, text)}.values():
-            done.hooks.append(inner.register_forward_pre_hook(attention.before_forward, with_kwargs=True))
+            done.hooks.append(inner.register_forward_pre_hook(hook, with_kwargs=True))
     done.method(base, "forward", _stoppable(type(base).forward))
-    _put_layers(text, done, _using(text, settings, recompute))
+    _put_layers(text, done, using)
     chosen = len(text.layers) if recompute == "all" else recompute if isinstance(recompute, int) else 0
     again = partial(checkpoint, use_reentrant=False, preserve_rng_state=_draws(text))
     for layer in text.layers[:chosen]:
@@ -126,8 +128,9 @@ def _using(text: Any, settings: KernelsConfig, recompute: Recompute) -> Using:
     return Using(
         lora=settings.lora == "fused",
         norms=settings.norms == "fused" and fits,
-        run=Runner(compiled=compiled and settings.norms == "fused", strict=settings.compile == "regions"),
+        run=Runner(compiled=compiled, strict=settings.compile == "regions"),
         recompute_mlp=recompute == "mlp",
+        gelu=fits,
     )
 
 
@@ -139,7 +142,7 @@ def _put_layers(text: Any, done: Installed, using: Using) -> None:
         if using.norms:
             done.method(layer, "forward", layers.layer_forward(using))
         if using.lora or using.norms or using.recompute_mlp:
-            done.method(layer.mlp, "forward", layers.mlp_forward(type(layer.mlp).forward, using))
+            done.method(layer.mlp, "forward", layers.mlp_forward(using))
         if using.recompute_mlp and hasattr(layer, "experts"):
             done.method(layer.experts, "forward", layers.experts_forward(type(layer.experts).forward))
     if using.norms:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,6 +33,8 @@ class Using:
     norms: bool
     run: Runner
     recompute_mlp: bool
+    gelu: bool
+    """Whether the model's activation is the one that is fused."""
 
     def linears(self, x: Tensor, modules: Sequence[Any]) -> Sequence[Tensor]:
         """What each linear makes of `x`."""
@@ -47,22 +50,22 @@ def norm_forward(using: Using) -> Callable[..., Any]:
     return forward
 
 
-def mlp_forward(original: Callable[..., Any], using: Using) -> Callable[..., Any]:
+def mlp_forward(using: Using) -> Callable[..., Any]:
     """Of `Gemma4TextMLP`."""
 
-    def parts(self: Any, x: Tensor) -> Any:
-        if not using.norms:
-            return original(self, x)
+    def parts(self: Any, x: Tensor) -> Tensor:
         gate, up = using.linears(x, (self.gate_proj, self.up_proj))
-        return using.linears(elementwise.geglu(gate, up, using.run), (self.down_proj,))[0]
+        hidden = elementwise.geglu(gate, up, using.run) if using.norms else self.act_fn(gate) * up
+        return using.linears(hidden, (self.down_proj,))[0]
 
-    def forward(self: Any, x: Tensor) -> Any:
-        if using.lora:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        if using.lora and using.gelu:
             whole = mlp(x, self.gate_proj, self.up_proj, self.down_proj, recompute=using.recompute_mlp, run=using.run)
             if whole is not None:
                 return whole
         if using.recompute_mlp and torch.is_grad_enabled():
-            return checkpoint(parts, self, x, use_reentrant=False)
+            again: Tensor = checkpoint(parts, self, x, use_reentrant=False)
+            return again
         return parts(self, x)
 
     return forward
@@ -128,7 +131,7 @@ def layer_forward(using: Using) -> Callable[..., Any]:
     def join(stream: Tensor, states: Tensor, norm: Any, scale: Tensor | None = None) -> Tensor:
         return elementwise.add_norm(stream, states, _weight(norm), norm.eps, scale, using.run)
 
-    def forward(
+    def once(
         self: Any,
         hidden_states: Tensor,
         per_layer_input: Tensor | None = None,
@@ -164,6 +167,14 @@ def layer_forward(using: Using) -> Callable[..., Any]:
         assert per_layer_input is not None
         gated = elementwise.geglu(self.per_layer_input_gate(stream), per_layer_input, using.run)
         return join(stream, self.per_layer_projection(gated), self.post_per_layer_input_norm, self.layer_scalar)
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Tensor:
+        # transformers checkpoints inside of the class's forward, which this one stands before.
+        if not (self.gradient_checkpointing and self.training):
+            return once(self, *args, **kwargs)
+        kwargs["past_key_values"] = None
+        found: Tensor = self._gradient_checkpointing_func(partial(once, self, **kwargs), *args)
+        return found
 
     return forward
 

@@ -12,7 +12,7 @@ the modules' own forward, decided anew in every call.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -131,18 +131,75 @@ def _hooked(module: Any) -> bool:
     )
 
 
-def stacked(parts: Sequence[Part], downs: Sequence[Tensor], dtype: torch.dtype) -> Tensor | None:
-    """First factors of all parts, one below the other: [ranks, in]."""
-    if not downs:
+def refresh(model: Any, dtype: torch.dtype = torch.bfloat16) -> None:
+    """Cast every adapter's float32 masters to `dtype` once, for all forward and backward passes until they change.
+
+    A trainer calls it before the passes of an optimizer step. A copy is known by its master's version, so one that has
+    become old is never used; where nobody calls this, each product casts for itself. Not for parameters that FSDP
+    gathers: their versions stay the same while their values come and go.
+    """
+    masters = [
+        parameter
+        for name, parameter in model.named_parameters()
+        if ".lora_" in name and parameter.requires_grad and parameter.dtype == torch.float32
+    ]
+    old = [master for master in masters if not _fresh(master, dtype)]
+    for master in old:
+        if getattr(master, _LOW, (None, None))[1] is None:
+            setattr(master, _LOW, (-1, torch.empty_like(master, dtype=dtype)))
+    if old:
+        with torch.no_grad():
+            torch._foreach_copy_([getattr(master, _LOW)[1] for master in old], [master.detach() for master in old])
+    for master in old:
+        setattr(master, _LOW, (master._version, getattr(master, _LOW)[1]))
+
+
+_LOW = "_gemma_ops_low"
+"""Attribute of a master: the version that was cast, and the copy."""
+
+
+def _fresh(master: Tensor, dtype: torch.dtype) -> bool:
+    version, copy = getattr(master, _LOW, (None, None))
+    return copy is not None and version == master._version and copy.dtype == dtype
+
+
+def low(factor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A factor in the type of the product."""
+    if factor.dtype == dtype:
+        return factor
+    found: Tensor = getattr(factor, _LOW)[1] if _fresh(factor, dtype) else factor.to(dtype)
+    return found
+
+
+def stacked(given: Sequence[Tensor], dtype: torch.dtype) -> Tensor | None:
+    """Factors one below the other, in the type of the product: of all first ones [ranks, in]."""
+    if not given:
         return None
-    return downs[0].to(dtype) if len(downs) == 1 else torch.cat([down.to(dtype) for down in downs])
+    if len(given) == 1:
+        return low(given[0], dtype)
+    if all(_fresh(factor, dtype) for factor in given):
+        return torch.cat([low(factor, dtype) for factor in given])
+    return torch.cat(list(given)).to(dtype)
+
+
+def apart(ups: Sequence[Tensor], dtype: torch.dtype) -> Iterator[Tensor]:
+    """Second factors [out, r] in the type of the product, cast together where their ranks agree."""
+    if len({up.shape[1] for up in ups}) > 1 or all(_fresh(up, dtype) for up in ups):
+        return iter([low(up, dtype) for up in ups])
+    joined = stacked(ups, dtype)
+    return iter(()) if joined is None else iter(joined.split([up.shape[0] for up in ups]))
+
+
+def scaled(a: Tensor, b: Tensor, scale: float) -> Tensor:
+    """`scale * a @ b` as one kernel, rounded once."""
+    return torch.addmm(a.new_empty(b.shape[1]), a, b, beta=0, alpha=scale)
 
 
 def project(x: Tensor, parts: Sequence[Part], given: Sequence[Tensor]) -> tuple[list[Tensor], Tensor | None]:
     """`x [N, in]` times every part, and `x` times the first factors `[N, ranks]`, which the backward pass wants."""
-    down = stacked(parts, given[::2], x.dtype)
+    down = stacked(given[::2], x.dtype)
     thin = None if down is None else x @ down.t()
-    ups = iter(given[1::2])
+    ups = apart(given[1::2], x.dtype)
     outs, at = [], 0
     for part in parts:
         out = functional.linear(x, part.dense(), part.bias)
@@ -150,7 +207,7 @@ def project(x: Tensor, parts: Sequence[Part], given: Sequence[Tensor]) -> tuple[
             up = next(ups)
             rank = up.shape[1]
             assert thin is not None
-            out.addmm_(thin[:, at : at + rank], up.to(x.dtype).t(), alpha=part.scale)
+            out.addmm_(thin[:, at : at + rank], up.t(), alpha=part.scale)
             at += rank
         outs.append(out)
     return outs, thin
@@ -167,7 +224,8 @@ def project_backward(
     dense: Sequence[Tensor] | None = None,
 ) -> tuple[Tensor | None, list[Tensor | None]]:
     """The gradients by `x` (where asked for) and by `given`, from those by each output. `dense` are weights at hand."""
-    downs, ups = list(given[::2]), iter(given[1::2])
+    downs, own = given[::2], given[1::2]
+    ups = zip(own, apart(own, x.dtype), strict=True) if own else iter(())
     by_x: Tensor | None = None
     by_thin, by_ups = [], []
     at = 0
@@ -177,21 +235,21 @@ def project_backward(
             by_x = outer @ weight if by_x is None else by_x.addmm_(outer, weight)
         if part.down is None:
             continue
-        up = next(ups)
+        up, cast = next(ups)
         rank = up.shape[1]
         if outer is None:
             by_thin.append(x.new_zeros(x.shape[0], rank))
             by_ups.append(torch.zeros_like(up))
         else:
             assert thin is not None
-            by_thin.append((outer @ up.to(x.dtype)).mul_(part.scale))
-            by_ups.append((outer.t() @ thin[:, at : at + rank]).to(up.dtype).mul_(part.scale))
+            by_thin.append(scaled(outer, cast, part.scale))
+            by_ups.append(scaled(outer.t(), thin[:, at : at + rank], part.scale).to(up.dtype))
         at += rank
     if not downs:
         return by_x, []
     joined = by_thin[0] if len(by_thin) == 1 else torch.cat(by_thin, 1)
     if by_input:
-        first = stacked(parts, downs, x.dtype)
+        first = stacked(downs, x.dtype)
         assert first is not None
         by_x = joined @ first if by_x is None else by_x.addmm_(joined, first)
     whole = (joined.t() @ x).to(downs[0].dtype)

@@ -62,8 +62,8 @@ class _Mlp(torch.autograd.Function):  # type: ignore[misc]
         narrow = given[wide:]
         if narrow:
             first, second = narrow
-            by_thin = (rows @ second.to(rows.dtype)).mul_(down.scale)
-            by_hidden.addmm_(by_thin, first.to(rows.dtype))
+            by_thin = lora.scaled(rows, lora.low(second, rows.dtype), down.scale)
+            by_hidden.addmm_(by_thin, lora.low(first, rows.dtype))
         by_gate, by_up, hidden = (
             _one(part) for part in run(bodies.geglu_backward, by_hidden[None], gate[None], up[None])
         )
@@ -71,7 +71,7 @@ class _Mlp(torch.autograd.Function):  # type: ignore[misc]
         if narrow:
             by_narrow = [
                 (by_thin.t() @ hidden).to(first.dtype),
-                (rows.t() @ thin_down).to(second.dtype).mul_(down.scale),
+                lora.scaled(rows.t(), thin_down, down.scale).to(second.dtype),
             ]
         del hidden, by_hidden, gate, up
         by_x, by_wide = lora.project_backward(

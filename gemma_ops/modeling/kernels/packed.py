@@ -76,7 +76,7 @@ def efficient(query: Tensor, key: Tensor, value: Tensor, pattern: Pattern, windo
 
 def tiled(query: Tensor, key: Tensor, value: Tensor, pattern: Pattern, window: int | None, scale: float) -> Tensor:
     """The same, by batched products."""
-    return tiles.attend(query, key, value, pattern.jobs(query.shape[1], query.device), scale)
+    return tiles.attend(query, key, value, pattern.jobs(query.shape[1], query.device), scale, pattern.run)
 
 
 FORMS: dict[str, Form | None] = {"efficient": efficient, "tiles": tiled, "documents": None}

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from gemma_ops.modeling.kernels import tiles
+from gemma_ops.modeling.kernels.bodies import EAGER, Runner
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ class Pattern:
     """[B, T] the number of the image a token belongs to, -1 for text; None where nothing is seen in both directions."""
     windowed_images: bool = True
     """Whether a window also limits how far back a token of an image sees its own image (not so in the 12B)."""
+    run: Runner = EAGER
+    """How elementwise parts of attention run."""
 
     def __getitem__(self, index: Any) -> Pattern:
         """Only asked for the last n queries, by the layers that reuse keys; n is all of them outside of generation."""
@@ -108,6 +111,13 @@ class Pattern:
 
     def mask(self, span: Span, window: int | None, device: torch.device) -> Tensor:
         """[q, k] booleans of one span, for patterns with images."""
+        key = ("mask", span, window, device)
+        if key not in self._made:
+            self._made[key] = self._mask(span, window, device)
+        found: Tensor = self._made[key]
+        return found
+
+    def _mask(self, span: Span, window: int | None, device: torch.device) -> Tensor:
         query = torch.arange(span.k1 - (span.q1 - span.q0), span.k1, device=device)[:, None]
         key = torch.arange(span.k0, span.k1, device=device)[None]
         near = query - key < window if window else torch.ones_like(query - key, dtype=torch.bool)
@@ -120,7 +130,11 @@ class Pattern:
 
     def has_image(self, span: Span) -> bool:
         """Whether any key of the span is part of an image."""
-        return self.images is not None and bool((self.images[span.row, span.k0 : span.k1] >= 0).any())
+        if self.images is None:
+            return False
+        if "seen" not in self._made:  # the device is asked once for all spans and layers
+            self._made["seen"] = (self.images >= 0).cpu()
+        return bool(self._made["seen"][span.row, span.k0 : span.k1].any())
 
 
 def documents(bounds: Sequence[int]) -> Pattern:

@@ -15,6 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gemma_ops.modeling.kernels import bodies
+from gemma_ops.modeling.kernels.bodies import EAGER, Runner
+
 BLOCK = 1024
 """Queries of a document computed together; shorter documents are batched whole."""
 STEP = 128
@@ -72,28 +75,27 @@ def _job(runs: list[list[int]], keys: list[list[int]], real: list[list[float]] |
     return Job(places, key_places, mask, len(runs), len(runs[0]), len(keys[0]))
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, jobs: Sequence[Job], scale: float) -> Tensor:
+def attend(query: Tensor, key: Tensor, value: Tensor, jobs: Sequence[Job], scale: float, run: Runner = EAGER) -> Tensor:
     """`query [T, H, D]`, `key` and `value [T, K, D]` -> `[T, H, D]`."""
-    found: Tensor = _Tiles.apply(query, key, value, jobs, scale)
+    found: Tensor = _Tiles.apply(query, key, value, jobs, scale, run)
     return found
 
 
 class _Tiles(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, jobs: Sequence[Job], scale: float) -> Tensor:
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, jobs: Sequence[Job], scale: float, run: Runner
+    ) -> Tensor:
         groups = key.shape[1]
         out = torch.zeros_like(query)
-        lse = query.new_zeros(query.shape[:2], dtype=torch.float32)
+        lse = query.new_zeros((*query.shape[:2], 1), dtype=torch.float32)
         for job in jobs:
-            q = _tall(query, job, groups)
-            k, v = _keys(key, job), _keys(value, job)
-            scores = _scores(q, k, job, scale)
-            top = torch.logsumexp(scores, -1, keepdim=True)
-            product = scores.sub_(top).exp_().to(q.dtype) @ v
-            _put(out, product, job, groups)
-            _put(lse.unsqueeze(-1), top, job, groups)
+            q, k, v = _tall(query, job, groups), _keys(key, job), _keys(value, job)
+            likely, top = run.open(bodies.softmax, _product(q, k), job.queries, scale, q.dtype)
+            _put(out, likely @ v, job, groups)
+            _put(lse, top, job, groups)
         ctx.save_for_backward(query, key, value, out, lse)
-        ctx.jobs, ctx.scale = jobs, scale
+        ctx.jobs, ctx.scale, ctx.run = jobs, scale, run
         return out
 
     @staticmethod
@@ -105,57 +107,48 @@ class _Tiles(torch.autograd.Function):  # type: ignore[misc]
         by_key, by_value = (torch.zeros_like(states, dtype=torch.float32) for states in (key, value))
         delta = (outer.float() * out).sum(-1, keepdim=True)
         for job in ctx.jobs:
-            q, g = _tall(query, job, groups), _tall(outer, job, groups, padding=False)
-            k, v = _keys(key, job), _keys(value, job)
-            likely = _scores(q, k, job, ctx.scale).sub_(_tall(lse.unsqueeze(-1), job, groups)).exp_()
-            if job.real is not None:
-                likely = likely * _real(job, groups, query.shape[1])
-            by_v = likely.to(q.dtype).transpose(-2, -1) @ g
-            inner = (g @ v.transpose(-2, -1)).float().sub_(_tall(delta, job, groups))
-            inner = inner.mul_(likely).mul_(ctx.scale).to(q.dtype)
+            q, g, k, v = _tall(query, job, groups), _tall(outer, job, groups), _keys(key, job), _keys(value, job)
+            sums = (_tall(states, job, groups) for states in (lse, delta))
+            real = None if job.real is None else _real(job, groups, query.shape[1])
+            likely, inner = ctx.run.open(
+                bodies.softmax_backward, _product(q, k), g @ v.transpose(-2, -1), *sums, real, job.queries, ctx.scale
+            )
             _put(by_query, inner @ k, job, groups)
-            for total, part in ((by_key, inner.transpose(-2, -1) @ q), (by_value, by_v)):
-                # [count, K, keys, D] -> [count * keys, K, D]; padding adds zeros to a real token
-                total.index_add_(0, job.key_tokens, part.transpose(1, 2).flatten(0, 1).float())
-        return by_query, by_key.to(key.dtype), by_value.to(value.dtype), None, None
+            for total, part in ((by_key, inner.transpose(-2, -1) @ q), (by_value, likely.transpose(-2, -1) @ g)):
+                # [count * K, keys, D] -> [count * keys, K, D]; padding adds zeros to a real token
+                rows = part.view(job.count, groups, job.keys, -1).transpose(1, 2).flatten(0, 1)
+                total.index_add_(0, job.key_tokens, rows.float())
+        return by_query, by_key.to(key.dtype), by_value.to(value.dtype), None, None, None
 
 
-def _tall(states: Tensor, job: Job, groups: int, *, padding: bool = True) -> Tensor:
-    """Queries `[T, H, D]` of a job as `[count, K, heads of a group * queries, D]`."""
-    rows = states[job.tokens]
-    if not padding and job.real is not None:
-        rows = rows * job.real.to(rows.dtype)
-    rows = rows.view(job.count, job.queries, groups, -1, states.shape[-1])
-    return rows.permute(0, 2, 3, 1, 4).reshape(job.count, groups, -1, states.shape[-1])
+def _tall(states: Tensor, job: Job, groups: int) -> Tensor:
+    """Queries `[T, H, D]` of a job as `[count * K, heads of a group * queries, D]`."""
+    rows = states[job.tokens].view(job.count, job.queries, groups, -1, states.shape[-1])
+    return rows.permute(0, 2, 3, 1, 4).reshape(job.count * groups, -1, states.shape[-1])
 
 
 def _keys(states: Tensor, job: Job) -> Tensor:
-    """Keys or values `[T, K, D]` of a job as `[count, K, keys, D]`."""
-    return states[job.key_tokens].view(job.count, job.keys, *states.shape[1:]).transpose(1, 2)
+    """Keys or values `[T, K, D]` of a job as `[count * K, keys, D]`."""
+    rows = states[job.key_tokens].view(job.count, job.keys, *states.shape[1:])
+    return rows.transpose(1, 2).flatten(0, 1)
 
 
 def _real(job: Job, groups: int, heads: int) -> Tensor:
-    """[count, 1, heads of a group * queries, 1] zeros where a query is padding."""
+    """[count * K, heads of a group * queries, 1] zeros where a query is padding."""
     assert job.real is not None
-    return job.real.view(job.count, 1, job.queries, 1).repeat(1, 1, heads // groups, 1)
+    rows = job.real.view(job.count, 1, 1, job.queries, 1)
+    return rows.expand(-1, groups, heads // groups, -1, -1).reshape(job.count * groups, -1, 1)
 
 
-def _scores(q: Tensor, k: Tensor, job: Job, scale: float) -> Tensor:
-    """Masked scores `[count, K, heads of a group * queries, keys]` in float32."""
+def _product(q: Tensor, k: Tensor) -> Tensor:
+    """Scores `[count * K, heads of a group * queries, keys]` in float32."""
     if q.is_cuda and q.dtype != torch.float32:
-        flat = torch.bmm(q.flatten(0, 1), k.transpose(-2, -1).flatten(0, 1), out_dtype=torch.float32)
-        scores = flat.view(*q.shape[:3], job.keys)
-    else:
-        scores = q.float() @ k.float().transpose(-2, -1)
-    if scale != 1.0:
-        scores = scores.mul_(scale)
-    ahead = job.keys - job.queries
-    later = torch.ones(job.queries, job.keys, dtype=torch.bool, device=q.device).triu_(ahead + 1)
-    return scores.view(*q.shape[:2], -1, job.queries, job.keys).masked_fill_(later, -torch.inf).view(scores.shape)
+        return torch.bmm(q, k.transpose(-2, -1), out_dtype=torch.float32)
+    return q.float() @ k.float().transpose(-2, -1)
 
 
 def _put(total: Tensor, part: Tensor, job: Job, groups: int) -> None:
-    """Write `[count, K, heads of a group * queries, D]` to the job's tokens of `total [T, H, D]`."""
+    """Write `[count * K, heads of a group * queries, D]` to the job's tokens of `total [T, H, D]`."""
     rows = part.view(job.count, groups, -1, job.queries, part.shape[-1]).permute(0, 3, 1, 2, 4)
     rows = rows.reshape(job.count * job.queries, total.shape[1], part.shape[-1]).to(total.dtype)
     if job.real is None:
