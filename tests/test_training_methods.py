@@ -46,12 +46,11 @@ STEADY = {
 WAYS = [
     {"packing": False, "micro_batch": 8},
     {"packing": False, "micro_batch": 1},
-    {"packing": False, "micro_batch": 2},
-    {"micro_tokens": 128},
+    {"micro_tokens": 256},
     {"kernels": PLAIN},
     {"checkpointing": "all"},
 ]
-"""Padded, one by one, accumulated, packed in small passes, without our kernels, recomputed."""
+"""Padded, one by one, packed in small passes, without our kernels, recomputed."""
 
 
 def examples(kind, count=16):
@@ -301,15 +300,14 @@ def test_orpo_falls_and_a_reward_model_tells_new_pairs_apart(tmp_path, base):
     assert right / len(held) == pytest.approx(seen[-1])
 
 
-@pytest.mark.parametrize("method", ["grpo", "rloo"])
-def test_rewards_rise(tmp_path, data, base, method):
+def test_rewards_rise_with_one_left_out(tmp_path, data, base):
     """A reward that nano earns now and then is earned more often; answers are drawn by the policy itself."""
     reinforce = {**REINFORCE, "rewards": [{"metric": "length", "options": {"max": 1}}], "generations": 8}
     _, records = trained(
         tmp_path / "out",
         data,
         base,
-        method,
+        "rloo",
         reinforce=reinforce,
         max_steps=8,
         batch=4,
