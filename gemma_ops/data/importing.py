@@ -70,14 +70,17 @@ class Importer:
         if settings.format == "columns" or settings.prompt is not None:
             formats.check_columns(settings, values)
             return "columns"
-        if settings.format != "auto":
-            return settings.format
-        return formats.detect(values) if values else "none"
+        found = settings.format if settings.format != "auto" else formats.detect(values) if values else "none"
+        if found == "text" and settings.system is not None:
+            raise DataError("data.system says nothing to rows of raw text", "leave data.system out")
+        return found
 
     def _example(self, raw: RawRow, row: dict[str, Any], read_row: Callable[[dict[str, Any]], Any]) -> Imported:
         given = read_row(row)
         if isinstance(given, Compared):
             turns, notes = compared(given, system=self.settings.system)
+        elif isinstance(given, str):
+            turns, notes = {"messages": [], "tools": None, "text": given}, []
         else:
             messages, tools, notes = conversation(*given, system=self.settings.system)
             turns = {"messages": messages, "tools": tools}
@@ -90,14 +93,17 @@ class Importer:
                 found.update(item.kind for item in findings)
                 return pii.mask_findings(text, findings) if masking and findings else text
 
+            if "text" in turns:
+                turns["text"] = look(turns["text"])
             for name in TURNS:
                 if name in turns:
                     turns[name] = [
                         {key: _scan(key, value, look) for key, value in turn.items()} for turn in turns[name]
                     ]
-        answers = {side: turns.get(side) for side in SIDES}
+        answers = {side: turns.get(side) for side in (*SIDES, "text")}
         weight = _weight(row.get("weight"))
-        if weight is not None and any(answers.values()):
+        prompted = any(answers[side] for side in SIDES)
+        if weight is not None and prompted:
             raise RowError("answer_weight", "compared and judged answers can't be weighted: leave `weight` out")
         example = {
             "id": content_id(turns["messages"], turns["tools"], **answers),
@@ -111,7 +117,6 @@ class Importer:
         }
         if not example["group"]:
             # Answers to one prompt stay on one side of the split.
-            prompted = any(answers.values())
             example["group"] = content_id(turns["messages"], turns["tools"]) if prompted else example["id"]
         return Imported(raw, {key: value for key, value in example.items() if value is not None}, tuple(notes), found)
 

@@ -78,6 +78,11 @@ def _user_texts(row: dict[str, Any]) -> list[str]:
     return user_texts([message for message in messages if isinstance(message, dict)])
 
 
+def asked_texts(row: dict[str, Any]) -> list[str]:
+    """What a row is compared by: what its user says, or the whole of a text."""
+    return [row["text"]] if row.get("text") is not None else user_texts(row["messages"])
+
+
 def user_texts(messages: list[dict[str, Any]]) -> list[str]:
     """What the user says in a conversation, message by message."""
     texts = []

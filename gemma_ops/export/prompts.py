@@ -34,9 +34,11 @@ def rows(data: Path | None, count: int) -> list[Row]:
                 if len(found) == count:
                     break
                 try:
-                    found.append(json.loads(line))
+                    row = json.loads(line)
                 except json.JSONDecodeError as error:
                     raise DataError(f"{file}:{number} is not valid JSON: {error}", "prepare the data again") from error
+                if row["messages"]:  # a raw text asks nothing
+                    found.append(row)
     return found or [{"messages": [{"role": "user", "content": text}]} for text in _FIXED[:count]]
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from gemma_ops.modeling import adapters, full
 from gemma_ops.modeling.load import load_model, load_tokenizer, pick_device
 from gemma_ops.modeling.source import checkpoint
 from gemma_ops.training import head
+from gemma_ops.training import teacher as teaching
 from gemma_ops.training.arguments import sft_arguments
 from gemma_ops.training.follow import Follow, last_checkpoint, prompts, write_record
 from gemma_ops.training.settle import settle, shape_of
@@ -46,16 +47,14 @@ def train(
         torch.set_num_threads(machine.workers)
     tokenizer = load_tokenizer(folder)
     work = out / "checkpoints"
+    taught_by = teaching.check(teacher, folder) if settings.method == "distill" else None
     rows = tokenized(data, work / "rows", tokenizer, settings, chat.prefills(folder))
     usual = size.learning_rate if size else family.DEFAULT_LEARNING_RATE  # an adapter's
     rate = settings.learning_rate or usual * (full.RATE if settings.tune == "full" else 1.0)
     settings = settle(settings, shape_of(folder), [rows.train, rows.valid], device, ple=machine.ple)
 
     model = load(folder, settings, machine, device)
-    if settings.method == "distill" and teacher:
-        larger = load_model(checkpoint(teacher), weights=settings.weights, device=device)
-    else:
-        larger = None
+    larger = teaching.load(taught_by, settings, device) if taught_by else None
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     arguments = sft_arguments(settings, work, has_valid=len(rows.valid) > 0, rate=rate, device=device)
     follow = Follow(
@@ -130,6 +129,7 @@ def tokenized(data: Path, folder: Path, tokenizer: Any, settings: TrainConfig, e
     from gemma_ops.data.arrow import table
 
     manner = Manner(empty_thought=empty_thought, thinking=settings.thinking, loss_on=settings.loss_on)
+    manner = replace(manner, texts=settings.method == "pretrain")
     train_rows, cut = table(data / "train.jsonl", folder, tokenizer, manner, max_length=settings.max_length)
     valid_rows, _ = table(data / "valid.jsonl", folder, tokenizer, manner, max_length=settings.max_length)
     if len(train_rows) == 0:
