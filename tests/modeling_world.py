@@ -42,6 +42,40 @@ def logits(model: Any, ids: torch.Tensor = IDS) -> torch.Tensor:
         return model(input_ids=ids).logits
 
 
+def in_fp32(kind: Any, folder: Path) -> Path:
+    """The same checkpoint with its numbers stored as float32, so that a merge into it rounds nothing."""
+    from safetensors.torch import load_file, save_file
+
+    copied(kind, folder)
+    for file in folder.glob("*.safetensors"):
+        tensors = {name: tensor.float() for name, tensor in load_file(file).items()}
+        save_file(tensors, file, metadata={"format": "pt"})
+    return folder
+
+
+def routes(model: Any, ids: torch.Tensor = IDS) -> list[Any]:
+    """What every router of a mixture answers, layer by layer."""
+    found: list[Any] = []
+    routers = [module for name, module in model.named_modules() if name.endswith(".router")]
+    hooks = [router.register_forward_hook(lambda *call: found.append(call[2])) for router in routers]
+    logits(model, ids)
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+def hold(model: Any, answers: list[Any]) -> Any:
+    """The model with its routers answering that, whatever they are asked.
+
+    In a random mixture a rounding sends tokens to other experts, and nothing is bounded any more; with the routes held,
+    it is as continuous as a dense model.
+    """
+    routers = [module for name, module in model.named_modules() if name.endswith(".router")]
+    for router, answer in zip(routers, answers, strict=True):
+        router.register_forward_hook(lambda *_, answer=answer: answer)
+    return model
+
+
 def gradients(model: Any) -> dict[str, torch.Tensor]:
     """The gradients of what learns, by name without PEFT's prefix."""
     return {

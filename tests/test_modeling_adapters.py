@@ -7,7 +7,7 @@ import re
 
 import pytest
 import torch
-from modeling_world import IDS, KINDS, logits, tiny, whole
+from modeling_world import IDS, KINDS, hold, logits, routes, tiny, whole
 from safetensors.torch import load_file
 
 from gemma_ops.config import LoraConfig
@@ -207,14 +207,17 @@ def test_variants_train_on_a_4bit_base_and_fit_the_bf16_one(variant, tmp_path):
     assert {parameter.dtype for parameter in model.parameters() if parameter.requires_grad} == {torch.float32}
     adapters.save(model, tmp_path / "adapter", "base", None)
     on_base = adapters.load(load_model(tiny(kind), towers=settings.get("towers", False)), tmp_path / "adapter")
+    if kind == "moe":
+        answers = routes(model)
+        hold(model, answers), hold(on_base, answers)
     with on_base.disable_adapter():
         alone = logits(on_base)
     assert not torch.allclose(logits(on_base), alone, atol=1e-2)
     with model.disable_adapter():
         base = logits(model)
     learned = (logits(model) - base).flatten().float(), (logits(on_base) - alone).flatten().float()
-    # In a random mixture 4 bits send some tokens to other experts; what is exact is in test_modeling_expert_lora.py.
-    assert torch.nn.functional.cosine_similarity(*learned, dim=0) > (0.6 if kind == "moe" else 0.9)
+    # What is exact is in test_modeling_expert_lora.py; here the two bases differ by the rounding of 4 bits.
+    assert torch.nn.functional.cosine_similarity(*learned, dim=0) > (0.8 if kind == "moe" else 0.9)
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ class TrainConfig(Section):
     packing: bool = True
     """Compute the rows of a step end to end, isolated from each other, instead of padding them to one length."""
     learning_rate: Annotated[float, Field(gt=0)] | None = None
-    """Peak learning rate; null takes the size's default from the family table, a tenth of it for `dpo`, `kto`, `orpo`, `grpo` and `rloo`."""
+    """Peak learning rate; null takes the size's default from the family table, a tenth of it for `tune: full`, `dpo`, `kto`, `orpo`, `grpo` and `rloo`."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """Learning-rate schedule after warm-up."""
     warmup_share: Annotated[float, Field(ge=0, lt=1)] = 0.05

@@ -1,7 +1,7 @@
 """Does the merged model differ from its base, and is it what the adapter made of the base?
 
 The canary catches the merge that did nothing: an adapter whose names matched nothing, or one that was never trained.
-Beside it, the base with the adapter attached by PEFT is asked the same prompts: it must agree with the merged model up
+Beside it, the base with the adapter attached by PEFT (or with a full fine-tune's tensors) is asked the same prompts: it must agree with the merged model up
 to rounding, which catches a merge that did something else.
 """
 
@@ -17,8 +17,9 @@ from gemma_ops import journal
 from gemma_ops.config import MachineConfig
 from gemma_ops.data import chat
 from gemma_ops.errors import GateError
+from gemma_ops.export import replacing
 from gemma_ops.export.prompts import Row, prompt_ids
-from gemma_ops.modeling import adapters, generate
+from gemma_ops.modeling import adapters, full, generate
 from gemma_ops.modeling.load import load_model, load_tokenizer, pick_device
 
 _POSITIONS = 8  # last positions of each prompt whose logits are compared: enough to differ, small at 262,144 tokens
@@ -60,8 +61,17 @@ class Found:
         }
 
 
-def run(base: Path, merged: Path, adapter: Path, chosen: list[Row], machine: MachineConfig) -> Found:
-    """Ask base, base with adapter, and merged model the same prompts; one model in memory at a time.
+def run(
+    base: Path,
+    merged: Path,
+    adapter: Path,
+    chosen: list[Row],
+    machine: MachineConfig,
+    *,
+    towers: tuple[bool, bool] = (False, False),
+) -> Found:
+    """Ask base, base with adapter, and merged model the same prompts; one model in memory at a time. `towers`: whether
+    any, and whether all, of what changed lies in them; prompts of text can't show the latter.
 
     Raises ModelError when the merged folder does not load without missing keys, GateError when it agrees with the base
     in every logit.
@@ -70,11 +80,12 @@ def run(base: Path, merged: Path, adapter: Path, chosen: list[Row], machine: Mac
     thought = chat.prefills(merged)
     prompts = [prompt_ids(tokenizer, row, thought=thought) for row in chosen]
     device = pick_device(machine.device, base)
-    model = load_model(base, device=device)
+    model = load_model(base, device=device, towers=towers[0])
     before, answers = _logits(model, prompts), _answers(model, tokenizer, prompts)
-    attached = _logits(adapters.load(model, adapter), prompts)
-    del model
-    model = load_model(merged, device=device)
+    tuned = full.load(model, adapter, base) if replacing.is_full(adapter) else adapters.load(model, adapter)
+    attached = _logits(tuned, prompts)
+    del model, tuned
+    model = load_model(merged, device=device, towers=towers[0])
     after = _logits(model, prompts)
     found = Found(
         float((after - before).abs().max()),
@@ -86,7 +97,7 @@ def run(base: Path, merged: Path, adapter: Path, chosen: list[Row], machine: Mac
         ],
     )
     journal.record(event="canary", **found.metrics())
-    if found.max_logit_change == 0:
+    if found.max_logit_change == 0 and not towers[1]:
         raise GateError(
             f"the merged model answers {len(prompts)} prompts exactly as the base does",
             "the adapter has no effect: train longer, and check that it was trained on this base",

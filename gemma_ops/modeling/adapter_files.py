@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,9 @@ def save(
 
     from gemma_ops.modeling import inits
 
+    final, folder = folder, folder / ".partial"
+    shutil.rmtree(folder, ignore_errors=True)
     model.save_pretrained(str(folder), safe_serialization=True, **({"state_dict": state} if state else {}))
-    (folder / "README.md").unlink(missing_ok=True)
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     taken = getattr(model, "taken_from_base", None)
     if taken:
@@ -52,8 +54,17 @@ def save(
     _check(folder, sum(hasattr(module, "lora_A") for module in model.modules()), load_file(str(folder / WEIGHTS)))
     if trained and not any(torch.count_nonzero(tensor) for tensor in _second(load_file(str(folder / WEIGHTS)))):
         raise ModelError(
-            f"the adapter in {folder} learned nothing: its B factors are all zero", "train longer, or report it"
+            f"the adapter for {final} learned nothing: its B factors are all zero", "train longer, or report it"
         )
+    _publish(folder, final)
+
+
+def _publish(partial: Path, folder: Path) -> None:
+    """Move both files to their place. Without its settings a folder is no adapter, so they go first and come last."""
+    (folder / CONFIG).unlink(missing_ok=True)
+    (partial / WEIGHTS).replace(folder / WEIGHTS)
+    (partial / CONFIG).replace(folder / CONFIG)
+    shutil.rmtree(partial)
 
 
 def _second(tensors: dict[str, Any]) -> list[Any]:
@@ -87,20 +98,19 @@ def reprefix(name: str, wrapped: bool) -> str:
 def load(model: Any, folder: Path) -> Any:
     """Put a saved adapter on a loaded base, re-prefixing tensors of the other model class.
 
-    Raises ModelError when a tensor finds no place, when the model expects one that is not there, or when the adapter
-    changes nothing (its B factors are all zero).
+    Raises ModelError when the folder holds no whole LoRA adapter, when a tensor finds no place, when the model expects
+    one that is not there, or when the adapter changes nothing (its B factors are all zero).
     """
     import peft
     import torch
     from peft.utils import set_peft_model_state_dict
-    from safetensors.torch import load_file
 
     from gemma_ops.modeling import expert_lora
 
-    config = peft.LoraConfig.from_pretrained(str(folder))
+    config, stored = _read(folder)
     modules = dict(model.named_modules())
     wrapped = "model.language_model" in modules
-    tensors = {reprefix(name, wrapped): tensor for name, tensor in load_file(str(folder / WEIGHTS)).items()}
+    tensors = {reprefix(name, wrapped): tensor for name, tensor in stored.items()}
     if not config.use_dora and not any(torch.count_nonzero(tensor) for tensor in _second(tensors)):
         raise ModelError(f"the adapter in {folder} changes nothing: its B factors are all zero", "train it again")
     # Whatever way the targets were written, what was trained is what has tensors.
@@ -132,6 +142,27 @@ def load(model: Any, folder: Path) -> Any:
             "use the base named in its adapter_config.json",
         )
     return tuned.eval()
+
+
+def _read(folder: Path) -> tuple[Any, dict[str, Any]]:
+    """Settings and tensors of an adapter folder. Raises ModelError for what is half there, or no LoRA."""
+    import peft
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            raise ModelError(f"{folder} holds no whole adapter: {name} is missing", "train again, or copy both files")
+    try:
+        kind = json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("peft_type")
+        tensors = load_file(str(folder / WEIGHTS))
+    except (ValueError, AttributeError, SafetensorError) as error:
+        raise ModelError(f"the adapter in {folder} can't be read: {error}", "copy both files again") from error
+    if kind != "LORA":
+        raise ModelError(
+            f"{folder} is a {kind} adapter, not LoRA", "train one with gemma-ops, or with PEFT's LoraConfig"
+        )
+    return peft.LoraConfig.from_pretrained(str(folder)), tensors
 
 
 def _ranks(tuned: Any, config: Any, tensors: dict[str, Any]) -> dict[str, tuple[int, float]]:

@@ -19,7 +19,7 @@ from gemma_ops.config import MachineConfig, TrainConfig
 from gemma_ops.data import chat
 from gemma_ops.data.tokens import Manner
 from gemma_ops.errors import DataError
-from gemma_ops.modeling import adapters
+from gemma_ops.modeling import adapters, full
 from gemma_ops.modeling.load import load_model, load_tokenizer, pick_device
 from gemma_ops.modeling.source import checkpoint
 from gemma_ops.training import head
@@ -32,7 +32,7 @@ from gemma_ops.training.steps import Layout
 def train(
     out: Path, settings: TrainConfig, machine: MachineConfig, *, base: Path, data: Path, teacher: Path | None = None
 ) -> dict[str, float]:
-    """Write `adapter/`, `record.jsonl` and `samples.jsonl` below `out`; go on from the last whole checkpoint there.
+    """Write `adapter/` (`tuned/` with `tune: full`), `record.jsonl` and `samples.jsonl` below `out`; go on from the last whole checkpoint there.
 
     Raises DataError when no row carries loss.
     """
@@ -47,7 +47,8 @@ def train(
     tokenizer = load_tokenizer(folder)
     work = out / "checkpoints"
     rows = tokenized(data, work / "rows", tokenizer, settings, chat.prefills(folder))
-    rate = settings.learning_rate or (size.learning_rate if size else family.DEFAULT_LEARNING_RATE)
+    usual = size.learning_rate if size else family.DEFAULT_LEARNING_RATE  # an adapter's
+    rate = settings.learning_rate or usual * (full.RATE if settings.tune == "full" else 1.0)
     settings = settle(settings, shape_of(folder), [rows.train, rows.valid], device, ple=machine.ple)
 
     model = load(folder, settings, machine, device)
@@ -66,7 +67,10 @@ def train(
     start = last_checkpoint(work)
     trainer.train(resume_from_checkpoint=str(start) if start else None)
     final = _validated(trainer, settings) or trainer.evaluate() if len(rows.valid) else {}
-    adapters.save(model, out / "adapter", described["id"], described["revision"])
+    if settings.tune == "full":
+        full.save(model, out / full.FOLDER, folder, described)
+    else:
+        adapters.save(model, out / "adapter", described["id"], described["revision"])
     write_record(trainer.state, out / "record.jsonl")
     (out / "samples.jsonl").touch()
     shutil.rmtree(work, ignore_errors=True)
@@ -91,6 +95,9 @@ def load(folder: Path, settings: TrainConfig, machine: MachineConfig, device: st
 
 def prepare(model: Any, settings: TrainConfig) -> Any:
     """A loaded model with its adapter, its kernels and its head."""
+    if settings.tune == "full":
+        full.unfreeze(model, settings)
+        return equip(model, settings)
     return equip(adapters.attach(model, settings.lora, settings.seed), settings)
 
 

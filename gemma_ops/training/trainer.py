@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from transformers.trainer_utils import EvalLoopOutput
 
 from gemma_ops.config import TrainConfig
-from gemma_ops.modeling import host_ple
+from gemma_ops.modeling import host_ple, kernels
 from gemma_ops.training.passes import Batch, Collate, Rows
 from gemma_ops.training.plus import faster
 from gemma_ops.training.steps import Layout, Steps
@@ -80,6 +80,8 @@ class StepTrainer(trl.SFTTrainer):  # type: ignore[misc]
         model.train()
         world = self.accelerator.num_processes
         total = torch.zeros((), device=self.args.device)
+        if self.settings.kernels.lora == "fused" and self.settings.weights != "fp32" and not self.is_fsdp_enabled:
+            kernels.refresh(self.model)
         table = host_ple.find(model)
         for number, arguments in enumerate(inputs.passes):
             last = number == len(inputs.passes) - 1

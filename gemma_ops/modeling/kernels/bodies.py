@@ -35,8 +35,8 @@ class Runner:
         """`body(*arguments)`."""
         if not self.compiled:
             return body(*arguments)
-        if arguments[0].is_cuda and (kernels := _rowwise()):
-            return kernels[body.__name__](*arguments)
+        if arguments[0].is_cuda and (kernel := _rowwise().get(body.__name__)):
+            return kernel(*arguments)
         key = (body, *map(_kind, arguments))
         found = _COMPILED.get(key)
         try:
@@ -48,6 +48,8 @@ class Runner:
         """`body(*arguments)` for tensors none of whose sizes is the model's own: compiled once for all of them."""
         if not self.compiled:
             return body(*arguments)
+        if arguments[0].is_cuda and (kernel := _rowwise().get(body.__name__)):
+            return kernel(*arguments)
         if body not in _COMPILED:
             _COMPILED[body] = torch.compile(body, dynamic=True, fullgraph=True)
         try:

@@ -102,6 +102,17 @@ class Pattern:
             self._made["bounds", device] = made.to(device, non_blocking=True)
         return self._made["bounds", device], max(stop - start for start, stop in pairwise(cuts))
 
+    def places(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Of every token, its document's number and its place in it, for the `cuts` last asked for."""
+        if ("places", device) not in self._made:
+            cuts = torch.tensor(self._made["last"])
+            token = torch.arange(int(cuts[-1]))
+            document = torch.bucketize(token, cuts[1:], right=True)
+            made = document, token - cuts[document]
+            self._made["places", device] = tuple(one.to(device, non_blocking=True) for one in made)
+        found: tuple[Tensor, Tensor] = self._made["places", device]
+        return found
+
     def jobs(self, heads: int, device: torch.device) -> list[tiles.Job]:
         """The `cuts` last asked for as batches of `tiles` for so many query heads."""
         if ("jobs", heads, device) not in self._made:

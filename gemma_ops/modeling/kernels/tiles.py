@@ -18,12 +18,12 @@ from torch import Tensor
 from gemma_ops.modeling.kernels import bodies
 from gemma_ops.modeling.kernels.bodies import EAGER, Runner
 
-BLOCK = 1024
+BLOCK = 2048
 """Queries of a document computed together; shorter documents are batched whole."""
-STEP = 128
-"""Lengths are rounded up to this, so that batches are few."""
-SCORES = 1 << 28
-"""Scores computed at once, about (1 GiB in float32, twice that in the backward pass)."""
+STEP = 512
+"""Lengths are rounded up to this, so that batches are few: a GPU waits for launches longer than for padding."""
+SCORES = 1 << 26
+"""Scores computed at once, about (256 MiB in float32, twice that in the backward pass)."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def plan(cuts: Sequence[int], heads: int, device: torch.device) -> list[Job]:
     short: dict[int, list[tuple[int, int]]] = {}
     jobs = []
     for first, last in pairwise(cuts):
-        if last - first <= BLOCK:
+        if last - first <= BLOCK and heads * (last - first) ** 2 <= SCORES:
             short.setdefault(-(-(last - first) // STEP) * STEP, []).append((first, last))
             continue
         block = max(STEP, min(BLOCK, SCORES // (heads * (last - first))))
@@ -101,24 +101,41 @@ class _Tiles(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
     def backward(ctx: Any, outer: Tensor) -> tuple[Any, ...]:
         query, key, value, out, lse = ctx.saved_tensors
-        groups = key.shape[1]
-        # Documents of a job don't overlap, but the blocks of a long one add to the same keys: those in float32.
-        by_query = torch.zeros_like(query)
-        by_key, by_value = (torch.zeros_like(states, dtype=torch.float32) for states in (key, value))
-        delta = (outer.float() * out).sum(-1, keepdim=True)
-        for job in ctx.jobs:
-            q, g, k, v = _tall(query, job, groups), _tall(outer, job, groups), _keys(key, job), _keys(value, job)
-            sums = (_tall(states, job, groups) for states in (lse, delta))
-            real = None if job.real is None else _real(job, groups, query.shape[1])
-            likely, inner = ctx.run.open(
-                bodies.softmax_backward, _product(q, k), g @ v.transpose(-2, -1), *sums, real, job.queries, ctx.scale
-            )
-            _put(by_query, inner @ k, job, groups)
-            for total, part in ((by_key, inner.transpose(-2, -1) @ q), (by_value, likely.transpose(-2, -1) @ g)):
-                # [count * K, keys, D] -> [count * keys, K, D]; padding adds zeros to a real token
-                rows = part.view(job.count, groups, job.keys, -1).transpose(1, 2).flatten(0, 1)
-                total.index_add_(0, job.key_tokens, rows.float())
-        return by_query, by_key.to(key.dtype), by_value.to(value.dtype), None, None, None
+        found = gradients(outer, query, key, value, out, lse, ctx.jobs, ctx.scale, ctx.run)
+        return *found, None, None, None
+
+
+def gradients(
+    outer: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    jobs: Sequence[Job],
+    scale: float,
+    run: Runner,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """By query, key and value, of attention whose output is `out [T, H, D]`; `lse [T, H, 1]` float32 is the logarithm of each
+    softmax's sum."""
+    groups = key.shape[1]
+    # Documents of a job don't overlap, but the blocks of a long one add to the same keys: those in float32.
+    by_query = torch.zeros_like(query)
+    by_key, by_value = (torch.zeros_like(states, dtype=torch.float32) for states in (key, value))
+    delta = (outer.float() * out).sum(-1, keepdim=True)
+    for job in jobs:
+        q, g, k, v = _tall(query, job, groups), _tall(outer, job, groups), _keys(key, job), _keys(value, job)
+        sums = (_tall(states, job, groups) for states in (lse, delta))
+        real = None if job.real is None else _real(job, groups, query.shape[1])
+        likely, inner = run.open(
+            bodies.softmax_backward, _product(q, k), g @ v.transpose(-2, -1), *sums, real, job.queries, scale
+        )
+        _put(by_query, inner @ k, job, groups)
+        for total, part in ((by_key, inner.transpose(-2, -1) @ q), (by_value, likely.transpose(-2, -1) @ g)):
+            # [count * K, keys, D] -> [count * keys, K, D]; padding adds zeros to a real token
+            rows = part.view(job.count, groups, job.keys, -1).transpose(1, 2).flatten(0, 1)
+            total.index_add_(0, job.key_tokens, rows.float())
+    return by_query, by_key.to(key.dtype), by_value.to(value.dtype)
 
 
 def _tall(states: Tensor, job: Job, groups: int) -> Tensor:
