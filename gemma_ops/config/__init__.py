@@ -13,7 +13,7 @@ from gemma_ops.config.judge import JudgeConfig
 from gemma_ops.config.kernels import KernelsConfig
 from gemma_ops.config.launch import LaunchConfig
 from gemma_ops.config.lora import LoraConfig
-from gemma_ops.config.machine import MachineConfig
+from gemma_ops.config.machine import Machine, MachineConfig
 from gemma_ops.config.run import RunConfig
 from gemma_ops.config.section import LOCATION, Name, Privacy, Section, Share
 from gemma_ops.config.synth import SynthConfig
@@ -30,6 +30,7 @@ __all__ = [
     "KernelsConfig",
     "LaunchConfig",
     "LoraConfig",
+    "Machine",
     "MachineConfig",
     "MergeConfig",
     "ModelConfig",

@@ -60,9 +60,12 @@ def attach(model: Any, settings: LoraConfig, seed: int) -> Any:
     return peft.get_peft_model(model, config)
 
 
-def save(model: Any, folder: Path, base: str, revision: str | None) -> None:
-    """Write `adapter_model.safetensors` and `adapter_config.json`, naming the base by id, not by where it lies here."""
-    model.save_pretrained(str(folder), safe_serialization=True)
+def save(model: Any, folder: Path, base: str, revision: str | None, state: dict[str, Any] | None = None) -> None:
+    """Write `adapter_model.safetensors` and `adapter_config.json`, naming the base by id, not by where it lies here.
+
+    `state` are the adapter's parameters where the model itself holds only parts of them.
+    """
+    model.save_pretrained(str(folder), safe_serialization=True, state_dict=state)
     (folder / "README.md").unlink(missing_ok=True)
     path = folder / "adapter_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))

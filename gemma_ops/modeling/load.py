@@ -46,10 +46,12 @@ def pick_device(name: str, whole: Path | None = None) -> str:
     return name
 
 
-def load_model(folder: Path, *, weights: Weights = "bf16", device: str = "cpu", towers: bool = False) -> Any:
+def load_model(
+    folder: Path, *, weights: Weights = "bf16", device: str = "cpu", towers: bool = False, sharded: bool = False
+) -> Any:
     """Load a checkpoint folder for text, in evaluation mode.
 
-    `towers` keeps vision and audio where the checkpoint has them. Raises ModelError when a file is missing, when a
+    `sharded` stores 4-bit weights in the model's own number type: FSDP leaves integers whole on every process. `towers` keeps vision and audio where the checkpoint has them. Raises ModelError when a file is missing, when a
     parameter has no value in the file, or when 4-bit quantization did not land exactly where it should.
     """
     import torch
@@ -82,9 +84,10 @@ def load_model(folder: Path, *, weights: Weights = "bf16", device: str = "cpu", 
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=torch.bfloat16,
+            bnb_4bit_quant_storage=torch.bfloat16 if sharded else torch.uint8,
             llm_int8_skip_modules=list(family.SKIP_4BIT),
         )
-    if device != "cpu" or weights == "nf4":
+    if (device != "cpu" and not sharded) or weights == "nf4":  # what is sharded goes to the device in parts
         options["device_map"] = {"": device}
     model, info = getattr(transformers, architecture).from_pretrained(folder, output_loading_info=True, **options)
     _check_keys(folder, model, info)

@@ -9,6 +9,7 @@ from typing import Any
 
 from gemma_ops.config import TrainConfig
 from gemma_ops.errors import ConfigError
+from gemma_ops.training.launch.strategy import REFUSED, split
 
 _WHY = {
     "gradient_checkpointing_kwargs": "reentrant checkpointing corrupts gradients of layers that share keys and values",
@@ -19,17 +20,20 @@ _WHY = {
     "completion_only_loss": "the loss mask comes from gemma-ops' own chat template",
     "model_init_kwargs": "the model is loaded, and checked, by gemma-ops",
     "attn_implementation": "a string there stops the audio tower from loading",
+    **REFUSED,
 }
 
 
-def sft_arguments(settings: TrainConfig, out: Path, *, has_valid: bool, rate: float, device: str) -> Any:
-    """The `SFTConfig` of a run. `rate` is the peak learning rate.
+def sft_arguments(
+    settings: TrainConfig, out: Path, *, has_valid: bool, rate: float, device: str, shared: dict[str, Any] | None = None
+) -> Any:
+    """The `SFTConfig` of a run. `rate` is the peak learning rate, `shared` what several processes need.
 
     Raises ConfigError for a key in `train.trl` that TRL doesn't know or that gemma-ops sets itself.
     """
     import trl
 
-    micro = 1 if settings.packing else settings.micro_batch
+    micro, accumulated = split(settings, 1 if settings.packing else settings.micro_batch)
     every = settings.eval_every
     keep_best = settings.early_stop is not None
     if keep_best and not has_valid:
@@ -41,7 +45,7 @@ def sft_arguments(settings: TrainConfig, out: Path, *, has_valid: bool, rate: fl
         "output_dir": str(out),
         "per_device_train_batch_size": micro,
         "per_device_eval_batch_size": micro,
-        "gradient_accumulation_steps": settings.batch // micro,
+        "gradient_accumulation_steps": accumulated,
         "num_train_epochs": settings.epochs,
         "max_steps": settings.max_steps or -1,
         "learning_rate": rate,
@@ -54,8 +58,8 @@ def sft_arguments(settings: TrainConfig, out: Path, *, has_valid: bool, rate: fl
         "bf16": settings.weights != "fp32",
         "fp16": False,
         "use_cpu": device == "cpu",
-        "gradient_checkpointing": settings.checkpointing,
-        "gradient_checkpointing_kwargs": {"use_reentrant": False} if settings.checkpointing else None,
+        "gradient_checkpointing": settings.checkpointing == "all",
+        "gradient_checkpointing_kwargs": {"use_reentrant": False} if settings.checkpointing == "all" else None,
         "max_length": settings.max_length,
         "packing": settings.packing,
         "packing_strategy": "bfd",
@@ -76,6 +80,7 @@ def sft_arguments(settings: TrainConfig, out: Path, *, has_valid: bool, rate: fl
         "report_to": [],
         "disable_tqdm": True,
         "remove_unused_columns": True,
+        **(shared or {}),
     }
     known = {field.name for field in dataclasses.fields(trl.SFTConfig) if field.init}
     problems = []

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gemma_ops import family, journal
-from gemma_ops.config import MachineConfig, TrainConfig
+from gemma_ops.config import LaunchConfig, Machine, MachineConfig, TrainConfig
 from gemma_ops.data import chat
 from gemma_ops.errors import DataError
 from gemma_ops.modeling import adapters
@@ -21,6 +21,9 @@ from gemma_ops.modeling.load import load_model, load_tokenizer, pick_device
 from gemma_ops.modeling.source import checkpoint
 from gemma_ops.training.arguments import sft_arguments
 from gemma_ops.training.follow import Follow, last_checkpoint, write_record
+from gemma_ops.training.launch import strategy
+from gemma_ops.training.launch.sharded import check_saved, full_state
+from gemma_ops.training.launch.world import barrier, on_main
 
 
 def train(out: Path, settings: TrainConfig, machine: MachineConfig, *, base: Path, data: Path) -> dict[str, float]:
@@ -45,25 +48,36 @@ def train(out: Path, settings: TrainConfig, machine: MachineConfig, *, base: Pat
             "no training row carries loss within train.max_length",
             "raise train.max_length; `gemma-ops data check` shows the rows",
         )
+    launch = machine.launch if isinstance(machine, Machine) else LaunchConfig()
     rate = settings.learning_rate or (size.learning_rate if size else family.DEFAULT_LEARNING_RATE)
 
-    model = adapters.attach(load_model(folder, weights=settings.weights, device=device), settings.lora, settings.seed)
+    loaded = load_model(folder, weights=settings.weights, device=device, sharded=launch.strategy == "fsdp")
+    model = adapters.attach(loaded, settings.lora, settings.seed)
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters() if p.requires_grad}
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     work = out / "checkpoints"
-    arguments = sft_arguments(settings, work, has_valid=len(valid) > 0, rate=rate, device=device)
+    shared = strategy.arguments(launch, settings, model, device)
+    arguments = sft_arguments(settings, work, has_valid=len(valid) > 0, rate=rate, device=device, shared=shared)
     follow = Follow(
         out / "samples.jsonl", tokenizer, _prompts(data / "valid.jsonl", tokenizer, settings.samples, empty_thought)
     )
     trainer = make_trainer(model, arguments, rows, valid, folder, follow, settings)
+    strategy.check(trainer, launch)
     journal.record(rows=len(rows), cut=cut, trainable=trainable, learning_rate=rate, device=device)
 
+    if on_main():
+        last_checkpoint(work)  # half-written ones go before anybody looks
+    barrier()
     start = last_checkpoint(work)
     trainer.train(resume_from_checkpoint=str(start) if start else None)
     final = _validated(trainer, settings) or trainer.evaluate() if len(valid) else {}
-    adapters.save(model, out / "adapter", described["id"], described["revision"])
-    write_record(trainer.state, out / "record.jsonl")
-    (out / "samples.jsonl").touch()
-    shutil.rmtree(work, ignore_errors=True)
+    state = full_state(model)
+    if on_main():
+        adapters.save(model, out / "adapter", described["id"], described["revision"], state)
+        check_saved(out / "adapter" / "adapter_model.safetensors", shapes)
+        write_record(trainer.state, out / "record.jsonl")
+        (out / "samples.jsonl").touch()
+        shutil.rmtree(work, ignore_errors=True)
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     metrics = {
         "steps": float(trainer.state.global_step),
@@ -86,10 +100,15 @@ def make_trainer(
     import transformers
     import trl
 
-    callbacks = [follow]
+    from gemma_ops.training.launch.portable import Portable, SeedSteps
+
+    class Trainer(Portable, trl.SFTTrainer):  # type: ignore[misc]
+        pass
+
+    callbacks = [follow, SeedSteps()]
     if settings.early_stop:
         callbacks.append(transformers.EarlyStoppingCallback(early_stopping_patience=settings.early_stop))
-    trainer = trl.SFTTrainer(
+    trainer = Trainer(
         model=model,
         args=arguments,
         train_dataset=rows,
