@@ -35,6 +35,8 @@ def check(config: RunConfig, *, until: str | None = None, redo: Iterable[str] = 
     found = _Findings(config, known)
     if "synthesize" in ahead:
         found.synthesis()
+    if "train" in ahead:
+        found.training()
     if "evaluate" in ahead:
         found.evaluation()
     if "register" in ahead:
@@ -84,6 +86,13 @@ class _Findings:
             needs = methods.METHODS[name].from_what
             if needs in given and given[needs] is None:
                 self.add(f"synth.count.{name} needs synth.{needs}", f"give a path: --set synth.{needs}=…")
+
+    def training(self) -> None:
+        from gemma_ops.training.launch import checks
+
+        for problem in checks.problems(self.config.train, self.config.launch, self.config.machine):
+            with self.also():
+                raise problem
 
     def evaluation(self) -> None:
         settings = self.config.evaluate

@@ -23,6 +23,8 @@ from gemma_ops.training.launch.job import Job
 
 _LOOK = 0.1
 """Seconds between two looks at what the workers reported."""
+_MARK = 20
+"""Looks between two marks of life, for machines that wait to join."""
 _GRACE = 20.0
 """Seconds a launcher has to end its workers."""
 
@@ -53,14 +55,13 @@ def start(out: Path, settings: TrainConfig, machine: Machine, *, base: Path, dat
         try:
             return _follow(job, launcher)
         finally:
-            _end(launcher)
-            (folder / "ended").touch()
+            end(launcher)
+            job.end()
 
 
 def _follow(job: Job, launcher: subprocess.Popen[bytes]) -> dict[str, float]:
     """Record what the main worker records, until the launcher ends or a worker reports an error."""
-    offset = 0
-    alive = job.folder / "alive"
+    offset, looks = 0, 0
     while True:
         ended = launcher.poll() is not None
         for record, after in _records(job.records, offset):
@@ -71,7 +72,9 @@ def _follow(job: Job, launcher: subprocess.Popen[bytes]) -> dict[str, float]:
             raise error
         if ended:
             break
-        alive.touch()
+        if looks % _MARK == 0:
+            job.mark()
+        looks += 1
         time.sleep(_LOOK)
     metrics = job.result()
     if metrics is None or launcher.returncode:
@@ -96,7 +99,7 @@ def _records(path: Path, offset: int) -> Iterator[tuple[journal.Record, int]]:
             yield json.loads(line), offset
 
 
-def _end(launcher: subprocess.Popen[bytes]) -> None:
+def end(launcher: subprocess.Popen[bytes]) -> None:
     """Ask the launcher to end its workers, and see that it does. Workers that it can't reach see that it is gone."""
     if launcher.poll() is None:
         launcher.send_signal(signal.SIGTERM)

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from gemma_ops.config import LaunchConfig
+from gemma_ops.offline import is_loopback
 from gemma_ops.training.launch import watch
 
 _WORKER, _RAY = "gemma_ops.training.launch.worker", "gemma_ops.training.launch.raydriver"
@@ -36,7 +37,6 @@ def command(launch: LaunchConfig, file: Path, name: str) -> list[str]:
 
 def torchrun(launch: LaunchConfig, name: str) -> list[str]:
     """torchrun's own arguments. On one machine its processes meet on the loopback address, at a free port."""
-    alone = launch.nodes == 1 and launch.rendezvous is None
     return [
         "-m",
         "torch.distributed.run",
@@ -44,10 +44,18 @@ def torchrun(launch: LaunchConfig, name: str) -> list[str]:
         f"--nproc-per-node={launch.processes}",
         f"--max-restarts={launch.restarts}",
         "--rdzv-backend=c10d",
-        f"--rdzv-endpoint={'127.0.0.1:0' if alone else launch.rendezvous}",
+        f"--rdzv-endpoint={'127.0.0.1:0' if launch.nodes == 1 else launch.rendezvous}",
         f"--rdzv-id={name}",
-        *(["--local-addr=127.0.0.1"] if alone else []),
+        *(["--local-addr=127.0.0.1"] if _here_alone(launch) else []),
     ]
+
+
+def _here_alone(launch: LaunchConfig) -> bool:
+    """Whether all processes are on this machine: then a host name that leads nowhere must not matter."""
+    if launch.rendezvous is None or (launch.engine == "torchrun" and launch.nodes == 1):
+        return launch.nodes == 1
+    host = launch.rendezvous.rpartition(":")[0]
+    return bool(host) and is_loopback(host)
 
 
 def environment(launch: LaunchConfig, threads: int | None, given: Mapping[str, str] = os.environ) -> dict[str, str]:
@@ -67,8 +75,8 @@ def environment(launch: LaunchConfig, threads: int | None, given: Mapping[str, s
     paths = _import_paths(kept.pop("PYTHONPATH", None))
     if paths:
         kept["PYTHONPATH"] = os.pathsep.join(paths)
-    if launch.nodes == 1 and sys.platform == "linux":
-        quiet["GLOO_SOCKET_IFNAME"] = "lo"  # a host name that leads nowhere must not matter to one machine
+    if _here_alone(launch) and sys.platform == "linux":
+        quiet["GLOO_SOCKET_IFNAME"] = "lo"
     return {**kept, **quiet, **watch.marked()}
 
 

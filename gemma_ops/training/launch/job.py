@@ -10,9 +10,7 @@ worker-N.log    what process N prints, over all its lives
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,13 +83,26 @@ class Job:
     def log(self, rank: int) -> Path:
         return self.folder / f"worker-{rank}.log"
 
+    def mark(self) -> None:
+        """Say that the parent lives."""
+        (self.folder / "alive").touch()
+
+    def end(self) -> None:
+        """Say that it is over, well or not."""
+        (self.folder / "ended").touch()
+
+    @property
+    def over(self) -> bool:
+        return (self.folder / "ended").exists()
+
     def finish(self, metrics: dict[str, float]) -> None:
         """Say that the training is done."""
         write_json(self.folder / "result.json", metrics)
 
     def result(self) -> dict[str, float] | None:
         """The metrics of a training that is done."""
-        return _read(self.folder / "result.json")
+        metrics: dict[str, float] | None = _read(self.folder / "result.json")
+        return metrics
 
     def fail(self, error: BaseException, rank: int) -> None:
         """Report an error; the first one counts."""
@@ -102,8 +113,8 @@ class Job:
             body["trace"] = "".join(traceback.format_exception(error))
         own = self.folder / f"error-{rank}.json"
         write_json(own, body)
-        with contextlib.suppress(FileExistsError):
-            os.link(own, self.folder / "error.json")  # whole, and only if there is none yet
+        if not self.failed:
+            own.replace(self.folder / "error.json")  # whole; of two at the same moment either will do
 
     @property
     def failed(self) -> bool:
