@@ -23,7 +23,7 @@ from gemma_ops.training.arguments import sft_arguments
 from gemma_ops.training.follow import Follow, last_checkpoint, write_record
 from gemma_ops.training.launch import strategy
 from gemma_ops.training.launch.sharded import check_saved, full_state
-from gemma_ops.training.launch.world import barrier, on_main
+from gemma_ops.training.launch.world import barrier, local_device, on_main
 
 
 def train(out: Path, settings: TrainConfig, machine: MachineConfig, *, base: Path, data: Path) -> dict[str, float]:
@@ -51,7 +51,9 @@ def train(out: Path, settings: TrainConfig, machine: MachineConfig, *, base: Pat
     launch = machine.launch if isinstance(machine, Machine) else LaunchConfig()
     rate = settings.learning_rate or (size.learning_rate if size else family.DEFAULT_LEARNING_RATE)
 
-    loaded = load_model(folder, weights=settings.weights, device=device, sharded=launch.strategy == "fsdp")
+    loaded = load_model(
+        folder, weights=settings.weights, device=local_device(device), sharded=launch.strategy == "fsdp"
+    )
     model = adapters.attach(loaded, settings.lora, settings.seed)
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters() if p.requires_grad}
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)

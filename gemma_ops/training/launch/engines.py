@@ -62,6 +62,8 @@ def environment(launch: LaunchConfig, threads: int | None, given: Mapping[str, s
     """What the processes inherit. `threads` are those of this machine that its processes share; None is every core."""
     kept = {key: value for key, value in given.items() if not key.startswith(_OTHERS)}
     own = max(1, (threads or os.cpu_count() or 1) // launch.processes)
+    if threads is None and given.get("OMP_NUM_THREADS", "").isdigit():
+        own = int(given["OMP_NUM_THREADS"])  # somebody has decided
     quiet = {
         "OMP_NUM_THREADS": str(own),
         "TOKENIZERS_PARALLELISM": "false",

@@ -83,15 +83,16 @@ def check(trainer: Any, launch: LaunchConfig) -> None:
     Raises MachineError when its processes would train independently, or would not shard.
     """
     size, seen = world().size, trainer.accelerator.num_processes
-    if seen != size:
+    kind = str(trainer.accelerator.distributed_type).rpartition(".")[2]
+    if seen != size or (size > 1 and kind == "NO"):  # it may count them all, and wrap the model all the same for none
         raise MachineError(
-            f"{size} processes were started, and the trainer sees {seen}: they would train apart, into one folder",
+            f"{size} processes were started, and the trainer would let each train by itself, into one folder",
             "see `gemma-ops doctor`; --set launch.engine=local trains in one process",
         )
-    kind = str(trainer.accelerator.distributed_type).rpartition(".")[2]
-    if launch.strategy == "fsdp" and kind != "FSDP":
+    if size > 1 and (launch.strategy == "fsdp") != (kind == "FSDP"):
+        means = "every process would hold the whole model" if launch.strategy == "fsdp" else "nobody asked for it"
         raise MachineError(
-            f"launch.strategy is fsdp, and the trainer's is {kind}: every process would hold the whole model",
+            f"launch.strategy is {launch.strategy}, and the trainer's is {kind}: {means}",
             "use launch.strategy=ddp, or the version of accelerate in constraints.txt",
         )
 

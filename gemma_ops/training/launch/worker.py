@@ -13,7 +13,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -41,18 +41,20 @@ def main(arguments: list[str]) -> None:
 
 
 def run(job: Job, rank: int) -> None:
-    """Train, as one of several. Leaves with an error only what a restart may cure."""
+    """Train, as one of several. Leaves with an error only where a restart may cure it."""
     if job.failed or not watch.starter_lives():
         return
     try:
-        with _process_group(job), _records(job):
+        leave = join_group(job)
+        with _records(job):
             from gemma_ops.training import train_here
 
             metrics = train_here(job.out, job.settings, _here(job), base=job.base, data=job.data)
             barrier()
             if on_main():
                 job.finish(metrics)
-    except Exception as error:
+        leave()
+    except Exception as error:  # the group is left alone: its peers may be gone, or wait in it for ever
         if curable(error):
             raise
         job.fail(explained(error), rank)
@@ -84,9 +86,8 @@ def explained(error: Exception) -> Exception:
     return error
 
 
-@contextlib.contextmanager
-def _process_group(job: Job) -> Iterator[None]:
-    """Join the others, on this process's own device."""
+def join_group(job: Job) -> Callable[[], None]:
+    """Join the others, on this process's own device; returns how to leave them. Raises MachineError without a GPU each."""
     import torch
     import torch.distributed as dist
 
@@ -105,15 +106,10 @@ def _process_group(job: Job) -> Iterator[None]:
             )
         torch.cuda.set_device(local)
         backend = "cuda:nccl,cpu:gloo"  # gloo carries what lies on the CPU
-    ours = not dist.is_initialized()  # Ray has made the group already
-    if ours:
-        dist.init_process_group(backend, timeout=_PATIENCE)
-    try:
-        yield
-    finally:
-        if ours:
-            with contextlib.suppress(Exception):  # peers may be gone, and why is known already
-                dist.destroy_process_group()
+    if dist.is_initialized():  # Ray has made the group, and ends it
+        return lambda: None
+    dist.init_process_group(backend, timeout=_PATIENCE)
+    return dist.destroy_process_group
 
 
 def _device(job: Job) -> str:

@@ -45,6 +45,15 @@ def from_main(value: Any) -> Any:
     return held[0]
 
 
+def local_device(device: str) -> str:
+    """This process's own GPU, `cuda:1`, where several processes have one each; anything else as it is."""
+    if device != "cuda" or not _group():
+        return device
+    import torch
+
+    return f"cuda:{torch.cuda.current_device()}"
+
+
 def _group() -> Any:
     """torch.distributed if a process group is up. torch is not imported for it: without torch there is none."""
     if "torch" not in sys.modules:
