@@ -27,7 +27,7 @@ from gemma_ops.training import teacher as teaching
 from gemma_ops.training.arguments import sft_arguments
 from gemma_ops.training.follow import Follow, last_checkpoint, prompts, write_record
 from gemma_ops.training.launch import strategy
-from gemma_ops.training.launch.sharded import check_saved, full_state
+from gemma_ops.training.launch.sharded import full_state
 from gemma_ops.training.launch.world import barrier, local_device, main_first, on_main
 from gemma_ops.training.settle import settle, shape_of
 from gemma_ops.training.steps import Layout
@@ -59,7 +59,6 @@ def train(
 
     model = load(folder, settings, machine, local_device(device), sharded=launch.strategy == "fsdp")
     larger = teaching.load(taught_by, settings, local_device(device)) if taught_by else None
-    shapes = {name: tuple(p.shape) for name, p in model.named_parameters() if p.requires_grad}
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     shared = strategy.arguments(launch, settings, model, device)
     arguments = sft_arguments(settings, work, has_valid=len(rows.valid) > 0, rate=rate, device=device, shared=shared)
@@ -82,9 +81,6 @@ def train(
         state = full_state(model)
         if on_main():
             adapters.save(model, out / "adapter", described["id"], described["revision"], state=state)
-            if state is not None:
-                check_saved(out / "adapter" / "adapter_model.safetensors", shapes)
-    barrier()
     if on_main():
         write_record(trainer.state, out / "record.jsonl")
         (out / "samples.jsonl").touch()

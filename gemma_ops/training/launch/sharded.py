@@ -1,12 +1,8 @@
-"""Tensors that lie in parts on several processes: made whole, taken apart, and saved only when they are whole."""
+"""Tensors that lie in parts on several processes: made whole, and taken apart."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
-
-from gemma_ops.errors import ModelError
-from gemma_ops.training.launch.world import on_main
 
 
 def is_sharded(tensor: Any) -> bool:
@@ -43,23 +39,3 @@ def full_state(model: Any) -> dict[str, Any] | None:
     from gemma_ops.training.launch.portable import trainable
 
     return trainable(model)
-
-
-def check_saved(file: Path, shapes: dict[str, tuple[int, ...]]) -> None:
-    """Raises ModelError unless a safetensors file holds tensors of exactly these shapes, under whatever names.
-
-    FSDP's sharded saving writes nothing, and ZeRO-3's empty tensors, both without a word.
-    """
-    from safetensors import safe_open
-
-    if not on_main():
-        return
-    if not file.exists():
-        raise ModelError(f"{file} was not written", "this combination of versions is unknown: see `gemma-ops doctor`")
-    with safe_open(file, framework="pt") as saved:
-        found = sorted(tuple(saved.get_slice(name).get_shape()) for name in saved.keys())  # noqa: SIM118 - no mapping
-    if found != sorted(shapes.values()):
-        raise ModelError(
-            f"{file} holds {len(found)} tensors, and not those of the {len(shapes)} that were trained",
-            "this combination of versions is unknown: see `gemma-ops doctor`",
-        )
