@@ -11,7 +11,9 @@ from typing import Any, Literal
 from tokenizers import Tokenizer
 
 from gemma_ops.data import chat
+from gemma_ops.data.encoded import Encoded
 from gemma_ops.errors import DataError
+from gemma_ops.family.media import Senses
 
 Level = Literal["error", "warning", "note"]
 
@@ -73,9 +75,11 @@ class Context:
     empty_thought: bool
     template: str | None
     """The checkpoint's own template."""
+    senses: Senses | None = None
+    """What it takes besides text."""
 
 
-def look(example: dict[str, Any], context: Context) -> tuple[chat.Encoded | None, list[Finding]]:
+def look(example: dict[str, Any], context: Context) -> tuple[Encoded | None, list[Finding]]:
     """The whole row as tokens (None when it can't be rendered) and its findings, in the order of `CODES`."""
     row, where = example["id"], example["source"]
     messages, tools = example["messages"], example.get("tools")
@@ -83,7 +87,9 @@ def look(example: dict[str, Any], context: Context) -> tuple[chat.Encoded | None
     details: dict[str, str] = {}
     try:
         rendered = chat.render(messages, tools, empty_thought=context.empty_thought)
-        whole = chat.encode(context.tokenizer, messages, tools, empty_thought=context.empty_thought)
+        whole = chat.encode(
+            context.tokenizer, messages, tools, empty_thought=context.empty_thought, senses=context.senses
+        )
     except DataError as error:
         return None, [finding("not_rendered", row, where, error.what)]
     encoded = whole.cut(context.max_length)
@@ -129,7 +135,7 @@ def _in_messages(messages: list[dict[str, Any]]) -> Iterator[str]:
             yield "white_space"
 
 
-def _in_tokens(encoded: chat.Encoded, tokenizer: Tokenizer) -> Iterator[str]:
+def _in_tokens(encoded: Encoded, tokenizer: Tokenizer) -> Iterator[str]:
     ids = [token for token, loss in zip(encoded.ids, encoded.loss, strict=True) if loss]
     stops = {tokenizer.token_to_id("<turn|>"), tokenizer.token_to_id("<|tool_response>")}
     if encoded.truncated:
@@ -143,13 +149,15 @@ def _in_tokens(encoded: chat.Encoded, tokenizer: Tokenizer) -> Iterator[str]:
 
 
 def _prefix_mismatch(
-    messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None, encoded: chat.Encoded, context: Context
+    messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None, encoded: Encoded, context: Context
 ) -> str:
     """Where the prompt for the last answer leaves the row as trained; empty when it is its beginning."""
     last = max(index for index, message in enumerate(messages) if message["role"] == "assistant")
     if last == 0:
         return ""
-    prompt = chat.prompt_ids(context.tokenizer, messages[:last], tools, empty_thought=context.empty_thought)
+    prompt = chat.prompt_ids(
+        context.tokenizer, messages[:last], tools, empty_thought=context.empty_thought, senses=context.senses
+    )
     if messages[last - 1]["role"] == "assistant" or encoded.ids[: len(prompt)] == prompt:
         return ""  # a second message of one turn has no prompt of its own
     same = next(

@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gemma_ops.config import DataConfig
-from gemma_ops.data import formats, pii
+from gemma_ops.data import formats, parts, pii
 from gemma_ops.data.example import PRIVACY, content_id, stricter
 from gemma_ops.data.files import RawRow, read
-from gemma_ops.data.normal import RowError, conversation
+from gemma_ops.data.media import Shelf
+from gemma_ops.data.normal import conversation
+from gemma_ops.data.rowerror import RowError
 from gemma_ops.errors import DataError
+from gemma_ops.family.media import Senses
 
 _PEEK = 50  # rows looked at to find the layout
 
@@ -37,11 +40,16 @@ class Imported:
 
 
 class Importer:
-    """Reads a source once. `layout` is known after the first row was asked for."""
+    """Reads a source once. `layout` is known after the first row was asked for.
 
-    def __init__(self, source: Path | None, settings: DataConfig) -> None:
+    `senses` is what the model takes besides text; `out` the folder below which images and sounds are kept.
+    """
+
+    def __init__(self, source: Path | None, settings: DataConfig, senses: Senses, *, out: Path | None = None) -> None:
         self.settings = settings
         self.layout = ""
+        root = source.parent if source is not None and source.is_file() else source
+        self._shelf = Shelf(root, senses, out=out, most_mb=settings.max_media_mb)
         self._rows = read(source, settings)
 
     def __iter__(self) -> Iterator[Imported]:
@@ -58,6 +66,11 @@ class Importer:
             except RowError as error:
                 yield Imported(raw, None, code=error.code, reason=error.reason)
 
+    @property
+    def _tagged(self) -> bool:
+        """Whether the templates of `columns` say where an image or a sound goes."""
+        return any(tag in (self.settings.prompt or "") for tag in ("<image>", "<audio>"))
+
     def _layout(self, values: list[dict[str, Any]]) -> str:
         settings = self.settings
         if settings.format not in ("auto", "columns") and settings.prompt is not None:
@@ -73,7 +86,10 @@ class Importer:
         return formats.detect(values) if values else "none"
 
     def _example(self, raw: RawRow, row: dict[str, Any], read_row: Callable[[dict[str, Any]], formats.Raw]) -> Imported:
-        messages, tools, notes = conversation(*read_row(row), system=self.settings.system)
+        # A template names the columns it wants, an image beside it may be there for another reason.
+        given = parts.columns(row) if self.layout != "columns" or self._tagged else []
+        messages, tools, notes = conversation(*read_row(row), system=self.settings.system, media=given)
+        messages = self._shelf.store(messages)
         found: Counter[str] = Counter()
         if self.settings.pii != "off":
             masking = self.settings.pii == "mask"
@@ -93,7 +109,9 @@ class Importer:
             "group": self._group(row),
             "weight": _weight(row.get("weight")),
         }
-        example["group"] = example["group"] or example["id"]
+        # Rows about one picture stay together: else validation would ask about what was trained on.
+        seen = parts.media_of(messages)
+        example["group"] = example["group"] or (Path(seen[0]["path"]).stem[:32] if seen else example["id"])
         return Imported(raw, {key: value for key, value in example.items() if value is not None}, tuple(notes), found)
 
     def _privacy(self, row: dict[str, Any]) -> str:
@@ -157,6 +175,8 @@ def _weight(value: Any) -> float | None:
 
 def _scan(key: str, value: Any, look: Callable[[str], str]) -> Any:
     """A message's field with its texts passed through `look`; roles, ids and function names are left as they are."""
+    if key == "content" and isinstance(value, list):
+        return [{**part, "text": look(part["text"])} if part["type"] == "text" else part for part in value]
     if key in ("content", "reasoning"):
         return look(value)
     if key == "tool_calls":

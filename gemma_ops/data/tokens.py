@@ -10,25 +10,33 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from gemma_ops.data import chat, example
+from gemma_ops.data.parts import media_of
 from gemma_ops.errors import DataError
+from gemma_ops.family.media import Senses
 
 NO_LOSS = -100
 """Label of a token without loss: what torch's cross-entropy ignores."""
 
 
 def encode_rows(
-    path: Path, tokenizer: Tokenizer, *, max_length: int | None, empty_thought: bool
+    path: Path, tokenizer: Tokenizer, *, max_length: int | None, empty_thought: bool, senses: Senses | None = None
 ) -> Iterator[dict[str, Any]]:
-    """Rows of a file of examples as `{"id", "input_ids", "labels", "truncated"}`, in order, one at a time.
+    """Rows of a file of examples as `{"id", "input_ids", "labels", "truncated", "media"}`, in order, one at a time.
 
     `labels` repeats `input_ids` where there is loss and is -100 elsewhere. A row longer than `max_length` tokens is cut
-    at its end, which may leave it without any loss. Raises DataError naming file and line of a row that can't be
+    at its end, which may leave it without any loss. `media` are the images and sounds that are left, each its stored part
+    with the `start` and `end` of its tokens; `senses` says what they cost. Raises DataError naming file and line of a row that can't be
     rendered.
     """
     for number, row in enumerate(example.read_rows(path), 1):
         try:
             encoded = chat.encode(
-                tokenizer, row["messages"], row.get("tools"), max_length=max_length, empty_thought=empty_thought
+                tokenizer,
+                row["messages"],
+                row.get("tools"),
+                max_length=max_length,
+                empty_thought=empty_thought,
+                senses=senses,
             )
         except DataError as error:
             raise DataError(f"{path}:{number}: {error.what}", error.fix) from error
@@ -37,6 +45,10 @@ def encode_rows(
             "input_ids": encoded.ids,
             "labels": [token if loss else NO_LOSS for token, loss in zip(encoded.ids, encoded.loss, strict=True)],
             "truncated": encoded.truncated,
+            "media": [
+                {**part, "start": block.start, "end": block.end}
+                for part, block in zip(media_of(row["messages"]), encoded.blocks, strict=False)
+            ],
         }
 
 
