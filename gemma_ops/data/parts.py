@@ -50,7 +50,7 @@ def of_content(content: Sequence[Any], where: str, notes: list[str]) -> str | li
             else:
                 found.append({"type": "text", "text": text})
         else:
-            found.append(_media(part, where))
+            found.append(of_part(part, where))
     if joined:
         notes.append("parts_joined")
     if all(part["type"] == "text" for part in found):
@@ -58,7 +58,13 @@ def of_content(content: Sequence[Any], where: str, notes: list[str]) -> str | li
     return [part for part in found if part["type"] != "text" or part["text"].strip()]
 
 
-def _media(part: Any, where: str) -> Part:
+def is_media(part: Any) -> bool:
+    """Whether an object says that it is an image or a sound."""
+    return isinstance(part, dict) and str(part.get("type")) in _KINDS
+
+
+def of_part(part: Any, where: str) -> Part:
+    """An image or a sound in one spelling; `source` is None where the part itself names no file. Raises RowError."""
     name = part.get("type") if isinstance(part, dict) else None
     kind = _KINDS.get(str(name))
     if kind is None:
@@ -91,7 +97,7 @@ def columns(row: Part) -> list[Part]:
         value = row.get(column)
         items = value if isinstance(value, list | tuple) else [value]
         there = [item for item in items if item not in (None, "", b"")]
-        found += [_media({"type": kind, kind: item}, f"column {column}") for item in there]
+        found += [of_part({"type": kind, kind: item}, f"column {column}") for item in there]
     return found
 
 
