@@ -18,6 +18,7 @@ from typing import Any, Literal
 from gemma_ops import devices, family
 from gemma_ops.config import LoraConfig, ModelConfig, RunConfig, TrainConfig
 from gemma_ops.devices import GIB, Device
+from gemma_ops.family import explaining
 
 Status = Literal["ok", "warn", "bad"]
 _MARK = {"ok": "✓", "warn": "!", "bad": "✗"}
@@ -82,7 +83,8 @@ class Report:
             text.append(
                 f"  {one.size:<8}  {cells[0]:<15}  {cells[1]:<15}  {pace:>8}  {_cell(one.serve, one.serve_gib)}"
             )
-        return text
+        text += ["", "Known to go wrong, and what gemma-ops does (`gemma-ops doctor NAME` for evidence):"]
+        return text + explaining.overview()
 
     def to_json(self) -> dict[str, Any]:
         return {

@@ -13,14 +13,21 @@ from gemma_ops.modeling.source import local
 from gemma_ops.recipes import calibration, every_task, needs, questions_read, rows_read, tasks
 from gemma_ops.registry import register
 from gemma_ops.run import Run
-from gemma_ops.training import train
+from gemma_ops.training import larger_model, train
 
 
 def recipe(run: Run, config: RunConfig) -> Artifact:
     needs("xllamacpp", "gguf", "checking GGUF files")
     base = run.step(fetch, config.model, source=local(config.model.base))
     data = run.step(prepare, config.data, source=rows_read(config), model=base, tasks=every_task(config))
-    adapter = run.step(train, config.train, base=base, data=data)
+    larger = larger_model(config.train)
+    adapter = run.step(
+        train,
+        config.train,
+        base=base,
+        data=data,
+        teacher=run.step(fetch, larger, name="teacher", source=local(larger.base)) if larger else None,
+    )
     merged = run.step(merge, config.merge, base=base, adapter=adapter, data=data)
     quantized = run.step(quantize, config.quantize, model=merged, data=data)
     evidence = run.step(

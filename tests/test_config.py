@@ -102,7 +102,7 @@ def test_schema_describes_every_section_with_its_help():
     [
         ("data: {path: a, hub: b}", "data.path or data.hub, not both"),
         ("data: {prompt: '{a}'}", "go together"),
-        ("train: {batch: 10, micro_batch: 4}", "must divide"),
+        ("train: {packing: false, batch: 10, micro_batch: 4}", "must divide"),
         ("train: {early_stop: 2}", "needs train.eval_every"),
         ("evaluate: {gates: [{metric: a, test: at_least, versus: base}]}", "at_least takes none"),
     ],

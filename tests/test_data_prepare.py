@@ -19,7 +19,7 @@ from gemma_ops.config import DataConfig, MachineConfig
 from gemma_ops.data import chat, prepare
 from gemma_ops.data.chat import load_tokenizer
 from gemma_ops.data.example import Example, content_id, read_examples, read_rows, stricter, write_rows
-from gemma_ops.data.tokens import Lengths, encode_rows
+from gemma_ops.data.tokens import Lengths, Manner, encode_rows
 from gemma_ops.errors import DataError, ModelError
 from gemma_ops.nano import WEIGHTS
 
@@ -348,7 +348,7 @@ def test_report_card_and_metrics_tell_the_same(run):
     assert body["sources"] == [{"name": "rows.jsonl", "sha256": digest.of_file(source), "bytes": source.stat().st_size}]
     assert digest.of_file(source) in card
     tokenizer = load_tokenizer(WEIGHTS)
-    encoded = list(encode_rows(out / "train.jsonl", tokenizer, max_length=None, empty_thought=False))
+    encoded = list(encode_rows(out / "train.jsonl", tokenizer, Manner(), max_length=None))
     assert metrics["train_tokens"] == sum(len(row["input_ids"]) for row in encoded) == body["tokens"]["train"]["tokens"]
     assert metrics["train_tokens_with_loss"] == sum(label != -100 for row in encoded for label in row["labels"])
     assert all(isinstance(value, float) for value in metrics.values())
@@ -368,8 +368,8 @@ def test_progress_is_recorded(run, tmp_path, monkeypatch):
 def test_encoded_rows_are_cut_and_counted(run):
     _, out = run([chat_row("short", "yes"), chat_row("long " * 50, "no " * 30)], valid_share=0)
     tokenizer = load_tokenizer(WEIGHTS)
-    whole = list(encode_rows(out / "train.jsonl", tokenizer, max_length=None, empty_thought=False))
-    cut = list(encode_rows(out / "train.jsonl", tokenizer, max_length=60, empty_thought=False))
+    whole = list(encode_rows(out / "train.jsonl", tokenizer, Manner(), max_length=None))
+    cut = list(encode_rows(out / "train.jsonl", tokenizer, Manner(), max_length=60))
     assert [row["truncated"] for row in cut] == [False, True]
     assert cut[0] == whole[0]
     assert cut[1]["input_ids"] == whole[1]["input_ids"][:60]
@@ -378,7 +378,7 @@ def test_encoded_rows_are_cut_and_counted(run):
         assert tokenizer.decode([label for label in row["labels"] if label >= 0], skip_special_tokens=False).endswith(
             "<turn|>"
         )
-    prefilled = list(encode_rows(out / "train.jsonl", tokenizer, max_length=None, empty_thought=True))
+    prefilled = list(encode_rows(out / "train.jsonl", tokenizer, Manner(empty_thought=True), max_length=None))
     assert len(prefilled[0]["input_ids"]) > len(whole[0]["input_ids"])
     assert [label for label in prefilled[0]["labels"] if label >= 0] == [
         label for label in whole[0]["labels"] if label >= 0
@@ -396,7 +396,7 @@ def test_a_row_that_cannot_be_rendered_is_named(tmp_path):
         [{"id": "a", **chat_row("x")}, {"id": "b", "messages": [{"role": "user", "content": "x"}, broken]}],
     )
     with pytest.raises(DataError, match=r"train\.jsonl:2: the chat template refuses"):
-        list(encode_rows(tmp_path / "train.jsonl", load_tokenizer(WEIGHTS), max_length=None, empty_thought=False))
+        list(encode_rows(tmp_path / "train.jsonl", load_tokenizer(WEIGHTS), Manner(), max_length=None))
     (tmp_path / "train.jsonl").write_text('{"id": "a"}\n{"id"\n')
     with pytest.raises(DataError, match=r"train\.jsonl:2: not JSON"):
         list(read_rows(tmp_path / "train.jsonl"))

@@ -9,6 +9,7 @@ import pytest
 
 from gemma_ops import family
 from gemma_ops.errors import ConfigError, ModelError
+from gemma_ops.family.explaining import explain
 
 
 def test_importing_the_family_brings_nothing_heavy_along():
@@ -98,6 +99,8 @@ def test_traps_name_known_sizes_and_say_what_to_do():
         assert trap.what
         assert trap.evidence
         assert trap.fix
+        assert trap.here
+        assert trap.evidence in " ".join(" ".join(explain(trap.code)).split())
     assert "reentrant-checkpointing" in {trap.code for trap in family.traps("E2B")}
     assert "reentrant-checkpointing" not in {trap.code for trap in family.traps("31B")}  # nothing is shared there
     for key, size in family.SIZES.items():
@@ -105,3 +108,8 @@ def test_traps_name_known_sizes_and_say_what_to_do():
         assert sharing == size.shape.shares_kv
         thought = "empty-thought" in {trap.code for trap in family.traps(key)}
         assert thought == size.empty_thought
+
+
+def test_an_unknown_combination_is_told_with_the_closest_name():
+    with pytest.raises(ConfigError, match="did you mean uint8-storage"):
+        explain("uint8-storag")

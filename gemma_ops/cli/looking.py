@@ -87,11 +87,20 @@ def init(
 
 
 @app.command()
-def doctor(as_json: Json = False) -> None:
+def doctor(
+    name: Annotated[
+        str | None, typer.Argument(help="Explain one known-bad combination, with its evidence.", show_default=False)
+    ] = None,
+    as_json: Json = False,
+) -> None:
     """Versions, devices, what each Gemma 4 size can do here, and combinations known to go wrong."""
     from gemma_ops import console
     from gemma_ops.doctor import examine
+    from gemma_ops.family.explaining import explain
 
+    if name:
+        print("\n".join(explain(name)))
+        return
     report = examine()
     if as_json:
         console.print_json(report.to_json())

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from gemma_ops.config.distill import DistillConfig
 from gemma_ops.config.kernels import KernelsConfig
 from gemma_ops.config.lora import LoraConfig
 from gemma_ops.config.section import Section
@@ -22,6 +23,8 @@ class TrainConfig(Section):
     """How the base is held: this one key turns LoRA into QLoRA."""
     lora: LoraConfig = LoraConfig()
     """The adapter."""
+    distill: DistillConfig = DistillConfig()
+    """The teacher of `method: distill`."""
     kernels: KernelsConfig = KernelsConfig()
     """Faster forms of the same mathematics."""
     thinking: Literal["off", "on", "keep-empty-prefix"] = "off"
@@ -75,8 +78,18 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _batches(self) -> TrainConfig:
-        if self.batch % self.micro_batch:
+        if not self.packing and self.batch % self.micro_batch:
             raise ValueError(f"train.micro_batch ({self.micro_batch}) must divide train.batch ({self.batch})")
+        if self.batch_tokens and not self.packing:
+            raise ValueError("train.batch_tokens needs train.packing")
+        if self.micro_tokens and self.micro_tokens < self.max_length:
+            raise ValueError(
+                f"train.micro_tokens ({self.micro_tokens}) must hold a row of train.max_length ({self.max_length})"
+            )
+        if self.method == "distill" and not self.distill.teacher:
+            raise ValueError("train.method distill needs train.distill.teacher")
+        if self.tune == "full" and self.weights == "nf4":
+            raise ValueError("train.tune full can't train 4-bit weights: set train.weights to bf16 or fp32")
         if self.early_stop and not self.eval_every:
             raise ValueError("train.early_stop needs train.eval_every")
         return self

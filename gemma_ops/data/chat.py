@@ -158,18 +158,24 @@ def encode(
     max_length: int | None = None,
     empty_thought: bool = False,
     thinking: bool = False,
+    last_only: bool = False,
     senses: Senses | None = None,
 ) -> Encoded:
     """A conversation as token ids with a loss flag each, cut at `max_length` tokens.
 
-    A token carries loss only if all its characters are the model's. `senses` says what images and sounds cost. Raises
-    DataError when the text would hold more than the one `<bos>` it starts with, or what `render` and `expand` raise.
+    A token carries loss only if all its characters are the model's; with `last_only`, and come after the last question.
+    `senses` says what images and sounds cost. Raises DataError when the text would hold more than the one `<bos>` it
+    starts with, or what `render` and `expand` raise.
     """
     rendered = render(messages, tools, thinking=thinking, empty_thought=empty_thought)
     encoding = tokenizer.encode(rendered.text, add_special_tokens=False)
     ids, offsets = encoding.ids, encoding.offsets
     _one_bos(tokenizer, ids)
-    whole = Encoded(ids, loss_flags(offsets, rendered.spans), False, rendered.text, offsets)
+    spans = rendered.spans
+    if last_only:
+        asked = rendered.text.rfind("<|turn>user")
+        spans = [span for span in spans if span[0] > asked]
+    whole = Encoded(ids, loss_flags(offsets, spans), False, rendered.text, offsets)
     return expand(whole, tokenizer, messages, senses).cut(max_length)
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tokenizers import Tokenizer
 
@@ -18,14 +18,44 @@ NO_LOSS = -100
 """Label of a token without loss: what torch's cross-entropy ignores."""
 
 
+@dataclass(frozen=True)
+class Manner:
+    """How conversations become tokens with loss."""
+
+    empty_thought: bool = False
+    """The checkpoint's prompts end in an empty thought while thinking is off (`chat.prefills`)."""
+    thinking: Literal["off", "on", "keep-empty-prefix"] = "off"
+    """`train.thinking`."""
+    loss_on: Literal["all", "last"] = "all"
+    """`train.loss_on`."""
+    senses: Senses | None = None
+    """What the checkpoint takes besides text (`media.senses`), for conversations that show something."""
+
+    def of(self, messages: Sequence[chat.Message]) -> dict[str, Any]:
+        """Arguments of `chat.encode` and `chat.prompt_ids` for one conversation.
+
+        `keep-empty-prefix` trains conversations that hold a thought as `on` does, and opens the answers of all others
+        with an empty thought, without loss: a model tuned on answers alone then doesn't unlearn to think.
+        """
+        if self.thinking == "on":
+            thinking, empty = True, False
+        elif self.thinking == "off":
+            thinking, empty = False, self.empty_thought
+        else:
+            thinking = any(message.get("reasoning") for message in messages)
+            empty = not thinking
+        return {"thinking": thinking, "empty_thought": empty, "senses": self.senses}
+
+
 def encode_rows(
-    path: Path, tokenizer: Tokenizer, *, max_length: int | None, empty_thought: bool, senses: Senses | None = None
+    path: Path, tokenizer: Tokenizer, manner: Manner, *, max_length: int | None
 ) -> Iterator[dict[str, Any]]:
-    """Rows of a file of examples as `{"id", "input_ids", "labels", "truncated", "media"}`, in order, one at a time.
+    """Rows of a file of examples as `{"id", "input_ids", "labels", "truncated", "weight", "media"}`, in order, one at a
+    time.
 
     `labels` repeats `input_ids` where there is loss and is -100 elsewhere. A row longer than `max_length` tokens is cut
     at its end, which may leave it without any loss. `media` are the images and sounds that are left, each its stored part
-    with the `start` and `end` of its tokens; `senses` says what they cost. Raises DataError naming file and line of a row that can't be
+    with the `start` and `end` of its tokens. Raises DataError naming file and line of a row that can't be
     rendered.
     """
     for number, row in enumerate(example.read_rows(path), 1):
@@ -35,8 +65,8 @@ def encode_rows(
                 row["messages"],
                 row.get("tools"),
                 max_length=max_length,
-                empty_thought=empty_thought,
-                senses=senses,
+                last_only=manner.loss_on == "last",
+                **manner.of(row["messages"]),
             )
         except DataError as error:
             raise DataError(f"{path}:{number}: {error.what}", error.fix) from error
@@ -45,6 +75,7 @@ def encode_rows(
             "input_ids": encoded.ids,
             "labels": [token if loss else NO_LOSS for token, loss in zip(encoded.ids, encoded.loss, strict=True)],
             "truncated": encoded.truncated,
+            "weight": row.get("weight", 1.0),
             "media": [
                 {**part, "start": block.start, "end": block.end}
                 for part, block in zip(media_of(row["messages"]), encoded.blocks, strict=False)

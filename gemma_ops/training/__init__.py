@@ -1,15 +1,21 @@
-"""Training: the step `train`, supervised fine-tuning with LoRA or QLoRA through TRL."""
+"""Training: the step `train`, in whatever way `train.method` says."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from gemma_ops.config import MachineConfig, TrainConfig
+from gemma_ops.config import MachineConfig, ModelConfig, TrainConfig
 
 
-def train(out: Path, settings: TrainConfig, machine: MachineConfig, *, base: Path, data: Path) -> dict[str, float]:
+def train(
+    out: Path, settings: TrainConfig, machine: MachineConfig, *, base: Path, data: Path, teacher: Path | None = None
+) -> dict[str, float]:
     """Train an adapter for `base` on the rows of `data`, by `settings.method`. See `sft.train`."""
     from gemma_ops.training import sft
 
-    run = {"sft": sft.train}[settings.method]
-    return run(out, settings, machine, base=base, data=data)
+    return sft.train(out, settings, machine, base=base, data=data, teacher=teacher)
+
+
+def larger_model(settings: TrainConfig) -> ModelConfig | None:
+    """The teacher of a distillation, to be fetched; None for every other method."""
+    return ModelConfig(base=settings.distill.teacher or "") if settings.method == "distill" else None

@@ -22,6 +22,13 @@ _WHY = {
 }
 
 
+_OPTIMIZERS = {
+    "adamw": "adamw_torch_fused",
+    "adamw_8bit": "adamw_bnb_8bit",
+    "paged_adamw_8bit": "paged_adamw_8bit",
+}
+
+
 def sft_arguments(settings: TrainConfig, out: Path, *, has_valid: bool, rate: float, device: str) -> Any:
     """The `SFTConfig` of a run. `rate` is the peak learning rate.
 
@@ -29,7 +36,6 @@ def sft_arguments(settings: TrainConfig, out: Path, *, has_valid: bool, rate: fl
     """
     import trl
 
-    micro = 1 if settings.packing else settings.micro_batch
     every = settings.eval_every
     keep_best = settings.early_stop is not None
     if keep_best and not has_valid:
@@ -37,11 +43,16 @@ def sft_arguments(settings: TrainConfig, out: Path, *, has_valid: bool, rate: fl
             "train.early_stop needs validation rows, and there are none",
             "raise data.valid_share, or leave train.early_stop out",
         )
+    if device == "cpu" and settings.optimizer != "adamw":
+        raise ConfigError(
+            f"train.optimizer {settings.optimizer} needs a GPU", "leave it out: on a CPU memory is not the limit"
+        )
     owned: dict[str, Any] = {
         "output_dir": str(out),
-        "per_device_train_batch_size": micro,
-        "per_device_eval_batch_size": micro,
-        "gradient_accumulation_steps": settings.batch // micro,
+        # A batch of our loader is a whole optimizer step.
+        "per_device_train_batch_size": 1,
+        "per_device_eval_batch_size": 1,
+        "gradient_accumulation_steps": 1,
         "num_train_epochs": settings.epochs,
         "max_steps": settings.max_steps or -1,
         "learning_rate": rate,
@@ -51,15 +62,14 @@ def sft_arguments(settings: TrainConfig, out: Path, *, has_valid: bool, rate: fl
         "warmup_steps": settings.warmup_share,
         "weight_decay": settings.weight_decay,
         "max_grad_norm": settings.max_grad_norm,
-        "bf16": settings.weights != "fp32",
+        # Fused adapters compute in the base's own type; autocast would keep a second copy of every weight it meets.
+        "bf16": settings.weights == "bf16" and (settings.tune == "full" or settings.kernels.lora == "peft"),
         "fp16": False,
         "use_cpu": device == "cpu",
-        "gradient_checkpointing": settings.checkpointing,
-        "gradient_checkpointing_kwargs": {"use_reentrant": False} if settings.checkpointing else None,
+        "gradient_checkpointing": False,  # `modeling.kernels` recomputes, layer by layer
         "max_length": settings.max_length,
-        "packing": settings.packing,
-        "packing_strategy": "bfd",
-        "eval_packing": False,
+        "packing": False,  # `steps` packs
+        "dataset_kwargs": {"skip_prepare_dataset": True},
         "eval_strategy": "steps" if every and has_valid else "no",
         "eval_steps": every,
         "save_strategy": "steps",
@@ -74,6 +84,9 @@ def sft_arguments(settings: TrainConfig, out: Path, *, has_valid: bool, rate: fl
         "data_seed": settings.seed,
         "dataloader_pin_memory": device != "cpu",
         "report_to": [],
+        "ddp_broadcast_buffers": False,
+        "ddp_find_unused_parameters": False,
+        "neftune_noise_alpha": None,  # `neftune` scales its noise by the length of a document, not of a pass
         "disable_tqdm": True,
         "remove_unused_columns": True,
     }
@@ -91,4 +104,4 @@ def sft_arguments(settings: TrainConfig, out: Path, *, has_valid: bool, rate: fl
             )
     if problems:
         raise ConfigError("\n  ".join(problems), "take those keys out of train.trl")
-    return trl.SFTConfig(**{"optim": "adamw_torch_fused", "save_total_limit": 2, **settings.trl}, **owned)
+    return trl.SFTConfig(**{"optim": _OPTIMIZERS[settings.optimizer], "save_total_limit": 2, **settings.trl}, **owned)

@@ -12,6 +12,8 @@ from typing import Any
 from transformers import TrainerCallback
 
 from gemma_ops import journal
+from gemma_ops.data import chat, example
+from gemma_ops.data.tokens import Manner
 from gemma_ops.errors import OpsError
 from gemma_ops.modeling.generate import answer
 
@@ -39,6 +41,27 @@ def write_record(state: Any, path: Path) -> None:
             kept = {key: value for key, value in entry.items() if key not in _LEFT_OUT}
             if kept.keys() - {"step", "epoch"}:
                 file.write(json.dumps({"step": kept.pop("step"), **dict(sorted(kept.items()))}) + "\n")
+
+
+def prompts(path: Path, tokenizer: Any, count: int, manner: Manner) -> list[dict[str, Any]]:
+    """The first `count` validation rows as prompts up to their last answer, for `Follow` to have answered."""
+    found: list[dict[str, Any]] = []
+    for row in example.read_rows(path):
+        if len(found) >= count:
+            break
+        answers = [index for index, message in enumerate(row["messages"]) if message["role"] == "assistant"]
+        if not answers:
+            continue
+        before = row["messages"][: answers[-1]]
+        found.append(
+            {
+                "id": row["id"],
+                "ids": chat.prompt_ids(tokenizer, before, row.get("tools"), **manner.of(row["messages"])),
+                "prompt": before[-1]["content"] if before else "",
+                "reference": row["messages"][answers[-1]].get("content") or "",
+            }
+        )
+    return found
 
 
 class Follow(TrainerCallback):  # type: ignore[misc]

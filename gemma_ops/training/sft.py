@@ -1,29 +1,36 @@
 """Supervised fine-tuning, read from top to bottom: rows, model, adapter, trainer, what is kept.
 
-Rows become token ids and labels here, with our own template, so the trainer only batches and steps. What TRL and PEFT
-would otherwise decide silently (loss averaging, checkpointing, number types) is decided in `modeling.load`,
-`arguments` and below, each with a test that fails when the decision is taken out.
+Four methods share it, which differ in the loss alone: answers (`sft`), answers weighted by their own probability
+(`dft`), a larger model's probabilities (`distill`), and every token (`pretrain`). What TRL and PEFT would otherwise
+decide silently (loss averaging, checkpointing, number types) is decided in `modeling.load`, `arguments`, `trainer` and
+below, each with a test that fails when the decision is taken out.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gemma_ops import family, journal
 from gemma_ops.config import MachineConfig, TrainConfig
 from gemma_ops.data import chat
+from gemma_ops.data.tokens import Manner
 from gemma_ops.errors import DataError
 from gemma_ops.modeling import adapters
 from gemma_ops.modeling.load import load_model, load_tokenizer, pick_device
 from gemma_ops.modeling.source import checkpoint
+from gemma_ops.training import head
 from gemma_ops.training.arguments import sft_arguments
-from gemma_ops.training.follow import Follow, last_checkpoint, write_record
+from gemma_ops.training.follow import Follow, last_checkpoint, prompts, write_record
+from gemma_ops.training.steps import Layout
 
 
-def train(out: Path, settings: TrainConfig, machine: MachineConfig, *, base: Path, data: Path) -> dict[str, float]:
+def train(
+    out: Path, settings: TrainConfig, machine: MachineConfig, *, base: Path, data: Path, teacher: Path | None = None
+) -> dict[str, float]:
     """Write `adapter/`, `record.jsonl` and `samples.jsonl` below `out`; go on from the last whole checkpoint there.
 
     Raises DataError when no row carries loss.
@@ -37,29 +44,26 @@ def train(out: Path, settings: TrainConfig, machine: MachineConfig, *, base: Pat
     if machine.workers:
         torch.set_num_threads(machine.workers)
     tokenizer = load_tokenizer(folder)
-    empty_thought = chat.prefills(folder)
-    rows, cut = _rows(data / "train.jsonl", tokenizer, settings, empty_thought)
-    valid, _ = _rows(data / "valid.jsonl", tokenizer, settings, empty_thought)
-    if len(rows) == 0:
-        raise DataError(
-            "no training row carries loss within train.max_length",
-            "raise train.max_length; `gemma-ops data check` shows the rows",
-        )
+    work = out / "checkpoints"
+    rows = tokenized(data, work / "rows", tokenizer, settings, chat.prefills(folder))
     rate = settings.learning_rate or (size.learning_rate if size else family.DEFAULT_LEARNING_RATE)
 
-    model = adapters.attach(load_model(folder, weights=settings.weights, device=device), settings.lora, settings.seed)
+    model = load(folder, settings, device)
+    if settings.method == "distill" and teacher:
+        larger = load_model(checkpoint(teacher), weights=settings.weights, device=device)
+    else:
+        larger = None
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    work = out / "checkpoints"
-    arguments = sft_arguments(settings, work, has_valid=len(valid) > 0, rate=rate, device=device)
+    arguments = sft_arguments(settings, work, has_valid=len(rows.valid) > 0, rate=rate, device=device)
     follow = Follow(
-        out / "samples.jsonl", tokenizer, _prompts(data / "valid.jsonl", tokenizer, settings.samples, empty_thought)
+        out / "samples.jsonl", tokenizer, prompts(data / "valid.jsonl", tokenizer, settings.samples, rows.manner)
     )
-    trainer = make_trainer(model, arguments, rows, valid, folder, follow, settings)
-    journal.record(rows=len(rows), cut=cut, trainable=trainable, learning_rate=rate, device=device)
+    trainer = make_trainer(model, arguments, rows, folder, [follow], settings, teacher=larger)
+    journal.record(rows=len(rows.train), cut=rows.cut, trainable=trainable, learning_rate=rate, device=device)
 
     start = last_checkpoint(work)
     trainer.train(resume_from_checkpoint=str(start) if start else None)
-    final = _validated(trainer, settings) or trainer.evaluate() if len(valid) else {}
+    final = _validated(trainer, settings) or trainer.evaluate() if len(rows.valid) else {}
     adapters.save(model, out / "adapter", described["id"], described["revision"])
     write_record(trainer.state, out / "record.jsonl")
     (out / "samples.jsonl").touch()
@@ -68,8 +72,8 @@ def train(out: Path, settings: TrainConfig, machine: MachineConfig, *, base: Pat
     metrics = {
         "steps": float(trainer.state.global_step),
         "loss": sum(losses) / len(losses),
-        "rows": float(len(rows)),
-        "cut_rows": float(cut),
+        "rows": float(len(rows.train)),
+        "cut_rows": float(rows.cut),
         "trainable_parameters": float(trainable),
         "learning_rate": float(rate),
     }
@@ -78,22 +82,87 @@ def train(out: Path, settings: TrainConfig, machine: MachineConfig, *, base: Pat
     return metrics
 
 
+def load(folder: Path, settings: TrainConfig, device: str) -> Any:
+    """The model that learns: loaded, with its adapter, its kernels and its head; frozen but for what is tuned."""
+    from gemma_ops.modeling import kernels
+
+    model = load_model(folder, weights=settings.weights, device=device)
+    model = adapters.attach(model, settings.lora, settings.seed)
+    kernels.install(model, settings.kernels, recompute=_recompute(settings))
+    head.install(model, settings)
+    return model
+
+
+def _recompute(settings: TrainConfig) -> Any:
+    return "none" if settings.checkpointing == "auto" else settings.checkpointing
+
+
+@dataclass
+class Tokenized:
+    """Training and validation rows as tables, and how they became tokens."""
+
+    train: Any
+    valid: Any
+    cut: int
+    """Training rows that were longer than `train.max_length`."""
+    manner: Manner
+
+
+def tokenized(data: Path, folder: Path, tokenizer: Any, settings: TrainConfig, empty_thought: bool) -> Tokenized:
+    """Rows of a prepared folder as tables below `folder`. Raises DataError when no training row carries loss."""
+    from gemma_ops.data.arrow import table
+
+    manner = Manner(empty_thought=empty_thought, thinking=settings.thinking, loss_on=settings.loss_on)
+    train_rows, cut = table(data / "train.jsonl", folder, tokenizer, manner, max_length=settings.max_length)
+    valid_rows, _ = table(data / "valid.jsonl", folder, tokenizer, manner, max_length=settings.max_length)
+    if len(train_rows) == 0:
+        raise DataError(
+            "no training row carries loss within train.max_length",
+            "raise train.max_length; `gemma-ops data check` shows the rows",
+        )
+    return Tokenized(train_rows, valid_rows, cut, manner)
+
+
+def layout(settings: TrainConfig, rows: Tokenized, device: str, *, rank: int = 0, world: int = 1) -> Layout:
+    """How the rows become steps on this machine."""
+    longest = max(rows.train["length"])
+    usual = 4096 if device == "cpu" else 8192  # of a pass: a processor's caches, a GPU's launches
+    return Layout(
+        batch=settings.batch,
+        batch_tokens=settings.batch_tokens,
+        micro_tokens=settings.micro_tokens or max(longest, usual),
+        micro_batch=None if settings.packing else settings.micro_batch,
+        seed=settings.seed,
+        rank=rank,
+        world=world,
+    )
+
+
 def make_trainer(
-    model: Any, arguments: Any, rows: Any, valid: Any, folder: Path, follow: Any, settings: TrainConfig
+    model: Any,
+    arguments: Any,
+    rows: Tokenized,
+    folder: Path,
+    callbacks: list[Any],
+    settings: TrainConfig,
+    teacher: Any = None,
 ) -> Any:
-    """TRL's trainer on rows that are tokenized already, with adapters kept in float32."""
+    """The trainer on rows that are tokenized already, with adapters kept in float32."""
     import torch
     import transformers
-    import trl
 
-    callbacks = [follow]
+    from gemma_ops.training.trainer import StepTrainer
+
     if settings.early_stop:
-        callbacks.append(transformers.EarlyStoppingCallback(early_stopping_patience=settings.early_stop))
-    trainer = trl.SFTTrainer(
+        callbacks = [*callbacks, transformers.EarlyStoppingCallback(early_stopping_patience=settings.early_stop)]
+    trainer = StepTrainer(
+        settings=settings,
+        layout=layout(settings, rows, arguments.device.type, rank=arguments.process_index, world=arguments.world_size),
+        teacher=teacher,
         model=model,
         args=arguments,
-        train_dataset=rows,
-        eval_dataset=valid if len(valid) else None,
+        train_dataset=rows.train,
+        eval_dataset=rows.valid if len(rows.valid) else None,
         processing_class=transformers.PreTrainedTokenizerFast.from_pretrained(folder),
         callbacks=callbacks,
     )
@@ -115,31 +184,3 @@ def _validated(trainer: Any, settings: TrainConfig) -> dict[str, Any] | None:
         (entry for entry in reversed(state.log_history) if "eval_loss" in entry and entry["step"] == state.global_step),
         None,
     )
-
-
-def _rows(path: Path, tokenizer: Any, settings: TrainConfig, empty_thought: bool) -> tuple[Any, int]:
-    """Token ids and labels of a file of examples as an Arrow table on disk, and how many rows were cut."""
-    from gemma_ops.data.arrow import table
-
-    return table(path, tokenizer, max_length=settings.max_length, empty_thought=empty_thought)
-
-
-def _prompts(path: Path, tokenizer: Any, count: int, empty_thought: bool) -> list[dict[str, Any]]:
-    """The first validation rows as prompts up to their last answer."""
-    prompts: list[dict[str, Any]] = []
-    with path.open(encoding="utf-8") as file:
-        for line in file:
-            if len(prompts) >= count:
-                break
-            row = json.loads(line)
-            last = max(index for index, message in enumerate(row["messages"]) if message["role"] == "assistant")
-            before = row["messages"][:last]
-            prompts.append(
-                {
-                    "id": row["id"],
-                    "ids": chat.prompt_ids(tokenizer, before, row.get("tools"), empty_thought=empty_thought),
-                    "prompt": before[-1]["content"] if before else "",
-                    "reference": row["messages"][last].get("content") or "",
-                }
-            )
-    return prompts

@@ -1,0 +1,149 @@
+"""TRL's trainer with steps, batches and loss of our own.
+
+What stays TRL's and transformers': optimizer, schedule, clipping, checkpoints, callbacks, devices. What is ours: which
+rows a step takes and how they are laid into passes (`steps`, `passes`), the loss and what it is divided by (`head`), and
+validation, whose loss is the mean over scored tokens whatever the passes. One batch of the loader is one whole optimizer
+step, so nothing depends on how it is accumulated.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from contextlib import nullcontext
+from itertools import islice
+from typing import Any
+
+import torch
+import trl
+from torch.utils.data import DataLoader
+from transformers.trainer_utils import EvalLoopOutput
+
+from gemma_ops.config import TrainConfig
+from gemma_ops.training.passes import Batch, Collate, Rows
+from gemma_ops.training.steps import Layout, Steps
+
+
+class _Loader(DataLoader):  # type: ignore[type-arg, misc]
+    """torch's loader, which passes the epoch on to its sampler: the trainer only asks loaders."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Order the rows as they come in this epoch."""
+        self.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
+
+
+class StepTrainer(trl.SFTTrainer):  # type: ignore[misc]
+    """Trains on rows that are tokenized already; a step of the loader is a step of the optimizer."""
+
+    def __init__(self, *, settings: TrainConfig, layout: Layout, teacher: Any = None, **kwargs: Any) -> None:
+        self.settings = settings
+        self.layout = layout
+        self.teacher = teacher
+        self.seen = 0
+        super().__init__(data_collator=_untouched, **kwargs)
+
+    def get_train_dataloader(self) -> Any:
+        """Whole optimizer steps, this process's share of each."""
+        return self._loader(Rows(self.train_dataset), self.layout)
+
+    def _loader(self, rows: Rows, layout: Layout) -> Any:
+        kernels = self.settings.kernels
+        packing = layout.micro_batch is None
+        collate = Collate(
+            packing=packing,
+            bounds=kernels.attention == "documents",
+            fill=layout.micro_tokens if kernels.compile == "regions" and packing else None,
+            pad=self.processing_class.pad_token_id or 0,
+        )
+        cuda = self.args.device.type == "cuda"
+        workers = self.args.dataloader_num_workers or (1 if cuda else 0)
+        return _Loader(
+            rows,  # type: ignore[arg-type]
+            batch_sampler=Steps(rows.lengths, layout),  # type: ignore[arg-type]
+            collate_fn=collate,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            prefetch_factor=4 if workers else None,
+            pin_memory=cuda,
+        )
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], None]:
+        """The next step; what its loss is divided by comes with it."""
+        return list(islice(epoch_iterator, num_batches)), None
+
+    def training_step(self, model: Any, inputs: Batch, num_items_in_batch: Any = None) -> Any:
+        """Forward and backward of every pass of the step; gradients are exchanged with the last one.
+
+        Returns the loss of the whole step times this process's share, so that the mean over processes is the step's.
+        """
+        model.train()
+        world = self.accelerator.num_processes
+        total = torch.zeros((), device=self.args.device)
+        for number, arguments in enumerate(inputs.passes):
+            last = number == len(inputs.passes) - 1
+            with nullcontext() if last else self.accelerator.no_sync(model):
+                # Gradients are averaged over the processes, and the divisor counts the tokens of all.
+                loss = self._score(model, arguments, inputs.divisor).loss * world
+                self.accelerator.backward(loss)
+            total += loss.detach()
+        self.seen += inputs.tokens
+        self._metrics["train"]["num_tokens"] = [self.seen]
+        return total
+
+    def _score(self, model: Any, arguments: dict[str, Any], divisor: float) -> Any:
+        moved = self._prepare_inputs(arguments)
+        with self.compute_loss_context_manager():
+            return model(**moved, divisor=divisor, **({"teacher": self.teacher} if self.teacher else {}))
+
+    def evaluation_loop(self, dataloader: Any, description: str, *args: Any, **kwargs: Any) -> Any:
+        """The mean loss over the scored tokens of all validation rows."""
+        model = self._wrap_model(self.model, training=False)
+        if not self.accelerator._models and model is self.model:
+            model = self.accelerator.prepare_model(model, evaluation_mode=True)
+        model.eval()
+        sums = torch.zeros(2, dtype=torch.float64)
+        with torch.no_grad():
+            for batch in dataloader:
+                for arguments in batch.passes:
+                    sums[0] += self._score(model, arguments, 1.0).loss.detach().double().cpu()
+                sums[1] += batch.divisor / self.accelerator.num_processes
+        sums = self.accelerator.reduce(sums.to(self.args.device, torch.float32), reduction="sum")
+        metrics = {f"{kwargs.get('metric_key_prefix', 'eval')}_loss": float(sums[0] / sums[1])}
+        return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=len(dataloader.dataset))
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """Validation rows in the passes a training step would have."""
+        rows = Rows(self.eval_dataset if eval_dataset is None else eval_dataset)
+        return self._loader(rows, self.layout)
+
+    def floating_point_ops(self, inputs: Any) -> float:
+        """None are counted: transformers' formula knows neither shared layers nor windows."""
+        return 0.0
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add what was measured since the last record."""
+        super().log(logs, start_time)
+        self._metrics = {"train": defaultdict(list), "eval": defaultdict(list)}
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        """The optimizer of `train.optimizer`; with LoRA+ the second factors learn faster.
+
+        LoRA+: arXiv 2402.12354, equation 2: one learning rate for A, `plus` times it for B.
+        """
+        plus = self.settings.lora.plus
+        optimizer = super().create_optimizer(model)
+        if plus != 1.0 and not getattr(self, "_grouped", False):
+            names = {id(parameter): name for name, parameter in (model or self.model).named_parameters()}
+            groups = list(optimizer.param_groups)
+            optimizer.param_groups.clear()
+            for group in groups:
+                fast = [p for p in group["params"] if ".lora_B" in names.get(id(p), "")]
+                slow = [p for p in group["params"] if ".lora_B" not in names.get(id(p), "")]
+                for params, factor in ((slow, 1.0), (fast, plus)):
+                    if params:
+                        optimizer.add_param_group({**group, "params": params, "lr": group["lr"] * factor})
+            self._grouped = True
+        return optimizer
+
+
+def _untouched(rows: Any) -> Any:
+    return rows
