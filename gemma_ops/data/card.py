@@ -10,8 +10,8 @@ from gemma_ops import digest
 from gemma_ops.config import DataConfig
 from gemma_ops.data import example
 from gemma_ops.data.files import is_datasets_folder, source_files
-from gemma_ops.data.pictures import ENDINGS
 from gemma_ops.durable import whole
+from gemma_ops.family.media import KINDS
 
 if TYPE_CHECKING:
     from gemma_ops.data.facts import Facts
@@ -26,10 +26,6 @@ REASONS = {
     "field_dropped": "a message had fields that no chat template reads",
 }
 """Repairs by their code (see `normal.py`)."""
-
-
-KINDS = {"image": frozenset(ENDINGS.values()), "audio": frozenset({"wav", "flac", "ogg", "mp3"})}
-"""Endings of the files that rows show."""
 
 
 def source_facts(source: Path | None, settings: DataConfig) -> list[dict[str, Any]]:

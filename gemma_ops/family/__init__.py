@@ -15,7 +15,7 @@ from gemma_ops.family.sizes import CONFIGS, DEFAULT_LEARNING_RATE, LICENCE, SERV
 from gemma_ops.family.traps import TRAPS, Trap, traps
 
 __all__ = [
-    "CONFIGS", "DEFAULT_LEARNING_RATE", "LICENCE", "LORA_TARGETS", "SIZES", "SKIP_4BIT", "TRAPS", "Counts", "Layer", "Linear", "Shape",
+    "CONFIGS", "DEFAULT_LEARNING_RATE", "LICENCE", "LORA_TARGETS", "SIZES", "SKIP_4BIT", "TOWER_TARGETS", "TRAPS", "Counts", "Layer", "Linear", "Shape",
     "Size", "Trap", "by_repo", "find", "identify", "lora_linears", "repos", "traps",
 ]  # fmt: skip
 
@@ -23,6 +23,15 @@ LORA_TARGETS = r"(?:model\.)?(?:language_model\.)?layers\.\d+\.(?:self_attn\.[qk
 """PEFT `target_modules`: attention and dense MLP of the language model, in the classes with towers, the text-only ones
 and the unified 12B. PEFT matches the whole name, so nothing in a tower, router or per-layer projection can match. These
 seven are also what llama.cpp, vLLM and SGLang apply when they serve an adapter unmerged."""
+
+TOWER_TARGETS = {
+    "image": r"(?:model\.)?(?:vision_tower\.encoder\.layers\.\d+\.(?:self_attn\.[qkvo]_proj|mlp\.(?:gate|up|down)_proj)\.linear"
+    r"|embed_vision\.(?:patch_dense|(?:multimodal_embedder\.)?embedding_projection))",
+    "audio": r"(?:model\.)?(?:audio_tower\.layers\.\d+\.(?:self_attn\.(?:[qkv]_proj|post)\.linear"
+    r"|feed_forward[12]\.ffw_layer_[12]\.linear|lconv1d\.linear_(?:start|end)\.linear)|embed_audio\.embedding_projection)",
+}
+"""The same for towers (`train.lora.towers`): the linears inside their clipped wrappers, and the projections into the
+language model, which are all the 12B has."""
 
 SKIP_4BIT = (
     "model.vision_tower", "model.audio_tower", "model.embed_vision", "model.embed_audio", "lm_head",

@@ -26,6 +26,11 @@ TYPES = {"image": 1, "audio": 3}
 """`mm_token_type_ids` of soft tokens (2 is video)."""
 TOKENS = {"image": ("<|image>", "<|image|>", "<image|>"), "audio": ("<|audio>", "<|audio|>", "<audio|>")}
 """The tokens around and of each kind: begin, soft token, end. The template renders the middle one once."""
+KINDS = {
+    "image": frozenset({"png", "jpg", "webp", "bmp", "gif", "tiff"}),
+    "audio": frozenset({"wav", "flac", "ogg", "mp3"}),
+}
+"""Endings of stored files, by kind."""
 OTHER = ("<|video|>",)
 """Tokens of what is not trained on."""
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,11 @@ _MODULE = re.compile(r"^base_model\.model\.(.*)\.lora_A\..*$")
 _FORBIDDEN = re.compile(r"vision|audio|router|per_layer|embed_tokens|lm_head")
 
 
-def attach(model: Any, settings: LoraConfig, seed: int) -> Any:
+def attach(model: Any, settings: LoraConfig, seed: int, *, shown: Sequence[str] = ()) -> Any:
     """Wrap a loaded model with a fresh adapter in float32, initialised from `seed`.
 
-    Raises ConfigError when the targets match nothing, or reach a part of the model that must not be adapted.
+    `shown`: what the rows show, of `image` and `audio`; with `settings.towers` those towers are adapted too. Raises
+    ConfigError when the targets match nothing, or reach a part of the model that must not be adapted.
     """
     import peft
     import torch
@@ -42,6 +44,14 @@ def attach(model: Any, settings: LoraConfig, seed: int) -> Any:
             f"train.lora.targets matches no module: {targets}",
             "use `default` (attention and MLP of the language model)",
         )
+    if settings.towers:
+        towers = "|".join(family.TOWER_TARGETS[kind] for kind in shown) or "(?!)"
+        if not any(re.fullmatch(towers, name) for name, _ in model.named_modules()):
+            raise ConfigError(
+                "train.lora.towers adapts what the model sees and hears with, and no row shows anything",
+                "leave it out, or give rows with images or audio",
+            )
+        targets = f"(?:{targets})|{towers}"
     wrong = [name for name in matched if _FORBIDDEN.search(name)]
     if wrong:
         raise ConfigError(

@@ -85,7 +85,7 @@ def sft_arguments(settings: TrainConfig, out: Path, *, has_valid: bool, rate: fl
         "dataloader_pin_memory": device != "cpu",
         "report_to": [],
         "ddp_broadcast_buffers": False,
-        "ddp_find_unused_parameters": False,
+        "ddp_find_unused_parameters": settings.lora.towers,  # a pass may show nothing
         "neftune_noise_alpha": None,  # `neftune` scales its noise by the length of a document, not of a pass
         "disable_tqdm": True,
         "remove_unused_columns": True,

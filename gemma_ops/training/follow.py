@@ -12,10 +12,11 @@ from typing import Any
 from transformers import TrainerCallback
 
 from gemma_ops import journal
-from gemma_ops.data import chat, example
+from gemma_ops.data import chat, example, parts
 from gemma_ops.data.tokens import Manner
 from gemma_ops.errors import OpsError
 from gemma_ops.modeling.generate import answer
+from gemma_ops.training.media_sft import Media
 
 _MARK = "complete"
 _LEFT_OUT = {"total_flos", "train_runtime", "train_samples_per_second", "train_steps_per_second", "train_loss"}
@@ -43,7 +44,7 @@ def write_record(state: Any, path: Path) -> None:
                 file.write(json.dumps({"step": kept.pop("step"), **dict(sorted(kept.items()))}) + "\n")
 
 
-def prompts(path: Path, tokenizer: Any, count: int, manner: Manner) -> list[dict[str, Any]]:
+def prompts(path: Path, tokenizer: Any, count: int, manner: Manner, media: Media | None = None) -> list[dict[str, Any]]:
     """The first `count` validation rows as prompts up to their last answer, for `Follow` to have answered."""
     found: list[dict[str, Any]] = []
     for row in example.read_rows(path):
@@ -53,11 +54,13 @@ def prompts(path: Path, tokenizer: Any, count: int, manner: Manner) -> list[dict
         if not answers:
             continue
         before = row["messages"][: answers[-1]]
+        asked = chat.prompt(tokenizer, before, row.get("tools"), **manner.of(row["messages"]))
         found.append(
             {
                 "id": row["id"],
-                "ids": chat.prompt_ids(tokenizer, before, row.get("tools"), **manner.of(row["messages"])),
-                "prompt": before[-1]["content"] if before else "",
+                "ids": asked.ids,
+                "seen": media.perceiver.see(parts.media_of(before), media.folder, asked.types()) if media else None,
+                "prompt": parts.shown(before[-1]["content"]) if before else "",
                 "reference": row["messages"][answers[-1]].get("content") or "",
             }
         )
@@ -122,7 +125,12 @@ class Follow(TrainerCallback):  # type: ignore[misc]
         if not self.prompts:
             return
         answers = answer(
-            model, self.tokenizer, [item["ids"] for item in self.prompts], max_new_tokens=128, batch_size=8
+            model,
+            self.tokenizer,
+            [item["ids"] for item in self.prompts],
+            seen=[item["seen"] for item in self.prompts],
+            max_new_tokens=128,
+            batch_size=8,
         )
         with self.samples.open("a", encoding="utf-8") as file:
             for item, reply in zip(self.prompts, answers, strict=True):

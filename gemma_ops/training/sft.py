@@ -22,9 +22,10 @@ from gemma_ops.errors import DataError
 from gemma_ops.modeling import adapters
 from gemma_ops.modeling.load import load_model, load_tokenizer, pick_device
 from gemma_ops.modeling.source import checkpoint
-from gemma_ops.training import head
+from gemma_ops.training import head, media_sft
 from gemma_ops.training.arguments import sft_arguments
 from gemma_ops.training.follow import Follow, last_checkpoint, prompts, write_record
+from gemma_ops.training.media_sft import Media
 from gemma_ops.training.steps import Layout
 
 
@@ -45,10 +46,11 @@ def train(
         torch.set_num_threads(machine.workers)
     tokenizer = load_tokenizer(folder)
     work = out / "checkpoints"
-    rows = tokenized(data, work / "rows", tokenizer, settings, chat.prefills(folder))
+    media = media_sft.find(folder, data, settings)
+    rows = tokenized(data, work / "rows", tokenizer, settings, chat.prefills(folder), media)
     rate = settings.learning_rate or (size.learning_rate if size else family.DEFAULT_LEARNING_RATE)
 
-    model = load(folder, settings, device)
+    model = load(folder, settings, device, media)
     if settings.method == "distill" and teacher:
         larger = load_model(checkpoint(teacher), weights=settings.weights, device=device)
     else:
@@ -56,9 +58,9 @@ def train(
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     arguments = sft_arguments(settings, work, has_valid=len(rows.valid) > 0, rate=rate, device=device)
     follow = Follow(
-        out / "samples.jsonl", tokenizer, prompts(data / "valid.jsonl", tokenizer, settings.samples, rows.manner)
+        out / "samples.jsonl", tokenizer, prompts(data / "valid.jsonl", tokenizer, settings.samples, rows.manner, media)
     )
-    trainer = make_trainer(model, arguments, rows, folder, [follow], settings, teacher=larger)
+    trainer = make_trainer(model, arguments, rows, folder, [follow], settings, teacher=larger, media=media)
     journal.record(rows=len(rows.train), cut=rows.cut, trainable=trainable, learning_rate=rate, device=device)
 
     start = last_checkpoint(work)
@@ -82,12 +84,13 @@ def train(
     return metrics
 
 
-def load(folder: Path, settings: TrainConfig, device: str) -> Any:
-    """The model that learns: loaded, with its adapter, its kernels and its head; frozen but for what is tuned."""
+def load(folder: Path, settings: TrainConfig, device: str, media: Media | None = None) -> Any:
+    """The model that learns: loaded, with its adapter, its kernels and its head; frozen but for what is tuned. It has its
+    towers where rows show something."""
     from gemma_ops.modeling import kernels
 
-    model = load_model(folder, weights=settings.weights, device=device)
-    model = adapters.attach(model, settings.lora, settings.seed)
+    model = load_model(folder, weights=settings.weights, device=device, towers=media is not None)
+    model = adapters.attach(model, settings.lora, settings.seed, shown=media.kinds if media else ())
     kernels.install(model, settings.kernels, recompute=_recompute(settings))
     head.install(model, settings)
     return model
@@ -108,11 +111,14 @@ class Tokenized:
     manner: Manner
 
 
-def tokenized(data: Path, folder: Path, tokenizer: Any, settings: TrainConfig, empty_thought: bool) -> Tokenized:
+def tokenized(
+    data: Path, folder: Path, tokenizer: Any, settings: TrainConfig, empty_thought: bool, media: Media | None = None
+) -> Tokenized:
     """Rows of a prepared folder as tables below `folder`. Raises DataError when no training row carries loss."""
     from gemma_ops.data.arrow import table
 
-    manner = Manner(empty_thought=empty_thought, thinking=settings.thinking, loss_on=settings.loss_on)
+    senses = media.perceiver.senses if media else None
+    manner = Manner(empty_thought=empty_thought, thinking=settings.thinking, loss_on=settings.loss_on, senses=senses)
     train_rows, cut = table(data / "train.jsonl", folder, tokenizer, manner, max_length=settings.max_length)
     valid_rows, _ = table(data / "valid.jsonl", folder, tokenizer, manner, max_length=settings.max_length)
     if len(train_rows) == 0:
@@ -123,15 +129,17 @@ def tokenized(data: Path, folder: Path, tokenizer: Any, settings: TrainConfig, e
     return Tokenized(train_rows, valid_rows, cut, manner)
 
 
-def layout(settings: TrainConfig, rows: Tokenized, device: str, *, rank: int = 0, world: int = 1) -> Layout:
-    """How the rows become steps on this machine."""
+def layout(
+    settings: TrainConfig, rows: Tokenized, device: str, *, rank: int = 0, world: int = 1, packs: bool = True
+) -> Layout:
+    """How the rows become steps on this machine; `packs` says whether this model can read rows end to end."""
     longest = max(rows.train["length"])
     usual = 4096 if device == "cpu" else 8192  # of a pass: a processor's caches, a GPU's launches
     return Layout(
         batch=settings.batch,
         batch_tokens=settings.batch_tokens,
         micro_tokens=settings.micro_tokens or max(longest, usual),
-        micro_batch=None if settings.packing else settings.micro_batch,
+        micro_batch=None if settings.packing and packs else settings.micro_batch,
         seed=settings.seed,
         rank=rank,
         world=world,
@@ -146,6 +154,7 @@ def make_trainer(
     callbacks: list[Any],
     settings: TrainConfig,
     teacher: Any = None,
+    media: Media | None = None,
 ) -> Any:
     """The trainer on rows that are tokenized already, with adapters kept in float32."""
     import torch
@@ -157,8 +166,16 @@ def make_trainer(
         callbacks = [*callbacks, transformers.EarlyStoppingCallback(early_stopping_patience=settings.early_stop)]
     trainer = StepTrainer(
         settings=settings,
-        layout=layout(settings, rows, arguments.device.type, rank=arguments.process_index, world=arguments.world_size),
+        layout=layout(
+            settings,
+            rows,
+            arguments.device.type,
+            rank=arguments.process_index,
+            world=arguments.world_size,
+            packs=media is None or media.packs,
+        ),
         teacher=teacher,
+        **({"collate": media.collate} if media else {}),
         model=model,
         args=arguments,
         train_dataset=rows.train,

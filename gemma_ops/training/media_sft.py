@@ -1,0 +1,72 @@
+"""What supervised fine-tuning does differently when rows show images or sounds. `sft` asks here, and is the same else.
+
+The model keeps its towers, which stay frozen unless `train.lora.towers` adapts them. Rows are packed where that is exact:
+E2B and E4B read an image from left to right as they read words. The other sizes let an image's tokens see each other in
+sliding layers, which a pass of several rows end to end has no mask for, so that their rows are padded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from gemma_ops.config import TrainConfig
+from gemma_ops.data import media
+from gemma_ops.errors import ConfigError
+from gemma_ops.family.media import KINDS
+from gemma_ops.modeling.media import Perceiver
+from gemma_ops.modeling.source import read_config
+
+METHODS = ("sft", "dft", "pretrain")
+"""Methods that train on rows with images and sounds."""
+
+
+@dataclass(frozen=True)
+class Media:
+    """The images and sounds of a data folder, for the model of a checkpoint folder."""
+
+    perceiver: Perceiver
+    folder: Path
+    kinds: tuple[str, ...]
+    """`image`, `audio`, or both."""
+    packs: bool
+    """Whether packed passes are exact for this model."""
+
+    @property
+    def collate(self) -> Any:
+        """What builds passes, in place of `passes.Collate`."""
+        from gemma_ops.training.media_collator import MediaCollate
+
+        return partial(MediaCollate, self.perceiver, self.folder)
+
+
+def shown(data: Path) -> tuple[str, ...]:
+    """What the rows of a prepared folder show: of `image` and `audio`, those with files in its store."""
+    store = data / media.FOLDER
+    endings = {file.suffix.lstrip(".") for file in store.iterdir()} if store.is_dir() else set()
+    return tuple(kind for kind, known in KINDS.items() if endings & known)
+
+
+def find(folder: Path, data: Path, settings: TrainConfig) -> Media | None:
+    """The media of a data folder, None where there are none.
+
+    Raises ConfigError for a method that has no form with images and sounds.
+    """
+    kinds = shown(data)
+    if not kinds:
+        return None
+    if settings.method not in METHODS:
+        raise ConfigError(
+            f"train.method {settings.method} reads text only, and the rows show {' and '.join(kinds)}",
+            f"use one of {', '.join(METHODS)}, or rows without images and audio",
+        )
+    return Media(Perceiver(folder), data, kinds, packs(folder))
+
+
+def packs(folder: Path) -> bool:
+    """Whether rows with images may be laid end to end: not where an image's tokens see those after them."""
+    config = read_config(folder)
+    text = config.get("text_config") or config
+    return text.get("use_bidirectional_attention") != "vision"
