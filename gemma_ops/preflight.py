@@ -109,6 +109,8 @@ class _Findings:
             for index in range(len(settings.gates)):
                 with self.also():
                     checking.check_gate(index, settings, tasks)
+            with self.also():
+                checking.check_shown(settings, tasks)
             for task in tasks:
                 with self.also():
                     validate(task)
