@@ -55,7 +55,7 @@ def merge(
         (target / (INDEX + ".tmp")).replace(target / INDEX)
     carried = carry_over(source, target)
     changes = _audit(source, Checkpoint(target), updates)
-    found = canary.run(source.folder, target, lora, rows(data, settings.canary_prompts), machine)
+    found = canary.run(source.folder, target, lora, rows(data, settings.canary_prompts), machine, data=data)
     report = {
         "tensors": len(source.entries),
         "updated": len(updates),

@@ -19,6 +19,7 @@ from gemma_ops.config import LoraConfig
 from gemma_ops.errors import ConfigError, ModelError
 
 _MODULE = re.compile(r"^base_model\.model\.(.*)\.lora_A\..*$")
+_TOWER = re.compile(r"\.(?:vision_tower|audio_tower|embed_vision|embed_audio)\.")
 _FORBIDDEN = re.compile(r"vision|audio|router|per_layer|embed_tokens|lm_head")
 
 
@@ -85,6 +86,14 @@ def reprefix(name: str, wrapped: bool) -> str:
     """Rename an adapter tensor between the text-only class (`model.layers.…`) and the wrapper (`model.language_model.layers.…`)."""
     plain = name.replace("model.language_model.layers.", "model.layers.")
     return plain.replace("model.layers.", "model.language_model.layers.") if wrapped else plain
+
+
+def reaches_towers(folder: Path) -> bool:
+    """Whether a saved adapter changes what the model sees or hears with, so that its base must be loaded with towers."""
+    from safetensors import safe_open
+
+    with safe_open(str(folder / "adapter_model.safetensors"), framework="pt") as file:
+        return any(_TOWER.search(name) for name in file.keys())  # noqa: SIM118 (no mapping)
 
 
 def load(model: Any, folder: Path) -> Any:
