@@ -2,7 +2,8 @@
 
 The model keeps its towers, which stay frozen unless `train.lora.towers` adapts them. Rows are packed where that is exact:
 E2B and E4B read an image from left to right as they read words. The other sizes let an image's tokens see each other in
-sliding layers, which a pass of several rows end to end has no mask for, so that their rows are padded.
+sliding layers; attention over documents has no such mask, and transformers 5.23 mixes the images of packed rows up
+(`family.traps`, packed-images). Their rows are padded.
 """
 
 from __future__ import annotations
