@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
 from rich.text import Text
 
 from gemma_ops.artifact import Artifact
@@ -147,3 +148,13 @@ def _line(record: Record, done: Any, total: Any) -> str:
     text = f"{done:,}/{total:,}" if total else f"{done:,}"
     eta = f"  {record['eta_seconds']:.0f} s left" if record.get("eta_seconds") else ""
     return f"{text}  {_facts(record)}{eta}".rstrip()
+
+
+def print_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Columns on stdout; the first is a name, the others are set to the right."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for index, name in enumerate(head):
+        table.add_column(name, justify="left" if index == 0 else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    Console(highlight=False, width=200 if not sys.stdout.isatty() else None).print(table)

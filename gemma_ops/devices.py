@@ -120,12 +120,12 @@ def present() -> list[Device]:
     for line in found.splitlines():
         name, _, memory = line.rpartition(",")
         if memory.strip().isdigit():
-            devices.append(_match(name.strip(), int(memory) / 1024))
+            devices.append(match(name.strip(), int(memory) / 1024))
     return sorted(devices, key=lambda device: -device.memory)
 
 
-def _match(name: str, memory: float) -> Device:
-    """`memory` in GiB as reported by the driver."""
+def match(name: str, memory: float) -> Device:
+    """The device that a driver calls `name` and says has `memory` GiB; one that is not in the table has no known speed."""
     for device in DEVICES.values():
         # Names such as A10 begin others (A100): the memory must agree too.
         if any(pattern in name for pattern in device.matches) and abs(device.memory - memory) < 0.12 * memory:

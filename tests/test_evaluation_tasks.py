@@ -41,8 +41,8 @@ def test_shipped_tasks_can_be_won_and_lost(folder, request):
 
 
 def test_readme_names_every_metric_and_key():
-    from gemma_ops.evaluation.metrics import by_id
     from gemma_ops.evaluation.taskfile import TaskFile
+    from gemma_ops.metrics import by_id
 
     text = (ROOT / "eval" / "README.md").read_text(encoding="utf-8")
     keys = [field.alias or name for name, field in TaskFile.model_fields.items()]

@@ -9,6 +9,7 @@ import itertools
 import json
 import math
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -159,7 +160,7 @@ def test_sounds_of_the_12b_are_those_of_its_processor(tiny):
 def published(names):
     """Functions of the 12B's image processor, whose module can't be imported without torchvision."""
     path = inspect.getfile(processing_gemma4_unified).replace("processing_", "image_processing_")
-    tree = ast.parse(open(path, encoding="utf-8").read())
+    tree = ast.parse(Path(path).read_text(encoding="utf-8"))
     kept = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name in names]
     scope = {"torch": torch, "math": math}
     exec(compile(ast.Module(kept, []), path, "exec"), scope)
@@ -242,11 +243,11 @@ def test_tokens_that_disagree_with_the_model_are_refused(tiny):
     messages, senses = shown(tiny("edge"))
     tokenizer = chat.load_tokenizer(tiny("edge"))
     foreign = Senses(senses.image, senses.audio, False, tuple({**dict(senses.ids), "<|image|>": 258_880}.items()))
-    with pytest.raises(ModelError, match="id 6 for <|image|>, and the model's configuration says 258880"):
+    with pytest.raises(ModelError, match=r"id 6 for <\|image\|>, and the model's configuration says 258880"):
         chat.encode(tokenizer, messages, senses=foreign)
     from gemma_ops.nano import WEIGHTS
 
-    with pytest.raises(ModelError, match="has no <|image>"):
+    with pytest.raises(ModelError, match=r"has no <\|image>"):
         chat.encode(chat.load_tokenizer(WEIGHTS), messages, senses=senses)
 
 

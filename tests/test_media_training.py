@@ -121,7 +121,7 @@ def test_the_loss_of_a_step_is_the_models_own_on_each_row(tiny, prepared, kind):
 
     Where transformers' processor can be built, it makes the tensors of the comparison.
     """
-    data, rows, found = prepared(kind)
+    data, rows, _ = prepared(kind)
     model = scored(tiny(kind))
     together = loss_of(model, passes(prepared(kind), [list(range(len(rows)))], packing=False))
     processor = transformers_processor(tiny(kind)) if kind != "unified" else None
@@ -187,7 +187,7 @@ def test_token_types_always_go_along_and_matter_where_images_are_seen_whole(tiny
 
 
 def test_soft_tokens_are_never_scored(prepared):
-    data, rows, _ = prepared("edge")
+    _, rows, _ = prepared("edge")
     for number in range(len(rows)):
         row = rows.table[number]
         for part in shown(row):
@@ -233,7 +233,7 @@ def test_towers_are_frozen_unless_asked_and_only_what_is_shown_is_adapted(tiny):
     assert not any("audio" in name for name in seen)
     assert any("audio_tower" in name for name in both)
     with pytest.raises(ConfigError, match="no row shows anything"):
-        adapters.attach(load_model(folder, towers=True), LoraConfig(towers=True), 0)
+        adapters.attach(load_model(folder, towers=True), LoraConfig(towers=True), 0, shown=())
 
 
 @pytest.mark.parametrize("kind", tiny_media.KINDS)

@@ -266,3 +266,33 @@ def test_a_broken_verdict_is_a_data_error(tmp_path):
         evidence.read(tmp_path)
     assert evidence.read(Path("nowhere")) is None
     assert card.headline(None) == "Not evaluated."
+
+
+def test_a_full_fine_tune_is_registered_with_its_tensors(tmp_path):
+    """A training without an adapter: manifest, card, tags and files speak of what it left instead."""
+
+    def train(out, settings, machine, *, base, data):
+        (out / "tuned").mkdir()
+        (out / "tuned" / "model-00001-of-00001.safetensors").write_bytes(b"x" * 1000)
+        (out / "tuned" / "model.safetensors.index.json").write_text("{}")
+        (out / "tuned" / "tuned.json").write_text(json.dumps({"tensors": 7, "parameters": 4000}))
+        return {"loss": 0.2, "steps": 20.0}
+
+    config = runs.config(tmp_path, train={"tune": "full", "weights": "bf16"})
+    artifacts = runs.make(config, steps={"train": train})
+    out = artifacts["register"].path
+    body = json.loads((out / "manifest.json").read_text())
+    assert body["subject"]["adapter"] is None
+    assert body["subject"]["tuned"]["tensors"] == 7
+    assert body["subject"]["tuned"]["bytes"] == 1000
+    assert manifest.missing(body) == []
+    assert "tuned/model-00001-of-00001.safetensors" in body["subject"]["files"]
+    page = (out / "card.md").read_text()
+    assert "7 tensors (4,000 parameters) changed" in page
+    assert "PeftModel" not in page
+    assert "library_name: peft" not in page
+    tracking = profile.connect(config.machine)
+    version = tracking.client.get_model_version("support-nano", "1")
+    assert version.tags["tuned"] == artifacts["train"].digest[:12]
+    logged = tracking.client.get_logged_model(version.source.removeprefix("models:/"))
+    assert logged.model_type == "gemma4-full"

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from gemma_ops import __version__
-from gemma_ops.cli import dev, judging, looking, models, running, spending, synthesis, tasks
+from gemma_ops.cli import benching, dev, judging, looking, models, running, spending, synthesis, tasks
 from gemma_ops.errors import OpsError
 
 _INTERRUPTED = 130
@@ -31,6 +31,7 @@ app = typer.Typer(
 app.add_typer(running.app)
 app.add_typer(models.app)
 app.add_typer(looking.app)
+app.add_typer(benching.app)
 app.add_typer(spending.app)
 app.add_typer(dev.app)
 app.add_typer(synthesis.app)

@@ -14,6 +14,8 @@ from gemma_ops.config.kernels import KernelsConfig
 from gemma_ops.config.launch import LaunchConfig
 from gemma_ops.config.lora import LoraConfig
 from gemma_ops.config.machine import MachineConfig
+from gemma_ops.config.preference import PreferenceConfig
+from gemma_ops.config.reinforce import ReinforceConfig, RewardConfig
 from gemma_ops.config.run import RunConfig
 from gemma_ops.config.section import LOCATION, Name, Privacy, Section, Share
 from gemma_ops.config.synth import SynthConfig
@@ -34,9 +36,12 @@ __all__ = [
     "MergeConfig",
     "ModelConfig",
     "Name",
+    "PreferenceConfig",
     "Privacy",
     "QuantizeConfig",
     "RegisterConfig",
+    "ReinforceConfig",
+    "RewardConfig",
     "RunConfig",
     "Section",
     "Share",

@@ -27,8 +27,11 @@ class DataConfig(Section):
     """A Hub dataset id, instead of `path`."""
     split: str = "train"
     """Which split of a Hub data set or `datasets` folder."""
-    format: Literal["auto", "messages", "sharegpt", "alpaca", "prompt_completion", "gemini", "columns"] = "auto"
-    """Layout of a row; `auto` decides by the keys of the first rows."""
+    format: Literal[
+        "auto", "messages", "sharegpt", "alpaca", "prompt_completion", "gemini", "columns", "preference",
+        "openai_preference", "judged",
+    ] = "auto"  # fmt: skip
+    """Layout of a row; `auto` decides by the keys of the first rows. The last three hold answers that were compared or judged."""
     prompt: str | None = None
     """For `columns`: the user turn, with `{column}` placeholders."""
     completion: str | None = None

@@ -18,5 +18,6 @@ class KernelsConfig(Section):
     """`fused` shares one input among the adapters that read it and keeps no copies."""
     norms: Literal["fused", "eager"] = "fused"
     """`fused` keeps a norm's input and one number a token for the backward pass."""
-    compile: Literal["off", "regions"] = "off"
-    """`regions` compiles the parts of a layer around attention once per shape (a GPU and rows of one length)."""
+    compile: Literal["auto", "off", "regions"] = "auto"
+    """`regions` compiles what lies between a layer's products (fused norms, rotary embedding, GeGLU, softmax); `auto` does so
+    on a GPU, where each of them would be many kernels, and not on a CPU, where compiling takes longer than it saves."""

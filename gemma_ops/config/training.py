@@ -6,9 +6,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from gemma_ops.config import methods
 from gemma_ops.config.distill import DistillConfig
 from gemma_ops.config.kernels import KernelsConfig
 from gemma_ops.config.lora import LoraConfig
+from gemma_ops.config.preference import PreferenceConfig
+from gemma_ops.config.reinforce import ReinforceConfig
 from gemma_ops.config.section import Section
 
 
@@ -27,6 +30,10 @@ class TrainConfig(Section):
     """The teacher of `method: distill`."""
     kernels: KernelsConfig = KernelsConfig()
     """Faster forms of the same mathematics."""
+    preference: PreferenceConfig = PreferenceConfig()
+    """Learning from answers that somebody compared or judged."""
+    reinforce: ReinforceConfig = ReinforceConfig()
+    """Learning from rewards that are computed."""
     thinking: Literal["off", "on", "keep-empty-prefix"] = "off"
     """`on` asks for thoughts in training as at inference; `keep-empty-prefix` puts the empty thought before answers whatever the size."""
     loss_on: Literal["all", "last"] = "all"
@@ -36,11 +43,11 @@ class TrainConfig(Section):
     max_steps: Annotated[int, Field(ge=1)] | None = None
     """Optimizer steps in all."""
     batch: Annotated[int, Field(ge=1)] = 16
-    """Rows per optimizer step."""
+    """Rows per optimizer step; `grpo` and `rloo` draw `reinforce.generations` answers to each."""
     batch_tokens: Annotated[int, Field(ge=1)] | None = None
     """Tokens per optimizer step instead of a number of rows; needs `packing`."""
     micro_batch: Annotated[int, Field(ge=1)] = 4
-    """Rows per forward pass without `packing`; must divide `batch`. The result is the same up to rounding."""
+    """Rows (answers for `grpo` and `rloo`) per forward pass without `packing`; must divide `batch`. The result is the same up to rounding."""
     micro_tokens: Annotated[int, Field(ge=16)] | None = None
     """Tokens per forward pass with `packing`; null lets the plan decide. The result is the same up to rounding."""
     max_length: Annotated[int, Field(ge=16)] = 2048
@@ -48,7 +55,7 @@ class TrainConfig(Section):
     packing: bool = True
     """Compute the rows of a step end to end, isolated from each other, instead of padding them to one length."""
     learning_rate: Annotated[float, Field(gt=0)] | None = None
-    """Peak learning rate; null takes the size's default from the family table."""
+    """Peak learning rate; null takes the size's default from the family table, a tenth of it for `tune: full`, `dpo`, `kto`, `orpo`, `grpo` and `rloo`."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """Learning-rate schedule after warm-up."""
     warmup_share: Annotated[float, Field(ge=0, lt=1)] = 0.05
@@ -68,17 +75,17 @@ class TrainConfig(Section):
     samples: Annotated[int, Field(ge=0)] = 4
     """Validation prompts answered at each validation, into `samples.jsonl`."""
     early_stop: Annotated[int, Field(ge=1)] | None = None
-    """Stop after this many validations without a better loss."""
+    """Stop after this many validations without a better loss (`grpo`, `rloo`: reward)."""
     save_every: Annotated[int, Field(ge=1)] = 100
     """Steps between checkpoints a killed run resumes from; with `early_stop`, every validation makes one."""
     seed: Annotated[int, Field(ge=0)] = 7
     """Seed of initialisation, order and dropout."""
     trl: dict[str, bool | int | float | str | None] = Field(default_factory=dict)
-    """Any other `SFTConfig` key, checked against the installed TRL."""
+    """Any other key of the method's TRL configuration (`SFTConfig`, `DPOConfig`, …), checked against the installed TRL."""
 
     @model_validator(mode="after")
     def _batches(self) -> TrainConfig:
-        if not self.packing and self.batch % self.micro_batch:
+        if not self.packing and self.batch % self.micro_batch and self.method not in methods.REINFORCE:
             raise ValueError(f"train.micro_batch ({self.micro_batch}) must divide train.batch ({self.batch})")
         if self.batch_tokens and not self.packing:
             raise ValueError("train.batch_tokens needs train.packing")
@@ -92,6 +99,8 @@ class TrainConfig(Section):
             raise ValueError("train.tune full can't train 4-bit weights: set train.weights to bf16 or fp32")
         if self.early_stop and not self.eval_every:
             raise ValueError("train.early_stop needs train.eval_every")
+        if found := list(methods.problems(self)):
+            raise ValueError("; ".join(found))
         return self
 
 

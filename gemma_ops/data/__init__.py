@@ -4,12 +4,13 @@ chat.py        conversations to text and tokens, as Gemma 4 reads them; what car
 example.py     the contract of a row
 files.py       raw rows from jsonl, json, csv, tsv, parquet, `datasets` folders and the Hub (lines.py, tables.py)
 formats.py     layouts of a row; normal.py brings them into one spelling, importing.py joins the two
+preferences.py the same for answers that were compared or judged; answers.py makes them tokens
 dedup.py       exact and near duplicates (words.py, near.py)
 overlap.py     rows that also stand in an evaluation task (tasks.py)
 pii.py         personal data and secrets, by checksum and rule
 split.py       training and validation by hash of the group
 pipeline.py    the step `prepare`; card.py writes its report and card
-tokens.py      rows as token ids and labels; arrow.py puts them on disk
+tokens.py      rows as token ids and labels; arrow.py puts them on disk, answer_tables.py those of compared answers
 check.py       what `gemma-ops data check` shows (findings.py says what is wrong with a row, check_html.py draws it)
 """
 

@@ -47,6 +47,17 @@ def _write(path: Path, target: Path, tokenizer: Any, manner: Manner, max_length:
     return {"rows": kept, "cut": cut}
 
 
+def from_rows(rows: list[dict[str, list[int]]]) -> Any:
+    """Rows that are tokens already, `input_ids` and `labels`, as a `datasets.Dataset` in memory with the columns of `table`."""
+    import datasets
+
+    made = []
+    for row in rows:
+        scored = sum(label != NO_LOSS for label in row["labels"][1:])
+        made.append({**row, "length": len(row["input_ids"]), "weight": 1.0, "scored": float(scored)})
+    return datasets.Dataset.from_list(made, features=_features())
+
+
 def _features() -> Any:
     import datasets
 

@@ -68,6 +68,8 @@ def report(settings: DataConfig, facts: Facts, sources: list[dict[str, Any]]) ->
         "repaired": _ordered(facts.repaired),
         "near_duplicates": {"threshold": settings.near_duplicates, "first": facts.near_pairs},
         "same_prompt_other_answer": facts.conflicts,
+        "kinds": _ordered(facts.kinds),
+        "contradictions": facts.contradictions,
         "overlap": {
             "mode": settings.overlap,
             "tasks": [
@@ -110,7 +112,7 @@ def card(body: dict[str, Any]) -> str:
     lines += [f"| {item['name']} | {_number(item['bytes'])} | {_code(item['sha256'])} |" for item in body["sources"]]
     lines += [
         "",
-        f"Layout of a row: `{body['layout']}`.",
+        f"Layout of a row: `{body['layout']}`{_kinds(body['kinds'])}.",
         "",
         "## What became of the rows",
         "",
@@ -142,6 +144,11 @@ def card(body: dict[str, Any]) -> str:
             f"| {kind} | {item['shown']:,} | {item['files']:,} | {item['tokens']:,} |"
             for kind, item in body["media"].items()
         ]
+    if body["contradictions"]:
+        lines += [
+            "",
+            f"{body['contradictions']:,} rows want the answer that an earlier row to the same prompt rejects.",
+        ]
     if body["teachers"]:
         lines += [
             "",
@@ -156,7 +163,9 @@ def card(body: dict[str, Any]) -> str:
             for item in body["teachers"]
         ]
     share, by = body["split"]["valid_share"], body["split"]["group_by"]
-    alone = "rows of one source stay together" if body["teachers"] else "each row is its own group"
+    compared = body["kinds"].keys() - {"conversation"}
+    own = "rows with the same prompt stay together" if compared else "each row is its own group"
+    alone = "rows of one source stay together" if body["teachers"] else own
     alone += "; rows about one image or sound stay together" if body["media"] else ""
     how = f"rows with the same `{by}` stay together" if by else alone
     lines += [
@@ -173,6 +182,7 @@ def card(body: dict[str, Any]) -> str:
         "",
         "## Length in tokens",
         "",
+        *(("Each side of a pair counts by itself.", "") if "pair" in compared else ()),
         "| | rows | prompt p50 / p95 / max | completion p50 / p95 / max | tokens | with loss |",
         "|---|--:|--:|--:|--:|--:|",
     ]
@@ -215,6 +225,16 @@ def _overlap(overlap: dict[str, Any]) -> list[str]:
         count = f"not compared: {task['not_compared']}" if task["not_compared"] else f"{task['rows']:,}"
         lines.append(f"| {task['name']} | {task['questions']:,} | {count} |")
     return lines
+
+
+def _kinds(kinds: dict[str, int]) -> str:
+    """What the rows hold, where it isn't conversations alone."""
+    words = {"conversation": "conversations", "pair": "pairs of answers", "judged": "judged answers"}
+    return (
+        (": " + _counts({words[name]: count for name, count in kinds.items()}))
+        if kinds.keys() - {"conversation"}
+        else ""
+    )
 
 
 def _counts(counts: dict[str, int]) -> str:

@@ -30,18 +30,20 @@ class RowView:
     """One row as training sees it: `tokens` are (text, carries loss) in order, up to the cut; none when it can't be used.
 
     `loss` are the flags of the whole row. An image or a sound is one entry of `tokens`, with the soft tokens it takes;
-    `count` counts them all.
+    `count` counts them all. Where answers were compared, `tokens` is the prompt with the wanted answer and `rejected` with
+    the unwanted one, and `loss` has the flags of each whole conversation.
     """
 
     id: str
     source: str
     tokens: list[Token]
     findings: list[Finding]
-    loss: list[bool] = field(default_factory=list)
+    loss: list[list[bool]] = field(default_factory=list)
     truncated: bool = False
     count: int = 0
     shown: tuple[tuple[str, int], ...] = ()
     """Kind and soft tokens of each image and sound."""
+    rejected: list[Token] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,14 @@ class CheckResult:
                     "tokens": row.count,
                     "with_loss": sum(loss for _, loss in row.tokens),
                     **({"media": [list(item) for item in row.shown]} if row.shown else {}),
+                    **(
+                        {
+                            "rejected_tokens": len(row.rejected),
+                            "rejected_with_loss": sum(loss for _, loss in row.rejected),
+                        }
+                        if row.rejected
+                        else {}
+                    ),
                 }
                 for row in self.rows
             ],
@@ -134,7 +144,8 @@ def check_rows(items: list[Imported], context: Context) -> CheckResult:
         views.append(view)
         totals.update({found.code for found in view.findings})
         if item.example is not None and view.loss:
-            lengths.add(view.loss)
+            for loss in view.loss:
+                lengths.add(loss)
             privacy[item.example["privacy"]] += 1
     levels = {found.code: _LEVELS.index(found.level) for view in views for found in view.findings}
     ordered = dict(sorted(totals.items(), key=lambda pair: (levels[pair[0]], -pair[1], pair[0])))
@@ -149,16 +160,22 @@ def _view(item: Imported, context: Context) -> RowView:
     if item.example is None:
         return RowView("rejected", where, [], [finding(item.code, "rejected", where, item.reason)])
     row = item.example["id"]
-    encoded, findings = look(item.example, context)
+    sides, findings = look(item.example, context)
     findings += [finding(code, row, where) for code in sorted(set(item.notes))]
     if item.pii:
         findings.append(finding("pii", row, where, ", ".join(sorted(item.pii))))
-    if encoded is None:
+    if not sides:
         return RowView(row, where, [], findings)
-    seen = encoded.cut(context.max_length)
-    shown = tuple((block.kind, block.end - block.start - 2) for block in encoded.blocks)
-    texts = token_texts(context.tokenizer, seen)
-    return RowView(row, where, texts, findings, encoded.loss, seen.truncated, len(seen.ids), shown)
+    seen = {name: encoded.cut(context.max_length) for name, encoded in sides.items()}
+    texts = {name: token_texts(context.tokenizer, encoded) for name, encoded in seen.items()}
+    main = next((name for name in seen if name != "rejected"), "rejected")
+    return RowView(
+        row, where, texts[main] if main != "rejected" else [], findings,
+        [encoded.loss for encoded in sides.values()], any(encoded.truncated for encoded in seen.values()),
+        len(seen[main].ids) if main != "rejected" else 0,
+        tuple((block.kind, block.end - block.start - 2) for block in next(iter(sides.values())).blocks),
+        texts.get("rejected", []),
+    )  # fmt: skip
 
 
 def token_texts(tokenizer: Tokenizer, encoded: Encoded) -> list[Token]:

@@ -23,6 +23,7 @@ td.text { text-align: left; } .wide { width: 100%; }
 .error { color: var(--error); } .warning { color: var(--warning); } .note { color: var(--soft); }
 article { background: var(--card); border: 1px solid var(--line); border-radius: .6rem; padding: .9rem 1rem; margin: 1rem 0; }
 article h3 { margin: 0; font: 500 .85rem ui-monospace, monospace; color: var(--soft); overflow-wrap: anywhere; }
+article h4 { margin: .7rem 0 0; font: 500 .85rem system-ui, sans-serif; }
 article ul { margin: .4rem 0 0; padding-left: 1.1rem; font-size: .9rem; }
 .tokens { font: .85rem/1.75 ui-monospace, SFMono-Regular, Menlo, monospace; white-space: pre-wrap; overflow-wrap: anywhere; margin-top: .6rem; }
 .tokens span { border-radius: .2rem; padding: .1em 0; } .tokens span:nth-child(odd) { background: var(--plain-bg); }
@@ -75,11 +76,17 @@ def _findings(result: CheckResult) -> str:
 
 def _row(row: RowView) -> str:
     findings = "".join(f"<li class={item.level}>{escape(item.what)}</li>" for item in row.findings)
-    tokens = "".join(f"<span{' class=loss' if loss else ''}>{_visible(text)}</span>" for text, loss in row.tokens)
     listed = f"<ul>{findings}</ul>" if findings else ""
-    return (
-        f"<article><h3>{escape(row.source)} · {escape(row.id)}</h3>{listed}<div class=tokens>{tokens}</div></article>"
-    )
+    shown = _tokens(row.tokens)
+    if row.rejected:
+        wanted = f"<h4>chosen</h4>{shown}" if row.tokens else ""
+        shown = f"{wanted}<h4>rejected</h4>{_tokens(row.rejected)}"
+    return f"<article><h3>{escape(row.source)} · {escape(row.id)}</h3>{listed}{shown}</article>"
+
+
+def _tokens(tokens: list[tuple[str, bool]]) -> str:
+    spans = "".join(f"<span{' class=loss' if loss else ''}>{_visible(text)}</span>" for text, loss in tokens)
+    return f"<div class=tokens>{spans}</div>"
 
 
 def _visible(text: str) -> str:

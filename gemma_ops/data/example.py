@@ -1,5 +1,8 @@
 """The Example: one conversation, with an id, where it comes from, and who may see it.
 
+Where answers were compared or judged, `messages` is the prompt they share, `chosen` the answer that is wanted and
+`rejected` the one that is not: a pair has both, a judged answer one of them.
+
 An id is the digest of what is trained on, so a row keeps its id wherever it is imported from. Privacy only tightens on
 the way: a row can be stricter than its data set, never laxer. Files are JSON Lines, written whole or not at all.
 """
@@ -14,12 +17,16 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from gemma_ops.config import Privacy
+from gemma_ops.config import Privacy, methods
+from gemma_ops.config.methods import Kind
 from gemma_ops.durable import whole
 from gemma_ops.errors import DataError
 
 # From the strictest: may not leave the machine, may go to a paid service, may go anywhere.
 PRIVACY: tuple[Privacy, ...] = get_args(Privacy)
+SIDES = ("chosen", "rejected")
+TURNS = ("messages", *SIDES)
+"""Fields of a row that hold messages."""
 
 
 class Function(BaseModel):
@@ -94,6 +101,8 @@ class Example(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     id: str
     messages: list[Message]
+    chosen: list[Message] | None = None
+    rejected: list[Message] | None = None
     tools: list[dict[str, Any]] | None = None
     source: str
     privacy: Privacy
@@ -102,11 +111,10 @@ class Example(BaseModel):
 
     def plain(self) -> dict[str, Any]:
         """The row as JSON, keys in the order of the contract, absent ones left out (a null argument stays)."""
-        row = self.model_dump(mode="json", exclude={"messages"})
-        messages = [message.model_dump(mode="json", exclude_unset=True) for message in self.messages]
+        row = self.model_dump(mode="json", exclude=set(TURNS))
         found = {
             "id": row["id"],
-            "messages": [{key: value for key, value in message.items() if value is not None} for message in messages],
+            **{key: _plain(getattr(self, key)) for key in TURNS},
             "tools": row["tools"],
             "source": row["source"],
             "privacy": row["privacy"],
@@ -116,9 +124,69 @@ class Example(BaseModel):
         return {key: value for key, value in found.items() if value is not None}
 
 
-def content_id(messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> str:
-    """BLAKE2b-128 (hex) of the canonical JSON of what is trained on: sorted keys, no spaces, UTF-8."""
+def _plain(messages: list[Message] | None) -> list[dict[str, Any]] | None:
+    if messages is None:
+        return None
+    plain = [message.model_dump(mode="json", exclude_unset=True) for message in messages]
+    return [{key: value for key, value in message.items() if value is not None} for message in plain]
+
+
+def kind(row: dict[str, Any]) -> Kind:
+    """What stands in a row."""
+    answers = sum(row.get(side) is not None for side in SIDES)
+    return ("conversation", "judged", "pair")[answers]  # type: ignore[return-value]
+
+
+_WORDS: dict[Kind, str] = {"conversation": "conversations", "pair": "pairs of answers", "judged": "judged answers"}
+_FIX: dict[Kind, str] = {
+    "pair": "give pairs (`prompt`, `chosen`, `rejected`), or train with sft (conversations) or kto (judged answers)",
+    "judged": "give judged answers (`prompt`, `completion`, `label`) or pairs, or train with sft",
+    "conversation": "give conversations, or train with dpo, orpo or reward (pairs) or kto (judged answers)",
+}
+
+
+def check_kind(row: dict[str, Any], method: str | None, where: str) -> None:
+    """Raises DataError when a method can't learn from what a row holds; None stands for those of given answers."""
+    found, wanted = kind(row), methods.rows(method or "")
+    if found not in wanted:
+        who = f"train.method {method}" if method else "this training"
+        raise DataError(
+            f"{where} holds {_WORDS[found]}, and {who} learns from " + " or ".join(_WORDS[name] for name in wanted),
+            _FIX[wanted[0]],
+        )
+
+
+def conversations(row: dict[str, Any]) -> list[list[dict[str, Any]]]:
+    """The conversations in a row: one, or the prompt with each of its answers, the wanted one first."""
+    if kind(row) == "conversation":
+        return [row["messages"]]
+    return [row["messages"] + row[side] for side in SIDES if row.get(side) is not None]
+
+
+def swapped(row: dict[str, Any]) -> dict[str, Any]:
+    """The row that says the opposite: the wanted answer unwanted and the other way round."""
+    other = {key: value for key, value in row.items() if key not in SIDES}
+    return other | {there: row[here] for here, there in zip(SIDES, SIDES[::-1], strict=True) if here in row}
+
+
+def asked(row: dict[str, Any]) -> tuple[list[dict[str, Any]], str]:
+    """The messages up to a row's last answer, and the text of that answer (of the wanted one, where answers were compared)."""
+    messages = row["messages"]
+    if kind(row) != "conversation":
+        return messages, (row.get("chosen") or row["rejected"])[-1].get("content") or ""
+    last = max(index for index, message in enumerate(messages) if message["role"] == "assistant")
+    return messages[:last], messages[last].get("content") or ""
+
+
+def content_id(
+    messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None, **answers: list[dict[str, Any]] | None
+) -> str:
+    """BLAKE2b-128 (hex) of the canonical JSON of what is trained on: sorted keys, no spaces, UTF-8.
+
+    `answers` are `chosen` and `rejected`, where the row has them.
+    """
     body = {"messages": messages, "tools": tools or []}
+    body |= {side: answer for side, answer in answers.items() if answer is not None}
     text = json.dumps(body, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 

@@ -26,6 +26,7 @@ class Facts:
     near_duplicates: int = 0
     near_pairs: list[dict[str, Any]] = field(default_factory=list)
     conflicts: int = 0
+    contradictions: int = 0
     pii: Counter[str] = field(default_factory=Counter)
     pii_rows: list[str] = field(default_factory=list)
     pii_count: int = 0
@@ -44,6 +45,8 @@ class Facts:
     """Their files."""
     lengths: dict[str, Lengths] = field(default_factory=lambda: {"train": Lengths(), "valid": Lengths()})
     rows: Counter[str] = field(default_factory=Counter)
+    kinds: Counter[str] = field(default_factory=Counter)
+    """Rows that are trained on or validated with, by what stands in them."""
 
     def show(self, messages: list[dict[str, Any]], senses: Senses) -> None:
         """Count what the conversation of a kept row shows."""

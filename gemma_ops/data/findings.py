@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 
 from gemma_ops.data import chat
 from gemma_ops.data.encoded import Encoded
+from gemma_ops.data.example import SIDES
 from gemma_ops.errors import DataError
 from gemma_ops.family.media import Senses
 
@@ -79,31 +80,50 @@ class Context:
     """What it takes besides text."""
 
 
-def look(example: dict[str, Any], context: Context) -> tuple[Encoded | None, list[Finding]]:
-    """The whole row as tokens (None when it can't be rendered) and its findings, in the order of `CODES`."""
+def look(example: dict[str, Any], context: Context) -> tuple[dict[str, Encoded], list[Finding]]:
+    """The whole row as tokens (none when it can't be rendered) and its findings, in the order of `CODES`.
+
+    A conversation is called `messages`; of compared answers each is there with its prompt, under the name of its side,
+    and what is found on the unwanted side says so.
+    """
     row, where = example["id"], example["source"]
-    messages, tools = example["messages"], example.get("tools")
-    found = dict.fromkeys(_in_messages(messages))
-    details: dict[str, str] = {}
-    try:
-        rendered = chat.render(messages, tools, empty_thought=context.empty_thought)
-        whole = chat.encode(
-            context.tokenizer, messages, tools, empty_thought=context.empty_thought, senses=context.senses
-        )
-    except DataError as error:
-        return None, [finding("not_rendered", row, where, error.what)]
-    encoded = whole.cut(context.max_length)
-    found |= dict.fromkeys(_in_tokens(encoded, context.tokenizer))
-    if chat.straddling(whole.offsets, rendered.spans):
-        found["boundary_in_token"] = None
-    if mismatch := _prefix_mismatch(messages, tools, whole, context):
-        found["prefix_mismatch"] = None
-        details["prefix_mismatch"] = mismatch
-    if context.template is not None and (difference := _template_difference(messages, tools, context.template)):
-        found["template_differs"] = None
-        details["template_differs"] = difference
+    prompt = example["messages"]
+    sides = {side: prompt + example[side] for side in SIDES if example.get(side) is not None} or {"messages": prompt}
+    encoded: dict[str, Encoded] = {}
+    found: dict[str, str] = {}
+    for side, messages in sides.items():
+        try:
+            encoded[side], here = _look(messages, example.get("tools"), context, prompt if side in SIDES else None)
+        except DataError as error:
+            return {}, [finding("not_rendered", row, where, error.what)]
+        for code, detail in here.items():
+            found.setdefault(code, f"rejected: {detail}".rstrip(": ") if side == "rejected" else detail)
     order = list(CODES)
-    return whole, [finding(code, row, where, details.get(code, "")) for code in sorted(found, key=order.index)]
+    return encoded, [finding(code, row, where, found[code]) for code in sorted(found, key=order.index)]
+
+
+def _look(
+    messages: list[dict[str, Any]],
+    tools: list[dict[str, Any]] | None,
+    context: Context,
+    prompt: list[dict[str, Any]] | None,
+) -> tuple[Encoded, dict[str, str]]:
+    """One conversation as tokens, and what is found, each code with its detail; loss before the end of `prompt` is none."""
+    found = dict.fromkeys(_in_messages(messages), "")
+    rendered = chat.render(messages, tools, empty_thought=context.empty_thought)
+    manner: dict[str, Any] = {"empty_thought": context.empty_thought, "senses": context.senses}
+    whole = chat.encode(context.tokenizer, messages, tools, **manner)
+    if prompt is not None:
+        start = len(chat.prompt_ids(context.tokenizer, prompt, tools, **manner))
+        whole = replace(whole, loss=[loss and index >= start for index, loss in enumerate(whole.loss)])
+    found |= dict.fromkeys(_in_tokens(whole.cut(context.max_length), context.tokenizer), "")
+    if chat.straddling(whole.offsets, rendered.spans):
+        found["boundary_in_token"] = ""
+    if mismatch := _prefix_mismatch(messages, tools, whole, context):
+        found["prefix_mismatch"] = mismatch
+    if context.template is not None and (difference := _template_difference(messages, tools, context.template)):
+        found["template_differs"] = difference
+    return whole, found
 
 
 def _in_messages(messages: list[dict[str, Any]]) -> Iterator[str]:

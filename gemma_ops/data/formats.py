@@ -1,7 +1,8 @@
 """Layouts of a row: OpenAI messages, ShareGPT, Alpaca, prompt/completion, Gemini tuning, or columns filled into a text.
 
 Each function takes one raw row and returns `(messages, tools)` as its author wrote them; `normal.conversation` then
-brings them into one spelling. `detect` looks at the keys of the first rows, never at the file's name.
+brings them into one spelling. Rows with answers that were compared or judged are read by `preferences.py`. `detect` looks
+at the keys of the first rows, never at the file's name.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from functools import lru_cache
 from typing import Any
 
 from gemma_ops.config import DataConfig
+from gemma_ops.data import preferences
 from gemma_ops.data.example import parse
 from gemma_ops.data.rowerror import RowError
 from gemma_ops.errors import DataError
@@ -39,6 +41,12 @@ def detect(rows: Sequence[Row]) -> str:
 
 
 def _layout(row: Row) -> str | None:
+    if row.get("chosen") is not None or row.get("rejected") is not None:
+        return "preference"
+    if "preferred_output" in row:
+        return "openai_preference"
+    if "completion" in row and isinstance(row.get("label"), bool):
+        return "judged"
     turns = row.get("conversations", row.get("conversation"))
     first = turns[0] if isinstance(turns, list) and turns and isinstance(turns[0], dict) else {}
     if isinstance(row.get("messages"), list) or "role" in first:
@@ -54,8 +62,11 @@ def _layout(row: Row) -> str | None:
     return None
 
 
-def reader(layout: str, settings: DataConfig) -> Callable[[Row], Raw]:
-    """The function that reads rows of a layout. Raises DataError when `columns` has no templates."""
+def reader(layout: str, settings: DataConfig) -> Callable[[Row], Any]:
+    """The function that reads rows of a layout: into `Raw`, or `Compared` where answers were compared or judged.
+
+    Raises DataError when `columns` has no templates.
+    """
     if layout == "columns":
         if settings.prompt is None or settings.completion is None:
             raise DataError("data.format is columns, but there are no templates", "set data.prompt and data.completion")
@@ -66,6 +77,9 @@ def reader(layout: str, settings: DataConfig) -> Callable[[Row], Raw]:
         "alpaca": alpaca,
         "prompt_completion": prompt_completion,
         "gemini": gemini,
+        "preference": preferences.preference,
+        "openai_preference": preferences.openai_preference,
+        "judged": preferences.judged,
     }[layout]
 
 

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gemma_ops.config import DataConfig
-from gemma_ops.data import formats, parts, pii
-from gemma_ops.data.example import PRIVACY, content_id, stricter
+from gemma_ops.config.methods import Kind
+from gemma_ops.data import example, formats, parts, pii
+from gemma_ops.data.example import PRIVACY, SIDES, TURNS, content_id, kind, stricter
 from gemma_ops.data.files import RawRow, read
 from gemma_ops.data.media import Shelf
 from gemma_ops.data.normal import conversation
+from gemma_ops.data.preferences import Compared, compared
 from gemma_ops.data.rowerror import RowError
 from gemma_ops.errors import DataError
 from gemma_ops.family.media import Senses
@@ -42,10 +44,12 @@ class Imported:
 class Importer:
     """Reads a source once. `layout` is known after the first row was asked for.
 
-    `senses` is what the model takes besides text; `out` the folder below which images and sounds are kept.
+    `senses` is what the model takes besides text, None to take everything; `out` the folder below which images and sounds are kept.
     """
 
-    def __init__(self, source: Path | None, settings: DataConfig, senses: Senses, *, out: Path | None = None) -> None:
+    def __init__(
+        self, source: Path | None, settings: DataConfig, senses: Senses | None, *, out: Path | None = None
+    ) -> None:
         self.settings = settings
         self.layout = ""
         root = source.parent if source is not None and source.is_file() else source
@@ -85,11 +89,22 @@ class Importer:
             return settings.format
         return formats.detect(values) if values else "none"
 
-    def _example(self, raw: RawRow, row: dict[str, Any], read_row: Callable[[dict[str, Any]], formats.Raw]) -> Imported:
+    def _example(self, raw: RawRow, row: dict[str, Any], read_row: Callable[[dict[str, Any]], Any]) -> Imported:
         # A template names the columns it wants, an image beside it may be there for another reason.
-        given = parts.columns(row) if self.layout != "columns" or self._tagged else []
-        messages, tools, notes = conversation(*read_row(row), system=self.settings.system, media=given)
-        messages = self._shelf.store(messages)
+        beside = parts.columns(row) if self.layout != "columns" or self._tagged else []
+        given = read_row(row)
+        if isinstance(given, Compared):
+            turns, notes = compared(given, system=self.settings.system)
+            if beside or any(parts.media_of(messages) for messages in example.conversations(turns)):
+                raise RowError(
+                    "compared_media", "the row compares answers about images or audio, which no method learns from"
+                )
+        else:
+            messages, tools, notes = conversation(*given, system=self.settings.system, media=beside)
+            turns = {"messages": messages, "tools": tools}
+        for name in TURNS:
+            if name in turns:
+                turns[name] = self._shelf.store(turns[name])
         found: Counter[str] = Counter()
         if self.settings.pii != "off":
             masking = self.settings.pii == "mask"
@@ -99,20 +114,33 @@ class Importer:
                 found.update(item.kind for item in findings)
                 return pii.mask_findings(text, findings) if masking and findings else text
 
-            messages = [{key: _scan(key, value, look) for key, value in message.items()} for message in messages]
-        example = {
-            "id": content_id(messages, tools),
-            "messages": messages,
-            "tools": tools,
+            for name in TURNS:
+                if name in turns:
+                    turns[name] = [
+                        {key: _scan(key, value, look) for key, value in turn.items()} for turn in turns[name]
+                    ]
+        answers = {side: turns.get(side) for side in SIDES}
+        weight = _weight(row.get("weight"))
+        if weight is not None and any(answers.values()):
+            raise RowError("answer_weight", "compared and judged answers can't be weighted: leave `weight` out")
+        made = {
+            "id": content_id(turns["messages"], turns["tools"], **answers),
+            "messages": turns["messages"],
+            **answers,
+            "tools": turns["tools"],
             "source": raw.source,
             "privacy": self._privacy(row),
             "group": self._group(row),
-            "weight": _weight(row.get("weight")),
+            "weight": weight,
         }
-        # Rows about one picture stay together: else validation would ask about what was trained on.
-        seen = parts.media_of(messages)
-        example["group"] = example["group"] or (Path(seen[0]["path"]).stem[:32] if seen else example["id"])
-        return Imported(raw, {key: value for key, value in example.items() if value is not None}, tuple(notes), found)
+        if not made["group"]:
+            # Answers to one prompt, and rows about one picture, stay on one side of the split: else validation would ask
+            # about what was trained on.
+            seen = parts.media_of(turns["messages"])
+            prompted = any(answers.values())
+            own = content_id(turns["messages"], turns["tools"]) if prompted else made["id"]
+            made["group"] = Path(seen[0]["path"]).stem[:32] if seen else own
+        return Imported(raw, {key: value for key, value in made.items() if value is not None}, tuple(notes), found)
 
     def _privacy(self, row: dict[str, Any]) -> str:
         own = _meta(row, "privacy")
@@ -131,6 +159,12 @@ class Importer:
         if value is None or isinstance(value, dict | list) or value == "":
             raise RowError("no_group", f"the row has no value for data.group_by ({self.settings.group_by})")
         return str(value)
+
+
+def kinds(source: Path, settings: DataConfig, limit: int = _PEEK) -> Counter[Kind]:
+    """What the first rows of a source hold, by kind; rows that can't be used don't count. Raises like `Importer`."""
+    items = itertools.islice(Importer(source, settings, None), limit)
+    return Counter(kind(item.example) for item in items if item.example is not None)
 
 
 class Teacher(NamedTuple):

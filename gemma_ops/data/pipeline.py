@@ -25,6 +25,7 @@ from gemma_ops.data.importing import Imported, Importer, Teacher, teacher_of
 from gemma_ops.data.overlap import Overlap
 from gemma_ops.data.split import Split
 from gemma_ops.data.tasks import names, read_task, user_texts
+from gemma_ops.data.tokens import loss_flags
 from gemma_ops.data.words import Boilerplate, Hashes, hashes
 from gemma_ops.durable import whole
 from gemma_ops.errors import DataError
@@ -76,9 +77,10 @@ def prepare(
                 row["privacy"] = example.stricter(row["privacy"], first.tightened[number])
             side = "valid" if split.is_valid(row["group"]) else "train"
             (valid if side == "valid" else train).write(example.line(row) + "\n")
-            encoded = chat.encode(tokenizer, row["messages"], row.get("tools"), empty_thought=prefills, senses=senses)
-            facts.lengths[side].add(encoded.loss)
+            for loss in loss_flags(tokenizer, row, empty_thought=prefills, senses=senses):
+                facts.lengths[side].add(loss)
             facts.show(row["messages"], senses)
+            facts.kinds[example.kind(row)] += 1
             facts.privacy[row["privacy"]] += 1
             facts.rows[side] += 1
             if number in first.taught:
@@ -151,9 +153,12 @@ class _FirstPass:
         self._kept[key] = len(self._kept)
         if teacher := teacher_of(item.raw.value or {}):
             self.taught[self._kept[key]] = teacher
-        prompt = prompt_key(row)
-        self.facts.conflicts += prompt in self._prompts
-        self._prompts.add(prompt)
+        if example.kind(row) == "conversation":
+            prompt = prompt_key(row)
+            self.facts.conflicts += prompt in self._prompts
+            self._prompts.add(prompt)
+        else:
+            self.facts.contradictions += exact_key(example.swapped(row)) in self._kept
         # The rows with the smallest ids: the same sample in whatever order the files are.
         texts = [hashes(text) for text in user_texts(row["messages"])]
         heapq.heappush(self._sample, (-int(row["id"], 16), [_ends(text) for text in texts]))

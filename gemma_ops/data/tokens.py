@@ -10,6 +10,7 @@ from typing import Any, Literal
 from tokenizers import Tokenizer
 
 from gemma_ops.data import chat, example
+from gemma_ops.data.answers import encode_answers
 from gemma_ops.data.parts import media_of
 from gemma_ops.errors import DataError
 from gemma_ops.family.media import Senses
@@ -55,10 +56,11 @@ def encode_rows(
 
     `labels` repeats `input_ids` where there is loss and is -100 elsewhere. A row longer than `max_length` tokens is cut
     at its end, which may leave it without any loss. `media` are the images and sounds that are left, each its stored part
-    with the `start` and `end` of its tokens. Raises DataError naming file and line of a row that can't be
-    rendered.
+    with the `start` and `end` of its tokens. Raises DataError naming file and line of a row that can't be rendered, or
+    whose answers were compared or judged.
     """
     for number, row in enumerate(example.read_rows(path), 1):
+        example.check_kind(row, None, f"{path}:{number}")
         try:
             encoded = chat.encode(
                 tokenizer,
@@ -81,6 +83,17 @@ def encode_rows(
                 for part, block in zip(media_of(row["messages"]), encoded.blocks, strict=False)
             ],
         }
+
+
+def loss_flags(
+    tokenizer: Tokenizer, row: dict[str, Any], *, empty_thought: bool, senses: Senses | None = None
+) -> list[list[bool]]:
+    """Which tokens carry loss, for each conversation in a row: of compared answers the wanted one comes first."""
+    if example.kind(row) == "conversation":
+        manner: dict[str, Any] = {"empty_thought": empty_thought, "senses": senses}
+        return [chat.encode(tokenizer, row["messages"], row.get("tools"), **manner).loss]
+    encoded = encode_answers(tokenizer, row, empty_thought=empty_thought)
+    return [[False] * len(encoded.prompt) + answer.loss for answer in encoded.answers.values()]
 
 
 @dataclass

@@ -16,8 +16,8 @@ from gemma_ops import digest
 from gemma_ops.answer import Answer, End
 from gemma_ops.durable import write_text
 from gemma_ops.errors import DataError
-from gemma_ops.evaluation.metrics.base import Row
 from gemma_ops.keyed import KeyedFile
+from gemma_ops.metrics.base import Row
 
 FILE = "answers.jsonl"
 JUDGED = "judge"

@@ -12,8 +12,8 @@ from gemma_ops.data.parts import media_of, text_of
 from gemma_ops.errors import ConfigError
 from gemma_ops.evaluation import answers
 from gemma_ops.evaluation.answers import AnswerFile, Stored
-from gemma_ops.evaluation.metrics.base import Row
 from gemma_ops.evaluation.task import Task
+from gemma_ops.metrics.base import Row
 from gemma_ops.targets.base import HERE, Target, guard, reads
 
 _PART = 1000

@@ -17,9 +17,9 @@ from gemma_ops.data.media import Shelf, of_question
 from gemma_ops.data.parts import media_of, text_of
 from gemma_ops.data.rowerror import RowError
 from gemma_ops.errors import DataError
-from gemma_ops.evaluation.metrics.base import Row
-from gemma_ops.evaluation.metrics.parse import Unreadable, parse
 from gemma_ops.evaluation.taskfile import SliceSpec, TaskFile
+from gemma_ops.metrics.base import Row
+from gemma_ops.metrics.parse import Unreadable, parse
 
 _HOLE = re.compile(r"\{\{|\}\}|\{([^{}]*)\}")
 _SHOWN = frozenset({"image", "images", "audio", "audios"})

@@ -13,9 +13,9 @@ from typing import Any
 from gemma_ops.data.media import bytes_of
 from gemma_ops.evaluation.answers import Stored
 from gemma_ops.evaluation.markup import chip, escape, short
-from gemma_ops.evaluation.metrics.base import Row, Scored
-from gemma_ops.evaluation.metrics.parse import Unreadable, dump, parse
 from gemma_ops.evaluation.scoring import Graded
+from gemma_ops.metrics.base import Row, Scored
+from gemma_ops.metrics.parse import Unreadable, dump, parse
 from gemma_ops.targets.spec import QUANTIZED
 
 _LONG = 1500

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from gemma_ops.evaluation.answers import Stored
-from gemma_ops.evaluation.metrics.base import Row, Scored
 from gemma_ops.evaluation.task import Task
+from gemma_ops.metrics.base import Row, Scored
 
 FILE = "scores.jsonl"
 FAILED = ("blocked", "error")

@@ -13,9 +13,9 @@ from gemma_ops.data.media import Shelf
 from gemma_ops.data.parts import media_of
 from gemma_ops.errors import ConfigError, DataError
 from gemma_ops.evaluation import rows as rowfiles
-from gemma_ops.evaluation.metrics.base import Row, Scored, Scorer
 from gemma_ops.evaluation.question import question, renamed
 from gemma_ops.evaluation.taskfile import TaskFile, read
+from gemma_ops.metrics.base import Row, Scored, Scorer
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 from gemma_ops import yamlplaces
 from gemma_ops.config import Name, Privacy, Section
 from gemma_ops.errors import ConfigError
-from gemma_ops.evaluation.metrics import AnyMetric, by_id
+from gemma_ops.metrics import AnyMetric, by_id
 from gemma_ops.yamlplaces import Key
 
 

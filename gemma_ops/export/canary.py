@@ -1,7 +1,7 @@
 """Does the merged model differ from its base, and is it what the adapter made of the base?
 
 The canary catches the merge that did nothing: an adapter whose names matched nothing, or one that was never trained.
-Beside it, the base with the adapter attached by PEFT is asked the same prompts: it must agree with the merged model up
+Beside it, the base with the adapter attached by PEFT (or with a full fine-tune's tensors) is asked the same prompts: it must agree with the merged model up
 to rounding, which catches a merge that did something else.
 """
 
@@ -18,8 +18,9 @@ from gemma_ops.config import MachineConfig
 from gemma_ops.data import chat
 from gemma_ops.data.parts import media_of
 from gemma_ops.errors import GateError
+from gemma_ops.export import replacing
 from gemma_ops.export.prompts import Row, before_answer
-from gemma_ops.modeling import adapters, generate
+from gemma_ops.modeling import adapters, full, generate
 from gemma_ops.modeling.load import load_model, load_tokenizer, pick_device
 from gemma_ops.modeling.media import Perceiver, Seen, join
 
@@ -63,9 +64,17 @@ class Found:
 
 
 def run(
-    base: Path, merged: Path, adapter: Path, chosen: list[Row], machine: MachineConfig, *, data: Path | None = None
+    base: Path,
+    merged: Path,
+    adapter: Path,
+    chosen: list[Row],
+    machine: MachineConfig,
+    *,
+    data: Path | None = None,
+    towers: tuple[bool, bool] = (False, False),
 ) -> Found:
-    """Ask base, base with adapter, and merged model the same prompts; one model in memory at a time.
+    """Ask base, base with adapter, and merged model the same prompts; one model in memory at a time. `towers`: whether
+    any, and whether all, of what changed lies in them; prompts of text can't show the latter.
 
     Models come with their towers where a row shows something (its files lie below `data`), or where the adapter reaches
     into them. Raises ModelError when the merged folder does not load without missing keys, GateError when it agrees with the base
@@ -76,12 +85,13 @@ def run(
     perceiver = Perceiver(merged)
     prompts = [_prompt(tokenizer, row, thought, perceiver, data) for row in chosen]
     device = pick_device(machine.device, base)
-    towers = any(one.seen for one in prompts) or adapters.reaches_towers(adapter)
-    model = load_model(base, device=device, towers=towers)
+    shows = any(one.seen for one in prompts)
+    model = load_model(base, device=device, towers=towers[0] or shows)
     before, answers = _logits(model, prompts), _answers(model, tokenizer, prompts)
-    attached = _logits(adapters.load(model, adapter), prompts)
-    del model
-    model = load_model(merged, device=device, towers=towers)
+    tuned = full.load(model, adapter, base) if replacing.is_full(adapter) else adapters.load(model, adapter)
+    attached = _logits(tuned, prompts)
+    del model, tuned
+    model = load_model(merged, device=device, towers=towers[0] or shows)
     after = _logits(model, prompts)
     found = Found(
         float((after - before).abs().max()),
@@ -93,7 +103,7 @@ def run(
         ],
     )
     journal.record(event="canary", **found.metrics())
-    if found.max_logit_change == 0:
+    if found.max_logit_change == 0 and not towers[1]:
         raise GateError(
             f"the merged model answers {len(prompts)} prompts exactly as the base does",
             "the adapter has no effect: train longer, and check that it was trained on this base",

@@ -1,45 +1,23 @@
 """A Hugging Face checkpoint folder read as a stream: which tensors lie where, and their bytes, one slice at a time.
 
 Merging and converting must work on models larger than memory, and must say plainly when a folder is incomplete (a
-download cut short is the usual cause). safetensors is simple enough to read directly: eight bytes of header length, a
-JSON header with dtype, shape and byte range of each tensor, then the data
-(https://huggingface.co/docs/safetensors#format). Knowing the byte ranges lets `merge` copy what does not change.
+download cut short is the usual cause). Knowing the byte ranges (`modeling.shards`) lets `merge` copy what does not change.
 """
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from gemma_ops.errors import ModelError
+from gemma_ops.modeling.shards import DTYPES, FETCH_AGAIN, SIZES, Entry, read, read_headers, read_range
 from gemma_ops.modeling.source import check_shards, read_config
 
 INDEX = "model.safetensors.index.json"
-FETCH_AGAIN = "fetch or copy the model again: the folder must hold every shard, whole"
-DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One tensor in a file: `start` and `stop` are byte offsets from the beginning of the file."""
-
-    name: str
-    file: Path
-    dtype: str
-    shape: tuple[int, ...]
-    start: int
-    stop: int
-
-    @property
-    def parameters(self) -> int:
-        return math.prod(self.shape)
 
 
 class Checkpoint:
@@ -54,16 +32,13 @@ class Checkpoint:
         self.config = read_config(folder)
         self.text: dict[str, Any] = self.config.get("text_config") or self.config
         self.shards = check_shards(folder)
-        self.entries: dict[str, Entry] = {}
-        for shard in self.shards:
-            self.entries |= {entry.name: entry for entry in read_header(shard)}
+        self.entries: dict[str, Entry] = read_headers(self.shards)
         self._check_index()
         self._check_plain()
 
     def read(self, name: str) -> torch.Tensor:
         """The whole tensor, in its stored dtype."""
-        entry = self.entries[name]
-        return read_range(entry, entry.start, entry.stop).reshape(entry.shape)
+        return read(self.entries[name])
 
     def slices(self, name: str, parameters: int) -> Iterator[torch.Tensor]:
         """The tensor as 2-D pieces (rows, last dimension) of at most about `parameters` numbers, in stored order."""
@@ -106,40 +81,3 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
     if not isinstance(body, dict):
         raise ModelError(f"{path} holds no JSON object ({what})", FETCH_AGAIN)
     return body
-
-
-def read_header(file: Path) -> list[Entry]:
-    """The tensors of a safetensors file in the order of their bytes. Raises ModelError when the file is cut short."""
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        try:
-            header = json.loads(stream.read(min(length, size)))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ModelError(f"{file} is cut short or no safetensors file ({size} bytes)", FETCH_AGAIN) from error
-    data = 8 + length
-    entries = [
-        Entry(name, file, facts["dtype"], tuple(facts["shape"]), *(data + offset for offset in facts["data_offsets"]))
-        for name, facts in header.items()
-        if name != "__metadata__"
-    ]
-    entries.sort(key=lambda entry: entry.start)
-    if entries and size < entries[-1].stop:
-        raise ModelError(f"{file} is cut short: {size} of {entries[-1].stop} bytes", FETCH_AGAIN)
-    return entries
-
-
-def read_range(entry: Entry, start: int, stop: int) -> torch.Tensor:
-    """The numbers stored in bytes [start, stop) of a tensor's file, as a flat tensor."""
-    buffer = bytearray(stop - start)
-    with entry.file.open("rb", buffering=0) as stream:
-        stream.seek(start)
-        view, done = memoryview(buffer), 0
-        while done < len(buffer):
-            count = stream.readinto(view[done:])
-            if not count:
-                raise ModelError(f"{entry.file} ended while {entry.name} was read", FETCH_AGAIN)
-            done += count
-    if not buffer:
-        return torch.empty(0, dtype=DTYPES[entry.dtype])
-    return torch.frombuffer(buffer, dtype=DTYPES[entry.dtype])

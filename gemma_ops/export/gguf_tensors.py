@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gemma_ops.errors import ModelError
-from gemma_ops.export.checkpoint import Checkpoint, Entry
+from gemma_ops.export.checkpoint import Checkpoint
 from gemma_ops.family import Layer, Shape
+from gemma_ops.modeling.shards import Entry
 
 Format = Literal["bf16", "q8_0", "q4_0"]
 Type = Literal["F32", "BF16", "Q8_0", "Q4_0"]

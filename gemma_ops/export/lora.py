@@ -3,7 +3,8 @@
 The update of a linear layer is `scale * B @ A`, scale = alpha / r, or alpha / sqrt(r) with rank-stabilised LoRA
 (https://arxiv.org/abs/2106.09685, https://arxiv.org/abs/2312.03732). Gemma 4's experts are 3-D parameters; PEFT stores
 their factors with the experts folded into the rank: A as (experts * r, in), B as (out, r * experts) with the expert
-index running fastest (peft 0.21, `ParamWrapper`).
+index running fastest (peft 0.21, `ParamWrapper`). DoRA (https://arxiv.org/abs/2402.09353) then gives each row of the
+sum the length it learned.
 
 Anything an adapter can hold that is not such an update is refused by name: folding a part of it would give a model
 that is neither the base nor what was trained, and nobody would notice.
@@ -21,12 +22,12 @@ from typing import Any
 import torch
 
 from gemma_ops.errors import ModelError
-from gemma_ops.export.checkpoint import Checkpoint, Entry, read_header, read_json, read_range
+from gemma_ops.export.checkpoint import Checkpoint, read_json
+from gemma_ops.modeling.shards import Entry, read_header, read_range
 
 WEIGHTS = "adapter_model.safetensors"
 # Settings of PEFT's LoraConfig under which the update is more, or other, than scale * B @ A on the given base.
 _REFUSED = {
-    "use_dora": "DoRA rescales each row of the weight",
     "use_qalora": "QA-LoRA pools its input",
     "use_bdlora": "BD-LoRA is block diagonal",
     "velora_config": "VeLoRA changes the factors",
@@ -39,18 +40,34 @@ _REFUSED = {
     "lora_bias": "it trained biases",
     "fan_in_fan_out": "its weights are transposed",
 }
+_FACTOR = re.compile(
+    r"(?:base_model\.model\.)?(.+)\.lora_(?:([AB])(?:\.\w+)?\.weight|magnitude_vector(?:\.\w+)?(?:\.weight)?)"
+)
 _REWRITES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 @dataclass(frozen=True)
 class Update:
-    """What is added to one base tensor: `scale * B @ A`, for each expert when `experts` is more than one."""
+    """What is added to one base tensor: `scale * B @ A`, for each expert when `experts` is more than one; `magnitude`
+    is the length of each row of the result with DoRA."""
 
     target: str
     a: Entry
     b: Entry
     scale: float
     experts: int
+    magnitude: Entry | None = None
+
+    def merged(self, entry: Entry) -> Iterator[torch.Tensor]:
+        """The new tensor in fp32, one expert at a time where there are several; `entry` is the base's."""
+        size = (entry.stop - entry.start) // self.experts
+        for expert, delta in enumerate(self.deltas()):
+            weight = read_range(entry, entry.start + expert * size, entry.start + (expert + 1) * size)
+            found = weight.reshape(delta.shape).float() + delta
+            if self.magnitude is not None:
+                length = read_range(self.magnitude, self.magnitude.start, self.magnitude.stop).float()
+                found *= (length / torch.linalg.norm(found, dim=1))[:, None]
+            yield found
 
     def deltas(self) -> Iterator[torch.Tensor]:
         """The update in fp32, (out, in), of each expert in turn; of the one matrix of a linear layer."""
@@ -81,20 +98,20 @@ def read_updates(folder: Path, base: Checkpoint) -> dict[str, Update]:
         raise ModelError(f"{folder} lacks {WEIGHTS}", "train again, or copy the whole adapter folder")
     factors: dict[str, dict[str, Entry]] = {}
     for entry in read_header(folder / WEIGHTS):
-        match = re.fullmatch(r"(?:base_model\.model\.)?(.+)\.lora_([AB])(?:\.\w+)?\.weight", entry.name)
+        match = _FACTOR.fullmatch(entry.name)
         if match is None:
             raise ModelError(
                 f"the adapter holds {entry.name!r}, which is not a LoRA factor",
-                "retrain with a plain LoRA (no modules_to_save, DoRA or biases), or serve it unmerged",
+                "retrain with a plain LoRA (no modules_to_save or biases), or serve it unmerged",
             )
-        factors.setdefault(match[1], {})[match[2]] = entry
+        factors.setdefault(match[1], {})[match[2] or "magnitude"] = entry
     if not factors:
         raise ModelError(f"{folder / WEIGHTS} holds no tensors", "train again: the adapter is empty")
     updates: dict[str, Update] = {}
     unmatched = []
     for module, pair in sorted(factors.items()):
-        if len(pair) != 2:
-            raise ModelError(f"the adapter has only one of the two factors of {module}", "train again")
+        if set(pair) != {"A", "B"} | ({"magnitude"} if config.get("use_dora") else set()):
+            raise ModelError(f"the adapter has only {', '.join(sorted(pair))} of {module}", "train again")
         target = _target(module, pair["A"], pair["B"], base)
         if target is None or target in updates:
             unmatched.append(module)
@@ -165,7 +182,7 @@ def _update(module: str, target: str, pair: dict[str, Entry], config: dict[str, 
             f"{path} has rank {rank} in {WEIGHTS} but another one in adapter_config.json", "copy both files again"
         )
     scale = alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
-    return Update(target, a, b, scale, experts)
+    return Update(target, a, b, scale, experts, pair.get("magnitude"))
 
 
 def _pattern(patterns: dict[str, Any] | None, path: str, otherwise: Any) -> Any:

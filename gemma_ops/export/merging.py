@@ -1,4 +1,4 @@
-"""The step `merge`: the adapter folded into the bf16 base, shard by shard, and proof that it took.
+"""The step `merge`: the adapter, or the tensors of a full fine-tune, put into the bf16 base, and proof that it took.
 
 Each output shard is the base's shard with the bytes of updated tensors replaced: same header, same names, same order,
 so towers, routers and the redundant keys of KV-shared layers are carried along untouched, and memory never holds more
@@ -23,11 +23,13 @@ from gemma_ops import journal
 from gemma_ops.config import MachineConfig, MergeConfig
 from gemma_ops.durable import write_json
 from gemma_ops.errors import GateError, ModelError
-from gemma_ops.export import canary
-from gemma_ops.export.checkpoint import DTYPES, INDEX, Checkpoint, Entry, read_range
+from gemma_ops.export import canary, replacing
+from gemma_ops.export.checkpoint import INDEX, Checkpoint
 from gemma_ops.export.folder import carry_over, check_room
-from gemma_ops.export.lora import Update, folder_of, read_updates
+from gemma_ops.export.lora import Update
 from gemma_ops.export.prompts import rows
+from gemma_ops.export.replacing import Replacement
+from gemma_ops.modeling.shards import DTYPES, Entry
 from gemma_ops.modeling.source import checkpoint
 
 _CHUNK = 8 << 20  # bytes copied or compared at a time
@@ -42,8 +44,8 @@ def merge(
     when the merged model does not differ from the base, MachineError when the disk has no room.
     """
     source = Checkpoint(checkpoint(base))
-    lora = folder_of(adapter)
-    updates = read_updates(lora, source)
+    trained = replacing.folder(adapter)
+    updates = replacing.changes(trained, source, base)
     target = out / "model"
     target.mkdir(parents=True, exist_ok=True)
     check_room(target, sum(shard.stat().st_size for shard in source.shards if not (target / shard.name).exists()))
@@ -55,7 +57,15 @@ def merge(
         (target / (INDEX + ".tmp")).replace(target / INDEX)
     carried = carry_over(source, target)
     changes = _audit(source, Checkpoint(target), updates)
-    found = canary.run(source.folder, target, lora, rows(data, settings.canary_prompts), machine, data=data)
+    found = canary.run(
+        source.folder,
+        target,
+        trained,
+        rows(data, settings.canary_prompts),
+        machine,
+        data=data,
+        towers=replacing.in_towers(updates),
+    )
     report = {
         "tensors": len(source.entries),
         "updated": len(updates),
@@ -72,7 +82,7 @@ def merge(
     }
 
 
-def _write_shard(shard: Path, out: Path, source: Checkpoint, updates: dict[str, Update]) -> None:
+def _write_shard(shard: Path, out: Path, source: Checkpoint, updates: dict[str, Update | Replacement]) -> None:
     """Copy a shard with its updated tensors replaced; a shard already in place was whole when it was renamed."""
     if out.exists():
         return
@@ -100,20 +110,19 @@ def _copy(reader: BinaryIO, writer: BinaryIO, until: int) -> None:
         writer.write(reader.read(min(_CHUNK, left)))
 
 
-def _write_updated(writer: BinaryIO, entry: Entry, update: Update) -> None:
-    """Write `W + delta`, one expert at a time where there are several."""
-    size = (entry.stop - entry.start) // update.experts
-    for expert, delta in enumerate(update.deltas()):
-        weight = read_range(entry, entry.start + expert * size, entry.start + (expert + 1) * size)
-        merged = (weight.reshape(delta.shape).float() + delta).to(DTYPES[entry.dtype])
+def _write_updated(writer: BinaryIO, entry: Entry, update: Update | Replacement) -> None:
+    """Write the new value, one expert or piece at a time, rounded once to the base's dtype."""
+    for value in update.merged(entry):
+        merged = value.to(DTYPES[entry.dtype])
         if not torch.isfinite(merged).all():
             raise ModelError(
-                f"the adapter makes {entry.name} infinite or not a number", "train again: its weights have diverged"
+                f"what was trained makes {entry.name} infinite or not a number",
+                "train again: its weights have diverged",
             )
         writer.write(memoryview(merged.contiguous().view(torch.uint8).numpy()).cast("B"))
 
 
-def _audit(source: Checkpoint, merged: Checkpoint, updates: dict[str, Update]) -> dict[str, float]:
+def _audit(source: Checkpoint, merged: Checkpoint, updates: dict[str, Update | Replacement]) -> dict[str, float]:
     """Read both folders back: same tensors, untouched ones byte for byte; returns |W' - W| / |W| of the updated ones.
 
     Raises ModelError when a file is not what was written, GateError when no updated tensor changed at all.

@@ -15,8 +15,8 @@ from gemma_ops.family.sizes import CONFIGS, DEFAULT_LEARNING_RATE, LICENCE, SERV
 from gemma_ops.family.traps import TRAPS, Trap, traps
 
 __all__ = [
-    "CONFIGS", "DEFAULT_LEARNING_RATE", "LICENCE", "LORA_TARGETS", "SIZES", "SKIP_4BIT", "TOWER_TARGETS", "TRAPS", "Counts", "Layer", "Linear", "Shape",
-    "Size", "Trap", "by_repo", "find", "identify", "lora_linears", "repos", "traps",
+    "CONFIGS", "DEFAULT_LEARNING_RATE", "EXPERT_TARGETS", "LICENCE", "LORA_TARGETS", "SIZES", "SKIP_4BIT", "TOWER_TARGETS", "TRAPS",
+    "Counts", "Layer", "Linear", "Shape", "Size", "Trap", "by_repo", "find", "identify", "lora_linears", "repos", "traps",
 ]  # fmt: skip
 
 LORA_TARGETS = r"(?:model\.)?(?:language_model\.)?layers\.\d+\.(?:self_attn\.[qkvo]_proj|mlp\.(?:gate|up|down)_proj)"
@@ -33,12 +33,15 @@ TOWER_TARGETS = {
 """The same for towers (`train.lora.towers`): the linears inside their clipped wrappers, and the projections into the
 language model, which are all the 12B has."""
 
+EXPERT_TARGETS = ("experts.gate_up_proj", "experts.down_proj")
+"""PEFT `target_parameters`: the two stacks of a layer's experts, which are no linears."""
+
 SKIP_4BIT = (
     "model.vision_tower", "model.audio_tower", "model.embed_vision", "model.embed_audio", "lm_head",
     r".*router\.proj", r".*per_layer_.*",
 )  # fmt: skip
-"""bitsandbytes `llm_int8_skip_modules`: what stays bf16, so that exactly attention and MLP of the language model become
-4-bit. Towers, because a prefix must be whole to match; the head, because it is the embedding; the router, because its
+"""bitsandbytes `llm_int8_skip_modules` for who loads with transformers (our loader names what becomes 4-bit instead, and
+counts it): what stays bf16, so that of the linears exactly attention and MLP of the language model become 4-bit. Towers, because a prefix must be whole to match; the head, because it is the embedding; the router, because its
 rounding changes which experts answer; the per-layer projections, because quantizing them doubles the KL divergence for
 one percent of the size (exllamav3 pull request 253)."""
 

@@ -50,7 +50,7 @@ TRAPS: tuple[Trap, ...] = (
         "load_in_4bit converts nn.Linear only; the experts are 3-D parameters and stay bf16: 42.5 GiB of a model "
         "called 4-bit",
         "bitsandbytes#1849, unslothai/unsloth#5432 (46 GB reserved for a 4-bit 26B-A4B)",
-        "plan for an 80 GB GPU, or take another size on a smaller one",
+        "load with gemma_ops.modeling (weights: nf4), which quantizes the experts too, from the file, and counts: 13.2 GiB",
         here="quantizes the experts while they stream in, and refuses a model whose bytes are not as planned",
     ),
     Trap(
@@ -154,6 +154,7 @@ TRAPS: tuple[Trap, ...] = (
         "whole pass belongs to: rows after the first attend across the first one's images",
         "transformers/masking_utils.py, packed_sequence_compatibility_function around blockwise_overlay",
         "pad rows with images on these sizes",
+        here="numbers the images of each document by themselves, and pads where train.kernels.attention is sdpa",
     ),
     Trap(
         "no-video-token-types", ("12B", "26B-A4B", "31B"),

@@ -102,12 +102,17 @@ class _Clock:
         return scores
 
 
-def _finish(tokenizer: Any, ids: list[int], stops: set[int], prompt: int, seconds: float, first: float) -> Answer:
+def read(tokenizer: Any, ids: list[int], stops: set[int]) -> tuple[str, End, int]:
+    """An answer's text from its tokens, how it ended, and how many tokens it took; what follows the first stop is none."""
     end: End = "length"
     for place, token in enumerate(ids):
         if token in stops:
             ids, end = ids[: place + 1], "stop"
             break
     kept = ids[:-1] if end == "stop" else ids
-    text = tokenizer.decode(kept, skip_special_tokens=True).strip()
-    return Answer(text, end, prompt, len(ids), round(seconds, 4), first_seconds=first)
+    return tokenizer.decode(kept, skip_special_tokens=True).strip(), end, len(ids)
+
+
+def _finish(tokenizer: Any, ids: list[int], stops: set[int], prompt: int, seconds: float, first: float) -> Answer:
+    text, end, used = read(tokenizer, ids, stops)
+    return Answer(text, end, prompt, used, round(seconds, 4), first_seconds=first)

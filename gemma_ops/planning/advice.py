@@ -46,18 +46,15 @@ def faster(config: RunConfig, target: Device, current: Plan) -> Change | None:
     """The change that saves most time among those that leave the result alone and still fit; None below `_WORTH`."""
     train, best = config.train, None
     options: list[tuple[str, Values]] = []
-    if train.checkpointing:
-        options.append(("keep activations instead of recomputing them", {"train.checkpointing": False}))
+    if train.checkpointing not in ("auto", "none"):
+        options.append(("recompute only what must be", {"train.checkpointing": "auto"}))
     if not train.packing:
-        larger = [rows for rows in range(train.micro_batch + 1, train.batch + 1) if train.batch % rows == 0]
-        grouped: Values = {"train.trl.train_sampling_strategy": "group_by_length"}
-        already = train.trl.get("train_sampling_strategy") == "group_by_length"
-        options += [(f"{rows} rows at a time", {"train.micro_batch": rows}) for rows in larger]
-        if not already:
-            options += [("rows of like length together", grouped)] if train.micro_batch > 1 else []
-            options += [
-                (f"{rows} rows of like length at a time", grouped | {"train.micro_batch": rows}) for rows in larger
-            ]
+        options.append(("pack rows", {"train.packing": True}))
+        options.append(
+            ("pack rows, recompute only what must be", {"train.packing": True, "train.checkpointing": "auto"})
+        )
+    elif train.micro_tokens:
+        options.append(("passes as large as fit", {"train.micro_tokens": None}))
     for what, values in options:
         made = measure(_with(config, values), target)
         if made.fits == "yes" and made.speed and current.speed:
@@ -79,38 +76,55 @@ _LOSSY = "a small loss of quality, which the evaluation measures"
 def _settings(config: RunConfig) -> Iterator[Candidate]:
     """Keys of the configuration, those that leave the result alone before those that touch quality."""
     train = config.train
-    recompute: Values = {} if train.checkpointing else {"train.checkpointing": True}
-    lower = [] if train.packing else [n for n in range(train.micro_batch - 1, 0, -1) if train.batch % n == 0]
-    if train.weights == "fp32":
+    recompute: Values = {} if train.checkpointing in ("auto", "all") else {"train.checkpointing": "auto"}
+    if train.weights == "fp32" and train.tune == "lora":
         yield "hold the base in bf16", "none in practice", {"train.weights": "bf16"}, None
-    if recompute:
-        yield "recompute activations", _SLOWER, recompute, None
-    for rows in lower:
-        yield _rows(rows), _SAME, {"train.micro_batch": rows}, None
-    if recompute:
-        for rows in lower:
-            yield f"recompute activations, {_rows(rows)}", _SLOWER, recompute | {"train.micro_batch": rows}, None
-    if train.weights != "nf4":
+    smaller = _smaller_passes(config)
+    for also, values in smaller:
+        if recompute or values:
+            slower = _SLOWER if recompute else _SAME
+            yield _joined("recompute what must be" if recompute else "", also), slower, recompute | values, None
+    if train.weights != "nf4" and train.tune == "lora":
         four: Values = {"train.weights": "nf4"}
         yield "4-bit base (QLoRA)", _LOSSY, four, None
-        if recompute:
-            yield "4-bit base (QLoRA), recomputed activations", f"{_SLOWER}; {_LOSSY}", four | recompute, None
-        for rows in lower:
-            what = f"4-bit base (QLoRA), recomputed activations, {_rows(rows)}"
-            yield what, f"{_SLOWER}; {_LOSSY}", four | recompute | {"train.micro_batch": rows}, None
+        for also, values in smaller:
+            if recompute or values:
+                what = _joined("4-bit base (QLoRA)", "recompute what must be" if recompute else "", also)
+                yield what, f"{_SLOWER}; {_LOSSY}", four | recompute | values, None
+
+
+def _smaller_passes(config: RunConfig) -> list[tuple[str, Values]]:
+    """As it is, then forward passes of fewer tokens, where the configuration fixes them."""
+    train, found = config.train, [("", dict[str, Any]())]
+    if not train.packing:
+        found += [
+            (_rows(n), {"train.micro_batch": n}) for n in range(train.micro_batch - 1, 0, -1) if train.batch % n == 0
+        ]
+        found.append(("packed rows", {"train.packing": True}))
+    elif train.micro_tokens:
+        found.append(("passes as large as fit", {"train.micro_tokens": None}))
+    return found
+
+
+def _joined(*words: str) -> str:
+    return ", ".join(word for word in words if word)
 
 
 def _rungs(config: RunConfig) -> Iterator[tuple[str, str, Values]]:
     """The configuration as it is, at its most frugal without touching the result, and at its most frugal of all."""
     train = config.train
-    frugal: Values = {} if train.checkpointing else {"train.checkpointing": True}
-    if not train.packing and train.micro_batch > 1:
-        frugal["train.micro_batch"] = 1
+    frugal: Values = {}
+    if train.checkpointing not in ("auto", "all"):
+        frugal["train.checkpointing"] = "auto"
+    if not train.packing:
+        frugal["train.packing"] = True
+    elif train.micro_tokens:
+        frugal["train.micro_tokens"] = None
     yield "", "", {}
     if frugal:
-        yield ", recomputed activations, one row at a time", f"; {_SLOWER}", frugal
-    if train.weights != "nf4":
-        yield ", 4-bit base (QLoRA), one row at a time", f"; {_LOSSY}", frugal | {"train.weights": "nf4"}
+        yield ", the plan's own passes", f"; {_SLOWER}", frugal
+    if train.weights != "nf4" and train.tune == "lora":
+        yield ", 4-bit base (QLoRA)", f"; {_LOSSY}", frugal | {"train.weights": "nf4"}
 
 
 def _machines(config: RunConfig, target: Device) -> Iterator[Candidate]:
@@ -163,7 +177,7 @@ def _rows(count: int) -> str:
 
 
 def _spell(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _article(name: str) -> str:

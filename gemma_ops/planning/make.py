@@ -17,14 +17,14 @@ from gemma_ops.config import RunConfig
 from gemma_ops.devices import Device
 from gemma_ops.errors import ModelError
 from gemma_ops.family import Shape, Size
-from gemma_ops.planning import memory, rows, speed
+from gemma_ops.planning import memory, policy, rows, speed
 from gemma_ops.planning.memory import GIB, Part, Step
+from gemma_ops.planning.policy import Choice
 from gemma_ops.planning.rows import Rows
 from gemma_ops.planning.speed import Speed, Work
 
-_GROUPED, _PACKED = 1.05, 1.01
-"""Slots per token left when rows of like length share a micro-batch, and when rows are packed: measured on 20,000 rows of
-log-normal length."""
+_PACKED = 1.0
+"""Slots per token of packed passes: they end where the last document ends."""
 
 Fits = Literal["yes", "tight", "no"]
 
@@ -51,7 +51,11 @@ class Plan:
     model: str
     size: str | None
     device: Device
+    choice: Choice
+    """What the plan decided where the configuration leaves it open."""
     parts: tuple[Part, ...]
+    host: float
+    """Bytes of main memory for the per-layer table, where it is not on the device."""
     rows: Rows
     speed: Speed | None
     work: Work
@@ -104,6 +108,12 @@ class Plan:
             "size": self.size,
             "device": {"key": self.device.key, "name": self.device.name, "memory_bytes": int(self.device.memory * GIB)},
             "fits": self.fits,
+            "pass": {
+                "tokens": self.choice.tokens,
+                "checkpointing": self.choice.checkpointing,
+                "per_layer_table": self.choice.ple,
+            },
+            "host_bytes": int(self.host),
             "total_bytes": int(self.total),
             "uncertainty_bytes": int(self.spread),
             "parts": [asdict(part) | {"bytes": int(part.bytes)} for part in self.parts],
@@ -147,35 +157,36 @@ def measure(config: RunConfig, target: Device) -> Plan:
     shape, size = resolve(config.model.base)
     found = rows.find(config, shape.vocab)
     train = config.train
-    step = Step(
-        weights=train.weights,
-        rank=train.lora.rank,
-        linears=tuple(family.lora_linears(shape, train.lora.targets)),
-        micro_batch=1 if train.packing else train.micro_batch,
-        length=train.max_length if train.packing else found.longest,
-        checkpointing=train.checkpointing,
-        triton=target.cuda,
-        fused_attention=target.bf16,
-    )
-    mean = float(train.max_length) if train.packing else found.mean
-    grouped = train.trl.get("train_sampling_strategy") == "group_by_length"
-    padded = _PACKED if train.packing else found.padding(step.micro_batch)
-    if grouped:
-        padded = min(_GROUPED, padded)
+    choice = policy.decide(shape, train, target, longest=found.longest, scored=found.scored, ple=config.machine.ple)
+    step = choice.step
+    if train.packing:
+        padded, slots = _PACKED, float(step.tokens)
+    else:
+        padded = found.padding(train.micro_batch)
+        slots = min(float(step.tokens), found.mean * padded * train.micro_batch)
     return Plan(
         name=config.name,
         model=config.model.base,
         size=size.key if size else None,
         device=target,
-        parts=tuple(memory.parts(shape, step, cuda=target.cuda)),
+        choice=choice,
+        parts=tuple(memory.parts(shape, step)),
+        host=memory.host(shape, step),
         rows=found,
-        speed=speed.speed(shape, step, target, row=mean, scored=found.scored, padded=padded),
-        work=speed.work(shape, step, row=mean, scored=found.scored),
+        speed=speed.speed(
+            shape, step, target, slots=slots, context=_context(step, found), scored=found.scored, padded=padded
+        ),
+        work=speed.work(shape, step, context=_context(step, found), scored=found.scored),
         tokens=_tokens(config, found) or 1e6,
         per_million=_tokens(config, found) is None,
         download=2 * shape.counts().total if family.find(config.model.base) else 0,
-        notes=_notes(config, shape, target),
+        notes=_notes(config, shape, target, choice),
     )
+
+
+def _context(step: Step, found: Rows) -> float:
+    """Tokens of the row that a token attends within: its own, or with a mask the whole packed or padded one."""
+    return found.context if step.kernels.attention == "documents" else float(max(step.length, found.context))
 
 
 def pick(config: RunConfig, device: str | None) -> Device:
@@ -205,24 +216,21 @@ def _tokens(config: RunConfig, found: Rows) -> float | None:
     """Tokens a run passes over: optimizer steps times rows, or epochs times the data; None where nothing says."""
     train = config.train
     if train.max_steps:
-        return train.max_steps * train.batch * (float(train.max_length) if train.packing else found.mean)
+        return train.max_steps * (train.batch_tokens or train.batch * found.mean)
     return found.tokens * train.epochs if found.tokens else None
 
 
-def _notes(config: RunConfig, shape: Shape, target: Device) -> tuple[str, ...]:
+def _notes(config: RunConfig, shape: Shape, target: Device, choice: Choice) -> tuple[str, ...]:
     """What a reader must know about these numbers."""
     notes = []
     c = shape.counts()
-    if shape.experts and config.train.weights == "nf4":
+    if choice.ple == "host":
         notes.append(
-            f"the experts ({2 * c.experts / GIB:.1f} GiB) stay bf16: bitsandbytes quantizes nn.Linear only, "
-            "and they are 3-D parameters"
+            f"the per-layer table ({2 * c.per_layer_table / GIB:.1f} GiB) is looked up, not multiplied: it stays in main "
+            "memory, and its rows are fetched ahead of each pass"
         )
-    if c.per_layer_table and config.train.weights == "nf4":
-        notes.append(
-            f"the per-layer table ({2 * c.per_layer_table / GIB:.1f} GiB) is looked up, not multiplied: "
-            "it stays bf16 on the device"
-        )
+    if config.train.method not in ("sft", "dft", "pretrain", "distill"):
+        notes.append(f"{config.train.method} holds more than this: a second forward pass, or answers being generated")
     if not target.bf16:
         notes.append(
             f"{target.name} has no bfloat16: it is emulated at float32 speed without a fused attention kernel; "

@@ -53,6 +53,11 @@ class Rows:
         return sum(self.lengths) / len(self.lengths)
 
     @property
+    def context(self) -> float:
+        """Tokens of the row that an average token stands in: longer than an average row, because long rows hold more."""
+        return sum(length**2 for length in self.lengths) / sum(self.lengths)
+
+    @property
     def tokens(self) -> float | None:
         """Tokens of one pass over the rows."""
         return None if self.count is None else self.count * self.mean

@@ -67,6 +67,7 @@ def _time(made: Plan, prefix: str) -> list[str]:
     text = _entry("data", made.rows.source)
     unit, name = (1e9, "GFLOP") if made.work.total > 1e9 else (1e6, "MFLOP")
     recompute = f" + {made.work.recompute / unit:.1f} recomputed" if made.work.recompute else ""
+    text += _entry("pass", _pass(made))
     text += _entry(
         "work",
         f"{made.work.forward / unit:.1f} forward + {made.work.backward / unit:.1f} backward{recompute} {name} per token",
@@ -88,6 +89,14 @@ def _time(made: Plan, prefix: str) -> list[str]:
         )
         text += _entry("time", f"{_duration(made.seconds)} {what}{price}")
     return text + (_entry("download", f"{made.download / 1e9:.1f} GB") if made.download else [])
+
+
+def _pass(made: Plan) -> str:
+    """What a forward pass is, in words: set by the configuration or by the plan."""
+    again = {"none": "nothing recomputed", "mlp": "MLPs recomputed", "all": "all layers recomputed"}
+    said = made.choice.checkpointing
+    table = f"; {_gib(made.host)} of per-layer table in main memory" if made.host else ""
+    return f"{made.choice.tokens:,} tokens at a time, {again.get(str(said), f'{said} layers recomputed')}{table}"
 
 
 def _entry(label: str, value: str) -> list[str]:

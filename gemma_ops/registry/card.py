@@ -102,6 +102,7 @@ def tags(manifest: dict[str, Any], found: Evidence | None) -> dict[str, str]:
         "base": subject["base"]["id"] + (f"@{revision[:8]}" if revision else ""),
         "carries": ", ".join(carried(subject)),
         "adapter": subject["adapter"]["digest"][:12] if subject["adapter"] else "none",
+        **({"tuned": subject["tuned"]["digest"][:12]} if subject.get("tuned") else {}),
         "data": subject["data"]["digest"][:12] if subject["data"] else "none",
         "gemma_ops.manifest": manifest["digest"],
     }
@@ -203,6 +204,12 @@ def _making(manifest: dict[str, Any]) -> str:
             f"- Adapter: LoRA rank {subject['adapter']['rank']}, alpha {subject['adapter']['alpha']}, base held in "
             f"{train.get('weights', 'unknown')}, learning rate {rate}, seed {subject['seed']}"
         )
+    if tuned := subject.get("tuned"):
+        rate = train.get("learning_rate") or "the size's default"
+        lines.append(
+            f"- All of the language model: {tuned['tensors']:,} tensors ({tuned['parameters']:,} parameters) changed, "
+            f"held in {train.get('weights', 'unknown')}, learning rate {rate}, seed {subject['seed']}"
+        )
     state = {True: " with uncommitted changes", False: "", None: ""}[made["dirty"]]
     packages = ", ".join(f"{name} {number}" for name, number in made["packages"].items())
     return "\n".join(
@@ -238,6 +245,11 @@ def _serving(subject: dict[str, Any]) -> str:
             "from peft import PeftModel\nfrom transformers import AutoModelForImageTextToText\n\n"
             f'base = AutoModelForImageTextToText.from_pretrained("{_loadable(subject["base"]["id"])}", dtype="bfloat16")\n'
             'model = PeftModel.from_pretrained(base, "adapter")\n```'
+        )
+    if any(name.startswith("tuned/") for name in subject["files"]):
+        parts.append(
+            "`tuned/` holds the changed tensors only: `gemma-ops merge` puts them into the base with the digests in "
+            "`manifest.json`."
         )
     parts += [
         f"{name} in llama.cpp:\n\n```\nllama-server -m quantized/{name}/model.gguf --jinja\n```"

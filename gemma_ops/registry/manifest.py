@@ -18,6 +18,7 @@ from gemma_ops.config import RegisterConfig
 from gemma_ops.errors import DataError, ModelError, OpsError
 from gemma_ops.registry import evidence, reading
 from gemma_ops.registry.describe import git
+from gemma_ops.registry.staging import TUNED
 
 SCHEMA = "gemma-ops/manifest@1"
 _PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "tokenizers", "gguf", "mlflow", "xllamacpp")
@@ -69,7 +70,8 @@ def build(
         "base": _base(model),
         "template": _base(model)["files"].get("chat_template.jinja"),
         "data": _data(data, artifacts["data"]) if data else None,
-        "adapter": _adapter(adapter, artifacts["adapter"]) if adapter else None,
+        "adapter": _adapter(adapter, artifacts["adapter"]) if adapter and not _is_full(adapter) else None,
+        **({"tuned": _tuned(adapter, artifacts["adapter"])} if adapter and _is_full(adapter) else {}),
         "merged": {"digest": artifacts["merged"]["digest"]} if merged else None,
         "quantized": _quantized(quantized, artifacts["quantized"]) if quantized else None,
         "settings": made_with,
@@ -117,7 +119,7 @@ def missing(body: dict[str, Any]) -> list[str]:
             value = value.get(key) if isinstance(value, dict) else None
         if value in (None, "", {}, []):
             lacking.append(words)
-    if not (body["subject"]["adapter"] or body["subject"]["merged"] or body["subject"]["quantized"]):
+    if not any(body["subject"].get(kind) for kind in ("adapter", "tuned", "merged", "quantized")):
         lacking.append("any weights")
     return lacking
 
@@ -191,6 +193,24 @@ def _adapter(adapter: Path, artifact: dict[str, Any]) -> dict[str, Any]:
         "bytes": weights["bytes"],
         "rank": config.get("r"),
         "alpha": config.get("lora_alpha"),
+        "metrics": artifact["metrics"],
+    }
+
+
+def _is_full(trained: Path) -> bool:
+    """Whether the artifact of `train` holds changed tensors (`train.tune: full`) instead of an adapter."""
+    return (trained / TUNED).is_dir()
+
+
+def _tuned(trained: Path, artifact: dict[str, Any]) -> dict[str, Any]:
+    record = json.loads((trained / TUNED / "tuned.json").read_text(encoding="utf-8"))
+    weights = {name: file for name, file in artifact["files"].items() if name.endswith(".safetensors")}
+    return {
+        "digest": artifact["digest"],
+        "sha256": digest.of_json({name: file["sha256"] for name, file in sorted(weights.items())}),
+        "bytes": sum(file["bytes"] for file in weights.values()),
+        "tensors": record["tensors"],
+        "parameters": record["parameters"],
         "metrics": artifact["metrics"],
     }
 

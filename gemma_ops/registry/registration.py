@@ -162,7 +162,12 @@ class _Work:
 
     def _create(self) -> None:
         subject = self.body["subject"]
-        kinds = {"lora": subject["adapter"], "merged": subject["merged"], "quantized": subject["quantized"]}
+        kinds = {
+            "lora": subject["adapter"],
+            "full": subject.get("tuned"),
+            "merged": subject["merged"],
+            "quantized": subject["quantized"],
+        }
         self.tracking.client.create_logged_model(
             self.tracking.experiment_id,
             name=self.name.replace(".", "-"),  # MLflow allows no dot here, though it does in a registered model's name

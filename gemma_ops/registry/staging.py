@@ -13,6 +13,7 @@ from gemma_ops.config import RegisterConfig
 from gemma_ops.errors import DataError, ModelError
 
 ALLOWED = frozenset({".safetensors", ".gguf", ".json", ".jinja", ".txt", ".md"})
+TUNED = "tuned"
 # Of our own steps: how a folder was made stands in the manifest.
 _LEFT_OUT = frozenset({"artifact.json", "fingerprint.json"})
 
@@ -32,7 +33,9 @@ def select(
     """
     chosen: dict[str, Path] = {}
     for name in settings.artifacts:
-        if name == "adapter" and adapter:
+        if name == "adapter" and adapter and (adapter / TUNED).is_dir():
+            chosen |= _folder(adapter / TUNED, TUNED, "tuned.json")  # of a full fine-tune, which has no adapter
+        elif name == "adapter" and adapter:
             chosen |= _folder(adapter / "adapter", "adapter", "adapter_model.safetensors")
         elif name == "merged" and merged:
             chosen |= _folder(merged / "model", "merged", "config.json")

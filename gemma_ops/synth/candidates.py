@@ -31,7 +31,11 @@ class Candidate:
     @property
     def id(self) -> str:
         """Digest of what is trained on, as `prepare` names the row."""
-        return content_id(self.draft.messages, list(self.draft.tools) or None)
+        messages, tools = self.draft.messages, list(self.draft.tools) or None
+        if self.draft.rejected is None:
+            return content_id(messages, tools)
+        rejected = [{"role": "assistant", "content": self.draft.rejected}]
+        return content_id(messages[:-1], tools, chosen=messages[-1:], rejected=rejected)
 
     @property
     def pair(self) -> bool:

@@ -1,4 +1,4 @@
-"""From our settings to TRL's: every key we set, and the check of those passed through `train.trl`."""
+"""From our settings to TRL's, whatever the method: every key we set, and the check of those passed through `train.trl`."""
 
 from __future__ import annotations
 
@@ -17,8 +17,25 @@ _WHY = {
     "report_to": "runs are mirrored to MLflow by gemma-ops itself",
     "assistant_only_loss": "the loss mask comes from gemma-ops' own chat template",
     "completion_only_loss": "the loss mask comes from gemma-ops' own chat template",
+    "chat_template_path": "rows become tokens by gemma-ops' own chat template",
+    "chat_template_kwargs": "rows become tokens by gemma-ops' own chat template",
     "model_init_kwargs": "the model is loaded, and checked, by gemma-ops",
     "attn_implementation": "a string there stops the audio tower from loading",
+    **dict.fromkeys(
+        (
+            "dataset_num_proc",
+            "pad_to_multiple_of",
+            "padding_free",
+            "truncation_mode",
+            "precompute_ref_batch_size",
+            "auto_find_batch_size",
+            "train_sampling_strategy",
+            "group_by_length",
+        ),
+        "gemma-ops makes the table of rows, and lays them into forward passes",
+    ),
+    "sync_ref_model": "the reference is the model as it was at the start",
+    "log_completions": "answers are sampled into samples.jsonl",
 }
 
 
@@ -29,13 +46,22 @@ _OPTIMIZERS = {
 }
 
 
-def sft_arguments(settings: TrainConfig, out: Path, *, has_valid: bool, rate: float, device: str) -> Any:
-    """The `SFTConfig` of a run. `rate` is the peak learning rate.
+def autocasts(settings: TrainConfig) -> bool:
+    """Whether the forward pass runs under autocast to bfloat16.
 
-    Raises ConfigError for a key in `train.trl` that TRL doesn't know or that gemma-ops sets itself.
+    Fused adapters compute in the base's own type; autocast would keep a second copy of every weight it meets.
     """
-    import trl
+    return settings.weights == "bf16" and (settings.tune == "full" or settings.kernels.lora == "peft")
 
+
+def common(
+    settings: TrainConfig, out: Path, *, has_valid: bool, rate: float, device: str, best: str = "eval_loss"
+) -> dict[str, Any]:
+    """Keys of transformers' `TrainingArguments` that follow from our settings, for every method.
+
+    `rate` is the peak learning rate; `best` what an early stop watches, better when lower if it is a loss. Raises
+    ConfigError for what this machine or these rows can't do.
+    """
     every = settings.eval_every
     keep_best = settings.early_stop is not None
     if keep_best and not has_valid:
@@ -47,7 +73,7 @@ def sft_arguments(settings: TrainConfig, out: Path, *, has_valid: bool, rate: fl
         raise ConfigError(
             f"train.optimizer {settings.optimizer} needs a GPU", "leave it out: on a CPU memory is not the limit"
         )
-    owned: dict[str, Any] = {
+    return {
         "output_dir": str(out),
         # A batch of our loader is a whole optimizer step.
         "per_device_train_batch_size": 1,
@@ -62,21 +88,17 @@ def sft_arguments(settings: TrainConfig, out: Path, *, has_valid: bool, rate: fl
         "warmup_steps": settings.warmup_share,
         "weight_decay": settings.weight_decay,
         "max_grad_norm": settings.max_grad_norm,
-        # Fused adapters compute in the base's own type; autocast would keep a second copy of every weight it meets.
-        "bf16": settings.weights == "bf16" and (settings.tune == "full" or settings.kernels.lora == "peft"),
+        "bf16": autocasts(settings),
         "fp16": False,
         "use_cpu": device == "cpu",
         "gradient_checkpointing": False,  # `modeling.kernels` recomputes, layer by layer
-        "max_length": settings.max_length,
-        "packing": False,  # `steps` packs
-        "dataset_kwargs": {"skip_prepare_dataset": True},
         "eval_strategy": "steps" if every and has_valid else "no",
         "eval_steps": every,
         "save_strategy": "steps",
         "save_steps": every if keep_best and every else settings.save_every,
         "load_best_model_at_end": keep_best,
-        "metric_for_best_model": "eval_loss" if keep_best else None,
-        "greater_is_better": False if keep_best else None,
+        "metric_for_best_model": best if keep_best else None,
+        "greater_is_better": not best.endswith("loss") if keep_best else None,
         "logging_steps": 1,
         "logging_first_step": True,
         "logging_nan_inf_filter": False,
@@ -88,9 +110,18 @@ def sft_arguments(settings: TrainConfig, out: Path, *, has_valid: bool, rate: fl
         "ddp_find_unused_parameters": settings.lora.towers,  # a pass may show nothing
         "neftune_noise_alpha": None,  # `neftune` scales its noise by the length of a document, not of a pass
         "disable_tqdm": True,
-        "remove_unused_columns": True,
     }
-    known = {field.name for field in dataclasses.fields(trl.SFTConfig) if field.init}
+
+
+def build(config: Any, settings: TrainConfig, owned: dict[str, Any], known: set[str] | None = None) -> Any:
+    """An instance of a TRL configuration class from the keys we own and those of `train.trl`.
+
+    `known` are the keys that may be passed through, by default all of the class. Raises ConfigError for a key that TRL
+    doesn't know or that gemma-ops sets itself.
+    """
+    import trl
+
+    known = known or {field.name for field in dataclasses.fields(config) if field.init}
     problems = []
     for key in settings.trl:
         if key in owned or key in _WHY:
@@ -99,9 +130,22 @@ def sft_arguments(settings: TrainConfig, out: Path, *, has_valid: bool, rate: fl
         elif key not in known:
             close = difflib.get_close_matches(key, sorted(known), n=1)
             problems.append(
-                f"train.trl.{key} is unknown to TRL {trl.__version__}"
+                f"train.trl.{key} is unknown to {config.__name__} of TRL {trl.__version__}"
                 + (f", did you mean {close[0]}?" if close else "")
             )
     if problems:
         raise ConfigError("\n  ".join(problems), "take those keys out of train.trl")
-    return trl.SFTConfig(**{"optim": _OPTIMIZERS[settings.optimizer], "save_total_limit": 2, **settings.trl}, **owned)
+    return config(**{"optim": _OPTIMIZERS[settings.optimizer], "save_total_limit": 2, **settings.trl}, **owned)
+
+
+def sft_arguments(settings: TrainConfig, out: Path, *, has_valid: bool, rate: float, device: str) -> Any:
+    """The `SFTConfig` of a run. `rate` is the peak learning rate. Raises ConfigError as `common` and `build` do."""
+    import trl
+
+    owned = common(settings, out, has_valid=has_valid, rate=rate, device=device) | {
+        "max_length": settings.max_length,
+        "packing": False,  # `steps` packs
+        "dataset_kwargs": {"skip_prepare_dataset": True},
+        "remove_unused_columns": True,
+    }
+    return build(trl.SFTConfig, settings, owned)

@@ -21,7 +21,12 @@ from gemma_ops.training.media_sft import Media
 _MARK = "complete"
 _LEFT_OUT = {"total_flos", "train_runtime", "train_samples_per_second", "train_steps_per_second", "train_loss"}
 _LEFT_OUT |= {"num_tokens", "eval_num_tokens"}  # TRL counts them from zero after a resume
-_LEFT_OUT |= {"eval_runtime", "eval_samples_per_second", "eval_steps_per_second"}
+_LEFT_OUT |= {"eval_runtime", "eval_samples_per_second", "eval_steps_per_second", "step_time"}
+
+_FOLLOWED = (
+    "loss", "grad_norm", "learning_rate", "eval_loss", "mean_token_accuracy", "reward", "eval_reward", "rewards/margins",
+    "rewards/accuracies", "accuracy", "kl",
+)  # fmt: skip
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -50,18 +55,18 @@ def prompts(path: Path, tokenizer: Any, count: int, manner: Manner, media: Media
     for row in example.read_rows(path):
         if len(found) >= count:
             break
-        answers = [index for index, message in enumerate(row["messages"]) if message["role"] == "assistant"]
-        if not answers:
+        if not any(turn["role"] == "assistant" for messages in example.conversations(row) for turn in messages):
             continue
-        before = row["messages"][: answers[-1]]
-        asked = chat.prompt(tokenizer, before, row.get("tools"), **manner.of(row["messages"]))
+        before, reference = example.asked(row)
+        spoken = [turn for messages in example.conversations(row) for turn in messages]
+        asked = chat.prompt(tokenizer, before, row.get("tools"), **manner.of(spoken))
         found.append(
             {
                 "id": row["id"],
                 "ids": asked.ids,
                 "seen": media.perceiver.see(parts.media_of(before), media.folder, asked.types()) if media else None,
                 "prompt": parts.shown(before[-1]["content"]) if before else "",
-                "reference": row["messages"][answers[-1]].get("content") or "",
+                "reference": reference,
             }
         )
     return found
@@ -99,18 +104,14 @@ class Follow(TrainerCallback):  # type: ignore[misc]
                 f"the loss is {loss} at step {state.global_step}",
                 "lower train.learning_rate, and look at the rows with `gemma-ops data check`",
             )
-        if loss is None and "eval_loss" not in logs:
+        if loss is None and not any(key.startswith("eval_") for key in logs):
             return
         done = state.global_step - self._first
         rate = (time.time() - self._began) / max(done, 1)
         if not self._tokens:
             self._tokens = float(logs.get("num_tokens", 0.0))
             self._token_time = time.time()
-        fields: dict[str, Any] = {
-            key: logs[key]
-            for key in ("loss", "grad_norm", "learning_rate", "eval_loss", "mean_token_accuracy")
-            if key in logs
-        }
+        fields: dict[str, Any] = {key: logs[key] for key in _FOLLOWED if key in logs}
         spent = time.time() - self._token_time
         if loss is not None and done > 1 and spent > 0:
             fields["tokens_per_second"] = round((float(logs.get("num_tokens", 0.0)) - self._tokens) / spent, 1)

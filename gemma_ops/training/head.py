@@ -72,7 +72,7 @@ def _loss(
 ) -> Scored:
     import torch
 
-    from gemma_ops.modeling.kernels import loss as kernels
+    from gemma_ops.modeling import kernels
 
     head, softcap = full(model.lm_head.weight), model.config.get_text_config().final_logit_softcapping
     common = {"softcap": softcap, "divisor": divisor, "weights": weights}

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,20 +20,21 @@ from gemma_ops.config import MachineConfig, TrainConfig
 from gemma_ops.data import chat
 from gemma_ops.data.tokens import Manner
 from gemma_ops.errors import DataError
-from gemma_ops.modeling import adapters
+from gemma_ops.modeling import adapters, full
 from gemma_ops.modeling.load import load_model, load_tokenizer, pick_device
 from gemma_ops.modeling.source import checkpoint
 from gemma_ops.training import head, media_sft
 from gemma_ops.training.arguments import sft_arguments
 from gemma_ops.training.follow import Follow, last_checkpoint, prompts, write_record
 from gemma_ops.training.media_sft import Media
+from gemma_ops.training.settle import settle, shape_of
 from gemma_ops.training.steps import Layout
 
 
 def train(
     out: Path, settings: TrainConfig, machine: MachineConfig, *, base: Path, data: Path, teacher: Path | None = None
 ) -> dict[str, float]:
-    """Write `adapter/`, `record.jsonl` and `samples.jsonl` below `out`; go on from the last whole checkpoint there.
+    """Write `adapter/` (`tuned/` with `tune: full`), `record.jsonl` and `samples.jsonl` below `out`; go on from the last whole checkpoint there.
 
     Raises DataError when no row carries loss.
     """
@@ -48,9 +50,11 @@ def train(
     work = out / "checkpoints"
     media = media_sft.find(folder, data, settings)
     rows = tokenized(data, work / "rows", tokenizer, settings, chat.prefills(folder), media)
-    rate = settings.learning_rate or (size.learning_rate if size else family.DEFAULT_LEARNING_RATE)
+    usual = size.learning_rate if size else family.DEFAULT_LEARNING_RATE  # an adapter's
+    rate = settings.learning_rate or usual * (full.RATE if settings.tune == "full" else 1.0)
+    settings = settle(settings, shape_of(folder), [rows.train, rows.valid], device, ple=machine.ple)
 
-    model = load(folder, settings, device, media)
+    model = load(folder, settings, machine, device, media)
     if settings.method == "distill" and teacher:
         larger = load_model(checkpoint(teacher), weights=settings.weights, device=device)
     else:
@@ -66,7 +70,10 @@ def train(
     start = last_checkpoint(work)
     trainer.train(resume_from_checkpoint=str(start) if start else None)
     final = _validated(trainer, settings) or trainer.evaluate() if len(rows.valid) else {}
-    adapters.save(model, out / "adapter", described["id"], described["revision"])
+    if settings.tune == "full":
+        full.save(model, out / full.FOLDER, folder, described)
+    else:
+        adapters.save(model, out / "adapter", described["id"], described["revision"])
     write_record(trainer.state, out / "record.jsonl")
     (out / "samples.jsonl").touch()
     shutil.rmtree(work, ignore_errors=True)
@@ -84,13 +91,25 @@ def train(
     return metrics
 
 
-def load(folder: Path, settings: TrainConfig, device: str, media: Media | None = None) -> Any:
+def load(folder: Path, settings: TrainConfig, machine: MachineConfig, device: str, media: Media | None = None) -> Any:
     """The model that learns: loaded, with its adapter, its kernels and its head; frozen but for what is tuned. It has its
     towers where rows show something."""
+    model = load_model(folder, weights=settings.weights, device=device, towers=media is not None, ple=machine.ple)
+    return prepare(model, settings, media.kinds if media else ())
+
+
+def prepare(model: Any, settings: TrainConfig, shown: Sequence[str] = ()) -> Any:
+    """A loaded model with its adapter, its kernels and its head; `shown` is what rows show besides text."""
+    if settings.tune == "full":
+        full.unfreeze(model, settings)
+        return equip(model, settings)
+    return equip(adapters.attach(model, settings.lora, settings.seed, shown=shown), settings)
+
+
+def equip(model: Any, settings: TrainConfig) -> Any:
+    """A model with the kernels and the head that training runs on."""
     from gemma_ops.modeling import kernels
 
-    model = load_model(folder, weights=settings.weights, device=device, towers=media is not None)
-    model = adapters.attach(model, settings.lora, settings.seed, shown=media.kinds if media else ())
     kernels.install(model, settings.kernels, recompute=_recompute(settings))
     head.install(model, settings)
     return model

@@ -19,7 +19,9 @@ from torch.utils.data import DataLoader
 from transformers.trainer_utils import EvalLoopOutput
 
 from gemma_ops.config import TrainConfig
+from gemma_ops.modeling import host_ple, kernels
 from gemma_ops.training.passes import Batch, Collate, Rows
+from gemma_ops.training.plus import faster
 from gemma_ops.training.steps import Layout, Steps
 
 
@@ -81,8 +83,13 @@ class StepTrainer(trl.SFTTrainer):  # type: ignore[misc]
         model.train()
         world = self.accelerator.num_processes
         total = torch.zeros((), device=self.args.device)
+        if self.settings.kernels.lora == "fused" and self.settings.weights != "fp32" and not self.is_fsdp_enabled:
+            kernels.refresh(self.model)
+        table = host_ple.find(model)
         for number, arguments in enumerate(inputs.passes):
             last = number == len(inputs.passes) - 1
+            if table and not last:  # its rows travel while this pass is computed
+                table.prefetch(inputs.passes[number + 1]["input_ids"], self.args.device)
             with nullcontext() if last else self.accelerator.no_sync(model):
                 # Gradients are averaged over the processes, and the divisor counts the tokens of all.
                 loss = self._score(model, arguments, inputs.divisor).loss * world
@@ -125,27 +132,11 @@ class StepTrainer(trl.SFTTrainer):  # type: ignore[misc]
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add what was measured since the last record."""
         super().log(logs, start_time)
-        self._metrics = {"train": defaultdict(list), "eval": defaultdict(list)}
+        self._metrics: dict[str, Any] = {"train": defaultdict(list), "eval": defaultdict(list)}
 
     def create_optimizer(self, model: Any = None) -> Any:
-        """The optimizer of `train.optimizer`; with LoRA+ the second factors learn faster.
-
-        LoRA+: arXiv 2402.12354, equation 2: one learning rate for A, `plus` times it for B.
-        """
-        plus = self.settings.lora.plus
-        optimizer = super().create_optimizer(model)
-        if plus != 1.0 and not getattr(self, "_grouped", False):
-            names = {id(parameter): name for name, parameter in (model or self.model).named_parameters()}
-            groups = list(optimizer.param_groups)
-            optimizer.param_groups.clear()
-            for group in groups:
-                fast = [p for p in group["params"] if ".lora_B" in names.get(id(p), "")]
-                slow = [p for p in group["params"] if ".lora_B" not in names.get(id(p), "")]
-                for params, factor in ((slow, 1.0), (fast, plus)):
-                    if params:
-                        optimizer.add_param_group({**group, "params": params, "lr": group["lr"] * factor})
-            self._grouped = True
-        return optimizer
+        """The optimizer of `train.optimizer`; with LoRA+ the second factors learn faster."""
+        return faster(super().create_optimizer(model), model or self.model, self.settings.lora.plus)
 
 
 def _untouched(rows: Any) -> Any:

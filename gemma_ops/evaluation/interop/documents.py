@@ -15,8 +15,8 @@ from typing import Any
 
 from gemma_ops.durable import write_text
 from gemma_ops.errors import ConfigError, DataError
-from gemma_ops.evaluation.metrics.base import Row
 from gemma_ops.evaluation.task import Task, load_task, validate
+from gemma_ops.metrics.base import Row
 
 COPY = "task"
 """Folder inside an export that holds the task itself."""

@@ -19,8 +19,8 @@ from gemma_ops.evaluation.answers import AnswerFile, Stored
 from gemma_ops.evaluation.interop import logs
 from gemma_ops.evaluation.interop.logs import Reply
 from gemma_ops.evaluation.interop.to_lm_eval import TURN_END
-from gemma_ops.evaluation.metrics.base import Row
 from gemma_ops.evaluation.task import Task
+from gemma_ops.metrics.base import Row
 
 _AGAIN = "export the task again with `gemma-ops task export`, and run that"
 

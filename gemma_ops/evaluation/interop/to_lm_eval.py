@@ -20,9 +20,9 @@ from typing import Any
 
 from gemma_ops.durable import write_text
 from gemma_ops.evaluation.interop import documents
-from gemma_ops.evaluation.metrics.base import Row
-from gemma_ops.evaluation.metrics.text import ExactMatch
 from gemma_ops.evaluation.task import Task
+from gemma_ops.metrics.base import Row
+from gemma_ops.metrics.text import ExactMatch
 
 TURN_END = "<turn|>"
 CHOICES = "_choices"

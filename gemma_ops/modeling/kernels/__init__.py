@@ -1,11 +1,19 @@
-"""Exact, faster forms of Gemma 4's operations, put into a loaded model one by one."""
+"""Exact, faster forms of Gemma 4's training operations, put on a loaded model by `install`."""
 
-from __future__ import annotations
+from gemma_ops.modeling.kernels.casts import refresh
+from gemma_ops.modeling.kernels.distill import linear_distillation
+from gemma_ops.modeling.kernels.install import forward_hidden, install, uninstall
+from gemma_ops.modeling.kernels.loss import labelled, linear_cross_entropy, linear_dft, token_nll, token_scores
 
-from typing import Any, Literal
-
-from gemma_ops.config import KernelsConfig
-
-
-def install(model: Any, settings: KernelsConfig, *, recompute: Literal["none", "mlp", "all"] | int = "none") -> None:
-    """Put the kernels of `settings` into the decoder layers of a loaded model."""
+__all__ = [
+    "forward_hidden",
+    "install",
+    "labelled",
+    "linear_cross_entropy",
+    "linear_dft",
+    "linear_distillation",
+    "refresh",
+    "token_nll",
+    "token_scores",
+    "uninstall",
+]

@@ -13,8 +13,8 @@ from typing import Any, Literal
 import numpy as np
 
 from gemma_ops.errors import DataError
-from gemma_ops.evaluation.metrics.base import Aggregate, Indexes, Metric, Normalization, Row, Scored, Scorer, normalize
-from gemma_ops.evaluation.metrics.parse import parse
+from gemma_ops.metrics.base import Aggregate, Indexes, Metric, Normalization, Row, Scored, Scorer, normalize
+from gemma_ops.metrics.parse import parse
 
 
 class ChoiceAccuracy(Metric):

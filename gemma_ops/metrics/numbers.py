@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from gemma_ops.evaluation.metrics.base import Metric, Row, Scored, Scorer, one
+from gemma_ops.metrics.base import Metric, Row, Scored, Scorer, one
 
 _NUMBER = re.compile(
     r"(?<![\w.])[-+\u2212]?(?:\d{1,3}(?:[,\u202f\u00a0]\d{3})+|\d+)?(?:\.\d+)?(?:[eE][-+]?\d+)?(?![\d])"

@@ -37,7 +37,7 @@ class Row:
     @property
     def gold(self) -> str:
         """The reference as an answer would spell it."""
-        from gemma_ops.evaluation.metrics.parse import dump
+        from gemma_ops.metrics.parse import dump
 
         return self.reference if isinstance(self.reference, str) else dump(self.reference)
 
@@ -102,7 +102,7 @@ def normalize(text: str, steps: Sequence[Normalization]) -> str:
         elif step == "accents":
             text = "".join(char for char in unicodedata.normalize("NFD", text) if not unicodedata.combining(char))
         elif step == "json":
-            from gemma_ops.evaluation.metrics.parse import Unreadable, dump, parse
+            from gemma_ops.metrics.parse import Unreadable, dump, parse
 
             value = parse(text)
             text = text if isinstance(value, Unreadable) else dump(value)

@@ -1,4 +1,4 @@
-"""Metrics: how an answer is scored against its row. One file per family.
+"""The room of metrics: how an answer is scored against its row, for evaluation and as rewards of training. One file per family.
 
 A metric is a frozen pydantic model (its options in `task.yaml`) with a method `scorer`. To add one: write the class in
 the file of its family (or a new file), and name it in `METRICS` below. Nothing else knows a metric by name.
@@ -20,12 +20,12 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from gemma_ops.evaluation.metrics.base import Metric
-from gemma_ops.evaluation.metrics.json_fields import JsonFieldAccuracy, JsonFieldF1, JsonSchema, JsonValid
-from gemma_ops.evaluation.metrics.labels import ChoiceAccuracy
-from gemma_ops.evaluation.metrics.numbers import Numeric
-from gemma_ops.evaluation.metrics.overlap import Chrf, RougeL
-from gemma_ops.evaluation.metrics.text import Contains, ExactMatch, Length, Regex
+from gemma_ops.metrics.base import Metric
+from gemma_ops.metrics.json_fields import JsonFieldAccuracy, JsonFieldF1, JsonSchema, JsonValid
+from gemma_ops.metrics.labels import ChoiceAccuracy
+from gemma_ops.metrics.numbers import Numeric
+from gemma_ops.metrics.overlap import Chrf, RougeL
+from gemma_ops.metrics.text import Contains, ExactMatch, Length, Regex
 
 METRICS: tuple[type[Metric], ...] = (
     ExactMatch, Contains, Regex, Length, JsonValid, JsonSchema, JsonFieldAccuracy, JsonFieldF1, Numeric, ChoiceAccuracy,

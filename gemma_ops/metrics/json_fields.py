@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gemma_ops.errors import ConfigError, DataError
-from gemma_ops.evaluation.metrics.base import Metric, Row, Scored, Scorer, one
-from gemma_ops.evaluation.metrics.parse import Unreadable, dump, leaves, parse
+from gemma_ops.metrics.base import Metric, Row, Scored, Scorer, one
+from gemma_ops.metrics.parse import Unreadable, dump, leaves, parse
 
 
 class JsonMetric(Metric):

@@ -1,0 +1,133 @@
+"""Verb that measures: `bench train` runs one training step of gemma-ops beside stock TRL and other trainers."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from gemma_ops.cli.options import Json
+
+app = typer.Typer()
+bench_app = typer.Typer(help="Measure gemma-ops beside other trainers, on this machine.", no_args_is_help=True)
+app.add_typer(bench_app, name="bench")
+
+
+@bench_app.callback()
+def _bench() -> None:
+    """Measure gemma-ops beside other trainers, on this machine."""
+
+
+@bench_app.command("train")
+def bench_train(
+    size: Annotated[
+        str, typer.Option(help="cpu, tiny, or a true size with random weights: e2b, e4b, 12b, 26b-a4b, 31b.")
+    ] = "cpu",
+    device: Annotated[
+        str | None,
+        typer.Option(help="cpu or cuda; cpu for the small sizes, cuda for the true ones.", show_default=False),
+    ] = None,
+    weights: Annotated[str, typer.Option(help="bf16 or nf4.")] = "bf16",
+    lengths: Annotated[
+        str, typer.Option(help="chat: 300 tokens a row on average, 2,048 at most; long: 1,200, 4,096.")
+    ] = "chat",
+    mean: Annotated[int | None, typer.Option(help="Tokens of a row on average, instead.", show_default=False)] = None,
+    longest: Annotated[
+        int | None, typer.Option("--max", help="Tokens of the longest row, instead.", show_default=False)
+    ] = None,
+    batch: Annotated[
+        int | None, typer.Option("--batch", "--rows", help="Rows of an optimizer step.", show_default=False)
+    ] = None,
+    micro_batch: Annotated[
+        int | None, typer.Option(help="Rows of a forward pass where rows are padded.", show_default=False)
+    ] = None,
+    row_length: Annotated[int | None, typer.Option(help="Tokens of a packed row.", show_default=False)] = None,
+    micro_tokens: Annotated[
+        int | None,
+        typer.Option(help="Tokens of a forward pass of gemma-ops; the plan decides by default.", show_default=False),
+    ] = None,
+    layers: Annotated[int | None, typer.Option(help="Cut the stack to so many layers.", show_default=False)] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Timed optimizer steps; one more warms up.", show_default=False)
+    ] = None,
+    repeats: Annotated[
+        int | None, typer.Option(min=1, help="Processes an arm, interleaved.", show_default=False)
+    ] = None,
+    arms: Annotated[
+        str | None,
+        typer.Option(
+            help="Commas between: trl, trl-packed, trl-packed-nogc, gemma-ops, unsloth, axolotl.", show_default=False
+        ),
+    ] = None,
+    threads: Annotated[int, typer.Option(min=1, help="Of the CPU.")] = 1,
+    seed: Annotated[int, typer.Option(help="Of weights, rows and order.")] = 0,
+    suite: Annotated[
+        str | None, typer.Option(help="gpu: every size at 2k, 4k and 8k tokens a row.", show_default=False)
+    ] = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="Start nothing after so long; run again to go on.", show_default=False)
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for results; what is finished there is kept.")] = Path("runs/bench"),
+    as_json: Json = False,
+) -> None:
+    """One training step of gemma-ops beside stock TRL, packed TRL, and Unsloth and axolotl where they are installed.
+
+    The same random model, rows and adapter for all; each arm in its own process, repeats interleaved. Gradients are
+    compared in float32 first. Leaves bench.json and bench.svg.
+    """
+    from gemma_ops import console
+    from gemma_ops.training.bench import Runner, make
+    from gemma_ops.training.bench import suite as suites
+
+    command = " ".join(["gemma-ops", *sys.argv[1:]])
+    more: dict[str, Any] = {"threads": threads, "seed": seed}
+    if arms:
+        more["arms"] = tuple(name.strip() for name in arms.split(",") if name.strip())
+
+    def tell(text: str) -> None:
+        console.err().print(text, markup=False)
+
+    if suite:
+        if suite not in suites.SUITES:
+            raise typer.BadParameter(f"one of: {', '.join(suites.SUITES)}", param_hint="--suite")
+        found = suites.run(suites.SUITES[suite](**more), out, tell, command=command, minutes=minutes)
+        if as_json:
+            console.print_json(found)
+        for name, body in found.items():
+            if not as_json:
+                _show(name, body)
+        return
+    spec = make(
+        size, device=device, weights=weights, lengths=lengths, mean=mean, longest=longest, batch=batch,  # type: ignore[arg-type]
+        micro_batch=micro_batch, row_length=row_length, steps=steps, repeats=repeats, micro_tokens=micro_tokens, layers=layers,
+        **more,
+    )  # fmt: skip
+    import time
+
+    deadline = None if minutes is None else time.monotonic() + 60 * minutes
+    folder = out / spec.name
+    body = Runner(spec, folder, tell, command=command, deadline=deadline).run()
+    if as_json:
+        console.print_json(body)
+    else:
+        _show(str(folder), body)
+
+
+def _show(name: str, body: dict[str, Any]) -> None:
+    """The table of one benchmark, and where its files are."""
+    from gemma_ops import console
+    from gemma_ops.training.bench import report
+
+    if "absent" in body:
+        print(f"{name}: {body['absent']}\n")
+        return
+    for line in report.opening(body):
+        print(line)
+    print()
+    console.print_table(report.head(body), report.table(body))
+    print()
+    for line in report.closing(body):
+        print(line)
+    print(f"{name}: bench.json, bench.svg\n")

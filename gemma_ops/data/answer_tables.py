@@ -1,0 +1,172 @@
+"""Rows for preference and reinforcement methods as Arrow tables on disk, by the kind of rows a method learns from.
+
+Pairs:    prompt_ids, chosen_ids, chosen_loss, rejected_ids, rejected_loss, length
+judged:   prompt_ids, completion_ids, completion_loss, label, length
+prompts:  prompt (token ids), reference (text of the row's last answer), row (its id), length
+
+`…_loss` says of each token whether the model itself says it; what a tool says inside an answer it doesn't. `length` is
+how many tokens a forward pass of the row takes, each answer with a prompt of its own.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gemma_ops.data import chat, example
+from gemma_ops.data.answers import encode_answers
+from gemma_ops.data.tokens import Manner
+from gemma_ops.durable import write_json
+from gemma_ops.errors import DataError
+
+Columns = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How rows become tokens."""
+
+    tokenizer: Any
+    max_length: int
+    """Tokens of prompt and answer together."""
+    manner: Manner = field(default_factory=Manner)
+
+    def of(self, row: dict[str, Any]) -> dict[str, bool]:
+        """Arguments of `chat.encode` for a row: the same for all its answers, so that they share a prompt."""
+        return self.manner.of([turn for messages in example.conversations(row) for turn in messages])
+
+
+def pairs(path: Path, folder: Path, encoding: Encoding, method: str) -> tuple[Any, int]:
+    """Pairs of answers as a `datasets.Dataset`, and how many rows were cut; those left without an answer are not in it.
+
+    The table is written to `folder`, and found there by a run that goes on. Raises DataError naming file and line of a
+    row of another kind, or of one that can't be rendered.
+    """
+    return _table(path, folder, encoding, method, _pair, _PAIR)
+
+
+def judged(path: Path, folder: Path, encoding: Encoding, method: str) -> tuple[Any, int]:
+    """Judged answers, each side of a pair being one; otherwise like `pairs`."""
+    return _table(path, folder, encoding, method, _judged, _JUDGED)
+
+
+def prompts(path: Path, folder: Path, encoding: Encoding, method: str) -> tuple[Any, int]:
+    """Prompts with the last answer of their conversation as reference; otherwise like `pairs`."""
+    return _table(path, folder, encoding, method, _prompt, _PROMPT)
+
+
+def _pair(row: dict[str, Any], encoding: Encoding) -> tuple[list[Columns], bool]:
+    found = _encoded(row, encoding)
+    chosen, rejected = found.answers["chosen"], found.answers["rejected"]
+    if not (any(chosen.loss) and any(rejected.loss)):
+        return [], True
+    columns = {
+        "prompt_ids": found.prompt,
+        "chosen_ids": chosen.ids,
+        "chosen_loss": chosen.loss,
+        "rejected_ids": rejected.ids,
+        "rejected_loss": rejected.loss,
+        "length": 2 * len(found.prompt) + len(chosen.ids) + len(rejected.ids),
+    }
+    return [columns], found.truncated
+
+
+def _judged(row: dict[str, Any], encoding: Encoding) -> tuple[list[Columns], bool]:
+    found = _encoded(row, encoding)
+    columns = [
+        {
+            "prompt_ids": found.prompt,
+            "completion_ids": answer.ids,
+            "completion_loss": answer.loss,
+            "label": side == "chosen",
+            "length": len(found.prompt) + len(answer.ids),
+        }
+        for side, answer in found.answers.items()
+        if any(answer.loss)
+    ]
+    return columns, found.truncated
+
+
+def _prompt(row: dict[str, Any], encoding: Encoding) -> tuple[list[Columns], bool]:
+    messages, reference = example.asked(row)
+    ids = chat.prompt_ids(encoding.tokenizer, messages, row.get("tools"), **encoding.of(row))
+    if len(ids) >= encoding.max_length:  # a prompt without its end asks something else
+        return [], True
+    return [{"prompt": ids, "reference": reference, "row": row["id"], "length": len(ids)}], False
+
+
+def _encoded(row: dict[str, Any], encoding: Encoding) -> Any:
+    return encode_answers(encoding.tokenizer, row, max_length=encoding.max_length, **encoding.of(row))
+
+
+_PAIR = {
+    "prompt_ids": "ids", "chosen_ids": "ids", "chosen_loss": "flags", "rejected_ids": "ids", "rejected_loss": "flags",
+    "length": "number",
+}  # fmt: skip
+_JUDGED = {
+    "prompt_ids": "ids",
+    "completion_ids": "ids",
+    "completion_loss": "flags",
+    "label": "flag",
+    "length": "number",
+}
+_PROMPT = {"prompt": "ids", "reference": "text", "row": "text", "length": "number"}
+
+
+def _table(
+    path: Path,
+    folder: Path,
+    encoding: Encoding,
+    method: str,
+    columns: Callable[[dict[str, Any], Encoding], tuple[list[Columns], bool]],
+    types: dict[str, str],
+) -> tuple[Any, int]:
+    import datasets
+
+    features = _features(types)
+    facts, target = folder / f"{path.stem}.json", folder / f"{path.stem}.arrow"
+    if not facts.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        writer = datasets.arrow_writer.ArrowWriter(path=str(target), features=features)
+        rows, cut = 0, 0
+        for found, truncated in _rows(path, encoding, method, columns):
+            cut += truncated
+            rows += len(found)
+            for row in found:
+                writer.write(row)
+        writer.finalize()
+        write_json(facts, {"rows": rows, "cut": cut})
+    counted = json.loads(facts.read_text(encoding="utf-8"))
+    if not counted["rows"]:
+        return datasets.Dataset.from_dict({name: [] for name in types}, features=features), counted["cut"]
+    return datasets.Dataset.from_file(str(target)), counted["cut"]
+
+
+def _rows(
+    path: Path,
+    encoding: Encoding,
+    method: str,
+    columns: Callable[[dict[str, Any], Encoding], tuple[list[Columns], bool]],
+) -> Iterator[tuple[list[Columns], bool]]:
+    for number, row in enumerate(example.read_rows(path), 1):
+        example.check_kind(row, method, f"{path}:{number}")
+        try:
+            yield columns(row, encoding)
+        except DataError as error:
+            raise DataError(f"{path}:{number}: {error.what}", error.fix) from error
+
+
+def _features(types: dict[str, str]) -> Any:
+    import datasets
+
+    known = {
+        "ids": datasets.List(datasets.Value("int32")),
+        "flags": datasets.List(datasets.Value("bool")),
+        "flag": datasets.Value("bool"),
+        "text": datasets.Value("string"),
+        "number": datasets.Value("int32"),
+    }
+    return datasets.Features({name: known[kind] for name, kind in types.items()})

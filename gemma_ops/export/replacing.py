@@ -1,0 +1,86 @@
+"""What a training leaves, adapter or changed tensors, as the new value of each base tensor it changes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from gemma_ops.errors import ModelError
+from gemma_ops.export.checkpoint import Checkpoint, read_json
+from gemma_ops.export.lora import Update, folder_of, read_updates
+from gemma_ops.modeling import full
+from gemma_ops.modeling.shards import Entry, pieces
+
+_PIECE = 1 << 24
+"""Numbers copied at a time."""
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """A tensor that a full fine-tune changed."""
+
+    target: str
+    value: Entry
+
+    def merged(self, entry: Entry) -> Iterator[torch.Tensor]:
+        """The new tensor in fp32, in pieces; `entry` is the base's, of the same shape."""
+        for _, numbers in pieces(self.value, _PIECE):
+            yield numbers.float()
+
+
+def folder(path: Path) -> Path:
+    """The folder of what was trained inside the artifact of `train`: `tuned/`, else the adapter's."""
+    for found in (path / full.FOLDER, path):
+        if (found / full.RECORD).exists():
+            return found
+    return folder_of(path)
+
+
+def is_full(found: Path) -> bool:
+    """Whether a folder that `folder` gave holds tensors instead of an adapter."""
+    return (found / full.RECORD).exists()
+
+
+def in_towers(changed: Iterable[str]) -> tuple[bool, bool]:
+    """Whether any, and whether all, of the tensors of these names lie in the vision or audio tower."""
+    found = [bool(re.search(r"vision|audio", name)) for name in changed]
+    return any(found), all(found)
+
+
+def changes(found: Path, source: Checkpoint, base: Path) -> dict[str, Update | Replacement]:
+    """What becomes of each changed tensor of `source`, the checkpoint inside the artifact `base`. Raises ModelError when
+    what was trained does not fit it, as a whole."""
+    if not is_full(found):
+        _check_base(found, base)
+        return dict(read_updates(found, source))
+    replaced: dict[str, Update | Replacement] = {}
+    for name, entry in full.entries(found, base).items():
+        place = source.entries.get(name)
+        if place is None or place.shape != entry.shape:
+            raise ModelError(
+                f"{found} holds {name} {entry.shape}, which {source.folder} does not",
+                "merge into the very base it was trained from",
+            )
+        replaced[name] = Replacement(name, entry)
+    return replaced
+
+
+def _check_base(adapter: Path, base: Path) -> None:
+    """Refuse an adapter of another published base. Only names of the Hub are compared: a path says nothing."""
+    described = base / "model.json"
+    if not described.is_file():
+        return
+    trained_on = str(
+        read_json(adapter / "adapter_config.json", "the adapter's settings").get("base_model_name_or_path")
+    )
+    given = str(read_json(described, "which model the base is").get("id"))
+    if trained_on != given and all(re.fullmatch(r"[\w.-]+/[\w.-]+", name) for name in (trained_on, given)):
+        raise ModelError(
+            f"the adapter in {adapter} was trained on {trained_on}, and the base is {given}",
+            "merge into the base it was trained on; where the weights are the same under two names, correct "
+            "base_model_name_or_path in adapter_config.json",
+        )

@@ -1,0 +1,187 @@
+"""The bodies of `bodies` as Triton kernels: one pass over memory each, compiled in under a second.
+
+Inductor makes kernels as fast, but takes two seconds for every body and width (a minute for a model) and looks at its
+guards on every call. Each function here takes and gives what the body of its name does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from gemma_ops.modeling.kernels import triton_bodies
+
+_PIECE = 1024
+"""Numbers of a row that one program of GeGLU handles."""
+
+
+def _rows(x: Tensor) -> Tensor:
+    """As `[rows, width]` with adjacent numbers, copied only where it must be."""
+    flat = x.reshape(-1, x.shape[-1])
+    return flat if flat.stride(-1) == 1 else flat.contiguous()
+
+
+def _block(width: int) -> int:
+    return int(triton.next_power_of_2(width))
+
+
+_READY: dict[Any, Any] = {}
+"""Kernels that are compiled, by everything that Triton specialises them to."""
+
+
+def _launch(
+    kernel: Any, grid: tuple[int, int, int], pointers: Sequence[Tensor], numbers: Sequence[Any], constants: Any
+) -> None:
+    """Start `kernel`, whose arguments are tensors, then numbers, then constants.
+
+    Triton looks at every argument on every call, for some 40 microseconds. What it looks for (types, multiples of 16,
+    ones) is the key here, and a kernel that was started with the same key before is started directly, as its tutorial
+    on fused softmax does.
+    """
+    aligned = not any(pointer.data_ptr() % 16 for pointer in pointers)
+    kinds = tuple(
+        [number if number == 1 else (number % 16 == 0, number >> 31) for number in numbers if type(number) is int]
+    )
+    key = (id(kernel), constants, kinds, pointers[0].device, *[pointer.dtype for pointer in pointers])
+    ready = _READY.get(key) if aligned else None
+    if ready is not None:
+        ready[grid](*pointers, *numbers, *constants)
+        return
+    block = max(constant for constant in constants if type(constant) is int)
+    made = kernel[grid](*pointers, *numbers, *constants, num_warps=4 if block <= 1024 else 8 if block <= 4096 else 16)
+    if aligned and made is not None:
+        _READY[key] = made
+
+
+def norm(x: Tensor, weight: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
+    """See `bodies.norm`."""
+    flat, width = _rows(x), x.shape[-1]
+    y, rstd = (
+        torch.empty_like(x, memory_format=torch.contiguous_format),
+        x.new_empty((*x.shape[:-1], 1), dtype=torch.float32),
+    )
+    pointers = flat, flat if weight is None else weight, y, rstd
+    constants = width, _block(width), weight is not None
+    _launch(triton_bodies.norm, (flat.shape[0], 1, 1), pointers, (flat.stride(0), eps), constants)
+    return y, rstd
+
+
+def norm_backward(outer: Tensor, x: Tensor, weight: Tensor | None, rstd: Tensor) -> Tensor:
+    """See `bodies.norm_backward`."""
+    g, flat, width = _rows(outer), _rows(x), x.shape[-1]
+    by_x = torch.empty_like(x, memory_format=torch.contiguous_format)
+    pointers = g, flat, flat if weight is None else weight, rstd, by_x
+    constants = width, _block(width), weight is not None
+    _launch(triton_bodies.norm_backward, (flat.shape[0], 1, 1), pointers, (g.stride(0), flat.stride(0)), constants)
+    return by_x
+
+
+def add_norm(
+    residual: Tensor, x: Tensor, weight: Tensor | None, scale: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor]:
+    """See `bodies.add_norm`."""
+    stream, flat, width = _rows(residual), _rows(x), x.shape[-1]
+    y = torch.empty_like(residual, memory_format=torch.contiguous_format)
+    rstd = x.new_empty((*x.shape[:-1], 1), dtype=torch.float32)
+    pointers = stream, flat, flat if weight is None else weight, flat if scale is None else scale, y, rstd
+    constants = width, _block(width), weight is not None, scale is not None
+    _launch(triton_bodies.add_norm, (flat.shape[0], 1, 1), pointers, (stream.stride(0), flat.stride(0), eps), constants)
+    return y, rstd
+
+
+def add_norm_backward(
+    outer: Tensor, x: Tensor, weight: Tensor | None, scale: Tensor | None, rstd: Tensor
+) -> tuple[Tensor, Tensor]:
+    """See `bodies.add_norm_backward`."""
+    g, flat, width = _rows(outer), _rows(x), x.shape[-1]
+    by_residual = torch.empty_like(outer, memory_format=torch.contiguous_format)
+    by_x = torch.empty_like(x, memory_format=torch.contiguous_format)
+    pointers = g, flat, flat if weight is None else weight, flat if scale is None else scale, rstd, by_residual, by_x
+    constants = width, _block(width), weight is not None, scale is not None
+    _launch(triton_bodies.add_norm_backward, (flat.shape[0], 1, 1), pointers, (g.stride(0), flat.stride(0)), constants)
+    return by_residual, by_x
+
+
+def rotated(x: Tensor, weight: Tensor | None, cos: Tensor, sin: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """See `bodies.rotated`."""
+    x = x if x.stride(-1) == 1 else x.contiguous()
+    batch, tokens, heads, width = x.shape
+    cos, sin = (_angles(angle, batch, tokens) for angle in (cos, sin))
+    y = torch.empty_like(x, memory_format=torch.contiguous_format)
+    rstd = x.new_empty((*x.shape[:-1], 1), dtype=torch.float32)
+    pointers = x, x if weight is None else weight, cos, sin, y, rstd
+    numbers = tokens, heads, *x.stride()[:3], cos.stride(0), eps
+    constants = width // 2, _block(width // 2), weight is not None
+    _launch(triton_bodies.rotated, (batch * tokens * heads, 1, 1), pointers, numbers, constants)
+    return y, rstd
+
+
+def rotated_backward(
+    outer: Tensor, x: Tensor, weight: Tensor | None, cos: Tensor, sin: Tensor, rstd: Tensor
+) -> tuple[Tensor, None]:
+    """See `bodies.rotated_backward`; what a gradient by the weight would need is not made."""
+    outer = outer if outer.stride(-1) == 1 else outer.contiguous()
+    x = x if x.stride(-1) == 1 else x.contiguous()
+    batch, tokens, heads, width = x.shape
+    cos, sin = (_angles(angle, batch, tokens) for angle in (cos, sin))
+    by_x = torch.empty_like(x, memory_format=torch.contiguous_format)
+    pointers = outer, x, x if weight is None else weight, cos, sin, rstd, by_x
+    numbers = tokens, heads, *outer.stride()[:3], *x.stride()[:3], cos.stride(0)
+    constants = width // 2, _block(width // 2), weight is not None
+    _launch(triton_bodies.rotated_backward, (batch * tokens * heads, 1, 1), pointers, numbers, constants)
+    return by_x, None
+
+
+def _angles(angle: Tensor, batch: int, tokens: int) -> Tensor:
+    """`[rows, D]`, one row a token of every sequence."""
+    return _rows(angle.expand(batch, tokens, angle.shape[-1]))
+
+
+def geglu(gate: Tensor, up: Tensor) -> Tensor:
+    """See `bodies.geglu`."""
+    a, b, width = _rows(gate), _rows(up), gate.shape[-1]
+    y = torch.empty_like(gate, memory_format=torch.contiguous_format)
+    block = min(_PIECE, _block(width))
+    grid = a.shape[0], -(-width // block), 1
+    _launch(triton_bodies.geglu, grid, (a, b, y), (a.stride(0), b.stride(0), width), (block,))
+    return y
+
+
+def geglu_backward(outer: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """See `bodies.geglu_backward`."""
+    g, a, b, width = _rows(outer), _rows(gate), _rows(up), gate.shape[-1]
+    by_gate, by_up, y = (torch.empty_like(gate, memory_format=torch.contiguous_format) for _ in range(3))
+    block = min(_PIECE, _block(width))
+    grid, numbers = (a.shape[0], -(-width // block), 1), (g.stride(0), a.stride(0), b.stride(0), width)
+    _launch(triton_bodies.geglu_backward, grid, (g, a, b, by_gate, by_up, y), numbers, (block,))
+    return by_gate, by_up, y
+
+
+def softmax_backward(
+    scores: Tensor, outer: Tensor, lse: Tensor, delta: Tensor, real: Tensor | None, queries: int, scale: float
+) -> tuple[Tensor, Tensor]:
+    """See `bodies.softmax_backward`."""
+    batch, rows, keys = scores.shape
+    scores, outer, lse, delta = (one.contiguous() for one in (scores, outer, lse, delta))
+    likely, inner = torch.empty_like(outer), torch.empty_like(outer)
+    block = min(_PIECE, _block(keys))
+    pointers = scores, outer, lse, delta, lse if real is None else real.contiguous(), likely, inner
+    grid = batch * rows, -(-keys // block), 1
+    _launch(
+        triton_bodies.softmax_backward, grid, pointers, (rows, keys, queries, float(scale)), (block, real is not None)
+    )
+    return likely, inner
+
+
+KERNELS: dict[str, Any] = {
+    one.__name__: one
+    for one in (
+        norm, norm_backward, add_norm, add_norm_backward, rotated, rotated_backward, geglu, geglu_backward,
+        softmax_backward,
+    )
+}  # fmt: skip
+"""By the name of the body each stands for."""

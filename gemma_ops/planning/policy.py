@@ -1,0 +1,105 @@
+"""What the configuration leaves open: how many tokens a forward pass takes, what the backward pass makes again, and where
+the per-layer table lies.
+
+The same answer for the same shape, settings, rows and device, so that `gemma-ops plan` says what `gemma-ops train` does.
+Ways are tried from the fastest on: nothing recomputed, the MLPs (two of three of their products again, for half of the
+bytes), so many layers, all of them; large passes before small ones, because a pass costs a launch of every kernel and,
+in 4 bits, of every weight's dequantization.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from gemma_ops import family
+from gemma_ops.config import TrainConfig
+from gemma_ops.config.methods import REINFORCE
+from gemma_ops.devices import GIB, Device
+from gemma_ops.family import Shape
+from gemma_ops.planning import memory
+from gemma_ops.planning.memory import Checkpointing, Step
+
+USUAL = {True: 8192, False: 4096}
+"""Tokens of a forward pass where memory allows: enough to hide a GPU's launches, or to stay near a processor's caches."""
+_LEAST = 2048
+"""Smaller passes are only tried when everything else fails."""
+
+Place = Literal["device", "host"]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was decided, as `train.checkpointing`, `train.micro_tokens` and `machine.ple` spell it."""
+
+    checkpointing: Checkpointing
+    tokens: int
+    """Places of the largest forward pass; with `packing` that is `train.micro_tokens`."""
+    ple: Place
+    fits: bool
+    """False when even the most frugal way is over the device's memory by this arithmetic."""
+    step: Step
+
+
+def decide(
+    shape: Shape, train: TrainConfig, device: Device, *, longest: int, scored: float = 1.0, ple: str = "auto"
+) -> Choice:
+    """The fastest way that fits `device`, whose memory is in GiB, for rows of at most `longest` tokens, a share `scored` of
+    which carries loss. What `train` and `ple` state is kept."""
+    place: Place = "host" if (ple == "host" or (ple == "auto" and device.cuda)) and shape.per_layer_dim else "device"
+    linears = () if train.tune == "full" else tuple(family.lora_linears(shape, train.lora.targets))
+    last: Choice | None = None
+    for checkpointing, tokens in _ways(shape, train, device, longest):
+        step = Step(
+            weights=train.weights,
+            rank=train.lora.rank,
+            linears=linears,
+            tokens=tokens,
+            length=longest,
+            checkpointing=checkpointing,
+            kernels=train.kernels,
+            scored=scored,
+            ple=place,
+            optimizer=train.optimizer,
+            full=train.tune == "full",
+            cuda=device.cuda,
+            fused_attention=device.bf16,
+        )
+        table = memory.parts(shape, step)
+        fits = memory.total(table) + memory.spread(table) <= device.memory * GIB
+        last = Choice(checkpointing, tokens, place, fits, step)
+        if fits:
+            break
+    assert last is not None
+    return last
+
+
+def _ways(shape: Shape, train: TrainConfig, device: Device, longest: int) -> Iterator[tuple[Checkpointing, int]]:
+    """Recomputation and pass sizes to try, the fastest first, the most frugal last."""
+    sizes = _sizes(train, device, longest)
+    if train.checkpointing != "auto":
+        yield from ((train.checkpointing, tokens) for tokens in sizes)
+        return
+    large = [tokens for tokens in sizes if tokens >= min(_LEAST, sizes[0])]
+    count = len(shape.layers)
+    some = [round(count * part / 4) for part in (1, 2, 3)]
+    for one in ("none", "mlp", *some, "all"):
+        yield from ((one, tokens) for tokens in large[:2])  # type: ignore[misc]
+    yield from (("all", tokens) for tokens in sizes)
+
+
+def _sizes(train: TrainConfig, device: Device, longest: int) -> list[int]:
+    """Places of a forward pass, largest first; `longest` is a whole row, or for `grpo` and `rloo` a prompt."""
+    if train.method in REINFORCE:
+        return [train.micro_batch * (longest + train.reinforce.max_new_tokens)]
+    if not train.packing:
+        return [train.micro_batch * longest]
+    if train.micro_tokens:
+        return [train.micro_tokens]
+    tokens = max(longest, USUAL[device.cuda])
+    sizes = [tokens]
+    while tokens > longest:
+        tokens = max(longest, tokens // 2)
+        sizes.append(tokens)
+    return sizes

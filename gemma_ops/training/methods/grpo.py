@@ -1,0 +1,29 @@
+"""Group-relative policy optimization (Shao et al., arXiv 2402.03300) with rewards that are computed.
+
+To each prompt several answers are drawn; an answer's advantage is how far its reward lies above the others' mean.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import trl
+
+from gemma_ops.config import TrainConfig
+from gemma_ops.training.methods import answering
+from gemma_ops.training.methods.rewards import Rewards
+
+CONFIG = trl.GRPOConfig
+
+
+def owned(settings: TrainConfig, *, world: int) -> dict[str, Any]:
+    """Keys of `GRPOConfig` that follow from our settings."""
+    reinforce = settings.reinforce
+    return answering.owned(settings, world=world) | {"loss_type": reinforce.loss, "scale_rewards": reinforce.scale}
+
+
+class GRPO(answering.Answering, trl.GRPOTrainer):  # type: ignore[misc]
+    """`train.method: grpo`."""
+
+    def __init__(self, *, settings: TrainConfig, rewards: Rewards, model: Any, **kwargs: Any) -> None:
+        self.prepare(super().__init__, settings, rewards, model, kwargs)

@@ -1,0 +1,24 @@
+"""REINFORCE leave-one-out (Ahmadian et al., arXiv 2402.14740) with rewards that are computed.
+
+To each prompt several answers are drawn; an answer's advantage is how far its reward lies above the mean of the others.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import trl
+
+from gemma_ops.config import TrainConfig
+from gemma_ops.training.methods import answering
+from gemma_ops.training.methods.rewards import Rewards
+
+CONFIG = trl.RLOOConfig
+owned = answering.owned
+
+
+class RLOO(answering.Answering, trl.RLOOTrainer):  # type: ignore[misc]
+    """`train.method: rloo`."""
+
+    def __init__(self, *, settings: TrainConfig, rewards: Rewards, model: Any, **kwargs: Any) -> None:
+        self.prepare(super().__init__, settings, rewards, model, kwargs)

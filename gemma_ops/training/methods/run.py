@@ -1,0 +1,250 @@
+"""A preference or reinforcement training, read from top to bottom: rows, model, adapter, trainer, what is kept."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gemma_ops import family, journal
+from gemma_ops.config import MachineConfig, TrainConfig
+from gemma_ops.config.methods import REINFORCE
+from gemma_ops.data import answer_tables, chat
+from gemma_ops.data.answer_tables import Encoding
+from gemma_ops.data.tokens import Manner
+from gemma_ops.errors import ConfigError, DataError
+from gemma_ops.modeling import adapters, kernels, reward
+from gemma_ops.modeling.generate import stop_ids
+from gemma_ops.modeling.load import load_model, load_tokenizer, pick_device
+from gemma_ops.modeling.source import checkpoint
+from gemma_ops.training.arguments import build, common
+from gemma_ops.training.follow import Follow, last_checkpoint, prompts, write_record
+from gemma_ops.training.settle import settle, shape_of
+from gemma_ops.training.steps import Layout
+
+RATE = 0.1
+"""Peak learning rate as a share of the supervised one, for methods that move a model which answers already."""
+_TABLES = {"kto": answer_tables.judged, **dict.fromkeys(REINFORCE, answer_tables.prompts)}
+_SHOWN = ("rewards/margins", "rewards/accuracies", "accuracy", "margin", "reward")
+"""Figures of the last step that a step's metrics carry, where the method has them."""
+
+
+@dataclass
+class Tables:
+    """Training and validation rows."""
+
+    train: Any
+    valid: Any
+    cut: int
+    manner: Manner
+
+
+def train(out: Path, settings: TrainConfig, machine: MachineConfig, *, base: Path, data: Path) -> dict[str, float]:
+    """Write `adapter/`, `record.jsonl` and `samples.jsonl` below `out`; go on from the last whole checkpoint there.
+
+    Raises DataError when the rows are not what the method learns from, or none is left.
+    """
+    import torch
+
+    folder = checkpoint(base)
+    described = json.loads((base / "model.json").read_text(encoding="utf-8"))
+    size = family.SIZES.get(described["size"] or "")
+    device = pick_device(machine.device)
+    if machine.workers:
+        torch.set_num_threads(machine.workers)
+    tokenizer = load_tokenizer(folder)
+    work = out / "checkpoints"
+    rows = tabled(data, work / "rows", tokenizer, settings, chat.prefills(folder))
+    usual = size.learning_rate if size else family.DEFAULT_LEARNING_RATE
+    rate = settings.learning_rate or usual * (1.0 if settings.method == "reward" else RATE)
+
+    settings = settle(settings, shape_of(folder), [rows.train, rows.valid], device, ple=machine.ple)
+    model = load(folder, settings, machine, device)
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    shown = (
+        [] if settings.method == "reward" else prompts(data / "valid.jsonl", tokenizer, settings.samples, rows.manner)
+    )
+    follow = Follow(out / "samples.jsonl", tokenizer, shown)
+    trainer = make_trainer(model, settings, rows, folder, work, rate=rate, device=device, callbacks=[follow])
+    journal.record(rows=len(rows.train), cut=rows.cut, trainable=trainable, learning_rate=rate, device=device)
+
+    start = last_checkpoint(work)
+    trainer.train(resume_from_checkpoint=str(start) if start else None)
+    final = _validated(trainer, settings) or trainer.evaluate() if len(rows.valid) else {}
+    adapters.save(model, out / "adapter", described["id"], described["revision"])
+    if settings.method == "reward":
+        reward.save_score(model, out / "adapter")
+    write_record(trainer.state, out / "record.jsonl")
+    (out / "samples.jsonl").touch()
+    shutil.rmtree(work, ignore_errors=True)
+    return _metrics(trainer.state, final, rows, rate, trainable)
+
+
+def load(folder: Path, settings: TrainConfig, machine: MachineConfig, device: str) -> Any:
+    """The model that learns: loaded, with its adapter and kernels; one that scores for `reward`."""
+    if settings.tune == "full":
+        raise ConfigError(f"train.method {settings.method} trains adapters", "leave train.tune out, or set it to lora")
+    model = load_model(folder, weights=settings.weights, device=device, ple=machine.ple)
+    if settings.method == "reward":
+        model = reward.as_reward(model)
+    model = adapters.attach(model, settings.lora, settings.seed)
+    if settings.method == "reward":
+        model.get_base_model().score.requires_grad_(requires_grad=True)
+    recompute = "none" if settings.checkpointing == "auto" else settings.checkpointing
+    kernels.install(model, settings.kernels, recompute=recompute)
+    return model
+
+
+def tabled(data: Path, folder: Path, tokenizer: Any, settings: TrainConfig, empty_thought: bool) -> Tables:
+    """Rows of a prepared folder as tables below `folder`. Raises DataError when the method can't learn from them."""
+    manner = Manner(empty_thought=empty_thought, thinking=settings.thinking)
+    make = _TABLES.get(settings.method, answer_tables.pairs)
+    encoding = Encoding(tokenizer, settings.max_length, manner)
+    train_rows, cut = make(data / "train.jsonl", folder, encoding, settings.method)
+    valid_rows, _ = make(data / "valid.jsonl", folder, encoding, settings.method)
+    if len(train_rows) == 0:
+        raise DataError(
+            "no training row leaves room for an answer within train.max_length",
+            "raise train.max_length; `gemma-ops data check` shows the rows",
+        )
+    return Tables(train_rows, valid_rows, cut, manner)
+
+
+def make_trainer(
+    model: Any,
+    settings: TrainConfig,
+    rows: Tables,
+    folder: Path,
+    work: Path,
+    *,
+    rate: float,
+    device: str,
+    callbacks: list[Any],
+) -> Any:
+    """The trainer of `train.method` on rows that are tokenized already. Raises ConfigError as `arguments.build` does."""
+    import transformers
+
+    if settings.early_stop:
+        callbacks = [*callbacks, transformers.EarlyStoppingCallback(early_stopping_patience=settings.early_stop)]
+    given = {
+        "settings": settings,
+        "model": model,
+        "train_dataset": rows.train,
+        "eval_dataset": rows.valid if len(rows.valid) else None,
+        "processing_class": transformers.PreTrainedTokenizerFast.from_pretrained(folder),
+        "callbacks": callbacks,
+    }
+    best = "eval_reward" if settings.method in REINFORCE else "eval_loss"
+    keys = common(settings, work, has_valid=len(rows.valid) > 0, rate=rate, device=device, best=best)
+    trainer = _MAKERS[settings.method](model, settings, rows, keys, given)
+    trainer.remove_callback(transformers.PrinterCallback)
+    return trainer
+
+
+def _dpo(model: Any, settings: TrainConfig, rows: Tables, keys: dict[str, Any], given: dict[str, Any]) -> Any:
+    from gemma_ops.training.methods import dpo
+    from gemma_ops.training.methods.reference import starts_at_base
+
+    args = build(dpo.CONFIG, settings, keys | dpo.owned(settings, tabled=not starts_at_base(model)))
+    return dpo.DPO(args=args, layout=layout(settings, rows, args), **given)
+
+
+def _orpo(model: Any, settings: TrainConfig, rows: Tables, keys: dict[str, Any], given: dict[str, Any]) -> Any:
+    from gemma_ops.training.methods import orpo
+
+    args = build(orpo.CONFIG, settings, keys | orpo.owned(settings), orpo.KNOWN)
+    return orpo.ORPO(args=args, layout=layout(settings, rows, args), **given)
+
+
+def _kto(model: Any, settings: TrainConfig, rows: Tables, keys: dict[str, Any], given: dict[str, Any]) -> Any:
+    from gemma_ops.training.methods import kto
+    from gemma_ops.training.methods.reference import starts_at_base
+
+    args = build(kto.CONFIG, settings, keys | kto.owned(settings, tabled=not starts_at_base(model)))
+    return kto.KTO(args=args, layout=layout(settings, rows, args), **given)
+
+
+def _reward(model: Any, settings: TrainConfig, rows: Tables, keys: dict[str, Any], given: dict[str, Any]) -> Any:
+    from gemma_ops.training.methods import reward as method
+
+    args = build(method.CONFIG, settings, keys | method.owned(settings))
+    return method.Reward(args=args, layout=layout(settings, rows, args), **given)
+
+
+def _grpo(model: Any, settings: TrainConfig, rows: Tables, keys: dict[str, Any], given: dict[str, Any]) -> Any:
+    from gemma_ops.training.methods import grpo
+
+    args = build(grpo.CONFIG, settings, keys | grpo.owned(settings, world=_world()))
+    return grpo.GRPO(args=args, rewards=_rewards(model, settings, rows, given), **given)
+
+
+def _rloo(model: Any, settings: TrainConfig, rows: Tables, keys: dict[str, Any], given: dict[str, Any]) -> Any:
+    from gemma_ops.training.methods import rloo
+
+    args = build(rloo.CONFIG, settings, keys | rloo.owned(settings, world=_world()))
+    return rloo.RLOO(args=args, rewards=_rewards(model, settings, rows, given), **given)
+
+
+_MAKERS = {"dpo": _dpo, "orpo": _orpo, "kto": _kto, "reward": _reward, "grpo": _grpo, "rloo": _rloo}
+
+
+def _rewards(model: Any, settings: TrainConfig, rows: Tables, given: dict[str, Any]) -> Any:
+    from gemma_ops.training.methods.rewards import Rewards
+
+    references = [*rows.train["reference"], *rows.valid["reference"]]
+    tokenizer = given["processing_class"].backend_tokenizer
+    return Rewards(settings.reinforce, references, tokenizer, set(stop_ids(model)))
+
+
+def _world() -> int:
+    """Processes that train together."""
+    from accelerate import PartialState
+
+    return int(PartialState().num_processes)
+
+
+def layout(settings: TrainConfig, rows: Tables, args: Any) -> Layout:
+    """How the rows become steps on this machine."""
+    longest = max(rows.train["length"])
+    usual = 4096 if args.device.type == "cpu" else 8192
+    return Layout(
+        batch=settings.batch,
+        micro_tokens=settings.micro_tokens or max(longest, usual),
+        micro_batch=None if settings.packing else settings.micro_batch,
+        seed=settings.seed,
+        rank=args.process_index,
+        world=args.world_size,
+    )
+
+
+def _validated(trainer: Any, settings: TrainConfig) -> dict[str, Any] | None:
+    """The validation of the last step, where there was one and no earlier adapter was taken instead."""
+    if settings.early_stop:
+        return None
+    state = trainer.state
+    return next(
+        (
+            entry
+            for entry in reversed(state.log_history)
+            if any(key.startswith("eval_") for key in entry) and entry["step"] == state.global_step
+        ),
+        None,
+    )
+
+
+def _metrics(state: Any, final: dict[str, Any], rows: Tables, rate: float, trainable: int) -> dict[str, float]:
+    """What the step reports: means over the training, figures of its last step, and of the validation after it."""
+    steps = [entry for entry in state.log_history if "loss" in entry]
+    metrics = {
+        "steps": float(state.global_step),
+        "loss": sum(entry["loss"] for entry in steps) / len(steps),
+        "rows": float(len(rows.train)),
+        "cut_rows": float(rows.cut),
+        "trainable_parameters": float(trainable),
+        "learning_rate": float(rate),
+    }
+    last = {key: steps[-1][key] for key in _SHOWN if key in steps[-1]}
+    kept = {key: value for key, value in final.items() if key.removeprefix("eval_") in ("loss", *_SHOWN)}
+    return metrics | {key.replace("/", "_"): float(value) for key, value in (last | kept).items()}

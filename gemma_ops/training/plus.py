@@ -1,0 +1,25 @@
+"""LoRA+: the second factor of an adapter learns faster than the first (arXiv 2402.12354, equation 2)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def faster(optimizer: Any, model: Any, plus: float) -> Any:
+    """The optimizer with each group parted in two: all other parameters, and the B factors with `plus` times its rate.
+
+    Parting an optimizer a second time changes nothing.
+    """
+    if plus == 1.0 or getattr(optimizer, "plus", 1.0) == plus:
+        return optimizer
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    groups = list(optimizer.param_groups)
+    optimizer.param_groups.clear()
+    for group in groups:
+        fast = [p for p in group["params"] if ".lora_B" in names.get(id(p), "")]
+        slow = [p for p in group["params"] if ".lora_B" not in names.get(id(p), "")]
+        for params, factor in ((slow, 1.0), (fast, plus)):
+            if params:
+                optimizer.add_param_group({**group, "params": params, "lr": group["lr"] * factor})
+    optimizer.plus = plus
+    return optimizer

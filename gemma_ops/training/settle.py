@@ -1,0 +1,50 @@
+"""What the configuration leaves to the plan, settled on the device that trains, by the rows that are there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from gemma_ops import devices, journal
+from gemma_ops.config import TrainConfig
+from gemma_ops.config.methods import REINFORCE
+from gemma_ops.devices import GIB, Device
+from gemma_ops.family import Shape
+from gemma_ops.planning import policy
+
+
+def settle(settings: TrainConfig, shape: Shape, tables: list[Any], device: str, *, ple: str) -> TrainConfig:
+    """`settings` with `checkpointing` and, where rows are packed, `micro_tokens` decided for a model of `shape`.
+
+    `tables` hold the rows, with their `length` and how many tokens are `scored`. The choice is in the journal; it changes
+    speed and memory, and the result by no more than rounding.
+    """
+    lengths = [length for table in tables for length in table["length"]]
+    choice = policy.decide(
+        shape,
+        settings,
+        here(device),
+        longest=max(lengths),
+        ple=ple,
+    )
+    journal.record(
+        pass_tokens=choice.tokens, checkpointing=choice.checkpointing, per_layer_table=choice.ple, fits=choice.fits
+    )
+    micro = {"micro_tokens": choice.tokens} if settings.packing and settings.method not in REINFORCE else {}
+    return settings.model_copy(update={"checkpointing": choice.checkpointing, **micro})
+
+
+def shape_of(folder: Path) -> Shape:
+    """Dimensions of the checkpoint in `folder`."""
+    return Shape.from_config(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+
+
+def here(device: str) -> Device:
+    """The device that torch calls `device`, as the table of devices knows it, with the memory it really has."""
+    import torch
+
+    if not device.startswith("cuda"):
+        return devices.processor()
+    properties = torch.cuda.get_device_properties(torch.device(device))
+    return devices.match(properties.name, properties.total_memory / GIB)
