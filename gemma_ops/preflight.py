@@ -7,14 +7,16 @@ or sent, and what is checked is what the steps themselves would refuse.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from gemma_ops import recipes
 from gemma_ops.artifact import MANIFEST
 from gemma_ops.config import RunConfig
-from gemma_ops.errors import BoundaryError, BudgetError, ConfigError, OpsError
+from gemma_ops.config.methods import Kind
+from gemma_ops.errors import BoundaryError, BudgetError, ConfigError, DataError, OpsError
 from gemma_ops.evaluation import checking
 from gemma_ops.evaluation.task import Task, load_all, validate
 from gemma_ops.targets.spec import QUANTIZED, Spec, parse
@@ -35,6 +37,8 @@ def check(config: RunConfig, *, until: str | None = None, redo: Iterable[str] = 
     found = _Findings(config, known)
     if "synthesize" in ahead:
         found.synthesis()
+    if "train" in ahead:
+        found.training(merges="merge" in ahead, reads="prepare" in ahead)
     if "evaluate" in ahead:
         found.evaluation()
     if "register" in ahead:
@@ -84,6 +88,34 @@ class _Findings:
             needs = methods.METHODS[name].from_what
             if needs in given and given[needs] is None:
                 self.add(f"synth.count.{name} needs synth.{needs}", f"give a path: --set synth.{needs}=…")
+
+    def training(self, *, merges: bool, reads: bool) -> None:
+        train, inputs = self.config.train, self.steps["train"]
+        if train.method == "distill" and inputs is not None and "teacher" not in inputs:
+            self.add(
+                f"the recipe {self.config.recipe} has no teacher for its step train, and train.method distill needs one",
+                "use the recipe lora, or give the step `teacher=` as it does",
+            )
+        if train.method == "reward" and merges:
+            self.add(
+                "a reward model is not a language model to merge and serve",
+                "stop after the training: gemma-ops train, or run --until train",
+            )
+        if reads and self.config.data.path and "synthesize" not in self.steps:
+            with self.also():
+                self._rows(Path(self.config.data.path).expanduser())
+
+    def _rows(self, source: Path) -> None:
+        """Whether the first rows are of a kind that the method learns from; what can't be read is told by `prepare`."""
+        from gemma_ops.data.example import check_kinds
+        from gemma_ops.data.files import is_datasets_folder
+        from gemma_ops.data.importing import kinds
+
+        if source.exists() and not is_datasets_folder(source):
+            found: Counter[Kind] = Counter()
+            with suppress(DataError):
+                found = kinds(source, self.config.data)
+            check_kinds(found, self.config.train.method, str(source))
 
     def evaluation(self) -> None:
         settings = self.config.evaluate

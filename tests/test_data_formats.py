@@ -47,8 +47,9 @@ def test_detection_goes_with_the_majority_and_names_the_keys_when_lost():
     with pytest.raises(DataError, match="whose keys are: answer, question") as error:
         formats.detect([{"question": "q", "answer": "a"}])
     assert "data.prompt='{question}'" in error.value.fix
-    with pytest.raises(DataError, match="plain text"):
-        formats.detect([{"text": "x"}])
+    assert formats.detect([{"text": "x", "url": "y"}]) == "text"
+    with pytest.raises(DataError, match="whose keys are: label, text"):
+        formats.detect([{"text": "x", "label": "y"}])
 
 
 def test_sharegpt_with_system_tools_and_calls():

@@ -6,7 +6,11 @@ import json
 
 import pytest
 
-from gemma_ops.data import chat
+from gemma_ops.config import DataConfig
+from gemma_ops.data import answer_tables, chat
+from gemma_ops.data.answer_tables import Encoding
+from gemma_ops.data.arrow import table
+from gemma_ops.data.importing import Importer
 from gemma_ops.data.tokens import NO_LOSS, Manner, encode_rows
 from gemma_ops.nano import WEIGHTS
 
@@ -86,3 +90,73 @@ def test_a_tool_call_after_the_last_question_belongs_to_the_last_answer(tokenize
     assert "No." in scored
     assert "dry" not in scored
     assert "2" not in scored
+
+
+TOOL = {"type": "function", "function": {"name": "look", "description": "Weather", "parameters": {"type": "object"}}}
+
+
+def imported(tmp_path, row):
+    """A row as somebody wrote it, read from a file, as `prepare` would keep it."""
+    source = tmp_path / "source.jsonl"
+    source.write_text(json.dumps(row) + "\n")
+    (item,) = Importer(source, DataConfig(path=str(source)))
+    assert item.example, item.reason
+    return item.example
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_openais_tool_calls_are_trained_and_what_tools_say_is_not(tokenizer, tmp_path, large):
+    """Arguments as a JSON string, a null content and a result by its id: OpenAI's own form of a conversation."""
+    call = {
+        "id": "call_7",
+        "type": "function",
+        "function": {"name": "look", "arguments": '{"place": "Oslo", "days": 2}'},
+    }
+    row = imported(
+        tmp_path,
+        {
+            "messages": [
+                {"role": "user", "content": "Rain in Oslo?"},
+                {"role": "assistant", "content": None, "tool_calls": [call]},
+                {"role": "tool", "tool_call_id": "call_7", "content": "snow"},
+                {"role": "assistant", "content": "It is white."},
+            ],
+            "tools": [TOOL],
+        },
+    )
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    (found,) = encode_rows(tmp_path / "rows.jsonl", tokenizer, Manner(empty_thought=large), max_length=None)
+    scored = tokenizer.decode([label for label in found["labels"] if label != NO_LOSS], skip_special_tokens=False)
+    assert 'call:look{days:2,place:<|"|>Oslo<|"|>}' in scored
+    assert "<|tool_response>" in scored
+    assert scored.endswith("It is white.<turn|>")
+    assert "snow" not in scored
+    assert "Weather" not in scored
+    assert "Weather" in tokenizer.decode(found["input_ids"], skip_special_tokens=False)
+
+
+def test_a_rows_weight_reaches_its_table(tokenizer, tmp_path):
+    rows = [imported(tmp_path, {"messages": PLAIN, **weight}) for weight in ({}, {"weight": 2.5})]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    made, _ = table(tmp_path / "rows.jsonl", tmp_path / "tables", tokenizer, Manner(), max_length=64)
+    assert made["weight"] == [1.0, 2.5]
+    assert made["scored"][1] == pytest.approx(2.5 * made["scored"][0])
+
+
+@pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize("thinking", ["off", "on", "keep-empty-prefix"])
+def test_compared_answers_and_prompts_are_asked_for_in_the_same_manner(tokenizer, tmp_path, thinking, large):
+    manner = Manner(empty_thought=large, thinking=thinking)
+    row = {"id": "a", "messages": PLAIN[:1], "chosen": [PLAIN[1]], "rejected": [PLAIN[3]]}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    (pair,), _ = answer_tables.pairs(tmp_path / "rows.jsonl", tmp_path / "p", Encoding(tokenizer, 128, manner), "dpo")
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"id": "a", "messages": PLAIN[:2]}) + "\n")
+    (asked,), _ = answer_tables.prompts(
+        tmp_path / "rows.jsonl", tmp_path / "q", Encoding(tokenizer, 128, manner), "grpo"
+    )
+    assert asked["prompt"] == chat.prompt_ids(tokenizer, PLAIN[:1], **manner.of(PLAIN[:2]))
+    assert pair["prompt_ids"] == asked["prompt"]
+    text = tokenizer.decode(asked["prompt"], skip_special_tokens=False)
+    assert text.count(EMPTY) == (thinking == "keep-empty-prefix" or (large and thinking == "off"))
+    assert ("<|think|>" in text) == (thinking == "on")
+    assert tokenizer.decode(pair["chosen_ids"], skip_special_tokens=False) == "1<turn|>"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 
 import pytest
 
-from gemma_ops import preflight, recipes
+from gemma_ops import preflight, recipes, share
 from gemma_ops.configfile import load
 from gemma_ops.errors import BoundaryError, BudgetError, ConfigError, OpsError
 
@@ -226,3 +227,37 @@ def test_personal_data_that_is_sent_and_progress_without_steps_are_told(capsys, 
     told = " ".join(capsys.readouterr().err.split())
     assert "personal data in 6 of 100 requests to Gemini (EMAIL 6); the terms of the unpaid tier forbid" in told
     assert "16/1,300 t tuned" in told
+
+
+PAIRS = [{"prompt": f"Question {n}?", "chosen": "Good.", "rejected": "Bad."} for n in range(3)]
+
+
+@pytest.mark.parametrize(
+    "sets, words",
+    [
+        (["train.method=sft"], "holds pairs of answers, and train.method sft learns from conversations"),
+        (["train.method=pretrain"], "holds pairs of answers, and train.method pretrain learns from texts"),
+        (["train.method=reward"], "a reward model is not a language model to merge"),
+        (["train.method=dpo"], ""),
+        (["train.method=kto"], ""),
+    ],
+)
+def test_rows_and_what_becomes_of_the_adapter_must_fit_the_method(tmp_path, sets, words):
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in PAIRS))
+    found = told(["data.path=pairs.jsonl", "evaluate.gates=[]", *sets])
+    assert words in found if words else found == ""
+
+
+def test_a_reward_model_may_be_trained_alone(tmp_path):
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in PAIRS))
+    assert told(["data.path=pairs.jsonl", "train.method=reward"], until="train") == ""
+
+
+def test_a_recipe_that_gives_no_teacher_is_told(tmp_path):
+    sets = ["train.method=distill", "train.distill.teacher=./larger"]
+    assert "teacher" not in told(sets)
+    text = (
+        share.find("recipes", "lora", ".py").read_text().replace("        teacher=run.step", "        instead=run.step")
+    )
+    (tmp_path / "mine.py").write_text(text)
+    assert "has no teacher for its step train" in told([*sets, "recipe=mine.py"])

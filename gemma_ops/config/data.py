@@ -29,9 +29,9 @@ class DataConfig(Section):
     """Which split of a Hub data set or `datasets` folder."""
     format: Literal[
         "auto", "messages", "sharegpt", "alpaca", "prompt_completion", "gemini", "columns", "preference",
-        "openai_preference", "judged",
+        "openai_preference", "judged", "text",
     ] = "auto"  # fmt: skip
-    """Layout of a row; `auto` decides by the keys of the first rows. The last three hold answers that were compared or judged."""
+    """Layout of a row; `auto` decides by the keys of the first rows. `preference`, `openai_preference` and `judged` hold answers that were compared or judged, `text` is for `train.method: pretrain`."""
     prompt: str | None = None
     """For `columns`: the user turn, with `{column}` placeholders."""
     completion: str | None = None

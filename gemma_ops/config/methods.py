@@ -13,9 +13,9 @@ from gemma_ops.config.preference import UNPAIRED
 if TYPE_CHECKING:
     from gemma_ops.config.training import TrainConfig
 
-Kind = Literal["conversation", "pair", "judged"]
+Kind = Literal["conversation", "pair", "judged", "text"]
 """Rows by what stands in them: a conversation with its answers; a wanted and an unwanted answer to the same prompt; an
-answer that is wanted, or one that is not."""
+answer that is wanted, or one that is not; a text without turns."""
 
 PREFERENCE = ("dpo", "kto", "orpo", "reward")
 REINFORCE = ("grpo", "rloo")
@@ -24,6 +24,7 @@ ROWS: dict[str, tuple[Kind, ...]] = {
     "orpo": ("pair",),
     "reward": ("pair",),
     "kto": ("judged", "pair"),
+    "pretrain": ("text",),
 }
 """Kinds of rows by method; every other method learns from conversations. Of a pair `kto` takes each side by itself."""
 
@@ -60,6 +61,16 @@ def problems(train: TrainConfig) -> Iterator[str]:
     loss = train.preference.loss
     if loss and method in ("dpo", "kto") and (loss in UNPAIRED) != (method == "kto"):
         yield f"train.preference.loss {loss} is not a loss of {method}"
+    if method != "distill":
+        for key, field in type(train.distill).model_fields.items():
+            if getattr(train.distill, key) != field.default:
+                yield f"train.distill.{key} says nothing to train.method {method}"
+    if train.tune == "full" and method in (*PREFERENCE, *REINFORCE):
+        yield f"train.method {method} trains adapters: leave train.tune out, or set it to lora"
+    if method == "pretrain":
+        for key in ("loss_on", "thinking"):
+            if getattr(train, key) != type(train).model_fields[key].default:
+                yield f"train.{key} says nothing to train.method pretrain: every token of a text is learned"
     if method in (*PREFERENCE, *REINFORCE):
         for key in _SUPERVISED:
             if getattr(train, key) != type(train).model_fields[key].default:

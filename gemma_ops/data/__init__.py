@@ -5,6 +5,7 @@ example.py     the contract of a row
 files.py       raw rows from jsonl, json, csv, tsv, parquet, `datasets` folders and the Hub (lines.py, tables.py)
 formats.py     layouts of a row; normal.py brings them into one spelling, importing.py joins the two
 preferences.py the same for answers that were compared or judged; answers.py makes them tokens
+documents.py   raw texts, for continued pre-training
 dedup.py       exact and near duplicates (words.py, near.py)
 overlap.py     rows that also stand in an evaluation task (tasks.py)
 pii.py         personal data and secrets, by checksum and rule

@@ -163,7 +163,7 @@ def card(body: dict[str, Any]) -> str:
             for item in body["teachers"]
         ]
     share, by = body["split"]["valid_share"], body["split"]["group_by"]
-    compared = body["kinds"].keys() - {"conversation"}
+    compared = body["kinds"].keys() - {"conversation", "text"}
     own = "rows with the same prompt stay together" if compared else "each row is its own group"
     alone = "rows of one source stay together" if body["teachers"] else own
     alone += "; rows about one image or sound stay together" if body["media"] else ""
@@ -229,7 +229,12 @@ def _overlap(overlap: dict[str, Any]) -> list[str]:
 
 def _kinds(kinds: dict[str, int]) -> str:
     """What the rows hold, where it isn't conversations alone."""
-    words = {"conversation": "conversations", "pair": "pairs of answers", "judged": "judged answers"}
+    words = {
+        "conversation": "conversations",
+        "pair": "pairs of answers",
+        "judged": "judged answers",
+        "text": "raw texts",
+    }
     return (
         (": " + _counts({words[name]: count for name, count in kinds.items()}))
         if kinds.keys() - {"conversation"}

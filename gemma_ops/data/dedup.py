@@ -16,7 +16,7 @@ import numpy as np
 
 from gemma_ops.data.example import SIDES, kind
 from gemma_ops.data.near import Near
-from gemma_ops.data.tasks import names, user_texts
+from gemma_ops.data.tasks import asked_texts, names
 from gemma_ops.data.words import Boilerplate, Hashes, hashes, jaccard, normal, shingles, sketch
 
 _UNWANTED = np.uint64(0xA5A5A5A5A5A5A5A5)
@@ -25,7 +25,7 @@ _UNWANTED = np.uint64(0xA5A5A5A5A5A5A5A5)
 def exact_key(example: dict[str, Any]) -> bytes:
     """16 bytes that conversations share exactly when they are the same after normalising."""
     body = {"messages": example["messages"], "tools": example.get("tools")}
-    body |= {side: example[side] for side in SIDES if example.get(side) is not None}
+    body |= {side: example[side] for side in (*SIDES, "text") if example.get(side) is not None}
     text = normal(json.dumps(body, ensure_ascii=False, sort_keys=True))
     return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
@@ -51,7 +51,7 @@ class NearDuplicates:
 
     def find_or_add(self, example: dict[str, Any]) -> tuple[str, float] | None:
         """The earlier row this one nearly repeats as (source, similarity of the questions); else remember it."""
-        asked = _joined([shingles(self._boilerplate.residue(hashes(text))) for text in user_texts(example["messages"])])
+        asked = _joined([shingles(self._boilerplate.residue(hashes(text))) for text in asked_texts(example)])
         answer = sketch(_joined(_answers(example)))
         shown = names(example["messages"])
         for similarity, number in self._asked.find(asked):

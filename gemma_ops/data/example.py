@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -101,6 +101,8 @@ class Example(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     id: str
     messages: list[Message]
+    """Empty where the row is a text."""
+    text: str | None = None
     chosen: list[Message] | None = None
     rejected: list[Message] | None = None
     tools: list[dict[str, Any]] | None = None
@@ -115,6 +117,7 @@ class Example(BaseModel):
         found = {
             "id": row["id"],
             **{key: _plain(getattr(self, key)) for key in TURNS},
+            "text": row["text"],
             "tools": row["tools"],
             "source": row["source"],
             "privacy": row["privacy"],
@@ -133,31 +136,45 @@ def _plain(messages: list[Message] | None) -> list[dict[str, Any]] | None:
 
 def kind(row: dict[str, Any]) -> Kind:
     """What stands in a row."""
+    if row.get("text") is not None:
+        return "text"
     answers = sum(row.get(side) is not None for side in SIDES)
     return ("conversation", "judged", "pair")[answers]  # type: ignore[return-value]
 
 
-_WORDS: dict[Kind, str] = {"conversation": "conversations", "pair": "pairs of answers", "judged": "judged answers"}
+_WORDS: dict[Kind, str] = {
+    "conversation": "conversations",
+    "pair": "pairs of answers",
+    "judged": "judged answers",
+    "text": "texts",
+}
 _FIX: dict[Kind, str] = {
     "pair": "give pairs (`prompt`, `chosen`, `rejected`), or train with sft (conversations) or kto (judged answers)",
     "judged": "give judged answers (`prompt`, `completion`, `label`) or pairs, or train with sft",
-    "conversation": "give conversations, or train with dpo, orpo or reward (pairs) or kto (judged answers)",
+    "text": "give rows of raw text (`text`), or train conversations with sft",
+    "conversation": "give conversations, train raw texts with pretrain, or train with dpo, orpo or reward (pairs) or kto (judged answers)",
 }
 
 
 def check_kind(row: dict[str, Any], method: str | None, where: str) -> None:
     """Raises DataError when a method can't learn from what a row holds; None stands for those of given answers."""
-    found, wanted = kind(row), methods.rows(method or "")
-    if found not in wanted:
+    check_kinds({kind(row): 1}, method, where)
+
+
+def check_kinds(found: Mapping[Kind, int], method: str | None, where: str) -> None:
+    """The same for what several rows hold: raises DataError when the method can learn from none of them."""
+    wanted = methods.rows(method or "")
+    if found and not any(found.get(name) for name in wanted):
         who = f"train.method {method}" if method else "this training"
         raise DataError(
-            f"{where} holds {_WORDS[found]}, and {who} learns from " + " or ".join(_WORDS[name] for name in wanted),
+            f"{where} holds {_WORDS[max(found, key=found.__getitem__)]}, and {who} learns from "
+            + " or ".join(_WORDS[name] for name in wanted),
             _FIX[wanted[0]],
         )
 
 
 def conversations(row: dict[str, Any]) -> list[list[dict[str, Any]]]:
-    """The conversations in a row: one, or the prompt with each of its answers, the wanted one first."""
+    """The conversations in a row: one, or the prompt with each of its answers, the wanted one first; none in a text."""
     if kind(row) == "conversation":
         return [row["messages"]]
     return [row["messages"] + row[side] for side in SIDES if row.get(side) is not None]
@@ -179,13 +196,13 @@ def asked(row: dict[str, Any]) -> tuple[list[dict[str, Any]], str]:
 
 
 def content_id(
-    messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None, **answers: list[dict[str, Any]] | None
+    messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None, **answers: list[dict[str, Any]] | str | None
 ) -> str:
     """BLAKE2b-128 (hex) of the canonical JSON of what is trained on: sorted keys, no spaces, UTF-8.
 
-    `answers` are `chosen` and `rejected`, where the row has them.
+    `answers` are `chosen` and `rejected`, or `text`, where the row has them.
     """
-    body = {"messages": messages, "tools": tools or []}
+    body: dict[str, Any] = {"messages": messages, "tools": tools or []}
     body |= {side: answer for side, answer in answers.items() if answer is not None}
     text = json.dumps(body, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()

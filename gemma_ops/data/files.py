@@ -17,7 +17,7 @@ from gemma_ops.data.example import parse
 from gemma_ops.data.lines import Line, read_lines
 from gemma_ops.errors import DataError, ServiceError
 
-SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".txt")
 _BATCH = 512  # Parquet rows held at a time
 _READ = 1 << 16  # characters of a JSON array read at a time
 
@@ -51,6 +51,8 @@ def source_files(source: Path) -> list[Path]:
     if not source.is_dir():
         raise DataError(f"{source} does not exist", "correct data.path")
     found = sorted(path for path in source.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
+    # Beside files of rows a text file is a note; where there are no others, each is a document.
+    found = [path for path in found if path.suffix.lower() != ".txt"] or found
     found = [path for path in found if not path.name.lower().startswith((".", "test", "valid", "dev"))]
     train = [path for path in found if path.name.lower().startswith("train")]
     if not found:
@@ -82,10 +84,25 @@ def read_file(path: Path, cap: int = 1 << 24) -> Iterator[RawRow]:
         yield from _parquet(path)
     elif suffix in (".csv", ".tsv"):
         yield from _csv(path, cap, "\t" if suffix == ".tsv" else ",")
+    elif suffix == ".txt":
+        yield _document(path, cap)
     elif suffix == ".json" and not _is_json_lines(path, cap):
         yield from _json(path, cap)
     else:
         yield from _json_lines(path, cap)
+
+
+def _document(path: Path, cap: int) -> RawRow:
+    """A text file as one row, for `train.method: pretrain`."""
+    size = path.stat().st_size
+    if size > cap:
+        reason = f"the file is {size / 1e6:.1f} MB long, above data.max_line_mb ({cap / 1e6:g})"
+        return RawRow(path.name, 1, None, "", "line_too_long", reason)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        return RawRow(path.name, 1, None, "", "not_utf8", f"not UTF-8: byte at position {error.start + 1}")
+    return RawRow(path.name, 1, {"text": text}, text[:2000])
 
 
 def _oversized(path: Path, line: Line, cap: int) -> RawRow:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from tokenizers import Tokenizer
 
-from gemma_ops.data import chat
+from gemma_ops.data import chat, documents
 from gemma_ops.data.encoded import Encoded
 from gemma_ops.data.example import SIDES
 from gemma_ops.errors import DataError
@@ -87,6 +87,10 @@ def look(example: dict[str, Any], context: Context) -> tuple[dict[str, Encoded],
     and what is found on the unwanted side says so.
     """
     row, where = example["id"], example["source"]
+    if example.get("text") is not None:
+        whole = documents.encode(context.tokenizer, example["text"])
+        unknown = context.tokenizer.token_to_id("<unk>") in whole.ids
+        return {"text": whole}, [finding("unknown_token", row, where)] if unknown else []
     prompt = example["messages"]
     sides = {side: prompt + example[side] for side in SIDES if example.get(side) is not None} or {"messages": prompt}
     encoded: dict[str, Encoded] = {}

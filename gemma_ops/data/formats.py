@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import Any
 
 from gemma_ops.config import DataConfig
-from gemma_ops.data import preferences
+from gemma_ops.data import documents, preferences
 from gemma_ops.data.example import parse
 from gemma_ops.data.rowerror import RowError
 from gemma_ops.errors import DataError
@@ -32,9 +32,8 @@ def detect(rows: Sequence[Row]) -> str:
     if votes:
         return max(sorted(set(votes)), key=votes.count)
     keys = sorted({str(key) for row in rows for key in row})[:20]
-    plain = "the rows hold plain text; " if keys == ["text"] else ""
     raise DataError(
-        f"{plain}no known layout in the first rows, whose keys are: {', '.join(keys) or 'none'}",
+        f"no known layout in the first rows, whose keys are: {', '.join(keys) or 'none'}",
         "set data.prompt and data.completion with {column} placeholders, for example "
         "--set data.prompt='{question}' --set data.completion='{answer}', or name the layout with data.format",
     )
@@ -59,11 +58,13 @@ def _layout(row: Row) -> str | None:
         return "alpaca"
     if "prompt" in row and ("completion" in row or "response" in row):
         return "prompt_completion"
+    if isinstance(row.get("text"), str) and row.keys() <= documents.KEYS:
+        return "text"
     return None
 
 
 def reader(layout: str, settings: DataConfig) -> Callable[[Row], Any]:
-    """The function that reads rows of a layout: into `Raw`, or `Compared` where answers were compared or judged.
+    """The function that reads rows of a layout: into `Raw`, `Compared` where answers were compared or judged, or a text.
 
     Raises DataError when `columns` has no templates.
     """
@@ -80,6 +81,7 @@ def reader(layout: str, settings: DataConfig) -> Callable[[Row], Any]:
         "preference": preferences.preference,
         "openai_preference": preferences.openai_preference,
         "judged": preferences.judged,
+        "text": documents.document,
     }[layout]
 
 

@@ -85,9 +85,10 @@ class Importer:
         if settings.format == "columns" or settings.prompt is not None:
             formats.check_columns(settings, values)
             return "columns"
-        if settings.format != "auto":
-            return settings.format
-        return formats.detect(values) if values else "none"
+        found = settings.format if settings.format != "auto" else formats.detect(values) if values else "none"
+        if found == "text" and settings.system is not None:
+            raise DataError("data.system says nothing to rows of raw text", "leave data.system out")
+        return found
 
     def _example(self, raw: RawRow, row: dict[str, Any], read_row: Callable[[dict[str, Any]], Any]) -> Imported:
         # A template names the columns it wants, an image beside it may be there for another reason.
@@ -99,6 +100,8 @@ class Importer:
                 raise RowError(
                     "compared_media", "the row compares answers about images or audio, which no method learns from"
                 )
+        elif isinstance(given, str):
+            turns, notes = {"messages": [], "tools": None, "text": given}, []
         else:
             messages, tools, notes = conversation(*given, system=self.settings.system, media=beside)
             turns = {"messages": messages, "tools": tools}
@@ -114,14 +117,17 @@ class Importer:
                 found.update(item.kind for item in findings)
                 return pii.mask_findings(text, findings) if masking and findings else text
 
+            if "text" in turns:
+                turns["text"] = look(turns["text"])
             for name in TURNS:
                 if name in turns:
                     turns[name] = [
                         {key: _scan(key, value, look) for key, value in turn.items()} for turn in turns[name]
                     ]
-        answers = {side: turns.get(side) for side in SIDES}
+        answers = {side: turns.get(side) for side in (*SIDES, "text")}
         weight = _weight(row.get("weight"))
-        if weight is not None and any(answers.values()):
+        prompted = any(answers[side] for side in SIDES)
+        if weight is not None and prompted:
             raise RowError("answer_weight", "compared and judged answers can't be weighted: leave `weight` out")
         made = {
             "id": content_id(turns["messages"], turns["tools"], **answers),
@@ -137,7 +143,6 @@ class Importer:
             # Answers to one prompt, and rows about one picture, stay on one side of the split: else validation would ask
             # about what was trained on.
             seen = parts.media_of(turns["messages"])
-            prompted = any(answers.values())
             own = content_id(turns["messages"], turns["tools"]) if prompted else made["id"]
             made["group"] = Path(seen[0]["path"]).stem[:32] if seen else own
         return Imported(raw, {key: value for key, value in made.items() if value is not None}, tuple(notes), found)

@@ -79,7 +79,7 @@ def _message(item: Any, index: int, notes: list[str]) -> dict[str, Any]:
     elif role != "assistant" and isinstance(message["content"], str) and not message["content"].strip():
         raise RowError("empty_turn", f"{where} ({role}) is empty")
     for text in (parts.text_of(message["content"]), message.get("reasoning", "")):
-        _refuse_control(text, role, where)
+        refuse_control(text, role, where)
     return message
 
 
@@ -125,7 +125,7 @@ def _call(call: Any, number: int, where: str, notes: list[str]) -> dict[str, Any
         raise RowError(
             "bad_tool_call", f"{where}: the arguments of {function['name']} are {_kind(arguments)}, not an object"
         )
-    _refuse_control(function["name"] + json.dumps(arguments, ensure_ascii=False), "assistant", where)
+    refuse_control(function["name"] + json.dumps(arguments, ensure_ascii=False), "assistant", where)
     # An id that every response can be matched with is set in _match_responses.
     return {
         "id": str(call.get("id") or ""),
@@ -137,7 +137,7 @@ def _call(call: Any, number: int, where: str, notes: list[str]) -> dict[str, Any
 def _response(entry: Any, where: str) -> dict[str, Any]:
     if not isinstance(entry, dict) or "response" not in entry:
         raise RowError("bad_tool_response", f"{where}: a tool response needs name and response")
-    _refuse_control(json.dumps(entry["response"], ensure_ascii=False), "tool", where)
+    refuse_control(json.dumps(entry["response"], ensure_ascii=False), "tool", where)
     return {"name": str(entry.get("name") or "unknown"), "response": entry["response"]}
 
 
@@ -218,12 +218,13 @@ def _tools(tools: Any, notes: list[str]) -> list[dict[str, Any]] | None:
         function = tool.get("function", tool) if isinstance(tool, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
             raise RowError("bad_tools", "a tool has no function name")
-        _refuse_control(json.dumps(function, ensure_ascii=False), "system", f"tool {function['name']}")
+        refuse_control(json.dumps(function, ensure_ascii=False), "system", f"tool {function['name']}")
         found.append({"type": "function", "function": {**function, "description": function.get("description") or ""}})
     return found
 
 
-def _refuse_control(text: str, role: str, where: str) -> None:
+def refuse_control(text: str, role: str, where: str) -> None:
+    """Raises RowError where a text would be read as structure by the tokenizer, or is no Unicode."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:

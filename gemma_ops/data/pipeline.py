@@ -24,7 +24,7 @@ from gemma_ops.data.facts import Facts
 from gemma_ops.data.importing import Imported, Importer, Teacher, teacher_of
 from gemma_ops.data.overlap import Overlap
 from gemma_ops.data.split import Split
-from gemma_ops.data.tasks import names, read_task, user_texts
+from gemma_ops.data.tasks import asked_texts, names, read_task
 from gemma_ops.data.tokens import loss_flags
 from gemma_ops.data.words import Boilerplate, Hashes, hashes
 from gemma_ops.durable import whole
@@ -157,10 +157,10 @@ class _FirstPass:
             prompt = prompt_key(row)
             self.facts.conflicts += prompt in self._prompts
             self._prompts.add(prompt)
-        else:
+        elif example.kind(row) != "text":
             self.facts.contradictions += exact_key(example.swapped(row)) in self._kept
         # The rows with the smallest ids: the same sample in whatever order the files are.
-        texts = [hashes(text) for text in user_texts(row["messages"])]
+        texts = [hashes(text) for text in asked_texts(row)]
         heapq.heappush(self._sample, (-int(row["id"], 16), [_ends(text) for text in texts]))
         if len(self._sample) > _SAMPLE:
             heapq.heappop(self._sample)
@@ -187,7 +187,7 @@ def _compare(rows: Path, settings: DataConfig, facts: Facts, sample: list[Hashes
     drops: set[int] = set()
     for number, row in enumerate(example.read_rows(rows)):
         _progress("compare", number + 1)
-        match = overlap.find(user_texts(row["messages"]), names(row["messages"]))
+        match = overlap.find(asked_texts(row), names(row["messages"]))
         if match:
             facts.overlaps[match.task] += 1
             _list(facts.overlap_pairs, row=row["source"], task=match.task, question=match.place, how=match.how)

@@ -90,6 +90,11 @@ def names(messages: list[dict[str, Any]]) -> tuple[str, ...]:
     return tuple(part["path"] for part in parts.media_of(messages))
 
 
+def asked_texts(row: dict[str, Any]) -> list[str]:
+    """What a row is compared by: what its user says, or the whole of a text."""
+    return [row["text"]] if row.get("text") is not None else user_texts(row["messages"])
+
+
 def user_texts(messages: list[dict[str, Any]]) -> list[str]:
     """What the user says in a conversation, message by message."""
     return [parts.text_of(message.get("content")) for message in messages if message.get("role") == "user"]

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from tokenizers import Tokenizer
 
-from gemma_ops.data import chat, example
+from gemma_ops.data import chat, documents, example
 from gemma_ops.data.answers import encode_answers
 from gemma_ops.data.parts import media_of
 from gemma_ops.errors import DataError
@@ -29,6 +29,8 @@ class Manner:
     """`train.thinking`."""
     loss_on: Literal["all", "last"] = "all"
     """`train.loss_on`."""
+    texts: bool = False
+    """Rows are raw texts, each token with loss (`train.method: pretrain`)."""
     senses: Senses | None = None
     """What the checkpoint takes besides text (`media.senses`), for conversations that show something."""
 
@@ -55,13 +57,16 @@ def encode_rows(
     time.
 
     `labels` repeats `input_ids` where there is loss and is -100 elsewhere. A row longer than `max_length` tokens is cut
-    at its end, which may leave it without any loss. `media` are the images and sounds that are left, each its stored part
-    with the `start` and `end` of its tokens. Raises DataError naming file and line of a row that can't be rendered, or
-    whose answers were compared or judged.
+    at its end, which may leave it without any loss; a raw text becomes as many rows as it needs. `media` are the images
+    and sounds that are left, each its stored part with the `start` and `end` of its tokens. Raises DataError naming file
+    and line of a row that can't be rendered, or whose answers were compared or judged.
     """
     for number, row in enumerate(example.read_rows(path), 1):
-        example.check_kind(row, None, f"{path}:{number}")
+        example.check_kind(row, "pretrain" if manner.texts else None, f"{path}:{number}")
         try:
+            if manner.texts:
+                yield from _pieces(row, tokenizer, max_length)
+                continue
             encoded = chat.encode(
                 tokenizer,
                 row["messages"],
@@ -85,10 +90,19 @@ def encode_rows(
         }
 
 
+def _pieces(row: dict[str, Any], tokenizer: Tokenizer, max_length: int | None) -> Iterator[dict[str, Any]]:
+    for ids in documents.pieces(documents.encode(tokenizer, row["text"]).ids, max_length):
+        labels = [NO_LOSS, *ids[1:]]
+        weight = row.get("weight", 1.0)
+        yield {"id": row["id"], "input_ids": ids, "labels": labels, "truncated": False, "weight": weight, "media": []}
+
+
 def loss_flags(
     tokenizer: Tokenizer, row: dict[str, Any], *, empty_thought: bool, senses: Senses | None = None
 ) -> list[list[bool]]:
     """Which tokens carry loss, for each conversation in a row: of compared answers the wanted one comes first."""
+    if example.kind(row) == "text":
+        return [documents.encode(tokenizer, row["text"]).loss]
     if example.kind(row) == "conversation":
         manner: dict[str, Any] = {"empty_thought": empty_thought, "senses": senses}
         return [chat.encode(tokenizer, row["messages"], row.get("tools"), **manner).loss]

@@ -41,7 +41,8 @@ def rows(data: Path | None, count: int, *, text_only: bool = False) -> list[Row]
                     row = json.loads(line)
                 except json.JSONDecodeError as error:
                     raise DataError(f"{file}:{number} is not valid JSON: {error}", "prepare the data again") from error
-                if not (text_only and media_of(row["messages"])):
+                # A raw text asks nothing.
+                if row["messages"] and not (text_only and media_of(row["messages"])):
                     found.append(row)
     return found or [{"messages": [{"role": "user", "content": text}]} for text in _FIXED[:count]]
 

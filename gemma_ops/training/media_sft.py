@@ -20,7 +20,7 @@ from gemma_ops.family.media import KINDS
 from gemma_ops.modeling.media import Perceiver
 from gemma_ops.modeling.source import read_config
 
-METHODS = ("sft", "dft", "pretrain")
+METHODS = ("sft", "dft")
 """Methods that train on rows with images and sounds."""
 
 

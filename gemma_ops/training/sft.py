@@ -24,6 +24,7 @@ from gemma_ops.modeling import adapters, full
 from gemma_ops.modeling.load import load_model, load_tokenizer, pick_device
 from gemma_ops.modeling.source import checkpoint
 from gemma_ops.training import head, media_sft
+from gemma_ops.training import teacher as teaching
 from gemma_ops.training.arguments import sft_arguments
 from gemma_ops.training.follow import Follow, last_checkpoint, prompts, write_record
 from gemma_ops.training.media_sft import Media
@@ -48,6 +49,7 @@ def train(
         torch.set_num_threads(machine.workers)
     tokenizer = load_tokenizer(folder)
     work = out / "checkpoints"
+    taught_by = teaching.check(teacher, folder) if settings.method == "distill" else None
     media = media_sft.find(folder, data, settings)
     rows = tokenized(data, work / "rows", tokenizer, settings, chat.prefills(folder), media)
     usual = size.learning_rate if size else family.DEFAULT_LEARNING_RATE  # an adapter's
@@ -55,10 +57,7 @@ def train(
     settings = settle(settings, shape_of(folder), [rows.train, rows.valid], device, ple=machine.ple)
 
     model = load(folder, settings, machine, device, media)
-    if settings.method == "distill" and teacher:
-        larger = load_model(checkpoint(teacher), weights=settings.weights, device=device)
-    else:
-        larger = None
+    larger = teaching.load(taught_by, settings, device) if taught_by else None
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     arguments = sft_arguments(settings, work, has_valid=len(rows.valid) > 0, rate=rate, device=device)
     follow = Follow(
@@ -137,7 +136,7 @@ def tokenized(
     from gemma_ops.data.arrow import table
 
     senses = media.perceiver.senses if media else None
-    manner = Manner(empty_thought=empty_thought, thinking=settings.thinking, loss_on=settings.loss_on, senses=senses)
+    manner = Manner(empty_thought, settings.thinking, settings.loss_on, settings.method == "pretrain", senses)
     train_rows, cut = table(data / "train.jsonl", folder, tokenizer, manner, max_length=settings.max_length)
     valid_rows, _ = table(data / "valid.jsonl", folder, tokenizer, manner, max_length=settings.max_length)
     if len(train_rows) == 0:

@@ -14,7 +14,7 @@ from gemma_ops.config.methods import REINFORCE
 from gemma_ops.data import answer_tables, chat
 from gemma_ops.data.answer_tables import Encoding
 from gemma_ops.data.tokens import Manner
-from gemma_ops.errors import ConfigError, DataError
+from gemma_ops.errors import DataError
 from gemma_ops.modeling import adapters, kernels, reward
 from gemma_ops.modeling.generate import stop_ids
 from gemma_ops.modeling.load import load_model, load_tokenizer, pick_device
@@ -60,7 +60,9 @@ def train(out: Path, settings: TrainConfig, machine: MachineConfig, *, base: Pat
     usual = size.learning_rate if size else family.DEFAULT_LEARNING_RATE
     rate = settings.learning_rate or usual * (1.0 if settings.method == "reward" else RATE)
 
-    settings = settle(settings, shape_of(folder), [rows.train, rows.valid], device, ple=machine.ple)
+    drawn = settings.reinforce.max_new_tokens if settings.method in REINFORCE else 0
+    lengths = [{"length": [length + drawn for length in table["length"]]} for table in (rows.train, rows.valid)]
+    settings = settle(settings, shape_of(folder), lengths, device, ple=machine.ple)
     model = load(folder, settings, machine, device)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     shown = (
@@ -84,8 +86,6 @@ def train(out: Path, settings: TrainConfig, machine: MachineConfig, *, base: Pat
 
 def load(folder: Path, settings: TrainConfig, machine: MachineConfig, device: str) -> Any:
     """The model that learns: loaded, with its adapter and kernels; one that scores for `reward`."""
-    if settings.tune == "full":
-        raise ConfigError(f"train.method {settings.method} trains adapters", "leave train.tune out, or set it to lora")
     model = load_model(folder, weights=settings.weights, device=device, ple=machine.ple)
     if settings.method == "reward":
         model = reward.as_reward(model)

@@ -2,8 +2,10 @@
 
 TRL's trainers call the model with a padded batch and `fused_lm_head=True`. Here the padding is taken out again before
 the model sees it: the rows of the batch stand end to end, told apart by positions that restart, and only the places that
-predict a labelled token meet the output head, whose logits are formed tile by tile (softcap and temperature included).
-What goes in and comes out keeps TRL's shape, so its losses are used as they are.
+predict a labelled token meet the output head, whose logits are never whole. With `kernels.head: fused` its gradient is
+formed in the forward pass, and figures that need every logit (`DROPPED`) are left out of the record; drawing methods,
+whose loss has a temperature and whose entropy matters, use TRL's tiles. What goes in and comes out keeps TRL's shape, so
+its losses are used as they are.
 """
 
 from __future__ import annotations
@@ -12,9 +14,12 @@ import functools
 import types
 from typing import Any
 
+from gemma_ops.config.methods import REINFORCE
 from gemma_ops.training.head import full
 from gemma_ops.training.passes import BOUNDS
 
+DROPPED = ("entropy", "logits/chosen", "logits/rejected")
+"""Figures of TRL's losses that the fused head doesn't know: not a number, and left out."""
 _TILE = 32_768
 """Columns of the vocabulary computed at a time."""
 
@@ -23,8 +28,9 @@ class Scoring:
     """Installed into a model; `last` is what the newest scored forward pass gave, for losses that need more of it."""
 
     def __init__(
-        self, model: Any, *, packing: bool, bounds: bool, temperature: float, outputs: tuple[str, ...]
+        self, model: Any, *, packing: bool, bounds: bool, fused: bool, temperature: float, outputs: tuple[str, ...]
     ) -> None:
+        self.fused = fused
         self.packing = packing
         self.bounds = bounds
         self.temperature = temperature
@@ -47,15 +53,12 @@ class Scoring:
 
     def score(self, base: Any, labels: Any, *, input_ids: Any, attention_mask: Any, **kwargs: Any) -> Any:
         """TRL's `FusedCausalLMOutput` of a padded batch: fields are [rows, length - 1], zero where there is no label."""
-        from trl.kernels import ChunkedLogProbFunction
         from trl.trainer.utils import FusedCausalLMOutput
 
         wanted = labels[:, 1:] != -100
         hidden = self._hidden(base, input_ids, attention_mask.bool(), wanted, kwargs)
         softcap = base.config.get_text_config().final_logit_softcapping
-        found = ChunkedLogProbFunction.apply(
-            hidden, full(base.lm_head.weight), None, labels[:, 1:][wanted], self.temperature, _TILE, softcap, 1.0, self.outputs
-        )  # fmt: skip
+        found = self._scored(hidden, full(base.lm_head.weight), labels[:, 1:][wanted], softcap)
         # Scattering keeps a batch without a single label connected to the model: it gives a zero with a gradient.
         fields: list[Any] = [None if x is None else x.new_zeros(wanted.shape).masked_scatter(wanted, x) for x in found]
         log_probs, entropy, log_sum_sq_probs, mean_logits, is_top1 = fields
@@ -68,6 +71,21 @@ class Scoring:
             is_top1=is_top1,
             label_mask=wanted,
         )
+
+    def _scored(self, hidden: Any, head: Any, labels: Any, softcap: float | None) -> tuple[Any, ...]:
+        """Of each label: log-probability, and (or None) entropy, sum of squared probabilities, mean logit, whether it is best."""
+        if not self.fused:
+            from trl.kernels import ChunkedLogProbFunction
+
+            found: tuple[Any, ...] = ChunkedLogProbFunction.apply(
+                hidden, head, None, labels, self.temperature, _TILE, softcap, 1.0, self.outputs
+            )
+            return found
+        from gemma_ops.modeling import kernels
+
+        nll, top = kernels.token_scores(hidden, head, labels, softcap=softcap)
+        unknown = nll.detach().new_full(nll.shape, float("nan"))
+        return -nll, unknown, None, unknown, top
 
     def _hidden(self, base: Any, ids: Any, mask: Any, wanted: Any, kwargs: dict[str, Any]) -> Any:
         """Last hidden states [n, H] of the places that predict a wanted label."""
@@ -98,4 +116,7 @@ def places(mask: Any) -> Any:
 def install(model: Any, settings: Any, *, temperature: float = 1.0, outputs: tuple[str, ...]) -> Scoring:
     """Replace the forward pass with which TRL's trainer scores tokens. `settings` is the run's `TrainConfig`."""
     bounds = settings.kernels.attention == "documents"
-    return Scoring(model, packing=settings.packing, bounds=bounds, temperature=temperature, outputs=outputs)
+    fused = settings.kernels.head == "fused" and settings.method not in REINFORCE and "log_sum_sq_probs" not in outputs
+    return Scoring(
+        model, packing=settings.packing, bounds=bounds, fused=fused, temperature=temperature, outputs=outputs
+    )

@@ -6,6 +6,7 @@ counts by its rows, so loss and gradient are those of the whole step at once. Fi
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -17,6 +18,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from gemma_ops.config import TrainConfig
 from gemma_ops.training.methods.batches import Rows, Whole
+from gemma_ops.training.methods.scoring import DROPPED
 from gemma_ops.training.plus import faster
 from gemma_ops.training.steps import Layout, Steps
 from gemma_ops.training.trainer import _Loader
@@ -110,6 +112,8 @@ class WholeSteps:
         with self.compute_loss_context_manager(), alone(self.accelerator):
             loss = self.compute_loss(model, dict(inputs))
         for key, values in self._metrics[mode].items():
+            if key in DROPPED and math.isnan(values[-1]):
+                continue
             figures.add(key, values[-1], self.weight(key, inputs, count))
         self._metrics[mode].clear()
         return loss
