@@ -48,7 +48,7 @@ class Importer:
     """
 
     def __init__(
-        self, source: Path | None, settings: DataConfig, senses: Senses | None, *, out: Path | None = None
+        self, source: Path | None, settings: DataConfig, senses: Senses | None = None, *, out: Path | None = None
     ) -> None:
         self.settings = settings
         self.layout = ""
@@ -168,7 +168,7 @@ class Importer:
 
 def kinds(source: Path, settings: DataConfig, limit: int = _PEEK) -> Counter[Kind]:
     """What the first rows of a source hold, by kind; rows that can't be used don't count. Raises like `Importer`."""
-    items = itertools.islice(Importer(source, settings, None), limit)
+    items = itertools.islice(Importer(source, settings), limit)
     return Counter(kind(item.example) for item in items if item.example is not None)
 
 
