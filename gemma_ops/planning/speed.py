@@ -39,19 +39,21 @@ class Rates:
     """Share of it that attention reaches, forward and backward."""
     passes: float
     """Bytes moved by elementwise kernels and the thin LoRA products, per byte kept for the backward pass (mask aside)."""
-    kernels: int
-    """Kernels per layer in forward and backward; half as many more for a mixture of experts."""
-    launch: float
-    """Seconds the interpreter needs to start one kernel."""
+    layer: float
+    """Seconds the interpreter needs to start the kernels of one layer, forward and backward."""
+    again: float
+    """How many times that where the layer is recomputed."""
+    mixture: float
+    """How many times that for a mixture of experts."""
 
 
 RATES = {
-    # SDPA with a mask: 72 ms for a sliding layer of 26B-A4B at 8,192 tokens on an H200 (volcengine/verl pull request 7131).
-    "stock": Rates(products=0.85, attention=0.068, passes=20.7, kernels=330, launch=8e-6),
-    "cuda": Rates(products=0.85, attention=0.25, passes=20.7, kernels=200, launch=8e-6),
-    "cpu": Rates(products=0.85, attention=0.85, passes=20.7, kernels=330, launch=12e-6),
+    "stock": Rates(products=0.85, attention=0.115, passes=20.7, layer=2.6e-3, again=1.4, mixture=1.5),
+    "cuda": Rates(products=0.85, attention=0.25, passes=20.7, layer=8.7e-3, again=1.7, mixture=1.7),
+    "cpu": Rates(products=0.85, attention=0.85, passes=20.7, layer=4e-3, again=1.4, mixture=1.5),
 }
-"""By way: stock operations on a GPU, our kernels on a GPU, and a CPU."""
+"""By way: stock operations on a GPU, our kernels on a GPU (both fitted to `gemma-ops bench train --suite gpu` on an H200,
+configs/benchmarks/h200.json), and a CPU."""
 
 
 @dataclass(frozen=True)
@@ -153,8 +155,8 @@ def speed(
     if not device.cuda and step.kernels.head == "trl":
         times["elementwise kernels"] += 60.0 * slots * shape.vocab / bytes_per_second  # the head, folded by torch
     busy = sum(times.values())
-    kernels = len(shape.layers) * rates.kernels * (1.5 if shape.experts else 1.0) * (1 + 0.4 * again)
-    launch = kernels * rates.launch
+    factor = (rates.mixture if shape.experts else 1.0) + (rates.again - 1) * again
+    launch = len(shape.layers) * rates.layer * factor
     seconds = max(busy, launch) if device.cuda else busy + launch
     if launch > busy:
         times = {"starting kernels": launch}
