@@ -21,6 +21,7 @@ from gemma_ops.data.sounds import sound
 from gemma_ops.data.tokens import NO_LOSS, Manner
 from gemma_ops.errors import ConfigError, DataError
 from gemma_ops.modeling import adapters
+from gemma_ops.modeling.kernels import install
 from gemma_ops.modeling.load import load_model
 from gemma_ops.training import head, media_sft
 from gemma_ops.training.media_collator import MediaCollate, shown
@@ -95,11 +96,11 @@ def prepared(tiny, tmp_path_factory):
     return make
 
 
-def passes(prepared, groups, *, packing):
+def passes(prepared, groups, *, packing, bounds=False):
     """The model's arguments for passes of the given rows."""
     _, rows, found = prepared
     step = Step(groups, [row for group in groups for row in group])
-    collate = found.collate(packing=packing, bounds=False)
+    collate = found.collate(packing=packing, bounds=bounds)
     assert isinstance(collate, MediaCollate)
     return collate(rows.__getitems__(step))
 
@@ -151,16 +152,69 @@ def test_the_loss_of_a_step_is_the_models_own_on_each_row(tiny, prepared, kind):
     assert together == pytest.approx(total / count, abs=2e-5)
 
 
-def test_packed_rows_are_isolated_on_the_small_sizes(tiny, prepared):
-    assert prepared("edge")[2].packs
-    model = scored(tiny("edge"))
-    padded = loss_of(model, passes(prepared("edge"), [[0, 1], [2, 3, 4]], packing=False))
-    packed = loss_of(model, passes(prepared("edge"), [[0, 1, 2], [3, 4]], packing=True))
-    assert packed == pytest.approx(float(padded), abs=2e-5)
+def learning(folder, kernels, *, towers=False, recompute="none", shown=("image",)):
+    """The model with an adapter that is no longer zero, as training makes it."""
+    model = load_model(folder, weights="fp32", towers=True)
+    model = adapters.attach(model, LoraConfig(rank=2, towers=towers), 0, shown=shown)
+    generator = torch.Generator().manual_seed(5)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(0, 0.05, generator=generator)
+    settings = TrainConfig(weights="fp32", kernels=kernels)
+    install(model, kernels, recompute=recompute)
+    head.install(model, settings)
+    return model.train()
 
 
-def test_the_large_sizes_are_padded(prepared):
+def gradients(model, batch):
+    """The loss of a step, and its gradients by name."""
+    model.zero_grad()
+    losses = [model(**arguments, divisor=batch.divisor).loss for arguments in batch.passes]
+    sum(losses).backward()
+    found = {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+    return float(sum(losses)), found
+
+
+FUSED = KernelsConfig(attention="documents", head="fused", lora="fused", norms="fused", compile="off")
+PLAIN = KernelsConfig(attention="sdpa", head="fused", lora="peft", norms="eager", compile="off")
+
+
+@pytest.mark.parametrize(
+    ("kind", "recompute"), [*((kind, "none") for kind in tiny_media.KINDS), ("large", "mlp"), ("large", "all")]
+)
+def test_packed_rows_with_kernels_are_padded_rows_without(tiny, prepared, kind, recompute):
+    """Loss and gradients, towers adapted too. Images of one pass belong to different rows, and tokens of an image see
+    each other on all sizes but the smallest."""
+    shown = ("image", "audio") if kind in ("edge", "unified") else ("image",)
+    groups = [[0, 1, 2], [3, 4]] if kind in ("edge", "unified") else [[0, 1, 2]]
+    reference = learning(tiny(kind), PLAIN, towers=True, shown=shown)
+    loss, wanted = gradients(reference, passes(prepared(kind), groups, packing=False))
+    model = learning(tiny(kind), FUSED, towers=True, recompute=recompute, shown=shown)
+    batch = passes(prepared(kind), groups, packing=True, bounds=True)
+    assert all("attention_mask" not in arguments for arguments in batch.passes)
+    packed, found = gradients(model, batch)
+    assert packed == pytest.approx(loss, abs=2e-5)
+    assert found.keys() == wanted.keys()
+    assert any("vision" in name for name in found)
+    for name, gradient in wanted.items():
+        assert (found[name] - gradient).norm() <= 2e-4 * gradient.norm() + 1e-7, name
+
+
+@pytest.mark.parametrize("kind", ["large", "mixture", "unified"])
+def test_images_in_packed_rows_need_their_token_types(tiny, prepared, kind):
+    """The counter-test: without types an image is read from left to right, and the loss is another."""
+    model = learning(tiny(kind), FUSED)
+    whole = passes(prepared(kind), [[0, 1, 2]], packing=True, bounds=True)
+    with torch.no_grad():
+        found = float(loss_of(model, whole))
+        for arguments in whole.passes:
+            del arguments["mm_token_type_ids"]
+        assert abs(float(loss_of(model, whole)) - found) > 1e-3
+
+
+def test_the_large_sizes_are_padded_where_masks_are_transformers_own(prepared, tiny):
     assert [kind for kind in tiny_media.KINDS if prepared(kind)[2].packs] == ["edge"]
+    assert all(media_sft.packs(tiny(kind), TrainConfig()) for kind in tiny_media.KINDS)
 
 
 @pytest.mark.parametrize("kind", ["large", "mixture"])

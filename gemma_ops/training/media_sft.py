@@ -1,9 +1,9 @@
 """What supervised fine-tuning does differently when rows show images or sounds. `sft` asks here, and is the same else.
 
-The model keeps its towers, which stay frozen unless `train.lora.towers` adapts them. Rows are packed where that is exact:
-E2B and E4B read an image from left to right as they read words. The other sizes let an image's tokens see each other in
-sliding layers; attention over documents has no such mask, and transformers 5.23 mixes the images of packed rows up
-(`family.traps`, packed-images). Their rows are padded.
+The model keeps its towers, which stay frozen unless `train.lora.towers` adapts them. Rows are packed like others: E2B and
+E4B read an image from left to right as they read words; the other sizes let an image's tokens see each other in sliding
+layers, and attention over documents numbers images within each document. With `train.kernels.attention: sdpa` those sizes
+are padded, because transformers 5.23 mixes the images of packed rows up (`family.traps`, packed-images).
 """
 
 from __future__ import annotations
@@ -63,11 +63,14 @@ def find(folder: Path, data: Path, settings: TrainConfig) -> Media | None:
             f"train.method {settings.method} reads text only, and the rows show {' and '.join(kinds)}",
             f"use one of {', '.join(METHODS)}, or rows without images and audio",
         )
-    return Media(Perceiver(folder), data, kinds, packs(folder))
+    return Media(Perceiver(folder), data, kinds, packs(folder, settings))
 
 
-def packs(folder: Path) -> bool:
-    """Whether rows with images may be laid end to end: not where an image's tokens see those after them."""
+def packs(folder: Path, settings: TrainConfig) -> bool:
+    """Whether rows with images may be laid end to end: not where an image's tokens see those after them, and masks are
+    transformers' own."""
+    if settings.kernels.attention == "documents":
+        return True
     config = read_config(folder)
     text = config.get("text_config") or config
     return text.get("use_bidirectional_attention") != "vision"
