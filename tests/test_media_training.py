@@ -340,6 +340,6 @@ def test_4_bit_leaves_towers_alone(tiny):
 
 def test_methods_without_a_form_for_images_say_so(tiny, prepared):
     data, _, _ = prepared("edge")
-    with pytest.raises(ConfigError, match="dpo reads text only, and the rows show image and audio"):
+    with pytest.raises(ConfigError, match=r"the rows show image and audio, and train\.method dpo reads text only"):
         media_sft.find(tiny("edge"), data, TrainConfig(method="dpo"))
     assert media_sft.find(tiny("edge"), tiny("edge"), TrainConfig(method="dpo")) is None

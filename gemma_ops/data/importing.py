@@ -166,10 +166,15 @@ class Importer:
         return str(value)
 
 
-def kinds(source: Path, settings: DataConfig, limit: int = _PEEK) -> Counter[Kind]:
-    """What the first rows of a source hold, by kind; rows that can't be used don't count. Raises like `Importer`."""
+def peek(source: Path, settings: DataConfig, limit: int = _PEEK) -> list[dict[str, Any]]:
+    """The first rows of a source, without those that can't be used. Raises like `Importer`."""
     items = itertools.islice(Importer(source, settings), limit)
-    return Counter(kind(item.example) for item in items if item.example is not None)
+    return [item.example for item in items if item.example is not None]
+
+
+def kinds(rows: list[dict[str, Any]]) -> Counter[Kind]:
+    """How many rows there are of each kind."""
+    return Counter(map(kind, rows))
 
 
 class Teacher(NamedTuple):

@@ -74,7 +74,7 @@ def run(
     towers: tuple[bool, bool] = (False, False),
 ) -> Found:
     """Ask base, base with adapter, and merged model the same prompts; one model in memory at a time. `towers`: whether
-    any, and whether all, of what changed lies in them; prompts of text can't show the latter.
+    any, and whether all, of what changed lies in them; prompts that show too little can't tell the latter.
 
     Models come with their towers where a row shows something (its files lie below `data`), or where the adapter reaches
     into them. Raises ModelError when the merged folder does not load without missing keys, GateError when it agrees with the base
@@ -103,7 +103,8 @@ def run(
         ],
     )
     journal.record(event="canary", **found.metrics())
-    if found.max_logit_change == 0 and not towers[1]:
+    shown = {kind for one in prompts if one.seen for kind in one.seen.kinds}
+    if found.max_logit_change == 0 and (not towers[1] or shown.issuperset(perceiver.senses.kinds)):
         raise GateError(
             f"the merged model answers {len(prompts)} prompts exactly as the base does",
             "the adapter has no effect: train longer, and check that it was trained on this base",

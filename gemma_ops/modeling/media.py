@@ -35,6 +35,11 @@ class Seen:
     pictures: list[tuple[Any, Any]] = field(default_factory=list)
     sounds: list[Any] = field(default_factory=list)
 
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """What there is, of `image` and `audio`."""
+        return (("image",) if self.pictures else ()) + (("audio",) if self.sounds else ())
+
 
 class Perceiver:
     """Turns stored parts into tensors for the model of a checkpoint folder."""

@@ -13,15 +13,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from gemma_ops.config import TrainConfig
+from gemma_ops.config import TrainConfig, methods
 from gemma_ops.data import media
-from gemma_ops.errors import ConfigError
 from gemma_ops.family.media import KINDS
 from gemma_ops.modeling.media import Perceiver
 from gemma_ops.modeling.source import read_config
-
-METHODS = ("sft", "dft")
-"""Methods that train on rows with images and sounds."""
 
 
 @dataclass(frozen=True)
@@ -58,11 +54,7 @@ def find(folder: Path, data: Path, settings: TrainConfig) -> Media | None:
     kinds = shown(data)
     if not kinds:
         return None
-    if settings.method not in METHODS:
-        raise ConfigError(
-            f"train.method {settings.method} reads text only, and the rows show {' and '.join(kinds)}",
-            f"use one of {', '.join(METHODS)}, or rows without images and audio",
-        )
+    methods.check_shown(settings.method, kinds, "the rows")
     return Media(Perceiver(folder), data, kinds, packs(folder, settings))
 
 
