@@ -1,7 +1,9 @@
 """The step's log: one JSON line per record, in `logs/<step>.<attempt>.jsonl` of the run folder.
 
 A step calls `record(...)` without knowing who reads it. Timings belong here and never in an artifact, so that two runs
-of the same settings have the same digest. Listeners (the MLflow mirror) receive every record as it is written.
+of the same settings have the same digest. Listeners (the MLflow mirror) receive every record as it is written. Where a
+step's work is done by other processes, the one that speaks for them sends its records with `sending`, and the step
+records them again.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from typing import Any
 
 Record = dict[str, Any]
 _current: ContextVar[Callable[[Record], None] | None] = ContextVar("journal", default=None)
+_path: ContextVar[Path | None] = ContextVar("journal_path", default=None)
 
 
 def record(**fields: Any) -> None:
@@ -23,6 +26,21 @@ def record(**fields: Any) -> None:
     write = _current.get()
     if write is not None:
         write(fields)
+
+
+def log_path() -> Path | None:
+    """The log of the running step; None outside a step."""
+    return _path.get()
+
+
+@contextmanager
+def sending(write: Callable[[Record], None]) -> Iterator[None]:
+    """Give every record to `write` for the length of a with-block, instead of a log."""
+    token = _current.set(write)
+    try:
+        yield
+    finally:
+        _current.reset(token)
 
 
 @contextmanager
@@ -38,8 +56,9 @@ def writing(folder: Path, step: str, on_record: Callable[[str, Record], None] | 
             if on_record:
                 on_record(step, fields)
 
-        token = _current.set(write)
+        place = _path.set(path)
         try:
-            yield path
+            with sending(write):
+                yield path
         finally:
-            _current.reset(token)
+            _path.reset(place)

@@ -90,7 +90,12 @@ class _Findings:
                 self.add(f"synth.count.{name} needs synth.{needs}", f"give a path: --set synth.{needs}=…")
 
     def training(self, *, merges: bool, reads: bool) -> None:
+        from gemma_ops.training.launch import checks
+
         train, inputs = self.config.train, self.steps["train"]
+        for problem in checks.problems(train, self.config.launch, self.config.machine):
+            with self.also():
+                raise problem
         if train.method == "distill" and inputs is not None and "teacher" not in inputs:
             self.add(
                 f"the recipe {self.config.recipe} has no teacher for its step train, and train.method distill needs one",

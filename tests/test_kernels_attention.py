@@ -171,10 +171,12 @@ def test_the_gpu_form_follows_shapes_and_is_never_taken_here():
         return SimpleNamespace(device=torch.device("cuda"), dtype=states.dtype, shape=states.shape)
 
     assert rows.choose(cuda(narrow), cuda(narrow), row, 16) is rows.flash
-    assert rows.choose(cuda(wide), cuda(wide), row, None) is rows.FORMS[rows.WIDE]
+    assert rows.choose(cuda(wide), cuda(wide), row, None) is rows.mixed
+    many = torch.empty(1, 32, 30, 512, dtype=torch.bfloat16)
+    assert rows.choose(cuda(many), cuda(many), row, None) is rows.efficient
     long = patterns.documents([0, rows.LONG + 1])
     states = cuda(torch.empty(1, 2, rows.LONG + 1, 512, dtype=torch.bfloat16))
-    assert rows.choose(states, states, long, None) is rows.FORMS[rows.WIDE_LONG]
+    assert rows.choose(states, states, long, None) is rows.tiled
     assert rows.choose(cuda(narrow.float()), cuda(narrow.float()), row, 16) is None  # flash takes no float32
     dropped = row.kept([(3, 8)])
     assert rows.choose(cuda(narrow), cuda(narrow), dropped, 16) is None

@@ -30,6 +30,7 @@ ROOMS = {
     "huggingface_hub": {"modeling"},
     "trl": {"training"},
     "accelerate": {"training"},
+    "ray": {"training"},
     "datasets": {"data"},
     "datasketch": {"data"},
     "jinja2": {"data"},
@@ -212,6 +213,8 @@ VERBS = [
     "task export",
     "task import",
     "dev gemini-emulator",
+    "launch render",
+    "launch join",
 ]
 
 

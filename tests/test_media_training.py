@@ -342,4 +342,6 @@ def test_methods_without_a_form_for_images_say_so(tiny, prepared):
     data, _, _ = prepared("edge")
     with pytest.raises(ConfigError, match=r"the rows show image and audio, and train\.method dpo reads text only"):
         media_sft.find(tiny("edge"), data, TrainConfig(method="dpo"))
-    assert media_sft.find(tiny("edge"), tiny("edge"), TrainConfig(method="dpo")) is None
+    assert media_sft.find(tiny("edge"), tiny("edge"), TrainConfig(method="dpo"), sharded=True) is None
+    with pytest.raises(ConfigError, match=r"use launch\.strategy=ddp"):
+        media_sft.find(tiny("edge"), data, TrainConfig(), sharded=True)

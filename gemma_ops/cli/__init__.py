@@ -16,7 +16,18 @@ from typing import Annotated, Any
 import typer
 
 from gemma_ops import __version__
-from gemma_ops.cli import benching, dev, judging, looking, models, running, spending, synthesis, tasks
+from gemma_ops.cli import (
+    benching,
+    dev,
+    judging,
+    launching,
+    looking,
+    models,
+    running,
+    spending,
+    synthesis,
+    tasks,
+)
 from gemma_ops.errors import OpsError
 
 _INTERRUPTED = 130
@@ -37,6 +48,7 @@ app.add_typer(dev.app)
 app.add_typer(synthesis.app)
 app.add_typer(tasks.app)
 app.add_typer(judging.app)
+app.add_typer(launching.app)
 
 
 def _version(value: bool) -> None:

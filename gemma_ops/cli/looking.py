@@ -23,6 +23,9 @@ def plan(
             help="A GPU by name, such as a100-40 or rtx-4090; the present device by default.", show_default=False
         ),
     ] = None,
+    simulate: Annotated[
+        bool, typer.Option("--simulate", help="Also run one step of the real modules on fake tensors, at true size.")
+    ] = False,
     sets: Sets = None,
     as_json: Json = False,
 ) -> None:
@@ -30,12 +33,22 @@ def plan(
     from gemma_ops import console
     from gemma_ops.planning import plan as make
 
-    result = make(load_config(configs, sets, fetches=False), device)
-    if as_json:
-        console.print_json(result.to_json())
-    else:
+    config = load_config(configs, sets, fetches=False)
+    result = make(config, device)
+    body = result.to_json()
+    if not as_json:
         for line in result.lines():
             print(line)
+    if simulate:
+        from gemma_ops.training.simulate.report import simulate_plan
+
+        done = simulate_plan(config, result)
+        body["simulated"] = done.to_json()
+        if not as_json:
+            for line in done.lines():
+                print(line)
+    if as_json:
+        console.print_json(body)
 
 
 @data_app.command("check")

@@ -13,7 +13,7 @@ from gemma_ops.config.judge import JudgeConfig
 from gemma_ops.config.kernels import KernelsConfig
 from gemma_ops.config.launch import LaunchConfig
 from gemma_ops.config.lora import LoraConfig
-from gemma_ops.config.machine import MachineConfig
+from gemma_ops.config.machine import Machine, MachineConfig
 from gemma_ops.config.preference import PreferenceConfig
 from gemma_ops.config.reinforce import ReinforceConfig, RewardConfig
 from gemma_ops.config.run import RunConfig
@@ -32,6 +32,7 @@ __all__ = [
     "KernelsConfig",
     "LaunchConfig",
     "LoraConfig",
+    "Machine",
     "MachineConfig",
     "MergeConfig",
     "ModelConfig",

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from gemma_ops.config.endpoints import EndpointConfig
 from gemma_ops.config.gemini import GeminiConfig
+from gemma_ops.config.launch import LaunchConfig
 from gemma_ops.config.section import Section, Share
 
 
@@ -37,3 +38,9 @@ class MachineConfig(Section):
     endpoints: tuple[EndpointConfig, ...] = ()
     """OpenAI-compatible endpoints that need a key, have a price, or may see private rows."""
     gemini: GeminiConfig = GeminiConfig()
+
+
+class Machine(MachineConfig):
+    """What a step is told about where it runs: the section `machine`, and `launch` beside it. A run makes it; YAML can't."""
+
+    launch: LaunchConfig = LaunchConfig()

@@ -42,7 +42,7 @@ def save(
 
     final, folder = folder, folder / ".partial"
     shutil.rmtree(folder, ignore_errors=True)
-    model.save_pretrained(str(folder), safe_serialization=True, **({"state_dict": state} if state else {}))
+    model.save_pretrained(str(folder), safe_serialization=True, **({"state_dict": state} if state is not None else {}))
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     taken = getattr(model, "taken_from_base", None)
     if taken:
@@ -51,7 +51,7 @@ def save(
         config = inits.plain_settings(config)
     config |= {"base_model_name_or_path": base, "revision": revision, "inference_mode": True}
     (folder / CONFIG).write_text(json.dumps(config, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    _check(folder, sum(hasattr(module, "lora_A") for module in model.modules()), load_file(str(folder / WEIGHTS)))
+    _check(final, sum(hasattr(module, "lora_A") for module in model.modules()), load_file(str(folder / WEIGHTS)))
     if trained and not any(torch.count_nonzero(tensor) for tensor in _second(load_file(str(folder / WEIGHTS)))):
         raise ModelError(
             f"the adapter for {final} learned nothing: its B factors are all zero", "train longer, or report it"

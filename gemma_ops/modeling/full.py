@@ -56,10 +56,11 @@ def unfreeze(model: Any, settings: TrainConfig) -> int:
     return learns
 
 
-def save(model: Any, folder: Path, source: Path, described: dict[str, Any]) -> dict[str, Any]:
+def save(model: Any, folder: Path, source: Path, described: dict[str, Any], *, write: bool = True) -> dict[str, Any]:
     """Write the tensors that learned and differ from those of the checkpoint `source`; returns the record.
 
-    `described` is the base's `model.json`. Where parameters are spread over processes, every process must call this.
+    `described` is the base's `model.json`. Where parameters are spread over processes, every process must call this, and
+    one of them writes.
     Raises ModelError when a tensor has no place in the base, is not finite, or when nothing changed.
     """
     files = read_headers(check_shards(source))
@@ -68,6 +69,10 @@ def save(model: Any, folder: Path, source: Path, described: dict[str, Any]) -> d
         raise ModelError(
             f"{len(homeless)} tensors that learned are none of {source}, the first: {homeless[0]}", "report it"
         )
+    if not write:
+        for name in (name for name in files if name in learned):
+            _whole(learned[name])
+        return {}
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -105,8 +110,7 @@ def _write(folder: Path, learned: dict[str, Any], files: dict[str, Entry]) -> li
         waiting.clear()
 
     for name in (name for name in files if name in learned):
-        whole = learned[name].full_tensor() if hasattr(learned[name], "full_tensor") else learned[name]
-        value = whole.detach().to("cpu", DTYPES[files[name].dtype]).contiguous()
+        value = _whole(learned[name]).detach().to("cpu", DTYPES[files[name].dtype]).contiguous()
         if not torch.isfinite(value).all():
             raise ModelError(
                 f"{name} is infinite or not a number: the training diverged",
@@ -128,6 +132,11 @@ def _write(folder: Path, learned: dict[str, Any], files: dict[str, Entry]) -> li
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
     return list(weight_map)
+
+
+def _whole(parameter: Any) -> Any:
+    """A parameter as one tensor, gathered where it is spread over processes, in the order in which all of them ask."""
+    return parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter
 
 
 def weights_digest(described: dict[str, Any]) -> str:

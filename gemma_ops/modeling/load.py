@@ -45,13 +45,21 @@ def pick_device(name: str, whole: Path | None = None) -> str:
 
 
 def load_model(
-    folder: Path, *, weights: Weights = "bf16", device: str = "cpu", towers: bool = False, ple: Place = "auto"
+    folder: Path,
+    *,
+    weights: Weights = "bf16",
+    device: str = "cpu",
+    towers: bool = False,
+    ple: Place = "auto",
+    sharded: bool = False,
 ) -> Any:
     """Load a checkpoint folder for text, in evaluation mode.
 
     `weights`: attention, MLP and experts of the language model in 4 bits with `nf4`; everything else is bf16 then.
     `towers` keeps vision and audio where the checkpoint has them. `ple`: where the per-layer embedding table lies (E2B,
-    E4B); `auto` takes the host when the device is a GPU. What is in memory is in the journal and in `model.audit`.
+    E4B); `auto` takes the host when the device is a GPU. `sharded` is for a model that FSDP will spread: 4-bit weights are
+    stored in the model's own number type, because integers stay whole on every process, the table is a parameter like any
+    other, and what is dense waits in main memory. What is in memory is in the journal and in `model.audit`.
 
     Raises ModelError when a file is missing, when a parameter has no value in the file, or when what is in memory is not,
     to the byte, what the configuration says.
@@ -85,10 +93,14 @@ def load_model(
     model = streaming.build(getattr(transformers, architecture), config, dtype)
     streaming.check(folder, model, files)
     if weights == "nf4":
-        streaming.quantizable(model)
-    if ple == "host" or (ple == "auto" and device.startswith("cuda")):
+        if sharded and Shape.from_config(body).experts:
+            raise ModelError(
+                "experts in 4 bits can't be spread by FSDP", "use launch.strategy=ddp, or train.weights=bf16"
+            )
+        streaming.quantizable(model, torch.bfloat16 if sharded else torch.uint8)
+    if not sharded and (ple == "host" or (ple == "auto" and device.startswith("cuda"))):
         streaming.table_on_host(model, files, dtype)
-    streaming.fill(model, files, device, dtype)
+    streaming.fill(model, files, "cpu" if sharded and weights != "nf4" else device, dtype)
     model.audit = audit(model, Shape.from_config(body), weights)
     for line in model.audit:
         journal.record(component=line.component, kind=line.kind, parameters=line.parameters, bytes=line.bytes)

@@ -68,12 +68,13 @@ def skeleton(text: dict[str, Any], dtype: Any) -> Any:
     import torch
     import transformers
 
-    settings = {key: value for key, value in text.items() if key != "model_type"}
+    tokens = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2}
+    settings = tokens | {key: value for key, value in text.items() if key != "model_type"}
     cls = getattr(transformers, _CLASSES[text["model_type"]])
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
-        return cls(cls.config_class(**settings, pad_token_id=0, eos_token_id=1, bos_token_id=2))
+        return cls(cls.config_class(**settings))
     finally:
         torch.set_default_dtype(before)
 

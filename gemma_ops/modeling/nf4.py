@@ -23,11 +23,16 @@ _PIECE = {"cpu": 1 << 18, "cuda": 1 << 25}
 """Numbers read and quantized at a time: 64 MiB of bf16 for a GPU; bitsandbytes takes 70 bytes a number on a CPU."""
 
 
-def quantize(entry: Entry, device: str | torch.device, dtype: torch.dtype = torch.bfloat16) -> Any:
+def quantize(
+    entry: Entry,
+    device: str | torch.device,
+    dtype: torch.dtype = torch.bfloat16,
+    storage: torch.dtype = torch.uint8,
+) -> Any:
     """The tensor of a file as bitsandbytes' `Params4bit` on `device`, read and quantized piece by piece.
 
-    `dtype` is what the numbers are rounded to before, and what they become again when used. The shape is kept in
-    `quant_state.shape`; it may have three dimensions (experts, outputs, inputs).
+    `dtype` is what the numbers are rounded to before, and what they become again when used; `storage` the type that the
+    packed bytes pass for. The shape is kept in `quant_state.shape`; it may have three dimensions (experts, outputs, inputs).
     """
     import bitsandbytes as bnb
     from bitsandbytes.functional import quantize_4bit
@@ -41,10 +46,15 @@ def quantize(entry: Entry, device: str | torch.device, dtype: torch.dtype = torc
         scales[first // BLOCK : first // BLOCK + state.absmax.numel()] = state.absmax
     offset = scales.mean()
     absmax, nested = bnb.functional.quantize_blockwise(scales - offset, blocksize=NESTED)
-    return _parameter(packed, entry.shape, dtype, absmax, offset, nested)
+    return _parameter(_stored(packed, storage), entry.shape, dtype, absmax, offset, nested)
 
 
-def placeholder(shape: Sequence[int]) -> Any:
+def _stored(packed: torch.Tensor, storage: torch.dtype) -> torch.Tensor:
+    """The same bytes as `[n, 1]` numbers of another type."""
+    return packed if storage == torch.uint8 else packed.view(-1).view(storage).view(-1, 1)
+
+
+def placeholder(shape: Sequence[int], storage: torch.dtype = torch.uint8) -> Any:
     """A `Params4bit` of that shape on the meta device: the bytes can be counted before anything is read."""
     from bitsandbytes.functional import QuantState
 
@@ -57,7 +67,7 @@ def placeholder(shape: Sequence[int]) -> Any:
         blocksize=NESTED,
         dtype=torch.float32,
     )
-    packed = torch.empty(((count + 1) // 2, 1), dtype=torch.uint8, device=meta)
+    packed = torch.empty(((count + 1) // 2 // storage.itemsize, 1), dtype=storage, device=meta)
     absmax = torch.empty(blocks, dtype=torch.uint8, device=meta)
     return _parameter(packed, shape, torch.bfloat16, absmax, torch.empty((), device=meta), nested)
 
@@ -90,6 +100,7 @@ def _parameter(
         blocksize=BLOCK,
         compress_statistics=True,
         quant_type="nf4",
+        quant_storage=packed.dtype,
         bnb_quantized=True,
     )
 
@@ -129,7 +140,13 @@ def linear(inputs: int, outputs: int, weight: Any) -> Any:
     import bitsandbytes as bnb
 
     module = bnb.nn.Linear4bit(
-        inputs, outputs, bias=False, compute_dtype=torch.bfloat16, quant_type="nf4", device="meta"
+        inputs,
+        outputs,
+        bias=False,
+        compute_dtype=torch.bfloat16,
+        quant_type="nf4",
+        quant_storage=weight.dtype,
+        device="meta",
     )
     module.support_avx512bf16_for_cpu = False
     install(module, weight)

@@ -41,13 +41,16 @@ def build(cls: Any, config: Any, dtype: torch.dtype) -> Any:
         return cls._from_config(config, dtype=dtype).eval()
 
 
-def quantizable(model: Any) -> None:
-    """Replace, in a model without memory, what will be 4-bit: attention and MLP of the language model, and experts."""
+def quantizable(model: Any, storage: torch.dtype = torch.uint8) -> None:
+    """Replace, in a model without memory, what will be 4-bit: attention and MLP of the language model, and experts.
+
+    `storage` is the type that the packed bytes of linears pass for.
+    """
     for name, module in list(model.named_modules()):
         if type(module).__name__.endswith("TextExperts"):
             _put(model, name, experts.Experts4bit(module))
         elif isinstance(module, torch.nn.Linear) and wants_4bit(name):
-            weight = nf4.placeholder(module.weight.shape)
+            weight = nf4.placeholder(module.weight.shape, storage)
             _put(model, name, nf4.linear(module.in_features, module.out_features, weight))
 
 
@@ -116,7 +119,7 @@ def fill(model: Any, files: dict[str, Entry], device: str, dtype: torch.dtype) -
         module, leaf = slots[name]
         old = getattr(module, leaf)
         if nf4.is_4bit(old):
-            weight = nf4.quantize(entry, device, dtype)
+            weight = nf4.quantize(entry, device, dtype, old.dtype)
             if isinstance(module, torch.nn.Linear):
                 nf4.install(module, weight)
             else:

@@ -199,7 +199,7 @@ def pick(config: RunConfig, device: str | None) -> Device:
 
 def resolve(base: str) -> tuple[Shape, Size | None]:
     """Dimensions of `model.base`: nano, a folder, or a Hub id of the family; and the size they are, if one of the five."""
-    folder = Path(gemma_ops.__file__).parent / "nano" / "weights" if base == "nano" else Path(base).expanduser()
+    folder = folder_of(base)
     if base != "nano" and not folder.is_dir():
         size = family.by_repo(base)
         return size.shape, size
@@ -210,6 +210,11 @@ def resolve(base: str) -> tuple[Shape, Size | None]:
             f"{folder} holds no readable config.json", "point model.base at a Hugging Face checkpoint folder"
         ) from error
     return Shape.from_config(body), family.SIZES.get(family.identify(body) or "")
+
+
+def folder_of(base: str) -> Path:
+    """Where `model.base` lies: nano's weights, or the folder it names."""
+    return Path(gemma_ops.__file__).parent / "nano" / "weights" if base == "nano" else Path(base).expanduser()
 
 
 def _tokens(config: RunConfig, found: Rows) -> float | None:

@@ -1,17 +1,38 @@
-"""Training: the step `train`, in whatever way `train.method` says."""
+"""Training: the step `train`, in whatever way `train.method` says, in this process or in several."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
-from gemma_ops.config import MachineConfig, ModelConfig, TrainConfig
+from gemma_ops.config import Machine, MachineConfig, ModelConfig, TrainConfig
 from gemma_ops.config.methods import PREFERENCE, REINFORCE
+from gemma_ops.errors import ConfigError
 
 
 def train(
     out: Path, settings: TrainConfig, machine: MachineConfig, *, base: Path, data: Path, teacher: Path | None = None
 ) -> dict[str, float]:
-    """Train an adapter for `base`, or `base` itself (`tune: full`), on the rows of `data`, by `settings.method`. See `sft.train` and `methods.run.train`."""
+    """Train an adapter for `base`, or `base` itself (`tune: full`), on the rows of `data`, by `settings.method`, where
+    `launch` says. See `sft.train` and `methods.run.train`."""
+    from gemma_ops.training import launch
+
+    here = machine if isinstance(machine, Machine) else Machine(**dict(machine))
+    if here.launch.engine != "local":
+        return launch.start(out, settings, here, base=base, data=data, teacher=teacher)
+    launch.checks.refuse(settings, here)
+    if int(os.environ.get("WORLD_SIZE") or "1") > 1:
+        raise ConfigError(
+            "somebody else's launcher started this process as one of several: each would train by itself, into one folder",
+            "start it once, with --set launch.engine=torchrun --set launch.processes=…",
+        )
+    return train_here(out, settings, machine, base=base, data=data, teacher=teacher)
+
+
+def train_here(
+    out: Path, settings: TrainConfig, machine: MachineConfig, *, base: Path, data: Path, teacher: Path | None = None
+) -> dict[str, float]:
+    """Train in this process, alone or as one of a process group."""
     if settings.method in (*PREFERENCE, *REINFORCE):
         from gemma_ops.training.methods import run
 

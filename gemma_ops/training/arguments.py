@@ -9,6 +9,7 @@ from typing import Any
 
 from gemma_ops.config import TrainConfig
 from gemma_ops.errors import ConfigError
+from gemma_ops.training.launch.strategy import REFUSED
 
 _WHY = {
     "gradient_checkpointing_kwargs": "reentrant checkpointing corrupts gradients of layers that share keys and values",
@@ -36,6 +37,7 @@ _WHY = {
     ),
     "sync_ref_model": "the reference is the model as it was at the start",
     "log_completions": "answers are sampled into samples.jsonl",
+    **REFUSED,
 }
 
 
@@ -106,8 +108,6 @@ def common(
         "data_seed": settings.seed,
         "dataloader_pin_memory": device != "cpu",
         "report_to": [],
-        "ddp_broadcast_buffers": False,
-        "ddp_find_unused_parameters": settings.lora.towers,  # a pass may show nothing
         "neftune_noise_alpha": None,  # `neftune` scales its noise by the length of a document, not of a pass
         "disable_tqdm": True,
     }
@@ -138,8 +138,11 @@ def build(config: Any, settings: TrainConfig, owned: dict[str, Any], known: set[
     return config(**{"optim": _OPTIMIZERS[settings.optimizer], "save_total_limit": 2, **settings.trl}, **owned)
 
 
-def sft_arguments(settings: TrainConfig, out: Path, *, has_valid: bool, rate: float, device: str) -> Any:
-    """The `SFTConfig` of a run. `rate` is the peak learning rate. Raises ConfigError as `common` and `build` do."""
+def sft_arguments(
+    settings: TrainConfig, out: Path, *, has_valid: bool, rate: float, device: str, shared: dict[str, Any] | None = None
+) -> Any:
+    """The `SFTConfig` of a run. `rate` is the peak learning rate, `shared` what several processes need. Raises ConfigError
+    as `common` and `build` do."""
     import trl
 
     owned = common(settings, out, has_valid=has_valid, rate=rate, device=device) | {
@@ -148,4 +151,4 @@ def sft_arguments(settings: TrainConfig, out: Path, *, has_valid: bool, rate: fl
         "dataset_kwargs": {"skip_prepare_dataset": True},
         "remove_unused_columns": True,
     }
-    return build(trl.SFTConfig, settings, owned)
+    return build(trl.SFTConfig, settings, owned | (shared or {}))

@@ -16,6 +16,7 @@ from gemma_ops.data import chat, example, parts
 from gemma_ops.data.tokens import Manner
 from gemma_ops.errors import OpsError
 from gemma_ops.modeling.generate import answer
+from gemma_ops.training.launch.world import on_main
 from gemma_ops.training.media_sft import Media
 
 _MARK = "complete"
@@ -35,7 +36,7 @@ def last_checkpoint(folder: Path) -> Path | None:
     for path in folder.glob("checkpoint-*"):
         if (path / _MARK).exists():
             whole.append(path)
-        else:
+        elif on_main():
             shutil.rmtree(path)
     return max(whole, key=lambda path: int(path.name.split("-")[1]), default=None)
 
@@ -87,7 +88,7 @@ class Follow(TrainerCallback):  # type: ignore[misc]
         """Forget samples made after the checkpoint this run goes on from."""
         self._first = state.global_step
         self._began = time.time()
-        if self.samples.exists():
+        if on_main() and self.samples.exists():
             lines = [
                 line
                 for line in self.samples.read_text(encoding="utf-8").splitlines(keepends=True)
@@ -125,14 +126,18 @@ class Follow(TrainerCallback):  # type: ignore[misc]
     def on_evaluate(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         if not self.prompts:
             return
-        answers = answer(
-            model,
-            self.tokenizer,
-            [item["ids"] for item in self.prompts],
-            seen=[item["seen"] for item in self.prompts],
-            max_new_tokens=128,
-            batch_size=8,
+        answers = list(  # by all processes: a sharded model answers only together
+            answer(
+                model,
+                self.tokenizer,
+                [item["ids"] for item in self.prompts],
+                seen=[item["seen"] for item in self.prompts],
+                max_new_tokens=128,
+                batch_size=8,
+            )
         )
+        if not on_main():
+            return
         with self.samples.open("a", encoding="utf-8") as file:
             for item, reply in zip(self.prompts, answers, strict=True):
                 line = {
@@ -147,4 +152,5 @@ class Follow(TrainerCallback):  # type: ignore[misc]
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        (folder / _MARK).touch()
+        if on_main():
+            (folder / _MARK).touch()

@@ -15,6 +15,7 @@ from typing import Any
 
 from gemma_ops.config import TrainConfig, methods
 from gemma_ops.data import media
+from gemma_ops.errors import ConfigError
 from gemma_ops.family.media import KINDS
 from gemma_ops.modeling.media import Perceiver
 from gemma_ops.modeling.source import read_config
@@ -46,15 +47,21 @@ def shown(data: Path) -> tuple[str, ...]:
     return tuple(kind for kind, known in KINDS.items() if endings & known)
 
 
-def find(folder: Path, data: Path, settings: TrainConfig) -> Media | None:
+def find(folder: Path, data: Path, settings: TrainConfig, *, sharded: bool = False) -> Media | None:
     """The media of a data folder, None where there are none.
 
-    Raises ConfigError for a method that has no form with images and sounds.
+    Raises ConfigError for a method that has no form with images and sounds, and where the model is to be `sharded` over
+    processes.
     """
     kinds = shown(data)
     if not kinds:
         return None
     methods.check_shown(settings.method, kinds, "the rows")
+    if sharded:
+        raise ConfigError(
+            "launch.strategy=fsdp gathers a tower when a pass runs it: processes whose passes show nothing would wait for ever",
+            "use launch.strategy=ddp for rows with images or audio",
+        )
     return Media(Perceiver(folder), data, kinds, packs(folder, settings))
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from gemma_ops import family, journal
-from gemma_ops.config import MachineConfig, TrainConfig
+from gemma_ops.config import LaunchConfig, Machine, MachineConfig, TrainConfig
 from gemma_ops.data import chat
 from gemma_ops.data.tokens import Manner
 from gemma_ops.errors import DataError
@@ -27,6 +27,9 @@ from gemma_ops.training import head, media_sft
 from gemma_ops.training import teacher as teaching
 from gemma_ops.training.arguments import sft_arguments
 from gemma_ops.training.follow import Follow, last_checkpoint, prompts, write_record
+from gemma_ops.training.launch import strategy
+from gemma_ops.training.launch.sharded import full_state
+from gemma_ops.training.launch.world import barrier, local_device, main_first, on_main
 from gemma_ops.training.media_sft import Media
 from gemma_ops.training.settle import settle, shape_of
 from gemma_ops.training.steps import Layout
@@ -48,34 +51,43 @@ def train(
     if machine.workers:
         torch.set_num_threads(machine.workers)
     tokenizer = load_tokenizer(folder)
+    launch = machine.launch if isinstance(machine, Machine) else LaunchConfig()
     work = out / "checkpoints"
     taught_by = teaching.check(teacher, folder) if settings.method == "distill" else None
-    media = media_sft.find(folder, data, settings)
-    rows = tokenized(data, work / "rows", tokenizer, settings, chat.prefills(folder), media)
+    media = media_sft.find(folder, data, settings, sharded=launch.strategy == "fsdp")
+    rows = main_first(lambda: tokenized(data, work / "rows", tokenizer, settings, chat.prefills(folder), media))
     usual = size.learning_rate if size else family.DEFAULT_LEARNING_RATE  # an adapter's
     rate = settings.learning_rate or usual * (full.RATE if settings.tune == "full" else 1.0)
     settings = settle(settings, shape_of(folder), [rows.train, rows.valid], device, ple=machine.ple)
 
-    model = load(folder, settings, machine, device, media)
-    larger = teaching.load(taught_by, settings, device) if taught_by else None
+    model = load(folder, settings, machine, local_device(device), media, sharded=launch.strategy == "fsdp")
+    larger = teaching.load(taught_by, settings, local_device(device)) if taught_by else None
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    arguments = sft_arguments(settings, work, has_valid=len(rows.valid) > 0, rate=rate, device=device)
+    shared = strategy.arguments(launch, settings, model, device)
+    arguments = sft_arguments(settings, work, has_valid=len(rows.valid) > 0, rate=rate, device=device, shared=shared)
     follow = Follow(
         out / "samples.jsonl", tokenizer, prompts(data / "valid.jsonl", tokenizer, settings.samples, rows.manner, media)
     )
     trainer = make_trainer(model, arguments, rows, folder, [follow], settings, teacher=larger, media=media)
+    strategy.check(trainer, launch)
     journal.record(rows=len(rows.train), cut=rows.cut, trainable=trainable, learning_rate=rate, device=device)
 
+    if on_main():
+        last_checkpoint(work)  # half-written ones go before anybody looks
+    barrier()
     start = last_checkpoint(work)
     trainer.train(resume_from_checkpoint=str(start) if start else None)
     final = _validated(trainer, settings) or trainer.evaluate() if len(rows.valid) else {}
     if settings.tune == "full":
-        full.save(model, out / full.FOLDER, folder, described)
+        full.save(model, out / full.FOLDER, folder, described, write=on_main())
     else:
-        adapters.save(model, out / "adapter", described["id"], described["revision"])
-    write_record(trainer.state, out / "record.jsonl")
-    (out / "samples.jsonl").touch()
-    shutil.rmtree(work, ignore_errors=True)
+        state = full_state(model)
+        if on_main():
+            adapters.save(model, out / "adapter", described["id"], described["revision"], state=state)
+    if on_main():
+        write_record(trainer.state, out / "record.jsonl")
+        (out / "samples.jsonl").touch()
+        shutil.rmtree(work, ignore_errors=True)
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     metrics = {
         "steps": float(trainer.state.global_step),
@@ -90,11 +102,22 @@ def train(
     return metrics
 
 
-def load(folder: Path, settings: TrainConfig, machine: MachineConfig, device: str, media: Media | None = None) -> Any:
+def load(
+    folder: Path,
+    settings: TrainConfig,
+    machine: MachineConfig,
+    device: str,
+    media: Media | None = None,
+    *,
+    sharded: bool = False,
+) -> Any:
     """The model that learns: loaded, with its adapter, its kernels and its head; frozen but for what is tuned. It has its
     towers where rows show something."""
-    model = load_model(folder, weights=settings.weights, device=device, towers=media is not None, ple=machine.ple)
-    return prepare(model, settings, media.kinds if media else ())
+    towers = media is not None
+    loaded = load_model(
+        folder, weights=settings.weights, device=device, towers=towers, ple=machine.ple, sharded=sharded
+    )
+    return prepare(loaded, settings, media.kinds if media else ())
 
 
 def prepare(model: Any, settings: TrainConfig, shown: Sequence[str] = ()) -> Any:
@@ -178,10 +201,12 @@ def make_trainer(
     import torch
     import transformers
 
+    from gemma_ops.training.launch.portable import SeedSteps
     from gemma_ops.training.trainer import StepTrainer
 
+    callbacks = [*callbacks, SeedSteps()]
     if settings.early_stop:
-        callbacks = [*callbacks, transformers.EarlyStoppingCallback(early_stopping_patience=settings.early_stop)]
+        callbacks.append(transformers.EarlyStoppingCallback(early_stopping_patience=settings.early_stop))
     trainer = StepTrainer(
         settings=settings,
         layout=layout(

@@ -20,6 +20,7 @@ from transformers.trainer_utils import EvalLoopOutput
 
 from gemma_ops.config import TrainConfig
 from gemma_ops.modeling import host_ple, kernels
+from gemma_ops.training.launch.portable import Portable
 from gemma_ops.training.passes import Batch, Collate, Rows
 from gemma_ops.training.plus import faster
 from gemma_ops.training.steps import Layout, Steps
@@ -33,7 +34,7 @@ class _Loader(DataLoader):  # type: ignore[type-arg, misc]
         self.batch_sampler.set_epoch(epoch)  # type: ignore[union-attr]
 
 
-class StepTrainer(trl.SFTTrainer):  # type: ignore[misc]
+class StepTrainer(Portable, trl.SFTTrainer):  # type: ignore[misc]
     """Trains on rows that are tokenized already; a step of the loader is a step of the optimizer."""
 
     def __init__(

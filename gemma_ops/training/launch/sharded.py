@@ -1,0 +1,41 @@
+"""Tensors that lie in parts on several processes: made whole, and taken apart."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def is_sharded(tensor: Any) -> bool:
+    """Whether a tensor is spread over the processes."""
+    from torch.distributed.tensor import DTensor
+
+    return isinstance(tensor, DTensor)
+
+
+def whole(value: Any) -> Any:
+    """A sharded tensor's full value, gathered from all processes, which all must ask; anything else as it is."""
+    return value.full_tensor() if is_sharded(value) else value
+
+
+def place(value: Any, like: Any) -> Any:
+    """This process's part of a full tensor, spread as `like` is. What has another shape, as a count of steps, stays whole."""
+    import torch
+
+    if not is_sharded(like) or not torch.is_tensor(value) or value.shape != like.shape:
+        return value
+    from torch.distributed.tensor import distribute_tensor
+
+    # Each process cuts its own part out of the file: nothing is sent.
+    return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+
+
+def full_state(model: Any) -> dict[str, Any] | None:
+    """What `save_pretrained(state_dict=…)` of a sharded model needs: its trainable parameters, whole, by name.
+
+    None for a model that is whole already. Empty but on the main process; all processes take part.
+    """
+    if not any(is_sharded(parameter) for parameter in model.parameters()):
+        return None
+    from gemma_ops.training.launch.portable import trainable
+
+    return trainable(model)

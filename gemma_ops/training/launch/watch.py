@@ -1,0 +1,57 @@
+"""Processes end with whoever started them: no worker trains on after its run was killed.
+
+A process that starts others puts its number and birth into the environment (`marked`); each of them looks every second
+whether it still lives (`watch`). A handler would not do: nobody is told of a SIGKILL.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+_VARIABLE = "GEMMA_OPS_STARTED_BY"
+_EVERY = 1.0
+"""Seconds between two looks."""
+
+
+def marked() -> dict[str, str]:
+    """The environment variable by which children know this process."""
+    return {_VARIABLE: f"{os.getpid()}:{_born(os.getpid())}"}
+
+
+def starter_lives() -> bool:
+    """Whether the process that started this one still lives; True where none is known."""
+    pid, _, born = os.environ.get(_VARIABLE, "").partition(":")
+    if not pid:
+        return True
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return not born or _born(int(pid)) == born
+
+
+def watch(then: Callable[[], None] = lambda: os._exit(0)) -> None:
+    """Call `then` on a thread when the starter or the direct parent is gone. Leaving with 0 starts no replacement."""
+    parent = os.getppid()
+
+    def look() -> None:
+        while os.getppid() == parent and starter_lives():
+            time.sleep(_EVERY)
+        then()
+
+    threading.Thread(target=look, name="starter-watch", daemon=True).start()
+
+
+def _born(pid: int) -> str:
+    """When a process began, in clock ticks since boot; empty where the system does not say, or it is a zombie."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    except OSError:
+        return ""
+    return "" if fields[0] == "Z" else fields[19]

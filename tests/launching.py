@@ -1,0 +1,242 @@
+"""Trainings for the tests of `training/launch`: small rows, twin bases, and a pair of processes that does many in one start.
+
+A start of two processes costs some ten CPU seconds, all of it imports, so that tests share them: `pair` gives a list of
+jobs to one pair, which is this very file under torchrun. `python -m torch.distributed.run … tests/launching.py plan.json`
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from gemma_ops import digest
+from gemma_ops.config import LaunchConfig, Machine, TrainConfig
+from gemma_ops.training.launch import engines
+from gemma_ops.training.launch.job import Job
+
+STEADY = {
+    "weights": "fp32",
+    "learning_rate": 2e-3,
+    "max_steps": 6,
+    "batch": 8,
+    "micro_batch": 8,
+    "packing": False,
+    "max_length": 256,
+    "schedule": "constant",
+    "warmup_share": 0.0,
+    "samples": 0,
+    "checkpointing": "none",
+    "save_every": 2,
+}
+TWO = {"engine": "torchrun", "processes": 2}
+
+
+def rows_into(folder):
+    """48 training rows and 8 to validate."""
+    from gemma_ops.nano import tickets
+
+    made = [
+        {"id": digest.of_json(row)[:16], **row, "source": "test:1", "privacy": "any", "group": "g"}
+        for row in tickets.training_rows(56, 1)
+    ]
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made[:48]))
+    (folder / "valid.jsonl").write_text("".join(json.dumps(row) + "\n" for row in made[48:]))
+    return folder
+
+
+def base_into(folder, kind):
+    """A base as the step `fetch` leaves it: nano's weights, or a twin's."""
+    from tiny_models import save
+
+    from gemma_ops.nano import WEIGHTS
+
+    folder.mkdir(parents=True)
+    if kind == "nano":
+        (folder / "weights").symlink_to(WEIGHTS)
+    else:
+        save(kind, folder / "weights")
+    (folder / "model.json").write_text(json.dumps({"id": kind, "revision": None, "size": None, "files": {}}))
+    return folder
+
+
+def machine(**launch):
+    return Machine(device="cpu", workers=1, launch=LaunchConfig(**launch))
+
+
+def curve(out):
+    """Losses and gradient norms, a step each."""
+    records = [json.loads(line) for line in (out / "record.jsonl").read_text().splitlines()]
+    steps = [record for record in records if "loss" in record]
+    return [record["loss"] for record in steps], [record["grad_norm"] for record in steps]
+
+
+def adapter(out):
+    from safetensors.torch import load_file
+
+    return load_file(out / "adapter" / "adapter_model.safetensors")
+
+
+def apart(one, other):
+    """The largest difference of two adapters, relative to the largest value."""
+    assert one.keys() == other.keys()
+    return max((one[name] - other[name]).abs().max().item() for name in one) / max(
+        value.abs().max().item() for value in one.values()
+    )
+
+
+def pair(folder, entries):
+    """Do `entries` in two processes; their jobs, by name. An entry is {name, base, data, …} as `_do` reads it."""
+    plan = []
+    for entry in entries:
+        place = folder / f"{entry['name']}.job"
+        out = entry.pop("out", folder / entry["name"])
+        place.mkdir(parents=True)
+        out.mkdir(exist_ok=True)
+        settings = TrainConfig(**{**STEADY, **entry.pop("settings", {})})
+        here = machine(**TWO, strategy=entry.pop("strategy", "ddp"))
+        Job(place, out, settings, here, entry.pop("base"), entry.pop("data")).write()
+        plan.append({"file": str(place / "job.json"), **entry})
+    (folder / "plan.json").write_text(json.dumps(plan))
+    launch = LaunchConfig(engine="torchrun", processes=2, restarts=0)
+    command = [sys.executable, *engines.torchrun(launch, "pair"), __file__, str(folder / "plan.json")]
+    done = subprocess.run(command, env=engines.environment(launch, 2), capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return {entry["name"]: Job.read(Path(entry["file"])) for entry in plan}
+
+
+def result(job):
+    """The folder of a job of a pair that went well."""
+    if job.error():
+        raise job.error()
+    return job.out
+
+
+def wait_for(condition, seconds=90.0, every=0.05):
+    until = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < until, "it did not happen in time"
+        time.sleep(every)
+    return found
+
+
+def workers(job_file):
+    """Process numbers of the workers of a job, by rank order of their start."""
+    found = subprocess.run(["pgrep", "-f", str(job_file)], capture_output=True, text=True).stdout.split()
+    alive = []
+    for pid in map(int, found):
+        try:
+            words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+        except OSError:
+            continue
+        if "gemma_ops.training.launch.worker" in words and "torch.distributed.run" not in words:
+            alive.append(pid)
+    return alive
+
+
+def kill(pid):
+    os.kill(pid, signal.SIGKILL)
+
+
+class Stop(Exception):  # noqa: N818 - no error
+    """Ends a training as a kill would, right after a checkpoint."""
+
+
+def stop_at(step, patch=setattr):
+    """Make trainings in this process stop after the checkpoint of a step."""
+    from gemma_ops.training.follow import Follow
+
+    saved = Follow.on_save
+
+    def save(self, args, state, control, **kwargs):
+        saved(self, args, state, control, **kwargs)
+        if state.global_step == step:
+            raise Stop
+
+    patch(Follow, "on_save", save)
+
+
+def _do(entry, job, rank):
+    """One job of a pair's plan, with what its entry says to break first; everything is put right afterwards."""
+    import accelerate.state
+    import pytest
+
+    from gemma_ops.training import sft, train_here
+    from gemma_ops.training.launch import strategy
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith(("FSDP_", "ACCELERATE_USE_FSDP"))]:
+            del os.environ[name]  # accelerate's, from the training before
+        if "stop" in entry:
+            stop_at(entry["stop"], patch.setattr)
+        if entry.get("break") == "use_cpu":
+            patch.delenv("ACCELERATE_USE_CPU")
+            made = sft.sft_arguments
+            patch.setattr(sft, "sft_arguments", lambda *args, **kwargs: made(*args, **{**kwargs, "device": "other"}))
+        if entry.get("break") == "fsdp":
+            patch.setattr(accelerate.state.AcceleratorState, "__init__", _PLAIN[0])
+        if entry.get("break") == "storage":
+            load = sft.load_model
+            patch.setattr(sft, "load_model", lambda *args, **kwargs: load(*args, **{**kwargs, "sharded": False}))
+        if entry.get("break") == "saving":
+            patch.setattr(sft, "full_state", lambda model: {})
+        try:
+            if entry.get("full"):
+                _full(job, strategy, sft)
+            else:
+                train_here(job.out, job.settings, job.machine, base=job.base, data=job.data)
+        except Stop:
+            pass
+        except Exception as error:
+            job.fail(error, rank)
+
+
+def _full(job, strategy, sft):
+    """Train every parameter of the language model for some steps, and save what a checkpoint would hold."""
+    from transformers import TrainerCallback
+
+    from gemma_ops.modeling.load import load_model, load_tokenizer
+    from gemma_ops.training.arguments import sft_arguments
+    from gemma_ops.training.launch.world import main_first
+
+    folder, work = job.base / "weights", job.out / "checkpoints"
+    model = sft.equip(load_model(folder, weights="fp32", sharded=True).train(), job.settings)
+    rows = main_first(
+        lambda: sft.tokenized(job.data, work / "rows", load_tokenizer(folder), job.settings, empty_thought=False)
+    )
+    shared = strategy.arguments(job.machine.launch, job.settings, model, "cpu")
+    arguments = sft_arguments(job.settings, work, has_valid=False, rate=1e-3, device="cpu", shared=shared)
+    trainer = sft.make_trainer(model, arguments, rows, folder, [TrainerCallback()], job.settings)
+    strategy.check(trainer, job.machine.launch)
+    trainer.train()
+    trainer.save_model(str(job.out))
+    if trainer.is_world_process_zero():
+        sft.write_record(trainer.state, job.out / "record.jsonl")
+
+
+_PLAIN = []
+
+
+def _main(plan):
+    import accelerate.state
+
+    from gemma_ops.training.launch import worker
+    from gemma_ops.training.launch.world import barrier
+
+    _PLAIN.append(accelerate.state.AcceleratorState.__init__)
+    entries = json.loads(Path(plan).read_text())
+    jobs = [Job.read(Path(entry["file"])) for entry in entries]
+    leave = worker.join_group(jobs[0])
+    for entry, job in zip(entries, jobs, strict=True):
+        _do(entry, job, int(os.environ["RANK"]))
+        barrier()
+    leave()
+
+
+if __name__ == "__main__":
+    _main(sys.argv[1])

@@ -1,0 +1,108 @@
+"""What the plan decides where the configuration leaves it open, and that training does as it says."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from gemma_ops import devices, family, journal
+from gemma_ops.config import RunConfig, TrainConfig
+from gemma_ops.planning import memory, plan, policy
+from gemma_ops.planning.memory import GIB
+
+
+def decide(size, train=None, device="h100", longest=2048, **more):
+    return policy.decide(
+        family.SIZES[size].shape, TrainConfig(**(train or {})), devices.get(device), longest=longest, **more
+    )
+
+
+@pytest.mark.parametrize("size", family.SIZES)
+@pytest.mark.parametrize("device", ["l4", "rtx-4090", "a100-80", "h200"])
+@pytest.mark.parametrize("weights", ["bf16", "nf4"])
+def test_what_is_decided_fits_and_what_would_be_faster_does_not(size, device, weights):
+    shape, room = family.SIZES[size].shape, devices.get(device).memory * GIB
+    train = TrainConfig(weights=weights)
+    choice = decide(size, {"weights": weights}, device)
+
+    def needs(checkpointing, tokens):
+        made = policy.decide(
+            shape, train.model_copy(update={"checkpointing": checkpointing, "micro_tokens": tokens}),
+            devices.get(device), longest=2048,
+        )  # fmt: skip
+        table = memory.parts(shape, made.step)
+        return memory.total(table) + memory.spread(table)
+
+    assert choice.fits == (needs(choice.checkpointing, choice.tokens) <= room)
+    if choice.checkpointing != "none":
+        assert needs("none", 8192) > room
+        assert needs("none", 4096) > room
+    if choice.checkpointing == "all" or not choice.fits:
+        assert needs("mlp", 4096) > room
+
+
+def test_the_order_of_ways_with_less_and_less_memory():
+    devices_by_memory = ["h200", "a100-80", "a100-40", "rtx-4090", "l4"]
+    order = {"none": 0, "mlp": 1}
+    found = [decide("E4B", {}, device) for device in devices_by_memory]
+    costs = [order.get(str(one.checkpointing), 2) for one in found]
+    assert costs == sorted(costs)
+    assert found[0].checkpointing == "none"
+    assert found[0].tokens == 8192
+    assert found[-1].checkpointing != "none"
+
+
+def test_what_the_configuration_states_is_kept():
+    assert decide("E2B", {"checkpointing": "all"}).checkpointing == "all"
+    assert decide("E2B", {"checkpointing": 5}).checkpointing == 5
+    assert decide("E2B", {"micro_tokens": 3000}).tokens == 3000
+    assert decide("E2B", {"packing": False, "micro_batch": 4}).tokens == 4 * 2048
+    assert decide("E2B", ple="device").ple == "device"
+    assert decide("E2B").ple == "host"
+    assert decide("31B").ple == "device"  # no per-layer table
+    drawn = {"method": "grpo", "reinforce": {"rewards": ["exact_match"], "max_new_tokens": 100}, "micro_batch": 2}
+    assert decide("E2B", drawn, longest=50).tokens == 300
+
+
+def test_a_row_longer_than_a_usual_pass_gets_one_of_its_own():
+    assert decide("E2B", {"max_length": 20_000}, longest=20_000, device="h200").tokens == 20_000
+
+
+def test_training_takes_what_the_plan_says(monkeypatch):
+    from gemma_ops.training import settle
+
+    kept = {}
+    monkeypatch.setattr(journal, "record", kept.update)
+    monkeypatch.setattr(settle, "here", lambda device: devices.get("rtx-4090"))
+    shape = family.SIZES["E4B"].shape
+    rows = {"length": [10, 2048]}
+    settings = settle.settle(TrainConfig(), shape, [rows, {"length": []}], "cuda", ple="auto")
+    made = plan(RunConfig(model={"base": "google/gemma-4-E4B-it"}), "rtx-4090")
+    assert settings.checkpointing == made.choice.checkpointing == kept["checkpointing"]
+    assert settings.micro_tokens == made.choice.tokens == kept["pass_tokens"]
+    assert kept["per_layer_table"] == "host"
+
+
+def test_the_device_that_trains_is_found_in_the_table(monkeypatch):
+    import torch
+
+    from gemma_ops.training import settle
+
+    assert settle.here("cpu").key == "cpu"
+    found = SimpleNamespace(name="NVIDIA H200", total_memory=int(139.8 * GIB))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: found)
+    assert settle.here("cuda").key == "h200"
+
+
+def test_a_plan_can_be_simulated(tmp_path, monkeypatch):
+    """nano's own step: the real modules' live bytes lie near the formula."""
+    from gemma_ops.training.simulate.report import simulate_plan
+
+    monkeypatch.chdir(tmp_path)
+    config = RunConfig(train={"max_length": 512, "weights": "bf16"})
+    made = plan(config, "l4")
+    done = simulate_plan(config, made)
+    assert done.total == pytest.approx(done.formula, rel=0.15)
+    assert 0 < done.kept < done.total
+    assert "GiB at the highest point" in done.lines()[0]
