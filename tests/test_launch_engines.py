@@ -1,0 +1,179 @@
+"""torchrun and Ray start the processes of a training; the run that asked follows, replaces who dies, and tells what failed."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+from launching import STEADY, adapter, apart, base_into, curve, kill, machine, rows_into, wait_for, workers
+
+from gemma_ops import journal
+from gemma_ops.config import LaunchConfig, Machine, RunConfig, TrainConfig
+from gemma_ops.errors import ConfigError, MachineError, OpsError
+from gemma_ops.training import train
+from gemma_ops.training.launch import checks, engines
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def there(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("engines")
+    return {"base": base_into(folder / "e2b", "e2b"), "data": rows_into(folder / "data"), "folder": folder}
+
+
+@pytest.fixture(scope="module")
+def one(there):
+    out = there["folder"] / "one"
+    out.mkdir()
+    metrics = train(out, TrainConfig(**STEADY), machine(), base=there["base"], data=there["data"])
+    return out, metrics
+
+
+def follow(there, name, *, killed, **launch):
+    """Train in two processes; with `killed`, one of them is killed after the checkpoint of the second step."""
+    out, found = there["folder"] / name, {}
+    out.mkdir()
+    records = []
+
+    def run():
+        try:
+            with journal.sending(records.append):
+                found["metrics"] = train(
+                    out, TrainConfig(**STEADY), machine(processes=2, **launch), base=there["base"], data=there["data"]
+                )
+        except BaseException as error:
+            found["error"] = error
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    if killed:
+        job = out.with_name(f"{name}.workers") / "job.json"
+        first = wait_for(lambda: (out / "checkpoints" / "checkpoint-2" / "complete").exists() and workers(job))
+        kill(first[-1])
+    thread.join(180)
+    assert not thread.is_alive()
+    if "error" in found:
+        raise found["error"]
+    return out, found["metrics"], records
+
+
+def same(out, metrics, one):
+    truth, reference = one
+    assert curve(out)[0] == pytest.approx(curve(truth)[0], rel=1e-5)
+    assert apart(adapter(out), adapter(truth)) < 1e-3
+    assert metrics["loss"] == pytest.approx(reference["loss"], rel=1e-5)
+    assert metrics["steps"] == reference["steps"]
+
+
+def test_torchrun_reaches_the_loss_of_one_process_though_a_worker_is_killed(there, one):
+    out, metrics, records = follow(there, "torchrun", killed=True, engine="torchrun")
+    same(out, metrics, one)
+    assert not (out / "checkpoints").exists()
+    steps = [record["step"] for record in records if "loss" in record]
+    assert sorted(set(steps)) == [1, 2, 3, 4, 5, 6]
+    assert len(steps) <= 6 + STEADY["save_every"] + 1  # what the kill cost: the steps since the last checkpoint
+
+
+def test_ray_reaches_it_too(there, one):
+    pytest.importorskip("ray", reason="the extra `ray` is not installed")
+    out, metrics, _ = follow(there, "ray", killed=True, engine="ray")
+    same(out, metrics, one)
+
+
+def test_what_a_worker_refuses_is_told_as_if_it_had_happened_here(there):
+    out = there["folder"] / "refused"
+    out.mkdir()
+    settings = TrainConfig(**{**STEADY, "early_stop": 1, "eval_every": 2, "trl": {"no_such_key": 1}})
+    with pytest.raises(ConfigError, match="no_such_key is unknown"):
+        train(out, settings, machine(engine="torchrun", processes=2), base=there["base"], data=there["data"])
+
+
+def found(launch=None, train=None, **more):
+    config = RunConfig(launch=launch or {}, train=train or {}, machine=more)
+    return [error.what for error in checks.problems(config.train, config.launch, config.machine)]
+
+
+@pytest.mark.parametrize(
+    ("launch", "settings", "problem"),
+    [
+        ({"processes": 2}, {}, "launch.engine=local is one process, and launch asks for 2"),
+        ({"strategy": "fsdp"}, {}, "launch.strategy=fsdp needs more than one process"),
+        ({"engine": "torchrun", "strategy": "fsdp"}, {}, "launch.strategy=fsdp needs more than one process"),
+        ({"engine": "torchrun", "nodes": 2}, {}, "launch.rendezvous does not say where they meet"),
+        (
+            {"engine": "torchrun", "processes": 2, "strategy": "fsdp"},
+            {"optimizer": "adamw_8bit"},
+            "keeps its moments in blocks that FSDP can't cut",
+        ),
+        ({"engine": "torchrun", "processes": 2}, {"method": "dpo"}, "train.method=dpo trains in one process"),
+    ],
+)
+def test_what_a_launch_needs_is_told_before_it_starts(launch, settings, problem):
+    assert any(problem in what for what in found(launch, settings, device="cpu"))
+    with pytest.raises(OpsError, match=r"launch|train"):
+        checks.refuse(TrainConfig(**settings), Machine(device="cpu", launch=LaunchConfig(**launch)))
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    assert found({"engine": "torchrun", "processes": 2}) == ["launch.processes is 2, one a GPU, and this machine has 1"]
+    assert found({"engine": "torchrun", "processes": 2}, device="cpu") == []
+
+
+def test_ray_that_is_not_installed_is_told(monkeypatch):
+    import importlib.util
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None)
+    assert "launch.engine is ray, and Ray is not installed" in found({"engine": "ray"}, device="cpu")
+
+
+def test_a_process_that_somebody_else_started_as_one_of_several_is_refused(there, monkeypatch):
+    """`torchrun -m gemma_ops train`: two trainings into one folder, each alone."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="somebody else's launcher started this process as one of several"):
+        train(there["folder"], TrainConfig(), machine(), base=there["base"], data=there["data"])
+
+
+def test_workers_inherit_nothing_of_another_launcher_and_share_the_cores():
+    launch = LaunchConfig(engine="torchrun", processes=2)
+    given = {"RANK": "3", "WORLD_SIZE": "4", "ACCELERATE_USE_FSDP": "1", "PATH": "/bin"}
+    made = engines.environment(launch, 8, given)
+    assert not {"RANK", "WORLD_SIZE", "ACCELERATE_USE_FSDP"} & made.keys()
+    assert made["OMP_NUM_THREADS"] == "4"
+    assert made["GLOO_SOCKET_IFNAME"] == "lo"
+    line = engines.command(launch, there_file := there_path(), "x")
+    assert line[1:3] == ["-m", "torch.distributed.run"]
+    assert line[-1] == str(there_file)
+    assert "--max-restarts=3" in line
+
+
+def there_path():
+    from pathlib import Path
+
+    return Path("job.json")
+
+
+def test_workers_that_die_too_often_end_the_training(there):
+    out = there["folder"] / "dying"
+    out.mkdir()
+    stop = threading.Event()
+
+    def reap():
+        job = out.with_name("dying.workers") / "job.json"
+        while not stop.is_set():
+            for pid in workers(job):
+                kill(pid)
+            stop.wait(0.2)
+
+    thread = threading.Thread(target=reap)
+    thread.start()
+    try:
+        with pytest.raises(MachineError, match="the workers of the training ended early"):
+            train(
+                out, TrainConfig(**STEADY), machine(engine="torchrun", processes=2, restarts=0),
+                base=there["base"], data=there["data"],
+            )  # fmt: skip
+    finally:
+        stop.set()
+        thread.join()
