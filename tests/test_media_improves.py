@@ -47,7 +47,7 @@ def base(tmp_path_factory):
     return towers.save(tmp_path_factory.mktemp("nano"))
 
 
-@pytest.mark.parametrize(("kind", "steps", "rate"), [("image", 16, 1.0e-2), ("audio", 40, 5.0e-3)])
+@pytest.mark.parametrize(("kind", "steps", "rate"), [("image", 12, 1.0e-2), ("audio", 32, 5.0e-3)])
 def test_the_measured_score_rises(tmp_path, base, kind, steps, rate):
     media_rows.write(tmp_path / "rows", kind, 96, seed=1)
     task = media_rows.task(tmp_path / "task", kind, 48, seed=2)
