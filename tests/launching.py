@@ -126,17 +126,15 @@ def wait_for(condition, seconds=90.0, every=0.05):
 
 
 def workers(job_file):
-    """Process numbers of the workers of a job, by rank order of their start."""
-    found = subprocess.run(["pgrep", "-f", str(job_file)], capture_output=True, text=True).stdout.split()
-    alive = []
-    for pid in map(int, found):
+    """Process numbers of the workers of a job: those that write its logs, whoever started them."""
+    logs, found = {str(path.resolve()) for path in job_file.parent.glob("worker-*.log")}, set()
+    for fd in Path("/proc").glob("[0-9]*/fd/1"):
         try:
-            words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+            if os.readlink(fd) in logs:
+                found.add(int(fd.parts[2]))
         except OSError:
             continue
-        if "gemma_ops.training.launch.worker" in words and "torch.distributed.run" not in words:
-            alive.append(pid)
-    return alive
+    return sorted(found)
 
 
 def kill(pid):
