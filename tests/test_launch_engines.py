@@ -142,6 +142,7 @@ def test_workers_inherit_nothing_of_another_launcher_and_share_the_cores():
     assert not {"RANK", "WORLD_SIZE", "ACCELERATE_USE_FSDP"} & made.keys()
     assert made["OMP_NUM_THREADS"] == "4"
     assert made["GLOO_SOCKET_IFNAME"] == "lo"
+    assert made["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] == "1"  # or new workers look for dead ones
     line = engines.command(launch, there_file := there_path(), "x")
     assert line[1:3] == ["-m", "torch.distributed.run"]
     assert line[-1] == str(there_file)
