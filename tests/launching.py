@@ -100,7 +100,8 @@ def pair(folder, entries):
         out.mkdir(exist_ok=True)
         settings = TrainConfig(**{**STEADY, **entry.pop("settings", {})})
         here = machine(**TWO, strategy=entry.pop("strategy", "ddp"))
-        Job(place, out, settings, here, entry.pop("base"), entry.pop("data")).write()
+        teacher = entry.pop("teacher", None)
+        Job(place, out, settings, here, entry.pop("base"), entry.pop("data"), teacher).write()
         plan.append({"file": str(place / "job.json"), **entry})
     (folder / "plan.json").write_text(json.dumps(plan))
     launch = LaunchConfig(engine="torchrun", processes=2, restarts=0)
@@ -189,7 +190,7 @@ def _do(entry, job, rank):
             if entry.get("full"):
                 _full(job, strategy, sft)
             else:
-                train_here(job.out, job.settings, job.machine, base=job.base, data=job.data)
+                train_here(job.out, job.settings, job.machine, base=job.base, data=job.data, teacher=job.teacher)
         except Stop:
             pass
         except Exception as error:
