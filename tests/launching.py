@@ -130,7 +130,7 @@ def workers(job_file):
     logs, found = {str(path.resolve()) for path in job_file.parent.glob("worker-*.log")}, set()
     for fd in Path("/proc").glob("[0-9]*/fd/1"):
         try:
-            if os.readlink(fd) in logs:
+            if str(fd.readlink()) in logs:
                 found.add(int(fd.parts[2]))
         except OSError:
             continue

@@ -16,6 +16,7 @@ from gemma_ops.errors import MachineError, ModelError
 from gemma_ops.training import train
 
 pytestmark = pytest.mark.slow
+FOUR_BITS = {"weights": "nf4", "max_steps": 3}
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +56,11 @@ def two(there, half):
             for kind in ("e2b", "moe")
             for strategy in ("ddp", "fsdp")
         ),
-        {"name": "nf4-fsdp", "base": there["nano"], "strategy": "fsdp", "settings": {"weights": "nf4", "max_steps": 3}},
+        *(
+            {"name": f"nf4-{strategy}", "base": there["nano"], "strategy": strategy, "settings": FOUR_BITS}
+            for strategy in ("ddp", "fsdp")
+        ),
+        {"name": "nf4-moe", "base": there["moe"], "strategy": "fsdp", "settings": FOUR_BITS},
         {"name": "resumed", "base": there["e2b"], "strategy": "fsdp", "out": half},
         {"name": "cut", "base": there["e2b"], "strategy": "fsdp", "stop": 4},
         {"name": "full-fsdp", "base": there["e2b"], "strategy": "fsdp", "full": True, "settings": {"max_steps": 2}},
@@ -94,7 +99,13 @@ def test_two_processes_are_one(two, one, kind, strategy):
 
 
 def test_four_bits_are_sharded_and_the_same(two, there):
-    same(result(two["nf4-fsdp"]), alone(there, "nano", "nf4-one", weights="nf4", max_steps=3), rel=3e-3)
+    one = alone(there, "nano", "nf4-one", **FOUR_BITS)
+    same(result(two["nf4-ddp"]), one)
+    same(result(two["nf4-fsdp"]), one, rel=3e-3)
+
+
+def test_experts_in_four_bits_are_sharded_and_the_same(two, there):
+    same(result(two["nf4-moe"]), alone(there, "moe", "nf4-moe-one", **FOUR_BITS), rel=3e-3)
 
 
 def test_one_saves_and_two_go_on(two, one):
