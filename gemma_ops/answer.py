@@ -3,8 +3,9 @@ refused and one that failed are four things, and none of them is an empty string
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from gemma_ops.config import Privacy
@@ -16,13 +17,15 @@ End = Literal["stop", "length", "blocked", "error"]
 class Prompt:
     """One conversation to be answered. `messages` are OpenAI-style turns, the last one from the user or a tool.
 
-    `repeat` tells apart several answers to the same conversation: models sample, and a cache must not hide it.
+    `repeat` tells apart several answers to the same conversation: models sample, and a cache must not hide it. `media`
+    tells where the bytes of images and sounds lie, by the path that their parts have.
     """
 
     messages: Sequence[dict[str, Any]]
     privacy: Privacy = "local_only"
     id: str = ""
     repeat: int = 0
+    media: Mapping[str, Path | bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

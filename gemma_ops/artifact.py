@@ -31,6 +31,8 @@ class Reads:
 
     path: Path
     files: tuple[Path, ...]
+    shown: tuple[Path, ...] = ()
+    """Images and sounds that those files name, wherever they lie."""
 
 
 Input: TypeAlias = Artifact | Path | Reads | tuple[Path, ...]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -90,10 +91,20 @@ class Cache:
             result = of_listing(listing)
         else:
             result = self._of_file(path)
+        self._write()
+        return result
+
+    def of_files(self, files: Iterable[Path], root: Path) -> str:
+        """Digest of a listing of many files, each named by its place relative to `root` (or in full, where it lies
+        elsewhere)."""
+        listing = {os.path.relpath(file, root): self._of_file(file) for file in files}
+        self._write()
+        return of_listing(listing)
+
+    def _write(self) -> None:
         temporary = self._file.with_name(f"{self._file.name}.{os.getpid()}")
         temporary.write_text(json.dumps(self._known), encoding="utf-8")
         temporary.replace(self._file)
-        return result
 
     def _of_file(self, path: Path) -> str:
         stat = path.stat()

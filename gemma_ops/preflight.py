@@ -7,15 +7,14 @@ or sent, and what is checked is what the steps themselves would refuse.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from gemma_ops import recipes
 from gemma_ops.artifact import MANIFEST
-from gemma_ops.config import RunConfig
-from gemma_ops.config.methods import Kind
+from gemma_ops.config import RunConfig, methods
 from gemma_ops.errors import BoundaryError, BudgetError, ConfigError, DataError, OpsError
 from gemma_ops.evaluation import checking
 from gemma_ops.evaluation.task import Task, load_all, validate
@@ -78,14 +77,15 @@ class _Findings:
             self._target(settings.judge, "synth.judge", "synthesize", ("base",))
         with self.also():
             inputs(settings)
-        from gemma_ops.synth import methods, planning
+        from gemma_ops.synth import methods as synths
+        from gemma_ops.synth import planning
 
         given = {"documents": settings.documents, "seeds": settings.seeds, "tools": settings.tools}
         wanted = [name for name, count in planning.counts(settings).items() if count]
         if not wanted:
             self.add("synth.count asks for no rows", "for example --set synth.count.document_qa=200")
         for name in wanted:
-            needs = methods.METHODS[name].from_what
+            needs = synths.METHODS[name].from_what
             if needs in given and given[needs] is None:
                 self.add(f"synth.count.{name} needs synth.{needs}", f"give a path: --set synth.{needs}=…")
 
@@ -114,13 +114,16 @@ class _Findings:
         """Whether the first rows are of a kind that the method learns from; what can't be read is told by `prepare`."""
         from gemma_ops.data.example import check_kinds
         from gemma_ops.data.files import is_datasets_folder
-        from gemma_ops.data.importing import kinds
+        from gemma_ops.data.importing import kinds, peek
+        from gemma_ops.data.parts import media_of
 
         if source.exists() and not is_datasets_folder(source):
-            found: Counter[Kind] = Counter()
+            rows: list[dict[str, Any]] = []
             with suppress(DataError):
-                found = kinds(source, self.config.data)
-            check_kinds(found, self.config.train.method, str(source))
+                rows = peek(source, self.config.data)
+            check_kinds(kinds(rows), self.config.train.method, str(source))
+            shown = {part["type"] for row in rows for part in media_of(row["messages"])}
+            methods.check_shown(self.config.train.method, shown, f"rows of {source}")
 
     def evaluation(self) -> None:
         settings = self.config.evaluate
@@ -146,6 +149,8 @@ class _Findings:
             for index in range(len(settings.gates)):
                 with self.also():
                     checking.check_gate(index, settings, tasks)
+            with self.also():
+                checking.check_shown(settings, tasks)
             for task in tasks:
                 with self.also():
                     validate(task)

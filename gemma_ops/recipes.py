@@ -65,10 +65,11 @@ def rows_read(config: RunConfig) -> Reads | None:
     if source is None:
         return None
     from gemma_ops.data.files import is_datasets_folder, source_files
+    from gemma_ops.data.naming import named
 
     files = list(source.rglob("*")) if is_datasets_folder(source) else source_files(source)
-    chosen = [path for path in (*files, *_questions(source, every_task(config))) if path.is_file()]
-    return Reads(source, tuple(dict.fromkeys(chosen)))
+    chosen = tuple(dict.fromkeys(path for path in (*files, *_questions(source, every_task(config))) if path.is_file()))
+    return Reads(source, chosen, named(chosen))
 
 
 def questions_read(config: RunConfig) -> Reads | None:
@@ -84,7 +85,10 @@ def questions_read(config: RunConfig) -> Reads | None:
             f"the task in {chosen[0]} reads its questions from the data folder, and data.hub has none",
             "set data.path to a folder that holds them",
         )
-    return Reads(source.parent if source.is_file() else source, _questions(source, tuple(chosen)))
+    from gemma_ops.data.naming import named
+
+    files = _questions(source, tuple(chosen))
+    return Reads(source.parent if source.is_file() else source, files, named(files))
 
 
 def _questions(source: Path, folders: tuple[Path, ...]) -> tuple[Path, ...]:

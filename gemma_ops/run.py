@@ -233,7 +233,10 @@ class Run:
                 for number, (name, path) in enumerate(zip(names, value, strict=True))
             }
         if isinstance(value, Reads):
-            return {path.name: self._digest(path) for path in value.files}
+            found = {path.name: self._digest(path) for path in value.files}
+            if value.shown:  # many, and of the same name in different folders: one digest for all
+                found["shown"] = self._hashes.of_files(value.shown, value.path)
+            return found
         if not value.exists():
             raise OpsError(f"{value} does not exist", "check the path in the configuration")
         return self._hashes.of_path(value)

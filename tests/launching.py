@@ -126,15 +126,17 @@ def wait_for(condition, seconds=90.0, every=0.05):
 
 
 def workers(job_file):
-    """Process numbers of the workers of a job: those that write its logs, whoever started them."""
-    logs, found = {str(path.resolve()) for path in job_file.parent.glob("worker-*.log")}, set()
+    """Process numbers of the workers of a job by rank: the first that writes each log, whoever started it."""
+    logs = {str(path.resolve()): path for path in sorted(job_file.parent.glob("worker-*.log"))}
+    found = {}
     for fd in Path("/proc").glob("[0-9]*/fd/1"):
         try:
-            if str(fd.readlink()) in logs:
-                found.add(int(fd.parts[2]))
+            log, pid = str(fd.readlink()), int(fd.parts[2])
         except OSError:
             continue
-    return sorted(found)
+        if log in logs:
+            found[log] = min(pid, found.get(log, pid))
+    return [found[log] for log in logs if log in found]
 
 
 def kill(pid):

@@ -144,7 +144,7 @@ BAD = {
     "not_text": [
         [{"role": "user", "content": 3}, DONE],
         [{"role": "user", "content": {"text": "x"}}, DONE],
-        [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}, DONE],
+        [{"role": "user", "content": [{"type": "pdf", "path": "x"}]}, DONE],
         [USER, {"role": "assistant", "content": "x", "reasoning": ["y"]}],
     ],
     "no_assistant": [[USER], [{"role": "system", "content": "s"}, USER]],

@@ -15,7 +15,7 @@ from gemma_ops.data.answers import encode_answers
 from gemma_ops.data.check import check
 from gemma_ops.data.dedup import exact_key
 from gemma_ops.data.example import Example, asked, content_id, conversations, kind, read_rows, swapped
-from gemma_ops.data.importing import kinds
+from gemma_ops.data.importing import kinds, peek
 from gemma_ops.data.normal import RowError
 from gemma_ops.data.preferences import compared
 from gemma_ops.data.tokens import Manner, encode_rows
@@ -355,6 +355,6 @@ def test_the_wrong_kind_of_rows_is_named(tmp_path):
 def test_kinds_of_a_source_are_told_from_its_first_rows(tmp_path):
     source = tmp_path / "pairs.jsonl"
     source.write_text("".join(json.dumps(row) + "\n" for row in [*many(3), {"prompt": "a", "chosen": "b"}]))
-    assert kinds(source, DataConfig()) == {"pair": 3, "judged": 1}
+    assert kinds(peek(source, DataConfig())) == {"pair": 3, "judged": 1}
     assert rows_of("kto") == ("judged", "pair")
     assert rows_of("sft") == rows_of("grpo") == ("conversation",)

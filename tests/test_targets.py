@@ -127,10 +127,10 @@ def test_transformers_is_asked_for_a_shape_in_words():
     from gemma_ops.targets import local
 
     class Watching(local.Encoder):
-        def __call__(self, prompt, schema=None):
-            ids = super().__call__(prompt, schema)
-            seen.append(self.tokenizer.decode(ids))
-            return ids
+        def encoded(self, prompt, schema=None):
+            found = super().encoded(prompt, schema)
+            seen.append(self.tokenizer.decode(found.ids))
+            return found
 
     before, local.Encoder = local.Encoder, Watching
     try:

@@ -50,6 +50,8 @@ class DataConfig(Section):
     """Fail when a larger share of rows is unusable; the rows themselves go to `rejected.jsonl`."""
     max_line_mb: Annotated[float, Field(gt=0)] = 16.0
     """A longer line is rejected without being read into memory (MB)."""
+    max_media_mb: Annotated[float, Field(gt=0)] = 20.0
+    """A larger image or audio file makes its row unusable (MB)."""
     near_duplicates: Annotated[float, Field(gt=0, le=1)] | None = 0.8
     """Drop rows whose 5-gram Jaccard similarity to an earlier one reaches this; null keeps them."""
     overlap: Literal["refuse", "drop", "report"] = "refuse"

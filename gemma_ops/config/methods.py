@@ -5,10 +5,11 @@ A setting that says nothing to the method is refused instead of being forgotten.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Literal
 
 from gemma_ops.config.preference import UNPAIRED
+from gemma_ops.errors import ConfigError
 
 if TYPE_CHECKING:
     from gemma_ops.config.training import TrainConfig
@@ -28,6 +29,9 @@ ROWS: dict[str, tuple[Kind, ...]] = {
 }
 """Kinds of rows by method; every other method learns from conversations. Of a pair `kto` takes each side by itself."""
 
+SHOWN = ("sft", "dft")
+"""Methods that learn from conversations with images and sounds."""
+
 _READERS: dict[str, tuple[str, ...]] = {
     "preference.loss": ("dpo", "kto"),
     "preference.beta": ("dpo", "kto", "orpo"),
@@ -46,6 +50,15 @@ _SUPERVISED = ("loss_on", "batch_tokens", "neftune")
 def rows(method: str) -> tuple[Kind, ...]:
     """The kinds of rows a method learns from."""
     return ROWS.get(method, ("conversation",))
+
+
+def check_shown(method: str, shown: Collection[str], where: str) -> None:
+    """Raises ConfigError when rows show something (`image`, `audio`) and the method reads text only."""
+    if shown and method not in SHOWN:
+        raise ConfigError(
+            f"{where} show {' and '.join(sorted(shown, reverse=True))}, and train.method {method} reads text only",
+            f"use {' or '.join(SHOWN)}, or rows without images and audio",
+        )
 
 
 def problems(train: TrainConfig) -> Iterator[str]:

@@ -4,6 +4,8 @@ chat.py        conversations to text and tokens, as Gemma 4 reads them; what car
 example.py     the contract of a row
 files.py       raw rows from jsonl, json, csv, tsv, parquet, `datasets` folders and the Hub (lines.py, tables.py)
 formats.py     layouts of a row; normal.py brings them into one spelling, importing.py joins the two
+media.py       images and sounds that rows show (parts.py their spellings, pictures.py and sounds.py the files, naming.py which
+               there are, encoded.py their tokens)
 preferences.py the same for answers that were compared or judged; answers.py makes them tokens
 documents.py   raw texts, for continued pre-training
 dedup.py       exact and near duplicates (words.py, near.py)

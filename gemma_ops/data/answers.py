@@ -33,11 +33,11 @@ class Prompted:
 
 
 def encode_answers(
-    tokenizer: Tokenizer, row: dict[str, Any], *, max_length: int | None = None, **options: bool
+    tokenizer: Tokenizer, row: dict[str, Any], *, max_length: int | None = None, **options: Any
 ) -> Prompted:
     """A row whose answers were compared or judged as tokens, prompt and answer cut at `max_length` together.
 
-    `options` are `chat.encode`'s `empty_thought` and `thinking`. An answer of which nothing is left has no tokens. Raises
+    `options` are `chat.encode`'s `empty_thought`, `thinking` and `senses`. An answer of which nothing is left has no tokens. Raises
     DataError like `chat.encode`.
     """
     messages, tools = row["messages"], row.get("tools")

@@ -15,7 +15,7 @@ def table(path: Path, folder: Path, tokenizer: Any, manner: Manner, *, max_lengt
 
     Columns: `input_ids` and `labels` (lists of one length), `length`, `weight`, and `scored`, the labelled tokens after
     the first times the weight. Rows left without a labelled token (a prompt that fills `max_length` alone) are left out
-    and count as cut. The table is written to `folder`, and found there by a run that goes on.
+    and count as cut. `media` says as JSON what a row shows, empty for text (see `encode_rows`). The table is written to `folder`, and found there by a run that goes on.
     """
     import datasets
 
@@ -40,7 +40,8 @@ def _write(path: Path, target: Path, tokenizer: Any, manner: Manner, max_length:
         if scored:
             length, weight = len(row["input_ids"]), row["weight"]
             body = {"input_ids": row["input_ids"], "labels": row["labels"], "length": length, "weight": weight}
-            writer.write(body | {"scored": scored * weight})
+            media = json.dumps(row["media"]) if row["media"] else ""
+            writer.write(body | {"scored": scored * weight, "media": media})
             kept += 1
     writer.finalize()
     return {"rows": kept, "cut": cut}
@@ -62,5 +63,12 @@ def _features() -> Any:
 
     tokens, number = datasets.List(datasets.Value("int32")), datasets.Value("float32")
     return datasets.Features(
-        {"input_ids": tokens, "labels": tokens, "length": datasets.Value("int32"), "weight": number, "scored": number}
+        {
+            "input_ids": tokens,
+            "labels": tokens,
+            "length": datasets.Value("int32"),
+            "weight": number,
+            "scored": number,
+            "media": datasets.Value("string"),
+        }
     )

@@ -11,9 +11,10 @@ from gemma_ops.config import DataConfig
 from gemma_ops.data import example
 from gemma_ops.data.files import is_datasets_folder, source_files
 from gemma_ops.durable import whole
+from gemma_ops.family.media import KINDS
 
 if TYPE_CHECKING:
-    from gemma_ops.data.pipeline import Facts
+    from gemma_ops.data.facts import Facts
 
 REASONS = {
     "arguments_parsed": "tool arguments were a JSON string and were parsed",
@@ -84,6 +85,14 @@ def report(settings: DataConfig, facts: Facts, sources: list[dict[str, Any]]) ->
         },
         "pii": {"mode": settings.pii, "rows": facts.pii_count, "found": _ordered(facts.pii), "first": facts.pii_rows},
         "privacy": {name: facts.privacy[name] for name in example.PRIVACY if facts.privacy[name]},
+        "media": {
+            kind: {
+                "shown": facts.shown[kind],
+                "files": sum(1 for name in facts.files if name.rpartition(".")[2] in KINDS[kind]),
+                "tokens": facts.shown_tokens[kind],
+            }
+            for kind in sorted(facts.shown)
+        },
         "teachers": [{**teacher._asdict(), "rows": rows} for teacher, rows in sorted(facts.teachers.items())],
         "split": {"valid_share": settings.valid_share, "group_by": settings.group_by, "groups": facts.groups},
         "tokens": {side: lengths.table() for side, lengths in facts.lengths.items()},
@@ -129,6 +138,12 @@ def card(body: dict[str, Any]) -> str:
             "",
             f"{body['same_prompt_other_answer']:,} rows ask what an earlier row asked and answer it differently.",
         ]
+    if body["media"]:
+        lines += ["", "## Images and audio", "", "| | shown | files | soft tokens |", "|---|--:|--:|--:|"]
+        lines += [
+            f"| {kind} | {item['shown']:,} | {item['files']:,} | {item['tokens']:,} |"
+            for kind, item in body["media"].items()
+        ]
     if body["contradictions"]:
         lines += [
             "",
@@ -151,6 +166,7 @@ def card(body: dict[str, Any]) -> str:
     compared = body["kinds"].keys() - {"conversation", "text"}
     own = "rows with the same prompt stay together" if compared else "each row is its own group"
     alone = "rows of one source stay together" if body["teachers"] else own
+    alone += "; rows about one image or sound stay together" if body["media"] else ""
     how = f"rows with the same `{by}` stay together" if by else alone
     lines += [
         "",

@@ -26,7 +26,9 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
 from gemma_ops import family
+from gemma_ops.data.encoded import Encoded, expand
 from gemma_ops.errors import DataError, ModelError
+from gemma_ops.family.media import Senses
 
 Message = dict[str, Any]
 Tool = dict[str, Any]
@@ -46,23 +48,6 @@ class Rendered:
 
     text: str
     spans: list[tuple[int, int]]
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """A conversation as tokens. `ids`, `loss` and `offsets` (character ranges of `text`) have one entry per token."""
-
-    ids: list[int]
-    loss: list[bool]
-    truncated: bool
-    text: str
-    offsets: list[tuple[int, int]]
-
-    def cut(self, max_length: int | None) -> Encoded:
-        """The first `max_length` tokens; the text stays whole."""
-        if max_length is None or len(self.ids) <= max_length:
-            return self
-        return Encoded(self.ids[:max_length], self.loss[:max_length], True, self.text, self.offsets[:max_length])
 
 
 class _Emitted(str):
@@ -174,12 +159,13 @@ def encode(
     empty_thought: bool = False,
     thinking: bool = False,
     last_only: bool = False,
+    senses: Senses | None = None,
 ) -> Encoded:
     """A conversation as token ids with a loss flag each, cut at `max_length` tokens.
 
     A token carries loss only if all its characters are the model's; with `last_only`, and come after the last question.
-    Raises DataError when the text would hold more than
-    the one `<bos>` it starts with, or what `render` raises.
+    `senses` says what images and sounds cost. Raises DataError when the text would hold more than the one `<bos>` it
+    starts with, or what `render` and `expand` raise.
     """
     rendered = render(messages, tools, thinking=thinking, empty_thought=empty_thought)
     encoding = tokenizer.encode(rendered.text, add_special_tokens=False)
@@ -189,7 +175,8 @@ def encode(
     if last_only:
         asked = rendered.text.rfind("<|turn>user")
         spans = [span for span in spans if span[0] > asked]
-    return Encoded(ids, loss_flags(offsets, spans), False, rendered.text, offsets).cut(max_length)
+    whole = Encoded(ids, loss_flags(offsets, spans), False, rendered.text, offsets)
+    return expand(whole, tokenizer, messages, senses).cut(max_length)
 
 
 def loss_flags(offsets: Iterable[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> list[bool]:
@@ -215,19 +202,28 @@ def straddling(offsets: Iterable[tuple[int, int]], spans: Sequence[tuple[int, in
     return found
 
 
-def prompt_ids(
+def prompt(
     tokenizer: Tokenizer,
     messages: Sequence[Message],
     tools: Sequence[Tool] | None = None,
     *,
     empty_thought: bool = False,
     thinking: bool = False,
-) -> list[int]:
-    """Token ids of the prompt that asks for the next answer. Raises like `encode`."""
+    senses: Senses | None = None,
+) -> Encoded:
+    """The prompt that asks for the next answer, as tokens without loss. Raises like `encode`."""
     text = render(messages, tools, add_generation_prompt=True, thinking=thinking, empty_thought=empty_thought).text
-    ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
-    _one_bos(tokenizer, ids)
-    return ids
+    encoding = tokenizer.encode(text, add_special_tokens=False)
+    _one_bos(tokenizer, encoding.ids)
+    whole = Encoded(encoding.ids, [False] * len(encoding.ids), False, text, encoding.offsets)
+    return expand(whole, tokenizer, messages, senses)
+
+
+def prompt_ids(
+    tokenizer: Tokenizer, messages: Sequence[Message], tools: Sequence[Tool] | None = None, **manner: Any
+) -> list[int]:
+    """Token ids of the prompt that asks for the next answer; `manner` as in `prompt`. Raises like `encode`."""
+    return prompt(tokenizer, messages, tools, **manner).ids
 
 
 def _one_bos(tokenizer: Tokenizer, ids: list[int]) -> None:

@@ -14,7 +14,8 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from gemma_ops.config import DataConfig
-from gemma_ops.data import chat
+from gemma_ops.data import chat, media
+from gemma_ops.data.encoded import Encoded
 from gemma_ops.data.findings import Context, Finding, finding, look
 from gemma_ops.data.importing import Imported, Importer
 from gemma_ops.data.tokens import Lengths
@@ -28,8 +29,9 @@ _LEVELS = ("error", "warning", "note")
 class RowView:
     """One row as training sees it: `tokens` are (text, carries loss) in order, up to the cut; none when it can't be used.
 
-    Where answers were compared, `tokens` is the prompt with the wanted answer and `rejected` with the unwanted one. `loss`
-    are the flags of each whole conversation.
+    `loss` are the flags of the whole row. An image or a sound is one entry of `tokens`, with the soft tokens it takes;
+    `count` counts them all. Where answers were compared, `tokens` is the prompt with the wanted answer and `rejected` with
+    the unwanted one, and `loss` has the flags of each whole conversation.
     """
 
     id: str
@@ -38,6 +40,9 @@ class RowView:
     findings: list[Finding]
     loss: list[list[bool]] = field(default_factory=list)
     truncated: bool = False
+    count: int = 0
+    shown: tuple[tuple[str, int], ...] = ()
+    """Kind and soft tokens of each image and sound."""
     rejected: list[Token] = field(default_factory=list)
 
 
@@ -87,8 +92,9 @@ class CheckResult:
                 {
                     "id": row.id,
                     "source": row.source,
-                    "tokens": len(row.tokens),
+                    "tokens": row.count,
                     "with_loss": sum(loss for _, loss in row.tokens),
+                    **({"media": [list(item) for item in row.shown]} if row.shown else {}),
                     **(
                         {
                             "rejected_tokens": len(row.rejected),
@@ -113,8 +119,9 @@ def check(
     prefills = chat.prefills(model)
     # A template that opens every prompt with an empty thought belongs to the larger sizes and differs by design.
     template = None if prefills else chat.checkpoint_template(model)
-    context = Context(chat.load_tokenizer(model), max_length, prefills, template)
-    importer = Importer(source, settings)
+    senses = media.senses(model)
+    context = Context(chat.load_tokenizer(model), max_length, prefills, template, senses)
+    importer = Importer(source, settings, senses)
     items = iter(importer)
     result = check_rows(list(itertools.islice(items, limit)), context)
     if not result.checked:
@@ -160,22 +167,34 @@ def _view(item: Imported, context: Context) -> RowView:
     if not sides:
         return RowView(row, where, [], findings)
     seen = {name: encoded.cut(context.max_length) for name, encoded in sides.items()}
-    shown = {name: token_texts(context.tokenizer, encoded) for name, encoded in seen.items()}
+    texts = {name: token_texts(context.tokenizer, encoded) for name, encoded in seen.items()}
+    main = next((name for name in seen if name != "rejected"), "rejected")
     return RowView(
-        row, where, next((shown[name] for name in shown if name != "rejected"), []), findings,
+        row, where, texts[main] if main != "rejected" else [], findings,
         [encoded.loss for encoded in sides.values()], any(encoded.truncated for encoded in seen.values()),
-        shown.get("rejected", []),
+        len(seen[main].ids) if main != "rejected" else 0,
+        tuple((block.kind, block.end - block.start - 2) for block in next(iter(sides.values())).blocks),
+        texts.get("rejected", []),
     )  # fmt: skip
 
 
-def token_texts(tokenizer: Tokenizer, encoded: chat.Encoded) -> list[Token]:
+def token_texts(tokenizer: Tokenizer, encoded: Encoded) -> list[Token]:
     """(text, carries loss) per token: joined, the texts are the rendered conversation.
 
-    A character that falls into several byte tokens is shown at the first of them; the others show their byte.
+    A character that falls into several byte tokens is shown at the first of them; the others show their byte. The tokens
+    of an image or a sound are one entry, `<|image|> x 256`.
     """
     shown: list[Token] = []
     position = 0
-    for token, (start, end), loss in zip(encoded.ids, encoded.offsets, encoded.loss, strict=True):
+    blocks = {block.start: block for block in encoded.blocks}
+    inside = 0
+    for place, (token, (start, end), loss) in enumerate(zip(encoded.ids, encoded.offsets, encoded.loss, strict=True)):
+        if place in blocks:
+            inside = blocks[place].end
+            shown.append((f"{encoded.text[start:end]} x {inside - place - 2}", loss))
+            position = end
+        if place < inside:
+            continue
         text = encoded.text[max(start, position) : end]
         shown.append((text or str(tokenizer.id_to_token(token)), loss))
         position = max(position, end)
@@ -191,6 +210,9 @@ def _lines(result: CheckResult) -> Any:
         values = result.lengths[part]
         yield f"{part:<12}" + "".join(f"{values[name]:>8,}" for name in ("p50", "p95", "max"))
     share = result.lengths["tokens_with_loss"] / max(1, result.lengths["tokens"])
+    for kind, (count, least, most) in _shown(result).items():
+        each = f"{least:,}" if least == most else f"{least:,} to {most:,}"
+        yield f"{count:,} {kind} parts of {each} soft tokens each, between a begin and an end token"
     yield f"{result.lengths['tokens']:,} tokens, {result.lengths['tokens_with_loss']:,} ({share:.0%}) carry loss"
     if result.max_length is not None:
         yield f"longer than train.max_length ({result.max_length:,} tokens): {_rows(result.truncated)}"
@@ -204,6 +226,15 @@ def _lines(result: CheckResult) -> Any:
         yield f"         {item.what}"
         if item.fix:
             yield f"         fix: {item.fix}"
+
+
+def _shown(result: CheckResult) -> dict[str, tuple[int, int, int]]:
+    """By kind: images or sounds shown, and the fewest and most soft tokens of one."""
+    found: dict[str, list[int]] = {}
+    for row in result.rows:
+        for kind, tokens in row.shown:
+            found.setdefault(kind, []).append(tokens)
+    return {kind: (len(all_), min(all_), max(all_)) for kind, all_ in sorted(found.items())}
 
 
 def _rows(count: int) -> str:

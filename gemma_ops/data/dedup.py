@@ -3,6 +3,7 @@
 Exact: the same conversation after normalising (case, white space, Unicode form). Near: users ask nearly the same *and*
 the answers are nearly the same, so that two tickets that differ in an order number, or two questions that share a canned
 answer, both stay. Of compared answers both sides count, each as what it is: a pair the other way round is no duplicate.
+Rows that show an image or a sound repeat each other only if they show the same bytes.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 
 from gemma_ops.data.example import SIDES, kind
 from gemma_ops.data.near import Near
-from gemma_ops.data.tasks import asked_texts
+from gemma_ops.data.tasks import asked_texts, names
 from gemma_ops.data.words import Boilerplate, Hashes, hashes, jaccard, normal, shingles, sketch
 
 _UNWANTED = np.uint64(0xA5A5A5A5A5A5A5A5)
@@ -46,16 +47,19 @@ class NearDuplicates:
         self._asked = Near(threshold)
         self._answers: list[Hashes] = []
         self._sources: list[str] = []
+        self._shown: list[tuple[str, ...]] = []
 
     def find_or_add(self, example: dict[str, Any]) -> tuple[str, float] | None:
         """The earlier row this one nearly repeats as (source, similarity of the questions); else remember it."""
         asked = _joined([shingles(self._boilerplate.residue(hashes(text))) for text in asked_texts(example)])
         answer = sketch(_joined(_answers(example)))
+        shown = names(example["messages"])
         for similarity, number in self._asked.find(asked):
-            if jaccard(answer, self._answers[number]) >= self.threshold:
+            if shown == self._shown[number] and jaccard(answer, self._answers[number]) >= self.threshold:
                 return self._sources[number], similarity
         self._asked.add(len(self._sources), asked)
         self._answers.append(answer)
+        self._shown.append(shown)
         self._sources.append(example["source"])
         return None
 

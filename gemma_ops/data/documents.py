@@ -12,8 +12,10 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from gemma_ops.data.chat import BOS, Encoded
-from gemma_ops.data.normal import RowError, refuse_control
+from gemma_ops.data.chat import BOS
+from gemma_ops.data.encoded import Encoded
+from gemma_ops.data.normal import refuse_control
+from gemma_ops.data.rowerror import RowError
 from gemma_ops.errors import DataError
 
 EOS = "<eos>"

@@ -13,7 +13,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -54,12 +54,40 @@ class ToolResponse(BaseModel):
     response: Any
 
 
+class TextPart(BaseModel):
+    """Words between images and sounds."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    type: Literal["text"]
+    text: str
+
+
+class ImagePart(BaseModel):
+    """An image: its file relative to the rows' file, named by the SHA-256 of its bytes, and its size in pixels."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    type: Literal["image"]
+    path: str
+    width: int = Field(gt=0)
+    height: int = Field(gt=0)
+
+
+class AudioPart(BaseModel):
+    """A sound: its file likewise, and its samples at 16 kHz."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    type: Literal["audio"]
+    path: str
+    samples: int = Field(gt=0)
+
+
 class Message(BaseModel):
-    """One turn. `reasoning` is the model's thought before its answer."""
+    """One turn: text, or parts where a user or a tool shows something. `reasoning` is the model's thought before its
+    answer."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     role: Literal["system", "user", "assistant", "tool"]
-    content: str
+    content: str | list[Annotated[TextPart | ImagePart | AudioPart, Field(discriminator="type")]]
     tool_calls: list[ToolCall] | None = None
     tool_responses: list[ToolResponse] | None = None
     reasoning: str | None = None

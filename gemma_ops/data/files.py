@@ -139,7 +139,11 @@ def _row(file: str, number: int, value: Any, excerpt: str = "") -> RawRow:
 
 
 def _excerpt(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, default=str)[:2000]
+    return json.dumps(value, ensure_ascii=False, default=_brief)[:2000]
+
+
+def _brief(value: Any) -> str:
+    return f"<{len(value):,} bytes>" if isinstance(value, bytes) else str(value)
 
 
 def _is_json_lines(path: Path, cap: int) -> bool:
@@ -258,8 +262,20 @@ def _datasets_folder(source: Path, split: str) -> Iterator[RawRow]:
         if split not in found:
             raise DataError(f"{source} has no split {split}; it has {', '.join(found)}", "set data.split")
         found = found[split]
-    for number, value in enumerate(found, 1):
+    for number, value in enumerate(_undecoded(found), 1):
         yield _row(source.name, number, value)
+
+
+def _undecoded(found: Any) -> Any:
+    """The data set with images and sounds as the bytes or paths they were given as, not as decoded objects."""
+    import datasets
+
+    for name, feature in (found.features or {}).items():
+        inner = feature.feature if isinstance(feature, datasets.List) else feature
+        if isinstance(inner, datasets.Image | datasets.Audio):
+            raw = type(inner)(decode=False)
+            found = found.cast_column(name, datasets.List(raw) if inner is not feature else raw)
+    return found
 
 
 def _hub(name: str, split: str) -> Iterator[RawRow]:
@@ -268,7 +284,7 @@ def _hub(name: str, split: str) -> Iterator[RawRow]:
     offline = f"the Hub data set {name} can't be reached"
     fix = "check the network and HF_HUB_OFFLINE, or download it elsewhere (save_to_disk) and set data.path"
     try:
-        rows = iter(datasets.load_dataset(name, split=split, streaming=True))
+        rows = iter(_undecoded(datasets.load_dataset(name, split=split, streaming=True)))
         for number, value in enumerate(rows, 1):
             yield _row(name, number, value)
     except datasets.exceptions.DatasetNotFoundError as error:

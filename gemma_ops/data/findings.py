@@ -11,8 +11,10 @@ from typing import Any, Literal
 from tokenizers import Tokenizer
 
 from gemma_ops.data import chat, documents
+from gemma_ops.data.encoded import Encoded
 from gemma_ops.data.example import SIDES
 from gemma_ops.errors import DataError
+from gemma_ops.family.media import Senses
 
 Level = Literal["error", "warning", "note"]
 
@@ -74,9 +76,11 @@ class Context:
     empty_thought: bool
     template: str | None
     """The checkpoint's own template."""
+    senses: Senses | None = None
+    """What it takes besides text."""
 
 
-def look(example: dict[str, Any], context: Context) -> tuple[dict[str, chat.Encoded], list[Finding]]:
+def look(example: dict[str, Any], context: Context) -> tuple[dict[str, Encoded], list[Finding]]:
     """The whole row as tokens (none when it can't be rendered) and its findings, in the order of `CODES`.
 
     A conversation is called `messages`; of compared answers each is there with its prompt, under the name of its side,
@@ -89,7 +93,7 @@ def look(example: dict[str, Any], context: Context) -> tuple[dict[str, chat.Enco
         return {"text": whole}, [finding("unknown_token", row, where)] if unknown else []
     prompt = example["messages"]
     sides = {side: prompt + example[side] for side in SIDES if example.get(side) is not None} or {"messages": prompt}
-    encoded: dict[str, chat.Encoded] = {}
+    encoded: dict[str, Encoded] = {}
     found: dict[str, str] = {}
     for side, messages in sides.items():
         try:
@@ -107,13 +111,14 @@ def _look(
     tools: list[dict[str, Any]] | None,
     context: Context,
     prompt: list[dict[str, Any]] | None,
-) -> tuple[chat.Encoded, dict[str, str]]:
+) -> tuple[Encoded, dict[str, str]]:
     """One conversation as tokens, and what is found, each code with its detail; loss before the end of `prompt` is none."""
     found = dict.fromkeys(_in_messages(messages), "")
     rendered = chat.render(messages, tools, empty_thought=context.empty_thought)
-    whole = chat.encode(context.tokenizer, messages, tools, empty_thought=context.empty_thought)
+    manner: dict[str, Any] = {"empty_thought": context.empty_thought, "senses": context.senses}
+    whole = chat.encode(context.tokenizer, messages, tools, **manner)
     if prompt is not None:
-        start = len(chat.prompt_ids(context.tokenizer, prompt, tools, empty_thought=context.empty_thought))
+        start = len(chat.prompt_ids(context.tokenizer, prompt, tools, **manner))
         whole = replace(whole, loss=[loss and index >= start for index, loss in enumerate(whole.loss)])
     found |= dict.fromkeys(_in_tokens(whole.cut(context.max_length), context.tokenizer), "")
     if chat.straddling(whole.offsets, rendered.spans):
@@ -154,7 +159,7 @@ def _in_messages(messages: list[dict[str, Any]]) -> Iterator[str]:
             yield "white_space"
 
 
-def _in_tokens(encoded: chat.Encoded, tokenizer: Tokenizer) -> Iterator[str]:
+def _in_tokens(encoded: Encoded, tokenizer: Tokenizer) -> Iterator[str]:
     ids = [token for token, loss in zip(encoded.ids, encoded.loss, strict=True) if loss]
     stops = {tokenizer.token_to_id("<turn|>"), tokenizer.token_to_id("<|tool_response>")}
     if encoded.truncated:
@@ -168,13 +173,15 @@ def _in_tokens(encoded: chat.Encoded, tokenizer: Tokenizer) -> Iterator[str]:
 
 
 def _prefix_mismatch(
-    messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None, encoded: chat.Encoded, context: Context
+    messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None, encoded: Encoded, context: Context
 ) -> str:
     """Where the prompt for the last answer leaves the row as trained; empty when it is its beginning."""
     last = max(index for index, message in enumerate(messages) if message["role"] == "assistant")
     if last == 0:
         return ""
-    prompt = chat.prompt_ids(context.tokenizer, messages[:last], tools, empty_thought=context.empty_thought)
+    prompt = chat.prompt_ids(
+        context.tokenizer, messages[:last], tools, empty_thought=context.empty_thought, senses=context.senses
+    )
     if messages[last - 1]["role"] == "assistant" or encoded.ids[: len(prompt)] == prompt:
         return ""  # a second message of one turn has no prompt of its own
     same = next(

@@ -17,7 +17,7 @@ from typing import Any
 from gemma_ops.config import DataConfig
 from gemma_ops.data import documents, preferences
 from gemma_ops.data.example import parse
-from gemma_ops.data.normal import RowError
+from gemma_ops.data.rowerror import RowError
 from gemma_ops.errors import DataError
 
 Row = dict[str, Any]
@@ -212,7 +212,9 @@ def gemini(row: Row) -> Raw:
                 {"name": part.get("name"), "response": part.get("response")} for part in responses
             ]
             continue
-        message: Row = {"role": turn.get("role", "user"), "content": "".join(_parts(turn, "text"))}
+        shown = any(_inline(part) for part in turn["parts"])
+        content = [_inline(part) or part for part in turn["parts"]] if shown else "".join(_parts(turn, "text"))
+        message: Row = {"role": turn.get("role", "user"), "content": content}
         if thought := "".join(_parts(turn, "thought")):
             message["reasoning"] = thought
         if calls := _parts(turn, "functionCall"):
@@ -223,8 +225,20 @@ def gemini(row: Row) -> Raw:
     return found, _gemini_tools(row.get("tools"))
 
 
+def _inline(part: Any) -> Row | None:
+    """An image or a sound of Gemini's `inlineData` (base64) or `fileData` (a path here), in transformers' spelling."""
+    if not isinstance(part, dict):
+        return None
+    data = part.get("inlineData", part.get("inline_data")) or part.get("fileData", part.get("file_data"))
+    if not isinstance(data, dict):
+        return None
+    mime = str(data.get("mimeType", data.get("mime_type", "")))
+    place = data.get("fileUri", data.get("file_uri")) or f"data:{mime};base64,{data.get('data')}"
+    return {"type": mime.partition("/")[0], "url": place}
+
+
 def _parts(turn: Any, kind: str) -> list[Any]:
-    """Parts of one kind. Raises RowError on a part that isn't text or a function call, such as an image."""
+    """Parts of one kind. Raises RowError on a part that is none of text, a function call, an image or a sound."""
     parts = turn.get("parts") if isinstance(turn, dict) else None
     if not isinstance(parts, list):
         raise RowError("not_a_message", "an item of contents has no parts")
@@ -240,11 +254,14 @@ def _parts(turn: Any, kind: str) -> list[Any]:
             value: Any = part[function]
             if not isinstance(value, dict):
                 raise RowError("bad_tool_call", f"{function} is not an object")
+        elif inline := _inline(part):
+            named, value = "media", inline
         elif isinstance(part.get("text"), str):
             named, value = ("thought" if part.get("thought") is True else "text"), part["text"]
         else:
             raise RowError(
-                "not_text", f"a part holds {', '.join(sorted(map(str, part))) or 'nothing'}; only text is trained on"
+                "not_text",
+                f"a part holds {', '.join(sorted(map(str, part))) or 'nothing'}; text, images and audio are trained on",
             )
         if named == kind:
             found.append(value)

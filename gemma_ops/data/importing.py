@@ -11,12 +11,15 @@ from typing import Any, NamedTuple
 
 from gemma_ops.config import DataConfig
 from gemma_ops.config.methods import Kind
-from gemma_ops.data import formats, pii
+from gemma_ops.data import example, formats, parts, pii
 from gemma_ops.data.example import PRIVACY, SIDES, TURNS, content_id, kind, stricter
 from gemma_ops.data.files import RawRow, read
-from gemma_ops.data.normal import RowError, conversation
+from gemma_ops.data.media import Shelf
+from gemma_ops.data.normal import conversation
 from gemma_ops.data.preferences import Compared, compared
+from gemma_ops.data.rowerror import RowError
 from gemma_ops.errors import DataError
+from gemma_ops.family.media import Senses
 
 _PEEK = 50  # rows looked at to find the layout
 
@@ -39,11 +42,18 @@ class Imported:
 
 
 class Importer:
-    """Reads a source once. `layout` is known after the first row was asked for."""
+    """Reads a source once. `layout` is known after the first row was asked for.
 
-    def __init__(self, source: Path | None, settings: DataConfig) -> None:
+    `senses` is what the model takes besides text, None to take everything; `out` the folder below which images and sounds are kept.
+    """
+
+    def __init__(
+        self, source: Path | None, settings: DataConfig, senses: Senses | None = None, *, out: Path | None = None
+    ) -> None:
         self.settings = settings
         self.layout = ""
+        root = source.parent if source is not None and source.is_file() else source
+        self._shelf = Shelf(root, senses, out=out, most_mb=settings.max_media_mb)
         self._rows = read(source, settings)
 
     def __iter__(self) -> Iterator[Imported]:
@@ -59,6 +69,11 @@ class Importer:
                 yield self._example(raw, raw.value, read_row)
             except RowError as error:
                 yield Imported(raw, None, code=error.code, reason=error.reason)
+
+    @property
+    def _tagged(self) -> bool:
+        """Whether the templates of `columns` say where an image or a sound goes."""
+        return any(tag in (self.settings.prompt or "") for tag in ("<image>", "<audio>"))
 
     def _layout(self, values: list[dict[str, Any]]) -> str:
         settings = self.settings
@@ -76,14 +91,23 @@ class Importer:
         return found
 
     def _example(self, raw: RawRow, row: dict[str, Any], read_row: Callable[[dict[str, Any]], Any]) -> Imported:
+        # A template names the columns it wants, an image beside it may be there for another reason.
+        beside = parts.columns(row) if self.layout != "columns" or self._tagged else []
         given = read_row(row)
         if isinstance(given, Compared):
             turns, notes = compared(given, system=self.settings.system)
+            if beside or any(parts.media_of(messages) for messages in example.conversations(turns)):
+                raise RowError(
+                    "compared_media", "the row compares answers about images or audio, which no method learns from"
+                )
         elif isinstance(given, str):
             turns, notes = {"messages": [], "tools": None, "text": given}, []
         else:
-            messages, tools, notes = conversation(*given, system=self.settings.system)
+            messages, tools, notes = conversation(*given, system=self.settings.system, media=beside)
             turns = {"messages": messages, "tools": tools}
+        for name in TURNS:
+            if name in turns:
+                turns[name] = self._shelf.store(turns[name])
         found: Counter[str] = Counter()
         if self.settings.pii != "off":
             masking = self.settings.pii == "mask"
@@ -105,7 +129,7 @@ class Importer:
         prompted = any(answers[side] for side in SIDES)
         if weight is not None and prompted:
             raise RowError("answer_weight", "compared and judged answers can't be weighted: leave `weight` out")
-        example = {
+        made = {
             "id": content_id(turns["messages"], turns["tools"], **answers),
             "messages": turns["messages"],
             **answers,
@@ -115,10 +139,13 @@ class Importer:
             "group": self._group(row),
             "weight": weight,
         }
-        if not example["group"]:
-            # Answers to one prompt stay on one side of the split.
-            example["group"] = content_id(turns["messages"], turns["tools"]) if prompted else example["id"]
-        return Imported(raw, {key: value for key, value in example.items() if value is not None}, tuple(notes), found)
+        if not made["group"]:
+            # Answers to one prompt, and rows about one picture, stay on one side of the split: else validation would ask
+            # about what was trained on.
+            seen = parts.media_of(turns["messages"])
+            own = content_id(turns["messages"], turns["tools"]) if prompted else made["id"]
+            made["group"] = Path(seen[0]["path"]).stem[:32] if seen else own
+        return Imported(raw, {key: value for key, value in made.items() if value is not None}, tuple(notes), found)
 
     def _privacy(self, row: dict[str, Any]) -> str:
         own = _meta(row, "privacy")
@@ -139,10 +166,15 @@ class Importer:
         return str(value)
 
 
-def kinds(source: Path, settings: DataConfig, limit: int = _PEEK) -> Counter[Kind]:
-    """What the first rows of a source hold, by kind; rows that can't be used don't count. Raises like `Importer`."""
+def peek(source: Path, settings: DataConfig, limit: int = _PEEK) -> list[dict[str, Any]]:
+    """The first rows of a source, without those that can't be used. Raises like `Importer`."""
     items = itertools.islice(Importer(source, settings), limit)
-    return Counter(kind(item.example) for item in items if item.example is not None)
+    return [item.example for item in items if item.example is not None]
+
+
+def kinds(rows: list[dict[str, Any]]) -> Counter[Kind]:
+    """How many rows there are of each kind."""
+    return Counter(map(kind, rows))
 
 
 class Teacher(NamedTuple):
@@ -187,6 +219,8 @@ def _weight(value: Any) -> float | None:
 
 def _scan(key: str, value: Any, look: Callable[[str], str]) -> Any:
     """A message's field with its texts passed through `look`; roles, ids and function names are left as they are."""
+    if key == "content" and isinstance(value, list):
+        return [{**part, "text": look(part["text"])} if part["type"] == "text" else part for part in value]
     if key in ("content", "reasoning"):
         return look(value)
     if key == "tool_calls":

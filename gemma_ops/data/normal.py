@@ -9,10 +9,14 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from typing import Any
 
+from gemma_ops.data import parts
 from gemma_ops.data.chat import BOS, STRUCTURE
 from gemma_ops.data.example import parse
+from gemma_ops.data.rowerror import RowError
+from gemma_ops.family.media import OTHER, TOKENS
 
 ROLES = {
     "system": "system", "developer": "system",
@@ -25,25 +29,19 @@ _KNOWN = {"role", "content", "tool_calls", "function_call", "tool_responses", "t
 _THOUGHT = re.compile(r"\s*<\|channel>\s*thought\s*\n(.*?)<channel\|>", re.DOTALL)
 # Text that holds these would be read as structure by the tokenizer. The thinking switch is meant in a system turn, and
 # a channel inside an answer is stripped by the template, which `check` reports.
-_CONTROL = re.compile("|".join(re.escape(token) for token in STRUCTURE))
+_CONTROL = re.compile(
+    "|".join(re.escape(token) for token in (*STRUCTURE, *(token for kind in TOKENS.values() for token in kind), *OTHER))
+)
 _ALLOWED = {"system": ("<|think|>",), "assistant": ("<|channel>", "<channel|>")}
 
 
-class RowError(Exception):
-    """A row that can't be used; `code` is short and stable, the text says why."""
-
-    def __init__(self, code: str, reason: str) -> None:
-        super().__init__(reason)
-        self.code = code
-        self.reason = reason
-
-
 def conversation(
-    raw: Any, tools: Any = None, *, system: str | None = None
+    raw: Any, tools: Any = None, *, system: str | None = None, media: Sequence[parts.Part] = ()
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]] | None, list[str]]:
     """Messages and tools in their one spelling, and the codes of what was repaired.
 
-    `system` is put first when the row has no system turn. Raises RowError.
+    `system` is put first when the row has no system turn; `media` are images and sounds that stand beside the messages
+    (`parts.columns`). Raises RowError.
     """
     notes: list[str] = []
     if not isinstance(raw, list) or not raw:
@@ -52,6 +50,7 @@ def conversation(
     if system and messages[0]["role"] != "system":
         messages.insert(0, {"role": "system", "content": system})
     _check_turns(messages)
+    parts.place(messages, list(media))
     _match_responses(messages, notes)
     return messages, _tools(tools, notes), notes
 
@@ -70,16 +69,16 @@ def _message(item: Any, index: int, notes: list[str]) -> dict[str, Any]:
         )
     if any(item[key] not in (None, "", [], {}) for key in set(item) - _KNOWN - {"weight", "train"}):
         notes.append("field_dropped")
-    message: dict[str, Any] = {"role": role, "content": _text(item.get("content"), where, notes)}
+    message: dict[str, Any] = {"role": role, "content": _content(item.get("content"), role, where, notes)}
     if role == "assistant":
         _assistant(message, item, where, notes)
     elif any(item.get(key) for key in _REASONING) or item.get("tool_calls"):
         raise RowError("not_the_model", f"{where} is a {role} turn but carries reasoning or tool calls")
     if role == "tool":
         message |= {key: str(item[key]) for key in ("tool_call_id", "name") if item.get(key)}
-    elif role != "assistant" and not message["content"].strip():
+    elif role != "assistant" and isinstance(message["content"], str) and not message["content"].strip():
         raise RowError("empty_turn", f"{where} ({role}) is empty")
-    for text in (message["content"], message.get("reasoning", "")):
+    for text in (parts.text_of(message["content"]), message.get("reasoning", "")):
         refuse_control(text, role, where)
     return message
 
@@ -142,25 +141,21 @@ def _response(entry: Any, where: str) -> dict[str, Any]:
     return {"name": str(entry.get("name") or "unknown"), "response": entry["response"]}
 
 
-def _text(content: Any, where: str, notes: list[str]) -> str:
+def _content(content: Any, role: str, where: str, notes: list[str]) -> str | list[parts.Part]:
+    """Text, or parts where a user or a tool shows something: the model itself only writes, and so do instructions."""
     if content is None:
         return ""
     if isinstance(content, str):
         return content
-    if isinstance(content, list):
-        texts = []
-        for part in content:
-            if isinstance(part, str):
-                texts.append(part)
-            elif isinstance(part, dict) and isinstance(part.get("text"), str) and part.get("type", "text") == "text":
-                texts.append(part["text"])
-            else:
-                kind = part.get("type") if isinstance(part, dict) else _kind(part)
-                raise RowError("not_text", f"{where} has a part of type {kind!r}; only text is trained on")
-        if len(texts) > 1:
-            notes.append("parts_joined")
-        return "".join(texts)
-    raise RowError("not_text", f"{where}: the content is {_kind(content)}, not text")
+    if not isinstance(content, list):
+        raise RowError("not_text", f"{where}: the content is {_kind(content)}, not text")
+    found = parts.of_content(content, where, notes)
+    if not isinstance(found, str) and role not in ("user", "tool"):
+        kind = next(part["type"] for part in found if part["type"] != "text")
+        raise RowError(
+            "media_misplaced", f"{where} ({role}) has a part of type {kind}; only users and tools show things"
+        )
+    return found
 
 
 def _check_turns(messages: list[dict[str, Any]]) -> None:

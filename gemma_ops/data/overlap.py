@@ -10,6 +10,9 @@ hidden behind another instruction would not. A row overlaps with a question when
 
 Sharing runs alone is not enough: messages of one desk are made of the same phrases ("was charged twice, please hurry")
 without being each other. A question with fewer than 8 words of its own can only match in the first way.
+
+A question that shows an image or a sound is known by it, whatever is asked about it: a row that shows the same bytes
+overlaps. Its words are not compared, since every row of such a task may ask the same.
 """
 
 from __future__ import annotations
@@ -63,12 +66,13 @@ class Overlap:
         self._cores: dict[bytes, int] = {}
         self._whole: dict[tuple[bytes, ...], int] = {}
         self._runs: dict[int, list[int]] = {}
+        self._shown: dict[str, int] = {}
         self._near = Near(SIMILAR)
         for task, rows in zip(tasks, hashed, strict=True):
             for question, texts in zip(task.questions, rows, strict=True):
-                self._add(task.name, question.place, texts)
+                self._add(task.name, question.place, texts, question.media)
 
-    def _add(self, task: str, place: str, texts: tuple[Hashes, ...]) -> None:
+    def _add(self, task: str, place: str, texts: tuple[Hashes, ...], shown: tuple[str, ...]) -> None:
         own = tuple(~self.boilerplate.marks(text) for text in texts)
         runs = tuple(ngrams(text, SIZE).tolist() for text in texts)
         question = _Question(
@@ -76,7 +80,9 @@ class Overlap:
         )
         number = len(self._questions)
         self._questions.append(question)
-        if not any(len(text) for text in texts):
+        for name in shown:
+            self._shown.setdefault(name, number)
+        if shown or not any(len(text) for text in texts):
             return
         self._whole.setdefault(tuple(text.tobytes() for text in texts), number)
         if len(texts) == 1:
@@ -88,10 +94,14 @@ class Overlap:
                 self._runs.setdefault(run, []).append(number)
             self._near.add(number, _shingles(texts, own))
 
-    def find(self, texts: Sequence[str]) -> Match | None:
-        """The question a row's user texts give away, or None. The surest kind of match is named first."""
+    def find(self, texts: Sequence[str], shown: Sequence[str] = ()) -> Match | None:
+        """The question that a row's user texts, or the names of what it shows, give away, or None. The surest kind of
+        match is named first."""
         if not self._questions:
             return None
+        for name in shown:
+            if name in self._shown:
+                return self._match(self._shown[name], "the same file is shown")
         row = tuple(map(hashes, texts))
         own = tuple(~self.boilerplate.marks(text) for text in row)
         number = self._whole.get(tuple(text.tobytes() for text in row))

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import heapq
 import shutil
-from collections import Counter
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,52 +17,24 @@ import numpy as np
 
 from gemma_ops import journal
 from gemma_ops.config import DataConfig, MachineConfig, Privacy
-from gemma_ops.data import chat, example
+from gemma_ops.data import chat, example, media
 from gemma_ops.data.card import source_facts, write_report
 from gemma_ops.data.dedup import NearDuplicates, exact_key, prompt_key
+from gemma_ops.data.facts import Facts
 from gemma_ops.data.importing import Imported, Importer, Teacher, teacher_of
 from gemma_ops.data.overlap import Overlap
 from gemma_ops.data.split import Split
-from gemma_ops.data.tasks import TaskQuestions, asked_texts, read_task
-from gemma_ops.data.tokens import Lengths, loss_flags
+from gemma_ops.data.tasks import asked_texts, names, read_task
+from gemma_ops.data.tokens import loss_flags
 from gemma_ops.data.words import Boilerplate, Hashes, hashes
 from gemma_ops.durable import whole
 from gemma_ops.errors import DataError
+from gemma_ops.family.media import Senses
 
 _SAMPLE = 2000  # rows whose user texts tell what is boilerplate
 _SAMPLE_WORDS = 1000  # words kept of each of their texts
 _EVERY = 5000  # rows between progress records
 _LISTED = 50  # dropped rows listed in the report, per kind
-
-
-@dataclass
-class Facts:
-    """What the step counts on its way; `card.py` writes it down."""
-
-    layout: str = ""
-    read: int = 0
-    rejected: Counter[str] = field(default_factory=Counter)
-    first_rejected: list[str] = field(default_factory=list)
-    repaired: Counter[str] = field(default_factory=Counter)
-    exact_duplicates: int = 0
-    near_duplicates: int = 0
-    near_pairs: list[dict[str, Any]] = field(default_factory=list)
-    conflicts: int = 0
-    contradictions: int = 0
-    pii: Counter[str] = field(default_factory=Counter)
-    pii_rows: list[str] = field(default_factory=list)
-    pii_count: int = 0
-    tasks: list[TaskQuestions] = field(default_factory=list)
-    overlaps: Counter[str] = field(default_factory=Counter)
-    overlap_pairs: list[dict[str, Any]] = field(default_factory=list)
-    privacy: Counter[str] = field(default_factory=Counter)
-    teachers: Counter[Teacher] = field(default_factory=Counter)
-    """Rows that are trained on or validated with, by the model that wrote them."""
-    groups: int = 0
-    lengths: dict[str, Lengths] = field(default_factory=lambda: {"train": Lengths(), "valid": Lengths()})
-    rows: Counter[str] = field(default_factory=Counter)
-    kinds: Counter[str] = field(default_factory=Counter)
-    """Rows that are trained on or validated with, by what stands in them."""
 
 
 def prepare(
@@ -76,7 +46,8 @@ def prepare(
     model: Path,
     tasks: tuple[Path, ...] = (),
 ) -> dict[str, float]:
-    """Write `train.jsonl`, `valid.jsonl`, `rejected.jsonl`, `report.json` and `card.md` below `out`.
+    """Write `train.jsonl`, `valid.jsonl`, `rejected.jsonl`, `report.json` and `card.md` below `out`, and in `media/` what
+    the rows show.
 
     `source` is a file or folder, None for the Hub set of the settings; `model` is the folder whose tokenizer counts;
     `tasks` are folders of evaluation tasks the rows must not overlap with. Raises DataError (unusable rows, an empty
@@ -87,9 +58,10 @@ def prepare(
     work.mkdir(parents=True)
     tokenizer = chat.load_tokenizer(model)
     prefills = chat.prefills(model)
+    senses = media.senses(model)
     facts = Facts(tasks=[read_task(folder, source) for folder in tasks])
     first = _FirstPass(settings, facts)
-    first.run(out / "rejected.jsonl", work / "rows.jsonl", source)
+    first.run(out, work / "rows.jsonl", source, senses)
     _refuse_bad(out, settings, facts, source)
     drops = _compare(work / "rows.jsonl", settings, facts, first.sample())
     _refuse_overlap(settings, facts)
@@ -105,8 +77,9 @@ def prepare(
                 row["privacy"] = example.stricter(row["privacy"], first.tightened[number])
             side = "valid" if split.is_valid(row["group"]) else "train"
             (valid if side == "valid" else train).write(example.line(row) + "\n")
-            for loss in loss_flags(tokenizer, row, empty_thought=prefills):
+            for loss in loss_flags(tokenizer, row, empty_thought=prefills, senses=senses):
                 facts.lengths[side].add(loss)
+            facts.show(row["messages"], senses)
             facts.kinds[example.kind(row)] += 1
             facts.privacy[row["privacy"]] += 1
             facts.rows[side] += 1
@@ -116,6 +89,7 @@ def prepare(
     facts.groups = split.groups
     _refuse_empty(settings, facts)
     shutil.rmtree(work)
+    _keep_media(out, facts.files)
     write_report(out, settings, facts, source_facts(source, settings))
     lengths = facts.lengths["train"].table()
     return {
@@ -145,9 +119,9 @@ class _FirstPass:
         self._prompts: set[bytes] = set()
         self._sample: list[tuple[int, list[Hashes]]] = []
 
-    def run(self, rejected: Path, rows: Path, source: Path | None) -> None:
-        importer = Importer(source, self.settings)
-        with whole(rejected) as bad, whole(rows) as good:
+    def run(self, out: Path, rows: Path, source: Path | None, senses: Senses) -> None:
+        importer = Importer(source, self.settings, senses, out=out)
+        with whole(out / "rejected.jsonl") as bad, whole(rows) as good:
             for item in importer:
                 self.facts.read += 1
                 _progress("read", self.facts.read)
@@ -213,7 +187,7 @@ def _compare(rows: Path, settings: DataConfig, facts: Facts, sample: list[Hashes
     drops: set[int] = set()
     for number, row in enumerate(example.read_rows(rows)):
         _progress("compare", number + 1)
-        match = overlap.find(asked_texts(row))
+        match = overlap.find(asked_texts(row), names(row["messages"]))
         if match:
             facts.overlaps[match.task] += 1
             _list(facts.overlap_pairs, row=row["source"], task=match.task, question=match.place, how=match.how)
@@ -226,6 +200,16 @@ def _compare(rows: Path, settings: DataConfig, facts: Facts, sample: list[Hashes
             _list(facts.near_pairs, row=row["source"], of=earlier[0], similarity=round(earlier[1], 3))
             drops.add(number)
     return drops
+
+
+def _keep_media(out: Path, used: set[str]) -> None:
+    """Leave the files of rows that are kept, and no others."""
+    folder = out / media.FOLDER
+    for file in folder.iterdir() if folder.is_dir() else ():
+        if f"{media.FOLDER}/{file.name}" not in used:
+            file.unlink()
+    if folder.is_dir() and not used:
+        folder.rmdir()
 
 
 def _list(pairs: list[dict[str, Any]], **entry: Any) -> None:

@@ -10,7 +10,8 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from gemma_ops.data.normal import ROLES, RowError, conversation
+from gemma_ops.data.normal import ROLES, conversation
+from gemma_ops.data.rowerror import RowError
 
 Row = dict[str, Any]
 Messages = list[dict[str, Any]]

@@ -8,8 +8,9 @@ from typing import Any
 
 import yaml
 
-from gemma_ops.data import files, formats
-from gemma_ops.data.normal import RowError
+from gemma_ops.data import files, formats, media, parts
+from gemma_ops.data.media import Shelf
+from gemma_ops.data.rowerror import RowError
 from gemma_ops.errors import DataError
 
 
@@ -19,6 +20,8 @@ class Question:
 
     place: str
     texts: tuple[str, ...]
+    media: tuple[str, ...] = ()
+    """Names of the images and sounds it shows: digests of their bytes."""
 
 
 @dataclass(frozen=True)
@@ -54,28 +57,37 @@ def read_task(folder: Path, source: Path | None) -> TaskQuestions:
         if not rows.is_file():
             raise DataError(f"{rows} is named in {path} but does not exist", "put the task's rows there")
     template = data.get("prompt") or body.get("prompt")
-    return TaskQuestions(name, tuple(_question(row, template) for row in files.read_file(rows)))
+    shelf = Shelf(rows.parent, None, whole=False)
+    return TaskQuestions(name, tuple(_question(row, template, shelf) for row in files.read_file(rows)))
 
 
-def _question(row: files.RawRow, template: str | None) -> Question:
+def _question(row: files.RawRow, template: str | None, shelf: Shelf) -> Question:
     if row.value is None:
         raise DataError(f"{row.source} of an evaluation task can't be read: {row.reason}", "correct the task's rows")
     try:
-        texts = [formats.fill(template, row.value)] if template else _user_texts(row.value)
+        messages = (
+            [{"role": "user", "content": formats.fill(template, row.value)}] if template else _messages(row.value)
+        )
+        shown = media.of_question(messages, row.value, shelf)
     except RowError as error:
         raise DataError(
             f"{row.source} of an evaluation task can't be read: {error.reason}", "correct the task's rows"
         ) from None
-    return Question(row.source, tuple(texts))
+    return Question(row.source, tuple(user_texts(shown)), names(shown))
 
 
-def _user_texts(row: dict[str, Any]) -> list[str]:
+def _messages(row: dict[str, Any]) -> list[dict[str, Any]]:
     if isinstance(row.get("prompt"), str):
-        return [row["prompt"]]
+        return [{"role": "user", "content": row["prompt"]}]
     messages = row.get("messages")
     if not isinstance(messages, list):
         raise RowError("no_messages", "the row has neither prompt nor messages")
-    return user_texts([message for message in messages if isinstance(message, dict)])
+    return [message for message in messages if isinstance(message, dict)]
+
+
+def names(messages: list[dict[str, Any]]) -> tuple[str, ...]:
+    """The stored names of what a conversation shows, in order."""
+    return tuple(part["path"] for part in parts.media_of(messages))
 
 
 def asked_texts(row: dict[str, Any]) -> list[str]:
@@ -85,10 +97,4 @@ def asked_texts(row: dict[str, Any]) -> list[str]:
 
 def user_texts(messages: list[dict[str, Any]]) -> list[str]:
     """What the user says in a conversation, message by message."""
-    texts = []
-    for message in messages:
-        if message.get("role") == "user":
-            content = message.get("content")
-            parts = content if isinstance(content, list) else [{"text": content}]
-            texts.append("".join(str(part.get("text") or "") for part in parts if isinstance(part, dict)))
-    return texts
+    return [parts.text_of(message.get("content")) for message in messages if message.get("role") == "user"]

@@ -11,7 +11,9 @@ from tokenizers import Tokenizer
 
 from gemma_ops.data import chat, documents, example
 from gemma_ops.data.answers import encode_answers
+from gemma_ops.data.parts import media_of
 from gemma_ops.errors import DataError
+from gemma_ops.family.media import Senses
 
 NO_LOSS = -100
 """Label of a token without loss: what torch's cross-entropy ignores."""
@@ -29,29 +31,35 @@ class Manner:
     """`train.loss_on`."""
     texts: bool = False
     """Rows are raw texts, each token with loss (`train.method: pretrain`)."""
+    senses: Senses | None = None
+    """What the checkpoint takes besides text (`media.senses`), for conversations that show something."""
 
-    def of(self, messages: Sequence[chat.Message]) -> dict[str, bool]:
+    def of(self, messages: Sequence[chat.Message]) -> dict[str, Any]:
         """Arguments of `chat.encode` and `chat.prompt_ids` for one conversation.
 
         `keep-empty-prefix` trains conversations that hold a thought as `on` does, and opens the answers of all others
         with an empty thought, without loss: a model tuned on answers alone then doesn't unlearn to think.
         """
         if self.thinking == "on":
-            return {"thinking": True, "empty_thought": False}
-        if self.thinking == "off":
-            return {"thinking": False, "empty_thought": self.empty_thought}
-        thinks = any(message.get("reasoning") for message in messages)
-        return {"thinking": thinks, "empty_thought": not thinks}
+            thinking, empty = True, False
+        elif self.thinking == "off":
+            thinking, empty = False, self.empty_thought
+        else:
+            thinking = any(message.get("reasoning") for message in messages)
+            empty = not thinking
+        return {"thinking": thinking, "empty_thought": empty, "senses": self.senses}
 
 
 def encode_rows(
     path: Path, tokenizer: Tokenizer, manner: Manner, *, max_length: int | None
 ) -> Iterator[dict[str, Any]]:
-    """Rows of a file of examples as `{"id", "input_ids", "labels", "truncated", "weight"}`, in order, one at a time.
+    """Rows of a file of examples as `{"id", "input_ids", "labels", "truncated", "weight", "media"}`, in order, one at a
+    time.
 
     `labels` repeats `input_ids` where there is loss and is -100 elsewhere. A row longer than `max_length` tokens is cut
-    at its end, which may leave it without any loss; a raw text becomes as many rows as it needs. Raises DataError naming file and line of a row that can't be
-    rendered, or whose answers were compared or judged.
+    at its end, which may leave it without any loss; a raw text becomes as many rows as it needs. `media` are the images
+    and sounds that are left, each its stored part with the `start` and `end` of its tokens. Raises DataError naming file
+    and line of a row that can't be rendered, or whose answers were compared or judged.
     """
     for number, row in enumerate(example.read_rows(path), 1):
         example.check_kind(row, "pretrain" if manner.texts else None, f"{path}:{number}")
@@ -75,6 +83,10 @@ def encode_rows(
             "labels": [token if loss else NO_LOSS for token, loss in zip(encoded.ids, encoded.loss, strict=True)],
             "truncated": encoded.truncated,
             "weight": row.get("weight", 1.0),
+            "media": [
+                {**part, "start": block.start, "end": block.end}
+                for part, block in zip(media_of(row["messages"]), encoded.blocks, strict=False)
+            ],
         }
 
 
@@ -82,15 +94,18 @@ def _pieces(row: dict[str, Any], tokenizer: Tokenizer, max_length: int | None) -
     for ids in documents.pieces(documents.encode(tokenizer, row["text"]).ids, max_length):
         labels = [NO_LOSS, *ids[1:]]
         weight = row.get("weight", 1.0)
-        yield {"id": row["id"], "input_ids": ids, "labels": labels, "truncated": False, "weight": weight}
+        yield {"id": row["id"], "input_ids": ids, "labels": labels, "truncated": False, "weight": weight, "media": []}
 
 
-def loss_flags(tokenizer: Tokenizer, row: dict[str, Any], *, empty_thought: bool) -> list[list[bool]]:
+def loss_flags(
+    tokenizer: Tokenizer, row: dict[str, Any], *, empty_thought: bool, senses: Senses | None = None
+) -> list[list[bool]]:
     """Which tokens carry loss, for each conversation in a row: of compared answers the wanted one comes first."""
     if example.kind(row) == "text":
         return [documents.encode(tokenizer, row["text"]).loss]
     if example.kind(row) == "conversation":
-        return [chat.encode(tokenizer, row["messages"], row.get("tools"), empty_thought=empty_thought).loss]
+        manner: dict[str, Any] = {"empty_thought": empty_thought, "senses": senses}
+        return [chat.encode(tokenizer, row["messages"], row.get("tools"), **manner).loss]
     encoded = encode_answers(tokenizer, row, empty_thought=empty_thought)
     return [[False] * len(encoded.prompt) + answer.loss for answer in encoded.answers.values()]
 

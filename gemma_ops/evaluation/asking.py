@@ -8,11 +8,15 @@ from pathlib import Path
 
 from gemma_ops import journal
 from gemma_ops.answer import Prompt
+from gemma_ops.data.parts import media_of, text_of
+from gemma_ops.errors import ConfigError
 from gemma_ops.evaluation import answers
 from gemma_ops.evaluation.answers import AnswerFile, Stored
 from gemma_ops.evaluation.task import Task
 from gemma_ops.metrics.base import Row
-from gemma_ops.targets.base import HERE, Target, guard
+from gemma_ops.targets.base import HERE, Target, guard, reads
+
+_PART = 1000
 
 
 def check(targets: Sequence[Target], tasks: Sequence[Task]) -> None:
@@ -20,6 +24,17 @@ def check(targets: Sequence[Target], tasks: Sequence[Task]) -> None:
     for target in targets:
         for task in tasks:
             guard(target, [_prompt(row) for row in task.rows], f"task {task.name}")
+
+
+def readable(targets: Sequence[Target], tasks: Sequence[Task]) -> None:
+    """Refuse tasks that show what a target can't see or hear, before anything is asked. Raises ConfigError."""
+    for target in targets:
+        for task in tasks:
+            if lacking := sorted(task.shows - reads(target)):
+                raise ConfigError(
+                    f"task {task.name} shows {' and '.join(lacking)}, which target {target.name} does not take",
+                    f"leave {target.name} out, or evaluate that task in a run of its own",
+                )
 
 
 def keys(target: Target, task: Task) -> list[str]:
@@ -96,8 +111,10 @@ def run_name(out: Path) -> str:
 
 
 def _prompt(row: Row) -> Prompt:
-    return Prompt(row.messages, row.privacy, row.id)
+    return Prompt(row.messages, row.privacy, row.id, media=row.media)
 
 
 def _length(row: Row) -> int:
-    return sum(len(str(message.get("content", ""))) for message in row.messages)
+    """Letters of a row; an image or a sound counts as some hundreds, as the tokens it takes would."""
+    words = sum(len(text_of(message.get("content", ""))) for message in row.messages)
+    return words + _PART * len(media_of(row.messages))

@@ -8,6 +8,7 @@ from pathlib import Path
 from gemma_ops.config import EvaluateConfig, GateConfig, GeminiConfig
 from gemma_ops.errors import ConfigError, OpsError
 from gemma_ops.evaluation.task import Task, load_all, validate
+from gemma_ops.targets.spec import parse
 
 
 def load(settings: EvaluateConfig, folders: tuple[Path, ...], source: Path | None) -> list[Task]:
@@ -17,6 +18,7 @@ def load(settings: EvaluateConfig, folders: tuple[Path, ...], source: Path | Non
     check_targets(settings)
     loaded = [task.first(settings.rows) for task in load_all(folders, source)]
     check_gates(settings, loaded)
+    check_shown(settings, loaded)
     for task in loaded:
         validate(task)
     return loaded
@@ -34,6 +36,27 @@ def check_gates(settings: EvaluateConfig, tasks: Sequence[Task]) -> None:
     """Refuse gates that ask about what will not be measured, before anything is answered. Raises ConfigError."""
     for index in range(len(settings.gates)):
         check_gate(index, settings, tasks)
+
+
+def check_shown(settings: EvaluateConfig, tasks: Sequence[Task]) -> None:
+    """Refuse targets that only read text, and judges, where a task shows images or sounds. Raises ConfigError.
+
+    Whether a checkpoint has towers is known when it is there (`asking.readable`).
+    """
+    for task in tasks:
+        if not task.shows:
+            continue
+        what = f"task {task.name} shows {' and '.join(sorted(task.shows))}"
+        for name in settings.targets:
+            if parse(name).kind not in ("base", "tuned", "folder"):
+                raise ConfigError(
+                    f"{what}, and target {name} is asked in text only",
+                    f"leave {name} out: checkpoints answer here (base, tuned, or a folder)",
+                )
+        if settings.judge.judges:
+            raise ConfigError(
+                f"{what}, which judges are not shown", "score it with a metric: --set evaluate.judge.judges=[]"
+            )
 
 
 def check_gate(index: int, settings: EvaluateConfig, tasks: Sequence[Task]) -> None:

@@ -119,6 +119,7 @@ def run(
 ) -> dict[str, float]:
     """Answer what isn't answered, grade everything, have it judged, write the files, return the metrics."""
     stored = AnswerFile(out / answers.FILE)
+    asking.readable(targets, tasks)
     if settings.hidden == "refuse":
         asking.check(targets, tasks)
     for target in targets:
@@ -191,6 +192,7 @@ class _Recorded:
         self.identity: str = known[name]["identity"]
         self.sees = frozenset(known[name].get("sees", LOCAL))
         self.place, self.lockstep = HERE, False
+        self.reads = frozenset({"text", "image", "audio"})  # it answered
         self.family = str(known[name].get("family", ""))
 
     def answer(

@@ -13,24 +13,29 @@ from typing import Any, cast
 from gemma_ops import digest
 from gemma_ops.config import Privacy
 from gemma_ops.data.example import PRIVACY, stricter
+from gemma_ops.data.media import Shelf, of_question
+from gemma_ops.data.parts import media_of, text_of
+from gemma_ops.data.rowerror import RowError
 from gemma_ops.errors import DataError
 from gemma_ops.evaluation.taskfile import SliceSpec, TaskFile
 from gemma_ops.metrics.base import Row
 from gemma_ops.metrics.parse import Unreadable, parse
 
 _HOLE = re.compile(r"\{\{|\}\}|\{([^{}]*)\}")
-_OWN = frozenset({"id", "messages", "prompt", "reference", "choices", "metadata", "privacy"})
+_SHOWN = frozenset({"image", "images", "audio", "audios"})
+_OWN = frozenset({"id", "messages", "prompt", "reference", "choices", "metadata", "privacy"}) | _SHOWN
 
 
-def question(file: TaskFile, body: Mapping[str, Any], place: str, system: str) -> Row:
-    """The row of a line that stands at `place` (`file:line`). Raises DataError naming that place."""
+def question(file: TaskFile, body: Mapping[str, Any], place: str, system: str, shelf: Shelf) -> Row:
+    """The row of a line that stands at `place` (`file:line`); `shelf` opens what it shows. Raises DataError naming that
+    place."""
     if file.data.from_source:
         assert file.data.prompt
         assert file.data.reference
         messages: Any = [{"role": "user", "content": fill(file.data.prompt, body, place)}]
         reference: Any = fill(file.data.reference, body, place)
         known: Any = {}
-        metadata = dict(body)
+        metadata = {key: value for key, value in body.items() if key not in _SHOWN}
         name = fill(file.data.id, body, place) if file.data.id else None
     else:
         known = body
@@ -43,6 +48,10 @@ def question(file: TaskFile, body: Mapping[str, Any], place: str, system: str) -
         metadata = dict(extra) | {key: value for key, value in body.items() if key not in _OWN}
         name = str(body["id"]) if body.get("id") is not None else None
     _check_messages(messages, place)
+    try:
+        messages = of_question(messages, body, shelf)
+    except RowError as error:
+        raise DataError(f"{place}: {error.reason}", "correct the row or its file") from None
     if system and messages[0]["role"] != "system":
         messages = [{"role": "system", "content": system}, *messages]
     row = Row(
@@ -52,6 +61,7 @@ def question(file: TaskFile, body: Mapping[str, Any], place: str, system: str) -
         choices=_choices(known.get("choices"), place),
         metadata=metadata,
         privacy=_privacy(file.privacy, known.get("privacy"), place),
+        media={part["path"]: shelf.found[part["path"]] for part in media_of(messages)},
     )
     cluster = str(_field(row, file.cluster_by, place)) if file.cluster_by else None
     slices = {item.name: _bucket(_field(row, item.field, place), item, place) for item in file.slices}
@@ -118,7 +128,7 @@ def _privacy(task: Privacy, row: Any, place: str) -> Privacy:
 def _field(row: Row, name: str, place: str) -> Any:
     """A value to slice or cluster by. Raises DataError when the row has none."""
     if name == "prompt_words":
-        return len(str(row.messages[-1].get("content", "")).split())
+        return len(text_of(row.messages[-1].get("content", "")).split())
     head, _, key = name.partition(".")
     if head == "reference" and key:
         value = parse(row.reference) if isinstance(row.reference, str) else row.reference

@@ -6,9 +6,11 @@ and a few that tuning won. In a JSON answer the wrong fields are marked.
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Sequence
 from typing import Any
 
+from gemma_ops.data.media import bytes_of
 from gemma_ops.evaluation.answers import Stored
 from gemma_ops.evaluation.markup import chip, escape, short
 from gemma_ops.evaluation.scoring import Graded
@@ -19,6 +21,8 @@ from gemma_ops.targets.spec import QUANTIZED
 _LONG = 1500
 """Characters of a text that are shown."""
 _SHOWN = 5
+_SMALL = 48_000
+"""Bytes of an image that is put into the page."""
 _ALL = 24
 _ENDS = {"length": "cut at the token limit", "blocked": "refused", "error": "failed"}
 
@@ -80,8 +84,7 @@ def _groups(scores: dict[str, list[float | None]], count: int) -> list[tuple[str
 
 def _sample(row: Row, index: int, graded: Sequence[Graded], primary: str) -> str:
     turns = "".join(
-        f'<p class="question"><b>{escape(message["role"])}</b>{_text(str(message.get("content") or dump(message.get("tool_calls"))))}</p>'
-        for message in row.messages
+        f'<p class="question"><b>{escape(message["role"])}</b>{_said(message, row)}</p>' for message in row.messages
     )
     expected = parse(row.reference) if isinstance(row.reference, str) else row.reference
     structured = isinstance(expected, dict)
@@ -97,6 +100,24 @@ def _sample(row: Row, index: int, graded: Sequence[Graded], primary: str) -> str
         f'<div class="sample"><p class="note mono">{escape(where)}</p>{turns}<div class="answers">'
         f'<div class="answer reference"><header><b>expected</b></header>{reference}</div>{answers}</div></div>'
     )
+
+
+def _said(message: dict[str, Any], row: Row) -> str:
+    """A turn in words, and small images as they are: the page stays one file that needs no other."""
+    content = message.get("content")
+    if not isinstance(content, list):
+        return _text(str(content or dump(message.get("tool_calls"))))
+    return " ".join(_text(part["text"]) if part["type"] == "text" else _part(part, row) for part in content)
+
+
+def _part(part: dict[str, Any], row: Row) -> str:
+    data = bytes_of(part, row.media)
+    name = f'<span class="ci">[{part["type"]}, {len(data):,} bytes]</span>'
+    if part["type"] != "image" or len(data) > _SMALL or part["path"].endswith("tiff"):
+        return name
+    ending = part["path"].rpartition(".")[2].replace("jpg", "jpeg")
+    body = base64.b64encode(data).decode()
+    return f'<img alt="{escape(name)}" style="max-height:8rem" src="data:image/{ending};base64,{body}">'
 
 
 def _answer(target: str, answer: Stored, scored: Scored, primary: str, expected: dict[str, Any] | None) -> str:

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from gemma_ops import digest
+from gemma_ops.data.media import Shelf
+from gemma_ops.data.parts import media_of
 from gemma_ops.errors import ConfigError, DataError
 from gemma_ops.evaluation import rows as rowfiles
 from gemma_ops.evaluation.question import question, renamed
@@ -32,6 +34,11 @@ class Task:
     @property
     def name(self) -> str:
         return self.file.name
+
+    @property
+    def shows(self) -> frozenset[str]:
+        """What the questions show besides text: of `image` and `audio`."""
+        return frozenset(part["type"] for row in self.rows if row.media for part in media_of(row.messages))
 
     @property
     def columns(self) -> list[str]:
@@ -85,8 +92,9 @@ def load_task(folder: Path, source: Path | None = None) -> Task:
             parts[name] = digest.of_file(folder / name)
     rows: list[Row] = []
     seen: dict[str, str] = {}
+    shelf = Shelf(data.parent, None, whole=False)
     for place, body in rowfiles.read(data):
-        row = question(file, body, place, system)
+        row = question(file, body, place, system, shelf)
         if row.id in seen:
             if "id" in body or file.data.id:
                 raise DataError(
@@ -95,6 +103,8 @@ def load_task(folder: Path, source: Path | None = None) -> Task:
             row = renamed(row, seen)
         seen[row.id] = place
         rows.append(row)
+    if shelf.found:
+        parts["shown"] = digest.of_listing({name: Path(name).stem for name in shelf.found})
     if not rows:
         raise DataError(f"{data} holds no rows", "a task needs at least one question")
     scorers = tuple(metric.scorer(folder, rows) for metric in file.metrics)

@@ -16,11 +16,13 @@ import torch
 from gemma_ops import journal
 from gemma_ops.config import MachineConfig
 from gemma_ops.data import chat
+from gemma_ops.data.parts import media_of
 from gemma_ops.errors import GateError
 from gemma_ops.export import replacing
-from gemma_ops.export.prompts import Row, prompt_ids
+from gemma_ops.export.prompts import Row, before_answer
 from gemma_ops.modeling import adapters, full, generate
 from gemma_ops.modeling.load import load_model, load_tokenizer, pick_device
+from gemma_ops.modeling.media import Perceiver, Seen, join
 
 _POSITIONS = 8  # last positions of each prompt whose logits are compared: enough to differ, small at 262,144 tokens
 _NEW_TOKENS = 16
@@ -68,24 +70,28 @@ def run(
     chosen: list[Row],
     machine: MachineConfig,
     *,
+    data: Path | None = None,
     towers: tuple[bool, bool] = (False, False),
 ) -> Found:
     """Ask base, base with adapter, and merged model the same prompts; one model in memory at a time. `towers`: whether
-    any, and whether all, of what changed lies in them; prompts of text can't show the latter.
+    any, and whether all, of what changed lies in them; prompts that show too little can't tell the latter.
 
-    Raises ModelError when the merged folder does not load without missing keys, GateError when it agrees with the base
+    Models come with their towers where a row shows something (its files lie below `data`), or where the adapter reaches
+    into them. Raises ModelError when the merged folder does not load without missing keys, GateError when it agrees with the base
     in every logit.
     """
     tokenizer = load_tokenizer(merged)
     thought = chat.prefills(merged)
-    prompts = [prompt_ids(tokenizer, row, thought=thought) for row in chosen]
+    perceiver = Perceiver(merged)
+    prompts = [_prompt(tokenizer, row, thought, perceiver, data) for row in chosen]
     device = pick_device(machine.device, base)
-    model = load_model(base, device=device, towers=towers[0])
+    shows = any(one.seen for one in prompts)
+    model = load_model(base, device=device, towers=towers[0] or shows)
     before, answers = _logits(model, prompts), _answers(model, tokenizer, prompts)
     tuned = full.load(model, adapter, base) if replacing.is_full(adapter) else adapters.load(model, adapter)
     attached = _logits(tuned, prompts)
     del model, tuned
-    model = load_model(merged, device=device, towers=towers[0])
+    model = load_model(merged, device=device, towers=towers[0] or shows)
     after = _logits(model, prompts)
     found = Found(
         float((after - before).abs().max()),
@@ -97,7 +103,8 @@ def run(
         ],
     )
     journal.record(event="canary", **found.metrics())
-    if found.max_logit_change == 0 and not towers[1]:
+    shown = {kind for one in prompts if one.seen for kind in one.seen.kinds}
+    if found.max_logit_change == 0 and (not towers[1] or shown.issuperset(perceiver.senses.kinds)):
         raise GateError(
             f"the merged model answers {len(prompts)} prompts exactly as the base does",
             "the adapter has no effect: train longer, and check that it was trained on this base",
@@ -105,16 +112,39 @@ def run(
     return found
 
 
-def _logits(model: Any, prompts: list[list[int]]) -> torch.Tensor:
+@dataclass(frozen=True)
+class _Prompt:
+    ids: list[int]
+    seen: Seen | None
+
+
+def _prompt(tokenizer: Any, row: Row, thought: bool, perceiver: Perceiver, data: Path | None) -> _Prompt:
+    messages = before_answer(row)
+    senses = perceiver.senses if (shown := media_of(messages)) else None
+    asked = chat.prompt(tokenizer, messages, row.get("tools"), empty_thought=thought, senses=senses)
+    return _Prompt(asked.ids, perceiver.see(shown, data, asked.types()) if shown and data else None)
+
+
+def _logits(model: Any, prompts: list[_Prompt]) -> torch.Tensor:
     """Logits after the last positions of each prompt, (prompts * positions, vocabulary) in fp32."""
     found = []
     with torch.inference_mode():
-        for ids in prompts:
-            batch = torch.tensor([ids], device=model.device)
-            found.append(model(input_ids=batch, logits_to_keep=_POSITIONS, use_cache=False).logits[0].float().cpu())
+        for one in prompts:
+            given = {"input_ids": torch.tensor([one.ids])}
+            if one.seen:
+                given |= {"mm_token_type_ids": torch.tensor([one.seen.types]), **join([one.seen])}
+            given = {key: value.to(model.device) for key, value in given.items()}
+            found.append(model(**given, logits_to_keep=_POSITIONS, use_cache=False).logits[0].float().cpu())
     return torch.cat(found)
 
 
-def _answers(model: Any, tokenizer: Any, prompts: list[list[int]]) -> list[str]:
-    found = generate.answer(model, tokenizer, prompts, max_new_tokens=_NEW_TOKENS, batch_size=1)
+def _answers(model: Any, tokenizer: Any, prompts: list[_Prompt]) -> list[str]:
+    found = generate.answer(
+        model,
+        tokenizer,
+        [one.ids for one in prompts],
+        seen=[one.seen for one in prompts],
+        max_new_tokens=_NEW_TOKENS,
+        batch_size=1,
+    )
     return [answer.text for answer in found]

@@ -63,6 +63,7 @@ def merge(
         trained,
         rows(data, settings.canary_prompts),
         machine,
+        data=data,
         towers=replacing.in_towers(updates),
     )
     report = {

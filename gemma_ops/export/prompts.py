@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gemma_ops.data import chat
+from gemma_ops.data.parts import media_of
 from gemma_ops.errors import DataError
 
 Row = dict[str, Any]
@@ -24,8 +25,11 @@ _FIXED = (
 )
 
 
-def rows(data: Path | None, count: int) -> list[Row]:
-    """The first `count` validation rows of a `prepare` folder, or fixed prompts (without an answer) if there are none."""
+def rows(data: Path | None, count: int, *, text_only: bool = False) -> list[Row]:
+    """The first `count` validation rows of a `prepare` folder, or fixed prompts (without an answer) if there are none.
+
+    With `text_only`, rows that show images or audio are left out: engines for text can't be asked about them.
+    """
     file = data / "valid.jsonl" if data else None
     found: list[Row] = []
     if file is not None and file.exists():
@@ -37,14 +41,20 @@ def rows(data: Path | None, count: int) -> list[Row]:
                     row = json.loads(line)
                 except json.JSONDecodeError as error:
                     raise DataError(f"{file}:{number} is not valid JSON: {error}", "prepare the data again") from error
-                if row["messages"]:  # a raw text asks nothing
+                # A raw text asks nothing.
+                if row["messages"] and not (text_only and media_of(row["messages"])):
                     found.append(row)
     return found or [{"messages": [{"role": "user", "content": text}]} for text in _FIXED[:count]]
 
 
-def prompt_ids(tokenizer: Any, row: Row, *, thought: bool) -> list[int]:
-    """Token ids of a row's conversation up to its last answer, ending in the generation prompt."""
-    messages = row["messages"]
+def before_answer(row: Row) -> list[dict[str, Any]]:
+    """A row's conversation up to its last answer."""
+    messages: list[dict[str, Any]] = row["messages"]
     while messages and messages[-1]["role"] == "assistant":
         messages = messages[:-1]
-    return chat.prompt_ids(tokenizer, messages, row.get("tools"), empty_thought=thought)
+    return messages
+
+
+def prompt_ids(tokenizer: Any, row: Row, *, thought: bool) -> list[int]:
+    """Token ids of a row's conversation up to its last answer, ending in the generation prompt."""
+    return chat.prompt_ids(tokenizer, before_answer(row), row.get("tools"), empty_thought=thought)

@@ -70,7 +70,7 @@ def quantize(
         _check_tokenizer(gguf, tokenizer)
         chosen = fidelity.conversations(
             tokenizer,
-            rows(data, settings.fidelity_rows),
+            rows(data, settings.fidelity_rows, text_only=True),
             thought=chat.prefills(source.folder),
             reply=gguf.continuation,
         )

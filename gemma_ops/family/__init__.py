@@ -24,9 +24,14 @@ LORA_TARGETS = r"(?:model\.)?(?:language_model\.)?layers\.\d+\.(?:self_attn\.[qk
 and the unified 12B. PEFT matches the whole name, so nothing in a tower, router or per-layer projection can match. These
 seven are also what llama.cpp, vLLM and SGLang apply when they serve an adapter unmerged."""
 
-TOWER_TARGETS = r"model\.(?:vision_tower|audio_tower)\.(?:\w+\.)+(?:self_attn|mlp|feed_forward\d|lconv1d)\.\w+\.linear"
-"""Every linear of attention, MLP and convolution blocks in the vision and audio towers: there each is the `linear` inside
-a `Gemma4ClippableLinear`, which PEFT can't wrap itself (huggingface/peft#3129)."""
+TOWER_TARGETS = {
+    "image": r"(?:model\.)?(?:vision_tower\.encoder\.layers\.\d+\.(?:self_attn\.[qkvo]_proj|mlp\.(?:gate|up|down)_proj)\.linear"
+    r"|embed_vision\.(?:patch_dense|(?:multimodal_embedder\.)?embedding_projection))",
+    "audio": r"(?:model\.)?(?:audio_tower\.layers\.\d+\.(?:self_attn\.(?:[qkv]_proj|post)\.linear"
+    r"|feed_forward[12]\.ffw_layer_[12]\.linear|lconv1d\.linear_(?:start|end)\.linear)|embed_audio\.embedding_projection)",
+}
+"""The same for towers (`train.lora.towers`): the linears inside their clipped wrappers, and the projections into the
+language model, which are all the 12B has."""
 
 EXPERT_TARGETS = ("experts.gate_up_proj", "experts.down_proj")
 """PEFT `target_parameters`: the two stacks of a layer's experts, which are no linears."""

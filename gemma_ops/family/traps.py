@@ -149,6 +149,14 @@ TRAPS: tuple[Trap, ...] = (
         here="asks the checkpoint's own template, and inserts it without loss",
     ),
     Trap(
+        "packed-images", ("26B-A4B", "31B"),
+        "in packed rows the mask counts positions from each row's start but looks up by them which image a token of the "
+        "whole pass belongs to: rows after the first attend across the first one's images",
+        "transformers/masking_utils.py, packed_sequence_compatibility_function around blockwise_overlay",
+        "pad rows with images on these sizes",
+        here="numbers the images of each document by themselves, and pads where train.kernels.attention is sdpa",
+    ),
+    Trap(
         "no-video-token-types", ("12B", "26B-A4B", "31B"),
         "images without mm_token_type_ids silently lose their bidirectional attention",
         "modeling_gemma4.py, use_bidirectional_attention = 'vision'", "pass the processor's mm_token_type_ids along",

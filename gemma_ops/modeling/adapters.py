@@ -9,6 +9,7 @@ every tensor of the file must be in the model.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from gemma_ops import family
@@ -18,13 +19,14 @@ from gemma_ops.modeling.adapter_files import load, reprefix, save
 
 __all__ = ["attach", "load", "reprefix", "rewrites_base", "save"]
 
-_FORBIDDEN = re.compile(r"router|per_layer|embed_tokens|lm_head|embed_vision|embed_audio")
+_FORBIDDEN = re.compile(r"router|per_layer|embed_tokens|lm_head")
 _TOWERS = re.compile(r"vision|audio")
 
 
-def attach(model: Any, settings: LoraConfig, seed: int) -> Any:
+def attach(model: Any, settings: LoraConfig, seed: int, *, shown: Sequence[str] | None = None) -> Any:
     """Wrap a loaded model with a fresh adapter in float32, initialised from `seed`.
 
+    `shown`: what the rows show, of `image` and `audio`; with `settings.towers` those towers are adapted too (None: both).
     Raises ConfigError when the targets match nothing or reach a part of the model that must not be adapted, and for
     settings that don't go together or not with this model.
     """
@@ -33,7 +35,7 @@ def attach(model: Any, settings: LoraConfig, seed: int) -> Any:
 
     from gemma_ops.modeling import expert_lora, inits
 
-    targets = _targets(model, settings)
+    targets = _targets(model, settings, shown)
     _check(model, settings)
     torch.manual_seed(seed)
     config = peft.LoraConfig(
@@ -62,7 +64,7 @@ def rewrites_base(settings: LoraConfig) -> bool:
     return settings.init in ("pissa", "olora")
 
 
-def _targets(model: Any, settings: LoraConfig) -> str:
+def _targets(model: Any, settings: LoraConfig, shown: Sequence[str] | None) -> str:
     """The expression PEFT gets, checked against the modules of this model."""
     import torch
 
@@ -92,12 +94,18 @@ def _targets(model: Any, settings: LoraConfig) -> str:
         )
     if not settings.towers:
         return targets
-    if not any(re.fullmatch(family.TOWER_TARGETS, name) for name in names):
+    if shown is not None and not shown:
         raise ConfigError(
-            "train.lora.towers adapts the vision and audio towers, and the loaded model has none",
-            "leave it out for text; the 12B has no towers at all",
+            "train.lora.towers adapts what the model sees and hears with, and no row shows anything",
+            "leave it out, or give rows with images or audio",
         )
-    return rf"(?:{targets})|(?:{family.TOWER_TARGETS})" if default else targets
+    towers = "|".join(family.TOWER_TARGETS[kind] for kind in (family.TOWER_TARGETS if shown is None else shown))
+    if not any(re.fullmatch(towers, name) for name in names):
+        raise ConfigError(
+            "train.lora.towers adapts what the model sees and hears with, and the loaded model has none of it",
+            "leave it out",
+        )
+    return rf"(?:{targets})|(?:{towers})" if default else targets
 
 
 def _check(model: Any, settings: LoraConfig) -> None:

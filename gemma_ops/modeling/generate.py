@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from gemma_ops.answer import Answer, End
+from gemma_ops.modeling.media import Seen, join
 
 
 def stop_ids(model: Any) -> list[int]:
@@ -16,9 +17,15 @@ def stop_ids(model: Any) -> list[int]:
 
 
 def answer(
-    model: Any, tokenizer: Any, prompts: list[list[int]], *, max_new_tokens: int, batch_size: int
+    model: Any,
+    tokenizer: Any,
+    prompts: list[list[int]],
+    *,
+    max_new_tokens: int,
+    batch_size: int,
+    seen: Sequence[Seen | None] | None = None,
 ) -> Iterator[Answer]:
-    """Answer prompts of token ids, greedily, yielding in their order.
+    """Answer prompts of token ids, greedily, yielding in their order; `seen` is what each of them shows, if anything.
 
     Batches are made of neighbours in length, so little is spent on padding; a row's result does not depend on its
     batch beyond rounding. A reply cut at `max_new_tokens` ends with `length`.
@@ -42,8 +49,10 @@ def answer(
             for row, index in enumerate(chosen):
                 ids[row, longest - len(prompts[index]) :] = torch.tensor(prompts[index])
                 mask[row, longest - len(prompts[index]) :] = 1
+            shown = _shown([seen[index] for index in chosen], longest) if seen else {}
             with torch.inference_mode():
                 out = model.generate(
+                    **{key: value.to(model.device) for key, value in shown.items()},
                     input_ids=ids.to(model.device),
                     attention_mask=mask.to(model.device),
                     max_new_tokens=max_new_tokens,
@@ -61,6 +70,20 @@ def answer(
                 following += 1
     finally:
         model.train(training)
+
+
+def _shown(seen: Sequence[Seen | None], longest: int) -> dict[str, Any]:
+    """What the prompts of a batch show as arguments of the model, its types padded as the prompts are; empty for text."""
+    import torch
+
+    there = [one for one in seen if one and (one.pictures or one.sounds)]
+    if not there:
+        return {}
+    types = torch.zeros(len(seen), longest, dtype=torch.long)
+    for row, one in enumerate(seen):
+        if one:
+            types[row, longest - len(one.types) :] = torch.tensor(one.types)
+    return {"mm_token_type_ids": types, **join(there)}
 
 
 class _Clock:

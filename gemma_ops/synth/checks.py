@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from gemma_ops.data.normal import RowError, conversation
+from gemma_ops.data.normal import conversation
+from gemma_ops.data.rowerror import RowError
 from gemma_ops.data.words import normal, words
 from gemma_ops.synth import evidence
 from gemma_ops.synth.language import language

@@ -19,7 +19,9 @@ from gemma_ops.data import formats
 from gemma_ops.data.chat import STRUCTURE
 from gemma_ops.data.example import PRIVACY, content_id, stricter
 from gemma_ops.data.files import read_file
-from gemma_ops.data.normal import RowError, conversation
+from gemma_ops.data.normal import conversation
+from gemma_ops.data.parts import media_of
+from gemma_ops.data.rowerror import RowError
 from gemma_ops.errors import DataError
 from gemma_ops.synth.sections import Section
 from gemma_ops.synth.sources import own_privacy, strictest_copies
@@ -160,6 +162,8 @@ def read_seeds(path: Path, privacy: Privacy) -> list[Seed]:
             messages, tools, _ = conversation(*formats.messages(row.value))
         except RowError as error:
             raise DataError(f"{row.source} of the seeds can't be used: {error.reason}", "correct the line") from None
+        if media_of(messages):
+            raise DataError(f"{row.source} of the seeds shows images or audio; a teacher reads text", "take it out")
         answers = [
             index for index, message in enumerate(messages) if message["role"] == "assistant" and message["content"]
         ]

@@ -20,6 +20,10 @@ HERE = "stays here"
 """The `place` of targets on this machine."""
 
 
+TEXT = frozenset({"text"})
+"""What a target reads that does not say more."""
+
+
 class Target(Protocol):
     """Something that answers."""
 
@@ -49,6 +53,11 @@ class Target(Protocol):
     def close(self) -> None:
         """Free what the target holds."""
         ...
+
+
+def reads(target: Target) -> frozenset[str]:
+    """What a target takes: `text`, and of `image` and `audio` what its attribute `reads` names besides."""
+    return TEXT | getattr(target, "reads", TEXT)
 
 
 def guard(target: Target, prompts: Sequence[Prompt], what: str) -> None:

@@ -11,7 +11,10 @@ from typing import Any
 from gemma_ops import digest
 from gemma_ops.answer import Answer, Prompt
 from gemma_ops.config import MachineConfig
+from gemma_ops.data.encoded import Encoded
+from gemma_ops.data.parts import media_of
 from gemma_ops.errors import ConfigError
+from gemma_ops.family.media import Senses
 from gemma_ops.targets.base import HERE, LOCAL
 from gemma_ops.targets.spec import Spec
 from gemma_ops.targets.structured import in_words
@@ -31,6 +34,14 @@ class Checkpoint:
         self._path = path
         self._machine = machine
         self._model: Any = None
+        self._towers = False
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """`text`, and what the checkpoint has towers for."""
+        from gemma_ops.modeling.source import checkpoint
+
+        return frozenset({"text", *Senses.read(checkpoint(self._path)).kinds})
 
     def answer(
         self, batches: Sequence[Sequence[Prompt]], *, max_new_tokens: int, schema: dict[str, Any] | None = None
@@ -41,13 +52,22 @@ class Checkpoint:
 
         folder = checkpoint(self._path)
         encode = Encoder(folder)
-        if self._model is None:
-            self._model = load.load_model(folder, device=load.pick_device(self._machine.device, folder))
+        shows = any(prompt.media for batch in batches for prompt in batch)
+        if self._model is None or (shows and not self._towers):
+            self._model = None  # text alone needs no towers; the first question that shows something brings them
+            self._model = load.load_model(folder, device=load.pick_device(self._machine.device, folder), towers=shows)
+            self._towers = shows
         for batch in batches:
-            prompts = [encode(prompt, schema) for prompt in batch]
+            prompts = [encode.encoded(prompt, schema) for prompt in batch]
+            seen = [encode.seen(prompt, asked) for prompt, asked in zip(batch, prompts, strict=True)]
             yield list(
                 generate.answer(
-                    self._model, encode.tokenizer, prompts, max_new_tokens=max_new_tokens, batch_size=len(prompts)
+                    self._model,
+                    encode.tokenizer,
+                    [asked.ids for asked in prompts],
+                    seen=seen,
+                    max_new_tokens=max_new_tokens,
+                    batch_size=len(prompts),
                 )
             )
 
@@ -106,12 +126,28 @@ class Encoder:
 
         self.tokenizer = load_tokenizer(folder)
         self._empty_thought = chat.prefills(folder)
+        self._folder = folder
+        self._perceiver: Any = None
 
     def __call__(self, prompt: Prompt, schema: dict[str, Any] | None = None) -> list[int]:
+        return self.encoded(prompt, schema).ids
+
+    def encoded(self, prompt: Prompt, schema: dict[str, Any] | None = None) -> Encoded:
+        """The prompt as tokens, with the places of what it shows."""
         from gemma_ops.data import chat
 
         messages = in_words(prompt.messages, schema) if schema else list(prompt.messages)
-        return chat.prompt_ids(self.tokenizer, messages, empty_thought=self._empty_thought)
+        senses = Senses.read(self._folder) if prompt.media else None
+        return chat.prompt(self.tokenizer, messages, empty_thought=self._empty_thought, senses=senses)
+
+    def seen(self, prompt: Prompt, encoded: Encoded) -> Any:
+        """What the prompt shows as tensors (`modeling.media.Seen`), None where it shows nothing."""
+        from gemma_ops.modeling.media import Perceiver
+
+        if not prompt.media:
+            return None
+        self._perceiver = self._perceiver or Perceiver(self._folder)
+        return self._perceiver.see(media_of(prompt.messages), prompt.media, encoded.types())
 
 
 def identity(path: Path) -> str:

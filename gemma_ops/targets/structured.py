@@ -55,7 +55,10 @@ def in_words(messages: Sequence[dict[str, Any]], schema: dict[str, Any]) -> list
     """The conversation with the schema at the end of its last turn, for models that are not told it in another way."""
     *before, last = messages
     wish = f"Answer with one JSON value and nothing else. It must follow this JSON schema:\n{json.dumps(schema, ensure_ascii=False)}"
-    return [*before, {**last, "content": f"{last.get('content') or ''}\n\n{wish}"}]
+    said = last.get("content") or ""
+    if isinstance(said, list):
+        return [*before, {**last, "content": [*said, {"type": "text", "text": wish}]}]
+    return [*before, {**last, "content": f"{said}\n\n{wish}"}]
 
 
 def read(text: str, shape: type[BaseModel]) -> BaseModel:

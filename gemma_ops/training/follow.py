@@ -12,11 +12,12 @@ from typing import Any
 from transformers import TrainerCallback
 
 from gemma_ops import journal
-from gemma_ops.data import chat, example
+from gemma_ops.data import chat, example, parts
 from gemma_ops.data.tokens import Manner
 from gemma_ops.errors import OpsError
 from gemma_ops.modeling.generate import answer
 from gemma_ops.training.launch.world import on_main
+from gemma_ops.training.media_sft import Media
 
 _MARK = "complete"
 _LEFT_OUT = {"total_flos", "train_runtime", "train_samples_per_second", "train_steps_per_second", "train_loss"}
@@ -49,7 +50,7 @@ def write_record(state: Any, path: Path) -> None:
                 file.write(json.dumps({"step": kept.pop("step"), **dict(sorted(kept.items()))}) + "\n")
 
 
-def prompts(path: Path, tokenizer: Any, count: int, manner: Manner) -> list[dict[str, Any]]:
+def prompts(path: Path, tokenizer: Any, count: int, manner: Manner, media: Media | None = None) -> list[dict[str, Any]]:
     """The first `count` validation rows as prompts up to their last answer, for `Follow` to have answered."""
     found: list[dict[str, Any]] = []
     for row in example.read_rows(path):
@@ -59,11 +60,13 @@ def prompts(path: Path, tokenizer: Any, count: int, manner: Manner) -> list[dict
             continue
         before, reference = example.asked(row)
         spoken = [turn for messages in example.conversations(row) for turn in messages]
+        asked = chat.prompt(tokenizer, before, row.get("tools"), **manner.of(spoken))
         found.append(
             {
                 "id": row["id"],
-                "ids": chat.prompt_ids(tokenizer, before, row.get("tools"), **manner.of(spoken)),
-                "prompt": before[-1]["content"] if before else "",
+                "ids": asked.ids,
+                "seen": media.perceiver.see(parts.media_of(before), media.folder, asked.types()) if media else None,
+                "prompt": parts.shown(before[-1]["content"]) if before else "",
                 "reference": reference,
             }
         )
@@ -124,7 +127,14 @@ class Follow(TrainerCallback):  # type: ignore[misc]
         if not self.prompts:
             return
         answers = list(  # by all processes: a sharded model answers only together
-            answer(model, self.tokenizer, [item["ids"] for item in self.prompts], max_new_tokens=128, batch_size=8)
+            answer(
+                model,
+                self.tokenizer,
+                [item["ids"] for item in self.prompts],
+                seen=[item["seen"] for item in self.prompts],
+                max_new_tokens=128,
+                batch_size=8,
+            )
         )
         if not on_main():
             return

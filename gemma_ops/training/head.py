@@ -7,6 +7,7 @@ export see no difference. The loss is formed inside `forward`, because wrappers 
 
 from __future__ import annotations
 
+import functools
 import types
 from dataclasses import dataclass
 from typing import Any
@@ -34,6 +35,7 @@ def install(model: Any, settings: TrainConfig) -> None:
     original = base.forward
     noise = Noise(base, settings.neftune) if settings.neftune else None
 
+    @functools.wraps(type(base).forward)  # `generate` asks the signature whether an argument is known
     def forward(self: Any, *args: Any, targets: Any = None, **kwargs: Any) -> Any:
         if targets is None:
             return original(*args, **kwargs)

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,14 @@ from gemma_ops.errors import DataError
 from gemma_ops.modeling import adapters, full
 from gemma_ops.modeling.load import load_model, load_tokenizer, pick_device
 from gemma_ops.modeling.source import checkpoint
-from gemma_ops.training import head
+from gemma_ops.training import head, media_sft
 from gemma_ops.training import teacher as teaching
 from gemma_ops.training.arguments import sft_arguments
 from gemma_ops.training.follow import Follow, last_checkpoint, prompts, write_record
 from gemma_ops.training.launch import strategy
 from gemma_ops.training.launch.sharded import full_state
 from gemma_ops.training.launch.world import barrier, local_device, main_first, on_main
+from gemma_ops.training.media_sft import Media
 from gemma_ops.training.settle import settle, shape_of
 from gemma_ops.training.steps import Layout
 
@@ -52,20 +54,21 @@ def train(
     launch = machine.launch if isinstance(machine, Machine) else LaunchConfig()
     work = out / "checkpoints"
     taught_by = teaching.check(teacher, folder) if settings.method == "distill" else None
-    rows = main_first(lambda: tokenized(data, work / "rows", tokenizer, settings, chat.prefills(folder)))
+    media = media_sft.find(folder, data, settings, sharded=launch.strategy == "fsdp")
+    rows = main_first(lambda: tokenized(data, work / "rows", tokenizer, settings, chat.prefills(folder), media))
     usual = size.learning_rate if size else family.DEFAULT_LEARNING_RATE  # an adapter's
     rate = settings.learning_rate or usual * (full.RATE if settings.tune == "full" else 1.0)
     settings = settle(settings, shape_of(folder), [rows.train, rows.valid], device, ple=machine.ple)
 
-    model = load(folder, settings, machine, local_device(device), sharded=launch.strategy == "fsdp")
+    model = load(folder, settings, machine, local_device(device), media, sharded=launch.strategy == "fsdp")
     larger = teaching.load(taught_by, settings, local_device(device)) if taught_by else None
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     shared = strategy.arguments(launch, settings, model, device)
     arguments = sft_arguments(settings, work, has_valid=len(rows.valid) > 0, rate=rate, device=device, shared=shared)
     follow = Follow(
-        out / "samples.jsonl", tokenizer, prompts(data / "valid.jsonl", tokenizer, settings.samples, rows.manner)
+        out / "samples.jsonl", tokenizer, prompts(data / "valid.jsonl", tokenizer, settings.samples, rows.manner, media)
     )
-    trainer = make_trainer(model, arguments, rows, folder, [follow], settings, teacher=larger)
+    trainer = make_trainer(model, arguments, rows, folder, [follow], settings, teacher=larger, media=media)
     strategy.check(trainer, launch)
     journal.record(rows=len(rows.train), cut=rows.cut, trainable=trainable, learning_rate=rate, device=device)
 
@@ -99,18 +102,30 @@ def train(
     return metrics
 
 
-def load(folder: Path, settings: TrainConfig, machine: MachineConfig, device: str, *, sharded: bool = False) -> Any:
-    """The model that learns: loaded, with its adapter, its kernels and its head; frozen but for what is tuned."""
-    loaded = load_model(folder, weights=settings.weights, device=device, ple=machine.ple, sharded=sharded)
-    return prepare(loaded, settings)
+def load(
+    folder: Path,
+    settings: TrainConfig,
+    machine: MachineConfig,
+    device: str,
+    media: Media | None = None,
+    *,
+    sharded: bool = False,
+) -> Any:
+    """The model that learns: loaded, with its adapter, its kernels and its head; frozen but for what is tuned. It has its
+    towers where rows show something."""
+    towers = media is not None
+    loaded = load_model(
+        folder, weights=settings.weights, device=device, towers=towers, ple=machine.ple, sharded=sharded
+    )
+    return prepare(loaded, settings, media.kinds if media else ())
 
 
-def prepare(model: Any, settings: TrainConfig) -> Any:
-    """A loaded model with its adapter, its kernels and its head."""
+def prepare(model: Any, settings: TrainConfig, shown: Sequence[str] = ()) -> Any:
+    """A loaded model with its adapter, its kernels and its head; `shown` is what rows show besides text."""
     if settings.tune == "full":
         full.unfreeze(model, settings)
         return equip(model, settings)
-    return equip(adapters.attach(model, settings.lora, settings.seed), settings)
+    return equip(adapters.attach(model, settings.lora, settings.seed, shown=shown), settings)
 
 
 def equip(model: Any, settings: TrainConfig) -> Any:
@@ -137,12 +152,14 @@ class Tokenized:
     manner: Manner
 
 
-def tokenized(data: Path, folder: Path, tokenizer: Any, settings: TrainConfig, empty_thought: bool) -> Tokenized:
+def tokenized(
+    data: Path, folder: Path, tokenizer: Any, settings: TrainConfig, empty_thought: bool, media: Media | None = None
+) -> Tokenized:
     """Rows of a prepared folder as tables below `folder`. Raises DataError when no training row carries loss."""
     from gemma_ops.data.arrow import table
 
-    manner = Manner(empty_thought=empty_thought, thinking=settings.thinking, loss_on=settings.loss_on)
-    manner = replace(manner, texts=settings.method == "pretrain")
+    senses = media.perceiver.senses if media else None
+    manner = Manner(empty_thought, settings.thinking, settings.loss_on, settings.method == "pretrain", senses)
     train_rows, cut = table(data / "train.jsonl", folder, tokenizer, manner, max_length=settings.max_length)
     valid_rows, _ = table(data / "valid.jsonl", folder, tokenizer, manner, max_length=settings.max_length)
     if len(train_rows) == 0:
@@ -153,15 +170,17 @@ def tokenized(data: Path, folder: Path, tokenizer: Any, settings: TrainConfig, e
     return Tokenized(train_rows, valid_rows, cut, manner)
 
 
-def layout(settings: TrainConfig, rows: Tokenized, device: str, *, rank: int = 0, world: int = 1) -> Layout:
-    """How the rows become steps on this machine."""
+def layout(
+    settings: TrainConfig, rows: Tokenized, device: str, *, rank: int = 0, world: int = 1, packs: bool = True
+) -> Layout:
+    """How the rows become steps on this machine; `packs` says whether this model can read rows end to end."""
     longest = max(rows.train["length"])
     usual = 4096 if device == "cpu" else 8192  # of a pass: a processor's caches, a GPU's launches
     return Layout(
         batch=settings.batch,
         batch_tokens=settings.batch_tokens,
         micro_tokens=settings.micro_tokens or max(longest, usual),
-        micro_batch=None if settings.packing else settings.micro_batch,
+        micro_batch=None if settings.packing and packs else settings.micro_batch,
         seed=settings.seed,
         rank=rank,
         world=world,
@@ -176,6 +195,7 @@ def make_trainer(
     callbacks: list[Any],
     settings: TrainConfig,
     teacher: Any = None,
+    media: Media | None = None,
 ) -> Any:
     """The trainer on rows that are tokenized already, with adapters kept in float32."""
     import torch
@@ -189,8 +209,16 @@ def make_trainer(
         callbacks.append(transformers.EarlyStoppingCallback(early_stopping_patience=settings.early_stop))
     trainer = StepTrainer(
         settings=settings,
-        layout=layout(settings, rows, arguments.device.type, rank=arguments.process_index, world=arguments.world_size),
+        layout=layout(
+            settings,
+            rows,
+            arguments.device.type,
+            rank=arguments.process_index,
+            world=arguments.world_size,
+            packs=media is None or media.packs,
+        ),
         teacher=teacher,
+        **({"collate": media.collate} if media else {}),
         model=model,
         args=arguments,
         train_dataset=rows.train,

@@ -37,8 +37,11 @@ class _Loader(DataLoader):  # type: ignore[type-arg, misc]
 class StepTrainer(Portable, trl.SFTTrainer):  # type: ignore[misc]
     """Trains on rows that are tokenized already; a step of the loader is a step of the optimizer."""
 
-    def __init__(self, *, settings: TrainConfig, layout: Layout, teacher: Any = None, **kwargs: Any) -> None:
+    def __init__(
+        self, *, settings: TrainConfig, layout: Layout, teacher: Any = None, collate: Any = Collate, **kwargs: Any
+    ) -> None:
         self.settings = settings
+        self.collate = collate
         self.layout = layout
         self.teacher = teacher
         self.seen = 0
@@ -51,7 +54,7 @@ class StepTrainer(Portable, trl.SFTTrainer):  # type: ignore[misc]
     def _loader(self, rows: Rows, layout: Layout) -> Any:
         kernels = self.settings.kernels
         packing = layout.micro_batch is None
-        collate = Collate(
+        collate = self.collate(
             packing=packing,
             bounds=kernels.attention == "documents",
             fill=layout.micro_tokens if kernels.compile == "regions" and packing else None,

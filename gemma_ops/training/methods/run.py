@@ -19,6 +19,7 @@ from gemma_ops.modeling import adapters, kernels, reward
 from gemma_ops.modeling.generate import stop_ids
 from gemma_ops.modeling.load import load_model, load_tokenizer, pick_device
 from gemma_ops.modeling.source import checkpoint
+from gemma_ops.training import media_sft
 from gemma_ops.training.arguments import build, common
 from gemma_ops.training.follow import Follow, last_checkpoint, prompts, write_record
 from gemma_ops.training.settle import settle, shape_of
@@ -54,6 +55,7 @@ def train(out: Path, settings: TrainConfig, machine: MachineConfig, *, base: Pat
     device = pick_device(machine.device)
     if machine.workers:
         torch.set_num_threads(machine.workers)
+    media_sft.find(folder, data, settings)  # refuses rows that show something
     tokenizer = load_tokenizer(folder)
     work = out / "checkpoints"
     rows = tabled(data, work / "rows", tokenizer, settings, chat.prefills(folder))
