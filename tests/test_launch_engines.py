@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from pathlib import Path
@@ -38,13 +39,14 @@ def follow(there, name, *, killed, **launch):
     """Train in two processes; with `killed`, one of them is killed after the checkpoint of the second step."""
     out, found = there["folder"] / name, {}
     out.mkdir()
+    here = Path(os.path.relpath(out))  # as `runs/` is
     records = []
 
     def run():
         try:
             with journal.sending(records.append):
                 found["metrics"] = train(
-                    out, TrainConfig(**STEADY), machine(processes=2, **launch), base=there["base"], data=there["data"]
+                    here, TrainConfig(**STEADY), machine(processes=2, **launch), base=there["base"], data=there["data"]
                 )
         except BaseException as error:
             found["error"] = error
@@ -53,8 +55,10 @@ def follow(there, name, *, killed, **launch):
     thread.start()
     if killed:
         job = out.with_name(f"{name}.workers") / "job.json"
-        first = wait_for(lambda: (out / "checkpoints" / "checkpoint-2" / "complete").exists() and workers(job))
-        kill(first[-1])
+        saved = out / "checkpoints" / "checkpoint-2" / "complete"
+        wait_for(lambda: found or (saved.exists() and workers(job)))
+        if not found:
+            kill(workers(job)[-1])
     thread.join(180)
     assert not thread.is_alive()
     if "error" in found:
@@ -111,7 +115,7 @@ def test_a_defect_in_a_worker_comes_with_its_traceback(there, monkeypatch):
 
 def test_workers_that_die_too_often_end_the_training(there, monkeypatch):
     with pytest.raises(
-        MachineError, match=r"ended early \(exit code 3\), after 3 restarts: see the logs in .*dying.work"
+        MachineError, match=r"ended early \(exit code 3, launch.restarts is 3\): see the logs in /.*dying.work"
     ):
         pretend(monkeypatch, there, "dying", "sys.exit(3)")
 
