@@ -132,7 +132,7 @@ def workers(job_file):
     found = {}
     for fd in Path("/proc").glob("[0-9]*/fd/1"):
         try:
-            log, pid = os.readlink(fd), int(fd.parts[2])
+            log, pid = str(fd.readlink()), int(fd.parts[2])
         except OSError:
             continue
         if log in logs:

@@ -16,6 +16,7 @@ from gemma_ops.errors import MachineError, ModelError
 from gemma_ops.training import train
 
 pytestmark = pytest.mark.slow
+FOUR_BITS = {"weights": "nf4", "max_steps": 3}
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +56,12 @@ def two(there, half):
             for kind in ("e2b", "moe")
             for strategy in ("ddp", "fsdp")
         ),
-        {"name": "nf4-fsdp", "base": there["nano"], "strategy": "fsdp", "settings": {"weights": "nf4", "max_steps": 3}},
+        *(
+            {"name": f"nf4-{strategy}", "base": there["nano"], "strategy": strategy, "settings": FOUR_BITS}
+            for strategy in ("ddp", "fsdp")
+        ),
+        {"name": "nf4-moe", "base": there["moe"], "settings": FOUR_BITS},
+        {"name": "nf4-moe-fsdp", "base": there["moe"], "strategy": "fsdp", "settings": FOUR_BITS},
         {"name": "resumed", "base": there["e2b"], "strategy": "fsdp", "out": half},
         {"name": "cut", "base": there["e2b"], "strategy": "fsdp", "stop": 4},
         {"name": "full-fsdp", "base": there["e2b"], "strategy": "fsdp", "full": True, "settings": {"max_steps": 2}},
@@ -94,7 +100,16 @@ def test_two_processes_are_one(two, one, kind, strategy):
 
 
 def test_four_bits_are_sharded_and_the_same(two, there):
-    same(result(two["nf4-fsdp"]), alone(there, "nano", "nf4-one", weights="nf4", max_steps=3), rel=3e-3)
+    one = alone(there, "nano", "nf4-one", **FOUR_BITS)
+    same(result(two["nf4-ddp"]), one)
+    same(result(two["nf4-fsdp"]), one, rel=3e-3)
+
+
+def test_experts_in_four_bits_are_the_same_where_each_holds_them_and_are_refused_where_they_would_be_spread(two, there):
+    same(result(two["nf4-moe"]), alone(there, "moe", "nf4-moe-one", **FOUR_BITS))
+    error = two["nf4-moe-fsdp"].error()
+    assert isinstance(error, ModelError)
+    assert (error.what, error.fix[:24]) == ("experts in 4 bits can't be spread by FSDP", "use launch.strategy=ddp,")
 
 
 def test_one_saves_and_two_go_on(two, one):
