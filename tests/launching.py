@@ -24,7 +24,7 @@ STEADY = {
     "learning_rate": 2e-3,
     "max_steps": 6,
     "batch": 8,
-    "micro_batch": 8,
+    "micro_batch": 2,
     "packing": False,
     "max_length": 256,
     "schedule": "constant",
@@ -100,7 +100,8 @@ def pair(folder, entries):
         out.mkdir(exist_ok=True)
         settings = TrainConfig(**{**STEADY, **entry.pop("settings", {})})
         here = machine(**TWO, strategy=entry.pop("strategy", "ddp"))
-        Job(place, out, settings, here, entry.pop("base"), entry.pop("data")).write()
+        teacher = entry.pop("teacher", None)
+        Job(place, out, settings, here, entry.pop("base"), entry.pop("data"), teacher).write()
         plan.append({"file": str(place / "job.json"), **entry})
     (folder / "plan.json").write_text(json.dumps(plan))
     launch = LaunchConfig(engine="torchrun", processes=2, restarts=0)
@@ -167,7 +168,6 @@ def _do(entry, job, rank):
     import pytest
 
     from gemma_ops.training import sft, train_here
-    from gemma_ops.training.launch import strategy
 
     with pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith(("FSDP_", "ACCELERATE_USE_FSDP"))]:
@@ -186,37 +186,13 @@ def _do(entry, job, rank):
         if entry.get("break") == "saving":
             patch.setattr(sft, "full_state", lambda model: {})
         try:
-            if entry.get("full"):
-                _full(job, strategy, sft)
-            else:
-                train_here(job.out, job.settings, job.machine, base=job.base, data=job.data)
+            metrics = train_here(job.out, job.settings, job.machine, base=job.base, data=job.data, teacher=job.teacher)
+            if rank == 0:
+                job.finish(metrics)
         except Stop:
             pass
         except Exception as error:
             job.fail(error, rank)
-
-
-def _full(job, strategy, sft):
-    """Train every parameter of the language model for some steps, and save what a checkpoint would hold."""
-    from transformers import TrainerCallback
-
-    from gemma_ops.modeling.load import load_model, load_tokenizer
-    from gemma_ops.training.arguments import sft_arguments
-    from gemma_ops.training.launch.world import main_first
-
-    folder, work = job.base / "weights", job.out / "checkpoints"
-    model = sft.equip(load_model(folder, weights="fp32", sharded=True).train(), job.settings)
-    rows = main_first(
-        lambda: sft.tokenized(job.data, work / "rows", load_tokenizer(folder), job.settings, empty_thought=False)
-    )
-    shared = strategy.arguments(job.machine.launch, job.settings, model, "cpu")
-    arguments = sft_arguments(job.settings, work, has_valid=False, rate=1e-3, device="cpu", shared=shared)
-    trainer = sft.make_trainer(model, arguments, rows, folder, [TrainerCallback()], job.settings)
-    strategy.check(trainer, job.machine.launch)
-    trainer.train()
-    trainer.save_model(str(job.out))
-    if trainer.is_world_process_zero():
-        sft.write_record(trainer.state, job.out / "record.jsonl")
 
 
 _PLAIN = []

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 from launching import STEADY, adapter, apart, base_into, curve, kill, machine, rows_into, wait_for, workers
@@ -11,7 +14,9 @@ from gemma_ops import journal
 from gemma_ops.config import LaunchConfig, Machine, RunConfig, TrainConfig
 from gemma_ops.errors import ConfigError, MachineError, OpsError
 from gemma_ops.training import train
-from gemma_ops.training.launch import checks, engines
+from gemma_ops.training.arguments import sft_arguments
+from gemma_ops.training.launch import checks, engines, join, strategy
+from gemma_ops.training.launch.job import Job, WorkerError
 
 pytestmark = pytest.mark.slow
 
@@ -34,13 +39,14 @@ def follow(there, name, *, killed, **launch):
     """Train in two processes; with `killed`, one of them is killed after the checkpoint of the second step."""
     out, found = there["folder"] / name, {}
     out.mkdir()
+    here = Path(os.path.relpath(out))  # as `runs/` is
     records = []
 
     def run():
         try:
             with journal.sending(records.append):
                 found["metrics"] = train(
-                    out, TrainConfig(**STEADY), machine(processes=2, **launch), base=there["base"], data=there["data"]
+                    here, TrainConfig(**STEADY), machine(processes=2, **launch), base=there["base"], data=there["data"]
                 )
         except BaseException as error:
             found["error"] = error
@@ -49,8 +55,10 @@ def follow(there, name, *, killed, **launch):
     thread.start()
     if killed:
         job = out.with_name(f"{name}.workers") / "job.json"
-        first = wait_for(lambda: (out / "checkpoints" / "checkpoint-2" / "complete").exists() and workers(job))
-        kill(first[-1])
+        saved = out / "checkpoints" / "checkpoint-2" / "complete"
+        wait_for(lambda: found or (saved.exists() and workers(job)))
+        if not found:
+            kill(workers(job)[-1])
     thread.join(180)
     assert not thread.is_alive()
     if "error" in found:
@@ -81,12 +89,35 @@ def test_ray_reaches_it_too(there, one):
     same(out, metrics, one)
 
 
-def test_what_a_worker_refuses_is_told_as_if_it_had_happened_here(there):
-    out = there["folder"] / "refused"
+def pretend(monkeypatch, there, name, does):
+    """A training whose launcher is a few lines of Python, given the job as `job`: what the run makes of what it reports."""
+    out = there["folder"] / name
     out.mkdir()
-    settings = TrainConfig(**{**STEADY, "early_stop": 1, "eval_every": 2, "trl": {"no_such_key": 1}})
-    with pytest.raises(ConfigError, match="no_such_key is unknown"):
-        train(out, settings, machine(engine="torchrun", processes=2), base=there["base"], data=there["data"])
+    head = "import sys; from pathlib import Path; from gemma_ops.training.launch.job import Job\n"
+    script = f"{head}job = Job.read(Path(sys.argv[1]))\n{does}"
+    monkeypatch.setattr(engines, "command", lambda launch, file, name: [sys.executable, "-c", script, str(file)])
+    return train(
+        out, TrainConfig(**STEADY), machine(engine="torchrun", processes=2), base=there["base"], data=there["data"]
+    )
+
+
+def test_what_a_worker_refuses_is_told_as_if_it_had_happened_here(there, monkeypatch):
+    does = "from gemma_ops.errors import ConfigError\njob.fail(ConfigError('no_such_key is unknown', 'take it out'), 1)"
+    with pytest.raises(ConfigError, match="no_such_key is unknown") as told:
+        pretend(monkeypatch, there, "refused", f"{does}\nimport time; time.sleep(60)")  # and is ended at once
+    assert told.value.fix == "take it out"
+
+
+def test_a_defect_in_a_worker_comes_with_its_traceback(there, monkeypatch):
+    with pytest.raises(WorkerError, match=r"process 1 of the training failed:\n(?s:.)*ValueError: odd"):
+        pretend(monkeypatch, there, "odd", "job.fail(ValueError('odd'), 1)")
+
+
+def test_workers_that_die_too_often_end_the_training(there, monkeypatch):
+    with pytest.raises(
+        MachineError, match=r"ended early \(exit code 3, launch.restarts is 3\): see the logs in /.*dying.work"
+    ):
+        pretend(monkeypatch, there, "dying", "sys.exit(3)")
 
 
 def found(launch=None, train=None, **more):
@@ -143,38 +174,57 @@ def test_workers_inherit_nothing_of_another_launcher_and_share_the_cores():
     assert made["OMP_NUM_THREADS"] == "4"
     assert made["GLOO_SOCKET_IFNAME"] == "lo"
     assert made["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] == "1"  # or new workers look for dead ones
-    line = engines.command(launch, there_file := there_path(), "x")
+
+
+def test_the_keys_of_a_launch_reach_torchrun():
+    launch = LaunchConfig(engine="torchrun", processes=4, nodes=2, restarts=5, rendezvous="one.example:29500")
+    line = engines.command(launch, Path("job.json"), "x")
     assert line[1:3] == ["-m", "torch.distributed.run"]
-    assert line[-1] == str(there_file)
-    assert "--max-restarts=3" in line
+    assert line[-1] == "job.json"
+    asked = {"--nnodes=2", "--nproc-per-node=4", "--max-restarts=5", "--rdzv-endpoint=one.example:29500", "--rdzv-id=x"}
+    assert asked <= set(line)
+    assert not any(word.startswith("--local-addr") for word in line)  # others must reach this machine
+    assert "GLOO_SOCKET_IFNAME" not in engines.environment(launch, 8, {})
 
 
-def there_path():
-    from pathlib import Path
+@pytest.mark.parametrize("key", sorted(strategy.REFUSED))
+def test_what_a_launch_decides_is_not_taken_from_elsewhere(key, tmp_path):
+    """Among them DeepSpeed, whose ZeRO-3 with reentrant checkpointing trains on other gradients and saves nothing."""
+    settings = TrainConfig(trl={key: "x"})
+    with pytest.raises(ConfigError, match=f"train.trl.{key} is set by gemma-ops: "):
+        sft_arguments(settings, tmp_path, has_valid=False, rate=1e-3, device="cpu")
 
-    return Path("job.json")
+
+@pytest.mark.parametrize("launch", [{}, {"engine": "ray", "nodes": 2}, {"engine": "torchrun", "nodes": 2}])
+def test_there_is_nothing_to_join_but_torchrun_on_several_machines(launch):
+    with pytest.raises(ConfigError, match="nothing to join"):
+        join.join(RunConfig(launch=launch), say=print, patience=0)
 
 
-def test_workers_that_die_too_often_end_the_training(there):
-    out = there["folder"] / "dying"
-    out.mkdir()
+def test_a_machine_joins_the_training_that_lives(there):
+    """Not one that ended, nor one whose run was killed: its mark of life stands still."""
+    logs = there["folder"] / "run" / "logs"
+    for name in ("old", "killed", "now"):
+        (logs / f"{name}.workers").mkdir(parents=True)
+        here = machine(engine="torchrun", nodes=2, rendezvous="127.0.0.1:1")
+        Job(logs / f"{name}.workers", there["folder"], TrainConfig(), here, there["base"], there["data"]).write()
+    jobs = {name: Job.read(logs / f"{name}.workers" / "job.json") for name in ("old", "killed", "now")}
+    for job in jobs.values():
+        job.mark()
+    jobs["old"].end()
+    with pytest.raises(MachineError, match="no training began"):
+        join._await(logs, 0.1)
     stop = threading.Event()
 
-    def reap():
-        job = out.with_name("dying.workers") / "job.json"
-        while not stop.is_set():
-            for pid in workers(job):
-                kill(pid)
-            stop.wait(0.2)
+    def live():
+        while not stop.wait(0.05):
+            jobs["now"].mark()
+            jobs["old"].mark()
 
-    thread = threading.Thread(target=reap)
+    thread = threading.Thread(target=live)
     thread.start()
     try:
-        with pytest.raises(MachineError, match="the workers of the training ended early"):
-            train(
-                out, TrainConfig(**STEADY), machine(engine="torchrun", processes=2, restarts=0),
-                base=there["base"], data=there["data"],
-            )  # fmt: skip
+        assert join._await(logs, 30.0).folder == jobs["now"].folder
     finally:
         stop.set()
         thread.join()

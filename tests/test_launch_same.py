@@ -1,21 +1,33 @@
 """Two processes reach what one reaches, whatever the strategy; and what would silently be something else is refused.
 
-All of it in two real processes on gloo. Tolerances: the sums of a batch are taken in another order, in float32, over six
-steps: 1e-5 of a loss, 1e-4 of a gradient's norm, 1e-3 of the adapter's largest value. In 4 bits, where FSDP computes in
-bfloat16 what autocast leaves in float32: 3e-3 of a loss.
+All of it in two real processes on gloo, each of which computes a part of every step. Tolerances: the sums of a batch are
+taken in another order, in float32, over six steps: 1e-5 of a loss, 1e-4 of a gradient's norm, 1e-2 of the adapter's largest
+value, where Adam makes whole steps of gradients that are nearly nothing. In bfloat16 and four bits: 3e-3 of a loss, 3e-2 of
+a norm, whose passes are of other rows.
 """
 
 from __future__ import annotations
 
+import json
+
 import pytest
-import torch
-from launching import Stop, adapter, apart, base_into, curve, machine, pair, result, rows_into, stop_at
+from launching import STEADY, Stop, adapter, apart, base_into, curve, machine, pair, result, rows_into, stop_at
+from safetensors.torch import load_file
 
 from gemma_ops.config import TrainConfig
 from gemma_ops.errors import MachineError, ModelError
 from gemma_ops.training import train
 
 pytestmark = pytest.mark.slow
+PACKED = {"packing": True, "max_steps": 2}
+FOUR_BITS = {"weights": "nf4", "max_steps": 2}
+WAYS = {
+    "recomputed": {**PACKED, "weights": "bf16", "checkpointing": "all"},
+    "uneven": {**PACKED, "batch": 47, "micro_batch": 1, "eval_every": 1, "early_stop": 1},
+    "distill": {**PACKED, "method": "distill", "distill": {"teacher": "twin"}},
+}
+"""Settings of a training, by name: layers computed again; a second step of one row, so that one process has none, and the
+best checkpoint taken; a teacher on each process."""
 
 
 @pytest.fixture(scope="module")
@@ -26,12 +38,10 @@ def there(tmp_path_factory):
     return {**found, "data": rows_into(folder / "data"), "folder": folder}
 
 
-def alone(there, kind, name, **settings):
-    from launching import STEADY
-
+def alone(there, kind, name, *, teacher=None, **settings):
     out = there["folder"] / name
     out.mkdir()
-    train(out, TrainConfig(**{**STEADY, **settings}), machine(), base=there[kind], data=there["data"])
+    train(out, TrainConfig(**{**STEADY, **settings}), machine(), base=there[kind], data=there["data"], teacher=teacher)
     return out
 
 
@@ -51,14 +61,23 @@ def two(there, half):
     folder, data = there["folder"], there["data"]
     entries = [
         *(
-            {"name": f"{kind}-{strategy}", "base": there[kind], "strategy": strategy}
-            for kind in ("e2b", "moe")
+            {"name": f"{kind}-{strategy}", "base": there[kind], "strategy": strategy, "settings": settings}
+            for kind, settings in (("e2b", {}), ("moe", PACKED))
             for strategy in ("ddp", "fsdp")
         ),
-        {"name": "nf4-fsdp", "base": there["nano"], "strategy": "fsdp", "settings": {"weights": "nf4", "max_steps": 3}},
+        *(
+            {"name": f"nf4-{strategy}", "base": there["nano"], "strategy": strategy, "settings": FOUR_BITS}
+            for strategy in ("ddp", "fsdp")
+        ),
+        {"name": "nf4-moe", "base": there["moe"], "settings": FOUR_BITS},
+        {"name": "nf4-moe-fsdp", "base": there["moe"], "strategy": "fsdp", "settings": FOUR_BITS},
         {"name": "resumed", "base": there["e2b"], "strategy": "fsdp", "out": half},
         {"name": "cut", "base": there["e2b"], "strategy": "fsdp", "stop": 4},
-        {"name": "full-fsdp", "base": there["e2b"], "strategy": "fsdp", "full": True, "settings": {"max_steps": 2}},
+        {"name": "full-fsdp", "base": there["e2b"], "strategy": "fsdp", "settings": {**PACKED, "tune": "full"}},
+        *(
+            {"name": name, "base": there["e2b"], "strategy": "fsdp", "settings": settings, "teacher": there["e2b"]}
+            for name, settings in WAYS.items()
+        ),
         {"name": "apart", "base": there["e2b"], "break": "use_cpu"},
         {"name": "ignored", "base": there["e2b"], "strategy": "fsdp", "break": "fsdp"},
         {
@@ -75,7 +94,7 @@ def two(there, half):
 
 @pytest.fixture(scope="module")
 def one(there):
-    return {kind: alone(there, kind, f"{kind}-one") for kind in ("e2b", "moe")}
+    return {"e2b": alone(there, "e2b", "e2b-one"), "moe": alone(there, "moe", "moe-one", **PACKED)}
 
 
 def same(out, other, rel=1e-5):
@@ -90,23 +109,38 @@ def same(out, other, rel=1e-5):
 def test_two_processes_are_one(two, one, kind, strategy):
     out = result(two[f"{kind}-{strategy}"])
     same(out, one[kind])
-    assert apart(adapter(out), adapter(one[kind])) < 1e-3
+    assert apart(adapter(out), adapter(one[kind])) < 1e-2
 
 
 def test_four_bits_are_sharded_and_the_same(two, there):
-    same(result(two["nf4-fsdp"]), alone(there, "nano", "nf4-one", weights="nf4", max_steps=3), rel=3e-3)
+    one = alone(there, "nano", "nf4-one", **FOUR_BITS)
+    same(result(two["nf4-ddp"]), one, rel=3e-3)
+    same(result(two["nf4-fsdp"]), one, rel=3e-3)
+
+
+def test_experts_in_four_bits_are_sharded_and_the_same(two, there):
+    one = alone(there, "moe", "nf4-moe-one", **FOUR_BITS)
+    same(result(two["nf4-moe"]), one, rel=3e-3)
+    same(result(two["nf4-moe-fsdp"]), one, rel=3e-3)
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_other_ways_to_train_are_the_same_where_the_model_is_spread(two, there, name):
+    one = alone(there, "e2b", f"{name}-one", teacher=there["e2b"], **WAYS[name])
+    same(result(two[name]), one, rel=3e-3 if name == "recomputed" else 1e-5)
+    entries = [json.loads(line) for line in (one / "record.jsonl").read_text().splitlines()]
+    validated = [entry["eval_loss"] for entry in entries if "eval_loss" in entry]
+    assert two[name].result()["eval_loss"] == pytest.approx(min(validated), rel=1e-3)
 
 
 def test_one_saves_and_two_go_on(two, one):
     """Under FSDP, from a checkpoint that a single process without any strategy wrote."""
     out = result(two["resumed"])
     same(out, one["e2b"])
-    assert apart(adapter(out), adapter(one["e2b"])) < 1e-3
+    assert apart(adapter(out), adapter(one["e2b"])) < 1e-2
 
 
 def test_two_save_and_one_goes_on(two, one, there):
-    from launching import STEADY
-
     out = result(two["cut"])
     assert {path.name for path in (out / "checkpoints" / "checkpoint-4").iterdir()} == {
         "complete",
@@ -117,21 +151,19 @@ def test_two_save_and_one_goes_on(two, one, there):
     }
     train(out, TrainConfig(**STEADY), machine(), base=there["e2b"], data=there["data"])
     same(out, one["e2b"])
-    assert apart(adapter(out), adapter(one["e2b"])) < 1e-3
+    assert apart(adapter(out), adapter(one["e2b"])) < 1e-2
 
 
 def test_a_tied_head_is_saved_once_and_everything_whole(two, there):
-    from safetensors.torch import load_file
-
-    from gemma_ops.modeling.load import load_model
-
-    saved = load_file(result(two["full-fsdp"]) / "trainable.safetensors")
-    model = load_model(there["e2b"] / "weights", weights="fp32")
-    assert {name: value.shape for name, value in saved.items()} == {
-        name: parameter.shape for name, parameter in model.named_parameters()
-    }
+    """Every parameter of the language model, trained in parts, and written as one process writes it."""
+    one = alone(there, "e2b", "full-one", **PACKED, tune="full")
+    out = result(two["full-fsdp"])
+    same(out, one)
+    saved, truth = (load_file(next((each / "tuned").glob("*.safetensors"))) for each in (out, one))
+    assert {name: value.shape for name, value in saved.items()} == {name: value.shape for name, value in truth.items()}
     assert "lm_head.weight" not in saved
-    assert not torch.equal(saved["model.language_model.embed_tokens.weight"], model.get_input_embeddings().weight)
+    assert "model.language_model.embed_tokens.weight" in saved
+    assert max((saved[name] - truth[name]).abs().max().item() for name in truth) < 5e-3  # of two steps of 2e-3
 
 
 def test_processes_that_would_train_apart_are_refused(two):

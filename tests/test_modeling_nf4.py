@@ -72,7 +72,7 @@ def test_a_wrong_choice_of_modules_is_refused(monkeypatch, wrong, message):
 
 
 def test_experts_left_in_bf16_are_refused(monkeypatch):
-    monkeypatch.setattr(streaming.experts, "Experts4bit", lambda module: module)
+    monkeypatch.setattr(streaming.experts, "Experts4bit", lambda module, storage: module)
     with pytest.raises(ModelError, match=r"experts holds 589824 parameters as bf16 in 1179648 bytes.*as nf4 in 304272"):
         load_model(tiny("moe"), weights="nf4")
 

@@ -69,7 +69,13 @@ def test_a_row_longer_than_a_pass_has_one_to_itself():
 
 def test_padded_passes_hold_rows_of_like_length():
     assert pad(range(5), [10, 50, 12, 48, 11], 2) == [[1, 3], [2, 4], [0]]
-    assert pad(range(3), [1, 2, 3], 2, multiple=3) == [[2, 1], [0], []]
+    assert pad(range(4), [1, 2, 3, 4], 2, multiple=3) == [[3, 2], [1, 0], []]
+
+
+def test_padded_steps_that_would_be_one_pass_are_shared_by_all_processes():
+    assert pad(range(4), [1, 2, 3, 4], 4) == [[3, 2, 1, 0]]
+    assert pad(range(4), [1, 2, 3, 4], 4, multiple=2) == [[3, 2], [1, 0]]
+    assert pad(range(1), [5], 4, multiple=2) == [[0], []]
 
 
 def test_steps_of_a_token_budget_are_even_and_none_is_empty():

@@ -23,16 +23,25 @@ STACKS = ("gate_up_proj", "down_proj")
 
 class Experts4bit(torch.nn.Module):  # type: ignore[misc]
     """Drop-in for `Gemma4TextExperts`: `gate_up_proj` (experts, 2 * width, hidden) and `down_proj` (experts, hidden,
-    width), both `Params4bit` whose `quant_state` has the shape."""
+    width), both `Params4bit` whose `quant_state` has the shape.
+
+    FSDP puts plain parameters in their place, so that what the bytes mean is kept beside them, in `states`.
+    """
 
     is_transposed = False  # the outputs come before the inputs, as PEFT asks
 
-    def __init__(self, original: Any) -> None:
+    def __init__(self, original: Any, storage: torch.dtype = torch.uint8) -> None:
         super().__init__()
         self.num_experts: int = original.num_experts
         self.act_fn = original.act_fn
+        self.states: dict[str, Any] = {}
         for name in STACKS:
-            self.register_parameter(name, nf4.placeholder(getattr(original, name).shape))
+            self.install(name, nf4.placeholder(getattr(original, name).shape, storage))
+
+    def install(self, name: str, stack: Any) -> None:
+        """Take a `Params4bit` as one of the stacks."""
+        self.register_parameter(name, stack)
+        self.states[name] = stack.quant_state
 
     def forward(self, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """hidden (tokens, hidden), index and weights (tokens, chosen experts) -> (tokens, hidden)."""
@@ -42,8 +51,9 @@ class Experts4bit(torch.nn.Module):  # type: ignore[misc]
 def projection(experts: Any, name: str) -> Project:
     """The product with one stack of `experts`, dense or 4-bit."""
     stack = getattr(experts, name)
-    if nf4.is_4bit(stack):
-        return lambda rows, ends: _Grouped4bit.apply(rows, stack, ends)
+    if isinstance(experts, Experts4bit):
+        state = stack.quant_state if nf4.is_4bit(stack) else experts.states[name]
+        return lambda rows, ends: _Grouped4bit.apply(rows, stack, state, ends)
     return lambda rows, ends: grouped(rows.to(stack.dtype), stack.transpose(-2, -1), ends)
 
 
@@ -97,14 +107,14 @@ class _Grouped4bit(torch.autograd.Function):  # type: ignore[misc]
     stack does not learn."""
 
     @staticmethod
-    def forward(ctx: Any, rows: torch.Tensor, stack: Any, ends: torch.Tensor) -> torch.Tensor:
-        ctx.stack, ctx.dtype = stack, rows.dtype
+    def forward(ctx: Any, rows: torch.Tensor, stack: Any, state: Any, ends: torch.Tensor) -> torch.Tensor:
+        ctx.stack, ctx.state, ctx.dtype = stack, state, rows.dtype
         ctx.save_for_backward(ends)
-        dense = nf4.dequantize(stack)
+        dense = nf4.dequantize(stack, state)
         return grouped(rows.to(dense.dtype), dense.transpose(-2, -1), ends)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
         (ends,) = ctx.saved_tensors
-        dense = nf4.dequantize(ctx.stack)
-        return grouped(gradients[0].to(dense.dtype), dense, ends).to(ctx.dtype), None, None
+        dense = nf4.dequantize(ctx.stack, ctx.state)
+        return grouped(gradients[0].to(dense.dtype), dense, ends).to(ctx.dtype), None, None, None

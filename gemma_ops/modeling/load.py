@@ -93,10 +93,6 @@ def load_model(
     model = streaming.build(getattr(transformers, architecture), config, dtype)
     streaming.check(folder, model, files)
     if weights == "nf4":
-        if sharded and Shape.from_config(body).experts:
-            raise ModelError(
-                "experts in 4 bits can't be spread by FSDP", "use launch.strategy=ddp, or train.weights=bf16"
-            )
         streaming.quantizable(model, torch.bfloat16 if sharded else torch.uint8)
     if not sharded and (ple == "host" or (ple == "auto" and device.startswith("cuda"))):
         streaming.table_on_host(model, files, dtype)

@@ -122,12 +122,12 @@ def planned_size(parameters: int) -> int:
     return (parameters + 1) // 2 + blocks + 4 * math.ceil(blocks / NESTED)
 
 
-def dequantize(parameter: Any) -> torch.Tensor:
+def dequantize(parameter: Any, state: Any = None) -> torch.Tensor:
     """The numbers a 4-bit parameter stands for, in its `quant_state`'s shape and dtype: memory of their own, so use them
-    and let them go."""
+    and let them go. `state` is given for bytes that FSDP has gathered, which lost theirs."""
     from bitsandbytes.functional import dequantize_4bit
 
-    found: torch.Tensor = dequantize_4bit(parameter.data, parameter.quant_state)
+    found: torch.Tensor = dequantize_4bit(parameter.data, state or parameter.quant_state)
     return found
 
 

@@ -44,11 +44,11 @@ def build(cls: Any, config: Any, dtype: torch.dtype) -> Any:
 def quantizable(model: Any, storage: torch.dtype = torch.uint8) -> None:
     """Replace, in a model without memory, what will be 4-bit: attention and MLP of the language model, and experts.
 
-    `storage` is the type that the packed bytes of linears pass for.
+    `storage` is the type that the packed bytes pass for.
     """
     for name, module in list(model.named_modules()):
         if type(module).__name__.endswith("TextExperts"):
-            _put(model, name, experts.Experts4bit(module))
+            _put(model, name, experts.Experts4bit(module, storage))
         elif isinstance(module, torch.nn.Linear) and wants_4bit(name):
             weight = nf4.placeholder(module.weight.shape, storage)
             _put(model, name, nf4.linear(module.in_features, module.out_features, weight))
@@ -123,7 +123,7 @@ def fill(model: Any, files: dict[str, Entry], device: str, dtype: torch.dtype) -
             if isinstance(module, torch.nn.Linear):
                 nf4.install(module, weight)
             else:
-                setattr(module, leaf, weight)
+                module.install(leaf, weight)
         else:
             value = _read(entry, device, old.dtype)
             setattr(module, leaf, torch.nn.Parameter(value) if leaf in module._parameters else value)

@@ -142,7 +142,9 @@ def _first(order: list[int], lengths: Sequence[int], capacity: int, count: int) 
 
 
 def pad(rows: Sequence[int], lengths: Sequence[int], size: int, multiple: int = 1) -> list[Pass]:
-    """Passes of at most `size` rows, neighbours in length; empty ones fill up to a multiple of `multiple`."""
+    """Passes of at most `size` rows, neighbours in length; fewer rows each where `multiple` passes would not be filled, and
+    empty passes up to a multiple of it."""
     order = sorted(rows, key=lambda row: (-lengths[row], row))
+    size = min(size, max(1, -(-len(order) // multiple)))  # no process idles while another computes the whole step
     passes = [order[start : start + size] for start in range(0, len(order), size)]
     return passes + [[] for _ in range(-len(passes) % multiple)]

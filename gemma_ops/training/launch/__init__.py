@@ -40,6 +40,7 @@ def start(
     checks.refuse(settings, machine)
     log = journal.log_path()
     folder = log.with_suffix(".workers") if log else out.with_name(f"{out.name}.workers")
+    folder = folder.absolute()  # Ray takes no other, and its workers may start elsewhere
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     job = Job(folder, out, settings, machine, base, data, teacher)
@@ -81,8 +82,8 @@ def _follow(job: Job, launcher: subprocess.Popen[bytes]) -> dict[str, float]:
     metrics = job.result()
     if metrics is None or launcher.returncode:
         raise MachineError(
-            f"the workers of the training ended early (exit code {launcher.returncode}), after "
-            f"{job.machine.launch.restarts} restarts: see the logs in {job.folder}",
+            f"the workers of the training ended early (exit code {launcher.returncode}, launch.restarts is "
+            f"{job.machine.launch.restarts}): see the logs in {job.folder}",
             "run the same command again: it goes on from the last checkpoint; launch.restarts allows more losses",
         )
     return metrics
