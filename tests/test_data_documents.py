@@ -11,7 +11,7 @@ from gemma_ops.data import chat, documents
 from gemma_ops.data.arrow import table
 from gemma_ops.data.check import check
 from gemma_ops.data.example import Example, kind, read_rows
-from gemma_ops.data.importing import kinds
+from gemma_ops.data.importing import kinds, peek
 from gemma_ops.data.pipeline import prepare
 from gemma_ops.data.tokens import NO_LOSS, Manner, encode_rows
 from gemma_ops.errors import DataError
@@ -86,9 +86,9 @@ def test_what_cannot_be_used_is_refused(run):
 def test_files_of_plain_text_are_documents_unless_rows_lie_beside_them(tmp_path):
     for number, text in enumerate(TEXTS[:2]):
         (tmp_path / f"{number}.txt").write_text(text)
-    assert kinds(tmp_path, DataConfig()) == {"text": 2}
+    assert kinds(peek(tmp_path, DataConfig())) == {"text": 2}
     (tmp_path / "rows.jsonl").write_text(json.dumps({"prompt": "a", "completion": "b"}) + "\n")
-    assert kinds(tmp_path, DataConfig()) == {"conversation": 1}
+    assert kinds(peek(tmp_path, DataConfig())) == {"conversation": 1}
 
 
 def test_a_document_is_what_gemma_was_trained_on():

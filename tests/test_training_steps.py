@@ -111,13 +111,6 @@ def test_a_padded_pass_scores_the_same():
     assert "weights" not in one
 
 
-def test_a_filled_pass_ends_in_a_document_without_loss():
-    (one,) = Collate(packing=True, bounds=True, fill=6)([[[row([2, 10, 11], 1)]], 2.0, 3]).passes
-    assert one["input_ids"].shape == (1, 6)
-    assert one[BOUNDS] == [0, 3, 6]
-    assert one["where"].tolist() == [0, 1]
-
-
 def test_a_process_without_rows_computes_a_token_without_loss():
     for packing in (True, False):
         (one,) = Collate(packing=packing, bounds=True)([[[]], 2.0, 3]).passes

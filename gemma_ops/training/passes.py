@@ -61,14 +61,12 @@ class Rows:
 class Collate:
     """Rows of each pass to tensors; packed end to end, or padded to the right.
 
-    `bounds` sends document bounds along. `fill` makes every packed pass that long by a last document without loss, for
-    code compiled for one shape. `pad` is the id of padding.
+    `bounds` sends document bounds along. `pad` is the id of padding.
     """
 
-    def __init__(self, *, packing: bool, bounds: bool, fill: int | None = None, pad: int = 0) -> None:
+    def __init__(self, *, packing: bool, bounds: bool, pad: int = 0) -> None:
         self.packing = packing
         self.bounds = bounds
-        self.fill = fill
         self.pad = pad
 
     def __call__(self, step: list[Any]) -> Batch:
@@ -78,9 +76,7 @@ class Collate:
     def _packed(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         import torch
 
-        left = (self.fill or 0) - sum(len(row["input_ids"]) for row in rows)
-        if left > 0 or not rows:
-            rows = [*rows, _nothing(max(1, left))]
+        rows = rows or [_nothing(1)]
         lengths = [len(row["input_ids"]) for row in rows]
         starts = [0, *np.cumsum(lengths).tolist()]
         found = {
@@ -129,5 +125,5 @@ def _scored(rows: list[dict[str, Any]], starts: list[int]) -> dict[str, Any]:
 
 
 def _nothing(length: int) -> dict[str, Any]:
-    """A row without loss: for a process that has none, or to fill a pass."""
+    """A row without loss, for a process that has none."""
     return {"input_ids": np.zeros(length, dtype=np.int64), "labels": np.full(length, NO_LOSS)}

@@ -57,7 +57,6 @@ class StepTrainer(Portable, trl.SFTTrainer):  # type: ignore[misc]
         collate = self.collate(
             packing=packing,
             bounds=kernels.attention == "documents",
-            fill=layout.micro_tokens if kernels.compile == "regions" and packing else None,
             pad=self.processing_class.pad_token_id or 0,
         )
         cuda = self.args.device.type == "cuda"

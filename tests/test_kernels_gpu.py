@@ -1,0 +1,125 @@
+"""What only a GPU can show, and Triton's kernels in its interpreter where Triton is installed without one.
+
+Skipped where neither is there: torch's CPU builds come without Triton.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from gemma_ops.modeling.kernels import bodies, packed, pattern
+from gemma_ops.modeling.kernels.bodies import Runner
+
+GPU = torch.cuda.is_available()
+TRITON = importlib.util.find_spec("triton") is not None
+needs_gpu = pytest.mark.skipif(not GPU, reason="needs a GPU")
+
+
+def near(ours, theirs, limit):
+    assert ours.dtype == theirs.dtype
+    assert ours.shape == theirs.shape
+    error = (ours.float() - theirs.float()).abs().max() / (theirs.float().abs().max() + 1e-9)
+    assert error < limit, error
+
+
+def compare(device):
+    """Every Triton kernel beside its body, in both types, with strides, several rows and without weights."""
+    from gemma_ops.modeling.kernels import rowwise
+
+    torch.manual_seed(0)
+
+    def random(*shape, dtype):
+        return torch.randn(*shape, dtype=dtype, device=device)
+
+    for dtype, limit in ((torch.float32, 1e-6), (torch.bfloat16, 1e-2)):
+        for batch, tokens, width in ((1, 5, 48), (2, 3, 64)):
+            x, g, s = (random(batch, tokens, width, dtype=dtype) for _ in range(3))
+            scale = torch.tensor([0.7], dtype=dtype, device=device)
+            for weight in (random(width, dtype=dtype), None):
+                (y, rstd), (truth, other) = (room.norm(x, weight, 1e-6) for room in (rowwise, bodies))
+                near(y, truth, limit)
+                near(rstd, other, 1e-6)
+                near(rowwise.norm_backward(g, x, weight, rstd), bodies.norm_backward(g, x, weight, rstd), limit)
+                for factor in (scale, None):
+                    (y, rstd), (truth, _) = (room.add_norm(s, x, weight, factor, 1e-6) for room in (rowwise, bodies))
+                    near(y, truth, limit)
+                    pairs = (room.add_norm_backward(g, x, weight, factor, rstd) for room in (rowwise, bodies))
+                    for ours, theirs in zip(*pairs, strict=True):
+                        near(ours, theirs, limit)
+            q = random(batch, tokens, 3, 16, dtype=dtype)
+            outer = random(batch, 3, tokens, 16, dtype=dtype).transpose(1, 2)
+            cos, sin = (random(1, tokens, 16, dtype=dtype).expand(batch, -1, -1) for _ in range(2))
+            weight = random(16, dtype=dtype)
+            (y, rstd), (truth, _) = (room.rotated(q, weight, cos, sin, 1e-6) for room in (rowwise, bodies))
+            near(y, truth, limit)
+            ours, theirs = (room.rotated_backward(outer, q, weight, cos, sin, rstd)[0] for room in (rowwise, bodies))
+            near(ours, theirs, limit)
+            part = random(batch, tokens, 4, width, dtype=dtype)[:, :, 1]  # a layer's own per-layer input: strided
+            near(rowwise.geglu(x, part), bodies.geglu(x, part), limit)
+            for ours, theirs in zip(*(room.geglu_backward(g, x, part) for room in (rowwise, bodies)), strict=True):
+                near(ours, theirs, limit)
+        scores, lse = random(2, 12, 6, dtype=torch.float32), random(2, 12, 1, dtype=torch.float32)
+        outer, delta = random(2, 12, 6, dtype=dtype), random(2, 12, 1, dtype=torch.float32)
+        real = torch.ones(2, 12, 1, device=device)
+        real[1, 3] = 0
+        for one in (None, real):
+            pairs = (room.softmax_backward(scores, outer, lse, delta, one, 4, 0.7) for room in (rowwise, bodies))
+            for ours, theirs in zip(*pairs, strict=True):
+                near(ours, theirs, limit)
+
+
+@pytest.mark.skipif(not TRITON or GPU, reason="needs Triton, and no GPU")
+def test_triton_kernels_are_their_bodies_in_the_interpreter():
+    done = subprocess.run(
+        [sys.executable, "-c", "import test_kernels_gpu as t; t.compare('cpu')"],
+        env={**os.environ, "TRITON_INTERPRET": "1"}, cwd=Path(__file__).parent, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@needs_gpu
+def test_triton_kernels_are_their_bodies():
+    for _ in range(2):  # compiled, and then started directly
+        compare("cuda")
+
+
+@needs_gpu
+@pytest.mark.parametrize(("width", "window"), [(256, 512), (512, None)])
+@pytest.mark.parametrize("form", ["flash", "efficient", "mixed", "tiled"])
+@pytest.mark.parametrize("heads", [(8, 1), (16, 2)])
+def test_attention_of_packed_rows_is_that_of_each_document(form, width, window, heads):
+    if (form == "flash") != (width == 256):
+        pytest.skip("flash takes heads up to 256, the others have no window")
+    cuts = [0, 300, 301, 900, 2048]
+    torch.manual_seed(0)
+    q, k, v, g = (torch.randn(cuts[-1], n, width, device="cuda") for n in (heads[0], heads[1], heads[1], heads[0]))
+    q, k = q * width**-0.25, k * width**-0.25
+    row = pattern.documents(cuts)
+    row.cuts(1, cuts[-1])
+    object.__setattr__(row, "run", Runner(compiled=True))
+
+    def run(dtype, attend):
+        leaves = [states.to(dtype).requires_grad_() for states in (q, k, v)]
+        out = attend(*leaves)
+        return [out.detach(), *torch.autograd.grad(out, leaves, g.to(dtype))]
+
+    def truth(q, k, v):
+        from gemma_ops.modeling.kernels import banded
+
+        kept, packed.choose = packed.choose, lambda *_: None
+        try:
+            states = (one.transpose(0, 1)[None] for one in (q, k, v))
+            return banded.attend(*states, row, window, 1.0, 0.0)[0].transpose(0, 1)
+        finally:
+            packed.choose = kept
+
+    ours = run(torch.bfloat16, lambda q, k, v: getattr(packed, form)(q, k, v, row, window, 1.0))
+    for mine, theirs in zip(ours, run(torch.float32, truth), strict=True):
+        assert (mine.float() - theirs).norm() / theirs.norm() < 0.02
