@@ -63,6 +63,7 @@ def follow(there, name, *, killed, **launch):
     assert not thread.is_alive()
     if "error" in found:
         raise found["error"]
+    assert killed == any(record.get("event") == "restarted" for record in records)
     return out, found["metrics"], records
 
 
