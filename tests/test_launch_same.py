@@ -21,6 +21,7 @@ from gemma_ops.training import train
 pytestmark = pytest.mark.slow
 PACKED = {"packing": True, "max_steps": 2}
 FOUR_BITS = {"weights": "nf4", "max_steps": 2}
+PAIRS = {("e2b", "ddp"): {}, ("moe", "ddp"): PACKED, ("moe", "fsdp"): PACKED}
 WAYS = {
     "recomputed": {**PACKED, "weights": "bf16", "checkpointing": "all"},
     "uneven": {**PACKED, "batch": 47, "micro_batch": 1, "eval_every": 1, "early_stop": 1},
@@ -62,8 +63,7 @@ def two(there, half):
     entries = [
         *(
             {"name": f"{kind}-{strategy}", "base": there[kind], "strategy": strategy, "settings": settings}
-            for kind, settings in (("e2b", {}), ("moe", PACKED))
-            for strategy in ("ddp", "fsdp")
+            for (kind, strategy), settings in PAIRS.items()
         ),
         *(
             {"name": f"nf4-{strategy}", "base": there["nano"], "strategy": strategy, "settings": FOUR_BITS}
@@ -104,8 +104,7 @@ def same(out, other, rel=1e-5):
     assert norms == pytest.approx(lengths, rel=10 * rel)
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-@pytest.mark.parametrize("kind", ["e2b", "moe"])
+@pytest.mark.parametrize(("kind", "strategy"), PAIRS)
 def test_two_processes_are_one(two, one, kind, strategy):
     out = result(two[f"{kind}-{strategy}"])
     same(out, one[kind])
