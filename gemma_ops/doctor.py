@@ -47,7 +47,7 @@ class Ability:
 
     size: str
     lora: str
-    """`yes`, `tight` or `no`, for one row of 2,048 tokens at a time with recomputed activations."""
+    """`yes`, `tight` or `no`, for 2,048 tokens at a time with all layers recomputed."""
     lora_gib: float
     qlora: str
     qlora_gib: float
@@ -267,9 +267,7 @@ def _ability(key: str, device: Device) -> Ability:
     size = family.SIZES[key]
     plans = {}
     for weights in ("bf16", "nf4"):
-        train = TrainConfig(
-            weights=weights, batch=16, micro_batch=1, max_length=2048, checkpointing=True, lora=LoraConfig()
-        )
+        train = TrainConfig(weights=weights, max_length=2048, micro_tokens=2048, checkpointing="all", lora=LoraConfig())
         plans[weights] = measure(RunConfig(model=ModelConfig(base=next(iter(size.repos))), train=train), device)
     best = next((made for made in plans.values() if made.fits != "no"), None)
     c = size.shape.counts()

@@ -106,3 +106,11 @@ def test_a_plan_can_be_simulated(tmp_path, monkeypatch):
     assert done.total == pytest.approx(done.formula, rel=0.15)
     assert 0 < done.kept < done.total
     assert "GiB at the highest point" in done.lines()[0]
+
+
+def test_the_old_spelling_of_checkpointing_is_refused():
+    """`true` was once a value; as a number it would mean one layer."""
+    from pydantic import ValidationError
+
+    with pytest.raises(ValidationError):
+        TrainConfig(checkpointing=True)

@@ -68,7 +68,7 @@ class TrainConfig(Section):
     """`adamw` is fused; the 8-bit ones keep their moments in a quarter of the memory (GPU)."""
     neftune: Annotated[float, Field(gt=0)] | None = None
     """Noise added to embeddings in training (NEFTune's alpha)."""
-    checkpointing: Literal["auto", "none", "mlp", "all"] | Annotated[int, Field(ge=1)] = "auto"
+    checkpointing: Literal["auto", "none", "mlp", "all"] | Annotated[int, Field(ge=1, strict=True)] = "auto"
     """What the backward pass recomputes to save memory (never reentrant): nothing, the MLPs, all layers, or so many layers; `auto` is what the plan says fits."""
     eval_every: Annotated[int, Field(ge=1)] | None = None
     """Steps between validations; null validates at the end only."""

@@ -157,7 +157,7 @@ def measure(config: RunConfig, target: Device) -> Plan:
     shape, size = resolve(config.model.base)
     found = rows.find(config, shape.vocab)
     train = config.train
-    choice = policy.decide(shape, train, target, longest=found.longest, scored=found.scored, ple=config.machine.ple)
+    choice = policy.decide(shape, train, target, longest=found.longest, ple=config.machine.ple)
     step = choice.step
     if train.packing:
         padded, slots = _PACKED, float(step.tokens)

@@ -161,11 +161,12 @@ def _told(step: Step, layers: int) -> str:
 
 def reserve(step_parts: list[Part], *, cuda: bool) -> Part:
     """What the process takes beside tensors: on a GPU the CUDA context, cuBLAS workspaces and 5 % of the activations for
-    fragmentation; on a CPU the interpreter with torch, transformers and PEFT (0.9 GiB resident)."""
+    fragmentation; on a CPU the interpreter with torch, transformers and PEFT (0.55 GiB resident), and half of the
+    activations again, which malloc holds in pieces (fitted to `gemma-ops bench train` at both lengths)."""
     loose = sum(part.bytes for part in step_parts if part.kind == "activations")
     if cuda:
         return Part("CUDA context and fragmentation", "reserve", "", 0.6 * GIB + 0.05 * loose)
-    return Part("Python with torch and transformers", "reserve", "", 0.9 * GIB)
+    return Part("Python with torch and transformers", "reserve", "", 0.55 * GIB + 0.5 * loose)
 
 
 def parts(shape: Shape, step: Step) -> list[Part]:

@@ -42,11 +42,9 @@ class Choice:
     step: Step
 
 
-def decide(
-    shape: Shape, train: TrainConfig, device: Device, *, longest: int, scored: float = 1.0, ple: str = "auto"
-) -> Choice:
-    """The fastest way that fits `device`, whose memory is in GiB, for rows of at most `longest` tokens, a share `scored` of
-    which carries loss. What `train` and `ple` state is kept."""
+def decide(shape: Shape, train: TrainConfig, device: Device, *, longest: int, ple: str = "auto") -> Choice:
+    """The fastest way that fits `device`, whose memory is in GiB, for rows of at most `longest` tokens, all of which may
+    carry loss. What `train` and `ple` state is kept."""
     place: Place = "host" if (ple == "host" or (ple == "auto" and device.cuda)) and shape.per_layer_dim else "device"
     linears = () if train.tune == "full" else tuple(family.lora_linears(shape, train.lora.targets))
     last: Choice | None = None
@@ -59,7 +57,6 @@ def decide(
             length=longest,
             checkpointing=checkpointing,
             kernels=train.kernels,
-            scored=scored,
             ple=place,
             optimizer=train.optimizer,
             full=train.tune == "full",

@@ -17,7 +17,7 @@ from gemma_ops.planning import policy
 def settle(settings: TrainConfig, shape: Shape, tables: list[Any], device: str, *, ple: str) -> TrainConfig:
     """`settings` with `checkpointing` and, where rows are packed, `micro_tokens` decided for a model of `shape`.
 
-    `tables` hold the rows, with their `length` and how many tokens are `scored`. The choice is in the journal; it changes
+    `tables` hold the rows, with their `length`. The choice is in the journal; it changes
     speed and memory, and the result by no more than rounding.
     """
     lengths = [length for table in tables for length in table["length"]]
