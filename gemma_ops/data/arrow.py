@@ -54,7 +54,8 @@ def from_rows(rows: list[dict[str, list[int]]]) -> Any:
     made = []
     for row in rows:
         scored = sum(label != NO_LOSS for label in row["labels"][1:])
-        made.append({**row, "length": len(row["input_ids"]), "weight": 1.0, "scored": float(scored)})
+        rest = {"length": len(row["input_ids"]), "weight": 1.0, "scored": float(scored), "media": ""}
+        made.append({**row, **rest})
     return datasets.Dataset.from_list(made, features=_features())
 
 
