@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 
 import interop_tasks
+import media_rows
 import pytest
 
 from gemma_ops.errors import ConfigError, DataError
@@ -250,11 +252,12 @@ def test_rows_of_a_data_folder_are_exported_with_it(tmp_path):
     "messages",
     [
         [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}],
-        [{"role": "user", "content": [{"type": "image", "url": "x.png"}]}],
+        [{"role": "user", "content": [{"type": "image", "url": "../x.png"}]}],
     ],
 )
 def test_what_the_harness_can_t_ask_is_refused(tmp_path, messages):
     body = "metrics: [exact_match]\nprimary: exact_match\n"
+    (tmp_path / "x.png").write_bytes(media_rows.png("red", random.Random(0)))
     task = interop_tasks.write(tmp_path / "t", "t", body, [{"id": "r", "messages": messages, "reference": "d"}])
     with pytest.raises(DataError, match="row r "):
         interop.export(task.folder, "lm-eval", tmp_path / "out")

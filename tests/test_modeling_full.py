@@ -86,7 +86,7 @@ def test_trained_saved_and_merged_is_the_trained_model(kind, weights, tmp_path, 
     """From one configuration to a whole checkpoint, towers and redundant keys included, bit for bit."""
     kept = []
     save = full.save
-    monkeypatch.setattr(full, "save", lambda model, *rest: (kept.append(model), save(model, *rest))[1])
+    monkeypatch.setattr(full, "save", lambda model, *rest, **how: (kept.append(model), save(model, *rest, **how))[1])
     base, out = fetched(kind, tmp_path / "base"), tmp_path / "train"
     out.mkdir()
     settings = STEADY | {"tune": "full", "weights": weights, "max_steps": 3, "batch": 4, "micro_batch": 4}
