@@ -20,9 +20,8 @@ from gemma_ops.training.bench.spec import make
 from gemma_ops.training.steps import pack
 
 STOCK = KernelsConfig(attention="sdpa", head="trl", lora="peft", norms="eager", compile="off")
-RECORDS = json.loads(
-    (Path(__file__).parent.parent / "configs" / "benchmarks" / "h200.json").read_text(encoding="utf-8")
-)
+_FOLDER = Path(__file__).parent.parent / "configs" / "benchmarks"
+RECORDS, CPU = (json.loads((_FOLDER / f"{name}.json").read_text(encoding="utf-8")) for name in ("h200", "cpu"))
 
 
 def _step(key, weights="bf16", *, checkpointing="none", length=2048, rank=16, kernels=STOCK, **more):
@@ -133,3 +132,15 @@ def test_adapter_and_full_tuning_bytes():
     learns = counts.text - counts.per_layer_table
     assert memory.total(memory.learning(e2b, full)) == 12 * learns  # gradients and two moments; the weights are theirs
     assert memory.total(memory.weights(e2b, full)) == 4 * counts.text
+
+
+@pytest.mark.parametrize("name", CPU["measured"])
+def test_the_peak_on_a_cpu_is_known_to_ten_percent(name):
+    body = CPU["measured"][name]
+    shape = family.Shape.from_config(shapes.text("cpu"))
+    step = Step(
+        "bf16", 16, tuple(family.lora_linears(shape)), tokens=body["facts"]["tokens"],
+        length=int(body["facts"]["longest"]), scored=body["facts"]["labelled"], cuda=False,
+    )  # fmt: skip
+    found = body["arms"]["gemma-ops"]["total_bytes"]
+    assert memory.total(memory.parts(shape, step)) == pytest.approx(found, rel=0.10)

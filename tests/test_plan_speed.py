@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from test_plan_memory import RECORDS, STOCK, recorded
+from test_plan_memory import CPU, RECORDS, STOCK, recorded
 
 from gemma_ops import devices, family
 from gemma_ops.config import KernelsConfig, RunConfig
 from gemma_ops.planning import rows, speed
 from gemma_ops.planning.memory import Step
+from gemma_ops.training.bench import shapes
 
 
 def _step(key, weights="bf16", *, checkpointing="none", length=2048, kernels=STOCK):
@@ -111,3 +112,19 @@ def test_padding_costs_time():
         for padded in (1.0, 2.8)
     )
     assert tight > 2 * loose
+
+
+@pytest.mark.parametrize("name", CPU["measured"])
+def test_tokens_per_second_of_a_cpu_are_known_to_a_quarter(name):
+    """One core of the record's processor, as `devices.processor` would describe it."""
+    body = CPU["measured"][name]
+    shape, facts = family.Shape.from_config(shapes.text("cpu")), body["facts"]
+    step = Step(
+        "bf16", 16, tuple(family.lora_linears(shape)), tokens=facts["tokens"],
+        length=int(facts["longest"]), scored=facts["labelled"], cuda=False,
+    )  # fmt: skip
+    core = devices.Device("cpu", "one core", 8, 0.33, 0.5, 10.0, None, cuda=False)
+    made = speed.speed(
+        shape, step, core, slots=facts["tokens"], context=facts["context"], scored=facts["labelled"], padded=1.0
+    )
+    assert made.tokens_per_second == pytest.approx(body["arms"]["gemma-ops"]["tokens_per_second"], rel=0.25)

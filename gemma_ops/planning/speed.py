@@ -25,8 +25,8 @@ _TRAFFIC = 0.85
 """Share of the memory bandwidth that elementwise kernels reach."""
 _DEQUANT = 4.0 + NF4
 """Bytes moved to turn one 4-bit parameter into bf16 and read it once."""
-_FLOAT32 = 8
-"""How many times slower a GPU multiplies in float32, without tensor cores."""
+_FLOAT32 = {True: 8, False: 4}
+"""How many times slower a GPU multiplies in float32, without tensor cores, and a processor without its bf16 units."""
 
 
 @dataclass(frozen=True)
@@ -131,8 +131,8 @@ def speed(
         scored = 1.0  # without Triton the fused head scores prompts and padding too
     amount = work(shape, step, context=context, scored=scored)
     rate = device.peak * 1e12 * device.sustained
-    if device.cuda and step.weights == "fp32":
-        rate /= _FLOAT32
+    if step.weights == "fp32":
+        rate /= _FLOAT32[device.cuda]
     bytes_per_second = device.bandwidth * 1e9 * _TRAFFIC
     again = step.recomputed(len(shape.layers)) / len(shape.layers)
     passes = 2 + again
