@@ -54,3 +54,18 @@ def shared_data():
     if not folder.is_dir():
         pytest.skip("no real data here: set GEMMA_OPS_DATA to a folder with banking77/ and gsm8k/")
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """A function from a kind of `tiny_media` to its saved checkpoint, made once."""
+    import tiny_media
+
+    made = {}
+
+    def make(kind):
+        if kind not in made:
+            made[kind] = tiny_media.save(kind, tmp_path_factory.mktemp(kind))
+        return made[kind]
+
+    return make

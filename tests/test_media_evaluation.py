@@ -27,18 +27,6 @@ from gemma_ops.targets import open_target
 CPU = MachineConfig(device="cpu", mlflow=None)
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    made = {}
-
-    def make(kind):
-        if kind not in made:
-            made[kind] = tiny_media.save(kind, tmp_path_factory.mktemp(kind))
-        return made[kind]
-
-    return make
-
-
 def questions(folder, *, audio):
     """Prompts with images, a sound, and words only, of different lengths."""
     draw = random.Random(4)

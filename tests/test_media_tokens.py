@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny_media
 import torch
 from media_rows import COLOURS, encoded, png, tone, wav
 from PIL import Image
@@ -33,18 +32,6 @@ from gemma_ops.family.media import BUDGETS, LONGEST, Pictures, Senses, Sounds, W
 from gemma_ops.modeling.media import Perceiver, join
 
 ANSWER = {"role": "assistant", "content": "red"}
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    made = {}
-
-    def make(kind):
-        if kind not in made:
-            made[kind] = tiny_media.save(kind, tmp_path_factory.mktemp(kind))
-        return made[kind]
-
-    return make
 
 
 def transformers_processor(folder, module=processing_gemma4):

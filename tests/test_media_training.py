@@ -34,18 +34,6 @@ SETTINGS = TrainConfig(
 )
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    made = {}
-
-    def make(kind):
-        if kind not in made:
-            made[kind] = tiny_media.save(kind, tmp_path_factory.mktemp(kind))
-        return made[kind]
-
-    return make
-
-
 def mixed(folder, *, audio=True):
     """Rows with two images, with a sound, and with words only."""
     draw = random.Random(7)

@@ -12,6 +12,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from gemma_ops import journal
+from gemma_ops.config import TrainConfig
 from gemma_ops.data import chat, example, parts
 from gemma_ops.data.tokens import Manner
 from gemma_ops.errors import OpsError
@@ -48,6 +49,20 @@ def write_record(state: Any, path: Path) -> None:
             kept = {key: value for key, value in entry.items() if key not in _LEFT_OUT}
             if kept.keys() - {"step", "epoch"}:
                 file.write(json.dumps({"step": kept.pop("step"), **dict(sorted(kept.items()))}) + "\n")
+
+
+def validated(state: Any, settings: TrainConfig) -> dict[str, Any] | None:
+    """The validation of the last step, where there was one and no earlier adapter was taken instead."""
+    if settings.early_stop:
+        return None
+    return next(
+        (
+            entry
+            for entry in reversed(state.log_history)
+            if any(key.startswith("eval_") for key in entry) and entry["step"] == state.global_step
+        ),
+        None,
+    )
 
 
 def prompts(path: Path, tokenizer: Any, count: int, manner: Manner, media: Media | None = None) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gemma_ops.config import TrainConfig
+from gemma_ops.training.launch.sharded import whole
 from gemma_ops.training.neftune import Noise
 
 
@@ -74,7 +75,7 @@ def _loss(
 
     from gemma_ops.modeling import kernels
 
-    head, softcap = full(model.lm_head.weight), model.config.get_text_config().final_logit_softcapping
+    head, softcap = whole(model.lm_head.weight), model.config.get_text_config().final_logit_softcapping
     common = {"softcap": softcap, "divisor": divisor, "weights": weights}
     if settings.method == "distill":
         with torch.no_grad():
@@ -111,8 +112,3 @@ def _by_trl(hidden: Any, head: Any, targets: Any, softcap: Any, divisor: float, 
     ]
     each = -found * found.exp().detach() if dft else -found
     return (each if weights is None else each * weights).sum() / divisor
-
-
-def full(weight: Any) -> Any:
-    """A parameter as one tensor, gathered where it is spread over processes."""
-    return weight.full_tensor() if hasattr(weight, "full_tensor") else weight

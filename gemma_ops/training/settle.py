@@ -12,27 +12,42 @@ from gemma_ops.config.methods import REINFORCE
 from gemma_ops.devices import GIB, Device
 from gemma_ops.family import Shape
 from gemma_ops.planning import policy
+from gemma_ops.training.steps import Layout
 
 
 def settle(settings: TrainConfig, shape: Shape, tables: list[Any], device: str, *, ple: str) -> TrainConfig:
     """`settings` with `checkpointing` and, where rows are packed, `micro_tokens` decided for a model of `shape`.
 
-    `tables` hold the rows, with their `length`. The choice is in the journal; it changes
+    `tables` hold the rows, with their `length`: of `grpo` and `rloo` the prompts'. The choice is in the journal; it changes
     speed and memory, and the result by no more than rounding.
     """
     lengths = [length for table in tables for length in table["length"]]
-    choice = policy.decide(
-        shape,
-        settings,
-        here(device),
-        longest=max(lengths),
-        ple=ple,
-    )
+    choice = policy.decide(shape, settings, here(device), longest=max(lengths), ple=ple)
     journal.record(
         pass_tokens=choice.tokens, checkpointing=choice.checkpointing, per_layer_table=choice.ple, fits=choice.fits
     )
     micro = {"micro_tokens": choice.tokens} if settings.packing and settings.method not in REINFORCE else {}
     return settings.model_copy(update={"checkpointing": choice.checkpointing, **micro})
+
+
+def recompute(settings: TrainConfig) -> Any:
+    """What `kernels.install` makes again: settled, or nothing where nobody has asked the plan."""
+    return "none" if settings.checkpointing == "auto" else settings.checkpointing
+
+
+def layout(
+    settings: TrainConfig, rows: Any, device: str, *, rank: int = 0, world: int = 1, packs: bool = True
+) -> Layout:
+    """How rows with a table `train` become steps on this machine; `packs` says whether this model can read rows end to end."""
+    return Layout(
+        batch=settings.batch,
+        batch_tokens=settings.batch_tokens,
+        micro_tokens=settings.micro_tokens or max(*rows.train["length"], policy.USUAL[device != "cpu"]),
+        micro_batch=None if settings.packing and packs else settings.micro_batch,
+        seed=settings.seed,
+        rank=rank,
+        world=world,
+    )
 
 
 def shape_of(folder: Path) -> Shape:

@@ -26,13 +26,12 @@ from gemma_ops.modeling.source import checkpoint
 from gemma_ops.training import head, media_sft
 from gemma_ops.training import teacher as teaching
 from gemma_ops.training.arguments import sft_arguments
-from gemma_ops.training.follow import Follow, last_checkpoint, prompts, write_record
+from gemma_ops.training.follow import Follow, last_checkpoint, prompts, validated, write_record
 from gemma_ops.training.launch import strategy
 from gemma_ops.training.launch.sharded import full_state
 from gemma_ops.training.launch.world import barrier, local_device, main_first, on_main
 from gemma_ops.training.media_sft import Media
-from gemma_ops.training.settle import settle, shape_of
-from gemma_ops.training.steps import Layout
+from gemma_ops.training.settle import layout, recompute, settle, shape_of
 
 
 def train(
@@ -77,7 +76,7 @@ def train(
     barrier()
     start = last_checkpoint(work)
     trainer.train(resume_from_checkpoint=str(start) if start else None)
-    final = _validated(trainer, settings) or trainer.evaluate() if len(rows.valid) else {}
+    final = validated(trainer.state, settings) or trainer.evaluate() if len(rows.valid) else {}
     if settings.tune == "full":
         full.save(model, out / full.FOLDER, folder, described, write=on_main())
     else:
@@ -132,13 +131,9 @@ def equip(model: Any, settings: TrainConfig) -> Any:
     """A model with the kernels and the head that training runs on."""
     from gemma_ops.modeling import kernels
 
-    kernels.install(model, settings.kernels, recompute=_recompute(settings))
+    kernels.install(model, settings.kernels, recompute=recompute(settings))
     head.install(model, settings)
     return model
-
-
-def _recompute(settings: TrainConfig) -> Any:
-    return "none" if settings.checkpointing == "auto" else settings.checkpointing
 
 
 @dataclass
@@ -168,23 +163,6 @@ def tokenized(
             "raise train.max_length; `gemma-ops data check` shows the rows",
         )
     return Tokenized(train_rows, valid_rows, cut, manner)
-
-
-def layout(
-    settings: TrainConfig, rows: Tokenized, device: str, *, rank: int = 0, world: int = 1, packs: bool = True
-) -> Layout:
-    """How the rows become steps on this machine; `packs` says whether this model can read rows end to end."""
-    longest = max(rows.train["length"])
-    usual = 4096 if device == "cpu" else 8192  # of a pass: a processor's caches, a GPU's launches
-    return Layout(
-        batch=settings.batch,
-        batch_tokens=settings.batch_tokens,
-        micro_tokens=settings.micro_tokens or max(longest, usual),
-        micro_batch=None if settings.packing and packs else settings.micro_batch,
-        seed=settings.seed,
-        rank=rank,
-        world=world,
-    )
 
 
 def make_trainer(
@@ -233,14 +211,3 @@ def make_trainer(
         if parameter.requires_grad:
             parameter.data = parameter.data.to(torch.float32)
     return trainer
-
-
-def _validated(trainer: Any, settings: TrainConfig) -> dict[str, Any] | None:
-    """The validation of the last step, where there was one and no earlier adapter was taken instead."""
-    if settings.early_stop:
-        return None
-    state = trainer.state
-    return next(
-        (entry for entry in reversed(state.log_history) if "eval_loss" in entry and entry["step"] == state.global_step),
-        None,
-    )

@@ -21,9 +21,8 @@ from gemma_ops.modeling.load import load_model, load_tokenizer, pick_device
 from gemma_ops.modeling.source import checkpoint
 from gemma_ops.training import media_sft
 from gemma_ops.training.arguments import build, common
-from gemma_ops.training.follow import Follow, last_checkpoint, prompts, write_record
-from gemma_ops.training.settle import settle, shape_of
-from gemma_ops.training.steps import Layout
+from gemma_ops.training.follow import Follow, last_checkpoint, prompts, validated, write_record
+from gemma_ops.training.settle import layout, recompute, settle, shape_of
 
 RATE = 0.1
 """Peak learning rate as a share of the supervised one, for methods that move a model which answers already."""
@@ -62,9 +61,7 @@ def train(out: Path, settings: TrainConfig, machine: MachineConfig, *, base: Pat
     usual = size.learning_rate if size else family.DEFAULT_LEARNING_RATE
     rate = settings.learning_rate or usual * (1.0 if settings.method == "reward" else RATE)
 
-    drawn = settings.reinforce.max_new_tokens if settings.method in REINFORCE else 0
-    lengths = [{"length": [length + drawn for length in table["length"]]} for table in (rows.train, rows.valid)]
-    settings = settle(settings, shape_of(folder), lengths, device, ple=machine.ple)
+    settings = settle(settings, shape_of(folder), [rows.train, rows.valid], device, ple=machine.ple)
     model = load(folder, settings, machine, device)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     shown = (
@@ -76,7 +73,7 @@ def train(out: Path, settings: TrainConfig, machine: MachineConfig, *, base: Pat
 
     start = last_checkpoint(work)
     trainer.train(resume_from_checkpoint=str(start) if start else None)
-    final = _validated(trainer, settings) or trainer.evaluate() if len(rows.valid) else {}
+    final = validated(trainer.state, settings) or trainer.evaluate() if len(rows.valid) else {}
     adapters.save(model, out / "adapter", described["id"], described["revision"])
     if settings.method == "reward":
         reward.save_score(model, out / "adapter")
@@ -94,8 +91,7 @@ def load(folder: Path, settings: TrainConfig, machine: MachineConfig, device: st
     model = adapters.attach(model, settings.lora, settings.seed)
     if settings.method == "reward":
         model.get_base_model().score.requires_grad_(requires_grad=True)
-    recompute = "none" if settings.checkpointing == "auto" else settings.checkpointing
-    kernels.install(model, settings.kernels, recompute=recompute)
+    kernels.install(model, settings.kernels, recompute=recompute(settings))
     return model
 
 
@@ -150,14 +146,14 @@ def _dpo(model: Any, settings: TrainConfig, rows: Tables, keys: dict[str, Any], 
     from gemma_ops.training.methods.reference import starts_at_base
 
     args = build(dpo.CONFIG, settings, keys | dpo.owned(settings, tabled=not starts_at_base(model)))
-    return dpo.DPO(args=args, layout=layout(settings, rows, args), **given)
+    return dpo.DPO(args=args, layout=_layout(settings, rows, args), **given)
 
 
 def _orpo(model: Any, settings: TrainConfig, rows: Tables, keys: dict[str, Any], given: dict[str, Any]) -> Any:
     from gemma_ops.training.methods import orpo
 
     args = build(orpo.CONFIG, settings, keys | orpo.owned(settings), orpo.KNOWN)
-    return orpo.ORPO(args=args, layout=layout(settings, rows, args), **given)
+    return orpo.ORPO(args=args, layout=_layout(settings, rows, args), **given)
 
 
 def _kto(model: Any, settings: TrainConfig, rows: Tables, keys: dict[str, Any], given: dict[str, Any]) -> Any:
@@ -165,14 +161,14 @@ def _kto(model: Any, settings: TrainConfig, rows: Tables, keys: dict[str, Any], 
     from gemma_ops.training.methods.reference import starts_at_base
 
     args = build(kto.CONFIG, settings, keys | kto.owned(settings, tabled=not starts_at_base(model)))
-    return kto.KTO(args=args, layout=layout(settings, rows, args), **given)
+    return kto.KTO(args=args, layout=_layout(settings, rows, args), **given)
 
 
 def _reward(model: Any, settings: TrainConfig, rows: Tables, keys: dict[str, Any], given: dict[str, Any]) -> Any:
     from gemma_ops.training.methods import reward as method
 
     args = build(method.CONFIG, settings, keys | method.owned(settings))
-    return method.Reward(args=args, layout=layout(settings, rows, args), **given)
+    return method.Reward(args=args, layout=_layout(settings, rows, args), **given)
 
 
 def _grpo(model: Any, settings: TrainConfig, rows: Tables, keys: dict[str, Any], given: dict[str, Any]) -> Any:
@@ -207,33 +203,8 @@ def _world() -> int:
     return int(PartialState().num_processes)
 
 
-def layout(settings: TrainConfig, rows: Tables, args: Any) -> Layout:
-    """How the rows become steps on this machine."""
-    longest = max(rows.train["length"])
-    usual = 4096 if args.device.type == "cpu" else 8192
-    return Layout(
-        batch=settings.batch,
-        micro_tokens=settings.micro_tokens or max(longest, usual),
-        micro_batch=None if settings.packing else settings.micro_batch,
-        seed=settings.seed,
-        rank=args.process_index,
-        world=args.world_size,
-    )
-
-
-def _validated(trainer: Any, settings: TrainConfig) -> dict[str, Any] | None:
-    """The validation of the last step, where there was one and no earlier adapter was taken instead."""
-    if settings.early_stop:
-        return None
-    state = trainer.state
-    return next(
-        (
-            entry
-            for entry in reversed(state.log_history)
-            if any(key.startswith("eval_") for key in entry) and entry["step"] == state.global_step
-        ),
-        None,
-    )
+def _layout(settings: TrainConfig, rows: Tables, args: Any) -> Any:
+    return layout(settings, rows, args.device.type, rank=args.process_index, world=args.world_size)
 
 
 def _metrics(state: Any, final: dict[str, Any], rows: Tables, rate: float, trainable: int) -> dict[str, float]:

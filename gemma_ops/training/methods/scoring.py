@@ -15,7 +15,7 @@ import types
 from typing import Any
 
 from gemma_ops.config.methods import REINFORCE
-from gemma_ops.training.head import full
+from gemma_ops.training.launch.sharded import whole
 from gemma_ops.training.passes import BOUNDS
 
 DROPPED = ("entropy", "logits/chosen", "logits/rejected")
@@ -58,7 +58,7 @@ class Scoring:
         wanted = labels[:, 1:] != -100
         hidden = self._hidden(base, input_ids, attention_mask.bool(), wanted, kwargs)
         softcap = base.config.get_text_config().final_logit_softcapping
-        found = self._scored(hidden, full(base.lm_head.weight), labels[:, 1:][wanted], softcap)
+        found = self._scored(hidden, whole(base.lm_head.weight), labels[:, 1:][wanted], softcap)
         # Scattering keeps a batch without a single label connected to the model: it gives a zero with a gradient.
         fields: list[Any] = [None if x is None else x.new_zeros(wanted.shape).masked_scatter(wanted, x) for x in found]
         log_probs, entropy, log_sum_sq_probs, mean_logits, is_top1 = fields
