@@ -114,9 +114,9 @@ def rotated(x: Tensor, weight: Tensor | None, cos: Tensor, sin: Tensor, eps: flo
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
     rstd = x.new_empty((*x.shape[:-1], 1), dtype=torch.float32)
     pointers = x, x if weight is None else weight, cos, sin, y, rstd
-    numbers = tokens, heads, *x.stride()[:3], cos.stride(0), eps
-    constants = width // 2, _block(width // 2), weight is not None
-    _launch(triton_bodies.rotated, (batch * tokens * heads, 1, 1), pointers, numbers, constants)
+    numbers = rstd.numel(), tokens, heads, *x.stride()[:3], cos.stride(0), eps
+    grid, constants = _heads(rstd.numel(), width // 2, weight is not None)
+    _launch(triton_bodies.rotated, grid, pointers, numbers, constants)
     return y, rstd
 
 
@@ -130,10 +130,16 @@ def rotated_backward(
     cos, sin = (_angles(angle, batch, tokens) for angle in (cos, sin))
     by_x = torch.empty_like(x, memory_format=torch.contiguous_format)
     pointers = outer, x, x if weight is None else weight, cos, sin, rstd, by_x
-    numbers = tokens, heads, *outer.stride()[:3], *x.stride()[:3], cos.stride(0)
-    constants = width // 2, _block(width // 2), weight is not None
-    _launch(triton_bodies.rotated_backward, (batch * tokens * heads, 1, 1), pointers, numbers, constants)
+    numbers = rstd.numel(), tokens, heads, *outer.stride()[:3], *x.stride()[:3], cos.stride(0)
+    grid, constants = _heads(rstd.numel(), width // 2, weight is not None)
+    _launch(triton_bodies.rotated_backward, grid, pointers, numbers, constants)
     return by_x, None
+
+
+def _heads(count: int, half: int, weighed: bool) -> tuple[tuple[int, int, int], tuple[Any, ...]]:
+    """The grid and the constants of a kernel for so many heads: some of them to a program, or its threads idle."""
+    rows = max(1, _PIECE // _block(half))
+    return (-(-count // rows), 1, 1), (half, _block(half), weighed, rows)
 
 
 def _angles(angle: Tensor, batch: int, tokens: int) -> Tensor:

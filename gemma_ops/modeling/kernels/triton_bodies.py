@@ -1,6 +1,6 @@
 """Triton kernels of the bodies in `bodies`; `rowwise` calls them. Arguments: tensors, then numbers, then constants.
 
-A program handles one row, or one head of one token; sums are float32, and results are rounded once.
+A program handles one row, or some heads of tokens; sums are float32, and results are rounded once.
 """
 
 from __future__ import annotations
@@ -79,48 +79,48 @@ def add_norm_backward(  # type: ignore[no-untyped-def]
 
 @triton.jit  # type: ignore[untyped-decorator]
 def rotated(  # type: ignore[no-untyped-def]
-    x, w, cos, sin, y, r, tokens, heads, b_stride, t_stride, h_stride, p_stride, eps,
-    HALF: tl.constexpr, BLOCK: tl.constexpr, WEIGHT: tl.constexpr,
+    x, w, cos, sin, y, r, count, tokens, heads, b_stride, t_stride, h_stride, p_stride, eps,
+    HALF: tl.constexpr, BLOCK: tl.constexpr, WEIGHT: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64)
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     token, head = row // heads, row % heads
-    at = tl.arange(0, BLOCK)
-    inside = at < HALF
-    start = x + (token // tokens) * b_stride + (token % tokens) * t_stride + head * h_stride
-    first = tl.load(start + at, mask=inside, other=0.0).to(tl.float32)
-    second = tl.load(start + HALF + at, mask=inside, other=0.0).to(tl.float32)
-    rstd = tl.rsqrt((tl.sum(first * first, 0) + tl.sum(second * second, 0)) / (2 * HALF) + eps)
-    tl.store(r + row, rstd)
-    first, second = first * rstd, second * rstd
+    at = tl.arange(0, BLOCK)[None, :]
+    inside = (row < count)[:, None] & (at < HALF)
+    start = x + ((token // tokens) * b_stride + (token % tokens) * t_stride + head * h_stride)[:, None] + at
+    first = tl.load(start, mask=inside, other=0.0).to(tl.float32)
+    second = tl.load(start + HALF, mask=inside, other=0.0).to(tl.float32)
+    rstd = tl.rsqrt((tl.sum(first * first, 1) + tl.sum(second * second, 1)) / (2 * HALF) + eps)
+    tl.store(r + row, rstd, mask=row < count)
+    first, second = first * rstd[:, None], second * rstd[:, None]
     if WEIGHT:
-        first = first * tl.load(w + at, mask=inside, other=0.0).to(tl.float32)
-        second = second * tl.load(w + HALF + at, mask=inside, other=0.0).to(tl.float32)
-    place = token * p_stride + at
+        first = first * tl.load(w + at, mask=at < HALF, other=0.0).to(tl.float32)
+        second = second * tl.load(w + HALF + at, mask=at < HALF, other=0.0).to(tl.float32)
+    place = (token * p_stride)[:, None] + at
     cos_first = tl.load(cos + place, mask=inside, other=0.0).to(tl.float32)
     cos_second = tl.load(cos + place + HALF, mask=inside, other=0.0).to(tl.float32)
     sin_first = tl.load(sin + place, mask=inside, other=0.0).to(tl.float32)
     sin_second = tl.load(sin + place + HALF, mask=inside, other=0.0).to(tl.float32)
-    target = y + row * (2 * HALF) + at
+    target = y + (row * (2 * HALF))[:, None] + at
     tl.store(target, (first * cos_first - second * sin_first).to(y.dtype.element_ty), mask=inside)
     tl.store(target + HALF, (second * cos_second + first * sin_second).to(y.dtype.element_ty), mask=inside)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
 def rotated_backward(  # type: ignore[no-untyped-def]
-    g, x, w, cos, sin, r, out, tokens, heads,
+    g, x, w, cos, sin, r, out, count, tokens, heads,
     gb_stride, gt_stride, gh_stride, b_stride, t_stride, h_stride, p_stride,
-    HALF: tl.constexpr, BLOCK: tl.constexpr, WEIGHT: tl.constexpr,
+    HALF: tl.constexpr, BLOCK: tl.constexpr, WEIGHT: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64)
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     token, head = row // heads, row % heads
     batch, place = token // tokens, token % tokens
-    at = tl.arange(0, BLOCK)
-    inside = at < HALF
-    rstd = tl.load(r + row)
-    outer = g + batch * gb_stride + place * gt_stride + head * gh_stride + at
+    at = tl.arange(0, BLOCK)[None, :]
+    inside = (row < count)[:, None] & (at < HALF)
+    rstd = tl.load(r + row, mask=row < count, other=0.0)[:, None]
+    outer = g + (batch * gb_stride + place * gt_stride + head * gh_stride)[:, None] + at
     g_first = tl.load(outer, mask=inside, other=0.0).to(tl.float32)
     g_second = tl.load(outer + HALF, mask=inside, other=0.0).to(tl.float32)
-    angle = token * p_stride + at
+    angle = (token * p_stride)[:, None] + at
     cos_first = tl.load(cos + angle, mask=inside, other=0.0).to(tl.float32)
     cos_second = tl.load(cos + angle + HALF, mask=inside, other=0.0).to(tl.float32)
     sin_first = tl.load(sin + angle, mask=inside, other=0.0).to(tl.float32)
@@ -128,13 +128,13 @@ def rotated_backward(  # type: ignore[no-untyped-def]
     first = g_first * cos_first + g_second * sin_second
     second = g_second * cos_second - g_first * sin_first
     if WEIGHT:
-        first = first * tl.load(w + at, mask=inside, other=0.0).to(tl.float32)
-        second = second * tl.load(w + HALF + at, mask=inside, other=0.0).to(tl.float32)
-    start = x + batch * b_stride + place * t_stride + head * h_stride + at
+        first = first * tl.load(w + at, mask=at < HALF, other=0.0).to(tl.float32)
+        second = second * tl.load(w + HALF + at, mask=at < HALF, other=0.0).to(tl.float32)
+    start = x + (batch * b_stride + place * t_stride + head * h_stride)[:, None] + at
     unit_first = tl.load(start, mask=inside, other=0.0).to(tl.float32) * rstd
     unit_second = tl.load(start + HALF, mask=inside, other=0.0).to(tl.float32) * rstd
-    mean = (tl.sum(first * unit_first, 0) + tl.sum(second * unit_second, 0)) / (2 * HALF)
-    target = out + row * (2 * HALF) + at
+    mean = ((tl.sum(first * unit_first, 1) + tl.sum(second * unit_second, 1)) / (2 * HALF))[:, None]
+    target = out + (row * (2 * HALF))[:, None] + at
     tl.store(target, ((first - unit_first * mean) * rstd).to(out.dtype.element_ty), mask=inside)
     tl.store(target + HALF, ((second - unit_second * mean) * rstd).to(out.dtype.element_ty), mask=inside)
 
