@@ -14,6 +14,7 @@ its longer addresses. bitsandbytes' kernels flush products below 1.2e-38 to zero
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -68,7 +69,7 @@ def dequantize(packed: Tensor, state: Any) -> Tensor:
 
 def fits(packed: Tensor, state: Any) -> bool:
     """Whether `dequantize` can read this: nf4 in blocks of 64, whose scales are bytes in blocks of 256."""
-    nested = state.state2
+    nested, count = state.state2, math.prod(state.shape)
     return (
         nested is not None
         and state.quant_type == "nf4"
@@ -82,6 +83,6 @@ def fits(packed: Tensor, state: Any) -> bool:
         and packed.data_ptr() % 4 == 0
         and packed.is_contiguous()
         and packed.shape[0] != 1
-        and packed.numel() * packed.element_size() * 2 == state.shape.numel()
-        and state.shape.numel() % WORD == 0
+        and packed.numel() * packed.element_size() * 2 == count
+        and count % WORD == 0
     )
