@@ -21,3 +21,6 @@ class KernelsConfig(Section):
     compile: Literal["auto", "off", "regions"] = "auto"
     """`regions` compiles what lies between a layer's products (fused norms, rotary embedding, GeGLU, softmax); `auto` does so
     on a GPU, where each of them would be many kernels, and not on a CPU, where compiling takes longer than it saves."""
+    graphs: Literal["auto", "off"] = "auto"
+    """`auto` records the layers of a pass as CUDA graphs, where adapters learn on one GPU, and replays them: a small model's
+    kernels take longer to launch than to run."""

@@ -29,7 +29,7 @@ from gemma_ops.training.arguments import sft_arguments
 from gemma_ops.training.follow import Follow, last_checkpoint, prompts, validated, write_record
 from gemma_ops.training.launch import strategy
 from gemma_ops.training.launch.sharded import full_state
-from gemma_ops.training.launch.world import barrier, local_device, main_first, on_main
+from gemma_ops.training.launch.world import barrier, local_device, main_first, on_main, world
 from gemma_ops.training.media_sft import Media
 from gemma_ops.training.settle import layout, recompute, settle, shape_of
 
@@ -131,7 +131,8 @@ def equip(model: Any, settings: TrainConfig) -> Any:
     """A model with the kernels and the head that training runs on."""
     from gemma_ops.modeling import kernels
 
-    kernels.install(model, settings.kernels, recompute=recompute(settings))
+    replay = settings.tune == "lora" and world().size == 1
+    kernels.install(model, settings.kernels, recompute=recompute(settings), replay=replay)
     head.install(model, settings)
     return model
 

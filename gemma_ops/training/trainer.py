@@ -95,6 +95,7 @@ class StepTrainer(Portable, trl.SFTTrainer):  # type: ignore[misc]
                 loss = self._score(model, arguments, inputs.divisor).loss * world
                 self.accelerator.backward(loss)
             total += loss.detach()
+            del loss  # its graph would bind the adapters' gradients to this stream while the next pass is recorded
         self.seen += inputs.tokens
         self._metrics["train"]["num_tokens"] = [self.seen]
         return total

@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from gemma_ops.config.kernels import KernelsConfig
 from gemma_ops.modeling.kernels import attention, layers
 from gemma_ops.modeling.kernels.bodies import Runner
+from gemma_ops.modeling.kernels.graphs import Graphs
 from gemma_ops.modeling.kernels.layers import Using
 
 Recompute = Literal["none", "mlp", "all"] | int
@@ -60,11 +61,12 @@ def text_of(model: Any) -> Any:
     return getattr(inner, "language_model", inner)
 
 
-def install(model: Any, settings: KernelsConfig, *, recompute: Recompute = "none") -> Any:
+def install(model: Any, settings: KernelsConfig, *, recompute: Recompute = "none", replay: bool = False) -> Any:
     """Put the kernels that `settings` names on a Gemma 4, plain or under PEFT, and return it.
 
     `recompute` is what the backward pass makes again: nothing, the MLPs' gate and up, all decoder layers, or the first
-    so many. Installing again replaces what was installed.
+    so many. `replay` lets passes be recorded as CUDA graphs where `settings` and the device allow it; a pass must end with
+    its backward pass before the next begins. Installing again replaces what was installed.
     """
     uninstall(model)
     base, text = base_of(model), text_of(model)
@@ -84,6 +86,8 @@ def install(model: Any, settings: KernelsConfig, *, recompute: Recompute = "none
     for layer in text.layers[:chosen]:
         done.attribute(layer, "gradient_checkpointing", True)
         done.attribute(layer, "_gradient_checkpointing_func", again)
+    if replay and settings.graphs == "auto" and _replays(text, settings):
+        done.method(text, "forward", Graphs(text, using.run).forward(type(text).forward))
     base.__dict__[_MARK] = done
     return model
 
@@ -143,12 +147,23 @@ def _put_layers(text: Any, done: Installed, using: Using) -> None:
             done.method(layer, "forward", layers.layer_forward(using))
         if using.lora or using.norms or using.recompute_mlp:
             done.method(layer.mlp, "forward", layers.mlp_forward(using))
-        if using.recompute_mlp and hasattr(layer, "experts"):
-            done.method(layer.experts, "forward", layers.experts_forward(type(layer.experts).forward))
+        if (using.lora or using.recompute_mlp) and hasattr(layer, "experts"):
+            done.method(layer.experts, "forward", layers.experts_forward(type(layer.experts).forward, using))
     if using.norms:
         for module in text.modules():
             if type(module).__name__ in ("Gemma4RMSNorm", "Gemma4UnifiedRMSNorm"):
                 done.method(module, "forward", layers.norm_forward(using))
+
+
+def _replays(text: Any, settings: KernelsConfig) -> bool:
+    """Whether the layers of this model launch the same kernels in every pass, on this device."""
+    trainable = [parameter for parameter in text.parameters() if parameter.requires_grad]
+    return (
+        (settings.attention, settings.lora, settings.norms) == ("documents", "fused", "fused")
+        and bool(trainable)
+        and all(parameter.is_cuda for parameter in trainable)
+        and not _draws(text)
+    )
 
 
 def _draws(text: Any) -> bool:

@@ -19,6 +19,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from gemma_ops.modeling.kernels import elementwise, lora
 from gemma_ops.modeling.kernels.bodies import Runner
+from gemma_ops.modeling.kernels.mixture import mixture
 from gemma_ops.modeling.kernels.mlp import mlp
 
 ACTIVATION = "gelu_pytorch_tanh"
@@ -179,13 +180,17 @@ def layer_forward(using: Using) -> Callable[..., Any]:
     return forward
 
 
-def experts_forward(original: Callable[..., Any]) -> Callable[..., Any]:
-    """Of a mixture's experts, made again in the backward pass."""
+def experts_forward(original: Callable[..., Any], using: Using) -> Callable[..., Any]:
+    """Of a mixture's experts; with `recompute_mlp` they are made again in the backward pass."""
 
-    def forward(self: Any, *args: Any) -> Any:
-        if not torch.is_grad_enabled():
-            return original(self, *args)
-        return checkpoint(original, self, *args, use_reentrant=False, preserve_rng_state=False)
+    def forward(self: Any, hidden: Tensor, index: Tensor, weights: Tensor) -> Any:
+        if using.lora and using.gelu:
+            found = mixture(self, hidden, index, weights, using.run, recompute=using.recompute_mlp)
+            if found is not None:
+                return found
+        if not (using.recompute_mlp and torch.is_grad_enabled()):
+            return original(self, hidden, index, weights)
+        return checkpoint(original, self, hidden, index, weights, use_reentrant=False, preserve_rng_state=False)
 
     return forward
 

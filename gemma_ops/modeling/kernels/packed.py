@@ -19,6 +19,7 @@ from torch import Tensor
 
 from gemma_ops.modeling.kernels import tiles
 from gemma_ops.modeling.kernels.pattern import Pattern
+from gemma_ops.modeling.kernels.slots import Fixed
 
 FLASH_WIDTH = 256
 """Widest heads of the flash kernel."""
@@ -57,6 +58,8 @@ def choose(query: Tensor, key: Tensor, pattern: Pattern, window: int | None) -> 
     longest = pattern.longest(key.shape[0], key.shape[2])
     if window is not None and window < longest:
         return None
+    if isinstance(pattern, Fixed):  # the others lay out batches by the lengths of documents
+        return efficient
     return wide(query.shape[1], longest)
 
 

@@ -102,6 +102,15 @@ class Pattern:
             self._made["bounds", device] = made.to(device, non_blocking=True)
         return self._made["bounds", device], max(stop - start for start, stop in pairwise(cuts))
 
+    def ends(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Of every token, where its document begins and ends, int32 on `device`, for the `cuts` last asked for."""
+        if ("ends", device) not in self._made:
+            cuts = torch.tensor(self._made["last"], dtype=torch.int32)
+            made = (edge.repeat_interleave(cuts.diff()) for edge in (cuts[:-1], cuts[1:]))
+            self._made["ends", device] = tuple(one.to(device, non_blocking=True) for one in made)
+        found: tuple[Tensor, Tensor] = self._made["ends", device]
+        return found
+
     def places(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Of every token, its document's number and its place in it, for the `cuts` last asked for."""
         if ("places", device) not in self._made:

@@ -149,11 +149,32 @@ def softmax_backward(
     return likely, inner
 
 
+def weighed_sum(rows: Tensor, back: Tensor, weights: Tensor | None, count: int) -> Tensor:
+    """See `mixture.weighed_sum`."""
+    rows, width = rows.contiguous(), rows.shape[-1]
+    y = rows.new_empty(back.shape[0] // count, width)
+    block = min(_PIECE, _block(width))
+    pointers = rows, back, rows if weights is None else weights.contiguous(), y
+    grid = y.shape[0], -(-width // block), 1
+    _launch(triton_bodies.weighed_sum, grid, pointers, (width,), (count, block, weights is not None))
+    return y
+
+
+def weighed_geglu_backward(outer: Tensor, both: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """See `mixture.weighed_geglu_backward`."""
+    outer, both, weight = outer.contiguous(), both.contiguous(), weight.contiguous()
+    by_both, by_weight = torch.empty_like(both), torch.empty_like(weight)
+    width, pointers = outer.shape[-1], (outer, both, weight, by_both, by_weight)
+    constants = width, min(_PIECE, _block(width))
+    _launch(triton_bodies.weighed_geglu_backward, (outer.shape[0], 1, 1), pointers, (), constants)
+    return by_both, by_weight
+
+
 KERNELS: dict[str, Any] = {
     one.__name__: one
     for one in (
         norm, norm_backward, add_norm, add_norm_backward, rotated, rotated_backward, geglu, geglu_backward,
-        softmax_backward,
+        softmax_backward, weighed_sum, weighed_geglu_backward,
     )
 }  # fmt: skip
 """By the name of the body each stands for."""

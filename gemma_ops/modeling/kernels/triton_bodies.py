@@ -189,3 +189,43 @@ def softmax_backward(  # type: ignore[no-untyped-def]
     tl.store(likely + place, value.to(likely.dtype.element_ty), mask=inside)
     back = value * (outer - tl.load(delta + row)) * scale
     tl.store(inner + place, back.to(inner.dtype.element_ty), mask=inside)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def weighed_sum(  # type: ignore[no-untyped-def]
+    rows, back, weights, y, width, COUNT: tl.constexpr, BLOCK: tl.constexpr, WEIGHED: tl.constexpr
+):
+    token = tl.program_id(0).to(tl.int64)
+    at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < width
+    total = tl.zeros([BLOCK], tl.float32)
+    for one in tl.static_range(COUNT):
+        row = tl.load(back + token * COUNT + one).to(tl.int64)
+        value = tl.load(rows + row * width + at, mask=inside, other=0.0).to(tl.float32)
+        if WEIGHED:
+            value = value * tl.load(weights + token * COUNT + one).to(tl.float32)
+        total += value
+    tl.store(y + token * width + at, total.to(y.dtype.element_ty), mask=inside)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def weighed_geglu_backward(  # type: ignore[no-untyped-def]
+    g, both, weight, by_both, by_weight, width: tl.constexpr, BLOCK: tl.constexpr
+):
+    row = tl.program_id(0).to(tl.int64)
+    factor = tl.load(weight + row)
+    total = tl.zeros([BLOCK], tl.float32)
+    for piece in tl.static_range((width + BLOCK - 1) // BLOCK):
+        at = piece * BLOCK + tl.arange(0, BLOCK)
+        inside = at < width
+        outer = tl.load(g + row * width + at, mask=inside, other=0.0).to(tl.float32)
+        gate = tl.load(both + row * 2 * width + at, mask=inside, other=0.0).to(tl.float32)
+        up = tl.load(both + row * 2 * width + width + at, mask=inside, other=0.0).to(tl.float32)
+        share = gelu_share(gate)
+        active = gate * share
+        slope = share + active * (1.0 - share) * 1.5957691216057308 * (1.0 + 3 * 0.044715 * gate * gate)
+        total += outer * active * up
+        outer = outer * factor
+        tl.store(by_both + row * 2 * width + at, (outer * up * slope).to(by_both.dtype.element_ty), mask=inside)
+        tl.store(by_both + row * 2 * width + width + at, (outer * active).to(by_both.dtype.element_ty), mask=inside)
+    tl.store(by_weight + row, tl.sum(total, 0))
