@@ -156,7 +156,7 @@ def weighed_sum(rows: Tensor, back: Tensor, weights: Tensor | None, count: int) 
     block = min(_PIECE, _block(width))
     pointers = rows, back, rows if weights is None else weights.contiguous(), y
     grid = y.shape[0], -(-width // block), 1
-    _launch(triton_bodies.weighed_sum, grid, pointers, (width,), (count, block, weights is not None))
+    launch(triton_bodies.weighed_sum, grid, pointers, (width,), (count, block, weights is not None))
     return y
 
 
@@ -166,7 +166,7 @@ def weighed_geglu_backward(outer: Tensor, both: Tensor, weight: Tensor) -> tuple
     by_both, by_weight = torch.empty_like(both), torch.empty_like(weight)
     width, pointers = outer.shape[-1], (outer, both, weight, by_both, by_weight)
     constants = width, min(_PIECE, _block(width))
-    _launch(triton_bodies.weighed_geglu_backward, (outer.shape[0], 1, 1), pointers, (), constants)
+    launch(triton_bodies.weighed_geglu_backward, (outer.shape[0], 1, 1), pointers, (), constants)
     return by_both, by_weight
 
 
