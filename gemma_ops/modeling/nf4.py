@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -124,11 +125,27 @@ def planned_size(parameters: int) -> int:
 
 def dequantize(parameter: Any, state: Any = None) -> torch.Tensor:
     """The numbers a 4-bit parameter stands for, in its `quant_state`'s shape and dtype: memory of their own, so use them
-    and let them go. `state` is given for bytes that FSDP has gathered, which lost theirs."""
+    and let them go. `state` is given for bytes that FSDP has gathered, which lost theirs. On a GPU one Triton kernel makes
+    them, the same bits, where Triton is installed and the state is of the kind that `quantize` makes."""
+    packed, state = parameter.data, state or parameter.quant_state
+    here = packed.is_cuda and packed.get_device() == torch.cuda.current_device()
+    if here and (kernel := _kernel()) and kernel.fits(packed, state):
+        fast: torch.Tensor = kernel.dequantize(packed, state)
+        return fast
     from bitsandbytes.functional import dequantize_4bit
 
-    found: torch.Tensor = dequantize_4bit(parameter.data, state or parameter.quant_state)
+    found: torch.Tensor = dequantize_4bit(packed, state)
     return found
+
+
+@cache
+def _kernel() -> Any:
+    """`triton_nf4`; None without Triton."""
+    try:
+        from gemma_ops.modeling import triton_nf4
+    except ImportError:
+        return None
+    return triton_nf4
 
 
 def linear(inputs: int, outputs: int, weight: Any) -> Any:

@@ -16,6 +16,8 @@ _TORCH_TILES = 8
 """Float32 tiles of TRL's alive at once where Triton doesn't run and the tile is folded by torch operations (CPU)."""
 _OWN_TILE = {"cuda": (2048, 8192), "cpu": (256, 2048)}
 """Tile of our head (`kernels.head`), with three buffers of 4, 4 and 2 bytes."""
+_FOLDED_TILE = (4096, 16_384)
+"""Its tile where Triton folds it: 2 bytes a logit, and for a token's gradient its float32 sum and the label's row."""
 
 
 def layer(shape: Shape, one: Layer, step: Step) -> float:
@@ -91,7 +93,12 @@ def head(shape: Shape, step: Step) -> float:
     scored = step.tokens * step.scored
     if step.kernels.head == "fused":
         tokens, words = _OWN_TILE["cuda" if step.cuda else "cpu"]
-        return 10.0 * min(scored, tokens) * min(shape.vocab, words) + 6.0 * min(scored, tokens) * shape.hidden
+        torch_s = 10.0 * min(scored, tokens) * min(shape.vocab, words) + 6.0 * min(scored, tokens) * shape.hidden
+        if not step.cuda or step.width == 4:
+            return torch_s
+        rows, columns = min(scored, _FOLDED_TILE[0]), min(shape.vocab, _FOLDED_TILE[1])
+        folded = 2.0 * rows * columns + 10.0 * rows * shape.hidden
+        return max(folded, torch_s) if step.full else folded  # a head that learns is left to torch
     rows, columns = min(scored, _TRL_TILE[0]), min(shape.vocab, _TRL_TILE[1])
     tile = float(step.width * rows * _TRL_TILE[1])
     if not step.cuda:

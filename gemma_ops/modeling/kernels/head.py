@@ -13,12 +13,16 @@ label's own term is added apart, in float32: `p_y - 1` of a confident token woul
 With x = -2 z / c and s = sigmoid(x): z' - c = -2 c s and slope = 4 s (1 - s). One sigmoid and one power of two replace the
 tanh and the exp, which cost four times as much on a CPU; the error, 2e-6 in a probability, is far below that of
 bfloat16 logits. Float32 weights take the exact road. Without a cap the running maximum of flash attention is used.
+
+On a GPU with Triton all of that, for capped bfloat16 logits, is one kernel between the products (`triton_head`).
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,6 +34,9 @@ _CPU_TILE = (512, 512)
 Measured on 262,144 entries of width 384, AVX-512: 8.7 ns a logit, of which 7.3 are the two products."""
 _GPU_TILE = (2048, 8192)
 """160 MiB of buffers, large enough that launches hide behind the products."""
+_FOLDED_TILE = (4096, 16_384)
+"""128 MiB, the logits alone, where Triton folds them: three launches a tile, 16 tiles for 262,144 entries. Wide rather than
+tall: the sums of gradients are read and written once a tile, and their buffers grow with the tokens."""
 
 
 @dataclass
@@ -48,21 +55,25 @@ class Scores:
     """[N, H] in the type of the hidden states, the derivative of `nll`; None when not asked for."""
 
 
-def tile_of(device: torch.device) -> tuple[int, int]:
-    """Tokens and vocabulary entries computed at once."""
+def tile_of(device: torch.device, *, folded: bool = False) -> tuple[int, int]:
+    """Tokens and vocabulary entries computed at once; `folded` where Triton's kernel needs no other buffer."""
+    if folded:
+        return _FOLDED_TILE
     return _CPU_TILE if device.type == "cpu" else _GPU_TILE
 
 
 class Tile:
-    """Buffers of one tile, and the logits' function and slope on it."""
+    """Buffers of one tile, and the logits' function and slope on it. With `fold`, which stands for `powers` and `sloped`,
+    only the logits have a buffer."""
 
-    def __init__(self, tokens: int, entries: int, like: Tensor, softcap: float | None) -> None:
+    def __init__(self, tokens: int, entries: int, like: Tensor, softcap: float | None, fold: Any = None) -> None:
         self.softcap = softcap
+        self.fold = fold
         self.exact = like.dtype == torch.float32
         size = tokens * entries
         self._logits = torch.empty(size, dtype=like.dtype, device=like.device)
-        self._powers = torch.empty(size, dtype=torch.float32, device=like.device)
-        needs_inner = softcap is not None and not self.exact
+        self._powers = torch.empty(0 if fold else size, dtype=torch.float32, device=like.device)
+        needs_inner = softcap is not None and not self.exact and not fold
         self._inner = torch.empty(size if needs_inner else 0, dtype=torch.float32, device=like.device)
 
     @property
@@ -119,9 +130,11 @@ def score(
 ) -> Scores:
     """One pass over the vocabulary for `hidden [N, H]`, `weight [V, H]`, `labels [N]`; see `Scores`."""
     count, width = hidden.shape
-    tokens, entries = tile_of(hidden.device)
+    fold = _fold(weight, softcap)
+    tokens, entries = tile_of(hidden.device, folded=fold is not None)
     tokens, entries = min(tokens, max(count, 1)), min(entries, len(weight))
-    tile = Tile(tokens, entries, weight, softcap)
+    tile = Tile(tokens, entries, weight, softcap, fold)
+    labels = labels.contiguous()
     fresh = {"dtype": torch.float32, "device": hidden.device}
     found = Scores(
         nll=torch.empty(count, **fresh),
@@ -130,7 +143,7 @@ def score(
         top=torch.empty(count, dtype=torch.bool, device=hidden.device) if top else None,
         gradient=torch.empty_like(hidden) if gradient else None,
     )
-    partial = torch.empty(tokens, width, dtype=weight.dtype, device=hidden.device)
+    partial = None if _sums_alone(weight) else torch.empty(tokens, width, dtype=weight.dtype, device=hidden.device)
     summed = torch.empty(tokens, width, **fresh)
     for start in range(0, count, tokens):
         rows = slice(start, min(start + tokens, count))
@@ -146,17 +159,23 @@ def _score_rows(
     entries: int,
     found: Scores,
     rows: slice,
-    partial: Tensor,
+    partial: Tensor | None,
     summed: Tensor,
 ) -> None:
     count = len(hidden)
-    partial, summed = partial[:count], summed[:count].zero_()
+    summed = summed[:count].zero_()
     total = torch.zeros(count, dtype=torch.float32, device=hidden.device)
     label_power, best = torch.zeros_like(total), torch.zeros_like(total)
     peak = torch.full_like(total, -torch.inf) if tile.softcap is None else None
     for start in range(0, len(weight), entries):
         part = weight[start : start + entries]
         z = tile.logits(hidden, part)
+        if tile.fold is not None:
+            raised = None if found.top is None else best
+            tile.fold(z, labels, start, tile.softcap, total, label_power, raised, slopes=found.gradient is not None)
+            if found.gradient is not None:
+                _add(summed, z, part, partial)
+            continue
         if peak is not None:
             higher = torch.maximum(peak, z.amax(1).float())
             fade = torch.exp(peak - higher)
@@ -175,7 +194,7 @@ def _score_rows(
         label_power += own[:, 0]
         if found.gradient is not None:
             e.scatter_add_(1, column, own.neg_())  # exactly zero at the label, which is added apart
-            summed += torch.mm(tile.sloped(e, z), part, out=partial)
+            _add(summed, tile.sloped(e, z), part, partial)
     found.nll[rows] = total.log() - label_power.log()
     found.total[rows] = total
     if peak is not None and isinstance(found.shift, Tensor):
@@ -187,6 +206,43 @@ def _score_rows(
         label_rows = weight[labels.clamp(0, len(weight) - 1)].float()
         summed.mul_((tile.slope_unit / total)[:, None]).addcmul_(missing[:, None], label_rows)
         found.gradient[rows] = summed
+
+
+def _add(summed: Tensor, slopes: Tensor, part: Tensor, partial: Tensor | None) -> None:
+    """`summed += slopes [n, v] @ part [v, H]`, in float32; `partial`, at least `[n, H]`, takes the product otherwise."""
+    if partial is not None:
+        summed += torch.mm(slopes, part, out=partial[: len(summed)])
+    elif len(summed) > 1:
+        torch.ops.aten.addmm.dtype_out(summed, slopes, part, torch.float32, out=summed)
+    else:  # a row is taken for a bias, which cuBLASLt adds in ways of its own
+        summed += torch.mm(slopes, part)
+
+
+def _sums_alone(weight: Tensor) -> bool:
+    """Whether cuBLAS adds a product of bfloat16 to float32 sums itself (torch 2.8 on; not the ROCm or tuned roads)."""
+    if not weight.is_cuda or weight.dtype != torch.bfloat16 or torch.version.hip or torch.cuda.tunable.is_enabled():
+        return False
+    return hasattr(torch.ops.aten.addmm, "dtype_out") and bool(
+        torch._C._dispatch_has_kernel_for_dispatch_key("aten::addmm.dtype_out", "CUDA")
+    )
+
+
+def _fold(weight: Tensor, softcap: float | None) -> Any:
+    """Triton's kernel for a tile (`triton_head.fold`), or None where torch's operations have to do."""
+    if not weight.is_cuda or weight.dtype != torch.bfloat16 or softcap is None:
+        return None
+    kernel = _kernel() if weight.get_device() == torch.cuda.current_device() else None
+    return None if kernel is None else kernel.fold
+
+
+@cache
+def _kernel() -> Any:
+    """`triton_head`; None without Triton."""
+    try:
+        from gemma_ops.modeling.kernels import triton_head
+    except ImportError:
+        return None
+    return triton_head
 
 
 def weight_gradient(

@@ -6,7 +6,6 @@ guards on every call. Each function here takes and gives what the body of its na
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ import triton
 from torch import Tensor
 
 from gemma_ops.modeling.kernels import triton_bodies
+from gemma_ops.modeling.launching import launch
 
 _PIECE = 1024
 """Numbers of a row that one program of GeGLU handles."""
@@ -29,34 +29,6 @@ def _block(width: int) -> int:
     return int(triton.next_power_of_2(width))
 
 
-_READY: dict[Any, Any] = {}
-"""Kernels that are compiled, by everything that Triton specialises them to."""
-
-
-def _launch(
-    kernel: Any, grid: tuple[int, int, int], pointers: Sequence[Tensor], numbers: Sequence[Any], constants: Any
-) -> None:
-    """Start `kernel`, whose arguments are tensors, then numbers, then constants.
-
-    Triton looks at every argument on every call, for some 40 microseconds. What it looks for (types, multiples of 16,
-    ones) is the key here, and a kernel that was started with the same key before is started directly, as its tutorial
-    on fused softmax does.
-    """
-    aligned = not any(pointer.data_ptr() % 16 for pointer in pointers)
-    kinds = tuple(
-        [number if number == 1 else (number % 16 == 0, number >> 31) for number in numbers if type(number) is int]
-    )
-    key = (id(kernel), constants, kinds, pointers[0].device, *[pointer.dtype for pointer in pointers])
-    ready = _READY.get(key) if aligned else None
-    if ready is not None:
-        ready[grid](*pointers, *numbers, *constants)
-        return
-    block = max(constant for constant in constants if type(constant) is int)
-    made = kernel[grid](*pointers, *numbers, *constants, num_warps=4 if block <= 1024 else 8 if block <= 4096 else 16)
-    if aligned and made is not None:
-        _READY[key] = made
-
-
 def norm(x: Tensor, weight: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
     """See `bodies.norm`."""
     flat, width = _rows(x), x.shape[-1]
@@ -66,7 +38,7 @@ def norm(x: Tensor, weight: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
     )
     pointers = flat, flat if weight is None else weight, y, rstd
     constants = width, _block(width), weight is not None
-    _launch(triton_bodies.norm, (flat.shape[0], 1, 1), pointers, (flat.stride(0), eps), constants)
+    launch(triton_bodies.norm, (flat.shape[0], 1, 1), pointers, (flat.stride(0), eps), constants)
     return y, rstd
 
 
@@ -76,7 +48,7 @@ def norm_backward(outer: Tensor, x: Tensor, weight: Tensor | None, rstd: Tensor)
     by_x = torch.empty_like(x, memory_format=torch.contiguous_format)
     pointers = g, flat, flat if weight is None else weight, rstd, by_x
     constants = width, _block(width), weight is not None
-    _launch(triton_bodies.norm_backward, (flat.shape[0], 1, 1), pointers, (g.stride(0), flat.stride(0)), constants)
+    launch(triton_bodies.norm_backward, (flat.shape[0], 1, 1), pointers, (g.stride(0), flat.stride(0)), constants)
     return by_x
 
 
@@ -89,7 +61,7 @@ def add_norm(
     rstd = x.new_empty((*x.shape[:-1], 1), dtype=torch.float32)
     pointers = stream, flat, flat if weight is None else weight, flat if scale is None else scale, y, rstd
     constants = width, _block(width), weight is not None, scale is not None
-    _launch(triton_bodies.add_norm, (flat.shape[0], 1, 1), pointers, (stream.stride(0), flat.stride(0), eps), constants)
+    launch(triton_bodies.add_norm, (flat.shape[0], 1, 1), pointers, (stream.stride(0), flat.stride(0), eps), constants)
     return y, rstd
 
 
@@ -102,7 +74,7 @@ def add_norm_backward(
     by_x = torch.empty_like(x, memory_format=torch.contiguous_format)
     pointers = g, flat, flat if weight is None else weight, flat if scale is None else scale, rstd, by_residual, by_x
     constants = width, _block(width), weight is not None, scale is not None
-    _launch(triton_bodies.add_norm_backward, (flat.shape[0], 1, 1), pointers, (g.stride(0), flat.stride(0)), constants)
+    launch(triton_bodies.add_norm_backward, (flat.shape[0], 1, 1), pointers, (g.stride(0), flat.stride(0)), constants)
     return by_residual, by_x
 
 
@@ -116,7 +88,7 @@ def rotated(x: Tensor, weight: Tensor | None, cos: Tensor, sin: Tensor, eps: flo
     pointers = x, x if weight is None else weight, cos, sin, y, rstd
     numbers = rstd.numel(), tokens, heads, *x.stride()[:3], cos.stride(0), eps
     grid, constants = _heads(rstd.numel(), width // 2, weight is not None)
-    _launch(triton_bodies.rotated, grid, pointers, numbers, constants)
+    launch(triton_bodies.rotated, grid, pointers, numbers, constants)
     return y, rstd
 
 
@@ -132,7 +104,7 @@ def rotated_backward(
     pointers = outer, x, x if weight is None else weight, cos, sin, rstd, by_x
     numbers = rstd.numel(), tokens, heads, *outer.stride()[:3], *x.stride()[:3], cos.stride(0)
     grid, constants = _heads(rstd.numel(), width // 2, weight is not None)
-    _launch(triton_bodies.rotated_backward, grid, pointers, numbers, constants)
+    launch(triton_bodies.rotated_backward, grid, pointers, numbers, constants)
     return by_x, None
 
 
@@ -153,7 +125,7 @@ def geglu(gate: Tensor, up: Tensor) -> Tensor:
     y = torch.empty_like(gate, memory_format=torch.contiguous_format)
     block = min(_PIECE, _block(width))
     grid = a.shape[0], -(-width // block), 1
-    _launch(triton_bodies.geglu, grid, (a, b, y), (a.stride(0), b.stride(0), width), (block,))
+    launch(triton_bodies.geglu, grid, (a, b, y), (a.stride(0), b.stride(0), width), (block,))
     return y
 
 
@@ -163,7 +135,7 @@ def geglu_backward(outer: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Ten
     by_gate, by_up, y = (torch.empty_like(gate, memory_format=torch.contiguous_format) for _ in range(3))
     block = min(_PIECE, _block(width))
     grid, numbers = (a.shape[0], -(-width // block), 1), (g.stride(0), a.stride(0), b.stride(0), width)
-    _launch(triton_bodies.geglu_backward, grid, (g, a, b, by_gate, by_up, y), numbers, (block,))
+    launch(triton_bodies.geglu_backward, grid, (g, a, b, by_gate, by_up, y), numbers, (block,))
     return by_gate, by_up, y
 
 
@@ -177,7 +149,7 @@ def softmax_backward(
     block = min(_PIECE, _block(keys))
     pointers = scores, outer, lse, delta, lse if real is None else real.contiguous(), likely, inner
     grid = batch * rows, -(-keys // block), 1
-    _launch(
+    launch(
         triton_bodies.softmax_backward, grid, pointers, (rows, keys, queries, float(scale)), (block, real is not None)
     )
     return likely, inner
@@ -190,7 +162,7 @@ def weighed_sum(rows: Tensor, back: Tensor, weights: Tensor | None, count: int) 
     block = min(_PIECE, _block(width))
     pointers = rows, back, rows if weights is None else weights.contiguous(), y
     grid = y.shape[0], -(-width // block), 1
-    _launch(triton_bodies.weighed_sum, grid, pointers, (width,), (count, block, weights is not None))
+    launch(triton_bodies.weighed_sum, grid, pointers, (width,), (count, block, weights is not None))
     return y
 
 
@@ -200,7 +172,7 @@ def weighed_geglu_backward(outer: Tensor, both: Tensor, weight: Tensor) -> tuple
     by_both, by_weight = torch.empty_like(both), torch.empty_like(weight)
     width, pointers = outer.shape[-1], (outer, both, weight, by_both, by_weight)
     constants = width, min(_PIECE, _block(width))
-    _launch(triton_bodies.weighed_geglu_backward, (outer.shape[0], 1, 1), pointers, (), constants)
+    launch(triton_bodies.weighed_geglu_backward, (outer.shape[0], 1, 1), pointers, (), constants)
     return by_both, by_weight
 
 
