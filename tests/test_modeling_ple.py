@@ -118,6 +118,15 @@ def test_prefetched_rows_of_other_tokens_are_found_out():
         host.check()
 
 
+def test_rows_of_an_epoch_that_was_left_are_forgotten():
+    host, ids = _table(), torch.tensor([[1, 2, 3]])
+    right = host(ids)
+    host._fetched.append(_Fetched(torch.ones(3, 8, dtype=torch.bfloat16), torch.tensor([[1, 2, 4]]), None))
+    host.forget()
+    assert torch.equal(host(ids), right)
+    host.check()
+
+
 def test_prefetching_for_a_cpu_does_nothing():
     host = _table()
     host.prefetch(torch.tensor([[1, 2, 3]]), "cpu")

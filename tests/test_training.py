@@ -106,6 +106,34 @@ def test_a_mean_of_means_would_not_be_the_large_batch(tmp_path, base, prepared, 
     assert norms(out) != pytest.approx(norms(steady), rel=1e-3)
 
 
+def test_the_next_pass_is_fetched_while_this_one_is_computed(tmp_path, base, prepared, steady, monkeypatch):
+    """Also the first pass of the step that follows, over all epochs; what is computed stays the same."""
+    from gemma_ops.training import trainer
+
+    seen = []
+
+    class Table:
+        def prefetch(self, ids, device):
+            seen.append(("fetched", ids.tolist()))
+
+    score = trainer.StepTrainer._score
+
+    def scored(self, model, arguments, divisor):
+        if model.training:
+            seen.append(("computed", arguments["input_ids"].tolist()))
+        return score(self, model, arguments, divisor)
+
+    monkeypatch.setattr(trainer.StepTrainer, "_score", scored)
+    monkeypatch.setattr(trainer.StepTrainer, "_table", Table())
+    out = variant(tmp_path, base, prepared, micro_tokens=256)
+    assert losses(out) == pytest.approx(losses(steady), rel=1e-4)
+    fetched, computed = ([ids for what, ids in seen if what == kind] for kind in ("fetched", "computed"))
+    last = [index for index, (what, _) in enumerate(seen) if what == "computed"]
+    assert len(computed) > 2 * len(losses(out))
+    assert fetched == computed[1:]
+    assert all(seen[index + 1] == ("fetched", ids) for index, ids in zip(last, computed[1:], strict=False))
+
+
 def test_reentrant_checkpointing_would_corrupt_shared_layers(base, prepared):
     """Why `use_reentrant=False`: with layers that share keys and values the gradients are wrong while the loss is right."""
 

@@ -81,6 +81,10 @@ class HostEmbedding(torch.nn.Module):  # type: ignore[misc]
             done.record(self._stream)
         self._fetched.append(_Fetched(rows, known, done))
 
+    def forget(self) -> None:
+        """Let go of rows that were fetched and will not be asked for."""
+        self._fetched = deque(fetched for fetched in self._fetched if fetched.wrong is not None)
+
     def check(self) -> None:
         """Raise ModelError when rows that were prefetched went to other ids than they belong to."""
         used = [fetched for fetched in self._fetched if fetched.wrong is not None]

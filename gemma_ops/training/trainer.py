@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from contextlib import nullcontext
+from functools import cached_property
 from itertools import islice
 from typing import Any
 
@@ -45,6 +46,8 @@ class StepTrainer(Portable, trl.SFTTrainer):  # type: ignore[misc]
         self.layout = layout
         self.teacher = teacher
         self.seen = 0
+        self._steps: Any = None
+        self._next: list[Batch] = []
         super().__init__(data_collator=_untouched, **kwargs)
 
     def get_train_dataloader(self) -> Any:
@@ -73,32 +76,56 @@ class StepTrainer(Portable, trl.SFTTrainer):  # type: ignore[misc]
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], None]:
         """The next step; what its loss is divided by comes with it."""
-        return list(islice(epoch_iterator, num_batches)), None
+        taken = self._next if self._steps is epoch_iterator else []
+        if self._next and not taken:  # of an epoch that was left early
+            self._table.forget()
+        self._steps, self._next = epoch_iterator, []
+        return taken or list(islice(epoch_iterator, num_batches)), None
 
     def training_step(self, model: Any, inputs: Batch, num_items_in_batch: Any = None) -> Any:
         """Forward and backward of every pass of the step; gradients are exchanged with the last one.
 
         Returns the loss of the whole step times this process's share, so that the mean over processes is the step's.
         """
-        model.train()
+        if not model.training:
+            model.train()
         world = self.accelerator.num_processes
         total = torch.zeros((), device=self.args.device)
-        if self.settings.kernels.lora == "fused" and self.settings.weights != "fp32" and not self.is_fsdp_enabled:
-            kernels.refresh(self.model)
-        table = host_ple.find(model)
+        if self._casts:
+            self._casts.refresh()
         for number, arguments in enumerate(inputs.passes):
             last = number == len(inputs.passes) - 1
-            if table and not last:  # its rows travel while this pass is computed
-                table.prefetch(inputs.passes[number + 1]["input_ids"], self.args.device)
             with nullcontext() if last else self.accelerator.no_sync(model):
                 # Gradients are averaged over the processes, and the divisor counts the tokens of all.
                 loss = self._score(model, arguments, inputs.divisor).loss * world
                 self.accelerator.backward(loss)
             total += loss.detach()
             del loss  # its graph would bind the adapters' gradients to this stream while the next pass is recorded
+            if self._table:  # a GPU is at work on this pass while the rows of the next are gathered
+                self._fetch(inputs.passes[number + 1] if not last else self._ahead())
         self.seen += inputs.tokens
         self._metrics["train"]["num_tokens"] = [self.seen]
         return total
+
+    @cached_property
+    def _table(self) -> Any:
+        """The model's per-layer table in main memory, of which a GPU is sent rows."""
+        return host_ple.find(self.model) if self.args.device.type == "cuda" else None
+
+    @cached_property
+    def _casts(self) -> Any:
+        """The adapters in the type of their products, where that is not their own and they stay where they are."""
+        fits = self.settings.kernels.lora == "fused" and self.settings.weights != "fp32" and not self.is_fsdp_enabled
+        return kernels.Copies(self.model) if fits else None
+
+    def _ahead(self) -> dict[str, Any] | None:
+        """The first pass of the step after this one, which is taken from the loader early."""
+        self._next = self._next or list(islice(self._steps, 1)) if self._steps is not None else []
+        return self._next[0].passes[0] if self._next else None
+
+    def _fetch(self, arguments: dict[str, Any] | None) -> None:
+        if arguments is not None:
+            self._table.prefetch(arguments["input_ids"], self.args.device)
 
     def _score(self, model: Any, arguments: dict[str, Any], divisor: float) -> Any:
         moved = self._prepare_inputs(arguments)

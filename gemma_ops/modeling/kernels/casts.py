@@ -9,33 +9,45 @@ import torch
 from torch import Tensor
 
 
-def refresh(model: Any, dtype: torch.dtype = torch.bfloat16) -> None:
-    """Cast every adapter's float32 masters to `dtype` once, for all forward and backward passes until they change.
+class Copies:
+    """Copies of a model's adapters (float32 masters) in `dtype`, for all forward and backward passes until they change.
 
-    A trainer calls it before the passes of an optimizer step; where nobody does, each product casts for itself. A copy
-    holds until the next step of any optimizer, or until its master's version or memory changes. Versions alone would not
-    do: PyTorch's fused AdamW and all of bitsandbytes' optimizers change parameters without counting it. Not for
-    parameters that FSDP gathers, whose values come and go unseen.
+    A trainer makes it once and calls `refresh` before the passes of an optimizer step; where nobody does, each product
+    casts for itself. A copy holds until the next step of any optimizer, or until its master's version or memory changes.
+    Versions alone would not do: PyTorch's fused AdamW and all of bitsandbytes' optimizers change parameters without
+    counting it. Not for parameters that FSDP gathers, whose values come and go unseen.
     """
-    _watch()
-    masters = [
-        parameter
-        for name, parameter in model.named_parameters()
-        if ".lora_" in name and parameter.requires_grad and parameter.dtype == torch.float32
-    ]
-    if not masters:
-        return
-    copies = [getattr(master, _LOW, (None, None))[1] for master in masters]
-    copies = [
-        torch.empty_like(master, dtype=dtype, requires_grad=False)
-        if copy is None or copy.dtype != dtype or copy.device != master.device
-        else copy
-        for master, copy in zip(masters, copies, strict=True)
-    ]
-    with torch.no_grad():
-        torch._foreach_copy_(copies, [master.detach() for master in masters])
-    for master, copy in zip(masters, copies, strict=True):
-        setattr(master, _LOW, (_state(master), copy))
+
+    def __init__(self, model: Any, dtype: torch.dtype = torch.bfloat16) -> None:
+        _watch()
+        self.dtype = dtype
+        self.masters = [
+            parameter
+            for name, parameter in model.named_parameters()
+            if ".lora_" in name and parameter.requires_grad and parameter.dtype == torch.float32
+        ]
+
+    def refresh(self) -> None:
+        """Cast them all, in one call, into the memory they had."""
+        masters, dtype = self.masters, self.dtype
+        if not masters:
+            return
+        copies = [getattr(master, _LOW, (None, None))[1] for master in masters]
+        copies = [
+            torch.empty_like(master, dtype=dtype, requires_grad=False)
+            if copy is None or copy.dtype != dtype or copy.device != master.device
+            else copy
+            for master, copy in zip(masters, copies, strict=True)
+        ]
+        with torch.no_grad():
+            torch._foreach_copy_(copies, [master.detach() for master in masters])
+        for master, copy in zip(masters, copies, strict=True):
+            setattr(master, _LOW, (_state(master), copy))
+
+
+def refresh(model: Any, dtype: torch.dtype = torch.bfloat16) -> None:
+    """`Copies.refresh`, once."""
+    Copies(model, dtype).refresh()
 
 
 _LOW = "_gemma_ops_low"
