@@ -34,9 +34,14 @@ _READY: dict[Any, Any] = {}
 
 
 def _launch(
-    kernel: Any, grid: tuple[int, int, int], pointers: Sequence[Tensor], numbers: Sequence[Any], constants: Any
+    kernel: Any,
+    grid: tuple[int, int, int],
+    pointers: Sequence[Tensor],
+    numbers: Sequence[Any],
+    constants: Any,
+    shape: tuple[int, int] | None = None,
 ) -> None:
-    """Start `kernel`, whose arguments are tensors, then numbers, then constants.
+    """Start `kernel`, whose arguments are tensors, then numbers, then constants, with `shape` (warps, stages).
 
     Triton looks at every argument on every call, for some 40 microseconds. What it looks for (types, multiples of 16,
     ones) is the key here, and a kernel that was started with the same key before is started directly, as its tutorial
@@ -46,13 +51,15 @@ def _launch(
     kinds = tuple(
         [number if number == 1 else (number % 16 == 0, number >> 31) for number in numbers if type(number) is int]
     )
-    key = (id(kernel), constants, kinds, pointers[0].device, *[pointer.dtype for pointer in pointers])
+    key = (id(kernel), constants, kinds, shape, pointers[0].device, *[pointer.dtype for pointer in pointers])
     ready = _READY.get(key) if aligned else None
     if ready is not None:
         ready[grid](*pointers, *numbers, *constants)
         return
-    block = max(constant for constant in constants if type(constant) is int)
-    made = kernel[grid](*pointers, *numbers, *constants, num_warps=4 if block <= 1024 else 8 if block <= 4096 else 16)
+    if shape is None:
+        block = max(constant for constant in constants if type(constant) is int)
+        shape = 4 if block <= 1024 else 8 if block <= 4096 else 16, 3
+    made = kernel[grid](*pointers, *numbers, *constants, num_warps=shape[0], num_stages=shape[1])
     if aligned and made is not None:
         _READY[key] = made
 

@@ -89,24 +89,24 @@ def by_query(  # type: ignore[no-untyped-def]
     k += start.to(tl.int64) * kt + group * kh
     v += start.to(tl.int64) * vt + group * vh
     near = tl.minimum(start + tl.arange(0, KEYS), tokens - 1) - start
-    key = tl.load(k + near[:, None] * kt + at[None, :])
+    value = tl.load(v + near[:, None] * vt + at[None, :])
     for first in tl.range(start, stop, KEYS):
         place = first + tl.arange(0, KEYS)
         near = tl.minimum(place, tokens - 1) - start
-        later = tl.minimum(place + KEYS, tokens - 1) - start
+        key = tl.load(k + near[:, None] * kt + at[None, :])
         score, back = tl.zeros([ROWS, KEYS], tl.float32), tl.zeros([ROWS, KEYS], tl.float32)
-        value, coming = key, key
         if tokens > 0:
-            value = tl.load(v + near[:, None] * vt + at[None, :])
-            score = tl.dot(query, tl.trans(key), input_precision=PRECISION)
-        if tokens > 0:
-            coming = tl.load(k + later[:, None] * kt + at[None, :])
             back = tl.dot(grad, tl.trans(value), input_precision=PRECISION)
+        near = tl.minimum(place + KEYS, tokens - 1) - start
+        value = tl.load(v + near[:, None] * vt + at[None, :])
+        if tokens > 1 - HEADS:
+            score = tl.dot(query, tl.trans(key), input_precision=PRECISION)
         seen = (place[None, :] >= begin[:, None]) & (place[None, :] <= token[:, None])
         likely = tl.where(seen, tl.exp2(score * scale - top[:, None]), 0.0)
         change = likely * (back - inner[:, None])
+        if tokens <= 0:
+            acc = acc * scale
         acc = tl.dot(change.to(key.dtype), key, acc, input_precision=PRECISION)
-        key = coming
     target += far * HEADS * WIDTH
     tl.store(target + row[:, None] * WIDTH + at[None, :], (acc * factor).to(target.dtype.element_ty), inside[:, None])
 
@@ -132,28 +132,29 @@ def by_key(  # type: ignore[no-untyped-def]
     lse += far * HEADS + part * OWN
     delta += far * HEADS + part * OWN
     flat = tl.arange(0, ROWS)
-    near, head = tl.minimum(flat // OWN, tokens - 1 - begin), flat % OWN
-    query = tl.load(q + near[:, None] * qt + head[:, None] * qh + at[None, :])
+    near, head = tl.minimum(flat // OWN, tokens - 1 - begin)[:, None], (flat % OWN)[:, None]
+    grad = tl.load(outer + near * gt + head * gh + at[None, :])
     for first in tl.range(0, stop * OWN, ROWS):
         flat = first + tl.arange(0, ROWS)
-        token, head = begin + flat // OWN, flat % OWN
-        near = tl.minimum(flat // OWN, tokens - 1 - begin)
-        later = tl.minimum((flat + ROWS) // OWN, tokens - 1 - begin)
+        token = begin + flat // OWN
+        near, head = tl.minimum(flat // OWN, tokens - 1 - begin), flat % OWN
+        query = tl.load(q + near[:, None] * qt + head[:, None] * qh + at[None, :])
         top = tl.load(lse + near * HEADS + head)
         inner = tl.load(delta + near * HEADS + head)
         score, back = tl.zeros([KEYS, ROWS], tl.float32), tl.zeros([KEYS, ROWS], tl.float32)
-        grad, coming = query, query
         if tokens > 0:
-            grad = tl.load(outer + near[:, None] * gt + head[:, None] * gh + at[None, :])
-            score = tl.dot(key, tl.trans(query), input_precision=PRECISION)
-        if tokens > 0:
-            coming = tl.load(q + later[:, None] * qt + ((flat + ROWS) % OWN)[:, None] * qh + at[None, :])
             back = tl.dot(value, tl.trans(grad), input_precision=PRECISION)
+        flat += ROWS
+        near, head = tl.minimum(flat // OWN, tokens - 1 - begin)[:, None], (flat % OWN)[:, None]
+        grad = tl.load(outer + near * gt + head * gh + at[None, :])
+        if tokens > 1 - HEADS:
+            score = tl.dot(key, tl.trans(query), input_precision=PRECISION)
         seen = (place[:, None] <= token[None, :]) & (token[None, :] < end[:, None])
         likely = tl.where(seen, tl.exp2(score * scale - top[None, :]), 0.0)
         change = likely * (back - inner[None, :])
+        if tokens <= 0:
+            acc = acc * scale
         acc = tl.dot(change.to(query.dtype), query, acc, input_precision=PRECISION)
-        query = coming
     target += ((part % SPLITS) * tokens.to(tl.int64) + far) * groups * WIDTH + group * WIDTH
     spot = target + (safe - begin)[:, None] * groups * WIDTH + at[None, :]
     tl.store(spot, (acc * factor).to(target.dtype.element_ty), mask=(place < tokens)[:, None])
