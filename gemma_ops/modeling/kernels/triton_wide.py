@@ -3,12 +3,14 @@
 `ROWS` are queries, a row for each head of a token, so that the heads of a group read a key once. Sums are float32 and
 results are rounded once. What lies past the end is read from the last token and masked: cheaper than masked loads.
 
-Two things look odd and are for the compiler (Triton 3.6, sm_90; seen in its TTGIR, PTX and ptxas' report):
+Three things look odd and are for the compiler (Triton 3.6, sm_90; seen in its TTGIR, PTX and ptxas' report):
 - Scores are made in an `if` that is always taken. A product that feeds another is given all warps along its rows; with
   eight warps and 64 rows two warpgroups would make the same scores. An `if` hides what follows: they share the columns.
-  In `by_value` one that is never taken has the sum waited for, or ptxas would run all products one by one (C7515).
-- `by_query` and `by_key` keep 128 KB of tiles, so that their streams fit once into shared memory, not twice. The next
-  tile is read into registers while a product runs: one in the `if` of each product.
+  The two conditions of a loop differ, because equal ones are merged, and then a tile is waited for too early.
+- An `if` that is never taken touches the sum. Otherwise the last product of a turn stays under way in the next, and
+  ptxas runs all products one by one (its C7515).
+- `by_query` and `by_key` keep 128 KB of tiles, so of their streams only one fits twice into shared memory and is copied
+  ahead. The other is read ahead into registers, and used first: the space of its tile then serves what follows.
 """
 
 from __future__ import annotations

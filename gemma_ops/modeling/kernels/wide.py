@@ -16,7 +16,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
 from gemma_ops.modeling.kernels import triton_wide
@@ -168,11 +167,3 @@ def _strides(*states: Tensor) -> list[int]:
 def _precision(states: Tensor) -> str:
     """Of float32 products: exact, not the matrix units' tf32."""
     return "ieee" if states.dtype == torch.float32 else "tf32"
-
-
-KERNELS: dict[str, Any] = {
-    "forward": triton_wide.forward, "by_query": triton_wide.by_query, "by_key": triton_wide.by_key,
-    "by_value": triton_wide.by_value,
-}  # fmt: skip
-"""What compiles for heads of a width."""
-assert triton  # the import says early that there is none
