@@ -102,10 +102,10 @@ def interpreted():
 
     compare("cpu", CASES, (128,), (torch.float32,))
     # The interpreter rounds to bfloat16 towards zero, which doubles the error and leaves it a sign.
-    compare("cpu", CASES, (128,), (torch.bfloat16,), {torch.bfloat16: 3e-2})
+    compare("cpu", CASES[:1], (128,), (torch.bfloat16,), {torch.bfloat16: 3e-2})
     compare("cpu", [((0, 40, 77), 8, 2)], (512,), (torch.float32,))
     wide.PROGRAMS = 1  # a part for all heads of a group
-    compare("cpu", CASES[:2], (128,), (torch.float32, torch.float16))
+    compare("cpu", CASES[:1], (128,), (torch.float16,))
     # A key that a document does not see changes nothing of it: exactly, not by a little.
     query, key, value, outer = states(150, 8, 1, 128, torch.float32, "cpu")
     starts, stops = bounds(CASES[0][0], "cpu")

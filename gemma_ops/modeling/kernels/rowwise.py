@@ -39,7 +39,7 @@ def _launch(
     pointers: Sequence[Tensor],
     numbers: Sequence[Any],
     constants: Any,
-    shape: tuple[int, int] | None = None,
+    shape: tuple[int, ...] | None = None,
 ) -> None:
     """Start `kernel`, whose arguments are tensors, then numbers, then constants, with `shape` (warps, stages).
 
