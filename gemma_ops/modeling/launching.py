@@ -27,10 +27,9 @@ def launch(
 
     Triton looks at every argument on every call, for some 40 microseconds. What it looks for (types, multiples of 16,
     ones) is the key here, and a kernel that was started with the same key before is started directly, as its tutorial
-    on fused softmax does. `warps` is by the largest constant when not given; it and `options`, which go to Triton's
-    compiler, must follow from the kernel and its constants.
+    on fused softmax does. `warps` is by the largest constant when not given; `options` go to Triton's compiler.
     """
-    bits, found = 0, [id(kernel), constants, pointers[0].device]
+    bits, found = 0, [id(kernel), constants, warps, *options.values(), pointers[0].device]
     for pointer in pointers:
         bits |= pointer.data_ptr()
         found.append(pointer.dtype)
