@@ -1,17 +1,19 @@
 """Attention of whole packed rows on a GPU: one call for all documents of a row.
 
 Heads up to 256 wide (sliding layers) go through PyTorch's own flash kernel with variable lengths and a window. Global
-layers have heads of 512, which no flash kernel takes. PyTorch's memory-efficient kernel takes them over all documents at
-once, well forward, but backward it walks each document and head alone: with the 8 heads of E2B and E4B most of an H200
-waits for the longest (8.6 ms a layer, 0.3 forward). There the backward pass is batched products over tiles of documents,
-which reach the matrix units though they write their scores (4.9 ms for both directions of 8,192 tokens); with 16 heads
-and more the kernel is ahead (5.5 against 15.2 ms at 31B's). `wide` chooses. Bounds are Python numbers; their tensor is
-made once for a forward pass. Nothing here waits for the device.
+layers have heads of 512, which no flash kernel takes: on a Hopper they have kernels of our own (`wide`). Elsewhere PyTorch's
+memory-efficient kernel takes them over all documents at once, well forward, but backward it walks each document and head
+alone: with the 8 heads of E2B and E4B most of an H200 waits for the longest (8.6 ms a layer, 0.3 forward). There the
+backward pass is batched products over tiles of documents, which reach the matrix units though they write their scores
+(4.9 ms for both directions of 8,192 tokens); with 16 heads and more the kernel is ahead (5.5 against 15.2 ms at 31B's).
+`wider` chooses. Bounds are Python numbers; their tensor is made once for a forward pass. Nothing here waits for the
+device.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -58,9 +60,11 @@ def choose(query: Tensor, key: Tensor, pattern: Pattern, window: int | None) -> 
     longest = pattern.longest(key.shape[0], key.shape[2])
     if window is not None and window < longest:
         return None
+    if half and (kernels := _wide()) and kernels.takes(query):
+        return hopper
     if isinstance(pattern, Fixed):  # the others lay out batches by the lengths of documents
         return efficient
-    return wide(query.shape[1], longest)
+    return wider(query.shape[1], longest)
 
 
 def flash(query: Tensor, key: Tensor, value: Tensor, pattern: Pattern, window: int | None, scale: float) -> Tensor:
@@ -77,6 +81,12 @@ def efficient(query: Tensor, key: Tensor, value: Tensor, pattern: Pattern, windo
     return found
 
 
+def hopper(query: Tensor, key: Tensor, value: Tensor, pattern: Pattern, window: int | None, scale: float) -> Tensor:
+    """The same by `wide`."""
+    found: Tensor = _wide().attend(query, key, value, *pattern.ends(query.device), scale)
+    return found
+
+
 def tiled(query: Tensor, key: Tensor, value: Tensor, pattern: Pattern, window: int | None, scale: float) -> Tensor:
     """The same, by batched products."""
     return tiles.attend(query, key, value, pattern.jobs(query.shape[1], query.device), scale, pattern.run)
@@ -90,7 +100,17 @@ def mixed(query: Tensor, key: Tensor, value: Tensor, pattern: Pattern, window: i
     return found
 
 
-def wide(heads: int, longest: int) -> Form:
+@cache
+def _wide() -> Any:
+    """The kernels for heads of 512; None without Triton."""
+    try:
+        from gemma_ops.modeling.kernels import wide
+    except ImportError:
+        return None
+    return wide
+
+
+def wider(heads: int, longest: int) -> Form:
     """The form for heads beyond `FLASH_WIDTH`, in documents of at most `longest` tokens."""
     if longest > LONG:
         return tiled

@@ -13,6 +13,7 @@ warps, 255 registers a thread, no wgmma serialized, over the heads of the four m
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -38,6 +39,12 @@ PROGRAMS = 1024
 longest documents decide: a key block at the start of one of 2,048 tokens has four times the work of the average."""
 
 
+def takes(query: Tensor) -> bool:
+    """Whether queries of this width are taken on their device."""
+    return query.shape[-1] in WIDTHS and fits(query.device)
+
+
+@cache
 def fits(device: torch.device) -> bool:
     """Whether `device` is a Hopper with the shared memory that heads of 512 in bfloat16 need."""
     if device.type != "cuda":
