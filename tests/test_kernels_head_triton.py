@@ -10,7 +10,7 @@ import torch
 from kernels_world import relative
 from triton_world import interpreted, needs_gpu, needs_triton
 
-from gemma_ops.modeling.kernels import head
+from gemma_ops.modeling.kernels import casts, head
 
 CAP = 30.0
 
@@ -130,5 +130,5 @@ def test_the_plan_knows_the_tiles():
 def test_a_cpu_folds_in_torch(monkeypatch):
     monkeypatch.setattr(head, "_kernel", lambda: pytest.fail("asked for on a CPU"))
     hidden, weight, labels = made("cpu")
-    assert not head._sums_alone(weight)
+    assert not casts.widens(weight)
     assert bool(head.score(hidden, weight, labels, CAP, gradient=True, top=False).nll.isfinite().all())

@@ -71,6 +71,21 @@ def _state(master: Tensor) -> tuple[int, int, int]:
     return master._version, master.data_ptr(), _steps[0]
 
 
+def widens(like: Tensor) -> bool:
+    """Whether cuBLAS gives the product of two tensors `like` this in float32 itself (torch 2.8 on; not ROCm's or the tuned
+    roads)."""
+    if not like.is_cuda or like.dtype != torch.bfloat16 or torch.version.hip or torch.cuda.tunable.is_enabled():
+        return False
+    return _widening()
+
+
+@cache
+def _widening() -> bool:
+    return hasattr(torch.ops.aten.addmm, "dtype_out") and bool(
+        torch._C._dispatch_has_kernel_for_dispatch_key("aten::addmm.dtype_out", "CUDA")
+    )
+
+
 def fresh(master: Tensor, dtype: torch.dtype) -> bool:
     """Whether the master has a copy of its present values in `dtype`."""
     state, copy = getattr(master, _LOW, (None, None))

@@ -27,6 +27,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gemma_ops.modeling.kernels.casts import widens
+
 LARGEST_CAP = 40.0
 """`exp(-2 c)` must stay a normal float32."""
 _CPU_TILE = (512, 512)
@@ -143,7 +145,7 @@ def score(
         top=torch.empty(count, dtype=torch.bool, device=hidden.device) if top else None,
         gradient=torch.empty_like(hidden) if gradient else None,
     )
-    partial = None if _sums_alone(weight) else torch.empty(tokens, width, dtype=weight.dtype, device=hidden.device)
+    partial = None if widens(weight) else torch.empty(tokens, width, dtype=weight.dtype, device=hidden.device)
     summed = torch.empty(tokens, width, **fresh)
     for start in range(0, count, tokens):
         rows = slice(start, min(start + tokens, count))
@@ -216,15 +218,6 @@ def _add(summed: Tensor, slopes: Tensor, part: Tensor, partial: Tensor | None) -
         torch.ops.aten.addmm.dtype_out(summed, slopes, part, torch.float32, out=summed)
     else:  # a row is taken for a bias, which cuBLASLt adds in ways of its own
         summed += torch.mm(slopes, part)
-
-
-def _sums_alone(weight: Tensor) -> bool:
-    """Whether cuBLAS adds a product of bfloat16 to float32 sums itself (torch 2.8 on; not the ROCm or tuned roads)."""
-    if not weight.is_cuda or weight.dtype != torch.bfloat16 or torch.version.hip or torch.cuda.tunable.is_enabled():
-        return False
-    return hasattr(torch.ops.aten.addmm, "dtype_out") and bool(
-        torch._C._dispatch_has_kernel_for_dispatch_key("aten::addmm.dtype_out", "CUDA")
-    )
 
 
 def _fold(weight: Tensor, softcap: float | None) -> Any:

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from gemma_ops.modeling import nf4
-from gemma_ops.modeling.kernels.casts import fresh, low
+from gemma_ops.modeling.kernels.casts import fresh, low, widens
 
 
 @dataclass(frozen=True)
@@ -156,6 +156,15 @@ def scaled(a: Tensor, b: Tensor, scale: float) -> Tensor:
     return torch.addmm(a.new_empty(b.shape[1]), a, b, beta=0, alpha=scale)
 
 
+def learned(a: Tensor, b: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
+    """`scale * a @ b`, the gradient of a factor, in the factor's type: on a GPU a product in float32 rather than a cast."""
+    if dtype != torch.float32 or len(a) < 2 or not widens(a):
+        return scaled(a, b, scale).to(dtype)
+    found = a.new_empty((a.shape[0], b.shape[1]), dtype=dtype)
+    torch.ops.aten.addmm.dtype_out(found, a, b, dtype, beta=0, alpha=scale, out=found)
+    return found
+
+
 def project(x: Tensor, parts: Sequence[Part], given: Sequence[Tensor]) -> tuple[list[Tensor], Tensor | None]:
     """`x [N, in]` times every part, and `x` times the first factors `[N, ranks]`, which the backward pass wants."""
     down = stacked(given[::2], x.dtype)
@@ -204,7 +213,7 @@ def project_backward(
         else:
             assert thin is not None
             by_thin.append(scaled(outer, cast, part.scale))
-            by_ups.append(scaled(outer.t(), thin[:, at : at + rank], part.scale).to(up.dtype))
+            by_ups.append(learned(outer.t(), thin[:, at : at + rank], part.scale, up.dtype))
         at += rank
     if not downs:
         return by_x, []
@@ -213,7 +222,7 @@ def project_backward(
         first = stacked(downs, x.dtype)
         assert first is not None
         by_x = joined @ first if by_x is None else by_x.addmm_(joined, first)
-    whole = (joined.t() @ x).to(downs[0].dtype)
+    whole = learned(joined.t(), x, 1.0, downs[0].dtype)
     by_downs = whole.split([down.shape[0] for down in downs])
     return by_x, [gradient for pair in zip(by_downs, by_ups, strict=True) for gradient in pair]
 

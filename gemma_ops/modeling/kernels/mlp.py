@@ -71,8 +71,8 @@ class _Mlp(torch.autograd.Function):  # type: ignore[misc]
         by_narrow: list[Any] = []
         if narrow:
             by_narrow = [
-                (by_thin.t() @ hidden).to(first.dtype),
-                lora.scaled(rows.t(), thin_down, down.scale).to(second.dtype),
+                lora.learned(by_thin.t(), hidden, 1.0, first.dtype),
+                lora.learned(rows.t(), thin_down, down.scale, second.dtype),
             ]
         del hidden, by_hidden, gate, up
         by_x, by_wide = lora.project_backward(
