@@ -106,6 +106,23 @@ def test_a_mean_of_means_would_not_be_the_large_batch(tmp_path, base, prepared, 
     assert norms(out) != pytest.approx(norms(steady), rel=1e-3)
 
 
+def test_every_module_is_in_training_mode_in_every_pass(tmp_path, base, prepared, monkeypatch):
+    """Also those of the base, which is loaded for answering, and after validation."""
+    from gemma_ops.training import trainer
+
+    score, asleep = trainer.StepTrainer._score, []
+
+    def scored(self, model, arguments, divisor):
+        if torch.is_grad_enabled():
+            asleep.append(sum(not module.training for module in model.modules()))
+        return score(self, model, arguments, divisor)
+
+    monkeypatch.setattr(trainer.StepTrainer, "_score", scored)
+    variant(tmp_path, base, prepared, eval_every=2)
+    assert len(asleep) > 4
+    assert not any(asleep)
+
+
 def test_the_next_pass_is_fetched_while_this_one_is_computed(tmp_path, base, prepared, steady, monkeypatch):
     """Also the first pass of the step that follows, over all epochs; what is computed stays the same."""
     from gemma_ops.training import trainer
