@@ -37,13 +37,15 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         self.norms: list[float] = []
         self.loaded = 0
         self.trainable = 0
+        self._warm = 0
+        """Bytes at the peak of the warm-up step, in which passes are recorded."""
         self.kernels: int | None = None
         self._profiler: Any = None
         self._count = kernels and device == "cuda"
 
     def restart(self) -> None:
         """Forget an attempt that ran out of memory."""
-        self.stamps, self.losses, self.norms = [], [], []
+        self.stamps, self.losses, self.norms, self._warm = [], [], [], 0
         if self.gradients is not None:
             self.gradients = {}
 
@@ -85,6 +87,9 @@ class Watch(TrainerCallback):  # type: ignore[misc]
             import torch
 
             torch.cuda.synchronize()
+            if not self.stamps:
+                self._warm = int(torch.cuda.max_memory_allocated())
+                torch.cuda.reset_peak_memory_stats()
         used = resource.getrusage(resource.RUSAGE_SELF)
         self.stamps.append((time.perf_counter(), used.ru_utime, used.ru_stime))
 
@@ -104,7 +109,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
             "user": [span[1] for span in spans],
             "system": [span[2] for span in spans],
             "loaded_bytes": self.loaded,
-            "peak_bytes": _peak(self.device) - self.loaded,
+            "peak_bytes": max(self._warm, _peak(self.device)) - self.loaded,
             "losses": self.losses,
             "gradient_norms": self.norms,
             "trainable": self.trainable,
@@ -180,8 +185,17 @@ def _peak(device: str) -> int:
     if device == "cuda":
         import torch
 
-        return int(torch.cuda.max_memory_allocated())
+        return int(torch.cuda.max_memory_allocated()) + _recorded()
     return _status("VmHWM")
+
+
+def _recorded() -> int:
+    """Bytes that only recorded CUDA graphs use: theirs to the end, though the allocator counts them as free."""
+    import torch
+
+    segments = torch.cuda.memory_snapshot()
+    own = [segment for segment in segments if tuple(segment.get("segment_pool_id", (0, 0))) != (0, 0)]
+    return int(sum(segment["total_size"] - segment["allocated_size"] for segment in own))
 
 
 def _status(key: str) -> int:

@@ -20,20 +20,28 @@ _MEAN = 300
 _ROWS = {"e2b": 52, "e4b": 52, "26b-a4b": 24, "31b": 12}
 """Rows of an optimizer step: some 15,500 tokens, and fewer where stock trainers would need minutes a step."""
 _FIRST = (("e2b", "bf16", 8192), ("31b", "nf4", 4096), ("26b-a4b", "nf4", 4096), ("e4b", "bf16", 8192))
-_REST = (
-    ("e2b", "nf4", 8192), ("e4b", "nf4", 8192), ("e2b", "bf16", 2048), ("31b", "nf4", 2048), ("26b-a4b", "nf4", 2048),
-    ("31b", "nf4", 8192), ("26b-a4b", "nf4", 8192), ("e4b", "bf16", 2048), ("e2b", "bf16", 4096), ("e4b", "bf16", 4096),
-    ("e2b", "nf4", 2048), ("e4b", "nf4", 2048), ("e2b", "nf4", 4096), ("e4b", "nf4", 4096),
+_THEN = (("e2b", "nf4", 8192), ("e4b", "nf4", 8192))
+_LENGTHS = (
+    ("26b-a4b", "nf4", 8192), ("31b", "nf4", 8192), ("e2b", "bf16", 2048), ("31b", "nf4", 2048), ("26b-a4b", "nf4", 2048),
+    ("e4b", "bf16", 2048), ("e2b", "nf4", 2048), ("e4b", "nf4", 2048), ("e2b", "bf16", 4096), ("e4b", "bf16", 4096),
+    ("e2b", "nf4", 4096), ("e4b", "nf4", 4096),
 )  # fmt: skip
+"""Other lengths of packed rows, without the padded arm: its rows are the same whatever the length of a packed one."""
 
 
 def gpu(**more: Any) -> list[Spec]:
     """Every size at every row length, and the least memory that QLoRA at 2,048 tokens can do with."""
-    frugal = [
+    least = [
         _one(size, "nf4", 2048, checkpointing="all", **more | {"arms": ("gemma-ops",)})
         for size in ("e2b", "e4b", "26b-a4b", "31b")
     ]
-    return [*(_one(*which, **more) for which in _FIRST), *frugal, *(_one(*which, **more) for which in _REST)]
+    packed = {"arms": ("trl-packed", "gemma-ops")} | more
+    return [
+        *(_one(*which, **more) for which in _FIRST),
+        *least,
+        *(_one(*which, **more) for which in _THEN),
+        *(_one(*which, **packed) for which in _LENGTHS),
+    ]
 
 
 def _one(size: str, weights: str, row: int, **more: Any) -> Spec:
