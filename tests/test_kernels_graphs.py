@@ -12,7 +12,7 @@ from tiny_models import KINDS
 
 from gemma_ops.config.kernels import KernelsConfig
 from gemma_ops.modeling import kernels
-from gemma_ops.modeling.kernels import graphs, slots, tapes
+from gemma_ops.modeling.kernels import banded, graphs, slots, tapes
 from gemma_ops.modeling.kernels.bodies import EAGER
 
 installing = importlib.import_module("gemma_ops.modeling.kernels.install")
@@ -160,6 +160,15 @@ def test_numbers_on_the_device_say_where_documents_are():
     assert numbers.bounds.tolist() == [0, 3, 5, 126, *[128] * 13]
     assert numbers.starts.tolist() == [0] * 3 + [3] * 2 + [5] * 121 + [126] * 2
     assert numbers.stops.tolist() == [3] * 3 + [5] * 2 + [126] * 121 + [128] * 2
+
+
+def test_documents_that_only_the_device_knows_are_never_taken_for_none():
+    """Without a kernel for them, spans would be looked for, and there are none."""
+    room = slots.room_for([0, 3, 5, 126])
+    fixed = slots.Fixed((), numbers=slots.Numbers(room, torch.device("cpu")))
+    q = torch.randn(1, 2, 128, 8)
+    with pytest.raises(TypeError, match="only the device knows"):
+        banded.attend(q, q, q, fixed, 16, None, 0.0)
 
 
 def test_only_what_launches_the_same_kernels_every_time_is_recorded():

@@ -6,6 +6,7 @@ used.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -104,6 +105,22 @@ def test_a_mean_of_means_would_not_be_the_large_batch(tmp_path, base, prepared, 
     )
     out = variant(tmp_path, base, prepared, packing=False, micro_batch=2)
     assert norms(out) != pytest.approx(norms(steady), rel=1e-3)
+
+
+def test_replayed_passes_train_the_same(tmp_path, base, prepared, steady, monkeypatch):
+    """All passes of a training through the fixed memory of recorded ones, on a tape that needs no GPU."""
+    from gemma_ops.modeling.kernels import graphs, tapes
+
+    installing = importlib.import_module("gemma_ops.modeling.kernels.install")
+    made, replay = [], graphs._Replay.backward
+    monkeypatch.setattr(installing, "_replays", lambda *_: True)
+    monkeypatch.setattr(tapes.Graph, "maker", lambda: tapes.Again)
+    monkeypatch.setattr(
+        graphs._Replay, "backward", staticmethod(lambda ctx, outer: made.append(1) or replay(ctx, outer))
+    )
+    out = variant(tmp_path, base, prepared, micro_tokens=256)
+    assert losses(out) == pytest.approx(losses(steady), rel=1e-4)
+    assert len(made) > 2 * len(losses(out))
 
 
 def test_every_module_is_in_training_mode_in_every_pass(tmp_path, base, prepared, monkeypatch):

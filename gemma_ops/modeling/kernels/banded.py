@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from gemma_ops.modeling.kernels import packed
 from gemma_ops.modeling.kernels.pattern import Pattern, Span
+from gemma_ops.modeling.kernels.slots import Fixed
 
 BLOCK = 256
 """Queries computed together on a sliding layer."""
@@ -29,6 +30,8 @@ def attend(
         out = packed.attend(query, key, value, pattern, window, scale)
         if out is not None:
             return out
+    if isinstance(pattern, Fixed):
+        raise TypeError("no kernel takes documents whose bounds only the device knows, for these heads and types")
     batch = query.shape[0]
     per_row = [[span for span in pattern.spans if span.row == row] for row in range(batch)]
     shapes = {tuple((span.q0, span.q1, span.k0, span.k1) for span in spans) for spans in per_row}

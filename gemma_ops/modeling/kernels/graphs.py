@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gemma_ops.modeling.kernels import casts, tapes
+from gemma_ops.modeling.kernels import casts, packed, tapes
 from gemma_ops.modeling.kernels.bodies import Runner
 from gemma_ops.modeling.kernels.pattern import Pattern
 from gemma_ops.modeling.kernels.slots import Room, Slots, room_for
@@ -53,7 +53,8 @@ class Graphs:
             if cuts is None:
                 return original(model, *args, **kwargs)
             embeds, per_layer = _inputs(model, kwargs)
-            if embeds.requires_grad or (per_layer is not None and per_layer.requires_grad):
+            learns = embeds.requires_grad or (per_layer is not None and per_layer.requires_grad)
+            if learns or (embeds.is_cuda and embeds.dtype not in packed.HALF):
                 given = kwargs | {"input_ids": None, "inputs_embeds": embeds}
                 return original(model, **given, **({} if per_layer is None else {"per_layer_inputs": per_layer}))
             try:

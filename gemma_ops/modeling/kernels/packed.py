@@ -30,6 +30,9 @@ LONG = 2048
 FEW = 8
 """Heads up to which the memory-efficient kernel's backward pass leaves a GPU idle."""
 
+HALF = (torch.bfloat16, torch.float16)
+"""What the kernels compute in."""
+
 Form = Callable[[Tensor, Tensor, Tensor, Pattern, int | None, float], Tensor]
 
 
@@ -54,7 +57,7 @@ def choose(query: Tensor, key: Tensor, pattern: Pattern, window: int | None) -> 
         or query.shape[2] != key.shape[2]
     ):
         return None
-    half = query.dtype in (torch.bfloat16, torch.float16)
+    half = query.dtype in HALF
     if half and query.shape[-1] <= FLASH_WIDTH:
         return flash
     longest = pattern.longest(key.shape[0], key.shape[2])
