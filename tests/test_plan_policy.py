@@ -84,6 +84,34 @@ def test_training_takes_what_the_plan_says(monkeypatch):
     assert kept["per_layer_table"] == "host"
 
 
+def test_passes_are_not_recorded_where_that_does_not_fit(monkeypatch):
+    """The last resort, after everything has been recomputed; training obeys."""
+    from gemma_ops.training import settle
+
+    shape = family.SIZES["31B"].shape
+    train = TrainConfig(weights="nf4", max_length=2048)
+    tight = devices.get("rtx-4090")
+    choices = [policy.decide(shape, train, one, longest=2048) for one in (tight, devices.get("h200"))]
+    assert [(choice.checkpointing, choice.graphs, choice.fits) for choice in choices] == [
+        ("all", "off", True),
+        ("none", "auto", True),
+    ]
+    assert memory.recorded(shape, choices[1].step)
+    assert not memory.recorded(shape, choices[0].step)
+    monkeypatch.setattr(settle, "here", lambda device: tight)
+    settled = settle.settle(train, shape, [{"length": [2048]}], "cuda", ple="auto")
+    assert settled.kernels.graphs == "off"
+    assert policy.decide(shape, TrainConfig(), devices.processor(), longest=2048).graphs == "auto"
+
+
+def test_only_adapters_of_one_pass_at_a_time_are_recorded():
+    shape = family.SIZES["E2B"].shape
+    for change in ({"method": "dpo"}, {"tune": "full"}, {"kernels": {"graphs": "off"}}, {"kernels": {"lora": "peft"}}):
+        step = policy.decide(shape, TrainConfig(**change), devices.get("h200"), longest=512).step
+        assert not step.replayed, change
+    assert policy.decide(shape, TrainConfig(), devices.get("h200"), longest=512).step.replayed
+
+
 def test_the_device_that_trains_is_found_in_the_table(monkeypatch):
     import torch
 
@@ -100,10 +128,13 @@ def test_a_plan_can_be_simulated(tmp_path, monkeypatch):
     from gemma_ops.training.simulate.report import simulate_plan
 
     monkeypatch.chdir(tmp_path)
-    config = RunConfig(train={"max_length": 512, "weights": "bf16"})
+    config = RunConfig(train={"max_length": 512, "weights": "bf16", "kernels": {"graphs": "off"}})
     made = plan(config, "l4")
     done = simulate_plan(config, made)
     assert done.total == pytest.approx(done.formula, rel=0.15)
+    recorded = RunConfig(train={"max_length": 512, "weights": "bf16"})
+    more = simulate_plan(recorded, plan(recorded, "l4"))
+    assert more.total - done.total == pytest.approx(more.formula - done.formula, rel=0.01)
     assert 0 < done.kept < done.total
     assert "GiB at the highest point" in done.lines()[0]
 

@@ -29,16 +29,22 @@ def layer(shape: Shape, one: Layer, step: Step) -> float:
     """
     own, width = not one.shares_kv, step.width
     h, q, kv = shape.hidden, one.query_width, one.kv_width
-    norms = 4 + bool(shape.per_layer_dim) + 4 * bool(shape.experts)
+    norms = 4 + bool(shape.per_layer_dim) + (2 if step.kernels.norms == "fused" else 4) * bool(shape.experts)
     total = _norms(norms * h + q + 2 * kv * own, norms + one.heads + 2 * one.kv_heads * own, step)
-    repeated = 1 < one.kv_heads < one.heads and not (step.kernels.attention == "documents" and not step.cuda)
+    repeated = 1 < one.kv_heads < one.heads and step.kernels.attention == "sdpa"
     total += width * (2 * q + (2 * q if repeated else 2 * kv * own)) + 4 * one.heads
     total += mask(one, step) + _adapters(h, one, step) + mlp(one, step)
     total += 2 * width * shape.per_layer_dim
     if shape.experts:
         chosen = shape.experts_per_token
-        total += chosen * width * (h + 3 * shape.expert_ffn) + 24 * chosen + 4 * shape.experts
+        total += _experts(shape, step) + 20 * chosen + 8 * shape.experts
     return total
+
+
+def _experts(shape: Shape, step: Step) -> float:
+    """Bytes that a mixture keeps: fused, what gate and up made; else the inputs and all between."""
+    inside = 2 * shape.expert_ffn if step.kernels.lora == "fused" else shape.hidden + 3 * shape.expert_ffn
+    return step.width * shape.experts_per_token * inside
 
 
 def _norms(numbers: int, rows: int, step: Step) -> float:

@@ -234,7 +234,11 @@ def _notes(config: RunConfig, shape: Shape, target: Device, choice: Choice) -> t
             f"the per-layer table ({2 * c.per_layer_table / GIB:.1f} GiB) is looked up, not multiplied: it stays in main "
             "memory, and its rows are fetched ahead of each pass"
         )
-    if config.train.method not in ("sft", "dft", "pretrain", "distill"):
+    if choice.graphs != config.train.kernels.graphs:
+        notes.append(
+            "passes are not recorded as CUDA graphs, whose own memory would not fit: a small model takes longer"
+        )
+    if config.train.method not in policy.REPLAYED:
         notes.append(f"{config.train.method} holds more than this: a second forward pass, or answers being generated")
     if not target.bf16:
         notes.append(

@@ -28,6 +28,9 @@ SPREAD = {"weights": 0.02, "adapter": 0.02, "activations": 0.15, "reserve": 0.5}
 """Relative uncertainty by kind. Activations: kernels save slightly different tensors, the allocator rounds and
 fragments. Published `reserved` figures of other trainers lie within 10 % of totals computed this way."""
 
+RECORDED = 0.6
+"""GiB that recorded passes keep apart from all other work."""
+
 Checkpointing = Literal["none", "mlp", "all"] | int
 
 
@@ -68,6 +71,15 @@ class Step:
     cuda: bool = True
     fused_attention: bool = True
     """An attention kernel that never holds the score matrix; False on GPUs without bfloat16."""
+    replays: bool = True
+    """Whether this training may replay passes that were recorded as CUDA graphs."""
+
+    @property
+    def replayed(self) -> bool:
+        """Whether passes are recorded: adapters in bfloat16 on one GPU, with every kernel on."""
+        own = self.kernels
+        on = (own.graphs, own.attention, own.lora, own.norms) == ("auto", "documents", "fused", "fused")
+        return on and self.replays and self.cuda and self.fused_attention and not self.full and self.width == 2
 
     @property
     def width(self) -> int:
@@ -159,6 +171,16 @@ def _told(step: Step, layers: int) -> str:
     return "recomputed" if again == layers else f"{again} of {layers} layers recomputed"
 
 
+def recorded(shape: Shape, step: Step) -> list[Part]:
+    """What passes recorded as CUDA graphs take besides: their fixed inputs and outputs, a second set of the adapters'
+    gradients, and memory that other work can't share with them (fitted to `gemma-ops bench train` on an H200)."""
+    if not step.replayed:
+        return []
+    per_token = step.width * (3 * shape.hidden + len(shape.layers) * shape.per_layer_dim)
+    apart = RECORDED * GIB + 4.0 * step.adapter_parameters
+    return [Part("recorded passes", "activations", "mixed", per_token * step.tokens + apart)]
+
+
 def reserve(step_parts: list[Part], *, cuda: bool) -> Part:
     """What the process takes beside tensors: on a GPU the CUDA context, cuBLAS workspaces and 5 % of the activations for
     fragmentation; on a CPU the interpreter with torch, transformers and PEFT (0.55 GiB resident), and half of the
@@ -171,7 +193,7 @@ def reserve(step_parts: list[Part], *, cuda: bool) -> Part:
 
 def parts(shape: Shape, step: Step) -> list[Part]:
     """The whole table, largest kinds first."""
-    found = [*weights(shape, step), *learning(shape, step), *activations(shape, step)]
+    found = [*weights(shape, step), *learning(shape, step), *activations(shape, step), *recorded(shape, step)]
     return [*found, reserve(found, cuda=step.cuda)]
 
 

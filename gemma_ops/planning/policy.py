@@ -4,7 +4,7 @@ the per-layer table lies.
 The same answer for the same shape, settings, rows and device, so that `gemma-ops plan` says what `gemma-ops train` does.
 Ways are tried from the fastest on: nothing recomputed, the MLPs (two of three of their products again, for half of the
 bytes), so many layers, all of them; large passes before small ones, because a pass costs a launch of every kernel and,
-in 4 bits, of every weight's dequantization.
+in 4 bits, of every weight's dequantization. What doesn't fit even so is tried without recording passes as CUDA graphs.
 """
 
 from __future__ import annotations
@@ -26,17 +26,21 @@ USUAL = {True: 8192, False: 4096}
 _LEAST = 2048
 """Smaller passes are only tried when everything else fails."""
 
+REPLAYED = ("sft", "dft", "distill", "pretrain")
+"""Methods whose passes may be recorded as CUDA graphs: each ends with its backward pass before the next begins."""
 Place = Literal["device", "host"]
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What was decided, as `train.checkpointing`, `train.micro_tokens` and `machine.ple` spell it."""
+    """What was decided, as `train.checkpointing`, `train.micro_tokens`, `machine.ple` and `train.kernels.graphs` spell it."""
 
     checkpointing: Checkpointing
     tokens: int
     """Places of the largest forward pass; with `packing` that is `train.micro_tokens`."""
     ple: Place
+    graphs: Literal["auto", "off"]
+    """`off` where passes recorded as CUDA graphs would not fit: they take some memory of their own."""
     fits: bool
     """False when even the most frugal way is over the device's memory by this arithmetic."""
     step: Step
@@ -48,7 +52,7 @@ def decide(shape: Shape, train: TrainConfig, device: Device, *, longest: int, pl
     place: Place = "host" if (ple == "host" or (ple == "auto" and device.cuda)) and shape.per_layer_dim else "device"
     linears = () if train.tune == "full" else tuple(family.lora_linears(shape, train.lora.targets))
     last: Choice | None = None
-    for checkpointing, tokens in _ways(shape, train, device, longest):
+    for checkpointing, tokens, graphs in _ways(shape, train, device, longest):
         step = Step(
             weights=train.weights,
             rank=train.lora.rank,
@@ -56,34 +60,40 @@ def decide(shape: Shape, train: TrainConfig, device: Device, *, longest: int, pl
             tokens=tokens,
             length=longest,
             checkpointing=checkpointing,
-            kernels=train.kernels,
+            kernels=train.kernels.model_copy(update={"graphs": graphs}),
             ple=place,
             optimizer=train.optimizer,
             full=train.tune == "full",
             cuda=device.cuda,
             fused_attention=device.bf16,
+            replays=train.method in REPLAYED,
         )
         table = memory.parts(shape, step)
         fits = memory.total(table) + memory.spread(table) <= device.memory * GIB
-        last = Choice(checkpointing, tokens, place, fits, step)
+        last = Choice(checkpointing, tokens, place, graphs, fits, step)
         if fits:
             break
     assert last is not None
     return last
 
 
-def _ways(shape: Shape, train: TrainConfig, device: Device, longest: int) -> Iterator[tuple[Checkpointing, int]]:
-    """Recomputation and pass sizes to try, the fastest first, the most frugal last."""
-    sizes = _sizes(train, device, longest)
+def _ways(
+    shape: Shape, train: TrainConfig, device: Device, longest: int
+) -> Iterator[tuple[Checkpointing, int, Literal["auto", "off"]]]:
+    """Recomputation, pass sizes and `graphs` to try, the fastest first, the most frugal last."""
+    sizes, graphs = _sizes(train, device, longest), train.kernels.graphs
     if train.checkpointing != "auto":
-        yield from ((train.checkpointing, tokens) for tokens in sizes)
-        return
-    large = [tokens for tokens in sizes if tokens >= min(_LEAST, sizes[0])]
-    count = len(shape.layers)
-    some = [round(count * part / 4) for part in (1, 2, 3)]
-    for one in ("none", "mlp", *some, "all"):
-        yield from ((one, tokens) for tokens in large[:2])  # type: ignore[misc]
-    yield from (("all", tokens) for tokens in sizes)
+        plain: list[tuple[Checkpointing, int]] = [(train.checkpointing, tokens) for tokens in sizes]
+    else:
+        large = [tokens for tokens in sizes if tokens >= min(_LEAST, sizes[0])]
+        count = len(shape.layers)
+        some = [round(count * part / 4) for part in (1, 2, 3)]
+        for one in ("none", "mlp", *some, "all"):
+            yield from ((one, tokens, graphs) for tokens in large[:2])  # type: ignore[misc]
+        plain = [("all", tokens) for tokens in sizes]
+    yield from ((one, tokens, graphs) for one, tokens in plain)
+    if graphs == "auto" and device.cuda:
+        yield from ((one, tokens, "off") for one, tokens in plain)
 
 
 def _sizes(train: TrainConfig, device: Device, longest: int) -> list[int]:

@@ -1,7 +1,7 @@
 """How much work a token is, and how long a known GPU takes for it: a roofline over the operations that are really run.
 
 Five terms are added: products, attention, elementwise traffic, dequantization, and the experts' weights; the sum can't be
-faster than the kernels can be launched. With every kernel of `train.kernels` switched off the constants reproduce a
+faster than the kernels can be launched, where they are launched one by one. With every kernel of `train.kernels` switched off the constants reproduce a
 simulation of the stock graph on an H200 to 10 % (tests/test_plan_speed.py); those of our kernels are in `RATES`, fitted
 to runs of `gemma-ops bench train`.
 """
@@ -45,15 +45,19 @@ class Rates:
     """How many times that where the layer is recomputed."""
     mixture: float
     """How many times that for a mixture of experts."""
+    start: float = 0.0
+    """Seconds of a pass that nothing overlaps."""
 
 
 RATES = {
     "stock": Rates(products=0.85, attention=0.115, passes=20.7, layer=2.6e-3, again=1.4, mixture=1.5),
-    "cuda": Rates(products=0.85, attention=0.25, passes=20.7, layer=8.7e-3, again=1.7, mixture=1.7),
+    "replayed": Rates(products=1.17, attention=0.105, passes=18.6, layer=0.0, again=1.0, mixture=1.0, start=6e-3),
+    "launched": Rates(products=0.85, attention=0.25, passes=20.7, layer=8.7e-3, again=1.7, mixture=1.7),
     "cpu": Rates(products=0.85, attention=0.85, passes=20.7, layer=4e-3, again=1.4, mixture=1.5),
 }
-"""By way: stock operations on a GPU, our kernels on a GPU (both fitted to `gemma-ops bench train --suite gpu` on an H200,
-configs/benchmarks/h200.json), and a CPU."""
+"""By way: stock operations on a GPU, our kernels in passes recorded as CUDA graphs and launched one by one (fitted to
+`gemma-ops bench train --suite gpu` on an H200, configs/benchmarks/h200.json), and a CPU. Products of whole passes exceed the
+rate that `devices` calls sustained."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +130,7 @@ def speed(
     if not device.peak:
         return None
     ours = step.kernels.attention == "documents"
-    rates = RATES["cpu" if not device.cuda else "cuda" if ours else "stock"]
+    rates = RATES["cpu" if not device.cuda else "stock" if not ours else "replayed" if step.replayed else "launched"]
     if not device.cuda and step.kernels.head == "trl":
         scored = 1.0  # without Triton the fused head scores prompts and padding too
     amount = work(shape, step, context=context, scored=scored)
@@ -157,7 +161,7 @@ def speed(
     busy = sum(times.values())
     factor = (rates.mixture if shape.experts else 1.0) + (rates.again - 1) * again
     launch = len(shape.layers) * rates.layer * factor
-    seconds = max(busy, launch) if device.cuda else busy + launch
+    seconds = rates.start + (max(busy, launch) if device.cuda else busy + launch)
     if launch > busy:
         times = {"starting kernels": launch}
     bound = max(times, key=lambda name: times[name])

@@ -24,10 +24,12 @@ def settle(settings: TrainConfig, shape: Shape, tables: list[Any], device: str, 
     lengths = [length for table in tables for length in table["length"]]
     choice = policy.decide(shape, settings, here(device), longest=max(lengths), ple=ple)
     journal.record(
-        pass_tokens=choice.tokens, checkpointing=choice.checkpointing, per_layer_table=choice.ple, fits=choice.fits
-    )
+        pass_tokens=choice.tokens, checkpointing=choice.checkpointing, per_layer_table=choice.ple, fits=choice.fits,
+        graphs=choice.graphs,
+    )  # fmt: skip
     micro = {"micro_tokens": choice.tokens} if settings.packing and settings.method not in REINFORCE else {}
-    return settings.model_copy(update={"checkpointing": choice.checkpointing, **micro})
+    kernels = settings.kernels.model_copy(update={"graphs": choice.graphs})
+    return settings.model_copy(update={"checkpointing": choice.checkpointing, "kernels": kernels, **micro})
 
 
 def recompute(settings: TrainConfig) -> Any:

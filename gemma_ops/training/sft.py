@@ -23,6 +23,7 @@ from gemma_ops.errors import DataError
 from gemma_ops.modeling import adapters, full
 from gemma_ops.modeling.load import load_model, load_tokenizer, pick_device
 from gemma_ops.modeling.source import checkpoint
+from gemma_ops.planning import policy
 from gemma_ops.training import head, media_sft
 from gemma_ops.training import teacher as teaching
 from gemma_ops.training.arguments import sft_arguments
@@ -131,7 +132,7 @@ def equip(model: Any, settings: TrainConfig) -> Any:
     """A model with the kernels and the head that training runs on."""
     from gemma_ops.modeling import kernels
 
-    replay = settings.tune == "lora" and world().size == 1
+    replay = settings.tune == "lora" and settings.method in policy.REPLAYED and world().size == 1
     kernels.install(model, settings.kernels, recompute=recompute(settings), replay=replay)
     head.install(model, settings)
     return model

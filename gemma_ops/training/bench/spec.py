@@ -46,6 +46,8 @@ class Spec:
     """`train.micro_tokens` of gemma-ops; None leaves it to the plan, as a user would."""
     checkpointing: str = "auto"
     """`train.checkpointing` of gemma-ops."""
+    graphs: str = "auto"
+    """`train.kernels.graphs` of gemma-ops."""
     layers: int | None = None
     """Decoder layers left of the stack; None takes all."""
     scored: float = 0.6
@@ -75,7 +77,8 @@ class Spec:
         """For a folder: what tells this benchmark from others of a suite."""
         cut = f"-{self.layers}-layers" if self.layers else ""
         again = "" if self.checkpointing == "auto" else f"-{self.checkpointing}"
-        return f"{self.size}{cut}-{self.weights}-{self.mean}-{self.row_length}{again}"
+        launched = "-launched" if self.graphs == "off" else ""
+        return f"{self.size}{cut}-{self.weights}-{self.mean}-{self.row_length}{again}{launched}"
 
     @property
     def saved(self) -> bool:

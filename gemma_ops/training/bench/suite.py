@@ -32,7 +32,7 @@ _LENGTHS = (
 def gpu(**more: Any) -> list[Spec]:
     """Every size at every row length, and the least memory that QLoRA at 2,048 tokens can do with."""
     least = [
-        _one(size, "nf4", 2048, checkpointing="all", **more | {"arms": ("gemma-ops",)})
+        _one(size, "nf4", 2048, checkpointing="all", graphs="off", **more | {"arms": ("gemma-ops",)})
         for size in ("e2b", "e4b", "26b-a4b", "31b")
     ]
     packed = {"arms": ("trl-packed", "gemma-ops")} | more

@@ -45,12 +45,12 @@ class Simulation:
 def simulate_plan(config: RunConfig, made: Plan) -> Simulation:
     """Run the largest forward and backward pass of `made` on documents as long as its rows.
 
-    Weights in 4 bits are counted by formula (`memory.weights`, exact), with the largest one dequantized on top; all else is
-    what the real modules allocate. Takes seconds to a minute and some 600 MB, whatever the size of the model.
+    Weights in 4 bits are counted by formula (`memory.weights`, exact), with the largest one dequantized on top, and so is what
+    recording passes takes (`memory.recorded`); all else is what the real modules allocate. Takes seconds to a minute and some 600 MB, whatever the size of the model.
     """
     from gemma_ops.training.simulate.step import simulate
 
-    step = made.choice.step
+    step, shape = made.choice.step, _shape(config.model.base, made)
     done = simulate(
         _text(config.model.base, made),
         config.train,
@@ -59,9 +59,8 @@ def simulate_plan(config: RunConfig, made: Plan) -> Simulation:
         ple=step.ple,
         scored=step.scored,
     )
-    total = done.peak
+    total = done.peak + int(memory.total(memory.recorded(shape, step)))
     if step.weights == "nf4":
-        shape = _shape(config.model.base, made)
         total += int(memory.total(memory.weights(shape, step))) - done.weights + _dequantized(shape)
     formula = sum(part.bytes for part in made.parts if part.kind != "reserve")
     return Simulation(total, int(formula), done.kept, done.at.operation, done.at.shapes, done.seconds)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gemma_ops.config import LoraConfig, TrainConfig
+from gemma_ops.config import KernelsConfig, LoraConfig, TrainConfig
 from gemma_ops.training.bench.arms import Task
 
 
@@ -18,6 +18,7 @@ def settings(task: Task) -> TrainConfig:
         batch=spec.batch,
         micro_tokens=spec.micro_tokens,
         checkpointing=spec.checkpointing,  # type: ignore[arg-type]
+        kernels=KernelsConfig(graphs=spec.graphs),  # type: ignore[arg-type]
         max_length=spec.longest,
         learning_rate=1e-4,
         max_grad_norm=spec.max_grad_norm,
