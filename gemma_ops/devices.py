@@ -45,6 +45,11 @@ class Device:
     matches: tuple[str, ...] = ()
     """How `nvidia-smi` spells it: substrings, the most telling first."""
 
+    @property
+    def hopper(self) -> bool:
+        """Whether it is of the generation that attention with heads of 512 has kernels for."""
+        return self.key in ("h100", "h200")
+
 
 DEVICES: dict[str, Device] = {
     device.key: device

@@ -104,6 +104,29 @@ def test_passes_are_not_recorded_where_that_does_not_fit(monkeypatch):
     assert policy.decide(shape, TrainConfig(), devices.processor(), longest=2048).graphs == "auto"
 
 
+def test_passes_are_recorded_where_that_is_the_fastest(monkeypatch):
+    """Heads of 512 have kernels of fixed shape on a Hopper, up to documents of some length; elsewhere only many heads do."""
+    import torch
+
+    from gemma_ops.modeling.kernels import packed
+
+    assert (policy.FEW, policy.LONG, policy.FAR) == (packed.FEW, packed.LONG, packed.FAR)
+    found = {}
+    for key, hopper in (("h200", True), ("a100-80", False)):
+        kernels = SimpleNamespace(WIDTHS=(512,), fits=lambda device, hopper=hopper: hopper)
+        monkeypatch.setattr(packed, "_wide", lambda kernels=kernels: kernels)
+        for size in ("E2B", "31B"):
+            shape = family.SIZES[size].shape
+            heads = max(layer.heads for layer in shape.layers)
+            for longest in (2048, 4096, 8192):
+                one = packed.steady(heads, 512, longest, torch.device("cuda"))
+                assert policy._steady(shape, devices.get(key), longest) == one
+                found[key, size, longest] = one
+    assert [case for case, one in found.items() if one] == [
+        ("h200", "E2B", 2048), ("h200", "E2B", 4096), ("h200", "31B", 2048), ("h200", "31B", 4096), ("a100-80", "31B", 2048),
+    ]  # fmt: skip
+
+
 def test_only_adapters_of_one_pass_at_a_time_are_recorded():
     shape = family.SIZES["E2B"].shape
     for change in ({"method": "dpo"}, {"tune": "full"}, {"kernels": {"graphs": "off"}}, {"kernels": {"lora": "peft"}}):

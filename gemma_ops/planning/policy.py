@@ -26,6 +26,8 @@ USUAL = {True: 8192, False: 4096}
 _LEAST = 2048
 """Smaller passes are only tried when everything else fails."""
 
+FEW, LONG, FAR = 8, 2048, 4096
+"""As in `modeling.kernels.packed`."""
 REPLAYED = ("sft", "dft", "distill", "pretrain")
 """Methods whose passes may be recorded as CUDA graphs: each ends with its backward pass before the next begins."""
 Place = Literal["device", "host"]
@@ -66,7 +68,7 @@ def decide(shape: Shape, train: TrainConfig, device: Device, *, longest: int, pl
             full=train.tune == "full",
             cuda=device.cuda,
             fused_attention=device.bf16,
-            replays=train.method in REPLAYED,
+            replays=train.method in REPLAYED and _steady(shape, device, longest),
         )
         table = memory.parts(shape, step)
         fits = memory.total(table) + memory.spread(table) <= device.memory * GIB
@@ -75,6 +77,13 @@ def decide(shape: Shape, train: TrainConfig, device: Device, *, longest: int, pl
             break
     assert last is not None
     return last
+
+
+def _steady(shape: Shape, device: Device, longest: int) -> bool:
+    """Whether recorded passes take the fastest attention there is (`modeling.kernels.packed.steady`)."""
+    if device.hopper:
+        return longest <= FAR
+    return max(layer.heads for layer in shape.layers) > FEW and longest <= LONG
 
 
 def _ways(

@@ -7,7 +7,8 @@ length is run once before it is recorded, so that nothing is compiled or loaded 
 memory that becomes the parameters' `grad`.
 
 Recorded is only what is the same every time: training of adapters in one process, a row of documents with their bounds,
-no images, nothing random, no autocast. Anything else, and a GPU that refuses, runs as it did.
+no images, nothing random, no autocast, and no documents that are computed faster in batches of their own (`packed.steady`).
+Anything else, and a GPU that refuses, runs as it did.
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ class Graphs:
         self.tape = tape or tapes.Graph.maker()
         self.kept: OrderedDict[Room, Recorded] = OrderedDict()
         self.sums: Sums | None = None
+        self.heads = int(text.config.num_attention_heads)
+        self.width = max(layer.self_attn.head_dim for layer in text.layers)
         self.on = True
 
     def forward(self, original: Callable[..., Any]) -> Callable[..., Any]:
@@ -89,7 +92,8 @@ class Graphs:
         if kwargs.get("position_ids") is None or torch.is_autocast_enabled(given.device.type):
             return None
         cuts: list[int] | None = full.cuts(1, given.shape[1])  # type: ignore[union-attr]
-        return cuts
+        longest = full.longest(1, given.shape[1]) if cuts else 0  # type: ignore[union-attr]
+        return cuts if packed.steady(self.heads, self.width, longest, given.device) else None
 
     def _recorded(
         self, original: Callable[..., Any], cuts: list[int], embeds: Tensor, per_layer: Tensor | None, places: Tensor

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gemma_ops.modeling.kernels import tiles
+from gemma_ops.modeling.kernels import native, tiles
 from gemma_ops.modeling.kernels.pattern import Pattern
 from gemma_ops.modeling.kernels.slots import Fixed
 
@@ -29,6 +29,10 @@ LONG = 2048
 """Tokens of a document from which tiles are ahead whatever the heads: 18 against 47 ms for one of 8,192 tokens."""
 FEW = 8
 """Heads up to which the memory-efficient kernel's backward pass leaves a GPU idle."""
+
+FAR = 4096
+"""Tokens of a document up to which a Hopper's own kernels are ahead of `mixed`: of 8,192 tokens one document takes 13.1
+against 10.3 ms with E2B's heads and 56 against 37 with 31B's, documents of 970 at most 1.6 against 6.9 and 5.3 against 27."""
 
 HALF = (torch.bfloat16, torch.float16)
 """What the kernels compute in."""
@@ -63,24 +67,34 @@ def choose(query: Tensor, key: Tensor, pattern: Pattern, window: int | None) -> 
     longest = pattern.longest(key.shape[0], key.shape[2])
     if window is not None and window < longest:
         return None
-    if half and (kernels := _wide()) and kernels.takes(query):
-        return hopper
+    own = half and (kernels := _wide()) and kernels.takes(query)
     if isinstance(pattern, Fixed):  # the others lay out batches by the lengths of documents
-        return efficient
+        return hopper if own else efficient
+    if own:
+        return hopper if longest <= FAR else mixed
     return wider(query.shape[1], longest)
+
+
+def steady(heads: int, width: int, longest: int, device: torch.device) -> bool:
+    """Whether the fastest form for these heads and documents is one whose launches don't depend on the documents."""
+    if width <= FLASH_WIDTH or device.type != "cuda":
+        return True
+    if (kernels := _wide()) and width in kernels.WIDTHS and kernels.fits(device):
+        return longest <= FAR
+    return heads > FEW and longest <= LONG
 
 
 def flash(query: Tensor, key: Tensor, value: Tensor, pattern: Pattern, window: int | None, scale: float) -> Tensor:
     """`query [T, H, D]`, `key` and `value [T, K, D]`, bfloat16, D up to 256, on CUDA."""
     bounds, longest = pattern.bounds(query.device)
-    found: Tensor = _Flash.apply(query, key, value, bounds, longest, -1 if window is None else window - 1, scale)
+    found: Tensor = native.Flash.apply(query, key, value, bounds, longest, -1 if window is None else window - 1, scale)
     return found
 
 
 def efficient(query: Tensor, key: Tensor, value: Tensor, pattern: Pattern, window: int | None, scale: float) -> Tensor:
     """The same for any width and type, without window."""
     bounds, longest = pattern.bounds(query.device)
-    found: Tensor = _Efficient.apply(query, key, value, bounds, longest, scale)
+    found: Tensor = native.Efficient.apply(query, key, value, bounds, longest, scale)
     return found
 
 
@@ -99,7 +113,7 @@ def mixed(query: Tensor, key: Tensor, value: Tensor, pattern: Pattern, window: i
     """`efficient` forward, `tiled` backward."""
     bounds, longest = pattern.bounds(query.device)
     places, jobs = pattern.places(query.device), pattern.jobs(query.shape[1], query.device)
-    found: Tensor = _Mixed.apply(query, key, value, bounds, longest, scale, places, jobs, pattern.run)
+    found: Tensor = native.Mixed.apply(query, key, value, bounds, longest, scale, places, jobs, pattern.run)
     return found
 
 
@@ -118,151 +132,3 @@ def wider(heads: int, longest: int) -> Form:
     if longest > LONG:
         return tiled
     return mixed if heads <= FEW else efficient
-
-
-class _Flash(torch.autograd.Function):  # type: ignore[misc]
-    """PyTorch's flash attention with cumulative lengths; `left` keys are seen before the own one, -1 for all.
-
-    Source of the operators' signatures: native_functions.yaml, the same arguments in torch 2.11 and 2.13.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, bounds: Tensor, longest: int, left: int, scale: float
-    ) -> Tensor:
-        out, lse, state, unused, _ = torch.ops.aten._flash_attention_forward(
-            query,
-            key,
-            value,
-            bounds,
-            bounds,
-            longest,
-            longest,
-            0.0,
-            True,
-            False,
-            scale=scale,
-            window_size_left=left,
-            window_size_right=0,
-        )
-        ctx.save_for_backward(query, key, value, out, lse, bounds, state, unused)
-        ctx.longest, ctx.left, ctx.scale = longest, left, scale
-        return out  # type: ignore[no-any-return]
-
-    @staticmethod
-    def backward(ctx: Any, outer: Tensor) -> tuple[Any, ...]:
-        query, key, value, out, lse, bounds, state, unused = ctx.saved_tensors
-        gradients = torch.ops.aten._flash_attention_backward(
-            outer.contiguous(),
-            query,
-            key,
-            value,
-            out,
-            lse,
-            bounds,
-            bounds,
-            ctx.longest,
-            ctx.longest,
-            0.0,
-            True,
-            state,
-            unused,
-            scale=ctx.scale,
-            window_size_left=ctx.left,
-            window_size_right=0,
-        )
-        return *gradients, None, None, None, None
-
-
-class _Efficient(torch.autograd.Function):  # type: ignore[misc]
-    """PyTorch's memory-efficient attention with cumulative lengths. Keys of a group are read in place by its heads."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, bounds: Tensor, longest: int, scale: float
-    ) -> Tensor:
-        out, lse, seed, offset, _, _ = torch.ops.aten._efficient_attention_forward(
-            query[None],
-            _shared(key, query.shape[1]),
-            _shared(value, query.shape[1]),
-            None,
-            bounds,
-            bounds,
-            longest,
-            longest,
-            0.0,
-            1,  # causal
-            True,
-            scale=scale,
-        )
-        ctx.save_for_backward(query, key, value, out, lse, bounds, seed, offset)
-        ctx.longest, ctx.scale = longest, scale
-        return out[0]  # type: ignore[no-any-return]
-
-    @staticmethod
-    def backward(ctx: Any, outer: Tensor) -> tuple[Any, ...]:
-        query, key, value, out, lse, bounds, seed, offset = ctx.saved_tensors
-        by_query, by_key, by_value, _ = torch.ops.aten._efficient_attention_backward(
-            outer.contiguous()[None],
-            query[None],
-            _shared(key, query.shape[1]),
-            _shared(value, query.shape[1]),
-            None,
-            out,
-            bounds,
-            bounds,
-            ctx.longest,
-            ctx.longest,
-            lse,
-            0.0,
-            seed,
-            offset,
-            1,
-            False,
-            scale=ctx.scale,
-        )
-        groups = (*key.shape[:2], -1, key.shape[2])
-        return by_query[0], by_key.view(groups).sum(2), by_value.view(groups).sum(2), None, None, None
-
-
-class _Mixed(torch.autograd.Function):  # type: ignore[misc]
-    """The forward pass of `_Efficient` with the backward pass of `tiles`; `places` say where each token's sum is."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        bounds: Tensor,
-        longest: int,
-        scale: float,
-        places: tuple[Tensor, Tensor],
-        jobs: Any,
-        run: Any,
-    ) -> Tensor:
-        heads = query.shape[1]
-        out, lse, _, _, _, _ = torch.ops.aten._efficient_attention_forward(
-            query[None], _shared(key, heads), _shared(value, heads), None, bounds, bounds, longest, longest, 0.0, 1, True,
-            scale=scale,
-        )  # fmt: skip
-        document, offset = places
-        ctx.save_for_backward(query, key, value, out[0], lse[document, :, offset].unsqueeze(-1))
-        ctx.jobs, ctx.scale, ctx.run = jobs, scale, run
-        return out[0]  # type: ignore[no-any-return]
-
-    @staticmethod
-    def backward(ctx: Any, outer: Tensor) -> tuple[Any, ...]:
-        query, key, value, out, lse = ctx.saved_tensors
-        found = tiles.gradients(outer, query, key, value, out, lse, ctx.jobs, ctx.scale, ctx.run)
-        return *found, None, None, None, None, None, None
-
-
-def _shared(states: Tensor, heads: int) -> Tensor:
-    """`[T, K, D]` as `[1, T, heads, D]`; where there is one head of keys, a view, because then no stride is needed."""
-    tokens, own, width = states.shape
-    if own == heads:
-        return states[None]
-    if own == 1:
-        return states.expand(tokens, heads, width)[None]
-    return states.repeat_interleave(heads // own, 1)[None]
