@@ -113,6 +113,15 @@ def test_a_gpu_that_refuses_is_told_and_left_in_peace():
     assert apart(ours, gradients) < 1e-6
 
 
+def test_adapters_in_another_type_are_trained_without():
+    model = kernels.install(tuned("e2b", torch.bfloat16), KernelsConfig())
+    made = recorded(model)
+    with pytest.warns(UserWarning, match="added up in float32"):
+        _, gradients = run(model, [ONE])
+    assert not made.on
+    assert all(gradient.dtype == torch.bfloat16 for gradient in gradients.values())
+
+
 def test_copies_of_adapters_that_grew_old_are_recorded_anew():
     model = kernels.install(tuned("e2b", torch.bfloat16), KernelsConfig())
     for parameter in model.parameters():

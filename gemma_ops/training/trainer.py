@@ -47,7 +47,8 @@ class StepTrainer(Portable, trl.SFTTrainer):  # type: ignore[misc]
         self.teacher = teacher
         self.seen = 0
         self._awake = False
-        """Whether every module was put in training mode: a fresh adapter's root is, and the base below it is not."""
+        """Whether every module was put in training mode: a fresh adapter's root is, and the base below it is not. After that
+        modes change from a root down, of the model or of what wraps it."""
         self._steps: Any = None
         self._next: list[Batch] = []
         super().__init__(data_collator=_untouched, **kwargs)
@@ -89,7 +90,9 @@ class StepTrainer(Portable, trl.SFTTrainer):  # type: ignore[misc]
 
         Returns the loss of the whole step times this process's share, so that the mean over processes is the step's.
         """
-        if not (self._awake and model.training):  # going through all modules takes a large model 20 ms
+        if not (
+            self._awake and model.training and self.model.training
+        ):  # going through all modules takes a large model 20 ms
             model.train()
             self._awake = True
         world = self.accelerator.num_processes

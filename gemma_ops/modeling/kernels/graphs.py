@@ -75,13 +75,8 @@ class Graphs:
         """The documents of a pass that can be replayed."""
         masks, ids, embeds = (kwargs.get(name) for name in ("attention_mask", "input_ids", "inputs_embeds"))
         given = ids if embeds is None else embeds
-        if (
-            args
-            or not isinstance(masks, dict)
-            or given is None
-            or not torch.is_grad_enabled()
-            or not self.text.training
-        ):
+        learning = torch.is_grad_enabled() and self.text.training
+        if args or not learning or given is None or not isinstance(masks, dict):
             return None
         full, sliding = masks.get("full_attention"), masks.get("sliding_attention")
         if not isinstance(full, Pattern) or full is not sliding or given.shape[0] != 1:
@@ -99,7 +94,8 @@ class Graphs:
         self, original: Callable[..., Any], cuts: list[int], embeds: Tensor, per_layer: Tensor | None, places: Tensor
     ) -> Recorded:
         need = room_for(cuts)
-        self.sums = self.sums or Sums([one for one in self.text.parameters() if one.requires_grad])
+        if self.sums is None:
+            self.sums = Sums([one for one in self.text.parameters() if one.requires_grad])
         found = next((one for room, one in self.kept.items() if room.holds(need) and one.valid()), None)
         if found is None:
             while len(self.kept) >= MOST:
@@ -122,9 +118,11 @@ class Graphs:
 
 
 class Sums:
-    """Where the gradients of `parameters` are added up: fixed memory, which becomes their `grad`."""
+    """Where the gradients of `parameters` (float32) are added up: fixed memory, which becomes their `grad`."""
 
     def __init__(self, parameters: list[Any]) -> None:
+        if any(one.dtype != torch.float32 for one in parameters):
+            raise TypeError("gradients are added up in float32, and not all parameters that learn are")
         self.parameters = parameters
         device = parameters[0].device if parameters else torch.device("cpu")
         self.anchor = torch.zeros((), device=device, requires_grad=True)

@@ -162,6 +162,7 @@ def _replays(text: Any, settings: KernelsConfig) -> bool:
         (settings.attention, settings.lora, settings.norms) == ("documents", "fused", "fused")
         and bool(trainable)
         and all(parameter.is_cuda for parameter in trainable)
+        and trainable[0].get_device() == torch.cuda.current_device()
         and not _draws(text)
     )
 
