@@ -110,6 +110,15 @@ def test_shipped_configurations_load_and_open_with_their_command(name):
     assert "plan" in head
 
 
+@pytest.mark.parametrize("name", shipped("configs", ".yaml"))
+def test_what_shipped_configurations_pass_to_trl_is_not_refused(name, tmp_path):
+    """Loading does not look into `train.trl`: TRL does, when training begins."""
+    from gemma_ops.training.arguments import sft_arguments
+
+    made = sft_arguments(load([name]).train, tmp_path, has_valid=True, rate=1e-4, device="cpu")
+    assert made.learning_rate == 1e-4
+
+
 def test_every_recipe_and_task_is_in_its_table():
     recipes = (ROOT / "recipes" / "README.md").read_text(encoding="utf-8")
     assert all(f"| `{name}` |" in recipes for name in shipped("recipes", ".py"))
