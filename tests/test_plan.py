@@ -56,6 +56,29 @@ def test_31b_in_4bit_fits_an_a100_of_40_gib():
     assert "fits on A100 40 GB" in made.lines()[0]
 
 
+def test_towers_are_counted_where_rows_show_something(tmp_path):
+    question = [{"type": "image_url", "image_url": {"url": "cat.png"}}, {"type": "text", "text": "What is this?"}]
+    rows = {
+        "seen": question,
+        "heard": [{"type": "input_audio", "input_audio": {"data": "a.wav"}}],
+        "read": "What is this?",
+    }
+    made = {}
+    for name, content in rows.items():
+        path = tmp_path / f"{name}.jsonl"
+        talk = [{"role": "user", "content": content}, {"role": "assistant", "content": "A cat."}]
+        path.write_text(json.dumps({"messages": talk}) + "\n", encoding="utf-8")
+        made[name] = plan(_config("E2B", data={"path": str(path)}), "l4")
+    column = tmp_path / "column.jsonl"
+    column.write_text(json.dumps({"prompt": "<image> What?", "completion": "A cat.", "images": ["cat.png"]}) + "\n")
+    made["column"] = plan(_config("E2B", data={"path": str(column)}), "l4")
+    counts = family.SIZES["E2B"].shape.counts()
+    for name, one in made.items():
+        towers = sum(part.bytes for part in one.parts if part.name == "vision and audio towers")
+        assert towers == (0 if name == "read" else 2 * (counts.vision + counts.audio))
+        assert any("towers are loaded" in note for note in one.notes) == (name != "read")
+
+
 def test_26b_a4b_fits_an_rtx_4090_because_its_experts_are_4bit_too():
     made = plan(_config("26B-A4B", QLORA), "rtx-4090")
     assert made.fits == "yes"

@@ -157,7 +157,9 @@ def measure(config: RunConfig, target: Device) -> Plan:
     shape, size = resolve(config.model.base)
     found = rows.find(config, shape.vocab)
     train = config.train
-    choice = policy.decide(shape, train, target, longest=found.longest, ple=config.machine.ple)
+    choice = policy.decide(
+        shape, train, target, longest=found.longest, ple=config.machine.ple, towers=rows.shown(config)
+    )
     step = choice.step
     if train.packing:
         padded, slots = _PACKED, float(step.tokens)
@@ -245,7 +247,9 @@ def _notes(config: RunConfig, shape: Shape, target: Device, choice: Choice) -> t
             f"{target.name} has no bfloat16: it is emulated at float32 speed without a fused attention kernel; "
             "float16 is no way out, Gemma 4 overflows in it"
         )
-    if c.vision + c.audio:
+    if choice.step.towers:
+        notes.append("rows show images or audio: towers are loaded; what adapters on them keep is not counted")
+    elif c.vision + c.audio:
         notes.append(f"loaded for text: vision and audio ({2 * (c.vision + c.audio) / GIB:.1f} GiB) are left out")
     if config.train.max_length > shape.context:
         notes.append(f"train.max_length exceeds the model's context of {shape.context:,} tokens")

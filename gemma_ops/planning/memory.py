@@ -71,6 +71,8 @@ class Step:
     cuda: bool = True
     fused_attention: bool = True
     """An attention kernel that never holds the score matrix; False on GPUs without bfloat16."""
+    towers: bool = False
+    """The vision and audio towers are loaded too."""
     replays: bool = True
     """Whether this training may replay passes that were recorded as CUDA graphs."""
 
@@ -106,7 +108,7 @@ class Step:
 
 
 def weights(shape: Shape, step: Step) -> list[Part]:
-    """The frozen base on the device, loaded for text: towers are left out, and a per-layer table on the host is not there.
+    """The frozen base on the device; towers where they are loaded, a per-layer table only where it is not on the host.
 
     With `nf4` exactly attention, MLP and experts are 4-bit. Weights that learn are float32.
     """
@@ -120,6 +122,7 @@ def weights(shape: Shape, step: Step) -> list[Part]:
         ("embedding and head (tied)", plain, c.embedding),
         ("per-layer embedding table", plain, c.per_layer_table if step.ple == "device" else 0),
         (", ".join(rest), plain, c.norms + c.router + c.per_layer_linears),
+        ("vision and audio towers", "bf16" if step.weights == "nf4" else plain, step.towers * (c.vision + c.audio)),
     )
     return [Part(name, "weights", kind, count * _WIDTH[kind]) for name, kind, count in rows if count]
 

@@ -48,9 +48,11 @@ class Choice:
     step: Step
 
 
-def decide(shape: Shape, train: TrainConfig, device: Device, *, longest: int, ple: str = "auto") -> Choice:
+def decide(
+    shape: Shape, train: TrainConfig, device: Device, *, longest: int, ple: str = "auto", towers: bool = False
+) -> Choice:
     """The fastest way that fits `device`, whose memory is in GiB, for rows of at most `longest` tokens, all of which may
-    carry loss. What `train` and `ple` state is kept."""
+    carry loss. `towers` are loaded where rows show something. What `train` and `ple` state is kept."""
     place: Place = "host" if (ple == "host" or (ple == "auto" and device.cuda)) and shape.per_layer_dim else "device"
     linears = () if train.tune == "full" else tuple(family.lora_linears(shape, train.lora.targets))
     last: Choice | None = None
@@ -68,6 +70,7 @@ def decide(shape: Shape, train: TrainConfig, device: Device, *, longest: int, pl
             full=train.tune == "full",
             cuda=device.cuda,
             fused_attention=device.bf16,
+            towers=towers,
             replays=train.method in REPLAYED and _steady(shape, device, longest),
         )
         table = memory.parts(shape, step)

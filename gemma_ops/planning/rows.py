@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -23,6 +24,8 @@ _LETTERS_SMALL = 3.0
 """The same for nano's vocabulary of 2,048."""
 _FRAME = 10
 """Tokens a chat template adds to a question and its answer."""
+_SHOWN = re.compile(rb'"type"\s*:\s*"(?:input_)?(?:image|audio)(?:_url)?"|"(?:images|audios)"\s*:\s*\[\s*["{]')
+"""Parts of a message, or a column, that hold images or audio (`data.parts`)."""
 _UNREAD = {"id", "role", "from", "source", "privacy", "group"}
 """Keys whose text never reaches the model."""
 TYPICAL = 200
@@ -78,6 +81,16 @@ def find(config: RunConfig, vocab: int) -> Rows:
     if found is None and config.data.path:
         found = _estimated(Path(config.data.path), config, vocab)
     return found or _typical(limit)
+
+
+def shown(config: RunConfig) -> bool:
+    """Whether the rows show images or audio, by the front of the prepared file or else of `data.path`."""
+    prepared = Path(config.machine.runs) / config.name / "prepare" / "train.jsonl"
+    path = prepared if prepared.is_file() else Path(config.data.path or "")
+    if not path.is_file() or path.suffix.lower() not in {".jsonl", ".json", ".ndjson"}:
+        return False
+    with path.open("rb") as file:
+        return bool(_SHOWN.search(file.read(_SAMPLE)))
 
 
 def _typical(limit: int) -> Rows:

@@ -15,14 +15,16 @@ from gemma_ops.planning import policy
 from gemma_ops.training.steps import Layout
 
 
-def settle(settings: TrainConfig, shape: Shape, tables: list[Any], device: str, *, ple: str) -> TrainConfig:
+def settle(
+    settings: TrainConfig, shape: Shape, tables: list[Any], device: str, *, ple: str, towers: bool = False
+) -> TrainConfig:
     """`settings` with `checkpointing` and, where rows are packed, `micro_tokens` decided for a model of `shape`.
 
     `tables` hold the rows, with their `length`: of `grpo` and `rloo` the prompts'. The choice is in the journal; it changes
     speed and memory, and the result by no more than rounding.
     """
     lengths = [length for table in tables for length in table["length"]]
-    choice = policy.decide(shape, settings, here(device), longest=max(lengths), ple=ple)
+    choice = policy.decide(shape, settings, here(device), longest=max(lengths), ple=ple, towers=towers)
     journal.record(
         pass_tokens=choice.tokens, checkpointing=choice.checkpointing, per_layer_table=choice.ple, fits=choice.fits,
         graphs=choice.graphs,

@@ -58,7 +58,8 @@ def train(
     rows = main_first(lambda: tokenized(data, work / "rows", tokenizer, settings, chat.prefills(folder), media))
     usual = size.learning_rate if size else family.DEFAULT_LEARNING_RATE  # an adapter's
     rate = settings.learning_rate or usual * (full.RATE if settings.tune == "full" else 1.0)
-    settings = settle(settings, shape_of(folder), [rows.train, rows.valid], device, ple=machine.ple)
+    tables = [rows.train, rows.valid]
+    settings = settle(settings, shape_of(folder), tables, device, ple=machine.ple, towers=media is not None)
 
     model = load(folder, settings, machine, local_device(device), media, sharded=launch.strategy == "fsdp")
     larger = teaching.load(taught_by, settings, local_device(device)) if taught_by else None

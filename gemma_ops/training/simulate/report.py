@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +45,8 @@ class Simulation:
 def simulate_plan(config: RunConfig, made: Plan) -> Simulation:
     """Run the largest forward and backward pass of `made` on documents as long as its rows.
 
-    Weights in 4 bits are counted by formula (`memory.weights`, exact), with the largest one dequantized on top, and so is what
-    recording passes takes (`memory.recorded`); all else is what the real modules allocate. Takes seconds to a minute and some 600 MB, whatever the size of the model.
+    Weights in 4 bits are counted by formula (`memory.weights`, exact), with the largest one dequantized on top, and so are
+    towers and what recording passes takes (`memory.recorded`); all else is what the real modules allocate. Takes seconds to a minute and some 600 MB, whatever the size of the model.
     """
     from gemma_ops.training.simulate.step import simulate
 
@@ -62,6 +62,9 @@ def simulate_plan(config: RunConfig, made: Plan) -> Simulation:
     total = done.peak + int(memory.total(memory.recorded(shape, step)))
     if step.weights == "nf4":
         total += int(memory.total(memory.weights(shape, step))) - done.weights + _dequantized(shape)
+    elif step.towers:
+        both = (memory.total(memory.weights(shape, one)) for one in (step, replace(step, towers=False)))
+        total += int(next(both) - next(both))
     formula = sum(part.bytes for part in made.parts if part.kind != "reserve")
     return Simulation(total, int(formula), done.kept, done.at.operation, done.at.shapes, done.seconds)
 
