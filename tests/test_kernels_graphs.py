@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import weakref
 from types import MethodType
 
 import pytest
@@ -113,8 +114,30 @@ def test_a_gpu_that_refuses_is_told_and_left_in_peace():
     assert apart(ours, gradients) < 1e-6
 
 
+def test_a_recording_that_fails_leaves_no_memory_behind():
+    """The first recording that doesn't fit would otherwise be there still while the pass runs without."""
+    held, alive = [], []
+
+    class Refusing(tapes.Again):
+        def record(self, function):
+            held.append(weakref.ref(function.__self__))
+            raise RuntimeError("out of memory")
+
+    model = kernels.install(tuned("e2b"), KernelsConfig())
+    made = recorded(model, Refusing)
+    text = installing.text_of(model)
+    hook = text.layers[0].register_forward_pre_hook(lambda *_: alive.append(bool(held) and held[0]() is not None))
+    with pytest.warns(UserWarning, match="out of memory"):
+        run(model, [ONE])
+    hook.remove()
+    assert not made.on
+    assert alive == [False, False]  # of the warm-up, and of the pass itself
+
+
 def test_adapters_in_another_type_are_trained_without():
     model = kernels.install(tuned("e2b", torch.bfloat16), KernelsConfig())
+    for parameter in model.parameters():  # PEFT makes adapters float32
+        parameter.data = parameter.data.to(torch.bfloat16)
     made = recorded(model)
     with pytest.warns(UserWarning, match="added up in float32"):
         _, gradients = run(model, [ONE])

@@ -60,10 +60,14 @@ class Graphs:
             if learns or (embeds.is_cuda and embeds.dtype not in packed.HALF):
                 given = kwargs | {"input_ids": None, "inputs_embeds": embeds}
                 return original(model, **given, **({} if per_layer is None else {"per_layer_inputs": per_layer}))
+            recorded: Recorded | None = None
+            words = [""]
             try:
                 recorded = self._recorded(original, cuts, embeds, per_layer, kwargs["position_ids"])
             except Exception as error:
-                self._give_up(error)
+                words = str(error).splitlines() or [type(error).__name__]
+            if recorded is None:  # only now is the error gone, whose traceback held the memory of what failed
+                self._give_up(words[0])
                 return original(model, *args, **kwargs)
             recorded.slots.fill(cuts, embeds, per_layer, kwargs["position_ids"])
             hidden = _Replay.apply(recorded.sums.anchor, recorded, embeds.shape[1])
@@ -108,9 +112,8 @@ class Graphs:
         self.kept.move_to_end(found.slots.room)
         return found
 
-    def _give_up(self, error: Exception) -> None:
-        words = str(error).splitlines() or [type(error).__name__]
-        warnings.warn(f"passes can't be recorded as CUDA graphs, training goes on without: {words[0]}", stacklevel=3)
+    def _give_up(self, reason: str) -> None:
+        warnings.warn(f"passes can't be recorded as CUDA graphs, training goes on without: {reason}", stacklevel=3)
         self.on = False
         self.kept.clear()
         if torch.cuda.is_available():
