@@ -99,6 +99,16 @@ def test_anything_else_runs_as_it_did(what):
     assert not made.kept
 
 
+def test_rows_cut_short_are_refused_as_they_were():
+    model = kernels.install(tuned("e2b"), KernelsConfig())
+    made = recorded(model)
+    batch = {key: value for key, value in packed(ONE).items() if key != "use_cache"}
+    with pytest.raises(NotImplementedError, match="whole patterns"):
+        kernels.forward_hidden(model, **batch, logits_to_keep=3)
+    kernels.forward_hidden(model, **batch, logits_to_keep=0)
+    assert len(made.kept) == 1
+
+
 def test_a_gpu_that_refuses_is_told_and_left_in_peace():
     class Refusing(tapes.Again):
         def record(self, function):

@@ -32,7 +32,8 @@ from gemma_ops.modeling.kernels.tapes import Tape
 MOST = 24
 """Lengths that are kept; the one not used for longest goes. All share one pool of memory, as only one is in use at a time."""
 _PLAIN = {"cu_seq_lens_q", "logits_to_keep", "return_dict", "use_cache", "mm_token_type_ids", "labels"}
-"""Further arguments of a forward pass that don't change what the layers compute."""
+"""Further arguments of a forward pass that don't change what the layers compute (`logits_to_keep` as long as it is 0: layers
+that share keys are given no more rows than that)."""
 
 
 class Graphs:
@@ -88,7 +89,10 @@ class Graphs:
         named = {"attention_mask", "input_ids", "inputs_embeds", "per_layer_inputs", "position_ids"} | _PLAIN
         if any(value is not None and name not in named for name, value in kwargs.items()):
             return None
-        if kwargs.get("position_ids") is None or torch.is_autocast_enabled(given.device.type):
+        last = kwargs.get("logits_to_keep")
+        if kwargs.get("position_ids") is None or (isinstance(last, int) and last):
+            return None
+        if torch.is_autocast_enabled(given.device.type):
             return None
         cuts: list[int] | None = full.cuts(1, given.shape[1])  # type: ignore[union-attr]
         longest = full.longest(1, given.shape[1]) if cuts else 0  # type: ignore[union-attr]
