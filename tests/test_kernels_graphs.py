@@ -99,6 +99,17 @@ def test_anything_else_runs_as_it_did(what):
     assert not made.kept
 
 
+def test_a_pass_that_another_one_overtook_has_no_gradient():
+    """Both would be the later one's: their activations share memory."""
+    model = kernels.install(tuned("e2b"), KernelsConfig())
+    recorded(model)
+    batches = [{k: v for k, v in packed(docs).items() if k != "use_cache"} for docs in (ONE, OTHER)]
+    first, second = (kernels.forward_hidden(model, **batch) for batch in batches)
+    second.sum().backward()
+    with pytest.raises(RuntimeError, match="another pass was replayed"):
+        first.sum().backward()
+
+
 def test_rows_cut_short_are_refused_as_they_were():
     model = kernels.install(tuned("e2b"), KernelsConfig())
     made = recorded(model)

@@ -135,6 +135,8 @@ class Sums:
         self.anchor = torch.zeros((), device=device, requires_grad=True)
         """Makes a replay part of the graph of gradients, which has no other input that learns."""
         self.whole = torch.zeros(sum(one.numel() for one in parameters), dtype=torch.float32, device=device)
+        self.passes = 0
+        """Passes that were replayed: only the last one's activations are there."""
         parts = self.whole.split([one.numel() for one in parameters])
         self.parts = [part.view(one.shape) for part, one in zip(parts, parameters, strict=True)]
 
@@ -214,13 +216,18 @@ class _Replay(torch.autograd.Function):  # type: ignore[misc]
 
     @staticmethod
     def forward(ctx: Any, anchor: Tensor, recorded: Recorded, length: int) -> Tensor:
-        ctx.recorded, ctx.length = recorded, length
+        recorded.sums.passes += 1
+        ctx.recorded, ctx.length, ctx.number = recorded, length, recorded.sums.passes
         recorded.there.play()
         return recorded.out[:, :length]  # type: ignore[no-any-return]
 
     @staticmethod
     def backward(ctx: Any, outer: Tensor) -> tuple[None, None, None]:
         recorded = ctx.recorded
+        if ctx.number != recorded.sums.passes:
+            raise RuntimeError(
+                "another pass was replayed before this one's backward pass: install kernels without `replay`"
+            )
         recorded.sums.adopt()
         recorded.outer[:, : ctx.length].copy_(outer)
         recorded.outer[:, ctx.length :].zero_()
