@@ -72,6 +72,20 @@ def test_gradients_of_passes_that_ran_before_are_kept():
     assert len(made.kept) == 1
 
 
+def test_shorter_passes_lie_in_the_memory_of_a_longer_one():
+    """Two dozen lengths would otherwise take gigabytes that no plan counts."""
+    model = kernels.install(tuned("e2b"), KernelsConfig())
+    want, gradients = run(model, [OTHER, ONE, OTHER])
+    made = recorded(model)
+    got, ours = run(model, [OTHER, ONE, OTHER])
+    assert max(relative(a, b) for a, b in zip(got, want, strict=True)) < 1e-6
+    assert apart(ours, gradients) < 1e-6
+    short, long = (one.slots for one in made.kept.values())
+    assert (short.room.tokens, long.room.tokens) == (128, 256)
+    for name in ("embeds", "outer", "positions", "per_layer"):
+        assert getattr(short, name).data_ptr() == getattr(long, name).data_ptr()
+
+
 def test_a_longer_pass_does_not_read_what_an_earlier_one_left():
     """Rows shorter than the memory leave an earlier pass's tokens behind their end, in a document of their own."""
     model = kernels.install(tuned("dense31"), KernelsConfig())

@@ -108,7 +108,8 @@ class Graphs:
         if found is None:
             while len(self.kept) >= MOST:
                 self.kept.popitem(last=False)
-            slots = Slots(need, embeds, per_layer, places)
+            longest = max((one.slots for one in self.kept.values()), key=lambda one: one.room.tokens, default=None)
+            slots = Slots(need, embeds, per_layer, places, longest)
             slots.fill(cuts, embeds, per_layer, places)
             self.kept.pop(need, None)
             found = Recorded(lambda: original(self.text, **slots.arguments(self.run)), slots, self.sums, self.tape)
@@ -166,7 +167,6 @@ class Recorded:
         self.kind: Any = None
         self.out: Any = None
         self._live: Any = None
-        self.outer = torch.zeros_like(slots.embeds)
         self.read = self._read()
         self.there, self.back = tape(), tape()
         collects = gc.isenabled()
@@ -202,7 +202,7 @@ class Recorded:
 
     def _gradients(self) -> tuple[Tensor | None, ...]:
         found: tuple[Tensor | None, ...] = torch.autograd.grad(
-            self._live, self.sums.parameters, self.outer, allow_unused=True
+            self._live, self.sums.parameters, self.slots.outer, allow_unused=True
         )
         return found
 
@@ -229,8 +229,8 @@ class _Replay(torch.autograd.Function):  # type: ignore[misc]
                 "another pass was replayed before this one's backward pass: install kernels without `replay`"
             )
         recorded.sums.adopt()
-        recorded.outer[:, : ctx.length].copy_(outer)
-        recorded.outer[:, ctx.length :].zero_()
+        recorded.slots.outer[:, : ctx.length].copy_(outer)
+        recorded.slots.outer[:, ctx.length :].zero_()
         recorded.back.play()
         return None, None, None
 
