@@ -129,10 +129,17 @@ def test_passes_are_recorded_where_that_is_the_fastest(monkeypatch):
 
 def test_only_adapters_of_one_pass_at_a_time_are_recorded():
     shape = family.SIZES["E2B"].shape
-    for change in ({"method": "dpo"}, {"tune": "full"}, {"kernels": {"graphs": "off"}}, {"kernels": {"lora": "peft"}}):
+    for change in (
+        {"method": "dpo"}, {"tune": "full"}, {"kernels": {"graphs": "off"}}, {"kernels": {"lora": "peft"}},
+        {"lora": {"dropout": 0.05}}, {"packing": False},
+    ):  # fmt: skip
         step = policy.decide(shape, TrainConfig(**change), devices.get("h200"), longest=512).step
         assert not step.replayed, change
-    assert policy.decide(shape, TrainConfig(), devices.get("h200"), longest=512).step.replayed
+    for change in ({}, {"packing": False, "micro_batch": 1}):
+        assert policy.decide(shape, TrainConfig(**change), devices.get("h200"), longest=512).step.replayed
+    assert not policy.decide(shape, TrainConfig(), devices.get("h200"), longest=512, processes=2).step.replayed
+    several = RunConfig(model={"base": "google/gemma-4-31B-it"}, launch={"engine": "torchrun", "processes": 8})
+    assert not plan(several, "h200").choice.step.replayed
 
 
 def test_the_device_that_trains_is_found_in_the_table(monkeypatch):

@@ -157,7 +157,8 @@ def measure(config: RunConfig, target: Device) -> Plan:
     shape, size = resolve(config.model.base)
     found = rows.find(config, shape.vocab)
     train = config.train
-    choice = policy.decide(shape, train, target, longest=found.longest, ple=config.machine.ple)
+    processes = config.launch.processes * config.launch.nodes
+    choice = policy.decide(shape, train, target, longest=found.longest, ple=config.machine.ple, processes=processes)
     step = choice.step
     if train.packing:
         padded, slots = _PACKED, float(step.tokens)

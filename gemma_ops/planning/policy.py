@@ -48,9 +48,11 @@ class Choice:
     step: Step
 
 
-def decide(shape: Shape, train: TrainConfig, device: Device, *, longest: int, ple: str = "auto") -> Choice:
+def decide(
+    shape: Shape, train: TrainConfig, device: Device, *, longest: int, ple: str = "auto", processes: int = 1
+) -> Choice:
     """The fastest way that fits `device`, whose memory is in GiB, for rows of at most `longest` tokens, all of which may
-    carry loss. What `train` and `ple` state is kept."""
+    carry loss, on so many processes with a device each. What `train` and `ple` state is kept."""
     place: Place = "host" if (ple == "host" or (ple == "auto" and device.cuda)) and shape.per_layer_dim else "device"
     linears = () if train.tune == "full" else tuple(family.lora_linears(shape, train.lora.targets))
     last: Choice | None = None
@@ -68,7 +70,7 @@ def decide(shape: Shape, train: TrainConfig, device: Device, *, longest: int, pl
             full=train.tune == "full",
             cuda=device.cuda,
             fused_attention=device.bf16,
-            replays=train.method in REPLAYED and _steady(shape, device, longest),
+            replays=processes == 1 and _replays(train) and _steady(shape, device, longest),
         )
         table = memory.parts(shape, step)
         fits = memory.total(table) + memory.spread(table) <= device.memory * GIB
@@ -77,6 +79,12 @@ def decide(shape: Shape, train: TrainConfig, device: Device, *, longest: int, pl
             break
     assert last is not None
     return last
+
+
+def _replays(train: TrainConfig) -> bool:
+    """Whether this training has passes that may be recorded: of one row, with nothing random in their layers."""
+    one = train.packing or train.micro_batch == 1
+    return train.method in REPLAYED and one and not train.lora.dropout
 
 
 def _steady(shape: Shape, device: Device, longest: int) -> bool:
