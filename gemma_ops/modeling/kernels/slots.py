@@ -105,10 +105,10 @@ class Slots:
         self, room: Room, embeds: Tensor, per_layer: Tensor | None, positions: Tensor, other: Slots | None = None
     ) -> None:
         self.room = room
-        self.embeds = _longer(embeds, room.tokens, other and other.embeds)
-        self.outer = _longer(embeds, room.tokens, other and other.outer)
-        self.positions = _longer(positions, room.tokens, other and other.positions)
-        self.per_layer = None
+        self.embeds: Tensor = _longer(embeds, room.tokens, other and other.embeds)
+        self.outer: Tensor = _longer(embeds, room.tokens, other and other.outer)
+        self.positions: Tensor = _longer(positions, room.tokens, other and other.positions)
+        self.per_layer: Tensor | None = None
         if per_layer is not None:
             self.per_layer = _longer(per_layer, room.tokens, other and other.per_layer)
         self.numbers = Numbers(room, embeds.device)
