@@ -104,6 +104,27 @@ def test_passes_are_not_recorded_where_that_does_not_fit(monkeypatch):
     assert policy.decide(shape, TrainConfig(), devices.processor(), longest=2048).graphs == "auto"
 
 
+def test_long_documents_among_short_ones_cost_the_memory_of_a_pass_twice():
+    """Passes that hold them are launched, the others recorded, and these two don't share memory."""
+    for size, key, longest in (("31B", "h100", 8192), ("31B", "a100-80", 4096), ("E2B", "h200", 8192)):
+        shape = family.SIZES[size].shape
+        train, device = TrainConfig(weights="nf4", max_length=longest), devices.get(key)
+        made = policy.decide(shape, train, device, longest=longest)
+        off = train.model_copy(update={"kernels": train.kernels.model_copy(update={"graphs": "off"})})
+        without = policy.decide(shape, off, device, longest=longest)
+        # Never more recomputed for the sake of recording some.
+        assert (made.checkpointing, made.tokens) == (without.checkpointing, without.tokens)
+        assert made.graphs == ("auto" if size == "E2B" else "off")
+        assert not made.step.replayed
+        once = memory.total(memory.activations(shape, made.step))
+        more = memory.total(memory.recorded(shape, made.step))
+        assert more == 0 if made.graphs == "off" else once < more < 1.5 * once
+        short = policy.decide(shape, train, device, longest=1024).step
+        assert short.replayed == (memory.total(memory.recorded(shape, short)) > 0)
+    never = policy.decide(family.SIZES["E2B"].shape, TrainConfig(), devices.get("a100-80"), longest=512)
+    assert not memory.recorded(family.SIZES["E2B"].shape, never.step)
+
+
 def test_passes_are_recorded_where_that_is_the_fastest(monkeypatch):
     """Heads of 512 have kernels of fixed shape on a Hopper, up to documents of some length; elsewhere only many heads do."""
     import torch
