@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import weakref
-from types import MethodType
+from types import MethodType, SimpleNamespace
 
 import pytest
 import torch
@@ -242,6 +242,18 @@ def test_only_what_launches_the_same_kernels_every_time_is_recorded():
     assert not installing._replays(installing.text_of(tuned("e2b")), KernelsConfig())  # no GPU
     frozen = build("e2b").requires_grad_(False)
     assert not installing._replays(installing.text_of(frozen), KernelsConfig())
+
+
+@pytest.mark.parametrize(("capability", "mixture", "replays"), [(8, False, True), (8, True, False), (9, True, True)])
+def test_a_mixture_is_recorded_where_its_products_wait_for_nothing(monkeypatch, capability, mixture, replays):
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (capability, 0))
+    factor = SimpleNamespace(requires_grad=True, is_cuda=True, get_device=lambda: 0, device=torch.device("cuda"))
+    layer = SimpleNamespace(experts=None) if mixture else SimpleNamespace()
+    text = SimpleNamespace(
+        parameters=lambda: [factor], modules=list, layers=[layer], config=SimpleNamespace(attention_dropout=0)
+    )
+    assert installing._replays(text, KernelsConfig()) == replays
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -158,6 +158,10 @@ def test_only_adapters_of_one_pass_at_a_time_are_recorded():
         assert not step.replayed, change
     for change in ({}, {"packing": False, "micro_batch": 1}):
         assert policy.decide(shape, TrainConfig(**change), devices.get("h200"), longest=512).step.replayed
+    mixture = family.SIZES["26B-A4B"].shape
+    for key, replayed in (("h100", True), ("b200", True), ("a100-80", False), ("rtx-4090", False)):
+        step = policy.decide(mixture, TrainConfig(weights="nf4"), devices.get(key), longest=512).step
+        assert step.replayed == replayed, key
     assert not policy.decide(shape, TrainConfig(), devices.get("h200"), longest=512, processes=2).step.replayed
     several = RunConfig(model={"base": "google/gemma-4-31B-it"}, launch={"engine": "torchrun", "processes": 8})
     assert not plan(several, "h200").choice.step.replayed

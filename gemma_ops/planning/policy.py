@@ -87,10 +87,10 @@ def decide(
 
 def _replays(train: TrainConfig, shape: Shape, device: Device) -> bool:
     """Whether this training has passes that may be recorded: of one row, with nothing random in their layers, by attention
-    that doesn't depend on the documents."""
+    and experts that don't depend on the documents."""
     one = train.packing or train.micro_batch == 1
-    attends = device.cuda and (device.hopper or _heads(shape) > FEW)
-    return train.method in REPLAYED and one and not train.lora.dropout and attends
+    fixed = device.cuda and (device.hopper or _heads(shape) > FEW) and (device.groups or not shape.experts)
+    return train.method in REPLAYED and one and not train.lora.dropout and fixed
 
 
 def _steady(shape: Shape, device: Device, longest: int) -> bool:

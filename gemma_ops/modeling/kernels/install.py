@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from gemma_ops.config.kernels import KernelsConfig
+from gemma_ops.modeling import experts
 from gemma_ops.modeling.kernels import attention, layers
 from gemma_ops.modeling.kernels.bodies import Runner
 from gemma_ops.modeling.kernels.graphs import Graphs
@@ -164,6 +165,7 @@ def _replays(text: Any, settings: KernelsConfig) -> bool:
         and all(parameter.is_cuda for parameter in trainable)
         and trainable[0].get_device() == torch.cuda.current_device()
         and not _draws(text)
+        and not (any(hasattr(layer, "experts") for layer in text.layers) and experts.waits(trainable[0].device))
     )
 
 
