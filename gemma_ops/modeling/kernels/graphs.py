@@ -6,8 +6,8 @@ embeddings and the head, for rows of a rounded length (`slots`); embeddings, hea
 length is run once before it is recorded, so that nothing is compiled or loaded meanwhile. Gradients are added up in fixed
 memory that becomes the parameters' `grad`.
 
-Recorded is only what is the same every time: training of adapters in one process, a row of documents with their bounds,
-no images, nothing random, no autocast, and no documents that are computed faster in batches of their own (`packed.steady`).
+Recorded is only what is the same every time: training of adapters in one process, a row of documents with their bounds, no
+images that see themselves whole, nothing random, no autocast, and no documents that are computed faster in batches of their own (`packed.steady`).
 Anything else, and a GPU that refuses, runs as it did.
 """
 
@@ -59,8 +59,9 @@ class Graphs:
             embeds, per_layer = _inputs(model, kwargs)
             learns = embeds.requires_grad or (per_layer is not None and per_layer.requires_grad)
             if learns or (embeds.is_cuda and embeds.dtype not in packed.HALF):
-                given = kwargs | {"input_ids": None, "inputs_embeds": embeds}
-                return original(model, **given, **({} if per_layer is None else {"per_layer_inputs": per_layer}))
+                given = {"input_ids": None, "inputs_embeds": embeds}
+                own = {} if per_layer is None else {"per_layer_inputs": per_layer}
+                return original(model, **(kwargs | given | own))
             recorded: Recorded | None = None
             words = [""]
             try:
