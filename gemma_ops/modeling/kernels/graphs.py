@@ -7,8 +7,8 @@ length is run once before it is recorded, so that nothing is compiled or loaded 
 memory that becomes the parameters' `grad`.
 
 Recorded is only what is the same every time: training of adapters in one process, a row of documents with their bounds, no
-images that see themselves whole, nothing random, no autocast, and no documents that are computed faster in batches of their own (`packed.steady`).
-Anything else, and a GPU that refuses, runs as it did.
+images that see themselves whole, nothing random, no autocast, and no documents that are computed faster in batches of
+their own (`packed.steady`). Anything else, and a GPU that refuses, runs as it did.
 """
 
 from __future__ import annotations
