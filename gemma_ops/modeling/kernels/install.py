@@ -83,7 +83,7 @@ def install(model: Any, settings: KernelsConfig, *, recompute: Recompute = "none
     done.method(base, "forward", _stoppable(type(base).forward))
     _put_layers(text, done, using)
     chosen = len(text.layers) if recompute == "all" else recompute if isinstance(recompute, int) else 0
-    again = partial(checkpoint, use_reentrant=False, preserve_rng_state=_draws(text))
+    again = partial(checkpoint, use_reentrant=False, preserve_rng_state=using.draws)
     for layer in text.layers[:chosen]:
         done.attribute(layer, "gradient_checkpointing", True)
         done.attribute(layer, "_gradient_checkpointing_func", again)
@@ -136,6 +136,7 @@ def _using(text: Any, settings: KernelsConfig, recompute: Recompute) -> Using:
         run=Runner(compiled=compiled, strict=settings.compile == "regions"),
         recompute_mlp=recompute == "mlp",
         gelu=fits,
+        draws=_draws(text),
     )
 
 
