@@ -50,6 +50,11 @@ class Device:
         """Whether it is of the generation that attention with heads of 512 has kernels for."""
         return self.key in ("h100", "h200")
 
+    @property
+    def groups(self) -> bool:
+        """Whether PyTorch multiplies a mixture's experts there without reading their sizes back."""
+        return self.hopper or self.key == "b200"
+
 
 DEVICES: dict[str, Device] = {
     device.key: device

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from types import MethodType
+import weakref
+from types import MethodType, SimpleNamespace
 
 import pytest
 import torch
@@ -71,6 +72,20 @@ def test_gradients_of_passes_that_ran_before_are_kept():
     assert len(made.kept) == 1
 
 
+def test_shorter_passes_lie_in_the_memory_of_a_longer_one():
+    """Two dozen lengths would otherwise take gigabytes that no plan counts."""
+    model = kernels.install(tuned("e2b"), KernelsConfig())
+    want, gradients = run(model, [OTHER, ONE, OTHER])
+    made = recorded(model)
+    got, ours = run(model, [OTHER, ONE, OTHER])
+    assert max(relative(a, b) for a, b in zip(got, want, strict=True)) < 1e-6
+    assert apart(ours, gradients) < 1e-6
+    short, long = (one.slots for one in made.kept.values())
+    assert (short.room.tokens, long.room.tokens) == (128, 256)
+    for name in ("embeds", "outer", "positions", "per_layer"):
+        assert getattr(short, name).data_ptr() == getattr(long, name).data_ptr()
+
+
 def test_a_longer_pass_does_not_read_what_an_earlier_one_left():
     """Rows shorter than the memory leave an earlier pass's tokens behind their end, in a document of their own."""
     model = kernels.install(tuned("dense31"), KernelsConfig())
@@ -98,6 +113,27 @@ def test_anything_else_runs_as_it_did(what):
     assert not made.kept
 
 
+def test_a_pass_that_another_one_overtook_has_no_gradient():
+    """Both would be the later one's: their activations share memory."""
+    model = kernels.install(tuned("e2b"), KernelsConfig())
+    recorded(model)
+    batches = [{k: v for k, v in packed(docs).items() if k != "use_cache"} for docs in (ONE, OTHER)]
+    first, second = (kernels.forward_hidden(model, **batch) for batch in batches)
+    second.sum().backward()
+    with pytest.raises(RuntimeError, match="another pass was replayed"):
+        first.sum().backward()
+
+
+def test_rows_cut_short_are_refused_as_they_were():
+    model = kernels.install(tuned("e2b"), KernelsConfig())
+    made = recorded(model)
+    batch = {key: value for key, value in packed(ONE).items() if key != "use_cache"}
+    with pytest.raises(NotImplementedError, match="whole patterns"):
+        kernels.forward_hidden(model, **batch, logits_to_keep=3)
+    kernels.forward_hidden(model, **batch, logits_to_keep=0)
+    assert len(made.kept) == 1
+
+
 def test_a_gpu_that_refuses_is_told_and_left_in_peace():
     class Refusing(tapes.Again):
         def record(self, function):
@@ -113,8 +149,30 @@ def test_a_gpu_that_refuses_is_told_and_left_in_peace():
     assert apart(ours, gradients) < 1e-6
 
 
+def test_a_recording_that_fails_leaves_no_memory_behind():
+    """The first recording that doesn't fit would otherwise be there still while the pass runs without."""
+    held, alive = [], []
+
+    class Refusing(tapes.Again):
+        def record(self, function):
+            held.append(weakref.ref(function.__self__))
+            raise RuntimeError("out of memory")
+
+    model = kernels.install(tuned("e2b"), KernelsConfig())
+    made = recorded(model, Refusing)
+    text = installing.text_of(model)
+    hook = text.layers[0].register_forward_pre_hook(lambda *_: alive.append(bool(held) and held[0]() is not None))
+    with pytest.warns(UserWarning, match="out of memory"):
+        run(model, [ONE])
+    hook.remove()
+    assert not made.on
+    assert alive == [False, False]  # of the warm-up, and of the pass itself
+
+
 def test_adapters_in_another_type_are_trained_without():
     model = kernels.install(tuned("e2b", torch.bfloat16), KernelsConfig())
+    for parameter in model.parameters():  # PEFT makes adapters float32
+        parameter.data = parameter.data.to(torch.bfloat16)
     made = recorded(model)
     with pytest.warns(UserWarning, match="added up in float32"):
         _, gradients = run(model, [ONE])
@@ -184,6 +242,18 @@ def test_only_what_launches_the_same_kernels_every_time_is_recorded():
     assert not installing._replays(installing.text_of(tuned("e2b")), KernelsConfig())  # no GPU
     frozen = build("e2b").requires_grad_(False)
     assert not installing._replays(installing.text_of(frozen), KernelsConfig())
+
+
+@pytest.mark.parametrize(("capability", "mixture", "replays"), [(8, False, True), (8, True, False), (9, True, True)])
+def test_a_mixture_is_recorded_where_its_products_wait_for_nothing(monkeypatch, capability, mixture, replays):
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (capability, 0))
+    factor = SimpleNamespace(requires_grad=True, is_cuda=True, get_device=lambda: 0, device=torch.device("cuda"))
+    layer = SimpleNamespace(experts=None) if mixture else SimpleNamespace()
+    text = SimpleNamespace(
+        parameters=lambda: [factor], modules=list, layers=[layer], config=SimpleNamespace(attention_dropout=0)
+    )
+    assert installing._replays(text, KernelsConfig()) == replays
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from gemma_ops.config.kernels import KernelsConfig
 from gemma_ops.modeling import kernels
+from gemma_ops.modeling.kernels import layers
 
 FULL = KernelsConfig()
 
@@ -29,6 +30,21 @@ def test_gradients_are_those_of_keeping_everything(kind, settings):
         got, ours = step(kernels.install(model, settings, recompute=recompute), **batch)
         assert torch.equal(got, want)
         assert apart(ours, gradients) < 1e-6
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_random_states_are_kept_where_something_is_random(monkeypatch, dropout):
+    """A GPU's state is read back, which no recorded pass can hold; DoRA leaves MLPs to PEFT."""
+    kept = []
+
+    def watched(*given, preserve_rng_state, **more):
+        kept.append(preserve_rng_state)
+        return checkpoint(*given, preserve_rng_state=preserve_rng_state, **more)
+
+    monkeypatch.setattr(layers, "checkpoint", watched)
+    step(kernels.install(tuned("e2b", dora=True, dropout=dropout), FULL, recompute="mlp"), **batch_of())
+    assert kept
+    assert set(kept) == {dropout > 0}
 
 
 @pytest.mark.parametrize("kind", ["e2b", "moe"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from types import MethodType
 
 import pytest
 import tiny_media
@@ -21,7 +22,8 @@ from gemma_ops.data.sounds import sound
 from gemma_ops.data.tokens import NO_LOSS, Manner
 from gemma_ops.errors import ConfigError, DataError
 from gemma_ops.modeling import adapters
-from gemma_ops.modeling.kernels import install
+from gemma_ops.modeling.kernels import graphs, install, tapes
+from gemma_ops.modeling.kernels.bodies import EAGER
 from gemma_ops.modeling.load import load_model
 from gemma_ops.training import head, media_sft
 from gemma_ops.training.media_collator import MediaCollate, shown
@@ -186,6 +188,25 @@ def test_packed_rows_with_kernels_are_padded_rows_without(tiny, prepared, kind, 
     assert any("vision" in name for name in found)
     for name, gradient in wanted.items():
         assert (found[name] - gradient).norm() <= 2e-4 * gradient.norm() + 1e-7, name
+
+
+@pytest.mark.parametrize("towers", [False, True])
+def test_passes_with_images_are_replayed_unless_a_tower_learns(tiny, prepared, towers):
+    """E2B and E4B, whose images are read from left to right; on a tape that needs no GPU."""
+    batch = passes(prepared("edge"), [[0, 1, 2, 3, 4]], packing=True, bounds=True)
+    model = learning(tiny("edge"), FUSED, towers=towers, shown=("image", "audio"))
+    loss, wanted = gradients(model, batch)
+    text = model.get_base_model().model.language_model
+    made = graphs.Graphs(text, EAGER, tapes.Again)
+    text.forward = MethodType(made.forward(type(text).forward), text)
+    for _ in range(2):
+        again, found = gradients(model, batch)
+        assert again == pytest.approx(loss, abs=2e-5)
+        assert found.keys() == wanted.keys()
+        for name, gradient in wanted.items():
+            assert (found[name] - gradient).norm() <= 1e-5 * gradient.norm() + 1e-7, name
+    assert made.on
+    assert bool(made.kept) != towers
 
 
 @pytest.mark.parametrize("kind", ["large", "mixture", "unified"])

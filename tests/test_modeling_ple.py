@@ -127,6 +127,21 @@ def test_rows_of_an_epoch_that_was_left_are_forgotten():
     host.check()
 
 
+def test_buffers_made_while_answering_serve_a_training(monkeypatch):
+    """Samples may have longer prompts than any pass before: their buffers are filled again by the next training step."""
+    empty = torch.empty
+
+    def unpinned(*size, pin_memory, **more):
+        assert pin_memory
+        return empty(*size, **more)
+
+    monkeypatch.setattr(torch, "empty", unpinned)
+    host = _table()
+    with torch.inference_mode():
+        buffer = host._buffer(2)
+    assert torch.equal(torch.index_select(host.table, 0, torch.tensor([3, 1]), out=buffer), host.table[[3, 1]])
+
+
 def test_prefetching_for_a_cpu_does_nothing():
     host = _table()
     host.prefetch(torch.tensor([[1, 2, 3]]), "cpu")

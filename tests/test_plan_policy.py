@@ -104,6 +104,27 @@ def test_passes_are_not_recorded_where_that_does_not_fit(monkeypatch):
     assert policy.decide(shape, TrainConfig(), devices.processor(), longest=2048).graphs == "auto"
 
 
+def test_long_documents_among_short_ones_cost_the_memory_of_a_pass_twice():
+    """Passes that hold them are launched, the others recorded, and these two don't share memory."""
+    for size, key, longest in (("31B", "h100", 8192), ("31B", "a100-80", 4096), ("E2B", "h200", 8192)):
+        shape = family.SIZES[size].shape
+        train, device = TrainConfig(weights="nf4", max_length=longest), devices.get(key)
+        made = policy.decide(shape, train, device, longest=longest)
+        off = train.model_copy(update={"kernels": train.kernels.model_copy(update={"graphs": "off"})})
+        without = policy.decide(shape, off, device, longest=longest)
+        # Never more recomputed for the sake of recording some.
+        assert (made.checkpointing, made.tokens) == (without.checkpointing, without.tokens)
+        assert made.graphs == ("auto" if size == "E2B" else "off")
+        assert not made.step.replayed
+        once = memory.total(memory.activations(shape, made.step))
+        more = memory.total(memory.recorded(shape, made.step))
+        assert more == 0 if made.graphs == "off" else once < more < 1.5 * once
+        short = policy.decide(shape, train, device, longest=1024).step
+        assert short.replayed == (memory.total(memory.recorded(shape, short)) > 0)
+    never = policy.decide(family.SIZES["E2B"].shape, TrainConfig(), devices.get("a100-80"), longest=512)
+    assert not memory.recorded(family.SIZES["E2B"].shape, never.step)
+
+
 def test_passes_are_recorded_where_that_is_the_fastest(monkeypatch):
     """Heads of 512 have kernels of fixed shape on a Hopper, up to documents of some length; elsewhere only many heads do."""
     import torch
@@ -129,10 +150,21 @@ def test_passes_are_recorded_where_that_is_the_fastest(monkeypatch):
 
 def test_only_adapters_of_one_pass_at_a_time_are_recorded():
     shape = family.SIZES["E2B"].shape
-    for change in ({"method": "dpo"}, {"tune": "full"}, {"kernels": {"graphs": "off"}}, {"kernels": {"lora": "peft"}}):
+    for change in (
+        {"method": "dpo"}, {"tune": "full"}, {"kernels": {"graphs": "off"}}, {"kernels": {"lora": "peft"}},
+        {"lora": {"dropout": 0.05}}, {"packing": False},
+    ):  # fmt: skip
         step = policy.decide(shape, TrainConfig(**change), devices.get("h200"), longest=512).step
         assert not step.replayed, change
-    assert policy.decide(shape, TrainConfig(), devices.get("h200"), longest=512).step.replayed
+    for change in ({}, {"packing": False, "micro_batch": 1}):
+        assert policy.decide(shape, TrainConfig(**change), devices.get("h200"), longest=512).step.replayed
+    mixture = family.SIZES["26B-A4B"].shape
+    for key, replayed in (("h100", True), ("b200", True), ("a100-80", False), ("rtx-4090", False)):
+        step = policy.decide(mixture, TrainConfig(weights="nf4"), devices.get(key), longest=512).step
+        assert step.replayed == replayed, key
+    assert not policy.decide(shape, TrainConfig(), devices.get("h200"), longest=512, processes=2).step.replayed
+    several = RunConfig(model={"base": "google/gemma-4-31B-it"}, launch={"engine": "torchrun", "processes": 8})
+    assert not plan(several, "h200").choice.step.replayed
 
 
 def test_the_device_that_trains_is_found_in_the_table(monkeypatch):

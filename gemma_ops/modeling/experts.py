@@ -121,6 +121,12 @@ def grouped(rows: torch.Tensor, stack: torch.Tensor, ends: torch.Tensor) -> torc
     return torch.nn.functional.grouped_mm(rows, stack, offs=ends)
 
 
+def waits(device: torch.device) -> bool:
+    """Whether `grouped` reads the groups' sizes back from the device, which no CUDA graph can hold: PyTorch has a kernel that
+    doesn't for compute capability 9 and 10 alone (`_grouped_mm_cuda`, GroupedBlas.cpp; pytorch#169970)."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] not in (9, 10)
+
+
 class _Grouped4bit(torch.autograd.Function):  # type: ignore[misc]
     """`grouped` with a 4-bit stack. Only the packed stack is kept for the backward pass, which needs no input rows: the
     stack does not learn."""

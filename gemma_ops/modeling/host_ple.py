@@ -120,13 +120,17 @@ class HostEmbedding(torch.nn.Module):  # type: ignore[misc]
     def _buffer(self, rows: int) -> torch.Tensor:
         """A pinned buffer that the device has read out, with so many rows."""
         if len(self._pinned) < _BUFFERS:
-            return torch.empty(rows, self.embedding_dim, dtype=self.table.dtype, pin_memory=True)
+            return self._new(rows)
         buffer, done = self._pinned.popleft()
         done.synchronize()
         whole = buffer.untyped_storage().nbytes() // (self.embedding_dim * buffer.element_size())
         if whole < rows:
-            return torch.empty(rows, self.embedding_dim, dtype=self.table.dtype, pin_memory=True)
+            return self._new(rows)
         return torch.as_strided(buffer, (rows, self.embedding_dim), (self.embedding_dim, 1))
+
+    def _new(self, rows: int) -> torch.Tensor:
+        with torch.inference_mode(mode=False):  # one made while answering would refuse a training pass's rows
+            return torch.empty(rows, self.embedding_dim, dtype=self.table.dtype, pin_memory=True)
 
     def _apply(self, fn: Any, recurse: bool = True) -> HostEmbedding:
         """`to`, `half`, `cuda` leave the table where and what it is."""

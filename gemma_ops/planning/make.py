@@ -158,7 +158,13 @@ def measure(config: RunConfig, target: Device) -> Plan:
     found = rows.find(config, shape.vocab)
     train = config.train
     choice = policy.decide(
-        shape, train, target, longest=found.longest, ple=config.machine.ple, towers=rows.shown(config)
+        shape,
+        train,
+        target,
+        longest=found.longest,
+        ple=config.machine.ple,
+        towers=rows.shown(config),
+        processes=config.launch.processes * config.launch.nodes,
     )
     step = choice.step
     if train.packing:

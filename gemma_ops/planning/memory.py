@@ -75,13 +75,20 @@ class Step:
     """The vision and audio towers are loaded too."""
     replays: bool = True
     """Whether this training may replay passes that were recorded as CUDA graphs."""
+    mixed: bool = False
+    """Whether some of its passes, those of long documents, are launched all the same."""
 
     @property
-    def replayed(self) -> bool:
+    def recorded(self) -> bool:
         """Whether passes are recorded: adapters in bfloat16 on one GPU, with every kernel on."""
         own = self.kernels
         on = (own.graphs, own.attention, own.lora, own.norms) == ("auto", "documents", "fused", "fused")
         return on and self.replays and self.cuda and self.fused_attention and not self.full and self.width == 2
+
+    @property
+    def replayed(self) -> bool:
+        """Whether all passes are."""
+        return self.recorded and not self.mixed
 
     @property
     def width(self) -> int:
@@ -176,11 +183,14 @@ def _told(step: Step, layers: int) -> str:
 
 def recorded(shape: Shape, step: Step) -> list[Part]:
     """What passes recorded as CUDA graphs take besides: their fixed inputs and outputs, a second set of the adapters'
-    gradients, and memory that other work can't share with them (fitted to `gemma-ops bench train` on an H200)."""
-    if not step.replayed:
+    gradients, and memory that other work can't share with them (fitted to `gemma-ops bench train` on an H200). Where other
+    passes are launched, those need what a pass holds once more."""
+    if not step.recorded:
         return []
     per_token = step.width * (3 * shape.hidden + len(shape.layers) * shape.per_layer_dim)
     apart = RECORDED * GIB + 4.0 * step.adapter_parameters
+    if step.mixed:
+        apart += total(activations(shape, step))
     return [Part("recorded passes", "activations", "mixed", per_token * step.tokens + apart)]
 
 

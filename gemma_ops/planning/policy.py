@@ -4,7 +4,8 @@ the per-layer table lies.
 The same answer for the same shape, settings, rows and device, so that `gemma-ops plan` says what `gemma-ops train` does.
 Ways are tried from the fastest on: nothing recomputed, the MLPs (two of three of their products again, for half of the
 bytes), so many layers, all of them; large passes before small ones, because a pass costs a launch of every kernel and,
-in 4 bits, of every weight's dequantization. What doesn't fit even so is tried without recording passes as CUDA graphs.
+in 4 bits, of every weight's dequantization. What doesn't fit even so is tried without recording passes as CUDA graphs, and
+so is each way where documents are too long for all passes to be recorded: two kinds of passes don't share memory.
 """
 
 from __future__ import annotations
@@ -42,21 +43,31 @@ class Choice:
     """Places of the largest forward pass; with `packing` that is `train.micro_tokens`."""
     ple: Place
     graphs: Literal["auto", "off"]
-    """`off` where passes recorded as CUDA graphs would not fit: they take some memory of their own."""
+    """`off` where passes recorded as CUDA graphs would not fit: they take some memory of their own, and where some are too
+    long for it all that a pass takes once more."""
     fits: bool
     """False when even the most frugal way is over the device's memory by this arithmetic."""
     step: Step
 
 
 def decide(
-    shape: Shape, train: TrainConfig, device: Device, *, longest: int, ple: str = "auto", towers: bool = False
+    shape: Shape,
+    train: TrainConfig,
+    device: Device,
+    *,
+    longest: int,
+    ple: str = "auto",
+    towers: bool = False,
+    processes: int = 1,
 ) -> Choice:
     """The fastest way that fits `device`, whose memory is in GiB, for rows of at most `longest` tokens, all of which may
-    carry loss. `towers` are loaded where rows show something. What `train` and `ple` state is kept."""
+    carry loss, on so many processes with a device each. `towers` are loaded where rows show something. What `train` and
+    `ple` state is kept."""
     place: Place = "host" if (ple == "host" or (ple == "auto" and device.cuda)) and shape.per_layer_dim else "device"
     linears = () if train.tune == "full" else tuple(family.lora_linears(shape, train.lora.targets))
     last: Choice | None = None
-    for checkpointing, tokens, graphs in _ways(shape, train, device, longest):
+    replays, steady = processes == 1 and _replays(train, shape, device), _steady(shape, device, longest)
+    for checkpointing, tokens, graphs in _ways(shape, train, device, longest, mixed=replays and not steady):
         step = Step(
             weights=train.weights,
             rank=train.lora.rank,
@@ -71,7 +82,8 @@ def decide(
             cuda=device.cuda,
             fused_attention=device.bf16,
             towers=towers,
-            replays=train.method in REPLAYED and _steady(shape, device, longest),
+            replays=replays,
+            mixed=not steady,
         )
         table = memory.parts(shape, step)
         fits = memory.total(table) + memory.spread(table) <= device.memory * GIB
@@ -82,18 +94,30 @@ def decide(
     return last
 
 
+def _replays(train: TrainConfig, shape: Shape, device: Device) -> bool:
+    """Whether this training has passes that may be recorded: of one row, with nothing random in their layers, by attention
+    and experts that don't depend on the documents."""
+    one = train.packing or train.micro_batch == 1
+    fixed = device.cuda and (device.hopper or _heads(shape) > FEW) and (device.groups or not shape.experts)
+    return train.method in REPLAYED and one and not train.lora.dropout and fixed
+
+
 def _steady(shape: Shape, device: Device, longest: int) -> bool:
     """Whether recorded passes take the fastest attention there is (`modeling.kernels.packed.steady`)."""
-    if device.hopper:
-        return longest <= FAR
-    return max(layer.heads for layer in shape.layers) > FEW and longest <= LONG
+    return longest <= FAR if device.hopper else _heads(shape) > FEW and longest <= LONG
+
+
+def _heads(shape: Shape) -> int:
+    return max(layer.heads for layer in shape.layers)
 
 
 def _ways(
-    shape: Shape, train: TrainConfig, device: Device, longest: int
+    shape: Shape, train: TrainConfig, device: Device, longest: int, *, mixed: bool
 ) -> Iterator[tuple[Checkpointing, int, Literal["auto", "off"]]]:
-    """Recomputation, pass sizes and `graphs` to try, the fastest first, the most frugal last."""
-    sizes, graphs = _sizes(train, device, longest), train.kernels.graphs
+    """Recomputation, pass sizes and `graphs` to try, the fastest first, the most frugal last. With `mixed`, what a recording
+    of some passes takes is better spent on recomputing less."""
+    sizes = _sizes(train, device, longest)
+    tried = ("auto", "off") if mixed and train.kernels.graphs == "auto" else (train.kernels.graphs,)
     if train.checkpointing != "auto":
         plain: list[tuple[Checkpointing, int]] = [(train.checkpointing, tokens) for tokens in sizes]
     else:
@@ -101,10 +125,10 @@ def _ways(
         count = len(shape.layers)
         some = [round(count * part / 4) for part in (1, 2, 3)]
         for one in ("none", "mlp", *some, "all"):
-            yield from ((one, tokens, graphs) for tokens in large[:2])  # type: ignore[misc]
+            yield from ((one, tokens, graphs) for tokens in large[:2] for graphs in tried)  # type: ignore[misc]
         plain = [("all", tokens) for tokens in sizes]
-    yield from ((one, tokens, graphs) for one, tokens in plain)
-    if graphs == "auto" and device.cuda:
+    yield from ((one, tokens, graphs) for one, tokens in plain for graphs in tried)  # type: ignore[misc]
+    if tried == ("auto",) and device.cuda:
         yield from ((one, tokens, "off") for one, tokens in plain)
 
 

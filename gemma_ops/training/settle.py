@@ -12,6 +12,7 @@ from gemma_ops.config.methods import REINFORCE
 from gemma_ops.devices import GIB, Device
 from gemma_ops.family import Shape
 from gemma_ops.planning import policy
+from gemma_ops.training.launch.world import world
 from gemma_ops.training.steps import Layout
 
 
@@ -24,7 +25,9 @@ def settle(
     speed and memory, and the result by no more than rounding.
     """
     lengths = [length for table in tables for length in table["length"]]
-    choice = policy.decide(shape, settings, here(device), longest=max(lengths), ple=ple, towers=towers)
+    choice = policy.decide(
+        shape, settings, here(device), longest=max(lengths), ple=ple, towers=towers, processes=world().size
+    )
     journal.record(
         pass_tokens=choice.tokens, checkpointing=choice.checkpointing, per_layer_table=choice.ple, fits=choice.fits,
         graphs=choice.graphs,

@@ -6,9 +6,9 @@ embeddings and the head, for rows of a rounded length (`slots`); embeddings, hea
 length is run once before it is recorded, so that nothing is compiled or loaded meanwhile. Gradients are added up in fixed
 memory that becomes the parameters' `grad`.
 
-Recorded is only what is the same every time: training of adapters in one process, a row of documents with their bounds,
-no images, nothing random, no autocast, and no documents that are computed faster in batches of their own (`packed.steady`).
-Anything else, and a GPU that refuses, runs as it did.
+Recorded is only what is the same every time: training of adapters in one process, a row of documents with their bounds, no
+images that see themselves whole, nothing random, no autocast, and no documents that are computed faster in batches of
+their own (`packed.steady`). Anything else, and a GPU that refuses, runs as it did.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ from gemma_ops.modeling.kernels.tapes import Tape
 MOST = 24
 """Lengths that are kept; the one not used for longest goes. All share one pool of memory, as only one is in use at a time."""
 _PLAIN = {"cu_seq_lens_q", "logits_to_keep", "return_dict", "use_cache", "mm_token_type_ids", "labels"}
-"""Further arguments of a forward pass that don't change what the layers compute."""
+"""Further arguments of a forward pass that don't change what the layers compute (`logits_to_keep` as long as it is 0: layers
+that share keys are given no more rows than that)."""
 
 
 class Graphs:
@@ -58,12 +59,17 @@ class Graphs:
             embeds, per_layer = _inputs(model, kwargs)
             learns = embeds.requires_grad or (per_layer is not None and per_layer.requires_grad)
             if learns or (embeds.is_cuda and embeds.dtype not in packed.HALF):
-                given = kwargs | {"input_ids": None, "inputs_embeds": embeds}
-                return original(model, **given, **({} if per_layer is None else {"per_layer_inputs": per_layer}))
+                given = {"input_ids": None, "inputs_embeds": embeds}
+                own = {} if per_layer is None else {"per_layer_inputs": per_layer}
+                return original(model, **(kwargs | given | own))
+            recorded: Recorded | None = None
+            words = [""]
             try:
                 recorded = self._recorded(original, cuts, embeds, per_layer, kwargs["position_ids"])
             except Exception as error:
-                self._give_up(error)
+                words = str(error).splitlines() or [type(error).__name__]
+            if recorded is None:  # only now is the error gone, whose traceback held the memory of what failed
+                self._give_up(words[0])
                 return original(model, *args, **kwargs)
             recorded.slots.fill(cuts, embeds, per_layer, kwargs["position_ids"])
             hidden = _Replay.apply(recorded.sums.anchor, recorded, embeds.shape[1])
@@ -84,7 +90,10 @@ class Graphs:
         named = {"attention_mask", "input_ids", "inputs_embeds", "per_layer_inputs", "position_ids"} | _PLAIN
         if any(value is not None and name not in named for name, value in kwargs.items()):
             return None
-        if kwargs.get("position_ids") is None or torch.is_autocast_enabled(given.device.type):
+        last = kwargs.get("logits_to_keep")
+        if kwargs.get("position_ids") is None or (isinstance(last, int) and last):
+            return None
+        if torch.is_autocast_enabled(given.device.type):
             return None
         cuts: list[int] | None = full.cuts(1, given.shape[1])  # type: ignore[union-attr]
         longest = full.longest(1, given.shape[1]) if cuts else 0  # type: ignore[union-attr]
@@ -100,7 +109,8 @@ class Graphs:
         if found is None:
             while len(self.kept) >= MOST:
                 self.kept.popitem(last=False)
-            slots = Slots(need, embeds, per_layer, places)
+            longest = max((one.slots for one in self.kept.values()), key=lambda one: one.room.tokens, default=None)
+            slots = Slots(need, embeds, per_layer, places, longest)
             slots.fill(cuts, embeds, per_layer, places)
             self.kept.pop(need, None)
             found = Recorded(lambda: original(self.text, **slots.arguments(self.run)), slots, self.sums, self.tape)
@@ -108,9 +118,8 @@ class Graphs:
         self.kept.move_to_end(found.slots.room)
         return found
 
-    def _give_up(self, error: Exception) -> None:
-        words = str(error).splitlines() or [type(error).__name__]
-        warnings.warn(f"passes can't be recorded as CUDA graphs, training goes on without: {words[0]}", stacklevel=3)
+    def _give_up(self, reason: str) -> None:
+        warnings.warn(f"passes can't be recorded as CUDA graphs, training goes on without: {reason}", stacklevel=3)
         self.on = False
         self.kept.clear()
         if torch.cuda.is_available():
@@ -128,6 +137,8 @@ class Sums:
         self.anchor = torch.zeros((), device=device, requires_grad=True)
         """Makes a replay part of the graph of gradients, which has no other input that learns."""
         self.whole = torch.zeros(sum(one.numel() for one in parameters), dtype=torch.float32, device=device)
+        self.passes = 0
+        """Passes that were replayed: only the last one's activations are there."""
         parts = self.whole.split([one.numel() for one in parameters])
         self.parts = [part.view(one.shape) for part, one in zip(parts, parameters, strict=True)]
 
@@ -157,7 +168,6 @@ class Recorded:
         self.kind: Any = None
         self.out: Any = None
         self._live: Any = None
-        self.outer = torch.zeros_like(slots.embeds)
         self.read = self._read()
         self.there, self.back = tape(), tape()
         collects = gc.isenabled()
@@ -193,7 +203,7 @@ class Recorded:
 
     def _gradients(self) -> tuple[Tensor | None, ...]:
         found: tuple[Tensor | None, ...] = torch.autograd.grad(
-            self._live, self.sums.parameters, self.outer, allow_unused=True
+            self._live, self.sums.parameters, self.slots.outer, allow_unused=True
         )
         return found
 
@@ -207,16 +217,21 @@ class _Replay(torch.autograd.Function):  # type: ignore[misc]
 
     @staticmethod
     def forward(ctx: Any, anchor: Tensor, recorded: Recorded, length: int) -> Tensor:
-        ctx.recorded, ctx.length = recorded, length
+        recorded.sums.passes += 1
+        ctx.recorded, ctx.length, ctx.number = recorded, length, recorded.sums.passes
         recorded.there.play()
         return recorded.out[:, :length]  # type: ignore[no-any-return]
 
     @staticmethod
     def backward(ctx: Any, outer: Tensor) -> tuple[None, None, None]:
         recorded = ctx.recorded
+        if ctx.number != recorded.sums.passes:
+            raise RuntimeError(
+                "another pass was replayed before this one's backward pass: install kernels without `replay`"
+            )
         recorded.sums.adopt()
-        recorded.outer[:, : ctx.length].copy_(outer)
-        recorded.outer[:, ctx.length :].zero_()
+        recorded.slots.outer[:, : ctx.length].copy_(outer)
+        recorded.slots.outer[:, ctx.length :].zero_()
         recorded.back.play()
         return None, None, None
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from gemma_ops.config.kernels import KernelsConfig
+from gemma_ops.modeling import experts
 from gemma_ops.modeling.kernels import attention, layers
 from gemma_ops.modeling.kernels.bodies import Runner
 from gemma_ops.modeling.kernels.graphs import Graphs
@@ -82,7 +83,7 @@ def install(model: Any, settings: KernelsConfig, *, recompute: Recompute = "none
     done.method(base, "forward", _stoppable(type(base).forward))
     _put_layers(text, done, using)
     chosen = len(text.layers) if recompute == "all" else recompute if isinstance(recompute, int) else 0
-    again = partial(checkpoint, use_reentrant=False, preserve_rng_state=_draws(text))
+    again = partial(checkpoint, use_reentrant=False, preserve_rng_state=using.draws)
     for layer in text.layers[:chosen]:
         done.attribute(layer, "gradient_checkpointing", True)
         done.attribute(layer, "_gradient_checkpointing_func", again)
@@ -135,6 +136,7 @@ def _using(text: Any, settings: KernelsConfig, recompute: Recompute) -> Using:
         run=Runner(compiled=compiled, strict=settings.compile == "regions"),
         recompute_mlp=recompute == "mlp",
         gelu=fits,
+        draws=_draws(text),
     )
 
 
@@ -164,6 +166,7 @@ def _replays(text: Any, settings: KernelsConfig) -> bool:
         and all(parameter.is_cuda for parameter in trainable)
         and trainable[0].get_device() == torch.cuda.current_device()
         and not _draws(text)
+        and not (any(hasattr(layer, "experts") for layer in text.layers) and experts.waits(trainable[0].device))
     )
 
 

@@ -36,6 +36,8 @@ class Using:
     recompute_mlp: bool
     gelu: bool
     """Whether the model's activation is the one that is fused."""
+    draws: bool
+    """Whether layers draw random numbers, which a second run must repeat."""
 
     def linears(self, x: Tensor, modules: Sequence[Any]) -> Sequence[Tensor]:
         """What each linear makes of `x`."""
@@ -65,7 +67,7 @@ def mlp_forward(using: Using) -> Callable[..., Any]:
             if whole is not None:
                 return whole
         if using.recompute_mlp and torch.is_grad_enabled():
-            again: Tensor = checkpoint(parts, self, x, use_reentrant=False)
+            again: Tensor = checkpoint(parts, self, x, use_reentrant=False, preserve_rng_state=using.draws)
             return again
         return parts(self, x)
 

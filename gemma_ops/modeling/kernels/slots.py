@@ -98,12 +98,19 @@ class Numbers:
 
 
 class Slots:
-    """The inputs of one recorded pass of a language model's layers."""
+    """The inputs of one recorded pass of a language model's layers, and the gradient by its output. They lie in the memory
+    of `other` where that is long enough: one pass is under way at a time, and each is laid in anew."""
 
-    def __init__(self, room: Room, embeds: Tensor, per_layer: Tensor | None, positions: Tensor) -> None:
+    def __init__(
+        self, room: Room, embeds: Tensor, per_layer: Tensor | None, positions: Tensor, other: Slots | None = None
+    ) -> None:
         self.room = room
-        self.embeds, self.positions = (_longer(given, room.tokens) for given in (embeds, positions))
-        self.per_layer = None if per_layer is None else _longer(per_layer, room.tokens)
+        self.embeds: Tensor = _longer(embeds, room.tokens, other and other.embeds)
+        self.outer: Tensor = _longer(embeds, room.tokens, other and other.outer)
+        self.positions: Tensor = _longer(positions, room.tokens, other and other.positions)
+        self.per_layer: Tensor | None = None
+        if per_layer is not None:
+            self.per_layer = _longer(per_layer, room.tokens, other and other.per_layer)
         self.numbers = Numbers(room, embeds.device)
         self._cuts: list[int] = [0, room.tokens]
 
@@ -134,5 +141,7 @@ class Slots:
         return given if self.per_layer is None else given | {"per_layer_inputs": self.per_layer}
 
 
-def _longer(like: Tensor, tokens: int) -> Tensor:
+def _longer(like: Tensor, tokens: int, there: Tensor | None) -> Tensor:
+    if there is not None and there.shape[1] >= tokens:
+        return there[:, :tokens]
     return like.new_zeros((like.shape[0], tokens, *like.shape[2:]))

@@ -46,7 +46,8 @@ def simulate_plan(config: RunConfig, made: Plan) -> Simulation:
     """Run the largest forward and backward pass of `made` on documents as long as its rows.
 
     Weights in 4 bits are counted by formula (`memory.weights`, exact), with the largest one dequantized on top, and so are
-    towers and what recording passes takes (`memory.recorded`); all else is what the real modules allocate. Takes seconds to a minute and some 600 MB, whatever the size of the model.
+    towers and what recording passes takes (`memory.recorded`); all else is what the real modules allocate. Takes seconds to
+    a minute and some 600 MB, whatever the size of the model.
     """
     from gemma_ops.training.simulate.step import simulate
 
