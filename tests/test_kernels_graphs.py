@@ -211,6 +211,19 @@ def test_the_pass_not_used_for_longest_goes(monkeypatch):
     assert sorted(room.tokens for room in made.kept) == [128, 384]
 
 
+def test_a_length_has_one_recording_that_grows(monkeypatch):
+    monkeypatch.setattr(slots, "_DOCUMENTS", 2)
+    monkeypatch.setattr(slots, "_LONGEST", 16)
+    model = kernels.install(tuned("e2b"), KernelsConfig())
+    few, many = documents([100]), documents([20] * 5, seed=1)
+    want, gradients = run(model, [few, many, few])
+    made = recorded(model)
+    got, ours = run(model, [few, many, few])
+    assert list(made.kept) == [slots.Room(128, 6, 128)]
+    assert max(relative(a, b) for a, b in zip(got, want, strict=True)) < 1e-6
+    assert apart(ours, gradients) < 1e-6
+
+
 def test_room_is_rounded_up_and_holds_what_needs_less():
     room = slots.room_for([0, 300, 700, 7735])
     assert (room.tokens, room.documents, room.longest) == (7936, 16, 7936)

@@ -52,7 +52,8 @@ def frozen(experts: Any) -> bool:
     """Whether both stacks are plain, dense or 4-bit, and neither learns nor is adapted or hooked."""
     if type(experts).__name__ not in ("Experts4bit", "Gemma4TextExperts"):
         return False
-    if experts._forward_hooks or experts._forward_pre_hooks or experts._backward_hooks:
+    hooks = experts._forward_hooks, experts._forward_pre_hooks, experts._backward_hooks, experts._backward_pre_hooks
+    if any(hooks):
         return False
     return not any(getattr(experts, name).requires_grad for name in STACKS)
 

@@ -112,6 +112,7 @@ class Plan:
                 "tokens": self.choice.tokens,
                 "checkpointing": self.choice.checkpointing,
                 "per_layer_table": self.choice.ple,
+                "recorded": self.choice.step.replayed,
             },
             "host_bytes": int(self.host),
             "total_bytes": int(self.total),

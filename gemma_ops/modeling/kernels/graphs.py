@@ -107,13 +107,18 @@ class Graphs:
             self.sums = Sums([one for one in self.text.parameters() if one.requires_grad])
         found = next((one for room, one in self.kept.items() if room.holds(need) and one.valid()), None)
         if found is None:
-            while len(self.kept) >= MOST:
-                self.kept.popitem(last=False)
+            smaller = [room for room in self.kept if room.tokens == need.tokens]
+            for room in smaller:
+                need = need.joined(room)  # one recording a length, which soon holds all there is
             longest = max((one.slots for one in self.kept.values()), key=lambda one: one.room.tokens, default=None)
             slots = Slots(need, embeds, per_layer, places, longest)
             slots.fill(cuts, embeds, per_layer, places)
-            self.kept.pop(need, None)
             found = Recorded(lambda: original(self.text, **slots.arguments(self.run)), slots, self.sums, self.tape)
+            # Others go after it is there: the pool they share ends with the last recording in it.
+            for room in smaller:
+                del self.kept[room]
+            while len(self.kept) >= MOST:
+                self.kept.popitem(last=False)
             self.kept[need] = found
         self.kept.move_to_end(found.slots.room)
         return found

@@ -39,6 +39,10 @@ class Room:
         """Whether a pass that needs `other` is laid into this one; only rows of the same rounded length are."""
         return self.tokens == other.tokens and self.documents >= other.documents and self.longest >= other.longest
 
+    def joined(self, other: Room) -> Room:
+        """The least that holds both, of rows of one rounded length."""
+        return Room(self.tokens, max(self.documents, other.documents), max(self.longest, other.longest))
+
 
 def room_for(cuts: Sequence[int]) -> Room:
     """What documents that start at `cuts`, which end with the row's length, need."""
