@@ -5,21 +5,12 @@ Skipped where neither is there: torch's CPU builds come without Triton.
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from triton_world import interpreted, needs_gpu, needs_triton
 
 from gemma_ops.modeling.kernels import bodies, packed, pattern
 from gemma_ops.modeling.kernels.bodies import Runner
-
-GPU = torch.cuda.is_available()
-TRITON = importlib.util.find_spec("triton") is not None
-needs_gpu = pytest.mark.skipif(not GPU, reason="needs a GPU")
 
 
 def near(ours, theirs, limit):
@@ -75,13 +66,9 @@ def compare(device):
                 near(ours, theirs, limit)
 
 
-@pytest.mark.skipif(not TRITON or GPU, reason="needs Triton, and no GPU")
+@needs_triton
 def test_triton_kernels_are_their_bodies_in_the_interpreter():
-    done = subprocess.run(
-        [sys.executable, "-c", "import test_kernels_gpu as t; t.compare('cpu')"],
-        env={**os.environ, "TRITON_INTERPRET": "1"}, cwd=Path(__file__).parent, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
+    interpreted("test_kernels_gpu", "compare('cpu')")
 
 
 @needs_gpu

@@ -13,9 +13,8 @@ import torch
 
 GPU = torch.cuda.is_available()
 needs_gpu = pytest.mark.skipif(not GPU, reason="needs a GPU")
-needs_triton = pytest.mark.skipif(
-    GPU or importlib.util.find_spec("triton") is None, reason="needs Triton, and no GPU: torch's CPU builds lack it"
-)
+TRITON = importlib.util.find_spec("triton") is not None
+needs_triton = pytest.mark.skipif(GPU or not TRITON, reason="needs Triton, and no GPU: torch's CPU builds lack it")
 
 
 def interpreted(module: str, *calls: str) -> None:
@@ -23,7 +22,7 @@ def interpreted(module: str, *calls: str) -> None:
     code = f"import triton_world as w; w.nearest(); import {module} as t; " + "; ".join(f"t.{call}" for call in calls)
     done = subprocess.run(
         [sys.executable, "-c", code],
-        env={**os.environ, "TRITON_INTERPRET": "1"}, cwd=Path(__file__).parent, capture_output=True, text=True,
+        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}, cwd=Path(__file__).parent, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
 

@@ -146,6 +146,14 @@ def gelu_share(x):  # type: ignore[no-untyped-def]
 
 
 @triton.jit  # type: ignore[untyped-decorator]
+def gelu(x):  # type: ignore[no-untyped-def]
+    """Its value and its slope."""
+    share = gelu_share(x)
+    active = x * share
+    return active, share + active * (1.0 - share) * 1.5957691216057308 * (1.0 + 3 * 0.044715 * x * x)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
 def geglu(a, b, y, a_stride, b_stride, width, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     row = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -163,9 +171,7 @@ def geglu_backward(g, a, b, by_a, by_b, y, g_stride, a_stride, b_stride, width, 
     outer = tl.load(g + row * g_stride + at, mask=inside, other=0.0).to(tl.float32)
     gate = tl.load(a + row * a_stride + at, mask=inside, other=0.0).to(tl.float32)
     up = tl.load(b + row * b_stride + at, mask=inside, other=0.0).to(tl.float32)
-    share = gelu_share(gate)
-    active = gate * share
-    slope = share + active * (1.0 - share) * 1.5957691216057308 * (1.0 + 3 * 0.044715 * gate * gate)
+    active, slope = gelu(gate)
     place = row * width + at
     tl.store(by_a + place, (outer * up * slope).to(by_a.dtype.element_ty), mask=inside)
     tl.store(by_b + place, (outer * active).to(by_b.dtype.element_ty), mask=inside)
@@ -221,9 +227,7 @@ def weighed_geglu_backward(  # type: ignore[no-untyped-def]
         outer = tl.load(g + row * width + at, mask=inside, other=0.0).to(tl.float32)
         gate = tl.load(both + row * 2 * width + at, mask=inside, other=0.0).to(tl.float32)
         up = tl.load(both + row * 2 * width + width + at, mask=inside, other=0.0).to(tl.float32)
-        share = gelu_share(gate)
-        active = gate * share
-        slope = share + active * (1.0 - share) * 1.5957691216057308 * (1.0 + 3 * 0.044715 * gate * gate)
+        active, slope = gelu(gate)
         total += outer * active * up
         outer = outer * factor
         tl.store(by_both + row * 2 * width + at, (outer * up * slope).to(by_both.dtype.element_ty), mask=inside)

@@ -19,17 +19,34 @@ import triton
 import triton.language as tl
 
 
+@triton.jit  # type: ignore[untyped-decorator]
+def queries(WIDTH: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr):  # type: ignore[no-untyped-def]
+    """This program's block and group, the numbers of a head, its first token, and of each row the token and head. Blocks at
+    the end come first: they see most keys."""
+    block, group = tl.num_programs(0) - 1 - tl.program_id(0), tl.program_id(1)
+    at = tl.arange(0, WIDTH)
+    origin = block * ROWS // GROUP
+    flat = block * ROWS + tl.arange(0, ROWS)
+    return block, group, at, origin, flat // GROUP, group * GROUP + flat % GROUP
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def keys(WIDTH: tl.constexpr, SPLITS: tl.constexpr, KEYS: tl.constexpr):  # type: ignore[no-untyped-def]
+    """This program's first key, part of the heads and group, and how many groups there are; the numbers of a head; the first
+    key in 64 bits; all keys."""
+    begin, part = tl.program_id(0) * KEYS, tl.program_id(1)
+    group, groups = part // SPLITS, tl.num_programs(1) // SPLITS
+    at, far = tl.arange(0, WIDTH), begin.to(tl.int64)
+    return begin, part, group, groups, at, far, begin + tl.arange(0, KEYS)
+
+
 @triton.jit(do_not_specialize=["tokens"])  # type: ignore[untyped-decorator]
 def forward(  # type: ignore[no-untyped-def]
     q, k, v, starts, out, lse, tokens, qt, qh, kt, kh, vt, vh, scale,
     WIDTH: tl.constexpr, HEADS: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    block, group = tl.num_programs(0) - 1 - tl.program_id(0), tl.program_id(1)
-    at = tl.arange(0, WIDTH)
-    origin = block * ROWS // GROUP
-    flat = block * ROWS + tl.arange(0, ROWS)
-    token, head = flat // GROUP, group * GROUP + flat % GROUP
+    block, group, at, origin, token, head = queries(WIDTH, GROUP, ROWS)
     inside, safe = token < tokens, tl.minimum(token, tokens - 1)
     begin = tl.load(starts + safe)
     rows = (safe - origin)[:, None] * qt + head[:, None] * qh + at[None, :]
@@ -71,11 +88,7 @@ def by_query(  # type: ignore[no-untyped-def]
     WIDTH: tl.constexpr, HEADS: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    block, group = tl.num_programs(0) - 1 - tl.program_id(0), tl.program_id(1)
-    at = tl.arange(0, WIDTH)
-    origin = block * ROWS // GROUP
-    flat = block * ROWS + tl.arange(0, ROWS)
-    token, head = flat // GROUP, group * GROUP + flat % GROUP
+    block, group, at, origin, token, head = queries(WIDTH, GROUP, ROWS)
     inside, safe = token < tokens, tl.minimum(token, tokens - 1)
     begin = tl.load(starts + safe)
     row = (safe - origin) * HEADS + head
@@ -119,10 +132,7 @@ def by_key(  # type: ignore[no-untyped-def]
     WIDTH: tl.constexpr, HEADS: tl.constexpr, OWN: tl.constexpr, SPLITS: tl.constexpr, ROWS: tl.constexpr,
     KEYS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    begin, part = tl.program_id(0) * KEYS, tl.program_id(1)
-    group, groups = part // SPLITS, tl.num_programs(1) // SPLITS
-    at, far = tl.arange(0, WIDTH), begin.to(tl.int64)
-    place = begin + tl.arange(0, KEYS)
+    begin, part, group, groups, at, far, place = keys(WIDTH, SPLITS, KEYS)
     safe = tl.minimum(place, tokens - 1)
     end = tl.load(stops + safe)
     key = tl.load(k + far * kt + group * kh + (safe - begin)[:, None] * kt + at[None, :])
@@ -168,10 +178,7 @@ def by_value(  # type: ignore[no-untyped-def]
     WIDTH: tl.constexpr, HEADS: tl.constexpr, OWN: tl.constexpr, SPLITS: tl.constexpr, ROWS: tl.constexpr,
     KEYS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    begin, part = tl.program_id(0) * KEYS, tl.program_id(1)
-    group, groups = part // SPLITS, tl.num_programs(1) // SPLITS
-    at, far = tl.arange(0, WIDTH), begin.to(tl.int64)
-    place = begin + tl.arange(0, KEYS)
+    begin, part, group, groups, at, far, place = keys(WIDTH, SPLITS, KEYS)
     safe = tl.minimum(place, tokens - 1)
     end = tl.load(stops + safe)
     key = tl.load(k + far * kt + group * kh + (safe - begin)[:, None] * kt + at[None, :])
