@@ -186,7 +186,7 @@ def test_copies_of_adapters_that_grew_old_are_recorded_anew():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     made = recorded(model)
-    kernels.refresh(model)
+    kernels.Copies(model).refresh()
     run(model, [ONE])
     (first,) = made.kept.values()
     run(model, [ONE])
@@ -198,7 +198,7 @@ def test_copies_of_adapters_that_grew_old_are_recorded_anew():
     run(model, [ONE])  # nobody refreshed: recorded again, casting for itself
     (second,) = made.kept.values()
     assert second is not first
-    kernels.refresh(model)
+    kernels.Copies(model).refresh()
     run(model, [ONE])
     assert list(made.kept.values()) != [second]
 
@@ -286,9 +286,9 @@ def test_graphs_replay_what_was_launched(kind):
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     kernels.install(model, KernelsConfig(graphs="off"))
-    kernels.refresh(model)
+    kernels.Copies(model).refresh()
     want = moved(model, [ONE, OTHER, ONE])
     kernels.install(model, KernelsConfig(), replay=True)
-    kernels.refresh(model)
+    kernels.Copies(model).refresh()
     for _ in range(2):
         assert apart(moved(model, [ONE, OTHER, ONE]), want) < 2e-2

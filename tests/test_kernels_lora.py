@@ -188,7 +188,7 @@ def test_a_cast_from_before_an_optimizer_step_is_never_used(name):
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer, batch = _optimizers()[name](learning), text_batch()
     for _ in range(2):
-        kernels.refresh(model)
+        kernels.Copies(model).refresh()
         assert all(casts.fresh(master, torch.bfloat16) for master in learning)
         logits, gradients = step(model, **batch)
         versions = [master._version for master in learning]
@@ -196,7 +196,7 @@ def test_a_cast_from_before_an_optimizer_step_is_never_used(name):
         assert not any(casts.fresh(master, torch.bfloat16) for master in learning)
         after = model(**batch).logits
         assert not torch.equal(after, logits)
-        kernels.refresh(model)
+        kernels.Copies(model).refresh()
         assert torch.equal(model(**batch).logits, after)
         assert name == "foreach" or [master._version for master in learning] == versions  # why versions alone fail
     assert gradients
@@ -205,7 +205,7 @@ def test_a_cast_from_before_an_optimizer_step_is_never_used(name):
 def test_casts_ahead_change_no_number_and_other_changes_void_them():
     model, batch = kernels.install(tuned("e2b", torch.bfloat16), FUSED), text_batch()
     want, gradients = step(model, **batch)
-    kernels.refresh(model)
+    kernels.Copies(model).refresh()
     got, ours = step(model, **batch)
     assert torch.equal(got, want)
     assert apart(ours, gradients) == 0
@@ -213,7 +213,7 @@ def test_casts_ahead_change_no_number_and_other_changes_void_them():
     assert casts.fresh(q, torch.bfloat16)
     q.data = q.data.clone()  # as a checkpoint or the trainer may
     assert not casts.fresh(q, torch.bfloat16)
-    kernels.refresh(model)
+    kernels.Copies(model).refresh()
     with torch.no_grad():
         q.mul_(2)
     assert not casts.fresh(q, torch.bfloat16)

@@ -24,3 +24,8 @@ class KernelsConfig(Section):
     graphs: Literal["auto", "off"] = "auto"
     """`auto` records the layers of a pass as CUDA graphs, where adapters learn on one GPU, and replays them: a small model's
     kernels take longer to launch than to run."""
+
+    @property
+    def records(self) -> bool:
+        """Whether passes may be recorded: `graphs`, and kernels that launch the same whatever the documents."""
+        return (self.graphs, self.attention, self.lora, self.norms) == ("auto", "documents", "fused", "fused")

@@ -48,29 +48,25 @@ class Experts4bit(torch.nn.Module):  # type: ignore[misc]
         return run(self, hidden, index, weights, *(projection(self, name) for name in STACKS))
 
 
-def frozen(experts: Any) -> bool:
-    """Whether both stacks are plain, dense or 4-bit, and neither learns nor is adapted or hooked."""
-    if type(experts).__name__ not in ("Experts4bit", "Gemma4TextExperts"):
-        return False
-    hooks = experts._forward_hooks, experts._forward_pre_hooks, experts._backward_hooks, experts._backward_pre_hooks
-    if any(hooks):
-        return False
-    return not any(getattr(experts, name).requires_grad for name in STACKS)
-
-
 def dense(experts: Any, name: str) -> torch.Tensor:
     """A stack to multiply with, (experts, outputs, inputs): of a 4-bit one a copy that nobody keeps."""
     stack = getattr(experts, name)
     if not isinstance(experts, Experts4bit):
         return stack  # type: ignore[no-any-return]
-    return nf4.dequantize(stack, stack.quant_state if nf4.is_4bit(stack) else experts.states[name])
+    return nf4.dequantize(stack, _state(experts, name))
+
+
+def _state(experts: Experts4bit, name: str) -> Any:
+    """What a stack's bytes mean, also where FSDP has put a plain parameter in its place."""
+    stack = getattr(experts, name)
+    return stack.quant_state if nf4.is_4bit(stack) else experts.states[name]
 
 
 def projection(experts: Any, name: str) -> Project:
     """The product with one stack of `experts`, dense or 4-bit."""
     stack = getattr(experts, name)
     if isinstance(experts, Experts4bit):
-        state = stack.quant_state if nf4.is_4bit(stack) else experts.states[name]
+        state = _state(experts, name)
         return lambda rows, ends: _Grouped4bit.apply(rows, stack, state, ends)
     return lambda rows, ends: grouped(rows.to(stack.dtype), stack.transpose(-2, -1), ends)
 
@@ -80,9 +76,7 @@ def run(
 ) -> torch.Tensor:
     """Sort the (token, expert) pairs by expert, project, gate, project, weigh and add up per token."""
     chosen = index.shape[-1]
-    order, ends = route(index, experts.num_experts)
-    back = torch.empty_like(order)
-    back[order] = torch.arange(order.shape[0], device=order.device)
+    order, back, ends = route(index, experts.num_experts)
     gate, up = gate_up(_Sorted.apply(hidden, order, back, chosen), ends).chunk(2, dim=-1)
     out = down(experts.act_fn(gate) * up, ends)
     out = out * _Sorted.apply(weights.reshape(-1, 1), order, back, 1)
@@ -108,13 +102,16 @@ class _Sorted(torch.autograd.Function):  # type: ignore[misc]
         return found, None, None, None
 
 
-def route(index: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The pairs in the order of their expert, and where each expert's rows end, without waiting for the device."""
+def route(index: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The pairs in the order of their expert, where each of them went, and where each expert's rows end, without waiting
+    for the device."""
     flat = index.reshape(-1)
     # Numbers of one byte are sorted in one pass of a GPU's radix sort, those of eight in eight.
     ids, order = torch.sort(flat.to(torch.uint8) if count <= 256 and flat.is_cuda else flat, stable=True)
     sizes = torch.histc(ids.float() if ids.device.type == "cpu" else ids.int(), bins=count, min=0, max=count - 1)
-    return order, torch.cumsum(sizes, dim=0, dtype=torch.int32)
+    back = torch.empty_like(order)
+    back[order] = torch.arange(len(order), device=order.device)
+    return order, back, torch.cumsum(sizes, dim=0, dtype=torch.int32)
 
 
 def grouped(rows: torch.Tensor, stack: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:

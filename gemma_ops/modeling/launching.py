@@ -1,17 +1,34 @@
-"""Starting a Triton kernel with little Python: what was compiled once is started directly.
+"""Triton kernels: whether there are any, whether they run where a tensor is, and starting one with little Python.
 
-Only what runs on a GPU imports this: torch's CPU builds come without Triton.
+This module does not import Triton, which torch's CPU builds come without.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
+from importlib import import_module
 from typing import Any
 
+import torch
 from torch import Tensor
 
 _READY: dict[Any, Any] = {}
 """Kernels that are compiled, by everything that Triton specialises them to."""
+
+
+@cache
+def kernels(module: str) -> Any:
+    """The module of that name, which imports Triton; None without Triton."""
+    try:
+        return import_module(module)
+    except ImportError:
+        return None
+
+
+def here(tensor: Tensor) -> bool:
+    """Whether it is on the GPU that is current, where Triton starts its kernels."""
+    return bool(tensor.is_cuda and tensor.get_device() == torch.cuda.current_device())
 
 
 def launch(

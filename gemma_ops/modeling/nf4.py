@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import cache
+from functools import partial
 from typing import Any
 
 import torch
 
+from gemma_ops.modeling.launching import here, kernels
 from gemma_ops.modeling.shards import Entry, pieces
 
 BLOCK = 64
@@ -106,6 +107,9 @@ def _parameter(
     )
 
 
+_kernel = partial(kernels, "gemma_ops.modeling.triton_nf4")
+
+
 def is_4bit(parameter: Any) -> bool:
     """Whether a parameter is held in 4 bits."""
     return type(parameter).__name__ == "Params4bit"
@@ -128,24 +132,13 @@ def dequantize(parameter: Any, state: Any = None) -> torch.Tensor:
     and let them go. `state` is given for bytes that FSDP has gathered, which lost theirs. On a GPU one Triton kernel makes
     them, the same bits, where Triton is installed and the state is of the kind that `quantize` makes."""
     packed, state = parameter.data, state or parameter.quant_state
-    here = packed.is_cuda and packed.get_device() == torch.cuda.current_device()
-    if here and (kernel := _kernel()) and kernel.fits(packed, state):
+    if here(packed) and (kernel := _kernel()) and kernel.fits(packed, state):
         fast: torch.Tensor = kernel.dequantize(packed, state)
         return fast
     from bitsandbytes.functional import dequantize_4bit
 
     found: torch.Tensor = dequantize_4bit(packed, state)
     return found
-
-
-@cache
-def _kernel() -> Any:
-    """`triton_nf4`; None without Triton."""
-    try:
-        from gemma_ops.modeling import triton_nf4
-    except ImportError:
-        return None
-    return triton_nf4
 
 
 def linear(inputs: int, outputs: int, weight: Any) -> Any:

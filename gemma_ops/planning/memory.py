@@ -31,6 +31,8 @@ fragments. Published `reserved` figures of other trainers lie within 10 % of tot
 RECORDED = 0.6
 """GiB that recorded passes keep apart from all other work."""
 
+TOWERS = "vision and audio towers"
+
 Checkpointing = Literal["none", "mlp", "all"] | int
 
 
@@ -81,9 +83,14 @@ class Step:
     @property
     def recorded(self) -> bool:
         """Whether passes are recorded: adapters in bfloat16 on one GPU, with every kernel on."""
-        own = self.kernels
-        on = (own.graphs, own.attention, own.lora, own.norms) == ("auto", "documents", "fused", "fused")
-        return on and self.replays and self.cuda and self.fused_attention and not self.full and self.width == 2
+        return (
+            self.kernels.records
+            and self.replays
+            and self.cuda
+            and self.fused_attention
+            and not self.full
+            and self.width == 2
+        )
 
     @property
     def replayed(self) -> bool:
@@ -129,7 +136,7 @@ def weights(shape: Shape, step: Step) -> list[Part]:
         ("embedding and head (tied)", plain, c.embedding),
         ("per-layer embedding table", plain, c.per_layer_table if step.ple == "device" else 0),
         (", ".join(rest), plain, c.norms + c.router + c.per_layer_linears),
-        ("vision and audio towers", "bf16" if step.weights == "nf4" else plain, step.towers * (c.vision + c.audio)),
+        (TOWERS, "bf16" if step.weights == "nf4" else plain, step.towers * (c.vision + c.audio)),
     )
     return [Part(name, "weights", kind, count * _WIDTH[kind]) for name, kind, count in rows if count]
 

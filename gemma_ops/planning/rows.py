@@ -89,8 +89,12 @@ def shown(config: RunConfig) -> bool:
     path = prepared if prepared.is_file() else Path(config.data.path or "")
     if not path.is_file() or path.suffix.lower() not in {".jsonl", ".json", ".ndjson"}:
         return False
-    with path.open("rb") as file:
-        return bool(_SHOWN.search(file.read(_SAMPLE)))
+    return _shows(path, path.stat().st_size)
+
+
+@lru_cache(maxsize=8)
+def _shows(path: Path, size: int) -> bool:
+    return bool(_SHOWN.search(_front(path)))
 
 
 def _typical(limit: int) -> Rows:
@@ -153,14 +157,18 @@ def _estimated(path: Path, config: RunConfig, vocab: int) -> Rows | None:
 @lru_cache(maxsize=8)
 def _sample(path: Path, size: int) -> tuple[int, tuple[int, ...]]:
     """Rows in the file, extrapolated, and the letters of each of the first ones."""
-    with path.open("rb") as file:
-        front = file.read(_SAMPLE)
+    front = _front(path)
     lines = front.split(b"\n")
     if len(front) < size and len(lines) > 1:
         lines.pop()  # cut in the middle
     read = sum(len(line) + 1 for line in lines)
     lengths = tuple(length for line in lines if line.strip() and (length := _letters(line, path.suffix.lower())))
     return max(1, round(len(lengths) * size / max(1, min(read, size)))), lengths
+
+
+def _front(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(_SAMPLE)
 
 
 def _letters(line: bytes, suffix: str) -> int:

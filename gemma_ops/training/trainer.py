@@ -9,6 +9,7 @@ step, so nothing depends on how it is accumulated.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator
 from contextlib import nullcontext
 from functools import cached_property
 from itertools import islice
@@ -49,7 +50,7 @@ class StepTrainer(Portable, trl.SFTTrainer):  # type: ignore[misc]
         self._awake = False
         """Whether every module was put in training mode: a fresh adapter's root is, and the base below it is not. After that
         modes change from a root down, of the model or of what wraps it."""
-        self._steps: Any = None
+        self._steps: Iterator[Batch] = iter(())
         self._next: list[Batch] = []
         super().__init__(data_collator=_untouched, **kwargs)
 
@@ -90,9 +91,7 @@ class StepTrainer(Portable, trl.SFTTrainer):  # type: ignore[misc]
 
         Returns the loss of the whole step times this process's share, so that the mean over processes is the step's.
         """
-        if not (
-            self._awake and model.training and self.model.training
-        ):  # going through all modules takes a large model 20 ms
+        if not (self._awake and model.training and self.model.training):  # asking all modules takes a large one 20 ms
             model.train()
             self._awake = True
         world = self.accelerator.num_processes
@@ -108,7 +107,9 @@ class StepTrainer(Portable, trl.SFTTrainer):  # type: ignore[misc]
             total += loss.detach()
             del loss  # its graph would bind the adapters' gradients to this stream while the next pass is recorded
             if self._table:  # a GPU is at work on this pass while the rows of the next are gathered
-                self._fetch(inputs.passes[number + 1] if not last else self._ahead())
+                following = self._ahead() if last else inputs.passes[number + 1]
+                if following:
+                    self._table.prefetch(following["input_ids"], self.args.device)
         self.seen += inputs.tokens
         self._metrics["train"]["num_tokens"] = [self.seen]
         return total
@@ -126,12 +127,8 @@ class StepTrainer(Portable, trl.SFTTrainer):  # type: ignore[misc]
 
     def _ahead(self) -> dict[str, Any] | None:
         """The first pass of the step after this one, which is taken from the loader early."""
-        self._next = self._next or list(islice(self._steps, 1)) if self._steps is not None else []
+        self._next = self._next or list(islice(self._steps, 1))
         return self._next[0].passes[0] if self._next else None
-
-    def _fetch(self, arguments: dict[str, Any] | None) -> None:
-        if arguments is not None:
-            self._table.prefetch(arguments["input_ids"], self.args.device)
 
     def _score(self, model: Any, arguments: dict[str, Any], divisor: float) -> Any:
         moved = self._prepare_inputs(arguments)

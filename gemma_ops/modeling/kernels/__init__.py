@@ -1,6 +1,6 @@
 """Exact, faster forms of Gemma 4's training operations, put on a loaded model by `install`."""
 
-from gemma_ops.modeling.kernels.casts import Copies, refresh
+from gemma_ops.modeling.kernels.casts import Copies
 from gemma_ops.modeling.kernels.distill import linear_distillation
 from gemma_ops.modeling.kernels.install import forward_hidden, install, uninstall
 from gemma_ops.modeling.kernels.loss import labelled, linear_cross_entropy, linear_dft, token_nll, token_scores
@@ -13,7 +13,6 @@ __all__ = [
     "linear_cross_entropy",
     "linear_dft",
     "linear_distillation",
-    "refresh",
     "token_nll",
     "token_scores",
     "uninstall",

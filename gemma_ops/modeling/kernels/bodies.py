@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gemma_ops.modeling.launching import kernels
+
 Body = Callable[..., Any]
 _ROWS = 2
 """Leading dimensions of a body's tensors that count rows and tokens; what follows is the model's own shape."""
@@ -83,11 +85,8 @@ EAGER = Runner()
 @cache
 def _rowwise() -> dict[str, Body]:
     """Triton's kernels by the name of their body; none without Triton."""
-    try:
-        from gemma_ops.modeling.kernels import rowwise
-    except ImportError:
-        return {}
-    return rowwise.KERNELS
+    rowwise = kernels("gemma_ops.modeling.kernels.rowwise")
+    return rowwise.KERNELS if rowwise else {}
 
 
 def _kind(argument: Any) -> Any:

@@ -45,11 +45,6 @@ class Copies:
             setattr(master, _LOW, (_state(master), copy))
 
 
-def refresh(model: Any, dtype: torch.dtype = torch.bfloat16) -> None:
-    """`Copies.refresh`, once."""
-    Copies(model, dtype).refresh()
-
-
 _LOW = "_gemma_ops_low"
 """Attribute of a master: its state when it was cast, and the copy."""
 _steps = [0]

@@ -21,13 +21,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cache
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from gemma_ops.modeling.kernels.casts import widens
+from gemma_ops.modeling.launching import here, kernels
 
 LARGEST_CAP = 40.0
 """`exp(-2 c)` must stay a normal float32."""
@@ -222,20 +223,13 @@ def _add(summed: Tensor, slopes: Tensor, part: Tensor, partial: Tensor | None) -
 
 def _fold(weight: Tensor, softcap: float | None) -> Any:
     """Triton's kernel for a tile (`triton_head.fold`), or None where torch's operations have to do."""
-    if not weight.is_cuda or weight.dtype != torch.bfloat16 or softcap is None:
+    if softcap is None or weight.dtype != torch.bfloat16 or not here(weight):
         return None
-    kernel = _kernel() if weight.get_device() == torch.cuda.current_device() else None
+    kernel = _kernel()
     return None if kernel is None else kernel.fold
 
 
-@cache
-def _kernel() -> Any:
-    """`triton_head`; None without Triton."""
-    try:
-        from gemma_ops.modeling.kernels import triton_head
-    except ImportError:
-        return None
-    return triton_head
+_kernel = partial(kernels, "gemma_ops.modeling.kernels.triton_head")
 
 
 def weight_gradient(

@@ -21,6 +21,7 @@ from gemma_ops.modeling.kernels import attention, layers
 from gemma_ops.modeling.kernels.bodies import Runner
 from gemma_ops.modeling.kernels.graphs import Graphs
 from gemma_ops.modeling.kernels.layers import Using
+from gemma_ops.modeling.launching import here
 
 Recompute = Literal["none", "mlp", "all"] | int
 _MARK = "_gemma_ops_kernels"
@@ -87,7 +88,7 @@ def install(model: Any, settings: KernelsConfig, *, recompute: Recompute = "none
     for layer in text.layers[:chosen]:
         done.attribute(layer, "gradient_checkpointing", True)
         done.attribute(layer, "_gradient_checkpointing_func", again)
-    if replay and settings.graphs == "auto" and _replays(text, settings):
+    if replay and _replays(text, settings):
         done.method(text, "forward", Graphs(text, using.run).forward(type(text).forward))
     base.__dict__[_MARK] = done
     return model
@@ -161,10 +162,9 @@ def _replays(text: Any, settings: KernelsConfig) -> bool:
     """Whether the layers of this model launch the same kernels in every pass, on this device."""
     trainable = [parameter for parameter in text.parameters() if parameter.requires_grad]
     return (
-        (settings.attention, settings.lora, settings.norms) == ("documents", "fused", "fused")
+        settings.records
         and bool(trainable)
-        and all(parameter.is_cuda for parameter in trainable)
-        and trainable[0].get_device() == torch.cuda.current_device()
+        and all(here(parameter) for parameter in trainable)
         and not _draws(text)
         and not (any(hasattr(layer, "experts") for layer in text.layers) and experts.waits(trainable[0].device))
     )

@@ -86,7 +86,7 @@ def type_of(part: Part) -> torch.dtype:
 
 
 def _part(module: Any) -> Part | None:
-    if _hooked(module):
+    if hooked(module):
         return None
     if not hasattr(module, "lora_A"):
         return _plain(module)
@@ -95,7 +95,7 @@ def _part(module: Any) -> Part | None:
     base = module.base_layer
     if type(module).__name__ not in ("Linear", "Linear4bit") or not isinstance(module, lora.LoraLayer):
         return None
-    if module.disable_adapters or module.merged or module.fan_in_fan_out or _hooked(base):
+    if module.disable_adapters or module.merged or module.fan_in_fan_out or hooked(base):
         return None
     active = [name for name in module.active_adapters if name in module.lora_A]
     if len(active) != 1:
@@ -104,7 +104,7 @@ def _part(module: Any) -> Part | None:
     dropout, down, up = module.lora_dropout[name], module.lora_A[name], module.lora_B[name]
     if name in module.lora_variant or (dropout.training and getattr(dropout, "p", 0) > 0):
         return None
-    if down.bias is not None or up.bias is not None or _hooked(down) or _hooked(up):
+    if down.bias is not None or up.bias is not None or hooked(down) or hooked(up):
         return None
     plain = _plain(base)
     return plain and Part(plain.weight, plain.bias, down.weight, up.weight, module.scaling[name])
@@ -126,7 +126,8 @@ def _plain(module: Any) -> Part | None:
     return None if repacked or not same else Part(weight, module.bias)
 
 
-def _hooked(module: Any) -> bool:
+def hooked(module: Any) -> bool:
+    """Whether calling the module does more than its forward pass."""
     return bool(
         module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     )

@@ -16,6 +16,7 @@ from torch import Tensor
 from gemma_ops.modeling import experts as stacks
 from gemma_ops.modeling.kernels import bodies
 from gemma_ops.modeling.kernels.bodies import Runner
+from gemma_ops.modeling.kernels.lora import hooked
 
 
 def mixture(
@@ -23,10 +24,16 @@ def mixture(
 ) -> Tensor | None:
     """What the experts `index [n, k]`, weighed by `weights [n, k]`, make of `hidden [n, H]`; None where the module has to
     run by itself: experts that learn, are adapted or hooked. `recompute` keeps the inputs alone."""
-    if not stacks.frozen(experts):
+    if not _frozen(experts):
         return None
     found: Tensor = _Mixture.apply(hidden, weights, index, experts, run, recompute)
     return found
+
+
+def _frozen(experts: Any) -> bool:
+    """Whether both stacks are plain, dense or 4-bit, and neither learns nor is adapted or hooked."""
+    plain = type(experts).__name__ in ("Experts4bit", "Gemma4TextExperts") and not hooked(experts)
+    return plain and not any(getattr(experts, name).requires_grad for name in stacks.STACKS)
 
 
 def weighed_sum(rows: Tensor, back: Tensor, weights: Tensor | None, count: int) -> Tensor:
@@ -54,9 +61,7 @@ class _Mixture(torch.autograd.Function):  # type: ignore[misc]
         ctx: Any, hidden: Tensor, weights: Tensor, index: Tensor, experts: Any, run: Runner, recompute: bool
     ) -> Tensor:
         chosen = index.shape[-1]
-        order, ends = stacks.route(index, experts.num_experts)
-        back = torch.empty_like(order)
-        back[order] = torch.arange(len(order), device=order.device)
+        order, back, ends = stacks.route(index, experts.num_experts)
         both = _both(experts, hidden, order, ends, chosen)
         out = stacks.grouped(_geglu(both, run), stacks.dense(experts, "down_proj").transpose(-2, -1), ends)
         ctx.save_for_backward(hidden if recompute else None, None if recompute else both, weights, order, back, ends)

@@ -13,8 +13,7 @@ device.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -22,6 +21,7 @@ from torch import Tensor
 from gemma_ops.modeling.kernels import native, tiles
 from gemma_ops.modeling.kernels.pattern import Pattern
 from gemma_ops.modeling.kernels.slots import Fixed
+from gemma_ops.modeling.launching import kernels
 
 FLASH_WIDTH = 256
 """Widest heads of the flash kernel."""
@@ -36,6 +36,9 @@ against 10.3 ms with E2B's heads and 56 against 37 with 31B's, documents of 970 
 
 HALF = (torch.bfloat16, torch.float16)
 """What the kernels compute in."""
+
+_wide = partial(kernels, "gemma_ops.modeling.kernels.wide")
+"""The kernels for heads of 512; None without Triton."""
 
 Form = Callable[[Tensor, Tensor, Tensor, Pattern, int | None, float], Tensor]
 
@@ -67,7 +70,7 @@ def choose(query: Tensor, key: Tensor, pattern: Pattern, window: int | None) -> 
     longest = pattern.longest(key.shape[0], key.shape[2])
     if window is not None and window < longest:
         return None
-    own = half and (kernels := _wide()) and kernels.takes(query)
+    own = half and (found := _wide()) and found.takes(query)
     if isinstance(pattern, Fixed):  # the others lay out batches by the lengths of documents
         return hopper if own else efficient
     if own:
@@ -79,7 +82,7 @@ def steady(heads: int, width: int, longest: int, device: torch.device) -> bool:
     """Whether the fastest form for these heads and documents is one whose launches don't depend on the documents."""
     if width <= FLASH_WIDTH or device.type != "cuda":
         return True
-    if (kernels := _wide()) and width in kernels.WIDTHS and kernels.fits(device):
+    if (own := _wide()) and width in own.WIDTHS and own.fits(device):
         return longest <= FAR
     return heads > FEW and longest <= LONG
 
@@ -115,16 +118,6 @@ def mixed(query: Tensor, key: Tensor, value: Tensor, pattern: Pattern, window: i
     places, jobs = pattern.places(query.device), pattern.jobs(query.shape[1], query.device)
     found: Tensor = native.Mixed.apply(query, key, value, bounds, longest, scale, places, jobs, pattern.run)
     return found
-
-
-@cache
-def _wide() -> Any:
-    """The kernels for heads of 512; None without Triton."""
-    try:
-        from gemma_ops.modeling.kernels import wide
-    except ImportError:
-        return None
-    return wide
 
 
 def wider(heads: int, longest: int) -> Form:

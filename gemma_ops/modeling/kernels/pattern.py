@@ -105,8 +105,7 @@ class Pattern:
     def ends(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Of every token, where its document begins and ends, int32 on `device`, for the `cuts` last asked for."""
         if ("ends", device) not in self._made:
-            cuts = torch.tensor(self._made["last"], dtype=torch.int32)
-            made = (edge.repeat_interleave(cuts.diff()) for edge in (cuts[:-1], cuts[1:]))
+            made = ends_of(self._made["last"])
             self._made["ends", device] = tuple(one.to(device, non_blocking=True) for one in made)
         found: tuple[Tensor, Tensor] = self._made["ends", device]
         return found
@@ -155,6 +154,14 @@ class Pattern:
         if "seen" not in self._made:  # the device is asked once for all spans and layers
             self._made["seen"] = (self.images >= 0).cpu()
         return bool(self._made["seen"][span.row, span.k0 : span.k1].any())
+
+
+def ends_of(cuts: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Of every token, where its document begins and ends, int32, for documents that start at `cuts`, which end with the
+    row's length."""
+    edges = torch.tensor(cuts, dtype=torch.int32)
+    sizes = edges.diff()
+    return edges[:-1].repeat_interleave(sizes), edges[1:].repeat_interleave(sizes)
 
 
 def documents(bounds: Sequence[int]) -> Pattern:

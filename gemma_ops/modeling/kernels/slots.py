@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from gemma_ops.modeling.kernels.bodies import Runner
-from gemma_ops.modeling.kernels.pattern import Pattern, documents
+from gemma_ops.modeling.kernels.pattern import Pattern, documents, ends_of
 
 _UNIT = 128
 """Tokens are rounded up to a multiple of this, and of a sixteenth of the power of two below: 3 % of padding on average."""
@@ -90,12 +89,10 @@ class Numbers:
     def fill(self, cuts: Sequence[int]) -> None:
         """For the documents of a pass; does not wait for the device."""
         tokens = self.room.tokens
-        edges = np.asarray([*cuts, *([tokens] if cuts[-1] < tokens else [])], dtype=np.int32)
-        sizes = np.diff(edges)
-        bounds = np.full(self.room.documents + 1, tokens, dtype=np.int32)
-        bounds[: len(edges)] = edges
-        parts = (bounds, np.repeat(edges[:-1], sizes), np.repeat(edges[1:], sizes))
-        made = torch.from_numpy(np.concatenate(parts))
+        edges = [*cuts, *([tokens] if cuts[-1] < tokens else [])]
+        bounds = torch.full((self.room.documents + 1,), tokens, dtype=torch.int32)
+        bounds[: len(edges)] = torch.tensor(edges)
+        made = torch.cat([bounds, *ends_of(edges)])
         if self.whole.is_cuda:
             made = made.pin_memory()
         self.whole.copy_(made, non_blocking=True)

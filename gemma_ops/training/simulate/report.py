@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +64,7 @@ def simulate_plan(config: RunConfig, made: Plan) -> Simulation:
     if step.weights == "nf4":
         total += int(memory.total(memory.weights(shape, step))) - done.weights + _dequantized(shape)
     elif step.towers:
-        both = (memory.total(memory.weights(shape, one)) for one in (step, replace(step, towers=False)))
-        total += int(next(both) - next(both))
+        total += int(sum(part.bytes for part in memory.weights(shape, step) if part.name == memory.TOWERS))
     formula = sum(part.bytes for part in made.parts if part.kind != "reserve")
     return Simulation(total, int(formula), done.kept, done.at.operation, done.at.shapes, done.seconds)
 
