@@ -26,6 +26,8 @@ class Prompt:
     id: str = ""
     repeat: int = 0
     media: Mapping[str, Path | bytes] = field(default_factory=dict)
+    tools: Sequence[dict[str, Any]] = ()
+    """Functions that the model may call, as OpenAI declares them."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,8 @@ class Answer:
     first_seconds: float | None = None
     """Time to the first token, where it was measured."""
     thought_tokens: int = 0
+    thought: str = ""
+    """What it thought before, where that is known; never scored."""
     cached_tokens: int = 0
     """Of the prompt's tokens, those billed as cached."""
     dollars: float | None = None

@@ -28,7 +28,7 @@ def look(tmp_path):
     model.mkdir()
     (model / "tokenizer.json").write_bytes((WEIGHTS / "tokenizer.json").read_bytes())
 
-    def go(*rows, template=None, max_length=None, limit=1000, **settings):
+    def go(*rows, template=None, max_length=None, limit=1000, thinking="off", **settings):
         (model / "chat_template.jinja").write_text(chat.inference_template() if template is None else template)
         path = tmp_path / "rows.jsonl"
         path.write_text(
@@ -39,7 +39,12 @@ def look(tmp_path):
             )
         )
         return check(
-            DataConfig(path=str(path), **settings), source=path, model=model, max_length=max_length, limit=limit
+            DataConfig(path=str(path), **settings),
+            source=path,
+            model=model,
+            max_length=max_length,
+            limit=limit,
+            thinking=thinking,
         )
 
     return go
@@ -53,7 +58,6 @@ def test_a_good_row_has_nothing_to_complain_about(look):
 
 
 CASES = {
-    "dropped_reasoning": [ASK, {**SAY, "reasoning": "r"}, ASK, SAY],
     "reasoning_without_thinking": [ASK, {**SAY, "reasoning": "r"}],
     "stripped_channel": [ASK, {"role": "assistant", "content": "a <|channel>b<channel|> c"}],
     "think_tags": [ASK, {"role": "assistant", "content": "<think>hm</think>Yes."}],
@@ -68,12 +72,9 @@ CASES = {
         RESULT,
         SAY,
     ],
-    "reasoning_renamed": [{"role": "system", "content": "<|think|>"}, ASK, {**SAY, "thinking": "r"}],
-    "channel_moved": [
-        {"role": "system", "content": "<|think|>"},
-        ASK,
-        {"role": "assistant", "content": "<|channel>thought\nr\n<channel|>Yes."},
-    ],
+    "thinking_switch": [{"role": "system", "content": "<|think|>\nBe brief."}, ASK, SAY],
+    "reasoning_renamed": [ASK, {**SAY, "thinking": "r"}],
+    "channel_moved": [ASK, {"role": "assistant", "content": "<|channel>thought\nr\n<channel|>Yes."}],
     "parts_joined": [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}, SAY],
     "call_ids_made": [
         ASK,
@@ -92,9 +93,9 @@ CASES = {
 
 @pytest.mark.parametrize("code", CASES)
 def test_each_thing_to_know_is_told_once_with_row_place_and_fix(look, code):
-    result = look([ASK, SAY], CASES[code])
-    # Text beside calls moves behind the results, so that the last answer's prompt isn't what was trained either.
-    assert result.totals == {code: 1} | ({"prefix_mismatch": 1} if code == "content_beside_calls" else {})
+    thinks = code in ("reasoning_renamed", "channel_moved")
+    result = look([ASK, SAY], CASES[code], thinking="on" if thinks else "off")
+    assert result.totals == {code: 1}
     found = next(item for item in result.findings if item.code == code)
     assert (found.code, found.where) == (code, "rows.jsonl:2")
     assert found.row == ("rejected" if found.level == "error" else result.rows[1].id)
@@ -116,11 +117,31 @@ def test_cut_rows_are_told(look):
     assert look([ASK, SAY], max_length=total).totals == {}
 
 
-def test_a_template_that_differs_is_told(look):
+def test_a_template_that_nobody_knows_is_told_and_compared(look):
     result = look([ASK, SAY], template=chat.inference_template().replace("'<turn|>\\n'", "'<turn|>'"))
-    assert result.totals == {"template_differs": 1}
-    assert "where training has" in result.findings[0].what
+    assert result.totals == {}
+    assert "none that gemma-ops knows" in result.lines()[1]
+    assert any("where ours has" in line for line in result.template)
+    assert "<turn|><|turn>model" in "".join(token for token, _ in result.rows[0].tokens)
+    assert look([ASK, SAY]).template == ()
     assert "refuses" in look([ASK, SAY], template="{{ raise_exception('no') }}").findings[0].what
+
+
+def test_thoughts_are_told_by_the_mode_they_are_trained_in(look):
+    thought = [ASK, {**SAY, "reasoning": "r"}, ASK, SAY]
+    assert look(thought).totals == {"reasoning_without_thinking": 1, "answers_apart": 1}
+    # A prompt that closes the thought before the answer leaves no place for one.
+    large = look(thought, template=chat.inference_template(empty_thought=True))
+    assert large.totals == {"thought_left_out": 1, "answers_apart": 1}
+    assert "r\n<channel|>" not in "".join(token for token, _ in large.rows[0].tokens)
+    # Each thought is learned, although later prompts don't show it.
+    on = look(thought, thinking="on")
+    assert on.totals == {"answers_apart": 1}
+    assert on.examples == 2
+    assert on.lines()[0] == "1 row, 2 examples, layout messages"
+    assert "r\n<channel|>" in "".join(token for token, _ in on.rows[0].tokens)
+    assert look(thought, thinking="mixed").totals == on.totals
+    assert look([ASK, SAY, ASK, SAY], thinking="mixed").totals == {}
 
 
 def test_the_larger_sizes_train_with_their_empty_thought(look):
@@ -129,22 +150,10 @@ def test_the_larger_sizes_train_with_their_empty_thought(look):
     )
     result = look([ASK, SAY], template=large)
     assert result.totals == {}
+    assert result.examples == 1
     text = "".join(token for token, _ in result.rows[0].tokens)
     assert "<|turn>model\n<|channel>thought\n<channel|>On its way.<turn|>" in text
     assert "".join(token for token, loss in result.rows[0].tokens if loss) == "On its way.<turn|>"
-
-
-def test_a_tokenizer_that_merges_over_the_boundary_is_told(look, tmp_path):
-    look([ASK, SAY])
-    path = tmp_path / "model" / "tokenizer.json"
-    state = json.loads(path.read_text())
-    vocabulary = state["model"]["vocab"]
-    vocabulary["\nO"] = len(vocabulary)
-    state["model"]["merges"] = [["\n", "O"], *state["model"]["merges"]]
-    path.write_text(json.dumps(state))
-    result = look([ASK, SAY])
-    assert set(result.totals) == {"boundary_in_token", "prefix_mismatch"}
-    assert "where the row has '\\nO" in next(item.what for item in result.findings if item.code == "prefix_mismatch")
 
 
 def test_characters_without_a_token_are_told(look, tmp_path):

@@ -253,4 +253,6 @@ def test_a_system_turn_is_added_where_there_is_none():
     assert conversation([USER, DONE], system="S")[0][0] == {"role": "system", "content": "S"}
     own = [{"role": "system", "content": "own"}, USER, DONE]
     assert conversation(own, system="S")[0] == own
-    assert conversation([{"role": "system", "content": "<|think|>\nS"}, USER, DONE])[2] == []
+    switched = conversation([{"role": "system", "content": "<|think|>\nS"}, USER, DONE])
+    assert (switched[0][0]["content"], switched[2]) == ("S", ["thinking_switch"])
+    assert conversation([{"role": "system", "content": "<|think|>\n"}, USER, DONE])[0][0] == USER

@@ -32,10 +32,10 @@ def tokenizer():
 def shown(tokenizer, tmp_path, messages, manner):
     """The text of a row, and the part of it that carries loss."""
     (tmp_path / "rows.jsonl").write_text(json.dumps({"id": "a", "messages": messages}) + "\n")
-    (row,) = encode_rows(tmp_path / "rows.jsonl", tokenizer, manner, max_length=None)
-    scored = [label for label in row["labels"] if label != NO_LOSS]
+    rows = list(encode_rows(tmp_path / "rows.jsonl", tokenizer, manner, max_length=None))
+    scored = [label for row in rows for label in row["labels"] if label != NO_LOSS]
     decode = lambda ids: tokenizer.decode(ids, skip_special_tokens=False)  # noqa: E731
-    return decode(row["input_ids"]), decode(scored)
+    return "".join(decode(row["input_ids"]) for row in rows), decode(scored)
 
 
 @pytest.mark.parametrize("large", [False, True])
@@ -56,10 +56,10 @@ def test_on_asks_for_thoughts_and_trains_them(tokenizer, tmp_path, large):
 
 
 @pytest.mark.parametrize("large", [False, True])
-def test_keep_empty_prefix_leaves_thinking_alone_on_rows_without_thoughts(tokenizer, tmp_path, large):
-    manner = Manner(empty_thought=large, thinking="keep-empty-prefix")
+def test_mixed_asks_for_thoughts_where_a_row_holds_one(tokenizer, tmp_path, large):
+    manner = Manner(empty_thought=large, thinking="mixed")
     text, scored = shown(tokenizer, tmp_path, PLAIN, manner)
-    assert text.count(EMPTY) == 2
+    assert text.count(EMPTY) == (2 if large else 0)
     assert "<|think|>" not in text
     assert EMPTY not in scored
     text, scored = shown(tokenizer, tmp_path, THOUGHT, manner)
@@ -125,14 +125,17 @@ def test_openais_tool_calls_are_trained_and_what_tools_say_is_not(tokenizer, tmp
         },
     )
     (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
-    (found,) = encode_rows(tmp_path / "rows.jsonl", tokenizer, Manner(empty_thought=large), max_length=None)
-    scored = tokenizer.decode([label for label in found["labels"] if label != NO_LOSS], skip_special_tokens=False)
+    rows = list(encode_rows(tmp_path / "rows.jsonl", tokenizer, Manner(empty_thought=large), max_length=None))
+    assert len(rows) == (2 if large else 1)
+    scored = tokenizer.decode(
+        [label for row in rows for label in row["labels"] if label != NO_LOSS], skip_special_tokens=False
+    )
     assert 'call:look{days:2,place:<|"|>Oslo<|"|>}' in scored
     assert "<|tool_response>" in scored
     assert scored.endswith("It is white.<turn|>")
     assert "snow" not in scored
     assert "Weather" not in scored
-    assert "Weather" in tokenizer.decode(found["input_ids"], skip_special_tokens=False)
+    assert "Weather" in tokenizer.decode(rows[0]["input_ids"], skip_special_tokens=False)
 
 
 def test_a_rows_weight_reaches_its_table(tokenizer, tmp_path):
@@ -144,7 +147,7 @@ def test_a_rows_weight_reaches_its_table(tokenizer, tmp_path):
 
 
 @pytest.mark.parametrize("large", [False, True])
-@pytest.mark.parametrize("thinking", ["off", "on", "keep-empty-prefix"])
+@pytest.mark.parametrize("thinking", ["off", "on", "mixed"])
 def test_compared_answers_and_prompts_are_asked_for_in_the_same_manner(tokenizer, tmp_path, thinking, large):
     manner = Manner(empty_thought=large, thinking=thinking)
     row = {"id": "a", "messages": PLAIN[:1], "chosen": [PLAIN[1]], "rejected": [PLAIN[3]]}
@@ -157,6 +160,6 @@ def test_compared_answers_and_prompts_are_asked_for_in_the_same_manner(tokenizer
     assert asked["prompt"] == chat.prompt_ids(tokenizer, PLAIN[:1], **manner.of(PLAIN[:2]))
     assert pair["prompt_ids"] == asked["prompt"]
     text = tokenizer.decode(asked["prompt"], skip_special_tokens=False)
-    assert text.count(EMPTY) == (thinking == "keep-empty-prefix" or (large and thinking == "off"))
+    assert text.count(EMPTY) == (large and thinking != "on")
     assert ("<|think|>" in text) == (thinking == "on")
     assert tokenizer.decode(pair["chosen_ids"], skip_special_tokens=False) == "1<turn|>"

@@ -16,11 +16,12 @@ from pydantic import ValidationError
 
 from gemma_ops import digest, journal
 from gemma_ops.config import DataConfig, MachineConfig
-from gemma_ops.data import chat, prepare
+from gemma_ops.data import chat, prepare, published
 from gemma_ops.data.chat import load_tokenizer
 from gemma_ops.data.example import Example, content_id, read_examples, read_rows, stricter, write_rows
 from gemma_ops.data.tokens import Lengths, Manner, encode_rows
 from gemma_ops.errors import DataError, ModelError
+from gemma_ops.family.sizes import CONFIGS
 from gemma_ops.nano import WEIGHTS
 
 WORDS = "card account refund order ticket delivery late broken invoice change please where when why how today"
@@ -446,7 +447,12 @@ def test_percentiles_are_nearest_rank():
 
 def test_the_larger_sizes_are_known_by_their_template(tmp_path):
     (tmp_path / "tokenizer.json").write_bytes((WEIGHTS / "tokenizer.json").read_bytes())
-    assert not chat.prefills(tmp_path)
+    question = [{"role": "user", "content": "?"}]
+    tokenizer = load_tokenizer(tmp_path)
+    empty = "<|channel>thought\n<channel|>"
+    assert not chat.prompt(tokenizer, question, template=published.template_of(tmp_path)).text.endswith(empty)
+    (tmp_path / "config.json").write_text(json.dumps(CONFIGS["31B"]))
+    assert chat.prompt(tokenizer, question, template=published.template_of(tmp_path)).text.endswith(empty)
     large = "{{ bos_token }}{% if add_generation_prompt %}{{ '<|turn>model\n' }}{% if not enable_thinking %}<|channel>thought\n<channel|>{% endif %}{% endif %}"
     (tmp_path / "chat_template.jinja").write_text(large)
-    assert chat.prefills(tmp_path)
+    assert published.template_of(tmp_path) == large

@@ -19,9 +19,11 @@ from gemma_ops.export.checkpoint import Checkpoint
 from gemma_ops.export.gguf_tensors import plan
 from gemma_ops.export.gguf_writer import write
 from gemma_ops.modeling import generate
-from gemma_ops.modeling.llamacpp import GGUF, _text
+from gemma_ops.modeling.llamacpp import GGUF
 from gemma_ops.modeling.load import load_model
+from gemma_ops.nano import WEIGHTS
 
+TOKENIZER = chat.load_tokenizer(WEIGHTS)
 Pairs = Callable[[str], tuple[Path, Path]]
 
 
@@ -101,7 +103,7 @@ def test_answers_stop_where_gemma_stops(tmp_path: Path) -> None:
     asked = prompts(12, seed=5)
     theirs = list(generate.answer(load_model(base, weights="fp32"), tokenizer, asked, max_new_tokens=20, batch_size=4))
     with GGUF(tmp_path / "model.gguf") as gguf:
-        ours = list(gguf.answer(asked, max_new_tokens=20, batch_size=4))
+        ours = list(gguf.answer(asked, TOKENIZER, max_new_tokens=20, batch_size=4))
     assert {answer.end for answer in ours} == {"stop", "length"}
     same = [
         (one.text, one.end, one.prompt_tokens, one.new_tokens) == (two.text, two.end, two.prompt_tokens, two.new_tokens)
@@ -114,9 +116,9 @@ def test_answers_stop_where_gemma_stops(tmp_path: Path) -> None:
 def test_answers_keep_their_order_and_repeat_exactly(pairs: Pairs) -> None:
     asked = prompts(7, seed=3)
     with GGUF(pairs("e2b")[1]) as gguf:
-        one = list(gguf.answer(asked, max_new_tokens=10, batch_size=3))
-        two = list(gguf.answer(asked, max_new_tokens=10, batch_size=3))
-        single = list(gguf.answer(asked, max_new_tokens=10, batch_size=1))
+        one = list(gguf.answer(asked, TOKENIZER, max_new_tokens=10, batch_size=3))
+        two = list(gguf.answer(asked, TOKENIZER, max_new_tokens=10, batch_size=3))
+        single = list(gguf.answer(asked, TOKENIZER, max_new_tokens=10, batch_size=1))
     assert [answer.text for answer in one] == [answer.text for answer in two]
     assert [answer.prompt_tokens for answer in one] == [len(ids) for ids in asked]
     assert sum(x.text == y.text for x, y in zip(one, single, strict=True)) >= 6
@@ -126,7 +128,10 @@ def test_answers_keep_their_order_and_repeat_exactly(pairs: Pairs) -> None:
 
 def test_a_prompt_that_does_not_fit_is_an_error_of_its_own(pairs: Pairs) -> None:
     with GGUF(pairs("e2b")[1], context=64) as gguf:
-        ends = [a.end for a in gguf.answer([[2, 500], [2] + [500] * 600, [2, 501]], max_new_tokens=4, batch_size=3)]
+        ends = [
+            a.end
+            for a in gguf.answer([[2, 500], [2] + [500] * 600, [2, 501]], TOKENIZER, max_new_tokens=4, batch_size=3)
+        ]
     assert ends == ["length", "error", "length"]
 
 
@@ -157,17 +162,6 @@ def test_tokenizes_as_the_checkpoints_tokenizer_does(pairs: Pairs) -> None:
     with GGUF(file) as gguf:
         for probe in probes:
             assert gguf.tokenize(probe) == tokenizer.encode(probe, add_special_tokens=False).ids, probe
-
-
-def test_text_of_a_reply_is_what_tokenizers_decodes(pairs: Pairs) -> None:
-    """Spaces, characters made of byte tokens, and special tokens left out: forced by asking for the ids one by one."""
-    tokenizer = chat.load_tokenizer(pairs("e2b")[0])
-    text = '<|channel>thought\n<channel|> Grüße 🙂, <|"|>ok<|"|> 日本 <|tool_call>x'
-    ids = tokenizer.encode(text, add_special_tokens=False).ids
-    with GGUF(pairs("e2b")[1]) as gguf:
-        gguf.tokenize("")  # starts it
-        content = gguf._post("/detokenize", {"tokens": ids})["content"]
-    assert _text(content) == tokenizer.decode(ids, skip_special_tokens=True).strip()
 
 
 def test_llama_cpp_renders_the_embedded_template_as_training_does(pairs: Pairs) -> None:

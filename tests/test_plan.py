@@ -171,12 +171,19 @@ def test_a_prepared_report_is_believed_over_the_file(tmp_path):
     report = tmp_path / "runs" / "mine" / "prepare" / "report.json"
     report.parent.mkdir(parents=True)
     row = {"p50": 110, "p95": 260, "max": 400}
-    tokens = {"train": {"tokens": 120_000, "tokens_with_loss": 24_000, "row": row}}
-    body = {"rows": {"train": 1000, "valid": 10}, "tokens": tokens}
+    tokens = {"train": {"count": 1000, "tokens": 120_000, "tokens_with_loss": 24_000, "row": row}}
+    body = {
+        "rows": {"train": 1000, "valid": 10},
+        "tokens": tokens,
+        "examples": {"off": 1000, "on": 2500, "mixed": 1000},
+    }
     report.write_text(json.dumps(body), encoding="utf-8")
     made = plan(_config("E2B", name="mine"), "l4")
     assert (made.rows.count, made.rows.longest, made.rows.scored) == (1000, 400, 0.2)
     assert made.rows.mean == pytest.approx(120, rel=0.01)
+    # Where one example can't hold all answers of a row, training reads it as often as it has to.
+    thinks = plan(_config("E2B", {"thinking": "on"}, name="mine"), "l4").rows
+    assert (thinks.count, thinks.source) == (2500, "1,000 prepared rows, 2,500 examples of 120 tokens on average")
     # No row is longer than 400 tokens, so no memory is planned for 2,048.
     padded = {"packing": False}
     longest = (

@@ -69,7 +69,12 @@ def data_check(
     config = load_config(configs, sets)
     folder = tokenizer_folder(config.model)
     result = check(
-        config.data, source=recipes.data_source(config.data), model=folder, max_length=config.train.max_length
+        config.data,
+        source=recipes.data_source(config.data),
+        model=folder,
+        max_length=config.train.max_length,
+        thinking=config.train.thinking,
+        loss_on=config.train.loss_on,
     )
     if html:
         html.write_text(result.html(), encoding="utf-8")
@@ -78,7 +83,8 @@ def data_check(
         return
     for shown in result.rows[:rows]:
         console.out().print(f"{shown.id}  {shown.source}", markup=False, style="bold")
-        console.out().print(console.coloured_tokens(shown.tokens))
+        for tokens in (shown.tokens, *shown.more):
+            console.out().print(console.coloured_tokens(tokens))
         console.out().print()
     for line in result.lines():
         print(line)

@@ -53,6 +53,12 @@ class EvaluateConfig(Section):
     `gguf:FILE@TOKENIZER_FOLDER`, or a checkpoint folder."""
     rows: Annotated[int, Field(ge=1)] | None = None
     """Answer only this many questions of each task, the first by hash of their id."""
+    thinking: Literal["as_trained", "off", "on"] = "as_trained"
+    """Whether local models are asked to think: as the run's adapter was trained (`train.thinking`; one trained `mixed` is asked without), or as said here. Thoughts are stored beside the answer and never scored."""
+    thought_tokens: Annotated[int, Field(ge=1)] = 1024
+    """Tokens that a reply may spend on thoughts before its answer, where local models are asked to think."""
+    control_tokens: Literal["refuse", "spell"] = "refuse"
+    """What to do with a question whose own text spells a control token such as `<|turn>`: refuse it, or ask local models with the token spelled out, as its characters."""
     hidden: Literal["refuse", "skip"] = "refuse"
     """What to do when a target may not see some rows: refuse before anything is asked, or leave those rows unscored for
     it and compare on the others."""

@@ -14,6 +14,9 @@ from gemma_ops.config.preference import PreferenceConfig
 from gemma_ops.config.reinforce import ReinforceConfig
 from gemma_ops.config.section import Section
 
+Thinking = Literal["off", "on", "mixed"]
+"""Whether a model is asked to think: never, always, or where a row holds a thought."""
+
 
 class TrainConfig(Section):
     """Fine-tuning with LoRA (`weights: bf16`), QLoRA (`weights: nf4`) or of all parameters (`tune: full`)."""
@@ -34,8 +37,8 @@ class TrainConfig(Section):
     """Learning from answers that somebody compared or judged."""
     reinforce: ReinforceConfig = ReinforceConfig()
     """Learning from rewards that are computed."""
-    thinking: Literal["off", "on", "keep-empty-prefix"] = "off"
-    """`on` asks for thoughts in training as at inference; `keep-empty-prefix` puts the empty thought before answers whatever the size."""
+    thinking: Thinking = "off"
+    """`on` asks for thoughts, `mixed` in the rows that hold one; recorded with what is trained, so that it is evaluated and served in the same mode."""
     loss_on: Literal["all", "last"] = "all"
     """Which answers of a conversation carry loss."""
     epochs: Annotated[float, Field(gt=0)] = 1.0

@@ -1,7 +1,7 @@
 """Compared and judged answers as tokens: a prompt, and each answer with the parts that the model itself says.
 
-Prompt and answers are rendered and tokenized whole, by the one template, then parted where the prompt ends: tokens are
-those of inference, and what a tool says inside an answer carries no loss.
+The prompt is the one of inference; an answer is what stands after it in the example that training makes of the whole
+conversation, so that what a tool says inside an answer carries no loss.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 
 from gemma_ops.data import chat
 from gemma_ops.data.example import SIDES
+from gemma_ops.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -37,28 +38,24 @@ def encode_answers(
 ) -> Prompted:
     """A row whose answers were compared or judged as tokens, prompt and answer cut at `max_length` together.
 
-    `options` are `chat.encode`'s `empty_thought`, `thinking` and `senses`. An answer of which nothing is left has no tokens. Raises
-    DataError like `chat.encode`.
+    `options` are `chat.prompt`'s `template`, `thinking` and `senses`. An answer of which nothing is left has no tokens.
+    Raises DataError like `chat.prompt`, and for an answer of several turns that no one prompt leads to.
     """
     messages, tools = row["messages"], row.get("tools")
     prompt = chat.prompt_ids(tokenizer, messages, tools, **options)
-    whole = {
-        side: chat.encode(tokenizer, messages + row[side], tools, **options)
-        for side in SIDES
-        if row.get(side) is not None
-    }
-    # A tokenizer that merges over the prompt's end, or a thought that the prompt rules out, leaves less in common.
-    shared = min(_common(prompt, encoded.ids) for encoded in whole.values())
     answers, truncated = {}, False
-    for side, encoded in whole.items():
-        end = max((index for index, loss in enumerate(encoded.loss) if loss), default=-1) + 1
+    for side in SIDES:
+        if row.get(side) is None:
+            continue
+        made = chat.examples(tokenizer, messages + row[side], tools, after=len(messages), **options)
+        if len(made) > 1 or made[0].ids[: len(prompt)] != prompt:
+            raise DataError(
+                "an answer takes several turns, and each of them is asked for with other tokens than stand before it",
+                "compare answers of one turn; with train.thinking=on the turns after a tool's result can be compared too",
+            )
+        whole = made[0]
+        end = max((index for index, loss in enumerate(whole.loss) if loss), default=-1) + 1
         limit = min(end, max_length) if max_length else end
         truncated |= limit < end
-        answers[side] = Answer(encoded.ids[shared:limit], encoded.loss[shared:limit])
-    return Prompted(prompt[:shared], answers, truncated)
-
-
-def _common(first: list[int], second: list[int]) -> int:
-    return next(
-        (index for index, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second))
-    )
+        answers[side] = Answer(whole.ids[len(prompt) : limit], whole.loss[len(prompt) : limit])
+    return Prompted(prompt, answers, truncated)

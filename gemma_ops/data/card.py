@@ -95,6 +95,7 @@ def report(settings: DataConfig, facts: Facts, sources: list[dict[str, Any]]) ->
         },
         "teachers": [{**teacher._asdict(), "rows": rows} for teacher, rows in sorted(facts.teachers.items())],
         "split": {"valid_share": settings.valid_share, "group_by": settings.group_by, "groups": facts.groups},
+        "examples": {mode: facts.examples[mode] for mode in ("off", "on", "mixed")},
         "tokens": {side: lengths.table() for side, lengths in facts.lengths.items()},
     }
 
@@ -125,6 +126,13 @@ def card(body: dict[str, Any]) -> str:
         "train": "**training**", "valid": "**validation**",
     }  # fmt: skip
     lines += [f"| {label} | {rows[key]:,} |" for key, label in labels.items()]
+    if apart := {mode: count for mode, count in body["examples"].items() if count != rows["train"]}:
+        modes = ", ".join(f"{count:,} with `train.thinking: {mode}`" for mode, count in apart.items())
+        lines += [
+            "",
+            f"Training makes {modes} examples of the {rows['train']:,} rows: an answer is learned after exactly the prompt that "
+            "asks for it, and where one example can't hold that for all answers of a conversation, each has its own.",
+        ]
     if body["rejected"]:
         lines += [
             "",

@@ -1,129 +1,43 @@
-"""Conversations to text and tokens, exactly as Gemma 4 reads them, with the parts that carry loss.
+"""Conversations to tokens, exactly as Gemma 4 is asked, with the parts that carry loss.
 
-One template, `gemma4_training.jinja`, serves training and inference: it renders byte for byte what Google's published
-template renders and marks what the model itself emits: answers with their closing `<turn|>`, thoughts, tool calls, and
-the `<|tool_response>` that hands over after them. Neither transformers nor torch is needed here.
+The prompt for an answer is what the checkpoint's own published template renders for the turns before it, wherever it is
+asked: in training, in evaluation, in serving. An example for training is that prompt and the answer after it. Templates
+show earlier turns differently from how they were written (thoughts go, empty thoughts go), so a conversation becomes one
+example where each answer's prompt holds the answers before it as they were said, and one example an answer where not.
 
-The published template drops and strips silently (thoughts of earlier turns, channels inside an answer, white space at
-the ends); `normal.py` and `check.py` say where that happens.
+Neither transformers nor torch is needed here.
 """
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import jinja2
-from jinja2 import nodes
-from jinja2.ext import Extension, loopcontrols
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
-from gemma_ops import family
+from gemma_ops.data.control import CHANNEL, CHANNEL_END, STRUCTURE, Policy, marked, tokenize
 from gemma_ops.data.encoded import Encoded, expand
+from gemma_ops.data.template import (
+    BOS,
+    Message,
+    Rendered,
+    Tool,
+    inference_template,
+    render_template,
+    training_template,
+)
 from gemma_ops.errors import DataError, ModelError
 from gemma_ops.family.media import Senses
 
-Message = dict[str, Any]
-Tool = dict[str, Any]
+__all__ = [
+    "BOS", "STRUCTURE", "Message", "Rendered", "Tool", "encode", "examples", "inference_template", "load_tokenizer",
+    "prompt", "prompt_ids", "render", "render_template", "tokenizer_file", "training_template",
+]  # fmt: skip
 
-TEMPLATE = Path(__file__).with_name("gemma4_training.jinja")
-BOS = "<bos>"
-# Tokens that carry the structure of a conversation; a tokenizer without one of them isn't Gemma 4's.
-STRUCTURE = (
-    BOS, "<eos>", "<|turn>", "<turn|>", "<|channel>", "<channel|>", "<|think|>", "<|tool>", "<tool|>",
-    "<|tool_call>", "<tool_call|>", "<|tool_response>", "<tool_response|>", '<|"|>',
-)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Rendered:
-    """A conversation as text; `spans` are the character ranges [start, end) that carry loss, in order, not touching."""
-
-    text: str
-    spans: list[tuple[int, int]]
-
-
-class _Emitted(str):
-    """Text from inside a generation block; the type survives until the pieces of a rendering are joined."""
-
-    __slots__ = ()
-
-
-class _GenerationBlock(Extension):  # type: ignore[misc]
-    """`{% generation %}…{% endgeneration %}`: renders its body and marks it as emitted by the model."""
-
-    tags = {"generation"}  # noqa: RUF012 (the interface of jinja2)
-
-    def parse(self, parser: Parser) -> nodes.Node:
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return nodes.CallBlock(self.call_method("_emit"), [], [], body).set_lineno(line)
-
-    def _emit(self, caller: Any) -> _Emitted:
-        return _Emitted(caller())
-
-
-def _refuse(message: str) -> None:
-    raise jinja2.TemplateError(message)
-
-
-@lru_cache(maxsize=8)
-def compiled(source: str) -> jinja2.Template:
-    """A chat template, compiled in a sandbox with what such templates expect (`raise_exception`, `tojson`).
-
-    The clock (`strftime_now`) is left out on purpose: a rendering must not depend on the day.
-    """
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, loopcontrols]
-    )
-    environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
-    environment.globals["raise_exception"] = _refuse
-    return environment.from_string(source)
-
-
-@lru_cache(maxsize=1)
-def training_template() -> str:
-    """Our template with its generation markers."""
-    return TEMPLATE.read_text(encoding="utf-8")
-
-
-@lru_cache(maxsize=1)
-def inference_template() -> str:
-    """The same template without markers: what a checkpoint ships as `chat_template.jinja`."""
-    return re.sub(r"\{%-\s*(?:end)?generation\s*-%\}", "", training_template())
-
-
-def render_template(
-    source: str, messages: Sequence[Message], tools: Sequence[Tool] | None = None, **variables: Any
-) -> Rendered:
-    """Render with any chat template. Raises DataError when the template refuses the conversation."""
-    parts: list[str] = []
-    spans: list[tuple[int, int]] = []
-    position = 0
-    try:
-        pieces = compiled(source).generate(messages=list(messages), tools=tools or None, bos_token=BOS, **variables)
-        for piece in pieces:
-            end = position + len(piece)
-            if isinstance(piece, _Emitted) and piece:
-                if spans and spans[-1][1] == position:
-                    spans[-1] = (spans[-1][0], end)
-                else:
-                    spans.append((position, end))
-            parts.append(piece)
-            position = end
-    except (jinja2.TemplateError, TypeError) as error:
-        raise DataError(
-            f"the chat template refuses this conversation: {error}",
-            "see `gemma-ops data check` for the row; importing it with `prepare` repairs what can be repaired",
-        ) from error
-    return Rendered("".join(parts), spans)
+_OPENED = CHANNEL + "thought\n"
+"""What a prompt ends in where it opens the thought itself: after a tool's result, with thinking on."""
 
 
 def render(
@@ -134,11 +48,10 @@ def render(
     thinking: bool = False,
     empty_thought: bool = False,
 ) -> Rendered:
-    """A conversation as Gemma 4 text, with the character spans that carry loss.
+    """A conversation as Gemma 4 text by the template that gemma-ops brings, with the character spans that carry loss.
 
     `thinking` puts `<|think|>` into the system turn. `empty_thought` is for the sizes whose prompt ends in an empty
-    thought channel while thinking is off (12B, 26B-A4B, 31B): it opens every model turn that has no thought of its own,
-    without loss, and ends the generation prompt. Raises DataError on what the template refuses.
+    thought channel while thinking is off (12B, 26B-A4B, 31B). Raises DataError on what the template refuses.
     """
     return render_template(
         training_template(),
@@ -150,80 +63,181 @@ def render(
     )
 
 
+def prompt(
+    tokenizer: Tokenizer,
+    messages: Sequence[Message],
+    tools: Sequence[Tool] | None = None,
+    *,
+    template: str | None = None,
+    thinking: bool = False,
+    empty_thought: bool = False,
+    senses: Senses | None = None,
+    control: Policy = "refuse",
+) -> Encoded:
+    """The prompt that asks for the next answer, as tokens without loss.
+
+    `template` is the checkpoint's own (`published.template_of`); without one it is the one that gemma-ops brings, for
+    the sizes that `empty_thought` says. `senses` says what images and sounds cost. Raises DataError when the template
+    refuses the conversation, its text spells a control token that `control` refuses, or it holds more than the one
+    `<bos>` it starts with, and what `expand` raises.
+    """
+    source = inference_template(empty_thought=empty_thought) if template is None else template
+    asked = _Asked(tokenizer, source, thinking, control)
+    return expand(asked.prompt(messages, tools), tokenizer, messages, senses)
+
+
+def prompt_ids(
+    tokenizer: Tokenizer, messages: Sequence[Message], tools: Sequence[Tool] | None = None, **manner: Any
+) -> list[int]:
+    """Token ids of the prompt that asks for the next answer; `manner` as in `prompt`. Raises like `prompt`."""
+    return prompt(tokenizer, messages, tools, **manner).ids
+
+
+def examples(
+    tokenizer: Tokenizer,
+    messages: Sequence[Message],
+    tools: Sequence[Tool] | None = None,
+    *,
+    template: str | None = None,
+    thinking: bool = False,
+    empty_thought: bool = False,
+    last_only: bool = False,
+    senses: Senses | None = None,
+    after: int = 0,
+) -> list[Encoded]:
+    """A conversation as training reads it: token ids with a loss flag each, one example where one can hold all answers.
+
+    Before the loss of each answer stand exactly the tokens that `prompt` gives for it. An answer joins the latest example
+    whose tokens are the beginning of its prompt; otherwise it begins one. With `last_only`, answers after the last
+    question are scored; those of the first `after` messages never are. A conversation without an answer to score is one
+    example without loss. Raises like `prompt`.
+    """
+    source = inference_template(empty_thought=empty_thought) if template is None else template
+    asked = _Asked(tokenizer, source, thinking, "refuse")
+    if last_only:
+        users = [index for index, message in enumerate(messages) if message["role"] == "user"]
+        after = max(after, *(index + 1 for index in users), 0)
+    made: list[Encoded] = []
+    shown: list[Sequence[Message]] = []
+    for before, said in _answers(messages, after):
+        whole = asked.answered(before, said, tools)
+        start = whole.loss.index(True) if True in whole.loss else len(whole.ids)
+        joined = next((i for i in reversed(range(len(made))) if _begins(made[i].ids, whole.ids[:start])), None)
+        if joined is None:
+            made.append(whole)
+            shown.append(before)
+        else:
+            made[joined] = whole.scored_like(made[joined])
+            shown[joined] = before
+    if not made:
+        made, shown = [asked.history(messages, tools)], [messages]
+    return [expand(one, tokenizer, turns, senses) for one, turns in zip(made, shown, strict=True)]
+
+
 def encode(
     tokenizer: Tokenizer,
     messages: Sequence[Message],
     tools: Sequence[Tool] | None = None,
     *,
     max_length: int | None = None,
-    empty_thought: bool = False,
-    thinking: bool = False,
-    last_only: bool = False,
-    senses: Senses | None = None,
+    **manner: Any,
 ) -> Encoded:
-    """A conversation as token ids with a loss flag each, cut at `max_length` tokens.
+    """The last of a conversation's `examples`, cut at `max_length` tokens: the one that holds its last answer."""
+    return examples(tokenizer, messages, tools, **manner)[-1].cut(max_length)
 
-    A token carries loss only if all its characters are the model's; with `last_only`, and come after the last question.
-    `senses` says what images and sounds cost. Raises DataError when the text would hold more than the one `<bos>` it
-    starts with, or what `render` and `expand` raise.
+
+def _begins(first: list[int], whole: list[int]) -> bool:
+    return len(first) <= len(whole) and whole[: len(first)] == first
+
+
+def _answers(messages: Sequence[Message], after: int) -> Iterator[tuple[list[Message], Message]]:
+    """Where the model speaks: the turns it is asked with, and what it says then.
+
+    A message with calls and their responses (Gemma's own form) is spoken twice: the calls, and what follows the responses.
+    Text beside calls is not spoken there: templates show it after the responses, where no prompt ends.
     """
-    rendered = render(messages, tools, thinking=thinking, empty_thought=empty_thought)
-    encoding = tokenizer.encode(rendered.text, add_special_tokens=False)
-    ids, offsets = encoding.ids, encoding.offsets
-    _one_bos(tokenizer, ids)
-    spans = rendered.spans
-    if last_only:
-        asked = rendered.text.rfind("<|turn>user")
-        spans = [span for span in spans if span[0] > asked]
-    whole = Encoded(ids, loss_flags(offsets, spans), False, rendered.text, offsets)
-    return expand(whole, tokenizer, messages, senses).cut(max_length)
+    for index, message in enumerate(messages):
+        if index < after or message["role"] not in ("assistant", "model"):
+            continue
+        before = list(messages[:index])
+        calls, responses = message.get("tool_calls"), message.get("tool_responses")
+        if calls:
+            yield before, {key: value for key, value in message.items() if key != "tool_responses"} | {"content": ""}
+        if (responses and not calls) or (responses and _says(message)):
+            yield [*before, {**message, "content": ""}], {"role": message["role"], "content": message["content"]}
+        elif not calls:
+            yield before, message
 
 
-def loss_flags(offsets: Iterable[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> list[bool]:
-    """For each token's character range, whether it lies wholly inside one of the (ordered) spans."""
-    flags: list[bool] = []
-    index = 0
-    for start, end in offsets:
-        while index < len(spans) and spans[index][1] <= start:
-            index += 1
-        flags.append(index < len(spans) and start < end and spans[index][0] <= start and end <= spans[index][1])
-    return flags
+def _says(message: Message) -> bool:
+    content = message.get("content")
+    return bool(content.strip() if isinstance(content, str) else content)
 
 
-def straddling(offsets: Iterable[tuple[int, int]], spans: Sequence[tuple[int, int]]) -> list[int]:
-    """Indices of tokens that a span boundary cuts: they carry no loss, and at inference they would be two tokens."""
-    edges = sorted({edge for span in spans for edge in span})
-    found, index = [], 0
-    for number, (start, end) in enumerate(offsets):
-        while index < len(edges) and edges[index] <= start:
-            index += 1
-        if index < len(edges) and edges[index] < end:
-            found.append(number)
-    return found
+@dataclass(frozen=True)
+class _Asked:
+    """How a model is asked: its tokenizer, its template, whether it is to think."""
+
+    tokenizer: Tokenizer
+    template: str
+    thinking: bool
+    control: Policy
+
+    def prompt(self, messages: Sequence[Message], tools: Sequence[Tool] | None) -> Encoded:
+        """The prompt for the next answer."""
+        turns, declared, mark = marked(messages, tools, self.tokenizer)
+        text = self._render(turns, declared, prompt=True)
+        return self._tokens(text, mark)
+
+    def history(self, messages: Sequence[Message], tools: Sequence[Tool] | None) -> Encoded:
+        """A conversation nobody is asked to continue."""
+        turns, declared, mark = marked(messages, tools, self.tokenizer)
+        return self._tokens(self._render(turns, declared, prompt=False), mark)
+
+    def answered(self, before: Sequence[Message], said: Message, tools: Sequence[Tool] | None) -> Encoded:
+        """The prompt with what the model says after it, which carries loss."""
+        asked = self.prompt(before, tools)
+        turns, _, mark = marked([said], None, self.tokenizer)
+        said, *rest = _said(turns[0], asked.text)
+        whole = asked
+        for text, scored in ((said, True), *((text, False) for text in rest)):
+            clean, ids, offsets = tokenize(self.tokenizer, text, mark, self.control)
+            start = len(whole.text)
+            whole = Encoded(
+                [*whole.ids, *ids],
+                [*whole.loss, *[scored] * len(ids)],
+                False,
+                whole.text + clean,
+                [*whole.offsets, *((start + first, start + last) for first, last in offsets)],
+            )
+        return whole
+
+    def _render(self, messages: Sequence[Message], tools: Sequence[Tool] | None, *, prompt: bool) -> str:
+        return render_template(
+            self.template, messages, tools, add_generation_prompt=prompt, enable_thinking=self.thinking
+        ).text
+
+    def _tokens(self, text: str, mark: str) -> Encoded:
+        clean, ids, offsets = tokenize(self.tokenizer, text, mark, self.control)
+        _one_bos(self.tokenizer, ids)
+        return Encoded(ids, [False] * len(ids), False, clean, offsets)
 
 
-def prompt(
-    tokenizer: Tokenizer,
-    messages: Sequence[Message],
-    tools: Sequence[Tool] | None = None,
-    *,
-    empty_thought: bool = False,
-    thinking: bool = False,
-    senses: Senses | None = None,
-) -> Encoded:
-    """The prompt that asks for the next answer, as tokens without loss. Raises like `encode`."""
-    text = render(messages, tools, add_generation_prompt=True, thinking=thinking, empty_thought=empty_thought).text
-    encoding = tokenizer.encode(text, add_special_tokens=False)
-    _one_bos(tokenizer, encoding.ids)
-    whole = Encoded(encoding.ids, [False] * len(encoding.ids), False, text, encoding.offsets)
-    return expand(whole, tokenizer, messages, senses)
+def _said(message: Message, asked: str) -> list[str]:
+    """What the model says in a message, after the prompt `asked`: its thought, its calls, its text, the closing token;
+    and, not its own any more, the line break after a turn that it closed.
 
-
-def prompt_ids(
-    tokenizer: Tokenizer, messages: Sequence[Message], tools: Sequence[Tool] | None = None, **manner: Any
-) -> list[int]:
-    """Token ids of the prompt that asks for the next answer; `manner` as in `prompt`. Raises like `encode`."""
-    return prompt(tokenizer, messages, tools, **manner).ids
+    Where the prompt has opened the thought, it is written on, or closed at once; where the prompt has closed an empty one,
+    there is none.
+    """
+    closed = asked.endswith(_OPENED + CHANNEL_END)
+    if closed:
+        message = {key: value for key, value in message.items() if key not in ("reasoning", "reasoning_content")}
+    rendered = render([{"role": "user", "content": "?"}, message])
+    text = "".join(rendered.text[start:end] for start, end in rendered.spans)
+    if not closed and asked.endswith(_OPENED):
+        text = text.removeprefix(_OPENED) if text.startswith(_OPENED) else CHANNEL_END + text
+    return [text, "\n"] if text.endswith("<turn|>") else [text]
 
 
 def _one_bos(tokenizer: Tokenizer, ids: list[int]) -> None:
@@ -261,31 +275,3 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     if missing:
         raise ModelError(f"{file} is not a Gemma 4 tokenizer: it lacks {' '.join(missing)}", "use a Gemma 4 checkpoint")
     return tokenizer
-
-
-def checkpoint_template(folder: Path) -> str | None:
-    """The chat template a checkpoint brings (`chat_template.jinja`, else `tokenizer_config.json`), or None."""
-    home = tokenizer_file(folder).parent
-    if (home / "chat_template.jinja").is_file():
-        return (home / "chat_template.jinja").read_text(encoding="utf-8")
-    config = home / "tokenizer_config.json"
-    found = json.loads(config.read_text(encoding="utf-8")).get("chat_template") if config.is_file() else None
-    if isinstance(found, list):  # the older form: several templates by name
-        found = next((item["template"] for item in found if item.get("name") == "default"), None)
-    return found
-
-
-def prefills(folder: Path) -> bool:
-    """Whether prompts of this checkpoint end in an empty thought channel (those of 12B, 26B-A4B and 31B do).
-
-    Its own template says so, since engines that serve it will follow that; without one the size of its `config.json`.
-    """
-    template = checkpoint_template(folder)
-    if template is None:
-        config = tokenizer_file(folder).parent / "config.json"
-        return config.is_file() and family.empty_thought(json.loads(config.read_text(encoding="utf-8")))
-    question = [{"role": "user", "content": "?"}]
-    try:
-        return render_template(template, question, add_generation_prompt=True).text.endswith("<channel|>")
-    except DataError:
-        return False  # a template that renders nothing prompts for nothing; `check` reports it on every row

@@ -9,12 +9,13 @@ import itertools
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tokenizers import Tokenizer
 
 from gemma_ops.config import DataConfig
-from gemma_ops.data import chat, media
+from gemma_ops.config.training import Thinking
+from gemma_ops.data import chat, media, published
 from gemma_ops.data.encoded import Encoded
 from gemma_ops.data.findings import Context, Finding, finding, look
 from gemma_ops.data.importing import Imported, Importer
@@ -44,6 +45,8 @@ class RowView:
     shown: tuple[tuple[str, int], ...] = ()
     """Kind and soft tokens of each image and sound."""
     rejected: list[Token] = field(default_factory=list)
+    more: list[list[Token]] = field(default_factory=list)
+    """The other examples of a conversation whose answers are examples of their own."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,13 @@ class CheckResult:
     truncated: int
     max_length: int | None
     privacy: dict[str, int] = field(default_factory=dict)
+    template: tuple[str, ...] = ()
+    """What is told of the checkpoint's chat template, a line each."""
+
+    @property
+    def examples(self) -> int:
+        """Examples that training makes of the rows."""
+        return sum(len(row.loss) for row in self.rows)
 
     @property
     def findings(self) -> list[Finding]:
@@ -85,6 +95,8 @@ class CheckResult:
             "totals": self.totals,
             "tokens": self.lengths,
             "truncated": self.truncated,
+            "examples": self.examples,
+            "template": list(self.template),
             "max_length": self.max_length,
             "privacy": self.privacy,
             "findings": [asdict(item) for item in self.findings],
@@ -110,17 +122,24 @@ class CheckResult:
 
 
 def check(
-    settings: DataConfig, *, source: Path | None, model: Path, max_length: int | None = None, limit: int = 1000
+    settings: DataConfig,
+    *,
+    source: Path | None,
+    model: Path,
+    max_length: int | None = None,
+    limit: int = 1000,
+    thinking: Thinking = "off",
+    loss_on: Literal["all", "last"] = "all",
 ) -> CheckResult:
     """Look at the first `limit` rows of the source with the tokenizer and template of the checkpoint `model`.
 
     Raises DataError when there is nothing to read, and what the readers raise.
     """
-    prefills = chat.prefills(model)
-    # A template that opens every prompt with an empty thought belongs to the larger sizes and differs by design.
-    template = None if prefills else chat.checkpoint_template(model)
+    template = published.template_of(model)
     senses = media.senses(model)
-    context = Context(chat.load_tokenizer(model), max_length, prefills, template, senses)
+    context = Context(
+        chat.load_tokenizer(model), max_length, template=template, senses=senses, thinking=thinking, loss_on=loss_on
+    )
     importer = Importer(source, settings, senses)
     items = iter(importer)
     result = check_rows(list(itertools.islice(items, limit)), context)
@@ -130,7 +149,8 @@ def check(
             "check data.path (and data.split); empty lines don't count as rows",
         )
     more = next(items, None) is not None
-    return CheckResult(**{**result.__dict__, "layout": importer.layout, "more": more})
+    told = tuple(published.template_told(template))
+    return CheckResult(**{**result.__dict__, "layout": importer.layout, "more": more, "template": told})
 
 
 def check_rows(items: list[Imported], context: Context) -> CheckResult:
@@ -172,9 +192,10 @@ def _view(item: Imported, context: Context) -> RowView:
     return RowView(
         row, where, texts[main] if main != "rejected" else [], findings,
         [encoded.loss for encoded in sides.values()], any(encoded.truncated for encoded in seen.values()),
-        len(seen[main].ids) if main != "rejected" else 0,
-        tuple((block.kind, block.end - block.start - 2) for block in next(iter(sides.values())).blocks),
+        sum(len(encoded.ids) for name, encoded in seen.items() if name.startswith(main)),
+        tuple((block.kind, block.end - block.start - 2) for block in next(reversed(sides.values())).blocks),
         texts.get("rejected", []),
+        [tokens for name, tokens in texts.items() if name.startswith("messages ")],
     )  # fmt: skip
 
 
@@ -203,7 +224,9 @@ def token_texts(tokenizer: Tokenizer, encoded: Encoded) -> list[Token]:
 
 def _lines(result: CheckResult) -> Any:
     some = "the first " if result.more else ""
-    yield f"{some}{_rows(result.checked)}, layout {result.layout}"
+    made = f", {result.examples:,} examples" if result.examples > result.checked else ""
+    yield f"{some}{_rows(result.checked)}{made}, layout {result.layout}"
+    yield from result.template
     yield ""
     yield f"{'tokens':<12}{'p50':>8}{'p95':>8}{'max':>8}"
     for part in ("prompt", "completion", "row"):

@@ -77,7 +77,7 @@ def _findings(result: CheckResult) -> str:
 def _row(row: RowView) -> str:
     findings = "".join(f"<li class={item.level}>{escape(item.what)}</li>" for item in row.findings)
     listed = f"<ul>{findings}</ul>" if findings else ""
-    shown = _tokens(row.tokens)
+    shown = "".join(map(_tokens, [row.tokens, *row.more]))
     if row.rejected:
         wanted = f"<h4>chosen</h4>{shown}" if row.tokens else ""
         shown = f"{wanted}<h4>rejected</h4>{_tokens(row.rejected)}"

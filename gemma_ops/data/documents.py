@@ -32,7 +32,7 @@ def document(row: dict[str, Any]) -> str:
         raise RowError("null_column" if text is None else "not_text", "the row's text is missing, or not text")
     if not text.strip():
         raise RowError("empty_turn", "the row's text is empty")
-    refuse_control(text, "document", "the text")
+    refuse_control(text, "the text")
     return text
 
 

@@ -48,6 +48,10 @@ class Encoded:
         kept = tuple(block for block in self.blocks if block.end <= end)
         return Encoded(self.ids[:end], self.loss[:end], True, self.text, self.offsets[:end], kept)
 
+    def scored_like(self, beginning: Encoded) -> Encoded:
+        """This conversation with the loss of its beginning as well."""
+        return replace(self, loss=[*beginning.loss, *self.loss[len(beginning.loss) :]])
+
     def types(self) -> list[int]:
         """`mm_token_type_ids`: 1 for an image's soft tokens, 3 for a sound's, 0 for all else."""
         found = [0] * len(self.ids)

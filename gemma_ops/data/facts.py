@@ -45,6 +45,8 @@ class Facts:
     """Their files."""
     lengths: dict[str, Lengths] = field(default_factory=lambda: {"train": Lengths(), "valid": Lengths()})
     rows: Counter[str] = field(default_factory=Counter)
+    examples: Counter[str] = field(default_factory=Counter)
+    """Examples that training makes of the training rows, by `train.thinking`."""
     kinds: Counter[str] = field(default_factory=Counter)
     """Rows that are trained on or validated with, by what stands in them."""
 

@@ -7,16 +7,15 @@ author meant is refused with a reason. Nothing is dropped silently.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from typing import Any
 
 from gemma_ops.data import parts
-from gemma_ops.data.chat import BOS, STRUCTURE
+from gemma_ops.data.control import THINK, control_in_text, stripped, texts_in
 from gemma_ops.data.example import parse
 from gemma_ops.data.rowerror import RowError
-from gemma_ops.family.media import OTHER, TOKENS
+from gemma_ops.data.template import BOS
 
 ROLES = {
     "system": "system", "developer": "system",
@@ -27,12 +26,7 @@ ROLES = {
 _REASONING = ("reasoning", "reasoning_content", "thinking")
 _KNOWN = {"role", "content", "tool_calls", "function_call", "tool_responses", "tool_call_id", "name", *_REASONING}
 _THOUGHT = re.compile(r"\s*<\|channel>\s*thought\s*\n(.*?)<channel\|>", re.DOTALL)
-# Text that holds these would be read as structure by the tokenizer. The thinking switch is meant in a system turn, and
-# a channel inside an answer is stripped by the template, which `check` reports.
-_CONTROL = re.compile(
-    "|".join(re.escape(token) for token in (*STRUCTURE, *(token for kind in TOKENS.values() for token in kind), *OTHER))
-)
-_ALLOWED = {"system": ("<|think|>",), "assistant": ("<|channel>", "<channel|>")}
+_SWITCH = re.compile(rf"\s*{re.escape(THINK)}\s*")
 
 
 def conversation(
@@ -47,12 +41,15 @@ def conversation(
     if not isinstance(raw, list) or not raw:
         raise RowError("no_messages", "the row has no messages")
     messages = [_message(item, index, notes) for index, item in enumerate(raw)]
+    messages = [message for message in messages if message["role"] != "system" or message["content"]]
+    if not messages:
+        raise RowError("no_messages", "the row has no messages")
     if system and messages[0]["role"] != "system":
         messages.insert(0, {"role": "system", "content": system})
     _check_turns(messages)
     parts.place(messages, list(media))
     _match_responses(messages, notes)
-    return messages, _tools(tools, notes), notes
+    return messages, declared_tools(tools, notes), notes
 
 
 def _message(item: Any, index: int, notes: list[str]) -> dict[str, Any]:
@@ -78,8 +75,12 @@ def _message(item: Any, index: int, notes: list[str]) -> dict[str, Any]:
         message |= {key: str(item[key]) for key in ("tool_call_id", "name") if item.get(key)}
     elif role != "assistant" and isinstance(message["content"], str) and not message["content"].strip():
         raise RowError("empty_turn", f"{where} ({role}) is empty")
-    for text in (parts.text_of(message["content"]), message.get("reasoning", "")):
-        refuse_control(text, role, where)
+    if role == "system" and _SWITCH.match(message["content"]):  # a setting of training, not an instruction
+        message["content"] = _SWITCH.sub("", message["content"], count=1)
+        notes.append("thinking_switch")
+    # The template joins parts without the white space around them, and strips a channel inside an answer.
+    said = [parts.text_of(message["content"]), parts.text_of(message["content"], trimmed=True)]
+    refuse_control([stripped(text) if role == "assistant" else text for text in said] + [message.get("name")], where)
     return message
 
 
@@ -101,6 +102,7 @@ def _assistant(message: dict[str, Any], item: dict[str, Any], where: str, notes:
     if item.get("tool_responses"):
         message["tool_responses"] = [_response(entry, where) for entry in item["tool_responses"]]
     if thought:
+        refuse_control(thought, where)
         message["reasoning"] = thought
     if not message["content"].strip() and not calls and not item.get("tool_responses"):
         raise RowError("empty_answer", f"{where} (assistant) is empty")
@@ -125,7 +127,7 @@ def _call(call: Any, number: int, where: str, notes: list[str]) -> dict[str, Any
         raise RowError(
             "bad_tool_call", f"{where}: the arguments of {function['name']} are {_kind(arguments)}, not an object"
         )
-    refuse_control(function["name"] + json.dumps(arguments, ensure_ascii=False), "assistant", where)
+    refuse_control([function["name"], arguments], where)
     # An id that every response can be matched with is set in _match_responses.
     return {
         "id": str(call.get("id") or ""),
@@ -137,8 +139,9 @@ def _call(call: Any, number: int, where: str, notes: list[str]) -> dict[str, Any
 def _response(entry: Any, where: str) -> dict[str, Any]:
     if not isinstance(entry, dict) or "response" not in entry:
         raise RowError("bad_tool_response", f"{where}: a tool response needs name and response")
-    refuse_control(json.dumps(entry["response"], ensure_ascii=False), "tool", where)
-    return {"name": str(entry.get("name") or "unknown"), "response": entry["response"]}
+    named = {"name": str(entry.get("name") or "unknown"), "response": entry["response"]}
+    refuse_control(named, where)
+    return named
 
 
 def _content(content: Any, role: str, where: str, notes: list[str]) -> str | list[parts.Part]:
@@ -202,7 +205,8 @@ def _claim(waiting: list[tuple[str, dict[str, Any]]], message: dict[str, Any]) -
     return next(iter(same or named or free), None)
 
 
-def _tools(tools: Any, notes: list[str]) -> list[dict[str, Any]] | None:
+def declared_tools(tools: Any, notes: list[str]) -> list[dict[str, Any]] | None:
+    """The functions of a row in their one spelling, None where there are none. Raises RowError."""
     if isinstance(tools, str):
         try:
             tools = parse(tools) if tools.strip() else None
@@ -218,24 +222,23 @@ def _tools(tools: Any, notes: list[str]) -> list[dict[str, Any]] | None:
         function = tool.get("function", tool) if isinstance(tool, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
             raise RowError("bad_tools", "a tool has no function name")
-        refuse_control(json.dumps(function, ensure_ascii=False), "system", f"tool {function['name']}")
+        refuse_control(function, f"tool {function['name']}")
         found.append({"type": "function", "function": {**function, "description": function.get("description") or ""}})
     return found
 
 
-def refuse_control(text: str, role: str, where: str) -> None:
-    """Raises RowError where a text would be read as structure by the tokenizer, or is no Unicode."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        raise RowError("bad_unicode", f"{where} holds half a surrogate pair, which is no character") from None
-    for match in _CONTROL.finditer(text):
-        if match[0] in _ALLOWED.get(role, ()):
-            continue
-        code = "doubled_bos" if match[0] == BOS else "control_token"
-        raise RowError(
-            code, f"{where} holds the control token {match[0]}: give the messages themselves, not rendered text"
-        )
+def refuse_control(content: Any, where: str) -> None:
+    """Raises RowError where a text in the content, a key included, spells a control token, or is no Unicode."""
+    for text in texts_in(content):
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError:
+            raise RowError("bad_unicode", f"{where} holds half a surrogate pair, which is no character") from None
+        if token := control_in_text(text):
+            raise RowError(
+                "doubled_bos" if token == BOS else "control_token",
+                f"{where} holds the control token {token}: give the messages themselves, not rendered text",
+            )
 
 
 def _kind(value: Any) -> str:

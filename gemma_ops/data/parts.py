@@ -159,10 +159,12 @@ def media_in(content: Any) -> Iterator[Part]:
         yield from (part for part in content if part.get("type") != "text")
 
 
-def text_of(content: Any) -> str:
-    """What a content says in words; images and sounds are left out."""
+def text_of(content: Any, *, trimmed: bool = False) -> str:
+    """What a content says in words; images and sounds are left out. `trimmed`: without the white space around each part,
+    as templates join them."""
     if isinstance(content, list):
-        return "".join(str(part.get("text") or "") for part in content if isinstance(part, dict))
+        texts = [str(part.get("text") or "") for part in content if isinstance(part, dict)]
+        return "".join(text.strip() if trimmed else text for text in texts)
     return str(content or "")
 
 

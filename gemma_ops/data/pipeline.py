@@ -17,7 +17,7 @@ import numpy as np
 
 from gemma_ops import journal
 from gemma_ops.config import DataConfig, MachineConfig, Privacy
-from gemma_ops.data import chat, example, media
+from gemma_ops.data import chat, example, media, published
 from gemma_ops.data.card import source_facts, write_report
 from gemma_ops.data.dedup import NearDuplicates, exact_key, prompt_key
 from gemma_ops.data.facts import Facts
@@ -25,7 +25,7 @@ from gemma_ops.data.importing import Imported, Importer, Teacher, teacher_of
 from gemma_ops.data.overlap import Overlap
 from gemma_ops.data.split import Split
 from gemma_ops.data.tasks import asked_texts, names, read_task
-from gemma_ops.data.tokens import loss_flags
+from gemma_ops.data.tokens import Manner, examples_by_mode, loss_flags
 from gemma_ops.data.words import Boilerplate, Hashes, hashes
 from gemma_ops.durable import whole
 from gemma_ops.errors import DataError
@@ -57,8 +57,8 @@ def prepare(
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     tokenizer = chat.load_tokenizer(model)
-    prefills = chat.prefills(model)
     senses = media.senses(model)
+    manner = Manner(template=published.template_of(model), senses=senses)
     facts = Facts(tasks=[read_task(folder, source) for folder in tasks])
     first = _FirstPass(settings, facts)
     first.run(out, work / "rows.jsonl", source, senses)
@@ -77,8 +77,11 @@ def prepare(
                 row["privacy"] = example.stricter(row["privacy"], first.tightened[number])
             side = "valid" if split.is_valid(row["group"]) else "train"
             (valid if side == "valid" else train).write(example.line(row) + "\n")
-            for loss in loss_flags(tokenizer, row, empty_thought=prefills, senses=senses):
+            counted = loss_flags(tokenizer, row, manner)
+            for loss in counted:
                 facts.lengths[side].add(loss)
+            if side == "train":
+                facts.examples.update(examples_by_mode(tokenizer, row, manner, len(counted)))
             facts.show(row["messages"], senses)
             facts.kinds[example.kind(row)] += 1
             facts.privacy[row["privacy"]] += 1

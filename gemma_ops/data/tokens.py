@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from tokenizers import Tokenizer
 
+from gemma_ops.config.training import Thinking
 from gemma_ops.data import chat, documents, example
 from gemma_ops.data.answers import encode_answers
+from gemma_ops.data.encoded import Encoded
 from gemma_ops.data.parts import media_of
 from gemma_ops.errors import DataError
 from gemma_ops.family.media import Senses
@@ -23,9 +25,11 @@ NO_LOSS = -100
 class Manner:
     """How conversations become tokens with loss."""
 
+    template: str | None = None
+    """The template that prompts are rendered with (`published.template_of`); None is ours."""
     empty_thought: bool = False
-    """The checkpoint's prompts end in an empty thought while thinking is off (`chat.prefills`)."""
-    thinking: Literal["off", "on", "keep-empty-prefix"] = "off"
+    """Without a `template`: ours of the sizes whose prompts end in an empty thought while thinking is off."""
+    thinking: Thinking = "off"
     """`train.thinking`."""
     loss_on: Literal["all", "last"] = "all"
     """`train.loss_on`."""
@@ -35,19 +39,23 @@ class Manner:
     """What the checkpoint takes besides text (`media.senses`), for conversations that show something."""
 
     def of(self, messages: Sequence[chat.Message]) -> dict[str, Any]:
-        """Arguments of `chat.encode` and `chat.prompt_ids` for one conversation.
+        """Arguments of `chat.prompt` and `chat.examples` for one conversation.
 
-        `keep-empty-prefix` trains conversations that hold a thought as `on` does, and opens the answers of all others
-        with an empty thought, without loss: a model tuned on answers alone then doesn't unlearn to think.
+        `mixed` asks for thoughts in conversations that hold one, and not in the others: a model tuned on both kinds of
+        rows keeps both ways of answering.
         """
-        if self.thinking == "on":
-            thinking, empty = True, False
-        elif self.thinking == "off":
-            thinking, empty = False, self.empty_thought
-        else:
-            thinking = any(message.get("reasoning") for message in messages)
-            empty = not thinking
-        return {"thinking": thinking, "empty_thought": empty, "senses": self.senses}
+        thinking = self.thinking == "on" or (
+            self.thinking == "mixed" and any(message.get("reasoning") for message in messages)
+        )
+        asked: dict[str, Any] = {"thinking": thinking, "senses": self.senses}
+        return asked | ({"empty_thought": self.empty_thought} if self.template is None else {"template": self.template})
+
+
+def encode_row(row: dict[str, Any], tokenizer: Tokenizer, manner: Manner) -> list[Encoded]:
+    """A row's conversation as the examples that training reads, none of them cut. Raises DataError like
+    `chat.examples`."""
+    last = manner.loss_on == "last"
+    return chat.examples(tokenizer, row["messages"], row.get("tools"), last_only=last, **manner.of(row["messages"]))
 
 
 def encode_rows(
@@ -56,10 +64,11 @@ def encode_rows(
     """Rows of a file of examples as `{"id", "input_ids", "labels", "truncated", "weight", "media"}`, in order, one at a
     time.
 
-    `labels` repeats `input_ids` where there is loss and is -100 elsewhere. A row longer than `max_length` tokens is cut
-    at its end, which may leave it without any loss; a raw text becomes as many rows as it needs. `media` are the images
-    and sounds that are left, each its stored part with the `start` and `end` of its tokens. Raises DataError naming file
-    and line of a row that can't be rendered, or whose answers were compared or judged.
+    `labels` repeats `input_ids` where there is loss and is -100 elsewhere. A conversation whose answers are asked for with
+    prompts that no one example holds becomes several, all with the row's id and weight; a raw text becomes as many as it
+    needs. An example longer than `max_length` tokens is cut at its end, which may leave it without any loss. `media` are
+    the images and sounds that are left, each its stored part with the `start` and `end` of its tokens. Raises DataError
+    naming file and line of a row that can't be rendered, or whose answers were compared or judged.
     """
     for number, row in enumerate(example.read_rows(path), 1):
         example.check_kind(row, "pretrain" if manner.texts else None, f"{path}:{number}")
@@ -67,27 +76,24 @@ def encode_rows(
             if manner.texts:
                 yield from _pieces(row, tokenizer, max_length)
                 continue
-            encoded = chat.encode(
-                tokenizer,
-                row["messages"],
-                row.get("tools"),
-                max_length=max_length,
-                last_only=manner.loss_on == "last",
-                **manner.of(row["messages"]),
-            )
+            made = encode_row(row, tokenizer, manner)
         except DataError as error:
             raise DataError(f"{path}:{number}: {error.what}", error.fix) from error
-        yield {
-            "id": row["id"],
-            "input_ids": encoded.ids,
-            "labels": [token if loss else NO_LOSS for token, loss in zip(encoded.ids, encoded.loss, strict=True)],
-            "truncated": encoded.truncated,
-            "weight": row.get("weight", 1.0),
-            "media": [
-                {**part, "start": block.start, "end": block.end}
-                for part, block in zip(media_of(row["messages"]), encoded.blocks, strict=False)
-            ],
-        }
+        yield from (_columns(row, one.cut(max_length)) for one in made)
+
+
+def _columns(row: dict[str, Any], encoded: Encoded) -> dict[str, Any]:
+    return {
+        "id": row["id"],
+        "input_ids": encoded.ids,
+        "labels": [token if loss else NO_LOSS for token, loss in zip(encoded.ids, encoded.loss, strict=True)],
+        "truncated": encoded.truncated,
+        "weight": row.get("weight", 1.0),
+        "media": [
+            {**part, "start": block.start, "end": block.end}
+            for part, block in zip(media_of(row["messages"]), encoded.blocks, strict=False)
+        ],
+    }
 
 
 def _pieces(row: dict[str, Any], tokenizer: Tokenizer, max_length: int | None) -> Iterator[dict[str, Any]]:
@@ -97,17 +103,27 @@ def _pieces(row: dict[str, Any], tokenizer: Tokenizer, max_length: int | None) -
         yield {"id": row["id"], "input_ids": ids, "labels": labels, "truncated": False, "weight": weight, "media": []}
 
 
-def loss_flags(
-    tokenizer: Tokenizer, row: dict[str, Any], *, empty_thought: bool, senses: Senses | None = None
-) -> list[list[bool]]:
-    """Which tokens carry loss, for each conversation in a row: of compared answers the wanted one comes first."""
-    if example.kind(row) == "text":
+def loss_flags(tokenizer: Tokenizer, row: dict[str, Any], manner: Manner) -> list[list[bool]]:
+    """Which tokens carry loss, for each example that training makes of a row: of compared answers the wanted one comes
+    first."""
+    kind = example.kind(row)
+    if kind == "text":
         return [documents.encode(tokenizer, row["text"]).loss]
-    if example.kind(row) == "conversation":
-        manner: dict[str, Any] = {"empty_thought": empty_thought, "senses": senses}
-        return [chat.encode(tokenizer, row["messages"], row.get("tools"), **manner).loss]
-    encoded = encode_answers(tokenizer, row, empty_thought=empty_thought)
+    if kind == "conversation":
+        return [one.loss for one in encode_row(row, tokenizer, manner)]
+    turns = [turn for messages in example.conversations(row) for turn in messages]
+    encoded = encode_answers(tokenizer, row, **manner.of(turns))
     return [[False] * len(encoded.prompt) + answer.loss for answer in encoded.answers.values()]
+
+
+def examples_by_mode(tokenizer: Tokenizer, row: dict[str, Any], manner: Manner, off: int) -> dict[str, int]:
+    """How many examples training makes of a row, by `train.thinking`; `off` is what `manner`, which doesn't think, makes."""
+    answers = sum(message["role"] == "assistant" for message in row["messages"])
+    if example.kind(row) != "conversation" or answers < 2:
+        return dict.fromkeys(("off", "on", "mixed"), off)
+    on = len(encode_row(row, tokenizer, replace(manner, thinking="on")))
+    thinks = any(message.get("reasoning") for message in row["messages"])
+    return {"off": off, "on": on, "mixed": on if thinks else off}
 
 
 @dataclass
@@ -132,6 +148,7 @@ class Lengths:
     def table(self) -> dict[str, Any]:
         """Percentiles (nearest rank) and totals; `longer_than` counts rows above each limit, in tokens."""
         return {
+            "count": sum(self.total.values()),
             "tokens": sum(length * count for length, count in self.total.items()),
             "tokens_with_loss": sum(length * count for length, count in self.completion.items()),
             "prompt": _percentiles(self.prompt),

@@ -52,13 +52,15 @@ class Stored:
     model: str = ""
     response_id: str = ""
     tier: str = ""
+    thought: str = ""
     waited: float | None = None
     """Seconds that whoever asked waited for the whole answer; None where it was not told apart from `seconds`."""
 
 
 def key(target: str, identity: str, task: str, row: Row, generation: dict[str, Any]) -> str:
     """Key of the answer of one target to one row: 32 hex digits."""
-    return digest.of_json([target, identity, task, row.id, list(row.messages), generation])[:32]
+    tools = [list(row.tools)] if row.tools else []
+    return digest.of_json([target, identity, task, row.id, list(row.messages), generation, *tools])[:32]
 
 
 def stored(key: str, target: str, task: str, row: str, answer: Answer, *, seconds: float, waited: float) -> Stored:

@@ -8,13 +8,17 @@ from pathlib import Path
 
 from gemma_ops import journal
 from gemma_ops.answer import Prompt
+from gemma_ops.config import EvaluateConfig
+from gemma_ops.data.control import control_in
 from gemma_ops.data.parts import media_of, text_of
-from gemma_ops.errors import ConfigError
+from gemma_ops.data.prompting import read_prompting
+from gemma_ops.errors import ConfigError, DataError
 from gemma_ops.evaluation import answers
 from gemma_ops.evaluation.answers import AnswerFile, Stored
 from gemma_ops.evaluation.task import Task
 from gemma_ops.metrics.base import Row
-from gemma_ops.targets.base import HERE, Target, guard, reads
+from gemma_ops.targets import spec as specs
+from gemma_ops.targets.base import HERE, Asked, Target, guard, reads
 
 _PART = 1000
 
@@ -35,6 +39,34 @@ def readable(targets: Sequence[Target], tasks: Sequence[Task]) -> None:
                     f"task {task.name} shows {' and '.join(lacking)}, which target {target.name} does not take",
                     f"leave {target.name} out, or evaluate that task in a run of its own",
                 )
+
+
+def asked(name: str, settings: EvaluateConfig, tuned: Path | None) -> Asked:
+    """How the target of that name is asked if it is a local model: as what it is, or was tuned to, was trained."""
+    spec = specs.parse(name)
+    places = {"folder": Path(spec.place).expanduser(), "gguf": Path(spec.place).expanduser().parent}
+    trained = read_prompting(places.get(spec.kind, tuned))
+    thinking = (
+        trained is not None and trained.asks_to_think
+        if settings.thinking == "as_trained"
+        else settings.thinking == "on"
+    )
+    return Asked(thinking, settings.thought_tokens, settings.control_tokens)
+
+
+def refuse_control(targets: Sequence[Target], tasks: Sequence[Task]) -> None:
+    """Refuse questions whose text a local model would read as structure, before anything is asked. Raises DataError."""
+    if not any(target.lockstep for target in targets):
+        return
+    for task in tasks:
+        found = [(row, token) for row in task.rows if (token := control_in(row.messages, row.tools))]
+        if found:
+            more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+            raise DataError(
+                f"task {task.name}: question {found[0][0].id}{more} spells the control token {found[0][1]}, which a local "
+                "model would read as structure",
+                "take it out; or ask with such tokens as their characters: --set evaluate.control_tokens=spell",
+            )
 
 
 def keys(target: Target, task: Task) -> list[str]:
@@ -111,7 +143,7 @@ def run_name(out: Path) -> str:
 
 
 def _prompt(row: Row) -> Prompt:
-    return Prompt(row.messages, row.privacy, row.id, media=row.media)
+    return Prompt(row.messages, row.privacy, row.id, media=row.media, tools=row.tools)
 
 
 def _length(row: Row) -> int:

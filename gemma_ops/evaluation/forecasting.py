@@ -123,7 +123,7 @@ def _gemini(spec: Spec, machine: MachineConfig, task: Task, rows: Sequence[Row],
     room = output_limit(facts(spec.model), spec.thinking, limit) - limit
     worst = likely = 0
     for row in rows:
-        asked = request(spec, Prompt(row.messages, row.privacy, row.id), limit, use="evaluate")
+        asked = request(spec, Prompt(row.messages, row.privacy, row.id, tools=row.tools), limit, use="evaluate")
         bound = prices.prompt_bound(wire.body(asked))
         worst += prices.worst(spec.model, bound, asked.max_output_tokens, tier=tier, at=now)
         usage = _usage(row, limit, room, before)

@@ -57,8 +57,9 @@ def evaluate(
 
     def opening(name: str) -> Target:
         return open_target(
-            name, machine, run=asking.run_name(out), use="evaluate", base=base, tuned=tuned, quantized=quantized
-        )
+            name, machine, run=asking.run_name(out), use="evaluate", base=base, tuned=tuned, quantized=quantized,
+            asked=asking.asked(name, settings, tuned),
+        )  # fmt: skip
 
     loaded = load(settings, tasks, source)
     targets = [opening(name) for name in settings.targets]
@@ -120,6 +121,8 @@ def run(
     """Answer what isn't answered, grade everything, have it judged, write the files, return the metrics."""
     stored = AnswerFile(out / answers.FILE)
     asking.readable(targets, tasks)
+    if settings.control_tokens == "refuse":
+        asking.refuse_control(targets, tasks)
     if settings.hidden == "refuse":
         asking.check(targets, tasks)
     for target in targets:

@@ -14,6 +14,7 @@ from gemma_ops import digest
 from gemma_ops.config import Privacy
 from gemma_ops.data.example import PRIVACY, stricter
 from gemma_ops.data.media import Shelf, of_question
+from gemma_ops.data.normal import declared_tools
 from gemma_ops.data.parts import media_of, text_of
 from gemma_ops.data.rowerror import RowError
 from gemma_ops.errors import DataError
@@ -23,7 +24,7 @@ from gemma_ops.metrics.parse import Unreadable, parse
 
 _HOLE = re.compile(r"\{\{|\}\}|\{([^{}]*)\}")
 _SHOWN = frozenset({"image", "images", "audio", "audios"})
-_OWN = frozenset({"id", "messages", "prompt", "reference", "choices", "metadata", "privacy"}) | _SHOWN
+_OWN = frozenset({"id", "messages", "prompt", "reference", "choices", "metadata", "privacy", "tools"}) | _SHOWN
 
 
 def question(file: TaskFile, body: Mapping[str, Any], place: str, system: str, shelf: Shelf) -> Row:
@@ -49,6 +50,7 @@ def question(file: TaskFile, body: Mapping[str, Any], place: str, system: str, s
         name = str(body["id"]) if body.get("id") is not None else None
     _check_messages(messages, place)
     try:
+        tools = declared_tools(known.get("tools"), [])
         messages = of_question(messages, body, shelf)
     except RowError as error:
         raise DataError(f"{place}: {error.reason}", "correct the row or its file") from None
@@ -61,6 +63,7 @@ def question(file: TaskFile, body: Mapping[str, Any], place: str, system: str, s
         choices=_choices(known.get("choices"), place),
         metadata=metadata,
         privacy=_privacy(file.privacy, known.get("privacy"), place),
+        tools=tuple(tools or ()),
         media={part["path"]: shelf.found[part["path"]] for part in media_of(messages)},
     )
     cluster = str(_field(row, file.cluster_by, place)) if file.cluster_by else None

@@ -17,9 +17,11 @@ from gemma_ops import journal
 from gemma_ops.config import MachineConfig
 from gemma_ops.data import chat
 from gemma_ops.data.parts import media_of
+from gemma_ops.data.prompting import Prompting
+from gemma_ops.data.tokens import Manner
 from gemma_ops.errors import GateError
 from gemma_ops.export import replacing
-from gemma_ops.export.prompts import Row, before_answer
+from gemma_ops.export.prompts import Row, before_answer, manner_of
 from gemma_ops.modeling import adapters, full, generate
 from gemma_ops.modeling.load import load_model, load_tokenizer, pick_device
 from gemma_ops.modeling.media import Perceiver, Seen, join
@@ -72,18 +74,19 @@ def run(
     *,
     data: Path | None = None,
     towers: tuple[bool, bool] = (False, False),
+    prompting: Prompting | None = None,
 ) -> Found:
     """Ask base, base with adapter, and merged model the same prompts; one model in memory at a time. `towers`: whether
     any, and whether all, of what changed lies in them; prompts that show too little can't tell the latter.
 
     Models come with their towers where a row shows something (its files lie below `data`), or where the adapter reaches
-    into them. Raises ModelError when the merged folder does not load without missing keys, GateError when it agrees with the base
+    into them. `prompting`: how the adapter's rows were asked. Raises ModelError when the merged folder does not load without missing keys, GateError when it agrees with the base
     in every logit.
     """
     tokenizer = load_tokenizer(merged)
-    thought = chat.prefills(merged)
     perceiver = Perceiver(merged)
-    prompts = [_prompt(tokenizer, row, thought, perceiver, data) for row in chosen]
+    manner = manner_of(merged, prompting)
+    prompts = [_prompt(tokenizer, row, manner, perceiver, data) for row in chosen]
     device = pick_device(machine.device, base)
     shows = any(one.seen for one in prompts)
     model = load_model(base, device=device, towers=towers[0] or shows)
@@ -118,10 +121,11 @@ class _Prompt:
     seen: Seen | None
 
 
-def _prompt(tokenizer: Any, row: Row, thought: bool, perceiver: Perceiver, data: Path | None) -> _Prompt:
+def _prompt(tokenizer: Any, row: Row, manner: Manner, perceiver: Perceiver, data: Path | None) -> _Prompt:
     messages = before_answer(row)
     senses = perceiver.senses if (shown := media_of(messages)) else None
-    asked = chat.prompt(tokenizer, messages, row.get("tools"), empty_thought=thought, senses=senses)
+    given = {**manner.of(row["messages"]), "senses": senses}
+    asked = chat.prompt(tokenizer, messages, row.get("tools"), **given)
     return _Prompt(asked.ids, perceiver.see(shown, data, asked.types()) if shown and data else None)
 
 

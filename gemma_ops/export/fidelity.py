@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from gemma_ops.data import chat
+from gemma_ops.data.tokens import Manner
 from gemma_ops.export.prompts import Row, prompt_ids
 from gemma_ops.modeling.llamacpp import Distributions
 
@@ -89,18 +90,17 @@ def _short(value: float) -> float:
 
 
 def conversations(
-    tokenizer: Any, rows: list[Row], *, thought: bool, reply: Callable[[list[int], int], list[int]]
+    tokenizer: Any, rows: list[Row], *, manner: Manner, reply: Callable[[list[int], int], list[int]]
 ) -> list[Conversation]:
     """What is compared: each row with its reference answer, or with the reply `reply(prompt, count)` gives."""
     found = []
     for row in rows:
         if row["messages"][-1]["role"] == "assistant":
-            whole = chat.encode(
-                tokenizer, row["messages"], row.get("tools"), max_length=_LONGEST, empty_thought=thought
-            )
+            asked = manner.of(row["messages"])
+            whole = chat.encode(tokenizer, row["messages"], row.get("tools"), max_length=_LONGEST, **asked)
             ids, candidates = whole.ids, [place - 1 for place, flag in enumerate(whole.loss) if flag and place]
         else:
-            prompt = prompt_ids(tokenizer, row, thought=thought)[-_LONGEST:]
+            prompt = prompt_ids(tokenizer, row, manner)[-_LONGEST:]
             ids = prompt + reply(prompt, _CONTINUATION)
             candidates = list(range(len(prompt) - 1, max(len(prompt), len(ids) - 1)))
         if not candidates:  # the answer begins beyond what is read

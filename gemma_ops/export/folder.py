@@ -6,11 +6,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from gemma_ops.data import chat
+from gemma_ops.data import published
 from gemma_ops.durable import write_json, write_text
 from gemma_ops.errors import MachineError, ModelError
 from gemma_ops.export.checkpoint import Checkpoint, read_json
 from gemma_ops.family import Shape
+from gemma_ops.modeling.generate import STOPS
 
 # Copied as they are when the base has them; engines read the processor files for images and audio.
 CARRIED = (
@@ -27,8 +28,6 @@ CARRIED = (
     "LICENSE",
     "NOTICE",
 )
-# Gemma 4 ends a reply with one of these; the last hands over to a tool.
-STOPS = ("<eos>", "<turn|>", "<|tool_response>")
 
 
 def both_spellings(config: dict[str, Any]) -> dict[str, Any]:
@@ -69,9 +68,9 @@ def carry_over(base: Checkpoint, out: Path) -> list[str]:
         temporary = out / (name + ".tmp")
         shutil.copyfile(base.folder / name, temporary)
         temporary.replace(out / name)
-    if chat.checkpoint_template(base.folder) is None:
+    if published.checkpoint_template(base.folder) is None:
         # Base (not -it) checkpoints ship none, and a tuned model is useless without the one it was trained with.
-        write_text(out / "chat_template.jinja", chat.inference_template())
+        write_text(out / "chat_template.jinja", published.template_of(base.folder))
         copied.append("chat_template.jinja")
     write_json(out / "config.json", both_spellings(base.config), indent=2)
     write_json(out / "generation_config.json", _generation(base.folder), indent=2)

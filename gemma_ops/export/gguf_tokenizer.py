@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from gemma_ops.data import chat
+from gemma_ops.data import published
 from gemma_ops.errors import ModelError
 from gemma_ops.export.checkpoint import Checkpoint, read_json
 from gemma_ops.modeling.llamacpp import VISIBLE
@@ -58,7 +58,7 @@ def add(writer: Any, source: Checkpoint) -> None:
     writer.add_pad_token_id(ids["<pad>"])
     writer.add_add_bos_token(True)
     writer.add_add_space_prefix(False)
-    writer.add_chat_template(chat.checkpoint_template(source.folder) or chat.inference_template())
+    writer.add_chat_template(published.template_of(source.folder))
 
 
 def _vocabulary(body: dict[str, Any], size: int) -> dict[int, str]:

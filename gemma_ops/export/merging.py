@@ -21,6 +21,7 @@ import torch
 
 from gemma_ops import journal
 from gemma_ops.config import MachineConfig, MergeConfig
+from gemma_ops.data.prompting import read_prompting, write_prompting
 from gemma_ops.durable import write_json
 from gemma_ops.errors import GateError, ModelError
 from gemma_ops.export import canary, replacing
@@ -56,6 +57,9 @@ def merge(
         shutil.copyfile(source.folder / INDEX, target / (INDEX + ".tmp"))
         (target / (INDEX + ".tmp")).replace(target / INDEX)
     carried = carry_over(source, target)
+    prompting = read_prompting(trained)
+    if prompting:
+        write_prompting(target, prompting)
     changes = _audit(source, Checkpoint(target), updates)
     found = canary.run(
         source.folder,
@@ -65,6 +69,7 @@ def merge(
         machine,
         data=data,
         towers=replacing.in_towers(updates),
+        prompting=prompting,
     )
     report = {
         "tensors": len(source.entries),

@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from gemma_ops.data import chat
+from gemma_ops.data import chat, published
 from gemma_ops.data.parts import media_of
+from gemma_ops.data.prompting import Prompting
+from gemma_ops.data.tokens import Manner
 from gemma_ops.errors import DataError
 
 Row = dict[str, Any]
@@ -55,6 +57,11 @@ def before_answer(row: Row) -> list[dict[str, Any]]:
     return messages
 
 
-def prompt_ids(tokenizer: Any, row: Row, *, thought: bool) -> list[int]:
+def manner_of(folder: Path, prompting: Prompting | None) -> Manner:
+    """How rows become tokens for a model whose tokenizer and template lie in `folder`, in the mode it was trained in."""
+    return Manner(template=published.template_of(folder), thinking=prompting.thinking if prompting else "off")
+
+
+def prompt_ids(tokenizer: Any, row: Row, manner: Manner) -> list[int]:
     """Token ids of a row's conversation up to its last answer, ending in the generation prompt."""
-    return chat.prompt_ids(tokenizer, before_answer(row), row.get("tools"), empty_thought=thought)
+    return chat.prompt_ids(tokenizer, before_answer(row), row.get("tools"), **manner.of(row["messages"]))

@@ -18,7 +18,7 @@ import torch
 
 from gemma_ops import journal
 from gemma_ops.config import MachineConfig, QuantizeConfig
-from gemma_ops.data import chat
+from gemma_ops.data.prompting import read_prompting, write_prompting
 from gemma_ops.durable import write_json
 from gemma_ops.errors import GateError
 from gemma_ops.export import fidelity
@@ -28,7 +28,7 @@ from gemma_ops.export.folder import check_room
 from gemma_ops.export.gguf_audit import Audit, audit
 from gemma_ops.export.gguf_tensors import Format, plan
 from gemma_ops.export.gguf_writer import write
-from gemma_ops.export.prompts import rows
+from gemma_ops.export.prompts import manner_of, rows
 from gemma_ops.modeling.llamacpp import GGUF, Distributions
 from gemma_ops.modeling.load import Weights, load_model, load_tokenizer, pick_device
 from gemma_ops.modeling.source import checkpoint
@@ -64,6 +64,7 @@ def quantize(
     threads = machine.workers or os.cpu_count() or 1
     audits = _write_all(out, source, formats, threads)
     tokenizer = load_tokenizer(source.folder)
+    prompting = read_prompting(source.folder)
     vocabulary = int(source.text["vocab_size"])
     top = vocabulary if vocabulary <= fidelity.EXACT_VOCABULARY else fidelity.TOP
     with GGUF(_file(out, "bf16"), threads=threads) as gguf:
@@ -71,7 +72,7 @@ def quantize(
         chosen = fidelity.conversations(
             tokenizer,
             rows(data, settings.fidelity_rows, text_only=True),
-            thought=chat.prefills(source.folder),
+            manner=manner_of(source.folder, prompting),
             reply=gguf.continuation,
         )
         reference = _distributions(gguf, chosen, top, "bf16")
@@ -109,6 +110,8 @@ def _write_all(out: Path, source: Checkpoint, formats: list[Format], threads: in
         if not file.exists():
             write(source, plans[form], file, threads=threads)
         audits[form] = audit(file, plans[form])
+        if prompting := read_prompting(source.folder):
+            write_prompting(file.parent, prompting)
         journal.record(
             event="audit", format=form, bytes=audits[form].file_bytes, quantized_share=audits[form].quantized_share
         )

@@ -30,6 +30,8 @@ class Row:
     privacy: Privacy = "local_only"
     cluster: str | None = None
     slices: Mapping[str, str] = field(default_factory=dict)
+    tools: tuple[dict[str, Any], ...] = ()
+    """Functions that the model may call."""
     media: Mapping[str, Path | bytes] = field(default_factory=dict)
     """Where the bytes of what it shows lie, by the path of each part; the path is a digest, so that an answer's key
     covers them."""

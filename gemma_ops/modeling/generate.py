@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from gemma_ops.answer import Answer, End
 from gemma_ops.modeling.media import Seen, join
+from gemma_ops.modeling.thoughts import left_open, split_ids, thought_text
+
+STOPS = ("<eos>", "<turn|>", "<|tool_response>")
+"""Gemma 4 ends a reply with one of these; the last hands over to a tool."""
 
 
 def stop_ids(model: Any) -> list[int]:
@@ -64,7 +69,7 @@ def answer(
                 )[:, longest:].tolist()
             each, first = (time.perf_counter() - began) / len(chosen), clock.first
             for row, index in enumerate(chosen):
-                done[index] = _finish(tokenizer, out[row], stops, len(prompts[index]), each, first)
+                done[index] = _finish(tokenizer, out[row], stops, prompts[index], each, first)
             while following in done:
                 yield done.pop(following)
                 following += 1
@@ -102,17 +107,35 @@ class _Clock:
         return scores
 
 
-def read(tokenizer: Any, ids: list[int], stops: set[int]) -> tuple[str, End, int]:
-    """An answer's text from its tokens, how it ended, and how many tokens it took; what follows the first stop is none."""
+@dataclass(frozen=True)
+class Spoken:
+    """What a model said: the answer, the thought before it, how it ended, and the tokens of both, channel and stop with
+    the answer's."""
+
+    text: str
+    thought: str
+    end: End
+    tokens: int
+    thought_tokens: int
+
+
+def read_reply(tokenizer: Any, ids: list[int], stops: set[int], *, opened: bool = False) -> Spoken:
+    """Read a reply from its tokens; what follows the first stop is none. `opened`: the prompt ends inside a thought."""
     end: End = "length"
     for place, token in enumerate(ids):
         if token in stops:
             ids, end = ids[: place + 1], "stop"
             break
     kept = ids[:-1] if end == "stop" else ids
-    return tokenizer.decode(kept, skip_special_tokens=True).strip(), end, len(ids)
+    thoughts, answer = split_ids(tokenizer, kept, opened=opened)
+    text = tokenizer.decode(answer, skip_special_tokens=True).strip()
+    thought = thought_text(tokenizer.decode(thoughts, skip_special_tokens=True))
+    return Spoken(text, thought, end, len(ids) - len(thoughts), len(thoughts))
 
 
-def _finish(tokenizer: Any, ids: list[int], stops: set[int], prompt: int, seconds: float, first: float) -> Answer:
-    text, end, used = read(tokenizer, ids, stops)
-    return Answer(text, end, prompt, used, round(seconds, 4), first_seconds=first)
+def _finish(tokenizer: Any, ids: list[int], stops: set[int], prompt: list[int], seconds: float, first: float) -> Answer:
+    said = read_reply(tokenizer, ids, stops, opened=left_open(tokenizer, prompt))
+    return Answer(
+        said.text, said.end, len(prompt), said.tokens, round(seconds, 4), first_seconds=first,
+        thought_tokens=said.thought_tokens, thought=said.thought,
+    )  # fmt: skip

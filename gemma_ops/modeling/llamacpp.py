@@ -27,6 +27,8 @@ import numpy as np
 
 from gemma_ops.answer import Answer, End
 from gemma_ops.errors import MachineError, ModelError
+from gemma_ops.modeling.generate import STOPS, read_reply
+from gemma_ops.modeling.thoughts import left_open
 
 _SLACK = 8  # tokens of context beyond prompt and reply
 _SMALL = 100 << 20  # bytes of a file below which threads spend longer waiting for each other than computing
@@ -96,17 +98,24 @@ class GGUF:
             self._folder = None
 
     def answer(
-        self, prompts: list[list[int]], *, max_new_tokens: int, batch_size: int, schema: dict[str, Any] | None = None
+        self,
+        prompts: list[list[int]],
+        tokenizer: Any,
+        *,
+        max_new_tokens: int,
+        batch_size: int,
+        schema: dict[str, Any] | None = None,
     ) -> Iterator[Answer]:
         """Answer prompts of token ids, greedily, yielding in their order.
 
         A reply ends with `stop` at `<turn|>`, `<eos>` or `<|tool_response>`, with `length` when cut at
         `max_new_tokens`, with `error` when llama.cpp refuses the prompt (it is longer than a fixed context allows).
-        The text holds no special tokens and no white space at its ends, as from `generate.answer`.
+        The reply's tokens are read with the checkpoint's `tokenizer`, as `generate.answer` reads them.
 
         `schema`, a JSON schema, is enforced while decoding, so a reply that ended with `stop` follows it. llama.cpp
         drops a schema it can't read without a word: check what comes back.
         """
+        stops = {tokenizer.token_to_id(token) for token in STOPS}
         for start in range(0, len(prompts), batch_size):
             batch = prompts[start : start + batch_size]
             began = time.perf_counter()
@@ -122,8 +131,12 @@ class GGUF:
                     yield Answer("", "error", len(prompt), 0, seconds, "llama.cpp refused the prompt")
                 else:
                     end: End = "stop" if reply["stop_type"] == "eos" else "length"
-                    text, count = _text(reply["content"]), reply["tokens_predicted"]
-                    yield Answer(text, end, len(prompt), count, seconds, first_seconds=first)
+                    said = read_reply(tokenizer, reply["tokens"], stops, opened=left_open(tokenizer, prompt))
+                    count = reply["tokens_predicted"] - said.thought_tokens
+                    yield Answer(
+                        said.text, end, len(prompt), count, seconds, first_seconds=first,
+                        thought_tokens=said.thought_tokens, thought=said.thought,
+                    )  # fmt: skip
 
     def continuation(self, prompt: list[int], count: int) -> list[int]:
         """Ids of the greedy continuation of a prompt, up to `count` tokens, the one that ended it included."""
@@ -218,12 +231,6 @@ class GGUF:
         # by that loop, so after it the server may be freed at any time.
         self._get("/slots")
         return self._server
-
-
-def _text(content: str) -> str:
-    for token in VISIBLE:
-        content = content.replace(token, "")
-    return content.strip()
 
 
 class _SocketConnection(http.client.HTTPConnection):

@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from gemma_ops.config import RunConfig
+from gemma_ops.config import RunConfig, TrainConfig
 
 _SAMPLE = 1 << 20
 """Bytes read from the front of a file to learn what a row is like."""
@@ -77,7 +77,7 @@ def find(config: RunConfig, vocab: int) -> Rows:
     """Rows as prepared, as estimated from `data.path`, or as nobody knows."""
     report = Path(config.machine.runs) / config.name / "prepare" / "report.json"
     limit = config.train.max_length
-    found = _reported(report, limit) if report.is_file() else None
+    found = _reported(report, limit, config.train) if report.is_file() else None
     if found is None and config.data.path:
         found = _estimated(Path(config.data.path), config, vocab)
     return found or _typical(limit)
@@ -107,13 +107,17 @@ def _typical(limit: int) -> Rows:
     return replace(rows, source=f"no data yet: rows of {rows.mean:.0f} tokens on average assumed")
 
 
-def _reported(path: Path, limit: int) -> Rows | None:
-    """Numbers of `prepare/report.json`; None when it has none for training rows."""
+def _reported(path: Path, limit: int, train: TrainConfig) -> Rows | None:
+    """Numbers of `prepare/report.json`; None when it has none for training rows.
+
+    A row whose answers are asked for with prompts that no one example holds counts as often as training reads it.
+    """
     try:
         body = json.loads(path.read_text(encoding="utf-8"))
-        count, tokens = int(body["rows"]["train"]), body["tokens"]["train"]
+        rows, tokens = int(body["rows"]["train"]), body["tokens"]["train"]
+        count = int(body["examples"][train.thinking]) if train.loss_on == "all" else rows
         p50, p95, longest = (float(tokens["row"][name]) for name in ("p50", "p95", "max"))
-        mean, scored = tokens["tokens"] / count, tokens["tokens_with_loss"] / tokens["tokens"]
+        mean, scored = tokens["tokens"] / tokens["count"], tokens["tokens_with_loss"] / tokens["tokens"]
     except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
         return None
     known = {0.0: max(1.0, 2 * p50 - p95), 0.5: p50, 0.95: p95, 1.0: longest}
@@ -122,7 +126,8 @@ def _reported(path: Path, limit: int) -> Rows | None:
     scale = mean * len(shape) / sum(shape)
     most = min(float(limit), longest)
     lengths = tuple(min(most, length * scale) for length in shape)
-    return Rows(count, lengths, int(most), scored, f"{count:,} prepared rows of {mean:.0f} tokens on average")
+    made = "" if count == rows else f", {count:,} examples"
+    return Rows(count, lengths, int(most), scored, f"{rows:,} prepared rows{made} of {mean:.0f} tokens on average")
 
 
 def _between(known: dict[float, float], share: float) -> float:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from gemma_ops.config import MachineConfig
 from gemma_ops.gemini.request import Use
-from gemma_ops.targets.base import Target
+from gemma_ops.targets.base import Asked, Target
 
 
 def open_target(
@@ -18,11 +18,12 @@ def open_target(
     base: Path | None = None,
     tuned: Path | None = None,
     quantized: Path | None = None,
+    asked: Asked | None = None,
 ) -> Target:
     """The target that a specification names; `spec.py` lists the forms.
 
     `run` and `use` say in the ledger who spends and on what. `base` and `tuned` are artifacts (or folders) that hold a
-    checkpoint, `quantized` is the artifact of the step `quantize`. Nothing is loaded or sent yet, but whatever can be
+    checkpoint, `quantized` is the artifact of the step `quantize`; `asked` says how local models are asked. Nothing is loaded or sent yet, but whatever can be
     wrong is told: raises ConfigError for a target that can't be, BoundaryError and BudgetError from the door to Gemini.
     """
     from gemma_ops.targets import spec as specs
@@ -38,4 +39,4 @@ def open_target(
         return Endpoint(parsed, machine)
     from gemma_ops.targets import local
 
-    return local.open_local(parsed, machine, base=base, tuned=tuned, quantized=quantized)
+    return local.open_local(parsed, machine, base=base, tuned=tuned, quantized=quantized, asked=asked or Asked())

@@ -8,9 +8,12 @@ batch, in order.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
+from gemma_ops import digest
 from gemma_ops.answer import Answer, Prompt
+from gemma_ops.data.control import Policy
 from gemma_ops.data.example import PRIVACY
 from gemma_ops.errors import BoundaryError
 
@@ -53,6 +56,21 @@ class Target(Protocol):
     def close(self) -> None:
         """Free what the target holds."""
         ...
+
+
+@dataclass(frozen=True)
+class Asked:
+    """How local models are asked, the same for all targets of an evaluation."""
+
+    thinking: bool = False
+    thought_tokens: int = 1024
+    """With thinking on, what a reply may spend on thoughts before its answer."""
+    control: Policy = "refuse"
+    """What to do with a question whose text spells a control token."""
+
+    def identity(self, model: str) -> str:
+        """Who answers: a model's digest, with the mode it is asked in where that is not the usual one."""
+        return digest.of_json([model, asdict(self)]) if self.thinking or self.control != "refuse" else model
 
 
 def reads(target: Target) -> frozenset[str]:

@@ -106,6 +106,8 @@ class Endpoint:
             "stream": True,
             "stream_options": {"include_usage": True},
         }
+        if prompt.tools:
+            body["tools"] = list(prompt.tools)
         if schema:
             wish = {"name": "answer", "schema": schema, "strict": True}
             body["response_format"] = {"type": "json_schema", "json_schema": wish}

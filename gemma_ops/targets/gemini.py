@@ -52,6 +52,7 @@ def request(
         schema=schema,
         thinking=spec.thinking,
         repeat=prompt.repeat,
+        tools=tuple(prompt.tools),
         stream=stream,
         id=prompt.id,
     )

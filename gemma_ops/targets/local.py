@@ -15,9 +15,11 @@ from gemma_ops.data.encoded import Encoded
 from gemma_ops.data.parts import media_of
 from gemma_ops.errors import ConfigError
 from gemma_ops.family.media import Senses
-from gemma_ops.targets.base import HERE, LOCAL
+from gemma_ops.targets.base import HERE, LOCAL, Asked
 from gemma_ops.targets.spec import Spec
 from gemma_ops.targets.structured import in_words
+
+_USUAL = Asked()
 
 
 class Checkpoint:
@@ -27,9 +29,12 @@ class Checkpoint:
     place = HERE
     lockstep = True
 
-    def __init__(self, name: str, path: Path, machine: MachineConfig, *, family: str = "gemma") -> None:
+    def __init__(
+        self, name: str, path: Path, machine: MachineConfig, *, family: str = "gemma", asked: Asked = _USUAL
+    ) -> None:
         self.name = name
-        self.identity = identity(path)
+        self.identity = asked.identity(identity(path))
+        self._asked = asked
         self.family = family
         self._path = path
         self._machine = machine
@@ -51,7 +56,7 @@ class Checkpoint:
         from gemma_ops.modeling.source import checkpoint
 
         folder = checkpoint(self._path)
-        encode = Encoder(folder)
+        encode = Encoder(folder, self._asked)
         shows = any(prompt.media for batch in batches for prompt in batch)
         if self._model is None or (shows and not self._towers):
             self._model = None  # text alone needs no towers; the first question that shows something brings them
@@ -66,7 +71,7 @@ class Checkpoint:
                     encode.tokenizer,
                     [asked.ids for asked in prompts],
                     seen=seen,
-                    max_new_tokens=max_new_tokens,
+                    max_new_tokens=max_new_tokens + encode.thoughts,
                     batch_size=len(prompts),
                 )
             )
@@ -85,11 +90,19 @@ class Quantized:
     family = "gemma"
 
     def __init__(
-        self, name: str, file: Path, tokenizer: Path, machine: MachineConfig, *, made_by: Path | None = None
+        self,
+        name: str,
+        file: Path,
+        tokenizer: Path,
+        machine: MachineConfig,
+        *,
+        made_by: Path | None = None,
+        asked: Asked = _USUAL,
     ) -> None:
         """`made_by`: the artifact the file belongs to, whose digest is the identity."""
         self.name = name
-        self.identity = identity(made_by or file)
+        self.identity = asked.identity(identity(made_by or file))
+        self._asked = asked
         self._file = file
         self._tokenizer = tokenizer
         self._machine = machine
@@ -101,15 +114,16 @@ class Quantized:
         from gemma_ops.modeling.llamacpp import GGUF
         from gemma_ops.modeling.source import checkpoint
 
-        encode = Encoder(checkpoint(self._tokenizer))
+        encode = Encoder(checkpoint(self._tokenizer), self._asked)
+        limit = max_new_tokens + encode.thoughts
         prompts = [encode(prompt, schema) for batch in batches for prompt in batch]
         if not prompts:
             return
         size, longest = max(map(len, batches)), max(map(len, prompts))
-        with GGUF(self._file, threads=self._machine.workers, context=longest + max_new_tokens + 8) as model:
+        with GGUF(self._file, threads=self._machine.workers, context=longest + limit + 8) as model:
             # Loading happens on the first request; it must not count as the first answer's time.
-            list(model.answer(prompts[:size], max_new_tokens=1, batch_size=size))
-            replies = model.answer(prompts, max_new_tokens=max_new_tokens, batch_size=size, schema=schema)
+            list(model.answer(prompts[:size], encode.tokenizer, max_new_tokens=1, batch_size=size))
+            replies = model.answer(prompts, encode.tokenizer, max_new_tokens=limit, batch_size=size, schema=schema)
             for batch in batches:
                 yield list(islice(replies, len(batch)))
 
@@ -118,14 +132,17 @@ class Quantized:
 
 
 class Encoder:
-    """Turns conversations into token ids with a checkpoint's tokenizer and the template of its size."""
+    """Turns conversations into token ids with a checkpoint's tokenizer and its own chat template."""
 
-    def __init__(self, folder: Path) -> None:
-        from gemma_ops.data import chat
+    def __init__(self, folder: Path, asked: Asked = _USUAL) -> None:
+        from gemma_ops.data import published
         from gemma_ops.modeling.load import load_tokenizer
 
         self.tokenizer = load_tokenizer(folder)
-        self._empty_thought = chat.prefills(folder)
+        self.thoughts = asked.thought_tokens if asked.thinking else 0
+        """Tokens that a reply may take beyond its answer."""
+        self._asked = asked
+        self._template = published.template_of(folder)
         self._folder = folder
         self._perceiver: Any = None
 
@@ -138,7 +155,15 @@ class Encoder:
 
         messages = in_words(prompt.messages, schema) if schema else list(prompt.messages)
         senses = Senses.read(self._folder) if prompt.media else None
-        return chat.prompt(self.tokenizer, messages, empty_thought=self._empty_thought, senses=senses)
+        return chat.prompt(
+            self.tokenizer,
+            messages,
+            list(prompt.tools) or None,
+            template=self._template,
+            thinking=self._asked.thinking,
+            senses=senses,
+            control=self._asked.control,
+        )
 
     def seen(self, prompt: Prompt, encoded: Encoded) -> Any:
         """What the prompt shows as tensors (`modeling.media.Seen`), None where it shows nothing."""
@@ -164,25 +189,31 @@ def identity(path: Path) -> str:
 
 
 def open_local(
-    spec: Spec, machine: MachineConfig, *, base: Path | None, tuned: Path | None, quantized: Path | None
+    spec: Spec,
+    machine: MachineConfig,
+    *,
+    base: Path | None,
+    tuned: Path | None,
+    quantized: Path | None,
+    asked: Asked = _USUAL,
 ) -> Checkpoint | Quantized:
     """The local target of a specification. Raises ConfigError when this run has no model for it."""
     if spec.kind == "quantized":
         tokenizer = tuned or base
         if quantized is None or tokenizer is None:
             raise _absent(spec.name, "quantize")
-        return Quantized(spec.name, _made(spec.name, quantized), tokenizer, machine, made_by=quantized)
+        return Quantized(spec.name, _made(spec.name, quantized), tokenizer, machine, made_by=quantized, asked=asked)
     if spec.kind == "gguf":
         file, folder = Path(spec.place).expanduser(), Path(spec.tokenizer).expanduser()
         if not file.is_file():
             raise ConfigError(f"target {spec.name}: {file} does not exist", "correct the path after `gguf:`")
-        return Quantized(spec.name, file, _folder(spec.name, folder), machine)
+        return Quantized(spec.name, file, _folder(spec.name, folder), machine, asked=asked)
     if spec.kind == "folder":
-        return Checkpoint(spec.name, _folder(spec.name, Path(spec.place).expanduser()), machine)
+        return Checkpoint(spec.name, _folder(spec.name, Path(spec.place).expanduser()), machine, asked=asked)
     path = base if spec.kind == "base" else tuned
     if path is None:
         raise _absent(spec.name, "train" if spec.kind == "tuned" else "fetch")
-    return Checkpoint(spec.name, path, machine)
+    return Checkpoint(spec.name, path, machine, asked=asked)
 
 
 def _made(name: str, quantized: Path) -> Path:

@@ -17,7 +17,8 @@ from typing import Any
 
 from gemma_ops import family, journal
 from gemma_ops.config import LaunchConfig, Machine, MachineConfig, TrainConfig
-from gemma_ops.data import chat
+from gemma_ops.data import published
+from gemma_ops.data.prompting import Prompting, write_prompting
 from gemma_ops.data.tokens import Manner
 from gemma_ops.errors import DataError
 from gemma_ops.modeling import adapters, full
@@ -55,7 +56,7 @@ def train(
     work = out / "checkpoints"
     taught_by = teaching.check(teacher, folder) if settings.method == "distill" else None
     media = media_sft.find(folder, data, settings, sharded=launch.strategy == "fsdp")
-    rows = main_first(lambda: tokenized(data, work / "rows", tokenizer, settings, chat.prefills(folder), media))
+    rows = main_first(lambda: tokenized(data, work / "rows", tokenizer, settings, published.template_of(folder), media))
     usual = size.learning_rate if size else family.DEFAULT_LEARNING_RATE  # an adapter's
     rate = settings.learning_rate or usual * (full.RATE if settings.tune == "full" else 1.0)
     tables = [rows.train, rows.valid]
@@ -86,6 +87,8 @@ def train(
         if on_main():
             adapters.save(model, out / "adapter", described["id"], described["revision"], state=state)
     if on_main():
+        asked = Prompting.of(settings.thinking, published.template_of(folder))
+        write_prompting(out / (full.FOLDER if settings.tune == "full" else "adapter"), asked)
         write_record(trainer.state, out / "record.jsonl")
         (out / "samples.jsonl").touch()
         shutil.rmtree(work, ignore_errors=True)
@@ -151,13 +154,19 @@ class Tokenized:
 
 
 def tokenized(
-    data: Path, folder: Path, tokenizer: Any, settings: TrainConfig, empty_thought: bool, media: Media | None = None
+    data: Path, folder: Path, tokenizer: Any, settings: TrainConfig, template: str, media: Media | None = None
 ) -> Tokenized:
     """Rows of a prepared folder as tables below `folder`. Raises DataError when no training row carries loss."""
     from gemma_ops.data.arrow import table
 
     senses = media.perceiver.senses if media else None
-    manner = Manner(empty_thought, settings.thinking, settings.loss_on, settings.method == "pretrain", senses)
+    manner = Manner(
+        template=template,
+        thinking=settings.thinking,
+        loss_on=settings.loss_on,
+        texts=settings.method == "pretrain",
+        senses=senses,
+    )
     train_rows, cut = table(data / "train.jsonl", folder, tokenizer, manner, max_length=settings.max_length)
     valid_rows, _ = table(data / "valid.jsonl", folder, tokenizer, manner, max_length=settings.max_length)
     if len(train_rows) == 0:

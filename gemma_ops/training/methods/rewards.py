@@ -17,7 +17,7 @@ from gemma_ops.config import ReinforceConfig
 from gemma_ops.errors import ConfigError, DataError
 from gemma_ops.metrics import by_id
 from gemma_ops.metrics.base import Metric, Row, Scorer
-from gemma_ops.modeling.generate import read
+from gemma_ops.modeling.generate import read_reply
 
 Reward = Callable[..., list[float | None]]
 
@@ -83,8 +83,8 @@ class Rewards:
 
     def value(self, scorer: Scorer, ids: list[int], reference: str, row: str) -> float | None:
         """What one metric gives for the tokens of an answer; None where it has nothing to say."""
-        text, end, _ = read(self.tokenizer, ids, self.stops)
-        return self.judge(scorer, text, end == "length", reference, row)
+        said = read_reply(self.tokenizer, ids, self.stops)
+        return self.judge(scorer, said.text, said.end == "length", reference, row)
 
     def judge(self, scorer: Scorer, text: str, cut: bool, reference: str, row: str) -> float | None:
         """The same for its text."""

@@ -11,8 +11,9 @@ from typing import Any
 from gemma_ops import family, journal
 from gemma_ops.config import MachineConfig, TrainConfig
 from gemma_ops.config.methods import REINFORCE
-from gemma_ops.data import answer_tables, chat
+from gemma_ops.data import answer_tables, published
 from gemma_ops.data.answer_tables import Encoding
+from gemma_ops.data.prompting import Prompting, write_prompting
 from gemma_ops.data.tokens import Manner
 from gemma_ops.errors import DataError
 from gemma_ops.modeling import adapters, kernels, reward
@@ -57,7 +58,7 @@ def train(out: Path, settings: TrainConfig, machine: MachineConfig, *, base: Pat
     media_sft.find(folder, data, settings)  # refuses rows that show something
     tokenizer = load_tokenizer(folder)
     work = out / "checkpoints"
-    rows = tabled(data, work / "rows", tokenizer, settings, chat.prefills(folder))
+    rows = tabled(data, work / "rows", tokenizer, settings, published.template_of(folder))
     usual = size.learning_rate if size else family.DEFAULT_LEARNING_RATE
     rate = settings.learning_rate or usual * (1.0 if settings.method == "reward" else RATE)
 
@@ -77,6 +78,7 @@ def train(out: Path, settings: TrainConfig, machine: MachineConfig, *, base: Pat
     adapters.save(model, out / "adapter", described["id"], described["revision"])
     if settings.method == "reward":
         reward.save_score(model, out / "adapter")
+    write_prompting(out / "adapter", Prompting.of(settings.thinking, published.template_of(folder)))
     write_record(trainer.state, out / "record.jsonl")
     (out / "samples.jsonl").touch()
     shutil.rmtree(work, ignore_errors=True)
@@ -95,9 +97,9 @@ def load(folder: Path, settings: TrainConfig, machine: MachineConfig, device: st
     return model
 
 
-def tabled(data: Path, folder: Path, tokenizer: Any, settings: TrainConfig, empty_thought: bool) -> Tables:
+def tabled(data: Path, folder: Path, tokenizer: Any, settings: TrainConfig, template: str) -> Tables:
     """Rows of a prepared folder as tables below `folder`. Raises DataError when the method can't learn from them."""
-    manner = Manner(empty_thought=empty_thought, thinking=settings.thinking)
+    manner = Manner(template=template, thinking=settings.thinking)
     make = _TABLES.get(settings.method, answer_tables.pairs)
     encoding = Encoding(tokenizer, settings.max_length, manner)
     train_rows, cut = make(data / "train.jsonl", folder, encoding, settings.method)

@@ -1,0 +1,167 @@
+"""The border between what a conversation says and what structures it: content never becomes a control token.
+
+A tokenizer reads `<|turn>` in a user's text as the token that opens a turn. So every `<` of content gets a mark before it
+is rendered; in the rendering, a control token whose first character is marked came from content, also where two pieces
+of content make one between them. It is then refused, or spelled out: tokenized in two halves, as the characters that a
+person reads. The template's own tokens are never marked.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from typing import Any, Literal
+
+from tokenizers import Tokenizer
+
+from gemma_ops.data.template import BOS, Message, Tool
+from gemma_ops.errors import DataError
+from gemma_ops.family.media import OTHER, TOKENS
+
+THINK = "<|think|>"
+CHANNEL, CHANNEL_END = "<|channel>", "<channel|>"
+# Tokens that carry the structure of a conversation; a tokenizer without one of them isn't Gemma 4's.
+STRUCTURE = (
+    BOS, "<eos>", "<|turn>", "<turn|>", CHANNEL, CHANNEL_END, THINK, "<|tool>", "<tool|>",
+    "<|tool_call>", "<tool_call|>", "<|tool_response>", "<tool_response|>", '<|"|>',
+)  # fmt: skip
+CONTROL = (*STRUCTURE, *(token for kind in TOKENS.values() for token in kind), *OTHER, "<pad>", "<mask>", "<unk>")
+"""What no content may become, whatever a tokenizer calls special. All of them open with `<`."""
+
+Policy = Literal["refuse", "spell"]
+"""What to do with content that reads like a control token: refuse it, or tokenize it as its characters."""
+
+_MARKS = "\ue0f0\ue0f1\ue0f2"  # private use: one of them is not in the conversation
+_IN_TEXT = re.compile("|".join(map(re.escape, sorted(CONTROL, key=len, reverse=True))))
+
+
+def control_in_text(text: str) -> str | None:
+    """The first control token that a text spells, or None."""
+    found = _IN_TEXT.search(text) if "<" in text else None
+    return found[0] if found else None
+
+
+def control_in(messages: Sequence[Message], tools: Sequence[Tool] | None = None) -> str | None:
+    """The first control token that a conversation's content spells, or None; channels in the model's own turns, which
+    templates strip, are none."""
+    turns = [_without_channels(message) for message in messages]
+    return next((token for text in texts_in([turns, list(tools or [])]) if (token := control_in_text(text))), None)
+
+
+def texts_in(value: Any) -> Iterator[str]:
+    """Every text in a JSON value, the keys of its objects included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield str(key)
+            yield from texts_in(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from texts_in(item)
+
+
+def marked(
+    messages: Sequence[Message], tools: Sequence[Tool] | None, tokenizer: Tokenizer
+) -> tuple[list[Message], list[Tool] | None, str]:
+    """The conversation with a mark after every character of its content that opens a control token, and the mark; as it
+    is, and "", where there is no such character.
+
+    The model's own text first loses its channels, as every published template strips them: it would no longer see them.
+    Raises DataError for content that holds every character that could serve as the mark.
+    """
+    openers = re.compile(f"[{re.escape(''.join(sorted({token[0] for token in control_tokens(tokenizer)})))}]")
+    said = list(texts_in([list(messages), list(tools or [])]))
+    if not any(openers.search(text) for text in said):
+        return list(messages), list(tools) if tools else None, ""
+    mark = next((mark for mark in _MARKS if not any(mark in text for text in said)), None)
+    if mark is None:
+        raise DataError(
+            f"the conversation holds the private-use characters {', '.join(f'U+{ord(one):04X}' for one in _MARKS)}",
+            "remove one of them",
+        )
+    turns = [_without_channels(message) for message in messages]
+    return _put(turns, openers, mark), _put(list(tools), openers, mark) if tools else None, mark
+
+
+def _without_channels(message: Message) -> Message:
+    if message.get("role") not in ("assistant", "model"):
+        return message
+    content = message.get("content")
+    if isinstance(content, str):
+        return {**message, "content": stripped(content)}
+    if isinstance(content, list):
+        parts = [
+            {**part, "text": stripped(part["text"])} if isinstance(part.get("text"), str) else part for part in content
+        ]
+        return {**message, "content": parts}
+    return message
+
+
+def stripped(text: str) -> str:
+    """The model's text without its channels, closed or not, as the published templates show it in later turns."""
+    return "".join(piece.split(CHANNEL)[0] for piece in text.split(CHANNEL_END))
+
+
+def _put(value: Any, openers: re.Pattern[str], mark: str) -> Any:
+    if isinstance(value, str):
+        return openers.sub(rf"\g<0>{mark}", value)
+    if isinstance(value, dict):
+        return {_put(str(key), openers, mark): _put(item, openers, mark) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_put(item, openers, mark) for item in value]
+    return value
+
+
+@lru_cache(maxsize=16)
+def control_tokens(tokenizer: Tokenizer) -> tuple[str, ...]:
+    """Contents of a tokenizer's control tokens: those it calls special, and those of Gemma 4 that it knows."""
+    special = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
+    return tuple(sorted(special | {token for token in CONTROL if tokenizer.token_to_id(token) is not None}))
+
+
+@lru_cache(maxsize=16)
+def _pattern(tokens: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))))
+
+
+def tokenize(
+    tokenizer: Tokenizer, text: str, mark: str = "", policy: Policy = "refuse"
+) -> tuple[str, list[int], list[tuple[int, int]]]:
+    """A rendered text without its marks, its token ids, and each token's character range.
+
+    This is the one place where content becomes tokens. Raises DataError where content spells a control token and the
+    policy is to refuse it.
+    """
+    if not mark:
+        encoding = tokenizer.encode(text, add_special_tokens=False)
+        return text, encoding.ids, encoding.offsets
+    pieces = text.split(mark)
+    clean = "".join(pieces)
+    places, position = set(), 0
+    for piece in pieces[:-1]:
+        position += len(piece)
+        places.add(position - 1)  # where such a character of content stands
+    cuts = []
+    for match in _pattern(control_tokens(tokenizer)).finditer(clean):
+        if match.start() in places:
+            if policy == "refuse":
+                raise spelled_control(match[0])
+            cuts.append(match.start() + 1)
+    ids: list[int] = []
+    offsets: list[tuple[int, int]] = []
+    for start, end in zip([0, *cuts], [*cuts, len(clean)], strict=True):
+        encoding = tokenizer.encode(clean[start:end], add_special_tokens=False)
+        ids += encoding.ids
+        offsets += [(start + one, start + two) for one, two in encoding.offsets]
+    return clean, ids, offsets
+
+
+def spelled_control(token: str) -> DataError:
+    """What is said of content that spells a control token."""
+    return DataError(
+        f"the conversation's own text spells the control token {token}, which the model would read as structure",
+        "give the messages themselves, not rendered text; a question that is about such tokens can be spelled out: "
+        "--set evaluate.control_tokens=spell",
+    )
