@@ -43,19 +43,17 @@ def tokenizer():
     return chat.load_tokenizer(WEIGHTS)
 
 
-def strewn(draw, value, odd):
-    """A JSON value with `odd` put into some of its texts and keys."""
+def strewn(draw, value, odd, *, free=False):
+    """A JSON value with `odd` put into some of its texts, and into keys where any may stand (`free`)."""
     if isinstance(value, str):
-        if draw.random() < 0.8:
-            return value
         at = draw.randrange(len(value) + 1)
-        return value[:at] + odd + value[at:]
+        return value if draw.random() < 0.8 else value[:at] + odd + value[at:]
     if isinstance(value, dict):
         return {
-            item if item in ("role", "type") else strewn(draw, item, odd) if draw.random() < 0.1 else item: (
-                inner if item in ("role", "type", "id", "tool_call_id") else strewn(draw, inner, odd)
-            )
-            for item, inner in value.items()
+            strewn(draw, key, odd) if free else key: item
+            if key in ("role", "type", "id", "tool_call_id")
+            else strewn(draw, item, odd, free=key in ("arguments", "properties", "response"))
+            for key, item in value.items()
         }
     return [strewn(draw, item, odd) for item in value] if isinstance(value, list) else value
 
@@ -66,10 +64,12 @@ def controls(tokenizer, ids):
 
 
 def harmless(value):
-    """The same conversation with no `<` in it: what is left are the control tokens of the template."""
+    """The same conversation with no `<` in it, the model's channels stripped: what is left are the template's tokens."""
     if isinstance(value, str):
         return value.replace("<", "(")
     if isinstance(value, dict):
+        if value.get("role") == "assistant":
+            value = {**value, "content": control.stripped(value["content"])}
         return {harmless(key): harmless(item) for key, item in value.items()}
     return [harmless(item) for item in value] if isinstance(value, list | tuple) else value
 

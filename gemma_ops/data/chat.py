@@ -17,7 +17,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from gemma_ops.data.control import CHANNEL, CHANNEL_END, STRUCTURE, Policy, marked, tokenize
+from gemma_ops.data.control import CHANNEL, CHANNEL_END, STRUCTURE, Policy, marked, stripped, tokenize
 from gemma_ops.data.encoded import Encoded, expand
 from gemma_ops.data.template import (
     BOS,
@@ -171,7 +171,7 @@ def _answers(messages: Sequence[Message], after: int) -> Iterator[tuple[list[Mes
 
 def _says(message: Message) -> bool:
     content = message.get("content")
-    return bool(content.strip() if isinstance(content, str) else content)
+    return bool(stripped(content).strip() if isinstance(content, str) else content)
 
 
 @dataclass(frozen=True)
