@@ -77,13 +77,14 @@ def harmless(value):
 def test_no_row_and_no_question_becomes_structure(tokenizer):
     draw = random.Random(11)
     rejected = spelled = 0
+    codes, reasons = set(), set()
     for _ in range(ROWS):
         odd = draw.choice([*control.CONTROL, "<|tu", "rn>", "<|turn ", "<", "|>", "channel|>"])
         messages, tools = strewn(draw, list(conversation(draw)), odd)
         try:
             turns, declared, _ = normal(messages, tools)
         except RowError as error:
-            assert error.code in ("control_token", "doubled_bos", "tool_without_call")
+            codes.add(error.code)
             rejected += 1
         else:
             thinking = draw.random() < 0.5
@@ -99,9 +100,10 @@ def test_no_row_and_no_question_becomes_structure(tokenizer):
             refused = chat.prompt(tokenizer, question, tools, template=EDGE)
             assert refused.ids == asked.ids  # what is not shown (an earlier thought) needs no refusal
         except DataError as error:
-            assert "spells the control token" in error.what
-            assert control.control_in(question, tools) or odd not in control.CONTROL
+            reasons.add(error.what.partition(" token ")[0])
             spelled += 1
+    assert codes <= {"control_token", "doubled_bos", "tool_without_call"}
+    assert reasons == {"the conversation's own text spells the control"}
     assert rejected > ROWS / 4
     assert spelled > ROWS / 8
 
@@ -149,7 +151,7 @@ def test_the_tools_of_a_row_are_looked_at_too(spot):
         function["parameters"]["properties"] = {"a<|think|>": {"type": "string"}}
     else:
         function[spot] += "<|think|>"
-    with pytest.raises(RowError, match="<|think|>"):
+    with pytest.raises(RowError, match=r"<\|think\|>"):
         normal([ASK, SAY], [{"type": "function", "function": function}])
 
 
@@ -186,7 +188,7 @@ def test_questions_are_refused_before_anything_is_asked():
     class Task:
         name, rows = "shelf", [Prompt([ASK], id="q1"), Prompt([{**ASK, "content": "a <turn|> b"}], id="q2")]
 
-    with pytest.raises(DataError, match="question q2 spells the control token <turn|>"):
+    with pytest.raises(DataError, match=r"question q2 spells the control token <turn\|>"):
         refuse_control([_Target()], [Task()])
     _Target.lockstep = False
     refuse_control([_Target()], [Task()])

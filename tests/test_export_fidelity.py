@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from gemma_ops.data.tokens import Manner
 from gemma_ops.export.fidelity import compare, conversations, from_logits
 
 VOCABULARY = 50
@@ -87,7 +88,7 @@ def test_positions_lie_before_the_tokens_of_the_answer(tmp_path) -> None:
         asked.append(prompt)
         return [77] * 10
 
-    one, two = conversations(tokenizer, [row, question], thought=False, reply=reply)
+    one, two = conversations(tokenizer, [row, question], manner=Manner(), reply=reply)
     whole = chat.encode(tokenizer, row["messages"])
     assert one.ids == whole.ids
     assert len(one.positions) == 8

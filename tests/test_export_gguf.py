@@ -15,6 +15,8 @@ import tiny_models
 import torch
 
 from gemma_ops import digest
+from gemma_ops.data.prompting import Prompting, write_prompting
+from gemma_ops.data.template import inference_template
 from gemma_ops.errors import GateError, ModelError
 from gemma_ops.export.checkpoint import Checkpoint
 from gemma_ops.export.gguf_audit import audit
@@ -158,6 +160,20 @@ def test_metadata(tmp_path: Path, bases: Bases) -> None:
     assert (moe["gemma4.attention.key_length"], moe["gemma4.attention.key_length_swa"]) == (64, 32)
     assert e2b["general.file_type"] == gguf.LlamaFileType.MOSTLY_Q8_0
     assert not any("path" in name or "date" in name or "url" in name for name in e2b)
+
+
+def test_sampling_and_the_mode_of_thinking_go_along(tmp_path: Path) -> None:
+    base = tiny_models.save("e2b", tmp_path / "base")
+    settings = json.loads((base / "generation_config.json").read_text())
+    settings |= {"temperature": 1.0, "top_k": 64, "top_p": 0.95, "do_sample": True}
+    (base / "generation_config.json").write_text(json.dumps(settings))
+    write_prompting(base, Prompting.of("on", inference_template()))
+    file = convert(base, tmp_path / "model.gguf", "q8_0")
+    found = {name: field.contents() for name, field in gguf.GGUFReader(file).fields.items()}
+    assert (found["general.sampling.temp"], found["general.sampling.top_k"]) == (1.0, 64)
+    assert found["general.sampling.top_p"] == pytest.approx(0.95)
+    assert "general.sampling.min_p" not in found
+    assert found["gemma_ops.thinking"] == "on"
 
 
 def test_audit_refuses_a_file_that_is_not_what_was_asked(tmp_path: Path, bases: Bases) -> None:

@@ -53,6 +53,30 @@ def test_loss_and_gradients_are_those_of_whole_logits(dtype, cap, dft, weighted)
         assert relative(got, truth(hidden, weight, labels, None, weights, dft)) > 1e-4  # a forgotten cap would show
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_label_far_below_the_largest_logit_has_a_finite_loss(dtype):
+    """200 and 120 nats below: e^-120 is no number of float32."""
+    hidden = torch.tensor([[200.0, 0.0], [120.0, 1.0], [0.0, 120.0]], dtype=dtype).requires_grad_()
+    weight = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.5, 0.25]], dtype=dtype).requires_grad_()
+    labels = torch.tensor([1, 1, 0])
+    want = functional.cross_entropy(hidden.double() @ weight.double().t(), labels, reduction="none")
+    got, top = kernels.token_scores(hidden, weight, labels, softcap=None)
+    assert torch.allclose(got.double(), want)
+    assert not top.any()
+    for ours, theirs in zip(
+        torch.autograd.grad(got.sum(), (hidden, weight)), torch.autograd.grad(want.sum(), (hidden, weight)), strict=True
+    ):
+        assert relative(ours, theirs) < 1e-2
+
+
+def test_a_label_outside_the_vocabulary_is_no_guess():
+    hidden, weight, labels, _ = made(torch.float32)
+    labels[3] = len(weight)
+    assert kernels.token_scores(hidden.detach(), weight.detach(), labels, softcap=None)[0].isinf().tolist() == [
+        index == 3 for index in range(len(labels))
+    ]
+
+
 def test_a_frozen_head_gets_no_gradient_and_the_states_the_same():
     hidden, weight, labels, _ = made(torch.float32)
     both = torch.autograd.grad(

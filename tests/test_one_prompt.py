@@ -148,10 +148,9 @@ def test_known_templates_are_known_and_others_are_compared():
     assert published.template_name(SIZES["E2B"]) == "Google's template of E2B and E4B of 2026-07-09"
     assert published.template_name(SIZES["12B"]) == published.OURS
     assert published.template_told(SIZES["E2B"]) == []
-    assert published.template_told(SIZES["26B-A4B"]) == [
-        "the checkpoint's chat template is none that gemma-ops knows; prompts are rendered with it, and all probes are "
-        "asked alike"
-    ]
+    (unknown,) = published.template_told(SIZES["26B-A4B"])
+    assert unknown.startswith("the checkpoint's chat template is none that gemma-ops knows")
+    assert unknown.endswith("all probes are asked alike")
     odd = SIZES["E2B"].replace("'<turn|>\\n'", "'<turn|>'")
     told = published.template_told(odd)
     assert "of 14 probes are asked otherwise" in told[0]

@@ -128,11 +128,11 @@ def card(body: dict[str, Any]) -> str:
     lines += [f"| {label} | {rows[key]:,} |" for key, label in labels.items()]
     if apart := {mode: count for mode, count in body["examples"].items() if count != rows["train"]}:
         modes = ", ".join(f"{count:,} with `train.thinking: {mode}`" for mode, count in apart.items())
-        lines += [
-            "",
+        apart_text = (
             f"Training makes {modes} examples of the {rows['train']:,} rows: an answer is learned after exactly the prompt that "
-            "asks for it, and where one example can't hold that for all answers of a conversation, each has its own.",
-        ]
+            "asks for it, and where one example can't hold that for all answers of a conversation, each has its own."
+        )
+        lines += ["", apart_text]
     if body["rejected"]:
         lines += [
             "",

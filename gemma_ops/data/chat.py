@@ -198,9 +198,9 @@ class _Asked:
         """The prompt with what the model says after it, which carries loss."""
         asked = self.prompt(before, tools)
         turns, _, mark = marked([said], None, self.tokenizer)
-        said, *rest = _said(turns[0], asked.text)
         whole = asked
-        for text, scored in ((said, True), *((text, False) for text in rest)):
+        for place, text in enumerate(_said(turns[0], asked.text)):
+            scored = place == 0
             clean, ids, offsets = tokenize(self.tokenizer, text, mark, self.control)
             start = len(whole.text)
             whole = Encoded(

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from gemma_ops import family
+from gemma_ops.data.prompting import read_prompting
 from gemma_ops.errors import ModelError
-from gemma_ops.export.checkpoint import Checkpoint
+from gemma_ops.export.checkpoint import Checkpoint, read_json
 from gemma_ops.export.gguf_tensors import Format
 from gemma_ops.family import Shape
 
@@ -54,12 +55,31 @@ def add(writer: Any, source: Checkpoint, form: Format) -> None:
     writer.add_rope_freq_base(rope["full_attention"]["rope_theta"])
     writer.add_rope_freq_base_swa(rope["sliding_attention"]["rope_theta"])
     writer.add_embedding_length_per_layer_input(shape.per_layer_dim)
+    _add_sampling(writer, source)
+    if prompting := read_prompting(source.folder):
+        writer.add_string("gemma_ops.thinking", prompting.thinking)
     if shape.softcap:
         writer.add_final_logit_softcapping(shape.softcap)
     if shape.experts:
         writer.add_expert_count(shape.experts)
         writer.add_expert_used_count(shape.experts_per_token)
         writer.add_expert_feed_forward_length(shape.expert_ffn)
+
+
+def _add_sampling(writer: Any, source: Checkpoint) -> None:
+    """What generation_config.json says of sampling, under the keys that llama.cpp's converter writes (gguf-py 0.19,
+    `metadata.py`); servers take them as their defaults."""
+    path = source.folder / "generation_config.json"
+    settings = read_json(path, "generation settings") if path.exists() else {}
+    for key, add, kind in (
+        ("temperature", writer.add_sampling_temp, float),
+        ("top_k", writer.add_sampling_top_k, int),
+        ("top_p", writer.add_sampling_top_p, float),
+        ("min_p", writer.add_sampling_min_p, float),
+        ("repetition_penalty", writer.add_sampling_penalty_repeat, float),
+    ):
+        if settings.get(key) is not None:
+            add(kind(settings[key]))
 
 
 def rope_factors(source: Checkpoint) -> np.ndarray:

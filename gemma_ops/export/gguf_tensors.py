@@ -7,7 +7,8 @@ Policy, for files whose bulk is 8 or 4 bits:
 - the token embedding (which is also the head) and the per-layer embedding table never go below 8 bits: a 4-bit PLE
   table turns answers into garbage (Rapid-MLX issue 1114);
 - per-layer projections stay at 8 bits or more: 4 bits there double the KL divergence for one percent of the size
-  (exllamav3 pull request 253); the shared `per_layer_model_proj` stays BF16, as in llama.cpp's own converter;
+  (exllamav3 pull request 253); the shared `per_layer_model_proj` stays BF16, where llama.cpp 0.3.36's own converter
+  writes Q8_0 into a q8_0 file: it is small, and every layer reads it;
 - rows that do not divide into blocks of 32 stay BF16.
 """
 
@@ -157,7 +158,8 @@ def _place(name: str, shape: Shape) -> tuple[str, Layer | None]:
 def _unused(target: str, layer: Layer) -> bool:
     """Keys and values of layers that take them from an earlier layer, and values where keys serve as values.
 
-    Google's files carry them; no engine reads them, and llama.cpp refuses tensors it does not know.
+    Google's files carry them and no engine reads them. llama.cpp (b9672 and later) loads a file that has them, as its
+    converter writes it; left out, the file is smaller and loads everywhere.
     """
     part = target.split(".", 2)[2]
     return (layer.shares_kv and part in ("attn_k.weight", "attn_v.weight", "attn_k_norm.weight")) or (

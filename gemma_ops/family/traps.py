@@ -142,11 +142,12 @@ TRAPS: tuple[Trap, ...] = (
     ),
     Trap(
         "empty-thought", ("12B", "26B-A4B", "31B"),
-        "with thinking off the generation prompt ends in an empty thought that full conversations don't contain: "
-        "the model is trained on another context than it is asked in",
+        "with thinking off the generation prompt ends in an empty thought that the same conversation no longer shows in its "
+        "later turns: trained in one piece, the model learns in another context than it is asked in",
         "chat template of google/gemma-4-31B-it; NeMo AutoModel gemma4_prefix_collate_fn",
-        "insert the empty thought before each answer in training, without loss",
-        here="asks the checkpoint's own template, and inserts it without loss",
+        "train each answer after exactly the prompt that asks for it",
+        here="renders each answer's prompt with the checkpoint's own template, and makes one example an answer where no one example "
+        "holds them all",
     ),
     Trap(
         "packed-images", ("26B-A4B", "31B"),

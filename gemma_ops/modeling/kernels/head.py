@@ -170,6 +170,8 @@ def _score_rows(
     total = torch.zeros(count, dtype=torch.float32, device=hidden.device)
     label_power, best = torch.zeros_like(total), torch.zeros_like(total)
     peak = torch.full_like(total, -torch.inf) if tile.softcap is None else None
+    # Without a cap the label may lie so far below the peak that its power is no number of float32: its logit is kept.
+    label_logit = torch.full_like(total, -torch.inf)
     for start in range(0, len(weight), entries):
         part = weight[start : start + entries]
         z = tile.logits(hidden, part)
@@ -186,19 +188,21 @@ def _score_rows(
                 sums.mul_(fade)
             summed.mul_(fade[:, None])
             peak = higher
+        local = labels - start
+        inside = (local >= 0) & (local < len(part))
+        column = local.clamp(0, len(part) - 1)[:, None]
+        if peak is not None:
+            label_logit = torch.where(inside, z.gather(1, column)[:, 0].float(), label_logit)
         e = tile.powers(z, peak)
         total += e.sum(1)
         if found.top is not None:
             best = torch.maximum(best, e.amax(1))
-        local = labels - start
-        inside = (local >= 0) & (local < len(part))
-        column = local.clamp(0, len(part) - 1)[:, None]
         own = e.gather(1, column) * inside[:, None]
         label_power += own[:, 0]
         if found.gradient is not None:
             e.scatter_add_(1, column, own.neg_())  # exactly zero at the label, which is added apart
             _add(summed, tile.sloped(e, z), part, partial)
-    found.nll[rows] = total.log() - label_power.log()
+    found.nll[rows] = total.log() + (-label_power.log() if peak is None else peak - label_logit)
     found.total[rows] = total
     if peak is not None and isinstance(found.shift, Tensor):
         found.shift[rows] = peak
