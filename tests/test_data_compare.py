@@ -17,7 +17,18 @@ from gemma_ops.data.near import Near, bands
 from gemma_ops.data.overlap import Overlap
 from gemma_ops.data.split import Split, position
 from gemma_ops.data.tasks import Question, TaskQuestions, read_task
-from gemma_ops.data.words import SKETCH, Boilerplate, hashes, jaccard, ngrams, normal, shingles, sketch, words
+from gemma_ops.data.words import (
+    SKETCH,
+    Boilerplate,
+    distinctive,
+    hashes,
+    jaccard,
+    ngrams,
+    normal,
+    shingles,
+    sketch,
+    words,
+)
 from gemma_ops.errors import DataError
 from gemma_ops.nano import tickets
 
@@ -103,12 +114,46 @@ def test_near_finds_edited_texts_and_nothing_else():
         assert index.find(shingles(hashes(" ".join(edited)))) == []
 
 
-def test_exact_duplicates_are_the_same_after_normalising():
-    assert exact_key(row("Where is  MY card?")) == exact_key(row("where is my card?"))
+def test_exact_duplicates_are_the_same_to_training():
+    assert exact_key(row(" Where is my card?\n")) == exact_key(row("Where is my card?"))
+    for other in ("Where is MY card?", "Where is  my card?", "Where is my ｃard?"):
+        assert exact_key(row("Where is my card?")) != exact_key(row(other))
     assert exact_key(row("a")) != exact_key(row("b"))
     assert exact_key(row("a", "x")) != exact_key(row("a", "y"))
     assert exact_key({**row("a"), "tools": [{"x": 1}]}) != exact_key(row("a"))
-    assert prompt_key(row("a", "x")) == prompt_key(row("A", "y"))
+    assert prompt_key(row("a", "x")) == prompt_key(row("a", "y")) != prompt_key(row("A", "y"))
+
+
+LONG_CODE = (
+    "def total(orders):\n    found = 0\n    for order in orders:\n        if order.sum {} 100:\n            found += 1\n    return found\n"
+    + "# kept for the audit of the year, see the notes of the team for why it is written in this way\n" * 4
+)
+
+
+@pytest.mark.parametrize(
+    ("one", "two"),
+    [
+        (LONG_CODE.format("<"), LONG_CODE.format(">")),
+        (LONG_CODE.format(">="), LONG_CODE.format(">")),
+        (LONG_CODE.format("<"), LONG_CODE.format("<").replace("            found", "        found")),
+        (LONG_CODE.format("<") + "x² + y", LONG_CODE.format("<") + "x2 + y"),
+        (LONG_CODE.format("<") + "the US office", LONG_CODE.format("<") + "the us office"),
+        (LONG_CODE.format("<") + "userName", LONG_CODE.format("<") + "username"),
+        (LONG_CODE.format("<") + "at 3.5", LONG_CODE.format("<") + "at 35"),
+        (LONG_CODE.format("<") + "a ≤ b", LONG_CODE.format("<") + "a ≥ b"),
+        (LONG_CODE.format("<") + "!ready", LONG_CODE.format("<") + "ready != 1"),
+    ],
+)
+def test_what_changes_the_meaning_of_the_same_words_makes_another_row(one, two):
+    near = NearDuplicates(0.8, Boilerplate([]))
+    assert near.find_or_add({**row(one), "source": "a"}) is None
+    assert near.find_or_add({**row(two), "source": "b"}) is None
+    assert near.find_or_add({**row("ask", one), "source": "c"}) is None
+    assert near.find_or_add({**row("ask", two), "source": "d"}) is None
+
+
+def test_sentence_marks_and_capitals_make_no_other_row():
+    assert distinctive("Where is my card? I ask again.") == distinctive("where is my card. I ask again")
 
 
 def test_near_duplicates_need_near_questions_and_near_answers():

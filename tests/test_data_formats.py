@@ -26,7 +26,7 @@ ROWS = {
 
 
 def converted(layout, row, **settings):
-    return conversation(*formats.reader(layout, DataConfig(**settings))(row))
+    return conversation(*formats.reader(layout, DataConfig(**settings))(row), own=formats.system_column(row))
 
 
 def reason(layout, row, **settings):
@@ -70,7 +70,7 @@ def test_sharegpt_with_system_tools_and_calls():
     ]
     assert messages[3] == {"role": "tool", "content": "42", "tool_call_id": "call_1", "name": "f"}
     assert tools == [{"type": "function", "function": {"name": "f", "description": "d", "parameters": {}}}]
-    assert sorted(notes) == ["call_ids_made", "tools_parsed"]
+    assert sorted(notes) == ["call_ids_made", "system_column", "tools_parsed"]
     broken = {"conversations": [{"from": "human", "value": "q"}, {"from": "function_call", "value": "f("}]}
     assert reason("sharegpt", broken) == "bad_json"
 
@@ -164,7 +164,14 @@ BAD = {
         [USER, {"role": "assistant", "tool_calls": [{"id": "1", "function": {"name": "f"}}]}, {"role": "tool", "tool_call_id": "2", "content": "x"}],
     ],
     "bad_tool_response": [[USER, {"role": "assistant", "tool_calls": [{"function": {"name": "f"}}], "tool_responses": [{"name": "f"}]}]],
-    "message_weight": [[USER, {**DONE, "weight": 0}], [USER, {**DONE, "train": False}]],
+    "message_weight": [[USER, {**DONE, "weight": 0.5}], [USER, {**DONE, "train": "some"}], [USER, {**DONE, "loss": 2}]],
+    "message_mark": [
+        [USER, {**DONE, "train_detail": [{"begin_offset": 0}]}],
+        [USER, {**DONE, "loss_scale": [1, 0]}],
+        [USER, {**DONE, "train": True, "loss": False}],
+        [{**USER, "loss": True}, DONE],
+    ],
+    "nothing_learned": [[USER, {**DONE, "weight": 0}], [USER, {**DONE, "train": False}], [USER, {**DONE, "masked": True}]],
     "control_token": [[{"role": "user", "content": "a<turn|>b"}, DONE], [USER, {"role": "assistant", "content": "a<eos>"}], [{"role": "user", "content": "<|think|>"}, DONE]],
     "doubled_bos": [[{"role": "user", "content": "<bos>a"}, DONE]],
     "bad_unicode": [[{"role": "user", "content": "\ud83d"}, DONE]],

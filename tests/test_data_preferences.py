@@ -210,7 +210,7 @@ def test_answers_to_one_prompt_stay_on_one_side_of_the_split(run):
 def test_duplicates_and_contradictions(run):
     row, other = many(2)
     turned = {"prompt": row["prompt"], "chosen": row["rejected"], "rejected": row["chosen"]}
-    metrics, out = run([row, {**row, "chosen": row["chosen"].upper()}, turned, other], valid_share=0)
+    metrics, out = run([row, {**row, "chosen": row["chosen"] + "\n"}, turned, other], valid_share=0)
     assert metrics["exact_duplicates"] == 1
     assert metrics["near_duplicates"] == 0  # the same words the other way round say something else
     assert metrics["train_rows"] == 3

@@ -190,7 +190,7 @@ def test_duplicates_go_and_the_first_stays(run):
     long = " ".join(VOCABULARY * 3)
     rows = [
         chat_row("Hello there"),
-        chat_row("hello  THERE"),
+        chat_row("Hello there "),
         chat_row(long, "b"),
         chat_row(long + " now", "b"),
         chat_row("Hello there", "No."),
@@ -202,6 +202,8 @@ def test_duplicates_go_and_the_first_stays(run):
     assert body["near_duplicates"]["first"][0]["of"] == "rows.jsonl:3"
     assert body["same_prompt_other_answer"] == 1
     assert run(rows, valid_share=0, near_duplicates=None)[0]["train_rows"] == 4
+    kept = run(rows, valid_share=0, near_duplicates=None, exact_duplicates="keep")[0]
+    assert (kept["exact_duplicates"], kept["train_rows"]) == (0, 5)
 
 
 def test_overlap_is_refused_dropped_or_reported(run, tmp_path):
@@ -265,7 +267,7 @@ def test_privacy_only_tightens(run):
     assert report(out)["rejected"] == {"bad_privacy": 1}
     assert stricter("any", "paid") == stricter("paid", "any") == "paid"
     # A duplicate's class counts too: the same text must not be laxer here than there.
-    _, out = run([chat_row("a", privacy="any"), chat_row("A", privacy="local_only")], privacy="any", valid_share=0)
+    _, out = run([chat_row("a", privacy="any"), chat_row("a ", privacy="local_only")], privacy="any", valid_share=0)
     assert [row["privacy"] for row in read_rows(out / "train.jsonl")] == ["local_only"]
 
 

@@ -32,6 +32,8 @@ class DataConfig(Section):
         "openai_preference", "judged", "text",
     ] = "auto"  # fmt: skip
     """Layout of a row; `auto` decides by the keys of the first rows. `preference`, `openai_preference` and `judged` hold answers that were compared or judged, `text` is for `train.method: pretrain`."""
+    encoding: str = "auto"
+    """Encoding of text files; `auto` takes UTF-8, and UTF-16 and UTF-32 by their first bytes; any other is named as Python does, such as `cp1252`."""
     prompt: str | None = None
     """For `columns`: the user turn, with `{column}` placeholders."""
     completion: str | None = None
@@ -52,6 +54,8 @@ class DataConfig(Section):
     """A longer line is rejected without being read into memory (MB)."""
     max_media_mb: Annotated[float, Field(gt=0)] = 20.0
     """A larger image or audio file makes its row unusable (MB)."""
+    exact_duplicates: Literal["drop", "keep"] = "drop"
+    """What to do with rows that train the very same as an earlier one."""
     near_duplicates: Annotated[float, Field(gt=0, le=1)] | None = 0.8
     """Drop rows whose 5-gram Jaccard similarity to an earlier one reaches this; null keeps them."""
     overlap: Literal["refuse", "drop", "report"] = "refuse"

@@ -110,7 +110,7 @@ def examples(
     Before the loss of each answer stand exactly the tokens that `prompt` gives for it. An answer joins the latest example
     whose tokens are the beginning of its prompt; otherwise it begins one. With `last_only`, answers after the last
     question are scored; those of the first `after` messages never are. A conversation without an answer to score is one
-    example without loss. Raises like `prompt`.
+    example without loss, and a message with `"weight": 0` is not scored. Raises like `prompt`.
     """
     source = inference_template(empty_thought=empty_thought) if template is None else template
     asked = _Asked(tokenizer, source, thinking, "refuse")
@@ -157,7 +157,7 @@ def _answers(messages: Sequence[Message], after: int) -> Iterator[tuple[list[Mes
     Text beside calls is not spoken there: templates show it after the responses, where no prompt ends.
     """
     for index, message in enumerate(messages):
-        if index < after or message["role"] not in ("assistant", "model"):
+        if index < after or message["role"] not in ("assistant", "model") or message.get("weight") == 0:
             continue
         before = list(messages[:index])
         calls, responses = message.get("tool_calls"), message.get("tool_responses")

@@ -93,6 +93,8 @@ class Message(BaseModel):
     reasoning: str | None = None
     tool_call_id: str | None = None
     name: str | None = None
+    weight: Literal[0] | None = None
+    """0 for a turn of the model that is not to be learned."""
 
 
 class Example(BaseModel):

@@ -6,19 +6,31 @@ holds more than a batch of rows, so a file larger than memory is fine.
 
 from __future__ import annotations
 
+import io
 import json
+import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from gemma_ops.config import DataConfig
+from gemma_ops.data.arrow_rows import Numbered, folder_rows, hub_rows, parquet_rows
+from gemma_ops.data.encodings import open_as_utf8
 from gemma_ops.data.example import parse
 from gemma_ops.data.lines import Line, read_lines
-from gemma_ops.errors import DataError, ServiceError
+from gemma_ops.data.tables import read_csv
+from gemma_ops.errors import DataError
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".txt")
-_BATCH = 512  # Parquet rows held at a time
+_HELD_OUT = frozenset(
+    {
+        "test", "tests", "testing", "testset", "eval", "evals", "evaluation", "evaluate", "evalset", "valid", "validation",
+        "validate", "val", "vals", "dev", "devel", "devset", "holdout", "heldout", "unseen", "benchmark", "gold",
+    }
+)  # fmt: skip
+"""Words in a file's name that say it is not for training."""
+_TRAINED = frozenset({"train", "training", "trainset", "trains"})
 _READ = 1 << 16  # characters of a JSON array read at a time
 
 
@@ -32,6 +44,8 @@ class RawRow:
     excerpt: str = ""
     code: str = ""
     reason: str = ""
+    notes: tuple[str, ...] = ()
+    """Codes of what was undone while it was read."""
 
     @property
     def source(self) -> str:
@@ -39,9 +53,8 @@ class RawRow:
 
 
 def source_files(source: Path) -> list[Path]:
-    """The files a source stands for: itself, or a folder's supported files by name.
+    """The files a source stands for: itself, or a folder's supported files by name, but for those `left_out`.
 
-    In a folder with files named `train*` only those are read; `test*`, `valid*`, `dev*` and hidden files never are.
     Raises DataError when nothing readable is there.
     """
     if source.is_file():
@@ -50,14 +63,32 @@ def source_files(source: Path) -> list[Path]:
         return [source]
     if not source.is_dir():
         raise DataError(f"{source} does not exist", "correct data.path")
-    found = sorted(path for path in source.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
-    # Beside files of rows a text file is a note; where there are no others, each is a document.
-    found = [path for path in found if path.suffix.lower() != ".txt"] or found
-    found = [path for path in found if not path.name.lower().startswith((".", "test", "valid", "dev"))]
-    train = [path for path in found if path.name.lower().startswith("train")]
+    found, _ = _sorted_out(source)
     if not found:
         raise DataError(f"no data files in {source}", f"give a file or a folder of {', '.join(SUFFIXES)}")
-    return train or found
+    return found
+
+
+def left_out(source: Path) -> list[Path]:
+    """The files of a folder that are not read: those whose names say that they are for testing or validation, and beside
+    files that are named for training all others."""
+    return _sorted_out(source)[1] if source.is_dir() and not is_datasets_folder(source) else []
+
+
+def _sorted_out(folder: Path) -> tuple[list[Path], list[Path]]:
+    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
+    found = [path for path in found if not path.name.startswith(".")]
+    # Beside files of rows a text file is a note; where there are no others, each is a document.
+    found = [path for path in found if path.suffix.lower() != ".txt"] or found
+    kept = [path for path in found if not _words_of(path) & _HELD_OUT]
+    train = [path for path in kept if _words_of(path) & _TRAINED]
+    chosen = train or kept
+    return chosen, [path for path in found if path not in chosen]
+
+
+def _words_of(path: Path) -> set[str]:
+    """The words of a file's name, in small letters: `Tickets_testSet2` has `tickets`, `test` and `set`."""
+    return {word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", path.stem)}
 
 
 def is_datasets_folder(source: Path) -> bool:
@@ -68,38 +99,47 @@ def is_datasets_folder(source: Path) -> bool:
 def read(source: Path | None, settings: DataConfig) -> Iterator[RawRow]:
     """Every row of the source: `source`, else the Hub set `settings.hub`. Raises DataError or ServiceError."""
     if source is not None and is_datasets_folder(source):
-        yield from _datasets_folder(source, settings.split)
+        yield from _arrow(source.name, folder_rows(source, settings.split))
     elif source is not None:
         for path in source_files(source):
-            yield from read_file(path, int(settings.max_line_mb * 1e6))
+            yield from read_file(path, int(settings.max_line_mb * 1e6), settings.encoding)
     elif settings.hub:
-        yield from _hub(settings.hub, settings.split)
+        yield from _arrow(settings.hub, hub_rows(settings.hub, settings.split))
     else:
         raise DataError("there is no data to read", "set data.path to a file or folder, or data.hub to a Hub data set")
 
 
-def read_file(path: Path, cap: int = 1 << 24) -> Iterator[RawRow]:
+def read_file(path: Path, cap: int = 1 << 24, encoding: str = "auto") -> Iterator[RawRow]:
+    """Rows of one file, by its suffix; `cap` is the longest line in bytes. Raises DataError."""
     suffix = path.suffix.lower()
     if suffix == ".parquet":
-        yield from _parquet(path)
-    elif suffix in (".csv", ".tsv"):
-        yield from _csv(path, cap, "\t" if suffix == ".tsv" else ",")
-    elif suffix == ".txt":
-        yield _document(path, cap)
-    elif suffix == ".json" and not _is_json_lines(path, cap):
-        yield from _json(path, cap)
-    else:
-        yield from _json_lines(path, cap)
+        yield from _arrow(path.name, parquet_rows(path))
+        return
+    with open_as_utf8(path, encoding) as file:
+        if suffix in (".csv", ".tsv"):
+            rows = read_csv(path, file, cap, "\t" if suffix == ".tsv" else ",")
+            yield from (RawRow(path.name, *rest) for rest in rows)
+        elif suffix == ".txt":
+            yield _document(path, file, cap)
+        elif suffix == ".json" and not _is_json_lines(path, cap, encoding):
+            yield from _json(path, file, cap)
+        else:
+            yield from _json_lines(path, file, cap)
 
 
-def _document(path: Path, cap: int) -> RawRow:
+def _arrow(name: str, rows: Iterator[Numbered]) -> Iterator[RawRow]:
+    for number, value, notes in rows:
+        yield replace(_row(name, number, value), notes=notes)
+
+
+def _document(path: Path, file: BinaryIO, cap: int) -> RawRow:
     """A text file as one row, for `train.method: pretrain`."""
     size = path.stat().st_size
     if size > cap:
         reason = f"the file is {size / 1e6:.1f} MB long, above data.max_line_mb ({cap / 1e6:g})"
         return RawRow(path.name, 1, None, "", "line_too_long", reason)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = file.read().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         return RawRow(path.name, 1, None, "", "not_utf8", f"not UTF-8: byte at position {error.start + 1}")
     return RawRow(path.name, 1, {"text": text}, text[:2000])
@@ -111,24 +151,24 @@ def _oversized(path: Path, line: Line, cap: int) -> RawRow:
 
 
 def _not_utf8(path: Path, line: Line, error: UnicodeDecodeError) -> RawRow:
-    reason = f"not UTF-8: byte 0x{error.object[error.start]:02x} at position {error.start + 1}"
+    place = f"byte 0x{error.object[error.start]:02x} at position {error.start + 1}"
+    reason = f"not UTF-8: {place}; name the file's encoding, for example --set data.encoding=cp1252"
     return RawRow(path.name, line.number, None, line.excerpt(), "not_utf8", reason)
 
 
-def _json_lines(path: Path, cap: int) -> Iterator[RawRow]:
-    with path.open("rb") as file:
-        for line in read_lines(file, cap):
-            if line.skipped:
-                yield _oversized(path, line, cap)
-            elif line.data.strip():
-                try:
-                    value = parse(line.text())
-                except UnicodeDecodeError as error:
-                    yield _not_utf8(path, line, error)
-                except (ValueError, RecursionError) as error:
-                    yield RawRow(path.name, line.number, None, line.excerpt(), "bad_json", f"not JSON: {error}")
-                else:
-                    yield _row(path.name, line.number, value, line.excerpt())
+def _json_lines(path: Path, file: BinaryIO, cap: int) -> Iterator[RawRow]:
+    for line in read_lines(file, cap):
+        if line.skipped:
+            yield _oversized(path, line, cap)
+        elif line.data.strip():
+            try:
+                value = parse(line.text())
+            except UnicodeDecodeError as error:
+                yield _not_utf8(path, line, error)
+            except (ValueError, RecursionError) as error:
+                yield RawRow(path.name, line.number, None, line.excerpt(), "bad_json", f"not JSON: {error}")
+            else:
+                yield _row(path.name, line.number, value, line.excerpt())
 
 
 def _row(file: str, number: int, value: Any, excerpt: str = "") -> RawRow:
@@ -146,9 +186,9 @@ def _brief(value: Any) -> str:
     return f"<{len(value):,} bytes>" if isinstance(value, bytes) else str(value)
 
 
-def _is_json_lines(path: Path, cap: int) -> bool:
+def _is_json_lines(path: Path, cap: int, encoding: str) -> bool:
     """Whether a .json file is JSON Lines under another name: its first line alone is an object, and it isn't the last."""
-    with path.open("rb") as file:
+    with open_as_utf8(path, encoding) as file:
         lines = (line for line in read_lines(file, cap) if line.skipped or line.data.strip())
         first, second = next(lines, None), next(lines, None)
     if first is None or second is None or first.skipped:
@@ -159,11 +199,11 @@ def _is_json_lines(path: Path, cap: int) -> bool:
         return False
 
 
-def _json(path: Path, cap: int) -> Iterator[RawRow]:
+def _json(path: Path, raw: BinaryIO, cap: int) -> Iterator[RawRow]:
     """A JSON array of rows, element by element; or an object that holds one array, or is one row."""
     decoder = json.JSONDecoder(parse_constant=_refuse_constant)
     number, buffer = 1, ""
-    with path.open(encoding="utf-8-sig", newline="") as file:
+    with io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as file:
         try:
             buffer = file.read(_READ)
             position = len(buffer) - len(buffer.lstrip())
@@ -224,74 +264,3 @@ def _json_object(path: Path, text: str, cap: int) -> Iterator[RawRow]:
     rows = arrays[0] if len(arrays) == 1 and not looks_like_a_row else [value]
     for number, row in enumerate(rows, 1):
         yield _row(path.name, number, row)
-
-
-def _csv(path: Path, cap: int, delimiter: str) -> Iterator[RawRow]:
-    from gemma_ops.data.tables import read_csv
-
-    yield from (RawRow(path.name, *rest) for rest in read_csv(path, cap, delimiter))
-
-
-def _parquet(path: Path) -> Iterator[RawRow]:
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    number = 0
-    try:
-        with parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=_BATCH):
-                for value in batch.to_pylist():
-                    number += 1
-                    yield _row(path.name, number, value)
-    except pa.ArrowInvalid as error:
-        raise DataError(
-            f"{path} is not a whole Parquet file (row {number + 1}): {error}", "write or copy it again"
-        ) from error
-
-
-def _datasets_folder(source: Path, split: str) -> Iterator[RawRow]:
-    import datasets
-
-    try:
-        found = datasets.load_from_disk(str(source))
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"{source} can't be read as a datasets folder: {error}", "save it again with save_to_disk"
-        ) from error
-    if isinstance(found, datasets.DatasetDict):
-        if split not in found:
-            raise DataError(f"{source} has no split {split}; it has {', '.join(found)}", "set data.split")
-        found = found[split]
-    for number, value in enumerate(_undecoded(found), 1):
-        yield _row(source.name, number, value)
-
-
-def _undecoded(found: Any) -> Any:
-    """The data set with images and sounds as the bytes or paths they were given as, not as decoded objects."""
-    import datasets
-
-    for name, feature in (found.features or {}).items():
-        inner = feature.feature if isinstance(feature, datasets.List) else feature
-        if isinstance(inner, datasets.Image | datasets.Audio):
-            raw = type(inner)(decode=False)
-            found = found.cast_column(name, datasets.List(raw) if inner is not feature else raw)
-    return found
-
-
-def _hub(name: str, split: str) -> Iterator[RawRow]:
-    import datasets
-
-    offline = f"the Hub data set {name} can't be reached"
-    fix = "check the network and HF_HUB_OFFLINE, or download it elsewhere (save_to_disk) and set data.path"
-    try:
-        rows = iter(_undecoded(datasets.load_dataset(name, split=split, streaming=True)))
-        for number, value in enumerate(rows, 1):
-            yield _row(name, number, value)
-    except datasets.exceptions.DatasetNotFoundError as error:
-        raise DataError(
-            f"there is no Hub data set {name}, or it needs a login", "correct data.hub, or `hf auth login`"
-        ) from error
-    except OSError as error:
-        raise ServiceError(f"{offline}: {error}", fix) from error
-    except ValueError as error:
-        raise DataError(f"the Hub data set {name} can't be read: {error}", "correct data.hub or data.split") from error

@@ -5,15 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, repeat, takewhile
 from typing import Any, Literal
 
 from tokenizers import Tokenizer
 
 from gemma_ops.config.training import Thinking
 from gemma_ops.data import chat, documents
+from gemma_ops.data.control import texts_in
 from gemma_ops.data.encoded import Encoded
 from gemma_ops.data.example import SIDES
+from gemma_ops.data.foreign import foreign_token, schema_losses
 from gemma_ops.data.tokens import Manner
 from gemma_ops.errors import DataError
 from gemma_ops.family.media import Senses
@@ -42,6 +44,14 @@ CODES: dict[str, tuple[Level, str, str]] = {
     "tools_parsed": ("note", "the tool list was a JSON string and was parsed", ""),
     "reasoning_renamed": ("note", "the thought stood in another field and was renamed to reasoning", ""),
     "channel_moved": ("note", "a thought channel inside the answer was moved to reasoning", ""),
+    "two_answers": ("warning", "two answers stand in a row: each is learned as a turn of its own, and later prompts show them joined without a space", "join them, or put the user's turn between them"),
+    "unanswered_call": ("warning", "a call is never answered, and the conversation goes on", "add the tool's result after its call, or leave the call out"),
+    "other_template": ("warning", "the text holds a token of another model's chat template, which Gemma 4 reads as plain text", "take it out, or give the messages themselves instead of rendered text"),
+    "tool_schema_lost": ("warning", "Gemma's template leaves out, or distorts, a part of the tools' declarations", "say it in the description, or use what the template reads: type, description, enum of strings, items, properties, required, nullable"),
+    "turn_not_learned": ("note", "an answer is marked not to be learned: it carries no loss", ""),
+    "arrow_nulls": ("note", "keys that a table had filled with null were left out", ""),
+    "labels_named": ("note", "class labels were numbers and are given by name", ""),
+    "system_column": ("note", "the system turn stood in a column beside the turns", ""),
     "parts_joined": ("note", "content in several text parts was joined without a separator", "check that words don't run together"),
     "call_ids_made": ("note", "tool calls without ids were numbered, results matched by name or order", "give ids if the results are not in the order of the calls"),
     "field_dropped": ("note", "a message has fields that no chat template reads", "move the text into content if it matters"),
@@ -102,8 +112,12 @@ def look(example: dict[str, Any], context: Context) -> tuple[dict[str, Encoded],
     row, where = example["id"], example["source"]
     if example.get("text") is not None:
         whole = documents.encode(context.tokenizer, example["text"])
-        unknown = context.tokenizer.token_to_id("<unk>") in whole.ids
-        return {"text": whole}, [finding("unknown_token", row, where)] if unknown else []
+        unknown = ["unknown_token"] if context.tokenizer.token_to_id("<unk>") in whole.ids else []
+        token = foreign_token(example["text"])
+        return {"text": whole}, [
+            *(finding(code, row, where) for code in unknown),
+            *([finding("other_template", row, where, token)] if token else []),
+        ]
     prompt = example["messages"]
     sides = {side: prompt + example[side] for side in SIDES if example.get(side) is not None} or {"messages": prompt}
     encoded: dict[str, Encoded] = {}
@@ -132,6 +146,11 @@ def _look(
     found = dict.fromkeys(_in_messages(messages, thinks=asked["thinking"], closes=closes), "")
     for one in made:
         found |= dict.fromkeys(_in_tokens(one.cut(context.max_length), context.tokenizer), "")
+    texts = (str(text) for message in messages for text in texts_in([message["content"], message.get("reasoning")]))
+    if token := next(filter(None, map(foreign_token, texts)), None):
+        found["other_template"] = token
+    if lost := schema_losses(tools):
+        found["tool_schema_lost"] = ", ".join(lost[:6]) + (f" and {len(lost) - 6} more" if len(lost) > 6 else "")
     if len(made) > 1:
         found["answers_apart"] = f"{len(made)} examples"
     return made, found
@@ -145,9 +164,15 @@ def _in_messages(messages: list[dict[str, Any]], *, thinks: bool, closes: bool) 
         yield "consecutive_users"
     if any(message["role"] == "system" for message in messages[1:]):
         yield "system_later"
+    if any(first["role"] == second["role"] == "assistant" for first, second in pairwise(messages) if not _waits(first)):
+        yield "two_answers"
+    if any(map(_goes_unanswered, range(len(messages)), repeat(messages))):
+        yield "unanswered_call"
     for message in messages:
         if message["role"] != "assistant":
             continue
+        if message.get("weight") == 0:
+            yield "turn_not_learned"
         if message.get("reasoning") and not thinks:
             yield "thought_left_out" if closes else "reasoning_without_thinking"
         if "<|channel>" in message["content"] or "<channel|>" in message["content"]:
@@ -158,6 +183,21 @@ def _in_messages(messages: list[dict[str, Any]], *, thinks: bool, closes: bool) 
             yield "content_beside_calls"
         if message["content"] != message["content"].strip():
             yield "white_space"
+
+
+def _waits(message: dict[str, Any]) -> bool:
+    """Whether a message of the model hands over: what follows is no second answer."""
+    return bool(message.get("tool_calls") or message.get("tool_responses"))
+
+
+def _goes_unanswered(index: int, messages: list[dict[str, Any]]) -> bool:
+    """Whether a message holds a call without a result although the conversation goes on after it."""
+    message, after = messages[index], messages[index + 1 :]
+    calls = message.get("tool_calls") or []
+    results = list(takewhile(lambda turn: turn["role"] == "tool", after))
+    answered = len(message.get("tool_responses") or results)
+    goes_on = len(after) > len(results) or bool(message.get("tool_responses") and message["content"])
+    return answered < len(calls) and (goes_on or answered > 0)
 
 
 def _in_tokens(encoded: Encoded, tokenizer: Tokenizer) -> Iterator[str]:

@@ -17,6 +17,7 @@ from typing import Any
 from gemma_ops.config import DataConfig
 from gemma_ops.data import documents, preferences
 from gemma_ops.data.example import parse
+from gemma_ops.data.marks import REVERSED, TURN_MARKS, UNREADABLE
 from gemma_ops.data.rowerror import RowError
 from gemma_ops.errors import DataError
 
@@ -24,6 +25,8 @@ Row = dict[str, Any]
 Raw = tuple[Any, Any]  # messages, tools
 _PLACEHOLDER = re.compile(r"\{([A-Za-z_][\w .-]*)\}")
 _SHAREGPT_TOOLS = {"function_call", "tool_call"}
+_MARKS = frozenset({*TURN_MARKS, *REVERSED, *UNREADABLE})
+_SYSTEM = ("system", "system_prompt", "system_message", "system_instruction")
 
 
 def detect(rows: Sequence[Row]) -> str:
@@ -98,7 +101,7 @@ def sharegpt(row: Row) -> Raw:
     turns = row.get("conversations", row.get("conversation"))
     if not isinstance(turns, list):
         raise RowError("no_messages", "the row has no conversations")
-    found: list[Row] = [{"role": "system", "content": row["system"]}] if row.get("system") else []
+    found: list[Row] = []
     for turn in turns:
         if not isinstance(turn, dict):
             raise RowError("not_a_message", "a turn is not an object with from and value")
@@ -108,7 +111,7 @@ def sharegpt(row: Row) -> Raw:
             calls = calls if isinstance(calls, list) else [calls]
             found.append({"role": "assistant", "content": "", "tool_calls": [{"function": call} for call in calls]})
         else:
-            found.append({"role": speaker, "content": value})
+            found.append({**{key: turn[key] for key in turn if key in _MARKS}, "role": speaker, "content": value})
     return found, row.get("tools")
 
 
@@ -117,7 +120,7 @@ def alpaca(row: Row) -> Raw:
     question = _field(row, "instruction")
     if row.get("input"):
         question = f"{question}\n\n{_field(row, 'input')}"
-    found: list[Row] = [{"role": "system", "content": row["system"]}] if row.get("system") else []
+    found: list[Row] = []
     for pair in row.get("history") or []:
         if not isinstance(pair, list | tuple) or len(pair) != 2:
             raise RowError("not_a_message", "history is not a list of [question, answer] pairs")
@@ -206,14 +209,12 @@ def gemini(row: Row) -> Raw:
             raise RowError("not_a_message", "an item of contents is not an object with role and parts")
         responses = _parts(turn, "functionResponse")
         if responses:
-            if not found or not found[-1].get("tool_calls"):
-                raise RowError("tool_without_call", "a functionResponse has no functionCall before it")
-            found[-1]["tool_responses"] = [
-                {"name": part.get("name"), "response": part.get("response")} for part in responses
-            ]
+            _answer_calls(found, responses)
+        rest = [part for part in turn["parts"] if not _is_response(part)]
+        if responses and not rest:
             continue
-        shown = any(_inline(part) for part in turn["parts"])
-        content = [_inline(part) or part for part in turn["parts"]] if shown else "".join(_parts(turn, "text"))
+        shown = any(_inline(part) for part in rest)
+        content = [_inline(part) or part for part in rest] if shown else "".join(_parts(turn, "text"))
         message: Row = {"role": turn.get("role", "user"), "content": content}
         if thought := "".join(_parts(turn, "thought")):
             message["reasoning"] = thought
@@ -223,6 +224,22 @@ def gemini(row: Row) -> Raw:
             ]
         found.append(message)
     return found, _gemini_tools(row.get("tools"))
+
+
+def _is_response(part: Any) -> bool:
+    return any(key.lower().replace("_", "") == "functionresponse" for key in part)
+
+
+def _answer_calls(found: list[Row], responses: list[Row]) -> None:
+    """Put responses on the message with the calls that they answer: one turn may hold all of them, or each its own."""
+    calling = next((message for message in reversed(found) if message.get("tool_calls")), None)
+    later = found[found.index(calling) + 1 :] if calling else []
+    if calling is None or any(message["role"] in ("model", "assistant") for message in later):
+        raise RowError("tool_without_call", "a functionResponse has no functionCall before it")
+    known = calling.setdefault("tool_responses", [])
+    known += [{"name": part.get("name"), "response": part.get("response")} for part in responses]
+    if len(known) > len(calling["tool_calls"]):
+        raise RowError("tool_without_call", f"{len(known)} responses stand after {len(calling['tool_calls'])} calls")
 
 
 def _inline(part: Any) -> Row | None:
@@ -278,6 +295,14 @@ def _gemini_tools(tools: Any) -> Any:
         )
         found += declared if isinstance(declared, list) else [tool]
     return found
+
+
+def system_column(row: Row) -> str | None:
+    """The instructions that stand in a column beside a row's turns. Raises RowError for one that is no text."""
+    for key in _SYSTEM:
+        if row.get(key) not in (None, ""):
+            return _field(row, key)
+    return None
 
 
 def _field(row: Row, key: str) -> str:

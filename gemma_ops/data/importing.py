@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ from gemma_ops.config.methods import Kind
 from gemma_ops.data import example, formats, parts, pii
 from gemma_ops.data.example import PRIVACY, SIDES, TURNS, content_id, kind, stricter
 from gemma_ops.data.files import RawRow, read
+from gemma_ops.data.marks import marked_turns
 from gemma_ops.data.media import Shelf
 from gemma_ops.data.normal import conversation
 from gemma_ops.data.preferences import Compared, compared
@@ -66,7 +67,8 @@ class Importer:
                 yield Imported(raw, None, code=raw.code, reason=raw.reason)
                 continue
             try:
-                yield self._example(raw, raw.value, read_row)
+                made = self._example(raw, raw.value, read_row)
+                yield replace(made, notes=(*raw.notes, *made.notes))
             except RowError as error:
                 yield Imported(raw, None, code=error.code, reason=error.reason)
 
@@ -94,8 +96,9 @@ class Importer:
         # A template names the columns it wants, an image beside it may be there for another reason.
         beside = parts.columns(row) if self.layout != "columns" or self._tagged else []
         given = read_row(row)
+        own = None if self.layout in ("text", "gemini") else formats.system_column(row)
         if isinstance(given, Compared):
-            turns, notes = compared(given, system=self.settings.system)
+            turns, notes = compared(given, system=self.settings.system, own=own)
             if beside or any(parts.media_of(messages) for messages in example.conversations(turns)):
                 raise RowError(
                     "compared_media", "the row compares answers about images or audio, which no method learns from"
@@ -103,7 +106,9 @@ class Importer:
         elif isinstance(given, str):
             turns, notes = {"messages": [], "tools": None, "text": given}, []
         else:
-            messages, tools, notes = conversation(*given, system=self.settings.system, media=beside)
+            said, declared = given
+            said = marked_turns(row, said)
+            messages, tools, notes = conversation(said, declared, system=self.settings.system, own=own, media=beside)
             turns = {"messages": messages, "tools": tools}
         for name in TURNS:
             if name in turns:

@@ -14,6 +14,7 @@ from typing import Any
 from gemma_ops.data import parts
 from gemma_ops.data.control import THINK, control_in_text, stripped, texts_in
 from gemma_ops.data.example import parse
+from gemma_ops.data.marks import REVERSED, TURN_MARKS, turn_is_learned
 from gemma_ops.data.rowerror import RowError
 from gemma_ops.data.template import BOS
 
@@ -30,11 +31,17 @@ _SWITCH = re.compile(rf"\s*{re.escape(THINK)}\s*")
 
 
 def conversation(
-    raw: Any, tools: Any = None, *, system: str | None = None, media: Sequence[parts.Part] = ()
+    raw: Any,
+    tools: Any = None,
+    *,
+    system: str | None = None,
+    own: str | None = None,
+    media: Sequence[parts.Part] = (),
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]] | None, list[str]]:
     """Messages and tools in their one spelling, and the codes of what was repaired.
 
-    `system` is put first when the row has no system turn; `media` are images and sounds that stand beside the messages
+    `system` is put first when the row has no system turn; `own` is a system turn that stands beside the row's turns, and
+    comes before that; `media` are images and sounds that stand beside the messages
     (`parts.columns`). Raises RowError.
     """
     notes: list[str] = []
@@ -44,29 +51,57 @@ def conversation(
     messages = [message for message in messages if message["role"] != "system" or message["content"]]
     if not messages:
         raise RowError("no_messages", "the row has no messages")
+    if own and messages[0]["role"] == "system" and messages[0]["content"].strip() != own.strip():
+        raise RowError("two_systems", "the row has a system turn, and another one in a column beside its turns")
+    if own and messages[0]["role"] != "system":
+        beside = _message({"role": "system", "content": own}, -1, notes)
+        messages = [*([beside] if beside["content"] else []), *messages]
+        notes.append("system_column")
     if system and messages[0]["role"] != "system":
         messages.insert(0, {"role": "system", "content": system})
     _check_turns(messages)
     parts.place(messages, list(media))
     _match_responses(messages, notes)
-    return messages, declared_tools(tools, notes), notes
+    declared = declared_tools(tools, notes)
+    _drop_filled(messages, declared, notes)
+    return messages, declared, notes
+
+
+def _drop_filled(messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None, notes: list[str]) -> None:
+    """Leave out null arguments that the called function doesn't declare: a table of all rows once gave every call the
+    arguments of every other."""
+    known = {
+        tool["function"]["name"]: set((tool["function"].get("parameters") or {}).get("properties") or {})
+        for tool in tools or []
+    }
+    declared = set().union(*known.values())
+    for message in messages:
+        for call in message.get("tool_calls", ()):
+            function = call["function"]
+            own = known.get(function["name"])
+            kept = {
+                key: value
+                for key, value in function["arguments"].items()
+                if value is not None or own is None or key in own or not (own or key in declared)
+            }
+            if kept != function["arguments"]:
+                function["arguments"] = kept
+                notes.append("arrow_nulls")
 
 
 def _message(item: Any, index: int, notes: list[str]) -> dict[str, Any]:
-    where = f"message {index + 1}"
+    where = f"message {index + 1}" if index >= 0 else "the system column"
     if not isinstance(item, dict):
         raise RowError("not_a_message", f"{where} is {_kind(item)}, not an object with role and content")
     role = ROLES.get(str(item.get("role", "")).strip().lower())
     if role is None:
         raise RowError("unknown_role", f"{where} has the unknown role {item.get('role')!r}")
-    if any(item.get(key, 1) not in (1, None) for key in ("weight", "train")):  # True equals 1
-        raise RowError(
-            "message_weight",
-            f"{where} is weighted by itself; weights are per row, so leave the turn out or split the row",
-        )
-    if any(item[key] not in (None, "", [], {}) for key in set(item) - _KNOWN - {"weight", "train"}):
+    learned = turn_is_learned(item, role, where)
+    if any(item[key] not in (None, "", [], {}) for key in set(item) - _KNOWN - {*TURN_MARKS, *REVERSED}):
         notes.append("field_dropped")
     message: dict[str, Any] = {"role": role, "content": _content(item.get("content"), role, where, notes)}
+    if role == "assistant" and not learned:
+        message["weight"] = 0
     if role == "assistant":
         _assistant(message, item, where, notes)
     elif any(item.get(key) for key in _REASONING) or item.get("tool_calls"):
@@ -166,6 +201,8 @@ def _check_turns(messages: list[dict[str, Any]]) -> None:
         raise RowError("no_assistant", "the row has no assistant turn: there is nothing to learn")
     if messages[-1]["role"] in ("user", "system"):
         raise RowError("no_answer", f"the row ends with a {messages[-1]['role']} turn that nobody answers")
+    if all(message.get("weight") == 0 for message in messages if message["role"] == "assistant"):
+        raise RowError("nothing_learned", "every turn of the model is marked not to be learned")
     if not any(message["role"] == "user" for message in messages):
         raise RowError("no_user", "the row has no user turn: there is nothing to answer")
 
@@ -222,9 +259,24 @@ def declared_tools(tools: Any, notes: list[str]) -> list[dict[str, Any]] | None:
         function = tool.get("function", tool) if isinstance(tool, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
             raise RowError("bad_tools", "a tool has no function name")
+        whole = _without_null_schemas(function)
+        if whole != function:
+            notes.append("arrow_nulls")
+            function = whole
         refuse_control(function, f"tool {function['name']}")
         found.append({"type": "function", "function": {**function, "description": function.get("description") or ""}})
     return found
+
+
+def _without_null_schemas(value: Any) -> Any:
+    """A declaration without its null entries, which say nothing in a schema; defaults and constants may be null."""
+    if isinstance(value, dict):
+        return {
+            key: item if key in ("default", "const", "enum", "examples") else _without_null_schemas(item)
+            for key, item in value.items()
+            if item is not None or key in ("default", "const")
+        }
+    return [_without_null_schemas(item) for item in value] if isinstance(value, list) else value
 
 
 def refuse_control(content: Any, where: str) -> None:

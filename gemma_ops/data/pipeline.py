@@ -119,6 +119,7 @@ class _FirstPass:
         self.taught: dict[int, Teacher] = {}
         """By number of a kept row: the strictest class among its duplicates."""
         self._kept: dict[bytes, int] = {}
+        self._count = 0
         self._prompts: set[bytes] = set()
         self._sample: list[tuple[int, list[Hashes]]] = []
 
@@ -148,14 +149,16 @@ class _FirstPass:
             if len(self.facts.pii_rows) < _LISTED:
                 self.facts.pii_rows.append(f"{row['source']}: {', '.join(sorted(item.pii))}")
         key = exact_key(row)
-        if key in self._kept:
+        if key in self._kept and self.settings.exact_duplicates == "drop":
             self.facts.exact_duplicates += 1
             number = self._kept[key]
             self.tightened[number] = example.stricter(self.tightened.get(number, "any"), row["privacy"])
             return False
-        self._kept[key] = len(self._kept)
+        number = self._count
+        self._kept.setdefault(key, number)
+        self._count += 1
         if teacher := teacher_of(item.raw.value or {}):
-            self.taught[self._kept[key]] = teacher
+            self.taught[number] = teacher
         if example.kind(row) == "conversation":
             prompt = prompt_key(row)
             self.facts.conflicts += prompt in self._prompts

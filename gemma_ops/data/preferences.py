@@ -47,8 +47,6 @@ def preference(row: Row) -> Compared:
     if whole:
         _same_beginning(prompt, chosen, rejected)
         prompt = None
-    if prompt and row.get("system"):
-        prompt = [{"role": "system", "content": row["system"]}, *prompt]
     return Compared(prompt, chosen, rejected, row.get("tools"))
 
 
@@ -73,8 +71,9 @@ def judged(row: Row) -> Compared:
     return Compared(prompt, answer if label else None, None if label else answer, row.get("tools"))
 
 
-def compared(raw: Compared, *, system: str | None = None) -> tuple[Row, list[str]]:
-    """`messages`, `tools`, `chosen` and `rejected` in their one spelling, and the codes of what was repaired.
+def compared(raw: Compared, *, system: str | None = None, own: str | None = None) -> tuple[Row, list[str]]:
+    """`messages`, `tools`, `chosen` and `rejected` in their one spelling, and the codes of what was repaired; `system` and
+    `own` as in `normal.conversation`.
 
     Raises RowError: what `conversation` raises for either side, different prompts, equal sides.
     """
@@ -87,7 +86,7 @@ def compared(raw: Compared, *, system: str | None = None) -> tuple[Row, list[str
         if not isinstance(side, list):
             raise RowError("not_a_message", f"{name} is neither a text nor a list of messages")
         try:
-            whole[name], tools, found = conversation((raw.prompt or []) + side, raw.tools, system=system)
+            whole[name], tools, found = conversation((raw.prompt or []) + side, raw.tools, system=system, own=own)
         except RowError as error:
             raise RowError(error.code, f"{name}: {error.reason}") from None
         notes += [code for code in found if code not in notes]

@@ -10,7 +10,7 @@ import csv
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from gemma_ops.data.lines import Line, read_lines
 from gemma_ops.errors import DataError
@@ -53,38 +53,38 @@ class _Feed:
         self.record, self.faults, self.size = [], [], 0
 
 
-def read_csv(path: Path, cap: int, delimiter: str) -> Iterator[Record]:
-    """Records of a table with a header, as mappings of text, each with the line it starts on.
+def read_csv(path: Path, file: BinaryIO, cap: int, delimiter: str) -> Iterator[Record]:
+    """Records of a table with a header, as mappings of text, each with the line it starts on; `file` gives its bytes as
+    UTF-8.
 
     A `.csv` whose header has semicolons and no commas is read with semicolons. Raises DataError on a missing header or
     one with empty or doubled names.
     """
     csv.field_size_limit(max(cap, 1 << 17))
-    with path.open("rb") as file:
-        feed = _Feed(read_lines(file, cap), cap)
-        header, delimiter = _header(path, feed, delimiter)
-        reader = csv.reader(feed, delimiter=delimiter, strict=True)
-        while True:
-            feed.start()
-            try:
-                cells = next(reader)
-            except StopIteration:
-                return
-            except (_TooLongError, csv.Error) as error:
-                yield _give_up(feed, error)
-                reader = csv.reader(feed, delimiter=delimiter, strict=True)
-                continue
-            if not cells:
-                continue
-            first = feed.record[0]
-            if feed.faults:
-                line, code, reason = feed.faults[0]
-                yield line.number, None, line.excerpt(), code, reason
-            elif len(cells) != len(header):
-                reason = f"the row has {len(cells)} cells, the header {len(header)}"
-                yield first.number, None, _joined(feed.record), "ragged", reason
-            else:
-                yield first.number, dict(zip(header, cells, strict=True)), _joined(feed.record), "", ""
+    feed = _Feed(read_lines(file, cap), cap)
+    header, delimiter = _header(path, feed, delimiter)
+    reader = csv.reader(feed, delimiter=delimiter, strict=True)
+    while True:
+        feed.start()
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except (_TooLongError, csv.Error) as error:
+            yield _give_up(feed, error)
+            reader = csv.reader(feed, delimiter=delimiter, strict=True)
+            continue
+        if not cells:
+            continue
+        first = feed.record[0]
+        if feed.faults:
+            line, code, reason = feed.faults[0]
+            yield line.number, None, line.excerpt(), code, reason
+        elif len(cells) != len(header):
+            reason = f"the row has {len(cells)} cells, the header {len(header)}"
+            yield first.number, None, _joined(feed.record), "ragged", reason
+        else:
+            yield first.number, dict(zip(header, cells, strict=True)), _joined(feed.record), "", ""
 
 
 def _header(path: Path, feed: _Feed, delimiter: str) -> tuple[list[str], str]:
@@ -94,7 +94,13 @@ def _header(path: Path, feed: _Feed, delimiter: str) -> tuple[list[str], str]:
         raise DataError(f"{path} has no header line", "its first line must name the columns") from None
     if delimiter == "," and ";" in text and "," not in text:
         delimiter = ";"
-    header = [name.strip() for name in next(csv.reader([text], delimiter=delimiter))]
+    try:
+        header = [name.strip() for name in next(csv.reader([text.rstrip("\n")], delimiter=delimiter))]
+    except (csv.Error, StopIteration):
+        raise DataError(
+            f"{path}:1: the header can't be read as columns: {text[:80]!r}",
+            "its first line must name the columns; if the file is in another encoding, set data.encoding",
+        ) from None
     doubled = sorted({name for name in header if header.count(name) > 1})
     if not header or "" in header or doubled:
         what = f"names {doubled[0]!r} twice" if doubled and doubled[0] else "has an empty column name"

@@ -36,6 +36,38 @@ def words(text: str) -> list[str]:
     return _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
 
 
+_NUMBER = re.compile(r"[^\W_]*\d[^\W_]*(?:[.,]\d+)*")
+_OPERATOR = re.compile(r"[<>=+\-*/%^&|~@#$\\(){}\[\]_`]+|!(?==)|:(?==)|\?(?=[.?:])|(?<=\w)[.:](?=\w)")
+_WORD_AT = re.compile(r"[^\W\d_]+")
+_BEGINNING = re.compile(r"(?:^|[.!?:\n])[\s\"'(\[]*$")
+
+
+def _cased(text: str) -> list[str]:
+    """Words whose case may matter: with a capital inside, or at the front without a sentence beginning there."""
+    found = []
+    for match in _WORD_AT.finditer(text):
+        word = match[0]
+        inside = word[1:] != word[1:].lower()
+        if inside or (word != word.lower() and not _BEGINNING.search(text[max(0, match.start() - 8) : match.start()])):
+            found.append(word)
+    return found
+
+
+def distinctive(text: str) -> bytes:
+    """16 bytes over what can turn a text into another one without changing its words: numbers, operators, indentation,
+    superscripts and the like, and the case of words that don't begin a sentence. Order counts, sentence marks don't."""
+    found: list[str] = [*_NUMBER.findall(text), "\0", *_OPERATOR.findall(text), "\0", *_cased(text), "\0"]
+    if not text.isascii():
+        found += [
+            letter
+            for letter in text
+            if unicodedata.category(letter) in ("Sm", "So", "Sc") or unicodedata.decomposition(letter).startswith("<")
+        ]
+    if "\n" in text:
+        found += [line[: len(line) - len(line.lstrip())] for line in text.splitlines() if line.strip()]
+    return hashlib.blake2b("\x1f".join(found).encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
 @lru_cache(maxsize=1 << 17)
 def _word_hash(word: str) -> int:
     return int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "little")
