@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from gemma_ops.config import Name, Privacy, Section
 
-Normalization = Literal["strip", "casefold", "spaces", "punctuation", "accents", "json"]
+Normalization = Literal["strip", "casefold", "spaces", "punctuation", "accents", "nfc", "nfkc", "json"]
 Indexes = npt.NDArray[np.intp]
 
 
@@ -102,7 +102,12 @@ def normalize(text: str, steps: Sequence[Normalization]) -> str:
         elif step == "punctuation":
             text = "".join(char for char in text if not unicodedata.category(char).startswith("P"))
         elif step == "accents":
-            text = "".join(char for char in unicodedata.normalize("NFD", text) if not unicodedata.combining(char))
+            bare = "".join(char for char in unicodedata.normalize("NFD", text) if not unicodedata.combining(char))
+            text = unicodedata.normalize("NFC", bare)
+        elif step == "nfc":
+            text = unicodedata.normalize("NFC", text)
+        elif step == "nfkc":
+            text = unicodedata.normalize("NFKC", text)
         elif step == "json":
             from gemma_ops.metrics.parse import Unreadable, dump, parse
 
@@ -111,6 +116,27 @@ def normalize(text: str, steps: Sequence[Normalization]) -> str:
     return text
 
 
+_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+"""Thai, Lao, Burmese, Khmer, Kana and Chinese: written without spaces between words. Korean is written with them."""
+_LETTER = re.compile(f"[{_UNSPACED}]")
+
+
 def words(text: str) -> list[str]:
-    """Words of any script; characters of scripts written without spaces count one by one."""
-    return re.findall(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7a3]|[^\W_]+", text.lower())
+    """Words of any script, in small letters and Unicode's composed form; letters of scripts written without spaces count one
+    by one. Marks that combine with a letter (vowel signs, accents without a composed form) belong to it."""
+    found: list[str] = []
+    goes_on = inside = False  # whether the next letter may join the last word; whether the last sign was part of one
+    for letter in unicodedata.normalize("NFC", text.lower()):
+        kind = unicodedata.category(letter)[0]
+        if kind == "M" and inside:
+            found[-1] += letter
+        elif kind in "LN":
+            alone = bool(_LETTER.match(letter))
+            if goes_on and not alone:
+                found[-1] += letter
+            else:
+                found.append(letter)
+            goes_on, inside = not alone, True
+        elif letter not in "\u200c\u200d":  # joiners shape a word and don't end it
+            goes_on = inside = False
+    return found

@@ -17,7 +17,8 @@ class ExactMatch(Metric):
 
     id: Literal["exact_match"]
     normalize: tuple[Normalization, ...] = ("strip",)
-    """Applied in order: strip, casefold, spaces, punctuation, accents, json (equal values however they are spelled)."""
+    """Applied in order: strip, casefold, spaces, punctuation, accents, nfc and nfkc (Unicode's normal forms, which change
+    nothing else), json (equal values however they are spelled)."""
 
     def scorer(self, folder: Path, rows: Sequence[Row]) -> Scorer:
         def score(text: str, row: Row) -> Scored:
@@ -45,7 +46,8 @@ class Contains(Metric):
 
 
 class Regex(Metric):
-    """Without a group: 1 when the pattern is found. With one: 1 when what it caught equals what it catches in the reference."""
+    """Without a group: 1 when the pattern is found. With groups: 1 when what one of them caught equals what one catches in the
+    reference; the first group that took part counts."""
 
     id: Literal["regex"]
     pattern: str
@@ -66,10 +68,12 @@ class Regex(Metric):
         pattern = re.compile(self.pattern)
 
         def caught(text: str) -> str | None:
+            """What the last match caught; None where there is none, or where no group took part in it."""
             found = list(pattern.finditer(text))
             if not found or not pattern.groups:
                 return found[-1].group() if found else None
-            return normalize(found[-1].group(1) or "", self.normalize)
+            group = next((part for part in found[-1].groups() if part is not None), None)
+            return None if group is None else normalize(group, self.normalize)
 
         def score(text: str, row: Row) -> Scored:
             here = caught(text)
@@ -81,7 +85,7 @@ class Regex(Metric):
             # A reference that is just the value, without the words around it, is meant literally.
             wanted = normalize(row.gold, self.normalize) if wanted is None else wanted
             bare = here is None and normalize(text, self.normalize) == wanted != ""
-            return one(self.key, float(bare or here == wanted), caught=here)
+            return one(self.key, float(bare or (here is not None and here == wanted)), caught=here)
 
         return Scorer(self.key, (self.key,), score)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from gemma_ops.answer import Answer, End
@@ -31,6 +32,8 @@ class Reply:
         self.reason = ""
         self.chunks = 0
         self._parts: list[str] = []
+        self._thoughts: list[str] = []
+        self._unreadable = ""
         self._first: float | None = None
         self._usage: dict[str, Any] = {}
         self._model = self._id = ""
@@ -40,11 +43,11 @@ class Reply:
         if "text/event-stream" not in response.headers.get("content-type", ""):
             self._take(response.read().decode("utf-8", "replace"), began, streamed=False)
         else:
-            for line in response.iter_lines():
-                data = line.removeprefix("data:").strip()
-                if line.startswith("data:") and data != "[DONE]":
-                    self._take(data, began, streamed=True)
-        if self.end == "error" and not self.reason:
+            for data in _events(response.iter_lines()):
+                self._take(data, began, streamed=True)
+        if self._unreadable:
+            self.end, self.reason = "error", self._unreadable
+        elif self.end == "error" and not self.reason:
             self.reason = "the reply broke off before its end"
 
     def broke(self, why: str) -> None:
@@ -62,6 +65,7 @@ class Reply:
             dollars = (prompt * settings.dollars_in + written * settings.dollars_out) / 1e6
         return Answer(
             text="".join(self._parts).strip(),
+            thought="".join(self._thoughts).strip(),
             end=self.end,
             prompt_tokens=prompt,
             new_tokens=max(written - thoughts, 0),
@@ -77,24 +81,84 @@ class Reply:
         )
 
     def _take(self, text: str, began: float, *, streamed: bool) -> None:
+        """One piece. What can't be read makes this answer a failed one, whatever comes after it: part of it is missing."""
         try:
             body = json.loads(text)
-            choices = body.get("choices") or []
-        except (ValueError, AttributeError):
-            self.reason = f"the server sent what is no JSON: {text[:80]!r}"
-            return
+            self._piece(body, began, streamed=streamed)
+        except (ValueError, TypeError, AttributeError, KeyError):
+            self._unreadable = self._unreadable or f"the server sent a piece that can't be read: {text[:80]!r}"
+
+    def _piece(self, body: dict[str, Any], began: float, *, streamed: bool) -> None:
+        choices = body.get("choices") or []
         self.chunks += 1
         if body.get("error"):
             self.reason = str(body["error"])[:300]
             return
-        self._usage = body.get("usage") or self._usage
-        self._model, self._id = body.get("model") or self._model, body.get("id") or self._id
+        usage = body.get("usage")
+        self._usage = usage if isinstance(usage, dict) else self._usage
+        self._model, self._id = str(body.get("model") or self._model), str(body.get("id") or self._id)
         for choice in choices[:1]:
-            piece = (choice.get("delta" if streamed else "message") or {}).get("content") or ""
-            if piece and streamed and self._first is None:
+            message = choice.get("delta" if streamed else "message") or {}
+            said, thought = _said(message.get("content"))
+            thought += str(message.get("reasoning_content") or message.get("reasoning") or "")
+            if said and streamed and self._first is None:
                 self._first = time.perf_counter() - began
-            self._parts.append(piece)
+            self._parts.append(said)
+            self._thoughts.append(thought)
             ended = choice.get("finish_reason")
             if ended:
                 self.end = _ENDS.get(ended, "error")
                 self.reason = "" if self.end in ("stop", "length") else f"finish_reason {ended}"
+
+
+def _events(lines: Iterable[str]) -> Iterator[str]:
+    """The data of server-sent events: an event may go over several `data:` lines and ends at an empty one. Servers that leave
+    the empty line out are read as well: a line that is JSON by itself is an event.
+
+    Source: the HTML standard, server-sent events, interpretation of an event stream.
+    """
+    held: list[str] = []
+    for line in lines:
+        if line.startswith("data:"):
+            held.append(line.removeprefix("data:").removeprefix(" "))
+            if not _is_json("\n".join(held)):
+                continue
+        elif line.strip():
+            continue  # a comment, or another field
+        yield from _data(held)
+        held = []
+    yield from _data(held)
+
+
+def _data(held: list[str]) -> Iterator[str]:
+    data = "\n".join(held).strip()
+    if data and data != "[DONE]":
+        yield data
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _said(content: Any) -> tuple[str, str]:
+    """What a content says and what it thinks: text, or a list of parts. Raises TypeError for anything else."""
+    if content is None:
+        return "", ""
+    if isinstance(content, str):
+        return content, ""
+    if not isinstance(content, list):
+        raise TypeError
+    said = thought = ""
+    for part in content:
+        if isinstance(part, str):
+            said += part
+        elif part.get("type") in ("thinking", "reasoning"):
+            inner = part.get("thinking", part.get("text", part.get("summary")))
+            thought += "".join(_said(inner))
+        else:
+            said += str(part.get("text") or "")
+    return said, thought
