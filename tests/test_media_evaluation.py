@@ -12,7 +12,7 @@ from media_rows import png, tone, wav
 
 from gemma_ops.answer import Prompt
 from gemma_ops.config import EvaluateConfig, MachineConfig
-from gemma_ops.data import chat
+from gemma_ops.data import chat, published
 from gemma_ops.data.media import Shelf
 from gemma_ops.data.parts import media_of
 from gemma_ops.errors import ConfigError, DataError
@@ -52,8 +52,8 @@ def test_answers_in_a_batch_are_those_of_each_alone_and_of_the_published_forward
     prompts = questions(tmp_path, audio=kind in ("edge", "unified"))
     model = load_model(tiny(kind), weights="fp32", towers=True)
     perceiver, tokenizer = Perceiver(tiny(kind)), chat.load_tokenizer(tiny(kind))
-    thought = chat.prefills(tiny(kind))
-    asked = [chat.prompt(tokenizer, p.messages, empty_thought=thought, senses=perceiver.senses) for p in prompts]
+    template = published.template_of(tiny(kind))
+    asked = [chat.prompt(tokenizer, p.messages, template=template, senses=perceiver.senses) for p in prompts]
     seen = [
         perceiver.see(media_of(p.messages), p.media, one.types()) if p.media else None
         for p, one in zip(prompts, asked, strict=True)

@@ -10,7 +10,7 @@ import tiny_media
 import torch
 
 from gemma_ops.config import DataConfig, LoraConfig, MachineConfig, MergeConfig
-from gemma_ops.data import chat, prepare
+from gemma_ops.data import chat, prepare, published
 from gemma_ops.data.parts import media_of
 from gemma_ops.errors import GateError
 from gemma_ops.export import canary, merge
@@ -54,7 +54,7 @@ def logits(model, base, data):
     row = json.loads((data / "valid.jsonl").read_text().splitlines()[0])
     perceiver = Perceiver(base)
     tokenizer = chat.load_tokenizer(base)
-    asked = chat.encode(tokenizer, row["messages"], senses=perceiver.senses, empty_thought=chat.prefills(base))
+    asked = chat.encode(tokenizer, row["messages"], senses=perceiver.senses, template=published.template_of(base))
     seen = perceiver.see(media_of(row["messages"]), data, asked.types())
     given = {"input_ids": torch.tensor([asked.ids]), "mm_token_type_ids": torch.tensor([seen.types]), **join([seen])}
     with torch.no_grad():

@@ -14,7 +14,7 @@ from test_media_tokens import transformers_processor
 
 from gemma_ops import family
 from gemma_ops.config import DataConfig, KernelsConfig, LoraConfig, MachineConfig, TrainConfig
-from gemma_ops.data import chat, prepare
+from gemma_ops.data import chat, prepare, published
 from gemma_ops.data.arrow import table
 from gemma_ops.data.parts import media_of
 from gemma_ops.data.pictures import picture
@@ -75,7 +75,7 @@ def prepared(tiny, tmp_path_factory):
             settings = DataConfig(path=str(source), valid_share=0, near_duplicates=None)
             prepare(root / "data", settings, CPU, source=source, model=tiny(kind))
             found = media_sft.find(tiny(kind), root / "data", SETTINGS)
-            manner = Manner(chat.prefills(tiny(kind)), senses=found.perceiver.senses)
+            manner = Manner(published.template_of(tiny(kind)), senses=found.perceiver.senses)
             rows, cut = table(
                 root / "data/train.jsonl", root / "tokens", chat.load_tokenizer(tiny(kind)), manner, max_length=512
             )
@@ -126,7 +126,9 @@ def test_the_loss_of_a_step_is_the_models_own_on_each_row(tiny, prepared, kind):
         else:
             files = [(part["type"], (data / part["path"]).read_bytes()) for part in media_of(messages)]
             given = processor(
-                text=chat.render(messages, empty_thought=chat.prefills(tiny(kind))).text,
+                text=chat.render_template(
+                    published.template_of(tiny(kind)), messages, add_generation_prompt=False
+                ).text,
                 images=[[picture(body) for name, body in files if name == "image"]]
                 if any(k == "image" for k, _ in files)
                 else None,

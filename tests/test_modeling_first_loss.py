@@ -15,6 +15,7 @@ from test_modeling_full import fetched, prepared
 from test_training import MACHINE, STEADY, losses
 
 from gemma_ops.config import TrainConfig
+from gemma_ops.data import published
 from gemma_ops.modeling.load import load_tokenizer
 from gemma_ops.training import sft, train
 
@@ -28,7 +29,7 @@ def base_loss(folder, data, work, settings):
     """transformers' own whole model in float32, row by row: the mean over scored tokens."""
     config = transformers.AutoConfig.from_pretrained(folder)
     model = getattr(transformers, config.architectures[0]).from_pretrained(folder, dtype=torch.float32).eval()
-    found = sft.tokenized(data, work, load_tokenizer(folder), settings, False)
+    found = sft.tokenized(data, work, load_tokenizer(folder), settings, published.template_of(folder))
     total = count = 0.0
     for row in found.train:
         ids = torch.tensor([row["input_ids"]])

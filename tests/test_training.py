@@ -246,6 +246,7 @@ def test_validation_record_samples_and_what_is_kept(tmp_path, base, prepared):
         "adapter/adapter_config.json",
         "adapter/adapter_model.safetensors",
         "record.jsonl",
+        "adapter/prompting.json",
         "samples.jsonl",
     }
     config = json.loads((out / "adapter" / "adapter_config.json").read_text())

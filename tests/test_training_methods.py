@@ -24,6 +24,7 @@ from gemma_ops.data import chat
 from gemma_ops.data.answers import encode_answers
 from gemma_ops.data.example import read_rows
 from gemma_ops.data.importing import Importer
+from gemma_ops.data.template import inference_template
 from gemma_ops.nano import WEIGHTS
 from gemma_ops.training import train
 from gemma_ops.training.follow import Follow
@@ -92,7 +93,7 @@ def trainer_for(method, data, work, *, weights=WEIGHTS, prepare=None, **changes)
     """The trainer of a method on a checkpoint, and its model."""
     settings = TrainConfig(method=method, **{**STEADY, **changes})
     tokenizer = chat.load_tokenizer(weights)
-    rows = run.tabled(data[KIND[method]], work / "rows", tokenizer, settings, False)
+    rows = run.tabled(data[KIND[method]], work / "rows", tokenizer, settings, inference_template())
     model = run.load(weights, settings, MACHINE, "cpu")
     if prepare:
         prepare(model)
@@ -349,7 +350,7 @@ def test_sigkill_in_the_middle_ends_with_the_same_bytes(tmp_path, data, base):
     train(broken, TrainConfig(**settings), MACHINE, base=base, data=data["pair"])
     assert digest.of_path(broken) == digest.of_path(whole)
     files = {path.relative_to(whole).as_posix() for path in digest.files_in(whole)}
-    kept = {"adapter/adapter_config.json", "adapter/adapter_model.safetensors", "record.jsonl", "samples.jsonl"}
+    kept = {"adapter/adapter_config.json", "adapter/adapter_model.safetensors", "adapter/prompting.json", "record.jsonl", "samples.jsonl"}
     assert files == kept
 
 

@@ -182,13 +182,13 @@ def test_rewards_are_summed_by_weight_and_their_mistakes_told_together():
 def test_an_answers_reward_is_what_evaluation_would_say():
     """Tokens are read as evaluation reads them: up to the stop token, thoughts apart."""
     from gemma_ops.data import chat
-    from gemma_ops.modeling.generate import read
+    from gemma_ops.modeling.generate import read_reply
 
     tokenizer = chat.load_tokenizer(WEIGHTS)
     stop = tokenizer.token_to_id("<turn|>")
     made = rewards.Rewards(ReinforceConfig(rewards=("exact_match",)), ["yes"], tokenizer, {stop})
     ids = [*tokenizer.encode("yes", add_special_tokens=False).ids, stop]
-    assert read(tokenizer, ids, {stop})[0] == "yes"
+    assert read_reply(tokenizer, ids, {stop}).text == "yes"
     (function,) = made.functions()
     assert function(completion_ids=[ids, ids[:-1]], reference=["yes"] * 2, row=["0", "1"]) == [1.0, 0.0]
     assert function.__name__ == "exact_match"
