@@ -8,7 +8,7 @@ from pathlib import Path
 
 from gemma_ops import share
 from gemma_ops.configfile import load
-from gemma_ops.errors import ConfigError
+from gemma_ops.errors import ConfigError, MachineError
 
 
 def eject(configs: Sequence[str], folder: Path, *, force: bool = False) -> list[Path]:
@@ -34,10 +34,15 @@ def eject(configs: Sequence[str], folder: Path, *, force: bool = False) -> list[
     for source, target in dict.fromkeys(pairs):
         if target.exists() and target.samefile(source):
             raise ConfigError(f"{target} is the shipped one itself", "give another folder with --to")
-    for source, target in dict.fromkeys(pairs):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if source.is_dir():
-            shutil.copytree(source, target, dirs_exist_ok=True)
-        else:
-            shutil.copyfile(source, target)
+    try:
+        for source, target in dict.fromkeys(pairs):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if source.is_dir():
+                shutil.copytree(source, target, dirs_exist_ok=True)
+            else:
+                shutil.copyfile(source, target)
+    except OSError as error:
+        raise MachineError(
+            f"{error.filename or folder} can't be written: {error.strerror or error}", "give another folder with --to"
+        ) from error
     return [target for _, target in dict.fromkeys(pairs)]

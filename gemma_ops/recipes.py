@@ -176,9 +176,8 @@ def calibration(config: RunConfig) -> Path | None:
 
 def every_task(config: RunConfig) -> tuple[Path, ...]:
     """The configuration's tasks and all shipped ones: training rows must overlap with none of them."""
-    folders = {
-        path.resolve(): path for path in (*tasks(config), *(share.find("eval", name) for name in share.shipped("eval")))
-    }
+    named = tasks(config) if config.evaluate.tasks else ()  # none is needed to train or to quantize
+    folders = {path.resolve(): path for path in (*named, *(share.find("eval", name) for name in share.shipped("eval")))}
     return tuple(sorted(folders.values(), key=lambda path: path.name))
 
 

@@ -350,7 +350,13 @@ def test_sigkill_in_the_middle_ends_with_the_same_bytes(tmp_path, data, base):
     train(broken, TrainConfig(**settings), MACHINE, base=base, data=data["pair"])
     assert digest.of_path(broken) == digest.of_path(whole)
     files = {path.relative_to(whole).as_posix() for path in digest.files_in(whole)}
-    kept = {"adapter/adapter_config.json", "adapter/adapter_model.safetensors", "adapter/prompting.json", "record.jsonl", "samples.jsonl"}
+    kept = {
+        "adapter/adapter_config.json",
+        "adapter/adapter_model.safetensors",
+        "adapter/prompting.json",
+        "record.jsonl",
+        "samples.jsonl",
+    }
     assert files == kept
 
 

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gemma_ops.cli.options import Configs, Json, Sets, load_config
+from gemma_ops.cli.options import Configs, Json, Sets, load_config, write_page
+from gemma_ops.errors import DataError, OpsError
+
+if TYPE_CHECKING:
+    from gemma_ops.config import RunConfig
+    from gemma_ops.data.check import CheckResult
 
 app = typer.Typer()
 data_app = typer.Typer(help="Look at training data before anything is trained on it.", no_args_is_help=True)
@@ -55,6 +60,9 @@ def plan(
 def data_check(
     configs: Configs,
     rows: Annotated[int, typer.Option(help="Rows shown token by token.")] = 3,
+    first: Annotated[
+        int | None, typer.Option(help="Look at the first rows only, and rehearse nothing.", show_default=False)
+    ] = None,
     html: Annotated[
         Path | None, typer.Option(help="Write the tokens of every checked row to this HTML file.", show_default=False)
     ] = None,
@@ -72,15 +80,19 @@ def data_check(
         config.data,
         source=recipes.data_source(config.data),
         model=folder,
+        tasks=recipes.every_task(config),
+        limit=first,
         max_length=config.train.max_length,
         thinking=config.train.thinking,
         loss_on=config.train.loss_on,
     )
+    if first is None:
+        result = result.refusing(*_refused_later(config, result))
     if html:
-        html.write_text(result.html(), encoding="utf-8")
+        write_page(html, result.html())
     if as_json:
         console.print_json(result.to_json())
-        return
+        raise typer.Exit(DataError.exit_code if result.refusals else 0)
     for shown in result.rows[:rows]:
         console.out().print(f"{shown.id}  {shown.source}", markup=False, style="bold")
         for tokens in (shown.tokens, *shown.more):
@@ -90,6 +102,30 @@ def data_check(
         print(line)
     if html:
         print(f"tokens of {len(result.rows)} rows: {html}")
+    if result.refusals:
+        raise typer.Exit(DataError.exit_code)
+
+
+def _refused_later(config: RunConfig, result: CheckResult) -> list[tuple[str, str]]:
+    """What the steps up to the training would refuse besides the rows themselves."""
+    from gemma_ops import preflight
+
+    found = []
+    try:
+        preflight.check(config, until="train")
+    except OpsError as error:
+        found.append((error.what, error.fix))
+    train, trained = config.train, result.trained
+    if trained and not result.lengths["tokens_with_loss"]:
+        found.append(("no row carries loss", "raise train.max_length, or give rows with answers"))
+    elif trained and train.only_warms_up(train.optimizer_steps(trained[train.thinking], trained["tokens"])):
+        found.append(
+            (
+                f"the training is one step long, and the learning rate of the warm-up's first step is zero (train.batch {train.batch})",
+                "lower train.batch, raise train.epochs or train.max_steps, or set train.warmup_share=0",
+            )
+        )
+    return found
 
 
 @app.command()

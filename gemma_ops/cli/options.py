@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -30,6 +31,20 @@ ConfigOption = Annotated[
     list[str] | None,
     typer.Option("--config", "-c", help="Configuration that says where runs and MLflow are.", show_default=False),
 ]
+
+
+def write_page(path: Path, text: str) -> None:
+    """Write a file that a person asked for. Raises MachineError where it can't be written."""
+    from gemma_ops.durable import write_text
+    from gemma_ops.errors import MachineError
+
+    try:
+        write_text(path, text)
+    except OSError as error:
+        raise MachineError(
+            f"{path} can't be written: {error.strerror or error}",
+            "give a file in a folder that is there and may be written",
+        ) from error
 
 
 def load_config(configs: list[str], sets: list[str] | None, *, fetches: bool = True) -> RunConfig:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gemma_ops.cli.options import ConfigOption, Configs, Json, Sets, load_config
+from gemma_ops.cli.options import ConfigOption, Configs, Json, Sets, load_config, write_page
 
 if TYPE_CHECKING:
     from gemma_ops.gemini.spending import Spending
@@ -103,8 +103,6 @@ def compare(
     from datetime import UTC, datetime
 
     from gemma_ops import console
-    from gemma_ops.durable import write_text
-    from gemma_ops.errors import MachineError
     from gemma_ops.evaluation import breakeven, breakeven_inputs, breakeven_text
     from gemma_ops.evaluation.breakeven_html import render
 
@@ -116,12 +114,7 @@ def compare(
         own, work, at=datetime.now(UTC), cached_share=cached_share, measured=measured, priced=priced
     )
     if html:
-        try:
-            write_text(html, render(found))
-        except OSError as error:
-            raise MachineError(
-                f"{html} can't be written: {error.strerror}", "give --html a file in a folder that is there"
-            ) from error
+        write_page(html, render(found))
     if as_json:
         console.print_json(found.to_json())
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import ceil
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -85,6 +86,17 @@ class TrainConfig(Section):
     """Seed of initialisation, order and dropout."""
     trl: dict[str, bool | int | float | str | None] = Field(default_factory=dict)
     """Any other key of the method's TRL configuration (`SFTConfig`, `DPOConfig`, …), checked against the installed TRL."""
+
+    def optimizer_steps(self, rows: int, tokens: int) -> int:
+        """How many optimizer steps a training on so many rows (of so many tokens in all) takes."""
+        if self.max_steps:
+            return self.max_steps
+        an_epoch = ceil(tokens / self.batch_tokens) if self.batch_tokens else ceil(rows / self.batch)
+        return max(1, ceil(self.epochs * max(1, an_epoch)))
+
+    def only_warms_up(self, steps: int) -> bool:
+        """Whether the learning rate of every step is zero: the first step of a warm-up has none."""
+        return steps == 1 and self.warmup_share > 0
 
     @model_validator(mode="after")
     def _batches(self) -> TrainConfig:

@@ -24,6 +24,10 @@ REASONS = {
     "parts_joined": "content in several text parts was joined",
     "call_ids_made": "tool calls without ids were numbered, results matched by name or order",
     "field_dropped": "a message had fields that no chat template reads",
+    "thinking_switch": "<|think|> in the system turn is a setting, not text, and was left out",
+    "arrow_nulls": "keys that a table had filled with null were left out",
+    "labels_named": "class labels were numbers and are given by name",
+    "system_column": "the system turn stood in a column beside the turns",
 }
 """Repairs by their code (see `normal.py`)."""
 

@@ -6,7 +6,8 @@ from html import escape
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from gemma_ops.data.check import CheckResult, RowView
+    from gemma_ops.data.check import CheckResult
+    from gemma_ops.data.row_view import RowView
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1c2128; --paper: #fbfaf7; --soft: #6b7280; --line: #dcd8cf; --card: #fff;
@@ -63,15 +64,20 @@ def page(result: CheckResult) -> str:
 
 
 def _findings(result: CheckResult) -> str:
+    told = "".join(f"<p class=warning>{escape(line)}</p>" for line in (*result.template, *result.thinned))
+    told += "".join(
+        f"<p class=error>The run would refuse: {escape(what)}<br><span class=soft>{escape(fix)}</span></p>"
+        for what, fix in result.refusals
+    )
     if not result.totals:
-        return "<h2>Findings</h2><p>Nothing to complain about.</p>"
-    first = {item.code: item for item in reversed(result.findings)}
+        return f"<h2>Findings</h2>{told or '<p>Nothing to complain about.</p>'}"
+    first = result.first
     body = "".join(
         f"<tr><td class={first[code].level}>{escape(code)}</td><td>{count:,}</td>"
         f"<td class=text>{escape(first[code].what)}<br><span class=soft>First {escape(first[code].where)}. {escape(first[code].fix)}</span></td></tr>"
         for code, count in result.totals.items()
     )
-    return f"<h2>Findings</h2><table class=wide><tr><th>code</th><th>rows</th><th></th></tr>{body}</table>"
+    return f"<h2>Findings</h2>{told}<table class=wide><tr><th>code</th><th>rows</th><th></th></tr>{body}</table>"
 
 
 def _row(row: RowView) -> str:

@@ -61,6 +61,9 @@ def save(
 
 def _publish(partial: Path, folder: Path) -> None:
     """Move both files to their place. Without its settings a folder is no adapter, so they go first and come last."""
+    shutil.copymode(
+        partial / CONFIG, partial / WEIGHTS
+    )  # safetensors writes for its owner alone, whatever the umask says
     (folder / CONFIG).unlink(missing_ok=True)
     (partial / WEIGHTS).replace(folder / WEIGHTS)
     (partial / CONFIG).replace(folder / CONFIG)

@@ -10,6 +10,7 @@ from gemma_ops import devices, journal
 from gemma_ops.config import TrainConfig
 from gemma_ops.config.methods import REINFORCE
 from gemma_ops.devices import GIB, Device
+from gemma_ops.errors import ConfigError
 from gemma_ops.family import Shape
 from gemma_ops.planning import policy
 from gemma_ops.training.launch.world import world
@@ -22,9 +23,17 @@ def settle(
     """`settings` with `checkpointing` and, where rows are packed, `micro_tokens` decided for a model of `shape`.
 
     `tables` hold the rows, with their `length`: of `grpo` and `rloo` the prompts'. The choice is in the journal; it changes
-    speed and memory, and the result by no more than rounding.
+    speed and memory, and the result by no more than rounding. Raises ConfigError for a training whose only step is the
+    warm-up's.
     """
     lengths = [length for table in tables for length in table["length"]]
+    rows = tables[0]["length"]
+    if settings.only_warms_up(settings.optimizer_steps(len(rows), sum(rows))):
+        raise ConfigError(
+            f"the training is one step long ({len(rows)} rows, train.batch {settings.batch}), and the learning rate of the "
+            "warm-up's first step is zero: it would learn nothing",
+            "lower train.batch, raise train.epochs or train.max_steps, or set train.warmup_share=0",
+        )
     choice = policy.decide(
         shape, settings, here(device), longest=max(lengths), ple=ple, towers=towers, processes=world().size
     )
