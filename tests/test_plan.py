@@ -252,3 +252,25 @@ def test_answers_in_time_and_without_torch():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert time.perf_counter() - begun < 10  # under 2 s on an idle machine; this guards against a slow import
+
+
+def test_tokens_are_counted_after_the_template_where_the_tokenizer_is_here(cli, tmp_path):
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": f"Where does ferry {n} land?"},
+                {"role": "assistant", "content": f"Pier {n}"},
+            ]
+        }
+        for n in range(300)
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    sets = ["--set", "data.path=rows.jsonl", "--set", "data.near_duplicates=null"]
+    planned = json.loads(cli("plan", "quickstart", "--device", "cpu", "--json", *sets).stdout)["data"]
+    checked = json.loads(cli("data", "check", "quickstart", "--json", *sets).stdout)
+    assert planned["tokens_per_row"] == pytest.approx(checked["tokens"]["tokens"] / checked["examples"], rel=1e-3)
+    assert planned["loss_share"] == pytest.approx(
+        checked["tokens"]["tokens_with_loss"] / checked["tokens"]["tokens"], rel=1e-3
+    )
+    assert planned["source"].startswith("300 rows counted")
+    assert planned["longest_row"] == checked["tokens"]["row"]["max"]

@@ -233,6 +233,29 @@ def test_an_all_ones_mask_would_leak_between_packed_rows():
     assert (leaking - alone).abs().max() > 0.1
 
 
+def test_a_training_of_the_warm_ups_first_step_alone_is_refused_before_the_model_is_loaded(
+    tmp_path, base, prepared, monkeypatch
+):
+    loaded = []
+    monkeypatch.setattr("gemma_ops.training.sft.load", lambda *_, **__: loaded.append(1))
+    for changes in ({"max_steps": 1}, {"max_steps": None, "batch": 64}, {"max_steps": None, "batch_tokens": 10**6}):
+        with pytest.raises(ConfigError, match="one step long"):
+            train(tmp_path / "out", TrainConfig(**changes), MACHINE, base=base, data=prepared)
+    assert not loaded
+    assert not TrainConfig(max_steps=1, warmup_share=0).only_warms_up(1)
+    assert not TrainConfig(batch=24, epochs=1).only_warms_up(TrainConfig(batch=24, epochs=1).optimizer_steps(48, 999))
+
+
+def test_the_adapters_files_have_the_mode_of_the_umask(tmp_path, base, prepared):
+    before = os.umask(0o027)
+    try:
+        train(tmp_path / "out", TrainConfig(max_steps=2, samples=0), MACHINE, base=base, data=prepared)
+    finally:
+        os.umask(before)
+    files = list(digest.files_in(tmp_path / "out"))
+    assert {oct(path.stat().st_mode & 0o777) for path in files} == {"0o640"}
+
+
 def test_validation_record_samples_and_what_is_kept(tmp_path, base, prepared):
     out = variant(tmp_path, base, prepared, eval_every=3, samples=2, batch=4, micro_batch=4)
     records = [json.loads(line) for line in (out / "record.jsonl").read_text().splitlines()]

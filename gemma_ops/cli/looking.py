@@ -13,6 +13,7 @@ from gemma_ops.errors import DataError, OpsError
 if TYPE_CHECKING:
     from gemma_ops.config import RunConfig
     from gemma_ops.data.check import CheckResult
+    from gemma_ops.planning.rows import Counted
 
 app = typer.Typer()
 data_app = typer.Typer(help="Look at training data before anything is trained on it.", no_args_is_help=True)
@@ -39,7 +40,7 @@ def plan(
     from gemma_ops.planning import plan as make
 
     config = load_config(configs, sets, fetches=False)
-    result = make(config, device)
+    result = make(config, device, _counted(config))
     body = result.to_json()
     if not as_json:
         for line in result.lines():
@@ -54,6 +55,20 @@ def plan(
                 print(line)
     if as_json:
         console.print_json(body)
+
+
+def _counted(config: RunConfig) -> Counted | None:
+    """Tokens of the rows, where they and the tokenizer are here; what can't be read is estimated, and told by data check."""
+    from gemma_ops.data.counting import count_tokens
+    from gemma_ops.modeling.source import local
+
+    folder = local(config.model.base)
+    if folder is None or not config.data.path or config.data.hub:
+        return None
+    try:
+        return count_tokens(config, folder)
+    except OpsError:
+        return None
 
 
 @data_app.command("check")

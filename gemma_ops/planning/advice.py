@@ -14,6 +14,7 @@ from gemma_ops import devices, family
 from gemma_ops.config import RunConfig
 from gemma_ops.devices import Device
 from gemma_ops.planning.make import Change, Plan, measure
+from gemma_ops.planning.rows import Counted
 
 _WORTH = 1.2
 """A change is faster from this ratio on; the estimate can't tell smaller ones apart."""
@@ -23,26 +24,28 @@ Candidate = tuple[str, str, Values, Device | None]
 """What it is, what it costs, keys to set, another device."""
 
 
-def changes(config: RunConfig, target: Device) -> tuple[Change, ...]:
+def changes(config: RunConfig, target: Device, counted: Counted | None = None) -> tuple[Change, ...]:
     """Ways to make it fit for sure, the cheapest first; empty when there is none."""
-    settings = _first(config, target, _settings(config))
-    machine = _first(config, target, _machines(config, target))
+    settings = _first(config, target, _settings(config), counted)
+    machine = _first(config, target, _machines(config, target), counted)
     if settings:  # then nothing of the data or the model need be given up
         return tuple(change for change in (settings, machine) if change)
-    last = (_first(config, target, _shorter(config)), _first(config, target, _smaller(config)))
+    last = (_first(config, target, _shorter(config), counted), _first(config, target, _smaller(config), counted))
     return tuple(change for change in (machine, *last) if change)
 
 
-def _first(config: RunConfig, target: Device, candidates: Iterator[Candidate]) -> Change | None:
+def _first(
+    config: RunConfig, target: Device, candidates: Iterator[Candidate], counted: Counted | None
+) -> Change | None:
     """The first candidate that fits for sure."""
     for what, cost, values, device in candidates:
-        made = measure(_with(config, values), device or target)
+        made = measure(_with(config, values), device or target, counted)
         if made.fits == "yes":
             return _change(what, cost, values, device, made)
     return None
 
 
-def faster(config: RunConfig, target: Device, current: Plan) -> Change | None:
+def faster(config: RunConfig, target: Device, current: Plan, counted: Counted | None = None) -> Change | None:
     """The change that saves most time among those that leave the result alone and still fit; None below `_WORTH`."""
     train, best = config.train, None
     options: list[tuple[str, Values]] = []
@@ -56,7 +59,7 @@ def faster(config: RunConfig, target: Device, current: Plan) -> Change | None:
     elif train.micro_tokens:
         options.append(("passes as large as fit", {"train.micro_tokens": None}))
     for what, values in options:
-        made = measure(_with(config, values), target)
+        made = measure(_with(config, values), target, counted)
         if made.fits == "yes" and made.speed and current.speed:
             ratio = made.speed.tokens_per_second / current.speed.tokens_per_second
             if ratio >= _WORTH and (best is None or ratio > best[0]):

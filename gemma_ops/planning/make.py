@@ -139,24 +139,26 @@ class Plan:
         }
 
 
-def plan(config: RunConfig, device: str | None = None) -> Plan:
+def plan(config: RunConfig, device: str | None = None, counted: rows.Counted | None = None) -> Plan:
     """Plan the training of `config` on a device of `devices.DEVICES`, `cpu`, or (None) the one this machine has.
+
+    `counted` are the tokens of the rows where somebody has counted them.
 
     Raises ConfigError for an unknown device or Hub id, ModelError for a folder that holds no Gemma 4.
     """
     from gemma_ops.planning import advice
 
     target = pick(config, device)
-    first = measure(config, target)
+    first = measure(config, target, counted)
     if first.fits == "yes":
-        return replace(first, faster=advice.faster(config, target, first))
-    return replace(first, changes=advice.changes(config, target))
+        return replace(first, faster=advice.faster(config, target, first, counted))
+    return replace(first, changes=advice.changes(config, target, counted))
 
 
-def measure(config: RunConfig, target: Device) -> Plan:
+def measure(config: RunConfig, target: Device, counted: rows.Counted | None = None) -> Plan:
     """The plan without advice."""
     shape, size = resolve(config.model.base)
-    found = rows.find(config, shape.vocab)
+    found = rows.find(config, shape.vocab, counted)
     train = config.train
     choice = policy.decide(
         shape,

@@ -73,14 +73,43 @@ class Rows:
         return sum(length * share for length, share in zip(self.lengths, shares, strict=True)) / self.mean
 
 
-def find(config: RunConfig, vocab: int) -> Rows:
-    """Rows as prepared, as estimated from `data.path`, or as nobody knows."""
+@dataclass(frozen=True)
+class Counted:
+    """Tokens of rows that were read and rendered: of one example each in `lengths`, not cut, of which `scored` carry loss."""
+
+    lengths: tuple[int, ...]
+    scored: float
+    """Share of the tokens that carry loss."""
+    per_row: float
+    """Examples that training makes of a row."""
+    rows: int
+    whole: bool
+    """Whether these are all rows, or the first of them."""
+
+
+def find(config: RunConfig, vocab: int, counted: Counted | None = None) -> Rows:
+    """Rows as prepared, as counted from `data.path`, as estimated from it, or as nobody knows."""
     report = Path(config.machine.runs) / config.name / "prepare" / "report.json"
     limit = config.train.max_length
     found = _reported(report, limit, config.train) if report.is_file() else None
     if found is None and config.data.path:
         found = _estimated(Path(config.data.path), config, vocab)
+        found = _of_counted(counted, config, found) if counted else found
     return found or _typical(limit)
+
+
+def _of_counted(counted: Counted, config: RunConfig, estimated: Rows | None) -> Rows:
+    """The rows by the tokens of those that were counted; where these are the first of many, how many there are is estimated
+    from the file's size."""
+    train = round(counted.rows * counted.per_row * (1 - config.data.valid_share))
+    count = train if counted.whole else max(train, round((estimated.count or 0) * counted.per_row) if estimated else 0)
+    limit = config.train.max_length
+    every = max(1, len(counted.lengths) // 1000)
+    lengths = tuple(min(float(limit), float(length)) for length in sorted(counted.lengths)[::every])
+    longest = min(limit, max(counted.lengths)) if counted.whole else limit
+    mean = sum(min(limit, length) for length in counted.lengths) / len(counted.lengths)
+    words = f"{counted.rows:,} rows" if counted.whole else f"about {count:,} examples, of which the first were"
+    return Rows(max(1, count), lengths, longest, counted.scored, f"{words} counted: {mean:.0f} tokens on average")
 
 
 def shown(config: RunConfig) -> bool:

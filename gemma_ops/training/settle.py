@@ -17,23 +17,26 @@ from gemma_ops.training.launch.world import world
 from gemma_ops.training.steps import Layout
 
 
-def settle(
-    settings: TrainConfig, shape: Shape, tables: list[Any], device: str, *, ple: str, towers: bool = False
-) -> TrainConfig:
-    """`settings` with `checkpointing` and, where rows are packed, `micro_tokens` decided for a model of `shape`.
-
-    `tables` hold the rows, with their `length`: of `grpo` and `rloo` the prompts'. The choice is in the journal; it changes
-    speed and memory, and the result by no more than rounding. Raises ConfigError for a training whose only step is the
-    warm-up's.
-    """
-    lengths = [length for table in tables for length in table["length"]]
-    rows = tables[0]["length"]
+def refuse_warm_up_alone(settings: TrainConfig, table: Any) -> None:
+    """Raises ConfigError for a training on the rows of a table whose only step is the warm-up's first."""
+    rows = table["length"]
     if settings.only_warms_up(settings.optimizer_steps(len(rows), sum(rows))):
         raise ConfigError(
             f"the training is one step long ({len(rows)} rows, train.batch {settings.batch}), and the learning rate of the "
             "warm-up's first step is zero: it would learn nothing",
             "lower train.batch, raise train.epochs or train.max_steps, or set train.warmup_share=0",
         )
+
+
+def settle(
+    settings: TrainConfig, shape: Shape, tables: list[Any], device: str, *, ple: str, towers: bool = False
+) -> TrainConfig:
+    """`settings` with `checkpointing` and, where rows are packed, `micro_tokens` decided for a model of `shape`.
+
+    `tables` hold the rows, with their `length`: of `grpo` and `rloo` the prompts'. The choice is in the journal; it changes
+    speed and memory, and the result by no more than rounding.
+    """
+    lengths = [length for table in tables for length in table["length"]]
     choice = policy.decide(
         shape, settings, here(device), longest=max(lengths), ple=ple, towers=towers, processes=world().size
     )

@@ -33,7 +33,7 @@ from gemma_ops.training.launch import strategy
 from gemma_ops.training.launch.sharded import full_state
 from gemma_ops.training.launch.world import barrier, local_device, main_first, on_main, world
 from gemma_ops.training.media_sft import Media
-from gemma_ops.training.settle import layout, recompute, settle, shape_of
+from gemma_ops.training.settle import layout, recompute, refuse_warm_up_alone, settle, shape_of
 
 
 def train(
@@ -57,6 +57,7 @@ def train(
     taught_by = teaching.check(teacher, folder) if settings.method == "distill" else None
     media = media_sft.find(folder, data, settings, sharded=launch.strategy == "fsdp")
     rows = main_first(lambda: tokenized(data, work / "rows", tokenizer, settings, published.template_of(folder), media))
+    refuse_warm_up_alone(settings, rows.train)
     usual = size.learning_rate if size else family.DEFAULT_LEARNING_RATE  # an adapter's
     rate = settings.learning_rate or usual * (full.RATE if settings.tune == "full" else 1.0)
     tables = [rows.train, rows.valid]

@@ -23,7 +23,7 @@ from gemma_ops.modeling.source import checkpoint
 from gemma_ops.training import media_sft
 from gemma_ops.training.arguments import build, common
 from gemma_ops.training.follow import Follow, last_checkpoint, prompts, validated, write_record
-from gemma_ops.training.settle import layout, recompute, settle, shape_of
+from gemma_ops.training.settle import layout, recompute, refuse_warm_up_alone, settle, shape_of
 
 RATE = 0.1
 """Peak learning rate as a share of the supervised one, for methods that move a model which answers already."""
@@ -59,6 +59,7 @@ def train(out: Path, settings: TrainConfig, machine: MachineConfig, *, base: Pat
     tokenizer = load_tokenizer(folder)
     work = out / "checkpoints"
     rows = tabled(data, work / "rows", tokenizer, settings, published.template_of(folder))
+    refuse_warm_up_alone(settings, rows.train)
     usual = size.learning_rate if size else family.DEFAULT_LEARNING_RATE
     rate = settings.learning_rate or usual * (1.0 if settings.method == "reward" else RATE)
 
