@@ -32,6 +32,7 @@ setup: $(VENV)/.ready
 
 # torch goes first and by its exact version: asked for as a range, pip would take a CUDA build of several GB.
 $(VENV)/.ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: $(PYTHON) is Python %d.%d, and gemma-ops needs 3.11 or newer\ntry: make PYTHON=python3.11 $(MAKECMDGOALS)" % sys.version_info[:2])'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $$(grep '^torch==' constraints.txt)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,gguf]'

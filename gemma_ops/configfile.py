@@ -161,10 +161,16 @@ def _beside(value: str, folder: Path, mark: str) -> str:
         return value
     candidate = folder / value
     if mark == ".py":
-        candidate = candidate if value.endswith(mark) else Path(f"{candidate}{mark}")
-        found = candidate.is_file()
+        name = value if value.endswith(mark) else f"{value}{mark}"
+        places = [folder / name, *(home / "recipes" / name for home in (folder, folder.parent))]
+        candidate = next((place for place in places if place.is_file()), places[0])
+        found = candidate.is_file() and not candidate.is_relative_to(share.root())
     elif mark and not value.startswith(("./", "../")):
         found = any((candidate / inner / mark).is_file() for inner in ("", "model", "weights"))
+        if mark == "task.yaml" and not found:  # as `init` lays them: beside the configuration's folder, or in it
+            places = [home / "eval" / value for home in (folder, folder.parent)]
+            candidate = next((place for place in places if (place / mark).is_file()), candidate)
+            found = (candidate / mark).is_file() and not candidate.is_relative_to(share.root())
     else:
         found = candidate.exists()
     # The folder is resolved, not the file: a link's name may carry the suffix that says what it is.

@@ -21,6 +21,8 @@ from gemma_ops.artifact import Artifact
 from gemma_ops.journal import Record
 from gemma_ops.run import Run
 
+_PARTS = ("phase", "what", "task", "target", "format", "event")
+"""Fields of a record that say which part of a step it speaks of; each part counts from the beginning."""
 _EVERY = 5.0
 """Seconds between plain progress lines of one step."""
 
@@ -69,6 +71,7 @@ class Follower:
         self._console = err()
         self._bar: Progress | None = None
         self._task: TaskID | None = None
+        self._part: tuple[Any, ...] = ()
         self._began: dict[str, float] = {}
         self._last = 0.0
 
@@ -124,6 +127,10 @@ class Follower:
             self._bar.start()
             self._task = self._bar.add_task(step, total=total, facts="")
         assert self._task is not None
+        part = tuple(record.get(key) for key in _PARTS)
+        if part != self._part:  # another target or phase: its speed is its own
+            self._part = part
+            self._bar.reset(self._task, total=total, completed=done)
         self._bar.update(self._task, completed=done, total=total, facts=_facts(record))
 
     def _close(self) -> None:

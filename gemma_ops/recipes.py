@@ -54,7 +54,7 @@ def data_source(settings: DataConfig) -> Path | None:
     if not path.exists():
         raise ConfigError(
             f"data.path {settings.path!r} does not exist",
-            "give a file or folder; relative paths count from the configuration's folder",
+            "give a file or folder; a relative path in a configuration counts from its folder, one in --set from the current one",
         )
     return path
 
@@ -186,7 +186,7 @@ def doubts(config: RunConfig) -> list[str]:
     from gemma_ops.evaluation.plan import advice
     from gemma_ops.evaluation.task import load_task
 
-    if not config.evaluate.gates:
+    if not config.evaluate.gates or not config.evaluate.tasks:
         return []
     source = questions_read(config)
     loaded = [load_task(folder, source.path if source else None) for folder in tasks(config)]

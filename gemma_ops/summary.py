@@ -39,10 +39,25 @@ def of_folder(folder: Path) -> dict[str, Any]:
     ):
         if path.exists():
             result[key] = json.loads(path.read_text(encoding="utf-8"))
+    if "version" in result and _evaluated_again(folder):
+        result["version"]["evaluated_again"] = True
     report = folder / "evaluate" / "report.html"
     if report.exists():
         result["report"] = str(report)
     return result
+
+
+_AGAIN = ", from an earlier evaluation than this one: `gemma-ops register` makes a version with it"
+
+
+def _evaluated_again(folder: Path) -> bool:
+    """Whether the run was evaluated, or graded, again after its version was registered."""
+    manifests = [folder / step / MANIFEST for step in ("register", "evaluate")]
+    if not all(path.exists() for path in manifests):
+        return False
+    register, evaluate = (json.loads(path.read_text(encoding="utf-8")) for path in manifests)
+    used = (register.get("inputs") or {}).get("evaluation")
+    return used is not None and used != evaluate["digest"]
 
 
 def lines(result: dict[str, Any]) -> list[str]:
@@ -58,7 +73,7 @@ def lines(result: dict[str, Any]) -> list[str]:
     if "version" in result:
         version = result["version"]
         text.append(
-            f"registered {version['name']} version {version['version']}"
+            f"registered {version['name']} version {version['version']}{_AGAIN if version.get('evaluated_again') else ''}"
             if version.get("version")
             else "not registered: machine.mlflow is null"
         )

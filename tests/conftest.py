@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,11 @@ os.environ.update(
     TRANSFORMERS_VERBOSITY="error",
     HF_DATASETS_DISABLE_PROGRESS_BARS="1",
 )
+
+
+# Under nohup and in some CI SIGINT is ignored, and children inherit that: tests that interrupt them would wait for ever.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

@@ -19,6 +19,7 @@ from gemma_ops import __version__
 from gemma_ops.cli import (
     benching,
     dev,
+    interrupts,
     judging,
     launching,
     looking,
@@ -28,9 +29,8 @@ from gemma_ops.cli import (
     synthesis,
     tasks,
 )
+from gemma_ops.cli.exits import INTERRUPTED
 from gemma_ops.errors import OpsError
-
-_INTERRUPTED = 130
 
 app = typer.Typer(
     name="gemma-ops",
@@ -69,7 +69,13 @@ def _root(
 def main() -> None:
     """Entry point: turns what a person can act on into two lines and an exit code; anything else keeps its traceback."""
     _quiet()
-    sys.exit(guarded(app))
+    interrupts.install()
+    code = guarded(app)
+    if code == INTERRUPTED:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)  # threads that wait for an answer would be waited for
+    sys.exit(code)
 
 
 def guarded(command: Callable[..., Any]) -> int:
@@ -94,7 +100,7 @@ def guarded(command: Callable[..., Any]) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    if result == _INTERRUPTED:  # how Typer hands a KeyboardInterrupt on
+    if result == INTERRUPTED:  # how Typer hands a KeyboardInterrupt on
         return _interrupted()
     return result if isinstance(result, int) else 0
 
@@ -103,7 +109,7 @@ def _interrupted() -> int:
     from gemma_ops.console import print_error
 
     print_error("interrupted", "run the same command again: finished steps are kept and the interrupted one goes on")
-    return _INTERRUPTED
+    return INTERRUPTED
 
 
 def _quiet() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -49,10 +51,12 @@ def gemini_emulator(
         print(f"Gemini emulator at {emulator.url}, answers from {answers_from or 'a rehearsal'}. Ctrl-C ends it.\n")
         print("export GEMINI_API_KEY=rehearsal")
         print(f"--set machine.gemini.base_url={emulator.url}", flush=True)
-        try:
-            threading.Event().wait()
-        except KeyboardInterrupt:
-            print(f"\n{len(emulator.log)} requests, {len(emulator.billed())} would be billed")
+        ended = threading.Event()
+        # Where Ctrl-C is ignored (nohup, some CI), a plain `kill` ends it too.
+        signal.signal(signal.SIGTERM, lambda *_: ended.set())
+        with contextlib.suppress(KeyboardInterrupt):
+            ended.wait()
+        print(f"\n{len(emulator.log)} requests, {len(emulator.billed())} would be billed")
 
 
 def _responder(answers_from: str | None) -> Responder | None:

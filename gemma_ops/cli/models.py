@@ -15,9 +15,9 @@ app = typer.Typer()
 @app.command()
 def promote(
     name: Name,
+    reason: Reason,
     to: Annotated[str, typer.Option("--to", help="Alias to move.")] = "champion",
     version: Annotated[int | None, typer.Option(help="Version; the latest by default.", show_default=False)] = None,
-    reason: Reason = "",
     override: Annotated[
         str | None,
         typer.Option(
@@ -44,8 +44,8 @@ def promote(
 @app.command()
 def rollback(
     name: Name,
+    reason: Reason,
     alias: Annotated[str, typer.Option(help="Alias to move back.")] = "champion",
-    reason: Reason = "",
     configs: ConfigOption = None,
     sets: Sets = None,
     as_json: Json = False,

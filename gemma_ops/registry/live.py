@@ -26,6 +26,7 @@ from gemma_ops.run import Run
 SYSTEM_EVERY = 10.0  # seconds between two samples of CPU, memory and GPU
 EVERY = 2.0  # seconds between two looks at the run folder
 PATIENCE = 20.0  # seconds without any success after which the end of a run stops waiting for MLflow
+KILLED_PATIENCE = 1.0  # the same when the run was interrupted
 _LONGEST_PAUSE = 30.0  # seconds between two tries at a server that is away
 
 
@@ -86,7 +87,9 @@ class Mirror:
         self._ended = (status, why)
         self._beat = time.monotonic()
         self._wake.set()
-        while self._thread.is_alive() and time.monotonic() - self._beat < self.patience:
+        # Somebody who ended the run by hand waits for nothing that the next run brings up to date.
+        patience = min(self.patience, KILLED_PATIENCE) if status == "KILLED" else self.patience
+        while self._thread.is_alive() and time.monotonic() - self._beat < patience:
             self._thread.join(0.05)
         self._gone.set()
         if not self._finished:

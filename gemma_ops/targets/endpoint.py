@@ -83,7 +83,7 @@ class Endpoint:
     ) -> Iterator[list[Answer]]:
         """Send as many at once as a batch holds. Raises ServiceError when the server is absent or stays busy, ConfigError
         when it knows neither key nor model."""
-        pool = ThreadPoolExecutor(max_workers=max(map(len, batches), default=1))
+        pool = ThreadPoolExecutor(max(map(len, batches), default=1), thread_name_prefix=f"answers of {self.name}")
         try:
             sent = [
                 [pool.submit(self._ask, self._body(prompt, max_new_tokens, schema)) for prompt in batch]
