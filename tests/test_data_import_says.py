@@ -313,6 +313,20 @@ def test_tokens_of_other_templates_are_told(text):
     assert "other_template" in {item.code for item in look(raw, Context(tokenizer, None))[1]}
 
 
+def test_keys_that_engines_sort_differently_are_told():
+    tokenizer = chat.load_tokenizer(WEIGHTS)
+    for arguments, told in (
+        ({"a": 1, "B": 2}, True),
+        ({"a": 1, "b": 2}, False),
+        ({"x": [{"Lake": 1, "depth": 2}]}, True),
+        ({"A": 1, "b": 2}, False),
+    ):
+        messages = [USER, calling("f", **arguments), {"role": "tool", "content": "r"}, SAY]
+        row = {"id": "a", "source": "s", "messages": messages}
+        found = {item.code for item in look(row, Context(tokenizer, None))[1]}
+        assert ("keys_of_two_orders" in found) is told, arguments
+
+
 def test_ordinary_markup_is_no_token_of_another_template():
     for text in ("<b>x</b>", "a[1]", "<s3://bucket>", "List<String>", "<user>", "[system]", "a < s > b", "<strong>"):
         assert foreign_token(text) is None, text

@@ -15,7 +15,7 @@ from gemma_ops.data import chat, documents
 from gemma_ops.data.control import texts_in
 from gemma_ops.data.encoded import Encoded
 from gemma_ops.data.example import SIDES
-from gemma_ops.data.foreign import foreign_token, schema_losses
+from gemma_ops.data.foreign import foreign_token, key_of_two_orders, schema_losses
 from gemma_ops.data.tokens import Manner
 from gemma_ops.errors import DataError
 from gemma_ops.family.media import Senses
@@ -48,6 +48,7 @@ CODES: dict[str, tuple[Level, str, str]] = {
     "unanswered_call": ("warning", "a call is never answered, and the conversation goes on", "add the tool's result after its call, or leave the call out"),
     "other_template": ("warning", "the text holds a token of another model's chat template, which Gemma 4 reads as plain text", "take it out, or give the messages themselves instead of rendered text"),
     "tool_schema_lost": ("warning", "Gemma's template leaves out, or distorts, a part of the tools' declarations", "say it in the description, or use what the template reads: type, description, enum of strings, items, properties, required, nullable"),
+    "keys_of_two_orders": ("warning", "the keys of a call or tool have capitals and small letters, which llama.cpp sorts otherwise than the template does elsewhere", "give such keys one case, or serve with another engine"),
     "turn_not_learned": ("note", "an answer is marked not to be learned: it carries no loss", ""),
     "arrow_nulls": ("note", "keys that a table had filled with null were left out", ""),
     "labels_named": ("note", "class labels were numbers and are given by name", ""),
@@ -151,6 +152,9 @@ def _look(
         found["other_template"] = token
     if lost := schema_losses(tools):
         found["tool_schema_lost"] = ", ".join(lost[:6]) + (f" and {len(lost) - 6} more" if len(lost) > 6 else "")
+    given = [[message.get("tool_calls"), message.get("tool_responses")] for message in messages]
+    if key := key_of_two_orders([given, [tool["function"].get("parameters") for tool in tools or []]]):
+        found["keys_of_two_orders"] = key
     if len(made) > 1:
         found["answers_apart"] = f"{len(made)} examples"
     return made, found

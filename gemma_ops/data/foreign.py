@@ -29,6 +29,20 @@ def foreign_token(text: str) -> str | None:
     return found[0] if found else None
 
 
+def key_of_two_orders(value: Any) -> str | None:
+    """A key whose place in its object depends on who sorts: templates leave case aside in Jinja, and put capitals first in
+    llama.cpp, which then asks with other tokens. None where all keys have one order."""
+    if isinstance(value, dict):
+        keys = [str(key) for key in value]
+        one, other = sorted(keys, key=str.lower), sorted(keys)
+        if one != other:
+            return next(a for a, b in zip(one, other, strict=True) if a != b)
+        return next((found for item in value.values() if (found := key_of_two_orders(item))), None)
+    if isinstance(value, list | tuple):
+        return next((found for item in value if (found := key_of_two_orders(item))), None)
+    return None
+
+
 def schema_losses(tools: list[dict[str, Any]] | None) -> list[str]:
     """What Gemma's template leaves out of the declarations of tools, or distorts, as paths such as `book.when.anyOf`."""
     found: list[str] = []
