@@ -165,10 +165,16 @@ def test_equal_targets_pass_noninferiority_only_with_enough_rows():
     assert 20 < small.n_needed <= 400
 
 
-def test_no_number_of_rows_proves_what_is_not_so():
+def test_no_number_of_rows_is_said_only_where_it_is_so():
+    """A pilot that came out a little worse leaves a better truth open, and rows for it are told with that truth. Nothing is
+    better than everything right by a margin."""
     found = decide_one([1.0] * 5 + [-1.0] * 6 + [0.0] * 50, SUPERIOR)
     assert found.outcome == "inconclusive"
-    assert found.n_needed is None
+    assert found.n_needed > 61
+    assert "if the truth is +0." in found.words
+    perfect = AT_LEAST.model_copy(update={"margin": 1.0})
+    found = decide_one([1.0] * 20, perfect, difference=False)
+    assert (found.outcome, found.n_needed) == ("inconclusive", None)
     assert "no number of rows" in found.words
 
 

@@ -223,18 +223,21 @@ def test_first_tokens_are_timed_for_all_answers_or_not_at_all():
     assert cost.speed(some[::2])["first_seconds_p50"] == 0.1
 
 
-def gate(metric, margin, target="tuned"):
-    return GateConfig(metric=metric, target=target, test="at_most", margin=margin)
+def gate(metric, margin, target="tuned", **more):
+    return GateConfig(metric=metric, target=target, test="at_most", margin=margin, **more)
 
 
-@pytest.mark.parametrize(("margin", "outcome"), [(0.04, "pass"), (0.01, "fail")])
-def test_dollars_can_be_gated(tmp_path, margin, outcome):
-    local = Known("tuned", range(40))
-    _, verdict = go(
-        tmp_path / "out", make_task(tmp_path / "t"), [local], facts=FACTS, gates=[gate("usd_per_1k", margin)]
-    )
+@pytest.mark.parametrize(
+    ("margin", "most", "outcome"),
+    [(0.04, 0.1, "pass"), (0.04, None, "inconclusive"), (0.01, 0.1, "fail"), (0.01, None, "fail")],
+)
+def test_dollars_can_be_gated(tmp_path, margin, most, outcome):
+    """To be shown too dear needs no more than answers; to be shown cheap needs the most that one can cost."""
+    local, asked = Known("tuned", range(40)), gate("usd_per_1k", margin, most=most)
+    _, verdict = go(tmp_path / "out", make_task(tmp_path / "t"), [local], facts=FACTS, gates=[asked])
     (found,) = verdict["gates"]
     assert (found["outcome"], round(found["value"], 6)) == (outcome, 0.02)
+    assert ("most that an answer can cost is not known" in found["words"]) == (outcome == "inconclusive")
     assert "tuned costs at most $0.0" in found["words"]
     assert "$0.02" in (tmp_path / "out" / "junit.xml").read_text()
 

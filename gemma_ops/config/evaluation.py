@@ -33,6 +33,9 @@ class GateConfig(Section):
     """The other target, for the two paired tests."""
     margin: float = 0.0
     """In the metric's own units."""
+    most: Annotated[float, Field(gt=0)] | None = None
+    """For `usd_per_1k`: dollars of 1,000 answers that each cost as much as one can. Needed where it isn't known from what
+    is reserved for an answer: without it no number of answers shows that the next ones aren't dearer."""
 
     @model_validator(mode="after")
     def _rival(self) -> GateConfig:

@@ -12,6 +12,7 @@ import numpy as np
 from gemma_ops.config import EvaluateConfig, GateConfig
 from gemma_ops.errors import DataError
 from gemma_ops.evaluation import cost, gates, paired, statistics
+from gemma_ops.evaluation.reserved import most_per_answer
 from gemma_ops.evaluation.scoring import FAILED, Graded
 from gemma_ops.evaluation.statistics import Array, Sample
 from gemma_ops.evaluation.task import Task
@@ -68,7 +69,7 @@ class Book:
             raise DataError(
                 f"task {task}: no row has a {name} score", "give the rows a reference, or take the metric out"
             )
-        clusters = [str(rows[index].cluster) for index in kept] if pages[0].task.file.cluster_by else None
+        clusters = [str(rows[index].cluster) for index in kept] if pages[0].task.clustered else None
         return [[float(column[index] or 0.0) for index in kept] for column in columns], clusters
 
     def evidence(self, gate: GateConfig) -> gates.Evidence:
@@ -76,7 +77,8 @@ class Book:
         targets = [gate.target, *([gate.versus] if gate.versus else [])]
         item = self.pages[task, gate.target]
         if gate.test == "at_most":
-            return cost.evidence(gate, item.answers, self.facts)
+            dearest = most_per_answer(item.task, gate.target, item.answers) if gate.metric == "usd_per_1k" else None
+            return cost.evidence(gate, item.answers, self.facts, None if dearest is None else 1000 * dearest)
         if gate.metric in item.task.columns:
             columns, clusters = self.scores(task, gate.metric, targets)
             values = columns[0] if len(columns) == 1 else [a - b for a, b in zip(*columns, strict=True)]
@@ -126,7 +128,7 @@ def result(item: Graded, book: Book) -> dict[str, Any]:
 
 
 def _clusters(task: Task) -> list[str] | None:
-    return [str(row.cluster) for row in task.rows] if task.file.cluster_by else None
+    return [str(row.cluster) for row in task.rows] if task.clustered else None
 
 
 def _slices(item: Graded, confidence: float) -> dict[str, list[dict[str, Any]]]:

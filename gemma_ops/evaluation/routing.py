@@ -108,7 +108,7 @@ def _lines(book: Book, task: str, local: str, remote: str) -> list[Line]:
         pairs = [
             (a, b, index) for index in members if (a := first[index]) is not None and (b := second[index]) is not None
         ]
-        clusters = [str(known.rows[index].cluster) for *_, index in pairs] if known.file.cluster_by else None
+        clusters = [str(known.rows[index].cluster) for *_, index in pairs] if known.clustered else None
         private = sum(known.rows[index].privacy == "local_only" for index in members)
         return Line(
             name, value, [a for a, *_ in pairs], [b for _, b, _ in pairs], clusters, private, len(members) - private
