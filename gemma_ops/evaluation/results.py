@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from gemma_ops import digest
 from gemma_ops.config import EvaluateConfig, GateConfig
 from gemma_ops.errors import DataError
 from gemma_ops.evaluation import cost, gates, paired, statistics
@@ -16,6 +17,7 @@ from gemma_ops.evaluation.reserved import most_per_answer
 from gemma_ops.evaluation.scoring import FAILED, Graded
 from gemma_ops.evaluation.statistics import Array, Sample
 from gemma_ops.evaluation.task import Task
+from gemma_ops.metrics.base import Row
 
 DRAWS = 1000
 """Bootstrap samples for figures that are no mean of rows."""
@@ -60,11 +62,12 @@ class Book:
         return self._draws[place]
 
     def scores(self, task: str, name: str, targets: Sequence[str]) -> tuple[list[list[float]], list[str] | None]:
-        """Scores of the rows that every target has a score for, one list per target, and their clusters."""
+        """Scores of the rows that every target has a score for, one list per target, and their clusters, in the order of
+        `played`."""
         pages = [self.pages[task, target] for target in targets]
         columns = [page.column(name) for page in pages]
         rows = pages[0].task.rows
-        kept = [index for index in range(len(rows)) if all(column[index] is not None for column in columns)]
+        kept = [index for index in played(rows) if all(column[index] is not None for column in columns)]
         if not kept:
             raise DataError(
                 f"task {task}: no row has a {name} score", "give the rows a reference, or take the metric out"
@@ -89,6 +92,12 @@ class Book:
         value, draws = found[0] if len(found) == 1 else (found[0][0] - found[1][0], found[0][1] - found[1][1])
         counted = Sample.of([0.0] * len(item.task.rows), _clusters(item.task))
         return gates.Evidence(counted, len(found) == 2, value, draws)
+
+
+def played(rows: Sequence[Row]) -> list[int]:
+    """Indexes of rows by a hash of their ids: an order that depends neither on scores nor on the order of a file, in which
+    tests of scores go through the rows (`stats/betting.py`)."""
+    return sorted(range(len(rows)), key=lambda index: digest.of_json(rows[index].id))
 
 
 def result(item: Graded, book: Book) -> dict[str, Any]:

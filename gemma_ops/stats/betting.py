@@ -20,7 +20,6 @@ is bounded by the size of the largest cluster. So informative sizes are allowed,
 
 from __future__ import annotations
 
-import hashlib
 import math
 from dataclasses import dataclass
 
@@ -137,7 +136,7 @@ class BoundedSample:
         return self.high - self.low if math.isfinite(self.high) else 2 * (margins - self.low)
 
     def _wins(self, margins: Array, levels: Array) -> npt.NDArray[np.bool_]:
-        sums, sizes = _dealt(self.sums, self.sizes)
+        sums, sizes = dealt(self.sums, self.sizes)
         found = np.zeros(np.broadcast_shapes(margins.shape, levels.shape), dtype=bool)
         inside = (margins > self.low) & (margins < self.high)
         # Below the least value every mean is; a mean of exactly the least value is shown false by any larger one.
@@ -150,15 +149,14 @@ class BoundedSample:
         return found
 
 
-def _dealt(sums: Array, sizes: Array) -> tuple[Array, Array]:
+def dealt(sums: Array, sizes: Array) -> tuple[Array, Array]:
     """Sums and sizes in the order in which they are played, scaled so that no size exceeds 1.
 
-    The order is drawn from a digest of the values themselves, so that it doesn't depend on the order of rows in a file.
+    The order must not depend on the values, or the game is none: an order drawn from a digest of the values themselves
+    errs .068 instead of .05 where values are few and coarse. So it depends on the number of values only, and mixes rows
+    that a file holds sorted. Whoever brings values brings them in an order that doesn't depend on them.
     """
-    order = np.lexsort((sizes, sums))
-    sums, sizes = sums[order], sizes[order]
-    seed = hashlib.blake2b(sums.tobytes() + sizes.tobytes(), digest_size=8).digest()
-    order = np.random.default_rng(int.from_bytes(seed, "little")).permutation(len(sums))
+    order = np.random.default_rng(len(sums)).permutation(len(sums))
     sums, sizes = sums[order], sizes[order]
     most = sizes.max()
     return sums / most, sizes / most

@@ -40,10 +40,12 @@ def tilted_weights(values: Sequence[float] | Array, weights: Sequence[float] | A
     return moved((low + high) / 2)
 
 
-def power(sample: BoundedSample, weights: Array, n: int, margin: float, level: float) -> float:
+def power(
+    sample: BoundedSample, weights: Array, n: int, margin: float, level: float, *, plays: int | None = None
+) -> float:
     """Chance that n independent draws of the sample's clusters, with these weights, show a mean above `margin`."""
     rng = np.random.default_rng(n)
-    most, games = sample.sizes.max(), np.full(_GAMES, margin)
+    most, games = sample.sizes.max(), np.full(plays or (_GAMES if n > 600 else 2 * _GAMES), margin)
     drawn = rng.choice(len(weights), (n, len(games)), p=weights)
     sums, sizes = sample.sums[drawn] / most, sample.sizes[drawn] / most
     won = wins(sums, sizes, games, sample.low, sample.high - sample.low, np.full(len(games), level))
@@ -82,19 +84,20 @@ def clusters_needed(sample: BoundedSample, margin: float, level: float, truth: f
 
 
 def _played(sample: BoundedSample, weights: Array, n: int, margin: float, level: float, slope: float) -> int:
-    """The number of clusters, from a first guess: power's normal quantile grows by `slope` with the root of n."""
-    low, high = 1, 100 * n
-    for _ in range(8):
+    """The number of clusters, from a first guess: power's normal quantile grows by about `slope` with the root of n."""
+    few, enough = 0, 0
+    for _ in range(14):
         found = power(sample, weights, n, margin, level)
-        if POWER + 0.01 <= found <= POWER + 0.05:
+        few, enough = (max(few, n), enough) if found < _SAFE - 0.01 else (few, min(enough or n, n))
+        if _SAFE - 0.01 <= found <= _SAFE + 0.02 or few >= enough - max(1, enough // 50) > 0:
             break
-        low, high = (max(low, n + 1), high) if found < _SAFE else (low, min(high, n))
         away = NormalDist().inv_cdf(_SAFE) - NormalDist().inv_cdf(min(max(found, 0.02), 0.98))
         moved = math.ceil(max(math.sqrt(n) + away / slope, 1.0) ** 2)
-        n = min(max(moved, low), high)
-        if low >= high:
-            return high
-    return n
+        if not enough:  # where values collapse now and then, power grows more slowly than that
+            n = max(moved, math.ceil(1.15 * few))
+        else:
+            n = moved if few < moved < enough else (few + enough) // 2
+    return enough or math.ceil(1.1 * few)
 
 
 def rate_rows_needed(rate: float, margin: float, level: float) -> int | None:
