@@ -209,7 +209,7 @@ def test_a_plan_says_what_would_stop_it_and_what_it_can_show(tmp_path, emulator)
     assert f"2 rows of t may not be sent to {NAME}" in told
     assert "budget_usd is not set" in told
     assert "can't pass with 20 rows of t: no test that holds for all scores passes it with fewer than 163" in told
-    assert "about 3,3" in told
+    assert "about 3,4" in told
     assert found["targets"][1]["requests"] == 18
     assert 0.2 < found["tasks"][0]["detectable"] < 1
     text = forecast_lines(found)

@@ -10,7 +10,7 @@ from scipy import stats
 from gemma_ops.config import GateConfig
 from gemma_ops.evaluation import gates, paired, plan, statistics
 from gemma_ops.evaluation.statistics import Sample
-from gemma_ops.metrics.labels import _f1 as labels_f1
+from gemma_ops.metrics.labels import f1_aggregate as labels_f1
 
 
 def grouped(rng, clusters, per, p, icc=0.3):

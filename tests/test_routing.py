@@ -133,9 +133,10 @@ def test_the_base_model_is_a_candidate_only_where_there_is_no_other(tmp_path):
     assert not (tmp_path / "c" / "routing.json").exists()
 
 
-def test_a_table_is_wrong_no_more_often_than_it_says():
+def test_a_table_is_wrong_no_more_often_than_it_says(monkeypatch):
     """Five slices whose true difference is minus the margin itself: there a wrong `keep` and a wrong `send` are likeliest, and
     either may stand in at most 5 % of the tables. Without Holm's method it would be about 20 %."""
+    monkeypatch.setattr(routing, "_needed", lambda *_: None)  # most of the work, and not what is asked here
     random, tables = np.random.default_rng(5), 120
     book = Book([], EvaluateConfig(routing_margin=0.05), FACTS)
     wrong = dict.fromkeys(("keep", "send"), 0)

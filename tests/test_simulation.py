@@ -19,7 +19,7 @@ from gemma_ops.evaluation.judge.correction import Corrected, Correction, Share
 from gemma_ops.evaluation.judge.outcome import pairwise
 from gemma_ops.evaluation.judge.record import Judgement
 from gemma_ops.evaluation.statistics import Sample
-from gemma_ops.metrics.labels import _f1 as labels_f1
+from gemma_ops.metrics.labels import f1_aggregate as labels_f1
 
 SUPERIOR = GateConfig(metric="m", test="superior", versus="base")
 NONINFERIOR = GateConfig(metric="m", target="q8_0", test="noninferior", versus="tuned", margin=0.05)

@@ -15,12 +15,13 @@ from dataclasses import replace
 from gemma_ops.data.near import Near
 from gemma_ops.data.parts import text_of
 from gemma_ops.data.tasks import asked_texts, names
-from gemma_ops.data.words import Boilerplate, hashes, shingles
+from gemma_ops.data.words import Boilerplate, Hashes, hashes, shingles
 from gemma_ops.evaluation.task import Task
 from gemma_ops.metrics.base import Row
 
 NEAR = 0.8
 """Share of common 5-word runs (Jaccard) from which two questions are one."""
+COMMON = 0.25
 _SIGNS = re.compile(r"\d+|[²³¹⁰-₉+*/=<>^%−-]")
 
 
@@ -50,7 +51,7 @@ def copied(rows: Sequence[Row]) -> list[int]:
     """For each row, the index of the first one that asks the same."""
     asked = [asked_texts({"messages": list(row.messages)}) for row in rows]
     beside = [_beside(row, texts) for row, texts in zip(rows, asked, strict=True)]
-    boilerplate = Boilerplate([hashes(text) for texts in asked for text in texts])
+    boilerplate = _instruction([hashes(text) for texts in asked for text in texts])
     near, exact, found = Near(NEAR), dict[object, int](), list[int]()
     for index, texts in enumerate(asked):
         key = (*(_plain(text) for text in texts), beside[index])
@@ -61,6 +62,15 @@ def copied(rows: Sequence[Row]) -> list[int]:
             near.add(index, items)
             first = close[0] if close else index
         found.append(found[first] if first < index else index)
+    return found
+
+
+def _instruction(texts: Sequence[Hashes]) -> Boilerplate:
+    """What a fixed instruction says. A question copied again and again is common too, so only what a quarter of all texts
+    share counts."""
+    found = Boilerplate(texts)
+    found.runs = {run: share for run, share in found.runs.items() if share > COMMON}
+    found.edges = {edge: share for edge, share in found.edges.items() if share > COMMON}
     return found
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from gemma_ops import __version__
 from gemma_ops.evaluation.gatebench import tables
 from gemma_ops.evaluation.gatebench.cases import cases
+from gemma_ops.evaluation.gatebench.undecided import macro_f1
 
 ROWS = (20, 50, 200, 1000)
 EFFECTS = ((0.01, 0.15), (0.02, 0.15), (0.04, 0.15), (0.02, 0.3))
@@ -36,6 +37,7 @@ def measure_gates(times: int, seed: int, tell: Callable[[str], None]) -> dict[st
         tables.pilots(case, n, gap, max(20, times // 100), seed + 3)
         for case, n, gap in ((scores, 50, 0.04), (graded, 50, 0.08), (zeros, 50, 0.05), (pairs, 60, 0.08))
     ]
+    undecided = [macro_f1(n, max(50, times // 20), seed + 4) for n in (50, 200)]
     prices = [tables.price(effect, deviation) for effect, deviation in EFFECTS]
     return {
         "schema": SCHEMA,
@@ -45,6 +47,7 @@ def measure_gates(times: int, seed: int, tell: Callable[[str], None]) -> dict[st
         "bounds": {"error": round(0.05 + 3 * (0.05 * 0.95 / times) ** 0.5, 4), "coverage": 0.94, "ratio": 1.6},
         "seconds": round(time.process_time() - started),
         "errors": [_rounded(asdict(line)) for line in errors],
+        "undecided": [_rounded(asdict(line)) for line in undecided],
         "verdicts": [
             {"case": name, "gates": 10, "n": 200, "times": times // 2, "any_pass": any_pass, "any_fail": any_fail}
             for name, (any_pass, any_fail) in verdicts.items()
@@ -65,6 +68,11 @@ def record_lines(body: dict[str, Any]) -> list[str]:
     found += [
         f"{line['false_pass']:10.4f}  {line['false_fail']:10.4f}  {line['coverage']:8.4f}  {line['n']:5,}  {line['case']}"
         for line in body["errors"]
+    ]
+    found += [
+        f"{line['passes']:10.4f}  {line['fails']:10.4f}  {line['shown_coverage']:8.4f}  {line['n']:5,}  {line['case']}: not decided, "
+        "its interval is shown only"
+        for line in body["undecided"]
     ]
     found += [
         f"ten gates at their margins: any passes {line['any_pass']:.4f}, any fails {line['any_fail']:.4f} ({line['case']})"
