@@ -66,7 +66,7 @@ class EvaluateConfig(Section):
     routing_margin: Annotated[float, Field(ge=0, lt=1)] = 0.02
     """Loss on the primary metric at which questions are still kept on a local model instead of being sent to a service."""
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
-    """Level of every interval, and 1 - alpha of the gates together (Holm)."""
+    """Level of every interval; what is left to 1 is the level that all gates share, over all looks at the same models."""
     seed: Annotated[int, Field(ge=0)] = 7
     """Seed of the bootstraps."""
 
