@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from test_evaluation_pipeline import FACTS, SUPERIOR, Echo, go, make_task
 
+from gemma_ops.answer import Answer
 from gemma_ops.config import EvaluateConfig, GateConfig, MachineConfig
 from gemma_ops.errors import DataError
 from gemma_ops.evaluation import gates, looks, regrade, summary_lines
@@ -181,3 +182,25 @@ def test_copies_join_the_clusters_they_stand_in(tmp_path):
     assert len({row.cluster for row in joined.rows[:4]}) == 1
     assert joined.rows[4].cluster == "c"
     assert join_copies(replace(task, rows=task.rows[:2])).copies == 0
+
+
+class Partly(Echo):
+    """Says so many letters of the alphabet that its score lies somewhere between."""
+
+    def answer(self, batches, *, max_new_tokens, schema=None):
+        for batch in batches:
+            numbers = [int(prompt.messages[-1]["content"].split()[1]) for prompt in batch]
+            yield [Answer("abcdefghijkl"[: 6 + (7 * number) % 6], "stop", 5, 3, 0.01) for number in numbers]
+
+
+def test_the_order_of_rows_in_the_file_decides_nothing(tmp_path):
+    rows = [{"id": f"q{i}", "prompt": f"question {i}", "reference": "abcdefghijkl"} for i in range(60)]
+    found = []
+    for name, ordered in (("a", rows), ("b", sorted(rows, key=lambda row: (7 * int(row["id"][1:])) % 6))):
+        task = make_task(tmp_path / name / "t", rows=ordered, metrics=["chrf"], primary="chrf")
+        gate = {"metric": "chrf", "target": "tuned", "test": "at_least", "margin": 0.5}
+        found.append(go(tmp_path / name / "out", task, [Partly("tuned", 0)], gates=[gate])[1])
+    one, other = found
+    assert 0 < one["gates"][0]["p"] < 0.5
+    assert one["gates"] == other["gates"]
+    assert one["results"][0]["metrics"] == other["results"][0]["metrics"]
