@@ -61,6 +61,15 @@ def test_another_model_has_its_own_looks(tmp_path):
     assert evaluated(tmp_path, 44, facts=facts)["look"]["number"] == 1
 
 
+def test_a_copy_of_the_run_has_the_looks_of_the_run(tmp_path):
+    evaluated(tmp_path, 40)
+    (tmp_path / "run" / "config.json").write_text("{}")
+    out = tmp_path / "copy" / "evaluate.partial"
+    out.parent.mkdir()
+    targets = [Echo("base", 0), Echo("tuned", 14)]
+    assert go(out, make_task(tmp_path / "t", 44), targets, gates=[SUPERIOR])[1]["look"]["number"] == 2
+
+
 def test_without_gates_nothing_is_spent(tmp_path):
     _, verdict = go(tmp_path / "out", make_task(tmp_path / "t"), [Echo("base", 3)])
     assert verdict["look"] is None

@@ -184,6 +184,12 @@ def test_dollars_of_the_machine_are_its_hours_over_the_share_it_is_busy():
     found = cost.spent([stored(i, seconds=1.0) for i in range(10)], FACTS, "tuned", 0.95)
     assert found["usd_per_1k"] == pytest.approx(1000 * 3.6 / 3600 / 0.5)
     assert found["kind"] == "machine"
+    assert (0 < found["low"] < found["usd_per_1k"], found["high"]) == (
+        True,
+        None,
+    )  # nothing says what one can cost at most
+    bounded = cost.spent([stored(i, seconds=1.0) for i in range(10)], FACTS, "tuned", 0.95, most=100.0)
+    assert bounded["usd_per_1k"] < bounded["high"] < 100
     assert "busy 50% of the time" in found["basis"]
 
 

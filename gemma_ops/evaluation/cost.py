@@ -78,14 +78,16 @@ def place(facts: Facts, target: str) -> str:
     return str(facts.get("targets", {}).get(target, {}).get("place", HERE))
 
 
-def spent(answers: Sequence[Stored], facts: Facts, target: str, confidence: float) -> Facts:
-    """`usd_per_1k` with its interval, `kind` and `basis`; figures are None where unknown."""
+def spent(answers: Sequence[Stored], facts: Facts, target: str, confidence: float, most: float | None = None) -> Facts:
+    """`usd_per_1k` with its interval, `kind` and `basis`; figures are None where unknown. So is the upper end without
+    `most`, what 1,000 answers can cost at most: the next answer may then be of any price."""
     found = money(answers, facts, target)
     body: Facts = {"usd_per_1k": None, "low": None, "high": None, "kind": found.kind, "basis": found.basis}
     if found.dollars:
         sample = Sample.of([1000 * value for value in found.dollars])
-        reach = sample.quantile((1 - confidence) / 2) * sample.error if sample.n > 1 else 0.0
-        body |= {"usd_per_1k": sample.mean, "low": max(sample.mean - reach, 0.0), "high": sample.mean + reach}
+        known = Below(sample, False, sample.mean, None, most)
+        low, high = (known.bound((1 - confidence) / 2, upper=upper) for upper in (True, False))
+        body |= {"usd_per_1k": sample.mean, "low": low, "high": high}
     return body
 
 

@@ -1,7 +1,7 @@
 """Looks: every verdict on the same targets and task is recorded, and what it spent of the level is gone for later ones.
 
 The record is a file beside the step's folder in the run, `evaluate.looks.jsonl`, which `--redo evaluate` leaves alone; the
-verdict repeats it, so that the registered version carries it. Two verdicts share their level when a gate of each asks about
+verdict repeats it, so that the registered version carries it. Records of other runs in the same folder count too. Two verdicts share their level when a gate of each asks about
 the same model (by the digest of its files) on the task of the same name, against the same rival. The same answers judged
 again, as after a crash or with another metric, are the same look.
 """
@@ -64,6 +64,15 @@ def read_looks(path: Path) -> list[Look]:
             f"{path} can't be read: {str(error).splitlines()[0]}",
             "restore it from a copy; it says how much of the gates' level earlier evaluations spent",
         ) from error
+
+
+def known_looks(out: Path) -> list[Look]:
+    """The looks of a step's folder, and before them those of the runs beside it: a model that another run evaluated, or a
+    copy of the run, begins with no clean slate."""
+    own = place(out)
+    others = (path for path in sorted(own.parent.parent.glob(f"*/{own.name}")) if path.parent != own.parent)
+    beside = [look for path in others if (path.parent / "config.json").is_file() for look in read_looks(path)]
+    return [*beside, *read_looks(own)]
 
 
 def take_look(graded: Sequence[Graded], settings: EvaluateConfig, facts: Facts, known: Sequence[Look]) -> Standing:

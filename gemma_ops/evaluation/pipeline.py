@@ -134,7 +134,7 @@ def run(
     write_text(out / scoring.FILE, "".join(scoring.lines(graded)))
     judged = judging(graded) if judging else []
     record = looks.place(out)
-    standing = looks.take_look(graded, settings, facts, looks.read_looks(record)) if settings.gates else None
+    standing = looks.take_look(graded, settings, facts, looks.known_looks(out)) if settings.gates else None
     body = verdict.build(graded, settings, facts, judged, standing)
     if standing is not None:
         looks.record_look(record, standing, body["verdict"])
@@ -169,7 +169,8 @@ def metrics(body: dict[str, Any]) -> dict[str, float]:
         dollars = result["cost"]
         if dollars["usd_per_1k"] is not None:
             flat[f"{prefix}/usd_per_1k"] = dollars["usd_per_1k"]
-            flat |= {f"{prefix}/usd_per_1k/{end}": dollars[end] for end in ("low", "high")}
+            ends = {end: dollars[end] for end in ("low", "high") if dollars[end] is not None}
+            flat |= {f"{prefix}/usd_per_1k/{end}": value for end, value in ends.items()}
         flat[f"{prefix}/cut"] = float(result["ends"].get("length", 0))
         flat[f"{prefix}/failed"] = float(result["failed"])
         if result["hidden"]:

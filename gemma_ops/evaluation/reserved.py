@@ -20,7 +20,7 @@ from gemma_ops.targets.spec import parse
 
 def most_per_answer(task: Task, target: str, answers: Sequence[Stored]) -> float | None:
     """Dollars that the dearest of these questions can cost at this target, at the prices of today and of the tiers that
-    answered. None where nothing is reserved, or no price is known."""
+    answered. None where nothing is reserved, no price is known, or an answer was dearer."""
     spec = parse(target)
     if spec.kind != "gemini":
         return None
@@ -38,4 +38,6 @@ def most_per_answer(task: Task, target: str, answers: Sequence[Stored]) -> float
             )
         except BudgetError:
             return None
-    return found / prices.NANO
+    most = found / prices.NANO
+    # A bill above today's reservation is one of other prices, and no bound of it is known.
+    return None if any((answer.dollars or 0.0) > most for answer in answers) else most

@@ -80,8 +80,7 @@ class Book:
         targets = [gate.target, *([gate.versus] if gate.versus else [])]
         item = self.pages[task, gate.target]
         if gate.test == "at_most":
-            dearest = most_per_answer(item.task, gate.target, item.answers) if gate.metric == "usd_per_1k" else None
-            return cost.evidence(gate, item.answers, self.facts, None if dearest is None else 1000 * dearest)
+            return cost.evidence(gate, item.answers, self.facts, _most(item))
         if gate.metric in item.task.columns:
             columns, clusters = self.scores(task, gate.metric, targets)
             values = columns[0] if len(columns) == 1 else [a - b for a, b in zip(*columns, strict=True)]
@@ -129,11 +128,17 @@ def result(item: Graded, book: Book) -> dict[str, Any]:
         "metrics": metrics,
         "slices": _slices(item, confidence),
         "speed": rounded(cost.speed(item.answers)),
-        "cost": rounded(cost.spent(item.answers, book.facts, item.target, confidence)),
+        "cost": rounded(cost.spent(item.answers, book.facts, item.target, confidence, _most(item))),
         "place": cost.place(book.facts, item.target),
     }
     labels = _labels(item)
     return body | ({"labels": labels} if labels else {})
+
+
+def _most(item: Graded) -> float | None:
+    """Dollars that 1,000 answers can cost at most, as far as it is known."""
+    dearest = most_per_answer(item.task, item.target, item.answers)
+    return None if dearest is None else 1000 * dearest
 
 
 def _clusters(task: Task) -> list[str] | None:
