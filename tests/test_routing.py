@@ -274,8 +274,15 @@ def test_gates_on_what_can_not_be_known_are_refused():
 
 
 @pytest.mark.parametrize(
-    "body", [{"metric": "exact_match", "test": "at_most"}, {"metric": "usd_per_1k", "test": "at_least"}]
+    "body",
+    [
+        {"metric": "exact_match", "test": "at_most"},
+        {"metric": "usd_per_1k", "test": "at_least"},
+        {"metric": "seconds_p95", "test": "at_most", "margin": 1.0, "most": 2.0},
+        {"metric": "usd_per_1k", "test": "at_most", "margin": 1.0, "most": 0.5},
+    ],
 )
 def test_at_most_is_for_dollars_and_seconds(body):
-    with pytest.raises(ValueError, match="at_most is the test of"):
+    told = "`most` is for usd_per_1k" if "most" in body else "at_most is the test of"
+    with pytest.raises(ValueError, match=told):
         GateConfig(**body)

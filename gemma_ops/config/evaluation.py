@@ -43,6 +43,8 @@ class GateConfig(Section):
             raise ValueError("superior and noninferior need `versus`; at_least takes none, nor does at_most")
         if (self.metric in RUNNING) != (self.test == "at_most"):
             raise ValueError(f"at_most is the test of {', '.join(RUNNING)}, and of nothing else")
+        if self.most is not None and (self.metric != "usd_per_1k" or self.most <= self.margin):
+            raise ValueError("`most` is for usd_per_1k, and above its margin: what 1,000 answers can cost at most")
         return self
 
 
