@@ -201,6 +201,32 @@ def test_a_batch_is_planned_at_half_the_price(tmp_path, emulator):
     assert half == pytest.approx(full / 2)
 
 
+def test_what_an_answer_can_cost_at_most_is_what_was_reserved_for_it(tmp_path, emulator):
+    """Forty answers at a quarter of a dollar per 1,000 say nothing of a dear one, but none can cost more than its reservation."""
+    task = make_task(tmp_path / "t", rows=rows(40), privacy="paid", generation={"max_new_tokens": 16})
+    asked = {"metric": "usd_per_1k", "target": NAME, "test": "at_most"}
+    gates = [asked | {"margin": margin} for margin in (0.1, 0.6, 8.0)]
+    _, _, verdict = go(tmp_path, machine_for(emulator, tmp_path), task, local=Echo("tuned", 20), gates=gates)
+    low, middle, high = verdict["gates"]
+    assert [gate["outcome"] for gate in (low, middle, high)] == ["fail", "inconclusive", "pass"]
+    assert middle["bound"] > 3 * middle["value"]
+    assert middle["n_needed"] > 40
+
+
+def test_a_plan_tells_gates_that_rows_do_not_decide(tmp_path, emulator):
+    task = make_task(tmp_path / "t", rows=rows(20), privacy="any", metrics=["exact_match", "choice_accuracy"])
+    asked = [
+        {"metric": "choice_accuracy.f1_macro", "test": "at_least", "margin": 0.5},
+        {"metric": "usd_per_1k", "test": "at_most", "margin": 1.0},
+        {"metric": "usd_per_1k", "test": "at_most", "margin": 1.0, "target": NAME},
+        {"metric": "exact_match", "test": "at_least", "margin": 0.9},
+    ]
+    told = planned(machine_for(emulator, tmp_path), task, tmp_path, gates=asked)["problems"]
+    assert sum("will end inconclusive: it is no mean of rows" in line for line in told) == 1
+    assert sum("the most that an answer can cost is not known" in line for line in told) == 1
+    assert sum("can't pass with 20 rows of t" in line and "fewer than 32" in line for line in told) == 1
+
+
 def test_a_plan_says_what_would_stop_it_and_what_it_can_show(tmp_path, emulator):
     task = make_task(tmp_path / "t", rows=rows(20, private=(1, 2)), privacy="any")
     gate = {"metric": "exact_match", "test": "noninferior", "versus": NAME, "margin": 0.02}
@@ -208,7 +234,8 @@ def test_a_plan_says_what_would_stop_it_and_what_it_can_show(tmp_path, emulator)
     told = "\n".join(found["problems"])
     assert f"2 rows of t may not be sent to {NAME}" in told
     assert "budget_usd is not set" in told
-    assert "will likely end inconclusive: 20 rows of t, about 3,0" in told
+    assert "can't pass with 20 rows of t: no test that holds for all scores passes it with fewer than 163" in told
+    assert "about 3,4" in told
     assert found["targets"][1]["requests"] == 18
     assert 0.2 < found["tasks"][0]["detectable"] < 1
     text = forecast_lines(found)

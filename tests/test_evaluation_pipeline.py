@@ -327,7 +327,7 @@ def test_clusters_widen_intervals_and_are_counted(tmp_path):
     assert two["high"] - two["low"] > 1.5 * (one["high"] - one["low"])
 
 
-def test_macro_f1_has_an_interval_and_can_be_gated(tmp_path):
+def test_macro_f1_has_an_interval_and_a_gate_on_it_says_what_is_missing(tmp_path):
     rows = [{"id": f"q{i}", "prompt": f"question {i}", "reference": f"a{i}" if i < 30 else "wrong"} for i in range(60)]
     gate = {
         "metric": "choice_accuracy.f1_macro",
@@ -341,7 +341,10 @@ def test_macro_f1_has_an_interval_and_can_be_gated(tmp_path):
     figure = verdict["results"][1]["metrics"]["choice_accuracy.f1_macro"]
     assert 0 < figure["low"] < figure["value"] < figure["high"]
     assert figure["method"] == "cluster bootstrap"
-    assert verdict["gates"][0]["outcome"] == "pass"
+    (found,) = verdict["gates"]
+    assert (found["outcome"], found["bound"], found["n_needed"]) == ("inconclusive", None, None)
+    assert "no mean of rows" in found["words"]
+    assert "share of right answers" in found["words"]
 
 
 def test_progress_is_recorded(tmp_path):

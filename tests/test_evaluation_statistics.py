@@ -10,7 +10,7 @@ from scipy import stats
 from gemma_ops.config import GateConfig
 from gemma_ops.evaluation import gates, paired, plan, statistics
 from gemma_ops.evaluation.statistics import Sample
-from gemma_ops.metrics.labels import _f1 as labels_f1
+from gemma_ops.metrics.labels import f1_aggregate as labels_f1
 
 
 def grouped(rng, clusters, per, p, icc=0.3):
@@ -165,11 +165,76 @@ def test_equal_targets_pass_noninferiority_only_with_enough_rows():
     assert 20 < small.n_needed <= 400
 
 
-def test_no_number_of_rows_proves_what_is_not_so():
+def test_no_number_of_rows_is_said_only_where_it_is_so():
+    """A pilot that came out a little worse leaves a better truth open, and rows for it are told with that truth. Nothing is
+    better than everything right by a margin."""
     found = decide_one([1.0] * 5 + [-1.0] * 6 + [0.0] * 50, SUPERIOR)
     assert found.outcome == "inconclusive"
-    assert found.n_needed is None
+    assert found.n_needed > 61
+    assert "if the truth is +0." in found.words
+    perfect = AT_LEAST.model_copy(update={"margin": 1.0})
+    found = decide_one([1.0] * 20, perfect, difference=False)
+    assert (found.outcome, found.n_needed) == ("inconclusive", None)
     assert "no number of rows" in found.words
+
+
+def test_gates_that_fail_share_their_level_too():
+    """Each alone would fail at .05; of four together none does, and one that is far off still does."""
+    close, far = [1.0] * 19 + [0.0] * 23, [0.0] * 40
+    alone = gates.judge([AT_LEAST], [rate(close)], 0.05)[0][0]
+    together = [found[0] for found in gates.judge([AT_LEAST] * 4, [rate(close)] * 4, 0.05)]
+    assert (alone, together) == ("fail", ["inconclusive"] * 4)
+    mixed = gates.decide([AT_LEAST] * 2, [rate(far), rate([1.0] * 26 + [0.0] * 14)], 0.95)
+    assert [found.outcome for found in mixed] == ["fail", "inconclusive"]
+    assert mixed[0].upper < mixed[0].threshold < mixed[1].upper
+
+
+def rate(values):
+    sample = Sample.of(values)
+    return gates.Evidence(sample, False, sample.mean)
+
+
+def test_a_collapse_that_was_not_seen_is_not_ruled_out():
+    """Fifty rows within .02 of each other say nothing of what one row in fifty loses; three hundred do."""
+    jitter = list(0.02 * np.sin(np.arange(50)))
+    unseen = NONINFERIOR.model_copy(update={"margin": 0.01})
+    found = decide_one(jitter, unseen)
+    assert found.outcome == "inconclusive"
+    assert found.bound < -0.05
+    assert "50 rows can't show it, 299 could even if no row differs" in found.words
+    assert decide_one(jitter * 8, unseen).outcome == "pass"
+
+
+def test_too_few_clusters_say_how_many_could():
+    found = decide_one([1.0, 0.9, 1.0, 0.8], AT_LEAST, difference=False, clusters=["a", "a", "b", "b"])
+    assert found.outcome == "inconclusive"
+    assert "2 clusters can't show it, 6 could even if all answers are right" in found.words
+
+
+def test_rows_told_are_for_the_look_that_comes():
+    values = [1.0] * 12 + [-1.0] * 8 + [0.0] * 80
+    sample = Sample.of(values)
+    now, then = (
+        gates.decide([SUPERIOR], [gates.Evidence(sample, True, sample.mean)], 0.95, later=later)[0].n_needed
+        for later in (None, 0.99)
+    )
+    assert then > 1.4 * now
+
+
+@pytest.mark.parametrize("margin", [0.04, 0.07])
+def test_rows_told_for_ties_are_those_that_the_exact_test_takes(margin):
+    gate = NONINFERIOR.model_copy(update={"margin": margin})
+    told = decide_one([0.0] * 9, gate).n_needed
+    assert decide_one([0.0] * told, gate).outcome == "pass"
+    assert decide_one([0.0] * (told - 1), gate).outcome == "inconclusive"
+
+
+def test_pairs_told_have_the_power():
+    wins, losses = 0.2, 0.1
+    told = paired.pairs_needed(wins, losses, 0.0, 0.05)
+    drawn = np.random.default_rng(6).multinomial(told, [wins, losses, 1 - wins - losses], size=150)
+    passed = np.mean([paired._exact(int(won), int(lost), told, 0.0) <= 0.05 for won, lost, _ in drawn])
+    assert 0.8 - 3 * (0.16 / 150) ** 0.5 <= passed <= 0.93
 
 
 def test_clusters_make_a_gate_more_careful():

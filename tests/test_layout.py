@@ -36,7 +36,7 @@ ROOMS = {
     "jinja2": {"data"},
     "tokenizers": {"data", "modeling", "nano"},
     "gguf": {"export"},
-    "scipy": {"evaluation"},
+    "scipy": {"evaluation", "stats"},
     "sklearn": {"evaluation"},
     "sacrebleu": {"metrics"},
     "rouge_score": {"metrics"},
@@ -52,7 +52,7 @@ ROOMS = {
 # A room may import rooms of a lower level, and its own.
 LEVELS = [
     {"errors"},
-    {"family", "share", "journal", "yamlplaces", "durable"},
+    {"family", "share", "journal", "yamlplaces", "durable", "stats"},
     {"config"},
     {"answer", "digest", "configfile", "offline", "keyed"},
     {"artifact"},

@@ -133,9 +133,10 @@ def test_the_base_model_is_a_candidate_only_where_there_is_no_other(tmp_path):
     assert not (tmp_path / "c" / "routing.json").exists()
 
 
-def test_a_table_is_wrong_no_more_often_than_it_says():
+def test_a_table_is_wrong_no_more_often_than_it_says(monkeypatch):
     """Five slices whose true difference is minus the margin itself: there a wrong `keep` and a wrong `send` are likeliest, and
     either may stand in at most 5 % of the tables. Without Holm's method it would be about 20 %."""
+    monkeypatch.setattr(routing, "_needed", lambda *_: None)  # most of the work, and not what is asked here
     random, tables = np.random.default_rng(5), 120
     book = Book([], EvaluateConfig(routing_margin=0.05), FACTS)
     wrong = dict.fromkeys(("keep", "send"), 0)
@@ -183,6 +184,12 @@ def test_dollars_of_the_machine_are_its_hours_over_the_share_it_is_busy():
     found = cost.spent([stored(i, seconds=1.0) for i in range(10)], FACTS, "tuned", 0.95)
     assert found["usd_per_1k"] == pytest.approx(1000 * 3.6 / 3600 / 0.5)
     assert found["kind"] == "machine"
+    assert (0 < found["low"] < found["usd_per_1k"], found["high"]) == (
+        True,
+        None,
+    )  # nothing says what one can cost at most
+    bounded = cost.spent([stored(i, seconds=1.0) for i in range(10)], FACTS, "tuned", 0.95, most=100.0)
+    assert bounded["usd_per_1k"] < bounded["high"] < 100
     assert "busy 50% of the time" in found["basis"]
 
 
@@ -223,18 +230,21 @@ def test_first_tokens_are_timed_for_all_answers_or_not_at_all():
     assert cost.speed(some[::2])["first_seconds_p50"] == 0.1
 
 
-def gate(metric, margin, target="tuned"):
-    return GateConfig(metric=metric, target=target, test="at_most", margin=margin)
+def gate(metric, margin, target="tuned", **more):
+    return GateConfig(metric=metric, target=target, test="at_most", margin=margin, **more)
 
 
-@pytest.mark.parametrize(("margin", "outcome"), [(0.04, "pass"), (0.01, "fail")])
-def test_dollars_can_be_gated(tmp_path, margin, outcome):
-    local = Known("tuned", range(40))
-    _, verdict = go(
-        tmp_path / "out", make_task(tmp_path / "t"), [local], facts=FACTS, gates=[gate("usd_per_1k", margin)]
-    )
+@pytest.mark.parametrize(
+    ("margin", "most", "outcome"),
+    [(0.04, 0.1, "pass"), (0.04, None, "inconclusive"), (0.01, 0.1, "fail"), (0.01, None, "fail")],
+)
+def test_dollars_can_be_gated(tmp_path, margin, most, outcome):
+    """To be shown too dear needs no more than answers; to be shown cheap needs the most that one can cost."""
+    local, asked = Known("tuned", range(40)), gate("usd_per_1k", margin, most=most)
+    _, verdict = go(tmp_path / "out", make_task(tmp_path / "t"), [local], facts=FACTS, gates=[asked])
     (found,) = verdict["gates"]
     assert (found["outcome"], round(found["value"], 6)) == (outcome, 0.02)
+    assert ("most that an answer can cost is not known" in found["words"]) == (outcome == "inconclusive")
     assert "tuned costs at most $0.0" in found["words"]
     assert "$0.02" in (tmp_path / "out" / "junit.xml").read_text()
 
@@ -264,8 +274,15 @@ def test_gates_on_what_can_not_be_known_are_refused():
 
 
 @pytest.mark.parametrize(
-    "body", [{"metric": "exact_match", "test": "at_most"}, {"metric": "usd_per_1k", "test": "at_least"}]
+    "body",
+    [
+        {"metric": "exact_match", "test": "at_most"},
+        {"metric": "usd_per_1k", "test": "at_least"},
+        {"metric": "seconds_p95", "test": "at_most", "margin": 1.0, "most": 2.0},
+        {"metric": "usd_per_1k", "test": "at_most", "margin": 1.0, "most": 0.5},
+    ],
 )
 def test_at_most_is_for_dollars_and_seconds(body):
-    with pytest.raises(ValueError, match="at_most is the test of"):
+    told = "`most` is for usd_per_1k" if "most" in body else "at_most is the test of"
+    with pytest.raises(ValueError, match=told):
         GateConfig(**body)

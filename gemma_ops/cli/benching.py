@@ -1,4 +1,5 @@
-"""Verb that measures: `bench train` runs one training step of gemma-ops beside stock TRL and other trainers."""
+"""Verbs that measure: `bench train` runs one training step of gemma-ops beside stock TRL and other trainers, `bench gates`
+judges data of known truth."""
 
 from __future__ import annotations
 
@@ -11,13 +12,16 @@ import typer
 from gemma_ops.cli.options import Json
 
 app = typer.Typer()
-bench_app = typer.Typer(help="Measure gemma-ops beside other trainers, on this machine.", no_args_is_help=True)
+bench_app = typer.Typer(
+    help="Measure gemma-ops: its training step beside other trainers', and whether gates keep their word.",
+    no_args_is_help=True,
+)
 app.add_typer(bench_app, name="bench")
 
 
 @bench_app.callback()
 def _bench() -> None:
-    """Measure gemma-ops beside other trainers, on this machine."""
+    """Measure gemma-ops: its training step beside other trainers', and whether gates keep their word."""
 
 
 @bench_app.command("train")
@@ -113,6 +117,33 @@ def bench_train(
         console.print_json(body)
     else:
         _show(str(folder), body)
+
+
+@bench_app.command("gates")
+def bench_gates(
+    times: Annotated[int, typer.Option(min=100, help="Data sets a line of the tables.")] = 4000,
+    seed: Annotated[int, typer.Option(help="Of the data.")] = 7,
+    out: Annotated[
+        Path | None, typer.Option(help="File for the record, JSON.", dir_okay=False, show_default=False)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Judge data whose truth stands at the margin: wrong passes and fails, coverage, ten gates, twenty looks, rows needed.
+
+    A few minutes on one core. configs/benchmarks/gates.json is such a record.
+    """
+    from gemma_ops import console
+    from gemma_ops.durable import write_json
+    from gemma_ops.evaluation.gatebench import measure_gates, record_lines
+
+    body = measure_gates(times, seed, lambda text: console.err().print(text, markup=False))
+    if out is not None:
+        write_json(out, body)
+    if as_json:
+        console.print_json(body)
+        return
+    for line in record_lines(body):
+        print(line)
 
 
 def _show(name: str, body: dict[str, Any]) -> None:

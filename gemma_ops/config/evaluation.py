@@ -33,6 +33,9 @@ class GateConfig(Section):
     """The other target, for the two paired tests."""
     margin: float = 0.0
     """In the metric's own units."""
+    most: Annotated[float, Field(gt=0)] | None = None
+    """For `usd_per_1k`: dollars of 1,000 answers that each cost as much as one can. Needed where it isn't known from what
+    is reserved for an answer: without it no number of answers shows that the next ones aren't dearer."""
 
     @model_validator(mode="after")
     def _rival(self) -> GateConfig:
@@ -40,6 +43,8 @@ class GateConfig(Section):
             raise ValueError("superior and noninferior need `versus`; at_least takes none, nor does at_most")
         if (self.metric in RUNNING) != (self.test == "at_most"):
             raise ValueError(f"at_most is the test of {', '.join(RUNNING)}, and of nothing else")
+        if self.most is not None and (self.metric != "usd_per_1k" or self.most <= self.margin):
+            raise ValueError("`most` is for usd_per_1k, and above its margin: what 1,000 answers can cost at most")
         return self
 
 
@@ -69,7 +74,7 @@ class EvaluateConfig(Section):
     routing_margin: Annotated[float, Field(ge=0, lt=1)] = 0.02
     """Loss on the primary metric at which questions are still kept on a local model instead of being sent to a service."""
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
-    """Level of every interval, and 1 - alpha of the gates together (Holm)."""
+    """Level of every interval; what is left to 1 is the level that all gates share, over all looks at the same models."""
     seed: Annotated[int, Field(ge=0)] = 7
     """Seed of the bootstraps."""
 

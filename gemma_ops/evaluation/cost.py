@@ -7,6 +7,7 @@ which is not zero. Time is what whoever asks waits: with 16 prompts decoded toge
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,8 @@ from gemma_ops.errors import ConfigError, DataError
 from gemma_ops.evaluation.answers import Stored
 from gemma_ops.evaluation.gates import QUANTILES, Evidence
 from gemma_ops.evaluation.statistics import Sample
+from gemma_ops.stats.betting import BoundedSample, fewest
+from gemma_ops.stats.power import clusters_needed
 from gemma_ops.targets.base import HERE
 
 Facts = dict[str, Any]
@@ -75,14 +78,16 @@ def place(facts: Facts, target: str) -> str:
     return str(facts.get("targets", {}).get(target, {}).get("place", HERE))
 
 
-def spent(answers: Sequence[Stored], facts: Facts, target: str, confidence: float) -> Facts:
-    """`usd_per_1k` with its interval, `kind` and `basis`; figures are None where unknown."""
+def spent(answers: Sequence[Stored], facts: Facts, target: str, confidence: float, most: float | None = None) -> Facts:
+    """`usd_per_1k` with its interval, `kind` and `basis`; figures are None where unknown. So is the upper end without
+    `most`, what 1,000 answers can cost at most: the next answer may then be of any price."""
     found = money(answers, facts, target)
     body: Facts = {"usd_per_1k": None, "low": None, "high": None, "kind": found.kind, "basis": found.basis}
     if found.dollars:
         sample = Sample.of([1000 * value for value in found.dollars])
-        reach = sample.quantile((1 - confidence) / 2) * sample.error if sample.n > 1 else 0.0
-        body |= {"usd_per_1k": sample.mean, "low": max(sample.mean - reach, 0.0), "high": sample.mean + reach}
+        known = Below(sample, False, sample.mean, None, most)
+        low, high = (known.bound((1 - confidence) / 2, upper=upper) for upper in (True, False))
+        body |= {"usd_per_1k": sample.mean, "low": low, "high": high}
     return body
 
 
@@ -118,29 +123,49 @@ def waits(answers: Sequence[Stored], kind: str) -> list[float]:
 
 @dataclass(frozen=True)
 class Below(Evidence):
-    """Evidence for a mean without an upper end, such as dollars, that is to stay below a limit."""
+    """Evidence for a mean without an upper end of its own, such as dollars, that is to stay below a limit. `most` is what a
+    value can be at most; while it is None nothing can be shown to be below anything, as the next value may be endless."""
+
+    most: float | None = None
 
     def tests(self, margin: float) -> tuple[float, float]:
-        z = (
-            (margin - self.value) / self.sample.error
-            if self.sample.error > 0
-            else np.sign(margin - self.value) * np.inf
-        )
-        return self.sample.tail(z), self.sample.tail(-z)
+        above = self._values().p_value(margin)
+        return (1.0 if self.most is None else self._values().mirrored().p_value(-margin)), above
 
-    def bound(self, alpha: float, *, upper: bool = False) -> float:
-        reach = self.sample.quantile(alpha) * self.sample.error if self.sample.n > 1 else np.inf
-        return self.value - reach if upper else self.value + reach
+    def bound(self, alpha: float, *, upper: bool = False) -> float | None:
+        if upper:
+            return self._values().bound(alpha)
+        return None if self.most is None else -self._values().mirrored().bound(alpha)
+
+    def hope(self, margin: float, alpha: float) -> float | None:
+        if self.value < margin:
+            return self.value
+        least = self._values().bound(alpha)
+        return least if least < margin * (1 - 1e-6) else None
 
     def rows_needed(self, margin: float, alpha: float) -> int | None:
-        from gemma_ops.evaluation import plan
+        truth = self.hope(margin, alpha)
+        if truth is None or self.most is None:
+            return None
+        moved = None if truth == self.value else -truth
+        found = clusters_needed(self._values().mirrored(), -margin, alpha, moved)
+        return None if found is None else max(self.sample.n + 1, found)
 
-        variance = max(self.sample.error**2 * self.sample.n, 1e-12)
-        return plan.rows_needed(margin - self.value, variance, variance, alpha)
+    def missing(self, margin: float, alpha: float) -> str | None:
+        if self.most is None:
+            return "the most that an answer can cost is not known: say it in the gate's `most`"
+        least = fewest(-margin, 0.0, -self.most, alpha)
+        if least is None or self.sample.n >= least:
+            return None
+        return f"{self.sample.n:,} rows can't show it, {least:,} could even if they cost nothing"
+
+    def _values(self) -> BoundedSample:
+        return self.sample.bounded(0.0, math.inf if self.most is None else self.most)
 
 
-def evidence(gate: GateConfig, answers: Sequence[Stored], facts: Facts) -> Evidence:
-    """Evidence for a gate on dollars or seconds. Raises DataError when what it asks about was not measured.
+def evidence(gate: GateConfig, answers: Sequence[Stored], facts: Facts, most: float | None = None) -> Evidence:
+    """Evidence for a gate on dollars or seconds. `most` is what 1,000 answers can cost at most, as far as it is known
+    from what is reserved for each; the gate may say it. Raises DataError when what it asks about was not measured.
 
     That a quantile of the waiting times stays below a limit is tested as what it means: at least that share of answers
     came in time.
@@ -151,8 +176,14 @@ def evidence(gate: GateConfig, answers: Sequence[Stored], facts: Facts) -> Evide
             raise DataError(
                 f"a gate asks what {gate.target} costs, and that is unknown: {found.basis}", "take the gate out"
             )
-        sample = Sample.of([1000 * value for value in found.dollars])
-        return Below(sample, False, sample.mean)
+        sample, most = Sample.of([1000 * value for value in found.dollars]), gate.most or most
+        if most is not None and float(sample.values.max()) > most:
+            raise DataError(
+                f"an answer of {gate.target} cost ${sample.values.max() / 1000:.4g}, more than the ${most / 1000:.4g} that an answer "
+                "can cost at most",
+                "correct `most` of the gate on usd_per_1k, in dollars per 1,000 answers",
+            )
+        return Below(sample, False, sample.mean, None, most)
     kind, _, _ = gate.metric.rpartition("_")
     known = waits(answers, kind)
     if not known:

@@ -16,14 +16,15 @@ from typing import Any
 
 from gemma_ops.answer import Prompt
 from gemma_ops.config import EvaluateConfig, MachineConfig
-from gemma_ops.data.example import PRIVACY
-from gemma_ops.evaluation import answers, checking, cost, forecast_judges, plan
+from gemma_ops.evaluation import answers, checking, cost, forecast_gates, forecast_judges
+from gemma_ops.evaluation.copies import join_copies
 from gemma_ops.evaluation.forecast_judges import CHARACTERS, THOUGHTS
 from gemma_ops.evaluation.task import Task
 from gemma_ops.gemini import prices
 from gemma_ops.gemini.models import facts
 from gemma_ops.gemini.usage import Usage
 from gemma_ops.metrics.base import Row
+from gemma_ops.stats.looks import look_level
 from gemma_ops.targets.gemini import identity, output_limit, request, seen_by
 from gemma_ops.targets.spec import Spec, parse
 
@@ -34,7 +35,8 @@ def forecast(settings: EvaluateConfig, machine: MachineConfig, tasks: Sequence[T
     """The plan as JSON. `before` is the folder of this run's evaluation, if there was one. Raises ConfigError for unknown
     targets and models, BudgetError for unknown prices."""
     known, stored = _known(before), _stored(before)
-    hour = cost.hour(machine)
+    tasks, hour = [join_copies(task) for task in tasks], cost.hour(machine)
+    look, level = _look(before, settings)
     targets = [
         _target(parse(name), settings, machine, task, known.get((task.name, name)), hour, stored)
         for task in tasks
@@ -44,7 +46,8 @@ def forecast(settings: EvaluateConfig, machine: MachineConfig, tasks: Sequence[T
     asked = [*(item for item in targets if item["kind"] == "gemini"), *judges]
     worst = [item["worst_usd"] for item in asked if item["worst_usd"] is not None]
     body: Body = {
-        "tasks": [_task(task, settings) for task in tasks],
+        "look": {"number": look, "level": round(level, 6)},
+        "tasks": [forecast_gates.task_body(task, settings, level, hour) for task in tasks],
         "targets": targets,
         "judges": judges,
         "worst_usd": sum(worst) if worst else None,
@@ -61,25 +64,11 @@ def _first(text: str) -> str:
     return text.split("\n", 1)[0]
 
 
-def _task(task: Task, settings: EvaluateConfig) -> Body:
-    n = len(task.rows)
-    alpha = 1 - settings.confidence
-    per_gate = alpha / max(len(settings.gates), 1)
-    gates = [gate for gate in settings.gates if gate.task in (None, task.name)]
-    needed = [(plan.describe(gate), plan.rows_for_gate(gate, per_gate)) for gate in gates]
-    clusters = len({row.cluster for row in task.rows}) if task.file.cluster_by else None
-    return {
-        "task": task.name,
-        "rows": n,
-        "clusters": clusters,
-        "privacy": {kind: sum(row.privacy == kind for row in task.rows) for kind in PRIVACY},
-        "detectable": round(plan.detectable_difference(n, plan.DISCORDANCE["superior"], alpha), 4),
-        "detectable_close": round(plan.detectable_difference(n, plan.DISCORDANCE["noninferior"], alpha), 4),
-        "gates": [
-            {"gate": words, "rows_needed": rows, "enough": None if rows is None else rows <= n}
-            for words, rows in needed
-        ],
-    }
+def _look(before: Path, settings: EvaluateConfig) -> tuple[int, float]:
+    """Number and level of the look that this evaluation would be, if it asks about the same models as the one before."""
+    file = before / "verdict.json"
+    look = json.loads(file.read_text(encoding="utf-8")).get("look") if file.is_file() else None
+    return (look["number"] + 1, look["later"]) if look else (1, look_level(1 - settings.confidence, ()))
 
 
 def _target(
@@ -203,30 +192,20 @@ def _problems(body: Body, settings: EvaluateConfig) -> list[str]:
             f"the likely cost is above machine.gemini.budget_usd={budget:g}: the evaluation would stop at the cap"
         )
     for task in body["tasks"]:
-        found += [
-            f"gate {gate['gate']} will likely end inconclusive: {task['rows']:,} rows of {task['task']}, about {gate['rows_needed']:,} needed"
-            for gate in task["gates"]
-            if gate["enough"] is False
-        ]
+        found += forecast_gates.problems(task)
     return found
 
 
 def lines(body: Body) -> list[str]:
     """The plan for a terminal."""
     text = []
-    for task in body["tasks"]:
-        clustered = f" in {task['clusters']:,} clusters" if task["clusters"] else ""
+    if body["look"]["number"] > 1:
         text.append(
-            f"{task['task']}: {task['rows']:,} rows{clustered} show a difference of {task['detectable']:.3f} or more between targets that differ on a "
-            f"fifth of the rows, of {task['detectable_close']:.3f} between close ones (power 80%)"
+            f"look {body['look']['number']}, if the models are those of the evaluation before: its gates have a level of "
+            f"{body['look']['level']:.3g}"
         )
-        for gate in task["gates"]:
-            needed = (
-                "depends on the figure itself"
-                if gate["rows_needed"] is None
-                else f"needs about {gate['rows_needed']:,} rows"
-            )
-            text.append(f"  gate {gate['gate']}: {needed}")
+    for task in body["tasks"]:
+        text += forecast_gates.lines(task)
         text += [f"  {_line(item)}" for item in body["targets"] if item["task"] == task["task"]]
         text += [f"  {_judge(item)}" for item in body["judges"] if item["task"] == task["task"]]
     if body["worst_usd"] is not None:

@@ -1,23 +1,23 @@
 """Gates: what must hold before a model is promoted, decided three ways.
 
-A gate passes when a one-sided test, at a level shared by all gates through Holm's method (S. Holm, Scand. J. Stat. 6,
-1979), shows that the condition holds. It fails when a one-sided test shows that it does not. Otherwise it is
-inconclusive, and the number of rows is told that would settle it if things are as they look. So a small data set
-can't promote, and can't condemn either.
+A gate passes when a one-sided test shows that the condition holds, and fails when one shows that it does not. Both sides
+share their level over all gates through Holm's method (S. Holm, Scand. J. Stat. 6, 1979), each for itself: the chance that
+any gate passes wrongly is at most the level, and so is the chance that any fails wrongly. Otherwise a gate is
+inconclusive, and the number of rows is told that would settle it. So a small data set can't promote, and can't condemn.
+The tests hold for every distribution of scores. Where none does, the gate says what is missing and decides nothing.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-
 from gemma_ops.config import GateConfig
-from gemma_ops.evaluation import paired, plan, statistics
+from gemma_ops.evaluation import needed, paired, statistics
+from gemma_ops.evaluation.gate_words import Told, sentence
 from gemma_ops.evaluation.statistics import Array, Sample
+from gemma_ops.stats.betting import fewest
 
 Outcome = Literal["pass", "fail", "inconclusive"]
 
@@ -33,50 +33,68 @@ class Evidence:
     draws: Array | None = None
 
     def tests(self, margin: float) -> tuple[float, float]:
-        """p-values against `value <= margin` and `value >= margin`."""
+        """p-values against `value <= margin` and `value >= margin`; both 1 where no test holds."""
         if self.draws is not None:
-            count = len(self.draws) + 1
-            return (1 + int((self.draws <= margin).sum())) / count, (1 + int((self.draws >= margin).sum())) / count
+            return 1.0, 1.0
         if self.is_difference:
             return paired.difference_tests(self.sample, margin)
         return statistics.mean_tests(self.sample, margin)
 
-    def bound(self, alpha: float, *, upper: bool = False) -> float:
-        """One-sided bound at level alpha."""
+    def bound(self, alpha: float, *, upper: bool = False) -> float | None:
+        """One-sided bound at level alpha; None where none is known that holds."""
         if self.draws is not None:
-            return float(np.quantile(self.draws, 1 - alpha if upper else alpha))
+            return None
         if self.is_difference:
             return paired.difference_bound(self.sample, alpha, upper=upper)
         return statistics.mean_bound(self.sample, alpha, upper=upper)
 
+    def hope(self, margin: float, alpha: float) -> float | None:
+        """The truth that rows are planned for: what was measured, where that is beyond the margin. Else a better one that
+        can't be excluded: no difference, or the upper bound. None where nothing beyond the margin is left."""
+        if self.value > margin:
+            return self.value
+        top = self.bound(alpha, upper=True)
+        if top is None:
+            return None
+        if self.is_difference and margin < 0 < top:
+            top = 0.0
+        return top if top > margin + 1e-6 else None
+
     def rows_needed(self, margin: float, alpha: float) -> int | None:
-        """Rows for power .8 at the observed value; None when no number of rows would do at this value."""
-        n = self.sample.n
+        """Rows for power .8 if `hope` is the truth; None when no number of rows would do."""
+        truth = None if self.draws is not None else self.hope(margin, alpha)
+        if truth is None:
+            return None
+        found = needed.rows(self.sample, margin, alpha, truth, is_difference=self.is_difference)
+        return None if found is None else max(self.sample.n + 1, found)
+
+    def missing(self, margin: float, alpha: float) -> str | None:
+        """What keeps every test from passing, whatever the answers had been: a bound, or independent rows."""
         if self.draws is not None:
-            truth = null = float(self.draws.var()) * n
-            scale = 1.0
-        elif self.is_difference:
-            plain = float((np.abs(self.sample.values)).mean() - self.sample.mean**2)
-            truth, null = plain, paired.null_variance(self.sample, margin)
-            scale = n / self.sample.effective(plain)
-        else:
-            truth, null = self.value * (1 - self.value), margin * (1 - margin)
-            scale = n / self.sample.effective(truth)
-        needed = plan.rows_needed(self.value - margin, max(null, 1e-9), max(truth, 0.0), alpha)
-        return None if needed is None else max(n + 1, math.ceil(needed * scale))
+            return (
+                "it is no mean of rows, and no bound of it is known that holds for all data; "
+                "put the gate on a score of rows, such as the share of right answers"
+            )
+        best, even_if = (
+            (1.0, "all answers are right") if not self.is_difference or margin >= 0 else (0.0, "no row differs")
+        )
+        least, groups = fewest(margin, best, -float(self.is_difference), alpha), self.sample.groups
+        if least is None or groups >= least:
+            return None
+        return f"{groups:,} {'clusters' if self.sample.clustered else 'rows'} can't show it, {least:,} could even if {even_if}"
 
 
 @dataclass(frozen=True)
 class Decision:
     """How a gate ended. `bound` is the lower one-sided bound at the level Holm gave this gate: it passes exactly when
-    the bound is beyond the threshold. `upper` is the bound at the full level that would show a failure."""
+    the bound is beyond the threshold. `upper` is the bound on the other side, at the level at which it would fail."""
 
     gate: GateConfig
     outcome: Outcome
     value: float
     threshold: float
-    bound: float
-    upper: float
+    bound: float | None
+    upper: float | None
     level: float
     p: float
     p_holm: float
@@ -98,14 +116,24 @@ def threshold(gate: GateConfig) -> float:
     return -gate.margin if gate.test == "noninferior" else gate.margin
 
 
-def decide(gates: Sequence[GateConfig], evidence: Sequence[Evidence], confidence: float) -> list[Decision]:
-    """Decide all gates together: the chance that any of them passes wrongly is at most 1 - confidence."""
+def decide(
+    gates: Sequence[GateConfig], evidence: Sequence[Evidence], confidence: float, *, later: float | None = None
+) -> list[Decision]:
+    """Decide all gates together: the chance that any passes wrongly is at most 1 - confidence, and that any fails wrongly
+    too. `later` is the confidence of the next look, for which the rows needed are told; the same unless said."""
     alpha = 1 - confidence
+    again = alpha if later is None else 1 - later
     decisions = []
-    for gate, found, (outcome, p, adjusted, level) in zip(gates, evidence, judge(gates, evidence, alpha), strict=True):
-        limit = threshold(gate)
-        bound, upper = found.bound(level), found.bound(alpha, upper=True)
-        needed = found.rows_needed(limit, level) if outcome == "inconclusive" else None
+    for gate, found, tested in zip(gates, evidence, _tested(gates, evidence, alpha), strict=True):
+        limit, level, outcome = threshold(gate), tested.level, tested.outcome
+        bound, upper = found.bound(level), found.bound(tested.level_below, upper=True)
+        if outcome == "pass" and gate.test != "at_most" and bound is not None:
+            bound = max(bound, limit)  # bounds are known on a grid only
+        rows = hope = missing = None
+        if outcome == "inconclusive":
+            missing, hope = found.missing(limit, level), found.hope(limit, level)
+            rows = found.rows_needed(limit, level * again / alpha)
+        told = Told(found.value, found.sample.n, bound, upper, rows, missing, hope)
         decisions.append(
             Decision(
                 gate=gate,
@@ -115,12 +143,12 @@ def decide(gates: Sequence[GateConfig], evidence: Sequence[Evidence], confidence
                 bound=bound,
                 upper=upper,
                 level=1 - level,
-                p=p,
-                p_holm=adjusted,
+                p=tested.p,
+                p_holm=tested.p_holm,
                 n=found.sample.n,
                 clusters=found.sample.groups,
-                n_needed=needed,
-                words=_words(gate, outcome, found, bounds=(bound, upper), needed=needed),
+                n_needed=rows,
+                words=sentence(gate, outcome, told, is_difference=found.is_difference),
             )
         )
     return decisions
@@ -130,13 +158,28 @@ def judge(
     gates: Sequence[GateConfig], evidence: Sequence[Evidence], alpha: float
 ) -> list[tuple[Outcome, float, float, float]]:
     """Per gate: outcome, p-value, Holm-adjusted p-value, and the level it was tested at."""
+    return [(one.outcome, one.p, one.p_holm, one.level) for one in _tested(gates, evidence, alpha)]
+
+
+@dataclass(frozen=True)
+class _Tested:
+    """A gate's tests. `level` is that of passing, `level_below` that of failing."""
+
+    outcome: Outcome
+    p: float
+    p_holm: float
+    level: float
+    level_below: float
+
+
+def _tested(gates: Sequence[GateConfig], evidence: Sequence[Evidence], alpha: float) -> list[_Tested]:
     tests = [found.tests(threshold(gate)) for gate, found in zip(gates, evidence, strict=True)]
-    adjusted, levels = holm([above for above, _ in tests], alpha)
-    judged: list[tuple[Outcome, float, float, float]] = []
-    for (above, below), p, level in zip(tests, adjusted, levels, strict=True):
-        outcome: Outcome = "pass" if p <= alpha else "fail" if below <= alpha else "inconclusive"
-        judged.append((outcome, above, p, level))
-    return judged
+    passing, levels = holm([above for above, _ in tests], alpha)
+    failing, below = holm([p for _, p in tests], alpha)
+    return [
+        _Tested("pass" if p <= alpha else "fail" if q <= alpha else "inconclusive", above, p, level, other)
+        for (above, _), p, level, q, other in zip(tests, passing, levels, failing, below, strict=True)
+    ]
 
 
 def holm(p: Sequence[float], alpha: float) -> tuple[list[float], list[float]]:
@@ -160,41 +203,3 @@ def overall(decisions: Sequence[Decision]) -> Literal["pass", "fail", "inconclus
         return "ungated"
     outcomes = {decision.outcome for decision in decisions}
     return "fail" if "fail" in outcomes else "inconclusive" if "inconclusive" in outcomes else "pass"
-
-
-def _words(
-    gate: GateConfig, outcome: Outcome, found: Evidence, *, bounds: tuple[float, float], needed: int | None
-) -> str:
-    """One sentence for a person."""
-    bound, upper = bounds
-    what = plan.describe(gate)
-    if gate.test == "at_most":
-        return _running_words(gate, outcome, found, bounds=bounds, needed=needed)
-    figure = f"{found.value:+.3f}" if found.is_difference else f"{found.value:.3f}"
-    sign = "+" if found.is_difference else ""
-    if outcome == "pass":
-        return f"{what}: yes. Measured {figure}, and at least {bound:{sign}.3f} at this confidence."
-    if outcome == "fail":
-        return f"{what}: no. Measured {figure}, and at most {upper:{sign}.3f} at this confidence."
-    settle = f"about {needed:,} rows would settle it" if needed else "at this value no number of rows would pass it"
-    return f"{what}: not shown either way. Measured {figure}, at least {bound:{sign}.3f}, from {found.sample.n:,} rows; {settle}."
-
-
-def _running_words(
-    gate: GateConfig, outcome: Outcome, found: Evidence, *, bounds: tuple[float, float], needed: int | None
-) -> str:
-    """One sentence about dollars or seconds."""
-    if gate.metric == "usd_per_1k":
-        measured, bound, other = (f"${figure:,.4g}" for figure in (found.value, *bounds))
-        sides = {"pass": f"at most {bound}", "fail": f"at least {other}", "inconclusive": f"up to {bound}"}
-    else:
-        measured, bound, other = (f"{figure:.1%}" for figure in (found.value, *bounds))
-        measured += " came in time"
-        sides = {"pass": f"at least {bound}", "fail": f"at most {other}", "inconclusive": f"at least {bound}"}
-    told = {"pass": "yes", "fail": "no", "inconclusive": "not shown either way"}[outcome]
-    settle = ""
-    if outcome == "inconclusive":
-        settle = f", from {found.sample.n:,} rows; " + (
-            f"about {needed:,} rows would settle it" if needed else "at this value no number of rows would pass it"
-        )
-    return f"{plan.describe(gate)}: {told}. Measured {measured}, {sides[outcome]} at this confidence{settle}."

@@ -1,20 +1,24 @@
 """Two targets on the same rows: the difference of their means, its interval, and exact tests for gates.
 
-The interval is Tango's score interval for paired proportions (T. Tango, Statistics in Medicine 17, 1998), carried to
-clusters and to scores between 0 and 1 by effective rows, as in `statistics.py`. For independent yes/no rows gates use the
-exact test with the same statistic: its p-value is the largest over every possible share of disagreeing rows
-(H. Hsueh, J. Liu, J. Chen, Biometrics 57, 2001). Enumerated, the score test alone reaches .073 at a nominal .05
-(n = 100, margin .02); the exact one can't exceed it. McNemar's exact p is told beside it.
+For independent yes/no rows the interval is Tango's score interval for paired proportions (T. Tango, Statistics in Medicine
+17, 1998), and gates use the exact test with the same statistic: its p-value is the largest over every possible share of
+disagreeing rows (H. Hsueh, J. Liu, J. Chen, Biometrics 57, 2001). Enumerated, the score test alone reaches .073 at a
+nominal .05 (n = 100, margin .02); the exact one can't exceed it. McNemar's exact p is told beside it. Differences of
+scores lie between -1 and 1, and so do those of rows in clusters: they get bounds that hold for every distribution
+(`stats/betting.py`).
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import special, stats
 
 from gemma_ops.evaluation.statistics import EXACT_ROWS, Sample
+from gemma_ops.stats.betting import fewest
+from gemma_ops.stats.power import POWER
 
 _GRID = 40
 """Shares of losses at which the exact test looks for its worst case, denser towards few."""
@@ -40,16 +44,14 @@ def compare(first: list[float], second: list[float], clusters: list[str] | None,
     """Paired comparison of two score lists in the same row order, each in [0, 1]."""
     a, b = np.asarray(first), np.asarray(second)
     sample = Sample.of(list(a - b), clusters)
-    low, high = _interval(sample, sample.quantile((1 - confidence) / 2))
+    tail = (1 - confidence) / 2
     wins, losses = int((a > b).sum()), int((a < b).sum())
     if sample.binary:
+        low, high = _interval(sample, sample.quantile(tail))
         p, method = mcnemar(wins, losses), "Tango; exact McNemar"
     else:
-        above, below = (sample.tail(z) for z in (_z(sample, 0.0), -_z(sample, 0.0)))
-        p, method = (
-            min(1.0, 2 * min(above, below)),
-            "Tango, effective rows" + (", clusters" if sample.clustered else ""),
-        )
+        low, high = difference_bound(sample, tail), difference_bound(sample, tail, upper=True)
+        p, method = min(1.0, 2 * min(difference_tests(sample, 0.0))), "betting" + ", clusters" * sample.clustered
     correlation = float(np.corrcoef(a, b)[0, 1]) if a.std() > 0 and b.std() > 0 else None
     return Difference(sample.mean, low, high, sample.n, sample.groups, wins, losses, p, correlation, method)
 
@@ -63,21 +65,60 @@ def difference_tests(sample: Sample, margin: float) -> tuple[float, float]:
     """One-sided p-values against `difference <= margin` and against `difference >= margin`."""
     if sample.binary and sample.n <= EXACT_ROWS:
         return _above(sample, margin), _above(sample, margin, mirrored=True)
-    z = _z(sample, margin)
-    return sample.tail(z), sample.tail(-z)
+    if sample.binary:
+        z = _z(sample, margin)
+        return sample.tail(z), sample.tail(-z)
+    scores = sample.bounded(-1.0, 1.0)
+    return scores.p_value(margin), scores.mirrored().p_value(-margin)
 
 
 def _above(sample: Sample, margin: float, *, mirrored: bool = False) -> float:
     """Exact p-value against `difference <= margin`; mirrored, against `difference >= margin`."""
-    wins, losses = int((sample.values > 0).sum()), int((sample.values < 0).sum())
-    if mirrored:
-        return _exact(losses, wins, sample.n, -margin)
-    return _exact(wins, losses, sample.n, margin)
+    wins, losses, n = _counts(sample)
+    return _exact(losses, wins, n, -margin) if mirrored else _exact(wins, losses, n, margin)
+
+
+def pairs_needed(wins: float, losses: float, margin: float, level: float) -> int | None:
+    """Independent yes/no rows with which the exact test shows a difference above `margin` with power .8, where these are
+    the true shares of wins and losses. None where no number does."""
+    truth = wins - losses
+    if truth - margin <= 1e-9:
+        return None
+    null = 2 * float(_share(wins, losses, 1.0, margin)) + margin * (1 - margin)
+    z = special.ndtri([1 - level, POWER])
+    spread = max(wins + losses - truth**2, 0.0)
+    n = math.ceil((float(z @ np.sqrt([max(null, 0.0), spread])) / (truth - margin)) ** 2)
+    if spread <= 1e-12:  # every row says the same, and the test is a matter of counting
+        n = max(1, math.floor(0.8 * (fewest(margin, truth, -1.0, level) or 1)))
+        while _exact(round(n * wins), round(n * losses), n, margin) > level:
+            n += 1
+        return n
+    n = max(n, 2)
+    while _pairs_power(wins, losses, n, margin, level) < POWER + 0.015:
+        n = math.ceil(1.04 * n) + 1
+    return n
+
+
+def _pairs_power(wins: float, losses: float, n: int, margin: float, level: float) -> float:
+    """Chance of passing, played 400 times; only where the score test is close to its level the exact one is asked."""
+    drawn, counts = np.unique(
+        np.random.default_rng(n).multinomial(n, [wins, losses, max(0.0, 1 - wins - losses)], size=400), axis=0, return_counts=True
+    )  # fmt: skip
+    z = _statistic(drawn[:, 0], drawn[:, 1], n, margin) - special.ndtri(1 - level)
+    if n > 1500:
+        return float(counts[z > 0.02].sum() / counts.sum())
+    passed = z > 0.3
+    for index in np.flatnonzero((z > -0.1) & ~passed):
+        passed[index] = _exact(int(drawn[index, 0]), int(drawn[index, 1]), n, margin) <= level
+    return float(counts[passed].sum() / counts.sum())
 
 
 def difference_bound(sample: Sample, alpha: float, *, upper: bool = False) -> float:
     """One-sided 1 - alpha bound of the difference that agrees with `difference_tests`, to 0.0002."""
-    if not (sample.binary and sample.n <= EXACT_ROWS):
+    if not sample.binary:
+        scores = sample.bounded(-1.0, 1.0)
+        return -scores.mirrored().bound(alpha) if upper else scores.bound(alpha)
+    if sample.n > EXACT_ROWS:
         return _interval(sample, sample.quantile(alpha))[int(upper)]
     if upper:
         return -difference_bound(Sample.of(list(-sample.values)), alpha)
@@ -96,16 +137,9 @@ def difference_bound(sample: Sample, alpha: float, *, upper: bool = False) -> fl
     return low
 
 
-def null_variance(sample: Sample, margin: float) -> float:
-    """Variance of one row's difference when the true difference is `margin`, at the best-fitting share of losses."""
-    wins, losses = _masses(sample)
-    n = float(sample.n)
-    share = _share(wins, losses, n, margin)
-    return float(2 * share + margin * (1 - margin))
-
-
-def _masses(sample: Sample) -> tuple[float, float]:
-    return float(sample.values[sample.values > 0].sum()), float(-sample.values[sample.values < 0].sum())
+def _counts(sample: Sample) -> tuple[int, int, int]:
+    """Wins, losses and rows of yes/no rows."""
+    return int((sample.values > 0).sum()), int((sample.values < 0).sum()), sample.n
 
 
 def _share(wins: object, losses: object, n: object, margin: float) -> np.ndarray:
@@ -124,19 +158,12 @@ def _statistic(wins: object, losses: object, n: float, margin: float) -> np.ndar
 
 
 def _z(sample: Sample, margin: float) -> float:
-    return float(_statistic(*_effective(sample), margin))
-
-
-def _effective(sample: Sample) -> tuple[float, float, float]:
-    """Wins, losses and rows, as many as independent rows would be worth."""
-    wins, losses = _masses(sample)
-    scale = sample.effective((wins + losses) / sample.n - sample.mean**2) / sample.n
-    return wins * scale, losses * scale, sample.n * scale
+    return float(_statistic(*_counts(sample), margin))
 
 
 def _interval(sample: Sample, z: float) -> tuple[float, float]:
     """The margins that the score test does not reject, by bisection: its statistic falls as the margin rises."""
-    wins, losses, n = _effective(sample)
+    wins, losses, n = _counts(sample)
     low, high = -1.0, sample.mean
     for _ in range(40):
         middle = (low + high) / 2

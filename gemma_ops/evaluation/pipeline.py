@@ -22,6 +22,7 @@ from gemma_ops.evaluation import (
     asking,
     cost,
     junit,
+    looks,
     provenance,
     report_html,
     routing,
@@ -31,6 +32,7 @@ from gemma_ops.evaluation import (
 )
 from gemma_ops.evaluation.answers import AnswerFile
 from gemma_ops.evaluation.checking import load
+from gemma_ops.evaluation.copies import join_copies
 from gemma_ops.evaluation.judge import judge_evaluation
 from gemma_ops.evaluation.judge.judged import Judged, figures
 from gemma_ops.evaluation.judge.material import Side
@@ -127,13 +129,18 @@ def run(
         asking.check(targets, tasks)
     for target in targets:
         asking.ask(target, tasks, stored, batch)
+    tasks = [join_copies(task) for task in tasks]
     found = [(target, task, asking.complete(target, task, stored)) for target in targets for task in tasks]
     stored.finish(answer.key for *_, part in found for answer in part if answer.end != "hidden")
     graded = [scoring.grade(task, target.name, part) for target, task, part in found]
     graded.sort(key=lambda item: [task.name for task in tasks].index(item.task.name))
     write_text(out / scoring.FILE, "".join(scoring.lines(graded)))
     judged = judging(graded) if judging else []
-    body = verdict.build(graded, settings, facts, judged)
+    record = looks.place(out)
+    standing = looks.take_look(graded, settings, facts, looks.known_looks(out)) if settings.gates else None
+    body = verdict.build(graded, settings, facts, judged, standing)
+    if standing is not None:
+        looks.record_look(record, standing, body["verdict"])
     writers: dict[str, Callable[[], str]] = {
         "report.html": lambda: report_html.render(body, graded),
         "summary.md": lambda: summary.render(body),
@@ -165,7 +172,8 @@ def metrics(body: dict[str, Any]) -> dict[str, float]:
         dollars = result["cost"]
         if dollars["usd_per_1k"] is not None:
             flat[f"{prefix}/usd_per_1k"] = dollars["usd_per_1k"]
-            flat |= {f"{prefix}/usd_per_1k/{end}": dollars[end] for end in ("low", "high")}
+            ends = {end: dollars[end] for end in ("low", "high") if dollars[end] is not None}
+            flat |= {f"{prefix}/usd_per_1k/{end}": value for end, value in ends.items()}
         flat[f"{prefix}/cut"] = float(result["ends"].get("length", 0))
         flat[f"{prefix}/failed"] = float(result["failed"])
         if result["hidden"]:

@@ -12,6 +12,8 @@ import math
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Literal
 
+from gemma_ops.stats.looks import look_level
+
 if TYPE_CHECKING:
     from gemma_ops.config import EvaluateConfig, GateConfig
 
@@ -53,6 +55,14 @@ def detectable_difference(n: int, discordance: float, alpha: float = 0.05, power
     return high
 
 
+def fewest_rows(gate: GateConfig, alpha: float) -> int | None:
+    """Rows below which no test that holds for all scores can pass the gate, even if every answer is right (`at_least`), or
+    none differs (`noninferior`): log alpha / log(margin), and log alpha / log(1 - margin). None for other gates, and where no
+    number of rows passes it."""
+    share = gate.margin if gate.test == "at_least" else 1 - gate.margin if gate.test == "noninferior" else 0.0
+    return math.ceil(math.log(alpha) / math.log(share) - 1e-9) if 0 < share < 1 else None
+
+
 def rows_for_gate(gate: GateConfig, alpha: float, discordance: float | None = None) -> int | None:
     """Rows a paired gate needs when there is no true difference (noninferior), or one of twice the margin and at least
     .05 (superior). None for `at_least` and `at_most`, whose need depends on the figure itself."""
@@ -62,7 +72,8 @@ def rows_for_gate(gate: GateConfig, alpha: float, discordance: float | None = No
     strangers = ":" in gate.target or ":" in (gate.versus or "")
     share = DISCORDANCE["superior" if strangers else gate.test] if discordance is None else discordance
     if gate.test == "noninferior":
-        return rows_needed(gate.margin, max(share, gate.margin), share, alpha)
+        found = rows_needed(gate.margin, max(share, gate.margin), share, alpha)
+        return None if found is None else max(found, fewest_rows(gate, alpha) or 0)
     truth = max(2 * gate.margin, 0.05)
     return rows_needed(truth - gate.margin, max(share, truth), max(share, truth) - truth**2, alpha)
 
@@ -70,7 +81,7 @@ def rows_for_gate(gate: GateConfig, alpha: float, discordance: float | None = No
 def advice(rows: dict[str, int], settings: EvaluateConfig) -> list[str]:
     """What the planned gates can show with this many rows per task; lines that begin with `warning:` say they can't."""
     lines: list[str] = []
-    level = 1 - settings.confidence
+    level = look_level(1 - settings.confidence, ())
     per_gate = level / max(len(settings.gates), 1)
     for task, n in rows.items():
         seen = detectable_difference(n, DISCORDANCE["superior"], level)

@@ -34,7 +34,10 @@ def _cells(item: Facts, primary: str) -> list[str]:
     quality = "–" if figure["value"] is None else number(figure["value"]) + span(figure["low"], figure["high"])
     dollars = '<span class="ci">unknown</span>'
     if money["usd_per_1k"] is not None:
-        dollars = f'{usd(money["usd_per_1k"])}<span class="ci">{usd(money["low"])} to {usd(money["high"])}</span>'
+        ends = (
+            f"at least {usd(money['low'])}" if money["high"] is None else f"{usd(money['low'])} to {usd(money['high'])}"
+        )
+        dollars = f'{usd(money["usd_per_1k"])}<span class="ci">{ends}</span>'
     times = [_wait(fast, "first_seconds"), _wait(fast, "seconds")]
     kind = "here" if item["place"] == "stays here" else "away"
     return [quality, dollars, *times, f'<span class="place {kind}">{escape(item["place"])}</span>']

@@ -62,13 +62,14 @@ def _gate(gate: dict[str, Any]) -> str:
         return _told(gate, "", "")
     difference = gate["versus"] is not None
     sign = "+" if difference else ""
-    low, high = (choose(gate[name] for name in ("bound", "value", "upper")) for choose in (min, max))
+    known = [gate[name] for name in ("bound", "value", "upper") if gate[name] is not None]
+    low, high = min(known), max(known)
     domain = svg.domain_of([low, high, gate["threshold"]], around_zero=difference)
     if gate["metric"] == "usd_per_1k":
         domain = (0.0, 1.15 * max(high, gate["threshold"]))
     drawing = svg.whisker(
         gate["value"], low, high, domain, colour(gate["target"]), marks=[gate["threshold"]],
-        label=f"{gate['value']:.3f}, one-sided bounds {low:.3f} and {high:.3f}, threshold {gate['threshold']:g}",
+        label=f"{gate['value']:.3f}, bounds {low:.3f} and {high:.3f}, threshold {gate['threshold']:g}",
     ) + svg.axis(domain, signed=difference, parts=2)  # fmt: skip
     facts = (
         f"threshold {number(gate['threshold'], sign)} (dashed) · p {p_text(gate['p'])}, Holm-adjusted {p_text(gate['p_holm'])} · "
@@ -156,11 +157,19 @@ def _provenance(verdict: dict[str, Any]) -> str:
     )
 
 
+def _looked(verdict: dict[str, Any]) -> str:
+    look = verdict.get("look")
+    if not look:
+        return ""
+    return f" This is look {look['number']}, decided at a level of {look['level']:.3g}; the next one will have {look['later']:.3g}."
+
+
 def _method(verdict: dict[str, Any]) -> str:
     return (
-        f"Intervals hold {verdict['confidence']:.0%} of the time: Wilson's for one target, Tango's for paired differences, both on the effective "
-        "number of rows where rows come in clusters or scores are no yes/no; a cluster bootstrap for F1. Gates are one-sided "
-        "tests (exact for independent yes/no rows) under Holm's method, so the chance that any gate passes wrongly is at most "
-        f"{1 - verdict['confidence']:.0%}. A refused or failed answer scores 0 and is counted; a row that lacks what a metric needs, or that a "
+        f"Intervals hold {verdict['confidence']:.0%} of the time: for yes/no scores Wilson's for one target and Tango's for paired differences; "
+        "betting bounds, which hold for every distribution, where scores are no yes/no or rows come in clusters. F1 has a "
+        "bootstrap interval, which is shown and decides nothing. Gates are one-sided tests under Holm's method, so the chance that "
+        f"any gate passes wrongly is at most {1 - verdict['confidence']:.0%}, over all looks at the same models, and so is the chance that any "
+        f"fails wrongly.{_looked(verdict)} A refused or failed answer scores 0 and is counted; a row that lacks what a metric needs, or that a "
         "target may not see, leaves its mean."
     )

@@ -24,6 +24,8 @@ def scores(task: Facts, results: Sequence[Facts], gates: Sequence[Facts], confid
     note = f"{task['rows']:,} rows"
     if task["cluster_by"]:
         note += f" in {task['clusters']:,} clusters by {task['cluster_by']}"
+    if task.get("copies"):
+        note += f"; {task['copies']:,} of them repeat another question and count as one with it"
     note += f"; {confidence:.0%} intervals. With this many rows a true difference of about {task['detectable']:.3f} is likely to be seen."
     head = ["figure", *(chip(item["target"]) for item in results)]
     body = [[_name(name, primary), *(_cell(item["metrics"][name]) for item in results)] for name in task["metrics"]]

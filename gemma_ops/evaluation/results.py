@@ -9,12 +9,15 @@ from typing import Any
 
 import numpy as np
 
+from gemma_ops import digest
 from gemma_ops.config import EvaluateConfig, GateConfig
 from gemma_ops.errors import DataError
 from gemma_ops.evaluation import cost, gates, paired, statistics
+from gemma_ops.evaluation.reserved import most_per_answer
 from gemma_ops.evaluation.scoring import FAILED, Graded
 from gemma_ops.evaluation.statistics import Array, Sample
 from gemma_ops.evaluation.task import Task
+from gemma_ops.metrics.base import Row
 
 DRAWS = 1000
 """Bootstrap samples for figures that are no mean of rows."""
@@ -59,16 +62,17 @@ class Book:
         return self._draws[place]
 
     def scores(self, task: str, name: str, targets: Sequence[str]) -> tuple[list[list[float]], list[str] | None]:
-        """Scores of the rows that every target has a score for, one list per target, and their clusters."""
+        """Scores of the rows that every target has a score for, one list per target, and their clusters, in the order of
+        `played`."""
         pages = [self.pages[task, target] for target in targets]
         columns = [page.column(name) for page in pages]
         rows = pages[0].task.rows
-        kept = [index for index in range(len(rows)) if all(column[index] is not None for column in columns)]
+        kept = [index for index in played(rows) if all(column[index] is not None for column in columns)]
         if not kept:
             raise DataError(
                 f"task {task}: no row has a {name} score", "give the rows a reference, or take the metric out"
             )
-        clusters = [str(rows[index].cluster) for index in kept] if pages[0].task.file.cluster_by else None
+        clusters = [str(rows[index].cluster) for index in kept] if pages[0].task.clustered else None
         return [[float(column[index] or 0.0) for index in kept] for column in columns], clusters
 
     def evidence(self, gate: GateConfig) -> gates.Evidence:
@@ -76,7 +80,7 @@ class Book:
         targets = [gate.target, *([gate.versus] if gate.versus else [])]
         item = self.pages[task, gate.target]
         if gate.test == "at_most":
-            return cost.evidence(gate, item.answers, self.facts)
+            return cost.evidence(gate, item.answers, self.facts, _most(item))
         if gate.metric in item.task.columns:
             columns, clusters = self.scores(task, gate.metric, targets)
             values = columns[0] if len(columns) == 1 else [a - b for a, b in zip(*columns, strict=True)]
@@ -87,6 +91,12 @@ class Book:
         value, draws = found[0] if len(found) == 1 else (found[0][0] - found[1][0], found[0][1] - found[1][1])
         counted = Sample.of([0.0] * len(item.task.rows), _clusters(item.task))
         return gates.Evidence(counted, len(found) == 2, value, draws)
+
+
+def played(rows: Sequence[Row]) -> list[int]:
+    """Indexes of rows by a hash of their ids: an order that depends neither on scores nor on the order of a file, in which
+    tests of scores go through the rows (`stats/betting.py`)."""
+    return sorted(range(len(rows)), key=lambda index: digest.of_json(rows[index].id))
 
 
 def result(item: Graded, book: Book) -> dict[str, Any]:
@@ -118,15 +128,21 @@ def result(item: Graded, book: Book) -> dict[str, Any]:
         "metrics": metrics,
         "slices": _slices(item, confidence),
         "speed": rounded(cost.speed(item.answers)),
-        "cost": rounded(cost.spent(item.answers, book.facts, item.target, confidence)),
+        "cost": rounded(cost.spent(item.answers, book.facts, item.target, confidence, _most(item))),
         "place": cost.place(book.facts, item.target),
     }
     labels = _labels(item)
     return body | ({"labels": labels} if labels else {})
 
 
+def _most(item: Graded) -> float | None:
+    """Dollars that 1,000 answers can cost at most, as far as it is known."""
+    dearest = most_per_answer(item.task, item.target, item.answers)
+    return None if dearest is None else 1000 * dearest
+
+
 def _clusters(task: Task) -> list[str] | None:
-    return [str(row.cluster) for row in task.rows] if task.file.cluster_by else None
+    return [str(row.cluster) for row in task.rows] if task.clustered else None
 
 
 def _slices(item: Graded, confidence: float) -> dict[str, list[dict[str, Any]]]:

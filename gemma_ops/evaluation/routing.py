@@ -37,7 +37,7 @@ from typing import Any
 from gemma_ops.evaluation import gates, paired
 from gemma_ops.evaluation.cost import Facts, place
 from gemma_ops.evaluation.gates import Evidence
-from gemma_ops.evaluation.results import Book, bucket_order, rounded
+from gemma_ops.evaluation.results import Book, bucket_order, played, rounded
 from gemma_ops.evaluation.statistics import Sample
 from gemma_ops.targets.base import HERE
 
@@ -108,17 +108,18 @@ def _lines(book: Book, task: str, local: str, remote: str) -> list[Line]:
         pairs = [
             (a, b, index) for index in members if (a := first[index]) is not None and (b := second[index]) is not None
         ]
-        clusters = [str(known.rows[index].cluster) for *_, index in pairs] if known.file.cluster_by else None
+        clusters = [str(known.rows[index].cluster) for *_, index in pairs] if known.clustered else None
         private = sum(known.rows[index].privacy == "local_only" for index in members)
         return Line(
             name, value, [a for a, *_ in pairs], [b for _, b, _ in pairs], clusters, private, len(members) - private
         )
 
-    found = [line(None, None, range(len(known.rows)))]
+    every = played(known.rows)
+    found = [line(None, None, every)]
     for spec in known.file.slices:
         buckets: dict[str, list[int]] = {}
-        for index, row in enumerate(known.rows):
-            buckets.setdefault(row.slices[spec.name], []).append(index)
+        for index in every:
+            buckets.setdefault(known.rows[index].slices[spec.name], []).append(index)
         order = sorted(buckets, key=bucket_order) if spec.buckets else sorted(buckets)
         found += [line(spec.name, value, buckets[value]) for value in order]
     return found

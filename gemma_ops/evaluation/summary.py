@@ -25,6 +25,8 @@ def lines(verdict: dict[str, Any], folder: Path | None = None) -> list[str]:
         pairs = _differences(verdict, name)
         width = max(len(text) for text in [*(r["target"] for r in results), *(_pair(d) for d in pairs)])
         found.append(f"{name}: {metric} on {task['rows']:,} rows ({verdict['confidence']:.0%} intervals)")
+        if task.get("copies"):
+            found.append(f"  {task['copies']:,} rows repeat another question and count as one with it")
         for result in results:
             figure = result["metrics"][metric]
             found.append(
@@ -41,6 +43,11 @@ def lines(verdict: dict[str, Any], folder: Path | None = None) -> list[str]:
         found += [f"  {line}" for judged in _judged(verdict, name) for line in words.lines(judged)]
     found.append(f"verdict: {headline(verdict)}")
     found += [f"  {gate['outcome']:<12} {gate['words']}" for gate in verdict["gates"]]
+    look = verdict.get("look")
+    if look and look["number"] > 1:
+        found.append(
+            f"  look {look['number']} at these models: decided at a level of {look['level']:.3g}, since earlier ones spent theirs"
+        )
     if folder is not None:
         found.append(f"report: {folder / 'report.html'}")
     return found

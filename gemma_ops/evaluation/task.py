@@ -30,6 +30,13 @@ class Task:
     rubric: str
     total: int
     """Rows before `first` chose some."""
+    copies: int = 0
+    """Rows that ask what an earlier row asks; see `copies.py`."""
+
+    @property
+    def clustered(self) -> bool:
+        """Whether rows come in clusters, so that `cluster` of each row says in which."""
+        return self.file.cluster_by is not None or self.copies > 0
 
     @property
     def name(self) -> str:

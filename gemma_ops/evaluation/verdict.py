@@ -2,6 +2,7 @@
 
 verdict      pass | fail | inconclusive | ungated
 gates        each condition: outcome (also report_only, where no judge may decide it), measured value, bound, p, Holm-adjusted p, n, rows needed, a sentence
+look         which look at these targets this is, what it spent of the level, and the looks before; null without gates
 tasks        version, digest, rows, clusters, primary metric
 targets      what answered: identity, and what its model folder says of itself
 machine      what an hour here costs, for dollars per answer
@@ -21,6 +22,7 @@ from typing import Any
 from gemma_ops.config import EvaluateConfig, GateConfig
 from gemma_ops.evaluation import gates, plan, routing
 from gemma_ops.evaluation.judge.judged import METRICS, Judged, evidence_for
+from gemma_ops.evaluation.looks import Standing
 from gemma_ops.evaluation.results import Book, differences, result, rounded
 from gemma_ops.evaluation.scoring import Graded
 from gemma_ops.evaluation.task import Task
@@ -29,22 +31,31 @@ SCHEMA = "gemma-ops/verdict@1"
 
 
 def build(
-    graded: Sequence[Graded], settings: EvaluateConfig, facts: dict[str, Any], judged: Sequence[Judged] = ()
+    graded: Sequence[Graded],
+    settings: EvaluateConfig,
+    facts: dict[str, Any],
+    judged: Sequence[Judged] = (),
+    standing: Standing | None = None,
 ) -> dict[str, Any]:
-    """Build the verdict from every target's grades on every task. `facts` are what `provenance.collect` knows."""
+    """Build the verdict from every target's grades on every task. `facts` are what `provenance.collect` knows; `standing`
+    says which look this is, and without it the gates have the whole level."""
     book = Book(graded, settings, facts)
     tasks = {item.task.name: item.task for item in graded}
     evidence = [_evidence(gate, book, judged) for gate in settings.gates]
     decided = [
         (gate, found) for gate, found in zip(settings.gates, evidence, strict=True) if not isinstance(found, str)
     ]
-    decisions = gates.decide([gate for gate, _ in decided], [found for _, found in decided], settings.confidence)
+    spends, later = (standing.look.level, standing.later) if standing else (1 - settings.confidence,) * 2
+    decisions = gates.decide(
+        [gate for gate, _ in decided], [found for _, found in decided], 1 - spends, later=1 - later
+    )
     following = iter(decisions)
     return {
         "schema": SCHEMA,
         "verdict": gates.overall(decisions),
         "confidence": settings.confidence,
         "seed": settings.seed,
+        "look": _look(standing),
         "gates": [
             _report_only(gate, book.task_of(gate), found)
             if isinstance(found, str)
@@ -65,6 +76,16 @@ def _evidence(gate: GateConfig, book: Book, judged: Sequence[Judged]) -> gates.E
     if gate.metric not in METRICS:
         return book.evidence(gate)
     return evidence_for(gate, judged) if judged else "no judge was asked"
+
+
+def _look(standing: Standing | None) -> dict[str, Any] | None:
+    if standing is None:
+        return None
+    return {
+        "number": len(standing.earlier) + 1,
+        **rounded(standing.look.model_dump(mode="json", exclude={"verdict"}) | {"later": standing.later}),
+        "earlier": [look.model_dump(mode="json") for look in standing.earlier],
+    }
 
 
 def _gate(decision: gates.Decision, task: str) -> dict[str, Any]:
@@ -102,7 +123,8 @@ def _task(task: Task) -> dict[str, Any]:
         "rows": len(task.rows),
         "rows_in_file": task.total,
         "cluster_by": task.file.cluster_by,
-        "clusters": len(clusters) if task.file.cluster_by else len(task.rows),
+        "clusters": len(clusters) if task.clustered else len(task.rows),
+        "copies": task.copies,
         "privacy": dict(Counter(row.privacy for row in task.rows)),
         "metrics": task.figures,
         "max_new_tokens": task.file.generation.max_new_tokens,

@@ -49,8 +49,8 @@ class ChoiceAccuracy(Metric):
             return Scored(values, {"label": found, "wanted": wanted})
 
         aggregates: dict[str, Aggregate] = {
-            f"{self.key}.f1_macro": _f1(every, macro=True),
-            f"{self.key}.f1_micro": _f1(every, macro=False),
+            f"{self.key}.f1_macro": f1_aggregate(every, macro=True),
+            f"{self.key}.f1_micro": f1_aggregate(every, macro=False),
         }
         return Scorer(self.key, (self.key,), score, aggregates, every)
 
@@ -62,7 +62,7 @@ class ChoiceAccuracy(Metric):
         return found if isinstance(found, str) else None
 
 
-def _f1(labels: tuple[str, ...], *, macro: bool) -> Aggregate:
+def f1_aggregate(labels: tuple[str, ...], *, macro: bool) -> Aggregate:
     """Macro F1 (the mean over labels that occur among the rows or the answers) or micro F1 (over all decisions)."""
     place = {label: index for index, label in enumerate(labels)}
     size = len(labels)

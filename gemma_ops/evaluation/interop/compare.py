@@ -120,5 +120,5 @@ def _scores(pages: Sequence[scoring.Graded], name: str) -> tuple[list[list[float
     """Scores of the rows that all pages score, a list per page, and their clusters."""
     rows, columns = pages[0].task.rows, [page.column(name) for page in pages]
     kept = [index for index in range(len(rows)) if all(column[index] is not None for column in columns)]
-    clusters = [str(rows[index].cluster) for index in kept] if pages[0].task.file.cluster_by else None
+    clusters = [str(rows[index].cluster) for index in kept] if pages[0].task.clustered else None
     return [[float(column[index] or 0.0) for index in kept] for column in columns], clusters

@@ -153,6 +153,14 @@ class Corrected(gates.Evidence):
             low, high = (middle, high) if self.correction.score(middle, side) >= z else (low, middle)
         return (high if upper else low) - self.shift
 
+    def missing(self, margin: float, alpha: float) -> str | None:
+        """Labels, where no number of rows settles it with those there are."""
+        if self.rows_needed(margin, alpha) is not None:
+            return None
+        if self.value <= margin:
+            return "as measured it would not pass; more rows and labels tell how sure that is"
+        return "labels are what is missing, not rows"
+
     def rows_needed(self, margin: float, alpha: float) -> int | None:
         """Rows for power .8 with these labels; None where the labels, not the rows, are what is missing."""
         gap, found = self.value - margin, self.correction

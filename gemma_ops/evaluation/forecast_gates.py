@@ -1,0 +1,93 @@
+"""What the gates of a task can show with its rows, before anything is asked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gemma_ops.config import EvaluateConfig, GateConfig
+from gemma_ops.data.example import PRIVACY
+from gemma_ops.evaluation import plan
+from gemma_ops.evaluation.task import Task
+from gemma_ops.targets.spec import parse
+
+Body = dict[str, Any]
+
+
+def task_body(task: Task, settings: EvaluateConfig, level: float, hour: Body) -> Body:
+    """Rows, clusters and copies of a task, the differences they show, and its gates at the level of this look. `hour` is
+    what an hour of this machine costs."""
+    n = len(task.rows)
+    groups = len({row.cluster for row in task.rows}) if task.clustered else n
+    gates = [gate for gate in settings.gates if gate.task in (None, task.name)]
+    share = level / max(len(settings.gates), 1)
+    return {
+        "task": task.name,
+        "rows": n,
+        "clusters": groups if task.clustered else None,
+        "copies": task.copies,
+        "privacy": {kind: sum(row.privacy == kind for row in task.rows) for kind in PRIVACY},
+        "detectable": round(plan.detectable_difference(n, plan.DISCORDANCE["superior"], level), 4),
+        "detectable_close": round(plan.detectable_difference(n, plan.DISCORDANCE["noninferior"], level), 4),
+        "gates": [_gate(gate, task, groups, level, share) for gate in gates],
+    }
+
+
+def _gate(gate: GateConfig, task: Task, groups: int, level: float, share: float) -> Body:
+    """One gate: rows it likely needs at its share of the level, and rows below which it can't pass at the whole of it."""
+    rows, fewest = plan.rows_for_gate(gate, share), plan.fewest_rows(gate, level)
+    return {
+        "gate": plan.describe(gate),
+        "rows_needed": rows,
+        "enough": None if rows is None else rows <= groups,
+        "fewest": fewest,
+        "possible": fewest is None or fewest <= groups,
+        "missing": _missing(gate, task),
+    }
+
+
+def _missing(gate: GateConfig, task: Task) -> str | None:
+    """Why no number of rows decides a gate."""
+    if gate.metric in task.figures and gate.metric not in task.columns:
+        return "it is no mean of rows, and no bound of it holds for all data; gate on a score of rows"
+    if gate.metric == "usd_per_1k" and gate.most is None and parse(gate.target).kind != "gemini":
+        return "the most that an answer can cost is not known; say it in the gate's `most`"
+    return None
+
+
+def lines(task: Body) -> list[str]:
+    """A task and its gates for a terminal."""
+    clustered = f" in {task['clusters']:,} clusters" if task["clusters"] else ""
+    seen, close = f"{task['detectable']:.3f}", f"{task['detectable_close']:.3f}"
+    shown = f"show a difference of {seen} or more between targets that differ on a fifth of the rows, of {close} between close"
+    text = [f"{task['task']}: {task['rows']:,} rows{clustered} {shown} ones (power 80%)"]
+    if task["copies"]:
+        text.append(f"  {task['copies']:,} rows repeat another question and count as one with it")
+    for gate in task["gates"]:
+        needed = (
+            "depends on the figure itself"
+            if gate["rows_needed"] is None
+            else f"needs about {gate['rows_needed']:,} rows if answers are right or wrong, more for scores between"
+        )
+        least = f"; can't pass with fewer than {gate['fewest']:,}" if gate["fewest"] else ""
+        text.append(f"  gate {gate['gate']}: {gate['missing'] or needed}{'' if gate['missing'] else least}")
+    return text
+
+
+def problems(task: Body) -> list[str]:
+    """Gates that will not, or likely not, be decided."""
+    kind, have = ("clusters", task["clusters"]) if task["clusters"] else ("rows", task["rows"])
+    found = []
+    for gate in task["gates"]:
+        if gate["missing"]:
+            found.append(f"gate {gate['gate']} will end inconclusive: {gate['missing']}")
+        elif not gate["possible"]:
+            likely = f"; about {gate['rows_needed']:,} are likely needed" if gate["rows_needed"] else ""
+            found.append(
+                f"gate {gate['gate']} can't pass with {have:,} {kind} of {task['task']}: no test that holds for all scores "
+                f"passes it with fewer than {gate['fewest']:,}, even if all answers are as good as they can be{likely}"
+            )
+        elif gate["enough"] is False:
+            found.append(
+                f"gate {gate['gate']} will likely end inconclusive: {have:,} {kind} of {task['task']}, about {gate['rows_needed']:,} needed"
+            )
+    return found

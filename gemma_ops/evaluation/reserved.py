@@ -1,0 +1,43 @@
+"""What an answer of a service can cost at most: what the ledger reserves before it is asked.
+
+A bound on the mean cost needs it. Three runaway answers in a hundred, each fifty times as dear as the others, are seen by
+chance only; that none is dearer than its reservation is certain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from gemma_ops.answer import Prompt
+from gemma_ops.errors import BudgetError
+from gemma_ops.evaluation.answers import Stored
+from gemma_ops.evaluation.task import Task
+from gemma_ops.gemini import prices, wire
+from gemma_ops.targets.gemini import request
+from gemma_ops.targets.spec import parse
+
+
+def most_per_answer(task: Task, target: str, answers: Sequence[Stored]) -> float | None:
+    """Dollars that the dearest of these questions can cost at this target, at the prices of today and of the tiers that
+    answered. None where nothing is reserved, no price is known, or an answer was dearer."""
+    spec = parse(target)
+    if spec.kind != "gemini":
+        return None
+    now, found = datetime.now(UTC), 0
+    for row, answer in zip(task.rows, answers, strict=True):
+        if answer.end == "hidden":
+            continue
+        asked = request(
+            spec, Prompt(row.messages, row.privacy, row.id), task.file.generation.max_new_tokens, use="evaluate"
+        )
+        try:
+            bound = prices.prompt_bound(wire.body(asked))
+            found = max(
+                found, prices.worst(spec.model, bound, asked.max_output_tokens, tier=answer.tier or "standard", at=now)
+            )
+        except BudgetError:
+            return None
+    most = found / prices.NANO
+    # A bill above today's reservation is one of other prices, and no bound of it is known.
+    return None if any((answer.dollars or 0.0) > most for answer in answers) else most
