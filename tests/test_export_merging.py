@@ -18,7 +18,7 @@ from gemma_ops.data import chat
 from gemma_ops.errors import GateError, MachineError, ModelError, OpsError
 from gemma_ops.export import merge
 from gemma_ops.export.checkpoint import INDEX, Checkpoint
-from gemma_ops.export.folder import check_room
+from gemma_ops.export.folder import both_spellings, check_room
 from gemma_ops.family import LORA_TARGETS, Shape
 
 MACHINE = MachineConfig(device="cpu")
@@ -144,6 +144,36 @@ def test_merged_folder_is_complete_and_says_head_sizes_in_both_spellings(tmp_pat
     stops = json.loads((merged / "generation_config.json").read_text())["eos_token_id"]
     ids = chat.load_tokenizer(merged)
     assert [ids.id_to_token(stop) for stop in stops] == ["<eos>", "<turn|>", "<|tool_response>"]
+
+
+def test_head_sizes_get_the_spelling_that_is_missing() -> None:
+    """transformers 5.15 and later save only `per_layer_config`; readers older than that know only the other names."""
+    saved = {
+        "num_hidden_layers": 4, "hidden_size": 64, "intermediate_size": 128, "vocab_size": 512, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": 16, "sliding_window": 16, "attention_k_eq_v": True,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "per_layer_config": {index: {"head_dim": 32, "num_key_value_heads": 1} for index in ("1", "3")},
+    }  # fmt: skip
+    text = both_spellings({"model_type": "gemma4", "text_config": saved})["text_config"]
+    assert (text["global_head_dim"], text["num_global_key_value_heads"]) == (32, 1)
+    assert text["per_layer_config"] == saved["per_layer_config"]
+    older = {key: value for key, value in text.items() if key != "per_layer_config"}
+    assert both_spellings({"model_type": "gemma4", "text_config": older})["text_config"]["per_layer_config"] == saved["per_layer_config"]
+
+
+def test_packed_weights_are_refused_whatever_the_config_says(tmp_path: Path, bases: Bases) -> None:
+    """A 4-bit file whose config.json has lost its `quantization_config` still holds bytes, not numbers."""
+    from safetensors.torch import load_file, save_file
+
+    train(bases("e2b"), tmp_path / "train")
+    base = shutil.copytree(bases("e2b"), tmp_path / "base")
+    file = base / "model.safetensors"
+    tensors = load_file(file)
+    name = next(name for name in tensors if name.endswith("q_proj.weight"))
+    tensors[name] = tensors[name].view(torch.uint8)
+    save_file(tensors, file)
+    with pytest.raises(ModelError, match="holds U8 tensors"):
+        run(tmp_path, base, tmp_path / "train")
 
 
 def test_missing_stop_tokens_are_added(tmp_path: Path, bases: Bases) -> None:

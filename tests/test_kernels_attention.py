@@ -107,6 +107,13 @@ def test_images_are_seen_in_both_directions_within_their_document(kind):
     assert relative(causal, alone) > 0.01  # the measure sees whether images are bidirectional
 
 
+def test_images_that_touch_at_a_border_are_two():
+    """A document that ends in an image before one that begins with an image: transformers' numbers would join them."""
+    spans = patterns.documents([0, 4, 8]).spans
+    types = torch.tensor([[0, 0, 1, 1, 1, 1, 0, 2]])
+    assert patterns.image_numbers(types, spans).tolist() == [[-1, -1, 0, 0, 1, 1, -1, 2]]
+
+
 @pytest.mark.parametrize("length", [1, 16, 17, 64, 100])
 def test_a_window_is_the_full_masked_square(monkeypatch, length):
     monkeypatch.setattr(banded, "BLOCK", 24)

@@ -66,6 +66,19 @@ def test_uninstalled_is_as_loaded(kind):
     assert apart(ours, gradients) == 0
 
 
+def test_attention_is_set_on_the_language_model_alone():
+    """The audio tower has its own and refuses any other: a name for the whole model stops there."""
+    from modeling_world import tiny
+
+    from gemma_ops.modeling.load import load_model
+
+    model = load_model(tiny("multimodal"), weights="fp32", towers=True)
+    before = model.config.audio_config._attn_implementation, model.config.vision_config._attn_implementation
+    kernels.install(model, FULL)
+    assert text(model).config._attn_implementation == "gemma_ops"
+    assert (model.config.audio_config._attn_implementation, model.config.vision_config._attn_implementation) == before
+
+
 def test_a_teacher_beside_is_not_touched_and_names_stay():
     student, teacher = build("e2b"), build("e2b")
     names = list(student.state_dict())

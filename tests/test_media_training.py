@@ -228,6 +228,17 @@ def test_the_large_sizes_are_padded_where_masks_are_transformers_own(prepared, t
     assert all(media_sft.packs(tiny(kind), TrainConfig()) for kind in tiny_media.KINDS)
 
 
+@pytest.mark.parametrize("kind", tiny_media.KINDS)
+def test_rows_with_images_lose_what_each_loses_alone(tiny, prepared, kind):
+    """Laid out as training lays them out for these masks, whatever that is for the size."""
+    model = scored(tiny(kind))
+    _, _, found = prepared(kind)
+    together = loss_of(model, passes(prepared(kind), [[0, 1, 2]], packing=found.packs))
+    alone = [passes(prepared(kind), [[number]], packing=False) for number in range(3)]
+    total = sum(float(loss_of(model, one)) * one.divisor for one in alone)
+    assert float(together) == pytest.approx(total / sum(one.divisor for one in alone), abs=2e-5)
+
+
 @pytest.mark.parametrize("kind", ["large", "mixture"])
 def test_why_images_of_the_large_sizes_are_not_packed(tiny, prepared, kind):
     """transformers 5.23 counts positions from each row's start and looks images up by them in the whole pass, so that

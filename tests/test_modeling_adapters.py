@@ -35,6 +35,21 @@ def test_lora_targets_are_checked(targets, message):
         adapters.attach(load_model(tiny("e2b")), LoraConfig(targets=targets), seed=0)
 
 
+@pytest.mark.parametrize("weights", ["nf4", "bf16"])
+def test_an_adapter_leaves_the_base_in_its_types(weights):
+    """What PEFT's preparation for 4-bit training would do: float32 for whatever isn't packed, reentrant checkpoints."""
+    model = load_model(tiny("e2b"), weights=weights)
+    before = {name: parameter.dtype for name, parameter in model.named_parameters()}
+    adapted = adapters.attach(model, LoraConfig(rank=2), seed=0)
+    after = {
+        name.removeprefix("base_model.model.").replace(".base_layer.", "."): parameter.dtype
+        for name, parameter in adapted.named_parameters()
+        if ".lora_" not in name
+    }
+    assert after == before
+    assert not any(getattr(module, "gradient_checkpointing", False) for module in adapted.modules())
+
+
 VARIANTS = {
     "lora": ("e2b", {}),
     "rslora": ("dense31", {"rslora": True}),

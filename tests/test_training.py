@@ -282,6 +282,33 @@ def validations(out):
     return [record["eval_loss"] for record in records if "eval_loss" in record]
 
 
+def test_validation_weighs_tokens_and_not_batches(tmp_path, base, prepared, steady):
+    """Eight rows as batches of three, three and two say what one batch of eight says."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    for out, batch in ((whole, 8), (parts, 3)):
+        out.mkdir()
+        variant(out, base, prepared, max_steps=1, batch=batch, micro_batch=batch, learning_rate=1e-9)
+    assert validations(parts) == pytest.approx(validations(whole), rel=1e-6)
+
+
+def test_fused_adapters_compute_without_autocast(tmp_path, base, prepared, monkeypatch):
+    """Autocast would keep a bf16 copy of whatever float32 it meets; PEFT's own linears can't do without."""
+    forward = torch.nn.Embedding.forward
+    found = set()
+
+    def seen(self, ids):
+        found.add(torch.is_autocast_enabled("cpu"))
+        return forward(self, ids)
+
+    monkeypatch.setattr(torch.nn.Embedding, "forward", seen)
+    for lora, expected in (("fused", {False}), ("peft", {True})):
+        (out := tmp_path / lora).mkdir()
+        found.clear()
+        variant(out, base, prepared, weights="bf16", max_steps=1, kernels={"lora": lora}, eval_every=None)
+        assert expected <= found
+        assert lora == "peft" or found == expected
+
+
 def test_early_stop_ends_when_nothing_gets_better(tmp_path, base, prepared):
     """With a learning rate too small for float32 to notice, the second validation is no better than the first."""
     out = variant(tmp_path, base, prepared, eval_every=2, early_stop=1, learning_rate=1e-12, max_steps=40)
