@@ -32,7 +32,7 @@ from gemma_ops.artifact import (
     read_artifact,
     set_aside,
 )
-from gemma_ops.config import Machine, RunConfig
+from gemma_ops.config import RunConfig
 from gemma_ops.durable import write_json
 from gemma_ops.errors import BusyError, DriftError, MachineError, OpsError
 
@@ -67,7 +67,7 @@ class Run:
         listeners: tuple[Listener, ...] = (),
     ) -> None:
         self.config = config
-        self.machine = Machine(**dict(config.machine), launch=config.launch)
+        self.machine = config.here()
         self.path = Path(config.machine.runs) / config.name
         self.until = until
         self.redo = set(redo)

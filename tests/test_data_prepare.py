@@ -18,10 +18,11 @@ from gemma_ops import digest, journal
 from gemma_ops.config import DataConfig, MachineConfig
 from gemma_ops.data import chat, prepare
 from gemma_ops.data.chat import load_tokenizer
-from gemma_ops.data.example import Example, content_id, read_examples, read_rows, stricter, write_rows
+from gemma_ops.data.example import Example, content_id, read_examples, read_rows, write_rows
 from gemma_ops.data.tokens import Lengths, Manner, encode_rows
 from gemma_ops.errors import DataError, ModelError
 from gemma_ops.nano import WEIGHTS
+from gemma_ops.privacy import stricter
 
 WORDS = "card account refund order ticket delivery late broken invoice change please where when why how today"
 VOCABULARY = WORDS.split()

@@ -27,7 +27,7 @@ FACTS = {"targets": {name: {"identity": name} for name in ("base", "tuned", "q8_
 class Echo:
     """Knows the answers to a share of the questions: row `q<i>` is answered right while i is below `skill`."""
 
-    sees, place, lockstep, family = LOCAL, HERE, True, "gemma"
+    sees, place, lockstep, family, learned = LOCAL, HERE, True, "gemma", "any"
 
     def __init__(self, name, skill, *, end="stop", explode=None):
         self.name, self.identity, self.skill, self.end, self.explode = name, name, skill, end, explode

@@ -130,7 +130,8 @@ def test_merged_folder_is_complete_and_says_head_sizes_in_both_spellings(tmp_pat
     run(tmp_path, tmp_path / "base", tmp_path / "train")
     merged = tmp_path / "merge.partial" / "model"
     assert {file.name for file in merged.iterdir()} == {file.name for file in base.iterdir()} | {
-        "processor_config.json"
+        "processor_config.json",
+        "learned.json",
     }
     assert (merged / INDEX).read_bytes() == (base / INDEX).read_bytes()
     assert (merged / "chat_template.jinja").read_text() == chat.inference_template()

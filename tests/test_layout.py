@@ -55,7 +55,7 @@ LEVELS = [
     {"family", "share", "journal", "yamlplaces", "durable"},
     {"config"},
     {"answer", "digest", "configfile", "offline", "keyed"},
-    {"artifact"},
+    {"artifact", "privacy"},
     {"run", "devices"},
     {"planning", "console", "eject"},
     {"doctor"},

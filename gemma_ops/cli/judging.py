@@ -73,6 +73,7 @@ def judge_run(
             config.evaluate,
             batch=config.machine.eval_batch,
             teachers=_teachers(config),
+            release=config.release,
         )
     for judged, one in zip(found, comparisons, strict=True):
         write_text(folder / one.folder / "judge.html", report_judge.page(judged.body))
@@ -183,7 +184,7 @@ def _comparisons(
         source = recipes.questions_read(config)
         tasks = list(load_all(recipes.tasks(config), source.path if source else None))
         evaluated = Path(config.machine.runs) / config.name / "evaluate"
-        found = [one for rival in rivals for one in comparing.of_run(evaluated, tasks, first, rival)]
+        found = [one for rival in rivals for one in comparing.of_run(evaluated, tasks, first, rival, config.release)]
     for line in (line for one in found for line in one.apart):
         console.err().print(line, markup=False)
     if rubric:

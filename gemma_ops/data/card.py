@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from gemma_ops import digest
 from gemma_ops.config import DataConfig
-from gemma_ops.data import example
 from gemma_ops.data.files import is_datasets_folder, source_files
 from gemma_ops.durable import whole
 from gemma_ops.family.media import KINDS
+from gemma_ops.privacy import PRIVACY
 
 if TYPE_CHECKING:
     from gemma_ops.data.facts import Facts
@@ -84,7 +84,7 @@ def report(settings: DataConfig, facts: Facts, sources: list[dict[str, Any]]) ->
             "first": facts.overlap_pairs,
         },
         "pii": {"mode": settings.pii, "rows": facts.pii_count, "found": _ordered(facts.pii), "first": facts.pii_rows},
-        "privacy": {name: facts.privacy[name] for name in example.PRIVACY if facts.privacy[name]},
+        "privacy": {name: facts.privacy[name] for name in PRIVACY if facts.privacy[name]},
         "media": {
             kind: {
                 "shown": facts.shown[kind],

@@ -13,7 +13,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -22,8 +22,6 @@ from gemma_ops.config.methods import Kind
 from gemma_ops.durable import whole
 from gemma_ops.errors import DataError
 
-# From the strictest: may not leave the machine, may go to a paid service, may go anywhere.
-PRIVACY: tuple[Privacy, ...] = get_args(Privacy)
 SIDES = ("chosen", "rejected")
 TURNS = ("messages", *SIDES)
 """Fields of a row that hold messages."""
@@ -206,11 +204,6 @@ def content_id(
     body |= {side: answer for side, answer in answers.items() if answer is not None}
     text = json.dumps(body, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
-
-
-def stricter(first: Privacy, second: Privacy) -> Privacy:
-    """The stricter of two privacy classes."""
-    return first if PRIVACY.index(first) <= PRIVACY.index(second) else second
 
 
 def parse(text: str) -> Any:

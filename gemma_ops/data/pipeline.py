@@ -30,6 +30,7 @@ from gemma_ops.data.words import Boilerplate, Hashes, hashes
 from gemma_ops.durable import whole
 from gemma_ops.errors import DataError
 from gemma_ops.family.media import Senses
+from gemma_ops.privacy import stricter
 
 _SAMPLE = 2000  # rows whose user texts tell what is boilerplate
 _SAMPLE_WORDS = 1000  # words kept of each of their texts
@@ -74,7 +75,7 @@ def prepare(
             if number in drops:
                 continue
             if number in first.tightened:
-                row["privacy"] = example.stricter(row["privacy"], first.tightened[number])
+                row["privacy"] = stricter(row["privacy"], first.tightened[number])
             side = "valid" if split.is_valid(row["group"]) else "train"
             (valid if side == "valid" else train).write(example.line(row) + "\n")
             for loss in loss_flags(tokenizer, row, empty_thought=prefills, senses=senses):
@@ -148,7 +149,7 @@ class _FirstPass:
         if key in self._kept:
             self.facts.exact_duplicates += 1
             number = self._kept[key]
-            self.tightened[number] = example.stricter(self.tightened.get(number, "any"), row["privacy"])
+            self.tightened[number] = stricter(self.tightened.get(number, "any"), row["privacy"])
             return False
         self._kept[key] = len(self._kept)
         if teacher := teacher_of(item.raw.value or {}):

@@ -16,7 +16,6 @@ from typing import Any
 
 from gemma_ops.answer import Prompt
 from gemma_ops.config import EvaluateConfig, MachineConfig
-from gemma_ops.data.example import PRIVACY
 from gemma_ops.evaluation import answers, checking, cost, forecast_judges, plan
 from gemma_ops.evaluation.forecast_judges import CHARACTERS, THOUGHTS
 from gemma_ops.evaluation.task import Task
@@ -24,6 +23,7 @@ from gemma_ops.gemini import prices
 from gemma_ops.gemini.models import facts
 from gemma_ops.gemini.usage import Usage
 from gemma_ops.metrics.base import Row
+from gemma_ops.privacy import PRIVACY
 from gemma_ops.targets.gemini import identity, output_limit, request, seen_by
 from gemma_ops.targets.spec import Spec, parse
 

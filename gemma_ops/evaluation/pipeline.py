@@ -36,8 +36,9 @@ from gemma_ops.evaluation.judge.judged import Judged, figures
 from gemma_ops.evaluation.judge.material import Side
 from gemma_ops.evaluation.scoring import Graded
 from gemma_ops.evaluation.task import Task
+from gemma_ops.privacy import answers_class, class_of, release_of
 from gemma_ops.targets import open_target
-from gemma_ops.targets.base import HERE, LOCAL, Target
+from gemma_ops.targets.base import HERE, LOCAL, Target, learned_by
 
 
 def evaluate(
@@ -65,7 +66,13 @@ def evaluate(
     facts = provenance.collect(targets, machine, base=base, tuned=tuned, quantized=quantized, data=data)
     cost.check(settings.gates, facts)
     answers.take(out)
-    sides = {target.name: Side(target.name, target.identity, target.family) for target in targets}
+    release = release_of(machine)
+    sides = {
+        target.name: Side(
+            target.name, target.identity, target.family, learned_by(target), answers_class(learned_by(target), release)
+        )
+        for target in targets
+    }
 
     def judging(graded: Sequence[Graded]) -> list[Judged]:
         return judge_evaluation(
@@ -102,7 +109,7 @@ def regrade(
     before = json.loads((answers / "verdict.json").read_text(encoding="utf-8"))
     shutil.copyfile(answers / "answers.jsonl", out / "answers.jsonl")
     targets = [_Recorded(name, before["targets"]) for name in settings.targets]
-    facts = {key: before[key] for key in ("targets", "machine", "gemini", "data") if key in before}
+    facts = {key: before[key] for key in ("targets", "machine", "gemini", "data", "release") if key in before}
     # One row a batch, so that what is missing is counted row by row.
     return run(out, settings, loaded, targets, facts, batch=1)
 
@@ -194,6 +201,7 @@ class _Recorded:
         self.place, self.lockstep = HERE, False
         self.reads = frozenset({"text", "image", "audio"})  # it answered
         self.family = str(known[name].get("family", ""))
+        self.learned = class_of(known[name].get("learned"))
 
     def answer(
         self, batches: Sequence[Sequence[Prompt]], *, max_new_tokens: int, schema: dict[str, Any] | None = None

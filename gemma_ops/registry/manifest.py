@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from gemma_ops import __version__, digest
-from gemma_ops.config import RegisterConfig
+from gemma_ops.config import RegisterConfig, ReleaseConfig
 from gemma_ops.errors import DataError, ModelError, OpsError
+from gemma_ops.privacy import answers_class, learned_class, strictest
 from gemma_ops.registry import evidence, reading
 from gemma_ops.registry.describe import git
 from gemma_ops.registry.staging import TUNED
@@ -48,8 +49,10 @@ def build(
     merged: Path | None = None,
     quantized: Path | None = None,
     evaluation: Path | None = None,
+    release: ReleaseConfig | None = None,
 ) -> dict[str, Any]:
-    """The manifest of a version that carries `files` ({path in the version: file}).
+    """The manifest of a version that carries `files` ({path in the version: file}); `release` is what a person decided
+    about its answers.
 
     Raises DataError when an artifact was made from another one than those given here: then the evaluation would speak of
     another model.
@@ -77,6 +80,7 @@ def build(
         "settings": made_with,
         "config": digest.of_json(made_with),
         "seed": (made_with.get("train") or made_with.get("evaluate") or {}).get("seed"),
+        "privacy": _privacy([path for path in (model, adapter, merged, quantized) if path], release or ReleaseConfig()),
         "evaluation": _evaluation(evaluation, artifacts["evaluation"]) if evaluation else None,
         "files": {
             name: {"sha256": digest.of_file(file), "bytes": file.stat().st_size} for name, file in sorted(files.items())
@@ -182,6 +186,14 @@ def _data(data: Path, artifact: dict[str, Any]) -> dict[str, Any]:
         "sources": top,
         "teachers": (reading.load(data / "report.json") or {}).get("teachers") or [],
     }
+
+
+def _privacy(models: list[Path], release: ReleaseConfig) -> dict[str, Any]:
+    """The class of the rows that the version learned from, that of its answers, and the release that tells them apart."""
+    learned = strictest(map(learned_class, models))
+    answers = answers_class(learned, release)
+    body = {"learned": learned, "answers": answers}
+    return body | ({"release": release.model_dump(mode="json")} if answers != learned else {})
 
 
 def _adapter(adapter: Path, artifact: dict[str, Any]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from gemma_ops import journal
 from gemma_ops.config import MachineConfig, RegisterConfig
 from gemma_ops.durable import write_json
 from gemma_ops.errors import ConfigError, ServiceError
+from gemma_ops.privacy import release_of
 from gemma_ops.registry import card, evidence, manifest, profile, reading, staging, stored
 from gemma_ops.registry import state as memory
 from gemma_ops.registry.evidence import Evidence
@@ -49,7 +50,7 @@ def register(
         raise ConfigError("register.name is not set", "give the model a name: --set register.name=…")
     weights = {"adapter": adapter, "merged": merged, "quantized": quantized, "evaluation": evaluation}
     chosen = staging.select(settings, **weights)
-    body = manifest.build(settings, chosen, model=model, data=data, **weights)
+    body = manifest.build(settings, chosen, model=model, data=data, release=release_of(machine), **weights)
     found = evidence.read(evaluation) if evaluation else None
     carried = {
         "files": float(len(chosen)),

@@ -14,9 +14,9 @@ from typing import Any, Protocol, TypeVar
 
 from gemma_ops import digest
 from gemma_ops.config import Privacy
-from gemma_ops.data.example import PRIVACY, stricter
 from gemma_ops.data.files import read_file
 from gemma_ops.errors import DataError
+from gemma_ops.privacy import PRIVACY, stricter
 from gemma_ops.synth import readers
 from gemma_ops.synth.readers import Reading
 

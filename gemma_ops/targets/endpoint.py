@@ -63,6 +63,7 @@ class Endpoint:
         self._settings = _settings(spec, machine)
         self.name, self.family, self.identity = spec.name, spec.family, f"{spec.place}#{spec.model}"
         self.sees = _CLASSES[self._settings.privacy]
+        self.learned = self._settings.learned or self._settings.privacy
         self.place = HERE if ours else f"sent: {host}"
         self._model = spec.model
         headers = {"Content-Type": "application/json"}

@@ -15,6 +15,7 @@ from gemma_ops.data.encoded import Encoded
 from gemma_ops.data.parts import media_of
 from gemma_ops.errors import ConfigError
 from gemma_ops.family.media import Senses
+from gemma_ops.privacy import learned_class
 from gemma_ops.targets.base import HERE, LOCAL
 from gemma_ops.targets.spec import Spec
 from gemma_ops.targets.structured import in_words
@@ -30,6 +31,7 @@ class Checkpoint:
     def __init__(self, name: str, path: Path, machine: MachineConfig, *, family: str = "gemma") -> None:
         self.name = name
         self.identity = identity(path)
+        self.learned = learned_class(path)
         self.family = family
         self._path = path
         self._machine = machine
@@ -90,6 +92,7 @@ class Quantized:
         """`made_by`: the artifact the file belongs to, whose digest is the identity."""
         self.name = name
         self.identity = identity(made_by or file)
+        self.learned = learned_class(file)
         self._file = file
         self._tokenizer = tokenizer
         self._machine = machine
