@@ -96,6 +96,7 @@ def test_rows_become_examples_as_the_contract_says(run):
     assert [item.plain() for item in read_examples(out / "train.jsonl")] == [first, second]
     assert sorted(path.name for path in out.iterdir()) == [
         "card.md",
+        "private.jsonl",
         "rejected.jsonl",
         "report.json",
         "train.jsonl",

@@ -21,7 +21,7 @@ from gemma_ops.evaluation.answers import AnswerFile
 from gemma_ops.targets.base import HERE, LOCAL
 
 ROOT = Path(__file__).parent.parent
-FACTS = {"targets": {name: {"identity": name} for name in ("base", "tuned", "q8_0")}, "data": {}}
+FACTS = {"targets": {name: {"identity": name, "learned": "any"} for name in ("base", "tuned", "q8_0")}, "data": {}}
 
 
 class Echo:

@@ -85,6 +85,7 @@ def report(settings: DataConfig, facts: Facts, sources: list[dict[str, Any]]) ->
         },
         "pii": {"mode": settings.pii, "rows": facts.pii_count, "found": _ordered(facts.pii), "first": facts.pii_rows},
         "privacy": {name: facts.privacy[name] for name in PRIVACY if facts.privacy[name]},
+        "copies": facts.copies,
         "media": {
             kind: {
                 "shown": facts.shown[kind],
@@ -177,6 +178,8 @@ def card(body: dict[str, Any]) -> str:
     ]
     lines += ["## Who may see it", "", "| privacy class | rows |", "|---|--:|"]
     lines += [f"| {name} | {count:,} |" for name, count in body["privacy"].items()]
+    if body["copies"]:
+        lines += ["", f"{body['copies']:,} rows hold the text of a stricter row and took its class."]
     lines += ["", "## Personal data", "", _pii(pii), "", "## Overlap with evaluation", "", *_overlap(overlap)]
     lines += [
         "",

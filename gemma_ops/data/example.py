@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gemma_ops.config import Privacy, methods
 from gemma_ops.config.methods import Kind
+from gemma_ops.data.parts import text_of
 from gemma_ops.durable import whole
 from gemma_ops.errors import DataError
 
@@ -176,6 +177,12 @@ def conversations(row: dict[str, Any]) -> list[list[dict[str, Any]]]:
     if kind(row) == "conversation":
         return [row["messages"]]
     return [row["messages"] + row[side] for side in SIDES if row.get(side) is not None]
+
+
+def row_texts(row: dict[str, Any]) -> list[str]:
+    """Every text in a row: all turns and answers, or the whole of a text."""
+    found = [row["text"]] if row.get("text") is not None else []
+    return found + [text_of(turn.get("content")) for key in TURNS for turn in row.get(key) or ()]
 
 
 def swapped(row: dict[str, Any]) -> dict[str, Any]:

@@ -19,6 +19,8 @@ from gemma_ops import journal
 from gemma_ops.config import DataConfig, MachineConfig, Privacy
 from gemma_ops.data import chat, example, media
 from gemma_ops.data.card import source_facts, write_report
+from gemma_ops.data.copies import FILE as PRIVATE
+from gemma_ops.data.copies import PrivateTexts
 from gemma_ops.data.dedup import NearDuplicates, exact_key, prompt_key
 from gemma_ops.data.facts import Facts
 from gemma_ops.data.importing import Imported, Importer, Teacher, teacher_of
@@ -61,7 +63,8 @@ def prepare(
     prefills = chat.prefills(model)
     senses = media.senses(model)
     facts = Facts(tasks=[read_task(folder, source) for folder in tasks])
-    first = _FirstPass(settings, facts)
+    private = PrivateTexts()
+    first = _FirstPass(settings, facts, private)
     first.run(out, work / "rows.jsonl", source, senses)
     _refuse_bad(out, settings, facts, source)
     drops = _compare(work / "rows.jsonl", settings, facts, first.sample())
@@ -76,6 +79,9 @@ def prepare(
                 continue
             if number in first.tightened:
                 row["privacy"] = stricter(row["privacy"], first.tightened[number])
+            if found := private.strictest(" ".join(example.row_texts(row)), row["privacy"]):
+                row["privacy"] = found.privacy
+                facts.copies += 1
             side = "valid" if split.is_valid(row["group"]) else "train"
             (valid if side == "valid" else train).write(example.line(row) + "\n")
             for loss in loss_flags(tokenizer, row, empty_thought=prefills, senses=senses):
@@ -90,6 +96,7 @@ def prepare(
     facts.groups = split.groups
     _refuse_empty(settings, facts)
     shutil.rmtree(work)
+    private.save(out / PRIVATE)
     _keep_media(out, facts.files)
     write_report(out, settings, facts, source_facts(source, settings))
     lengths = facts.lengths["train"].table()
@@ -110,9 +117,10 @@ def prepare(
 class _FirstPass:
     """Reads and checks every row, writes usable ones (without exact duplicates) and rejected ones to their files."""
 
-    def __init__(self, settings: DataConfig, facts: Facts) -> None:
+    def __init__(self, settings: DataConfig, facts: Facts, private: PrivateTexts) -> None:
         self.settings = settings
         self.facts = facts
+        self.private = private
         self.tightened: dict[int, Privacy] = {}
         self.taught: dict[int, Teacher] = {}
         """By number of a kept row: the strictest class among its duplicates."""
@@ -140,6 +148,7 @@ class _FirstPass:
 
     def _keep(self, item: Imported, row: dict[str, Any]) -> bool:
         self.facts.repaired.update(set(item.notes))
+        self.private.add_row(row, row["source"])
         if item.pii:
             self.facts.pii.update(item.pii)
             self.facts.pii_count += 1

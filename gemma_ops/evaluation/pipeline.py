@@ -61,7 +61,7 @@ def evaluate(
             name, machine, run=asking.run_name(out), use="evaluate", base=base, tuned=tuned, quantized=quantized
         )
 
-    loaded = load(settings, tasks, source)
+    loaded = load(settings, tasks, source, out.parent)
     targets = [opening(name) for name in settings.targets]
     facts = provenance.collect(targets, machine, base=base, tuned=tuned, quantized=quantized, data=data)
     cost.check(settings.gates, facts)

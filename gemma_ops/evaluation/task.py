@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,8 @@ class Task:
     rubric: str
     total: int
     """Rows before `first` chose some."""
+    copies: Mapping[str, str] = field(default_factory=dict)
+    """By id of a row that is stricter than it says: whose text it holds."""
 
     @property
     def name(self) -> str:

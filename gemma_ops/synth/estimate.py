@@ -107,7 +107,7 @@ def estimate(config: RunConfig, paths: dict[str, Path | None], device: str | Non
     Raises ConfigError, DataError, and BudgetError for a Gemini model whose price is not known.
     """
     settings = config.synth
-    pool = planning.gather(settings, **paths)
+    pool = planning.gather(settings, documents=paths["documents"], seeds=paths["seeds"], tools=paths["tools"])
     spec = _spec(settings.teacher)
     sees = seen(spec, config.machine)
     items, hidden = _first(settings, pool, sees)

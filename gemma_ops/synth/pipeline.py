@@ -16,8 +16,10 @@ from typing import Any
 
 from gemma_ops import journal
 from gemma_ops.config import MachineConfig, SynthConfig
+from gemma_ops.data.copies import FILE as PRIVATE
+from gemma_ops.data.copies import PrivateTexts
 from gemma_ops.data.example import write_rows
-from gemma_ops.data.tasks import TaskQuestions, read_task
+from gemma_ops.data.tasks import TaskQuestions, add_task, read_task
 from gemma_ops.errors import BudgetError, DataError
 from gemma_ops.evaluation.judge.lineage import related
 from gemma_ops.gemini import models
@@ -77,7 +79,11 @@ def synthesize(
     tasks, `source` where those whose questions aren't shipped find them. Raises ConfigError, DataError (unusable files, no row
     left), BoundaryError (the teacher or judge may not see something) and what the teacher raises (BudgetError, ServiceError).
     """
-    pool = planning.gather(settings, documents=documents, seeds=seeds, tools=tools)
+    private = PrivateTexts()
+    for folder in tasks:
+        add_task(private, folder, source)
+    pool = planning.gather(settings, documents=documents, seeds=seeds, tools=tools, private=private)
+    private.save(out / PRIVATE)
     questions = [read_task(folder, source) for folder in tasks]
     run = out.absolute().parent.name
     replies = Replies(out / FILE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 from gemma_ops.config import EvaluateConfig, MachineConfig, ReleaseConfig
@@ -14,6 +15,7 @@ from gemma_ops.evaluation.judge.comparing import Comparison
 from gemma_ops.evaluation.judge.judged import Judged
 from gemma_ops.evaluation.judge.material import Side
 from gemma_ops.evaluation.scoring import Graded
+from gemma_ops.evaluation.tightening import private_texts, tighten_pairs
 from gemma_ops.privacy import release_of
 from gemma_ops.targets import open_target
 from gemma_ops.targets import spec as specs
@@ -37,6 +39,8 @@ def judge_evaluation(
     """See `gemma_ops.evaluation.judge.judge_evaluation`."""
     rivals = settings.versus if settings.mode == "pairwise" else settings.versus or (None,)
     found = comparing.of_graded(graded, sides, settings.first, rivals)
+    private = private_texts(out.parents[1], {item.task.name: item.task for item in graded}.values())
+    found = [replace(one, pairs=tighten_pairs(one.pairs, private)) for one in found]
     judges = open_judges(settings.judges, machine, run=run, base=base, tuned=tuned, quantized=quantized)
     return judge_all(
         out, found, judges, settings, evaluation, batch=machine.eval_batch, teachers=lineage.teachers(data),
