@@ -173,7 +173,8 @@ class Run:
 
         try:
             with journal.writing(self.path / "logs", name, on_record):
-                journal.record(event="start", pid=os.getpid(), version=__version__)
+                held = {"offline": offline.held_by()} if offline.active() else {}
+                journal.record(event="start", pid=os.getpid(), version=__version__, **held)
                 metrics = function(partial, settings, self.machine, **paths)
                 journal.record(event="end", seconds=round(time.time() - started, 3), **metrics)
             files = {

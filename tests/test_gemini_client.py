@@ -482,10 +482,11 @@ def test_the_key_of_a_request_is_what_decides_its_answer():
     assert Request.from_json(json.loads(json.dumps(base.to_json()))) == base
 
 
-def test_a_rehearsal_fills_no_cap_of_the_real_ledger(tmp_path):
+def test_a_rehearsal_fills_no_cap_of_the_real_ledger(tmp_path, emulator):
     real = MachineConfig(runs=str(tmp_path))
-    rehearsed = MachineConfig(runs=str(tmp_path), gemini={"base_url": "http://127.0.0.1:1"})
-    elsewhere = MachineConfig(ledger=str(tmp_path / "spent.db"), gemini={"base_url": "http://localhost:1"})
-    assert cache.store_path(real) == tmp_path / "gemini.sqlite"
+    unproven = MachineConfig(runs=str(tmp_path), gemini={"base_url": "http://127.0.0.1:1"})
+    rehearsed = MachineConfig(runs=str(tmp_path), gemini={"base_url": emulator.url})
+    elsewhere = MachineConfig(ledger=str(tmp_path / "spent.db"), gemini={"base_url": emulator.url})
+    assert cache.store_path(real) == cache.store_path(unproven) == tmp_path / "gemini.sqlite"
     assert cache.store_path(rehearsed) == tmp_path / "gemini.rehearsal.sqlite"
     assert cache.store_path(elsewhere) == tmp_path / "spent.rehearsal.db"

@@ -52,7 +52,7 @@ ROOMS = {
 # A room may import rooms of a lower level, and its own.
 LEVELS = [
     {"errors"},
-    {"family", "share", "journal", "yamlplaces", "durable"},
+    {"family", "share", "journal", "yamlplaces", "durable", "addresses", "namespace"},
     {"config"},
     {"answer", "digest", "configfile", "offline", "keyed"},
     {"artifact", "privacy"},

@@ -28,6 +28,7 @@ from gemma_ops.cli import (
     synthesis,
     tasks,
 )
+from gemma_ops.cli.options import own_process
 from gemma_ops.errors import OpsError
 
 _INTERRUPTED = 130
@@ -69,6 +70,7 @@ def _root(
 def main() -> None:
     """Entry point: turns what a person can act on into two lines and an exit code; anything else keeps its traceback."""
     _quiet()
+    own_process()
     sys.exit(guarded(app))
 
 

@@ -62,7 +62,7 @@ def judge_run(
     from gemma_ops.durable import write_text
     from gemma_ops.evaluation.judge import pipeline, report_judge
 
-    config = load_config(configs or [], sets)
+    config = load_config(configs or [], sets, targets=judges or ())
     settings, comparisons = _comparisons(config, first, second, judges, rubric)
     folder = out or Path(config.machine.runs) / config.name / "judge"
     with _shown(folder):
@@ -118,7 +118,7 @@ def judge_calibrate(
     from gemma_ops.evaluation.judge import rubric as rubrics
     from gemma_ops.evaluation.judge.calibration_words import lines
 
-    config = load_config(configs or [], sets)
+    config = load_config(configs or [], sets, targets=judges or ())
     settings, comparisons = _comparisons(config, first, second, judges, rubric)
     chosen = [one for one in comparisons if task in (None, one.task)]
     if len(chosen) != 1:

@@ -46,7 +46,8 @@ class GeminiConfig(Section):
     """What to do about personal data and secrets, found by checksummed patterns in what would be sent; `report` counts them
     in the log."""
     base_url: Annotated[str, AfterValidator(_address)] | None = None
-    """Another address, without `/v1`. One of this machine, such as the emulator's, is a rehearsal and recorded as one."""
+    """Another address, without `/v1`. An emulator of ours on this machine proves itself and is a rehearsal; any other server
+    counts as the service."""
     concurrency: Annotated[int, Field(ge=1, le=256)] = 8
     """Requests under way at once; lowered by itself when the service says it is too many."""
     timeout_seconds: Annotated[float, Field(gt=0)] = 120.0

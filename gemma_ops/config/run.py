@@ -24,7 +24,8 @@ class RunConfig(Section):
     recipe: str = "lora"
     """A recipe shipped here, or a path to one of your own."""
     offline: bool = False
-    """Open no socket beyond this machine, whatever asks for one; `GEMMA_OPS_OFFLINE=1` says the same."""
+    """Connect to no other machine; `GEMMA_OPS_OFFLINE=1` says the same. Where the system allows it the kernel refuses, in a
+    network of the command's own, and else a guard in Python."""
     model: ModelConfig = ModelConfig()
     synth: SynthConfig = SynthConfig()
     data: DataConfig = DataConfig()

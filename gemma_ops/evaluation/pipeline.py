@@ -21,6 +21,7 @@ from gemma_ops.evaluation import (
     answers,
     asking,
     cost,
+    elsewhere,
     junit,
     provenance,
     report_html,
@@ -138,6 +139,13 @@ def run(
     write_text(out / scoring.FILE, "".join(scoring.lines(graded)))
     judged = judging(graded) if judging else []
     body = verdict.build(graded, settings, facts, judged)
+    shown = elsewhere.for_others(body, tasks) if elsewhere.hides(tasks) else None
+    if shown:
+        (out / elsewhere.FOLDER).mkdir(exist_ok=True)
+        write_text(out / elsewhere.FOLDER / "summary.md", summary.render(shown))
+        write_text(out / elsewhere.FOLDER / "verdict.json", _json(shown))
+        if shown["routing"]:
+            write_text(out / elsewhere.FOLDER / routing.FILE, _json(shown["routing"]))
     writers: dict[str, Callable[[], str]] = {
         "report.html": lambda: report_html.render(body, graded),
         "summary.md": lambda: summary.render(body),

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any, Literal
 
-from gemma_ops.errors import ConfigError, OpsError, ServiceError
+from gemma_ops.errors import BoundaryError, ConfigError, OpsError, ServiceError
 
 Kind = Literal["busy", "failed", "lost", "refused", "stop"]
 LONGEST_WAIT = 900.0
@@ -56,6 +56,8 @@ def fault_of(error: Exception) -> Fault | None:
     from google.genai import errors
 
     name = type(error).__name__
+    if isinstance(error, BoundaryError):
+        return Fault("stop", error.what, stop=error)
     if isinstance(error, errors.APIError):
         return _of_status(error)
     if isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.PoolTimeout | httpx2.ProxyError):

@@ -81,7 +81,7 @@ def build(
         "config": digest.of_json(made_with),
         "seed": (made_with.get("train") or made_with.get("evaluate") or {}).get("seed"),
         "privacy": _privacy([path for path in (model, adapter, merged, quantized) if path], release or ReleaseConfig()),
-        "evaluation": _evaluation(evaluation, artifacts["evaluation"]) if evaluation else None,
+        "evaluation": _evaluation(evaluation, artifacts["evaluation"], files) if evaluation else None,
         "files": {
             name: {"sha256": digest.of_file(file), "bytes": file.stat().st_size} for name, file in sorted(files.items())
         },
@@ -236,13 +236,19 @@ def _quantized(quantized: Path, artifact: dict[str, Any]) -> dict[str, Any]:
     return {"digest": artifact["digest"], "formats": found}
 
 
-def _evaluation(evaluation: Path, artifact: dict[str, Any]) -> dict[str, Any]:
+def _evaluation(evaluation: Path, artifact: dict[str, Any], files: dict[str, Path]) -> dict[str, Any]:
     found = evidence.read(evaluation)
     if found is None:
         raise DataError(f"{evaluation} holds no verdict.json", "evaluate again: --redo evaluate")
     return {
         "digest": artifact["digest"],
         "verdict": found.outcome,
-        "verdict_sha256": artifact["files"]["verdict.json"]["sha256"],
+        # Of the one that the version carries: on another machine, the one that was made for others.
+        "verdict_sha256": artifact["files"][_carried_verdict(evaluation, files)]["sha256"],
         "tasks": {task.name: {"digest": task.digest, "rows": task.rows} for task in found.tasks},
     }
+
+
+def _carried_verdict(evaluation: Path, files: dict[str, Path]) -> str:
+    carried = files.get("verdict.json", evaluation / "verdict.json")
+    return carried.relative_to(evaluation).as_posix() if carried.is_relative_to(evaluation) else "verdict.json"

@@ -17,10 +17,11 @@ from urllib.parse import urlsplit
 
 import httpx2
 
+from gemma_ops.addresses import loopback_addresses
 from gemma_ops.answer import Answer, Prompt
 from gemma_ops.config import EndpointConfig, MachineConfig
 from gemma_ops.errors import ConfigError, ServiceError
-from gemma_ops.offline import is_loopback
+from gemma_ops.gemini.transport import client_arguments
 from gemma_ops.targets.base import HERE, LOCAL
 from gemma_ops.targets.spec import Spec
 from gemma_ops.targets.stream import Reply
@@ -38,17 +39,16 @@ _ABSENT = (408, 425, 429, 503)
 
 def classes_of(spec: Spec, machine: MachineConfig) -> frozenset[str]:
     """Privacy classes that may be sent to an endpoint, without opening it."""
-    return _CLASSES[_settings(spec, machine).privacy]
+    return _CLASSES[_settings(spec, machine, ours=_ours(spec)).privacy]
 
 
-def _settings(spec: Spec, machine: MachineConfig) -> EndpointConfig:
+def _settings(spec: Spec, machine: MachineConfig, *, ours: bool) -> EndpointConfig:
     found = next((item for item in machine.endpoints if item.url.rstrip("/") == spec.place), None)
-    return found or EndpointConfig(url=spec.place, privacy="local_only" if _ours(spec) else "any")
+    return found or EndpointConfig(url=spec.place, privacy="local_only" if ours else "any")
 
 
 def _ours(spec: Spec) -> bool:
-    host = urlsplit(spec.place).hostname or ""
-    return bool(host) and is_loopback(host)
+    return bool(loopback_addresses(urlsplit(spec.place).hostname or ""))
 
 
 class Endpoint:
@@ -59,8 +59,9 @@ class Endpoint:
     def __init__(self, spec: Spec, machine: MachineConfig) -> None:
         """Raises ConfigError when the variable that should hold the key is empty."""
         host = urlsplit(spec.place).hostname or ""
-        ours = _ours(spec)
-        self._settings = _settings(spec, machine)
+        kept_here = client_arguments(spec.place)
+        ours = "transport" in kept_here  # one look at the name decides what it may see, and where requests go
+        self._settings = _settings(spec, machine, ours=ours)
         self.name, self.family, self.identity = spec.name, spec.family, f"{spec.place}#{spec.model}"
         self.sees = _CLASSES[self._settings.privacy]
         self.learned = self._settings.learned or self._settings.privacy
@@ -76,8 +77,7 @@ class Endpoint:
                 )
             headers["Authorization"] = f"Bearer {key}"
         timeout = httpx2.Timeout(self._settings.timeout_seconds, connect=10.0)
-        # A proxy from the environment must not carry away what was meant for this machine.
-        self._client = httpx2.Client(headers=headers, timeout=timeout, trust_env=not ours)
+        self._client = httpx2.Client(headers=headers, timeout=timeout, **kept_here)
 
     def answer(
         self, batches: Sequence[Sequence[Prompt]], *, max_new_tokens: int, schema: dict[str, Any] | None = None

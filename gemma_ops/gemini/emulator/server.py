@@ -13,6 +13,7 @@ from typing import Any, Self
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from gemma_ops.errors import ConfigError, MachineError
+from gemma_ops.gemini import handshake
 from gemma_ops.gemini.emulator import routes
 from gemma_ops.gemini.emulator.batches import Pace
 from gemma_ops.gemini.emulator.log import Entry
@@ -190,6 +191,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _handle(self) -> None:
         raw = self._read()
+        if proof := handshake.answer(self.path):
+            self._send(Reaction(200, proof.encode()))
+            return
         reaction = self._react(raw)
         if self.server.latency():
             self.server.ending.wait(self.server.latency())
