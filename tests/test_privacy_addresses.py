@@ -131,6 +131,16 @@ def test_a_name_below_localhost_is_here_only_while_it_leads_here(names):
     assert addresses.loopback_addresses("") == ()
 
 
+def test_an_endpoint_itself_refuses_what_it_may_not_see():
+    """Whoever asks it: the callers look first, and this is the door."""
+    with Listener() as server:
+        url = f"http://127.0.0.1:{server.port}"
+        with pytest.raises(BoundaryError, match="1 of 1 rows of what is to be asked are local_only"):
+            ask(url, endpoints=[{"url": f"{url}/v1", "privacy": "paid"}])
+        assert not server.got
+        assert ask(url)[1].text == "ok"
+
+
 def test_what_was_found_here_stays_here_when_the_name_moves(names):
     names["lm.localhost"] = ["127.0.0.1"]
     with Listener() as server:

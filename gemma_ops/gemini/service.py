@@ -68,8 +68,13 @@ def check_offline(config: GeminiConfig) -> None:
     """Raise BoundaryError when the machine is to stay offline and requests would leave it."""
     if rehearsal(config) or not offline.active():
         return
+    here = (
+        f"; at {config.base_url} is no emulator of ours, and what is sent there may be passed on"
+        if config.base_url
+        else ""
+    )
     raise BoundaryError(
-        "offline: nothing may be sent to Gemini",
+        f"offline: nothing may be sent to Gemini{here}",
         "set offline=false and unset GEMMA_OPS_OFFLINE, or rehearse with `gemma-ops dev gemini-emulator`",
     )
 

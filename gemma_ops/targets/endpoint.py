@@ -22,7 +22,7 @@ from gemma_ops.answer import Answer, Prompt
 from gemma_ops.config import EndpointConfig, MachineConfig
 from gemma_ops.errors import ConfigError, ServiceError
 from gemma_ops.gemini.transport import client_arguments
-from gemma_ops.targets.base import HERE, LOCAL
+from gemma_ops.targets.base import HERE, LOCAL, guard
 from gemma_ops.targets.spec import Spec
 from gemma_ops.targets.stream import Reply
 from gemma_ops.targets.structured import in_words
@@ -82,8 +82,9 @@ class Endpoint:
     def answer(
         self, batches: Sequence[Sequence[Prompt]], *, max_new_tokens: int, schema: dict[str, Any] | None = None
     ) -> Iterator[list[Answer]]:
-        """Send as many at once as a batch holds. Raises ServiceError when the server is absent or stays busy, ConfigError
-        when it knows neither key nor model."""
+        """Send as many at once as a batch holds. Raises BoundaryError, before anything is sent, for what it may not see,
+        ServiceError when the server is absent or stays busy, ConfigError when it knows neither key nor model."""
+        guard(self, [prompt for batch in batches for prompt in batch], "what is to be asked")
         pool = ThreadPoolExecutor(max_workers=max(map(len, batches), default=1))
         try:
             sent = [
