@@ -33,6 +33,7 @@ from gemma_ops.artifact import (
     set_aside,
 )
 from gemma_ops.config import RunConfig
+from gemma_ops.config.gemini import lay_over
 from gemma_ops.durable import write_json
 from gemma_ops.errors import BusyError, DriftError, MachineError, OpsError
 
@@ -77,6 +78,7 @@ class Run:
         self._hashes = digest.Cache(Path(config.machine.runs) / ".digests.json")
 
     def __enter__(self) -> Self:
+        lay_over(self.config.machine.gemini)
         if self.config.offline:
             offline.enforce()  # also for whoever runs a recipe from Python
         try:

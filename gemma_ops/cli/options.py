@@ -52,9 +52,11 @@ def load_config(
     `targets` are those that the command line names.
     """
     from gemma_ops import offline
+    from gemma_ops.config.gemini import lay_over
     from gemma_ops.configfile import load
 
     config = load(configs, sets or ())
+    lay_over(config.machine.gemini)
     if config.offline or offline.active():
         offline.enforce()
         if fetches:

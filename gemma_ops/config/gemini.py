@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field
 
 from gemma_ops.config.section import Section
+
+MODELS = "GEMMA_OPS_GEMINI_MODELS"
+"""Environment variable with the file of a user's own facts about models."""
 
 
 def _address(url: str) -> str:
@@ -54,5 +59,13 @@ class GeminiConfig(Section):
     """Longest wait for one reply; a reply that comes later may be billed all the same. `flex` needs minutes."""
     attempts: Annotated[int, Field(ge=1)] = 6
     """Tries per request when the service is busy or fails. After the last one the request ends in `error`."""
+    models: str | None = None
+    """A file of your own facts about models (prices, levels of thinking), laid over the shipped `gemma_ops/gemini/models.yaml`."""
     cache: bool = True
     """Answer a request that was answered before from the store, at no cost. Off, a killed run pays again for what it had."""
+
+
+def lay_over(settings: GeminiConfig) -> None:
+    """Let this process and its children read the user's own facts about models, if the settings name a file."""
+    if settings.models:
+        os.environ[MODELS] = str(Path(settings.models).expanduser().absolute())

@@ -19,6 +19,7 @@ from gemma_ops.answer import Answer
 from gemma_ops.config import MachineConfig
 from gemma_ops.errors import BoundaryError
 from gemma_ops.gemini.ledger import Ledger
+from gemma_ops.gemini.models import is_expected
 from gemma_ops.gemini.prices import NANO, nanodollars
 from gemma_ops.gemini.request import Request
 from gemma_ops.gemini.service import rehearsal
@@ -68,13 +69,20 @@ class Store:
             connection.execute(_SCHEMA)
 
     def find(self, key: str, *, since: float = 0.0) -> Answer | None:
-        """The answer to this request, unless it arrived before `since`. Its cost and times are those of when it was asked."""
+        """The answer to this request, unless it arrived before `since`. Its cost and times are those of when it was asked.
+
+        An answer of another model than the one that was asked is taken by the run that paid for it, and by no other.
+        """
         with self.ledger.connect() as connection:
             row = connection.execute(
-                f"SELECT {_COLUMNS} FROM answers WHERE endpoint = ? AND key = ? AND answered_at >= ?",  # noqa: S608
+                f"SELECT {_COLUMNS}, model, run FROM answers WHERE endpoint = ? AND key = ? AND answered_at >= ?",  # noqa: S608
                 (self.endpoint, key, since),
             ).fetchone()
-        return _answer(row) if row else None
+        if row is None:
+            return None
+        *found, model, run = row
+        answer = _answer(tuple(found))
+        return answer if run == self.ledger.run or is_expected(model, answer.model) else None
 
     def on_its_way(self, key: str) -> bool:
         """Whether a living process has this request on the wire. Batch jobs need no process and are looked up there."""
