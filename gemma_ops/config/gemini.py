@@ -39,7 +39,7 @@ class GeminiConfig(Section):
     location: str | None = None
     """Google Cloud location, for `enterprise`: `global`, `eu`, `us`, or a region."""
     budget_usd: Annotated[float, Field(ge=0)] | None = None
-    """Hard cap in dollars for this run, held under concurrency and across kills."""
+    """Hard cap in dollars for this run, endpoints with prices included, held under concurrency and across kills."""
     project_budget_usd: Annotated[float, Field(ge=0)] | None = None
     """Hard cap in dollars for everything in one ledger; null leaves only the cap of the run."""
     service_tier: Literal["standard", "flex", "priority"] = "standard"

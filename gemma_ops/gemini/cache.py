@@ -133,8 +133,13 @@ def open_ledger(machine: MachineConfig, run: str) -> Ledger:
 
 def store_path(machine: MachineConfig) -> Path:
     """The file of ledger and answers. A rehearsal keeps its own beside it: its dollars are none, and must fill no cap."""
-    path = Path(machine.ledger) if machine.ledger else Path(machine.runs) / "gemini.sqlite"
+    path = ledger_path(machine)
     return path.with_name(f"{path.stem}.rehearsal{path.suffix}") if rehearsal(machine.gemini) else path
+
+
+def ledger_path(machine: MachineConfig) -> Path:
+    """The file of what was really spent."""
+    return Path(machine.ledger) if machine.ledger else Path(machine.runs) / "gemini.sqlite"
 
 
 def _whole(text: str) -> str:

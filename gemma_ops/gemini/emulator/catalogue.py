@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import date
 from functools import cache
 
 from gemma_ops.gemini.emulator.wire import Refusal
@@ -70,6 +71,12 @@ def cards() -> dict[str, Card]:
         Card("gemini-embedding-001", embeds=3072, input_limit=2_048),
     ]
     return {card.name: card for card in found}
+
+
+def known_routes(on: date) -> dict[str, str]:
+    """Retired models that another one answers for on a day, as `models.yaml` knows them."""
+    routed = {name: facts.routed for name, facts in table().models.items() if facts.routed}
+    return {name: where.to for name, where in routed.items() if on >= where.since}
 
 
 def find(name: str, version: str, task: str, *, embeds: bool = False) -> Card:

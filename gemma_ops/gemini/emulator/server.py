@@ -6,7 +6,7 @@ import json
 import socket
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Self
@@ -33,7 +33,8 @@ class Emulator:
 
     `responder` answers (a rehearsal by default); `latency` is in seconds per reply; `thoughts` is the range of thinking
     tokens per request (by default the level's own, kept below what the reply needs); `keys` are the API keys that it
-    knows (by default any); `log` is a file that the request log is appended to.
+    knows (by default any); `log` is a file that the request log is appended to; `routes` says which model answers for a
+    retired one, or None for one that is gone (404).
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Emulator:
         thoughts: tuple[int, int] | None = None,
         keys: frozenset[str] | None = None,
         pace: Pace | None = None,
+        routes: Mapping[str, str | None] | None = None,
     ) -> None:
         self.latency = latency
         self.pace = pace or Pace()
@@ -58,6 +60,7 @@ class Emulator:
             keys=keys,
             pace=self.pace,
             log=Path(log) if log else None,
+            routes=routes or {},
         )
         self._port = port
         self._server: _Server | None = None

@@ -35,8 +35,10 @@ class Service:
         keys: frozenset[str] | None,
         pace: Pace,
         log: Path | None,
+        routes: Mapping[str, str | None],
     ) -> None:
         self.seed = seed
+        self._routes = routes
         self.log = Log(log)
         self.faults = Faults(seed)
         self.address = ""
@@ -144,7 +146,11 @@ class Service:
     def _produce(
         self, call: Call, model: str, body: dict[str, Any], digest: str, nth: int, rule: Rule | None
     ) -> Produced:
-        card = find(model, call.version, "generateContent")
+        if model in self._routes and self._routes[model] is None:
+            raise Refusal(
+                404, f"This model models/{model} is no longer available. Please update your code to use a newer model."
+            )
+        card = find(self._routes.get(model) or model, call.version, "generateContent")
         check_request(body, card)
         cached = self._caches.use(str(body["cachedContent"]), card.name) if body.get("cachedContent") else None
         fault = rule.name if rule and rule.name in faults.REPLIES else ""
