@@ -25,6 +25,8 @@ class Card:
     default_level: str | None = None
     """Level at which it thinks when it is not told; None for models that don't think."""
     budgets: bool = True
+    candidates: bool = True
+    """Whether it gives several candidates at once."""
     input_limit: int = 1_048_576
     output_limit: int = _OUTPUT
     embeds: int = 0
@@ -61,6 +63,7 @@ def cards() -> dict[str, Card]:
                 facts.thinking,
                 default or (facts.thinking[0] if facts.thinking else "high"),
                 budgets=not name.startswith(_NO_BUDGETS),
+                candidates=not name.startswith(_NO_BUDGETS),
                 input_limit=facts.context,
                 output_limit=facts.output or _OUTPUT,
             )
