@@ -48,7 +48,14 @@ def client(machine):
 # because the service did not say, `nothing`.
 OUTCOMES = {
     "429": ("stop", ["busy"], "once"),
+    "429_bare": ("stop", ["busy"], "once"),
+    "429_closed": (ConfigError, ["stop"], "nothing"),
     "429_daily": (ServiceError, ["stop"], "nothing"),
+    "401": (ConfigError, ["stop"], "nothing"),
+    "403": (ConfigError, ["stop"], "nothing"),
+    "404": (ConfigError, ["stop"], "nothing"),
+    "408": ("stop", ["failed"], "once"),
+    "504": ("stop", ["failed"], "once"),
     "500": ("stop", ["failed"], "once"),
     "502": ("stop", ["failed"], "once"),
     "503": ("stop", ["failed"], "once"),
@@ -94,7 +101,7 @@ def test_a_fault_is_counted_retried_or_refused_and_never_an_empty_answer(fault, 
 
     sent = None
     if isinstance(end, type):
-        with pytest.raises(end, match=r"quota of the day|batch job"):
+        with pytest.raises(end, match=r"quota of the day|batch job|not open to|refused the key|does not know"):
             ask(client, asked, by_batch)
         assert client.store.find(asked.key()) is None
     else:
