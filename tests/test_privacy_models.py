@@ -238,6 +238,22 @@ def test_rows_of_a_private_teacher_are_private(emulator, tmp_path, monkeypatch, 
     assert ("| released |" in text) == bool(release.to)
 
 
+def test_the_plan_of_a_synthesis_knows_how_private_its_teacher_is(made, tmp_path):
+    from synth_world import document
+
+    from gemma_ops.synth.estimate import estimate
+
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "a.md").write_text(document(1))
+    paths = {"documents": tmp_path / "docs", "seeds": None, "tools": None}
+    for teacher, release, hidden in (
+        (str(made / "merge/model"), {}, 1), ("base", {}, 0), (str(made / "merge/model"), RELEASE.model_dump(), 0),
+    ):  # fmt: skip
+        synth = {"teacher": teacher, "judge": JUDGE, "privacy": "any", "count": {"document_qa": 4}}
+        config = RunConfig.model_validate({"synth": synth, "release": release})
+        assert len(estimate(config, paths).judge.hidden) == hidden
+
+
 def test_the_version_says_what_it_learned_from_and_who_released_it(made):
     chosen = {"adapter/adapter_model.safetensors": made / "train/adapter/adapter_model.safetensors"}
     steps = {"model": made / "fetch", "data": made / "prepare", "adapter": made / "train", "merged": made / "merge"}

@@ -19,7 +19,7 @@ import httpx2
 
 from gemma_ops.addresses import loopback_addresses
 from gemma_ops.answer import Answer, Prompt
-from gemma_ops.config import EndpointConfig, MachineConfig
+from gemma_ops.config import EndpointConfig, MachineConfig, Privacy
 from gemma_ops.errors import ConfigError, ServiceError
 from gemma_ops.gemini.request import Use
 from gemma_ops.gemini.transport import client_arguments
@@ -42,6 +42,12 @@ _ABSENT = (408, 425, 429, 503)
 def classes_of(spec: Spec, machine: MachineConfig) -> frozenset[str]:
     """Privacy classes that may be sent to an endpoint, without opening it."""
     return _CLASSES[_settings(spec, machine, ours=_ours(spec)).privacy]
+
+
+def learned_by_endpoint(spec: Spec, machine: MachineConfig) -> Privacy:
+    """The class of what an endpoint's model learned: as stated, else that of the rows it may see."""
+    found = _settings(spec, machine, ours=_ours(spec))
+    return found.learned or found.privacy
 
 
 def _settings(spec: Spec, machine: MachineConfig, *, ours: bool) -> EndpointConfig:
