@@ -17,13 +17,19 @@ from gemma_ops.data.parts import text_of
 from gemma_ops.evaluation.judge.material import Pair
 from gemma_ops.evaluation.task import Task
 from gemma_ops.metrics.base import Row
+from gemma_ops.privacy import PRIVACY
 
 _STEPS = ("synthesize", "prepare")
 
 
 def private_texts(run: Path | None, tasks: Iterable[Task]) -> PrivateTexts:
-    """Every text of a run and of tasks that may not go everywhere; `run` is the run's folder, None where there is none."""
-    found = PrivateTexts()
+    """Every text of a run and of tasks that may not go everywhere; `run` is the run's folder, None where there is none.
+
+    Empty where no question could become stricter, so that a large index is not read for nothing.
+    """
+    found, tasks = PrivateTexts(), list(tasks)
+    if tasks and all(row.privacy == PRIVACY[0] for task in tasks for row in task.rows):
+        return found
     for step in _STEPS if run else ():
         found.load(Path(run or "") / step / FILE)
     for task in tasks:
