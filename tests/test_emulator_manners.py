@@ -172,3 +172,31 @@ def test_an_inline_batch_says_how_its_requests_ended(emulator):
         "successfulRequestCount": "2",
         "failedRequestCount": "1",
     }
+
+
+def test_an_interaction_is_one_turn_told_in_steps():
+    def responder(body):
+        if body.functions:
+            return Reply(calls=(CALL,), thought_tokens=3)
+        return Reply(f"{body.system}|{body.level}|{body.last}", thought_tokens=5)
+
+    with Emulator(responder) as emulator:
+        client = client_of(emulator)
+        asked = {"model": FLASH, "input": "How long?", "store": False}
+        more = {"system_instruction": "Be brief.", "generation_config": {"thinking_level": "low"}}
+        made = client.interactions.create(**asked, **more)
+        assert made.status == "completed"
+        assert made.steps[-1].content[0].text == "Be brief.|low|How long?"
+        assert (made.model, made.usage.total_thought_tokens) == (FLASH, 5)
+        tool = {"type": "function", "name": "wait", "description": "waits", "parameters": {"type": "object"}}
+        called = client.interactions.create(**asked, tools=[tool])
+        assert (called.status, called.steps[0].name, called.steps[0].arguments) == (
+            "requires_action",
+            "wait",
+            {"days": 2},
+        )
+        assert [entry.billed for entry in emulator.of("interaction")] == [True, True]
+        for refused in ({"store": True}, {"background": True}):
+            with pytest.raises(Exception, match=r"stores no interaction|without background"):
+                client.interactions.create(**asked | refused)
+        assert len(emulator.billed()) == 2

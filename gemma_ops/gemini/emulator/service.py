@@ -17,6 +17,7 @@ from gemma_ops.gemini.emulator.catalogue import Card, cards, find
 from gemma_ops.gemini.emulator.faults import Faults, Rule
 from gemma_ops.gemini.emulator.files import Files, page
 from gemma_ops.gemini.emulator.generating import Generator, Produced
+from gemma_ops.gemini.emulator.interactions import read_interaction, show_interaction
 from gemma_ops.gemini.emulator.log import Log, digest_of
 from gemma_ops.gemini.emulator.responder import Body, Responder
 from gemma_ops.gemini.emulator.validation import check_key, check_request
@@ -121,6 +122,11 @@ class Service:
             return self._files.abort(call)
         if call.op in ("generate", "stream"):
             return self._generate(call, rule, digest, nth, entry)
+        if call.op == "interaction":
+            model, body = read_interaction(call.sent if isinstance(call.sent, dict) else {})
+            made = self._produce(call, model, body, digest, nth, rule)
+            entry |= {"model": model, "usage": made.usage, "billed": True, "response_id": made.response_id}
+            return _delivered(Reaction(200, show_interaction(made.response), made.headers), rule)
         if call.op == "batch_create":
             find(call.name, call.version, "batchGenerateContent")
             fate = rule.name if rule and rule.name in faults.JOBS else ""
