@@ -254,6 +254,22 @@ def test_the_plan_of_a_synthesis_knows_how_private_its_teacher_is(made, tmp_path
         assert len(estimate(config, paths).judge.hidden) == hidden
 
 
+def test_the_plan_of_a_synthesis_knows_the_private_questions_of_tasks(tmp_path):
+    from synth_world import document
+
+    from gemma_ops.synth.estimate import estimate
+
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "a.md").write_text(f"{document(1)}\nWhere does the night porter keep the spare keys?\n")
+    rows = [{"id": "q", "prompt": "where does the night porter keep the spare keys", "reference": "a1"}]
+    synth = {"teacher": JUDGE, "privacy": "any", "count": {"document_qa": 4}}
+    config = RunConfig.model_validate({"synth": synth})
+    paths = {"documents": tmp_path / "docs", "seeds": None, "tools": None}
+    for privacy_, hidden in (("local_only", 1), ("any", 0)):
+        task = make_task(tmp_path / privacy_, rows=rows, privacy=privacy_)
+        assert len(estimate(config, paths, tasks=(task,)).hidden) == hidden
+
+
 def test_the_version_says_what_it_learned_from_and_who_released_it(made):
     chosen = {"adapter/adapter_model.safetensors": made / "train/adapter/adapter_model.safetensors"}
     steps = {"model": made / "fetch", "data": made / "prepare", "adapter": made / "train", "merged": made / "merge"}
