@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from gemma_ops import devices, family
+from gemma_ops import devices, family, offline
 from gemma_ops.config import LoraConfig, ModelConfig, RunConfig, TrainConfig
 from gemma_ops.devices import GIB, Device
 from gemma_ops.family import explaining
@@ -103,6 +103,7 @@ def examine() -> Report:
         *_python(),
         *_packages(),
         *_machine(gpus),
+        Check("offline", "ok", offline.prospects()),
         *_combinations({name: _version(name) for name in _WATCHED}, gpus, dict(os.environ)),
     )
     return Report(checks, best, tuple(_ability(key, best) for key in family.SIZES))

@@ -1,11 +1,14 @@
 """Offline: no socket beyond this machine is opened, by any verb, whoever asks for one.
 
-`offline: true` in a configuration or `GEMMA_OPS_OFFLINE=1` in the environment. Three layers, so that none has to be
+`offline: true` in a configuration or `GEMMA_OPS_OFFLINE=1` in the environment. Four layers, so that none has to be
 perfect: a configuration that needs something remote is refused before any work, naming the key; libraries are told
-through their own variables not to ask; and an audit hook of the interpreter refuses what is tried all the same, also
-through a socket made or a function imported before. A hook can't be taken out again, and it sees every Python socket.
-Native code that opens sockets by itself it does not see: there the second layer must do (offline, the Hub's library
-never calls its Rust downloader).
+through their own variables not to ask; an audit hook of the interpreter refuses what is tried all the same, also
+through a socket made or a function imported before; and where the system allows it, the command and all its children
+run in a network that holds only loopback (`namespace`), so that the kernel refuses native code and child processes too.
+
+Without the last one, native code that opens sockets by itself is not seen: there the second layer must do (offline, the
+Hub's library never calls its Rust downloader). `held_by` says which of the two holds. A run that uses a server on this
+machine's own loopback address stays outside, since that server is not in the other network.
 
 A child process inherits the variable, and `gemma_ops/__init__.py` puts the guard up there before anything else runs.
 Socket files, kernel sockets and loopback stay open: llama.cpp answers on a socket file, and an emulator or an inference
@@ -14,17 +17,18 @@ server of your own may well stand on 127.0.0.1. Proxies are dropped, since one o
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import re
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from gemma_ops import namespace
+from gemma_ops.addresses import database_hosts, is_loopback, loopback_addresses
 from gemma_ops.errors import BoundaryError, ConfigError
 
 if TYPE_CHECKING:
@@ -50,6 +54,7 @@ _SPEC = re.compile(r"(gemini|openai):(\S+)")
 _FAMILIES = {getattr(socket, name) for name in ("AF_UNIX", "AF_NETLINK", "AF_ALG") if hasattr(socket, name)}
 """Kinds of sockets that never leave the machine."""
 _up = False
+_why = "the process was started from Python, or by somebody else's launcher"
 
 
 def active() -> bool:
@@ -73,6 +78,40 @@ def enforce() -> None:
             setattr(socket.socket, name, _before_lookup(getattr(socket.socket, name)))
 
 
+def confine(config: RunConfig, targets: Sequence[str] = ()) -> None:
+    """Move this command, which is offline, into a network with only loopback, where that can be done; `held_by` tells.
+
+    `targets` are named beside the configuration. Only for a process that is ours alone: whoever imports the package keeps
+    the network that it has.
+    """
+    global _why  # noqa: PLW0603
+    asked = [target for target in targets if _SPEC.fullmatch(target)]
+    if served := next(iter((*_served_here(config), *asked)), ""):
+        _why = f"{served} is a server on this machine, which could not be reached from there"
+    else:
+        _why = namespace.refused() or namespace.enter()
+
+
+def held_by() -> str:
+    """Who refuses connections beyond this machine, in words; empty where nobody does."""
+    if not active():
+        return ""
+    if namespace.inside():
+        return "the kernel: this command and its children run in a network that holds only loopback"
+    return f"a guard in Python, which native code and other programs do not pass: {_why}"
+
+
+def prospects() -> str:
+    """What holds, or would hold, a command to this machine here; for `doctor`."""
+    why = "" if namespace.inside() else namespace.refused()
+    how = (
+        "the kernel refuses, in a network that holds only loopback (unless a run uses a server on this machine)"
+        if not why
+        else f"a guard in Python only, which native code and other programs do not pass: {why}"
+    )
+    return f"{'on' if active() else 'off; asked for'}: {how}"
+
+
 def check(config: RunConfig) -> None:
     """Refuse a configuration that can't run offline. Raises ConfigError with every key that asks for something remote."""
     problems = list(_remote(config))
@@ -83,25 +122,13 @@ def check(config: RunConfig) -> None:
         )
 
 
-def is_loopback(host: str) -> bool:
-    """Whether a host name or address is this machine's own: 127.0.0.0/8, ::1, localhost and names below it."""
-    name = host.strip("[]").rstrip(".").lower()
-    if name in ("", "localhost") or name.endswith(".localhost"):
-        return True
-    try:
-        address = ipaddress.ip_address(name.partition("%")[0])
-    except ValueError:
-        return False  # a name: looking it up would already ask somebody
-    mapped = getattr(address, "ipv4_mapped", None)
-    return bool((mapped or address).is_loopback or address.is_unspecified)
-
-
 def _before_lookup(method: Callable[..., Any]) -> Callable[..., Any]:
     """A socket's method that looks at the address first: CPython resolves a name in C, and only then audits."""
 
     @wraps(method)
     def call(self: socket.socket, *arguments: Any) -> Any:
-        for address in arguments:
+        given = list(arguments)
+        for number, address in enumerate(given):
             # Only an address is a tuple with a port; buffers and ancillary data are not.
             if (
                 self.family not in _FAMILIES
@@ -110,9 +137,19 @@ def _before_lookup(method: Callable[..., Any]) -> Callable[..., Any]:
                 and isinstance(address[1], int)
             ):
                 _refuse_unless_ours(address[0])
-        return method(self, *arguments)
+                given[number] = (_pinned(self.family, address[0]), *address[1:])
+        return method(self, *given)
 
     return call
+
+
+def _pinned(family: int, host: Any) -> Any:
+    """The name localhost as the literal address that it must mean; anything else as it is."""
+    if not isinstance(host, str) or host.rstrip(".").lower() != "localhost":
+        return host
+    six = family == socket.AF_INET6
+    found = [address for address in loopback_addresses(host) if (":" in address) == six]
+    return found[0] if found else ("::1" if six else "127.0.0.1")
 
 
 def _watch(event: str, arguments: tuple[Any, ...]) -> None:
@@ -141,6 +178,7 @@ def _refuse_unless_ours(host: Any) -> None:
 def _remote(config: RunConfig) -> Iterator[str]:
     """One line for each key that needs a network."""
     models = {"model.base": config.model.base, "synth.teacher": config.synth.teacher, "synth.judge": config.synth.judge}
+    models["train.distill.teacher"] = config.train.distill.teacher
     for key, name in models.items():
         revision = config.model.revision if key == "model.base" else None
         if name and _is_hub_id(name) and not _cached(name, revision):
@@ -148,18 +186,46 @@ def _remote(config: RunConfig) -> Iterator[str]:
     if config.data.hub:
         yield f"data.hub: {config.data.hub} is read from the Hub; save it before (save_to_disk) and set data.path"
     mlflow = config.machine.mlflow or ""
-    host = urlsplit(mlflow).hostname if "://" in mlflow and not mlflow.startswith("sqlite:") else None
-    if host and not is_loopback(host):
-        yield f"machine.mlflow: {host} is another machine; use a folder, or null"
-    address = config.machine.gemini.base_url
+    if mlflow.startswith(("http://", "https://")):
+        hosts = [host] if not is_loopback(host := urlsplit(mlflow).hostname or "") else []
+    else:
+        hosts = database_hosts(mlflow) if "://" in mlflow else []
+    if hosts:
+        yield f"machine.mlflow: {', '.join(hosts)} is another machine; use a folder, or null"
+    meeting = config.launch.rendezvous
+    if meeting and config.launch.engine != "local" and not is_loopback(_host(meeting)):
+        yield f"launch.rendezvous: {meeting} is not an address of this machine; use one machine, or 127.0.0.1"
+    for key, text, place in _asked(config):
+        if not is_loopback(urlsplit(place).hostname or place):
+            way = ", unless machine.gemini.base_url is the emulator's" if text.startswith("gemini:") else ""
+            yield f"{key}: {text} is asked over the network{way}"
+
+
+def _served_here(config: RunConfig) -> Iterator[str]:
+    """Keys that name a server on this machine: it would not be there in another network."""
+    mlflow = config.machine.mlflow or ""
+    if "://" in mlflow and not mlflow.startswith("sqlite:"):
+        yield "machine.mlflow"
+    if config.launch.rendezvous and config.launch.engine != "local":
+        yield "launch.rendezvous"
+    if config.machine.gemini.base_url:
+        yield "machine.gemini.base_url"
+    yield from (key for key, *_ in _asked(config))
+    yield from ("machine.endpoints" for _ in config.machine.endpoints)
+
+
+def _asked(config: RunConfig) -> Iterator[tuple[str, str, str]]:
+    """Every target that is asked over HTTP: its key, its name, and the address it is asked at."""
     for key, text in _texts(config.model_dump(mode="json", include={"evaluate", "synth"}), ""):
         spec = _SPEC.fullmatch(text)
-        if not spec:
-            continue
-        place = spec.group(2) if spec.group(1) == "openai" else address or "https://gemini"
-        if not is_loopback(urlsplit(place).hostname or place):
-            way = "" if spec.group(1) == "openai" else ", unless machine.gemini.base_url is the emulator's"
-            yield f"{key}: {text} is asked over the network{way}"
+        if spec:
+            gemini = config.machine.gemini.base_url or "https://gemini"
+            yield key, text, spec.group(2) if spec.group(1) == "openai" else gemini
+
+
+def _host(address: str) -> str:
+    """The host of `host:port` or `ray://host:port`; a word such as `auto` is one that is not ours."""
+    return urlsplit(address if "://" in address else f"//{address}").hostname or address
 
 
 def _texts(value: Any, key: str) -> Iterator[tuple[str, str]]:

@@ -18,6 +18,7 @@ from gemma_ops.config import RunConfig, methods
 from gemma_ops.errors import BoundaryError, BudgetError, ConfigError, DataError, OpsError
 from gemma_ops.evaluation import checking
 from gemma_ops.evaluation.task import Task, load_all, validate
+from gemma_ops.privacy import answers_class
 from gemma_ops.targets.spec import QUANTIZED, Spec, parse
 
 
@@ -157,12 +158,39 @@ class _Findings:
                 if settings.hidden == "refuse":
                     self._shown(task, answering, "or skip those rows: evaluate.hidden=skip")
                 self._shown(task.first(judge.rows), judging, "or name another judge")
+        self._judged(judging)
         if any(gate.metric == "usd_per_1k" for gate in settings.gates):
             from gemma_ops.evaluation import cost
 
             places = {name: {"place": "elsewhere"} for name in settings.targets if ":" in name}
             with self.also():
                 cost.check(settings.gates, {"targets": places, "machine": cost.hour(self.config.machine)})
+
+    def _judged(self, judging: Sequence[Spec | None]) -> None:
+        """Answers of a model that this run will make, shown to a judge that may not see the rows it will learn from.
+
+        Rows may be stricter than `data.privacy`; what only they say is told when they have been read.
+        """
+        judge = self.config.evaluate.judge
+        made = [name for name in (judge.first, *judge.versus) if name in ("tuned", *QUANTIZED)]
+        if not made or "train" not in self.steps:
+            return
+        learned = self.config.data.privacy
+        answers = answers_class(learned, self.config.release)
+        for spec in judging:
+            if spec is not None and spec.kind == "gemini" and answers not in self._sees(spec):
+                with self.also():
+                    raise BoundaryError(
+                        f"{made[0]} will learn from rows of class {learned} (data.privacy), so its answers are {answers}, and "
+                        f"the judge {spec.name} may not see them",
+                        "take a judge on this machine, set data.privacy if the rows may leave, or have a person release the "
+                        "answers: release.to=any and release.reason=…",
+                    )
+
+    def _sees(self, spec: Spec) -> frozenset[str]:
+        from gemma_ops.targets.gemini import seen_by
+
+        return seen_by(spec.model, self.config.machine.gemini)
 
     def registration(self) -> None:
         formats, inputs = self.config.quantize.formats, self.steps["register"]
@@ -255,12 +283,10 @@ class _Findings:
 
     def _shown(self, task: Task, specs: Sequence[Spec | None], otherwise: str) -> None:
         """Rows that a Gemini model may not see, where that would end the run."""
-        from gemma_ops.targets.gemini import seen_by
-
         for spec in specs:
             if spec is None or spec.kind != "gemini":
                 continue
-            sees = seen_by(spec.model, self.config.machine.gemini)
+            sees = self._sees(spec)
             hidden = [row for row in task.rows if row.privacy not in sees]
             if hidden:
                 with self.also():

@@ -32,7 +32,8 @@ from gemma_ops.artifact import (
     read_artifact,
     set_aside,
 )
-from gemma_ops.config import Machine, RunConfig
+from gemma_ops.config import RunConfig
+from gemma_ops.config.gemini import lay_over
 from gemma_ops.durable import write_json
 from gemma_ops.errors import BusyError, DriftError, MachineError, OpsError
 
@@ -67,7 +68,7 @@ class Run:
         listeners: tuple[Listener, ...] = (),
     ) -> None:
         self.config = config
-        self.machine = Machine(**dict(config.machine), launch=config.launch)
+        self.machine = config.here()
         self.path = Path(config.machine.runs) / config.name
         self.until = until
         self.redo = set(redo)
@@ -77,6 +78,7 @@ class Run:
         self._hashes = digest.Cache(Path(config.machine.runs) / ".digests.json")
 
     def __enter__(self) -> Self:
+        lay_over(self.config.machine.gemini)
         if self.config.offline:
             offline.enforce()  # also for whoever runs a recipe from Python
         try:
@@ -173,7 +175,8 @@ class Run:
 
         try:
             with journal.writing(self.path / "logs", name, on_record):
-                journal.record(event="start", pid=os.getpid(), version=__version__)
+                held = {"offline": offline.held_by()} if offline.active() else {}
+                journal.record(event="start", pid=os.getpid(), version=__version__, **held)
                 metrics = function(partial, settings, self.machine, **paths)
                 journal.record(event="end", seconds=round(time.time() - started, 3), **metrics)
             files = {

@@ -42,7 +42,7 @@ class TestBreakEven:
             # Per 1,000 answers: 0.8 M prompt and 0.12 M new tokens. 0.8×0.75 + 0.12×3.75; half; 0.8×0.075 + 0.12×3.75
             ("gemini-3.8-flash", 1.05, 0.525, 0.51),
             ("gemini-4-argon", 2.80, 1.40, 1.28),
-            ("gemini-4-carbon", 2.80, 1.40, None),  # its cached price is not known
+            ("gemini-4-carbon", 2.80, 1.40, 1.28),
             ("gemini-3.1-pro-preview", 3.04, 1.52, 1.60),
             ("gemini-3.5-flash-lite", 0.54, 0.27, 0.324),
             ("gemini-3.1-flash-lite", 0.38, 0.19, 0.20),
@@ -244,7 +244,7 @@ def test_the_page_is_self_contained_and_holds_every_figure():
     assert "$1.050" in words
     assert "542,000" in words
     assert "2026-12-01" in words
-    assert "as of 2026-11-13" in words
+    assert "as of 2026-11-22" in words
     assert page.count["svg"] == len(found.offers) + 2
     assert not re.search(r'(x1|x2|cx|y1|y2)="[^"]*(nan|inf)', html)
 
@@ -258,7 +258,7 @@ def test_every_figure_names_its_inputs():
     text = " ".join("\n".join(breakeven_text.lines(breakeven.compare(OWN, WORK, at=AT))).split())
     for part in (
         "12.5 answers/s (1,500 new tokens/s)", "$0.78 an hour (list price of L4)", "$569 a month", "utilisation 0.5",
-        "800.0 prompt tokens, 120.0 new, no thoughts (as given)", "facts as of 2026-11-13", "read on 2026-11-23",
+        "800.0 prompt tokens, 120.0 new, no thoughts (as given)", "facts as of 2026-11-22", "read on 2026-11-23",
         "all of the prompt comes from the cache",
     ):  # fmt: skip
         assert part in text

@@ -18,11 +18,12 @@ from gemma_ops import digest, journal
 from gemma_ops.config import DataConfig, MachineConfig
 from gemma_ops.data import chat, prepare, published
 from gemma_ops.data.chat import load_tokenizer
-from gemma_ops.data.example import Example, content_id, read_examples, read_rows, stricter, write_rows
+from gemma_ops.data.example import Example, content_id, read_examples, read_rows, write_rows
 from gemma_ops.data.tokens import Lengths, Manner, encode_rows
 from gemma_ops.errors import DataError, ModelError
 from gemma_ops.family.sizes import CONFIGS
 from gemma_ops.nano import WEIGHTS
+from gemma_ops.privacy import stricter
 
 WORDS = "card account refund order ticket delivery late broken invoice change please where when why how today"
 VOCABULARY = WORDS.split()
@@ -96,6 +97,7 @@ def test_rows_become_examples_as_the_contract_says(run):
     assert [item.plain() for item in read_examples(out / "train.jsonl")] == [first, second]
     assert sorted(path.name for path in out.iterdir()) == [
         "card.md",
+        "private.jsonl",
         "rejected.jsonl",
         "report.json",
         "train.jsonl",

@@ -21,13 +21,13 @@ from gemma_ops.evaluation.answers import AnswerFile
 from gemma_ops.targets.base import HERE, LOCAL
 
 ROOT = Path(__file__).parent.parent
-FACTS = {"targets": {name: {"identity": name} for name in ("base", "tuned", "q8_0")}, "data": {}}
+FACTS = {"targets": {name: {"identity": name, "learned": "any"} for name in ("base", "tuned", "q8_0")}, "data": {}}
 
 
 class Echo:
     """Knows the answers to a share of the questions: row `q<i>` is answered right while i is below `skill`."""
 
-    sees, place, lockstep, family = LOCAL, HERE, True, "gemma"
+    sees, place, lockstep, family, learned = LOCAL, HERE, True, "gemma", "any"
 
     def __init__(self, name, skill, *, end="stop", explode=None):
         self.name, self.identity, self.skill, self.end, self.explode = name, name, skill, end, explode

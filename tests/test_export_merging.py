@@ -130,7 +130,8 @@ def test_merged_folder_is_complete_and_says_head_sizes_in_both_spellings(tmp_pat
     run(tmp_path, tmp_path / "base", tmp_path / "train")
     merged = tmp_path / "merge.partial" / "model"
     assert {file.name for file in merged.iterdir()} == {file.name for file in base.iterdir()} | {
-        "processor_config.json"
+        "processor_config.json",
+        "learned.json",
     }
     assert (merged / INDEX).read_bytes() == (base / INDEX).read_bytes()
     assert (merged / "chat_template.jinja").read_text() == chat.inference_template()
@@ -158,7 +159,10 @@ def test_head_sizes_get_the_spelling_that_is_missing() -> None:
     assert (text["global_head_dim"], text["num_global_key_value_heads"]) == (32, 1)
     assert text["per_layer_config"] == saved["per_layer_config"]
     older = {key: value for key, value in text.items() if key != "per_layer_config"}
-    assert both_spellings({"model_type": "gemma4", "text_config": older})["text_config"]["per_layer_config"] == saved["per_layer_config"]
+    assert (
+        both_spellings({"model_type": "gemma4", "text_config": older})["text_config"]["per_layer_config"]
+        == saved["per_layer_config"]
+    )
 
 
 def test_packed_weights_are_refused_whatever_the_config_says(tmp_path: Path, bases: Bases) -> None:
@@ -174,6 +178,14 @@ def test_packed_weights_are_refused_whatever_the_config_says(tmp_path: Path, bas
     save_file(tensors, file)
     with pytest.raises(ModelError, match="holds U8 tensors"):
         run(tmp_path, base, tmp_path / "train")
+
+
+def test_a_quantized_checkpoint_is_no_source(tmp_path: Path, bases: Bases) -> None:
+    """Before anything is loaded, and so for `quantize` too, which loads no model to read one."""
+    base = shutil.copytree(bases("e2b"), tmp_path / "base")
+    edit(base / "config.json", quantization_config={"quant_method": "bitsandbytes"})
+    with pytest.raises(ModelError, match="has a quantization_config"):
+        Checkpoint(base)
 
 
 def test_missing_stop_tokens_are_added(tmp_path: Path, bases: Bases) -> None:

@@ -56,7 +56,13 @@ def run(out: Path, model: Path, data: Path | None = None, **settings) -> dict[st
 
 def test_files_report_and_metrics(tmp_path, base, data):
     metrics = run(tmp_path / "q", base, data)
-    assert sorted(path.name for path in (tmp_path / "q").iterdir()) == ["bf16", "q4_0", "q8_0", "report.json"]
+    assert sorted(path.name for path in (tmp_path / "q").iterdir()) == [
+        "bf16",
+        "learned.json",
+        "q4_0",
+        "q8_0",
+        "report.json",
+    ]
     report = json.loads((tmp_path / "q" / "report.json").read_text())
     assert report["parity"]["transformers"] == "fp32"
     assert metrics["parity/kl"] < 0.003

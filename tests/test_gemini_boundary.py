@@ -150,7 +150,7 @@ def test_the_courier_checks_by_itself(emulator, machine):
     """What reaches it past the door is refused all the same, one by one and in a batch."""
     said = []
     opening = {"gemini": machine.gemini.model_dump(mode="json"), "ledger": f"{machine.runs}/g.sqlite", "run": "r"}
-    courier = Courier({**opening, "caps": [10**9, None], "since": 0.0}, said.append)
+    courier = Courier({**opening, "caps": [10**9, None], "since": 0.0, "rehearsal": True}, said.append)
     secret = request("secret", privacy="local_only").to_json()
     courier.take({"ask": [{"n": 1, "request": secret}], "batch": False})
     courier.take({"ask": [{"n": 2, "request": secret}, {"n": 3, "request": request().to_json()}], "batch": True})
@@ -218,12 +218,16 @@ def test_no_budget_nothing_sent(emulator, tmp_path):
     assert not emulator.log
 
 
-def test_a_rehearsal_is_an_address_of_this_machine():
-    for url in ("http://127.0.0.1:8000", "http://localhost:1/gemini", "http://[::1]:9"):
+def test_a_rehearsal_is_what_an_emulator_proves_to_be(emulator):
+    """An address of this machine alone proves nothing: who listens there may pass requests on to the service itself."""
+    port = emulator.url.rpartition(":")[2]
+    for url in (emulator.url, f"http://localhost:{port}"):
         assert rehearsal(config(base_url=url))
         assert endpoint(config(base_url=url)) == "rehearsal"
-    for url in (None, "https://127.0.0.1.example.org", "http://10.0.0.1"):
+    assert not emulator.log  # the handshake is no request
+    for url in (None, "http://127.0.0.1:1", "http://10.0.0.1", emulator.url.replace("http:", "https:")):
         assert not rehearsal(config(base_url=url))
+    assert endpoint(config(base_url="http://127.0.0.1:1")) == "http://127.0.0.1:1"
     assert {endpoint(config(base_url=None)), endpoint(config(base_url=None, enterprise=True))} == {
         "developer",
         "enterprise",
@@ -262,8 +266,8 @@ def test_the_enterprise_api_has_no_store_field(emulator, tmp_path):
     assert "store" not in emulator.log[0].body
 
 
-def test_manifests_say_under_which_terms():
-    assert notice.record(config(service_tier="flex", region="eea_uk_ch")) == {
+def test_manifests_say_under_which_terms(emulator):
+    assert notice.record(config(service_tier="flex", region="eea_uk_ch", base_url=emulator.url)) == {
         "terms": notice.TERMS,
         "terms_source": notice.SOURCE,
         "tier": "paid",

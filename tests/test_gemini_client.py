@@ -48,7 +48,14 @@ def client(machine):
 # because the service did not say, `nothing`.
 OUTCOMES = {
     "429": ("stop", ["busy"], "once"),
+    "429_bare": ("stop", ["busy"], "once"),
+    "429_closed": (ConfigError, ["stop"], "nothing"),
     "429_daily": (ServiceError, ["stop"], "nothing"),
+    "401": (ConfigError, ["stop"], "nothing"),
+    "403": (ConfigError, ["stop"], "nothing"),
+    "404": (ConfigError, ["stop"], "nothing"),
+    "408": ("stop", ["failed"], "once"),
+    "504": ("stop", ["failed"], "once"),
     "500": ("stop", ["failed"], "once"),
     "502": ("stop", ["failed"], "once"),
     "503": ("stop", ["failed"], "once"),
@@ -94,7 +101,7 @@ def test_a_fault_is_counted_retried_or_refused_and_never_an_empty_answer(fault, 
 
     sent = None
     if isinstance(end, type):
-        with pytest.raises(end, match=r"quota of the day|batch job"):
+        with pytest.raises(end, match=r"quota of the day|batch job|not open to|refused the key|does not know"):
             ask(client, asked, by_batch)
         assert client.store.find(asked.key()) is None
     else:
@@ -482,10 +489,11 @@ def test_the_key_of_a_request_is_what_decides_its_answer():
     assert Request.from_json(json.loads(json.dumps(base.to_json()))) == base
 
 
-def test_a_rehearsal_fills_no_cap_of_the_real_ledger(tmp_path):
+def test_a_rehearsal_fills_no_cap_of_the_real_ledger(tmp_path, emulator):
     real = MachineConfig(runs=str(tmp_path))
-    rehearsed = MachineConfig(runs=str(tmp_path), gemini={"base_url": "http://127.0.0.1:1"})
-    elsewhere = MachineConfig(ledger=str(tmp_path / "spent.db"), gemini={"base_url": "http://localhost:1"})
-    assert cache.store_path(real) == tmp_path / "gemini.sqlite"
+    unproven = MachineConfig(runs=str(tmp_path), gemini={"base_url": "http://127.0.0.1:1"})
+    rehearsed = MachineConfig(runs=str(tmp_path), gemini={"base_url": emulator.url})
+    elsewhere = MachineConfig(ledger=str(tmp_path / "spent.db"), gemini={"base_url": emulator.url})
+    assert cache.store_path(real) == cache.store_path(unproven) == tmp_path / "gemini.sqlite"
     assert cache.store_path(rehearsed) == tmp_path / "gemini.rehearsal.sqlite"
     assert cache.store_path(elsewhere) == tmp_path / "spent.rehearsal.db"

@@ -18,6 +18,8 @@ NOVEMBER = datetime(2026, 11, 23, 12, tzinfo=UTC)
 DECEMBER = datetime(2026, 12, 1, tzinfo=UTC)
 JANUARY = datetime(2027, 1, 1, tzinfo=UTC)
 EDGE = timedelta(microseconds=1)
+NEW = {"gemini-4-carbon", "gemini-4-neon", "gemini-4-hydrogen"}
+"""Models that genai-prices 0.2.3 does not know."""
 
 # Nanodollars by hand: tokens × dollars per million × 1,000.
 BILLS = [
@@ -58,9 +60,12 @@ BILLS = [
     ("gemini-3.1-pro-preview", Usage(prompt=1000, cached=900), "batch", NOVEMBER, 280_000),
     ("gemini-3-flash-preview", Usage(prompt=1000, cached=900), "batch", NOVEMBER, 70_000),
     ("gemini-3.5-flash-lite", Usage(prompt=1000, cached=900), "batch", NOVEMBER, 33_000),
-    # ... and at the full price where the cached one is not verified
-    ("gemini-4-carbon", Usage(prompt=1000, cached=900), "standard", NOVEMBER, 2_000_000),
-    ("gemini-4-hydrogen", Usage(prompt=1000, cached=900), "standard", NOVEMBER, 222_000),
+    # ... Carbon's is Argon's; 100×1.5 + 900×0.075; 100×3 + 900×0.15
+    ("gemini-4-carbon", Usage(prompt=1000, cached=900), "standard", NOVEMBER, 290_000),
+    ("gemini-4-carbon", Usage(prompt=1000, cached=900), "standard", DECEMBER, 580_000),
+    ("gemini-4-hydrogen", Usage(prompt=1000, cached=900), "standard", NOVEMBER, 217_500),
+    ("gemini-4-neon", Usage(prompt=1000, cached=900, output=100, thoughts=50), "standard", NOVEMBER, 2_685_000),
+    ("gemini-4-neon", Usage(prompt=1000, output=100), "priority", NOVEMBER, 8_100_000),
     # What tools add is input: (1,000 + 500)×0.75
     ("gemini-3.8-flash", Usage(prompt=1000, tool=500), "standard", NOVEMBER, 1_125_000),
     # More than 200,000 tokens: all of the prompt and all of the output are dearer.
@@ -101,6 +106,8 @@ def test_every_known_model_has_a_bill_in_the_table():
         ("gemini-3.6-flash", "priority", NOVEMBER),
         ("gemini-3.8-flash", "express", NOVEMBER),
         ("gemini-4-hydrogen", "standard", datetime(2026, 11, 1, tzinfo=UTC)),  # before it was there
+        ("gemini-3.8-flash", "standard", datetime(2025, 1, 1, tzinfo=UTC)),  # a wrong clock: the library has a price
+        ("gemini-4-argon", "batch", datetime(2026, 9, 29, 23, 59, tzinfo=UTC)),
     ],
 )
 def test_an_unknown_price_is_refused(model, tier, at):
@@ -119,11 +126,11 @@ def test_a_moment_without_a_time_zone_has_no_price():
 @pytest.mark.parametrize("model", [name for name, facts in models.table().models.items() if facts.paid_tier])
 @pytest.mark.parametrize("at", [NOVEMBER, DECEMBER - EDGE, DECEMBER, JANUARY])
 def test_the_library_and_our_table_agree_where_both_know(model, at):
-    """Of the eleven priced models genai-prices 0.2.3 knows nine; for those the two never differ, batch included."""
+    """Of the twelve priced models genai-prices 0.2.3 knows nine; for those the two never differ, batch included."""
     known = models.facts(model)
     ours = prices._ours(known, at.date())
     library = {tier: prices._library(model, tier, at.date()) for tier in prices.TIERS}
-    assert (library["standard"] is None) == (model in {"gemini-4-carbon", "gemini-4-hydrogen"})
+    assert (library["standard"] is None) == (model in NEW)
     if library["standard"]:
         assert prices._figures(library["standard"]) == prices._figures(ours)
     if library["batch"]:
@@ -131,9 +138,7 @@ def test_the_library_and_our_table_agree_where_both_know(model, at):
     # What it lacks, and would answer with the standard price if asked:
     assert library["flex"] is None
     assert library["priority"] is None
-    assert (library["batch"] is None) == (
-        model in {"gemini-4-carbon", "gemini-4-hydrogen", "gemini-3.7-flash", "gemini-3.5-flash"}
-    )
+    assert (library["batch"] is None) == (model in {*NEW, "gemini-3.7-flash", "gemini-3.5-flash"})
 
 
 def test_where_a_price_comes_from_is_said():
@@ -143,7 +148,7 @@ def test_where_a_price_comes_from_is_said():
     library = f"genai-prices {genai_prices.__version__}"
     assert source("gemini-3.8-flash") == source("gemini-3.8-flash", "batch") == library
     assert source("gemini-3.8-flash", "flex") == f"{library}, models.yaml 2026-11-13"
-    assert source("gemini-4-carbon", "flex") == "models.yaml 2026-11-13"
+    assert source("gemini-4-carbon", "flex") == "models.yaml 2026-11-22"
 
 
 def test_a_model_marked_as_corrected_is_priced_by_our_table(monkeypatch):
@@ -257,7 +262,9 @@ class TestFacts:
         assert not models.facts("gemini-4-argon").takes("minimal")
         assert models.facts("gemini-3.5-flash-lite").takes("minimal")
         assert models.facts("gemini-4-hydrogen").takes("xhigh")
-        assert not models.facts("gemini-4-carbon").takes("low")  # not verified
+        assert models.facts("gemini-4-carbon").takes("low")
+        assert not models.facts("gemini-4-carbon").takes("xhigh")
+        assert models.facts("gemini-4-neon").default_thinking == "high"
         assert all(known.takes(None) for known in models.table().models.values())
 
     def test_gemma_on_the_api_is_free_and_never_paid(self):

@@ -52,10 +52,10 @@ ROOMS = {
 # A room may import rooms of a lower level, and its own.
 LEVELS = [
     {"errors"},
-    {"family", "share", "journal", "yamlplaces", "durable", "stats"},
+    {"family", "share", "journal", "yamlplaces", "durable", "stats", "addresses", "namespace"},
     {"config"},
     {"answer", "digest", "configfile", "offline", "keyed"},
-    {"artifact"},
+    {"artifact", "privacy"},
     {"run", "devices"},
     {"planning", "console", "eject"},
     {"doctor"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import subprocess
@@ -37,7 +38,7 @@ def python(code, **environment):
     ("host", "ours"),
     [
         ("127.0.0.1", True), ("127.9.9.9", True), ("::1", True), ("[::1]", True), ("localhost", True),
-        ("LOCALHOST.", True), ("a.localhost", True), ("", True), ("0.0.0.0", True), ("::ffff:127.0.0.1", True),
+        ("LOCALHOST.", True), ("a.localhost", False), ("", True), ("0.0.0.0", True), ("::ffff:127.0.0.1", True),
         ("10.0.0.1", False), ("169.254.169.254", False), ("::ffff:8.8.8.8", False), ("fe80::1%eth0", False),
         ("example.com", False), ("localhost.example.com", False), ("notlocalhost", False), ("2130706433", False),
     ],
@@ -153,6 +154,16 @@ REMOTE = {
     "synth.teacher": "synth.teacher=openai:http://10.0.0.9:8000/v1#gemma",
     "evaluate.targets": "evaluate.targets=[base, 'gemini:gemini-3.8-flash']",
 }
+MORE = [
+    ("machine.mlflow", ["machine.mlflow=postgresql+psycopg2://127.0.0.1,10.0.0.7/mlflow"], "10.0.0.7"),
+    ("machine.mlflow", ["machine.mlflow=postgresql:///mlflow?host=10.0.0.8"], "10.0.0.8"),
+    ("machine.mlflow", ["machine.mlflow=mysql+pymysql://db.example.org/mlflow"], "db.example.org"),
+    ("launch.rendezvous", ["launch.engine=torchrun", "launch.nodes=2", "launch.rendezvous=10.0.0.5:29500"], "10.0.0.5"),
+    ("launch.rendezvous", ["launch.engine=ray", "launch.rendezvous=ray://head.example.org:10001"], "head.example.org"),
+    ("launch.rendezvous", ["launch.engine=ray", "launch.rendezvous=auto"], "auto"),
+    ("train.distill.teacher", ["train.method=distill", "train.distill.teacher=google/gemma-4-31B-it"], "31B"),
+    ("synth.teacher", ["synth.teacher=openai:http://lm.localhost:8000/v1#gemma"], "lm.localhost"),
+]
 
 
 @pytest.fixture
@@ -168,10 +179,22 @@ def test_everything_remote_is_refused_in_one_message(empty_cache):
     assert [line.split(":")[0].strip() for line in lines] == list(REMOTE)
 
 
+@pytest.mark.parametrize(("key", "sets", "named"), MORE)
+def test_other_machines_are_found_wherever_they_are_named(key, sets, named, empty_cache):
+    with pytest.raises(ConfigError) as caught:
+        offline.check(load([], sets))
+    (line,) = caught.value.what.splitlines()[1:]
+    assert line.strip().startswith(f"{key}:")
+    assert named in line
+
+
 @pytest.mark.parametrize(
     "sets",
     [
         [],
+        ["launch.engine=torchrun", "launch.processes=2"],
+        ["launch.engine=torchrun", "launch.nodes=2", "launch.rendezvous=127.0.0.1:29500"],
+        ["machine.mlflow=postgresql:///mlflow?host=/run/postgresql"],
         ["machine.mlflow=http://127.0.0.1:5000"],
         ["machine.mlflow=sqlite:////data/host/mlflow.db"],
         ["machine.mlflow=postgresql://localhost/mlflow"],
@@ -217,6 +240,67 @@ def namespaces():
         return subprocess.run(["unshare", "-rn", "true"], capture_output=True).returncode == 0
     except OSError:
         return False
+
+
+ESCAPES = """
+import socket, subprocess, sys
+from gemma_ops import namespace, offline
+from gemma_ops.config import RunConfig
+offline.enforce()
+offline.confine(RunConfig.model_validate({config}), {targets})
+print(offline.held_by())
+child = "import socket; s = socket.socket(); s.settimeout(2); print(s.connect_ex(('192.0.2.1', 9)))"
+print(subprocess.run([sys.executable, "-I", "-c", child], capture_output=True, text=True).stdout.strip())
+with socket.create_server(("127.0.0.1", 0)) as server:
+    socket.create_connection(server.getsockname()).close()
+print(namespace.inside(), namespace.enter())
+"""
+
+
+def test_in_a_network_of_its_own_the_kernel_refuses_children_too():
+    """A child without our guard finds no way (ENETUNREACH), and loopback is there. Where the system allows no such network,
+    the reason is told."""
+    told = python(ESCAPES.format(config={}, targets=[]))
+    words, child, state = told.stdout.splitlines()
+    if namespaces():
+        assert words.startswith("the kernel: ")
+        assert child == str(errno.ENETUNREACH)
+        assert state.strip() == "True"
+    else:
+        assert words.startswith("a guard in Python")
+        assert "does not allow it" in words
+
+
+@pytest.mark.parametrize(
+    ("config", "targets", "because"),
+    [
+        ({"machine": {"mlflow": "http://127.0.0.1:5000"}}, [], "machine.mlflow"),
+        ({"machine": {"gemini": {"base_url": "http://127.0.0.1:8765"}}}, [], "machine.gemini.base_url"),
+        ({"evaluate": {"targets": ["openai:http://127.0.0.1:8000/v1#m"]}}, [], "evaluate.targets"),
+        ({"launch": {"engine": "ray", "rendezvous": "127.0.0.1:6379"}}, [], "launch.rendezvous"),
+        ({}, ["openai:http://127.0.0.1:8000/v1#m"], "openai:http://127.0.0.1:8000/v1#m"),
+    ],
+)
+def test_a_run_that_uses_a_server_on_this_machine_keeps_its_network_and_says_so(config, targets, because):
+    words = python(ESCAPES.format(config=config, targets=targets)).stdout.splitlines()[0]
+    assert words.startswith("a guard in Python")
+    assert f"{because} is a server on this machine" in words
+
+
+def test_the_command_says_who_holds_it_and_the_doctor_who_would(cli, tmp_path):
+    """A recipe whose child is a program that knows nothing of us."""
+    recipe = (
+        "import subprocess, sys\ndef recipe(run, config):\n    code = 'import socket; print(socket.socket().connect_ex((\"192.0.2.1\", 9)))'\n"
+        "    raise SystemExit(subprocess.run([sys.executable, '-I', '-c', code], capture_output=True, text=True, timeout=20).stdout)\n"
+    )
+    (tmp_path / "asks.py").write_text(recipe)
+    result = cli("run", "quickstart", "-s", "recipe=asks.py", "-s", "offline=true", "-s", "evaluate.gates=[]")
+    alone = namespaces()
+    assert ("offline is held by the kernel" in " ".join(result.stderr.split())) == alone
+    assert (str(errno.ENETUNREACH) in result.stderr) == alone
+    doctor = " ".join(cli("doctor").stdout.split())
+    assert ("the kernel refuses" in doctor) == alone
+    assert ("a guard in Python only" in doctor) != alone
 
 
 def unroutable(text):

@@ -40,16 +40,20 @@ def test_the_models_page_says_what_a_reviewer_needs(tmp_path):
     artifacts = runs.make(config)
     tracking = profile.connect(config.machine)
     version = tracking.client.get_model_version("support-nano", "1")
-    assert version.tags | {"gemma_ops.manifest": ""} == {
-        "verdict": "pass",
-        "exact_match": "0.930 [0.910, 0.960]",
-        "vs base": "+0.910 [+0.850, +0.960]",
-        "base": "nano",
-        "carries": "adapter, q4_0, q8_0",
-        "adapter": artifacts["train"].digest[:12],
-        "data": artifacts["prepare"].digest[:12],
-        "gemma_ops.manifest": "",
-    }
+    assert (
+        version.tags | {"gemma_ops.manifest": ""}
+        == {
+            "verdict": "pass",
+            "exact_match": "0.930 [0.910, 0.960]",
+            "vs base": "+0.910 [+0.850, +0.960]",
+            "base": "nano",
+            "answers": "local_only",  # no step recorded what these made-up models learned from
+            "carries": "adapter, q4_0, q8_0",
+            "adapter": artifacts["train"].digest[:12],
+            "data": artifacts["prepare"].digest[:12],
+            "gemma_ops.manifest": "",
+        }
+    )
     assert version.description.startswith("Pass: this version passed every gate.")
     logged = tracking.client.get_logged_model(version.source.removeprefix("models:/"))
     measured = {metric.key: metric for metric in logged.metrics}

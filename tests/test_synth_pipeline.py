@@ -90,6 +90,7 @@ def test_rows_say_where_they_are_from_to_the_letter(tmp_path, world):
         assert identity == "gemini-3.8-flash@low (rehearsal)"
         assert made["teacher"] == {
             "name": TEACHER, "family": "gemini", "version": "gemini-3.8-flash", "terms": TERMS, "rehearsal": True,
+            "learned": "any",
         }  # fmt: skip
         assert made["tier"] == "standard"
         assert made["dollars"] > 0

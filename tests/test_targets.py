@@ -284,9 +284,15 @@ def _quick(monkeypatch):
     monkeypatch.setattr(endpoint, "PAUSE", 0.01)
 
 
-def test_an_endpoint_streams_and_counts():
+def paying(url, folder, budget=1.0, dollars_out=1.0):
+    """Settings with an endpoint that costs money, and a budget."""
+    priced = {"url": url, "dollars_in": 1.0, "dollars_out": dollars_out}
+    return MachineConfig(runs=str(folder), endpoints=(priced,), gemini={"budget_usd": budget})
+
+
+def test_an_endpoint_streams_and_counts(tmp_path):
     with serving(lambda body, number: (200, {}, events("Hel|lo"))) as (url, log):
-        machine = MachineConfig(endpoints=({"url": url, "dollars_in": 1.0, "dollars_out": 10.0},))
+        machine = paying(url, tmp_path, dollars_out=10.0)
         found = one(opening(f"openai:{url}#m", machine))
     assert (found.text, found.end, found.model, found.response_id) == ("Hello", "stop", "m-7", "r1")
     assert (found.prompt_tokens, found.new_tokens, found.thought_tokens, found.cached_tokens) == (1000, 100, 400, 64)
@@ -296,10 +302,9 @@ def test_an_endpoint_streams_and_counts():
     assert (body["model"], body["max_tokens"], body["temperature"]) == ("m", 7, 0.0)
 
 
-def test_without_usage_or_prices_the_cost_is_unknown_not_zero():
+def test_without_usage_or_prices_the_cost_is_unknown_not_zero(tmp_path):
     with serving(lambda body, number: (200, {}, events("hi", usage=False))) as (url, _):
-        priced = MachineConfig(endpoints=({"url": url, "dollars_in": 1.0, "dollars_out": 1.0},))
-        assert one(opening(f"openai:{url}#m", priced)).dollars is None
+        assert one(opening(f"openai:{url}#m", paying(url, tmp_path))).dollars is None
     with serving(lambda body, number: (200, {}, events("hi"))) as (url, _):
         assert one(opening(f"openai:{url}#m")).dollars is None
 

@@ -30,6 +30,7 @@ from gemma_ops.cli import (
     tasks,
 )
 from gemma_ops.cli.exits import INTERRUPTED
+from gemma_ops.cli.options import own_process
 from gemma_ops.errors import OpsError
 
 app = typer.Typer(
@@ -69,6 +70,7 @@ def _root(
 def main() -> None:
     """Entry point: turns what a person can act on into two lines and an exit code; anything else keeps its traceback."""
     _quiet()
+    own_process()
     interrupts.install()
     code = guarded(app)
     if code == INTERRUPTED:

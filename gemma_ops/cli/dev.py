@@ -40,11 +40,15 @@ def gemini_emulator(
     seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
 ) -> None:
     """Serve the Gemini API on this machine, with made-up answers, so that a recipe can be rehearsed. Ctrl-C ends it."""
+    from datetime import UTC, datetime
+
     from gemma_ops.gemini.emulator import Emulator
+    from gemma_ops.gemini.emulator.catalogue import known_routes
     from gemma_ops.gemini.emulator.orders import read
 
     orders = read(faults) if faults else []
-    emulator = Emulator(_responder(answers_from), seed=seed, log=log, port=port)
+    routes = known_routes(datetime.now(UTC).date())
+    emulator = Emulator(_responder(answers_from), seed=seed, log=log, port=port, routes=routes)
     for order in orders:
         emulator.fail(**order.model_dump())
     with emulator:

@@ -13,6 +13,7 @@ from gemma_ops.cli.options import Json, Sets, load_config
 if TYPE_CHECKING:
     from gemma_ops.config import JudgeConfig, RunConfig
     from gemma_ops.evaluation.judge.comparing import Comparison
+    from gemma_ops.evaluation.task import Task
     from gemma_ops.targets.base import Target
 
 app = typer.Typer()
@@ -61,7 +62,7 @@ def judge_run(
     from gemma_ops.durable import write_text
     from gemma_ops.evaluation.judge import pipeline, report_judge
 
-    config = load_config(configs or [], sets)
+    config = load_config(configs or [], sets, targets=judges or ())
     settings, comparisons = _comparisons(config, first, second, judges, rubric)
     folder = out or Path(config.machine.runs) / config.name / "judge"
     with _shown(folder):
@@ -73,6 +74,7 @@ def judge_run(
             config.evaluate,
             batch=config.machine.eval_batch,
             teachers=_teachers(config),
+            release=config.release,
         )
     for judged, one in zip(found, comparisons, strict=True):
         write_text(folder / one.folder / "judge.html", report_judge.page(judged.body))
@@ -116,7 +118,7 @@ def judge_calibrate(
     from gemma_ops.evaluation.judge import rubric as rubrics
     from gemma_ops.evaluation.judge.calibration_words import lines
 
-    config = load_config(configs or [], sets)
+    config = load_config(configs or [], sets, targets=judges or ())
     settings, comparisons = _comparisons(config, first, second, judges, rubric)
     chosen = [one for one in comparisons if task in (None, one.task)]
     if len(chosen) != 1:
@@ -163,6 +165,7 @@ def _comparisons(
     from gemma_ops.errors import ConfigError
     from gemma_ops.evaluation.judge import comparing
     from gemma_ops.evaluation.task import load_all
+    from gemma_ops.evaluation.tightening import private_texts, tighten_pairs, tighten_tasks
 
     settings = config.evaluate.judge
     settings = settings.model_copy(update={"judges": tuple(judges)}) if judges else settings
@@ -176,14 +179,19 @@ def _comparisons(
             "give two files: --first MINE.jsonl --second OTHER.jsonl (the second only for pairs); or the configuration of a "
             "finished evaluation",
         )
+    run = Path(config.machine.runs) / config.name
+    tasks: list[Task] = []
     if first.endswith(".jsonl"):
         rival = Path(second) if second else None
         found = [comparing.of_files(Path(first), rival)]
     else:
         source = recipes.questions_read(config)
-        tasks = list(load_all(recipes.tasks(config), source.path if source else None))
-        evaluated = Path(config.machine.runs) / config.name / "evaluate"
-        found = [one for rival in rivals for one in comparing.of_run(evaluated, tasks, first, rival)]
+        every = list(load_all(recipes.tasks(config), source.path if source else None))
+        tasks = tighten_tasks(every, private_texts(run, every))
+        evaluated = run / "evaluate"
+        found = [one for rival in rivals for one in comparing.of_run(evaluated, tasks, first, rival, config.release)]
+    private = private_texts(run, tasks)
+    found = [replace(one, pairs=tighten_pairs(one.pairs, private)) for one in found]
     for line in (line for one in found for line in one.apart):
         console.err().print(line, markup=False)
     if rubric:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -47,17 +48,34 @@ def write_page(path: Path, text: str) -> None:
         ) from error
 
 
-def load_config(configs: list[str], sets: list[str] | None, *, fetches: bool = True) -> RunConfig:
+_alone = False
+"""Whether this process is the command itself, and not one that calls the verbs from Python."""
+
+
+def own_process() -> None:
+    """Say that this process is the command: offline, it may then be moved into a network of its own."""
+    global _alone  # noqa: PLW0603
+    _alone = True
+
+
+def load_config(
+    configs: list[str], sets: list[str] | None, *, fetches: bool = True, targets: Sequence[str] = ()
+) -> RunConfig:
     """The configuration, with offline mode in force if it or the environment asks for it.
 
     `fetches` is off for verbs that only compute from what is here: they may look at a configuration that could not run.
+    `targets` are those that the command line names.
     """
     from gemma_ops import offline
+    from gemma_ops.config.gemini import lay_over
     from gemma_ops.configfile import load
 
     config = load(configs, sets or ())
+    lay_over(config.machine.gemini)
     if config.offline or offline.active():
         offline.enforce()
         if fetches:
             offline.check(config)
+        if _alone:
+            offline.confine(config, targets)
     return config

@@ -16,7 +16,7 @@ def execute(
     configs: list[str], sets: list[str] | None, redo: list[str] | None, until: str | None, as_json: bool
 ) -> None:
     """Run the recipe, up to `until`, and print what came out."""
-    from gemma_ops import console, preflight, recipes, summary
+    from gemma_ops import console, offline, preflight, recipes, summary
     from gemma_ops.registry import mirror
     from gemma_ops.run import Listener, Run, StopHere
 
@@ -26,6 +26,8 @@ def execute(
     preflight.check(config, until=until, redo=redo or ())
     for line in recipes.doubts(config):
         console.notice(line)
+    if held := offline.held_by():
+        console.notice(f"offline is held by {held}")
     listeners: tuple[Listener, ...] = (console.Follower(), mirror(config.machine))
     with Run(config, until=until, redo=tuple(redo or ()), listeners=listeners) as run:
         with contextlib.suppress(StopHere):

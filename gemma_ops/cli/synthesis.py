@@ -30,13 +30,15 @@ def synth_plan(
     as_json: Json = False,
 ) -> None:
     """Documents, coverage, requests, tokens, dollars and time of a synthesis. Asks nothing."""
-    from gemma_ops import console
+    from gemma_ops import console, recipes
     from gemma_ops.synth import inputs
     from gemma_ops.synth.estimate import estimate
     from gemma_ops.synth.estimate_text import lines
 
     config = load_config(configs, sets, fetches=False)
-    made = estimate(config, inputs(config.synth), device)
+    source = recipes.questions_read(config) if config.evaluate.tasks else None
+    tasks = recipes.every_task(config) if config.evaluate.tasks else ()
+    made = estimate(config, inputs(config.synth), device, tasks, source.path if source else None)
     if as_json:
         console.print_json(made.to_json())
     else:

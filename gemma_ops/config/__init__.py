@@ -16,6 +16,7 @@ from gemma_ops.config.lora import LoraConfig
 from gemma_ops.config.machine import Machine, MachineConfig
 from gemma_ops.config.preference import PreferenceConfig
 from gemma_ops.config.reinforce import ReinforceConfig, RewardConfig
+from gemma_ops.config.release import ReleaseConfig
 from gemma_ops.config.run import RunConfig
 from gemma_ops.config.section import LOCATION, Name, Privacy, Section, Share
 from gemma_ops.config.synth import SynthConfig
@@ -42,6 +43,7 @@ __all__ = [
     "QuantizeConfig",
     "RegisterConfig",
     "ReinforceConfig",
+    "ReleaseConfig",
     "RewardConfig",
     "RunConfig",
     "Section",

@@ -16,6 +16,8 @@ class ModelConfig(Section):
     """`nano` (shipped, CPU size), a local folder, or a Hub id such as `google/gemma-4-E2B-it`."""
     revision: str | None = None
     """Hub revision (a commit); resolved to a commit and recorded when not given."""
+    privacy: Privacy | None = None
+    """Strictest class of the rows that this model learned from, where no record of ours says it; a record may only be stricter."""
 
 
 class DataConfig(Section):

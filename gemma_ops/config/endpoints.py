@@ -17,6 +17,9 @@ class EndpointConfig(Section):
     """Its base address, as it stands in a target: `https://llm.example.com/v1`."""
     privacy: Privacy = "any"
     """The strictest class it may see: `local_only` for a server of your own, `paid` where terms protect the rows."""
+    learned: Privacy | None = None
+    """Strictest class of the rows that its model learned from: `any` for a stock model. Null takes `privacy`: who may see
+    private rows may have learned them."""
     api_key_env: str | None = None
     """Environment variable that holds the key; the key itself is never written down."""
     dollars_in: Annotated[float, Field(ge=0)] | None = None

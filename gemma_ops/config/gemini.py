@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field
 
 from gemma_ops.config.section import Section
+
+MODELS = "GEMMA_OPS_GEMINI_MODELS"
+"""Environment variable with the file of a user's own facts about models."""
 
 
 def _address(url: str) -> str:
@@ -34,7 +39,7 @@ class GeminiConfig(Section):
     location: str | None = None
     """Google Cloud location, for `enterprise`: `global`, `eu`, `us`, or a region."""
     budget_usd: Annotated[float, Field(ge=0)] | None = None
-    """Hard cap in dollars for this run, held under concurrency and across kills."""
+    """Hard cap in dollars for this run, endpoints with prices included, held under concurrency and across kills."""
     project_budget_usd: Annotated[float, Field(ge=0)] | None = None
     """Hard cap in dollars for everything in one ledger; null leaves only the cap of the run."""
     service_tier: Literal["standard", "flex", "priority"] = "standard"
@@ -46,12 +51,21 @@ class GeminiConfig(Section):
     """What to do about personal data and secrets, found by checksummed patterns in what would be sent; `report` counts them
     in the log."""
     base_url: Annotated[str, AfterValidator(_address)] | None = None
-    """Another address, without `/v1`. One of this machine, such as the emulator's, is a rehearsal and recorded as one."""
+    """Another address, without `/v1`. An emulator of ours on this machine proves itself and is a rehearsal; any other server
+    counts as the service."""
     concurrency: Annotated[int, Field(ge=1, le=256)] = 8
     """Requests under way at once; lowered by itself when the service says it is too many."""
     timeout_seconds: Annotated[float, Field(gt=0)] = 120.0
     """Longest wait for one reply; a reply that comes later may be billed all the same. `flex` needs minutes."""
     attempts: Annotated[int, Field(ge=1)] = 6
     """Tries per request when the service is busy or fails. After the last one the request ends in `error`."""
+    models: str | None = None
+    """A file of your own facts about models (prices, levels of thinking), laid over the shipped `gemma_ops/gemini/models.yaml`."""
     cache: bool = True
     """Answer a request that was answered before from the store, at no cost. Off, a killed run pays again for what it had."""
+
+
+def lay_over(settings: GeminiConfig) -> None:
+    """Let this process and its children read the user's own facts about models, if the settings name a file."""
+    if settings.models:
+        os.environ[MODELS] = str(Path(settings.models).expanduser().absolute())

@@ -9,6 +9,7 @@ from pydantic import Field
 from gemma_ops.config.endpoints import EndpointConfig
 from gemma_ops.config.gemini import GeminiConfig
 from gemma_ops.config.launch import LaunchConfig
+from gemma_ops.config.release import ReleaseConfig
 from gemma_ops.config.section import Section, Share
 
 
@@ -41,6 +42,8 @@ class MachineConfig(Section):
 
 
 class Machine(MachineConfig):
-    """What a step is told about where it runs: the section `machine`, and `launch` beside it. A run makes it; YAML can't."""
+    """What a step is told about where it runs: the section `machine`, with `launch` and `release` beside it. A run makes
+    it; YAML can't."""
 
     launch: LaunchConfig = LaunchConfig()
+    release: ReleaseConfig = ReleaseConfig()

@@ -9,7 +9,8 @@ from pydantic import Field
 from gemma_ops.config.data import DataConfig, ModelConfig
 from gemma_ops.config.evaluation import EvaluateConfig, RegisterConfig
 from gemma_ops.config.launch import LaunchConfig
-from gemma_ops.config.machine import MachineConfig
+from gemma_ops.config.machine import Machine, MachineConfig
+from gemma_ops.config.release import ReleaseConfig
 from gemma_ops.config.section import Name, Section
 from gemma_ops.config.synth import SynthConfig
 from gemma_ops.config.training import MergeConfig, QuantizeConfig, TrainConfig
@@ -23,7 +24,8 @@ class RunConfig(Section):
     recipe: str = "lora"
     """A recipe shipped here, or a path to one of your own."""
     offline: bool = False
-    """Open no socket beyond this machine, whatever asks for one; `GEMMA_OPS_OFFLINE=1` says the same."""
+    """Connect to no other machine; `GEMMA_OPS_OFFLINE=1` says the same. Where the system allows it the kernel refuses, in a
+    network of the command's own, and else a guard in Python."""
     model: ModelConfig = ModelConfig()
     synth: SynthConfig = SynthConfig()
     data: DataConfig = DataConfig()
@@ -33,7 +35,12 @@ class RunConfig(Section):
     quantize: QuantizeConfig = QuantizeConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     register_: Annotated[RegisterConfig, Field(alias="register")] = RegisterConfig()
+    release: ReleaseConfig = ReleaseConfig()
     machine: MachineConfig = MachineConfig()
+
+    def here(self) -> Machine:
+        """What steps are told about where they run and what may leave."""
+        return Machine(**dict(self.machine), launch=self.launch, release=self.release)
 
     def registration(self) -> RegisterConfig:
         """The `register` section with its name filled in."""

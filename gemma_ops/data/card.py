@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from gemma_ops import digest
 from gemma_ops.config import DataConfig
-from gemma_ops.data import example
 from gemma_ops.data.files import is_datasets_folder, source_files
 from gemma_ops.durable import whole
 from gemma_ops.family.media import KINDS
+from gemma_ops.privacy import PRIVACY
 
 if TYPE_CHECKING:
     from gemma_ops.data.facts import Facts
@@ -88,7 +88,8 @@ def report(settings: DataConfig, facts: Facts, sources: list[dict[str, Any]]) ->
             "first": facts.overlap_pairs,
         },
         "pii": {"mode": settings.pii, "rows": facts.pii_count, "found": _ordered(facts.pii), "first": facts.pii_rows},
-        "privacy": {name: facts.privacy[name] for name in example.PRIVACY if facts.privacy[name]},
+        "privacy": {name: facts.privacy[name] for name in PRIVACY if facts.privacy[name]},
+        "copies": facts.copies,
         "media": {
             kind: {
                 "shown": facts.shown[kind],
@@ -189,6 +190,8 @@ def card(body: dict[str, Any]) -> str:
     ]
     lines += ["## Who may see it", "", "| privacy class | rows |", "|---|--:|"]
     lines += [f"| {name} | {count:,} |" for name, count in body["privacy"].items()]
+    if body["copies"]:
+        lines += ["", f"{body['copies']:,} rows hold the text of a stricter row and took its class."]
     lines += ["", "## Personal data", "", _pii(pii), "", "## Overlap with evaluation", "", *_overlap(overlap)]
     lines += [
         "",

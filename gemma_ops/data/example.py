@@ -13,17 +13,16 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gemma_ops.config import Privacy, methods
 from gemma_ops.config.methods import Kind
+from gemma_ops.data.parts import text_of
 from gemma_ops.durable import whole
 from gemma_ops.errors import DataError
 
-# From the strictest: may not leave the machine, may go to a paid service, may go anywhere.
-PRIVACY: tuple[Privacy, ...] = get_args(Privacy)
 SIDES = ("chosen", "rejected")
 TURNS = ("messages", *SIDES)
 """Fields of a row that hold messages."""
@@ -182,6 +181,12 @@ def conversations(row: dict[str, Any]) -> list[list[dict[str, Any]]]:
     return [row["messages"] + row[side] for side in SIDES if row.get(side) is not None]
 
 
+def row_texts(row: dict[str, Any]) -> list[str]:
+    """Every text in a row: all turns and answers, or the whole of a text."""
+    found = [row["text"]] if row.get("text") is not None else []
+    return found + [text_of(turn.get("content")) for key in TURNS for turn in row.get(key) or ()]
+
+
 def swapped(row: dict[str, Any]) -> dict[str, Any]:
     """The row that says the opposite: the wanted answer unwanted and the other way round."""
     other = {key: value for key, value in row.items() if key not in SIDES}
@@ -208,11 +213,6 @@ def content_id(
     body |= {side: answer for side, answer in answers.items() if answer is not None}
     text = json.dumps(body, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
-
-
-def stricter(first: Privacy, second: Privacy) -> Privacy:
-    """The stricter of two privacy classes."""
-    return first if PRIVACY.index(first) <= PRIVACY.index(second) else second
 
 
 def parse(text: str) -> Any:

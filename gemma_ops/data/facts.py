@@ -34,6 +34,8 @@ class Facts:
     overlaps: Counter[str] = field(default_factory=Counter)
     overlap_pairs: list[dict[str, Any]] = field(default_factory=list)
     privacy: Counter[str] = field(default_factory=Counter)
+    copies: int = 0
+    """Kept rows that took the class of a stricter row whose text they hold."""
     teachers: Counter[Teacher] = field(default_factory=Counter)
     """Rows that are trained on or validated with, by the model that wrote them."""
     groups: int = 0

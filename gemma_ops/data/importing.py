@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from gemma_ops.config import DataConfig
 from gemma_ops.config.methods import Kind
 from gemma_ops.data import example, formats, parts, pii
-from gemma_ops.data.example import PRIVACY, SIDES, TURNS, content_id, kind, stricter
+from gemma_ops.data.example import SIDES, TURNS, content_id, kind
 from gemma_ops.data.files import RawRow, read
 from gemma_ops.data.marks import marked_turns
 from gemma_ops.data.media import Shelf
@@ -21,6 +21,7 @@ from gemma_ops.data.preferences import Compared, compared
 from gemma_ops.data.rowerror import RowError
 from gemma_ops.errors import DataError
 from gemma_ops.family.media import Senses
+from gemma_ops.privacy import PRIVACY, stricter
 
 _PEEK = 50  # rows looked at to find the layout
 

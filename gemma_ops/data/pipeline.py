@@ -19,6 +19,8 @@ from gemma_ops import journal
 from gemma_ops.config import DataConfig, MachineConfig, Privacy
 from gemma_ops.data import chat, example, media, published
 from gemma_ops.data.card import source_facts, write_report
+from gemma_ops.data.copies import FILE as PRIVATE
+from gemma_ops.data.copies import PrivateTexts
 from gemma_ops.data.dedup import NearDuplicates, exact_key, prompt_key
 from gemma_ops.data.facts import Facts
 from gemma_ops.data.importing import Imported, Importer, Teacher, teacher_of
@@ -30,6 +32,7 @@ from gemma_ops.data.words import Boilerplate, Hashes, hashes
 from gemma_ops.durable import whole
 from gemma_ops.errors import DataError
 from gemma_ops.family.media import Senses
+from gemma_ops.privacy import stricter
 
 _SAMPLE = 2000  # rows whose user texts tell what is boilerplate
 _SAMPLE_WORDS = 1000  # words kept of each of their texts
@@ -60,7 +63,8 @@ def prepare(
     senses = media.senses(model)
     manner = Manner(template=published.template_of(model), senses=senses)
     facts = Facts(tasks=[read_task(folder, source) for folder in tasks])
-    first = _FirstPass(settings, facts)
+    private = PrivateTexts()
+    first = _FirstPass(settings, facts, private)
     first.run(out, work / "rows.jsonl", source, senses)
     _refuse_bad(out, settings, facts, source)
     drops = _compare(work / "rows.jsonl", settings, facts, first.sample())
@@ -74,7 +78,10 @@ def prepare(
             if number in drops:
                 continue
             if number in first.tightened:
-                row["privacy"] = example.stricter(row["privacy"], first.tightened[number])
+                row["privacy"] = stricter(row["privacy"], first.tightened[number])
+            if found := private.strictest(" ".join(example.row_texts(row)), row["privacy"]):
+                row["privacy"] = found.privacy
+                facts.copies += 1
             side = "valid" if split.is_valid(row["group"]) else "train"
             (valid if side == "valid" else train).write(example.line(row) + "\n")
             counted = loss_flags(tokenizer, row, manner)
@@ -92,6 +99,7 @@ def prepare(
     facts.groups = split.groups
     _refuse_empty(settings, facts)
     shutil.rmtree(work)
+    private.save(out / PRIVATE)
     _keep_media(out, facts.files)
     write_report(out, settings, facts, source_facts(source, settings))
     lengths = facts.lengths["train"].table()
@@ -112,9 +120,10 @@ def prepare(
 class _FirstPass:
     """Reads and checks every row, writes usable ones (without exact duplicates) and rejected ones to their files."""
 
-    def __init__(self, settings: DataConfig, facts: Facts) -> None:
+    def __init__(self, settings: DataConfig, facts: Facts, private: PrivateTexts) -> None:
         self.settings = settings
         self.facts = facts
+        self.private = private
         self.tightened: dict[int, Privacy] = {}
         self.taught: dict[int, Teacher] = {}
         """By number of a kept row: the strictest class among its duplicates."""
@@ -143,6 +152,7 @@ class _FirstPass:
 
     def _keep(self, item: Imported, row: dict[str, Any]) -> bool:
         self.facts.repaired.update(set(item.notes))
+        self.private.add_row(row, row["source"])
         if item.pii:
             self.facts.pii.update(item.pii)
             self.facts.pii_count += 1
@@ -152,7 +162,7 @@ class _FirstPass:
         if key in self._kept and self.settings.exact_duplicates == "drop":
             self.facts.exact_duplicates += 1
             number = self._kept[key]
-            self.tightened[number] = example.stricter(self.tightened.get(number, "any"), row["privacy"])
+            self.tightened[number] = stricter(self.tightened.get(number, "any"), row["privacy"])
             return False
         number = self._count
         self._kept.setdefault(key, number)

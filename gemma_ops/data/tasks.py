@@ -8,10 +8,13 @@ from typing import Any
 
 import yaml
 
+from gemma_ops.config import Privacy
 from gemma_ops.data import files, formats, media, parts
+from gemma_ops.data.copies import PrivateTexts
 from gemma_ops.data.media import Shelf
 from gemma_ops.data.rowerror import RowError
 from gemma_ops.errors import DataError
+from gemma_ops.privacy import class_of, stricter
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,7 @@ class Question:
     texts: tuple[str, ...]
     media: tuple[str, ...] = ()
     """Names of the images and sounds it shows: digests of their bytes."""
+    privacy: Privacy = "local_only"
 
 
 @dataclass(frozen=True)
@@ -58,10 +62,19 @@ def read_task(folder: Path, source: Path | None) -> TaskQuestions:
             raise DataError(f"{rows} is named in {path} but does not exist", "put the task's rows there")
     template = data.get("prompt") or body.get("prompt")
     shelf = Shelf(rows.parent, None, whole=False)
-    return TaskQuestions(name, tuple(_question(row, template, shelf) for row in files.read_file(rows)))
+    least = class_of(body.get("privacy"))
+    return TaskQuestions(name, tuple(_question(row, template, shelf, least) for row in files.read_file(rows)))
 
 
-def _question(row: files.RawRow, template: str | None, shelf: Shelf) -> Question:
+def add_task(private: PrivateTexts, folder: Path, source: Path | None) -> None:
+    """Remember the questions of a task folder that may not go everywhere. Raises DataError as `read_task` does."""
+    task = read_task(folder, source)
+    for question in task.questions:
+        for text in question.texts:
+            private.add(text, question.privacy, f"task {task.name} ({question.place})")
+
+
+def _question(row: files.RawRow, template: str | None, shelf: Shelf, least: Privacy) -> Question:
     if row.value is None:
         raise DataError(f"{row.source} of an evaluation task can't be read: {row.reason}", "correct the task's rows")
     try:
@@ -73,7 +86,9 @@ def _question(row: files.RawRow, template: str | None, shelf: Shelf) -> Question
         raise DataError(
             f"{row.source} of an evaluation task can't be read: {error.reason}", "correct the task's rows"
         ) from None
-    return Question(row.source, tuple(user_texts(shown)), names(shown))
+    own = row.value.get("privacy")
+    privacy = least if own is None else stricter(least, class_of(own))
+    return Question(row.source, tuple(user_texts(shown)), names(shown), privacy)
 
 
 def _messages(row: dict[str, Any]) -> list[dict[str, Any]]:

@@ -69,7 +69,7 @@ def forecast(
     from gemma_ops.evaluation.checking import load
     from gemma_ops.evaluation.forecasting import forecast as make
 
-    return make(settings, machine, load(settings, tasks, source), before)
+    return make(settings, machine, load(settings, tasks, source, before.parent), before)
 
 
 def forecast_lines(plan: dict[str, Any]) -> list[str]:

@@ -27,7 +27,9 @@ def check(targets: Sequence[Target], tasks: Sequence[Task]) -> None:
     """Refuse rows that a target may not see, for all targets before the first is asked. Raises BoundaryError."""
     for target in targets:
         for task in tasks:
-            guard(target, [_prompt(row) for row in task.rows], f"task {task.name}")
+            hidden = next((row.id for row in task.rows if row.privacy not in target.sees), "")
+            held = f" (row {hidden} holds text of {task.held[hidden]})" if hidden in task.held else ""
+            guard(target, [_prompt(row) for row in task.rows], f"task {task.name}{held}")
 
 
 def readable(targets: Sequence[Target], tasks: Sequence[Task]) -> None:

@@ -11,12 +11,18 @@ from gemma_ops.evaluation.task import Task, load_all, validate
 from gemma_ops.targets.spec import parse
 
 
-def load(settings: EvaluateConfig, folders: tuple[Path, ...], source: Path | None) -> list[Task]:
-    """The tasks with the rows that count, after every check. Raises ConfigError and DataError."""
+def load(
+    settings: EvaluateConfig, folders: tuple[Path, ...], source: Path | None, run: Path | None = None
+) -> list[Task]:
+    """The tasks with the rows that count, after every check. A question takes the strictest class of the text that it
+    holds, as far as the tasks and the folder of the run know it. Raises ConfigError and DataError."""
+    from gemma_ops.evaluation.tightening import private_texts, tighten_tasks  # numpy
+
     if not folders:
         raise ConfigError("evaluate.tasks names no task", "add one: --set 'evaluate.tasks=[support_desk]'")
     check_targets(settings)
-    loaded = [task.first(settings.rows) for task in load_all(folders, source)]
+    every = list(load_all(folders, source))
+    loaded = [task.first(settings.rows) for task in tighten_tasks(every, private_texts(run, every))]
     check_gates(settings, loaded)
     check_shown(settings, loaded)
     for task in loaded:

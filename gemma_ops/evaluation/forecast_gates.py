@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from gemma_ops.config import EvaluateConfig, GateConfig
-from gemma_ops.data.example import PRIVACY
 from gemma_ops.evaluation import plan
 from gemma_ops.evaluation.task import Task
+from gemma_ops.privacy import PRIVACY
 from gemma_ops.targets.spec import parse
 
 Body = dict[str, Any]

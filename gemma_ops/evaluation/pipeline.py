@@ -21,6 +21,7 @@ from gemma_ops.evaluation import (
     answers,
     asking,
     cost,
+    elsewhere,
     junit,
     looks,
     provenance,
@@ -38,8 +39,9 @@ from gemma_ops.evaluation.judge.judged import Judged, figures
 from gemma_ops.evaluation.judge.material import Side
 from gemma_ops.evaluation.scoring import Graded
 from gemma_ops.evaluation.task import Task
+from gemma_ops.privacy import answers_class, class_of, release_of
 from gemma_ops.targets import open_target
-from gemma_ops.targets.base import HERE, LOCAL, Target
+from gemma_ops.targets.base import HERE, LOCAL, Target, learned_by
 
 
 def evaluate(
@@ -63,12 +65,18 @@ def evaluate(
             asked=asking.asked(name, settings, tuned),
         )  # fmt: skip
 
-    loaded = load(settings, tasks, source)
+    loaded = load(settings, tasks, source, out.parent)
     targets = [opening(name) for name in settings.targets]
     facts = provenance.collect(targets, machine, base=base, tuned=tuned, quantized=quantized, data=data)
     cost.check(settings.gates, facts)
     answers.take(out)
-    sides = {target.name: Side(target.name, target.identity, target.family) for target in targets}
+    release = release_of(machine)
+    sides = {
+        target.name: Side(
+            target.name, target.identity, target.family, learned_by(target), answers_class(learned_by(target), release)
+        )
+        for target in targets
+    }
 
     def judging(graded: Sequence[Graded]) -> list[Judged]:
         return judge_evaluation(
@@ -105,7 +113,7 @@ def regrade(
     before = json.loads((answers / "verdict.json").read_text(encoding="utf-8"))
     shutil.copyfile(answers / "answers.jsonl", out / "answers.jsonl")
     targets = [_Recorded(name, before["targets"]) for name in settings.targets]
-    facts = {key: before[key] for key in ("targets", "machine", "gemini", "data") if key in before}
+    facts = {key: before[key] for key in ("targets", "machine", "gemini", "data", "release") if key in before}
     # One row a batch, so that what is missing is counted row by row.
     return run(out, settings, loaded, targets, facts, batch=1)
 
@@ -141,6 +149,13 @@ def run(
     body = verdict.build(graded, settings, facts, judged, standing)
     if standing is not None:
         looks.record_look(record, standing, body["verdict"])
+    shown = elsewhere.for_others(body, tasks) if elsewhere.hides(tasks) else None
+    if shown:
+        (out / elsewhere.FOLDER).mkdir(exist_ok=True)
+        write_text(out / elsewhere.FOLDER / "summary.md", summary.render(shown))
+        write_text(out / elsewhere.FOLDER / "verdict.json", _json(shown))
+        if shown["routing"]:
+            write_text(out / elsewhere.FOLDER / routing.FILE, _json(shown["routing"]))
     writers: dict[str, Callable[[], str]] = {
         "report.html": lambda: report_html.render(body, graded),
         "summary.md": lambda: summary.render(body),
@@ -205,6 +220,7 @@ class _Recorded:
         self.place, self.lockstep = HERE, False
         self.reads = frozenset({"text", "image", "audio"})  # it answered
         self.family = str(known[name].get("family", ""))
+        self.learned = class_of(known[name].get("learned"))
 
     def answer(
         self, batches: Sequence[Sequence[Prompt]], *, max_new_tokens: int, schema: dict[str, Any] | None = None

@@ -4,14 +4,15 @@ that made the models."""
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from gemma_ops.config import MachineConfig
+from gemma_ops.config import MachineConfig, Privacy, ReleaseConfig
 from gemma_ops.evaluation import cost
 from gemma_ops.gemini import notice
-from gemma_ops.targets.base import Target
+from gemma_ops.privacy import answers_class, release_of
+from gemma_ops.targets.base import Target, learned_by
 from gemma_ops.targets.spec import QUANTIZED
 
 
@@ -34,6 +35,7 @@ def collect(
             "family": target.family,
             "place": target.place,
             "sees": sorted(target.sees),
+            "learned": learned_by(target),
         }
         path = quantized if target.name in QUANTIZED else {"base": base, "tuned": tuned}.get(target.name)
         if path is not None:
@@ -49,7 +51,15 @@ def collect(
         manifest = _json(data / "artifact.json")
         trained = {"digest": manifest.get("digest"), "rows": manifest.get("metrics", {})}
     terms = {"gemini": notice.record(machine.gemini)} if any(map(_is_gemini, targets)) else {}
-    return {"targets": found, "machine": cost.hour(machine), **terms, "data": trained}
+    release = released(release_of(machine), (learned_by(target) for target in targets))
+    return {"targets": found, "machine": cost.hour(machine), **terms, "data": trained, **release}
+
+
+def released(release: ReleaseConfig, learned: Iterable[Privacy]) -> dict[str, Any]:
+    """The release with its reason, as it is recorded where it lets answers go further; empty where it changes nothing."""
+    if all(answers_class(kind, release) == kind for kind in learned):
+        return {}
+    return {"release": release.model_dump(mode="json")}
 
 
 def _is_gemini(target: Target) -> bool:

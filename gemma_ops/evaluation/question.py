@@ -12,7 +12,6 @@ from typing import Any, cast
 
 from gemma_ops import digest
 from gemma_ops.config import Privacy
-from gemma_ops.data.example import PRIVACY, stricter
 from gemma_ops.data.media import Shelf, of_question
 from gemma_ops.data.normal import declared_tools
 from gemma_ops.data.parts import media_of, text_of
@@ -21,6 +20,7 @@ from gemma_ops.errors import DataError
 from gemma_ops.evaluation.taskfile import SliceSpec, TaskFile
 from gemma_ops.metrics.base import Row
 from gemma_ops.metrics.parse import Unreadable, parse
+from gemma_ops.privacy import PRIVACY, stricter
 
 _HOLE = re.compile(r"\{\{|\}\}|\{([^{}]*)\}")
 _SHOWN = frozenset({"image", "images", "audio", "audios"})

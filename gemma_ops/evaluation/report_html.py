@@ -126,10 +126,13 @@ def _provenance(verdict: dict[str, Any]) -> str:
         size = f"{facts['bytes'] / 1e6:,.1f} MB" if facts.get("bytes") else ""
         step = f"step {facts['step']}" if facts.get("step") else ""
         place = str(facts.get("place", ""))
+        versions = sorted({one for item in verdict["results"] if item["target"] == name for one in item["answered"]})
+        answered = f"answered by {', '.join(versions)}" if versions else ""
+        learned = f"learned from {facts['learned']} rows" if facts.get("learned", "any") != "any" else ""
         models.append(
             [
                 chip(name),
-                escape(" · ".join(part for part in (model, step, size, place) if part) or "–"),
+                escape(" · ".join(part for part in (model, step, size, place, learned, answered) if part) or "–"),
                 f'<span class="mono">{escape(facts["identity"])}</span>',
             ]
         )
@@ -143,7 +146,9 @@ def _provenance(verdict: dict[str, Any]) -> str:
         tasks.append(
             ["training data", "the set the tuned model saw", f'<span class="mono">{escape(data["digest"])}</span>']
         )
+    release = verdict.get("release")
     made = [
+        *([["released", escape(f"answers to {release['to']}: {release['reason']}")]] if release else []),
         ["confidence", f"{verdict['confidence']:.0%}"],
         ["seed", str(verdict["seed"])],
         ["made by", f"gemma-ops {__version__}"],

@@ -13,6 +13,7 @@ from gemma_ops import digest
 from gemma_ops.config import EvaluateConfig, GateConfig
 from gemma_ops.errors import DataError
 from gemma_ops.evaluation import cost, gates, paired, statistics
+from gemma_ops.evaluation.answered import answered_by
 from gemma_ops.evaluation.reserved import most_per_answer
 from gemma_ops.evaluation.scoring import FAILED, Graded
 from gemma_ops.evaluation.statistics import Array, Sample
@@ -125,6 +126,7 @@ def result(item: Graded, book: Book) -> dict[str, Any]:
         "ends": dict(sorted(Counter(answer.end for answer in item.answers if answer.end != "hidden").items())),
         "failed": sum(answer.end in FAILED for answer in item.answers),
         "hidden": len(item.hidden),
+        "answered": answered_by(answer.model for answer in item.answers),
         "metrics": metrics,
         "slices": _slices(item, confidence),
         "speed": rounded(cost.speed(item.answers)),

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,8 @@ class Task:
     """Rows before `first` chose some."""
     copies: int = 0
     """Rows that ask what an earlier row asks; see `copies.py`."""
+    held: Mapping[str, str] = field(default_factory=dict)
+    """By id of a row that is stricter than it says: whose text it holds; see `tightening.py`."""
 
     @property
     def clustered(self) -> bool:

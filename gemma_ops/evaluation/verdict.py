@@ -21,6 +21,7 @@ from typing import Any
 
 from gemma_ops.config import EvaluateConfig, GateConfig
 from gemma_ops.evaluation import gates, plan, routing
+from gemma_ops.evaluation.answered import gate_doubt
 from gemma_ops.evaluation.judge.judged import METRICS, Judged, evidence_for
 from gemma_ops.evaluation.looks import Standing
 from gemma_ops.evaluation.results import Book, differences, result, rounded
@@ -74,7 +75,7 @@ def build(
 def _evidence(gate: GateConfig, book: Book, judged: Sequence[Judged]) -> gates.Evidence | str:
     """What a gate is decided on, or in words why it can only be reported."""
     if gate.metric not in METRICS:
-        return book.evidence(gate)
+        return gate_doubt(gate, book.pages.values(), book.task_of(gate)) or book.evidence(gate)
     return evidence_for(gate, judged) if judged else "no judge was asked"
 
 

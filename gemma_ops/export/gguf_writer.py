@@ -19,15 +19,17 @@ import numpy as np
 import torch
 
 from gemma_ops import journal
+from gemma_ops.config import Privacy
 from gemma_ops.export import gguf_metadata, gguf_tokenizer
 from gemma_ops.export.checkpoint import Checkpoint
 from gemma_ops.export.gguf_tensors import Plan, Planned
+from gemma_ops.privacy import GGUF_KEY
 
 _PIECE = 1 << 21  # numbers per piece: 8 MB in fp32, a multiple of every block size when cut at rows
 
 
-def write(source: Checkpoint, plan: Plan, out: Path, *, threads: int) -> None:
-    """Write the file `out` as planned. Raises ModelError for a tokenizer or config that GGUF can't say."""
+def write(source: Checkpoint, plan: Plan, out: Path, *, threads: int, learned: Privacy = "any") -> None:
+    """Write the file `out` as planned; `learned`, the class of the rows behind the model, goes into its header. Raises ModelError for a tokenizer or config that GGUF can't say."""
     import gguf
 
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -35,6 +37,7 @@ def write(source: Checkpoint, plan: Plan, out: Path, *, threads: int) -> None:
     writer = gguf.GGUFWriter(temporary, "gemma4")
     try:
         gguf_metadata.add(writer, source, plan.format)
+        writer.add_string(GGUF_KEY, learned)
         gguf_tokenizer.add(writer, source)
         for tensor in plan.tensors:
             code = gguf.GGMLQuantizationType[tensor.type]

@@ -32,6 +32,7 @@ from gemma_ops.export.prompts import rows
 from gemma_ops.export.replacing import Replacement
 from gemma_ops.modeling.shards import DTYPES, Entry
 from gemma_ops.modeling.source import checkpoint
+from gemma_ops.privacy import learned_class, record_learned, strictest
 
 _CHUNK = 8 << 20  # bytes copied or compared at a time
 
@@ -80,6 +81,9 @@ def merge(
         "canary": found.report(),
     }
     write_json(out / "report.json", report, indent=2)
+    parts = {"base": learned_class(base), "trained": learned_class(adapter)}
+    for folder in (out, target):
+        record_learned(folder, strictest(parts.values()), [f"{name}: {kind}" for name, kind in parts.items()])
     return {
         "tensors_updated": float(len(updates)),
         "relative_change": sum(changes.values()) / len(changes),

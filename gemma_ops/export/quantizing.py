@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from gemma_ops import journal
-from gemma_ops.config import MachineConfig, QuantizeConfig
+from gemma_ops.config import MachineConfig, Privacy, QuantizeConfig
 from gemma_ops.data.prompting import read_prompting, write_prompting
 from gemma_ops.durable import write_json
 from gemma_ops.errors import GateError
@@ -32,6 +32,7 @@ from gemma_ops.export.prompts import manner_of, rows
 from gemma_ops.modeling.llamacpp import GGUF, Distributions
 from gemma_ops.modeling.load import Weights, load_model, load_tokenizer, pick_device
 from gemma_ops.modeling.source import checkpoint
+from gemma_ops.privacy import learned_class, record_learned
 
 _FP32_BYTES = 8 << 30  # checkpoints up to this size are compared with transformers in fp32, larger ones in bf16
 # Mean KL and top-1 that a right conversion stays within. bf16 activations of transformers alone make 0.003 on badly
@@ -60,9 +61,10 @@ def quantize(
     llama.cpp disagrees with transformers, MachineError when the disk has no room or `xllamacpp` is missing.
     """
     source = Checkpoint(checkpoint(model))
+    learned = learned_class(model)
     formats: list[Format] = ["bf16", *(form for form in settings.formats if form != "bf16")]
     threads = machine.workers or os.cpu_count() or 1
-    audits = _write_all(out, source, formats, threads)
+    audits = _write_all(out, source, formats, threads, learned)
     tokenizer = load_tokenizer(source.folder)
     prompting = read_prompting(source.folder)
     vocabulary = int(source.text["vocab_size"])
@@ -96,10 +98,13 @@ def quantize(
         },
         indent=2,
     )
+    record_learned(out, learned, [f"model: {learned}"])
     return _metrics(audits, parity, measured)
 
 
-def _write_all(out: Path, source: Checkpoint, formats: list[Format], threads: int) -> dict[str, Audit]:
+def _write_all(
+    out: Path, source: Checkpoint, formats: list[Format], threads: int, learned: Privacy
+) -> dict[str, Audit]:
     plans = {form: plan(source, form) for form in formats}
     parameters = sum(tensor.source.parameters for tensor in plans["bf16"].tensors if tensor.source)
     bits = {"bf16": 16.1, "q8_0": 8.6, "q4_0": 8.6}  # upper bounds: tables of a q4_0 file stay at 8 bits
@@ -108,7 +113,8 @@ def _write_all(out: Path, source: Checkpoint, formats: list[Format], threads: in
     for form in formats:
         file = _file(out, form)
         if not file.exists():
-            write(source, plans[form], file, threads=threads)
+            write(source, plans[form], file, threads=threads, learned=learned)
+        record_learned(file.parent, learned, [f"model: {learned}"])
         audits[form] = audit(file, plans[form])
         if prompting := read_prompting(source.folder):
             write_prompting(file.parent, prompting)

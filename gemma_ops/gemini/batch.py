@@ -200,4 +200,4 @@ class Batches:
         moments = (datetime.fromtimestamp(job.planned_at, UTC), now)
         read = reply.read(response)
         bills = [bill(job.model, read, tier="batch", seconds=seconds, first=None, at=at) for at in moments]
-        return max(bills, key=lambda found: found.cost or 0)
+        return max(bills, key=lambda found: (found.cost is None, found.cost or 0))

@@ -19,6 +19,7 @@ from gemma_ops.answer import Answer
 from gemma_ops.config import MachineConfig
 from gemma_ops.errors import BoundaryError
 from gemma_ops.gemini.ledger import Ledger
+from gemma_ops.gemini.models import is_expected
 from gemma_ops.gemini.prices import NANO, nanodollars
 from gemma_ops.gemini.request import Request
 from gemma_ops.gemini.service import rehearsal
@@ -68,13 +69,20 @@ class Store:
             connection.execute(_SCHEMA)
 
     def find(self, key: str, *, since: float = 0.0) -> Answer | None:
-        """The answer to this request, unless it arrived before `since`. Its cost and times are those of when it was asked."""
+        """The answer to this request, unless it arrived before `since`. Its cost and times are those of when it was asked.
+
+        An answer of another model than the one that was asked is taken by the run that paid for it, and by no other.
+        """
         with self.ledger.connect() as connection:
             row = connection.execute(
-                f"SELECT {_COLUMNS} FROM answers WHERE endpoint = ? AND key = ? AND answered_at >= ?",  # noqa: S608
+                f"SELECT {_COLUMNS}, model, run FROM answers WHERE endpoint = ? AND key = ? AND answered_at >= ?",  # noqa: S608
                 (self.endpoint, key, since),
             ).fetchone()
-        return _answer(row) if row else None
+        if row is None:
+            return None
+        *found, model, run = row
+        answer = _answer(tuple(found))
+        return answer if run == self.ledger.run or is_expected(model, answer.model) else None
 
     def on_its_way(self, key: str) -> bool:
         """Whether a living process has this request on the wire. Batch jobs need no process and are looked up there."""
@@ -125,8 +133,13 @@ def open_ledger(machine: MachineConfig, run: str) -> Ledger:
 
 def store_path(machine: MachineConfig) -> Path:
     """The file of ledger and answers. A rehearsal keeps its own beside it: its dollars are none, and must fill no cap."""
-    path = Path(machine.ledger) if machine.ledger else Path(machine.runs) / "gemini.sqlite"
+    path = ledger_path(machine)
     return path.with_name(f"{path.stem}.rehearsal{path.suffix}") if rehearsal(machine.gemini) else path
+
+
+def ledger_path(machine: MachineConfig) -> Path:
+    """The file of what was really spent."""
+    return Path(machine.ledger) if machine.ledger else Path(machine.runs) / "gemini.sqlite"
 
 
 def _whole(text: str) -> str:

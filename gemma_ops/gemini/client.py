@@ -21,8 +21,10 @@ from gemma_ops.gemini import prices, reply, retry, wire
 from gemma_ops.gemini.cache import Asked, Served, Store
 from gemma_ops.gemini.jobs import Jobs
 from gemma_ops.gemini.limiter import Limiter
+from gemma_ops.gemini.models import answering_model, is_expected
 from gemma_ops.gemini.request import Request
 from gemma_ops.gemini.service import connect, rehearsal
+from gemma_ops.gemini.usage import Usage
 
 _LOOK_AGAIN = 0.1
 """Seconds between looks at the store while another process has the same request on the wire."""
@@ -250,7 +252,20 @@ def bill(model: str, found: reply.Reply, *, tier: str, seconds: float, first: fl
     )
     if usage is None:
         return Served(answer, {"missing": True}, None)
-    return Served(answer, usage.to_json(), prices.price(model, usage, tier=tier, at=at))
+    return Served(answer, usage.to_json(), _cost(model, found.model_version, usage, tier=tier, at=at))
+
+
+def _cost(model: str, version: str, usage: Usage, *, tier: str, at: datetime) -> int | None:
+    """What a reply cost by the price of the model that answered; None, the most it can have cost, where that has none."""
+    name = model if is_expected(model, version) else answering_model(version)
+    if name is None:
+        return None
+    try:
+        return prices.price(name, usage, tier=tier, at=at)
+    except BudgetError:
+        if name == model:
+            raise
+        return None
 
 
 def _plain(response: Any) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 What is on the wire when a run is killed will be billed, so it has to be finished and kept. This process is in a session
 of its own, where neither Ctrl-C nor the kill of its parent reaches it. It reads one JSON object per line:
 
-    {"open": {"gemini": …, "ledger": path, "run": …, "caps": […], "since": …}}     first
+    {"open": {"gemini": …, "ledger": path, "run": …, "caps": […], "since": …, "rehearsal": …}}     first
     {"ask": [{"n": number, "request": …}, …], "batch": false}                      any number of times
 
 and writes {"n", "answer", "tries", "faults"}, or {"n", "error": {"kind", "what", "fix"}}, one line per request, and
@@ -31,7 +31,7 @@ from gemma_ops.gemini.cache import Store
 from gemma_ops.gemini.client import Client, Sent
 from gemma_ops.gemini.ledger import Ledger
 from gemma_ops.gemini.request import Request
-from gemma_ops.gemini.service import endpoint
+from gemma_ops.gemini.service import endpoint, rehearsal
 
 _GONE = ServiceError("nobody waits for the answer any more", "run the same command again")
 
@@ -41,6 +41,12 @@ class Courier:
 
     def __init__(self, opening: dict[str, Any], say: Callable[[dict[str, Any]], None]) -> None:
         self.config = GeminiConfig.model_validate(opening["gemini"])
+        if rehearsal(self.config) != opening["rehearsal"]:
+            raise ServiceError(
+                f"at {self.config.base_url} it was {'an emulator' if opening['rehearsal'] else 'no emulator'} a moment ago, "
+                "and is not any more; nothing was sent",
+                "start `gemma-ops dev gemini-emulator` again, or correct machine.gemini.base_url",
+            )
         run_cap, project_cap = opening["caps"]
         ledger = Ledger(Path(opening["ledger"]), run=opening["run"], run_cap=run_cap, project_cap=project_cap)
         self.client = Client(self.config, Store(ledger, endpoint(self.config)), since=opening["since"])

@@ -11,7 +11,8 @@ import contextvars
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Self
 
 from gemma_ops import journal
@@ -21,7 +22,7 @@ from gemma_ops.errors import BudgetError, ConfigError
 from gemma_ops.gemini import boundary, notice, wire
 from gemma_ops.gemini.cache import Store, open_ledger
 from gemma_ops.gemini.jobs import Jobs
-from gemma_ops.gemini.models import facts
+from gemma_ops.gemini.models import facts, is_expected, routed_to, stale
 from gemma_ops.gemini.pipe import Pipe
 from gemma_ops.gemini.request import Request
 from gemma_ops.gemini.service import check_credentials, check_offline, endpoint
@@ -59,6 +60,7 @@ class Gemini:
         self._jobs = Jobs(self._store)
         self._since = 0.0 if self.config.cache else time.time()
         self._pipe: Pipe | None = None
+        self._told: set[str] = set()
         self._lock = threading.Lock()
         self._journal = contextvars.copy_context()  # so that what a thread asks still lands in the step's log
 
@@ -100,7 +102,7 @@ class Gemini:
                 if left:
                     self._send(left, arrived, tally)
             finally:
-                self._record(list(answers.values()), kept, tally)
+                self._record(requests, answers, kept, tally)
             return [answers[index] for index in range(len(requests))]
 
     def close(self) -> None:
@@ -115,11 +117,25 @@ class Gemini:
             wire.check(request)
         self._journal.run(boundary.check, requests, self.config)
         costly = [request.model for request in requests if facts(request.model).paid_tier]
+        self._journal.run(self._tell, sorted(set(costly)))
         if costly and self.config.budget_usd is None:
             raise BudgetError(
                 f"{len(costly)} requests to {costly[0]} cost money, and this run has no budget; nothing was sent",
                 "set machine.gemini.budget_usd to the most that this run may spend",
             )
+
+    def _tell(self, models: Sequence[str]) -> None:
+        """Say, once a model, what a person should know before money is spent: facts that are old, a model that is retired."""
+        today = datetime.now(UTC).date()
+        for model in (model for model in models if model not in self._told):
+            self._told.add(model)
+            if days := stale(model, today):
+                journal.record(message=f"prices and limits of {model} were looked up {days} days ago: look again, and lay "
+                               "your own over them with machine.gemini.models")  # fmt: skip
+            if other := routed_to(model, today):
+                journal.record(
+                    message=f"{model} is retired: {other} answers for it, at its own price, and can't decide a gate"
+                )
 
     def _send(self, left: dict[str, Request], arrived: Callable[[str, Answer], None], tally: Counter[str]) -> None:
         """Send what is not in the store. Raises the first refusal when everything else has come in."""
@@ -155,10 +171,20 @@ class Gemini:
                 return under_way
         return under_way | rest.keys()
 
-    def _record(self, answers: list[Answer], kept: int, tally: Counter[str]) -> None:
-        """One line of the journal: how everything ended, what was sent again and why, and what this run has spent."""
+    def _record(self, asked: Sequence[Request], answers: Mapping[int, Answer], kept: int, tally: Counter[str]) -> None:
+        """One line of the journal: how everything ended, what was sent again and why, and what this run has spent; and one
+        for other models than those that were asked."""
         spent = self._ledger.spent()
-        ends = Counter(answer.end for answer in answers)
+        ends = Counter(answer.end for answer in answers.values())
+        others = Counter(
+            f"{asked[index].model}: {answer.model} answered"
+            for index, answer in answers.items()
+            if not is_expected(asked[index].model, answer.model)
+        )
+        for words, count in others.items():
+            self._journal.run(
+                journal.record, event="gemini.model", message=f"{words} {count:,} of {len(answers):,} requests; it can't decide a gate"
+            )  # fmt: skip
         self._journal.run(
             journal.record, event="gemini", answers=len(answers), from_store=kept, ends=dict(ends), faults=dict(tally),
             settled_dollars=spent.settled / 1e9, lost_dollars=spent.lost / 1e9,

@@ -19,6 +19,7 @@ from pathlib import Path
 from gemma_ops.errors import BusyError, MachineError
 
 VERSION = 1
+_LOOKS = 10
 _WAIT = 60.0  # seconds another process may hold the store
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS reservations (
@@ -54,10 +55,13 @@ def open_file(path: Path) -> sqlite3.Connection:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise MachineError(f"{path.parent} can't hold the ledger: {error}", "set machine.ledger") from error
+    check_whole_file(path)
     with explained(path):
         connection = sqlite3.connect(path, timeout=_WAIT, isolation_level=None, check_same_thread=False)
         mode = _enter_wal(connection)
         connection.execute("PRAGMA synchronous = FULL")
+        # Every commit goes into the file itself: a copy of it without its `-wal` would otherwise have spent nothing.
+        connection.execute("PRAGMA wal_autocheckpoint = 1")
         found = connection.execute("PRAGMA user_version").fetchone()[0]
         if found == 0:
             connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {VERSION}; COMMIT;")
@@ -66,6 +70,29 @@ def open_file(path: Path) -> sqlite3.Connection:
     if found > VERSION:
         raise MachineError(f"{path} was written by a newer gemma-ops", "update gemma-ops, or set machine.ledger")
     return connection
+
+
+def check_whole_file(path: Path) -> None:
+    """Raises MachineError for a file whose rows are in a `-wal` that was left behind when it was copied.
+
+    Such a file has SQLite's header, says there that it is written ahead (byte 18 is 2), and holds no table. Another process
+    that makes the file at this moment leaves the same for an instant, so a second look decides.
+    """
+    for _ in range(_LOOKS):
+        try:
+            with path.open("rb") as file:
+                head = file.read(100)
+        except OSError:
+            return
+        written_ahead = head[:16] == b"SQLite format 3\0" and head[18] == 2
+        empty = head[60:64] == b"\0\0\0\0"  # user_version
+        if not written_ahead or not empty or path.with_name(path.name + "-wal").exists():
+            return
+        time.sleep(0.05)
+    raise MachineError(
+        f"{path} was copied without {path.name}-wal, which holds what was spent",
+        "copy both files, while no run writes them; or set machine.ledger to a new file to begin at nothing",
+    )
 
 
 @contextmanager

@@ -5,14 +5,17 @@ sources; a model that is not in it is unknown, and unknown models are refused ra
 from __future__ import annotations
 
 import difflib
-from datetime import date
+import os
+import re
+from datetime import date, timedelta
 from decimal import Decimal
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from gemma_ops.config.gemini import MODELS
 from gemma_ops.errors import ConfigError
 
 Tier = Literal["standard", "flex", "priority", "batch"]
@@ -52,6 +55,13 @@ class Multiplier(_Fact):
     cached_price: Dollars | None = None
 
 
+class Routed(_Fact):
+    """Which model answers in place of a retired one, and since when."""
+
+    since: date
+    to: str
+
+
 class ModelFacts(_Fact):
     """One model."""
 
@@ -73,6 +83,7 @@ class ModelFacts(_Fact):
     paid_tier: bool = True
     """False: only under unpaid terms, so only rows of class `any` may be sent, whatever tier the project has."""
     retires: date | None = None
+    routed: Routed | None = None
     corrects: str | None = None
     """Why the prices here win over those of `genai-prices`."""
     prices: tuple[Price, ...]
@@ -117,12 +128,62 @@ class Table(_Fact):
         return body | {"models": {name: {"name": name, **facts} for name, facts in models.items()}}
 
 
+STALE = timedelta(days=30)
+_DATED = re.compile(r"-(?:\d{3}|\d{2}-\d{2,4}|preview(?:-\d{2}-\d{2,4})?)$")
+"""How a service spells the version of a model: `-001`, `-09-2026`, `-preview-09-2026`."""
+
+
+def table() -> Table:
+    """The shipped facts, and over them those of the file that `MODELS` names. Raises ConfigError for one that is wrong."""
+    own = os.environ.get(MODELS)
+    return _table(Path(own) if own else None)
+
+
 @cache
-def table(path: Path = Path(__file__).parent / "models.yaml") -> Table:
-    """Read and check the file once."""
+def _table(own: Path | None) -> Table:
+    """Read and check the files once."""
     import yaml
 
-    return Table.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    shipped = yaml.safe_load((Path(__file__).parent / "models.yaml").read_text(encoding="utf-8"))
+    if own is None:
+        return Table.model_validate(shipped)
+    try:
+        laid = yaml.safe_load(own.read_text(encoding="utf-8")) or {}
+        models = shipped["models"]
+        for name, facts in laid["models"].items():
+            # What a person looked up wins over the library's data too.
+            models[name] = models.get(name, {}) | {"corrects": f"{own.name} says so"} | facts
+        return Table.model_validate(shipped)
+    except (OSError, yaml.YAMLError, ValidationError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            f"machine.gemini.models: {own} can't be read as facts about models: {error}",
+            "write `models: {NAME: {as_of: …, source: […], prices: […]}}`, with the keys of gemma_ops/gemini/models.yaml",
+        ) from error
+
+
+def answering_model(version: str) -> str | None:
+    """The model behind a `modelVersion`, if it is one of those that are known: `gemini-3.8-flash-001` is gemini-3.8-flash."""
+    name = version.removeprefix("models/").rpartition("/")[2]
+    known = table().models
+    return next((one for one in (name, _DATED.sub("", name)) if one in known), None)
+
+
+def is_expected(model: str, version: str) -> bool:
+    """Whether a `modelVersion` is the model that was asked; a reply that names none says nothing against it."""
+    name = model.removeprefix("models/")
+    return not version or answering_model(version) == name or version.removeprefix("models/") == name
+
+
+def routed_to(model: str, on: date) -> str | None:
+    """Which other model answers for one on a day, as far as that is known."""
+    routed = facts(model).routed
+    return routed.to if routed and on >= routed.since else None
+
+
+def stale(model: str, on: date) -> int | None:
+    """How many days old the facts about a model are, if that is more than `STALE`."""
+    age = on - facts(model).as_of
+    return age.days if age > STALE else None
 
 
 def facts(model: str) -> ModelFacts:

@@ -25,6 +25,7 @@ from gemma_ops.errors import ServiceError
 from gemma_ops.gemini.courier import revive
 from gemma_ops.gemini.ledger import Ledger
 from gemma_ops.gemini.request import Request
+from gemma_ops.gemini.service import rehearsal
 
 _LEAVE = 2.0
 """Seconds to wait for the courier to leave; it leaves by itself when it has something to finish."""
@@ -51,6 +52,7 @@ class Pipe:
             "run": ledger.run,
             "caps": [ledger.run_cap, ledger.project_cap],
             "since": since,
+            "rehearsal": rehearsal(machine.gemini),
         }
         self._process = subprocess.Popen(
             [sys.executable, "-m", "gemma_ops.gemini.courier"],

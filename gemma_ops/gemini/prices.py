@@ -69,11 +69,14 @@ def worst(model: str, prompt_tokens: int, max_output_tokens: int, *, tier: str, 
 
     It is one because every part is: `prompt_tokens` is a bound of the caller's (see `prompt_bound`), all of it is counted
     as fresh input, thoughts and visible tokens share `max_output_tokens`, and the dearer day counts if the price changes
-    while the request may be under way. Raises BudgetError where no price is known.
+    while the request may be under way, and the dearer model if another one answers. Raises BudgetError where no price is known.
     """
     usage = Usage(prompt=prompt_tokens, output=max_output_tokens)
     later = at + _LONGEST.get(tier, timedelta(hours=1))
-    return max(price(model, usage, tier=tier, at=moment) for moment in (at, later))
+    own = max(price(model, usage, tier=tier, at=moment) for moment in (at, later))
+    # A retired model is billed as the one that answers for it.
+    others = filter(None, (models.routed_to(model, moment.date()) for moment in (at, later)))
+    return max(own, *(price(name, usage, tier=tier, at=later) for name in others), 0)
 
 
 def prompt_bound(body: Mapping[str, Any]) -> int:
@@ -140,15 +143,14 @@ def _rates(name: str, tier: str, day: date) -> Rates:
     known = models.facts(name)
     if tier not in TIERS:
         raise BudgetError(f"no price is known for the service tier {tier!r}", f"one of {', '.join(TIERS)}")
+    if day < known.prices[0].start:  # the library would answer with the oldest price that it has
+        first = known.prices[0].start
+        raise BudgetError(f"no price of {name} is known for {day}", f"prices are known from {first}; check the clock")
     found = None if known.corrects else _library(known.name, tier, day)
     if found:
         return found
     standard = (None if known.corrects else _library(known.name, "standard", day)) or _ours(known, day)
-    if standard is None:
-        first = known.prices[0].start
-        raise BudgetError(
-            f"no price of {known.name} is known for {day}", f"prices are known from {first}; check the clock"
-        )
+    assert standard is not None
     if tier == "standard":
         return standard
     if tier not in known.tiers:

@@ -20,13 +20,15 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any, Literal
 
-from gemma_ops.errors import ConfigError, OpsError, ServiceError
+from gemma_ops.errors import BoundaryError, ConfigError, OpsError, ServiceError
 
 Kind = Literal["busy", "failed", "lost", "refused", "stop"]
 LONGEST_WAIT = 900.0
 """Seconds. A service that asks for more than this is out of quota; the run stops instead of holding a terminal."""
 _BACKOFF = (1.0, 60.0)
 _REHEARSED = (0.01, 0.1)
+_NONE_LEFT = re.compile(r"\blimit:\s*0(?!\d|[.,]\d)")
+"""How a 429 without `quotaValue` says that a model is not open to a tier: `Quota exceeded for metric: …, limit: 0`."""
 _SAID = re.compile(r"retry in ([\d.]+)\s*(ms|s)", re.IGNORECASE)
 
 
@@ -56,6 +58,8 @@ def fault_of(error: Exception) -> Fault | None:
     from google.genai import errors
 
     name = type(error).__name__
+    if isinstance(error, BoundaryError):
+        return Fault("stop", error.what, stop=error)
     if isinstance(error, errors.APIError):
         return _of_status(error)
     if isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.PoolTimeout | httpx2.ProxyError):
@@ -111,7 +115,7 @@ def _of_status(error: Any) -> Fault:
 def _of_quota(reason: str, details: list[dict[str, Any]], wait: float | None) -> Fault:
     violations = [item for detail in details for item in detail.get("violations") or ()]
     quotas = [str(item.get("quotaId") or item.get("quotaMetric") or item.get("subject") or "") for item in violations]
-    if any(str(item.get("quotaValue")) == "0" for item in violations):
+    if any(str(item.get("quotaValue")) == "0" for item in violations) or _NONE_LEFT.search(reason):
         what, fix = (
             "this model is not open to the key's tier (its quota is 0)",
             "link billing to the key's project, or take another model",

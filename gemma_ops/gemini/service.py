@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 from gemma_ops import offline
 from gemma_ops.config import GeminiConfig
 from gemma_ops.errors import BoundaryError, ConfigError
+from gemma_ops.gemini import handshake
+from gemma_ops.gemini.transport import client_arguments
 
 if TYPE_CHECKING:
     from google.genai import Client
@@ -27,10 +28,9 @@ _STRAYS = (
 
 
 def rehearsal(config: GeminiConfig) -> bool:
-    """Whether requests go to this machine itself: to an emulator, and so cost nothing and tell nobody."""
-    if not config.base_url:
-        return False
-    return offline.is_loopback(urlsplit(config.base_url).hostname or config.base_url)
+    """Whether requests go to an emulator of ours on this machine, which proves to be one (see `handshake`): they cost
+    nothing and tell nobody. Any other server, on this machine too, counts as the service itself."""
+    return bool(config.base_url) and handshake.proves(config.base_url or "")
 
 
 def endpoint(config: GeminiConfig) -> str:
@@ -68,8 +68,13 @@ def check_offline(config: GeminiConfig) -> None:
     """Raise BoundaryError when the machine is to stay offline and requests would leave it."""
     if rehearsal(config) or not offline.active():
         return
+    here = (
+        f"; at {config.base_url} is no emulator of ours, and what is sent there may be passed on"
+        if config.base_url
+        else ""
+    )
     raise BoundaryError(
-        "offline: nothing may be sent to Gemini",
+        f"offline: nothing may be sent to Gemini{here}",
         "set offline=false and unset GEMMA_OPS_OFFLINE, or rehearse with `gemma-ops dev gemini-emulator`",
     )
 
@@ -82,19 +87,24 @@ def connect(config: GeminiConfig) -> Client:
     for name in _STRAYS:
         os.environ.pop(name, None)
     check_credentials(config)
+    address = config.base_url or (None if config.enterprise else _DEVELOPER)
     options = types.HttpOptions(
-        base_url=config.base_url or (None if config.enterprise else _DEVELOPER),
+        base_url=address,
         api_version=None if config.enterprise else "v1",
         timeout=int(config.timeout_seconds * 1000),
         retry_options=types.HttpRetryOptions(attempts=1),
-        # A proxy is for the way out, not for this machine.
-        client_args={"trust_env": False} if rehearsal(config) else None,
+        client_args=client_arguments(address or "", None if config.base_url else _googles),
     )
     if config.enterprise and config.project:
         return genai.Client(
             enterprise=True, project=config.project, location=config.location or "global", http_options=options
         )
     return genai.Client(enterprise=config.enterprise, api_key=_key(), http_options=options)
+
+
+def _googles(host: str) -> bool:
+    """Whether a host is Google's own: its API says where uploads go, and a multi-region where the enterprise API is."""
+    return host.endswith(".googleapis.com")
 
 
 def _key() -> str | None:

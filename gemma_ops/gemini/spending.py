@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gemma_ops.gemini.ledger import is_lost
-from gemma_ops.gemini.ledgerfile import explained
+from gemma_ops.gemini.ledgerfile import check_whole_file, explained
 from gemma_ops.gemini.prices import NANO
 from gemma_ops.gemini.usage import Usage
 
@@ -112,6 +112,7 @@ def spending(path: Path, *, run: str | None = None) -> Spending:
     """
     if not path.exists():
         return Spending(path, (), None, None)
+    check_whole_file(path)
     lines: dict[tuple[str, str, str, str], Line] = {}
     with explained(path):
         # Not read-only: a reader of a WAL file may have to recover what a killed writer left.

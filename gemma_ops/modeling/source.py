@@ -16,6 +16,7 @@ import gemma_ops
 from gemma_ops import digest, family, journal
 from gemma_ops.config import MachineConfig, ModelConfig
 from gemma_ops.errors import ConfigError, ModelError, ServiceError
+from gemma_ops.privacy import learned_class, record_learned, stricter
 
 _FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
 
@@ -61,6 +62,10 @@ def fetch(out: Path, settings: ModelConfig, machine: MachineConfig, *, source: P
         "size": family.identify(config),
         "files": dict(sorted(files.items())),
     }
+    recorded = learned_class(folder)
+    stated = settings.privacy or "any"
+    reasons = [f"{name}: {recorded}"] + ([f"model.privacy: {stated}"] if settings.privacy else [])
+    record_learned(out, stricter(recorded, stated), reasons)
     link = out / "weights"
     link.unlink(missing_ok=True)
     link.symlink_to(folder, target_is_directory=True)

@@ -18,6 +18,11 @@ _ELSEWHERE = (
     "Nothing is known about its answers elsewhere: fine-tuning on one domain can cost abilities in others, safety behaviour "
     "among them."
 )
+_CLASSES = {
+    "local_only": "It learned from rows of class `local_only`: its answers can repeat them, so they may not leave the machine either.",
+    "paid": "It learned from rows of class `paid`: its answers can repeat them, so they may go to services under paid terms only.",
+    "any": "Every row that it is known to have learned from may go anywhere, and so may its answers.",
+}
 _WORDS = {
     "pass": "passed every gate",
     "fail": "failed a gate",
@@ -39,6 +44,8 @@ def write(manifest: dict[str, Any], found: Evidence | None, description: str) ->
         _figures(found),
         "## Training data",
         _data(subject["data"]),
+        "## Who may see its answers",
+        _seen(subject.get("privacy") or {}),
         "## How it was made",
         _making(manifest),
         "## Intended use and limits",
@@ -100,6 +107,7 @@ def tags(manifest: dict[str, Any], found: Evidence | None) -> dict[str, str]:
     revision = subject["base"]["revision"]
     return shown | {
         "base": subject["base"]["id"] + (f"@{revision[:8]}" if revision else ""),
+        "answers": (subject.get("privacy") or {}).get("answers", "local_only"),
         "carries": ", ".join(carried(subject)),
         "adapter": subject["adapter"]["digest"][:12] if subject["adapter"] else "none",
         **({"tuned": subject["tuned"]["digest"][:12]} if subject.get("tuned") else {}),
@@ -189,6 +197,14 @@ def _data(data: dict[str, Any] | None) -> str:
             text += ". **An emulator stood in for it: a rehearsal, not for use.**"
             continue
         text += f" under the Gemini API terms of {teacher['terms']}: {NOT_FOR}." if teacher["terms"] else "."
+    return text
+
+
+def _seen(privacy: dict[str, Any]) -> str:
+    learned = privacy.get("learned", "local_only")
+    text = _CLASSES[learned]
+    if release := privacy.get("release"):
+        text += f"\n\n**Released to `{release['to']}`**: {release['reason']}"
     return text
 
 

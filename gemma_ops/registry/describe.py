@@ -11,6 +11,7 @@ from gemma_ops import __version__, digest
 from gemma_ops.registry import card, evidence, reading
 from gemma_ops.registry import state as memory
 from gemma_ops.registry.profile import Tracking
+from gemma_ops.registry.staging import shown
 
 # What a reviewer wants beside the numbers: {file in the run folder: its path in MLflow, under the same file name}.
 FILES = {
@@ -27,7 +28,8 @@ FILES = {
     "register/manifest.json": "manifest.json",
 }
 # Those that may quote rows of the data: kept here when a row may not leave the machine and MLflow is another one.
-QUOTING = frozenset({"synthesize/report.json", "prepare/report.json", "evaluate/report.html"})
+QUOTING = frozenset({"synthesize/report.json", "synthesize/card.md", "prepare/report.json", "evaluate/report.html"})
+_WITHHELD = "the message stays on the machine that ran it: it may quote a row"
 _PARAMS = 100  # MLflow's limit on parameters in one call
 _DIGEST = 36  # and on the characters of a data set's digest
 
@@ -81,9 +83,11 @@ def datasets(tracking: Tracking, run: Path, step_name: str, run_id: str) -> None
 def outcome(tracking: Tracking, run: Path, state: memory.State, error: str | None) -> None:
     """Files, verdict and note of a run that has ended."""
     run_id = state["run_id"]
-    withheld = tracking.place.leaves_machine and _local_only(run)
+    withheld = tracking.leaves_machine and _local_only(run)
     for name, stored in FILES.items():
         file = run / name
+        if name.startswith("evaluate/"):
+            file = shown(run / "evaluate", file.name, leaves=tracking.leaves_machine)
         if not file.exists() or (withheld and name in QUOTING):
             continue
         sha256 = digest.of_file(file)
@@ -96,7 +100,7 @@ def outcome(tracking: Tracking, run: Path, state: memory.State, error: str | Non
     if withheld:
         note += "\n\nThe report stays on the machine that made it: its rows are `local_only`."
     labels = {
-        "gemma_ops.error": error or "",
+        "gemma_ops.error": _WITHHELD if error and withheld else error or "",
         "mlflow.note.content": note.strip(),
         "verdict": found.outcome if found else "",
     }
@@ -155,6 +159,9 @@ def _profile(file: Path) -> str | None:
 
 
 def _local_only(run: Path) -> bool:
-    """Whether any row of this run may not leave the machine; assumed when the rows can't be seen."""
+    """Whether any row of this run, or answer of a model that learned from such rows, may not leave the machine; assumed
+    when the rows can't be seen."""
     counts = reading.privacy_of(run)
-    return not counts or "local_only" in counts
+    verdict = reading.load(run / "evaluate" / "verdict.json") or {}
+    learned = [target.get("learned", "any") for target in verdict.get("targets", {}).values()]
+    return not counts or "local_only" in counts or "local_only" in learned

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from gemma_ops import __version__, digest
-from gemma_ops.config import RegisterConfig
+from gemma_ops.config import RegisterConfig, ReleaseConfig
 from gemma_ops.errors import DataError, ModelError, OpsError
+from gemma_ops.privacy import answers_class, learned_class, strictest
 from gemma_ops.registry import evidence, reading
 from gemma_ops.registry.describe import git
 from gemma_ops.registry.staging import TUNED
@@ -48,8 +49,10 @@ def build(
     merged: Path | None = None,
     quantized: Path | None = None,
     evaluation: Path | None = None,
+    release: ReleaseConfig | None = None,
 ) -> dict[str, Any]:
-    """The manifest of a version that carries `files` ({path in the version: file}).
+    """The manifest of a version that carries `files` ({path in the version: file}); `release` is what a person decided
+    about its answers.
 
     Raises DataError when an artifact was made from another one than those given here: then the evaluation would speak of
     another model.
@@ -77,7 +80,8 @@ def build(
         "settings": made_with,
         "config": digest.of_json(made_with),
         "seed": (made_with.get("train") or made_with.get("evaluate") or {}).get("seed"),
-        "evaluation": _evaluation(evaluation, artifacts["evaluation"]) if evaluation else None,
+        "privacy": _privacy([path for path in (model, adapter, merged, quantized) if path], release or ReleaseConfig()),
+        "evaluation": _evaluation(evaluation, artifacts["evaluation"], files) if evaluation else None,
         "files": {
             name: {"sha256": digest.of_file(file), "bytes": file.stat().st_size} for name, file in sorted(files.items())
         },
@@ -184,6 +188,14 @@ def _data(data: Path, artifact: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _privacy(models: list[Path], release: ReleaseConfig) -> dict[str, Any]:
+    """The class of the rows that the version learned from, that of its answers, and the release that tells them apart."""
+    learned = strictest(map(learned_class, models))
+    answers = answers_class(learned, release)
+    body = {"learned": learned, "answers": answers}
+    return body | ({"release": release.model_dump(mode="json")} if answers != learned else {})
+
+
 def _adapter(adapter: Path, artifact: dict[str, Any]) -> dict[str, Any]:
     config = json.loads((adapter / "adapter" / "adapter_config.json").read_text(encoding="utf-8"))
     weights = artifact["files"]["adapter/adapter_model.safetensors"]
@@ -224,13 +236,19 @@ def _quantized(quantized: Path, artifact: dict[str, Any]) -> dict[str, Any]:
     return {"digest": artifact["digest"], "formats": found}
 
 
-def _evaluation(evaluation: Path, artifact: dict[str, Any]) -> dict[str, Any]:
+def _evaluation(evaluation: Path, artifact: dict[str, Any], files: dict[str, Path]) -> dict[str, Any]:
     found = evidence.read(evaluation)
     if found is None:
         raise DataError(f"{evaluation} holds no verdict.json", "evaluate again: --redo evaluate")
     return {
         "digest": artifact["digest"],
         "verdict": found.outcome,
-        "verdict_sha256": artifact["files"]["verdict.json"]["sha256"],
+        # Of the one that the version carries: on another machine, the one that was made for others.
+        "verdict_sha256": artifact["files"][_carried_verdict(evaluation, files)]["sha256"],
         "tasks": {task.name: {"digest": task.digest, "rows": task.rows} for task in found.tasks},
     }
+
+
+def _carried_verdict(evaluation: Path, files: dict[str, Path]) -> str:
+    carried = files.get("verdict.json", evaluation / "verdict.json")
+    return carried.relative_to(evaluation).as_posix() if carried.is_relative_to(evaluation) else "verdict.json"

@@ -1,8 +1,7 @@
 """Where MLflow lives, and how this process speaks to it.
 
-`machine.mlflow` names a folder (one database and its artifacts, the default), a server, or a database. `locate` reads
-that without importing MLflow; `connect` sets the environment MLflow reads at import, asks a server whether it is
-there (an absent one would block a single call for four minutes), and opens a client bound to that one place.
+`machine.mlflow` names a folder (one database and its artifacts, the default), a server, or a database. `locate` reads that
+without importing MLflow; `connect` sets its environment, asks a server whether it is there, and opens a client.
 """
 
 from __future__ import annotations
@@ -19,8 +18,10 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
 
+from gemma_ops.addresses import database_hosts, is_loopback
 from gemma_ops.config import MachineConfig
 from gemma_ops.errors import ConfigError, MachineError, OpsError, ServiceError
+from gemma_ops.registry import detours
 
 # Read by MLflow 3.17 when it is imported or called. What the user has set stays.
 ENVIRONMENT = {
@@ -37,10 +38,10 @@ ENVIRONMENT = {
     "MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD": "true",
     "MLFLOW_SKIP_PIP_REQUIREMENTS_CHECK": "true",
     "MLFLOW_UV_AUTO_DETECT": "false",
+    "MLFLOW_ALLOW_HTTP_REDIRECTS": "false",  # else a server could have what it is sent carried on, with the credentials
 }
 PROBE_SECONDS = 3.0
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
-_LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _opening = threading.Lock()
 _clients: dict[str, Any] = {}
 
@@ -61,7 +62,11 @@ class Place:
     @property
     def leaves_machine(self) -> bool:
         """Whether what is written there goes to another host."""
-        return self.folder is None and (urlsplit(self.uri).hostname or "") not in _LOOPBACK
+        if self.folder is not None:
+            return False
+        if self.kind == "database":
+            return bool(database_hosts(self.uri))
+        return not is_loopback(urlsplit(self.uri).hostname or "elsewhere")
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,14 @@ class Tracking:
     client: Any
     place: Place
     experiment_id: str
+    stores: str = ""
+    """Where its artifacts go: a path or `file:` here, `mlflow-artifacts:` of the server, or a store elsewhere (`s3:` …)."""
+
+    @property
+    def leaves_machine(self) -> bool:
+        """Whether what is filed here goes to another host, the database's or the store's."""
+        scheme = urlsplit(self.stores).scheme
+        return self.place.leaves_machine or scheme not in ("", "file", "mlflow-artifacts")
 
 
 def locate(machine: MachineConfig) -> Place | None:
@@ -123,10 +136,9 @@ def probe(place: Place, seconds: float = PROBE_SECONDS) -> None:
     """
     if place.kind != "server":
         return
-    # Time-out per socket operation, so a server that drips bytes could hold us longer; one that is silent can't.
     request = urllib.request.Request(f"{place.uri}/health")  # noqa: S310  http(s) only, see `locate`
     try:
-        with urllib.request.urlopen(request, timeout=seconds) as answer:  # noqa: S310
+        with detours.opener(proxies=place.leaves_machine).open(request, timeout=seconds) as answer:
             if answer.read(16).strip() == b"OK":
                 return
         reason = "it is not an MLflow server"
@@ -168,6 +180,8 @@ def connect(machine: MachineConfig) -> Tracking:
             "machine.mlflow is null: there is no registry",
             "set it to a folder or a server: --set machine.mlflow=mlflow",
         )
+    if place.kind == "server" and not place.leaves_machine:
+        detours.spare_proxies(urlsplit(place.uri).hostname or "")
     probe(place)
     set_environment()
     with _opening, calls(place):
@@ -180,7 +194,8 @@ def connect(machine: MachineConfig) -> Tracking:
         # a new database in the working folder.
         mlflow.set_tracking_uri(place.uri)
         mlflow.set_registry_uri(place.uri)
-        return Tracking(client, place, _experiment(client, place, machine.experiment))
+        number, stores = _experiment(client, place, machine.experiment)
+        return Tracking(client, place, number, stores)
 
 
 def _open(place: Place) -> Any:
@@ -206,7 +221,8 @@ def _open(place: Place) -> Any:
         ) from error
 
 
-def _experiment(client: Any, place: Place, name: str) -> str:
+def _experiment(client: Any, place: Place, name: str) -> tuple[str, str]:
+    """The experiment's id and where its artifacts go."""
     found = client.get_experiment_by_name(name)
     home = place.folder / "artifacts" if place.folder else None
     if found is None:
@@ -218,7 +234,8 @@ def _experiment(client: Any, place: Place, name: str) -> str:
         # The kind decides which side of MLflow's pages opens: runs and metrics here, traces and judges otherwise.
         kind = {"mlflow.experimentKind": "custom_model_development"}
         location = home.as_uri() if home else None
-        return str(client.create_experiment(name, artifact_location=location, tags=kind))
+        number = str(client.create_experiment(name, artifact_location=location, tags=kind))
+        return number, location or str(client.get_experiment(number).artifact_location)
     if found.lifecycle_stage != "active":
         raise ConfigError(
             f"the MLflow experiment {name!r} was deleted",
@@ -230,7 +247,7 @@ def _experiment(client: Any, place: Place, name: str) -> str:
             f"{place.folder} was moved: its records point at {unquote(urlsplit(found.artifact_location).path)}",
             "move it back, or put a symbolic link to it there and set machine.mlflow to the link",
         )
-    return str(found.experiment_id)
+    return str(found.experiment_id), str(found.artifact_location)
 
 
 @contextmanager
@@ -262,14 +279,14 @@ def outage(error: BaseException) -> str | None:
                 return (
                     f"it answered {response.status_code}: check MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
                 )
-            if response.status_code >= 500:
+            if response.status_code >= 500 or 300 <= response.status_code < 400:
                 return f"it answered {response.status_code}"
         cause = cause.__cause__ or cause.__context__
     if isinstance(error, MlflowException):
         text = str(error)
         if "API request to" in text or "TEMPORARILY_UNAVAILABLE" in text or "database is locked" in text:
             return text.splitlines()[0][:200]
-        status = re.search(r"failed with error code (401|403|5\d\d)", text)
+        status = re.search(r"failed with error code (3\d\d|401|403|5\d\d)", text)
         if status:
             return f"it answered {status.group(1)}"
     return None

@@ -20,6 +20,7 @@ from gemma_ops import journal
 from gemma_ops.config import MachineConfig, RegisterConfig
 from gemma_ops.durable import write_json
 from gemma_ops.errors import ConfigError, ServiceError
+from gemma_ops.privacy import release_of
 from gemma_ops.registry import card, evidence, manifest, profile, reading, staging, stored
 from gemma_ops.registry import state as memory
 from gemma_ops.registry.evidence import Evidence
@@ -48,21 +49,21 @@ def register(
     if not settings.name:
         raise ConfigError("register.name is not set", "give the model a name: --set register.name=…")
     weights = {"adapter": adapter, "merged": merged, "quantized": quantized, "evaluation": evaluation}
-    chosen = staging.select(settings, **weights)
-    body = manifest.build(settings, chosen, model=model, data=data, **weights)
+    tracking = profile.connect(machine) if machine.mlflow else None
+    chosen = staging.select(settings, **weights, leaves=bool(tracking and tracking.leaves_machine))
+    body = manifest.build(settings, chosen, model=model, data=data, release=release_of(machine), **weights)
     found = evidence.read(evaluation) if evaluation else None
     carried = {
         "files": float(len(chosen)),
         "bytes": float(sum(file["bytes"] for file in body["subject"]["files"].values())),
     }
-    if machine.mlflow is None:
+    if tracking is None:
         _write(out, body, card.write(body, found, settings.description))
         write_json(out / "mlflow.json", {"name": settings.name, "version": None, "manifest": body["digest"]})
         journal.record(
             event="unregistered", reason="machine.mlflow is null; with one set, --redo register registers it"
         )
         return carried
-    tracking = profile.connect(machine)
     with profile.calls(tracking.place):
         # The step's folder lies in the run's: version and run refer to each other in MLflow.
         parent = memory.parent_run(tracking, out.parent)["run_id"]

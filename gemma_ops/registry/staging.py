@@ -14,6 +14,8 @@ from gemma_ops.errors import DataError, ModelError
 
 ALLOWED = frozenset({".safetensors", ".gguf", ".json", ".jinja", ".txt", ".md"})
 TUNED = "tuned"
+ELSEWHERE = "elsewhere"
+"""Where an evaluation keeps what it may show on another machine."""
 # Of our own steps: how a folder was made stands in the manifest.
 _LEFT_OUT = frozenset({"artifact.json", "fingerprint.json"})
 
@@ -25,6 +27,7 @@ def select(
     merged: Path | None = None,
     quantized: Path | None = None,
     evaluation: Path | None = None,
+    leaves: bool = False,
 ) -> dict[str, Path]:
     """{path in the version: file} for what `register.artifacts` names and the run has made.
 
@@ -48,8 +51,14 @@ def select(
         )
     for file in ("verdict.json", "summary.md"):
         if evaluation and (evaluation / file).exists():
-            chosen[file] = evaluation / file
+            chosen[file] = shown(evaluation, file, leaves=leaves)
     return chosen
+
+
+def shown(folder: Path, file: str, *, leaves: bool) -> Path:
+    """A file of an evaluation; where it leaves the machine, the one that was made for others, if rows must stay here."""
+    other = folder / ELSEWHERE / file
+    return other if leaves and other.exists() else folder / file
 
 
 def link(chosen: dict[str, Path], folder: Path) -> None:

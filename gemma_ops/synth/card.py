@@ -55,7 +55,13 @@ def card(body: dict[str, Any]) -> str:
     for name, item in body["by_method"].items():
         lines.append(f"| {name} | {item['wanted']:,} | {item['requests']:,} | {item['kept']:,} |")
     lines += ["", *_judge(body["judge"]), "", "## Sources", "", *_sources(body)]
-    lines += ["", "## Who may see it", "", "Rows inherit the strictest class of what they were made from.", ""]
+    lines += [
+        "",
+        "## Who may see it",
+        "",
+        "Rows inherit the strictest class of what they were made from, and of what the teacher learned from.",
+        "",
+    ]
     lines += ["| privacy class | rows |", "|---|--:|"]
     lines += [f"| {name} | {count:,} |" for name, count in body["privacy"].items()]
     if body["hidden"]["names"]:
@@ -83,6 +89,10 @@ def _teacher(body: dict[str, Any]) -> list[str]:
     lines += [f"| version | `{version}` |"] if version else []
     lines += [f"| family | {teacher['family']} |", f"| identity | `{teacher['identity']}` |"]
     lines += [f"| tier of the requests | {', '.join(teacher['tiers'])} |"] if teacher["tiers"] else []
+    if teacher.get("learned", "any") != "any":
+        lines.append(f"| learned from | {teacher['learned']} rows |")
+    if release := teacher.get("release"):
+        lines.append(f"| released | to {release['to']}: {release['reason']} |")
     tokens = f"{usage['prompt_tokens']:,} read, {usage['new_tokens']:,} written"
     if usage["thought_tokens"]:
         tokens += f", {usage['thought_tokens']:,} thought"

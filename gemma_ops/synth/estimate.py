@@ -16,6 +16,8 @@ from typing import Any
 
 from gemma_ops.config import RunConfig, SynthConfig
 from gemma_ops.data import chat
+from gemma_ops.data.copies import PrivateTexts
+from gemma_ops.data.tasks import add_task
 from gemma_ops.errors import ServiceError
 from gemma_ops.modeling.source import local, tokenizer_folder
 from gemma_ops.synth import methods, planning
@@ -101,13 +103,24 @@ class Estimate:
         return {(section.document.name, section.number) for section in found if section}
 
 
-def estimate(config: RunConfig, paths: dict[str, Path | None], device: str | None = None) -> Estimate:
-    """Plan the step `synthesize` of a configuration; `paths` are its documents, seeds and tools. Asks nothing.
+def estimate(
+    config: RunConfig,
+    paths: dict[str, Path | None],
+    device: str | None = None,
+    tasks: Sequence[Path] = (),
+    source: Path | None = None,
+) -> Estimate:
+    """Plan the step `synthesize` of a configuration; `paths` are its documents, seeds and tools, `tasks` the folders of
+    evaluation tasks whose private questions count, `source` where unshipped ones lie. Asks nothing.
 
     Raises ConfigError, DataError, and BudgetError for a Gemini model whose price is not known.
     """
     settings = config.synth
-    pool = planning.gather(settings, **paths)
+    private = PrivateTexts()
+    for folder in tasks:
+        add_task(private, folder, source)
+    given = {name: paths[name] for name in ("documents", "seeds", "tools")}
+    pool = planning.gather(settings, **given, private=private)
     spec = _spec(settings.teacher)
     sees = seen(spec, config.machine)
     items, hidden = _first(settings, pool, sees)

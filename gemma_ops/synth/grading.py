@@ -10,12 +10,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from gemma_ops.config import MachineConfig, RunConfig
+from gemma_ops.config import MachineConfig, Privacy, RunConfig
+from gemma_ops.modeling.source import local
+from gemma_ops.privacy import answers_class, learned_class, stricter
 from gemma_ops.synth import judging, planning
 from gemma_ops.synth.bill import BYTES, Planned, bill, written
-from gemma_ops.synth.material import Draft, Item, Material
+from gemma_ops.synth.material import Draft, Item, Material, written_by
 from gemma_ops.targets.base import LOCAL
-from gemma_ops.targets.endpoint import classes_of
+from gemma_ops.targets.endpoint import classes_of, learned_by_endpoint
 from gemma_ops.targets.gemini import seen_by
 from gemma_ops.targets.spec import Spec, parse
 from gemma_ops.targets.structured import in_words
@@ -53,6 +55,16 @@ def seen(spec: Spec, machine: MachineConfig) -> frozenset[str]:
     return classes_of(spec, machine) if spec.kind == "openai" else LOCAL
 
 
+def _learned(config: RunConfig, teacher: Spec) -> Privacy:
+    """The class of what a teacher learned, as far as it is here: one that is yet to be fetched comes from elsewhere."""
+    if not teacher.local:
+        return "any" if teacher.kind == "gemini" else learned_by_endpoint(teacher, config.machine)
+    own = config.synth.teacher == "base"
+    folder = local(config.model.base if own else config.synth.teacher)
+    found = learned_class(folder) if folder else "any"
+    return stricter(found, config.model.privacy or "any") if own else found
+
+
 def grading(
     config: RunConfig,
     items: Sequence[Item],
@@ -74,7 +86,8 @@ def grading(
         planned += _rows(item.material, item.wanted, 1, most, count)
     if later:
         planned += _rows(later.material, later.wanted, later.wanted, most, count)
-    hidden = planning.unseen(items, seen(spec, config.machine))
+    answers = answers_class(_learned(config, teacher), config.release)
+    hidden = planning.unseen([written_by(item, answers) for item in items], seen(spec, config.machine))
     made = Grading(
         settings.judge,
         sum(item.times for item in planned),

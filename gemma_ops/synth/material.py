@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,13 @@ from pydantic import BaseModel, ConfigDict
 from gemma_ops.config import Privacy
 from gemma_ops.data import formats
 from gemma_ops.data.chat import STRUCTURE
-from gemma_ops.data.example import PRIVACY, content_id, stricter
+from gemma_ops.data.example import content_id
 from gemma_ops.data.files import read_file
 from gemma_ops.data.normal import conversation
 from gemma_ops.data.parts import media_of
 from gemma_ops.data.rowerror import RowError
 from gemma_ops.errors import DataError
+from gemma_ops.privacy import PRIVACY, stricter
 from gemma_ops.synth.sections import Section
 from gemma_ops.synth.sources import own_privacy, strictest_copies
 
@@ -84,6 +85,11 @@ class Item:
     material: Material
     wanted: int
     turn: int
+
+
+def written_by(item: Item, answers: Privacy) -> Item:
+    """The request as its rows are to be kept: as private as their material, and as what the teacher writes."""
+    return replace(item, material=replace(item.material, privacy=stricter(item.material.privacy, answers)))
 
 
 @dataclass(frozen=True)

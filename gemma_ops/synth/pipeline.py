@@ -16,21 +16,24 @@ from typing import Any
 
 from gemma_ops import journal
 from gemma_ops.config import MachineConfig, SynthConfig
+from gemma_ops.data.copies import FILE as PRIVATE
+from gemma_ops.data.copies import PrivateTexts
 from gemma_ops.data.example import write_rows
-from gemma_ops.data.tasks import TaskQuestions, read_task
+from gemma_ops.data.tasks import TaskQuestions, add_task, read_task
 from gemma_ops.errors import BudgetError, DataError
 from gemma_ops.evaluation.judge.lineage import related
 from gemma_ops.gemini import models
+from gemma_ops.privacy import release_of
 from gemma_ops.synth import candidates as checked
 from gemma_ops.synth import card, judging, methods, planning
 from gemma_ops.synth import rows as finished
 from gemma_ops.synth.candidates import Candidate, Rejected, candidates
 from gemma_ops.synth.filters import Filters
-from gemma_ops.synth.material import Item, Pool
+from gemma_ops.synth.material import Item, Pool, written_by
 from gemma_ops.synth.replies import FILE, Question, Replies, Reply
 from gemma_ops.synth.rows import Maker
 from gemma_ops.targets import open_target
-from gemma_ops.targets.base import Target, guard
+from gemma_ops.targets.base import Target, guard, learned_by
 from gemma_ops.targets.spec import parse
 
 
@@ -76,7 +79,11 @@ def synthesize(
     tasks, `source` where those whose questions aren't shipped find them. Raises ConfigError, DataError (unusable files, no row
     left), BoundaryError (the teacher or judge may not see something) and what the teacher raises (BudgetError, ServiceError).
     """
-    pool = planning.gather(settings, documents=documents, seeds=seeds, tools=tools)
+    private = PrivateTexts()
+    for folder in tasks:
+        add_task(private, folder, source)
+    pool = planning.gather(settings, documents=documents, seeds=seeds, tools=tools, private=private)
+    private.save(out / PRIVATE)
     questions = [read_task(folder, source) for folder in tasks]
     run = out.absolute().parent.name
     replies = Replies(out / FILE)
@@ -150,7 +157,7 @@ def _maker(spec: str, target: Target, machine: MachineConfig, folder: Path | Non
     file = folder / "model.json" if folder and terms is None else None
     body = json.loads(file.read_text(encoding="utf-8")) if file and file.is_file() else {}
     model = {key: body[key] for key in ("id", "revision", "size") if body.get(key)}
-    return Maker(spec, target.family, target.identity, model, terms)
+    return Maker(spec, target.family, target.identity, model, terms, learned_by(target), release_of(machine))
 
 
 def _ask(
@@ -166,7 +173,7 @@ def _ask(
     asked when the judge may not see the rows that would come of it."""
     items, hidden = planning.visible(wanted, target.sees, settings)
     if facts.judge_sees is not None:
-        planning.gradable(items, facts.judge_sees, settings)
+        planning.gradable([written_by(item, facts.teacher.answers) for item in items], facts.judge_sees, settings)
     facts.hidden += [name for name in hidden if name not in facts.hidden]
     found: list[Candidate] = []
     for name, method in methods.METHODS.items():
@@ -177,7 +184,7 @@ def _ask(
         answers = replies.ask(
             target, asked, method.shape, max_new_tokens=settings.max_new_tokens, batch=machine.eval_batch
         )
-        rows, written = candidates(mine, answers, rejected)
+        rows, written = candidates([written_by(item, facts.teacher.answers) for item in mine], answers, rejected)
         facts.items += mine
         facts.replies += answers
         facts.written += written

@@ -11,15 +11,28 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from gemma_ops.config import SynthConfig
+from gemma_ops.data.copies import PrivateTexts
 from gemma_ops.errors import BoundaryError, ConfigError
 from gemma_ops.synth import methods
 from gemma_ops.synth.material import Item, Material, Pool, of_section, of_seed, of_seeds, read_seeds, read_tools
 from gemma_ops.synth.sections import split
 from gemma_ops.synth.sources import ingest, strictest_copies
+from gemma_ops.synth.stricter import tighten
 
 
-def gather(settings: SynthConfig, *, documents: Path | None, seeds: Path | None, tools: Path | None) -> Pool:
-    """Read everything there is to write from. Raises ConfigError when a method has nothing, DataError on bad files."""
+def gather(
+    settings: SynthConfig,
+    *,
+    documents: Path | None,
+    seeds: Path | None,
+    tools: Path | None,
+    private: PrivateTexts | None = None,
+) -> Pool:
+    """Read everything there is to write from; a source that holds a stricter text takes its class. `private` are texts from
+    elsewhere in the run, and grows by those found here.
+
+    Raises ConfigError when a method has nothing, DataError on bad files.
+    """
     given = {"documents": documents, "seeds": seeds, "tools": tools}
     wanted = {name: count for name, count in counts(settings).items() if count}
     if not wanted:
@@ -34,13 +47,12 @@ def gather(settings: SynthConfig, *, documents: Path | None, seeds: Path | None,
             "ask for document_qa or self_instruct too, or give synth.seeds",
         )
     found = ingest(documents, settings.privacy) if documents else None
+    known = PrivateTexts() if private is None else private
+    originals = strictest_copies(found.documents if found else (), lambda document: document.group)
+    shown, examples = tighten(originals, read_seeds(seeds, settings.privacy) if seeds else (), known)
     return Pool(
-        sections=tuple(
-            section
-            for document in (strictest_copies(found.documents, lambda document: document.group) if found else ())
-            for section in split(document, settings.section_words)
-        ),
-        seeds=tuple(read_seeds(seeds, settings.privacy)) if seeds else (),
+        sections=tuple(section for document in shown for section in split(document, settings.section_words)),
+        seeds=tuple(examples),
         tools=read_tools(tools, settings.privacy) if tools else None,
         unread=found.unread if found else (),
     )
@@ -123,10 +135,18 @@ def visible(items: Sequence[Item], sees: frozenset[str], settings: SynthConfig) 
         ways += ["leave them out with --set synth.hidden=skip"] if settings.hidden == "refuse" else []
         ways += ["declare machine.gemini.tier=paid where billing is linked"] if "paid" in classes else []
         raise BoundaryError(
-            f"the teacher {settings.teacher} may not see {much} {' or '.join(classes)} (the first: {hidden[0]})",
+            f"the teacher {settings.teacher} may not see {much} {' or '.join(classes)} (the first: {hidden[0]}"
+            f"{_because(items, hidden[0])})",
             f"{', '.join(ways)}, or relax synth.privacy (then every source that states no stricter class may leave the machine)",
         )
     return kept, hidden
+
+
+def _because(items: Sequence[Item], name: str) -> str:
+    """Whose text made a source as strict as it is, where it says less of itself."""
+    sections = (item.material.section for item in items if item.material.name == name)
+    because = next((section.document.because for section in sections if section and section.document.because), "")
+    return f", which holds text of {because}" if because else ""
 
 
 def gradable(items: Sequence[Item], sees: frozenset[str], settings: SynthConfig) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gemma_ops.config import SynthConfig
-from gemma_ops.data.example import PRIVACY
+from gemma_ops.privacy import PRIVACY
 from gemma_ops.synth.planning import counts
 from gemma_ops.synth.replies import Reply
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from gemma_ops.config import Privacy, ReleaseConfig
+from gemma_ops.privacy import answers_class
 from gemma_ops.synth.candidates import Candidate
 
 Row = dict[str, Any]
@@ -19,10 +21,22 @@ class Maker:
     identity: str
     facts: dict[str, Any]
     terms: dict[str, Any] | None = None
+    learned: Privacy = "any"
+    """Strictest class of the rows that it learned from."""
+    release: ReleaseConfig = field(default_factory=ReleaseConfig)
+
+    @property
+    def answers(self) -> Privacy:
+        """The class of what it writes: as `learned`, unless a person has released it."""
+        return answers_class(self.learned, self.release)
 
     def to_json(self) -> Row:
         body = {"name": self.name, "family": self.family, "identity": self.identity, **self.facts}
-        return body | ({"terms": self.terms} if self.terms else {})
+        return body | {"learned": self.learned, **self.released()} | ({"terms": self.terms} if self.terms else {})
+
+    def released(self) -> Row:
+        """The release with its reason, where it lets the rows go further; empty otherwise."""
+        return {} if self.answers == self.learned else {"release": self.release.model_dump(mode="json")}
 
 
 def row(candidate: Candidate, teacher: Maker, passed: list[str], grade: dict[str, Any] | None) -> Row:
@@ -59,6 +73,8 @@ def _provenance(candidate: Candidate, teacher: Maker, passed: list[str], grade: 
             "version": reply.model or teacher.facts.get("revision") or None,
             "terms": teacher.terms.get("terms") if teacher.terms else None,
             "rehearsal": bool(teacher.terms and teacher.terms.get("rehearsal")),
+            "learned": teacher.learned,
+            **teacher.released(),
         },
         "prompt": candidate.question.prompt,
         "request": reply.key,

@@ -14,9 +14,10 @@ from typing import Any, Protocol, TypeVar
 
 from gemma_ops import digest
 from gemma_ops.config import Privacy
-from gemma_ops.data.example import PRIVACY, stricter
+from gemma_ops.data.canonical import without_headings
 from gemma_ops.data.files import read_file
 from gemma_ops.errors import DataError
+from gemma_ops.privacy import PRIVACY, stricter
 from gemma_ops.synth import readers
 from gemma_ops.synth.readers import Reading
 
@@ -35,6 +36,19 @@ class Document:
     privacy: Privacy
     license: str | None
     reading: Reading
+    because: str = ""
+    """Whose text it holds, where that made it stricter than it says of itself."""
+
+    @property
+    def body(self) -> str:
+        """Its text after front matter."""
+        return self.reading.text[self.reading.begins :]
+
+    @property
+    def plain(self) -> str:
+        """The same without its headings."""
+        begins = self.reading.begins
+        return without_headings(self.body, tuple(heading.at - begins for heading in self.reading.headings))
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ def open_target(
     if parsed.kind == "openai":
         from gemma_ops.targets.endpoint import Endpoint
 
-        return Endpoint(parsed, machine)
+        return Endpoint(parsed, machine, run=run, use=use)
     from gemma_ops.targets import local
 
     return local.open_local(parsed, machine, base=base, tuned=tuned, quantized=quantized, asked=asked or Asked())

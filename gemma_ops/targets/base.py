@@ -13,9 +13,10 @@ from typing import Any, Protocol
 
 from gemma_ops import digest
 from gemma_ops.answer import Answer, Prompt
+from gemma_ops.config import Privacy
 from gemma_ops.data.control import Policy
-from gemma_ops.data.example import PRIVACY
 from gemma_ops.errors import BoundaryError
+from gemma_ops.privacy import PRIVACY
 
 LOCAL: frozenset[str] = frozenset(PRIVACY)
 """Privacy classes that a target on this machine may see: all."""
@@ -36,6 +37,8 @@ class Target(Protocol):
     """Digest of the model, or a service's model id with what it is asked for: part of every answer's key."""
     sees: frozenset[str]
     """Privacy classes of prompts that may be sent to it."""
+    learned: Privacy
+    """Strictest class of the rows that it learned from: its answers are at least as private."""
     family: str
     """Lineage: `gemma`, `gemini`, or the name of another family; models of related families judge each other kindly."""
     place: str
@@ -76,6 +79,11 @@ class Asked:
 def reads(target: Target) -> frozenset[str]:
     """What a target takes: `text`, and of `image` and `audio` what its attribute `reads` names besides."""
     return TEXT | getattr(target, "reads", TEXT)
+
+
+def learned_by(target: Target) -> Privacy:
+    """The class of what a target learned; the strictest where it does not say."""
+    return getattr(target, "learned", "local_only")
 
 
 def guard(target: Target, prompts: Sequence[Prompt], what: str) -> None:

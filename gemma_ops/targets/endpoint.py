@@ -17,11 +17,14 @@ from urllib.parse import urlsplit
 
 import httpx2
 
+from gemma_ops.addresses import loopback_addresses
 from gemma_ops.answer import Answer, Prompt
-from gemma_ops.config import EndpointConfig, MachineConfig
+from gemma_ops.config import EndpointConfig, MachineConfig, Privacy
 from gemma_ops.errors import ConfigError, ServiceError
-from gemma_ops.offline import is_loopback
-from gemma_ops.targets.base import HERE, LOCAL
+from gemma_ops.gemini.request import Use
+from gemma_ops.gemini.transport import client_arguments
+from gemma_ops.targets.base import HERE, LOCAL, guard
+from gemma_ops.targets.paying import open_bill
 from gemma_ops.targets.spec import Spec
 from gemma_ops.targets.stream import Reply
 from gemma_ops.targets.structured import in_words
@@ -38,17 +41,22 @@ _ABSENT = (408, 425, 429, 503)
 
 def classes_of(spec: Spec, machine: MachineConfig) -> frozenset[str]:
     """Privacy classes that may be sent to an endpoint, without opening it."""
-    return _CLASSES[_settings(spec, machine).privacy]
+    return _CLASSES[_settings(spec, machine, ours=_ours(spec)).privacy]
 
 
-def _settings(spec: Spec, machine: MachineConfig) -> EndpointConfig:
+def learned_by_endpoint(spec: Spec, machine: MachineConfig) -> Privacy:
+    """The class of what an endpoint's model learned: as stated, else that of the rows it may see."""
+    found = _settings(spec, machine, ours=_ours(spec))
+    return found.learned or found.privacy
+
+
+def _settings(spec: Spec, machine: MachineConfig, *, ours: bool) -> EndpointConfig:
     found = next((item for item in machine.endpoints if item.url.rstrip("/") == spec.place), None)
-    return found or EndpointConfig(url=spec.place, privacy="local_only" if _ours(spec) else "any")
+    return found or EndpointConfig(url=spec.place, privacy="local_only" if ours else "any")
 
 
 def _ours(spec: Spec) -> bool:
-    host = urlsplit(spec.place).hostname or ""
-    return bool(host) and is_loopback(host)
+    return bool(loopback_addresses(urlsplit(spec.place).hostname or ""))
 
 
 class Endpoint:
@@ -56,13 +64,16 @@ class Endpoint:
 
     lockstep = False
 
-    def __init__(self, spec: Spec, machine: MachineConfig) -> None:
-        """Raises ConfigError when the variable that should hold the key is empty."""
+    def __init__(self, spec: Spec, machine: MachineConfig, *, run: str = "", use: Use = "evaluate") -> None:
+        """Raises ConfigError when the variable that should hold the key is empty, BudgetError for one that costs money in a
+        run without a budget; `run` and `use` say in the ledger who spends and on what."""
         host = urlsplit(spec.place).hostname or ""
-        ours = _ours(spec)
-        self._settings = _settings(spec, machine)
+        kept_here = client_arguments(spec.place)
+        ours = "transport" in kept_here  # one look at the name decides what it may see, and where requests go
+        self._settings = _settings(spec, machine, ours=ours)
         self.name, self.family, self.identity = spec.name, spec.family, f"{spec.place}#{spec.model}"
         self.sees = _CLASSES[self._settings.privacy]
+        self.learned = self._settings.learned or self._settings.privacy
         self.place = HERE if ours else f"sent: {host}"
         self._model = spec.model
         headers = {"Content-Type": "application/json"}
@@ -74,15 +85,16 @@ class Endpoint:
                     f"export {self._settings.api_key_env}=…, or correct machine.endpoints",
                 )
             headers["Authorization"] = f"Bearer {key}"
+        self._bill = open_bill(self._settings, machine, f"{spec.model} ({host})", run=run, use=use)
         timeout = httpx2.Timeout(self._settings.timeout_seconds, connect=10.0)
-        # A proxy from the environment must not carry away what was meant for this machine.
-        self._client = httpx2.Client(headers=headers, timeout=timeout, trust_env=not ours)
+        self._client = httpx2.Client(headers=headers, timeout=timeout, **kept_here)
 
     def answer(
         self, batches: Sequence[Sequence[Prompt]], *, max_new_tokens: int, schema: dict[str, Any] | None = None
     ) -> Iterator[list[Answer]]:
-        """Send as many at once as a batch holds. Raises ServiceError when the server is absent or stays busy, ConfigError
-        when it knows neither key nor model."""
+        """Send as many at once as a batch holds. Raises BoundaryError, before anything is sent, for what it may not see,
+        ServiceError when the server is absent or stays busy, ConfigError when it knows neither key nor model."""
+        guard(self, [prompt for batch in batches for prompt in batch], "what is to be asked")
         pool = ThreadPoolExecutor(max(map(len, batches), default=1), thread_name_prefix=f"answers of {self.name}")
         try:
             sent = [
@@ -96,6 +108,8 @@ class Endpoint:
 
     def close(self) -> None:
         self._client.close()
+        if self._bill:
+            self._bill.close()
 
     def _body(self, prompt: Prompt, limit: int, schema: dict[str, Any] | None) -> dict[str, Any]:
         body: dict[str, Any] = {
@@ -118,6 +132,7 @@ class Endpoint:
     def _ask(self, body: dict[str, Any]) -> Answer:
         """One answer, asked for up to ATTEMPTS times. Seconds are those of the try that was answered."""
         for attempt in range(1, ATTEMPTS + 1):
+            held = self._bill.hold(body, int(body["max_tokens"])) if self._bill else 0
             began = time.perf_counter()
             reply, pause, code = Reply(), 0.0, 0
             try:
@@ -133,8 +148,10 @@ class Endpoint:
             except httpx2.TransportError as error:
                 reply.broke(f"{type(error).__name__}: {error}")
                 code = 0 if not reply.chunks else -1
+            found_answer = reply.answer(time.perf_counter() - began, self._settings)
+            self._settle(held, code, found_answer)
             if code == 200 and reply.end != "error":
-                return reply.answer(time.perf_counter() - began, self._settings)
+                return found_answer
             if code in (401, 403, 404):
                 raise ConfigError(f"{self._settings.url} says {code}: {reply.reason}", self._way_out(code))
             if code > 0 and code != 200 and code not in _AGAIN:
@@ -149,6 +166,15 @@ class Endpoint:
         if code > 0 and code != 200:
             reply.reason = f"{code}: {reply.reason}"
         return reply.answer(time.perf_counter() - began, self._settings)
+
+    def _settle(self, held: int, code: int, answer: Answer) -> None:
+        """End what was held for a try: a reply is paid by its usage, what broke off in full, a refusal not at all."""
+        if self._bill is None:
+            return
+        if code in (200, -1):
+            self._bill.pay(held, answer if code == 200 else None)
+        else:
+            self._bill.give_back(held, answer.reason)
 
     def _way_out(self, code: int) -> str:
         if code == 404:

@@ -9,7 +9,7 @@ from threading import Thread
 from typing import Any
 
 from gemma_ops.answer import Answer, Prompt
-from gemma_ops.config import GeminiConfig, MachineConfig
+from gemma_ops.config import GeminiConfig, MachineConfig, Privacy
 from gemma_ops.errors import ConfigError
 from gemma_ops.gemini import open_gemini
 from gemma_ops.gemini.models import ModelFacts, facts
@@ -62,6 +62,7 @@ class GeminiTarget:
     """One Gemini model at one thinking level."""
 
     lockstep = False
+    learned: Privacy = "any"
 
     def __init__(self, spec: Spec, machine: MachineConfig, *, run: str, use: Use) -> None:
         """Raises ConfigError for an unknown model or level, and whatever `open_gemini` refuses. Nothing is sent."""

@@ -15,6 +15,7 @@ from gemma_ops.data.encoded import Encoded
 from gemma_ops.data.parts import media_of
 from gemma_ops.errors import ConfigError
 from gemma_ops.family.media import Senses
+from gemma_ops.privacy import learned_class
 from gemma_ops.targets.base import HERE, LOCAL, Asked
 from gemma_ops.targets.spec import Spec
 from gemma_ops.targets.structured import in_words
@@ -35,6 +36,7 @@ class Checkpoint:
         self.name = name
         self.identity = asked.identity(identity(path))
         self._asked = asked
+        self.learned = learned_class(path)
         self.family = family
         self._path = path
         self._machine = machine
@@ -103,6 +105,7 @@ class Quantized:
         self.name = name
         self.identity = asked.identity(identity(made_by or file))
         self._asked = asked
+        self.learned = learned_class(file)
         self._file = file
         self._tokenizer = tokenizer
         self._machine = machine

@@ -8,13 +8,23 @@ from pathlib import Path
 from gemma_ops.config import Machine, MachineConfig, ModelConfig, TrainConfig
 from gemma_ops.config.methods import PREFERENCE, REINFORCE
 from gemma_ops.errors import ConfigError
+from gemma_ops.privacy import learned_class, record_learned, rows_class, strictest
 
 
 def train(
     out: Path, settings: TrainConfig, machine: MachineConfig, *, base: Path, data: Path, teacher: Path | None = None
 ) -> dict[str, float]:
     """Train an adapter for `base`, or `base` itself (`tune: full`), on the rows of `data`, by `settings.method`, where
-    `launch` says. See `sft.train` and `methods.run.train`."""
+    `launch` says. See `sft.train` and `methods.run.train`. What it learned from is recorded in `learned.json`."""
+    metrics = _trained(out, settings, machine, base=base, data=data, teacher=teacher)
+    _record(out, base, data, teacher)
+    return metrics
+
+
+def _trained(
+    out: Path, settings: TrainConfig, machine: MachineConfig, *, base: Path, data: Path, teacher: Path | None
+) -> dict[str, float]:
+    """Train in this process or in several, as `launch` says."""
     from gemma_ops.training import launch
 
     here = machine if isinstance(machine, Machine) else Machine(**dict(machine))
@@ -40,6 +50,16 @@ def train_here(
     from gemma_ops.training import sft
 
     return sft.train(out, settings, machine, base=base, data=data, teacher=teacher)
+
+
+def _record(out: Path, base: Path, data: Path, teacher: Path | None) -> None:
+    """Write the class of what was learned beside what was trained: in the artifact, and in each folder people copy."""
+    models = {"base": base, "teacher": teacher}
+    found = {name: learned_class(path) for name, path in models.items() if path is not None}
+    found["rows"] = rows_class([data / "train.jsonl", data / "valid.jsonl"])
+    for folder in (out, out / "adapter", out / "tuned"):
+        if folder.is_dir():
+            record_learned(folder, strictest(found.values()), [f"{name}: {kind}" for name, kind in found.items()])
 
 
 def larger_model(settings: TrainConfig) -> ModelConfig | None:

@@ -124,7 +124,7 @@ MUTANTS = (
     Mutant(
         "merge-into-4bit", "export/checkpoint.py",
         'if "quantization_config" in self.config or odd:', "if odd:",
-        ("test_export_merging.py::test_broken_bases_are_named",),
+        ("test_export_merging.py::test_a_quantized_checkpoint_is_no_source",),
     ),
     Mutant(
         "merge-into-4bit", "export/checkpoint.py",

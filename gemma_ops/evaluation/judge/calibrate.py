@@ -8,7 +8,7 @@ far two people agree is the most that can be asked of a judge.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from gemma_ops.config.judge import JudgeConfig
 from gemma_ops.errors import DataError
 from gemma_ops.evaluation import rows as rowfiles
 from gemma_ops.evaluation import statistics
+from gemma_ops.evaluation.answered import answered_by
 from gemma_ops.evaluation.judge import agreement, asking, facts, outcome, panel
 from gemma_ops.evaluation.judge.alone import Alone
 from gemma_ops.evaluation.judge.calibration import ENOUGH, PANEL, Calibration, Errors, Known, panel_identity
@@ -97,15 +98,18 @@ def calibrate(
         details = _details(chosen, one.tally, one.sides, settings, confidence, seed)
         details["canaries"] = [asdict(result) for result in one.canaries]
         said = panel.outcomes(one.tally, one.sides, settings)
-        found.append(
-            _known(one.judge.name, one.judge.identity, labels, said, names, settings.mode, confidence, seed, details)
+        known = _known(
+            one.judge.name, one.judge.identity, labels, said, names, settings.mode, confidence, seed, details
         )
+        found.append(replace(known, answered=tuple(answered_by(said.model for said in one.judgements))))
     if len(heard) > 1:
         tally, sides = panel.majority(heard, settings)
         identity = panel_identity([one.judge.identity for one in heard])
         details = {"alpha": panel.alpha(heard, chosen, settings)}
         said = panel.outcomes(tally, sides, settings)
-        found.insert(0, _known(PANEL, identity, labels, said, names, settings.mode, confidence, seed, details))
+        known = _known(PANEL, identity, labels, said, names, settings.mode, confidence, seed, details)
+        every = sorted({version for one in found for version in one.answered})
+        found.insert(0, replace(known, answered=tuple(every)))
     twice = [label for label in labels if label.again is not None]
     people = agreement.kappa_interval(
         [label.label for label in twice], [str(label.again) for label in twice], [names[x.item] for x in twice], confidence, seed

@@ -8,6 +8,7 @@ Qwen against Llama when the judge is a relative of one of them.
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,8 @@ class Known:
     human_rate: float
     details: dict[str, Any]
     """Position and length bias, test-retest, ties: as in `judge.json`."""
+    answered: tuple[str, ...] = ()
+    """What gave the verdicts, as the service names it."""
 
     @property
     def good(self) -> bool:
@@ -93,11 +96,13 @@ class Calibration:
     twice: int = 0
     """Items with a second person's label."""
 
-    def of(self, name: str, identity: str, prompt: str) -> Known | None:
-        """What is known of this judge when asked this way; None when identity or wording differ."""
+    def of(self, name: str, identity: str, prompt: str, answered: Collection[str] = ()) -> Known | None:
+        """What is known of this judge when asked this way; None when identity or wording differ, or another model answers
+        for it than when it was calibrated."""
         if prompt != self.prompt:
             return None
-        return next((known for known in self.judges if known.identity == identity), None)
+        found = (known for known in self.judges if known.identity == identity and set(answered) <= set(known.answered))
+        return next(found, None)
 
     def covers(self, families: tuple[str, ...]) -> bool:
         """Whether the labelled answers were of these families, so that a relative's bias is part of the known errors."""

@@ -11,8 +11,7 @@ from typing import Any, get_args
 
 from gemma_ops import digest
 from gemma_ops.answer import End
-from gemma_ops.config import Privacy
-from gemma_ops.data.example import PRIVACY, stricter
+from gemma_ops.config import Privacy, ReleaseConfig
 from gemma_ops.errors import ConfigError, DataError
 from gemma_ops.evaluation import answers
 from gemma_ops.evaluation import rows as rowfiles
@@ -20,6 +19,7 @@ from gemma_ops.evaluation.answers import AnswerFile, Stored
 from gemma_ops.evaluation.judge.material import Pair, Side
 from gemma_ops.evaluation.scoring import Graded
 from gemma_ops.evaluation.task import Task
+from gemma_ops.privacy import PRIVACY, answers_class, class_of, stricter, strictest
 from gemma_ops.targets import spec
 
 _PLAIN = re.compile(r"[A-Za-z0-9_-]+")
@@ -57,7 +57,10 @@ def of_graded(
         Comparison(
             name,
             of_answers(
-                pages[name, first].task, pages[name, first].answers, pages[name, other].answers if other else None
+                pages[name, first].task,
+                pages[name, first].answers,
+                pages[name, other].answers if other else None,
+                strictest(sides[side].answers for side in (first, other) if side),
             ),
             pages[name, first].task.rubric,
             sides[first],
@@ -68,7 +71,9 @@ def of_graded(
     ]
 
 
-def of_run(evaluated: Path, tasks: Sequence[Task], first: str, second: str | None) -> list[Comparison]:
+def of_run(
+    evaluated: Path, tasks: Sequence[Task], first: str, second: str | None, release: ReleaseConfig
+) -> list[Comparison]:
     """As `of_graded`, from the folder of a finished `evaluate`. Rows that were not answered there are left out."""
     if not (evaluated / "verdict.json").is_file():
         raise DataError(
@@ -77,10 +82,7 @@ def of_run(evaluated: Path, tasks: Sequence[Task], first: str, second: str | Non
     known = json.loads((evaluated / "verdict.json").read_text(encoding="utf-8"))["targets"]
     stored = AnswerFile(evaluated / answers.FILE).known.values()
     lines = {(item.task, item.target, item.row): item for item in stored}
-    sides = {
-        name: Side(name, str(facts["identity"]), str(facts.get("family") or spec.parse(name).family))
-        for name, facts in known.items()
-    }
+    sides = {name: _answered(name, facts, release) for name, facts in known.items()}
     found = []
     for task in tasks:
         graded = []
@@ -92,8 +94,21 @@ def of_run(evaluated: Path, tasks: Sequence[Task], first: str, second: str | Non
     return found
 
 
-def of_answers(task: Task, first: Sequence[Stored], second: Sequence[Stored] | None) -> list[Pair]:
-    """Pairs of a task's rows, from both targets' answers in the task's row order, without rows hidden from one of them."""
+def _answered(name: str, facts: Mapping[str, Any], release: ReleaseConfig) -> Side:
+    """A target of a finished evaluation. One that does not say what it learned from may have learned from anything."""
+    known = spec.parse(name)
+    learned = class_of(facts.get("learned", "any" if known.kind == "gemini" else "local_only"))
+    family = str(facts.get("family") or known.family)
+    return Side(name, str(facts["identity"]), family, learned, answers_class(learned, release))
+
+
+def of_answers(
+    task: Task, first: Sequence[Stored], second: Sequence[Stored] | None, least: Privacy = "any"
+) -> list[Pair]:
+    """Pairs of a task's rows, from both targets' answers in the task's row order, without rows hidden from one of them.
+
+    `least` is the class of the answers themselves: a pair is as private as its question and as whoever answered.
+    """
     others: Sequence[Stored | None] = second if second is not None else [None] * len(first)
     return [
         Pair(
@@ -104,7 +119,7 @@ def of_answers(task: Task, first: Sequence[Stored], second: Sequence[Stored] | N
             first_end=mine.end,
             second_end="stop" if other is None or other.end == "hidden" else other.end,
             reference=row.gold if row.reference is not None else None,
-            privacy=row.privacy,
+            privacy=stricter(row.privacy, least),
             cluster=row.cluster,
             slices=row.slices,
         )

@@ -34,6 +34,10 @@ class Side:
     name: str
     identity: str = ""
     family: str = "unknown"
+    learned: Privacy = "any"
+    """Strictest class of the rows that whoever wrote them learned from; of answers in a file, their rows say it."""
+    answers: Privacy = "any"
+    """The class of the answers for that reason: as `learned`, unless a person has released them."""
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import numpy as np
 from gemma_ops import digest
 from gemma_ops.config.judge import JudgeConfig
 from gemma_ops.errors import ConfigError, DataError
+from gemma_ops.evaluation.answered import answered_by, doubt
 from gemma_ops.evaluation.judge import alone, asking, canaries, facts, lineage, outcome, record, standing, texts
 from gemma_ops.evaluation.judge.agreement import krippendorff
 from gemma_ops.evaluation.judge.alone import Alone, SideName
@@ -72,11 +73,13 @@ def judge_pairs(
     rights: list[standing.Candidate] = []
     bases: dict[str, dict[str, Basis]] = {}
     for one in heard:
-        known = calibration.of(one.judge.name, one.judge.identity, protocol.hash) if calibration else None
+        answered = answered_by(said.model for said in one.judgements)
+        known = calibration.of(one.judge.name, one.judge.identity, protocol.hash, answered) if calibration else None
         body = measure(pairs, one.tally, one.sides, settings, confidence, seed)
+        strange = doubt(one.judge.name, answered)
         ties = lineage.ties(one.judge.name, one.judge.family, roles)
         bases[one.judge.name] = _bases(pairs, one.tally, one.sides, settings, known)
-        rights.append(_right(one.judge.name, one.canaries, known, calibration, families, ties, body))
+        rights.append(_right(one.judge.name, one.canaries, known, calibration, families, ties, body, strange))
         head = {key: getattr(one.judge, key) for key in ("name", "identity", "family", "place")}
         found.append(
             head
@@ -86,6 +89,7 @@ def judge_pairs(
                 "canaries": [asdict(result) for result in one.canaries],
                 "fit": bool(one.canaries) and all(result.passed for result in one.canaries),
                 "related": ties,
+                "answered": answered,
                 "calibration": _shown(known),
                 "usage": facts.usage(one.judgements),
             }
@@ -94,14 +98,16 @@ def judge_pairs(
     if len(heard) > 1:
         tally, sides = majority(heard, settings)
         identity = panel_identity([one.judge.identity for one in heard])
-        known = calibration.of(PANEL, identity, protocol.hash) if calibration else None
+        said = {name for entry in found for name in entry["answered"]}
+        known = calibration.of(PANEL, identity, protocol.hash, said) if calibration else None
         panel = {"identity": identity, "alpha": alpha(heard, pairs, settings)}
         panel |= measure(pairs, tally, sides, settings, confidence, seed)
         bases[PANEL] = _bases(pairs, tally, sides, settings, known)
         panel |= _corrected(bases[PANEL], confidence) | {"calibration": _shown(known)}
         results = [result for one in heard for result in one.canaries]
         ties = [sentence for right in rights for sentence in right.ties]
-        rights.insert(0, _right(PANEL, results, known, calibration, families, ties, panel))
+        strange = next((right.strange for right in rights if right.strange), "")
+        rights.insert(0, _right(PANEL, results, known, calibration, families, ties, panel, strange))
     decided = standing.standing(rights)
     body = {
         "schema": SCHEMA,
@@ -251,11 +257,12 @@ def _right(
     families: tuple[str, ...],
     ties: Sequence[str],
     body: facts.Facts,
+    strange: str,
 ) -> standing.Candidate:
     covered = calibration is not None and calibration.covers(families)
     rate = body.get("win_rate")
     side = 0 if rate is None else 1 if rate["low"] > 0.5 else -1 if rate["high"] < 0.5 else 0
-    return standing.Candidate(name, results, known, covered, ties, side)
+    return standing.Candidate(name, results, known, covered, ties, side, strange)
 
 
 def _shown(known: Known | None) -> dict[str, Any] | None:

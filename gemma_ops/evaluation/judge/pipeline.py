@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
-from gemma_ops.config import EvaluateConfig, MachineConfig
+from gemma_ops.config import EvaluateConfig, MachineConfig, ReleaseConfig
 from gemma_ops.config.judge import JudgeConfig
-from gemma_ops.errors import ConfigError
+from gemma_ops.errors import BoundaryError, ConfigError
 from gemma_ops.evaluation.judge import calibration, comparing, lineage, panel, rubric
 from gemma_ops.evaluation.judge.comparing import Comparison
 from gemma_ops.evaluation.judge.judged import Judged
 from gemma_ops.evaluation.judge.material import Side
 from gemma_ops.evaluation.scoring import Graded
+from gemma_ops.evaluation.tightening import private_texts, tighten_pairs
+from gemma_ops.privacy import release_of
 from gemma_ops.targets import open_target
 from gemma_ops.targets import spec as specs
 from gemma_ops.targets.base import Target
@@ -36,10 +39,13 @@ def judge_evaluation(
     """See `gemma_ops.evaluation.judge.judge_evaluation`."""
     rivals = settings.versus if settings.mode == "pairwise" else settings.versus or (None,)
     found = comparing.of_graded(graded, sides, settings.first, rivals)
+    private = private_texts(out.parents[1], {item.task.name: item.task for item in graded}.values())
+    found = [replace(one, pairs=tighten_pairs(one.pairs, private)) for one in found]
     judges = open_judges(settings.judges, machine, run=run, base=base, tuned=tuned, quantized=quantized)
     return judge_all(
-        out, found, judges, settings, evaluation, batch=machine.eval_batch, teachers=lineage.teachers(data)
-    )
+        out, found, judges, settings, evaluation, batch=machine.eval_batch, teachers=lineage.teachers(data),
+        release=release_of(machine),
+    )  # fmt: skip
 
 
 def open_judges(
@@ -84,10 +90,15 @@ def judge_all(
     *,
     batch: int,
     teachers: Sequence[str] = (),
+    release: ReleaseConfig | None = None,
 ) -> list[Judged]:
-    """Judge every comparison into its own folder below `out`, and close the judges."""
+    """Judge every comparison into its own folder below `out`, and close the judges.
+
+    Raises BoundaryError before anything is asked when a judge may not see what one of the sides learned from.
+    """
     found = []
     try:
+        check_sides(judges, comparisons)
         known = calibration.read(Path(settings.calibration)) if settings.calibration else None
         for one in comparisons:
             judged = panel.judge_pairs(
@@ -105,11 +116,26 @@ def judge_all(
                 teachers=teachers,
                 calibration=known,
             )
+            if release and any(side.answers != side.learned for side in (one.first, one.second) if side):
+                judged.body["release"] = release.model_dump(mode="json")
             judged.write(out / one.folder)
             found.append(judged)
     finally:
         close(judges)
     return found
+
+
+def check_sides(judges: Sequence[Target], comparisons: Sequence[Comparison]) -> None:
+    """Raises BoundaryError when a judge may not see the answers of a model, because of what that model learned from."""
+    for judge in judges:
+        for side in (side for one in comparisons for side in (one.first, one.second) if side):
+            if side.answers not in judge.sees:
+                raise BoundaryError(
+                    f"{side.name} learned from rows of class {side.learned}, so its answers are {side.answers}, and "
+                    f"{judge.name} may not see them; nothing was asked",
+                    "take a judge on this machine, or have a person release them: release.to=any and release.reason=…, which "
+                    "is written into the verdict, the report and the card",
+                )
 
 
 def close(judges: Sequence[Target]) -> None:

@@ -24,7 +24,7 @@ def section(body: Facts) -> str:
     drawn = _pairwise(body) if body["mode"] == "pairwise" else _pointwise(body)
     return (
         f'<section class="card"><h3>What judges say</h3><p class="note">{escape(words.heading(body))}</p>'
-        f"{_loud(body)}{drawn}{_panel(body)}{_canaries(body)}{_texts(body)}{_calibrations(body)}{_standing(body)}</section>"
+        f"{_released(body)}{_loud(body)}{drawn}{_panel(body)}{_canaries(body)}{_texts(body)}{_calibrations(body)}{_standing(body)}</section>"
     )
 
 
@@ -36,6 +36,11 @@ def page(body: Facts) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>Judged</title><style>\n{css}</style></head>\n<body><main>\n<h1>Judged</h1>\n{section(body)}\n</main></body></html>\n"
     )
+
+
+def _released(body: Facts) -> str:
+    text = words.released(body)
+    return f'<p class="note"><b>{escape(text)}</b></p>' if text else ""
 
 
 def _loud(body: Facts) -> str:

@@ -1,6 +1,6 @@
 """Whether a judge may gate, and if not, why not, in words.
 
-A judge gates when it passed every canary, a calibration matches it and its wording, kappa's lower bound is at least .4, and
+A judge gates when it is what answered, it passed every canary, a calibration matches it and its wording, kappa's lower bound is at least .4, and
 it is related to none of teacher, candidate and baseline. A related judge gates too when the calibration was made on
 answers of the same families, so that its kinship is among the errors that are corrected for, or when a second, unrelated
 judge that passed its canaries comes to the same side of one half. Whoever gates does so with the corrected rate only.
@@ -28,6 +28,8 @@ class Candidate:
     """Sentences about its relatives; none for an unrelated judge."""
     side: int
     """1, -1 or 0: whether its interval lies above one half, below, or holds it."""
+    strange: str = ""
+    """Why what answered is not the judge that was named; empty where it is."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,8 @@ def standing(candidates: Sequence[Candidate]) -> Standing:
 
 
 def _may(candidate: Candidate, others: Sequence[Candidate]) -> tuple[bool, str]:
+    if candidate.strange:
+        return False, candidate.strange
     failed = [result for result in candidate.canaries if not result.passed]
     if failed:
         kinds = ", ".join(dict.fromkeys(result.kind for result in failed))

@@ -11,7 +11,7 @@ Facts = dict[str, Any]
 
 def lines(body: Facts) -> list[str]:
     """Who was compared, each judge and the panel, what to be wary of, and who may gate."""
-    found = [heading(body)]
+    found = [heading(body), *([text] if (text := released(body)) else [])]
     every = entries(body)
     width = max(len(name) for name, _ in every)
     for name, entry in every:
@@ -35,7 +35,7 @@ def lines(body: Facts) -> list[str]:
 
 def render(body: Facts) -> str:
     """A Markdown fragment with one small table."""
-    text = [f"### Judged: {heading(body)}", ""]
+    text = [f"### Judged: {heading(body)}", "", *([told, ""] if (told := released(body)) else [])]
     if body["mode"] == "pairwise":
         text += ["| judge | win rate | at equal length | corrected | flips | p |", "|---|---:|---:|---:|---:|---:|"]
         for name, entry in entries(body):
@@ -60,6 +60,15 @@ def heading(body: Facts) -> str:
     how = "both orders" if body["mode"] == "pairwise" else "each answer alone"
     decided = f", {body['decided']:,} of them needed no judge" if body["decided"] else ""
     return f"{sides}{where}: {body['pairs']:,} rows, {how}{decided} ({body['confidence']:.0%} intervals)"
+
+
+def released(body: Facts) -> str:
+    """What was shown because a person released it, with the reason; empty where nothing was."""
+    if not body.get("release"):
+        return ""
+    shown = [side for side in (body["first"], body["second"]) if side and side["answers"] != side["learned"]]
+    who = " and ".join(f"{side['name']} (learned from {side['learned']} rows)" for side in shown)
+    return f"Answers of {who} were released to {body['release']['to']}: {body['release']['reason']}"
 
 
 def entries(body: Facts) -> list[tuple[str, Facts]]:

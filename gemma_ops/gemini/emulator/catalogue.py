@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import date
 from functools import cache
 
 from gemma_ops.gemini.emulator.wire import Refusal
@@ -24,6 +25,8 @@ class Card:
     default_level: str | None = None
     """Level at which it thinks when it is not told; None for models that don't think."""
     budgets: bool = True
+    candidates: bool = True
+    """Whether it gives several candidates at once."""
     input_limit: int = 1_048_576
     output_limit: int = _OUTPUT
     embeds: int = 0
@@ -60,6 +63,7 @@ def cards() -> dict[str, Card]:
                 facts.thinking,
                 default or (facts.thinking[0] if facts.thinking else "high"),
                 budgets=not name.startswith(_NO_BUDGETS),
+                candidates=not name.startswith(_NO_BUDGETS),
                 input_limit=facts.context,
                 output_limit=facts.output or _OUTPUT,
             )
@@ -70,6 +74,12 @@ def cards() -> dict[str, Card]:
         Card("gemini-embedding-001", embeds=3072, input_limit=2_048),
     ]
     return {card.name: card for card in found}
+
+
+def known_routes(on: date) -> dict[str, str]:
+    """Retired models that another one answers for on a day, as `models.yaml` knows them."""
+    routed = {name: facts.routed for name, facts in table().models.items() if facts.routed}
+    return {name: where.to for name, where in routed.items() if on >= where.since}
 
 
 def find(name: str, version: str, task: str, *, embeds: bool = False) -> Card:

@@ -2,9 +2,14 @@
 
 429            too many requests, with RetryInfo (`seconds`)          billed: no
 429_daily      the day's quota is used up                            no
+429_bare       too many requests, in words alone: no value, no wait  no
+429_closed     a model that is not open to the tier, in words alone  no
 500, 503       internal error, overloaded                            no
 502            an HTML page from something in between                no
 400            a request the service does not take                   no
+401, 403       credentials missing, or without the right             no
+404            a model that is not there                             no
+408, 504       the service gave up on a request that took too long   no
 slow           the reply comes after `seconds`                       yes
 cut            the connection closes instead of a reply              yes: the work was done
 cut_reply      half the reply, then the connection closes            yes
@@ -40,7 +45,9 @@ from gemma_ops.errors import ConfigError
 from gemma_ops.gemini.emulator.routes import GROUPS
 from gemma_ops.gemini.emulator.wire import Call, Reaction, Refusal
 
-HTTP = frozenset({"400", "429", "429_daily", "500", "502", "503"})
+HTTP = frozenset(
+    {"400", "401", "403", "404", "408", "429", "429_bare", "429_closed", "429_daily", "500", "502", "503", "504"}
+)
 TRANSPORT = frozenset({"slow", "cut", "cut_reply", "cut_stream", "stream_error", "bad_json"})
 REPLIES = frozenset({"violates_schema", "truncated", "max_tokens", "blocked_prompt", "blocked_reply"}) | {
     "recitation",
@@ -145,6 +152,12 @@ def refuse(rule: Rule, model: str) -> Reaction:
         return Reaction(429, _quota(rule, model).body())
     text = {
         "400": "Request contains an invalid argument.",
+        "401": "Request had invalid authentication credentials. Expected OAuth 2 access token, login cookie or other valid "
+        "authentication credential.",
+        "403": "Permission denied on resource project.",
+        "404": f"models/{model} is not found for API version v1, or is not supported for generateContent.",
+        "408": "The request timed out. Please try again.",
+        "504": "The request timed out. Please try again.",
         "500": "An internal error has occurred. Please retry or report in "
         "https://developers.generativeai.google/guide/troubleshooting",
         "503": "The model is overloaded. Please try again later.",
@@ -155,6 +168,23 @@ def refuse(rule: Rule, model: str) -> Reaction:
 def _quota(rule: Rule, model: str) -> Refusal:
     """The body of a 429, as the Developer API words it."""
     daily = rule.name == "429_daily"
+    metric = "generativelanguage.googleapis.com/generate_content_free_tier_requests"
+    if rule.name in ("429_bare", "429_closed"):
+        limit = 0 if rule.name == "429_closed" else 10
+        failure = {
+            "@type": _GOOGLE + "QuotaFailure",
+            "violations": [
+                {
+                    "quotaMetric": metric,
+                    "quotaId": "GenerateRequestsPerMinutePerProjectPerModel-FreeTier",
+                    "quotaDimensions": {"location": "global", "model": model},
+                }
+            ],
+        }
+        words = "You exceeded your current quota, please check your plan and billing details."
+        return Refusal(
+            429, f"{words}\n* Quota exceeded for metric: {metric}, limit: {limit}, model: {model}", [failure]
+        )
     violation = {
         "quotaMetric": "generativelanguage.googleapis.com/generate_requests_per_model" + ("_per_day" if daily else ""),
         "quotaId": f"GenerateRequestsPer{'Day' if daily else 'Minute'}PerProjectPerModel",

@@ -5,13 +5,15 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from gemma_ops.gemini.emulator import wire
 from gemma_ops.gemini.emulator.catalogue import Card
+from gemma_ops.gemini.emulator.logprobs import logprobs_of
 from gemma_ops.gemini.emulator.responder import Body, Reply, Responder
+from gemma_ops.gemini.emulator.signatures import signed, wants_signatures
 from gemma_ops.gemini.emulator.wire import Refusal
 
 _THINKING = {"minimal": (0, 0), "low": (16, 128), "medium": (64, 512), "high": (128, 1024), "xhigh": (256, 2048)}
@@ -58,13 +60,17 @@ class Generator:
         response_id = base64.urlsafe_b64encode(bytes.fromhex(number)).decode().rstrip("=")[:22]
         if reply.blocked or fault == "no_candidates":
             usage["totalTokenCount"] = prompt
-            response: dict[str, Any] = {"promptFeedback": {"blockReason": reply.blocked}} if reply.blocked else {}
+            feedback = {"blockReason": reply.blocked, "safetyRatings": _ratings("HIGH")}
+            response: dict[str, Any] = {"promptFeedback": feedback} if reply.blocked else {}
         else:
             response, output, thoughts = self._candidates(body, card, reply, fault)
             usage |= {"candidatesTokenCount": output, "totalTokenCount": prompt + output + thoughts}
             usage |= {"thoughtsTokenCount": thoughts} if thoughts else {}
         if fault != "no_usage":
-            shown: dict[str, Any] = {**usage, "promptTokensDetails": [{"modality": "TEXT", "tokenCount": prompt}]}
+            kinds = wire.count_by_modality(body.raw.get("contents"))
+            kinds = {"TEXT": max(prompt - sum(kinds.values()), 0)} | kinds
+            details = [{"modality": kind, "tokenCount": count} for kind, count in kinds.items()]
+            shown: dict[str, Any] = {**usage, "promptTokensDetails": details}
             if cached_tokens:
                 shown["cacheTokensDetails"] = [{"modality": "TEXT", "tokenCount": cached_tokens}]
             if cloud:
@@ -85,7 +91,7 @@ class Generator:
 
     def _candidates(self, body: Body, card: Card, reply: Reply, fault: str) -> tuple[dict[str, Any], int, int]:
         """The response without usage, tokens of all candidates, tokens of thinking."""
-        reply = _spoil(reply, fault)
+        reply = _spoil(_stopped(reply, body.config.get("stopSequences") or ()), fault)
         most = body.max_output_tokens or card.output_limit
         count = int(body.config.get("candidateCount") or 1)
         needed = wire.count_text(reply.text) + wire.count_json(list(reply.calls))
@@ -106,8 +112,11 @@ class Generator:
             if not parts and reply.finish == "MAX_TOKENS":
                 candidate["content"] = {"role": "model"}
             if reply.finish == "SAFETY":
-                rating = {"category": "HARM_CATEGORY_DANGEROUS_CONTENT", "probability": "HIGH", "blocked": True}
-                candidate["safetyRatings"] = [rating]
+                candidate["safetyRatings"] = _ratings("HIGH")
+            elif body.raw.get("safetySettings"):
+                candidate["safetyRatings"] = _ratings("NEGLIGIBLE")
+            if body.config.get("responseLogprobs") and reply.text:
+                candidate |= logprobs_of(reply.text, int(body.config.get("logprobs") or 0), body)
             if reply.finish == "CONTINUATION":
                 candidate["continuationToken"] = base64.b64encode(body.digest.encode()).decode()
             candidates.append(candidate)
@@ -168,7 +177,27 @@ def _parts(body: Body, reply: Reply, thoughts: int) -> list[dict[str, Any]]:
         parts.append({"text": "Thinking about what is asked.", "thought": True})
     if reply.text:
         parts.append({"text": reply.text})
-    return parts + [{"functionCall": call} for call in reply.calls]
+    calls: list[dict[str, Any]] = [{"functionCall": call} for call in reply.calls]
+    if calls and wants_signatures(body.model):
+        calls[0]["thoughtSignature"] = signed(str(reply.calls[0].get("name")), body.digest)
+    return parts + calls
+
+
+def _stopped(reply: Reply, stops: Sequence[str]) -> Reply:
+    """The reply up to the first of its stop sequences, which is not part of it."""
+    ends = [at for stop in stops if stop and (at := reply.text.find(stop)) >= 0]
+    return replace(reply, text=reply.text[: min(ends)]) if ends else reply
+
+
+def _ratings(probability: str) -> list[dict[str, Any]]:
+    """A rating per category; the dangerous one blocks where it is high."""
+    names = ("HARASSMENT", "HATE_SPEECH", "SEXUALLY_EXPLICIT", "DANGEROUS_CONTENT")
+    found: list[dict[str, Any]] = []
+    for name in names:
+        high = probability == "HIGH" and name == "DANGEROUS_CONTENT"
+        found.append({"category": f"HARM_CATEGORY_{name}", "probability": "HIGH" if high else "NEGLIGIBLE"})
+        found[-1] |= {"blocked": True} if high else {}
+    return found
 
 
 def _spoil(reply: Reply, fault: str) -> Reply:

@@ -20,6 +20,7 @@ _ROUTES = [
         ("POST", _MODEL + ":batchGenerateContent", "batch_create"),
         ("POST", _MODEL + ":embedContent", "embed"),
         ("POST", _MODEL + ":batchEmbedContents", "embed_many"),
+        ("POST", "interactions", "interaction"),
         ("GET", "models", "models"),
         ("GET", _MODEL, "model"),
         ("GET", "batches", "batch_list"),
@@ -44,6 +45,7 @@ _ROUTES = [
 
 GROUPS = {
     "generate": ("generate", "stream"),
+    "interaction": ("interaction",),
     "stream": ("stream",),
     "item": ("item",),
     "count": ("count",),

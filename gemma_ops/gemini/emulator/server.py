@@ -6,13 +6,14 @@ import json
 import socket
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from gemma_ops.errors import ConfigError, MachineError
+from gemma_ops.gemini import handshake
 from gemma_ops.gemini.emulator import routes
 from gemma_ops.gemini.emulator.batches import Pace
 from gemma_ops.gemini.emulator.log import Entry
@@ -32,7 +33,8 @@ class Emulator:
 
     `responder` answers (a rehearsal by default); `latency` is in seconds per reply; `thoughts` is the range of thinking
     tokens per request (by default the level's own, kept below what the reply needs); `keys` are the API keys that it
-    knows (by default any); `log` is a file that the request log is appended to.
+    knows (by default any); `log` is a file that the request log is appended to; `routes` says which model answers for a
+    retired one, or None for one that is gone (404).
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class Emulator:
         thoughts: tuple[int, int] | None = None,
         keys: frozenset[str] | None = None,
         pace: Pace | None = None,
+        routes: Mapping[str, str | None] | None = None,
     ) -> None:
         self.latency = latency
         self.pace = pace or Pace()
@@ -57,6 +60,7 @@ class Emulator:
             keys=keys,
             pace=self.pace,
             log=Path(log) if log else None,
+            routes=routes or {},
         )
         self._port = port
         self._server: _Server | None = None
@@ -190,6 +194,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _handle(self) -> None:
         raw = self._read()
+        if proof := handshake.answer(self.path):
+            self._send(Reaction(200, proof.encode()))
+            return
         reaction = self._react(raw)
         if self.server.latency():
             self.server.ending.wait(self.server.latency())

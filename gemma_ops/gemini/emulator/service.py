@@ -17,6 +17,7 @@ from gemma_ops.gemini.emulator.catalogue import Card, cards, find
 from gemma_ops.gemini.emulator.faults import Faults, Rule
 from gemma_ops.gemini.emulator.files import Files, page
 from gemma_ops.gemini.emulator.generating import Generator, Produced
+from gemma_ops.gemini.emulator.interactions import read_interaction, show_interaction
 from gemma_ops.gemini.emulator.log import Log, digest_of
 from gemma_ops.gemini.emulator.responder import Body, Responder
 from gemma_ops.gemini.emulator.validation import check_key, check_request
@@ -35,8 +36,10 @@ class Service:
         keys: frozenset[str] | None,
         pace: Pace,
         log: Path | None,
+        routes: Mapping[str, str | None],
     ) -> None:
         self.seed = seed
+        self._routes = routes
         self.log = Log(log)
         self.faults = Faults(seed)
         self.address = ""
@@ -119,6 +122,11 @@ class Service:
             return self._files.abort(call)
         if call.op in ("generate", "stream"):
             return self._generate(call, rule, digest, nth, entry)
+        if call.op == "interaction":
+            model, body = read_interaction(call.sent if isinstance(call.sent, dict) else {})
+            made = self._produce(call, model, body, digest, nth, rule)
+            entry |= {"model": model, "usage": made.usage, "billed": True, "response_id": made.response_id}
+            return _delivered(Reaction(200, show_interaction(made.response), made.headers), rule)
         if call.op == "batch_create":
             find(call.name, call.version, "batchGenerateContent")
             fate = rule.name if rule and rule.name in faults.JOBS else ""
@@ -144,7 +152,11 @@ class Service:
     def _produce(
         self, call: Call, model: str, body: dict[str, Any], digest: str, nth: int, rule: Rule | None
     ) -> Produced:
-        card = find(model, call.version, "generateContent")
+        if model in self._routes and self._routes[model] is None:
+            raise Refusal(
+                404, f"This model models/{model} is no longer available. Please update your code to use a newer model."
+            )
+        card = find(self._routes.get(model) or model, call.version, "generateContent")
         check_request(body, card)
         cached = self._caches.use(str(body["cachedContent"]), card.name) if body.get("cachedContent") else None
         fault = rule.name if rule and rule.name in faults.REPLIES else ""

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gemma_ops.gemini.emulator.catalogue import Card
+from gemma_ops.gemini.emulator.signatures import check_signatures
 from gemma_ops.gemini.emulator.wire import Call, Refusal, contents_of
 
 _TOP_NAMES = (
@@ -20,6 +21,8 @@ _CONFIG_NAMES = (
 )
 _TOP = frozenset(_TOP_NAMES.split())
 _CONFIG = frozenset(_CONFIG_NAMES.split())
+_STOPS, _LOGPROBS = 5, 20
+"""Most stop sequences, and most candidates for each token's probability."""
 _TIERS = frozenset({"standard", "flex", "priority"})
 _ROLES = frozenset({"user", "model", "function"})
 
@@ -67,6 +70,8 @@ def check_request(body: Mapping[str, Any], card: Card) -> None:
     _check_limits(config, card)
     _check_shape(config)
     _check_thinking(config.get("thinkingConfig") or {}, card)
+    _check_enabled(config)
+    check_signatures(turns, card.name)
 
 
 def _known(body: Mapping[str, Any], names: frozenset[str], place: str) -> None:
@@ -89,12 +94,28 @@ def _check_limits(config: Mapping[str, Any], card: Card) -> None:
             f"from 1 (inclusive) to {card.output_limit + 1} (exclusive). Update the value and try again.",
         )
     count = config.get("candidateCount", 1)
+    if count != 1 and not card.candidates:
+        raise Refusal(400, f"Multiple candidates is not enabled for models/{card.name}")
     if not (isinstance(count, int) and 1 <= count <= 8):
         raise Refusal(400, f"candidate_count must be in the range [1, 8], got {count}.")
     for name, top in (("temperature", 2.0), ("topP", 1.0)):
         value = config.get(name)
         if value is not None and not (isinstance(value, int | float) and 0 <= value <= top):
             raise Refusal(400, f"* GenerateContentRequest.generation_config.{name}: must be in the range [0.0, {top}].")
+
+
+def _check_enabled(config: Mapping[str, Any]) -> None:
+    """Refuse what current models don't do: penalties (0 passes unseen), and more stops or probabilities than there are."""
+    if config.get("presencePenalty") or config.get("frequencyPenalty"):
+        raise Refusal(400, "Penalty is not enabled for this model")
+    stops = config.get("stopSequences") or []
+    if not isinstance(stops, list) or len(stops) > _STOPS:
+        raise Refusal(400, f"* GenerateContentRequest.generation_config.stop_sequences: at most {_STOPS} are allowed.")
+    most = config.get("logprobs")
+    if most is not None and not config.get("responseLogprobs"):
+        raise Refusal(400, "logprobs is set, and response_logprobs is not: it must be true.")
+    if most is not None and not (isinstance(most, int) and 0 <= most <= _LOGPROBS):
+        raise Refusal(400, f"logprobs must be in the range [0, {_LOGPROBS}], got {most}.")
 
 
 def _check_shape(config: Mapping[str, Any]) -> None:

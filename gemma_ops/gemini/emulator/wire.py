@@ -33,6 +33,7 @@ STATUS = {
     401: "UNAUTHENTICATED",
     403: "PERMISSION_DENIED",
     404: "NOT_FOUND",
+    408: "DEADLINE_EXCEEDED",
     409: "ALREADY_EXISTS",
     429: "RESOURCE_EXHAUSTED",
     500: "INTERNAL",
@@ -127,9 +128,27 @@ def count_text(text: str) -> int:
     return sum(1 for _ in _PIECE.finditer(text))
 
 
+def tokens_of(text: str) -> list[str]:
+    """The tokens of a text that `count_text` counts."""
+    return _PIECE.findall(text)
+
+
 def count_json(value: Any) -> int:
     """Tokens of the texts and names in JSON, such as a schema or a function's arguments."""
     return sum(count_text(text) for text in _strings(value))
+
+
+def count_by_modality(value: Any) -> dict[str, int]:
+    """Tokens of images, sounds, films and documents in contents, by the service's name of their kind."""
+    kinds = {"image": "IMAGE", "audio": "AUDIO", "video": "VIDEO"}
+    found: dict[str, int] = {}
+    for content in contents_of(value):
+        for part in content.get("parts") or []:
+            shown = part.get("inlineData") or part.get("fileData")
+            if isinstance(shown, dict):
+                kind = kinds.get(str(shown.get("mimeType") or "").partition("/")[0], "DOCUMENT")
+                found[kind] = found.get(kind, 0) + _MEDIA_TOKENS
+    return found
 
 
 def count_contents(value: Any) -> int:

@@ -8,8 +8,8 @@ import sysconfig
 from collections.abc import Mapping
 from pathlib import Path
 
+from gemma_ops.addresses import is_loopback
 from gemma_ops.config import LaunchConfig
-from gemma_ops.offline import is_loopback
 from gemma_ops.training.launch import watch
 
 _WORKER, _RAY = "gemma_ops.training.launch.worker", "gemma_ops.training.launch.raydriver"
