@@ -220,7 +220,7 @@ def test_questions_take_the_class_of_rows_documents_and_other_tasks(tmp_path):
         "row": "local_only", "task": "local_only", "document": "local_only", "free": "any",
     }  # fmt: skip
     assert found.held["document"] == "handbook.md"
-    assert found.copies["task"] == "task private (p)"
+    assert found.held["task"] == "task private (p)"
     out = run / "evaluate.partial"
     out.mkdir()
     service = Echo("gemini:made-up", 9)

@@ -135,8 +135,13 @@ _DATED = re.compile(r"-(?:\d{3}|\d{2}-\d{2,4}|preview(?:-\d{2}-\d{2,4})?)$")
 
 def table() -> Table:
     """The shipped facts, and over them those of the file that `MODELS` names. Raises ConfigError for one that is wrong."""
+    return _table(own_file())
+
+
+def own_file() -> Path | None:
+    """The user's file of facts that is laid over ours, if there is one."""
     own = os.environ.get(MODELS)
-    return _table(Path(own) if own else None)
+    return Path(own) if own else None
 
 
 @cache

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from decimal import ROUND_CEILING, Decimal
 from functools import cache
+from pathlib import Path
 from typing import Any, get_args
 
 from gemma_ops.errors import BudgetError, ConfigError
@@ -137,9 +138,14 @@ def nanodollars(amount: float) -> int:
     return int(Decimal(str(amount)) * NANO)
 
 
-@cache
 def _rates(name: str, tier: str, day: date) -> Rates:
     """`tier` may be anything a caller says; only the four with a known price have rates."""
+    return _found(name, tier, day, models.own_file())
+
+
+@cache
+def _found(name: str, tier: str, day: date, _own: Path | None) -> Rates:
+    """Found once for each file that may be laid over ours."""
     known = models.facts(name)
     if tier not in TIERS:
         raise BudgetError(f"no price is known for the service tier {tier!r}", f"one of {', '.join(TIERS)}")
