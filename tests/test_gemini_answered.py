@@ -194,7 +194,7 @@ def test_a_users_own_facts_are_laid_over_ours(tmp_path, monkeypatch):
     monkeypatch.setenv(MODELS, "")
     before = prices.rates(FLASH, tier="flex", at=NOVEMBER).input
     lay_over(GeminiConfig(models=str(own)))
-    assert prices.rates(FLASH, tier="flex", at=NOVEMBER).input == pytest.approx(0.5) != before
+    assert float(prices.rates(FLASH, tier="flex", at=NOVEMBER).input) == pytest.approx(0.5) != float(before)
     assert models.facts(FLASH).thinking == ("low", "medium", "high")  # what is not laid over stays
     assert models.facts("gemini-5-test").context == 1000
     broken = tmp_path / "broken.yaml"

@@ -158,12 +158,12 @@ def test_a_model_marked_as_corrected_is_priced_by_our_table(monkeypatch):
     body = models.table()
     changed = body.model_copy(update={"models": body.models | {known.name: corrected}})
     monkeypatch.setattr(models, "table", lambda: changed)
-    prices._rates.cache_clear()
+    prices._found.cache_clear()
     try:
         found = prices.rates(known.name, tier="standard", at=NOVEMBER)
         assert (found.input, found.source) == (Decimal("1.25"), "models.yaml 2026-11-13")
     finally:
-        prices._rates.cache_clear()
+        prices._found.cache_clear()
 
 
 def test_prices_of_a_library_that_fetched_others_are_not_used():
@@ -172,7 +172,7 @@ def test_prices_of_a_library_that_fetched_others_are_not_used():
     from genai_prices.data_snapshot import DataSnapshot
 
     data_snapshot.set_custom_snapshot(DataSnapshot(providers=[], from_auto_update=True))
-    prices._rates.cache_clear()
+    prices._found.cache_clear()
     try:
         assert prices.rates("gemini-3.8-flash", tier="standard", at=NOVEMBER).source.startswith("genai-prices")
     finally:
