@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -28,3 +28,10 @@ class EndpointConfig(Section):
     """US dollars per million tokens of the reply."""
     timeout_seconds: Annotated[float, Field(gt=0)] = 120.0
     """Longest wait for the next piece of a reply."""
+    limit_key: Literal["auto", "max_tokens", "max_completion_tokens"] = "auto"
+    """How it wants the longest answer called. `auto` begins with max_tokens and follows a refusal that names the other."""
+    temperature: Literal["auto", "sent", "left_out"] = "auto"
+    """Whether a temperature is sent. `auto` sends 0, and leaves it out where the server refuses it: its answers are then
+    drawn at random, and `evaluate.repeats` says how much they differ."""
+    think_blocks: Literal["text", "apart"] = "text"
+    """Where a reply's leading `<think>…</think>` belongs: to the text that is scored, or stored apart as its thought."""

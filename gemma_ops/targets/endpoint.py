@@ -24,6 +24,7 @@ from gemma_ops.errors import ConfigError, ServiceError
 from gemma_ops.gemini.request import Use
 from gemma_ops.gemini.transport import client_arguments
 from gemma_ops.targets.base import HERE, LOCAL, guard
+from gemma_ops.targets.dialect import Dialect
 from gemma_ops.targets.paying import open_bill
 from gemma_ops.targets.spec import Spec
 from gemma_ops.targets.stream import Reply
@@ -35,6 +36,8 @@ PAUSE = 0.5
 _LONGEST_PAUSE = 30.0
 _CLASSES = {"any": frozenset({"any"}), "paid": frozenset({"any", "paid"}), "local_only": LOCAL}
 _AGAIN = (408, 409, 425, 429, 500, 502, 503, 504)
+_REFUSED = (400, 422)
+"""What a server says of a request whose parameters it doesn't take."""
 _ABSENT = (408, 425, 429, 503)
 """Among those, what says nothing about the question: the server was busy, and may not be later."""
 
@@ -75,7 +78,9 @@ class Endpoint:
         self.sees = _CLASSES[self._settings.privacy]
         self.learned = self._settings.learned or self._settings.privacy
         self.place = HERE if ours else f"sent: {host}"
-        self._model = spec.model
+        if self._settings.think_blocks == "apart":
+            self.identity += " think_blocks=apart"
+        self._model, self._dialect = spec.model, Dialect(self._settings)
         headers = {"Content-Type": "application/json"}
         if self._settings.api_key_env:
             key = os.environ.get(self._settings.api_key_env, "").strip()
@@ -131,13 +136,15 @@ class Endpoint:
 
     def _ask(self, body: dict[str, Any]) -> Answer:
         """One answer, asked for up to ATTEMPTS times. Seconds are those of the try that was answered."""
-        for attempt in range(1, ATTEMPTS + 1):
+        attempt = 0
+        while (attempt := attempt + 1) <= ATTEMPTS:
+            sent = self._dialect.spell(body)
             held = self._bill.hold(body, int(body["max_tokens"])) if self._bill else 0
             began = time.perf_counter()
             reply, pause, code = Reply(), 0.0, 0
             try:
                 with self._client.stream(
-                    "POST", f"{self._settings.url.rstrip('/')}/chat/completions", json=body
+                    "POST", f"{self._settings.url.rstrip('/')}/chat/completions", json=sent
                 ) as found:
                     code = found.status_code
                     if code == 200:
@@ -154,6 +161,15 @@ class Endpoint:
                 return found_answer
             if code in (401, 403, 404):
                 raise ConfigError(f"{self._settings.url} says {code}: {reply.reason}", self._way_out(code))
+            if code in _REFUSED:
+                if self._dialect.learn(sent, reply.reason):
+                    attempt -= 1  # each spelling is learned once, so that this ends
+                    continue
+                if key := self._dialect.refused(sent, reply.reason):
+                    raise ConfigError(
+                        f"{self._settings.url} refuses {key}, whatever is asked: {reply.reason}",
+                        "see limit_key and temperature of machine.endpoints, or ask a model that takes it",
+                    )
             if code > 0 and code != 200 and code not in _AGAIN:
                 break
             if attempt < ATTEMPTS:

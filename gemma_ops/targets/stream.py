@@ -63,9 +63,12 @@ class Reply:
         dollars = None
         if usage and settings.dollars_in is not None and settings.dollars_out is not None:
             dollars = (prompt * settings.dollars_in + written * settings.dollars_out) / 1e6
+        text, thought = "".join(self._parts).strip(), "".join(self._thoughts).strip()
+        if settings.think_blocks == "apart" and not thought:
+            thought, text = _think_block(text)
         return Answer(
-            text="".join(self._parts).strip(),
-            thought="".join(self._thoughts).strip(),
+            text=text,
+            thought=thought,
             end=self.end,
             prompt_tokens=prompt,
             new_tokens=max(written - thoughts, 0),
@@ -109,6 +112,17 @@ class Reply:
             if ended:
                 self.end = _ENDS.get(ended, "error")
                 self.reason = "" if self.end in ("stop", "length") else f"finish_reason {ended}"
+
+
+def _think_block(text: str) -> tuple[str, str]:
+    """The thought that stands before an answer, and the answer. Chat templates often open the block in the prompt, so that
+    a reply only closes it; one that is never closed is all thought."""
+    inside, closed, rest = text.partition("</think>")
+    if closed and ("<think>" not in inside or inside.lstrip().startswith("<think>")):
+        return inside.strip().removeprefix("<think>").strip(), rest.strip()
+    if text.startswith("<think>") and not closed:
+        return text.removeprefix("<think>").strip(), ""
+    return "", text
 
 
 def _events(lines: Iterable[str]) -> Iterator[str]:

@@ -201,8 +201,8 @@ MUTANTS = (
         (_LAUNCHED + "test_an_adapter_that_was_not_saved_is_noticed",),
     ),
     Mutant(
-        "sharded-state", "training/launch/strategy.py",
-        '"state_dict_type": "FULL_STATE_DICT"', '"state_dict_type": "SHARDED_STATE_DICT"',
+        "sharded-state", "training/launch/sharded.py",
+        "return value.full_tensor() if is_sharded(value) else value", "return value.to_local() if is_sharded(value) else value",
         (_LAUNCHED + "test_two_processes_are_one[moe-fsdp]",),
     ),
     Mutant(
