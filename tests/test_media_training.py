@@ -211,6 +211,7 @@ def test_passes_with_images_are_replayed_unless_a_tower_learns(tiny, prepared, t
     assert bool(made.kept) != towers
 
 
+@pytest.mark.upstream("no-video-token-types")
 @pytest.mark.parametrize("kind", ["large", "mixture", "unified"])
 def test_images_in_packed_rows_need_their_token_types(tiny, prepared, kind):
     """The counter-test: without types an image is read from left to right, and the loss is another."""
@@ -239,6 +240,7 @@ def test_rows_with_images_lose_what_each_loses_alone(tiny, prepared, kind):
     assert float(together) == pytest.approx(total / sum(one.divisor for one in alone), abs=2e-5)
 
 
+@pytest.mark.upstream("packed-images")
 @pytest.mark.parametrize("kind", ["large", "mixture"])
 def test_why_images_of_the_large_sizes_are_not_packed(tiny, prepared, kind):
     """transformers 5.23 counts positions from each row's start and looks images up by them in the whole pass, so that

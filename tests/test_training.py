@@ -168,6 +168,7 @@ def test_the_next_pass_is_fetched_while_this_one_is_computed(tmp_path, base, pre
     assert all(seen[index + 1] == ("fetched", ids) for index, ids in zip(last, computed[1:], strict=False))
 
 
+@pytest.mark.upstream("reentrant-checkpointing")
 def test_reentrant_checkpointing_would_corrupt_shared_layers(base, prepared):
     """Why `use_reentrant=False`: with layers that share keys and values the gradients are wrong while the loss is right."""
 
@@ -217,6 +218,7 @@ def test_however_it_is_computed_the_result_is_the_same(tmp_path, base, prepared,
     assert validations(out) == pytest.approx(validations(steady), rel=1e-4)
 
 
+@pytest.mark.upstream("packing-with-mask")
 def test_an_all_ones_mask_would_leak_between_packed_rows():
     """Why packing goes without an attention mask: position ids alone keep documents apart."""
     model = load_model(WEIGHTS, weights="fp32")
