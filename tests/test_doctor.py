@@ -75,14 +75,14 @@ def test_requirements_as_metadata_spells_them(text, parts):
 
 
 def test_packages_outside_their_window_or_missing_are_told(monkeypatch):
-    versions = {"transformers": "5.24.1", "trl": None}
+    versions = {"transformers": "5.25.1", "trl": None}
     real = doctor._version
     monkeypatch.setattr(
         doctor, "_version", lambda name: versions.get(name, real(name)) if name in versions else real(name)
     )
     found = {check.name: check for check in doctor._packages()}
     assert found["transformers"].status == "warn"
-    assert "5.24.1" in found["transformers"].what
+    assert "5.25.1" in found["transformers"].what
     assert found["trl"].status == "bad"
     assert found["trl"].fix
 

@@ -1,6 +1,6 @@
 """What each Gemma 4 size must never meet: known failures of the stack with this family, most of them silent.
 
-Each trap names its evidence in public, so that it can be looked at again when a version moves. `doctor` explains them; training, export and evaluation refuse or avoid them and name the code. Seen with transformers 5.23,
+Each trap names its evidence in public, so that it can be looked at again when a version moves. `doctor` explains them; training, export and evaluation refuse or avoid them and name the code. Seen with transformers 5.23 and 5.24,
 TRL 1.16, PEFT 0.21 and bitsandbytes 0.50 where no other version is given.
 """
 

@@ -3,7 +3,7 @@
 The model keeps its towers, which stay frozen unless `train.lora.towers` adapts them. Rows are packed like others: E2B and
 E4B read an image from left to right as they read words; the other sizes let an image's tokens see each other in sliding
 layers, and attention over documents numbers images within each document. With `train.kernels.attention: sdpa` those sizes
-are padded, because transformers 5.23 mixes the images of packed rows up (`family.traps`, packed-images).
+are padded, because transformers 5.24 mixes the images of packed rows up (`family.traps`, packed-images).
 """
 
 from __future__ import annotations

@@ -26,6 +26,9 @@ from gemma_ops.modeling.kernels.pattern import Pattern
 NAME = "gemma_ops"
 """The implementation's name in a text config's `_attn_implementation`."""
 
+CACHES = ("cache", "past_key_values")
+"""What a forward's argument for cached keys and values is called: since transformers 5.24, and before."""
+
 
 def register() -> None:
     """Make the implementation known to transformers; again is harmless."""
@@ -102,7 +105,8 @@ def before_forward(
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The hook: put patterns where the model would make masks. Only when nothing is cached yet."""
     given = kwargs.get("attention_mask")
-    if kwargs.get("past_key_values") is not None or isinstance(given, dict) or (given is not None and given.ndim != 2):
+    cached = any(kwargs.get(name) is not None for name in CACHES)
+    if cached or isinstance(given, dict) or (given is not None and given.ndim != 2):
         return args, kwargs
     text = model.config.get_text_config()
     if text.use_bidirectional_attention == "all":

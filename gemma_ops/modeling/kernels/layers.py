@@ -1,6 +1,6 @@
 """Forward passes of a decoder layer's modules on our kernels, bound to the instances of a loaded model by `install`.
 
-They follow transformers' own line by line (5.23, `modeling_gemma4` and `modeling_gemma4_unified`); only what computes a
+They follow transformers' own line by line (5.23 and 5.24, `modeling_gemma4` and `modeling_gemma4_unified`); only what computes a
 step differs. Arguments, caches, shared keys and hooks are theirs.
 """
 
@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from gemma_ops.modeling.kernels import elementwise, lora
+from gemma_ops.modeling.kernels.attention import CACHES
 from gemma_ops.modeling.kernels.bodies import Runner
 from gemma_ops.modeling.kernels.mixture import mixture
 from gemma_ops.modeling.kernels.mlp import mlp
@@ -91,9 +92,10 @@ def attention_forward(using: Using) -> Callable[..., Any]:
         position_embeddings: Any,
         attention_mask: Any,
         shared_kv_states: Any,
-        past_key_values: Any = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Any]:
+        found = [kwargs.pop(name, None) for name in CACHES]
+        cache = next((one for one in found if one is not None), None)
         rows = hidden_states.shape[:-1]
         heads = (*rows, -1, self.head_dim)
         modules = [self.q_proj] if self.is_kv_shared_layer else [self.q_proj, self.k_proj, self.v_proj]
@@ -105,8 +107,8 @@ def attention_forward(using: Using) -> Callable[..., Any]:
             key = states[1].view(heads)
             value = self.v_norm(states[2].view(heads) if len(states) > 2 else key).transpose(1, 2)
             key = rotate(key, self.k_norm, *position_embeddings)
-            if past_key_values is not None:
-                key, value = past_key_values.update(key, value, self.layer_idx)
+            if cache is not None:
+                key, value = cache.update(key, value, self.layer_idx)
         if self.store_full_length_kv:
             shared_kv_states[self.layer_type] = key, value
         eager = sys.modules[type(self).__module__].eager_attention_forward
@@ -142,7 +144,6 @@ def layer_forward(using: Using) -> Callable[..., Any]:
         position_embeddings: Any = None,
         attention_mask: Any = None,
         position_ids: Tensor | None = None,
-        past_key_values: Any = None,
         **kwargs: Any,
     ) -> Tensor:
         stream = hidden_states
@@ -152,7 +153,6 @@ def layer_forward(using: Using) -> Callable[..., Any]:
             attention_mask=attention_mask,
             shared_kv_states=shared_kv_states,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             **kwargs,
         )
         stream = join(stream, states, self.post_attention_layernorm)
@@ -175,7 +175,7 @@ def layer_forward(using: Using) -> Callable[..., Any]:
         # transformers checkpoints inside of the class's forward, which this one stands before.
         if not (self.gradient_checkpointing and self.training):
             return once(self, *args, **kwargs)
-        kwargs["past_key_values"] = None
+        kwargs = {name: value for name, value in kwargs.items() if name not in CACHES}
         found: Tensor = self._gradient_checkpointing_func(partial(once, self, **kwargs), *args)
         return found
 
