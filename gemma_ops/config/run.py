@@ -35,6 +35,10 @@ class RunConfig(Section):
     register_: Annotated[RegisterConfig, Field(alias="register")] = RegisterConfig()
     machine: MachineConfig = MachineConfig()
 
+    def registered_model(self) -> RegisterConfig:
+        """Only which model the versions belong to: what else is registered changes nothing about its champion."""
+        return RegisterConfig(name=self.register_.name or self.name)
+
     def registration(self) -> RegisterConfig:
         """The `register` section with its name filled in."""
         return self.register_.model_copy(update={"name": self.register_.name or self.name})

@@ -9,6 +9,7 @@ from typing import Any
 
 from gemma_ops.gemini.notice import NOT_FOR
 from gemma_ops.registry.evidence import Evidence, Figure
+from gemma_ops.registry.staging import TOKENIZER
 
 _LICENCE = (
     "The base model is Gemma 4, released by Google under the Apache License 2.0; these weights are a modification of it and "
@@ -115,7 +116,7 @@ def carried(subject: dict[str, Any]) -> list[str]:
         top, _, rest = path.partition("/")
         if top == "quantized":
             names[rest.partition("/")[0]] = None
-        elif rest:
+        elif rest and top != TOKENIZER:
             names[top] = None
     return list(names)
 
