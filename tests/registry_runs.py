@@ -9,8 +9,8 @@ import json
 import shutil
 import struct
 import tempfile
-from types import SimpleNamespace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from sqlalchemy import event
@@ -22,7 +22,6 @@ from gemma_ops.config import MachineConfig, RunConfig
 from gemma_ops.evaluation.standard import hold_to_standard, read_standard, standard_facts
 from gemma_ops.registry import database
 from gemma_ops.run import Listener, Run, StopHere
-
 
 GATES = ({"metric": "exact_match", "target": "tuned", "test": "superior", "versus": "base", "margin": 0.5},)
 CHAMPION_VALUE = 0.9
@@ -68,6 +67,9 @@ def fetch(out: Path, settings: Any, machine: MachineConfig) -> dict[str, float]:
     files = {"model.safetensors": "aa" * 32, "chat_template.jinja": "bb" * 32, "config.json": "cc" * 32}
     body = {"id": settings.base, "revision": None, "size": None, "files": files}
     (out / "model.json").write_text(json.dumps(body))
+    (out / "weights").mkdir()
+    for name, text in (("config.json", "{}"), ("tokenizer.json", "{}"), ("chat_template.jinja", "{{ messages }}")):
+        (out / "weights" / name).write_text(text)
     return {"bytes": 1.0}
 
 
@@ -130,7 +132,9 @@ def evaluate(
     tuned_value = 0.93 if settings.seed == 7 else 0.41
     known = read_standard(champion)
     task = SimpleNamespace(name="support_desk", digest=("ee" if "other" in settings.tasks else "dd") * 32, shows=())
-    settings = hold_to_standard(settings, known, [task], lambda name: name in ("base", "tuned", "q8_0", "q4_0", "champion"))
+    settings = hold_to_standard(
+        settings, known, [task], lambda name: name in ("base", "tuned", "q8_0", "q4_0", "champion")
+    )
     rows = min(settings.rows or 120, 120)
     values = {"base": 0.02, "tuned": tuned_value, "q8_0": tuned_value, "q4_0": tuned_value - 0.02}
     values |= {"champion": CHAMPION_VALUE} if known.champion and known.policy else {}
