@@ -57,12 +57,16 @@ class Ledger:
         found = self.entries()
         model = self.tracking.client.get_registered_model(self.name)
         self._hold(found, model.tags.get(HEAD), "the registered model")
-        # Versions from before a restart are anchored in the ledger that was lost.
-        before = set(found[0].get("versions", ())) if found and found[0]["kind"] == "restart" else set()
         for version in stored.versions(self.tracking, self.name):
-            if str(version.version) not in before:
-                self._hold(found, version.tags.get(HEAD), f"version {version.version}")
+            self.check_version(found, str(version.version), version.tags.get(HEAD))
         return found
+
+    def check_version(self, found: list[Entry], version: str, mark: str | None, where: str = "") -> None:
+        """Compare the chain with the anchor that a version holds. Raises GateError where that is not in it."""
+        # Versions from before a restart are anchored in the ledger that was lost.
+        before = found[0].get("versions", ()) if found and found[0]["kind"] == "restart" else ()
+        if version not in before:
+            self._hold(found, mark, f"{where}version {version}")
 
     def append(self, kind: str, **fields: Any) -> Entry:
         """Add an entry of this kind to the checked chain, move the model's anchor to it, and return it."""

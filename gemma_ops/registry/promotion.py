@@ -96,6 +96,8 @@ def promote(
         # Reads every byte, so it comes before the lock.
         checked = verify_version(tracking, _wanted(tracking, name, version))
     with locked_model(machine, name) as (tracking, book):
+        mark = checked.manifest["made"].get("ledger")
+        book.check_version(book.entries(), checked.version, mark, "the manifest of ")
         settle_move(tracking, book, to)
         now = alias_version(tracking, name, to)
         entries = book.entries()
