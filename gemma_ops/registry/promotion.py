@@ -141,7 +141,9 @@ def rollback(machine: MachineConfig, name: str, *, alias: str = CHAMPION, reason
     """
     why = ledger.reason_given(reason)
     with opened_registry(machine, name) as tracking:
-        goal = _earlier(tracking, Ledger(tracking, name), alias)
+        book = Ledger(tracking, name)
+        book.anchored()
+        goal = _earlier(tracking, book, alias)
         checked = verify_version(tracking, stored.version(tracking, name, goal))
     with locked_model(machine, name) as (tracking, book):
         intent = ledger.pending(book.entries(), alias)
