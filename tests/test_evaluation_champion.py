@@ -7,16 +7,19 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 import yaml
 
 import gemma_ops
 from gemma_ops import journal
-from gemma_ops.config import EvaluateConfig, GateConfig, MachineConfig
+from gemma_ops.answer import Prompt
+from gemma_ops.config import EvaluateConfig, GateConfig, LoraConfig, MachineConfig
 from gemma_ops.config.policy import ChampionFacts, PolicyTask, PromotionPolicy, PromotionStandard
 from gemma_ops.errors import ConfigError, DataError
 from gemma_ops.evaluation import evaluate, summary_lines
 from gemma_ops.evaluation.looks import Look, known_looks
 from gemma_ops.evaluation.standard import hold_to_standard, read_standard
+from gemma_ops.modeling import adapter_files, adapters, load
 from gemma_ops.targets import open_target
 
 NANO = Path(gemma_ops.__file__).parent / "nano" / "weights"
@@ -142,6 +145,35 @@ def test_the_champion_answers_the_same_questions_as_the_others(tmp_path):
         answer = json.loads(line)
         texts.setdefault(answer["target"], []).append((answer["row"], answer["text"]))
     assert sorted(texts["champion"]) == sorted(texts["tuned"])
+
+
+def test_a_champion_that_is_an_adapter_answers_on_its_own_base_and_on_no_other(tmp_path):
+    model = adapters.attach(load.load_model(NANO), LoraConfig(rank=4, alpha=8), 7)
+    torch.manual_seed(3)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.5)
+    facts = CHAMPION.model_copy(update={"form": "adapter", "base": {"model.safetensors": "aa", "config.json": "x"}})
+    folder = tmp_path / "champion"
+    folder.mkdir()
+    (folder / "standard.json").write_text(FULL.model_copy(update={"champion": facts}).model_dump_json())
+    adapter_files.save(model, folder / "model", "nano", None)
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "weights").symlink_to(NANO)
+    (base / "model.json").write_text(json.dumps({"files": {"model.safetensors": "aa", "config.json": "y"}}))
+    assert read_standard(folder, base).champion == facts
+    prompts = [[Prompt(({"role": "user", "content": "Which shelf holds the amber jar?"},), "any", "q")]]
+
+    def text(name):
+        target = open_target(name, MachineConfig(), run="r", use="evaluate", base=base, champion=folder)
+        return next(iter(target.answer(prompts, max_new_tokens=6)))[0].text
+
+    assert text("champion") != text("base")
+    (base / "model.json").write_text(json.dumps({"files": {"model.safetensors": "bb"}}))
+    with journal.writing(tmp_path, "evaluate", lambda *_: None):
+        assert read_standard(folder, base).champion is None
+    assert "carries nothing that answers without its own base" in (tmp_path / "evaluate.1.jsonl").read_text()
 
 
 def test_without_a_champion_the_target_says_why(tmp_path):

@@ -42,12 +42,23 @@ class PromotionPolicy(Section):
 
 
 class ChampionFacts(Section):
-    """The version that was the champion when it was pulled; `form` says which of its files answers."""
+    """The version that was the champion when it was pulled."""
 
     name: str
     version: str
     manifest: str
     form: str
+    """Which of its files answers: `merged`, a quantized format, or what is put on the base, `adapter` and `tuned`."""
+    base: Annotated[dict[str, str], Field(default_factory=dict)]
+    """SHA-256 of the files of the base it was made from, by name."""
+
+    def fits(self, base: Mapping[str, str]) -> bool:
+        """Whether it can answer where the base has these files: by itself, or on the very weights it was made from."""
+        weights = [
+            {name: sha256 for name, sha256 in files.items() if name.endswith(".safetensors")}
+            for files in (self.base, base)
+        ]
+        return self.form not in ("adapter", "tuned") or weights[0] == weights[1]
 
 
 class PromotionStandard(Section):

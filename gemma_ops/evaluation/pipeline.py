@@ -72,7 +72,7 @@ def evaluate(
         file = quantized / name / "model.gguf" if quantized and name in QUANTIZED else None
         return file.is_file() if file else made.get(name) is not None
 
-    loaded, asked = load(settings, tasks, source), standard.read_standard(champion)
+    loaded, asked = load(settings, tasks, source), standard.read_standard(champion, base)
     settings = standard.hold_to_standard(settings, asked, loaded, can)
     check_targets(settings)
     check_gates(settings, loaded)

@@ -29,16 +29,27 @@ from gemma_ops.evaluation.looks import Look, read_looks
 from gemma_ops.evaluation.task import Task
 
 
-def read_standard(folder: Path | None) -> PromotionStandard:
-    """The standard in the folder of the step `champion`; an empty one without it. Raises DataError for a damaged file."""
+def read_standard(folder: Path | None, base: Path | None = None) -> PromotionStandard:
+    """The standard in the folder of the step `champion`; an empty one without it. A champion that answers only on another
+    base than `base` is left out, and told. Raises DataError for a damaged file."""
     if folder is None:
         return PromotionStandard(why_none="this recipe asks no registry")
     try:
-        return PromotionStandard.model_validate(json.loads((folder / STANDARD).read_text(encoding="utf-8")))
+        found = PromotionStandard.model_validate(json.loads((folder / STANDARD).read_text(encoding="utf-8")))
     except (OSError, ValueError, ValidationError) as error:
         raise DataError(
             f"{folder / STANDARD} can't be read: {str(error).splitlines()[0]}", "make it again: --redo champion"
         ) from error
+    model = base / "model.json" if base else None
+    files = json.loads(model.read_text(encoding="utf-8"))["files"] if model and model.is_file() else {}
+    if found.champion is None or found.champion.fits(files):
+        return found
+    why = (
+        f"version {found.champion.version}, the champion, carries nothing that answers without its own base, which this run "
+        "doesn't have; register versions with q8_0 or merged among register.artifacts"
+    )
+    journal.record(message=why)
+    return found.model_copy(update={"champion": None, "why_none": why})
 
 
 def registered_looks(folder: Path | None) -> list[Look]:

@@ -216,15 +216,13 @@ def _grounds(tracking: Tracking, name: str, entries: list[Entry], checked: Check
 
 def _refusal(name: str, checked: CheckedVersion, grounds: _Grounds) -> GateError:
     told = [*grounds.against, *(f"note: {line}" for line in grounds.failed)]
-    lines = f" {told[0]}" if len(told) == 1 else "".join(f"\n  {line}" for line in told)
     policy = f" ({grounds.policy.words})" if grounds.policy else ""
-    again = (
-        "evaluate it again under the policy and against the champion (--redo champion --redo evaluate --redo register)"
-    )
+    lines = "".join(f"\n  {line}" for line in told)
     return GateError(
-        f"version {checked.version} of {name} may not be promoted:{lines}",
-        f"read its report; {again}; change the policy with a reason{policy}: gemma-ops policy {name}; "
-        f"or take the responsibility: gemma-ops promote {name} --override 'why'",
+        f"version {checked.version} of {name} may not be promoted{policy}:{lines}",
+        "read its report, and evaluate again what was not asked (--redo champion --redo evaluate --redo register); change what "
+        f"is asked, with a reason (gemma-ops policy {name} --from CONFIG --reason 'why'); or take the responsibility: "
+        f"gemma-ops promote {name} --override 'why'",
     )
 
 

@@ -28,8 +28,11 @@ from gemma_ops.registry.records import looks_before
 from gemma_ops.registry.shelves import Entry
 from gemma_ops.registry.staging import TOKENIZER
 
-FORMS = ("merged", "bf16", "q8_0", "q4_0")
-"""What can answer by itself, the most exact first."""
+FORMS = {
+    "merged": "merged", "bf16": "quantized/bf16", "q8_0": "quantized/q8_0", "q4_0": "quantized/q4_0",
+    "adapter": "adapter", "tuned": "tuned",
+}  # fmt: skip
+"""What can answer, and where it lies in a version: by itself, the most exact first, else on the base it was made from."""
 
 
 def pull_champion(out: Path, settings: RegisterConfig, machine: MachineConfig) -> dict[str, float]:
@@ -72,13 +75,8 @@ def _pull(tracking: Tracking, out: Path, name: str, number: str) -> ChampionFact
     if found.tags.get(stored.TAG) != body["digest"]:
         raise GateError(f"{name} version {number} carries another manifest than its model", "register it again")
     files: dict[str, Any] = body["subject"]["files"]
-    form, prefix = _form(files)
-    if form is None:
-        raise GateError(
-            f"the champion of {name}, version {number}, carries nothing that answers by itself",
-            f"register versions with one of {', '.join(FORMS)} (register.artifacts), or roll back to one that has it",
-        )
-    places = {prefix: CHAMPION_MODEL, TOKENIZER: TOKENIZER}
+    form = next((form for form, place in FORMS.items() if any(path.startswith(f"{place}/") for path in files)), "")
+    places = {FORMS[form]: CHAMPION_MODEL, TOKENIZER: TOKENIZER}
     for path, file in files.items():
         top = next((top for top in places if path.startswith(f"{top}/")), None)
         if top is None:
@@ -97,16 +95,8 @@ def _pull(tracking: Tracking, out: Path, name: str, number: str) -> ChampionFact
                 "roll back to a version that is whole, or register this one again from its run",
             )
         journal.record(file=path, bytes=file["bytes"])
-    return ChampionFacts(name=name, version=number, manifest=body["digest"], form=form)
-
-
-def _form(files: dict[str, Any]) -> tuple[str | None, str]:
-    """The most exact form that a version carries, and the folder it lies in."""
-    for form in FORMS:
-        folder = form if form == "merged" else f"quantized/{form}"
-        if any(path.startswith(f"{folder}/") for path in files):
-            return form, folder
-    return None, ""
+    base = body["subject"]["base"]["files"] or {}
+    return ChampionFacts(name=name, version=number, manifest=body["digest"], form=form, base=base)
 
 
 def _write(out: Path, standard: PromotionStandard, entries: list[Entry]) -> dict[str, float]:

@@ -17,7 +17,7 @@ from gemma_ops.targets.spec import QUANTIZED
 def open_champion(
     machine: MachineConfig, folder: Path | None, *, base: Path | None, asked: Asked
 ) -> Checkpoint | Quantized:
-    """The champion as it answers: a GGUF file by llama.cpp, else a merged checkpoint by transformers.
+    """The champion as it answers: a GGUF file by llama.cpp, else a checkpoint by transformers.
 
     A version registered without its tokenizer takes that of `base`. Raises ConfigError where there is no champion.
     """
@@ -39,8 +39,15 @@ def open_champion(
                 "register the version again, which adds it",
             )
         target: Checkpoint | Quantized = Quantized(CHAMPION, model / "model.gguf", words, machine, asked=asked)
-    else:
+    elif facts.form == "merged":
         target = Checkpoint(CHAMPION, model, machine, asked=asked)
+    elif base is not None:
+        target = Checkpoint(CHAMPION, base, machine, asked=asked, changed=model)
+    else:
+        raise ConfigError(
+            f"target {CHAMPION}: version {facts.version} of {facts.name} answers on its base only, and this run has none",
+            "register versions with q8_0 or merged among register.artifacts",
+        )
     # By what was registered: the same version is the same model wherever it was pulled to.
     target.identity = asked.identity(digest.of_json([facts.manifest, facts.form]))
     return target
