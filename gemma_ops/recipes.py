@@ -16,6 +16,7 @@ from typing import Any, cast
 from gemma_ops import share
 from gemma_ops.artifact import Reads
 from gemma_ops.config import DataConfig, RunConfig
+from gemma_ops.config.policy import PolicyTask, PromotionPolicy, make_policy
 from gemma_ops.errors import ConfigError, MachineError
 from gemma_ops.run import Run
 
@@ -160,6 +161,23 @@ def tasks(config: RunConfig) -> tuple[Path, ...]:
             "name a task under eval/ or give a path to one; eval/README.md shows how to write one",
         )
     return tuple(share.find("eval", name) for name in config.evaluate.tasks)
+
+
+def policy(config: RunConfig) -> PromotionPolicy | None:
+    """What a configuration asks of versions: its gates, the content of its tasks and how many questions; None without a
+    gate."""
+    from gemma_ops.evaluation.checking import check_gates
+    from gemma_ops.evaluation.task import load_all
+
+    if not config.evaluate.gates:
+        return None
+    source = questions_read(config)
+    loaded = [task.first(config.evaluate.rows) for task in load_all(tasks(config), source.path if source else None)]
+    check_gates(config.evaluate, loaded)
+    asked = {
+        task.name: PolicyTask(digest=task.digest, rows=len(task.rows), primary=task.file.primary) for task in loaded
+    }
+    return make_policy(config.evaluate.gates, asked, config.evaluate.confidence)
 
 
 def calibration(config: RunConfig) -> Path | None:

@@ -11,7 +11,7 @@ from gemma_ops.export import merge, quantize
 from gemma_ops.modeling import fetch
 from gemma_ops.modeling.source import local
 from gemma_ops.recipes import calibration, every_task, needs, questions_read, tasks
-from gemma_ops.registry import register
+from gemma_ops.registry import pull_champion, register
 from gemma_ops.run import Run
 from gemma_ops.synth import inputs, synthesize, teacher_model
 from gemma_ops.training import train
@@ -35,6 +35,7 @@ def recipe(run: Run, config: RunConfig) -> Artifact:
     adapter = run.step(train, config.train, base=base, data=data)
     merged = run.step(merge, config.merge, base=base, adapter=adapter, data=data)
     quantized = run.step(quantize, config.quantize, model=merged, data=data)
+    champion = run.step(pull_champion, config.registered_model(), name="champion")
     evidence = run.step(
         evaluate,
         config.evaluate,
@@ -42,6 +43,7 @@ def recipe(run: Run, config: RunConfig) -> Artifact:
         tuned=merged,
         quantized=quantized,
         data=data,
+        champion=champion,
         tasks=tasks(config),
         source=questions_read(config),
         calibration=calibration(config),

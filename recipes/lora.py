@@ -11,7 +11,7 @@ from gemma_ops.export import merge, quantize
 from gemma_ops.modeling import fetch
 from gemma_ops.modeling.source import local
 from gemma_ops.recipes import calibration, every_task, needs, questions_read, rows_read, tasks
-from gemma_ops.registry import register
+from gemma_ops.registry import pull_champion, register
 from gemma_ops.run import Run
 from gemma_ops.training import larger_model, train
 
@@ -30,6 +30,7 @@ def recipe(run: Run, config: RunConfig) -> Artifact:
     )
     merged = run.step(merge, config.merge, base=base, adapter=adapter, data=data)
     quantized = run.step(quantize, config.quantize, model=merged, data=data)
+    champion = run.step(pull_champion, config.registered_model(), name="champion")
     evidence = run.step(
         evaluate,
         config.evaluate,
@@ -37,6 +38,7 @@ def recipe(run: Run, config: RunConfig) -> Artifact:
         tuned=merged,
         quantized=quantized,
         data=data,
+        champion=champion,
         tasks=tasks(config),
         source=questions_read(config),
         calibration=calibration(config),

@@ -7,8 +7,10 @@ import contextlib
 import functools
 import json
 import shutil
+import struct
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from sqlalchemy import event
@@ -17,8 +19,12 @@ from sqlalchemy.engine import Engine
 from gemma_ops import digest, journal, registry
 from gemma_ops.artifact import Artifact
 from gemma_ops.config import MachineConfig, RunConfig
+from gemma_ops.evaluation.standard import hold_to_standard, read_standard, standard_facts
 from gemma_ops.registry import database
 from gemma_ops.run import Listener, Run, StopHere
+
+GATES = ({"metric": "exact_match", "target": "tuned", "test": "superior", "versus": "base", "margin": 0.5},)
+CHAMPION_VALUE = 0.9
 
 
 @event.listens_for(Engine, "connect")
@@ -53,6 +59,7 @@ def config(root: Path, mlflow: str | None = "", **changes: Any) -> RunConfig:
         "data": {"privacy": "any"},
         "register": {"name": "support-nano"},
     }
+    changes["evaluate"] = {"tasks": ["support_desk"], "gates": GATES} | changes.get("evaluate", {})
     return RunConfig.model_validate(body | changes)
 
 
@@ -60,6 +67,9 @@ def fetch(out: Path, settings: Any, machine: MachineConfig) -> dict[str, float]:
     files = {"model.safetensors": "aa" * 32, "chat_template.jinja": "bb" * 32, "config.json": "cc" * 32}
     body = {"id": settings.base, "revision": None, "size": None, "files": files}
     (out / "model.json").write_text(json.dumps(body))
+    (out / "weights").mkdir()
+    for name, text in (("config.json", "{}"), ("tokenizer.json", "{}"), ("chat_template.jinja", "{{ messages }}")):
+        (out / "weights" / name).write_text(text)
     return {"bytes": 1.0}
 
 
@@ -83,12 +93,18 @@ def prepare(out: Path, settings: Any, machine: MachineConfig) -> dict[str, float
     return {"rows": 34.0}
 
 
+def tensors(weights: bytes) -> bytes:
+    """A safetensors file that holds these bytes as one tensor."""
+    head = json.dumps({"w": {"dtype": "U8", "shape": [len(weights)], "data_offsets": [0, len(weights)]}}).encode()
+    return struct.pack("<Q", len(head)) + head + weights
+
+
 def train(out: Path, settings: Any, machine: MachineConfig, *, base: Path, data: Path) -> dict[str, float]:
     (out / "adapter").mkdir(exist_ok=True)
     for step in range(1, 21):
         journal.record(step=step, loss=4.0 / step, learning_rate=1e-4, tokens_per_second=1000.0 + step)
     weights = digest.of_json([settings.seed, settings.max_steps]).encode() * 500
-    (out / "adapter" / "adapter_model.safetensors").write_bytes(weights)
+    (out / "adapter" / "adapter_model.safetensors").write_bytes(tensors(weights))
     (out / "adapter" / "adapter_config.json").write_text(
         json.dumps({"r": settings.lora.rank, "lora_alpha": settings.lora.alpha})
     )
@@ -98,7 +114,8 @@ def train(out: Path, settings: Any, machine: MachineConfig, *, base: Path, data:
 def quantize(out: Path, settings: Any, machine: MachineConfig, *, base: Path, adapter: Path) -> dict[str, float]:
     for form in ("bf16", "q8_0", "q4_0"):
         (out / form).mkdir(exist_ok=True)
-        (out / form / "model.gguf").write_bytes(b"GGUF" + form.encode() * 3000 + digest.of_path(adapter).encode())
+        body = form.encode() * 3000 + digest.of_path(adapter).encode()
+        (out / form / "model.gguf").write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 1, 1) + body)
     return {"kl/q8_0": 0.001}
 
 
@@ -110,11 +127,20 @@ def evaluate(
     base: Path,
     tuned: Path | None = None,
     quantized: Path | None = None,
+    champion: Path | None = None,
 ) -> dict[str, float]:
     tuned_value = 0.93 if settings.seed == 7 else 0.41
+    known = read_standard(champion)
+    task = SimpleNamespace(name="support_desk", digest=("ee" if "other" in settings.tasks else "dd") * 32, shows=())
+    settings = hold_to_standard(
+        settings, known, [task], lambda name: name in ("base", "tuned", "q8_0", "q4_0", "champion")
+    )
+    rows = min(settings.rows or 120, 120)
+    values = {"base": 0.02, "tuned": tuned_value, "q8_0": tuned_value, "q4_0": tuned_value - 0.02}
+    values |= {"champion": CHAMPION_VALUE} if known.champion and known.policy else {}
     identities = {"base": base, "tuned": tuned, "q8_0": quantized, "q4_0": quantized}
     results, differences = [], []
-    for target, value in (("base", 0.02), ("tuned", tuned_value), ("q8_0", tuned_value), ("q4_0", tuned_value - 0.02)):
+    for target, value in values.items():
         for done in (40, 80, 120):
             journal.record(
                 target=target, task="support_desk", done=done, total=120, seconds=0.5, tokens_per_second=300.0
@@ -133,16 +159,16 @@ def evaluate(
                 "value": value - 0.02,
             }
             differences.append(pair | {"low": value - 0.08, "high": value + 0.03, "n": 120})
-    outcome = "pass" if tuned_value > 0.5 else "fail"
+    gates = [decided(gate, values) for gate in settings.gates]
+    outcome = "fail" if any(gate["outcome"] == "fail" for gate in gates) else "pass" if gates else "ungated"
+    privacy = {"any": 120}
     body = {
         "schema": "gemma-ops/verdict@1",
         "verdict": outcome,
-        "confidence": 0.95,
+        "confidence": settings.confidence,
         "seed": settings.seed,
-        "gates": [{"outcome": outcome, "words": f"tuned beats base by more than 0.5: {outcome}."}],
-        "tasks": {
-            "support_desk": {"digest": "dd" * 32, "rows": 120, "primary": "exact_match", "privacy": {"any": 120}}
-        },
+        "gates": gates,
+        "tasks": {"support_desk": {"digest": task.digest, "rows": rows, "primary": "exact_match", "privacy": privacy}},
         "results": results,
         "differences": differences,
         "targets": {
@@ -150,11 +176,21 @@ def evaluate(
             for name, path in identities.items()
             if path
         },
+        **standard_facts(known),
     }
     (out / "report.html").write_text("<html><body><h1>Report</h1><p>tuned 0.93</p></body></html>")
     (out / "summary.md").write_text(f"## Evaluation: {outcome}\n")
     (out / "verdict.json").write_text(json.dumps(body))
     return {"support_desk/tuned/exact_match": tuned_value}
+
+
+def decided(gate: Any, values: dict[str, float]) -> dict[str, Any]:
+    """A gate of the verdict, decided on the values as they are."""
+    rival = values[gate.versus] if gate.versus else 0.0
+    limit = -gate.margin if gate.test == "noninferior" else gate.margin
+    outcome = "pass" if values[gate.target] - rival > limit else "fail"
+    asked = {key: getattr(gate, key) for key in ("metric", "target", "test", "versus", "margin")}
+    return {"task": gate.task or "support_desk", **asked, "outcome": outcome, "words": f"{gate.words}: {outcome}."}
 
 
 def make(
@@ -173,9 +209,11 @@ def make(
         data = run.step(use["prepare"], configuration.data)
         adapter = run.step(use["train"], configuration.train, base=base, data=data, name="train")
         quantized = run.step(use["quantize"], configuration.quantize, base=base, adapter=adapter)
+        known = run.step(registry.pull_champion, configuration.registered_model(), name="champion")
         verdict = run.step(
-            use["evaluate"], configuration.evaluate, base=base, tuned=adapter, quantized=quantized, name="evaluate"
-        )
+            use["evaluate"], configuration.evaluate, base=base, tuned=adapter, quantized=quantized, champion=known,
+            name="evaluate",
+        )  # fmt: skip
         settings = configuration.register_
         run.step(
             registry.register, settings, model=base, data=data, adapter=adapter, quantized=quantized, evaluation=verdict

@@ -196,6 +196,7 @@ VERBS = [
     "quantize",
     "register",
     "promote",
+    "policy",
     "rollback",
     "show",
     "plan",

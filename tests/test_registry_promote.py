@@ -13,7 +13,7 @@ import registry_runs as runs
 from gemma_ops import digest, registry
 from gemma_ops.config import RegisterConfig
 from gemma_ops.errors import BusyError, ConfigError, GateError, OpsError
-from gemma_ops.registry import ledger, lock, profile, promotion, stored
+from gemma_ops.registry import ledger, lock, moving, profile, stored
 
 NAME = "support-nano"
 
@@ -40,10 +40,18 @@ def config(template):
         client.delete_registered_model_alias(NAME, alias)
     for version in "1234":
         client.delete_model_version_tag(NAME, version, "override")
-    shutil.rmtree(template / "mlflow" / "ledger", ignore_errors=True)
-    shutil.rmtree(template / "mlflow" / "artifacts")
-    shutil.copytree(template / "template" / "artifacts", template / "mlflow" / "artifacts")
+    for folder in ("ledger", "artifacts"):
+        shutil.rmtree(template / "mlflow" / folder)
+        shutil.copytree(template / "template" / folder, template / "mlflow" / folder)
+    anchor_anew(runs.config(template))
     return runs.config(template)
+
+
+def anchor_anew(config) -> None:
+    """Anchor the ledger as it is, as if what follows had never been written."""
+    tracking = profile.connect(config.machine)
+    book = ledger.Ledger(tracking, NAME)
+    tracking.client.set_registered_model_tag(NAME, ledger.HEAD, ledger.anchor(book.entries()))
 
 
 def ledger_file(config) -> Path:
@@ -59,21 +67,28 @@ def promote(config, version=None, **more):
     return registry.promote(config.machine, NAME, version=version, **{"reason": "because"} | more)
 
 
+def move(config, version, **more):
+    """A promotion whose grounds don't matter here: these versions were made before there was a champion to compare with."""
+    return promote(config, version, **{"override": "a test of moves"} | more)
+
+
+def moves(config):
+    return [entry for entry in registry.history(config.machine, NAME) if "alias" in entry]
+
+
 def champion(config):
     return registry.show(config.machine, NAME).to_json()["aliases"].get("champion")
 
 
 def kinds(config):
-    return [
-        (entry["kind"], entry["action"], entry["from"], entry["to"]) for entry in registry.history(config.machine, NAME)
-    ]
+    return [(entry["kind"], entry["action"], entry["from"], entry["to"]) for entry in moves(config)]
 
 
 def test_the_latest_version_that_passed_becomes_champion_and_the_ledger_says_why(config):
     done = promote(config, reason="better on every slice")
     assert (done.version, done.previous, done.changed, done.verdict) == ("4", None, True, "pass")
     assert champion(config) == "4"
-    intent, last = registry.history(config.machine, NAME)
+    intent, last = moves(config)
     assert (intent["kind"], last["kind"]) == ("intent", "done")
     assert last["reason"] == "better on every slice"
     assert "@" in last["who"]
@@ -95,7 +110,7 @@ def test_a_verdict_that_is_not_pass_is_refused_unless_somebody_answers_for_it(co
         promote(config, 3)
     assert caught.value.exit_code == 9
     assert champion(config) is None
-    assert not ledger_file(config).exists()
+    assert moves(config) == []
     done = promote(config, 3, override="demo to the board, rolled back tonight")
     assert done.override == "demo to the board, rolled back tonight"
     assert registry.history(config.machine, NAME)[-1]["override"] == done.override
@@ -152,49 +167,49 @@ def test_a_version_of_somebody_else_is_refused(config):
 
 
 def test_expect_guards_against_a_move_in_between(config):
-    promote(config, 1)
+    move(config, 1)
     with pytest.raises(GateError, match=r"champion is version 1, not version 2"):
-        promote(config, 4, expect=2)
-    assert promote(config, 4, expect=1).changed
-    assert promote(config, 4, expect=1).changed is False, "repeated, it is done already"
+        move(config, 4, expect=2)
+    assert move(config, 4, expect=1).changed
+    assert move(config, 4, expect=1).changed is False, "repeated, it is done already"
 
 
 def test_back_step_by_step_and_no_further(config):
     for version in (1, 2, 4):
-        promote(config, version)
+        move(config, version)
     assert registry.rollback(config.machine, NAME, reason="complaints").version == "2"
     assert registry.rollback(config.machine, NAME, reason="complaints").version == "1"
     with pytest.raises(OpsError, match="was never another version"):
         registry.rollback(config.machine, NAME, reason="complaints")
-    promote(config, 4)
+    move(config, 4)
     assert registry.rollback(config.machine, NAME, reason="again").version == "1"
     assert champion(config) == "1"
 
 
 def test_back_to_bytes_that_changed_is_refused(config):
-    promote(config, 1)
-    promote(config, 2)
-    (files_of(config, 1) / "adapter/adapter_model.safetensors").write_bytes(b"x" * 32000)
+    move(config, 1)
+    move(config, 2)
+    (files_of(config, 1) / "adapter/adapter_model.safetensors").write_bytes(runs.tensors(b"x" * 32000))
     with pytest.raises(GateError, match="was changed"):
         registry.rollback(config.machine, NAME, reason="x")
     assert champion(config) == "2"
 
 
 def test_other_aliases_have_histories_of_their_own(config):
-    promote(config, 1)
-    promote(config, 2, to="challenger")
-    promote(config, 4, to="challenger")
+    move(config, 1)
+    move(config, 2, to="challenger")
+    move(config, 4, to="challenger")
     assert registry.rollback(config.machine, NAME, alias="challenger", reason="x").version == "2"
     assert champion(config) == "1"
 
 
 def test_an_alias_moved_by_hand_is_seen_and_adopted_by_a_promotion(config):
-    promote(config, 1)
+    move(config, 1)
     profile.connect(config.machine).client.set_registered_model_alias(NAME, "champion", "2")
     assert registry.show(config.machine, NAME).to_json()["moved_without_ledger"] == ["champion"]
     with pytest.raises(GateError, match="moved without gemma-ops"):
         registry.rollback(config.machine, NAME, reason="x")
-    done = promote(config, 2)
+    done = move(config, 2)
     assert done.changed
     assert registry.show(config.machine, NAME).to_json()["moved_without_ledger"] == []
     assert registry.rollback(config.machine, NAME, reason="x").version == "1"
@@ -203,25 +218,26 @@ def test_an_alias_moved_by_hand_is_seen_and_adopted_by_a_promotion(config):
 def drop_last(config, entries: int) -> None:
     lines = ledger_file(config).read_bytes().splitlines(keepends=True)
     ledger_file(config).write_bytes(b"".join(lines[: len(lines) - entries]))
+    anchor_anew(config)
 
 
 def test_died_after_the_alias_moved_the_next_command_writes_it_down(config):
-    promote(config, 1)
-    promote(config, 4)
+    move(config, 1)
+    move(config, 4)
     drop_last(config, 1)
     assert registry.show(config.machine, NAME).to_json()["interrupted"] == ["champion"]
-    done = promote(config, 4)
+    done = move(config, 4)
     assert done.changed is False
     assert kinds(config)[-2:] == [("intent", "promote", "1", "4"), ("done", "promote", "1", "4")]
     assert registry.rollback(config.machine, NAME, reason="x").version == "1"
 
 
 def test_died_before_the_alias_moved_the_intent_is_voided_and_made_again(config):
-    promote(config, 1)
-    promote(config, 4)
+    move(config, 1)
+    move(config, 4)
     drop_last(config, 1)
     profile.connect(config.machine).client.set_registered_model_alias(NAME, "champion", "1")
-    assert promote(config, 4).changed
+    assert move(config, 4).changed
     assert [kind for kind, *_ in kinds(config)[2:]] == ["intent", "void", "intent", "done"]
     assert champion(config) == "4"
 
@@ -229,7 +245,7 @@ def test_died_before_the_alias_moved_the_intent_is_voided_and_made_again(config)
 @pytest.mark.parametrize("moved", [True, False])
 def test_a_rollback_that_died_is_finished_and_not_made_twice(config, moved):
     for version in (1, 2, 4):
-        promote(config, version)
+        move(config, version)
     registry.rollback(config.machine, NAME, reason="complaints")
     drop_last(config, 1)
     if not moved:
@@ -241,17 +257,17 @@ def test_a_rollback_that_died_is_finished_and_not_made_twice(config, moved):
 
 
 def test_a_torn_last_line_is_dropped(config):
-    promote(config, 1)
+    move(config, 1)
     with ledger_file(config).open("ab") as file:
         file.write(b'{"n": 3, "kind": "int')
-    promote(config, 2)
-    assert len(registry.history(config.machine, NAME)) == 4
+    move(config, 2)
+    assert len(moves(config)) == 4
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        lambda lines: [lines[0].replace(b"because", b"bribery"), *lines[1:]],
+        lambda lines: [line.replace(b"because", b"bribery") for line in lines],
         lambda lines: lines[1:],
         lambda lines: [lines[0], *lines[2:]],
         lambda lines: [lines[1], lines[0], *lines[2:]],
@@ -259,28 +275,28 @@ def test_a_torn_last_line_is_dropped(config):
     ],
 )
 def test_a_ledger_that_was_changed_is_not_added_to(config, change):
-    promote(config, 1)
-    promote(config, 2)
+    move(config, 1)
+    move(config, 2)
     lines = ledger_file(config).read_bytes().splitlines(keepends=True)
     ledger_file(config).write_bytes(b"".join(change(lines)))
     for use in (
-        lambda: promote(config, 4),
+        lambda: move(config, 4),
         lambda: registry.verify_ledger(config.machine, NAME),
         lambda: registry.show(config.machine, NAME),
     ):
         with pytest.raises(GateError, match="can't be trusted"):
             use()
-    assert promotion.current(profile.connect(config.machine), NAME, "champion") == "2"
+    assert moving.alias_version(profile.connect(config.machine), NAME, "champion") == "2"
 
 
 def test_two_promotions_at_once_are_one_after_the_other(config, monkeypatch):
     monkeypatch.setattr(lock, "WAIT", 0.3)
-    promote(config, 1)
+    move(config, 1)
     with (ledger_file(config).parent / f".{NAME}.lock").open("a") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         with pytest.raises(BusyError, match="by another process"):
-            promote(config, 2)
-    assert promote(config, 2).changed
+            move(config, 2)
+    assert move(config, 2).changed
 
 
 @pytest.mark.parametrize(
@@ -342,6 +358,7 @@ def test_show_has_what_the_command_line_prints(config):
     json.dumps(shown)
     lines = registry.show(config.machine, NAME).lines()
     assert any(line.split()[0] == "1" and "pass" in line and line.endswith("champion") for line in lines)
+    assert any(line.startswith("policy ") and "proposed by version 1" in line for line in lines)
     assert lines[-1].endswith("promote champion none → 1: because")
     assert promote(config, 1).lines()[0] == "support-nano@champion is version 1 already: nothing changed"
 

@@ -1,4 +1,4 @@
-"""Verbs about registered versions: move an alias, move it back, look at what is there."""
+"""Verbs about registered versions: move an alias, move it back, say what is asked of them, look at what is there."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def promote(
         str | None,
         typer.Option(
             metavar="REASON",
-            help="Promote although the verdict is not pass; the reason is recorded.",
+            help="Promote against what the evidence says; the reason and what it overrides are recorded.",
             show_default=False,
         ),
     ] = None,
@@ -33,11 +33,47 @@ def promote(
     sets: Sets = None,
     as_json: Json = False,
 ) -> None:
-    """Move an alias to a version whose verdict passed and whose bytes are what was evaluated."""
+    """Move an alias to a version whose verdict meets the policy and whose bytes are what was evaluated."""
     from gemma_ops import console, registry
 
     machine = load_config(configs or [], sets).machine
     result = registry.promote(machine, name, to=to, version=version, reason=reason, override=override, expect=expect)
+    _tell(result, as_json, console)
+
+
+@app.command()
+def policy(
+    name: Name,
+    source: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--from",
+            metavar="CONFIG",
+            help="Take gates, tasks and confidence of this configuration.",
+            show_default=False,
+        ),
+    ] = None,
+    reason: Annotated[
+        str, typer.Option("--reason", help="Why; needed with --from, and kept in the ledger.", show_default=False)
+    ] = "",
+    new_ledger: Annotated[
+        bool, typer.Option("--new-ledger", help="Begin a new ledger where the old one is lost or was changed.")
+    ] = False,
+    configs: ConfigOption = None,
+    sets: Sets = None,
+    as_json: Json = False,
+) -> None:
+    """Show what a registered model asks of its versions, or set it with a reason."""
+    from gemma_ops import console, recipes, registry
+    from gemma_ops.errors import ConfigError
+
+    if source is None:
+        if reason or new_ledger:
+            raise ConfigError("no policy was given", "name the configuration that holds it: --from CONFIG")
+        _tell(registry.show_policy(load_config(configs or [], sets).machine, name), as_json, console)
+        return
+    config = load_config([*(configs or []), *source], sets)
+    result = registry.set_policy(config.machine, name, recipes.policy(config), reason=reason, new_ledger=new_ledger)
     _tell(result, as_json, console)
 
 

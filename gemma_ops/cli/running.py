@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -17,12 +18,15 @@ def execute(
 ) -> None:
     """Run the recipe, up to `until`, and print what came out."""
     from gemma_ops import console, offline, preflight, recipes, summary
-    from gemma_ops.registry import mirror
+    from gemma_ops.registry import lost_version, mirror
     from gemma_ops.run import Listener, Run, StopHere
 
     config = load_config(configs, sets)
     recipe = recipes.load(config.recipe)
     recipes.check_steps(config.recipe, [*(redo or ()), *([until] if until else ())])
+    if until in (None, "register") and (lost := lost_version(config.machine, Path(config.machine.runs) / config.name)):
+        console.notice(lost)
+        redo = [*(redo or ()), "register"]
     preflight.check(config, until=until, redo=redo or ())
     for line in recipes.doubts(config):
         console.notice(line)
@@ -82,8 +86,6 @@ def evaluate(
         _forecast(configs, sets, as_json)
         return
     if regrade:
-        from pathlib import Path
-
         from gemma_ops.evaluation.answers import keep
 
         config = load_config(configs, sets)
@@ -93,8 +95,6 @@ def evaluate(
 
 
 def _forecast(configs: list[str], sets: list[str] | None, as_json: bool) -> None:
-    from pathlib import Path
-
     from gemma_ops import console, recipes
     from gemma_ops.evaluation import forecast, forecast_lines
 

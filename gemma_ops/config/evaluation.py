@@ -47,6 +47,21 @@ class GateConfig(Section):
             raise ValueError("`most` is for usd_per_1k, and above its margin: what 1,000 answers can cost at most")
         return self
 
+    @property
+    def words(self) -> str:
+        """The gate in words: `tuned better than base by more than 0.5 (exact_match)`."""
+        if self.metric == "usd_per_1k":
+            return f"{self.target} costs at most ${self.margin:g} per 1,000 answers"
+        if self.test == "at_most":
+            first = "begins to answer" if self.metric.startswith("first") else "answers"
+            share = {"p50": "half of the time", "p95": "95% of the time"}[self.metric.rpartition("_")[2]]
+            return f"{self.target} {first} within {self.margin:g} s {share}"
+        if self.test == "at_least":
+            return f"{self.target} {self.metric} at least {self.margin:g}"
+        if self.test == "superior":
+            return f"{self.target} better than {self.versus} by more than {self.margin:g} ({self.metric})"
+        return f"{self.target} not worse than {self.versus} by {self.margin:g} or more ({self.metric})"
+
 
 class EvaluateConfig(Section):
     """Who answers which questions, and what must hold."""

@@ -42,6 +42,10 @@ class RunConfig(Section):
         """What steps are told about where they run and what may leave."""
         return Machine(**dict(self.machine), launch=self.launch, release=self.release)
 
+    def registered_model(self) -> RegisterConfig:
+        """Only which model the versions belong to: what else is registered changes nothing about its champion."""
+        return RegisterConfig(name=self.register_.name or self.name)
+
     def registration(self) -> RegisterConfig:
         """The `register` section with its name filled in."""
         return self.register_.model_copy(update={"name": self.register_.name or self.name})

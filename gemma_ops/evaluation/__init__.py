@@ -22,12 +22,14 @@ def evaluate(
     data: Path | None = None,
     source: Path | None = None,
     calibration: Path | None = None,
+    champion: Path | None = None,
     tasks: tuple[Path, ...],
 ) -> dict[str, float]:
     """Ask every target every question, grade, and decide.
 
     Inputs: `base` and `tuned` are artifacts that hold a checkpoint, `quantized` the one of the step `quantize`, `data` that
-    of `prepare` (named in the report), `source` the user's data folder for tasks whose rows aren't shipped, `tasks` the
+    of `prepare` (named in the report), `champion` that of the step `champion` (the registry's policy, and the version to be
+    compared with), `source` the user's data folder for tasks whose rows aren't shipped, `tasks` the
     task folders. Writes answers.jsonl, scores.jsonl, verdict.json, report.html, summary.md, junit.xml below `out`.
     Raises ConfigError and DataError for everything that is wrong before a model is loaded.
     """
@@ -35,7 +37,7 @@ def evaluate(
 
     return run(
         out, settings, machine, base=base, tuned=tuned, quantized=quantized, data=data, source=source,
-        calibration=calibration, tasks=tasks,
+        calibration=calibration, champion=champion, tasks=tasks,
     )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from gemma_ops import journal
 from gemma_ops.answer import Prompt
 from gemma_ops.config import EvaluateConfig
+from gemma_ops.config.policy import CHAMPION_MODEL
 from gemma_ops.data.control import control_in
 from gemma_ops.data.parts import media_of, text_of
 from gemma_ops.data.prompting import read_prompting
@@ -43,10 +44,12 @@ def readable(targets: Sequence[Target], tasks: Sequence[Task]) -> None:
                 )
 
 
-def asked(name: str, settings: EvaluateConfig, tuned: Path | None) -> Asked:
+def asked(name: str, settings: EvaluateConfig, tuned: Path | None, champion: Path | None = None) -> Asked:
     """How the target of that name is asked if it is a local model: as what it is, or was tuned to, was trained."""
     spec = specs.parse(name)
     places = {"folder": Path(spec.place).expanduser(), "gguf": Path(spec.place).expanduser().parent}
+    if champion:
+        places["champion"] = champion / CHAMPION_MODEL
     trained = read_prompting(places.get(spec.kind, tuned))
     thinking = (
         trained is not None and trained.asks_to_think

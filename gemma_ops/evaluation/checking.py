@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gemma_ops.config import EvaluateConfig, GateConfig, GeminiConfig
+from gemma_ops.config.policy import CHAMPION
 from gemma_ops.errors import ConfigError, OpsError
 from gemma_ops.evaluation.task import Task, load_all, validate
 from gemma_ops.targets.spec import parse
@@ -82,8 +83,9 @@ def check_gate(index: int, settings: EvaluateConfig, tasks: Sequence[Task]) -> N
         raise ConfigError(
             f"{where}: task {task.name} has no metric {gate.metric!r}", f"use one of {', '.join(task.figures)}"
         )
+    # The champion answers wherever there is one.
     for key, target in (("target", gate.target), ("versus", gate.versus)):
-        if target is not None and target not in settings.targets:
+        if target is not None and target not in (*settings.targets, CHAMPION):
             raise ConfigError(
                 f"{where}.{key}: {target!r} is not among evaluate.targets",
                 f"add it there, or use one of {', '.join(settings.targets)}",

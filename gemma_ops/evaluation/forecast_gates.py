@@ -36,7 +36,7 @@ def _gate(gate: GateConfig, task: Task, groups: int, level: float, share: float)
     """One gate: rows it likely needs at its share of the level, and rows below which it can't pass at the whole of it."""
     rows, fewest = plan.rows_for_gate(gate, share), plan.fewest_rows(gate, level)
     return {
-        "gate": plan.describe(gate),
+        "gate": gate.words,
         "rows_needed": rows,
         "enough": None if rows is None else rows <= groups,
         "fewest": fewest,

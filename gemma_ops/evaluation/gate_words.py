@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gemma_ops.config import GateConfig
-from gemma_ops.evaluation import plan
 
 
 @dataclass(frozen=True)
@@ -24,7 +23,7 @@ class Told:
 
 def sentence(gate: GateConfig, outcome: str, told: Told, *, is_difference: bool) -> str:
     """The sentence. `is_difference`: figures carry their sign."""
-    what = plan.describe(gate)
+    what = gate.words
     if gate.test == "at_most":
         return _running(gate, outcome, told)
     sign = "+" if is_difference else ""
@@ -69,4 +68,4 @@ def _running(gate: GateConfig, outcome: str, told: Told) -> str:
         sides = {"pass": f"at least {bound}", "fail": f"at most {other}", "inconclusive": f"at least {bound}"}
     words = {"pass": "yes", "fail": "no", "inconclusive": "not shown either way"}[outcome]
     settle = f", from {told.n:,} rows; {_settle(told, hope)}" if outcome == "inconclusive" else ""
-    return f"{plan.describe(gate)}: {words}. Measured {measured}, {sides[outcome]} at this confidence{settle}."
+    return f"{gate.words}: {words}. Measured {measured}, {sides[outcome]} at this confidence{settle}."

@@ -66,13 +66,14 @@ def read_looks(path: Path) -> list[Look]:
         ) from error
 
 
-def known_looks(out: Path) -> list[Look]:
-    """The looks of a step's folder, and before them those of the runs beside it: a model that another run evaluated, or a
-    copy of the run, begins with no clean slate."""
+def known_looks(out: Path, registered: Sequence[Look] = ()) -> list[Look]:
+    """The looks of a step's folder, and before them those of the runs beside it and of `registered` versions: a model that
+    another run evaluated, or a copy of the run, begins with no clean slate. Each is there once."""
     own = place(out)
     others = (path for path in sorted(own.parent.parent.glob(f"*/{own.name}")) if path.parent != own.parent)
     beside = [look for path in others if (path.parent / "config.json").is_file() for look in read_looks(path)]
-    return [*beside, *read_looks(own)]
+    once = {(look.evidence, look.subjects): look for look in reversed([*registered, *beside, *read_looks(own)])}
+    return list(reversed(once.values()))
 
 
 def take_look(graded: Sequence[Graded], settings: EvaluateConfig, facts: Facts, known: Sequence[Look]) -> Standing:

@@ -15,6 +15,7 @@ from typing import Any
 
 from gemma_ops.answer import Prompt
 from gemma_ops.config import EvaluateConfig, MachineConfig
+from gemma_ops.config.policy import CHAMPION
 from gemma_ops.durable import write_text
 from gemma_ops.errors import ConfigError, DataError
 from gemma_ops.evaluation import (
@@ -28,11 +29,12 @@ from gemma_ops.evaluation import (
     report_html,
     routing,
     scoring,
+    standard,
     summary,
     verdict,
 )
 from gemma_ops.evaluation.answers import AnswerFile
-from gemma_ops.evaluation.checking import load
+from gemma_ops.evaluation.checking import check_gates, check_targets, load
 from gemma_ops.evaluation.copies import join_copies
 from gemma_ops.evaluation.judge import judge_evaluation
 from gemma_ops.evaluation.judge.judged import Judged, figures
@@ -42,6 +44,7 @@ from gemma_ops.evaluation.task import Task
 from gemma_ops.privacy import answers_class, class_of, release_of
 from gemma_ops.targets import open_target
 from gemma_ops.targets.base import HERE, LOCAL, Target, learned_by
+from gemma_ops.targets.spec import QUANTIZED
 
 
 def evaluate(
@@ -55,6 +58,7 @@ def evaluate(
     data: Path | None = None,
     source: Path | None = None,
     calibration: Path | None = None,
+    champion: Path | None = None,
     tasks: tuple[Path, ...],
 ) -> dict[str, float]:
     """Evaluate `settings.targets` on `tasks`. See `gemma_ops.evaluation.evaluate` for inputs, files and errors."""
@@ -62,12 +66,21 @@ def evaluate(
     def opening(name: str) -> Target:
         return open_target(
             name, machine, run=asking.run_name(out), use="evaluate", base=base, tuned=tuned, quantized=quantized,
-            asked=asking.asked(name, settings, tuned),
+            champion=champion, asked=asking.asked(name, settings, tuned, champion),
         )  # fmt: skip
 
-    loaded = load(settings, tasks, source, out.parent)
+    def can(name: str) -> bool:
+        made = {"base": base, "tuned": tuned, CHAMPION: champion}
+        file = quantized / name / "model.gguf" if quantized and name in QUANTIZED else None
+        return file.is_file() if file else made.get(name) is not None
+
+    loaded, asked = load(settings, tasks, source, out.parent), standard.read_standard(champion, base)
+    settings = standard.hold_to_standard(settings, asked, loaded, can)
+    check_targets(settings)
+    check_gates(settings, loaded)
     targets = [opening(name) for name in settings.targets]
     facts = provenance.collect(targets, machine, base=base, tuned=tuned, quantized=quantized, data=data)
+    facts |= standard.standard_facts(asked)
     cost.check(settings.gates, facts)
     answers.take(out)
     release = release_of(machine)
@@ -92,6 +105,7 @@ def evaluate(
         facts,
         batch=machine.eval_batch,
         judging=judging if settings.judge.judges else None,
+        known=standard.registered_looks(champion),
     )
 
 
@@ -113,7 +127,8 @@ def regrade(
     before = json.loads((answers / "verdict.json").read_text(encoding="utf-8"))
     shutil.copyfile(answers / "answers.jsonl", out / "answers.jsonl")
     targets = [_Recorded(name, before["targets"]) for name in settings.targets]
-    facts = {key: before[key] for key in ("targets", "machine", "gemini", "data", "release") if key in before}
+    kept = ("targets", "machine", "gemini", "data", "release", "standard")
+    facts = {key: before[key] for key in kept if key in before}
     # One row a batch, so that what is missing is counted row by row.
     return run(out, settings, loaded, targets, facts, batch=1)
 
@@ -127,6 +142,7 @@ def run(
     *,
     batch: int,
     judging: Callable[[Sequence[Graded]], list[Judged]] | None = None,
+    known: Sequence[looks.Look] = (),
 ) -> dict[str, float]:
     """Answer what isn't answered, grade everything, have it judged, write the files, return the metrics."""
     stored = AnswerFile(out / answers.FILE)
@@ -145,7 +161,7 @@ def run(
     write_text(out / scoring.FILE, "".join(scoring.lines(graded)))
     judged = judging(graded) if judging else []
     record = looks.place(out)
-    standing = looks.take_look(graded, settings, facts, looks.known_looks(out)) if settings.gates else None
+    standing = looks.take_look(graded, settings, facts, looks.known_looks(out, known)) if settings.gates else None
     body = verdict.build(graded, settings, facts, judged, standing)
     if standing is not None:
         looks.record_look(record, standing, body["verdict"])

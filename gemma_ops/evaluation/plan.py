@@ -95,24 +95,9 @@ def advice(rows: dict[str, int], settings: EvaluateConfig) -> list[str]:
         needed = rows_for_gate(gate, per_gate)
         if name in rows and needed is not None and needed > rows[name]:
             lines.append(
-                f"warning: gate {describe(gate)} will likely end inconclusive with {rows[name]} rows of {name}: "
+                f"warning: gate {gate.words} will likely end inconclusive with {rows[name]} rows of {name}: "
                 f"it needs about {needed}"
             )
         if gate.test == "noninferior" and gate.margin <= 0:
-            lines.append(f"warning: gate {describe(gate)} has no margin, so only a better target can pass it")
+            lines.append(f"warning: gate {gate.words} has no margin, so only a better target can pass it")
     return lines
-
-
-def describe(gate: GateConfig) -> str:
-    """A gate in words: `tuned better than base by more than 0.5 (exact_match)`."""
-    if gate.metric == "usd_per_1k":
-        return f"{gate.target} costs at most ${gate.margin:g} per 1,000 answers"
-    if gate.test == "at_most":
-        first = "begins to answer" if gate.metric.startswith("first") else "answers"
-        share = {"p50": "half of the time", "p95": "95% of the time"}[gate.metric.rpartition("_")[2]]
-        return f"{gate.target} {first} within {gate.margin:g} s {share}"
-    if gate.test == "at_least":
-        return f"{gate.target} {gate.metric} at least {gate.margin:g}"
-    if gate.test == "superior":
-        return f"{gate.target} better than {gate.versus} by more than {gate.margin:g} ({gate.metric})"
-    return f"{gate.target} not worse than {gate.versus} by {gate.margin:g} or more ({gate.metric})"

@@ -43,6 +43,9 @@ def lines(verdict: dict[str, Any], folder: Path | None = None) -> list[str]:
         found += [f"  {line}" for judged in _judged(verdict, name) for line in words.lines(judged)]
     found.append(f"verdict: {headline(verdict)}")
     found += [f"  {gate['outcome']:<12} {gate['words']}" for gate in verdict["gates"]]
+    champion = (verdict.get("standard") or {}).get("champion")
+    if champion:
+        found.append(f"  champion is version {champion['version']} of {champion['name']} ({champion['form']})")
     look = verdict.get("look")
     if look and look["number"] > 1:
         found.append(

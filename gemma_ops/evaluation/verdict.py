@@ -97,7 +97,7 @@ def _gate(decision: gates.Decision, task: str) -> dict[str, Any]:
 
 def _report_only(gate: GateConfig, task: str, reason: str) -> dict[str, Any]:
     unknown = dict.fromkeys(("value", "bound", "upper", "level", "p", "p_holm", "n", "clusters", "n_needed"))
-    words = f"{plan.describe(gate)}: reported, not decided. {reason}"
+    words = f"{gate.words}: reported, not decided. {reason}"
     return {
         **_asked(gate, task), "outcome": "report_only", **unknown, "threshold": gates.threshold(gate), "words": words,
     }  # fmt: skip

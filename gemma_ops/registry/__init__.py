@@ -5,7 +5,10 @@ Nothing here imports MLflow: the functions hand over when they are called, so a 
     profile.py   where MLflow lives; preflight; the environment it reads      database.py  a fresh database, whole or not at all
     live.py      the listener and its thread                                  sync.py, reading.py, describe.py, state.py  what it copies
     registration.py  the step `register`                                          staging.py, manifest.py, card.py, evidence.py  what goes in
-    promotion.py  promote, rollback                                            ledger.py, lock.py, stored.py, overview.py
+    deletion.py  whether a version is still there
+    contents.py, lineage.py  whether files are what they are called, and what their steps left
+    pulling.py  the step `champion`                               policies.py, objections.py  what is asked of a version
+    promotion.py, moving.py, verification.py  promote, rollback   ledger.py, shelves.py, records.py, lock.py, stored.py, overview.py
 """
 
 from __future__ import annotations
@@ -16,8 +19,10 @@ from typing import TYPE_CHECKING, Any
 from gemma_ops.config import MachineConfig, RegisterConfig
 
 if TYPE_CHECKING:
+    from gemma_ops.config.policy import PromotionPolicy
     from gemma_ops.registry.live import Mirror
     from gemma_ops.registry.overview import Overview
+    from gemma_ops.registry.policies import PolicyInForce
     from gemma_ops.registry.promotion import Promotion
 
 
@@ -49,6 +54,20 @@ def register(
     )
 
 
+def pull_champion(out: Path, settings: RegisterConfig, machine: MachineConfig) -> dict[str, float]:
+    """The step that pulls the policy and the present champion of the registered model `settings.name`; see `pulling.py`."""
+    from gemma_ops.registry.pulling import pull_champion as run
+
+    return run(out, settings, machine)
+
+
+def lost_version(machine: MachineConfig, run: Path) -> str | None:
+    """Say that the version which a run registered is not in MLflow any more; see `deletion.py`."""
+    from gemma_ops.registry.deletion import lost_version as ask
+
+    return ask(machine, run)
+
+
 def mirror(machine: MachineConfig, **options: Any) -> Mirror:
     """The listener that mirrors a run in MLflow; does nothing when `machine.mlflow` is null."""
     from gemma_ops.registry.live import Mirror as Listener
@@ -66,7 +85,7 @@ def promote(
     override: str | None = None,
     expect: str | int | None = None,
 ) -> Promotion:
-    """Point an alias at a version whose verdict passed and whose bytes are as registered; see `promotion.py`."""
+    """Point an alias at a version whose verdict meets the policy and whose bytes are as registered; see `promotion.py`."""
     from gemma_ops.registry.promotion import promote as run
 
     return run(machine, name, to=to, version=version, reason=reason, override=override, expect=expect)
@@ -77,6 +96,22 @@ def rollback(machine: MachineConfig, name: str, *, alias: str = "champion", reas
     from gemma_ops.registry.promotion import rollback as run
 
     return run(machine, name, alias=alias, reason=reason)
+
+
+def show_policy(machine: MachineConfig, name: str) -> PolicyInForce:
+    """The policy that versions of a model are judged by; see `policies.py`."""
+    from gemma_ops.registry.policies import show_policy as run
+
+    return run(machine, name)
+
+
+def set_policy(
+    machine: MachineConfig, name: str, policy: PromotionPolicy | None, *, reason: str, new_ledger: bool = False
+) -> PolicyInForce:
+    """Set the policy of a model, with a reason that the ledger keeps; see `policies.py`."""
+    from gemma_ops.registry.policies import set_policy as run
+
+    return run(machine, name, policy, reason=reason, new_ledger=new_ledger)
 
 
 def show(machine: MachineConfig, name: str) -> Overview:

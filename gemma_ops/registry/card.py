@@ -9,6 +9,8 @@ from typing import Any
 
 from gemma_ops.gemini.notice import NOT_FOR
 from gemma_ops.registry.evidence import Evidence, Figure
+from gemma_ops.registry.loading import loading
+from gemma_ops.registry.staging import TOKENIZER
 
 _LICENCE = (
     "The base model is Gemma 4, released by Google under the Apache License 2.0; these weights are a modification of it and "
@@ -43,7 +45,7 @@ def write(manifest: dict[str, Any], found: Evidence | None, description: str) ->
         "## Evaluation",
         _figures(found),
         "## Training data",
-        _data(subject["data"]),
+        _data(subject["data"], subject["settings"].get("prepare") or {}),
         "## Who may see its answers",
         _seen(subject.get("privacy") or {}),
         "## How it was made",
@@ -51,7 +53,7 @@ def write(manifest: dict[str, Any], found: Evidence | None, description: str) ->
         "## Intended use and limits",
         _limits(subject, found),
         "## Loading and serving",
-        _serving(subject),
+        loading(subject, carried(subject)),
         "## Files",
         _files(subject),
         "## Licence",
@@ -112,6 +114,7 @@ def tags(manifest: dict[str, Any], found: Evidence | None) -> dict[str, str]:
         "adapter": subject["adapter"]["digest"][:12] if subject["adapter"] else "none",
         **({"tuned": subject["tuned"]["digest"][:12]} if subject.get("tuned") else {}),
         "data": subject["data"]["digest"][:12] if subject["data"] else "none",
+        **({"thinking": subject["prompting"]["thinking"]} if subject.get("prompting") else {}),
         "gemma_ops.manifest": manifest["digest"],
     }
 
@@ -123,7 +126,7 @@ def carried(subject: dict[str, Any]) -> list[str]:
         top, _, rest = path.partition("/")
         if top == "quantized":
             names[rest.partition("/")[0]] = None
-        elif rest:
+        elif rest and top != TOKENIZER:
             names[top] = None
     return list(names)
 
@@ -184,13 +187,20 @@ def _row(cells: list[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _data(data: dict[str, Any] | None) -> str:
+def _data(data: dict[str, Any] | None, settings: dict[str, Any]) -> str:
     if data is None:
         return "None: the weights are those of the base."
     files = "; ".join(f"{name} {file['rows']:,} rows (`{file['sha256'][:12]}`)" for name, file in data["files"].items())
     privacy = ", ".join(f"{count:,} {label}" for label, count in sorted(data["privacy"].items()))
     sources = ", ".join(f"{name} ({count:,})" for name, count in data["sources"].items())
     text = f"{files}. Privacy classes: {privacy}. Sources: {sources}. Digest `{data['digest']}`."
+    parts = {"prompt": "user turn", "completion": "answer", "system": "system turn"}
+    if given := [f"{words} `{settings[key]}`" for key, words in parts.items() if settings.get(key)]:
+        text += (
+            f"\n\nTurns were made from columns: {', '.join(given)}."
+            if settings.get("prompt")
+            else f"\n\nPut before every row that had none: {given[0]}."
+        )
     for teacher in data["teachers"]:
         text += f"\n\n{teacher['rows']:,} rows were written by {teacher['name']} ({teacher['version'] or 'version not stated'})"
         if teacher.get("rehearsal"):
@@ -251,34 +261,6 @@ def _limits(subject: dict[str, Any], found: Evidence | None) -> str:
             "Trained on rows that may not leave the machine: weights can repeat what they were trained on, so treat them alike."
         )
     return "\n\n".join(lines)
-
-
-def _serving(subject: dict[str, Any]) -> str:
-    parts = []
-    if subject["adapter"]:
-        parts.append(
-            "The adapter, on the base with the digests in `manifest.json`:\n\n```python\n"
-            "from peft import PeftModel\nfrom transformers import AutoModelForImageTextToText\n\n"
-            f'base = AutoModelForImageTextToText.from_pretrained("{_loadable(subject["base"]["id"])}", dtype="bfloat16")\n'
-            'model = PeftModel.from_pretrained(base, "adapter")\n```'
-        )
-    if any(name.startswith("tuned/") for name in subject["files"]):
-        parts.append(
-            "`tuned/` holds the changed tensors only: `gemma-ops merge` puts them into the base with the digests in "
-            "`manifest.json`."
-        )
-    parts += [
-        f"{name} in llama.cpp:\n\n```\nllama-server -m quantized/{name}/model.gguf --jinja\n```"
-        for name in carried(subject)
-        if f"quantized/{name}/model.gguf" in subject["files"]
-    ]
-    parts.append("Use the base's chat template as it is: the training rows were rendered with it.")
-    return "\n\n".join(parts)
-
-
-def _loadable(base: str) -> str:
-    """A Hub id as it is; a local model by the folder the reader has it in."""
-    return base if "/" in base else f"path/to/{base}"
 
 
 def _files(subject: dict[str, Any]) -> str:

@@ -83,7 +83,7 @@ def datasets(tracking: Tracking, run: Path, step_name: str, run_id: str) -> None
 def outcome(tracking: Tracking, run: Path, state: memory.State, error: str | None) -> None:
     """Files, verdict and note of a run that has ended."""
     run_id = state["run_id"]
-    withheld = tracking.leaves_machine and _local_only(run)
+    withheld = tracking.leaves_machine and keeps_rows(run)
     for name, stored in FILES.items():
         file = run / name
         if name.startswith("evaluate/"):
@@ -158,7 +158,7 @@ def _profile(file: Path) -> str | None:
         return json.dumps({"num_rows": sum(1 for _ in lines)})
 
 
-def _local_only(run: Path) -> bool:
+def keeps_rows(run: Path) -> bool:
     """Whether any row of this run, or answer of a model that learned from such rows, may not leave the machine; assumed
     when the rows can't be seen."""
     counts = reading.privacy_of(run)

@@ -1,100 +1,41 @@
-"""Who moved which alias from which version to which, when and why: a chain in which every entry carries the last one's hash.
+"""What happened to a registered model, when, by whom and why: a chain in which every entry carries the last one's hash.
 
-A move is written down before it happens (`intent`) and after (`done`), so that a crash in between is seen and finished by
-whoever comes next; an intent that did not come true is closed with `void`. Changing, dropping or reordering an earlier entry
-breaks the chain.
+`version` says what was registered, `policy` what is asked of versions, `restart` that an earlier ledger was lost. A move of
+an alias is written down before it happens (`intent`) and after (`done`), so that a crash in between is seen and finished by
+whoever comes next; an intent that did not come true is closed with `void`.
 
-For a folder the ledger is a file beside the database, `ledger/<name>.jsonl`, appended and flushed: it outlives the
-database and can be kept in git. A server offers no file, and an artifact can be overwritten as a whole without a trace, so there
-each entry is a tag of its own on the registered model (`gemma_ops.ledger.000001`): one transaction each, read in one call,
-visible to every client, and safe to send twice. Who may edit the model can still delete the tail; the hash of the
-last entry, which promote prints, shows that.
+Changing, dropping or reordering an entry breaks the chain. Cutting the chain, or writing another one, is seen by its
+anchors: the last entry's number and hash stand in a tag of the registered model, and in a tag and the manifest of each
+version as it was registered. Whoever may edit all of them at once can still rewrite history; the hash that promote prints
+shows that.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import platform
 import time
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from gemma_ops import digest
-from gemma_ops.errors import ConfigError, GateError
+from gemma_ops.errors import ConfigError
+from gemma_ops.registry import stored
 from gemma_ops.registry.profile import Tracking
+from gemma_ops.registry.shelves import Entry, FileShelf, Shelf, TagShelf, broken_ledger
 from gemma_ops.registry.state import user
 
-Entry = dict[str, Any]
-PREFIX = "gemma_ops.ledger."
+HEAD = "gemma_ops.ledger_head"
+"""Tag of the registered model, and of each version, that anchors the chain: `<number>:<hash>` of its last entry."""
 START = "0" * 64  # what the first entry chains to
 _LONGEST = 1000  # characters of a reason, so that an entry fits a tag of any MLflow store
-
-
-class Shelf(Protocol):
-    """Where entries are kept, in order; `at` says where in words."""
-
-    at: str
-
-    def read(self) -> list[Entry]: ...
-    def append(self, entry: Entry) -> None: ...
-
-
-class FileShelf:
-    """One JSON line per entry."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.at = path, str(path)
-
-    def read(self) -> list[Entry]:
-        """All whole entries. A last line without its end was torn by a crash before it counted, and is left out."""
-        if not self.path.exists():
-            return []
-        lines = self.path.read_bytes().split(b"\n")[:-1]
-        try:
-            return [json.loads(line) for line in lines]
-        except ValueError as error:
-            raise _broken(str(self.path), f"line {_first_bad(lines)} is no JSON") from error
-
-    def append(self, entry: Entry) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a+b") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(0)
-            whole = file.read().rfind(b"\n") + 1
-            if whole < size:
-                file.truncate(whole)
-            file.write(json.dumps(entry, ensure_ascii=False).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-
-
-class TagShelf:
-    """One tag of the registered model per entry."""
-
-    def __init__(self, tracking: Tracking, name: str) -> None:
-        self.tracking, self.name = tracking, name
-        self.at = f"tags {PREFIX}… of {name}"
-
-    def read(self) -> list[Entry]:
-        tags = self.tracking.client.get_registered_model(self.name).tags
-        try:
-            return [json.loads(tags[key]) for key in sorted(tags) if key.startswith(PREFIX)]
-        except ValueError as error:
-            raise _broken(f"the tags {PREFIX}… of {self.name}", "one is no JSON") from error
-
-    def append(self, entry: Entry) -> None:
-        self.tracking.client.set_registered_model_tag(
-            self.name, f"{PREFIX}{entry['n']:06d}", json.dumps(entry, ensure_ascii=False)
-        )
 
 
 class Ledger:
     """The ledger of one registered model."""
 
     def __init__(self, tracking: Tracking, name: str) -> None:
-        self.name = name
+        self.name, self.tracking = name, tracking
         folder = tracking.place.folder
         self.shelf: Shelf = FileShelf(folder / "ledger" / f"{name}.jsonl") if folder else TagShelf(tracking, name)
 
@@ -105,14 +46,30 @@ class Ledger:
         for position, entry in enumerate(found, start=1):
             body = {key: value for key, value in entry.items() if key != "hash"}
             if entry.get("n") != position:
-                raise _broken(self.name, f"entry {position} is missing or out of order")
+                raise broken_ledger(self.name, f"entry {position} is missing or out of order", self.name)
             if entry.get("prev") != last or entry.get("hash") != digest.of_json(body):
-                raise _broken(self.name, f"entry {position} was changed after it was written")
+                raise broken_ledger(self.name, f"entry {position} was changed after it was written", self.name)
             last = entry["hash"]
         return found
 
+    def anchored(self) -> list[Entry]:
+        """As `entries`, after comparing the chain with its anchors. Raises GateError where one of them isn't in it."""
+        found = self.entries()
+        model = self.tracking.client.get_registered_model(self.name)
+        self._hold(found, model.tags.get(HEAD), "the registered model")
+        for version in stored.versions(self.tracking, self.name):
+            self.check_version(found, str(version.version), version.tags.get(HEAD))
+        return found
+
+    def check_version(self, found: list[Entry], version: str, mark: str | None, where: str = "") -> None:
+        """Compare the chain with the anchor that a version holds. Raises GateError where that is not in it."""
+        # Versions from before a restart are anchored in the ledger that was lost.
+        before = found[0].get("versions", ()) if found and found[0]["kind"] == "restart" else ()
+        if version not in before:
+            self._hold(found, mark, f"{where}version {version}")
+
     def append(self, kind: str, **fields: Any) -> Entry:
-        """Add an entry of this kind to the checked chain and return it."""
+        """Add an entry of this kind to the checked chain, move the model's anchor to it, and return it."""
         before = self.entries()
         entry: Entry = {
             "n": len(before) + 1,
@@ -127,15 +84,41 @@ class Ledger:
         self.shelf.append(entry)
         after = self.entries()
         if after[-1]["hash"] != entry["hash"]:
-            raise _broken(self.name, f"somebody else wrote entry {entry['n']} at the same moment")
+            raise broken_ledger(self.name, f"somebody else wrote entry {entry['n']} at the same moment", self.name)
+        # Afterwards: a crash in between leaves a chain that is longer than its anchor says, which is no harm.
+        self.tracking.client.set_registered_model_tag(self.name, HEAD, anchor(after))
         return entry
+
+    def restart(self, reason: str) -> Entry:
+        """Put what is left of a broken ledger aside and begin a new one, which says so and names the versions there are."""
+        model = self.tracking.client.get_registered_model(self.name)
+        kept = self.shelf.put_aside()
+        versions = [str(version.version) for version in stored.versions(self.tracking, self.name)]
+        replaces = model.tags.get(HEAD)
+        return self.append("restart", reason=reason, replaces=replaces, kept=kept, versions=versions)
+
+    def _hold(self, found: list[Entry], mark: str | None, where: str) -> None:
+        if mark is None:
+            return  # registered before there were anchors
+        number, _, expected = mark.partition(":")
+        at = int(number) if number.isdigit() else 0
+        if not found or len(found) < at:
+            have = f"{len(found):,} entries" if found else "no entry"
+            raise broken_ledger(self.name, f"it has {have}, and {where} was written when it had {at:,}", self.name)
+        if at and found[at - 1]["hash"] != expected:
+            raise broken_ledger(self.name, f"entry {at} is another than the one that {where} knows", self.name)
+
+
+def anchor(entries: list[Entry]) -> str:
+    """Number and hash of the last entry, as a tag holds it; `0:` for an empty ledger."""
+    return f"{len(entries)}:{entries[-1]['hash'] if entries else ''}"
 
 
 def pending(entries: list[Entry], alias: str) -> Entry | None:
     """The intent for `alias` that was neither done nor voided, if its process died in between."""
     opened = None
     for entry in entries:
-        if entry["alias"] == alias:
+        if entry.get("alias") == alias:
             opened = entry if entry["kind"] == "intent" else None
     return opened
 
@@ -162,22 +145,6 @@ def reason_given(reason: str | None, key: str = "reason") -> str:
     if len(text) > _LONGEST:
         raise ConfigError(f"--{key} is {len(text):,} characters long", f"say it in {_LONGEST:,}, and link to the rest")
     return text
-
-
-def _broken(where: str, why: str) -> GateError:
-    return GateError(
-        f"the ledger of {where} can't be trusted: {why}",
-        "find out who changed it; to begin a new one, put the old one aside (the file in ledger/, or the model's gemma_ops.ledger.… tags)",
-    )
-
-
-def _first_bad(lines: list[bytes]) -> int:
-    for number, line in enumerate(lines, start=1):
-        try:
-            json.loads(line)
-        except ValueError:
-            return number
-    return 0
 
 
 def lock_name(uri: str, name: str) -> str:

@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import json
 import platform
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from gemma_ops import __version__, digest
 from gemma_ops.config import RegisterConfig, ReleaseConfig
+from gemma_ops.data.prompting import read_prompting
 from gemma_ops.errors import DataError, ModelError, OpsError
 from gemma_ops.privacy import answers_class, learned_class, strictest
 from gemma_ops.registry import evidence, reading
 from gemma_ops.registry.describe import git
+from gemma_ops.registry.lineage import check_chain, check_made, finished
 from gemma_ops.registry.staging import TUNED
 
 SCHEMA = "gemma-ops/manifest@1"
@@ -50,12 +53,13 @@ def build(
     quantized: Path | None = None,
     evaluation: Path | None = None,
     release: ReleaseConfig | None = None,
+    ledger: str | None = None,
 ) -> dict[str, Any]:
     """The manifest of a version that carries `files` ({path in the version: file}); `release` is what a person decided
-    about its answers.
+    about its answers, `ledger` anchors the model's ledger as it was.
 
     Raises DataError when an artifact was made from another one than those given here: then the evaluation would speak of
-    another model.
+    another model. Also when a file is not what its step left: then the evaluation would speak of other bytes.
     """
     inputs = {
         "model": model,
@@ -65,8 +69,12 @@ def build(
         "quantized": quantized,
         "evaluation": evaluation,
     }
-    artifacts = {key: _artifact(path) for key, path in inputs.items() if path is not None}
-    _check_chain(artifacts)
+    artifacts = {key: finished(path) for key, path in inputs.items() if path is not None}
+    check_chain(artifacts)
+    listed = {
+        name: {"sha256": digest.of_file(file), "bytes": file.stat().st_size} for name, file in sorted(files.items())
+    }
+    check_made(files, listed, {path: artifacts[key] for key, path in inputs.items() if path is not None})
     made_with = {str(body["step"]): body["settings"] for body in artifacts.values()}
     subject = {
         "name": settings.name,
@@ -82,9 +90,8 @@ def build(
         "seed": (made_with.get("train") or made_with.get("evaluate") or {}).get("seed"),
         "privacy": _privacy([path for path in (model, adapter, merged, quantized) if path], release or ReleaseConfig()),
         "evaluation": _evaluation(evaluation, artifacts["evaluation"], files) if evaluation else None,
-        "files": {
-            name: {"sha256": digest.of_file(file), "bytes": file.stat().st_size} for name, file in sorted(files.items())
-        },
+        "prompting": _prompting([path for path in (adapter, merged, quantized) if path]),
+        "files": listed,
     }
     packages = {}
     for name in _PACKAGES:
@@ -103,6 +110,7 @@ def build(
             "dirty": {"true": True, "false": False}.get(commit.get("gemma_ops.git_dirty", "")),
             "python": platform.python_version(),
             "packages": packages,
+            "ledger": ledger,
         },
     }
 
@@ -128,32 +136,14 @@ def missing(body: dict[str, Any]) -> list[str]:
     return lacking
 
 
-def _artifact(path: Path) -> dict[str, Any]:
-    body = reading.load(path / "artifact.json")
-    if body is None:
-        raise ModelError(
-            f"{path} is no finished step: it has no artifact.json", "run the steps before this one to their end"
-        )
-    return body
-
-
-def _check_chain(artifacts: dict[str, dict[str, Any]]) -> None:
-    """Every artifact must have been made from the very artifacts registered with it, as far as both are given."""
-    # What a step calls its input, and which of ours may stand behind that name.
-    names = {key: (key,) for key in artifacts} | {
-        "base": ("model",),
-        "model": ("model", "merged"),
-        "tuned": ("merged", "adapter"),
-    }
-    for body in artifacts.values():
-        for role, found in (body.get("inputs") or {}).items():
-            known = names.get(role, ())
-            expected = [artifacts[key]["digest"] for key in known if key in artifacts]
-            if expected and len(expected) == len(known) and found not in expected:
-                raise DataError(
-                    f"{body['step']} was made from another {role} ({found[:12]}) than the one to be registered ({expected[0][:12]})",
-                    f"make it again: --redo {body['step']}",
-                )
+def _prompting(models: list[Path]) -> dict[str, Any] | None:
+    """How the model was asked when it learned: mode of thinking and template; None where nothing is recorded."""
+    for path in models:
+        folders = [path, *(folder for folder in sorted(path.iterdir()) if folder.is_dir())]
+        for folder in folders:
+            if found := read_prompting(folder):
+                return asdict(found)
+    return None
 
 
 def _base(model: Path) -> dict[str, Any]:

@@ -8,8 +8,11 @@ from typing import Any
 
 from gemma_ops.config import MachineConfig
 from gemma_ops.registry import ledger, profile, stored
-from gemma_ops.registry.ledger import Entry, Ledger
+from gemma_ops.registry.ledger import Ledger
+from gemma_ops.registry.policies import policy_in_force
 from gemma_ops.registry.profile import Tracking
+from gemma_ops.registry.records import gone_versions
+from gemma_ops.registry.shelves import Entry
 
 _TAIL = 10
 _COLUMNS = 6
@@ -17,7 +20,8 @@ _COLUMNS = 6
 
 @dataclass(frozen=True)
 class Overview:
-    """Versions (newest first) with aliases, verdict, tags and metrics; aliases; the last entries of the ledger.
+    """Versions (newest first) with aliases, verdict, tags and metrics; aliases; versions that the ledger knows and MLflow
+    has no more; the policy; the last entries of the ledger.
 
     `ledger_head` is the hash of the last entry: kept elsewhere, it shows later whether the ledger's tail was cut off.
     """
@@ -32,13 +36,16 @@ class Overview:
     ledger_entries: int
     ledger_head: str | None
     ledger_at: str
+    gone: list[str]
+    policy: dict[str, Any] | None
+    policy_words: str
 
     def to_json(self) -> dict[str, Any]:
         """Everything, as JSON objects."""
-        return dict(vars(self))
+        return {key: value for key, value in vars(self).items() if key != "policy_words"}
 
     def lines(self) -> list[str]:
-        """A table of the versions, then the ledger's end."""
+        """A table of the versions, the policy, then the ledger's end."""
         rows = [["version", "registered", "verdict", "measured", "carries", "aliases"]]
         for version in self.versions:
             tags = version["tags"]
@@ -60,10 +67,12 @@ class Overview:
             "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
             for row in rows
         ]
+        text += [f"  version {version} was deleted in MLflow" for version in self.gone]
         text += [
             f"  {alias} was moved without gemma-ops: the ledger doesn't know why" for alias in self.moved_without_ledger
         ]
         text += [f"  a move of {alias} was interrupted: repeat the command to finish it" for alias in self.interrupted]
+        text += [self.policy_words] if self.policy_words else []
         moves = [entry for entry in self.ledger if entry["kind"] == "done"]
         if moves:
             text.append(f"ledger  {self.ledger_at}, {self.ledger_entries} entries, last {str(self.ledger_head)[:12]}")
@@ -73,7 +82,8 @@ class Overview:
 
 def move(entry: Entry) -> str:
     """A ledger entry in words: `promote champion 1 → 2: better on every slice`."""
-    override = f" (verdict {entry['verdict']}, overridden: {entry['override']})" if entry["override"] else ""
+    against = "; ".join(entry.get("overrides") or [f"verdict {entry['verdict']}"])
+    override = f" (against: {against}; overridden: {entry['override']})" if entry["override"] else ""
     return f"{entry['action']} {entry['alias']} {entry['from'] or 'none'} → {entry['to']}: {entry['reason']}{override}"
 
 
@@ -83,26 +93,30 @@ def show(machine: MachineConfig, name: str) -> Overview:
     with profile.calls(tracking.place):
         aliases = {alias: str(number) for alias, number in stored.model(tracking, name).aliases.items()}
         book = Ledger(tracking, name)
-        entries = book.entries()
-        interrupted = [
-            alias for alias in dict.fromkeys(entry["alias"] for entry in entries) if ledger.pending(entries, alias)
-        ]
+        entries = book.anchored()
+        named = dict.fromkeys(entry["alias"] for entry in entries if "alias" in entry)
+        interrupted = [alias for alias in named if ledger.pending(entries, alias)]
         moved = [
             alias
             for alias, number in aliases.items()
             if ledger.trail(entries, alias)[-1:] != [number] and alias not in interrupted
         ]
+        policy = policy_in_force(name, entries)
+        versions = stored.versions(tracking, name)
         return Overview(
             name,
             tracking.place.uri,
             aliases,
-            [_version(tracking, found, aliases) for found in stored.versions(tracking, name)],
+            [_version(tracking, found, aliases) for found in versions],
             moved,
             interrupted,
             entries[-_TAIL:],
             len(entries),
             entries[-1]["hash"] if entries else None,
             book.shelf.at,
+            gone_versions(entries, versions),
+            policy.to_json() if policy else None,
+            policy.words if policy else "",
         )
 
 
@@ -111,7 +125,7 @@ def history(machine: MachineConfig, name: str) -> list[Entry]:
     tracking = profile.connect(machine)
     with profile.calls(tracking.place):
         stored.model(tracking, name)
-        return Ledger(tracking, name).entries()
+        return Ledger(tracking, name).anchored()
 
 
 def verify_ledger(machine: MachineConfig, name: str) -> str | None:

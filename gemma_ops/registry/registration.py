@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gemma_ops import journal
+from gemma_ops import digest, journal
 from gemma_ops.config import MachineConfig, RegisterConfig
 from gemma_ops.durable import write_json
 from gemma_ops.errors import ConfigError, ServiceError
 from gemma_ops.privacy import release_of
-from gemma_ops.registry import card, evidence, manifest, profile, reading, staging, stored
+from gemma_ops.registry import card, describe, evidence, manifest, profile, reading, records, staging, stored
 from gemma_ops.registry import state as memory
 from gemma_ops.registry.evidence import Evidence
 from gemma_ops.registry.profile import Tracking
@@ -50,8 +50,15 @@ def register(
         raise ConfigError("register.name is not set", "give the model a name: --set register.name=…")
     weights = {"adapter": adapter, "merged": merged, "quantized": quantized, "evaluation": evaluation}
     tracking = profile.connect(machine) if machine.mlflow else None
-    chosen = staging.select(settings, **weights, leaves=bool(tracking and tracking.leaves_machine))
-    body = manifest.build(settings, chosen, model=model, data=data, release=release_of(machine), **weights)
+    quotes = not (tracking and tracking.leaves_machine and describe.keeps_rows(out.parent))
+    mark = None
+    if tracking:
+        with profile.calls(tracking.place):
+            mark = records.check_ledger(tracking, str(settings.name))
+    chosen = staging.select(
+        settings, model=merged or model, quotes=quotes, leaves=bool(tracking and tracking.leaves_machine), **weights
+    )
+    body = manifest.build(settings, chosen, model=model, data=data, ledger=mark, release=release_of(machine), **weights)
     found = evidence.read(evaluation) if evaluation else None
     carried = {
         "files": float(len(chosen)),
@@ -72,6 +79,10 @@ def register(
         number = work.version(logged)
         # What is stored decides: registered before by other code, it has its own account of that code.
         body = stored.read_manifest(tracking, logged)
+        verdict = reading.load(evaluation / "verdict.json") if evaluation else None
+        told = records.record_version(tracking, work.name, number, body, verdict, out.parent.name)
+    for line in told:
+        journal.record(message=line)
     _write(out, body, card.write(body, found, settings.description))
     record = {
         "name": settings.name,
@@ -108,7 +119,7 @@ class _Work:
         if ready:
             return ready[0]
         expected = {name: file["bytes"] for name, file in self.body["subject"]["files"].items()}
-        usable = [one for one in known if not set(stored.listing(self.tracking, one)) - set(expected) - stored.OWN]
+        usable = [one for one in known if not set(stored.listing(self.tracking, one)) - set(expected) - set(stored.OWN)]
         if not usable:
             self._create()
             seen = {one.model_id for one in known}
@@ -121,11 +132,13 @@ class _Work:
         _write(stage, self.body, card.write(self.body, self.found, self.description))
         journal.record(event="uploading", files=len(chosen))
         client.log_model_artifacts(logged.model_id, str(stage))
-        shutil.rmtree(stage)
         if problems := stored.compare_sizes(self.tracking, logged, expected):
             raise ServiceError(
                 f"MLflow did not keep what was sent: {'; '.join(problems[:3])}", "run the same command again"
             )
+        own = {tag: digest.of_file(stage / name) for name, tag in stored.OWN.items()}
+        client.set_logged_model_tags(logged.model_id, own)
+        shutil.rmtree(stage)
         self._metrics(logged.model_id)
         self._link(logged.model_id)
         return client.finalize_logged_model(logged.model_id, "READY")
@@ -149,7 +162,8 @@ class _Work:
                 source=f"models:/{logged.model_id}",
                 model_id=logged.model_id,  # a server asks for it besides the source
                 run_id=self.parent,
-                tags=card.tags(self.body, self.found),
+                tags=card.tags(self.body, self.found)
+                | {tag: logged.tags[tag] for tag in stored.OWN.values() if tag in logged.tags},
                 description=card.headline(self.found),
             )
             known = stored.versions(self.tracking, self.name, manifest_digest)

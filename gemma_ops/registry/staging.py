@@ -11,11 +11,16 @@ from pathlib import Path
 
 from gemma_ops.config import RegisterConfig
 from gemma_ops.errors import DataError, ModelError
+from gemma_ops.modeling.source import checkpoint
+from gemma_ops.registry.contents import ALLOWED, REPORT, content_problem
 
-ALLOWED = frozenset({".safetensors", ".gguf", ".json", ".jinja", ".txt", ".md"})
 TUNED = "tuned"
 ELSEWHERE = "elsewhere"
 """Where an evaluation keeps what it may show on another machine."""
+TOKENIZER = "tokenizer"
+_TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "generation_config.json",
+)  # fmt: skip
 # Of our own steps: how a folder was made stands in the manifest.
 _LEFT_OUT = frozenset({"artifact.json", "fingerprint.json"})
 
@@ -23,16 +28,20 @@ _LEFT_OUT = frozenset({"artifact.json", "fingerprint.json"})
 def select(
     settings: RegisterConfig,
     *,
+    model: Path | None = None,
     adapter: Path | None = None,
     merged: Path | None = None,
     quantized: Path | None = None,
     evaluation: Path | None = None,
     leaves: bool = False,
+    quotes: bool = True,
 ) -> dict[str, Path]:
-    """{path in the version: file} for what `register.artifacts` names and the run has made.
+    """{path in the version: file} for what `register.artifacts` names and the run has made, with the tokenizer of `model`,
+    the verdict and the report; `quotes` says whether the report, which quotes rows, may go along.
 
     Something named that no step of the recipe makes is left out (a recipe without training has no adapter); something a
-    step should have made and didn't raises ModelError. Raises DataError for a file of a kind that isn't allowed.
+    step should have made and didn't raises ModelError. Raises DataError for a file of a kind that isn't allowed, and for
+    one that is not what its name says.
     """
     chosen: dict[str, Path] = {}
     for name in settings.artifacts:
@@ -49,10 +58,23 @@ def select(
             f"nothing to register: the run has made none of {', '.join(settings.artifacts)}",
             "set register.artifacts to what this recipe makes: adapter, merged, bf16, q8_0 or q4_0",
         )
-    for file in ("verdict.json", "summary.md"):
+    for file in ("verdict.json", "summary.md", *((REPORT,) if quotes else ())):
         if evaluation and (evaluation / file).exists():
             chosen[file] = shown(evaluation, file, leaves=leaves)
+    if model:
+        beside = checkpoint(model)
+        chosen |= {f"{TOKENIZER}/{name}": beside / name for name in _TOKENIZER_FILES if (beside / name).is_file()}
+    _check_contents(chosen)
     return chosen
+
+
+def _check_contents(chosen: dict[str, Path]) -> None:
+    for name, file in chosen.items():
+        if problem := content_problem(file, name):
+            raise DataError(
+                f"{file} may not go into a registered version: {problem}",
+                "make that step again; a file that is another kind than its name says can run code when it is loaded",
+            )
 
 
 def shown(folder: Path, file: str, *, leaves: bool) -> Path:

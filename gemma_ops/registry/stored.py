@@ -14,10 +14,12 @@ from urllib.parse import unquote, urlsplit
 from gemma_ops import digest
 from gemma_ops.errors import GateError, OpsError
 from gemma_ops.registry import manifest
+from gemma_ops.registry.contents import content_problem
 from gemma_ops.registry.profile import Tracking
 
 TAG = "gemma_ops.manifest"
-OWN = frozenset({"manifest.json", "card.md"})  # written by `register`, held to the digest in the tags
+OWN = {"manifest.json": "gemma_ops.manifest_sha256", "card.md": "gemma_ops.card_sha256"}
+"""Files that `register` writes, which can't stand in the manifest: the tags that hold their SHA-256."""
 
 
 def logged_models(tracking: Tracking, manifest_digest: str) -> list[Any]:
@@ -127,19 +129,30 @@ def compare_sizes(tracking: Tracking, logged: Any, expected: dict[str, int]) -> 
         for name, size in expected.items()
         if name in have and have[name] != size
     ]
-    return problems + [f"{name} should not be there" for name in sorted(set(have) - set(expected) - OWN)]
+    return problems + [f"{name} should not be there" for name in sorted(set(have) - set(expected) - set(OWN))]
 
 
 def compare_bytes(tracking: Tracking, logged: Any, body: dict[str, Any]) -> list[str]:
-    """Differences between every stored byte and the manifest, in words. Reads (or downloads) all files, one at a time."""
+    """Differences between every stored byte and what was registered, in words: the manifest for what it lists, the tags for
+    the manifest itself and the card. A file that is another kind than its name says is told too.
+
+    Reads (or downloads) all files, one at a time.
+    """
     expected = body["subject"]["files"]
     problems = compare_sizes(tracking, logged, {name: file["bytes"] for name, file in expected.items()})
     if problems:
         return problems
-    for name, file in expected.items():
-        with opened(tracking, logged, name) as path:
-            if digest.of_file(path) != file["sha256"]:
-                problems.append(f"{name} was changed")
+    wanted = {name: file["sha256"] for name, file in expected.items()}
+    wanted |= {name: logged.tags[tag] for name, tag in OWN.items() if tag in logged.tags}
+    for name, sha256 in wanted.items():
+        try:
+            with opened(tracking, logged, name) as path:
+                if digest.of_file(path) != sha256:
+                    problems.append(f"{name} was changed")
+                elif problem := content_problem(path, name):
+                    problems.append(f"{name}: {problem}")
+        except FileNotFoundError:
+            problems.append(f"{name} is missing")
     return problems
 
 

@@ -18,12 +18,14 @@ def open_target(
     base: Path | None = None,
     tuned: Path | None = None,
     quantized: Path | None = None,
+    champion: Path | None = None,
     asked: Asked | None = None,
 ) -> Target:
     """The target that a specification names; `spec.py` lists the forms.
 
     `run` and `use` say in the ledger who spends and on what. `base` and `tuned` are artifacts (or folders) that hold a
-    checkpoint, `quantized` is the artifact of the step `quantize`; `asked` says how local models are asked. Nothing is loaded or sent yet, but whatever can be
+    checkpoint, `quantized` is the artifact of the step `quantize`; `champion`
+    that of the step `champion`; `asked` says how local models are asked. Nothing is loaded or sent yet, but whatever can be
     wrong is told: raises ConfigError for a target that can't be, BoundaryError and BudgetError from the door to Gemini.
     """
     from gemma_ops.targets import spec as specs
@@ -37,6 +39,10 @@ def open_target(
         from gemma_ops.targets.endpoint import Endpoint
 
         return Endpoint(parsed, machine, run=run, use=use)
+    if parsed.kind == "champion":
+        from gemma_ops.targets.incumbent import open_champion
+
+        return open_champion(machine, champion, base=base, asked=asked or Asked())
     from gemma_ops.targets import local
 
     return local.open_local(parsed, machine, base=base, tuned=tuned, quantized=quantized, asked=asked or Asked())

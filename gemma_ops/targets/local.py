@@ -31,8 +31,16 @@ class Checkpoint:
     lockstep = True
 
     def __init__(
-        self, name: str, path: Path, machine: MachineConfig, *, family: str = "gemma", asked: Asked = _USUAL
+        self,
+        name: str,
+        path: Path,
+        machine: MachineConfig,
+        *,
+        family: str = "gemma",
+        asked: Asked = _USUAL,
+        changed: Path | None = None,
     ) -> None:
+        """`changed`: a folder with an adapter, or with changed tensors, that is put on the checkpoint."""
         self.name = name
         self.identity = asked.identity(identity(path))
         self._asked = asked
@@ -40,6 +48,7 @@ class Checkpoint:
         self.family = family
         self._path = path
         self._machine = machine
+        self._changed = changed
         self._model: Any = None
         self._towers = False
 
@@ -62,8 +71,11 @@ class Checkpoint:
         shows = any(prompt.media for batch in batches for prompt in batch)
         if self._model is None or (shows and not self._towers):
             self._model = None  # text alone needs no towers; the first question that shows something brings them
-            self._model = load.load_model(folder, device=load.pick_device(self._machine.device, folder), towers=shows)
-            self._towers = shows
+            towers = shows or self._changed is not None  # an adapter may reach into them
+            self._model = load.load_model(folder, device=load.pick_device(self._machine.device, folder), towers=towers)
+            self._towers = towers
+            if self._changed:
+                self._model = _put_on(self._model, self._changed, folder)
         for batch in batches:
             prompts = [encode.encoded(prompt, schema) for prompt in batch]
             seen = [encode.seen(prompt, asked) for prompt, asked in zip(batch, prompts, strict=True)]
@@ -80,6 +92,13 @@ class Checkpoint:
 
     def close(self) -> None:
         self._model = None
+
+
+def _put_on(model: Any, changed: Path, base: Path) -> Any:
+    """The loaded base with an adapter, or with the tensors of a full fine-tune."""
+    from gemma_ops.modeling import adapters, full
+
+    return full.load(model, changed, base) if (changed / "tuned.json").is_file() else adapters.load(model, changed)
 
 
 class Quantized:

@@ -2,6 +2,7 @@
 
     base, tuned                           the checkpoint this run started from, and the one it made
     bf16, q8_0, q4_0                      a quantized file of this run
+    champion                              the present champion of the registered model, if there is one
     FOLDER                                a checkpoint folder, known by a `/` in it
     gguf:FILE@FOLDER                      any GGUF file, with the checkpoint folder whose tokenizer it takes
     gemini:MODEL[@THINKING]               Gemini, for example gemini:gemini-3.8-flash@low
@@ -17,17 +18,20 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from gemma_ops.config.policy import CHAMPION
 from gemma_ops.errors import ConfigError
 
 QUANTIZED = ("bf16", "q8_0", "q4_0")
-OWN = ("base", "tuned", *QUANTIZED)
-"""Targets that a run makes itself."""
-Kind = Literal["base", "tuned", "quantized", "folder", "gguf", "gemini", "openai"]
+OWN = ("base", "tuned", *QUANTIZED, CHAMPION)
+"""Targets that are called by a word: those that a run makes itself, and the champion that it pulls."""
+Kind = Literal["base", "tuned", "quantized", "champion", "folder", "gguf", "gemini", "openai"]
 THINKING = ("minimal", "low", "medium", "high", "xhigh")
 _FAMILY = re.compile(
     r"(?<![a-z])(gemma|gemini|llama|qwen|mistral|mixtral|phi|gpt|claude|deepseek|olmo|granite)(?![a-z])"
 )
-_FORMS = "base, tuned, bf16, q8_0, q4_0, gemini:MODEL, openai:URL#MODEL, gguf:FILE@FOLDER, or a checkpoint folder"
+_FORMS = (
+    "base, tuned, bf16, q8_0, q4_0, champion, gemini:MODEL, openai:URL#MODEL, gguf:FILE@FOLDER, or a checkpoint folder"
+)
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,8 @@ def parse(name: str) -> Spec:
         return Spec(name, "base" if name == "base" else "tuned", "gemma")
     if name in QUANTIZED:
         return Spec(name, "quantized", "gemma")
+    if name == CHAMPION:
+        return Spec(name, "champion", "gemma")
     kind, colon, rest = name.partition(":")
     if colon and kind == "gemini":
         return _gemini(name, rest)

@@ -1,0 +1,107 @@
+"""How an alias moves: written down before, carried out, read back, written down after."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from gemma_ops.config import MachineConfig
+from gemma_ops.errors import ConfigError, GateError
+from gemma_ops.registry import ledger, lock, profile, stored
+from gemma_ops.registry.ledger import Ledger
+from gemma_ops.registry.profile import Tracking
+from gemma_ops.registry.shelves import Entry
+from gemma_ops.registry.verification import CheckedVersion
+
+_MOVED = ("action", "alias", "from", "to", "reason", "override", "verdict", "verdict_sha256", "manifest")
+_GROUNDS = ("overrides", "policy", "failed_before")
+"""What an entry of a move says besides: what was overridden, the digest of the policy, what was told."""
+
+
+@contextmanager
+def opened_registry(machine: MachineConfig, name: str) -> Iterator[Tracking]:
+    """The place where the model is registered. Raises OpsError when there is no such model."""
+    tracking = profile.connect(machine)
+    with profile.calls(tracking.place):
+        stored.model(tracking, name)
+        yield tracking
+
+
+@contextmanager
+def locked_model(machine: MachineConfig, name: str) -> Iterator[tuple[Tracking, Ledger]]:
+    """The model, held for the length of the block, with its ledger, which was compared with its anchors."""
+    with opened_registry(machine, name) as tracking, lock.held(tracking, name):
+        book = Ledger(tracking, name)
+        book.anchored()
+        yield tracking, book
+
+
+def alias_version(tracking: Tracking, name: str, alias: str) -> str | None:
+    """The version an alias stands at now; None when it isn't set."""
+    found = stored.model(tracking, name).aliases.get(alias)
+    return None if found is None else str(found)
+
+
+def move_fields(
+    action: str, alias: str, now: str | None, checked: CheckedVersion, *, why: str, excuse: str | None, **grounds: Any
+) -> Entry:
+    """What an intent says; the entry that closes it repeats it."""
+    return {
+        "action": action,
+        "alias": alias,
+        "from": now,
+        "to": checked.version,
+        "reason": why,
+        "override": excuse,
+        "verdict": checked.outcome,
+        "verdict_sha256": checked.verdict_sha256,
+        "manifest": checked.digest,
+        **grounds,
+    }
+
+
+def finish_move(tracking: Tracking, book: Ledger, intent: Entry) -> Entry:
+    """Carry out what was written down, look whether it came true, write that down."""
+    tracking.client.set_registered_model_alias(book.name, intent["alias"], intent["to"])
+    now = alias_version(tracking, book.name, intent["alias"])
+    if now != intent["to"]:
+        book.append("void", **_repeated(intent))
+        raise GateError(
+            f"{book.name}@{intent['alias']} is version {now}: somebody moved it at the same moment",
+            "look with gemma-ops show",
+        )
+    return book.append("done", **_repeated(intent))
+
+
+def settle_move(tracking: Tracking, book: Ledger, alias: str) -> None:
+    """Close an intent whose process died: `done` if the alias got there, else `void`."""
+    intent = ledger.pending(book.entries(), alias)
+    if intent is not None:
+        came_true = alias_version(tracking, book.name, alias) == intent["to"]
+        book.append("done" if came_true else "void", **_repeated(intent))
+
+
+def check_alias(alias: str) -> None:
+    """MLflow reserves `latest` and `v1`, `v2`, …"""
+    if (
+        not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,254}", alias)
+        or alias.lower() == "latest"
+        or re.fullmatch(r"[vV]\d+", alias)
+    ):
+        raise ConfigError(f"{alias!r} can't be an alias", "use a word such as champion or challenger")
+
+
+def alias_words(tracking: Tracking, name: str) -> str:
+    """The aliases of a model, or how to set one."""
+    found = stored.model(tracking, name).aliases
+    return (
+        f"aliases: {', '.join(f'{alias} (version {number})' for alias, number in sorted(found.items()))}"
+        if found
+        else (f"none is set yet: gemma-ops promote {name}")
+    )
+
+
+def _repeated(intent: Entry) -> Entry:
+    return {key: intent[key] for key in (*_MOVED, *_GROUNDS) if key in intent}

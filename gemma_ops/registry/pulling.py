@@ -1,0 +1,109 @@
+"""The step `champion`: what the registry asks of this run, and the version that it must not be worse than.
+
+It writes `standard.json` (the policy in force, and which version is the champion), the looks that earlier versions took at
+their models, and the champion's files in the form in which it answers, each compared with its digest. Where no registry
+holds such a model yet, it writes that there is none.
+
+The champion may change afterwards. The step is then kept as it is, and `promote` says that the verdict compared the version
+with another one.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from gemma_ops import digest, journal
+from gemma_ops.config import MachineConfig, RegisterConfig
+from gemma_ops.config.policy import CHAMPION, CHAMPION_LOOKS, CHAMPION_MODEL, STANDARD, ChampionFacts, PromotionStandard
+from gemma_ops.durable import write_json, write_text
+from gemma_ops.errors import GateError
+from gemma_ops.registry import profile, stored
+from gemma_ops.registry.ledger import Ledger
+from gemma_ops.registry.policies import policy_in_force
+from gemma_ops.registry.profile import Tracking
+from gemma_ops.registry.records import looks_before
+from gemma_ops.registry.shelves import Entry
+from gemma_ops.registry.staging import TOKENIZER
+
+FORMS = {
+    "merged": "merged", "bf16": "quantized/bf16", "q8_0": "quantized/q8_0", "q4_0": "quantized/q4_0",
+    "adapter": "adapter", "tuned": "tuned",
+}  # fmt: skip
+"""What can answer, and where it lies in a version: by itself, the most exact first, else on the base it was made from."""
+
+
+def pull_champion(out: Path, settings: RegisterConfig, machine: MachineConfig) -> dict[str, float]:
+    """Write the standard for the registered model `settings.name`, and the champion's files where there is one.
+
+    Metrics: `version` of the champion, and `bytes` of what was pulled. Raises GateError for a ledger or files that aren't
+    what was written, ServiceError when MLflow can't be reached.
+    """
+    if machine.mlflow is None:
+        return _write(out, PromotionStandard(why_none="machine.mlflow is null"), [])
+    tracking = profile.connect(machine)
+    with profile.calls(tracking.place):
+        model = _registered(tracking, str(settings.name))
+        if model is None:
+            return _write(out, PromotionStandard(why_none=f"{settings.name} has no version yet"), [])
+        entries = Ledger(tracking, model.name).anchored()
+        policy = policy_in_force(model.name, entries)
+        number = model.aliases.get(CHAMPION)
+        champion = _pull(tracking, out, model.name, str(number)) if number is not None and policy else None
+        why = "" if champion else f"{model.name} has no {CHAMPION if policy else 'policy'} yet"
+        standard = PromotionStandard(policy=policy.policy if policy else None, champion=champion, why_none=why)
+        return _write(out, standard, entries)
+
+
+def _registered(tracking: Tracking, name: str) -> Any:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return tracking.client.get_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
+
+
+def _pull(tracking: Tracking, out: Path, name: str, number: str) -> ChampionFacts:
+    found = stored.version(tracking, name, number)
+    logged = stored.logged_model(tracking, found)
+    body = stored.read_manifest(tracking, logged)
+    if found.tags.get(stored.TAG) != body["digest"]:
+        raise GateError(f"{name} version {number} carries another manifest than its model", "register it again")
+    files: dict[str, Any] = body["subject"]["files"]
+    form = next((form for form, place in FORMS.items() if any(path.startswith(f"{place}/") for path in files)), "")
+    places = {FORMS[form]: CHAMPION_MODEL, TOKENIZER: TOKENIZER}
+    for path, file in files.items():
+        top = next((top for top in places if path.startswith(f"{top}/")), None)
+        if top is None:
+            continue
+        target = out / places[top] / path.removeprefix(f"{top}/")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.unlink(missing_ok=True)
+        if home := stored.local(logged):
+            target.symlink_to(home / path)  # as with `fetch`: nothing is copied that lies on this machine
+        else:
+            with stored.opened(tracking, logged, path) as source:
+                shutil.move(source, target)
+        if digest.of_file(target) != file["sha256"]:
+            raise GateError(
+                f"the champion of {name}, version {number}, is not what was registered: {path} was changed",
+                "roll back to a version that is whole, or register this one again from its run",
+            )
+        journal.record(file=path, bytes=file["bytes"])
+    base = body["subject"]["base"]["files"] or {}
+    return ChampionFacts(name=name, version=number, manifest=body["digest"], form=form, base=base)
+
+
+def _write(out: Path, standard: PromotionStandard, entries: list[Entry]) -> dict[str, float]:
+    write_json(out / STANDARD, standard.model_dump(mode="json"), indent=1)
+    write_text(out / CHAMPION_LOOKS, "".join(f"{json.dumps(look)}\n" for look in looks_before(entries).values()))
+    if standard.champion is None:
+        journal.record(event="no_champion", reason=standard.why_none)
+        return {}
+    size = sum(file.stat().st_size for file in (out / CHAMPION_MODEL).rglob("*") if file.is_file())
+    return {"version": float(standard.champion.version), "bytes": float(size)}

@@ -1,0 +1,53 @@
+"""The target `champion`: the version that stands at the alias now, pulled and verified by the step `champion`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from gemma_ops import digest
+from gemma_ops.config import MachineConfig
+from gemma_ops.config.policy import CHAMPION, CHAMPION_MODEL, STANDARD, PromotionStandard
+from gemma_ops.errors import ConfigError
+from gemma_ops.targets.base import Asked
+from gemma_ops.targets.local import Checkpoint, Quantized
+from gemma_ops.targets.spec import QUANTIZED
+
+
+def open_champion(
+    machine: MachineConfig, folder: Path | None, *, base: Path | None, asked: Asked
+) -> Checkpoint | Quantized:
+    """The champion as it answers: a GGUF file by llama.cpp, else a checkpoint by transformers.
+
+    A version registered without its tokenizer takes that of `base`. Raises ConfigError where there is no champion.
+    """
+    known = PromotionStandard()
+    if folder is not None:
+        known = PromotionStandard.model_validate(json.loads((folder / STANDARD).read_text(encoding="utf-8")))
+    facts = known.champion
+    if folder is None or facts is None:
+        raise ConfigError(
+            f"target {CHAMPION}: there is none to compare with ({known.why_none or 'this recipe asks no registry'})",
+            "take it out, or use a recipe with the step `champion`, such as lora",
+        )
+    model, tokenizer = folder / CHAMPION_MODEL, folder / "tokenizer"
+    if facts.form in QUANTIZED:
+        words = tokenizer if (tokenizer / "tokenizer.json").is_file() else base
+        if words is None:
+            raise ConfigError(
+                f"target {CHAMPION}: version {facts.version} of {facts.name} brings no tokenizer, and this run has no base",
+                "register the version again, which adds it",
+            )
+        target: Checkpoint | Quantized = Quantized(CHAMPION, model / "model.gguf", words, machine, asked=asked)
+    elif facts.form == "merged":
+        target = Checkpoint(CHAMPION, model, machine, asked=asked)
+    elif base is not None:
+        target = Checkpoint(CHAMPION, base, machine, asked=asked, changed=model)
+    else:
+        raise ConfigError(
+            f"target {CHAMPION}: version {facts.version} of {facts.name} answers on its base only, and this run has none",
+            "register versions with q8_0 or merged among register.artifacts",
+        )
+    # By what was registered: the same version is the same model wherever it was pulled to.
+    target.identity = asked.identity(digest.of_json([facts.manifest, facts.form]))
+    return target
