@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from gemma_ops import __version__
 from gemma_ops.answer import Prompt
 from gemma_ops.config import EvaluateConfig, MachineConfig
 from gemma_ops.durable import write_text
@@ -20,6 +21,7 @@ from gemma_ops.errors import ConfigError, DataError
 from gemma_ops.evaluation import (
     answers,
     asking,
+    conditions,
     cost,
     elsewhere,
     junit,
@@ -33,6 +35,7 @@ from gemma_ops.evaluation import (
 )
 from gemma_ops.evaluation.answers import AnswerFile
 from gemma_ops.evaluation.checking import load
+from gemma_ops.evaluation.conditions import ConditionsFile
 from gemma_ops.evaluation.copies import join_copies
 from gemma_ops.evaluation.judge import judge_evaluation
 from gemma_ops.evaluation.judge.judged import Judged, figures
@@ -112,8 +115,12 @@ def regrade(
     loaded = load(settings, tasks, source)
     before = json.loads((answers / "verdict.json").read_text(encoding="utf-8"))
     shutil.copyfile(answers / "answers.jsonl", out / "answers.jsonl")
+    if (answers / conditions.FILE).is_file():
+        shutil.copyfile(answers / conditions.FILE, out / conditions.FILE)
     targets = [_Recorded(name, before["targets"]) for name in settings.targets]
-    facts = {key: before[key] for key in ("targets", "machine", "gemini", "data", "release") if key in before}
+    facts = {
+        key: before[key] for key in ("run", "model", "targets", "machine", "gemini", "data", "release") if key in before
+    }
     # One row a batch, so that what is missing is counted row by row.
     return run(out, settings, loaded, targets, facts, batch=1)
 
@@ -129,17 +136,19 @@ def run(
     judging: Callable[[Sequence[Graded]], list[Judged]] | None = None,
 ) -> dict[str, float]:
     """Answer what isn't answered, grade everything, have it judged, write the files, return the metrics."""
-    stored = AnswerFile(out / answers.FILE)
+    stored, timed = AnswerFile(out / answers.FILE), ConditionsFile(out / conditions.FILE)
     asking.readable(targets, tasks)
     if settings.control_tokens == "refuse":
         asking.refuse_control(targets, tasks)
     if settings.hidden == "refuse":
         asking.check(targets, tasks)
     for target in targets:
-        asking.ask(target, tasks, stored, batch)
+        asking.ask(target, tasks, stored, timed, batch)
     tasks = [join_copies(task) for task in tasks]
     found = [(target, task, asking.complete(target, task, stored)) for target in targets for task in tasks]
     stored.finish(answer.key for *_, part in found for answer in part if answer.end != "hidden")
+    facts = {"run": asking.run_name(out), "made_by": f"gemma-ops {__version__}", **facts}
+    facts |= _asked(timed, targets, tasks)
     graded = [scoring.grade(task, target.name, part) for target, task, part in found]
     graded.sort(key=lambda item: [task.name for task in tasks].index(item.task.name))
     write_text(out / scoring.FILE, "".join(scoring.lines(graded)))
@@ -167,6 +176,21 @@ def run(
     for name, make in writers.items():
         write_text(out / name, make())
     return metrics(body)
+
+
+def _asked(timed: ConditionsFile, targets: Sequence[Target], tasks: Sequence[Task]) -> dict[str, Any]:
+    """`date` of the first question, and `asked`: the conditions of every target's answers to every task."""
+    who = {(target.name, target.identity) for target in targets}
+    used = [
+        one
+        for one in timed.known.values()
+        if (one.target, one.identity) in who and one.task in {task.name for task in tasks}
+    ]
+    if used:
+        timed.finish(one.key for one in used)
+    shown = {(target.name, task.name): len(asking.shown(target, task)) for target in targets for task in tasks}
+    found = conditions.asked_facts(used, targets, tasks, shown)
+    return {"date": conditions.date_of(found), "asked": found}
 
 
 def _json(body: Any) -> str:

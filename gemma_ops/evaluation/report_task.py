@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from gemma_ops.evaluation import svg
+from gemma_ops.evaluation.conditions import load_words
 from gemma_ops.evaluation.markup import chip, colour, escape, number, p_text, short, span, table
 from gemma_ops.targets.spec import QUANTIZED
 
@@ -30,7 +31,7 @@ def scores(task: Facts, results: Sequence[Facts], gates: Sequence[Facts], confid
     head = ["figure", *(chip(item["target"]) for item in results)]
     body = [[_name(name, primary), *(_cell(item["metrics"][name]) for item in results)] for name in task["metrics"]]
     return (
-        f'<section class="card"><h3>{escape(primary)}</h3><p class="note">{escape(note)}</p>{rows}{_foot((0.0, 1.0))}'
+        f'<section class="card"><h3>{escape(primary)}</h3><p class="note">{escape(note)}</p>{rows}{_foot((0.0, 1.0), primary)}'
         f"<h4>All figures</h4>{table(head, body)}</section>"
     )
 
@@ -58,7 +59,7 @@ def differences(task: Facts, found: Sequence[Facts], gates: Sequence[Facts], con
             marks = [limits[item["target"], item["versus"]]] if (item["target"], item["versus"]) in limits else []
             name = f'{chip(item["target"])}<small class="versus"> − {escape(short(item["versus"]))}</small>'
             rows += _scale_row(name, item, item["target"], domain, marks=marks, sign="+")
-        rows += _foot(domain, signed=True)
+        rows += _foot(domain, f"difference in {task['primary']}", signed=True)
     detail = [
         [
             f"{chip(item['target'])} − {escape(short(item['versus']))}",
@@ -90,23 +91,24 @@ def slices(task: Facts, results: Sequence[Facts]) -> str:
         for place, bucket in enumerate(buckets):
             for index, (item, figures) in enumerate(zip(results, known, strict=True)):
                 figure = figures.get(bucket, {"value": None, "n": 0})
-                title = f"{escape(bucket)}<small>{figure['n']:,} rows</small>" if index == 0 else ""
-                rows += _scale_row(title, figure, item["target"], (0.0, 1.0), opens=index == 0 and place > 0)
-        rows += _foot((0.0, 1.0))
+                if index == 0:
+                    opens = " open" if place else ""
+                    rows += f'<p class="bucket{opens}"><b>{escape(bucket)}</b> <span class="ci">{figure["n"]:,} rows</span></p>'
+                rows += _scale_row(chip(item["target"]), figure, item["target"], (0.0, 1.0))
+        rows += _foot((0.0, 1.0), task["primary"])
         opened = "" if blocks else " open"
         blocks += (
             f"<details{opened}><summary><b>by {escape(name)}</b> ({len(buckets)} values)</summary>{rows}</details>"
         )
     if not blocks:
         return ""
-    legend = " ".join(chip(item["target"]) + "&ensp;" for item in results)
     return (
         f'<section class="card"><h3>Where it is right</h3>'
-        f'<p class="note">{escape(task["primary"])} within slices. {legend}</p>{blocks}</section>'
+        f'<p class="note">{escape(task["primary"])} within slices.</p>{blocks}</section>'
     )
 
 
-def speed(results: Sequence[Facts]) -> str:
+def speed(results: Sequence[Facts], verdict: Facts) -> str:
     """How answers ended, how fast they were written, and how long they are."""
     rows = []
     for item in results:
@@ -123,12 +125,13 @@ def speed(results: Sequence[Facts]) -> str:
                 chip(item["target"]),
                 f'{bar}<span class="ci">{escape(told)}</span>',
                 "–" if rate is None else f"{rate:,.0f}",
+                f'<span class="load">{escape(load_words(verdict, item["task"], item["target"]))}</span>',
                 f"{fast['mean_prompt_tokens']:,.0f}",
                 f"{fast['mean_new_tokens']:,.0f}",
                 f"{fast['mean_thought_tokens']:,.0f}",
             ]
         )
-    head = ["target", "how answers ended", "new tokens/s", "prompt tokens", "new tokens", "thoughts"]
+    head = ["target", "how answers ended", "new tokens/s", "timed with", "prompt tokens", "new tokens", "thoughts"]
     return (
         '<section class="card"><h3>Ends and tokens</h3>'
         '<p class="note">Tokens are means per answer. Tokens per second are the machine\'s over all prompts it answers at once; of a service those of one reply.</p>'
@@ -144,7 +147,6 @@ def _scale_row(
     *,
     marks: Sequence[float] = (),
     sign: str = "",
-    opens: bool = False,
 ) -> str:
     if figure["value"] is None:
         return f'<div class="row"><div class="name">{name}</div><div class="note">no row could be scored</div><div></div></div>'
@@ -153,13 +155,13 @@ def _scale_row(
         label=f"{target}: {figure['value']:.3f}, interval {figure['low']:.3f} to {figure['high']:.3f}",
     )  # fmt: skip
     return (
-        f'<div class="row{" open" if opens else ""}"><div class="name">{name}</div>{drawing}'
+        f'<div class="row"><div class="name">{name}</div>{drawing}'
         f'<div class="figure"><b>{number(figure["value"], sign)}</b>&ensp;{span(figure["low"], figure["high"], sign)}</div></div>'
     )
 
 
-def _foot(domain: svg.Domain, *, signed: bool = False) -> str:
-    return f'<div class="row foot"><div></div>{svg.axis(domain, signed=signed)}<div class="figure"></div></div>'
+def _foot(domain: svg.Domain, title: str, *, signed: bool = False) -> str:
+    return f'<div class="row foot"><div></div>{svg.axis(domain, title=title, signed=signed)}<div class="figure"></div></div>'
 
 
 def _name(name: str, primary: str) -> str:
