@@ -90,14 +90,14 @@ def _picture(
     for item, value in known:
         figure = item["metrics"][primary]
         told = f"{item['target']}: {figure['value']:.3f} at {shown(value)} {title}"
-        name = f"{_fitting(short(item['target']))} {figure['value']:.3f}"
+        name = _fitting(short(item["target"]))
         dots.append(Dot(value, figure["value"], figure["low"], figure["high"], colour(item["target"]), name, told))
     return scatter(dots, axis, primary)
 
 
 def _fitting(name: str) -> str:
     """A name that stands beside a point on a phone too."""
-    return name if len(name) <= 22 else f"{name[:12]}…{name[-9:]}"
+    return name if len(name) <= 20 else f"{name[:10]}…{name[-9:]}"
 
 
 def _dollars(value: float) -> str:

@@ -63,7 +63,8 @@ def _verdict(verdict: dict[str, Any]) -> str:
 
 
 def _gate(gate: dict[str, Any], verdict: dict[str, Any]) -> str:
-    figures = f"measured {gate_figures.measured(gate, verdict)}, must be {gate_figures.required(gate)}"
+    drawn = "" if gate["outcome"] == "report_only" else " (dashed)"
+    figures = f"measured {gate_figures.measured(gate, verdict)}, must be {gate_figures.required(gate)}{drawn}"
     if load := gate_figures.load_of(gate, verdict):
         figures += f" · timed with {load}"
     if gate["outcome"] == "report_only":
@@ -78,9 +79,8 @@ def _gate(gate: dict[str, Any], verdict: dict[str, Any]) -> str:
         gate["value"], low, high, domain, colour(gate["target"]), marks=[gate["threshold"]],
         label=f"{gate['value']:.3f}, bounds {low:.3f} and {high:.3f}, threshold {gate['threshold']:g}",
     ) + svg.axis(domain, title=_axis(gate), signed=difference, parts=2)  # fmt: skip
-    facts = (
-        f"{figures} (dashed) · p {p_text(gate['p'])}, Holm-adjusted {p_text(gate['p_holm'])} · "
-        f"{gate['n']:,} rows" + (f" in {gate['clusters']:,} clusters" if gate["clusters"] < gate["n"] else "")
+    facts = f"{figures} · p {p_text(gate['p'])}, Holm-adjusted {p_text(gate['p_holm'])} · {gate['n']:,} rows" + (
+        f" in {gate['clusters']:,} clusters" if gate["clusters"] < gate["n"] else ""
     )
     return _told(gate, f" · {facts}", drawing)
 

@@ -28,8 +28,11 @@ def scores(task: Facts, results: Sequence[Facts], gates: Sequence[Facts], confid
     if task.get("copies"):
         note += f"; {task['copies']:,} of them repeat another question and count as one with it"
     note += f"; {confidence:.0%} intervals. With this many rows a true difference of about {task['detectable']:.3f} is likely to be seen."
-    head = ["figure", *(chip(item["target"]) for item in results)]
-    body = [[_name(name, primary), *(_cell(item["metrics"][name]) for item in results)] for name in task["metrics"]]
+    head = ["target", *(_name(name, primary) for name in task["metrics"])]
+    body = [[chip(item["target"]), *(_cell(item["metrics"][name]) for name in task["metrics"])] for item in results]
+    if len(results) < len(task["metrics"]):  # what there is more of goes down the page
+        head = ["figure", *(row[0] for row in body)]
+        body = [[_name(name, primary), *(row[at] for row in body)] for at, name in enumerate(task["metrics"], 1)]
     return (
         f'<section class="card"><h3>{escape(primary)}</h3><p class="note">{escape(note)}</p>{rows}{_foot((0.0, 1.0), primary)}'
         f"<h4>All figures</h4>{table(head, body)}</section>"
@@ -44,9 +47,9 @@ def differences(task: Facts, found: Sequence[Facts], gates: Sequence[Facts], con
     groups: dict[str, list[Facts]] = {}
     for item in found:
         quantized = item["versus"] == "tuned" and item["target"] in QUANTIZED
-        groups.setdefault("What quantization costs" if quantized else f"Against {short(item['versus'])}", []).append(
-            item
-        )
+        groups.setdefault(
+            "What quantization costs, against tuned" if quantized else f"Against {short(item['versus'])}", []
+        ).append(item)
     for title, members in groups.items():
         related = [gate for gate in gates if gate["versus"] and gate["metric"] == task["primary"]]
         limits = {(g["target"], g["versus"]): g["threshold"] for g in related}
@@ -57,8 +60,7 @@ def differences(task: Facts, found: Sequence[Facts], gates: Sequence[Facts], con
         rows += f"<h4>{escape(title)}</h4>"
         for item in members:
             marks = [limits[item["target"], item["versus"]]] if (item["target"], item["versus"]) in limits else []
-            name = f'{chip(item["target"])}<small class="versus"> − {escape(short(item["versus"]))}</small>'
-            rows += _scale_row(name, item, item["target"], domain, marks=marks, sign="+")
+            rows += _scale_row(chip(item["target"]), item, item["target"], domain, marks=marks, sign="+")
         rows += _foot(domain, f"difference in {task['primary']}", signed=True)
     detail = [
         [

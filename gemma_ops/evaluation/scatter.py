@@ -1,13 +1,14 @@
 """A scatter of targets with their names beside the points, as inline SVG that fills any width.
 
-Positions across are per cent and heights are pixels. Every name has a line of its own, so that no two names meet however
-narrow the page is; a thin line leads from a point to a name that had to move.
+Positions across are per cent and heights are pixels. Names are laid out for the narrowest page: they keep their width in
+pixels while points move apart on a wider one, so what is free there is free everywhere. A thin line leads from a point to
+a name that had to move.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from gemma_ops.evaluation.markup import escape
@@ -17,10 +18,12 @@ _LEFT = 9
 """Per cent of the width that the numbers of the upright axis take."""
 _TOP, _BOTTOM = 28, 44
 """Pixels above and below the grid, for the titles and the numbers of the axes."""
-_LINE = 17
-"""Pixels from one name to the next."""
-_NEAR = 0.45
-"""Share of the width that a name may take."""
+_NARROW = 300
+"""Pixels that the drawing is wide on a phone."""
+_LETTER = 7.4
+"""Pixels that a letter of a name takes, at most on average."""
+_AWAY = 11
+"""Pixels between a point and the name beside it."""
 
 
 @dataclass(frozen=True)
@@ -51,11 +54,28 @@ class LogAxis:
 
 
 @dataclass(frozen=True)
-class _Name:
-    """Where a name stands: its line in pixels, and whether left of its point."""
+class Box:
+    """A rectangle in pixels that something takes on the narrowest page."""
+
+    left: float
+    right: float
+    top: float
+    bottom: float
+
+    def meets(self, other: Box) -> bool:
+        """Whether two rectangles share more than an edge."""
+        return (
+            self.left < other.right and other.left < self.right and self.top < other.bottom and other.top < self.bottom
+        )
+
+
+@dataclass(frozen=True)
+class Name:
+    """Where a name stands: its line in pixels, on which side of its point (`start` is right of it), and the box it takes."""
 
     y: float
-    left: bool
+    anchor: str
+    box: Box
 
 
 def log_ticks(low: float, high: float) -> list[float]:
@@ -72,14 +92,18 @@ def log_ticks(low: float, high: float) -> list[float]:
 def scatter(dots: Sequence[Dot], across: LogAxis, title: str) -> str:
     """Points with upright whiskers over a grid; `y`, named by `title`, runs over the part of [0, 1] that intervals need."""
     scale = _scale(dots)
-    height = max(250, _LINE * len(dots) + _TOP + _BOTTOM)
-    floor = height - _BOTTOM
+    shares = [across.share(dot.x) for dot in dots]
+    height = floor = 0
+    names: list[Name | None] = [None]
 
     def y(value: float) -> float:
         return round(_TOP + (floor - _TOP) * (1 - (value - scale[0]) / (scale[1] - scale[0])), 1)
 
-    shares = [across.share(dot.x) for dot in dots]
-    names = _names(shares, [y(dot.y) for dot in dots], floor)
+    for height in range(250, 260 + 40 * len(dots), 40):
+        floor = height - _BOTTOM
+        names = place_names([dot.name for dot in dots], shares, [y(dot.y) for dot in dots], floor)
+        if None not in names:
+            break
     body = f'<text class="axis-title" x="0" y="14">↑ {escape(title)}</text>' + "".join(
         f'<line class="grid" x1="{_LEFT}%" x2="100%" y1="{y(tick)}" y2="{y(tick)}"/>'
         f'<text class="tick" x="{_LEFT - 1}%" y="{y(tick) + 4}" text-anchor="end">{tick:.3g}</text>'
@@ -104,42 +128,61 @@ def _scale(dots: Sequence[Dot]) -> Domain:
     return max(0.0, low - air), min(1.0, high + air)
 
 
-def _names(shares: Sequence[float], heights: Sequence[float], floor: float) -> list[_Name]:
-    """Lines for the names: each as near to its point as the others allow, inside the grid, no two on one line."""
-    order = sorted(range(len(heights)), key=lambda index: (heights[index], shares[index]))
-    lines: dict[int, float] = {}
-    after = _TOP - _LINE + 8.0
-    for index in order:
-        after = lines[index] = max(heights[index], after + _LINE)
-    limit = floor - 6.0
-    for index in reversed(order):
-        lines[index] = min(lines[index], limit)
-        limit = lines[index] - _LINE
-    found = []
-    for index, share in enumerate(shares):
-        near = [
-            other - share for at, other in enumerate(shares) if at != index and abs(heights[at] - lines[index]) < 12
-        ]
-        right, left = (sum(0 <= sign * gap < _NEAR for gap in near) for sign in (1, -1))
-        crowded = right > left and share > _NEAR
-        found.append(_Name(lines[index], left=share > 1 - _NEAR or crowded))
+def place_names(
+    names: Sequence[str], shares: Sequence[float], heights: Sequence[float], floor: float
+) -> list[Name | None]:
+    """Place each name as near to its point as the others allow: beside it, above or below, inside the grid, and on no
+    other name or point. None for a name that there is no room for. `floor` is the lower edge of the grid in pixels."""
+    centres = [_NARROW * _across(share) / 100 for share in shares]
+    points = [Box(x - 8, x + 8, y - 8, y + 8) for x, y in zip(centres, heights, strict=True)]
+    found: list[Name | None] = [None] * len(names)
+    for index in sorted(range(len(names)), key=lambda at: (heights[at], centres[at])):
+        taken = [*points[:index], *points[index + 1 :], *(one.box for one in found if one)]
+        found[index] = next(
+            (
+                name
+                for name in _candidates(centres[index], heights[index], _LETTER * len(names[index]), floor)
+                if not any(name.box.meets(other) for other in taken)
+            ),
+            None,
+        )
     return found
+
+
+def _candidates(x: float, y: float, width: float, floor: float) -> Iterator[Name]:
+    """Places for a name of that width, the nearest to its point first."""
+    for step in range(0, round(floor), 3):
+        for line in (y - step, y + step):
+            if not _TOP + 4 <= line <= floor - 6:
+                continue
+            sides = {"start": x + _AWAY, "end": x - _AWAY - width}
+            if step > 15:
+                sides["middle"] = x - width / 2
+            for anchor, left in sides.items():
+                if left >= 0 and left + width <= _NARROW:
+                    yield Name(line, anchor, Box(left, left + width, line - 8, line + 8))
 
 
 def _whisker(dot: Dot, x: str, low: float, high: float) -> str:
     return f'<line class="whisker {dot.colour}" x1="{x}" x2="{x}" y1="{low}" y2="{high}"/>'
 
 
-def _label(dot: Dot, x: str, y: float, name: _Name) -> str:
-    anchor, step = ("end", -11) if name.left else ("start", 11)
-    moved = abs(name.y - y) > _LINE / 2
-    lead = f'<line class="lead-line {dot.colour}" x1="{x}" x2="{x}" y1="{y}" y2="{name.y:.1f}"/>' if moved else ""
+def _label(dot: Dot, x: str, y: float, name: Name | None) -> str:
+    """A name with the line that leads to it; one without room stands beside its point all the same."""
+    line, anchor = (name.y, name.anchor) if name else (y, "start")
+    step = {"start": _AWAY, "end": -_AWAY, "middle": 0}[anchor]
+    moved = abs(line - y) > 9
+    lead = f'<line class="lead-line {dot.colour}" x1="{x}" x2="{x}" y1="{y}" y2="{line:.1f}"/>' if moved else ""
     return (
-        f'{lead}<text class="label {dot.colour}" x="{x}" dx="{step}" y="{name.y + 4:.1f}" text-anchor="{anchor}">'
+        f'{lead}<text class="label {dot.colour}" x="{x}" dx="{step}" y="{line + 4:.1f}" text-anchor="{anchor}">'
         f"{escape(dot.name)}</text>"
     )
 
 
 def _inset(share: float) -> str:
-    """Position right of the upright axis' numbers."""
-    return f"{_LEFT + 3 + (94 - _LEFT) * share:.2f}%"
+    return f"{_across(share):.2f}%"
+
+
+def _across(share: float) -> float:
+    """Per cent of the width, right of the upright axis' numbers."""
+    return _LEFT + 3 + (94 - _LEFT) * share
