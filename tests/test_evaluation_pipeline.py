@@ -378,6 +378,11 @@ def test_nano_answers_its_task(tmp_path):
         answer["end"] in ("stop", "length") and answer["new_tokens"] > 0 and answer["seconds"] > 0 for answer in given
     )
     assert all(0 < answer["first_seconds"] <= answer["waited"] for answer in given)
+    import torch
+
+    (asked,) = json.loads((tmp_path / "verdict.json").read_text())["asked"]
+    known = [asked[name] for name in ("at_once", "device", "threads", "whole", "here")]
+    assert known == [[4], ["CPU"], [torch.get_num_threads()], True, True]
     assert metrics["support_desk/base/mean_prompt_tokens"] > 10
     before = (tmp_path / "answers.jsonl").read_bytes()
     evaluate(
@@ -434,3 +439,5 @@ def test_a_gguf_file_answers_as_its_checkpoint_does(tmp_path):
     assert [item["prompt_tokens"] for item in first] == [item["prompt_tokens"] for item in second]
     assert sum(one["text"][:6] == two["text"][:6] for one, two in zip(first, second, strict=True)) >= 3
     assert {item["end"] for item in answers} <= {"stop", "length"}
+    asked = json.loads((tmp_path / "out" / "verdict.json").read_text())["asked"][1]
+    assert (asked["at_once"], asked["device"], asked["threads"]) == ([2], ["CPU"], [1])  # a small file gets one thread

@@ -6,7 +6,7 @@ from typing import Any
 
 from gemma_ops.evaluation.conditions import load_words
 from gemma_ops.evaluation.gates import QUANTILES
-from gemma_ops.evaluation.judge.judged import figures
+from gemma_ops.evaluation.judge.judged import WIN_RATE, figures
 from gemma_ops.evaluation.markup import number, seconds, usd
 
 Facts = dict[str, Any]
@@ -28,7 +28,8 @@ def measured(gate: Facts, verdict: Facts) -> str:
     if gate["value"] is None:
         return _undecided(gate, verdict)
     low, high = sorted_bounds(gate)
-    return f"{shown(gate, gate['value'])} [{shown(gate, low)}, {shown(gate, high)}]"
+    told = f"{shown(gate, gate['value'])} [{shown(gate, low)}, {shown(gate, high)}]"
+    return f"{told} in time, {gate['metric'][-3:]} {_running(gate, verdict)}" if "seconds" in gate["metric"] else told
 
 
 def sorted_bounds(gate: Facts) -> tuple[float | None, float | None]:
@@ -91,8 +92,10 @@ def _undecided(gate: Facts, verdict: Facts) -> str:
         found = _figure(verdict, gate["task"], gate["target"], gate["metric"])
     if not found or found["value"] is None:
         return "–"
-    sign = "+" if gate["versus"] and not gate["metric"].startswith("judge.") else ""
-    return f"{number(found['value'], sign)} [{number(found['low'], sign)}, {number(found['high'], sign)}]"
+    # A win rate counts from one half, as its margin does.
+    ends = [found[end] - (0.5 if gate["metric"] == WIN_RATE else 0.0) for end in ("value", "low", "high")]
+    value, low, high = (shown(gate, end) for end in ends)
+    return f"{value} [{low}, {high}]"
 
 
 def _apart(gate: Facts, verdict: Facts) -> str:
