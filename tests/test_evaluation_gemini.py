@@ -60,6 +60,7 @@ def go(folder, machine, task, *, local, gates=(), **settings):
 def test_gemini_stands_beside_local_targets(tmp_path, emulator):
     task = make_task(tmp_path / "t", rows=rows(40), slices=["half"], privacy="paid")
     machine = machine_for(emulator, tmp_path).model_copy(update={"dollars_per_hour": 3.6})
+    machine = machine.model_copy(update={"gemini": machine.gemini.model_copy(update={"concurrency": 5})})
     out, metrics, verdict = go(tmp_path, machine, task, local=Echo("tuned", 40))
     local, remote = verdict["results"]
     assert metrics[f"t/{NAME}/exact_match"] == 0.5
@@ -67,6 +68,9 @@ def test_gemini_stands_beside_local_targets(tmp_path, emulator):
     # What was billed: thoughts are output. 100 x 0.75 + 50 x 3.75 dollars per million tokens, 1,000 times.
     assert remote["cost"]["usd_per_1k"] == pytest.approx(0.2625)
     assert remote["cost"]["kind"] == "billed"
+    # Its own number of requests under way, not the batch of the local targets.
+    assert verdict["asked"][1]["at_once"] == [5]
+    assert not verdict["asked"][1]["here"]
     assert remote["speed"]["mean_thought_tokens"] == 40
     assert 0 < remote["speed"]["first_seconds_p50"] <= remote["speed"]["seconds_p50"]
     # The machine: 0.01 s an answer at $3.60 an hour, busy half of the time.

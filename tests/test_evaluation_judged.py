@@ -71,6 +71,8 @@ def test_a_related_uncalibrated_judge_reports_and_does_not_gate(tmp_path, emulat
     assert "What judges say" in page
     assert "report only" in page
     assert "### Judged: tuned against base on t" in (out / "summary.md").read_text()
+    # Reported with its figure, counted from one half as its margin is.
+    assert "`judge.win_rate` | +0.400 [" in (out / "summary.md").read_text()
     assert 'skipped="1"' in (out / "junit.xml").read_text()
     # Made again, the judgements are there and nobody is asked.
     asked = len(emulator.log)

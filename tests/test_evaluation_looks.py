@@ -1,6 +1,7 @@
 """Looking again buys nothing, and questions that stand in a task twice count once."""
 
 import json
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +11,7 @@ from test_evaluation_pipeline import FACTS, SUPERIOR, Echo, go, make_task
 from gemma_ops.answer import Answer
 from gemma_ops.config import EvaluateConfig, GateConfig, MachineConfig
 from gemma_ops.errors import DataError
-from gemma_ops.evaluation import gates, looks, regrade, summary_lines
+from gemma_ops.evaluation import conditions, gates, looks, regrade, summary_lines
 from gemma_ops.evaluation.checking import load
 from gemma_ops.evaluation.copies import copied, join_copies
 from gemma_ops.evaluation.forecasting import forecast
@@ -42,7 +43,11 @@ def test_a_second_look_has_what_the_first_left(tmp_path):
     assert len((tmp_path / "run" / "evaluate.looks.jsonl").read_text().splitlines()) == 2
 
 
-def test_the_same_answers_again_are_the_same_look(tmp_path):
+def test_the_same_answers_again_are_the_same_look(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        conditions, "_now", lambda: "2026-02-03T04:05:06Z"
+    )  # when they were asked is told, and no part of it
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.5, 0.5, 0.5))
     first, again = evaluated(tmp_path, 40), evaluated(tmp_path, 40)
     assert first == again
     out = tmp_path / "run" / "evaluate.partial"

@@ -16,7 +16,7 @@ from gemma_ops import journal
 from gemma_ops.answer import Answer
 from gemma_ops.config import EvaluateConfig, MachineConfig
 from gemma_ops.errors import BoundaryError, ConfigError, DataError
-from gemma_ops.evaluation import answers, evaluate, pipeline, regrade, summary_lines
+from gemma_ops.evaluation import answers, conditions, evaluate, pipeline, regrade, summary_lines
 from gemma_ops.evaluation.answers import AnswerFile
 from gemma_ops.targets.base import HERE, LOCAL
 
@@ -90,7 +90,7 @@ def test_files_figures_and_metrics(tmp_path):
     targets = [Echo("base", 4), Echo("tuned", 36), Echo("q8_0", 35)]
     metrics, verdict = go(tmp_path / "out", folder, targets, gates=[SUPERIOR])
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        "answers.jsonl", "scores.jsonl", "verdict.json", "report.html", "summary.md", "junit.xml",
+        "answers.jsonl", "conditions.jsonl", "scores.jsonl", "verdict.json", "report.html", "summary.md", "junit.xml",
     }  # fmt: skip
     assert metrics["t/base/exact_match"] == 0.1
     assert metrics["t/tuned/exact_match"] == 0.9
@@ -125,7 +125,9 @@ def test_without_gates_nothing_is_decided(tmp_path):
     assert "skipped" in (tmp_path / "out" / "junit.xml").read_text()
 
 
-def test_an_interrupted_evaluation_goes_on_and_ends_the_same(tmp_path):
+def test_an_interrupted_evaluation_goes_on_and_ends_the_same(tmp_path, monkeypatch):
+    monkeypatch.setattr(conditions, "_now", lambda: "2026-02-03T04:05:06Z")  # a part is asked later, under another load
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.5, 0.5, 0.5))
     folder = make_task(tmp_path / "t")
     whole = Echo("base", 20)
     go(tmp_path / "whole", folder, [whole])
@@ -376,6 +378,11 @@ def test_nano_answers_its_task(tmp_path):
         answer["end"] in ("stop", "length") and answer["new_tokens"] > 0 and answer["seconds"] > 0 for answer in given
     )
     assert all(0 < answer["first_seconds"] <= answer["waited"] for answer in given)
+    import torch
+
+    (asked,) = json.loads((tmp_path / "verdict.json").read_text())["asked"]
+    known = [asked[name] for name in ("at_once", "device", "threads", "whole", "here")]
+    assert known == [[4], ["CPU"], [torch.get_num_threads()], True, True]
     assert metrics["support_desk/base/mean_prompt_tokens"] > 10
     before = (tmp_path / "answers.jsonl").read_bytes()
     evaluate(
@@ -432,3 +439,5 @@ def test_a_gguf_file_answers_as_its_checkpoint_does(tmp_path):
     assert [item["prompt_tokens"] for item in first] == [item["prompt_tokens"] for item in second]
     assert sum(one["text"][:6] == two["text"][:6] for one, two in zip(first, second, strict=True)) >= 3
     assert {item["end"] for item in answers} <= {"stop", "length"}
+    asked = json.loads((tmp_path / "out" / "verdict.json").read_text())["asked"][1]
+    assert (asked["at_once"], asked["device"], asked["threads"]) == ([2], ["CPU"], [1])  # a small file gets one thread

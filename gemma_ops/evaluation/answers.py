@@ -16,14 +16,15 @@ from gemma_ops import digest
 from gemma_ops.answer import Answer, End
 from gemma_ops.durable import write_text
 from gemma_ops.errors import DataError
+from gemma_ops.evaluation import conditions
 from gemma_ops.keyed import KeyedFile
 from gemma_ops.metrics.base import Row
 
 FILE = "answers.jsonl"
 JUDGED = "judge"
 """Folder of what judges said of the answers."""
-KEPT, KEPT_JUDGED = "evaluate.answers.jsonl", "evaluate.judge"
-"""In the run's folder: answers and judgements of an evaluation that is made again, for it to start with."""
+KEPT, KEPT_CONDITIONS, KEPT_JUDGED = "evaluate.answers.jsonl", "evaluate.conditions.jsonl", "evaluate.judge"
+"""In the run's folder: answers, their conditions and judgements of an evaluation that is made again, for it to start with."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,9 @@ def keep(run: Path) -> None:
     for folder in ("evaluate", "evaluate.partial"):
         if (run / folder / FILE).is_file():
             write_text(run / KEPT, (run / folder / FILE).read_text(encoding="utf-8"))
+            (run / KEPT_CONDITIONS).unlink(missing_ok=True)
+            if (run / folder / conditions.FILE).is_file():
+                write_text(run / KEPT_CONDITIONS, (run / folder / conditions.FILE).read_text(encoding="utf-8"))
             if (run / folder / JUDGED).is_dir():
                 shutil.rmtree(run / KEPT_JUDGED, ignore_errors=True)
                 shutil.copytree(run / folder / JUDGED, run / KEPT_JUDGED)
@@ -93,6 +97,8 @@ def take(out: Path) -> None:
     kept, judged = out.parent / KEPT, out.parent / KEPT_JUDGED
     if kept.is_file():
         kept.replace(out / FILE)
+        if (timed := out.parent / KEPT_CONDITIONS).is_file():
+            timed.replace(out / conditions.FILE)
     if judged.is_dir() and not (out / JUDGED).exists():
         judged.rename(out / JUDGED)
 

@@ -16,6 +16,7 @@ from gemma_ops.data.prompting import read_prompting
 from gemma_ops.errors import ConfigError, DataError
 from gemma_ops.evaluation import answers
 from gemma_ops.evaluation.answers import AnswerFile, Stored
+from gemma_ops.evaluation.conditions import ConditionsFile, observe
 from gemma_ops.evaluation.task import Task
 from gemma_ops.metrics.base import Row
 from gemma_ops.targets import spec as specs
@@ -93,17 +94,17 @@ def complete(target: Target, task: Task, stored: AnswerFile) -> list[Stored]:
     ]
 
 
-def ask(target: Target, tasks: Sequence[Task], stored: AnswerFile, batch: int) -> None:
-    """Let a target answer what it hasn't. Batches hold rows of like length and are the same in every attempt, so that an
+def ask(target: Target, tasks: Sequence[Task], stored: AnswerFile, conditions: ConditionsFile, batch: int) -> None:
+    """Let a target answer what it hasn't, and record the conditions. Batches hold rows of like length and are the same in every attempt, so that an
     interrupted run computes what an uninterrupted one would."""
     try:
         for task in tasks:
-            _ask(target, task, stored, batch)
+            _ask(target, task, stored, conditions, batch)
     finally:
         target.close()
 
 
-def _ask(target: Target, task: Task, stored: AnswerFile, batch: int) -> None:
+def _ask(target: Target, task: Task, stored: AnswerFile, conditions: ConditionsFile, batch: int) -> None:
     known = dict(zip((row.id for row in task.rows), keys(target, task), strict=True))
     rows = sorted(shown(target, task), key=lambda row: (_length(row), row.id))
     batches = [rows[start : start + batch] for start in range(0, len(rows), batch)]
@@ -112,6 +113,7 @@ def _ask(target: Target, task: Task, stored: AnswerFile, batch: int) -> None:
         return
     done = len(rows) - sum(map(len, missing))
     journal.record(event="answering", target=target.name, task=task.name, done=done, total=len(rows))
+    conditions.append([observe(target, task, sum(map(len, missing)), batch)])
     prompts = [[_prompt(row) for row in part] for part in missing]
     began = time.perf_counter()
     replies = target.answer(prompts, max_new_tokens=task.file.generation.max_new_tokens)

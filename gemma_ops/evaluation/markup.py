@@ -5,6 +5,8 @@ from __future__ import annotations
 import html
 from collections.abc import Sequence
 
+from gemma_ops import digest
+
 _COLOURS = {"base": "t-base", "tuned": "t-tuned", "bf16": "t-bf16", "q8_0": "t-q8", "q4_0": "t-q4"}
 
 
@@ -18,9 +20,8 @@ def escape(text: object) -> str:
 
 
 def colour(target: str) -> str:
-    """CSS class of a target; one service looks like another, so names always stand beside."""
-    kind, colon, _ = target.partition(":")
-    return _COLOURS.get(target, {"gemini": "t-gemini", "openai": "t-openai"}.get(kind if colon else "", "t-other"))
+    """CSS class of a target, its own; `palette.style` gives every class of a page its colour."""
+    return _COLOURS.get(target) or f"t-{digest.of_json(target)[:10]}"
 
 
 def short(target: str) -> str:
@@ -36,8 +37,11 @@ def short(target: str) -> str:
 
 
 def chip(target: str) -> str:
-    """A target's short name with its colour; the whole name is its title."""
-    return f'<span class="chip" title="{escape(target)}"><i class="{colour(target)}"></i>{escape(short(target))}</span>'
+    """A target's short name with its mark in its colour; the whole name is its title."""
+    return (
+        f'<span class="chip" title="{escape(target)}"><svg class="key-mark {colour(target)}" width="13" height="13" aria-hidden="true">'
+        f'<use href="#mark-{colour(target)}" x="6.5" y="6.5"/></svg>{escape(short(target))}</span>'
+    )
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, kind: str = "") -> str:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from gemma_ops import __version__
 from gemma_ops.answer import Prompt
 from gemma_ops.config import EvaluateConfig, MachineConfig
 from gemma_ops.config.policy import CHAMPION
@@ -21,6 +22,7 @@ from gemma_ops.errors import ConfigError, DataError
 from gemma_ops.evaluation import (
     answers,
     asking,
+    conditions,
     cost,
     elsewhere,
     junit,
@@ -35,6 +37,7 @@ from gemma_ops.evaluation import (
 )
 from gemma_ops.evaluation.answers import AnswerFile
 from gemma_ops.evaluation.checking import check_gates, check_targets, load
+from gemma_ops.evaluation.conditions import ConditionsFile
 from gemma_ops.evaluation.copies import join_copies
 from gemma_ops.evaluation.judge import judge_evaluation
 from gemma_ops.evaluation.judge.judged import Judged, figures
@@ -126,8 +129,10 @@ def regrade(
     loaded = load(settings, tasks, source)
     before = json.loads((answers / "verdict.json").read_text(encoding="utf-8"))
     shutil.copyfile(answers / "answers.jsonl", out / "answers.jsonl")
+    if (answers / conditions.FILE).is_file():
+        shutil.copyfile(answers / conditions.FILE, out / conditions.FILE)
     targets = [_Recorded(name, before["targets"]) for name in settings.targets]
-    kept = ("targets", "machine", "gemini", "data", "release", "standard")
+    kept = ("run", "model", "targets", "machine", "gemini", "data", "release", "standard")
     facts = {key: before[key] for key in kept if key in before}
     # One row a batch, so that what is missing is counted row by row.
     return run(out, settings, loaded, targets, facts, batch=1)
@@ -145,17 +150,19 @@ def run(
     known: Sequence[looks.Look] = (),
 ) -> dict[str, float]:
     """Answer what isn't answered, grade everything, have it judged, write the files, return the metrics."""
-    stored = AnswerFile(out / answers.FILE)
+    stored, timed = AnswerFile(out / answers.FILE), ConditionsFile(out / conditions.FILE)
     asking.readable(targets, tasks)
     if settings.control_tokens == "refuse":
         asking.refuse_control(targets, tasks)
     if settings.hidden == "refuse":
         asking.check(targets, tasks)
     for target in targets:
-        asking.ask(target, tasks, stored, batch)
+        asking.ask(target, tasks, stored, timed, batch)
     tasks = [join_copies(task) for task in tasks]
     found = [(target, task, asking.complete(target, task, stored)) for target in targets for task in tasks]
     stored.finish(answer.key for *_, part in found for answer in part if answer.end != "hidden")
+    facts = {"run": asking.run_name(out), "made_by": f"gemma-ops {__version__}", **facts}
+    facts |= _asked(timed, targets, tasks)
     graded = [scoring.grade(task, target.name, part) for target, task, part in found]
     graded.sort(key=lambda item: [task.name for task in tasks].index(item.task.name))
     write_text(out / scoring.FILE, "".join(scoring.lines(graded)))
@@ -183,6 +190,21 @@ def run(
     for name, make in writers.items():
         write_text(out / name, make())
     return metrics(body)
+
+
+def _asked(timed: ConditionsFile, targets: Sequence[Target], tasks: Sequence[Task]) -> dict[str, Any]:
+    """`date` of the first question, and `asked`: the conditions of every target's answers to every task."""
+    who = {(target.name, target.identity) for target in targets}
+    used = [
+        one
+        for one in timed.known.values()
+        if (one.target, one.identity) in who and one.task in {task.name for task in tasks}
+    ]
+    if used:
+        timed.finish(one.key for one in used)
+    shown = {(target.name, task.name): len(asking.shown(target, task)) for target in targets for task in tasks}
+    found = conditions.asked_facts(used, targets, tasks, shown)
+    return {"date": conditions.date_of(found), "asked": found}
 
 
 def _json(body: Any) -> str:

@@ -25,7 +25,7 @@ def collect(
     quantized: Path | None,
     data: Path | None,
 ) -> dict[str, Any]:
-    """`targets`: identity, lineage and place of each, and the step and model of those this run made. `machine`: what an
+    """`model`: the one that was tuned, as far as it is known. `targets`: identity, lineage and place of each, and the step and model of those this run made. `machine`: what an
     hour of it costs. `gemini`: under which terms it was asked, if it was. `data`: digest and report of the training data, when there was some."""
     found: dict[str, Any] = {}
     model = _json(base / "model.json") if base else {}
@@ -52,7 +52,8 @@ def collect(
         trained = {"digest": manifest.get("digest"), "rows": manifest.get("metrics", {})}
     terms = {"gemini": notice.record(machine.gemini)} if any(map(_is_gemini, targets)) else {}
     release = released(release_of(machine), (learned_by(target) for target in targets))
-    return {"targets": found, "machine": cost.hour(machine), **terms, "data": trained, **release}
+    known = {key: model[key] for key in ("id", "revision", "size") if model.get(key)}
+    return {"model": known, "targets": found, "machine": cost.hour(machine), **terms, "data": trained, **release}
 
 
 def released(release: ReleaseConfig, learned: Iterable[Privacy]) -> dict[str, Any]:

@@ -1,35 +1,36 @@
-"""What targets take, in the report: quality beside dollars, seconds and place, as a table and as a picture."""
+"""What targets take, in the report: quality beside dollars, seconds and place, as a table and as pictures."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from gemma_ops.evaluation import svg
+from gemma_ops.evaluation.conditions import load_words
 from gemma_ops.evaluation.markup import chip, colour, escape, number, seconds, short, span, table, usd
+from gemma_ops.evaluation.scatter import Dot, LogAxis, log_ticks, scatter
 
 Facts = dict[str, Any]
 
 
-def section(task: Facts, results: Sequence[Facts], confidence: float) -> str:
+def section(task: Facts, results: Sequence[Facts], verdict: Facts) -> str:
     """One line per target, in the order of the configuration."""
     primary = task["primary"]
-    head = ["target", escape(primary), "$ per 1,000", "first token", "whole answer", "questions"]
-    rows = [[chip(item["target"]), *_cells(item, primary)] for item in results]
+    head = ["target", escape(primary), "$ per 1,000", "first token", "whole answer", "timed with", "questions"]
+    rows = [[chip(item["target"]), *_cells(item, primary, verdict)] for item in results]
     bases = dict.fromkeys(item["cost"]["basis"] for item in results)
     told = "".join(f"<li>{_who(results, basis)}: {escape(basis)}</li>" for basis in bases)
     hidden = [item for item in results if item["hidden"]]
     note = " ".join(f"{item['hidden']:,} rows were not shown to {short(item['target'])}." for item in hidden)
     return (
         '<section class="card"><h3>Quality, cost and time</h3>'
-        f'<p class="note">Dollars per 1,000 answers with {confidence:.0%} intervals; seconds are what whoever asks waits, half of the time and 95% of the time. {escape(note)}</p>'
-        f"{_picture(results, primary)}{table(head, rows, kind='stack')}"
+        f'<p class="note">Dollars per 1,000 answers with {verdict["confidence"]:.0%} intervals; seconds are what whoever asks waits, '
+        f"half of the time (p50) and 95% of the time (p95), under the load told beside them. {escape(note)}</p>"
+        f"{_pictures(results, primary)}{table(head, rows, kind='stack')}"
         f'<p class="note">Where the dollars are from:</p><ul class="note">{told}</ul></section>'
     )
 
 
-def _cells(item: Facts, primary: str) -> list[str]:
+def _cells(item: Facts, primary: str, verdict: Facts) -> list[str]:
     figure, money, fast = item["metrics"][primary], item["cost"], item["speed"]
     quality = "–" if figure["value"] is None else number(figure["value"]) + span(figure["low"], figure["high"])
     dollars = '<span class="ci">unknown</span>'
@@ -39,40 +40,69 @@ def _cells(item: Facts, primary: str) -> list[str]:
         )
         dollars = f'{usd(money["usd_per_1k"])}<span class="ci">{ends}</span>'
     times = [_wait(fast, "first_seconds"), _wait(fast, "seconds")]
+    load = f'<span class="load">{escape(load_words(verdict, item["task"], item["target"]))}</span>'
     kind = "here" if item["place"] == "stays here" else "away"
-    return [quality, dollars, *times, f'<span class="place {kind}">{escape(item["place"])}</span>']
+    return [quality, dollars, *times, load, f'<span class="place {kind}">{escape(item["place"])}</span>']
 
 
 def _wait(fast: Facts, kind: str) -> str:
     half, most = fast[f"{kind}_p50"], fast[f"{kind}_p95"]
-    return "–" if half is None else f'{seconds(half)}<span class="ci">p95 {seconds(most)}</span>'
+    return "–" if half is None else f'p50 {seconds(half)}<span class="ci">p95 {seconds(most)}</span>'
 
 
 def _who(results: Sequence[Facts], basis: str) -> str:
     return ", ".join(escape(short(item["target"])) for item in results if item["cost"]["basis"] == basis)
 
 
-def _picture(results: Sequence[Facts], primary: str) -> str:
-    """Quality upwards, dollars to the right on a logarithmic scale; only where two targets have both."""
-    known = [item for item in results if item["cost"]["usd_per_1k"] and item["metrics"][primary]["value"] is not None]
+def _pictures(results: Sequence[Facts], primary: str) -> str:
+    """Quality against dollars, and against seconds; each only where two targets have both."""
+    drawn = [
+        _picture(results, primary, lambda item: item["cost"]["usd_per_1k"], "dollars per 1,000 answers", _dollars),
+        _picture(
+            results, primary, lambda item: item["speed"]["seconds_p50"], "seconds to the whole answer, p50", _plain
+        ),
+    ]
+    if not any(drawn):
+        return ""
+    return (
+        f'<div class="plots">{"".join(f"<div>{one}</div>" for one in drawn if one)}</div>'
+        '<p class="note">Left and up is better. The scales across are logarithmic; the intervals of '
+        f"{escape(primary)} are drawn upright, and printed in the table.</p>"
+    )
+
+
+def _picture(
+    results: Sequence[Facts],
+    primary: str,
+    taken: Callable[[Facts], float | None],
+    title: str,
+    shown: Callable[[float], str],
+) -> str:
+    known = [
+        (item, value) for item in results if (value := taken(item)) and item["metrics"][primary]["value"] is not None
+    ]
     if len(known) < 2:
         return ""
-    costs = [item["cost"]["usd_per_1k"] for item in known]
-    domain = (math.floor(math.log10(min(costs)) - 0.15), math.ceil(math.log10(max(costs)) + 0.15))
-    dots = [
-        svg.Dot(
-            math.log10(item["cost"]["usd_per_1k"]),
-            item["metrics"][primary]["value"],
-            item["metrics"][primary]["low"],
-            item["metrics"][primary]["high"],
-            colour(item["target"]),
-            f"{item['target']}: {item['metrics'][primary]['value']:.3f} at {usd(item['cost']['usd_per_1k'])} per 1,000",
-        )
-        for item in known
-    ]
-    names = " ".join(chip(item["target"]) + "&ensp;" for item in known)
-    ticks = [(float(power), f"${10.0**power:g}") for power in range(domain[0], domain[1] + 1)]
-    return (
-        f'<p class="note">{names}</p>{svg.scatter(dots, (float(domain[0]), float(domain[1])), ticks)}'
-        f'<p class="note axisname">{escape(primary)} upwards, dollars per 1,000 answers to the right; left and up is better</p>'
-    )
+    least, most = min(value for _, value in known), max(value for _, value in known)
+    low, high = least / 1.6, most * 1.6
+    axis = LogAxis(low, high, tuple((tick, shown(tick)) for tick in log_ticks(low, high)), title)
+    dots = []
+    for item, value in known:
+        figure = item["metrics"][primary]
+        told = f"{item['target']}: {figure['value']:.3f} at {shown(value)} {title}"
+        name = _fitting(short(item["target"]))
+        dots.append(Dot(value, figure["value"], figure["low"], figure["high"], colour(item["target"]), name, told))
+    return scatter(dots, axis, primary)
+
+
+def _fitting(name: str) -> str:
+    """A name that stands beside a point on a phone too."""
+    return name if len(name) <= 20 else f"{name[:10]}…{name[-9:]}"
+
+
+def _dollars(value: float) -> str:
+    return f"${value:.3g}"
+
+
+def _plain(value: float) -> str:
+    return f"{value:.3g} s"

@@ -10,10 +10,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gemma_ops import __version__
-from gemma_ops.evaluation import report_cost, report_labels, report_routing, report_samples, report_task, svg
+from gemma_ops.evaluation import (
+    gate_figures,
+    palette,
+    report_cost,
+    report_header,
+    report_labels,
+    report_routing,
+    report_samples,
+    report_task,
+    svg,
+)
 from gemma_ops.evaluation.judge import report_judge
-from gemma_ops.evaluation.markup import chip, colour, escape, number, p_text, table
+from gemma_ops.evaluation.markup import chip, colour, escape, p_text, seconds, table
 from gemma_ops.evaluation.scoring import Graded
 from gemma_ops.evaluation.summary import headline
 
@@ -31,37 +40,36 @@ def render(verdict: dict[str, Any], graded: Sequence[Graded]) -> str:
     tasks = "".join(
         _task(verdict, name, [item for item in graded if item.task.name == name]) for name in verdict["tasks"]
     )
-    css = (Path(__file__).parent / "report.css").read_text(encoding="utf-8")
-    title = "Evaluation of " + ", ".join(verdict["tasks"])
+    names = report_header.target_names(verdict)
+    css = (Path(__file__).parent / "report.css").read_text(encoding="utf-8") + palette.style(names)
+    title = report_header.title(verdict, _WORDS[verdict["verdict"]])
     return (
         "<!doctype html>\n"
         f'<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}: {escape(_WORDS[verdict['verdict']])}</title><style>\n{css}</style></head>\n"
-        f"<body><main>\n<h1>Evaluation</h1>\n{_who(verdict)}\n{_verdict(verdict)}\n{_contents(verdict)}\n{tasks}\n{_provenance(verdict)}\n"
+        f"<title>{escape(title)}</title><style>\n{css}</style></head>\n"
+        f"<body><main>\n{palette.marks(names)}\n{report_header.header(verdict)}\n{_verdict(verdict)}\n{_contents(verdict)}\n{tasks}\n{_provenance(verdict)}\n"
         f"<footer>{_method(verdict)}</footer>\n</main></body></html>\n"
     )
-
-
-def _who(verdict: dict[str, Any]) -> str:
-    targets = " ".join(chip(name) + " " for name in dict.fromkeys(item["target"] for item in verdict["results"]))
-    return f'<p class="lead">{targets} on {escape(", ".join(verdict["tasks"]))}</p>'
 
 
 def _verdict(verdict: dict[str, Any]) -> str:
     kind = verdict["verdict"]
     sentence = headline(verdict).partition(": ")[2]
-    gates = "".join(_gate(gate) for gate in verdict["gates"])
+    gates = "".join(_gate(gate, verdict) for gate in verdict["gates"])
     return (
         f'<section class="card verdict {kind}"><p class="word">{_WORDS[kind]}</p>'
         f'<p class="why">{escape(sentence[:1].upper() + sentence[1:])}.</p>{gates}</section>'
     )
 
 
-def _gate(gate: dict[str, Any]) -> str:
+def _gate(gate: dict[str, Any], verdict: dict[str, Any]) -> str:
+    drawn = "" if gate["outcome"] == "report_only" else " (dashed)"
+    figures = f"measured {gate_figures.measured(gate, verdict)}, must be {gate_figures.required(gate)}{drawn}"
+    if load := gate_figures.load_of(gate, verdict):
+        figures += f" · timed with {load}"
     if gate["outcome"] == "report_only":
-        return _told(gate, "", "")
+        return _told(gate, f" · {figures}", "")
     difference = gate["versus"] is not None
-    sign = "+" if difference else ""
     known = [gate[name] for name in ("bound", "value", "upper") if gate[name] is not None]
     low, high = min(known), max(known)
     domain = svg.domain_of([low, high, gate["threshold"]], around_zero=difference)
@@ -70,12 +78,20 @@ def _gate(gate: dict[str, Any]) -> str:
     drawing = svg.whisker(
         gate["value"], low, high, domain, colour(gate["target"]), marks=[gate["threshold"]],
         label=f"{gate['value']:.3f}, bounds {low:.3f} and {high:.3f}, threshold {gate['threshold']:g}",
-    ) + svg.axis(domain, signed=difference, parts=2)  # fmt: skip
-    facts = (
-        f"threshold {number(gate['threshold'], sign)} (dashed) · p {p_text(gate['p'])}, Holm-adjusted {p_text(gate['p_holm'])} · "
-        f"{gate['n']:,} rows" + (f" in {gate['clusters']:,} clusters" if gate["clusters"] < gate["n"] else "")
+    ) + svg.axis(domain, title=_axis(gate), signed=difference, parts=2)  # fmt: skip
+    facts = f"{figures} · p {p_text(gate['p'])}, Holm-adjusted {p_text(gate['p_holm'])} · {gate['n']:,} rows" + (
+        f" in {gate['clusters']:,} clusters" if gate["clusters"] < gate["n"] else ""
     )
     return _told(gate, f" · {facts}", drawing)
+
+
+def _axis(gate: dict[str, Any]) -> str:
+    """What a gate's drawing measures, with its unit."""
+    if gate["metric"] == "usd_per_1k":
+        return "dollars per 1,000 answers"
+    if gate["test"] == "at_most":
+        return f"share of answers within {seconds(gate['margin'])}"
+    return f"difference in {gate['metric']}" if gate["versus"] else str(gate["metric"])
 
 
 def _told(gate: dict[str, Any], facts: str, drawing: str) -> str:
@@ -108,13 +124,13 @@ def _task(verdict: dict[str, Any], name: str, graded: Sequence[Graded]) -> str:
         else "",
         report_task.scores(task, results, gates, confidence),
         report_task.differences(task, differences, gates, confidence),
-        report_cost.section(task, results, confidence),
+        report_cost.section(task, results, verdict),
         report_routing.section(name, verdict["routing"]),
         *(report_judge.section(judged) for judged in verdict["judged"] if judged["task"] == name),
         report_task.slices(task, results),
         report_labels.section(results),
         report_samples.section(task, graded),
-        report_task.speed(results),
+        report_task.speed(results, verdict),
     ]
     return "\n".join(part for part in parts if part)
 
@@ -151,7 +167,7 @@ def _provenance(verdict: dict[str, Any]) -> str:
         *([["released", escape(f"answers to {release['to']}: {release['reason']}")]] if release else []),
         ["confidence", f"{verdict['confidence']:.0%}"],
         ["seed", str(verdict["seed"])],
-        ["made by", f"gemma-ops {__version__}"],
+        ["made by", escape(verdict.get("made_by") or report_header.UNKNOWN)],
     ]
     return (
         '<h2 id="provenance">Provenance</h2><section class="card">'

@@ -43,24 +43,27 @@ def _block(result: dict[str, Any], metric: str) -> str:
     elif len(labels) <= _DRAWN:
         drawing = (
             svg.heat(labels, cells)
-            + '<p class="note">Rows: expected. Columns: answered. Hold the pointer over a cell for names and count.</p>'
+            + '<p class="note">Rows: expected. Columns: answered. Both in this order: '
+            + escape(", ".join(f"{number} {label}" for number, label in enumerate(labels, 1)))
+            + "</p>"
         )
     else:
         drawing = ""
     pairs = sorted(
         ((count, w, s) for w, s, count in found["confusion"] if s is not None and s != w),
         key=lambda item: (-item[0], item[1:]),
-    )[:_PAIRS]
+    )
     support: dict[str, int] = {}
     for wanted, _, count in found["confusion"]:
         support[wanted] = support.get(wanted, 0) + count
-    worst = table(
-        ["expected → answered", "times", "of"],
-        [
-            [f'{escape(wanted)}<span class="said">→ {escape(said)}</span>', str(count), str(support[wanted])]
-            for count, wanted, said in pairs
-        ],
-    )
+    rows = [
+        [f'{escape(wanted)}<span class="said">→ {escape(said)}</span>', str(count), str(support[wanted])]
+        for count, wanted, said in pairs
+    ]
+    head = ["expected → answered", "times", "of"]
+    worst = table(head, rows[:_PAIRS])
+    if rows[_PAIRS:]:
+        worst += f"<details><summary>{len(rows) - _PAIRS:,} more</summary>{table(head, rows[_PAIRS:])}</details>"
     if not pairs:
         worst = "<p class='note'>No label was taken for another.</p>"
     return f'<p class="note">{told}</p><div class="two{" counts" * (len(labels) <= _COUNTED)}"><div>{drawing}</div><div>{worst}</div></div>'

@@ -25,13 +25,14 @@ def _card(table: Facts, routing: Facts) -> str:
     known = [bound for line in table["lines"] if line["n"] for bound in (line["low"], line["high"])]
     domain = svg.domain_of([*known, -margin], around_zero=True)
     rows = "".join(_row(line, domain, margin, local) for line in table["lines"])
+    title = f"difference in {table['metric']}"
     private = table["lines"][0]["local_only"]
     kept = f" The {private:,} rows that may not leave the machine are kept in any case." if private else ""
     return (
         f'<section class="card"><h3>Keep or send</h3><p class="note">{chip(local)} against {chip(remote)}: '
         f"difference in {escape(table['metric'])}, row by row. Kept where it is shown not to be worse by {margin:g} or more (dashed), "
         f"sent where it is shown to be worse by more than that; {routing['confidence']:.0%} for the table as a whole.{kept}</p>"
-        f'{rows}<div class="row route foot"><div></div><div></div>{svg.axis(domain, signed=True)}<div class="figure"></div></div></section>'
+        f'{rows}<div class="row route foot"><div></div><div></div>{svg.axis(domain, title=title, signed=True)}<div class="figure"></div></div></section>'
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from gemma_ops.evaluation import svg
+from gemma_ops.evaluation.conditions import load_words
 from gemma_ops.evaluation.markup import chip, colour, escape, number, p_text, short, span, table
 from gemma_ops.targets.spec import QUANTIZED
 
@@ -27,10 +28,13 @@ def scores(task: Facts, results: Sequence[Facts], gates: Sequence[Facts], confid
     if task.get("copies"):
         note += f"; {task['copies']:,} of them repeat another question and count as one with it"
     note += f"; {confidence:.0%} intervals. With this many rows a true difference of about {task['detectable']:.3f} is likely to be seen."
-    head = ["figure", *(chip(item["target"]) for item in results)]
-    body = [[_name(name, primary), *(_cell(item["metrics"][name]) for item in results)] for name in task["metrics"]]
+    head = ["target", *(_name(name, primary) for name in task["metrics"])]
+    body = [[chip(item["target"]), *(_cell(item["metrics"][name]) for name in task["metrics"])] for item in results]
+    if len(results) < len(task["metrics"]):  # what there is more of goes down the page
+        head = ["figure", *(row[0] for row in body)]
+        body = [[_name(name, primary), *(row[at] for row in body)] for at, name in enumerate(task["metrics"], 1)]
     return (
-        f'<section class="card"><h3>{escape(primary)}</h3><p class="note">{escape(note)}</p>{rows}{_foot((0.0, 1.0))}'
+        f'<section class="card"><h3>{escape(primary)}</h3><p class="note">{escape(note)}</p>{rows}{_foot((0.0, 1.0), primary)}'
         f"<h4>All figures</h4>{table(head, body)}</section>"
     )
 
@@ -43,9 +47,9 @@ def differences(task: Facts, found: Sequence[Facts], gates: Sequence[Facts], con
     groups: dict[str, list[Facts]] = {}
     for item in found:
         quantized = item["versus"] == "tuned" and item["target"] in QUANTIZED
-        groups.setdefault("What quantization costs" if quantized else f"Against {short(item['versus'])}", []).append(
-            item
-        )
+        groups.setdefault(
+            "What quantization costs, against tuned" if quantized else f"Against {short(item['versus'])}", []
+        ).append(item)
     for title, members in groups.items():
         related = [gate for gate in gates if gate["versus"] and gate["metric"] == task["primary"]]
         limits = {(g["target"], g["versus"]): g["threshold"] for g in related}
@@ -56,9 +60,8 @@ def differences(task: Facts, found: Sequence[Facts], gates: Sequence[Facts], con
         rows += f"<h4>{escape(title)}</h4>"
         for item in members:
             marks = [limits[item["target"], item["versus"]]] if (item["target"], item["versus"]) in limits else []
-            name = f'{chip(item["target"])}<small class="versus"> − {escape(short(item["versus"]))}</small>'
-            rows += _scale_row(name, item, item["target"], domain, marks=marks, sign="+")
-        rows += _foot(domain, signed=True)
+            rows += _scale_row(chip(item["target"]), item, item["target"], domain, marks=marks, sign="+")
+        rows += _foot(domain, f"difference in {task['primary']}", signed=True)
     detail = [
         [
             f"{chip(item['target'])} − {escape(short(item['versus']))}",
@@ -90,23 +93,24 @@ def slices(task: Facts, results: Sequence[Facts]) -> str:
         for place, bucket in enumerate(buckets):
             for index, (item, figures) in enumerate(zip(results, known, strict=True)):
                 figure = figures.get(bucket, {"value": None, "n": 0})
-                title = f"{escape(bucket)}<small>{figure['n']:,} rows</small>" if index == 0 else ""
-                rows += _scale_row(title, figure, item["target"], (0.0, 1.0), opens=index == 0 and place > 0)
-        rows += _foot((0.0, 1.0))
+                if index == 0:
+                    opens = " open" if place else ""
+                    rows += f'<p class="bucket{opens}"><b>{escape(bucket)}</b> <span class="ci">{figure["n"]:,} rows</span></p>'
+                rows += _scale_row(chip(item["target"]), figure, item["target"], (0.0, 1.0))
+        rows += _foot((0.0, 1.0), task["primary"])
         opened = "" if blocks else " open"
         blocks += (
             f"<details{opened}><summary><b>by {escape(name)}</b> ({len(buckets)} values)</summary>{rows}</details>"
         )
     if not blocks:
         return ""
-    legend = " ".join(chip(item["target"]) + "&ensp;" for item in results)
     return (
         f'<section class="card"><h3>Where it is right</h3>'
-        f'<p class="note">{escape(task["primary"])} within slices. {legend}</p>{blocks}</section>'
+        f'<p class="note">{escape(task["primary"])} within slices.</p>{blocks}</section>'
     )
 
 
-def speed(results: Sequence[Facts]) -> str:
+def speed(results: Sequence[Facts], verdict: Facts) -> str:
     """How answers ended, how fast they were written, and how long they are."""
     rows = []
     for item in results:
@@ -123,12 +127,13 @@ def speed(results: Sequence[Facts]) -> str:
                 chip(item["target"]),
                 f'{bar}<span class="ci">{escape(told)}</span>',
                 "–" if rate is None else f"{rate:,.0f}",
+                f'<span class="load">{escape(load_words(verdict, item["task"], item["target"]))}</span>',
                 f"{fast['mean_prompt_tokens']:,.0f}",
                 f"{fast['mean_new_tokens']:,.0f}",
                 f"{fast['mean_thought_tokens']:,.0f}",
             ]
         )
-    head = ["target", "how answers ended", "new tokens/s", "prompt tokens", "new tokens", "thoughts"]
+    head = ["target", "how answers ended", "new tokens/s", "timed with", "prompt tokens", "new tokens", "thoughts"]
     return (
         '<section class="card"><h3>Ends and tokens</h3>'
         '<p class="note">Tokens are means per answer. Tokens per second are the machine\'s over all prompts it answers at once; of a service those of one reply.</p>'
@@ -144,7 +149,6 @@ def _scale_row(
     *,
     marks: Sequence[float] = (),
     sign: str = "",
-    opens: bool = False,
 ) -> str:
     if figure["value"] is None:
         return f'<div class="row"><div class="name">{name}</div><div class="note">no row could be scored</div><div></div></div>'
@@ -153,13 +157,13 @@ def _scale_row(
         label=f"{target}: {figure['value']:.3f}, interval {figure['low']:.3f} to {figure['high']:.3f}",
     )  # fmt: skip
     return (
-        f'<div class="row{" open" if opens else ""}"><div class="name">{name}</div>{drawing}'
+        f'<div class="row"><div class="name">{name}</div>{drawing}'
         f'<div class="figure"><b>{number(figure["value"], sign)}</b>&ensp;{span(figure["low"], figure["high"], sign)}</div></div>'
     )
 
 
-def _foot(domain: svg.Domain, *, signed: bool = False) -> str:
-    return f'<div class="row foot"><div></div>{svg.axis(domain, signed=signed)}<div class="figure"></div></div>'
+def _foot(domain: svg.Domain, title: str, *, signed: bool = False) -> str:
+    return f'<div class="row foot"><div></div>{svg.axis(domain, title=title, signed=signed)}<div class="figure"></div></div>'
 
 
 def _name(name: str, primary: str) -> str:

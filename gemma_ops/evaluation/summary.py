@@ -9,6 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from gemma_ops.evaluation import report_header
+from gemma_ops.evaluation.conditions import load_words
+from gemma_ops.evaluation.gate_figures import baseline, gated_metrics, load_of, measured, required
 from gemma_ops.evaluation.judge import words
 from gemma_ops.evaluation.markup import p_text, seconds, short, usd
 from gemma_ops.targets.base import HERE
@@ -38,11 +41,16 @@ def lines(verdict: dict[str, Any], folder: Path | None = None) -> list[str]:
             for item in pairs
         ]
         if any(result["cost"]["kind"] != "unknown" or result["place"] != HERE for result in results):
-            found += [f"  {result['target']:<{width}}   {_takes(result)}" for result in results]
+            for result in results:
+                found.append(f"  {result['target']:<{width}}   {_takes(result)}")
+                found.append(f"  {'':<{width}}   timed with {load_words(verdict, name, result['target'])}")
         found += [f"  {_route(table)}" for table in _tables(verdict, name)]
         found += [f"  {line}" for judged in _judged(verdict, name) for line in words.lines(judged)]
     found.append(f"verdict: {headline(verdict)}")
-    found += [f"  {gate['outcome']:<12} {gate['words']}" for gate in verdict["gates"]]
+    for gate in verdict["gates"]:
+        found.append(f"  {gate['outcome']:<12} {gate['words']}")
+        if load := load_of(gate, verdict):
+            found.append(f"  {'':<12} timed with {load}")
     champion = (verdict.get("standard") or {}).get("champion")
     if champion:
         found.append(f"  champion is version {champion['version']} of {champion['name']} ({champion['form']})")
@@ -84,16 +92,27 @@ def headline(verdict: dict[str, Any]) -> str:
 def render(verdict: dict[str, Any]) -> str:
     """`summary.md`: verdict, gates, one small table per task."""
     text = [f"## {MARK[verdict['verdict']]} Evaluation: {headline(verdict)}", ""]
-    text += [f"- {MARK[gate['outcome']]} `{gate['task']}` {gate['words']}" for gate in verdict["gates"]]
+    text += [_about(verdict), ""]
+    text += _gates(verdict)
     for name, task in verdict["tasks"].items():
         results, pairs = _results(verdict, name), _differences(verdict, name)
-        names = [task["primary"], *[item for item in task["metrics"] if item != task["primary"]]][:3]
+        names = _columns(verdict, name, task)
         text += ["", f"### {name} ({task['rows']:,} rows, version {task['version']})", ""]
-        head = ["target", *names, "$ per 1,000", "first token p50 / p95", "answer p50 / p95", "questions"]
-        text += [_line(head), _line(["---", *["---:"] * (len(head) - 2), "---"])]
+        head = ["target", *names, "$ per 1,000", "first token p50 / p95", "answer p50 / p95", "timed with", "questions"]
+        text += [_line(head), _line(["---", *["---:"] * (len(head) - 3), "---", "---"])]
         for result in results:
             cells = [_figure(result["metrics"][item]) for item in names]
-            text.append(_line([f"`{result['target']}`", *cells, *_running(result), result["place"]]))
+            text.append(
+                _line(
+                    [
+                        f"`{result['target']}`",
+                        *cells,
+                        *_running(result),
+                        load_words(verdict, name, result["target"]),
+                        result["place"],
+                    ]
+                )
+            )
         if pairs:
             text += [
                 "",
@@ -123,6 +142,49 @@ def render(verdict: dict[str, Any]) -> str:
         "",
     ]
     return "\n".join(text)
+
+
+def _about(verdict: dict[str, Any]) -> str:
+    """Run, model, date and version in one line."""
+    parts = [f"run `{verdict['run']}`"] if verdict.get("run") else []
+    parts += [f"tuned model `{found}`"] if (found := report_header.model(verdict)) else []
+    parts += [f"evaluated {report_header.date(verdict)}" if verdict.get("date") else "date not recorded"]
+    return " · ".join([*parts, *([verdict["made_by"]] if verdict.get("made_by") else [])])
+
+
+def _gates(verdict: dict[str, Any]) -> list[str]:
+    """Every gate with its figures, as one table, then each in words."""
+    if not verdict["gates"]:
+        return []
+    head = [
+        "",
+        "task",
+        "target",
+        "figure",
+        "measured [bounds]",
+        "must be",
+        "baseline",
+        "p (Holm)",
+        "rows",
+        "timed with",
+    ]
+    text = [_line(head), _line(["---"] * 4 + ["---:"] * 2 + ["---"] + ["---:"] * 2 + ["---"])]
+    for gate in verdict["gates"]:
+        outcome = f"{MARK[gate['outcome']]} {gate['outcome'].replace('_', ' ')}"
+        who = [outcome, f"`{gate['task']}`", f"`{gate['target']}`", f"`{gate['metric']}`"]
+        holm = "–" if gate["p_holm"] is None else p_text(gate["p_holm"])
+        rows = "–" if gate["n"] is None else f"{gate['n']:,}"
+        figures = [measured(gate, verdict), required(gate), baseline(gate, verdict), holm, rows]
+        text.append(_line([*who, *figures, load_of(gate, verdict) or "–"]))
+    return [*text, "", *(f"- {MARK[gate['outcome']]} `{gate['task']}` {gate['words']}" for gate in verdict["gates"])]
+
+
+def _columns(verdict: dict[str, Any], name: str, task: dict[str, Any]) -> list[str]:
+    """The primary metric, every metric that a gate asks for, and others up to three."""
+    gated = [metric for metric in gated_metrics(verdict, name) if metric in task["metrics"]]
+    chosen = list(dict.fromkeys([task["primary"], *gated]))
+    others = [metric for metric in task["metrics"] if metric not in chosen]
+    return [*chosen, *others[: max(0, 3 - len(chosen))]]
 
 
 def _figure(found: dict[str, Any], sign: str = "") -> str:

@@ -1,18 +1,15 @@
-"""Small drawings for the report, as inline SVG without text: positions are percentages, so that they fill any width."""
+"""Small drawings for the report, as inline SVG: positions are percentages, so that they fill any width."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from gemma_ops.evaluation.markup import escape
 
 Domain = tuple[float, float]
 _ROW = 30
 """Height of one row, in CSS pixels."""
-_LEFT = 9
-"""Per cent of a scatter's width that the numbers of its upright axis take."""
 
 
 def whisker(
@@ -28,13 +25,18 @@ def whisker(
         f'<line class="whisker {colour}" x1="{left}" x2="{right}" y1="{y}" y2="{y}"/>'
         f'<line class="whisker {colour}" x1="{left}" x2="{left}" y1="{y - 4}" y2="{y + 4}"/>'
         f'<line class="whisker {colour}" x1="{right}" x2="{right}" y1="{y - 4}" y2="{y + 4}"/>'
-        f'<circle class="dot {colour}" cx="{centre}" cy="{y}" r="5"/>'
+        f"{mark(colour, centre, y)}"
     )
     return f'<svg class="plot" height="{_ROW}" role="img" aria-label="{escape(label)}">{grid}{zero}{dashed}{body}</svg>'
 
 
-def axis(domain: Domain, *, signed: bool = False, parts: int = 4) -> str:
-    """Numbers below the grid lines of `whisker`."""
+def mark(colour: str, x: str, y: float) -> str:
+    """The mark of a target, whose shape `palette.marks` puts into the page."""
+    return f'<use class="dot {colour}" href="#mark-{colour}" x="{x}" y="{y}"/>'
+
+
+def axis(domain: Domain, *, title: str, signed: bool = False, parts: int = 4) -> str:
+    """Numbers below the grid lines of `whisker`, and below them what they are."""
     texts = []
     for tick in ticks(domain, parts):
         at = (tick - domain[0]) / (domain[1] - domain[0])
@@ -43,7 +45,8 @@ def axis(domain: Domain, *, signed: bool = False, parts: int = 4) -> str:
         texts.append(
             f'<text class="tick" x="{_x(tick, domain)}" y="12" text-anchor="{anchor}">{shown.replace("-", "−")}</text>'
         )
-    return f'<svg class="plot axis" height="16" aria-hidden="true">{"".join(texts)}</svg>'
+    named = f'<text class="axis-title" x="50%" y="27" text-anchor="middle">{escape(title)}</text>'
+    return f'<svg class="plot axis" height="32">{"".join(texts)}{named}</svg>'
 
 
 def ticks(domain: Domain, parts: int = 4) -> list[float]:
@@ -63,45 +66,6 @@ def domain_of(values: Sequence[float], *, around_zero: bool = False) -> Domain:
     low, high = min([0.0, *values]), max([0.0, *values])
     span = max(high - low, 0.02)
     return (max(-1.0, low - 0.12 * span), min(1.0, high + 0.12 * span))
-
-
-@dataclass(frozen=True)
-class Dot:
-    """A point of a scatter: `x` and `y` with the interval of `y`."""
-
-    x: float
-    y: float
-    low: float
-    high: float
-    colour: str
-    label: str
-
-
-def scatter(dots: Sequence[Dot], domain: Domain, ticks_x: Sequence[tuple[float, str]]) -> str:
-    """Points with upright whiskers over a grid; `y` runs over the part of [0, 1] that the intervals need."""
-    low, high = min(dot.low for dot in dots), max(dot.high for dot in dots)
-    air = max(0.08 * (high - low), 0.01)
-    height, scale = 220, (max(0.0, low - air), min(1.0, high + air))
-
-    def y(value: float) -> float:
-        return round(8 + (height - 30) * (1 - (value - scale[0]) / (scale[1] - scale[0])), 1)
-
-    grid = "".join(
-        f'<line class="grid" x1="{_LEFT}%" x2="100%" y1="{y(tick)}" y2="{y(tick)}"/>'
-        f'<text class="tick" x="{_LEFT - 1}%" y="{y(tick) + 4}" text-anchor="end">{tick:.2g}</text>'
-        for tick in ticks(scale)
-    )
-    for at, name in ticks_x:
-        x = _inset(at, domain)
-        grid += f'<line class="grid" x1="{x}" x2="{x}" y1="8" y2="{height - 22}"/>'
-        grid += f'<text class="tick" x="{x}" y="{height - 6}" text-anchor="middle">{escape(name)}</text>'
-    points = "".join(
-        f'<line class="whisker {dot.colour}" x1="{_inset(dot.x, domain)}" x2="{_inset(dot.x, domain)}" y1="{y(dot.low)}" y2="{y(dot.high)}"/>'
-        f'<circle class="dot {dot.colour}" cx="{_inset(dot.x, domain)}" cy="{y(dot.y)}" r="6"><title>{escape(dot.label)}</title></circle>'
-        for dot in dots
-    )
-    told = "; ".join(dot.label for dot in dots)
-    return f'<svg class="plot" height="{height}" role="img" aria-label="{escape(told)}">{grid}{points}</svg>'
 
 
 def bar(parts: Sequence[tuple[float, str, str]]) -> str:
@@ -140,9 +104,3 @@ def _x(value: float, domain: Domain) -> str:
     """Position in per cent, kept a dot's radius inside the drawing."""
     share = min(max((value - domain[0]) / (domain[1] - domain[0]), 0.0), 1.0)
     return f"{1.5 + 97 * share:.2f}%"
-
-
-def _inset(value: float, domain: Domain) -> str:
-    """Position in a scatter, right of its numbers."""
-    share = (value - domain[0]) / (domain[1] - domain[0])
-    return f"{_LEFT + 3 + (94 - _LEFT) * share:.2f}%"

@@ -2,8 +2,11 @@
 
 verdict      pass | fail | inconclusive | ungated
 gates        each condition: outcome (also report_only, where no judge may decide it), measured value, bound, p, Holm-adjusted p, n, rows needed, a sentence
+run, date    the run's name; when the first question was asked (UTC), null where nothing recorded it; and `made_by`, the version
 look         which look at these targets this is, what it spent of the level, and the looks before; null without gates
 tasks        version, digest, rows, clusters, primary metric
+model        the one that was tuned: id, revision and size, as far as they are known
+asked        per task and target: when, how many at once, on what, and how busy the machine was (see `conditions.py`)
 targets      what answered: identity, and what its model folder says of itself
 machine      what an hour here costs, for dollars per answer
 results      per task and target: every figure with its interval, ends of answers, slices, latency, dollars, confusions

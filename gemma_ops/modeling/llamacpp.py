@@ -54,6 +54,11 @@ class Distributions:
     logprobs: np.ndarray
 
 
+def threads_for(path: Path, threads: int | None) -> int:
+    """CPU threads that a file is run with: one for a small file, else as many as are asked for, or all cores."""
+    return 1 if path.stat().st_size < _SMALL else threads or os.cpu_count() or 1
+
+
 class GGUF:
     """A GGUF file, loaded when first asked; a context manager that frees it.
 
@@ -75,7 +80,7 @@ class GGUF:
             raise ModelError(f"{path} does not exist", "run the step `quantize` first, or correct the path")
         self.path = path
         self._library: Any = xllamacpp
-        self._threads = 1 if path.stat().st_size < _SMALL else threads or os.cpu_count() or 1
+        self._threads = threads_for(path, threads)
         self._fixed_context = context
         self._server: Any = None
         self._room = (0, 0)  # context per slot, slots

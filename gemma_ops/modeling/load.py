@@ -25,6 +25,13 @@ _HEADROOM = 1.15
 """Bytes for a model that answers, over the bytes of its weights."""
 
 
+def engine_facts(device: str) -> tuple[str, int | None]:
+    """Name a device (`cpu` or `cuda`) as a reader knows it, with the CPU threads that torch computes with; None on a GPU."""
+    import torch
+
+    return (torch.cuda.get_device_name(), None) if device == "cuda" else ("CPU", torch.get_num_threads())
+
+
 def pick_device(name: str, whole: Path | None = None) -> str:
     """`auto` becomes `cuda` where there is a GPU, and, with `whole`, where that checkpoint fits into its free memory
     unquantized: a base tuned in 4 bits may not, and then it answers from the CPU, slowly. Raises MachineError when a GPU

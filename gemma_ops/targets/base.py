@@ -81,6 +81,24 @@ def reads(target: Target) -> frozenset[str]:
     return TEXT | getattr(target, "reads", TEXT)
 
 
+@dataclass(frozen=True)
+class Pace:
+    """What a target's engine computes with, for whoever reads its times."""
+
+    device: str = ""
+    """`CPU`, or the name of a GPU; empty where the engine is not ours."""
+    threads: int | None = None
+    """CPU threads; None on a GPU, and where it is not known."""
+    at_once: int | None = None
+    """Requests under way together; None where that is the size of a batch."""
+
+
+def pace_of(target: Target) -> Pace:
+    """What a target's attribute `pace` says; nothing is known of one without."""
+    found: Pace = getattr(target, "pace", Pace())
+    return found
+
+
 def learned_by(target: Target) -> Privacy:
     """The class of what a target learned; the strictest where it does not say."""
     return getattr(target, "learned", "local_only")

@@ -16,7 +16,7 @@ from gemma_ops.data.parts import media_of
 from gemma_ops.errors import ConfigError
 from gemma_ops.family.media import Senses
 from gemma_ops.privacy import learned_class
-from gemma_ops.targets.base import HERE, LOCAL, Asked
+from gemma_ops.targets.base import HERE, LOCAL, Asked, Pace
 from gemma_ops.targets.spec import Spec
 from gemma_ops.targets.structured import in_words
 
@@ -90,6 +90,18 @@ class Checkpoint:
                 )
             )
 
+    @property
+    def pace(self) -> Pace:
+        """The device that the checkpoint answers on: where it is loaded, else where it will be."""
+        from gemma_ops.modeling import load
+        from gemma_ops.modeling.source import checkpoint
+
+        if self._model is not None:
+            device = str(self._model.device.type)
+        else:
+            device = load.pick_device(self._machine.device, checkpoint(self._path))
+        return Pace(*load.engine_facts(device))
+
     def close(self) -> None:
         self._model = None
 
@@ -148,6 +160,13 @@ class Quantized:
             replies = model.answer(prompts, encode.tokenizer, max_new_tokens=limit, batch_size=size, schema=schema)
             for batch in batches:
                 yield list(islice(replies, len(batch)))
+
+    @property
+    def pace(self) -> Pace:
+        """llama.cpp computes on the CPU here."""
+        from gemma_ops.modeling.llamacpp import threads_for
+
+        return Pace("CPU", threads_for(self._file, self._machine.workers))
 
     def close(self) -> None:
         """The file is open only while it answers."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from gemma_ops.evaluation import svg
+from gemma_ops.evaluation import palette, svg
 from gemma_ops.evaluation.judge import words
 from gemma_ops.evaluation.judge.judged import Judged
 from gemma_ops.evaluation.markup import chip, escape, number, p_text, span, table
@@ -30,12 +30,18 @@ def section(body: Facts) -> str:
 
 def page(body: Facts) -> str:
     """A self-contained page with this one section."""
-    css = (Path(__file__).parents[1] / "report.css").read_text(encoding="utf-8")
+    names = names_of(body)
+    css = (Path(__file__).parents[1] / "report.css").read_text(encoding="utf-8") + palette.style(names)
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>Judged</title><style>\n{css}</style></head>\n<body><main>\n<h1>Judged</h1>\n{section(body)}\n</main></body></html>\n"
+        f"<title>Judged</title><style>\n{css}</style></head>\n<body><main>\n<h1>Judged</h1>\n{palette.marks(names)}{section(body)}\n</main></body></html>\n"
     )
+
+
+def names_of(body: Facts) -> list[str]:
+    """The sides of a comparison, which are targets, or files of answers."""
+    return [body[side]["name"] for side in ("first", "second") if body.get(side)]
 
 
 def _released(body: Facts) -> str:
@@ -77,7 +83,7 @@ def _pairwise(body: Facts) -> str:
     ]
     return (
         f'<p class="note">How often {chip(first)} is preferred to {chip(second)}; a pair on which a judge contradicts itself '
-        f"when the answers change places counts one half.</p>{rows}{_foot()}<h4>Habits</h4>{table(head, body_rows)}"
+        f"when the answers change places counts one half.</p>{rows}{_foot('rate at which it is preferred')}<h4>Habits</h4>{table(head, body_rows)}"
         f"<h4>By criterion</h4>{table(['judge', *(escape(c['name']) for c in body['criteria'])], criteria)}"
     )
 
@@ -105,7 +111,7 @@ def _pointwise(body: Facts) -> str:
     ]
     return (
         f'<p class="note">Scores are means of the criteria ({scale}), brought to 0 to 1; “passes” is the judge\'s own verdict.</p>'
-        f"{rows}{_foot()}<h4>By criterion, {scale}</h4>"
+        f"{rows}{_foot('score or share that passes')}<h4>By criterion, {scale}</h4>"
         + table(["judge", *(escape(c["name"]) for c in body["criteria"])], criteria)
     )
 
@@ -182,8 +188,8 @@ def _row(title: str, figure: Facts, label: str, *, opens: bool) -> str:
     )
 
 
-def _foot() -> str:
-    return f'<div class="row foot"><div></div>{svg.axis(_UNIT)}<div class="figure"></div></div>'
+def _foot(title: str) -> str:
+    return f'<div class="row foot"><div></div>{svg.axis(_UNIT, title=title)}<div class="figure"></div></div>'
 
 
 def _cell(figure: Facts | None) -> str:
