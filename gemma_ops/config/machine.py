@@ -29,7 +29,7 @@ class MachineConfig(Section):
     eval_batch: Annotated[int, Field(ge=1)] = 16
     """Prompts answered at a time."""
     workers: Annotated[int, Field(ge=1)] | None = None
-    """Threads for the CPU; null takes all cores."""
+    """Threads for the CPU; null takes one for a model under 100 MB, which waits longer than it computes, else all cores."""
     ledger: str | None = None
     """File that holds what was spent and the answers that were paid for; null takes `gemini.sqlite` in `machine.runs`; a rehearsal keeps its own beside it."""
     dollars_per_hour: Annotated[float, Field(ge=0)] | None = None

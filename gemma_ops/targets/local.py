@@ -65,12 +65,14 @@ class Checkpoint:
         """Load on first use, then answer greedily, one forward batch per given batch."""
         from gemma_ops.modeling import generate, load
         from gemma_ops.modeling.source import checkpoint
+        from gemma_ops.modeling.threads import settle_threads
 
         folder = checkpoint(self._path)
         encode = Encoder(folder, self._asked)
         shows = any(prompt.media for batch in batches for prompt in batch)
         if self._model is None or (shows and not self._towers):
             self._model = None  # text alone needs no towers; the first question that shows something brings them
+            settle_threads(folder, self._machine.workers)
             towers = shows or self._changed is not None  # an adapter may reach into them
             self._model = load.load_model(folder, device=load.pick_device(self._machine.device, folder), towers=towers)
             self._towers = towers

@@ -24,6 +24,7 @@ from gemma_ops.errors import DataError
 from gemma_ops.modeling import adapters, full
 from gemma_ops.modeling.load import load_model, load_tokenizer, pick_device
 from gemma_ops.modeling.source import checkpoint
+from gemma_ops.modeling.threads import settle_threads
 from gemma_ops.planning import policy
 from gemma_ops.training import head, media_sft
 from gemma_ops.training import teacher as teaching
@@ -43,14 +44,11 @@ def train(
 
     Raises DataError when no row carries loss.
     """
-    import torch
-
     folder = checkpoint(base)
     described = json.loads((base / "model.json").read_text(encoding="utf-8"))
     size = family.SIZES.get(described["size"] or "")
     device = pick_device(machine.device)
-    if machine.workers:
-        torch.set_num_threads(machine.workers)
+    settle_threads(folder, machine.workers)
     tokenizer = load_tokenizer(folder)
     launch = machine.launch if isinstance(machine, Machine) else LaunchConfig()
     work = out / "checkpoints"

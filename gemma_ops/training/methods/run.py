@@ -20,6 +20,7 @@ from gemma_ops.modeling import adapters, kernels, reward
 from gemma_ops.modeling.generate import stop_ids
 from gemma_ops.modeling.load import load_model, load_tokenizer, pick_device
 from gemma_ops.modeling.source import checkpoint
+from gemma_ops.modeling.threads import settle_threads
 from gemma_ops.training import media_sft
 from gemma_ops.training.arguments import build, common
 from gemma_ops.training.follow import Follow, last_checkpoint, prompts, validated, write_record
@@ -47,14 +48,11 @@ def train(out: Path, settings: TrainConfig, machine: MachineConfig, *, base: Pat
 
     Raises DataError when the rows are not what the method learns from, or none is left.
     """
-    import torch
-
     folder = checkpoint(base)
     described = json.loads((base / "model.json").read_text(encoding="utf-8"))
     size = family.SIZES.get(described["size"] or "")
     device = pick_device(machine.device)
-    if machine.workers:
-        torch.set_num_threads(machine.workers)
+    settle_threads(folder, machine.workers)
     media_sft.find(folder, data, settings)  # refuses rows that show something
     tokenizer = load_tokenizer(folder)
     work = out / "checkpoints"
