@@ -81,7 +81,7 @@ def datasets(tracking: Tracking, run: Path, step_name: str, run_id: str) -> None
 def outcome(tracking: Tracking, run: Path, state: memory.State, error: str | None) -> None:
     """Files, verdict and note of a run that has ended."""
     run_id = state["run_id"]
-    withheld = tracking.place.leaves_machine and keeps_rows(run)
+    withheld = tracking.place.leaves_machine and _local_only(run)
     for name, stored in FILES.items():
         file = run / name
         if not file.exists() or (withheld and name in QUOTING):
@@ -154,7 +154,12 @@ def _profile(file: Path) -> str | None:
         return json.dumps({"num_rows": sum(1 for _ in lines)})
 
 
-def keeps_rows(run: Path) -> bool:
+def _local_only(run: Path) -> bool:
     """Whether any row of this run may not leave the machine; assumed when the rows can't be seen."""
     counts = reading.privacy_of(run)
     return not counts or "local_only" in counts
+
+
+def keeps_rows(run: Path) -> bool:
+    """Whether files that quote rows of this run must stay on this machine."""
+    return _local_only(run)
