@@ -70,7 +70,7 @@ def test_a_run_stands_in_mlflow_with_its_steps_settings_curves_and_provenance(tm
         for run in everything(config)
         if run.data.tags.get("mlflow.parentRunId") == state["run_id"]
     }
-    assert set(children) == {"fetch", "prepare", "train", "quantize", "evaluate", "register"}
+    assert set(children) == {"fetch", "prepare", "train", "quantize", "champion", "evaluate", "register"}
     assert {run.info.status for run in children.values()} == {"FINISHED"}
     train = children["train"]
     assert train.data.params["lora.rank"] == "8"

@@ -183,17 +183,22 @@ def test_mirror_register_promote_roll_back_over_http(server, tmp_path):
     assert len(tracking.client.get_metric_history(train.info.run_id, "loss")) == 20
     assert "report.html" in {item.path for item in tracking.client.list_artifacts(record["run_id"])}
     one_version(config.machine, "support-nano")
+    assert registry.promote(config.machine, "support-nano", reason="first").changed
     second = runs.config(tmp_path, server.uri, name="second", train={"seed": 9})
-    assert runs.make(second)["register"].metrics["version"] == 2
-    assert registry.promote(config.machine, "support-nano", version=1, reason="first").changed
-    assert registry.promote(config.machine, "support-nano", reason="second", expect=1).previous == "1"
+    made = runs.make(second)
+    assert made["register"].metrics["version"] == 2
+    champion = made["champion"].path / "model" / "model.gguf"
+    assert champion.read_bytes() == (tmp_path / "runs/support/quantize/q8_0/model.gguf").read_bytes()
+    done = registry.promote(config.machine, "support-nano", reason="second", expect=1)
+    assert (done.previous, done.compared_with, done.overrides) == ("1", "1", ())
     assert registry.promote(config.machine, "support-nano", reason="second").changed is False
     back = registry.rollback(config.machine, "support-nano", reason="complaints")
     assert (back.version, registry.show(config.machine, "support-nano").to_json()["aliases"]) == (
         "1",
         {"champion": "1"},
     )
-    assert [entry["kind"] for entry in registry.history(config.machine, "support-nano")] == ["intent", "done"] * 3
+    kinds = [entry["kind"] for entry in registry.history(config.machine, "support-nano")]
+    assert kinds == ["version", "policy", "intent", "done", "version", "intent", "done", "intent", "done"]
     assert lock.TAG not in tracking.client.get_registered_model("support-nano").tags
 
 
@@ -217,9 +222,9 @@ def test_a_ledger_in_tags_shows_changes_too(server, tmp_path):
     client = profile.connect(config.machine).client
     tags = client.get_registered_model("tagged").tags
     client.set_registered_model_tag(
-        "tagged", "gemma_ops.ledger.000002", tags["gemma_ops.ledger.000002"].replace("honest", "bribed")
+        "tagged", "gemma_ops.ledger.000004", tags["gemma_ops.ledger.000004"].replace("honest", "bribed")
     )
-    with pytest.raises(GateError, match="entry 2 was changed"):
+    with pytest.raises(GateError, match="entry 4 was changed"):
         registry.verify_ledger(config.machine, "tagged")
 
 
@@ -261,9 +266,9 @@ def test_registration_cut_after_any_change_and_repeated_ends_with_one_version(se
 
 
 def copy_steps(run: Path, copy: Path) -> None:
-    """Finished steps of one run as those of another, so that only the last one is made."""
+    """Finished steps of one run as those of another, so that only those are made that know the registered model."""
     copy.mkdir(parents=True)
-    for step in ("fetch", "prepare", "train", "quantize", "evaluate"):
+    for step in ("fetch", "prepare", "train", "quantize"):
         (copy / step).symlink_to(run / step)
 
 
@@ -304,16 +309,17 @@ def test_promotion_cut_after_any_change_and_repeated_is_done_once(server, proxy,
     proxy.changes.clear()
     registry.promote(config.machine, "moved", version=1, reason="start")
     total = len(proxy.changes)
-    assert total == 5, "lock, intent, alias, done, unlock"
+    assert total == 7, "lock, intent, anchor, alias, done, anchor, unlock"
+    trial = {"reason": "again", "override": "these versions were not compared with each other"}
     at = 1
     for number in range(1, total + 1):
         at = 3 - at
         proxy.changes.clear()
         proxy.cut, proxy.down = number, False
         with pytest.raises(ServiceError):
-            registry.promote(config.machine, "moved", version=at, reason="again")
+            registry.promote(config.machine, "moved", version=at, **trial)
         proxy.cut, proxy.down = 0, False
-        done = registry.promote(config.machine, "moved", version=at, reason="again")
+        done = registry.promote(config.machine, "moved", version=at, **trial)
         assert done.version == str(at)
         shown = registry.show(config.machine, "moved").to_json()
         assert (shown["aliases"], shown["interrupted"], shown["moved_without_ledger"]) == (

@@ -70,7 +70,7 @@ class EvaluateConfig(Section):
     """Folders under `eval/` (or paths) holding a `task.yaml`."""
     targets: tuple[str, ...] = ("base", "tuned", "q8_0", "q4_0")
     """Who answers: `base`, `tuned` or a quantized format of this run, `gemini:MODEL[@THINKING]`, `openai:URL#MODEL`,
-    `gguf:FILE@TOKENIZER_FOLDER`, or a checkpoint folder."""
+    `gguf:FILE@TOKENIZER_FOLDER`, or a checkpoint folder. The registered model's `champion` answers besides, if there is one."""
     rows: Annotated[int, Field(ge=1)] | None = None
     """Answer only this many questions of each task, the first by hash of their id."""
     thinking: Literal["as_trained", "off", "on"] = "as_trained"
@@ -83,7 +83,7 @@ class EvaluateConfig(Section):
     """What to do when a target may not see some rows: refuse before anything is asked, or leave those rows unscored for
     it and compare on the others."""
     gates: tuple[GateConfig, ...] = ()
-    """Conditions of the verdict."""
+    """Conditions of the verdict. The registered model's policy is asked first, and these only add to it."""
     judge: JudgeConfig = JudgeConfig()
     """Models that compare answers where no metric can."""
     routing_margin: Annotated[float, Field(ge=0, lt=1)] = 0.02
@@ -102,4 +102,5 @@ class RegisterConfig(Section):
     description: str = ""
     """One paragraph for the model card."""
     artifacts: tuple[Literal["adapter", "merged", "bf16", "q8_0", "q4_0"], ...] = ("adapter", "q8_0", "q4_0")
-    """What the version carries."""
+    """What the version carries besides tokenizer, verdict and report. It can answer as `champion` by `merged` or a format, or by
+    `adapter` on the same base."""
