@@ -56,10 +56,8 @@ class Filters:
     ) -> Rejection | None:
         """Why a row must go, or None, after which it is one of those that later rows are compared with."""
         pair = rejected is not None
-        key = (
-            pair,
-            exact_key({"messages": [*messages, {"rejected": rejected}] if pair else messages, "tools": list(tools)}),
-        )
+        unwanted = {"rejected": [{"role": "assistant", "content": rejected}]} if pair else {}
+        key = pair, exact_key({"messages": messages, "tools": list(tools), **unwanted})
         if key in self._exact:
             return Rejection("exact_duplicate", f"the same as {self._exact[key]}")
         self._exact[key] = name
