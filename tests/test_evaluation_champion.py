@@ -21,6 +21,7 @@ from gemma_ops.evaluation.looks import Look, known_looks
 from gemma_ops.evaluation.standard import hold_to_standard, read_standard
 from gemma_ops.modeling import adapter_files, adapters, load
 from gemma_ops.targets import open_target
+from gemma_ops.targets.base import learned_by
 
 NANO = Path(gemma_ops.__file__).parent / "nano" / "weights"
 BETTER = GateConfig(task="t", metric="exact_match", test="superior", versus="base", margin=0.2)
@@ -174,6 +175,16 @@ def test_a_champion_that_is_an_adapter_answers_on_its_own_base_and_on_no_other(t
     with journal.writing(tmp_path, "evaluate", lambda *_: None):
         assert read_standard(folder, base).champion is None
     assert "carries nothing that answers without its own base" in (tmp_path / "evaluate.1.jsonl").read_text()
+
+
+@pytest.mark.parametrize("form", ["merged", "adapter"])
+def test_a_champion_is_as_private_as_the_rows_it_learned_from(tmp_path, form):
+    """nano's own weights learned nothing private; what the version's manifest says counts, and silence is the strictest."""
+    for number, (learned, wanted) in enumerate({"paid": "paid", "any": "any", None: "local_only"}.items()):
+        facts = CHAMPION.model_copy(update={"form": form} | ({"learned": learned} if learned else {}))
+        folder = pulled(tmp_path / str(number), FULL.model_copy(update={"champion": facts}))
+        target = open_target("champion", MachineConfig(), run="r", use="evaluate", base=NANO, champion=folder)
+        assert learned_by(target) == wanted
 
 
 def test_without_a_champion_the_target_says_why(tmp_path):

@@ -68,6 +68,7 @@ def test_a_version_is_judged_by_the_policy_and_against_the_champion(shop):
     champion = {key: value for key, value in verdict["standard"]["champion"].items() if key != "base"}
     assert champion == {
         "name": NAME, "version": "1", "manifest": versions(config)[-1]["manifest"], "form": "q8_0",
+        "learned": "local_only",
     }  # fmt: skip
     assert [result["target"] for result in verdict["results"]] == ["base", "tuned", "q8_0", "q4_0", "champion"]
 

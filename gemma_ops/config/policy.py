@@ -11,7 +11,7 @@ from typing import Annotated
 from pydantic import Field
 
 from gemma_ops.config.evaluation import GateConfig
-from gemma_ops.config.section import Section
+from gemma_ops.config.section import Privacy, Section
 
 CHAMPION = "champion"
 """The target that is the present champion of the registered model."""
@@ -51,6 +51,8 @@ class ChampionFacts(Section):
     """Which of its files answers: `merged`, a quantized format, or what is put on the base, `adapter` and `tuned`."""
     base: Annotated[dict[str, str], Field(default_factory=dict)]
     """SHA-256 of the files of the base it was made from, by name."""
+    learned: Privacy = "local_only"
+    """The class of the rows that it learned from, by its manifest; the strictest where that doesn't say."""
 
     def fits(self, base: Mapping[str, str]) -> bool:
         """Whether it can answer where the base has these files: by itself, or on the very weights it was made from."""

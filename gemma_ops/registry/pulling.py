@@ -20,6 +20,7 @@ from gemma_ops.config import MachineConfig, RegisterConfig
 from gemma_ops.config.policy import CHAMPION, CHAMPION_LOOKS, CHAMPION_MODEL, STANDARD, ChampionFacts, PromotionStandard
 from gemma_ops.durable import write_json, write_text
 from gemma_ops.errors import GateError
+from gemma_ops.privacy import class_of
 from gemma_ops.registry import profile, stored
 from gemma_ops.registry.ledger import Ledger
 from gemma_ops.registry.policies import policy_in_force
@@ -96,7 +97,8 @@ def _pull(tracking: Tracking, out: Path, name: str, number: str) -> ChampionFact
             )
         journal.record(file=path, bytes=file["bytes"])
     base = body["subject"]["base"]["files"] or {}
-    return ChampionFacts(name=name, version=number, manifest=body["digest"], form=form, base=base)
+    learned = class_of((body["subject"].get("privacy") or {}).get("learned"))
+    return ChampionFacts(name=name, version=number, manifest=body["digest"], form=form, base=base, learned=learned)
 
 
 def _write(out: Path, standard: PromotionStandard, entries: list[Entry]) -> dict[str, float]:

@@ -9,6 +9,7 @@ from gemma_ops import digest
 from gemma_ops.config import MachineConfig
 from gemma_ops.config.policy import CHAMPION, CHAMPION_MODEL, STANDARD, PromotionStandard
 from gemma_ops.errors import ConfigError
+from gemma_ops.privacy import stricter
 from gemma_ops.targets.base import Asked
 from gemma_ops.targets.local import Checkpoint, Quantized
 from gemma_ops.targets.spec import QUANTIZED
@@ -50,4 +51,6 @@ def open_champion(
         )
     # By what was registered: the same version is the same model wherever it was pulled to.
     target.identity = asked.identity(digest.of_json([facts.manifest, facts.form]))
+    # Its files may lie without the record of what they learned from, and an adapter's base knows nothing of it.
+    target.learned = stricter(target.learned, facts.learned)
     return target
