@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import socket
+import struct
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -358,7 +359,7 @@ def test_what_another_machine_is_shown_holds_no_word_of_a_private_row(tmp_path):
     # The version on another machine carries that one, and its manifest speaks of it.
     for leaves, part in ((True, elsewhere.FOLDER), (False, ".")):
         (tmp_path / f"q{leaves}/q8_0").mkdir(parents=True)
-        (tmp_path / f"q{leaves}/q8_0/model.gguf").write_bytes(b"x")
+        (tmp_path / f"q{leaves}/q8_0/model.gguf").write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 0))
         chosen = staging.select(
             RunConfig().registration().model_copy(update={"artifacts": ("q8_0",)}),
             quantized=tmp_path / f"q{leaves}", evaluation=out, leaves=leaves,

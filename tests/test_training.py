@@ -270,6 +270,8 @@ def test_validation_record_samples_and_what_is_kept(tmp_path, base, prepared):
     assert files == {
         "adapter/adapter_config.json",
         "adapter/adapter_model.safetensors",
+        "adapter/learned.json",
+        "learned.json",
         "record.jsonl",
         "adapter/prompting.json",
         "samples.jsonl",

@@ -353,6 +353,8 @@ def test_sigkill_in_the_middle_ends_with_the_same_bytes(tmp_path, data, base):
     kept = {
         "adapter/adapter_config.json",
         "adapter/adapter_model.safetensors",
+        "adapter/learned.json",
+        "learned.json",
         "adapter/prompting.json",
         "record.jsonl",
         "samples.jsonl",
