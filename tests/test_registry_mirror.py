@@ -280,11 +280,11 @@ def test_a_defect_in_the_mirror_does_not_touch_the_run_and_is_told(tmp_path):
 def test_rows_that_may_not_leave_stay_when_mlflow_is_another_machine(tmp_path):
     config = runs.config(tmp_path, data={"privacy": "local_only"})
     runs.make(config, until="evaluate")
-    assert describe._local_only(tmp_path / "runs/support") is True
+    assert describe.keeps_rows(tmp_path / "runs/support") is True
     open_ = runs.config(tmp_path, name="open")
     runs.make(open_, until="evaluate")
-    assert describe._local_only(tmp_path / "runs/open") is False
-    assert describe._local_only(tmp_path / "nowhere") is True, "what can't be seen is assumed to be private"
+    assert describe.keeps_rows(tmp_path / "runs/open") is False
+    assert describe.keeps_rows(tmp_path / "nowhere") is True, "what can't be seen is assumed to be private"
 
 
 def test_pending_counts_what_mlflow_has_not_seen(tmp_path):
