@@ -27,9 +27,9 @@ def encoding_of(head: bytes) -> str | None:
             return name
     even, odd = head[0:_LOOK:2].count(0), head[1:_LOOK:2].count(0)
     half = min(len(head), _LOOK) // 2
-    if half and head[1:4] == b"\0\0\0":
+    if head[:1] != b"\0" and head[1:4] == b"\0\0\0":
         return "utf-32-le"
-    if half and head[:3] == b"\0\0\0":
+    if head[3:4] not in (b"\0", b"") and head[:3] == b"\0\0\0":
         return "utf-32-be"
     if odd > 0.3 * half > even:
         return "utf-16-le"
