@@ -4,14 +4,19 @@ what it costs, what must not be sent, and what is decided about who answers whic
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 from gemini import KEY, machine_for
 from test_evaluation_pipeline import Echo, make_task
 
+from gemma_ops.answer import Answer
 from gemma_ops.config import EvaluateConfig
 from gemma_ops.errors import BoundaryError, BudgetError, ConfigError
 from gemma_ops.evaluation import forecast, forecast_lines, pipeline, provenance, regrade
+from gemma_ops.evaluation.answers import stored
+from gemma_ops.evaluation.reserved import most_per_answer
+from gemma_ops.evaluation.task import load_task
 from gemma_ops.gemini.emulator import Emulator, Reply
 from gemma_ops.targets import open_target
 
@@ -215,6 +220,16 @@ def test_what_an_answer_can_cost_at_most_is_what_was_reserved_for_it(tmp_path, e
     assert [gate["outcome"] for gate in (low, middle, high)] == ["fail", "inconclusive", "pass"]
     assert middle["bound"] > 3 * middle["value"]
     assert middle["n_needed"] > 40
+
+
+def test_tools_are_part_of_what_an_answer_can_cost(tmp_path):
+    """They are sent, billed and reserved for, so that a bound without them would lie below a bill."""
+    plain = load_task(make_task(tmp_path / "plain", rows=rows(2), privacy="any"))
+    declared = ({"type": "function", "function": {"name": "find", "description": "Finds it. " * 2000}},)
+    calling = replace(plain, rows=tuple(replace(row, tools=declared) for row in plain.rows))
+    line = stored("k", NAME, "t", "0", Answer("yes", "stop", 10, 2, 0.1), seconds=0.1, waited=0.1)
+    least, most = (most_per_answer(task, NAME, [line, line]) for task in (plain, calling))
+    assert most > 1.5 * least
 
 
 def test_a_plan_tells_gates_that_rows_do_not_decide(tmp_path, emulator):

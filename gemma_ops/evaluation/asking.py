@@ -31,7 +31,7 @@ def check(targets: Sequence[Target], tasks: Sequence[Task]) -> None:
         for task in tasks:
             hidden = next((row.id for row in task.rows if row.privacy not in target.sees), "")
             held = f" (row {hidden} holds text of {task.held[hidden]})" if hidden in task.held else ""
-            guard(target, [_prompt(row) for row in task.rows], f"task {task.name}{held}")
+            guard(target, [prompt_of(row) for row in task.rows], f"task {task.name}{held}")
 
 
 def readable(targets: Sequence[Target], tasks: Sequence[Task]) -> None:
@@ -114,7 +114,7 @@ def _ask(target: Target, task: Task, stored: AnswerFile, conditions: ConditionsF
     done = len(rows) - sum(map(len, missing))
     journal.record(event="answering", target=target.name, task=task.name, done=done, total=len(rows))
     conditions.append([observe(target, task, sum(map(len, missing)), batch)])
-    prompts = [[_prompt(row) for row in part] for part in missing]
+    prompts = [[prompt_of(row) for row in part] for part in missing]
     began = time.perf_counter()
     replies = target.answer(prompts, max_new_tokens=task.file.generation.max_new_tokens)
     for part, found in zip(missing, replies, strict=True):
@@ -149,7 +149,8 @@ def run_name(out: Path) -> str:
     return out.resolve().parent.name
 
 
-def _prompt(row: Row) -> Prompt:
+def prompt_of(row: Row) -> Prompt:
+    """A question as every target is asked it, and as its cost is foreseen."""
     return Prompt(row.messages, row.privacy, row.id, media=row.media, tools=row.tools)
 
 

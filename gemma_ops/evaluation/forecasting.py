@@ -14,9 +14,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from gemma_ops.answer import Prompt
 from gemma_ops.config import EvaluateConfig, MachineConfig
 from gemma_ops.evaluation import answers, checking, cost, forecast_gates, forecast_judges
+from gemma_ops.evaluation.asking import prompt_of
 from gemma_ops.evaluation.copies import join_copies
 from gemma_ops.evaluation.forecast_judges import CHARACTERS, THOUGHTS
 from gemma_ops.evaluation.task import Task
@@ -112,7 +112,7 @@ def _gemini(spec: Spec, machine: MachineConfig, task: Task, rows: Sequence[Row],
     room = output_limit(facts(spec.model), spec.thinking, limit) - limit
     worst = likely = 0
     for row in rows:
-        asked = request(spec, Prompt(row.messages, row.privacy, row.id, tools=row.tools), limit, use="evaluate")
+        asked = request(spec, prompt_of(row), limit, use="evaluate")
         bound = prices.prompt_bound(wire.body(asked))
         worst += prices.worst(spec.model, bound, asked.max_output_tokens, tier=tier, at=now)
         usage = _usage(row, limit, room, before)

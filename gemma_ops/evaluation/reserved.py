@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
-from gemma_ops.answer import Prompt
 from gemma_ops.errors import BudgetError
 from gemma_ops.evaluation.answers import Stored
+from gemma_ops.evaluation.asking import prompt_of
 from gemma_ops.evaluation.task import Task
 from gemma_ops.gemini import prices, wire
 from gemma_ops.targets.gemini import request
@@ -28,9 +28,7 @@ def most_per_answer(task: Task, target: str, answers: Sequence[Stored]) -> float
     for row, answer in zip(task.rows, answers, strict=True):
         if answer.end == "hidden":
             continue
-        asked = request(
-            spec, Prompt(row.messages, row.privacy, row.id), task.file.generation.max_new_tokens, use="evaluate"
-        )
+        asked = request(spec, prompt_of(row), task.file.generation.max_new_tokens, use="evaluate")
         try:
             bound = prices.prompt_bound(wire.body(asked))
             found = max(

@@ -32,6 +32,7 @@ class Book:
         self.facts = facts
         self.pages = {(item.task.name, item.target): item for item in graded}
         self._draws: dict[tuple[str, str, str, frozenset[int]], tuple[float, Array]] = {}
+        self._most: dict[tuple[str, str], float | None] = {}
 
     def targets(self, task: str) -> list[str]:
         return [target for name, target in self.pages if name == task]
@@ -76,12 +77,20 @@ class Book:
         clusters = [str(rows[index].cluster) for index in kept] if pages[0].task.clustered else None
         return [[float(column[index] or 0.0) for index in kept] for column in columns], clusters
 
+    def most(self, item: Graded) -> float | None:
+        """Dollars that 1,000 answers of a target to a task can cost at most, as far as it is known."""
+        place = (item.task.name, item.target)
+        if place not in self._most:
+            dearest = most_per_answer(item.task, item.target, item.answers)
+            self._most[place] = None if dearest is None else 1000 * dearest
+        return self._most[place]
+
     def evidence(self, gate: GateConfig) -> gates.Evidence:
         task = self.task_of(gate)
         targets = [gate.target, *([gate.versus] if gate.versus else [])]
         item = self.pages[task, gate.target]
         if gate.test == "at_most":
-            return cost.evidence(gate, item.answers, self.facts, _most(item))
+            return cost.evidence(gate, item.answers, self.facts, self.most(item))
         if gate.metric in item.task.columns:
             columns, clusters = self.scores(task, gate.metric, targets)
             values = columns[0] if len(columns) == 1 else [a - b for a, b in zip(*columns, strict=True)]
@@ -130,17 +139,11 @@ def result(item: Graded, book: Book) -> dict[str, Any]:
         "metrics": metrics,
         "slices": _slices(item, confidence),
         "speed": rounded(cost.speed(item.answers)),
-        "cost": rounded(cost.spent(item.answers, book.facts, item.target, confidence, _most(item))),
+        "cost": rounded(cost.spent(item.answers, book.facts, item.target, confidence, book.most(item))),
         "place": cost.place(book.facts, item.target),
     }
     labels = _labels(item)
     return body | ({"labels": labels} if labels else {})
-
-
-def _most(item: Graded) -> float | None:
-    """Dollars that 1,000 answers can cost at most, as far as it is known."""
-    dearest = most_per_answer(item.task, item.target, item.answers)
-    return None if dearest is None else 1000 * dearest
 
 
 def _clusters(task: Task) -> list[str] | None:
