@@ -14,8 +14,9 @@ from gemma_ops import digest
 from gemma_ops.config import GateConfig, MachineConfig
 from gemma_ops.config.policy import PolicyTask, PromotionPolicy, make_policy, softer
 from gemma_ops.errors import ConfigError, OpsError
-from gemma_ops.registry import ledger, lock, profile, stored
+from gemma_ops.registry import ledger, lock
 from gemma_ops.registry.ledger import Ledger
+from gemma_ops.registry.moving import opened_registry
 from gemma_ops.registry.shelves import Entry
 
 
@@ -101,9 +102,7 @@ def append_policy(book: Ledger, policy: PromotionPolicy, reason: str) -> PolicyI
 
 def show_policy(machine: MachineConfig, name: str) -> PolicyInForce:
     """The policy in force. Raises OpsError where there is none, GateError for a ledger that can't be trusted."""
-    tracking = profile.connect(machine)
-    with profile.calls(tracking.place):
-        stored.model(tracking, name)
+    with opened_registry(machine, name) as tracking:
         found = policy_in_force(name, Ledger(tracking, name).anchored())
     if found is None:
         raise OpsError(
@@ -125,13 +124,9 @@ def set_policy(
     why = ledger.reason_given(reason)
     if policy is None:
         raise ConfigError("a policy needs a gate", "put one into evaluate.gates of the configuration")
-    tracking = profile.connect(machine)
-    with profile.calls(tracking.place):
-        stored.model(tracking, name)
-        with lock.held(tracking, name):
-            book = Ledger(tracking, name)
-            if new_ledger:
-                book.restart(why)
-            entries = book.anchored()
-            known = policy_in_force(name, entries)
-            return known if known and known.policy == policy else append_policy(book, policy, why)
+    with opened_registry(machine, name) as tracking, lock.held(tracking, name):
+        book = Ledger(tracking, name)
+        if new_ledger:
+            book.restart(why)
+        known = policy_in_force(name, book.anchored())
+        return known if known and known.policy == policy else append_policy(book, policy, why)

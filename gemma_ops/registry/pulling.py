@@ -46,7 +46,7 @@ def pull_champion(out: Path, settings: RegisterConfig, machine: MachineConfig) -
         return _write(out, PromotionStandard(why_none="machine.mlflow is null"), [])
     tracking = profile.connect(machine)
     with profile.calls(tracking.place):
-        model = _registered(tracking, str(settings.name))
+        model = stored.find_model(tracking, str(settings.name))
         if model is None:
             return _write(out, PromotionStandard(why_none=f"{settings.name} has no version yet"), [])
         entries = Ledger(tracking, model.name).anchored()
@@ -58,23 +58,8 @@ def pull_champion(out: Path, settings: RegisterConfig, machine: MachineConfig) -
         return _write(out, standard, entries)
 
 
-def _registered(tracking: Tracking, name: str) -> Any:
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return tracking.client.get_registered_model(name)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        return None
-
-
 def _pull(tracking: Tracking, out: Path, name: str, number: str) -> ChampionFacts:
-    found = stored.version(tracking, name, number)
-    logged = stored.logged_model(tracking, found)
-    body = stored.read_manifest(tracking, logged)
-    if found.tags.get(stored.TAG) != body["digest"]:
-        raise GateError(f"{name} version {number} carries another manifest than its model", "register it again")
+    logged, body = stored.version_manifest(tracking, stored.version(tracking, name, number))
     files: dict[str, Any] = body["subject"]["files"]
     form = next((form for form, place in FORMS.items() if any(path.startswith(f"{place}/") for path in files)), "")
     places = {FORMS[form]: CHAMPION_MODEL, TOKENIZER: TOKENIZER}

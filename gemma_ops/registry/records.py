@@ -66,15 +66,7 @@ def gone_versions(entries: Sequence[Entry], versions: Sequence[Any]) -> list[str
 def check_ledger(tracking: Tracking, name: str) -> str | None:
     """Compare the ledger of a model with its anchors before anything is added to the model; returns the anchor of its last
     entry, None where there is no such model yet. Raises GateError."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        tracking.client.get_registered_model(name)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
-        return None
-    return anchor(Ledger(tracking, name).anchored())
+    return anchor(Ledger(tracking, name).anchored()) if stored.find_model(tracking, name) else None
 
 
 def record_version(

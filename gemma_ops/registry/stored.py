@@ -43,8 +43,8 @@ def versions(tracking: Tracking, name: str, manifest_digest: str | None = None) 
     return sorted(kept, key=lambda version: -int(version.version))
 
 
-def model(tracking: Tracking, name: str) -> Any:
-    """A registered model with its aliases and tags. Raises OpsError naming the models there are."""
+def find_model(tracking: Tracking, name: str) -> Any | None:
+    """A registered model with its aliases and tags; None where there is no such model."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -52,6 +52,13 @@ def model(tracking: Tracking, name: str) -> Any:
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
+        return None
+
+
+def model(tracking: Tracking, name: str) -> Any:
+    """As `find_model`. Raises OpsError naming the models there are."""
+    if found := find_model(tracking, name):
+        return found
     names = [found.name for found in tracking.client.search_registered_models(max_results=500)]
     raise OpsError(
         f"no registered model {name!r} at {tracking.place.uri}", _instead(name, names, "gemma-ops run … registers one")
@@ -118,6 +125,18 @@ def read_manifest(tracking: Tracking, logged: Any) -> dict[str, Any]:
             f"the stored manifest of {logged.name} is another than the one registered", "register the version again"
         )
     return body
+
+
+def version_manifest(tracking: Tracking, found: Any) -> tuple[Any, dict[str, Any]]:
+    """The LoggedModel behind a version, and its manifest. Raises GateError as `logged_model` and `read_manifest` do, and for
+    a version that was registered with another manifest."""
+    logged = logged_model(tracking, found)
+    body = read_manifest(tracking, logged)
+    if found.tags.get(TAG) != body["digest"]:
+        raise GateError(
+            f"{found.name} version {found.version} carries another manifest than its model", "register it again"
+        )
+    return logged, body
 
 
 def compare_sizes(tracking: Tracking, logged: Any, expected: dict[str, int]) -> list[str]:
