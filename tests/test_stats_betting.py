@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from gemma_ops.stats import power
-from gemma_ops.stats.betting import BoundedSample, dealt, fewest, wins
+from gemma_ops.stats.betting import BoundedSample, dealt, wins
+from gemma_ops.stats.fewest import fewest
 from gemma_ops.stats.looks import FIRST, look_level
 
 

@@ -17,7 +17,7 @@ from gemma_ops.config import GateConfig
 from gemma_ops.evaluation import needed, paired, statistics
 from gemma_ops.evaluation.gate_words import Told, sentence
 from gemma_ops.evaluation.statistics import Array, Sample
-from gemma_ops.stats.betting import fewest
+from gemma_ops.stats.fewest import fewest
 
 Outcome = Literal["pass", "fail", "inconclusive"]
 

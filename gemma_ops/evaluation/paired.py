@@ -17,7 +17,7 @@ import numpy as np
 from scipy import special, stats
 
 from gemma_ops.evaluation.statistics import EXACT_ROWS, Sample
-from gemma_ops.stats.betting import fewest
+from gemma_ops.stats.fewest import fewest
 from gemma_ops.stats.power import POWER
 
 _GRID = 40

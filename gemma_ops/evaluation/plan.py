@@ -12,6 +12,7 @@ import math
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Literal
 
+from gemma_ops.stats.fewest import fewest
 from gemma_ops.stats.looks import look_level
 
 if TYPE_CHECKING:
@@ -59,8 +60,11 @@ def fewest_rows(gate: GateConfig, alpha: float) -> int | None:
     """Rows below which no test that holds for all scores can pass the gate, even if every answer is right (`at_least`), or
     none differs (`noninferior`): log alpha / log(margin), and log alpha / log(1 - margin). None for other gates, and where no
     number of rows passes it."""
-    share = gate.margin if gate.test == "at_least" else 1 - gate.margin if gate.test == "noninferior" else 0.0
-    return math.ceil(math.log(alpha) / math.log(share) - 1e-9) if 0 < share < 1 else None
+    if not 0 < gate.margin < 1:
+        return None
+    if gate.test == "at_least":
+        return fewest(gate.margin, 1.0, 0.0, alpha)
+    return fewest(-gate.margin, 0.0, -1.0, alpha) if gate.test == "noninferior" else None
 
 
 def rows_for_gate(gate: GateConfig, alpha: float, discordance: float | None = None) -> int | None:

@@ -10,7 +10,8 @@ from statistics import NormalDist
 import numpy as np
 from scipy import stats
 
-from gemma_ops.stats.betting import Array, BoundedSample, fewest, wins
+from gemma_ops.stats.betting import Array, BoundedSample, wins
+from gemma_ops.stats.fewest import fewest
 
 POWER = 0.8
 _SAFE = 0.825
