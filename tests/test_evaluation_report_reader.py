@@ -15,7 +15,7 @@ from gemma_ops.config import EvaluateConfig, MachineConfig
 from gemma_ops.evaluation import answers, conditions, palette, pipeline, provenance, regrade, scatter, summary_lines
 from gemma_ops.evaluation.conditions import ConditionsFile
 from gemma_ops.evaluation.markup import chip, colour, escape, short
-from gemma_ops.targets.base import Pace
+from gemma_ops.targets.base import EnginePace
 
 SERVICES = ("gemini:gemini-3.8-flash@low", "gemini:gemini-3.5-flash-lite@low", "openai:http://127.0.0.1:9/v1#qwen3")
 NAMES = ("base", "tuned", "bf16", "q8_0", "q4_0", "/models/gemma-3", "/models/other", *SERVICES)
@@ -32,7 +32,7 @@ GATES = (
 
 def stand_in(name, skill):
     found = Echo(name, skill)
-    found.pace = Pace("CPU", 2) if name not in SERVICES else Pace(at_once=6)
+    found.pace = EnginePace("CPU", 2) if name not in SERVICES else EnginePace(at_once=6)
     return found
 
 

@@ -15,7 +15,7 @@ from gemma_ops.data import chat, published
 from gemma_ops.data.tokens import Manner
 from gemma_ops.family.media import Senses
 from gemma_ops.nano import WEIGHTS
-from gemma_ops.targets.base import Asked
+from gemma_ops.targets.base import AskingMode
 from gemma_ops.targets.local import Encoder
 
 SIZES = templates()
@@ -70,7 +70,7 @@ def test_every_answer_is_learned_after_the_published_prompt(tokenizer, size, thi
 def test_evaluation_asks_as_training_does(tokenizer, tmp_path, size, thinking):
     shutil.copyfile(WEIGHTS / "tokenizer.json", tmp_path / "tokenizer.json")
     (tmp_path / "chat_template.jinja").write_text(SIZES[size], encoding="utf-8")
-    encode = Encoder(tmp_path, Asked(thinking=thinking))
+    encode = Encoder(tmp_path, AskingMode(thinking=thinking))
     manner = Manner(template=published.template_of(tmp_path), thinking="on" if thinking else "off")
     draw = random.Random(f"{thinking} {size}")
     for _ in range(CONVERSATIONS):

@@ -17,7 +17,7 @@ from gemma_ops.modeling.generate import read_reply
 from gemma_ops.modeling.thoughts import left_open
 from gemma_ops.nano import WEIGHTS
 from gemma_ops.targets import open_target
-from gemma_ops.targets.base import Asked
+from gemma_ops.targets.base import AskingMode
 from gemma_ops.targets.local import Encoder
 
 ASK = [{"role": "user", "content": "Why?"}]
@@ -89,7 +89,7 @@ def test_evaluation_asks_as_training_did_unless_told_otherwise(tmp_path, trained
 
 def test_a_question_is_asked_in_the_tokens_of_training(tokenizer):
     for thinking in (False, True):
-        asked = Encoder(WEIGHTS, Asked(thinking=thinking)).encoded(Prompt(ASK))
+        asked = Encoder(WEIGHTS, AskingMode(thinking=thinking)).encoded(Prompt(ASK))
         learned = chat.encode(tokenizer, [*ASK, {"role": "assistant", "content": "So."}], thinking=thinking)
         assert learned.ids[: len(asked.ids)] == asked.ids
         assert ("<|think|>" in asked.text) is thinking
@@ -99,7 +99,12 @@ def test_answers_of_one_mode_are_not_taken_for_those_of_another(tmp_path):
     machine = MachineConfig(runs=str(tmp_path))
     opened = [
         open_target("base", machine, run="r", use="evaluate", base=WEIGHTS, asked=asked)
-        for asked in (Asked(), Asked(thinking=True), Asked(thinking=True, thought_tokens=7), Asked(control="spell"))
+        for asked in (
+            AskingMode(),
+            AskingMode(thinking=True),
+            AskingMode(thinking=True, thought_tokens=7),
+            AskingMode(control="spell"),
+        )
     ]
     assert len({target.identity for target in opened}) == 4
 
@@ -114,7 +119,7 @@ def test_a_reply_may_think_beyond_the_answers_limit(tmp_path, monkeypatch):
         return iter(())
 
     monkeypatch.setattr(generate, "answer", answer)
-    for asked in (Asked(), Asked(thinking=True, thought_tokens=30)):
+    for asked in (AskingMode(), AskingMode(thinking=True, thought_tokens=30)):
         target = open_target("base", MachineConfig(), run="r", use="evaluate", base=WEIGHTS, asked=asked)
         assert list(target.answer([[Prompt(ASK)]], max_new_tokens=5)) == [[]]
     assert limits == [5, 35]

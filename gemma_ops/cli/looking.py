@@ -133,13 +133,8 @@ def _refused_later(config: RunConfig, result: CheckResult) -> list[tuple[str, st
     train, trained = config.train, result.trained
     if trained and not result.lengths["tokens_with_loss"]:
         found.append(("no row carries loss", "raise train.max_length, or give rows with answers"))
-    elif trained and train.only_warms_up(train.optimizer_steps(trained[train.thinking], trained["tokens"])):
-        found.append(
-            (
-                f"the training is one step long, and the learning rate of the warm-up's first step is zero (train.batch {train.batch})",
-                "lower train.batch, raise train.epochs or train.max_steps, or set train.warmup_share=0",
-            )
-        )
+    elif trained and (refusal := train.warm_up_alone(trained[train.thinking], trained["tokens"])):
+        found.append(refusal)
     return found
 
 

@@ -94,9 +94,15 @@ class TrainConfig(Section):
         an_epoch = ceil(tokens / self.batch_tokens) if self.batch_tokens else ceil(rows / self.batch)
         return max(1, ceil(self.epochs * max(1, an_epoch)))
 
-    def only_warms_up(self, steps: int) -> bool:
-        """Whether the learning rate of every step is zero: the first step of a warm-up has none."""
-        return steps == 1 and self.warmup_share > 0
+    def warm_up_alone(self, rows: int, tokens: int) -> tuple[str, str] | None:
+        """What is wrong with a training whose only step is a warm-up's first, and the ways out; None for any other."""
+        if self.optimizer_steps(rows, tokens) > 1 or not self.warmup_share:
+            return None
+        what = (
+            f"the training is one step long ({rows} rows, train.batch {self.batch}), and the learning rate of the warm-up's "
+            "first step is zero: it would learn nothing"
+        )
+        return what, "lower train.batch, raise train.epochs or train.max_steps, or set train.warmup_share=0"
 
     @model_validator(mode="after")
     def _batches(self) -> TrainConfig:

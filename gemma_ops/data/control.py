@@ -71,7 +71,7 @@ def marked(
     The model's own text first loses its channels, as every published template strips them: it would no longer see them.
     Raises DataError for content that holds every character that could serve as the mark.
     """
-    openers = re.compile(f"[{re.escape(''.join(sorted({token[0] for token in control_tokens(tokenizer)})))}]")
+    openers = _openers(control_tokens(tokenizer))
     said = list(texts_in([list(messages), list(tools or [])]))
     if not any(openers.search(text) for text in said):
         return list(messages), list(tools) if tools else None, ""
@@ -119,6 +119,12 @@ def control_tokens(tokenizer: Tokenizer) -> tuple[str, ...]:
     """Contents of a tokenizer's control tokens: those it calls special, and those of Gemma 4 that it knows."""
     special = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
     return tuple(sorted(special | {token for token in CONTROL if tokenizer.token_to_id(token) is not None}))
+
+
+@lru_cache(maxsize=16)
+def _openers(tokens: tuple[str, ...]) -> re.Pattern[str]:
+    """The characters that control tokens begin with."""
+    return re.compile(f"[{re.escape(''.join(sorted({token[0] for token in tokens})))}]")
 
 
 @lru_cache(maxsize=16)

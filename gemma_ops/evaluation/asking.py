@@ -20,7 +20,7 @@ from gemma_ops.evaluation.conditions import ConditionsFile, observe
 from gemma_ops.evaluation.task import Task
 from gemma_ops.metrics.base import Row
 from gemma_ops.targets import spec as specs
-from gemma_ops.targets.base import HERE, Asked, Target, guard, reads
+from gemma_ops.targets.base import HERE, AskingMode, Target, guard, reads
 
 _PART = 1000
 
@@ -45,7 +45,7 @@ def readable(targets: Sequence[Target], tasks: Sequence[Task]) -> None:
                 )
 
 
-def asked(name: str, settings: EvaluateConfig, tuned: Path | None, champion: Path | None = None) -> Asked:
+def asked(name: str, settings: EvaluateConfig, tuned: Path | None, champion: Path | None = None) -> AskingMode:
     """How the target of that name is asked if it is a local model: as what it is, or was tuned to, was trained."""
     spec = specs.parse(name)
     places = {"folder": Path(spec.place).expanduser(), "gguf": Path(spec.place).expanduser().parent}
@@ -57,7 +57,7 @@ def asked(name: str, settings: EvaluateConfig, tuned: Path | None, champion: Pat
         if settings.thinking == "as_trained"
         else settings.thinking == "on"
     )
-    return Asked(thinking, settings.thought_tokens, settings.control_tokens)
+    return AskingMode(thinking, settings.thought_tokens, settings.control_tokens)
 
 
 def refuse_control(targets: Sequence[Target], tasks: Sequence[Task]) -> None:

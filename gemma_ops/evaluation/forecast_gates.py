@@ -54,7 +54,7 @@ def _missing(gate: GateConfig, task: Task) -> str | None:
     return None
 
 
-def lines(task: Body) -> list[str]:
+def gate_lines(task: Body) -> list[str]:
     """A task and its gates for a terminal."""
     clustered = f" in {task['clusters']:,} clusters" if task["clusters"] else ""
     seen, close = f"{task['detectable']:.3f}", f"{task['detectable_close']:.3f}"

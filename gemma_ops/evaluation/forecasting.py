@@ -205,7 +205,7 @@ def lines(body: Body) -> list[str]:
             f"{body['look']['level']:.3g}"
         )
     for task in body["tasks"]:
-        text += forecast_gates.lines(task)
+        text += forecast_gates.gate_lines(task)
         text += [f"  {_line(item)}" for item in body["targets"] if item["task"] == task["task"]]
         text += [f"  {_judge(item)}" for item in body["judges"] if item["task"] == task["task"]]
     if body["worst_usd"] is not None:

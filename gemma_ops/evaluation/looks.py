@@ -39,7 +39,7 @@ class Look(BaseModel):
 
 
 @dataclass(frozen=True)
-class Standing:
+class NextLook:
     """The look that is to be taken: itself, its number, and the looks before it."""
 
     look: Look
@@ -76,7 +76,7 @@ def known_looks(out: Path, registered: Sequence[Look] = ()) -> list[Look]:
     return list(reversed(once.values()))
 
 
-def take_look(graded: Sequence[Graded], settings: EvaluateConfig, facts: Facts, known: Sequence[Look]) -> Standing:
+def take_look(graded: Sequence[Graded], settings: EvaluateConfig, facts: Facts, known: Sequence[Look]) -> NextLook:
     """The look that these answers are, after those that are known."""
     subjects = subjects_of([item.task.name for item in graded], settings, facts)
     asked = {(gate.task or graded[0].task.name, name) for gate in settings.gates for name in (gate.target, gate.versus)}
@@ -97,7 +97,7 @@ def take_look(graded: Sequence[Graded], settings: EvaluateConfig, facts: Facts, 
     rows = max((len(item.task.rows) for item in pages), default=0)
     look = Look(subjects=subjects, evidence=evidence, rows=rows, level=level)
     spent = [one.level for one in related] + ([level] if same is None else [])
-    return Standing(look, tuple(earlier), look_level(total, spent))
+    return NextLook(look, tuple(earlier), look_level(total, spent))
 
 
 def subjects_of(tasks: Sequence[str], settings: EvaluateConfig, facts: Facts) -> tuple[str, ...]:
@@ -110,7 +110,7 @@ def subjects_of(tasks: Sequence[str], settings: EvaluateConfig, facts: Facts) ->
     return tuple(sorted(found))
 
 
-def record_look(path: Path, standing: Standing, verdict: str) -> None:
+def record_look(path: Path, standing: NextLook, verdict: str) -> None:
     """Write the look down, unless it is there. The file is replaced whole, so that a crash loses none."""
     known = read_looks(path)
     if any(look.evidence == standing.look.evidence and look.subjects == standing.look.subjects for look in known):

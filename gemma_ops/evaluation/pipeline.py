@@ -44,7 +44,7 @@ from gemma_ops.evaluation.judge.judged import Judged, figures
 from gemma_ops.evaluation.judge.material import Side
 from gemma_ops.evaluation.scoring import Graded
 from gemma_ops.evaluation.task import Task
-from gemma_ops.privacy import answers_class, class_of, release_of
+from gemma_ops.privacy import class_of, release_of
 from gemma_ops.targets import open_target
 from gemma_ops.targets.base import HERE, LOCAL, Target, learned_by
 from gemma_ops.targets.spec import QUANTIZED
@@ -88,9 +88,7 @@ def evaluate(
     answers.take(out)
     release = release_of(machine)
     sides = {
-        target.name: Side(
-            target.name, target.identity, target.family, learned_by(target), answers_class(learned_by(target), release)
-        )
+        target.name: Side.of_model(target.name, target.identity, target.family, learned_by(target), release)
         for target in targets
     }
 

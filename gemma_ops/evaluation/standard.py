@@ -11,22 +11,19 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from gemma_ops import journal
 from gemma_ops.config import EvaluateConfig, GateConfig
 from gemma_ops.config.policy import (
     CHAMPION,
     CHAMPION_LOOKS,
-    STANDARD,
     PromotionStandard,
     at_least_as_strict,
     same_question,
 )
-from gemma_ops.errors import DataError
 from gemma_ops.evaluation.cost import Facts
 from gemma_ops.evaluation.looks import Look, read_looks
 from gemma_ops.evaluation.task import Task
+from gemma_ops.targets.incumbent import standard_in
 
 
 def read_standard(folder: Path | None, base: Path | None = None) -> PromotionStandard:
@@ -34,12 +31,7 @@ def read_standard(folder: Path | None, base: Path | None = None) -> PromotionSta
     base than `base` is left out, and told. Raises DataError for a damaged file."""
     if folder is None:
         return PromotionStandard(why_none="this recipe asks no registry")
-    try:
-        found = PromotionStandard.model_validate(json.loads((folder / STANDARD).read_text(encoding="utf-8")))
-    except (OSError, ValueError, ValidationError) as error:
-        raise DataError(
-            f"{folder / STANDARD} can't be read: {str(error).splitlines()[0]}", "make it again: --redo champion"
-        ) from error
+    found = standard_in(folder)
     model = base / "model.json" if base else None
     files = json.loads(model.read_text(encoding="utf-8"))["files"] if model and model.is_file() else {}
     if found.champion is None or found.champion.fits(files):

@@ -26,7 +26,7 @@ from gemma_ops.config import EvaluateConfig, GateConfig
 from gemma_ops.evaluation import gates, plan, routing
 from gemma_ops.evaluation.answered import gate_doubt
 from gemma_ops.evaluation.judge.judged import METRICS, Judged, evidence_for
-from gemma_ops.evaluation.looks import Standing
+from gemma_ops.evaluation.looks import NextLook
 from gemma_ops.evaluation.results import Book, differences, result, rounded
 from gemma_ops.evaluation.scoring import Graded
 from gemma_ops.evaluation.task import Task
@@ -39,7 +39,7 @@ def build(
     settings: EvaluateConfig,
     facts: dict[str, Any],
     judged: Sequence[Judged] = (),
-    standing: Standing | None = None,
+    standing: NextLook | None = None,
 ) -> dict[str, Any]:
     """Build the verdict from every target's grades on every task. `facts` are what `provenance.collect` knows; `standing`
     says which look this is, and without it the gates have the whole level."""
@@ -82,7 +82,7 @@ def _evidence(gate: GateConfig, book: Book, judged: Sequence[Judged]) -> gates.E
     return evidence_for(gate, judged) if judged else "no judge was asked"
 
 
-def _look(standing: Standing | None) -> dict[str, Any] | None:
+def _look(standing: NextLook | None) -> dict[str, Any] | None:
     if standing is None:
         return None
     return {

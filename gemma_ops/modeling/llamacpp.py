@@ -29,9 +29,9 @@ from gemma_ops.answer import Answer, End
 from gemma_ops.errors import MachineError, ModelError
 from gemma_ops.modeling.generate import STOPS, read_reply
 from gemma_ops.modeling.thoughts import left_open
+from gemma_ops.modeling.threads import SMALL
 
 _SLACK = 8  # tokens of context beyond prompt and reply
-_SMALL = 100 << 20  # bytes of a file below which threads spend longer waiting for each other than computing
 _GREEDY: dict[str, Any] = {"temperature": 0.0, "top_k": 1, "samplers": ["top_k"], "seed": 0}
 # Stop tokens and bytes of unfinished characters come back without probabilities, so the one token that is generated is
 # forced to be a letter. What is reported is taken before the bias.
@@ -56,7 +56,7 @@ class Distributions:
 
 def threads_for(path: Path, threads: int | None) -> int:
     """CPU threads that a file is run with: one for a small file, else as many as are asked for, or all cores."""
-    return 1 if path.stat().st_size < _SMALL else threads or os.cpu_count() or 1
+    return 1 if path.stat().st_size < SMALL else threads or os.cpu_count() or 1
 
 
 class GGUF:

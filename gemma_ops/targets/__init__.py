@@ -6,7 +6,7 @@ from pathlib import Path
 
 from gemma_ops.config import MachineConfig
 from gemma_ops.gemini.request import Use
-from gemma_ops.targets.base import Asked, Target
+from gemma_ops.targets.base import AskingMode, Target
 
 
 def open_target(
@@ -19,7 +19,7 @@ def open_target(
     tuned: Path | None = None,
     quantized: Path | None = None,
     champion: Path | None = None,
-    asked: Asked | None = None,
+    asked: AskingMode | None = None,
 ) -> Target:
     """The target that a specification names; `spec.py` lists the forms.
 
@@ -42,7 +42,7 @@ def open_target(
     if parsed.kind == "champion":
         from gemma_ops.targets.incumbent import open_champion
 
-        return open_champion(machine, champion, base=base, asked=asked or Asked())
+        return open_champion(machine, champion, base=base, asked=asked or AskingMode())
     from gemma_ops.targets import local
 
-    return local.open_local(parsed, machine, base=base, tuned=tuned, quantized=quantized, asked=asked or Asked())
+    return local.open_local(parsed, machine, base=base, tuned=tuned, quantized=quantized, asked=asked or AskingMode())

@@ -62,7 +62,7 @@ class Target(Protocol):
 
 
 @dataclass(frozen=True)
-class Asked:
+class AskingMode:
     """How local models are asked, the same for all targets of an evaluation."""
 
     thinking: bool = False
@@ -82,7 +82,7 @@ def reads(target: Target) -> frozenset[str]:
 
 
 @dataclass(frozen=True)
-class Pace:
+class EnginePace:
     """What a target's engine computes with, for whoever reads its times."""
 
     device: str = ""
@@ -93,9 +93,9 @@ class Pace:
     """Requests under way together; None where that is the size of a batch."""
 
 
-def pace_of(target: Target) -> Pace:
+def pace_of(target: Target) -> EnginePace:
     """What a target's attribute `pace` says; nothing is known of one without."""
-    found: Pace = getattr(target, "pace", Pace())
+    found: EnginePace = getattr(target, "pace", EnginePace())
     return found
 
 

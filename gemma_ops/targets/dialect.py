@@ -9,6 +9,7 @@ refused. Source: the API reference of chat completions, `max_completion_tokens` 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from gemma_ops import journal
@@ -33,6 +34,7 @@ class Dialect:
         self._fixed = settings.limit_key != "auto"
         self._left_out = {"temperature"} if settings.temperature == "left_out" else set[str]()
         self._kept = {"temperature"} if settings.temperature == "sent" else set[str]()
+        self._told: set[str] = set()
 
     def spell(self, body: dict[str, Any]) -> dict[str, Any]:
         """A request as this server takes it, from one that says `max_tokens`."""
@@ -43,26 +45,29 @@ class Dialect:
     def learn(self, sent: dict[str, Any], reason: str) -> bool:
         """Whether a request that was refused with these words is now spelled otherwise, and worth sending again."""
         if not self._fixed and _LIMIT in sent and _names(reason, _NEW_LIMIT):
-            return self._change(_LIMIT, f"{_NEW_LIMIT} instead of {_LIMIT}", limit=_NEW_LIMIT)
-        for key in _OPTIONAL:
-            if key in sent and key not in self._kept and _names(reason, key) and _REFUSED.search(reason):
-                return self._change(key, f"no {key}")
-        return False
+            self._limit = _NEW_LIMIT
+            self._tell(f"{_NEW_LIMIT} instead of {_LIMIT}")
+            return True
+        key = self._refused_of([key for key in _OPTIONAL if key not in self._kept], sent, reason)
+        if key is None:
+            return False
+        self._left_out.add(key)
+        self._tell(f"no {key}")
+        return True
 
     def refused(self, sent: dict[str, Any], reason: str) -> str | None:
         """The parameter of ours that a refusal is about, if it is about one: no question would fare better."""
-        known = (_LIMIT, _NEW_LIMIT, *_OPTIONAL, "response_format", "tools")
-        return next((key for key in known if key in sent and _names(reason, key) and _REFUSED.search(reason)), None)
+        return self._refused_of((_LIMIT, _NEW_LIMIT, *_OPTIONAL, "response_format", "tools"), sent, reason)
 
-    def _change(self, key: str, told: str, *, limit: str | None = None) -> bool:
-        new = key not in self._left_out if limit is None else self._limit != limit
-        if limit is None:
-            self._left_out.add(key)
-        else:
-            self._limit = limit
-        if new:
-            journal.record(event="dialect", endpoint=self._url, sends=told)
-        return True
+    @staticmethod
+    def _refused_of(keys: Iterable[str], sent: dict[str, Any], reason: str) -> str | None:
+        return next((key for key in keys if key in sent and _names(reason, key) and _REFUSED.search(reason)), None)
+
+    def _tell(self, sends: str) -> None:
+        """Once, though several threads learn the same."""
+        if sends not in self._told:
+            self._told.add(sends)
+            journal.record(event="dialect", endpoint=self._url, sends=sends)
 
 
 def _names(reason: str, key: str) -> bool:

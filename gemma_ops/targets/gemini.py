@@ -15,7 +15,7 @@ from gemma_ops.gemini import open_gemini
 from gemma_ops.gemini.models import ModelFacts, facts
 from gemma_ops.gemini.request import Request, Use
 from gemma_ops.gemini.service import rehearsal
-from gemma_ops.targets.base import Pace
+from gemma_ops.targets.base import EnginePace
 from gemma_ops.targets.spec import Spec
 
 THOUGHTS = {"minimal": 512, "low": 2048, "medium": 8192, "high": 16384, "xhigh": 32768}
@@ -83,7 +83,7 @@ class GeminiTarget:
         # A batch job has no first token to wait for, so only what is sent one by one is streamed.
         self._stream = use == "evaluate" and machine.gemini.batch != "always"
         self._gemini = open_gemini(machine, run=run)
-        self.pace = Pace(at_once=machine.gemini.concurrency)
+        self.pace = EnginePace(at_once=machine.gemini.concurrency)
 
     def answer(
         self, batches: Sequence[Sequence[Prompt]], *, max_new_tokens: int, schema: dict[str, Any] | None = None

@@ -8,23 +8,31 @@ from pathlib import Path
 from gemma_ops import digest
 from gemma_ops.config import MachineConfig
 from gemma_ops.config.policy import CHAMPION, CHAMPION_MODEL, STANDARD, PromotionStandard
-from gemma_ops.errors import ConfigError
+from gemma_ops.errors import ConfigError, DataError
 from gemma_ops.privacy import stricter
-from gemma_ops.targets.base import Asked
+from gemma_ops.targets.base import AskingMode
 from gemma_ops.targets.local import Checkpoint, Quantized
 from gemma_ops.targets.spec import QUANTIZED
 
 
+def standard_in(folder: Path) -> PromotionStandard:
+    """What the step `champion` has written into its folder. Raises DataError for a damaged file."""
+    try:
+        return PromotionStandard.model_validate(json.loads((folder / STANDARD).read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:  # pydantic's are ValueErrors too
+        raise DataError(
+            f"{folder / STANDARD} can't be read: {str(error).splitlines()[0]}", "make it again: --redo champion"
+        ) from error
+
+
 def open_champion(
-    machine: MachineConfig, folder: Path | None, *, base: Path | None, asked: Asked
+    machine: MachineConfig, folder: Path | None, *, base: Path | None, asked: AskingMode
 ) -> Checkpoint | Quantized:
     """The champion as it answers: a GGUF file by llama.cpp, else a checkpoint by transformers.
 
     A version registered without its tokenizer takes that of `base`. Raises ConfigError where there is no champion.
     """
-    known = PromotionStandard()
-    if folder is not None:
-        known = PromotionStandard.model_validate(json.loads((folder / STANDARD).read_text(encoding="utf-8")))
+    known = standard_in(folder) if folder else PromotionStandard()
     facts = known.champion
     if folder is None or facts is None:
         raise ConfigError(

@@ -16,11 +16,11 @@ from gemma_ops.data.parts import media_of
 from gemma_ops.errors import ConfigError
 from gemma_ops.family.media import Senses
 from gemma_ops.privacy import learned_class
-from gemma_ops.targets.base import HERE, LOCAL, Asked, Pace
+from gemma_ops.targets.base import HERE, LOCAL, AskingMode, EnginePace
 from gemma_ops.targets.spec import Spec
 from gemma_ops.targets.structured import in_words
 
-_USUAL = Asked()
+_USUAL = AskingMode()
 
 
 class Checkpoint:
@@ -37,7 +37,7 @@ class Checkpoint:
         machine: MachineConfig,
         *,
         family: str = "gemma",
-        asked: Asked = _USUAL,
+        asked: AskingMode = _USUAL,
         changed: Path | None = None,
     ) -> None:
         """`changed`: a folder with an adapter, or with changed tensors, that is put on the checkpoint."""
@@ -93,7 +93,7 @@ class Checkpoint:
             )
 
     @property
-    def pace(self) -> Pace:
+    def pace(self) -> EnginePace:
         """The device that the checkpoint answers on: where it is loaded, else where it will be."""
         from gemma_ops.modeling import load
         from gemma_ops.modeling.source import checkpoint
@@ -102,7 +102,7 @@ class Checkpoint:
             device = str(self._model.device.type)
         else:
             device = load.pick_device(self._machine.device, checkpoint(self._path))
-        return Pace(*load.engine_facts(device))
+        return EnginePace(*load.engine_facts(device))
 
     def close(self) -> None:
         self._model = None
@@ -132,7 +132,7 @@ class Quantized:
         machine: MachineConfig,
         *,
         made_by: Path | None = None,
-        asked: Asked = _USUAL,
+        asked: AskingMode = _USUAL,
     ) -> None:
         """`made_by`: the artifact the file belongs to, whose digest is the identity."""
         self.name = name
@@ -164,11 +164,11 @@ class Quantized:
                 yield list(islice(replies, len(batch)))
 
     @property
-    def pace(self) -> Pace:
+    def pace(self) -> EnginePace:
         """llama.cpp computes on the CPU here."""
         from gemma_ops.modeling.llamacpp import threads_for
 
-        return Pace("CPU", threads_for(self._file, self._machine.workers))
+        return EnginePace("CPU", threads_for(self._file, self._machine.workers))
 
     def close(self) -> None:
         """The file is open only while it answers."""
@@ -177,7 +177,7 @@ class Quantized:
 class Encoder:
     """Turns conversations into token ids with a checkpoint's tokenizer and its own chat template."""
 
-    def __init__(self, folder: Path, asked: Asked = _USUAL) -> None:
+    def __init__(self, folder: Path, asked: AskingMode = _USUAL) -> None:
         from gemma_ops.data import published
         from gemma_ops.modeling.load import load_tokenizer
 
@@ -238,7 +238,7 @@ def open_local(
     base: Path | None,
     tuned: Path | None,
     quantized: Path | None,
-    asked: Asked = _USUAL,
+    asked: AskingMode = _USUAL,
 ) -> Checkpoint | Quantized:
     """The local target of a specification. Raises ConfigError when this run has no model for it."""
     if spec.kind == "quantized":

@@ -20,12 +20,8 @@ from gemma_ops.training.steps import Layout
 def refuse_warm_up_alone(settings: TrainConfig, table: Any) -> None:
     """Raises ConfigError for a training on the rows of a table whose only step is the warm-up's first."""
     rows = table["length"]
-    if settings.only_warms_up(settings.optimizer_steps(len(rows), sum(rows))):
-        raise ConfigError(
-            f"the training is one step long ({len(rows)} rows, train.batch {settings.batch}), and the learning rate of the "
-            "warm-up's first step is zero: it would learn nothing",
-            "lower train.batch, raise train.epochs or train.max_steps, or set train.warmup_share=0",
-        )
+    if refusal := settings.warm_up_alone(len(rows), sum(rows)):
+        raise ConfigError(*refusal)
 
 
 def settle(

@@ -22,7 +22,7 @@ SIDE = 0.025
 
 
 @dataclass(frozen=True)
-class Errors:
+class ErrorRates:
     """How often a gate at level .05 passed and failed wrongly, and how often the 95 % interval held the truth."""
 
     case: str
@@ -67,7 +67,7 @@ def _holds(truth: float, pairs: bool, more: int, less: int, n: int) -> bool:
     return interval.low <= truth <= interval.high
 
 
-def errors(case: Case, n: int, times: int, seed: int) -> Errors:
+def errors(case: Case, n: int, times: int, seed: int) -> ErrorRates:
     """One line of the table."""
     sums, sizes = case.draw(np.random.default_rng(seed), times, n)
     above, below = (float(rejected(case, sums, sizes, 0.05, upper=side).mean()) for side in (False, True))
@@ -77,11 +77,11 @@ def errors(case: Case, n: int, times: int, seed: int) -> Errors:
     else:
         out = rejected(case, sums, sizes, SIDE) | rejected(case, sums, sizes, SIDE, upper=True)
         held = 1 - float(out.mean())
-    return Errors(case.name, n, times, above, below, held)
+    return ErrorRates(case.name, n, times, above, below, held)
 
 
 @dataclass(frozen=True)
-class Price:
+class PowerPrice:
     """Rows for power .8 at level .05, beside those of a t-test."""
 
     effect: float
@@ -94,7 +94,7 @@ class Price:
         return self.rows / self.t_rows
 
 
-def price(effect: float, deviation: float) -> Price:
+def price(effect: float, deviation: float) -> PowerPrice:
     """For normal differences in [-1, 1] against a margin of 0."""
     n = np.arange(2, 20_000)
     seen = stats.nct.sf(stats.t.isf(0.05, n - 1), n - 1, effect / deviation * np.sqrt(n))
@@ -106,7 +106,7 @@ def price(effect: float, deviation: float) -> Price:
         middle = (few + enough) // 2
         shown = power.power(sample, weights, middle, 0.0, 0.05, plays=4000)
         few, enough = (few, middle) if shown >= power.POWER else (middle, enough)
-    return Price(effect, deviation, t_rows, enough)
+    return PowerPrice(effect, deviation, t_rows, enough)
 
 
 def verdict_of_gates(case: Case, n: int, gates: int, times: int, seed: int) -> tuple[float, float]:

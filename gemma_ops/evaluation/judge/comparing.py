@@ -19,7 +19,7 @@ from gemma_ops.evaluation.answers import AnswerFile, Stored
 from gemma_ops.evaluation.judge.material import Pair, Side
 from gemma_ops.evaluation.scoring import Graded
 from gemma_ops.evaluation.task import Task
-from gemma_ops.privacy import PRIVACY, answers_class, class_of, stricter, strictest
+from gemma_ops.privacy import PRIVACY, class_of, stricter, strictest
 from gemma_ops.targets import spec
 
 _PLAIN = re.compile(r"[A-Za-z0-9_-]+")
@@ -99,7 +99,7 @@ def _answered(name: str, facts: Mapping[str, Any], release: ReleaseConfig) -> Si
     known = spec.parse(name)
     learned = class_of(facts.get("learned", "any" if known.kind == "gemini" else "local_only"))
     family = str(facts.get("family") or known.family)
-    return Side(name, str(facts["identity"]), family, learned, answers_class(learned, release))
+    return Side.of_model(name, str(facts["identity"]), family, learned, release)
 
 
 def of_answers(

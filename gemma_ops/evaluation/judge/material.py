@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gemma_ops.answer import End
-from gemma_ops.config import Privacy
+from gemma_ops.config import Privacy, ReleaseConfig
+from gemma_ops.privacy import answers_class
 
 _CONTROL = re.compile(r"<(\|?)([A-Za-z_/\"][\w /\"-]{0,30}|[A-Za-z]?)(\|?)>")
 """`<|turn>`, `<turn|>`, `<|im_start|>`, `<start_of_turn>`, `</s>`: control tokens, as far as `_TOKENS` knows the plain ones."""
@@ -38,6 +39,11 @@ class Side:
     """Strictest class of the rows that whoever wrote them learned from; of answers in a file, their rows say it."""
     answers: Privacy = "any"
     """The class of the answers for that reason: as `learned`, unless a person has released them."""
+
+    @classmethod
+    def of_model(cls, name: str, identity: str, family: str, learned: Privacy, release: ReleaseConfig) -> Side:
+        """A model that answered, under the release that a person gave."""
+        return cls(name, identity, family, learned, answers_class(learned, release))
 
 
 @dataclass(frozen=True)
