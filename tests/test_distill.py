@@ -149,7 +149,10 @@ def test_the_recipe_carries_the_rows_into_training(cli, tmp_path):
 
 
 def test_the_recipe_names_its_steps():
-    names = {"fetch", "teacher", "synthesize", "prepare", "train", "merge", "quantize", "evaluate", "register"}
+    names = {
+        *("fetch", "teacher", "synthesize", "prepare", "train"),
+        *("merge", "quantize", "champion", "evaluate", "register"),
+    }
     assert recipes.step_names("distill") == names
 
 
