@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 import multiprocessing
-import time
 
+import patience
 import pytest
 
 from gemma_ops.gemini.batch import Batches
@@ -53,7 +53,4 @@ def forks():
 
 
 def wait_for(condition, seconds=20.0):
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.01)
+    patience.until(condition, seconds)

@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
+
+import patience
 
 from gemma_ops import digest
 from gemma_ops.config import LaunchConfig, Machine, TrainConfig
@@ -106,7 +106,7 @@ def pair(folder, entries):
     (folder / "plan.json").write_text(json.dumps(plan))
     launch = LaunchConfig(engine="torchrun", processes=2, restarts=0)
     command = [sys.executable, *engines.torchrun(launch, "pair"), __file__, str(folder / "plan.json")]
-    done = subprocess.run(command, env=engines.environment(launch, 2), capture_output=True, text=True, timeout=240)
+    done = patience.run(command, env=engines.environment(launch, 2), seconds=240)
     assert done.returncode == 0, done.stderr[-4000:]
     return {entry["name"]: Job.read(Path(entry["file"])) for entry in plan}
 
@@ -119,11 +119,7 @@ def result(job):
 
 
 def wait_for(condition, seconds=90.0, every=0.05):
-    until = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < until, "it did not happen in time"
-        time.sleep(every)
-    return found
+    return patience.until(condition, seconds, every=every)
 
 
 def workers(job_file):

@@ -88,9 +88,9 @@ class Stream(io.RawIOBase):
 def test_a_two_gigabyte_line_is_skipped_quickly_and_without_memory():
     stream = Stream(b'{"a": 1}\n{"b": "', 2 << 30, b'"}\n{"a": 2}\n')
     tracemalloc.start()
-    started = time.monotonic()
+    started = time.process_time()
     found = list(read_lines(stream, cap=16_000_000))
-    seconds, (_, peak) = time.monotonic() - started, tracemalloc.get_traced_memory()
+    seconds, (_, peak) = time.process_time() - started, tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert [(line.number, line.length, line.skipped) for line in found] == [
         (1, 8, False),

@@ -9,8 +9,8 @@ import random
 import signal
 import subprocess
 import sys
-import time
 
+import patience
 import pytest
 from pydantic import ValidationError
 
@@ -320,9 +320,7 @@ def test_killed_and_run_again_ends_with_the_same_bytes(run, tmp_path):
         f"prepare(Path({str(out)!r}), DataConfig(path='x'), MachineConfig(), source=Path({str(tmp_path / 'rows.jsonl')!r}), model=WEIGHTS)"
     )
     process = subprocess.Popen([sys.executable, "-c", code])
-    deadline = time.monotonic() + 60
-    while not (out / "work" / "rows.jsonl").exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.01)
+    patience.until(lambda: (out / "work" / "rows.jsonl").exists() or process.poll() is not None, 60, of=process.pid)
     os.kill(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert (out / "work").exists()

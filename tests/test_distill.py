@@ -11,6 +11,7 @@ import sys
 import time
 from collections import Counter
 
+import patience
 import pytest
 from gemini import KEY, TERMS
 from synth_world import teach, write_documents
@@ -67,7 +68,7 @@ def start(path):
 
 def finish(path):
     process = start(path)
-    out, err = process.communicate(timeout=120)
+    out, err = patience.finish(process, 120)
     assert process.returncode == 0, err
     return out
 
@@ -97,9 +98,13 @@ def test_killed_three_times_it_ends_with_the_same_rows_and_pays_for_nothing_twic
         path = configuration(tmp_path / "killed", emulator.url)
         for _ in range(3):
             process, before = start(path), len(emulator.log)
-            wanted, until = draw.randint(1, 10), time.monotonic() + 60
-            while len(emulator.log) - before < wanted and time.monotonic() < until and process.poll() is None:
-                time.sleep(0.005)
+            wanted = draw.randint(1, 10)
+            patience.until(
+                lambda: len(emulator.log) - before >= wanted or process.poll() is not None,  # noqa: B023
+                60,
+                of=process.pid,
+                every=0.005,
+            )
             time.sleep(draw.uniform(0, 0.15))
             assert process.poll() is None, (told, process.communicate())
             os.kill(process.pid, signal.SIGKILL)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import urllib.request
 
+import patience
 import pytest
 from gemini import client_of, machine_for
 from google.genai import errors
@@ -256,8 +257,9 @@ def test_the_verb_serves_until_it_is_interrupted(tmp_path):
         post(url, "Why?")
     assert post(url, "Why?")["modelVersion"] == FLASH
     process.send_signal(signal.SIGINT)
-    assert process.wait(20) == 0
-    assert "2 requests, 1 would be billed" in process.stdout.read()
+    told, _ = patience.finish(process, 20)
+    assert process.returncode == 0
+    assert "2 requests, 1 would be billed" in told
     entries = [json.loads(line) for line in (tmp_path / "logs" / "requests.jsonl").read_text().splitlines()]
     assert [(entry["status"], entry["fault"]) for entry in entries] == [(429, "429"), (200, "")]
 
@@ -266,7 +268,8 @@ def test_the_verb_lets_nano_answer(tmp_path):
     process, url = serve(tmp_path, "--answers-from", "nano")
     reply = post(url, "Hello there")
     process.send_signal(signal.SIGINT)
-    assert process.wait(20) == 0
+    patience.finish(process, 20)
+    assert process.returncode == 0
     assert 1 <= reply["usageMetadata"]["candidatesTokenCount"] <= 8
 
 

@@ -6,9 +6,9 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
+import patience
 import pytest
 import yaml
 
@@ -173,11 +173,13 @@ def test_survives_sigkill(tmp_path):
     child = subprocess.Popen([sys.executable, script, out, "0.15"], cwd=ROOT)
     try:
         answers = out / "answers.jsonl"
-        deadline = time.monotonic() + 60
-        while not (answers.exists() and answers.read_text().count("\n") >= 8):
-            assert time.monotonic() < deadline
-            assert child.poll() is None
-            time.sleep(0.05)
+        patience.until(
+            lambda: child.poll() is not None or (answers.exists() and answers.read_text().count("\n") >= 8),
+            60,
+            of=child.pid,
+            every=0.05,
+        )
+        assert child.poll() is None
     finally:
         os.kill(child.pid, signal.SIGKILL)
         child.wait()

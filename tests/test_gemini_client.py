@@ -7,6 +7,7 @@ import json
 import threading
 import time
 
+import patience
 import pytest
 from gemini import KEY, machine_for
 
@@ -93,7 +94,8 @@ def test_a_fault_is_counted_retried_or_refused_and_never_an_empty_answer(fault, 
     """`truth` is what the service counted; the ledger must agree to the nanodollar, and count more only where it can't know."""
     end, faults, paid = OUTCOMES[fault]
     by_batch = fault.startswith(("item", "batch", "output", "upload"))
-    machine = machine_for(emulator, tmp_path, timeout_seconds=0.5, batch="always" if by_batch else "never")
+    short = {"timeout_seconds": 0.5} if "slow" in fault else {}
+    machine = machine_for(emulator, tmp_path, batch="always" if by_batch else "never", **short)
     client = client_of(machine)
     emulator.fail(fault, seconds=0.05 if fault.startswith("429") else 1.0)
     schema = {"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"]}
@@ -149,7 +151,7 @@ def test_the_wait_that_the_service_asks_for_is_kept(emulator, client):
     emulator.fail("429", times=2, seconds=0.3)
     began = time.monotonic()
     assert client.answer(request()).tries == 3
-    assert 0.6 < time.monotonic() - began < 5
+    assert time.monotonic() - began > 0.6
     gaps = [after.time - before.time for before, after in zip(emulator.log, emulator.log[1:], strict=False)]
     assert min(gaps) >= 0.3
 
@@ -413,7 +415,7 @@ def failure(work, seconds=10.0):
 
     worker = threading.Thread(target=run, daemon=True)
     worker.start()
-    worker.join(seconds)
+    assert patience.joined(worker, seconds)
     assert found
     return found[0]
 

@@ -8,16 +8,18 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections import Counter
 
 import pytest
-from gemini import machine_for
+from gemini import KEY, machine_for
+from patience import joined, until
 
 from gemma_ops import journal
 from gemma_ops.errors import BudgetError, ServiceError
 from gemma_ops.gemini import open_gemini, prices
 from gemma_ops.gemini.cache import Store, open_ledger
+from gemma_ops.gemini.emulator import Emulator
+from gemma_ops.gemini.emulator.rehearsal import rehearse
 from gemma_ops.gemini.request import Request
 
 pytest_plugins = ["gemini"]
@@ -26,6 +28,8 @@ PARENT = """
 import json, sys
 from gemma_ops.config import MachineConfig
 from gemma_ops.gemini import open_gemini
+from gemma_ops.gemini.emulator import Emulator
+from gemma_ops.gemini.emulator.rehearsal import rehearse
 from gemma_ops.gemini.request import Request
 machine, requests = json.load(sys.stdin)
 gemini = open_gemini(MachineConfig.model_validate(machine), run="test")
@@ -41,20 +45,12 @@ def questions(count, **more):
     ]
 
 
-def wait_for(condition, seconds=30.0):
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.01)
-
-
 def in_time(work, seconds=20.0):
     """What `work` returns; fails when it does not come back, instead of waiting with it."""
     results = []
     worker = threading.Thread(target=lambda: results.append(work()), daemon=True)
     worker.start()
-    worker.join(seconds)
-    assert results
+    assert joined(worker, seconds)
     return results[0]
 
 
@@ -68,7 +64,7 @@ def test_what_is_on_the_wire_outlives_a_killed_run_and_is_paid_once(how, emulato
     )
     parent.stdin.write(json.dumps([machine.model_dump(mode="json"), [each.to_json() for each in questions(12)]]))
     parent.stdin.close()
-    wait_for(lambda: len(emulator.log) >= 6)  # the second four are on the wire
+    until(lambda: len(emulator.log) >= 6, 30)  # the second four are on the wire
     os.killpg(parent.pid, how)
     parent.stderr.read()
     parent.wait()
@@ -85,15 +81,34 @@ def test_what_is_on_the_wire_outlives_a_killed_run_and_is_paid_once(how, emulato
     assert sum(answer.dollars for answer in answers) == pytest.approx(spent.settled / prices.NANO)
 
 
-def test_a_dead_courier_is_said_and_what_it_had_on_the_wire_counts(emulator, tmp_path):
-    emulator.latency = 0.3
+@pytest.fixture
+def held(monkeypatch):
+    """A service that answers two questions and keeps the others waiting until `go_on` is set: (emulator, go_on, waiting)."""
+    go_on, waiting, answered = threading.Event(), [], []
+
+    def answer(body):
+        if len(answered) < 2:
+            answered.append(body)
+        else:
+            waiting.append(body)
+            go_on.wait(60)
+        return rehearse(body)
+
+    monkeypatch.setenv("GEMINI_API_KEY", KEY)
+    with Emulator(answer) as emulator:
+        yield emulator, go_on, waiting
+        go_on.set()
+
+
+def test_a_dead_courier_is_said_and_what_it_had_on_the_wire_counts(held, tmp_path):
+    emulator, go_on, waiting = held
     machine = machine_for(emulator, tmp_path, concurrency=2)
     gemini = open_gemini(machine, run="test")
 
     arrived = []
 
-    def kill():  # when two have been told and another is on the wire, whatever pace this machine has
-        wait_for(lambda: len(arrived) >= 2 and len(emulator.log) > len(arrived))
+    def kill():  # two have been told and two are on the wire, whatever pace this machine has
+        until(lambda: len(arrived) == 2 and len(waiting) == 2, 60)
         gemini._pipe._process.kill()
 
     killer = threading.Thread(target=kill)
@@ -103,10 +118,10 @@ def test_a_dead_courier_is_said_and_what_it_had_on_the_wire_counts(emulator, tmp
     killer.join()
     ledger = open_ledger(machine, "test")
     spent = ledger.spent()
-    assert spent.requests >= len(arrived) >= 2  # it may die between keeping an answer and saying it
+    assert spent.requests == len(arrived) == 2
     assert spent.lost > 0
 
-    emulator.latency = 0.0
+    go_on.set()
     assert {answer.end for answer in in_time(lambda: gemini.ask(questions(8)))} == {"stop"}  # by another courier
     gemini._pipe._process.kill()
     gemini._pipe._process.wait()  # between two calls nothing is on the wire, and nothing is to be said

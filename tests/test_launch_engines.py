@@ -7,6 +7,7 @@ import sys
 import threading
 from pathlib import Path
 
+import patience
 import pytest
 from launching import STEADY, adapter, apart, base_into, curve, kill, machine, rows_into, wait_for, workers
 
@@ -59,8 +60,7 @@ def follow(there, name, *, killed, **launch):
         wait_for(lambda: found or (saved.exists() and workers(job)))
         if not found:
             kill(workers(job)[-1])
-    thread.join(180)
-    assert not thread.is_alive()
+    assert patience.joined(thread, 180)
     if "error" in found:
         raise found["error"]
     assert killed == any(record.get("event") == "restarted" for record in records)

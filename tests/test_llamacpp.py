@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import patience
 import pytest
 import tiny_models
 import torch
@@ -198,7 +199,7 @@ def test_files_that_cannot_be_run_are_named(tmp_path: Path, pairs: Pairs) -> Non
 
 def test_without_the_package_the_fix_is_said_and_with_it_nothing_is_printed(pairs: Pairs) -> None:
     def python(code: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+        return patience.run([sys.executable, "-c", code], seconds=120)
 
     file = str(pairs("e2b")[1])
     use = f"from pathlib import Path; from gemma_ops.modeling.llamacpp import GGUF; g = GGUF(Path({file!r})); "

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import patience
 import pytest
 
 from gemma_ops import offline
@@ -330,12 +331,10 @@ def test_the_quickstart_runs_offline_and_tries_nothing(tmp_path):
     # HF_HUB_OFFLINE and its like come from conftest.py; here they must come from offline mode itself.
     kept = {name: value for name, value in os.environ.items() if name not in offline.ENVIRONMENT}
     alone = namespaces()
-    result = subprocess.run(
+    result = patience.run(
         [*(["unshare", "-rn"] if alone else []), "sh", "-c", script],
         cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=600,
+        seconds=600,
         env={**kept, "SOCKET_LOG": str(log), "PYTHONPATH": str(tmp_path)},
     )
     assert "\nended 0\n" in result.stdout, result.stderr

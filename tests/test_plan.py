@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
-import time
 
+import patience
 import pytest
 
 from gemma_ops import family
@@ -248,10 +247,8 @@ def test_answers_in_time_and_without_torch():
         "heavy = {'torch', 'transformers', 'numpy'} & set(sys.modules)\n"
         "sys.exit(f'{heavy} {taken}' if heavy or taken > 1 else 0)"
     )
-    begun = time.perf_counter()
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = patience.run([sys.executable, "-c", code], seconds=10)  # under 2 s; this guards against a slow import
     assert done.returncode == 0, done.stderr
-    assert time.perf_counter() - begun < 10  # under 2 s on an idle machine; this guards against a slow import
 
 
 def test_tokens_are_counted_after_the_template_where_the_tokenizer_is_here(cli, tmp_path):

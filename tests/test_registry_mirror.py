@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import patience
 import pytest
 import registry_runs as runs
 
@@ -261,10 +262,8 @@ def test_a_defect_in_the_mirror_does_not_touch_the_run_and_is_told(tmp_path):
 
     def prepare(out, settings, machine):
         database = tmp_path / "mlflow" / "mlflow.db"
-        deadline = time.monotonic() + 30
         state = tmp_path / "runs/support/mlflow.json"
-        while not (state.exists() and "fetch.1.jsonl" in state.read_text()) and time.monotonic() < deadline:
-            time.sleep(0.02)
+        patience.until(lambda: state.exists() and "fetch.1.jsonl" in state.read_text(), 30)
         with sqlite3.connect(database, timeout=20) as connection:
             connection.execute("drop table metrics")
             connection.execute("drop table tags")

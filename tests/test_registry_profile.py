@@ -13,6 +13,7 @@ import time
 
 import pytest
 import registry_runs
+from patience import Stopwatch
 
 from gemma_ops import registry
 from gemma_ops.config import MachineConfig
@@ -87,10 +88,10 @@ def free_port() -> int:
 
 
 def test_a_server_that_is_down_fails_within_seconds_with_the_ways_out():
-    started = time.monotonic()
+    watch = Stopwatch()
     with pytest.raises(ServiceError, match=r"can't be reached: .*[Rr]efused") as caught:
         registry.show(machine(f"http://127.0.0.1:{free_port()}"), "any")
-    assert time.monotonic() - started < 3
+    assert watch.had() < 3
     assert caught.value.exit_code == 6
     assert "machine.mlflow=mlflow" in caught.value.fix
     assert "machine.mlflow=null" in caught.value.fix
@@ -100,10 +101,10 @@ def test_a_server_that_accepts_and_never_answers_fails_within_seconds():
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen(8)
-        started = time.monotonic()
+        watch = Stopwatch()
         with pytest.raises(ServiceError, match="no answer in 3 s"):
             registry.promote(machine(f"http://127.0.0.1:{silent.getsockname()[1]}"), "any", reason="x")
-        assert time.monotonic() - started < 6
+        assert watch.had() < 6
 
 
 def test_something_else_on_the_port_is_not_taken_for_mlflow():

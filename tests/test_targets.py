@@ -335,7 +335,7 @@ def test_answers_keep_their_order_and_go_out_together():
 def test_a_busy_server_is_asked_again_after_the_time_it_names():
     def busy(body, number):
         return (
-            (429, {"Retry-After": "0.05"}, {"error": {"message": "slow down"}})
+            (429, {"Retry-After": "0.4"}, {"error": {"message": "slow down"}})
             if number < 3
             else (200, {}, events("ok"))
         )
@@ -343,9 +343,9 @@ def test_a_busy_server_is_asked_again_after_the_time_it_names():
     with serving(busy) as (url, log):
         began = time.perf_counter()
         found = one(opening(f"openai:{url}#m"))
-        assert time.perf_counter() - began > 0.1
+        assert time.perf_counter() - began > 0.8
     assert (found.text, len(log)) == ("ok", 3)
-    assert found.seconds < 0.1  # waiting for its turn is not the model's latency
+    assert found.seconds < 0.4  # waiting for its turn is not the model's latency
 
 
 def test_a_server_that_stays_busy_or_away_ends_the_work():

@@ -244,8 +244,8 @@ def test_a_training_of_the_warm_ups_first_step_alone_is_refused_before_the_model
         with pytest.raises(ConfigError, match="one step long"):
             train(tmp_path / "out", TrainConfig(**changes), MACHINE, base=base, data=prepared)
     assert not loaded
-    assert not TrainConfig(max_steps=1, warmup_share=0).only_warms_up(1)
-    assert not TrainConfig(batch=24, epochs=1).only_warms_up(TrainConfig(batch=24, epochs=1).optimizer_steps(48, 999))
+    assert TrainConfig(max_steps=1, warmup_share=0).warm_up_alone(48, 999) is None
+    assert TrainConfig(batch=24, epochs=1).warm_up_alone(48, 999) is None
 
 
 def test_the_adapters_files_have_the_mode_of_the_umask(tmp_path, base, prepared):
