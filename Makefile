@@ -17,7 +17,7 @@ quickstart: setup
 
 # One process a core: the matrices of the tests are too small to share among threads.
 test: setup
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 lint: setup
 	$(BIN)/ruff check .

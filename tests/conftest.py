@@ -6,6 +6,7 @@ import gc
 import os
 import signal
 import sys
+from collections import Counter
 from pathlib import Path
 
 import patience
@@ -28,6 +29,12 @@ os.environ.update(
 # Under nohup and in some CI SIGINT is ignored, and children inherit that: tests that interrupt them would wait for ever.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items):
+    """Files with slow tests first, the slowest of them by their number: what is begun last should not take long."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
 
 
 LOADED = pytest.StashKey[int]()

@@ -12,8 +12,6 @@ import signal
 import sys
 from pathlib import Path
 
-import patience
-
 from gemma_ops import digest
 from gemma_ops.config import LaunchConfig, Machine, TrainConfig
 from gemma_ops.training.launch import engines
@@ -106,6 +104,8 @@ def pair(folder, entries):
     (folder / "plan.json").write_text(json.dumps(plan))
     launch = LaunchConfig(engine="torchrun", processes=2, restarts=0)
     command = [sys.executable, *engines.torchrun(launch, "pair"), __file__, str(folder / "plan.json")]
+    import patience  # this file runs by itself too, in each process of a pair, where the folder of tests is on no path
+
     done = patience.run(command, env=engines.environment(launch, 2), seconds=240)
     assert done.returncode == 0, done.stderr[-4000:]
     return {entry["name"]: Job.read(Path(entry["file"])) for entry in plan}
@@ -119,6 +119,8 @@ def result(job):
 
 
 def wait_for(condition, seconds=90.0, every=0.05):
+    import patience
+
     return patience.until(condition, seconds, every=every)
 
 
