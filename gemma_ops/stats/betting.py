@@ -34,7 +34,7 @@ _PRIOR_ROWS, _PRIOR_SPREAD = 4.0, 0.075
 """The deviation is guessed as this share of the range before any value is seen, and the guess weighs as much as 4 rows."""
 _STEPS = 2000
 """How often the bet is made anew, at most."""
-_LEVELS: Array = 0.05 * 1.05 ** np.arange(47, -222, -1.0)
+LEVELS: Array = 0.05 * 1.05 ** np.arange(47, -222, -1.0)
 """Levels at which a p-value is looked for, from .50 to .000001. It is known to 5 %."""
 _GRID = 128
 """Margins a pass when a bound is looked for; two passes."""
@@ -102,9 +102,9 @@ class BoundedSample:
 
         P(p <= level) is at most the level, since p <= level means that the game for that level was won.
         """
-        won = self._wins(np.full(len(_LEVELS), margin), _LEVELS)
+        won = self._wins(np.full(len(LEVELS), margin), LEVELS)
         count = len(won) if won.all() else int(np.argmin(won))
-        return float(_LEVELS[count - 1]) if count else 1.0
+        return float(LEVELS[count - 1]) if count else 1.0
 
     def bound(self, level: float) -> float:
         """Lower bound of the mean: the least margin above which the mean is not shown to be, to 1/10,000 of the range."""
