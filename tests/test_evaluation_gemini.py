@@ -235,13 +235,13 @@ def test_tools_are_part_of_what_an_answer_can_cost(tmp_path):
 def test_a_plan_tells_gates_that_rows_do_not_decide(tmp_path, emulator):
     task = make_task(tmp_path / "t", rows=rows(20), privacy="any", metrics=["exact_match", "choice_accuracy"])
     asked = [
-        {"metric": "choice_accuracy.f1_macro", "test": "at_least", "margin": 0.5},
+        {"metric": "choice_accuracy.f1_macro", "test": "at_least", "margin": 0.95},
         {"metric": "usd_per_1k", "test": "at_most", "margin": 1.0},
         {"metric": "usd_per_1k", "test": "at_most", "margin": 1.0, "target": NAME},
         {"metric": "exact_match", "test": "at_least", "margin": 0.9},
     ]
     told = planned(machine_for(emulator, tmp_path), task, tmp_path, gates=asked)["problems"]
-    assert sum("will end inconclusive: it is no mean of rows" in line for line in told) == 1
+    assert sum("will end inconclusive: its labels have too few rows" in line for line in told) == 1
     assert sum("the most that an answer can cost is not known" in line for line in told) == 1
     assert sum("can't pass with 20 rows of t" in line and "fewer than 32" in line for line in told) == 1
 

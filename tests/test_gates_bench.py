@@ -7,8 +7,8 @@ import pytest
 
 from gemma_ops.evaluation.gatebench import record_lines, tables
 from gemma_ops.evaluation.gatebench.cases import cases
-from gemma_ops.evaluation.gatebench.record import ROWS
-from gemma_ops.evaluation.gatebench.undecided import macro_f1
+from gemma_ops.evaluation.gatebench.labels import label_cases, label_errors, label_power
+from gemma_ops.evaluation.gatebench.record import LABEL_ROWS, ROWS
 
 RECORD = json.loads((Path(__file__).parent.parent / "configs/benchmarks/gates.json").read_text(encoding="utf-8"))
 CASES = {case.name: case for case in cases()}
@@ -42,9 +42,27 @@ def test_ten_gates_and_twenty_looks():
     assert spending <= MOST < careless
 
 
-def test_a_figure_without_a_bound_is_never_decided():
-    found = macro_f1(50, 40, 95)
-    assert (found.passes, found.fails) == (0.0, 0.0)
+@pytest.mark.parametrize("case", label_cases(), ids=lambda case: case.name)
+def test_f1_at_the_margin_is_rarely_judged_wrongly(case):
+    for n in (50, 300):
+        found = label_errors(case, n, TIMES, seed=95)
+        assert max(found.false_pass, found.false_fail) <= MOST, found
+        assert found.coverage >= 0.95 - 3 * (0.05 * 0.95 / TIMES) ** 0.5, found
+
+
+def test_f1_of_labels_together_is_shown_where_bounds_per_label_show_nothing():
+    found = label_power(10, 0.9, 0.85, 850, 100, seed=96)
+    assert found.passes > 0.7
+    assert found.per_label < 0.1
+
+
+def test_the_truth_of_a_label_case_is_that_of_its_rows():
+    import numpy as np
+
+    for case in label_cases():
+        sides = case.draw(np.random.default_rng(97), 1, 100_000)
+        own, *rival = [float((2 * side.hits.sum(0) / side.totals.sum(0)).mean()) for side in sides if side is not None]
+        assert own - sum(rival) == pytest.approx(case.truth, abs=0.012)
 
 
 def test_the_committed_record_is_within_its_bounds():
@@ -56,7 +74,12 @@ def test_the_committed_record_is_within_its_bounds():
         assert max(line["any_pass"], line["any_fail"]) <= 0.05
     for line in RECORD["looks"]:
         assert line["pass"] <= 0.05 < line["pass_at_whole_level"]
-    assert all(line["passes"] == line["fails"] == 0 for line in RECORD["undecided"])
+    assert {(line["case"], line["n"]) for line in RECORD["labels"]} == {
+        (case.name, n) for case in label_cases() for n in LABEL_ROWS
+    }
+    assert max(max(line["false_pass"], line["false_fail"]) for line in RECORD["labels"]) <= bounds["error"]
+    assert min(line["coverage"] for line in RECORD["labels"]) >= bounds["coverage"]
+    assert all(line["passes"] >= 0.75 > line["per_label"] for line in RECORD["label_power"])
     assert max(line["ratio"] for line in RECORD["rows"]) <= bounds["ratio"] == 1.6
     for line in RECORD["told"]:
         assert line["told_none"] == 0

@@ -35,20 +35,36 @@ def task_body(task: Task, settings: EvaluateConfig, level: float, hour: Body) ->
 def _gate(gate: GateConfig, task: Task, groups: int, level: float, share: float) -> Body:
     """One gate: rows it likely needs at its share of the level, and rows below which it can't pass at the whole of it."""
     rows, fewest = plan.rows_for_gate(gate, share), plan.fewest_rows(gate, level)
+    if _on_labels(gate, task):
+        rows = fewest = None  # that depends on the labels, whose rows are counted below
     return {
         "gate": gate.words,
         "rows_needed": rows,
         "enough": None if rows is None else rows <= groups,
         "fewest": fewest,
         "possible": fewest is None or fewest <= groups,
-        "missing": _missing(gate, task),
+        "missing": _missing(gate, task, level),
     }
 
 
-def _missing(gate: GateConfig, task: Task) -> str | None:
-    """Why no number of rows decides a gate."""
-    if gate.metric in task.figures and gate.metric not in task.columns:
-        return "it is no mean of rows, and no bound of it holds for all data; gate on a score of rows"
+def _on_labels(gate: GateConfig, task: Task) -> bool:
+    """Whether the gate asks for F1, which is made of counts per label."""
+    return gate.metric in task.figures and gate.metric not in task.columns
+
+
+def _missing(gate: GateConfig, task: Task, level: float) -> str | None:
+    """Why no answers to these rows decide a gate."""
+    if _on_labels(gate, task):
+        from gemma_ops.evaluation import gates, label_evidence
+
+        scorer = next(scorer for scorer in task.scorers if gate.metric in scorer.counts)
+        known = [row for row in task.rows if row.reference is not None]
+        if not known:
+            return "no row has a reference"
+        right = scorer.counts[gate.metric]([scorer.score(row.gold, row).detail for row in known])
+        clusters = [str(row.cluster) for row in known] if task.clustered else None
+        sample = label_evidence.ratio_sample([right] * (2 if gate.versus else 1), clusters)
+        return label_evidence.too_few(sample, right.labels, gates.threshold(gate), level)
     if gate.metric == "usd_per_1k" and gate.most is None and parse(gate.target).kind != "gemini":
         return "the most that an answer can cost is not known; say it in the gate's `most`"
     return None

@@ -4,46 +4,48 @@ A gate passes when a one-sided test shows that the condition holds, and fails wh
 share their level over all gates through Holm's method (S. Holm, Scand. J. Stat. 6, 1979), each for itself: the chance that
 any gate passes wrongly is at most the level, and so is the chance that any fails wrongly. Otherwise a gate is
 inconclusive, and the number of rows is told that would settle it. So a small data set can't promote, and can't condemn.
-The tests hold for every distribution of scores. Where none does, the gate says what is missing and decides nothing.
+The tests hold for every distribution of scores, those of F1 too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from gemma_ops.config import GateConfig
-from gemma_ops.evaluation import needed, paired, statistics
+from gemma_ops.evaluation import label_evidence, needed, paired, statistics
 from gemma_ops.evaluation.gate_words import Told, sentence
-from gemma_ops.evaluation.statistics import Array, Sample
+from gemma_ops.evaluation.statistics import Sample
 from gemma_ops.stats.fewest import fewest
+from gemma_ops.stats.ratios import RatioSample
 
 Outcome = Literal["pass", "fail", "inconclusive"]
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the scores say about one gate. For paired gates `sample` holds differences; for a figure that is no mean of
-    rows, such as macro F1, `draws` holds its bootstrap draws and `sample` only counts."""
+    """What the scores say about one gate. For paired gates `sample` holds differences; for F1, which is no mean
+    of rows, `ratios` holds the counts of its labels, and `sample` only counts rows. `labels` names them for macro F1."""
 
     sample: Sample
     is_difference: bool
     value: float
-    draws: Array | None = None
+    ratios: RatioSample | None = None
+    labels: tuple[str, ...] = field(default=(), kw_only=True)
 
     def tests(self, margin: float) -> tuple[float, float]:
-        """p-values against `value <= margin` and `value >= margin`; both 1 where no test holds."""
-        if self.draws is not None:
-            return 1.0, 1.0
+        """p-values against `value <= margin` and `value >= margin`."""
+        if self.ratios is not None:
+            return self.ratios.p_value(margin), self.ratios.p_value(margin, below=True)
         if self.is_difference:
             return paired.difference_tests(self.sample, margin)
         return statistics.mean_tests(self.sample, margin)
 
     def bound(self, alpha: float, *, upper: bool = False) -> float | None:
         """One-sided bound at level alpha; None where none is known that holds."""
-        if self.draws is not None:
-            return None
+        if self.ratios is not None:
+            return self.ratios.bound(alpha, upper=upper)
         if self.is_difference:
             return paired.difference_bound(self.sample, alpha, upper=upper)
         return statistics.mean_bound(self.sample, alpha, upper=upper)
@@ -62,7 +64,10 @@ class Evidence:
 
     def rows_needed(self, margin: float, alpha: float) -> int | None:
         """Rows for power .8 if `hope` is the truth; None when no number of rows would do."""
-        truth = None if self.draws is not None else self.hope(margin, alpha)
+        if self.ratios is not None:
+            found = label_evidence.rows_needed(self.ratios, margin, alpha)
+            return None if found is None else max(self.sample.n + 1, found)
+        truth = self.hope(margin, alpha)
         if truth is None:
             return None
         found = needed.rows(self.sample, margin, alpha, truth, is_difference=self.is_difference)
@@ -70,11 +75,8 @@ class Evidence:
 
     def missing(self, margin: float, alpha: float) -> str | None:
         """What keeps every test from passing, whatever the answers had been: a bound, or independent rows."""
-        if self.draws is not None:
-            return (
-                "it is no mean of rows, and no bound of it is known that holds for all data; "
-                "put the gate on a score of rows, such as the share of right answers"
-            )
+        if self.ratios is not None:
+            return label_evidence.missing(self.ratios, self.labels, margin, alpha)
         best, even_if = (
             (1.0, "all answers are right") if not self.is_difference or margin >= 0 else (0.0, "no row differs")
         )

@@ -189,7 +189,7 @@ def _method(verdict: dict[str, Any]) -> str:
     return (
         f"Intervals hold {verdict['confidence']:.0%} of the time: for yes/no scores Wilson's for one target and Tango's for paired differences; "
         "betting bounds, which hold for every distribution, where scores are no yes/no or rows come in clusters. F1 has a "
-        "bootstrap interval, which is shown and decides nothing. Gates are one-sided tests under Holm's method, so the chance that "
+        "bootstrap interval, which decides nothing; gates on it have betting bounds of all labels together. Gates are one-sided tests under Holm's method, so the chance that "
         f"any gate passes wrongly is at most {1 - verdict['confidence']:.0%}, over all looks at the same models, and so is the chance that any "
         f"fails wrongly.{_looked(verdict)} A refused or failed answer scores 0 and is counted; a row that lacks what a metric needs, or that a "
         "target may not see, leaves its mean."

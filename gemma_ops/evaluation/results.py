@@ -12,7 +12,7 @@ import numpy as np
 from gemma_ops import digest
 from gemma_ops.config import EvaluateConfig, GateConfig
 from gemma_ops.errors import DataError
-from gemma_ops.evaluation import cost, gates, paired, statistics
+from gemma_ops.evaluation import cost, gates, label_evidence, paired, statistics
 from gemma_ops.evaluation.answered import answered_by
 from gemma_ops.evaluation.reserved import most_per_answer
 from gemma_ops.evaluation.scoring import FAILED, Graded
@@ -31,7 +31,7 @@ class Book:
         self.settings = settings
         self.facts = facts
         self.pages = {(item.task.name, item.target): item for item in graded}
-        self._draws: dict[tuple[str, str, str, frozenset[int]], tuple[float, Array]] = {}
+        self._draws: dict[tuple[str, str, str], tuple[float, Array]] = {}
         self._most: dict[tuple[str, str], float | None] = {}
 
     def targets(self, task: str) -> list[str]:
@@ -40,22 +40,13 @@ class Book:
     def task_of(self, gate: GateConfig) -> str:
         return gate.task or next(iter(self.pages))[0]
 
-    def aggregate(
-        self, task: str, target: str, name: str, *, hidden: frozenset[int] | None = None
-    ) -> tuple[float, Array]:
-        """A figure and its draws. The same clusters are drawn for every target, so draws can be subtracted.
-
-        `hidden`: rows to leave out; by default those that this target may not see.
-        """
+    def aggregate(self, task: str, target: str, name: str) -> tuple[float, Array]:
+        """A figure on the rows that this target may see, and its draws, for the interval that is shown."""
         item = self.pages[task, target]
-        left_out = item.hidden if hidden is None else hidden
-        place = (task, target, name, left_out)
+        place = (task, target, name)
         if place not in self._draws:
             scorer = next(scorer for scorer in item.task.scorers if name in scorer.aggregates)
-            details = [
-                {} if index in left_out else scored.detail.get(scorer.key, {})
-                for index, scored in enumerate(item.scores)
-            ]
+            details = [scored.detail.get(scorer.key, {}) for scored in item.scores]
             figure = scorer.aggregates[name](item.task.rows, details)
             names = [row.cluster or row.id for row in item.task.rows]
             draws = statistics.resample(figure, names, self.settings.seed, times=DRAWS)
@@ -96,11 +87,24 @@ class Book:
             values = columns[0] if len(columns) == 1 else [a - b for a, b in zip(*columns, strict=True)]
             sample = Sample.of(values, clusters)
             return gates.Evidence(sample, len(columns) == 2, sample.mean)
-        hidden = frozenset().union(*(self.pages[task, target].hidden for target in targets))
-        found = [self.aggregate(task, target, gate.metric, hidden=hidden) for target in targets]
-        value, draws = found[0] if len(found) == 1 else (found[0][0] - found[1][0], found[0][1] - found[1][1])
-        counted = Sample.of([0.0] * len(item.task.rows), _clusters(item.task))
-        return gates.Evidence(counted, len(found) == 2, value, draws)
+        return self._label_evidence(task, gate.metric, targets)
+
+    def _label_evidence(self, task: str, name: str, targets: Sequence[str]) -> gates.Evidence:
+        """Evidence on F1: counts of the rows that every target was shown and that want a label, in the order of `played`."""
+        pages = [self.pages[task, target] for target in targets]
+        scorer = next(scorer for scorer in pages[0].task.scorers if name in scorer.aggregates)
+        details = [[scored.detail.get(scorer.key, {}) for scored in page.scores] for page in pages]
+        rows = pages[0].task.rows
+        kept = [row for row in played(rows) if all("wanted" in column[row] for column in details)]
+        if not kept:
+            raise DataError(
+                f"task {task}: no row has a label for {name}", "give the rows a reference, or take the gate out"
+            )
+        counts = [scorer.counts[name]([column[row] for row in kept]) for column in details]
+        clusters = [str(rows[row].cluster) for row in kept] if pages[0].task.clustered else None
+        ratios = label_evidence.ratio_sample(counts, clusters)
+        counted = Sample.of([0.0] * len(kept), clusters)
+        return gates.Evidence(counted, len(targets) == 2, ratios.value, ratios, labels=counts[0].labels)
 
 
 def played(rows: Sequence[Row]) -> list[int]:

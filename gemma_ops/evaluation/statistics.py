@@ -4,7 +4,8 @@ Independent yes/no rows get Wilson's interval (E. B. Wilson, JASA 22, 1927) and 
 scores between 0 and 1 and rows in clusters, gets bounds that hold for every distribution (`stats/betting.py`): an interval
 from the spread that was seen says nothing of a rare collapse that was not. Simulated with 2 % of scores at 0, intervals
 by effective rows held .40 to .65 of the time at a nominal .95, and .84 to .94 in 10 to 20 unbalanced clusters.
-The bootstrap remains for figures that are no mean of rows, such as macro F1. It is shown, and decides nothing.
+F1, which is no mean of rows, is shown with a bootstrap interval, which decides nothing; gates on it have bounds of their own
+(`stats/ratios.py`).
 
 Effective rows (the number of independent yes/no rows whose mean would be as uncertain as ours) serve where a judge's rate
 is corrected for its errors.

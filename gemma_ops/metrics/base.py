@@ -59,6 +59,21 @@ it can be bootstrapped."""
 
 
 @dataclass(frozen=True)
+class RowCounts:
+    """Counts [rows, labels] of which an F1 is made: `hits` where a row wants a label and gets it, `totals` how often it is
+    wanted or said, `wanted` where it is wanted. Micro F1 is one column, summed over labels, and names none."""
+
+    labels: tuple[str, ...]
+    hits: npt.NDArray[np.float64]
+    totals: npt.NDArray[np.float64]
+    wanted: npt.NDArray[np.float64]
+
+
+Counts = Callable[[Sequence[Mapping[str, Any]]], RowCounts]
+"""From the details that a metric's scores kept, the counts of its rows."""
+
+
+@dataclass(frozen=True)
 class Scorer:
     """A metric bound to a task. The first column is the metric itself and carries its name."""
 
@@ -66,6 +81,8 @@ class Scorer:
     columns: tuple[str, ...]
     score: Callable[[str, Row], Scored]
     aggregates: Mapping[str, Aggregate] = field(default_factory=dict)
+    counts: Mapping[str, Counts] = field(default_factory=dict)
+    """For each aggregate, what gates decide it on."""
     labels: tuple[str, ...] | None = None
 
 

@@ -13,7 +13,18 @@ from typing import Any, Literal
 import numpy as np
 
 from gemma_ops.errors import DataError
-from gemma_ops.metrics.base import Aggregate, Indexes, Metric, Normalization, Row, Scored, Scorer, normalize
+from gemma_ops.metrics.base import (
+    Aggregate,
+    Counts,
+    Indexes,
+    Metric,
+    Normalization,
+    Row,
+    RowCounts,
+    Scored,
+    Scorer,
+    normalize,
+)
 from gemma_ops.metrics.parse import parse
 
 
@@ -48,11 +59,10 @@ class ChoiceAccuracy(Metric):
             values: dict[str, float | None] = {self.key: float(found == wanted)}
             return Scored(values, {"label": found, "wanted": wanted})
 
-        aggregates: dict[str, Aggregate] = {
-            f"{self.key}.f1_macro": f1_aggregate(every, macro=True),
-            f"{self.key}.f1_micro": f1_aggregate(every, macro=False),
-        }
-        return Scorer(self.key, (self.key,), score, aggregates, every)
+        kinds = {f"{self.key}.f1_macro": True, f"{self.key}.f1_micro": False}
+        aggregates = {name: f1_aggregate(every, macro=macro) for name, macro in kinds.items()}
+        counts = {name: f1_counts(every, macro=macro) for name, macro in kinds.items()}
+        return Scorer(self.key, (self.key,), score, aggregates, counts, every)
 
     def _label(self, text: str) -> str | None:
         if self.field is None:
@@ -84,3 +94,21 @@ def f1_aggregate(labels: tuple[str, ...], *, macro: bool) -> Aggregate:
         return figure
 
     return prepare
+
+
+def f1_counts(labels: tuple[str, ...], *, macro: bool) -> Counts:
+    """The counts of which `f1_aggregate` makes its figure: one column a label, or for micro F1 their sum."""
+    place = {label: index for index, label in enumerate(labels)}
+
+    def count(details: Sequence[Mapping[str, Any]]) -> RowCounts:
+        wanted, said = np.zeros((len(details), len(labels))), np.zeros((len(details), len(labels)))
+        for row, detail in enumerate(details):
+            for table, key in ((wanted, "wanted"), (said, "label")):
+                if detail.get(key) in place:
+                    table[row, place[detail[key]]] = 1.0
+        parts = wanted * said, wanted + said, wanted
+        if macro:
+            return RowCounts(labels, *parts)
+        return RowCounts((), *(part.sum(1, keepdims=True) for part in parts))
+
+    return count

@@ -10,10 +10,13 @@ from typing import Any
 from gemma_ops import __version__
 from gemma_ops.evaluation.gatebench import tables
 from gemma_ops.evaluation.gatebench.cases import cases
-from gemma_ops.evaluation.gatebench.undecided import macro_f1
+from gemma_ops.evaluation.gatebench.labels import label_cases, label_errors, label_power
 
 ROWS = (20, 50, 200, 1000)
 EFFECTS = ((0.01, 0.15), (0.02, 0.15), (0.04, 0.15), (0.02, 0.3))
+LABEL_ROWS = (50, 200, 1000)
+POWERS = ((3, 440), (10, 850))
+"""Labels and rows at which a macro F1 of .9 passes a margin of .85 in four of five cases."""
 SCHEMA = "gemma-ops/gates-bench@1"
 
 
@@ -37,7 +40,12 @@ def measure_gates(times: int, seed: int, tell: Callable[[str], None]) -> dict[st
         tables.pilots(case, n, gap, max(20, times // 100), seed + 3)
         for case, n, gap in ((scores, 50, 0.04), (graded, 50, 0.08), (zeros, 50, 0.05), (pairs, 60, 0.08))
     ]
-    undecided = [macro_f1(n, max(50, times // 20), seed + 4) for n in (50, 200)]
+    few = max(100, times // 2)
+    labels = []
+    for index, one in enumerate(label_cases()):
+        tell(one.name)
+        labels += [label_errors(one, n, few, seed + 5000 + 100 * index + step) for step, n in enumerate(LABEL_ROWS)]
+    passing = [label_power(count, 0.9, 0.85, n, few, seed + 4) for count, n in POWERS]
     prices = [tables.price(effect, deviation) for effect, deviation in EFFECTS]
     return {
         "schema": SCHEMA,
@@ -47,7 +55,8 @@ def measure_gates(times: int, seed: int, tell: Callable[[str], None]) -> dict[st
         "bounds": {"error": round(0.05 + 3 * (0.05 * 0.95 / times) ** 0.5, 4), "coverage": 0.94, "ratio": 1.6},
         "seconds": round(time.process_time() - started),
         "errors": [_rounded(asdict(line)) for line in errors],
-        "undecided": [_rounded(asdict(line)) for line in undecided],
+        "labels": [_rounded(asdict(line)) for line in labels],
+        "label_power": [_rounded(asdict(line)) for line in passing],
         "verdicts": [
             {"case": name, "gates": 10, "n": 200, "times": times // 2, "any_pass": any_pass, "any_fail": any_fail}
             for name, (any_pass, any_fail) in verdicts.items()
@@ -67,12 +76,12 @@ def record_lines(body: dict[str, Any]) -> list[str]:
     found = ["wrong pass  wrong fail  coverage      n  case"]
     found += [
         f"{line['false_pass']:10.4f}  {line['false_fail']:10.4f}  {line['coverage']:8.4f}  {line['n']:5,}  {line['case']}"
-        for line in body["errors"]
+        for line in body["errors"] + body["labels"]
     ]
     found += [
-        f"{line['passes']:10.4f}  {line['fails']:10.4f}  {line['shown_coverage']:8.4f}  {line['n']:5,}  {line['case']}: not decided, "
-        "its interval is shown only"
-        for line in body["undecided"]
+        f"macro F1 of {line['labels']} even labels at {line['value']:g} passes {line['margin']:g} on {line['n']:,} rows: "
+        f"{line['passes']:.4f}, by bounds per label {line['per_label']:.4f}"
+        for line in body["label_power"]
     ]
     found += [
         f"ten gates at their margins: any passes {line['any_pass']:.4f}, any fails {line['any_fail']:.4f} ({line['case']})"
@@ -92,8 +101,8 @@ def record_lines(body: dict[str, Any]) -> list[str]:
         f"({line['ratio']:.2f} times)"
         for line in body["rows"]
     ]
-    worst = max(max(line["false_pass"], line["false_fail"]) for line in body["errors"])
-    least = min(line["coverage"] for line in body["errors"])
+    worst = max(max(line["false_pass"], line["false_fail"]) for line in body["errors"] + body["labels"])
+    least = min(line["coverage"] for line in body["errors"] + body["labels"])
     found.append(
         f"worst error {worst:.4f} (bound {bounds['error']:g}), least coverage {least:.4f} (bound {bounds['coverage']:g}), "
         f"{body['seconds']:,} s of one core"
