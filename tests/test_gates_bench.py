@@ -84,5 +84,5 @@ def test_the_committed_record_is_within_its_bounds():
     for line in RECORD["told"]:
         assert line["told_none"] == 0
         assert line["mean_power"] >= 0.8
-        assert line["least_power"] >= 0.8 - 3 * (0.16 / 400) ** 0.5
+        assert line["least_power"] >= 0.8 - 3 * (0.16 / 4000) ** 0.5
     assert record_lines(RECORD)[-1].startswith("worst error 0.0")

@@ -16,9 +16,12 @@ from gemma_ops.stats.fewest import fewest
 POWER = 0.8
 _SAFE = 0.825
 """Power that is aimed at where power is simulated, for the error of the simulation."""
+_SURE, _SURE_GAMES, _SURE_VALUES = 0.81, 4000, 8_000_000
+"""The power that the number found must have in this many games, whose error is .006; in fewer, where these would be more
+values than this."""
 _GAMES = 400
-_LONGEST = 1500
-"""Up to this many rows games are played through; beyond, they are counted by `_PRICE`."""
+_LONGEST, _LONGEST_SURE = 1500, 20_000
+"""Up to this many rows games are played through; beyond, they are counted by `_PRICE`, and up to the second confirmed."""
 _PRICE = (3.5, 5.5)
 """Rows that a test for every distribution needs beyond those of a z-test: so many times the way from the least value to the
 margin, over the way from the margin to the truth. Measured: 2.1 to 5.3; the first is where playing begins, the second is
@@ -82,7 +85,10 @@ def clusters_needed(sample: BoundedSample, margin: float, level: float, truth: f
             n += 1
         return n
     begin, enough = (math.ceil(plain + price * width / gap) for price in _PRICE)
-    return _played(sample, weights, begin, margin, level, gap / spread) if begin <= _LONGEST else enough
+    slope = gap / spread
+    if begin <= _LONGEST:
+        enough = _played(sample, weights, begin, margin, level, slope)
+    return _confirmed(sample, weights, enough, margin, level, slope) if enough <= _LONGEST_SURE else enough
 
 
 def _played(sample: BoundedSample, weights: Array, n: int, margin: float, level: float, slope: float) -> int:
@@ -100,6 +106,17 @@ def _played(sample: BoundedSample, weights: Array, n: int, margin: float, level:
         else:
             n = moved if few < moved < enough else (few + enough) // 2
     return enough or math.ceil(1.1 * few)
+
+
+def _confirmed(sample: BoundedSample, weights: Array, n: int, margin: float, level: float, slope: float) -> int:
+    """The number of clusters, raised until many games agree that the power is there: few games find one that only seems so."""
+    for _ in range(6):
+        found = power(sample, weights, n, margin, level, plays=min(_SURE_GAMES, _SURE_VALUES // n))
+        if found >= _SURE:
+            break
+        away = NormalDist().inv_cdf(_SURE) - NormalDist().inv_cdf(max(found, 0.02))
+        n = max(math.ceil(1.01 * n) + 1, math.ceil((math.sqrt(n) + away / slope) ** 2))
+    return n
 
 
 def rate_rows_needed(rate: float, margin: float, level: float) -> int | None:
