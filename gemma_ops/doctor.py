@@ -19,14 +19,13 @@ from gemma_ops import devices, family, offline
 from gemma_ops.config import LoraConfig, ModelConfig, RunConfig, TrainConfig
 from gemma_ops.devices import GIB, Device
 from gemma_ops.family import explaining
+from gemma_ops.family.formats import BITS, SMALLEST, TABLE_TYPE
 
 Status = Literal["ok", "warn", "bad"]
 _MARK = {"ok": "✓", "warn": "!", "bad": "✗"}
 
 _LEAST_DISK = 10
 """Gigabytes below which even E2B's checkpoint doesn't fit."""
-_Q4, _Q8 = 4.5 / 8, 8.5 / 8
-"""Bytes per parameter of GGUF's q4_0 and q8_0: blocks of 32 with one float16 scale."""
 _SERVING = 1.5
 """GiB for the cache and buffers of a server at a few thousand tokens of context."""
 
@@ -76,7 +75,7 @@ class Report:
             "",
             f"Gemma 4 on {self.device.name} ({self.device.memory:.0f} GiB), one row of 2,048 tokens at a time:",
         ]
-        text.append(f"  {'size':<8}  {'LoRA':<15}  {'QLoRA':<15}  {'tokens/s':>8}  serve q4_0")
+        text.append(f"  {'size':<8}  {'LoRA':<15}  {'QLoRA':<15}  {'tokens/s':>8}  serve {SMALLEST.name}")
         for one in self.abilities:
             pace = _pace(one.tokens_per_second)
             cells = (_cell(one.lora, one.lora_gib), _cell(one.qlora, one.qlora_gib))
@@ -272,7 +271,8 @@ def _ability(key: str, device: Device) -> Ability:
         plans[weights] = measure(RunConfig(model=ModelConfig(base=next(iter(size.repos))), train=train), device)
     best = next((made for made in plans.values() if made.fits != "no"), None)
     c = size.shape.counts()
-    serving = (c.text - c.per_layer_table) * _Q4 + c.per_layer_table * _Q8 + _SERVING * GIB
+    weights_bits = (c.text - c.per_layer_table) * SMALLEST.bits + c.per_layer_table * BITS[TABLE_TYPE]
+    serving = weights_bits / 8 + _SERVING * GIB
     return Ability(
         size=key,
         lora=plans["bf16"].fits,

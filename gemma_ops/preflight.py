@@ -18,6 +18,7 @@ from gemma_ops.config import RunConfig, methods
 from gemma_ops.errors import BoundaryError, BudgetError, ConfigError, DataError, OpsError
 from gemma_ops.evaluation import checking
 from gemma_ops.evaluation.task import Task, load_all, validate
+from gemma_ops.family.formats import REFERENCE
 from gemma_ops.privacy import answers_class
 from gemma_ops.targets.spec import QUANTIZED, Spec, parse
 
@@ -197,9 +198,9 @@ class _Findings:
         if "quantize" not in self.steps or (inputs is not None and "quantized" not in inputs):
             return
         for name in self.config.register_.artifacts:
-            if name in QUANTIZED and name not in ("bf16", *formats):  # bf16 is made anyway
+            if name in QUANTIZED and name not in (REFERENCE, *formats):
                 self.add(
-                    f"register.artifacts names {name}, and quantize.formats makes only {', '.join(formats) or 'bf16'}",
+                    f"register.artifacts names {name}, and quantize.formats makes only {', '.join(formats) or REFERENCE}",
                     f"add {name} to quantize.formats, or take it out: --set 'register.artifacts=[…]'",
                 )
 
@@ -277,7 +278,7 @@ class _Findings:
         formats = self.config.quantize.formats
         if key == "quantized" and "quantize" in self.steps and spec.name not in ("bf16", *formats):
             raise ConfigError(
-                f"{where}: quantize.formats makes no {spec.name}, only {', '.join(formats) or 'bf16'}",
+                f"{where}: quantize.formats makes no {spec.name}, only {', '.join(formats) or REFERENCE}",
                 f"add {spec.name} to quantize.formats, or take it out of {where}",
             )
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gemma_ops.artifact import MANIFEST
+from gemma_ops.family.formats import GGUF, REFERENCE
 from gemma_ops.run import Run
 
 
@@ -88,7 +89,7 @@ _SHOWN = {
     "prepare": ("train_rows", "valid_rows", "rejected", "exact_duplicates", "near_duplicates"),
     "train": ("steps", "loss", "eval_loss", "trainable_parameters"),
     "merge": ("canary/top1_changed", "canary/max_logit_change"),
-    "quantize": ("q8_0/kl", "q8_0/top1", "q4_0/kl", "q4_0/top1"),
+    "quantize": tuple(f"{form}/{metric}" for form in GGUF if form != REFERENCE for metric in ("kl", "top1")),
 }
 
 

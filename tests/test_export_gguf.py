@@ -20,10 +20,11 @@ from gemma_ops.data.template import inference_template
 from gemma_ops.errors import GateError, ModelError
 from gemma_ops.export.checkpoint import Checkpoint
 from gemma_ops.export.gguf_audit import audit
-from gemma_ops.export.gguf_tensors import Format, plan, type_of
+from gemma_ops.export.gguf_tensors import plan, type_of
 from gemma_ops.export.gguf_writer import write
+from gemma_ops.family.formats import GgufName
 
-FORMATS: tuple[Format, ...] = ("bf16", "q8_0", "q4_0")
+FORMATS: tuple[GgufName, ...] = ("bf16", "q8_0", "q4_0")
 Bases = Callable[[str], Path]
 
 
@@ -40,7 +41,7 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> Bases:
     return base
 
 
-def convert(base: Path, out: Path, form: Format) -> Path:
+def convert(base: Path, out: Path, form: GgufName) -> Path:
     source = Checkpoint(base)
     write(source, plan(source, form), out, threads=2)
     return out
@@ -56,7 +57,7 @@ def types(file: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize("kind", tiny_models.KINDS)
 @pytest.mark.parametrize("form", FORMATS)
-def test_every_tensor_of_the_language_model_arrives(tmp_path: Path, bases: Bases, kind: str, form: Format) -> None:
+def test_every_tensor_of_the_language_model_arrives(tmp_path: Path, bases: Bases, kind: str, form: GgufName) -> None:
     """Each value is the checkpoint's within the rounding of its type, and nothing is left out without a reason."""
     source = Checkpoint(bases(kind))
     made = plan(source, form)

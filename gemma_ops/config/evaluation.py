@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from gemma_ops.config.judge import JudgeConfig
 from gemma_ops.config.section import LOCATION, Name, Section
+from gemma_ops.family.formats import DEFAULT_FORMATS, VersionFormat
 
 RUNNING = ("usd_per_1k", "seconds_p50", "seconds_p95", "first_seconds_p50", "first_seconds_p95")
 """What running a target takes, known without any metric: dollars per 1,000 answers, and seconds that half of the askers,
@@ -68,7 +69,7 @@ class EvaluateConfig(Section):
 
     tasks: Annotated[tuple[str, ...], LOCATION] = ()
     """Folders under `eval/` (or paths) holding a `task.yaml`."""
-    targets: tuple[str, ...] = ("base", "tuned", "q8_0", "q4_0")
+    targets: tuple[str, ...] = ("base", "tuned", *DEFAULT_FORMATS)
     """Who answers: `base`, `tuned` or a quantized format of this run, `gemini:MODEL[@THINKING]`, `openai:URL#MODEL`,
     `gguf:FILE@TOKENIZER_FOLDER`, or a checkpoint folder. The registered model's `champion` answers besides, if there is one."""
     rows: Annotated[int, Field(ge=1)] | None = None
@@ -101,6 +102,6 @@ class RegisterConfig(Section):
     """Registered model name; null takes the run's name."""
     description: str = ""
     """One paragraph for the model card."""
-    artifacts: tuple[Literal["adapter", "merged", "bf16", "q8_0", "q4_0"], ...] = ("adapter", "q8_0", "q4_0")
+    artifacts: tuple[VersionFormat, ...] = ("adapter", *DEFAULT_FORMATS)
     """What the version carries besides tokenizer, verdict and report. It can answer as `champion` by `merged` or a format, or by
     `adapter` on the same base."""

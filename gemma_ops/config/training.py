@@ -14,6 +14,7 @@ from gemma_ops.config.lora import LoraConfig
 from gemma_ops.config.preference import PreferenceConfig
 from gemma_ops.config.reinforce import ReinforceConfig
 from gemma_ops.config.section import Section
+from gemma_ops.family.formats import DEFAULT_FORMATS, GgufName
 
 Thinking = Literal["off", "on", "mixed"]
 """Whether a model is asked to think: never, always, or where a row holds a thought."""
@@ -135,7 +136,7 @@ class MergeConfig(Section):
 class QuantizeConfig(Section):
     """Files for serving."""
 
-    formats: tuple[Literal["bf16", "q8_0", "q4_0"], ...] = ("q8_0", "q4_0")
+    formats: tuple[GgufName, ...] = DEFAULT_FORMATS
     """GGUF types to write; `bf16` is written anyway, to compare with."""
     fidelity_rows: Annotated[int, Field(ge=1)] = 24
     """Validation rows on which each file is compared with bf16 in llama.cpp."""

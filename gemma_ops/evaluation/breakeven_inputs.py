@@ -13,8 +13,10 @@ from gemma_ops.config import MachineConfig, RunConfig
 from gemma_ops.errors import ConfigError, DataError
 from gemma_ops.evaluation import cost
 from gemma_ops.evaluation.breakeven import Own, Work
+from gemma_ops.family.formats import GGUF
 
-_LOCAL = ("tuned", "base", "q4_0", "q8_0", "bf16")
+_LOCAL = ("tuned", "base", *(each.name for each in sorted(GGUF.values(), key=lambda each: each.bits)))
+"""Targets on this machine, the first of which is compared where none is named: the smallest file before larger ones."""
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,9 @@ import html
 from collections.abc import Sequence
 
 from gemma_ops import digest
+from gemma_ops.family.formats import GGUF
 
-_COLOURS = {"base": "t-base", "tuned": "t-tuned", "bf16": "t-bf16", "q8_0": "t-q8", "q4_0": "t-q4"}
+_COLOURS = {"base": "t-base", "tuned": "t-tuned", **{name: each.css for name, each in GGUF.items()}}
 
 
 def escape(text: object) -> str:

@@ -15,6 +15,7 @@ from functools import cache
 from itertools import product
 
 from gemma_ops.evaluation.markup import colour
+from gemma_ops.family.formats import GGUF
 
 Rgb = tuple[float, float, float]
 """Red, green and blue as sRGB says them, 0 to 1."""
@@ -22,9 +23,7 @@ Rgb = tuple[float, float, float]
 _KNOWN = {
     "t-base": ("#7d8794", "#9aa4b0"),
     "t-tuned": ("#2b63d9", "#7aa5ff"),
-    "t-bf16": ("#4f2a99", "#b399f5"),
-    "t-q8": ("#0a6b64", "#4cc9bf"),
-    "t-q4": ("#d0741a", "#f0a255"),
+    **{each.css: each.colours for each in GGUF.values()},
 }
 """On a light and on a dark page."""
 _FIRST = {"gemini": ("#b8336a", "#ff8fb5"), "openai": ("#56720f", "#b5d35a")}

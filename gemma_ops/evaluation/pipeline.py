@@ -44,10 +44,10 @@ from gemma_ops.evaluation.judge.judged import Judged, figures
 from gemma_ops.evaluation.judge.material import Side
 from gemma_ops.evaluation.scoring import Graded
 from gemma_ops.evaluation.task import Task
+from gemma_ops.family.formats import GGUF
 from gemma_ops.privacy import class_of, release_of
 from gemma_ops.targets import open_target
 from gemma_ops.targets.base import HERE, LOCAL, Target, learned_by
-from gemma_ops.targets.spec import QUANTIZED
 
 
 def evaluate(
@@ -74,7 +74,7 @@ def evaluate(
 
     def can(name: str) -> bool:
         made = {"base": base, "tuned": tuned, CHAMPION: champion}
-        file = quantized / name / "model.gguf" if quantized and name in QUANTIZED else None
+        file = quantized / GGUF[name].path if quantized and name in GGUF else None
         return file.is_file() if file else made.get(name) is not None
 
     loaded, asked = load(settings, tasks, source, out.parent), standard.read_standard(champion, base)

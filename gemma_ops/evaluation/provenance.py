@@ -10,6 +10,7 @@ from typing import Any
 
 from gemma_ops.config import MachineConfig, Privacy, ReleaseConfig
 from gemma_ops.evaluation import cost
+from gemma_ops.family.formats import GGUF
 from gemma_ops.gemini import notice
 from gemma_ops.privacy import answers_class, release_of
 from gemma_ops.targets.base import Target, learned_by
@@ -43,7 +44,7 @@ def collect(
         if target.name == "base":
             body |= {key: model.get(key) for key in ("id", "revision", "size") if model.get(key)}
         if path is not None and target.name in QUANTIZED:
-            file = path / target.name / "model.gguf"
+            file = path / GGUF[target.name].path
             body["bytes"] = file.stat().st_size if file.is_file() else None
         found[target.name] = body
     trained: dict[str, Any] = {}

@@ -23,6 +23,7 @@ from gemma_ops.config.policy import (
 from gemma_ops.evaluation.cost import Facts
 from gemma_ops.evaluation.looks import Look, read_looks
 from gemma_ops.evaluation.task import Task
+from gemma_ops.family.formats import DEFAULT_FORMATS
 from gemma_ops.targets.incumbent import standard_in
 
 
@@ -38,7 +39,7 @@ def read_standard(folder: Path | None, base: Path | None = None) -> PromotionSta
         return found
     why = (
         f"version {found.champion.version}, the champion, carries nothing that answers without its own base, which this run "
-        "doesn't have; register versions with q8_0 or merged among register.artifacts"
+        f"doesn't have; register versions with {DEFAULT_FORMATS[0]} or merged among register.artifacts"
     )
     journal.record(message=why)
     return found.model_copy(update={"champion": None, "why_none": why})

@@ -13,8 +13,8 @@ from typing import Any
 
 from gemma_ops.errors import GateError
 from gemma_ops.export.gguf_tensors import Plan, Planned
+from gemma_ops.family.formats import QUANTIZED_TYPES
 
-_QUANTIZED = ("Q8_0", "Q4_0")
 _BULK_SHARE = 0.95
 """At least this share of the parameters in attention, MLP and experts must be of the asked type."""
 _OUTSIDE_BULK = ("token_embd.weight", "per_layer_token_embd.weight", "per_layer_model_proj.weight", "inp_gate.weight",
@@ -67,7 +67,7 @@ def audit(file: Path, plan: Plan) -> Audit:
         dict(sorted(parameters.items())),
         dict(sorted(stored.items())),
         {kind: dict(sorted(types.items())) for kind, types in sorted(kinds.items())},
-        sum(parameters[kind] for kind in _QUANTIZED) / total,
+        sum(parameters[kind] for kind in QUANTIZED_TYPES) / total,
         of_type / max(1, sum(found[tensor.name][2] for tensor in bulk)),
         file.stat().st_size,
     )

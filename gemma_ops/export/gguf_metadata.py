@@ -14,17 +14,16 @@ from gemma_ops import family
 from gemma_ops.data.prompting import read_prompting
 from gemma_ops.errors import ModelError
 from gemma_ops.export.checkpoint import Checkpoint, read_json
-from gemma_ops.export.gguf_tensors import Format
 from gemma_ops.family import Shape
+from gemma_ops.family.formats import GGUF, GgufName
 
-_FILE_TYPES = {"bf16": "MOSTLY_BF16", "q8_0": "MOSTLY_Q8_0", "q4_0": "MOSTLY_Q4_0"}
 _ROPE = {
     "full_attention": {"rope_theta": 1_000_000.0, "partial_rotary_factor": 0.25},
     "sliding_attention": {"rope_theta": 10_000.0},
 }  # the defaults of transformers' Gemma4TextConfig
 
 
-def add(writer: Any, source: Checkpoint, form: Format) -> None:
+def add(writer: Any, source: Checkpoint, form: GgufName) -> None:
     """Write dimensions, attention pattern, RoPE, experts and file type to a `gguf.GGUFWriter`."""
     import gguf
 
@@ -34,7 +33,7 @@ def add(writer: Any, source: Checkpoint, form: Format) -> None:
     rope = _rope(text)
     key = family.identify(source.config)
     writer.add_name(f"Gemma 4 {key}" if key else "Gemma 4")
-    writer.add_file_type(gguf.LlamaFileType[_FILE_TYPES[form]])
+    writer.add_file_type(gguf.LlamaFileType[GGUF[form].file_type])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     writer.add_block_count(len(shape.layers))
     writer.add_context_length(shape.context)

@@ -16,16 +16,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Literal
 
 from gemma_ops.errors import ModelError
 from gemma_ops.export.checkpoint import Checkpoint
 from gemma_ops.family import Layer, Shape
+from gemma_ops.family.formats import BLOCK, GGUF, TABLE_TYPE, GgufName, TensorType
 from gemma_ops.modeling.shards import Entry
-
-Format = Literal["bf16", "q8_0", "q4_0"]
-Type = Literal["F32", "BF16", "Q8_0", "Q4_0"]
-BLOCK = 32  # weights that share a scale in Q8_0 and Q4_0
 
 _MODEL = {
     "embed_tokens.weight": "token_embd.weight",
@@ -73,7 +69,7 @@ class Planned:
     name: str
     source: Entry | None
     shape: tuple[int, ...]
-    type: Type
+    type: TensorType
 
     @property
     def kind(self) -> str:
@@ -85,12 +81,12 @@ class Planned:
 class Plan:
     """All tensors of a file in the order they are written, and the checkpoint's tensors left out, by reason."""
 
-    format: Format
+    format: GgufName
     tensors: list[Planned]
     left_out: dict[str, list[str]]
 
 
-def plan(source: Checkpoint, form: Format) -> Plan:
+def plan(source: Checkpoint, form: GgufName) -> Plan:
     """What a checkpoint becomes in a format. Raises ModelError on a tensor that has no place in llama.cpp's Gemma 4."""
     shape = Shape.from_config(source.config)
     _check_sharing(shape)
@@ -114,16 +110,15 @@ def plan(source: Checkpoint, form: Format) -> Plan:
     return Plan(form, tensors, {reason: sorted(names) for reason, names in left_out.items() if names})
 
 
-def type_of(name: str, shape: tuple[int, ...], form: Format) -> Type:
+def type_of(name: str, shape: tuple[int, ...], form: GgufName) -> TensorType:
     """The type a tensor is stored in (see the policy above)."""
     kind = re.sub(r"^blk\.\d+\.", "", name)
     if len(shape) < 2 or kind == "ffn_gate_inp.weight":
         return "F32"
-    if form == "bf16" or shape[-1] % BLOCK or kind == "per_layer_model_proj.weight":
+    bulk = GGUF[form].tensor
+    if bulk == "BF16" or shape[-1] % BLOCK or kind == "per_layer_model_proj.weight":
         return "BF16"
-    if form == "q8_0" or kind in _TABLES or kind in _PLE_LINEARS:
-        return "Q8_0"
-    return "Q4_0"
+    return TABLE_TYPE if kind in _TABLES or kind in _PLE_LINEARS else bulk
 
 
 def _check_sharing(shape: Shape) -> None:

@@ -26,9 +26,11 @@ from gemma_ops.export.checkpoint import Checkpoint
 from gemma_ops.export.fidelity import Conversation, Fidelity
 from gemma_ops.export.folder import check_room
 from gemma_ops.export.gguf_audit import Audit, audit
-from gemma_ops.export.gguf_tensors import Format, plan
+from gemma_ops.export.gguf_tensors import plan
 from gemma_ops.export.gguf_writer import write
 from gemma_ops.export.prompts import manner_of, rows
+from gemma_ops.family.formats import GGUF as TYPES
+from gemma_ops.family.formats import REFERENCE, GgufName
 from gemma_ops.modeling.llamacpp import GGUF, Distributions
 from gemma_ops.modeling.load import Weights, load_model, load_tokenizer, pick_device
 from gemma_ops.modeling.source import checkpoint
@@ -62,14 +64,14 @@ def quantize(
     """
     source = Checkpoint(checkpoint(model))
     learned = learned_class(model)
-    formats: list[Format] = ["bf16", *(form for form in settings.formats if form != "bf16")]
+    formats: list[GgufName] = [REFERENCE, *(form for form in settings.formats if form != REFERENCE)]
     threads = machine.workers or os.cpu_count() or 1
     audits = _write_all(out, source, formats, threads, learned)
     tokenizer = load_tokenizer(source.folder)
     prompting = read_prompting(source.folder)
     vocabulary = int(source.text["vocab_size"])
     top = vocabulary if vocabulary <= fidelity.EXACT_VOCABULARY else fidelity.TOP
-    with GGUF(_file(out, "bf16"), threads=threads) as gguf:
+    with GGUF(_file(out, REFERENCE), threads=threads) as gguf:
         _check_tokenizer(gguf, tokenizer)
         chosen = fidelity.conversations(
             tokenizer,
@@ -77,7 +79,7 @@ def quantize(
             manner=manner_of(source.folder, prompting),
             reply=gguf.continuation,
         )
-        reference = _distributions(gguf, chosen, top, "bf16")
+        reference = _distributions(gguf, chosen, top, REFERENCE)
     weights, parity = _parity(source, chosen, reference, top, machine)
     measured: dict[str, Fidelity] = {}
     for form in formats[1:]:
@@ -87,7 +89,7 @@ def quantize(
     write_json(
         out / "report.json",
         {
-            "left_out": {reason: len(names) for reason, names in plan(source, "bf16").left_out.items()},
+            "left_out": {reason: len(names) for reason, names in plan(source, REFERENCE).left_out.items()},
             "tokenizer": {"probes": len(_PROBES), "equal": True},
             "parity": {"transformers": weights, **parity.report()},
             "formats": {
@@ -103,12 +105,12 @@ def quantize(
 
 
 def _write_all(
-    out: Path, source: Checkpoint, formats: list[Format], threads: int, learned: Privacy
+    out: Path, source: Checkpoint, formats: list[GgufName], threads: int, learned: Privacy
 ) -> dict[str, Audit]:
     plans = {form: plan(source, form) for form in formats}
-    parameters = sum(tensor.source.parameters for tensor in plans["bf16"].tensors if tensor.source)
-    bits = {"bf16": 16.1, "q8_0": 8.6, "q4_0": 8.6}  # upper bounds: tables of a q4_0 file stay at 8 bits
-    check_room(out, sum(int(parameters * bits[form] / 8) for form in formats if not _file(out, form).exists()))
+    parameters = sum(tensor.source.parameters for tensor in plans[REFERENCE].tensors if tensor.source)
+    missing = [TYPES[form] for form in formats if not _file(out, form).exists()]
+    check_room(out, sum(int(parameters * each.most_bits / 8) for each in missing))
     audits: dict[str, Audit] = {}
     for form in formats:
         file = _file(out, form)
@@ -125,7 +127,7 @@ def _write_all(
 
 
 def _file(out: Path, form: str) -> Path:
-    return out / form / "model.gguf"
+    return out / TYPES[form].path
 
 
 def _distributions(gguf: GGUF, chosen: list[Conversation], top: int, form: str) -> list[Distributions]:

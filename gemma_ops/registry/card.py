@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from gemma_ops.family.formats import GGUF
 from gemma_ops.gemini.notice import NOT_FOR
 from gemma_ops.registry.evidence import Evidence, Figure
 from gemma_ops.registry.loading import loading
@@ -251,9 +252,7 @@ def _making(manifest: dict[str, Any]) -> str:
 def _limits(subject: dict[str, Any], found: Evidence | None) -> str:
     asked = ", ".join(task.name for task in found.tasks) if found else ""
     lines = [f"Meant for the task it was tuned and evaluated on{f' ({asked})' if asked else ''}. {_ELSEWHERE}"]
-    unmeasured = [
-        name for name in carried(subject) if found and name in ("q8_0", "q4_0", "bf16") and name not in found.targets
-    ]
+    unmeasured = [name for name in carried(subject) if found and name in GGUF and name not in found.targets]
     if unmeasured:
         lines.append(f"Not evaluated in the form that is served: {', '.join(unmeasured)}.")
     if subject["data"] and subject["data"]["privacy"].get("local_only"):

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from gemma_ops.family.formats import GGUF
+
 _ASK = """prompt = tokenizer.apply_chat_template([{{"role": "user", "content": "…"}}], add_generation_prompt=True, \
 enable_thinking={thinking}, return_dict=True, return_tensors="pt")
 print(tokenizer.decode(model.generate(**prompt, max_new_tokens=256)[0]))"""
@@ -38,7 +40,7 @@ def loading(subject: dict[str, Any], forms: list[str]) -> str:
             'tokenizer = AutoTokenizer.from_pretrained("merged")\n'
             f"{_ASK.format(thinking=_thinks(subject))}\n```"
         )
-    gguf = [name for name in forms if f"quantized/{name}/model.gguf" in files]
+    gguf = [name for name in forms if name in GGUF and GGUF[name].place in files]
     parts += [_llamacpp(subject, name) for name in gguf]
     if gguf:
         parts.append(
@@ -83,5 +85,5 @@ def _adapter(subject: dict[str, Any]) -> str:
 
 def _llamacpp(subject: dict[str, Any], name: str) -> str:
     mode = "on" if _thinks(subject) else "off"
-    command = f"llama-server -m quantized/{name}/model.gguf --jinja --reasoning {mode}"
+    command = f"llama-server -m {GGUF[name].place} --jinja --reasoning {mode}"
     return f"{name} in llama.cpp:\n\n```\n{command}\n```"

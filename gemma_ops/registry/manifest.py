@@ -18,6 +18,7 @@ from gemma_ops import __version__, digest
 from gemma_ops.config import RegisterConfig, ReleaseConfig
 from gemma_ops.data.prompting import read_prompting
 from gemma_ops.errors import DataError, ModelError, OpsError
+from gemma_ops.family.formats import GGUF_FILE
 from gemma_ops.privacy import answers_class, learned_class, strictest
 from gemma_ops.registry import evidence, reading
 from gemma_ops.registry.describe import git
@@ -221,7 +222,7 @@ def _quantized(quantized: Path, artifact: dict[str, Any]) -> dict[str, Any]:
     found = {}
     for name, file in artifact["files"].items():
         form, _, base = name.partition("/")
-        if base == "model.gguf":
+        if base == GGUF_FILE:
             found[form] = {"sha256": file["sha256"], "bytes": file["bytes"]}
     return {"digest": artifact["digest"], "formats": found}
 

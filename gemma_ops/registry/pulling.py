@@ -20,6 +20,7 @@ from gemma_ops.config import MachineConfig, RegisterConfig
 from gemma_ops.config.policy import CHAMPION, CHAMPION_LOOKS, CHAMPION_MODEL, STANDARD, ChampionFacts, PromotionStandard
 from gemma_ops.durable import write_json, write_text
 from gemma_ops.errors import GateError
+from gemma_ops.family.formats import FORMATS
 from gemma_ops.privacy import class_of
 from gemma_ops.registry import profile, stored
 from gemma_ops.registry.ledger import Ledger
@@ -28,12 +29,6 @@ from gemma_ops.registry.profile import Tracking
 from gemma_ops.registry.records import looks_before
 from gemma_ops.registry.shelves import Entry
 from gemma_ops.registry.staging import TOKENIZER
-
-FORMS = {
-    "merged": "merged", "bf16": "quantized/bf16", "q8_0": "quantized/q8_0", "q4_0": "quantized/q4_0",
-    "adapter": "adapter", "tuned": "tuned",
-}  # fmt: skip
-"""What can answer, and where it lies in a version: by itself, the most exact first, else on the base it was made from."""
 
 
 def pull_champion(out: Path, settings: RegisterConfig, machine: MachineConfig) -> dict[str, float]:
@@ -61,8 +56,9 @@ def pull_champion(out: Path, settings: RegisterConfig, machine: MachineConfig) -
 def _pull(tracking: Tracking, out: Path, name: str, number: str) -> ChampionFacts:
     logged, body = stored.version_manifest(tracking, stored.version(tracking, name, number))
     files: dict[str, Any] = body["subject"]["files"]
-    form = next((form for form, place in FORMS.items() if any(path.startswith(f"{place}/") for path in files)), "")
-    places = {FORMS[form]: CHAMPION_MODEL, TOKENIZER: TOKENIZER}
+    # By itself, the most exact first, else on the base it was made from.
+    form = next(each for each in FORMATS.values() if any(path.startswith(f"{each.shelf}/") for path in files))
+    places = {form.shelf: CHAMPION_MODEL, TOKENIZER: TOKENIZER}
     for path, file in files.items():
         top = next((top for top in places if path.startswith(f"{top}/")), None)
         if top is None:
@@ -83,7 +79,7 @@ def _pull(tracking: Tracking, out: Path, name: str, number: str) -> ChampionFact
         journal.record(file=path, bytes=file["bytes"])
     base = body["subject"]["base"]["files"] or {}
     learned = class_of((body["subject"].get("privacy") or {}).get("learned"))
-    return ChampionFacts(name=name, version=number, manifest=body["digest"], form=form, base=base, learned=learned)
+    return ChampionFacts(name=name, version=number, manifest=body["digest"], form=form.name, base=base, learned=learned)
 
 
 def _write(out: Path, standard: PromotionStandard, entries: list[Entry]) -> dict[str, float]:

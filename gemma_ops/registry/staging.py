@@ -11,6 +11,7 @@ from pathlib import Path
 
 from gemma_ops.config import RegisterConfig
 from gemma_ops.errors import DataError, ModelError
+from gemma_ops.family.formats import FORMATS, GGUF
 from gemma_ops.modeling.source import checkpoint
 from gemma_ops.registry.contents import ALLOWED, REPORT, content_problem
 
@@ -44,19 +45,17 @@ def select(
     one that is not what its name says.
     """
     chosen: dict[str, Path] = {}
+    steps = {"train": adapter, "merge": merged, "quantize": quantized}
     for name in settings.artifacts:
-        if name == "adapter" and adapter and (adapter / TUNED).is_dir():
-            chosen |= _folder(adapter / TUNED, TUNED, "tuned.json")  # of a full fine-tune, which has no adapter
-        elif name == "adapter" and adapter:
-            chosen |= _folder(adapter / "adapter", "adapter", "adapter_model.safetensors")
-        elif name == "merged" and merged:
-            chosen |= _folder(merged / "model", "merged", "config.json")
-        elif name not in ("adapter", "merged") and quantized:
-            chosen |= _folder(quantized / name, f"quantized/{name}", "model.gguf")
+        full = name == "adapter" and adapter and (adapter / TUNED).is_dir()  # a full fine-tune has no adapter
+        form = FORMATS[TUNED if full else name]
+        if step := steps[form.step]:
+            chosen |= _folder(step / form.made, form.shelf, form.file)
     if not chosen:
+        *most, last = ("adapter", "merged", *GGUF)
         raise ModelError(
             f"nothing to register: the run has made none of {', '.join(settings.artifacts)}",
-            "set register.artifacts to what this recipe makes: adapter, merged, bf16, q8_0 or q4_0",
+            f"set register.artifacts to what this recipe makes: {', '.join(most)} or {last}",
         )
     for file in ("verdict.json", "summary.md", *((REPORT,) if quotes else ())):
         if evaluation and (evaluation / file).exists():

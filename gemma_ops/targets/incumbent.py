@@ -9,6 +9,7 @@ from gemma_ops import digest
 from gemma_ops.config import MachineConfig
 from gemma_ops.config.policy import CHAMPION, CHAMPION_MODEL, STANDARD, PromotionStandard
 from gemma_ops.errors import ConfigError, DataError
+from gemma_ops.family.formats import DEFAULT_FORMATS, GGUF_FILE
 from gemma_ops.privacy import stricter
 from gemma_ops.targets.base import AskingMode
 from gemma_ops.targets.local import Checkpoint, Quantized
@@ -47,7 +48,7 @@ def open_champion(
                 f"target {CHAMPION}: version {facts.version} of {facts.name} brings no tokenizer, and this run has no base",
                 "register the version again, which adds it",
             )
-        target: Checkpoint | Quantized = Quantized(CHAMPION, model / "model.gguf", words, machine, asked=asked)
+        target: Checkpoint | Quantized = Quantized(CHAMPION, model / GGUF_FILE, words, machine, asked=asked)
     elif facts.form == "merged":
         target = Checkpoint(CHAMPION, model, machine, asked=asked)
     elif base is not None:
@@ -55,7 +56,7 @@ def open_champion(
     else:
         raise ConfigError(
             f"target {CHAMPION}: version {facts.version} of {facts.name} answers on its base only, and this run has none",
-            "register versions with q8_0 or merged among register.artifacts",
+            f"register versions with {DEFAULT_FORMATS[0]} or merged among register.artifacts",
         )
     # By what was registered: the same version is the same model wherever it was pulled to.
     target.identity = asked.identity(digest.of_json([facts.manifest, facts.form]))

@@ -14,6 +14,7 @@ from gemma_ops.config import MachineConfig
 from gemma_ops.data.encoded import Encoded
 from gemma_ops.data.parts import media_of
 from gemma_ops.errors import ConfigError
+from gemma_ops.family.formats import GGUF, GGUF_FILE
 from gemma_ops.family.media import Senses
 from gemma_ops.privacy import learned_class
 from gemma_ops.targets.base import HERE, LOCAL, AskingMode, EnginePace
@@ -260,9 +261,9 @@ def open_local(
 
 
 def _made(name: str, quantized: Path) -> Path:
-    file = quantized / name / "model.gguf"
+    file = quantized / GGUF[name].path
     if not file.is_file():
-        made = sorted(folder.name for folder in quantized.iterdir() if (folder / "model.gguf").is_file())
+        made = sorted(folder.name for folder in quantized.iterdir() if (folder / GGUF_FILE).is_file())
         raise ConfigError(
             f"target {name}: {file} does not exist",
             f"add {name} to quantize.formats, or evaluate one of: {', '.join(made) or 'none'}",

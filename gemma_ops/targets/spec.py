@@ -20,8 +20,10 @@ from typing import Literal
 
 from gemma_ops.config.policy import CHAMPION
 from gemma_ops.errors import ConfigError
+from gemma_ops.family.formats import GGUF
 
-QUANTIZED = ("bf16", "q8_0", "q4_0")
+QUANTIZED = tuple(GGUF)
+"""Targets that are files of the step `quantize`."""
 OWN = ("base", "tuned", *QUANTIZED, CHAMPION)
 """Targets that are called by a word: those that a run makes itself, and the champion that it pulls."""
 Kind = Literal["base", "tuned", "quantized", "champion", "folder", "gguf", "gemini", "openai"]
@@ -29,9 +31,7 @@ THINKING = ("minimal", "low", "medium", "high", "xhigh")
 _FAMILY = re.compile(
     r"(?<![a-z])(gemma|gemini|llama|qwen|mistral|mixtral|phi|gpt|claude|deepseek|olmo|granite)(?![a-z])"
 )
-_FORMS = (
-    "base, tuned, bf16, q8_0, q4_0, champion, gemini:MODEL, openai:URL#MODEL, gguf:FILE@FOLDER, or a checkpoint folder"
-)
+_FORMS = f"base, tuned, {', '.join(QUANTIZED)}, champion, gemini:MODEL, openai:URL#MODEL, gguf:FILE@FOLDER, or a checkpoint folder"
 
 
 @dataclass(frozen=True)

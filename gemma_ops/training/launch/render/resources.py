@@ -12,6 +12,7 @@ from gemma_ops import devices
 from gemma_ops.config import RunConfig
 from gemma_ops.devices import GIB, Device
 from gemma_ops.errors import ConfigError
+from gemma_ops.family.formats import GGUF
 from gemma_ops.planning import make
 from gemma_ops.planning.make import Plan
 
@@ -22,8 +23,8 @@ _SHARDED = ("weights", "adapter")
 """Kinds of memory that FSDP spreads over the processes."""
 _CPUS, _LEAST_MEMORY, _SYSTEM_DISK = 8, 32, 40
 """Cores for each GPU; GiB of main memory at least; GB for system and packages."""
-_COPIES = 4
-"""bf16 sizes of a model on disk in a whole run: fetched, merged, and as GGUF in 16, 8 and 4 bits."""
+_COPIES = math.ceil(2 + sum(each.bits for each in GGUF.values()) / 16)
+"""bf16 sizes of a model on disk in a whole run: fetched, merged, and as GGUF in every format."""
 _MARGIN = 3.0
 """Hours of a time limit over those that the plan expects, whose speed is right within a factor of about two."""
 
