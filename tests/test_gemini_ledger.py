@@ -17,9 +17,9 @@ import pytest
 
 from gemma_ops.errors import BudgetError, MachineError
 from gemma_ops.gemini import prices
-from gemma_ops.gemini.holder import Holder
 from gemma_ops.gemini.ledger import Ledger
 from gemma_ops.gemini.usage import Usage
+from gemma_ops.processes import Birth
 
 CENT = prices.NANO // 100
 
@@ -149,13 +149,13 @@ def test_what_a_killed_process_held_counts_in_full_until_it_is_settled(tmp_path)
 
 
 def test_another_process_with_the_same_number_is_not_taken_for_the_holder(tmp_path):
-    me = Holder.me()
+    me = Birth.here()
     assert me.state() == "alive"
-    assert Holder(me.place, me.pid, "12345").state() == "gone"  # same number, born at another time
-    assert Holder("another machine", me.pid, me.born).state() == "unknown"
+    assert Birth(me.place, me.pid, "12345").state() == "gone"  # same number, born at another time
+    assert Birth("another machine", me.pid, me.born).state() == "unknown"
     child = subprocess.Popen(["sleep", "60"])
     born = Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()[19]
-    alive = Holder(me.place, child.pid, born)
+    alive = Birth(me.place, child.pid, born)
     assert alive.state() == "alive"
     child.send_signal(signal.SIGKILL)
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # dead, and still in the table of processes

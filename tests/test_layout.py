@@ -46,13 +46,14 @@ ROOMS = {
     "genai_prices": {"gemini"},
     "httpx2": {"gemini", "targets"},
     "pypdf": {"synth"},
+    "psutil": {"processes"},
     "lm_eval": {"evaluation"},
     "inspect_ai": {"evaluation"},
 }
 # A room may import rooms of a lower level, and its own.
 LEVELS = [
     {"errors"},
-    {"family", "share", "journal", "yamlplaces", "durable", "stats", "addresses", "namespace"},
+    {"family", "share", "journal", "yamlplaces", "durable", "stats", "addresses", "namespace", "processes"},
     {"config"},
     {"answer", "digest", "configfile", "offline", "keyed"},
     {"artifact", "privacy"},

@@ -25,6 +25,7 @@ import registry_runs as runs
 
 from gemma_ops import journal, registry
 from gemma_ops.errors import BusyError, GateError, ServiceError
+from gemma_ops.processes import Birth
 from gemma_ops.registry import lock, manifest, profile, stored
 
 CHANGES = ("POST", "PUT", "PATCH", "DELETE")
@@ -240,6 +241,11 @@ def test_a_lock_of_another_machine_holds_until_it_expires(server, tmp_path):
         registry.promote(config.machine, "locked", reason="x")
     client.set_registered_model_tag("locked", lock.TAG, json.dumps(holder | {"at": time.time() - lock.EXPIRY - 1}))
     assert registry.promote(config.machine, "locked", reason="x").changed
+    with lock.held(profile.connect(config.machine), "locked"):
+        found = json.loads(client.get_registered_model("locked").tags[lock.TAG])
+    assert Birth(found["place"], found["pid"], found["born"]) == Birth.here()
+    assert {"id", "host", "pid", "at"} <= found.keys()  # what earlier versions read
+    assert lock.TAG not in client.get_registered_model("locked").tags
 
 
 def changes_of_a_registration(proxy: Proxy, root: Path) -> int:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 from gemma_ops.gemini.cache import Asked, Store
-from gemma_ops.gemini.holder import Holder
+from gemma_ops.processes import Birth
 
 ASKED = "asked"
 """Told of a planned job whose create was sent and not answered."""
@@ -80,7 +80,7 @@ class Jobs:
             ).fetchall()
         return {key for (key,) in rows}
 
-    def keeper(self, key: str) -> Holder | None:
+    def keeper(self, key: str) -> Birth | None:
         """Who looks after the job that has this request and is not done; None when there is no such job."""
         with self.store.ledger.connect() as connection:
             numbers = [item.number for item in self.store.ledger.held(key) if item.tier == "batch"]
@@ -91,7 +91,7 @@ class Jobs:
                     (key, number, self.store.endpoint),
                 ).fetchone()
                 if row:
-                    return Holder.of_text(row[0])
+                    return Birth.of_text(row[0])
         return None
 
     def plan(self, model: str, items: Mapping[str, tuple[int, Asked]]) -> Job:
@@ -100,7 +100,7 @@ class Jobs:
         with self.store.ledger.connect() as connection:
             number = connection.execute(
                 "INSERT INTO jobs (endpoint, model, mark, holder, planned_at) VALUES (?, ?, ?, ?, ?)",
-                (self.store.endpoint, model, mark, Holder.me().to_text(), now),
+                (self.store.endpoint, model, mark, Birth.here().to_text(), now),
             ).lastrowid
             assert number is not None
             connection.executemany(
@@ -122,10 +122,10 @@ class Jobs:
                 items = self._items(number, model)
                 if not keys & items.keys():
                     continue
-                held_by = Holder.of_text(holder)
-                if held_by != Holder.me() and held_by.state() == "alive":
+                held_by = Birth.of_text(holder)
+                if held_by != Birth.here() and held_by.state() == "alive":
                     continue
-                connection.execute("UPDATE jobs SET holder = ? WHERE id = ?", (Holder.me().to_text(), number))
+                connection.execute("UPDATE jobs SET holder = ? WHERE id = ?", (Birth.here().to_text(), number))
                 mine.append(Job(number, model, mark, name, planned_at, items, told))
         return mine
 

@@ -26,9 +26,9 @@ from pathlib import Path
 from typing import Any
 
 from gemma_ops.errors import BudgetError
-from gemma_ops.gemini.holder import Holder
 from gemma_ops.gemini.ledgerfile import explained, open_file
 from gemma_ops.gemini.prices import dollars
+from gemma_ops.processes import Birth
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Reservation:
     run: str
     tier: str
     worst: int
-    holder: Holder
+    holder: Birth
     at: float
 
 
@@ -157,7 +157,7 @@ class Ledger:
                 (key,),
             ).fetchall()
         return [
-            Reservation(number, run, tier, worst, Holder.of_text(holder), at)
+            Reservation(number, run, tier, worst, Birth.of_text(holder), at)
             for number, run, tier, worst, holder, at in rows
         ]
 
@@ -178,7 +178,7 @@ class Ledger:
                 "SELECT run, holder, SUM(amount) FROM reservations WHERE state = 'held' AND tier != 'batch' GROUP BY run, holder"
             ).fetchall()
             caps = self._caps(connection)
-        alive = [(run, amount) for run, holder, amount in held if Holder.of_text(holder).state() == "alive"]
+        alive = [(run, amount) for run, holder, amount in held if Birth.of_text(holder).state() == "alive"]
         of_all = sum(amount for _, amount in alive)
         of_run = sum(amount for run, amount in alive if run == self.run)
         freed = {"run": of_run, "project": of_all}
@@ -189,7 +189,7 @@ class Ledger:
             self._connection.close()
 
     def _open(self) -> None:
-        self._me = Holder.me()
+        self._me = Birth.here()
         self._connection = open_file(self.path)
         self._depth = 0
 
@@ -239,4 +239,4 @@ class Ledger:
 
 def is_lost(tier: str, holder: str) -> bool:
     """Whether nobody will settle a held reservation: its process is gone. A batch job needs no process to go on."""
-    return tier != "batch" and Holder.of_text(holder).state() == "gone"
+    return tier != "batch" and Birth.of_text(holder).state() == "gone"

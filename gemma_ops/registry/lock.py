@@ -10,17 +10,18 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import platform
 import tempfile
 import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from gemma_ops.errors import BusyError
+from gemma_ops.processes import Birth
 from gemma_ops.registry.ledger import lock_name
 from gemma_ops.registry.profile import Tracking
 
@@ -69,7 +70,7 @@ def _claim(tracking: Tracking, name: str) -> str:
             f"{name} is being promoted by process {holder['pid']} on {holder['host']}",
             f"wait for it; a lock nobody releases expires after {EXPIRY:.0f} s",
         )
-    mine = {"id": uuid.uuid4().hex, "host": platform.node(), "pid": os.getpid(), "at": round(time.time())}
+    mine = {"id": uuid.uuid4().hex, "host": platform.node(), "at": round(time.time()), **asdict(Birth.here())}
     tracking.client.set_registered_model_tag(name, TAG, json.dumps(mine))
     time.sleep(_SETTLE)
     found = _holder(tracking, name)
@@ -98,10 +99,9 @@ def _dead(holder: dict[str, Any]) -> bool:
         return True
     if holder["host"] != platform.node():
         return False
-    try:
-        os.kill(int(holder["pid"]), 0)
-    except ProcessLookupError:
+    me, pid = Birth.here(), int(holder["pid"])
+    # Locks once were taken without a place and a start.
+    found = Birth(holder["place"], pid, holder["born"]) if "place" in holder else Birth.of_record(pid)
+    if (found.place, found.pid) == (me.place, me.pid):  # this process waits for the lock, so it doesn't hold it
         return True
-    except PermissionError:
-        return False
-    return int(holder["pid"]) == os.getpid()
+    return found.state() == "gone"

@@ -7,15 +7,13 @@ would have done here. The run's process holds the lock on the folder, keeps the 
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
 import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from gemma_ops import journal
+from gemma_ops import journal, processes
 from gemma_ops.config import Machine, TrainConfig
 from gemma_ops.errors import MachineError
 from gemma_ops.training.launch import checks, engines
@@ -105,9 +103,4 @@ def _records(path: Path, offset: int) -> Iterator[tuple[journal.Record, int]]:
 def end(launcher: subprocess.Popen[bytes]) -> None:
     """Ask the launcher to end its workers, and see that it does. Workers that it can't reach see that it is gone."""
     if launcher.poll() is None:
-        launcher.send_signal(signal.SIGTERM)
-        try:
-            launcher.wait(_GRACE)
-        except subprocess.TimeoutExpired:
-            os.killpg(launcher.pid, signal.SIGKILL)
-            launcher.wait()
+        processes.stop_tree(launcher, _GRACE)

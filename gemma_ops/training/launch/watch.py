@@ -10,7 +10,8 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
+
+from gemma_ops.processes import Birth
 
 _VARIABLE = "GEMMA_OPS_STARTED_BY"
 _EVERY = 1.0
@@ -19,21 +20,14 @@ _EVERY = 1.0
 
 def marked() -> dict[str, str]:
     """The environment variable by which children know this process."""
-    return {_VARIABLE: f"{os.getpid()}:{_born(os.getpid())}"}
+    me = Birth.here()
+    return {_VARIABLE: f"{me.pid}:{me.born}"}
 
 
 def starter_lives() -> bool:
     """Whether the process that started this one still lives; True where none is known."""
     pid, _, born = os.environ.get(_VARIABLE, "").partition(":")
-    if not pid:
-        return True
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return not born or _born(int(pid)) == born
+    return not pid or Birth.of_record(int(pid), born).state() != "gone"
 
 
 def watch(then: Callable[[], None] = lambda: os._exit(0)) -> None:
@@ -46,12 +40,3 @@ def watch(then: Callable[[], None] = lambda: os._exit(0)) -> None:
         then()
 
     threading.Thread(target=look, name="starter-watch", daemon=True).start()
-
-
-def _born(pid: int) -> str:
-    """When a process began, in clock ticks since boot; empty where the system does not say, or it is a zombie."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-    except OSError:
-        return ""
-    return "" if fields[0] == "Z" else fields[19]
