@@ -253,6 +253,21 @@ def test_a_bound_child_dies_with_its_guard_too(tmp_path):
     assert not lives(below)
 
 
+BESIDE = """
+import os, subprocess, sys
+beside = subprocess.Popen(["sleep", "300"])
+subprocess.run([sys.executable, "-P", sys.argv[1], str(os.getpid()), "0.1", "true"])
+print(beside.poll())
+beside.kill()
+"""
+
+
+def test_a_guard_that_leads_no_session_leaves_others_in_it_alone():
+    command = [sys.executable, "-c", BESIDE, processes.__file__]
+    done = subprocess.run(command, start_new_session=True, capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip()) == (0, "None")
+
+
 def test_a_bound_child_ends_as_its_command_does(tmp_path, capfd):
     def code(*command, **options):
         return start_bound_child(command, **options).wait(60)
