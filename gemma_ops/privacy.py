@@ -22,6 +22,8 @@ from gemma_ops.durable import write_json
 
 # From the strictest: may not leave the machine, may go to a paid service, may go anywhere.
 PRIVACY: tuple[Privacy, ...] = get_args(Privacy)
+HERE = "stays here"
+"""The `place` of a target whose questions don't leave the machine, as verdicts and reports say it."""
 RECORD = "learned.json"
 GGUF_KEY = "gemma_ops.learned"
 """Key in the header of a GGUF file whose value is the class."""

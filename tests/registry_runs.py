@@ -148,7 +148,16 @@ def evaluate(
         exact = {"value": value, "low": value - 0.02, "high": value + 0.03, "n": 120, "clusters": 12, "unscored": 0}
         fields = exact | {"value": min(1.0, value + 0.05)}
         results.append(
-            {"task": "support_desk", "target": target, "metrics": {"field_f1": fields, "exact_match": exact}}
+            {
+                "task": "support_desk",
+                "target": target,
+                "rows": rows,
+                "ends": {"stop": rows},
+                "failed": 0,
+                "metrics": {"field_f1": fields, "exact_match": exact},
+                "slices": {},
+                "speed": {},
+            }
         )
         if target != "base":
             pair = {
@@ -158,7 +167,8 @@ def evaluate(
                 "metric": "exact_match",
                 "value": value - 0.02,
             }
-            differences.append(pair | {"low": value - 0.08, "high": value + 0.03, "n": 120})
+            bounds = {"low": value - 0.08, "high": value + 0.03, "n": 120, "clusters": 12, "wins": 100, "losses": 2}
+            differences.append(pair | bounds | {"p": 0.001, "correlation": 0.1, "method": "tango"})
     gates = [decided(gate, values) for gate in settings.gates]
     outcome = "fail" if any(gate["outcome"] == "fail" for gate in gates) else "pass" if gates else "ungated"
     privacy = {"any": 120}

@@ -18,7 +18,8 @@ from gemma_ops.config import EvaluateConfig, MachineConfig
 from gemma_ops.errors import BoundaryError, ConfigError, DataError
 from gemma_ops.evaluation import answers, conditions, evaluate, pipeline, regrade, summary_lines
 from gemma_ops.evaluation.answers import AnswerFile
-from gemma_ops.targets.base import HERE, LOCAL
+from gemma_ops.privacy import HERE
+from gemma_ops.targets.base import LOCAL
 
 ROOT = Path(__file__).parent.parent
 FACTS = {"targets": {name: {"identity": name, "learned": "any"} for name in ("base", "tuned", "q8_0")}, "data": {}}

@@ -13,7 +13,7 @@ from gemma_ops.config import EvaluateConfig
 from gemma_ops.evaluation import junit, pipeline, report_html, summary, svg
 from gemma_ops.evaluation.markup import escape
 from gemma_ops.evaluation.plan import advice
-from gemma_ops.targets.base import HERE
+from gemma_ops.privacy import HERE
 
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>\"' & \x00\x1b[31m"
 VOID = {"meta", "br", "img"}

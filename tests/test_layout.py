@@ -57,7 +57,7 @@ LEVELS = [
     {"config"},
     {"answer", "digest", "configfile", "offline", "keyed"},
     {"artifact", "privacy"},
-    {"run", "devices"},
+    {"run", "devices", "verdicts"},
     {"planning", "console", "eject"},
     {"doctor"},
     {"data", "metrics"},

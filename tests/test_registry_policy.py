@@ -15,6 +15,7 @@ from gemma_ops.registry import profile, stored
 from gemma_ops.registry.objections import Incumbent, objections
 from gemma_ops.registry.policies import PolicyInForce
 from gemma_ops.registry.records import looks_before
+from gemma_ops.verdicts import Verdict
 
 NAME = "support-nano"
 EASY = ({"metric": "exact_match", "target": "tuned", "test": "at_least", "margin": 0.001},)
@@ -250,6 +251,12 @@ def test_a_policy_that_only_grew_stricter_is_not_called_softer():
     assert len(softer(before, policy(gate.model_copy(update={"margin": 0.2}), tasks=more))) == 3
 
 
+def passed(**facts):
+    """A verdict that passed with no gate and no task."""
+    body = {"schema": "gemma-ops/verdict@1", "verdict": "pass", "confidence": 0.95, "tasks": {}, "gates": []}
+    return Verdict.parse({**body, "results": [], "differences": [], **facts})
+
+
 def test_looks_of_earlier_versions_that_a_verdict_does_not_count_speak_against_it():
     """A run that was moved elsewhere begins with a clean slate; the registry knows better."""
 
@@ -258,7 +265,7 @@ def test_looks_of_earlier_versions_that_a_verdict_does_not_count_speak_against_i
 
     def against(earlier):
         own = {**look("own"), "number": 2, "later": 0.01, "earlier": earlier}
-        body = {"verdict": "pass", "confidence": 0.95, "tasks": {}, "gates": [], "look": own}
+        body = passed(look=own)
         entries = [
             {"kind": "version", "version": "1", "look": look("first")},
             {"kind": "version", "version": "2", "look": look("own")},
@@ -273,8 +280,7 @@ def test_looks_of_earlier_versions_that_a_verdict_does_not_count_speak_against_i
 
 
 def test_a_verdict_against_another_champion_speaks_against_it():
-    body = {"verdict": "pass", "confidence": 0.95, "tasks": {}, "gates": [], "standard": {"champion": None}}
-    body["standard"]["champion"] = {"version": "3", "manifest": "aa"}
+    body = passed(standard={"champion": {"version": "3", "manifest": "aa"}})
     assert objections(body, (), None, None, {}) == ["the registered model has no policy"]
     assert objections(body, (), held(), Incumbent("4", "bb"), {}) == [
         "it was compared with version 3, and version 4 is the champion now"

@@ -15,7 +15,7 @@ from gemma_ops.errors import ConfigError, DataError
 from gemma_ops.evaluation import cost, routing
 from gemma_ops.evaluation.answers import AnswerFile, Stored
 from gemma_ops.evaluation.results import Book
-from gemma_ops.targets.base import HERE
+from gemma_ops.privacy import HERE
 
 AWAY = "gemini:gemini-3.8-flash"
 FACTS = {

@@ -17,8 +17,9 @@ from tiny_models import NANO
 from gemma_ops.answer import Answer, Prompt
 from gemma_ops.config import MachineConfig
 from gemma_ops.errors import BoundaryError, ConfigError, ServiceError
+from gemma_ops.privacy import HERE
 from gemma_ops.targets import endpoint, open_target
-from gemma_ops.targets.base import HERE, LOCAL, guard
+from gemma_ops.targets.base import LOCAL, guard
 from gemma_ops.targets.spec import parse
 from gemma_ops.targets.structured import ask
 

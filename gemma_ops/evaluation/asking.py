@@ -19,8 +19,9 @@ from gemma_ops.evaluation.answers import AnswerFile, Stored
 from gemma_ops.evaluation.conditions import ConditionsFile, observe
 from gemma_ops.evaluation.task import Task
 from gemma_ops.metrics.base import Row
+from gemma_ops.privacy import HERE
 from gemma_ops.targets import spec as specs
-from gemma_ops.targets.base import HERE, AskingMode, Target, guard, reads
+from gemma_ops.targets.base import AskingMode, Target, guard, reads
 
 _PART = 1000
 

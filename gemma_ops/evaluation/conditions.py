@@ -15,7 +15,8 @@ from typing import Any
 from gemma_ops import digest
 from gemma_ops.evaluation.task import Task
 from gemma_ops.keyed import KeyedFile
-from gemma_ops.targets.base import HERE, Target, pace_of
+from gemma_ops.privacy import HERE
+from gemma_ops.targets.base import Target, pace_of
 
 FILE = "conditions.jsonl"
 UNKNOWN = "load not recorded"

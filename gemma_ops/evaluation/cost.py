@@ -20,10 +20,10 @@ from gemma_ops.errors import ConfigError, DataError
 from gemma_ops.evaluation.answers import Stored
 from gemma_ops.evaluation.gates import QUANTILES, Evidence
 from gemma_ops.evaluation.statistics import Sample
+from gemma_ops.privacy import HERE
 from gemma_ops.stats.betting import BoundedSample
 from gemma_ops.stats.fewest import fewest
 from gemma_ops.stats.power import clusters_needed
-from gemma_ops.targets.base import HERE
 
 Facts = dict[str, Any]
 

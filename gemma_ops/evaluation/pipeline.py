@@ -45,9 +45,9 @@ from gemma_ops.evaluation.judge.material import Side
 from gemma_ops.evaluation.scoring import Graded
 from gemma_ops.evaluation.task import Task
 from gemma_ops.family.formats import GGUF
-from gemma_ops.privacy import class_of, release_of
+from gemma_ops.privacy import HERE, class_of, release_of
 from gemma_ops.targets import open_target
-from gemma_ops.targets.base import HERE, LOCAL, Target, learned_by
+from gemma_ops.targets.base import LOCAL, Target, learned_by
 
 
 def evaluate(

@@ -39,7 +39,7 @@ from gemma_ops.evaluation.cost import Facts, place
 from gemma_ops.evaluation.gates import Evidence
 from gemma_ops.evaluation.results import Book, bucket_order, played, rounded
 from gemma_ops.evaluation.statistics import Sample
-from gemma_ops.targets.base import HERE
+from gemma_ops.privacy import HERE
 
 FILE = "routing.json"
 SCHEMA = "gemma-ops/routing@1"

@@ -14,7 +14,7 @@ from gemma_ops.evaluation.conditions import load_words
 from gemma_ops.evaluation.gate_figures import baseline, gated_metrics, load_of, measured, required
 from gemma_ops.evaluation.judge import words
 from gemma_ops.evaluation.markup import p_text, seconds, short, usd
-from gemma_ops.targets.base import HERE
+from gemma_ops.privacy import HERE
 
 MARK = {"pass": "✅", "fail": "❌", "inconclusive": "❔", "ungated": "⚪", "report_only": "⚪"}
 

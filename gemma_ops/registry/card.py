@@ -9,7 +9,7 @@ from typing import Any
 
 from gemma_ops.family.formats import GGUF
 from gemma_ops.gemini.notice import NOT_FOR
-from gemma_ops.registry.evidence import Evidence, Figure
+from gemma_ops.registry.evidence import Evidence, ReportedFigure
 from gemma_ops.registry.loading import loading
 from gemma_ops.registry.staging import TOKENIZER
 
@@ -79,13 +79,13 @@ def headline(found: Evidence | None) -> str:
     lines = [f"{found.outcome.capitalize()}: this version {_WORDS.get(found.outcome, found.outcome)}."]
     if found.gates:
         lines += ["", *(f"- {gate.outcome}: {gate.words}" for gate in found.gates)]
-    for task in found.tasks:
-        primary = [figure for target in found.targets if (figure := found.primary(target, task.name))]
+    for name in found.tasks:
+        primary = [figure for target in found.targets if (figure := found.primary(target, name))]
         if primary:
             first = primary[0]
             lines += [
                 "",
-                f"| {task.name}: {first.metric} | value [{found.confidence:.0%} interval] | n |",
+                f"| {name}: {first.metric} | value [{found.confidence:.0%} interval] | n |",
                 "|---|---|---|",
             ]
             lines += [f"| {figure.target} | {figure.text} | {figure.n:,} |" for figure in primary]
@@ -132,15 +132,15 @@ def carried(subject: dict[str, Any]) -> list[str]:
     return list(names)
 
 
-def best(found: Evidence | None) -> Figure | None:
+def best(found: Evidence | None) -> ReportedFigure | None:
     """The primary figure of what was tuned, else of the first target that isn't the base, on the first task."""
     if not found or not found.tasks:
         return None
     order = ("tuned", *(target for target in found.targets if target != "base"), *found.targets)
-    return next((figure for target in order if (figure := found.primary(target, found.tasks[0].name))), None)
+    return next((figure for target in order if (figure := found.primary(target, next(iter(found.tasks))))), None)
 
 
-def _same(other: Figure, figure: Figure) -> bool:
+def _same(other: ReportedFigure, figure: ReportedFigure) -> bool:
     return (other.task, other.target, other.metric) == (figure.task, figure.target, figure.metric)
 
 
@@ -168,15 +168,15 @@ def _figures(found: Evidence | None) -> str:
     if found is None:
         return "None."
     parts = [f"Intervals are {found.confidence:.0%}."]
-    for task in found.tasks:
-        rows = [figure for figure in found.figures if figure.task == task.name]
+    for name, task in found.tasks.items():
+        rows = [figure for figure in found.figures if figure.task == name]
         targets = [target for target in found.targets if any(figure.target == target for figure in rows)]
         cells = {(figure.metric, figure.target): figure.text for figure in rows}
-        lines = [f"### {task.name}: {task.rows:,} questions (`{task.digest[:12]}`)", ""]
+        lines = [f"### {name}: {task.rows:,} questions (`{task.digest[:12]}`)", ""]
         lines += [_row(["metric", *targets]), _row(["---"] * (len(targets) + 1))]
         for metric in dict.fromkeys(figure.metric for figure in rows):
             lines.append(_row([metric, *(cells.get((metric, target), "not scored") for target in targets)]))
-        pairs = [figure for figure in found.differences if figure.task == task.name]
+        pairs = [figure for figure in found.differences if figure.task == name]
         if pairs:
             lines += ["", _row(["paired difference", pairs[0].metric, "n"]), _row(["---"] * 3)]
             lines += [_row([f"{pair.target} − {pair.versus}", pair.text, f"{pair.n:,}"]) for pair in pairs]
@@ -250,7 +250,7 @@ def _making(manifest: dict[str, Any]) -> str:
 
 
 def _limits(subject: dict[str, Any], found: Evidence | None) -> str:
-    asked = ", ".join(task.name for task in found.tasks) if found else ""
+    asked = ", ".join(found.tasks) if found else ""
     lines = [f"Meant for the task it was tuned and evaluated on{f' ({asked})' if asked else ''}. {_ELSEWHERE}"]
     unmeasured = [name for name in carried(subject) if found and name in GGUF and name not in found.targets]
     if unmeasured:

@@ -12,6 +12,7 @@ from gemma_ops.registry import card, evidence, reading
 from gemma_ops.registry import state as memory
 from gemma_ops.registry.profile import Tracking
 from gemma_ops.registry.staging import shown
+from gemma_ops.verdicts import ROUTING, VERDICT, Verdict
 
 # What a reviewer wants beside the numbers: {file in the run folder: its path in MLflow, under the same file name}.
 FILES = {
@@ -20,10 +21,10 @@ FILES = {
     "synthesize/report.json": "synthetic/report.json",
     "prepare/card.md": "data/card.md",
     "prepare/report.json": "data/report.json",
-    "evaluate/verdict.json": "verdict.json",
+    f"evaluate/{VERDICT}": VERDICT,
     "evaluate/report.html": "report.html",
     "evaluate/summary.md": "summary.md",
-    "evaluate/routing.json": "routing.json",
+    f"evaluate/{ROUTING}": ROUTING,
     "register/card.md": "card.md",
     "register/manifest.json": "manifest.json",
 }
@@ -68,11 +69,9 @@ def datasets(tracking: Tracking, run: Path, step_name: str, run_id: str) -> None
             )
             inputs.append(DatasetInput(data, [InputTag("mlflow.data.context", context), InputTag("sha256", sha256)]))
     found = evidence.read(run / "evaluate") if step_name == "evaluate" else None
-    for task in found.tasks if found else ():
+    for name, task in found.tasks.items() if found else ():
         profile = json.dumps({"num_rows": task.rows})
-        data = Dataset(
-            task.name, task.digest[:_DIGEST], "local", json.dumps({"uri": f"eval/{task.name}"}), profile=profile
-        )
+        data = Dataset(name, task.digest[:_DIGEST], "local", json.dumps({"uri": f"eval/{name}"}), profile=profile)
         inputs.append(
             DatasetInput(data, [InputTag("mlflow.data.context", "evaluation"), InputTag("sha256", task.digest)])
         )
@@ -162,6 +161,7 @@ def keeps_rows(run: Path) -> bool:
     """Whether any row of this run, or answer of a model that learned from such rows, may not leave the machine; assumed
     when the rows can't be seen."""
     counts = reading.privacy_of(run)
-    verdict = reading.load(run / "evaluate" / "verdict.json") or {}
-    learned = [target.get("learned", "any") for target in verdict.get("targets", {}).values()]
+    file = run / "evaluate" / VERDICT
+    targets = Verdict.read(file).targets if file.exists() else {}
+    learned = [target.learned for target in targets.values()]
     return not counts or "local_only" in counts or "local_only" in learned

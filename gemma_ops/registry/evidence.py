@@ -6,18 +6,15 @@ take silence for consent.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-from gemma_ops.errors import DataError
-
-SCHEMA = "gemma-ops/verdict@1"
+from gemma_ops.verdicts import VERDICT, Gate, TaskFacts, Verdict
 
 
 @dataclass(frozen=True)
-class Figure:
+class ReportedFigure:
     """One metric of one target on one task, or the difference to `versus`, with its interval."""
 
     task: str
@@ -37,86 +34,63 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Task:
-    """An evaluation task: the digest of its questions, how many were asked, and how many of each privacy class."""
-
-    name: str
-    digest: str
-    rows: int
-    privacy: dict[str, int]
-
-
-@dataclass(frozen=True)
-class Gate:
-    """One condition and how it ended."""
-
-    outcome: str
-    words: str
-
-
-@dataclass(frozen=True)
 class Evidence:
-    """Outcome is `pass`, `fail`, `inconclusive`, or `ungated` when no condition was asked; `identities` says by digest
-    what answered under each target's name."""
+    """A verdict as a card and a list of versions tell it."""
 
-    outcome: str
-    confidence: float
-    tasks: tuple[Task, ...]
-    figures: tuple[Figure, ...]
-    differences: tuple[Figure, ...]
-    gates: tuple[Gate, ...]
-    identities: dict[str, str]
+    verdict: Verdict
+
+    @property
+    def outcome(self) -> str:
+        """`pass`, `fail`, `inconclusive`, or `ungated` when no condition was asked."""
+        return self.verdict.verdict
+
+    @property
+    def confidence(self) -> float:
+        """Of the intervals."""
+        return self.verdict.confidence
+
+    @property
+    def tasks(self) -> dict[str, TaskFacts]:
+        """The tasks by name, in the order of the report."""
+        return self.verdict.tasks
+
+    @property
+    def gates(self) -> tuple[Gate, ...]:
+        """Every condition with its outcome."""
+        return self.verdict.gates
+
+    @cached_property
+    def figures(self) -> tuple[ReportedFigure, ...]:
+        """Every figure that has a value, the task's primary metric first; a metric that no row could be scored for is not
+        a zero, and is left out."""
+        return tuple(
+            ReportedFigure(result.task, result.target, name, found.value, found.low, found.high, found.n)
+            for result in self.verdict.results
+            for name, found in sorted(
+                result.metrics.items(), key=lambda item: item[0] != self.tasks[result.task].primary
+            )
+            if found.value is not None and found.low is not None and found.high is not None
+        )
+
+    @cached_property
+    def differences(self) -> tuple[ReportedFigure, ...]:
+        """Paired differences on the primary metric of each task."""
+        return tuple(
+            ReportedFigure(one.task, one.target, one.metric, one.value, one.low, one.high, one.n, one.versus)
+            for one in self.verdict.differences
+        )
 
     @property
     def targets(self) -> tuple[str, ...]:
         """Who answered, in the order of the report."""
         return tuple(dict.fromkeys(figure.target for figure in self.figures))
 
-    def primary(self, target: str, task: str) -> Figure | None:
+    def primary(self, target: str, task: str) -> ReportedFigure | None:
         """The task's primary metric of a target; None when that target did not answer it."""
         return next((figure for figure in self.figures if (figure.target, figure.task) == (target, task)), None)
 
 
 def read(folder: Path) -> Evidence | None:
     """The evidence in an evaluation's folder; None when it has no verdict. Raises DataError on one that can't be read."""
-    file = folder / "verdict.json"
-    if not file.exists():
-        return None
-    try:
-        return parse(json.loads(file.read_text(encoding="utf-8")))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{file} can't be read: {error!r}", "evaluate again: --redo evaluate") from error
-
-
-def parse(body: dict[str, Any]) -> Evidence:
-    """Read the body of `verdict.json` (schema gemma-ops/verdict@1); of each target the task's primary metric comes first."""
-    if body["schema"] != SCHEMA:
-        raise ValueError(f"schema {body['schema']!r} instead of {SCHEMA!r}")
-    tasks = {
-        name: Task(name, task["digest"], task["rows"], dict(task["privacy"])) for name, task in body["tasks"].items()
-    }
-    figures = []
-    for result in body["results"]:
-        first = body["tasks"][result["task"]]["primary"]
-        for name, found in sorted(result["metrics"].items(), key=lambda item: item[0] != first):
-            if found["value"] is not None:  # a metric for which no row could be scored is not a zero
-                figures.append(Figure(result["task"], result["target"], name, *_interval(found)))
-    differences = [
-        Figure(item["task"], item["target"], item["metric"], *_interval(item), versus=item["versus"])
-        for item in body["differences"]
-    ]
-    conditions = tuple(Gate(gate["outcome"], gate["words"]) for gate in body["gates"])
-    identities = {name: str(target["identity"]) for name, target in body["targets"].items()}
-    return Evidence(
-        body["verdict"],
-        body["confidence"],
-        tuple(tasks.values()),
-        tuple(figures),
-        tuple(differences),
-        conditions,
-        identities,
-    )
-
-
-def _interval(found: dict[str, Any]) -> tuple[float, float, float, int]:
-    return found["value"], found["low"], found["high"], found["n"]
+    file = folder / VERDICT
+    return Evidence(Verdict.read(file)) if file.exists() else None

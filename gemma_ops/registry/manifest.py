@@ -24,6 +24,7 @@ from gemma_ops.registry import evidence, reading
 from gemma_ops.registry.describe import git
 from gemma_ops.registry.lineage import check_chain, check_made, finished
 from gemma_ops.registry.staging import TUNED
+from gemma_ops.verdicts import VERDICT
 
 SCHEMA = "gemma-ops/manifest@1"
 _PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "tokenizers", "gguf", "mlflow", "xllamacpp")
@@ -230,16 +231,16 @@ def _quantized(quantized: Path, artifact: dict[str, Any]) -> dict[str, Any]:
 def _evaluation(evaluation: Path, artifact: dict[str, Any], files: dict[str, Path]) -> dict[str, Any]:
     found = evidence.read(evaluation)
     if found is None:
-        raise DataError(f"{evaluation} holds no verdict.json", "evaluate again: --redo evaluate")
+        raise DataError(f"{evaluation} holds no {VERDICT}", "evaluate again: --redo evaluate")
     return {
         "digest": artifact["digest"],
         "verdict": found.outcome,
         # Of the one that the version carries: on another machine, the one that was made for others.
         "verdict_sha256": artifact["files"][_carried_verdict(evaluation, files)]["sha256"],
-        "tasks": {task.name: {"digest": task.digest, "rows": task.rows} for task in found.tasks},
+        "tasks": {name: {"digest": task.digest, "rows": task.rows} for name, task in found.tasks.items()},
     }
 
 
 def _carried_verdict(evaluation: Path, files: dict[str, Path]) -> str:
-    carried = files.get("verdict.json", evaluation / "verdict.json")
-    return carried.relative_to(evaluation).as_posix() if carried.is_relative_to(evaluation) else "verdict.json"
+    carried = files.get(VERDICT, evaluation / VERDICT)
+    return carried.relative_to(evaluation).as_posix() if carried.is_relative_to(evaluation) else VERDICT

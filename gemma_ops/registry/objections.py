@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from gemma_ops.config import GateConfig
 from gemma_ops.config.policy import CHAMPION, PolicyTask, at_least_as_strict, same_question
 from gemma_ops.registry.policies import PolicyInForce
+from gemma_ops.verdicts import Look, TaskFacts, Verdict
 
 _GATE = ("task", "metric", "target", "test", "versus", "margin")
-Verdict = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ def objections(
     lacking: Sequence[str],
     policy: PolicyInForce | None,
     incumbent: Incumbent | None,
-    looks: Mapping[str, Mapping[str, Any]],
+    looks: Mapping[str, Look],
 ) -> list[str]:
     """Everything that speaks against a version with this verdict; `incumbent` is None where there is no champion, or where
     the version is it; `looks` are those that versions registered before it took,
@@ -39,8 +38,8 @@ def objections(
     found = [f"its manifest lacks {', '.join(lacking)}"] if lacking else []
     if verdict is None:
         return ["it was never evaluated", *found]
-    if verdict["verdict"] != "pass":
-        found.append(f"its verdict is {verdict['verdict']}")
+    if verdict.verdict != "pass":
+        found.append(f"its verdict is {verdict.verdict}")
     if policy is None:
         return [*found, "the registered model has no policy"]
     found += against_policy(verdict, policy, compared=incumbent is not None)
@@ -54,10 +53,10 @@ def against_policy(verdict: Verdict, policy: PolicyInForce, *, compared: bool) -
     found = []
     wanted = policy.policy
     for name, task in wanted.tasks.items():
-        found += _against_task(name, task, verdict["tasks"].get(name))
-    if verdict["confidence"] < wanted.confidence:
-        found.append(f"its confidence is {verdict['confidence']:g}, the policy's {wanted.confidence:g}")
-    asked = [(GateConfig.model_construct(**{key: gate[key] for key in _GATE}), gate) for gate in verdict["gates"]]
+        found += _against_task(name, task, verdict.tasks.get(name))
+    if verdict.confidence < wanted.confidence:
+        found.append(f"its confidence is {verdict.confidence:g}, the policy's {wanted.confidence:g}")
+    asked = [(GateConfig.model_construct(**{key: getattr(gate, key) for key in _GATE}), gate) for gate in verdict.gates]
     for gate in wanted.gates:
         if CHAMPION in (gate.target, gate.versus) and not compared:
             continue
@@ -69,40 +68,40 @@ def against_policy(verdict: Verdict, policy: PolicyInForce, *, compared: bool) -
             found.append(
                 f"its margin is {same[0][0].margin:g} where the policy's is {gate.margin:g}: {gate.words} on {gate.task}"
             )
-        elif all(body["outcome"] != "pass" for body in strict):
-            found.append(f"a gate of the policy ended {strict[0]['outcome']}: {gate.words} on {gate.task}")
+        elif all(body.outcome != "pass" for body in strict):
+            found.append(f"a gate of the policy ended {strict[0].outcome}: {gate.words} on {gate.task}")
     return found
 
 
-def _against_task(name: str, task: PolicyTask, asked: Mapping[str, Any] | None) -> list[str]:
+def _against_task(name: str, task: PolicyTask, asked: TaskFacts | None) -> list[str]:
     if asked is None:
         return [f"the policy's task {name} was not asked"]
-    if asked["digest"] != task.digest:
-        return [f"its task {name} has other content ({asked['digest'][:12]}) than the policy's ({task.digest[:12]})"]
-    if asked["rows"] < task.rows:
-        return [f"it was asked {asked['rows']:,} questions of {name}, and the policy wants {task.rows:,}"]
+    if asked.digest != task.digest:
+        return [f"its task {name} has other content ({asked.digest[:12]}) than the policy's ({task.digest[:12]})"]
+    if asked.rows < task.rows:
+        return [f"it was asked {asked.rows:,} questions of {name}, and the policy wants {task.rows:,}"]
     return []
 
 
 def _against_champion(verdict: Verdict, incumbent: Incumbent) -> list[str]:
-    known = (verdict.get("standard") or {}).get("champion")
+    known = verdict.champion
     if known is None:
         return [f"it was compared with no champion, and version {incumbent.version} is the champion now"]
-    if known["manifest"] != incumbent.manifest:
-        return [f"it was compared with version {known['version']}, and version {incumbent.version} is the champion now"]
+    if known.manifest != incumbent.manifest:
+        return [f"it was compared with version {known.version}, and version {incumbent.version} is the champion now"]
     return []
 
 
-def _against_looks(verdict: Verdict, looks: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def _against_looks(verdict: Verdict, looks: Mapping[str, Look]) -> list[str]:
     """Looks at the same models that the verdict did not count, so that its level was too generous."""
-    own = verdict.get("look")
-    if not own:
+    own = verdict.look
+    if own is None:
         return []
-    counted = {own["evidence"], *(look["evidence"] for look in own["earlier"])}
+    counted = {own.evidence, *(look.evidence for look in own.earlier)}
     missed = [
         version
         for version, look in looks.items()
-        if set(look["subjects"]) & set(own["subjects"]) and look["evidence"] not in counted
+        if set(look.subjects) & set(own.subjects) and look.evidence not in counted
     ]
     if not missed:
         return []

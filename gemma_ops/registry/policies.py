@@ -18,6 +18,7 @@ from gemma_ops.registry import ledger, lock
 from gemma_ops.registry.ledger import Ledger
 from gemma_ops.registry.moving import opened_registry
 from gemma_ops.registry.shelves import Entry
+from gemma_ops.verdicts import Verdict
 
 
 @dataclass(frozen=True)
@@ -72,22 +73,22 @@ def policy_in_force(name: str, entries: list[Entry]) -> PolicyInForce | None:
     return None
 
 
-def proposed_policy(subject: Mapping[str, Any], verdict: Mapping[str, Any]) -> PromotionPolicy | None:
+def proposed_policy(subject: Mapping[str, Any], verdict: Verdict) -> PromotionPolicy | None:
     """The policy that a version's own gates make; None where nothing was gated. Gates that were only reported, such as those
     on a judge that was not asked, are none."""
     settings = subject["settings"].get("evaluate") or {}
     gates = [GateConfig.model_validate(gate) for gate in settings.get("gates", ())]
-    only = next(iter(verdict["tasks"])) if len(verdict["tasks"]) == 1 else None
+    only = next(iter(verdict.tasks)) if len(verdict.tasks) == 1 else None
     keys = ("metric", "target", "test", "versus", "margin")
     undecided = [
-        (gate["task"], *(gate[key] for key in keys)) for gate in verdict["gates"] if gate["outcome"] == "report_only"
+        (gate.task, *(getattr(gate, key) for key in keys)) for gate in verdict.gates if gate.outcome == "report_only"
     ]
     decided = [gate for gate in gates if (gate.task or only, *(getattr(gate, key) for key in keys)) not in undecided]
     tasks = {
-        name: PolicyTask(digest=task["digest"], rows=task["rows"], primary=task["primary"])
-        for name, task in verdict["tasks"].items()
+        name: PolicyTask(digest=task.digest, rows=task.rows, primary=task.primary)
+        for name, task in verdict.tasks.items()
     }
-    return make_policy(decided, tasks, float(verdict["confidence"]))
+    return make_policy(decided, tasks, float(verdict.confidence))
 
 
 def append_policy(book: Ledger, policy: PromotionPolicy, reason: str) -> PolicyInForce:

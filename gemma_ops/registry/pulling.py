@@ -84,7 +84,9 @@ def _pull(tracking: Tracking, out: Path, name: str, number: str) -> ChampionFact
 
 def _write(out: Path, standard: PromotionStandard, entries: list[Entry]) -> dict[str, float]:
     write_json(out / STANDARD, standard.model_dump(mode="json"), indent=1)
-    write_text(out / CHAMPION_LOOKS, "".join(f"{json.dumps(look)}\n" for look in looks_before(entries).values()))
+    write_text(
+        out / CHAMPION_LOOKS, "".join(f"{json.dumps(look.to_json())}\n" for look in looks_before(entries).values())
+    )
     if standard.champion is None:
         journal.record(event="no_champion", reason=standard.why_none)
         return {}

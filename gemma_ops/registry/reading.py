@@ -128,7 +128,7 @@ def privacy_of(run: Path) -> dict[str, int]:
                 label = str(row.get("privacy", "local_only"))
                 counts[label] = counts.get(label, 0) + 1
     found = evidence.read(run / "evaluate")
-    for task in found.tasks if found else ():
+    for task in found.tasks.values() if found else ():
         for label, number in task.privacy.items():
             counts[label] = counts.get(label, 0) + number
     return counts

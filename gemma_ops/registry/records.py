@@ -13,6 +13,7 @@ from gemma_ops.registry.ledger import HEAD, Ledger, anchor
 from gemma_ops.registry.policies import append_policy, policy_in_force, proposed_policy
 from gemma_ops.registry.profile import Tracking
 from gemma_ops.registry.shelves import Entry
+from gemma_ops.verdicts import Look, Verdict
 
 _WEIGHTS = (".safetensors", ".gguf")
 _MOST = 300
@@ -35,25 +36,26 @@ def failed_before(entries: Sequence[Entry], weights: Sequence[str], version: str
     ]  # fmt: skip
 
 
-def look_of(verdict: Mapping[str, Any] | None) -> dict[str, Any] | None:
+def look_of(verdict: Verdict | None) -> Look | None:
     """The look at the models that a verdict was, as `evaluate.looks.jsonl` has it; None without one."""
-    look = (verdict or {}).get("look")
-    if not look:
+    if verdict is None or verdict.look is None:
         return None
-    known = {key: look[key] for key in ("subjects", "evidence", "rows", "level")}
-    return known | {"verdict": str((verdict or {})["verdict"])}
+    look = verdict.look
+    return Look(
+        subjects=look.subjects, evidence=look.evidence, rows=look.rows, level=look.level, verdict=verdict.verdict
+    )
 
 
-def looks_before(entries: Sequence[Entry], version: str | None = None) -> dict[str, dict[str, Any]]:
+def looks_before(entries: Sequence[Entry], version: str | None = None) -> dict[str, Look]:
     """The looks that registered versions took, by version; only those from before `version` was registered, where given."""
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, Look] = {}
     for entry in entries:
         if entry["kind"] != "version":
             continue
         if entry["version"] == version:
             break
         if entry["look"]:
-            found[entry["version"]] = entry["look"]
+            found[entry["version"]] = Look.model_validate(entry["look"])
     return found
 
 
@@ -70,14 +72,14 @@ def check_ledger(tracking: Tracking, name: str) -> str | None:
 
 
 def record_version(
-    tracking: Tracking, name: str, number: int, body: Mapping[str, Any], verdict: Mapping[str, Any] | None, run: str
+    tracking: Tracking, name: str, number: int, body: Mapping[str, Any], verdict: Verdict | None, run: str
 ) -> list[str]:
     """Write a version into the ledger, once; propose a policy where the model has none; anchor the chain in the version.
 
     Returns what should be told: that a policy was proposed, and that the same weights failed before.
     """
     subject, version, told = body["subject"], str(number), []
-    outcome = "not evaluated" if verdict is None else str(verdict["verdict"])
+    outcome = "not evaluated" if verdict is None else verdict.verdict
     with lock.held(tracking, name):
         book = Ledger(tracking, name)
         entries = book.entries()
@@ -85,7 +87,8 @@ def record_version(
         known = [one for one in entries if one["kind"] == "version" and one["version"] == version]
         if not known or known[-1]["manifest"] != body["digest"]:
             facts = {"version": version, "manifest": body["digest"], "verdict": outcome, "run": run, "weights": weights}
-            book.append("version", **facts, look=look_of(verdict))
+            look = look_of(verdict)
+            book.append("version", **facts, look=look.to_json() if look else None)
         if verdict is not None and policy_in_force(name, entries) is None:
             policy = proposed_policy(subject, verdict)
             if policy is not None:

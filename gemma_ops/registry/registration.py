@@ -79,7 +79,7 @@ def register(
         number = work.version(logged)
         # What is stored decides: registered before by other code, it has its own account of that code.
         body = stored.read_manifest(tracking, logged)
-        verdict = reading.load(evaluation / "verdict.json") if evaluation else None
+        verdict = found.verdict if found else None
         told = records.record_version(tracking, work.name, number, body, verdict, out.parent.name)
     for line in told:
         journal.record(message=line)
@@ -215,7 +215,7 @@ class _Work:
 
         if self.found is None:
             return
-        digests = {task.name: task.digest[:36] for task in self.found.tasks}
+        digests = {name: task.digest[:36] for name, task in self.found.tasks.items()}
         values = []
         for figure in (*self.found.figures, *self.found.differences):
             name = f"{figure.task}/{figure.target}{f'-{figure.versus}' if figure.versus else ''}/{figure.metric}"

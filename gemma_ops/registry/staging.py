@@ -14,6 +14,7 @@ from gemma_ops.errors import DataError, ModelError
 from gemma_ops.family.formats import FORMATS, GGUF
 from gemma_ops.modeling.source import checkpoint
 from gemma_ops.registry.contents import ALLOWED, REPORT, content_problem
+from gemma_ops.verdicts import VERDICT
 
 TUNED = "tuned"
 ELSEWHERE = "elsewhere"
@@ -57,7 +58,7 @@ def select(
             f"nothing to register: the run has made none of {', '.join(settings.artifacts)}",
             f"set register.artifacts to what this recipe makes: {', '.join(most)} or {last}",
         )
-    for file in ("verdict.json", "summary.md", *((REPORT,) if quotes else ())):
+    for file in (VERDICT, "summary.md", *((REPORT,) if quotes else ())):
         if evaluation and (evaluation / file).exists():
             chosen[file] = shown(evaluation, file, leaves=leaves)
     if model:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from gemma_ops.errors import GateError
-from gemma_ops.registry import evidence, manifest, stored
+from gemma_ops.registry import manifest, stored
 from gemma_ops.registry.profile import Tracking
+from gemma_ops.verdicts import VERDICT, Verdict
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class CheckedVersion:
 
     version: str
     manifest: Mapping[str, Any]
-    verdict: Mapping[str, Any] | None
+    verdict: Verdict | None
     lacking: tuple[str, ...]
 
     @property
@@ -29,19 +29,20 @@ class CheckedVersion:
     @property
     def outcome(self) -> str:
         """The verdict in a word."""
-        return "missing" if self.verdict is None else str(self.verdict["verdict"])
+        return "missing" if self.verdict is None else self.verdict.verdict
 
     @property
     def verdict_sha256(self) -> str | None:
         """SHA-256 of the stored verdict; None without one."""
-        file = self.manifest["subject"]["files"].get("verdict.json")
+        file = self.manifest["subject"]["files"].get(VERDICT)
         return str(file["sha256"]) if file else None
 
 
 def verify_version(tracking: Tracking, found: Any) -> CheckedVersion:
     """Compare everything stored for a version with its manifest and read its verdict from those bytes.
 
-    Raises GateError for a version that isn't ours, isn't whole, or was changed by as little as a bit.
+    Raises GateError for a version that isn't ours, isn't whole, or was changed by as little as a bit, DataError for a verdict
+    that can't be read.
     """
     logged, body = stored.version_manifest(tracking, found)
     who = f"{found.name} version {found.version}"
@@ -57,12 +58,11 @@ def verify_version(tracking: Tracking, found: Any) -> CheckedVersion:
             "promote another version, or register this one again from its run (--redo register)",
         )
     verdict = None
-    if "verdict.json" in body["subject"]["files"]:
-        with stored.opened(tracking, logged, "verdict.json") as file:
-            verdict = json.loads(file.read_text(encoding="utf-8"))
-        evidence.parse(verdict)
+    if VERDICT in body["subject"]["files"]:
+        with stored.opened(tracking, logged, VERDICT) as file:
+            verdict = Verdict.read(file)
         told = (body["subject"].get("evaluation") or {}).get("verdict_sha256")
-        if told is not None and told != body["subject"]["files"]["verdict.json"]["sha256"]:
+        if told is not None and told != body["subject"]["files"][VERDICT]["sha256"]:
             raise GateError(
                 f"{who} carries another verdict than its evaluation had made",
                 "register it again from its run (--redo evaluate --redo register)",

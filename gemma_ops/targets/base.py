@@ -20,9 +20,6 @@ from gemma_ops.privacy import PRIVACY
 
 LOCAL: frozenset[str] = frozenset(PRIVACY)
 """Privacy classes that a target on this machine may see: all."""
-HERE = "stays here"
-"""The `place` of targets on this machine."""
-
 
 TEXT = frozenset({"text"})
 """What a target reads that does not say more."""

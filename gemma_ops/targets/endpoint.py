@@ -23,7 +23,8 @@ from gemma_ops.config import EndpointConfig, MachineConfig, Privacy
 from gemma_ops.errors import ConfigError, ServiceError
 from gemma_ops.gemini.request import Use
 from gemma_ops.gemini.transport import client_arguments
-from gemma_ops.targets.base import HERE, LOCAL, guard
+from gemma_ops.privacy import HERE
+from gemma_ops.targets.base import LOCAL, guard
 from gemma_ops.targets.dialect import Dialect
 from gemma_ops.targets.paying import open_bill
 from gemma_ops.targets.spec import Spec

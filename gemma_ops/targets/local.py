@@ -16,8 +16,8 @@ from gemma_ops.data.parts import media_of
 from gemma_ops.errors import ConfigError
 from gemma_ops.family.formats import GGUF, GGUF_FILE
 from gemma_ops.family.media import Senses
-from gemma_ops.privacy import learned_class
-from gemma_ops.targets.base import HERE, LOCAL, AskingMode, EnginePace
+from gemma_ops.privacy import HERE, learned_class
+from gemma_ops.targets.base import LOCAL, AskingMode, EnginePace
 from gemma_ops.targets.spec import Spec
 from gemma_ops.targets.structured import in_words
 

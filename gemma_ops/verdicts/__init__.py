@@ -1,0 +1,29 @@
+"""`verdict.json` and `routing.json` as records: what an evaluation says, for every room that reads it.
+
+record.py     what all of them are: frozen, lenient in reading, strict in writing, the same bytes back
+figures.py    what was measured, per target and per pair of targets
+gates.py      what was asked, how it ended, and the standard it was held to
+routing.py    which questions to keep on a local model (`Routing`)
+document.py   the whole verdict (`Verdict`)
+"""
+
+from gemma_ops.verdicts.document import VERDICT, TargetFacts, TaskFacts, Verdict
+from gemma_ops.verdicts.figures import Figure, PairedDifference, TargetResult
+from gemma_ops.verdicts.gates import Gate, Look
+from gemma_ops.verdicts.routing import ROUTING, Routing, RoutingLine, RoutingTable
+
+__all__ = [
+    "ROUTING",
+    "VERDICT",
+    "Figure",
+    "Gate",
+    "Look",
+    "PairedDifference",
+    "Routing",
+    "RoutingLine",
+    "RoutingTable",
+    "TargetFacts",
+    "TargetResult",
+    "TaskFacts",
+    "Verdict",
+]

@@ -1,0 +1,142 @@
+"""What was asked of a model and how it ended: gates, the looks that share their level, and the standard they were held to."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
+
+from gemma_ops.verdicts.record import Number, Record
+
+
+class Gate(Record):
+    """One condition and how it ended. A gate that no judge may decide is `report_only`, and its figures are None."""
+
+    task: str
+    metric: str
+    target: str
+    test: str
+    """`superior`, `noninferior`, `at_least` or `at_most`."""
+    versus: str | None
+    """The rival of a paired test; None for the two others."""
+    margin: Number
+    """In units of the metric, dollars of 1,000 answers, or seconds."""
+    outcome: Literal["pass", "fail", "inconclusive", "report_only"]
+    value: Number | None = None
+    """What was measured: of a paired test the difference, of seconds the share of answers that came in time."""
+    threshold: Number | None = None
+    """What the value must exceed; dollars must stay below it."""
+    bound: Number | None = None
+    """One-sided bound at `level`: beyond the threshold exactly where the gate passes. Of dollars it is the upper one."""
+    upper: Number | None = None
+    """The bound on the other side, which shows a failure."""
+    level: Number | None = None
+    """Confidence of the bound, after Holm's method."""
+    p: Number | None = None
+    """One-sided p-value against the condition's opposite."""
+    p_holm: Number | None = None
+    """The same, adjusted for all gates of the verdict."""
+    n: int | None = None
+    """Rows it was decided on."""
+    clusters: int | None = None
+    """Independent groups of them."""
+    n_needed: int | None = None
+    """Rows that would settle a gate that is inconclusive; None where none would, and for others."""
+    words: str
+    """The condition and its outcome as a sentence."""
+
+    @model_serializer(mode="wrap")
+    def _in_order(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        body: dict[str, Any] = write(self)
+        if self.outcome == "report_only" and "threshold" in body:
+            # Written behind the unknown figures: digests of stored verdicts cover the order of keys.
+            body["threshold"] = body.pop("threshold")
+            body["words"] = body.pop("words")
+        return body
+
+
+class Look(Record):
+    """One look at the answers of some targets, which spent a part of the gates' level."""
+
+    subjects: tuple[str, ...]
+    """What the gates asked about: task, digest of the target's model, digest of the rival's."""
+    evidence: str
+    """Digest of the answers they were decided on."""
+    rows: int
+    """Rows of the largest task that was looked at."""
+    level: Number
+    """What it spent of the level."""
+    verdict: str = ""
+    """How it ended; empty until it did."""
+
+
+class LookTaken(Record):
+    """The look that this verdict is, and those before it."""
+
+    number: int
+    """1 for the first one."""
+    subjects: tuple[str, ...]
+    """As in `Look`."""
+    evidence: str
+    """As in `Look`."""
+    rows: int
+    """As in `Look`."""
+    level: Number
+    """What it spent of the level."""
+    later: Number
+    """The level that the look after it will have."""
+    earlier: tuple[Look, ...]
+    """Looks at the same targets before it, the oldest first."""
+
+
+class PolicyGate(Record):
+    """A condition of the policy, as `evaluate.gates` writes it."""
+
+    metric: str
+    task: str | None = None
+    target: str = "tuned"
+    test: str
+    versus: str | None = None
+    margin: Number = 0.0
+    most: Number | None = None
+    """Dollars of 1,000 answers that each cost as much as one can; None where it isn't asked."""
+
+
+class PolicyQuestions(Record):
+    """A task of the policy: the digest of its content, the rows that are asked at least, and its primary metric."""
+
+    digest: str
+    rows: int
+    primary: str
+
+
+class PolicyHeld(Record):
+    """The policy that the evaluation was held to."""
+
+    gates: tuple[PolicyGate, ...]
+    tasks: dict[str, PolicyQuestions]
+    confidence: Number
+
+
+class ComparedChampion(Record):
+    """The version that was the champion when the questions were asked."""
+
+    name: str = ""
+    version: str
+    manifest: str
+    """Digest that names the version."""
+    form: str = ""
+    """Which of its files answered: `merged`, a quantized format, `adapter` or `tuned`."""
+    base: Annotated[dict[str, str], Field(default_factory=dict)]
+    """SHA-256 of the files of the base it was made from, by name."""
+    learned: str = "local_only"
+    """The class of the rows that it learned from."""
+
+
+class StandardHeld(Record):
+    """What the registry asked of the evaluation."""
+
+    policy: PolicyHeld | None = None
+    champion: ComparedChampion | None = None
+    why_none: str = ""
+    """Why there was no champion to compare with, in words."""
