@@ -69,8 +69,9 @@ def lines(result: dict[str, Any]) -> list[str]:
         text.append(f"  {name:<9} {step['digest'][:12]}  {facts}".rstrip())
     if "verdict" in result:
         from gemma_ops.evaluation import summary_lines
+        from gemma_ops.verdicts import Verdict
 
-        text += ["", *summary_lines(result["verdict"])]
+        text += ["", *summary_lines(Verdict.parse(result["verdict"], f"verdict.json of {result['run']}"))]
     if "version" in result:
         version = result["version"]
         text.append(

@@ -200,7 +200,13 @@ def decided(gate: Any, values: dict[str, float]) -> dict[str, Any]:
     limit = -gate.margin if gate.test == "noninferior" else gate.margin
     outcome = "pass" if values[gate.target] - rival > limit else "fail"
     asked = {key: getattr(gate, key) for key in ("metric", "target", "test", "versus", "margin")}
-    return {"task": gate.task or "support_desk", **asked, "outcome": outcome, "words": f"{gate.words}: {outcome}."}
+    return {
+        "task": gate.task or "support_desk",
+        **asked,
+        "outcome": outcome,
+        "threshold": limit,
+        "words": f"{gate.words}: {outcome}.",
+    }
 
 
 def make(

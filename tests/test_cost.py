@@ -8,6 +8,7 @@ from datetime import UTC, date, datetime
 from html.parser import HTMLParser
 
 import pytest
+from bare_verdict import TASK, bare_verdict
 
 from gemma_ops.config import MachineConfig
 from gemma_ops.configfile import load
@@ -114,7 +115,7 @@ class TestBreakEven:
 
 
 RESULTS = [
-    {"task": "banking77", "target": target, "rows": 10, "speed": speed}
+    {"task": "banking77", "target": target, "rows": 10, "ends": {"stop": 10}, "failed": 0, "metrics": {}, "slices": {}, "speed": speed}
     for target, speed in {
         "base": {"mean_prompt_tokens": 700.0, "mean_new_tokens": 30.0, "new_tokens_per_second": 600.0},
         "tuned": {"mean_prompt_tokens": 800.0, "mean_new_tokens": 120.0, "new_tokens_per_second": 1500.0},
@@ -125,11 +126,16 @@ RESULTS = [
 ]  # fmt: skip
 
 
+def verdict_of(**facts):
+    """A verdict with these results and facts, as JSON."""
+    return json.dumps(bare_verdict(tasks={"banking77": TASK}, **{"results": RESULTS, **facts}))
+
+
 @pytest.fixture
 def config(tmp_path):
     folder = tmp_path / "runs" / "banking77" / "evaluate"
     folder.mkdir(parents=True)
-    (folder / "verdict.json").write_text(json.dumps({"results": RESULTS}))
+    (folder / "verdict.json").write_text(verdict_of())
     return load(
         ["banking77"], [f"machine.runs={tmp_path / 'runs'}", "machine.dollars_per_hour=0.78", "machine.utilisation=0.5"]
     )
@@ -172,7 +178,7 @@ class TestInputs:
 
     def test_an_hour_costs_what_it_did_where_the_speed_was_measured(self, config, tmp_path):
         path = tmp_path / "runs" / "banking77" / "evaluate" / "verdict.json"
-        path.write_text(json.dumps({"results": RESULTS, "machine": {"dollars": 4.0, "from": "H200, a list"}}))
+        path.write_text(verdict_of(machine={"dollars": 4.0, "from": "H200, a list"}))
         assert breakeven_inputs.read(config, Given())[0].dollars_per_hour == 0.78  # the reader's own word
         silent = load(["banking77"], [f"machine.runs={tmp_path / 'runs'}"])
         own = breakeven_inputs.read(silent, Given())[0]
@@ -180,12 +186,12 @@ class TestInputs:
 
     def test_what_was_not_measured_is_asked_for(self, config, tmp_path):
         path = tmp_path / "runs" / "banking77" / "evaluate" / "verdict.json"
-        path.write_text(json.dumps({"results": [RESULTS[1] | {"speed": {"mean_prompt_tokens": 800.0}}]}))
+        path.write_text(verdict_of(results=[RESULTS[1] | {"speed": {"mean_prompt_tokens": 800.0}}]))
         with pytest.raises(ConfigError, match="new tokens") as caught:
             breakeven_inputs.read(config, Given())
         assert "--new-tokens" in caught.value.fix
         path.write_text("[]")
-        with pytest.raises(DataError, match="no verdict"):
+        with pytest.raises(DataError, match="its schema is None"):
             breakeven_inputs.read(config, Given())
 
     def test_prices_from_endpoints_and_options(self):
@@ -355,7 +361,7 @@ class TestOfWhichMachine:
 
     def verdict(self, tmp_path, **body):
         path = tmp_path / "runs" / "banking77" / "evaluate" / "verdict.json"
-        path.write_text(json.dumps({"results": RESULTS, **body}))
+        path.write_text(verdict_of(**body))
 
     @pytest.mark.parametrize(
         "machine",
@@ -380,7 +386,7 @@ class TestOfWhichMachine:
             return " ".join(breakeven_text.lines(breakeven.compare(own, work, at=AT, measured=measured)))
 
         assert "priced at the tokens they used themselves" in text()
-        place = {"gemini:gemini-3.8-flash@low": {"place": "rehearsal: answered by an emulator"}}
+        place = {"gemini:gemini-3.8-flash@low": {"identity": "aa", "place": "rehearsal: answered by an emulator"}}
         self.verdict(tmp_path, targets=place)
         assert "NOT MEASURED: the tokens of gemini-3.8-flash@low" in text()
         assert "priced at the tokens they used themselves" not in text()

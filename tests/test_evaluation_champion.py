@@ -17,11 +17,12 @@ from gemma_ops.config import EvaluateConfig, GateConfig, LoraConfig, MachineConf
 from gemma_ops.config.policy import ChampionFacts, PolicyTask, PromotionPolicy, PromotionStandard
 from gemma_ops.errors import ConfigError, DataError
 from gemma_ops.evaluation import evaluate, summary_lines
-from gemma_ops.evaluation.looks import Look, known_looks
+from gemma_ops.evaluation.looks import known_looks
 from gemma_ops.evaluation.standard import hold_to_standard, read_standard
 from gemma_ops.modeling import adapter_files, adapters, load
 from gemma_ops.targets import open_target
 from gemma_ops.targets.base import learned_by
+from gemma_ops.verdicts import Look, Verdict
 
 NANO = Path(gemma_ops.__file__).parent / "nano" / "weights"
 BETTER = GateConfig(task="t", metric="exact_match", test="superior", versus="base", margin=0.2)
@@ -140,7 +141,7 @@ def test_the_champion_answers_the_same_questions_as_the_others(tmp_path):
     assert [(gate["versus"], gate["n"]) for gate in verdict["gates"]] == [("base", 3), ("champion", 3)]
     assert verdict["standard"]["champion"]["version"] == "4"
     assert verdict["standard"]["policy"]["confidence"] == 0.95
-    assert "  champion is version 4 of m (merged)" in summary_lines(verdict)
+    assert "  champion is version 4 of m (merged)" in summary_lines(Verdict.parse(verdict))
     texts = {target: [] for target in ("tuned", "champion")}
     for line in (out / "answers.jsonl").read_text().splitlines():
         answer = json.loads(line)

@@ -18,6 +18,7 @@ from gemma_ops.evaluation.forecasting import forecast
 from gemma_ops.evaluation.forecasting import lines as forecast_lines
 from gemma_ops.evaluation.statistics import Sample
 from gemma_ops.metrics.base import Row
+from gemma_ops.verdicts import Verdict
 
 
 def evaluated(tmp_path, count, skill=14, **more):
@@ -38,7 +39,7 @@ def test_a_second_look_has_what_the_first_left(tmp_path):
     assert second["gates"][0]["level"] == pytest.approx(1 - 0.00625)
     assert [look["rows"] for look in second["look"]["earlier"]] == [40]
     assert second["look"]["earlier"][0]["verdict"] == first["verdict"] == "inconclusive"
-    assert any(line.startswith("  look 2 at these models") for line in summary_lines(second))
+    assert any(line.startswith("  look 2 at these models") for line in summary_lines(Verdict.parse(second)))
     assert "This is look 2" in (tmp_path / "run" / "evaluate.partial" / "report.html").read_text()
     assert len((tmp_path / "run" / "evaluate.looks.jsonl").read_text().splitlines()) == 2
 
@@ -176,7 +177,7 @@ def test_copies_count_once_and_it_is_told(tmp_path):
     assert (figure["n"], figure["clusters"], verdict["tasks"]["t"]["copies"]) == (80, 10, 70)
     assert figure["high"] - figure["low"] > 0.5
     assert verdict["gates"][0]["outcome"] == "inconclusive"
-    assert any("70 rows repeat another question" in line for line in summary_lines(verdict))
+    assert any("70 rows repeat another question" in line for line in summary_lines(Verdict.parse(verdict)))
     assert "70 of them repeat another question" in (tmp_path / "out" / "report.html").read_text()
     settings = EvaluateConfig(tasks=("t",), targets=("base", "tuned"), gates=[SUPERIOR])
     found = forecast(settings, MachineConfig(device="cpu"), load(settings, (tmp_path / "t",), None), tmp_path / "none")

@@ -20,6 +20,7 @@ from gemma_ops.evaluation import answers, conditions, evaluate, pipeline, regrad
 from gemma_ops.evaluation.answers import AnswerFile
 from gemma_ops.privacy import HERE
 from gemma_ops.targets.base import LOCAL
+from gemma_ops.verdicts import Verdict
 
 ROOT = Path(__file__).parent.parent
 FACTS = {"targets": {name: {"identity": name, "learned": "any"} for name in ("base", "tuned", "q8_0")}, "data": {}}
@@ -108,7 +109,7 @@ def test_files_figures_and_metrics(tmp_path):
 
 def test_the_terminal_gets_a_few_plain_lines(tmp_path):
     _, verdict = go(tmp_path / "out", make_task(tmp_path / "t"), [Echo("base", 4), Echo("tuned", 36)], gates=[SUPERIOR])
-    text = "\n".join(summary_lines(verdict, tmp_path / "out"))
+    text = "\n".join(summary_lines(Verdict.parse(verdict), tmp_path / "out"))
     for part in (
         "t: exact_match on 40 rows",
         "0.900  [0.7",
@@ -261,7 +262,7 @@ def test_failed_and_refused_answers_are_wrong_and_counted(tmp_path):
     base, failed, refused = verdict["results"]
     assert (base["failed"], failed["failed"], refused["ends"]) == (0, 40, {"blocked": 40})
     assert failed["labels"]["choice_accuracy"]["invalid"] == 0  # a failure is no invalid label
-    assert "40 refused" in "\n".join(summary_lines(verdict))
+    assert "40 refused" in "\n".join(summary_lines(Verdict.parse(verdict)))
 
 
 def test_rows_without_a_reference_are_unscored(tmp_path):

@@ -6,6 +6,7 @@ import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 
 import pytest
+from bare_verdict import bare_verdict
 from test_evaluation_pipeline import make_task
 
 from gemma_ops.answer import Answer
@@ -14,6 +15,7 @@ from gemma_ops.evaluation import junit, pipeline, report_html, summary, svg
 from gemma_ops.evaluation.markup import escape
 from gemma_ops.evaluation.plan import advice
 from gemma_ops.privacy import HERE
+from gemma_ops.verdicts import Verdict
 
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>\"' & \x00\x1b[31m"
 VOID = {"meta", "br", "img"}
@@ -161,9 +163,10 @@ def test_junit_survives_any_name():
         "versus": None,
         "margin": 0.5,
         "outcome": "fail",
+        "threshold": 0.5,
         "words": EVIL,
     }
-    case = ET.fromstring(junit.render({"gates": [gate]}).encode()).find("testcase")
+    case = ET.fromstring(junit.render(Verdict.parse(bare_verdict(gates=[gate]))).encode()).find("testcase")
     assert case.get("classname").startswith("<script>")
 
 
@@ -197,9 +200,9 @@ def test_a_page_with_one_target_and_no_gates(tmp_path):
 
 
 def test_the_report_is_drawn_from_verdict_and_answers_alone(made):
-    body = json.loads((made / "verdict.json").read_text(encoding="utf-8"))
+    body = Verdict.read(made / "verdict.json")
     assert report_html.headline(body).startswith("fail")
-    assert ["v", "v", 14] in body["results"][1]["labels"]["k"]["confusion"]
+    assert ("v", "v", 14) in body.results[1].labels["k"].confusion
 
 
 @pytest.mark.parametrize("domain", [(0.0, 1.0), (-0.03, 0.01), (-1.0, 0.2), (-0.001, 0.0)])

@@ -16,6 +16,7 @@ from gemma_ops.evaluation import answers, conditions, palette, pipeline, provena
 from gemma_ops.evaluation.conditions import ConditionsFile
 from gemma_ops.evaluation.markup import chip, colour, escape, short
 from gemma_ops.targets.base import EnginePace
+from gemma_ops.verdicts import Verdict
 
 SERVICES = ("gemini:gemini-3.8-flash@low", "gemini:gemini-3.5-flash-lite@low", "openai:http://127.0.0.1:9/v1#qwen3")
 NAMES = ("base", "tuned", "bf16", "q8_0", "q4_0", "/models/gemma-3", "/models/other", *SERVICES)
@@ -229,7 +230,7 @@ def test_latency_says_its_load_wherever_it_stands(made):
         timed = [row for row in rows if "p95 " in row or "e-stop" in row]
         assert len(timed) == 4
         assert all(escape(load) in row for row in timed)
-    console = summary_lines(made["verdict"])
+    console = summary_lines(Verdict.parse(made["verdict"]))
     for at, line in enumerate(console):
         if "(p50 / p95)" in line or "answers within" in line:
             assert "timed with " in console[at + 1], line
@@ -248,7 +249,7 @@ def test_answers_without_conditions_say_so(tmp_path):
     assert keys == [json.loads(line)["key"] for line in (out / answers.FILE).read_text().splitlines()]
     assert "load not recorded" in (out / "summary.md").read_text()
     assert "load not recorded" in (out / "report.html").read_text()
-    assert "load not recorded" in "\n".join(summary_lines(verdict))
+    assert "load not recorded" in "\n".join(summary_lines(Verdict.parse(verdict)))
     # One batch is asked for now: the rest stays unknown, and that is said.
     lines = (out / answers.FILE).read_text().splitlines(keepends=True)
     (out / answers.FILE).write_text("".join(lines[1:]))

@@ -9,6 +9,7 @@ from pathlib import Path
 import interop_tasks
 import media_rows
 import pytest
+from bare_verdict import bare_verdict
 
 from gemma_ops.errors import ConfigError, DataError
 from gemma_ops.evaluation import interop
@@ -124,7 +125,7 @@ def test_a_log_comes_back_as_answers_and_is_compared(run, own, tmp_path, cli):
     there.mkdir()
     stored = [intake.file_as("base", task, row, own["mixed"][row.id]) for row in task.rows]
     (there / "answers.jsonl").write_text("".join(f"{json.dumps(vars(item))}\n" for item in stored))
-    (there / "verdict.json").write_text(json.dumps({"targets": {"base": {"identity": "import:"}}}))
+    (there / "verdict.json").write_text(json.dumps(bare_verdict(targets={"base": {"identity": "import:"}})))
     arguments = ("task", "import", log, "--task", task.folder, "--target", "harness", "--versus", there, "--json")
     first, again = (cli(*arguments, check=True) for _ in range(2))
     body = json.loads(first.stdout)

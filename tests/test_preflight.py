@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from bare_verdict import bare_verdict
 
 from gemma_ops import preflight, recipes, share
 from gemma_ops.configfile import load
@@ -209,12 +211,16 @@ def test_answers_from_the_store_are_told(capsys):
 
 def test_words_of_the_verdict():
     from gemma_ops.evaluation import summary
+    from gemma_ops.verdicts import Routing, Verdict
 
-    assert summary.headline({"gates": []}) == "ungated: no gate was set, so nothing was decided"
-    lines = [{"decision": "undecided"}, *[{"decision": "keep"}] * 5, *[{"decision": "undecided"}] * 14]
-    table = {"local": {"name": "tuned"}, "remote": {"name": "gemini:gemini-3.8-flash"}, "lines": lines}
-    assert summary._route(table) == "routing tuned or gemini-3.8-flash: of 19 slices keep 5, undecided 14"
-    assert summary._route(table | {"lines": lines[:1]}).endswith(": the whole task undecided")
+    nothing = Verdict.parse(bare_verdict())
+    assert summary.headline(nothing) == "ungated: no gate was set, so nothing was decided"
+    (table,) = Routing.read(Path(__file__).parent / "golden" / "routing.json").tables
+    line = table.lines[0]
+    kept, left = (line.model_copy(update={"decision": decision}) for decision in ("keep", "undecided"))
+    many = table.model_copy(update={"lines": (left, *[kept] * 5, *[left] * 14)})
+    assert summary._route(many) == "routing tuned or gemini-3.8-flash: of 19 slices keep 5, undecided 14"
+    assert summary._route(table.model_copy(update={"lines": (left,)})).endswith(": the whole task undecided")
 
 
 def test_personal_data_that_is_sent_and_progress_without_steps_are_told(capsys, monkeypatch):

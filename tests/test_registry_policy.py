@@ -6,6 +6,7 @@ import json
 
 import pytest
 import registry_runs as runs
+from bare_verdict import bare_verdict
 
 from gemma_ops import registry
 from gemma_ops.config import GateConfig
@@ -253,8 +254,7 @@ def test_a_policy_that_only_grew_stricter_is_not_called_softer():
 
 def passed(**facts):
     """A verdict that passed with no gate and no task."""
-    body = {"schema": "gemma-ops/verdict@1", "verdict": "pass", "confidence": 0.95, "tasks": {}, "gates": []}
-    return Verdict.parse({**body, "results": [], "differences": [], **facts})
+    return Verdict.parse(bare_verdict(verdict="pass", **facts))
 
 
 def test_looks_of_earlier_versions_that_a_verdict_does_not_count_speak_against_it():

@@ -92,8 +92,8 @@ def test_more_slices_need_more_evidence():
     close = routing.Line("s", "a", [0.0] * 6 + [1.0] * 94, [1.0] * 100, None, 0, 100)
     equal = [routing.Line("s", f"b{index}", [1.0] * 9, [1.0] * 9, None, 0, 9) for index in range(9)]
     (alone,), (among, *_) = (routing.decide(lines, book, "tuned", AWAY) for lines in ([close], [close, *equal]))
-    assert (alone["decision"], among["decision"]) == ("send", "undecided")
-    assert alone["p"] == among["p"] == alone["p_holm"] < 0.05 < among["p_holm"]
+    assert (alone.decision, among.decision) == ("send", "undecided")
+    assert alone.p == among.p == alone.p_holm < 0.05 < among.p_holm
 
 
 def test_rows_that_must_stay_are_kept_whatever_the_figures_say(tmp_path):
@@ -148,7 +148,7 @@ def test_a_table_is_wrong_no_more_often_than_it_says(monkeypatch):
             local = np.where(remote, random.random(80) >= 0.075, random.random(80) < 0.05)
             values = local.astype(float).tolist(), remote.astype(float).tolist()
             lines.append(routing.Line("s", str(index), *values, None, 0, 80))
-        decisions = {line["decision"] for line in routing.decide(lines, book, "tuned", AWAY)}
+        decisions = {line.decision for line in routing.decide(lines, book, "tuned", AWAY)}
         wrong = {kind: count + (kind in decisions) for kind, count in wrong.items()}
     assert max(wrong.values()) / tables <= 0.05
     assert sum(wrong.values()) > 0  # so it was no test of something that never decides

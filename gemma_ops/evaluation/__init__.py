@@ -6,9 +6,12 @@ The functions here only hand over, so that importing the room (a kept step does)
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gemma_ops.config import EvaluateConfig, MachineConfig
+
+if TYPE_CHECKING:
+    from gemma_ops.verdicts import Verdict
 
 
 def evaluate(
@@ -88,7 +91,7 @@ def needs_source(folder: Path) -> bool:
     return ask(folder)
 
 
-def summary_lines(verdict: dict[str, Any], folder: Path | None = None) -> list[str]:
+def summary_lines(verdict: Verdict, folder: Path | None = None) -> list[str]:
     """A verdict in a few plain lines for the terminal; `folder` is where `report.html` stands."""
     from gemma_ops.evaluation.summary import lines
 

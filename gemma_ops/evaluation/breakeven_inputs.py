@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from gemma_ops import devices
 from gemma_ops.config import MachineConfig, RunConfig
-from gemma_ops.errors import ConfigError, DataError
+from gemma_ops.errors import ConfigError
 from gemma_ops.evaluation import cost
 from gemma_ops.evaluation.breakeven import Own, Work
 from gemma_ops.family.formats import GGUF
+from gemma_ops.verdicts import VERDICT, TargetFacts, TargetResult, Verdict
+from gemma_ops.verdicts.document import MachineFacts
+from gemma_ops.verdicts.figures import SpeedFacts
 
 _LOCAL = ("tuned", "base", *(each.name for each in sorted(GGUF.values(), key=lambda each: each.bits)))
 """Targets on this machine, the first of which is compared where none is named: the smallest file before larger ones."""
@@ -38,7 +39,7 @@ def read(config: RunConfig, given: Given) -> tuple[Own, Work, dict[str, tuple[st
 
     Raises ConfigError when something is neither measured nor given, or an hour of the machine has no known price.
     """
-    path = Path(config.machine.runs) / config.name / "evaluate" / "verdict.json"
+    path = Path(config.machine.runs) / config.name / "evaluate" / VERDICT
     wanted = (given.prompt_tokens, given.new_tokens, given.tokens_per_second)
     found = (
         None
@@ -46,21 +47,21 @@ def read(config: RunConfig, given: Given) -> tuple[Own, Work, dict[str, tuple[st
         else _result(path, given)
     )
     results = found[1] if found else []
-    speed = found[0]["speed"] if found else {}
-    where = f"{found[0]['target']} on {found[0]['task']}, {path}" if found else "as given"
+    speed = found[0].speed if found else SpeedFacts()
+    where = f"{found[0].target} on {found[0].task}, {path}" if found else "as given"
 
-    def figure(name: str, value: float | None, measured: Any) -> float:
+    def figure(name: str, value: float | None, measured: float | None) -> float:
         number = measured if value is None else value
         if not number or number <= 0:
             raise ConfigError(f"the {name} of an answer are not known from {where}", f"give --{name.replace(' ', '-')}")
         return float(number)
 
-    prompt = figure("prompt tokens", given.prompt_tokens, speed.get("mean_prompt_tokens"))
-    new = figure("new tokens", given.new_tokens, speed.get("mean_new_tokens"))
-    per_second = figure("tokens per second", given.tokens_per_second, speed.get("new_tokens_per_second"))
+    prompt = figure("prompt tokens", given.prompt_tokens, speed.mean_prompt_tokens)
+    new = figure("new tokens", given.new_tokens, speed.mean_new_tokens)
+    per_second = figure("tokens per second", given.tokens_per_second, speed.new_tokens_per_second)
     source = where if found and given.prompt_tokens is None and given.new_tokens is None else "as given"
     work = Work(prompt, new, given.thought_tokens or 0.0, source)
-    measured = found[2].get("machine") or {} if found else {}
+    measured = found[2].machine if found else None
     if given.device and given.tokens_per_second is None:
         _same(given.device, measured)
     dollars, price_from = _hour(config.machine, given.device, measured)
@@ -74,26 +75,22 @@ def read(config: RunConfig, given: Given) -> tuple[Own, Work, dict[str, tuple[st
     return (
         own,
         work,
-        {} if given.prompt_tokens or given.new_tokens else _rivals(results, found[2] if found else {}, path),
+        {} if given.prompt_tokens or given.new_tokens else _rivals(results, found[2].targets if found else {}, path),
     )
 
 
-def _result(path: Path, given: Given) -> tuple[dict[str, Any], list[dict[str, Any]], dict[str, Any]]:
+def _result(path: Path, given: Given) -> tuple[TargetResult, Sequence[TargetResult], Verdict]:
     """The measured local target, every result on its task, and the whole verdict."""
     fix = "evaluate first, or give --prompt-tokens, --new-tokens and --tokens-per-second"
     if not path.exists():
         raise ConfigError(f"there is no evaluation at {path}", fix)
-    try:
-        verdict = json.loads(path.read_text(encoding="utf-8"))
-        results = verdict["results"]
-        tasks = list(dict.fromkeys(item["task"] for item in results))
-        names = list(dict.fromkeys(item["target"] for item in results))
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} is no verdict of this version", "evaluate again: --redo evaluate") from error
+    verdict = Verdict.read(path)
+    tasks = list(dict.fromkeys(item.task for item in verdict.results))
+    names = list(dict.fromkeys(item.target for item in verdict.results))
     task = _one("task", given.task, tasks, tasks[:1])
     target = _one("target", given.target, names, [name for name in _LOCAL if name in names])
-    on_task = [item for item in results if item["task"] == task]
-    return next(item for item in on_task if item["target"] == target), on_task, verdict
+    on_task = verdict.results_of(task)
+    return next(item for item in on_task if item.target == target), on_task, verdict
 
 
 def _one(kind: str, wanted: str | None, known: Sequence[str], preferred: Sequence[str]) -> str:
@@ -106,9 +103,9 @@ def _one(kind: str, wanted: str | None, known: Sequence[str], preferred: Sequenc
     return preferred[0] if wanted is None else wanted
 
 
-def _same(device: str, measured: dict[str, Any]) -> None:
+def _same(device: str, measured: MachineFacts | None) -> None:
     """Refuse the price of one machine for the speed of another. Raises ConfigError."""
-    name, where = devices.get(device).name, str(measured.get("from") or "a machine that was not recorded")
+    name, where = devices.get(device).name, measured.source if measured else "a machine that was not recorded"
     if not where.startswith(f"{name},"):
         raise ConfigError(
             f"--device prices {name}, and the speed was measured elsewhere ({where})",
@@ -116,30 +113,31 @@ def _same(device: str, measured: dict[str, Any]) -> None:
         )
 
 
-def _rivals(results: Sequence[dict[str, Any]], verdict: dict[str, Any], path: Path) -> dict[str, tuple[str, Work]]:
+def _rivals(
+    results: Sequence[TargetResult], targets: Mapping[str, TargetFacts], path: Path
+) -> dict[str, tuple[str, Work]]:
     """Gemini targets with the tokens they used themselves, or that an emulator made up in their place."""
     found = {}
     for item in results:
-        kind, _, rest = str(item["target"]).partition(":")
-        speed = item["speed"]
-        if kind == "gemini" and speed.get("mean_new_tokens"):
-            place = str(verdict.get("targets", {}).get(item["target"], {}).get("place", ""))
-            rehearsed = place.startswith("rehearsal")
+        kind, _, rest = item.target.partition(":")
+        speed = item.speed
+        if kind == "gemini" and speed.mean_new_tokens and speed.mean_prompt_tokens is not None:
+            rehearsed = item.target in targets and targets[item.target].place.startswith("rehearsal")
             work = Work(
-                speed["mean_prompt_tokens"], speed["mean_new_tokens"], speed.get("mean_thought_tokens", 0.0),
+                speed.mean_prompt_tokens, speed.mean_new_tokens, speed.mean_thought_tokens or 0.0,
                 f"{'made up by an emulator' if rehearsed else 'measured'}, {path}", rehearsed,
             )  # fmt: skip
             found[rest] = (rest.partition("@")[0], work)
     return found
 
 
-def _hour(machine: MachineConfig, device: str | None, measured: dict[str, Any]) -> tuple[float, str]:
+def _hour(machine: MachineConfig, device: str | None, measured: MachineFacts | None) -> tuple[float, str]:
     """Dollars an hour and where the figure is from: the reader's own, else of the machine whose speed was measured."""
     if device is not None:
         chosen = devices.get(device)
         dollars, where = chosen.dollars, f"{chosen.name}, {chosen.priced}"
-    elif machine.dollars_per_hour is None and measured.get("dollars"):
-        dollars, where = measured["dollars"], f"{measured['from']}, as evaluated"
+    elif machine.dollars_per_hour is None and measured and measured.dollars:
+        dollars, where = measured.dollars, f"{measured.source}, as evaluated"
     else:
         known = cost.hour(machine)
         dollars, where = known["dollars"], known["from"]

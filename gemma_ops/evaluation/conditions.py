@@ -10,17 +10,17 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
 
 from gemma_ops import digest
 from gemma_ops.evaluation.task import Task
 from gemma_ops.keyed import KeyedFile
 from gemma_ops.privacy import HERE
 from gemma_ops.targets.base import Target, pace_of
+from gemma_ops.verdicts import Verdict
+from gemma_ops.verdicts.document import AskedFacts
 
 FILE = "conditions.jsonl"
 UNKNOWN = "load not recorded"
-Facts = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -76,10 +76,10 @@ def observe(target: Target, task: Task, rows: int, batch: int) -> Conditions:
 
 def asked_facts(
     known: Iterable[Conditions], targets: Sequence[Target], tasks: Sequence[Task], shown: dict[tuple[str, str], int]
-) -> list[Facts]:
+) -> list[AskedFacts]:
     """Sum up what is known of every target's answers to every task, for the verdict. `shown` counts the questions by
     (target, task); what no record covers is left out, and `whole` is false where records cover a part only."""
-    found: list[Facts] = []
+    found: list[AskedFacts] = []
     records = list(known)
     for task in tasks:
         for target in targets:
@@ -88,46 +88,46 @@ def asked_facts(
                 continue
             loads = sorted({one.load for one in own if one.load is not None})
             found.append(
-                {
-                    "task": task.name,
-                    "target": target.name,
-                    "began": min(one.began for one in own),
-                    "at_once": sorted({one.at_once for one in own}),
-                    "device": sorted({one.device for one in own if one.device}),
-                    "threads": sorted({one.threads for one in own if one.threads}),
-                    "cores": max((one.cores for one in own if one.cores), default=None),
-                    "load": [loads[0], loads[-1]] if loads else None,
-                    "here": all(one.here for one in own),
-                    "whole": sum(one.rows for one in own) >= shown[target.name, task.name],
-                }
+                AskedFacts(
+                    task=task.name,
+                    target=target.name,
+                    began=min(one.began for one in own),
+                    at_once=tuple(sorted({one.at_once for one in own})),
+                    device=tuple(sorted({one.device for one in own if one.device})),
+                    threads=tuple(sorted({one.threads for one in own if one.threads})),
+                    cores=max((one.cores for one in own if one.cores), default=None),
+                    load=(loads[0], loads[-1]) if loads else None,
+                    here=all(one.here for one in own),
+                    whole=sum(one.rows for one in own) >= shown[target.name, task.name],
+                )
             )
     return found
 
 
-def date_of(asked: Sequence[Facts]) -> str | None:
+def date_of(asked: Sequence[AskedFacts]) -> str | None:
     """When the first of the answers was asked for, UTC; None where nothing recorded it."""
-    return min((str(one["began"]) for one in asked), default=None)
+    return min((one.began for one in asked), default=None)
 
 
-def load_words(verdict: Facts, task: str, target: str) -> str:
+def load_words(verdict: Verdict, task: str, target: str) -> str:
     """Say under which load a target's answers to a task were timed."""
-    found = next((one for one in verdict.get("asked", ()) if (one["task"], one["target"]) == (task, target)), None)
+    found = next((one for one in verdict.asked if (one.task, one.target) == (task, target)), None)
     if found is None:
         return UNKNOWN
-    what = "at once" if found["device"] else "requests at once"
-    parts = [f"{_either(found['at_once'])} {what}"]
-    if found["device"]:
-        threads = f" ({_either(found['threads'])} of {found['cores']} threads)" if found["threads"] else ""
-        parts.append(f"{' or '.join(found['device'])}{threads}")
+    what = "at once" if found.device else "requests at once"
+    parts = [f"{_either(found.at_once)} {what}"]
+    if found.device:
+        threads = f" ({_either(found.threads)} of {found.cores} threads)" if found.threads else ""
+        parts.append(f"{' or '.join(found.device)}{threads}")
     else:
-        parts.append("a server's device, not known" if found["here"] else "a service's device, not known")
-    if found["load"] is None:
+        parts.append("a server's device, not known" if found.here else "a service's device, not known")
+    if found.load is None:
         parts.append("load average not recorded")
     else:
-        low, high = (f"{value:.2f}" for value in found["load"])
-        cores = f" on {found['cores']} cores" if found["cores"] else ""
+        low, high = (f"{value:.2f}" for value in found.load)
+        cores = f" on {found.cores} cores" if found.cores else ""
         parts.append(f"load average {low if low == high else f'{low} to {high}'}{cores} before")
-    if not found["whole"]:
+    if not found.whole:
         parts.append("recorded for a part of the answers")
     return ", ".join(parts)
 

@@ -6,11 +6,11 @@ numbered instead, the same way in every place; what the task's own file says (bo
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from gemma_ops.evaluation.task import Task
+from gemma_ops.verdicts import Verdict
 
 FOLDER = "elsewhere"
 """In the folder of an evaluation that has something to hide: `verdict.json`, `routing.json` and `summary.md` for others."""
@@ -21,9 +21,9 @@ def hides(tasks: Iterable[Task]) -> bool:
     return any(row.privacy == "local_only" for task in tasks for row in task.rows)
 
 
-def for_others(body: dict[str, Any], tasks: Iterable[Task]) -> dict[str, Any]:
+def for_others(verdict: Verdict, tasks: Iterable[Task]) -> Verdict:
     """The verdict with the values of private rows numbered."""
-    found = copy.deepcopy(body)
+    found = verdict.to_json()
     for task in tasks:
         if not hides((task,)):
             continue
@@ -38,7 +38,7 @@ def for_others(body: dict[str, Any], tasks: Iterable[Task]) -> dict[str, Any]:
             for line in table["lines"] if table["task"] == task.name else ():
                 if line["slice"] is not None:
                     line["value"] = numbers[line["slice"]](line["value"])
-    return found
+    return Verdict.made(found)
 
 
 def _numbers(task: Task) -> dict[str, Callable[[str], str]]:

@@ -27,6 +27,7 @@ from gemma_ops.metrics.base import Row
 from gemma_ops.stats.looks import look_level
 from gemma_ops.targets.gemini import identity, output_limit, request, seen_by
 from gemma_ops.targets.spec import Spec, parse
+from gemma_ops.verdicts import VERDICT, Verdict
 
 Body = dict[str, Any]
 
@@ -66,9 +67,9 @@ def _first(text: str) -> str:
 
 def _look(before: Path, settings: EvaluateConfig) -> tuple[int, float]:
     """Number and level of the look that this evaluation would be, if it asks about the same models as the one before."""
-    file = before / "verdict.json"
-    look = json.loads(file.read_text(encoding="utf-8")).get("look") if file.is_file() else None
-    return (look["number"] + 1, look["later"]) if look else (1, look_level(1 - settings.confidence, ()))
+    file = before / VERDICT
+    look = Verdict.read(file).look if file.is_file() else None
+    return (look.number + 1, look.later) if look else (1, look_level(1 - settings.confidence, ()))
 
 
 def _target(
@@ -137,18 +138,19 @@ def _usage(row: Row, limit: int, room: int, before: Body | None) -> Usage:
 
 def _known(folder: Path) -> dict[tuple[str, str], Body]:
     """What an earlier evaluation measured, by task and target: mean tokens and seconds of an answer."""
-    file = folder / "verdict.json"
+    file = folder / VERDICT
     if not file.is_file():
         return {}
     found: dict[tuple[str, str], Body] = {}
-    for item in json.loads(file.read_text(encoding="utf-8")).get("results", ()):
-        speed, answered = item["speed"], item["rows"] - item.get("hidden", 0)
-        if answered:
-            found[item["task"], item["target"]] = {
-                "prompt": round(speed["mean_prompt_tokens"]),
-                "new": round(speed["mean_new_tokens"]),
-                "thoughts": round(speed.get("mean_thought_tokens", 0)),
-                "seconds": speed["seconds_total"] / answered,
+    for item in Verdict.read(file).results:
+        speed, answered = item.speed, item.rows - item.hidden
+        prompt, new, total = speed.mean_prompt_tokens, speed.mean_new_tokens, speed.seconds_total
+        if answered and prompt is not None and new is not None and total is not None:
+            found[item.task, item.target] = {
+                "prompt": round(prompt),
+                "new": round(new),
+                "thoughts": round(speed.mean_thought_tokens or 0),
+                "seconds": total / answered,
             }
     return found
 

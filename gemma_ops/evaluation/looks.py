@@ -13,8 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-
 from gemma_ops import digest
 from gemma_ops.config import EvaluateConfig
 from gemma_ops.durable import write_text
@@ -22,20 +20,7 @@ from gemma_ops.errors import DataError
 from gemma_ops.evaluation.cost import Facts
 from gemma_ops.evaluation.scoring import Graded
 from gemma_ops.stats.looks import look_level
-
-
-class Look(BaseModel):
-    """One line of the record."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    subjects: tuple[str, ...]
-    """What the gates asked about: task, digest of the target's model, digest of the rival's."""
-    evidence: str
-    """Digest of the answers they were decided on."""
-    rows: int
-    level: float
-    """What it spent."""
-    verdict: str = ""
+from gemma_ops.verdicts import Look
 
 
 @dataclass(frozen=True)
@@ -58,8 +43,8 @@ def read_looks(path: Path) -> list[Look]:
     if not path.is_file():
         return []
     try:
-        return [Look.model_validate(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines() if line]
-    except (ValueError, ValidationError) as error:
+        return [Look.made(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines() if line]
+    except ValueError as error:
         raise DataError(
             f"{path} can't be read: {str(error).splitlines()[0]}",
             "restore it from a copy; it says how much of the gates' level earlier evaluations spent",

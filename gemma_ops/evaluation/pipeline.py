@@ -7,9 +7,8 @@ A killed evaluation goes on from the last finished batch.
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +47,8 @@ from gemma_ops.family.formats import GGUF
 from gemma_ops.privacy import HERE, class_of, release_of
 from gemma_ops.targets import open_target
 from gemma_ops.targets.base import LOCAL, Target, learned_by
+from gemma_ops.verdicts import ROUTING, VERDICT, Look, TargetFacts, Verdict
+from gemma_ops.verdicts.figures import Span
 
 
 def evaluate(
@@ -125,13 +126,13 @@ def regrade(
     Raises DataError when a question has changed or is new, since then there is no answer to grade.
     """
     loaded = load(settings, tasks, source)
-    before = json.loads((answers / "verdict.json").read_text(encoding="utf-8"))
+    before = Verdict.read(answers / VERDICT)
     shutil.copyfile(answers / "answers.jsonl", out / "answers.jsonl")
     if (answers / conditions.FILE).is_file():
         shutil.copyfile(answers / conditions.FILE, out / conditions.FILE)
-    targets = [_Recorded(name, before["targets"]) for name in settings.targets]
+    targets = [_Recorded(name, before.targets) for name in settings.targets]
     kept = ("run", "model", "targets", "machine", "gemini", "data", "release", "standard")
-    facts = {key: before[key] for key in kept if key in before}
+    facts = {key: fact for key, fact in before.to_json().items() if key in kept}
     # One row a batch, so that what is missing is counted row by row.
     return run(out, settings, loaded, targets, facts, batch=1)
 
@@ -145,7 +146,7 @@ def run(
     *,
     batch: int,
     judging: Callable[[Sequence[Graded]], list[Judged]] | None = None,
-    known: Sequence[looks.Look] = (),
+    known: Sequence[Look] = (),
 ) -> dict[str, float]:
     """Answer what isn't answered, grade everything, have it judged, write the files, return the metrics."""
     stored, timed = AnswerFile(out / answers.FILE), ConditionsFile(out / conditions.FILE)
@@ -169,21 +170,21 @@ def run(
     standing = looks.take_look(graded, settings, facts, looks.known_looks(out, known)) if settings.gates else None
     body = verdict.build(graded, settings, facts, judged, standing)
     if standing is not None:
-        looks.record_look(record, standing, body["verdict"])
+        looks.record_look(record, standing, body.verdict)
     shown = elsewhere.for_others(body, tasks) if elsewhere.hides(tasks) else None
     if shown:
         (out / elsewhere.FOLDER).mkdir(exist_ok=True)
         write_text(out / elsewhere.FOLDER / "summary.md", summary.render(shown))
-        write_text(out / elsewhere.FOLDER / "verdict.json", _json(shown))
-        if shown["routing"]:
-            write_text(out / elsewhere.FOLDER / routing.FILE, _json(shown["routing"]))
+        write_text(out / elsewhere.FOLDER / VERDICT, shown.text())
+        if shown.routing:
+            write_text(out / elsewhere.FOLDER / ROUTING, shown.routing.text())
     writers: dict[str, Callable[[], str]] = {
         "report.html": lambda: report_html.render(body, graded),
         "summary.md": lambda: summary.render(body),
         "junit.xml": lambda: junit.render(body),
-        **({routing.FILE: lambda: _json(body["routing"])} if body["routing"] else {}),
+        **({ROUTING: body.routing.text} if body.routing else {}),
         # Last, since whoever finds a verdict may rely on the rest.
-        "verdict.json": lambda: _json(body),
+        VERDICT: body.text,
     }
     for name, make in writers.items():
         write_text(out / name, make())
@@ -205,58 +206,53 @@ def _asked(timed: ConditionsFile, targets: Sequence[Target], tasks: Sequence[Tas
     return {"date": conditions.date_of(found), "asked": found}
 
 
-def _json(body: Any) -> str:
-    return json.dumps(body, ensure_ascii=False, indent=1) + "\n"
-
-
-def metrics(body: dict[str, Any]) -> dict[str, float]:
+def metrics(verdict: Verdict) -> dict[str, float]:
     """Flat figures for the run and for MLflow: `task/target/metric`, with `/low` and `/high`; differences; speed."""
     flat: dict[str, float] = {}
-    for result in body["results"]:
-        prefix = f"{result['task']}/{result['target']}"
-        for name, found in result["metrics"].items():
-            if found["value"] is None:
-                continue
-            flat[f"{prefix}/{name}"] = found["value"]
-            flat |= {f"{prefix}/{name}/{end}": found[end] for end in ("low", "high")}
-        flat |= {f"{prefix}/{name}": value for name, value in result["speed"].items() if value is not None}
-        dollars = result["cost"]
-        if dollars["usd_per_1k"] is not None:
-            flat[f"{prefix}/usd_per_1k"] = dollars["usd_per_1k"]
-            ends = {end: dollars[end] for end in ("low", "high") if dollars[end] is not None}
-            flat |= {f"{prefix}/usd_per_1k/{end}": value for end, value in ends.items()}
-        flat[f"{prefix}/cut"] = float(result["ends"].get("length", 0))
-        flat[f"{prefix}/failed"] = float(result["failed"])
-        if result["hidden"]:
-            flat[f"{prefix}/hidden"] = float(result["hidden"])
-    for item in body["differences"]:
-        prefix = f"{item['task']}/{item['target']}-{item['versus']}/{item['metric']}"
-        flat[prefix] = item["value"]
-        flat |= {f"{prefix}/{end}": item[end] for end in ("low", "high")}
-    for judged in body["judged"]:
-        for name, figure in figures(judged).items():
-            flat[f"{judged['task']}/{name}"] = figure["value"]
-            flat |= {f"{judged['task']}/{name}/{end}": figure[end] for end in ("low", "high")}
-    for table in (body["routing"] or {"tables": ()})["tables"]:
-        prefix = f"{table['task']}/routing/{table['local']['name']}-{table['remote']['name']}"
-        lines = table["lines"][1:] or table["lines"]
-        flat |= {f"{prefix}/{kind}": float(sum(line["decision"] == kind for line in lines)) for kind in routing.KINDS}
+
+    def interval(name: str, found: Span) -> None:
+        flat.update(zip((name, f"{name}/low", f"{name}/high"), found, strict=True))
+
+    for result in verdict.results:
+        prefix = f"{result.task}/{result.target}"
+        for name, figure in result.metrics.items():
+            if figure.span:
+                interval(f"{prefix}/{name}", figure.span)
+        flat |= {f"{prefix}/{name}": value for name, value in result.speed.to_json().items() if value is not None}
+        dollars = result.cost
+        if dollars.usd_per_1k is not None:
+            flat[f"{prefix}/usd_per_1k"] = dollars.usd_per_1k
+            ends = {"low": dollars.low, "high": dollars.high}
+            flat |= {f"{prefix}/usd_per_1k/{end}": value for end, value in ends.items() if value is not None}
+        flat[f"{prefix}/cut"] = float(result.ends.get("length", 0))
+        flat[f"{prefix}/failed"] = float(result.failed)
+        if result.hidden:
+            flat[f"{prefix}/hidden"] = float(result.hidden)
+    for item in verdict.differences:
+        interval(f"{item.task}/{item.target}-{item.versus}/{item.metric}", item.span)
+    for judged in verdict.judged:
+        for name, rate in figures(judged).items():
+            interval(f"{judged['task']}/{name}", (rate["value"], rate["low"], rate["high"]))
+    for table in verdict.routing.tables if verdict.routing else ():
+        prefix = f"{table.task}/routing/{table.local.name}-{table.remote.name}"
+        lines = table.slice_lines or table.lines
+        flat |= {f"{prefix}/{kind}": float(sum(line.decision == kind for line in lines)) for kind in routing.KINDS}
     return flat
 
 
 class _Recorded:
     """A target of an earlier evaluation: its answers are there, and it can give no new ones."""
 
-    def __init__(self, name: str, known: dict[str, Any]) -> None:
+    def __init__(self, name: str, known: Mapping[str, TargetFacts]) -> None:
         if name not in known:
             raise ConfigError(f"target {name} did not answer in that evaluation", f"use some of: {', '.join(known)}")
-        self.name = name
-        self.identity: str = known[name]["identity"]
-        self.sees = frozenset(known[name].get("sees", LOCAL))
+        facts = known[name]
+        self.name, self.identity = name, facts.identity
+        self.sees = LOCAL if facts.sees is None else frozenset(facts.sees)
         self.place, self.lockstep = HERE, False
         self.reads = frozenset({"text", "image", "audio"})  # it answered
-        self.family = str(known[name].get("family", ""))
-        self.learned = class_of(known[name].get("learned"))
+        self.family = facts.family
+        self.learned = class_of(facts.learned)
 
     def answer(
         self, batches: Sequence[Sequence[Prompt]], *, max_new_tokens: int, schema: dict[str, Any] | None = None

@@ -3,64 +3,60 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from gemma_ops.evaluation.conditions import load_words
 from gemma_ops.evaluation.markup import chip, colour, escape, number, seconds, short, span, table, usd
 from gemma_ops.evaluation.scatter import Dot, LogAxis, log_ticks, scatter
+from gemma_ops.privacy import HERE
+from gemma_ops.verdicts import TargetResult, TaskFacts, Verdict
+from gemma_ops.verdicts.figures import SpeedFacts
 
-Facts = dict[str, Any]
 
-
-def section(task: Facts, results: Sequence[Facts], verdict: Facts) -> str:
+def section(task: TaskFacts, results: Sequence[TargetResult], verdict: Verdict) -> str:
     """One line per target, in the order of the configuration."""
-    primary = task["primary"]
+    primary = task.primary
     head = ["target", escape(primary), "$ per 1,000", "first token", "whole answer", "timed with", "questions"]
-    rows = [[chip(item["target"]), *_cells(item, primary, verdict)] for item in results]
-    bases = dict.fromkeys(item["cost"]["basis"] for item in results)
+    rows = [[chip(item.target), *_cells(item, primary, verdict)] for item in results]
+    bases = dict.fromkeys(item.cost.basis for item in results)
     told = "".join(f"<li>{_who(results, basis)}: {escape(basis)}</li>" for basis in bases)
-    hidden = [item for item in results if item["hidden"]]
-    note = " ".join(f"{item['hidden']:,} rows were not shown to {short(item['target'])}." for item in hidden)
+    hidden = [item for item in results if item.hidden]
+    note = " ".join(f"{item.hidden:,} rows were not shown to {short(item.target)}." for item in hidden)
     return (
         '<section class="card"><h3>Quality, cost and time</h3>'
-        f'<p class="note">Dollars per 1,000 answers with {verdict["confidence"]:.0%} intervals; seconds are what whoever asks waits, '
+        f'<p class="note">Dollars per 1,000 answers with {verdict.confidence:.0%} intervals; seconds are what whoever asks waits, '
         f"half of the time (p50) and 95% of the time (p95), under the load told beside them. {escape(note)}</p>"
         f"{_pictures(results, primary)}{table(head, rows, kind='stack')}"
         f'<p class="note">Where the dollars are from:</p><ul class="note">{told}</ul></section>'
     )
 
 
-def _cells(item: Facts, primary: str, verdict: Facts) -> list[str]:
-    figure, money, fast = item["metrics"][primary], item["cost"], item["speed"]
-    quality = "–" if figure["value"] is None else number(figure["value"]) + span(figure["low"], figure["high"])
+def _cells(item: TargetResult, primary: str, verdict: Verdict) -> list[str]:
+    figure, money, fast = item.metrics[primary], item.cost, item.speed
+    quality = "–" if figure.span is None else number(figure.span[0]) + span(*figure.span[1:])
     dollars = '<span class="ci">unknown</span>'
-    if money["usd_per_1k"] is not None:
-        ends = (
-            f"at least {usd(money['low'])}" if money["high"] is None else f"{usd(money['low'])} to {usd(money['high'])}"
-        )
-        dollars = f'{usd(money["usd_per_1k"])}<span class="ci">{ends}</span>'
+    if money.usd_per_1k is not None and money.low is not None:
+        ends = f"at least {usd(money.low)}" if money.high is None else f"{usd(money.low)} to {usd(money.high)}"
+        dollars = f'{usd(money.usd_per_1k)}<span class="ci">{ends}</span>'
     times = [_wait(fast, "first_seconds"), _wait(fast, "seconds")]
-    load = f'<span class="load">{escape(load_words(verdict, item["task"], item["target"]))}</span>'
-    kind = "here" if item["place"] == "stays here" else "away"
-    return [quality, dollars, *times, load, f'<span class="place {kind}">{escape(item["place"])}</span>']
+    load = f'<span class="load">{escape(load_words(verdict, item.task, item.target))}</span>'
+    kind = "here" if item.place == HERE else "away"
+    return [quality, dollars, *times, load, f'<span class="place {kind}">{escape(item.place)}</span>']
 
 
-def _wait(fast: Facts, kind: str) -> str:
-    half, most = fast[f"{kind}_p50"], fast[f"{kind}_p95"]
+def _wait(fast: SpeedFacts, kind: str) -> str:
+    half, most = fast.wait(f"{kind}_p50"), fast.wait(f"{kind}_p95")
     return "–" if half is None else f'p50 {seconds(half)}<span class="ci">p95 {seconds(most)}</span>'
 
 
-def _who(results: Sequence[Facts], basis: str) -> str:
-    return ", ".join(escape(short(item["target"])) for item in results if item["cost"]["basis"] == basis)
+def _who(results: Sequence[TargetResult], basis: str) -> str:
+    return ", ".join(escape(short(item.target)) for item in results if item.cost.basis == basis)
 
 
-def _pictures(results: Sequence[Facts], primary: str) -> str:
+def _pictures(results: Sequence[TargetResult], primary: str) -> str:
     """Quality against dollars, and against seconds; each only where two targets have both."""
     drawn = [
-        _picture(results, primary, lambda item: item["cost"]["usd_per_1k"], "dollars per 1,000 answers", _dollars),
-        _picture(
-            results, primary, lambda item: item["speed"]["seconds_p50"], "seconds to the whole answer, p50", _plain
-        ),
+        _picture(results, primary, lambda item: item.cost.usd_per_1k, "dollars per 1,000 answers", _dollars),
+        _picture(results, primary, lambda item: item.speed.seconds_p50, "seconds to the whole answer, p50", _plain),
     ]
     if not any(drawn):
         return ""
@@ -72,26 +68,27 @@ def _pictures(results: Sequence[Facts], primary: str) -> str:
 
 
 def _picture(
-    results: Sequence[Facts],
+    results: Sequence[TargetResult],
     primary: str,
-    taken: Callable[[Facts], float | None],
+    taken: Callable[[TargetResult], float | None],
     title: str,
     shown: Callable[[float], str],
 ) -> str:
     known = [
-        (item, value) for item in results if (value := taken(item)) and item["metrics"][primary]["value"] is not None
+        (item, value, figure)
+        for item in results
+        if (value := taken(item)) and (figure := item.metrics[primary].span) is not None
     ]
     if len(known) < 2:
         return ""
-    least, most = min(value for _, value in known), max(value for _, value in known)
+    least, most = min(value for _, value, _ in known), max(value for _, value, _ in known)
     low, high = least / 1.6, most * 1.6
     axis = LogAxis(low, high, tuple((tick, shown(tick)) for tick in log_ticks(low, high)), title)
     dots = []
-    for item, value in known:
-        figure = item["metrics"][primary]
-        told = f"{item['target']}: {figure['value']:.3f} at {shown(value)} {title}"
-        name = _fitting(short(item["target"]))
-        dots.append(Dot(value, figure["value"], figure["low"], figure["high"], colour(item["target"]), name, told))
+    for item, value, figure in known:
+        told = f"{item.target}: {figure[0]:.3f} at {shown(value)} {title}"
+        name = _fitting(short(item.target))
+        dots.append(Dot(value, *figure, colour(item.target), name, told))
     return scatter(dots, axis, primary)
 
 

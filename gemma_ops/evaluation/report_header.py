@@ -3,55 +3,54 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from gemma_ops.evaluation.judge.report_judge import names_of
 from gemma_ops.evaluation.markup import chip, escape, short
+from gemma_ops.verdicts import Verdict
 
-Facts = dict[str, Any]
 UNKNOWN = "not recorded"
 
 
-def target_names(verdict: Facts) -> list[str]:
+def target_names(verdict: Verdict) -> list[str]:
     """Every target that the page shows, in the order of the configuration, judged ones included."""
-    judged = [name for body in verdict["judged"] for name in names_of(body)]
-    return list(dict.fromkeys([*(item["target"] for item in verdict["results"]), *judged]))
+    judged = [name for body in verdict.judged for name in names_of(body)]
+    return list(dict.fromkeys([*(item.target for item in verdict.results), *judged]))
 
 
-def title(verdict: Facts, outcome: str) -> str:
+def title(verdict: Verdict, outcome: str) -> str:
     """The page's title, as plain text: what a tab or a list of files shows."""
-    parts = [str(verdict.get("run") or "Evaluation"), model(verdict), f"evaluation of {', '.join(verdict['tasks'])}"]
-    date = verdict.get("date")
+    parts = [str(verdict.run or "Evaluation"), model(verdict), f"evaluation of {', '.join(verdict.tasks)}"]
+    date = verdict.date
     return " · ".join(part for part in [*parts, outcome, date[:10] if date else ""] if part)
 
 
-def header(verdict: Facts) -> str:
+def header(verdict: Verdict) -> str:
     """The heading and a list of facts."""
-    run = verdict.get("run") or ""
+    run = verdict.run or ""
     facts = [
         ("Run", escape(run) or UNKNOWN),
         ("Tuned model", escape(model(verdict)) or UNKNOWN),
         ("Targets", _targets(target_names(verdict))),
-        ("Tasks", escape(", ".join(verdict["tasks"]))),
+        ("Tasks", escape(", ".join(verdict.tasks))),
         ("Evaluated", escape(date(verdict))),
-        ("Made by", escape(verdict.get("made_by") or UNKNOWN)),
+        ("Made by", escape(verdict.made_by or UNKNOWN)),
     ]
     items = "".join(f"<dt>{name}</dt><dd>{told}</dd>" for name, told in facts)
     return f'<h1>Evaluation{f" of {escape(run)}" if run else ""}</h1>\n<dl class="about">{items}</dl>'
 
 
-def model(verdict: Facts) -> str:
+def model(verdict: Verdict) -> str:
     """Id, size and revision of the model that was tuned, as far as the verdict knows them; else an empty text."""
-    known = verdict.get("model") or {}
-    size, revision = known.get("size"), known.get("revision")
-    more = ", ".join([*([f"size {size}"] if size else []), *([f"revision {str(revision)[:12]}"] if revision else [])])
-    name = str(known.get("id") or "")
+    known = verdict.model
+    size, revision = known.size, known.revision
+    more = ", ".join([*([f"size {size}"] if size else []), *([f"revision {revision[:12]}"] if revision else [])])
+    name = known.id or ""
     return f"{name} ({more})" if name and more else name or more
 
 
-def date(verdict: Facts) -> str:
+def date(verdict: Verdict) -> str:
     """When the first question was asked, to the minute in UTC."""
-    found = verdict.get("date")
+    found = verdict.date
     return f"{found[:10]} {found[11:16]} UTC" if found else UNKNOWN
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from gemma_ops.evaluation import (
     gate_figures,
@@ -25,6 +24,7 @@ from gemma_ops.evaluation.judge import report_judge
 from gemma_ops.evaluation.markup import chip, colour, escape, p_text, seconds, table
 from gemma_ops.evaluation.scoring import Graded
 from gemma_ops.evaluation.summary import headline
+from gemma_ops.verdicts import Gate, Verdict
 
 _WORDS = {
     "pass": "Pass",
@@ -35,14 +35,12 @@ _WORDS = {
 _PILLS = {"pass": "✓ holds", "fail": "✕ failed", "inconclusive": "? undecided", "report_only": "report only"}
 
 
-def render(verdict: dict[str, Any], graded: Sequence[Graded]) -> str:
+def render(verdict: Verdict, graded: Sequence[Graded]) -> str:
     """The whole page. `graded` supplies the samples; every figure comes from the verdict."""
-    tasks = "".join(
-        _task(verdict, name, [item for item in graded if item.task.name == name]) for name in verdict["tasks"]
-    )
+    tasks = "".join(_task(verdict, name, [item for item in graded if item.task.name == name]) for name in verdict.tasks)
     names = report_header.target_names(verdict)
     css = (Path(__file__).parent / "report.css").read_text(encoding="utf-8") + palette.style(names)
-    title = report_header.title(verdict, _WORDS[verdict["verdict"]])
+    title = report_header.title(verdict, _WORDS[verdict.verdict])
     return (
         "<!doctype html>\n"
         f'<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -52,81 +50,79 @@ def render(verdict: dict[str, Any], graded: Sequence[Graded]) -> str:
     )
 
 
-def _verdict(verdict: dict[str, Any]) -> str:
-    kind = verdict["verdict"]
+def _verdict(verdict: Verdict) -> str:
+    kind = verdict.verdict
     sentence = headline(verdict).partition(": ")[2]
-    gates = "".join(_gate(gate, verdict) for gate in verdict["gates"])
+    gates = "".join(_gate(gate, verdict) for gate in verdict.gates)
     return (
         f'<section class="card verdict {kind}"><p class="word">{_WORDS[kind]}</p>'
         f'<p class="why">{escape(sentence[:1].upper() + sentence[1:])}.</p>{gates}</section>'
     )
 
 
-def _gate(gate: dict[str, Any], verdict: dict[str, Any]) -> str:
-    drawn = "" if gate["outcome"] == "report_only" else " (dashed)"
+def _gate(gate: Gate, verdict: Verdict) -> str:
+    drawn = "" if gate.outcome == "report_only" else " (dashed)"
     figures = f"measured {gate_figures.measured(gate, verdict)}, must be {gate_figures.required(gate)}{drawn}"
     if load := gate_figures.load_of(gate, verdict):
         figures += f" · timed with {load}"
-    if gate["outcome"] == "report_only":
+    if gate.value is None or gate.p is None or gate.p_holm is None or gate.n is None:  # reported, not decided
         return _told(gate, f" · {figures}", "")
-    difference = gate["versus"] is not None
-    known = [gate[name] for name in ("bound", "value", "upper") if gate[name] is not None]
+    difference = gate.versus is not None
+    known = [value for value in (gate.bound, gate.value, gate.upper) if value is not None]
     low, high = min(known), max(known)
-    domain = svg.domain_of([low, high, gate["threshold"]], around_zero=difference)
-    if gate["metric"] == "usd_per_1k":
-        domain = (0.0, 1.15 * max(high, gate["threshold"]))
+    domain = svg.domain_of([low, high, gate.threshold], around_zero=difference)
+    if gate.metric == "usd_per_1k":
+        domain = (0.0, 1.15 * max(high, gate.threshold))
     drawing = svg.whisker(
-        gate["value"], low, high, domain, colour(gate["target"]), marks=[gate["threshold"]],
-        label=f"{gate['value']:.3f}, bounds {low:.3f} and {high:.3f}, threshold {gate['threshold']:g}",
+        gate.value, low, high, domain, colour(gate.target), marks=[gate.threshold],
+        label=f"{gate.value:.3f}, bounds {low:.3f} and {high:.3f}, threshold {gate.threshold:g}",
     ) + svg.axis(domain, title=_axis(gate), signed=difference, parts=2)  # fmt: skip
-    facts = f"{figures} · p {p_text(gate['p'])}, Holm-adjusted {p_text(gate['p_holm'])} · {gate['n']:,} rows" + (
-        f" in {gate['clusters']:,} clusters" if gate["clusters"] < gate["n"] else ""
+    facts = f"{figures} · p {p_text(gate.p)}, Holm-adjusted {p_text(gate.p_holm)} · {gate.n:,} rows" + (
+        f" in {gate.clusters:,} clusters" if gate.clusters is not None and gate.clusters < gate.n else ""
     )
     return _told(gate, f" · {facts}", drawing)
 
 
-def _axis(gate: dict[str, Any]) -> str:
+def _axis(gate: Gate) -> str:
     """What a gate's drawing measures, with its unit."""
-    if gate["metric"] == "usd_per_1k":
+    if gate.metric == "usd_per_1k":
         return "dollars per 1,000 answers"
-    if gate["test"] == "at_most":
-        return f"share of answers within {seconds(gate['margin'])}"
-    return f"difference in {gate['metric']}" if gate["versus"] else str(gate["metric"])
+    if gate.test == "at_most":
+        return f"share of answers within {seconds(gate.margin)}"
+    return f"difference in {gate.metric}" if gate.versus else str(gate.metric)
 
 
-def _told(gate: dict[str, Any], facts: str, drawing: str) -> str:
+def _told(gate: Gate, facts: str, drawing: str) -> str:
     return (
-        f'<div class="gate"><div><span class="pill {gate["outcome"]}">{_PILLS[gate["outcome"]]}</span></div>'
-        f'<div><p>{escape(gate["words"])}</p><p class="small">{escape(gate["task"] + facts)}</p></div>'
+        f'<div class="gate"><div><span class="pill {gate.outcome}">{_PILLS[gate.outcome]}</span></div>'
+        f'<div><p>{escape(gate.words)}</p><p class="small">{escape(gate.task + facts)}</p></div>'
         f"<div>{drawing}</div></div>"
     )
 
 
-def _contents(verdict: dict[str, Any]) -> str:
-    if len(verdict["tasks"]) < 2:
+def _contents(verdict: Verdict) -> str:
+    if len(verdict.tasks) < 2:
         return ""
-    links = "".join(f'<a href="#task-{escape(name)}">{escape(name)}</a>' for name in verdict["tasks"])
+    links = "".join(f'<a href="#task-{escape(name)}">{escape(name)}</a>' for name in verdict.tasks)
     return f'<nav>{links}<a href="#provenance">provenance</a></nav>'
 
 
-def _task(verdict: dict[str, Any], name: str, graded: Sequence[Graded]) -> str:
-    task = verdict["tasks"][name]
-    results = [item for item in verdict["results"] if item["task"] == name]
-    differences = [item for item in verdict["differences"] if item["task"] == name]
-    gates = [gate for gate in verdict["gates"] if gate["task"] == name]
-    confidence = verdict["confidence"]
+def _task(verdict: Verdict, name: str, graded: Sequence[Graded]) -> str:
+    task = verdict.tasks[name]
+    results, differences, gates = verdict.results_of(name), verdict.differences_of(name), verdict.gates_of(name)
+    confidence = verdict.confidence
     rubric = graded[0].task.rubric
     parts = [
         f'<h2 id="task-{escape(name)}">{escape(name)}</h2>',
-        f'<p class="lead">{escape(task["description"])}</p>' if task["description"] else "",
+        f'<p class="lead">{escape(task.description)}</p>' if task.description else "",
         f"<details><summary>What a good answer is</summary><p class='question'>{escape(rubric)}</p></details>"
         if rubric
         else "",
         report_task.scores(task, results, gates, confidence),
         report_task.differences(task, differences, gates, confidence),
         report_cost.section(task, results, verdict),
-        report_routing.section(name, verdict["routing"]),
-        *(report_judge.section(judged) for judged in verdict["judged"] if judged["task"] == name),
+        report_routing.section(name, verdict.routing),
+        *(report_judge.section(judged) for judged in verdict.judged_of(name)),
         report_task.slices(task, results),
         report_labels.section(results),
         report_samples.section(task, graded),
@@ -135,39 +131,37 @@ def _task(verdict: dict[str, Any], name: str, graded: Sequence[Graded]) -> str:
     return "\n".join(part for part in parts if part)
 
 
-def _provenance(verdict: dict[str, Any]) -> str:
+def _provenance(verdict: Verdict) -> str:
     models = []
-    for name, facts in verdict.get("targets", {}).items():
-        model = " ".join(str(facts[key]) for key in ("id", "revision") if facts.get(key))
-        size = f"{facts['bytes'] / 1e6:,.1f} MB" if facts.get("bytes") else ""
-        step = f"step {facts['step']}" if facts.get("step") else ""
-        place = str(facts.get("place", ""))
-        versions = sorted({one for item in verdict["results"] if item["target"] == name for one in item["answered"]})
+    for name, facts in verdict.targets.items():
+        model = " ".join(part for part in (facts.id, facts.revision) if part)
+        size = f"{facts.bytes / 1e6:,.1f} MB" if facts.bytes else ""
+        step = f"step {facts.step}" if facts.step else ""
+        versions = sorted({one for item in verdict.results if item.target == name for one in item.answered})
         answered = f"answered by {', '.join(versions)}" if versions else ""
-        learned = f"learned from {facts['learned']} rows" if facts.get("learned", "any") != "any" else ""
+        learned = f"learned from {facts.learned} rows" if facts.learned not in (None, "any") else ""
         models.append(
             [
                 chip(name),
-                escape(" · ".join(part for part in (model, step, size, place, learned, answered) if part) or "–"),
-                f'<span class="mono">{escape(facts["identity"])}</span>',
+                escape(" · ".join(part for part in (model, step, size, facts.place, learned, answered) if part) or "–"),
+                f'<span class="mono">{escape(facts.identity)}</span>',
             ]
         )
     tasks = [
-        [escape(name), f"version {task['version']} · {task['rows']:,} of {task['rows_in_file']:,} rows · at most {task['max_new_tokens']} new tokens · privacy: "
-         + escape(", ".join(f"{kind} {count:,}" for kind, count in task["privacy"].items())), f'<span class="mono">{escape(task["digest"])}</span>']
-        for name, task in verdict["tasks"].items()
+        [escape(name), f"version {task.version} · {task.rows:,} of {task.rows_in_file:,} rows · at most {task.max_new_tokens} new tokens · privacy: "
+         + escape(", ".join(f"{kind} {count:,}" for kind, count in task.privacy.items())), f'<span class="mono">{escape(task.digest)}</span>']
+        for name, task in verdict.tasks.items()
     ]  # fmt: skip
-    data = verdict.get("data") or {}
-    if data.get("digest"):
+    if verdict.data and verdict.data.digest:
         tasks.append(
-            ["training data", "the set the tuned model saw", f'<span class="mono">{escape(data["digest"])}</span>']
+            ["training data", "the set the tuned model saw", f'<span class="mono">{escape(verdict.data.digest)}</span>']
         )
-    release = verdict.get("release")
+    release = verdict.release
     made = [
-        *([["released", escape(f"answers to {release['to']}: {release['reason']}")]] if release else []),
-        ["confidence", f"{verdict['confidence']:.0%}"],
-        ["seed", str(verdict["seed"])],
-        ["made by", escape(verdict.get("made_by") or report_header.UNKNOWN)],
+        *([["released", escape(f"answers to {release.to}: {release.reason}")]] if release else []),
+        ["confidence", f"{verdict.confidence:.0%}"],
+        ["seed", str(verdict.seed)],
+        ["made by", escape(verdict.made_by or report_header.UNKNOWN)],
     ]
     return (
         '<h2 id="provenance">Provenance</h2><section class="card">'
@@ -178,19 +172,21 @@ def _provenance(verdict: dict[str, Any]) -> str:
     )
 
 
-def _looked(verdict: dict[str, Any]) -> str:
-    look = verdict.get("look")
+def _looked(verdict: Verdict) -> str:
+    look = verdict.look
     if not look:
         return ""
-    return f" This is look {look['number']}, decided at a level of {look['level']:.3g}; the next one will have {look['later']:.3g}."
-
-
-def _method(verdict: dict[str, Any]) -> str:
     return (
-        f"Intervals hold {verdict['confidence']:.0%} of the time: for yes/no scores Wilson's for one target and Tango's for paired differences; "
+        f" This is look {look.number}, decided at a level of {look.level:.3g}; the next one will have {look.later:.3g}."
+    )
+
+
+def _method(verdict: Verdict) -> str:
+    return (
+        f"Intervals hold {verdict.confidence:.0%} of the time: for yes/no scores Wilson's for one target and Tango's for paired differences; "
         "betting bounds, which hold for every distribution, where scores are no yes/no or rows come in clusters. F1 has a "
         "bootstrap interval, which decides nothing; gates on it have betting bounds of all labels together. Gates are one-sided tests under Holm's method, so the chance that "
-        f"any gate passes wrongly is at most {1 - verdict['confidence']:.0%}, over all looks at the same models, and so is the chance that any "
+        f"any gate passes wrongly is at most {1 - verdict.confidence:.0%}, over all looks at the same models, and so is the chance that any "
         f"fails wrongly.{_looked(verdict)} A refused or failed answer scores 0 and is counted; a row that lacks what a metric needs, or that a "
         "target may not see, leaves its mean."
     )

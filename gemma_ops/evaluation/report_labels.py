@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from gemma_ops.evaluation import svg
 from gemma_ops.evaluation.markup import chip, escape, table
+from gemma_ops.verdicts import TargetResult
+from gemma_ops.verdicts.figures import LabelFacts
 
 _COUNTED = 12
 """Up to this many labels the counts fit into a table."""
@@ -15,31 +16,31 @@ _DRAWN = 100
 _PAIRS = 12
 
 
-def section(results: Sequence[dict[str, Any]]) -> str:
+def section(results: Sequence[TargetResult]) -> str:
     """One card per label metric; the tuned target is shown, the others can be unfolded."""
-    metrics = list(results[0].get("labels", {})) if results else []
+    metrics = list(results[0].labels) if results else []
     cards = ""
     for metric in metrics:
-        focus = next((item for item in results if item["target"] == "tuned"), results[-1])
+        focus = next((item for item in results if item.target == "tuned"), results[-1])
         others = [item for item in results if item is not focus]
         folded = "".join(
-            f"<details><summary>{chip(item['target'])}, {_wrong(item['labels'][metric]):,} confusions</summary>{_block(item, metric)}</details>"
+            f"<details><summary>{chip(item.target)}, {_wrong(item.labels[metric]):,} confusions</summary>{_block(item, metric)}</details>"
             for item in others
         )
-        cards += f'<section class="card"><h3>What is taken for what ({escape(metric)})</h3><p class="note">{chip(focus["target"])}</p>{_block(focus, metric)}{folded}</section>'
+        cards += f'<section class="card"><h3>What is taken for what ({escape(metric)})</h3><p class="note">{chip(focus.target)}</p>{_block(focus, metric)}{folded}</section>'
     return cards
 
 
-def _block(result: dict[str, Any], metric: str) -> str:
-    found = result["labels"][metric]
-    labels = found["labels"]
+def _block(result: TargetResult, metric: str) -> str:
+    found = result.labels[metric]
+    labels = found.labels
     place = {label: index for index, label in enumerate(labels)}
-    cells = [(place[wanted], place[said], count) for wanted, said, count in found["confusion"] if said is not None]
+    cells = [(place[wanted], place[said], count) for wanted, said, count in found.confusion if said is not None]
     wrong = _wrong(found)
-    total = sum(count for *_, count in found["confusion"])
-    told = f"{wrong:,} of {total:,} answers name another label; {found['invalid']:,} name none."
+    total = sum(count for *_, count in found.confusion)
+    told = f"{wrong:,} of {total:,} answers name another label; {found.invalid:,} name none."
     if len(labels) <= _COUNTED:
-        drawing = _counts(labels, found["confusion"])
+        drawing = _counts(labels, found.confusion)
     elif len(labels) <= _DRAWN:
         drawing = (
             svg.heat(labels, cells)
@@ -50,11 +51,11 @@ def _block(result: dict[str, Any], metric: str) -> str:
     else:
         drawing = ""
     pairs = sorted(
-        ((count, w, s) for w, s, count in found["confusion"] if s is not None and s != w),
+        ((count, w, s) for w, s, count in found.confusion if s is not None and s != w),
         key=lambda item: (-item[0], item[1:]),
     )
     support: dict[str, int] = {}
-    for wanted, _, count in found["confusion"]:
+    for wanted, _, count in found.confusion:
         support[wanted] = support.get(wanted, 0) + count
     rows = [
         [f'{escape(wanted)}<span class="said">→ {escape(said)}</span>', str(count), str(support[wanted])]
@@ -69,7 +70,7 @@ def _block(result: dict[str, Any], metric: str) -> str:
     return f'<p class="note">{told}</p><div class="two{" counts" * (len(labels) <= _COUNTED)}"><div>{drawing}</div><div>{worst}</div></div>'
 
 
-def _counts(labels: Sequence[str], confusion: Sequence[Sequence[Any]]) -> str:
+def _counts(labels: Sequence[str], confusion: Sequence[tuple[str, str | None, int]]) -> str:
     """Few labels: the counts themselves, with a last column for answers that are none of them."""
     counts = {(wanted, said): count for wanted, said, count in confusion}
     columns: list[str | None] = [*labels, None] if any(said is None for _, said, _ in confusion) else [*labels]
@@ -91,5 +92,5 @@ def _counts(labels: Sequence[str], confusion: Sequence[Sequence[Any]]) -> str:
     return f'<div class="scroll"><table class="grid-counts"><thead><tr><th scope=col>expected ↓ answered →</th>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
-def _wrong(found: dict[str, Any]) -> int:
-    return sum(count for wanted, said, count in found["confusion"] if said is not None and said != wanted)
+def _wrong(found: LabelFacts) -> int:
+    return sum(count for wanted, said, count in found.confusion if said is not None and said != wanted)

@@ -17,6 +17,7 @@ from gemma_ops.evaluation.scoring import Graded
 from gemma_ops.metrics.base import Row, Scored
 from gemma_ops.metrics.parse import Unreadable, dump, parse
 from gemma_ops.targets.spec import QUANTIZED
+from gemma_ops.verdicts import TaskFacts
 
 _LONG = 1500
 """Characters of a text that are shown."""
@@ -27,9 +28,9 @@ _ALL = 24
 _ENDS = {"length": "cut at the token limit", "blocked": "refused", "error": "failed"}
 
 
-def section(task: dict[str, Any], graded: Sequence[Graded]) -> str:
+def section(task: TaskFacts, graded: Sequence[Graded]) -> str:
     """Up to five rows per group, each row once."""
-    primary = task["primary"]
+    primary = task.primary
     scores = {item.target: item.column(primary) for item in graded}
     rows = graded[0].task.rows
     left, taken, blocks = _ALL, set[int](), ""
@@ -47,7 +48,7 @@ def section(task: dict[str, Any], graded: Sequence[Graded]) -> str:
         blocks += f"<details{'' if blocks else ' open'}><summary><b>{escape(title)}</b> ({count}). {escape(note)}</summary>{body}</details>"
     if not blocks:
         return ""
-    hidden = task["privacy"].get("local_only", 0)
+    hidden = task.privacy.get("local_only", 0)
     warning = (
         f" {hidden:,} rows are marked local_only: this page shows some of them, so it must stay where they may be."
         if hidden

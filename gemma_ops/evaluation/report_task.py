@@ -3,101 +3,98 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from gemma_ops.evaluation import svg
 from gemma_ops.evaluation.conditions import load_words
 from gemma_ops.evaluation.markup import chip, colour, escape, number, p_text, short, span, table
 from gemma_ops.targets.spec import QUANTIZED
+from gemma_ops.verdicts import Figure, Gate, PairedDifference, TargetResult, TaskFacts, Verdict
+from gemma_ops.verdicts.figures import Span
 
-Facts = dict[str, Any]
 _ENDS = {"stop": "finished", "length": "cut at the token limit", "blocked": "refused", "error": "failed"}
 
 
-def scores(task: Facts, results: Sequence[Facts], gates: Sequence[Facts], confidence: float) -> str:
+def scores(task: TaskFacts, results: Sequence[TargetResult], gates: Sequence[Gate], confidence: float) -> str:
     """The primary metric drawn for every target, then every figure in a table."""
-    primary = task["primary"]
-    marks = sorted({gate["threshold"] for gate in gates if gate["test"] == "at_least" and gate["metric"] == primary})
+    primary = task.primary
+    marks = sorted({gate.threshold for gate in gates if gate.test == "at_least" and gate.metric == primary})
     rows = "".join(
-        _scale_row(chip(item["target"]), item["metrics"][primary], item["target"], (0.0, 1.0), marks=marks)
+        _scale_row(chip(item.target), item.metrics[primary].span, item.target, (0.0, 1.0), marks=marks)
         for item in results
     )
-    note = f"{task['rows']:,} rows"
-    if task["cluster_by"]:
-        note += f" in {task['clusters']:,} clusters by {task['cluster_by']}"
-    if task.get("copies"):
-        note += f"; {task['copies']:,} of them repeat another question and count as one with it"
-    note += f"; {confidence:.0%} intervals. With this many rows a true difference of about {task['detectable']:.3f} is likely to be seen."
-    head = ["target", *(_name(name, primary) for name in task["metrics"])]
-    body = [[chip(item["target"]), *(_cell(item["metrics"][name]) for name in task["metrics"])] for item in results]
-    if len(results) < len(task["metrics"]):  # what there is more of goes down the page
+    note = f"{task.rows:,} rows"
+    if task.cluster_by:
+        note += f" in {task.clusters:,} clusters by {task.cluster_by}"
+    if task.copies:
+        note += f"; {task.copies:,} of them repeat another question and count as one with it"
+    note += f"; {confidence:.0%} intervals. With this many rows a true difference of about {task.detectable:.3f} is likely to be seen."
+    head = ["target", *(_name(name, primary) for name in task.metrics)]
+    body = [[chip(item.target), *(_cell(item.metrics[name]) for name in task.metrics)] for item in results]
+    if len(results) < len(task.metrics):  # what there is more of goes down the page
         head = ["figure", *(row[0] for row in body)]
-        body = [[_name(name, primary), *(row[at] for row in body)] for at, name in enumerate(task["metrics"], 1)]
+        body = [[_name(name, primary), *(row[at] for row in body)] for at, name in enumerate(task.metrics, 1)]
     return (
         f'<section class="card"><h3>{escape(primary)}</h3><p class="note">{escape(note)}</p>{rows}{_foot((0.0, 1.0), primary)}'
         f"<h4>All figures</h4>{table(head, body)}</section>"
     )
 
 
-def differences(task: Facts, found: Sequence[Facts], gates: Sequence[Facts], confidence: float) -> str:
+def differences(task: TaskFacts, found: Sequence[PairedDifference], gates: Sequence[Gate], confidence: float) -> str:
     """Paired differences drawn around zero, with the thresholds of their gates."""
     if not found:
         return ""
     rows = ""
-    groups: dict[str, list[Facts]] = {}
+    groups: dict[str, list[PairedDifference]] = {}
     for item in found:
-        quantized = item["versus"] == "tuned" and item["target"] in QUANTIZED
+        quantized = item.versus == "tuned" and item.target in QUANTIZED
         groups.setdefault(
-            "What quantization costs, against tuned" if quantized else f"Against {short(item['versus'])}", []
+            "What quantization costs, against tuned" if quantized else f"Against {short(item.versus)}", []
         ).append(item)
     for title, members in groups.items():
-        related = [gate for gate in gates if gate["versus"] and gate["metric"] == task["primary"]]
-        limits = {(g["target"], g["versus"]): g["threshold"] for g in related}
-        used = [limits[i["target"], i["versus"]] for i in members if (i["target"], i["versus"]) in limits]
-        domain = svg.domain_of(
-            [bound for item in members for bound in (item["low"], item["high"])] + used, around_zero=True
-        )
+        limits = {(g.target, g.versus): g.threshold for g in gates if g.versus and g.metric == task.primary}
+        used = [limits[i.target, i.versus] for i in members if (i.target, i.versus) in limits]
+        domain = svg.domain_of([bound for item in members for bound in (item.low, item.high)] + used, around_zero=True)
         rows += f"<h4>{escape(title)}</h4>"
         for item in members:
-            marks = [limits[item["target"], item["versus"]]] if (item["target"], item["versus"]) in limits else []
-            rows += _scale_row(chip(item["target"]), item, item["target"], domain, marks=marks, sign="+")
-        rows += _foot(domain, f"difference in {task['primary']}", signed=True)
+            marks = [limits[item.target, item.versus]] if (item.target, item.versus) in limits else []
+            rows += _scale_row(chip(item.target), item.span, item.target, domain, marks=marks, sign="+")
+        rows += _foot(domain, f"difference in {task.primary}", signed=True)
     detail = [
         [
-            f"{chip(item['target'])} − {escape(short(item['versus']))}",
-            f"{item['wins']:,}",
-            f"{item['losses']:,}",
-            f"{item['n'] - item['wins'] - item['losses']:,}",
-            p_text(item["p"]),
-            "–" if item["correlation"] is None else number(item["correlation"]),
-            escape(item["method"]),
+            f"{chip(item.target)} − {escape(short(item.versus))}",
+            f"{item.wins:,}",
+            f"{item.losses:,}",
+            f"{item.n - item.wins - item.losses:,}",
+            p_text(item.p),
+            "–" if item.correlation is None else number(item.correlation),
+            escape(item.method),
         ]
         for item in found
     ]
     return (
-        f'<section class="card"><h3>Difference in {escape(task["primary"])}, row by row</h3>'
+        f'<section class="card"><h3>Difference in {escape(task.primary)}, row by row</h3>'
         f'<p class="note">The same questions, compared in pairs; {confidence:.0%} intervals. Dashed: a gate\'s threshold.</p>{rows}'
         + table(["pair", "better", "worse", "equal", "p (two-sided)", "correlation", "method"], detail)
         + "</section>"
     )
 
 
-def slices(task: Facts, results: Sequence[Facts]) -> str:
+def slices(task: TaskFacts, results: Sequence[TargetResult]) -> str:
     """A forest: the primary metric of every target within every value of every slice."""
     blocks = ""
-    for name in results[0]["slices"] if results else ():
+    for name in results[0].slices if results else ():
         rows = ""
         # A target that may not see a slice has no figure there.
-        known = [{figure["bucket"]: figure for figure in item["slices"][name]} for item in results]
+        known = [{figure.bucket: figure for figure in item.slices[name]} for item in results]
         buckets = list(dict.fromkeys(bucket for figures in known for bucket in figures))
         for place, bucket in enumerate(buckets):
             for index, (item, figures) in enumerate(zip(results, known, strict=True)):
-                figure = figures.get(bucket, {"value": None, "n": 0})
+                figure = figures.get(bucket)
                 if index == 0:
                     opens = " open" if place else ""
-                    rows += f'<p class="bucket{opens}"><b>{escape(bucket)}</b> <span class="ci">{figure["n"]:,} rows</span></p>'
-                rows += _scale_row(chip(item["target"]), figure, item["target"], (0.0, 1.0))
-        rows += _foot((0.0, 1.0), task["primary"])
+                    rows += f'<p class="bucket{opens}"><b>{escape(bucket)}</b> <span class="ci">{figure.n if figure else 0:,} rows</span></p>'
+                rows += _scale_row(chip(item.target), figure.span if figure else None, item.target, (0.0, 1.0))
+        rows += _foot((0.0, 1.0), task.primary)
         opened = "" if blocks else " open"
         blocks += (
             f"<details{opened}><summary><b>by {escape(name)}</b> ({len(buckets)} values)</summary>{rows}</details>"
@@ -106,31 +103,32 @@ def slices(task: Facts, results: Sequence[Facts]) -> str:
         return ""
     return (
         f'<section class="card"><h3>Where it is right</h3>'
-        f'<p class="note">{escape(task["primary"])} within slices.</p>{blocks}</section>'
+        f'<p class="note">{escape(task.primary)} within slices.</p>{blocks}</section>'
     )
 
 
-def speed(results: Sequence[Facts], verdict: Facts) -> str:
+def speed(results: Sequence[TargetResult], verdict: Verdict) -> str:
     """How answers ended, how fast they were written, and how long they are."""
     rows = []
     for item in results:
-        fast, ends = item["speed"], item["ends"]
+        fast, ends = item.speed, item.ends
         bar = svg.bar(
-            [(ends[end] / item["rows"], f"e-{end}", f"{ends[end]} {_ENDS[end]}") for end in _ENDS if ends.get(end)]
+            [(ends[end] / item.rows, f"e-{end}", f"{ends[end]} {_ENDS[end]}") for end in _ENDS if ends.get(end)]
         )
         told = ", ".join(f"{ends[end]:,} {_ENDS[end]}" for end in _ENDS if ends.get(end))
-        if item["hidden"]:
-            told += f", {item['hidden']:,} not shown to it"
-        rate = fast["new_tokens_per_second"]
+        if item.hidden:
+            told += f", {item.hidden:,} not shown to it"
+        rate = fast.new_tokens_per_second
         rows.append(
             [
-                chip(item["target"]),
+                chip(item.target),
                 f'{bar}<span class="ci">{escape(told)}</span>',
                 "–" if rate is None else f"{rate:,.0f}",
-                f'<span class="load">{escape(load_words(verdict, item["task"], item["target"]))}</span>',
-                f"{fast['mean_prompt_tokens']:,.0f}",
-                f"{fast['mean_new_tokens']:,.0f}",
-                f"{fast['mean_thought_tokens']:,.0f}",
+                f'<span class="load">{escape(load_words(verdict, item.task, item.target))}</span>',
+                *(
+                    "–" if tokens is None else f"{tokens:,.0f}"
+                    for tokens in (fast.mean_prompt_tokens, fast.mean_new_tokens, fast.mean_thought_tokens)
+                ),
             ]
         )
     head = ["target", "how answers ended", "new tokens/s", "timed with", "prompt tokens", "new tokens", "thoughts"]
@@ -143,22 +141,23 @@ def speed(results: Sequence[Facts], verdict: Facts) -> str:
 
 def _scale_row(
     name: str,
-    figure: Facts,
+    found: Span | None,
     target: str,
     domain: svg.Domain,
     *,
     marks: Sequence[float] = (),
     sign: str = "",
 ) -> str:
-    if figure["value"] is None:
+    if found is None:
         return f'<div class="row"><div class="name">{name}</div><div class="note">no row could be scored</div><div></div></div>'
+    value, low, high = found
     drawing = svg.whisker(
-        figure["value"], figure["low"], figure["high"], domain, colour(target), marks=marks,
-        label=f"{target}: {figure['value']:.3f}, interval {figure['low']:.3f} to {figure['high']:.3f}",
+        value, low, high, domain, colour(target), marks=marks,
+        label=f"{target}: {value:.3f}, interval {low:.3f} to {high:.3f}",
     )  # fmt: skip
     return (
         f'<div class="row"><div class="name">{name}</div>{drawing}'
-        f'<div class="figure"><b>{number(figure["value"], sign)}</b>&ensp;{span(figure["low"], figure["high"], sign)}</div></div>'
+        f'<div class="figure"><b>{number(value, sign)}</b>&ensp;{span(low, high, sign)}</div></div>'
     )
 
 
@@ -173,8 +172,8 @@ def _name(name: str, primary: str) -> str:
     return f"<b>{shown}</b>" if name == primary else shown
 
 
-def _cell(figure: Facts) -> str:
-    if figure["value"] is None:
+def _cell(figure: Figure) -> str:
+    if figure.span is None:
         return '<span class="ci">unscored</span>'
-    unscored = f'<span class="ci">{figure["unscored"]:,} unscored</span>' if figure["unscored"] else ""
-    return f"{number(figure['value'])}{span(figure['low'], figure['high'])}{unscored}"
+    unscored = f'<span class="ci">{figure.unscored:,} unscored</span>' if figure.unscored else ""
+    return f"{number(figure.span[0])}{span(*figure.span[1:])}{unscored}"

@@ -19,6 +19,7 @@ from gemma_ops.evaluation.scoring import FAILED, Graded
 from gemma_ops.evaluation.statistics import Array, Sample
 from gemma_ops.evaluation.task import Task
 from gemma_ops.metrics.base import Row
+from gemma_ops.verdicts import PairedDifference, TargetResult
 
 DRAWS = 1000
 """Bootstrap samples for figures that are no mean of rows."""
@@ -113,7 +114,7 @@ def played(rows: Sequence[Row]) -> list[int]:
     return sorted(range(len(rows)), key=lambda index: digest.of_json(rows[index].id))
 
 
-def result(item: Graded, book: Book) -> dict[str, Any]:
+def result(item: Graded, book: Book) -> TargetResult:
     """Everything about one target on one task."""
     task, confidence = item.task, book.settings.confidence
     metrics: dict[str, Any] = {}
@@ -147,7 +148,7 @@ def result(item: Graded, book: Book) -> dict[str, Any]:
         "place": cost.place(book.facts, item.target),
     }
     labels = _labels(item)
-    return body | ({"labels": labels} if labels else {})
+    return TargetResult.made(body | ({"labels": labels} if labels else {}))
 
 
 def _clusters(task: Task) -> list[str] | None:
@@ -202,7 +203,7 @@ def _labels(item: Graded) -> dict[str, Any]:
     return found
 
 
-def differences(task: str, book: Book) -> list[dict[str, Any]]:
+def differences(task: str, book: Book) -> list[PairedDifference]:
     """Paired differences on the primary metric: every target against the first, and every quantized file against `tuned`."""
     targets = book.targets(task)
     pairs = [(target, targets[0]) for target in targets[1:]]
@@ -217,7 +218,8 @@ def differences(task: str, book: Book) -> list[dict[str, Any]]:
             continue  # no row was shown to both
         (first, second), clusters = book.scores(task, metric, [target, versus])
         body = asdict(paired.compare(first, second, clusters, book.settings.confidence))
-        found.append({"task": task, "target": target, "versus": versus, "metric": metric, **rounded(body)})
+        head = {"task": task, "target": target, "versus": versus, "metric": metric}
+        found.append(PairedDifference.made(head | rounded(body)))
     return found
 
 

@@ -6,25 +6,7 @@ told. The two are one-sided tests of the same paired difference against minus th
 goes into Holm's method over the table, so a table as a whole is right with the confidence that was asked for. Rows that
 must stay here are kept whatever the figures say, and a line of only such rows is kept for that reason.
 
-`routing.json`, which a router reads:
-
-    schema       gemma-ops/routing@1
-    confidence   of a whole table
-    margin       in units of the metric
-    tables       one per task, local target and remote target:
-      task, metric, digest          what was measured; the digest is the task's
-      local, remote                 {name, identity, place} of the two targets
-      slices                        {slice: {field, buckets}}: how a question's values are found (see task.yaml)
-      local_only                    always "keep"
-      lines                         the first is the task as a whole, its `slice` and `value` null:
-        slice, value                such as "lang", "de"
-        decision                    keep | send | undecided
-        reason                      shown | privacy | open
-        n, clusters, local_only     paired rows; independent groups of them; rows that only the local target saw
-        difference, low, high       local minus remote, with its two-sided interval; null without pairs
-        p, p_holm                   of the decision's own test
-        n_needed                    rows that would settle an undecided line, null where none would
-        words                       one sentence
+`routing.json` is a `gemma_ops.verdicts.Routing`, whose fields say what they hold.
 """
 
 from __future__ import annotations
@@ -32,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import get_args
 
 from gemma_ops.evaluation import gates, paired
 from gemma_ops.evaluation.cost import Facts, place
@@ -40,10 +22,10 @@ from gemma_ops.evaluation.gates import Evidence
 from gemma_ops.evaluation.results import Book, bucket_order, played, rounded
 from gemma_ops.evaluation.statistics import Sample
 from gemma_ops.privacy import HERE
+from gemma_ops.verdicts import Routing, RoutingLine, RoutingTable
+from gemma_ops.verdicts.routing import ROUTING_SCHEMA, Decision, RoutedSlice, RoutedTarget
 
-FILE = "routing.json"
-SCHEMA = "gemma-ops/routing@1"
-KINDS = ("keep", "send", "undecided")
+KINDS: tuple[Decision, ...] = get_args(Decision)
 
 
 @dataclass(frozen=True)
@@ -64,9 +46,9 @@ class Line:
         return Sample.of([a - b for a, b in zip(self.first, self.second, strict=True)], self.clusters)
 
 
-def build(book: Book, facts: Facts) -> dict[str, Any] | None:
+def build(book: Book, facts: Facts) -> Routing | None:
     """The whole document; None when no task was answered both here and elsewhere."""
-    tables = []
+    tables: list[RoutingTable] = []
     for task in dict.fromkeys(task for task, _ in book.pages):
         names = book.targets(task)
         here = [name for name in names if place(facts, name) == HERE]
@@ -77,26 +59,28 @@ def build(book: Book, facts: Facts) -> dict[str, Any] | None:
     if not tables:
         return None
     settings = book.settings
-    return {"schema": SCHEMA, "confidence": settings.confidence, "margin": settings.routing_margin, "tables": tables}
+    return Routing(
+        schema=ROUTING_SCHEMA, confidence=settings.confidence, margin=settings.routing_margin, tables=tuple(tables)
+    )
 
 
-def _table(book: Book, facts: Facts, task: str, local: str, remote: str) -> dict[str, Any]:
+def _table(book: Book, facts: Facts, task: str, local: str, remote: str) -> RoutingTable:
     known = book.pages[task, local].task
 
-    def target(name: str) -> dict[str, Any]:
+    def target(name: str) -> RoutedTarget:
         identity = facts.get("targets", {}).get(name, {}).get("identity")
-        return {"name": name, "identity": identity, "place": place(facts, name)}
+        return RoutedTarget(name=name, identity=identity, place=place(facts, name))
 
-    return {
-        "task": task,
-        "metric": known.file.primary,
-        "digest": known.digest,
-        "local": target(local),
-        "remote": target(remote),
-        "slices": {spec.name: {"field": spec.field, "buckets": list(spec.buckets)} for spec in known.file.slices},
-        "local_only": "keep",
-        "lines": decide(_lines(book, task, local, remote), book, local, remote),
-    }
+    return RoutingTable(
+        task=task,
+        metric=known.file.primary,
+        digest=known.digest,
+        local=target(local),
+        remote=target(remote),
+        slices={spec.name: RoutedSlice(field=spec.field, buckets=spec.buckets) for spec in known.file.slices},
+        local_only="keep",
+        lines=tuple(decide(_lines(book, task, local, remote), book, local, remote)),
+    )
 
 
 def _lines(book: Book, task: str, local: str, remote: str) -> list[Line]:
@@ -125,7 +109,7 @@ def _lines(book: Book, task: str, local: str, remote: str) -> list[Line]:
     return found
 
 
-def decide(lines: Sequence[Line], book: Book, local: str, remote: str) -> list[dict[str, Any]]:
+def decide(lines: Sequence[Line], book: Book, local: str, remote: str) -> list[RoutingLine]:
     """Decide all lines of a table together; see the top of this file for what comes out."""
     settings = book.settings
     alpha, margin = 1 - settings.confidence, settings.routing_margin
@@ -138,12 +122,11 @@ def decide(lines: Sequence[Line], book: Book, local: str, remote: str) -> list[d
     }
     body = []
     for line in lines:
-        head = {"slice": line.slice, "value": line.value}
         if id(line) not in decided:
-            body.append(head | _without_pairs(line, local))
+            body.append(_without_pairs(line, local))
             continue
         (keeping, sending), p_holm, level = decided[id(line)]
-        decision = "undecided" if p_holm > alpha else "keep" if keeping < sending else "send"
+        decision: Decision = "undecided" if p_holm > alpha else "keep" if keeping < sending else "send"
         sample = line.sample
         found = paired.compare(line.first, line.second, line.clusters, settings.confidence)
         needed = _needed(sample, margin, level) if decision == "undecided" else None
@@ -155,28 +138,41 @@ def decide(lines: Sequence[Line], book: Book, local: str, remote: str) -> list[d
             "p_holm": p_holm,
         }
         body.append(
-            head
-            | {"decision": decision, "reason": "open" if decision == "undecided" else "shown"}
-            | {"n": sample.n, "clusters": sample.groups, "local_only": line.local_only}
-            | rounded(figures)
-            | {"n_needed": needed, "words": _words(decision, found.value, margin, needed, local, remote)}
+            RoutingLine(
+                slice=line.slice,
+                value=line.value,
+                decision=decision,
+                reason="open" if decision == "undecided" else "shown",
+                n=sample.n,
+                clusters=sample.groups,
+                local_only=line.local_only,
+                **rounded(figures),
+                n_needed=needed,
+                words=_words(decision, found.value, margin, needed, local, remote),
+            )
         )
     return body
 
 
-def _without_pairs(line: Line, local: str) -> dict[str, Any]:
+def _without_pairs(line: Line, local: str) -> RoutingLine:
     private = line.local_only > 0 and line.others == 0
     words = f"keep on {local}: all its rows must stay here" if private else "undecided: no row was scored for both"
-    figures: dict[str, Any] = dict.fromkeys(("difference", "low", "high", "p", "p_holm", "n_needed"))
-    return {
-        "decision": "keep" if private else "undecided",
-        "reason": "privacy" if private else "open",
-        "n": 0,
-        "clusters": 0,
-        "local_only": line.local_only,
-        **figures,
-        "words": words,
-    }
+    return RoutingLine(
+        slice=line.slice,
+        value=line.value,
+        decision="keep" if private else "undecided",
+        reason="privacy" if private else "open",
+        n=0,
+        clusters=0,
+        local_only=line.local_only,
+        difference=None,
+        low=None,
+        high=None,
+        p=None,
+        p_holm=None,
+        n_needed=None,
+        words=words,
+    )
 
 
 def _needed(sample: Sample, margin: float, level: float) -> int | None:

@@ -21,10 +21,11 @@ from gemma_ops.config.policy import (
     same_question,
 )
 from gemma_ops.evaluation.cost import Facts
-from gemma_ops.evaluation.looks import Look, read_looks
+from gemma_ops.evaluation.looks import read_looks
 from gemma_ops.evaluation.task import Task
 from gemma_ops.family.formats import DEFAULT_FORMATS
 from gemma_ops.targets.incumbent import standard_in
+from gemma_ops.verdicts import Look
 
 
 def read_standard(folder: Path | None, base: Path | None = None) -> PromotionStandard:

@@ -1,18 +1,6 @@
 """The verdict: everything the scores say, as one JSON document that the report, the summary and `promote` read.
 
-verdict      pass | fail | inconclusive | ungated
-gates        each condition: outcome (also report_only, where no judge may decide it), measured value, bound, p, Holm-adjusted p, n, rows needed, a sentence
-run, date    the run's name; when the first question was asked (UTC), null where nothing recorded it; and `made_by`, the version
-look         which look at these targets this is, what it spent of the level, and the looks before; null without gates
-tasks        version, digest, rows, clusters, primary metric
-model        the one that was tuned: id, revision and size, as far as they are known
-asked        per task and target: when, how many at once, on what, and how busy the machine was (see `conditions.py`)
-targets      what answered: identity, and what its model folder says of itself
-machine      what an hour here costs, for dollars per answer
-results      per task and target: every figure with its interval, ends of answers, slices, latency, dollars, confusions
-differences  per task: pairs of targets on the primary metric, row by row
-judged       what judges said of pairs of targets; empty without judges (see `judge/judged.py`)
-routing      which slices to keep here and which to send to a service; null without a service (see `routing.py`)
+It is a `gemma_ops.verdicts.Verdict`, whose fields say what they hold; here it is put together.
 """
 
 from __future__ import annotations
@@ -30,8 +18,9 @@ from gemma_ops.evaluation.looks import NextLook
 from gemma_ops.evaluation.results import Book, differences, result, rounded
 from gemma_ops.evaluation.scoring import Graded
 from gemma_ops.evaluation.task import Task
-
-SCHEMA = "gemma-ops/verdict@1"
+from gemma_ops.verdicts import Gate, Look, TaskFacts, Verdict
+from gemma_ops.verdicts.document import VERDICT_SCHEMA
+from gemma_ops.verdicts.gates import LookTaken
 
 
 def build(
@@ -40,9 +29,10 @@ def build(
     facts: dict[str, Any],
     judged: Sequence[Judged] = (),
     standing: NextLook | None = None,
-) -> dict[str, Any]:
+) -> Verdict:
     """Build the verdict from every target's grades on every task. `facts` are what `provenance.collect` knows; `standing`
-    says which look this is, and without it the gates have the whole level."""
+    says which look this is, and without it the gates have the whole level. Raises ValueError for a fact that the verdict
+    has no field for."""
     book = Book(graded, settings, facts)
     tasks = {item.task.name: item.task for item in graded}
     evidence = [_evidence(gate, book, judged) for gate in settings.gates]
@@ -54,8 +44,8 @@ def build(
         [gate for gate, _ in decided], [found for _, found in decided], 1 - spends, later=1 - later
     )
     following = iter(decisions)
-    return {
-        "schema": SCHEMA,
+    body = {
+        "schema": VERDICT_SCHEMA,
         "verdict": gates.overall(decisions),
         "confidence": settings.confidence,
         "seed": settings.seed,
@@ -73,6 +63,7 @@ def build(
         "routing": routing.build(book, facts),
         **facts,
     }
+    return Verdict.made(body)
 
 
 def _evidence(gate: GateConfig, book: Book, judged: Sequence[Judged]) -> gates.Evidence | str:
@@ -82,28 +73,31 @@ def _evidence(gate: GateConfig, book: Book, judged: Sequence[Judged]) -> gates.E
     return evidence_for(gate, judged) if judged else "no judge was asked"
 
 
-def _look(standing: NextLook | None) -> dict[str, Any] | None:
+def _look(standing: NextLook | None) -> LookTaken | None:
     if standing is None:
         return None
-    return {
-        "number": len(standing.earlier) + 1,
-        **rounded(standing.look.model_dump(mode="json", exclude={"verdict"}) | {"later": standing.later}),
-        "earlier": [look.model_dump(mode="json") for look in standing.earlier],
-    }
+    look = standing.look
+    return LookTaken(
+        number=len(standing.earlier) + 1,
+        subjects=look.subjects,
+        evidence=look.evidence,
+        rows=look.rows,
+        **rounded({"level": look.level, "later": standing.later}),
+        earlier=tuple(Look.made(look.model_dump()) for look in standing.earlier),
+    )
 
 
-def _gate(decision: gates.Decision, task: str) -> dict[str, Any]:
+def _gate(decision: gates.Decision, task: str) -> Gate:
     body = asdict(decision)
     del body["gate"]
-    return rounded({**_asked(decision.gate, task), **body})
+    return Gate.made(rounded({**_asked(decision.gate, task), **body}))
 
 
-def _report_only(gate: GateConfig, task: str, reason: str) -> dict[str, Any]:
+def _report_only(gate: GateConfig, task: str, reason: str) -> Gate:
     unknown = dict.fromkeys(("value", "bound", "upper", "level", "p", "p_holm", "n", "clusters", "n_needed"))
     words = f"{gate.words}: reported, not decided. {reason}"
-    return {
-        **_asked(gate, task), "outcome": "report_only", **unknown, "threshold": gates.threshold(gate), "words": words,
-    }  # fmt: skip
+    decided = {"outcome": "report_only", **unknown, "threshold": gates.threshold(gate), "words": words}
+    return Gate.made(_asked(gate, task) | decided)
 
 
 def _asked(gate: GateConfig, task: str) -> dict[str, Any]:
@@ -117,20 +111,20 @@ def _asked(gate: GateConfig, task: str) -> dict[str, Any]:
     }
 
 
-def _task(task: Task) -> dict[str, Any]:
+def _task(task: Task) -> TaskFacts:
     clusters = {row.cluster for row in task.rows}
-    return {
-        "version": task.file.version,
-        "digest": task.digest,
-        "description": " ".join(task.file.description.split()),
-        "primary": task.file.primary,
-        "rows": len(task.rows),
-        "rows_in_file": task.total,
-        "cluster_by": task.file.cluster_by,
-        "clusters": len(clusters) if task.clustered else len(task.rows),
-        "copies": task.copies,
-        "privacy": dict(Counter(row.privacy for row in task.rows)),
-        "metrics": task.figures,
-        "max_new_tokens": task.file.generation.max_new_tokens,
-        "detectable": round(plan.detectable_difference(len(task.rows), plan.DISCORDANCE["superior"]), 4),
-    }
+    return TaskFacts(
+        version=task.file.version,
+        digest=task.digest,
+        description=" ".join(task.file.description.split()),
+        primary=task.file.primary,
+        rows=len(task.rows),
+        rows_in_file=task.total,
+        cluster_by=task.file.cluster_by,
+        clusters=len(clusters) if task.clustered else len(task.rows),
+        copies=task.copies,
+        privacy=dict(Counter(row.privacy for row in task.rows)),
+        metrics=tuple(task.figures),
+        max_new_tokens=task.file.generation.max_new_tokens,
+        detectable=round(plan.detectable_difference(len(task.rows), plan.DISCORDANCE["superior"]), 4),
+    )

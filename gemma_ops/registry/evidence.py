@@ -61,8 +61,8 @@ class Evidence:
 
     @cached_property
     def figures(self) -> tuple[ReportedFigure, ...]:
-        """Every figure that has a value, the task's primary metric first; a metric that no row could be scored for is not
-        a zero, and is left out."""
+        """Every figure that has a value, the task's primary metric first; a metric that no row could be scored for is
+        no zero, and is left out."""
         return tuple(
             ReportedFigure(result.task, result.target, name, found.value, found.low, found.high, found.n)
             for result in self.verdict.results
@@ -91,6 +91,6 @@ class Evidence:
 
 
 def read(folder: Path) -> Evidence | None:
-    """The evidence in an evaluation's folder; None when it has no verdict. Raises DataError on one that can't be read."""
+    """The evidence in an evaluation's folder; None without a verdict. Raises DataError on one that can't be read."""
     file = folder / VERDICT
     return Evidence(Verdict.read(file)) if file.exists() else None

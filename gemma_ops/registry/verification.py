@@ -41,8 +41,8 @@ class CheckedVersion:
 def verify_version(tracking: Tracking, found: Any) -> CheckedVersion:
     """Compare everything stored for a version with its manifest and read its verdict from those bytes.
 
-    Raises GateError for a version that isn't ours, isn't whole, or was changed by as little as a bit, DataError for a verdict
-    that can't be read.
+    Raises GateError for a version that isn't ours, isn't whole, or was changed by as little as a bit, DataError for a
+    verdict that can't be read.
     """
     logged, body = stored.version_manifest(tracking, found)
     who = f"{found.name} version {found.version}"

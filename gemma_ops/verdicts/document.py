@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
-from gemma_ops.privacy import HERE
 from gemma_ops.verdicts.figures import PairedDifference, TargetResult
 from gemma_ops.verdicts.gates import ComparedChampion, Gate, LookTaken, StandardHeld
 from gemma_ops.verdicts.record import Number, Record, parse_record, read_record
@@ -16,7 +15,7 @@ from gemma_ops.verdicts.routing import Routing
 
 VERDICT = "verdict.json"
 """The file's name, in the folder of the step `evaluate`."""
-VERDICT_SCHEMA = "gemma-ops/verdict@1"
+VERDICT_SCHEMA: Final = "gemma-ops/verdict@1"
 _FIX = "evaluate again: --redo evaluate"
 
 
@@ -52,11 +51,11 @@ class TaskFacts(Record):
 class TargetFacts(Record):
     """What answered under a target's name."""
 
-    identity: str = ""
-    """Digest of the model's files and of how it was asked; empty where nothing recorded it."""
+    identity: str
+    """Digest of the model's files and of how it was asked."""
     family: str = ""
-    place: str = HERE
-    """Where its prompts go."""
+    place: str = ""
+    """Where its prompts go; empty where nothing recorded it."""
     sees: tuple[str, ...] | None = None
     """Privacy classes that it may be shown; None where nothing recorded them."""
     learned: str | None = None

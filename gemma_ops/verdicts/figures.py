@@ -9,9 +9,17 @@ from pydantic import Field
 from gemma_ops.privacy import HERE
 from gemma_ops.verdicts.record import Number, Record
 
+Span = tuple[Number, Number, Number]
+"""A value with the lower and the upper end of its interval."""
+
+
+def span_of(value: Number | None, low: Number | None, high: Number | None) -> Span | None:
+    """The three together; None where any is unknown."""
+    return None if value is None or low is None or high is None else (value, low, high)
+
 
 class Figure(Record):
-    """One metric of one target on one task, with its interval. A metric that no row had a score for has `value` None."""
+    """One metric of one target on one task, with its interval. A metric that no row was scored for has `value` None."""
 
     value: Number | None
     """In the metric's own units, for most a share from 0 to 1; None where no row could be scored."""
@@ -27,6 +35,11 @@ class Figure(Record):
     """How the interval was made."""
     unscored: int = 0
     """Rows without a score, which are not in the mean."""
+
+    @property
+    def span(self) -> Span | None:
+        """Value, lower and upper end; None where no row could be scored."""
+        return span_of(self.value, self.low, self.high)
 
 
 class SliceFigure(Record):
@@ -46,6 +59,11 @@ class SliceFigure(Record):
     """Independent groups of them."""
     method: str | None = None
     """How the interval was made."""
+
+    @property
+    def span(self) -> Span | None:
+        """As in `Figure`."""
+        return span_of(self.value, self.low, self.high)
 
 
 class SpeedFacts(Record):
@@ -69,6 +87,16 @@ class SpeedFacts(Record):
     """New tokens of an answer."""
     mean_thought_tokens: Number | None = None
     """Tokens that an answer's thoughts took."""
+
+    def wait(self, name: str) -> Number | None:
+        """One of the four waiting times by its name, such as `seconds_p95`, in seconds."""
+        known = {
+            "seconds_p50": self.seconds_p50,
+            "seconds_p95": self.seconds_p95,
+            "first_seconds_p50": self.first_seconds_p50,
+            "first_seconds_p95": self.first_seconds_p95,
+        }
+        return known[name]
 
 
 class CostFacts(Record):
@@ -123,9 +151,10 @@ class TargetResult(Record):
     labels: Annotated[dict[str, LabelFacts], Field(default_factory=dict)]
     """Confusions, by metric of labels."""
 
-    def figure(self, metric: str) -> Figure | None:
-        """One figure; None where this target has none of the name."""
-        return self.metrics.get(metric)
+    def value(self, metric: str) -> Number | None:
+        """The value of one figure; None where this target has none of the name, or no row could be scored."""
+        found = self.metrics.get(metric)
+        return None if found is None else found.value
 
 
 class PairedDifference(Record):
@@ -155,3 +184,8 @@ class PairedDifference(Record):
     """Of the two targets' scores; None where it is not defined."""
     method: str
     """How the interval was made."""
+
+    @property
+    def span(self) -> Span:
+        """Value, lower and upper end."""
+        return self.value, self.low, self.high

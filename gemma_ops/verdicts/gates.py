@@ -1,4 +1,4 @@
-"""What was asked of a model and how it ended: gates, the looks that share their level, and the standard they were held to."""
+"""What was asked of a model and how it ended: gates, the looks that share their level, the standard they were held to."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class Gate(Record):
     outcome: Literal["pass", "fail", "inconclusive", "report_only"]
     value: Number | None = None
     """What was measured: of a paired test the difference, of seconds the share of answers that came in time."""
-    threshold: Number | None = None
+    threshold: Number
     """What the value must exceed; dollars must stay below it."""
     bound: Number | None = None
-    """One-sided bound at `level`: beyond the threshold exactly where the gate passes. Of dollars it is the upper one."""
+    """One-sided bound at `level`: beyond the threshold exactly where the gate passes. Of dollars it is the upper."""
     upper: Number | None = None
     """The bound on the other side, which shows a failure."""
     level: Number | None = None

@@ -1,7 +1,7 @@
 """What every part of a verdict is: a frozen record that is read leniently and written strictly.
 
 A file of a newer version may hold keys that this one doesn't know; they are left out. What is made here may not: a key
-that no field takes is an error. A key that was not given is not written, so that a file keeps the bytes it was read with.
+that no field takes is an error. A key that was not given is not written, so that a file keeps the bytes that it had.
 """
 
 from __future__ import annotations

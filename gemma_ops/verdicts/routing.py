@@ -1,21 +1,22 @@
 """`routing.json`, which a router reads: which questions stay on a local model and which are better sent to a service.
 
-`Routing.read(path).tables` holds one table per task, local target and service. A line is about a slice's value; the first
-one of a table is about the task as a whole. Rows of class `local_only` are kept whatever a line says.
+`Routing.read(path).tables` holds one table per task, local target and service. A line is about a slice's value; the
+first one of a table is about the task as a whole. Rows of class `local_only` are kept whatever a line says.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Final, Literal, Self
 
 from pydantic import Field
 
+from gemma_ops.verdicts.figures import Span, span_of
 from gemma_ops.verdicts.record import Number, Record, read_record
 
 ROUTING = "routing.json"
 """The file's name, in the folder of the step `evaluate`."""
-ROUTING_SCHEMA = "gemma-ops/routing@1"
+ROUTING_SCHEMA: Final = "gemma-ops/routing@1"
 
 Decision = Literal["keep", "send", "undecided"]
 
@@ -72,9 +73,9 @@ class RoutingLine(Record):
     """The decision as a sentence."""
 
     @property
-    def whole(self) -> bool:
-        """Whether it is the line about the task as a whole."""
-        return self.slice is None
+    def span(self) -> Span | None:
+        """Difference, lower and upper end of its interval; None without pairs."""
+        return span_of(self.difference, self.low, self.high)
 
 
 class RoutingTable(Record):

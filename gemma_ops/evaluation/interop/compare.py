@@ -15,6 +15,7 @@ from gemma_ops.evaluation.interop.intake import key_of
 from gemma_ops.evaluation.results import rounded
 from gemma_ops.evaluation.statistics import Sample
 from gemma_ops.evaluation.task import Task
+from gemma_ops.verdicts import VERDICT, Verdict
 
 CONFIDENCE = 0.95
 
@@ -85,12 +86,12 @@ def read(place: Path, task: Task) -> list[Stored]:
             found = [Stored(**json.loads(line)) for line in lines]
     except (OSError, ValueError, TypeError) as error:
         raise DataError(f"{path} holds no answers: {error}", "give the folder of a finished step `evaluate`") from error
-    verdict = path.with_name("verdict.json")
-    named = json.loads(verdict.read_text(encoding="utf-8"))["targets"] if verdict.is_file() else {}
+    verdict = path.with_name(VERDICT)
+    named = Verdict.read(verdict).targets if verdict.is_file() else {}
     rows = {row.id: row for row in task.rows}
     answers = [item for item in found if item.task == task.name]
     for item in answers:
-        identity = named.get(item.target, {}).get("identity", f"import:{item.model}")
+        identity = named[item.target].identity if item.target in named else f"import:{item.model}"
         if item.row not in rows or item.key != key_of(item.target, identity, task, rows[item.row]):
             raise DataError(
                 f"{path}: {item.target} was asked something else in row {item.row} than the task asks now",

@@ -21,6 +21,7 @@ from gemma_ops.evaluation.scoring import Graded
 from gemma_ops.evaluation.task import Task
 from gemma_ops.privacy import PRIVACY, class_of, stricter, strictest
 from gemma_ops.targets import spec
+from gemma_ops.verdicts import VERDICT, TargetFacts, Verdict
 
 _PLAIN = re.compile(r"[A-Za-z0-9_-]+")
 
@@ -75,11 +76,11 @@ def of_run(
     evaluated: Path, tasks: Sequence[Task], first: str, second: str | None, release: ReleaseConfig
 ) -> list[Comparison]:
     """As `of_graded`, from the folder of a finished `evaluate`. Rows that were not answered there are left out."""
-    if not (evaluated / "verdict.json").is_file():
+    if not (evaluated / VERDICT).is_file():
         raise DataError(
             f"{evaluated} holds no finished evaluation", "run `gemma-ops evaluate` with this configuration first"
         )
-    known = json.loads((evaluated / "verdict.json").read_text(encoding="utf-8"))["targets"]
+    known = Verdict.read(evaluated / VERDICT).targets
     stored = AnswerFile(evaluated / answers.FILE).known.values()
     lines = {(item.task, item.target, item.row): item for item in stored}
     sides = {name: _answered(name, facts, release) for name, facts in known.items()}
@@ -94,12 +95,12 @@ def of_run(
     return found
 
 
-def _answered(name: str, facts: Mapping[str, Any], release: ReleaseConfig) -> Side:
+def _answered(name: str, facts: TargetFacts, release: ReleaseConfig) -> Side:
     """A target of a finished evaluation. One that does not say what it learned from may have learned from anything."""
     known = spec.parse(name)
-    learned = class_of(facts.get("learned", "any" if known.kind == "gemini" else "local_only"))
-    family = str(facts.get("family") or known.family)
-    return Side.of_model(name, str(facts["identity"]), family, learned, release)
+    unsaid = "any" if known.kind == "gemini" else "local_only"
+    learned = class_of(unsaid if facts.learned is None else facts.learned)
+    return Side.of_model(name, facts.identity, facts.family or known.family, learned, release)
 
 
 def of_answers(
