@@ -7,18 +7,21 @@ import sys
 from pathlib import Path
 
 import pytest
-from bare_verdict import TASK, bare_verdict
 from pydantic import ValidationError
 from test_evaluation_pipeline import SUPERIOR, Echo, go, make_task
 from test_routing import AWAY, FACTS, Known
 
+from gemma_ops.config import GateConfig, GeminiConfig, ReleaseConfig
+from gemma_ops.config.policy import ChampionFacts, PolicyTask, PromotionPolicy, PromotionStandard
 from gemma_ops.errors import DataError
 from gemma_ops.evaluation import forecasting, pipeline, summary_lines
-from gemma_ops.registry import evidence
+from gemma_ops.gemini import notice
 from gemma_ops.targets.base import LOCAL
 from gemma_ops.verdicts import Gate, Routing, Verdict
+from gemma_ops.verdicts.document import GeminiTerms, ReleaseFacts
 from gemma_ops.verdicts.figures import CostFacts, SpeedFacts, TargetResult
-from gemma_ops.verdicts.record import Record
+from gemma_ops.verdicts.gates import ComparedChampion, PolicyGate, PolicyHeld, PolicyQuestions, StandardHeld
+from gemma_ops.verdicts.record import VerdictRecord
 
 GOLDEN = Path(__file__).parent / "golden"
 FILES = {"verdict.json": Verdict, "verdict-judged.json": Verdict, "routing.json": Routing}
@@ -32,7 +35,7 @@ def golden():
 
 def plain(value):
     """A made body with the records in it as JSON again."""
-    if isinstance(value, Record):
+    if isinstance(value, VerdictRecord):
         return value.to_json()
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
@@ -65,14 +68,14 @@ def test_what_an_evaluation_makes_is_written_as_it_was_made(tmp_path, monkeypatc
     """Every record against the dict it was made from, keys in the same order: gates that are decided and that are not,
     hidden rows, slices, labels, a routing table, and a second look."""
     made = []
-    before = Record.made.__func__
+    before = VerdictRecord.made.__func__
 
     def making(cls, body):
         found = before(cls, body)
         made.append((body, found))
         return found
 
-    monkeypatch.setattr(Record, "made", classmethod(making))
+    monkeypatch.setattr(VerdictRecord, "made", classmethod(making))
     labels = {"id": "choice_accuracy", "name": "label", "choices": ["a0", "a1"]}
     rows = [
         {"id": f"q{i}", "prompt": f"question {i}", "reference": f"a{i % 2}", "half": i % 2,
@@ -130,6 +133,27 @@ def test_a_fact_without_a_field_is_not_written(golden, part):
     places[part]["stray"] = 1
     with pytest.raises(ValidationError, match="no field takes 'stray'"):
         Verdict.made(golden)
+
+
+@pytest.mark.parametrize(
+    ("told", "settings"),
+    [
+        (StandardHeld, PromotionStandard),
+        (PolicyHeld, PromotionPolicy),
+        (PolicyQuestions, PolicyTask),
+        (PolicyGate, GateConfig),
+        (ComparedChampion, ChampionFacts),
+        (ReleaseFacts, ReleaseConfig),
+    ],
+)
+def test_a_setting_that_a_verdict_repeats_has_its_field(told, settings):
+    """In the same order: else an evaluation would end, with everything answered, on a verdict that can't be written."""
+    assert list(told.model_fields) == list(settings.model_fields)
+
+
+def test_the_terms_that_a_verdict_repeats_have_their_fields():
+    assert list(GeminiTerms.model_fields) == list(notice.record(GeminiConfig()))
+    assert GeminiTerms.made(notice.record(GeminiConfig())).to_json() == notice.record(GeminiConfig())
 
 
 def test_a_verdict_of_the_first_version_is_read(golden, tmp_path):
@@ -209,24 +233,6 @@ def test_records_do_not_change(golden):
     ):
         with pytest.raises(ValidationError, match="frozen"):
             setattr(record, name, "pass")
-
-
-# Readers
-
-
-def test_a_figure_that_no_row_was_scored_for_is_told():
-    body = bare_verdict(tasks={"t": TASK}, results=[RESULT | {"metrics": {"exact_match": {"value": None, "n": 0}}}])
-    found = Verdict.parse(body)
-    assert any(line.split() == ["tuned", "no", "row", "could", "be", "scored"] for line in summary_lines(found))
-    assert evidence.Evidence(found).figures == ()
-
-
-def test_the_primary_figure_comes_first_in_the_registry(golden):
-    golden["tasks"]["desk"]["primary"] = "label.f1_macro"
-    found = evidence.Evidence(Verdict.parse(golden))
-    assert next(figure.metric for figure in found.figures if figure.target == "tuned") == "label.f1_macro"
-    assert found.primary("tuned", "desk").metric == "label.f1_macro"
-    assert found.differences[0].text.startswith("+")
 
 
 def test_a_gate_that_is_not_decided_has_no_figures(golden):

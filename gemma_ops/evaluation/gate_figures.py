@@ -7,7 +7,7 @@ from gemma_ops.evaluation.gates import QUANTILES
 from gemma_ops.evaluation.judge.judged import WIN_RATE, figures
 from gemma_ops.evaluation.markup import number, seconds, usd
 from gemma_ops.verdicts import Gate, Verdict
-from gemma_ops.verdicts.figures import Span, span_of
+from gemma_ops.verdicts.figures import ValueSpan, span_of
 
 
 def shown(gate: Gate, value: float | None) -> str:
@@ -90,7 +90,7 @@ def _undecided(gate: Gate, verdict: Verdict) -> str:
     return f"{value} [{low}, {high}]"
 
 
-def _judged(gate: Gate, verdict: Verdict) -> Span | None:
+def _judged(gate: Gate, verdict: Verdict) -> ValueSpan | None:
     """What a judge said, with its interval. A win rate counts from one half, as its margin does."""
     sides = f"{gate.target}-{gate.versus}" if gate.versus else gate.target
     known = {name: figure for body in verdict.judged_of(gate.task) for name, figure in figures(body).items()}

@@ -48,7 +48,7 @@ from gemma_ops.privacy import HERE, class_of, release_of
 from gemma_ops.targets import open_target
 from gemma_ops.targets.base import LOCAL, Target, learned_by
 from gemma_ops.verdicts import ROUTING, VERDICT, Look, TargetFacts, Verdict
-from gemma_ops.verdicts.figures import Span
+from gemma_ops.verdicts.figures import ValueSpan
 
 
 def evaluate(
@@ -210,7 +210,7 @@ def metrics(verdict: Verdict) -> dict[str, float]:
     """Flat figures for the run and for MLflow: `task/target/metric`, with `/low` and `/high`; differences; speed."""
     flat: dict[str, float] = {}
 
-    def interval(name: str, found: Span) -> None:
+    def interval(name: str, found: ValueSpan) -> None:
         flat.update(zip((name, f"{name}/low", f"{name}/high"), found, strict=True))
 
     for result in verdict.results:

@@ -9,7 +9,7 @@ from gemma_ops.evaluation.conditions import load_words
 from gemma_ops.evaluation.markup import chip, colour, escape, number, p_text, short, span, table
 from gemma_ops.targets.spec import QUANTIZED
 from gemma_ops.verdicts import Figure, Gate, PairedDifference, TargetResult, TaskFacts, Verdict
-from gemma_ops.verdicts.figures import Span
+from gemma_ops.verdicts.figures import ValueSpan
 
 _ENDS = {"stop": "finished", "length": "cut at the token limit", "blocked": "refused", "error": "failed"}
 
@@ -141,7 +141,7 @@ def speed(results: Sequence[TargetResult], verdict: Verdict) -> str:
 
 def _scale_row(
     name: str,
-    found: Span | None,
+    found: ValueSpan | None,
     target: str,
     domain: svg.Domain,
     *,

@@ -23,9 +23,9 @@ from gemma_ops.evaluation.results import Book, bucket_order, played, rounded
 from gemma_ops.evaluation.statistics import Sample
 from gemma_ops.privacy import HERE
 from gemma_ops.verdicts import Routing, RoutingLine, RoutingTable
-from gemma_ops.verdicts.routing import ROUTING_SCHEMA, Decision, RoutedSlice, RoutedTarget
+from gemma_ops.verdicts.routing import ROUTING_SCHEMA, RoutedSlice, RoutedTarget, RoutingDecision
 
-KINDS: tuple[Decision, ...] = get_args(Decision)
+KINDS: tuple[RoutingDecision, ...] = get_args(RoutingDecision)
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def decide(lines: Sequence[Line], book: Book, local: str, remote: str) -> list[R
             body.append(_without_pairs(line, local))
             continue
         (keeping, sending), p_holm, level = decided[id(line)]
-        decision: Decision = "undecided" if p_holm > alpha else "keep" if keeping < sending else "send"
+        decision: RoutingDecision = "undecided" if p_holm > alpha else "keep" if keeping < sending else "send"
         sample = line.sample
         found = paired.compare(line.first, line.second, line.clusters, settings.confidence)
         needed = _needed(sample, margin, level) if decision == "undecided" else None

@@ -15,7 +15,7 @@ from gemma_ops.evaluation.judge import words
 from gemma_ops.evaluation.markup import p_text, seconds, short, usd
 from gemma_ops.privacy import HERE
 from gemma_ops.verdicts import Figure, PairedDifference, RoutingLine, RoutingTable, TargetResult, TaskFacts, Verdict
-from gemma_ops.verdicts.figures import Span
+from gemma_ops.verdicts.figures import ValueSpan
 
 MARK = {"pass": "✅", "fail": "❌", "inconclusive": "❔", "ungated": "⚪", "report_only": "⚪"}
 
@@ -189,7 +189,7 @@ def _measured(figure: Figure) -> str:
     return f"{value:.3f}  [{low:.3f}, {high:.3f}]"
 
 
-def _figure(found: Span | None, sign: str = "") -> str:
+def _figure(found: ValueSpan | None, sign: str = "") -> str:
     if found is None:
         return "–"
     value, low, high = found

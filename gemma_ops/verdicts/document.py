@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from gemma_ops.verdicts.figures import PairedDifference, TargetResult
 from gemma_ops.verdicts.gates import ComparedChampion, Gate, LookTaken, StandardHeld
-from gemma_ops.verdicts.record import Number, Record, parse_record, read_record
+from gemma_ops.verdicts.record import Number, VerdictRecord, parse_record, read_record
 from gemma_ops.verdicts.routing import Routing
 
 VERDICT = "verdict.json"
@@ -19,7 +19,7 @@ VERDICT_SCHEMA: Final = "gemma-ops/verdict@1"
 _FIX = "evaluate again: --redo evaluate"
 
 
-class TaskFacts(Record):
+class TaskFacts(VerdictRecord):
     """A task as it was asked."""
 
     version: int | None = None
@@ -48,7 +48,7 @@ class TaskFacts(Record):
     """The smallest true paired difference that so many rows are likely to show, in units of the metric."""
 
 
-class TargetFacts(Record):
+class TargetFacts(VerdictRecord):
     """What answered under a target's name."""
 
     identity: str
@@ -71,7 +71,7 @@ class TargetFacts(Record):
     """Of a quantized file."""
 
 
-class TunedModel(Record):
+class TunedModel(VerdictRecord):
     """The model that was tuned, as far as it is known."""
 
     id: str | None = None
@@ -79,7 +79,7 @@ class TunedModel(Record):
     size: str | None = None
 
 
-class MachineFacts(Record):
+class MachineFacts(VerdictRecord):
     """What an hour of the machine costs."""
 
     dollars: Number | None = None
@@ -90,7 +90,7 @@ class MachineFacts(Record):
     """Share of hours that it would be busy."""
 
 
-class GeminiTerms(Record):
+class GeminiTerms(VerdictRecord):
     """Under which terms Gemini was asked."""
 
     terms: str | None = None
@@ -106,7 +106,7 @@ class GeminiTerms(Record):
     not_for: str | None = None
 
 
-class TrainingData(Record):
+class TrainingData(VerdictRecord):
     """The prepared rows that the tuned model saw; empty where there were none."""
 
     digest: str | None = None
@@ -114,14 +114,14 @@ class TrainingData(Record):
     """Metrics of the step `prepare`."""
 
 
-class ReleaseFacts(Record):
+class ReleaseFacts(VerdictRecord):
     """A person's release of answers that would have had to stay here."""
 
     to: str | None = None
     reason: str = ""
 
 
-class AskedFacts(Record):
+class AskedFacts(VerdictRecord):
     """The conditions that a target's answers to a task were timed under."""
 
     task: str
@@ -144,7 +144,7 @@ class AskedFacts(Record):
     """Whether this covers all answers, not a part only."""
 
 
-class Verdict(Record):
+class Verdict(VerdictRecord):
     """The whole document (schema gemma-ops/verdict@1). Keys that came later than the schema are None, or empty, in the
     verdicts of before them."""
 

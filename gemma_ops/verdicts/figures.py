@@ -7,18 +7,18 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from gemma_ops.privacy import HERE
-from gemma_ops.verdicts.record import Number, Record
+from gemma_ops.verdicts.record import Number, VerdictRecord
 
-Span = tuple[Number, Number, Number]
+ValueSpan = tuple[Number, Number, Number]
 """A value with the lower and the upper end of its interval."""
 
 
-def span_of(value: Number | None, low: Number | None, high: Number | None) -> Span | None:
+def span_of(value: Number | None, low: Number | None, high: Number | None) -> ValueSpan | None:
     """The three together; None where any is unknown."""
     return None if value is None or low is None or high is None else (value, low, high)
 
 
-class Figure(Record):
+class Figure(VerdictRecord):
     """One metric of one target on one task, with its interval. A metric that no row was scored for has `value` None."""
 
     value: Number | None
@@ -37,12 +37,12 @@ class Figure(Record):
     """Rows without a score, which are not in the mean."""
 
     @property
-    def span(self) -> Span | None:
+    def span(self) -> ValueSpan | None:
         """Value, lower and upper end; None where no row could be scored."""
         return span_of(self.value, self.low, self.high)
 
 
-class SliceFigure(Record):
+class SliceFigure(VerdictRecord):
     """The primary metric of one target within one value of a slice."""
 
     bucket: str
@@ -61,12 +61,12 @@ class SliceFigure(Record):
     """How the interval was made."""
 
     @property
-    def span(self) -> Span | None:
+    def span(self) -> ValueSpan | None:
         """As in `Figure`."""
         return span_of(self.value, self.low, self.high)
 
 
-class SpeedFacts(Record):
+class SpeedFacts(VerdictRecord):
     """Seconds that askers waited, seconds of the machine, and tokens. None where nothing was measured."""
 
     seconds_p50: Number | None = None
@@ -99,7 +99,7 @@ class SpeedFacts(Record):
         return known[name]
 
 
-class CostFacts(Record):
+class CostFacts(VerdictRecord):
     """Dollars of 1,000 answers. Unknown is None, which is not zero."""
 
     usd_per_1k: Number | None = None
@@ -114,7 +114,7 @@ class CostFacts(Record):
     """Where the figure is from, or why there is none, in words."""
 
 
-class LabelFacts(Record):
+class LabelFacts(VerdictRecord):
     """What a metric of labels confused."""
 
     labels: tuple[str, ...]
@@ -125,7 +125,7 @@ class LabelFacts(Record):
     """Expected label, answered label, rows; the answer is None where it was none of the labels."""
 
 
-class TargetResult(Record):
+class TargetResult(VerdictRecord):
     """Everything about one target on one task."""
 
     task: str
@@ -157,7 +157,7 @@ class TargetResult(Record):
         return None if found is None else found.value
 
 
-class PairedDifference(Record):
+class PairedDifference(VerdictRecord):
     """The paired difference of two targets on the primary metric of a task, `target` minus `versus`, row by row."""
 
     task: str
@@ -186,6 +186,6 @@ class PairedDifference(Record):
     """How the interval was made."""
 
     @property
-    def span(self) -> Span:
+    def span(self) -> ValueSpan:
         """Value, lower and upper end."""
         return self.value, self.low, self.high

@@ -6,10 +6,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
-from gemma_ops.verdicts.record import Number, Record
+from gemma_ops.verdicts.record import Number, VerdictRecord
 
 
-class Gate(Record):
+class Gate(VerdictRecord):
     """One condition and how it ended. A gate that no judge may decide is `report_only`, and its figures are None."""
 
     task: str
@@ -55,7 +55,7 @@ class Gate(Record):
         return body
 
 
-class Look(Record):
+class Look(VerdictRecord):
     """One look at the answers of some targets, which spent a part of the gates' level."""
 
     subjects: tuple[str, ...]
@@ -70,7 +70,7 @@ class Look(Record):
     """How it ended; empty until it did."""
 
 
-class LookTaken(Record):
+class LookTaken(VerdictRecord):
     """The look that this verdict is, and those before it."""
 
     number: int
@@ -89,7 +89,7 @@ class LookTaken(Record):
     """Looks at the same targets before it, the oldest first."""
 
 
-class PolicyGate(Record):
+class PolicyGate(VerdictRecord):
     """A condition of the policy, as `evaluate.gates` writes it."""
 
     metric: str
@@ -102,7 +102,7 @@ class PolicyGate(Record):
     """Dollars of 1,000 answers that each cost as much as one can; None where it isn't asked."""
 
 
-class PolicyQuestions(Record):
+class PolicyQuestions(VerdictRecord):
     """A task of the policy: the digest of its content, the rows that are asked at least, and its primary metric."""
 
     digest: str
@@ -110,7 +110,7 @@ class PolicyQuestions(Record):
     primary: str
 
 
-class PolicyHeld(Record):
+class PolicyHeld(VerdictRecord):
     """The policy that the evaluation was held to."""
 
     gates: tuple[PolicyGate, ...]
@@ -118,7 +118,7 @@ class PolicyHeld(Record):
     confidence: Number
 
 
-class ComparedChampion(Record):
+class ComparedChampion(VerdictRecord):
     """The version that was the champion when the questions were asked."""
 
     name: str = ""
@@ -133,7 +133,7 @@ class ComparedChampion(Record):
     """The class of the rows that it learned from."""
 
 
-class StandardHeld(Record):
+class StandardHeld(VerdictRecord):
     """What the registry asked of the evaluation."""
 
     policy: PolicyHeld | None = None

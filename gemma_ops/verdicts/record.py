@@ -17,17 +17,16 @@ from gemma_ops.errors import DataError
 Number = float | int
 """A figure that is written as it was given: `0` stays `0`, and `0.0` stays `0.0`."""
 _STRICT = "strict"
-R = TypeVar("R", bound="Record")
+R = TypeVar("R", bound="VerdictRecord")
 
 
-class Record(BaseModel):
+class VerdictRecord(BaseModel):
     """A part of a verdict. Unknown is None, or a key that isn't there; it is never zero."""
 
     model_config = ConfigDict(
         frozen=True,
         extra="ignore",
         protected_namespaces=(),
-        populate_by_name=True,
         ser_json_inf_nan="constants",
         defer_build=True,  # when the first file is read: a verb that reads none doesn't wait for it
     )

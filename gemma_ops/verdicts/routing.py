@@ -11,17 +11,17 @@ from typing import Final, Literal, Self
 
 from pydantic import Field
 
-from gemma_ops.verdicts.figures import Span, span_of
-from gemma_ops.verdicts.record import Number, Record, read_record
+from gemma_ops.verdicts.figures import ValueSpan, span_of
+from gemma_ops.verdicts.record import Number, VerdictRecord, read_record
 
 ROUTING = "routing.json"
 """The file's name, in the folder of the step `evaluate`."""
 ROUTING_SCHEMA: Final = "gemma-ops/routing@1"
 
-Decision = Literal["keep", "send", "undecided"]
+RoutingDecision = Literal["keep", "send", "undecided"]
 
 
-class RoutedTarget(Record):
+class RoutedTarget(VerdictRecord):
     """One of the two targets of a table."""
 
     name: str
@@ -31,7 +31,7 @@ class RoutedTarget(Record):
     """Where its prompts go, in words: `stays here` or what leaves the machine under which terms."""
 
 
-class RoutedSlice(Record):
+class RoutedSlice(VerdictRecord):
     """How a question's value of a slice is found."""
 
     field: str
@@ -40,14 +40,14 @@ class RoutedSlice(Record):
     """Bounds of ranges, ascending; empty where values stand for themselves."""
 
 
-class RoutingLine(Record):
+class RoutingLine(VerdictRecord):
     """What is decided for one value of a slice, or for the task as a whole."""
 
     slice: str | None
     """The slice's name, such as `lang`; None for the task as a whole."""
     value: str | None
     """The slice's value, such as `de`; None for the task as a whole."""
-    decision: Decision
+    decision: RoutingDecision
     """`keep`: shown not to be worse by the margin or more. `send`: shown to be. `undecided`: neither is shown."""
     reason: Literal["shown", "privacy", "open"]
     """Why: a test, because all its rows must stay here, or because nothing is shown."""
@@ -73,12 +73,12 @@ class RoutingLine(Record):
     """The decision as a sentence."""
 
     @property
-    def span(self) -> Span | None:
+    def span(self) -> ValueSpan | None:
         """Difference, lower and upper end of its interval; None without pairs."""
         return span_of(self.difference, self.low, self.high)
 
 
-class RoutingTable(Record):
+class RoutingTable(VerdictRecord):
     """One task, one local target and one service."""
 
     task: str
@@ -100,7 +100,7 @@ class RoutingTable(Record):
         return self.lines[1:]
 
 
-class Routing(Record):
+class Routing(VerdictRecord):
     """The whole document (schema gemma-ops/routing@1)."""
 
     schema_: Literal["gemma-ops/routing@1"] = Field(alias="schema")
