@@ -15,8 +15,8 @@ from google.genai import errors, types
 from gemma_ops.gemini import open_gemini
 from gemma_ops.gemini.emulator import Emulator, Reply
 from gemma_ops.gemini.emulator.signatures import check_signatures, signed
-from gemma_ops.gemini.emulator.wire import Refusal
 from gemma_ops.gemini.request import Request
+from gemma_ops.wire.gemini import Refusal
 
 pytest_plugins = ["gemini"]
 FLASH = "gemini-3.8-flash"

@@ -10,7 +10,8 @@ from gemini import machine_for
 
 from gemma_ops.errors import ServiceError
 from gemma_ops.gemini.batch import Batches
-from gemma_ops.gemini.emulator.wire import Reaction, Refusal
+from gemma_ops.gemini.emulator.wire import Reaction
+from gemma_ops.wire.gemini import Refusal
 
 pytest_plugins = ["gemini", "batching"]
 

@@ -55,7 +55,7 @@ LEVELS = [
     {"errors"},
     {"family", "share", "journal", "yamlplaces", "durable", "stats", "addresses", "namespace", "processes"},
     {"config"},
-    {"answer", "digest", "configfile", "offline", "keyed"},
+    {"answer", "digest", "configfile", "offline", "keyed", "wire"},
     {"artifact", "privacy"},
     {"run", "devices", "verdicts"},
     {"planning", "console", "eject"},

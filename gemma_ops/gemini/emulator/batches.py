@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gemma_ops.gemini.emulator.files import Files, page, stamp
-from gemma_ops.gemini.emulator.wire import Call, Reaction, Refusal
+from gemma_ops.gemini.emulator.wire import Call, Reaction
+from gemma_ops.wire.gemini import Refusal
 
 _INLINE = 20 * 1024 * 1024
 """Largest inline job in bytes."""

@@ -11,7 +11,8 @@ from typing import Any
 from gemma_ops.gemini.emulator import wire
 from gemma_ops.gemini.emulator.catalogue import find
 from gemma_ops.gemini.emulator.files import page, stamp
-from gemma_ops.gemini.emulator.wire import Call, Reaction, Refusal
+from gemma_ops.gemini.emulator.wire import Call, Reaction
+from gemma_ops.wire.gemini import Refusal
 
 _HOUR = 3600.0
 LEAST = 1_024

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from datetime import date
 from functools import cache
 
-from gemma_ops.gemini.emulator.wire import Refusal
 from gemma_ops.gemini.models import table
+from gemma_ops.wire.gemini import Refusal
 
 _OUTPUT = 65_536
 """Tokens of output where no source says: what the service documents for most models."""

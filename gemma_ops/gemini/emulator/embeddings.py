@@ -9,7 +9,8 @@ from typing import Any
 
 from gemma_ops.gemini.emulator import wire
 from gemma_ops.gemini.emulator.catalogue import Card
-from gemma_ops.gemini.emulator.wire import Call, Reaction, Refusal
+from gemma_ops.gemini.emulator.wire import Call, Reaction
+from gemma_ops.wire.gemini import Refusal, texts_of
 
 
 def one(call: Call, card: Card) -> tuple[Reaction, int]:
@@ -37,7 +38,7 @@ def _embed(request: dict[str, Any], card: Card) -> tuple[list[float], int]:
     size = int(request.get("outputDimensionality") or config.get("outputDimensionality") or card.embeds)
     if not 1 <= size <= card.embeds:
         raise Refusal(400, f"output_dimensionality must be in the range [1, {card.embeds}], got {size}.")
-    text = "\n".join(wire.texts_of(request.get("content")))
+    text = "\n".join(texts_of(request.get("content")))
     if not text:
         raise Refusal(400, "* EmbedContentRequest.content: content is empty")
     vector = [0.0] * size

@@ -43,7 +43,8 @@ from typing import Any
 
 from gemma_ops.errors import ConfigError
 from gemma_ops.gemini.emulator.routes import GROUPS
-from gemma_ops.gemini.emulator.wire import Call, Reaction, Refusal
+from gemma_ops.gemini.emulator.wire import Call, Reaction
+from gemma_ops.wire.gemini import Refusal
 
 HTTP = frozenset(
     {"400", "401", "403", "404", "408", "429", "429_bare", "429_closed", "429_daily", "500", "502", "503", "504"}

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from gemma_ops.gemini.emulator.wire import Call, Reaction, Refusal
+from gemma_ops.gemini.emulator.wire import Call, Reaction
+from gemma_ops.wire.gemini import Refusal
 
 _KEPT = 48 * 3600
 """Seconds until a file expires."""

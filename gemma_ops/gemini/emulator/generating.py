@@ -14,7 +14,7 @@ from gemma_ops.gemini.emulator.catalogue import Card
 from gemma_ops.gemini.emulator.logprobs import logprobs_of
 from gemma_ops.gemini.emulator.responder import Body, Reply, Responder
 from gemma_ops.gemini.emulator.signatures import signed, wants_signatures
-from gemma_ops.gemini.emulator.wire import Refusal
+from gemma_ops.wire.gemini import Refusal
 
 _THINKING = {"minimal": (0, 0), "low": (16, 128), "medium": (64, 512), "high": (128, 1024), "xhigh": (256, 2048)}
 """Thinking tokens per level, drawn evenly; kept below what the reply needs unless `thoughts` is set."""

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from gemma_ops.gemini.emulator.wire import Refusal
+from gemma_ops.wire.gemini import Refusal
 
 _LATER = (
     "stream",

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from gemma_ops.answer import Answer, Prompt
 from gemma_ops.gemini.emulator.responder import Body, Reply, Responder
-from gemma_ops.gemini.emulator.wire import Refusal, contents_of, texts_of
+from gemma_ops.wire.gemini import Refusal, contents_of, texts_of
 
 _FINISH = {"stop": "STOP", "length": "MAX_TOKENS", "blocked": "SAFETY"}
 

@@ -9,7 +9,7 @@ from typing import Any
 from gemma_ops.gemini.emulator import material
 from gemma_ops.gemini.emulator.filling import Filler
 from gemma_ops.gemini.emulator.responder import Body, Reply
-from gemma_ops.gemini.emulator.wire import contents_of
+from gemma_ops.wire.gemini import contents_of
 
 
 def rehearse(body: Body) -> str | Reply:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from gemma_ops.gemini.emulator.wire import contents_of, texts_of
+from gemma_ops.wire.gemini import contents_of, texts_of
 
 
 @dataclass(frozen=True)

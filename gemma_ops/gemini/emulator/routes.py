@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 
-from gemma_ops.gemini.emulator.wire import Refusal
+from gemma_ops.wire.gemini import Refusal
 
 _CLOUD = r"(?P<cloud>(?:projects/[^/]+/locations/[^/]+/)?publishers/google/|projects/[^/]+/locations/[^/]+/)?"
 _PREFIX = rf"/(?P<version>v1|v1alpha|v1beta|v1beta1)/{_CLOUD}"

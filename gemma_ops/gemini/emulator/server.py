@@ -20,7 +20,8 @@ from gemma_ops.gemini.emulator.log import Entry
 from gemma_ops.gemini.emulator.rehearsal import rehearse
 from gemma_ops.gemini.emulator.responder import Responder
 from gemma_ops.gemini.emulator.service import Service
-from gemma_ops.gemini.emulator.wire import Call, Reaction, Refusal, camel
+from gemma_ops.gemini.emulator.wire import Call, Reaction
+from gemma_ops.wire.gemini import Refusal, camel
 
 
 class Emulator:

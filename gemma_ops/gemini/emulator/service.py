@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from gemma_ops.gemini.emulator import embeddings, faults, generating, wire
+from gemma_ops.gemini.emulator import embeddings, faults, generating
 from gemma_ops.gemini.emulator.batches import Answered, Batches, Item, Pace
 from gemma_ops.gemini.emulator.caches import Caches
 from gemma_ops.gemini.emulator.catalogue import Card, cards, find
@@ -21,7 +21,8 @@ from gemma_ops.gemini.emulator.interactions import read_interaction, show_intera
 from gemma_ops.gemini.emulator.log import Log, digest_of
 from gemma_ops.gemini.emulator.responder import Body, Responder
 from gemma_ops.gemini.emulator.validation import check_key, check_request
-from gemma_ops.gemini.emulator.wire import Call, Reaction, Refusal, camel
+from gemma_ops.gemini.emulator.wire import Call, Reaction
+from gemma_ops.wire.gemini import Refusal, camel, contents_of
 
 
 class Service:
@@ -207,7 +208,7 @@ class Service:
         tokens = generating.prompt_tokens(Body(card.name, asked, "", 0, 0))
         if asked.get("cachedContent"):
             tokens += int(self._caches.use(str(asked["cachedContent"]), card.name)["usageMetadata"]["totalTokenCount"])
-        if not wire.contents_of(asked.get("contents")):
+        if not contents_of(asked.get("contents")):
             raise Refusal(400, "* CountTokensRequest.contents: contents is not specified")
         body = {"totalTokens": tokens, "promptTokensDetails": [{"modality": "TEXT", "tokenCount": tokens}]}
         return Reaction(200, body)

@@ -12,7 +12,7 @@ import binascii
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gemma_ops.gemini.emulator.wire import Refusal
+from gemma_ops.wire.gemini import Refusal
 
 _FOREIGN = frozenset({"skip_thought_signature_validator", "context_engineering_is_the_way_to_go"})
 _OURS = b"emulated thought of "

@@ -7,7 +7,8 @@ from typing import Any
 
 from gemma_ops.gemini.emulator.catalogue import Card
 from gemma_ops.gemini.emulator.signatures import check_signatures
-from gemma_ops.gemini.emulator.wire import Call, Refusal, contents_of
+from gemma_ops.gemini.emulator.wire import Call
+from gemma_ops.wire.gemini import Refusal, contents_of
 
 _TOP_NAMES = (
     "contents systemInstruction generationConfig tools toolConfig safetySettings cachedContent serviceTier store "
