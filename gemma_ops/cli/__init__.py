@@ -25,6 +25,7 @@ from gemma_ops.cli import (
     looking,
     models,
     running,
+    serving,
     spending,
     synthesis,
     tasks,
@@ -42,6 +43,7 @@ app = typer.Typer(
 )
 app.add_typer(running.app)
 app.add_typer(models.app)
+app.add_typer(serving.app)
 app.add_typer(looking.app)
 app.add_typer(benching.app)
 app.add_typer(spending.app)

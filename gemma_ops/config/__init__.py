@@ -19,6 +19,7 @@ from gemma_ops.config.reinforce import ReinforceConfig, RewardConfig
 from gemma_ops.config.release import ReleaseConfig
 from gemma_ops.config.run import RunConfig
 from gemma_ops.config.section import LOCATION, Name, Privacy, Section, Share
+from gemma_ops.config.serve import ServeConfig
 from gemma_ops.config.synth import SynthConfig
 from gemma_ops.config.training import MergeConfig, QuantizeConfig, TrainConfig
 
@@ -47,6 +48,7 @@ __all__ = [
     "RewardConfig",
     "RunConfig",
     "Section",
+    "ServeConfig",
     "Share",
     "SynthConfig",
     "TrainConfig",

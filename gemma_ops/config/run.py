@@ -12,6 +12,7 @@ from gemma_ops.config.launch import LaunchConfig
 from gemma_ops.config.machine import Machine, MachineConfig
 from gemma_ops.config.release import ReleaseConfig
 from gemma_ops.config.section import Name, Section
+from gemma_ops.config.serve import ServeConfig
 from gemma_ops.config.synth import SynthConfig
 from gemma_ops.config.training import MergeConfig, QuantizeConfig, TrainConfig
 
@@ -36,6 +37,7 @@ class RunConfig(Section):
     evaluate: EvaluateConfig = EvaluateConfig()
     register_: Annotated[RegisterConfig, Field(alias="register")] = RegisterConfig()
     release: ReleaseConfig = ReleaseConfig()
+    serve: ServeConfig = ServeConfig()
     machine: MachineConfig = MachineConfig()
 
     def here(self) -> Machine:

@@ -17,6 +17,7 @@ from gemma_ops.data.example import parse
 from gemma_ops.data.marks import REVERSED, TURN_MARKS, turn_is_learned
 from gemma_ops.data.rowerror import RowError
 from gemma_ops.data.template import BOS
+from gemma_ops.data.turns import check_turns, match_responses
 
 ROLES = {
     "system": "system", "developer": "system",
@@ -37,12 +38,13 @@ def conversation(
     system: str | None = None,
     own: str | None = None,
     media: Sequence[parts.Part] = (),
+    asked: bool = False,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]] | None, list[str]]:
     """Messages and tools in their one spelling, and the codes of what was repaired.
 
     `system` is put first when the row has no system turn; `own` is a system turn that stands beside the row's turns, and
     comes before that; `media` are images and sounds that stand beside the messages
-    (`parts.columns`). Raises RowError.
+    (`parts.columns`). `asked` says that it is a question, which nobody has answered yet. Raises RowError.
     """
     notes: list[str] = []
     if not isinstance(raw, list) or not raw:
@@ -59,9 +61,9 @@ def conversation(
         notes.append("system_column")
     if system and messages[0]["role"] != "system":
         messages.insert(0, {"role": "system", "content": system})
-    _check_turns(messages)
+    check_turns(messages, asked=asked)
     parts.place(messages, list(media))
-    _match_responses(messages, notes)
+    match_responses(messages, notes)
     declared = declared_tools(tools, notes)
     _drop_filled(messages, declared, notes)
     return messages, declared, notes
@@ -163,7 +165,7 @@ def _call(call: Any, number: int, where: str, notes: list[str]) -> dict[str, Any
             "bad_tool_call", f"{where}: the arguments of {function['name']} are {_kind(arguments)}, not an object"
         )
     refuse_control([function["name"], arguments], where)
-    # An id that every response can be matched with is set in _match_responses.
+    # An id that every response can be matched with is set in match_responses.
     return {
         "id": str(call.get("id") or ""),
         "type": "function",
@@ -194,52 +196,6 @@ def _content(content: Any, role: str, where: str, notes: list[str]) -> str | lis
             "media_misplaced", f"{where} ({role}) has a part of type {kind}; only users and tools show things"
         )
     return found
-
-
-def _check_turns(messages: list[dict[str, Any]]) -> None:
-    if not any(message["role"] == "assistant" for message in messages):
-        raise RowError("no_assistant", "the row has no assistant turn: there is nothing to learn")
-    if messages[-1]["role"] in ("user", "system"):
-        raise RowError("no_answer", f"the row ends with a {messages[-1]['role']} turn that nobody answers")
-    if all(message.get("weight") == 0 for message in messages if message["role"] == "assistant"):
-        raise RowError("nothing_learned", "every turn of the model is marked not to be learned")
-    if not any(message["role"] == "user" for message in messages):
-        raise RowError("no_user", "the row has no user turn: there is nothing to answer")
-
-
-def _match_responses(messages: list[dict[str, Any]], notes: list[str]) -> None:
-    """Number the calls and give every tool turn the number of its call: the template names a response after its call.
-
-    The ids themselves are never shown to the model, so equal conversations get equal ids here.
-    """
-    waiting: list[tuple[str, dict[str, Any]]] = []  # the id the author gave ("" for none), and the call
-    made, unnamed = 0, False
-    for index, message in enumerate(messages):
-        if message["role"] == "tool":
-            claimed = _claim(waiting, message)
-            if claimed is None:
-                raise RowError("tool_without_call", f"message {index + 1} is a tool result without a call before it")
-            waiting.remove(claimed)
-            message["tool_call_id"] = claimed[1]["id"]
-            message.setdefault("name", claimed[1]["function"]["name"])
-            continue
-        given = [(call["id"], call) for call in message.get("tool_calls", [])]
-        for author_id, call in given:
-            made += 1
-            call["id"] = f"call_{made}"
-            unnamed |= not author_id
-        waiting = [] if "tool_responses" in message else given
-    if unnamed:
-        notes.append("call_ids_made")
-
-
-def _claim(waiting: list[tuple[str, dict[str, Any]]], message: dict[str, Any]) -> tuple[str, dict[str, Any]] | None:
-    """The waiting call a tool turn answers: the one with its id; else, where either has none, by name or by order."""
-    wanted, name = message.get("tool_call_id"), message.get("name")
-    same = [entry for entry in waiting if wanted and entry[0] == wanted]
-    free = [entry for entry in waiting if not wanted or not entry[0]]
-    named = [entry for entry in free if entry[1]["function"]["name"] == name]
-    return next(iter(same or named or free), None)
 
 
 def declared_tools(tools: Any, notes: list[str]) -> list[dict[str, Any]] | None:

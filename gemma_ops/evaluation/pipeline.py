@@ -1,7 +1,7 @@
 """The step `evaluate`: ask every target every question, grade, decide, and write it all down.
 
 What is written: `answers.jsonl` and `scores.jsonl` (evidence), `judge/` (what judges said, where any is named), `verdict.json` (what it says), `routing.json` (which
-questions to keep here, when a service answered too), `report.html`, `summary.md` and `junit.xml` (for people and for CI).
+questions to keep here, when a service answered too), `canary.json` (what a server must answer before it may serve), `report.html`, `summary.md` and `junit.xml` (for people and for CI).
 A killed evaluation goes on from the last finished batch.
 """
 
@@ -21,6 +21,7 @@ from gemma_ops.errors import ConfigError, DataError
 from gemma_ops.evaluation import (
     answers,
     asking,
+    canary_rows,
     conditions,
     cost,
     elsewhere,
@@ -165,6 +166,8 @@ def run(
     graded = [scoring.grade(task, target.name, part) for target, task, part in found]
     graded.sort(key=lambda item: [task.name for task in tasks].index(item.task.name))
     write_text(out / scoring.FILE, "".join(scoring.lines(graded)))
+    if kept := canary_rows.canary_record(found):
+        write_text(out / canary_rows.FILE, _json(kept))
     judged = judging(graded) if judging else []
     record = looks.place(out)
     standing = looks.take_look(graded, settings, facts, looks.known_looks(out, known)) if settings.gates else None

@@ -11,10 +11,8 @@ no port is opened.
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
-import socket
 import tempfile
 import time
 from collections.abc import Iterator
@@ -28,6 +26,7 @@ import numpy as np
 from gemma_ops.answer import Answer, End
 from gemma_ops.errors import MachineError, ModelError
 from gemma_ops.modeling.generate import STOPS, read_reply
+from gemma_ops.modeling.llamacpp_server import ServerSettings, SocketConnection, open_server
 from gemma_ops.modeling.thoughts import left_open
 from gemma_ops.modeling.threads import SMALL
 
@@ -37,7 +36,7 @@ _GREEDY: dict[str, Any] = {"temperature": 0.0, "top_k": 1, "samplers": ["top_k"]
 # forced to be a letter. What is reported is taken before the bias.
 _ONE_STEP: dict[str, Any] = {"n_predict": 1, "cache_prompt": True, "logit_bias": [["a", 1e5]], **_GREEDY}
 # White space is free in JSON, and a small model that may write any writes nothing else.
-_SPACING: dict[str, Any] = {"x-guidance": {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}}
+SPACING: dict[str, Any] = {"x-guidance": {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}}
 VISIBLE = ("<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>", "<|tool_response>", "<tool_response|>", '<|"|>')
 """Special tokens that llama.cpp prints, for clients that parse them; it hides the others. An `Answer` holds none."""
 
@@ -183,7 +182,7 @@ class GGUF:
         self._serve(max(map(len, batch)) + count, slots)
         body = {"prompt": batch, "n_predict": count, "return_tokens": True, "cache_prompt": False, **_GREEDY}
         if schema is not None:
-            body["json_schema"] = {**schema, **_SPACING}
+            body["json_schema"] = {**schema, **SPACING}
         reply = self._post("/completion", body)
         if isinstance(reply, dict) and "error" in reply:
             return [None] if len(batch) == 1 else [self._replies([prompt], count, slots, schema)[0] for prompt in batch]
@@ -193,11 +192,8 @@ class GGUF:
     def _post(self, path: str, body: dict[str, Any]) -> Any:
         return self._request("POST", path, json.dumps(body))
 
-    def _get(self, path: str) -> Any:
-        return self._request("GET", path, None)
-
     def _request(self, method: str, path: str, body: str | None) -> Any:
-        connection = _SocketConnection(self._server.listening_address.removeprefix("unix://"))
+        connection = SocketConnection(self._server.listening_address.removeprefix("unix://"))
         try:
             connection.request(method, path, body, {"Content-Type": "application/json"})
             return json.loads(connection.getresponse().read())
@@ -211,40 +207,15 @@ class GGUF:
             return self._server
         self.close()
         self._folder = tempfile.TemporaryDirectory(prefix="gemma-ops-")
-        params = self._library.CommonParams()
-        params.model.path = str(self.path)
-        params.n_ctx = context * slots
-        params.n_parallel = slots
-        params.hostnames = [str(Path(self._folder.name) / "llama.sock")]
-        params.verbosity = -1
-        params.warmup = False
-        params.ui = False
-        params.fit_params = False
-        params.cache_ram_mib = 0
-        params.swa_full = True  # sliding layers keep their whole cache, so that a prefix can be read again
-        params.cpuparams.n_threads = self._threads
-        params.cpuparams_batch.n_threads = self._threads
+        settings = ServerSettings(
+            str(self.path), str(Path(self._folder.name) / "llama.sock"), slots, context, self._threads
+        )
         try:
-            self._server = self._library.Server(params)
+            self._server = open_server(self._library, settings)
         except RuntimeError as error:
             self.close()
             raise ModelError(
                 f"llama.cpp can't load {self.path}: {error}", "export it again; `gemma-ops doctor` shows the versions"
             ) from error
         self._room = (context, slots)
-        # llama.cpp answers before its work loop runs, and a server freed before then never ends. `/slots` is answered
-        # by that loop, so after it the server may be freed at any time.
-        self._get("/slots")
         return self._server
-
-
-class _SocketConnection(http.client.HTTPConnection):
-    """HTTP over a socket file; a reply may take as long as it takes."""
-
-    def __init__(self, path: str) -> None:
-        super().__init__("localhost")
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.connect(self._path)

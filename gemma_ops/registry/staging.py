@@ -20,6 +20,8 @@ TUNED = "tuned"
 ELSEWHERE = "elsewhere"
 """Where an evaluation keeps what it may show on another machine."""
 TOKENIZER = "tokenizer"
+CANARY = "canary.json"
+"""What a server of this version must answer before it may serve; it holds questions, as the report does."""
 _TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "generation_config.json",
 )  # fmt: skip
@@ -39,7 +41,7 @@ def select(
     quotes: bool = True,
 ) -> dict[str, Path]:
     """{path in the version: file} for what `register.artifacts` names and the run has made, with the tokenizer of `model`,
-    the verdict and the report; `quotes` says whether the report, which quotes rows, may go along.
+    the verdict and the report; `quotes` says whether the report and the canary, which quote rows, may go along.
 
     Something named that no step of the recipe makes is left out (a recipe without training has no adapter); something a
     step should have made and didn't raises ModelError. Raises DataError for a file of a kind that isn't allowed, and for
@@ -58,7 +60,7 @@ def select(
             f"nothing to register: the run has made none of {', '.join(settings.artifacts)}",
             f"set register.artifacts to what this recipe makes: {', '.join(most)} or {last}",
         )
-    for file in (VERDICT, "summary.md", *((REPORT,) if quotes else ())):
+    for file in (VERDICT, "summary.md", *((REPORT, CANARY) if quotes else ())):
         if evaluation and (evaluation / file).exists():
             chosen[file] = shown(evaluation, file, leaves=leaves)
     if model:

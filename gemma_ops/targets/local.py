@@ -143,6 +143,7 @@ class Quantized:
         self._file = file
         self._tokenizer = tokenizer
         self._machine = machine
+        self._encode: Encoder | None = None
 
     def answer(
         self, batches: Sequence[Sequence[Prompt]], *, max_new_tokens: int, schema: dict[str, Any] | None = None
@@ -163,6 +164,13 @@ class Quantized:
             replies = model.answer(prompts, encode.tokenizer, max_new_tokens=limit, batch_size=size, schema=schema)
             for batch in batches:
                 yield list(islice(replies, len(batch)))
+
+    def asks(self, prompt: Prompt, max_new_tokens: int) -> tuple[list[int], int]:
+        """The token ids of a prompt, and how many tokens its reply may take, thoughts included."""
+        from gemma_ops.modeling.source import checkpoint
+
+        self._encode = self._encode or Encoder(checkpoint(self._tokenizer), self._asked)
+        return self._encode(prompt), max_new_tokens + self._encode.thoughts
 
     @property
     def pace(self) -> EnginePace:

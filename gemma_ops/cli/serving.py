@@ -1,0 +1,83 @@
+"""Verbs that answer: `serve` before real clients, `chat` in the terminal; and `pull`, which brings what is served."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gemma_ops.cli.options import ConfigOption, Json, Sets, load_config
+
+app = typer.Typer()
+Source = Annotated[
+    str,
+    typer.Argument(
+        metavar="SOURCE",
+        help="NAME@ALIAS or NAME/VERSION of MLflow, a run's name, or FILE.gguf@FOLDER with the tokenizer's folder.",
+        show_default=False,
+    ),
+]
+
+
+@app.command()
+def serve(source: Source, configs: ConfigOption = None, sets: Sets = None) -> None:
+    """Serve a version to OpenAI's and Gemini's clients, once it answers as it was evaluated."""
+    from gemma_ops import console
+    from gemma_ops.serving.server import serve as run
+
+    config = load_config(configs or [], sets)
+    run(source, config.machine, config.serve, lambda line: console.out().print(line, markup=False, soft_wrap=True))
+
+
+@app.command()
+def chat(
+    source: Source,
+    prompt: Annotated[
+        str | None,
+        typer.Option("--prompt", metavar="TEXT", help="Ask once, print the answer, and end.", show_default=False),
+    ] = None,
+    system: Annotated[str, typer.Option("--system", metavar="TEXT", help="The system turn.", show_default=False)] = "",
+    versus: Annotated[
+        str | None,
+        typer.Option("--versus", metavar="SOURCE", help="Ask this one too, side by side.", show_default=False),
+    ] = None,
+    configs: ConfigOption = None,
+    sets: Sets = None,
+) -> None:
+    """Talk to a version in the terminal, asked exactly as it was evaluated."""
+    from gemma_ops.serving.chatting import ask_once, converse
+
+    config = load_config(configs or [], sets)
+    sources = [source, *([versus] if versus else [])]
+    if prompt is not None:
+        ask_once(sources, prompt, system, config.machine, config.serve)
+    else:
+        converse(sources, system, config.machine, config.serve)
+
+
+@app.command()
+def pull(
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="NAME@ALIAS or NAME/VERSION of MLflow.", show_default=False)
+    ],
+    to: Annotated[Path, typer.Option("--to", metavar="FOLDER", help="Where the copy goes.", show_default=False)],
+    configs: ConfigOption = None,
+    sets: Sets = None,
+    as_json: Json = False,
+) -> None:
+    """Copy a registered version into a folder, every byte compared with what was registered."""
+    from gemma_ops import console
+    from gemma_ops.registry.fetching import pull_version
+
+    done = pull_version(load_config(configs or [], sets).machine, source, to)
+    files = done.manifest["subject"]["files"]
+    body = {"name": done.name, "version": done.version, "folder": str(done.folder), "files": len(files)}
+    if as_json:
+        console.print_json(body | {"bytes": sum(file["bytes"] for file in files.values())})
+        return
+    size = sum(file["bytes"] for file in files.values())
+    print(
+        f"{done.name} version {done.version}: {len(files)} files, {size:,} bytes, each as registered, in {done.folder}"
+    )
+    print(f"{done.folder / 'README.md'} says how each is loaded")

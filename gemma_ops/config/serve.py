@@ -1,0 +1,38 @@
+"""How a version is served. Never part of a fingerprint: what is served was made before."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from gemma_ops.config.section import Section
+
+
+class ServeConfig(Section):
+    """The server, its engine, and what it takes."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on; one that other machines reach needs `serve.keys`."""
+    port: Annotated[int, Field(ge=0, le=65535)] = 8080
+    """0 takes a free one."""
+    format: Literal["auto", "bf16", "q8_0", "q4_0"] = "auto"
+    """The quantized file that is served; `auto` takes the best by its verdict."""
+    slots: Annotated[int, Field(ge=1)] = 4
+    """Requests that are answered at once."""
+    context: Annotated[int, Field(ge=64)] = 4096
+    """Tokens that a prompt and its reply may take together."""
+    max_tokens: Annotated[int, Field(ge=1)] = 1024
+    """Tokens of a reply where the client doesn't say; thoughts come on top."""
+    queue: Annotated[int, Field(ge=0)] = 64
+    """Requests that may wait; more are told to come back (429)."""
+    seconds: Annotated[float, Field(gt=0)] = 600.0
+    """The longest that one reply may take."""
+    limit_mb: Annotated[float, Field(gt=0)] = 16.0
+    """The largest request."""
+    keys: str | None = None
+    """File with a name and the SHA-256 of a key on each line; null takes every request, on this machine only."""
+    also_called: tuple[str, ...] = ()
+    """Further model names that clients may ask for, such as the one they asked a service for."""
+    canary: Literal["required", "reported"] = "required"
+    """Whether an engine that doesn't answer as the evaluation recorded is refused, or only told."""

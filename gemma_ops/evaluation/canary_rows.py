@@ -1,0 +1,62 @@
+"""What an evaluation leaves for a server: some questions as token ids, and what each quantized model and the base said.
+
+A server asks them before it takes traffic, and takes none unless it says the same. Questions come first where the quantized
+model says something else than its base, since those tell the two apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from gemma_ops.evaluation.answers import Stored
+from gemma_ops.evaluation.asking import prompt_of
+from gemma_ops.evaluation.task import Task
+from gemma_ops.metrics.base import Row
+from gemma_ops.targets.base import Target
+from gemma_ops.targets.local import Quantized
+
+FILE = "canary.json"
+SCHEMA = "gemma-ops/canary@1"
+_ROWS = 16
+"""Questions a task; a wrong model is found by one, and sixteen take a second."""
+
+
+def canary_record(found: Sequence[tuple[Target, Task, Sequence[Stored]]]) -> dict[str, Any] | None:
+    """The record as JSON; None where no quantized model answered.
+
+    A row holds `task`, `row`, `messages`, `tools`, `ids` (the prompt's tokens), `max_new_tokens` (thoughts included) and
+    `answers`, {target: text} of the quantized targets that stopped by themselves, and of `base`.
+    """
+    quantized = [target for target, _, _ in found if isinstance(target, Quantized)]
+    if not quantized:
+        return None
+    said = {
+        (target.name, task.name, answer.row): answer.text
+        for target, task, part in found
+        for answer in part
+        if answer.end == "stop"
+    }
+    rows: list[dict[str, Any]] = []
+    for task in {task.name: task for _, task, _ in found}.values():
+        names = [target.name for target in quantized]
+        answered = [
+            row for row in task.rows if not row.media and any((name, task.name, row.id) in said for name in names)
+        ]
+        for row in sorted(answered, key=lambda row: _as_base(row, task, names, said))[:_ROWS]:
+            prompt, limit = quantized[0].asks(prompt_of(row), task.file.generation.max_new_tokens)
+            texts = {
+                name: said[name, task.name, row.id] for name in [*names, "base"] if (name, task.name, row.id) in said
+            }
+            rows.append(
+                {
+                    "task": task.name, "row": row.id, "messages": list(row.messages), "tools": list(row.tools),
+                    "ids": prompt, "max_new_tokens": limit, "answers": texts,
+                }
+            )  # fmt: skip
+    return {"schema": SCHEMA, "rows": rows} if rows else None
+
+
+def _as_base(row: Row, task: Task, names: list[str], said: dict[tuple[str, str, str], str]) -> bool:
+    base = said.get(("base", task.name, row.id))
+    return all(said.get((name, task.name, row.id)) in (None, base) for name in names)

@@ -1,0 +1,94 @@
+"""llama.cpp's own server as a process: `python -m gemma_ops.modeling.llamacpp_server`.
+
+It reads its settings as one JSON line, says in one JSON line that it answers or what is wrong, and ends when its input ends:
+so it never outlives whoever started it, and since it has no way to stop, that is also how it is stopped. It listens on a
+socket file, so that no port is opened.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import socket
+import sys
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class ServerSettings:
+    """What a llama.cpp server is started with."""
+
+    model: str
+    """The GGUF file."""
+    socket: str
+    """The socket file that it makes."""
+    slots: int
+    """Prompts that it answers at once."""
+    context: int
+    """Tokens that a prompt and its reply may take together, in each slot."""
+    threads: int
+
+
+class SocketConnection(http.client.HTTPConnection):
+    """HTTP over a socket file; a reply may take as long as it takes."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__("localhost")
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.connect(self._path)
+
+
+def open_server(library: Any, settings: ServerSettings) -> Any:
+    """A running server of `library` (xllamacpp). Raises RuntimeError for a file that llama.cpp refuses.
+
+    llama.cpp divides its context among slots, so it is asked for all of them. Sliding layers keep their whole cache, so that
+    a prefix can be read again.
+    """
+    params = library.CommonParams()
+    params.model.path = settings.model
+    params.n_ctx = settings.context * settings.slots
+    params.n_parallel = settings.slots
+    params.hostnames = [settings.socket]
+    params.verbosity = -1
+    params.warmup = False
+    params.ui = False
+    params.fit_params = False
+    params.cache_ram_mib = 0
+    params.swa_full = True
+    params.cpuparams.n_threads = settings.threads
+    params.cpuparams_batch.n_threads = settings.threads
+    server = library.Server(params)
+    # llama.cpp answers before its work loop runs, and a server freed before then never ends. `/slots` is answered by that
+    # loop, so after it the server may be freed at any time.
+    connection = SocketConnection(settings.socket)
+    try:
+        connection.request("GET", "/slots")
+        connection.getresponse().read()
+    finally:
+        connection.close()
+    return server
+
+
+def main() -> None:
+    """Serve until the input ends."""
+    settings = ServerSettings(**json.loads(sys.stdin.readline()))
+    try:
+        import xllamacpp
+
+        server = open_server(xllamacpp, settings)
+    except (ImportError, RuntimeError, OSError) as error:
+        print(json.dumps({"error": f"{type(error).__name__}: {error}"}), flush=True)
+        os._exit(1)
+    print(json.dumps({"ready": asdict(settings)}), flush=True)
+    sys.stdin.read()
+    del server
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""Verified copies of registered versions: `NAME@ALIAS` or `NAME/VERSION` to a folder whose every byte is as registered.
+
+Files go through a cache that names them by their SHA-256 (`GEMMA_OPS_CACHE`, else `~/.cache/gemma-ops`), so that versions
+share what they share, and a copy that was cut goes on with what was whole. Each is compared with the manifest whenever it is
+used: a cache that was changed is no source.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gemma_ops import digest
+from gemma_ops.config import MachineConfig
+from gemma_ops.errors import GateError, MachineError, OpsError
+from gemma_ops.registry import profile, stored
+from gemma_ops.registry.contents import content_problem
+from gemma_ops.registry.loading import loading
+from gemma_ops.registry.profile import Tracking
+
+_SPEC = re.compile(r"(?P<name>[^@/\s]+)(?:@(?P<alias>[^@/\s]+)|/(?P<version>\d+))")
+
+
+@dataclass(frozen=True)
+class Pulled:
+    """A version in a folder."""
+
+    name: str
+    version: str
+    alias: str
+    """The alias that was asked for; empty where a number was."""
+    folder: Path
+    manifest: dict[str, Any]
+
+
+def is_version(source: str) -> bool:
+    """Whether a source reads like `NAME@ALIAS` or `NAME/VERSION`."""
+    return _SPEC.fullmatch(source) is not None
+
+
+def pull_version(
+    machine: MachineConfig, source: str, folder: Path | None = None, *, wanted: Callable[[str], bool] | None = None
+) -> Pulled:
+    """Bring the files of a version (those that `wanted` says, all unless given) into `folder`, or into the cache.
+
+    Raises OpsError for a source that names no version, GateError for bytes that aren't what was registered, ServiceError when
+    MLflow can't be reached, MachineError where the folder can't be written.
+    """
+    asked = _SPEC.fullmatch(source)
+    if asked is None:
+        raise OpsError(f"{source!r} names no version", "write NAME@ALIAS or NAME/VERSION")
+    tracking = profile.connect(machine)
+    with profile.calls(tracking.place):
+        number = asked["version"] or _number(tracking, asked["name"], asked["alias"])
+        logged, body = stored.version_manifest(tracking, stored.version(tracking, asked["name"], number))
+        home = folder or cache() / "versions" / body["digest"]
+        files = {name: file for name, file in body["subject"]["files"].items() if wanted is None or wanted(name)}
+        try:
+            for name, file in files.items():
+                _bring(
+                    tracking, logged, asked["name"], number, name, file["sha256"], home / name, copy=folder is not None
+                )
+            if folder is not None:
+                (home / "manifest.json").write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
+                (home / "README.md").write_text(_readme(asked["name"], number, body), encoding="utf-8")
+        except OSError as error:
+            raise MachineError(
+                f"{home} can't be written: {error.strerror or error}", "free some room, or give another folder"
+            ) from error
+    return Pulled(asked["name"], str(number), asked["alias"] or "", home, body)
+
+
+def cache() -> Path:
+    """Where verified files are kept."""
+    return Path(os.environ.get("GEMMA_OPS_CACHE") or Path.home() / ".cache" / "gemma-ops")
+
+
+def _number(tracking: Tracking, name: str, alias: str) -> str:
+    aliases = stored.model(tracking, name).aliases
+    if alias not in aliases:
+        known = ", ".join(f"{other} (version {number})" for other, number in sorted(aliases.items()))
+        raise OpsError(
+            f"{name} has no alias {alias!r}",
+            f"aliases: {known}" if known else f"set one: gemma-ops promote {name} --to {alias} --reason …",
+        )
+    return str(aliases[alias])
+
+
+def _bring(
+    tracking: Tracking, logged: Any, name: str, number: str, path: str, sha256: str, target: Path, *, copy: bool
+) -> None:
+    """Lay one file at `target`: a link to the cache, or a copy of it."""
+    kept = cache() / "blobs" / sha256
+    if not (kept.is_file() and digest.of_file(kept) == sha256):
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        part = kept.with_suffix(f".{os.getpid()}")
+        try:
+            with stored.opened(tracking, logged, path) as source:
+                shutil.copyfile(source, part)
+        except FileNotFoundError:
+            raise _changed(name, number, f"{path} is missing") from None
+        if digest.of_file(part) != sha256:
+            part.unlink()
+            raise _changed(name, number, f"{path} was changed")
+        if problem := content_problem(part, path):
+            part.unlink()
+            raise _changed(name, number, f"{path}: {problem}")
+        part.replace(kept)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.unlink(missing_ok=True)
+    if copy:
+        shutil.copyfile(kept, target)
+    else:
+        target.symlink_to(kept)
+
+
+def _changed(name: str, number: str, why: str) -> GateError:
+    return GateError(
+        f"version {number} of {name} is not what was registered: {why}",
+        "roll back to a version that is whole, or register this one again from its run",
+    )
+
+
+def _readme(name: str, number: str, body: dict[str, Any]) -> str:
+    files = body["subject"]["files"]
+    forms = sorted({path.split("/")[1] for path in files if path.startswith("quantized/")})
+    return f"# {name}, version {number}\n\n{loading(body['subject'], forms)}\n"

@@ -1,0 +1,113 @@
+"""A conversation in the terminal with what is served, or with two of them side by side; and one question for scripts."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from gemma_ops.config import MachineConfig, ServeConfig
+from gemma_ops.errors import DataError
+from gemma_ops.serving.model import Said
+from gemma_ops.serving.server import opened
+from gemma_ops.serving.service import Service
+from gemma_ops.serving.source import open_source
+from gemma_ops.wire.ask import Ask, RefusalError
+
+_DIM, _PLAIN = "\x1b[2m", "\x1b[0m"
+_HELP = "/system TEXT sets the system turn, /reset forgets the conversation, /quit ends (as does Ctrl-D)"
+
+
+def ask_once(sources: list[str], prompt: str, system: str, machine: MachineConfig, settings: ServeConfig) -> None:
+    """Print each one's answer to one question: only the answer where there is one source, so that scripts can use it.
+
+    Raises DataError for a question that is refused, and what `opened` raises.
+    """
+
+    async def run() -> None:
+        async with _services(sources, machine, settings) as services:
+            for service in services:
+                try:
+                    said = await service.reply(Ask(messages=_turns(system, [], prompt), temperature=0.0))
+                except RefusalError as refusal:
+                    raise DataError(refusal.message, "ask otherwise") from refusal
+                head = f"{service.facts.source}: " if len(services) > 1 else ""
+                print(f"{head}{said.text}", flush=True)
+
+    asyncio.run(run())
+
+
+def converse(sources: list[str], system: str, machine: MachineConfig, settings: ServeConfig) -> None:
+    """Read turns from the terminal until it ends."""
+
+    async def run() -> None:
+        async with _services(sources, machine, settings) as services:
+            for service in services:
+                print(f"{service.facts.source}: {service.facts.format or 'GGUF'}, canary: {service.facts.canary}")
+            print(_HELP)
+            await _talk(services, system)
+
+    asyncio.run(run())
+
+
+async def _talk(services: list[Service], system: str) -> None:
+    histories: list[list[dict[str, Any]]] = [[] for _ in services]
+    while True:
+        try:
+            line = (await asyncio.to_thread(input, "\n› ")).strip()
+        except EOFError:
+            print()
+            return
+        verb, _, rest = line.partition(" ")
+        if verb == "/quit":
+            return
+        if verb == "/reset":
+            histories = [[] for _ in services]
+        elif verb == "/system":
+            system, histories = rest.strip(), [[] for _ in services]
+        elif verb.startswith("/"):
+            print(_HELP)
+        elif line:
+            for service, history in zip(services, histories, strict=True):
+                await _turn(service, history, system, line, named=len(services) > 1)
+
+
+async def _turn(service: Service, history: list[dict[str, Any]], system: str, line: str, *, named: bool) -> None:
+    """One question and its answer, streamed; what is refused is told and forgotten."""
+    if named:
+        print(f"\n{service.facts.source}", flush=True)
+    said = Said()
+    colour = sys.stdout.isatty()
+    try:
+        async with service.replying(Ask(messages=_turns(system, history, line)), said) as pieces:
+            async for piece in pieces:
+                if piece.call is not None:
+                    print(f"[calls {piece.call.name} {piece.call.arguments}]", flush=True)
+                elif piece.kind == "thought":
+                    print(f"{_DIM}{piece.text}{_PLAIN}" if colour else piece.text, end="", flush=True)
+                else:
+                    print(piece.text, end="", flush=True)
+    except RefusalError as refusal:
+        print(f"refused: {refusal.message}")
+        return
+    print(" […]" if said.end == "length" else "")
+    history += [{"role": "user", "content": line}, {"role": "assistant", "content": said.text or "…"}]
+
+
+def _turns(system: str, history: list[dict[str, Any]], line: str) -> list[dict[str, Any]]:
+    head = [{"role": "system", "content": system}] if system else []
+    return [*head, *history, {"role": "user", "content": line}]
+
+
+@asynccontextmanager
+async def _services(sources: list[str], machine: MachineConfig, settings: ServeConfig) -> AsyncIterator[list[Service]]:
+    services: list[Service] = []
+    try:
+        for name in sources:
+            services.append(await opened(open_source(name, machine, settings), machine, settings))  # noqa: PERF401
+        yield services
+    finally:
+        for service in services:
+            await service.model.engine.stop()

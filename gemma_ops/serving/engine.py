@@ -1,0 +1,77 @@
+"""What an engine is to the server: it takes token ids and gives token ids back, as they come."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from gemma_ops.errors import OpsError
+
+
+class EngineGoneError(OpsError):
+    """The engine died, or doesn't answer. The request may be sent again: the engine is started anew."""
+
+    exit_code = 6
+
+
+class EngineRefusedError(OpsError):
+    """The engine refuses this request, and would refuse it again."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a reply is drawn. What is None is the model's own default (`generation_config.json`)."""
+
+    max_tokens: int
+    temperature: float | None = 0.0
+    top_p: float | None = None
+    top_k: int | None = None
+    seed: int | None = None
+    schema: dict[str, Any] | None = None
+    """A JSON schema that decoding is held to."""
+    logprobs: int | None = None
+    """How many of the likeliest tokens are told with each token; None for no probabilities."""
+
+
+@dataclass(frozen=True)
+class TokenChance:
+    """A token with its log-probability (natural logarithm, over the whole vocabulary before sampling)."""
+
+    id: int
+    text: str
+    logprob: float
+    likeliest: tuple[TokenChance, ...] = ()
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Some more tokens of a reply, and on the last of it how it ended."""
+
+    ids: tuple[int, ...]
+    chances: tuple[TokenChance, ...] = ()
+    end: Literal["stop", "length"] | None = None
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+
+
+class Engine(Protocol):
+    """Something that runs the weights of one format."""
+
+    name: str
+    """As the world calls it, with its version: `llama.cpp (xllamacpp 2026.10)`."""
+    slots: int
+    context: int
+    """Tokens that a prompt and its reply may take together."""
+
+    async def start(self) -> None:
+        """Load the weights; returns when it answers. Raises ModelError for weights that it refuses."""
+
+    async def stop(self) -> None:
+        """End it, and whatever it is doing."""
+
+    def alive(self) -> bool:
+        """Whether it would answer now."""
+
+    def complete(self, prompt: list[int], sampling: Sampling) -> AsyncIterator[Tokens]:
+        """Tokens as they come. Closing the iterator ends the work. Raises EngineGoneError and EngineRefusedError."""

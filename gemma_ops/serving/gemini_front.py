@@ -1,0 +1,124 @@
+"""Gemini's protocol before a service: generateContent, whole and streamed, countTokens, and the list of models."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Any
+
+from gemma_ops.data.gemini_rows import gemini
+from gemma_ops.data.normal import conversation
+from gemma_ops.data.rowerror import RowError
+from gemma_ops.serving.engine import TokenChance
+from gemma_ops.serving.model import Said
+from gemma_ops.serving.reading import Piece
+from gemma_ops.serving.service import Service
+from gemma_ops.wire import gemini_chat
+from gemma_ops.wire.ask import Ask, RefusalError
+from gemma_ops.wire.gemini import camel
+
+_FINISH = {"stop": "STOP", "length": "MAX_TOKENS", "calls": "STOP"}
+
+
+def read(body: Any, *, stream: bool = False) -> Ask:
+    """The request of generateContent. Raises RefusalError."""
+    if not isinstance(body, dict):
+        raise RefusalError("Invalid JSON payload received: an object is expected.")
+    ask, row = gemini_chat.read_generate(camel(body), stream=stream)
+    try:
+        raw, tools = gemini(row)
+        messages, declared, _ = conversation(raw, tools, asked=True)
+    except RowError as error:
+        raise RefusalError(error.reason, field="contents", code=error.code) from error
+    return replace(ask, messages=messages, tools=declared or ())
+
+
+async def whole(service: Service, ask: Ask, request: str) -> tuple[dict[str, Any], Said]:
+    """A response with all its candidates, and what they count together."""
+    asks = [replace(ask, seed=None if ask.seed is None else ask.seed + number) for number in range(ask.count)]
+    replies = await asyncio.gather(*(service.reply(one) for one in asks))
+    candidates = [_candidate(said, number, ask) for number, said in enumerate(replies)]
+    total = Said(
+        prompt_tokens=replies[0].prompt_tokens, cached_tokens=replies[0].cached_tokens,
+        end=replies[0].end, tokens=sum(said.tokens for said in replies), thought_tokens=sum(said.thought_tokens for said in replies),
+    )  # fmt: skip
+    return {"candidates": candidates, "usageMetadata": _usage(total), **_marks(service, request)}, total
+
+
+async def events(
+    service: Service, ask: Ask, said: Said, pieces: AsyncIterator[Piece], request: str
+) -> AsyncIterator[dict[str, Any]]:
+    """The events of a streamed response; the last says how it ended and what it counts."""
+    marks, told = _marks(service, request), 0
+    shows = bool(ask.extra.get("thoughts"))
+    async for piece in pieces:
+        if piece.kind == "thought":
+            if not shows:
+                continue
+            part: dict[str, Any] = {"text": piece.text, "thought": True}
+        elif piece.call is not None:
+            part = {"functionCall": {"name": piece.call.name, "args": piece.call.arguments}}
+        else:
+            part = {"text": piece.text}
+        candidate: dict[str, Any] = {"content": {"parts": [part], "role": "model"}, "index": 0}
+        new, told = said.chances[told:], len(said.chances)
+        yield {"candidates": [candidate | _logprobs(new, ask)], **marks}
+    last = {"content": {"parts": [{"text": ""}], "role": "model"}, "finishReason": _FINISH[said.end], "index": 0}
+    yield {"candidates": [last], "usageMetadata": _usage(said), **marks}
+
+
+def count(service: Service, body: Any) -> dict[str, Any]:
+    """What countTokens says: the tokens of the very prompt that generateContent would ask with."""
+    asked = body.get("generateContentRequest", body) if isinstance(body, dict) else body
+    tokens = len(service.model.prompt(read(asked)))
+    return {"totalTokens": tokens, "promptTokensDetails": [{"modality": "TEXT", "tokenCount": tokens}]}
+
+
+def model(service: Service) -> dict[str, Any]:
+    """The served model as Gemini lists one."""
+    facts, context = service.facts, service.model.engine.context
+    return {
+        "name": f"models/{facts.model}",
+        "version": facts.version or facts.digest[:12],
+        "displayName": facts.model,
+        "description": f"{facts.source}, {facts.format}, on {facts.engine}",
+        "inputTokenLimit": context,
+        "outputTokenLimit": context,
+        "supportedGenerationMethods": ["generateContent", "countTokens"],
+        "thinking": service.model.thinks or service.model.both,
+    }
+
+
+def _candidate(said: Said, index: int, ask: Ask) -> dict[str, Any]:
+    calls = [(call.name, call.arguments) for call in said.calls]
+    parts = gemini_chat.parts(said.text, said.thought, calls, thoughts=bool(ask.extra.get("thoughts")))
+    content = {"parts": parts, "role": "model"} if parts else {"role": "model"}
+    found: dict[str, Any] = {"content": content, "finishReason": _FINISH[said.end], "index": index}
+    return found | _logprobs(said.chances, ask)
+
+
+def _logprobs(chances: list[TokenChance], ask: Ask) -> dict[str, Any]:
+    if ask.logprobs is None or not chances:
+        return {}
+    chosen = [_chance(one) for one in chances]
+    top = [{"candidates": [_chance(other) for other in one.likeliest[: ask.logprobs]]} for one in chances]
+    mean = sum(one.logprob for one in chances) / len(chances)
+    result = {"chosenCandidates": chosen, **({"topCandidates": top} if ask.logprobs else {})}
+    return {"avgLogprobs": mean, "logprobsResult": result}
+
+
+def _chance(one: TokenChance) -> dict[str, Any]:
+    return {"token": one.text, "tokenId": one.id, "logProbability": one.logprob}
+
+
+def _usage(said: Said) -> dict[str, Any]:
+    return gemini_chat.usage(said.prompt_tokens, said.tokens, said.thought_tokens, said.cached_tokens)
+
+
+def _marks(service: Service, request: str) -> dict[str, Any]:
+    version = service.facts.version or service.facts.digest[:12]
+    return {
+        "modelVersion": f"{service.facts.model}/{version}" if version else service.facts.model,
+        "responseId": request,
+    }

@@ -1,0 +1,158 @@
+"""The served model: conversations become prompts and tokens become replies, with the code of training and evaluation.
+
+Both protocols, the canary and the terminal ask through here, so that there is one prompt whoever asks.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jsonschema import Draft202012Validator, SchemaError
+
+from gemma_ops.data import chat, published
+from gemma_ops.data.normal import conversation
+from gemma_ops.data.rowerror import RowError
+from gemma_ops.errors import DataError
+from gemma_ops.modeling.load import load_tokenizer
+from gemma_ops.serving.calls import FunctionCall
+from gemma_ops.serving.engine import Engine, EngineRefusedError, Sampling, TokenChance, Tokens
+from gemma_ops.serving.reading import Piece, ReplyReader
+from gemma_ops.targets.structured import in_words
+from gemma_ops.wire.ask import Ask, RefusalError
+
+_THOUGHTS = 1024
+"""Tokens that a reply may spend on thoughts before its answer, where thinking is on; evaluation's own default."""
+
+
+@dataclass
+class Said:
+    """A reply as it grows: what the fronts count and close with."""
+
+    text: str = ""
+    thought: str = ""
+    calls: list[FunctionCall] = field(default_factory=list)
+    end: str = ""
+    """`stop`, `length` or `calls`."""
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    tokens: int = 0
+    thought_tokens: int = 0
+    chances: list[TokenChance] = field(default_factory=list)
+    """Of the answer's tokens, where they were asked for."""
+
+
+class ServedModel:
+    """A tokenizer, its template and a mode of thinking before an engine.
+
+    `folder` holds the tokenizer and the chat template; `usual` are the tokens of a reply where a request doesn't say. `thinks` is the mode that the model was trained and evaluated in;
+    `both`: it was trained in both modes, so that a request may choose.
+    """
+
+    def __init__(self, folder: Path, engine: Engine, *, thinks: bool, both: bool = False, usual: int = 1024) -> None:
+        self.engine, self.thinks, self.both, self.usual = engine, thinks, both, usual
+        self.tokenizer = load_tokenizer(folder)
+        self._template = published.template_of(folder)
+
+    def prompt(self, ask: Ask) -> list[int]:
+        """The token ids that ask for the reply. Raises RefusalError for what can't be asked as the model was trained."""
+        thinking = self.thinks if ask.thinking is None else ask.thinking
+        if thinking != self.thinks and not self.both:
+            mode = "on" if self.thinks else "off"
+            raise RefusalError(
+                f"this model was trained and evaluated with thinking {mode}, and is asked in no other way",
+                field="thinking",
+            )
+        try:
+            messages, tools, _ = conversation(
+                [dict(message) for message in ask.messages], list(ask.tools) or None, asked=True
+            )
+            if ask.schema is not None:
+                messages = in_words(messages, ask.schema)
+            return chat.prompt_ids(self.tokenizer, messages, tools, template=self._template, thinking=thinking)
+        except RowError as error:
+            raise RefusalError(error.reason, field="messages", code=error.code) from error
+        except DataError as error:
+            raise RefusalError(error.what, field="messages") from error
+
+    def sampling(self, ask: Ask, prompt: list[int]) -> Sampling:
+        """How the reply to a prompt is drawn. Raises RefusalError where the context has no room, or the schema is none."""
+        room = self.engine.context - len(prompt)
+        if room < 1:
+            raise RefusalError(
+                f"the prompt has {len(prompt):,} tokens, and {self.engine.context:,} is all that prompt and reply may have",
+                field="messages",
+                code="context_length_exceeded",
+            )
+        if ask.schema is not None:
+            try:
+                Draft202012Validator.check_schema(ask.schema)
+            except SchemaError as error:
+                raise RefusalError(f"the schema is no JSON schema: {error.message}", field="schema") from error
+        wanted = (ask.max_tokens or self.usual) + (_THOUGHTS if self._thinks(ask) else 0)
+        return Sampling(
+            min(wanted, room), ask.temperature, ask.top_p, ask.top_k, ask.seed, ask.schema, ask.logprobs
+        )  # fmt: skip
+
+    def _thinks(self, ask: Ask) -> bool:
+        return self.thinks if ask.thinking is None else ask.thinking
+
+    async def answer(
+        self, prompt: list[int], sampling: Sampling, said: Said, stop: tuple[str, ...] = ()
+    ) -> AsyncIterator[Piece]:
+        """The pieces of a reply as they come; `said` grows with them. Raises RefusalError where the engine refuses, and
+        where a reply that ended breaks its schema: llama.cpp drops a schema that it can't read without a word."""
+        reader = ReplyReader(self.tokenizer, prompt, stop)
+        said.end = "length"
+        tokens = self.engine.complete(prompt, sampling)
+        try:
+            async for found in tokens:
+                said.prompt_tokens = found.prompt_tokens or said.prompt_tokens
+                said.cached_tokens = found.cached_tokens or said.cached_tokens
+                for piece in reader.feed(found.ids):
+                    yield self._added(piece, said)
+                self._chances(found, reader, said)
+                if found.end == "stop" or reader.stopped:
+                    said.end = "stop"
+                if reader.stopped and found.end is None:
+                    break  # a stop sequence: the engine goes on, and is told to end
+        except EngineRefusedError as error:
+            raise RefusalError(error.what) from error
+        finally:
+            await tokens.aclose()  # type: ignore[attr-defined]
+        for piece in reader.close():
+            yield self._added(piece, said)
+        said.prompt_tokens = said.prompt_tokens or len(prompt)
+        said.tokens, said.thought_tokens = reader.tokens, reader.thought_tokens
+        if sampling.schema is not None and said.end == "stop":
+            _check_schema(said.text, sampling.schema)
+        if said.calls and said.end == "stop":
+            said.end = "calls"
+
+    def _added(self, piece: Piece, said: Said) -> Piece:
+        if piece.call is not None:
+            said.calls.append(piece.call)
+        elif piece.kind == "thought":
+            said.thought += piece.text
+        else:
+            said.text += piece.text
+        return piece
+
+    def _chances(self, found: Tokens, reader: ReplyReader, said: Said) -> None:
+        if found.chances and not reader.inside and not reader.calling:
+            said.chances += [one for one in found.chances if one.id not in reader.ends]
+
+
+def _check_schema(text: str, schema: dict[str, Any]) -> None:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        raise RefusalError(
+            "the reply is no JSON, although it was held to a schema", status=502, code="schema"
+        ) from None
+    problem = next(iter(Draft202012Validator(schema).iter_errors(value)), None)
+    if problem is not None:
+        raise RefusalError(f"the reply breaks the schema: {problem.message}", status=502, code="schema")

@@ -1,0 +1,132 @@
+"""Start an engine, let the canary sing, listen, and end without losing what is under way."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+
+from gemma_ops.addresses import is_loopback
+from gemma_ops.config import MachineConfig, ServeConfig
+from gemma_ops.errors import ConfigError, MachineError
+from gemma_ops.serving.app import Front
+from gemma_ops.serving.canary import check_canary, read_rows, run_canary
+from gemma_ops.serving.keys import Keys
+from gemma_ops.serving.llamacpp import LlamaCpp
+from gemma_ops.serving.model import ServedModel
+from gemma_ops.serving.service import ServedFacts, Service
+from gemma_ops.serving.source import Source, open_source
+
+_DRAIN = 30
+"""Seconds that requests under way have when the server ends."""
+
+
+def serve(asked: str, machine: MachineConfig, settings: ServeConfig, say: Callable[[str], None]) -> None:
+    """Serve until it is interrupted. Raises ConfigError, GateError (the canary failed), MachineError (the port), ModelError."""
+    keys = Keys.read(Path(settings.keys).expanduser() if settings.keys else None)
+    if not keys.needed and not is_loopback(settings.host):
+        raise ConfigError(
+            f"serve.host {settings.host} is reached by other machines, and serve.keys is not set",
+            "set serve.keys to a file of keys, or listen on 127.0.0.1",
+        )
+    source = open_source(asked, machine, settings)
+    listening = _bind(settings)
+    try:
+        asyncio.run(_run(source, machine, settings, keys, listening, say))
+    finally:
+        listening.close()
+
+
+async def opened(source: Source, machine: MachineConfig, settings: ServeConfig) -> Service:
+    """A service whose engine answers and whose canary sang. The caller stops its engine."""
+    engine = LlamaCpp(
+        source.file, slots=settings.slots, context=settings.context, threads=machine.workers, defaults=source.defaults
+    )
+    thinks = source.prompting is not None and source.prompting.asks_to_think
+    both = source.prompting is None or source.prompting.thinking == "mixed"
+    model = ServedModel(source.tokenizer, engine, thinks=thinks, both=both, usual=settings.max_tokens)
+    await engine.start()
+    try:
+        canary = "nothing was recorded to compare with"
+        if source.canary is not None:
+            result = await run_canary(model, read_rows(source.canary, source.format), source.format)
+            canary = result.words
+            if settings.canary == "required":
+                check_canary(result, source.asked)
+    except BaseException:
+        await engine.stop()
+        raise
+    facts = ServedFacts(
+        source.asked, source.model, source.version, source.format, engine.name,
+        str(source.verdict.get("verdict") or ""), source.gates(), canary, source.sha256,
+    )  # fmt: skip
+    return Service(model, facts, queue=settings.queue, seconds=settings.seconds)
+
+
+async def _run(
+    source: Source,
+    machine: MachineConfig,
+    settings: ServeConfig,
+    keys: Keys,
+    listening: socket.socket,
+    say: Callable[[str], None],
+) -> None:
+    service = await opened(source, machine, settings)
+    try:
+        front = Front(service, keys=keys, also=settings.also_called, limit=int(settings.limit_mb * 1e6), log=_log)
+        options = uvicorn.Config(
+            front.app(), log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=_DRAIN,
+            server_header=False, ws="none",
+        )  # fmt: skip
+        server = uvicorn.Server(options)
+        host, port = listening.getsockname()[:2]
+        for line in told(service, f"http://{host}:{port}"):
+            say(line)
+        await server.serve(sockets=[listening])
+    finally:
+        service.draining = True
+        await service.model.engine.stop()
+        tally = service.tally
+        say(f"{sum(tally.requests.values()):,} requests, {tally.reply_tokens + tally.thought_tokens:,} tokens written")
+
+
+def told(service: Service, url: str) -> list[str]:
+    """What a person is told when it listens: where, what, why it may, and how to ask."""
+    facts = service.facts
+    version = f" version {facts.version}" if facts.version else ""
+    chat = f'{{"model": "{facts.model}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
+    body = '{"contents": [{"parts": [{"text": "Hello"}]}]}'
+    header = "-H 'Content-Type: application/json'"
+    return [
+        f"serving {facts.model}{version} ({facts.format or 'GGUF'}) at {url} on {facts.engine}",
+        f"verdict: {facts.verdict or 'none'}; canary: {facts.canary}",
+        f"curl {url}/v1/chat/completions {header} -d '{chat}'",
+        f"curl {url}/v1beta/models/{facts.model}:generateContent {header} -d '{body}'",
+    ]
+
+
+def _bind(settings: ServeConfig) -> socket.socket:
+    """A listening socket: a port that is taken is told before a model is loaded."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    made = socket.socket(family, socket.SOCK_STREAM)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        made.bind((settings.host, settings.port))
+    except OSError as error:
+        made.close()
+        raise MachineError(
+            f"can't listen on {settings.host}:{settings.port}: {error.strerror or error}",
+            "stop what listens there, or take another port: --set serve.port=0 takes a free one",
+        ) from error
+    made.listen(1024)
+    return made
+
+
+def _log(record: dict[str, Any]) -> None:
+    sys.stderr.write(json.dumps(record) + "\n")

@@ -1,0 +1,142 @@
+"""What is being served, and what it has done so far: the state that both protocols, health and metrics share."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from gemma_ops.serving.model import Said, ServedModel
+from gemma_ops.serving.reading import Piece
+from gemma_ops.serving.slots import Slots
+from gemma_ops.wire.ask import Ask, RefusalError
+
+_BOUNDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+"""Seconds: upper ends of the buckets of latency."""
+
+
+@dataclass(frozen=True)
+class ServedFacts:
+    """What is served and why it may be, for people and clients."""
+
+    source: str
+    """As it was asked for: `support-nano@champion`."""
+    model: str
+    """The name that clients ask for."""
+    version: str = ""
+    """Of the registry; empty for a run or a file."""
+    format: str = ""
+    engine: str = ""
+    verdict: str = ""
+    """`pass`, `fail`, `inconclusive` or `ungated`; empty where none is known."""
+    gates: tuple[str, ...] = ()
+    """What the verdict's gates said, a sentence each."""
+    canary: str = ""
+    """What the canary found, a sentence."""
+    digest: str = ""
+    """SHA-256 of the file that is loaded, in hex."""
+
+
+@dataclass
+class Tally:
+    """Counts since the start."""
+
+    requests: Counter[tuple[str, int]] = field(default_factory=Counter)
+    """By protocol and status."""
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    reply_tokens: int = 0
+    thought_tokens: int = 0
+    seconds: list[int] = field(default_factory=lambda: [0] * (len(_BOUNDS) + 1))
+    """Requests by latency: up to each of the bounds, and beyond."""
+    seconds_sum: float = 0.0
+    first_sum: float = 0.0
+
+    def add(self, protocol: str, status: int, said: Said | None, seconds: float) -> None:
+        self.requests[protocol, status] += 1
+        if said is None:
+            return
+        self.prompt_tokens += said.prompt_tokens
+        self.cached_tokens += said.cached_tokens
+        self.reply_tokens += said.tokens
+        self.thought_tokens += said.thought_tokens
+        self.seconds_sum += seconds
+        self.seconds[next((place for place, bound in enumerate(_BOUNDS) if seconds <= bound), len(_BOUNDS))] += 1
+
+
+class Service:
+    """A served model behind its queue."""
+
+    def __init__(self, model: ServedModel, facts: ServedFacts, *, queue: int, seconds: float = 600.0) -> None:
+        """`queue`: requests that may wait; `seconds`: the longest that one reply may take."""
+        self.model, self.facts, self.seconds = model, facts, seconds
+        self.slots = Slots(model.engine.slots, queue)
+        self.tally = Tally()
+        self.began = time.time()
+        self.draining = False
+
+    def check(self) -> None:
+        """Raise RefusalError while nothing is answered."""
+        if self.draining:
+            raise RefusalError("the server is about to end: send the request to another", status=503, code="draining")
+        if not self.model.engine.alive():
+            raise RefusalError("the engine is starting: send the request again", status=503, code="starting")
+
+    @asynccontextmanager
+    async def replying(self, ask: Ask, said: Said) -> AsyncIterator[AsyncIterator[Piece]]:
+        """The pieces of one reply, in a slot of its own. Raises RefusalError, BusyError among them, before any piece."""
+        self.check()
+        prompt = self.model.prompt(ask)
+        sampling = self.model.sampling(ask, prompt)
+        async with self.slots.taken():
+            pieces = self.model.answer(prompt, sampling, said, ask.stop)
+            try:
+                async with asyncio.timeout(self.seconds):
+                    yield pieces
+            except TimeoutError:
+                raise RefusalError(f"no whole reply in {self.seconds:g} s", status=504, code="timeout") from None
+            finally:
+                await pieces.aclose()  # type: ignore[attr-defined]
+
+    async def reply(self, ask: Ask) -> Said:
+        """One whole reply."""
+        said = Said()
+        async with self.replying(ask, said) as pieces:
+            async for _ in pieces:
+                pass
+        return said
+
+    def metrics(self) -> str:
+        """In Prometheus' text format, labelled with what is served."""
+        shown = f'model="{self.facts.model}",version="{self.facts.version}",format="{self.facts.format}"'
+        tally, lines = self.tally, list[str]()
+
+        def tell(name: str, kind: str, help_text: str, rows: list[tuple[str, Any]]) -> None:
+            lines.extend([f"# HELP gemma_ops_{name} {help_text}", f"# TYPE gemma_ops_{name} {kind}"])
+            lines.extend(f"gemma_ops_{name}{suffix} {value}" for suffix, value in rows)
+
+        asked = [
+            (f'{{{shown},protocol="{protocol}",status="{status}"}}', count)
+            for (protocol, status), count in sorted(tally.requests.items())
+        ]
+        tell("requests_total", "counter", "Requests by protocol and status.", asked)
+        kinds = {
+            "prompt": tally.prompt_tokens, "cached": tally.cached_tokens,
+            "reply": tally.reply_tokens, "thought": tally.thought_tokens,
+        }  # fmt: skip
+        tell("tokens_total", "counter", "Tokens.", [(f'{{{shown},kind="{kind}"}}', n) for kind, n in kinds.items()])
+        below, buckets = 0, list[tuple[str, Any]]()
+        for bound, count in zip([*map(str, _BOUNDS), "+Inf"], tally.seconds, strict=True):
+            below += count
+            buckets.append((f'_bucket{{{shown},le="{bound}"}}', below))
+        ends = [(f"_sum{{{shown}}}", round(tally.seconds_sum, 6)), (f"_count{{{shown}}}", below)]
+        tell("request_seconds", "histogram", "Seconds until a whole reply.", [*buckets, *ends])
+        states = {"running": self.slots.running, "waiting": self.slots.waiting}
+        tell("queue", "gauge", "Requests now.", [(f'{{{shown},state="{state}"}}', n) for state, n in states.items()])
+        tell("refused_total", "counter", "Requests that found the queue full.", [(f"{{{shown}}}", self.slots.refused)])
+        tell("up", "gauge", "Whether the engine answers.", [(f"{{{shown}}}", int(self.model.engine.alive()))])
+        return "\n".join(lines) + "\n"

@@ -1,0 +1,142 @@
+"""What is served: a version of the registry, a run's quantized file, or a GGUF file with a folder beside it.
+
+NAME@ALIAS, NAME/VERSION     pulled from MLflow, every byte compared with the manifest
+a run                        its `quantize` step's file, asked as its adapter was trained
+FILE.gguf@FOLDER             the folder holds the tokenizer; nothing is known of a verdict
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gemma_ops import digest
+from gemma_ops.config import MachineConfig, ServeConfig
+from gemma_ops.data.prompting import Prompting, read_prompting
+from gemma_ops.errors import ConfigError, DataError
+from gemma_ops.modeling.source import checkpoint
+
+_FORMATS = ("q8_0", "q4_0", "bf16")
+"""Where no verdict tells them apart: the smallest loss that is worth its bytes first."""
+GGUF_FILE = "model.gguf"
+CANARY_FILE = "canary.json"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Weights with everything that is needed to ask them as they were evaluated."""
+
+    asked: str
+    model: str
+    file: Path
+    tokenizer: Path
+    format: str
+    version: str = ""
+    prompting: Prompting | None = None
+    verdict: dict[str, Any] = field(default_factory=dict)
+    """`verdict.json`, empty where there is none."""
+    canary: Path | None = None
+    """What the evaluation recorded of this model's answers."""
+    sha256: str = ""
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """Sampling settings of `generation_config.json`."""
+        path = self.tokenizer / "generation_config.json"
+        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+
+    def gates(self) -> tuple[str, ...]:
+        """What the verdict's gates said."""
+        return tuple(f"{gate['outcome']}: {gate['words']}" for gate in self.verdict.get("gates") or ())
+
+
+def open_source(asked: str, machine: MachineConfig, settings: ServeConfig) -> Source:
+    """Find what is asked for. Raises ConfigError for a source that is none or lacks the format, and what pulling raises."""
+    from gemma_ops.registry.fetching import is_version
+
+    file, _, folder = asked.partition("@")
+    if file.endswith(".gguf"):
+        return _of_file(Path(file).expanduser(), Path(folder).expanduser() if folder else None, asked)
+    run = Path(machine.runs) / asked
+    if run.is_dir():
+        return _of_run(run, asked, settings)
+    if is_version(asked):
+        return _of_version(asked, machine, settings)
+    raise ConfigError(
+        f"{asked!r} is nothing that can be served: no run in {machine.runs}, no NAME@ALIAS, no NAME/VERSION, no GGUF file",
+        "name a run (gemma-ops show NAME lists what it made), a version (NAME@champion), or FILE.gguf@FOLDER",
+    )
+
+
+def _of_file(file: Path, folder: Path | None, asked: str) -> Source:
+    if not file.is_file():
+        raise ConfigError(f"{file} does not exist", "correct the path")
+    tokenizer = folder or file.parent
+    if not (tokenizer / "tokenizer.json").is_file():
+        raise ConfigError(
+            f"{tokenizer} holds no tokenizer.json", "say where it is: FILE.gguf@FOLDER, the checkpoint's folder"
+        )
+    return Source(
+        asked, file.stem, file, tokenizer, "", prompting=read_prompting(file.parent), sha256=digest.of_file(file)
+    )
+
+
+def _of_run(run: Path, asked: str, settings: ServeConfig) -> Source:
+    verdict = _verdict(run / "evaluate" / "verdict.json")
+    made = [name for name in _FORMATS if (run / "quantize" / name / GGUF_FILE).is_file()]
+    form = choose_format(settings.format, made, verdict, asked)
+    file = run / "quantize" / form / GGUF_FILE
+    home = next((run / step for step in ("merge", "fetch") if (run / step / "artifact.json").is_file()), None)
+    if home is None:
+        raise DataError(f"{run} holds no model", "make the run's first steps: gemma-ops run CONFIG")
+    canary = run / "evaluate" / CANARY_FILE
+    return Source(
+        asked, run.name, file, checkpoint(home), form, prompting=read_prompting(file.parent), verdict=verdict,
+        canary=canary if canary.is_file() else None, sha256=digest.of_file(file),
+    )  # fmt: skip
+
+
+def _of_version(asked: str, machine: MachineConfig, settings: ServeConfig) -> Source:
+    from gemma_ops.registry.fetching import pull_version
+
+    small = pull_version(machine, asked, wanted=lambda name: not name.endswith((".gguf", ".safetensors")))
+    files = small.manifest["subject"]["files"]
+    verdict = _verdict(small.folder / "verdict.json")
+    made = [name for name in _FORMATS if f"quantized/{name}/{GGUF_FILE}" in files]
+    form = choose_format(settings.format, made, verdict, asked)
+    place = f"quantized/{form}/{GGUF_FILE}"
+    whole = pull_version(machine, f"{small.name}/{small.version}", wanted=lambda name: name == place)
+    canary = small.folder / CANARY_FILE
+    return Source(
+        asked, small.name, whole.folder / place, small.folder / "tokenizer", form, small.version,
+        read_prompting(small.folder / "quantized" / form), verdict, canary if CANARY_FILE in files else None,
+        str(files[place]["sha256"]),
+    )  # fmt: skip
+
+
+def choose_format(wanted: str, made: list[str], verdict: dict[str, Any], asked: str) -> str:
+    """The format that is served: the one asked for, else the one whose primary metrics are the highest on average over the
+    verdict's tasks, else the first that was made. Raises ConfigError where it was not made."""
+    if not made:
+        raise ConfigError(
+            f"{asked} has no GGUF file",
+            "quantize it: gemma-ops run CONFIG, with quantize.formats and register.artifacts",
+        )
+    if wanted != "auto":
+        if wanted not in made:
+            raise ConfigError(f"{asked} has no {wanted}", f"serve one of: {', '.join(made)}, with --set serve.format=…")
+        return wanted
+    found: dict[str, list[float]] = {}
+    for result in verdict.get("results") or ():
+        primary = verdict["tasks"][result["task"]]["primary"]
+        value = (result["metrics"].get(primary) or {}).get("value")
+        if result["target"] in made and value is not None:
+            found.setdefault(result["target"], []).append(value)
+    means = {name: sum(values) / len(values) for name, values in found.items()}
+    return max(means, key=lambda name: (means[name], -made.index(name))) if means else made[0]
+
+
+def _verdict(path: Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
