@@ -22,8 +22,8 @@ from gemma_ops.errors import OpsError
 from gemma_ops.serving import gemini_front, openai_front, page
 from gemma_ops.serving.keys import Keys
 from gemma_ops.serving.model import Said
-from gemma_ops.serving.service import Service
-from gemma_ops.serving.slots import BusyError
+from gemma_ops.serving.service import ModelService
+from gemma_ops.serving.slots import QueueFullError
 from gemma_ops.wire import gemini_chat, openai
 from gemma_ops.wire.ask import Ask, RefusalError
 
@@ -34,7 +34,7 @@ _EVENTS = "text/event-stream"
 class Front:
     """The routes of one service. `also` are further names that it answers to, `limit` the most bytes of a request."""
 
-    def __init__(self, service: Service, *, keys: Keys, also: tuple[str, ...], limit: int, log: Log) -> None:
+    def __init__(self, service: ModelService, *, keys: Keys, also: tuple[str, ...], limit: int, log: Log) -> None:
         self.service, self.keys, self.limit, self._log = service, keys, limit, log
         self._names = {service.facts.model, service.facts.source, *also}
 
@@ -166,7 +166,7 @@ class Front:
             self.keys.check(request)
             found = await answer(await self._body(request), number, said)
         except RefusalError as refusal:
-            wait = {"Retry-After": str(refusal.retry_after)} if isinstance(refusal, BusyError) else {}
+            wait = {"Retry-After": str(refusal.retry_after)} if isinstance(refusal, QueueFullError) else {}
             response: Response = JSONResponse(shape(refusal), refusal.status, wait)
         except OpsError as error:
             response = JSONResponse(shape(_failed(error)), 503, {"Retry-After": "1"})

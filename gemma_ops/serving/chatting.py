@@ -12,7 +12,7 @@ from gemma_ops.config import MachineConfig, ServeConfig
 from gemma_ops.errors import DataError
 from gemma_ops.serving.model import Said
 from gemma_ops.serving.server import opened
-from gemma_ops.serving.service import Service
+from gemma_ops.serving.service import ModelService
 from gemma_ops.serving.source import open_source
 from gemma_ops.wire.ask import Ask, RefusalError
 
@@ -52,7 +52,7 @@ def converse(sources: list[str], system: str, machine: MachineConfig, settings: 
     asyncio.run(run())
 
 
-async def _talk(services: list[Service], system: str) -> None:
+async def _talk(services: list[ModelService], system: str) -> None:
     histories: list[list[dict[str, Any]]] = [[] for _ in services]
     while True:
         try:
@@ -74,7 +74,7 @@ async def _talk(services: list[Service], system: str) -> None:
                 await _turn(service, history, system, line, named=len(services) > 1)
 
 
-async def _turn(service: Service, history: list[dict[str, Any]], system: str, line: str, *, named: bool) -> None:
+async def _turn(service: ModelService, history: list[dict[str, Any]], system: str, line: str, *, named: bool) -> None:
     """One question and its answer, streamed; what is refused is told and forgotten."""
     if named:
         print(f"\n{service.facts.source}", flush=True)
@@ -102,8 +102,10 @@ def _turns(system: str, history: list[dict[str, Any]], line: str) -> list[dict[s
 
 
 @asynccontextmanager
-async def _services(sources: list[str], machine: MachineConfig, settings: ServeConfig) -> AsyncIterator[list[Service]]:
-    services: list[Service] = []
+async def _services(
+    sources: list[str], machine: MachineConfig, settings: ServeConfig
+) -> AsyncIterator[list[ModelService]]:
+    services: list[ModelService] = []
     try:
         for name in sources:
             services.append(await opened(open_source(name, machine, settings), machine, settings))  # noqa: PERF401

@@ -13,7 +13,7 @@ from gemma_ops.data.rowerror import RowError
 from gemma_ops.serving.engine import TokenChance
 from gemma_ops.serving.model import Said
 from gemma_ops.serving.reading import Piece
-from gemma_ops.serving.service import Service
+from gemma_ops.serving.service import ModelService
 from gemma_ops.wire import gemini_chat
 from gemma_ops.wire.ask import Ask, RefusalError
 from gemma_ops.wire.gemini import camel
@@ -34,7 +34,7 @@ def read(body: Any, *, stream: bool = False) -> Ask:
     return replace(ask, messages=messages, tools=declared or ())
 
 
-async def whole(service: Service, ask: Ask, request: str) -> tuple[dict[str, Any], Said]:
+async def whole(service: ModelService, ask: Ask, request: str) -> tuple[dict[str, Any], Said]:
     """A response with all its candidates, and what they count together."""
     asks = [replace(ask, seed=None if ask.seed is None else ask.seed + number) for number in range(ask.count)]
     replies = await asyncio.gather(*(service.reply(one) for one in asks))
@@ -47,7 +47,7 @@ async def whole(service: Service, ask: Ask, request: str) -> tuple[dict[str, Any
 
 
 async def events(
-    service: Service, ask: Ask, said: Said, pieces: AsyncIterator[Piece], request: str
+    service: ModelService, ask: Ask, said: Said, pieces: AsyncIterator[Piece], request: str
 ) -> AsyncIterator[dict[str, Any]]:
     """The events of a streamed response; the last says how it ended and what it counts."""
     marks, told = _marks(service, request), 0
@@ -68,14 +68,14 @@ async def events(
     yield {"candidates": [last], "usageMetadata": _usage(said), **marks}
 
 
-def count(service: Service, body: Any) -> dict[str, Any]:
+def count(service: ModelService, body: Any) -> dict[str, Any]:
     """What countTokens says: the tokens of the very prompt that generateContent would ask with."""
     asked = body.get("generateContentRequest", body) if isinstance(body, dict) else body
     tokens = len(service.model.prompt(read(asked)))
     return {"totalTokens": tokens, "promptTokensDetails": [{"modality": "TEXT", "tokenCount": tokens}]}
 
 
-def model(service: Service) -> dict[str, Any]:
+def model(service: ModelService) -> dict[str, Any]:
     """The served model as Gemini lists one."""
     facts, context = service.facts, service.model.engine.context
     return {
@@ -116,7 +116,7 @@ def _usage(said: Said) -> dict[str, Any]:
     return gemini_chat.usage(said.prompt_tokens, said.tokens, said.thought_tokens, said.cached_tokens)
 
 
-def _marks(service: Service, request: str) -> dict[str, Any]:
+def _marks(service: ModelService, request: str) -> dict[str, Any]:
     version = service.facts.version or service.facts.digest[:12]
     return {
         "modelVersion": f"{service.facts.model}/{version}" if version else service.facts.model,

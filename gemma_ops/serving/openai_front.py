@@ -10,14 +10,14 @@ from typing import Any
 from gemma_ops.serving.engine import TokenChance
 from gemma_ops.serving.model import Said
 from gemma_ops.serving.reading import Piece
-from gemma_ops.serving.service import Service
+from gemma_ops.serving.service import ModelService
 from gemma_ops.wire import openai
 from gemma_ops.wire.ask import Ask
 
 _FINISH = {"stop": "stop", "length": "length", "calls": "tool_calls"}
 
 
-async def whole(service: Service, ask: Ask, request: str) -> tuple[dict[str, Any], Said]:
+async def whole(service: ModelService, ask: Ask, request: str) -> tuple[dict[str, Any], Said]:
     """A chat completion with all its choices, and what they count together."""
     replies = await asyncio.gather(*(service.reply(_nth(ask, number)) for number in range(ask.count)))
     choices = [
@@ -35,7 +35,7 @@ async def whole(service: Service, ask: Ask, request: str) -> tuple[dict[str, Any
 
 
 async def chunks(
-    service: Service, ask: Ask, said: Said, pieces: AsyncIterator[Piece], request: str
+    service: ModelService, ask: Ask, said: Said, pieces: AsyncIterator[Piece], request: str
 ) -> AsyncIterator[dict[str, Any]]:
     """The chunks of a streamed completion, its usage last where it was asked for."""
     head = _head(service, request, "chat.completion.chunk")
@@ -63,12 +63,12 @@ async def chunks(
         yield {**head, "choices": [], "usage": _usage(said)}
 
 
-def models(service: Service) -> dict[str, Any]:
+def models(service: ModelService) -> dict[str, Any]:
     """The list of models: the one that is served."""
     return {"object": "list", "data": [model(service)]}
 
 
-def model(service: Service) -> dict[str, Any]:
+def model(service: ModelService) -> dict[str, Any]:
     """The served model as OpenAI lists one."""
     return {"id": service.facts.model, "object": "model", "created": int(service.began), "owned_by": "gemma-ops"}
 
@@ -80,7 +80,7 @@ def _nth(ask: Ask, number: int) -> Ask:
     return Ask(**{**ask.__dict__, "seed": ask.seed + number})
 
 
-def _head(service: Service, request: str, kind: str) -> dict[str, Any]:
+def _head(service: ModelService, request: str, kind: str) -> dict[str, Any]:
     return {
         "id": f"chatcmpl-{request}", "object": kind, "created": int(time.time()), "model": service.facts.model,
         "system_fingerprint": service.facts.digest[:16] or None,

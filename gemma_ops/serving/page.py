@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from html import escape
 
-from gemma_ops.serving.service import Service
+from gemma_ops.serving.service import ModelService
 
 _STYLE = """
 :root{color-scheme:light dark;--ink:#16181d;--soft:#5c6370;--line:#dfe2e8;--card:#fff;--back:#f5f6f8;--good:#1a7f4b;--bad:#b3261e;--blue:#2457c5}
@@ -41,7 +41,7 @@ form.addEventListener('submit',async e=>{e.preventDefault();said.textContent='';
 """.strip()
 
 
-def render(service: Service, *, keys: bool = False) -> str:
+def render(service: ModelService, *, keys: bool = False) -> str:
     """The page as HTML, with nothing from elsewhere."""
     facts, tally = service.facts, service.tally
     rows = [

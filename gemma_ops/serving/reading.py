@@ -37,17 +37,24 @@ class _Words:
         self._tokenizer = tokenizer
         self._stream = DecodeStream(skip_special_tokens=True)
         self._stops, self._skip = tuple(stops), skip
+        self._ids: list[int] = []
+        self._decoded = 0
         self._held = ""
         self._begun = False
         self.stopped = False
 
     def add(self, token: int) -> str:
         """What may be shown now."""
-        self._held += self._stream.step(self._tokenizer, token) or ""
+        self._ids.append(token)
+        new = self._stream.step(self._tokenizer, token) or ""
+        self._decoded += len(new)
+        self._held += new
         return self._release(last=False)
 
     def rest(self) -> str:
-        """What is left when nothing follows."""
+        """What is left when nothing follows: bytes of a character that was never finished among it."""
+        if not self.stopped:
+            self._held += self._tokenizer.decode(self._ids, skip_special_tokens=True)[self._decoded :]
         return self._release(last=True)
 
     def _release(self, *, last: bool) -> str:

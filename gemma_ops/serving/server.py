@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import json
+import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import uvicorn
 
-from gemma_ops.addresses import is_loopback
 from gemma_ops.config import MachineConfig, ServeConfig
 from gemma_ops.errors import ConfigError, MachineError
 from gemma_ops.serving.app import Front
@@ -20,7 +22,7 @@ from gemma_ops.serving.canary import check_canary, read_rows, run_canary
 from gemma_ops.serving.keys import Keys
 from gemma_ops.serving.llamacpp import LlamaCpp
 from gemma_ops.serving.model import ServedModel
-from gemma_ops.serving.service import ServedFacts, Service
+from gemma_ops.serving.service import ModelService, ServedFacts
 from gemma_ops.serving.source import Source, open_source
 
 _DRAIN = 30
@@ -30,7 +32,7 @@ _DRAIN = 30
 def serve(asked: str, machine: MachineConfig, settings: ServeConfig, say: Callable[[str], None]) -> None:
     """Serve until it is interrupted. Raises ConfigError, GateError (the canary failed), MachineError (the port), ModelError."""
     keys = Keys.read(Path(settings.keys).expanduser() if settings.keys else None)
-    if not keys.needed and not is_loopback(settings.host):
+    if not keys.needed and not _is_this_machine(settings.host):
         raise ConfigError(
             f"serve.host {settings.host} is reached by other machines, and serve.keys is not set",
             "set serve.keys to a file of keys, or listen on 127.0.0.1",
@@ -43,7 +45,17 @@ def serve(asked: str, machine: MachineConfig, settings: ServeConfig, say: Callab
         listening.close()
 
 
-async def opened(source: Source, machine: MachineConfig, settings: ServeConfig) -> Service:
+def _is_this_machine(host: str) -> bool:
+    """Whether only this machine reaches what listens there. 0.0.0.0 is every address there is."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+async def opened(source: Source, machine: MachineConfig, settings: ServeConfig) -> ModelService:
     """A service whose engine answers and whose canary sang. The caller stops its engine."""
     engine = LlamaCpp(
         source.file, slots=settings.slots, context=settings.context, threads=machine.workers, defaults=source.defaults
@@ -66,7 +78,7 @@ async def opened(source: Source, machine: MachineConfig, settings: ServeConfig) 
         source.asked, source.model, source.version, source.format, engine.name,
         str(source.verdict.get("verdict") or ""), source.gates(), canary, source.sha256,
     )  # fmt: skip
-    return Service(model, facts, queue=settings.queue, seconds=settings.seconds)
+    return ModelService(model, facts, queue=settings.queue, seconds=settings.seconds)
 
 
 async def _run(
@@ -84,7 +96,7 @@ async def _run(
             front.app(), log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=_DRAIN,
             server_header=False, ws="none",
         )  # fmt: skip
-        server = uvicorn.Server(options)
+        server = _Server(options)
         host, port = listening.getsockname()[:2]
         for line in told(service, f"http://{host}:{port}"):
             say(line)
@@ -96,7 +108,25 @@ async def _run(
         say(f"{sum(tally.requests.values()):,} requests, {tally.reply_tokens + tally.thought_tokens:,} tokens written")
 
 
-def told(service: Service, url: str) -> list[str]:
+class _Server(uvicorn.Server):
+    """Ends on Ctrl-C and on SIGTERM after what is under way, and lets the rest of this process end too: uvicorn would send
+    itself the signal again. Where Ctrl-C is ignored, as under nohup, it stays ignored."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        kept = {
+            number: signal.signal(number, self.handle_exit)
+            for number in (signal.SIGINT, signal.SIGTERM)
+            if signal.getsignal(number) is not signal.SIG_IGN
+        }
+        try:
+            yield
+        finally:
+            for number, handler in kept.items():
+                signal.signal(number, handler)
+
+
+def told(service: ModelService, url: str) -> list[str]:
     """What a person is told when it listens: where, what, why it may, and how to ask."""
     facts = service.facts
     version = f" version {facts.version}" if facts.version else ""

@@ -12,7 +12,7 @@ from typing import Any
 
 from gemma_ops.serving.model import Said, ServedModel
 from gemma_ops.serving.reading import Piece
-from gemma_ops.serving.slots import Slots
+from gemma_ops.serving.slots import RequestSlots
 from gemma_ops.wire.ask import Ask, RefusalError
 
 _BOUNDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -42,7 +42,7 @@ class ServedFacts:
 
 
 @dataclass
-class Tally:
+class TrafficTally:
     """Counts since the start."""
 
     requests: Counter[tuple[str, int]] = field(default_factory=Counter)
@@ -68,14 +68,14 @@ class Tally:
         self.seconds[next((place for place, bound in enumerate(_BOUNDS) if seconds <= bound), len(_BOUNDS))] += 1
 
 
-class Service:
+class ModelService:
     """A served model behind its queue."""
 
     def __init__(self, model: ServedModel, facts: ServedFacts, *, queue: int, seconds: float = 600.0) -> None:
         """`queue`: requests that may wait; `seconds`: the longest that one reply may take."""
         self.model, self.facts, self.seconds = model, facts, seconds
-        self.slots = Slots(model.engine.slots, queue)
-        self.tally = Tally()
+        self.slots = RequestSlots(model.engine.slots, queue)
+        self.tally = TrafficTally()
         self.began = time.time()
         self.draining = False
 
@@ -88,7 +88,7 @@ class Service:
 
     @asynccontextmanager
     async def replying(self, ask: Ask, said: Said) -> AsyncIterator[AsyncIterator[Piece]]:
-        """The pieces of one reply, in a slot of its own. Raises RefusalError, BusyError among them, before any piece."""
+        """The pieces of one reply, in a slot of its own. Raises RefusalError, QueueFullError among them, before any piece."""
         self.check()
         prompt = self.model.prompt(ask)
         sampling = self.model.sampling(ask, prompt)

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from gemma_ops.wire.ask import RefusalError
 
 
-class BusyError(RefusalError):
+class QueueFullError(RefusalError):
     """Everybody waits already. `retry_after` is in seconds."""
 
     def __init__(self, waiting: int, retry_after: int) -> None:
@@ -18,7 +18,7 @@ class BusyError(RefusalError):
         self.retry_after = retry_after
 
 
-class Slots:
+class RequestSlots:
     """`slots` requests at once and `queue` more that wait, first come, first served."""
 
     def __init__(self, slots: int, queue: int) -> None:
@@ -32,10 +32,10 @@ class Slots:
 
     @asynccontextmanager
     async def taken(self) -> AsyncIterator[float]:
-        """A slot, for as long as the block lasts; gives the seconds that it was waited for. Raises BusyError."""
+        """A slot, for as long as the block lasts; gives the seconds that it was waited for. Raises QueueFullError."""
         if self._free.locked() and self.waiting >= self._queue:
             self.refused += 1
-            raise BusyError(self.waiting, max(1, round(self._seconds * (self.waiting + 1) / max(self.running, 1))))
+            raise QueueFullError(self.waiting, max(1, round(self._seconds * (self.waiting + 1) / max(self.running, 1))))
         began = time.monotonic()
         self.waiting += 1
         self._idle.clear()

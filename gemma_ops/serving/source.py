@@ -15,7 +15,7 @@ from typing import Any
 from gemma_ops import digest
 from gemma_ops.config import MachineConfig, ServeConfig
 from gemma_ops.data.prompting import Prompting, read_prompting
-from gemma_ops.errors import ConfigError, DataError
+from gemma_ops.errors import ConfigError, DataError, GateError
 from gemma_ops.modeling.source import checkpoint
 
 _FORMATS = ("q8_0", "q4_0", "bf16")
@@ -91,10 +91,13 @@ def _of_run(run: Path, asked: str, settings: ServeConfig) -> Source:
     home = next((run / step for step in ("merge", "fetch") if (run / step / "artifact.json").is_file()), None)
     if home is None:
         raise DataError(f"{run} holds no model", "make the run's first steps: gemma-ops run CONFIG")
-    canary = run / "evaluate" / CANARY_FILE
+    canary, sha256 = run / "evaluate" / CANARY_FILE, digest.of_file(file)
+    made_as = json.loads((run / "quantize" / "artifact.json").read_text(encoding="utf-8"))["files"]
+    if sha256 != made_as[f"{form}/{GGUF_FILE}"]["sha256"]:
+        raise GateError(f"{file} was changed since it was made", "make it again: gemma-ops run CONFIG --redo quantize")
     return Source(
         asked, run.name, file, checkpoint(home), form, prompting=read_prompting(file.parent), verdict=verdict,
-        canary=canary if canary.is_file() else None, sha256=digest.of_file(file),
+        canary=canary if canary.is_file() else None, sha256=sha256,
     )  # fmt: skip
 
 

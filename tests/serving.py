@@ -1,0 +1,97 @@
+"""A live server for tests: nano's GGUF file behind the real routes, on a free port of this machine, in a thread.
+
+with serving(files / "q8_0" / "model.gguf") as live: …  # live.url, live.service, live.engine
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import threading
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import patience
+import uvicorn
+
+from gemma_ops.config import MachineConfig, ServeConfig
+from gemma_ops.data.prompting import Prompting, write_prompting
+from gemma_ops.export import quantizing
+from gemma_ops.nano import WEIGHTS
+from gemma_ops.serving.app import Front
+from gemma_ops.serving.keys import Keys
+from gemma_ops.serving.server import opened
+from gemma_ops.serving.source import open_source
+
+NAME = "nano"
+
+
+def make_files(folder):
+    """nano as GGUF, in all formats: folder/<format>/model.gguf, with how it was trained beside it."""
+    quantizing._write_all(folder, quantizing.Checkpoint(WEIGHTS), ["bf16", "q8_0", "q4_0"], 1, "any")
+    template = (WEIGHTS / "chat_template.jinja").read_text()
+    for form in ("bf16", "q8_0", "q4_0"):
+        write_prompting(folder / form, Prompting.of("off", template))
+    return folder
+
+
+@dataclass
+class Live:
+    url: str
+    service: Any
+    loop: Any
+    records: list
+
+    @property
+    def engine(self):
+        return self.service.model.engine
+
+
+@contextmanager
+def serving(file, *, keys=None, also=("gemini-3.8-flash",), recorded=None, form="q8_0", **settings):
+    """The server as the verb starts it, without its own process."""
+    given = ServeConfig(**{"port": 0, "slots": 2, "context": 256, "queue": 4} | settings)
+    source = open_source(f"{file}@{WEIGHTS}", MachineConfig(), given)
+    source = replace(source, model=NAME, canary=recorded, format=form)
+    ready, made, failed = threading.Event(), {}, []
+
+    async def run():
+        service = await opened(source, MachineConfig(), given)
+        records = []
+        front = Front(service, keys=keys or Keys(), also=also, limit=1_000_000, log=records.append)
+        options = uvicorn.Config(front.app(), log_config=None, lifespan="off", timeout_graceful_shutdown=5, ws="none")
+        server = uvicorn.Server(options)
+        listening = socket.create_server(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        made.update(server=server, live=Live(url, service, asyncio.get_running_loop(), records))
+        ready.set()
+        try:
+            await server.serve(sockets=[listening])
+        finally:
+            await service.model.engine.stop()
+
+    def work():
+        try:
+            asyncio.run(run())
+        except BaseException as error:
+            failed.append(error)
+            ready.set()
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    patience.until(ready.is_set, 60)
+    if failed:
+        raise failed[0]
+    try:
+        yield made["live"]
+    finally:
+        made["server"].should_exit = True
+        assert patience.joined(thread, 30)
+
+
+def record(path, rows):
+    """A canary's file."""
+    path.write_text(json.dumps({"schema": "gemma-ops/canary@1", "rows": rows}))
+    return path
