@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from gemma_ops.config.section import Section
+from gemma_ops.family.formats import GgufName
 
 
 class ServeConfig(Section):
@@ -16,7 +17,7 @@ class ServeConfig(Section):
     """Address to listen on; one that other machines reach needs `serve.keys`."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8080
     """0 takes a free one."""
-    format: Literal["auto", "bf16", "q8_0", "q4_0"] = "auto"
+    format: Literal["auto"] | GgufName = "auto"
     """The quantized file that is served; `auto` takes the best by its verdict."""
     slots: Annotated[int, Field(ge=1)] = 4
     """Requests that are answered at once."""

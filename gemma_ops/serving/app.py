@@ -22,6 +22,7 @@ from gemma_ops.errors import OpsError
 from gemma_ops.serving import gemini_front, openai_front, page
 from gemma_ops.serving.keys import Keys
 from gemma_ops.serving.model import Said
+from gemma_ops.serving.sending import after, event_line, failed, then, unless_gone
 from gemma_ops.serving.service import ModelService
 from gemma_ops.serving.slots import QueueFullError
 from gemma_ops.wire import gemini_chat, openai
@@ -169,10 +170,10 @@ class Front:
             wait = {"Retry-After": str(refusal.retry_after)} if isinstance(refusal, QueueFullError) else {}
             response: Response = JSONResponse(shape(refusal), refusal.status, wait)
         except OpsError as error:
-            response = JSONResponse(shape(_failed(error)), 503, {"Retry-After": "1"})
+            response = JSONResponse(shape(failed(error)), 503, {"Retry-After": "1"})
         else:
             if isinstance(found, StreamingResponse):
-                found.body_iterator = _then(found.body_iterator, lambda: ended(200))
+                found.body_iterator = then(found.body_iterator, lambda: ended(200))
                 found.headers["x-request-id"] = number
                 return found
             response = found if isinstance(found, Response) else JSONResponse(found)
@@ -194,7 +195,7 @@ class Front:
 
     async def _whole(self, request: Request, reply: Any, said: Said) -> Response | dict[str, Any]:
         """The reply, or nothing when the client has gone: then the work ends too."""
-        found = await _unless_gone(request, reply)
+        found = await unless_gone(request, reply)
         if found is None:
             return Response(status_code=499)
         body, total = found
@@ -236,7 +237,7 @@ class Front:
             finally:
                 working.cancel()
 
-        first = await _unless_gone(request, lines.get())
+        first = await unless_gone(request, lines.get())
         if first is None:
             working.cancel()
             return Response(status_code=499)
@@ -251,59 +252,19 @@ class Front:
         try:
             async with self.service.replying(ask, said) as pieces:
                 first = await anext(pieces, None)
-                async for event in pieces_to(self.service, ask, said, _after(first, pieces), number):
+                async for event in pieces_to(self.service, ask, said, after(first, pieces), number):
                     begun = True
-                    yield _event(event)
+                    yield event_line(event)
             if done:
                 yield b"data: [DONE]\n\n"
         except RefusalError as refusal:
             if not begun:
                 raise
-            yield _event(shape(refusal))
+            yield event_line(shape(refusal))
         except OpsError as error:
             if not begun:
                 raise
-            yield _event(shape(_failed(error)))
-
-
-def _failed(error: OpsError) -> RefusalError:
-    return RefusalError(f"{error.what}; {error.fix}", status=503, code="engine")
-
-
-def _event(body: Any) -> bytes:
-    return b"data: " + json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
-
-
-async def _after(first: Any, rest: AsyncIterator[Any]) -> AsyncIterator[Any]:
-    if first is not None:
-        yield first
-    async for one in rest:
-        yield one
-
-
-async def _then(parts: Any, end: Callable[[], None]) -> AsyncIterator[Any]:
-    try:
-        async for part in parts:
-            yield part
-    finally:
-        end()
-
-
-async def _unless_gone(request: Request, work: Any) -> Any:
-    """What the work gives; None when the client goes before, and then the work is ended."""
-    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_gone(request))
-    try:
-        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        return working.result() if working.done() else None
-    finally:
-        for task in (working, leaving):
-            task.cancel()
-        await asyncio.gather(working, leaving, return_exceptions=True)
-
-
-async def _gone(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+            yield event_line(shape(failed(error)))
 
 
 def _is_gemini(request: Request) -> bool:

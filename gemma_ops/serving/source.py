@@ -8,19 +8,20 @@ FILE.gguf@FOLDER             the folder holds the tokenizer; nothing is known of
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from gemma_ops import digest
 from gemma_ops.config import MachineConfig, ServeConfig
 from gemma_ops.data.prompting import Prompting, read_prompting
 from gemma_ops.errors import ConfigError, DataError, GateError
+from gemma_ops.family.formats import DEFAULT_FORMATS, GGUF, REFERENCE, GgufName
 from gemma_ops.modeling.source import checkpoint
 
-_FORMATS = ("q8_0", "q4_0", "bf16")
-"""Where no verdict tells them apart: the smallest loss that is worth its bytes first."""
-GGUF_FILE = "model.gguf"
+_FORMATS = (*DEFAULT_FORMATS, REFERENCE)
+"""Where no verdict tells them apart: those that are made where nothing is said, before the one they are compared with."""
 CANARY_FILE = "canary.json"
 
 
@@ -85,15 +86,15 @@ def _of_file(file: Path, folder: Path | None, asked: str) -> Source:
 
 def _of_run(run: Path, asked: str, settings: ServeConfig) -> Source:
     verdict = _verdict(run / "evaluate" / "verdict.json")
-    made = [name for name in _FORMATS if (run / "quantize" / name / GGUF_FILE).is_file()]
+    made = [name for name in _FORMATS if (run / "quantize" / GGUF[name].path).is_file()]
     form = choose_format(settings.format, made, verdict, asked)
-    file = run / "quantize" / form / GGUF_FILE
+    file = run / "quantize" / GGUF[form].path
     home = next((run / step for step in ("merge", "fetch") if (run / step / "artifact.json").is_file()), None)
     if home is None:
         raise DataError(f"{run} holds no model", "make the run's first steps: gemma-ops run CONFIG")
     canary, sha256 = run / "evaluate" / CANARY_FILE, digest.of_file(file)
     made_as = json.loads((run / "quantize" / "artifact.json").read_text(encoding="utf-8"))["files"]
-    if sha256 != made_as[f"{form}/{GGUF_FILE}"]["sha256"]:
+    if sha256 != made_as[GGUF[form].path]["sha256"]:
         raise GateError(f"{file} was changed since it was made", "make it again: gemma-ops run CONFIG --redo quantize")
     return Source(
         asked, run.name, file, checkpoint(home), form, prompting=read_prompting(file.parent), verdict=verdict,
@@ -107,19 +108,21 @@ def _of_version(asked: str, machine: MachineConfig, settings: ServeConfig) -> So
     small = pull_version(machine, asked, wanted=lambda name: not name.endswith((".gguf", ".safetensors")))
     files = small.manifest["subject"]["files"]
     verdict = _verdict(small.folder / "verdict.json")
-    made = [name for name in _FORMATS if f"quantized/{name}/{GGUF_FILE}" in files]
+    made = [name for name in _FORMATS if GGUF[name].place in files]
     form = choose_format(settings.format, made, verdict, asked)
-    place = f"quantized/{form}/{GGUF_FILE}"
+    place = GGUF[form].place
     whole = pull_version(machine, f"{small.name}/{small.version}", wanted=lambda name: name == place)
     canary = small.folder / CANARY_FILE
     return Source(
         asked, small.name, whole.folder / place, small.folder / "tokenizer", form, small.version,
-        read_prompting(small.folder / "quantized" / form), verdict, canary if CANARY_FILE in files else None,
+        read_prompting(small.folder / GGUF[form].shelf), verdict, canary if CANARY_FILE in files else None,
         str(files[place]["sha256"]),
     )  # fmt: skip
 
 
-def choose_format(wanted: str, made: list[str], verdict: dict[str, Any], asked: str) -> str:
+def choose_format(
+    wanted: Literal["auto"] | GgufName, made: Sequence[GgufName], verdict: dict[str, Any], asked: str
+) -> GgufName:
     """The format that is served: the one asked for, else the one whose primary metrics are the highest on average over the
     verdict's tasks, else the first that was made. Raises ConfigError where it was not made."""
     if not made:
@@ -130,8 +133,8 @@ def choose_format(wanted: str, made: list[str], verdict: dict[str, Any], asked: 
     if wanted != "auto":
         if wanted not in made:
             raise ConfigError(f"{asked} has no {wanted}", f"serve one of: {', '.join(made)}, with --set serve.format=…")
-        return wanted
-    found: dict[str, list[float]] = {}
+        return made[made.index(wanted)]
+    found: dict[GgufName, list[float]] = {}
     for result in verdict.get("results") or ():
         primary = verdict["tasks"][result["task"]]["primary"]
         value = (result["metrics"].get(primary) or {}).get("value")

@@ -1,0 +1,57 @@
+"""Sending what comes bit by bit, and noticing that nobody is there to take it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from starlette.requests import Request
+
+from gemma_ops.errors import OpsError
+from gemma_ops.wire.ask import RefusalError
+
+
+def failed(error: OpsError) -> RefusalError:
+    """What a client is told of an engine that failed: come back."""
+    return RefusalError(f"{error.what}; {error.fix}", status=503, code="engine")
+
+
+def event_line(body: Any) -> bytes:
+    """A server-sent event."""
+    return b"data: " + json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+
+
+async def after(first: Any, rest: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    """The first, which was taken already, unless it is None, and the rest."""
+    if first is not None:
+        yield first
+    async for one in rest:
+        yield one
+
+
+async def then(parts: Any, end: Callable[[], None]) -> AsyncIterator[Any]:
+    """The parts, and `end()` when they end, whoever ends them."""
+    try:
+        async for part in parts:
+            yield part
+    finally:
+        end()
+
+
+async def unless_gone(request: Request, work: Any) -> Any:
+    """What the work gives; None when the client goes before, and then the work is ended."""
+    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        return working.result() if working.done() else None
+    finally:
+        for task in (working, leaving):
+            task.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
