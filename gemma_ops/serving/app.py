@@ -103,7 +103,7 @@ class Front:
         return self._named(request, gemini_chat.refusal_body, gemini_front.model(self.service))
 
     async def home(self, request: Request) -> Response:
-        return HTMLResponse(page.render(self.service))
+        return HTMLResponse(page.render(self.service, str(request.base_url).rstrip("/"), keys=self.keys.needed))
 
     async def health(self, request: Request) -> Response:
         return JSONResponse({"status": "ok"})

@@ -11,17 +11,17 @@ _STYLE = """
 :root{color-scheme:light dark;--ink:#16181d;--soft:#5c6370;--line:#dfe2e8;--card:#fff;--back:#f5f6f8;--good:#1a7f4b;--bad:#b3261e;--blue:#2457c5}
 @media(prefers-color-scheme:dark){:root{--ink:#e8eaee;--soft:#9aa1ad;--line:#2c313a;--card:#1a1d23;--back:#111317;--good:#5cc98d;--bad:#ff8a80;--blue:#8ab0ff}}
 *{box-sizing:border-box}body{margin:0;background:var(--back);color:var(--ink);font:15px/1.5 system-ui,sans-serif}
-main{max-width:60rem;margin:0 auto;padding:2rem 1rem;display:grid;gap:1rem}
+main{max-width:60rem;margin:0 auto;padding:2rem 1rem;display:grid;grid-template-columns:minmax(0,1fr);gap:1rem}
 h1{font-size:1.5rem;margin:0}h2{font-size:1rem;margin:0 0 .6rem}
 .card{background:var(--card);border:1px solid var(--line);border-radius:.6rem;padding:1rem 1.2rem}
 .soft{color:var(--soft)}dl{display:grid;grid-template-columns:max-content 1fr;gap:.3rem 1rem;margin:0}
 dt{color:var(--soft)}dd{margin:0;overflow-wrap:anywhere}
 .pill{display:inline-block;border-radius:1rem;padding:.05rem .7rem;font-size:.85rem;border:1px solid currentColor}
-.pass{color:var(--good)}.fail,.inconclusive,.ungated{color:var(--bad)}
+ul{margin:0;padding-left:1.2rem}.pass{color:var(--good)}.fail,.inconclusive,.ungated{color:var(--bad)}
 pre{overflow-x:auto;background:var(--back);padding:.7rem;border-radius:.4rem;margin:.4rem 0 0;font-size:.85rem}
 textarea{width:100%;min-height:4.5rem;font:inherit;color:inherit;background:var(--back);border:1px solid var(--line);border-radius:.4rem;padding:.6rem}
 button{font:inherit;background:var(--blue);color:var(--card);border:0;border-radius:.4rem;padding:.45rem 1.2rem;margin-top:.5rem;cursor:pointer}
-#said{white-space:pre-wrap;margin-top:.7rem;min-height:1.5rem}#thought{white-space:pre-wrap;color:var(--soft);font-style:italic}
+#said,#thought{overflow-wrap:anywhere}#said{white-space:pre-wrap;margin-top:.7rem;min-height:1.5rem}#thought{white-space:pre-wrap;color:var(--soft);font-style:italic}
 .numbers{display:grid;grid-template-columns:repeat(auto-fit,minmax(8rem,1fr));gap:1rem}.numbers b{display:block;font-size:1.4rem}
 """.strip()
 _SCRIPT = """
@@ -41,8 +41,8 @@ form.addEventListener('submit',async e=>{e.preventDefault();said.textContent='';
 """.strip()
 
 
-def render(service: ModelService, *, keys: bool = False) -> str:
-    """The page as HTML, with nothing from elsewhere."""
+def render(service: ModelService, url: str, *, keys: bool = False) -> str:
+    """The page as HTML, with nothing from elsewhere; `url` is where it is served, `keys` whether a key is needed."""
     facts, tally = service.facts, service.tally
     rows = [
         ("Source", facts.source), ("Version", facts.version or "no registered version"), ("Format", facts.format),
@@ -67,7 +67,7 @@ def render(service: ModelService, *, keys: bool = False) -> str:
     key = '<input name="key" type="password" placeholder="key">' if keys else ""
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1"><link rel="icon" href="data:,">'
         f"<title>{escape(facts.model)}</title><style>{_STYLE}</style></head><body><main>"
         f"<header><h1>{escape(facts.model)}</h1><div class=soft>served by gemma-ops</div></header>"
         f"<section class=card><h2>What runs</h2><dl>{listed}</dl></section>"
@@ -78,15 +78,15 @@ def render(service: ModelService, *, keys: bool = False) -> str:
         "<section class=card><h2>So far</h2><div class=numbers>"
         + "".join(f"<div><b>{escape(value)}</b><span class=soft>{name}</span></div>" for name, value in numbers)
         + "</div></section>"
-        f"<section class=card><h2>From elsewhere</h2>{_curl(facts.model)}</section>"
+        f"<section class=card><h2>From elsewhere</h2>{_curl(facts.model, url)}</section>"
         f"</main><script>{_SCRIPT}</script></body></html>"
     )
 
 
-def _curl(model: str) -> str:
+def _curl(model: str, url: str) -> str:
     chat = f'{{"model": "{model}", "messages": [{{"role": "user", "content": "…"}}]}}'
     body = '{"contents": [{"parts": [{"text": "…"}]}]}'
     return (
-        f"<pre>curl $URL/v1/chat/completions -H 'Content-Type: application/json' -d '{escape(chat)}'</pre>"
-        f"<pre>curl $URL/v1beta/models/{escape(model)}:generateContent -H 'Content-Type: application/json' -d '{escape(body)}'</pre>"
+        f"<pre>curl {escape(url)}/v1/chat/completions -H 'Content-Type: application/json' -d '{escape(chat)}'</pre>"
+        f"<pre>curl {escape(url)}/v1beta/models/{escape(model)}:generateContent -H 'Content-Type: application/json' -d '{escape(body)}'</pre>"
     )
