@@ -16,7 +16,7 @@ from gemma_ops import __version__
 from gemma_ops.answer import Prompt
 from gemma_ops.config import EvaluateConfig, MachineConfig
 from gemma_ops.config.policy import CHAMPION
-from gemma_ops.durable import write_text
+from gemma_ops.durable import write_json, write_text
 from gemma_ops.errors import ConfigError, DataError
 from gemma_ops.evaluation import (
     answers,
@@ -167,7 +167,7 @@ def run(
     graded.sort(key=lambda item: [task.name for task in tasks].index(item.task.name))
     write_text(out / scoring.FILE, "".join(scoring.lines(graded)))
     if kept := canary_rows.canary_record(found):
-        write_text(out / canary_rows.FILE, _json(kept))
+        write_json(out / canary_rows.FILE, kept, indent=1)
     judged = judging(graded) if judging else []
     record = looks.place(out)
     standing = looks.take_look(graded, settings, facts, looks.known_looks(out, known)) if settings.gates else None

@@ -76,7 +76,7 @@ async def opened(source: Source, machine: MachineConfig, settings: ServeConfig) 
         raise
     facts = ServedFacts(
         source.asked, source.model, source.version, source.format, engine.name,
-        str(source.verdict.get("verdict") or ""), source.gates(), canary, source.sha256,
+        source.verdict.verdict if source.verdict else "", source.gates(), canary, source.sha256,
     )  # fmt: skip
     return ModelService(model, facts, queue=settings.queue, seconds=settings.seconds)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from gemma_ops.data.prompting import Prompting, read_prompting
 from gemma_ops.errors import ConfigError, DataError, GateError
 from gemma_ops.family.formats import DEFAULT_FORMATS, GGUF, REFERENCE, GgufName
 from gemma_ops.modeling.source import checkpoint
+from gemma_ops.verdicts import Verdict
 
 _FORMATS = (*DEFAULT_FORMATS, REFERENCE)
 """Where no verdict tells them apart: those that are made where nothing is said, before the one they are compared with."""
@@ -36,8 +37,7 @@ class Source:
     format: str
     version: str = ""
     prompting: Prompting | None = None
-    verdict: dict[str, Any] = field(default_factory=dict)
-    """`verdict.json`, empty where there is none."""
+    verdict: Verdict | None = None
     canary: Path | None = None
     """What the evaluation recorded of this model's answers."""
     sha256: str = ""
@@ -50,7 +50,7 @@ class Source:
 
     def gates(self) -> tuple[str, ...]:
         """What the verdict's gates said."""
-        return tuple(f"{gate['outcome']}: {gate['words']}" for gate in self.verdict.get("gates") or ())
+        return tuple(f"{gate.outcome}: {gate.words}" for gate in self.verdict.gates) if self.verdict else ()
 
 
 def open_source(asked: str, machine: MachineConfig, settings: ServeConfig) -> Source:
@@ -121,7 +121,7 @@ def _of_version(asked: str, machine: MachineConfig, settings: ServeConfig) -> So
 
 
 def choose_format(
-    wanted: Literal["auto"] | GgufName, made: Sequence[GgufName], verdict: dict[str, Any], asked: str
+    wanted: Literal["auto"] | GgufName, made: Sequence[GgufName], verdict: Verdict | None, asked: str
 ) -> GgufName:
     """The format that is served: the one asked for, else the one whose primary metrics are the highest on average over the
     verdict's tasks, else the first that was made. Raises ConfigError where it was not made."""
@@ -135,14 +135,14 @@ def choose_format(
             raise ConfigError(f"{asked} has no {wanted}", f"serve one of: {', '.join(made)}, with --set serve.format=…")
         return made[made.index(wanted)]
     found: dict[GgufName, list[float]] = {}
-    for result in verdict.get("results") or ():
-        primary = verdict["tasks"][result["task"]]["primary"]
-        value = (result["metrics"].get(primary) or {}).get("value")
-        if result["target"] in made and value is not None:
-            found.setdefault(result["target"], []).append(value)
+    for result in verdict.results if verdict else ():
+        figure = result.metrics.get(verdict.tasks[result.task].primary) if verdict else None
+        form = next((name for name in made if name == result.target), None)
+        if form and figure and figure.value is not None:
+            found.setdefault(form, []).append(float(figure.value))
     means = {name: sum(values) / len(values) for name, values in found.items()}
     return max(means, key=lambda name: (means[name], -made.index(name))) if means else made[0]
 
 
-def _verdict(path: Path) -> dict[str, Any]:
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+def _verdict(path: Path) -> Verdict | None:
+    return Verdict.read(path) if path.is_file() else None
