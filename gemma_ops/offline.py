@@ -78,16 +78,18 @@ def enforce() -> None:
             setattr(socket.socket, name, _before_lookup(getattr(socket.socket, name)))
 
 
-def confine(config: RunConfig, targets: Sequence[str] = ()) -> None:
+def confine(config: RunConfig, targets: Sequence[str] = (), *, listens: bool = False) -> None:
     """Move this command, which is offline, into a network with only loopback, where that can be done; `held_by` tells.
 
-    `targets` are named beside the configuration. Only for a process that is ours alone: whoever imports the package keeps
+    `targets` are named beside the configuration; a command that `listens` stays where it can be reached. Only for a process that is ours alone: whoever imports the package keeps
     the network that it has.
     """
     global _why  # noqa: PLW0603
     asked = [target for target in targets if _SPEC.fullmatch(target)]
     if served := next(iter((*_served_here(config), *asked)), ""):
         _why = f"{served} is a server on this machine, which could not be reached from there"
+    elif listens:
+        _why = "this command is itself a server, which could not be reached in there"
     else:
         _why = namespace.refused() or namespace.enter()
 

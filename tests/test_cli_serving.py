@@ -97,3 +97,27 @@ def test_what_can_not_be_served_is_told(file, cli, tmp_path, source, sets, code,
     assert "Traceback" not in done.stderr
     assert "try: " in done.stderr
     assert done.returncode == code
+
+
+def test_a_server_stays_where_it_can_be_reached(file, tmp_path):
+    """Offline, other commands move into a network of their own; a server in there would answer nobody."""
+    command = [
+        sys.executable,
+        "-m",
+        "gemma_ops",
+        "serve",
+        f"{file}@{WEIGHTS}",
+        "--set",
+        "serve.port=0",
+        "--set",
+        "offline=true",
+    ]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"}
+    )
+    assert "a guard in Python" in process.stdout.readline()
+    url = re.search(r"at (http://127\.0\.0\.1:\d+) on", process.stdout.readline())[1]
+    assert httpx2.get(f"{url}/ready", timeout=30).json()["status"] == "ready"
+    process.terminate()
+    patience.finish(process, 30)
+    assert process.returncode == 0

@@ -59,12 +59,17 @@ def own_process() -> None:
 
 
 def load_config(
-    configs: list[str], sets: list[str] | None, *, fetches: bool = True, targets: Sequence[str] = ()
+    configs: list[str],
+    sets: list[str] | None,
+    *,
+    fetches: bool = True,
+    targets: Sequence[str] = (),
+    listens: bool = False,
 ) -> RunConfig:
     """The configuration, with offline mode in force if it or the environment asks for it.
 
     `fetches` is off for verbs that only compute from what is here: they may look at a configuration that could not run.
-    `targets` are those that the command line names.
+    `targets` are those that the command line names; `listens`: the command is a server.
     """
     from gemma_ops import offline
     from gemma_ops.config.gemini import lay_over
@@ -77,5 +82,5 @@ def load_config(
         if fetches:
             offline.check(config)
         if _alone:
-            offline.confine(config, targets)
+            offline.confine(config, targets, listens=listens)
     return config

@@ -23,10 +23,12 @@ Source = Annotated[
 @app.command()
 def serve(source: Source, configs: ConfigOption = None, sets: Sets = None) -> None:
     """Serve a version to OpenAI's and Gemini's clients, once it answers as it was evaluated."""
-    from gemma_ops import console
+    from gemma_ops import console, offline
     from gemma_ops.serving.server import serve as run
 
-    config = load_config(configs or [], sets)
+    config = load_config(configs or [], sets, listens=True)
+    if offline.active():
+        print(f"offline is held by {offline.held_by()}")
     run(source, config.machine, config.serve, lambda line: console.out().print(line, markup=False, soft_wrap=True))
 
 

@@ -7,7 +7,7 @@ Nothing here imports MLflow: the functions hand over when they are called, so a 
     registration.py  the step `register`                                          staging.py, manifest.py, card.py, evidence.py  what goes in
     deletion.py  whether a version is still there
     contents.py, lineage.py  whether files are what they are called, and what their steps left
-    pulling.py  the step `champion`                               policies.py, objections.py  what is asked of a version
+    pulling.py  the step `champion`; fetching.py  verified copies  policies.py, objections.py  what is asked of a version
     promotion.py, moving.py, verification.py  promote, rollback   ledger.py, shelves.py, records.py, lock.py, stored.py, overview.py
 """
 
