@@ -254,6 +254,22 @@ def test_models_are_listed_and_other_names_are_not_answered(client, google):
     )  # `serve.also_called`
 
 
+@pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example"])
+def test_a_page_elsewhere_can_not_ask_by_a_name_of_its_own(live, host):
+    for path, body in (
+        ("/v1/chat/completions", {"model": NAME, "messages": user("a")}),
+        ("/v1beta/models", None),
+        ("/", None),
+    ):
+        ask = (
+            httpx2.post(f"{live.url}{path}", json=body, headers={"Host": host})
+            if body
+            else httpx2.get(f"{live.url}{path}", headers={"Host": host})
+        )
+        assert ask.status_code == 403
+    assert httpx2.get(f"{live.url}/v1/models", headers={"Host": "localhost:8080"}).status_code == 200
+
+
 def test_logs_and_metrics_count_and_hold_no_content(live, client):
     secret = "zebra-crossing"
     client.chat.completions.create(model=NAME, messages=user(secret), max_tokens=3)

@@ -20,7 +20,7 @@ from starlette.routing import Route
 
 from gemma_ops.errors import OpsError
 from gemma_ops.serving import gemini_front, openai_front, page
-from gemma_ops.serving.keys import Keys
+from gemma_ops.serving.keys import Keys, is_this_machine
 from gemma_ops.serving.model import Said
 from gemma_ops.serving.sending import after, event_line, failed, then, unless_gone
 from gemma_ops.serving.service import ModelService
@@ -103,6 +103,8 @@ class Front:
         return self._named(request, gemini_chat.refusal_body, gemini_front.model(self.service))
 
     async def home(self, request: Request) -> Response:
+        if not self.keys.needed and not is_this_machine(request.url.hostname or ""):
+            return PlainTextResponse("ask by a name of this machine", 403)
         return HTMLResponse(page.render(self.service, str(request.base_url).rstrip("/"), keys=self.keys.needed))
 
     async def health(self, request: Request) -> Response:
@@ -127,7 +129,7 @@ class Front:
 
     def _listed(self, request: Request, shape: Callable[[RefusalError], Any], body: Any) -> Response:
         try:
-            self.keys.check(request)
+            self._admit(request)
         except RefusalError as refusal:
             return JSONResponse(shape(refusal), refusal.status)
         return JSONResponse(body)
@@ -138,6 +140,14 @@ class Front:
         except RefusalError as refusal:
             return JSONResponse(shape(refusal), refusal.status)
         return self._listed(request, shape, body)
+
+    def _admit(self, request: Request) -> None:
+        """Refuse a request without a known key, or, where none is needed, one that a page elsewhere sent here by a name of
+        its own (DNS rebinding): whoever asks this machine says so."""
+        self.keys.check(request)
+        name = request.url.hostname or ""
+        if not self.keys.needed and not is_this_machine(name):
+            raise RefusalError(f"{name} is no name of this machine", status=403, code="host")
 
     def _check_name(self, name: str) -> None:
         if name.removeprefix("models/") not in self._names:
@@ -164,7 +174,7 @@ class Front:
             self._log(facts | {"status": status, "seconds": round(seconds, 4), **counts})
 
         try:
-            self.keys.check(request)
+            self._admit(request)
             found = await answer(await self._body(request), number, said)
         except RefusalError as refusal:
             wait = {"Retry-After": str(refusal.retry_after)} if isinstance(refusal, QueueFullError) else {}
@@ -228,10 +238,18 @@ class Front:
         working = asyncio.create_task(work())
 
         async def sent(line: bytes | Exception | None) -> AsyncIterator[bytes]:
+            """What is there goes out at once: under load several tokens share the cost of sending one."""
             try:
                 while isinstance(line, bytes):
-                    yield line
-                    line = await lines.get()
+                    ready, ended = [line], False
+                    while not (ended or lines.empty()):
+                        line = lines.get_nowait()
+                        if isinstance(line, bytes):
+                            ready.append(line)
+                        else:
+                            ended = True
+                    yield b"".join(ready)
+                    line = line if ended else await lines.get()
                 if line is not None:
                     raise line
             finally:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import ipaddress
 import re
 from pathlib import Path
 
@@ -65,3 +66,13 @@ class Keys:
             if hmac.compare_digest(known, digest):
                 return name
         raise RefusalError("a key that this server knows is needed", status=401, code="invalid_api_key")
+
+
+def is_this_machine(host: str) -> bool:
+    """Whether only this machine is meant by, or reached at, a host. 0.0.0.0 is every address there is."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -125,7 +125,7 @@ class LlamaCpp:
             self.restarts += 1
             try:
                 await self._spawn()
-            except ModelError:
+            except (ModelError, OSError):
                 continue
 
     async def complete(self, prompt: list[int], sampling: Sampling) -> AsyncIterator[Tokens]:

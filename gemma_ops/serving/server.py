@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import json
 import signal
 import socket
@@ -19,7 +18,7 @@ from gemma_ops.config import MachineConfig, ServeConfig
 from gemma_ops.errors import ConfigError, MachineError
 from gemma_ops.serving.app import Front
 from gemma_ops.serving.canary import check_canary, read_rows, run_canary
-from gemma_ops.serving.keys import Keys
+from gemma_ops.serving.keys import Keys, is_this_machine
 from gemma_ops.serving.llamacpp import LlamaCpp
 from gemma_ops.serving.model import ServedModel
 from gemma_ops.serving.service import ModelService, ServedFacts
@@ -32,7 +31,7 @@ _DRAIN = 30
 def serve(asked: str, machine: MachineConfig, settings: ServeConfig, say: Callable[[str], None]) -> None:
     """Serve until it is interrupted. Raises ConfigError, GateError (the canary failed), MachineError (the port), ModelError."""
     keys = Keys.read(Path(settings.keys).expanduser() if settings.keys else None)
-    if not keys.needed and not _is_this_machine(settings.host):
+    if not keys.needed and not is_this_machine(settings.host):
         raise ConfigError(
             f"serve.host {settings.host} is reached by other machines, and serve.keys is not set",
             "set serve.keys to a file of keys, or listen on 127.0.0.1",
@@ -43,16 +42,6 @@ def serve(asked: str, machine: MachineConfig, settings: ServeConfig, say: Callab
         asyncio.run(_run(source, machine, settings, keys, listening, say))
     finally:
         listening.close()
-
-
-def _is_this_machine(host: str) -> bool:
-    """Whether only this machine reaches what listens there. 0.0.0.0 is every address there is."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 async def opened(source: Source, machine: MachineConfig, settings: ServeConfig) -> ModelService:
