@@ -14,8 +14,8 @@ quickstart: setup
 	$(BIN)/gemma-ops run quickstart
 	$(BIN)/gemma-ops promote support-nano --to champion --reason "first version that passed the quickstart's gates"
 	$(BIN)/gemma-ops show quickstart
-	@echo; echo "the champion, served and asked: Route this ticket as JSON: the travel adapter crashes every morning. Thank you, Sam Storsorberg"
-	@$(BIN)/gemma-ops chat support-nano@champion --prompt "Route this ticket as JSON: the travel adapter crashes every morning. Thank you, Sam Storsorberg"
+	@echo; $(BIN)/gemma-ops serve support-nano@champion --set serve.port=0 \
+	  --ask "Route this ticket as JSON: the travel adapter crashes every morning. Thank you, Sam Storsorberg"
 
 # One process a core: the matrices of the tests are too small to share among threads.
 test: setup

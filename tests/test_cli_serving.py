@@ -43,8 +43,18 @@ def test_a_file_is_served_until_it_is_told_to_end(file, tmp_path, how):
     process.send_signal(how)
     told, log = patience.finish(process, 30)
     assert process.returncode == 0, log
-    assert "1 requests, " in told
+    assert "1 request, " in told
     assert json.loads(log.splitlines()[-1])["status"] == 200
+
+
+def test_one_question_over_http_and_the_end(file, cli):
+    done = cli("serve", f"{file}@{WEIGHTS}", "--set", "serve.port=0", "--ask", "hello", "--set", "serve.max_tokens=8")
+    assert done.returncode == 0, done.stderr
+    alone = cli("chat", f"{file}@{WEIGHTS}", "--prompt", "hello", "--set", "serve.max_tokens=8")
+    assert done.stdout.splitlines()[4] == alone.stdout.strip()
+    assert "1 request, " in done.stdout
+    refused = cli("serve", f"{file}@{WEIGHTS}", "--set", "serve.port=0", "--ask", "say <|turn>")
+    assert (refused.returncode, "control token" in refused.stderr) == (3, True)
 
 
 def test_one_question_prints_the_answer_alone(file, cli):

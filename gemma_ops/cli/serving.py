@@ -21,7 +21,17 @@ Source = Annotated[
 
 
 @app.command()
-def serve(source: Source, configs: ConfigOption = None, sets: Sets = None) -> None:
+def serve(
+    source: Source,
+    ask: Annotated[
+        str | None,
+        typer.Option(
+            "--ask", metavar="TEXT", help="Ask this over HTTP, print the answer, and end.", show_default=False
+        ),
+    ] = None,
+    configs: ConfigOption = None,
+    sets: Sets = None,
+) -> None:
     """Serve a version to OpenAI's and Gemini's clients, once it answers as it was evaluated."""
     from gemma_ops import console, offline
     from gemma_ops.serving.server import serve as run
@@ -29,7 +39,13 @@ def serve(source: Source, configs: ConfigOption = None, sets: Sets = None) -> No
     config = load_config(configs or [], sets, listens=True)
     if offline.active():
         print(f"offline is held by {offline.held_by()}")
-    run(source, config.machine, config.serve, lambda line: console.out().print(line, markup=False, soft_wrap=True))
+    run(
+        source,
+        config.machine,
+        config.serve,
+        lambda line: console.out().print(line, markup=False, soft_wrap=True),
+        question=ask,
+    )
 
 
 @app.command()

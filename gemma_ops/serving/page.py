@@ -54,7 +54,7 @@ def render(service: ModelService, url: str, *, keys: bool = False) -> str:
     good = sum(count for (_, status), count in tally.requests.items() if status == 200)
     mean = f"{tally.seconds_sum / good:.2f} s" if good else "–"
     numbers = [
-        ("requests", f"{asked:,}"), ("answered", f"{good:,}"), ("mean time", mean), ("now", str(service.slots.running)),
+        ("requests", f"{asked:,}"), ("answered", f"{good:,}"), ("mean time", mean), ("under way", str(service.slots.running)),
         ("waiting", str(service.slots.waiting)), ("tokens written", f"{tally.reply_tokens + tally.thought_tokens:,}"),
     ]  # fmt: skip
     listed = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in rows if value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import json
 import signal
 import socket
@@ -15,7 +16,7 @@ from typing import Any
 import uvicorn
 
 from gemma_ops.config import MachineConfig, ServeConfig
-from gemma_ops.errors import ConfigError, MachineError
+from gemma_ops.errors import ConfigError, DataError, MachineError
 from gemma_ops.serving.app import Front
 from gemma_ops.serving.canary import check_canary, read_rows, run_canary
 from gemma_ops.serving.keys import Keys, is_this_machine
@@ -28,18 +29,27 @@ _DRAIN = 30
 """Seconds that requests under way have when the server ends."""
 
 
-def serve(asked: str, machine: MachineConfig, settings: ServeConfig, say: Callable[[str], None]) -> None:
-    """Serve until it is interrupted. Raises ConfigError, GateError (the canary failed), MachineError (the port), ModelError."""
+def serve(
+    asked: str,
+    machine: MachineConfig,
+    settings: ServeConfig,
+    say: Callable[[str], None],
+    *,
+    question: str | None = None,
+) -> None:
+    """Serve until it is interrupted; with a `question`, until that was asked over HTTP and answered. Raises ConfigError, GateError (the canary failed), MachineError (the port), ModelError."""
     keys = Keys.read(Path(settings.keys).expanduser() if settings.keys else None)
     if not keys.needed and not is_this_machine(settings.host):
         raise ConfigError(
             f"serve.host {settings.host} is reached by other machines, and serve.keys is not set",
             "set serve.keys to a file of keys, or listen on 127.0.0.1",
         )
+    if keys.needed and question is not None:
+        raise ConfigError("--ask holds no key, and serve.keys asks for one", "leave one of them out")
     source = open_source(asked, machine, settings)
     listening = _bind(settings)
     try:
-        asyncio.run(_run(source, machine, settings, keys, listening, say))
+        asyncio.run(_run(source, machine, settings, keys, listening, say, question))
     finally:
         listening.close()
 
@@ -77,10 +87,17 @@ async def _run(
     keys: Keys,
     listening: socket.socket,
     say: Callable[[str], None],
+    question: str | None,
 ) -> None:
     service = await opened(source, machine, settings)
     try:
-        front = Front(service, keys=keys, also=settings.also_called, limit=int(settings.limit_mb * 1e6), log=_log)
+        front = Front(
+            service,
+            keys=keys,
+            also=settings.also_called,
+            limit=int(settings.limit_mb * 1e6),
+            log=_log if question is None else _no_log,
+        )
         options = uvicorn.Config(
             front.app(), log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=_DRAIN,
             server_header=False, ws="none",
@@ -89,12 +106,17 @@ async def _run(
         host, port = listening.getsockname()[:2]
         for line in told(service, f"http://{host}:{port}"):
             say(line)
-        await server.serve(sockets=[listening])
+        working = asyncio.create_task(server.serve(sockets=[listening]))
+        if question is not None:
+            say(await asyncio.to_thread(_asked_over_http, host, port, service.facts.model, question))
+            server.should_exit = True
+        await working
     finally:
         service.draining = True
         await service.model.engine.stop()
         tally = service.tally
-        say(f"{sum(tally.requests.values()):,} requests, {tally.reply_tokens + tally.thought_tokens:,} tokens written")
+        count = sum(tally.requests.values())
+        say(f"{count:,} request{'' if count == 1 else 's'}, {tally.reply_tokens + tally.thought_tokens:,} tokens written")
 
 
 class _Server(uvicorn.Server):
@@ -113,6 +135,20 @@ class _Server(uvicorn.Server):
         finally:
             for number, handler in kept.items():
                 signal.signal(number, handler)
+
+
+def _asked_over_http(host: str, port: int, model: str, question: str) -> str:
+    """The answer to one question, asked as any client asks."""
+    body = {"model": model, "temperature": 0, "messages": [{"role": "user", "content": question}]}
+    connection = http.client.HTTPConnection(host, port)
+    try:
+        connection.request("POST", "/v1/chat/completions", json.dumps(body), {"Content-Type": "application/json"})
+        reply = json.loads(connection.getresponse().read())
+    finally:
+        connection.close()
+    if "error" in reply:
+        raise DataError(f"the question was refused: {reply['error']['message']}", "ask another")
+    return str(reply["choices"][0]["message"]["content"])
 
 
 def told(service: ModelService, url: str) -> list[str]:
@@ -145,6 +181,10 @@ def _bind(settings: ServeConfig) -> socket.socket:
         ) from error
     made.listen(1024)
     return made
+
+
+def _no_log(record: dict[str, Any]) -> None:
+    """Of one question nothing needs to be kept."""
 
 
 def _log(record: dict[str, Any]) -> None:
