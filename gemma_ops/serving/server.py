@@ -116,7 +116,9 @@ async def _run(
         await service.model.engine.stop()
         tally = service.tally
         count = sum(tally.requests.values())
-        say(f"{count:,} request{'' if count == 1 else 's'}, {tally.reply_tokens + tally.thought_tokens:,} tokens written")
+        say(
+            f"{count:,} request{'' if count == 1 else 's'}, {tally.reply_tokens + tally.thought_tokens:,} tokens written"
+        )
 
 
 class _Server(uvicorn.Server):
