@@ -71,16 +71,24 @@ class LlamaCpp:
 
     async def start(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="gemma-ops-")
-        await self._spawn()
+        try:
+            await self._spawn()
+        except BaseException:
+            await self.stop()
+            raise
         self._watching = asyncio.create_task(self._watch())
 
     async def stop(self) -> None:
         if self._watching:
             self._watching.cancel()
         self._ready.clear()
-        if self._child and self._child.returncode is None:
-            self._child.kill()  # it holds nothing that could be lost
+        if self._child:
+            if self._child.returncode is None:
+                self._child.kill()  # it holds nothing that could be lost
             await self._child.wait()
+            # Its pipes are closed now, while there is a loop: left to the garbage, they complain that it has gone.
+            self._child._transport.close()  # type: ignore[attr-defined]
+            await asyncio.sleep(0)
         if self._folder:
             self._folder.cleanup()
 
