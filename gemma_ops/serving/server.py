@@ -37,7 +37,11 @@ def serve(
     *,
     question: str | None = None,
 ) -> None:
-    """Serve until it is interrupted; with a `question`, until that was asked over HTTP and answered. Raises ConfigError, GateError (the canary failed), MachineError (the port), ModelError."""
+    """Serve until it is interrupted; with a `question`, until that was asked over HTTP and answered.
+
+    Raises ConfigError, DataError (the question was refused), GateError (the canary failed, or bytes were changed), MachineError
+    (the port, or a missing package) and ModelError (llama.cpp refuses the file).
+    """
     keys = Keys.read(Path(settings.keys).expanduser() if settings.keys else None)
     if not keys.needed and not is_this_machine(settings.host):
         raise ConfigError(
