@@ -1,8 +1,8 @@
 """Which process is meant, whether it still lives, how children are stopped, and how they end with whoever started them.
 
 A process number alone is no identity: numbers are reused, after a restart and in every container anew. So the moment of
-birth is kept with it, and the machine's boot and process namespace: where those differ from ours, nothing can be said of
-a process.
+birth is kept with it, and the machine's boot and process namespace: where those differ from ours, nothing can be said
+of a process.
 
 Nothing of the package is imported here: the file also runs by itself, as the guard of a child (`start_bound_child`).
 """
@@ -111,8 +111,8 @@ def start_bound_child(command: Sequence[str], *, grace: float = 10.0, **options:
 
     A small guard in a session of its own stands between: the number is the guard's, SIGTERM is passed on, the exit code
     is the command's (128 + n after signal n, 127 where it can't be started). When this process is gone, or the guard is
-    asked to end, the command and its descendants have `grace` seconds and are then killed. On Linux the kernel kills the
-    command should the guard itself be killed.
+    asked to end, the command and its descendants have `grace` seconds and are then killed. On Linux the kernel kills
+    the command should the guard itself be killed.
     """
     guard = [sys.executable, "-P", __file__, str(os.getpid()), str(grace), *command]
     return subprocess.Popen(guard, **{**options, "start_new_session": True})

@@ -1,8 +1,9 @@
 """Deadlines that a busy machine can't shorten: they count the time that work had, not the time that went by.
 
-A process that computes is charged the processor time it got, one that sleeps (waiting for a reply that never comes, say) the
-time it slept, and one that is ready to run and isn't let run nothing. On an idle machine that is the clock on the wall; on one
-shared with others a test takes longer, and still ends when what it waits for hangs. Linux only; elsewhere the wall's clock.
+A process that computes is charged the processor time it got, one that sleeps (waiting for a reply that never comes,
+say) the time it slept, and one that is ready to run and isn't let run nothing. On an idle machine that is the clock on
+the wall; on one shared with others a test takes longer, and still ends when what it waits for hangs. Linux only;
+elsewhere the wall's clock.
 
 `run` and `finish` for a process and its children, `until` for a condition, `joined` for a thread of this process.
 """
@@ -40,7 +41,8 @@ class Stopwatch:
         return self._had
 
     def _look(self) -> tuple[float, bool]:
-        """Processor seconds so far, and whether a thread other than the one that looks is ready to run or waits for a disk."""
+        """Processor seconds so far, and whether a thread other than the one that looks is ready to run or waits for a
+        disk."""
         try:
             pids = [self._pid, *(child.pid for child in psutil.Process(self._pid).children(recursive=True))]
         except psutil.NoSuchProcess:
@@ -83,7 +85,8 @@ def joined(thread: threading.Thread, seconds: float) -> bool:
 
 
 def finish(process: subprocess.Popen[Any], seconds: float) -> tuple[Any, Any]:
-    """`communicate()`; a process that had `seconds` is killed, its children with it, and subprocess.TimeoutExpired raised."""
+    """`communicate()`; a process that had `seconds` is killed, its children with it, and subprocess.TimeoutExpired
+    raised."""
     watch = Stopwatch(process.pid)
     while True:
         try:

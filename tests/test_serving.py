@@ -1,4 +1,5 @@
-"""The official clients of OpenAI and Google against the server, only the base URL changed; load, cancellation, a dead engine."""
+"""The official clients of OpenAI and Google against the server, only the base URL changed; load, cancellation, a dead
+engine."""
 
 from __future__ import annotations
 
@@ -92,7 +93,8 @@ def test_greedy_answers_over_http_are_those_of_the_evaluation(client, google, re
 
 
 def apart(first, second):
-    """How many differ. One question's first two tokens are so close that the prompts decoded beside it decide (in one run of ten)."""
+    """How many differ. One question's first two tokens are so close that the prompts decoded beside it decide (in one
+    run of ten)."""
     return sum(one != two for one, two in zip(first, second, strict=True))
 
 
@@ -286,7 +288,8 @@ def test_logs_and_metrics_count_and_hold_no_content(live, client):
 
 
 def test_beyond_the_queue_requests_are_told_to_come_back(live, client):
-    """Both slots are held and four wait; what comes then is refused at once, and those that were taken are all answered."""
+    """Both slots are held and four wait; what comes then is refused at once, and those that were taken are all
+    answered."""
 
     def ask():
         return len(client.chat.completions.create(model=NAME, messages=user("count"), max_tokens=20).choices)

@@ -1,4 +1,5 @@
-"""An engine that serves something else than was evaluated is caught before it takes traffic, whatever the difference is."""
+"""An engine that serves something else than was evaluated is caught before it takes traffic, whatever the difference
+is."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Replies read while they come: the same text as evaluation reads, calls as the template writes them, stops that stop."""
+"""Replies read while they come: the same text as evaluation reads, calls as the template writes them, stops that
+stop."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """What an evaluation leaves for a server: some questions as token ids, and what each quantized model and the base said.
 
-A server asks them before it takes traffic, and takes none unless it says the same. Questions come first where the quantized
-model says something else than its base, since those tell the two apart.
+A server asks them before it takes traffic, and takes none unless it says the same. Questions come first where the
+quantized model says something else than its base, since those tell the two apart.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ _ROWS = 16
 def canary_record(found: Sequence[tuple[Target, Task, Sequence[Stored]]]) -> dict[str, Any] | None:
     """The record as JSON; None where no quantized model answered.
 
-    A row holds `task`, `row`, `messages`, `tools`, `ids` (the prompt's tokens), `max_new_tokens` (thoughts included) and
-    `answers`, {target: text} of the quantized targets that stopped by themselves, and of `base`.
+    A row holds `task`, `row`, `messages`, `tools`, `ids` (the prompt's tokens), `max_new_tokens` (thoughts included)
+    and `answers`, {target: text} of the quantized targets that stopped by themselves, and of `base`.
     """
     quantized = [target for target, _, _ in found if isinstance(target, Quantized)]
     if not quantized:

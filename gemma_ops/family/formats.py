@@ -1,4 +1,5 @@
-"""The formats of weights, in one table: how each is stored, where its files lie, which engines run it, how reports show it.
+"""The formats of weights, in one table: how each is stored, where its files lie, which engines run it, how reports show
+it.
 
 Everything that lists formats takes them from here: the keys of the configuration, targets, GGUF files, registered
 versions, reports, and what `doctor` and the rendered jobs count. To add a GGUF format: its name in `GgufName`, the type

@@ -1,8 +1,8 @@
 """Verified copies of registered versions: `NAME@ALIAS` or `NAME/VERSION` to a folder whose every byte is as registered.
 
-Files go through a cache that names them by their SHA-256 (`GEMMA_OPS_CACHE`, else `~/.cache/gemma-ops`), so that versions
-share what they share, and a copy that was cut goes on with what was whole. Each is compared with the manifest whenever it is
-used: a cache that was changed is no source.
+Files go through a cache that names them by their SHA-256 (`GEMMA_OPS_CACHE`, else `~/.cache/gemma-ops`), so that
+versions share what they share, and a copy that was cut goes on with what was whole. Each is compared with the manifest
+whenever it is used: a cache that was changed is no source.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ def pull_version(
 ) -> Pulled:
     """Bring the files of a version (those that `wanted` says, all unless given) into `folder`, or into the cache.
 
-    Raises OpsError for a source that names no version, GateError for bytes that aren't what was registered, ServiceError when
-    MLflow can't be reached, MachineError where the folder can't be written.
+    Raises OpsError for a source that names no version, GateError for bytes that aren't what was registered,
+    ServiceError when MLflow can't be reached, MachineError where the folder can't be written.
     """
     asked = _SPEC.fullmatch(source)
     if asked is None:

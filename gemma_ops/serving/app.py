@@ -1,7 +1,7 @@
 """The server's routes: both protocols over one service, with health, metrics and a page.
 
-A request is read whole (up to a limit), checked for a key, answered, counted and logged without its content. What is refused is
-refused in the words of the protocol that it came in.
+A request is read whole (up to a limit), checked for a key, answered, counted and logged without its content. What is
+refused is refused in the words of the protocol that it came in.
 """
 
 from __future__ import annotations
@@ -142,8 +142,8 @@ class Front:
         return self._listed(request, shape, body)
 
     def _admit(self, request: Request) -> None:
-        """Refuse a request without a known key, or, where none is needed, one that a page elsewhere sent here by a name of
-        its own (DNS rebinding): whoever asks this machine says so."""
+        """Refuse a request without a known key, or, where none is needed, one that a page elsewhere sent here by a name
+        of its own (DNS rebinding): whoever asks this machine says so."""
         self.keys.check(request)
         name = request.url.hostname or ""
         if not self.keys.needed and not is_this_machine(name):

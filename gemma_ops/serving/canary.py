@@ -1,8 +1,8 @@
 """The canary: before an engine takes traffic, it answers questions that were recorded, as the evaluation recorded them.
 
-A wrong file, base weights, another template, thinking left on, or an adapter that was not applied all load without a word, and
-answer. What they can't do is say what the evaluated model said. First each question is rendered again: the prompt must be
-the recorded one, token for token. Then the engine answers it greedily.
+A wrong file, base weights, another template, thinking left on, or an adapter that was not applied all load without a
+word, and answer. What they can't do is say what the evaluated model said. First each question is rendered again: the
+prompt must be the recorded one, token for token. Then the engine answers it greedily.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ from gemma_ops.wire.ask import Ask, RefusalError
 
 SCHEMA = "gemma-ops/canary@1"
 SHARE = 0.8
-"""Of the recorded answers that must be the same: a batch of another shape rounds otherwise, and now and then two tokens are
-that close."""
+"""Of the recorded answers that must be the same: a batch of another shape rounds otherwise, and now and then two tokens
+are that close."""
 
 
 @dataclass(frozen=True)
 class CanaryResult:
-    """What came of it. `same` of `asked` answers were the recorded ones; `as_base` were the base's where that said otherwise."""
+    """What came of it. `same` of `asked` answers were the recorded ones; `as_base` were the base's where that said
+    otherwise."""
 
     asked: int
     same: int

@@ -1,4 +1,5 @@
-"""A conversation in the terminal with what is served, or with two of them side by side; and one question for scripts."""
+"""A conversation in the terminal with what is served, or with two of them side by side; and one question for
+scripts."""
 
 from __future__ import annotations
 

@@ -1,7 +1,9 @@
-"""llama.cpp as an engine: its server in a child process on a socket file, asked in token ids and started again when it dies.
+"""llama.cpp as an engine: its server in a child process on a socket file, asked in token ids and started again when it
+dies.
 
-Its HTTP is spoken by hand, over one connection a request: it closes connections that it was to keep, so that a client which
-reuses them loses requests, and a general client costs more CPU than the reply. A connection that is closed early ends the work.
+Its HTTP is spoken by hand, over one connection a request: it closes connections that it was to keep, so that a client
+which reuses them loses requests, and a general client costs more CPU than the reply. A connection that is closed early
+ends the work.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ _GONE = "send the request again: it is started anew"
 
 
 class LlamaCpp:
-    """A GGUF file served by llama.cpp. `context` is per slot; `defaults` are the sampling settings of `generation_config.json`.
+    """A GGUF file served by llama.cpp. `context` is per slot; `defaults` are the sampling settings of
+    `generation_config.json`.
 
     Raises MachineError when `xllamacpp` is not installed.
     """

@@ -48,8 +48,9 @@ class Said:
 class ServedModel:
     """A tokenizer, its template and a mode of thinking before an engine.
 
-    `folder` holds the tokenizer and the chat template; `usual` are the tokens of a reply where a request doesn't say. `thinks` is the mode that the model was trained and evaluated in;
-    `both`: it was trained in both modes, so that a request may choose.
+    `folder` holds the tokenizer and the chat template; `usual` are the tokens of a reply where a request doesn't say.
+    `thinks` is the mode that the model was trained and evaluated in; `both`: it was trained in both modes, so that a
+    request may choose.
     """
 
     def __init__(self, folder: Path, engine: Engine, *, thinks: bool, both: bool = False, usual: int = 1024) -> None:
@@ -58,7 +59,8 @@ class ServedModel:
         self._template = published.template_of(folder)
 
     def prompt(self, ask: Ask) -> list[int]:
-        """The token ids that ask for the reply. Raises RefusalError for what can't be asked as the model was trained."""
+        """The token ids that ask for the reply. Raises RefusalError for what can't be asked as the model was
+        trained."""
         thinking = self.thinks if ask.thinking is None else ask.thinking
         if thinking != self.thinks and not self.both:
             mode = "on" if self.thinks else "off"
@@ -79,7 +81,8 @@ class ServedModel:
             raise RefusalError(error.what, field="messages") from error
 
     def sampling(self, ask: Ask, prompt: list[int]) -> Sampling:
-        """How the reply to a prompt is drawn. Raises RefusalError where the context has no room, or the schema is none."""
+        """How the reply to a prompt is drawn. Raises RefusalError where the context has no room, or the schema is
+        none."""
         room = self.engine.context - len(prompt)
         if room < 1:
             raise RefusalError(

@@ -1,7 +1,8 @@
 """A reply read while it comes: its tokens become text, thoughts and function calls, as evaluation reads them whole.
 
-The channel's tokens, the calls' and the stops are told by their ids, never by their spelling, so nothing that a model writes
-out is taken for structure. Joined, the pieces of text are what `modeling.generate.read_reply` makes of the same tokens.
+The channel's tokens, the calls' and the stops are told by their ids, never by their spelling, so nothing that a model
+writes out is taken for structure. Joined, the pieces of text are what `modeling.generate.read_reply` makes of the same
+tokens.
 """
 
 from __future__ import annotations

@@ -39,8 +39,8 @@ def serve(
 ) -> None:
     """Serve until it is interrupted; with a `question`, until that was asked over HTTP and answered.
 
-    Raises ConfigError, DataError (the question was refused), GateError (the canary failed, or bytes were changed), MachineError
-    (the port, or a missing package) and ModelError (llama.cpp refuses the file).
+    Raises ConfigError, DataError (the question was refused), GateError (the canary failed, or bytes were changed),
+    MachineError (the port, or a missing package) and ModelError (llama.cpp refuses the file).
     """
     keys = Keys.read(Path(settings.keys).expanduser() if settings.keys else None)
     if not keys.needed and not is_this_machine(settings.host):
@@ -126,8 +126,8 @@ async def _run(
 
 
 class _Server(uvicorn.Server):
-    """Ends on Ctrl-C and on SIGTERM after what is under way, and lets the rest of this process end too: uvicorn would send
-    itself the signal again. Where Ctrl-C is ignored, as under nohup, it stays ignored."""
+    """Ends on Ctrl-C and on SIGTERM after what is under way, and lets the rest of this process end too: uvicorn would
+    send itself the signal again. Where Ctrl-C is ignored, as under nohup, it stays ignored."""
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -88,7 +88,8 @@ class ModelService:
 
     @asynccontextmanager
     async def replying(self, ask: Ask, said: Said) -> AsyncIterator[AsyncIterator[Piece]]:
-        """The pieces of one reply, in a slot of its own. Raises RefusalError, QueueFullError among them, before any piece."""
+        """The pieces of one reply, in a slot of its own. Raises RefusalError, QueueFullError among them, before any
+        piece."""
         self.check()
         prompt = self.model.prompt(ask)
         sampling = self.model.sampling(ask, prompt)

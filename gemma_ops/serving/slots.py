@@ -1,4 +1,5 @@
-"""The bounded queue before an engine: so many requests are answered at once, so many wait, and more are told to come back."""
+"""The bounded queue before an engine: so many requests are answered at once, so many wait, and more are told to come
+back."""
 
 from __future__ import annotations
 

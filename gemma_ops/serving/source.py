@@ -22,7 +22,8 @@ from gemma_ops.modeling.source import checkpoint
 from gemma_ops.verdicts import Verdict
 
 _FORMATS = (*DEFAULT_FORMATS, REFERENCE)
-"""Where no verdict tells them apart: those that are made where nothing is said, before the one they are compared with."""
+"""Where no verdict tells them apart: those that are made where nothing is said, before the one they are compared
+with."""
 CANARY_FILE = "canary.json"
 
 
@@ -54,7 +55,8 @@ class Source:
 
 
 def open_source(asked: str, machine: MachineConfig, settings: ServeConfig) -> Source:
-    """Find what is asked for. Raises ConfigError for a source that is none or lacks the format, and what pulling raises."""
+    """Find what is asked for. Raises ConfigError for a source that is none or lacks the format, and what pulling
+    raises."""
     from gemma_ops.registry.fetching import is_version
 
     file, _, folder = asked.partition("@")
@@ -123,8 +125,8 @@ def _of_version(asked: str, machine: MachineConfig, settings: ServeConfig) -> So
 def choose_format(
     wanted: Literal["auto"] | GgufName, made: Sequence[GgufName], verdict: Verdict | None, asked: str
 ) -> GgufName:
-    """The format that is served: the one asked for, else the one whose primary metrics are the highest on average over the
-    verdict's tasks, else the first that was made. Raises ConfigError where it was not made."""
+    """The format that is served: the one asked for, else the one whose primary metrics are the highest on average over
+    the verdict's tasks, else the first that was made. Raises ConfigError where it was not made."""
     if not made:
         raise ConfigError(
             f"{asked} has no GGUF file",

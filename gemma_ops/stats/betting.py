@@ -31,7 +31,8 @@ Array = npt.NDArray[np.float64]
 _HASTE = 1.15
 """How much more is bet than the limit says: gains are not normal, and what is left at the deadline is lost."""
 _PRIOR_ROWS, _PRIOR_SPREAD = 4.0, 0.075
-"""The deviation is guessed as this share of the range before any value is seen, and the guess weighs as much as 4 rows."""
+"""The deviation is guessed as this share of the range before any value is seen, and the guess weighs as much as 4
+rows."""
 _STEPS = 2000
 """How often the bet is made anew, at most."""
 LEVELS: Array = 0.05 * 1.05 ** np.arange(47, -222, -1.0)
@@ -46,8 +47,8 @@ def wins(
     """Whether the player reaches 1 / level, for every game.
 
     `sums` and `sizes` [rows, games] or [rows, 1]: what each row brings, sizes at most 1 each; `margin` and `level`
-    [games]; `low` is the least value, `spread` the range of values. Margins are above `low`. Of more than 2,000 rows the
-    bet is made anew only every so many.
+    [games]; `low` is the least value, `spread` the range of values. Margins are above `low`. Of more than 2,000 rows
+    the bet is made anew only every so many.
     """
     rows, width = len(sums), margin - low
     per = -(-rows // _STEPS)
@@ -72,8 +73,8 @@ def wins(
 
 @dataclass(frozen=True)
 class BoundedSample:
-    """Values in [low, high], independent: sums and sizes of clusters of rows, where rows come in clusters. Without an upper
-    end, `high` is infinite, and nothing can be said of the mirrored sample."""
+    """Values in [low, high], independent: sums and sizes of clusters of rows, where rows come in clusters. Without an
+    upper end, `high` is infinite, and nothing can be said of the mirrored sample."""
 
     sums: Array
     sizes: Array
@@ -107,7 +108,8 @@ class BoundedSample:
         return float(LEVELS[count - 1]) if count else 1.0
 
     def bound(self, level: float) -> float:
-        """Lower bound of the mean: the least margin above which the mean is not shown to be, to 1/10,000 of the range."""
+        """Lower bound of the mean: the least margin above which the mean is not shown to be, to 1/10,000 of the
+        range."""
         bottom, top = self.low, min(self.mean, self.high)
         for _ in range(2):
             if top - bottom <= 1e-12:

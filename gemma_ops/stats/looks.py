@@ -1,8 +1,8 @@
 """The level that a look at growing data may spend, so that looking again buys nothing.
 
-Whoever evaluates, adds rows and evaluates again until a gate passes makes several tests. By the union bound the chance that
-any of them errs is at most the sum of their levels, whatever the rows have in common. So the levels of all looks sum to
-no more than the level asked for: the first takes most of it, since most evaluations need no second.
+Whoever evaluates, adds rows and evaluates again until a gate passes makes several tests. By the union bound the chance
+that any of them errs is at most the sum of their levels, whatever the rows have in common. So the levels of all looks
+sum to no more than the level asked for: the first takes most of it, since most evaluations need no second.
 """
 
 from __future__ import annotations

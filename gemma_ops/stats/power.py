@@ -1,4 +1,5 @@
-"""Rows that a test needs for a power of .8, if the truth is a given one: counted exactly or played through, no rule of thumb."""
+"""Rows that a test needs for a power of .8, if the truth is a given one: counted exactly or played through, no rule of
+thumb."""
 
 from __future__ import annotations
 
@@ -17,15 +18,16 @@ POWER = 0.8
 _SAFE = 0.825
 """Power that is aimed at where power is simulated, for the error of the simulation."""
 _SURE, _SURE_GAMES, _SURE_VALUES = 0.81, 4000, 8_000_000
-"""The power that the number found must have in this many games, whose error is .006; in fewer, where these would be more
-values than this."""
+"""The power that the number found must have in this many games, whose error is .006; in fewer, where these would be
+more values than this."""
 _GAMES = 400
 _LONGEST, _LONGEST_SURE = 1500, 20_000
-"""Up to this many rows games are played through; beyond, they are counted by `_PRICE`, and up to the second confirmed."""
+"""Up to this many rows games are played through; beyond, they are counted by `_PRICE`, and up to the second
+confirmed."""
 _PRICE = (3.5, 5.5)
-"""Rows that a test for every distribution needs beyond those of a z-test: so many times the way from the least value to the
-margin, over the way from the margin to the truth. Measured: 2.1 to 5.3; the first is where playing begins, the second is
-added where nothing is played."""
+"""Rows that a test for every distribution needs beyond those of a z-test: so many times the way from the least value to
+the margin, over the way from the margin to the truth. Measured: 2.1 to 5.3; the first is where playing begins, the
+second is added where nothing is played."""
 
 
 def tilted_weights(values: Sequence[float] | Array, weights: Sequence[float] | Array, wanted: float) -> Array:
@@ -109,7 +111,8 @@ def _played(sample: BoundedSample, weights: Array, n: int, margin: float, level:
 
 
 def _confirmed(sample: BoundedSample, weights: Array, n: int, margin: float, level: float, slope: float) -> int:
-    """The number of clusters, raised until many games agree that the power is there: few games find one that only seems so."""
+    """The number of clusters, raised until many games agree that the power is there: few games find one that only seems
+    so."""
     for _ in range(6):
         found = power(sample, weights, n, margin, level, plays=min(_SURE_GAMES, _SURE_VALUES // n))
         if found >= _SURE:

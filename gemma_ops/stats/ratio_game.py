@@ -38,8 +38,8 @@ _STEPS = 500
 _CHECKS = 40
 """How often the least wealth is looked up, at most."""
 _GOAL, _RUNG = 0.6, 0.5
-"""The goal is 1 / (this share of the level), since the worst vector has less than the vector that is played; once reached, a
-goal that lies this far beyond in log wealth is played for."""
+"""The goal is 1 / (this share of the level), since the worst vector has less than the vector that is played; once
+reached, a goal that lies this far beyond in log wealth is played for."""
 _PRIOR_ROWS, _PRIOR_SPREAD = 4.0, 0.15
 """The deviation of a gain is guessed as this share of the range of gains, and the guess weighs as much as 4 rows."""
 _MOST_BET = 0.999
@@ -48,8 +48,9 @@ _MOST_BET = 0.999
 
 @dataclass(frozen=True)
 class LabelCounts:
-    """Hits and totals [rows, games, labels] of one target, where `games` may be 1: all play with the same rows. In one row
-    the totals of all labels sum to 2 at most, and so they do in a cluster after division by the size of the largest."""
+    """Hits and totals [rows, games, labels] of one target, where `games` may be 1: all play with the same rows. In one
+    row the totals of all labels sum to 2 at most, and so they do in a cluster after division by the size of the
+    largest."""
 
     hits: Array
     totals: Array
@@ -57,8 +58,8 @@ class LabelCounts:
 
 @dataclass(frozen=True)
 class Ends:
-    """What is known of each label [games, labels]: `low` to `high` holds its F1, or its difference from the rival's, and
-    the two of `rival` hold the rival's F1."""
+    """What is known of each label [games, labels]: `low` to `high` holds its F1, or its difference from the rival's,
+    and the two of `rival` hold the rival's F1."""
 
     low: Array
     high: Array
@@ -70,8 +71,9 @@ def ratio_wins(
 ) -> Bools:
     """Whether the least wealth reaches 1 / level, for every game [games].
 
-    `margin` [games] is that of the mean over labels, of the difference with a `rival`. The chance of a wrong True is at most
-    the level plus the chance that `ends` miss the truth. `doubled`: one label can bring a loss of two totals in one row.
+    `margin` [games] is that of the mean over labels, of the difference with a `rival`. The chance of a wrong True is at
+    most the level plus the chance that `ends` miss the truth. `doubled`: one label can bring a loss of two totals in
+    one row.
     """
     rows, _, labels = own.totals.shape
     box = _Box.of(ends, margin * labels)
@@ -114,8 +116,8 @@ def ratio_wins(
 
 
 def _largest_loss(weights: Array, margin: Array, *, paired: bool, doubled: bool) -> Array:
-    """What one row can lose at most, for the vectors that could be true [games]: a wrong answer costs the label that was
-    wanted and the one that was said. With a rival that is right, two more. Of one label, F1 is its margin."""
+    """What one row can lose at most, for the vectors that could be true [games]: a wrong answer costs the label that
+    was wanted and the one that was said. With a rival that is right, two more. Of one label, F1 is its margin."""
     if weights.shape[1] == 1:
         return np.asarray(2 * weights[:, 0] * (1 + margin if paired else margin))
     top = np.partition(weights, -2, axis=1)[:, -2:]
@@ -124,8 +126,8 @@ def _largest_loss(weights: Array, margin: Array, *, paired: bool, doubled: bool)
 
 @dataclass(frozen=True)
 class _Box:
-    """The vectors that a mean of at most the margin allows: `low` to `high` [games, labels], summing to `most` [games] at
-    most. `excluded`: there is none. `hopeless`: all that the ends allow is among them."""
+    """The vectors that a mean of at most the margin allows: `low` to `high` [games, labels], summing to `most` [games]
+    at most. `excluded`: there is none. `hopeless`: all that the ends allow is among them."""
 
     low: Array
     high: Array

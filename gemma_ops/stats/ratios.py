@@ -1,11 +1,13 @@
-"""Tests and bounds for F1 that hold for every distribution and every number of rows: micro, macro, and differences of both.
+"""Tests and bounds for F1 that hold for every distribution and every number of rows: micro, macro, and differences of
+both.
 
-The game that is played is told in `ratio_game.py`; here are its players. Macro F1 is the mean over labels that occur. A label
-that no row wants and no answer says could be one of them, with any F1: it counts as the worst on either side.
+The game that is played is told in `ratio_game.py`; here are its players. Macro F1 is the mean over labels that occur. A
+label that no row wants and no answer says could be one of them, with any F1: it counts as the worst on either side.
 
-The bounds of each label, which narrow the game, hold for every distribution too. Given the rows where a label is wanted or
-said, hits are binomial with a rate J (Jaccard's index), and F1 = 2 J / (1 + J); so the exact bounds of J (C. Clopper,
-E. Pearson, Biometrika 26, 1934) are those of F1. In clusters they are bounds of a ratio of sums (`betting.py`).
+The bounds of each label, which narrow the game, hold for every distribution too. Given the rows where a label is wanted
+or said, hits are binomial with a rate J (Jaccard's index), and F1 = 2 J / (1 + J); so the exact bounds of J (C.
+Clopper, E. Pearson, Biometrika 26, 1934) are those of F1. In clusters they are bounds of a ratio of sums
+(`betting.py`).
 """
 
 from __future__ import annotations
@@ -77,8 +79,8 @@ class RatioSample:
         return float(LEVELS[count - 1]) if count else 1.0
 
     def bound(self, level: float, *, upper: bool = False) -> float:
-        """One-sided bound of the value: the last margin of a fixed grid up to which all are shown, to 1/8,000, and never
-        beyond the value itself."""
+        """One-sided bound of the value: the last margin of a fixed grid up to which all are shown, to 1/8,000, and
+        never beyond the value itself."""
         begin, end = (1.0, self.low) if upper else (self.low, 1.0)
         for _ in range(2):
             margins = np.linspace(begin, end, _GRID + 1)
@@ -123,8 +125,8 @@ def ratio_shown(
     below: bool = False,
     clustered: bool = False,
 ) -> Bools:
-    """Whether a mean F1, or a difference, above `margin` is shown [games]; with `below`, one below it. Each game has its
-    own rows where counts are [rows, games, labels]. Rows in clusters play with sums of clusters.
+    """Whether a mean F1, or a difference, above `margin` is shown [games]; with `below`, one below it. Each game has
+    its own rows where counts are [rows, games, labels]. Rows in clusters play with sums of clusters.
 
     Below is above for what is mirrored: the rival's lead, or 1 - F1 = 2 (total / 2 - hits) / total.
     """
@@ -166,12 +168,13 @@ def label_ends(counts: LabelCounts, level: Array, *, clustered: bool = False) ->
 
 
 def _paired_ends(own: LabelCounts, rival: LabelCounts, low: Array, least: Array, level: Array) -> tuple[Array, Array]:
-    """Lower and upper bound of each label's difference [games, labels], narrow where both answer alike. `low` and `least`
-    bound F1 of the target and of the rival from below.
+    """Lower and upper bound of each label's difference [games, labels], narrow where both answer alike. `low` and
+    `least` bound F1 of the target and of the rival from below.
 
-    Of rows where either has the label, with a rate p of those that speak for the target and q of those that speak for the
-    rival: F1 - rival's F1 = E[2 (difference of hits) - rival's F1 (difference of totals)] / E[total]. A row that speaks for
-    the target adds at most 2 - rival's F1, and E[total] is at least (1 - p) (1 + J), since only such rows can lack it.
+    Of rows where either has the label, with a rate p of those that speak for the target and q of those that speak for
+    the rival: F1 - rival's F1 = E[2 (difference of hits) - rival's F1 (difference of totals)] / E[total]. A row that
+    speaks for the target adds at most 2 - rival's F1, and E[total] is at least (1 - p) (1 + J), since only such rows
+    can lack it.
     """
     either, tail = ((own.totals > 0) | (rival.totals > 0)).sum(0), level[:, None]
     hits, totals = own.hits - rival.hits, own.totals - rival.totals
@@ -193,8 +196,8 @@ def _rate_ends(hits: Array, rows: Array, level: Array) -> tuple[Array, Array]:
 
 
 def _cluster_ends(counts: LabelCounts, level: Array) -> tuple[Array, Array]:
-    """Bounds per label of sums over clusters [clusters, 1, labels], on a grid, at a power of the root of ten no larger than
-    each level."""
+    """Bounds per label of sums over clusters [clusters, 1, labels], on a grid, at a power of the root of ten no larger
+    than each level."""
     powers, place = np.unique(np.ceil(-2 * np.log10(level)), return_inverse=True)
     labels = counts.totals.shape[2]
     low, high = np.zeros((len(powers), labels)), np.ones((len(powers), labels))

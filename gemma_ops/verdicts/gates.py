@@ -1,4 +1,5 @@
-"""What was asked of a model and how it ended: gates, the looks that share their level, the standard they were held to."""
+"""What was asked of a model and how it ended: gates, the looks that share their level, the standard they were held
+to."""
 
 from __future__ import annotations
 

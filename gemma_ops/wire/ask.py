@@ -8,7 +8,8 @@ from typing import Any
 
 
 class RefusalError(Exception):
-    """A request that is not answered: why, which field is to blame, and the HTTP status. Each protocol words it its own way."""
+    """A request that is not answered: why, which field is to blame, and the HTTP status. Each protocol words it its own
+    way."""
 
     def __init__(self, message: str, *, field: str | None = None, status: int = 400, code: str = "") -> None:
         super().__init__(message)

@@ -1,7 +1,8 @@
-"""Gemini's generateContent as a model of one's own answers it: requests checked strictly, replies in the service's shape.
+"""Gemini's generateContent as a model of one's own answers it: requests checked strictly, replies in the service's
+shape.
 
-A field is honoured, or refused by name. What only the real service does (search, code, files, caches, filters) is refused with
-the advice to ask the real service.
+A field is honoured, or refused by name. What only the real service does (search, code, files, caches, filters) is
+refused with the advice to ask the real service.
 """
 
 from __future__ import annotations
@@ -66,7 +67,8 @@ def read_generate(body: Mapping[str, Any], *, stream: bool) -> tuple[Ask, dict[s
 
 
 def json_schema(value: Any) -> Any:
-    """A schema in OpenAPI's spelling (`STRING`, `nullable`, `propertyOrdering`) as JSON schema; JSON schema stays as it is."""
+    """A schema in OpenAPI's spelling (`STRING`, `nullable`, `propertyOrdering`) as JSON schema; JSON schema stays as it
+    is."""
     if isinstance(value, list):
         return [json_schema(item) for item in value]
     if not isinstance(value, dict):

@@ -34,7 +34,8 @@ _TYPES = {400: "invalid_request_error", 401: "authentication_error", 404: "not_f
 
 
 def read_chat(body: Any) -> Ask:
-    """The request of `POST /v1/chat/completions`. Raises RefusalError naming the field that is wrong or not done here."""
+    """The request of `POST /v1/chat/completions`. Raises RefusalError naming the field that is wrong or not done
+    here."""
     if not isinstance(body, dict):
         raise RefusalError("the body is no JSON object")
     for name, value in body.items():
