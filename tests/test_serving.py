@@ -25,6 +25,7 @@ from gemma_ops.data import chat, published
 from gemma_ops.modeling.llamacpp import GGUF
 from gemma_ops.modeling.load import load_tokenizer
 from gemma_ops.nano import WEIGHTS, tickets
+from gemma_ops.processes import Birth
 from gemma_ops.serving.keys import Keys
 
 QUESTIONS = [row["prompt"] for row in tickets.test_rows(24, 0)]
@@ -365,16 +366,7 @@ def test_the_engine_ends_with_its_parent(files):
     child = int(parent.stdout.readline())
     parent.kill()
     parent.communicate()
-    patience.until(lambda: not running(child), 30)
-
-
-def running(pid):
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    with open(f"/proc/{pid}/stat") as file:
-        return file.read().rpartition(")")[2].split()[0] != "Z"
+    patience.until(lambda: Birth.of(child) is None, 30)
 
 
 def test_threads_of_clients_get_their_own_answers(client, recorded):

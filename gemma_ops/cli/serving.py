@@ -90,11 +90,11 @@ def pull(
 
     done = pull_version(load_config(configs or [], sets).machine, source, to)
     files = done.manifest["subject"]["files"]
-    body = {"name": done.name, "version": done.version, "folder": str(done.folder), "files": len(files)}
-    if as_json:
-        console.print_json(body | {"bytes": sum(file["bytes"] for file in files.values())})
-        return
     size = sum(file["bytes"] for file in files.values())
+    if as_json:
+        body = {"name": done.name, "version": done.version, "folder": str(done.folder), "files": len(files)}
+        console.print_json(body | {"bytes": size})
+        return
     print(
         f"{done.name} version {done.version}: {len(files)} files, {size:,} bytes, each as registered, in {done.folder}"
     )

@@ -15,9 +15,8 @@ from gemma_ops.evaluation.task import Task
 from gemma_ops.metrics.base import Row
 from gemma_ops.targets.base import Target
 from gemma_ops.targets.local import Quantized
+from gemma_ops.verdicts import CANARY_SCHEMA
 
-FILE = "canary.json"
-SCHEMA = "gemma-ops/canary@1"
 _ROWS = 16
 """Questions a task; a wrong model is found by one, and sixteen take a second."""
 
@@ -54,7 +53,7 @@ def canary_record(found: Sequence[tuple[Target, Task, Sequence[Stored]]]) -> dic
                     "ids": prompt, "max_new_tokens": limit, "answers": texts,
                 }
             )  # fmt: skip
-    return {"schema": SCHEMA, "rows": rows} if rows else None
+    return {"schema": CANARY_SCHEMA, "rows": rows} if rows else None
 
 
 def _as_base(row: Row, task: Task, names: list[str], said: dict[tuple[str, str, str], str]) -> bool:

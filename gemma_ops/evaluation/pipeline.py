@@ -48,7 +48,7 @@ from gemma_ops.family.formats import GGUF
 from gemma_ops.privacy import HERE, class_of, release_of
 from gemma_ops.targets import open_target
 from gemma_ops.targets.base import LOCAL, Target, learned_by
-from gemma_ops.verdicts import ROUTING, VERDICT, Look, TargetFacts, Verdict
+from gemma_ops.verdicts import CANARY, ROUTING, VERDICT, Look, TargetFacts, Verdict
 from gemma_ops.verdicts.figures import ValueSpan
 
 
@@ -167,7 +167,7 @@ def run(
     graded.sort(key=lambda item: [task.name for task in tasks].index(item.task.name))
     write_text(out / scoring.FILE, "".join(scoring.lines(graded)))
     if kept := canary_rows.canary_record(found):
-        write_json(out / canary_rows.FILE, kept, indent=1)
+        write_json(out / CANARY, kept, indent=1)
     judged = judging(graded) if judging else []
     record = looks.place(out)
     standing = looks.take_look(graded, settings, facts, looks.known_looks(out, known)) if settings.gates else None

@@ -31,10 +31,10 @@ from gemma_ops.modeling.thoughts import left_open
 from gemma_ops.modeling.threads import SMALL
 
 _SLACK = 8  # tokens of context beyond prompt and reply
-_GREEDY: dict[str, Any] = {"temperature": 0.0, "top_k": 1, "samplers": ["top_k"], "seed": 0}
+GREEDY: dict[str, Any] = {"temperature": 0.0, "top_k": 1, "samplers": ["top_k"], "seed": 0}
 # Stop tokens and bytes of unfinished characters come back without probabilities, so the one token that is generated is
 # forced to be a letter. What is reported is taken before the bias.
-_ONE_STEP: dict[str, Any] = {"n_predict": 1, "cache_prompt": True, "logit_bias": [["a", 1e5]], **_GREEDY}
+_ONE_STEP: dict[str, Any] = {"n_predict": 1, "cache_prompt": True, "logit_bias": [["a", 1e5]], **GREEDY}
 # White space is free in JSON, and a small model that may write any writes nothing else.
 SPACING: dict[str, Any] = {"x-guidance": {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}}
 VISIBLE = ("<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>", "<|tool_response>", "<tool_response|>", '<|"|>')
@@ -180,7 +180,7 @@ class GGUF:
     ) -> list[dict[str, Any] | None]:
         """One reply per prompt; None where llama.cpp refused."""
         self._serve(max(map(len, batch)) + count, slots)
-        body = {"prompt": batch, "n_predict": count, "return_tokens": True, "cache_prompt": False, **_GREEDY}
+        body = {"prompt": batch, "n_predict": count, "return_tokens": True, "cache_prompt": False, **GREEDY}
         if schema is not None:
             body["json_schema"] = {**schema, **SPACING}
         reply = self._post("/completion", body)

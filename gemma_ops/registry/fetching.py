@@ -22,6 +22,7 @@ from gemma_ops.errors import GateError, MachineError, OpsError
 from gemma_ops.registry import profile, stored
 from gemma_ops.registry.contents import content_problem
 from gemma_ops.registry.loading import loading
+from gemma_ops.registry.moving import alias_version, alias_words
 from gemma_ops.registry.profile import Tracking
 
 _SPEC = re.compile(r"(?P<name>[^@/\s]+)(?:@(?P<alias>[^@/\s]+)|/(?P<version>\d+))")
@@ -57,7 +58,9 @@ def pull_version(
         raise OpsError(f"{source!r} names no version", "write NAME@ALIAS or NAME/VERSION")
     tracking = profile.connect(machine)
     with profile.calls(tracking.place):
-        number = asked["version"] or _number(tracking, asked["name"], asked["alias"])
+        number = asked["version"] or alias_version(tracking, asked["name"], asked["alias"])
+        if number is None:
+            raise OpsError(f"{asked['name']} has no alias {asked['alias']!r}", alias_words(tracking, asked["name"]))
         logged, body = stored.version_manifest(tracking, stored.version(tracking, asked["name"], number))
         home = folder or cache() / "versions" / body["digest"]
         files = {name: file for name, file in body["subject"]["files"].items() if wanted is None or wanted(name)}
@@ -79,17 +82,6 @@ def pull_version(
 def cache() -> Path:
     """Where verified files are kept."""
     return Path(os.environ.get("GEMMA_OPS_CACHE") or Path.home() / ".cache" / "gemma-ops")
-
-
-def _number(tracking: Tracking, name: str, alias: str) -> str:
-    aliases = stored.model(tracking, name).aliases
-    if alias not in aliases:
-        known = ", ".join(f"{other} (version {number})" for other, number in sorted(aliases.items()))
-        raise OpsError(
-            f"{name} has no alias {alias!r}",
-            f"aliases: {known}" if known else f"set one: gemma-ops promote {name} --to {alias} --reason …",
-        )
-    return str(aliases[alias])
 
 
 def _bring(

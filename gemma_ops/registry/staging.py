@@ -14,14 +14,12 @@ from gemma_ops.errors import DataError, ModelError
 from gemma_ops.family.formats import FORMATS, GGUF
 from gemma_ops.modeling.source import checkpoint
 from gemma_ops.registry.contents import ALLOWED, REPORT, content_problem
-from gemma_ops.verdicts import VERDICT
+from gemma_ops.verdicts import CANARY, VERDICT
 
 TUNED = "tuned"
 ELSEWHERE = "elsewhere"
 """Where an evaluation keeps what it may show on another machine."""
 TOKENIZER = "tokenizer"
-CANARY = "canary.json"
-"""What a server of this version must answer before it may serve; it holds questions, as the report does."""
 _TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "generation_config.json",
 )  # fmt: skip

@@ -72,7 +72,7 @@ class Front:
             self._check_name(name)
             if verb == "countTokens":
                 return gemini_front.count(self.service, body)
-            ask = gemini_front.read(body, stream=verb == "streamGenerateContent")
+            ask = gemini_front.read_request(body, stream=verb == "streamGenerateContent")
             if not ask.stream:
                 return await self._whole(request, gemini_front.whole(self.service, ask, number), said)
             if request.query_params.get("alt") != "sse":
@@ -103,9 +103,11 @@ class Front:
         return self._named(request, gemini_chat.refusal_body, gemini_front.model(self.service))
 
     async def home(self, request: Request) -> Response:
-        if not self.keys.needed and not is_this_machine(request.url.hostname or ""):
-            return PlainTextResponse("ask by a name of this machine", 403)
-        return HTMLResponse(page.render(self.service, str(request.base_url).rstrip("/"), keys=self.keys.needed))
+        try:
+            self._check_host(request)
+        except RefusalError as refusal:
+            return PlainTextResponse(refusal.message, refusal.status)
+        return HTMLResponse(page.render_page(self.service, str(request.base_url).rstrip("/"), keys=self.keys.needed))
 
     async def health(self, request: Request) -> Response:
         return JSONResponse({"status": "ok"})
@@ -142,9 +144,13 @@ class Front:
         return self._listed(request, shape, body)
 
     def _admit(self, request: Request) -> None:
-        """Refuse a request without a known key, or, where none is needed, one that a page elsewhere sent here by a name
-        of its own (DNS rebinding): whoever asks this machine says so."""
+        """Refuse a request without a known key, or from a page elsewhere."""
         self.keys.check(request)
+        self._check_host(request)
+
+    def _check_host(self, request: Request) -> None:
+        """Where no key is needed, refuse what a page elsewhere sent here by a name of its own (DNS rebinding): whoever
+        asks this machine says so."""
         name = request.url.hostname or ""
         if not self.keys.needed and not is_this_machine(name):
             raise RefusalError(f"{name} is no name of this machine", status=403, code="host")

@@ -16,9 +16,9 @@ from typing import Any
 from gemma_ops.errors import GateError, ModelError
 from gemma_ops.serving.engine import Sampling
 from gemma_ops.serving.model import Said, ServedModel
+from gemma_ops.verdicts import CANARY_SCHEMA
 from gemma_ops.wire.ask import Ask, RefusalError
 
-SCHEMA = "gemma-ops/canary@1"
 SHARE = 0.8
 """Of the recorded answers that must be the same: a batch of another shape rounds otherwise, and now and then two tokens
 are that close."""
@@ -56,7 +56,7 @@ def read_rows(path: Path, target: str) -> list[dict[str, Any]]:
     """What was recorded of a target's answers. Raises ModelError for a file that is no record."""
     try:
         body = json.loads(path.read_text(encoding="utf-8"))
-        if body["schema"] != SCHEMA:
+        if body["schema"] != CANARY_SCHEMA:
             raise ValueError(body["schema"])
         return [row for row in body["rows"] if target in row["answers"]]
     except (OSError, ValueError, KeyError, TypeError) as error:

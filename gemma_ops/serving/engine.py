@@ -6,13 +6,11 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from gemma_ops.errors import OpsError
+from gemma_ops.errors import OpsError, ServiceError
 
 
-class EngineGoneError(OpsError):
+class EngineGoneError(ServiceError):
     """The engine died, or doesn't answer. The request may be sent again: the engine is started anew."""
-
-    exit_code = 6
 
 
 class EngineRefusedError(OpsError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
@@ -21,7 +20,7 @@ from gemma_ops.wire.gemini import camel
 _FINISH = {"stop": "STOP", "length": "MAX_TOKENS", "calls": "STOP"}
 
 
-def read(body: Any, *, stream: bool = False) -> Ask:
+def read_request(body: Any, *, stream: bool = False) -> Ask:
     """The request of generateContent. Raises RefusalError."""
     if not isinstance(body, dict):
         raise RefusalError("Invalid JSON payload received: an object is expected.")
@@ -36,13 +35,8 @@ def read(body: Any, *, stream: bool = False) -> Ask:
 
 async def whole(service: ModelService, ask: Ask, request: str) -> tuple[dict[str, Any], Said]:
     """A response with all its candidates, and what they count together."""
-    asks = [replace(ask, seed=None if ask.seed is None else ask.seed + number) for number in range(ask.count)]
-    replies = await asyncio.gather(*(service.reply(one) for one in asks))
+    replies, total = await service.replies(ask)
     candidates = [_candidate(said, number, ask) for number, said in enumerate(replies)]
-    total = Said(
-        prompt_tokens=replies[0].prompt_tokens, cached_tokens=replies[0].cached_tokens,
-        end=replies[0].end, tokens=sum(said.tokens for said in replies), thought_tokens=sum(said.thought_tokens for said in replies),
-    )  # fmt: skip
     return {"candidates": candidates, "usageMetadata": _usage(total), **_marks(service, request)}, total
 
 
@@ -71,7 +65,7 @@ async def events(
 def count(service: ModelService, body: Any) -> dict[str, Any]:
     """What countTokens says: the tokens of the very prompt that generateContent would ask with."""
     asked = body.get("generateContentRequest", body) if isinstance(body, dict) else body
-    tokens = len(service.model.prompt(read(asked)))
+    tokens = len(service.model.prompt(read_request(asked)))
     return {"totalTokens": tokens, "promptTokensDetails": [{"modality": "TEXT", "tokenCount": tokens}]}
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from gemma_ops.errors import MachineError, ModelError
-from gemma_ops.modeling.llamacpp import SPACING, threads_for
+from gemma_ops.modeling.llamacpp import GREEDY, SPACING, threads_for
 from gemma_ops.modeling.llamacpp_server import ServerSettings
 from gemma_ops.serving.engine import EngineGoneError, EngineRefusedError, Sampling, TokenChance, Tokens
 
@@ -174,7 +174,7 @@ class LlamaCpp:
         }  # fmt: skip
         temperature = self._defaults.get("temperature", 1.0) if sampling.temperature is None else sampling.temperature
         if temperature <= 0:
-            body |= {"temperature": 0.0, "top_k": 1, "samplers": ["top_k"], "seed": 0}
+            body |= GREEDY
         else:
             top_k = self._defaults.get("top_k", 0) if sampling.top_k is None else sampling.top_k
             top_p = self._defaults.get("top_p", 1.0) if sampling.top_p is None else sampling.top_p

@@ -13,19 +13,16 @@ from typing import Any
 
 from jsonschema import Draft202012Validator, SchemaError
 
-from gemma_ops.data import chat, published
+from gemma_ops.answer import Prompt
 from gemma_ops.data.normal import conversation
 from gemma_ops.data.rowerror import RowError
 from gemma_ops.errors import DataError
-from gemma_ops.modeling.load import load_tokenizer
 from gemma_ops.serving.calls import FunctionCall
 from gemma_ops.serving.engine import Engine, EngineRefusedError, Sampling, TokenChance, Tokens
 from gemma_ops.serving.reading import Piece, ReplyReader
-from gemma_ops.targets.structured import in_words
+from gemma_ops.targets.base import AskingMode
+from gemma_ops.targets.local import Encoder
 from gemma_ops.wire.ask import Ask, RefusalError
-
-_THOUGHTS = 1024
-"""Tokens that a reply may spend on thoughts before its answer, where thinking is on; evaluation's own default."""
 
 
 @dataclass
@@ -55,26 +52,18 @@ class ServedModel:
 
     def __init__(self, folder: Path, engine: Engine, *, thinks: bool, both: bool = False, usual: int = 1024) -> None:
         self.engine, self.thinks, self.both, self.usual = engine, thinks, both, usual
-        self.tokenizer = load_tokenizer(folder)
-        self._template = published.template_of(folder)
+        self._encoders = {mode: Encoder(folder, AskingMode(mode)) for mode in ({True, False} if both else {thinks})}
+        self.tokenizer = self._encoders[thinks].tokenizer
 
     def prompt(self, ask: Ask) -> list[int]:
         """The token ids that ask for the reply. Raises RefusalError for what can't be asked as the model was
         trained."""
-        thinking = self.thinks if ask.thinking is None else ask.thinking
-        if thinking != self.thinks and not self.both:
-            mode = "on" if self.thinks else "off"
-            raise RefusalError(
-                f"this model was trained and evaluated with thinking {mode}, and is asked in no other way",
-                field="thinking",
-            )
+        encode = self._encoder(ask)
         try:
             messages, tools, _ = conversation(
                 [dict(message) for message in ask.messages], list(ask.tools) or None, asked=True
             )
-            if ask.schema is not None:
-                messages = in_words(messages, ask.schema)
-            return chat.prompt_ids(self.tokenizer, messages, tools, template=self._template, thinking=thinking)
+            return encode(Prompt(messages, tools=tools or ()), ask.schema)
         except RowError as error:
             raise RefusalError(error.reason, field="messages", code=error.code) from error
         except DataError as error:
@@ -95,13 +84,21 @@ class ServedModel:
                 Draft202012Validator.check_schema(ask.schema)
             except SchemaError as error:
                 raise RefusalError(f"the schema is no JSON schema: {error.message}", field="schema") from error
-        wanted = (ask.max_tokens or self.usual) + (_THOUGHTS if self._thinks(ask) else 0)
+        wanted = (ask.max_tokens or self.usual) + self._encoder(ask).thoughts
         return Sampling(
             min(wanted, room), ask.temperature, ask.top_p, ask.top_k, ask.seed, ask.schema, ask.logprobs
         )  # fmt: skip
 
-    def _thinks(self, ask: Ask) -> bool:
-        return self.thinks if ask.thinking is None else ask.thinking
+    def _encoder(self, ask: Ask) -> Encoder:
+        """What makes prompts in the mode that is asked for. Raises RefusalError for one that the model wasn't trained in."""
+        found = self._encoders.get(self.thinks if ask.thinking is None else ask.thinking)
+        if found is None:
+            mode = "on" if self.thinks else "off"
+            raise RefusalError(
+                f"this model was trained and evaluated with thinking {mode}, and is asked in no other way",
+                field="thinking",
+            )
+        return found
 
     async def answer(
         self, prompt: list[int], sampling: Sampling, said: Said, stop: tuple[str, ...] = ()

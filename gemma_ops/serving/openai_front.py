@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -19,7 +18,7 @@ _FINISH = {"stop": "stop", "length": "length", "calls": "tool_calls"}
 
 async def whole(service: ModelService, ask: Ask, request: str) -> tuple[dict[str, Any], Said]:
     """A chat completion with all its choices, and what they count together."""
-    replies = await asyncio.gather(*(service.reply(_nth(ask, number)) for number in range(ask.count)))
+    replies, total = await service.replies(ask)
     choices = [
         {
             "index": number,
@@ -29,7 +28,6 @@ async def whole(service: ModelService, ask: Ask, request: str) -> tuple[dict[str
         }
         for number, said in enumerate(replies)
     ]
-    total = _total(replies)
     body = _head(service, request, "chat.completion") | {"choices": choices, "usage": _usage(total)}
     return body, total
 
@@ -73,13 +71,6 @@ def model(service: ModelService) -> dict[str, Any]:
     return {"id": service.facts.model, "object": "model", "created": int(service.began), "owned_by": "gemma-ops"}
 
 
-def _nth(ask: Ask, number: int) -> Ask:
-    """The ask for one of several replies: with a seed, each has its own, told from the first."""
-    if ask.seed is None or number == 0:
-        return ask
-    return Ask(**{**ask.__dict__, "seed": ask.seed + number})
-
-
 def _head(service: ModelService, request: str, kind: str) -> dict[str, Any]:
     return {
         "id": f"chatcmpl-{request}", "object": kind, "created": int(time.time()), "model": service.facts.model,
@@ -108,15 +99,6 @@ def _logprobs(chances: list[TokenChance], ask: Ask) -> dict[str, Any] | None:
 
 def _chance(one: TokenChance) -> dict[str, Any]:
     return {"token": one.text, "logprob": one.logprob, "bytes": list(one.text.encode())}
-
-
-def _total(replies: list[Said]) -> Said:
-    """What several replies to one prompt count: the prompt once."""
-    first = replies[0]
-    return Said(
-        prompt_tokens=first.prompt_tokens, cached_tokens=first.cached_tokens,
-        end=replies[0].end, tokens=sum(said.tokens for said in replies), thought_tokens=sum(said.thought_tokens for said in replies),
-    )  # fmt: skip
 
 
 def _usage(said: Said) -> dict[str, Any]:

@@ -41,7 +41,7 @@ form.addEventListener('submit',async e=>{e.preventDefault();said.textContent='';
 """.strip()
 
 
-def render(service: ModelService, url: str, *, keys: bool = False) -> str:
+def render_page(service: ModelService, url: str, *, keys: bool = False) -> str:
     """The page as HTML, with nothing from elsewhere; `url` is where it is served, `keys` whether a key is needed."""
     facts, tally = service.facts, service.tally
     rows = [

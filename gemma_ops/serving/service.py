@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gemma_ops.serving.model import Said, ServedModel
@@ -110,6 +110,18 @@ class ModelService:
             async for _ in pieces:
                 pass
         return said
+
+    async def replies(self, ask: Ask) -> tuple[list[Said], Said]:
+        """All the replies that are asked for, and what they count together: the prompt once. With a seed each has its
+        own, counted from the one that was given."""
+        seeds = [None if ask.seed is None else ask.seed + number for number in range(ask.count)]
+        found = await asyncio.gather(*(self.reply(replace(ask, seed=seed)) for seed in seeds))
+        first = found[0]
+        total = Said(
+            end=first.end, prompt_tokens=first.prompt_tokens, cached_tokens=first.cached_tokens,
+            tokens=sum(said.tokens for said in found), thought_tokens=sum(said.thought_tokens for said in found),
+        )  # fmt: skip
+        return found, total
 
     def metrics(self) -> str:
         """In Prometheus' text format, labelled with what is served."""

@@ -19,12 +19,11 @@ from gemma_ops.data.prompting import Prompting, read_prompting
 from gemma_ops.errors import ConfigError, DataError, GateError
 from gemma_ops.family.formats import DEFAULT_FORMATS, GGUF, REFERENCE, GgufName
 from gemma_ops.modeling.source import checkpoint
-from gemma_ops.verdicts import Verdict
+from gemma_ops.verdicts import CANARY, VERDICT, Verdict
 
 _FORMATS = (*DEFAULT_FORMATS, REFERENCE)
 """Where no verdict tells them apart: those that are made where nothing is said, before the one they are compared
 with."""
-CANARY_FILE = "canary.json"
 
 
 @dataclass(frozen=True)
@@ -87,14 +86,14 @@ def _of_file(file: Path, folder: Path | None, asked: str) -> Source:
 
 
 def _of_run(run: Path, asked: str, settings: ServeConfig) -> Source:
-    verdict = _verdict(run / "evaluate" / "verdict.json")
+    verdict = _verdict(run / "evaluate" / VERDICT)
     made = [name for name in _FORMATS if (run / "quantize" / GGUF[name].path).is_file()]
     form = choose_format(settings.format, made, verdict, asked)
     file = run / "quantize" / GGUF[form].path
     home = next((run / step for step in ("merge", "fetch") if (run / step / "artifact.json").is_file()), None)
     if home is None:
         raise DataError(f"{run} holds no model", "make the run's first steps: gemma-ops run CONFIG")
-    canary, sha256 = run / "evaluate" / CANARY_FILE, digest.of_file(file)
+    canary, sha256 = run / "evaluate" / CANARY, digest.of_file(file)
     made_as = json.loads((run / "quantize" / "artifact.json").read_text(encoding="utf-8"))["files"]
     if sha256 != made_as[GGUF[form].path]["sha256"]:
         raise GateError(f"{file} was changed since it was made", "make it again: gemma-ops run CONFIG --redo quantize")
@@ -109,15 +108,15 @@ def _of_version(asked: str, machine: MachineConfig, settings: ServeConfig) -> So
 
     small = pull_version(machine, asked, wanted=lambda name: not name.endswith((".gguf", ".safetensors")))
     files = small.manifest["subject"]["files"]
-    verdict = _verdict(small.folder / "verdict.json")
+    verdict = _verdict(small.folder / VERDICT)
     made = [name for name in _FORMATS if GGUF[name].place in files]
     form = choose_format(settings.format, made, verdict, asked)
     place = GGUF[form].place
     whole = pull_version(machine, f"{small.name}/{small.version}", wanted=lambda name: name == place)
-    canary = small.folder / CANARY_FILE
+    canary = small.folder / CANARY
     return Source(
         asked, small.name, whole.folder / place, small.folder / "tokenizer", form, small.version,
-        read_prompting(small.folder / GGUF[form].shelf), verdict, canary if CANARY_FILE in files else None,
+        read_prompting(small.folder / GGUF[form].shelf), verdict, canary if CANARY in files else None,
         str(files[place]["sha256"]),
     )  # fmt: skip
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -143,16 +144,14 @@ class Quantized:
         self._file = file
         self._tokenizer = tokenizer
         self._machine = machine
-        self._encode: Encoder | None = None
 
     def answer(
         self, batches: Sequence[Sequence[Prompt]], *, max_new_tokens: int, schema: dict[str, Any] | None = None
     ) -> Iterator[list[Answer]]:
         """Open with room for the longest prompt and its answer, then answer batch by batch."""
         from gemma_ops.modeling.llamacpp import GGUF
-        from gemma_ops.modeling.source import checkpoint
 
-        encode = Encoder(checkpoint(self._tokenizer), self._asked)
+        encode = self._encode
         limit = max_new_tokens + encode.thoughts
         prompts = [encode(prompt, schema) for batch in batches for prompt in batch]
         if not prompts:
@@ -167,10 +166,13 @@ class Quantized:
 
     def asks(self, prompt: Prompt, max_new_tokens: int) -> tuple[list[int], int]:
         """The token ids of a prompt, and how many tokens its reply may take, thoughts included."""
+        return self._encode(prompt), max_new_tokens + self._encode.thoughts
+
+    @cached_property
+    def _encode(self) -> Encoder:
         from gemma_ops.modeling.source import checkpoint
 
-        self._encode = self._encode or Encoder(checkpoint(self._tokenizer), self._asked)
-        return self._encode(prompt), max_new_tokens + self._encode.thoughts
+        return Encoder(checkpoint(self._tokenizer), self._asked)
 
     @property
     def pace(self) -> EnginePace:
@@ -205,7 +207,7 @@ class Encoder:
         """The prompt as tokens, with the places of what it shows."""
         from gemma_ops.data import chat
 
-        messages = in_words(prompt.messages, schema) if schema else list(prompt.messages)
+        messages = list(prompt.messages) if schema is None else in_words(prompt.messages, schema)
         senses = Senses.read(self._folder) if prompt.media else None
         return chat.prompt(
             self.tokenizer,

@@ -5,14 +5,18 @@ figures.py    what was measured, per target and per pair of targets
 gates.py      what was asked, how it ended, and the standard it was held to
 routing.py    which questions to keep on a local model (`Routing`)
 document.py   the whole verdict (`Verdict`)
+canary.py     what a server must answer before it may serve
 """
 
+from gemma_ops.verdicts.canary import CANARY, CANARY_SCHEMA
 from gemma_ops.verdicts.document import VERDICT, TargetFacts, TaskFacts, Verdict
 from gemma_ops.verdicts.figures import Figure, PairedDifference, TargetResult
 from gemma_ops.verdicts.gates import Gate, Look
 from gemma_ops.verdicts.routing import ROUTING, Routing, RoutingLine, RoutingTable
 
 __all__ = [
+    "CANARY",
+    "CANARY_SCHEMA",
     "ROUTING",
     "VERDICT",
     "Figure",

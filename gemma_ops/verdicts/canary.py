@@ -1,0 +1,7 @@
+"""`canary.json`: questions with what each quantized model and its base said, which a server must answer before it may serve."""
+
+from __future__ import annotations
+
+CANARY = "canary.json"
+"""The file's name, in the folder of the step `evaluate` and in a version; it holds questions, as the report does."""
+CANARY_SCHEMA = "gemma-ops/canary@1"
