@@ -1,4 +1,5 @@
-"""Is this machine fit for it: versions, devices, memory, disk, combinations known to go wrong, and what each size can do.
+"""Is this machine fit for it: versions, devices, memory, disk, combinations known to go wrong, and what each size can
+do.
 
 Reads installed metadata and files only; nothing heavy is imported, so it answers in under a second even when torch
 itself is broken. The tested windows are those of the installed package's own requirements: there is no second list.
@@ -148,7 +149,8 @@ def _packages() -> Iterator[Check]:
 
 
 def split_requirement(text: str) -> tuple[str, str, str | None]:
-    """`name`, version window and extra of a requirement as metadata spells it: `xllamacpp>=2026.10; extra == "gguf"`."""
+    """`name`, version window and extra of a requirement as metadata spells it: `xllamacpp>=2026.10; extra ==
+    "gguf"`."""
     head, _, marker = text.partition(";")
     match = re.match(r"\s*([A-Za-z0-9._-]+)(?:\[[^\]]*\])?\s*\(?([^)]*)\)?", head)
     assert match is not None, text

@@ -81,8 +81,8 @@ def enforce() -> None:
 def confine(config: RunConfig, targets: Sequence[str] = (), *, listens: bool = False) -> None:
     """Move this command, which is offline, into a network with only loopback, where that can be done; `held_by` tells.
 
-    `targets` are named beside the configuration; a command that `listens` stays where it can be reached. Only for a process that is ours alone: whoever imports the package keeps
-    the network that it has.
+    `targets` are named beside the configuration; a command that `listens` stays where it can be reached. Only for a
+    process that is ours alone: whoever imports the package keeps the network that it has.
     """
     global _why  # noqa: PLW0603
     asked = [target for target in targets if _SPEC.fullmatch(target)]
@@ -115,7 +115,8 @@ def prospects() -> str:
 
 
 def check(config: RunConfig) -> None:
-    """Refuse a configuration that can't run offline. Raises ConfigError with every key that asks for something remote."""
+    """Refuse a configuration that can't run offline. Raises ConfigError with every key that asks for something
+    remote."""
     problems = list(_remote(config))
     if problems:
         raise ConfigError(
@@ -248,7 +249,8 @@ def _is_hub_id(name: str) -> bool:
 
 
 def _cached(repo: str, revision: str | None) -> bool:
-    """Whether the Hub's cache on disk holds a snapshot of a model: the folders are read, so that no library is needed."""
+    """Whether the Hub's cache on disk holds a snapshot of a model: the folders are read, so that no library is
+    needed."""
     home = Path(os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface")
     folder = Path(os.environ.get("HF_HUB_CACHE") or home / "hub").expanduser() / f"models--{repo.replace('/', '--')}"
     name = revision or "main"

@@ -1,8 +1,8 @@
-"""What would end a run later, told before its first step: a mistake in the last section must not wait for a teacher that
-was paid and a training that is done.
+"""What would end a run later, told before its first step: a mistake in the last section must not wait for a teacher
+that was paid and a training that is done.
 
-Only what steps read that are still to be made is checked, and everything that is found is told at once. Nothing is loaded
-or sent, and what is checked is what the steps themselves would refuse.
+Only what steps read that are still to be made is checked, and everything that is found is told at once. Nothing is
+loaded or sent, and what is checked is what the steps themselves would refuse.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Privacy classes, and how private a model is: at least as private as the strictest row it learned from.
 
-A model repeats what it was trained on, word for word, so its answers may go only where those rows may go. Each step that
-makes a model leaves `learned.json` in the folder that people copy and serve (adapter, tuned tensors, checkpoint, one folder
-a GGUF file), and a GGUF file says the same in its own header. What a model was made from counts: its rows, the base it
-started from, and the teacher whose probabilities or rows it learned.
+A model repeats what it was trained on, word for word, so its answers may go only where those rows may go. Each step
+that makes a model leaves `learned.json` in the folder that people copy and serve (adapter, tuned tensors, checkpoint,
+one folder a GGUF file), and a GGUF file says the same in its own header. What a model was made from counts: its rows,
+the base it started from, and the teacher whose probabilities or rows it learned.
 
 A model of ours without a record (of a version that wrote none) is taken for the strictest class; a checkpoint from
 elsewhere is taken for one trained on public text, unless `model.privacy` says more.

@@ -1,4 +1,5 @@
-"""The few lines a run ends with: what each target scored, what the gates said, which version it became, where to look."""
+"""The few lines a run ends with: what each target scored, what the gates said, which version it became, where to
+look."""
 
 from __future__ import annotations
 

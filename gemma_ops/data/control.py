@@ -1,9 +1,9 @@
 """The border between what a conversation says and what structures it: content never becomes a control token.
 
-A tokenizer reads `<|turn>` in a user's text as the token that opens a turn. So every `<` of content gets a mark before it
-is rendered; in the rendering, a control token whose first character is marked came from content, also where two pieces
-of content make one between them. It is then refused, or spelled out: tokenized in two halves, as the characters that a
-person reads. The template's own tokens are never marked.
+A tokenizer reads `<|turn>` in a user's text as the token that opens a turn. So every `<` of content gets a mark before
+it is rendered; in the rendering, a control token whose first character is marked came from content, also where two
+pieces of content make one between them. It is then refused, or spelled out: tokenized in two halves, as the characters
+that a person reads. The template's own tokens are never marked.
 """
 
 from __future__ import annotations

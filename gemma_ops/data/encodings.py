@@ -39,8 +39,8 @@ def encoding_of(head: bytes) -> str | None:
 def open_as_utf8(path: Path, encoding: str = "auto") -> BinaryIO:
     """A file opened for reading as UTF-8 bytes without a byte order mark, whatever it is written in.
 
-    `encoding` is `data.encoding`; with `auto` UTF-16 and UTF-32 are told by their first bytes and all else is left as it
-    is. Raises DataError for an encoding that Python doesn't know.
+    `encoding` is `data.encoding`; with `auto` UTF-16 and UTF-32 are told by their first bytes and all else is left as
+    it is. Raises DataError for an encoding that Python doesn't know.
     """
     file = path.open("rb")
     head = file.read(_LOOK)

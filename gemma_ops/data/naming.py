@@ -1,7 +1,7 @@
 """Which images and sounds the files of a data set name: they decide what is trained on as the rows themselves do.
 
-Asked at the start of every run, so that a changed picture counts as changed data. A file without a word that could begin
-a part or a column of this kind is not parsed.
+Asked at the start of every run, so that a changed picture counts as changed data. A file without a word that could
+begin a part or a column of this kind is not parsed.
 """
 
 from __future__ import annotations

@@ -30,11 +30,11 @@ def evaluate(
 ) -> dict[str, float]:
     """Ask every target every question, grade, and decide.
 
-    Inputs: `base` and `tuned` are artifacts that hold a checkpoint, `quantized` the one of the step `quantize`, `data` that
-    of `prepare` (named in the report), `champion` that of the step `champion` (the registry's policy, and the version to be
-    compared with), `source` the user's data folder for tasks whose rows aren't shipped, `tasks` the
-    task folders. Writes answers.jsonl, scores.jsonl, verdict.json, report.html, summary.md, junit.xml below `out`.
-    Raises ConfigError and DataError for everything that is wrong before a model is loaded.
+    Inputs: `base` and `tuned` are artifacts that hold a checkpoint, `quantized` the one of the step `quantize`, `data`
+    that of `prepare` (named in the report), `champion` that of the step `champion` (the registry's policy, and the
+    version to be compared with), `source` the user's data folder for tasks whose rows aren't shipped, `tasks` the task
+    folders. Writes answers.jsonl, scores.jsonl, verdict.json, report.html, summary.md, junit.xml below `out`. Raises
+    ConfigError and DataError for everything that is wrong before a model is loaded.
     """
     from gemma_ops.evaluation.pipeline import evaluate as run
 
@@ -67,7 +67,8 @@ def forecast(
     source: Path | None = None,
     tasks: tuple[Path, ...],
 ) -> dict[str, Any]:
-    """What an evaluation can show, sends and may cost; `before` is the folder of this run's evaluation, if there was one.
+    """What an evaluation can show, sends and may cost; `before` is the folder of this run's evaluation, if there was
+    one.
 
     Nothing is asked and no model is loaded.
     """

@@ -96,8 +96,8 @@ def complete(target: Target, task: Task, stored: AnswerFile) -> list[Stored]:
 
 
 def ask(target: Target, tasks: Sequence[Task], stored: AnswerFile, conditions: ConditionsFile, batch: int) -> None:
-    """Let a target answer what it hasn't, and record the conditions. Batches hold rows of like length and are the same in every attempt, so that an
-    interrupted run computes what an uninterrupted one would."""
+    """Let a target answer what it hasn't, and record the conditions. Batches hold rows of like length and are the same
+    in every attempt, so that an interrupted run computes what an uninterrupted one would."""
     try:
         for task in tasks:
             _ask(target, task, stored, conditions, batch)

@@ -150,7 +150,8 @@ def _hour(machine: MachineConfig, device: str | None, measured: MachineFacts | N
 
 
 def services(machine: MachineConfig, given: Sequence[str]) -> dict[str, tuple[float, float]]:
-    """Services with a price of the reader's: those of `machine.endpoints`, and `NAME=IN/OUT` in dollars per million tokens."""
+    """Services with a price of the reader's: those of `machine.endpoints`, and `NAME=IN/OUT` in dollars per million
+    tokens."""
     found = {
         endpoint.url: (endpoint.dollars_in, endpoint.dollars_out)
         for endpoint in machine.endpoints

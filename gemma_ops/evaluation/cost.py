@@ -1,8 +1,8 @@
 """What answers take besides being right: time, dollars, and data that leaves the machine.
 
-Dollars are what was billed, where something was. On this machine they are its hours: the machine's seconds per answer at
-its hourly price, over the share of hours it would be busy. Where neither price nor bill is known, the figure is unknown,
-which is not zero. Time is what whoever asks waits: with 16 prompts decoded together, every one waits for all.
+Dollars are what was billed, where something was. On this machine they are its hours: the machine's seconds per answer
+at its hourly price, over the share of hours it would be busy. Where neither price nor bill is known, the figure is
+unknown, which is not zero. Time is what whoever asks waits: with 16 prompts decoded together, every one waits for all.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ Facts = dict[str, Any]
 
 
 def hour(machine: MachineConfig) -> Facts:
-    """What an hour of this machine costs: `dollars` (None when unknown), where the figure is `from`, and `utilisation`."""
+    """What an hour of this machine costs: `dollars` (None when unknown), where the figure is `from`, and
+    `utilisation`."""
     if machine.dollars_per_hour is not None:
         return {
             "dollars": machine.dollars_per_hour,
@@ -124,8 +125,9 @@ def waits(answers: Sequence[Stored], kind: str) -> list[float]:
 
 @dataclass(frozen=True)
 class Below(Evidence):
-    """Evidence for a mean without an upper end of its own, such as dollars, that is to stay below a limit. `most` is what a
-    value can be at most; while it is None nothing can be shown to be below anything, as the next value may be endless."""
+    """Evidence for a mean without an upper end of its own, such as dollars, that is to stay below a limit. `most` is
+    what a value can be at most; while it is None nothing can be shown to be below anything, as the next value may be
+    endless."""
 
     most: float | None = None
 

@@ -13,7 +13,8 @@ from gemma_ops.evaluation.task import Task
 from gemma_ops.verdicts import Verdict
 
 FOLDER = "elsewhere"
-"""In the folder of an evaluation that has something to hide: `verdict.json`, `routing.json` and `summary.md` for others."""
+"""In the folder of an evaluation that has something to hide: `verdict.json`, `routing.json` and `summary.md` for
+others."""
 
 
 def hides(tasks: Iterable[Task]) -> bool:

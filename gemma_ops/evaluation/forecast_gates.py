@@ -14,8 +14,8 @@ Body = dict[str, Any]
 
 
 def task_body(task: Task, settings: EvaluateConfig, level: float, hour: Body) -> Body:
-    """Rows, clusters and copies of a task, the differences they show, and its gates at the level of this look. `hour` is
-    what an hour of this machine costs."""
+    """Rows, clusters and copies of a task, the differences they show, and its gates at the level of this look. `hour`
+    is what an hour of this machine costs."""
     n = len(task.rows)
     groups = len({row.cluster for row in task.rows}) if task.clustered else n
     gates = [gate for gate in settings.gates if gate.task in (None, task.name)]
@@ -33,7 +33,8 @@ def task_body(task: Task, settings: EvaluateConfig, level: float, hour: Body) ->
 
 
 def _gate(gate: GateConfig, task: Task, groups: int, level: float, share: float) -> Body:
-    """One gate: rows it likely needs at its share of the level, and rows below which it can't pass at the whole of it."""
+    """One gate: rows it likely needs at its share of the level, and rows below which it can't pass at the whole of
+    it."""
     rows, fewest = plan.rows_for_gate(gate, share), plan.fewest_rows(gate, level)
     if _on_labels(gate, task):
         rows = fewest = None  # that depends on the labels, whose rows are counted below

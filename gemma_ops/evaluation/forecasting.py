@@ -1,9 +1,9 @@
 """Before anything is asked: what an evaluation can show, what it sends where, and what it may cost.
 
 Nothing is asked and no model is loaded. The worst case of a service is the sum of what the door to it reserves: every
-byte of a prompt a token, every reply as long as it may be. The likely figure takes tokens and seconds from an evaluation
-of this run that was made before, where there is one, and says so; otherwise it is a guess by rule: four characters a
-token, a reply as long as its reference, a quarter of the room for thoughts used.
+byte of a prompt a token, every reply as long as it may be. The likely figure takes tokens and seconds from an
+evaluation of this run that was made before, where there is one, and says so; otherwise it is a guess by rule: four
+characters a token, a reply as long as its reference, a quarter of the room for thoughts used.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ Body = dict[str, Any]
 
 
 def forecast(settings: EvaluateConfig, machine: MachineConfig, tasks: Sequence[Task], before: Path) -> Body:
-    """The plan as JSON. `before` is the folder of this run's evaluation, if there was one. Raises ConfigError for unknown
-    targets and models, BudgetError for unknown prices."""
+    """The plan as JSON. `before` is the folder of this run's evaluation, if there was one. Raises ConfigError for
+    unknown targets and models, BudgetError for unknown prices."""
     known, stored = _known(before), _stored(before)
     tasks, hour = [join_copies(task) for task in tasks], cost.hour(machine)
     look, level = _look(before, settings)
@@ -66,7 +66,8 @@ def _first(text: str) -> str:
 
 
 def _look(before: Path, settings: EvaluateConfig) -> tuple[int, float]:
-    """Number and level of the look that this evaluation would be, if it asks about the same models as the one before."""
+    """Number and level of the look that this evaluation would be, if it asks about the same models as the one
+    before."""
     file = before / VERDICT
     look = Verdict.read(file).look if file.is_file() else None
     return (look.number + 1, look.later) if look else (1, look_level(1 - settings.confidence, ()))

@@ -11,7 +11,8 @@ from gemma_ops.verdicts.figures import ValueSpan, span_of
 
 
 def shown(gate: Gate, value: float | None) -> str:
-    """A value in the units of the gate: dollars, a share of answers that came in time, a signed difference, or a score."""
+    """A value in the units of the gate: dollars, a share of answers that came in time, a signed difference, or a
+    score."""
     if value is None:
         return "–"
     if gate.metric == "usd_per_1k":

@@ -1,10 +1,10 @@
 """Gates: what must hold before a model is promoted, decided three ways.
 
-A gate passes when a one-sided test shows that the condition holds, and fails when one shows that it does not. Both sides
-share their level over all gates through Holm's method (S. Holm, Scand. J. Stat. 6, 1979), each for itself: the chance that
-any gate passes wrongly is at most the level, and so is the chance that any fails wrongly. Otherwise a gate is
-inconclusive, and the number of rows is told that would settle it. So a small data set can't promote, and can't condemn.
-The tests hold for every distribution of scores, those of F1 too.
+A gate passes when a one-sided test shows that the condition holds, and fails when one shows that it does not. Both
+sides share their level over all gates through Holm's method (S. Holm, Scand. J. Stat. 6, 1979), each for itself: the
+chance that any gate passes wrongly is at most the level, and so is the chance that any fails wrongly. Otherwise a gate
+is inconclusive, and the number of rows is told that would settle it. So a small data set can't promote, and can't
+condemn. The tests hold for every distribution of scores, those of F1 too.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ Outcome = Literal["pass", "fail", "inconclusive"]
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the scores say about one gate. For paired gates `sample` holds differences; for F1, which is no mean
-    of rows, `ratios` holds the counts of its labels, and `sample` only counts rows. `labels` names them for macro F1."""
+    """What the scores say about one gate. For paired gates `sample` holds differences; for F1, which is no mean of
+    rows, `ratios` holds the counts of its labels, and `sample` only counts rows. `labels` names them for macro F1."""
 
     sample: Sample
     is_difference: bool
@@ -51,8 +51,8 @@ class Evidence:
         return statistics.mean_bound(self.sample, alpha, upper=upper)
 
     def hope(self, margin: float, alpha: float) -> float | None:
-        """The truth that rows are planned for: what was measured, where that is beyond the margin. Else a better one that
-        can't be excluded: no difference, or the upper bound. None where nothing beyond the margin is left."""
+        """The truth that rows are planned for: what was measured, where that is beyond the margin. Else a better one
+        that can't be excluded: no difference, or the upper bound. None where nothing beyond the margin is left."""
         if self.value > margin:
             return self.value
         top = self.bound(alpha, upper=True)
@@ -111,8 +111,8 @@ QUANTILES = {"p50": 0.5, "p95": 0.95}
 
 
 def threshold(gate: GateConfig) -> float:
-    """What the value must exceed: the margin, or minus the margin for `noninferior`. Dollars must stay below the margin;
-    for seconds the value is the share of answers that came within it."""
+    """What the value must exceed: the margin, or minus the margin for `noninferior`. Dollars must stay below the
+    margin; for seconds the value is the share of answers that came within it."""
     if gate.test == "at_most":
         return QUANTILES.get(gate.metric.rpartition("_")[2], gate.margin)
     return -gate.margin if gate.test == "noninferior" else gate.margin
@@ -121,8 +121,9 @@ def threshold(gate: GateConfig) -> float:
 def decide(
     gates: Sequence[GateConfig], evidence: Sequence[Evidence], confidence: float, *, later: float | None = None
 ) -> list[Decision]:
-    """Decide all gates together: the chance that any passes wrongly is at most 1 - confidence, and that any fails wrongly
-    too. `later` is the confidence of the next look, for which the rows needed are told; the same unless said."""
+    """Decide all gates together: the chance that any passes wrongly is at most 1 - confidence, and that any fails
+    wrongly too. `later` is the confidence of the next look, for which the rows needed are told; the same unless
+    said."""
     alpha = 1 - confidence
     again = alpha if later is None else 1 - later
     decisions = []

@@ -42,8 +42,8 @@ def rows_needed(sample: RatioSample, margin: float, level: float) -> int | None:
 
 
 def missing(sample: RatioSample, labels: Sequence[str], margin: float, level: float) -> str | None:
-    """What keeps a gate on F1 from passing: labels with too few rows for any answers, labels without a row, or the figure
-    itself. None where more rows like these would pass it. `labels` is empty for micro F1, which is one ratio."""
+    """What keeps a gate on F1 from passing: labels with too few rows for any answers, labels without a row, or the
+    figure itself. None where more rows like these would pass it. `labels` is empty for micro F1, which is one ratio."""
     short = too_few(sample, labels, margin, level)
     if short is not None:
         return short

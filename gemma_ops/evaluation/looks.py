@@ -1,9 +1,10 @@
 """Looks: every verdict on the same targets and task is recorded, and what it spent of the level is gone for later ones.
 
-The record is a file beside the step's folder in the run, `evaluate.looks.jsonl`, which `--redo evaluate` leaves alone; the
-verdict repeats it, so that the registered version carries it. Records of other runs in the same folder count too. Two verdicts share their level when a gate of each asks about
-the same model (by the digest of its files) on the task of the same name, against the same rival. The same answers judged
-again, as after a crash or with another metric, are the same look.
+The record is a file beside the step's folder in the run, `evaluate.looks.jsonl`, which `--redo evaluate` leaves alone;
+the verdict repeats it, so that the registered version carries it. Records of other runs in the same folder count too.
+Two verdicts share their level when a gate of each asks about the same model (by the digest of its files) on the task of
+the same name, against the same rival. The same answers judged again, as after a crash or with another metric, are the
+same look.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ def place(out: Path) -> Path:
 
 
 def read_looks(path: Path) -> list[Look]:
-    """All recorded looks, the oldest first. Raises DataError where a line can't be read: what was spent is not known then."""
+    """All recorded looks, the oldest first. Raises DataError where a line can't be read: what was spent is not known
+    then."""
     if not path.is_file():
         return []
     try:
@@ -52,8 +54,8 @@ def read_looks(path: Path) -> list[Look]:
 
 
 def known_looks(out: Path, registered: Sequence[Look] = ()) -> list[Look]:
-    """The looks of a step's folder, and before them those of the runs beside it and of `registered` versions: a model that
-    another run evaluated, or a copy of the run, begins with no clean slate. Each is there once."""
+    """The looks of a step's folder, and before them those of the runs beside it and of `registered` versions: a model
+    that another run evaluated, or a copy of the run, begins with no clean slate. Each is there once."""
     own = place(out)
     others = (path for path in sorted(own.parent.parent.glob(f"*/{own.name}")) if path.parent != own.parent)
     beside = [look for path in others if (path.parent / "config.json").is_file() for look in read_looks(path)]

@@ -12,7 +12,8 @@ _COLOURS = {"base": "t-base", "tuned": "t-tuned", **{name: each.css for name, ea
 
 
 def escape(text: object) -> str:
-    """Text as HTML, safe in elements and in quoted attributes. Control characters, which HTML can't hold, are made visible."""
+    """Text as HTML, safe in elements and in quoted attributes. Control characters, which HTML can't hold, are made
+    visible."""
     shown = "".join(
         char if char in "\n\t" or char.isprintable() or char.isspace() else "\N{REPLACEMENT CHARACTER}"
         for char in str(text)
@@ -46,8 +47,8 @@ def chip(target: str) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, kind: str = "") -> str:
-    """A table of HTML cells; the first column is the row's head. It scrolls sideways where the screen is narrow; of kind
-    `stack`, whose head is plain text, its rows become little cards there instead."""
+    """A table of HTML cells; the first column is the row's head. It scrolls sideways where the screen is narrow; of
+    kind `stack`, whose head is plain text, its rows become little cards there instead."""
     names = [f' data-label="{name}"' if kind == "stack" else "" for name in head[1:]]
     top = "".join(f"<th scope=col>{cell}</th>" for cell in head)
     body = "".join(

@@ -1,11 +1,11 @@
 """Two targets on the same rows: the difference of their means, its interval, and exact tests for gates.
 
-For independent yes/no rows the interval is Tango's score interval for paired proportions (T. Tango, Statistics in Medicine
-17, 1998), and gates use the exact test with the same statistic: its p-value is the largest over every possible share of
-disagreeing rows (H. Hsueh, J. Liu, J. Chen, Biometrics 57, 2001). Enumerated, the score test alone reaches .073 at a
-nominal .05 (n = 100, margin .02); the exact one can't exceed it. McNemar's exact p is told beside it. Differences of
-scores lie between -1 and 1, and so do those of rows in clusters: they get bounds that hold for every distribution
-(`stats/betting.py`).
+For independent yes/no rows the interval is Tango's score interval for paired proportions (T. Tango, Statistics in
+Medicine 17, 1998), and gates use the exact test with the same statistic: its p-value is the largest over every possible
+share of disagreeing rows (H. Hsueh, J. Liu, J. Chen, Biometrics 57, 2001). Enumerated, the score test alone reaches
+.073 at a nominal .05 (n = 100, margin .02); the exact one can't exceed it. McNemar's exact p is told beside it.
+Differences of scores lie between -1 and 1, and so do those of rows in clusters: they get bounds that hold for every
+distribution (`stats/betting.py`).
 """
 
 from __future__ import annotations
@@ -79,8 +79,8 @@ def _above(sample: Sample, margin: float, *, mirrored: bool = False) -> float:
 
 
 def pairs_needed(wins: float, losses: float, margin: float, level: float) -> int | None:
-    """Independent yes/no rows with which the exact test shows a difference above `margin` with power .8, where these are
-    the true shares of wins and losses. None where no number does."""
+    """Independent yes/no rows with which the exact test shows a difference above `margin` with power .8, where these
+    are the true shares of wins and losses. None where no number does."""
     truth = wins - losses
     if truth - margin <= 1e-9:
         return None

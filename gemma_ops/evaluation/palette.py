@@ -1,9 +1,10 @@
-"""Colours and marks of the targets in one report: as many as there are targets, each its own, the same on the whole page.
+"""Colours and marks of the targets in one report: as many as there are targets, each its own, the same on the whole
+page.
 
-The targets that a run makes keep their colours. Every other one gets the candidate that lies farthest from all colours in
-use, for normal sight and for the two common kinds of red-green blindness (Viénot, Brettel and Mollon, Color Research and
-Application 24, 1999); distances are Euclidean in Oklab (Ottosson, 2020). A mark of another shape tells a target apart where
-its colour doesn't.
+The targets that a run makes keep their colours. Every other one gets the candidate that lies farthest from all colours
+in use, for normal sight and for the two common kinds of red-green blindness (Viénot, Brettel and Mollon, Color Research
+and Application 24, 1999); distances are Euclidean in Oklab (Ottosson, 2020). A mark of another shape tells a target
+apart where its colour doesn't.
 """
 
 from __future__ import annotations
@@ -84,8 +85,8 @@ def marks(targets: Sequence[str]) -> str:
 
 
 def distance(one: Rgb, other: Rgb) -> float:
-    """The least distance of two colours in Oklab: that for protanopia, for deuteranopia, or half of that for normal sight,
-    which tells more hues apart."""
+    """The least distance of two colours in Oklab: that for protanopia, for deuteranopia, or half of that for normal
+    sight, which tells more hues apart."""
     normal, protan, deutan = (math.dist(first, second) for first, second in zip(_seen(one), _seen(other), strict=True))
     return min(normal / 2, protan, deutan)
 

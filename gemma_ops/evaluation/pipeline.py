@@ -1,8 +1,9 @@
 """The step `evaluate`: ask every target every question, grade, decide, and write it all down.
 
-What is written: `answers.jsonl` and `scores.jsonl` (evidence), `judge/` (what judges said, where any is named), `verdict.json` (what it says), `routing.json` (which
-questions to keep here, when a service answered too), `canary.json` (what a server must answer before it may serve), `report.html`, `summary.md` and `junit.xml` (for people and for CI).
-A killed evaluation goes on from the last finished batch.
+What is written: `answers.jsonl` and `scores.jsonl` (evidence), `judge/` (what judges said, where any is named),
+`verdict.json` (what it says), `routing.json` (which questions to keep here, when a service answered too), `canary.json`
+(what a server must answer before it may serve), `report.html`, `summary.md` and `junit.xml` (for people and for CI). A
+killed evaluation goes on from the last finished batch.
 """
 
 from __future__ import annotations
@@ -121,8 +122,8 @@ def regrade(
     source: Path | None = None,
     tasks: tuple[Path, ...],
 ) -> dict[str, float]:
-    """Grade the stored answers of an earlier evaluation again, with the tasks as they are now. No model is loaded, and no
-    judge is asked: gates on judges only report.
+    """Grade the stored answers of an earlier evaluation again, with the tasks as they are now. No model is loaded, and
+    no judge is asked: gates on judges only report.
 
     Raises DataError when a question has changed or is new, since then there is no answer to grade.
     """

@@ -57,9 +57,9 @@ def detectable_difference(n: int, discordance: float, alpha: float = 0.05, power
 
 
 def fewest_rows(gate: GateConfig, alpha: float) -> int | None:
-    """Rows below which no test that holds for all scores can pass the gate, even if every answer is right (`at_least`), or
-    none differs (`noninferior`): log alpha / log(margin), and log alpha / log(1 - margin). None for other gates, and where no
-    number of rows passes it."""
+    """Rows below which no test that holds for all scores can pass the gate, even if every answer is right (`at_least`),
+    or none differs (`noninferior`): log alpha / log(margin), and log alpha / log(1 - margin). None for other gates, and
+    where no number of rows passes it."""
     if not 0 < gate.margin < 1:
         return None
     if gate.test == "at_least":

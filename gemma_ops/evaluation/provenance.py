@@ -26,8 +26,9 @@ def collect(
     quantized: Path | None,
     data: Path | None,
 ) -> dict[str, Any]:
-    """`model`: the one that was tuned, as far as it is known. `targets`: identity, lineage and place of each, and the step and model of those this run made. `machine`: what an
-    hour of it costs. `gemini`: under which terms it was asked, if it was. `data`: digest and report of the training data, when there was some."""
+    """`model`: the one that was tuned, as far as it is known. `targets`: identity, lineage and place of each, and the
+    step and model of those this run made. `machine`: what an hour of it costs. `gemini`: under which terms it was
+    asked, if it was. `data`: digest and report of the training data, when there was some."""
     found: dict[str, Any] = {}
     model = _json(base / "model.json") if base else {}
     for target in targets:
@@ -58,7 +59,8 @@ def collect(
 
 
 def released(release: ReleaseConfig, learned: Iterable[Privacy]) -> dict[str, Any]:
-    """The release with its reason, as it is recorded where it lets answers go further; empty where it changes nothing."""
+    """The release with its reason, as it is recorded where it lets answers go further; empty where it changes
+    nothing."""
     if all(answers_class(kind, release) == kind for kind in learned):
         return {}
     return {"release": release.model_dump(mode="json")}

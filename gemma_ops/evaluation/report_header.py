@@ -1,4 +1,5 @@
-"""What a report is about, before anything else: the run, the model that was tuned, the targets, the date, the version."""
+"""What a report is about, before anything else: the run, the model that was tuned, the targets, the date, the
+version."""
 
 from __future__ import annotations
 

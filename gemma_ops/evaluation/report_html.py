@@ -1,7 +1,7 @@
 """`report.html`: one self-contained page, for a person who must decide whether a model may replace another.
 
-It needs no network and no script, follows the reader's light or dark setting, and fits a phone. The page is put together
-here; the sections of a task, confusions and samples have their own files.
+It needs no network and no script, follows the reader's light or dark setting, and fits a phone. The page is put
+together here; the sections of a task, confusions and samples have their own files.
 """
 
 from __future__ import annotations

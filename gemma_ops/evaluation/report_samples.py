@@ -141,7 +141,8 @@ def _answer(target: str, answer: Stored, scored: Scored, primary: str, expected:
 
 
 def _fields(found: dict[str, Any], expected: dict[str, Any] | None) -> str:
-    """An object key by key; compared with an expected one, wrong and superfluous values are marked, missing keys struck out."""
+    """An object key by key; compared with an expected one, wrong and superfluous values are marked, missing keys struck
+    out."""
     lines = []
     for key, value in found.items():
         shown = f"{_text(value if isinstance(value, str) else dump(value))}"

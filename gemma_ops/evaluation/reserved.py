@@ -1,7 +1,7 @@
 """What an answer of a service can cost at most: what the ledger reserves before it is asked.
 
-A bound on the mean cost needs it. Three runaway answers in a hundred, each fifty times as dear as the others, are seen by
-chance only; that none is dearer than its reservation is certain.
+A bound on the mean cost needs it. Three runaway answers in a hundred, each fifty times as dear as the others, are seen
+by chance only; that none is dearer than its reservation is certain.
 """
 
 from __future__ import annotations

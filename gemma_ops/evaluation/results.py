@@ -1,4 +1,5 @@
-"""What the scores say about each target, and about pairs of targets: figures with intervals, slices, speed, confusions."""
+"""What the scores say about each target, and about pairs of targets: figures with intervals, slices, speed,
+confusions."""
 
 from __future__ import annotations
 
@@ -56,8 +57,8 @@ class Book:
         return self._draws[place]
 
     def scores(self, task: str, name: str, targets: Sequence[str]) -> tuple[list[list[float]], list[str] | None]:
-        """Scores of the rows that every target has a score for, one list per target, and their clusters, in the order of
-        `played`."""
+        """Scores of the rows that every target has a score for, one list per target, and their clusters, in the order
+        of `played`."""
         pages = [self.pages[task, target] for target in targets]
         columns = [page.column(name) for page in pages]
         rows = pages[0].task.rows
@@ -91,7 +92,8 @@ class Book:
         return self._label_evidence(task, gate.metric, targets)
 
     def _label_evidence(self, task: str, name: str, targets: Sequence[str]) -> gates.Evidence:
-        """Evidence on F1: counts of the rows that every target was shown and that want a label, in the order of `played`."""
+        """Evidence on F1: counts of the rows that every target was shown and that want a label, in the order of
+        `played`."""
         pages = [self.pages[task, target] for target in targets]
         scorer = next(scorer for scorer in pages[0].task.scorers if name in scorer.aggregates)
         details = [[scored.detail.get(scorer.key, {}) for scored in page.scores] for page in pages]
@@ -109,8 +111,8 @@ class Book:
 
 
 def played(rows: Sequence[Row]) -> list[int]:
-    """Indexes of rows by a hash of their ids: an order that depends neither on scores nor on the order of a file, in which
-    tests of scores go through the rows (`stats/betting.py`)."""
+    """Indexes of rows by a hash of their ids: an order that depends neither on scores nor on the order of a file, in
+    which tests of scores go through the rows (`stats/betting.py`)."""
     return sorted(range(len(rows)), key=lambda index: digest.of_json(rows[index].id))
 
 
@@ -204,7 +206,8 @@ def _labels(item: Graded) -> dict[str, Any]:
 
 
 def differences(task: str, book: Book) -> list[PairedDifference]:
-    """Paired differences on the primary metric: every target against the first, and every quantized file against `tuned`."""
+    """Paired differences on the primary metric: every target against the first, and every quantized file against
+    `tuned`."""
     targets = book.targets(task)
     pairs = [(target, targets[0]) for target in targets[1:]]
     if "tuned" in targets[1:]:

@@ -1,10 +1,10 @@
 """Which questions stay on a local model and which are better sent to a service: a table per pair of targets.
 
-Every slice of a task is decided by itself, and so is the task as a whole. `keep`: it is shown that the local model is not
-worse by the margin or more. `send`: it is shown that it is. `undecided`: neither is, and the rows that would settle it are
-told. The two are one-sided tests of the same paired difference against minus the margin; the smaller p-value of each line
-goes into Holm's method over the table, so a table as a whole is right with the confidence that was asked for. Rows that
-must stay here are kept whatever the figures say, and a line of only such rows is kept for that reason.
+Every slice of a task is decided by itself, and so is the task as a whole. `keep`: it is shown that the local model is
+not worse by the margin or more. `send`: it is shown that it is. `undecided`: neither is, and the rows that would settle
+it are told. The two are one-sided tests of the same paired difference against minus the margin; the smaller p-value of
+each line goes into Holm's method over the table, so a table as a whole is right with the confidence that was asked for.
+Rows that must stay here are kept whatever the figures say, and a line of only such rows is kept for that reason.
 
 `routing.json` is a `gemma_ops.verdicts.Routing`, whose fields say what they hold.
 """

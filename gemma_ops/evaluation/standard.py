@@ -29,8 +29,8 @@ from gemma_ops.verdicts import Look
 
 
 def read_standard(folder: Path | None, base: Path | None = None) -> PromotionStandard:
-    """The standard in the folder of the step `champion`; an empty one without it. A champion that answers only on another
-    base than `base` is left out, and told. Raises DataError for a damaged file."""
+    """The standard in the folder of the step `champion`; an empty one without it. A champion that answers only on
+    another base than `base` is left out, and told. Raises DataError for a damaged file."""
     if folder is None:
         return PromotionStandard(why_none="this recipe asks no registry")
     found = standard_in(folder)
@@ -54,8 +54,8 @@ def registered_looks(folder: Path | None) -> list[Look]:
 def hold_to_standard(
     settings: EvaluateConfig, standard: PromotionStandard, tasks: Sequence[Task], can: Callable[[str], bool]
 ) -> EvaluateConfig:
-    """The settings under the standard: its gates that can be asked, then the run's own; the targets they ask about answer,
-    and the confidence is the higher one. `can` says whether a target is there to be asked."""
+    """The settings under the standard: its gates that can be asked, then the run's own; the targets they ask about
+    answer, and the confidence is the higher one. `can` says whether a target is there to be asked."""
     digests = {task.name: task.digest for task in tasks}
     only = tasks[0].name if len(tasks) == 1 else None
     own = [gate if gate.task else gate.model_copy(update={"task": only}) for gate in settings.gates]

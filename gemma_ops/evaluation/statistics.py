@@ -1,14 +1,14 @@
 """Intervals and tests for one target: how sure are we of a mean score?
 
 Independent yes/no rows get Wilson's interval (E. B. Wilson, JASA 22, 1927) and exact binomial tests. Everything else,
-scores between 0 and 1 and rows in clusters, gets bounds that hold for every distribution (`stats/betting.py`): an interval
-from the spread that was seen says nothing of a rare collapse that was not. Simulated with 2 % of scores at 0, intervals
-by effective rows held .40 to .65 of the time at a nominal .95, and .84 to .94 in 10 to 20 unbalanced clusters.
-F1, which is no mean of rows, is shown with a bootstrap interval, which decides nothing; gates on it have bounds of their own
-(`stats/ratios.py`).
+scores between 0 and 1 and rows in clusters, gets bounds that hold for every distribution (`stats/betting.py`): an
+interval from the spread that was seen says nothing of a rare collapse that was not. Simulated with 2 % of scores at 0,
+intervals by effective rows held .40 to .65 of the time at a nominal .95, and .84 to .94 in 10 to 20 unbalanced
+clusters. F1, which is no mean of rows, is shown with a bootstrap interval, which decides nothing; gates on it have
+bounds of their own (`stats/ratios.py`).
 
-Effective rows (the number of independent yes/no rows whose mean would be as uncertain as ours) serve where a judge's rate
-is corrected for its errors.
+Effective rows (the number of independent yes/no rows whose mean would be as uncertain as ours) serve where a judge's
+rate is corrected for its errors.
 """
 
 from __future__ import annotations
@@ -178,8 +178,8 @@ def recentre(value: float, draws: Array, groups: int | None = None) -> Array:
     Moved by twice their bias: macro F1 over many labels of few rows is biased down, and its bootstrap by as much again;
     with 77 labels on 1,000 rows the plain percentile interval lay below the truth in 24 % of data sets. Mirrored: of a
     high figure the bootstrap's lower tail is too short just where luck made the figure high, and gates on plain draws
-    promoted wrongly in 5 to 9 % of simulations, on these in 1 to 5 %. Widened where there are few `groups`: a bootstrap of
-    G clusters sees (G - 1) / G of the variance and needs Student's tails. Mirrored draws of two targets stay paired.
+    promoted wrongly in 5 to 9 % of simulations, on these in 1 to 5 %. Widened where there are few `groups`: a bootstrap
+    of G clusters sees (G - 1) / G of the variance and needs Student's tails. Mirrored draws of two targets stay paired.
     """
     inside = draws[(draws > 0) & (draws < 1)]
     if not len(inside) or draws.std() <= 1e-12:

@@ -223,7 +223,8 @@ def _tables(verdict: Verdict, task: str) -> Sequence[RoutingTable]:
 
 
 def _route(table: RoutingTable) -> str:
-    """`routing tuned or gemini-3.8-flash: of 7 slices keep 5, undecided 2`; without slices `the whole task undecided`."""
+    """`routing tuned or gemini-3.8-flash: of 7 slices keep 5, undecided 2`; without slices `the whole task
+    undecided`."""
     slices = table.slice_lines
     kinds = ("keep", "send", "undecided")
     counts = [f"{kind} {count}" for kind in kinds if (count := sum(line.decision == kind for line in slices))]

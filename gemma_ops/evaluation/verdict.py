@@ -30,9 +30,9 @@ def build(
     judged: Sequence[Judged] = (),
     standing: NextLook | None = None,
 ) -> Verdict:
-    """Build the verdict from every target's grades on every task. `facts` are what `provenance.collect` knows; `standing`
-    says which look this is, and without it the gates have the whole level. Raises ValueError for a fact that the verdict
-    has no field for."""
+    """Build the verdict from every target's grades on every task. `facts` are what `provenance.collect` knows;
+    `standing` says which look this is, and without it the gates have the whole level. Raises ValueError for a fact that
+    the verdict has no field for."""
     book = Book(graded, settings, facts)
     tasks = {item.task.name: item.task for item in graded}
     evidence = [_evidence(gate, book, judged) for gate in settings.gates]

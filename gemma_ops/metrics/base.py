@@ -54,14 +54,14 @@ class Scored:
 
 
 Aggregate = Callable[[Sequence[Row], Sequence[Mapping[str, Any]]], Callable[[Indexes], float]]
-"""From all rows of a target, with the details its metric's scores kept: a figure on the rows with given indexes, so that
-it can be bootstrapped."""
+"""From all rows of a target, with the details its metric's scores kept: a figure on the rows with given indexes, so
+that it can be bootstrapped."""
 
 
 @dataclass(frozen=True)
 class RowCounts:
-    """Counts [rows, labels] of which an F1 is made: `hits` where a row wants a label and gets it, `totals` how often it is
-    wanted or said, `wanted` where it is wanted. Micro F1 is one column, summed over labels, and names none."""
+    """Counts [rows, labels] of which an F1 is made: `hits` where a row wants a label and gets it, `totals` how often it
+    is wanted or said, `wanted` where it is wanted. Micro F1 is one column, summed over labels, and names none."""
 
     labels: tuple[str, ...]
     hits: npt.NDArray[np.float64]
@@ -139,8 +139,8 @@ _LETTER = re.compile(f"[{_UNSPACED}]")
 
 
 def words(text: str) -> list[str]:
-    """Words of any script, in small letters and Unicode's composed form; letters of scripts written without spaces count one
-    by one. Marks that combine with a letter (vowel signs, accents without a composed form) belong to it."""
+    """Words of any script, in small letters and Unicode's composed form; letters of scripts written without spaces
+    count one by one. Marks that combine with a letter (vowel signs, accents without a composed form) belong to it."""
     found: list[str] = []
     goes_on = inside = False  # whether the next letter may join the last word; whether the last sign was part of one
     for letter in unicodedata.normalize("NFC", text.lower()):

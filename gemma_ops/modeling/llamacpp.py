@@ -61,10 +61,10 @@ def threads_for(path: Path, threads: int | None) -> int:
 class GGUF:
     """A GGUF file, loaded when first asked; a context manager that frees it.
 
-    `threads`: CPU threads, all cores when None; files under 100 MB get one (a second one makes a busy machine many times
-    slower: llama.cpp's threads spin while they wait). `context`: tokens a prompt and its reply may take together; None takes
-    what the longest of each call needs. Raises MachineError when `xllamacpp` is not installed, ModelError when the file
-    is absent or llama.cpp refuses it.
+    `threads`: CPU threads, all cores when None; files under 100 MB get one (a second one makes a busy machine many
+    times slower: llama.cpp's threads spin while they wait). `context`: tokens a prompt and its reply may take together;
+    None takes what the longest of each call needs. Raises MachineError when `xllamacpp` is not installed, ModelError
+    when the file is absent or llama.cpp refuses it.
     """
 
     def __init__(self, path: Path, *, threads: int | None = None, context: int | None = None) -> None:

@@ -1,8 +1,8 @@
 """llama.cpp's own server as a process: `python -m gemma_ops.modeling.llamacpp_server`.
 
-It reads its settings as one JSON line, says in one JSON line that it answers or what is wrong, and ends when its input ends:
-so it never outlives whoever started it, and since it has no way to stop, that is also how it is stopped. It listens on a
-socket file, so that no port is opened.
+It reads its settings as one JSON line, says in one JSON line that it answers or what is wrong, and ends when its input
+ends: so it never outlives whoever started it, and since it has no way to stop, that is also how it is stopped. It
+listens on a socket file, so that no port is opened.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ class SocketConnection(http.client.HTTPConnection):
 def open_server(library: Any, settings: ServerSettings) -> Any:
     """A running server of `library` (xllamacpp). Raises RuntimeError for a file that llama.cpp refuses.
 
-    llama.cpp divides its context among slots, so it is asked for all of them. Sliding layers keep their whole cache, so that
-    a prefix can be read again.
+    llama.cpp divides its context among slots, so it is asked for all of them. Sliding layers keep their whole cache, so
+    that a prefix can be read again.
     """
     params = library.CommonParams()
     params.model.path = settings.model

@@ -55,7 +55,8 @@ def register(
 
 
 def pull_champion(out: Path, settings: RegisterConfig, machine: MachineConfig) -> dict[str, float]:
-    """The step that pulls the policy and the present champion of the registered model `settings.name`; see `pulling.py`."""
+    """The step that pulls the policy and the present champion of the registered model `settings.name`; see
+    `pulling.py`."""
     from gemma_ops.registry.pulling import pull_champion as run
 
     return run(out, settings, machine)
@@ -85,7 +86,8 @@ def promote(
     override: str | None = None,
     expect: str | int | None = None,
 ) -> Promotion:
-    """Point an alias at a version whose verdict meets the policy and whose bytes are as registered; see `promotion.py`."""
+    """Point an alias at a version whose verdict meets the policy and whose bytes are as registered; see
+    `promotion.py`."""
     from gemma_ops.registry.promotion import promote as run
 
     return run(machine, name, to=to, version=version, reason=reason, override=override, expect=expect)

@@ -1,4 +1,5 @@
-"""What a run shows in MLflow besides its curves: settings, provenance, data, the files and the note a reviewer reads."""
+"""What a run shows in MLflow besides its curves: settings, provenance, data, the files and the note a reviewer
+reads."""
 
 from __future__ import annotations
 

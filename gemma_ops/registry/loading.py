@@ -1,8 +1,8 @@
 """The part of the card that says how each artifact is loaded and asked, in a few lines that work as they stand.
 
-The adapter's tensors are named as in the class with towers (`model.language_model.…`). Plain PEFT on the text-only class
-finds none of them there, warns, and goes on with the base; a `key_mapping` puts them where that class has them. The same
-holds for the published weights of the base.
+The adapter's tensors are named as in the class with towers (`model.language_model.…`). Plain PEFT on the text-only
+class finds none of them there, warns, and goes on with the base; a `key_mapping` puts them where that class has them.
+The same holds for the published weights of the base.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """One promotion at a time per model.
 
 MLflow has no compare-and-set. On one machine a file lock decides. Between machines that share a server, the holder puts
-its name into a tag of the model and reads it back; the tag of a holder that died is taken over at once on its own machine
-and after `EXPIRY` elsewhere. Two machines that write the tag within the same moment both read the later one back, so one of
-them gives way; the ledger's chain catches what slips through.
+its name into a tag of the model and reads it back; the tag of a holder that died is taken over at once on its own
+machine and after `EXPIRY` elsewhere. Two machines that write the tag within the same moment both read the later one
+back, so one of them gives way; the ledger's chain catches what slips through.
 """
 
 from __future__ import annotations

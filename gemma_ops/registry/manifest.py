@@ -1,8 +1,8 @@
 """The manifest of a version: everything that made it, by digest.
 
-`subject` is a pure function of the artifacts, so its digest names the version: registering the same artifacts again finds it.
-`made` says which code and packages wrote it down; it is evidence and not identity, because a commit in between must not
-turn the same bytes into another version.
+`subject` is a pure function of the artifacts, so its digest names the version: registering the same artifacts again
+finds it. `made` says which code and packages wrote it down; it is evidence and not identity, because a commit in
+between must not turn the same bytes into another version.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ def build(
     """The manifest of a version that carries `files` ({path in the version: file}); `release` is what a person decided
     about its answers, `ledger` anchors the model's ledger as it was.
 
-    Raises DataError when an artifact was made from another one than those given here: then the evaluation would speak of
-    another model. Also when a file is not what its step left: then the evaluation would speak of other bytes.
+    Raises DataError when an artifact was made from another one than those given here: then the evaluation would speak
+    of another model. Also when a file is not what its step left: then the evaluation would speak of other bytes.
     """
     inputs = {
         "model": model,
@@ -181,7 +181,8 @@ def _data(data: Path, artifact: dict[str, Any]) -> dict[str, Any]:
 
 
 def _privacy(models: list[Path], release: ReleaseConfig) -> dict[str, Any]:
-    """The class of the rows that the version learned from, that of its answers, and the release that tells them apart."""
+    """The class of the rows that the version learned from, that of its answers, and the release that tells them
+    apart."""
     learned = strictest(map(learned_class, models))
     answers = answers_class(learned, release)
     body = {"learned": learned, "answers": answers}

@@ -1,5 +1,5 @@
-"""What speaks against promoting a version: its verdict, its lineage, and everything in which the verdict falls short of the
-policy, the present champion, or the looks that others took at the same models.
+"""What speaks against promoting a version: its verdict, its lineage, and everything in which the verdict falls short of
+the policy, the present champion, or the looks that others took at the same models.
 
 Each objection is a sentence. None of them is about bytes or about the ledger: those can't be overridden.
 """
@@ -32,9 +32,8 @@ def objections(
     incumbent: Incumbent | None,
     looks: Mapping[str, Look],
 ) -> list[str]:
-    """Everything that speaks against a version with this verdict; `incumbent` is None where there is no champion, or where
-    the version is it; `looks` are those that versions registered before it took,
-    by version."""
+    """Everything that speaks against a version with this verdict; `incumbent` is None where there is no champion, or
+    where the version is it; `looks` are those that versions registered before it took, by version."""
     found = [f"its manifest lacks {', '.join(lacking)}"] if lacking else []
     if verdict is None:
         return ["it was never evaluated", *found]
@@ -49,7 +48,8 @@ def objections(
 
 
 def against_policy(verdict: Verdict, policy: PolicyInForce, *, compared: bool) -> list[str]:
-    """In what a verdict asked less than the policy; gates against the champion count only where there is one to compare."""
+    """In what a verdict asked less than the policy; gates against the champion count only where there is one to
+    compare."""
     found = []
     wanted = policy.policy
     for name, task in wanted.tasks.items():

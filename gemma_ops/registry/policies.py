@@ -1,4 +1,5 @@
-"""The policy of a registered model: what it asks of versions, set and changed by entries of its ledger, each with a reason.
+"""The policy of a registered model: what it asks of versions, set and changed by entries of its ledger, each with a
+reason.
 
 The first version that was judged by gates proposes it, so that a new model needs no extra command. From then on no
 configuration changes it: `gemma-ops policy NAME --from CONFIG --reason …` does, and everybody can read who did.
@@ -74,8 +75,8 @@ def policy_in_force(name: str, entries: list[Entry]) -> PolicyInForce | None:
 
 
 def proposed_policy(subject: Mapping[str, Any], verdict: Verdict) -> PromotionPolicy | None:
-    """The policy that a version's own gates make; None where nothing was gated. Gates that were only reported, such as those
-    on a judge that was not asked, are none."""
+    """The policy that a version's own gates make; None where nothing was gated. Gates that were only reported, such as
+    those on a judge that was not asked, are none."""
     settings = subject["settings"].get("evaluate") or {}
     gates = [GateConfig.model_validate(gate) for gate in settings.get("gates", ())]
     only = next(iter(verdict.tasks)) if len(verdict.tasks) == 1 else None
@@ -116,11 +117,11 @@ def show_policy(machine: MachineConfig, name: str) -> PolicyInForce:
 def set_policy(
     machine: MachineConfig, name: str, policy: PromotionPolicy | None, *, reason: str, new_ledger: bool = False
 ) -> PolicyInForce:
-    """Set the policy of a model, with a reason that is kept. `new_ledger` begins a ledger anew where the old one is lost or
-    was changed, and the new one says so.
+    """Set the policy of a model, with a reason that is kept. `new_ledger` begins a ledger anew where the old one is
+    lost or was changed, and the new one says so.
 
-    Raises ConfigError for a policy without gates, GateError for a ledger that can't be trusted, BusyError while somebody
-    else writes.
+    Raises ConfigError for a policy without gates, GateError for a ledger that can't be trusted, BusyError while
+    somebody else writes.
     """
     why = ledger.reason_given(reason)
     if policy is None:

@@ -1,11 +1,11 @@
 """The step `champion`: what the registry asks of this run, and the version that it must not be worse than.
 
-It writes `standard.json` (the policy in force, and which version is the champion), the looks that earlier versions took at
-their models, and the champion's files in the form in which it answers, each compared with its digest. Where no registry
-holds such a model yet, it writes that there is none.
+It writes `standard.json` (the policy in force, and which version is the champion), the looks that earlier versions took
+at their models, and the champion's files in the form in which it answers, each compared with its digest. Where no
+registry holds such a model yet, it writes that there is none.
 
-The champion may change afterwards. The step is then kept as it is, and `promote` says that the verdict compared the version
-with another one.
+The champion may change afterwards. The step is then kept as it is, and `promote` says that the verdict compared the
+version with another one.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from gemma_ops.registry.staging import TOKENIZER
 def pull_champion(out: Path, settings: RegisterConfig, machine: MachineConfig) -> dict[str, float]:
     """Write the standard for the registered model `settings.name`, and the champion's files where there is one.
 
-    Metrics: `version` of the champion, and `bytes` of what was pulled. Raises GateError for a ledger or files that aren't
-    what was written, ServiceError when MLflow can't be reached.
+    Metrics: `version` of the champion, and `bytes` of what was pulled. Raises GateError for a ledger or files that
+    aren't what was written, ServiceError when MLflow can't be reached.
     """
     if machine.mlflow is None:
         return _write(out, PromotionStandard(why_none="machine.mlflow is null"), [])

@@ -28,7 +28,8 @@ def load(path: Path) -> dict[str, Any] | None:
 
 
 def records(log: Path, offset: int = 0) -> Iterator[tuple[dict[str, Any], int]]:
-    """Whole lines from byte `offset` on, each with the offset after it. A line still being written is left for later."""
+    """Whole lines from byte `offset` on, each with the offset after it. A line still being written is left for
+    later."""
     with log.open("rb") as file:
         file.seek(offset)
         for line in file:
@@ -99,8 +100,8 @@ def _numbers(body: dict[str, Any]) -> Iterator[tuple[str, float]]:
 
 
 def metric_key(text: str) -> str:
-    """A name that MLflow takes: only the characters it allows (letters, digits, `_ - . space : /`), at most 250 of them, and
-    a path in its plain form (no `//` as in an address, no `.` or `..` between slashes)."""
+    """A name that MLflow takes: only the characters it allows (letters, digits, `_ - . space : /`), at most 250 of
+    them, and a path in its plain form (no `//` as in an address, no `.` or `..` between slashes)."""
     plain = re.sub(r"[^\w\-. :/]", "_", text, flags=re.ASCII)[:250]
     parts = [part if part.strip(".") else "_" * len(part) for part in plain.split("/") if part]
     return "/".join(parts) or "_"

@@ -47,7 +47,8 @@ def look_of(verdict: Verdict | None) -> Look | None:
 
 
 def looks_before(entries: Sequence[Entry], version: str | None = None) -> dict[str, Look]:
-    """The looks that registered versions took, by version; only those from before `version` was registered, where given."""
+    """The looks that registered versions took, by version; only those from before `version` was registered, where
+    given."""
     found: dict[str, Look] = {}
     for entry in entries:
         if entry["kind"] != "version":
@@ -66,15 +67,16 @@ def gone_versions(entries: Sequence[Entry], versions: Sequence[Any]) -> list[str
 
 
 def check_ledger(tracking: Tracking, name: str) -> str | None:
-    """Compare the ledger of a model with its anchors before anything is added to the model; returns the anchor of its last
-    entry, None where there is no such model yet. Raises GateError."""
+    """Compare the ledger of a model with its anchors before anything is added to the model; returns the anchor of its
+    last entry, None where there is no such model yet. Raises GateError."""
     return anchor(Ledger(tracking, name).anchored()) if stored.find_model(tracking, name) else None
 
 
 def record_version(
     tracking: Tracking, name: str, number: int, body: Mapping[str, Any], verdict: Verdict | None, run: str
 ) -> list[str]:
-    """Write a version into the ledger, once; propose a policy where the model has none; anchor the chain in the version.
+    """Write a version into the ledger, once; propose a policy where the model has none; anchor the chain in the
+    version.
 
     Returns what should be told: that a policy was proposed, and that the same weights failed before.
     """

@@ -41,10 +41,11 @@ def register(
     quantized: Path | None = None,
     evaluation: Path | None = None,
 ) -> dict[str, float]:
-    """Write `manifest.json`, `card.md` and `mlflow.json`, and make the version; with tracking off its number is null there.
+    """Write `manifest.json`, `card.md` and `mlflow.json`, and make the version; with tracking off its number is null
+    there.
 
-    Metrics: `version` (its number), `files` and `bytes` of what it carries. Raises ConfigError without a name, ModelError
-    and DataError for artifacts that don't fit together, ServiceError when MLflow can't be reached.
+    Metrics: `version` (its number), `files` and `bytes` of what it carries. Raises ConfigError without a name,
+    ModelError and DataError for artifacts that don't fit together, ServiceError when MLflow can't be reached.
     """
     if not settings.name:
         raise ConfigError("register.name is not set", "give the model a name: --set register.name=…")

@@ -38,12 +38,13 @@ def select(
     leaves: bool = False,
     quotes: bool = True,
 ) -> dict[str, Path]:
-    """{path in the version: file} for what `register.artifacts` names and the run has made, with the tokenizer of `model`,
-    the verdict and the report; `quotes` says whether the report and the canary, which quote rows, may go along.
+    """{path in the version: file} for what `register.artifacts` names and the run has made, with the tokenizer of
+    `model`, the verdict and the report; `quotes` says whether the report and the canary, which quote rows, may go
+    along.
 
     Something named that no step of the recipe makes is left out (a recipe without training has no adapter); something a
-    step should have made and didn't raises ModelError. Raises DataError for a file of a kind that isn't allowed, and for
-    one that is not what its name says.
+    step should have made and didn't raises ModelError. Raises DataError for a file of a kind that isn't allowed, and
+    for one that is not what its name says.
     """
     chosen: dict[str, Path] = {}
     steps = {"train": adapter, "merge": merged, "quantize": quantized}
@@ -78,7 +79,8 @@ def _check_contents(chosen: dict[str, Path]) -> None:
 
 
 def shown(folder: Path, file: str, *, leaves: bool) -> Path:
-    """A file of an evaluation; where it leaves the machine, the one that was made for others, if rows must stay here."""
+    """A file of an evaluation; where it leaves the machine, the one that was made for others, if rows must stay
+    here."""
     other = folder / ELSEWHERE / file
     return other if leaves and other.exists() else folder / file
 

@@ -111,7 +111,8 @@ def logged_model(tracking: Tracking, found: Any) -> Any:
 
 
 def read_manifest(tracking: Tracking, logged: Any) -> dict[str, Any]:
-    """The manifest stored with a LoggedModel. Raises GateError when it is missing, changed, or another than its tag says."""
+    """The manifest stored with a LoggedModel. Raises GateError when it is missing, changed, or another than its tag
+    says."""
     try:
         with opened(tracking, logged, "manifest.json") as file:
             body: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
@@ -128,8 +129,8 @@ def read_manifest(tracking: Tracking, logged: Any) -> dict[str, Any]:
 
 
 def version_manifest(tracking: Tracking, found: Any) -> tuple[Any, dict[str, Any]]:
-    """The LoggedModel behind a version, and its manifest. Raises GateError as `logged_model` and `read_manifest` do, and for
-    a version that was registered with another manifest."""
+    """The LoggedModel behind a version, and its manifest. Raises GateError as `logged_model` and `read_manifest` do,
+    and for a version that was registered with another manifest."""
     logged = logged_model(tracking, found)
     body = read_manifest(tracking, logged)
     if found.tags.get(TAG) != body["digest"]:
@@ -152,8 +153,8 @@ def compare_sizes(tracking: Tracking, logged: Any, expected: dict[str, int]) -> 
 
 
 def compare_bytes(tracking: Tracking, logged: Any, body: dict[str, Any]) -> list[str]:
-    """Differences between every stored byte and what was registered, in words: the manifest for what it lists, the tags for
-    the manifest itself and the card. A file that is another kind than its name says is told too.
+    """Differences between every stored byte and what was registered, in words: the manifest for what it lists, the tags
+    for the manifest itself and the card. A file that is another kind than its name says is told too.
 
     Reads (or downloads) all files, one at a time.
     """

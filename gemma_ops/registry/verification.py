@@ -14,7 +14,8 @@ from gemma_ops.verdicts import VERDICT, Verdict
 
 @dataclass(frozen=True)
 class CheckedVersion:
-    """A version whose bytes are as registered: its manifest, its verdict (None without one) and what its lineage lacks."""
+    """A version whose bytes are as registered: its manifest, its verdict (None without one) and what its lineage
+    lacks."""
 
     version: str
     manifest: Mapping[str, Any]

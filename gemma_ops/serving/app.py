@@ -158,7 +158,8 @@ class Front:
     def _check_name(self, name: str) -> None:
         if name.removeprefix("models/") not in self._names:
             raise RefusalError(
-                f"the model {name!r} is not served here: ask for {self.service.facts.model}, or let serve.also_called name it",
+                f"the model {name!r} is not served here: ask for {self.service.facts.model}, "
+                "or let serve.also_called name it",
                 field="model", status=404, code="model_not_found",
             )  # fmt: skip
 

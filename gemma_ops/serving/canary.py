@@ -47,7 +47,8 @@ class CanaryResult:
     def words(self) -> str:
         """One sentence."""
         if self.other_prompts:
-            return f"{self.other_prompts} of {self.asked} prompts are not those of the evaluation: another template, tokenizer or mode"
+            share = f"{self.other_prompts} of {self.asked} prompts"
+            return f"{share} are not those of the evaluation: another template, tokenizer or mode"
         base = f", {self.as_base} what only its base says" if self.as_base else ""
         return f"{self.same} of {self.asked} recorded answers came back word for word{base}"
 

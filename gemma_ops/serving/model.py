@@ -75,7 +75,8 @@ class ServedModel:
         room = self.engine.context - len(prompt)
         if room < 1:
             raise RefusalError(
-                f"the prompt has {len(prompt):,} tokens, and {self.engine.context:,} is all that prompt and reply may have",
+                f"the prompt has {len(prompt):,} tokens, and {self.engine.context:,} is all that prompt and reply "
+                "may have",
                 field="messages",
                 code="context_length_exceeded",
             )
@@ -90,7 +91,8 @@ class ServedModel:
         )  # fmt: skip
 
     def _encoder(self, ask: Ask) -> Encoder:
-        """What makes prompts in the mode that is asked for. Raises RefusalError for one that the model wasn't trained in."""
+        """What makes prompts in the mode that is asked for. Raises RefusalError for one that the model wasn't trained
+        in."""
         found = self._encoders.get(self.thinks if ask.thinking is None else ask.thinking)
         if found is None:
             mode = "on" if self.thinks else "off"

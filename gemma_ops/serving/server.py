@@ -120,9 +120,8 @@ async def _run(
         await service.model.engine.stop()
         tally = service.tally
         count = sum(tally.requests.values())
-        say(
-            f"{count:,} request{'' if count == 1 else 's'}, {tally.reply_tokens + tally.thought_tokens:,} tokens written"
-        )
+        written = tally.reply_tokens + tally.thought_tokens
+        say(f"{count:,} request{'' if count == 1 else 's'}, {written:,} tokens written")
 
 
 class _Server(uvicorn.Server):

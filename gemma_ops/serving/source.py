@@ -67,7 +67,8 @@ def open_source(asked: str, machine: MachineConfig, settings: ServeConfig) -> So
     if is_version(asked):
         return _of_version(asked, machine, settings)
     raise ConfigError(
-        f"{asked!r} is nothing that can be served: no run in {machine.runs}, no NAME@ALIAS, no NAME/VERSION, no GGUF file",
+        f"{asked!r} is nothing that can be served: no run in {machine.runs}, no NAME@ALIAS, no NAME/VERSION, "
+        "no GGUF file",
         "name a run (gemma-ops show NAME lists what it made), a version (NAME@champion), or FILE.gguf@FOLDER",
     )
 

@@ -1,7 +1,7 @@
 """What may stay beside the other rows: duplicates, rows that overlap with an evaluation task, and personal data.
 
-Each filter is told a row once, in the order of the requests, and says why it must go. Pairs are compared with pairs, rows
-with rows; both with every task.
+Each filter is told a row once, in the order of the requests, and says why it must go. Pairs are compared with pairs,
+rows with rows; both with every task.
 """
 
 from __future__ import annotations

@@ -24,9 +24,9 @@ def open_target(
     """The target that a specification names; `spec.py` lists the forms.
 
     `run` and `use` say in the ledger who spends and on what. `base` and `tuned` are artifacts (or folders) that hold a
-    checkpoint, `quantized` is the artifact of the step `quantize`; `champion`
-    that of the step `champion`; `asked` says how local models are asked. Nothing is loaded or sent yet, but whatever can be
-    wrong is told: raises ConfigError for a target that can't be, BoundaryError and BudgetError from the door to Gemini.
+    checkpoint, `quantized` is the artifact of the step `quantize`; `champion` that of the step `champion`; `asked` says
+    how local models are asked. Nothing is loaded or sent yet, but whatever can be wrong is told: raises ConfigError for
+    a target that can't be, BoundaryError and BudgetError from the door to Gemini.
     """
     from gemma_ops.targets import spec as specs
 

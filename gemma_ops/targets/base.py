@@ -1,8 +1,8 @@
 """The protocol of a target: whatever can answer a conversation.
 
-A target takes conversations, not tokens: how a conversation becomes a prompt is its own business. It gets all batches at
-once, so that it can size its context for the longest prompt or send them together, and yields one list of answers per
-batch, in order.
+A target takes conversations, not tokens: how a conversation becomes a prompt is its own business. It gets all batches
+at once, so that it can size its context for the longest prompt or send them together, and yields one list of answers
+per batch, in order.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ class Target(Protocol):
     """Something that answers."""
 
     name: str
-    """As it is called in a configuration: `base`, `q8_0`, `gemini:gemini-3.8-flash`, `openai:http://host:8000/v1#name`."""
+    """As it is called in a configuration: `base`, `q8_0`, `gemini:gemini-3.8-flash`,
+    `openai:http://host:8000/v1#name`."""
     identity: str
     """Digest of the model, or a service's model id with what it is asked for: part of every answer's key."""
     sees: frozenset[str]
@@ -41,7 +42,8 @@ class Target(Protocol):
     place: str
     """Where prompts go, in words for a report: `stays here`, `sent: paid, not logged`."""
     lockstep: bool
-    """Whether the prompts of a batch are decoded together: every one of them then waits as long as the whole batch takes."""
+    """Whether the prompts of a batch are decoded together: every one of them then waits as long as the whole batch
+    takes."""
 
     def answer(
         self, batches: Sequence[Sequence[Prompt]], *, max_new_tokens: int, schema: dict[str, Any] | None = None

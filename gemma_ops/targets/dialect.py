@@ -1,9 +1,9 @@
 """What a server takes of a request, learned from what it refuses.
 
-Servers behind the same address form differ: reasoning models want `max_completion_tokens` and take no temperature, older
-servers know no `stream_options`. A refusal that names such a parameter is answered once with another spelling, which then
-holds for every request to that endpoint; where nothing is left to change, no question could be answered and the target is
-refused. Source: the API reference of chat completions, `max_completion_tokens` and `temperature`.
+Servers behind the same address form differ: reasoning models want `max_completion_tokens` and take no temperature,
+older servers know no `stream_options`. A refusal that names such a parameter is answered once with another spelling,
+which then holds for every request to that endpoint; where nothing is left to change, no question could be answered and
+the target is refused. Source: the API reference of chat completions, `max_completion_tokens` and `temperature`.
 """
 
 from __future__ import annotations

@@ -69,8 +69,8 @@ class Endpoint:
     lockstep = False
 
     def __init__(self, spec: Spec, machine: MachineConfig, *, run: str = "", use: Use = "evaluate") -> None:
-        """Raises ConfigError when the variable that should hold the key is empty, BudgetError for one that costs money in a
-        run without a budget; `run` and `use` say in the ledger who spends and on what."""
+        """Raises ConfigError when the variable that should hold the key is empty, BudgetError for one that costs money
+        in a run without a budget; `run` and `use` say in the ledger who spends and on what."""
         host = urlsplit(spec.place).hostname or ""
         kept_here = client_arguments(spec.place)
         ours = "transport" in kept_here  # one look at the name decides what it may see, and where requests go
@@ -98,8 +98,8 @@ class Endpoint:
     def answer(
         self, batches: Sequence[Sequence[Prompt]], *, max_new_tokens: int, schema: dict[str, Any] | None = None
     ) -> Iterator[list[Answer]]:
-        """Send as many at once as a batch holds. Raises BoundaryError, before anything is sent, for what it may not see,
-        ServiceError when the server is absent or stays busy, ConfigError when it knows neither key nor model."""
+        """Send as many at once as a batch holds. Raises BoundaryError, before anything is sent, for what it may not
+        see, ServiceError when the server is absent or stays busy, ConfigError when it knows neither key nor model."""
         guard(self, [prompt for batch in batches for prompt in batch], "what is to be asked")
         pool = ThreadPoolExecutor(max(map(len, batches), default=1), thread_name_prefix=f"answers of {self.name}")
         try:

@@ -19,8 +19,8 @@ from gemma_ops.targets.base import EnginePace
 from gemma_ops.targets.spec import Spec
 
 THOUGHTS = {"minimal": 512, "low": 2048, "medium": 8192, "high": 16384, "xhigh": 32768}
-"""Tokens that a reply may spend on thoughts before it begins, by thinking level. The service counts thoughts against the
-limit of the reply, so a limit meant for the reply alone would cut most replies off inside the thought."""
+"""Tokens that a reply may spend on thoughts before it begins, by thinking level. The service counts thoughts against
+the limit of the reply, so a limit meant for the reply alone would cut most replies off inside the thought."""
 
 
 def output_limit(known: ModelFacts, thinking: str | None, reply: int) -> int:

@@ -118,8 +118,8 @@ def _put_on(model: Any, changed: Path, base: Path) -> Any:
 
 
 class Quantized:
-    """A GGUF file, answered by llama.cpp. The prompt's tokens come from the checkpoint's tokenizer, so that every target
-    reads the same ids."""
+    """A GGUF file, answered by llama.cpp. The prompt's tokens come from the checkpoint's tokenizer, so that every
+    target reads the same ids."""
 
     sees = LOCAL
     place = HERE
@@ -230,8 +230,8 @@ class Encoder:
 
 
 def identity(path: Path) -> str:
-    """Digest of the step that made a model, from its manifest; a plain folder is known by its configuration and the sizes
-    of its files, a plain file by its content."""
+    """Digest of the step that made a model, from its manifest; a plain folder is known by its configuration and the
+    sizes of its files, a plain file by its content."""
     if path.is_file():
         return digest.of_file(path)
     manifest = path / "artifact.json"

@@ -29,8 +29,8 @@ def settle(
 ) -> TrainConfig:
     """`settings` with `checkpointing` and, where rows are packed, `micro_tokens` decided for a model of `shape`.
 
-    `tables` hold the rows, with their `length`: of `grpo` and `rloo` the prompts'. The choice is in the journal; it changes
-    speed and memory, and the result by no more than rounding.
+    `tables` hold the rows, with their `length`: of `grpo` and `rloo` the prompts'. The choice is in the journal; it
+    changes speed and memory, and the result by no more than rounding.
     """
     lengths = [length for table in tables for length in table["length"]]
     choice = policy.decide(
@@ -53,7 +53,8 @@ def recompute(settings: TrainConfig) -> Any:
 def layout(
     settings: TrainConfig, rows: Any, device: str, *, rank: int = 0, world: int = 1, packs: bool = True
 ) -> Layout:
-    """How rows with a table `train` become steps on this machine; `packs` says whether this model can read rows end to end."""
+    """How rows with a table `train` become steps on this machine; `packs` says whether this model can read rows end to
+    end."""
     return Layout(
         batch=settings.batch,
         batch_tokens=settings.batch_tokens,

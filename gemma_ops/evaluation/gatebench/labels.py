@@ -1,4 +1,5 @@
-"""Gates on F1, whose truth stands at the margin: micro and macro, rare labels, and targets in pairs; and what they cost."""
+"""Gates on F1, whose truth stands at the margin: micro and macro, rare labels, and targets in pairs; and what they
+cost."""
 
 from __future__ import annotations
 
@@ -17,8 +18,9 @@ _AT_ONCE = 1_000_000
 
 @dataclass(frozen=True)
 class LabelCase:
-    """Rows that want a label, drawn by `shares`. A target says it with rate `right`, no label with rate `invalid`, else one
-    drawn by the shares. A rival says the same but for a share `apart` of rows, where it draws anew by the shares."""
+    """Rows that want a label, drawn by `shares`. A target says it with rate `right`, no label with rate `invalid`, else
+    one drawn by the shares. A rival says the same but for a share `apart` of rows, where it draws anew by the
+    shares."""
 
     name: str
     shares: tuple[float, ...]
@@ -104,8 +106,8 @@ def label_errors(case: LabelCase, n: int, times: int, seed: int) -> ErrorRates:
 
 @dataclass(frozen=True)
 class LabelPower:
-    """How often a macro F1 of even labels passes a margin; `per_label` is how often bounds of each label at its share of
-    the level do, averaged."""
+    """How often a macro F1 of even labels passes a margin; `per_label` is how often bounds of each label at its share
+    of the level do, averaged."""
 
     labels: int
     value: float

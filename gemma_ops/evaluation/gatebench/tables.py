@@ -112,8 +112,8 @@ def price(effect: float, deviation: float) -> PowerPrice:
 
 
 def verdict_of_gates(case: Case, n: int, gates: int, times: int, seed: int) -> tuple[float, float]:
-    """Share of verdicts of so many true gates at their margins in which any passes, and in which any fails, at the level of
-    a first look. The first step of Holm's method decides whether any does."""
+    """Share of verdicts of so many true gates at their margins in which any passes, and in which any fails, at the
+    level of a first look. The first step of Holm's method decides whether any does."""
     level = look_level(0.05, ()) / gates
     rng, any_pass, any_fail = np.random.default_rng(seed), np.zeros(times, dtype=bool), np.zeros(times, dtype=bool)
     for _ in range(gates):

@@ -52,8 +52,8 @@ class Report:
 
 
 def report(task: Task, taken: Sequence[Stored], out: Path, rivals: Sequence[Stored] = ()) -> Report:
-    """Grade what was taken in, and compare it with the other targets in its file `out` and with `rivals`, on the rows that
-    both have answered. Raises DataError as `read`.
+    """Grade what was taken in, and compare it with the other targets in its file `out` and with `rivals`, on the rows
+    that both have answered. Raises DataError as `read`.
     """
     target = taken[0].target
     mine = {item.row: item for item in taken}

@@ -49,7 +49,8 @@ class Comparison:
 def of_graded(
     graded: Sequence[Graded], sides: Mapping[str, Side], first: str, versus: Sequence[str | None]
 ) -> list[Comparison]:
-    """Every task of an evaluation, `first` against each of `versus`. Raises ConfigError for a target that gave no answers."""
+    """Every task of an evaluation, `first` against each of `versus`. Raises ConfigError for a target that gave no
+    answers."""
     for name in (first, *versus):
         if name is not None and name not in sides:
             raise ConfigError(f"{name!r} is to be judged and gave no answers", f"use some of: {', '.join(sides)}")

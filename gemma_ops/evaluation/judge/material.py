@@ -16,7 +16,8 @@ from gemma_ops.config import Privacy, ReleaseConfig
 from gemma_ops.privacy import answers_class
 
 _CONTROL = re.compile(r"<(\|?)([A-Za-z_/\"][\w /\"-]{0,30}|[A-Za-z]?)(\|?)>")
-"""`<|turn>`, `<turn|>`, `<|im_start|>`, `<start_of_turn>`, `</s>`: control tokens, as far as `_TOKENS` knows the plain ones."""
+"""`<|turn>`, `<turn|>`, `<|im_start|>`, `<start_of_turn>`, `</s>`: control tokens, as far as `_TOKENS` knows the plain
+ones."""
 _TOKENS = frozenset(
     {"start_of_turn", "end_of_turn", "bos", "eos", "s", "/s", "pad", "unk", "mask", "start_of_image", "end_of_image"}
 )

@@ -1,7 +1,7 @@
 """A training in several processes: started by torchrun or Ray, followed and ended by the run that asked for it.
 
-The run's process starts a launcher (`engines`), the launcher starts workers (`worker`), and the workers do what the step
-would have done here. The run's process holds the lock on the folder, keeps the journal, and trains nothing itself.
+The run's process starts a launcher (`engines`), the launcher starts workers (`worker`), and the workers do what the
+step would have done here. The run's process holds the lock on the folder, keeps the journal, and trains nothing itself.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def start(
 ) -> dict[str, float]:
     """The step `train` in the processes that `machine.launch` asks for; its metrics.
 
-    Raises what a worker raised, ConfigError or MachineError for what can't be started here, and MachineError when workers
-    died more often than `launch.restarts` allows.
+    Raises what a worker raised, ConfigError or MachineError for what can't be started here, and MachineError when
+    workers died more often than `launch.restarts` allows.
     """
     checks.refuse(settings, machine)
     log = journal.log_path()

@@ -1,4 +1,5 @@
-"""What a rendered job asks of a cluster: GPUs, memory, disk and hours, as `gemma-ops plan` says, and the command it runs."""
+"""What a rendered job asks of a cluster: GPUs, memory, disk and hours, as `gemma-ops plan` says, and the command it
+runs."""
 
 from __future__ import annotations
 
