@@ -21,6 +21,7 @@ from gemma_ops.data.prompting import Prompting, write_prompting
 from gemma_ops.export import quantizing
 from gemma_ops.nano import WEIGHTS
 from gemma_ops.serving.app import Front
+from gemma_ops.serving.deployment import Deployment
 from gemma_ops.serving.keys import Keys
 from gemma_ops.serving.server import opened
 from gemma_ops.serving.source import open_source
@@ -40,9 +41,13 @@ def make_files(folder):
 @dataclass
 class Live:
     url: str
-    service: Any
+    deployment: Any
     loop: Any
     records: list
+
+    @property
+    def service(self):
+        return self.deployment.current
 
     @property
     def engine(self):
@@ -60,17 +65,18 @@ def serving(file, *, keys=None, also=("gemini-3.8-flash",), recorded=None, form=
     async def run():
         service = await opened(source, MachineConfig(), given)
         records = []
-        front = Front(service, keys=keys or Keys(), also=also, limit=1_000_000, log=records.append)
+        deployment = Deployment(service, share=given.challenger.share if given.challenger else 0.0)
+        front = Front(deployment, keys=keys or Keys(), also=also, limit=1_000_000, log=records.append)
         options = uvicorn.Config(front.app(), log_config=None, lifespan="off", timeout_graceful_shutdown=5, ws="none")
         server = uvicorn.Server(options)
         listening = socket.create_server(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{listening.getsockname()[1]}"
-        made.update(server=server, live=Live(url, service, asyncio.get_running_loop(), records))
+        made.update(server=server, live=Live(url, deployment, asyncio.get_running_loop(), records))
         ready.set()
         try:
             await server.serve(sockets=[listening])
         finally:
-            await service.model.engine.stop()
+            await deployment.stop()
 
     def work():
         try:
