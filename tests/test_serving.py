@@ -211,7 +211,7 @@ def test_a_conversation_with_tools_is_asked_as_it_is_trained(live, client, googl
     ("more", "field"),
     [
         ({"frequency_penalty": 0.5}, "frequency_penalty"), ({"logit_bias": {"5": 1}}, "logit_bias"), ({"n": 17}, "n"),
-        ({"tools": [TOOL], "tool_choice": "required"}, "tool_choice"), ({"temperature": 3}, "temperature"),
+        ({"tools": [TOOL], "tool_choice": {"type": "custom"}}, "tool_choice"), ({"temperature": 3}, "temperature"),
         ({"extra_body": {"best_of": 2}}, "best_of"), ({"reasoning_effort": "high"}, "thinking"), ({"store": True}, "store"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,"}}]}]}, "messages"),
         ({"messages": [*user("a"), {"role": "assistant", "content": "b"}]}, "messages"),

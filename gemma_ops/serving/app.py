@@ -18,8 +18,8 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Route
 
 from gemma_ops.errors import OpsError
-from gemma_ops.serving import gemini_front, openai_front, page, webhook
-from gemma_ops.serving.answering import Asked, streamed, whole
+from gemma_ops.serving import completions_front, gemini_front, openai_front, page, responses_front, webhook
+from gemma_ops.serving.answering import Asked, Events, streamed, whole
 from gemma_ops.serving.deployment import Deployment
 from gemma_ops.serving.keys import Keys, is_this_machine
 from gemma_ops.serving.metrics import render_metrics
@@ -27,8 +27,8 @@ from gemma_ops.serving.model import Said
 from gemma_ops.serving.sending import failed, then
 from gemma_ops.serving.service import ModelService
 from gemma_ops.serving.slots import QueueFullError
-from gemma_ops.wire import gemini_chat, openai
-from gemma_ops.wire.ask import RefusalError
+from gemma_ops.wire import completions, gemini_chat, openai, responses
+from gemma_ops.wire.ask import Ask, RefusalError
 
 Log = Callable[[dict[str, Any]], None]
 
@@ -61,23 +61,40 @@ class Front:
             ("/v1/models", self.models), ("/v1/models/{name:path}", self.model),
             ("/v1beta/models", self.gemini_models), ("/v1beta/models/{name:path}", self.gemini_model),
         ]  # fmt: skip
-        post = [("/v1/chat/completions", self.chat), ("/mlflow/webhook", self.webhook)]
+        post = [
+            ("/v1/chat/completions", self.chat), ("/v1/completions", self.completions), ("/v1/responses", self.responses),
+            ("/mlflow/webhook", self.webhook),
+        ]  # fmt: skip
         post += [(f"/{version}/models/{{call:path}}", self.generate) for version in ("v1", "v1beta")]
         routes = [Route(path, handler, methods=["GET"]) for path, handler in get]
         routes += [Route(path, handler, methods=["POST"]) for path, handler in post]
         return Starlette(routes=routes, exception_handlers={404: self.nowhere, 405: self.nowhere})
 
-    async def chat(self, request: Request) -> Response:
+    async def _openai(self, request: Request, read: Callable[[Any], Ask], whole_reply: Any, events: Events) -> Response:
+        """A request of one of OpenAI's protocols."""
+
         async def answer(body: Any, asked: Asked) -> Response | dict[str, Any]:
             self._check_name(str(body.get("model") or "") if isinstance(body, dict) else "")
-            ask = openai.read_chat(body)
+            ask = read(body)
             if not ask.stream:
-                return await whole(request, openai_front.whole(asked.service, ask, asked.number), asked)
+                return await whole(request, whole_reply(asked.service, ask, asked.number), asked)
             if ask.count > 1:
                 raise RefusalError("n above 1 is not streamed: send several requests", field="n")
-            return await streamed(request, ask, asked, openai_front.chunks, openai.error_body, done=True)
+            done = events is not responses_front.events
+            return await streamed(request, ask, asked, events, openai.error_body, done=done)
 
         return await self._handle(request, "openai", openai.error_body, answer)
+
+    async def chat(self, request: Request) -> Response:
+        return await self._openai(request, openai.read_chat, openai_front.whole, openai_front.chunks)
+
+    async def completions(self, request: Request) -> Response:
+        return await self._openai(
+            request, completions.read_completion, completions_front.whole, completions_front.chunks
+        )
+
+    async def responses(self, request: Request) -> Response:
+        return await self._openai(request, responses.read_response, responses_front.whole, responses_front.events)
 
     async def generate(self, request: Request) -> Response:
         name, _, verb = str(request.path_params["call"]).rpartition(":")

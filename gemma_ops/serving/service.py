@@ -121,9 +121,9 @@ class ModelService:
         piece."""
         self.check()
         prompt = self.model.prompt(ask)
-        sampling = self.model.sampling(ask, prompt)
+        begun, sampling = self.model.begun(ask), self.model.sampling(ask, prompt)
         async with self.slots.taken():
-            pieces = self.model.answer(prompt, sampling, said, ask.stop)
+            pieces = self.model.answer(prompt, sampling, said, ask.stop, begun)
             try:
                 async with asyncio.timeout(self.seconds):
                     yield pieces
