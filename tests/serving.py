@@ -23,7 +23,7 @@ from gemma_ops.nano import WEIGHTS
 from gemma_ops.serving.app import Front
 from gemma_ops.serving.deployment import Deployment
 from gemma_ops.serving.keys import Keys
-from gemma_ops.serving.server import alias_followers, opened
+from gemma_ops.serving.server import alias_followers, opened, shadow_of
 from gemma_ops.serving.source import open_source
 
 NAME = "nano"
@@ -77,7 +77,8 @@ def serving(asked, *, keys=None, also=("gemini-3.8-flash",), recorded=None, mach
         followers = alias_followers(deployment, source, machine, given, said.append)
         nudged = [follower.nudge for follower in followers]
         front = Front(
-            deployment, keys=keys or Keys(), also=also, limit=1_000_000, log=records.append, nudged=nudged
+            deployment, keys=keys or Keys(), also=also, limit=1_000_000, log=records.append, nudged=nudged,
+            shadow=shadow_of(deployment, source, given),
         )  # fmt: skip
         following = [asyncio.create_task(follower.follow()) for follower in followers]
         loop = asyncio.get_running_loop()

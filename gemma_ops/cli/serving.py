@@ -29,14 +29,29 @@ def serve(
             "--ask", metavar="TEXT", help="Ask this over HTTP, print the answer, and end.", show_default=False
         ),
     ] = None,
+    compare: Annotated[
+        bool,
+        typer.Option("--compare", help="Compare the challenger with the version that serves, on what a shadow kept."),
+    ] = False,
     configs: ConfigOption = None,
     sets: Sets = None,
+    as_json: Json = False,
 ) -> None:
     """Serve a version to OpenAI's and Gemini's clients, once it answers as it was evaluated."""
     from gemma_ops import console, offline
+
+    config = load_config(configs or [], sets, listens=not compare)
+    if compare:
+        from gemma_ops.serving.comparing import compare_model
+
+        found = compare_model(source, config.serve)
+        if as_json:
+            console.print_json(found.to_json())
+        else:
+            print("\n".join(found.lines()))
+        return
     from gemma_ops.serving.server import serve as run
 
-    config = load_config(configs or [], sets, listens=True)
     if offline.active():
         print(f"offline is held by {offline.held_by()}")
     run(

@@ -20,6 +20,8 @@ class ChallengerConfig(Section):
     shadow: bool = False
     """Whether it is asked what the version that serves was asked, when it has a slot free, and both answers are kept for
     `gemma-ops serve --compare`; nobody sees its answer."""
+    pairs: str = "serving"
+    """Folder in which a shadow keeps what was asked with both answers, a private file for each model."""
 
     @model_validator(mode="after")
     def _one_of_both(self) -> Self:

@@ -39,6 +39,8 @@ class Asked:
     number: str
     lease: Lease
     grant: Grant = field(default_factory=Grant)
+    ask: Ask | None = None
+    """What was asked, once it is read."""
     said: Said = field(default_factory=Said)
 
     @property

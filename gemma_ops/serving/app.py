@@ -26,6 +26,7 @@ from gemma_ops.serving.metrics import render_metrics
 from gemma_ops.serving.model import Said
 from gemma_ops.serving.sending import failed, then
 from gemma_ops.serving.service import ModelService
+from gemma_ops.serving.shadow import Shadow
 from gemma_ops.serving.slots import QueueFullError
 from gemma_ops.wire import completions, gemini_chat, openai, responses
 from gemma_ops.wire.ask import Ask, RefusalError
@@ -45,9 +46,11 @@ class Front:
         limit: int,
         log: Log,
         nudged: Sequence[Callable[[], None]] = (),
+        shadow: Shadow | None = None,
     ) -> None:
         """`nudged` are called when MLflow says that an alias has moved."""
-        self.deployment, self.keys, self.limit, self._log, self._nudged = deployment, keys, limit, log, nudged
+        self.deployment, self.keys, self.limit, self._log = deployment, keys, limit, log
+        self._nudged, self._shadow = nudged, shadow
         self._names = {self.service.facts.model, self.service.facts.source, *also}
 
     @property
@@ -75,7 +78,7 @@ class Front:
 
         async def answer(body: Any, asked: Asked) -> Response | dict[str, Any]:
             self._check_name(str(body.get("model") or "") if isinstance(body, dict) else "")
-            ask = read(body)
+            ask = asked.ask = read(body)
             if not ask.stream:
                 return await whole(request, whole_reply(asked.service, ask, asked.number), asked)
             if ask.count > 1:
@@ -105,7 +108,7 @@ class Front:
             self._check_name(name)
             if verb == "countTokens":
                 return gemini_front.count(asked.service, body)
-            ask = gemini_front.read_request(body, stream=verb == "streamGenerateContent")
+            ask = asked.ask = gemini_front.read_request(body, stream=verb == "streamGenerateContent")
             if not ask.stream:
                 return await whole(request, gemini_front.whole(asked.service, ask, asked.number), asked)
             if request.query_params.get("alt") != "sse":
@@ -153,7 +156,7 @@ class Front:
         )
 
     async def metrics(self, request: Request) -> Response:
-        return PlainTextResponse(render_metrics(self.deployment), media_type="text/plain; version=0.0.4")
+        return PlainTextResponse(render_metrics(self.deployment, self._shadow), media_type="text/plain; version=0.0.4")
 
     async def webhook(self, request: Request) -> Response:
         """MLflow says that something moved: look now. What it says is not believed, so that a message which was forged
@@ -229,6 +232,8 @@ class Front:
             self._log(facts | record | counts)
             if asked:
                 asked.lease.end()
+                if self._shadow and asked.ask and (status == 200 or status >= 500):
+                    self._shadow.copy(asked.ask, said, service, seconds, "" if status == 200 else str(status))
 
         try:
             grant = self._admit(request)

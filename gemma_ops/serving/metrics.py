@@ -10,12 +10,13 @@ from typing import Any
 
 from gemma_ops.serving.deployment import Deployment
 from gemma_ops.serving.service import LATENCY_BOUNDS, Label, ModelService, TrafficTally
+from gemma_ops.serving.shadow import Shadow
 
 Row = tuple[str, Any]
 """What follows a metric's name, and its value."""
 
 
-def render_metrics(deployment: Deployment) -> str:
+def render_metrics(deployment: Deployment, shadow: Shadow | None = None) -> str:
     """All counts since the start, of versions that serve no more too."""
     lines: list[str] = []
 
@@ -42,6 +43,9 @@ def render_metrics(deployment: Deployment) -> str:
     restarts = of_services(lambda one: one.model.engine.restarts)
     tell("engine_restarts_total", "counter", "Engines that died and were started again.", restarts)
     tell("swaps_total", "counter", "Versions that took over from another.", [("", deployment.swaps)])
+    if shadow:
+        copies: list[Row] = [(f'{{outcome="{outcome}"}}', shadow.counts[outcome]) for outcome in ("copied", "skipped")]
+        tell("shadow_total", "counter", "Requests that a challenger was asked too.", copies)
     return "\n".join([*lines, ""])
 
 

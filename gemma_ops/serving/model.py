@@ -35,7 +35,7 @@ class Said:
     thought: str = ""
     calls: list[FunctionCall] = field(default_factory=list)
     end: str = ""
-    """`stop`, `length` or `calls`."""
+    """`stop`, `length` or `calls`; empty while it goes on, and where it broke off."""
     prompt_tokens: int = 0
     cached_tokens: int = 0
     tokens: int = 0
@@ -144,7 +144,6 @@ class ServedModel:
         although it had to: llama.cpp drops a schema or a grammar that it can't read without a word.
         """
         reader = ReplyReader(self.tokenizer, prompt, stop)
-        said.end = "length"
         list(reader.feed(begun))  # opens a call, which is no piece yet
         reader.tokens = 0
         tokens = self.engine.complete([*prompt, *begun], sampling)
@@ -163,6 +162,7 @@ class ServedModel:
             raise RefusalError(error.what) from error
         finally:
             await tokens.aclose()  # type: ignore[attr-defined]
+        said.end = said.end or "length"
         for piece in reader.close():
             yield self._added(piece, said)
         said.prompt_tokens = said.prompt_tokens or len(prompt)

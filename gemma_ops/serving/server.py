@@ -26,6 +26,7 @@ from gemma_ops.serving.keys import Keys, is_this_machine
 from gemma_ops.serving.llamacpp import LlamaCpp
 from gemma_ops.serving.model import ServedModel
 from gemma_ops.serving.service import ModelService, ServedFacts
+from gemma_ops.serving.shadow import Shadow, pairs_file
 from gemma_ops.serving.source import Source, open_source
 
 _DRAIN = 30
@@ -105,6 +106,7 @@ async def _run(
     deployment = Deployment(service, share=share)
     followers = [] if question is not None else alias_followers(deployment, source, machine, settings, say)
     following: list[asyncio.Task[None]] = []
+    shadow = shadow_of(deployment, source, settings)
     try:
         front = Front(
             deployment,
@@ -113,6 +115,7 @@ async def _run(
             limit=int(settings.limit_mb * 1e6),
             log=_log if question is None else _no_log,
             nudged=[follower.nudge for follower in followers],
+            shadow=shadow,
         )
         options = uvicorn.Config(
             front.app(), log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=_DRAIN,
@@ -132,6 +135,8 @@ async def _run(
         for task in following:
             task.cancel()
         await asyncio.gather(*following, return_exceptions=True)
+        if shadow:
+            await shadow.settled()
         await deployment.stop()
         tallies = deployment.tallies.values()
         count = sum(sum(tally.requests.values()) for tally in tallies)
@@ -159,6 +164,13 @@ def alias_followers(
         beside = f"{source.model}@{settings.challenger.alias}"
         found.append(AliasFollower(deployment, beside, machine, settings, opened, say, challenges=True))
     return found
+
+
+def shadow_of(deployment: Deployment, source: Source, settings: ServeConfig) -> Shadow | None:
+    """What copies requests to the challenger, where the settings ask for it."""
+    if not (settings.challenger and settings.challenger.shadow):
+        return None
+    return Shadow(deployment, pairs_file(source.model, settings.challenger))
 
 
 class _Server(uvicorn.Server):
