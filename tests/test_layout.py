@@ -66,7 +66,7 @@ LEVELS = [
     {"gemini"},
     {"modeling"},
     {"targets"},
-    {"nano", "training", "export", "evaluation", "registry"},
+    {"nano", "training", "export", "evaluation", "registry", "routing"},
     {"synth", "serving"},
     {"summary", "recipes"},
     {"preflight"},

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -26,6 +26,7 @@ from gemma_ops.gemini.request import Request
 from gemma_ops.gemini.service import connect, rehearsal
 from gemma_ops.gemini.usage import Usage
 
+Hear = Callable[[str], None]
 _LOOK_AGAIN = 0.1
 """Seconds between looks at the store while another process has the same request on the wire."""
 _IN_VAIN = 20
@@ -42,12 +43,25 @@ class Sent:
     faults: list[str] = field(default_factory=list)
 
 
+class _Heard:
+    """Who listens to a stream, and whether something was said already."""
+
+    def __init__(self, hear: Hear) -> None:
+        self._hear, self.anything = hear, False
+
+    def take(self, chunk: dict[str, Any]) -> None:
+        if text := reply.visible_text(chunk):
+            self.anything = True
+            self._hear(text)
+
+
 class Client:
     """Sends requests, from any number of threads."""
 
-    def __init__(self, config: GeminiConfig, store: Store, *, since: float = 0.0) -> None:
-        """`since`: answers older than this moment are not taken from the store."""
-        self.config, self.store, self.since = config, store, since
+    def __init__(self, config: GeminiConfig, store: Store, *, since: float = 0.0, lasting: bool = False) -> None:
+        """`since`: answers older than this moment are not taken from the store. `lasting`: it serves others, so that what
+        ends one request ends no other, and none waits for room under a cap."""
+        self.config, self.store, self.since, self.lasting = config, store, since, lasting
         self.jobs = Jobs(store)
         self.genai = connect(config)
         self.limiter = Limiter(config.concurrency)
@@ -58,15 +72,19 @@ class Client:
         self._unserved = 0
         self._gate = threading.Condition(threading.RLock())
 
-    def answer(self, request: Request) -> Sent:
+    def answer(self, request: Request, hear: Hear | None = None) -> Sent:
         """Answer one request. A failure that only concerns it is an answer that ended in `error`; raises BudgetError,
         ConfigError or ServiceError for one that concerns all, and from then on for every other request.
+
+        `hear` is told the visible text of a stream as it comes; once it heard something, a failure is not tried again.
         """
+        heard = _Heard(hear) if hear else None
         sent = Sent(Answer("", "error", 0, 0, 0.0))
         began = time.monotonic()
         worst = prices.worst(
-            request.model, prices.prompt_bound(wire.body(request)), request.max_output_tokens, tier=self.config.service_tier,
-            at=datetime.now(UTC),
+            request.model,
+            prices.prompt_bound(wire.body(request)) if request.plain() else prices.request_bound(request),
+            request.max_output_tokens, tier=self.config.service_tier, at=datetime.now(UTC),
         )  # fmt: skip
         lost = 0
         fault = retry.Fault("failed", "never sent")
@@ -77,7 +95,7 @@ class Client:
                     sent.answer = found
                     return sent
                 sent.tries += 1
-                tried = self._try(request, found)
+                tried = self._try(request, found, heard)
             if isinstance(tried, Answer):
                 self.limiter.served()
                 sent.answer = tried
@@ -87,7 +105,7 @@ class Client:
             lost += worst if fault.kind == "lost" else 0
             if fault.kind == "busy":
                 self.limiter.too_many(started, fault.wait)
-            if fault.kind == "refused":
+            if fault.kind == "refused" or (heard and heard.anything):
                 break
             if fault.stop is not None:
                 raise self.stop(fault.stop)
@@ -103,7 +121,9 @@ class Client:
         return sent
 
     def stop(self, error: Exception) -> Exception:
-        """Send nothing more; returns what to raise: the first reason stays the reason."""
+        """Send nothing more; returns what to raise: the first reason stays the reason. Whoever serves others goes on."""
+        if self.lasting and not self.leaving.is_set():
+            return error
         with self._gate:
             self._stopped = self._stopped or error
             self._gate.notify_all()
@@ -142,7 +162,7 @@ class Client:
                                 key, model=request.model, use=request.use, tier=self.config.service_tier, worst=worst
                             )
                         except BudgetError as error:
-                            if not self.store.ledger.may_fit(worst):
+                            if self.lasting or not self.store.ledger.may_fit(worst):
                                 raise self.stop(error) from None
                         else:
                             return number
@@ -157,12 +177,12 @@ class Client:
             raise self.stop(ServiceError(what, "run the same command again: the job is found again"))
         return keeper is not None
 
-    def _try(self, request: Request, reservation: int) -> Answer | retry.Fault:
+    def _try(self, request: Request, reservation: int, heard: _Heard | None) -> Answer | retry.Fault:
         """Send once, and bring the reservation to its end."""
         ledger = self.store.ledger
         at = datetime.now(UTC)
         try:
-            served = self._call(request, at)
+            served = self._call(request, at, heard)
         except Exception as error:
             fault = retry.fault_of(error)
             with self._closing():
@@ -193,7 +213,7 @@ class Client:
             with self._gate:
                 self._gate.notify_all()
 
-    def _call(self, request: Request, at: datetime) -> Served:
+    def _call(self, request: Request, at: datetime, heard: _Heard | None) -> Served:
         """Send, and read what comes back. Raises whatever the library and the network raise."""
         tier = self.config.service_tier
         ask: dict[str, Any] = {
@@ -204,14 +224,14 @@ class Client:
         began = time.monotonic()
         first = None
         if request.stream:
-            body, first = self._streamed(ask, began)
+            body, first = self._streamed(ask, began, heard)
         else:
             body = _plain(self.genai.models.generate_content(**ask))
         seconds = time.monotonic() - began
         found = reply.read(body)
         return bill(request.model, found, tier=tier, seconds=seconds, first=first, at=at)
 
-    def _streamed(self, ask: dict[str, Any], began: float) -> tuple[dict[str, Any], float | None]:
+    def _streamed(self, ask: dict[str, Any], began: float, heard: _Heard | None) -> tuple[dict[str, Any], float | None]:
         """The whole stream as one reply, and when its first text came. The timeout holds for all of it."""
         chunks: list[dict[str, Any]] = []
         first = None
@@ -221,6 +241,8 @@ class Client:
                 elapsed = time.monotonic() - began
                 if first is None and reply.has_text(chunks[-1]):
                     first = elapsed
+                if heard:
+                    heard.take(chunks[-1])
                 if elapsed > self.config.timeout_seconds:
                     raise retry.Cut(f"after {elapsed:.0f} s, machine.gemini.timeout_seconds")
         except Exception as error:

@@ -67,6 +67,16 @@ def has_text(body: Mapping[str, Any]) -> bool:
     return any(_said(candidate) for candidate in body.get("candidates") or [])
 
 
+def visible_text(body: Mapping[str, Any]) -> str:
+    """The text of a chunk that a reader may see: neither thoughts nor calls of tools."""
+    parts = [
+        part
+        for candidate in (body.get("candidates") or [])[:1]
+        for part in (candidate.get("content") or _EMPTY).get("parts") or []
+    ]
+    return "".join(part.get("text") or "" for part in parts if not part.get("thought"))
+
+
 def _outcome(body: Mapping[str, Any]) -> tuple[str, End, str]:
     candidates = body.get("candidates") or []
     feedback = _get(body, "promptFeedback", "prompt_feedback") or _EMPTY
