@@ -36,11 +36,12 @@ _PATHS = {
     "evaluate.tasks": "task.yaml",
     "evaluate.judge.calibration": "",
     "recipe": ".py",
+    "serve.routing": "",
 }
 """Keys whose values may be paths from the file's folder, and by what they are known to be one: a file inside (or in the
 `model` or `weights` of an artifact), a suffix, or, where there is none, that they exist."""
 
-_HOMES = (*_PATHS, "machine.runs", "machine.mlflow")
+_HOMES = (*_PATHS, "machine.runs", "machine.mlflow", "serve.routing_log")
 """Keys where a leading `~` is the home folder."""
 
 

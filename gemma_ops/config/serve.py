@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from gemma_ops.config.section import Section
+from gemma_ops.config.section import Privacy, Section
 from gemma_ops.family.formats import GgufName
 
 
@@ -37,3 +37,9 @@ class ServeConfig(Section):
     """Further model names that clients may ask for, such as the one they asked a service for."""
     canary: Literal["required", "reported"] = "required"
     """Whether an engine that doesn't answer as the evaluation recorded is refused, or only told."""
+    routing: str | None = None
+    """A routing policy (a file, or `default`): requests for the model `auto` are answered here or by Gemini as it says; null routes nothing."""
+    privacy: Privacy = "any"
+    """The laxest class that a client may declare for a request to `auto`; one that declares none is `local_only`."""
+    routing_log: str | None = None
+    """File that every routing decision is written to, without content; null takes `routing.jsonl` in `machine.runs`."""

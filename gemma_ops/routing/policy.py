@@ -48,7 +48,7 @@ class Detectors(Section):
 
     raise_to: Privacy = "local_only"
     """The class of a request in which something is found."""
-    kinds: Annotated[dict[str, Privacy], Field(default_factory=dict)]
+    kinds: dict[str, Privacy] = Field(default_factory=dict)
     """Another class for what one detector finds, such as `IP: paid`; `any` ignores it."""
     seconds: Annotated[float, Field(gt=0)] = 2.0
     """The longest that a request is scanned; what could not be scanned in it is `local_only`."""

@@ -56,6 +56,10 @@ class RequestSlots:
             self._free.release()
             self._settle()
 
+    def expected_wait(self) -> float:
+        """Seconds that one more request would wait, by how long the last ones took."""
+        return self._seconds * (self.waiting + 1) / max(self.running, 1) if self._free.locked() else 0.0
+
     async def drained(self) -> None:
         """Returns when nobody is answered and nobody waits."""
         await self._idle.wait()
