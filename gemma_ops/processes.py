@@ -238,3 +238,16 @@ def _guard(parent: int, grace: float, command: Sequence[str]) -> int:
 
 if __name__ == "__main__":
     sys.exit(_guard(int(sys.argv[1]), float(sys.argv[2]), sys.argv[3:]))
+
+
+def free_memory() -> int:
+    """Bytes that a further process may take now: free on the machine, or less by this process's control group."""
+    free = int(psutil.virtual_memory().available)
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit, used = ((group / name).read_text().strip() for name in ("memory.max", "memory.current"))
+        stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):
+        return free
+    # Pages of files are counted as used, and given back when they are needed.
+    return max(0, min(free, int(limit) - int(used) + int(stat.get("file", 0)))) if limit.isdigit() else free

@@ -21,8 +21,9 @@ from gemma_ops.data.prompting import Prompting, write_prompting
 from gemma_ops.export import quantizing
 from gemma_ops.nano import WEIGHTS
 from gemma_ops.serving.app import Front
+from gemma_ops.serving.deployment import Deployment
 from gemma_ops.serving.keys import Keys
-from gemma_ops.serving.server import opened
+from gemma_ops.serving.server import alias_followers, opened
 from gemma_ops.serving.source import open_source
 
 NAME = "nano"
@@ -40,9 +41,16 @@ def make_files(folder):
 @dataclass
 class Live:
     url: str
-    service: Any
+    deployment: Any
     loop: Any
     records: list
+    source: Any
+    given: Any
+    said: list
+
+    @property
+    def service(self):
+        return self.deployment.current
 
     @property
     def engine(self):
@@ -50,27 +58,42 @@ class Live:
 
 
 @contextmanager
-def serving(file, *, keys=None, also=("gemini-3.8-flash",), recorded=None, form="q8_0", **settings):
-    """The server as the verb starts it, without its own process."""
-    given = ServeConfig(**{"port": 0, "slots": 2, "context": 256, "queue": 4} | settings)
-    source = open_source(f"{file}@{WEIGHTS}", MachineConfig(), given)
-    source = replace(source, model=NAME, canary=recorded, format=form)
-    ready, made, failed = threading.Event(), {}, []
+def serving(asked, *, keys=None, also=("gemini-3.8-flash",), recorded=None, machine=None, form="q8_0", **settings):
+    """The server as the verb starts it, without its own process: of a GGUF file, or of what is registered in the MLflow
+    of `machine`."""
+    given = ServeConfig.model_validate({"port": 0, "slots": 2, "context": 256, "queue": 4} | settings)
+    if machine:
+        source = open_source(asked, machine, given)
+    else:
+        machine = MachineConfig()
+        source = open_source(f"{asked}@{WEIGHTS}", machine, given)
+        source = replace(source, model=NAME, canary=recorded, format=form)
+    ready, made, failed, said = threading.Event(), {}, [], []
 
     async def run():
-        service = await opened(source, MachineConfig(), given)
+        service = await opened(source, machine, given)
         records = []
-        front = Front(service, keys=keys or Keys(), also=also, limit=1_000_000, log=records.append)
+        deployment = Deployment(service, share=given.challenger.share if given.challenger else 0.0)
+        followers = alias_followers(deployment, source, machine, given, said.append)
+        nudged = [follower.nudge for follower in followers]
+        front = Front(
+            deployment, keys=keys or Keys(), also=also, limit=1_000_000, log=records.append, nudged=nudged
+        )  # fmt: skip
+        following = [asyncio.create_task(follower.follow()) for follower in followers]
+        loop = asyncio.get_running_loop()
         options = uvicorn.Config(front.app(), log_config=None, lifespan="off", timeout_graceful_shutdown=5, ws="none")
         server = uvicorn.Server(options)
         listening = socket.create_server(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{listening.getsockname()[1]}"
-        made.update(server=server, live=Live(url, service, asyncio.get_running_loop(), records))
+        made.update(server=server, live=Live(url, deployment, loop, records, source, given, said))
         ready.set()
         try:
             await server.serve(sockets=[listening])
         finally:
-            await service.model.engine.stop()
+            for task in following:
+                task.cancel()
+            await asyncio.gather(*following, return_exceptions=True)
+            await deployment.stop()
 
     def work():
         try:

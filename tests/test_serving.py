@@ -211,7 +211,7 @@ def test_a_conversation_with_tools_is_asked_as_it_is_trained(live, client, googl
     ("more", "field"),
     [
         ({"frequency_penalty": 0.5}, "frequency_penalty"), ({"logit_bias": {"5": 1}}, "logit_bias"), ({"n": 17}, "n"),
-        ({"tools": [TOOL], "tool_choice": "required"}, "tool_choice"), ({"temperature": 3}, "temperature"),
+        ({"tools": [TOOL], "tool_choice": {"type": "custom"}}, "tool_choice"), ({"temperature": 3}, "temperature"),
         ({"extra_body": {"best_of": 2}}, "best_of"), ({"reasoning_effort": "high"}, "thinking"), ({"store": True}, "store"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,"}}]}]}, "messages"),
         ({"messages": [*user("a"), {"role": "assistant", "content": "b"}]}, "messages"),
@@ -253,7 +253,9 @@ def test_models_are_listed_and_other_names_are_not_answered(client, google):
     with pytest.raises(openai.NotFoundError, match="gpt-9"):
         client.chat.completions.create(model="gpt-9", messages=user("a"))
     counted = google.models.generate_content(model="gemini-3.8-flash", contents="a").usage_metadata
-    assert counted.prompt_token_count == google.models.count_tokens(model=NAME, contents="a").total_tokens  # `also_called`
+    assert (
+        counted.prompt_token_count == google.models.count_tokens(model=NAME, contents="a").total_tokens
+    )  # `also_called`
 
 
 @pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example"])

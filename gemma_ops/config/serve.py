@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from gemma_ops.config.section import Privacy, Section
 from gemma_ops.family.formats import GgufName
+
+
+class ChallengerConfig(Section):
+    """A version beside the one that serves."""
+
+    alias: str = "challenger"
+    """The alias of the same registered model that it follows."""
+    share: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Of the requests, from 0 to 1, that it answers."""
+    shadow: bool = False
+    """Whether it is asked what the version that serves was asked, when it has a slot free, and both answers are kept for
+    `gemma-ops serve --compare`; nobody sees its answer."""
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if (self.share > 0) == self.shadow:
+            raise ValueError("give a challenger either a share of the requests (share: 0.1) or copies (shadow: true)")
+        return self
 
 
 class ServeConfig(Section):
@@ -37,6 +55,10 @@ class ServeConfig(Section):
     """Further model names that clients may ask for, such as the one they asked a service for."""
     canary: Literal["required", "reported"] = "required"
     """Whether an engine that doesn't answer as the evaluation recorded is refused, or only told."""
+    follow: Annotated[float, Field(ge=0)] = 10.0
+    """Seconds between two looks at the alias that is served: a version that it moves to takes over. 0 never looks."""
+    challenger: ChallengerConfig | None = None
+    """A version that is tried beside the one that serves."""
     routing: str | None = None
     """A routing policy (a file, or `default`): requests for the model `auto` are answered here or by Gemini as it says; null routes nothing."""
     privacy: Privacy = "any"

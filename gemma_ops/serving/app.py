@@ -6,11 +6,10 @@ refused is refused in the words of the protocol that it came in.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from starlette.applications import Starlette
@@ -19,25 +18,42 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Route
 
 from gemma_ops.errors import OpsError
-from gemma_ops.serving import gemini_front, openai_front, page
+from gemma_ops.serving import completions_front, gemini_front, openai_front, page, responses_front, webhook
+from gemma_ops.serving.answering import Asked, Events, streamed, whole
+from gemma_ops.serving.deployment import Deployment
 from gemma_ops.serving.keys import Keys, is_this_machine
+from gemma_ops.serving.metrics import render_metrics
 from gemma_ops.serving.model import Said
-from gemma_ops.serving.sending import after, event_line, failed, then, unless_gone
+from gemma_ops.serving.sending import failed, then
 from gemma_ops.serving.service import ModelService
 from gemma_ops.serving.slots import QueueFullError
-from gemma_ops.wire import gemini_chat, openai
+from gemma_ops.wire import completions, gemini_chat, openai, responses
 from gemma_ops.wire.ask import Ask, RefusalError
 
 Log = Callable[[dict[str, Any]], None]
-_EVENTS = "text/event-stream"
 
 
 class Front:
-    """The routes of one service. `also` are further names that it answers to, `limit` the most bytes of a request."""
+    """The routes of a deployment. `also` are further names that it answers to, `limit` the most bytes of a request."""
 
-    def __init__(self, service: ModelService, *, keys: Keys, also: tuple[str, ...], limit: int, log: Log) -> None:
-        self.service, self.keys, self.limit, self._log = service, keys, limit, log
-        self._names = {service.facts.model, service.facts.source, *also}
+    def __init__(
+        self,
+        deployment: Deployment,
+        *,
+        keys: Keys,
+        also: tuple[str, ...],
+        limit: int,
+        log: Log,
+        nudged: Sequence[Callable[[], None]] = (),
+    ) -> None:
+        """`nudged` are called when MLflow says that an alias has moved."""
+        self.deployment, self.keys, self.limit, self._log, self._nudged = deployment, keys, limit, log, nudged
+        self._names = {self.service.facts.model, self.service.facts.source, *also}
+
+    @property
+    def service(self) -> ModelService:
+        """What serves now."""
+        return self.deployment.current
 
     def app(self) -> Starlette:
         get = [
@@ -45,43 +61,58 @@ class Front:
             ("/v1/models", self.models), ("/v1/models/{name:path}", self.model),
             ("/v1beta/models", self.gemini_models), ("/v1beta/models/{name:path}", self.gemini_model),
         ]  # fmt: skip
-        post = [("/v1/chat/completions", self.chat)]
+        post = [
+            ("/v1/chat/completions", self.chat), ("/v1/completions", self.completions), ("/v1/responses", self.responses),
+            ("/mlflow/webhook", self.webhook),
+        ]  # fmt: skip
         post += [(f"/{version}/models/{{call:path}}", self.generate) for version in ("v1", "v1beta")]
         routes = [Route(path, handler, methods=["GET"]) for path, handler in get]
         routes += [Route(path, handler, methods=["POST"]) for path, handler in post]
         return Starlette(routes=routes, exception_handlers={404: self.nowhere, 405: self.nowhere})
 
-    async def chat(self, request: Request) -> Response:
-        async def answer(body: Any, number: str, said: Said) -> Response | dict[str, Any]:
+    async def _openai(self, request: Request, read: Callable[[Any], Ask], whole_reply: Any, events: Events) -> Response:
+        """A request of one of OpenAI's protocols."""
+
+        async def answer(body: Any, asked: Asked) -> Response | dict[str, Any]:
             self._check_name(str(body.get("model") or "") if isinstance(body, dict) else "")
-            ask = openai.read_chat(body)
+            ask = read(body)
             if not ask.stream:
-                return await self._whole(request, openai_front.whole(self.service, ask, number), said)
+                return await whole(request, whole_reply(asked.service, ask, asked.number), asked)
             if ask.count > 1:
                 raise RefusalError("n above 1 is not streamed: send several requests", field="n")
-            return await self._streamed(request, ask, said, number, openai_front.chunks, openai.error_body, done=True)
+            done = events is not responses_front.events
+            return await streamed(request, ask, asked, events, openai.error_body, done=done)
 
         return await self._handle(request, "openai", openai.error_body, answer)
+
+    async def chat(self, request: Request) -> Response:
+        return await self._openai(request, openai.read_chat, openai_front.whole, openai_front.chunks)
+
+    async def completions(self, request: Request) -> Response:
+        return await self._openai(
+            request, completions.read_completion, completions_front.whole, completions_front.chunks
+        )
+
+    async def responses(self, request: Request) -> Response:
+        return await self._openai(request, responses.read_response, responses_front.whole, responses_front.events)
 
     async def generate(self, request: Request) -> Response:
         name, _, verb = str(request.path_params["call"]).rpartition(":")
 
-        async def answer(body: Any, number: str, said: Said) -> Response | dict[str, Any]:
+        async def answer(body: Any, asked: Asked) -> Response | dict[str, Any]:
             if verb not in ("generateContent", "streamGenerateContent", "countTokens"):
                 raise RefusalError(f"models.{verb} is not supported by this server", status=404)
             self._check_name(name)
             if verb == "countTokens":
-                return gemini_front.count(self.service, body)
+                return gemini_front.count(asked.service, body)
             ask = gemini_front.read_request(body, stream=verb == "streamGenerateContent")
             if not ask.stream:
-                return await self._whole(request, gemini_front.whole(self.service, ask, number), said)
+                return await whole(request, gemini_front.whole(asked.service, ask, asked.number), asked)
             if request.query_params.get("alt") != "sse":
                 raise RefusalError("streams are sent as server-sent events: ask with ?alt=sse", field="alt")
             if ask.count > 1:
                 raise RefusalError("several candidates are not streamed", field="candidateCount")
-            return await self._streamed(
-                request, ask, said, number, gemini_front.events, gemini_chat.refusal_body, done=False
-            )
+            return await streamed(request, ask, asked, gemini_front.events, gemini_chat.refusal_body, done=False)
 
         return await self._handle(request, "gemini", gemini_chat.refusal_body, answer)
 
@@ -107,7 +138,7 @@ class Front:
             self._check_host(request)
         except RefusalError as refusal:
             return PlainTextResponse(refusal.message, refusal.status)
-        return HTMLResponse(page.render_page(self.service, str(request.base_url).rstrip("/"), keys=self.keys.needed))
+        return HTMLResponse(page.render_page(self.deployment, str(request.base_url).rstrip("/"), keys=self.keys.needed))
 
     async def health(self, request: Request) -> Response:
         return JSONResponse({"status": "ok"})
@@ -122,7 +153,20 @@ class Front:
         )
 
     async def metrics(self, request: Request) -> Response:
-        return PlainTextResponse(self.service.metrics(), media_type="text/plain; version=0.0.4")
+        return PlainTextResponse(render_metrics(self.deployment), media_type="text/plain; version=0.0.4")
+
+    async def webhook(self, request: Request) -> Response:
+        """MLflow says that something moved: look now. What it says is not believed, so that a message which was forged
+        costs a look."""
+        try:
+            signed = webhook.is_from_mlflow(request.headers, await self._bytes(request))
+        except RefusalError as refusal:
+            return PlainTextResponse(refusal.message, refusal.status)
+        if not signed:
+            return PlainTextResponse(f"the signature is not that of {webhook.VARIABLE}", 403)
+        for nudge in self._nudged:
+            nudge()
+        return Response(status_code=204)
 
     async def nowhere(self, request: Request, error: Exception) -> Response:
         shape = gemini_chat.refusal_body if _is_gemini(request) or "v1beta" in request.url.path else openai.error_body
@@ -168,128 +212,61 @@ class Front:
         request: Request,
         protocol: str,
         shape: Callable[[RefusalError], dict[str, Any]],
-        answer: Callable[[Any, str, Said], Awaitable[Response | dict[str, Any]]],
+        answer: Callable[[Any, Asked], Awaitable[Response | dict[str, Any]]],
     ) -> Response:
         """Read, answer, count. A streamed reply is counted when it ends."""
-        began, number, said = time.monotonic(), secrets.token_hex(12), Said()
+        began, number = time.monotonic(), secrets.token_hex(12)
         facts = {"id": number, "protocol": protocol, "path": request.url.path}
+        asked: Asked | None = None
 
         def ended(status: int) -> None:
             seconds = time.monotonic() - began
-            self.service.tally.add(protocol, status, said if status == 200 else None, seconds)
+            service, said = (asked.service, asked.said) if asked else (self.service, Said())
+            service.tally.add(protocol, status, said if status == 200 else None, seconds)
             counts = {"prompt_tokens": said.prompt_tokens, "tokens": said.tokens, "end": said.end}
-            self._log(facts | {"status": status, "seconds": round(seconds, 4), **counts})
+            record = {"version": service.facts.version, "status": status, "seconds": round(seconds, 4)}
+            self._log(facts | record | counts)
+            if asked:
+                asked.lease.end()
 
         try:
             self._admit(request)
-            found = await answer(await self._body(request), number, said)
+            body = await self._body(request)
+            asked = Asked(number, await self.deployment.lease())
+            found = await answer(body, asked)
         except RefusalError as refusal:
             wait = {"Retry-After": str(refusal.retry_after)} if isinstance(refusal, QueueFullError) else {}
             response: Response = JSONResponse(shape(refusal), refusal.status, wait)
         except OpsError as error:
             response = JSONResponse(shape(failed(error)), 503, {"Retry-After": "1"})
+        except BaseException:
+            ended(500)
+            raise
         else:
-            if isinstance(found, StreamingResponse):
-                found.body_iterator = then(found.body_iterator, lambda: ended(200))
-                found.headers["x-request-id"] = number
-                return found
             response = found if isinstance(found, Response) else JSONResponse(found)
         response.headers["x-request-id"] = number
-        ended(response.status_code)
+        if asked and asked.service.facts.version:
+            response.headers["x-gemma-ops-version"] = asked.service.facts.version
+        if isinstance(response, StreamingResponse):
+            response.body_iterator = then(response.body_iterator, lambda: ended(200))
+        else:
+            ended(response.status_code)
         return response
 
     async def _body(self, request: Request) -> Any:
+        try:
+            return json.loads(await self._bytes(request))
+        except ValueError as error:
+            raise RefusalError(f"the body is no JSON: {error}") from error
+
+    async def _bytes(self, request: Request) -> bytes:
         parts, size = list[bytes](), 0
         async for part in request.stream():
             parts.append(part)
             size += len(part)
             if size > self.limit:
                 raise RefusalError(f"the request is larger than {self.limit:,} bytes", status=413, code="too_large")
-        try:
-            return json.loads(b"".join(parts))
-        except ValueError as error:
-            raise RefusalError(f"the body is no JSON: {error}") from error
-
-    async def _whole(self, request: Request, reply: Any, said: Said) -> Response | dict[str, Any]:
-        """The reply, or nothing when the client has gone: then the work ends too."""
-        found = await unless_gone(request, reply)
-        if found is None:
-            return Response(status_code=499)
-        body, total = found
-        said.__dict__.update(total.__dict__)
-        return dict(body)
-
-    async def _streamed(
-        self,
-        request: Request,
-        ask: Ask,
-        said: Said,
-        number: str,
-        pieces_to: Any,
-        shape: Callable[[RefusalError], Any],
-        *,
-        done: bool,
-    ) -> Response:
-        """A stream of events. What is refused before the first token is an error of its own, with its status."""
-        lines: asyncio.Queue[bytes | Exception | None] = asyncio.Queue()
-
-        async def work() -> None:
-            """In a task of its own, so that a slow client holds no slot, and one that has gone ends it."""
-            try:
-                async for line in self._lines(ask, said, number, pieces_to, shape, done=done):
-                    lines.put_nowait(line)
-            except Exception as error:
-                lines.put_nowait(error)
-            lines.put_nowait(None)
-
-        working = asyncio.create_task(work())
-
-        async def sent(line: bytes | Exception | None) -> AsyncIterator[bytes]:
-            """What is there goes out at once: under load several tokens share the cost of sending one."""
-            try:
-                while isinstance(line, bytes):
-                    ready, ended = [line], False
-                    while not (ended or lines.empty()):
-                        line = lines.get_nowait()
-                        if isinstance(line, bytes):
-                            ready.append(line)
-                        else:
-                            ended = True
-                    yield b"".join(ready)
-                    line = line if ended else await lines.get()
-                if line is not None:
-                    raise line
-            finally:
-                working.cancel()
-
-        first = await unless_gone(request, lines.get())
-        if first is None:
-            working.cancel()
-            return Response(status_code=499)
-        if isinstance(first, Exception):
-            raise first
-        return StreamingResponse(sent(first), media_type=_EVENTS, headers={"Cache-Control": "no-cache"})
-
-    async def _lines(
-        self, ask: Ask, said: Said, number: str, pieces_to: Any, shape: Callable[[RefusalError], Any], *, done: bool
-    ) -> AsyncIterator[bytes]:
-        begun = False
-        try:
-            async with self.service.replying(ask, said) as pieces:
-                first = await anext(pieces, None)
-                async for event in pieces_to(self.service, ask, said, after(first, pieces), number):
-                    begun = True
-                    yield event_line(event)
-            if done:
-                yield b"data: [DONE]\n\n"
-        except RefusalError as refusal:
-            if not begun:
-                raise
-            yield event_line(shape(refusal))
-        except OpsError as error:
-            if not begun:
-                raise
-            yield event_line(shape(failed(error)))
+        return b"".join(parts)
 
 
 def _is_gemini(request: Request) -> bool:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+CALL, CALL_END = "<|tool_call>", "<tool_call|>"
 QUOTE = '<|"|>'
 _NUMBER = re.compile(r"-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?")
 _WORDS: dict[str, Any] = {"true": True, "false": False, "null": None}
@@ -33,6 +35,13 @@ def read_call(text: str) -> FunctionCall:
     arguments = reader.value()
     reader.end()
     return FunctionCall(head[5:].strip(), arguments)
+
+
+def call_grammar(names: Sequence[str]) -> str:
+    """What follows `<|tool_call>` where one of the names must be called, in llama.cpp's notation (GBNF). The arguments
+    are the model's."""
+    listed = " | ".join(json.dumps(f"call:{name}{{") for name in names)
+    return f"root ::= ({listed}) rest\nrest ::= [^\\x00]*"
 
 
 class _Reader:

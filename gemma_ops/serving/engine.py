@@ -28,6 +28,8 @@ class Sampling:
     seed: int | None = None
     schema: dict[str, Any] | None = None
     """A JSON schema that decoding is held to."""
+    grammar: str | None = None
+    """A grammar in llama.cpp's notation (GBNF) that decoding is held to."""
     logprobs: int | None = None
     """How many of the likeliest tokens are told with each token; None for no probabilities."""
 
@@ -61,6 +63,8 @@ class Engine(Protocol):
     slots: int
     context: int
     """Tokens that a prompt and its reply may take together."""
+    restarts: int
+    """How often it died and was started again."""
 
     async def start(self) -> None:
         """Load the weights; returns when it answers. Raises ModelError for weights that it refuses."""

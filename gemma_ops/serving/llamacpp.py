@@ -183,6 +183,8 @@ class LlamaCpp:
             body["seed"] = int.from_bytes(os.urandom(4)) >> 1 if sampling.seed is None else sampling.seed
         if sampling.schema is not None:
             body["json_schema"] = {**sampling.schema, **SPACING}
+        if sampling.grammar is not None:
+            body["grammar"] = sampling.grammar
         if sampling.logprobs is not None:
             body["n_probs"] = max(1, sampling.logprobs)
         return body

@@ -6,7 +6,7 @@ Both protocols, the canary and the terminal ask through here, so that there is o
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,12 @@ from typing import Any
 from jsonschema import Draft202012Validator, SchemaError
 
 from gemma_ops.answer import Prompt
+from gemma_ops.data import documents
+from gemma_ops.data.control import control_tokens
 from gemma_ops.data.normal import conversation
 from gemma_ops.data.rowerror import RowError
 from gemma_ops.errors import DataError
-from gemma_ops.serving.calls import FunctionCall
+from gemma_ops.serving.calls import CALL, FunctionCall, call_grammar
 from gemma_ops.serving.engine import Engine, EngineRefusedError, Sampling, TokenChance, Tokens
 from gemma_ops.serving.reading import Piece, ReplyReader
 from gemma_ops.targets.base import AskingMode
@@ -58,6 +60,8 @@ class ServedModel:
     def prompt(self, ask: Ask) -> list[int]:
         """The token ids that ask for the reply. Raises RefusalError for what can't be asked as the model was
         trained."""
+        if ask.raw is not None:
+            return self._continued(ask.raw)
         encode = self._encoder(ask)
         try:
             messages, tools, _ = conversation(
@@ -69,10 +73,32 @@ class ServedModel:
         except DataError as error:
             raise RefusalError(error.what, field="messages") from error
 
+    def _continued(self, raw: str | tuple[int, ...]) -> list[int]:
+        """The token ids of what is continued as it stands."""
+        if not isinstance(raw, str):
+            if max(raw) >= self.tokenizer.get_vocab_size():
+                raise RefusalError(f"the vocabulary ends before the token {max(raw)}", field="prompt")
+            return list(raw)
+        spelled = next((token for token in control_tokens(self.tokenizer) if token in raw), None)
+        if spelled:
+            raise RefusalError(f"the prompt spells the control token {spelled}: send token ids", field="prompt")
+        return documents.encode(self.tokenizer, raw).ids[:-1]  # without the document's end
+
+    def begun(self, ask: Ask) -> list[int]:
+        """The tokens that a reply begins with whatever the model would say: those of a call that must be made. Raises
+        RefusalError where thoughts would have to come before."""
+        if not ask.must_call:
+            return []
+        if self.thinks if ask.thinking is None else ask.thinking:
+            raise RefusalError("a call can't be required of a model that thinks first", field="tool_choice")
+        if ask.schema is not None:
+            raise RefusalError("a reply that must be a call follows no schema", field="tool_choice")
+        return [self.tokenizer.token_to_id(CALL)]
+
     def sampling(self, ask: Ask, prompt: list[int]) -> Sampling:
         """How the reply to a prompt is drawn. Raises RefusalError where the context has no room, or the schema is
         none."""
-        room = self.engine.context - len(prompt)
+        room = self.engine.context - len(prompt) - bool(ask.must_call)
         if room < 1:
             raise RefusalError(
                 f"the prompt has {len(prompt):,} tokens, and {self.engine.context:,} is all that prompt and reply "
@@ -85,9 +111,11 @@ class ServedModel:
                 Draft202012Validator.check_schema(ask.schema)
             except SchemaError as error:
                 raise RefusalError(f"the schema is no JSON schema: {error.message}", field="schema") from error
-        wanted = (ask.max_tokens or self.usual) + self._encoder(ask).thoughts
+        thoughts = 0 if ask.raw is not None else self._encoder(ask).thoughts
+        wanted = (ask.max_tokens or self.usual) + thoughts
+        grammar = call_grammar(ask.must_call) if ask.must_call else None
         return Sampling(
-            min(wanted, room), ask.temperature, ask.top_p, ask.top_k, ask.seed, ask.schema, ask.logprobs
+            min(wanted, room), ask.temperature, ask.top_p, ask.top_k, ask.seed, ask.schema, grammar, ask.logprobs
         )  # fmt: skip
 
     def _encoder(self, ask: Ask) -> Encoder:
@@ -103,13 +131,23 @@ class ServedModel:
         return found
 
     async def answer(
-        self, prompt: list[int], sampling: Sampling, said: Said, stop: tuple[str, ...] = ()
+        self,
+        prompt: list[int],
+        sampling: Sampling,
+        said: Said,
+        stop: tuple[str, ...] = (),
+        begun: Sequence[int] = (),
     ) -> AsyncIterator[Piece]:
-        """The pieces of a reply as they come; `said` grows with them. Raises RefusalError where the engine refuses, and
-        where a reply that ended breaks its schema: llama.cpp drops a schema that it can't read without a word."""
+        """The pieces of a reply as they come; `said` grows with them. The reply goes on from `begun`.
+
+        Raises RefusalError where the engine refuses, and where a reply that ended breaks its schema, or holds no call
+        although it had to: llama.cpp drops a schema or a grammar that it can't read without a word.
+        """
         reader = ReplyReader(self.tokenizer, prompt, stop)
         said.end = "length"
-        tokens = self.engine.complete(prompt, sampling)
+        list(reader.feed(begun))  # opens a call, which is no piece yet
+        reader.tokens = 0
+        tokens = self.engine.complete([*prompt, *begun], sampling)
         try:
             async for found in tokens:
                 said.prompt_tokens = found.prompt_tokens or said.prompt_tokens
@@ -131,6 +169,10 @@ class ServedModel:
         said.tokens, said.thought_tokens = reader.tokens, reader.thought_tokens
         if sampling.schema is not None and said.end == "stop":
             _check_schema(said.text, sampling.schema)
+        if begun and not said.calls and said.end == "stop":
+            raise RefusalError(
+                "the reply is no call that can be read, although one was required", status=502, code="call"
+            )
         if said.calls and said.end == "stop":
             said.end = "calls"
 

@@ -28,7 +28,7 @@ async def whole(service: ModelService, ask: Ask, request: str) -> tuple[dict[str
         }
         for number, said in enumerate(replies)
     ]
-    body = _head(service, request, "chat.completion") | {"choices": choices, "usage": _usage(total)}
+    body = _head(service, request, "chat.completion") | {"choices": choices, "usage": usage_of(total)}
     return body, total
 
 
@@ -58,7 +58,7 @@ async def chunks(
             yield chunk({"content": piece.text}, chances=new)
     yield chunk({}, _FINISH[said.end], said.chances[told:])
     if ask.extra.get("usage"):
-        yield {**head, "choices": [], "usage": _usage(said)}
+        yield {**head, "choices": [], "usage": usage_of(said)}
 
 
 def models(service: ModelService) -> dict[str, Any]:
@@ -92,14 +92,17 @@ def _logprobs(chances: list[TokenChance], ask: Ask) -> dict[str, Any] | None:
     if ask.logprobs is None:
         return None
     shown = [
-        _chance(one) | {"top_logprobs": [_chance(other) for other in one.likeliest[: ask.logprobs]]} for one in chances
+        chance_body(one) | {"top_logprobs": [chance_body(other) for other in one.likeliest[: ask.logprobs]]}
+        for one in chances
     ]
     return {"content": shown, "refusal": None}
 
 
-def _chance(one: TokenChance) -> dict[str, Any]:
+def chance_body(one: TokenChance) -> dict[str, Any]:
+    """A token with its log-probability."""
     return {"token": one.text, "logprob": one.logprob, "bytes": list(one.text.encode())}
 
 
-def _usage(said: Said) -> dict[str, Any]:
+def usage_of(said: Said) -> dict[str, Any]:
+    """What a reply counts."""
     return openai.usage(said.prompt_tokens, said.tokens, said.thought_tokens, said.cached_tokens)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from html import escape
 
-from gemma_ops.serving.service import ModelService
+from gemma_ops.serving.deployment import Deployment
+from gemma_ops.serving.service import TrafficTally
 
 _STYLE = """
 :root{color-scheme:light dark;--ink:#16181d;--soft:#5c6370;--line:#dfe2e8;--card:#fff;--back:#f5f6f8;--good:#1a7f4b;--bad:#b3261e;--blue:#2457c5}
@@ -22,6 +23,7 @@ pre{overflow-x:auto;background:var(--back);padding:.7rem;border-radius:.4rem;mar
 textarea{width:100%;min-height:4.5rem;font:inherit;color:inherit;background:var(--back);border:1px solid var(--line);border-radius:.4rem;padding:.6rem}
 button{font:inherit;background:var(--blue);color:var(--card);border:0;border-radius:.4rem;padding:.45rem 1.2rem;margin-top:.5rem;cursor:pointer}
 #said,#thought{overflow-wrap:anywhere}#said{white-space:pre-wrap;margin-top:.7rem;min-height:1.5rem}#thought{white-space:pre-wrap;color:var(--soft);font-style:italic}
+table{border-collapse:collapse;width:100%}th,td{text-align:left;padding:.25rem .8rem .25rem 0;border-bottom:1px solid var(--line)}th{color:var(--soft);font-weight:400}
 .numbers{display:grid;grid-template-columns:repeat(auto-fit,minmax(8rem,1fr));gap:1rem}.numbers b{display:block;font-size:1.4rem}
 """.strip()
 _SCRIPT = """
@@ -41,8 +43,9 @@ form.addEventListener('submit',async e=>{e.preventDefault();said.textContent='';
 """.strip()
 
 
-def render_page(service: ModelService, url: str, *, keys: bool = False) -> str:
+def render_page(deployment: Deployment, url: str, *, keys: bool = False) -> str:
     """The page as HTML, with nothing from elsewhere; `url` is where it is served, `keys` whether a key is needed."""
+    service = deployment.current
     facts, tally = service.facts, service.tally
     rows = [
         ("Source", facts.source), ("Version", facts.version or "no registered version"), ("Format", facts.format),
@@ -50,11 +53,9 @@ def render_page(service: ModelService, url: str, *, keys: bool = False) -> str:
         ("Thinking", "on" if service.model.thinks else "off"), ("SHA-256", facts.digest),
         ("Since", time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(service.began))), ("Canary", facts.canary),
     ]  # fmt: skip
-    asked = sum(tally.requests.values())
-    good = sum(count for (_, status), count in tally.requests.items() if status == 200)
-    mean = f"{tally.seconds_sum / good:.2f} s" if good else "–"
+    asked, good, mean = _counts(tally)
     numbers = [
-        ("requests", f"{asked:,}"), ("answered", f"{good:,}"), ("mean time", mean), ("under way", str(service.slots.running)),
+        ("requests", asked), ("answered", good), ("mean time", mean), ("under way", str(service.slots.running)),
         ("waiting", str(service.slots.waiting)), ("tokens written", f"{tally.reply_tokens + tally.thought_tokens:,}"),
     ]  # fmt: skip
     listed = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in rows if value)
@@ -72,6 +73,7 @@ def render_page(service: ModelService, url: str, *, keys: bool = False) -> str:
         f"<header><h1>{escape(facts.model)}</h1><div class=soft>served by gemma-ops</div></header>"
         f"<section class=card><h2>What runs</h2><dl>{listed}</dl></section>"
         f"<section class=card><h2>Why it may: its verdict {verdict}</h2><ul>{gates or '<li>no gates</li>'}</ul></section>"
+        f"{_versions(deployment)}"
         f'<section class=card><h2>Try it</h2><form data-model="{escape(facts.model, quote=True)}">'
         f'<textarea name="prompt" required aria-label="Prompt" placeholder="Ask it something"></textarea>{key}'
         '<button>Ask</button></form><div id="thought"></div><div id="said"></div><div id="counts" class="soft"></div></section>'
@@ -81,6 +83,33 @@ def render_page(service: ModelService, url: str, *, keys: bool = False) -> str:
         f"<section class=card><h2>From elsewhere</h2>{_curl(facts.model, url)}</section>"
         f"</main><script>{_SCRIPT}</script></body></html>"
     )
+
+
+def _counts(tally: TrafficTally) -> tuple[str, str, str]:
+    """Requests, those that were answered, and the mean seconds of an answer."""
+    good = sum(count for (_, status), count in tally.requests.items() if status == 200)
+    mean = f"{tally.seconds_sum / good:.2f} s" if good else "–"
+    return f"{sum(tally.requests.values()):,}", f"{good:,}", mean
+
+
+def _versions(deployment: Deployment) -> str:
+    """Versions that serve, end, or have served, and why a version that should serve doesn't; nothing where there is
+    only one."""
+    if len(deployment.tallies) == 1 and not deployment.trouble:
+        return ""
+    state = {service.facts.label: "ends" for service in deployment.services}
+    if deployment.challenger:
+        share = f"{deployment.share:.0%} of the requests" if deployment.share else "a copy of each request"
+        state[deployment.challenger.facts.label] = f"challenger: {share}"
+    state[deployment.current.facts.label] = "serves"
+    rows = []
+    for (_, version, form), tally in deployment.tallies.items():
+        cells = [version or "–", form, state.get((deployment.current.facts.model, version, form), "ended")]
+        rows.append("".join(f"<td>{escape(cell)}" for cell in (*cells, *_counts(tally))))
+    trouble = "".join(f'<p class="fail">{escape(why)}</p>' for why in deployment.trouble.values())
+    head = "".join(f"<th>{name}" for name in ("version", "format", "state", "requests", "answered", "mean time"))
+    table = f"<table><tr>{head}{''.join(f'<tr>{row}' for row in rows)}</table>"
+    return f"<section class=card><h2>Versions</h2>{table}{trouble}</section>"
 
 
 def _curl(model: str, url: str) -> str:

@@ -16,10 +16,9 @@ from tokenizers.decoders import DecodeStream
 from gemma_ops.data.control import CHANNEL, CHANNEL_END
 from gemma_ops.modeling.generate import STOPS
 from gemma_ops.modeling.thoughts import left_open
-from gemma_ops.serving.calls import FunctionCall, read_call
+from gemma_ops.serving.calls import CALL, CALL_END, FunctionCall, read_call
 
 _NAME = "thought"
-_CALL, _CALL_END = "<|tool_call>", "<tool_call|>"
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,7 @@ class ReplyReader:
 
     def __init__(self, tokenizer: Any, prompt: list[int], stops: Sequence[str] = ()) -> None:
         self._tokenizer = tokenizer
-        ids = {name: tokenizer.token_to_id(name) for name in (CHANNEL, CHANNEL_END, _CALL, _CALL_END)}
+        ids = {name: tokenizer.token_to_id(name) for name in (CHANNEL, CHANNEL_END, CALL, CALL_END)}
         self._opens, self._closes, self._calls, self._called = ids.values()
         self.ends = {tokenizer.token_to_id(name) for name in STOPS}
         self._text, self._thought = _Words(tokenizer, stops), _Words(tokenizer, skip=_NAME)

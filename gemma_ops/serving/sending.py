@@ -19,8 +19,9 @@ def failed(error: OpsError) -> RefusalError:
 
 
 def event_line(body: Any) -> bytes:
-    """A server-sent event."""
-    return b"data: " + json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+    """A server-sent event, named where its protocol names events."""
+    named = b"event: " + body["type"].encode() + b"\n" if "sequence_number" in body else b""
+    return named + b"data: " + json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
 
 
 async def after(first: Any, rest: AsyncIterator[Any]) -> AsyncIterator[Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import http.client
 import json
 import signal
 import socket
@@ -16,9 +15,12 @@ from typing import Any
 import uvicorn
 
 from gemma_ops.config import MachineConfig, ServeConfig
-from gemma_ops.errors import ConfigError, DataError, MachineError
+from gemma_ops.errors import ConfigError, MachineError
+from gemma_ops.serving.announcing import asked_over_http, told
 from gemma_ops.serving.app import Front
 from gemma_ops.serving.canary import check_canary, read_rows, run_canary
+from gemma_ops.serving.deployment import Deployment
+from gemma_ops.serving.following import AliasFollower
 from gemma_ops.serving.keys import Keys, is_this_machine
 from gemma_ops.serving.llamacpp import LlamaCpp
 from gemma_ops.serving.model import ServedModel
@@ -94,13 +96,18 @@ async def _run(
     question: str | None,
 ) -> None:
     service = await opened(source, machine, settings)
+    share = settings.challenger.share if settings.challenger else 0.0
+    deployment = Deployment(service, share=share)
+    followers = [] if question is not None else alias_followers(deployment, source, machine, settings, say)
+    following: list[asyncio.Task[None]] = []
     try:
         front = Front(
-            service,
+            deployment,
             keys=keys,
             also=settings.also_called,
             limit=int(settings.limit_mb * 1e6),
             log=_log if question is None else _no_log,
+            nudged=[follower.nudge for follower in followers],
         )
         options = uvicorn.Config(
             front.app(), log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=_DRAIN,
@@ -110,18 +117,43 @@ async def _run(
         host, port = listening.getsockname()[:2]
         for line in told(service, f"http://{host}:{port}"):
             say(line)
+        following = [asyncio.create_task(follower.follow()) for follower in followers]
         working = asyncio.create_task(server.serve(sockets=[listening]))
         if question is not None:
-            say(await asyncio.to_thread(_asked_over_http, host, port, service.facts.model, question))
+            say(await asyncio.to_thread(asked_over_http, host, port, service.facts.model, question))
             server.should_exit = True
         await working
     finally:
-        service.draining = True
-        await service.model.engine.stop()
-        tally = service.tally
-        count = sum(tally.requests.values())
-        written = tally.reply_tokens + tally.thought_tokens
+        for task in following:
+            task.cancel()
+        await asyncio.gather(*following, return_exceptions=True)
+        await deployment.stop()
+        tallies = deployment.tallies.values()
+        count = sum(sum(tally.requests.values()) for tally in tallies)
+        written = sum(tally.reply_tokens + tally.thought_tokens for tally in tallies)
         say(f"{count:,} request{'' if count == 1 else 's'}, {written:,} tokens written")
+
+
+def alias_followers(
+    deployment: Deployment,
+    source: Source,
+    machine: MachineConfig,
+    settings: ServeConfig,
+    say: Callable[[str], None],
+) -> list[AliasFollower]:
+    """Those that keep the version that serves, and the challenger beside it, at their aliases. Raises ConfigError for a
+    challenger of something that has no aliases."""
+    if not (source.version and "@" in source.asked):
+        if settings.challenger:
+            raise ConfigError(
+                f"serve.challenger needs an alias to challenge, and {source.asked} is none", "serve NAME@ALIAS"
+            )
+        return []
+    found = [AliasFollower(deployment, source.asked, machine, settings, opened, say)] if settings.follow else []
+    if settings.challenger:
+        beside = f"{source.model}@{settings.challenger.alias}"
+        found.append(AliasFollower(deployment, beside, machine, settings, opened, say, challenges=True))
+    return found
 
 
 class _Server(uvicorn.Server):
@@ -140,35 +172,6 @@ class _Server(uvicorn.Server):
         finally:
             for number, handler in kept.items():
                 signal.signal(number, handler)
-
-
-def _asked_over_http(host: str, port: int, model: str, question: str) -> str:
-    """The answer to one question, asked as any client asks."""
-    body = {"model": model, "temperature": 0, "messages": [{"role": "user", "content": question}]}
-    connection = http.client.HTTPConnection(host, port)
-    try:
-        connection.request("POST", "/v1/chat/completions", json.dumps(body), {"Content-Type": "application/json"})
-        reply = json.loads(connection.getresponse().read())
-    finally:
-        connection.close()
-    if "error" in reply:
-        raise DataError(f"the question was refused: {reply['error']['message']}", "ask another")
-    return str(reply["choices"][0]["message"]["content"])
-
-
-def told(service: ModelService, url: str) -> list[str]:
-    """What a person is told when it listens: where, what, why it may, and how to ask."""
-    facts = service.facts
-    version = f" version {facts.version}" if facts.version else ""
-    chat = f'{{"model": "{facts.model}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
-    body = '{"contents": [{"parts": [{"text": "Hello"}]}]}'
-    header = "-H 'Content-Type: application/json'"
-    return [
-        f"serving {facts.model}{version} ({facts.format or 'GGUF'}) at {url} on {facts.engine}",
-        f"verdict: {facts.verdict or 'none'}; canary: {facts.canary}",
-        f"curl {url}/v1/chat/completions {header} -d '{chat}'",
-        f"curl {url}/v1beta/models/{facts.model}:generateContent {header} -d '{body}'",
-    ]
 
 
 def _bind(settings: ServeConfig) -> socket.socket:

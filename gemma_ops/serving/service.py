@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from gemma_ops.serving.model import Said, ServedModel
 from gemma_ops.serving.reading import Piece
 from gemma_ops.serving.slots import RequestSlots
 from gemma_ops.wire.ask import Ask, RefusalError
 
-_BOUNDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+LATENCY_BOUNDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 """Seconds: upper ends of the buckets of latency."""
+
+
+Label = tuple[str, str, str]
+"""Model, version and format: what counts are kept by."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,10 @@ class ServedFacts:
     digest: str = ""
     """SHA-256 of the file that is loaded, in hex."""
 
+    @property
+    def label(self) -> Label:
+        return self.model, self.version, self.format
+
 
 @dataclass
 class TrafficTally:
@@ -51,7 +59,7 @@ class TrafficTally:
     cached_tokens: int = 0
     reply_tokens: int = 0
     thought_tokens: int = 0
-    seconds: list[int] = field(default_factory=lambda: [0] * (len(_BOUNDS) + 1))
+    seconds: list[int] = field(default_factory=lambda: [0] * (len(LATENCY_BOUNDS) + 1))
     """Requests by latency: up to each of the bounds, and beyond."""
     seconds_sum: float = 0.0
     first_sum: float = 0.0
@@ -65,7 +73,9 @@ class TrafficTally:
         self.reply_tokens += said.tokens
         self.thought_tokens += said.thought_tokens
         self.seconds_sum += seconds
-        self.seconds[next((place for place, bound in enumerate(_BOUNDS) if seconds <= bound), len(_BOUNDS))] += 1
+        self.seconds[
+            next((place for place, bound in enumerate(LATENCY_BOUNDS) if seconds <= bound), len(LATENCY_BOUNDS))
+        ] += 1
 
 
 class ModelService:
@@ -78,6 +88,25 @@ class ModelService:
         self.tally = TrafficTally()
         self.began = time.time()
         self.draining = False
+        self._held = 0
+        self._free = asyncio.Event()
+        self._free.set()
+
+    def hold(self) -> None:
+        """Keep the engine until `release`: a request has chosen this service."""
+        self._held += 1
+        self._free.clear()
+
+    def release(self) -> None:
+        """End what `hold` began."""
+        self._held -= 1
+        if not self._held:
+            self._free.set()
+
+    async def free(self, seconds: float) -> None:
+        """Returns when no request holds this service, or after so long."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._free.wait(), seconds)
 
     def check(self) -> None:
         """Raise RefusalError while nothing is answered."""
@@ -92,9 +121,9 @@ class ModelService:
         piece."""
         self.check()
         prompt = self.model.prompt(ask)
-        sampling = self.model.sampling(ask, prompt)
+        begun, sampling = self.model.begun(ask), self.model.sampling(ask, prompt)
         async with self.slots.taken():
-            pieces = self.model.answer(prompt, sampling, said, ask.stop)
+            pieces = self.model.answer(prompt, sampling, said, ask.stop, begun)
             try:
                 async with asyncio.timeout(self.seconds):
                     yield pieces
@@ -118,38 +147,7 @@ class ModelService:
         found = await asyncio.gather(*(self.reply(replace(ask, seed=seed)) for seed in seeds))
         first = found[0]
         total = Said(
-            end=first.end, prompt_tokens=first.prompt_tokens, cached_tokens=first.cached_tokens,
+            first.text, first.thought, first.calls, first.end, prompt_tokens=first.prompt_tokens, cached_tokens=first.cached_tokens,
             tokens=sum(said.tokens for said in found), thought_tokens=sum(said.thought_tokens for said in found),
         )  # fmt: skip
         return found, total
-
-    def metrics(self) -> str:
-        """In Prometheus' text format, labelled with what is served."""
-        shown = f'model="{self.facts.model}",version="{self.facts.version}",format="{self.facts.format}"'
-        tally, lines = self.tally, list[str]()
-
-        def tell(name: str, kind: str, help_text: str, rows: list[tuple[str, Any]]) -> None:
-            lines.extend([f"# HELP gemma_ops_{name} {help_text}", f"# TYPE gemma_ops_{name} {kind}"])
-            lines.extend(f"gemma_ops_{name}{suffix} {value}" for suffix, value in rows)
-
-        asked = [
-            (f'{{{shown},protocol="{protocol}",status="{status}"}}', count)
-            for (protocol, status), count in sorted(tally.requests.items())
-        ]
-        tell("requests_total", "counter", "Requests by protocol and status.", asked)
-        kinds = {
-            "prompt": tally.prompt_tokens, "cached": tally.cached_tokens,
-            "reply": tally.reply_tokens, "thought": tally.thought_tokens,
-        }  # fmt: skip
-        tell("tokens_total", "counter", "Tokens.", [(f'{{{shown},kind="{kind}"}}', n) for kind, n in kinds.items()])
-        below, buckets = 0, list[tuple[str, Any]]()
-        for bound, count in zip([*map(str, _BOUNDS), "+Inf"], tally.seconds, strict=True):
-            below += count
-            buckets.append((f'_bucket{{{shown},le="{bound}"}}', below))
-        ends = [(f"_sum{{{shown}}}", round(tally.seconds_sum, 6)), (f"_count{{{shown}}}", below)]
-        tell("request_seconds", "histogram", "Seconds until a whole reply.", [*buckets, *ends])
-        states = {"running": self.slots.running, "waiting": self.slots.waiting}
-        tell("queue", "gauge", "Requests now.", [(f'{{{shown},state="{state}"}}', n) for state, n in states.items()])
-        tell("refused_total", "counter", "Requests that found the queue full.", [(f"{{{shown}}}", self.slots.refused)])
-        tell("up", "gauge", "Whether the engine answers.", [(f"{{{shown}}}", int(self.model.engine.alive()))])
-        return "\n".join(lines) + "\n"

@@ -24,46 +24,30 @@ class RequestSlots:
 
     def __init__(self, slots: int, queue: int) -> None:
         self._free = asyncio.Semaphore(slots)
-        self._queue = queue
+        self.queue = queue
         self._seconds = 1.0
         self.waiting = self.running = 0
-        self.refused = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
 
     @asynccontextmanager
     async def taken(self) -> AsyncIterator[float]:
         """A slot, for as long as the block lasts; gives the seconds that it was waited for. Raises QueueFullError."""
-        if self._free.locked() and self.waiting >= self._queue:
-            self.refused += 1
+        if self._free.locked() and self.waiting >= self.queue:
             raise QueueFullError(self.waiting, max(1, round(self._seconds * (self.waiting + 1) / max(self.running, 1))))
         began = time.monotonic()
         self.waiting += 1
-        self._idle.clear()
         try:
             await self._free.acquire()
         finally:
             self.waiting -= 1
-            self._settle()
         started = time.monotonic()
         self.running += 1
-        self._idle.clear()
         try:
             yield started - began
         finally:
             self.running -= 1
             self._seconds += 0.1 * (time.monotonic() - started - self._seconds)
             self._free.release()
-            self._settle()
 
     def expected_wait(self) -> float:
         """Seconds that one more request would wait, by how long the last ones took."""
         return self._seconds * (self.waiting + 1) / max(self.running, 1) if self._free.locked() else 0.0
-
-    async def drained(self) -> None:
-        """Returns when nobody is answered and nobody waits."""
-        await self._idle.wait()
-
-    def _settle(self) -> None:
-        if not self.running and not self.waiting:
-            self._idle.set()

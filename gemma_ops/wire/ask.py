@@ -23,6 +23,10 @@ class Ask:
     messages: Sequence[Mapping[str, Any]]
     """OpenAI-style turns, as they came."""
     tools: Sequence[Mapping[str, Any]] = ()
+    must_call: tuple[str, ...] = ()
+    """Names of functions of which the reply must call one; empty where it may say what it likes."""
+    raw: str | tuple[int, ...] | None = None
+    """A text, or token ids, that is continued as it stands instead of a conversation."""
     max_tokens: int | None = None
     temperature: float | None = None
     top_p: float | None = None

@@ -50,6 +50,7 @@ def read_generate(body: Mapping[str, Any], *, stream: bool) -> tuple[Ask, dict[s
     row = {"contents": contents, "systemInstruction": body.get("systemInstruction"), "tools": _tools(body)}
     ask = Ask(
         messages=(),
+        must_call=_must_call(body, row["tools"]),
         max_tokens=_number(config, "maxOutputTokens", 1, None),
         temperature=_real(config, "temperature", 0, 2),
         top_p=_real(config, "topP", 0, 1),
@@ -126,11 +127,29 @@ def _tools(body: Mapping[str, Any]) -> list[dict[str, Any]] | None:
                         **({"parameters": schema} if schema else {}),
                     }
                 )
-    calling = (body.get("toolConfig") or {}).get("functionCallingConfig") or {}
-    mode = str(calling.get("mode") or "AUTO").upper()
-    if mode not in ("AUTO", "NONE", "MODE_UNSPECIFIED") or calling.get("allowedFunctionNames"):
-        raise RefusalError("toolConfig: the modes AUTO and NONE are supported", field="toolConfig")
+    mode = str(_calling(body).get("mode") or "AUTO").upper()
     return None if mode == "NONE" or not found else [{"functionDeclarations": found}]
+
+
+def _calling(body: Mapping[str, Any]) -> dict[str, Any]:
+    return (body.get("toolConfig") or {}).get("functionCallingConfig") or {}
+
+
+def _must_call(body: Mapping[str, Any], tools: list[dict[str, Any]] | None) -> tuple[str, ...]:
+    """Names of the functions of which one must be called (mode ANY), those that are allowed where some are named."""
+    calling = _calling(body)
+    mode, allowed = str(calling.get("mode") or "AUTO").upper(), calling.get("allowedFunctionNames") or []
+    if mode not in ("AUTO", "NONE", "ANY", "MODE_UNSPECIFIED"):
+        raise RefusalError("toolConfig: the modes AUTO, ANY and NONE are supported", field="toolConfig")
+    if mode != "ANY":
+        if allowed:
+            raise RefusalError("toolConfig: allowedFunctionNames needs the mode ANY", field="toolConfig")
+        return ()
+    declared = [str(one["name"]) for tool in tools or [] for one in tool["functionDeclarations"]]
+    wanted = [str(name) for name in allowed] or declared
+    if not wanted or not set(wanted) <= set(declared):
+        raise RefusalError(f"toolConfig: {', '.join(wanted) or 'no function'} is not declared", field="toolConfig")
+    return tuple(wanted)
 
 
 def _schema(config: Mapping[str, Any]) -> dict[str, Any] | None:

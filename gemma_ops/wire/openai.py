@@ -12,6 +12,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gemma_ops.wire.ask import Ask, RefusalError
+from gemma_ops.wire.openai_fields import (
+    check_fields,
+    forced_call,
+    real_number,
+    stop_texts,
+    thinking_effort,
+    top_logprobs,
+    whole_number,
+)  # fmt: skip
 
 _IGNORED = frozenset({"model", "user", "metadata", "safety_identifier", "prompt_cache_key", "service_tier", "stream"})
 """Of no consequence here."""
@@ -28,56 +37,38 @@ _KNOWN = frozenset(
         "stop", "n", "logprobs", "top_logprobs", "response_format", "reasoning_effort", "stream_options",
     }
 )  # fmt: skip
-_MOST_LOGPROBS, _MOST_REPLIES, _MOST_STOPS = 20, 16, 4
-_EFFORTS = {"none": False, "minimal": True, "low": True, "medium": True, "high": True, "xhigh": True}
+_MOST_REPLIES = 16
 _TYPES = {400: "invalid_request_error", 401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 
 
 def read_chat(body: Any) -> Ask:
     """The request of `POST /v1/chat/completions`. Raises RefusalError naming the field that is wrong or not done
     here."""
-    if not isinstance(body, dict):
-        raise RefusalError("the body is no JSON object")
-    for name, value in body.items():
-        if name in _NEUTRAL:
-            if value not in _NEUTRAL[name]:
-                raise RefusalError(f"{name} is not supported by this server", field=name, code="unsupported_parameter")
-        elif name not in _KNOWN and name not in _IGNORED:
-            raise RefusalError(f"unrecognized request argument: {name}", field=name, code="unknown_parameter")
+    body = check_fields(body, _KNOWN, _IGNORED, _NEUTRAL)
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages or not all(isinstance(one, dict) for one in messages):
         raise RefusalError("messages must be a list of at least one message", field="messages")
     _check_content(messages)
     tools = body.get("tools") or []
-    choice = body.get("tool_choice")
-    if choice not in (None, "auto", "none"):
-        raise RefusalError(
-            "tool_choice is supported as auto and none", field="tool_choice", code="unsupported_parameter"
-        )
-    if not isinstance(tools, list):
-        raise RefusalError("tools must be a list", field="tools")
-    stop = body.get("stop") or []
-    stops = [stop] if isinstance(stop, str) else stop
-    if (
-        not isinstance(stops, list)
-        or len(stops) > _MOST_STOPS
-        or not all(isinstance(one, str) and one for one in stops)
-    ):
-        raise RefusalError(f"stop must be a text or a list of up to {_MOST_STOPS}", field="stop")
+    if not isinstance(tools, list) or not all(isinstance(one, dict) for one in tools):
+        raise RefusalError("tools must be a list of functions", field="tools")
+    names = [str((one.get("function") or {}).get("name")) for one in tools]
+    tools, must_call = forced_call(body.get("tool_choice"), tools, names)
     schema, any_json = _shape(body.get("response_format"))
     return Ask(
         messages=messages,
-        tools=[] if choice == "none" else tools,
-        max_tokens=_number(body, "max_completion_tokens", 1, None) or _number(body, "max_tokens", 1, None),
-        temperature=_real(body, "temperature", 0, 2),
-        top_p=_real(body, "top_p", 0, 1),
-        top_k=_number(body, "top_k", 0, None),
-        seed=_number(body, "seed", None, None),
-        stop=tuple(stops),
+        tools=tools,
+        must_call=must_call,
+        max_tokens=whole_number(body, "max_completion_tokens", 1) or whole_number(body, "max_tokens", 1),
+        temperature=real_number(body, "temperature", 0, 2),
+        top_p=real_number(body, "top_p", 0, 1),
+        top_k=whole_number(body, "top_k", 0),
+        seed=whole_number(body, "seed"),
+        stop=stop_texts(body),
         schema={"type": "object"} if any_json else schema,
         logprobs=_logprobs(body),
-        count=_number(body, "n", 1, _MOST_REPLIES) or 1,
-        thinking=_thinking(body.get("reasoning_effort")),
+        count=whole_number(body, "n", 1, _MOST_REPLIES) or 1,
+        thinking=thinking_effort(body.get("reasoning_effort"), "reasoning_effort"),
         stream=bool(body.get("stream")),
         extra={"usage": bool((body.get("stream_options") or {}).get("include_usage"))},
     )
@@ -111,39 +102,11 @@ def _shape(wanted: Any) -> tuple[dict[str, Any] | None, bool]:
     return schema, False
 
 
-def _thinking(effort: Any) -> bool | None:
-    if effort is None:
-        return None
-    if effort not in _EFFORTS:
-        raise RefusalError(f"reasoning_effort must be one of {', '.join(_EFFORTS)}", field="reasoning_effort")
-    return _EFFORTS[effort]
-
-
 def _logprobs(body: Mapping[str, Any]) -> int | None:
-    top = _number(body, "top_logprobs", 0, _MOST_LOGPROBS)
+    top = top_logprobs(body)
     if top is not None and not body.get("logprobs"):
         raise RefusalError("top_logprobs needs logprobs", field="top_logprobs")
     return (top or 0) if body.get("logprobs") else None
-
-
-def _number(body: Mapping[str, Any], name: str, least: int | None, most: int | None) -> int | None:
-    value = body.get(name)
-    if value is None:
-        return None
-    low, high = least is not None and value < least, most is not None and value > most
-    if not isinstance(value, int) or isinstance(value, bool) or low or high:
-        limits = f" from {least}" if most is None else f" from {least} to {most}"
-        raise RefusalError(f"{name} must be a whole number{limits if least is not None else ''}", field=name)
-    return value
-
-
-def _real(body: Mapping[str, Any], name: str, least: float, most: float) -> float | None:
-    value = body.get(name)
-    if value is None:
-        return None
-    if not isinstance(value, int | float) or isinstance(value, bool) or not least <= value <= most:
-        raise RefusalError(f"{name} must be a number from {least:g} to {most:g}", field=name)
-    return float(value)
 
 
 def error_body(refusal: RefusalError) -> dict[str, Any]:

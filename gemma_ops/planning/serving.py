@@ -1,0 +1,52 @@
+"""Bytes that serving takes: the weights as they lie in the file, the cache of keys and values, and llama.cpp's workspace.
+
+Sliding layers need the keys of their window only, and layers that share take an earlier layer's: llama.cpp is asked to
+keep sliding layers whole (`swa_full`), so that the beginning of a prompt can be read again, and pays for it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gemma_ops.family.shape import Shape
+
+_BATCH = 512
+"""Tokens that llama.cpp computes at once (`n_ubatch`): its workspace holds their widest values."""
+_BASE = 96e6
+"""Bytes of the process itself, its interpreter and library."""
+
+
+@dataclass(frozen=True)
+class ServingBytes:
+    """What a served model takes in memory, in bytes."""
+
+    weights: float
+    cache: float
+    """Keys and values of all slots."""
+    window_cache: float
+    """The same, were sliding layers to keep their window only."""
+    workspace: float
+
+    @property
+    def total(self) -> float:
+        return self.weights + self.cache + self.workspace
+
+
+def cache_bytes(shape: Shape, tokens: int, *, number: float = 2.0, whole: bool = True) -> float:
+    """Keys and values of one sequence of so many tokens, in bytes, `number` bytes each. `whole`: sliding layers keep all
+    of them."""
+    kept = [
+        2 * layer.kv_width * number * (tokens if whole or layer.window is None else min(tokens, layer.window))
+        for layer in shape.layers
+        if not layer.shares_kv
+    ]
+    return float(sum(kept))
+
+
+def serving_bytes(shape: Shape, weights: float, *, slots: int, context: int) -> ServingBytes:
+    """What llama.cpp takes for a file of `weights` bytes, with `slots` sequences of `context` tokens."""
+    widest = max([*(layer.ffn for layer in shape.layers), shape.hidden])
+    workspace = _BASE + 4.0 * _BATCH * (4 * widest + 2 * max(layer.query_width for layer in shape.layers))
+    workspace += 4.0 * shape.vocab * max(slots, 1)
+    cache = slots * cache_bytes(shape, context)
+    return ServingBytes(weights, cache, slots * cache_bytes(shape, context, whole=False), workspace)

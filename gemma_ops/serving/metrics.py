@@ -1,0 +1,73 @@
+"""Counts of a deployment in Prometheus' text format, labelled with the version that they belong to.
+
+The format: https://prometheus.io/docs/instrumenting/exposition_formats/
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from gemma_ops.serving.deployment import Deployment
+from gemma_ops.serving.service import LATENCY_BOUNDS, Label, ModelService, TrafficTally
+
+Row = tuple[str, Any]
+"""What follows a metric's name, and its value."""
+
+
+def render_metrics(deployment: Deployment) -> str:
+    """All counts since the start, of versions that serve no more too."""
+    lines: list[str] = []
+
+    def tell(name: str, kind: str, help_text: str, rows: Iterable[Row]) -> None:
+        lines.extend([f"# HELP gemma_ops_{name} {help_text}", f"# TYPE gemma_ops_{name} {kind}"])
+        lines.extend(f"gemma_ops_{name}{suffix} {value}" for suffix, value in rows)
+
+    def of_tallies(rows: Callable[[str, TrafficTally], Iterable[Row]]) -> list[Row]:
+        return [row for label, tally in deployment.tallies.items() for row in rows(_shown(label), tally)]
+
+    def of_services(value: Callable[[ModelService], int], more: str = "") -> list[Row]:
+        found: dict[Label, int] = {}
+        for service in deployment.services:
+            found[service.facts.label] = found.get(service.facts.label, 0) + value(service)
+        return [(f"{{{_shown(label)}{more}}}", count) for label, count in found.items()]
+
+    tell("requests_total", "counter", "Requests by protocol and status.", of_tallies(_requests))
+    tell("tokens_total", "counter", "Tokens.", of_tallies(_tokens))
+    tell("request_seconds", "histogram", "Seconds until a whole reply.", of_tallies(_latency))
+    states: list[Row] = of_services(lambda one: one.slots.running, ',state="running"')
+    states += of_services(lambda one: one.slots.waiting, ',state="waiting"')
+    tell("queue", "gauge", "Requests now.", states)
+    tell("up", "gauge", "Engines that answer.", of_services(lambda one: int(one.model.engine.alive())))
+    restarts = of_services(lambda one: one.model.engine.restarts)
+    tell("engine_restarts_total", "counter", "Engines that died and were started again.", restarts)
+    tell("swaps_total", "counter", "Versions that took over from another.", [("", deployment.swaps)])
+    return "\n".join([*lines, ""])
+
+
+def _shown(label: Label) -> str:
+    model, version, form = label
+    return f'model="{model}",version="{version}",format="{form}"'
+
+
+def _requests(shown: str, tally: TrafficTally) -> Iterable[Row]:
+    for (protocol, status), count in sorted(tally.requests.items()):
+        yield f'{{{shown},protocol="{protocol}",status="{status}"}}', count
+
+
+def _tokens(shown: str, tally: TrafficTally) -> Iterable[Row]:
+    kinds = {
+        "prompt": tally.prompt_tokens, "cached": tally.cached_tokens,
+        "reply": tally.reply_tokens, "thought": tally.thought_tokens,
+    }  # fmt: skip
+    for kind, count in kinds.items():
+        yield f'{{{shown},kind="{kind}"}}', count
+
+
+def _latency(shown: str, tally: TrafficTally) -> Iterable[Row]:
+    below = 0
+    for bound, count in zip([*map(str, LATENCY_BOUNDS), "+Inf"], tally.seconds, strict=True):
+        below += count
+        yield f'_bucket{{{shown},le="{bound}"}}', below
+    yield f"_sum{{{shown}}}", round(tally.seconds_sum, 6)
+    yield f"_count{{{shown}}}", below

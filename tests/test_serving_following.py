@@ -1,0 +1,214 @@
+"""A server follows its alias: a promotion and a rollback swap versions under traffic, and no request is lost."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import json
+import shutil
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+
+import httpx2
+import patience
+import pytest
+import registry_runs as runs
+from serving import make_files, serving
+
+from gemma_ops import registry
+from gemma_ops.errors import ConfigError
+from gemma_ops.nano import WEIGHTS
+from gemma_ops.processes import Birth
+from gemma_ops.registry import profile
+from gemma_ops.serving import following
+from gemma_ops.serving.server import alias_followers
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """nano twice: the second has a few other numbers."""
+    folder = make_files(tmp_path_factory.mktemp("gguf"))
+    body = bytearray((folder / "q8_0" / "model.gguf").read_bytes())
+    body[-1000] ^= 1
+    (folder / "second").mkdir()
+    (folder / "second" / "model.gguf").write_bytes(body)
+    (folder / "broken").mkdir()
+    (folder / "broken" / "model.gguf").write_bytes(body[:200_000])
+    return folder
+
+
+@pytest.fixture
+def registered(tmp_path, files, monkeypatch):
+    """A function that registers a version of support-nano whose q8_0 file is one of the files; and its machine."""
+    monkeypatch.setenv("GEMMA_OPS_CACHE", str(tmp_path / "cache"))
+    runs.fresh(tmp_path / "mlflow")
+
+    def make(which, **train):
+        def fetch(out, settings, machine):
+            done = runs.fetch(out, settings, machine)
+            for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+                shutil.copyfile(WEIGHTS / name, out / "weights" / name)
+            return done
+
+        def quantize(out, settings, machine, *, base, adapter):
+            done = runs.quantize(out, settings, machine, base=base, adapter=adapter)
+            shutil.copyfile(files / which / "model.gguf", out / "q8_0" / "model.gguf")
+            shutil.copytree(files / "q8_0", out / "q8_0", ignore=shutil.ignore_patterns("*.gguf"), dirs_exist_ok=True)
+            return done
+
+        config = runs.config(tmp_path, name=which.replace("_", ""), train=train, serve={"format": "q8_0"})
+        runs.make(config, steps={"fetch": fetch, "quantize": quantize})
+        return config.machine
+
+    return make
+
+
+@contextmanager
+def following_server(machine, **settings):
+    """The server as the verb starts it, at support-nano@champion, and what it said."""
+    with serving("support-nano@champion", machine=machine, form=None, follow=0.05, **settings) as live:
+        yield live
+
+
+def ask(live, **more):
+    body = {"model": "support-nano", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 8} | more
+    return httpx2.post(f"{live.url}/v1/chat/completions", json=body, timeout=120)
+
+
+def serves(live, version):
+    patience.until(lambda: live.service.facts.version == version, 60)
+
+
+def test_a_promotion_and_a_rollback_lose_no_request(registered):
+    machine = registered("q8_0")
+    registry.promote(machine, "support-nano", reason="first")
+    with following_server(machine, slots=2, queue=64) as live:
+        first = live.engine.pid
+        found, over = [], threading.Event()
+
+        def client(streams):
+            while not over.is_set():
+                reply = ask(live, stream=streams, max_tokens=24)
+                text = reply.text
+                good = text.rstrip().endswith("[DONE]") if streams else "choices" in text
+                found.append((reply.status_code, good, reply.headers.get("x-gemma-ops-version")))
+
+        with ThreadPoolExecutor(4) as pool:
+            clients = [pool.submit(client, streams) for streams in (True, False, True, False)]
+            try:
+                registered("second", max_steps=20)
+                registry.promote(machine, "support-nano", version="2", reason="better")
+                serves(live, "2")
+                registry.rollback(machine, "support-nano", reason="worse after all")
+                serves(live, "1")
+                patience.until(lambda: len(live.deployment.services) == 1, 60)
+                more = len(found) + 4
+                patience.until(lambda: len(found) >= more, 60)
+            finally:
+                over.set()
+            for one in clients:
+                one.result()
+        assert {one[:2] for one in found} == {(200, True)}
+        assert {one[2] for one in found} == {"1", "2"}
+        assert Birth.of(first) is None
+        text = httpx2.get(f"{live.url}/metrics").text
+        for version in ("1", "2"):
+            line = next(
+                line for line in text.splitlines() if f'version="{version}"' in line and "requests_total{" in line
+            )
+            assert int(line.split()[-1]) == sum(one[2] == version for one in found)
+        assert "gemma_ops_swaps_total 2" in text
+        page = httpx2.get(live.url).text
+        assert "<td>2<td>q8_0<td>ended" in page
+        assert "<td>1<td>q8_0<td>serves" in page
+    assert live.said[-2:] == ["version 2 serves, instead of version 1", "version 1 serves, instead of version 2"]
+
+
+def test_a_version_that_can_not_serve_is_told_and_the_old_one_serves_on(registered):
+    machine = registered("q8_0")
+    registry.promote(machine, "support-nano", reason="first")
+    with following_server(machine) as live:
+        registered("broken", max_steps=20)
+        registry.promote(machine, "support-nano", version="2", reason="a try")
+        patience.until(lambda: live.deployment.trouble, 60)
+        looked = len(live.said)
+        assert ask(live).headers["x-gemma-ops-version"] == "1"
+        assert "version 2 of support-nano can't serve: llama.cpp can't load" in live.said[-1]
+        assert "version 1 serves on" in httpx2.get(live.url).text
+        registry.rollback(machine, "support-nano", reason="it can't serve")
+        patience.until(lambda: not live.deployment.trouble, 60)
+        assert len(live.said) == looked  # told once, and tried once
+
+
+def test_what_does_not_fit_beside_the_old_one_takes_its_place(registered, monkeypatch):
+    machine = registered("q8_0")
+    registry.promote(machine, "support-nano", reason="first")
+    monkeypatch.setattr(following, "free_memory", lambda: 1_000_000)
+    with following_server(machine, slots=1) as live:
+        before = live.engine.pid
+        registered("second", max_steps=20)
+        registry.promote(machine, "support-nano", version="2", reason="better")
+        replies = []
+        while live.service.facts.version != "2":
+            replies.append(ask(live, max_tokens=2).status_code)
+        assert set(replies) <= {200}
+        assert Birth.of(before) is None
+        assert "one version at a time" in live.said[0]
+        registered("broken", max_steps=30)
+        registry.promote(machine, "support-nano", version="3", reason="a try")
+        patience.until(lambda: live.deployment.trouble, 60)
+        reply = ask(live, max_tokens=2)
+        assert (reply.status_code, reply.headers["x-gemma-ops-version"]) == (200, "2")
+
+
+def test_a_challenger_answers_its_share(registered):
+    machine = registered("q8_0")
+    registry.promote(machine, "support-nano", reason="first")
+    registered("second", max_steps=20)
+    with following_server(machine, challenger={"share": 0.5}) as live:
+        assert live.deployment.challenger is None  # the alias isn't set, which is no trouble
+        registry.promote(machine, "support-nano", version="2", to="challenger", reason="a try")
+        patience.until(lambda: live.deployment.challenger, 60)
+        found = [ask(live, max_tokens=1).headers["x-gemma-ops-version"] for _ in range(24)]
+        assert set(found) == {"1", "2"}  # all of one kind: once in 8 million
+        assert "challenger: 50% of the requests" in httpx2.get(live.url).text
+    with pytest.raises(ConfigError, match="needs an alias to challenge"):
+        alias_followers(live.deployment, replace(live.source, asked="support-nano/1"), machine, live.given, print)
+
+
+def test_a_webhook_of_mlflow_makes_it_look_at_once(registered, monkeypatch):
+    machine = registered("q8_0")
+    registry.promote(machine, "support-nano", reason="first")
+    monkeypatch.setenv("GEMMA_OPS_WEBHOOK_SECRET", "s3cret")
+    with serving("support-nano@champion", machine=machine, form=None, follow=600) as live:
+        registered("second", max_steps=20)
+        registry.promote(machine, "support-nano", version="2", reason="better")
+        body, stamp = (
+            json.dumps({"entity": "registered_model_alias", "action": "created"}).encode(),
+            str(int(time.time())),
+        )
+        made = hmac.new(b"s3cret", f"d1.{stamp}.".encode() + body, hashlib.sha256).digest()
+        signed = {"X-MLflow-Delivery-Id": "d1", "X-MLflow-Timestamp": stamp}
+        forged = httpx2.post(
+            f"{live.url}/mlflow/webhook", content=body, headers=signed | {"X-MLflow-Signature": "v1,x"}
+        )
+        assert forged.status_code == 403
+        good = signed | {"X-MLflow-Signature": f"v1,{base64.b64encode(made).decode()}"}
+        assert httpx2.post(f"{live.url}/mlflow/webhook", content=body, headers=good).status_code == 204
+        serves(live, "2")
+        old = good | {"X-MLflow-Timestamp": "1000"}
+        assert httpx2.post(f"{live.url}/mlflow/webhook", content=body, headers=old).status_code == 403
+
+
+def test_an_alias_that_is_gone_changes_nothing(registered):
+    machine = registered("q8_0")
+    registry.promote(machine, "support-nano", reason="first")
+    with following_server(machine) as live:
+        profile.connect(machine).client.delete_registered_model_alias("support-nano", "champion")
+        patience.until(lambda: live.deployment.trouble, 60)
+        assert "is no more: version 1 serves on" in live.said[-1]
+        assert ask(live).status_code == 200
