@@ -219,6 +219,9 @@ VERBS = [
     "dev gemini-emulator",
     "launch render",
     "launch join",
+    "route explain",
+    "route check",
+    "route replay",
 ]
 
 

@@ -97,7 +97,7 @@ def _against_local(policy: RoutingPolicy, signals: Signals, privacy: Privacy, la
         found.append(f"the local model is not shown {_listed(shown)}")
     if signals.hosted:
         found.append(f"{_listed(signals.hosted)} is run by a service, not here")
-    if context and signals.tokens >= context:
+    if not shown and context and signals.tokens >= context:
         found.append(f"{signals.tokens:,} tokens are too many for the {context:,} here")
     if signals.local.why_not and not found:
         found.append(f"the local model can't be asked so: {signals.local.why_not}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,7 +64,7 @@ class GeminiLane:
         left = self._live.left() if self._live else 0.0
         return GeminiState(why_not=self.shut, sees=self._sees, context=self.facts.context, left=left)  # type: ignore[arg-type]
 
-    async def answer(self, request: Request) -> AsyncIterator[Message]:
+    async def answer(self, request: Request) -> AsyncGenerator[Message]:
         """What comes of a request: pieces of a stream, and last an answer or an error. Raises BoundaryError and what else
         the door refuses; then nothing was sent."""
         loop, heard = asyncio.get_running_loop(), asyncio.Queue[Message]()
@@ -134,7 +134,12 @@ def classed(request: Request, privacy: Privacy) -> Request:
 
 
 def _why_not(ask: Ask) -> str:
-    asked = {"several replies to one request": ask.count > 1, "probabilities of tokens": ask.logprobs is not None}
+    asked = {
+        "several replies to one request": ask.count > 1,
+        "probabilities of tokens": ask.logprobs is not None,
+        "calls that are required": bool(ask.must_call),
+        "texts that are continued as they stand": ask.raw is not None,
+    }
     wanted = [words for words, is_wanted in asked.items() if is_wanted]
     return f"{' and '.join(wanted)} are not carried to it" if wanted else ""
 

@@ -24,6 +24,8 @@ from gemma_ops.serving.deployment import Deployment
 from gemma_ops.serving.keys import Keys, is_this_machine
 from gemma_ops.serving.metrics import render_metrics
 from gemma_ops.serving.model import Said
+from gemma_ops.serving.routed import AUTO, Manner, Router
+from gemma_ops.serving.routed_front import routed_gemini, routed_openai
 from gemma_ops.serving.sending import failed, then
 from gemma_ops.serving.service import ModelService
 from gemma_ops.serving.slots import QueueFullError
@@ -45,10 +47,12 @@ class Front:
         limit: int,
         log: Log,
         nudged: Sequence[Callable[[], None]] = (),
+        router: Router | None = None,
     ) -> None:
-        """`nudged` are called when MLflow says that an alias has moved."""
+        """`nudged` are called when MLflow says that an alias has moved; `router` answers for the model `auto`."""
         self.deployment, self.keys, self.limit, self._log, self._nudged = deployment, keys, limit, log, nudged
-        self._names = {self.service.facts.model, self.service.facts.source, *also}
+        self.router = router
+        self._names = {self.service.facts.model, self.service.facts.source, *also, *([AUTO] if router else [])}
 
     @property
     def service(self) -> ModelService:
@@ -74,13 +78,17 @@ class Front:
         """A request of one of OpenAI's protocols."""
 
         async def answer(body: Any, asked: Asked) -> Response | dict[str, Any]:
-            self._check_name(str(body.get("model") or "") if isinstance(body, dict) else "")
+            name = str(body.get("model") or "") if isinstance(body, dict) else ""
+            self._check_name(name)
+            done = events is not responses_front.events
+            if self.router and name == AUTO:
+                manner = Manner(whole_reply, events, openai.error_body, done)
+                return await routed_openai(self.router, request, body, read, asked, manner)
             ask = read(body)
             if not ask.stream:
                 return await whole(request, whole_reply(asked.service, ask, asked.number), asked)
             if ask.count > 1:
                 raise RefusalError("n above 1 is not streamed: send several requests", field="n")
-            done = events is not responses_front.events
             return await streamed(request, ask, asked, events, openai.error_body, done=done)
 
         return await self._handle(request, "openai", openai.error_body, answer)
@@ -105,6 +113,9 @@ class Front:
             self._check_name(name)
             if verb == "countTokens":
                 return gemini_front.count(asked.service, body)
+            if self.router and name == AUTO:
+                manner = Manner(gemini_front.whole, gemini_front.events, gemini_chat.refusal_body, done=False)
+                return await routed_gemini(self.router, request, body, asked, manner, stream=verb != "generateContent")
             ask = gemini_front.read_request(body, stream=verb == "streamGenerateContent")
             if not ask.stream:
                 return await whole(request, gemini_front.whole(asked.service, ask, asked.number), asked)
@@ -153,7 +164,8 @@ class Front:
         )
 
     async def metrics(self, request: Request) -> Response:
-        return PlainTextResponse(render_metrics(self.deployment), media_type="text/plain; version=0.0.4")
+        lanes = self.router.metrics() if self.router else ""
+        return PlainTextResponse(render_metrics(self.deployment) + lanes, media_type="text/plain; version=0.0.4")
 
     async def webhook(self, request: Request) -> Response:
         """MLflow says that something moved: look now. What it says is not believed, so that a message which was forged

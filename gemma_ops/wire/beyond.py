@@ -76,8 +76,7 @@ def openai_beyond(body: Any) -> Beyond:
         hosted.append("search")
     tools = body.get("tools")
     if isinstance(tools, list):
-        kinds = [str(tool.get("type")) for tool in tools if _is_hosted(tool)]
-        hosted += [_HOSTED.get(kind, kind) for kind in kinds]
+        hosted += [_hosted_name(tool["type"]) for tool in tools if _is_hosted(tool)]
         plain["tools"] = [tool for tool in tools if not _is_hosted(tool)]
     level = body.get("reasoning_effort")
     return Beyond(plain, marks.shown, tuple(dict.fromkeys(hosted)), str(level).lower() if level else None)
@@ -96,7 +95,7 @@ def gemini_beyond(body: Any) -> Beyond:
         kept = []
         for tool in body["tools"]:
             names = [name for name in tool if name != "functionDeclarations"] if isinstance(tool, dict) else []
-            hosted += [_HOSTED.get(name, name) for name in names]
+            hosted += [_hosted_name(name) for name in names]
             if not names or tool.get("functionDeclarations"):
                 kept.append({name: value for name, value in tool.items() if name not in names} if names else tool)
         plain["tools"] = kept
@@ -118,6 +117,12 @@ class _Marks:
         clean = re.sub(r"\s", "", data).replace("-", "+").replace("_", "/")
         self.shown[mark] = {"type": "media", "mime": mime, "data": clean + "=" * (-len(clean) % 4)}
         return mark
+
+
+def _hosted_name(name: Any) -> str:
+    """Our name, or the request's own where it looks like one: names are logged, and a client may write anything there."""
+    own = str(name)
+    return _HOSTED.get(own, own if re.fullmatch(r"[A-Za-z_]{1,40}", own) else "another tool")
 
 
 def _is_hosted(tool: Any) -> bool:
