@@ -12,7 +12,6 @@ from gemma_ops.cli.options import ConfigOption, Json, Sets, load_config
 app = typer.Typer()
 route_app = typer.Typer(help="Where requests are answered: here, by Gemini, or not at all.", no_args_is_help=True)
 app.add_typer(route_app, name="route")
-Modality = Literal["image", "audio", "video", "document"]
 Privacy = Literal["local_only", "paid", "any"]
 PolicyOption = Annotated[str, typer.Option("--policy", help="A file, or a shipped policy's name.")]
 
@@ -35,7 +34,10 @@ def explain(
     ] = None,
     served: Annotated[str, typer.Option(help="The format that is served, as routing.json names it.")] = "q8_0",
     shows: Annotated[
-        list[Modality] | None, typer.Option("--shows", help="What it shows besides text.", show_default=False)
+        list[str] | None,
+        typer.Option(
+            "--shows", metavar="KIND", help="It shows an image, audio, video or document.", show_default=False
+        ),
     ] = None,
     tools: Annotated[
         list[str] | None, typer.Option("--tool", help="A service's tool: search, code, url.", show_default=False)
@@ -49,6 +51,9 @@ def explain(
     left: Annotated[
         float | None, typer.Option(min=0, help="As if so many dollars were left.", show_default=False)
     ] = None,
+    learned: Annotated[
+        Privacy, typer.Option(help="The class of the rows that the local model learned from, where it spoke before.")
+    ] = "local_only",
     configs: ConfigOption = None,
     sets: Sets = None,
     as_json: Json = False,
@@ -60,7 +65,7 @@ def explain(
     config = load_config(configs or [], sets, fetches=False)
     supposed = Supposed(
         privacy=privacy, task=task, slices=tuple(slices or ()), evidence=evidence, served=served, shows=tuple(shows or ()),
-        tools=tuple(tools or ()), tokens=tokens, reply=reply, up=not down, waiting=waiting, left=left,
+        tools=tuple(tools or ()), tokens=tokens, reply=reply, up=not down, waiting=waiting, left=left, learned=learned,
     )  # fmt: skip
     found = explain_request(policy, file, text, supposed, config.machine, config.serve.context)
     if as_json:

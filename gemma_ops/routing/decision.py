@@ -94,7 +94,7 @@ def _against_local(policy: RoutingPolicy, signals: Signals, privacy: Privacy, la
     found = [] if "local" in lanes else [f"the policy gives class {privacy} no local lane"]
     context = _context(policy, signals)
     if shown := sorted(set(signals.modalities) - set(policy.local.modalities)):
-        found.append(f"the local model is not shown {_listed(shown)}")
+        found.append(f"{_listed(shown)} is not shown to the local model")
     if signals.hosted:
         found.append(f"{_listed(signals.hosted)} is run by a service, not here")
     if not shown and context and signals.tokens >= context:

@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from gemma_ops.config import MachineConfig, Privacy
 from gemma_ops.errors import ConfigError, DataError
@@ -18,7 +18,7 @@ from gemma_ops.privacy import PRIVACY, strictest
 from gemma_ops.routing.decision import Decision, decide
 from gemma_ops.routing.estimate import estimate
 from gemma_ops.routing.evidence import EvidenceTable
-from gemma_ops.routing.policy import RoutingPolicy, load_policy
+from gemma_ops.routing.policy import Modality, RoutingPolicy, load_policy
 from gemma_ops.routing.scan import Scan, scan
 from gemma_ops.routing.signals import GeminiState, LocalState, Signals
 from gemma_ops.targets.gemini import seen_by
@@ -48,6 +48,8 @@ class Supposed:
     up: bool = True
     waiting: int = 0
     left: float | None = None
+    learned: Privacy = "local_only"
+    """The class of the rows that the local model learned from."""
 
 
 @dataclass(frozen=True)
@@ -85,10 +87,14 @@ def explain_request(
     Raises ConfigError for a wrong policy or option, DataError for a file that can't be read.
     """
     rules = load_policy(policy)
+    if strange := sorted(set(supposed.shows) - set(get_args(Modality))):
+        raise ConfigError(f"nothing is shown as {strange[0]!r}", f"one of {', '.join(get_args(Modality))}")
     body = _body(file, text)
     beyond, said = _read(body)
     within = (body.get("metadata") or body.get("labels") or {}) if isinstance(body, dict) else {}
-    classes = [one for one in (supposed.privacy, within.get("privacy")) if one in PRIVACY]
+    classes = [one for one in (supposed.privacy, within.get("privacy")) if one is not None]
+    if any(one not in PRIVACY for one in classes):
+        raise DataError("the request declares a class that is none", f"declare {', '.join(PRIVACY)}")
     seen = scan([said], rules.detectors)
     slices = tuple((name, value) for name, _, value in (pair.partition("=") for pair in supposed.slices))
     spoken = isinstance(body, dict) and any(
@@ -99,7 +105,7 @@ def explain_request(
     signals = _signals(rules, supposed, machine, context, beyond, said, seen)
     signals = Signals(**{
         **signals.__dict__, "declared": strictest(classes) if classes else None, "slices": slices,
-        "learned": "local_only" if spoken else "any",
+        "learned": supposed.learned if spoken else "any",
     })  # fmt: skip
     table = EvidenceTable()
     if supposed.evidence:
@@ -136,7 +142,7 @@ def _signals(
         hosted=tuple(dict.fromkeys((*beyond.hosted, *supposed.tools))), task=supposed.task,
         local=LocalState(up=supposed.up, waiting=supposed.waiting, context=context),
         gemini=GeminiState(
-            sees=tuple(sorted(seen_by(rules.gemini.model, machine.gemini))), context=known.context, left=left,
+            sees=tuple(one for one in PRIVACY if one in seen_by(rules.gemini.model, machine.gemini)), context=known.context, left=left,
             dollars=expected, most=most,
         ),
     )  # fmt: skip
