@@ -131,7 +131,10 @@ class Front:
         """OpenAI's list and Gemini's stand at one address: whoever sends Google's header is told Gemini's."""
         if _is_gemini(request):
             return await self.gemini_models(request)
-        return self._listed(request, openai.error_body, openai_front.models(self.service))
+        found = openai_front.models(self.service)
+        if self.router:
+            found["data"].append(openai_front.model(self.service) | {"id": AUTO})
+        return self._listed(request, openai.error_body, found)
 
     async def model(self, request: Request) -> Response:
         if _is_gemini(request):
@@ -139,7 +142,10 @@ class Front:
         return self._named(request, openai.error_body, openai_front.model(self.service))
 
     async def gemini_models(self, request: Request) -> Response:
-        return self._listed(request, gemini_chat.refusal_body, {"models": [gemini_front.model(self.service)]})
+        found = [gemini_front.model(self.service)]
+        if self.router:
+            found.append(found[0] | self.router.as_gemini())
+        return self._listed(request, gemini_chat.refusal_body, {"models": found})
 
     async def gemini_model(self, request: Request) -> Response:
         return self._named(request, gemini_chat.refusal_body, gemini_front.model(self.service))

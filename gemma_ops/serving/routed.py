@@ -121,6 +121,12 @@ class Router:
             way = f"{place}{self.lane.rules.model}, ${self.lane.state().left:,.2f} left today"
         return f"routing: model {AUTO} by {self._name} ({self.policy.digest[:12]}); {way}; decisions in {self.log.path}"
 
+    def as_gemini(self) -> dict[str, Any]:
+        """What `auto` is in Gemini's list of models, where it differs from the local one."""
+        told = f"answered here or by {self.lane.rules.model}, by policy {self._name}"
+        takes = self.lane.facts.context
+        return {"name": f"models/{AUTO}", "displayName": AUTO, "description": told, "inputTokenLimit": takes}
+
     def metrics(self) -> str:
         """Counts by lane in Prometheus' text format."""
         return self.tally.render(self.lane.state().left)
