@@ -50,7 +50,12 @@ class ServeConfig(Section):
     limit_mb: Annotated[float, Field(gt=0)] = 16.0
     """The largest request."""
     keys: str | None = None
-    """File with a name and the SHA-256 of a key on each line; null takes every request, on this machine only."""
+    """File with a name and the SHA-256 of a key on each line, and what the key may (`rate=60` requests a minute,
+    `privacy=local_only`); null takes every request, on this machine only."""
+    certificate: str | None = None
+    """PEM file with the server's certificate and those between it and its root: speaks HTTPS."""
+    certificate_key: str | None = None
+    """PEM file with the certificate's private key, where that is another file."""
     also_called: tuple[str, ...] = ()
     """Further model names that clients may ask for, such as the one they asked a service for."""
     canary: Literal["required", "reported"] = "required"

@@ -12,6 +12,7 @@ from starlette.responses import Response, StreamingResponse
 
 from gemma_ops.errors import OpsError
 from gemma_ops.serving.deployment import Lease
+from gemma_ops.serving.keys import Grant
 from gemma_ops.serving.model import Said
 from gemma_ops.serving.reading import Piece
 from gemma_ops.serving.sending import after, event_line, failed, unless_gone
@@ -33,10 +34,11 @@ class Events(Protocol):
 
 @dataclass
 class Asked:
-    """A request: its number, the service that it holds, and what was said so far."""
+    """A request: its number, the service that it holds, what its key may, and what was said so far."""
 
     number: str
     lease: Lease
+    grant: Grant = field(default_factory=Grant)
     said: Said = field(default_factory=Said)
 
     @property

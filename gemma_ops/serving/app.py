@@ -21,7 +21,7 @@ from gemma_ops.errors import OpsError
 from gemma_ops.serving import completions_front, gemini_front, openai_front, page, responses_front, webhook
 from gemma_ops.serving.answering import Asked, Events, streamed, whole
 from gemma_ops.serving.deployment import Deployment
-from gemma_ops.serving.keys import Keys, is_this_machine
+from gemma_ops.serving.keys import Grant, Keys, TooFastError, is_this_machine
 from gemma_ops.serving.metrics import render_metrics
 from gemma_ops.serving.model import Said
 from gemma_ops.serving.routed import AUTO, Manner, Router
@@ -205,10 +205,11 @@ class Front:
             return JSONResponse(shape(refusal), refusal.status)
         return self._listed(request, shape, body)
 
-    def _admit(self, request: Request) -> None:
-        """Refuse a request without a known key, or from a page elsewhere."""
-        self.keys.check(request)
+    def _admit(self, request: Request) -> Grant:
+        """What the key of a request may. Refuses a request without a known key, or from a page elsewhere."""
+        grant = self.keys.check(request)
         self._check_host(request)
+        return grant
 
     def _check_host(self, request: Request) -> None:
         """Where no key is needed, refuse what a page elsewhere sent here by a name of its own (DNS rebinding): whoever
@@ -248,12 +249,16 @@ class Front:
                 asked.lease.end()
 
         try:
-            self._admit(request)
+            grant = self._admit(request)
+            facts |= {"key": grant.name} if grant.name else {}
+            self.keys.spend(grant)
             body = await self._body(request)
-            asked = Asked(number, await self.deployment.lease())
+            asked = Asked(number, await self.deployment.lease(), grant)
             found = await answer(body, asked)
         except RefusalError as refusal:
-            wait = {"Retry-After": str(refusal.retry_after)} if isinstance(refusal, QueueFullError) else {}
+            wait = (
+                {"Retry-After": str(refusal.retry_after)} if isinstance(refusal, QueueFullError | TooFastError) else {}
+            )
             response: Response = JSONResponse(shape(refusal), refusal.status, wait)
         except OpsError as error:
             response = JSONResponse(shape(failed(error)), 503, {"Retry-After": "1"})

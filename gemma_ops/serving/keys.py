@@ -1,6 +1,9 @@
-"""API keys: a file with a name and the SHA-256 of a key on each line. The keys themselves stand nowhere.
+"""API keys: a file with a name and the SHA-256 of a key on each line, and what the key may. The keys themselves stand
+nowhere.
 
-printf %s "$KEY" | sha256sum        makes the second word of a line such as: team-a 9f86d081…
+printf %s "$KEY" | sha256sum        makes the second word of a line such as:
+
+    team-a 9f86d081…  rate=60 privacy=paid
 """
 
 from __future__ import annotations
@@ -8,23 +11,71 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ipaddress
+import math
 import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 from starlette.requests import Request
 
+from gemma_ops.config.section import Privacy
 from gemma_ops.errors import ConfigError
 from gemma_ops.wire.ask import RefusalError
 
-_LINE = re.compile(r"(?P<name>\S+)\s+(?P<digest>[0-9a-f]{64})")
+_LINE = re.compile(r"(?P<name>\S+)\s+(?P<digest>[0-9a-f]{64})(?P<grants>(\s+\w+=\S+)*)")
+
+
+@dataclass(frozen=True)
+class Grant:
+    """What a key may."""
+
+    name: str = ""
+    privacy: Privacy | None = None
+    """The class of what is asked with it, unless a request says a stricter one; None where the server's own holds."""
+    rate: float | None = None
+    """Requests a minute; as many at once after a quiet minute."""
+
+
+class TooFastError(RefusalError):
+    """A key's rate is used up. `retry_after` is in seconds."""
+
+    def __init__(self, grant: Grant, retry_after: int) -> None:
+        super().__init__(
+            f"{grant.name} may send {grant.rate:g} requests a minute: send it again in {retry_after} s",
+            status=429,
+            code="rate_limit_exceeded",
+        )
+        self.retry_after = retry_after
+
+
+class _Bucket:
+    """Requests that a key has left; it fills by its rate."""
+
+    def __init__(self, rate: float, now: float) -> None:
+        self.rate, self._left, self._at = rate / 60, max(rate, 1.0), now
+        self._most = self._left
+
+    def take(self, now: float) -> float:
+        """Take one: 0, or the seconds until there is one."""
+        self._left = min(self._most, self._left + (now - self._at) * self.rate)
+        self._at = now
+        if self._left < 1:
+            return (1 - self._left) / self.rate
+        self._left -= 1
+        return 0.0
 
 
 class Keys:
     """The keys that may ask. Without a file everybody may, which is for this machine only."""
 
-    def __init__(self, known: dict[str, str] | None = None) -> None:
+    def __init__(self, known: dict[str, Grant] | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self._known = known
-        """SHA-256 in hex to name."""
+        """SHA-256 in hex to what its key may."""
+        self._clock = clock
+        self._buckets = {grant.name: _Bucket(grant.rate, clock()) for grant in (known or {}).values() if grant.rate}
 
     @classmethod
     def read(cls, path: Path | None) -> Keys:
@@ -35,7 +86,7 @@ class Keys:
             lines = path.read_text(encoding="utf-8").splitlines()
         except OSError as error:
             raise ConfigError(f"serve.keys: {path} can't be read: {error.strerror}", "correct the path") from error
-        known: dict[str, str] = {}
+        known: dict[str, Grant] = {}
         for number, line in enumerate(lines, 1):
             if not line.strip() or line.startswith("#"):
                 continue
@@ -45,7 +96,7 @@ class Keys:
                     f"serve.keys: {path}:{number} is no name with a SHA-256 in hex",
                     'make one: printf %s "$KEY" | sha256sum',
                 )
-            known[found["digest"]] = found["name"]
+            known[found["digest"]] = _grant(found["name"], found["grants"], f"{path}:{number}")
         if not known:
             raise ConfigError(f"serve.keys: {path} holds no key", "put a line with a name and a SHA-256 into it")
         return cls(known)
@@ -54,18 +105,40 @@ class Keys:
     def needed(self) -> bool:
         return self._known is not None
 
-    def check(self, request: Request) -> str:
-        """The name of the key of a request. Raises RefusalError without a known one."""
+    def check(self, request: Request) -> Grant:
+        """What the key of a request may. Raises RefusalError without a known one."""
         if self._known is None:
-            return ""
+            return Grant()
         bearer = request.headers.get("authorization", "")
         given = bearer[7:] if bearer.lower().startswith("bearer ") else ""
         given = given or request.headers.get("x-goog-api-key", "") or request.query_params.get("key", "")
         digest = hashlib.sha256(given.encode()).hexdigest()
-        for known, name in self._known.items():
+        for known, grant in self._known.items():
             if hmac.compare_digest(known, digest):
-                return name
+                return grant
         raise RefusalError("a key that this server knows is needed", status=401, code="invalid_api_key")
+
+    def spend(self, grant: Grant) -> None:
+        """Count a request that is to be answered. Raises TooFastError where the key's rate is used up."""
+        bucket = self._buckets.get(grant.name)
+        if bucket and (wait := bucket.take(self._clock())):
+            raise TooFastError(grant, math.ceil(wait))
+
+
+def _grant(name: str, words: str, place: str) -> Grant:
+    """What the words behind a digest grant. Raises ConfigError for those that grant nothing."""
+    said = dict(word.split("=", 1) for word in words.split())
+    try:
+        rate = float(said.pop("rate")) if "rate" in said else None
+        privacy = said.pop("privacy", None)
+        if said or privacy not in (None, *get_args(Privacy)) or (rate is not None and not 0 < rate < math.inf):
+            raise ValueError
+    except ValueError:
+        raise ConfigError(
+            f"serve.keys: {place} grants what is none: {words.strip()}",
+            f"write rate=REQUESTS_A_MINUTE and privacy={'|'.join(get_args(Privacy))}",
+        ) from None
+    return Grant(name, privacy, rate)  # type: ignore[arg-type]
 
 
 def is_this_machine(host: str) -> bool:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import signal
 import socket
+import ssl
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -51,12 +52,15 @@ def serve(
             f"serve.host {settings.host} is reached by other machines, and serve.keys is not set",
             "set serve.keys to a file of keys, or listen on 127.0.0.1",
         )
+    if settings.certificate and question is not None:
+        raise ConfigError("--ask speaks plain HTTP, and serve.certificate is set", "leave one of them out")
+    secured = _secured(settings)
     if keys.needed and question is not None:
         raise ConfigError("--ask holds no key, and serve.keys asks for one", "leave one of them out")
     source = open_source(asked, machine, settings)
     listening = _bind(settings)
     try:
-        asyncio.run(_run(source, machine, settings, keys, listening, say, question))
+        asyncio.run(_run(source, machine, settings, keys, secured, listening, say, question))
     finally:
         listening.close()
 
@@ -93,6 +97,7 @@ async def _run(
     machine: MachineConfig,
     settings: ServeConfig,
     keys: Keys,
+    secured: dict[str, Any],
     listening: socket.socket,
     say: Callable[[str], None],
     question: str | None,
@@ -120,11 +125,11 @@ async def _run(
         )
         options = uvicorn.Config(
             front.app(), log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=_DRAIN,
-            server_header=False, ws="none",
+            server_header=False, ws="none", **secured,
         )  # fmt: skip
         server = _Server(options)
         host, port = listening.getsockname()[:2]
-        for line in told(service, f"http://{host}:{port}"):
+        for line in told(service, f"http{'s' if secured else ''}://{host}:{port}"):
             say(line)
         if router:
             say(router.told())
@@ -202,6 +207,21 @@ def _bind(settings: ServeConfig) -> socket.socket:
         ) from error
     made.listen(1024)
     return made
+
+
+def _secured(settings: ServeConfig) -> dict[str, Any]:
+    """uvicorn's settings for HTTPS; none without a certificate. Raises ConfigError for files that hold none."""
+    if settings.certificate is None:
+        return {}
+    files = [str(Path(file).expanduser()) for file in (settings.certificate, settings.certificate_key) if file]
+    try:
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(*files)
+    except OSError as error:  # ssl.SSLError is one
+        raise ConfigError(
+            f"serve.certificate: {' and '.join(files)} hold no certificate with its key: {error.strerror or error}",
+            "give PEM files: the certificate's chain, and serve.certificate_key where its key is another file",
+        ) from error
+    return dict(zip(("ssl_certfile", "ssl_keyfile"), files, strict=False))
 
 
 def _no_log(record: dict[str, Any]) -> None:
