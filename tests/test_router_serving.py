@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import os
 import random
@@ -23,6 +24,7 @@ from gemma_ops.gemini.emulator import Emulator
 from gemma_ops.routing.policy import load_policy
 from gemma_ops.routing.records import read_log
 from gemma_ops.routing.replay import replay
+from gemma_ops.serving.keys import Keys
 
 PICTURE = base64.b64encode(b"\x89PNG not really").decode()
 IMAGE = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{PICTURE}"}}
@@ -252,6 +254,28 @@ def test_without_money_or_terms_public_work_stays_here(file, gemini, tmp_path):
         file, gemini=machine_for(gemini, tmp_path), routing="default", routing_log=str(tmp_path / "log"), privacy="paid"
     ) as live:
         assert "the policy keeps class paid" in refused(live, LONG)[0].message
+
+
+def test_a_key_declares_the_class_of_what_is_asked_with_it(file, gemini, tmp_path):
+    path = tmp_path / "keys"
+    lines = [f"{name} {hashlib.sha256(name.encode()).hexdigest()}" for name in ("open", "inner", "plain")]
+    path.write_text(f"{lines[0]} privacy=any\n{lines[1]} privacy=local_only\n{lines[2]}\n")
+    with serving(
+        file,
+        keys=Keys.read(path),
+        gemini=machine_for(gemini, tmp_path),
+        routing="default",
+        routing_log=str(tmp_path / "log"),
+    ) as live:
+
+        def lane(key, privacy):
+            headers = {"Authorization": f"Bearer {key}"} | ({"x-gemma-ops-privacy": privacy} if privacy else {})
+            body = {"model": "auto", "messages": [{"role": "user", "content": LONG}]}
+            found = httpx2.post(f"{live.url}/v1/chat/completions", json=body, headers=headers, timeout=60)
+            return found.headers["x-gemma-ops-lane"]
+
+        assert [lane("open", None), lane("open", "local_only")] == ["gemini", "refuse"]
+        assert [lane("inner", "any"), lane("plain", None), lane("plain", "any")] == ["refuse", "refuse", "gemini"]
 
 
 def test_what_a_private_model_said_before_is_not_passed_on(live, gemini, monkeypatch):

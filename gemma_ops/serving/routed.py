@@ -87,7 +87,7 @@ class Router:
         self, request: Request, body: Any, ask: Ask, beyond: Beyond, asked: Asked, manner: Manner
     ) -> Response:
         """The reply to one request, from whichever lane. Raises RefusalError for a request that is wrong in itself."""
-        declared = read_declared(request, body)
+        declared = read_declared(request, body, asked.grant.privacy)
         table = self._evidence(asked.service.facts)
         routed = await read_routed(
             declared, ask, beyond, service=asked.service, lane=self.lane, policy=self.policy, table=table,

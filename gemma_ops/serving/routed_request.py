@@ -1,7 +1,7 @@
 """A request for the model `auto`, read for both lanes: what it declares, what it needs, and how large it is.
 
-Its class comes from the header `x-gemma-ops-privacy` or from its own metadata (OpenAI) or labels (Gemini), where the
-stricter one counts; task and slices the same way. What a client writes there reaches no log, unless the evaluation knows it.
+Its class comes from the header `x-gemma-ops-privacy`, from its own metadata (OpenAI) or labels (Gemini), or from its API
+key, and the strictest counts; task and slices the same way. What a client writes there reaches no log, unless the evaluation knows it.
 """
 
 from __future__ import annotations
@@ -57,11 +57,13 @@ class RoutedRequest:
     signals: Signals
 
 
-def read_declared(request: Request, body: Mapping[str, Any]) -> Declared:
-    """The declarations of a request. Raises RefusalError for a class that is none."""
+def read_declared(request: Request, body: Mapping[str, Any], of_key: Privacy | None) -> Declared:
+    """The declarations of a request; `of_key` is the class of what is asked with its key. Raises RefusalError for a class
+    that is none."""
     within = body.get("metadata") or body.get("labels") or {}
     within = within if isinstance(within, dict) else {}
-    classes = [value for value in (request.headers.get(PRIVACY_HEADER), within.get("privacy")) if value is not None]
+    given = (request.headers.get(PRIVACY_HEADER), within.get("privacy"), of_key)
+    classes = [value for value in given if value is not None]
     if strange := [value for value in classes if value not in PRIVACY]:
         raise RefusalError(
             f"{str(strange[0])[:40]!r} is no privacy class: declare {', '.join(PRIVACY)}",
