@@ -29,7 +29,7 @@ from gemma_ops.serving.gemini_service import GeminiFailedError, GeminiService
 from gemma_ops.serving.lanes import LaneTally
 from gemma_ops.serving.model import Said
 from gemma_ops.serving.reading import Piece
-from gemma_ops.serving.routed_request import RoutedRequest, read_declared, read_routed
+from gemma_ops.serving.routed_request import PRIVACY_HEADER, RoutedRequest, read_declared, read_routed
 from gemma_ops.serving.sending import failed, then
 from gemma_ops.serving.service import ModelService, ServedFacts
 from gemma_ops.serving.slots import QueueFullError
@@ -251,6 +251,8 @@ def _without(signals: Signals, place: Place) -> Signals:
 def _refusal(decision: Decision) -> RefusalError:
     """What a client is told of a request that no lane may answer."""
     words = "no lane may answer this: " + "; ".join(decision.reasons)
+    if "no class was declared" in decision.reasons[0] and not decision.again:
+        words += f". Where it may leave, declare its class in the header {PRIVACY_HEADER}"
     return RefusalError(words, status=503 if decision.again else 400, code="no_lane")
 
 
