@@ -8,6 +8,7 @@ import json
 import os
 import random
 import signal
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx2
@@ -215,10 +216,23 @@ def test_gemini_failing_falls_back_where_that_fits_and_says_so(live, gemini):
             list(found) if more else None
     finally:
         live.service.slots.waiting -= 5
-    gemini.heal()
-    gemini.fail("blocked_reply", times=1)
-    error, _ = refused(live, LONG)
-    assert (error.status_code, error.code) == (400, "content_filter")
+
+
+def test_what_gemini_blocks_is_told_and_its_silence_is_not_waited_for(file, gemini, tmp_path):
+    with serving(
+        file, gemini=machine_for(gemini, tmp_path), routing="default", routing_log=str(tmp_path / "log")
+    ) as live:
+        gemini.fail("blocked_reply", times=1)
+        error, _ = refused(live, LONG)
+        assert (error.status_code, error.code) == (400, "content_filter")
+        assert ask(live, LONG)[1]["x-gemma-ops-lane"] == "gemini"
+        gemini.fail("429", times=1, seconds=600)
+        began = time.monotonic()
+        assert "429" in refused(live, LONG)[0].message
+        before = len(gemini.log)
+        assert "of silence" in refused(live, LONG)[0].message
+        assert len(gemini.log) == before
+        assert time.monotonic() - began < 300
 
 
 def test_an_engine_that_is_killed_sends_public_work_to_gemini_and_private_work_nowhere(file, policy, gemini, tmp_path):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -26,9 +26,10 @@ from gemma_ops.gemini.request import Request
 from gemma_ops.gemini.service import connect, rehearsal
 from gemma_ops.gemini.usage import Usage
 
-Hear = Callable[[str], None]
 _LOOK_AGAIN = 0.1
 """Seconds between looks at the store while another process has the same request on the wire."""
+_PATIENCE = 3.0
+"""Seconds that a server's client is let wait because Gemini asked for silence; beyond, it did not answer."""
 _IN_VAIN = 20
 """Requests in a row, each after all its tries, that say the service is down."""
 _UNSENT = {"sdk_http_response", "parsed", "automatic_function_calling_history"}
@@ -41,18 +42,6 @@ class Sent:
     answer: Answer
     tries: int = 0
     faults: list[str] = field(default_factory=list)
-
-
-class _Heard:
-    """Who listens to a stream, and whether something was said already."""
-
-    def __init__(self, hear: Hear) -> None:
-        self._hear, self.anything = hear, False
-
-    def take(self, chunk: dict[str, Any]) -> None:
-        if text := reply.visible_text(chunk):
-            self.anything = True
-            self._hear(text)
 
 
 class Client:
@@ -72,13 +61,13 @@ class Client:
         self._unserved = 0
         self._gate = threading.Condition(threading.RLock())
 
-    def answer(self, request: Request, hear: Hear | None = None) -> Sent:
+    def answer(self, request: Request, hear: reply.Hear | None = None) -> Sent:
         """Answer one request. A failure that only concerns it is an answer that ended in `error`; raises BudgetError,
         ConfigError or ServiceError for one that concerns all, and from then on for every other request.
 
         `hear` is told the visible text of a stream as it comes; once it heard something, a failure is not tried again.
         """
-        heard = _Heard(hear) if hear else None
+        heard = reply.HeardStream(hear) if hear else None
         sent = Sent(Answer("", "error", 0, 0, 0.0))
         began = time.monotonic()
         worst = prices.worst(
@@ -89,6 +78,9 @@ class Client:
         lost = 0
         fault = retry.Fault("failed", "never sent")
         while sent.tries < self.config.attempts and not self.leaving.is_set():
+            if self.lasting and (silence := self.limiter.silence()) > _PATIENCE:
+                fault = retry.Fault("busy", f"it asked for {silence:.0f} s of silence")
+                break
             with self.limiter.slot() as started:
                 found = self._reserve(request, worst)
                 if isinstance(found, Answer):
@@ -105,7 +97,11 @@ class Client:
             lost += worst if fault.kind == "lost" else 0
             if fault.kind == "busy":
                 self.limiter.too_many(started, fault.wait)
-            if fault.kind == "refused" or (heard and heard.anything):
+            if (
+                fault.kind == "refused"
+                or (heard and heard.anything)
+                or (self.lasting and (fault.wait or 0) > _PATIENCE)
+            ):
                 break
             if fault.stop is not None:
                 raise self.stop(fault.stop)
@@ -114,7 +110,7 @@ class Client:
         if fault.kind != "refused" and not self.leaving.is_set():
             self._give_up(fault)
         seconds = time.monotonic() - began
-        told = fault.reason if sent.tries == 1 else f"{fault.reason} (the last of {sent.tries} tries)"
+        told = fault.reason if sent.tries < 2 else f"{fault.reason} (the last of {sent.tries} tries)"
         sent.answer = Answer(
             "", "error", 0, 0, seconds, reason=told, dollars=lost / prices.NANO, tier=self.config.service_tier
         )
@@ -177,7 +173,7 @@ class Client:
             raise self.stop(ServiceError(what, "run the same command again: the job is found again"))
         return keeper is not None
 
-    def _try(self, request: Request, reservation: int, heard: _Heard | None) -> Answer | retry.Fault:
+    def _try(self, request: Request, reservation: int, heard: reply.HeardStream | None) -> Answer | retry.Fault:
         """Send once, and bring the reservation to its end."""
         ledger = self.store.ledger
         at = datetime.now(UTC)
@@ -213,7 +209,7 @@ class Client:
             with self._gate:
                 self._gate.notify_all()
 
-    def _call(self, request: Request, at: datetime, heard: _Heard | None) -> Served:
+    def _call(self, request: Request, at: datetime, heard: reply.HeardStream | None) -> Served:
         """Send, and read what comes back. Raises whatever the library and the network raise."""
         tier = self.config.service_tier
         ask: dict[str, Any] = {
@@ -231,7 +227,9 @@ class Client:
         found = reply.read(body)
         return bill(request.model, found, tier=tier, seconds=seconds, first=first, at=at)
 
-    def _streamed(self, ask: dict[str, Any], began: float, heard: _Heard | None) -> tuple[dict[str, Any], float | None]:
+    def _streamed(
+        self, ask: dict[str, Any], began: float, heard: reply.HeardStream | None
+    ) -> tuple[dict[str, Any], float | None]:
         """The whole stream as one reply, and when its first text came. The timeout holds for all of it."""
         chunks: list[dict[str, Any]] = []
         first = None

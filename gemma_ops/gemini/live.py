@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from typing import Self
 
 from gemma_ops.config import MachineConfig
-from gemma_ops.errors import BudgetError, ServiceError
+from gemma_ops.errors import BudgetError
 from gemma_ops.gemini import boundary, prices, wire
 from gemma_ops.gemini.cache import store_path
 from gemma_ops.gemini.door import check_door
@@ -51,8 +51,9 @@ class LiveGemini:
         self._cap = prices.nanodollars(min(dollars_per_day, machine.gemini.budget_usd))
         self._lock = threading.Lock()
         self._session: _Session | None = None
+        self._path = store_path(machine)
+        self._book = self._ledger()
         self._left = (0.0, 0)
-        self._left_of(self._ledger())
 
     def __enter__(self) -> Self:
         return self
@@ -72,46 +73,54 @@ class LiveGemini:
         """Dollars that may still be reserved today, known to a quarter of a second."""
         with self._lock:
             if time.monotonic() - self._left[0] > _LOOK_AGAIN:
-                self._left_of(self._session.ledger if self._session else self._ledger())
+                self._left = (time.monotonic(), self._of_today().left())
             return self._left[1] / prices.NANO
 
     def close(self) -> None:
         """Let the courier go; it finishes what is on the wire by itself."""
         with self._lock:
             if self._session is not None:
-                self._session.close()
+                self._session.pipe.close()
                 self._session = None
+            self._book.close()
+
+    def _of_today(self) -> Ledger:
+        """The ledger of this day. That of the day before goes once its courier has left."""
+        if self._book.run != run_of_day(datetime.now(UTC)):
+            before, session = self._book, self._session
+            self._book, self._session = self._ledger(), None
+
+            def end() -> None:
+                if session is not None:
+                    session.pipe.close()
+                before.close()
+
+            threading.Thread(target=end, name="a day's end", daemon=True).start()
+        return self._book
 
     def _today(self) -> _Session:
-        """The session of this day, begun anew where the last one is of another day or its courier has ended."""
-        session = self._session
-        if session is not None and (session.pipe.ended or session.ledger.run != run_of_day(datetime.now(UTC))):
-            threading.Thread(target=session.close, name="a day's end", daemon=True).start()
-            session = None
-        if session is None:
-            session = self._session = _Session(self._machine, self._ledger())
-        return session
+        """The session of this day, begun anew where its courier has ended."""
+        ledger = self._of_today()
+        if self._session is None or self._session.pipe.ended:
+            if self._session is not None:
+                self._session.pipe.close()
+            self._session = _Session(self._machine, ledger)
+        return self._session
 
     def _ledger(self) -> Ledger:
         project = self._machine.gemini.project_budget_usd
         return Ledger(
-            store_path(self._machine),
+            self._path,
             run=run_of_day(datetime.now(UTC)),
             run_cap=self._cap,
             project_cap=None if project is None else prices.nanodollars(project),
         )
-
-    def _left_of(self, ledger: Ledger) -> None:
-        self._left = (time.monotonic(), ledger.left())
-        if self._session is None or ledger is not self._session.ledger:
-            ledger.close()
 
 
 class _Session:
     """One courier and who waits for it."""
 
     def __init__(self, machine: MachineConfig, ledger: Ledger) -> None:
-        self.ledger = ledger
         self.pipe = Pipe(machine, ledger, since=time.time(), lasting=True)
         self._lock = threading.Lock()
         self._waiting: dict[int, Listener] = {}
@@ -125,10 +134,6 @@ class _Session:
                 return
         hear(self._over)
 
-    def close(self) -> None:
-        self.pipe.close()
-        self.ledger.close()
-
     def _listen(self) -> None:
         for number, message in self.pipe.heard():
             with self._lock:
@@ -140,11 +145,3 @@ class _Session:
                     listeners = [self._waiting.pop(number)]
             for hear in listeners:
                 hear(message)
-
-
-def failure_of(message: Message) -> str:
-    """Why a request was not answered, in words; empty for an answer that a client may be given."""
-    if message.error is not None:
-        return message.error.what if isinstance(message.error, ServiceError | BudgetError) else str(message.error)
-    answer = message.answer
-    return (answer.reason or "no answer") if answer is not None and answer.end == "error" else ""
