@@ -16,6 +16,7 @@ from gemini import machine_for
 from test_data_pii import FOUND
 
 from gemma_ops.data import pii
+from gemma_ops.errors import BoundaryError, BudgetError, DataError
 from gemma_ops.gemini import prices
 from gemma_ops.routing.decision import decide, request_class
 from gemma_ops.routing.estimate import estimate
@@ -234,3 +235,77 @@ def test_a_long_text_is_scanned_to_its_end_or_counts_as_private():
     hasty = scan([text, "sam@example.org"], Detectors(seconds=1e-9))
     assert not hasty.whole
     assert request_class(RoutingPolicy(), Signals(declared="any", scanned=False))[0] == "local_only"
+
+
+def sent_as(rules, content, hosted=(), **more):
+    return carried(
+        Ask(messages=(), **more), [{"role": "user", "content": content}], [], rules, hosted=hosted, level=None, reply=64, number="r"
+    )  # fmt: skip
+
+
+def test_the_door_refuses_by_itself_what_a_wrong_decision_would_send(emulator, tmp_path, policy):
+    """Were the decision wrong, the boundary would still hold; nor does a tool without a bound pass it."""
+    lane = GeminiLane(machine_for(emulator, tmp_path), policy)
+
+    async def send(request):
+        return [message async for message in lane.answer(request)]
+
+    try:
+        private = sent_as(policy.gemini, "hello").request
+        assert private.privacy == "local_only"  # until somebody decides otherwise
+        with pytest.raises(BoundaryError, match="local_only"):
+            asyncio.run(send(private))
+        for tool in ("search", "maps"):
+            asked = classed(sent_as(policy.gemini, "news?", hosted=(tool,)).request, "any")
+            with pytest.raises(BudgetError, match=tool):
+                asyncio.run(send(asked))
+        assert emulator.of("generate", "stream") == []
+        asked = classed(sent_as(policy.gemini, "add 2 and 2", hosted=("code",), stop=("!",)).request, "any")
+        assert asyncio.run(send(asked))[-1].answer.end == "stop"
+    finally:
+        lane.close()
+    assert emulator.log[-1].body["generationConfig"]["stopSequences"] == ["!"]
+    assert list(emulator.log[-1].body["tools"][0]) in (["codeExecution"], ["code_execution"])
+
+
+def test_what_is_reserved_bounds_what_is_shown(policy):
+    rules, pdf = policy.gemini, {"type": "media", "mime": "application/pdf", "data": "aGVsbG8="}
+    words = prices.request_bound(sent_as(rules, "hello").request)
+    assert words >= len("hello")
+    assert prices.request_bound(sent_as(rules, [{"type": "text", "text": "hello"}, PICTURE]).request) >= words + 2240
+    assert prices.request_bound(sent_as(rules, [pdf]).request) == 1_048_576
+    assert prices.request_bound(sent_as(rules, "hello", hosted=("url",)).request) == 1_048_576
+
+
+def test_what_gemini_ignores_or_can_not_be_asked_is_said(policy):
+    found = sent_as(policy.gemini, "hello", temperature=0.3, thinking=False)
+    assert [note for note in found.notes if "ignores temperature" in note]
+    assert [note for note in found.notes if "lowest level, low" in note]
+    for more, words in (
+        ({"logprobs": 3}, "probabilities"),
+        ({"count": 2}, "several"),
+        ({"must_call": ("f",)}, "required"),
+    ):
+        assert words in sent_as(policy.gemini, "hello", **more).why_not
+
+
+def test_a_log_is_cut_to_whole_lines_and_its_ids_need_its_key(tmp_path):
+    path = tmp_path / "log.jsonl"
+    log = DecisionLog(path)
+    first = log.id_of({"messages": "a"})
+    record = RouteRecord(
+        "now", first, decide(RoutingPolicy(), Signals()), Signals(), ("local",), "x@low", Outcome("local", 200)
+    )
+    log.add(record)
+    log.close()
+    with path.open("a") as file:
+        file.write('{"schema": "gemma-ops/rou')  # a kill in the middle of a line
+    again = DecisionLog(path)
+    assert again.id_of({"messages": "a"}) == first
+    again.add(record)
+    again.close()
+    assert list(read_log(path)) == [record, record]
+    assert DecisionLog(tmp_path / "other.jsonl").id_of({"messages": "a"}) != first
+    path.write_text("{}\n")
+    with pytest.raises(DataError, match=r"log\.jsonl:1"):
+        list(read_log(path))
