@@ -179,6 +179,13 @@ def test_what_can_not_be_carried_is_refused_by_name(live, gemini):
     assert "search" in refused(live, "news?", extra_body={"web_search_options": {}})[0].message
     elsewhere = {"type": "image_url", "image_url": {"url": "https://example.org/a.png"}}
     assert "data: URL" in refused(live, [elsewhere])[0].message
+    assert "detail" in refused(live, [{**IMAGE, "image_url": {**IMAGE["image_url"], "detail": "low"}}])[0].message
+    clip = {"inlineData": {"mimeType": "video/mp4", "data": "aGk="}, "videoMetadata": {"fps": 5}}
+    limited = {"urlContext": {"only": ["a.example"]}}
+    for body, word in (({"parts": [clip]}, "videoMetadata"), ({"parts": [{"text": "a"}]}, "settings of its own")):
+        asked = {"contents": [body]} | ({"tools": [limited]} if word.startswith("settings") else {})
+        told = httpx2.post(f"{live.url}/v1beta/models/auto:generateContent", json=asked, timeout=60)
+        assert (told.status_code, word in told.json()["error"]["message"]) == (400, True)
     assert "probabilities of tokens" in refused(live, LONG, logprobs=True)[0].message
     assert "several replies" in refused(live, LONG, n=2)[0].message
     assert refused(live, "a", frequency_penalty=1)[0].param == "frequency_penalty"

@@ -95,6 +95,8 @@ def gemini_beyond(body: Any) -> Beyond:
         kept = []
         for tool in body["tools"]:
             names = [name for name in tool if name != "functionDeclarations"] if isinstance(tool, dict) else []
+            if set_up := [name for name in names if tool[name]]:
+                raise RefusalError(f"{_hosted_name(set_up[0])} is carried without settings of its own", field="tools")
             hosted += [_hosted_name(name) for name in names]
             if not names or tool.get("functionDeclarations"):
                 kept.append({name: value for name, value in tool.items() if name not in names} if names else tool)
@@ -147,6 +149,9 @@ def _openai_part(part: Any, marks: _Marks) -> Any:
         if not isinstance(value, dict) or not isinstance(value.get("data"), str):
             raise RefusalError("input_audio needs its data in base64 and a format", field="messages")
         return {"type": "text", "text": marks.put(f"audio/{value.get('format') or 'wav'}", value["data"])}
+    detail = value.get("detail") if isinstance(value, dict) else part.get("detail")
+    if detail not in (None, "auto"):
+        raise RefusalError("detail is not carried: leave it out, or say auto", field="messages")
     place = (value.get("url") or value.get("file_data")) if isinstance(value, dict) else value
     found = _DATA.fullmatch(place) if isinstance(place, str) else None
     if found is None:
@@ -171,6 +176,8 @@ def _gemini_part(part: Any, marks: _Marks) -> Any:
         raise RefusalError("fileData is not carried: give the bytes as inlineData", field="contents")
     if "inlineData" not in part:
         return part
+    if strangers := sorted(set(part) - {"inlineData"}):
+        raise RefusalError(f"{', '.join(map(str, strangers))} beside inlineData is not carried", field="contents")
     shown = part["inlineData"]
     if not isinstance(shown, dict) or not isinstance(shown.get("data"), str) or not shown.get("mimeType"):
         raise RefusalError("inlineData needs mimeType and data in base64", field="contents")
