@@ -21,8 +21,8 @@ def root() -> Path:
 
 
 def find(kind: str, name: str, suffix: str = "", *, local: bool = True) -> Path:
-    """Path of a recipe (`recipes`, `.py`), configuration (`configs`, `.yaml`), routing policy (`configs/routing`, `.yaml`)
-    or task folder (`eval`, no suffix).
+    """Path of a recipe (`recipes`, `.py`), configuration (`configs`, `.yaml`), routing policy (`configs/routing`,
+    `.yaml`) or task folder (`eval`, no suffix).
 
     A path that exists wins; then `<kind>/<name>` under the working folder; then the shipped one, which is the only one
     when `local` is off. Raises ConfigError that names close matches.

@@ -82,7 +82,8 @@ def serving(
         nudged = [follower.nudge for follower in followers]
         router = open_router(gemini or machine, given)
         front = Front(
-            deployment, keys=keys or Keys(), also=also, limit=1_000_000, log=records.append, nudged=nudged, router=router
+            deployment, keys=keys or Keys(), also=also, limit=1_000_000, log=records.append, nudged=nudged,
+            router=router,
         )  # fmt: skip
         following = [asyncio.create_task(follower.follow()) for follower in followers]
         loop = asyncio.get_running_loop()

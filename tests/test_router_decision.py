@@ -239,7 +239,8 @@ def test_a_long_text_is_scanned_to_its_end_or_counts_as_private():
 
 def sent_as(rules, content, hosted=(), **more):
     return carried(
-        Ask(messages=(), **more), [{"role": "user", "content": content}], [], rules, hosted=hosted, level=None, reply=64, number="r"
+        Ask(messages=(), **more), [{"role": "user", "content": content}], [], rules, hosted=hosted, level=None,
+        reply=64, number="r",
     )  # fmt: skip
 
 

@@ -1,4 +1,5 @@
-"""Verbs about the router: `route explain` decides one request, `route check` a policy's own examples, `route replay` a log."""
+"""Verbs about the router: `route explain` decides one request, `route check` a policy's own examples, `route replay`
+a log."""
 
 from __future__ import annotations
 
@@ -64,8 +65,9 @@ def explain(
 
     config = load_config(configs or [], sets, fetches=False)
     supposed = Supposed(
-        privacy=privacy, task=task, slices=tuple(slices or ()), evidence=evidence, served=served, shows=tuple(shows or ()),
-        tools=tuple(tools or ()), tokens=tokens, reply=reply, up=not down, waiting=waiting, left=left, learned=learned,
+        privacy=privacy, task=task, slices=tuple(slices or ()), evidence=evidence, served=served,
+        shows=tuple(shows or ()), tools=tuple(tools or ()), tokens=tokens,
+        reply=reply, up=not down, waiting=waiting, left=left, learned=learned,
     )  # fmt: skip
     found = explain_request(policy, file, text, supposed, config.machine, config.serve.context)
     if as_json:
@@ -111,7 +113,7 @@ def replay(
     policy: PolicyOption = "default",
     as_json: Json = False,
 ) -> None:
-    """Say what another policy would have cost over a log, whom it would have sent out, and what it would have refused."""
+    """Say what another policy would have cost over a log, sent out and refused."""
     from gemma_ops import console
     from gemma_ops.routing.policy import load_policy
     from gemma_ops.routing.records import read_log

@@ -65,8 +65,10 @@ class ServeConfig(Section):
     challenger: ChallengerConfig | None = None
     """A version that is tried beside the one that serves."""
     routing: str | None = None
-    """A routing policy (a file, or `default`): requests for the model `auto` are answered here or by Gemini as it says; null routes nothing."""
+    """A routing policy (a file, or `default`): requests for the model `auto` are answered here or by Gemini as it
+    says; null routes nothing."""
     privacy: Privacy = "any"
-    """The laxest class that a client may declare for a request to `auto`; one whose class neither it nor its key declares is `local_only`."""
+    """The laxest class that a client may declare for a request to `auto`; one whose class neither it nor its key
+    declares is `local_only`."""
     routing_log: str | None = None
     """File that every routing decision is written to, without content; null takes `routing.jsonl` in `machine.runs`."""

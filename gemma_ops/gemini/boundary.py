@@ -91,7 +91,8 @@ def _check_grounding(requests: Sequence[Request]) -> None:
     unpriced = {name for each in requests for name in each.grounding() if each.use != "serve" or name not in HOSTED}
     if unpriced:
         raise BudgetError(
-            f"{', '.join(sorted(unpriced))}: the price of what the service looks up is not known, so it can't be capped; {_NOTHING}",
+            f"{', '.join(sorted(unpriced))}: the price of what the service looks up is not known, so it can't be "
+            f"capped; {_NOTHING}",
             "leave the tool out: put what the model should know into the prompt",
         )
 

@@ -48,8 +48,8 @@ class Client:
     """Sends requests, from any number of threads."""
 
     def __init__(self, config: GeminiConfig, store: Store, *, since: float = 0.0, lasting: bool = False) -> None:
-        """`since`: answers older than this moment are not taken from the store. `lasting`: it serves others, so that what
-        ends one request ends no other, and none waits for room under a cap."""
+        """`since`: answers older than this moment are not taken from the store. `lasting`: it serves others, so that
+        what ends one request ends no other, and none waits for room under a cap."""
         self.config, self.store, self.since, self.lasting = config, store, since, lasting
         self.jobs = Jobs(store)
         self.genai = connect(config)
@@ -117,7 +117,8 @@ class Client:
         return sent
 
     def stop(self, error: Exception) -> Exception:
-        """Send nothing more; returns what to raise: the first reason stays the reason. Whoever serves others goes on."""
+        """Send nothing more; returns what to raise: the first reason stays the reason. Whoever serves others goes
+        on."""
         if self.lasting and not self.leaving.is_set():
             return error
         with self._gate:

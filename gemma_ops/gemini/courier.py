@@ -7,7 +7,8 @@ of its own, where neither Ctrl-C nor the kill of its parent reaches it. It reads
     {"ask": [{"n": number, "request": …}, …], "batch": false}                      any number of times
 
 and writes {"n", "answer", "tries", "faults"}, or {"n", "error": {"kind", "what", "fix"}}, one line per request, and
-{"note": {…}} for the journal; `lasting`, it also writes {"n", "piece"} for the text of a stream as it comes. When its input ends it sends nothing more, finishes what is on the wire, and leaves.
+{"note": {…}} for the journal; `lasting`, it also writes {"n", "piece"} for the text of a stream as it comes. When its
+input ends it sends nothing more, finishes what is on the wire, and leaves.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """The door to Gemini for a server: many requests at once, each heard of as it comes, under a cap of dollars a day.
 
-The same boundary, ledger and courier as the door of a run (`door`), with three differences. What the ledger calls the run
-is a day (UTC), so a cap holds for the day across restarts and kills. What ends one request ends no other. Answers are not
-kept: a client that asks again is answered again.
-"""
+The same boundary, ledger and courier as the door of a run (`door`), with three differences. What the ledger calls the
+run is a day (UTC), so a cap holds for the day across restarts and kills. What ends one request ends no other. Answers
+are not kept: a client that asks again is answered again."""
 
 from __future__ import annotations
 

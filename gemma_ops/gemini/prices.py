@@ -96,9 +96,9 @@ def prompt_bound(body: Mapping[str, Any]) -> int:
 
 
 def request_bound(request: Request) -> int:
-    """The same bound of a whole request, before it is spelled for the wire. What is shown counts apart from the texts: an
-    image as the most tokens that one becomes, anything else, and what a tool of the service looks up, as all that the
-    model takes. Raises ConfigError for an unknown model."""
+    """The same bound of a whole request, before it is spelled for the wire. What is shown counts apart from the
+    texts: an image as the most tokens that one becomes, anything else, and what a tool of the service looks up, as
+    all that the model takes. Raises ConfigError for an unknown model."""
     shown = [str(part["mime"]) for part in request.media()]
     if request.grounding() or any(not mime.startswith("image/") for mime in shown):
         return models.facts(request.model).context

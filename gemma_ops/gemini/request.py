@@ -9,10 +9,12 @@ from gemma_ops import digest
 from gemma_ops.config import Privacy
 
 Use = Literal["evaluate", "judge", "synth", "serve"]
-"""What money is spent on; `synth` is what trains, and must not come from grounding tools. Answers to `serve` are not kept."""
+"""What money is spent on; `synth` is what trains, and must not come from grounding tools. Answers to `serve` are not
+kept."""
 
 HOSTED = ("code_execution", "url_context")
-"""Tools of the service whose bill has a bound: their tokens count as input, and a model takes no more than its context."""
+"""Tools of the service whose bill has a bound: their tokens count as input, and a model takes no more than its
+context."""
 MEDIA = "media"
 """The type of a part that is shown: `{"type": "media", "mime": "image/png", "data": base64}`, in a user turn."""
 

@@ -1,8 +1,8 @@
 """Where a request is answered, and why: a pure function of the policy, what is known of the request, and the evidence.
 
 The class comes first and is only ever raised. Then each lane is asked what stands against it, and the local one what
-speaks for leaving it. Gemini is taken where nothing stands against it and something speaks for it; else the local model;
-else nothing is. So an unknown (no class, no price, a scan that was cut off) never leads out of the machine.
+speaks for leaving it. Gemini is taken where nothing stands against it and something speaks for it; else the local
+model; else nothing is. So an unknown (no class, no price, a scan that was cut off) never leads out of the machine.
 """
 
 from __future__ import annotations

@@ -15,8 +15,9 @@ from gemma_ops.targets.gemini import output_limit
 def estimate(
     rules: GeminiRules, *, tokens: int, reply: int, bound: int, at: datetime, tier: str
 ) -> tuple[float | None, float | None]:
-    """Dollars expected and at most. Expected: the prompt's tokens and a reply of full length, without thoughts. At most:
-    what the ledger would reserve. None for both where no price is known. Raises ConfigError for an unknown model."""
+    """Dollars expected and at most. Expected: the prompt's tokens and a reply of full length, without thoughts. At
+    most: what the ledger would reserve. None for both where no price is known. Raises ConfigError for an unknown
+    model."""
     known = facts(rules.model)
     try:
         expected = prices.price(rules.model, Usage(prompt=tokens, output=reply), tier=tier, at=at)

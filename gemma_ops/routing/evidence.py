@@ -49,7 +49,8 @@ class EvidenceTable:
         return tuple((name, value) for name, value in slices if (task, name, value) in self.lines)
 
     def about(self, task: str, slices: Sequence[tuple[str, str]]) -> SliceEvidence | None:
-        """What is shown of a request: of its slices, where one is to be sent, or all are to be kept; else of its task."""
+        """What is shown of a request: of its slices, where one is to be sent, or all are to be kept; else of its
+        task."""
         found = [self.lines[key] for name, value in slices if (key := (task, name, value)) in self.lines]
         sent = next((line for line in found if line.decision == "send"), None)
         if sent or (found and all(line.decision == "keep" for line in found)):

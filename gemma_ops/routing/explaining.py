@@ -142,7 +142,8 @@ def _signals(
         hosted=tuple(dict.fromkeys((*beyond.hosted, *supposed.tools))), task=supposed.task,
         local=LocalState(up=supposed.up, waiting=supposed.waiting, context=context),
         gemini=GeminiState(
-            sees=tuple(one for one in PRIVACY if one in seen_by(rules.gemini.model, machine.gemini)), context=known.context, left=left,
+            sees=tuple(one for one in PRIVACY if one in seen_by(rules.gemini.model, machine.gemini)),
+            context=known.context, left=left,
             dollars=expected, most=most,
         ),
     )  # fmt: skip

@@ -19,6 +19,7 @@ from gemma_ops.gemini.live import LiveGemini
 from gemma_ops.gemini.models import ModelFacts, facts
 from gemma_ops.gemini.pipe import Message
 from gemma_ops.gemini.request import Request
+from gemma_ops.privacy import PRIVACY
 from gemma_ops.routing.policy import BOUNDED, GeminiRules, RoutingPolicy
 from gemma_ops.routing.signals import GeminiState
 from gemma_ops.targets.gemini import output_limit, seen_by
@@ -47,7 +48,8 @@ class GeminiLane:
         self.facts = facts(self.rules.model)
         tries = min(self.rules.attempts, machine.gemini.attempts)
         settings = machine.gemini.model_copy(update={"attempts": tries, "batch": "never"})
-        self._sees = tuple(sorted(seen_by(self.rules.model, settings)))
+        seen = seen_by(self.rules.model, settings)
+        self._sees = tuple(one for one in PRIVACY if one in seen)
         self.tier = settings.service_tier
         self.shut = ""
         """Why nothing can be sent, in words; empty where it can."""
@@ -62,11 +64,11 @@ class GeminiLane:
     def state(self) -> GeminiState:
         """The lane now, of no request in particular."""
         left = self._live.left() if self._live else 0.0
-        return GeminiState(why_not=self.shut, sees=self._sees, context=self.facts.context, left=left)  # type: ignore[arg-type]
+        return GeminiState(why_not=self.shut, sees=self._sees, context=self.facts.context, left=left)
 
     async def answer(self, request: Request) -> AsyncGenerator[Message]:
-        """What comes of a request: pieces of a stream, and last an answer or an error. Raises BoundaryError and what else
-        the door refuses; then nothing was sent."""
+        """What comes of a request: pieces of a stream, and last an answer or an error. Raises BoundaryError and what
+        else the door refuses; then nothing was sent."""
         loop, heard = asyncio.get_running_loop(), asyncio.Queue[Message]()
 
         def hear(message: Message) -> None:
@@ -98,8 +100,8 @@ def carried(
     reply: int,
     number: str,
 ) -> CarriedRequest:
-    """The request that asks Gemini for the same. `messages` are in OpenAI's spelling, with what is shown in it; `reply` are
-    the tokens of the visible reply. Its class is the strictest until somebody decides it."""
+    """The request that asks Gemini for the same. `messages` are in OpenAI's spelling, with what is shown in it;
+    `reply` are the tokens of the visible reply. Its class is the strictest until somebody decides it."""
     known = facts(rules.model)
     thinking, notes = _thinking(ask, rules, known, level)
     if known.sampling == "ignored":

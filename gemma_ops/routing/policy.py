@@ -1,4 +1,5 @@
-"""A routing policy: which lanes a privacy class may take, and what sends work from one to the other. YAML, frozen, strict.
+"""A routing policy: which lanes a privacy class may take, and what sends work from one to the other. YAML, frozen,
+strict.
 
 Rows of class `local_only` stay on the machine whatever a policy says, and a request that declares no class is one of
 them: neither is a setting.
@@ -44,7 +45,8 @@ class ClassLanes(Section):
 
 
 class Detectors(Section):
-    """Patterns of personal data and secrets. They raise a class and never lower one; names and diagnoses have no pattern."""
+    """Patterns of personal data and secrets. They raise a class and never lower one; names and diagnoses have no
+    pattern."""
 
     raise_to: Privacy = "local_only"
     """The class of a request in which something is found."""
@@ -106,8 +108,9 @@ class GeminiRules(Section):
     """Where a request doesn't say; null takes the model's own default."""
     modalities: tuple[Modality, ...] = ("text", "image", "document", "audio", "video")
     hosted_tools: tuple[Literal["code", "url"], ...] = ()
-    """Tools that the service runs by itself and that requests may use. Each may make the model read as much as it takes, and
-    is reserved at that. Search can't stand here: nobody bounds how often it searches, and each time costs."""
+    """Tools that the service runs by itself and that requests may use. Each may make the model read as much as it
+    takes, and is reserved at that. Search can't stand here: nobody bounds how often it searches, and each time
+    costs."""
     attempts: Annotated[int, Field(ge=1)] = 2
     """Tries per request before the local model is asked instead, where it may be."""
 
@@ -168,5 +171,6 @@ class RoutingPolicy(Section):
 
 
 def load_policy(name: str) -> RoutingPolicy:
-    """The policy in a file, or a shipped one by its name. Raises ConfigError with every problem, its file and its line."""
+    """The policy in a file, or a shipped one by its name. Raises ConfigError with every problem, its file and its
+    line."""
     return read_document(share.find(SHELF, name, ".yaml"), RoutingPolicy, "routing policy")

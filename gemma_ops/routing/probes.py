@@ -47,7 +47,8 @@ def check_probes(policy: RoutingPolicy) -> tuple[ProbeResult, ...]:
 def _decided(policy: RoutingPolicy, given: ProbeTraits) -> Decision:
     seen = scan([given.text], policy.detectors)
     expected, most = estimate(
-        policy.gemini, tokens=given.tokens, reply=given.reply, bound=4 * given.tokens, at=datetime.now(UTC), tier="standard"
+        policy.gemini, tokens=given.tokens, reply=given.reply, bound=4 * given.tokens, at=datetime.now(UTC),
+        tier="standard",
     )  # fmt: skip
     known = facts(policy.gemini.model)
     paid = given.paid_terms and known.paid_tier

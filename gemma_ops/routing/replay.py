@@ -1,9 +1,8 @@
 """Another policy over a log: what it would have cost, whom it would have sent out, and what it would have lost.
 
-Each record's request is decided again from what was known of it then. What Gemini would have cost is priced at the tokens
-that the request had, at today's prices; where a request went there under both policies and to the same model, at what it
-did cost.
-"""
+Each record's request is decided again from what was known of it then. What Gemini would have cost is priced at the
+tokens that the request had, at today's prices; where a request went there under both policies and to the same model,
+at what it did cost."""
 
 from __future__ import annotations
 
@@ -107,14 +106,16 @@ def replay(records: Iterable[RouteRecord], policy: RoutingPolicy) -> Replay:
 
 
 def _again(record: RouteRecord, policy: RoutingPolicy) -> Decision:
-    """The decision by another policy: its own price, its own model's terms and context, the evidence only about that."""
+    """The decision by another policy: its own price, its own model's terms and context, the evidence only about
+    that."""
     signals, rules = record.signals, policy.gemini
     table = EvidenceTable()
     state = signals.gemini
     if record.asked != policy_mark(rules.model, rules.thinking):
         known = facts(rules.model)
         expected, most = estimate(
-            rules, tokens=signals.tokens, reply=signals.reply, bound=signals.bound, at=datetime.now(UTC), tier="standard"
+            rules, tokens=signals.tokens, reply=signals.reply, bound=signals.bound, at=datetime.now(UTC),
+            tier="standard",
         )  # fmt: skip
         sees = state.sees if known.paid_tier else ("any",)
         state = replace(state, context=known.context, dollars=expected, most=most, sees=sees)

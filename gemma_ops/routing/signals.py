@@ -56,7 +56,8 @@ class Signals:
     scanned: bool = True
     """Whether the detectors saw all of it in their time."""
     learned: Privacy = "any"
-    """Where a model spoke in the conversation before: the class of what the local one learned, for it may have been it."""
+    """Where a model spoke in the conversation before: the class of what the local one learned, for it may have been
+    it."""
     tokens: int = 0
     """Of the prompt."""
     reply: int = 0

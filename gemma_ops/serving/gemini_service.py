@@ -1,4 +1,5 @@
-"""Gemini as a service behind the fronts of both protocols: its answers come as pieces, whole or streamed, like a model's."""
+"""Gemini as a service behind the fronts of both protocols: its answers come as pieces, whole or streamed, like a
+model's."""
 
 from __future__ import annotations
 

@@ -1,9 +1,8 @@
 """The model `auto`: each request is decided by the policy, and answered by the local model or by Gemini.
 
-Where a lane fails, the request is decided again without it; the first decision is what is logged, with what came of it. A
-class that stays here therefore never leaves after a failure either: the same function says so. Where a request was
-answered, by what and why is told in headers of the reply and beside its usage.
-"""
+Where a lane fails, the request is decided again without it; the first decision is what is logged, with what came of
+it. A class that stays here therefore never leaves after a failure either: the same function says so. Where a request
+was answered, by what and why is told in headers of the reply and beside its usage."""
 
 from __future__ import annotations
 
@@ -77,7 +76,8 @@ class Router:
     def __init__(
         self, policy: RoutingPolicy, lane: GeminiLane, log: DecisionLog, *, name: str, floor: Privacy, rehearsal: bool
     ) -> None:
-        """`floor`: the laxest class that a client may declare; `rehearsal`: whether an emulator stands in for Gemini."""
+        """`floor`: the laxest class that a client may declare; `rehearsal`: whether an emulator stands in for
+        Gemini."""
         self.policy, self.lane, self.log = policy, lane, log
         self.tally = LaneTally()
         self._name, self._floor, self._rehearsal = name, floor, rehearsal

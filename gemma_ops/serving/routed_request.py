@@ -1,8 +1,8 @@
 """A request for the model `auto`, read for both lanes: what it declares, what it needs, and how large it is.
 
-Its class comes from the header `x-gemma-ops-privacy`, from its own metadata (OpenAI) or labels (Gemini), or from its API
-key, and the strictest counts; task and slices the same way. What a client writes there reaches no log, unless the evaluation knows it.
-"""
+Its class comes from the header `x-gemma-ops-privacy`, from its own metadata (OpenAI) or labels (Gemini), or from its
+API key, and the strictest counts; task and slices the same way. What a client writes there reaches no log, unless the
+evaluation knows it."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ class RoutedRequest:
 
 
 def read_declared(request: Request, body: Mapping[str, Any], of_key: Privacy | None) -> Declared:
-    """The declarations of a request; `of_key` is the class of what is asked with its key. Raises RefusalError for a class
-    that is none."""
+    """The declarations of a request; `of_key` is the class of what is asked with its key. Raises RefusalError for a
+    class that is none."""
     within = body.get("metadata") or body.get("labels") or {}
     within = within if isinstance(within, dict) else {}
     given = (request.headers.get(PRIVACY_HEADER), within.get("privacy"), of_key)
@@ -94,7 +94,8 @@ async def read_routed(
     messages, tools = _conversation(ask)
     reply = ask.max_tokens or service.model.usual
     sent = carried(
-        ask, beyond.restored(messages), tools, policy.gemini, hosted=beyond.hosted, level=beyond.level, reply=reply, number=number
+        ask, beyond.restored(messages), tools, policy.gemini, hosted=beyond.hosted, level=beyond.level,
+        reply=reply, number=number,
     )  # fmt: skip
     texts = list(_texts(ask, messages, tools))
     found, (prompt_tokens, why_not) = await asyncio.gather(
@@ -105,17 +106,18 @@ async def read_routed(
     expected, most = estimate(
         policy.gemini, tokens=tokens, reply=reply, bound=bound, at=datetime.now(UTC), tier=lane.tier
     )
-    state, slots = lane.state(), service.slots
+    state, slots, context = lane.state(), service.slots, service.model.engine.context
     known = (declared.task, "", "") in table.lines
     spoken = any(message["role"] == "assistant" for message in messages)
     signals = Signals(
         declared=declared.privacy, floor=floor, found=found.kinds, scanned=found.whole,
-        learned=service.facts.learned if spoken else "any", tokens=tokens, reply=reply, bound=bound,
+        learned=service.facts.learned if spoken else "any", tokens=tokens, bound=bound,
+        reply=ask.max_tokens or min(service.model.usual, context // 4),
         modalities=beyond.modalities, functions=len(tools), hosted=beyond.hosted,
         task=declared.task if known else "", slices=table.known(declared.task, declared.slices),
         local=LocalState(
             up=service.model.engine.alive() and not service.draining, waiting=slots.waiting,
-            wait_seconds=slots.expected_wait(), context=service.model.engine.context, why_not=why_not,
+            wait_seconds=slots.expected_wait(), context=context, why_not=why_not,
         ),
         gemini=replace(state, why_not=state.why_not or sent.why_not, dollars=expected, most=most),
     )  # fmt: skip

@@ -1,8 +1,9 @@
-"""What a request asks for beyond text and functions: things to be shown, tools that a service runs, a level of thinking.
+"""What a request asks for beyond text and functions: things to be shown, tools that a service runs, a level of
+thinking.
 
-A local model takes none of it, so it is taken out of the body before that is read strictly, and kept: nothing is dropped
-on the way to a model that does. In its place in the text stands a mark that nobody can guess; `restored` puts it back.
-"""
+A local model takes none of it, so it is taken out of the body before that is read strictly, and kept: nothing is
+dropped on the way to a model that does. In its place in the text stands a mark that nobody can guess; `restored` puts
+it back."""
 
 from __future__ import annotations
 
@@ -83,7 +84,8 @@ def openai_beyond(body: Any) -> Beyond:
 
 
 def gemini_beyond(body: Any) -> Beyond:
-    """A body of Gemini's generateContent, its field names in camel case. Raises RefusalError as `openai_beyond` does."""
+    """A body of Gemini's generateContent, its field names in camel case. Raises RefusalError as `openai_beyond`
+    does."""
     if not isinstance(body, dict):
         return Beyond(body)
     marks = _Marks()
@@ -122,7 +124,8 @@ class _Marks:
 
 
 def _hosted_name(name: Any) -> str:
-    """Our name, or the request's own where it looks like one: names are logged, and a client may write anything there."""
+    """Our name, or the request's own where it looks like one: names are logged, and a client may write anything
+    there."""
     own = str(name)
     return _HOSTED.get(own, own if re.fullmatch(r"[A-Za-z_]{1,40}", own) else "another tool")
 
