@@ -27,6 +27,7 @@ from gemma_ops.routing.records import DecisionLog, Outcome, RouteRecord, policy_
 from gemma_ops.routing.replay import replay
 from gemma_ops.routing.scan import scan
 from gemma_ops.routing.signals import GeminiState, LocalState, Signals
+from gemma_ops.verdicts import Routing
 from gemma_ops.wire.ask import Ask
 
 pytest_plugins = ["gemini"]
@@ -310,3 +311,37 @@ def test_a_log_is_cut_to_whole_lines_and_its_ids_need_its_key(tmp_path):
     path.write_text("{}\n")
     with pytest.raises(DataError, match=r"log\.jsonl:1"):
         list(read_log(path))
+
+
+def test_evidence_counts_for_the_format_and_the_gemini_it_is_about():
+    def table(remote, local="q8_0"):
+        line = {
+            "reason": "shown", "n": 9, "clusters": 9, "local_only": 0, "difference": 0.0, "low": 0.0, "high": 0.0, "p": 0.0,
+            "p_holm": 0.0, "n_needed": None,
+        }  # fmt: skip
+        lines = [
+            line | {"slice": None, "value": None, "decision": "keep", "words": "no worse"},
+            line | {"slice": "lang", "value": "de", "decision": "send", "words": "worse in de"},
+        ]
+        return {
+            "task": "t", "metric": "m", "digest": "d", "local": {"name": local, "identity": "x", "place": "stays here"},
+            "remote": {"name": "gemini", "identity": remote, "place": "sent"}, "local_only": "keep", "lines": lines,
+            "slices": {"lang": {"field": "lang", "buckets": []}},
+        }  # fmt: skip
+
+    def of(*tables, rehearsal=False):
+        routing = Routing.model_validate(
+            {"schema": "gemma-ops/routing@1", "confidence": 0.95, "margin": 0.02, "tables": tables}
+        )
+        return EvidenceTable.of(routing, served="q8_0", rules=RoutingPolicy().gemini, rehearsal=rehearsal)
+
+    found = of(table("gemini-3.8-flash@low"))
+    assert found.about("t", [("lang", "de")]).decision == "send"
+    assert found.about("t", [("lang", "fr")]).decision == "keep"
+    assert found.about("other", []) is None
+    assert found.known("t", [("lang", "de"), ("name", "whatever a client writes")]) == (("lang", "de"),)
+    for strange in (table("gemini-3.8-flash@high"), table("gemini-4-argon@low"), table("gemini-3.8-flash@low", "q4_0")):
+        assert of(strange).lines == {}
+    played = table("gemini-3.8-flash@low (rehearsal)")
+    assert of(played).lines == {}
+    assert of(played, rehearsal=True).about("t", []).decision == "keep"
