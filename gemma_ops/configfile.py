@@ -10,21 +10,22 @@ own folder with runs. A leading `~` is the home folder in all of them.
 
 from __future__ import annotations
 
-import difflib
-import json
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from gemma_ops import share
 from gemma_ops.config import RunConfig
+from gemma_ops.config.tree import ConfigTree
 from gemma_ops.errors import ConfigError
-from gemma_ops.yamlplaces import BAD, Expected, Key, Reader, compose
+from gemma_ops.yamlplaces import BAD, Key, Reader, compose
+
+Document = TypeVar("Document", bound=BaseModel)
+_TREE = ConfigTree(RunConfig)
 
 _PATHS = {
     "data.path": "",
@@ -35,11 +36,12 @@ _PATHS = {
     "evaluate.tasks": "task.yaml",
     "evaluate.judge.calibration": "",
     "recipe": ".py",
+    "serve.routing": "",
 }
 """Keys whose values may be paths from the file's folder, and by what they are known to be one: a file inside (or in the
 `model` or `weights` of an artifact), a suffix, or, where there is none, that they exist."""
 
-_HOMES = (*_PATHS, "machine.runs", "machine.mlflow")
+_HOMES = (*_PATHS, "machine.runs", "machine.mlflow", "serve.routing_log")
 """Keys where a leading `~` is the home folder."""
 
 
@@ -55,7 +57,7 @@ def load(files: Sequence[str | Path], sets: Sequence[str] = ()) -> RunConfig:
     for file in files:
         path = share.find("configs", str(file), ".yaml")
         stem = stem or path.stem
-        body = Reader(str(path), _expected, places, problems).file(path)
+        body = Reader(str(path), _TREE.expected, places, problems).file(path)
         for key, mark in _PATHS.items():
             _change(body, key, partial(_beside, folder=path.parent, mark=mark))
         merged = _merge(merged, body)
@@ -69,7 +71,7 @@ def load(files: Sequence[str | Path], sets: Sequence[str] = ()) -> RunConfig:
     try:
         config = RunConfig.model_validate(merged)
     except ValidationError as error:
-        problems += [_explain(item, places) for item in error.errors()]
+        problems += [_TREE.explain(item, places) for item in error.errors()]
     if problems or config is None:
         raise ConfigError(
             f"{len(problems)} problem{'s' if len(problems) > 1 else ''} in the configuration:\n  "
@@ -77,6 +79,28 @@ def load(files: Sequence[str | Path], sets: Sequence[str] = ()) -> RunConfig:
             "correct the lines above; `gemma-ops schema` prints every key",
         )
     return config
+
+
+def read_document(path: Path, kind: type[Document], noun: str) -> Document:
+    """A YAML file of another kind than a run's configuration, such as a routing policy; `noun` names it in messages.
+
+    Raises ConfigError with every problem at once, each with its file and line.
+    """
+    problems: list[str] = []
+    places: dict[Key, str] = {}
+    tree = ConfigTree(kind)
+    body = Reader(str(path), tree.expected, places, problems).file(path)
+    found = None
+    try:
+        found = kind.model_validate(body)
+    except ValidationError as error:
+        problems += [tree.explain(item, places) for item in error.errors()]
+    if problems or found is None:
+        raise ConfigError(
+            f"{len(problems)} problem{'s' if len(problems) > 1 else ''} in the {noun}:\n  " + "\n  ".join(problems),
+            "correct the lines above",
+        )
+    return found
 
 
 def schema() -> dict[str, Any]:
@@ -122,9 +146,9 @@ def _apply(text: str, merged: dict[str, Any], places: dict[Key, str], problems: 
 
 def _given(label: str, raw: str, key: Key, places: dict[Key, str], problems: list[str]) -> Any:
     """The value of a `--set`: as it is written where text is wanted (without quotes around it), otherwise YAML."""
-    expected = _expected(key)
+    expected = _TREE.expected(key)
     if expected == "text":
-        if raw.strip() in ("", "null") and NoneType in _members(_annotation(key)):
+        if raw.strip() in ("", "null") and _TREE.may_be_null(key):
             return None
         quoted = len(raw) > 1 and raw[0] == raw[-1] and raw[0] in "'\"" and raw[0] not in raw[1:-1]
         return raw[1:-1] if quoted else raw
@@ -134,7 +158,7 @@ def _given(label: str, raw: str, key: Key, places: dict[Key, str], problems: lis
         return [raw] if expected == "texts" else raw
     if node is None:
         return {} if expected == "section" else None
-    return Reader(label, _expected, places, problems).value(node, key)
+    return Reader(label, _TREE.expected, places, problems).value(node, key)
 
 
 def _change(body: dict[str, Any], key: str, change: Callable[[str], str]) -> None:
@@ -184,70 +208,3 @@ def _home(value: str) -> str:
         return str(Path(value).expanduser())
     except RuntimeError:  # no such user: a name that begins with ~
         return value
-
-
-def _explain(error: Any, places: dict[Key, str]) -> str:
-    """One line for one validation error: where, which key, what is wrong, what was probably meant."""
-    key: Key = tuple(error["loc"])
-    where = next((places[key[:end]] for end in range(len(key), 0, -1) if key[:end] in places), "configuration")
-    name = ".".join(map(str, key)) or "configuration"
-    prefix = f"{where}: {name}" if not where.startswith("--set") else where
-    if error["type"] == "extra_forbidden":
-        known = _fields(key[:-1])
-        close = difflib.get_close_matches(str(key[-1]), known, n=1, cutoff=0.5)
-        return f"{prefix}: unknown key" + (
-            f", did you mean {close[0]}?" if close else f"; known here: {', '.join(known)}"
-        )
-    message = error["msg"].removeprefix("Value error, ")
-    if error["type"] == "value_error":
-        return f"{where}: {message}"
-    return f"{prefix}: {message[0].lower()}{message[1:]}, found {json.dumps(error['input'], default=str)[:60]}"
-
-
-def _fields(key: Key) -> list[str]:
-    """Keys known at a place of the tree."""
-    model = _section(_annotation(key))
-    return sorted(field.alias or name for name, field in model.model_fields.items()) if model else []
-
-
-def _annotation(key: Key) -> Any:
-    """The type the tree gives to a key; None where it says nothing."""
-    current: Any = RunConfig
-    for part in key:
-        if isinstance(part, int):
-            current = get_args(current)[0] if get_origin(current) is tuple else None
-            continue
-        model = _section(current)
-        fields = model.model_fields if model else {}
-        current = next((f.annotation for name, f in fields.items() if part == (f.alias or name)), None)
-    return current
-
-
-def _section(annotation: Any) -> type[BaseModel] | None:
-    return next((m for m in _members(annotation) if isinstance(m, type) and issubclass(m, BaseModel)), None)
-
-
-def _members(annotation: Any) -> list[Any]:
-    """The types of a union, or the one type, without what `Annotated` says about them."""
-    if get_origin(annotation) is Annotated:
-        return _members(get_args(annotation)[0])
-    if get_origin(annotation) in (Union, UnionType):
-        return [member for part in get_args(annotation) for member in _members(part)]
-    return [annotation]
-
-
-def _expected(key: Key) -> Expected:
-    """What the tree wants at a key, for the reader."""
-    annotation = _annotation(key)
-    if _is_text(annotation):
-        return "text"
-    if get_origin(annotation) is tuple and _is_text(get_args(annotation)[0]):
-        return "texts"
-    return "section" if _section(annotation) or get_origin(annotation) is dict else "any"
-
-
-def _is_text(annotation: Any) -> bool:
-    members = [member for member in _members(annotation) if member is not NoneType]
-    literals = [value for m in members if get_origin(m) is Literal for value in get_args(m)]
-    plain = [member for member in members if get_origin(member) is not Literal]
-    return all(member is str for member in plain) and all(isinstance(value, str) for value in literals)

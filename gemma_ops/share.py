@@ -21,7 +21,8 @@ def root() -> Path:
 
 
 def find(kind: str, name: str, suffix: str = "", *, local: bool = True) -> Path:
-    """Path of a recipe (`recipes`, `.py`), configuration (`configs`, `.yaml`) or task folder (`eval`, no suffix).
+    """Path of a recipe (`recipes`, `.py`), configuration (`configs`, `.yaml`), routing policy (`configs/routing`,
+    `.yaml`) or task folder (`eval`, no suffix).
 
     A path that exists wins; then `<kind>/<name>` under the working folder; then the shipped one, which is the only one
     when `local` is off. Raises ConfigError that names close matches.
@@ -33,7 +34,7 @@ def find(kind: str, name: str, suffix: str = "", *, local: bool = True) -> Path:
             return path
     known = shipped(kind, suffix)
     close = difflib.get_close_matches(Path(name).stem, known, n=1)
-    noun = {"recipes": "recipe", "configs": "configuration", "eval": "task"}[kind]
+    noun = {"recipes": "recipe", "configs": "configuration", "eval": "task"}.get(kind, "routing policy")
     raise ConfigError(
         f"no {noun} {name!r}: it is {'neither a path nor' if local else 'not'} shipped"
         + (f"; did you mean {close[0]}?" if close else ""),

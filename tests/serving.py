@@ -23,6 +23,7 @@ from gemma_ops.nano import WEIGHTS
 from gemma_ops.serving.app import Front
 from gemma_ops.serving.deployment import Deployment
 from gemma_ops.serving.keys import Keys
+from gemma_ops.serving.routed_front import open_router
 from gemma_ops.serving.server import alias_followers, opened, shadow_of
 from gemma_ops.serving.source import open_source
 
@@ -47,6 +48,7 @@ class Live:
     source: Any
     given: Any
     said: list
+    router: Any = None
 
     @property
     def service(self):
@@ -58,9 +60,11 @@ class Live:
 
 
 @contextmanager
-def serving(asked, *, keys=None, also=("gemini-3.8-flash",), recorded=None, machine=None, form="q8_0", **settings):
+def serving(
+    asked, *, keys=None, also=("gemini-3.8-flash",), recorded=None, machine=None, gemini=None, form="q8_0", **settings
+):
     """The server as the verb starts it, without its own process: of a GGUF file, or of what is registered in the MLflow
-    of `machine`."""
+    of `machine`. `gemini` is the machine whose Gemini the model `auto` may be sent to."""
     given = ServeConfig.model_validate({"port": 0, "slots": 2, "context": 256, "queue": 4} | settings)
     if machine:
         source = open_source(asked, machine, given)
@@ -76,9 +80,11 @@ def serving(asked, *, keys=None, also=("gemini-3.8-flash",), recorded=None, mach
         deployment = Deployment(service, share=given.challenger.share if given.challenger else 0.0)
         followers = alias_followers(deployment, source, machine, given, said.append)
         nudged = [follower.nudge for follower in followers]
+        router = open_router(gemini or machine, given)
         front = Front(
             deployment, keys=keys or Keys(), also=also, limit=1_000_000, log=records.append, nudged=nudged,
             shadow=shadow_of(deployment, source, given),
+            router=router,
         )  # fmt: skip
         following = [asyncio.create_task(follower.follow()) for follower in followers]
         loop = asyncio.get_running_loop()
@@ -86,7 +92,7 @@ def serving(asked, *, keys=None, also=("gemini-3.8-flash",), recorded=None, mach
         server = uvicorn.Server(options)
         listening = socket.create_server(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{listening.getsockname()[1]}"
-        made.update(server=server, live=Live(url, deployment, loop, records, source, given, said))
+        made.update(server=server, live=Live(url, deployment, loop, records, source, given, said, router))
         ready.set()
         try:
             await server.serve(sockets=[listening])
@@ -95,6 +101,8 @@ def serving(asked, *, keys=None, also=("gemini-3.8-flash",), recorded=None, mach
                 task.cancel()
             await asyncio.gather(*following, return_exceptions=True)
             await deployment.stop()
+            if router:
+                await asyncio.to_thread(router.close)
 
     def work():
         try:

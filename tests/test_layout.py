@@ -66,7 +66,7 @@ LEVELS = [
     {"gemini"},
     {"modeling"},
     {"targets"},
-    {"nano", "training", "export", "evaluation", "registry"},
+    {"nano", "training", "export", "evaluation", "registry", "routing"},
     {"synth", "serving"},
     {"summary", "recipes"},
     {"preflight"},
@@ -219,6 +219,9 @@ VERBS = [
     "dev gemini-emulator",
     "launch render",
     "launch join",
+    "route explain",
+    "route check",
+    "route replay",
 ]
 
 

@@ -24,6 +24,7 @@ from gemma_ops.cli import (
     launching,
     looking,
     models,
+    routing,
     running,
     serving,
     spending,
@@ -44,6 +45,7 @@ app = typer.Typer(
 app.add_typer(running.app)
 app.add_typer(models.app)
 app.add_typer(serving.app)
+app.add_typer(routing.app)
 app.add_typer(looking.app)
 app.add_typer(benching.app)
 app.add_typer(spending.app)

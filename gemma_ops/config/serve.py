@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from gemma_ops.config.section import Section
+from gemma_ops.config.section import Privacy, Section
 from gemma_ops.family.formats import GgufName
 
 
@@ -66,3 +66,11 @@ class ServeConfig(Section):
     """Seconds between two looks at the alias that is served: a version that it moves to takes over. 0 never looks."""
     challenger: ChallengerConfig | None = None
     """A version that is tried beside the one that serves."""
+    routing: str | None = None
+    """A routing policy (a file, or `default`): requests for the model `auto` are answered here or by Gemini as it
+    says; null routes nothing."""
+    privacy: Privacy = "any"
+    """The laxest class that a client may declare for a request to `auto`; one whose class neither it nor its key
+    declares is `local_only`."""
+    routing_log: str | None = None
+    """File that every routing decision is written to, without content; null takes `routing.jsonl` in `machine.runs`."""

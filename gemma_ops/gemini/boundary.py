@@ -7,7 +7,8 @@ asks and again in the one that sends.
 
 A model whose only offer is unpaid keeps its unpaid terms whatever the project pays for. In the EEA, the UK and
 Switzerland only paid services may be used, and the enterprise API only in a European location. Whatever the service would
-look up by itself (search, maps, pages) may not be trained on, and has no price that could be bounded.
+look up by itself (search, maps, pages) may not be trained on. Its price has no bound, but for code and pages that a
+server's client asks for: what they feed to the model is input, and that has one.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from gemma_ops.config import GeminiConfig
 from gemma_ops.errors import BoundaryError, BudgetError
 from gemma_ops.gemini import notice
 from gemma_ops.gemini.models import facts
-from gemma_ops.gemini.request import Request
+from gemma_ops.gemini.request import HOSTED, Request
 from gemma_ops.gemini.service import check_offline
 
 _NOTHING = "nothing was sent"
@@ -87,9 +88,11 @@ def _check_grounding(requests: Sequence[Request]) -> None:
         f"that would train on what {', '.join(tools)} finds, which the terms forbid",
         "put the documents into the prompt instead",
     )
-    if tools:
+    unpriced = {name for each in requests for name in each.grounding() if each.use != "serve" or name not in HOSTED}
+    if unpriced:
         raise BudgetError(
-            f"{', '.join(tools)}: the price of what the service looks up is not known, so it can't be capped; {_NOTHING}",
+            f"{', '.join(sorted(unpriced))}: the price of what the service looks up is not known, so it can't be "
+            f"capped; {_NOTHING}",
             "leave the tool out: put what the model should know into the prompt",
         )
 

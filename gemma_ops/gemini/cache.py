@@ -90,7 +90,8 @@ class Store:
         return any(item.tier != "batch" and item.holder.state() == "alive" for item in held)
 
     def settle(self, reservation: int, asked: Asked, served: Served) -> Answer:
-        """Pay for a reply and keep it, both or neither. A failure is paid for, but not kept.
+        """Pay for a reply and keep it, both or neither. A failure is paid for, but not kept, and so is what a server
+        asked for its clients.
 
         A reply without usage counts in full, as the most it can have cost. Returns the answer with its dollars, and with
         U+FFFD for halves of characters, which neither this file nor any other can hold.
@@ -106,7 +107,7 @@ class Store:
                 response_id=answer.response_id,
                 connection=connection,
             )
-            if answer.end != "error":
+            if answer.end != "error" and asked.use != "serve":
                 self._keep(connection, asked, served, cost)
         return replace(answer, dollars=cost / NANO)
 

@@ -28,6 +28,8 @@ from gemma_ops.gemini.usage import Usage
 
 _LOOK_AGAIN = 0.1
 """Seconds between looks at the store while another process has the same request on the wire."""
+_PATIENCE = 3.0
+"""Seconds that a server's client is let wait because Gemini asked for silence; beyond, it did not answer."""
 _IN_VAIN = 20
 """Requests in a row, each after all its tries, that say the service is down."""
 _UNSENT = {"sdk_http_response", "parsed", "automatic_function_calling_history"}
@@ -45,9 +47,10 @@ class Sent:
 class Client:
     """Sends requests, from any number of threads."""
 
-    def __init__(self, config: GeminiConfig, store: Store, *, since: float = 0.0) -> None:
-        """`since`: answers older than this moment are not taken from the store."""
-        self.config, self.store, self.since = config, store, since
+    def __init__(self, config: GeminiConfig, store: Store, *, since: float = 0.0, lasting: bool = False) -> None:
+        """`since`: answers older than this moment are not taken from the store. `lasting`: it serves others, so that
+        what ends one request ends no other, and none waits for room under a cap."""
+        self.config, self.store, self.since, self.lasting = config, store, since, lasting
         self.jobs = Jobs(store)
         self.genai = connect(config)
         self.limiter = Limiter(config.concurrency)
@@ -58,26 +61,33 @@ class Client:
         self._unserved = 0
         self._gate = threading.Condition(threading.RLock())
 
-    def answer(self, request: Request) -> Sent:
+    def answer(self, request: Request, hear: reply.Hear | None = None) -> Sent:
         """Answer one request. A failure that only concerns it is an answer that ended in `error`; raises BudgetError,
         ConfigError or ServiceError for one that concerns all, and from then on for every other request.
+
+        `hear` is told the visible text of a stream as it comes; once it heard something, a failure is not tried again.
         """
+        heard = reply.HeardStream(hear) if hear else None
         sent = Sent(Answer("", "error", 0, 0, 0.0))
         began = time.monotonic()
         worst = prices.worst(
-            request.model, prices.prompt_bound(wire.body(request)), request.max_output_tokens, tier=self.config.service_tier,
-            at=datetime.now(UTC),
+            request.model,
+            prices.prompt_bound(wire.body(request)) if request.plain() else prices.request_bound(request),
+            request.max_output_tokens, tier=self.config.service_tier, at=datetime.now(UTC),
         )  # fmt: skip
         lost = 0
         fault = retry.Fault("failed", "never sent")
         while sent.tries < self.config.attempts and not self.leaving.is_set():
+            if self.lasting and (silence := self.limiter.silence()) > _PATIENCE:
+                fault = retry.Fault("busy", f"it asked for {silence:.0f} s of silence")
+                break
             with self.limiter.slot() as started:
                 found = self._reserve(request, worst)
                 if isinstance(found, Answer):
                     sent.answer = found
                     return sent
                 sent.tries += 1
-                tried = self._try(request, found)
+                tried = self._try(request, found, heard)
             if isinstance(tried, Answer):
                 self.limiter.served()
                 sent.answer = tried
@@ -87,7 +97,11 @@ class Client:
             lost += worst if fault.kind == "lost" else 0
             if fault.kind == "busy":
                 self.limiter.too_many(started, fault.wait)
-            if fault.kind == "refused":
+            if (
+                fault.kind == "refused"
+                or (heard and heard.anything)
+                or (self.lasting and (fault.wait or 0) > _PATIENCE)
+            ):
                 break
             if fault.stop is not None:
                 raise self.stop(fault.stop)
@@ -96,14 +110,17 @@ class Client:
         if fault.kind != "refused" and not self.leaving.is_set():
             self._give_up(fault)
         seconds = time.monotonic() - began
-        told = fault.reason if sent.tries == 1 else f"{fault.reason} (the last of {sent.tries} tries)"
+        told = fault.reason if sent.tries < 2 else f"{fault.reason} (the last of {sent.tries} tries)"
         sent.answer = Answer(
             "", "error", 0, 0, seconds, reason=told, dollars=lost / prices.NANO, tier=self.config.service_tier
         )
         return sent
 
     def stop(self, error: Exception) -> Exception:
-        """Send nothing more; returns what to raise: the first reason stays the reason."""
+        """Send nothing more; returns what to raise: the first reason stays the reason. Whoever serves others goes
+        on."""
+        if self.lasting and not self.leaving.is_set():
+            return error
         with self._gate:
             self._stopped = self._stopped or error
             self._gate.notify_all()
@@ -142,7 +159,7 @@ class Client:
                                 key, model=request.model, use=request.use, tier=self.config.service_tier, worst=worst
                             )
                         except BudgetError as error:
-                            if not self.store.ledger.may_fit(worst):
+                            if self.lasting or not self.store.ledger.may_fit(worst):
                                 raise self.stop(error) from None
                         else:
                             return number
@@ -157,12 +174,12 @@ class Client:
             raise self.stop(ServiceError(what, "run the same command again: the job is found again"))
         return keeper is not None
 
-    def _try(self, request: Request, reservation: int) -> Answer | retry.Fault:
+    def _try(self, request: Request, reservation: int, heard: reply.HeardStream | None) -> Answer | retry.Fault:
         """Send once, and bring the reservation to its end."""
         ledger = self.store.ledger
         at = datetime.now(UTC)
         try:
-            served = self._call(request, at)
+            served = self._call(request, at, heard)
         except Exception as error:
             fault = retry.fault_of(error)
             with self._closing():
@@ -193,7 +210,7 @@ class Client:
             with self._gate:
                 self._gate.notify_all()
 
-    def _call(self, request: Request, at: datetime) -> Served:
+    def _call(self, request: Request, at: datetime, heard: reply.HeardStream | None) -> Served:
         """Send, and read what comes back. Raises whatever the library and the network raise."""
         tier = self.config.service_tier
         ask: dict[str, Any] = {
@@ -204,14 +221,16 @@ class Client:
         began = time.monotonic()
         first = None
         if request.stream:
-            body, first = self._streamed(ask, began)
+            body, first = self._streamed(ask, began, heard)
         else:
             body = _plain(self.genai.models.generate_content(**ask))
         seconds = time.monotonic() - began
         found = reply.read(body)
         return bill(request.model, found, tier=tier, seconds=seconds, first=first, at=at)
 
-    def _streamed(self, ask: dict[str, Any], began: float) -> tuple[dict[str, Any], float | None]:
+    def _streamed(
+        self, ask: dict[str, Any], began: float, heard: reply.HeardStream | None
+    ) -> tuple[dict[str, Any], float | None]:
         """The whole stream as one reply, and when its first text came. The timeout holds for all of it."""
         chunks: list[dict[str, Any]] = []
         first = None
@@ -221,6 +240,8 @@ class Client:
                 elapsed = time.monotonic() - began
                 if first is None and reply.has_text(chunks[-1]):
                     first = elapsed
+                if heard:
+                    heard.take(chunks[-1])
                 if elapsed > self.config.timeout_seconds:
                     raise retry.Cut(f"after {elapsed:.0f} s, machine.gemini.timeout_seconds")
         except Exception as error:

@@ -3,11 +3,12 @@
 What is on the wire when a run is killed will be billed, so it has to be finished and kept. This process is in a session
 of its own, where neither Ctrl-C nor the kill of its parent reaches it. It reads one JSON object per line:
 
-    {"open": {"gemini": …, "ledger": path, "run": …, "caps": […], "since": …, "rehearsal": …}}     first
+    {"open": {"gemini": …, "ledger": path, "run": …, "caps": […], "since": …, "rehearsal": …, "lasting": …}}   first
     {"ask": [{"n": number, "request": …}, …], "batch": false}                      any number of times
 
 and writes {"n", "answer", "tries", "faults"}, or {"n", "error": {"kind", "what", "fix"}}, one line per request, and
-{"note": {…}} for the journal. When its input ends it sends nothing more, finishes what is on the wire, and leaves.
+{"note": {…}} for the journal; `lasting`, it also writes {"n", "piece"} for the text of a stream as it comes. When its
+input ends it sends nothing more, finishes what is on the wire, and leaves.
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ class Courier:
             )
         run_cap, project_cap = opening["caps"]
         ledger = Ledger(Path(opening["ledger"]), run=opening["run"], run_cap=run_cap, project_cap=project_cap)
-        self.client = Client(self.config, Store(ledger, endpoint(self.config)), since=opening["since"])
+        store, self._lasting = Store(ledger, endpoint(self.config)), opening.get("lasting", False)
+        self.client = Client(self.config, store, since=opening["since"], lasting=self._lasting)
         self._say = say
         self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._workers = [threading.Thread(target=self._run) for _ in range(self.config.concurrency)]
@@ -87,7 +89,9 @@ class Courier:
 
     def _one(self, number: int, request: Request) -> None:
         self._check([request])
-        self._answered(number, self.client.answer(request))
+        pieces = self._lasting and request.stream
+        hear = (lambda text: self._say({"n": number, "piece": text})) if pieces else None
+        self._answered(number, self.client.answer(request, hear))
 
     def _by_batch(self, numbered: dict[int, Request]) -> None:
         """Send as a batch; what it leaves over goes one by one."""

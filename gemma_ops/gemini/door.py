@@ -17,7 +17,7 @@ from typing import Self
 
 from gemma_ops import journal
 from gemma_ops.answer import Answer
-from gemma_ops.config import MachineConfig
+from gemma_ops.config import GeminiConfig, MachineConfig
 from gemma_ops.errors import BudgetError, ConfigError
 from gemma_ops.gemini import boundary, notice, wire
 from gemma_ops.gemini.cache import Store, open_ledger
@@ -38,16 +38,21 @@ def open_gemini(machine: MachineConfig, *, run: str) -> Gemini:
     where the region does not allow it. Nothing is sent and no process is started.
     """
     config = machine.gemini
-    check_offline(config)
-    check_credentials(config)
-    boundary.check_region(config)
-    notice.check_accepted(config)
+    check_door(config)
     if config.enterprise and config.batch == "always":
         raise ConfigError(
             "batches go through the Developer API, and machine.gemini.enterprise is set",
             "set machine.gemini.batch=auto, or machine.gemini.enterprise=false",
         )
     return Gemini(machine, run=run)
+
+
+def check_door(config: GeminiConfig) -> None:
+    """Raise what keeps this door shut whatever is asked: offline, no key, the region, terms that nobody accepted."""
+    check_offline(config)
+    check_credentials(config)
+    boundary.check_region(config)
+    notice.check_accepted(config)
 
 
 class Gemini:

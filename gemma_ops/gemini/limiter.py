@@ -60,6 +60,10 @@ class Limiter:
                 self._silent_until = max(self._silent_until, now + wait)
             self._changed.notify_all()
 
+    def silence(self) -> float:
+        """Seconds for which the service asked to be left alone."""
+        return max(0.0, self._silent_until - self._clock())
+
     def end(self) -> None:
         """Let everybody pass at once: nothing will be sent any more, and they will be told so."""
         with self._changed:

@@ -39,13 +39,24 @@ class Message:
     answer: Answer | None = None
     error: Exception | None = None
     faults: tuple[str, ...] = ()
+    piece: str = ""
+    """Visible text of a stream that goes on."""
     note: Mapping[str, Any] = field(default_factory=dict)
+
+
+def _message(key: str, line: Mapping[str, Any]) -> Message:
+    if "error" in line:
+        return Message(key, error=revive(line["error"]))
+    if "piece" in line:
+        return Message(key, piece=line["piece"])
+    return Message(key, answer=Answer(**line["answer"]), faults=tuple(line["faults"]))
 
 
 class Pipe:
     """A courier and the way to it."""
 
-    def __init__(self, machine: MachineConfig, ledger: Ledger, *, since: float) -> None:
+    def __init__(self, machine: MachineConfig, ledger: Ledger, *, since: float, lasting: bool = False) -> None:
+        """`lasting`: for a server, which puts requests with `put` at any time and hears of them with `heard`."""
         opening = {
             "gemini": machine.gemini.model_dump(mode="json"),
             "ledger": str(ledger.path.absolute()),
@@ -53,6 +64,7 @@ class Pipe:
             "caps": [ledger.run_cap, ledger.project_cap],
             "since": since,
             "rehearsal": rehearsal(machine.gemini),
+            "lasting": lasting,
         }
         self._process = subprocess.Popen(
             [sys.executable, "-m", "gemma_ops.gemini.courier"],
@@ -70,6 +82,7 @@ class Pipe:
         for reader in self._readers:
             reader.start()
         self._count = 0
+        self._putting = threading.Lock()
         self._ended = False
         self._write({"open": opening})
 
@@ -101,10 +114,27 @@ class Pipe:
                 raise revive(line["broken"])
             elif line["n"] in numbers:  # anything else is left from a call that was interrupted
                 key = numbers.pop(line["n"])
-                if "error" in line:
-                    yield Message(key, error=revive(line["error"]))
-                else:
-                    yield Message(key, answer=Answer(**line["answer"]), faults=tuple(line["faults"]))
+                yield _message(key, line)
+
+    def put(self, request: Request) -> int:
+        """Hand over one request, from any thread; returns the number that `heard` tells of."""
+        with self._putting:
+            self._count += 1
+            number = self._count
+            self._write({"ask": [{"n": number, "request": request.to_json()}], "batch": False})
+        return number
+
+    def heard(self) -> Iterator[tuple[int, Message]]:
+        """What comes of requests that were put, until the courier ends; the last number is 0, with why it ended."""
+        while (line := self._lines.get()) is not None:
+            if "broken" in line:
+                self._ended = True
+                yield 0, Message(error=revive(line["broken"]))
+                return
+            if "n" in line:
+                yield line["n"], _message("", line)
+        self._ended = True
+        yield 0, Message(error=self._died())
 
     def close(self) -> None:
         """End the courier's input. Waits a moment for it, and leaves it alone with what it has to finish."""

@@ -20,11 +20,17 @@ from typing import Any, get_args
 from gemma_ops.errors import BudgetError, ConfigError
 from gemma_ops.gemini import models
 from gemma_ops.gemini.models import Hosted, ModelFacts, Tier
+from gemma_ops.gemini.request import Request
 from gemma_ops.gemini.usage import Usage
 
 NANO = 1_000_000_000
 """Nanodollars in a dollar."""
 TIERS: tuple[Tier, ...] = get_args(Tier)
+IMAGE_TOKENS = 2240
+"""The most tokens that an image becomes, at the highest resolution there is
+(https://ai.google.dev/gemini-api/docs/media-resolution)."""
+_TURN = 16
+"""Bytes that stand for the control tokens around a turn, more than there are of them."""
 _PER_TOKEN = 1000
 """Nanodollars per token of one dollar per million tokens."""
 _LONGEST = {"batch": timedelta(hours=48)}
@@ -87,6 +93,18 @@ def prompt_bound(body: Mapping[str, Any]) -> int:
     if found := _media(body):
         raise BudgetError(f"no bound is known for what {found} in a request costs", "send text only")
     return len(json.dumps(body, ensure_ascii=False).encode())
+
+
+def request_bound(request: Request) -> int:
+    """The same bound of a whole request, before it is spelled for the wire. What is shown counts apart from the
+    texts: an image as the most tokens that one becomes, anything else, and what a tool of the service looks up, as
+    all that the model takes. Raises ConfigError for an unknown model."""
+    shown = [str(part["mime"]) for part in request.media()]
+    if request.grounding() or any(not mime.startswith("image/") for mime in shown):
+        return models.facts(request.model).context
+    said = [*request.texts(), json.dumps([list(request.tools), request.schema], ensure_ascii=False)]
+    turns = sum(_TURN + 2 * _TURN * len(message.get("tool_calls") or ()) for message in request.messages)
+    return sum(len(text.encode(errors="replace")) for text in said) + turns + IMAGE_TOKENS * len(shown)
 
 
 def rates(model: str, *, tier: str, at: datetime) -> Rates | None:

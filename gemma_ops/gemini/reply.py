@@ -12,13 +12,15 @@ end has a name, and text without a proper end is never an answer:
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from gemma_ops.answer import End
 from gemma_ops.gemini.usage import Usage
 
+Hear = Callable[[str], None]
+"""Told of visible text as it comes."""
 _BLOCKED = frozenset(
     {
         "SAFETY", "RECITATION", "BLOCKLIST", "PROHIBITED_CONTENT", "SPII", "MODEL_ARMOR", "ESCALATION",
@@ -65,6 +67,29 @@ def ended(body: Mapping[str, Any]) -> bool:
 def has_text(body: Mapping[str, Any]) -> bool:
     """Whether a chunk shows something to the reader."""
     return any(_said(candidate) for candidate in body.get("candidates") or [])
+
+
+def visible_text(body: Mapping[str, Any]) -> str:
+    """The text of a chunk that a reader may see: neither thoughts nor calls of tools."""
+    parts = [
+        part
+        for candidate in (body.get("candidates") or [])[:1]
+        for part in (candidate.get("content") or _EMPTY).get("parts") or []
+    ]
+    return "".join(part.get("text") or "" for part in parts if not part.get("thought"))
+
+
+class HeardStream:
+    """Who listens to a stream, and whether something was said already."""
+
+    def __init__(self, hear: Hear) -> None:
+        self._hear, self.anything = hear, False
+
+    def take(self, chunk: Mapping[str, Any]) -> None:
+        """Tell what a chunk shows."""
+        if text := visible_text(chunk):
+            self.anything = True
+            self._hear(text)
 
 
 def _outcome(body: Mapping[str, Any]) -> tuple[str, End, str]:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Self
 
 from gemma_ops import digest
 from gemma_ops.config import Privacy
 
-Use = Literal["evaluate", "judge", "synth"]
-"""What money is spent on; `synth` is what trains, and must not come from grounding tools."""
+Use = Literal["evaluate", "judge", "synth", "serve"]
+"""What money is spent on; `synth` is what trains, and must not come from grounding tools. Answers to `serve` are not
+kept."""
+
+HOSTED = ("code_execution", "url_context")
+"""Tools of the service whose bill has a bound: their tokens count as input, and a model takes no more than its
+context."""
+MEDIA = "media"
+"""The type of a part that is shown: `{"type": "media", "mime": "image/png", "data": base64}`, in a user turn."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +36,8 @@ class Request:
     seed: int | None = None
     tools: tuple[dict[str, Any], ...] = ()
     """Function declarations (OpenAI style), or a grounding tool such as {"google_search": {}}."""
+    more: dict[str, Any] = field(default_factory=dict)
+    """Further settings of the reply by their wire names: `stop_sequences`, `top_p`, `top_k`."""
     repeat: int = 0
     stream: bool = False
     """Stream the reply, so that the time to the first token is known."""
@@ -38,7 +47,8 @@ class Request:
     def key(self) -> str:
         """Digest of what decides the answer: 32 hex digits. The cache, the ledger and batch items go by it."""
         body = [self.model, list(self.messages), self.max_output_tokens, self.schema, self.thinking, self.temperature]
-        return digest.of_json([*body, self.seed, list(self.tools), self.repeat])[:32]
+        last = [self.more] if self.more else []
+        return digest.of_json([*body, self.seed, list(self.tools), self.repeat, *last])[:32]
 
     def to_json(self) -> dict[str, Any]:
         """The request as JSON, for the pipe to the courier."""
@@ -53,11 +63,25 @@ class Request:
         """Names of tools that are not functions of the caller's own: search, maps, pages, whatever the service runs."""
         return [_name(tool) for tool in self.tools if not isinstance(tool.get("function"), dict)]
 
+    def plain(self) -> bool:
+        """Whether all that reaches the model is text of the caller's."""
+        return not self.media() and not self.grounding()
+
+    def media(self) -> list[dict[str, Any]]:
+        """Every part that is shown and not said, in order."""
+        contents = [message.get("content") for message in self.messages]
+        return [part for content in contents if isinstance(content, list) for part in content if is_media(part)]
+
     def texts(self) -> list[str]:
         """Every text that would leave the machine, the arguments of tool calls, schemas and tools included."""
         found: list[str] = []
         _collect([list(self.messages), list(self.tools), self.schema], found)
         return found
+
+
+def is_media(part: Any) -> bool:
+    """Whether a part of a turn is an image, a sound, a film or a document."""
+    return isinstance(part, dict) and part.get("type") == MEDIA
 
 
 def _name(tool: dict[str, Any]) -> str:
@@ -67,7 +91,7 @@ def _name(tool: dict[str, Any]) -> str:
 def _collect(value: Any, found: list[str]) -> None:
     if isinstance(value, str):
         found.append(value)
-    elif isinstance(value, dict):
+    elif isinstance(value, dict) and not is_media(value):
         for item in value.values():
             _collect(item, found)
     elif isinstance(value, list | tuple):

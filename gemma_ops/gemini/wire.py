@@ -7,12 +7,13 @@ library never runs a function by itself. The enterprise API has no `store` field
 
 from __future__ import annotations
 
+import base64
 import json
 from typing import TYPE_CHECKING, Any
 
 from gemma_ops.errors import ConfigError, DataError
 from gemma_ops.gemini.models import ModelFacts, facts
-from gemma_ops.gemini.request import Request
+from gemma_ops.gemini.request import Request, is_media
 
 if TYPE_CHECKING:
     from google.genai import types
@@ -34,7 +35,7 @@ def check(request: Request) -> None:
             "end the conversation with a user or tool turn",
         )
     for message in request.messages:
-        _text(message.get("content"), where)
+        _checked(message, where)
         for call in message.get("tool_calls") or ():
             _arguments(call["function"].get("arguments"), where)
     known = facts(request.model)
@@ -54,18 +55,19 @@ def contents(request: Request) -> list[types.Content]:
     turns: list[types.Content] = []
     names: dict[str, str] = {}
     for message in request.messages:
-        role, text = message["role"], _text(message.get("content"), where)
+        role = message["role"]
         if role in ("system", "developer"):
             continue
         if role == "tool":
             name = message.get("name") or names.get(message.get("tool_call_id", ""), "tool")
-            part = types.Part(function_response=types.FunctionResponse(name=name, response=_response(text)))
+            response = _response(_text(message.get("content"), where))
+            part = types.Part(function_response=types.FunctionResponse(name=name, response=response))
             if turns and turns[-1].parts and turns[-1].parts[-1].function_response:
                 turns[-1].parts.append(part)  # parallel calls are answered in one turn
             else:
                 turns.append(types.Content(role="user", parts=[part]))
             continue
-        parts = [types.Part(text=text)] if text else []
+        parts = _parts(message.get("content"), where)
         for call in message.get("tool_calls") or ():
             function = call["function"]
             names[call.get("id", "")] = function["name"]
@@ -97,8 +99,11 @@ def config(request: Request, *, service_tier: str, enterprise: bool = False) -> 
         values |= {"response_mime_type": "application/json", "response_json_schema": request.schema}
     if known.sampling == "taken":
         values |= {name: value for name in ("temperature", "seed") if (value := getattr(request, name)) is not None}
+        values |= {name: request.more[name] for name in ("top_p", "top_k") if name in request.more}
+    if stops := request.more.get("stop_sequences"):
+        values["stop_sequences"] = list(stops)
     if request.tools:
-        values["tools"] = [types.Tool(function_declarations=[_declaration(tool) for tool in request.tools])]
+        values["tools"] = _tools(request)
         values["automatic_function_calling"] = types.AutomaticFunctionCallingConfig(disable=True)
     level = _level(request, known)
     if level is not None:
@@ -146,6 +151,15 @@ def _level(request: Request, known: ModelFacts) -> str | None:
     return request.thinking
 
 
+def _tools(request: Request) -> list[types.Tool]:
+    """The caller's functions in one, and each tool of the service."""
+    from google.genai import types
+
+    functions = [_declaration(tool) for tool in request.tools if isinstance(tool.get("function"), dict)]
+    found = [types.Tool(function_declarations=functions)] if functions else []
+    return found + [types.Tool.model_validate({name: {}}) for name in request.grounding()]
+
+
 def _declaration(tool: dict[str, Any]) -> types.FunctionDeclaration:
     from google.genai import types
 
@@ -155,6 +169,40 @@ def _declaration(tool: dict[str, Any]) -> types.FunctionDeclaration:
         description=function.get("description"),
         parameters_json_schema=function.get("parameters"),
     )
+
+
+def _checked(message: dict[str, Any], where: str) -> None:
+    """Raise DataError for a content that can't be sent; only users show something."""
+    content: Any = message.get("content")
+    shown = [part for part in content if is_media(part)] if isinstance(content, list) else []
+    if shown and message["role"] == "user":
+        for part in shown:
+            _bytes(part, where)
+        content = [part for part in content if not is_media(part)]
+    _text(content, where)
+
+
+def _bytes(part: dict[str, Any], where: str) -> bytes:
+    try:
+        return base64.b64decode(part["data"], validate=True)
+    except ValueError as error:
+        raise DataError(f"{where} shows something that is no base64", "encode the file's bytes") from error
+
+
+def _parts(content: Any, where: str) -> list[types.Part]:
+    """A turn's parts: its text in one, or what is shown between its texts in order."""
+    from google.genai import types
+
+    if not (isinstance(content, list) and any(map(is_media, content))):
+        text = _text(content, where)
+        return [types.Part(text=text)] if text else []
+    found = []
+    for part in content:
+        if is_media(part):
+            found.append(types.Part(inline_data=types.Blob(mime_type=part["mime"], data=_bytes(part, where))))
+        elif text := _text([part], where):
+            found.append(types.Part(text=text))
+    return found
 
 
 def _text(content: Any, where: str) -> str:
@@ -167,7 +215,7 @@ def _text(content: Any, where: str) -> str:
         return "\n".join(str(part["text"]) for part in content)
     raise DataError(
         f"{where} holds something other than text",
-        "only text is sent to Gemini: leave images and audio out",
+        "only text is sent to Gemini here: leave images and audio out",
     )
 
 

@@ -6,5 +6,7 @@ reading.py, calls.py     its tokens as text, thoughts and function calls
 model.py      conversations to prompts and replies, one way for all  slots.py     the bounded queue before it
 service.py    a model behind its queue, and what it counts           keys.py      who may ask
 openai_front.py, gemini_front.py   the two protocols                 app.py, sending.py, page.py   their routes
+routed.py     the model `auto`: answered by the policy's lane        routed_front.py, routed_request.py  how it is read
+gemini_service.py  Gemini behind the fronts, as a model is      lanes.py      requests and dollars by lane
 server.py     start, canary, serve, drain                            chatting.py  the same model in a terminal
 """

@@ -6,7 +6,6 @@ refused is refused in the words of the protocol that it came in.
 
 from __future__ import annotations
 
-import json
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -24,7 +23,9 @@ from gemma_ops.serving.deployment import Deployment
 from gemma_ops.serving.keys import Grant, Keys, TooFastError, is_this_machine
 from gemma_ops.serving.metrics import render_metrics
 from gemma_ops.serving.model import Said
-from gemma_ops.serving.sending import failed, then
+from gemma_ops.serving.routed import AUTO, LANE_HEADER, Manner, Router
+from gemma_ops.serving.routed_front import routed_gemini, routed_openai
+from gemma_ops.serving.sending import failed, read_bytes, read_json, then
 from gemma_ops.serving.service import ModelService
 from gemma_ops.serving.shadow import Shadow
 from gemma_ops.serving.slots import QueueFullError
@@ -47,11 +48,12 @@ class Front:
         log: Log,
         nudged: Sequence[Callable[[], None]] = (),
         shadow: Shadow | None = None,
+        router: Router | None = None,
     ) -> None:
-        """`nudged` are called when MLflow says that an alias has moved."""
+        """`nudged` are called when MLflow says that an alias has moved; `router` answers for the model `auto`."""
         self.deployment, self.keys, self.limit, self._log = deployment, keys, limit, log
-        self._nudged, self._shadow = nudged, shadow
-        self._names = {self.service.facts.model, self.service.facts.source, *also}
+        self._nudged, self._shadow, self.router = nudged, shadow, router
+        self._names = {self.service.facts.model, self.service.facts.source, *also, *([AUTO] if router else [])}
 
     @property
     def service(self) -> ModelService:
@@ -77,13 +79,17 @@ class Front:
         """A request of one of OpenAI's protocols."""
 
         async def answer(body: Any, asked: Asked) -> Response | dict[str, Any]:
-            self._check_name(str(body.get("model") or "") if isinstance(body, dict) else "")
+            name = str(body.get("model") or "") if isinstance(body, dict) else ""
+            self._check_name(name)
+            done = events is not responses_front.events
+            if self.router and name == AUTO:
+                manner = Manner(whole_reply, events, openai.error_body, done)
+                return await routed_openai(self.router, request, body, read, asked, manner)
             ask = asked.ask = read(body)
             if not ask.stream:
                 return await whole(request, whole_reply(asked.service, ask, asked.number), asked)
             if ask.count > 1:
                 raise RefusalError("n above 1 is not streamed: send several requests", field="n")
-            done = events is not responses_front.events
             return await streamed(request, ask, asked, events, openai.error_body, done=done)
 
         return await self._handle(request, "openai", openai.error_body, answer)
@@ -108,6 +114,9 @@ class Front:
             self._check_name(name)
             if verb == "countTokens":
                 return gemini_front.count(asked.service, body)
+            if self.router and name == AUTO:
+                manner = Manner(gemini_front.whole, gemini_front.events, gemini_chat.refusal_body, done=False)
+                return await routed_gemini(self.router, request, body, asked, manner, stream=verb != "generateContent")
             ask = asked.ask = gemini_front.read_request(body, stream=verb == "streamGenerateContent")
             if not ask.stream:
                 return await whole(request, gemini_front.whole(asked.service, ask, asked.number), asked)
@@ -123,7 +132,10 @@ class Front:
         """OpenAI's list and Gemini's stand at one address: whoever sends Google's header is told Gemini's."""
         if _is_gemini(request):
             return await self.gemini_models(request)
-        return self._listed(request, openai.error_body, openai_front.models(self.service))
+        found = openai_front.models(self.service)
+        if self.router:
+            found["data"].append(openai_front.model(self.service) | {"id": AUTO})
+        return self._listed(request, openai.error_body, found)
 
     async def model(self, request: Request) -> Response:
         if _is_gemini(request):
@@ -131,7 +143,10 @@ class Front:
         return self._named(request, openai.error_body, openai_front.model(self.service))
 
     async def gemini_models(self, request: Request) -> Response:
-        return self._listed(request, gemini_chat.refusal_body, {"models": [gemini_front.model(self.service)]})
+        found = [gemini_front.model(self.service)]
+        if self.router:
+            found.append(found[0] | self.router.as_gemini())
+        return self._listed(request, gemini_chat.refusal_body, {"models": found})
 
     async def gemini_model(self, request: Request) -> Response:
         return self._named(request, gemini_chat.refusal_body, gemini_front.model(self.service))
@@ -156,13 +171,15 @@ class Front:
         )
 
     async def metrics(self, request: Request) -> Response:
-        return PlainTextResponse(render_metrics(self.deployment, self._shadow), media_type="text/plain; version=0.0.4")
+        lanes = self.router.metrics() if self.router else ""
+        text = render_metrics(self.deployment, self._shadow) + lanes
+        return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
 
     async def webhook(self, request: Request) -> Response:
         """MLflow says that something moved: look now. What it says is not believed, so that a message which was forged
         costs a look."""
         try:
-            signed = webhook.is_from_mlflow(request.headers, await self._bytes(request))
+            signed = webhook.is_from_mlflow(request.headers, await read_bytes(request, self.limit))
         except RefusalError as refusal:
             return PlainTextResponse(refusal.message, refusal.status)
         if not signed:
@@ -239,7 +256,7 @@ class Front:
             grant = self._admit(request)
             facts |= {"key": grant.name} if grant.name else {}
             self.keys.spend(grant)
-            body = await self._body(request)
+            body = await read_json(request, self.limit)
             asked = Asked(number, await self.deployment.lease(), grant)
             found = await answer(body, asked)
         except RefusalError as refusal:
@@ -255,28 +272,13 @@ class Front:
         else:
             response = found if isinstance(found, Response) else JSONResponse(found)
         response.headers["x-request-id"] = number
-        if asked and asked.service.facts.version:
+        if asked and asked.service.facts.version and response.headers.get(LANE_HEADER, "local") == "local":
             response.headers["x-gemma-ops-version"] = asked.service.facts.version
         if isinstance(response, StreamingResponse):
             response.body_iterator = then(response.body_iterator, lambda: ended(200))
         else:
             ended(response.status_code)
         return response
-
-    async def _body(self, request: Request) -> Any:
-        try:
-            return json.loads(await self._bytes(request))
-        except ValueError as error:
-            raise RefusalError(f"the body is no JSON: {error}") from error
-
-    async def _bytes(self, request: Request) -> bytes:
-        parts, size = list[bytes](), 0
-        async for part in request.stream():
-            parts.append(part)
-            size += len(part)
-            if size > self.limit:
-                raise RefusalError(f"the request is larger than {self.limit:,} bytes", status=413, code="too_large")
-        return b"".join(parts)
 
 
 def _is_gemini(request: Request) -> bool:

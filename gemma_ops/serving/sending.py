@@ -1,4 +1,4 @@
-"""Sending what comes bit by bit, and noticing that nobody is there to take it."""
+"""Reading a request whole, sending what comes bit by bit, and noticing that nobody is there to take it."""
 
 from __future__ import annotations
 
@@ -16,6 +16,25 @@ from gemma_ops.wire.ask import RefusalError
 def failed(error: OpsError) -> RefusalError:
     """What a client is told of an engine that failed: come back."""
     return RefusalError(f"{error.what}; {error.fix}", status=503, code="engine")
+
+
+async def read_json(request: Request, limit: int) -> Any:
+    """The body of a request. Raises RefusalError for one that is no JSON, or larger than `limit` bytes."""
+    try:
+        return json.loads(await read_bytes(request, limit))
+    except ValueError as error:
+        raise RefusalError(f"the body is no JSON: {error}") from error
+
+
+async def read_bytes(request: Request, limit: int) -> bytes:
+    """The body of a request as it is. Raises RefusalError for one larger than `limit` bytes."""
+    parts, size = list[bytes](), 0
+    async for part in request.stream():
+        parts.append(part)
+        size += len(part)
+        if size > limit:
+            raise RefusalError(f"the request is larger than {limit:,} bytes", status=413, code="too_large")
+    return b"".join(parts)
 
 
 def event_line(body: Any) -> bytes:

@@ -25,6 +25,7 @@ from gemma_ops.serving.following import AliasFollower
 from gemma_ops.serving.keys import Keys, is_this_machine
 from gemma_ops.serving.llamacpp import LlamaCpp
 from gemma_ops.serving.model import ServedModel
+from gemma_ops.serving.routed_front import open_router
 from gemma_ops.serving.service import ModelService, ServedFacts
 from gemma_ops.serving.shadow import Shadow, pairs_file
 from gemma_ops.serving.source import Source, open_source
@@ -86,7 +87,8 @@ async def opened(source: Source, machine: MachineConfig, settings: ServeConfig) 
         raise
     facts = ServedFacts(
         source.asked, source.model, source.version, source.format, engine.name,
-        source.verdict.verdict if source.verdict else "", source.gates(), canary, source.sha256,
+        source.verdict.verdict if source.verdict else "", source.gates(), canary, source.sha256, source.answers_class(),
+        source.verdict.routing if source.verdict else None,
     )  # fmt: skip
     return ModelService(model, facts, queue=settings.queue, seconds=settings.seconds)
 
@@ -101,7 +103,13 @@ async def _run(
     say: Callable[[str], None],
     question: str | None,
 ) -> None:
-    service = await opened(source, machine, settings)
+    router = open_router(machine, settings)
+    try:
+        service = await opened(source, machine, settings)
+    except BaseException:
+        if router:
+            router.close()
+        raise
     share = settings.challenger.share if settings.challenger else 0.0
     deployment = Deployment(service, share=share)
     followers = [] if question is not None else alias_followers(deployment, source, machine, settings, say)
@@ -116,6 +124,7 @@ async def _run(
             log=_log if question is None else _no_log,
             nudged=[follower.nudge for follower in followers],
             shadow=shadow,
+            router=router,
         )
         options = uvicorn.Config(
             front.app(), log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=_DRAIN,
@@ -125,6 +134,8 @@ async def _run(
         host, port = listening.getsockname()[:2]
         for line in told(service, f"http{'s' if secured else ''}://{host}:{port}"):
             say(line)
+        if router:
+            say(router.told())
         following = [asyncio.create_task(follower.follow()) for follower in followers]
         working = asyncio.create_task(server.serve(sockets=[listening]))
         if question is not None:
@@ -138,6 +149,8 @@ async def _run(
         if shadow:
             await shadow.settled()
         await deployment.stop()
+        if router:
+            await asyncio.to_thread(router.close)
         tallies = deployment.tallies.values()
         count = sum(sum(tally.requests.values()) for tally in tallies)
         written = sum(tally.reply_tokens + tally.thought_tokens for tally in tallies)

@@ -10,9 +10,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 
+from gemma_ops.config import Privacy
 from gemma_ops.serving.model import Said, ServedModel
 from gemma_ops.serving.reading import Piece
 from gemma_ops.serving.slots import RequestSlots
+from gemma_ops.verdicts import Routing
 from gemma_ops.wire.ask import Ask, RefusalError
 
 LATENCY_BOUNDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -43,6 +45,10 @@ class ServedFacts:
     """What the canary found, a sentence."""
     digest: str = ""
     """SHA-256 of the file that is loaded, in hex."""
+    learned: Privacy = "local_only"
+    """The class of its answers: that of the rows that it learned from, unless a person has released them further."""
+    evidence: Routing | None = None
+    """What its evaluation showed per slice, against services."""
 
     @property
     def label(self) -> Label:

@@ -47,3 +47,7 @@ class RequestSlots:
             self.running -= 1
             self._seconds += 0.1 * (time.monotonic() - started - self._seconds)
             self._free.release()
+
+    def expected_wait(self) -> float:
+        """Seconds that one more request would wait, by how long the last ones took."""
+        return self._seconds * (self.waiting + 1) / max(self.running, 1) if self._free.locked() else 0.0

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gemma_ops import digest
-from gemma_ops.config import MachineConfig, ServeConfig
+from gemma_ops.config import MachineConfig, Privacy, ServeConfig
 from gemma_ops.data.prompting import Prompting, read_prompting
 from gemma_ops.errors import ConfigError, DataError, GateError
 from gemma_ops.family.formats import DEFAULT_FORMATS, GGUF, REFERENCE, GgufName
 from gemma_ops.modeling.source import checkpoint
+from gemma_ops.privacy import PRIVACY, class_of, learned_class
 from gemma_ops.verdicts import CANARY, VERDICT, Verdict
 
 _FORMATS = (*DEFAULT_FORMATS, REFERENCE)
@@ -47,6 +48,12 @@ class Source:
         """Sampling settings of `generation_config.json`."""
         path = self.tokenizer / "generation_config.json"
         return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+
+    def answers_class(self) -> Privacy:
+        """The privacy class of its answers: of what it learned, or what a person has released them to."""
+        release = self.verdict.release if self.verdict else None
+        to = class_of(release.to) if release and release.to else "local_only"
+        return max(learned_class(self.file), to, key=PRIVACY.index)
 
     def gates(self) -> tuple[str, ...]:
         """What the verdict's gates said."""

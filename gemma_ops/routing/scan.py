@@ -1,0 +1,50 @@
+"""The detectors over a request's texts, within a bounded time: windows of a long text one after the other.
+
+A window is small enough that other threads get their turn between two, and overlaps the next by more than the longest
+finding that is told by its shape. What could not be seen in time is told, and counts as found.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from gemma_ops.config import Privacy
+from gemma_ops.data import pii
+from gemma_ops.privacy import strictest
+from gemma_ops.routing.policy import Detectors
+
+_WINDOW, _OVERLAP = 65_536, 16_384
+"""Characters. The longest finding is a token of 16,000 (JWT)."""
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What was found: names of detectors, without what they found."""
+
+    kinds: tuple[str, ...]
+    whole: bool
+    """Whether all of it was seen in time, or something found already made the rest needless."""
+    seconds: float
+
+
+def scan(texts: Iterable[str], rules: Detectors) -> Scan:
+    """Look for personal data and secrets until the strictest class is reached, or the time is up."""
+    began = time.monotonic()
+    kinds: dict[str, Privacy] = {}
+    whole = True
+    for window in _windows(texts):
+        if strictest(kinds.values()) == "local_only":
+            break
+        if time.monotonic() - began > rules.seconds:
+            whole = False
+            break
+        kinds |= {finding.kind: rules.raised(finding.kind) for finding in pii.find(window)}
+    return Scan(tuple(sorted(kinds)), whole, time.monotonic() - began)
+
+
+def _windows(texts: Iterable[str]) -> Iterator[str]:
+    for text in texts:
+        for start in range(0, max(len(text) - _OVERLAP, 1), _WINDOW - _OVERLAP):
+            yield text[start : start + _WINDOW]

@@ -1,0 +1,53 @@
+"""Requests, tokens and dollars by lane, since the start."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+
+from gemma_ops.routing.records import Outcome
+
+
+@dataclass
+class LaneTally:
+    """What was answered where."""
+
+    requests: Counter[tuple[str, str, int]] = field(default_factory=Counter)
+    """By lane, privacy class and HTTP status."""
+    tokens: Counter[str] = field(default_factory=Counter)
+    """Of prompts and replies, by lane."""
+    dollars: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+    fallbacks: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """Requests whose lane failed, by that and the lane that answered instead; `refuse` where none did."""
+
+    def add(self, privacy: str, outcome: Outcome) -> None:
+        """Count a request that ended."""
+        self.requests[outcome.lane, privacy, outcome.status] += 1
+        self.tokens[outcome.lane] += outcome.prompt_tokens + outcome.reply_tokens + outcome.thought_tokens
+        self.dollars[outcome.lane] += outcome.dollars or 0.0
+        self.fallbacks.update((failed, outcome.lane) for failed in outcome.failed)
+
+    def render(self, left: float) -> str:
+        """In Prometheus' text format; `left` are the dollars that may be spent today."""
+        rows = {
+            ("lane_requests_total", "counter", "Requests for the model auto, by where they were answered."): [
+                (f'{{lane="{lane}",privacy="{privacy}",status="{status}"}}', float(count))
+                for (lane, privacy, status), count in sorted(self.requests.items())
+            ],
+            ("lane_tokens_total", "counter", "Tokens of prompts, replies and thoughts, by lane."): [
+                (f'{{lane="{lane}"}}', float(count)) for lane, count in sorted(self.tokens.items())
+            ],
+            ("lane_dollars_total", "counter", "Dollars that were billed, by lane."): [
+                (f'{{lane="{lane}"}}', dollars) for lane, dollars in sorted(self.dollars.items())
+            ],
+            ("lane_fallbacks_total", "counter", "Requests whose lane failed, and where they were answered instead."): [
+                (f'{{lane="{failed}",answered="{lane}"}}', float(count))
+                for (failed, lane), count in sorted(self.fallbacks.items())
+            ],
+            ("gemini_budget_left_dollars", "gauge", "Dollars that may still be spent today."): [("", left)],
+        }
+        lines: list[str] = []
+        for (name, kind, words), found in rows.items():
+            lines += [f"# HELP gemma_ops_{name} {words}", f"# TYPE gemma_ops_{name} {kind}"]
+            lines += [f"gemma_ops_{name}{suffix} {value:.9g}" for suffix, value in found]
+        return "\n".join([*lines, ""])

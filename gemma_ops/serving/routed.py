@@ -1,0 +1,266 @@
+"""The model `auto`: each request is decided by the policy, and answered by the local model or by Gemini.
+
+Where a lane fails, the request is decided again without it; the first decision is what is logged, with what came of
+it. A class that stays here therefore never leaves after a failure either: the same function says so. Where a request
+was answered, by what and why is told in headers of the reply and beside its usage."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+
+from gemma_ops.config import Privacy
+from gemma_ops.errors import OpsError
+from gemma_ops.routing.decision import Decision, decide
+from gemma_ops.routing.evidence import EvidenceTable
+from gemma_ops.routing.gemini_lane import GeminiLane, classed
+from gemma_ops.routing.policy import Lane, Place, RoutingPolicy
+from gemma_ops.routing.records import DecisionLog, Outcome, RouteRecord, policy_mark
+from gemma_ops.routing.signals import Signals
+from gemma_ops.serving.answering import Asked, Events, Shape, streamed, whole
+from gemma_ops.serving.gemini_service import GeminiFailedError, GeminiService
+from gemma_ops.serving.lanes import LaneTally
+from gemma_ops.serving.model import Said
+from gemma_ops.serving.reading import Piece
+from gemma_ops.serving.routed_request import PRIVACY_HEADER, RoutedRequest, read_declared, read_routed
+from gemma_ops.serving.sending import failed, then
+from gemma_ops.serving.service import ModelService, ServedFacts
+from gemma_ops.serving.slots import QueueFullError
+from gemma_ops.wire.ask import Ask, RefusalError
+from gemma_ops.wire.beyond import Beyond
+
+AUTO = "auto"
+"""The model name whose requests are routed."""
+
+
+LANE_HEADER = "x-gemma-ops-lane"
+"""Says in a reply where it was made: `local`, `gemini` or `refuse`."""
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How a protocol is spoken: its whole reply, its events, its refusals, and whether `[DONE]` closes a stream."""
+
+    whole_reply: Any
+    events: Events
+    shape: Shape
+    done: bool
+
+
+@dataclass
+class _Course:
+    """One request on its way through the lanes."""
+
+    body: Any
+    asked: Asked
+    routed: RoutedRequest
+    first: Decision
+    decision: Decision
+    began: float
+    tried: list[Place] = field(default_factory=list)
+    gemini: GeminiService | None = None
+
+
+@dataclass
+class _NoLease:
+    """In the place of a lease: Gemini has none."""
+
+    service: Any
+
+
+class Router:
+    """The policy in force with its way to Gemini, its log and its counts."""
+
+    def __init__(
+        self, policy: RoutingPolicy, lane: GeminiLane, log: DecisionLog, *, name: str, floor: Privacy, rehearsal: bool
+    ) -> None:
+        """`floor`: the laxest class that a client may declare; `rehearsal`: whether an emulator stands in for
+        Gemini."""
+        self.policy, self.lane, self.log = policy, lane, log
+        self.tally = LaneTally()
+        self._name, self._floor, self._rehearsal = name, floor, rehearsal
+        self._tables: dict[int, tuple[ServedFacts, EvidenceTable]] = {}
+
+    async def answer(
+        self, request: Request, body: Any, ask: Ask, beyond: Beyond, asked: Asked, manner: Manner
+    ) -> Response:
+        """The reply to one request, from whichever lane. Raises RefusalError for a request that is wrong in itself."""
+        declared = read_declared(request, body, asked.grant.privacy)
+        table = self._evidence(asked.service.facts)
+        routed = await read_routed(
+            declared, ask, beyond, service=asked.service, lane=self.lane, policy=self.policy, table=table,
+            floor=self._floor, number=asked.number,
+        )  # fmt: skip
+        first = decide(self.policy, routed.signals, table)
+        course = _Course(body, asked, routed, first, first, time.monotonic())
+        signals = routed.signals
+        while course.decision.lane != "refuse":
+            try:
+                return await self._by(request, course, manner)
+            except (RefusalError, OpsError) as error:
+                refusal = error if isinstance(error, RefusalError) else failed(error)
+                place: Place = "gemini" if course.decision.lane == "gemini" else "local"
+                course.tried.append(place)
+                if not _is_failure(refusal, place):
+                    return self._refused(course, refusal, manner)
+                signals = _without(signals, place)
+                other = decide(self.policy, signals, table)
+                why = f"{place} failed ({refusal.code or refusal.status})"
+                course.decision = replace(other, reasons=(other.reasons[0], why, *other.reasons[1:]))
+                if other.lane in ("refuse", *course.tried):
+                    return self._refused(course, refusal, manner)
+        return self._refused(course, _refusal(course.decision), manner)
+
+    def told(self) -> str:
+        """What a person is told of it when the server listens."""
+        way = f"Gemini is shut ({self.lane.shut})"
+        if not self.lane.shut:
+            place = "an emulator stands in for " if self._rehearsal else ""
+            way = f"{place}{self.lane.rules.model}, ${self.lane.state().left:,.2f} left today"
+        return f"routing: model {AUTO} by {self._name} ({self.policy.digest[:12]}); {way}; decisions in {self.log.path}"
+
+    def as_gemini(self) -> dict[str, Any]:
+        """What `auto` is in Gemini's list of models, where it differs from the local one."""
+        told = f"answered here or by {self.lane.rules.model}, by policy {self._name}"
+        takes = self.lane.facts.context
+        return {"name": f"models/{AUTO}", "displayName": AUTO, "description": told, "inputTokenLimit": takes}
+
+    def metrics(self) -> str:
+        """Counts by lane in Prometheus' text format."""
+        return self.tally.render(self.lane.state().left)
+
+    def close(self) -> None:
+        """Let the courier go, and write what is left of the log."""
+        self.lane.close()
+        self.log.close()
+
+    def _evidence(self, facts: ServedFacts) -> EvidenceTable:
+        """What is shown of the version that answers; made once for each."""
+        known = self._tables.get(id(facts))
+        if known is None or known[0] is not facts:
+            table = EvidenceTable.of(
+                facts.evidence, served=facts.format, rules=self.policy.gemini, rehearsal=self._rehearsal
+            )
+            known = self._tables[id(facts)] = (facts, table)
+        return known[1]
+
+    async def _by(self, request: Request, course: _Course, manner: Manner) -> Response:
+        """The reply of the lane that was decided, told with its lane."""
+        ask, asked = course.routed.ask, course.asked
+        if course.decision.lane == "gemini":
+            sent = classed(course.routed.carried.request, course.decision.privacy)
+            course.gemini = GeminiService(self.lane, sent)
+            asked = Asked(asked.number, _NoLease(course.gemini), Said())  # type: ignore[arg-type]
+        if ask.stream:
+            response = await streamed(request, ask, asked, self._marked(course, manner), manner.shape, done=manner.done)
+        else:
+            found = await whole(request, manner.whole_reply(asked.service, ask, asked.number), asked)
+            if isinstance(found, dict):
+                self._mark(found, course)
+            response = found if isinstance(found, Response) else JSONResponse(found)
+        return self._ended(course, response, course.decision.lane, asked.said)
+
+    def _marked(self, course: _Course, manner: Manner) -> Events:
+        """The protocol's events, with the lane beside the usage."""
+
+        async def events(
+            service: ModelService, ask: Ask, said: Said, pieces: AsyncIterator[Piece], request: str
+        ) -> AsyncIterator[dict[str, Any]]:
+            async for event in manner.events(service, ask, said, pieces, request):
+                self._mark(event, course)
+                yield event
+
+        return events
+
+    def _mark(self, body: dict[str, Any], course: _Course) -> None:
+        lane, model, dollars = course.decision.lane, self._model(course), self._dollars(course)
+        for key, name in (("usage", "gemma_ops"), ("usageMetadata", "gemmaOps")):
+            if isinstance(body.get(key), dict):
+                body[key][name] = {"lane": lane, "model": model, "dollars": dollars}
+
+    def _model(self, course: _Course) -> str:
+        facts = (
+            course.gemini.facts if course.decision.lane == "gemini" and course.gemini else course.asked.service.facts
+        )
+        return facts.model + (f"/{facts.version}" if facts.version else "")
+
+    def _dollars(self, course: _Course) -> float | None:
+        """What was billed so far, for whichever lane: a reply of Gemini's that failed may have cost something."""
+        answer = course.gemini.answer if course.gemini else None
+        return answer.dollars if answer else (None if course.gemini else 0.0)
+
+    def _refused(self, course: _Course, refusal: RefusalError, manner: Manner) -> Response:
+        """An error in the protocol's own shape, with the reasons in its headers."""
+        wait = {"Retry-After": str(refusal.retry_after)} if isinstance(refusal, QueueFullError) else {}
+        if not wait and refusal.status == 503:
+            wait = {"Retry-After": "1"}
+        response = JSONResponse(manner.shape(refusal), refusal.status, wait)
+        return self._ended(course, response, "refuse", Said())
+
+    def _ended(self, course: _Course, response: Response, lane: Lane, said: Said) -> Response:
+        """Tell where it was answered, and write it down once it was."""
+        notes = course.routed.carried.notes if lane == "gemini" else ()
+        told = {
+            "lane": lane,
+            "privacy": course.decision.privacy,
+            "reasons": _header((*course.decision.reasons, *notes)),
+        }
+        told |= {"policy": self.policy.digest[:12]} | ({} if lane == "refuse" else {"model": self._model(course)})
+        streams = isinstance(response, StreamingResponse)
+        if not streams and (dollars := self._dollars(course)) is not None:
+            told["dollars"] = f"{dollars:.9f}".rstrip("0").rstrip(".")
+        for name, value in told.items():
+            response.headers[f"x-gemma-ops-{name}"] = value
+        if isinstance(response, StreamingResponse):
+            status = response.status_code
+            response.body_iterator = then(response.body_iterator, lambda: self._record(course, lane, said, status))
+        else:
+            self._record(course, lane, said, response.status_code)
+        return response
+
+    def _record(self, course: _Course, lane: Lane, said: Said, status: int) -> None:
+        signals, first = course.routed.signals, course.first
+        outcome = Outcome(
+            lane, status, "" if lane == "refuse" else self._model(course), said.end, said.prompt_tokens, said.tokens,
+            said.thought_tokens, self._dollars(course), round(time.monotonic() - course.began, 4),
+            tuple(place for place in course.tried if place != lane),
+        )  # fmt: skip
+        asks = policy_mark(self.policy.gemini.model, self.policy.gemini.thinking)
+        at = datetime.now(UTC).isoformat(timespec="milliseconds")
+        allowed = self.policy.classes.of(first.privacy)
+        self.log.add(RouteRecord(at, self.log.id_of(course.body), first, signals, allowed, asks, outcome))
+        self.tally.add(first.privacy, outcome)
+
+
+def _is_failure(refusal: RefusalError, place: Place) -> bool:
+    """Whether the lane is to blame, and not the request."""
+    return (
+        isinstance(refusal, GeminiFailedError) if place == "gemini" else refusal.status >= 500 or refusal.status == 429
+    )
+
+
+def _without(signals: Signals, place: Place) -> Signals:
+    """The request as it is known once a lane has failed."""
+    if place == "local":
+        return replace(signals, local=replace(signals.local, up=False))
+    return replace(signals, gemini=replace(signals.gemini, why_not="it failed just now"))
+
+
+def _refusal(decision: Decision) -> RefusalError:
+    """What a client is told of a request that no lane may answer."""
+    words = "no lane may answer this: " + "; ".join(decision.reasons)
+    if "no class was declared" in decision.reasons[0] and not decision.again:
+        words += f". Where it may leave, declare its class in the header {PRIVACY_HEADER}"
+    return RefusalError(words, status=503 if decision.again else 400, code="no_lane")
+
+
+def _header(reasons: tuple[str, ...]) -> str:
+    """Reasons as a header may hold them."""
+    text = "; ".join(reasons).encode("ascii", "replace").decode()
+    return "".join(letter if letter.isprintable() else " " for letter in text)[:1000]
