@@ -36,6 +36,10 @@ class MachineConfig(Section):
     """What this machine costs an hour, for dollars per 1,000 items; null takes the device's list price, if it has one."""
     utilisation: Annotated[Share, Field(gt=0)] = 0.5
     """Share of its hours the machine would be busy: an idle hour costs as much as a busy one."""
+    signing_key: str | None = None
+    """Private key (elliptic curve, PEM file, or a `pkcs11:` URI of a KMS) that registered versions are signed with; its passphrase is read from `GEMMA_OPS_SIGNING_PASSPHRASE`. Null signs nothing."""
+    trusted_keys: tuple[str, ...] = ()
+    """Public keys (PEM files). With any, `promote`, `pull` and `serve` take only versions that one of them signed."""
     endpoints: tuple[EndpointConfig, ...] = ()
     """OpenAI-compatible endpoints that need a key, have a price, or may see private rows."""
     gemini: GeminiConfig = GeminiConfig()
