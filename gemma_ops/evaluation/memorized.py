@@ -62,7 +62,7 @@ def probed_rows(train: Path, count: int) -> list[ProbedRow]:
     held: Counter[str] = Counter()
     for row in _rows(train):
         held.update(wanted & words_of(_text(row)))
-    found = []
+    found: list[ProbedRow] = []
     for row, messages, hidden in halves:
         own = [word for word in hidden if held[word] == 1]
         if own and len(found) < count:

@@ -47,7 +47,7 @@ def collect(
         path = quantized if target.name in QUANTIZED else {"base": base, "tuned": tuned}.get(target.name)
         made = _json(path / "artifact.json") if path is not None else {}
         if path is not None:
-            body |= {"step": made.get("step"), "made": made.get("digest")}
+            body |= {"step": made.get("step"), "artifact": made.get("digest")}
             body["engine"] = "llama.cpp" if target.name in QUANTIZED else "transformers"
         if target.name == "base":
             body |= {key: model.get(key) for key in ("id", "revision", "size") if model.get(key)}

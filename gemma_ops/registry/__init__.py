@@ -11,7 +11,7 @@ Nothing here imports MLflow: the functions hand over when they are called, so a 
     pulling.py  the step `champion`; fetching.py  verified copies
     policies.py, objections.py  what is asked of a version        points.py, weighing.py, served.py  how it is weighed
     promotion.py, moving.py, verification.py, copying.py, outcome.py  promote, rollback
-    ledger.py, shelves.py, records.py, lock.py, stored.py         overview.py, audit.py  what is there, and whether it holds
+    ledger.py, shelves.py, records.py, lock.py, stored.py         overview.py, audit_report.py  what is there, and whether it holds
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from gemma_ops.config import MachineConfig, RegisterConfig
 
 if TYPE_CHECKING:
     from gemma_ops.config.policy import PromotionPolicy
-    from gemma_ops.registry.audit import AuditReport
+    from gemma_ops.registry.audit_report import AuditReport
     from gemma_ops.registry.live import Mirror
     from gemma_ops.registry.outcome import Promotion
     from gemma_ops.registry.overview import Overview
@@ -140,8 +140,8 @@ def history(machine: MachineConfig, name: str) -> list[dict[str, Any]]:
 
 
 def audit(machine: MachineConfig, name: str, *, everything: bool = False) -> AuditReport:
-    """Check everything that the registry says of a model; see `audit.py`."""
-    from gemma_ops.registry.audit import audit as run
+    """Check everything that the registry says of a model; see `audit_report.py`."""
+    from gemma_ops.registry.audit_report import audit as run
 
     return run(machine, name, everything=everything)
 

@@ -55,7 +55,7 @@ def not_what_is_served(verdict: Verdict, subject: Mapping[str, Any]) -> tuple[li
                 missing.append(f"the verdict doesn't say which file of {form} answered")
             if not verdict.canary.get(form):
                 missing.append(f"no canary was recorded of {form}")
-        elif facts.made is None:
+        elif facts.artifact is None:
             missing.append(f"the verdict doesn't say which {target} answered")
         if facts.engine is not None and facts.engine not in FORMATS[form].engines:
             failed.append(f"{form} answered in {facts.engine}, and {' or '.join(FORMATS[form].engines)} serves it")
@@ -73,8 +73,8 @@ def other_bytes(verdict: Verdict, subject: Mapping[str, Any]) -> list[str]:
             )
     made = {(subject.get(key) or {}).get("digest") for key in ("merged", "adapter", "tuned")} - {None}
     facts = verdict.targets.get(_CHECKPOINT)
-    if facts and facts.made and made and facts.made not in made:
-        found.append(f"the verdict is about another {_CHECKPOINT} ({facts.made[:12]}) than the one that was registered")
+    if facts and facts.artifact and made and facts.artifact not in made:
+        found.append(f"the verdict is about another {_CHECKPOINT} ({facts.artifact[:12]}) than the one that was registered")
     return found
 
 
@@ -92,7 +92,7 @@ def served_words(verdict: Verdict, subject: Mapping[str, Any]) -> str:
     told = []
     for form in served_forms(subject):
         facts = verdict.targets[form if form in GGUF else _CHECKPOINT]
-        digest = (facts.sha256 or facts.made or "")[:12]
+        digest = (facts.sha256 or facts.artifact or "")[:12]
         recorded = f", {verdict.canary[form]} answers recorded" if verdict.canary.get(form) else ""
         told.append(f"{form} {digest} answered in {facts.engine or 'an engine that is not recorded'}{recorded}")
     return "; ".join(told)

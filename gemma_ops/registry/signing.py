@@ -94,8 +94,7 @@ class _Hashed:
 
     def hash(self, _path: Any, *, files_to_hash: Any = None) -> Any:
         """The library's manifest of these digests."""
-        from model_signing import manifest
-
+        manifest = _library("manifest")
         kind = manifest.SerializationType.from_args(
             {"method": "files", "hash_type": "sha256", "allow_symlinks": False, "ignore_paths": list(_UNSIGNED)}
         )

@@ -66,10 +66,10 @@ def verify_version(tracking: Tracking, found: Any, keys: Sequence[str] = ()) -> 
             f"{INTEGRITY}: {who} is not what was registered: {'; '.join(problems[:5])}",
             "promote another version, or register this one again from its run (--redo register)",
         )
+    check_verdict(body, who)
     signed = stored.signed_by(tracking, logged, body, who, keys)
     verdict = None
     if VERDICT in body["subject"]["files"]:
-        check_verdict(body, who)
         with stored.opened(tracking, logged, VERDICT) as file:
             verdict = Verdict.read(file)
     own = tuple(stored.own_files(logged))

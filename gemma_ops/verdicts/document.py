@@ -72,7 +72,7 @@ class TargetFacts(VerdictRecord):
     """Of a quantized file."""
     sha256: str | None = None
     """Of the quantized file that answered; None for others, and where nothing recorded it."""
-    made: str | None = None
+    artifact: str | None = None
     """Digest of the step's artifact that answered."""
     engine: str | None = None
     """What ran it, such as `llama.cpp`; None where nothing recorded it."""
