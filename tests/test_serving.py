@@ -253,7 +253,9 @@ def test_models_are_listed_and_other_names_are_not_answered(client, google):
     with pytest.raises(openai.NotFoundError, match="gpt-9"):
         client.chat.completions.create(model="gpt-9", messages=user("a"))
     counted = google.models.generate_content(model="gemini-3.8-flash", contents="a").usage_metadata
-    assert counted.prompt_token_count == google.models.count_tokens(model=NAME, contents="a").total_tokens  # `also_called`
+    assert (
+        counted.prompt_token_count == google.models.count_tokens(model=NAME, contents="a").total_tokens
+    )  # `also_called`
 
 
 @pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example"])
