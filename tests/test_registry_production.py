@@ -97,7 +97,7 @@ def test_a_policy_of_its_own_binds_whatever_the_other_one_asks(machine):
     policy = registry.show_policy(machine, PROD).policy
     asks = policy.asks.model_copy(update={"approval": True})
     set_policy(machine, PROD, policy.model_copy(update={"asks": asks}), reason="two pairs of eyes")
-    with pytest.raises(GateError, match="approval .*the policy asks for somebody's approval"):
+    with pytest.raises(GateError, match=r"approval .*the policy asks for somebody's approval"):
         ship(machine, 2)
     assert len(stored.versions(profile.connect(machine), PROD)) == 1, "what is refused is not copied"
     done = ship(machine, 2, approved_by="ada")

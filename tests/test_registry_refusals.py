@@ -178,7 +178,7 @@ def test_a_verdict_about_other_bytes_is_refused(shop, use):
 
 def test_another_evaluation_set_than_the_policys_is_refused(shop):
     """Whether a version meets the policy is asked when it is promoted; by its number it may still be looked at."""
-    with pytest.raises(GateError, match="quality.*its task support_desk has other content"):
+    with pytest.raises(GateError, match=r"quality.*its task support_desk has other content"):
         registry.promote(shop.trusting, NAME, version=3, reason="x")
     assert pull(shop.trusting, 3).version == "3"
 

@@ -14,7 +14,7 @@ from dataclasses import replace
 from gemma_ops.config.policy import CHAMPION
 from gemma_ops.errors import ConfigError
 from gemma_ops.registry import ledger, stored
-from gemma_ops.registry.ledger import COPY_HEAD, HEAD, Ledger
+from gemma_ops.registry.ledger import COPY_HEAD, Ledger
 from gemma_ops.registry.profile import Tracking
 from gemma_ops.registry.records import look_of, weights_of
 from gemma_ops.registry.shelves import Entry
@@ -58,8 +58,6 @@ def copy_version(
         home = stored.logged_model(tracking, found).model_id
         for tag, value in ((stored.LOGGED, home), (stored.ORIGIN, source)):
             client.set_model_version_tag(model, number, tag, value)
-        if HEAD in found.tags:  # brought along: it anchors the other ledger
-            client.delete_model_version_tag(model, number, HEAD)
     if not any(entry["kind"] == "version" and entry["version"] == number for entry in book.entries()):
         look = look_of(checked.verdict)
         book.append(

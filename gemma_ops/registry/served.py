@@ -74,7 +74,9 @@ def other_bytes(verdict: Verdict, subject: Mapping[str, Any]) -> list[str]:
     made = {(subject.get(key) or {}).get("digest") for key in ("merged", "adapter", "tuned")} - {None}
     facts = verdict.targets.get(_CHECKPOINT)
     if facts and facts.artifact and made and facts.artifact not in made:
-        found.append(f"the verdict is about another {_CHECKPOINT} ({facts.artifact[:12]}) than the one that was registered")
+        found.append(
+            f"the verdict is about another {_CHECKPOINT} ({facts.artifact[:12]}) than the one that was registered"
+        )
     return found
 
 
