@@ -18,7 +18,8 @@ class PromotionAsks(Section):
     refusals_lost: Share = 0.1
     """The largest share of the requests refused by the base that the model may answer."""
     memory_gb: Annotated[float, Field(gt=0)] | None = None
-    """The most that weights, keys and values may take at `serve.context` and `serve.slots` (10⁹ bytes); null sets no limit."""
+    """The most that weights, keys and values may take at `serve.context` and `serve.slots`, in 10⁹ bytes; null sets no
+    limit."""
     approval: bool = False
     """Whether somebody must approve: `gemma-ops promote --approved-by NAME`."""
     signature: bool = False
@@ -29,6 +30,6 @@ class ProbeConfig(Section):
     """Questions that an evaluation asks besides its tasks: what the model gives away, and what it no longer refuses."""
 
     rows: Annotated[int, Field(ge=0)] = 40
-    """Training rows that the model is shown the beginning of; 0 asks none, and then no version can be promoted."""
+    """Training rows that the model is shown the beginning of; 0 asks none, and then a promotion needs an override."""
     tokens: Annotated[int, Field(ge=1)] = 64
     """Tokens that an answer to a probe may have."""

@@ -37,9 +37,10 @@ class MachineConfig(Section):
     utilisation: Annotated[Share, Field(gt=0)] = 0.5
     """Share of its hours the machine would be busy: an idle hour costs as much as a busy one."""
     signing_key: str | None = None
-    """Private key (elliptic curve, PEM file, or a `pkcs11:` URI of a KMS) that registered versions are signed with; its passphrase is read from `GEMMA_OPS_SIGNING_PASSPHRASE`. Null signs nothing."""
+    """Private key that registered versions are signed with: a PEM file of an elliptic curve, or the `pkcs11:` URI of a KMS;
+    its passphrase is read from `GEMMA_OPS_SIGNING_PASSPHRASE`. Null signs nothing."""
     trusted_keys: tuple[str, ...] = ()
-    """Public keys (PEM files). With any, `promote`, `pull` and `serve` take only versions that one of them signed."""
+    """Public keys, as PEM files; with any, `promote`, `rollback`, `pull` and `serve` take only what one of them signed."""
     endpoints: tuple[EndpointConfig, ...] = ()
     """OpenAI-compatible endpoints that need a key, have a price, or may see private rows."""
     gemini: GeminiConfig = GeminiConfig()

@@ -2,8 +2,8 @@
 
 What is written: `answers.jsonl` and `scores.jsonl` (evidence), `judge/` (what judges said, where any is named),
 `verdict.json` (what it says), `routing.json` (which questions to keep here, when a service answered too), `canary.json`
-(what a server must answer before it may serve), `probes.jsonl` (which training rows came back), `report.html`, `summary.md` and `junit.xml` (for people and for CI). A
-killed evaluation goes on from the last finished batch.
+(what a server must answer before it may serve), `probes.jsonl` (which training rows came back), `report.html`,
+`summary.md` and `junit.xml` (for people and for CI). A killed evaluation goes on from the last finished batch.
 """
 
 from __future__ import annotations

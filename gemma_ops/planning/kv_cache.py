@@ -1,4 +1,5 @@
-"""Bytes of keys and values that a served model keeps: all tokens in layers with full attention, a window in the others."""
+"""Bytes of keys and values that a served model keeps: of all tokens in layers with full attention, of a window in the
+others."""
 
 from __future__ import annotations
 

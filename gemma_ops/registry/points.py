@@ -31,7 +31,7 @@ _KEPT = 160
 
 @dataclass(frozen=True)
 class Point:
-    """One point: `why` are the sentences that decide it, one where it passes."""
+    """One point: `why` are the sentences that decide it."""
 
     name: str
     state: Literal["pass", "fail", "missing"]
@@ -52,11 +52,13 @@ class Point:
         return [self.name, self.state, text if len(text) <= _KEPT else f"{text[: _KEPT - 1]}…"]
 
 
-def judged(name: str, words: str, failed: Sequence[str] = (), missing: Sequence[str] = ()) -> Point:
+def judged(name: str, words: str | Sequence[str], failed: Sequence[str] = (), missing: Sequence[str] = ()) -> Point:
     """The point that these findings make; `words` say why it passes where there are none."""
     if failed:
         return Point(name, "fail", (*failed, *missing))
-    return Point(name, "missing", tuple(missing)) if missing else Point(name, "pass", (words,))
+    if missing:
+        return Point(name, "missing", tuple(missing))
+    return Point(name, "pass", (words,) if isinstance(words, str) else tuple(words))
 
 
 def objected(points: Iterable[Point]) -> list[str]:

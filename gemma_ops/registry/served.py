@@ -89,7 +89,7 @@ def check_served(verdict: Verdict, subject: Mapping[str, Any], who: str) -> None
         )
 
 
-def served_words(verdict: Verdict, subject: Mapping[str, Any]) -> str:
+def served_words(verdict: Verdict, subject: Mapping[str, Any]) -> list[str]:
     """Which files answered where, and how many recorded answers a server must repeat."""
     told = []
     for form in served_forms(subject):
@@ -97,12 +97,12 @@ def served_words(verdict: Verdict, subject: Mapping[str, Any]) -> str:
         digest = (facts.sha256 or facts.artifact or "")[:12]
         recorded = f", {verdict.canary[form]} answers recorded" if verdict.canary.get(form) else ""
         told.append(f"{form} {digest} answered in {facts.engine or 'an engine that is not recorded'}{recorded}")
-    return "; ".join(told)
+    return told
 
 
 def resource_findings(
     verdict: Verdict, subject: Mapping[str, Any], needs: ServeNeeds, limit_gb: float | None
-) -> tuple[str, list[str], list[str]]:
+) -> tuple[list[str], list[str], list[str]]:
     """What serving takes, in words; what passes the limit; and what was not measured."""
     failed, missing, told = [], [], []
     if not verdict.kv:
@@ -113,16 +113,16 @@ def resource_findings(
         weights = sum(file["bytes"] for path, file in subject["files"].items() if path.startswith(shelf))
         took = weights + kept
         what = "what is put on the base" if form in ("adapter", "tuned") else "weights"
-        told.append(f"{form}: {_size(took)} ({what} {_size(weights)}, keys and values {_size(kept)})")
+        told.append(f"{form} takes {_size(took)} ({what} {_size(weights)}, keys and values {_size(kept)})")
         if limit_gb is not None and took > limit_gb * 1e9:
-            failed.append(f"{form} takes {_size(took)}, and the policy's limit is {limit_gb:g} GB")
+            failed.append(f"{form} takes {_size(took)}, and the policy's limit is {_size(limit_gb * 1e9)}")
         speed = _speed(verdict, form if form in GGUF else _CHECKPOINT)
         if speed is None:
             missing.append(f"no speed of {form} was measured")
         else:
             told[-1] += f", {speed}"
-    asked = f"at {needs.context:,} tokens × {needs.slots} requests, "
-    return asked + "; ".join(told), failed, missing
+    asked = f"at {needs.context:,} tokens × {needs.slots} requests"
+    return [f"{asked}, {line}" for line in told], failed, missing
 
 
 def _speed(verdict: Verdict, target: str) -> str | None:

@@ -153,7 +153,7 @@ def _about_serving(
         nothing = ["it was never evaluated"]
         return judged(points.SERVED, "", missing=nothing), judged(points.RESOURCES, "", missing=nothing)
     failed, missing = not_what_is_served(verdict, subject)
-    words = "" if failed or missing else served_words(verdict, subject)
+    words = [] if failed or missing else served_words(verdict, subject)
     takes, over, unknown = resource_findings(verdict, subject, needs, asks.memory_gb)
     return judged(points.SERVED, words, failed, missing), judged(points.RESOURCES, takes, over, unknown)
 
