@@ -10,6 +10,8 @@ hashing configuration given to the library is ours.
 
 from __future__ import annotations
 
+import base64
+import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -24,7 +26,6 @@ SIGNATURE = "model.sig"
 """The signature's file in a version."""
 PASSPHRASE = "GEMMA_OPS_SIGNING_PASSPHRASE"  # noqa: S105
 """Environment variable that holds the passphrase of the signing key."""
-_OTHERS = "it was made of other files"
 _UNSIGNED = (SIGNATURE, "README.md")
 """Files of a pulled copy that no signature covers: itself, and what `pull` writes."""
 
@@ -79,7 +80,7 @@ def check_signature(files: Mapping[str, str], name: str, signature: Path | None,
         try:
             verifier.set_hashing_config(_Hashed(name, files)).verify(Path(name), signature)
         except Exception as error:  # the library raises many kinds for what it can't read or verify
-            why.append(_why(error))
+            why.append(_why(error, files, signature))
             continue
         return f"{path.name} ({digest.of_file(path)[:12]})"
     # What differs tells more than that another key did not fit.
@@ -110,17 +111,17 @@ class _Hashed:
         """What the signature leaves out is none of these files."""
 
 
-def _why(error: Exception) -> str:
-    text = str(error)
-    if not text.startswith("Signature mismatch"):
+def _why(error: Exception, files: Mapping[str, str], signature: Path) -> str:
+    """Why a signature doesn't hold, in words: of another key, or of other files, which are named."""
+    if not str(error).startswith("Signature mismatch"):
         return "none of the trusted keys made it"
-    changed = re.findall(r"Hash mismatch for '([^']+)'", text)
+    payload = json.loads(signature.read_text(encoding="utf-8"))["dsseEnvelope"]["payload"]
+    covers = {one["name"]: one["digest"] for one in json.loads(base64.b64decode(payload))["predicate"]["resources"]}
+    changed = [name for name in sorted(files) if name in covers and covers[name] != files[name]]
     told = [f"it was made of other bytes of {', '.join(changed)}"] if changed else []
-    told += [f"it doesn't cover {extra}" for extra in re.findall(r"Extra files found in model '[^']*': ([^\"]+)", text)]
-    told += [
-        f"it covers {gone}, which isn't there" for gone in re.findall(r"Missing files in model '[^']*': ([^\"]+)", text)
-    ]
-    return "; ".join(told) or _OTHERS
+    extra, gone = sorted(set(files) - set(covers)), sorted(set(covers) - set(files))
+    told += [f"it doesn't cover {', '.join(extra)}"] if extra else []
+    return "; ".join(told + ([f"it covers {', '.join(gone)}, which isn't there"] if gone else []))
 
 
 def _refused(name: str, why: str) -> GateError:
