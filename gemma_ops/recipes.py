@@ -177,7 +177,7 @@ def policy(config: RunConfig) -> PromotionPolicy | None:
     asked = {
         task.name: PolicyTask(digest=task.digest, rows=len(task.rows), primary=task.file.primary) for task in loaded
     }
-    return make_policy(config.evaluate.gates, asked, config.evaluate.confidence)
+    return make_policy(config.evaluate.gates, asked, config.evaluate.confidence, config.register_.asks)
 
 
 def calibration(config: RunConfig) -> Path | None:

@@ -25,6 +25,11 @@ from gemma_ops.run import Listener, Run, StopHere
 
 GATES = ({"metric": "exact_match", "target": "tuned", "test": "superior", "versus": "base", "margin": 0.5},)
 CHAMPION_VALUE = 0.9
+SAFETY = {
+    "memorized": {"target": "q8_0", "rows": 40, "said": 0, "base_said": 0, "upper": 0.0722},
+    "refused": {"target": "q8_0", "requests": 16, "base": 0, "lost": 0},
+}
+"""What the probes of a run find."""
 
 
 @event.listens_for(Engine, "connect")
@@ -88,7 +93,8 @@ def prepare(out: Path, settings: Any, machine: MachineConfig) -> dict[str, float
             for n in range(rows)
         ]
         (out / name).write_text("\n".join(lines) + "\n")
-    (out / "report.json").write_text("{}")
+    overlap = {"mode": "drop", "tasks": [{"name": "support_desk", "rows": 0, "not_compared": None}]}
+    (out / "report.json").write_text(json.dumps({"overlap": overlap}))
     (out / "card.md").write_text("# Data\n")
     return {"rows": 34.0}
 
@@ -156,7 +162,7 @@ def evaluate(
                 "failed": 0,
                 "metrics": {"field_f1": fields, "exact_match": exact},
                 "slices": {},
-                "speed": {},
+                "speed": {"seconds_p95": 0.2, "new_tokens_per_second": 300.0},
             }
         )
         if target != "base":
@@ -181,17 +187,24 @@ def evaluate(
         "tasks": {"support_desk": {"digest": task.digest, "rows": rows, "primary": "exact_match", "privacy": privacy}},
         "results": results,
         "differences": differences,
-        "targets": {
-            name: {"identity": json.loads((path / "artifact.json").read_text())["digest"]}
-            for name, path in identities.items()
-            if path
-        },
+        "targets": {name: answered(name, path) for name, path in identities.items() if path},
+        "safety": SAFETY,
+        "kv": [{"window": None, "bytes_per_token": 512}],
+        "canary": {"q8_0": 16, "q4_0": 16},
         **standard_facts(known),
     }
     (out / "report.html").write_text("<html><body><h1>Report</h1><p>tuned 0.93</p></body></html>")
     (out / "summary.md").write_text(f"## Evaluation: {outcome}\n")
     (out / "verdict.json").write_text(json.dumps(body))
     return {"support_desk/tuned/exact_match": tuned_value}
+
+
+def answered(name: str, path: Path) -> dict[str, Any]:
+    """What a verdict says of a target that this run made."""
+    made = json.loads((path / "artifact.json").read_text())
+    file = made["files"].get(f"{name}/model.gguf")
+    told = {"sha256": file["sha256"], "engine": "llama.cpp"} if file else {"engine": "transformers"}
+    return {"identity": made["digest"], "artifact": made["digest"], **told}
 
 
 def decided(gate: Any, values: dict[str, float]) -> dict[str, Any]:

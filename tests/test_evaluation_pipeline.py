@@ -225,10 +225,15 @@ def test_grading_again_needs_no_model(tmp_path):
     go(tmp_path / "old", folder, [Echo("base", 20), Echo("tuned", 30)])
     make_task(tmp_path / "t", metrics=["exact_match", {"id": "regex", "pattern": r"^(a)\d"}])
     (tmp_path / "new").mkdir()
+    known = json.loads((tmp_path / "old" / "verdict.json").read_text()) | {"canary": {"q8_0": 1}, "safety": {}}
+    (tmp_path / "old" / "verdict.json").write_text(json.dumps(known))
+    (tmp_path / "old" / "canary.json").write_text("{}")
     settings = EvaluateConfig(targets=("base", "tuned"), gates=[{**SUPERIOR, "margin": 0.0}])
     metrics = regrade(tmp_path / "new", settings, MachineConfig(), answers=tmp_path / "old", tasks=(folder,))
     assert metrics["t/tuned/regex"] == 0.75
-    assert json.loads((tmp_path / "new" / "verdict.json").read_text())["verdict"] == "pass"
+    graded = json.loads((tmp_path / "new" / "verdict.json").read_text())
+    assert (graded["verdict"], graded["canary"], graded["safety"]) == ("pass", {"q8_0": 1}, {})
+    assert (tmp_path / "new" / "canary.json").is_file(), "a server still has to repeat what was recorded"
     assert (tmp_path / "new" / "answers.jsonl").read_bytes() == (tmp_path / "old" / "answers.jsonl").read_bytes()
     make_task(tmp_path / "t", 41)
     with pytest.raises(DataError, match="1 question has no stored answer"):

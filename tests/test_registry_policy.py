@@ -133,12 +133,12 @@ def test_what_an_override_overrides_is_kept(tmp_path):
     registry.promote(good.machine, NAME, reason="first")
     runs.make(runs.config(tmp_path, name="bad", train={"seed": 2}, evaluate={"seed": 8}))
     done = registry.promote(good.machine, NAME, reason="demo", override="shown to the board")
-    assert "its verdict is fail" in done.overrides
+    assert "quality: its verdict is fail" in done.overrides
     entry = registry.history(good.machine, NAME)[-1]
     assert entry["overrides"] == list(done.overrides)
     assert entry["policy"] == registry.show_policy(good.machine, NAME).digest
     assert any("its verdict is fail" in line for line in done.lines())
-    assert "against: its verdict is fail" in registry.show(good.machine, NAME).lines()[-1]
+    assert "against: quality: its verdict is fail" in registry.show(good.machine, NAME).lines()[-1]
 
 
 def test_a_better_version_is_compared_with_the_champion_and_promoted(tmp_path):

@@ -359,7 +359,7 @@ def test_show_has_what_the_command_line_prints(config):
     lines = registry.show(config.machine, NAME).lines()
     assert any(line.split()[0] == "1" and "pass" in line and line.endswith("champion") for line in lines)
     assert any(line.startswith("policy ") and "proposed by version 1" in line for line in lines)
-    assert lines[-1].endswith("promote champion none → 1: because")
+    assert lines[-1].endswith("promote champion none → 1: because; 11 of 11 points")
     assert promote(config, 1).lines()[0] == "support-nano@champion is version 1 already: nothing changed"
 
 

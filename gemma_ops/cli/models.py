@@ -14,9 +14,11 @@ app = typer.Typer()
 
 @app.command()
 def promote(
-    name: Name,
+    name: Annotated[str, typer.Argument(help="Registered model name, or NAME/VERSION.", show_default=False)],
     reason: Reason,
-    to: Annotated[str, typer.Option("--to", help="Alias to move.")] = "champion",
+    to: Annotated[
+        str, typer.Option("--to", help="Alias to move; NAME-prod or MODEL@ALIAS copies into another registered model.")
+    ] = "champion",
     version: Annotated[int | None, typer.Option(help="Version; the latest by default.", show_default=False)] = None,
     override: Annotated[
         str | None,
@@ -29,16 +31,49 @@ def promote(
     expect: Annotated[
         int | None, typer.Option(help="Refuse unless the alias points at this version now.", show_default=False)
     ] = None,
+    approved_by: Annotated[
+        str | None,
+        typer.Option("--approved-by", metavar="NAME", help="Who approved, where the policy asks.", show_default=False),
+    ] = None,
     configs: ConfigOption = None,
     sets: Sets = None,
     as_json: Json = False,
 ) -> None:
     """Move an alias to a version whose verdict meets the policy and whose bytes are what was evaluated."""
     from gemma_ops import console, registry
+    from gemma_ops.errors import ConfigError
+    from gemma_ops.registry.served import ServeNeeds
 
-    machine = load_config(configs or [], sets).machine
-    result = registry.promote(machine, name, to=to, version=version, reason=reason, override=override, expect=expect)
+    config = load_config(configs or [], sets)
+    model, slash, number = name.partition("/")
+    if slash and (version is not None or not number.isdigit()):
+        raise ConfigError(f"{name!r} with --version {version}" if version else f"{name!r} names no version",
+                          "write NAME/VERSION, or NAME with --version")  # fmt: skip
+    result = registry.promote(
+        config.machine, model, to=to, version=int(number) if slash else version, reason=reason, override=override,
+        expect=expect, approved_by=approved_by, needs=ServeNeeds(config.serve.context, config.serve.slots),
+    )  # fmt: skip
     _tell(result, as_json, console)
+
+
+@app.command()
+def audit(
+    name: Name,
+    everything: Annotated[
+        bool, typer.Option("--bytes", help="Read every stored file, not only the manifests and what is small.")
+    ] = False,
+    configs: ConfigOption = None,
+    sets: Sets = None,
+    as_json: Json = False,
+) -> None:
+    """Check a registered model: ledger, files, signatures, verdicts, and how each alias got where it stands."""
+    from gemma_ops import console, registry
+    from gemma_ops.errors import GateError
+
+    result = registry.audit(load_config(configs or [], sets).machine, name, everything=everything)
+    _tell(result, as_json, console)
+    if result.problems:
+        raise typer.Exit(GateError.exit_code)
 
 
 @app.command()

@@ -5,6 +5,7 @@ of a step's fingerprint; `MachineConfig` says where and how fast it runs, what m
 cost, and never is. How a tree is read from YAML files and `--set` stands in `configfile.py`.
 """
 
+from gemma_ops.config.asks import ProbeConfig, PromotionAsks
 from gemma_ops.config.data import DataConfig, ModelConfig
 from gemma_ops.config.endpoints import EndpointConfig
 from gemma_ops.config.evaluation import EvaluateConfig, GateConfig, RegisterConfig
@@ -41,6 +42,8 @@ __all__ = [
     "Name",
     "PreferenceConfig",
     "Privacy",
+    "ProbeConfig",
+    "PromotionAsks",
     "QuantizeConfig",
     "RegisterConfig",
     "ReinforceConfig",

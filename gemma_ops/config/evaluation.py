@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from gemma_ops.config.asks import ProbeConfig, PromotionAsks
 from gemma_ops.config.judge import JudgeConfig
 from gemma_ops.config.section import LOCATION, Name, Section
 from gemma_ops.family.formats import DEFAULT_FORMATS, VersionFormat
@@ -87,6 +88,7 @@ class EvaluateConfig(Section):
     """Conditions of the verdict. The registered model's policy is asked first, and these only add to it."""
     judge: JudgeConfig = JudgeConfig()
     """Models that compare answers where no metric can."""
+    probes: ProbeConfig = ProbeConfig()
     routing_margin: Annotated[float, Field(ge=0, lt=1)] = 0.02
     """Loss on the primary metric at which questions are still kept on a local model instead of being sent to a service."""
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
@@ -105,3 +107,8 @@ class RegisterConfig(Section):
     artifacts: tuple[VersionFormat, ...] = ("adapter", *DEFAULT_FORMATS)
     """What the version carries besides tokenizer, verdict and report. It can answer as `champion` by `merged` or a format, or by
     `adapter` on the same base."""
+    asks: PromotionAsks = PromotionAsks()
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the version: not `asks`, which only the policy of a new model is made of."""
+        return {name: value for name, value in super().identity().items() if name != "asks"}

@@ -36,6 +36,11 @@ class MachineConfig(Section):
     """What this machine costs an hour, for dollars per 1,000 items; null takes the device's list price, if it has one."""
     utilisation: Annotated[Share, Field(gt=0)] = 0.5
     """Share of its hours the machine would be busy: an idle hour costs as much as a busy one."""
+    signing_key: str | None = None
+    """Private key that registered versions are signed with: a PEM file of an elliptic curve, or the `pkcs11:` URI of a KMS;
+    its passphrase is read from `GEMMA_OPS_SIGNING_PASSPHRASE`. Null signs nothing."""
+    trusted_keys: tuple[str, ...] = ()
+    """Public keys, as PEM files; with any, `promote`, `rollback`, `pull` and `serve` take only what one of them signed."""
     endpoints: tuple[EndpointConfig, ...] = ()
     """OpenAI-compatible endpoints that need a key, have a price, or may see private rows."""
     gemini: GeminiConfig = GeminiConfig()

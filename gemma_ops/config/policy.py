@@ -6,10 +6,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
+from gemma_ops.config.asks import PromotionAsks
 from gemma_ops.config.evaluation import GateConfig
 from gemma_ops.config.section import Privacy, Section
 
@@ -39,6 +40,22 @@ class PromotionPolicy(Section):
     gates: Annotated[tuple[GateConfig, ...], Field(min_length=1)]
     tasks: dict[str, PolicyTask]
     confidence: Annotated[float, Field(gt=0.5, lt=1)]
+    asks: PromotionAsks = PromotionAsks()
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without `asks` where it says nothing special, so that policies of before keep their digest."""
+        body: dict[str, Any] = write(self)
+        if self.asks == PromotionAsks():
+            body.pop("asks", None)
+        return body
+
+    def identity(self) -> dict[str, Any]:
+        """As written: without `asks` where it says nothing special."""
+        found = super().identity()
+        if self.asks == PromotionAsks():
+            found.pop("asks")
+        return found
 
 
 class ChampionFacts(Section):
@@ -73,9 +90,12 @@ class PromotionStandard(Section):
 
 
 def make_policy(
-    gates: Iterable[GateConfig], tasks: Mapping[str, PolicyTask], confidence: float
+    gates: Iterable[GateConfig],
+    tasks: Mapping[str, PolicyTask],
+    confidence: float,
+    asks: PromotionAsks | None = None,
 ) -> PromotionPolicy | None:
-    """The policy that these gates on these tasks are; None without a gate.
+    """The policy that these gates on these tasks are, with what is asked besides; None without a gate.
 
     Of each task that a gate asks about, the first target that is judged must not be worse than the champion by
     `CHAMPION_MARGIN` or more on the primary metric, unless a gate against the champion is among them.
@@ -101,7 +121,7 @@ def make_policy(
                 margin=CHAMPION_MARGIN,
             )
         )
-    return PromotionPolicy(gates=tuple(named), tasks=asked, confidence=confidence)
+    return PromotionPolicy(gates=tuple(named), tasks=asked, confidence=confidence, asks=asks or PromotionAsks())
 
 
 def same_question(first: GateConfig, second: GateConfig) -> bool:
@@ -135,4 +155,14 @@ def softer(before: PromotionPolicy, after: PromotionPolicy) -> list[str]:
             found.append(f"{other.rows:,} questions of {name} instead of {task.rows:,}")
     if after.confidence < before.confidence:
         found.append(f"confidence {after.confidence:g} instead of {before.confidence:g}")
+    return found + _softer_asks(before.asks, after.asks)
+
+
+def _softer_asks(before: PromotionAsks, after: PromotionAsks) -> list[str]:
+    found = []
+    for key in ("memorized", "refusals_lost", "memory_gb"):
+        old, new = getattr(before, key), getattr(after, key)
+        if old is not None and (new is None or new > old):
+            found.append(f"{key} {'unlimited' if new is None else format(new, 'g')} instead of {old:g}")
+    found += [f"no {key} asked" for key in ("approval", "signature") if getattr(before, key) > getattr(after, key)]
     return found

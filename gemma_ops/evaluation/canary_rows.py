@@ -6,6 +6,7 @@ quantized model says something else than its base, since those tell the two apar
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -54,6 +55,11 @@ def canary_record(found: Sequence[tuple[Target, Task, Sequence[Stored]]]) -> dic
                 }
             )  # fmt: skip
     return {"schema": CANARY_SCHEMA, "rows": rows} if rows else None
+
+
+def recorded_answers(record: dict[str, Any]) -> dict[str, int]:
+    """How many answers of each target a record holds."""
+    return dict(Counter(name for row in record["rows"] for name in row["answers"]))
 
 
 def _as_base(row: Row, task: Task, names: list[str], said: dict[tuple[str, str, str], str]) -> bool:

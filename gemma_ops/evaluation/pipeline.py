@@ -2,8 +2,8 @@
 
 What is written: `answers.jsonl` and `scores.jsonl` (evidence), `judge/` (what judges said, where any is named),
 `verdict.json` (what it says), `routing.json` (which questions to keep here, when a service answered too), `canary.json`
-(what a server must answer before it may serve), `report.html`, `summary.md` and `junit.xml` (for people and for CI). A
-killed evaluation goes on from the last finished batch.
+(what a server must answer before it may serve), `probes.jsonl` (which training rows came back), `report.html`,
+`summary.md` and `junit.xml` (for people and for CI). A killed evaluation goes on from the last finished batch.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from gemma_ops.evaluation import (
     elsewhere,
     junit,
     looks,
+    probes,
     provenance,
     report_html,
     routing,
@@ -49,7 +50,7 @@ from gemma_ops.family.formats import GGUF
 from gemma_ops.privacy import HERE, class_of, release_of
 from gemma_ops.targets import open_target
 from gemma_ops.targets.base import LOCAL, Target, learned_by
-from gemma_ops.verdicts import CANARY, ROUTING, VERDICT, Look, TargetFacts, Verdict
+from gemma_ops.verdicts import CANARY, ROUTING, VERDICT, Look, SafetyFacts, TargetFacts, Verdict
 from gemma_ops.verdicts.figures import ValueSpan
 
 
@@ -110,6 +111,9 @@ def evaluate(
         batch=machine.eval_batch,
         judging=judging if settings.judge.judges else None,
         known=standard.registered_looks(champion),
+        probing=lambda: probes.probe(
+            out, settings.probes, settings.targets, opening, data=data, base=base is not None, batch=machine.eval_batch
+        ),
     )
 
 
@@ -130,10 +134,11 @@ def regrade(
     loaded = load(settings, tasks, source)
     before = Verdict.read(answers / VERDICT)
     shutil.copyfile(answers / "answers.jsonl", out / "answers.jsonl")
-    if (answers / conditions.FILE).is_file():
-        shutil.copyfile(answers / conditions.FILE, out / conditions.FILE)
+    for name in (conditions.FILE, CANARY, probes.FILE):
+        if (answers / name).is_file():
+            shutil.copyfile(answers / name, out / name)
     targets = [_Recorded(name, before.targets) for name in settings.targets]
-    kept = ("run", "model", "targets", "machine", "gemini", "data", "release", "standard")
+    kept = ("run", "model", "targets", "machine", "gemini", "data", "release", "standard", "safety", "kv", "canary")
     facts = {key: fact for key, fact in before.to_json().items() if key in kept}
     # One row a batch, so that what is missing is counted row by row.
     return run(out, settings, loaded, targets, facts, batch=1)
@@ -149,6 +154,7 @@ def run(
     batch: int,
     judging: Callable[[Sequence[Graded]], list[Judged]] | None = None,
     known: Sequence[Look] = (),
+    probing: Callable[[], SafetyFacts | None] | None = None,
 ) -> dict[str, float]:
     """Answer what isn't answered, grade everything, have it judged, write the files, return the metrics."""
     stored, timed = AnswerFile(out / answers.FILE), ConditionsFile(out / conditions.FILE)
@@ -169,6 +175,9 @@ def run(
     write_text(out / scoring.FILE, "".join(scoring.lines(graded)))
     if kept := canary_rows.canary_record(found):
         write_json(out / CANARY, kept, indent=1)
+        facts |= {"canary": canary_rows.recorded_answers(kept)}
+    if probing and (safety := probing()):
+        facts |= {"safety": safety}
     judged = judging(graded) if judging else []
     record = looks.place(out)
     standing = looks.take_look(graded, settings, facts, looks.known_looks(out, known)) if settings.gates else None

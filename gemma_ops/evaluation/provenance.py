@@ -5,13 +5,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from gemma_ops.config import MachineConfig, Privacy, ReleaseConfig
+from gemma_ops.errors import ModelError
 from gemma_ops.evaluation import cost
+from gemma_ops.family import Shape
 from gemma_ops.family.formats import GGUF
 from gemma_ops.gemini import notice
+from gemma_ops.modeling.source import checkpoint
+from gemma_ops.planning.kv_cache import kv_layers
 from gemma_ops.privacy import answers_class, release_of
 from gemma_ops.targets.base import Target, learned_by
 from gemma_ops.targets.spec import QUANTIZED
@@ -40,13 +45,16 @@ def collect(
             "learned": learned_by(target),
         }
         path = quantized if target.name in QUANTIZED else {"base": base, "tuned": tuned}.get(target.name)
+        made = _json(path / "artifact.json") if path is not None else {}
         if path is not None:
-            body["step"] = _json(path / "artifact.json").get("step")
+            body |= {"step": made.get("step"), "artifact": made.get("digest")}
+            body["engine"] = "llama.cpp" if target.name in QUANTIZED else "transformers"
         if target.name == "base":
             body |= {key: model.get(key) for key in ("id", "revision", "size") if model.get(key)}
         if path is not None and target.name in QUANTIZED:
             file = path / GGUF[target.name].path
             body["bytes"] = file.stat().st_size if file.is_file() else None
+            body["sha256"] = (made.get("files") or {}).get(GGUF[target.name].path, {}).get("sha256")
         found[target.name] = body
     trained: dict[str, Any] = {}
     if data is not None:
@@ -55,7 +63,8 @@ def collect(
     terms = {"gemini": notice.record(machine.gemini)} if any(map(_is_gemini, targets)) else {}
     release = released(release_of(machine), (learned_by(target) for target in targets))
     known = {key: model[key] for key in ("id", "revision", "size") if model.get(key)}
-    return {"model": known, "targets": found, "machine": cost.hour(machine), **terms, "data": trained, **release}
+    kv = {"kv": _kv(base)} if base else {}
+    return {"model": known, "targets": found, "machine": cost.hour(machine), **terms, "data": trained, **release, **kv}
 
 
 def released(release: ReleaseConfig, learned: Iterable[Privacy]) -> dict[str, Any]:
@@ -64,6 +73,18 @@ def released(release: ReleaseConfig, learned: Iterable[Privacy]) -> dict[str, An
     if all(answers_class(kind, release) == kind for kind in learned):
         return {}
     return {"release": release.model_dump(mode="json")}
+
+
+def _kv(base: Path) -> list[dict[str, Any]]:
+    """What a token costs in keys and values, by window; empty where the folder holds no configuration of a Gemma 4."""
+    config = _json(checkpoint(base) / "config.json")
+    if not config:
+        return []
+    try:
+        shape = Shape.from_config(config)
+    except ModelError:
+        return []
+    return [asdict(layers) for layers in kv_layers(shape)]
 
 
 def _is_gemini(target: Target) -> bool:

@@ -7,8 +7,11 @@ Nothing here imports MLflow: the functions hand over when they are called, so a 
     registration.py  the step `register`                                          staging.py, manifest.py, card.py, evidence.py  what goes in
     deletion.py  whether a version is still there
     contents.py, lineage.py  whether files are what they are called, and what their steps left
-    pulling.py  the step `champion`; fetching.py  verified copies  policies.py, objections.py  what is asked of a version
-    promotion.py, moving.py, verification.py  promote, rollback   ledger.py, shelves.py, records.py, lock.py, stored.py, overview.py
+    sealing.py, sbom.py, signing.py  what a version carries beside its files
+    pulling.py  the step `champion`; fetching.py  verified copies
+    policies.py, objections.py  what is asked of a version        points.py, weighing.py, served.py  how it is weighed
+    promotion.py, moving.py, verification.py, copying.py, outcome.py  promote, rollback
+    ledger.py, shelves.py, records.py, lock.py, stored.py         overview.py, audit_report.py  what is there, and whether it holds
 """
 
 from __future__ import annotations
@@ -20,10 +23,12 @@ from gemma_ops.config import MachineConfig, RegisterConfig
 
 if TYPE_CHECKING:
     from gemma_ops.config.policy import PromotionPolicy
+    from gemma_ops.registry.audit_report import AuditReport
     from gemma_ops.registry.live import Mirror
+    from gemma_ops.registry.outcome import Promotion
     from gemma_ops.registry.overview import Overview
     from gemma_ops.registry.policies import PolicyInForce
-    from gemma_ops.registry.promotion import Promotion
+    from gemma_ops.registry.served import ServeNeeds
 
 
 def register(
@@ -85,12 +90,16 @@ def promote(
     reason: str,
     override: str | None = None,
     expect: str | int | None = None,
+    approved_by: str | None = None,
+    needs: ServeNeeds | None = None,
 ) -> Promotion:
-    """Point an alias at a version whose verdict meets the policy and whose bytes are as registered; see
-    `promotion.py`."""
+    """Point an alias at a version on which all eleven points hold; see `promotion.py`."""
     from gemma_ops.registry.promotion import promote as run
 
-    return run(machine, name, to=to, version=version, reason=reason, override=override, expect=expect)
+    return run(
+        machine, name, to=to, version=version, reason=reason, override=override, expect=expect, approved_by=approved_by,
+        needs=needs,
+    )  # fmt: skip
 
 
 def rollback(machine: MachineConfig, name: str, *, alias: str = "champion", reason: str) -> Promotion:
@@ -128,6 +137,13 @@ def history(machine: MachineConfig, name: str) -> list[dict[str, Any]]:
     from gemma_ops.registry.overview import history as run
 
     return run(machine, name)
+
+
+def audit(machine: MachineConfig, name: str, *, everything: bool = False) -> AuditReport:
+    """Check everything that the registry says of a model; see `audit_report.py`."""
+    from gemma_ops.registry.audit_report import audit as run
+
+    return run(machine, name, everything=everything)
 
 
 def verify_ledger(machine: MachineConfig, name: str) -> str | None:

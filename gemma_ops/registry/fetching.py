@@ -7,7 +7,6 @@ whenever it is used: a cache that was changed is no source.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -23,7 +22,12 @@ from gemma_ops.registry import profile, stored
 from gemma_ops.registry.contents import content_problem
 from gemma_ops.registry.loading import loading
 from gemma_ops.registry.moving import alias_version, alias_words
+from gemma_ops.registry.points import INTEGRITY
 from gemma_ops.registry.profile import Tracking
+from gemma_ops.registry.served import check_served
+from gemma_ops.registry.signing import SIGNATURE
+from gemma_ops.registry.verification import check_verdict
+from gemma_ops.verdicts import VERDICT, Verdict
 
 _SPEC = re.compile(r"(?P<name>[^@/\s]+)(?:@(?P<alias>[^@/\s]+)|/(?P<version>\d+))")
 
@@ -50,8 +54,8 @@ def pull_version(
 ) -> Pulled:
     """Bring the files of a version (those that `wanted` says, all unless given) into `folder`, or into the cache.
 
-    Raises OpsError for a source that names no version, GateError for bytes that aren't what was registered,
-    ServiceError when MLflow can't be reached, MachineError where the folder can't be written.
+    Raises OpsError for a source that names no version, GateError for bytes that aren't what was registered, that no
+    trusted key signed where there is one, or that the verdict isn't about, ConfigError for a key that can't be read, ServiceError when MLflow can't be reached, MachineError where the folder can't be written.
     """
     asked = _SPEC.fullmatch(source)
     if asked is None:
@@ -62,15 +66,18 @@ def pull_version(
         if number is None:
             raise OpsError(f"{asked['name']} has no alias {asked['alias']!r}", alias_words(tracking, asked["name"]))
         logged, body = stored.version_manifest(tracking, stored.version(tracking, asked["name"], number))
+        who = f"version {number} of {asked['name']}"
+        check_verdict(body, who)
+        stored.signed_by(tracking, logged, body, who, machine.trusted_keys)
         home = folder or cache() / "versions" / body["digest"]
         files = {name: file for name, file in body["subject"]["files"].items() if wanted is None or wanted(name)}
         try:
             for name, file in files.items():
-                _bring(
-                    tracking, logged, asked["name"], number, name, file["sha256"], home / name, copy=folder is not None
-                )
+                _bring(tracking, logged, who, name, file["sha256"], home / name, copy=folder is not None)
+            if VERDICT in files:
+                check_served(Verdict.read(home / VERDICT), body["subject"], who)
             if folder is not None:
-                (home / "manifest.json").write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
+                _bring_own(tracking, logged, who, home)
                 (home / "README.md").write_text(_readme(asked["name"], number, body), encoding="utf-8")
         except OSError as error:
             raise MachineError(
@@ -79,14 +86,25 @@ def pull_version(
     return Pulled(asked["name"], str(number), asked["alias"] or "", home, body)
 
 
+def _bring_own(tracking: Tracking, logged: Any, who: str, home: Path) -> None:
+    """Lay the files that the manifest doesn't list into a pulled copy: the manifest, the card, the bill of materials, each
+    compared with its digest, and the signature."""
+    for name in stored.own_files(logged):
+        with stored.opened(tracking, logged, name) as source:
+            if digest.of_file(source) != logged.tags[stored.OWN[name]]:
+                raise _changed(who, f"{name} was changed")
+            shutil.copyfile(source, home / name)
+    if SIGNATURE in stored.listing(tracking, logged):
+        with stored.opened(tracking, logged, SIGNATURE) as source:
+            shutil.copyfile(source, home / SIGNATURE)
+
+
 def cache() -> Path:
     """Where verified files are kept."""
     return Path(os.environ.get("GEMMA_OPS_CACHE") or Path.home() / ".cache" / "gemma-ops")
 
 
-def _bring(
-    tracking: Tracking, logged: Any, name: str, number: str, path: str, sha256: str, target: Path, *, copy: bool
-) -> None:
+def _bring(tracking: Tracking, logged: Any, who: str, path: str, sha256: str, target: Path, *, copy: bool) -> None:
     """Lay one file at `target`: a link to the cache, or a copy of it."""
     kept = cache() / "blobs" / sha256
     if not (kept.is_file() and digest.of_file(kept) == sha256):
@@ -96,13 +114,13 @@ def _bring(
             with stored.opened(tracking, logged, path) as source:
                 shutil.copyfile(source, part)
         except FileNotFoundError:
-            raise _changed(name, number, f"{path} is missing") from None
+            raise _changed(who, f"{path} is missing") from None
         if digest.of_file(part) != sha256:
             part.unlink()
-            raise _changed(name, number, f"{path} was changed")
+            raise _changed(who, f"{path} was changed")
         if problem := content_problem(part, path):
             part.unlink()
-            raise _changed(name, number, f"{path}: {problem}")
+            raise _changed(who, f"{path}: {problem}")
         part.replace(kept)
     target.parent.mkdir(parents=True, exist_ok=True)
     target.unlink(missing_ok=True)
@@ -112,9 +130,9 @@ def _bring(
         target.symlink_to(kept)
 
 
-def _changed(name: str, number: str, why: str) -> GateError:
+def _changed(who: str, why: str) -> GateError:
     return GateError(
-        f"version {number} of {name} is not what was registered: {why}",
+        f"{INTEGRITY}: {who} is not what was registered: {why}",
         "roll back to a version that is whole, or register this one again from its run",
     )
 

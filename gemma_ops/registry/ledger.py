@@ -27,6 +27,8 @@ from gemma_ops.registry.state import user
 
 HEAD = "gemma_ops.ledger_head"
 """Tag of the registered model, and of each version, that anchors the chain: `<number>:<hash>` of its last entry."""
+COPY_HEAD = "gemma_ops.copy_ledger_head"
+"""The same of a version that was copied from another registered model."""
 START = "0" * 64  # what the first entry chains to
 _LONGEST = 1000  # characters of a reason, so that an entry fits a tag of any MLflow store
 
@@ -58,7 +60,9 @@ class Ledger:
         model = self.tracking.client.get_registered_model(self.name)
         self._hold(found, model.tags.get(HEAD), "the registered model")
         for version in stored.versions(self.tracking, self.name):
-            self.check_version(found, str(version.version), version.tags.get(HEAD))
+            # A copy brings the anchor in the ledger of its origin along.
+            mark = COPY_HEAD if stored.is_copy(version) else HEAD
+            self.check_version(found, str(version.version), version.tags.get(mark))
         return found
 
     def check_version(self, found: list[Entry], version: str, mark: str | None, where: str = "") -> None:

@@ -169,6 +169,7 @@ def _data(data: Path, artifact: dict[str, Any]) -> dict[str, Any]:
             privacy[label] = privacy.get(label, 0) + 1
             sources[source or "unknown"] = sources.get(source or "unknown", 0) + 1
         files[name] = {"sha256": artifact["files"][name]["sha256"], "rows": rows}
+    report = reading.load(data / "report.json") or {}
     top = dict(sorted(sources.items(), key=lambda item: (-item[1], item[0]))[:20])
     return {
         "digest": artifact["digest"],
@@ -176,8 +177,15 @@ def _data(data: Path, artifact: dict[str, Any]) -> dict[str, Any]:
         "rows": sum(file["rows"] for file in files.values()),
         "privacy": privacy,
         "sources": top,
-        "teachers": (reading.load(data / "report.json") or {}).get("teachers") or [],
+        "teachers": report.get("teachers") or [],
+        **({"overlap": _overlap(report["overlap"])} if report.get("overlap") else {}),
     }
+
+
+def _overlap(told: dict[str, Any]) -> dict[str, Any]:
+    """What became of training rows that stand in a task, and how many there were, by task."""
+    compared = {task["name"]: task["rows"] for task in told["tasks"] if task.get("not_compared") is None}
+    return {"mode": told["mode"], "tasks": compared}
 
 
 def _privacy(models: list[Path], release: ReleaseConfig) -> dict[str, Any]:

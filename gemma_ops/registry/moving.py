@@ -16,8 +16,9 @@ from gemma_ops.registry.shelves import Entry
 from gemma_ops.registry.verification import CheckedVersion
 
 _MOVED = ("action", "alias", "from", "to", "reason", "override", "verdict", "verdict_sha256", "manifest")
-_GROUNDS = ("overrides", "policy", "failed_before")
-"""What an entry of a move says besides: what was overridden, the digest of the policy, what was told."""
+_GROUNDS = ("overrides", "policy", "failed_before", "points", "approved_by", "origin")
+"""What an entry of a move says besides: what was overridden, the digest of the policy, what was told, the points, who
+approved, and which version of another model it is."""
 
 
 @contextmanager

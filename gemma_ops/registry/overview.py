@@ -9,6 +9,7 @@ from typing import Any
 from gemma_ops.config import MachineConfig
 from gemma_ops.registry import ledger, profile, stored
 from gemma_ops.registry.ledger import Ledger
+from gemma_ops.registry.points import kept_words
 from gemma_ops.registry.policies import policy_in_force
 from gemma_ops.registry.profile import Tracking
 from gemma_ops.registry.records import gone_versions
@@ -84,7 +85,10 @@ def move(entry: Entry) -> str:
     """A ledger entry in words: `promote champion 1 → 2: better on every slice`."""
     against = "; ".join(entry.get("overrides") or [f"verdict {entry['verdict']}"])
     override = f" (against: {against}; overridden: {entry['override']})" if entry["override"] else ""
-    return f"{entry['action']} {entry['alias']} {entry['from'] or 'none'} → {entry['to']}: {entry['reason']}{override}"
+    points = f"; {kept_words(entry['points'])}" if entry.get("points") else ""
+    points += f"; approved by {entry['approved_by']}" if entry.get("approved_by") else ""
+    told = f"{entry['reason']}{override}{points}"
+    return f"{entry['action']} {entry['alias']} {entry['from'] or 'none'} → {entry['to']}: {told}"
 
 
 def show(machine: MachineConfig, name: str) -> Overview:
@@ -137,9 +141,8 @@ def verify_ledger(machine: MachineConfig, name: str) -> str | None:
 def _version(tracking: Tracking, found: Any, aliases: dict[str, str]) -> dict[str, Any]:
     number = str(found.version)
     metrics: dict[str, float] = {}
-    source = str(found.source or "")
-    if source.startswith("models:/m-"):
-        logged = tracking.client.get_logged_model(source.removeprefix("models:/"))
+    if model_id := stored.model_of(tracking, found):
+        logged = tracking.client.get_logged_model(model_id)
         metrics = {metric.key: metric.value for metric in logged.metrics or []}
     return {
         "version": number,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gemma_ops import digest
-from gemma_ops.config import GateConfig, MachineConfig
+from gemma_ops.config import GateConfig, MachineConfig, PromotionAsks
 from gemma_ops.config.policy import PolicyTask, PromotionPolicy, make_policy, softer
 from gemma_ops.errors import ConfigError, OpsError
 from gemma_ops.registry import ledger, lock
@@ -60,6 +60,7 @@ class PolicyInForce:
             for name, task in self.policy.tasks.items()
         ]
         text.append(f"  confidence {self.policy.confidence:.0%}, shared by all gates and looks")
+        text += [f"  {line}" for line in _asked_besides(self.policy.asks)]
         return text + [f"  softer than the policy before: {line}" for line in self.softer]
 
 
@@ -74,8 +75,10 @@ def policy_in_force(name: str, entries: list[Entry]) -> PolicyInForce | None:
     return None
 
 
-def proposed_policy(subject: Mapping[str, Any], verdict: Verdict) -> PromotionPolicy | None:
-    """The policy that a version's own gates make; None where nothing was gated. Gates that were only reported, such as
+def proposed_policy(
+    subject: Mapping[str, Any], verdict: Verdict, asks: PromotionAsks | None = None
+) -> PromotionPolicy | None:
+    """The policy that a version's own gates make, with `asks`; None where nothing was gated. Gates that were only reported, such as
     those on a judge that was not asked, are none."""
     settings = subject["settings"].get("evaluate") or {}
     gates = [GateConfig.model_validate(gate) for gate in settings.get("gates", ())]
@@ -89,7 +92,7 @@ def proposed_policy(subject: Mapping[str, Any], verdict: Verdict) -> PromotionPo
         name: PolicyTask(digest=task.digest, rows=task.rows, primary=task.primary)
         for name, task in verdict.tasks.items()
     }
-    return make_policy(decided, tasks, float(verdict.confidence))
+    return make_policy(decided, tasks, float(verdict.confidence), asks)
 
 
 def append_policy(book: Ledger, policy: PromotionPolicy, reason: str) -> PolicyInForce:
@@ -132,3 +135,12 @@ def set_policy(
             book.restart(why)
         known = policy_in_force(name, book.anchored())
         return known if known and known.policy == policy else append_policy(book, policy, why)
+
+
+def _asked_besides(asks: PromotionAsks) -> list[str]:
+    """What is asked besides gates, in words."""
+    given, lost = f"{asks.memorized:.0%} of probed training rows given away", f"{asks.refusals_lost:.0%}"
+    found = [f"at most {given}, and at most {lost} of the base's refusals lost"]
+    found += [f"at most {asks.memory_gb:g} GB to serve"] if asks.memory_gb else []
+    found += ["somebody's approval"] if asks.approval else []
+    return found + (["a signature by a trusted key"] if asks.signature else [])

@@ -276,19 +276,19 @@ def outage(error: BaseException) -> str | None:
             if response is None:
                 return _innermost(cause)
             if response.status_code in (401, 403):
-                return (
-                    f"it answered {response.status_code}: check MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
-                )
+                code = response.status_code
+                return f"it answered {code}: check MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
             if response.status_code >= 500 or 300 <= response.status_code < 400:
                 return f"it answered {response.status_code}"
         cause = cause.__cause__ or cause.__context__
     if isinstance(error, MlflowException):
         text = str(error)
+        if "failed with error code 403" in text:
+            return "it answered 403: this user may not do that (MLFLOW_TRACKING_USERNAME)"
         if "API request to" in text or "TEMPORARILY_UNAVAILABLE" in text or "database is locked" in text:
             return text.splitlines()[0][:200]
         status = re.search(r"failed with error code (3\d\d|401|403|5\d\d)", text)
-        if status:
-            return f"it answered {status.group(1)}"
+        return f"it answered {status.group(1)}" if status else None
     return None
 
 

@@ -1,23 +1,23 @@
 """Moving an alias: only to a version whose evidence meets the model's policy and whose bytes are those that were registered.
 
-    1. check the version: manifest against its digest, every stored byte against the manifest, lineage, verdict
+    1. check the version: manifest against its digest, every stored byte against the manifest, signature, verdict
     2. lock the model, compare the ledger with its anchors, finish what a crash left open
-    3. weigh the verdict against the policy, the present champion, and the looks of earlier versions
+    3. weigh the version point by point: against the policy, the champion, and the looks of earlier versions
     4. write `intent`, move the alias, read it back, write `done`
 
-A digest that differs, and a ledger that does, can't be overridden. What speaks against the evidence or the lineage can be,
-with a reason; the ledger and the version keep the reason and everything that it overrode.
+Bytes that differ, a signature and a ledger that don't hold can't be overridden. Every other point can be, with a reason;
+the ledger and the version keep the reason and everything that it overrode.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from gemma_ops.config import MachineConfig
 from gemma_ops.config.policy import CHAMPION
 from gemma_ops.errors import BusyError, GateError, OpsError
 from gemma_ops.registry import ledger, stored
+from gemma_ops.registry.copying import copy_of, copy_version, production_model
 from gemma_ops.registry.ledger import Ledger
 from gemma_ops.registry.moving import (
     alias_version,
@@ -29,48 +29,16 @@ from gemma_ops.registry.moving import (
     opened_registry,
     settle_move,
 )
-from gemma_ops.registry.objections import Incumbent, objections
-from gemma_ops.registry.policies import PolicyInForce, policy_in_force
+from gemma_ops.registry.objections import Incumbent
+from gemma_ops.registry.outcome import Promotion
+from gemma_ops.registry.points import INTEGRITY
+from gemma_ops.registry.policies import append_policy, policy_in_force
 from gemma_ops.registry.profile import Tracking
-from gemma_ops.registry.records import failed_before, gone_versions, looks_before, weights_of
+from gemma_ops.registry.records import gone_versions
+from gemma_ops.registry.served import ServeNeeds
 from gemma_ops.registry.shelves import Entry
 from gemma_ops.registry.verification import CheckedVersion, verify_version
-
-
-@dataclass(frozen=True)
-class Promotion:
-    """What happened: `changed` is False when the alias stood there already. `policy` says by which policy the version was
-    judged, `overrides` what spoke against it, `notes` what else to know, as that its weights failed before; `head` is the hash of the
-    ledger's last entry, `ledger` where that is."""
-
-    name: str
-    alias: str
-    version: str
-    previous: str | None
-    verdict: str
-    override: str | None
-    changed: bool
-    head: str
-    ledger: str
-    words: str
-    policy: str = ""
-    compared_with: str | None = None
-    overrides: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
-
-    def to_json(self) -> dict[str, Any]:
-        """Everything, as a JSON object."""
-        return dict(vars(self))
-
-    def lines(self) -> list[str]:
-        """What happened, on what grounds, and where that is written down."""
-        compared = f", compared with version {self.compared_with}" if self.compared_with else ""
-        text = [self.words, f"  verdict {self.verdict}{compared}; every byte as registered"]
-        text += [f"  {self.policy}"] if self.policy else []
-        if self.overrides:
-            text += [f"  overridden ({self.override}):", *(f"    {line}" for line in self.overrides)]
-        text += [f"  note: {line}" for line in self.notes]
-        return [*text, f"  ledger {self.ledger}, last entry {self.head[:12]}"]
+from gemma_ops.registry.weighing import Move, Weighing, weigh_version
 
 
 def promote(
@@ -82,59 +50,77 @@ def promote(
     reason: str,
     override: str | None = None,
     expect: str | int | None = None,
+    approved_by: str | None = None,
+    needs: ServeNeeds | None = None,
 ) -> Promotion:
-    """Point alias `to` of model `name` at `version` (None: the latest).
+    """Point an alias at `version` (None: the latest) of model `name`: the alias `to`, or that of another registered model
+    where `to` is `MODEL@ALIAS` or `NAME-prod`, which the version is then copied into.
 
-    `override` is the reason for promoting against what the evidence says; `expect` the version the alias must stand at now.
-    Raises GateError when the evidence, the policy, the bytes, the ledger or `expect` forbid it, OpsError when model or
-    version doesn't exist, BusyError while another promotion runs, ServiceError when MLflow can't be reached. Safe to repeat.
+    `override` is the reason for promoting against what the evidence says; `expect` the version the alias must stand at now;
+    `approved_by` who approved, where the policy asks for it; `needs` how it is to be served. Raises GateError when a point,
+    the ledger or `expect` forbids it, OpsError when model or version doesn't exist, ConfigError for a key that can't be
+    read, BusyError while another promotion runs, ServiceError when MLflow can't be reached. Safe to repeat.
     """
     why = ledger.reason_given(reason)
     excuse = ledger.reason_given(override, "override") if override is not None else None
-    check_alias(to)
+    approver = ledger.reason_given(approved_by, "approved-by") if approved_by is not None else None
+    model, alias = production_model(name, to)
+    check_alias(alias)
     with opened_registry(machine, name) as tracking:
         # Reads every byte, so it comes before the lock.
-        checked = verify_version(tracking, _wanted(tracking, name, version))
-    with locked_model(machine, name) as (tracking, book):
-        mark = checked.manifest["made"].get("ledger")
-        book.check_version(book.entries(), checked.version, mark, "the manifest of ")
-        settle_move(tracking, book, to)
-        now = alias_version(tracking, name, to)
+        checked = verify_version(tracking, _wanted(tracking, name, version), machine.trusted_keys)
+        origin = _own_entries(Ledger(tracking, name), checked) if model != name else []
+        if model != name:
+            stored.find_or_create(tracking, model, f"What of {name} was promoted.")
+    with locked_model(machine, model) as (tracking, book):
+        origin = origin if model != name else _own_entries(book, checked)
+        settle_move(tracking, book, alias)
+        now = alias_version(tracking, model, alias)
         entries = book.entries()
-        trail = ledger.trail(entries, to)
-        if now == checked.version and trail and trail[-1] == now:
-            words = f"{name}@{to} is version {now} already: nothing changed"
+        trail = ledger.trail(entries, alias)
+        there = checked.version if model == name else copy_of(tracking, model, checked)
+        if there is not None and now == there and trail and trail[-1] == now:
+            words = f"{model}@{alias} is version {now} already: nothing changed"
             before = trail[-2] if len(trail) > 1 else None
             head, at = entries[-1]["hash"], book.shelf.at
-            return Promotion(name, to, now, before, checked.outcome, excuse, False, head, at, words)
+            return Promotion(model, alias, now, before, checked.outcome, excuse, False, head, at, words)
         if expect is not None and now != str(expect):
             raise GateError(
-                f"{name}@{to} is {f'version {now}' if now else 'not set'}, not version {expect}",
-                "somebody moved it: look with gemma-ops show, then say --expect with what it is now",
+                f"{model}@{alias} is {f'version {now}' if now else 'not set'}, not version {expect}",
+                "look at what changed (gemma-ops show), then say --expect with the version you mean to replace",
             )
-        grounds = _grounds(tracking, name, entries, checked)
-        if grounds.against and excuse is None:
-            raise _refusal(name, checked, grounds)
-        if excuse is not None and grounds.against:
+        move = Move(model, alias, now, entries, approver, needs or ServeNeeds())
+        weighing = _weighed(tracking, name, checked, origin, move)
+        if weighing.against and excuse is None:
+            raise weighing.refusal(name, checked)
+        if model != name:
+            checked = copy_version(tracking, book, name, checked, origin)
+            if weighing.policy and policy_in_force(model, entries) is None:
+                append_policy(book, weighing.policy.policy, f"taken over from {name}: {weighing.policy.reason}"[:1000])
+        if excuse is not None and weighing.against:
             # Before the alias moves, so that an overridden version never stands there without saying so.
-            tracking.client.set_model_version_tag(name, checked.version, "override", excuse)
+            tracking.client.set_model_version_tag(model, checked.version, "override", excuse)
         fields = move_fields(
-            "promote", to, now, checked, why=why, excuse=excuse, overrides=list(grounds.against),
-            policy=grounds.policy.digest if grounds.policy else None, failed_before=list(grounds.failed),
+            "promote", alias, now, checked, why=why, excuse=excuse, overrides=list(weighing.against),
+            policy=weighing.policy.digest if weighing.policy else None, failed_before=list(weighing.failed),
+            points=[point.kept() for point in weighing.points], approved_by=approver, origin=checked.origin,
         )  # fmt: skip
         done = finish_move(tracking, book, book.append("intent", **fields))
-        words = f"{name}@{to} is version {checked.version}" + (
+        words = f"{model}@{alias} is version {checked.version}" + (
             f" (it was {now})" if now and now != checked.version else ""
         )
+        words += f", a copy of {checked.origin}" if checked.origin else ""
         return Promotion(
-            name, to, checked.version, now, checked.outcome, excuse, True, done["hash"], book.shelf.at, words,
-            policy=grounds.policy.words if grounds.policy else "", compared_with=grounds.compared_with,
-            overrides=grounds.against, notes=(*grounds.failed, *_later_gone(entries, tracking, checked, version)),
+            model, alias, checked.version, now, checked.outcome, excuse, True, done["hash"], book.shelf.at, words,
+            policy=weighing.policy.words if weighing.policy else "", compared_with=weighing.compared_with,
+            overrides=weighing.against, points=weighing.points,
+            notes=(*weighing.failed, *_later_gone(origin, tracking, name, checked, version)),
         )  # fmt: skip
 
 
 def rollback(machine: MachineConfig, name: str, *, alias: str = CHAMPION, reason: str) -> Promotion:
-    """Point `alias` back at the version it stood at before, after comparing that version's bytes with its manifest.
+    """Point `alias` back at the version it stood at before, after comparing that version's bytes with its manifest
+    and its signature with the trusted keys.
 
     The verdict is not asked again: the version was promoted before. Raises OpsError when there is no earlier one, else as
     `promote`. Repeated after a crash it finishes the move it had begun instead of going back twice.
@@ -144,7 +130,7 @@ def rollback(machine: MachineConfig, name: str, *, alias: str = CHAMPION, reason
         book = Ledger(tracking, name)
         book.anchored()
         goal = _earlier(tracking, book, alias)
-        checked = verify_version(tracking, stored.version(tracking, name, goal))
+        checked = verify_version(tracking, stored.version(tracking, name, goal), machine.trusted_keys)
     with locked_model(machine, name) as (tracking, book):
         intent = ledger.pending(book.entries(), alias)
         if intent and intent["action"] == "rollback" and intent["to"] == goal:
@@ -166,14 +152,30 @@ def rollback(machine: MachineConfig, name: str, *, alias: str = CHAMPION, reason
         )
 
 
-@dataclass(frozen=True)
-class _Grounds:
-    """What a version was weighed against, and what speaks against it."""
+def _own_entries(book: Ledger, checked: CheckedVersion) -> list[Entry]:
+    """The ledger of the model, which must know the version as it was registered. Raises GateError where it doesn't."""
+    entries = book.anchored()
+    if not checked.origin:
+        book.check_version(entries, checked.version, checked.manifest["made"].get("ledger"), "the manifest of ")
+    known = [one for one in entries if one["kind"] == "version" and one["version"] == checked.version]
+    if known and known[-1]["manifest"] != checked.digest:
+        raise GateError(
+            f"{INTEGRITY}: the ledger of {book.name} knows version {checked.version} by another manifest "
+            f"({known[-1]['manifest'][:12]}) than it carries ({checked.digest[:12]})",
+            "promote another version, or register this one again from its run (--redo register)",
+        )
+    return entries
 
-    policy: PolicyInForce | None
-    compared_with: str | None
-    against: tuple[str, ...]
-    failed: tuple[str, ...]
+
+def _weighed(tracking: Tracking, name: str, checked: CheckedVersion, origin: list[Entry], move: Move) -> Weighing:
+    """Weigh the version against the policy and the champion of the model that it is to go to."""
+    policy = policy_in_force(move.name, list(move.entries)) or policy_in_force(name, origin)
+    number = alias_version(tracking, move.name, CHAMPION)
+    incumbent = None
+    if number is not None:
+        manifest = str(stored.version(tracking, move.name, number).tags.get(stored.TAG))
+        incumbent = Incumbent(number, manifest) if manifest != checked.digest else None
+    return weigh_version(checked, policy, incumbent, origin, move)
 
 
 def _wanted(tracking: Tracking, name: str, version: str | int | None) -> Any:
@@ -191,39 +193,15 @@ def _wanted(tracking: Tracking, name: str, version: str | int | None) -> Any:
 
 
 def _later_gone(
-    entries: list[Entry], tracking: Tracking, checked: CheckedVersion, version: str | int | None
+    entries: list[Entry], tracking: Tracking, name: str, checked: CheckedVersion, version: str | int | None
 ) -> list[str]:
     """Later versions that were deleted, where the latest was asked for without a number."""
-    gone = gone_versions(entries, stored.versions(tracking, checked.manifest["subject"]["name"]))
-    later = [number for number in gone if int(number) > int(checked.version)] if version is None else []
+    gone = gone_versions(entries, stored.versions(tracking, name))
+    later = [number for number in gone if int(number) > int(checked.registered)] if version is None else []
     return [
-        f"version {number} was deleted in MLflow, so {checked.version} is the latest that is left" for number in later
+        f"version {number} was deleted in MLflow, so {checked.registered} is the latest that is left"
+        for number in later
     ]
-
-
-def _grounds(tracking: Tracking, name: str, entries: list[Entry], checked: CheckedVersion) -> _Grounds:
-    policy = policy_in_force(name, entries)
-    number = alias_version(tracking, name, CHAMPION)
-    incumbent = None
-    if number is not None and number != checked.version:
-        found = stored.version(tracking, name, number)
-        incumbent = Incumbent(number, str(found.tags.get(stored.TAG)))
-    looks = looks_before(entries, checked.version)
-    against = objections(checked.verdict, checked.lacking, policy, incumbent, looks)
-    failed = failed_before(entries, weights_of(checked.manifest["subject"]), checked.version)
-    return _Grounds(policy, number if incumbent else None, tuple(against), tuple(failed))
-
-
-def _refusal(name: str, checked: CheckedVersion, grounds: _Grounds) -> GateError:
-    told = [*grounds.against, *(f"note: {line}" for line in grounds.failed)]
-    policy = f" ({grounds.policy.words})" if grounds.policy else ""
-    lines = "".join(f"\n  {line}" for line in told)
-    return GateError(
-        f"version {checked.version} of {name} may not be promoted{policy}:{lines}",
-        "read its report, and evaluate again what was not asked (--redo champion --redo evaluate --redo register); change what "
-        f"is asked, with a reason (gemma-ops policy {name} --from CONFIG --reason 'why'); or take the responsibility: "
-        f"gemma-ops promote {name} --override 'why'",
-    )
 
 
 def _earlier(tracking: Tracking, book: Ledger, alias: str) -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,14 +48,16 @@ def pull_champion(out: Path, settings: RegisterConfig, machine: MachineConfig) -
         entries = Ledger(tracking, model.name).anchored()
         policy = policy_in_force(model.name, entries)
         number = model.aliases.get(CHAMPION)
-        champion = _pull(tracking, out, model.name, str(number)) if number is not None and policy else None
+        keys = machine.trusted_keys
+        champion = _pull(tracking, out, model.name, str(number), keys) if number is not None and policy else None
         why = "" if champion else f"{model.name} has no {CHAMPION if policy else 'policy'} yet"
         standard = PromotionStandard(policy=policy.policy if policy else None, champion=champion, why_none=why)
         return _write(out, standard, entries)
 
 
-def _pull(tracking: Tracking, out: Path, name: str, number: str) -> ChampionFacts:
+def _pull(tracking: Tracking, out: Path, name: str, number: str, keys: Sequence[str]) -> ChampionFacts:
     logged, body = stored.version_manifest(tracking, stored.version(tracking, name, number))
+    stored.signed_by(tracking, logged, body, f"version {number} of {name}", keys)
     files: dict[str, Any] = body["subject"]["files"]
     # By itself, the most exact first, else on the base it was made from.
     form = next(each for each in FORMATS.values() if any(path.startswith(f"{each.shelf}/") for path in files))

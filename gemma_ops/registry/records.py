@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from gemma_ops.config import PromotionAsks
 from gemma_ops.registry import lock, stored
 from gemma_ops.registry.ledger import HEAD, Ledger, anchor
 from gemma_ops.registry.policies import append_policy, policy_in_force, proposed_policy
@@ -73,9 +74,15 @@ def check_ledger(tracking: Tracking, name: str) -> str | None:
 
 
 def record_version(
-    tracking: Tracking, name: str, number: int, body: Mapping[str, Any], verdict: Verdict | None, run: str
+    tracking: Tracking,
+    name: str,
+    number: int,
+    body: Mapping[str, Any],
+    verdict: Verdict | None,
+    run: str,
+    asks: PromotionAsks | None = None,
 ) -> list[str]:
-    """Write a version into the ledger, once; propose a policy where the model has none; anchor the chain in the
+    """Write a version into the ledger, once; propose a policy, with `asks`, where the model has none; anchor the chain in the
     version.
 
     Returns what should be told: that a policy was proposed, and that the same weights failed before.
@@ -92,7 +99,7 @@ def record_version(
             look = look_of(verdict)
             book.append("version", **facts, look=look.to_json() if look else None)
         if verdict is not None and policy_in_force(name, entries) is None:
-            policy = proposed_policy(subject, verdict)
+            policy = proposed_policy(subject, verdict, asks)
             if policy is not None:
                 reason = f"proposed by version {version} from the gates of run {run}"
                 told.append(append_policy(book, policy, reason).words)

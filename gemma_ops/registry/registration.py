@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gemma_ops import digest, journal
+from gemma_ops import journal
 from gemma_ops.config import MachineConfig, RegisterConfig
 from gemma_ops.durable import write_json
 from gemma_ops.errors import ConfigError, ServiceError
 from gemma_ops.privacy import release_of
-from gemma_ops.registry import card, describe, evidence, manifest, profile, reading, records, staging, stored
+from gemma_ops.registry import card, describe, evidence, manifest, profile, reading, records, sealing, staging, stored
 from gemma_ops.registry import state as memory
 from gemma_ops.registry.evidence import Evidence
 from gemma_ops.registry.profile import Tracking
@@ -41,8 +41,8 @@ def register(
     quantized: Path | None = None,
     evaluation: Path | None = None,
 ) -> dict[str, float]:
-    """Write `manifest.json`, `card.md` and `mlflow.json`, and make the version; with tracking off its number is null
-    there.
+    """Write `manifest.json`, `card.md`, `sbom.cdx.json` and `mlflow.json`, and make the version, signed where there is a
+    key; with tracking off its number is null there.
 
     Metrics: `version` (its number), `files` and `bytes` of what it carries. Raises ConfigError without a name,
     ModelError and DataError for artifacts that don't fit together, ServiceError when MLflow can't be reached.
@@ -66,7 +66,7 @@ def register(
         "bytes": float(sum(file["bytes"] for file in body["subject"]["files"].values())),
     }
     if tracking is None:
-        _write(out, body, card.write(body, found, settings.description))
+        sealing.write_own(out, body, card.write(body, found, settings.description))
         write_json(out / "mlflow.json", {"name": settings.name, "version": None, "manifest": body["digest"]})
         journal.record(
             event="unregistered", reason="machine.mlflow is null; with one set, --redo register registers it"
@@ -76,15 +76,17 @@ def register(
         # The step's folder lies in the run's: version and run refer to each other in MLflow.
         parent = memory.parent_run(tracking, out.parent)["run_id"]
         work = _Work(tracking, str(settings.name), settings.description, body, found, parent, _made_at(evaluation))
-        logged = work.logged_model(chosen, out / "staging")
+        logged = work.logged_model(chosen, out / "staging", machine.signing_key)
         number = work.version(logged)
         # What is stored decides: registered before by other code, it has its own account of that code.
         body = stored.read_manifest(tracking, logged)
         verdict = found.verdict if found else None
-        told = records.record_version(tracking, work.name, number, body, verdict, out.parent.name)
+        told = records.record_version(tracking, work.name, number, body, verdict, out.parent.name, settings.asks)
+        for name in stored.own_files(logged):
+            with stored.opened(tracking, logged, name) as file:
+                shutil.copyfile(file, out / name)
     for line in told:
         journal.record(message=line)
-    _write(out, body, card.write(body, found, settings.description))
     record = {
         "name": settings.name,
         "version": str(number),
@@ -112,15 +114,17 @@ class _Work:
     parent: str
     evaluated: int
 
-    def logged_model(self, chosen: dict[str, Path], stage: Path) -> Any:
-        """The READY LoggedModel of this manifest: found, finished or made."""
+    def logged_model(self, chosen: dict[str, Path], stage: Path, key: str | None) -> Any:
+        """The READY LoggedModel of this manifest: found, finished or made, and signed with `key`."""
         client, manifest_digest = self.tracking.client, self.body["digest"]
         known = stored.logged_models(self.tracking, manifest_digest)
         ready = [one for one in known if str(one.status) == "READY"]
         if ready:
-            return ready[0]
+            logged = sealing.complete_own(self.tracking, ready[0], stage)
+            sealing.sign_version(self.tracking, logged, self.body, key, stage)
+            return logged
         expected = {name: file["bytes"] for name, file in self.body["subject"]["files"].items()}
-        usable = [one for one in known if not set(stored.listing(self.tracking, one)) - set(expected) - set(stored.OWN)]
+        usable = [one for one in known if not set(stored.listing(self.tracking, one)) - set(expected) - stored.BESIDE]
         if not usable:
             self._create()
             seen = {one.model_id for one in known}
@@ -130,16 +134,16 @@ class _Work:
             if other.model_id != logged.model_id:  # not usable, or of a request repeated after a cut connection
                 client.delete_logged_model(other.model_id)
         staging.link(chosen, stage)
-        _write(stage, self.body, card.write(self.body, self.found, self.description))
+        sealing.write_own(stage, self.body, card.write(self.body, self.found, self.description))
         journal.record(event="uploading", files=len(chosen))
         client.log_model_artifacts(logged.model_id, str(stage))
         if problems := stored.compare_sizes(self.tracking, logged, expected):
             raise ServiceError(
                 f"MLflow did not keep what was sent: {'; '.join(problems[:3])}", "run the same command again"
             )
-        own = {tag: digest.of_file(stage / name) for name, tag in stored.OWN.items()}
-        client.set_logged_model_tags(logged.model_id, own)
+        sealing.tag_own(self.tracking, logged.model_id, stage)
         shutil.rmtree(stage)
+        sealing.sign_version(self.tracking, client.get_logged_model(logged.model_id), self.body, key, stage)
         self._metrics(logged.model_id)
         self._link(logged.model_id)
         return client.finalize_logged_model(logged.model_id, "READY")
@@ -174,6 +178,7 @@ class _Work:
         # The link from the LoggedModel's page to the version; MLflow's own clients write it too.
         link = json.dumps([{"name": self.name, "version": str(first.version)}])
         client.set_logged_model_tags(logged.model_id, {"mlflow.modelVersions": link})
+        sealing.tag_version(self.tracking, self.name, first, logged)
         return int(first.version)
 
     def _create(self) -> None:
@@ -235,8 +240,3 @@ def _made_at(evaluation: Path | None) -> int:
     """When the evaluation was finished, in milliseconds since 1970; 0 without one."""
     made = (reading.load(evaluation / "artifact.json") or {}).get("made") if evaluation else None
     return calendar.timegm(time.strptime(made["at"], "%Y-%m-%dT%H:%M:%SZ")) * 1000 if made else 0
-
-
-def _write(folder: Path, body: dict[str, Any], text: str) -> None:
-    write_json(folder / "manifest.json", body)
-    (folder / "card.md").write_text(text, encoding="utf-8")

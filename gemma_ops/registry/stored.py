@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,18 @@ from gemma_ops.errors import GateError, OpsError
 from gemma_ops.registry import manifest
 from gemma_ops.registry.contents import content_problem
 from gemma_ops.registry.profile import Tracking
+from gemma_ops.registry.signing import SIGNATURE, check_signature
 
 TAG = "gemma_ops.manifest"
-OWN = {"manifest.json": "gemma_ops.manifest_sha256", "card.md": "gemma_ops.card_sha256"}
+SBOM = "sbom.cdx.json"
+OWN = {
+    "manifest.json": "gemma_ops.manifest_sha256", "card.md": "gemma_ops.card_sha256", SBOM: "gemma_ops.sbom_sha256",
+}  # fmt: skip
 """Files that `register` writes, which can't stand in the manifest: the tags that hold their SHA-256."""
+BESIDE = frozenset({*OWN, SIGNATURE})
+"""Files of a version that its manifest doesn't list."""
+ORIGIN, LOGGED = "gemma_ops.origin", "gemma_ops.logged_model"
+"""Tags of a version that was copied from another registered model: which version, and the LoggedModel behind it."""
 
 
 def logged_models(tracking: Tracking, manifest_digest: str) -> list[Any]:
@@ -55,6 +64,11 @@ def find_model(tracking: Tracking, name: str) -> Any | None:
         return None
 
 
+def find_or_create(tracking: Tracking, name: str, description: str) -> Any:
+    """A registered model, made where there is none."""
+    return find_model(tracking, name) or tracking.client.create_registered_model(name, description=description)
+
+
 def model(tracking: Tracking, name: str) -> Any:
     """As `find_model`. Raises OpsError naming the models there are."""
     if found := find_model(tracking, name):
@@ -86,17 +100,35 @@ def _instead(given: str, names: list[str], otherwise: str) -> str:
     return f"did you mean {close[0]}? {listing}" if close else listing
 
 
+def is_copy(found: Any) -> bool:
+    """Whether a version was copied from another registered model."""
+    return re.match(r"models:/(?!m-)[^/]+/\d+$", str(found.source or "")) is not None
+
+
+def model_of(tracking: Tracking, found: Any) -> str | None:
+    """The id of the LoggedModel behind a version, that of its origin for a copy; None where there is none."""
+    source = str(found.source or "")
+    if source.startswith("models:/m-"):
+        return source.removeprefix("models:/")
+    if not is_copy(found):
+        return None
+    if known := found.tags.get(LOGGED):
+        return str(known)
+    name, _, number = source.removeprefix("models:/").rpartition("/")
+    return model_of(tracking, tracking.client.get_model_version(name, number))
+
+
 def logged_model(tracking: Tracking, found: Any) -> Any:
     """The LoggedModel behind a version. Raises GateError for a version gemma-ops has not registered or not finished."""
     from mlflow.exceptions import MlflowException
 
-    source = str(found.source or "")
-    if not source.startswith("models:/m-"):
+    model_id = model_of(tracking, found)
+    if model_id is None:
         raise GateError(
             f"{found.name} version {found.version} was not registered by gemma-ops", "register it with gemma-ops run …"
         )
     try:
-        logged = tracking.client.get_logged_model(source.removeprefix("models:/"))
+        logged = tracking.client.get_logged_model(model_id)
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
@@ -149,20 +181,29 @@ def compare_sizes(tracking: Tracking, logged: Any, expected: dict[str, int]) -> 
         for name, size in expected.items()
         if name in have and have[name] != size
     ]
-    return problems + [f"{name} should not be there" for name in sorted(set(have) - set(expected) - set(OWN))]
+    return problems + [f"{name} should not be there" for name in sorted(set(have) - set(expected) - BESIDE)]
 
 
-def compare_bytes(tracking: Tracking, logged: Any, body: dict[str, Any]) -> list[str]:
+def compare_tags(found: Any, logged: Any) -> list[str]:
+    """Files beside the manifest's whose digests differ between a version and its LoggedModel, in words."""
+    return [
+        f"{name} is another than the version was registered with"
+        for name, tag in OWN.items()
+        if found.tags.get(tag) != logged.tags.get(tag)
+    ]
+
+
+def compare_bytes(tracking: Tracking, logged: Any, body: dict[str, Any], *, largest: int | None = None) -> list[str]:
     """Differences between every stored byte and what was registered, in words: the manifest for what it lists, the tags
     for the manifest itself and the card. A file that is another kind than its name says is told too.
 
-    Reads (or downloads) all files, one at a time.
+    Reads (or downloads) all files, or those of at most `largest` bytes, one at a time.
     """
     expected = body["subject"]["files"]
     problems = compare_sizes(tracking, logged, {name: file["bytes"] for name, file in expected.items()})
     if problems:
         return problems
-    wanted = {name: file["sha256"] for name, file in expected.items()}
+    wanted = {name: file["sha256"] for name, file in expected.items() if largest is None or file["bytes"] <= largest}
     wanted |= {name: logged.tags[tag] for name, tag in OWN.items() if tag in logged.tags}
     for name, sha256 in wanted.items():
         try:
@@ -174,6 +215,35 @@ def compare_bytes(tracking: Tracking, logged: Any, body: dict[str, Any]) -> list
         except FileNotFoundError:
             problems.append(f"{name} is missing")
     return problems
+
+
+def signed_by(tracking: Tracking, logged: Any, body: dict[str, Any], who: str, keys: Sequence[str]) -> str:
+    """Say which of the trusted `keys` signed everything that is stored for a version; empty where none is trusted.
+
+    Reads the small files that the manifest doesn't list; those it lists are signed by their digests in it. Raises
+    GateError as `check_signature` does.
+    """
+    if not keys:
+        return ""
+    files = signed_files(tracking, logged, body)
+    if SIGNATURE not in listing(tracking, logged):
+        return check_signature(files, who, None, keys)
+    with opened(tracking, logged, SIGNATURE) as path:
+        return check_signature(files, who, path, keys)
+
+
+def signed_files(tracking: Tracking, logged: Any, body: dict[str, Any]) -> dict[str, str]:
+    """{path: SHA-256} of what a signature covers: the manifest's files, and those beside it as they are stored."""
+    files = {name: str(file["sha256"]) for name, file in body["subject"]["files"].items()}
+    for name in own_files(logged):
+        with opened(tracking, logged, name) as path:
+            files[name] = digest.of_file(path)
+    return files
+
+
+def own_files(logged: Any) -> list[str]:
+    """Those of the files in `OWN` that a version has; one that was made by earlier code may lack some."""
+    return [name for name, tag in OWN.items() if tag in logged.tags]
 
 
 def listing(tracking: Tracking, logged: Any, folder: str | None = None) -> dict[str, int]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from gemma_ops.errors import GateError
 from gemma_ops.registry import manifest, stored
+from gemma_ops.registry.points import INTEGRITY, LINEAGE
 from gemma_ops.registry.profile import Tracking
 from gemma_ops.verdicts import VERDICT, Verdict
 
@@ -21,11 +22,22 @@ class CheckedVersion:
     manifest: Mapping[str, Any]
     verdict: Verdict | None
     lacking: tuple[str, ...]
+    signed_by: str = ""
+    """The trusted key that signed it; empty where none is trusted."""
+    own: tuple[str, ...] = ()
+    """Files beside those of the manifest, such as the card, that are as registered."""
+    origin: str = ""
+    """`NAME/VERSION` that it was copied from; empty where it was registered under its own name."""
 
     @property
     def digest(self) -> str:
         """The manifest's digest, which names the version."""
         return str(self.manifest["digest"])
+
+    @property
+    def registered(self) -> str:
+        """Its number under the name that it was registered under."""
+        return self.origin.rpartition("/")[2] or self.version
 
     @property
     def outcome(self) -> str:
@@ -39,33 +51,38 @@ class CheckedVersion:
         return str(file["sha256"]) if file else None
 
 
-def verify_version(tracking: Tracking, found: Any) -> CheckedVersion:
-    """Compare everything stored for a version with its manifest and read its verdict from those bytes.
+def verify_version(tracking: Tracking, found: Any, keys: Sequence[str] = ()) -> CheckedVersion:
+    """Compare everything stored for a version with its manifest and read its verdict from those bytes; `keys` are those
+    that are trusted.
 
-    Raises GateError for a version that isn't ours, isn't whole, or was changed by as little as a bit, DataError for a
-    verdict that can't be read.
+    Raises GateError for a version that isn't ours, isn't whole, was changed by as little as a bit, or isn't signed by a
+    trusted key where there is any, DataError for a verdict that can't be read.
     """
     logged, body = stored.version_manifest(tracking, found)
     who = f"{found.name} version {found.version}"
-    problems = [
-        f"{name} is another than the version was registered with"
-        for name, tag in stored.OWN.items()
-        if found.tags.get(tag) != logged.tags.get(tag)
-    ]
-    problems = problems or stored.compare_bytes(tracking, logged, body)
+    problems = stored.compare_tags(found, logged) or stored.compare_bytes(tracking, logged, body)
     if problems:
         raise GateError(
-            f"{who} is not what was registered: {'; '.join(problems[:5])}",
+            f"{INTEGRITY}: {who} is not what was registered: {'; '.join(problems[:5])}",
             "promote another version, or register this one again from its run (--redo register)",
         )
+    check_verdict(body, who)
+    signed = stored.signed_by(tracking, logged, body, who, keys)
     verdict = None
     if VERDICT in body["subject"]["files"]:
         with stored.opened(tracking, logged, VERDICT) as file:
             verdict = Verdict.read(file)
-        told = (body["subject"].get("evaluation") or {}).get("verdict_sha256")
-        if told is not None and told != body["subject"]["files"][VERDICT]["sha256"]:
-            raise GateError(
-                f"{who} carries another verdict than its evaluation had made",
-                "register it again from its run (--redo evaluate --redo register)",
-            )
-    return CheckedVersion(str(found.version), body, verdict, tuple(manifest.missing(body)))
+    own = tuple(stored.own_files(logged))
+    lacking = tuple(manifest.missing(body))
+    return CheckedVersion(str(found.version), body, verdict, lacking, signed, own, found.tags.get(stored.ORIGIN, ""))
+
+
+def check_verdict(body: Mapping[str, Any], who: str) -> None:
+    """Raise GateError for a version whose verdict is another than its evaluation had made."""
+    told = (body["subject"].get("evaluation") or {}).get("verdict_sha256")
+    file = body["subject"]["files"].get(VERDICT)
+    if file and told is not None and told != file["sha256"]:
+        raise GateError(
+            f"{LINEAGE}: {who} carries another verdict than its evaluation had made",
+            "register it again from its run (--redo evaluate --redo register)",
+        )

@@ -105,6 +105,12 @@ def _of_run(run: Path, asked: str, settings: ServeConfig) -> Source:
     made_as = json.loads((run / "quantize" / "artifact.json").read_text(encoding="utf-8"))["files"]
     if sha256 != made_as[GGUF[form].path]["sha256"]:
         raise GateError(f"{file} was changed since it was made", "make it again: gemma-ops run CONFIG --redo quantize")
+    answered = verdict.targets.get(form) if verdict else None
+    if answered and answered.sha256 not in (None, sha256):
+        raise GateError(
+            f"the verdict of {asked} is about another file of {form} than the run holds now",
+            "evaluate it: gemma-ops evaluate CONFIG --redo evaluate",
+        )
     return Source(
         asked, run.name, file, checkpoint(home), form, prompting=read_prompting(file.parent), verdict=verdict,
         canary=canary if canary.is_file() else None, sha256=sha256,

@@ -5,6 +5,7 @@ figures.py    what was measured, per target and per pair of targets
 gates.py      what was asked, how it ended, and the standard it was held to
 routing.py    which questions to keep on a local model (`Routing`)
 document.py   the whole verdict (`Verdict`)
+safety.py     what probes found, and what a token costs in keys and values
 canary.py     what a server must answer before it may serve
 """
 
@@ -13,6 +14,7 @@ from gemma_ops.verdicts.document import VERDICT, TargetFacts, TaskFacts, Verdict
 from gemma_ops.verdicts.figures import Figure, PairedDifference, TargetResult
 from gemma_ops.verdicts.gates import Gate, Look
 from gemma_ops.verdicts.routing import ROUTING, Routing, RoutingLine, RoutingTable
+from gemma_ops.verdicts.safety import KvFacts, MemorizedFacts, RefusedFacts, SafetyFacts
 
 __all__ = [
     "CANARY",
@@ -21,11 +23,15 @@ __all__ = [
     "VERDICT",
     "Figure",
     "Gate",
+    "KvFacts",
     "Look",
+    "MemorizedFacts",
     "PairedDifference",
+    "RefusedFacts",
     "Routing",
     "RoutingLine",
     "RoutingTable",
+    "SafetyFacts",
     "TargetFacts",
     "TargetResult",
     "TaskFacts",

@@ -12,6 +12,7 @@ from gemma_ops.verdicts.figures import PairedDifference, TargetResult
 from gemma_ops.verdicts.gates import ComparedChampion, Gate, LookTaken, StandardHeld
 from gemma_ops.verdicts.record import Number, VerdictRecord, parse_record, read_record
 from gemma_ops.verdicts.routing import Routing
+from gemma_ops.verdicts.safety import KvFacts, SafetyFacts
 
 VERDICT = "verdict.json"
 """The file's name, in the folder of the step `evaluate`."""
@@ -69,6 +70,12 @@ class TargetFacts(VerdictRecord):
     """The base model's size, such as `E4B`."""
     bytes: int | None = None
     """Of a quantized file."""
+    sha256: str | None = None
+    """Of the quantized file that answered; None for others, and where nothing recorded it."""
+    artifact: str | None = None
+    """Digest of the step's artifact that answered."""
+    engine: str | None = None
+    """What ran it, such as `llama.cpp`; None where nothing recorded it."""
 
 
 class TunedModel(VerdictRecord):
@@ -188,6 +195,12 @@ class Verdict(VerdictRecord):
     """When the first question was asked: UTC, ISO 8601, to the second; None where nothing recorded it."""
     asked: tuple[AskedFacts, ...] = ()
     """Per task and target; what no record covers is left out."""
+    safety: SafetyFacts | None = None
+    """What probes found; None where none were made."""
+    kv: tuple[KvFacts, ...] = ()
+    """What a token costs in keys and values; empty where the model's shape is not known."""
+    canary: Annotated[dict[str, int], Field(default_factory=dict)]
+    """Answers that were recorded for a server to repeat, by target."""
 
     @model_validator(mode="after")
     def _of_known_tasks(self) -> Self:

@@ -117,6 +117,8 @@ class PolicyHeld(VerdictRecord):
     gates: tuple[PolicyGate, ...]
     tasks: dict[str, PolicyQuestions]
     confidence: Number
+    asks: dict[str, Any] | None = None
+    """What the policy asks besides gates, where it is not the usual."""
 
 
 class ComparedChampion(VerdictRecord):

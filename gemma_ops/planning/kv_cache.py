@@ -1,0 +1,37 @@
+"""Bytes of keys and values that a served model keeps: of all tokens in layers with full attention, of a window in the
+others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from gemma_ops.family.shape import Shape
+
+_WIDTH = 2
+"""Bytes of a key's or a value's number, 16-bit as engines keep them."""
+
+
+@dataclass(frozen=True)
+class KvLayers:
+    """Layers of a model that keep the same number of tokens."""
+
+    window: int | None
+    """Tokens that they keep at most; None where they keep all."""
+    bytes_per_token: int
+    """Keys and values of one token, over all of them."""
+
+
+def kv_layers(shape: Shape) -> tuple[KvLayers, ...]:
+    """The layers that keep keys and values of their own, by window. Layers that share an earlier one's keep none; those
+    whose keys serve as values are counted twice all the same, since an engine may keep both."""
+    found: dict[int | None, int] = {}
+    for layer in shape.layers:
+        if not layer.shares_kv:
+            found[layer.window] = found.get(layer.window, 0) + 2 * layer.kv_width * _WIDTH
+    return tuple(KvLayers(window, size) for window, size in found.items())
+
+
+def kv_bytes(layers: Iterable[tuple[int | None, int]], context: int) -> int:
+    """Bytes of `context` tokens, from pairs of (window, bytes per token)."""
+    return sum(size * (context if window is None else min(context, window)) for window, size in layers)
