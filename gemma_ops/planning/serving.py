@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gemma_ops.family.shape import Shape
+from gemma_ops.planning.kv_cache import kv_bytes, kv_layers
 
 _BATCH = 512
 """Tokens that llama.cpp computes at once (`n_ubatch`): its workspace holds their widest values."""
@@ -24,7 +25,7 @@ class ServingBytes:
     cache: float
     """Keys and values of all slots."""
     window_cache: float
-    """The same, were sliding layers to keep their window only."""
+    """The same, were sliding layers to keep no more than their window."""
     workspace: float
 
     @property
@@ -32,21 +33,11 @@ class ServingBytes:
         return self.weights + self.cache + self.workspace
 
 
-def cache_bytes(shape: Shape, tokens: int, *, number: float = 2.0, whole: bool = True) -> float:
-    """Keys and values of one sequence of so many tokens, in bytes, `number` bytes each. `whole`: sliding layers keep all
-    of them."""
-    kept = [
-        2 * layer.kv_width * number * (tokens if whole or layer.window is None else min(tokens, layer.window))
-        for layer in shape.layers
-        if not layer.shares_kv
-    ]
-    return float(sum(kept))
-
-
 def serving_bytes(shape: Shape, weights: float, *, slots: int, context: int) -> ServingBytes:
     """What llama.cpp takes for a file of `weights` bytes, with `slots` sequences of `context` tokens."""
     widest = max([*(layer.ffn for layer in shape.layers), shape.hidden])
     workspace = _BASE + 4.0 * _BATCH * (4 * widest + 2 * max(layer.query_width for layer in shape.layers))
     workspace += 4.0 * shape.vocab * max(slots, 1)
-    cache = slots * cache_bytes(shape, context)
-    return ServingBytes(weights, cache, slots * cache_bytes(shape, context, whole=False), workspace)
+    layers = [(layer.window, layer.bytes_per_token) for layer in kv_layers(shape)]
+    whole = kv_bytes([(None, size) for _, size in layers], context)
+    return ServingBytes(weights, slots * whole, slots * kv_bytes(layers, context), workspace)
