@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import re
+from pathlib import Path
+
 import pytest
 from serving import make_files
 
 from gemma_ops.errors import ModelError
+from gemma_ops.family.formats import GGUF
 from gemma_ops.family.gguf_shape import gguf_shape
 from gemma_ops.family.shape import Shape
 from gemma_ops.family.sizes import SIZES
 from gemma_ops.modeling.source import read_config
 from gemma_ops.nano import WEIGHTS
-from gemma_ops.planning.serving import serving_bytes
+from gemma_ops.planning.serving import gguf_bytes, serving_bytes
+
+CONFIG = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
 
 
 def test_a_gguf_file_says_the_shape_of_its_checkpoint(tmp_path):
@@ -27,7 +34,7 @@ def test_a_gguf_file_says_the_shape_of_its_checkpoint(tmp_path):
 
 
 def test_what_serving_takes_grows_with_slots_and_context():
-    shape = SIZES["E2B"].shape if "E2B" in SIZES else next(iter(SIZES.values())).shape
+    shape = SIZES["E2B"].shape
     one = serving_bytes(shape, 3e9, slots=1, context=8192)
     two = serving_bytes(shape, 3e9, slots=2, context=8192)
     assert two.cache == 2 * one.cache == serving_bytes(shape, 3e9, slots=1, context=16384).cache
@@ -35,3 +42,32 @@ def test_what_serving_takes_grows_with_slots_and_context():
     own = [layer for layer in shape.layers if not layer.shares_kv]
     assert one.cache == 8192 * sum(4 * layer.kv_heads * layer.head_dim for layer in own)
     assert one.total == 3e9 + one.cache + one.workspace
+
+
+@pytest.mark.parametrize("form", ["bf16", "q8_0", "q4_0"])
+def test_the_size_of_a_file_is_known_before_it_is_made(tmp_path, form):
+    """Beside the weights a file holds its tokenizer, which nano's is small beside."""
+    size = (make_files(tmp_path) / form / "model.gguf").stat().st_size
+    told = gguf_bytes(Shape.from_config(read_config(WEIGHTS)), GGUF[form])
+    assert told < size < told + 400_000
+
+
+def test_the_plan_tells_what_fits_and_how_fast_it_may_be(cli):
+    told = cli(
+        "plan", str(CONFIG), "--set", "model.base=google/gemma-4-E2B-it", "--serve", "--device", "rtx-4090", "--json"
+    )
+    body = json.loads(told.stdout)
+    by_name = {one["format"]: one for one in body["formats"]}
+    assert all(one["fits"] for one in body["formats"])
+    assert by_name["q4_0"]["tokens_per_second"] > by_name["q8_0"]["tokens_per_second"]
+    large = cli("plan", str(CONFIG), "--set", "model.base=google/gemma-4-31B-it", "--serve", "--device", "rtx-4090",
+                "--set", "serve.context=1024")  # fmt: skip
+    assert [line.split()[-2] for line in large.stdout.splitlines()[2:5]] == ["no", "no", "yes"]
+
+
+def test_what_does_not_fit_is_refused_before_it_is_loaded(tmp_path, cli):
+    file = make_files(tmp_path) / "q8_0" / "model.gguf"
+    done = cli("serve", f"{file}@{WEIGHTS}", "--set", "serve.context=1000000000", "--set", "serve.port=0")
+    assert done.returncode == 5
+    assert re.search(r"needs [\d.]+ GiB \(weights 0\.00 GiB", done.stderr)
+    assert "lower serve.slots or serve.context" in done.stderr

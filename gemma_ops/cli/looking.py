@@ -32,14 +32,26 @@ def plan(
     simulate: Annotated[
         bool, typer.Option("--simulate", help="Also run one step of the real modules on fake tensors, at true size.")
     ] = False,
+    serve: Annotated[
+        bool, typer.Option("--serve", help="What serving it takes instead, by format, slots and context.")
+    ] = False,
     sets: Sets = None,
     as_json: Json = False,
 ) -> None:
-    """Bytes, speed, hours and dollars of a training, before anything is downloaded."""
+    """Bytes, speed, hours and dollars of a training, or of serving, before anything is downloaded."""
     from gemma_ops import console
     from gemma_ops.planning import plan as make
 
     config = load_config(configs, sets, fetches=False)
+    if serve:
+        from gemma_ops.planning.serve_plan import plan_serving
+
+        served = plan_serving(config, device)
+        if as_json:
+            console.print_json(served.to_json())
+        else:
+            print("\n".join(served.lines()))
+        return
     result = make(config, device, _counted(config))
     body = result.to_json()
     if not as_json:

@@ -14,12 +14,10 @@ from dataclasses import replace
 
 from gemma_ops.config import MachineConfig, ServeConfig
 from gemma_ops.errors import MachineError, OpsError
-from gemma_ops.family.gguf_shape import gguf_shape
-from gemma_ops.planning.serving import serving_bytes
 from gemma_ops.processes import free_memory
 from gemma_ops.serving.deployment import Deployment
 from gemma_ops.serving.service import ModelService
-from gemma_ops.serving.source import Source, open_source
+from gemma_ops.serving.source import Source, memory_of, open_source
 
 Say = Callable[[str], None]
 Opener = Callable[[Source, MachineConfig, ServeConfig], Awaitable[ModelService]]
@@ -139,7 +137,4 @@ def _standing(machine: MachineConfig, name: str, alias: str) -> str | None:
 
 def _fits(source: Source, settings: ServeConfig) -> bool:
     """Whether a source has memory beside what runs already."""
-    needed = serving_bytes(
-        gguf_shape(source.file), source.file.stat().st_size, slots=settings.slots, context=settings.context
-    )
-    return needed.total < free_memory()
+    return memory_of(source, settings).total < free_memory()

@@ -17,6 +17,8 @@ import uvicorn
 
 from gemma_ops.config import MachineConfig, ServeConfig
 from gemma_ops.errors import ConfigError, MachineError
+from gemma_ops.planning.serve_plan import check_memory
+from gemma_ops.processes import free_memory
 from gemma_ops.serving.announcing import asked_over_http, told
 from gemma_ops.serving.app import Front
 from gemma_ops.serving.canary import check_canary, read_rows, run_canary
@@ -28,7 +30,7 @@ from gemma_ops.serving.model import ServedModel
 from gemma_ops.serving.routed_front import open_router
 from gemma_ops.serving.service import ModelService, ServedFacts
 from gemma_ops.serving.shadow import Shadow, pairs_file
-from gemma_ops.serving.source import Source, open_source
+from gemma_ops.serving.source import Source, memory_of, open_source
 
 _DRAIN = 30
 """Seconds that requests under way have when the server ends."""
@@ -59,6 +61,7 @@ def serve(
     if keys.needed and question is not None:
         raise ConfigError("--ask holds no key, and serve.keys asks for one", "leave one of them out")
     source = open_source(asked, machine, settings)
+    check_memory(memory_of(source, settings), free_memory(), asked)
     listening = _bind(settings)
     try:
         asyncio.run(_run(source, machine, settings, keys, secured, listening, say, question))

@@ -18,7 +18,9 @@ from gemma_ops.config import MachineConfig, Privacy, ServeConfig
 from gemma_ops.data.prompting import Prompting, read_prompting
 from gemma_ops.errors import ConfigError, DataError, GateError
 from gemma_ops.family.formats import DEFAULT_FORMATS, GGUF, REFERENCE, GgufName
+from gemma_ops.family.gguf_shape import gguf_shape
 from gemma_ops.modeling.source import checkpoint
+from gemma_ops.planning.serving import ServingBytes, serving_bytes
 from gemma_ops.privacy import PRIVACY, class_of, learned_class
 from gemma_ops.verdicts import CANARY, VERDICT, Verdict
 
@@ -78,6 +80,12 @@ def open_source(asked: str, machine: MachineConfig, settings: ServeConfig) -> So
         "no GGUF file",
         "name a run (gemma-ops show NAME lists what it made), a version (NAME@champion), or FILE.gguf@FOLDER",
     )
+
+
+def memory_of(source: Source, settings: ServeConfig) -> ServingBytes:
+    """What serving a source takes. Raises ModelError for a file that is no GGUF of Gemma 4."""
+    size = source.file.stat().st_size
+    return serving_bytes(gguf_shape(source.file), size, slots=settings.slots, context=settings.context)
 
 
 def _of_file(file: Path, folder: Path | None, asked: str) -> Source:

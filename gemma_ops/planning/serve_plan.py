@@ -1,0 +1,96 @@
+"""What serving a configuration's model would take, before anything is downloaded or loaded: one line for each format.
+
+Tokens are written one after another, and each reads all weights that it multiplies with: the memory's bandwidth bounds
+their speed, whatever the engine. That bound is told, no promise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from gemma_ops.config import RunConfig
+from gemma_ops.devices import GIB, Device
+from gemma_ops.errors import MachineError
+from gemma_ops.family.formats import GGUF, GgufName
+from gemma_ops.planning.make import pick, resolve
+from gemma_ops.planning.serving import ServingBytes, bytes_per_token, gguf_bytes, serving_bytes
+
+
+@dataclass(frozen=True)
+class ServedFormat:
+    """One format of the model, served."""
+
+    format: GgufName
+    memory: ServingBytes
+    fits: bool
+    tokens_per_second: float
+    """The most that one reply can reach, half of the context behind it."""
+
+
+@dataclass(frozen=True)
+class ServePlan:
+    """A model's formats on a device."""
+
+    model: str
+    device: Device
+    slots: int
+    context: int
+    formats: tuple[ServedFormat, ...]
+
+    def lines(self) -> list[str]:
+        """For people."""
+        head = f"{'format':8}{'weights':>10}{'cache':>10}{'workspace':>11}{'total':>10}   fits   tokens/s, at most"
+        rows = [
+            f"{one.format:8}{_gib(one.memory.weights):>10}{_gib(one.memory.cache):>10}{_gib(one.memory.workspace):>11}"
+            f"{_gib(one.memory.total):>10}   {'yes' if one.fits else 'no':6} {one.tokens_per_second:.3g}"
+            for one in self.formats
+        ]
+        slots = f"{self.slots} slots of {self.context:,} tokens"
+        window = _gib(self.formats[0].memory.window_cache)
+        return [
+            f"serving {self.model} on {self.device.name}, {self.device.memory:.1f} GiB: {slots}",
+            head,
+            *rows,
+            f"keys and values of sliding layers are kept whole, to read a prompt's beginning once; else {window}",
+        ]
+
+    def to_json(self) -> dict[str, Any]:
+        """For programs; bytes."""
+        formats = [
+            {"format": one.format, **asdict(one.memory), "total": one.memory.total, "fits": one.fits,
+             "tokens_per_second": one.tokens_per_second}
+            for one in self.formats
+        ]  # fmt: skip
+        return {
+            "model": self.model, "device": self.device.key, "memory": self.device.memory * GIB, "slots": self.slots,
+            "context": self.context, "formats": formats,
+        }  # fmt: skip
+
+
+def plan_serving(config: RunConfig, device: str | None = None) -> ServePlan:
+    """The formats of `model.base` by `serve.slots` and `serve.context`. Raises ConfigError for an unknown device, and
+    ModelError for a folder that holds no Gemma 4."""
+    target, (shape, _) = pick(config, device), resolve(config.model.base)
+    slots, context = config.serve.slots, config.serve.context
+    found = []
+    for form in GGUF.values():
+        memory = serving_bytes(shape, gguf_bytes(shape, form), slots=slots, context=context)
+        fits = memory.total < target.memory * GIB
+        speed = target.bandwidth * 1e9 / bytes_per_token(shape, form, context // 2)
+        found.append(ServedFormat(form.name, memory, fits, speed))
+    return ServePlan(config.model.base, target, slots, context, tuple(found))
+
+
+def check_memory(memory: ServingBytes, free: float, asked: str) -> None:
+    """Raise MachineError where a model and its cache don't fit into `free` bytes."""
+    if memory.total >= free:
+        raise MachineError(
+            f"{asked} needs {_gib(memory.total)} (weights {_gib(memory.weights)}, keys and values "
+            f"{_gib(memory.cache)}), and {_gib(free)} of memory are free",
+            "lower serve.slots or serve.context, serve a smaller format, or free some memory",
+        )
+
+
+def _gib(value: float) -> str:
+    return f"{value / GIB:.2f} GiB"
