@@ -9,7 +9,9 @@ from typing import Annotated, Literal
 import typer
 
 from gemma_ops.cli.options import ConfigOption, Json, Sets, load_config
+from gemma_ops.family.formats import DEFAULT_FORMATS
 
+_USUAL = DEFAULT_FORMATS[0]
 app = typer.Typer()
 route_app = typer.Typer(help="Where requests are answered: here, by Gemini, or not at all.", no_args_is_help=True)
 app.add_typer(route_app, name="route")
@@ -33,7 +35,7 @@ def explain(
     evidence: Annotated[
         Path | None, typer.Option(help="The version's routing.json.", metavar="FILE", show_default=False)
     ] = None,
-    served: Annotated[str, typer.Option(help="The format that is served, as routing.json names it.")] = "q8_0",
+    served: Annotated[str, typer.Option(help="The format that is served, as routing.json names it.")] = _USUAL,
     shows: Annotated[
         list[str] | None,
         typer.Option(
