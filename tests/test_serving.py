@@ -339,6 +339,32 @@ def test_an_engine_that_dies_is_started_again_and_the_request_under_way_is_told(
         assert client.chat.completions.create(model=NAME, messages=user("a"), max_tokens=2).choices
 
 
+def test_requests_that_wait_when_the_engine_dies_are_answered_by_the_next(files):
+    with serving(files / "q8_0" / "model.gguf", slots=1, queue=8) as live:
+        client = openai.OpenAI(base_url=f"{live.url}/v1", api_key="any", max_retries=0)
+
+        def ask(number):
+            return client.chat.completions.create(model=NAME, messages=user(f"go {number}"), max_tokens=4).choices
+
+        with ThreadPoolExecutor(6) as pool:
+            held, go_on = threading.Event(), asyncio.Event()
+
+            async def hold():
+                async with live.service.slots.taken():
+                    held.set()
+                    await go_on.wait()
+
+            holding = asyncio.run_coroutine_threadsafe(hold(), live.loop)
+            assert held.wait(30)
+            waiting = [pool.submit(ask, number) for number in range(6)]
+            patience.until(lambda: live.service.slots.waiting == 6, 30)
+            os.kill(live.engine.pid, signal.SIGKILL)
+            live.loop.call_soon_threadsafe(go_on.set)
+            assert all(one.result() for one in waiting)
+        holding.result(30)
+        assert live.engine.restarts == 1
+
+
 def test_a_key_is_needed_where_keys_are_set(files, tmp_path):
     path = tmp_path / "keys"
     path.write_text(f"# teams\nteam-a {hashlib.sha256(b'secret').hexdigest()}\n")

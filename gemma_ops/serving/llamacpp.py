@@ -152,6 +152,8 @@ class LlamaCpp:
             )
             writer.write(head.encode() + body)
             status = await _status(reader)
+            if status >= 500:
+                raise EngineGoneError(f"{self.name} does not answer (HTTP {status})", _GONE)
             if status != 200:
                 raise _refusal(await reader.read())
             ended = False

@@ -6,7 +6,7 @@ Both protocols, the canary and the terminal ask through here, so that there is o
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -137,7 +137,7 @@ class ServedModel:
         said: Said,
         stop: tuple[str, ...] = (),
         begun: Sequence[int] = (),
-    ) -> AsyncIterator[Piece]:
+    ) -> AsyncGenerator[Piece]:
         """The pieces of a reply as they come; `said` grows with them. The reply goes on from `begun`.
 
         Raises RefusalError where the engine refuses, and where a reply that ended breaks its schema, or holds no call

@@ -6,11 +6,12 @@ import asyncio
 import contextlib
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field, replace
 
 from gemma_ops.config import Privacy
+from gemma_ops.serving.engine import EngineGoneError, Sampling
 from gemma_ops.serving.model import Said, ServedModel
 from gemma_ops.serving.reading import Piece
 from gemma_ops.serving.slots import RequestSlots
@@ -20,6 +21,12 @@ from gemma_ops.wire.ask import Ask, RefusalError
 LATENCY_BOUNDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 """Seconds: upper ends of the buckets of latency."""
 
+
+_TRIES = 3
+"""How often a reply is asked for that doesn't begin, because the engine dies."""
+_PATIENCE = 30.0
+"""Seconds that a request waits for an engine that is being started again."""
+_LOOK = 0.05
 
 Label = tuple[str, str, str]
 """Model, version and format: what counts are kept by."""
@@ -115,28 +122,56 @@ class ModelService:
             await asyncio.wait_for(self._free.wait(), seconds)
 
     def check(self) -> None:
-        """Raise RefusalError while nothing is answered."""
-        if self.draining:
-            raise RefusalError("the server is about to end: send the request to another", status=503, code="draining")
+        """Raise RefusalError while nothing is answered at once."""
+        self._check_open()
         if not self.model.engine.alive():
             raise RefusalError("the engine is starting: send the request again", status=503, code="starting")
+
+    def _check_open(self) -> None:
+        if self.draining:
+            raise RefusalError("the server is about to end: send the request to another", status=503, code="draining")
+
+    async def _pieces(
+        self, ask: Ask, prompt: list[int], sampling: Sampling, begun: list[int], said: Said
+    ) -> AsyncGenerator[Piece]:
+        """The pieces of a reply. A reply that had not begun when the engine died is asked for again once the engine is
+        back."""
+        for left in reversed(range(_TRIES)):
+            await self._engine_back()
+            shown = False
+            try:
+                async with aclosing(self.model.answer(prompt, sampling, said, ask.stop, begun)) as pieces:
+                    async for piece in pieces:
+                        shown = True
+                        yield piece
+            except EngineGoneError:
+                if shown or not left:
+                    raise
+                await asyncio.sleep(_LOOK)
+            else:
+                return
+
+    async def _engine_back(self) -> None:
+        """Wait for an engine that is being started again, for a while."""
+        until = time.monotonic() + _PATIENCE
+        while not self.model.engine.alive():
+            if time.monotonic() > until:
+                self.check()
+            await asyncio.sleep(_LOOK)
 
     @asynccontextmanager
     async def replying(self, ask: Ask, said: Said) -> AsyncIterator[AsyncIterator[Piece]]:
         """The pieces of one reply, in a slot of its own. Raises RefusalError, QueueFullError among them, before any
         piece."""
-        self.check()
+        self._check_open()
         prompt = self.model.prompt(ask)
         begun, sampling = self.model.begun(ask), self.model.sampling(ask, prompt)
-        async with self.slots.taken():
-            pieces = self.model.answer(prompt, sampling, said, ask.stop, begun)
+        async with self.slots.taken(), aclosing(self._pieces(ask, prompt, sampling, begun, said)) as pieces:
             try:
                 async with asyncio.timeout(self.seconds):
                     yield pieces
             except TimeoutError:
                 raise RefusalError(f"no whole reply in {self.seconds:g} s", status=504, code="timeout") from None
-            finally:
-                await pieces.aclose()  # type: ignore[attr-defined]
 
     async def reply(self, ask: Ask) -> Said:
         """One whole reply."""
