@@ -80,7 +80,7 @@ def explain(
 
 
 @route_app.command("check")
-def check(
+def check_policy(
     policy: Annotated[str, typer.Argument(help="A file, or a shipped policy's name.", show_default=False)],
     as_json: Json = False,
 ) -> None:

@@ -19,7 +19,7 @@ from gemma_ops.routing.signals import Signals
 
 
 @dataclass(frozen=True)
-class Decision:
+class LaneDecision:
     """Where one request is answered."""
 
     lane: Lane
@@ -44,7 +44,7 @@ class Decision:
         }  # fmt: skip
 
 
-def decide(policy: RoutingPolicy, signals: Signals, table: EvidenceTable | None = None) -> Decision:
+def decide(policy: RoutingPolicy, signals: Signals, table: EvidenceTable | None = None) -> LaneDecision:
     """Decide one request."""
     privacy, why = request_class(policy, signals)
     lanes = policy.classes.of(privacy)
@@ -64,7 +64,7 @@ def decide(policy: RoutingPolicy, signals: Signals, table: EvidenceTable | None 
             said.append(shown.words)
     else:
         lane, said = "refuse", [*(["the local engine does not answer"] if down else []), *here, *away]
-    return Decision(
+    return LaneDecision(
         lane, privacy, (why, *said), policy.digest,
         dollars={"local": 0.0, "gemini": signals.gemini.dollars, "refuse": None}[lane],
         again=lane == "refuse" and not here, evidence=shown.decision if shown else "",

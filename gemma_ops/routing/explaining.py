@@ -15,7 +15,7 @@ from gemma_ops.gemini.models import facts
 from gemma_ops.gemini.prices import IMAGE_TOKENS, dollars, nanodollars
 from gemma_ops.gemini.service import rehearsal
 from gemma_ops.privacy import PRIVACY, strictest
-from gemma_ops.routing.decision import Decision, decide
+from gemma_ops.routing.decision import LaneDecision, decide
 from gemma_ops.routing.estimate import estimate
 from gemma_ops.routing.evidence import EvidenceTable
 from gemma_ops.routing.policy import Modality, RoutingPolicy, load_policy
@@ -56,7 +56,7 @@ class Supposed:
 class Explained:
     """A decision with what it was made from."""
 
-    decision: Decision
+    decision: LaneDecision
     signals: Signals
     seconds: float
     """That the detectors took."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from gemma_ops.gemini.models import facts
-from gemma_ops.routing.decision import Decision, decide
+from gemma_ops.routing.decision import LaneDecision, decide
 from gemma_ops.routing.estimate import estimate
 from gemma_ops.routing.evidence import EvidenceTable, SliceEvidence
 from gemma_ops.routing.policy import Probe, ProbeTraits, RoutingPolicy
@@ -21,7 +21,7 @@ class ProbeResult:
     """How one probe ended."""
 
     probe: Probe
-    decision: Decision
+    decision: LaneDecision
 
     @property
     def passed(self) -> bool:
@@ -44,7 +44,7 @@ def check_probes(policy: RoutingPolicy) -> tuple[ProbeResult, ...]:
     return tuple(ProbeResult(probe, _decided(policy, probe.given)) for probe in policy.probes)
 
 
-def _decided(policy: RoutingPolicy, given: ProbeTraits) -> Decision:
+def _decided(policy: RoutingPolicy, given: ProbeTraits) -> LaneDecision:
     seen = scan([given.text], policy.detectors)
     expected, most = estimate(
         policy.gemini, tokens=given.tokens, reply=given.reply, bound=4 * given.tokens, at=datetime.now(UTC),

@@ -19,7 +19,7 @@ from typing import Any, Self
 
 from gemma_ops.errors import DataError, MachineError
 from gemma_ops.privacy import class_of
-from gemma_ops.routing.decision import Decision
+from gemma_ops.routing.decision import LaneDecision
 from gemma_ops.routing.policy import Lane, Place
 from gemma_ops.routing.signals import Signals
 
@@ -54,7 +54,7 @@ class RouteRecord:
     """UTC, ISO 8601."""
     id: str
     """Keyed digest of the request, in hex."""
-    decision: Decision
+    decision: LaneDecision
     """The first one: what was decided before anything was tried."""
     signals: Signals
     allowed: tuple[Place, ...]
@@ -75,7 +75,7 @@ class RouteRecord:
         """What `to_json` wrote. Raises KeyError, TypeError or ValueError for anything else."""
         if body["schema"] != SCHEMA:
             raise ValueError(f"its schema is {body['schema']!r}")
-        decision = Decision(
+        decision = LaneDecision(
             body["lane"], class_of(body["privacy"]), tuple(body["reasons"]), body["policy"], body["dollars"],
             body["again"], body["evidence"],
         )  # fmt: skip

@@ -14,7 +14,7 @@ from typing import Any
 
 from gemma_ops.gemini import prices
 from gemma_ops.gemini.models import facts
-from gemma_ops.routing.decision import Decision, decide
+from gemma_ops.routing.decision import LaneDecision, decide
 from gemma_ops.routing.estimate import estimate
 from gemma_ops.routing.evidence import EvidenceTable, SliceEvidence
 from gemma_ops.routing.policy import RoutingPolicy
@@ -105,7 +105,7 @@ def replay(records: Iterable[RouteRecord], policy: RoutingPolicy) -> Replay:
     return found
 
 
-def _again(record: RouteRecord, policy: RoutingPolicy) -> Decision:
+def _again(record: RouteRecord, policy: RoutingPolicy) -> LaneDecision:
     """The decision by another policy: its own price, its own model's terms and context, the evidence only about
     that."""
     signals, rules = record.signals, policy.gemini

@@ -33,7 +33,7 @@ class Events(Protocol):
 
 
 @dataclass
-class Asked:
+class PendingRequest:
     """A request: its number, the service that it holds, what its key may, and what was said so far."""
 
     number: str
@@ -48,7 +48,7 @@ class Asked:
         return self.lease.service
 
 
-async def whole(request: Request, reply: Any, asked: Asked) -> Response | dict[str, Any]:
+async def whole(request: Request, reply: Any, asked: PendingRequest) -> Response | dict[str, Any]:
     """The reply, or nothing when the client has gone: then the work ends too."""
     found = await unless_gone(request, reply)
     if found is None:
@@ -59,7 +59,7 @@ async def whole(request: Request, reply: Any, asked: Asked) -> Response | dict[s
 
 
 async def streamed(
-    request: Request, ask: Ask, asked: Asked, events: Events, shape: Shape, *, done: bool = False
+    request: Request, ask: Ask, asked: PendingRequest, events: Events, shape: Shape, *, done: bool = False
 ) -> Response:
     """A stream of events. What is refused before the first token is an error of its own, with its status. `done`: whether
     OpenAI's `[DONE]` closes it."""
@@ -103,7 +103,7 @@ async def streamed(
     return StreamingResponse(sent(first), media_type=_EVENTS, headers={"Cache-Control": "no-cache"})
 
 
-async def _lines(ask: Ask, asked: Asked, events: Events, shape: Shape, *, done: bool) -> AsyncIterator[bytes]:
+async def _lines(ask: Ask, asked: PendingRequest, events: Events, shape: Shape, *, done: bool) -> AsyncIterator[bytes]:
     begun = False
     try:
         async with asked.service.replying(ask, asked.said) as pieces:

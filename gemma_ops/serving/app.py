@@ -18,12 +18,12 @@ from starlette.routing import Route
 
 from gemma_ops.errors import OpsError
 from gemma_ops.serving import completions_front, gemini_front, openai_front, page, responses_front, webhook
-from gemma_ops.serving.answering import Asked, Events, streamed, whole
+from gemma_ops.serving.answering import Events, PendingRequest, streamed, whole
 from gemma_ops.serving.deployment import Deployment
 from gemma_ops.serving.keys import Grant, Keys, TooFastError, is_this_machine
 from gemma_ops.serving.metrics import render_metrics
 from gemma_ops.serving.model import Said
-from gemma_ops.serving.routed import AUTO, LANE_HEADER, Manner, Router
+from gemma_ops.serving.routed import AUTO, LANE_HEADER, Router, SpokenProtocol
 from gemma_ops.serving.routed_front import routed_gemini, routed_openai
 from gemma_ops.serving.sending import failed, read_bytes, read_json, then
 from gemma_ops.serving.service import ModelService
@@ -78,12 +78,12 @@ class Front:
     async def _openai(self, request: Request, read: Callable[[Any], Ask], whole_reply: Any, events: Events) -> Response:
         """A request of one of OpenAI's protocols."""
 
-        async def answer(body: Any, asked: Asked) -> Response | dict[str, Any]:
+        async def answer(body: Any, asked: PendingRequest) -> Response | dict[str, Any]:
             name = str(body.get("model") or "") if isinstance(body, dict) else ""
             self._check_name(name)
             done = events is not responses_front.events
             if self.router and name == AUTO:
-                manner = Manner(whole_reply, events, openai.error_body, done)
+                manner = SpokenProtocol(whole_reply, events, openai.error_body, done)
                 return await routed_openai(self.router, request, body, read, asked, manner)
             ask = asked.ask = read(body)
             if not ask.stream:
@@ -108,14 +108,14 @@ class Front:
     async def generate(self, request: Request) -> Response:
         name, _, verb = str(request.path_params["call"]).rpartition(":")
 
-        async def answer(body: Any, asked: Asked) -> Response | dict[str, Any]:
+        async def answer(body: Any, asked: PendingRequest) -> Response | dict[str, Any]:
             if verb not in ("generateContent", "streamGenerateContent", "countTokens"):
                 raise RefusalError(f"models.{verb} is not supported by this server", status=404)
             self._check_name(name)
             if verb == "countTokens":
                 return gemini_front.count(asked.service, body)
             if self.router and name == AUTO:
-                manner = Manner(gemini_front.whole, gemini_front.events, gemini_chat.refusal_body, done=False)
+                manner = SpokenProtocol(gemini_front.whole, gemini_front.events, gemini_chat.refusal_body, done=False)
                 return await routed_gemini(self.router, request, body, asked, manner, stream=verb != "generateContent")
             ask = asked.ask = gemini_front.read_request(body, stream=verb == "streamGenerateContent")
             if not ask.stream:
@@ -233,12 +233,12 @@ class Front:
         request: Request,
         protocol: str,
         shape: Callable[[RefusalError], dict[str, Any]],
-        answer: Callable[[Any, Asked], Awaitable[Response | dict[str, Any]]],
+        answer: Callable[[Any, PendingRequest], Awaitable[Response | dict[str, Any]]],
     ) -> Response:
         """Read, answer, count. A streamed reply is counted when it ends."""
         began, number = time.monotonic(), secrets.token_hex(12)
         facts = {"id": number, "protocol": protocol, "path": request.url.path}
-        asked: Asked | None = None
+        asked: PendingRequest | None = None
 
         def ended(status: int) -> None:
             seconds = time.monotonic() - began
@@ -257,7 +257,7 @@ class Front:
             facts |= {"key": grant.name} if grant.name else {}
             self.keys.spend(grant)
             body = await read_json(request, self.limit)
-            asked = Asked(number, await self.deployment.lease(), grant)
+            asked = PendingRequest(number, await self.deployment.lease(), grant)
             found = await answer(body, asked)
         except RefusalError as refusal:
             wait = (

@@ -17,13 +17,13 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from gemma_ops.config import Privacy
 from gemma_ops.errors import OpsError
-from gemma_ops.routing.decision import Decision, decide
+from gemma_ops.routing.decision import LaneDecision, decide
 from gemma_ops.routing.evidence import EvidenceTable
 from gemma_ops.routing.gemini_lane import GeminiLane, classed
 from gemma_ops.routing.policy import Lane, Place, RoutingPolicy
 from gemma_ops.routing.records import DecisionLog, Outcome, RouteRecord, policy_mark
 from gemma_ops.routing.signals import Signals
-from gemma_ops.serving.answering import Asked, Events, Shape, streamed, whole
+from gemma_ops.serving.answering import Events, PendingRequest, Shape, streamed, whole
 from gemma_ops.serving.gemini_service import GeminiFailedError, GeminiService
 from gemma_ops.serving.lanes import LaneTally
 from gemma_ops.serving.model import Said
@@ -44,7 +44,7 @@ LANE_HEADER = "x-gemma-ops-lane"
 
 
 @dataclass(frozen=True)
-class Manner:
+class SpokenProtocol:
     """How a protocol is spoken: its whole reply, its events, its refusals, and whether `[DONE]` closes a stream."""
 
     whole_reply: Any
@@ -58,10 +58,10 @@ class _Course:
     """One request on its way through the lanes."""
 
     body: Any
-    asked: Asked
+    asked: PendingRequest
     routed: RoutedRequest
-    first: Decision
-    decision: Decision
+    first: LaneDecision
+    decision: LaneDecision
     began: float
     tried: list[Place] = field(default_factory=list)
     gemini: GeminiService | None = None
@@ -88,7 +88,7 @@ class Router:
         self._tables: dict[int, tuple[ServedFacts, EvidenceTable]] = {}
 
     async def answer(
-        self, request: Request, body: Any, ask: Ask, beyond: Beyond, asked: Asked, manner: Manner
+        self, request: Request, body: Any, ask: Ask, beyond: Beyond, asked: PendingRequest, manner: SpokenProtocol
     ) -> Response:
         """The reply to one request, from whichever lane. Raises RefusalError for a request that is wrong in itself."""
         declared = read_declared(request, body, asked.grant.privacy)
@@ -150,13 +150,13 @@ class Router:
             known = self._tables[id(facts)] = (facts, table)
         return known[1]
 
-    async def _by(self, request: Request, course: _Course, manner: Manner) -> Response:
+    async def _by(self, request: Request, course: _Course, manner: SpokenProtocol) -> Response:
         """The reply of the lane that was decided, told with its lane."""
         ask, asked = course.routed.ask, course.asked
         if course.decision.lane == "gemini":
             sent = classed(course.routed.carried.request, course.decision.privacy)
             course.gemini = GeminiService(self.lane, sent)
-            asked = Asked(asked.number, _NoLease(course.gemini), Said())  # type: ignore[arg-type]
+            asked = PendingRequest(asked.number, _NoLease(course.gemini), Said())  # type: ignore[arg-type]
         if ask.stream:
             response = await streamed(request, ask, asked, self._marked(course, manner), manner.shape, done=manner.done)
         else:
@@ -166,7 +166,7 @@ class Router:
             response = found if isinstance(found, Response) else JSONResponse(found)
         return self._ended(course, response, course.decision.lane, asked.said)
 
-    def _marked(self, course: _Course, manner: Manner) -> Events:
+    def _marked(self, course: _Course, manner: SpokenProtocol) -> Events:
         """The protocol's events, with the lane beside the usage."""
 
         async def events(
@@ -195,7 +195,7 @@ class Router:
         answer = course.gemini.answer if course.gemini else None
         return answer.dollars if answer else (None if course.gemini else 0.0)
 
-    def _refused(self, course: _Course, refusal: RefusalError, manner: Manner) -> Response:
+    def _refused(self, course: _Course, refusal: RefusalError, manner: SpokenProtocol) -> Response:
         """An error in the protocol's own shape, with the reasons in its headers."""
         wait = {"Retry-After": str(refusal.retry_after)} if isinstance(refusal, QueueFullError) else {}
         if not wait and refusal.status == 503:
@@ -252,7 +252,7 @@ def _without(signals: Signals, place: Place) -> Signals:
     return replace(signals, gemini=replace(signals.gemini, why_not="it failed just now"))
 
 
-def _refusal(decision: Decision) -> RefusalError:
+def _refusal(decision: LaneDecision) -> RefusalError:
     """What a client is told of a request that no lane may answer."""
     words = "no lane may answer this: " + "; ".join(decision.reasons)
     if "no class was declared" in decision.reasons[0] and not decision.again:

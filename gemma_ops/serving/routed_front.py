@@ -16,8 +16,8 @@ from gemma_ops.routing.gemini_lane import GeminiLane
 from gemma_ops.routing.policy import load_policy
 from gemma_ops.routing.records import DecisionLog
 from gemma_ops.serving import gemini_front
-from gemma_ops.serving.answering import Asked
-from gemma_ops.serving.routed import Manner, Router
+from gemma_ops.serving.answering import PendingRequest
+from gemma_ops.serving.routed import Router, SpokenProtocol
 from gemma_ops.wire.ask import Ask, RefusalError
 from gemma_ops.wire.beyond import gemini_beyond, openai_beyond
 from gemma_ops.wire.gemini import camel
@@ -43,7 +43,12 @@ def open_router(machine: MachineConfig, settings: ServeConfig) -> Router | None:
 
 
 async def routed_openai(
-    router: Router, request: Request, body: Any, read: Callable[[Any], Ask], asked: Asked, manner: Manner
+    router: Router,
+    request: Request,
+    body: Any,
+    read: Callable[[Any], Ask],
+    asked: PendingRequest,
+    manner: SpokenProtocol,
 ) -> Response:
     """A request of one of OpenAI's protocols."""
     beyond = openai_beyond(body)
@@ -54,7 +59,7 @@ async def routed_openai(
 
 
 async def routed_gemini(
-    router: Router, request: Request, body: Any, asked: Asked, manner: Manner, *, stream: bool
+    router: Router, request: Request, body: Any, asked: PendingRequest, manner: SpokenProtocol, *, stream: bool
 ) -> Response:
     """A request of Gemini's protocol."""
     if not isinstance(body, dict):
