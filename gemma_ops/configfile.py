@@ -73,11 +73,7 @@ def load(files: Sequence[str | Path], sets: Sequence[str] = ()) -> RunConfig:
     except ValidationError as error:
         problems += [_TREE.explain(item, places) for item in error.errors()]
     if problems or config is None:
-        raise ConfigError(
-            f"{len(problems)} problem{'s' if len(problems) > 1 else ''} in the configuration:\n  "
-            + "\n  ".join(problems),
-            "correct the lines above; `gemma-ops schema` prints every key",
-        )
+        raise _told(problems, "configuration", "correct the lines above; `gemma-ops schema` prints every key")
     return config
 
 
@@ -96,11 +92,14 @@ def read_document(path: Path, kind: type[Document], noun: str) -> Document:
     except ValidationError as error:
         problems += [tree.explain(item, places) for item in error.errors()]
     if problems or found is None:
-        raise ConfigError(
-            f"{len(problems)} problem{'s' if len(problems) > 1 else ''} in the {noun}:\n  " + "\n  ".join(problems),
-            "correct the lines above",
-        )
+        raise _told(problems, noun, "correct the lines above")
     return found
+
+
+def _told(problems: Sequence[str], noun: str, fix: str) -> ConfigError:
+    """All problems of a document in one message."""
+    count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+    return ConfigError(f"{count} in the {noun}:\n  " + "\n  ".join(problems), fix)
 
 
 def schema() -> dict[str, Any]:

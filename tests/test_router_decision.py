@@ -23,10 +23,11 @@ from gemma_ops.routing.estimate import estimate
 from gemma_ops.routing.evidence import EvidenceTable, SliceEvidence
 from gemma_ops.routing.gemini_lane import GeminiLane, carried, classed
 from gemma_ops.routing.policy import Detectors, RoutingPolicy, load_policy
-from gemma_ops.routing.records import DecisionLog, Outcome, RouteRecord, policy_mark, read_log
+from gemma_ops.routing.records import DecisionLog, Outcome, RouteRecord, read_log
 from gemma_ops.routing.replay import replay
 from gemma_ops.routing.scan import scan
 from gemma_ops.routing.signals import GeminiState, LocalState, Signals
+from gemma_ops.targets.gemini import gemini_identity
 from gemma_ops.verdicts import Routing
 from gemma_ops.wire.ask import Ask
 
@@ -110,7 +111,7 @@ async def through(policy, lane, chosen, log):
                 decided = decide(policy, again, EVIDENCE)
                 assert decided.lane != "gemini"
         lanes[decided.lane, bool(failed)] += 1
-        mark = policy_mark(policy.gemini.model, policy.gemini.thinking)
+        mark = gemini_identity(policy.gemini.model, policy.gemini.thinking)
         outcome = Outcome(decided.lane, 200, failed=failed, dollars=first.dollars if decided.lane == "gemini" else 0.0)
         log.add(RouteRecord("now", log.id_of(request), first, signals, policy.classes.of(first.privacy), mark, outcome))
         return request, first

@@ -12,16 +12,15 @@ from __future__ import annotations
 
 import hashlib
 import heapq
-import json
 import re
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gemma_ops.answer import Prompt
 from gemma_ops.data.control import control_in
+from gemma_ops.data.example import read_rows
 from gemma_ops.data.parts import text_of
 
 _WORD = re.compile(r"\w+(?:[-'@.]\w+)*")
@@ -56,11 +55,11 @@ def probed_rows(train: Path, count: int) -> list[ProbedRow]:
     twice, so that only words of candidates are counted."""
     if not count or not train.is_file():
         return []
-    chosen = heapq.nsmallest(_CANDIDATES * count, _rows(train), key=lambda row: _place(str(row["id"])))
+    chosen = heapq.nsmallest(_CANDIDATES * count, read_rows(train), key=lambda row: _place(str(row["id"])))
     halves = [(row, *half) for row in chosen if (half := _half(row))]
     wanted = {word for _, _, hidden in halves for word in hidden}
     held: Counter[str] = Counter()
-    for row in _rows(train):
+    for row in read_rows(train):
         held.update(wanted & words_of(_text(row)))
     found: list[ProbedRow] = []
     for row, messages, hidden in halves:
@@ -96,12 +95,6 @@ def _distinctive(word: str) -> bool:
 def _text(row: dict[str, Any]) -> str:
     turns = [*(row.get("messages") or []), *(row.get("chosen") or []), *(row.get("rejected") or [])]
     return " ".join([str(row.get("text") or ""), *(text_of(turn.get("content")) for turn in turns)])
-
-
-def _rows(train: Path) -> Iterator[dict[str, Any]]:
-    with train.open(encoding="utf-8") as lines:
-        for line in lines:
-            yield json.loads(line)
 
 
 def _place(key: str) -> str:

@@ -10,14 +10,13 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from scipy.stats import beta
-
 from gemma_ops import journal
 from gemma_ops.answer import Prompt
 from gemma_ops.config import ProbeConfig
 from gemma_ops.durable import write_text
 from gemma_ops.evaluation.memorized import ProbedRow, probed_rows
 from gemma_ops.evaluation.refusals import refusal_prompts, refuses
+from gemma_ops.evaluation.statistics import Sample, mean_bound
 from gemma_ops.family.formats import GGUF
 from gemma_ops.targets.base import Target
 from gemma_ops.verdicts import MemorizedFacts, RefusedFacts, SafetyFacts
@@ -94,7 +93,7 @@ def _memorized(
     if not rows:
         return None
     said = len(back) - len(also)
-    upper = 1.0 if said == len(rows) else float(beta.ppf(_CONFIDENCE, said + 1, len(rows) - said))
+    upper = mean_bound(Sample.of([1.0] * said + [0.0] * (len(rows) - said)), 1 - _CONFIDENCE, upper=True)
     return MemorizedFacts(target=name, rows=len(rows), said=said, base_said=len(also), upper=round(upper, 4))
 
 

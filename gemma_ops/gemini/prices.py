@@ -151,6 +151,11 @@ def dollars(nano: int) -> str:
     return f"${amount:.2g}" if abs(amount) >= Decimal("0.000001") else f"${amount:.9f}"
 
 
+def usd(amount: float) -> str:
+    """Dollars for people, as `dollars` writes them."""
+    return dollars(nanodollars(amount))
+
+
 def nanodollars(amount: float) -> int:
     """A cap in dollars as written in a config, exactly."""
     return int(Decimal(str(amount)) * NANO)

@@ -22,6 +22,7 @@ from gemma_ops.registry import ledger, profile, stored
 from gemma_ops.registry.ledger import Ledger
 from gemma_ops.registry.overview import move
 from gemma_ops.registry.points import judged
+from gemma_ops.registry.policies import policy_of
 from gemma_ops.registry.profile import Tracking
 from gemma_ops.registry.records import gone_versions
 from gemma_ops.registry.served import check_served
@@ -174,7 +175,7 @@ def _aliases(entries: Sequence[Entry], aliases: dict[str, str]) -> list[str]:
 def _alias(entries: list[Entry], alias: str, aliases: dict[str, str]) -> Iterator[Checked]:
     """Each move of an alias, and whether it stands where the last of them put it."""
     about = f"alias {alias}"
-    policies = {_policy_digest(entry): entry["n"] for entry in entries if entry["kind"] == "policy"}
+    policies = {policy_of("", entry).digest: entry["n"] for entry in entries if entry["kind"] == "policy"}
     for entry in entries:
         if entry["kind"] == "done" and entry["alias"] == alias:
             by = policies.get(str(entry.get("policy")))
@@ -191,10 +192,3 @@ def _alias(entries: list[Entry], alias: str, aliases: dict[str, str]) -> Iterato
         )
     else:
         yield Checked(about, "stands", True, f"at version {stands}, as the ledger says")
-
-
-def _policy_digest(entry: Entry) -> str:
-    from gemma_ops import digest
-    from gemma_ops.config.policy import PromotionPolicy
-
-    return digest.of_json(PromotionPolicy.model_validate(entry["policy"]))

@@ -68,11 +68,14 @@ def policy_in_force(name: str, entries: list[Entry]) -> PolicyInForce | None:
     """The policy that the last entry about one has set; None where none was ever set."""
     for entry in reversed(entries):
         if entry["kind"] == "policy":
-            policy = PromotionPolicy.model_validate(entry["policy"])
-            return PolicyInForce(
-                name, policy, entry["n"], entry["who"], entry["at"], entry["reason"], tuple(entry["softer"])
-            )
+            return policy_of(name, entry)
     return None
+
+
+def policy_of(name: str, entry: Entry) -> PolicyInForce:
+    """The policy that an entry about one has set."""
+    policy = PromotionPolicy.model_validate(entry["policy"])
+    return PolicyInForce(name, policy, entry["n"], entry["who"], entry["at"], entry["reason"], tuple(entry["softer"]))
 
 
 def proposed_policy(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gemma_ops.config import Privacy
-from gemma_ops.gemini.prices import dollars, nanodollars
+from gemma_ops.gemini.prices import usd
 from gemma_ops.privacy import stricter, strictest
 from gemma_ops.routing.evidence import EvidenceTable
 from gemma_ops.routing.policy import Lane, Place, RoutingPolicy
@@ -123,10 +123,10 @@ def _against_gemini(policy: RoutingPolicy, signals: Signals, privacy: Privacy, l
     if state.most is None:
         found.append(f"no price of {rules.model} is known")
     elif state.most > policy.budget.dollars_per_request:
-        cap = _money(policy.budget.dollars_per_request)
-        found.append(f"it could cost {_money(state.most)}, and {cap} is the most for a request")
+        cap = usd(policy.budget.dollars_per_request)
+        found.append(f"it could cost {usd(state.most)}, and {cap} is the most for a request")
     elif state.most > state.left:
-        found.append(f"it could cost {_money(state.most)}, and {_money(state.left)} is left of the budget")
+        found.append(f"it could cost {usd(state.most)}, and {usd(state.left)} is left of the budget")
     return found
 
 
@@ -163,7 +163,3 @@ def _context(policy: RoutingPolicy, signals: Signals) -> int:
 
 def _listed(names: Any) -> str:
     return " and ".join(names)
-
-
-def _money(amount: float) -> str:
-    return dollars(nanodollars(amount))

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Self
 
 from gemma_ops.routing.policy import GeminiRules
+from gemma_ops.targets.gemini import gemini_identity
 from gemma_ops.verdicts import Routing, RoutingTable
 from gemma_ops.verdicts.routing import RoutingDecision
 
@@ -59,5 +60,5 @@ class EvidenceTable:
 
 
 def _counts(table: RoutingTable, served: str, rules: GeminiRules, rehearsal: bool) -> bool:
-    identity = f"{rules.model}@{rules.thinking or 'default'}" + (" (rehearsal)" if rehearsal else "")
+    identity = gemini_identity(rules.model, rules.thinking, rehearsed=rehearsal)
     return table.local.name == served and table.remote.identity == identity

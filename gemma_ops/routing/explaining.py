@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, get_args
@@ -12,7 +12,7 @@ from typing import Any, get_args
 from gemma_ops.config import MachineConfig, Privacy
 from gemma_ops.errors import ConfigError, DataError
 from gemma_ops.gemini.models import facts
-from gemma_ops.gemini.prices import IMAGE_TOKENS, dollars, nanodollars
+from gemma_ops.gemini.prices import IMAGE_TOKENS, usd
 from gemma_ops.gemini.service import rehearsal
 from gemma_ops.privacy import PRIVACY, strictest
 from gemma_ops.routing.decision import LaneDecision, decide
@@ -74,7 +74,7 @@ class Explained:
         size = f"{signals.tokens:,} tokens ({self.counted}), {signals.reply:,} for the reply"
         text.append(f"request: {size}; scanned for personal data and secrets in {1000 * self.seconds:.1f} ms")
         if found.lane == "gemini" and signals.gemini.dollars is not None and signals.gemini.most is not None:
-            expected, most = (dollars(nanodollars(amount)) for amount in (signals.gemini.dollars, signals.gemini.most))
+            expected, most = (usd(amount) for amount in (signals.gemini.dollars, signals.gemini.most))
             text.append(f"dollars: {expected} expected, {most} reserved")
         return [*text, f"policy: {found.policy[:12]}"]
 
@@ -103,10 +103,10 @@ def explain_request(
         if isinstance(turn, dict)
     )
     signals = _signals(rules, supposed, machine, context, beyond, said, seen)
-    signals = Signals(**{
-        **signals.__dict__, "declared": strictest(classes) if classes else None, "slices": slices,
-        "learned": supposed.learned if spoken else "any",
-    })  # fmt: skip
+    signals = replace(
+        signals, declared=strictest(classes) if classes else None, slices=slices,
+        learned=supposed.learned if spoken else "any",
+    )  # fmt: skip
     table = EvidenceTable()
     if supposed.evidence:
         routing = Routing.read(supposed.evidence)

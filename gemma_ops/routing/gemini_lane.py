@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import secrets
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from gemma_ops.config import MachineConfig, Privacy
@@ -132,7 +132,7 @@ def carried(
 
 def classed(request: Request, privacy: Privacy) -> Request:
     """The request under the class that was decided."""
-    return Request(**{**request.__dict__, "privacy": privacy})
+    return replace(request, privacy=privacy)
 
 
 def _why_not(ask: Ask) -> str:

@@ -152,11 +152,6 @@ def read_log(path: Path) -> Iterator[RouteRecord]:
         raise DataError(f"{path} can't be read: {error}", "correct the path") from error
 
 
-def policy_mark(model: str, thinking: str | None) -> str:
-    """A Gemini as records name it."""
-    return f"{model}@{thinking or 'default'}"
-
-
 def _key_beside(path: Path) -> bytes:
     """The key of a log's digests, made where there is none; readable by its owner alone."""
     file = path.with_name(path.name + ".key")

@@ -12,13 +12,14 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from gemma_ops.gemini import prices
 from gemma_ops.gemini.models import facts
+from gemma_ops.gemini.prices import usd
 from gemma_ops.routing.decision import LaneDecision, decide
 from gemma_ops.routing.estimate import estimate
 from gemma_ops.routing.evidence import EvidenceTable, SliceEvidence
 from gemma_ops.routing.policy import RoutingPolicy
-from gemma_ops.routing.records import RouteRecord, policy_mark
+from gemma_ops.routing.records import RouteRecord
+from gemma_ops.targets.gemini import gemini_identity
 
 
 @dataclass
@@ -62,7 +63,7 @@ class Replay:
         lanes = [lane for lane in ("local", "gemini", "refuse") if self.before[lane] or self.after[lane]]
         text = [f"{self.requests:,} requests   then  with this policy"]
         text += [f"  {lane:<12}{self.before[lane]:>9,}{self.after[lane]:>18,}" for lane in lanes]
-        text.append(f"  {'dollars':<12}{_money(self.dollars_before):>9}{_money(self.dollars_after):>18}")
+        text.append(f"  {'dollars':<12}{usd(self.dollars_before):>9}{usd(self.dollars_after):>18}")
         if self.unpriced:
             text.append(f"  {self.unpriced:,} would go to Gemini at a price that is not known")
         told = (
@@ -111,7 +112,7 @@ def _again(record: RouteRecord, policy: RoutingPolicy) -> LaneDecision:
     signals, rules = record.signals, policy.gemini
     table = EvidenceTable()
     state = signals.gemini
-    if record.asked != policy_mark(rules.model, rules.thinking):
+    if record.asked != gemini_identity(rules.model, rules.thinking):
         known = facts(rules.model)
         expected, most = estimate(
             rules, tokens=signals.tokens, reply=signals.reply, bound=signals.bound, at=datetime.now(UTC),
@@ -128,7 +129,7 @@ def _again(record: RouteRecord, policy: RoutingPolicy) -> LaneDecision:
 
 def _cost(record: RouteRecord, policy: RoutingPolicy) -> float | None:
     """What a request costs at Gemini under a policy, in dollars."""
-    same = record.asked == policy_mark(policy.gemini.model, policy.gemini.thinking)
+    same = record.asked == gemini_identity(policy.gemini.model, policy.gemini.thinking)
     if same and record.outcome.lane == "gemini" and record.outcome.dollars is not None:
         return record.outcome.dollars
     signals, outcome = record.signals, record.outcome
@@ -137,7 +138,3 @@ def _cost(record: RouteRecord, policy: RoutingPolicy) -> float | None:
         policy.gemini, tokens=signals.tokens, reply=written, bound=signals.bound, at=datetime.now(UTC), tier="standard"
     )
     return expected
-
-
-def _money(amount: float) -> str:
-    return prices.dollars(prices.nanodollars(amount))

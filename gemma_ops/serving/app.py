@@ -20,15 +20,14 @@ from gemma_ops.errors import OpsError
 from gemma_ops.serving import completions_front, gemini_front, openai_front, page, responses_front, webhook
 from gemma_ops.serving.answering import Events, PendingRequest, streamed, whole
 from gemma_ops.serving.deployment import Deployment
-from gemma_ops.serving.keys import Grant, Keys, TooFastError, is_this_machine
+from gemma_ops.serving.keys import Grant, Keys, is_this_machine
 from gemma_ops.serving.metrics import render_metrics
 from gemma_ops.serving.model import Said
 from gemma_ops.serving.routed import AUTO, LANE_HEADER, Router, SpokenProtocol
 from gemma_ops.serving.routed_front import routed_gemini, routed_openai
-from gemma_ops.serving.sending import failed, read_bytes, read_json, then
+from gemma_ops.serving.sending import failed, read_bytes, read_json, refused, then
 from gemma_ops.serving.service import ModelService
 from gemma_ops.serving.shadow import Shadow
-from gemma_ops.serving.slots import QueueFullError
 from gemma_ops.wire import completions, gemini_chat, openai, responses
 from gemma_ops.wire.ask import Ask, RefusalError
 
@@ -260,12 +259,9 @@ class Front:
             asked = PendingRequest(number, await self.deployment.lease(), grant)
             found = await answer(body, asked)
         except RefusalError as refusal:
-            wait = (
-                {"Retry-After": str(refusal.retry_after)} if isinstance(refusal, QueueFullError | TooFastError) else {}
-            )
-            response: Response = JSONResponse(shape(refusal), refusal.status, wait)
+            response = refused(refusal, shape)
         except OpsError as error:
-            response = JSONResponse(shape(failed(error)), 503, {"Retry-After": "1"})
+            response = refused(failed(error), shape)
         except BaseException:
             ended(500)
             raise

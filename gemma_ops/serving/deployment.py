@@ -94,10 +94,6 @@ class Deployment:
         finally:
             self._open.set()
 
-    async def retired(self) -> None:
-        """Returns when all that were replaced have ended."""
-        await asyncio.gather(*self._retiring, return_exceptions=True)
-
     async def stop(self) -> None:
         """End every engine, whatever it does."""
         for service in self.services:

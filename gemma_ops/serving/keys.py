@@ -47,8 +47,8 @@ class TooFastError(RefusalError):
             f"{grant.name} may send {grant.rate:g} requests a minute: send it again in {retry_after} s",
             status=429,
             code="rate_limit_exceeded",
+            retry_after=retry_after,
         )
-        self.retry_after = retry_after
 
 
 class _Bucket:

@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 
 from gemma_ops.routing.records import Outcome
+from gemma_ops.serving.metrics import metric_lines
 
 
 @dataclass
@@ -48,6 +49,5 @@ class LaneTally:
         }
         lines: list[str] = []
         for (name, kind, words), found in rows.items():
-            lines += [f"# HELP gemma_ops_{name} {words}", f"# TYPE gemma_ops_{name} {kind}"]
-            lines += [f"gemma_ops_{name}{suffix} {value:.9g}" for suffix, value in found]
+            lines += metric_lines(name, kind, words, [(suffix, f"{value:.9g}") for suffix, value in found])
         return "\n".join([*lines, ""])

@@ -21,8 +21,7 @@ def render_metrics(deployment: Deployment, shadow: Shadow | None = None) -> str:
     lines: list[str] = []
 
     def tell(name: str, kind: str, help_text: str, rows: Iterable[Row]) -> None:
-        lines.extend([f"# HELP gemma_ops_{name} {help_text}", f"# TYPE gemma_ops_{name} {kind}"])
-        lines.extend(f"gemma_ops_{name}{suffix} {value}" for suffix, value in rows)
+        lines.extend(metric_lines(name, kind, help_text, rows))
 
     def of_tallies(rows: Callable[[str, TrafficTally], Iterable[Row]]) -> list[Row]:
         return [row for label, tally in deployment.tallies.items() for row in rows(_shown(label), tally)]
@@ -47,6 +46,12 @@ def render_metrics(deployment: Deployment, shadow: Shadow | None = None) -> str:
         copies: list[Row] = [(f'{{outcome="{outcome}"}}', shadow.counts[outcome]) for outcome in ("copied", "skipped")]
         tell("shadow_total", "counter", "Requests that a challenger was asked too.", copies)
     return "\n".join([*lines, ""])
+
+
+def metric_lines(name: str, kind: str, help_text: str, rows: Iterable[Row]) -> list[str]:
+    """One metric with its rows."""
+    head = [f"# HELP gemma_ops_{name} {help_text}", f"# TYPE gemma_ops_{name} {kind}"]
+    return [*head, *(f"gemma_ops_{name}{suffix} {value}" for suffix, value in rows)]
 
 
 def _shown(label: Label) -> str:

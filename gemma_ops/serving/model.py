@@ -89,7 +89,7 @@ class ServedModel:
         RefusalError where thoughts would have to come before."""
         if not ask.must_call:
             return []
-        if self.thinks if ask.thinking is None else ask.thinking:
+        if self._asks_to_think(ask):
             raise RefusalError("a call can't be required of a model that thinks first", field="tool_choice")
         if ask.schema is not None:
             raise RefusalError("a reply that must be a call follows no schema", field="tool_choice")
@@ -118,10 +118,13 @@ class ServedModel:
             min(wanted, room), ask.temperature, ask.top_p, ask.top_k, ask.seed, ask.schema, grammar, ask.logprobs
         )  # fmt: skip
 
+    def _asks_to_think(self, ask: Ask) -> bool:
+        return self.thinks if ask.thinking is None else ask.thinking
+
     def _encoder(self, ask: Ask) -> Encoder:
         """What makes prompts in the mode that is asked for. Raises RefusalError for one that the model wasn't trained
         in."""
-        found = self._encoders.get(self.thinks if ask.thinking is None else ask.thinking)
+        found = self._encoders.get(self._asks_to_think(ask))
         if found is None:
             mode = "on" if self.thinks else "off"
             raise RefusalError(

@@ -21,7 +21,7 @@ from gemma_ops.routing.decision import LaneDecision, decide
 from gemma_ops.routing.evidence import EvidenceTable
 from gemma_ops.routing.gemini_lane import GeminiLane, classed
 from gemma_ops.routing.policy import Lane, Place, RoutingPolicy
-from gemma_ops.routing.records import DecisionLog, Outcome, RouteRecord, policy_mark
+from gemma_ops.routing.records import DecisionLog, Outcome, RouteRecord
 from gemma_ops.routing.signals import Signals
 from gemma_ops.serving.answering import Events, PendingRequest, Shape, streamed, whole
 from gemma_ops.serving.gemini_service import GeminiFailedError, GeminiService
@@ -29,9 +29,9 @@ from gemma_ops.serving.lanes import LaneTally
 from gemma_ops.serving.model import Said
 from gemma_ops.serving.reading import Piece
 from gemma_ops.serving.routed_request import PRIVACY_HEADER, RoutedRequest, read_declared, read_routed
-from gemma_ops.serving.sending import failed, then
+from gemma_ops.serving.sending import failed, refused, then
 from gemma_ops.serving.service import ModelService, ServedFacts
-from gemma_ops.serving.slots import QueueFullError
+from gemma_ops.targets.gemini import gemini_identity
 from gemma_ops.wire.ask import Ask, RefusalError
 from gemma_ops.wire.beyond import Beyond
 
@@ -156,7 +156,7 @@ class Router:
         if course.decision.lane == "gemini":
             sent = classed(course.routed.carried.request, course.decision.privacy)
             course.gemini = GeminiService(self.lane, sent)
-            asked = PendingRequest(asked.number, _NoLease(course.gemini), Said())  # type: ignore[arg-type]
+            asked = PendingRequest(asked.number, _NoLease(course.gemini))  # type: ignore[arg-type]
         if ask.stream:
             response = await streamed(request, ask, asked, self._marked(course, manner), manner.shape, done=manner.done)
         else:
@@ -197,10 +197,9 @@ class Router:
 
     def _refused(self, course: _Course, refusal: RefusalError, manner: SpokenProtocol) -> Response:
         """An error in the protocol's own shape, with the reasons in its headers."""
-        wait = {"Retry-After": str(refusal.retry_after)} if isinstance(refusal, QueueFullError) else {}
-        if not wait and refusal.status == 503:
-            wait = {"Retry-After": "1"}
-        response = JSONResponse(manner.shape(refusal), refusal.status, wait)
+        response = refused(refusal, manner.shape)
+        if refusal.status == 503:
+            response.headers.setdefault("Retry-After", "1")
         return self._ended(course, response, "refuse", Said())
 
     def _ended(self, course: _Course, response: Response, lane: Lane, said: Said) -> Response:
@@ -231,7 +230,7 @@ class Router:
             said.thought_tokens, self._dollars(course), round(time.monotonic() - course.began, 4),
             tuple(place for place in course.tried if place != lane),
         )  # fmt: skip
-        asks = policy_mark(self.policy.gemini.model, self.policy.gemini.thinking)
+        asks = gemini_identity(self.policy.gemini.model, self.policy.gemini.thinking)
         at = datetime.now(UTC).isoformat(timespec="milliseconds")
         allowed = self.policy.classes.of(first.privacy)
         self.log.add(RouteRecord(at, self.log.id_of(course.body), first, signals, allowed, asks, outcome))

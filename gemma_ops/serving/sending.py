@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
 
 from gemma_ops.errors import OpsError
 from gemma_ops.wire.ask import RefusalError
@@ -15,7 +16,7 @@ from gemma_ops.wire.ask import RefusalError
 
 def failed(error: OpsError) -> RefusalError:
     """What a client is told of an engine that failed: come back."""
-    return RefusalError(f"{error.what}; {error.fix}", status=503, code="engine")
+    return RefusalError(f"{error.what}; {error.fix}", status=503, code="engine", retry_after=1)
 
 
 async def read_json(request: Request, limit: int) -> Any:
@@ -35,6 +36,12 @@ async def read_bytes(request: Request, limit: int) -> bytes:
         if size > limit:
             raise RefusalError(f"the request is larger than {limit:,} bytes", status=413, code="too_large")
     return b"".join(parts)
+
+
+def refused(refusal: RefusalError, shape: Callable[[RefusalError], dict[str, Any]]) -> Response:
+    """A refusal in the words of a protocol."""
+    wait = {} if refusal.retry_after is None else {"Retry-After": str(refusal.retry_after)}
+    return JSONResponse(shape(refusal), refusal.status, wait)
 
 
 def event_line(body: Any) -> bytes:

@@ -15,8 +15,8 @@ class QueueFullError(RefusalError):
     """Everybody waits already. `retry_after` is in seconds."""
 
     def __init__(self, waiting: int, retry_after: int) -> None:
-        super().__init__(f"{waiting} requests wait already: send it again in {retry_after} s", status=429, code="busy")
-        self.retry_after = retry_after
+        words = f"{waiting} requests wait already: send it again in {retry_after} s"
+        super().__init__(words, status=429, code="busy", retry_after=retry_after)
 
 
 class RequestSlots:

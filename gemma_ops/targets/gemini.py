@@ -36,8 +36,14 @@ def seen_by(model: str, settings: GeminiConfig) -> frozenset[str]:
 
 
 def identity(spec: Spec, settings: GeminiConfig) -> str:
-    """Who answers. What an emulator says is no evidence about Gemini, and must not be taken for it later."""
-    return f"{spec.model}@{spec.thinking or 'default'}" + (" (rehearsal)" if rehearsal(settings) else "")
+    """Who answers."""
+    return gemini_identity(spec.model, spec.thinking, rehearsed=rehearsal(settings))
+
+
+def gemini_identity(model: str, thinking: str | None, *, rehearsed: bool = False) -> str:
+    """A model at a level of thinking. What an emulator says is no evidence about Gemini, and must not be taken for it
+    later."""
+    return f"{model}@{thinking or 'default'}" + (" (rehearsal)" if rehearsed else "")
 
 
 def request(

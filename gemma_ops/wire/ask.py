@@ -11,9 +11,19 @@ class RefusalError(Exception):
     """A request that is not answered: why, which field is to blame, and the HTTP status. Each protocol words it its own
     way."""
 
-    def __init__(self, message: str, *, field: str | None = None, status: int = 400, code: str = "") -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        field: str | None = None,
+        status: int = 400,
+        code: str = "",
+        retry_after: int | None = None,
+    ) -> None:
+        """`retry_after`: seconds after which it is worth asking again; None where nothing says."""
         super().__init__(message)
         self.message, self.field, self.status, self.code = message, field, status, code
+        self.retry_after = retry_after
 
 
 @dataclass(frozen=True)
