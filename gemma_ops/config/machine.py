@@ -19,7 +19,8 @@ class MachineConfig(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` takes a GPU when there is one."""
     ple: Literal["auto", "device", "host"] = "auto"
-    """Where the per-layer embedding table lies (E2B, E4B): `host` looks rows up in main memory, to the same result; `auto` takes the host where the device is a GPU."""
+    """Where the per-layer embedding table lies (E2B, E4B): `host` looks rows up in main memory, to the same result;
+    `auto` takes the host where the device is a GPU."""
     runs: str = "runs"
     """Folder that holds the run folders."""
     mlflow: str | None = "mlflow"
@@ -29,26 +30,30 @@ class MachineConfig(Section):
     eval_batch: Annotated[int, Field(ge=1)] = 16
     """Prompts answered at a time."""
     workers: Annotated[int, Field(ge=1)] | None = None
-    """Threads for the CPU; null takes one for a model under 100 MB, which waits longer than it computes, else all cores."""
+    """Threads for the CPU; null takes one for a model under 100 MB, which waits longer than it computes, else all
+    cores."""
     ledger: str | None = None
-    """File that holds what was spent and the answers that were paid for; null takes `gemini.sqlite` in `machine.runs`; a rehearsal keeps its own beside it."""
+    """File that holds what was spent and the answers that were paid for; null takes `gemini.sqlite` in `machine.runs`;
+    a rehearsal keeps its own beside it."""
     dollars_per_hour: Annotated[float, Field(ge=0)] | None = None
-    """What this machine costs an hour, for dollars per 1,000 items; null takes the device's list price, if it has one."""
+    """What this machine costs an hour, for dollars per 1,000 items; null takes the device's list price, if it has
+    one."""
     utilisation: Annotated[Share, Field(gt=0)] = 0.5
     """Share of its hours the machine would be busy: an idle hour costs as much as a busy one."""
     signing_key: str | None = None
-    """Private key that registered versions are signed with: a PEM file of an elliptic curve, or the `pkcs11:` URI of a KMS;
-    its passphrase is read from `GEMMA_OPS_SIGNING_PASSPHRASE`. Null signs nothing."""
+    """Private key that registered versions are signed with: a PEM file of an elliptic curve, or the `pkcs11:` URI of a
+    KMS; its passphrase is read from `GEMMA_OPS_SIGNING_PASSPHRASE`. Null signs nothing."""
     trusted_keys: tuple[str, ...] = ()
-    """Public keys, as PEM files; with any, `promote`, `rollback`, `pull` and `serve` take only what one of them signed."""
+    """Public keys, as PEM files; with any, `promote`, `rollback`, `pull` and `serve` take only what one of them
+    signed."""
     endpoints: tuple[EndpointConfig, ...] = ()
     """OpenAI-compatible endpoints that need a key, have a price, or may see private rows."""
     gemini: GeminiConfig = GeminiConfig()
 
 
 class Machine(MachineConfig):
-    """What a step is told about where it runs: the section `machine`, with `launch` and `release` beside it. A run makes
-    it; YAML can't."""
+    """What a step is told about where it runs: the section `machine`, with `launch` and `release` beside it. A run
+    makes it; YAML can't."""
 
     launch: LaunchConfig = LaunchConfig()
     release: ReleaseConfig = ReleaseConfig()

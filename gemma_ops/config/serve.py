@@ -18,8 +18,8 @@ class ChallengerConfig(Section):
     share: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Of the requests, from 0 to 1, that it answers."""
     shadow: bool = False
-    """Whether it is asked what the version that serves was asked, when it has a slot free, and both answers are kept for
-    `gemma-ops serve --compare`; nobody sees its answer."""
+    """Whether it is asked what the version that serves was asked, when it has a slot free, and both answers are kept
+    for `gemma-ops serve --compare`; nobody sees its answer."""
     pairs: str = "serving"
     """Folder in which a shadow keeps what was asked with both answers, a private file for each model."""
 

@@ -1,6 +1,7 @@
 """What a GGUF file says about its model's size, read from the first bytes of the file without loading it.
 
-Layout of the header: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md; keys: gguf-py, `constants.py`, class `Keys`.
+Layout of the header: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md; keys: gguf-py, `constants.py`, class
+`Keys`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Bytes that serving takes: the weights as they lie in the file, the cache of keys and values, and llama.cpp's workspace.
+"""Bytes that serving takes: the weights as they lie in the file, the cache of keys and values, and llama.cpp's
+workspace.
 
 Sliding layers need the keys of their window only, and layers that share take an earlier layer's: llama.cpp is asked to
 keep sliding layers whole (`swa_full`), so that the beginning of a prompt can be read again, and pays for it.

@@ -1,4 +1,5 @@
-"""Promotion into another registered model, `NAME` to `NAME-prod`, so that the right to register isn't the right to promote.
+"""Promotion into another registered model, `NAME` to `NAME-prod`, so that the right to register isn't the right to
+promote.
 
 In MLflow, who may make versions of a model may move its aliases too. Two models part the two: trainers may edit the
 one, promoters the other. The copy carries no bytes: it points at the same stored files, and the other model's ledger
@@ -44,8 +45,8 @@ def copy_of(tracking: Tracking, model: str, checked: CheckedVersion) -> str | No
 def copy_version(
     tracking: Tracking, book: Ledger, name: str, checked: CheckedVersion, origin: list[Entry]
 ) -> CheckedVersion:
-    """Copy a version of `name` into the model of `book`, once, and write down where it is from; returns it under its new
-    number. A crash in between leaves what the next call finishes."""
+    """Copy a version of `name` into the model of `book`, once, and write down where it is from; returns it under its
+    new number. A crash in between leaves what the next call finishes."""
     client, model, source = tracking.client, book.name, f"{name}/{checked.version}"
     number = copy_of(tracking, model, checked)
     if number is None:

@@ -55,7 +55,8 @@ def pull_version(
     """Bring the files of a version (those that `wanted` says, all unless given) into `folder`, or into the cache.
 
     Raises OpsError for a source that names no version, GateError for bytes that aren't what was registered, that no
-    trusted key signed where there is one, or that the verdict isn't about, ConfigError for a key that can't be read, ServiceError when MLflow can't be reached, MachineError where the folder can't be written.
+    trusted key signed where there is one, or that the verdict isn't about, ConfigError for a key that can't be read,
+    ServiceError when MLflow can't be reached, MachineError where the folder can't be written.
     """
     asked = _SPEC.fullmatch(source)
     if asked is None:
@@ -87,8 +88,8 @@ def pull_version(
 
 
 def _bring_own(tracking: Tracking, logged: Any, who: str, home: Path) -> None:
-    """Lay the files that the manifest doesn't list into a pulled copy: the manifest, the card, the bill of materials, each
-    compared with its digest, and the signature."""
+    """Lay the files that the manifest doesn't list into a pulled copy: the manifest, the card, the bill of materials,
+    each compared with its digest, and the signature."""
     for name in stored.own_files(logged):
         with stored.opened(tracking, logged, name) as source:
             if digest.of_file(source) != logged.tags[stored.OWN[name]]:

@@ -10,9 +10,9 @@ from gemma_ops.registry.points import Point, table
 
 @dataclass(frozen=True)
 class Promotion:
-    """What happened: `changed` is False when the alias stood there already. `policy` says by which policy the version was
-    judged, `points` how each point ended, `overrides` what spoke against it, `notes` what else to know, as that its weights
-    failed before; `head` is the hash of the ledger's last entry, `ledger` where that is."""
+    """What happened: `changed` is False when the alias stood there already. `policy` says by which policy the version
+    was judged, `points` how each point ended, `overrides` what spoke against it, `notes` what else to know, as that its
+    weights failed before; `head` is the hash of the ledger's last entry, `ledger` where that is."""
 
     name: str
     alias: str

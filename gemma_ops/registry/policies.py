@@ -81,8 +81,8 @@ def policy_of(name: str, entry: Entry) -> PolicyInForce:
 def proposed_policy(
     subject: Mapping[str, Any], verdict: Verdict, asks: PromotionAsks | None = None
 ) -> PromotionPolicy | None:
-    """The policy that a version's own gates make, with `asks`; None where nothing was gated. Gates that were only reported, such as
-    those on a judge that was not asked, are none."""
+    """The policy that a version's own gates make, with `asks`; None where nothing was gated. Gates that were only
+    reported, such as those on a judge that was not asked, are none."""
     settings = subject["settings"].get("evaluate") or {}
     gates = [GateConfig.model_validate(gate) for gate in settings.get("gates", ())]
     only = next(iter(verdict.tasks)) if len(verdict.tasks) == 1 else None

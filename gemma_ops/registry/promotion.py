@@ -1,12 +1,13 @@
-"""Moving an alias: only to a version whose evidence meets the model's policy and whose bytes are those that were registered.
+"""Moving an alias: only to a version whose evidence meets the model's policy and whose bytes are those that were
+registered.
 
     1. check the version: manifest against its digest, every stored byte against the manifest, signature, verdict
     2. lock the model, compare the ledger with its anchors, finish what a crash left open
     3. weigh the version point by point: against the policy, the champion, and the looks of earlier versions
     4. write `intent`, move the alias, read it back, write `done`
 
-Bytes that differ, a signature and a ledger that don't hold can't be overridden. Every other point can be, with a reason;
-the ledger and the version keep the reason and everything that it overrode.
+Bytes that differ, a signature and a ledger that don't hold can't be overridden. Every other point can be, with a
+reason; the ledger and the version keep the reason and everything that it overrode.
 """
 
 from __future__ import annotations
@@ -53,13 +54,13 @@ def promote(
     approved_by: str | None = None,
     needs: ServeNeeds | None = None,
 ) -> Promotion:
-    """Point an alias at `version` (None: the latest) of model `name`: the alias `to`, or that of another registered model
-    where `to` is `MODEL@ALIAS` or `NAME-prod`, which the version is then copied into.
+    """Point an alias at `version` (None: the latest) of model `name`: the alias `to`, or that of another registered
+    model where `to` is `MODEL@ALIAS` or `NAME-prod`, which the version is then copied into.
 
-    `override` is the reason for promoting against what the evidence says; `expect` the version the alias must stand at now;
-    `approved_by` who approved, where the policy asks for it; `needs` how it is to be served. Raises GateError when a point,
-    the ledger or `expect` forbids it, OpsError when model or version doesn't exist, ConfigError for a key that can't be
-    read, BusyError while another promotion runs, ServiceError when MLflow can't be reached. Safe to repeat.
+    `override` is the reason for promoting against what the evidence says; `expect` the version the alias must stand at
+    now; `approved_by` who approved, where the policy asks for it; `needs` how it is to be served. Raises GateError when
+    a point, the ledger or `expect` forbids it, OpsError when model or version doesn't exist, ConfigError for a key that
+    can't be read, BusyError while another promotion runs, ServiceError when MLflow can't be reached. Safe to repeat.
     """
     why = ledger.reason_given(reason)
     excuse = ledger.reason_given(override, "override") if override is not None else None
@@ -122,8 +123,8 @@ def rollback(machine: MachineConfig, name: str, *, alias: str = CHAMPION, reason
     """Point `alias` back at the version it stood at before, after comparing that version's bytes with its manifest
     and its signature with the trusted keys.
 
-    The verdict is not asked again: the version was promoted before. Raises OpsError when there is no earlier one, else as
-    `promote`. Repeated after a crash it finishes the move it had begun instead of going back twice.
+    The verdict is not asked again: the version was promoted before. Raises OpsError when there is no earlier one, else
+    as `promote`. Repeated after a crash it finishes the move it had begun instead of going back twice.
     """
     why = ledger.reason_given(reason)
     with opened_registry(machine, name) as tracking:
@@ -205,7 +206,8 @@ def _later_gone(
 
 
 def _earlier(tracking: Tracking, book: Ledger, alias: str) -> str:
-    """The version a rollback of `alias` leads to: that of an interrupted rollback, else the one before the present one."""
+    """The version a rollback of `alias` leads to: that of an interrupted rollback, else the one before the present
+    one."""
     entries = book.entries()
     intent, now = ledger.pending(entries, alias), alias_version(tracking, book.name, alias)
     if intent and intent["action"] == "rollback":

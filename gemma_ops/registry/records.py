@@ -82,8 +82,8 @@ def record_version(
     run: str,
     asks: PromotionAsks | None = None,
 ) -> list[str]:
-    """Write a version into the ledger, once; propose a policy, with `asks`, where the model has none; anchor the chain in the
-    version.
+    """Write a version into the ledger, once; propose a policy, with `asks`, where the model has none; anchor the chain
+    in the version.
 
     Returns what should be told: that a policy was proposed, and that the same weights failed before.
     """

@@ -41,8 +41,8 @@ def register(
     quantized: Path | None = None,
     evaluation: Path | None = None,
 ) -> dict[str, float]:
-    """Write `manifest.json`, `card.md`, `sbom.cdx.json` and `mlflow.json`, and make the version, signed where there is a
-    key; with tracking off its number is null there.
+    """Write `manifest.json`, `card.md`, `sbom.cdx.json` and `mlflow.json`, and make the version, signed where there is
+    a key; with tracking off its number is null there.
 
     Metrics: `version` (its number), `files` and `bytes` of what it carries. Raises ConfigError without a name,
     ModelError and DataError for artifacts that don't fit together, ServiceError when MLflow can't be reached.

@@ -45,8 +45,8 @@ def complete_own(tracking: Tracking, logged: Any, stage: Path) -> Any:
 
 
 def sign_version(tracking: Tracking, logged: Any, body: dict[str, Any], key: str | None, stage: Path) -> None:
-    """Sign everything that is stored for a version, once; nothing where there is no key. Raises ConfigError for a key that
-    can't be used, MachineError where the package is not installed."""
+    """Sign everything that is stored for a version, once; nothing where there is no key. Raises ConfigError for a key
+    that can't be used, MachineError where the package is not installed."""
     if key is None or SIGNATURE in stored.listing(tracking, logged):
         return
     stage.mkdir(parents=True, exist_ok=True)

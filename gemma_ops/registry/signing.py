@@ -1,8 +1,8 @@
 """Signatures of versions after OpenSSF's model signing: who vouches for these files, whatever the registry says.
 
 `model.sig` is a Sigstore bundle over an in-toto statement with the SHA-256 of every file of a version; it stands beside
-the files it signs, and isn't one of them. `gemma-ops pull` brings it along, so that the project's own command verifies a
-copy too: `model_signing verify key FOLDER --signature FOLDER/model.sig --public_key KEY`.
+the files it signs, and isn't one of them. `gemma-ops pull` brings it along, so that the project's own command verifies
+a copy too: `model_signing verify key FOLDER --signature FOLDER/model.sig --public_key KEY`.
 
 Digests are signed, not files read again: the registry compares every byte with its digest anyway. That is why the
 hashing configuration given to the library is ours.
@@ -31,8 +31,8 @@ _UNSIGNED = (SIGNATURE, "README.md")
 
 
 def sign_files(files: Mapping[str, str], name: str, key: str, signature: Path) -> None:
-    """Write the signature of `files` ({path: SHA-256}) of the version `name`. `key` is a PEM file with an elliptic-curve
-    private key, or a `pkcs11:` URI.
+    """Write the signature of `files` ({path: SHA-256}) of the version `name`. `key` is a PEM file with an
+    elliptic-curve private key, or a `pkcs11:` URI.
 
     Raises ConfigError for a key that can't be used, MachineError where the package is not installed.
     """
@@ -61,8 +61,8 @@ def sign_files(files: Mapping[str, str], name: str, key: str, signature: Path) -
 def check_signature(files: Mapping[str, str], name: str, signature: Path | None, keys: Sequence[str]) -> str:
     """Say which of the trusted `keys` signed exactly these files. `signature` is None where there is none.
 
-    Raises GateError for a signature that is missing, of another key, or of other files; ConfigError for a key that can't
-    be read; MachineError where the package is not installed.
+    Raises GateError for a signature that is missing, of another key, or of other files; ConfigError for a key that
+    can't be read; MachineError where the package is not installed.
     """
     if signature is None or not signature.is_file():
         raise _refused(name, "it is not signed")

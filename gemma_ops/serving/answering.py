@@ -61,8 +61,8 @@ async def whole(request: Request, reply: Any, asked: PendingRequest) -> Response
 async def streamed(
     request: Request, ask: Ask, asked: PendingRequest, events: Events, shape: Shape, *, done: bool = False
 ) -> Response:
-    """A stream of events. What is refused before the first token is an error of its own, with its status. `done`: whether
-    OpenAI's `[DONE]` closes it."""
+    """A stream of events. What is refused before the first token is an error of its own, with its status. `done`:
+    whether OpenAI's `[DONE]` closes it."""
     lines: asyncio.Queue[bytes | Exception | None] = asyncio.Queue()
 
     async def work() -> None:

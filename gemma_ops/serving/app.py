@@ -66,7 +66,8 @@ class Front:
             ("/v1beta/models", self.gemini_models), ("/v1beta/models/{name:path}", self.gemini_model),
         ]  # fmt: skip
         post = [
-            ("/v1/chat/completions", self.chat), ("/v1/completions", self.completions), ("/v1/responses", self.responses),
+            ("/v1/chat/completions", self.chat), ("/v1/completions", self.completions),
+            ("/v1/responses", self.responses),
             ("/mlflow/webhook", self.webhook),
         ]  # fmt: skip
         post += [(f"/{version}/models/{{call:path}}", self.generate) for version in ("v1", "v1beta")]

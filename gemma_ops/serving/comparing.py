@@ -72,7 +72,8 @@ class LiveComparison:
         return {
             "versions": list(self.versions), "pairs": self.pairs, "outcome": decision.outcome, "words": decision.words,
             "margin": decision.gate.margin, "difference": decision.value, "bound": decision.bound,
-            "n_needed": decision.n_needed, "same": {"value": self.same.value, "low": self.same.low, "high": self.same.high},
+            "n_needed": decision.n_needed,
+            "same": {"value": self.same.value, "low": self.same.low, "high": self.same.high},
             "ended": list(self.ended), "seconds": list(self.seconds), "tokens": list(self.tokens), "looks": self.looks,
         }  # fmt: skip
 

@@ -188,7 +188,8 @@ class ModelService:
         found = await asyncio.gather(*(self.reply(replace(ask, seed=seed)) for seed in seeds))
         first = found[0]
         total = Said(
-            first.text, first.thought, first.calls, first.end, prompt_tokens=first.prompt_tokens, cached_tokens=first.cached_tokens,
+            first.text, first.thought, first.calls, first.end, prompt_tokens=first.prompt_tokens,
+            cached_tokens=first.cached_tokens,
             tokens=sum(said.tokens for said in found), thought_tokens=sum(said.thought_tokens for said in found),
         )  # fmt: skip
         return found, total

@@ -1,7 +1,7 @@
 """A shadow: the challenger is asked what the version that serves was asked, and both answers are kept.
 
-Nobody waits for it: it is asked after the answer went out, and only where a slot of its own is free. The pairs hold what
-people asked. They lie in a file that its owner alone can read, on this machine.
+Nobody waits for it: it is asked after the answer went out, and only where a slot of its own is free. The pairs hold
+what people asked. They lie in a file that its owner alone can read, on this machine.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """OpenAI's responses, server side: requests read strictly, output items in its shape.
 
-Nothing is kept: `previous_response_id`, `conversation` and `store: true` are refused, and the reply says `store: false`.
-Tools that only OpenAI's service runs (search, files, code) are refused by their type.
+Nothing is kept: `previous_response_id`, `conversation` and `store: true` are refused, and the reply says that it is not
+stored. Tools that only OpenAI's service runs (search, files, code) are refused by their type.
 """
 
 from __future__ import annotations
@@ -182,6 +182,6 @@ def text_part(text: str, logprobs: list[Any] | None = None) -> dict[str, Any]:
 def call_item(number: str, name: str, arguments: str, status: str) -> dict[str, Any]:
     """A function call as an output item."""
     return {
-        "id": f"fc_{number}", "type": "function_call", "call_id": f"call_{number}", "name": name, "arguments": arguments,
-        "status": status,
+        "id": f"fc_{number}", "type": "function_call", "call_id": f"call_{number}", "name": name,
+        "arguments": arguments, "status": status,
     }  # fmt: skip
