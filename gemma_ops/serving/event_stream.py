@@ -1,0 +1,75 @@
+"""One request over a socket file, answered by a stream of events: HTTP spoken by hand, over one connection a request.
+
+A general client costs more CPU than the reply, and llama.cpp closes connections that it was to keep, so that a client
+which reuses them loses requests. A connection that is closed early ends the work.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+
+from gemma_ops.serving.child import GONE
+from gemma_ops.serving.engine import EngineGoneError, EngineRefusedError
+
+
+async def posted_events(engine: str, socket: str, path: str, body: dict[str, Any]) -> AsyncGenerator[dict[str, Any]]:
+    """The events of a reply, as JSON. `engine` is what it is called in words.
+
+    Raises EngineRefusedError for a status of 4xx and for an event that holds an `error`; EngineGoneError where nobody
+    answers, for other statuses, and where a reply breaks off.
+    """
+    try:
+        reader, writer = await asyncio.open_unix_connection(socket, limit=1 << 24)
+    except OSError as error:
+        raise EngineGoneError(f"{engine} is not there: {error.strerror or error}", GONE) from error
+    try:
+        content = json.dumps(body).encode()
+        head = (
+            f"POST {path} HTTP/1.1\r\nHost: engine\r\nConnection: close\r\nContent-Type: application/json\r\n"
+            f"Content-Length: {len(content)}\r\n\r\n"
+        )
+        writer.write(head.encode() + content)
+        status = int((await reader.readuntil(b"\r\n\r\n")).split(b" ", 2)[1])
+        if status >= 500:
+            raise EngineGoneError(f"{engine} does not answer (HTTP {status})", GONE)
+        if status != 200:
+            raise _refusal(engine, await reader.read())
+        async with aclosing(_events(reader)) as events:
+            async for event in events:
+                if "error" in event:
+                    raise _refusal(engine, json.dumps(event).encode())
+                yield event
+    except (OSError, asyncio.IncompleteReadError, ValueError) as error:
+        raise EngineGoneError(f"{engine} ended in the middle of a reply: {error}", GONE) from error
+    finally:
+        writer.close()
+
+
+async def _events(reader: asyncio.StreamReader) -> AsyncGenerator[dict[str, Any]]:
+    """The events of a chunked stream. A chunk needs not hold whole events."""
+    left = b""
+    while True:
+        size = int((await reader.readline()).split(b";")[0] or b"0", 16)
+        if size == 0:
+            return
+        left += await reader.readexactly(size)
+        await reader.readexactly(2)
+        *whole, left = left.split(b"\n\n")
+        for event in whole:
+            if event.startswith(b"data: ") and event != b"data: [DONE]":
+                yield json.loads(event[6:])
+            elif event.startswith(b"error: "):
+                yield {"error": json.loads(event[7:])}
+
+
+def _refusal(engine: str, body: bytes) -> EngineRefusedError:
+    try:
+        error = json.loads(body)["error"]
+        said = str(error.get("message") if isinstance(error, dict) else error)
+    except (ValueError, KeyError, TypeError):
+        said = body.decode(errors="replace")[:200]
+    return EngineRefusedError(f"{engine} refuses the request: {said}", "shorten the prompt, or correct the request")
