@@ -134,6 +134,18 @@ def present() -> list[Device]:
     return sorted(devices, key=lambda device: -device.memory)
 
 
+def free_gpu_memory() -> int | None:
+    """Bytes that are free on the GPU with the most of them; None without a GPU."""
+    try:
+        found = subprocess.run(
+            ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits"],
+            capture_output=True, text=True, timeout=5, check=True,
+        ).stdout  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return max((int(line) << 20 for line in found.split() if line.isdigit()), default=None)
+
+
 def match(name: str, memory: float) -> Device:
     """The device that a driver calls `name` and says has `memory` GiB; one that is not in the table has no known speed."""
     for device in DEVICES.values():

@@ -1,4 +1,4 @@
-"""A live server for tests: nano's GGUF file behind the real routes, on a free port of this machine, in a thread.
+"""A live server for tests: nano behind the real routes, on a free port of this machine, in a thread.
 
 with serving(files / "q8_0" / "model.gguf") as live: …  # live.url, live.service, live.engine
 """
@@ -58,20 +58,25 @@ class Live:
     def engine(self):
         return self.service.model.engine
 
+    def done(self, work):
+        """What a coroutine gives, run in the server's loop."""
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(120)
+
 
 @contextmanager
 def serving(
     asked, *, keys=None, also=("gemini-3.8-flash",), recorded=None, machine=None, gemini=None, form="q8_0", **settings
 ):
-    """The server as the verb starts it, without its own process: of a GGUF file, or of what is registered in the MLflow
-    of `machine`. `gemini` is the machine whose Gemini the model `auto` may be sent to."""
+    """The server as the verb starts it, without its own process: of a GGUF file, of a FOLDER or ADAPTER@FOLDER, or of
+    what is registered in the MLflow of `machine`. `gemini` is the machine whose Gemini the model `auto` may be sent to."""
     given = ServeConfig.model_validate({"port": 0, "slots": 2, "context": 256, "queue": 4} | settings)
     if machine:
         source = open_source(asked, machine, given)
     else:
         machine = MachineConfig()
-        source = open_source(f"{asked}@{WEIGHTS}", machine, given)
-        source = replace(source, model=NAME, canary=recorded, format=form)
+        plain = str(asked).endswith(".gguf")
+        source = open_source(f"{asked}@{WEIGHTS}" if plain else str(asked), machine, given)
+        source = replace(source, model=NAME, canary=recorded, format=form if plain else source.format)
     ready, made, failed, said = threading.Event(), {}, [], []
 
     async def run():

@@ -147,7 +147,7 @@ def test_a_version_that_can_not_serve_is_told_and_the_old_one_serves_on(register
 def test_what_does_not_fit_beside_the_old_one_takes_its_place(registered, monkeypatch):
     machine = registered("q8_0")
     registry.promote(machine, "support-nano", reason="first")
-    monkeypatch.setattr(following, "free_memory", lambda: 1_000_000)
+    monkeypatch.setattr(following, "memory_for", lambda *_: 1_000_000)
     with following_server(machine, slots=1) as live:
         before = live.engine.pid
         registered("second", max_steps=20)

@@ -12,7 +12,8 @@ from gemma_ops import digest
 from gemma_ops.config import MachineConfig, ServeConfig
 from gemma_ops.errors import ConfigError, DataError, GateError
 from gemma_ops.nano import WEIGHTS
-from gemma_ops.serving.source import choose_format, open_source
+from gemma_ops.serving.choosing import choose_format
+from gemma_ops.serving.source import open_source
 from gemma_ops.verdicts import Verdict
 
 
@@ -47,16 +48,16 @@ def _whole():
     ],
 )
 def test_the_best_format_by_its_verdict_is_served(scores, made, best):
-    assert choose_format("auto", made, verdict(**scores), "x") == best
-    assert choose_format(made[-1], made, verdict(**scores), "x") == made[-1]
+    assert choose_format(ServeConfig(), made, verdict(**scores), "x") == best
+    assert choose_format(ServeConfig(format=made[-1]), made, verdict(**scores), "x") == made[-1]
 
 
 def test_a_format_that_was_not_made_is_told():
     with pytest.raises(ConfigError, match="x has no bf16") as caught:
-        choose_format("bf16", ["q8_0", "q4_0"], None, "x")
+        choose_format(ServeConfig(format="bf16"), ["q8_0", "q4_0"], None, "x")
     assert "q8_0, q4_0" in caught.value.fix
     with pytest.raises(ConfigError, match="no GGUF file"):
-        choose_format("auto", [], None, "x")
+        choose_format(ServeConfig(), [], None, "x")
 
 
 @pytest.fixture

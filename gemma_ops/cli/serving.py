@@ -14,7 +14,8 @@ Source = Annotated[
     str,
     typer.Argument(
         metavar="SOURCE",
-        help="NAME@ALIAS or NAME/VERSION of MLflow, a run's name, or FILE.gguf@FOLDER with the tokenizer's folder.",
+        help="NAME@ALIAS or NAME/VERSION of MLflow, a run's name, FILE.gguf@FOLDER with the tokenizer's folder, the "
+        "FOLDER of a checkpoint, or ADAPTER@FOLDER with its base's.",
         show_default=False,
     ),
 ]

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from gemma_ops.config.section import Privacy, Section
-from gemma_ops.family.formats import GgufName
+from gemma_ops.family.formats import VersionFormat
 
 
 class ChallengerConfig(Section):
@@ -37,8 +37,15 @@ class ServeConfig(Section):
     """Address to listen on; one that other machines reach needs `serve.keys`."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8080
     """0 takes a free one."""
-    format: Literal["auto"] | GgufName = "auto"
-    """The quantized file that is served; `auto` takes the best by its verdict."""
+    format: Literal["auto"] | VersionFormat = "auto"
+    """The format that is served; `auto` takes the best quantized file by its verdict, else the merged checkpoint, else
+    the adapter on its base."""
+    engine: Literal["auto", "llama.cpp", "transformers", "vllm"] = "auto"
+    """What runs the weights; `auto` takes llama.cpp for GGUF files, for a merged checkpoint vLLM where
+    `serve.vllm_python` names one, else transformers."""
+    vllm_python: str | None = None
+    """The Python of the environment that vLLM is installed in, one of its own (`/opt/vllm/bin/python`); null has no
+    vLLM."""
     slots: Annotated[int, Field(ge=1)] = 4
     """Requests that are answered at once."""
     context: Annotated[int, Field(ge=64)] = 4096

@@ -1,35 +1,38 @@
-"""What an evaluation leaves for a server: some questions as token ids, and what each quantized model and the base said.
+"""What an evaluation leaves for a server: some questions as token ids, and what each model that may be served and its
+base said.
 
-A server asks them before it takes traffic, and takes none unless it says the same. Questions come first where the
-quantized model says something else than its base, since those tell the two apart.
+A server asks them before it takes traffic, and takes none unless it says the same. Questions come first where the model
+says something else than its base, since those tell the two apart.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 from gemma_ops.evaluation.answers import Stored
 from gemma_ops.evaluation.asking import prompt_of
 from gemma_ops.evaluation.task import Task
 from gemma_ops.metrics.base import Row
 from gemma_ops.targets.base import Target
-from gemma_ops.targets.local import Quantized
+from gemma_ops.targets.local import Checkpoint, Quantized
 from gemma_ops.verdicts import CANARY_SCHEMA
 
+_TUNED = "tuned"
+"""What a merged checkpoint answers as."""
 _ROWS = 16
 """Questions a task; a wrong model is found by one, and sixteen take a second."""
 
 
 def canary_record(found: Sequence[tuple[Target, Task, Sequence[Stored]]]) -> dict[str, Any] | None:
-    """The record as JSON; None where no quantized model answered.
+    """The record as JSON; None where neither a quantized nor the tuned model answered.
 
     A row holds `task`, `row`, `messages`, `tools`, `ids` (the prompt's tokens), `max_new_tokens` (thoughts included)
-    and `answers`, {target: text} of the quantized targets that stopped by themselves, and of `base`.
+    and `answers`, {target: text} of the targets among those that stopped by themselves, and of `base`.
     """
-    quantized = [target for target, _, _ in found if isinstance(target, Quantized)]
-    if not quantized:
+    own = [target for target, _, _ in found if _is_own(target)]
+    if not own:
         return None
     said = {
         (target.name, task.name, answer.row): answer.text
@@ -39,12 +42,12 @@ def canary_record(found: Sequence[tuple[Target, Task, Sequence[Stored]]]) -> dic
     }
     rows: list[dict[str, Any]] = []
     for task in {task.name: task for _, task, _ in found}.values():
-        names = [target.name for target in quantized]
+        names = [target.name for target in own]
         answered = [
             row for row in task.rows if not row.media and any((name, task.name, row.id) in said for name in names)
         ]
         for row in sorted(answered, key=lambda row: _as_base(row, task, names, said))[:_ROWS]:
-            prompt, limit = quantized[0].asks(prompt_of(row), task.file.generation.max_new_tokens)
+            prompt, limit = own[0].asks(prompt_of(row), task.file.generation.max_new_tokens)
             texts = {
                 name: said[name, task.name, row.id] for name in [*names, "base"] if (name, task.name, row.id) in said
             }
@@ -60,6 +63,11 @@ def canary_record(found: Sequence[tuple[Target, Task, Sequence[Stored]]]) -> dic
 def recorded_answers(record: dict[str, Any]) -> dict[str, int]:
     """How many answers of each target a record holds."""
     return dict(Counter(name for row in record["rows"] for name in row["answers"]))
+
+
+def _is_own(target: Target) -> TypeGuard[Quantized | Checkpoint]:
+    """Whether it is a model of this run that may be served."""
+    return isinstance(target, Quantized) or (isinstance(target, Checkpoint) and target.name == _TUNED)
 
 
 def _as_base(row: Row, task: Task, names: list[str], said: dict[tuple[str, str, str], str]) -> bool:

@@ -115,6 +115,16 @@ def load_model(
     return model
 
 
+def put_on(model: Any, changed: Path, base: Path) -> Any:
+    """Put on a loaded `base` what a training made: the adapter in the folder `changed`, or its changed tensors.
+
+    Raises ModelError where that doesn't belong to this base.
+    """
+    from gemma_ops.modeling import adapters, full
+
+    return full.load(model, changed, base) if (changed / full.RECORD).is_file() else adapters.load(model, changed)
+
+
 def load_tokenizer(folder: Path) -> Any:
     """The checkpoint's `tokenizers.Tokenizer`. Raises ModelError when there is none."""
     return chat.load_tokenizer(folder)

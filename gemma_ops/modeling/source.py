@@ -15,7 +15,7 @@ from typing import Any
 import gemma_ops
 from gemma_ops import digest, family, journal
 from gemma_ops.config import MachineConfig, ModelConfig
-from gemma_ops.errors import ConfigError, ModelError, ServiceError
+from gemma_ops.errors import ConfigError, GateError, ModelError, ServiceError
 from gemma_ops.privacy import learned_class, record_learned, stricter
 
 _FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
@@ -136,6 +136,22 @@ def _expected_bytes(file: Path, size: int) -> int:
 def tokenizer_folder(settings: ModelConfig) -> Path:
     """A folder with the tokenizer and template of the model, fetching no weights."""
     return local(settings.base) or _download(settings.base, settings.revision, ("*.json", "*.jinja"))[0]
+
+
+def find_base(described: dict[str, Any], who: str) -> Path:
+    """The checkpoint of a base as manifests describe it (`id`, `revision`, `files` with their digests), here or from
+    the Hub. Raises ConfigError where it is in neither, and GateError for another one of that name."""
+    name = str(described["id"])
+    if local(name) is None and "/" not in name:
+        raise ConfigError(
+            f"{who} is put on the base {name}, and where that lies is not recorded",
+            "serve it as ADAPTER@FOLDER with the folder of its base, or register merged too",
+        )
+    folder = local(name) or _download(name, described.get("revision"))[0]
+    for file, sha256 in (described.get("files") or {}).items():
+        if not (folder / file).is_file() or digest.of_file(folder / file) != sha256:
+            raise GateError(f"{folder / file} is not that of the base that {who} was trained on", "fetch that base")
+    return folder
 
 
 def _download(repo: str, revision: str | None, patterns: tuple[str, ...] = _FILES) -> tuple[Path, str]:

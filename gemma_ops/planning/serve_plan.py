@@ -12,16 +12,23 @@ from typing import Any
 from gemma_ops.config import RunConfig
 from gemma_ops.devices import GIB, Device
 from gemma_ops.errors import MachineError
-from gemma_ops.family.formats import GGUF, GgufName
+from gemma_ops.family.formats import BITS, FORMATS, GGUF
 from gemma_ops.planning.make import pick, resolve
-from gemma_ops.planning.serving import ServingBytes, bytes_per_token, gguf_bytes, serving_bytes
+from gemma_ops.planning.serving import (
+    ServingBytes,
+    bytes_per_token,
+    checkpoint_bytes,
+    checkpoint_serving_bytes,
+    gguf_bytes,
+    serving_bytes,
+)
 
 
 @dataclass(frozen=True)
 class ServedFormat:
     """One format of the model, served."""
 
-    format: GgufName
+    format: str
     memory: ServingBytes
     fits: bool
     tokens_per_second: float
@@ -52,13 +59,14 @@ class ServePlan:
             f"serving {self.model} on {self.device.name}, {self.device.memory:.1f} GiB: {slots}",
             head,
             *rows,
-            f"keys and values of sliding layers are kept whole, to read a prompt's beginning once; else {window}",
+            f"keys and values of sliding layers are kept whole by llama.cpp, to read a prompt's beginning once; else {window}",
+            f"merged, the checkpoint, is for {' and '.join(FORMATS['merged'].engines)}",
         ]
 
     def to_json(self) -> dict[str, Any]:
         """For programs; bytes."""
         formats = [
-            {"format": one.format, **asdict(one.memory), "total": one.memory.total, "fits": one.fits,
+            {"format": one.format, "engines": FORMATS[one.format].engines, **asdict(one.memory), "total": one.memory.total, "fits": one.fits,
              "tokens_per_second": one.tokens_per_second}
             for one in self.formats
         ]  # fmt: skip
@@ -76,10 +84,15 @@ def plan_serving(config: RunConfig, device: str | None = None) -> ServePlan:
     found = []
     for form in GGUF.values():
         memory = serving_bytes(shape, gguf_bytes(shape, form), slots=slots, context=context)
-        fits = memory.total < target.memory * GIB
-        speed = target.bandwidth * 1e9 / bytes_per_token(shape, form, context // 2)
-        found.append(ServedFormat(form.name, memory, fits, speed))
+        found.append(_served(form.name, memory, target, bytes_per_token(shape, form.bits, context // 2)))
+    memory = checkpoint_serving_bytes(shape, checkpoint_bytes(shape), slots=slots, context=context)
+    found.append(_served("merged", memory, target, bytes_per_token(shape, BITS["BF16"], context // 2)))
     return ServePlan(config.model.base, target, slots, context, tuple(found))
+
+
+def _served(form: str, memory: ServingBytes, target: Device, per_token: float) -> ServedFormat:
+    """A format on a device, whose every token reads so many bytes."""
+    return ServedFormat(form, memory, memory.total < target.memory * GIB, target.bandwidth * 1e9 / per_token)
 
 
 def check_memory(memory: ServingBytes, free: float, asked: str) -> None:

@@ -1,8 +1,8 @@
-"""Bytes that serving takes: the weights as they lie in the file, the cache of keys and values, and llama.cpp's
-workspace.
+"""Bytes that serving takes: the weights as they are loaded, the cache of keys and values, and the engine's workspace.
 
 Sliding layers need the keys of their window only, and layers that share take an earlier layer's: llama.cpp is asked to
 keep sliding layers whole (`swa_full`), so that the beginning of a prompt can be read again, and pays for it.
+transformers and vLLM keep no more than the window.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ _BATCH = 512
 """Tokens that llama.cpp computes at once (`n_ubatch`): its workspace holds their widest values."""
 _BASE = 64e6
 """Bytes of the process itself, its interpreter and library."""
+_TORCH = 600e6
+"""Bytes of a process that has imported torch and transformers (measured: 560 MB with nano)."""
 _MASK = 4
 """Bytes of the attention mask for each token of the batch and each of the context."""
 
@@ -46,13 +48,13 @@ def gguf_bytes(shape: Shape, form: Gguf) -> float:
     return (bulk * form.bits + tables * max(form.bits, BITS[TABLE_TYPE]) + count.norms * BITS["F32"]) / 8
 
 
-def bytes_per_token(shape: Shape, form: Gguf, tokens: int) -> float:
-    """Bytes that one more token reads, behind `tokens` others: the weights it multiplies with and the keys and values
-    of its sequence. Tables are looked up; of the experts only the chosen are read."""
+def bytes_per_token(shape: Shape, bits: float, tokens: int) -> float:
+    """Bytes that one more token reads, behind `tokens` others: the weights it multiplies with, of `bits` each, and the
+    keys and values of its sequence. Tables are looked up; of the experts only the chosen are read."""
     count = shape.counts()
     coarse = count.embedding + count.per_layer_linears
     bulk = shape.active_per_token() - coarse
-    weights = (bulk * form.bits + coarse * max(form.bits, BITS[TABLE_TYPE])) / 8
+    weights = (bulk * bits + coarse * max(bits, BITS[TABLE_TYPE])) / 8
     return weights + kv_bytes([(layer.window, layer.bytes_per_token) for layer in kv_layers(shape)], tokens)
 
 
@@ -64,3 +66,19 @@ def serving_bytes(shape: Shape, weights: float, *, slots: int, context: int) -> 
     layers = [(layer.window, layer.bytes_per_token) for layer in kv_layers(shape)]
     whole = kv_bytes([(None, size) for _, size in layers], context)
     return ServingBytes(weights, slots * whole, slots * kv_bytes(layers, context), workspace)
+
+
+def checkpoint_bytes(shape: Shape, *, towers: bool = False) -> float:
+    """Bytes of a checkpoint's parameters as they are loaded, 16 bits each: of the language model, or of `towers` too."""
+    count = shape.counts()
+    return (count.text + (count.vision + count.audio if towers else 0)) * BITS["BF16"] / 8
+
+
+def checkpoint_serving_bytes(shape: Shape, weights: float, *, slots: int, context: int) -> ServingBytes:
+    """What transformers takes for `weights` bytes, with `slots` sequences of `context` tokens: prompts are read whole,
+    one at a time."""
+    widest = max([*(layer.ffn for layer in shape.layers), shape.hidden])
+    widths = 4 * widest + 2 * max(layer.query_width for layer in shape.layers)
+    workspace = _TORCH + BITS["BF16"] / 8 * context * widths + 4.0 * shape.vocab
+    kept = slots * kv_bytes([(layer.window, layer.bytes_per_token) for layer in kv_layers(shape)], context)
+    return ServingBytes(weights, kept, kept, workspace)

@@ -14,8 +14,8 @@ from dataclasses import replace
 
 from gemma_ops.config import MachineConfig, ServeConfig
 from gemma_ops.errors import MachineError, OpsError
-from gemma_ops.processes import free_memory
 from gemma_ops.serving.deployment import Deployment
+from gemma_ops.serving.engines import memory_for
 from gemma_ops.serving.service import ModelService
 from gemma_ops.serving.source import Source, memory_of, open_source
 
@@ -82,7 +82,7 @@ class AliasFollower:
         deployment, before = self._deployment, self._deployment.current
         try:
             source = await asyncio.to_thread(open_source, f"{self.name}/{number}", self._machine, self._settings)
-            fits = _fits(source, self._settings)
+            fits = _fits(source, self._machine, self._settings)
             if self._challenges:
                 if not fits:
                     raise MachineError("this machine has no memory for it beside the version that serves", "")
@@ -135,6 +135,6 @@ def _standing(machine: MachineConfig, name: str, alias: str) -> str | None:
         return alias_version(tracking, name, alias)
 
 
-def _fits(source: Source, settings: ServeConfig) -> bool:
+def _fits(source: Source, machine: MachineConfig, settings: ServeConfig) -> bool:
     """Whether a source has memory beside what runs already."""
-    return memory_of(source, settings).total < free_memory()
+    return memory_of(source, settings).total < memory_for(source, machine, settings)

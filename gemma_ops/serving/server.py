@@ -18,14 +18,13 @@ import uvicorn
 from gemma_ops.config import MachineConfig, ServeConfig
 from gemma_ops.errors import ConfigError, MachineError
 from gemma_ops.planning.serve_plan import check_memory
-from gemma_ops.processes import free_memory
 from gemma_ops.serving.announcing import asked_over_http, told
 from gemma_ops.serving.app import Front
 from gemma_ops.serving.canary import check_canary, read_rows, run_canary
 from gemma_ops.serving.deployment import Deployment
+from gemma_ops.serving.engines import make_engine, memory_for
 from gemma_ops.serving.following import AliasFollower
 from gemma_ops.serving.keys import Keys, is_this_machine
-from gemma_ops.serving.llamacpp import LlamaCpp
 from gemma_ops.serving.model import ServedModel
 from gemma_ops.serving.routed_front import open_router
 from gemma_ops.serving.service import ModelService, ServedFacts
@@ -47,7 +46,7 @@ def serve(
     """Serve until it is interrupted; with a `question`, until that was asked over HTTP and answered.
 
     Raises ConfigError, DataError (the question was refused), GateError (the canary failed, or bytes were changed),
-    MachineError (the port, or a missing package) and ModelError (llama.cpp refuses the file).
+    MachineError (the port, memory, or a missing package) and ModelError (the engine refuses the weights).
     """
     keys = Keys.read(Path(settings.keys).expanduser() if settings.keys else None)
     if not keys.needed and not is_this_machine(settings.host):
@@ -61,7 +60,7 @@ def serve(
     if keys.needed and question is not None:
         raise ConfigError("--ask holds no key, and serve.keys asks for one", "leave one of them out")
     source = open_source(asked, machine, settings)
-    check_memory(memory_of(source, settings), free_memory(), asked)
+    check_memory(memory_of(source, settings), memory_for(source, machine, settings), asked)
     listening = _bind(settings)
     try:
         asyncio.run(_run(source, machine, settings, keys, secured, listening, say, question))
@@ -71,9 +70,7 @@ def serve(
 
 async def opened(source: Source, machine: MachineConfig, settings: ServeConfig) -> ModelService:
     """A service whose engine answers and whose canary sang. The caller stops its engine."""
-    engine = LlamaCpp(
-        source.file, slots=settings.slots, context=settings.context, threads=machine.workers, defaults=source.defaults
-    )
+    engine = make_engine(source, machine, settings)
     thinks = source.prompting is not None and source.prompting.asks_to_think
     both = source.prompting is None or source.prompting.thinking == "mixed"
     model = ServedModel(source.tokenizer, engine, thinks=thinks, both=both, usual=settings.max_tokens)
@@ -81,7 +78,7 @@ async def opened(source: Source, machine: MachineConfig, settings: ServeConfig) 
     try:
         canary = "nothing was recorded to compare with"
         if source.canary is not None:
-            result = await run_canary(model, read_rows(source.canary, source.format), source.format)
+            result = await run_canary(model, read_rows(source.canary, source.target), source.target)
             canary = result.words
             if settings.canary == "required":
                 check_canary(result, source.asked)

@@ -1,32 +1,37 @@
-"""What is served: a version of the registry, a run's quantized file, or a GGUF file with a folder beside it.
+"""What is served: a version of the registry, what a run made, or files that lie anywhere.
 
 NAME@ALIAS, NAME/VERSION     pulled from MLflow, every byte compared with the manifest
-a run                        its `quantize` step's file, asked as its adapter was trained
+a run                        its quantized file, merged checkpoint or adapter, asked as the adapter was trained
 FILE.gguf@FOLDER             the folder holds the tokenizer; nothing is known of a verdict
+FOLDER                       a checkpoint
+ADAPTER@FOLDER               the folder of an adapter, on the checkpoint in the other; a path with a `/` in it
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from gemma_ops import digest
 from gemma_ops.config import MachineConfig, Privacy, ServeConfig
 from gemma_ops.data.prompting import Prompting, read_prompting
 from gemma_ops.errors import ConfigError, DataError, GateError
-from gemma_ops.family.formats import DEFAULT_FORMATS, GGUF, REFERENCE, GgufName
+from gemma_ops.family import Shape
+from gemma_ops.family.formats import DEFAULT_FORMATS, FORMATS, GGUF, REFERENCE
 from gemma_ops.family.gguf_shape import gguf_shape
-from gemma_ops.modeling.source import checkpoint
-from gemma_ops.planning.serving import ServingBytes, serving_bytes
-from gemma_ops.privacy import PRIVACY, class_of, learned_class
+from gemma_ops.modeling.source import checkpoint, find_base, read_config
+from gemma_ops.planning.serving import ServingBytes, checkpoint_bytes, checkpoint_serving_bytes, serving_bytes
+from gemma_ops.privacy import PRIVACY, class_of, learned_class, stricter
+from gemma_ops.serving.choosing import choose_format
 from gemma_ops.verdicts import CANARY, VERDICT, Verdict
 
-_FORMATS = (*DEFAULT_FORMATS, REFERENCE)
-"""Where no verdict tells them apart: those that are made where nothing is said, before the one they are compared
-with."""
+_FORMATS = (*DEFAULT_FORMATS, REFERENCE, *(name for name in FORMATS if name not in GGUF))
+"""Where no verdict tells them apart: GGUF files that are made where nothing is said, before the one they are compared
+with, before checkpoints and what needs its base."""
+_CHECKPOINT = "tuned"
+"""The target that a merged checkpoint, or what is put on the base, answers as."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,7 @@ class Source:
     asked: str
     model: str
     file: Path
+    """The GGUF file, or the folder of a checkpoint, of an adapter, or of changed tensors."""
     tokenizer: Path
     format: str
     version: str = ""
@@ -44,6 +50,13 @@ class Source:
     canary: Path | None = None
     """What the evaluation recorded of this model's answers."""
     sha256: str = ""
+    base: Path | None = None
+    """The checkpoint that `file` is put on, where that is an adapter or changed tensors."""
+
+    @property
+    def target(self) -> str:
+        """What its evaluation calls it."""
+        return self.format if self.format in GGUF else _CHECKPOINT
 
     @property
     def defaults(self) -> dict[str, Any]:
@@ -55,7 +68,10 @@ class Source:
         """The privacy class of its answers: of what it learned, or what a person has released them to."""
         release = self.verdict.release if self.verdict else None
         to = class_of(release.to) if release and release.to else "local_only"
-        return max(learned_class(self.file), to, key=PRIVACY.index)
+        learned = learned_class(self.file)
+        if self.base:
+            learned = stricter(learned, learned_class(self.base))
+        return max(learned, to, key=PRIVACY.index)
 
     def gates(self) -> tuple[str, ...]:
         """What the verdict's gates said."""
@@ -70,22 +86,33 @@ def open_source(asked: str, machine: MachineConfig, settings: ServeConfig) -> So
     file, _, folder = asked.partition("@")
     if file.endswith(".gguf"):
         return _of_file(Path(file).expanduser(), Path(folder).expanduser() if folder else None, asked)
-    run = Path(machine.runs) / asked
-    if run.is_dir():
+    run, path = Path(machine.runs) / asked, Path(asked).expanduser()
+    if not path.is_absolute() and run.is_dir():
         return _of_run(run, asked, settings)
     if is_version(asked):
         return _of_version(asked, machine, settings)
+    if folder and (Path(file).expanduser() / FORMATS["adapter"].file).is_file():
+        return _of_adapter(Path(file).expanduser(), Path(folder).expanduser(), asked)
+    if (checkpoint(path) / "config.json").is_file():
+        return _of_folder(path, asked)
     raise ConfigError(
         f"{asked!r} is nothing that can be served: no run in {machine.runs}, no NAME@ALIAS, no NAME/VERSION, "
-        "no GGUF file",
-        "name a run (gemma-ops show NAME lists what it made), a version (NAME@champion), or FILE.gguf@FOLDER",
+        "no GGUF file, no checkpoint",
+        "name a run (gemma-ops show NAME lists what it made), a version (NAME@champion), FILE.gguf@FOLDER, or the "
+        "folder of a checkpoint",
     )
 
 
 def memory_of(source: Source, settings: ServeConfig) -> ServingBytes:
-    """What serving a source takes. Raises ModelError for a file that is no GGUF of Gemma 4."""
-    size = source.file.stat().st_size
-    return serving_bytes(gguf_shape(source.file), size, slots=settings.slots, context=settings.context)
+    """What serving a source takes. Raises ModelError for a file that is no GGUF of Gemma 4, and for another model's
+    checkpoint."""
+    slots, context = settings.slots, settings.context
+    if source.file.is_file():
+        return serving_bytes(gguf_shape(source.file), source.file.stat().st_size, slots=slots, context=context)
+    shape = Shape.from_config(read_config(source.base or source.file))
+    added = sum(file.stat().st_size for file in source.file.glob("*.safetensors")) if source.base else 0
+    weights = checkpoint_bytes(shape, towers=source.base is not None) + added
+    return checkpoint_serving_bytes(shape, weights, slots=slots, context=context)
 
 
 def _of_file(file: Path, folder: Path | None, asked: str) -> Source:
@@ -101,27 +128,49 @@ def _of_file(file: Path, folder: Path | None, asked: str) -> Source:
     )
 
 
+def _of_folder(folder: Path, asked: str) -> Source:
+    weights = checkpoint(folder)
+    return Source(
+        asked, folder.resolve().name, weights, weights, "merged", prompting=read_prompting(folder),
+        sha256=_folder_digest(weights),
+    )  # fmt: skip
+
+
+def _of_adapter(folder: Path, base: Path, asked: str) -> Source:
+    weights = checkpoint(base)
+    if not (weights / "config.json").is_file():
+        raise ConfigError(f"{base} holds no checkpoint", "say where the adapter's base is: ADAPTER@FOLDER")
+    return Source(
+        asked, folder.resolve().name, folder, weights, "adapter", prompting=read_prompting(folder),
+        sha256=_folder_digest(folder), base=weights,
+    )  # fmt: skip
+
+
 def _of_run(run: Path, asked: str, settings: ServeConfig) -> Source:
     verdict = _verdict(run / "evaluate" / VERDICT)
-    made = [name for name in _FORMATS if (run / "quantize" / GGUF[name].path).is_file()]
-    form = choose_format(settings.format, made, verdict, asked)
-    file = run / "quantize" / GGUF[form].path
-    home = next((run / step for step in ("merge", "fetch") if (run / step / "artifact.json").is_file()), None)
+    made = [name for name in _FORMATS if (run / FORMATS[name].step / FORMATS[name].path).is_file()]
+    form = FORMATS[choose_format(settings, made, verdict, asked)]
+    step, base = run / form.step, run / "fetch"
+    home = next((found for found in (run / "merge", base) if (found / "artifact.json").is_file()), None)
     if home is None:
         raise DataError(f"{run} holds no model", "make the run's first steps: gemma-ops run CONFIG")
-    canary, sha256 = run / "evaluate" / CANARY, digest.of_file(file)
-    made_as = json.loads((run / "quantize" / "artifact.json").read_text(encoding="utf-8"))["files"]
-    if sha256 != made_as[GGUF[form].path]["sha256"]:
-        raise GateError(f"{file} was changed since it was made", "make it again: gemma-ops run CONFIG --redo quantize")
-    answered = verdict.targets.get(form) if verdict else None
-    if answered and answered.sha256 not in (None, sha256):
+    file = step / form.path if form.name in GGUF else step / form.made
+    record = json.loads((step / "artifact.json").read_text(encoding="utf-8"))
+    sha256 = _unchanged(step, form.path if form.name in GGUF else f"{form.made}/", record["files"])
+    answered = verdict.targets.get(form.name if form.name in GGUF else _CHECKPOINT) if verdict else None
+    stale = answered and answered.sha256 not in (None, sha256)
+    if form.name == "merged":
+        stale = answered and answered.artifact not in (None, record["digest"])
+    if stale:
         raise GateError(
-            f"the verdict of {asked} is about another file of {form} than the run holds now",
+            f"the verdict of {asked} is about another file of {form.name} than the run holds now",
             "evaluate it: gemma-ops evaluate CONFIG --redo evaluate",
         )
+    canary, whole = run / "evaluate" / CANARY, form.name in (*GGUF, "merged")
     return Source(
-        asked, run.name, file, checkpoint(home), form, prompting=read_prompting(file.parent), verdict=verdict,
-        canary=canary if canary.is_file() else None, sha256=sha256,
+        asked, run.name, file, checkpoint(home if whole else base), form.name,
+        prompting=read_prompting(file if file.is_dir() else file.parent), verdict=verdict,
+        canary=canary if canary.is_file() else None, sha256=sha256, base=None if whole else checkpoint(base),
     )  # fmt: skip
 
 
@@ -129,42 +178,45 @@ def _of_version(asked: str, machine: MachineConfig, settings: ServeConfig) -> So
     from gemma_ops.registry.fetching import pull_version
 
     small = pull_version(machine, asked, wanted=lambda name: not name.endswith((".gguf", ".safetensors")))
-    files = small.manifest["subject"]["files"]
+    subject = small.manifest["subject"]
+    files = subject["files"]
     verdict = _verdict(small.folder / VERDICT)
-    made = [name for name in _FORMATS if GGUF[name].place in files]
-    form = choose_format(settings.format, made, verdict, asked)
-    place = GGUF[form].place
-    whole = pull_version(machine, f"{small.name}/{small.version}", wanted=lambda name: name == place)
-    canary = small.folder / CANARY
+    made = [name for name in _FORMATS if FORMATS[name].place in files]
+    form = FORMATS[choose_format(settings, made, verdict, asked)]
+    wanted = form.place if form.name in GGUF else f"{form.shelf}/"
+    whole = pull_version(machine, f"{small.name}/{small.version}", wanted=lambda name: name.startswith(wanted))
+    base = None if form.name in (*GGUF, "merged") else find_base(subject["base"], asked)
+    digests = {name: str(file["sha256"]) for name, file in files.items() if name.startswith(wanted)}
     return Source(
-        asked, small.name, whole.folder / place, small.folder / "tokenizer", form, small.version,
-        read_prompting(small.folder / GGUF[form].shelf), verdict, canary if CANARY in files else None,
-        str(files[place]["sha256"]),
+        asked, small.name, whole.folder / wanted, _tokenizer(small.folder, form.shelf, base), form.name, small.version,
+        read_prompting(small.folder / form.shelf), verdict, small.folder / CANARY if CANARY in files else None,
+        digests.get(form.place, "") if form.name in GGUF else digest.of_listing(digests), base,
     )  # fmt: skip
 
 
-def choose_format(
-    wanted: Literal["auto"] | GgufName, made: Sequence[GgufName], verdict: Verdict | None, asked: str
-) -> GgufName:
-    """The format that is served: the one asked for, else the one whose primary metrics are the highest on average over
-    the verdict's tasks, else the first that was made. Raises ConfigError where it was not made."""
-    if not made:
-        raise ConfigError(
-            f"{asked} has no GGUF file",
-            "quantize it: gemma-ops run CONFIG, with quantize.formats and register.artifacts",
-        )
-    if wanted != "auto":
-        if wanted not in made:
-            raise ConfigError(f"{asked} has no {wanted}", f"serve one of: {', '.join(made)}, with --set serve.format=…")
-        return made[made.index(wanted)]
-    found: dict[GgufName, list[float]] = {}
-    for result in verdict.results if verdict else ():
-        figure = result.metrics.get(verdict.tasks[result.task].primary) if verdict else None
-        form = next((name for name in made if name == result.target), None)
-        if form and figure and figure.value is not None:
-            found.setdefault(form, []).append(float(figure.value))
-    means = {name: sum(values) / len(values) for name, values in found.items()}
-    return max(means, key=lambda name: (means[name], -made.index(name))) if means else made[0]
+def _tokenizer(version: Path, shelf: str, base: Path | None) -> Path:
+    """Where a version's tokenizer lies: one registered without takes that of its checkpoint or its base."""
+    own = version / "tokenizer"
+    return own if (own / "tokenizer.json").is_file() else base or version / shelf
+
+
+def _unchanged(step: Path, what: str, made: dict[str, dict[str, Any]]) -> str:
+    """The SHA-256 of a step's file, or the digest of those below a folder (`what` ends with `/`). Raises GateError
+    where one is not what the step left."""
+    named = {name: str(facts["sha256"]) for name, facts in made.items() if name == what or name.startswith(what)}
+    for name, sha256 in named.items():
+        if not (step / name).is_file() or digest.of_file(step / name) != sha256:
+            raise GateError(
+                f"{step / name} was changed since it was made",
+                f"make it again: gemma-ops run CONFIG --redo {step.name}",
+            )
+    return digest.of_listing(named) if what.endswith("/") else named[what]
+
+
+def _folder_digest(folder: Path) -> str:
+    """The digest of the weights and settings in a folder."""
+    files = [file for kind in ("*.safetensors", "*.json", "*.jinja") for file in folder.glob(kind)]
+    return digest.of_listing({file.name: digest.of_file(file) for file in files})
 
 
 def _verdict(path: Path) -> Verdict | None:

@@ -70,7 +70,7 @@ class Checkpoint:
         from gemma_ops.modeling.threads import settle_threads
 
         folder = checkpoint(self._path)
-        encode = Encoder(folder, self._asked)
+        encode = self._encode
         shows = any(prompt.media for batch in batches for prompt in batch)
         if self._model is None or (shows and not self._towers):
             self._model = None  # text alone needs no towers; the first question that shows something brings them
@@ -79,7 +79,7 @@ class Checkpoint:
             self._model = load.load_model(folder, device=load.pick_device(self._machine.device, folder), towers=towers)
             self._towers = towers
             if self._changed:
-                self._model = _put_on(self._model, self._changed, folder)
+                self._model = load.put_on(self._model, self._changed, folder)
         for batch in batches:
             prompts = [encode.encoded(prompt, schema) for prompt in batch]
             seen = [encode.seen(prompt, asked) for prompt, asked in zip(batch, prompts, strict=True)]
@@ -93,6 +93,16 @@ class Checkpoint:
                     batch_size=len(prompts),
                 )
             )
+
+    def asks(self, prompt: Prompt, max_new_tokens: int) -> tuple[list[int], int]:
+        """The token ids of a prompt of text, and how many tokens its reply may take, thoughts included."""
+        return self._encode(prompt), max_new_tokens + self._encode.thoughts
+
+    @cached_property
+    def _encode(self) -> Encoder:
+        from gemma_ops.modeling.source import checkpoint
+
+        return Encoder(checkpoint(self._path), self._asked)
 
     @property
     def pace(self) -> EnginePace:
@@ -108,13 +118,6 @@ class Checkpoint:
 
     def close(self) -> None:
         self._model = None
-
-
-def _put_on(model: Any, changed: Path, base: Path) -> Any:
-    """The loaded base with an adapter, or with the tensors of a full fine-tune."""
-    from gemma_ops.modeling import adapters, full
-
-    return full.load(model, changed, base) if (changed / "tuned.json").is_file() else adapters.load(model, changed)
 
 
 class Quantized:

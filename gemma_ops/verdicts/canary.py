@@ -1,5 +1,5 @@
-"""`canary.json`: questions with what each quantized model and its base said, which a server must answer before it may
-serve."""
+"""`canary.json`: questions with what each model that may be served and its base said, which a server must answer before
+it may serve."""
 
 from __future__ import annotations
 

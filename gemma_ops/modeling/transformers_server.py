@@ -1,0 +1,190 @@
+"""A checkpoint run by transformers as a process: `python -m gemma_ops.modeling.transformers_server`.
+
+It reads its settings as one JSON line, says in one JSON line that it answers or what is wrong, and ends when its input
+ends. It listens on a socket file: a connection brings one request as a JSON line (`prompt` as token ids, `max_tokens`,
+and what a `Drawing` has), and is answered by a JSON line for every token, or by one with `refused`. Several replies are
+written in turns, a token each; a connection that is closed ends its reply.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import socket
+import sys
+import threading
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gemma_ops.errors import OpsError
+from gemma_ops.modeling.decoding import Drawing, Drawn, ReplyInMemory
+
+_STUCK = 30.0
+"""Seconds that a client has to take a line."""
+
+
+@dataclass(frozen=True)
+class TransformersSettings:
+    """What a server is started with."""
+
+    model: str
+    """The checkpoint's folder."""
+    changed: str | None
+    """The folder with an adapter, or with the tensors of a full fine-tune, that is put on it."""
+    socket: str
+    """The socket file that it makes."""
+    slots: int
+    """Replies that are written at once."""
+    context: int
+    """Tokens that a prompt and its reply may take together."""
+    threads: int | None
+    device: str
+    """`auto`, `cpu` or `cuda`."""
+
+
+class _Exchange:
+    """A connection with its reply."""
+
+    def __init__(self, connection: socket.socket, body: dict[str, Any]) -> None:
+        self._connection, self.body = connection, body
+        self.reply: ReplyInMemory | None = None
+
+    def gone(self) -> bool:
+        """Whether the client has closed its end."""
+        self._connection.settimeout(0)  # with another, Python waits for something to read
+        try:
+            return self._connection.recv(1, socket.MSG_PEEK) == b""
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+        finally:
+            self._connection.settimeout(_STUCK)
+
+    def tell(self, line: dict[str, Any]) -> bool:
+        """Send a line; whether somebody took it."""
+        try:
+            self._connection.sendall(json.dumps(line).encode() + b"\n")
+        except OSError:
+            return False
+        return True
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+class TransformersServer:
+    """A loaded model that answers connections. `tokenizer` spells the tokens whose probabilities are told."""
+
+    def __init__(self, model: Any, tokenizer: Any, stops: set[int], slots: int, context: int) -> None:
+        self._model, self._tokenizer, self._stops = model, tokenizer, stops
+        self._slots, self._context = slots, context
+        self._waiting: queue.SimpleQueue[_Exchange] = queue.SimpleQueue()
+
+    def listen(self, listening: socket.socket) -> None:
+        """Take connections, each in a thread that reads its request, for ever."""
+        while True:
+            connection, _ = listening.accept()
+            threading.Thread(target=self._read, args=(connection,), daemon=True).start()
+
+    def work(self) -> None:
+        """Write replies, for ever: a token of each in turn."""
+        writing: deque[_Exchange] = deque()
+        while True:
+            while len(writing) < self._slots and not (writing and self._waiting.empty()):
+                writing.append(self._waiting.get())
+            exchange = writing.popleft()
+            if self._advance(exchange):
+                writing.append(exchange)
+            else:
+                exchange.close()
+
+    def _read(self, connection: socket.socket) -> None:
+        connection.settimeout(_STUCK)
+        with contextlib.suppress(OSError, ValueError), connection.makefile("rb") as lines:
+            self._waiting.put(_Exchange(connection, json.loads(lines.readline())))
+            return
+        connection.close()
+
+    def _advance(self, exchange: _Exchange) -> bool:
+        """Write the next token; whether more follow."""
+        import torch
+
+        if exchange.gone():
+            return False
+        if exchange.reply is None:
+            body = exchange.body
+            prompt, room = body["prompt"], self._context - len(body["prompt"])
+            if not prompt or room < 1:
+                why = f"the prompt has {len(prompt):,} tokens, and the context {self._context:,}"
+                exchange.tell({"refused": why})
+                return False
+            how = Drawing(**body["drawing"])
+            most = max(1, min(int(body["max_tokens"]), room))
+            exchange.reply = ReplyInMemory(self._model, prompt, most, self._stops, how)
+        try:
+            drawn = exchange.reply.step()
+        except torch.OutOfMemoryError:
+            exchange.tell({"refused": "the device has no memory left for it"})
+            return False
+        return exchange.tell(self._line(drawn, exchange.body)) and drawn.end is None
+
+    def _line(self, drawn: Drawn, body: dict[str, Any]) -> dict[str, Any]:
+        line: dict[str, Any] = {"id": drawn.id}
+        if drawn.logprob is not None:
+            line["chance"] = self._chance(drawn.id, drawn.logprob)
+            line["likeliest"] = [self._chance(*one) for one in drawn.likeliest]
+        if drawn.end is not None:
+            line |= {"end": drawn.end, "prompt_tokens": len(body["prompt"])}
+        return line
+
+    def _chance(self, token: int, logprob: float) -> list[Any]:
+        return [token, self._tokenizer.decode([token], skip_special_tokens=False), logprob]
+
+
+def _opened(settings: TransformersSettings) -> TransformersServer:
+    """The server with its model loaded, as evaluation loads it."""
+    from gemma_ops.modeling import generate, load
+    from gemma_ops.modeling.threads import settle_threads
+
+    folder, changed = Path(settings.model), Path(settings.changed) if settings.changed else None
+    settle_threads(folder, settings.threads)
+    device = load.pick_device(settings.device, folder)
+    model = load.load_model(folder, device=device, towers=changed is not None)  # an adapter may reach into them
+    if changed:
+        model = load.put_on(model, changed, folder)
+    stops = set(generate.stop_ids(model))
+    return TransformersServer(model, load.load_tokenizer(folder), stops, settings.slots, settings.context)
+
+
+def _end_with_input() -> None:
+    sys.stdin.read()
+    os._exit(0)
+
+
+def main() -> None:
+    """Serve until the input ends."""
+    settings = TransformersSettings(**json.loads(sys.stdin.readline()))
+    try:
+        server = _opened(settings)
+        listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        listening.bind(settings.socket)
+        listening.listen(128)
+    except OpsError as error:
+        print(json.dumps({"error": error.what}), flush=True)
+        os._exit(1)
+    except (ImportError, RuntimeError, OSError, ValueError, KeyError) as error:
+        print(json.dumps({"error": f"{type(error).__name__}: {error}"}), flush=True)
+        os._exit(1)
+    print(json.dumps({"ready": settings.model}), flush=True)
+    threading.Thread(target=_end_with_input, daemon=True).start()
+    threading.Thread(target=server.listen, args=(listening,), daemon=True).start()
+    server.work()
+
+
+if __name__ == "__main__":
+    main()
