@@ -21,6 +21,7 @@ from gemma_ops.config import LoraConfig, ModelConfig, RunConfig, TrainConfig
 from gemma_ops.devices import GIB, Device
 from gemma_ops.family import explaining
 from gemma_ops.family.formats import BITS, SMALLEST, TABLE_TYPE
+from gemma_ops.vllm_environment import vllm_findings
 
 Status = Literal["ok", "warn", "bad"]
 _MARK = {"ok": "✓", "warn": "!", "bad": "✗"}
@@ -95,8 +96,8 @@ class Report:
         }
 
 
-def examine() -> Report:
-    """Look at this machine and this environment."""
+def examine(vllm_python: str | None = None) -> Report:
+    """Look at this machine and this environment, and at vLLM's, where its Python is named."""
     gpus = devices.present()
     best = gpus[0] if gpus else devices.processor()
     checks = (
@@ -104,6 +105,7 @@ def examine() -> Report:
         *_packages(),
         *_machine(gpus),
         Check("offline", "ok", offline.prospects()),
+        *(Check("vllm", *finding) for finding in vllm_findings(vllm_python, gpu=bool(gpus))),
         *_combinations({name: _version(name) for name in _WATCHED}, gpus, dict(os.environ)),
     )
     return Report(checks, best, tuple(_ability(key, best) for key in family.SIZES))

@@ -114,8 +114,12 @@ def start_bound_child(command: Sequence[str], *, grace: float = 10.0, **options:
     asked to end, the command and its descendants have `grace` seconds and are then killed. On Linux the kernel kills
     the command should the guard itself be killed.
     """
-    guard = [sys.executable, "-P", __file__, str(os.getpid()), str(grace), *command]
-    return subprocess.Popen(guard, **{**options, "start_new_session": True})
+    return subprocess.Popen(bound_command(command, grace=grace), **{**options, "start_new_session": True})
+
+
+def bound_command(command: Sequence[str], *, grace: float = 10.0) -> list[str]:
+    """The command line of that guard, for those who start it themselves, in a session of its own."""
+    return [sys.executable, "-P", __file__, str(os.getpid()), str(grace), *command]
 
 
 def _stop(child: subprocess.Popen[Any], grace: float, *, session: int) -> None:

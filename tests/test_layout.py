@@ -60,7 +60,7 @@ LEVELS = [
     {"config"},
     {"answer", "digest", "configfile", "offline", "keyed", "wire"},
     {"artifact", "privacy"},
-    {"run", "devices", "verdicts"},
+    {"run", "devices", "verdicts", "vllm_environment"},
     {"planning", "console", "eject"},
     {"doctor"},
     {"data", "metrics"},

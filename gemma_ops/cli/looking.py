@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gemma_ops.cli.options import Configs, Json, Sets, load_config, write_page
+from gemma_ops.cli.options import ConfigOption, Configs, Json, Sets, load_config, write_page
 from gemma_ops.errors import DataError, OpsError
 
 if TYPE_CHECKING:
@@ -168,6 +168,8 @@ def doctor(
     name: Annotated[
         str | None, typer.Argument(help="Explain one known-bad combination, with its evidence.", show_default=False)
     ] = None,
+    configs: ConfigOption = None,
+    sets: Sets = None,
     as_json: Json = False,
 ) -> None:
     """Versions, devices, what each Gemma 4 size can do here, and combinations known to go wrong."""
@@ -178,7 +180,7 @@ def doctor(
     if name:
         print("\n".join(explain(name)))
         return
-    report = examine()
+    report = examine(load_config(configs or [], sets, fetches=False).serve.vllm_python)
     if as_json:
         console.print_json(report.to_json())
     else:

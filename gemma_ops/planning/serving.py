@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gemma_ops.family.formats import BITS, TABLE_TYPE, Gguf
+from gemma_ops.family.formats import BITS, TABLE_TYPE, Engine, Gguf
 from gemma_ops.family.shape import Shape
 from gemma_ops.planning.kv_cache import kv_bytes, kv_layers
 
@@ -19,6 +19,8 @@ _BASE = 64e6
 """Bytes of the process itself, its interpreter and library."""
 _TORCH = 600e6
 """Bytes of a process that has imported torch and transformers (measured: 560 MB with nano)."""
+_VLLM = 3e9
+"""Bytes of vLLM's three processes (measured: 3.0 GB with nano on a CPU; about what graphs and buffers take of a GPU)."""
 _MASK = 4
 """Bytes of the attention mask for each token of the batch and each of the context."""
 
@@ -74,11 +76,13 @@ def checkpoint_bytes(shape: Shape, *, towers: bool = False) -> float:
     return (count.text + (count.vision + count.audio if towers else 0)) * BITS["BF16"] / 8
 
 
-def checkpoint_serving_bytes(shape: Shape, weights: float, *, slots: int, context: int) -> ServingBytes:
-    """What transformers takes for `weights` bytes, with `slots` sequences of `context` tokens: prompts are read whole,
-    one at a time."""
+def checkpoint_serving_bytes(
+    shape: Shape, weights: float, *, slots: int, context: int, engine: Engine = "transformers"
+) -> ServingBytes:
+    """What transformers or vLLM takes for `weights` bytes, with `slots` sequences of `context` tokens; at most one
+    prompt is read at a time, whole."""
     widest = max([*(layer.ffn for layer in shape.layers), shape.hidden])
     widths = 4 * widest + 2 * max(layer.query_width for layer in shape.layers)
-    workspace = _TORCH + BITS["BF16"] / 8 * context * widths + 4.0 * shape.vocab
+    workspace = (_VLLM if engine == "vLLM" else _TORCH) + BITS["BF16"] / 8 * context * widths + 4.0 * shape.vocab
     kept = slots * kv_bytes([(layer.window, layer.bytes_per_token) for layer in kv_layers(shape)], context)
     return ServingBytes(weights, kept, kept, workspace)

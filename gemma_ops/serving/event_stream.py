@@ -12,6 +12,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
+from gemma_ops.errors import OpsError
 from gemma_ops.serving.child import GONE
 from gemma_ops.serving.engine import EngineGoneError, EngineRefusedError
 
@@ -19,8 +20,8 @@ from gemma_ops.serving.engine import EngineGoneError, EngineRefusedError
 async def posted_events(engine: str, socket: str, path: str, body: dict[str, Any]) -> AsyncGenerator[dict[str, Any]]:
     """The events of a reply, as JSON. `engine` is what it is called in words.
 
-    Raises EngineRefusedError for a status of 4xx and for an event that holds an `error`; EngineGoneError where nobody
-    answers, for other statuses, and where a reply breaks off.
+    Raises EngineRefusedError for a status of 4xx and for an event that holds such an `error`; EngineGoneError where
+    nobody answers, for 5xx in either place, and where a reply breaks off.
     """
     try:
         reader, writer = await asyncio.open_unix_connection(socket, limit=1 << 24)
@@ -41,10 +42,25 @@ async def posted_events(engine: str, socket: str, path: str, body: dict[str, Any
         async with aclosing(_events(reader)) as events:
             async for event in events:
                 if "error" in event:
-                    raise _refusal(engine, json.dumps(event).encode())
+                    raise _failure(engine, event)
                 yield event
     except (OSError, asyncio.IncompleteReadError, ValueError) as error:
         raise EngineGoneError(f"{engine} ended in the middle of a reply: {error}", GONE) from error
+    finally:
+        writer.close()
+
+
+async def answers_at(socket: str, path: str) -> bool:
+    """Whether a server answers there, with a status of 200."""
+    try:
+        reader, writer = await asyncio.open_unix_connection(socket)
+    except OSError:
+        return False
+    try:
+        writer.write(f"GET {path} HTTP/1.1\r\nHost: engine\r\nConnection: close\r\n\r\n".encode())
+        return (await reader.readline()).split(b" ", 2)[1:2] == [b"200"]
+    except OSError:
+        return False
     finally:
         writer.close()
 
@@ -64,6 +80,14 @@ async def _events(reader: asyncio.StreamReader) -> AsyncGenerator[dict[str, Any]
                 yield json.loads(event[6:])
             elif event.startswith(b"error: "):
                 yield {"error": json.loads(event[7:])}
+
+
+def _failure(engine: str, event: dict[str, Any]) -> OpsError:
+    """What an error in a stream says: that the engine failed (a `code` of 5xx), or that it refuses."""
+    error = event["error"]
+    if isinstance(error, dict) and isinstance(error.get("code"), int) and error["code"] >= 500:
+        return EngineGoneError(f"{engine} fails: {error.get('message')}", GONE)
+    return _refusal(engine, json.dumps(event).encode())
 
 
 def _refusal(engine: str, body: bytes) -> EngineRefusedError:

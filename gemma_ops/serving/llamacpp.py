@@ -15,6 +15,7 @@ from typing import Any
 from gemma_ops.errors import MachineError
 from gemma_ops.modeling.llamacpp import GREEDY, SPACING, threads_for
 from gemma_ops.modeling.llamacpp_server import ServerSettings
+from gemma_ops.serving.calls import call_grammar
 from gemma_ops.serving.child import GONE, ChildEngine
 from gemma_ops.serving.engine import EngineGoneError, Sampling, TokenChance, Tokens
 from gemma_ops.serving.event_stream import posted_events
@@ -80,8 +81,8 @@ class LlamaCpp(ChildEngine):
             body["seed"] = int.from_bytes(os.urandom(4)) >> 1 if sampling.seed is None else sampling.seed
         if sampling.schema is not None:
             body["json_schema"] = {**sampling.schema, **SPACING}
-        if sampling.grammar is not None:
-            body["grammar"] = sampling.grammar
+        if sampling.calls:
+            body["grammar"] = call_grammar(sampling.calls)
         if sampling.logprobs is not None:
             body["n_probs"] = max(1, sampling.logprobs)
         return body

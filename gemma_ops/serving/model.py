@@ -19,7 +19,7 @@ from gemma_ops.data.control import control_tokens
 from gemma_ops.data.normal import conversation
 from gemma_ops.data.rowerror import RowError
 from gemma_ops.errors import DataError
-from gemma_ops.serving.calls import CALL, FunctionCall, call_grammar
+from gemma_ops.serving.calls import CALL, FunctionCall
 from gemma_ops.serving.engine import Engine, EngineRefusedError, Sampling, TokenChance, Tokens
 from gemma_ops.serving.reading import Piece, ReplyReader
 from gemma_ops.targets.base import AskingMode
@@ -113,9 +113,8 @@ class ServedModel:
                 raise RefusalError(f"the schema is no JSON schema: {error.message}", field="schema") from error
         thoughts = 0 if ask.raw is not None else self._encoder(ask).thoughts
         wanted = (ask.max_tokens or self.usual) + thoughts
-        grammar = call_grammar(ask.must_call) if ask.must_call else None
         return Sampling(
-            min(wanted, room), ask.temperature, ask.top_p, ask.top_k, ask.seed, ask.schema, grammar, ask.logprobs
+            min(wanted, room), ask.temperature, ask.top_p, ask.top_k, ask.seed, ask.schema, ask.must_call, ask.logprobs
         )  # fmt: skip
 
     def _asks_to_think(self, ask: Ask) -> bool:

@@ -24,7 +24,7 @@ from gemma_ops.family.gguf_shape import gguf_shape
 from gemma_ops.modeling.source import checkpoint, find_base, read_config
 from gemma_ops.planning.serving import ServingBytes, checkpoint_bytes, checkpoint_serving_bytes, serving_bytes
 from gemma_ops.privacy import PRIVACY, class_of, learned_class, stricter
-from gemma_ops.serving.choosing import choose_format
+from gemma_ops.serving.choosing import choose_engine, choose_format
 from gemma_ops.verdicts import CANARY, VERDICT, Verdict
 
 _FORMATS = (*DEFAULT_FORMATS, REFERENCE, *(name for name in FORMATS if name not in GGUF))
@@ -112,7 +112,8 @@ def memory_of(source: Source, settings: ServeConfig) -> ServingBytes:
     shape = Shape.from_config(read_config(source.base or source.file))
     added = sum(file.stat().st_size for file in source.file.glob("*.safetensors")) if source.base else 0
     weights = checkpoint_bytes(shape, towers=source.base is not None) + added
-    return checkpoint_serving_bytes(shape, weights, slots=slots, context=context)
+    engine = choose_engine(source.format, settings)
+    return checkpoint_serving_bytes(shape, weights, slots=slots, context=context, engine=engine)
 
 
 def _of_file(file: Path, folder: Path | None, asked: str) -> Source:

@@ -55,8 +55,8 @@ class TransformersEngine(ChildEngine):
         await self._spawn_told(_CHILD, asdict(settings), f"transformers can't load {what}")
 
     async def complete(self, prompt: list[int], sampling: Sampling) -> AsyncIterator[Tokens]:
-        if sampling.schema is not None or sampling.grammar is not None:
-            what = "a schema" if sampling.grammar is None else "a call"
+        if sampling.schema is not None or sampling.calls:
+            what = "a call" if sampling.calls else "a schema"
             raise EngineRefusedError(
                 f"transformers can't hold a reply to {what}", "serve a GGUF file, or the same weights with vLLM"
             )
