@@ -188,16 +188,14 @@ def test_thinking_left_on_is_caught(live, merged, rows):
     assert (found.good, found.other_prompts) == (False, len(rows))
 
 
-def test_a_child_that_dies_is_started_again(base, rows):
-    """Last, since it takes the base's engine away for a while."""
-    engine, prompt = base.engine, rows[0]["ids"]
-    before, (wanted, _, _) = engine.restarts, base.done(reply(engine, prompt, Sampling(12)))
+def test_a_child_that_dies_breaks_its_replies_off(base, rows):
+    """Last, since it takes the base's engine away."""
+    engine = base.engine
 
     async def cut():
-        async for _ in engine.complete(prompt, Sampling(190, 3.0, seed=2)):
+        async for _ in engine.complete(rows[0]["ids"], Sampling(190, 3.0, seed=2)):
             os.kill(engine.pid, signal.SIGKILL)
 
     with pytest.raises(EngineGoneError):
         base.done(cut())
-    patience.until(lambda: engine.restarts > before and engine.alive(), 60)
-    assert base.done(reply(engine, prompt, Sampling(12)))[0] == wanted
+    patience.until(lambda: not engine.alive(), 30)

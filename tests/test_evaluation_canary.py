@@ -1,0 +1,39 @@
+"""What an evaluation leaves for a server: the questions with what each model that may be served said."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+from gemma_ops.config import MachineConfig
+from gemma_ops.data import chat, published
+from gemma_ops.evaluation.answers import Stored
+from gemma_ops.evaluation.canary_rows import canary_record, recorded_answers
+from gemma_ops.metrics.base import Row
+from gemma_ops.modeling.load import load_tokenizer
+from gemma_ops.nano import WEIGHTS
+from gemma_ops.targets.local import Checkpoint
+
+ROWS = tuple(Row(str(number), ({"role": "user", "content": f"question {number}"},), "a") for number in range(20))
+TASK = SimpleNamespace(name="t", rows=ROWS, file=SimpleNamespace(generation=SimpleNamespace(max_new_tokens=9)))
+
+
+def stored(target, texts):
+    answers = [Stored(f"{target}{row.id}", target, "t", row.id, text, "stop", 1, 1, 0.1) for row, text in texts]
+    return Checkpoint(target, WEIGHTS, MachineConfig()), TASK, answers
+
+
+def test_the_tuned_checkpoint_is_recorded_where_nothing_is_quantized():
+    """Questions that the base answers otherwise come first, and their prompts are those of the evaluation."""
+    base = stored("base", [(row, "same") for row in ROWS])
+    tuned = stored("tuned", [(row, "same" if int(row.id) < 15 else "other") for row in ROWS])
+    record = canary_record([base, tuned])
+    assert recorded_answers(record) == {"tuned": 16, "base": 16}
+    assert [row["answers"]["tuned"] for row in record["rows"][:5]] == ["other"] * 5
+    first = record["rows"][0]
+    wanted = chat.prompt_ids(load_tokenizer(WEIGHTS), list(ROWS[15].messages), template=published.template_of(WEIGHTS))
+    assert (first["row"], first["ids"], first["max_new_tokens"]) == ("15", wanted, 9)
+
+
+def test_a_base_alone_and_other_checkpoints_leave_nothing_to_repeat():
+    assert canary_record([stored("base", [(row, "a") for row in ROWS])]) is None
+    assert canary_record([stored("./other", [(row, "a") for row in ROWS])]) is None
