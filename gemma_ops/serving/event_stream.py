@@ -16,6 +16,9 @@ from gemma_ops.errors import OpsError
 from gemma_ops.serving.child import GONE
 from gemma_ops.serving.engine import EngineGoneError, EngineRefusedError
 
+_ANSWER = 10.0
+"""Seconds within which a server says whether it is ready."""
+
 
 async def posted_events(engine: str, socket: str, path: str, body: dict[str, Any]) -> AsyncGenerator[dict[str, Any]]:
     """The events of a reply, as JSON. `engine` is what it is called in words.
@@ -58,8 +61,9 @@ async def answers_at(socket: str, path: str) -> bool:
         return False
     try:
         writer.write(f"GET {path} HTTP/1.1\r\nHost: engine\r\nConnection: close\r\n\r\n".encode())
-        return (await reader.readline()).split(b" ", 2)[1:2] == [b"200"]
-    except OSError:
+        async with asyncio.timeout(_ANSWER):
+            return (await reader.readline()).split(b" ", 2)[1:2] == [b"200"]
+    except OSError:  # a TimeoutError is one
         return False
     finally:
         writer.close()

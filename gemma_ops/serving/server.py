@@ -70,7 +70,7 @@ def serve(
 
 async def opened(source: Source, machine: MachineConfig, settings: ServeConfig) -> ModelService:
     """A service whose engine answers and whose canary sang. The caller stops its engine."""
-    engine = make_engine(source, machine, settings)
+    engine = await asyncio.to_thread(make_engine, source, machine, settings)  # it may ask another Python
     thinks = source.prompting is not None and source.prompting.asks_to_think
     both = source.prompting is None or source.prompting.thinking == "mixed"
     model = ServedModel(source.tokenizer, engine, thinks=thinks, both=both, usual=settings.max_tokens)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from pathlib import Path
@@ -67,15 +68,19 @@ class VllmEngine(ChildEngine):
                 *bound_command(self.command(), grace=_GRACE), stdin=asyncio.subprocess.DEVNULL, stdout=said,
                 stderr=said, start_new_session=True, env=_plain() | self._environment,
             )  # fmt: skip
+        ended, until = asyncio.ensure_future(self._child.wait()), time.monotonic() + PATIENCE
         try:
-            async with asyncio.timeout(PATIENCE):
-                ended = asyncio.ensure_future(self._child.wait())
-                while not ended.done() and not await answers_at(socket, "/health"):
-                    await asyncio.wait({ended}, timeout=_LOOK)
-        except TimeoutError:
-            self._end(self._child)
-        if self._child.returncode is not None:
-            raise ModelError(f"vLLM can't serve it: {_trouble(log)}", "see `gemma-ops doctor`, or serve.engine=auto")
+            while not await answers_at(socket, "/health"):
+                if ended.done() or time.monotonic() > until:
+                    if not ended.done():
+                        self._end(self._child)
+                    raise ModelError(
+                        f"vLLM can't serve it: {_trouble(log)}",
+                        "`gemma-ops doctor` tells of its environment; serve.engine=transformers does without",
+                    )
+                await asyncio.wait({ended}, timeout=_LOOK)
+        finally:
+            ended.cancel()
 
     def _end(self, child: asyncio.subprocess.Process) -> None:
         """Ask the guard, which ends vLLM with its own children."""
