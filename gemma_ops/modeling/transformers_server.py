@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import queue
 import socket
 import sys
 import threading
+import warnings
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +48,7 @@ class TransformersSettings:
     """`auto`, `cpu` or `cuda`."""
 
 
-class _Exchange:
+class Exchange:
     """A connection with its reply."""
 
     def __init__(self, connection: socket.socket, body: dict[str, Any]) -> None:
@@ -74,6 +76,7 @@ class _Exchange:
         return True
 
     def close(self) -> None:
+        """End it."""
         self._connection.close()
 
 
@@ -83,7 +86,7 @@ class TransformersServer:
     def __init__(self, model: Any, tokenizer: Any, stops: set[int], slots: int, context: int) -> None:
         self._model, self._tokenizer, self._stops = model, tokenizer, stops
         self._slots, self._context = slots, context
-        self._waiting: queue.SimpleQueue[_Exchange] = queue.SimpleQueue()
+        self._waiting: queue.SimpleQueue[Exchange] = queue.SimpleQueue()
 
     def listen(self, listening: socket.socket) -> None:
         """Take connections, each in a thread that reads its request, for ever."""
@@ -93,12 +96,12 @@ class TransformersServer:
 
     def work(self) -> None:
         """Write replies, for ever: a token of each in turn."""
-        writing: deque[_Exchange] = deque()
+        writing: deque[Exchange] = deque()
         while True:
             while len(writing) < self._slots and not (writing and self._waiting.empty()):
                 writing.append(self._waiting.get())
             exchange = writing.popleft()
-            if self._advance(exchange):
+            if self.advance(exchange):
                 writing.append(exchange)
             else:
                 exchange.close()
@@ -106,11 +109,11 @@ class TransformersServer:
     def _read(self, connection: socket.socket) -> None:
         connection.settimeout(_STUCK)
         with contextlib.suppress(OSError, ValueError), connection.makefile("rb") as lines:
-            self._waiting.put(_Exchange(connection, json.loads(lines.readline())))
+            self._waiting.put(Exchange(connection, json.loads(lines.readline())))
             return
         connection.close()
 
-    def _advance(self, exchange: _Exchange) -> bool:
+    def advance(self, exchange: Exchange) -> bool:
         """Write the next token; whether more follow."""
         import torch
 
@@ -168,6 +171,8 @@ def _end_with_input() -> None:
 
 def main() -> None:
     """Serve until the input ends."""
+    warnings.simplefilter("ignore")  # of libraries, to whoever reads the server's log
+    logging.disable(logging.WARNING)
     settings = TransformersSettings(**json.loads(sys.stdin.readline()))
     try:
         server = _opened(settings)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from gemma_ops.config import ServeConfig
 from gemma_ops.errors import ConfigError
-from gemma_ops.family.formats import FORMATS, GGUF, REFERENCE, Engine
+from gemma_ops.family.formats import FORMATS, REFERENCE, Engine
 from gemma_ops.verdicts import Verdict
 
 _ANSWERED_AS = {"adapter": ("adapter", "tuned")}
@@ -14,9 +14,9 @@ _ANSWERED_AS = {"adapter": ("adapter", "tuned")}
 
 
 def choose_format(settings: ServeConfig, made: Sequence[str], verdict: Verdict | None, asked: str) -> str:
-    """The format that is served: of those that the engine runs, the one asked for, else the GGUF file whose primary
-    metrics are the highest on average over the verdict's tasks, else the first that was made. Raises ConfigError where
-    it was not made."""
+    """The format that is served: the one asked for, else, of those that the engine runs, the GGUF file whose primary
+    metrics are the highest on average over the verdict's tasks, else the first of `made`. Raises ConfigError where it
+    was not made."""
     able = [name for name in made if settings.engine in ("auto", *map(str.lower, FORMATS[name].engines))]
     if not made:
         raise ConfigError(
@@ -33,7 +33,7 @@ def choose_format(settings: ServeConfig, made: Sequence[str], verdict: Verdict |
     if not able:
         runs = ", ".join(f"{name} ({' or '.join(FORMATS[name].engines)})" for name in made)
         raise ConfigError(f"{asked} has nothing that {settings.engine} runs", f"it has {runs}: --set serve.engine=auto")
-    return _best([name for name in able if name in GGUF] or able, verdict)
+    return _best(able, verdict)
 
 
 def choose_engine(form: str, settings: ServeConfig) -> Engine:
