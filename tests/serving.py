@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import socket
 import threading
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import patience
+import registry_runs as runs
 import uvicorn
 
 from gemma_ops.config import MachineConfig, ServeConfig
@@ -127,3 +129,23 @@ def record(path, rows):
     """A canary's file."""
     path.write_text(json.dumps({"schema": "gemma-ops/canary@1", "rows": rows}))
     return path
+
+
+def register(root, files, which, **changes):
+    """Register a version of support-nano in `root` whose q8_0 file is that of `files`/`which`; returns its machine."""
+
+    def fetch(out, settings, machine):
+        done = runs.fetch(out, settings, machine)
+        for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+            shutil.copyfile(WEIGHTS / name, out / "weights" / name)
+        return done
+
+    def quantize(out, settings, machine, *, base, adapter):
+        done = runs.quantize(out, settings, machine, base=base, adapter=adapter)
+        shutil.copyfile(files / which / "model.gguf", out / "q8_0" / "model.gguf")
+        shutil.copytree(files / "q8_0", out / "q8_0", ignore=shutil.ignore_patterns("*.gguf"), dirs_exist_ok=True)
+        return done
+
+    config = runs.config(root, serve={"format": "q8_0"}, **changes)
+    runs.make(config, steps={"fetch": fetch, "quantize": quantize})
+    return config.machine

@@ -14,7 +14,7 @@ from signing_keys import make_keys
 
 from gemma_ops import digest, registry
 from gemma_ops.errors import ConfigError, GateError
-from gemma_ops.registry import fetching, profile, sealing, stored
+from gemma_ops.registry import fetching, flavor, profile, sealing, stored
 from gemma_ops.registry.signing import PASSPHRASE, SIGNATURE, check_signature, sign_files
 
 NAME = "support-nano"
@@ -104,16 +104,18 @@ def test_a_version_registered_without_a_key_is_signed_when_it_is_registered_agai
     assert "signed by release.pub" in done.points[0].why[0]
 
 
-def test_a_version_of_before_gets_its_bill_of_materials_when_it_is_registered_again(tmp_path, monkeypatch):
+def test_a_version_of_before_gets_what_it_lacks_when_it_is_registered_again(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.delitem(stored.OWN, stored.SBOM)
+        patch.delitem(stored.OWN, flavor.MLMODEL)
         patch.setattr(sealing, "write_own", _as_before)
         config = runs.config(tmp_path)
         runs.make(config)
     with pytest.raises(GateError, match=r"missing  card  it carries no sbom\.cdx\.json"):
         registry.promote(config.machine, NAME, reason="x")
-    runs.make(config, redo=("register",))
+    out = runs.make(config, redo=("register",))["register"].path
     assert registry.promote(config.machine, NAME, reason="x").version == "1"
+    assert (out / "MLmodel").is_file()
 
 
 def _as_before(folder, body, card):

@@ -6,7 +6,6 @@ import base64
 import hashlib
 import hmac
 import json
-import shutil
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -17,11 +16,10 @@ import httpx2
 import patience
 import pytest
 import registry_runs as runs
-from serving import make_files, serving
+from serving import make_files, register, serving
 
 from gemma_ops import registry
 from gemma_ops.errors import ConfigError
-from gemma_ops.nano import WEIGHTS
 from gemma_ops.processes import Birth
 from gemma_ops.registry import profile
 from gemma_ops.serving import following
@@ -48,21 +46,7 @@ def registered(tmp_path, files, monkeypatch):
     runs.fresh(tmp_path / "mlflow")
 
     def make(which, **train):
-        def fetch(out, settings, machine):
-            done = runs.fetch(out, settings, machine)
-            for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-                shutil.copyfile(WEIGHTS / name, out / "weights" / name)
-            return done
-
-        def quantize(out, settings, machine, *, base, adapter):
-            done = runs.quantize(out, settings, machine, base=base, adapter=adapter)
-            shutil.copyfile(files / which / "model.gguf", out / "q8_0" / "model.gguf")
-            shutil.copytree(files / "q8_0", out / "q8_0", ignore=shutil.ignore_patterns("*.gguf"), dirs_exist_ok=True)
-            return done
-
-        config = runs.config(tmp_path, name=which.replace("_", ""), train=train, serve={"format": "q8_0"})
-        runs.make(config, steps={"fetch": fetch, "quantize": quantize})
-        return config.machine
+        return register(tmp_path, files, which, name=which.replace("_", ""), train=train)
 
     return make
 

@@ -14,7 +14,8 @@ Source = Annotated[
     str,
     typer.Argument(
         metavar="SOURCE",
-        help="NAME@ALIAS or NAME/VERSION of MLflow, a run's name, or FILE.gguf@FOLDER with the tokenizer's folder.",
+        help="NAME@ALIAS or NAME/VERSION of MLflow, a run's name, a folder that `pull` made, or FILE.gguf@FOLDER with "
+        "the tokenizer's folder.",
         show_default=False,
     ),
 ]

@@ -8,5 +8,6 @@ service.py    a model behind its queue, and what it counts           keys.py    
 openai_front.py, gemini_front.py   the two protocols                 app.py, sending.py, page.py   their routes
 routed.py     the model `auto`: answered by the policy's lane        routed_front.py, routed_request.py  how it is read
 gemini_service.py  Gemini behind the fronts, as a model is      lanes.py      requests and dollars by lane
+copied.py     a version in a folder, without a registry  pyfunc.py     the same as MLflow's own tools load it
 server.py     start, canary, serve, drain                            chatting.py  the same model in a terminal
 """

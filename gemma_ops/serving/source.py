@@ -2,6 +2,7 @@
 
 NAME@ALIAS, NAME/VERSION     pulled from MLflow, every byte compared with the manifest
 a run                        its `quantize` step's file, asked as its adapter was trained
+a folder                     a version that `pull` laid there, compared with its manifest
 FILE.gguf@FOLDER             the folder holds the tokenizer; nothing is known of a verdict
 """
 
@@ -24,7 +25,7 @@ from gemma_ops.planning.serving import ServingBytes, serving_bytes
 from gemma_ops.privacy import PRIVACY, class_of, learned_class
 from gemma_ops.verdicts import CANARY, VERDICT, Verdict
 
-_FORMATS = (*DEFAULT_FORMATS, REFERENCE)
+FORMATS_SERVED = (*DEFAULT_FORMATS, REFERENCE)
 """Where no verdict tells them apart: those that are made where nothing is said, before the one they are compared
 with."""
 
@@ -66,10 +67,13 @@ def open_source(asked: str, machine: MachineConfig, settings: ServeConfig) -> So
     """Find what is asked for. Raises ConfigError for a source that is none or lacks the format, and what pulling
     raises."""
     from gemma_ops.registry.fetching import is_version
+    from gemma_ops.serving.copied import is_copy, open_copy
 
     file, _, folder = asked.partition("@")
     if file.endswith(".gguf"):
         return _of_file(Path(file).expanduser(), Path(folder).expanduser() if folder else None, asked)
+    if is_copy(Path(asked).expanduser()):
+        return open_copy(Path(asked).expanduser(), settings, machine.trusted_keys)
     run = Path(machine.runs) / asked
     if run.is_dir():
         return _of_run(run, asked, settings)
@@ -77,7 +81,7 @@ def open_source(asked: str, machine: MachineConfig, settings: ServeConfig) -> So
         return _of_version(asked, machine, settings)
     raise ConfigError(
         f"{asked!r} is nothing that can be served: no run in {machine.runs}, no NAME@ALIAS, no NAME/VERSION, "
-        "no GGUF file",
+        "no folder that `pull` made, no GGUF file",
         "name a run (gemma-ops show NAME lists what it made), a version (NAME@champion), or FILE.gguf@FOLDER",
     )
 
@@ -103,7 +107,7 @@ def _of_file(file: Path, folder: Path | None, asked: str) -> Source:
 
 def _of_run(run: Path, asked: str, settings: ServeConfig) -> Source:
     verdict = _verdict(run / "evaluate" / VERDICT)
-    made = [name for name in _FORMATS if (run / "quantize" / GGUF[name].path).is_file()]
+    made = [name for name in FORMATS_SERVED if (run / "quantize" / GGUF[name].path).is_file()]
     form = choose_format(settings.format, made, verdict, asked)
     file = run / "quantize" / GGUF[form].path
     home = next((run / step for step in ("merge", "fetch") if (run / step / "artifact.json").is_file()), None)
@@ -131,7 +135,7 @@ def _of_version(asked: str, machine: MachineConfig, settings: ServeConfig) -> So
     small = pull_version(machine, asked, wanted=lambda name: not name.endswith((".gguf", ".safetensors")))
     files = small.manifest["subject"]["files"]
     verdict = _verdict(small.folder / VERDICT)
-    made = [name for name in _FORMATS if GGUF[name].place in files]
+    made = [name for name in FORMATS_SERVED if GGUF[name].place in files]
     form = choose_format(settings.format, made, verdict, asked)
     place = GGUF[form].place
     whole = pull_version(machine, f"{small.name}/{small.version}", wanted=lambda name: name == place)
