@@ -26,8 +26,9 @@ from gemma_ops.serving.app import Front
 from gemma_ops.serving.deployment import Deployment
 from gemma_ops.serving.keys import Keys
 from gemma_ops.serving.routed_front import open_router
-from gemma_ops.serving.server import alias_followers, opened, shadow_of
+from gemma_ops.serving.server import alias_followers, opened, shadow_of, traffic_of
 from gemma_ops.serving.source import open_source
+from gemma_ops.serving.traffic import counted
 
 NAME = "nano"
 
@@ -63,11 +64,21 @@ class Live:
 
 @contextmanager
 def serving(
-    asked, *, keys=None, also=("gemini-3.8-flash",), recorded=None, machine=None, gemini=None, form="q8_0", **settings
+    asked,
+    *,
+    keys=None,
+    also=("gemini-3.8-flash",),
+    recorded=None,
+    machine=None,
+    gemini=None,
+    form="q8_0",
+    mlflow=None,
+    **settings,
 ):
     """The server as the verb starts it, without its own process: of a GGUF file, or of what is registered in the MLflow
-    of `machine`. `gemini` is the machine whose Gemini the model `auto` may be sent to."""
-    given = ServeConfig.model_validate({"port": 0, "slots": 2, "context": 256, "queue": 4} | settings)
+    of `machine`. `gemini` is the machine whose Gemini the model `auto` may be sent to, `mlflow` where its traffic is
+    filed."""
+    given = ServeConfig.model_validate({"port": 0, "slots": 2, "context": 256, "queue": 4, "mirror": 0} | settings)
     if machine:
         source = open_source(asked, machine, given)
     else:
@@ -83,10 +94,15 @@ def serving(
         followers = alias_followers(deployment, source, machine, given, said.append)
         nudged = [follower.nudge for follower in followers]
         router = open_router(gemini or machine, given)
+        place = machine.model_copy(update={"mlflow": str(mlflow)}) if mlflow else machine
+        traffic = traffic_of(source, place, given, said.append)
+        lanes = router.tally if router else None
+        if traffic:
+            await traffic.start(lambda: counted(deployment, lanes))
         front = Front(
             deployment, keys=keys or Keys(), also=also, limit=1_000_000, log=records.append, nudged=nudged,
             shadow=shadow_of(deployment, source, given),
-            router=router,
+            router=router, traffic=traffic, floor=given.privacy,
         )  # fmt: skip
         following = [asyncio.create_task(follower.follow()) for follower in followers]
         loop = asyncio.get_running_loop()
@@ -103,6 +119,8 @@ def serving(
                 task.cancel()
             await asyncio.gather(*following, return_exceptions=True)
             await deployment.stop()
+            if traffic:
+                await traffic.close(counted(deployment, lanes))
             if router:
                 await asyncio.to_thread(router.close)
 

@@ -74,3 +74,9 @@ class ServeConfig(Section):
     declares is `local_only`."""
     routing_log: str | None = None
     """File that every routing decision is written to, without content; null takes `routing.jsonl` in `machine.runs`."""
+    traces: Literal["off", "metadata", "full"] = "off"
+    """What MLflow keeps of each request: version, lane, tokens, latency and dollars, and with `full` what was asked and
+    said. An MLflow elsewhere never gets content that is `local_only` or in which something personal is found."""
+    mirror: Annotated[float, Field(ge=0)] = 60.0
+    """Seconds between two writes of counts by version and lane to MLflow, for what is registered there; 0 never
+    writes."""

@@ -9,5 +9,6 @@ openai_front.py, gemini_front.py   the two protocols                 app.py, sen
 routed.py     the model `auto`: answered by the policy's lane        routed_front.py, routed_request.py  how it is read
 gemini_service.py  Gemini behind the fronts, as a model is      lanes.py      requests and dollars by lane
 copied.py     a version in a folder, without a registry  pyfunc.py     the same as MLflow's own tools load it
+accounting.py what is kept of a request that ended       traffic.py, traffic_writer.py  on its way to MLflow
 server.py     start, canary, serve, drain                            chatting.py  the same model in a terminal
 """

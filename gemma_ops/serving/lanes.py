@@ -28,6 +28,15 @@ class LaneTally:
         self.dollars[outcome.lane] += outcome.dollars or 0.0
         self.fallbacks.update((failed, outcome.lane) for failed in outcome.failed)
 
+    def count(self, lane: str) -> int:
+        """Requests that a lane answered."""
+        return sum(count for (where, _, _), count in self.requests.items() if where == lane)
+
+    def shares(self) -> dict[str, float]:
+        """The part of all requests that each lane answered, from 0 to 1; empty before the first."""
+        whole = sum(self.requests.values())
+        return {lane: self.count(lane) / whole for lane in sorted({lane for lane, _, _ in self.requests})}
+
     def render(self, left: float) -> str:
         """In Prometheus' text format; `left` are the dollars that may be spent today."""
         rows = {

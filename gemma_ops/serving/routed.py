@@ -235,6 +235,7 @@ class Router:
         allowed = self.policy.classes.of(first.privacy)
         self.log.add(RouteRecord(at, self.log.id_of(course.body), first, signals, allowed, asks, outcome))
         self.tally.add(first.privacy, outcome)
+        course.asked.outcome, course.asked.privacy, course.asked.said = outcome, first.privacy, said
 
 
 def _is_failure(refusal: RefusalError, place: Place) -> bool:
