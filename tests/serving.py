@@ -93,7 +93,7 @@ def serving(
         deployment = Deployment(service, share=given.challenger.share if given.challenger else 0.0)
         followers = alias_followers(deployment, source, machine, given, said.append)
         nudged = [follower.nudge for follower in followers]
-        router = open_router(gemini or machine, given)
+        router = open_router(gemini or machine, given, budgeted=bool(keys and keys.budgeted))
         place = machine.model_copy(update={"mlflow": str(mlflow)}) if mlflow else machine
         traffic = traffic_of(source, place, given, said.append)
         lanes = router.tally if router else None

@@ -53,7 +53,7 @@ class ServeConfig(Section):
     """The largest request."""
     keys: str | None = None
     """File with a name and the SHA-256 of a key on each line, and what the key may (`rate=60` requests a minute,
-    `privacy=local_only`); null takes every request, on this machine only."""
+    `privacy=local_only`, `budget=5` dollars a day at Gemini); null takes every request, on this machine only."""
     certificate: str | None = None
     """PEM file with the server's certificate and those between it and its root: speaks HTTPS."""
     certificate_key: str | None = None

@@ -160,7 +160,8 @@ class Front:
             self._check_host(request)
         except RefusalError as refusal:
             return PlainTextResponse(refusal.message, refusal.status)
-        return HTMLResponse(page.render_page(self.deployment, str(request.base_url).rstrip("/"), keys=self.keys.needed))
+        url, lanes = str(request.base_url).rstrip("/"), self.router.summary() if self.router else None
+        return HTMLResponse(page.render_page(self.deployment, url, keys=self.keys.needed, lanes=lanes))
 
     async def health(self, request: Request) -> Response:
         return JSONResponse({"status": "ok"})

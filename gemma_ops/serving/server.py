@@ -107,7 +107,7 @@ async def _run(
     say: Callable[[str], None],
     question: str | None,
 ) -> None:
-    router = open_router(machine, settings)
+    router = open_router(machine, settings, budgeted=keys.budgeted)
     try:
         service = await opened(source, machine, settings)
     except BaseException:
