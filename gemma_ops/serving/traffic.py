@@ -25,7 +25,7 @@ _CONTENT = 256_000
 """Characters of a request and its reply beyond which they aren't kept."""
 _PATIENCE = 30.0
 """Seconds that the process has for what still waits when the server ends."""
-_CHILD = [sys.executable, "-m", "gemma_ops.serving.traffic_writer"]
+_CHILD = [sys.executable, "-P", "-m", "gemma_ops.serving.traffic_writer"]
 
 
 class TrafficRecorder:
