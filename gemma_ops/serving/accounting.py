@@ -101,7 +101,8 @@ class Accounts:
 
 
 def _message(said: Said) -> dict[str, Any]:
-    """A reply as a turn of OpenAI's protocol."""
+    """A reply as OpenAI's protocol has it, which MLflow's pages show as a turn."""
     thought = {"reasoning_content": said.thought} if said.thought else {}
     calls = [{"type": "function", "function": {"name": call.name, "arguments": call.arguments}} for call in said.calls]
-    return {"role": "assistant", "content": said.text, **thought, **({"tool_calls": calls} if calls else {})}
+    turn = {"role": "assistant", "content": said.text, **thought, **({"tool_calls": calls} if calls else {})}
+    return {"choices": [{"index": 0, "message": turn, "finish_reason": said.end}]}
