@@ -19,9 +19,10 @@ import registry_runs as runs
 from serving import make_files, register, serving
 
 from gemma_ops import registry
-from gemma_ops.errors import ConfigError
+from gemma_ops.errors import ConfigError, GateError
 from gemma_ops.processes import Birth
 from gemma_ops.registry import profile
+from gemma_ops.registry.fetching import pull_version
 from gemma_ops.serving import following
 from gemma_ops.serving.server import alias_followers
 
@@ -186,6 +187,28 @@ def test_a_webhook_of_mlflow_makes_it_look_at_once(registered, monkeypatch):
         serves(live, "2")
         old = good | {"X-MLflow-Timestamp": "1000"}
         assert httpx2.post(f"{live.url}/mlflow/webhook", content=body, headers=old).status_code == 403
+
+
+def test_an_alias_that_was_moved_past_the_ledger_is_not_followed(registered):
+    machine = registered("q8_0")
+    registry.promote(machine, "support-nano", reason="first")
+    registered("second", max_steps=20)
+    client = profile.connect(machine).client
+    with following_server(machine) as live:
+        client.set_registered_model_alias("support-nano", "champion", "2")
+        patience.until(lambda: live.said, 60)
+        assert live.service.facts.version == "1"
+        assert live.said[-1].startswith(
+            "support-nano@champion can't be followed: lineage: support-nano@champion stands at"
+        )
+        assert "version 2 in MLflow, and its ledger put it at version 1" in live.said[-1]
+        with pytest.raises(GateError, match="it was moved without gemma-ops") as caught:
+            pull_version(machine, "support-nano@champion")
+        assert "gemma-ops promote support-nano --to champion" in caught.value.fix
+        registry.promote(machine, "support-nano", version="2", reason="weighed")
+        serves(live, "2")
+    client.set_registered_model_alias("support-nano", "by-hand", "1")
+    assert pull_version(machine, "support-nano@by-hand").version == "1"  # nobody promoted to it, nobody was passed
 
 
 def test_an_alias_that_is_gone_changes_nothing(registered):
