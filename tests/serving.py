@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import socket
 import threading
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import patience
+import registry_runs as runs
 import uvicorn
 
 from gemma_ops.config import MachineConfig, ServeConfig
@@ -24,8 +26,9 @@ from gemma_ops.serving.app import Front
 from gemma_ops.serving.deployment import Deployment
 from gemma_ops.serving.keys import Keys
 from gemma_ops.serving.routed_front import open_router
-from gemma_ops.serving.server import alias_followers, opened, shadow_of
+from gemma_ops.serving.server import alias_followers, opened, shadow_of, traffic_of
 from gemma_ops.serving.source import open_source
+from gemma_ops.serving.traffic import counted
 
 NAME = "nano"
 
@@ -65,11 +68,21 @@ class Live:
 
 @contextmanager
 def serving(
-    asked, *, keys=None, also=("gemini-3.8-flash",), recorded=None, machine=None, gemini=None, form="q8_0", **settings
+    asked,
+    *,
+    keys=None,
+    also=("gemini-3.8-flash",),
+    recorded=None,
+    machine=None,
+    gemini=None,
+    form="q8_0",
+    mlflow=None,
+    **settings,
 ):
     """The server as the verb starts it, without its own process: of a GGUF file, of a FOLDER or ADAPTER@FOLDER, or of
-    what is registered in the MLflow of `machine`. `gemini` is the machine whose Gemini the model `auto` may be sent to."""
-    given = ServeConfig.model_validate({"port": 0, "slots": 2, "context": 256, "queue": 4} | settings)
+    what is registered in the MLflow of `machine`. `gemini` is the machine whose Gemini the model `auto` may be sent to,
+    `mlflow` where its traffic is filed."""
+    given = ServeConfig.model_validate({"port": 0, "slots": 2, "context": 256, "queue": 4, "mirror": 0} | settings)
     if machine:
         source = open_source(asked, machine, given)
     else:
@@ -85,11 +98,16 @@ def serving(
         deployment = Deployment(service, share=given.challenger.share if given.challenger else 0.0)
         followers = alias_followers(deployment, source, machine, given, said.append)
         nudged = [follower.nudge for follower in followers]
-        router = open_router(gemini or machine, given)
+        router = open_router(gemini or machine, given, budgeted=bool(keys and keys.budgeted))
+        place = machine.model_copy(update={"mlflow": str(mlflow)}) if mlflow else machine
+        traffic = traffic_of(source, place, given, said.append)
+        lanes = router.tally if router else None
+        if traffic:
+            await traffic.start(lambda: counted(deployment, lanes))
         front = Front(
             deployment, keys=keys or Keys(), also=also, limit=1_000_000, log=records.append, nudged=nudged,
             shadow=shadow_of(deployment, source, given),
-            router=router,
+            router=router, traffic=traffic, floor=given.privacy,
         )  # fmt: skip
         following = [asyncio.create_task(follower.follow()) for follower in followers]
         loop = asyncio.get_running_loop()
@@ -106,6 +124,8 @@ def serving(
                 task.cancel()
             await asyncio.gather(*following, return_exceptions=True)
             await deployment.stop()
+            if traffic:
+                await traffic.close(counted(deployment, lanes))
             if router:
                 await asyncio.to_thread(router.close)
 
@@ -132,3 +152,23 @@ def record(path, rows):
     """A canary's file."""
     path.write_text(json.dumps({"schema": "gemma-ops/canary@1", "rows": rows}))
     return path
+
+
+def register(root, files, which, **changes):
+    """Register a version of support-nano in `root` whose q8_0 file is that of `files`/`which`; returns its machine."""
+
+    def fetch(out, settings, machine):
+        done = runs.fetch(out, settings, machine)
+        for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+            shutil.copyfile(WEIGHTS / name, out / "weights" / name)
+        return done
+
+    def quantize(out, settings, machine, *, base, adapter):
+        done = runs.quantize(out, settings, machine, base=base, adapter=adapter)
+        shutil.copyfile(files / which / "model.gguf", out / "q8_0" / "model.gguf")
+        shutil.copytree(files / "q8_0", out / "q8_0", ignore=shutil.ignore_patterns("*.gguf"), dirs_exist_ok=True)
+        return done
+
+    config = runs.config(root, serve={"format": "q8_0"}, **changes)
+    runs.make(config, steps={"fetch": fetch, "quantize": quantize})
+    return config.machine

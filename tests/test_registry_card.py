@@ -20,6 +20,7 @@ from gemma_ops.registry.loading import loading
 
 NANO = Path(load.__file__).parent.parent / "nano" / "weights"
 SUBJECT = {
+    "name": "support-nano",
     "base": {"id": "nano", "size": None}, "adapter": {"rank": 4}, "prompting": None,
     "files": {"adapter/adapter_model.safetensors": {}, "tokenizer/tokenizer.json": {}, "quantized/q8_0/model.gguf": {}},
 }  # fmt: skip
@@ -86,6 +87,7 @@ def test_the_mode_of_thinking_is_in_every_way_of_asking(mode, flag, number):
     assert f"params.enable_reasoning = {number}" in text
     assert text.count(f"enable_thinking={bool(number)}") == 2, "adapter and merged"
     assert "chat template `abababababab` (Google, July)" in text
+    assert 'mlflow.pyfunc.load_model("models:/support-nano@champion")' in text
 
 
 def test_the_version_carries_and_shows_how_it_was_asked(tmp_path):

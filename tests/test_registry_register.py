@@ -28,7 +28,7 @@ def test_a_version_carries_what_was_asked_and_nothing_else(tmp_path):
     assert set(stored.listing(tracking, logged)) == {
         "adapter/adapter_model.safetensors", "adapter/adapter_config.json", "quantized/q8_0/model.gguf",
         "quantized/q4_0/model.gguf", "verdict.json", "summary.md", "report.html", "manifest.json", "card.md",
-        "sbom.cdx.json",
+        "sbom.cdx.json", "MLmodel",
         "tokenizer/tokenizer.json", "tokenizer/chat_template.jinja",
     }  # fmt: skip
     assert stored.compare_bytes(tracking, logged, json.loads((out / "manifest.json").read_text())) == []
@@ -139,7 +139,7 @@ def test_without_tracking_the_manifest_and_the_card_are_written(tmp_path):
     artifacts = runs.make(config)
     out = artifacts["register"].path
     assert {path.name for path in out.iterdir()} == {
-        "manifest.json", "card.md", "sbom.cdx.json", "mlflow.json", "artifact.json",
+        "manifest.json", "card.md", "sbom.cdx.json", "MLmodel", "mlflow.json", "artifact.json",
     }  # fmt: skip
     assert "version" not in artifacts["register"].metrics
     assert "machine.mlflow is null" in (tmp_path / "runs/support/logs/register.1.jsonl").read_text()

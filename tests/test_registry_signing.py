@@ -13,11 +13,17 @@ import registry_runs as runs
 from signing_keys import make_keys
 
 from gemma_ops import digest, registry
+from gemma_ops.config import MachineConfig
 from gemma_ops.errors import ConfigError, GateError
-from gemma_ops.registry import fetching, profile, sealing, stored
+from gemma_ops.registry import fetching, flavor, profile, sealing, stored
 from gemma_ops.registry.signing import PASSPHRASE, SIGNATURE, check_signature, sign_files
 
 NAME = "support-nano"
+MODULES = (
+    "/usr/lib/softhsm/libsofthsm2.so",
+    "/usr/lib64/pkcs11/libsofthsm2.so",
+    "/usr/local/lib/softhsm/libsofthsm2.so",
+)
 FILES = {"a.json": "11" * 32, "weights/model.gguf": "22" * 32}
 
 
@@ -67,7 +73,7 @@ def test_keys_that_cannot_be_used_are_told(keys, tmp_path, monkeypatch):
         (locked, "private key is encrypted"),
         (str(tmp_path / "none.pem"), "No such file"),
         ("gcpkms://projects/p/keys/k", "gcpkms is no kind of key"),
-        ("pkcs11:token=t;object=k", "PKCS #11 functionality requires"),
+        ("pkcs11:token=t;object=k?module-path=/no/such.so", r"PKCS #11 functionality requires|such\.so"),
     ):
         with pytest.raises(ConfigError, match=why) as caught:
             sign_files(FILES, "m", key, tmp_path / SIGNATURE)
@@ -77,6 +83,35 @@ def test_keys_that_cannot_be_used_are_told(keys, tmp_path, monkeypatch):
     assert check_signature(FILES, "m", tmp_path / SIGNATURE, [public])
     with pytest.raises(ConfigError, match="is no public key"):
         check_signature(FILES, "m", tmp_path / SIGNATURE, [locked])
+
+
+def test_a_token_signs_with_its_pin_from_the_environment(tmp_path, monkeypatch):
+    """SoftHSM stands for the hardware: Debian's softhsm2, and the package model-signing[pkcs11]."""
+    module = next((path for path in map(Path, MODULES) if path.is_file()), None)
+    if module is None or not shutil.which("softhsm2-util"):
+        pytest.skip("SoftHSM is not installed")
+    pytest.importorskip("PyKCS11", reason="tokens need model-signing[pkcs11]")
+    (tmp_path / "tokens").mkdir()
+    (tmp_path / "softhsm2.conf").write_text(f"directories.tokendir = {tmp_path}/tokens\nobjectstore.backend = file\n")
+    monkeypatch.setenv("SOFTHSM2_CONF", str(tmp_path / "softhsm2.conf"))
+    private, public = make_keys(tmp_path, "release")
+    for words in (
+        "--init-token --free --label gemma --pin 1234 --so-pin 5678",
+        f"--import {private} --token gemma --label release --id 01 --pin 1234",
+    ):
+        subprocess.run(["softhsm2-util", *words.split()], check=True, capture_output=True)
+    uri = f"pkcs11:token=gemma;object=release?module-path={module}"
+    monkeypatch.setenv(PASSPHRASE, "4321")
+    with pytest.raises(ConfigError, match="can't sign: CKR_PIN_INCORRECT"):
+        sign_files(FILES, "m", uri, tmp_path / SIGNATURE)
+    monkeypatch.setenv(PASSPHRASE, "1234")
+    sign_files(FILES, "m", uri, tmp_path / SIGNATURE)
+    assert check_signature(FILES, "m", tmp_path / SIGNATURE, [public]).startswith("release.pub")
+
+
+def test_a_pin_has_no_place_in_a_configuration():
+    with pytest.raises(ValueError, match="leave pin-value out"):
+        MachineConfig(signing_key="pkcs11:token=t;object=k?pin-value=1234")
 
 
 def test_the_projects_own_command_verifies_a_pulled_copy(signed, keys):
@@ -104,16 +139,18 @@ def test_a_version_registered_without_a_key_is_signed_when_it_is_registered_agai
     assert "signed by release.pub" in done.points[0].why[0]
 
 
-def test_a_version_of_before_gets_its_bill_of_materials_when_it_is_registered_again(tmp_path, monkeypatch):
+def test_a_version_of_before_gets_what_it_lacks_when_it_is_registered_again(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.delitem(stored.OWN, stored.SBOM)
+        patch.delitem(stored.OWN, flavor.MLMODEL)
         patch.setattr(sealing, "write_own", _as_before)
         config = runs.config(tmp_path)
         runs.make(config)
     with pytest.raises(GateError, match=r"missing  card  it carries no sbom\.cdx\.json"):
         registry.promote(config.machine, NAME, reason="x")
-    runs.make(config, redo=("register",))
+    out = runs.make(config, redo=("register",))["register"].path
     assert registry.promote(config.machine, NAME, reason="x").version == "1"
+    assert (out / "MLmodel").is_file()
 
 
 def _as_before(folder, body, card):

@@ -10,6 +10,7 @@ import random
 import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 
 import httpx2
 import openai
@@ -25,7 +26,8 @@ from gemma_ops.gemini.emulator import Emulator
 from gemma_ops.routing.policy import load_policy
 from gemma_ops.routing.records import read_log
 from gemma_ops.routing.replay import replay
-from gemma_ops.serving.keys import Keys
+from gemma_ops.serving.key_budgets import KeyBudgets
+from gemma_ops.serving.keys import Grant, Keys
 
 PICTURE = base64.b64encode(b"\x89PNG not really").decode()
 IMAGE = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{PICTURE}"}}
@@ -368,3 +370,53 @@ def test_auto_is_a_model_that_can_be_asked_for_its_tokens(live):
     listed = [model.name for model in google(live).models.list()]
     assert listed == ["models/nano", "models/auto"]
     assert google(live).models.count_tokens(model="auto", contents="hello").total_tokens == 14
+
+
+def test_a_key_spends_its_own_budget_and_no_more_also_after_a_restart(file, policy, gemini, tmp_path):
+    def server(**budgets):
+        digests = {
+            hashlib.sha256(name.encode()).hexdigest(): Grant(name, budget=most) for name, most in budgets.items()
+        }
+        log, machine = str(tmp_path / "log.jsonl"), machine_for(gemini, tmp_path)
+        return serving(file, keys=Keys(digests), gemini=machine, routing=policy, routing_log=log)
+
+    def sent(live, key):
+        body = {"model": "auto", "messages": [{"role": "user", "content": LONG}], "max_tokens": 8}
+        headers = {"authorization": f"Bearer {key}", "x-gemma-ops-privacy": "any"}
+        reply = httpx2.post(f"{live.url}/v1/chat/completions", json=body, headers=headers, timeout=60)
+        return reply.headers["x-gemma-ops-lane"], reply.headers["x-gemma-ops-reasons"], reply
+
+    with server(rich=1.0, poor=0.0001) as live:
+        lane, why, reply = sent(live, "rich")
+        assert lane == "gemini"
+        cost = reply.json()["usage"]["gemma_ops"]["dollars"]
+        lane, why, _ = sent(live, "poor")
+        assert lane == "refuse"
+        assert "$0.0001 is left of poor's budget" in why
+        most = live.router.budgets.left(Grant("rich", budget=1.0))
+        assert most == pytest.approx(1.0 - cost)
+        reserve = records(live)[-2].signals.gemini.most
+        page = httpx2.get(live.url).text
+        assert f"<td>gemini<td>1<td>50%<td>{reply.json()['usage']['total_tokens']:,}<td>${cost:.4f}" in page
+        assert "<td>refuse<td>1<td>50%<td>0<td>$0.0000" in page
+        assert "left today" in page
+    assert [one.key for one in records(live)] == ["rich", "poor"]
+    with server(rich=cost + reserve * 1.01) as live:  # what it spent before counts: once more, and no further
+        assert sent(live, "rich")[0] == "gemini"
+        assert sent(live, "rich")[0] == "refuse"
+
+
+def test_a_budget_counts_what_is_under_way_and_begins_anew_each_day():
+    now = [datetime(2026, 11, 30, 23, 59, tzinfo=UTC)]
+    budgets, grant = KeyBudgets(now=lambda: now[0]), Grant("a", budget=5.0)
+    settle, unknown = budgets.reserve(grant, 3.0), budgets.reserve(grant, 1.0)
+    assert budgets.left(grant) == 1.0
+    settle(0.5)
+    unknown(None)
+    assert budgets.left(grant) == 3.5
+    assert budgets.left(Grant("b")) == float("inf")
+    late = budgets.reserve(grant, 3.0)
+    now[0] += timedelta(minutes=2)
+    assert budgets.left(grant) == 5.0
+    late(0.1)
+    assert budgets.left(grant) == 5.0

@@ -6,7 +6,6 @@ import base64
 import hashlib
 import hmac
 import json
-import shutil
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -17,13 +16,13 @@ import httpx2
 import patience
 import pytest
 import registry_runs as runs
-from serving import make_files, serving
+from serving import make_files, register, serving
 
 from gemma_ops import registry
-from gemma_ops.errors import ConfigError
-from gemma_ops.nano import WEIGHTS
+from gemma_ops.errors import ConfigError, GateError
 from gemma_ops.processes import Birth
 from gemma_ops.registry import profile
+from gemma_ops.registry.fetching import pull_version
 from gemma_ops.serving import following
 from gemma_ops.serving.server import alias_followers
 
@@ -48,21 +47,7 @@ def registered(tmp_path, files, monkeypatch):
     runs.fresh(tmp_path / "mlflow")
 
     def make(which, **train):
-        def fetch(out, settings, machine):
-            done = runs.fetch(out, settings, machine)
-            for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-                shutil.copyfile(WEIGHTS / name, out / "weights" / name)
-            return done
-
-        def quantize(out, settings, machine, *, base, adapter):
-            done = runs.quantize(out, settings, machine, base=base, adapter=adapter)
-            shutil.copyfile(files / which / "model.gguf", out / "q8_0" / "model.gguf")
-            shutil.copytree(files / "q8_0", out / "q8_0", ignore=shutil.ignore_patterns("*.gguf"), dirs_exist_ok=True)
-            return done
-
-        config = runs.config(tmp_path, name=which.replace("_", ""), train=train, serve={"format": "q8_0"})
-        runs.make(config, steps={"fetch": fetch, "quantize": quantize})
-        return config.machine
+        return register(tmp_path, files, which, name=which.replace("_", ""), train=train)
 
     return make
 
@@ -202,6 +187,28 @@ def test_a_webhook_of_mlflow_makes_it_look_at_once(registered, monkeypatch):
         serves(live, "2")
         old = good | {"X-MLflow-Timestamp": "1000"}
         assert httpx2.post(f"{live.url}/mlflow/webhook", content=body, headers=old).status_code == 403
+
+
+def test_an_alias_that_was_moved_past_the_ledger_is_not_followed(registered):
+    machine = registered("q8_0")
+    registry.promote(machine, "support-nano", reason="first")
+    registered("second", max_steps=20)
+    client = profile.connect(machine).client
+    with following_server(machine) as live:
+        client.set_registered_model_alias("support-nano", "champion", "2")
+        patience.until(lambda: live.said, 60)
+        assert live.service.facts.version == "1"
+        assert live.said[-1].startswith(
+            "support-nano@champion can't be followed: lineage: support-nano@champion stands at"
+        )
+        assert "version 2 in MLflow, and its ledger put it at version 1" in live.said[-1]
+        with pytest.raises(GateError, match="it was moved without gemma-ops") as caught:
+            pull_version(machine, "support-nano@champion")
+        assert "gemma-ops promote support-nano --to champion" in caught.value.fix
+        registry.promote(machine, "support-nano", version="2", reason="weighed")
+        serves(live, "2")
+    client.set_registered_model_alias("support-nano", "by-hand", "1")
+    assert pull_version(machine, "support-nano@by-hand").version == "1"  # nobody promoted to it, nobody was passed
 
 
 def test_an_alias_that_is_gone_changes_nothing(registered):

@@ -14,8 +14,8 @@ Source = Annotated[
     str,
     typer.Argument(
         metavar="SOURCE",
-        help="NAME@ALIAS or NAME/VERSION of MLflow, a run's name, FILE.gguf@FOLDER with the tokenizer's folder, the "
-        "FOLDER of a checkpoint, or ADAPTER@FOLDER with its base's.",
+        help="NAME@ALIAS or NAME/VERSION of MLflow, a run's name, a folder that `pull` made, FILE.gguf@FOLDER with the "
+        "tokenizer's folder, the FOLDER of a checkpoint, or ADAPTER@FOLDER with its base's.",
         show_default=False,
     ),
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from gemma_ops.config.endpoints import EndpointConfig
 from gemma_ops.config.gemini import GeminiConfig
@@ -42,13 +42,22 @@ class MachineConfig(Section):
     """Share of its hours the machine would be busy: an idle hour costs as much as a busy one."""
     signing_key: str | None = None
     """Private key that registered versions are signed with: a PEM file of an elliptic curve, or the `pkcs11:` URI of a
-    KMS; its passphrase is read from `GEMMA_OPS_SIGNING_PASSPHRASE`. Null signs nothing."""
+    token; passphrase or PIN is read from `GEMMA_OPS_SIGNING_PASSPHRASE`. Null signs nothing."""
     trusted_keys: tuple[str, ...] = ()
     """Public keys, as PEM files; with any, `promote`, `rollback`, `pull` and `serve` take only what one of them
     signed."""
     endpoints: tuple[EndpointConfig, ...] = ()
     """OpenAI-compatible endpoints that need a key, have a price, or may see private rows."""
     gemini: GeminiConfig = GeminiConfig()
+
+    @field_validator("signing_key")
+    @classmethod
+    def _without_pin(cls, key: str | None) -> str | None:
+        if key and key.startswith("pkcs11:") and "pin-value=" in key:
+            raise ValueError(
+                "machine.signing_key carries the token's PIN: leave pin-value out, and set GEMMA_OPS_SIGNING_PASSPHRASE"
+            )
+        return key
 
 
 class Machine(MachineConfig):

@@ -60,7 +60,7 @@ class ServeConfig(Section):
     """The largest request."""
     keys: str | None = None
     """File with a name and the SHA-256 of a key on each line, and what the key may (`rate=60` requests a minute,
-    `privacy=local_only`); null takes every request, on this machine only."""
+    `privacy=local_only`, `budget=5` dollars a day at Gemini); null takes every request, on this machine only."""
     certificate: str | None = None
     """PEM file with the server's certificate and those between it and its root: speaks HTTPS."""
     certificate_key: str | None = None
@@ -81,3 +81,9 @@ class ServeConfig(Section):
     declares is `local_only`."""
     routing_log: str | None = None
     """File that every routing decision is written to, without content; null takes `routing.jsonl` in `machine.runs`."""
+    traces: Literal["off", "metadata", "full"] = "off"
+    """What MLflow keeps of each request: version, lane, tokens, latency and dollars, and with `full` what was asked and
+    said. An MLflow elsewhere never gets content that is `local_only` or in which something personal is found."""
+    mirror: Annotated[float, Field(ge=0)] = 60.0
+    """Seconds between two writes of counts by version and lane to MLflow, for what is registered there; 0 never
+    writes."""

@@ -67,7 +67,7 @@ class Pipe:
             "lasting": lasting,
         }
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "gemma_ops.gemini.courier"],
+            [sys.executable, "-P", "-m", "gemma_ops.gemini.courier"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -7,7 +7,7 @@ Nothing here imports MLflow: the functions hand over when they are called, so a 
     registration.py  the step `register`                                          staging.py, manifest.py, card.py, evidence.py  what goes in
     deletion.py  whether a version is still there
     contents.py, lineage.py  whether files are what they are called, and what their steps left
-    sealing.py, sbom.py, signing.py  what a version carries beside its files
+    sealing.py, sbom.py, signing.py, flavor.py  what a version carries beside its files
     pulling.py  the step `champion`; fetching.py  verified copies
     policies.py, objections.py  what is asked of a version        points.py, weighing.py, served.py  how it is weighed
     promotion.py, moving.py, verification.py, copying.py, outcome.py  promote, rollback

@@ -10,6 +10,8 @@ import json
 import struct
 from pathlib import Path
 
+from gemma_ops.registry.flavor import MLMODEL, mlmodel_problem
+
 ALLOWED = frozenset({".safetensors", ".gguf", ".json", ".jinja", ".txt", ".md"})
 """Endings of what a version may carry besides its report."""
 REPORT = "report.html"
@@ -22,6 +24,8 @@ _GGUF = (2, 3)
 def content_problem(path: Path, name: str | None = None) -> str | None:
     """Say why a file is not what its name (`name`, or its own) says; None where it is."""
     name = name or path.name
+    if name == MLMODEL:
+        return mlmodel_problem(path)
     suffix = Path(name).suffix
     if suffix not in ALLOWED and name != REPORT:
         return f"only {', '.join(sorted(ALLOWED))} may go into a version"

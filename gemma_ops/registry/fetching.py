@@ -21,7 +21,7 @@ from gemma_ops.errors import GateError, MachineError, OpsError
 from gemma_ops.registry import profile, stored
 from gemma_ops.registry.contents import content_problem
 from gemma_ops.registry.loading import loading
-from gemma_ops.registry.moving import alias_version, alias_words
+from gemma_ops.registry.moving import alias_words, promoted_version
 from gemma_ops.registry.points import INTEGRITY
 from gemma_ops.registry.profile import Tracking
 from gemma_ops.registry.served import check_served
@@ -55,7 +55,8 @@ def pull_version(
     """Bring the files of a version (those that `wanted` says, all unless given) into `folder`, or into the cache.
 
     Raises OpsError for a source that names no version, GateError for bytes that aren't what was registered, that no
-    trusted key signed where there is one, or that the verdict isn't about, ConfigError for a key that can't be read,
+    trusted key signed where there is one, or that the verdict isn't about, and for an alias that was moved past the
+    ledger, ConfigError for a key that can't be read,
     ServiceError when MLflow can't be reached, MachineError where the folder can't be written.
     """
     asked = _SPEC.fullmatch(source)
@@ -63,7 +64,7 @@ def pull_version(
         raise OpsError(f"{source!r} names no version", "write NAME@ALIAS or NAME/VERSION")
     tracking = profile.connect(machine)
     with profile.calls(tracking.place):
-        number = asked["version"] or alias_version(tracking, asked["name"], asked["alias"])
+        number = asked["version"] or promoted_version(tracking, asked["name"], asked["alias"])
         if number is None:
             raise OpsError(f"{asked['name']} has no alias {asked['alias']!r}", alias_words(tracking, asked["name"]))
         logged, body = stored.version_manifest(tracking, stored.version(tracking, asked["name"], number))

@@ -47,6 +47,12 @@ def loading(subject: dict[str, Any], forms: list[str]) -> str:
             "Say the mode: llama.cpp turns thinking on by itself where the template knows how. In xllamacpp it is "
             f"`params.enable_reasoning = {int(_thinks(subject))}`."
         )
+        parts.append(
+            "Through MLflow, where gemma-ops is installed: compared with its manifest, and asked as it was evaluated."
+            "\n\n```python\nimport mlflow\n"
+            f'model = mlflow.pyfunc.load_model("models:/{subject["name"]}@champion")  # or this folder\n'
+            'print(model.predict({"messages": [{"role": "user", "content": "…"}]}))\n```'
+        )
     return "\n\n".join(parts)
 
 

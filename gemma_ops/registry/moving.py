@@ -11,6 +11,7 @@ from gemma_ops.config import MachineConfig
 from gemma_ops.errors import ConfigError, GateError
 from gemma_ops.registry import ledger, lock, profile, stored
 from gemma_ops.registry.ledger import Ledger
+from gemma_ops.registry.points import LINEAGE
 from gemma_ops.registry.profile import Tracking
 from gemma_ops.registry.shelves import Entry
 from gemma_ops.registry.verification import CheckedVersion
@@ -43,6 +44,23 @@ def alias_version(tracking: Tracking, name: str, alias: str) -> str | None:
     """The version an alias stands at now; None when it isn't set."""
     found = stored.model(tracking, name).aliases.get(alias)
     return None if found is None else str(found)
+
+
+def promoted_version(tracking: Tracking, name: str, alias: str) -> str | None:
+    """The version an alias stands at, as the ledger says too; None when it isn't set. An alias that was never promoted
+    stands where somebody put it.
+
+    Raises GateError where the alias was moved past the ledger, and for a ledger that isn't what was written.
+    """
+    now, entries = alias_version(tracking, name, alias), Ledger(tracking, name).entries()
+    trail, intent = ledger.trail(entries, alias), ledger.pending(entries, alias)
+    if now is None or not trail or now in (trail[-1], intent["to"] if intent else None):
+        return now
+    raise GateError(
+        f"{LINEAGE}: {name}@{alias} stands at version {now} in MLflow, and its ledger put it at version {trail[-1]}: "
+        "it was moved without gemma-ops",
+        f"promote the version you want: gemma-ops promote {name} --to {alias} --version …",
+    )
 
 
 def move_fields(

@@ -1,4 +1,5 @@
-"""What a version carries beside the files of its manifest: manifest, card, bill of materials, and the signature of all.
+"""What a version carries beside the files of its manifest: manifest, card, bill of materials, the file by which MLflow
+loads it, and the signature of all.
 
 A version that was made by earlier code, or where no signing key was, gets what it lacks when it is registered again.
 """
@@ -6,22 +7,35 @@ A version that was made by earlier code, or where no signing key was, gets what 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from gemma_ops import digest, journal
 from gemma_ops.durable import write_json
 from gemma_ops.registry import stored
+from gemma_ops.registry.flavor import MLMODEL, write_mlmodel
 from gemma_ops.registry.profile import Tracking
 from gemma_ops.registry.sbom import make_sbom
 from gemma_ops.registry.signing import SIGNATURE, sign_files
 
+_DERIVED = (stored.SBOM, MLMODEL)
+
 
 def write_own(folder: Path, body: dict[str, Any], card: str) -> None:
-    """Write manifest, card and bill of materials into a folder."""
+    """Write manifest, card, bill of materials and MLflow's description into a folder."""
     write_json(folder / "manifest.json", body)
     (folder / "card.md").write_text(card, encoding="utf-8")
-    write_json(folder / stored.SBOM, make_sbom(body), indent=1)
+    _write_derived(folder, body, _DERIVED)
+
+
+def _write_derived(folder: Path, body: dict[str, Any], names: Iterable[str]) -> None:
+    """Write what follows from the manifest alone."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if stored.SBOM in names:
+        write_json(folder / stored.SBOM, make_sbom(body), indent=1)
+    if MLMODEL in names:
+        write_mlmodel(folder / MLMODEL, str(body["subject"]["name"]))
 
 
 def tag_own(tracking: Tracking, model_id: str, folder: Path) -> None:
@@ -31,15 +45,15 @@ def tag_own(tracking: Tracking, model_id: str, folder: Path) -> None:
 
 
 def complete_own(tracking: Tracking, logged: Any, stage: Path) -> Any:
-    """Give a LoggedModel the bill of materials that it lacks; returns it as it is then."""
-    if stored.OWN[stored.SBOM] in logged.tags:
+    """Give a LoggedModel the files that it lacks because earlier code made it; returns it as it is then. One that is
+    signed stays what was signed."""
+    lacking = [name for name in _DERIVED if stored.OWN[name] not in logged.tags]
+    if not lacking or SIGNATURE in stored.listing(tracking, logged):
         return logged
-    body = stored.read_manifest(tracking, logged)
-    stage.mkdir(parents=True, exist_ok=True)
-    file = stage / stored.SBOM
-    write_json(file, make_sbom(body), indent=1)
+    _write_derived(stage, stored.read_manifest(tracking, logged), lacking)
     tracking.client.log_model_artifacts(logged.model_id, str(stage))
-    tracking.client.set_logged_model_tags(logged.model_id, {stored.OWN[stored.SBOM]: digest.of_file(file)})
+    tags = {stored.OWN[name]: digest.of_file(stage / name) for name in lacking}
+    tracking.client.set_logged_model_tags(logged.model_id, tags)
     shutil.rmtree(stage)
     return tracking.client.get_logged_model(logged.model_id)
 

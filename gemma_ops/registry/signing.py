@@ -17,6 +17,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import quote
 
 from gemma_ops import digest
 from gemma_ops.errors import ConfigError, GateError, MachineError
@@ -25,7 +26,7 @@ from gemma_ops.registry.points import INTEGRITY
 SIGNATURE = "model.sig"
 """The signature's file in a version."""
 PASSPHRASE = "GEMMA_OPS_SIGNING_PASSPHRASE"  # noqa: S105
-"""Environment variable that holds the passphrase of the signing key."""
+"""Environment variable that holds the passphrase of the signing key, or the PIN of its token."""
 _UNSIGNED = (SIGNATURE, "README.md")
 """Files of a pulled copy that no signature covers: itself, and what `pull` writes."""
 
@@ -37,25 +38,29 @@ def sign_files(files: Mapping[str, str], name: str, key: str, signature: Path) -
     Raises ConfigError for a key that can't be used, MachineError where the package is not installed.
     """
     config = _library("signing").Config()
-    scheme = re.match(r"([a-z0-9+.-]+):", key)
+    scheme, secret = re.match(r"([a-z0-9+.-]+):", key), os.environ.get(PASSPHRASE)
     try:
         if key.startswith("pkcs11:"):
-            config.use_pkcs11_signer(pkcs11_uri=key)
+            config.use_pkcs11_signer(pkcs11_uri=_with_pin(key, secret))
         elif scheme:
             raise ValueError(f"{scheme[1]} is no kind of key that model signing knows")
         else:
-            secret = os.environ.get(PASSPHRASE)
             config.use_elliptic_key_signer(
                 private_key=Path(key).expanduser(), password=secret.encode() if secret else None
             )
         config.set_hashing_config(_Hashed(name, files))
         config.sign(name, signature)
-    except (OSError, ValueError, TypeError, RuntimeError) as error:
+    except Exception as error:  # tokens raise kinds of their own
         raise ConfigError(
-            f"machine.signing_key {key!r} can't sign: {str(error).splitlines()[0]}",
+            f"machine.signing_key {key!r} can't sign: {(str(error) or type(error).__name__).splitlines()[0]}",
             "give the PEM file of an elliptic-curve private key (openssl ecparam -name prime256v1 -genkey -noout -out KEY), with "
             f"its passphrase in {PASSPHRASE}, or a pkcs11: URI with the package model-signing[pkcs11]",
         ) from error
+
+
+def _with_pin(uri: str, pin: str | None) -> str:
+    """A token's URI with its PIN (RFC 7512, section 2.4), which no configuration holds."""
+    return f"{uri}{'&' if '?' in uri else '?'}pin-value={quote(pin, safe='')}" if pin else uri
 
 
 def check_signature(files: Mapping[str, str], name: str, signature: Path | None, keys: Sequence[str]) -> str:

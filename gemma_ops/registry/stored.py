@@ -16,6 +16,7 @@ from gemma_ops import digest
 from gemma_ops.errors import GateError, OpsError
 from gemma_ops.registry import manifest
 from gemma_ops.registry.contents import content_problem
+from gemma_ops.registry.flavor import MLMODEL
 from gemma_ops.registry.profile import Tracking
 from gemma_ops.registry.signing import SIGNATURE, check_signature
 
@@ -23,6 +24,7 @@ TAG = "gemma_ops.manifest"
 SBOM = "sbom.cdx.json"
 OWN = {
     "manifest.json": "gemma_ops.manifest_sha256", "card.md": "gemma_ops.card_sha256", SBOM: "gemma_ops.sbom_sha256",
+    MLMODEL: "gemma_ops.mlmodel_sha256",
 }  # fmt: skip
 """Files that `register` writes, which can't stand in the manifest: the tags that hold their SHA-256."""
 BESIDE = frozenset({*OWN, SIGNATURE})

@@ -126,7 +126,7 @@ def _against_gemini(policy: RoutingPolicy, signals: Signals, privacy: Privacy, l
         cap = usd(policy.budget.dollars_per_request)
         found.append(f"it could cost {usd(state.most)}, and {cap} is the most for a request")
     elif state.most > state.left:
-        found.append(f"it could cost {usd(state.most)}, and {usd(state.left)} is left of the budget")
+        found.append(f"it could cost {usd(state.most)}, and {usd(state.left)} is left of {state.of}")
     return found
 
 

@@ -19,7 +19,7 @@ from gemma_ops.routing.decision import LaneDecision, decide
 from gemma_ops.routing.estimate import estimate
 from gemma_ops.routing.evidence import EvidenceTable
 from gemma_ops.routing.policy import Modality, RoutingPolicy, load_policy
-from gemma_ops.routing.scan import Scan, scan
+from gemma_ops.routing.scan import Scan, leaves, scan
 from gemma_ops.routing.signals import GeminiState, LocalState, Signals
 from gemma_ops.targets.gemini import seen_by
 from gemma_ops.verdicts import Routing
@@ -174,15 +174,7 @@ def _read(body: Any) -> tuple[Beyond, str]:
     except RefusalError as refusal:
         raise DataError(refusal.message, "correct the request") from refusal
     plain = {name: value for name, value in beyond.body.items() if name not in ("metadata", "labels", "model")}
-    said = "\n".join(_words(plain))
+    said = "\n".join(leaves(plain, without=_NOT_SAID))
     for mark in beyond.shown:
         said = said.replace(mark, "")
     return beyond, said
-
-
-def _words(value: Any, name: str = "") -> list[str]:
-    if isinstance(value, dict):
-        return [word for key, item in value.items() if key not in _NOT_SAID for word in _words(item, str(key))]
-    if isinstance(value, list):
-        return [word for item in value for word in _words(item, name)]
-    return [str(value)] if isinstance(value, str | int | float) and not isinstance(value, bool) else []

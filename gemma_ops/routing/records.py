@@ -62,12 +62,15 @@ class RouteRecord:
     asked: str
     """The Gemini that it would go to: model and level of thinking."""
     outcome: Outcome
+    key: str = ""
+    """The name of the API key that it came with."""
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object."""
         return {
             "schema": SCHEMA, "at": self.at, "id": self.id, **self.decision.to_json(), "allowed": list(self.allowed),
             "asked": self.asked, "signals": self.signals.to_json(), "outcome": asdict(self.outcome),
+            "key": self.key,
         }  # fmt: skip
 
     @classmethod
@@ -82,7 +85,7 @@ class RouteRecord:
         outcome = Outcome(**{**body["outcome"], "failed": tuple(body["outcome"]["failed"])})
         return cls(
             body["at"], body["id"], decision, Signals.from_json(body["signals"]), tuple(body["allowed"]), body["asked"],
-            outcome,
+            outcome, str(body.get("key", "")),
         )  # fmt: skip
 
 

@@ -6,9 +6,12 @@ finding that is told by its shape. What could not be seen in time is told, and c
 
 from __future__ import annotations
 
+import contextlib
+import json
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from gemma_ops.config import Privacy
 from gemma_ops.data import pii
@@ -48,3 +51,20 @@ def _windows(texts: Iterable[str]) -> Iterator[str]:
     for text in texts:
         for start in range(0, max(len(text) - _OVERLAP, 1), _WINDOW - _OVERLAP):
             yield text[start : start + _WINDOW]
+
+
+def leaves(value: Any, name: str = "", without: Collection[str] = ()) -> Iterator[str]:
+    """The texts and numbers of a JSON value, each behind its key, but those of the keys `without`; a text that is JSON
+    itself is read first."""
+    if isinstance(value, str) and value[:1] in ("{", "["):
+        with contextlib.suppress(ValueError):  # a text after all
+            value = json.loads(value)
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if key not in without:
+                yield from leaves(item, str(key), without)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from leaves(item, name, without)
+    elif value is not None:
+        yield f"{name}: {value}" if name else str(value)

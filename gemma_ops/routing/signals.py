@@ -37,6 +37,8 @@ class GeminiState:
     """Tokens of input that its model takes."""
     left: float = 0.0
     """Dollars that may still be spent today."""
+    of: str = "the budget"
+    """What they are left of."""
     dollars: float | None = None
     """What the request would cost there, a reply of full length included; None where no price is known."""
     most: float | None = None

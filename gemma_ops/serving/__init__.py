@@ -4,9 +4,11 @@ source.py     what is served: a run, a registered version, a file    canary.py  
 engine.py, llamacpp.py   the engine: a child process, asked in token ids and answering in them
 reading.py, calls.py     its tokens as text, thoughts and function calls
 model.py      conversations to prompts and replies, one way for all  slots.py     the bounded queue before it
-service.py    a model behind its queue, and what it counts           keys.py      who may ask
+service.py    a model behind its queue, and what it counts           keys.py, key_budgets.py  who may ask, and spend
 openai_front.py, gemini_front.py   the two protocols                 app.py, sending.py, page.py   their routes
 routed.py     the model `auto`: answered by the policy's lane        routed_front.py, routed_request.py  how it is read
-gemini_service.py  Gemini behind the fronts, as a model is      lanes.py      requests and dollars by lane
+gemini_service.py  Gemini behind the fronts, as a model is      lanes.py, lane_failures.py  dollars by lane
+copied.py     a version in a folder, without a registry  pyfunc.py     the same as MLflow's own tools load it
+accounting.py what is kept of a request that ended       traffic.py, traffic_writer.py  on its way to MLflow
 server.py     start, canary, serve, drain                            chatting.py  the same model in a terminal
 """

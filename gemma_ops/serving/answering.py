@@ -10,7 +10,9 @@ from typing import Any, Protocol
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
+from gemma_ops.config import Privacy
 from gemma_ops.errors import OpsError
+from gemma_ops.routing.records import Outcome
 from gemma_ops.serving.deployment import Lease
 from gemma_ops.serving.keys import Grant
 from gemma_ops.serving.model import Said
@@ -42,6 +44,12 @@ class PendingRequest:
     ask: Ask | None = None
     """What was asked, once it is read."""
     said: Said = field(default_factory=Said)
+    body: Any = None
+    """As it came."""
+    privacy: Privacy | None = None
+    """The class that it declares, or that a policy raised it to; None where nothing says."""
+    outcome: Outcome | None = None
+    """What came of a request whose lane was decided."""
 
     @property
     def service(self) -> ModelService:

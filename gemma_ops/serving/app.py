@@ -7,7 +7,6 @@ refused is refused in the words of the protocol that it came in.
 from __future__ import annotations
 
 import secrets
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -16,22 +15,23 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from gemma_ops.config import Privacy
 from gemma_ops.errors import OpsError
 from gemma_ops.serving import completions_front, gemini_front, openai_front, page, responses_front, webhook
+from gemma_ops.serving.accounting import Accounts, Log, RequestAccount
 from gemma_ops.serving.answering import Events, PendingRequest, streamed, whole
 from gemma_ops.serving.deployment import Deployment
 from gemma_ops.serving.keys import Grant, Keys, is_this_machine
 from gemma_ops.serving.metrics import render_metrics
-from gemma_ops.serving.model import Said
 from gemma_ops.serving.routed import AUTO, LANE_HEADER, Router, SpokenProtocol
 from gemma_ops.serving.routed_front import routed_gemini, routed_openai
+from gemma_ops.serving.routed_request import declared_class
 from gemma_ops.serving.sending import failed, read_bytes, read_json, refused, then
 from gemma_ops.serving.service import ModelService
 from gemma_ops.serving.shadow import Shadow
+from gemma_ops.serving.traffic import TrafficRecorder
 from gemma_ops.wire import completions, gemini_chat, openai, responses
 from gemma_ops.wire.ask import Ask, RefusalError
-
-Log = Callable[[dict[str, Any]], None]
 
 
 class Front:
@@ -48,10 +48,14 @@ class Front:
         nudged: Sequence[Callable[[], None]] = (),
         shadow: Shadow | None = None,
         router: Router | None = None,
+        traffic: TrafficRecorder | None = None,
+        floor: Privacy = "any",
     ) -> None:
-        """`nudged` are called when MLflow says that an alias has moved; `router` answers for the model `auto`."""
-        self.deployment, self.keys, self.limit, self._log = deployment, keys, limit, log
-        self._nudged, self._shadow, self.router = nudged, shadow, router
+        """`nudged` are called when MLflow says that an alias has moved; `router` answers for the model `auto`;
+        `traffic` hears of every request that ended; `floor` is the laxest class that a client may declare."""
+        self.deployment, self.keys, self.limit = deployment, keys, limit
+        self._nudged, self.router = nudged, router
+        self.accounts = Accounts(deployment, log, floor=floor, shadow=shadow, traffic=traffic)
         self._names = {self.service.facts.model, self.service.facts.source, *also, *([AUTO] if router else [])}
 
     @property
@@ -156,7 +160,8 @@ class Front:
             self._check_host(request)
         except RefusalError as refusal:
             return PlainTextResponse(refusal.message, refusal.status)
-        return HTMLResponse(page.render_page(self.deployment, str(request.base_url).rstrip("/"), keys=self.keys.needed))
+        url, lanes = str(request.base_url).rstrip("/"), self.router.summary() if self.router else None
+        return HTMLResponse(page.render_page(self.deployment, url, keys=self.keys.needed, lanes=lanes))
 
     async def health(self, request: Request) -> Response:
         return JSONResponse({"status": "ok"})
@@ -172,7 +177,7 @@ class Front:
 
     async def metrics(self, request: Request) -> Response:
         lanes = self.router.metrics() if self.router else ""
-        text = render_metrics(self.deployment, self._shadow) + lanes
+        text = render_metrics(self.deployment, **self.accounts.outcomes()) + lanes
         return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
 
     async def webhook(self, request: Request) -> Response:
@@ -236,45 +241,32 @@ class Front:
         answer: Callable[[Any, PendingRequest], Awaitable[Response | dict[str, Any]]],
     ) -> Response:
         """Read, answer, count. A streamed reply is counted when it ends."""
-        began, number = time.monotonic(), secrets.token_hex(12)
-        facts = {"id": number, "protocol": protocol, "path": request.url.path}
+        account = RequestAccount(secrets.token_hex(12), protocol, request.url.path)
         asked: PendingRequest | None = None
-
-        def ended(status: int) -> None:
-            seconds = time.monotonic() - began
-            service, said = (asked.service, asked.said) if asked else (self.service, Said())
-            service.tally.add(protocol, status, said if status == 200 else None, seconds)
-            counts = {"prompt_tokens": said.prompt_tokens, "tokens": said.tokens, "end": said.end}
-            record = {"version": service.facts.version, "status": status, "seconds": round(seconds, 4)}
-            self._log(facts | record | counts)
-            if asked:
-                asked.lease.end()
-                if self._shadow and asked.ask and (status == 200 or status >= 500):
-                    self._shadow.copy(asked.ask, said, service, seconds, "" if status == 200 else str(status))
-
         try:
             grant = self._admit(request)
-            facts |= {"key": grant.name} if grant.name else {}
+            account.key = grant.name
             self.keys.spend(grant)
             body = await read_json(request, self.limit)
-            asked = PendingRequest(number, await self.deployment.lease(), grant)
+            asked = account.asked = PendingRequest(account.number, await self.deployment.lease(), grant, body=body)
+            asked.privacy = declared_class(request, body, grant.privacy)
             found = await answer(body, asked)
         except RefusalError as refusal:
             response = refused(refusal, shape)
         except OpsError as error:
             response = refused(failed(error), shape)
         except BaseException:
-            ended(500)
+            self.accounts.close(account, 500)
             raise
         else:
             response = found if isinstance(found, Response) else JSONResponse(found)
-        response.headers["x-request-id"] = number
+        response.headers["x-request-id"] = account.number
         if asked and asked.service.facts.version and response.headers.get(LANE_HEADER, "local") == "local":
             response.headers["x-gemma-ops-version"] = asked.service.facts.version
         if isinstance(response, StreamingResponse):
-            response.body_iterator = then(response.body_iterator, lambda: ended(200))
+            response.body_iterator = then(response.body_iterator, lambda: self.accounts.close(account, 200))
         else:
-            ended(response.status_code)
+            self.accounts.close(account, response.status_code)
         return response
 
 

@@ -76,7 +76,7 @@ class AliasFollower:
             elif number != self._left:
                 await self._bring(number)
         except OpsError as error:
-            self._tell(f"{self._asked} can't be looked up: {error.what}")
+            self._tell(f"{self._asked} can't be followed: {error.what}")
 
     async def _bring(self, number: str) -> None:
         deployment, before = self._deployment, self._deployment.current
@@ -128,11 +128,11 @@ class AliasFollower:
 
 
 def _standing(machine: MachineConfig, name: str, alias: str) -> str | None:
-    """The version an alias stands at, None where it isn't set."""
-    from gemma_ops.registry.moving import alias_version, opened_registry
+    """The version an alias was promoted to, None where it isn't set."""
+    from gemma_ops.registry.moving import opened_registry, promoted_version
 
     with opened_registry(machine, name) as tracking:
-        return alias_version(tracking, name, alias)
+        return promoted_version(tracking, name, alias)
 
 
 def _fits(source: Source, machine: MachineConfig, settings: ServeConfig) -> bool:

@@ -32,6 +32,8 @@ class GeminiService:
         self.facts = ServedFacts(source="gemini", model=lane.rules.model, engine="Gemini API")
         self.answer: Answer | None = None
         """Once it is there."""
+        self.sent = False
+        """Whether it was sent, as far as is known."""
 
     @asynccontextmanager
     async def replying(self, ask: Ask, said: Said) -> AsyncIterator[AsyncIterator[Piece]]:
@@ -55,6 +57,7 @@ class GeminiService:
     async def _pieces(self, said: Said) -> AsyncGenerator[Piece]:
         try:
             async with aclosing(self._lane.answer(self._request)) as messages:
+                self.sent = True
                 async for message in messages:
                     if message.piece:
                         said.text += message.piece
@@ -64,6 +67,9 @@ class GeminiService:
                     elif message.answer is not None:
                         for piece in self._ended(message.answer, said):
                             yield piece
+        except (BoundaryError, BudgetError) as error:  # of the door: nothing was sent
+            self.sent = False
+            raise GeminiFailedError(error.what.splitlines()[0], status=503, code=_code(error)) from error
         except DataError as error:
             raise RefusalError(error.what, field="messages") from error
         except OpsError as error:

@@ -3,7 +3,7 @@ nowhere.
 
 printf %s "$KEY" | sha256sum        makes the second word of a line such as:
 
-    team-a 9f86d081…  rate=60 privacy=paid
+    team-a 9f86d081…  rate=60 privacy=paid budget=5
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ class Grant:
     """The class of what is asked with it, unless a request says a stricter one; None where the server's own holds."""
     rate: float | None = None
     """Requests a minute; as many at once after a quiet minute."""
+    budget: float | None = None
+    """Dollars that it may spend at Gemini on a day (UTC)."""
 
 
 class TooFastError(RefusalError):
@@ -105,6 +107,11 @@ class Keys:
     def needed(self) -> bool:
         return self._known is not None
 
+    @property
+    def budgeted(self) -> bool:
+        """Whether any key has a budget."""
+        return any(grant.budget is not None for grant in (self._known or {}).values())
+
     def check(self, request: Request) -> Grant:
         """What the key of a request may. Raises RefusalError without a known one."""
         if self._known is None:
@@ -129,16 +136,18 @@ def _grant(name: str, words: str, place: str) -> Grant:
     """What the words behind a digest grant. Raises ConfigError for those that grant nothing."""
     said = dict(word.split("=", 1) for word in words.split())
     try:
-        rate = float(said.pop("rate")) if "rate" in said else None
+        rate, budget = (float(said.pop(key)) if key in said else None for key in ("rate", "budget"))
         privacy = said.pop("privacy", None)
         if said or privacy not in (None, *get_args(Privacy)) or (rate is not None and not 0 < rate < math.inf):
+            raise ValueError
+        if budget is not None and not 0 <= budget < math.inf:
             raise ValueError
     except ValueError:
         raise ConfigError(
             f"serve.keys: {place} grants what is none: {words.strip()}",
-            f"write rate=REQUESTS_A_MINUTE and privacy={'|'.join(get_args(Privacy))}",
+            f"write rate=REQUESTS_A_MINUTE, privacy={'|'.join(get_args(Privacy))} and budget=DOLLARS_A_DAY",
         ) from None
-    return Grant(name, privacy, rate)  # type: ignore[arg-type]
+    return Grant(name, privacy, rate, budget)  # type: ignore[arg-type]
 
 
 def is_this_machine(host: str) -> bool:

@@ -9,6 +9,16 @@ from gemma_ops.routing.records import Outcome
 from gemma_ops.serving.metrics import metric_lines
 
 
+@dataclass(frozen=True)
+class LaneSummary:
+    """What the page shows of the lanes."""
+
+    policy: str
+    """The policy in force, the way to Gemini and what is left today, in words."""
+    rows: tuple[tuple[str, ...], ...]
+    """Lane, requests, share, tokens, dollars, each as it is shown."""
+
+
 @dataclass
 class LaneTally:
     """What was answered where."""
@@ -27,6 +37,28 @@ class LaneTally:
         self.tokens[outcome.lane] += outcome.prompt_tokens + outcome.reply_tokens + outcome.thought_tokens
         self.dollars[outcome.lane] += outcome.dollars or 0.0
         self.fallbacks.update((failed, outcome.lane) for failed in outcome.failed)
+
+    def count(self, lane: str) -> int:
+        """Requests that a lane answered."""
+        return sum(count for (where, _, _), count in self.requests.items() if where == lane)
+
+    def shares(self) -> dict[str, float]:
+        """The part of all requests that each lane answered, from 0 to 1; empty before the first."""
+        whole = sum(self.requests.values())
+        return {lane: self.count(lane) / whole for lane in sorted({lane for lane, _, _ in self.requests})}
+
+    def rows(self) -> tuple[tuple[str, ...], ...]:
+        """Lane, requests, share, tokens and dollars of each lane, in words."""
+        return tuple(
+            (
+                lane,
+                f"{self.count(lane):,}",
+                f"{share:.0%}",
+                f"{self.tokens[lane]:,}",
+                f"${self.dollars.get(lane, 0.0):,.4f}",
+            )
+            for lane, share in self.shares().items()
+        )
 
     def render(self, left: float) -> str:
         """In Prometheus' text format; `left` are the dollars that may be spent today."""

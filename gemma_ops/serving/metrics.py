@@ -5,19 +5,21 @@ The format: https://prometheus.io/docs/instrumenting/exposition_formats/
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from gemma_ops.serving.deployment import Deployment
 from gemma_ops.serving.service import LATENCY_BOUNDS, Label, ModelService, TrafficTally
-from gemma_ops.serving.shadow import Shadow
 
 Row = tuple[str, Any]
 """What follows a metric's name, and its value."""
 
 
-def render_metrics(deployment: Deployment, shadow: Shadow | None = None) -> str:
-    """All counts since the start, of versions that serve no more too."""
+def render_metrics(
+    deployment: Deployment, *, shadow: Mapping[str, int] | None = None, traces: Mapping[str, int] | None = None
+) -> str:
+    """All counts since the start, of versions that serve no more too; `shadow` and `traces` by their outcome, None
+    where there are none."""
     lines: list[str] = []
 
     def tell(name: str, kind: str, help_text: str, rows: Iterable[Row]) -> None:
@@ -42,9 +44,10 @@ def render_metrics(deployment: Deployment, shadow: Shadow | None = None) -> str:
     restarts = of_services(lambda one: one.model.engine.restarts)
     tell("engine_restarts_total", "counter", "Engines that died and were started again.", restarts)
     tell("swaps_total", "counter", "Versions that took over from another.", [("", deployment.swaps)])
-    if shadow:
-        copies: list[Row] = [(f'{{outcome="{outcome}"}}', shadow.counts[outcome]) for outcome in ("copied", "skipped")]
-        tell("shadow_total", "counter", "Requests that a challenger was asked too.", copies)
+    if shadow is not None:
+        tell("shadow_total", "counter", "Requests that a challenger was asked too.", _by_outcome(shadow))
+    if traces is not None:
+        tell("traces_total", "counter", "Traces handed to MLflow, or dropped.", _by_outcome(traces))
     return "\n".join([*lines, ""])
 
 
@@ -80,3 +83,7 @@ def _latency(shown: str, tally: TrafficTally) -> Iterable[Row]:
         yield f'_bucket{{{shown},le="{bound}"}}', below
     yield f"_sum{{{shown}}}", round(tally.seconds_sum, 6)
     yield f"_count{{{shown}}}", below
+
+
+def _by_outcome(counts: Mapping[str, int]) -> list[Row]:
+    return [(f'{{outcome="{outcome}"}}', count) for outcome, count in sorted(counts.items())]

@@ -6,6 +6,7 @@ import time
 from html import escape
 
 from gemma_ops.serving.deployment import Deployment
+from gemma_ops.serving.lanes import LaneSummary
 from gemma_ops.serving.service import TrafficTally
 
 _STYLE = """
@@ -21,30 +22,37 @@ dt{color:var(--soft)}dd{margin:0;overflow-wrap:anywhere}
 ul{margin:0;padding-left:1.2rem}.pass{color:var(--good)}.fail,.inconclusive,.ungated{color:var(--bad)}
 pre{overflow-x:auto;background:var(--back);padding:.7rem;border-radius:.4rem;margin:.4rem 0 0;font-size:.85rem}
 textarea{width:100%;min-height:4.5rem;font:inherit;color:inherit;background:var(--back);border:1px solid var(--line);border-radius:.4rem;padding:.6rem}
+select,input{font:inherit;color:inherit;background:var(--back);border:1px solid var(--line);border-radius:.4rem;padding:.4rem;margin:.5rem .5rem 0 0}
 button{font:inherit;background:var(--blue);color:var(--card);border:0;border-radius:.4rem;padding:.45rem 1.2rem;margin-top:.5rem;cursor:pointer}
 #said,#thought{overflow-wrap:anywhere}#said{white-space:pre-wrap;margin-top:.7rem;min-height:1.5rem}#thought{white-space:pre-wrap;color:var(--soft);font-style:italic}
 table{border-collapse:collapse;width:100%}th,td{text-align:left;padding:.25rem .8rem .25rem 0;border-bottom:1px solid var(--line)}th{color:var(--soft);font-weight:400}
 .numbers{display:grid;grid-template-columns:repeat(auto-fit,minmax(8rem,1fr));gap:1rem}.numbers b{display:block;font-size:1.4rem}
 """.strip()
+_CHOICE = """
+<select name="model" aria-label="Model"><option>{model}</option><option>auto</option></select>
+<select name="privacy" aria-label="Class of a request for auto"><option>local_only</option><option>paid</option><option>any</option></select>
+""".strip()
 _SCRIPT = """
-const form=document.querySelector('form'),said=document.getElementById('said'),thought=document.getElementById('thought'),counts=document.getElementById('counts');
+const form=document.querySelector('form'),said=document.getElementById('said'),thought=document.getElementById('thought'),counts=document.getElementById('counts'),where=document.getElementById('where');
 form.addEventListener('submit',async e=>{e.preventDefault();said.textContent='';thought.textContent='';counts.textContent='…';
- const key=form.key?form.key.value:'',began=performance.now();let first=0;
- const r=await fetch('v1/chat/completions',{method:'POST',headers:{'Content-Type':'application/json',...(key?{Authorization:'Bearer '+key}:{})},
-  body:JSON.stringify({model:form.dataset.model,stream:true,stream_options:{include_usage:true},temperature:0,max_tokens:512,messages:[{role:'user',content:form.prompt.value}]})});
- if(!r.ok){counts.textContent=(await r.json()).error.message;return}
+ const key=form.key?form.key.value:'',model=form.model?form.model.value:form.dataset.model,began=performance.now();let first=0;
+ const r=await fetch('v1/chat/completions',{method:'POST',headers:{'Content-Type':'application/json',...(key?{Authorization:'Bearer '+key}:{}),...(form.privacy?{'x-gemma-ops-privacy':form.privacy.value}:{})},
+  body:JSON.stringify({model,stream:true,stream_options:{include_usage:true},temperature:0,max_tokens:512,messages:[{role:'user',content:form.prompt.value}]})});
+ where.textContent='';if(!r.ok){counts.textContent=(await r.json()).error.message;return}
+ const lane=r.headers.get('x-gemma-ops-lane');where.textContent=lane?lane+': '+r.headers.get('x-gemma-ops-reasons'):'';
  const reader=r.body.pipeThrough(new TextDecoderStream()).getReader();let left='';
  for(;;){const {done,value}=await reader.read();if(done)break;left+=value;const events=left.split('\\n\\n');left=events.pop();
   for(const line of events){const data=line.slice(6);if(data==='[DONE]')continue;const body=JSON.parse(data);
    if(body.error){counts.textContent=body.error.message;continue}
    const delta=body.choices[0]?.delta||{};if(delta.content||delta.reasoning_content)first=first||performance.now();
    said.textContent+=delta.content||'';thought.textContent+=delta.reasoning_content||'';
-   if(body.usage)counts.textContent=body.usage.prompt_tokens+' + '+body.usage.completion_tokens+' tokens, first after '+Math.round(first-began)+' ms, all after '+Math.round(performance.now()-began)+' ms'}}});
+   if(body.usage)counts.textContent=body.usage.prompt_tokens+' + '+body.usage.completion_tokens+' tokens, first after '+Math.round(first-began)+' ms, all after '+Math.round(performance.now()-began)+' ms'+(body.usage.gemma_ops?', $'+body.usage.gemma_ops.dollars:'')}}});
 """.strip()
 
 
-def render_page(deployment: Deployment, url: str, *, keys: bool = False) -> str:
-    """The page as HTML, with nothing from elsewhere; `url` is where it is served, `keys` whether a key is needed."""
+def render_page(deployment: Deployment, url: str, *, keys: bool = False, lanes: LaneSummary | None = None) -> str:
+    """The page as HTML, with nothing from elsewhere; `url` is where it is served, `keys` whether a key is needed,
+    `lanes` what the router did where there is one."""
     service = deployment.current
     facts, tally = service.facts, service.tally
     rows = [
@@ -65,7 +73,8 @@ def render_page(deployment: Deployment, url: str, *, keys: bool = False) -> str:
         if facts.verdict
         else "not evaluated"
     )
-    key = '<input name="key" type="password" placeholder="key">' if keys else ""
+    more = '<input name="key" type="password" placeholder="key" aria-label="Key">' if keys else ""
+    more += _CHOICE.format(model=escape(facts.model, quote=True)) if lanes else ""
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1"><link rel="icon" href="data:,">'
@@ -73,10 +82,10 @@ def render_page(deployment: Deployment, url: str, *, keys: bool = False) -> str:
         f"<header><h1>{escape(facts.model)}</h1><div class=soft>served by gemma-ops</div></header>"
         f"<section class=card><h2>What runs</h2><dl>{listed}</dl></section>"
         f"<section class=card><h2>Why it may: its verdict {verdict}</h2><ul>{gates or '<li>no gates</li>'}</ul></section>"
-        f"{_versions(deployment)}"
+        f"{_versions(deployment)}{_lanes(lanes)}"
         f'<section class=card><h2>Try it</h2><form data-model="{escape(facts.model, quote=True)}">'
-        f'<textarea name="prompt" required aria-label="Prompt" placeholder="Ask it something"></textarea>{key}'
-        '<button>Ask</button></form><div id="thought"></div><div id="said"></div><div id="counts" class="soft"></div></section>'
+        f'<textarea name="prompt" required aria-label="Prompt" placeholder="Ask it something"></textarea>{more}'
+        '<button>Ask</button></form><div id="thought"></div><div id="said"></div><div id="where" class="soft"></div><div id="counts" class="soft"></div></section>'
         "<section class=card><h2>So far</h2><div class=numbers>"
         + "".join(f"<div><b>{escape(value)}</b><span class=soft>{name}</span></div>" for name, value in numbers)
         + "</div></section>"
@@ -110,6 +119,16 @@ def _versions(deployment: Deployment) -> str:
     head = "".join(f"<th>{name}" for name in ("version", "format", "state", "requests", "answered", "mean time"))
     table = f"<table><tr>{head}{''.join(f'<tr>{row}' for row in rows)}</table>"
     return f"<section class=card><h2>Versions</h2>{table}{trouble}</section>"
+
+
+def _lanes(summary: LaneSummary | None) -> str:
+    """Where requests for `auto` were answered, by share and dollars; nothing without a router."""
+    if summary is None:
+        return ""
+    head = "".join(f"<th>{name}" for name in ("lane", "requests", "share", "tokens", "dollars"))
+    rows = "".join(f"<tr>{''.join(f'<td>{escape(cell)}' for cell in row)}" for row in summary.rows)
+    table = f"<table><tr>{head}{rows}</table>" if rows else "<p class=soft>nobody has asked for auto yet</p>"
+    return f"<section class=card><h2>Lanes</h2><p class=soft>policy {escape(summary.policy)}</p>{table}</section>"
 
 
 def _curl(model: str, url: str) -> str:

@@ -7,7 +7,7 @@ was answered, by what and why is told in headers of the reply and beside its usa
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -24,11 +24,14 @@ from gemma_ops.routing.policy import Lane, Place, RoutingPolicy
 from gemma_ops.routing.records import DecisionLog, Outcome, RouteRecord
 from gemma_ops.routing.signals import Signals
 from gemma_ops.serving.answering import Events, PendingRequest, Shape, streamed, whole
-from gemma_ops.serving.gemini_service import GeminiFailedError, GeminiService
-from gemma_ops.serving.lanes import LaneTally
+from gemma_ops.serving.gemini_service import GeminiService
+from gemma_ops.serving.key_budgets import KeyBudgets
+from gemma_ops.serving.keys import Grant
+from gemma_ops.serving.lane_failures import header_text, is_lane_failure, no_lane, without_lane
+from gemma_ops.serving.lanes import LaneSummary, LaneTally
 from gemma_ops.serving.model import Said
 from gemma_ops.serving.reading import Piece
-from gemma_ops.serving.routed_request import PRIVACY_HEADER, RoutedRequest, read_declared, read_routed
+from gemma_ops.serving.routed_request import RoutedRequest, read_declared, read_routed
 from gemma_ops.serving.sending import failed, refused, then
 from gemma_ops.serving.service import ModelService, ServedFacts
 from gemma_ops.targets.gemini import gemini_identity
@@ -65,6 +68,8 @@ class _Course:
     began: float
     tried: list[Place] = field(default_factory=list)
     gemini: GeminiService | None = None
+    settle: Callable[[float | None], None] | None = None
+    """Tells the key's budget what was billed."""
 
 
 @dataclass
@@ -78,11 +83,19 @@ class Router:
     """The policy in force with its way to Gemini, its log and its counts."""
 
     def __init__(
-        self, policy: RoutingPolicy, lane: GeminiLane, log: DecisionLog, *, name: str, floor: Privacy, rehearsal: bool
+        self,
+        policy: RoutingPolicy,
+        lane: GeminiLane,
+        log: DecisionLog,
+        budgets: KeyBudgets,
+        *,
+        name: str,
+        floor: Privacy,
+        rehearsal: bool,
     ) -> None:
         """`floor`: the laxest class that a client may declare; `rehearsal`: whether an emulator stands in for
         Gemini."""
-        self.policy, self.lane, self.log = policy, lane, log
+        self.policy, self.lane, self.log, self.budgets = policy, lane, log, budgets
         self.tally = LaneTally()
         self._name, self._floor, self._rehearsal = name, floor, rehearsal
         self._tables: dict[int, tuple[ServedFacts, EvidenceTable]] = {}
@@ -97,9 +110,9 @@ class Router:
             declared, ask, beyond, service=asked.service, lane=self.lane, policy=self.policy, table=table,
             floor=self._floor, number=asked.number,
         )  # fmt: skip
-        first = decide(self.policy, routed.signals, table)
-        course = _Course(body, asked, routed, first, first, time.monotonic())
-        signals = routed.signals
+        signals = self._within_budget(routed.signals, asked.grant)
+        first = decide(self.policy, signals, table)
+        course = _Course(body, asked, replace(routed, signals=signals), first, first, time.monotonic())
         while course.decision.lane != "refuse":
             try:
                 return await self._by(request, course, manner)
@@ -107,23 +120,37 @@ class Router:
                 refusal = error if isinstance(error, RefusalError) else failed(error)
                 place: Place = "gemini" if course.decision.lane == "gemini" else "local"
                 course.tried.append(place)
-                if not _is_failure(refusal, place):
+                if not is_lane_failure(refusal, place):
                     return self._refused(course, refusal, manner)
-                signals = _without(signals, place)
+                signals = without_lane(signals, place)
                 other = decide(self.policy, signals, table)
                 why = f"{place} failed ({refusal.code or refusal.status})"
                 course.decision = replace(other, reasons=(other.reasons[0], why, *other.reasons[1:]))
                 if other.lane in ("refuse", *course.tried):
                     return self._refused(course, refusal, manner)
-        return self._refused(course, _refusal(course.decision), manner)
+        return self._refused(course, no_lane(course.decision), manner)
+
+    def _within_budget(self, signals: Signals, grant: Grant) -> Signals:
+        """The request as it is known with its key's budget, where that is the smaller."""
+        left = self.budgets.left(grant)
+        if left >= signals.gemini.left:
+            return signals
+        return replace(signals, gemini=replace(signals.gemini, left=left, of=f"{grant.name}'s budget"))
+
+    def summary(self) -> LaneSummary:
+        """The policy in force and what each lane answered."""
+        return LaneSummary(self._words(), self.tally.rows())
 
     def told(self) -> str:
         """What a person is told of it when the server listens."""
+        return f"routing: model {AUTO} by {self._words()}; decisions in {self.log.path}"
+
+    def _words(self) -> str:
         way = f"Gemini is shut ({self.lane.shut})"
         if not self.lane.shut:
             place = "an emulator stands in for " if self._rehearsal else ""
             way = f"{place}{self.lane.rules.model}, ${self.lane.state().left:,.2f} left today"
-        return f"routing: model {AUTO} by {self._name} ({self.policy.digest[:12]}); {way}; decisions in {self.log.path}"
+        return f"{self._name} ({self.policy.digest[:12]}); {way}"
 
     def as_gemini(self) -> dict[str, Any]:
         """What `auto` is in Gemini's list of models, where it differs from the local one."""
@@ -156,6 +183,7 @@ class Router:
         if course.decision.lane == "gemini":
             sent = classed(course.routed.carried.request, course.decision.privacy)
             course.gemini = GeminiService(self.lane, sent)
+            course.settle = self.budgets.reserve(asked.grant, course.routed.signals.gemini.most or 0.0)
             asked = PendingRequest(asked.number, _NoLease(course.gemini))  # type: ignore[arg-type]
         if ask.stream:
             response = await streamed(request, ask, asked, self._marked(course, manner), manner.shape, done=manner.done)
@@ -192,8 +220,10 @@ class Router:
 
     def _dollars(self, course: _Course) -> float | None:
         """What was billed so far, for whichever lane: a reply of Gemini's that failed may have cost something."""
-        answer = course.gemini.answer if course.gemini else None
-        return answer.dollars if answer else (None if course.gemini else 0.0)
+        gemini = course.gemini
+        if gemini is None or not gemini.sent:
+            return 0.0
+        return gemini.answer.dollars if gemini.answer else None
 
     def _refused(self, course: _Course, refusal: RefusalError, manner: SpokenProtocol) -> Response:
         """An error in the protocol's own shape, with the reasons in its headers."""
@@ -208,7 +238,7 @@ class Router:
         told = {
             "lane": lane,
             "privacy": course.decision.privacy,
-            "reasons": _header((*course.decision.reasons, *notes)),
+            "reasons": header_text((*course.decision.reasons, *notes)),
         }
         told |= {"policy": self.policy.digest[:12]} | ({} if lane == "refuse" else {"model": self._model(course)})
         streams = isinstance(response, StreamingResponse)
@@ -233,33 +263,9 @@ class Router:
         asks = gemini_identity(self.policy.gemini.model, self.policy.gemini.thinking)
         at = datetime.now(UTC).isoformat(timespec="milliseconds")
         allowed = self.policy.classes.of(first.privacy)
-        self.log.add(RouteRecord(at, self.log.id_of(course.body), first, signals, allowed, asks, outcome))
+        key = course.asked.grant.name
+        self.log.add(RouteRecord(at, self.log.id_of(course.body), first, signals, allowed, asks, outcome, key))
+        if course.settle:
+            course.settle(outcome.dollars)
         self.tally.add(first.privacy, outcome)
-
-
-def _is_failure(refusal: RefusalError, place: Place) -> bool:
-    """Whether the lane is to blame, and not the request."""
-    return (
-        isinstance(refusal, GeminiFailedError) if place == "gemini" else refusal.status >= 500 or refusal.status == 429
-    )
-
-
-def _without(signals: Signals, place: Place) -> Signals:
-    """The request as it is known once a lane has failed."""
-    if place == "local":
-        return replace(signals, local=replace(signals.local, up=False))
-    return replace(signals, gemini=replace(signals.gemini, why_not="it failed just now"))
-
-
-def _refusal(decision: LaneDecision) -> RefusalError:
-    """What a client is told of a request that no lane may answer."""
-    words = "no lane may answer this: " + "; ".join(decision.reasons)
-    if "no class was declared" in decision.reasons[0] and not decision.again:
-        words += f". Where it may leave, declare its class in the header {PRIVACY_HEADER}"
-    return RefusalError(words, status=503 if decision.again else 400, code="no_lane")
-
-
-def _header(reasons: tuple[str, ...]) -> str:
-    """Reasons as a header may hold them."""
-    text = "; ".join(reasons).encode("ascii", "replace").decode()
-    return "".join(letter if letter.isprintable() else " " for letter in text)[:1000]
+        course.asked.outcome, course.asked.privacy, course.asked.said = outcome, first.privacy, said

@@ -14,19 +14,22 @@ from gemma_ops.config import MachineConfig, ServeConfig
 from gemma_ops.gemini.service import rehearsal
 from gemma_ops.routing.gemini_lane import GeminiLane
 from gemma_ops.routing.policy import load_policy
-from gemma_ops.routing.records import DecisionLog
+from gemma_ops.routing.records import DecisionLog, read_log
 from gemma_ops.serving import gemini_front
 from gemma_ops.serving.answering import PendingRequest
+from gemma_ops.serving.key_budgets import KeyBudgets
 from gemma_ops.serving.routed import Router, SpokenProtocol
 from gemma_ops.wire.ask import Ask, RefusalError
 from gemma_ops.wire.beyond import gemini_beyond, openai_beyond
 from gemma_ops.wire.gemini import camel
 
 
-def open_router(machine: MachineConfig, settings: ServeConfig) -> Router | None:
+def open_router(machine: MachineConfig, settings: ServeConfig, *, budgeted: bool = False) -> Router | None:
     """The router that `serve.routing` asks for; None where it asks for none. Gemini may be shut: then it says why.
+    `budgeted`: whether keys have budgets, so that what they spent today is read from the log.
 
-    Raises ConfigError for a policy that is none or names an unknown model, MachineError where its log can't be written.
+    Raises ConfigError for a policy that is none or names an unknown model, MachineError where its log can't be written,
+    DataError where it holds something else.
     """
     if settings.routing is None:
         return None
@@ -35,11 +38,12 @@ def open_router(machine: MachineConfig, settings: ServeConfig) -> Router | None:
     path = Path(settings.routing_log) if settings.routing_log else Path(machine.runs) / "routing.jsonl"
     try:
         log = DecisionLog(path)
+        budgets = KeyBudgets(read_log(path) if budgeted else ())
     except BaseException:
         lane.close()
         raise
     name = Path(settings.routing).stem
-    return Router(policy, lane, log, name=name, floor=settings.privacy, rehearsal=rehearsal(machine.gemini))
+    return Router(policy, lane, log, budgets, name=name, floor=settings.privacy, rehearsal=rehearsal(machine.gemini))
 
 
 async def routed_openai(

@@ -7,8 +7,6 @@ evaluation knows it."""
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -26,7 +24,7 @@ from gemma_ops.routing.estimate import estimate
 from gemma_ops.routing.evidence import EvidenceTable
 from gemma_ops.routing.gemini_lane import CarriedRequest, GeminiLane, carried
 from gemma_ops.routing.policy import RoutingPolicy
-from gemma_ops.routing.scan import scan
+from gemma_ops.routing.scan import leaves, scan
 from gemma_ops.routing.signals import LocalState, Signals
 from gemma_ops.serving.service import ModelService
 from gemma_ops.wire.ask import Ask, RefusalError
@@ -76,6 +74,14 @@ def read_declared(request: Request, body: Mapping[str, Any], of_key: Privacy | N
         (str(key).removeprefix("slice."), str(value)) for key, value in within.items() if str(key).startswith("slice.")
     ]
     return Declared(strictest(classes) if classes else None, task, tuple(slices))  # type: ignore[arg-type]
+
+
+def declared_class(request: Request, body: Any, of_key: Privacy | None) -> Privacy | None:
+    """The class that a request declares; None where it declares none, or something that is none."""
+    try:
+        return read_declared(request, body if isinstance(body, dict) else {}, of_key).privacy
+    except RefusalError:
+        return None
 
 
 async def read_routed(
@@ -156,21 +162,6 @@ def _texts(ask: Ask, messages: list[dict[str, Any]], tools: list[dict[str, Any]]
         parts = content if isinstance(content, list) else [content]
         yield "".join(part.get("text", "") if isinstance(part, dict) else str(part or "") for part in parts)
         if content and str(content)[:1] in "{[":
-            yield "\n".join(_leaves(str(content)))
-        yield "\n".join(_leaves(message.get("tool_calls") or []))
-    yield "\n".join(_leaves([tools, ask.schema, list(ask.stop)]))
-
-
-def _leaves(value: Any, name: str = "") -> Iterator[str]:
-    """The texts and numbers of a JSON value, each behind its key; a text that is JSON itself is read first."""
-    if isinstance(value, str) and value[:1] in ("{", "["):
-        with contextlib.suppress(ValueError):  # a text after all
-            value = json.loads(value)
-    if isinstance(value, dict):
-        for key, item in value.items():
-            yield from _leaves(item, str(key))
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _leaves(item, name)
-    elif value is not None:
-        yield f"{name}: {value}" if name else str(value)
+            yield "\n".join(leaves(str(content)))
+        yield "\n".join(leaves(message.get("tool_calls") or []))
+    yield "\n".join(leaves([tools, ask.schema, list(ask.stop)]))

@@ -30,6 +30,7 @@ from gemma_ops.serving.routed_front import open_router
 from gemma_ops.serving.service import ModelService, ServedFacts
 from gemma_ops.serving.shadow import Shadow, pairs_file
 from gemma_ops.serving.source import Source, memory_of, open_source
+from gemma_ops.serving.traffic import TrafficRecorder, counted
 
 _DRAIN = 30
 """Seconds that requests under way have when the server ends."""
@@ -103,7 +104,7 @@ async def _run(
     say: Callable[[str], None],
     question: str | None,
 ) -> None:
-    router = open_router(machine, settings)
+    router = open_router(machine, settings, budgeted=keys.budgeted)
     try:
         service = await opened(source, machine, settings)
     except BaseException:
@@ -115,7 +116,11 @@ async def _run(
     followers = [] if question is not None else alias_followers(deployment, source, machine, settings, say)
     following: list[asyncio.Task[None]] = []
     shadow = shadow_of(deployment, source, settings)
+    traffic = None if question is not None else traffic_of(source, machine, settings, say)
+    lanes = router.tally if router else None
     try:
+        if traffic:
+            await traffic.start(lambda: counted(deployment, lanes))
         front = Front(
             deployment,
             keys=keys,
@@ -125,6 +130,8 @@ async def _run(
             nudged=[follower.nudge for follower in followers],
             shadow=shadow,
             router=router,
+            traffic=traffic,
+            floor=settings.privacy,
         )
         options = uvicorn.Config(
             front.app(), log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=_DRAIN,
@@ -149,6 +156,8 @@ async def _run(
         if shadow:
             await shadow.settled()
         await deployment.stop()
+        if traffic:
+            await traffic.close(counted(deployment, lanes))
         if router:
             await asyncio.to_thread(router.close)
         tallies = deployment.tallies.values()
@@ -184,6 +193,20 @@ def shadow_of(deployment: Deployment, source: Source, settings: ServeConfig) -> 
     if not (settings.challenger and settings.challenger.shadow):
         return None
     return Shadow(deployment, pairs_file(source.model, settings.challenger))
+
+
+def traffic_of(
+    source: Source, machine: MachineConfig, settings: ServeConfig, say: Callable[[str], None]
+) -> TrafficRecorder | None:
+    """What tells MLflow of the traffic: of what is registered there, or where traces are asked for. Raises ConfigError
+    for traces without an MLflow."""
+    if settings.traces != "off" and machine.mlflow is None:
+        raise ConfigError(
+            "serve.traces goes to MLflow, and machine.mlflow is null", "set machine.mlflow, or leave serve.traces off"
+        )
+    if settings.traces == "off" and not (source.version and settings.mirror and machine.mlflow):
+        return None
+    return TrafficRecorder(machine, settings, source.asked, say)
 
 
 class _Server(uvicorn.Server):

@@ -77,6 +77,11 @@ class TrafficTally:
     seconds_sum: float = 0.0
     first_sum: float = 0.0
 
+    @property
+    def requests_whole(self) -> int:
+        """Those that were answered."""
+        return sum(self.seconds)
+
     def add(self, protocol: str, status: int, said: Said | None, seconds: float) -> None:
         self.requests[protocol, status] += 1
         if said is None:

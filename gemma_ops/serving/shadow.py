@@ -30,7 +30,7 @@ class Shadow:
 
     def __init__(self, deployment: Deployment, path: Path) -> None:
         self._deployment, self.path = deployment, path
-        self.counts: Counter[str] = Counter()
+        self.counts = Counter({"copied": 0, "skipped": 0})
         """Requests that were `copied`, or `skipped` because the challenger had no slot free."""
         self._tasks: set[asyncio.Task[None]] = set()
 

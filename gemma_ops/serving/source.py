@@ -2,6 +2,7 @@
 
 NAME@ALIAS, NAME/VERSION     pulled from MLflow, every byte compared with the manifest
 a run                        its quantized file, merged checkpoint or adapter, asked as the adapter was trained
+a folder                     a version that `pull` laid there, compared with its manifest
 FILE.gguf@FOLDER             the folder holds the tokenizer; nothing is known of a verdict
 FOLDER                       a checkpoint
 ADAPTER@FOLDER               the folder of an adapter, on the checkpoint in the other; a path with a `/` in it
@@ -19,15 +20,16 @@ from gemma_ops.config import MachineConfig, Privacy, ServeConfig
 from gemma_ops.data.prompting import Prompting, read_prompting
 from gemma_ops.errors import ConfigError, DataError, GateError
 from gemma_ops.family import Shape
-from gemma_ops.family.formats import DEFAULT_FORMATS, FORMATS, GGUF, REFERENCE
+from gemma_ops.family.formats import DEFAULT_FORMATS, FORMATS, GGUF, REFERENCE, Format
 from gemma_ops.family.gguf_shape import gguf_shape
 from gemma_ops.modeling.source import checkpoint, find_base, read_config
 from gemma_ops.planning.serving import ServingBytes, checkpoint_bytes, checkpoint_serving_bytes, serving_bytes
 from gemma_ops.privacy import PRIVACY, class_of, learned_class, stricter
+from gemma_ops.registry.fetching import Pulled, is_version, pull_version
 from gemma_ops.serving.choosing import choose_engine, choose_format
 from gemma_ops.verdicts import CANARY, VERDICT, Verdict
 
-_FORMATS = (*DEFAULT_FORMATS, REFERENCE, *(name for name in FORMATS if name not in GGUF))
+SERVED_FORMATS = (*DEFAULT_FORMATS, REFERENCE, *(name for name in FORMATS if name not in GGUF))
 """Where no verdict tells them apart: GGUF files that are made where nothing is said, before the one they are compared
 with, before checkpoints and what needs its base."""
 _CHECKPOINT = "tuned"
@@ -81,12 +83,14 @@ class Source:
 def open_source(asked: str, machine: MachineConfig, settings: ServeConfig) -> Source:
     """Find what is asked for. Raises ConfigError for a source that is none or lacks the format, and what pulling
     raises."""
-    from gemma_ops.registry.fetching import is_version
+    from gemma_ops.serving.copied import is_copy, open_copy
 
     file, _, folder = asked.partition("@")
     if file.endswith(".gguf"):
         return _of_file(Path(file).expanduser(), Path(folder).expanduser() if folder else None, asked)
     run, path = Path(machine.runs) / asked, Path(asked).expanduser()
+    if is_copy(path):
+        return open_copy(path, settings, machine.trusted_keys)
     if not path.is_absolute() and run.is_dir():
         return _of_run(run, asked, settings)
     if is_version(asked):
@@ -97,7 +101,7 @@ def open_source(asked: str, machine: MachineConfig, settings: ServeConfig) -> So
         return _of_folder(path, asked)
     raise ConfigError(
         f"{asked!r} is nothing that can be served: no run in {machine.runs}, no NAME@ALIAS, no NAME/VERSION, "
-        "no GGUF file, no checkpoint",
+        "no folder that `pull` made, no GGUF file, no checkpoint",
         "name a run (gemma-ops show NAME lists what it made), a version (NAME@champion), FILE.gguf@FOLDER, or the "
         "folder of a checkpoint",
     )
@@ -149,7 +153,7 @@ def _of_adapter(folder: Path, base: Path, asked: str) -> Source:
 
 def _of_run(run: Path, asked: str, settings: ServeConfig) -> Source:
     verdict = _verdict(run / "evaluate" / VERDICT)
-    made = [name for name in _FORMATS if (run / FORMATS[name].step / FORMATS[name].path).is_file()]
+    made = [name for name in SERVED_FORMATS if (run / FORMATS[name].step / FORMATS[name].path).is_file()]
     form = FORMATS[choose_format(settings, made, verdict, asked)]
     step, base = run / form.step, run / "fetch"
     home = next((found for found in (run / "merge", base) if (found / "artifact.json").is_file()), None)
@@ -176,21 +180,32 @@ def _of_run(run: Path, asked: str, settings: ServeConfig) -> Source:
 
 
 def _of_version(asked: str, machine: MachineConfig, settings: ServeConfig) -> Source:
-    from gemma_ops.registry.fetching import pull_version
-
     small = pull_version(machine, asked, wanted=lambda name: not name.endswith((".gguf", ".safetensors")))
     subject = small.manifest["subject"]
     files = subject["files"]
     verdict = _verdict(small.folder / VERDICT)
-    made = [name for name in _FORMATS if FORMATS[name].place in files]
+    made = [name for name in SERVED_FORMATS if FORMATS[name].place in files]
     form = FORMATS[choose_format(settings, made, verdict, asked)]
-    wanted = form.place if form.name in GGUF else f"{form.shelf}/"
-    whole = pull_version(machine, f"{small.name}/{small.version}", wanted=lambda name: name.startswith(wanted))
+    whole = pull_version(machine, f"{small.name}/{small.version}", wanted=lambda name: is_weights(name, form))
+    return source_of_version(whole, asked, subject, form, verdict)
+
+
+def is_weights(name: str, form: Format) -> bool:
+    """Whether a file of a version is one of a format's."""
+    return name == form.place if form.name in GGUF else name.startswith(f"{form.shelf}/")
+
+
+def source_of_version(
+    place: Pulled, asked: str, subject: dict[str, Any], form: Format, verdict: Verdict | None
+) -> Source:
+    """What a version in a folder serves in a format; its files were compared with the manifest."""
+    files, folder = subject["files"], place.folder
     base = None if form.name in (*GGUF, "merged") else find_base(subject["base"], asked)
-    digests = {name: str(file["sha256"]) for name, file in files.items() if name.startswith(wanted)}
+    digests = {name: str(file["sha256"]) for name, file in files.items() if is_weights(name, form)}
+    file = folder / (form.place if form.name in GGUF else form.shelf)
     return Source(
-        asked, small.name, whole.folder / wanted, _tokenizer(small.folder, form.shelf, base), form.name, small.version,
-        read_prompting(small.folder / form.shelf), verdict, small.folder / CANARY if CANARY in files else None,
+        asked, place.name, file, _tokenizer(folder, form.shelf, base), form.name, place.version,
+        read_prompting(folder / form.shelf), verdict, folder / CANARY if CANARY in files else None,
         digests.get(form.place, "") if form.name in GGUF else digest.of_listing(digests), base,
     )  # fmt: skip
 
