@@ -126,7 +126,7 @@ def test_when_it_is_good(same, as_base, other, good):
 
 def test_a_model_trained_in_one_mode_is_asked_in_no_other():
     class Engine:
-        context, slots = 256, 1
+        context, slots, senses = 256, 1, None
 
     ask = Ask(messages=[{"role": "user", "content": "a"}], thinking=True)
     with pytest.raises(RefusalError, match="thinking off"):

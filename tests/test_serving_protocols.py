@@ -17,7 +17,7 @@ from gemma_ops.nano import WEIGHTS, tickets
 from gemma_ops.serving import responses_front
 from gemma_ops.serving.calls import FunctionCall
 from gemma_ops.serving.engine import Tokens
-from gemma_ops.serving.model import Said
+from gemma_ops.serving.model import RenderedPrompt, Said
 from gemma_ops.serving.reading import Piece
 from gemma_ops.serving.responses_front import events
 from gemma_ops.wire.ask import Ask, RefusalError
@@ -237,15 +237,15 @@ async def _not_called(live):
     class Ending:
         context = 100
 
-        async def complete(self, prompt, sampling):
+        async def complete(self, prompt, sampling, shown):
             assert prompt[-1] == model.begun(ask)[0]
             assert sampling.calls == ("f",)
             yield Tokens((stop,), end="stop")
 
     engine, model.engine = model.engine, Ending()
     try:
-        sampling = model.sampling(ask, [1])
+        sampling = model.sampling(ask, RenderedPrompt([1]))
         with pytest.raises(RefusalError, match="no call that can be read"):
-            [piece async for piece in model.answer([1], sampling, said, begun=model.begun(ask))]
+            [piece async for piece in model.answer(RenderedPrompt([1]), sampling, said, begun=model.begun(ask))]
     finally:
         model.engine = engine

@@ -11,6 +11,9 @@ import inspect
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from gemma_ops.modeling.generate import shown_arguments
+from gemma_ops.modeling.media import Seen
+
 
 @dataclass(frozen=True)
 class Drawing:
@@ -38,14 +41,18 @@ class Drawn:
 
 
 class ReplyInMemory:
-    """A reply to `prompt` (token ids) of at most `most` tokens, while it is written by `model`."""
+    """A reply to `prompt` (token ids) of at most `most` tokens, while it is written by `model`; `seen` is what the
+    prompt shows."""
 
-    def __init__(self, model: Any, prompt: list[int], most: int, stops: set[int], how: Drawing) -> None:
+    def __init__(
+        self, model: Any, prompt: list[int], most: int, stops: set[int], how: Drawing, seen: Seen | None = None
+    ) -> None:
         import torch
         from transformers import DynamicCache
 
         self._model, self._stops, self._how = model, stops, how
-        self._next, self._seen, self._left = list(prompt), 0, most
+        self._next, self._read, self._left = list(prompt), 0, most
+        self._shown = shown_arguments([seen], len(prompt)) if seen else {}
         self._cache = DynamicCache(config=model.config.get_text_config(decoder=True))
         self._kept_as = _cache_name(model)
         self._random = torch.Generator(model.device).manual_seed(how.seed)
@@ -55,14 +62,16 @@ class ReplyInMemory:
         import torch
 
         with torch.inference_mode():
-            self._seen += len(self._next)
+            self._read += len(self._next)
             scores = self._model(
                 input_ids=torch.tensor([self._next], device=self._model.device),
-                attention_mask=torch.ones(1, self._seen, dtype=torch.long, device=self._model.device),
+                attention_mask=torch.ones(1, self._read, dtype=torch.long, device=self._model.device),
                 use_cache=True,
                 logits_to_keep=1,
                 **{self._kept_as: self._cache},
+                **{name: value.to(self._model.device) for name, value in self._shown.items()},
             ).logits[0, -1].float()  # fmt: skip
+            self._shown = {}  # it is in the cache now
             token = self._draw(scores)
             logprob, likeliest = self._chances(scores, token)
         self._next = [token]

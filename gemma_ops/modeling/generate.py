@@ -54,7 +54,7 @@ def answer(
             for row, index in enumerate(chosen):
                 ids[row, longest - len(prompts[index]) :] = torch.tensor(prompts[index])
                 mask[row, longest - len(prompts[index]) :] = 1
-            shown = _shown([seen[index] for index in chosen], longest) if seen else {}
+            shown = shown_arguments([seen[index] for index in chosen], longest) if seen else {}
             with torch.inference_mode():
                 out = model.generate(
                     **{key: value.to(model.device) for key, value in shown.items()},
@@ -77,7 +77,7 @@ def answer(
         model.train(training)
 
 
-def _shown(seen: Sequence[Seen | None], longest: int) -> dict[str, Any]:
+def shown_arguments(seen: Sequence[Seen | None], longest: int) -> dict[str, Any]:
     """What the prompts of a batch show as arguments of the model, its types padded as the prompts are; empty for text."""
     import torch
 

@@ -2,12 +2,13 @@
 
 It reads its settings as one JSON line, says in one JSON line that it answers or what is wrong, and ends when its input
 ends. It listens on a socket file: a connection brings one request as a JSON line (`prompt` as token ids, `max_tokens`,
-and what a `Drawing` has), and is answered by a JSON line for every token, or by one with `refused`. Several replies are
+what a `Drawing` has, and perhaps what is shown, as `serving.engine.ShownMedia` with its bytes in base64), and is answered by a JSON line for every token, or by one with `refused`. Several replies are
 written in turns, a token each; a connection that is closed ends its reply.
 """
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import logging
@@ -22,8 +23,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gemma_ops.errors import OpsError
+from gemma_ops.errors import DataError, OpsError
 from gemma_ops.modeling.decoding import Drawing, Drawn, ReplyInMemory
+from gemma_ops.modeling.media import Perceiver, Seen
 
 _STUCK = 30.0
 """Seconds that a client has to take a line."""
@@ -46,6 +48,8 @@ class TransformersSettings:
     threads: int | None
     device: str
     """`auto`, `cpu` or `cuda`."""
+    sees: bool = False
+    """Whether images and sounds may be shown, so that their towers are loaded."""
 
 
 class Exchange:
@@ -83,8 +87,10 @@ class Exchange:
 class TransformersServer:
     """A loaded model that answers connections. `tokenizer` spells the tokens whose probabilities are told."""
 
-    def __init__(self, model: Any, tokenizer: Any, stops: set[int], slots: int, context: int) -> None:
-        self._model, self._tokenizer, self._stops = model, tokenizer, stops
+    def __init__(
+        self, model: Any, tokenizer: Any, stops: set[int], slots: int, context: int, perceiver: Perceiver | None = None
+    ) -> None:
+        self._model, self._tokenizer, self._stops, self._perceiver = model, tokenizer, stops, perceiver
         self._slots, self._context = slots, context
         self._waiting: queue.SimpleQueue[Exchange] = queue.SimpleQueue()
 
@@ -128,13 +134,24 @@ class TransformersServer:
                 return False
             how = Drawing(**body["drawing"])
             most = max(1, min(int(body["max_tokens"]), room))
-            exchange.reply = ReplyInMemory(self._model, prompt, most, self._stops, how)
+            try:
+                seen = self._seen(body.get("shown"))
+            except DataError as error:
+                exchange.tell({"refused": error.what})
+                return False
+            exchange.reply = ReplyInMemory(self._model, prompt, most, self._stops, how, seen)
         try:
             drawn = exchange.reply.step()
         except torch.OutOfMemoryError:
             exchange.tell({"refused": "the device has no memory left for it"})
             return False
         return exchange.tell(self._line(drawn, exchange.body)) and drawn.end is None
+
+    def _seen(self, shown: dict[str, Any] | None) -> Seen | None:
+        if shown is None or self._perceiver is None:
+            return None
+        data: dict[str, Path | bytes] = {path: base64.b64decode(found) for path, found in shown["data"].items()}
+        return self._perceiver.see(shown["parts"], data, shown["types"])
 
     def _line(self, drawn: Drawn, body: dict[str, Any]) -> dict[str, Any]:
         line: dict[str, Any] = {"id": drawn.id}
@@ -157,11 +174,14 @@ def _opened(settings: TransformersSettings) -> TransformersServer:
     folder, changed = Path(settings.model), Path(settings.changed) if settings.changed else None
     settle_threads(folder, settings.threads)
     device = load.pick_device(settings.device, folder)
-    model = load.load_model(folder, device=device, towers=changed is not None)  # an adapter may reach into them
+    model = load.load_model(
+        folder, device=device, towers=changed is not None or settings.sees
+    )  # an adapter may reach into them
     if changed:
         model = load.put_on(model, changed, folder)
     stops = set(generate.stop_ids(model))
-    return TransformersServer(model, load.load_tokenizer(folder), stops, settings.slots, settings.context)
+    perceiver = Perceiver(folder) if settings.sees else None
+    return TransformersServer(model, load.load_tokenizer(folder), stops, settings.slots, settings.context, perceiver)
 
 
 def _end_with_input() -> None:

@@ -2,7 +2,8 @@
 
 source.py     what is served: a run, a registered version, a file    canary.py    whether the engine is that
 engine.py, llamacpp.py   the engine: a child process, asked in token ids and answering in them
-reading.py, calls.py     its tokens as text, thoughts and function calls
+engines.py, choosing.py  which engine runs what: transformers_engine.py, vllm_engine.py; child.py  their processes
+reading.py, calls.py     its tokens as text, thoughts and function calls    showing.py  images and sounds in a request
 model.py      conversations to prompts and replies, one way for all  slots.py     the bounded queue before it
 service.py    a model behind its queue, and what it counts           keys.py, key_budgets.py  who may ask, and spend
 openai_front.py, gemini_front.py   the two protocols                 app.py, sending.py, page.py   their routes

@@ -29,9 +29,11 @@ from gemma_ops.serving.routed_request import declared_class
 from gemma_ops.serving.sending import failed, read_bytes, read_json, refused, then
 from gemma_ops.serving.service import ModelService
 from gemma_ops.serving.shadow import Shadow
+from gemma_ops.serving.showing import read_with_media
 from gemma_ops.serving.traffic import TrafficRecorder
 from gemma_ops.wire import completions, gemini_chat, openai, responses
 from gemma_ops.wire.ask import Ask, RefusalError
+from gemma_ops.wire.beyond import openai_beyond
 
 
 class Front:
@@ -89,7 +91,8 @@ class Front:
             if self.router and name == AUTO:
                 manner = SpokenProtocol(whole_reply, events, openai.error_body, done)
                 return await routed_openai(self.router, request, body, read, asked, manner)
-            ask = asked.ask = read(body)
+            sees = asked.service.model.engine.senses if read is openai.read_chat else None
+            ask = asked.ask = read_with_media(body, read, openai_beyond, sees)
             if not ask.stream:
                 return await whole(request, whole_reply(asked.service, ask, asked.number), asked)
             if ask.count > 1:
@@ -121,7 +124,7 @@ class Front:
             if self.router and name == AUTO:
                 manner = SpokenProtocol(gemini_front.whole, gemini_front.events, gemini_chat.refusal_body, done=False)
                 return await routed_gemini(self.router, request, body, asked, manner, stream=verb != "generateContent")
-            ask = asked.ask = gemini_front.read_request(body, stream=verb == "streamGenerateContent")
+            ask = asked.ask = gemini_front.read_shown(body, asked.service, stream=verb == "streamGenerateContent")
             if not ask.stream:
                 return await whole(request, gemini_front.whole(asked.service, ask, asked.number), asked)
             if request.query_params.get("alt") != "sse":

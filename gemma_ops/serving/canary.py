@@ -75,7 +75,7 @@ async def run_canary(model: ServedModel, rows: list[dict[str, Any]], target: str
                 prompt = model.prompt(ask)
             except RefusalError:
                 return False, ""
-            if prompt != row["ids"]:
+            if prompt.ids != row["ids"]:
                 return False, ""
             said = Said()
             limit = int(row["max_new_tokens"])

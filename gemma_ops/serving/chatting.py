@@ -4,9 +4,12 @@ scripts."""
 from __future__ import annotations
 
 import asyncio
+import base64
+import mimetypes
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 from gemma_ops.config import MachineConfig, ServeConfig
@@ -14,11 +17,18 @@ from gemma_ops.errors import DataError
 from gemma_ops.serving.model import Said
 from gemma_ops.serving.server import opened
 from gemma_ops.serving.service import ModelService
+from gemma_ops.serving.showing import read_with_media
 from gemma_ops.serving.source import open_source
 from gemma_ops.wire.ask import Ask, RefusalError
+from gemma_ops.wire.beyond import openai_beyond
+from gemma_ops.wire.openai import read_chat
 
+Content = str | list[dict[str, Any]]
 _DIM, _PLAIN = "\x1b[2m", "\x1b[0m"
-_HELP = "/system TEXT sets the system turn, /reset forgets the conversation, /quit ends (as does Ctrl-D)"
+_HELP = (
+    "/system TEXT sets the system turn, /show FILE shows an image or plays a sound with the next question, "
+    "/reset forgets the conversation, /quit ends (as does Ctrl-D)"
+)
 
 
 def ask_once(sources: list[str], prompt: str, system: str, machine: MachineConfig, settings: ServeConfig) -> None:
@@ -55,6 +65,7 @@ def converse(sources: list[str], system: str, machine: MachineConfig, settings: 
 
 async def _talk(services: list[ModelService], system: str) -> None:
     histories: list[list[dict[str, Any]]] = [[] for _ in services]
+    shown: list[dict[str, Any]] = []
     while True:
         try:
             line = (await asyncio.to_thread(input, "\n› ")).strip()
@@ -65,24 +76,32 @@ async def _talk(services: list[ModelService], system: str) -> None:
         if verb == "/quit":
             return
         if verb == "/reset":
-            histories = [[] for _ in services]
+            histories, shown = [[] for _ in services], []
+        elif verb == "/show":
+            shown += _file(rest.strip())
         elif verb == "/system":
             system, histories = rest.strip(), [[] for _ in services]
         elif verb.startswith("/"):
             print(_HELP)
         elif line:
+            content = [*shown, {"type": "text", "text": line}] if shown else line
             for service, history in zip(services, histories, strict=True):
-                await _turn(service, history, system, line, named=len(services) > 1)
+                await _turn(service, history, system, content, named=len(services) > 1)
+            shown = []
 
 
-async def _turn(service: ModelService, history: list[dict[str, Any]], system: str, line: str, *, named: bool) -> None:
+async def _turn(
+    service: ModelService, history: list[dict[str, Any]], system: str, content: Content, *, named: bool
+) -> None:
     """One question and its answer, streamed; what is refused is told and forgotten."""
     if named:
         print(f"\n{service.facts.source}", flush=True)
     said = Said()
     colour = sys.stdout.isatty()
     try:
-        async with service.replying(Ask(messages=_turns(system, history, line)), said) as pieces:
+        body = {"messages": _turns(system, history, content)}
+        ask = read_with_media(body, read_chat, openai_beyond, service.model.engine.senses)
+        async with service.replying(ask, said) as pieces:
             async for piece in pieces:
                 if piece.call is not None:
                     print(f"[calls {piece.call.name} {piece.call.arguments}]", flush=True)
@@ -94,12 +113,26 @@ async def _turn(service: ModelService, history: list[dict[str, Any]], system: st
         print(f"refused: {refusal.message}")
         return
     print(" […]" if said.end == "length" else "")
-    history += [{"role": "user", "content": line}, {"role": "assistant", "content": said.text or "…"}]
+    history += [{"role": "user", "content": content}, {"role": "assistant", "content": said.text or "…"}]
 
 
-def _turns(system: str, history: list[dict[str, Any]], line: str) -> list[dict[str, Any]]:
+def _file(name: str) -> list[dict[str, Any]]:
+    """An image or a sound as OpenAI's protocol carries it; none where it can't be read, which is told."""
+    path = Path(name).expanduser()
+    kind = mimetypes.guess_type(path.name)[0] or ""
+    try:
+        data = base64.b64encode(path.read_bytes()).decode()
+    except OSError as error:
+        print(f"{path} can't be read: {error.strerror or error}")
+        return []
+    if kind.startswith("audio/"):
+        return [{"type": "input_audio", "input_audio": {"data": data, "format": path.suffix[1:].lower()}}]
+    return [{"type": "image_url", "image_url": {"url": f"data:{kind or 'application/octet-stream'};base64,{data}"}}]
+
+
+def _turns(system: str, history: list[dict[str, Any]], content: Content) -> list[dict[str, Any]]:
     head = [{"role": "system", "content": system}] if system else []
-    return [*head, *history, {"role": "user", "content": line}]
+    return [*head, *history, {"role": "user", "content": content}]
 
 
 @asynccontextmanager

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from gemma_ops.errors import ModelError
+from gemma_ops.family.media import Senses
 
 GONE = "send the request again: it is started anew"
 """What to do about an engine that is not there."""
@@ -32,6 +33,7 @@ class ChildEngine:
     def __init__(self, name: str, *, slots: int, context: int) -> None:
         self.name, self.slots, self.context = name, slots, context
         self.restarts = 0
+        self.senses: Senses | None = None
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._child: asyncio.subprocess.Process | None = None
         self._watching: asyncio.Task[None] | None = None

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 from gemma_ops.errors import OpsError, ServiceError
+from gemma_ops.family.media import Senses
 
 
 class EngineGoneError(ServiceError):
@@ -55,6 +56,22 @@ class Tokens:
     cached_tokens: int = 0
 
 
+@dataclass(frozen=True)
+class ShownMedia:
+    """Images and sounds that a prompt shows at the places where its soft tokens stand."""
+
+    parts: tuple[dict[str, Any], ...]
+    """Stored parts, in the order of the prompt (see `data.media`)."""
+    data: Mapping[str, bytes]
+    """Their bytes, by the parts' paths."""
+    types: tuple[int, ...]
+    """`mm_token_type_ids`, one for each token of the prompt."""
+
+    def longer(self, count: int) -> ShownMedia:
+        """The same before a prompt that goes on with so many tokens of text."""
+        return replace(self, types=(*self.types, *[0] * count))
+
+
 class Engine(Protocol):
     """Something that runs the weights of one format."""
 
@@ -65,6 +82,8 @@ class Engine(Protocol):
     """Tokens that a prompt and its reply may take together."""
     restarts: int
     """How often it died and was started again."""
+    senses: Senses | None
+    """What it sees and hears besides text; None where it reads text only."""
 
     async def start(self) -> None:
         """Load the weights; returns when it answers. Raises ModelError for weights that it refuses."""
@@ -75,5 +94,5 @@ class Engine(Protocol):
     def alive(self) -> bool:
         """Whether it would answer now."""
 
-    def complete(self, prompt: list[int], sampling: Sampling) -> AsyncIterator[Tokens]:
-        """Tokens as they come. Closing the iterator ends the work. Raises EngineGoneError and EngineRefusedError."""
+    def complete(self, prompt: list[int], sampling: Sampling, shown: ShownMedia | None = None) -> AsyncIterator[Tokens]:
+        """Tokens as they come. `shown` is for an engine with senses. Closing the iterator ends the work. Raises EngineGoneError and EngineRefusedError."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from gemma_ops.data.gemini_rows import gemini
@@ -13,8 +14,10 @@ from gemma_ops.serving.engine import TokenChance
 from gemma_ops.serving.model import Said
 from gemma_ops.serving.reading import Piece
 from gemma_ops.serving.service import ModelService
+from gemma_ops.serving.showing import read_with_media
 from gemma_ops.wire import gemini_chat
 from gemma_ops.wire.ask import Ask, RefusalError
+from gemma_ops.wire.beyond import gemini_beyond
 from gemma_ops.wire.gemini import camel
 
 _FINISH = {"stop": "STOP", "length": "MAX_TOKENS", "calls": "STOP"}
@@ -31,6 +34,12 @@ def read_request(body: Any, *, stream: bool = False) -> Ask:
     except RowError as error:
         raise RefusalError(error.reason, field="contents", code=error.code) from error
     return replace(ask, messages=messages, tools=declared or ())
+
+
+def read_shown(body: Any, service: ModelService, *, stream: bool = False) -> Ask:
+    """As `read_request`, with what the request shows where the model sees. Raises RefusalError."""
+    senses = service.model.engine.senses
+    return read_with_media(body, partial(read_request, stream=stream), lambda one: gemini_beyond(camel(one)), senses)
 
 
 async def whole(service: ModelService, ask: Ask, request: str) -> tuple[dict[str, Any], Said]:
@@ -65,7 +74,7 @@ async def events(
 def count(service: ModelService, body: Any) -> dict[str, Any]:
     """What countTokens says: the tokens of the very prompt that generateContent would ask with."""
     asked = body.get("generateContentRequest", body) if isinstance(body, dict) else body
-    tokens = len(service.model.prompt(read_request(asked)))
+    tokens = len(service.model.prompt(read_shown(asked, service)))
     return {"totalTokens": tokens, "promptTokensDetails": [{"modality": "TEXT", "tokenCount": tokens}]}
 
 

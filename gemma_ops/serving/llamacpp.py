@@ -17,7 +17,7 @@ from gemma_ops.modeling.llamacpp import GREEDY, SPACING, threads_for
 from gemma_ops.modeling.llamacpp_server import ServerSettings
 from gemma_ops.serving.calls import call_grammar
 from gemma_ops.serving.child import GONE, ChildEngine
-from gemma_ops.serving.engine import EngineGoneError, Sampling, TokenChance, Tokens
+from gemma_ops.serving.engine import EngineGoneError, Sampling, ShownMedia, TokenChance, Tokens
 from gemma_ops.serving.event_stream import posted_events
 
 _CHILD = [sys.executable, "-m", "gemma_ops.modeling.llamacpp_server"]
@@ -54,7 +54,9 @@ class LlamaCpp(ChildEngine):
         settings = ServerSettings(str(self._file), self._socket, self.slots, self.context, self._threads)
         await self._spawn_told(_CHILD, asdict(settings), f"llama.cpp can't load {self._file}")
 
-    async def complete(self, prompt: list[int], sampling: Sampling) -> AsyncIterator[Tokens]:
+    async def complete(
+        self, prompt: list[int], sampling: Sampling, shown: ShownMedia | None = None
+    ) -> AsyncIterator[Tokens]:
         ended = False
         async with aclosing(
             posted_events("llama.cpp", self._socket, "/completion", self._body(prompt, sampling))

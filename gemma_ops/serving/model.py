@@ -20,8 +20,9 @@ from gemma_ops.data.normal import conversation
 from gemma_ops.data.rowerror import RowError
 from gemma_ops.errors import DataError
 from gemma_ops.serving.calls import CALL, FunctionCall
-from gemma_ops.serving.engine import Engine, EngineRefusedError, Sampling, TokenChance, Tokens
+from gemma_ops.serving.engine import Engine, EngineRefusedError, Sampling, ShownMedia, TokenChance, Tokens
 from gemma_ops.serving.reading import Piece, ReplyReader
+from gemma_ops.serving.showing import shown_turns
 from gemma_ops.targets.base import AskingMode
 from gemma_ops.targets.local import Encoder
 from gemma_ops.wire.ask import Ask, RefusalError
@@ -44,6 +45,17 @@ class Said:
     """Of the answer's tokens, where they were asked for."""
 
 
+@dataclass(frozen=True)
+class RenderedPrompt:
+    """A prompt as an engine takes it."""
+
+    ids: list[int]
+    shown: ShownMedia | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
 class ServedModel:
     """A tokenizer, its template and a mode of thinking before an engine.
 
@@ -54,20 +66,24 @@ class ServedModel:
 
     def __init__(self, folder: Path, engine: Engine, *, thinks: bool, both: bool = False, usual: int = 1024) -> None:
         self.engine, self.thinks, self.both, self.usual = engine, thinks, both, usual
-        self._encoders = {mode: Encoder(folder, AskingMode(mode)) for mode in ({True, False} if both else {thinks})}
+        self._encoders = {
+            mode: Encoder(folder, AskingMode(mode), engine.senses) for mode in ({True, False} if both else {thinks})
+        }
         self.tokenizer = self._encoders[thinks].tokenizer
 
-    def prompt(self, ask: Ask) -> list[int]:
-        """The token ids that ask for the reply. Raises RefusalError for what can't be asked as the model was
+    def prompt(self, ask: Ask) -> RenderedPrompt:
+        """What asks for the reply. Raises RefusalError for what can't be asked as the model was
         trained."""
         if ask.raw is not None:
-            return self._continued(ask.raw)
+            return RenderedPrompt(self._continued(ask.raw))
         encode = self._encoder(ask)
         try:
             messages, tools, _ = conversation(
                 [dict(message) for message in ask.messages], list(ask.tools) or None, asked=True
             )
-            return encode(Prompt(messages, tools=tools or ()), ask.schema)
+            turns = shown_turns(messages, ask.shown, self.engine.senses)
+            encoded = encode.encoded(Prompt(turns.messages, media=turns.found, tools=tools or ()), ask.schema)
+            return RenderedPrompt(encoded.ids, turns.at(encoded))
         except RowError as error:
             raise RefusalError(error.reason, field="messages", code=error.code) from error
         except DataError as error:
@@ -95,7 +111,7 @@ class ServedModel:
             raise RefusalError("a reply that must be a call follows no schema", field="tool_choice")
         return [self.tokenizer.token_to_id(CALL)]
 
-    def sampling(self, ask: Ask, prompt: list[int]) -> Sampling:
+    def sampling(self, ask: Ask, prompt: RenderedPrompt) -> Sampling:
         """How the reply to a prompt is drawn. Raises RefusalError where the context has no room, or the schema is
         none."""
         room = self.engine.context - len(prompt) - bool(ask.must_call)
@@ -134,7 +150,7 @@ class ServedModel:
 
     async def answer(
         self,
-        prompt: list[int],
+        prompt: RenderedPrompt,
         sampling: Sampling,
         said: Said,
         stop: tuple[str, ...] = (),
@@ -145,10 +161,11 @@ class ServedModel:
         Raises RefusalError where the engine refuses, and where a reply that ended breaks its schema, or holds no call
         although it had to: llama.cpp drops a schema or a grammar that it can't read without a word.
         """
-        reader = ReplyReader(self.tokenizer, prompt, stop)
+        reader = ReplyReader(self.tokenizer, prompt.ids, stop)
         list(reader.feed(begun))  # opens a call, which is no piece yet
         reader.tokens = 0
-        tokens = self.engine.complete([*prompt, *begun], sampling)
+        shown = prompt.shown and prompt.shown.longer(len(begun))
+        tokens = self.engine.complete([*prompt.ids, *begun], sampling, shown)
         try:
             async for found in tokens:
                 said.prompt_tokens = found.prompt_tokens or said.prompt_tokens

@@ -4,6 +4,7 @@ router itself, as a configuration asks for it."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ async def routed_openai(
 ) -> Response:
     """A request of one of OpenAI's protocols."""
     beyond = openai_beyond(body)
-    ask = read(beyond.body)
+    ask = replace(read(beyond.body), shown=beyond.shown)
     if ask.stream and ask.count > 1:
         raise RefusalError("n above 1 is not streamed: send several requests", field="n")
     return await router.answer(request, body, ask, beyond, asked, manner)
@@ -69,7 +70,7 @@ async def routed_gemini(
     if not isinstance(body, dict):
         raise RefusalError("Invalid JSON payload received: an object is expected.")
     beyond = gemini_beyond(camel(body))
-    ask = gemini_front.read_request(beyond.body, stream=stream)
+    ask = replace(gemini_front.read_request(beyond.body, stream=stream), shown=beyond.shown)
     if stream and request.query_params.get("alt") != "sse":
         raise RefusalError("streams are sent as server-sent events: ask with ?alt=sse", field="alt")
     if stream and ask.count > 1:

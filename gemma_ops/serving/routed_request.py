@@ -107,10 +107,12 @@ async def read_routed(
     found, (prompt_tokens, why_not) = await asyncio.gather(
         asyncio.to_thread(scan, texts, policy.detectors), asyncio.to_thread(_counted, service, ask, texts)
     )
-    tokens = prompt_tokens + _SHOWN_TOKENS * len(beyond.shown)
+    shown = _SHOWN_TOKENS * len(beyond.shown)
+    counted = bool(service.model.engine.senses) and not why_not  # what is shown, too
+    tokens = prompt_tokens + (0 if counted else shown)
     bound = prices.request_bound(sent.request)
     expected, most = estimate(
-        policy.gemini, tokens=tokens, reply=reply, bound=bound, at=datetime.now(UTC), tier=lane.tier
+        policy.gemini, tokens=prompt_tokens + shown, reply=reply, bound=bound, at=datetime.now(UTC), tier=lane.tier
     )
     state, slots, context = lane.state(), service.slots, service.model.engine.context
     known = (declared.task, "", "") in table.lines

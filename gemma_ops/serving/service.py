@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from gemma_ops.config import Privacy
 from gemma_ops.serving.engine import EngineGoneError, Sampling
-from gemma_ops.serving.model import Said, ServedModel
+from gemma_ops.serving.model import RenderedPrompt, Said, ServedModel
 from gemma_ops.serving.reading import Piece
 from gemma_ops.serving.slots import RequestSlots
 from gemma_ops.verdicts import Routing
@@ -137,7 +137,7 @@ class ModelService:
             raise RefusalError("the server is about to end: send the request to another", status=503, code="draining")
 
     async def _pieces(
-        self, ask: Ask, prompt: list[int], sampling: Sampling, begun: list[int], said: Said
+        self, ask: Ask, prompt: RenderedPrompt, sampling: Sampling, begun: list[int], said: Said
     ) -> AsyncGenerator[Piece]:
         """The pieces of a reply. A reply that had not begun when the engine died is asked for again once the engine is
         back."""

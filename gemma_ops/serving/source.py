@@ -22,6 +22,7 @@ from gemma_ops.errors import ConfigError, DataError, GateError
 from gemma_ops.family import Shape
 from gemma_ops.family.formats import DEFAULT_FORMATS, FORMATS, GGUF, REFERENCE, Format
 from gemma_ops.family.gguf_shape import gguf_shape
+from gemma_ops.family.media import Senses
 from gemma_ops.modeling.source import checkpoint, find_base, read_config
 from gemma_ops.planning.serving import ServingBytes, checkpoint_bytes, checkpoint_serving_bytes, serving_bytes
 from gemma_ops.privacy import PRIVACY, class_of, learned_class, stricter
@@ -115,7 +116,8 @@ def memory_of(source: Source, settings: ServeConfig) -> ServingBytes:
         return serving_bytes(gguf_shape(source.file), source.file.stat().st_size, slots=slots, context=context)
     shape = Shape.from_config(read_config(source.base or source.file))
     added = sum(file.stat().st_size for file in source.file.glob("*.safetensors")) if source.base else 0
-    weights = checkpoint_bytes(shape, towers=source.base is not None) + added
+    sees = bool(Senses.read(source.base or source.file).kinds)
+    weights = checkpoint_bytes(shape, towers=sees or source.base is not None) + added
     engine = choose_engine(source.format, settings)
     return checkpoint_serving_bytes(shape, weights, slots=slots, context=context, engine=engine)
 

@@ -6,6 +6,7 @@ It is the reference: the model is loaded and asked by the code of evaluation. It
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import os
 import sys
@@ -15,10 +16,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from gemma_ops.family.media import Senses
 from gemma_ops.modeling.decoding import Drawing
 from gemma_ops.modeling.transformers_server import TransformersSettings
 from gemma_ops.serving.child import GONE, ChildEngine
-from gemma_ops.serving.engine import EngineGoneError, EngineRefusedError, Sampling, TokenChance, Tokens
+from gemma_ops.serving.engine import EngineGoneError, EngineRefusedError, Sampling, ShownMedia, TokenChance, Tokens
 
 _SEEDS = 1 << 63
 """Seeds that torch takes; others are folded."""
@@ -45,16 +47,19 @@ class TransformersEngine(ChildEngine):
         super().__init__(f"transformers {version('transformers')}", slots=slots, context=context)
         self._model, self._changed, self._threads, self._device = folder, changed, threads, device
         self._defaults = defaults or {}
+        self.senses = Senses.read(folder)
 
     async def _spawn(self) -> None:
         settings = TransformersSettings(
             str(self._model), str(self._changed) if self._changed else None, self._socket, self.slots, self.context,
-            self._threads, self._device,
+            self._threads, self._device, bool(self.senses and self.senses.kinds),
         )  # fmt: skip
         what = f"{self._changed} on {self._model}" if self._changed else str(self._model)
         await self._spawn_told(_CHILD, asdict(settings), f"transformers can't load {what}")
 
-    async def complete(self, prompt: list[int], sampling: Sampling) -> AsyncIterator[Tokens]:
+    async def complete(
+        self, prompt: list[int], sampling: Sampling, shown: ShownMedia | None = None
+    ) -> AsyncIterator[Tokens]:
         if sampling.schema is not None or sampling.calls:
             what = "a call" if sampling.calls else "a schema"
             raise EngineRefusedError(
@@ -66,6 +71,7 @@ class TransformersEngine(ChildEngine):
             raise EngineGoneError(f"{self.name} is not there: {error.strerror or error}", GONE) from error
         try:
             body = {"prompt": prompt, "max_tokens": sampling.max_tokens, "drawing": asdict(self._drawing(sampling))}
+            body |= {"shown": _shown(shown)} if shown else {}
             writer.write(json.dumps(body).encode() + b"\n")
             while text := await reader.readline():
                 line = json.loads(text)
@@ -90,6 +96,11 @@ class TransformersEngine(ChildEngine):
             int.from_bytes(os.urandom(4)) if sampling.seed is None else sampling.seed % _SEEDS,
             sampling.logprobs,
         )
+
+
+def _shown(shown: ShownMedia) -> dict[str, Any]:
+    data = {path: base64.b64encode(found).decode() for path, found in shown.data.items()}
+    return {"parts": list(shown.parts), "data": data, "types": list(shown.types)}
 
 
 def _tokens(line: dict[str, Any]) -> Tokens:

@@ -20,7 +20,7 @@ from gemma_ops.modeling.llamacpp import SPACING
 from gemma_ops.processes import bound_command
 from gemma_ops.serving.calls import CALL_END, QUOTE, lark_call_grammar
 from gemma_ops.serving.child import GONE, PATIENCE, ChildEngine
-from gemma_ops.serving.engine import EngineGoneError, Sampling, TokenChance, Tokens
+from gemma_ops.serving.engine import EngineGoneError, Sampling, ShownMedia, TokenChance, Tokens
 from gemma_ops.serving.event_stream import answers_at, posted_events
 from gemma_ops.vllm_environment import VllmEnvironment
 
@@ -86,7 +86,9 @@ class VllmEngine(ChildEngine):
         """Ask the guard, which ends vLLM with its own children."""
         child.terminate()
 
-    async def complete(self, prompt: list[int], sampling: Sampling) -> AsyncIterator[Tokens]:
+    async def complete(
+        self, prompt: list[int], sampling: Sampling, shown: ShownMedia | None = None
+    ) -> AsyncIterator[Tokens]:
         end: Literal["stop", "length"] | None = None
         body = self._body(prompt, sampling)
         async with aclosing(posted_events("vLLM", self._socket, "/v1/completions", body)) as events:

@@ -191,7 +191,8 @@ class Quantized:
 class Encoder:
     """Turns conversations into token ids with a checkpoint's tokenizer and its own chat template."""
 
-    def __init__(self, folder: Path, asked: AskingMode = _USUAL) -> None:
+    def __init__(self, folder: Path, asked: AskingMode = _USUAL, senses: Senses | None = None) -> None:
+        """`senses`: what the model sees and hears, where `folder` doesn't say it."""
         from gemma_ops.data import published
         from gemma_ops.modeling.load import load_tokenizer
 
@@ -200,7 +201,7 @@ class Encoder:
         """Tokens that a reply may take beyond its answer."""
         self._asked = asked
         self._template = published.template_of(folder)
-        self._folder = folder
+        self._folder, self._senses = folder, senses
         self._perceiver: Any = None
 
     def __call__(self, prompt: Prompt, schema: dict[str, Any] | None = None) -> list[int]:
@@ -211,7 +212,7 @@ class Encoder:
         from gemma_ops.data import chat
 
         messages = list(prompt.messages) if schema is None else in_words(prompt.messages, schema)
-        senses = Senses.read(self._folder) if prompt.media else None
+        senses = (self._senses or Senses.read(self._folder)) if prompt.media else None
         return chat.prompt(
             self.tokenizer,
             messages,

@@ -47,6 +47,8 @@ class Ask:
     """JSON schema that the reply must follow."""
     logprobs: int | None = None
     """How many of the likeliest tokens to tell with each; None for no probabilities."""
+    shown: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """What is shown, by the mark that stands for it in a message (see `wire.beyond`)."""
     count: int = 1
     """Replies wanted."""
     thinking: bool | None = None
