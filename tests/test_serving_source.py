@@ -150,9 +150,11 @@ def test_a_checkpoint_that_changed_or_was_not_evaluated_is_refused(unquantized):
     (folder / "evaluate" / "verdict.json").write_text(Verdict.parse(body).text())
     with pytest.raises(GateError, match="about another file of merged"):
         open_source("mine", machine, ServeConfig())
-    (folder / "merge" / "model" / "config.json").write_text("{}")
-    with pytest.raises(GateError, match=r"config\.json was changed since it was made"):
-        open_source("mine", machine, ServeConfig())
+    for name in ("further.safetensors", "config.json"):
+        (folder / "merge" / "model" / name).write_text("{}")
+        with pytest.raises(GateError, match=rf"{name} was changed since it was made"):
+            open_source("mine", machine, ServeConfig())
+        (folder / "merge" / "model" / name).unlink()
 
 
 def test_the_engine_that_is_asked_for_decides_the_format():
