@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import registry_runs as runs
+from bare_verdict import bare_verdict
 
 from gemma_ops import registry
 from gemma_ops.config import PromotionAsks
@@ -17,7 +18,7 @@ from gemma_ops.registry import ledger, profile, stored
 from gemma_ops.registry.objections import Incumbent
 from gemma_ops.registry.points import POINTS, kept_words, table
 from gemma_ops.registry.policies import policy_in_force
-from gemma_ops.registry.served import ServeNeeds
+from gemma_ops.registry.served import ServeNeeds, not_what_is_served, served_words
 from gemma_ops.registry.verification import verify_version
 from gemma_ops.registry.weighing import Move, weigh_version
 from gemma_ops.verdicts import Verdict
@@ -202,3 +203,15 @@ def test_a_policy_that_asks_the_usual_keeps_its_digest():
     asks = policy.model_copy(update={"asks": PromotionAsks(approval=True)})
     assert asks.model_dump(mode="json")["asks"]["approval"] is True
     assert digest.of_json(asks) != digest.of_json(policy)
+
+
+def test_a_checkpoint_that_would_be_served_needs_a_canary_too():
+    subject = {"files": {"merged/config.json": {"bytes": 1}}, "merged": {"digest": "d"}}
+    body = bare_verdict(targets={"tuned": {"identity": "i", "artifact": "d", "engine": "transformers"}})
+    body["tasks"] = {"t": {"digest": "d", "primary": "exact_match", "rows": 1, "privacy": {"any": 1}}}
+    result = {"task": "t", "target": "tuned", "rows": 1, "ends": {"stop": 1}, "failed": 0, "metrics": {}, "slices": {}}
+    body["results"] = [result | {"speed": {}, "cost": {"usd_per_1k": None}}]
+    assert not_what_is_served(Verdict.parse(body), subject) == ([], ["no canary was recorded of tuned"])
+    sung = Verdict.parse(body | {"canary": {"tuned": 16}})
+    assert not_what_is_served(sung, subject) == ([], [])
+    assert served_words(sung, subject) == ["merged d answered in transformers, 16 answers recorded"]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -148,9 +150,11 @@ def test_a_checkpoint_that_changed_or_was_not_evaluated_is_refused(unquantized):
     (folder / "evaluate" / "verdict.json").write_text(Verdict.parse(body).text())
     with pytest.raises(GateError, match="about another file of merged"):
         open_source("mine", machine, ServeConfig())
-    (folder / "merge" / "model" / "config.json").write_text("{}")
-    with pytest.raises(GateError, match=r"config\.json was changed since it was made"):
-        open_source("mine", machine, ServeConfig())
+    for name in ("further.safetensors", "config.json"):
+        (folder / "merge" / "model" / name).write_text("{}")
+        with pytest.raises(GateError, match=rf"{name} was changed since it was made"):
+            open_source("mine", machine, ServeConfig())
+        (folder / "merge" / "model" / name).unlink()
 
 
 def test_the_engine_that_is_asked_for_decides_the_format():
@@ -198,3 +202,15 @@ def test_a_base_is_found_by_what_was_recorded_of_it():
         find_base({"id": "nano", "files": {"model.safetensors": "other"}}, "x")
     with pytest.raises(ConfigError, match="where that lies is not recorded"):
         find_base({"id": "folder", "files": files}, "x")
+
+
+def test_the_front_loads_no_weights_itself():
+    """Whatever the engine, torch lives in its child."""
+    code = (
+        "import sys, gemma_ops.serving.server as server\nfrom gemma_ops.config import MachineConfig, ServeConfig\n"
+        "source = server.open_source(sys.argv[1], MachineConfig(), ServeConfig())\n"
+        "server.memory_of(source, ServeConfig())\nserver.make_engine(source, MachineConfig(), ServeConfig())\n"
+        "print([name for name in ('torch', 'transformers', 'peft') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, WEIGHTS], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

@@ -99,10 +99,12 @@ def test_a_merged_checkpoint_answers_as_it_was_evaluated(live, tuned):
 
 
 def test_an_adapter_on_its_base_answers_as_it_was_evaluated(trained, rows, tmp_path):
-    """And sings what was recorded of the merged checkpoint, before it takes traffic."""
-    with serving(f"{trained}@{WEIGHTS}", recorded=record(tmp_path / "canary.json", rows)) as adapted:
-        assert " of 24 recorded answers came back" in adapted.service.facts.canary
-        assert over_http(adapted) == evaluated(WEIGHTS, trained)
+    """All of it, before it takes traffic."""
+    said = [text for text, _ in evaluated(WEIGHTS, trained)]
+    own = [row | {"answers": {"tuned": text}} for row, text in zip(rows, said, strict=True)]
+    assert sum(row["answers"]["base"] != text for row, text in zip(rows, said, strict=True)) >= 10
+    with serving(f"{trained}@{WEIGHTS}", recorded=record(tmp_path / "canary.json", own)) as adapted:
+        assert adapted.service.facts.canary == "24 of 24 recorded answers came back word for word"
 
 
 async def reply(engine, prompt, sampling):

@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import shutil
-import signal
 from dataclasses import replace
 
 import patience
@@ -137,17 +136,6 @@ def test_it_is_started_offline_and_ends_with_all_that_it_started(folder, setting
     assert given[given.index("--hf-overrides") + 1] == '{"architectures": ["Gemma4ForCausalLM"]}'
     assert "--enforce-eager" in given
     assert "--gpu-memory-utilization" not in given
-
-
-def test_a_child_that_is_killed_is_started_again(folder, settings):
-    async def work(engine):
-        worker = json.loads((folder / "began.json").read_text())["worker"]
-        os.kill(engine.pid, signal.SIGKILL)
-        await asyncio.to_thread(patience.until, lambda: engine.restarts and engine.alive(), 30)
-        assert await reply(engine, [5, 6], Sampling(1))
-        os.kill(worker, signal.SIGKILL)  # an orphan, as the kernel ends only its parent
-
-    asyncio.run(started(folder, settings, work))
 
 
 def test_what_it_can_not_load_is_told(folder, settings):

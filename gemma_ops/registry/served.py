@@ -53,10 +53,10 @@ def not_what_is_served(verdict: Verdict, subject: Mapping[str, Any]) -> tuple[li
         if form in GGUF:
             if facts.sha256 is None:
                 missing.append(f"the verdict doesn't say which file of {form} answered")
-            if not verdict.canary.get(form):
-                missing.append(f"no canary was recorded of {form}")
         elif facts.artifact is None:
             missing.append(f"the verdict doesn't say which {target} answered")
+        if not verdict.canary.get(target):
+            missing.append(f"no canary was recorded of {target}")
         if facts.engine is not None and facts.engine not in FORMATS[form].engines:
             failed.append(f"{form} answered in {facts.engine}, and {' or '.join(FORMATS[form].engines)} serves it")
     return failed, missing
@@ -93,9 +93,10 @@ def served_words(verdict: Verdict, subject: Mapping[str, Any]) -> list[str]:
     """Which files answered where, and how many recorded answers a server must repeat."""
     told = []
     for form in served_forms(subject):
-        facts = verdict.targets[form if form in GGUF else _CHECKPOINT]
+        target = form if form in GGUF else _CHECKPOINT
+        facts, count = verdict.targets[target], verdict.canary.get(target)
         digest = (facts.sha256 or facts.artifact or "")[:12]
-        recorded = f", {verdict.canary[form]} answers recorded" if verdict.canary.get(form) else ""
+        recorded = f", {count} answers recorded" if count else ""
         told.append(f"{form} {digest} answered in {facts.engine or 'an engine that is not recorded'}{recorded}")
     return told
 

@@ -220,10 +220,11 @@ def _tokenizer(version: Path, shelf: str, base: Path | None) -> Path:
 
 def _unchanged(step: Path, what: str, made: dict[str, dict[str, Any]]) -> str:
     """The SHA-256 of a step's file, or the digest of those below a folder (`what` ends with `/`). Raises GateError
-    where one is not what the step left."""
+    where one is not what the step left, and for one that it didn't leave: a further shard would be loaded too."""
     named = {name: str(facts["sha256"]) for name, facts in made.items() if name == what or name.startswith(what)}
-    for name, sha256 in named.items():
-        if not (step / name).is_file() or digest.of_file(step / name) != sha256:
+    there = digest.files_in(step / what) if what.endswith("/") else []
+    for name in named.keys() | {file.relative_to(step).as_posix() for file in there}:
+        if not (step / name).is_file() or digest.of_file(step / name) != named.get(name):
             raise GateError(
                 f"{step / name} was changed since it was made",
                 f"make it again: gemma-ops run CONFIG --redo {step.name}",
