@@ -39,6 +39,9 @@ class ServeConfig(Section):
     """0 takes a free one."""
     format: Literal["auto"] | GgufName = "auto"
     """The quantized file that is served; `auto` takes the best by its verdict."""
+    replicas: Annotated[int, Field(ge=1)] = 1
+    """Engines of the same file on this machine, each with its slots, that answer as one: if one dies, the others go
+    on."""
     slots: Annotated[int, Field(ge=1)] = 4
     """Requests that are answered at once."""
     context: Annotated[int, Field(ge=64)] = 4096

@@ -34,7 +34,9 @@ class ServePlan:
 
     model: str
     device: Device
+    replicas: int
     slots: int
+    """Of each replica."""
     context: int
     formats: tuple[ServedFormat, ...]
 
@@ -47,6 +49,8 @@ class ServePlan:
             for one in self.formats
         ]
         slots = f"{self.slots} slots of {self.context:,} tokens"
+        if self.replicas > 1:
+            slots = f"{self.replicas} replicas of {slots}"
         window = _gib(self.formats[0].memory.window_cache)
         return [
             f"serving {self.model} on {self.device.name}, {self.device.memory:.1f} GiB: {slots}",
@@ -63,23 +67,24 @@ class ServePlan:
             for one in self.formats
         ]  # fmt: skip
         return {
-            "model": self.model, "device": self.device.key, "memory": self.device.memory * GIB, "slots": self.slots,
-            "context": self.context, "formats": formats,
+            "model": self.model, "device": self.device.key, "memory": self.device.memory * GIB,
+            "replicas": self.replicas, "slots": self.slots, "context": self.context, "formats": formats,
         }  # fmt: skip
 
 
 def plan_serving(config: RunConfig, device: str | None = None) -> ServePlan:
-    """The formats of `model.base` by `serve.slots` and `serve.context`. Raises ConfigError for an unknown device, and
+    """The formats of `model.base` by `serve.replicas`, `serve.slots` and `serve.context`. Raises ConfigError for an unknown device, and
     ModelError for a folder that holds no Gemma 4."""
     target, (shape, _) = pick(config, device), resolve(config.model.base)
     slots, context = config.serve.slots, config.serve.context
     found = []
     for form in GGUF.values():
         memory = serving_bytes(shape, gguf_bytes(shape, form), slots=slots, context=context)
+        memory = memory.times(config.serve.replicas)
         fits = memory.total < target.memory * GIB
         speed = target.bandwidth * 1e9 / bytes_per_token(shape, form, context // 2)
         found.append(ServedFormat(form.name, memory, fits, speed))
-    return ServePlan(config.model.base, target, slots, context, tuple(found))
+    return ServePlan(config.model.base, target, config.serve.replicas, slots, context, tuple(found))
 
 
 def check_memory(memory: ServingBytes, free: float, asked: str) -> None:
@@ -88,7 +93,7 @@ def check_memory(memory: ServingBytes, free: float, asked: str) -> None:
         raise MachineError(
             f"{asked} needs {_gib(memory.total)} (weights {_gib(memory.weights)}, keys and values "
             f"{_gib(memory.cache)}), and {_gib(free)} of memory are free",
-            "lower serve.slots or serve.context, serve a smaller format, or free some memory",
+            "lower serve.slots or serve.context, serve a smaller format or fewer replicas, or free some memory",
         )
 
 

@@ -5,6 +5,7 @@ Both protocols, the canary and the terminal ask through here, so that there is o
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
@@ -56,6 +57,12 @@ class ServedModel:
         self.engine, self.thinks, self.both, self.usual = engine, thinks, both, usual
         self._encoders = {mode: Encoder(folder, AskingMode(mode)) for mode in ({True, False} if both else {thinks})}
         self.tokenizer = self._encoders[thinks].tokenizer
+
+    def on(self, engine: Engine) -> ServedModel:
+        """The same model before another engine."""
+        other = copy.copy(self)
+        other.engine = engine
+        return other
 
     def prompt(self, ask: Ask) -> list[int]:
         """The token ids that ask for the reply. Raises RefusalError for what can't be asked as the model was

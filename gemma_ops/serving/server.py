@@ -21,12 +21,13 @@ from gemma_ops.planning.serve_plan import check_memory
 from gemma_ops.processes import free_memory
 from gemma_ops.serving.announcing import asked_over_http, told
 from gemma_ops.serving.app import Front
-from gemma_ops.serving.canary import check_canary, read_rows, run_canary
+from gemma_ops.serving.canary import canary_words, check_canary, read_rows, run_canary
 from gemma_ops.serving.deployment import Deployment
 from gemma_ops.serving.following import AliasFollower
 from gemma_ops.serving.keys import Keys, is_this_machine
 from gemma_ops.serving.llamacpp import LlamaCpp
 from gemma_ops.serving.model import ServedModel
+from gemma_ops.serving.replicas import each_engine, several
 from gemma_ops.serving.routed_front import open_router
 from gemma_ops.serving.service import ModelService, ServedFacts
 from gemma_ops.serving.shadow import Shadow, pairs_file
@@ -71,9 +72,7 @@ def serve(
 
 async def opened(source: Source, machine: MachineConfig, settings: ServeConfig) -> ModelService:
     """A service whose engine answers and whose canary sang. The caller stops its engine."""
-    engine = LlamaCpp(
-        source.file, slots=settings.slots, context=settings.context, threads=machine.workers, defaults=source.defaults
-    )
+    engine = several(settings.replicas, machine.workers, lambda threads: _engine(source, settings, threads))
     thinks = source.prompting is not None and source.prompting.asks_to_think
     both = source.prompting is None or source.prompting.thinking == "mixed"
     model = ServedModel(source.tokenizer, engine, thinks=thinks, both=both, usual=settings.max_tokens)
@@ -81,10 +80,12 @@ async def opened(source: Source, machine: MachineConfig, settings: ServeConfig) 
     try:
         canary = "nothing was recorded to compare with"
         if source.canary is not None:
-            result = await run_canary(model, read_rows(source.canary, source.format), source.format)
-            canary = result.words
-            if settings.canary == "required":
-                check_canary(result, source.asked)
+            rows, canaries = read_rows(source.canary, source.format), []
+            for one in each_engine(engine):
+                canaries.append(await run_canary(model.on(one), rows, source.format))
+                if settings.canary == "required":
+                    check_canary(canaries[-1], source.asked)
+            canary = canary_words(canaries)
     except BaseException:
         await engine.stop()
         raise
@@ -94,6 +95,12 @@ async def opened(source: Source, machine: MachineConfig, settings: ServeConfig) 
         source.verdict.routing if source.verdict else None,
     )  # fmt: skip
     return ModelService(model, facts, queue=settings.queue, seconds=settings.seconds)
+
+
+def _engine(source: Source, settings: ServeConfig, threads: int | None) -> LlamaCpp:
+    return LlamaCpp(
+        source.file, slots=settings.slots, context=settings.context, threads=threads, defaults=source.defaults
+    )
 
 
 async def _run(

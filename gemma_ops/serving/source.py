@@ -83,9 +83,10 @@ def open_source(asked: str, machine: MachineConfig, settings: ServeConfig) -> So
 
 
 def memory_of(source: Source, settings: ServeConfig) -> ServingBytes:
-    """What serving a source takes. Raises ModelError for a file that is no GGUF of Gemma 4."""
+    """What serving a source takes, in all replicas. Raises ModelError for a file that is no GGUF of Gemma 4."""
     size = source.file.stat().st_size
-    return serving_bytes(gguf_shape(source.file), size, slots=settings.slots, context=settings.context)
+    one = serving_bytes(gguf_shape(source.file), size, slots=settings.slots, context=settings.context)
+    return one.times(settings.replicas)
 
 
 def _of_file(file: Path, folder: Path | None, asked: str) -> Source:
