@@ -30,7 +30,7 @@ ROOMS = {
     "huggingface_hub": {"modeling"},
     "trl": {"training"},
     "accelerate": {"training"},
-    "ray": {"training"},
+    "ray": {"training", "serving"},
     "datasets": {"data"},
     "datasketch": {"data"},
     "jinja2": {"data"},

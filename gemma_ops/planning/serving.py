@@ -39,9 +39,7 @@ class ServingBytes:
     def times(self, count: int) -> ServingBytes:
         """What so many replicas take. Each is counted whole, although processes share the pages of weights that
         llama.cpp maps as they lie in the file: some types it lays out anew for the processor."""
-        return ServingBytes(
-            count * self.weights, count * self.cache, count * self.window_cache, count * self.workspace
-        )
+        return ServingBytes(count * self.weights, count * self.cache, count * self.window_cache, count * self.workspace)
 
 
 def gguf_bytes(shape: Shape, form: Gguf) -> float:

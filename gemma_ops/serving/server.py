@@ -23,6 +23,7 @@ from gemma_ops.serving.announcing import asked_over_http, told
 from gemma_ops.serving.app import Front
 from gemma_ops.serving.canary import canary_words, check_canary, read_rows, run_canary
 from gemma_ops.serving.deployment import Deployment
+from gemma_ops.serving.engine import Engine
 from gemma_ops.serving.following import AliasFollower
 from gemma_ops.serving.keys import Keys, is_this_machine
 from gemma_ops.serving.llamacpp import LlamaCpp
@@ -73,9 +74,7 @@ def serve(
 async def opened(source: Source, machine: MachineConfig, settings: ServeConfig) -> ModelService:
     """A service whose engine answers and whose canary sang. The caller stops its engine."""
     engine = several(settings.replicas, machine.workers, lambda threads: _engine(source, settings, threads))
-    thinks = source.prompting is not None and source.prompting.asks_to_think
-    both = source.prompting is None or source.prompting.thinking == "mixed"
-    model = ServedModel(source.tokenizer, engine, thinks=thinks, both=both, usual=settings.max_tokens)
+    model = served_model(source, engine, settings)
     await engine.start()
     try:
         canary = "nothing was recorded to compare with"
@@ -95,6 +94,13 @@ async def opened(source: Source, machine: MachineConfig, settings: ServeConfig) 
         source.verdict.routing if source.verdict else None,
     )  # fmt: skip
     return ModelService(model, facts, queue=settings.queue, seconds=settings.seconds)
+
+
+def served_model(source: Source, engine: Engine, settings: ServeConfig) -> ServedModel:
+    """What a source is asked through, before an engine that runs its file."""
+    thinks = source.prompting is not None and source.prompting.asks_to_think
+    both = source.prompting is None or source.prompting.thinking == "mixed"
+    return ServedModel(source.tokenizer, engine, thinks=thinks, both=both, usual=settings.max_tokens)
 
 
 def _engine(source: Source, settings: ServeConfig, threads: int | None) -> LlamaCpp:
