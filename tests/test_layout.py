@@ -221,6 +221,7 @@ VERBS = [
     "dev gemini-emulator",
     "launch render",
     "launch join",
+    "deploy render",
     "route explain",
     "route check",
     "route replay",
