@@ -207,20 +207,26 @@ def test_ollama_is_told_size_mode_and_sampling():
         text_of("ollama", "q8_0", thinking="")
 
 
-@pytest.fixture
-def registered(tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def registered(tmp_path_factory):
     """A version of support-nano with an adapter and GGUF files, in a folder's MLflow; what the command line needs."""
-    monkeypatch.setenv("GEMMA_OPS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.chdir(tmp_path)
+    folder = tmp_path_factory.mktemp("registered")
 
     def quantize(out, settings, machine, *, base, adapter):
         done = runs.quantize(out, settings, machine, base=base, adapter=adapter)
         write_prompting(out / "q8_0", Prompting.of("off", "template"))
         return done
 
-    config = runs.config(tmp_path, model={"base": "google/gemma-4-E2B-it"})
-    runs.make(config, steps={"quantize": quantize})
-    return ["--set", f"machine.mlflow={config.machine.mlflow}", "--set", f"machine.runs={config.machine.runs}"]
+    config = runs.config(folder, model={"base": "google/gemma-4-E2B-it"})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GEMMA_OPS_CACHE", str(folder / "cache"))
+        runs.make(config, steps={"quantize": quantize})
+        yield ["--set", f"machine.mlflow={config.machine.mlflow}", "--set", f"machine.runs={config.machine.runs}"]
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
 
 
 def render(form, source, *more):
