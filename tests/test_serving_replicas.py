@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import threading
@@ -18,8 +19,9 @@ from gemma_ops.errors import GateError, ModelError
 from gemma_ops.nano import tickets
 from gemma_ops.processes import Birth
 from gemma_ops.serving import server
+from gemma_ops.serving.engine import Sampling
 from gemma_ops.serving.llamacpp import LlamaCpp
-from gemma_ops.serving.replicas import common_prefix, several
+from gemma_ops.serving.replicas import Replicas, common_prefix, several
 from gemma_ops.wire.ask import Ask
 
 
@@ -109,6 +111,32 @@ def test_one_that_is_killed_fails_only_what_it_was_saying(live, client):
         assert f"gemma_ops_replica_requests_total{shown} {state.requests}\n" in told
         assert f"gemma_ops_replica_restarts_total{shown} {int(number == place)}\n" in told
         assert f"gemma_ops_replica_up{shown} 1\n" in told
+
+
+def test_what_had_not_begun_in_a_dead_one_is_answered_by_the_other(files):
+    """By the engines themselves, whoever asks: the service would ask again only after a while."""
+
+    async def answered():
+        made = [LlamaCpp(files / "q8_0" / "model.gguf", slots=1, context=256) for _ in range(2)]
+        replicas = Replicas(made)
+        await replicas.start()
+        try:
+            os.kill(made[0].pid, signal.SIGSTOP)
+
+            async def ask():
+                return [found async for found in replicas.complete([2, 105, 106], Sampling(4))]
+
+            asking = asyncio.create_task(ask())
+            while replicas.states()[0].running == 0:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            os.kill(made[0].pid, signal.SIGKILL)
+            return await asking, [state.requests for state in replicas.states()]
+        finally:
+            await replicas.stop()
+
+    tokens, requests = asyncio.run(answered())
+    assert tokens[-1].end
+    assert requests == [1, 1]
 
 
 def second_of(monkeypatch, file):
