@@ -159,7 +159,7 @@ GO = {
     "$told := false": "set ns.told = false",
     "$told = true": "set ns.told = true",
     "if eq $i 0": "if loop.index0 == 0",
-    'if and (eq .Role "system") (not (and $told (eq $i 0)))': "if m.role == 'system' and not (ns.told and loop.index0 == 0)",
+    'if and (eq .Role "system") (not (and $told (eq $i 0)))': "if m.role == 'system' and not (ns.told and loop.first)",
     **{f'{word} eq .Role "{role}"': f"{jinja} m.role == '{role}'"
        for word, jinja in (("if", "if"), ("else if", "elif")) for role in ("system", "user", "assistant")},
     "else": "else",
@@ -260,7 +260,7 @@ IMAGE = ("--set", "launch.image=registry.example/gemma-ops:1")
     ("form", "source", "more", "why"),
     [
         ("compose", "support-nano/1", ("--set", "launch.image=gemma-ops"), "may be another one tomorrow"),
-        ("compose", "support-nano/1", ("--set", "launch.image=host:5000/gemma-ops:latest"), "may be another one tomorrow"),
+        ("compose", "support-nano/1", ("--set", "launch.image=host:5000/ops:latest"), "may be another one tomorrow"),
         ("kubernetes", "support-nano/1", IMAGE, "can't read the registry in"),
         ("systemd", "support-nano/1", (), "can't read the registry in"),
         ("vllm", "support-nano/1", (), r"has no merged, which this target needs.*register\.artifacts=\[merged\]"),
@@ -269,7 +269,7 @@ IMAGE = ("--set", "launch.image=registry.example/gemma-ops:1")
         ("ollama", "support", (), "is no registered version"),
         ("ollama", "support-nano@nobody", (), "has no alias 'nobody'"),
         ("ollama", "support-nano/1", ("--set", "serve.challenger.share=0.1"), "follows an alias"),
-        ("ollama", "support-nano/1", ("--set", "serve.certificate=a.pem"), "serve.certificate is a file on this machine"),
+        ("ollama", "support-nano/1", ("--set", "serve.certificate=a.pem"), "serve.certificate is a file on this"),
     ],
 )  # fmt: skip
 def test_refusals(registered, form, source, more, why):

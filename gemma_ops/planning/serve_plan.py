@@ -73,8 +73,8 @@ class ServePlan:
 
 
 def plan_serving(config: RunConfig, device: str | None = None) -> ServePlan:
-    """The formats of `model.base` by `serve.replicas`, `serve.slots` and `serve.context`. Raises ConfigError for an unknown device, and
-    ModelError for a folder that holds no Gemma 4."""
+    """The formats of `model.base` by `serve.replicas`, `serve.slots` and `serve.context`. Raises ConfigError for an
+    unknown device, and ModelError for a folder that holds no Gemma 4."""
     target, (shape, _) = pick(config, device), resolve(config.model.base)
     slots, context = config.serve.slots, config.serve.context
     found = []

@@ -1,9 +1,9 @@
 """KServe's LLMInferenceService (serving.kserve.io/v1alpha1): vLLM on the merged checkpoint, which a Job has laid into a
 claim.
 
-The fields are those of the resource's definition in KServe 0.19 to 0.21: `spec.model.uri` and `name`, `spec.replicas`,
-`spec.router` with objects left empty for what the controller makes by itself, and `spec.template`, a pod whose container
-`main` is laid over the controller's own.
+The fields are those of the resource's definition in KServe's repository of August 2026, and of its v1alpha2 too:
+`spec.model.uri` and `name`, `spec.replicas`, `spec.router` with objects left empty for what the controller makes by
+itself, and `spec.template`, a pod whose container `main` is laid over the controller's own.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ _AT = "/models"
 
 
 def kserve(job: Deployed) -> str:
-    """The claim's filling as a Job, and the service. Raises ConfigError without an image, and for a registry that no pod
-    reaches."""
+    """The claim's filling as a Job, and the service. Raises ConfigError without an image, and for a registry that no
+    pod reaches."""
     notes = reached_from_elsewhere(job, "a pod")
     place, labels = f"{job.title}-{job.version}", job.labels()
     template = {
@@ -56,7 +56,7 @@ def kserve(job: Deployed) -> str:
         *notes,
         f"the claim {_CLAIM} (ReadWriteMany where pods run on several machines; {job.disk_gib} GiB a version) is yours",
         "apply the Job, wait for it (kubectl wait --for=condition=complete), then the service",
-        f"no key is asked for here: that is the gateway's work. vLLM's canary is yours too: canary.json lies in {place}",
+        f"no key is asked for here: that is the gateway's work. So is a canary: canary.json lies in {place}",
     ]
     return document(about, _filling(job, place)) + "---\n" + document([], service)
 

@@ -1,8 +1,9 @@
 """An Ollama Modelfile for a version's GGUF file.
 
-Ollama (read at 0.33) renders prompts of Gemma 4 by code of its own, chosen by `RENDERER`, which a GGUF file of this family
-gets even where none is named; a TEMPLATE is what older ones, and other programs that read Modelfiles, go by. Both are
-rendered: the template says byte for byte what ours says for plain conversations, as far as Go's templates can.
+Ollama (read at 0.33) renders prompts of Gemma 4 by code of its own, chosen by `RENDERER`, which a GGUF file of this
+family gets even where none is named. That code was compared with our template over 32 conversations (system turns,
+tools and their results, thinking on and off, small and large sizes): the same bytes. A TEMPLATE is what older ones, and
+other programs that read Modelfiles, go by; it says what ours says of plain conversations, as far as Go's templates can.
 """
 
 from __future__ import annotations
@@ -33,11 +34,11 @@ def ollama(job: Deployed) -> str:
         *job.about(),
         f"bring the file:  {' '.join(job.pull(folder))}",
         f"then:            ollama create {job.title}:{job.version} -f Modelfile",
-        f'EVERY REQUEST must say "think": {think} (ollama run --think={think}): this version was trained and evaluated so, and',
+        f'EVERY REQUEST must say "think": {think} (ollama run --think={think}): this version was trained and asked so, and',
         "Ollama turns thinking on by itself where nothing is said. A Modelfile can't say it.",
-        "What Ollama does otherwise than `gemma-ops serve`: no canary before it answers; turns of one role in a row become one;",
-        "the oldest turns are dropped without a word when the context is full; TEMPLATE trims no white space, and knows no",
-        "thoughts and no tools (RENDERER and PARSER do, by Ollama's own code). Adapters are never put on here: it is merged.",
+        "What Ollama does otherwise than `gemma-ops serve`: no canary before it answers; turns of one role in a row are",
+        "joined; the oldest turns are dropped without a word when the context is full; TEMPLATE trims no white space, and",
+        "knows no thoughts and no tools (RENDERER and PARSER do, by Ollama's code). No ADAPTER: it is merged.",
     ]
     lines = [
         f"REQUIRES {REQUIRES}",
@@ -58,7 +59,8 @@ def template(*, thinks: bool, empty_thought: bool) -> str:
     switch = "<|turn>system\n<|think|>\n"
     # The switch opens the system turn: with instructions in it where the conversation begins with some, else alone.
     first = (
-        '{{- $told := false }}{{- range $i, $m := .Messages }}{{- if eq $i 0 }}{{- if eq .Role "system" }}{{- $told = true }}'
+        '{{- $told := false }}{{- range $i, $m := .Messages }}{{- if eq $i 0 }}'
+        '{{- if eq .Role "system" }}{{- $told = true }}'
         + switch + "{{ .Content }}<turn|>\n{{ else }}" + switch + "<turn|>\n{{ end }}{{ end }}{{ end }}"
     )  # fmt: skip
     before = first if thinks else ""

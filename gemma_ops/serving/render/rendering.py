@@ -118,7 +118,7 @@ class Deployed:
         }
 
     def facts(self) -> dict[str, str]:
-        """What the pods carry as annotations, or a unit as comments: the digests too, which labels are too short for."""
+        """What pods carry as annotations: the digests too, which labels are too short for."""
         return {
             "gemma-ops.dev/source": self.source,
             "gemma-ops.dev/sha256": self.sha256,
@@ -129,10 +129,12 @@ class Deployed:
 
     def about(self) -> list[str]:
         """Lines for the head of what is rendered."""
+        facts = {name.rpartition("/")[2]: value for name, value in self.facts().items()}
+        think = facts["thinking"]
         lines = [
-            f"{self.name} version {self.version}, {self.form}, verdict {self.verdict or 'none'}, thinking {self.thinking or 'not recorded'}",
+            f"{self.name} version {self.version}, {self.form}, verdict {facts['verdict']}, thinking {think}",
             f"sha256 of what is served {self.sha256}; manifest {self.digest}",
-            f"made by gemma-ops {self.made_by} deploy render; another version is rendered anew: nothing here follows an alias",
+            f"made by gemma-ops {self.made_by} deploy render; another version is rendered anew: no alias is followed",
         ]
         if self.answers == "local_only":
             lines.append(

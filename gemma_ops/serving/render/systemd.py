@@ -54,8 +54,8 @@ def systemd(job: Deployed) -> str:
     return "\n".join(
         [
             *(f"# {line}" for line in job.about()),
-            f"# {unit}.service: pip install gemma-ops[gguf]=={job.made_by} into /opt/gemma-ops; {keys} holds the SHA-256s of the",
-            f"# clients' keys. It listens on 127.0.0.1:{PORT}: what other machines reach is for a proxy.",
+            f"# {unit}.service: pip install gemma-ops[gguf]=={job.made_by} into /opt/gemma-ops; {keys} holds SHA-256s",
+            f"# of the clients' keys. It listens on 127.0.0.1:{PORT}: what other machines reach is for a proxy.",
             "",
             "[Unit]",
             f"Description={job.name} version {job.version} ({job.form}), served by gemma-ops",
@@ -68,7 +68,7 @@ def systemd(job: Deployed) -> str:
             f"WorkingDirectory=%C/{unit}",
             f"Environment=GEMMA_OPS_CACHE=%C/{unit} HOME=%C/{unit} PYTHONUNBUFFERED=1",
             f"LoadCredential=keys:{keys}",
-            "# Where the registry asks for a user: MLFLOW_TRACKING_USERNAME=… and MLFLOW_TRACKING_PASSWORD=… in this file.",
+            "# Where the registry asks for a user: MLFLOW_TRACKING_USERNAME=… and MLFLOW_TRACKING_PASSWORD=…",
             "EnvironmentFile=-/etc/gemma-ops/registry.env",
             f"ExecStartPre={_line(pull)}",
             f"ExecStart={_line(serve)}",

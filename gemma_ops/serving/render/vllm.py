@@ -64,9 +64,10 @@ def vllm_lora(job: Deployed) -> str:
     about = [
         *job.about(),
         "RUN TIME LoRA of this family was seen to be ignored (vllm#41754) and to differ from the adapter's own answers",
-        "(vllm#47026): ask it recorded questions (canary.json of the version) before it takes traffic, or serve the merged one.",
+        "(vllm#47026): ask it recorded questions (the version's canary.json) before it takes traffic, or merge it.",
         f"needs vllm=={VERSION}. Another version of the adapter, without a restart: lay it beside this one, then",
-        f"  curl 127.0.0.1:{PORT}/v1/load_lora_adapter -H \"Authorization: Bearer $VLLM_API_KEY\" -H 'Content-Type: application/json' \\",
+        f'  curl 127.0.0.1:{PORT}/v1/load_lora_adapter -H "Authorization: Bearer $VLLM_API_KEY" \\',
+        "    -H 'Content-Type: application/json' \\",
         f'    -d \'{{"lora_name": "{job.name}-NEXT", "lora_path": "adapters/{job.title}-NEXT"}}\'',
     ]
     lines = [
@@ -74,7 +75,8 @@ def vllm_lora(job: Deployed) -> str:
         f"  {shlex.join(job.pull('pulled'))}",
         f"  mkdir -p {place} && cp {' '.join(f'pulled/adapter/{name}' for name in LAID)} {place}/",
         "fi",
-        "export VLLM_ALLOW_RUNTIME_LORA_UPDATING=true VLLM_PLUGINS=lora_filesystem_resolver VLLM_LORA_RESOLVER_CACHE_DIR=$PWD/adapters",
+        "export VLLM_ALLOW_RUNTIME_LORA_UPDATING=true VLLM_PLUGINS=lora_filesystem_resolver",
+        "export VLLM_LORA_RESOLVER_CACHE_DIR=$PWD/adapters",
         f"exec {_lines(serve)}",
     ]
     return _script(about, lines, offline=False)
