@@ -18,10 +18,12 @@ from typer.testing import CliRunner
 
 import gemma_ops
 from gemma_ops.cli import app
+from gemma_ops.configfile import load
 from gemma_ops.data import chat
 from gemma_ops.data.prompting import Prompting, write_prompting
+from gemma_ops.devices import GIB
 from gemma_ops.errors import ConfigError
-from gemma_ops.serving.render import FORMS
+from gemma_ops.serving.render import FORMS, deployed
 from gemma_ops.serving.render.ollama import template
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -251,6 +253,20 @@ def test_vllms_folder_holds_the_adapter(registered, tmp_path):
     laid = tmp_path / "out" / "adapters" / "support-nano-1"
     assert sorted(path.name for path in laid.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
     assert '"path": "adapters/support-nano-1"' in (tmp_path / "out" / "serve.sh").read_text()
+
+
+def test_what_the_configuration_says_goes_along(registered):
+    said = ["serve.queue=9", "serve.also_called=[a, b]", "serve.canary=reported", "serve.slots=2", "serve.context=1000"]
+    config = load([], ["name=any", *registered[1::2], *said])
+    job = deployed("support-nano/1", config, wants=FORMS["kubernetes"].wants)
+    words = job.serve(host="127.0.0.1", keys="keys")
+    assert words[:3] == ["gemma-ops", "serve", "support-nano/1"]
+    again = load([], ["name=any", *words[4::2]]).serve
+    assert again == config.serve.model_copy(update={"keys": "keys", "format": "q8_0"})
+    file = config.machine.runs / Path("support/quantize/q8_0/model.gguf")
+    assert job.sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
+    cache = 2 * 1000 * 512  # two slots of what the verdict says a token costs
+    assert job.memory - 0.5 * GIB == pytest.approx(file.stat().st_size + cache, abs=500)  # prompting.json beside it
 
 
 IMAGE = ("--set", "launch.image=registry.example/gemma-ops:1")

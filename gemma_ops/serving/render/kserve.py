@@ -56,7 +56,7 @@ def kserve(job: Deployed) -> str:
         *notes,
         f"the claim {_CLAIM} (ReadWriteMany where pods run on several machines; {job.disk_gib} GiB a version) is yours",
         "apply the Job, wait for it (kubectl wait --for=condition=complete), then the service",
-        f"no key is asked for here: that is the gateway's work. So is a canary: canary.json lies in {place}",
+        f"no key is asked for here: that is the gateway's work; canary.json lies in {place}",
     ]
     return document(about, _filling(job, place)) + "---\n" + document([], service)
 

@@ -34,10 +34,10 @@ def ollama(job: Deployed) -> str:
         *job.about(),
         f"bring the file:  {' '.join(job.pull(folder))}",
         f"then:            ollama create {job.title}:{job.version} -f Modelfile",
-        f'EVERY REQUEST must say "think": {think} (ollama run --think={think}): this version was trained and asked so, and',
+        f'EVERY REQUEST must say "think": {think} (ollama run --think={think}): so it was trained and evaluated, and',
         "Ollama turns thinking on by itself where nothing is said. A Modelfile can't say it.",
-        "What Ollama does otherwise than `gemma-ops serve`: no canary before it answers; turns of one role in a row are",
-        "joined; the oldest turns are dropped without a word when the context is full; TEMPLATE trims no white space, and",
+        "What Ollama does otherwise than `gemma-ops serve`: no canary before it answers; turns of one role in a row",
+        "are joined; the oldest are dropped without a word when the context is full; TEMPLATE trims no white space, and",
         "knows no thoughts and no tools (RENDERER and PARSER do, by Ollama's code). No ADAPTER: it is merged.",
     ]
     lines = [

@@ -58,10 +58,8 @@ class Deployed:
     """Of the version's manifest."""
     thinking: str
     """`off`, `on` or `mixed`; empty where nothing recorded it."""
-    learned: Privacy
-    """The class of the rows that it learned from."""
     answers: Privacy
-    """The class of its answers: laxer only where a person has released them."""
+    """The class of its answers: of the rows that it learned from, or what a person has released them to."""
     verdict: str
     base: str
     size: str | None
@@ -70,7 +68,6 @@ class Deployed:
     """Of its adapter."""
     sampling: tuple[tuple[str, Any], ...]
     """Settings of `generation_config.json`."""
-    files: tuple[str, ...]
     slots: int
     context: int
     replicas: int
@@ -140,6 +137,8 @@ class Deployed:
             lines.append(
                 "privacy: local_only. It learned rows that may not leave your machines: neither may its answers"
             )
+        if self.form == "merged":
+            lines.append("vLLM has no canary: ask the questions of the version's canary.json before it takes traffic")
         if self.trusts:
             lines.append(
                 "signatures are checked here, and not there: bring the keys, and add --set machine.trusted_keys=…"
@@ -184,16 +183,15 @@ def deployed(asked: str, config: RunConfig, *, wants: Sequence[str]) -> Deployed
     form = _form(asked, subject, verdict, config, wants)
     shelf = f"{FORMATS[form].shelf}/"
     weights = sum(file["bytes"] for path, file in subject["files"].items() if path.startswith(shelf))
-    settings, privacy = config.serve, subject.get("privacy") or {}
+    settings = config.serve
     place = FORMATS[form].place
     return Deployed(
         name=small.name, version=small.version, form=form,
         sha256=str(subject["files"][place]["sha256"] if form in GGUF else subject[form]["digest"]),
         digest=str(small.manifest["digest"]), thinking=str((subject.get("prompting") or {}).get("thinking", "")),
-        learned=class_of(privacy.get("learned")), answers=class_of(privacy.get("answers")),
+        answers=class_of((subject.get("privacy") or {}).get("answers")),
         verdict=verdict.verdict if verdict else "", base=str(subject["base"]["id"]), size=subject["base"].get("size"),
         rank=(subject.get("adapter") or {}).get("rank"), sampling=_sampling(small.folder),
-        files=tuple(path for path in subject["files"] if path.startswith(shelf)),
         slots=settings.slots, context=settings.context, replicas=settings.replicas,
         workers=config.machine.workers or 4, memory=_memory(subject, verdict, weights, config),
         disk=weights + sum(file["bytes"] for path, file in subject["files"].items() if is_small(path)),
