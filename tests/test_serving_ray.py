@@ -34,7 +34,7 @@ from ray import serve
 from gemma_ops.serving import rayserve
 from gemma_ops.serving.source import open_source
 
-SETS = ["name=served", "serve.replicas=2", "serve.slots=1", "serve.context=2048", "machine.workers=1"]
+SETS = ["name=served", "serve.replicas=2", "serve.slots=2", "serve.context=8192", "machine.workers=1"]
 
 
 def free_port():
@@ -88,10 +88,10 @@ def user(text):
 
 
 def endless(client, text):
-    numbers = {"type": "array", "items": {"type": "integer"}, "minItems": 900}
+    numbers = {"type": "array", "items": {"type": "integer"}, "minItems": 3000}
     shape = {"type": "json_schema", "json_schema": {"name": "numbers", "schema": numbers}}
     stream = client.chat.completions.create(
-        model="model", messages=user(text), response_format=shape, stream=True, max_tokens=1900
+        model="model", messages=user(text), response_format=shape, stream=True, max_tokens=8000
     )
     next(iter(stream))
     return stream
@@ -111,7 +111,7 @@ def test_both_clients_are_answered_and_streams_come_in_pieces(url, client):
         whole.choices[0].message.content
     )
     with pytest.raises(openai.BadRequestError, match="all that prompt and reply may have"):
-        client.chat.completions.create(model="model", messages=user("long " * 3000))
+        client.chat.completions.create(model="model", messages=user("long " * 9000))
     assert httpx2.get(f"{url}/ready").json()["status"] == "ready"
     parts = list(google.models.generate_content_stream(model="model", contents="Hello", config=config))
     assert "".join(part.text or "" for part in parts) == whole.choices[0].message.content
@@ -137,18 +137,31 @@ def test_a_client_that_goes_ends_its_work(url, client):
 def test_a_replica_that_is_killed_fails_only_what_it_was_saying(url, client):
     before = replicas()
     assert len(before) == 2
-    streams = [endless(client, text) for text in ("one", "two", "three")]
+    streams = [endless(client, text) for text in ("one", "two")]
+    busy = busiest(before)
     with ThreadPoolExecutor(8) as pool:
 
         def ask(number):
             return client.chat.completions.create(model="model", messages=user(f"go {number}"), max_tokens=4).choices
 
         asked = [pool.submit(ask, number) for number in range(8)]
-        os.kill(next(iter(before)), signal.SIGKILL)
+        os.kill(busy, signal.SIGKILL)
         ends = list(pool.map(ended, streams))
         assert all(one.result() for one in asked)
-    assert set(ends) == {"", "the replica that answered has ended; send the request again"}
+    said = "the replica that answered has ended; send the request again"
+    assert said in ends
+    assert set(ends) <= {said, ""}
     patience.until(lambda: len(replicas()) == 2 and replicas().keys() != before.keys(), 60)
+
+
+def busiest(found):
+    """The replica whose engine computes most just now."""
+
+    def spent():
+        return {pid: sum(psutil.Process(engine).cpu_times().user for engine in found[pid]) for pid in found}
+
+    before = spent()
+    return patience.until(lambda: next((pid for pid, now in spent().items() if now > before[pid] + 0.05), None), 30)
 
 
 def ended(stream):
