@@ -60,6 +60,11 @@ def test_the_plan_tells_what_fits_and_how_fast_it_may_be(cli):
     by_name = {one["format"]: one for one in body["formats"]}
     assert all(one["fits"] for one in body["formats"])
     assert by_name["q4_0"]["tokens_per_second"] > by_name["q8_0"]["tokens_per_second"]
+    more = cli("plan", str(CONFIG), "--set", "model.base=google/gemma-4-E2B-it", "--serve", "--device", "rtx-4090",
+               "--json", "--set", "serve.replicas=3")  # fmt: skip
+    thrice = json.loads(more.stdout)
+    assert [one["total"] for one in thrice["formats"]] == [3 * one["total"] for one in body["formats"]]
+    assert (thrice["replicas"], [one["fits"] for one in thrice["formats"]]) == (3, [False, True, True])
     large = cli("plan", str(CONFIG), "--set", "model.base=google/gemma-4-31B-it", "--serve", "--device", "rtx-4090",
                 "--set", "serve.context=1024")  # fmt: skip
     assert [line.split()[-2] for line in large.stdout.splitlines()[2:5]] == ["no", "no", "yes"]
@@ -68,6 +73,9 @@ def test_the_plan_tells_what_fits_and_how_fast_it_may_be(cli):
 def test_what_does_not_fit_is_refused_before_it_is_loaded(tmp_path, cli):
     file = make_files(tmp_path) / "q8_0" / "model.gguf"
     done = cli("serve", f"{file}@{WEIGHTS}", "--set", "serve.context=1000000000", "--set", "serve.port=0")
+    twice = cli("serve", f"{file}@{WEIGHTS}", "--set", "serve.context=1000000000", "--set", "serve.replicas=2")
+    needs = [float(re.search(r"needs ([\d.]+) GiB", one.stderr)[1]) for one in (done, twice)]
+    assert needs[1] == pytest.approx(2 * needs[0], rel=1e-3)
     assert done.returncode == 5
     assert re.search(r"needs [\d.]+ GiB \(weights 0\.00 GiB", done.stderr)
     assert "lower serve.slots or serve.context" in done.stderr

@@ -19,7 +19,7 @@ import registry_runs as runs
 from serving import make_files, register, serving
 
 from gemma_ops import registry
-from gemma_ops.errors import ConfigError, GateError
+from gemma_ops.errors import ConfigError, GateError, OpsError
 from gemma_ops.processes import Birth
 from gemma_ops.registry import profile
 from gemma_ops.registry.fetching import pull_version
@@ -219,3 +219,15 @@ def test_an_alias_that_is_gone_changes_nothing(registered):
         patience.until(lambda: live.deployment.trouble, 60)
         assert "is no more: version 1 serves on" in live.said[-1]
         assert ask(live).status_code == 200
+
+
+def test_an_application_of_ray_serve_is_of_the_version_where_its_alias_stood(registered):
+    pytest.importorskip("ray.serve", reason="Ray Serve, of the extra `ray`, is not installed")
+    from gemma_ops.serving.rayserve import resolve_alias
+
+    machine = registered("q8_0")
+    with pytest.raises(OpsError, match="has no alias 'champion'"):
+        resolve_alias("support-nano@champion", machine)
+    registry.promote(machine, "support-nano", reason="first")
+    assert resolve_alias("support-nano@champion", machine) == "support-nano/1"
+    assert [resolve_alias(one, machine) for one in ("support-nano/1", "a.gguf@b")] == ["support-nano/1", "a.gguf@b"]

@@ -18,6 +18,7 @@ import typer
 from gemma_ops import __version__
 from gemma_ops.cli import (
     benching,
+    deploying,
     dev,
     interrupts,
     judging,
@@ -45,6 +46,7 @@ app = typer.Typer(
 app.add_typer(running.app)
 app.add_typer(models.app)
 app.add_typer(serving.app)
+app.add_typer(deploying.app)
 app.add_typer(routing.app)
 app.add_typer(looking.app)
 app.add_typer(benching.app)

@@ -96,16 +96,22 @@ def pull(
         str, typer.Argument(metavar="SOURCE", help="NAME@ALIAS or NAME/VERSION of MLflow.", show_default=False)
     ],
     to: Annotated[Path, typer.Option("--to", metavar="FOLDER", help="Where the copy goes.", show_default=False)],
+    only: Annotated[
+        str | None,
+        typer.Option("--only", metavar="FORMAT", help="Of the weights, bring only these.", show_default=False),
+    ] = None,
     configs: ConfigOption = None,
     sets: Sets = None,
     as_json: Json = False,
 ) -> None:
     """Copy a registered version into a folder, every byte compared with what was registered."""
     from gemma_ops import console
-    from gemma_ops.registry.fetching import pull_version
+    from gemma_ops.registry.fetching import only_format, pull_version
 
-    done = pull_version(load_config(configs or [], sets).machine, source, to)
-    files = done.manifest["subject"]["files"]
+    machine = load_config(configs or [], sets).machine
+    wanted = only_format(only) if only else None
+    done = pull_version(machine, source, to, wanted=wanted)
+    files = {name: file for name, file in done.manifest["subject"]["files"].items() if wanted is None or wanted(name)}
     size = sum(file["bytes"] for file in files.values())
     if as_json:
         body = {"name": done.name, "version": done.version, "folder": str(done.folder), "files": len(files)}

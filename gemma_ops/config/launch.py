@@ -27,7 +27,7 @@ class LaunchConfig(Section):
     gpu: str | None = None
     """GPU a rendered job asks for, as `gemma-ops plan --device` spells it; null takes the cheapest on which the plan fits."""
     image: str | None = None
-    """Container image with gemma-ops in it, for a rendered job that runs in one."""
+    """Container image with gemma-ops in it, for a rendered job or deployment that runs in one."""
     volume: str = "gemma-ops"
     """Claim of the volume with configurations, data and runs that every pod of a rendered TrainJob mounts at `/workspace`."""
     hours: Annotated[float, Field(gt=0)] | None = None

@@ -46,6 +46,9 @@ class ServeConfig(Section):
     vllm_python: str | None = None
     """The Python of the environment that vLLM is installed in, one of its own (`/opt/vllm/bin/python`); null has no
     vLLM."""
+    replicas: Annotated[int, Field(ge=1)] = 1
+    """Engines of the same file on this machine, each with its slots, that answer as one: if one dies, the others go
+    on."""
     slots: Annotated[int, Field(ge=1)] = 4
     """Requests that are answered at once."""
     context: Annotated[int, Field(ge=64)] = 4096

@@ -41,7 +41,9 @@ class ServePlan:
 
     model: str
     device: Device
+    replicas: int
     slots: int
+    """Of each replica."""
     context: int
     formats: tuple[ServedFormat, ...]
 
@@ -54,6 +56,8 @@ class ServePlan:
             for one in self.formats
         ]
         slots = f"{self.slots} slots of {self.context:,} tokens"
+        if self.replicas > 1:
+            slots = f"{self.replicas} replicas of {slots}"
         window = _gib(self.formats[0].memory.window_cache)
         return [
             f"serving {self.model} on {self.device.name}, {self.device.memory:.1f} GiB: {slots}",
@@ -71,23 +75,25 @@ class ServePlan:
             for one in self.formats
         ]  # fmt: skip
         return {
-            "model": self.model, "device": self.device.key, "memory": self.device.memory * GIB, "slots": self.slots,
-            "context": self.context, "formats": formats,
+            "model": self.model, "device": self.device.key, "memory": self.device.memory * GIB,
+            "replicas": self.replicas, "slots": self.slots, "context": self.context, "formats": formats,
         }  # fmt: skip
 
 
 def plan_serving(config: RunConfig, device: str | None = None) -> ServePlan:
-    """The formats of `model.base` by `serve.slots` and `serve.context`. Raises ConfigError for an unknown device, and
-    ModelError for a folder that holds no Gemma 4."""
+    """The formats of `model.base` by `serve.replicas`, `serve.slots` and `serve.context`. Raises ConfigError for an
+    unknown device, and ModelError for a folder that holds no Gemma 4."""
     target, (shape, _) = pick(config, device), resolve(config.model.base)
-    slots, context = config.serve.slots, config.serve.context
+    replicas, slots, context = config.serve.replicas, config.serve.slots, config.serve.context
     found = []
     for form in GGUF.values():
         memory = serving_bytes(shape, gguf_bytes(shape, form), slots=slots, context=context)
-        found.append(_served(form.name, memory, target, bytes_per_token(shape, form.bits, context // 2)))
+        per_token = bytes_per_token(shape, form.bits, context // 2)
+        found.append(_served(form.name, memory.times(replicas), target, per_token))
     memory = checkpoint_serving_bytes(shape, checkpoint_bytes(shape), slots=slots, context=context)
-    found.append(_served("merged", memory, target, bytes_per_token(shape, BITS["BF16"], context // 2)))
-    return ServePlan(config.model.base, target, slots, context, tuple(found))
+    per_token = bytes_per_token(shape, BITS["BF16"], context // 2)
+    found.append(_served("merged", memory.times(replicas), target, per_token))
+    return ServePlan(config.model.base, target, replicas, slots, context, tuple(found))
 
 
 def _served(form: str, memory: ServingBytes, target: Device, per_token: float) -> ServedFormat:
@@ -101,7 +107,7 @@ def check_memory(memory: ServingBytes, free: float, asked: str) -> None:
         raise MachineError(
             f"{asked} needs {_gib(memory.total)} (weights {_gib(memory.weights)}, keys and values "
             f"{_gib(memory.cache)}), and {_gib(free)} of memory are free",
-            "lower serve.slots or serve.context, serve a smaller format, or free some memory",
+            "lower serve.slots or serve.context, serve a smaller format or fewer replicas, or free some memory",
         )
 
 

@@ -40,6 +40,11 @@ class ServingBytes:
     def total(self) -> float:
         return self.weights + self.cache + self.workspace
 
+    def times(self, count: int) -> ServingBytes:
+        """What so many replicas take. Each is counted whole, although processes share the pages of weights that
+        llama.cpp maps as they lie in the file: some types it lays out anew for the processor."""
+        return ServingBytes(count * self.weights, count * self.cache, count * self.window_cache, count * self.workspace)
+
 
 def gguf_bytes(shape: Shape, form: Gguf) -> float:
     """Bytes of a GGUF file of the language model: its bulk in the format's type, tables and the small matrices beside

@@ -17,7 +17,8 @@ from typing import Any
 
 from gemma_ops import digest
 from gemma_ops.config import MachineConfig
-from gemma_ops.errors import GateError, MachineError, OpsError
+from gemma_ops.errors import ConfigError, GateError, MachineError, OpsError
+from gemma_ops.family.formats import FORMATS
 from gemma_ops.registry import profile, stored
 from gemma_ops.registry.contents import content_problem
 from gemma_ops.registry.loading import loading
@@ -47,6 +48,20 @@ class Pulled:
 def is_version(source: str) -> bool:
     """Whether a source reads like `NAME@ALIAS` or `NAME/VERSION`."""
     return _SPEC.fullmatch(source) is not None
+
+
+def only_format(form: str) -> Callable[[str], bool]:
+    """What of a version's files is brought: those without weights, and the weights of one format. Raises ConfigError
+    for one that no version carries."""
+    if form not in FORMATS:
+        raise ConfigError(f"{form!r} is no format", f"one of: {', '.join(FORMATS)}")
+    shelf = f"{FORMATS[form].shelf}/"
+    return lambda path: path.startswith(shelf) or is_small(path)
+
+
+def is_small(path: str) -> bool:
+    """Whether a file of a version holds no weights."""
+    return not path.endswith((".gguf", ".safetensors"))
 
 
 def pull_version(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,14 @@ class CanaryResult:
             return f"{share} are not those of the evaluation: another template, tokenizer or mode"
         base = f", {self.as_base} what only its base says" if self.as_base else ""
         return f"{self.same} of {self.asked} recorded answers came back word for word{base}"
+
+
+def canary_words(results: Sequence[CanaryResult]) -> str:
+    """One sentence of every replica's result: the worst's, where they differ."""
+    worst = min(results, key=lambda one: (one.good, one.same))
+    if len(results) == 1:
+        return worst.words
+    return f"{worst.words} in {'each' if len(set(results)) == 1 else 'the worst'} of {len(results)} replicas"
 
 
 def read_rows(path: Path, target: str) -> list[dict[str, Any]]:

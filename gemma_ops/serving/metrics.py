@@ -5,14 +5,25 @@ The format: https://prometheus.io/docs/instrumenting/exposition_formats/
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from gemma_ops.serving.deployment import Deployment
+from gemma_ops.serving.replicas import Replicas, ReplicaState
 from gemma_ops.serving.service import LATENCY_BOUNDS, Label, ModelService, TrafficTally
 
 Row = tuple[str, Any]
 """What follows a metric's name, and its value."""
+
+
+_OF_REPLICAS: tuple[tuple[str, str, str, Callable[[ReplicaState], int]], ...] = (
+    ("replica_requests_total", "counter", "Requests that a replica was given.", lambda one: one.requests),
+    ("replica_restarts_total", "counter", "How often a replica died and was started again.", lambda one: one.restarts),
+    ("replica_running", "gauge", "Requests that a replica answers now.", lambda one: one.running),
+    ("replica_up", "gauge", "Whether a replica answers.", lambda one: int(one.alive)),
+)
+"""Counts of each replica: name, kind, help and value."""
 
 
 def render_metrics(
@@ -43,6 +54,10 @@ def render_metrics(
     tell("up", "gauge", "Engines that answer.", of_services(lambda one: int(one.model.engine.alive())))
     restarts = of_services(lambda one: one.model.engine.restarts)
     tell("engine_restarts_total", "counter", "Engines that died and were started again.", restarts)
+    for name, kind, help_text, value in _OF_REPLICAS:
+        rows = _replica_rows(deployment, value)
+        if rows:
+            tell(name, kind, help_text, rows)
     tell("swaps_total", "counter", "Versions that took over from another.", [("", deployment.swaps)])
     if shadow is not None:
         tell("shadow_total", "counter", "Requests that a challenger was asked too.", _by_outcome(shadow))
@@ -60,6 +75,16 @@ def metric_lines(name: str, kind: str, help_text: str, rows: Iterable[Row]) -> l
 def _shown(label: Label) -> str:
     model, version, form = label
     return f'model="{model}",version="{version}",format="{form}"'
+
+
+def _replica_rows(deployment: Deployment, value: Callable[[ReplicaState], int]) -> list[Row]:
+    """A row for each replica of the services that have several."""
+    found: Counter[str] = Counter()
+    for service in deployment.services:
+        engine, shown = service.model.engine, _shown(service.facts.label)
+        for number, state in enumerate(engine.states() if isinstance(engine, Replicas) else ()):
+            found[f'{{{shown},replica="{number}"}}'] += value(state)
+    return list(found.items())
 
 
 def _requests(shown: str, tally: TrafficTally) -> Iterable[Row]:

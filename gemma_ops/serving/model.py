@@ -5,6 +5,7 @@ Both protocols, the canary and the terminal ask through here, so that there is o
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
@@ -70,6 +71,12 @@ class ServedModel:
             mode: Encoder(folder, AskingMode(mode), engine.senses) for mode in ({True, False} if both else {thinks})
         }
         self.tokenizer = self._encoders[thinks].tokenizer
+
+    def on(self, engine: Engine) -> ServedModel:
+        """The same model before another engine."""
+        other = copy.copy(self)
+        other.engine = engine
+        return other
 
     def prompt(self, ask: Ask) -> RenderedPrompt:
         """What asks for the reply. Raises RefusalError for what can't be asked as the model was

@@ -20,12 +20,14 @@ from gemma_ops.errors import ConfigError, MachineError
 from gemma_ops.planning.serve_plan import check_memory
 from gemma_ops.serving.announcing import asked_over_http, told
 from gemma_ops.serving.app import Front
-from gemma_ops.serving.canary import check_canary, read_rows, run_canary
+from gemma_ops.serving.canary import canary_words, check_canary, read_rows, run_canary
 from gemma_ops.serving.deployment import Deployment
+from gemma_ops.serving.engine import Engine
 from gemma_ops.serving.engines import make_engine, memory_for
 from gemma_ops.serving.following import AliasFollower
 from gemma_ops.serving.keys import Keys, is_this_machine
 from gemma_ops.serving.model import ServedModel
+from gemma_ops.serving.replicas import each_engine, several
 from gemma_ops.serving.routed_front import open_router
 from gemma_ops.serving.service import ModelService, ServedFacts
 from gemma_ops.serving.shadow import Shadow, pairs_file
@@ -71,18 +73,22 @@ def serve(
 
 async def opened(source: Source, machine: MachineConfig, settings: ServeConfig) -> ModelService:
     """A service whose engine answers and whose canary sang. The caller stops its engine."""
-    engine = await asyncio.to_thread(make_engine, source, machine, settings)  # it may ask another Python
-    thinks = source.prompting is not None and source.prompting.asks_to_think
-    both = source.prompting is None or source.prompting.thinking == "mixed"
-    model = ServedModel(source.tokenizer, engine, thinks=thinks, both=both, usual=settings.max_tokens)
+
+    def make(threads: int | None) -> Engine:
+        return make_engine(source, machine.model_copy(update={"workers": threads}), settings)
+
+    engine = await asyncio.to_thread(several, settings.replicas, machine.workers, make)  # it may ask another Python
+    model = served_model(source, engine, settings)
     await engine.start()
     try:
         canary = "nothing was recorded to compare with"
         if source.canary is not None:
-            result = await run_canary(model, read_rows(source.canary, source.target), source.target)
-            canary = result.words
-            if settings.canary == "required":
-                check_canary(result, source.asked)
+            rows, canaries = read_rows(source.canary, source.target), []
+            for one in each_engine(engine):
+                canaries.append(await run_canary(model.on(one), rows, source.target))
+                if settings.canary == "required":
+                    check_canary(canaries[-1], source.asked)
+            canary = canary_words(canaries)
     except BaseException:
         await engine.stop()
         raise
@@ -92,6 +98,13 @@ async def opened(source: Source, machine: MachineConfig, settings: ServeConfig) 
         source.verdict.routing if source.verdict else None,
     )  # fmt: skip
     return ModelService(model, facts, queue=settings.queue, seconds=settings.seconds)
+
+
+def served_model(source: Source, engine: Engine, settings: ServeConfig) -> ServedModel:
+    """What a source is asked through, before an engine that runs its file."""
+    thinks = source.prompting is not None and source.prompting.asks_to_think
+    both = source.prompting is None or source.prompting.thinking == "mixed"
+    return ServedModel(source.tokenizer, engine, thinks=thinks, both=both, usual=settings.max_tokens)
 
 
 async def _run(

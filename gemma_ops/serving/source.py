@@ -109,8 +109,13 @@ def open_source(asked: str, machine: MachineConfig, settings: ServeConfig) -> So
 
 
 def memory_of(source: Source, settings: ServeConfig) -> ServingBytes:
-    """What serving a source takes. Raises ModelError for a file that is no GGUF of Gemma 4, and for another model's
-    checkpoint."""
+    """What serving a source takes, in all replicas. Raises ModelError as `engine_memory` does."""
+    return engine_memory(source, settings).times(settings.replicas)
+
+
+def engine_memory(source: Source, settings: ServeConfig) -> ServingBytes:
+    """What one engine of a source takes. Raises ModelError for a file that is no GGUF of Gemma 4, and for another
+    model's checkpoint."""
     slots, context = settings.slots, settings.context
     if source.file.is_file():
         return serving_bytes(gguf_shape(source.file), source.file.stat().st_size, slots=slots, context=context)

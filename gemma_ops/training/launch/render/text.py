@@ -11,7 +11,10 @@ def document(comments: list[str], body: dict[str, Any]) -> str:
     """One YAML document under its comments."""
 
     class Readable(yaml.SafeDumper):
-        """Texts of several lines as literal blocks; no wrapping, which would break commands."""
+        """Texts of several lines as literal blocks; no wrapping, which would break commands; no references."""
+
+        def ignore_aliases(self, data: Any) -> bool:
+            return True
 
     def text(dump: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
         return dump.represent_scalar("tag:yaml.org,2002:str", value, style="|" if "\n" in value else None)
