@@ -64,7 +64,7 @@ def test_the_plan_tells_what_fits_and_how_fast_it_may_be(cli):
                "--json", "--set", "serve.replicas=3")  # fmt: skip
     thrice = json.loads(more.stdout)
     assert [one["total"] for one in thrice["formats"]] == [3 * one["total"] for one in body["formats"]]
-    assert (thrice["replicas"], [one["fits"] for one in thrice["formats"]]) == (3, [False, True, True])
+    assert (thrice["replicas"], [one["fits"] for one in thrice["formats"]]) == (3, [False, True, True, False])
     large = cli("plan", str(CONFIG), "--set", "model.base=google/gemma-4-31B-it", "--serve", "--device", "rtx-4090",
                 "--set", "serve.context=1024")  # fmt: skip
     assert [line.split()[-2] for line in large.stdout.splitlines()[2:5]] == ["no", "no", "yes"]

@@ -143,11 +143,11 @@ def second_of(monkeypatch, file):
     """Let every second replica run another file."""
     made = []
 
-    def engine(source, settings, threads):
+    def engine(source, machine, settings):
         made.append(LlamaCpp(file if made else source.file, slots=1, context=settings.context))
         return made[-1]
 
-    monkeypatch.setattr(server, "_engine", engine)
+    monkeypatch.setattr(server, "make_engine", engine)
     return made
 
 
@@ -158,7 +158,7 @@ def test_the_canary_sings_in_each(files, tmp_path, monkeypatch):
         for ticket in tickets.test_rows(4, 1):
             asked = {"model": NAME, "messages": user(ticket["prompt"]), "temperature": 0, "max_tokens": 32}
             said = client.chat.completions.create(**asked).choices[0].message.content
-            ids = one.service.model.prompt(Ask(messages=asked["messages"]))
+            ids = one.service.model.prompt(Ask(messages=asked["messages"])).ids
             rows.append({"messages": asked["messages"], "ids": ids, "max_new_tokens": 32, "answers": {"q8_0": said}})
     canary = record(tmp_path / "canary.json", rows)
     with serving(files / "q8_0" / "model.gguf", slots=1, replicas=2, recorded=canary) as live:
@@ -190,7 +190,7 @@ def test_threads_are_shared_out():
 
     def made(threads):
         given.append(threads)
-        return SimpleNamespace(name="engine", slots=2, context=64, restarts=0)
+        return SimpleNamespace(name="engine", slots=2, context=64, restarts=0, senses=None)
 
     assert several(3, 8, made).slots == 6
     several(1, 8, made)
