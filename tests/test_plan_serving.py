@@ -6,8 +6,9 @@ import json
 import re
 from pathlib import Path
 
+import httpx2
 import pytest
-from serving import make_files
+from serving import make_files, serving
 
 from gemma_ops.errors import ModelError
 from gemma_ops.family.formats import GGUF
@@ -42,6 +43,34 @@ def test_what_serving_takes_grows_with_slots_and_context():
     own = [layer for layer in shape.layers if not layer.shares_kv]
     assert one.cache == 8192 * sum(4 * layer.kv_heads * layer.head_dim for layer in own)
     assert one.total == 3e9 + one.cache + one.workspace
+
+
+def test_sliding_layers_may_keep_their_window_only():
+    """31B in 4 bits at 4 slots of 4,096 tokens fits a card of 24 GB so."""
+    shape = SIZES["31B"].shape
+    weights = gguf_bytes(shape, GGUF["q4_0"])
+    whole = serving_bytes(shape, weights, slots=4, context=4096)
+    kept = serving_bytes(shape, weights, slots=4, context=4096, windowed=True)
+    assert kept.cache == kept.window_cache == whole.window_cache < whole.cache / 2
+    own = [layer for layer in shape.layers if not layer.shares_kv]
+    tokens = {layer: min(4096, layer.window + 512) if layer.window else 4096 for layer in own}
+    assert kept.cache == 4 * sum(tokens[layer] * 4 * layer.kv_heads * layer.head_dim for layer in own)
+    assert kept.total < 23.5 * 2**30 < whole.total
+
+
+def test_an_engine_whose_sliding_layers_keep_their_window_answers_the_same(tmp_path):
+    """Over prompts and replies many times longer than nano's window of 64 tokens."""
+    file = make_files(tmp_path) / "q8_0" / "model.gguf"
+    said = []
+    for windowed in (False, True):
+        with serving(file, context=1024, slots=2, window_cache=windowed) as live:
+            said.append([])
+            for words in ("the invoice is wrong, ", "it crashes each morning; "):
+                body = {"model": "nano", "prompt": words * 60, "max_tokens": 200, "temperature": 0}
+                found = httpx2.post(f"{live.url}/v1/completions", json=body, timeout=120).json()
+                said[-1].append((found["choices"][0]["text"], found["usage"]["prompt_tokens"]))
+    assert said[0] == said[1]
+    assert all(tokens > 200 for _, tokens in said[0])
 
 
 @pytest.mark.parametrize("form", ["bf16", "q8_0", "q4_0"])

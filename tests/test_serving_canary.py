@@ -15,7 +15,7 @@ from gemma_ops.errors import GateError, ModelError
 from gemma_ops.modeling.llamacpp import GGUF
 from gemma_ops.modeling.load import load_tokenizer
 from gemma_ops.nano import WEIGHTS, tickets
-from gemma_ops.serving.canary import CanaryResult, read_rows
+from gemma_ops.serving.canary import CanaryResult, read_answers
 from gemma_ops.serving.model import ServedModel
 from gemma_ops.wire.ask import Ask, RefusalError
 
@@ -113,15 +113,31 @@ def test_a_record_that_is_none_is_told(tmp_path):
     for text in ("{", json.dumps({"schema": "other", "rows": []}), json.dumps({"schema": "gemma-ops/canary@1"})):
         path.write_text(text)
         with pytest.raises(ModelError, match="no record of answers"):
-            read_rows(path, "q8_0")
+            read_answers(path, "q8_0")
 
 
 @pytest.mark.parametrize(
-    ("same", "as_base", "other", "good"),
-    [(16, 0, 0, True), (13, 0, 0, True), (12, 0, 0, False), (15, 0, 1, False), (13, 3, 0, True), (0, 0, 0, False)],
-)
-def test_when_it_is_good(same, as_base, other, good):
-    assert CanaryResult(16, same, as_base, other).good == good
+    ("same", "as_base", "other", "repeats", "good"),
+    [
+        (16, 0, 0, 1, True), (13, 0, 0, 1, True), (12, 0, 0, 1, False), (15, 0, 1, 1, False), (13, 3, 0, 1, True),
+        (0, 0, 0, 1, False),
+        (12, 0, 0, 0.9, True), (11, 0, 0, 0.9, False), (8, 0, 0, 0.6, True), (7, 0, 0, 0.6, False), (16, 0, 0, 0.4, False),
+    ],
+)  # fmt: skip
+def test_when_it_is_good(same, as_base, other, repeats, good):
+    assert CanaryResult(16, same, as_base, other, repeats).good == good
+
+
+def test_a_format_that_repeats_itself_less_is_asked_for_less(tmp_path):
+    rows = [{"answers": {"q8_0": "a"}}, {"answers": {"q8_0": "b", "q4_0": "c"}}]
+    body = {"schema": "gemma-ops/canary@1", "rows": rows, "repeats": {"q8_0": {"asked": 8, "same": 7}}}
+    (tmp_path / "canary.json").write_text(json.dumps(body))
+    found = read_answers(tmp_path / "canary.json", "q8_0")
+    assert (len(found.rows), found.repeats) == (2, 0.875)
+    assert read_answers(tmp_path / "canary.json", "q4_0").repeats == 1  # of before
+    assert CanaryResult(16, 15, 0, 0, 0.875).words == (
+        "15 of 16 recorded answers came back word for word (asked twice, the evaluation repeated 88%)"
+    )
 
 
 def test_a_model_trained_in_one_mode_is_asked_in_no_other():

@@ -24,7 +24,7 @@ from gemma_ops.errors import GateError
 from gemma_ops.modeling import load
 from gemma_ops.modeling.transformers_server import Exchange, TransformersServer
 from gemma_ops.nano import WEIGHTS, tickets
-from gemma_ops.serving.canary import check_canary, run_canary
+from gemma_ops.serving.canary import RecordedAnswers, check_canary, run_canary
 from gemma_ops.serving.engine import EngineGoneError, EngineRefusedError, Sampling
 from gemma_ops.serving.model import ServedModel
 from gemma_ops.targets.local import Checkpoint
@@ -186,7 +186,7 @@ def test_a_prompt_is_not_read_for_a_client_that_went_meanwhile():
 
 
 def test_base_weights_and_an_adapter_that_was_not_applied_are_caught(base, rows):
-    found = base.done(run_canary(base.service.model, rows, "tuned"))
+    found = base.done(run_canary(base.service.model, RecordedAnswers(tuple(rows)), "tuned"))
     changed = sum(row["answers"]["tuned"] != row["answers"]["base"] for row in rows)
     with pytest.raises(GateError, match="what only its base says"):
         check_canary(found, "it")
@@ -195,7 +195,7 @@ def test_base_weights_and_an_adapter_that_was_not_applied_are_caught(base, rows)
 
 def test_thinking_left_on_is_caught(live, merged, rows):
     model = ServedModel(merged, live.engine, thinks=True)
-    found = live.done(run_canary(model, rows, "tuned"))
+    found = live.done(run_canary(model, RecordedAnswers(tuple(rows)), "tuned"))
     assert (found.good, found.other_prompts) == (False, len(rows))
 
 

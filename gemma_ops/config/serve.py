@@ -53,6 +53,9 @@ class ServeConfig(Section):
     """Requests that are answered at once."""
     context: Annotated[int, Field(ge=64)] = 4096
     """Tokens that a prompt and its reply may take together."""
+    window_cache: bool = False
+    """Whether llama.cpp keeps no more of sliding layers than their window: less memory, but the beginning that prompts
+    share is read anew for each."""
     max_tokens: Annotated[int, Field(ge=1)] = 1024
     """Tokens of a reply where the client doesn't say; thoughts come on top."""
     queue: Annotated[int, Field(ge=0)] = 64

@@ -29,7 +29,9 @@ def canary_record(found: Sequence[tuple[Target, Task, Sequence[Stored]]]) -> dic
     """The record as JSON; None where neither a quantized nor the tuned model answered.
 
     A row holds `task`, `row`, `messages`, `tools`, `ids` (the prompt's tokens), `max_new_tokens` (thoughts included)
-    and `answers`, {target: text} of the targets among those that stopped by themselves, and of `base`.
+    and `answers`, {target: text} of the targets among those that stopped by themselves, and of `base`. `repeats` holds
+    {target: {"asked": …, "same": …}}: of the rows' questions put to it once more, alone, how many it answered so again.
+    A batch of another shape rounds otherwise, and a server's batches have every shape.
     """
     own = [target for target, _, _ in found if _is_own(target)]
     if not own:
@@ -57,7 +59,25 @@ def canary_record(found: Sequence[tuple[Target, Task, Sequence[Stored]]]) -> dic
                     "ids": prompt, "max_new_tokens": limit, "answers": texts,
                 }
             )  # fmt: skip
-    return {"schema": CANARY_SCHEMA, "rows": rows} if rows else None
+    if not rows:
+        return None
+    tasks = {task.name: task for _, task, _ in found}
+    repeats = {target.name: _repeated(target, rows, tasks) for target in {one.name: one for one in own}.values()}
+    return {"schema": CANARY_SCHEMA, "rows": rows, "repeats": repeats}
+
+
+def _repeated(target: Quantized | Checkpoint, rows: Sequence[dict[str, Any]], tasks: dict[str, Task]) -> dict[str, int]:
+    """How many of its recorded answers a target gives again."""
+    asked = same = 0
+    for name, task in tasks.items():
+        mine = [row for row in rows if row["task"] == name and target.name in row["answers"]]
+        known = {row.id: row for row in task.rows}
+        prompts = [[prompt_of(known[row["row"]])] for row in mine]
+        replies = target.answer(prompts, max_new_tokens=task.file.generation.max_new_tokens) if prompts else ()
+        for row, (reply,) in zip(mine, replies, strict=True):
+            asked += 1
+            same += reply.text == row["answers"][target.name]
+    return {"asked": asked, "same": same}
 
 
 def recorded_answers(record: dict[str, Any]) -> dict[str, int]:

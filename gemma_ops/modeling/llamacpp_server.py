@@ -29,6 +29,8 @@ class ServerSettings:
     context: int
     """Tokens that a prompt and its reply may take together, in each slot."""
     threads: int
+    windowed: bool = False
+    """Whether sliding layers keep the keys and values of their window only."""
 
 
 class SocketConnection(http.client.HTTPConnection):
@@ -47,7 +49,7 @@ def open_server(library: Any, settings: ServerSettings) -> Any:
     """A running server of `library` (xllamacpp). Raises RuntimeError for a file that llama.cpp refuses.
 
     llama.cpp divides its context among slots, so it is asked for all of them. Sliding layers keep their whole cache, so
-    that a prefix can be read again.
+    that a prefix can be read again, unless they are `windowed`.
     """
     params = library.CommonParams()
     params.model.path = settings.model
@@ -59,7 +61,7 @@ def open_server(library: Any, settings: ServerSettings) -> Any:
     params.ui = False
     params.fit_params = False
     params.cache_ram_mib = 0
-    params.swa_full = True
+    params.swa_full = not settings.windowed
     params.cpuparams.n_threads = settings.threads
     params.cpuparams_batch.n_threads = settings.threads
     server = library.Server(params)

@@ -58,13 +58,15 @@ class ServePlan:
         slots = f"{self.slots} slots of {self.context:,} tokens"
         if self.replicas > 1:
             slots = f"{self.replicas} replicas of {slots}"
-        window = _gib(self.formats[0].memory.window_cache)
+        first = self.formats[0].memory
+        kept = "keys and values of sliding layers are kept whole by llama.cpp, to read a prompt's beginning once; "
+        kept += f"with serve.window_cache=true they take {_gib(first.window_cache)}"
         return [
             f"serving {self.model} on {self.device.name}, {self.device.memory:.1f} GiB: {slots}",
             head,
             *rows,
-            f"keys and values of sliding layers are kept whole by llama.cpp, to read a prompt's beginning once; else {window}",
-            f"merged, the checkpoint, is for {' and '.join(FORMATS['merged'].engines)}",
+            *([kept] if first.cache > first.window_cache else []),
+            f"merged, the checkpoint with what sees and hears, is for {' and '.join(FORMATS['merged'].engines)}",
         ]
 
     def to_json(self) -> dict[str, Any]:
@@ -87,10 +89,11 @@ def plan_serving(config: RunConfig, device: str | None = None) -> ServePlan:
     replicas, slots, context = config.serve.replicas, config.serve.slots, config.serve.context
     found = []
     for form in GGUF.values():
-        memory = serving_bytes(shape, gguf_bytes(shape, form), slots=slots, context=context)
+        windowed = config.serve.window_cache
+        memory = serving_bytes(shape, gguf_bytes(shape, form), slots=slots, context=context, windowed=windowed)
         per_token = bytes_per_token(shape, form.bits, context // 2)
         found.append(_served(form.name, memory.times(replicas), target, per_token))
-    memory = checkpoint_serving_bytes(shape, checkpoint_bytes(shape), slots=slots, context=context)
+    memory = checkpoint_serving_bytes(shape, checkpoint_bytes(shape, towers=True), slots=slots, context=context)
     per_token = bytes_per_token(shape, BITS["BF16"], context // 2)
     found.append(_served("merged", memory.times(replicas), target, per_token))
     return ServePlan(config.model.base, target, replicas, slots, context, tuple(found))

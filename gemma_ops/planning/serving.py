@@ -1,8 +1,9 @@
 """Bytes that serving takes: the weights as they are loaded, the cache of keys and values, and the engine's workspace.
 
 Sliding layers need the keys of their window only, and layers that share take an earlier layer's: llama.cpp is asked to
-keep sliding layers whole (`swa_full`), so that the beginning of a prompt can be read again, and pays for it.
-transformers and vLLM keep no more than the window.
+keep sliding layers whole (`swa_full`), so that the beginning of a prompt can be read again, and pays for it, unless
+`serve.window_cache` is set: then it keeps the window and one batch (llama.cpp, llama-kv-cache-iswa.cpp). transformers
+and vLLM keep no more than the window.
 """
 
 from __future__ import annotations
@@ -65,14 +66,16 @@ def bytes_per_token(shape: Shape, bits: float, tokens: int) -> float:
     return weights + kv_bytes([(layer.window, layer.bytes_per_token) for layer in kv_layers(shape)], tokens)
 
 
-def serving_bytes(shape: Shape, weights: float, *, slots: int, context: int) -> ServingBytes:
-    """What llama.cpp takes for a file of `weights` bytes, with `slots` sequences of `context` tokens."""
+def serving_bytes(shape: Shape, weights: float, *, slots: int, context: int, windowed: bool = False) -> ServingBytes:
+    """What llama.cpp takes for a file of `weights` bytes, with `slots` sequences of `context` tokens; `windowed`: sliding
+    layers keep their window only."""
     widest = max([*(layer.ffn for layer in shape.layers), shape.hidden])
     workspace = _BASE + 4.0 * _BATCH * (4 * widest + 2 * max(layer.query_width for layer in shape.layers))
     workspace += 4.0 * shape.vocab * slots + _MASK * _BATCH * context
-    layers = [(layer.window, layer.bytes_per_token) for layer in kv_layers(shape)]
-    whole = kv_bytes([(None, size) for _, size in layers], context)
-    return ServingBytes(weights, slots * whole, slots * kv_bytes(layers, context), workspace)
+    layers = [(layer.window and layer.window + _BATCH, layer.bytes_per_token) for layer in kv_layers(shape)]
+    kept = slots * kv_bytes(layers, context)
+    whole = slots * kv_bytes([(None, size) for _, size in layers], context)
+    return ServingBytes(weights, kept if windowed else whole, kept, workspace)
 
 
 def checkpoint_bytes(shape: Shape, *, towers: bool = False) -> float:

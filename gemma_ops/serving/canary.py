@@ -21,8 +21,10 @@ from gemma_ops.verdicts import CANARY_SCHEMA
 from gemma_ops.wire.ask import Ask, RefusalError
 
 SHARE = 0.8
-"""Of the recorded answers that must be the same: a batch of another shape rounds otherwise, and now and then two tokens
-are that close."""
+"""Of the answers that the format repeated in its evaluation, those that must be the same: on another machine sums are
+rounded otherwise, and now and then two tokens are that close."""
+_LEAST = 0.5
+"""Of its own answers a format must repeat, or they tell nothing."""
 
 
 @dataclass(frozen=True)
@@ -34,13 +36,16 @@ class CanaryResult:
     same: int
     as_base: int
     other_prompts: int
+    repeats: float = 1.0
+    """Of its recorded answers, from 0 to 1, that the format gave again when its evaluation asked it twice."""
 
     @property
     def good(self) -> bool:
         """Whether the engine serves what was evaluated."""
         return (
             not self.other_prompts
-            and self.same >= SHARE * self.asked
+            and self.repeats >= _LEAST
+            and self.same >= SHARE * self.repeats * self.asked
             and (not self.as_base or self.as_base < self.same)
         )
 
@@ -51,7 +56,8 @@ class CanaryResult:
             share = f"{self.other_prompts} of {self.asked} prompts"
             return f"{share} are not those of the evaluation: another template, tokenizer or mode"
         base = f", {self.as_base} what only its base says" if self.as_base else ""
-        return f"{self.same} of {self.asked} recorded answers came back word for word{base}"
+        again = f" (asked twice, the evaluation repeated {self.repeats:.0%})" if self.repeats < 1 else ""
+        return f"{self.same} of {self.asked} recorded answers came back word for word{again}{base}"
 
 
 def canary_words(results: Sequence[CanaryResult]) -> str:
@@ -62,19 +68,31 @@ def canary_words(results: Sequence[CanaryResult]) -> str:
     return f"{worst.words} in {'each' if len(set(results)) == 1 else 'the worst'} of {len(results)} replicas"
 
 
-def read_rows(path: Path, target: str) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class RecordedAnswers:
+    """What an evaluation recorded of one target."""
+
+    rows: tuple[dict[str, Any], ...]
+    repeats: float = 1.0
+    """Of them, from 0 to 1, that it gave again when it was asked twice; 1 where nobody asked."""
+
+
+def read_answers(path: Path, target: str) -> RecordedAnswers:
     """What was recorded of a target's answers. Raises ModelError for a file that is no record."""
     try:
         body = json.loads(path.read_text(encoding="utf-8"))
         if body["schema"] != CANARY_SCHEMA:
             raise ValueError(body["schema"])
-        return [row for row in body["rows"] if target in row["answers"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        rows = tuple(row for row in body["rows"] if target in row["answers"])
+        again = body.get("repeats", {}).get(target) or {"asked": 1, "same": 1}
+        return RecordedAnswers(rows, again["same"] / again["asked"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
         raise ModelError(f"{path} is no record of answers: {error}", "evaluate again") from error
 
 
-async def run_canary(model: ServedModel, rows: list[dict[str, Any]], target: str) -> CanaryResult:
+async def run_canary(model: ServedModel, recorded: RecordedAnswers, target: str) -> CanaryResult:
     """Ask the recorded questions, and compare with what `target` said then."""
+    rows = recorded.rows
     gate = asyncio.Semaphore(model.engine.slots)
 
     async def one(row: dict[str, Any]) -> tuple[bool, str]:
@@ -99,7 +117,7 @@ async def run_canary(model: ServedModel, rows: list[dict[str, Any]], target: str
         for row, (told, text) in zip(rows, found, strict=True)
         if told
     )
-    return CanaryResult(len(rows), same, as_base, sum(not told for told, _ in found))
+    return CanaryResult(len(rows), same, as_base, sum(not told for told, _ in found), recorded.repeats)
 
 
 def check_canary(result: CanaryResult, source: str) -> None:

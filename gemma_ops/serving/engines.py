@@ -25,7 +25,10 @@ def make_engine(source: Source, machine: MachineConfig, settings: ServeConfig) -
     slots, context, threads = settings.slots, settings.context, machine.workers
     engine = choose_engine(source.format, settings)
     if engine == "llama.cpp":
-        return LlamaCpp(source.file, slots=slots, context=context, threads=threads, defaults=source.defaults)
+        return LlamaCpp(
+            source.file, slots=slots, context=context, windowed=settings.window_cache, threads=threads,
+            defaults=source.defaults,
+        )  # fmt: skip
     if engine == "vLLM":
         return _make_vllm(source, machine, settings)
     return TransformersEngine(

@@ -36,6 +36,7 @@ class LlamaCpp(ChildEngine):
         *,
         slots: int,
         context: int,
+        windowed: bool = False,
         threads: int | None = None,
         defaults: dict[str, Any] | None = None,
     ) -> None:
@@ -47,11 +48,13 @@ class LlamaCpp(ChildEngine):
                 "pip install 'gemma-ops[gguf]'",
             ) from error
         super().__init__(name, slots=slots, context=context)
-        self._file, self._threads = file, threads_for(file, threads)
+        self._file, self._threads, self._windowed = file, threads_for(file, threads), windowed
         self._defaults = defaults or {}
 
     async def _spawn(self) -> None:
-        settings = ServerSettings(str(self._file), self._socket, self.slots, self.context, self._threads)
+        settings = ServerSettings(
+            str(self._file), self._socket, self.slots, self.context, self._threads, self._windowed
+        )
         await self._spawn_told(_CHILD, asdict(settings), f"llama.cpp can't load {self._file}")
 
     async def complete(

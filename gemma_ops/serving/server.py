@@ -20,7 +20,7 @@ from gemma_ops.errors import ConfigError, MachineError
 from gemma_ops.planning.serve_plan import check_memory
 from gemma_ops.serving.announcing import asked_over_http, told
 from gemma_ops.serving.app import Front
-from gemma_ops.serving.canary import canary_words, check_canary, read_rows, run_canary
+from gemma_ops.serving.canary import canary_words, check_canary, read_answers, run_canary
 from gemma_ops.serving.deployment import Deployment
 from gemma_ops.serving.engine import Engine
 from gemma_ops.serving.engines import make_engine, memory_for
@@ -83,9 +83,9 @@ async def opened(source: Source, machine: MachineConfig, settings: ServeConfig) 
     try:
         canary = "nothing was recorded to compare with"
         if source.canary is not None:
-            rows, canaries = read_rows(source.canary, source.target), []
+            recorded, canaries = read_answers(source.canary, source.target), []
             for one in each_engine(engine):
-                canaries.append(await run_canary(model.on(one), rows, source.target))
+                canaries.append(await run_canary(model.on(one), recorded, source.target))
                 if settings.canary == "required":
                     check_canary(canaries[-1], source.asked)
             canary = canary_words(canaries)

@@ -118,7 +118,8 @@ def engine_memory(source: Source, settings: ServeConfig) -> ServingBytes:
     model's checkpoint."""
     slots, context = settings.slots, settings.context
     if source.file.is_file():
-        return serving_bytes(gguf_shape(source.file), source.file.stat().st_size, slots=slots, context=context)
+        size, windowed = source.file.stat().st_size, settings.window_cache
+        return serving_bytes(gguf_shape(source.file), size, slots=slots, context=context, windowed=windowed)
     shape = Shape.from_config(read_config(source.base or source.file))
     added = sum(file.stat().st_size for file in source.file.glob("*.safetensors")) if source.base else 0
     sees = bool(Senses.read(source.base or source.file).kinds)

@@ -261,7 +261,8 @@ def _memory(subject: Any, verdict: Verdict | None, weights: float, config: RunCo
     """Bytes of one replica: as the plan counts them for a known size, else by what the evaluation recorded."""
     size, settings = SIZES.get(str(subject["base"].get("size")).upper()), config.serve
     if size:
-        return serving_bytes(size.shape, weights, slots=settings.slots, context=settings.context).total
+        kept = settings.window_cache
+        return serving_bytes(size.shape, weights, slots=settings.slots, context=settings.context, windowed=kept).total
     layers = [(None, one.bytes_per_token) for one in (verdict.kv if verdict else ())]
     return weights + settings.slots * kv_bytes(layers, settings.context) + _UNKNOWN * GIB
 
