@@ -50,6 +50,7 @@ ROOMS = {
     "psutil": {"processes"},
     "starlette": {"serving"},
     "uvicorn": {"serving"},
+    "orjson": {"serving"},
     "lm_eval": {"evaluation"},
     "inspect_ai": {"evaluation"},
 }

@@ -395,6 +395,7 @@ def test_a_key_spends_its_own_budget_and_no_more_also_after_a_restart(file, poli
         assert "$0.0001 is left of poor's budget" in why
         most = live.router.budgets.left(Grant("rich", budget=1.0))
         assert most == pytest.approx(1.0 - cost)
+        patience.until(lambda: len(records(live)) == 2, 30)  # a thread writes them
         reserve = records(live)[-2].signals.gemini.most
         page = httpx2.get(live.url).text
         assert f"<td>gemini<td>1<td>50%<td>{reply.json()['usage']['total_tokens']:,}<td>${cost:.4f}" in page

@@ -17,7 +17,7 @@ from gemma_ops.serving.deployment import Lease
 from gemma_ops.serving.keys import Grant
 from gemma_ops.serving.model import Said
 from gemma_ops.serving.reading import Piece
-from gemma_ops.serving.sending import after, event_line, failed, unless_gone
+from gemma_ops.serving.sending import Resumed, event_line, failed, unless_gone
 from gemma_ops.serving.service import ModelService
 from gemma_ops.wire.ask import Ask, RefusalError
 
@@ -116,7 +116,7 @@ async def _lines(ask: Ask, asked: PendingRequest, events: Events, shape: Shape, 
     try:
         async with asked.service.replying(ask, asked.said) as pieces:
             first = await anext(pieces, None)
-            rest = after(first, pieces)
+            rest = Resumed(first, pieces)
             async for event in events(asked.service, ask, asked.said, rest, asked.number):
                 begun = True
                 yield event_line(event)

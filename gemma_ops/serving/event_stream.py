@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Iterator
 from typing import Any
+
+import orjson
 
 from gemma_ops.errors import OpsError
 from gemma_ops.serving.child import GONE
@@ -42,8 +43,11 @@ async def posted_events(engine: str, socket: str, path: str, body: dict[str, Any
             raise EngineGoneError(f"{engine} does not answer (HTTP {status})", GONE)
         if status != 200:
             raise _refusal(engine, await reader.read())
-        async with aclosing(_events(reader)) as events:
-            async for event in events:
+        chunks = _Chunks()
+        while not chunks.ended:
+            if not (data := await reader.read(1 << 16)):
+                raise asyncio.IncompleteReadError(b"", None)
+            for event in chunks.events(data):
                 if "error" in event:
                     raise _failure(engine, event)
                 yield event
@@ -69,21 +73,31 @@ async def answers_at(socket: str, path: str) -> bool:
         writer.close()
 
 
-async def _events(reader: asyncio.StreamReader) -> AsyncGenerator[dict[str, Any]]:
-    """The events of a chunked stream. A chunk needs not hold whole events."""
-    left = b""
-    while True:
-        size = int((await reader.readline()).split(b";")[0] or b"0", 16)
-        if size == 0:
-            return
-        left += await reader.readexactly(size)
-        await reader.readexactly(2)
-        *whole, left = left.split(b"\n\n")
-        for event in whole:
-            if event.startswith(b"data: ") and event != b"data: [DONE]":
-                yield json.loads(event[6:])
-            elif event.startswith(b"error: "):
-                yield {"error": json.loads(event[7:])}
+class _Chunks:
+    """The events of a chunked stream, read from its bytes as they come. Neither chunks nor what comes at once need hold
+    whole events."""
+
+    def __init__(self) -> None:
+        self.ended = False
+        """Whether the last chunk came."""
+        self._raw = self._left = b""
+
+    def events(self, data: bytes) -> Iterator[dict[str, Any]]:
+        """The events that these bytes complete. Raises ValueError for what is no chunked stream."""
+        self._raw += data
+        while not self.ended and (line := self._raw.find(b"\r\n")) >= 0:
+            size = int(self._raw[:line].split(b";")[0], 16)
+            end = line + 2 + size
+            if len(self._raw) < end + 2:
+                return
+            content, self._raw = self._raw[line + 2 : end], self._raw[end + 2 :]
+            self.ended = size == 0
+            *whole, self._left = (self._left + content).split(b"\n\n")
+            for event in whole:
+                if event.startswith(b"data: ") and event != b"data: [DONE]":
+                    yield orjson.loads(event[6:])
+                elif event.startswith(b"error: "):
+                    yield {"error": orjson.loads(event[7:])}
 
 
 def _failure(engine: str, event: dict[str, Any]) -> OpsError:

@@ -9,6 +9,7 @@ import copy
 import json
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -130,10 +131,7 @@ class ServedModel:
                 code="context_length_exceeded",
             )
         if ask.schema is not None:
-            try:
-                Draft202012Validator.check_schema(ask.schema)
-            except SchemaError as error:
-                raise RefusalError(f"the schema is no JSON schema: {error.message}", field="schema") from error
+            _check_is_schema(json.dumps(ask.schema, sort_keys=True))
         thoughts = 0 if ask.raw is not None else self._encoder(ask).thoughts
         wanted = (ask.max_tokens or self.usual) + thoughts
         return Sampling(
@@ -214,6 +212,14 @@ class ServedModel:
     def _chances(self, found: Tokens, reader: ReplyReader, said: Said) -> None:
         if found.chances and not reader.inside and not reader.calling:
             said.chances += [one for one in found.chances if one.id not in reader.ends]
+
+
+@lru_cache(maxsize=256)  # a client sends the same one again and again, and a check takes a millisecond
+def _check_is_schema(text: str) -> None:
+    try:
+        Draft202012Validator.check_schema(json.loads(text))
+    except SchemaError as error:
+        raise RefusalError(f"the schema is no JSON schema: {error.message}", field="schema") from error
 
 
 def _check_schema(text: str, schema: dict[str, Any]) -> None:

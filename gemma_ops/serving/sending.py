@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, Generic, TypeVar
 
+import orjson
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from gemma_ops.errors import OpsError
 from gemma_ops.wire.ask import RefusalError
+
+_Item = TypeVar("_Item")
 
 
 def failed(error: OpsError) -> RefusalError:
@@ -47,15 +50,32 @@ def refused(refusal: RefusalError, shape: Callable[[RefusalError], dict[str, Any
 def event_line(body: Any) -> bytes:
     """A server-sent event, named where its protocol names events."""
     named = b"event: " + body["type"].encode() + b"\n" if "sequence_number" in body else b""
-    return named + b"data: " + json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+    try:
+        text = orjson.dumps(body)
+    except TypeError:  # half a surrogate pair in a call's arguments: UTF-8 can't hold it, escapes can
+        text = json.dumps(body, separators=(",", ":")).encode()
+    return named + b"data: " + text + b"\n\n"
 
 
-async def after(first: Any, rest: AsyncIterator[Any]) -> AsyncIterator[Any]:
-    """The first, which was taken already, unless it is None, and the rest."""
-    if first is not None:
-        yield first
-    async for one in rest:
-        yield one
+class Resumed(Generic[_Item]):
+    """An iterator whose first item was taken already: that, unless it is None, and the rest. It adds no coroutine of its
+    own to each item."""
+
+    def __init__(self, first: _Item | None, rest: AsyncIterator[_Item]) -> None:
+        self._first, self._rest = first, rest
+
+    def __aiter__(self) -> Resumed[_Item]:
+        return self
+
+    def __anext__(self) -> Awaitable[_Item]:
+        if self._first is None:
+            return self._rest.__anext__()
+        first, self._first = self._first, None
+        return _given(first)
+
+
+async def _given(item: _Item) -> _Item:
+    return item
 
 
 async def then(parts: Any, end: Callable[[], None]) -> AsyncIterator[Any]:
