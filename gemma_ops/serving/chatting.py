@@ -99,7 +99,7 @@ async def _turn(
     said = Said()
     colour = sys.stdout.isatty()
     try:
-        body = {"messages": _turns(system, history, content)}
+        body = {"messages": _turns(system, history, content), "temperature": 0}  # as evaluations ask
         ask = read_with_media(body, read_chat, openai_beyond, service.model.engine.senses)
         async with service.replying(ask, said) as pieces:
             async for piece in pieces:

@@ -20,7 +20,7 @@ from gemma_ops.serving.child import GONE, ChildEngine
 from gemma_ops.serving.engine import EngineGoneError, Sampling, ShownMedia, TokenChance, Tokens
 from gemma_ops.serving.event_stream import posted_events
 
-_CHILD = [sys.executable, "-m", "gemma_ops.modeling.llamacpp_server"]
+_CHILD = [sys.executable, "-P", "-m", "gemma_ops.modeling.llamacpp_server"]
 
 
 class LlamaCpp(ChildEngine):

@@ -24,7 +24,7 @@ from gemma_ops.serving.engine import EngineGoneError, EngineRefusedError, Sampli
 
 _SEEDS = 1 << 63
 """Seeds that torch takes; others are folded."""
-_CHILD = [sys.executable, "-m", "gemma_ops.modeling.transformers_server"]
+_CHILD = [sys.executable, "-P", "-m", "gemma_ops.modeling.transformers_server"]
 
 
 class TransformersEngine(ChildEngine):

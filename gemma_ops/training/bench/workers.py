@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Protocol, Self
 
-_CHILD = [sys.executable, "-m", "gemma_ops.training.bench.child"]
+_CHILD = [sys.executable, "-P", "-m", "gemma_ops.training.bench.child"]
 _KILLED = "killed, as by a machine out of memory"
 
 
