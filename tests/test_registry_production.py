@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -132,3 +133,20 @@ def test_where_a_promotion_goes():
     assert production_model(NAME, "other@live") == ("other", "live")
     with pytest.raises(ConfigError, match="names no alias"):
         production_model(NAME, "@live")
+
+
+def test_a_version_may_be_held_to_the_champion_of_production(machine):
+    """Its own model's champion has gone on since: what counts is the one that it is to replace."""
+    root = Path(machine.mlflow).parent
+    ship(machine)
+    registry.promote(machine, NAME, version=2, reason="goes on")
+    settings = {"machine": machine.model_dump(), "train": {"seed": 3}}
+    own = runs.config(root, name="own", **settings)
+    runs.make(own)
+    with pytest.raises(GateError, match="compared with version 2, and version 1 is the champion now"):
+        ship(machine, version=3)
+    other = runs.config(root, name="other", **settings, register={"name": NAME, "champion_of": PROD})
+    out = runs.make(other)["champion"].path
+    facts = json.loads((out / "standard.json").read_text())
+    assert (facts["champion"]["name"], facts["champion"]["version"]) == (PROD, "1")
+    assert ship(machine, version=4).version == "2"

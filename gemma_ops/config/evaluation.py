@@ -102,6 +102,9 @@ class RegisterConfig(Section):
 
     name: Name | None = None
     """Registered model name; null takes the run's name."""
+    champion_of: Name | None = None
+    """The registered model whose policy and champion the version is held to, such as the one for production that it is to
+    be promoted into; null takes its own."""
     description: str = ""
     """One paragraph for the model card."""
     artifacts: tuple[VersionFormat, ...] = ("adapter", *DEFAULT_FORMATS)
@@ -111,4 +114,7 @@ class RegisterConfig(Section):
 
     def identity(self) -> dict[str, Any]:
         """What decides the version: not `asks`, which only the policy of a new model is made of."""
-        return {name: value for name, value in super().identity().items() if name != "asks"}
+        found = {name: value for name, value in super().identity().items() if name != "asks"}
+        if self.champion_of is None:
+            del found["champion_of"]  # runs of before knew no other
+        return found

@@ -46,7 +46,8 @@ class RunConfig(Section):
 
     def registered_model(self) -> RegisterConfig:
         """Only which model the versions belong to: what else is registered changes nothing about its champion."""
-        return RegisterConfig(name=self.register_.name or self.name)
+        settings = self.register_
+        return RegisterConfig(name=settings.name or self.name, champion_of=settings.champion_of)
 
     def registration(self) -> RegisterConfig:
         """The `register` section with its name filled in."""

@@ -33,7 +33,8 @@ from gemma_ops.registry.staging import TOKENIZER
 
 
 def pull_champion(out: Path, settings: RegisterConfig, machine: MachineConfig) -> dict[str, float]:
-    """Write the standard for the registered model `settings.name`, and the champion's files where there is one.
+    """Write the standard for the registered model `settings.name`, and the champion's files where there is one: both of
+    `settings.champion_of` where that is set. What earlier versions looked at stays that of the model's own.
 
     Metrics: `version` of the champion, and `bytes` of what was pulled. Raises GateError for a ledger or files that
     aren't what was written, ServiceError when MLflow can't be reached.
@@ -42,17 +43,20 @@ def pull_champion(out: Path, settings: RegisterConfig, machine: MachineConfig) -
         return _write(out, PromotionStandard(why_none="machine.mlflow is null"), [])
     tracking = profile.connect(machine)
     with profile.calls(tracking.place):
-        model = stored.find_model(tracking, str(settings.name))
+        looked = stored.find_model(tracking, str(settings.name))
+        seen = Ledger(tracking, looked.name).anchored() if looked else []
+        held_to = settings.champion_of or settings.name
+        model = stored.find_model(tracking, str(held_to))
         if model is None:
-            return _write(out, PromotionStandard(why_none=f"{settings.name} has no version yet"), [])
-        entries = Ledger(tracking, model.name).anchored()
+            return _write(out, PromotionStandard(why_none=f"{held_to} has no version yet"), seen)
+        entries = Ledger(tracking, model.name).anchored() if held_to != settings.name else seen
         policy = policy_in_force(model.name, entries)
         number = model.aliases.get(CHAMPION)
         keys = machine.trusted_keys
         champion = _pull(tracking, out, model.name, str(number), keys) if number is not None and policy else None
         why = "" if champion else f"{model.name} has no {CHAMPION if policy else 'policy'} yet"
         standard = PromotionStandard(policy=policy.policy if policy else None, champion=champion, why_none=why)
-        return _write(out, standard, entries)
+        return _write(out, standard, seen)
 
 
 def _pull(tracking: Tracking, out: Path, name: str, number: str, keys: Sequence[str]) -> ChampionFacts:
