@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import hmac
@@ -11,6 +12,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from types import SimpleNamespace
 
 import httpx2
 import patience
@@ -218,6 +220,14 @@ def test_an_alias_that_moves_while_the_ledger_is_read_was_not_moved_past_it(monk
     monkeypatch.setattr(moving.Ledger, "__init__", lambda *_: None)
     monkeypatch.setattr(moving.Ledger, "entries", lambda _: done)
     assert moving.promoted_version(None, "support-nano", "champion") == "2"
+
+
+def test_what_nobody_foresaw_is_told_and_ends_no_following(monkeypatch):
+    monkeypatch.setattr(following, "_standing", lambda *_: int("x"))
+    said = []
+    follower = following.AliasFollower(SimpleNamespace(trouble={}), "support@champion", None, None, None, said.append)
+    asyncio.run(follower.look())
+    assert said == ["support@champion can't be followed: ValueError: invalid literal for int() with base 10: 'x'"]
 
 
 def test_an_alias_that_is_gone_changes_nothing(registered):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -19,6 +20,7 @@ from gemma_ops.errors import GateError, ModelError
 from gemma_ops.nano import tickets
 from gemma_ops.processes import Birth
 from gemma_ops.serving import server
+from gemma_ops.serving.child import ChildEngine
 from gemma_ops.serving.engine import Sampling
 from gemma_ops.serving.llamacpp import LlamaCpp
 from gemma_ops.serving.replicas import Replicas, common_prefix, several
@@ -183,6 +185,14 @@ def test_where_one_cant_load_none_stays(files, tmp_path, monkeypatch):
     with pytest.raises(ModelError, match="can't load"), serving(files / "q8_0" / "model.gguf", replicas=2):
         pass
     assert [Birth.of(engine.pid) for engine in made] == [None, None]
+
+
+def test_a_child_that_dies_in_the_middle_of_a_word_is_told():
+    """Where that happens while it is started again, it is started once more."""
+    said = "import sys; sys.stdout.write('{\"ready')"
+    engine = ChildEngine("an engine", slots=1, context=64)
+    with pytest.raises(ModelError, match="it can't start: it ended without a word"):
+        asyncio.run(engine._spawn_told([sys.executable, "-c", said], {}, "it can't start"))
 
 
 def test_threads_are_shared_out():

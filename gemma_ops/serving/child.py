@@ -101,9 +101,10 @@ class ChildEngine:
                     said = line
                     if line.startswith((b'{"ready"', b'{"error"')):
                         break
-        except TimeoutError:
+            body = json.loads(said) if said.startswith(b"{") else {}
+        except (TimeoutError, ValueError):  # it says nothing, half a line, or no end of one
             self._child.kill()
-        body = json.loads(said) if said.startswith(b"{") else {}
+            body = {}
         if "ready" not in body:
             raise ModelError(
                 f"{what}: {body.get('error') or 'it ended without a word'}",
