@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import tempfile
 import time
 from collections.abc import Sequence
@@ -49,6 +50,8 @@ class ChildEngine:
 
     async def start(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="gemma-ops-")
+        # It is removed when this process ends, and not when one does that was forked from it.
+        os.register_at_fork(after_in_child=self._folder._finalizer.detach)  # type: ignore[attr-defined]
         try:
             await self._spawn()
             self._ready.set()
