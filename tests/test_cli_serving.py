@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import httpx2
 import patience
@@ -16,6 +18,8 @@ import pytest
 from serving import make_files
 
 from gemma_ops.nano import WEIGHTS
+from gemma_ops.serving import chatting
+from gemma_ops.serving.engine import EngineGoneError
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +83,16 @@ def test_a_conversation_remembers_until_it_is_reset(file, tmp_path):
     assert "refused: " in told
     assert "control token <|turn>" in told
     assert told.count("/reset forgets the conversation") == 2  # at the beginning, and for what is no command
+
+
+def test_an_engine_that_dies_in_a_conversation_ends_its_turn_alone(capsys):
+    def replying(*_):
+        raise EngineGoneError("the engine ended", "send it again")
+
+    service, history = SimpleNamespace(model=SimpleNamespace(engine=SimpleNamespace(senses=None))), []
+    service.replying = replying
+    asyncio.run(chatting._turn(service, history, "", "hello", named=False))
+    assert (capsys.readouterr().out, history) == ("failed: the engine ended; send it again\n", [])
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,11 @@ def test_the_text_is_word_for_word_what_was_reviewed(form, weights):
     assert made == file.read_text(encoding="utf-8")
 
 
+def test_titles_are_names_that_a_service_may_have():
+    titles = [a_version(name=name).title for name in ("Support_nano", "3B", "x" * 49 + "_y")]
+    assert titles == ["support-nano", "model-3b", "x" * 49]
+
+
 @pytest.mark.parametrize(("form", "weights"), TEXTS)
 def test_every_text_is_pinned_and_says_how_the_bytes_come(form, weights):
     text = text_of(form, weights)

@@ -6,11 +6,13 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import threading
 import time
 from collections import Counter
 from dataclasses import replace
 from datetime import UTC, datetime
 
+import patience
 import pytest
 from gemini import machine_for
 from test_data_pii import FOUND
@@ -312,6 +314,30 @@ def test_a_log_is_cut_to_whole_lines_and_its_ids_need_its_key(tmp_path):
     path.write_text("{}\n")
     with pytest.raises(DataError, match=r"log\.jsonl:1"):
         list(read_log(path))
+
+
+def test_several_servers_write_one_log(tmp_path):
+    path = tmp_path / "log.jsonl"
+    path.with_name("log.jsonl.key").touch()  # another was killed before it had written the key
+    log = DecisionLog(path)
+    assert len(bytes.fromhex(path.with_name("log.jsonl.key").read_text())) == 32
+    record = RouteRecord(
+        "now", "1", decide(RoutingPolicy(), Signals()), Signals(), ("local",), "x@low", Outcome("local", 200)
+    )
+    line = json.dumps(record.to_json()) + "\n"
+    opened = []
+    other = threading.Thread(target=lambda: opened.append(DecisionLog(path)))
+    with log._alone(), path.open("a") as file:
+        file.write(line[:100])
+        file.flush()
+        other.start()  # it may not take what is being written for what a kill has left
+        other.join(0.2)
+        file.write(line[100:])
+    assert patience.joined(other, 30)
+    for one in (log, *opened):
+        one.add(record)
+        one.close()
+    assert list(read_log(path)) == [record] * 3
 
 
 def test_evidence_counts_for_the_format_and_the_gemini_it_is_about():

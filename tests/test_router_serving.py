@@ -26,6 +26,7 @@ from gemma_ops.gemini.emulator import Emulator
 from gemma_ops.routing.policy import load_policy
 from gemma_ops.routing.records import read_log
 from gemma_ops.routing.replay import replay
+from gemma_ops.serving.accounting import Accounts
 from gemma_ops.serving.key_budgets import KeyBudgets
 from gemma_ops.serving.keys import Grant, Keys
 
@@ -124,6 +125,16 @@ def test_what_is_private_is_answered_here_and_what_is_long_by_gemini(live, gemin
     assert (error.status_code, error.code, told["x-gemma-ops-lane"]) == (400, "no_lane", "refuse")
     assert "never leaves this machine" in error.message
     assert len(gemini.log) == before + 1
+
+
+def test_what_auto_answers_here_is_there_for_a_shadow_and_what_gemini_answers_is_not(live, monkeypatch):
+    asked, close = [], Accounts.close
+    monkeypatch.setattr(
+        Accounts, "close", lambda self, account, status: (asked.append(account.asked.ask), close(self, account, status))
+    )
+    ask(live, "hello")
+    ask(live, LONG)
+    assert [one and one.messages[0]["content"] for one in asked] == ["hello", None]
 
 
 def test_a_class_in_the_body_counts_and_the_stricter_of_two_holds(live):

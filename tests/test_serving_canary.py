@@ -11,7 +11,7 @@ from serving import make_files, record, serving
 
 from gemma_ops.data import chat, published
 from gemma_ops.data.prompting import Prompting, write_prompting
-from gemma_ops.errors import GateError, ModelError
+from gemma_ops.errors import ConfigError, GateError, ModelError
 from gemma_ops.modeling.llamacpp import GGUF
 from gemma_ops.modeling.load import load_tokenizer
 from gemma_ops.nano import WEIGHTS, tickets
@@ -126,6 +126,21 @@ def test_a_record_that_is_none_is_told(tmp_path):
 )  # fmt: skip
 def test_when_it_is_good(same, as_base, other, repeats, good):
     assert CanaryResult(16, same, as_base, other, repeats).good == good
+
+
+def test_a_context_without_room_for_the_questions_is_told(files, rows, tmp_path):
+    long = [rows[0] | {"ids": [5] * 64}]
+    with (
+        pytest.raises(ConfigError, match=r"questions take up to 64 tokens, and serve\.context is 64"),
+        serving(files / "q8_0" / "model.gguf", recorded=record(tmp_path / "canary.json", long), context=64),
+    ):
+        pass
+
+
+def test_a_record_of_other_formats_says_nothing_of_this_one(files, rows, tmp_path):
+    other = record(tmp_path / "canary.json", [row | {"answers": {"q4_0": "x"}} for row in rows])
+    with serving(files / "q8_0" / "model.gguf", recorded=other) as live:
+        assert live.service.facts.canary == "nothing was recorded to compare with"
 
 
 def test_a_format_that_repeats_itself_less_is_asked_for_less(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import hmac
@@ -11,6 +12,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from types import SimpleNamespace
 
 import httpx2
 import patience
@@ -21,7 +23,7 @@ from serving import make_files, register, serving
 from gemma_ops import registry
 from gemma_ops.errors import ConfigError, GateError, OpsError
 from gemma_ops.processes import Birth
-from gemma_ops.registry import profile
+from gemma_ops.registry import moving, profile
 from gemma_ops.registry.fetching import pull_version
 from gemma_ops.serving import following
 from gemma_ops.serving.server import alias_followers
@@ -209,6 +211,23 @@ def test_an_alias_that_was_moved_past_the_ledger_is_not_followed(registered):
         serves(live, "2")
     client.set_registered_model_alias("support-nano", "by-hand", "1")
     assert pull_version(machine, "support-nano@by-hand").version == "1"  # nobody promoted to it, nobody was passed
+
+
+def test_an_alias_that_moves_while_the_ledger_is_read_was_not_moved_past_it(monkeypatch):
+    stands = iter("122")
+    monkeypatch.setattr(moving, "alias_version", lambda *_: next(stands))
+    done = [{"kind": "done", "action": "promote", "alias": "champion", "to": "2"}]
+    monkeypatch.setattr(moving.Ledger, "__init__", lambda *_: None)
+    monkeypatch.setattr(moving.Ledger, "entries", lambda _: done)
+    assert moving.promoted_version(None, "support-nano", "champion") == "2"
+
+
+def test_what_nobody_foresaw_is_told_and_ends_no_following(monkeypatch):
+    monkeypatch.setattr(following, "_standing", lambda *_: int("x"))
+    said = []
+    follower = following.AliasFollower(SimpleNamespace(trouble={}), "support@champion", None, None, None, said.append)
+    asyncio.run(follower.look())
+    assert said == ["support@champion can't be followed: ValueError: invalid literal for int() with base 10: 'x'"]
 
 
 def test_an_alias_that_is_gone_changes_nothing(registered):

@@ -14,10 +14,12 @@ import patience
 import pytest
 from serving import make_files, register, serving
 
-from gemma_ops import registry
-from gemma_ops.errors import ConfigError, GateError
+from gemma_ops import digest, registry
+from gemma_ops.config import ServeConfig
+from gemma_ops.errors import ConfigError, DataError, GateError
 from gemma_ops.registry import flavor
 from gemma_ops.registry.fetching import pull_version
+from gemma_ops.serving.copied import open_copy
 from gemma_ops.serving.pyfunc import _load_pyfunc
 
 QUESTION = [{"role": "user", "content": "hello"}]
@@ -66,8 +68,17 @@ def test_what_mlflow_loads_answers_as_the_server_does(champion, at_mlflow):
         assert loaded.predict(["hello"] * 5, params) == [said] * 5
         for column, value in (("messages", QUESTION), ("messages", json.dumps(QUESTION)), ("prompt", "hello")):
             assert loaded.predict(pd.DataFrame({column: [value], "other": [1]}), params) in ([said], [found])
+        served, loop = loaded._model_impl, loaded._model_impl._loop
+        loop._process -= 1  # as in a process that was forked: its thread is in the other one
+        with pytest.raises(at_mlflow.MlflowException, match="load it again in this process"):
+            served.predict(["hello"])
+        served.close()
+        loop._process += 1
+        assert served.predict(["hello"], params) == [said]
     finally:
         loaded._model_impl.close()
+    with pytest.raises(at_mlflow.MlflowException, match="was closed"):
+        served.predict({"messages": QUESTION})
 
 
 def test_mlflows_own_server_answers(champion):
@@ -113,7 +124,7 @@ def test_a_copy_that_was_changed_is_not_loaded(champion, tmp_path):
     _, copy = champion
 
     def changed(name, body):
-        folder = tmp_path / name.replace("/", "-")
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
         shutil.copytree(copy, folder)
         (folder / name).write_bytes(body)
         return str(folder)
@@ -122,14 +133,23 @@ def test_a_copy_that_was_changed_is_not_loaded(champion, tmp_path):
     weights[-1] ^= 1
     manifest = json.loads((copy / "manifest.json").read_text())
     manifest["subject"]["name"] = "other"
+    empty = {"schema": manifest["schema"], "subject": {}, "digest": digest.of_json({})}
     for name, body, why in (
         ("quantized/q8_0/model.gguf", weights, "integrity: .*model.gguf was changed"),
         ("verdict.json", b"{}", "integrity: .*verdict.json was changed"),
         ("tokenizer/chat_template.jinja", b"{{ 1 }}", "integrity: .*chat_template.jinja was changed"),
         ("manifest.json", json.dumps(manifest).encode(), "integrity: .*the manifest was changed"),
+        ("manifest.json", json.dumps(empty).encode(), "integrity: .*lists no files"),
+        ("tokenizer/generation_config.json", b"{}", "integrity: .*would be loaded too"),
+        ("quantized/q8_0/further.gguf", b"{}", "integrity: .*would be loaded too"),
     ):
         with pytest.raises(GateError, match=why):
             _load_pyfunc(changed(name, body), {"format": "q8_0"})
+    with pytest.raises(DataError, match="can't be read"):
+        _load_pyfunc(changed("manifest.json", b"[1]"), {})
+    shutil.copytree(copy, tmp_path / "one")
+    (tmp_path / "one/quantized/q8_0/model.gguf").unlink()  # as `pull --only q4_0` leaves it
+    assert open_copy(tmp_path / "one", ServeConfig(), ()).format == "q4_0"
     with pytest.raises(ConfigError, match=r"model_config: .*slots"):
         _load_pyfunc(str(copy), {"slots": 0})
     with pytest.raises(GateError, match="it is not signed"):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -19,6 +21,7 @@ from gemma_ops.errors import GateError, ModelError
 from gemma_ops.nano import tickets
 from gemma_ops.processes import Birth
 from gemma_ops.serving import server
+from gemma_ops.serving.child import ChildEngine
 from gemma_ops.serving.engine import Sampling
 from gemma_ops.serving.llamacpp import LlamaCpp
 from gemma_ops.serving.replicas import Replicas, common_prefix, several
@@ -183,6 +186,37 @@ def test_where_one_cant_load_none_stays(files, tmp_path, monkeypatch):
     with pytest.raises(ModelError, match="can't load"), serving(files / "q8_0" / "model.gguf", replicas=2):
         pass
     assert [Birth.of(engine.pid) for engine in made] == [None, None]
+
+
+def test_a_child_that_dies_in_the_middle_of_a_word_is_told():
+    """Where that happens while it is started again, it is started once more."""
+    said = "import sys; sys.stdout.write('{\"ready')"
+    engine = ChildEngine("an engine", slots=1, context=64)
+    with pytest.raises(ModelError, match="it can't start: it ended without a word"):
+        asyncio.run(engine._spawn_told([sys.executable, "-c", said], {}, "it can't start"))
+
+
+_FORKED = """
+import asyncio, os, sys
+from pathlib import Path
+from gemma_ops.serving.child import ChildEngine
+
+class Still(ChildEngine):
+    async def _spawn(self): pass
+    async def _watch(self): pass
+
+engine = Still("still", slots=1, context=64)
+asyncio.run(engine.start())
+if not os.fork():
+    sys.exit()
+os.wait()
+print(Path(engine._socket).parent.is_dir())
+"""
+
+
+def test_a_forked_process_that_ends_takes_no_engine_with_it():
+    done = subprocess.run([sys.executable, "-c", _FORKED], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == "True\n"
 
 
 def test_threads_are_shared_out():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import stat
+from dataclasses import replace
 
 import pytest
 from serving import make_files
@@ -128,11 +129,18 @@ async def _shadowed(file, path):
         shadow.copy(ask, Said(), services[0], 0.5, "")  # its client went
         await shadow.settled()
         assert dict(shadow.counts) == {"copied": 1, "skipped": 1}
+        for mark in ("[media 1f 0]", "[media 2e 0]"):  # another in each request
+            turns = [{"role": "user", "content": f"which colour? {mark}"}]
+            picture = {mark: {"type": "media", "mime": "image/png", "data": "aGVsbG8="}}
+            shadow.copy(replace(ask, messages=turns, shown=picture), said, services[0], 0.5, "")
+            await shadow.settled()
         assert 'gemma_ops_shadow_total{outcome="skipped"} 1' in render_metrics(deployment, shadow=shadow.counts)
     finally:
         await deployment.stop()
-    (line,) = path.read_text().splitlines()
-    kept = json.loads(line)
+    kept, *shown = map(json.loads, path.read_text().splitlines())
+    first, second = (one["ask"]["messages"] for one in shown)
+    assert first == second  # one question, whatever stands for its picture
+    assert "which colour? [image/png" in first[0]["content"]
     assert kept["ask"]["messages"] == [{"role": "user", "content": "hello"}]
     assert (kept["first"]["text"], kept["first"]["seconds"]) == (said.text, 0.5)
     assert kept["second"]["text"] == said.text

@@ -12,9 +12,9 @@ from gemini import KEY, machine_for
 from serving import make_files, serving
 
 from gemma_ops.config import MachineConfig
-from gemma_ops.errors import ConfigError
+from gemma_ops.errors import ConfigError, ServiceError
 from gemma_ops.gemini.emulator import Emulator
-from gemma_ops.registry.traffic import TracedRequest
+from gemma_ops.registry.traffic import TracedRequest, TrafficPlace
 from gemma_ops.serving import server, traffic
 from gemma_ops.serving.traffic_writer import allowed, write_traffic
 
@@ -160,6 +160,8 @@ TRACED = TracedRequest(
         ({"privacy": "local_only"}, False, True),
         ({"asked": {"messages": [{"role": "user", "content": "mail me at ada@lovelace.org"}]}}, True, False),
         ({"said": {"content": "it is DE89370400440532013000"}}, True, False),
+        ({"asked": {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}}, True, False),
+        ({"asked": {"contents": [{"parts": [{"inlineData": {}}]}]}}, True, False),
     ],
 )
 def test_content_goes_elsewhere_only_where_its_class_allows_it(change, elsewhere, kept):
@@ -175,6 +177,25 @@ def test_an_mlflow_that_is_away_is_told_once_and_loses_no_request(file, tmp_path
             assert post(live, "/v1/chat/completions", body).status_code == 200
     (told,) = [line for line in live.said if "MLflow" in line]
     assert told.startswith("traffic is not filed in MLflow: MLflow at http://127.0.0.1:9 can't be reached")
+
+
+def test_a_trace_that_mlflow_loses_is_told(tmp_path, monkeypatch):
+    """MLflow raises nothing where it can't write a trace."""
+    from mlflow.tracing.client import TracingClient
+
+    runs.fresh(tmp_path / "mlflow")
+    machine = MachineConfig(mlflow=str(tmp_path / "mlflow"))
+    place = TrafficPlace(machine, "x@champion")
+    with monkeypatch.context() as patch:
+        patch.setattr(TracingClient, "start_trace", lambda *_: 1 / 0)
+        with pytest.raises(ServiceError, match="division by zero"):
+            place.trace(TRACED)
+    place.trace(TRACED)
+    experiment, traces, _ = filed(tmp_path / "mlflow")
+    assert TRACED.id in [trace.info.tags.get("gemma_ops.request") for trace in traces]
+    place._tracking.client.delete_experiment(experiment.experiment_id)
+    with pytest.raises(ConfigError, match="was deleted"):
+        TrafficPlace(machine, "x@champion")
 
 
 def test_traces_wait_for_no_room_and_are_counted(file, tmp_path, monkeypatch):

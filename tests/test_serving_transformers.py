@@ -123,8 +123,9 @@ def test_the_draw_is_what_was_asked_for(live, rows):
     assert drawn(temperature=1.5, seed=7) == hot
     assert len({tuple(drawn(temperature=1.5, seed=seed)) for seed in (7, 8, -9, 1 << 70)}) > 1
     assert len({tuple(drawn(temperature=3.0)) for _ in range(4)}) > 1
-    for narrow in ({"top_k": 1}, {"top_p": 1e-6}):
-        assert drawn(temperature=1.5, seed=7, **narrow) == greedy
+    for narrow in ({"top_k": 1}, {"top_p": 1e-6}, {"top_p": 0.0}, {"temperature": 1e-40}):
+        assert drawn(**{"temperature": 1.5, "seed": 7} | narrow) == greedy
+    assert engine.restarts == 0  # a request takes the engine from nobody else
 
 
 def test_probabilities_are_those_of_the_whole_vocabulary(live, merged, rows):

@@ -179,15 +179,21 @@ def test_the_canary_sings_on_vllm_too(folder, settings, tmp_path):
 def test_an_adapter_is_run_behind_a_canary_only(folder, settings, tmp_path):
     source = replace(open_source(str(folder), MACHINE, settings), format="adapter", base=WEIGHTS)
     (folder / "adapter_config.json").write_text('{"r": 12, "rank_pattern": {"q_proj": 20}}')
-    for one in (source, replace(source, canary=tmp_path)):
+    sings = record(tmp_path / "canary.json", [{"answers": {"tuned": "good"}}])
+    silent = record(tmp_path / "other.json", [{"answers": {"q8_0": "good"}}])
+    with pytest.raises(ConfigError, match="no canary would notice"):
+        make_engine(replace(source, canary=silent), MACHINE, settings)
+    for one in (source, replace(source, canary=sings)):
         held = settings.model_copy(update={"canary": "reported"}) if one.canary else settings
         with pytest.raises(ConfigError, match="no canary would notice"):
             make_engine(one, MACHINE, held)
-    engine = make_engine(replace(source, canary=tmp_path), MACHINE, settings)
+    engine = make_engine(replace(source, canary=sings), MACHINE, settings)
     given = " ".join(engine._arguments)
     assert f"--enable-lora --max-loras 1 --max-lora-rank 32 --lora-modules adapter={folder}" in given
     assert f"--model {WEIGHTS} " in given
     assert engine._body([1], Sampling(1))["model"] == "adapter"
+    least = engine._body([1], Sampling(1, 1.0, 0.0))
+    assert (least["temperature"], least["top_p"]) == (0.0, 1.0)  # vLLM refuses a top_p of 0
 
 
 def test_what_is_planned_is_what_it_may_take(tmp_path):

@@ -14,6 +14,9 @@ from typing import Any, Literal
 from gemma_ops.modeling.generate import shown_arguments
 from gemma_ops.modeling.media import Seen
 
+_COLDEST = 1e-5
+"""The temperature below which the likeliest token is taken, as in vLLM: float32 has no room for what would be drawn."""
+
 
 @dataclass(frozen=True)
 class Drawing:
@@ -21,7 +24,7 @@ class Drawing:
     together have `top_p`, as transformers and vLLM do it."""
 
     temperature: float = 0.0
-    """0 takes the likeliest."""
+    """0 takes the likeliest, and so does `top_p` 0."""
     top_k: int = 0
     top_p: float = 1.0
     seed: int = 0
@@ -84,7 +87,7 @@ class ReplyInMemory:
         import torch
 
         how = self._how
-        if how.temperature <= 0:
+        if how.temperature < _COLDEST or how.top_p <= 0:
             return int(scores.argmax())
         ordered, ids = (scores / how.temperature).sort(descending=True)
         kept = ordered[: how.top_k] if how.top_k > 0 else ordered

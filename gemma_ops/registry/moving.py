@@ -52,10 +52,15 @@ def promoted_version(tracking: Tracking, name: str, alias: str) -> str | None:
 
     Raises GateError where the alias was moved past the ledger, and for a ledger that isn't what was written.
     """
-    now, entries = alias_version(tracking, name, alias), Ledger(tracking, name).entries()
-    trail, intent = ledger.trail(entries, alias), ledger.pending(entries, alias)
-    if now is None or not trail or now in (trail[-1], intent["to"] if intent else None):
-        return now
+    now = alias_version(tracking, name, alias)
+    while True:
+        entries = Ledger(tracking, name).entries()
+        trail, intent = ledger.trail(entries, alias), ledger.pending(entries, alias)
+        if now is None or not trail or now in (trail[-1], intent["to"] if intent else None):
+            return now
+        before, now = now, alias_version(tracking, name, alias)
+        if now == before:
+            break  # else it moved while the ledger was read
     raise GateError(
         f"{LINEAGE}: {name}@{alias} stands at version {now} in MLflow, and its ledger put it at version {trail[-1]}: "
         "it was moved without gemma-ops",

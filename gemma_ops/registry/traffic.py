@@ -7,6 +7,7 @@ nothing, and local models not at all.
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Mapping
@@ -14,10 +15,13 @@ from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 from gemma_ops.config import MachineConfig, Privacy
+from gemma_ops.errors import ConfigError
 from gemma_ops.privacy import strictest
 from gemma_ops.registry import profile
 
 _SUFFIX = "-serving"
+_EXPORTER = "mlflow.tracing.export.mlflow_v3"
+"""The logger of what writes traces."""
 _PAGE = {"mlflow.experimentKind": "genai_development"}
 """The kind of experiment whose page shows traces."""
 
@@ -73,6 +77,25 @@ class TracedRequest:
         return strictest((self.privacy, self.learned))
 
 
+class _Lost(logging.Handler):
+    """Hears of traces that MLflow couldn't file: it logs that, and raises nothing."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self._heard: list[str] = []
+        log = logging.getLogger(_EXPORTER)
+        log.handlers, log.propagate = [self], False
+        log.setLevel(logging.WARNING)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._heard.append(record.getMessage().splitlines()[0][:200])
+
+    def told(self) -> str:
+        """What was heard since the last time, the first of it; empty where nothing was."""
+        heard, self._heard = self._heard, []
+        return heard[0] if heard else ""
+
+
 class TrafficPlace:
     """The experiment that a server's traffic is filed in.
 
@@ -87,6 +110,7 @@ class TrafficPlace:
         # One request after another: what can't be written is told here, and not in a thread of MLflow's.
         os.environ["MLFLOW_ENABLE_ASYNC_TRACE_LOGGING"] = "false"
         self._title, self._run = title, ""
+        self._lost, self._doubted = _Lost(), False
         with profile.calls(self._tracking.place):
             self._experiment = self._found(machine.experiment + _SUFFIX)
 
@@ -108,6 +132,8 @@ class TrafficPlace:
             "version": one.version, "format": one.format, "lane": one.lane, "privacy": one.privacy, "key": one.key,
             "request": one.id,
         }  # fmt: skip
+        if self._doubted:  # each try costs MLflow seconds while nobody is there
+            profile.probe(self._tracking.place)
         with profile.calls(self._tracking.place):
             span = mlflow.start_span_no_context(
                 one.name, "CHAT_MODEL", inputs=one.asked, attributes=attributes,
@@ -117,6 +143,10 @@ class TrafficPlace:
             if one.said is not None:
                 span.set_outputs(one.said)
             span.end(status="OK" if one.status < 400 else "ERROR", end_time_ns=one.at_ns + round(one.seconds * 1e9))
+        why = self._lost.told()
+        self._doubted = bool(why)
+        if why:
+            raise profile.unreachable(self._tracking.place, why)
 
     def count(self, values: Mapping[str, float]) -> None:
         """Write the server's metrics as they are now."""
@@ -139,6 +169,11 @@ class TrafficPlace:
         """The experiment's id; made where there is none, beside the one for runs."""
         client = self._tracking.client
         found = client.get_experiment_by_name(name)
+        if found is not None and found.lifecycle_stage != "active":
+            raise ConfigError(
+                f"the MLflow experiment {name!r} was deleted",
+                f"restore it: mlflow experiments restore -x {found.experiment_id}",
+            )
         if found is not None:
             return str(found.experiment_id)
         return str(client.create_experiment(name, artifact_location=self._tracking.stores or None, tags=_PAGE))

@@ -1,11 +1,12 @@
 """The log of decisions: a JSON line a request, with what decided it and what came of it, and never a word of it.
 
 A line is written when its request ended, and forced to the disk by a thread of its own, so that no request waits for
-a disk. A half-written last line, left by a kill, is cut off. Requests are told apart by a keyed digest: with the key,
+a disk. A half-written last line, left by a kill, is cut off. Several servers may write one log. Requests are told apart by a keyed digest: with the key,
 which lies beside the log, equal requests are found again; without it nobody can try texts against it."""
 
 from __future__ import annotations
 
+import fcntl
 import hmac
 import json
 import os
@@ -13,9 +14,10 @@ import queue
 import secrets
 import threading
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TextIO
 
 from gemma_ops.errors import DataError, MachineError
 from gemma_ops.privacy import class_of
@@ -97,12 +99,14 @@ class DecisionLog:
         self.path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._key = _key_beside(path)
-            _cut_half_a_line(path)
+            self._locked = _open_key(path)
+            with self._alone():
+                self._key = _made_key(self._locked)
+                _cut_half_a_line(path)
             self._file = path.open("a", encoding="utf-8")
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise MachineError(
-                f"the log of decisions {path} can't be written: {error.strerror or error}",
+                f"the log of decisions {path} can't be written: {getattr(error, 'strerror', '') or error}",
                 "give another place: serve.routing_log",
             ) from error
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
@@ -123,15 +127,27 @@ class DecisionLog:
         self._lines.put(None)
         self._writer.join()
         self._file.close()
+        self._locked.close()
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Hold the log for the length of the block: other servers may write it too."""
+        fcntl.flock(self._locked, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            fcntl.flock(self._locked, fcntl.LOCK_UN)
 
     def _write(self) -> None:
         """What has come in shares the cost of one force to the disk."""
         line = self._lines.get()
         while line is not None:
-            self._file.write(line)
+            lines = [line]
             while not self._lines.empty() and (line := self._lines.get()) is not None:
-                self._file.write(line)
-            self._file.flush()
+                lines.append(line)
+            with self._alone():
+                self._file.writelines(lines)
+                self._file.flush()
             os.fsync(self._file.fileno())
             if line is not None:
                 line = self._lines.get()
@@ -155,13 +171,21 @@ def read_log(path: Path) -> Iterator[RouteRecord]:
         raise DataError(f"{path} can't be read: {error}", "correct the path") from error
 
 
-def _key_beside(path: Path) -> bytes:
-    """The key of a log's digests, made where there is none; readable by its owner alone."""
-    file = path.with_name(path.name + ".key")
-    if not file.is_file():
-        with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as made:
-            made.write(secrets.token_hex(32))
-    return bytes.fromhex(file.read_text(encoding="ascii").strip())
+def _open_key(path: Path) -> TextIO:
+    """The file beside a log that holds the key of its digests, and which is locked by whoever writes; readable by its
+    owner alone."""
+    made = os.open(path.with_name(path.name + ".key"), os.O_RDWR | os.O_CREAT, 0o600)
+    return os.fdopen(made, "r+", encoding="ascii")
+
+
+def _made_key(file: TextIO) -> bytes:
+    """The key, made where there is none yet, or a server was killed before it had written it."""
+    found = file.read().strip()
+    if not found:
+        found = secrets.token_hex(32)
+        file.write(found)
+        file.flush()
+    return bytes.fromhex(found)
 
 
 def _cut_half_a_line(path: Path) -> None:

@@ -8,13 +8,14 @@ prompt must be the recorded one, token for token. Then the engine answers it gre
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gemma_ops.errors import GateError, ModelError
+from gemma_ops.errors import ConfigError, GateError, ModelError
 from gemma_ops.serving.engine import Sampling
 from gemma_ops.serving.model import Said, ServedModel
 from gemma_ops.verdicts import CANARY_SCHEMA
@@ -90,9 +91,22 @@ def read_answers(path: Path, target: str) -> RecordedAnswers:
         raise ModelError(f"{path} is no record of answers: {error}", "evaluate again") from error
 
 
+def recorded_of(path: Path | None, target: str) -> RecordedAnswers | None:
+    """As `read_answers`; None where there is no record, or none of this target: nothing of it can be compared."""
+    found = read_answers(path, target) if path else None
+    return found if found and found.rows else None
+
+
 async def run_canary(model: ServedModel, recorded: RecordedAnswers, target: str) -> CanaryResult:
-    """Ask the recorded questions, and compare with what `target` said then."""
+    """Ask the recorded questions, and compare with what `target` said then. Raises ConfigError where the context has no
+    room for one."""
     rows = recorded.rows
+    longest = max((len(row["ids"]) for row in rows), default=0)
+    if longest >= model.engine.context:
+        raise ConfigError(
+            f"the canary's questions take up to {longest:,} tokens, and serve.context is {model.engine.context:,}",
+            "set serve.context to what its evaluation allowed: prompt and reply together",
+        )
     gate = asyncio.Semaphore(model.engine.slots)
 
     async def one(row: dict[str, Any]) -> tuple[bool, str]:
@@ -106,8 +120,9 @@ async def run_canary(model: ServedModel, recorded: RecordedAnswers, target: str)
                 return False, ""
             said = Said()
             limit = int(row["max_new_tokens"])
-            async for _ in model.answer(prompt, Sampling(limit, schema=row.get("schema")), said):
-                pass
+            with contextlib.suppress(RefusalError):  # what it said until then is no recorded answer
+                async for _ in model.answer(prompt, Sampling(limit, schema=row.get("schema")), said):
+                    pass
             return True, said.text
 
     found = await asyncio.gather(*(one(row) for row in rows))

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gemma_ops.config import MachineConfig, ServeConfig
-from gemma_ops.errors import DataError
+from gemma_ops.errors import DataError, OpsError
 from gemma_ops.serving.model import Said
 from gemma_ops.serving.server import opened
 from gemma_ops.serving.service import ModelService
@@ -93,7 +93,7 @@ async def _talk(services: list[ModelService], system: str) -> None:
 async def _turn(
     service: ModelService, history: list[dict[str, Any]], system: str, content: Content, *, named: bool
 ) -> None:
-    """One question and its answer, streamed; what is refused is told and forgotten."""
+    """One question and its answer, streamed; what is refused, or not answered, is told and forgotten."""
     if named:
         print(f"\n{service.facts.source}", flush=True)
     said = Said()
@@ -111,6 +111,9 @@ async def _turn(
                     print(piece.text, end="", flush=True)
     except RefusalError as refusal:
         print(f"refused: {refusal.message}")
+        return
+    except OpsError as error:
+        print(f"failed: {error.what}; {error.fix}")
         return
     print(" […]" if said.end == "length" else "")
     history += [{"role": "user", "content": content}, {"role": "assistant", "content": said.text or "…"}]

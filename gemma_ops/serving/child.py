@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import tempfile
 import time
 from collections.abc import Sequence
@@ -49,6 +50,8 @@ class ChildEngine:
 
     async def start(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="gemma-ops-")
+        # It is removed when this process ends, and not when one does that was forked from it.
+        os.register_at_fork(after_in_child=self._folder._finalizer.detach)  # type: ignore[attr-defined]
         try:
             await self._spawn()
             self._ready.set()
@@ -101,9 +104,10 @@ class ChildEngine:
                     said = line
                     if line.startswith((b'{"ready"', b'{"error"')):
                         break
-        except TimeoutError:
+            body = json.loads(said) if said.startswith(b"{") else {}
+        except (TimeoutError, ValueError):  # it says nothing, half a line, or no end of one
             self._child.kill()
-        body = json.loads(said) if said.startswith(b"{") else {}
+            body = {}
         if "ready" not in body:
             raise ModelError(
                 f"{what}: {body.get('error') or 'it ended without a word'}",

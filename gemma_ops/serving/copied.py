@@ -55,7 +55,8 @@ def open_copy(folder: Path, settings: ServeConfig, keys: Sequence[str], *, versi
     if verdict:
         check_served(verdict, body["subject"], who)
     made = [name for name in SERVED_FORMATS if FORMATS[name].place in files]
-    form = FORMATS[choose_format(settings, made, verdict, who)]
+    brought = [name for name in made if (folder / FORMATS[name].place).is_file()]  # `pull --only` brings one
+    form = FORMATS[choose_format(settings, brought or made, verdict, who)]
     for name in files:
         if is_weights(name, form):
             _check(folder, name, files, who)
@@ -66,10 +67,12 @@ def open_copy(folder: Path, settings: ServeConfig, keys: Sequence[str], *, versi
 def _manifest(folder: Path) -> dict[str, Any]:
     try:
         body = dict(json.loads((folder / MANIFEST).read_text(encoding="utf-8")))
-    except (OSError, UnicodeDecodeError, ValueError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise DataError(f"{folder / MANIFEST} can't be read: {error}", "pull the version again") from error
     try:
         manifest.check(body)
+        if not (isinstance(body["subject"], dict) and isinstance(body["subject"].get("files"), dict)):
+            raise OpsError("the manifest lists no files", "")
     except OpsError as error:
         raise GateError(f"{INTEGRITY}: {folder}: {error.what}", "pull the version again") from error
     return body

@@ -9,6 +9,7 @@ from gemma_ops.config import MachineConfig, ServeConfig
 from gemma_ops.data import chat
 from gemma_ops.errors import ConfigError, MachineError
 from gemma_ops.processes import free_memory
+from gemma_ops.serving.canary import recorded_of
 from gemma_ops.serving.choosing import choose_engine
 from gemma_ops.serving.engine import Engine
 from gemma_ops.serving.llamacpp import LlamaCpp
@@ -55,7 +56,7 @@ def memory_for(source: Source, machine: MachineConfig, settings: ServeConfig) ->
 
 def _make_vllm(source: Source, machine: MachineConfig, settings: ServeConfig) -> VllmEngine:
     home, changed = find_vllm(str(settings.vllm_python)), source.file if source.base else None
-    if changed and (settings.canary != "required" or source.canary is None):
+    if changed and (settings.canary != "required" or recorded_of(source.canary, source.target) is None):
         raise ConfigError(
             "vLLM answers otherwise than was evaluated with some adapters, and here no canary would notice",
             "serve the merged checkpoint (serve.format=merged), or a version whose evaluation recorded answers",

@@ -77,6 +77,8 @@ class AliasFollower:
                 await self._bring(number)
         except OpsError as error:
             self._tell(f"{self._asked} can't be followed: {error.what}")
+        except Exception as error:  # a library's own, which must not end the following without a word
+            self._tell(f"{self._asked} can't be followed: {type(error).__name__}: {error}")
 
     async def _bring(self, number: str) -> None:
         deployment, before = self._deployment, self._deployment.current

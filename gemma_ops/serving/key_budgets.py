@@ -1,6 +1,7 @@
 """What each API key may still spend at Gemini today (UTC): its budget, less what was billed and what is under way.
 
-What was billed stands in the log of decisions, so that a server that is started again goes on where it was.
+What was billed stands in the log of decisions, so that a server that is started again goes on where it was. Several
+servers at once don't see what the others spend: each has the whole budget.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ import asyncio
 import atexit
 import contextlib
 import json
+import os
 import secrets
 import threading
 from collections.abc import Coroutine, Mapping
@@ -24,7 +25,7 @@ from pydantic import ValidationError
 
 from gemma_ops.config import MachineConfig, ServeConfig
 from gemma_ops.config.tree import ConfigTree
-from gemma_ops.errors import ConfigError, OpsError
+from gemma_ops.errors import ConfigError, MachineError, OpsError
 from gemma_ops.planning.serve_plan import check_memory
 from gemma_ops.registry.flavor import mlflow_refusal
 from gemma_ops.serving.copied import open_copy
@@ -94,7 +95,7 @@ class ServedVersion:
     def close(self) -> None:
         """End the engine; a second time does nothing."""
         atexit.unregister(self.close)
-        if not self._loop.ended:
+        if self._loop.here and not self._loop.ended:  # the copy in a forked process owns no engine
             self._loop.result(self._service.model.engine.stop())
             self._loop.end()
 
@@ -125,13 +126,26 @@ class _Loop:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="gemma-ops-pyfunc", daemon=True)
         self._thread.start()
+        self._process = os.getpid()
+
+    @property
+    def here(self) -> bool:
+        """Whether its thread is in this process: a fork leaves it behind."""
+        return self._process == os.getpid()
 
     @property
     def ended(self) -> bool:
         return self._loop.is_closed()
 
     def result(self, work: Coroutine[Any, Any, _Found]) -> _Found:
-        """What a coroutine returns, waited for in the thread that calls."""
+        """What a coroutine returns, waited for in the thread that calls. Raises MachineError where the loop doesn't
+        run."""
+        if self.ended or not self.here:
+            work.close()
+            why = "was closed" if self.here else "was loaded before this process was forked from its own"
+            raise MachineError(
+                f"this version {why}, and its engine doesn't answer here", "load it again in this process"
+            )
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     def end(self) -> None:

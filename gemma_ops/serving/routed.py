@@ -269,3 +269,4 @@ class Router:
             course.settle(outcome.dollars)
         self.tally.add(first.privacy, outcome)
         course.asked.outcome, course.asked.privacy, course.asked.said = outcome, first.privacy, said
+        course.asked.ask = course.routed.ask if lane == "local" else None

@@ -20,7 +20,7 @@ from gemma_ops.errors import ConfigError, MachineError
 from gemma_ops.planning.serve_plan import check_memory
 from gemma_ops.serving.announcing import asked_over_http, told
 from gemma_ops.serving.app import Front
-from gemma_ops.serving.canary import canary_words, check_canary, read_answers, run_canary
+from gemma_ops.serving.canary import canary_words, check_canary, recorded_of, run_canary
 from gemma_ops.serving.deployment import Deployment
 from gemma_ops.serving.engine import Engine
 from gemma_ops.serving.engines import make_engine, memory_for
@@ -82,8 +82,8 @@ async def opened(source: Source, machine: MachineConfig, settings: ServeConfig) 
     await engine.start()
     try:
         canary = "nothing was recorded to compare with"
-        if source.canary is not None:
-            recorded, canaries = read_answers(source.canary, source.target), []
+        if recorded := recorded_of(source.canary, source.target):
+            canaries = []
             for one in each_engine(engine):
                 canaries.append(await run_canary(model.on(one), recorded, source.target))
                 if settings.canary == "required":

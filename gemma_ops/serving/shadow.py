@@ -7,6 +7,7 @@ what people asked. They lie in a file that its owner alone can read, on this mac
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import os
 import time
@@ -65,11 +66,19 @@ class Shadow:
             lease.end()
         second = _answer(lease.service, said, time.monotonic() - began, failed)
         asked = {
-            "messages": [dict(message) for message in ask.messages], "tools": [dict(tool) for tool in ask.tools],
+            "messages": _told_apart(ask), "tools": [dict(tool) for tool in ask.tools],
             "schema": ask.schema, "temperature": ask.temperature, "max_tokens": ask.max_tokens,
         }  # fmt: skip
         pair = {"schema": PAIR_SCHEMA, "at": round(time.time(), 3), "ask": asked, "first": first, "second": second}
         await asyncio.to_thread(append_private, self.path, json.dumps(pair, ensure_ascii=False))
+
+
+def _told_apart(ask: Ask) -> Any:
+    """What was asked; in the place of what was shown stands its digest, so that a question is the same each time."""
+    text = json.dumps([dict(message) for message in ask.messages])
+    for mark, part in ask.shown.items():
+        text = text.replace(mark, f"[{part['mime']} {hashlib.sha256(part['data'].encode()).hexdigest()}]")
+    return json.loads(text)
 
 
 def _answer(service: ModelService, said: Said, seconds: float, failed: str) -> dict[str, Any]:

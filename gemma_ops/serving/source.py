@@ -11,6 +11,7 @@ ADAPTER@FOLDER               the folder of an adapter, on the checkpoint in the 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from gemma_ops.modeling.source import checkpoint, find_base, read_config
 from gemma_ops.planning.serving import ServingBytes, checkpoint_bytes, checkpoint_serving_bytes, serving_bytes
 from gemma_ops.privacy import PRIVACY, class_of, learned_class, stricter
 from gemma_ops.registry.fetching import Pulled, is_version, pull_version
+from gemma_ops.registry.points import INTEGRITY
 from gemma_ops.serving.choosing import choose_engine, choose_format
 from gemma_ops.verdicts import CANARY, VERDICT, Verdict
 
@@ -206,8 +208,10 @@ def is_weights(name: str, form: Format) -> bool:
 def source_of_version(
     place: Pulled, asked: str, subject: dict[str, Any], form: Format, verdict: Verdict | None
 ) -> Source:
-    """What a version in a folder serves in a format; its files were compared with the manifest."""
+    """What a version in a folder serves in a format; its files were compared with the manifest. Raises GateError for a
+    file beside them that would be loaded too."""
     files, folder = subject["files"], place.folder
+    _check_alone(folder, (form.shelf, "tokenizer"), files)
     base = None if form.name in (*GGUF, "merged") else find_base(subject["base"], asked)
     digests = {name: str(file["sha256"]) for name, file in files.items() if is_weights(name, form)}
     file = folder / (form.place if form.name in GGUF else form.shelf)
@@ -216,6 +220,17 @@ def source_of_version(
         read_prompting(folder / form.shelf), verdict, folder / CANARY if CANARY in files else None,
         digests.get(form.place, "") if form.name in GGUF else digest.of_listing(digests), base,
     )  # fmt: skip
+
+
+def _check_alone(folder: Path, shelves: Sequence[str], files: Mapping[str, Any]) -> None:
+    """Raise GateError for a file on a version's shelves that its manifest doesn't list."""
+    for shelf in shelves:
+        for file in digest.files_in(folder / shelf):
+            if (name := file.relative_to(folder).as_posix()) not in files:
+                raise GateError(
+                    f"{INTEGRITY}: {file} would be loaded too, and is no file of the version: its manifest doesn't list {name}",
+                    "remove it, or pull the version into an empty folder",
+                )
 
 
 def _tokenizer(version: Path, shelf: str, base: Path | None) -> Path:

@@ -17,6 +17,7 @@ from gemma_ops.errors import OpsError
 from gemma_ops.registry.traffic import TracedRequest, TrafficPlace
 from gemma_ops.routing.policy import Detectors
 from gemma_ops.routing.scan import leaves, scan
+from gemma_ops.wire.beyond import shows
 
 
 def main() -> None:
@@ -65,12 +66,12 @@ class _Writer:
 
 def allowed(traced: TracedRequest, *, elsewhere: bool) -> TracedRequest:
     """The request as it may be filed. Where MLflow is `elsewhere`, content that is `local_only`, or in which
-    something personal or secret is found, stays here."""
+    something personal or secret is found or could be seen or heard, stays here."""
     if not elsewhere or traced.asked is None:
         return traced
     texts = ["\n".join(leaves(part)) for part in (traced.asked, traced.said)]
     found = None if traced.content_class == "local_only" else scan(texts, Detectors())
-    if found is None or found.kinds or not found.whole:
+    if found is None or found.kinds or not found.whole or shows(traced.asked):
         return replace(traced, asked=None, said=None)
     return traced
 

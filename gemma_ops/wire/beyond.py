@@ -23,6 +23,7 @@ _HOSTED = {
 }  # fmt: skip
 """Our names for tools that a service runs; others keep their own."""
 _SHOWN = ("image_url", "input_image", "input_audio", "file", "input_file")
+_INLINE = {"inlineData", "inline_data", "fileData", "file_data"}
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,17 @@ def gemini_beyond(body: Any) -> Beyond:
     thinking = config.get("thinkingConfig") if isinstance(config, dict) else None
     level = thinking.get("thinkingLevel") if isinstance(thinking, dict) else None
     return Beyond(plain, marks.shown, tuple(dict.fromkeys(hosted)), str(level).lower() if level else None)
+
+
+def shows(body: Any) -> bool:
+    """Whether anything in a body, of either protocol, is to be seen or heard, or is a file."""
+    if isinstance(body, list | tuple):
+        return any(map(shows, body))
+    if not isinstance(body, dict):
+        return False
+    if body.get("type") in _SHOWN or not _INLINE.isdisjoint(body):
+        return True
+    return any(map(shows, body.values()))
 
 
 class _Marks:

@@ -92,7 +92,8 @@ class Deployed:
     @property
     def title(self) -> str:
         """A name that Kubernetes and systemd take."""
-        return re.sub(r"[^a-z0-9-]+", "-", self.name.lower()).strip("-")[:50]
+        plain = re.sub(r"[^a-z0-9-]+", "-", self.name.lower()).strip("-")
+        return (plain if plain[:1].isalpha() else f"model-{plain}")[:50].strip("-")
 
     @property
     def gib(self) -> int:

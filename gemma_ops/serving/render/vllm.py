@@ -44,7 +44,10 @@ def vllm(job: Deployed) -> str:
             *job.about(),
             f"needs vllm=={VERSION} and, on its GPU, about {job.gib} GiB; clients send the key in VLLM_API_KEY",
         ],
-        [f"[ -d {folder}/merged ] || {shlex.join(job.pull(folder))}", f"exec {_lines(serve)}"],
+        [
+            f"[ -f {folder}/manifest.json ] || {shlex.join(job.pull(folder))}  # it is laid last",
+            f"exec {_lines(serve)}",
+        ],
     )
 
 
@@ -71,9 +74,10 @@ def vllm_lora(job: Deployed) -> str:
         f'    -d \'{{"lora_name": "{job.name}-NEXT", "lora_path": "adapters/{job.title}-NEXT"}}\'',
     ]
     lines = [
-        f"if [ ! -d {place} ]; then",
+        f"if [ ! -f {place}/{LAID[-1]} ]; then",
         f"  {shlex.join(job.pull('pulled'))}",
-        f"  mkdir -p {place} && cp {' '.join(f'pulled/adapter/{name}' for name in LAID)} {place}/",
+        f"  mkdir -p {place}.part && cp {' '.join(f'pulled/adapter/{name}' for name in LAID)} {place}.part/",
+        f"  rm -rf {place} && mv {place}.part {place}",
         "fi",
         "export VLLM_ALLOW_RUNTIME_LORA_UPDATING=true VLLM_PLUGINS=lora_filesystem_resolver",
         "export VLLM_LORA_RESOLVER_CACHE_DIR=$PWD/adapters",
