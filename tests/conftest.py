@@ -9,6 +9,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import once
 import patience
 import pytest
 
@@ -54,6 +55,11 @@ def pytest_runtest_protocol(item, nextitem):
         gc.freeze()
         item.config.stash[SEEN] = (len(sys.modules), gc.get_stats()[2]["collections"])
     return result
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _shared(tmp_path_factory):
+    once.share(tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture(autouse=True)

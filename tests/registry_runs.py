@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
-import functools
 import json
 import shutil
 import struct
-import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from once import once
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
@@ -39,18 +37,11 @@ def _no_flush(connection: Any, _record: Any) -> None:
         connection.execute("PRAGMA synchronous=OFF")
 
 
-@functools.cache
-def _template() -> Path:
-    folder = tempfile.mkdtemp(prefix="gemma-ops-tests-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    database.ensure(Path(folder) / "mlflow.db")
-    return Path(folder) / "mlflow.db"
-
-
 def fresh(folder: Path) -> Path:
     """A folder with an empty MLflow database; its migrations (about 5 s) are paid once per session."""
+    made = once("mlflow", lambda place: database.ensure(place / "mlflow.db"))
     folder.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(_template(), folder / "mlflow.db")
+    shutil.copyfile(made / "mlflow.db", folder / "mlflow.db")
     return folder
 
 

@@ -62,7 +62,9 @@ def test_unknown_key_and_wrong_type(cli, tmp_path):
 
 def test_missing_files(cli):
     refused(cli("run", "nowhere.yaml"), 2, "nowhere.yaml", "quickstart")
-    refused(cli("train", "quickstart", "--set", "data.path=gone.jsonl"), 2, "data.path 'gone.jsonl' does not exist")
+    refused(
+        cli("train", "quickstart", "--set", "data.path=gone.jsonl", *QUICK), 2, "data.path 'gone.jsonl' does not exist"
+    )
     refused(cli("train", "quickstart", "--set", "recipe=lorra"), 2, "did you mean lora?")
     refused(cli("train", "quickstart", "--set", "evaluate.tasks=[support_dsk]"), 2, "did you mean support_desk?")
 
