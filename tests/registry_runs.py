@@ -182,7 +182,7 @@ def evaluate(
         "targets": {name: answered(name, path) for name, path in identities.items() if path},
         "safety": SAFETY,
         "kv": [{"window": None, "bytes_per_token": 512}],
-        "canary": {"q8_0": 16, "q4_0": 16},
+        "canary": {"tuned": 16, "q8_0": 16, "q4_0": 16},
         **standard_facts(known),
     }
     (out / "report.html").write_text("<html><body><h1>Report</h1><p>tuned 0.93</p></body></html>")
