@@ -17,9 +17,10 @@ quickstart: setup
 	@echo; $(BIN)/gemma-ops serve support-nano@champion --set serve.port=0 \
 	  --ask "Route this ticket as JSON: the travel adapter crashes every morning. Thank you, Sam Storsorberg"
 
-# One process a core: the matrices of the tests are too small to share among threads.
+# One process a core: the matrices of the tests are too small to share among threads. Byte code is kept, whatever the
+# environment says: else each of the tests' child processes, and each worker that collects, compiles everything again.
 test: setup
-	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+	env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 lint: setup
 	$(BIN)/ruff check .

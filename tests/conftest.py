@@ -9,6 +9,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import once
 import patience
 import pytest
 
@@ -37,18 +38,28 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: -slow[item.path])
 
 
-LOADED = pytest.StashKey[int]()
-"""How many modules were loaded when garbage was last looked for."""
+SEEN = pytest.StashKey[tuple[int, int]]()
+"""How many modules were loaded, and how often all garbage had been collected, when garbage was last looked for."""
 
 
-def pytest_runtest_teardown(item, nextitem):
-    """Set aside what the libraries loaded: every step of a run collects garbage, and would walk half a million of their
-    objects each time, more than half of what a test of the registry takes."""
-    before = item.config.stash.get(LOADED, 0)
-    if len(sys.modules) > before + 100 or nextitem is None or nextitem.path != item.path:
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item, nextitem):
+    """Set aside what a test leaves: every step of a run collects garbage, and would walk half a million objects of the
+    libraries each time, and what MLflow keeps of each database before; a third of what a test of the registry takes.
+    After the test is whole, so that nothing it held is set aside with them."""
+    result = yield
+    modules, collections = item.config.stash.get(SEEN, (0, 0))
+    ran = gc.get_stats()[2]["collections"] - collections
+    if len(sys.modules) > modules + 100 or ran > 3 or nextitem is None or nextitem.path != item.path:
         gc.collect()
         gc.freeze()
-        item.config.stash[LOADED] = len(sys.modules)
+        item.config.stash[SEEN] = (len(sys.modules), gc.get_stats()[2]["collections"])
+    return result
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _shared(tmp_path_factory):
+    once.share(tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture(autouse=True)

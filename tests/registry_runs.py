@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
-import functools
 import json
 import shutil
 import struct
-import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from once import once
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
@@ -39,18 +37,11 @@ def _no_flush(connection: Any, _record: Any) -> None:
         connection.execute("PRAGMA synchronous=OFF")
 
 
-@functools.cache
-def _template() -> Path:
-    folder = tempfile.mkdtemp(prefix="gemma-ops-tests-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    database.ensure(Path(folder) / "mlflow.db")
-    return Path(folder) / "mlflow.db"
-
-
 def fresh(folder: Path) -> Path:
     """A folder with an empty MLflow database; its migrations (about 5 s) are paid once per session."""
+    made = once("mlflow", lambda place: database.ensure(place / "mlflow.db"))
     folder.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(_template(), folder / "mlflow.db")
+    shutil.copyfile(made / "mlflow.db", folder / "mlflow.db")
     return folder
 
 
@@ -191,7 +182,7 @@ def evaluate(
         "targets": {name: answered(name, path) for name, path in identities.items() if path},
         "safety": SAFETY,
         "kv": [{"window": None, "bytes_per_token": 512}],
-        "canary": {"q8_0": 16, "q4_0": 16},
+        "canary": {"tuned": 16, "q8_0": 16, "q4_0": 16},
         **standard_facts(known),
     }
     (out / "report.html").write_text("<html><body><h1>Report</h1><p>tuned 0.93</p></body></html>")

@@ -17,6 +17,7 @@ from typing import Any
 import patience
 import registry_runs as runs
 import uvicorn
+from once import once
 
 from gemma_ops.config import MachineConfig, ServeConfig
 from gemma_ops.data.prompting import Prompting, write_prompting
@@ -31,15 +32,22 @@ from gemma_ops.serving.source import open_source
 from gemma_ops.serving.traffic import counted
 
 NAME = "nano"
+FORMATS = ("bf16", "q8_0", "q4_0")
 
 
 def make_files(folder):
     """nano as GGUF, in all formats: folder/<format>/model.gguf, with how it was trained beside it."""
-    quantizing._write_all(folder, quantizing.Checkpoint(WEIGHTS), ["bf16", "q8_0", "q4_0"], 1, "any")
-    template = (WEIGHTS / "chat_template.jinja").read_text()
-    for form in ("bf16", "q8_0", "q4_0"):
-        write_prompting(folder / form, Prompting.of("off", template))
+    made = once("gguf", _convert)
+    for form in FORMATS:
+        shutil.copytree(made / form, folder / form)
     return folder
+
+
+def _convert(folder):
+    quantizing._write_all(folder, quantizing.Checkpoint(WEIGHTS), list(FORMATS), 1, "any")
+    template = (WEIGHTS / "chat_template.jinja").read_text()
+    for form in FORMATS:
+        write_prompting(folder / form, Prompting.of("off", template))
 
 
 @dataclass

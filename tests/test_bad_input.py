@@ -62,7 +62,9 @@ def test_unknown_key_and_wrong_type(cli, tmp_path):
 
 def test_missing_files(cli):
     refused(cli("run", "nowhere.yaml"), 2, "nowhere.yaml", "quickstart")
-    refused(cli("train", "quickstart", "--set", "data.path=gone.jsonl"), 2, "data.path 'gone.jsonl' does not exist")
+    refused(
+        cli("train", "quickstart", "--set", "data.path=gone.jsonl", *QUICK), 2, "data.path 'gone.jsonl' does not exist"
+    )
     refused(cli("train", "quickstart", "--set", "recipe=lorra"), 2, "did you mean lora?")
     refused(cli("train", "quickstart", "--set", "evaluate.tasks=[support_dsk]"), 2, "did you mean support_desk?")
 
@@ -84,6 +86,7 @@ def test_a_row_with_no_assistant_turn(cli, tmp_path, rows):
     refused(cli("train", "quickstart", "--set", "data.path=rows.jsonl", *QUICK), 3, "rows.jsonl:41", "assistant")
 
 
+@pytest.mark.slow
 def test_a_2_gb_line_is_not_read_into_memory(cli, tmp_path, rows):
     """A sparse file: two gigabytes of zeros in one line, then good rows. Memory is capped well below the line."""
     path = tmp_path / "rows.jsonl"
@@ -131,6 +134,7 @@ def test_a_model_folder_with_missing_shards(cli, tmp_path):
     refused(cli("train", "quickstart", "--set", "model.base=./model", *QUICK), 4, "lacks 2 of 2 weight files")
 
 
+@pytest.mark.slow
 def test_disk_full_during_a_save(cli, tmp_path):
     """A file system of 700 kB: the adapter and its first checkpoint don't fit. With more space the same command goes on."""
     small = tmp_path / "small"
@@ -175,6 +179,7 @@ def _wait_for(path, child):
     raise AssertionError(f"{path} never appeared")
 
 
+@pytest.mark.slow
 def test_ctrl_c_and_two_runs_in_one_folder(cli, tmp_path):
     arguments = [
         "train",

@@ -116,6 +116,7 @@ def beside_softmax():
         wide.attend(query[..., :64], key[..., :64], value[..., :64], starts, stops, 0.1)
 
 
+@pytest.mark.slow
 @needs_triton
 def test_wide_attention_is_masked_softmax_in_the_interpreter():
     interpreted("test_kernels_wide", "beside_softmax()")

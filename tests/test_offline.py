@@ -1,32 +1,19 @@
-"""Offline: refused up front, refused when tried, and, over the whole quickstart, not tried at all."""
+"""Offline: refused up front, and refused when tried. That the whole quickstart tries nothing: tests/test_wheel.py."""
 
 from __future__ import annotations
 
 import errno
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
 
-import patience
 import pytest
+from networks import namespaces
 
 from gemma_ops import offline
 from gemma_ops.configfile import load
 from gemma_ops.errors import ConfigError
-
-# A guard that only writes down: put before ours, in every Python process of a tree, through `sitecustomize`.
-RECORDER = """
-import os, sys
-_file = os.open(os.environ["SOCKET_LOG"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-def _note(event, arguments):
-    if event.startswith("socket.") and event not in ("socket.__new__", "socket.bind", "socket.gethostname"):
-        what = (int(arguments[0].family), arguments[1]) if hasattr(arguments[0], "family") else arguments
-        os.write(_file, f"{event} {what!r}\\n".encode())
-sys.addaudithook(_note)
-os.write(_file, b"started\\n")
-"""
 
 
 def python(code, **environment):
@@ -235,14 +222,6 @@ def test_the_verbs_refuse_before_any_work_and_plan_still_answers(cli, empty_cach
     assert cli("plan", *remote, env=environment).returncode == 0
 
 
-def namespaces():
-    """Whether this machine lets us make a network of our own, with nothing in it."""
-    try:
-        return subprocess.run(["unshare", "-rn", "true"], capture_output=True).returncode == 0
-    except OSError:
-        return False
-
-
 ESCAPES = """
 import socket, subprocess, sys
 from gemma_ops import namespace, offline
@@ -302,54 +281,3 @@ def test_the_command_says_who_holds_it_and_the_doctor_who_would(cli, tmp_path):
     doctor = " ".join(cli("doctor").stdout.split())
     assert ("the kernel refuses" in doctor) == alone
     assert ("a guard in Python only" in doctor) != alone
-
-
-def unroutable(text):
-    """From /proc/net/snmp of a network without any route: how often anything tried to send, native code included."""
-    heads, values = (line.split() for line in text.splitlines() if line.startswith("Ip:"))
-    return int(values[heads.index("OutNoRoutes")])
-
-
-@pytest.mark.slow
-def test_the_quickstart_runs_offline_and_tries_nothing(tmp_path):
-    """Recipe, evaluation, registration and the verbs that look, in a network without a way out.
-
-    Two witnesses: a recorder in every Python process, and the kernel's count of what found no route, which native code
-    can't get around. The last lines show that both witnesses see an attempt.
-    """
-    (tmp_path / "sitecustomize.py").write_text(RECORDER)
-    log = tmp_path / "sockets.log"
-    short = (
-        "-s train.max_steps=2 -s data.max_rows=300 -s evaluate.rows=8 -s quantize.fidelity_rows=2 -s train.eval_every=2"
-    )
-    verb = f"{sys.executable} -m gemma_ops"
-    script = (
-        f"{verb} run quickstart {short} -s offline=true && {verb} show quickstart && GEMMA_OPS_OFFLINE=1 {verb} doctor\n"
-        'echo "ended $?"; cat /proc/net/snmp\n'
-        f"{sys.executable} -c \"import socket; socket.socket().connect_ex(('192.0.2.1', 9))\"; cat /proc/net/snmp\n"
-    )
-    # HF_HUB_OFFLINE and its like come from conftest.py; here they must come from offline mode itself.
-    kept = {name: value for name, value in os.environ.items() if name not in offline.ENVIRONMENT}
-    alone = namespaces()
-    result = patience.run(
-        [*(["unshare", "-rn"] if alone else []), "sh", "-c", script],
-        cwd=tmp_path,
-        seconds=600,
-        env={**kept, "SOCKET_LOG": str(log), "PYTHONPATH": str(tmp_path)},
-    )
-    assert "\nended 0\n" in result.stdout, result.stderr
-    for made in ("report.html", "verdict.json"):
-        assert (tmp_path / "runs" / "quickstart" / "evaluate" / made).is_file()
-    assert (tmp_path / "runs" / "quickstart" / "register" / "artifact.json").is_file()
-    *noted, control = log.read_text().splitlines()
-    assert "192.0.2.1" in control
-    assert noted.count("started") >= 5  # three verbs, the child that makes MLflow's database, the control
-    noted = [line for line in noted if line != "started" and not line.startswith("socket.connect (1, ")]
-    assert [line for line in noted if not re.search(r"127\.0\.0\.1|::1|localhost", line)] == []
-    if alone:
-        before, after = (unroutable(part) for part in result.stdout.split("ended 0")[1].split("Icmp:", 1))
-        assert (before, after) == (0, 1)
-    else:
-        pytest.skip(
-            "the recorder saw nothing; the kernel's witness is missing, since `unshare -rn` is not allowed here"
-        )

@@ -318,6 +318,7 @@ def test_a_request_repeated_by_the_http_layer_makes_no_second_version(server, pr
         )
 
 
+@pytest.mark.slow
 def test_promotion_cut_after_any_change_and_repeated_is_done_once(server, proxy, tmp_path):
     config = runs.config(tmp_path, proxy.uri, register={"name": "moved", "artifacts": ["adapter"]})
     runs.make(config)

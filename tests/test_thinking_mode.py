@@ -125,6 +125,7 @@ def test_a_reply_may_think_beyond_the_answers_limit(tmp_path, monkeypatch):
     assert limits == [5, 35]
 
 
+@pytest.mark.slow
 def test_training_records_its_mode_and_merging_and_quantizing_carry_it(tmp_path, cli):
     rows = [
         {

@@ -380,6 +380,7 @@ train(Path(sys.argv[1]), TrainConfig(**eval(sys.argv[2])), MachineConfig(device=
 """
 
 
+@pytest.mark.slow
 def test_sigkill_in_the_middle_ends_with_the_same_bytes(tmp_path, base, prepared):
     """Killed while it trains and run again, the adapter, the record and the samples are those of an unbroken run."""
     settings = {**STEADY, "max_steps": 12, "save_every": 2, "eval_every": 4, "samples": 1, "batch": 4, "micro_batch": 4}

@@ -48,6 +48,7 @@ METHODS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_the_measured_score_rises(tmp_path, method):
     kind, own = METHODS[method]

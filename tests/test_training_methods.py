@@ -329,6 +329,7 @@ train(Path(sys.argv[1]), TrainConfig(**eval(sys.argv[2])), MachineConfig(device=
 """
 
 
+@pytest.mark.slow
 def test_sigkill_in_the_middle_ends_with_the_same_bytes(tmp_path, data, base):
     """Killed while it trains and run again, in its second epoch, adapter, record and samples are those of an unbroken run."""
     settings = {**STEADY, "method": "dpo", "max_steps": 10, "save_every": 2, "eval_every": 5, "samples": 1, "batch": 4}

@@ -8,6 +8,7 @@ reads it in the tests. Specification: ECMA-424, https://cyclonedx.org/docs/1.6/j
 
 from __future__ import annotations
 
+import functools
 import time
 import uuid
 from collections.abc import Iterator, Mapping
@@ -24,7 +25,7 @@ def make_sbom(body: Mapping[str, Any]) -> dict[str, Any]:
     """The bill of materials of a manifest, in the environment that runs this."""
     subject = body["subject"]
     inputs = [*_base(subject), *_data(subject), *_tasks(subject)]
-    packages = sorted(_packages(), key=lambda one: (one["name"].lower(), one["version"]))
+    packages = _packages()
     uses = [each["bom-ref"] for each in (*inputs, *packages)]
     return {
         "$schema": "http://cyclonedx.org/schema/bom-1.6.schema.json",
@@ -88,17 +89,19 @@ def _dataset(ref: str, name: str, sha256: str, words: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _packages() -> Iterator[dict[str, Any]]:
-    """What is installed, each package once."""
-    known = set()
+@functools.cache
+def _packages() -> tuple[dict[str, Any], ...]:
+    """What is installed, each package once, by name. Read once a process: some two hundred files of metadata."""
+    known: dict[str, dict[str, Any]] = {}
     for found in distributions():
-        name, version = found.metadata["Name"], found.version
+        told = found.metadata  # each look reads and parses the file anew
+        name, version = told["Name"], told["Version"]
         normal = str(name or "").lower().replace("_", "-")
         if not normal or normal in known:
             continue
-        known.add(normal)
         ref = f"pkg:pypi/{normal}@{version}"
-        yield {"type": "library", "bom-ref": ref, "name": name, "version": version, "purl": ref}
+        known[normal] = {"type": "library", "bom-ref": ref, "name": name, "version": version, "purl": ref}
+    return tuple(sorted(known.values(), key=lambda one: (one["name"].lower(), one["version"])))
 
 
 def _sha256(digest: str) -> list[dict[str, str]]:

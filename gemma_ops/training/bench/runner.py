@@ -7,7 +7,8 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ class Runner:
     ) -> None:
         check_arms(spec.arms, tuple(ARMS))
         self.spec, self.folder, self.tell, self.deadline = spec, folder, tell, deadline
-        self.worker = worker or workers.Fresh()
+        self.worker: workers.Worker = worker or workers.Fresh()
         self.path, self.log = folder / "bench.json", folder / "child.log"
         folder.mkdir(parents=True, exist_ok=True)
         self.body = self._kept() or {
@@ -63,8 +64,9 @@ class Runner:
         Raises GateError when gemma-ops' gradients differ from stock TRL's: then no number is worth reporting.
         """
         able = [name for name in self.spec.arms if self._able(name)]
-        self._gate([name for name in able if ARMS[name].exact])
-        model = self._model(able)
+        with self._together():
+            self._gate([name for name in able if ARMS[name].exact])
+            model = self._model(able)
         for repeat in range(self.spec.repeats):
             for name in able:
                 if self._due(name, repeat) and not self._late():
@@ -84,6 +86,18 @@ class Runner:
             self.body["rate"] = known or self._child("rate").get("flops")
         rate: float | None = self.body["rate"]
         return rate
+
+    @contextmanager
+    def _together(self) -> Iterator[None]:
+        """One process, with one set of imports, for what is not timed."""
+        given, kept = self.worker, workers.Kept()
+        if isinstance(given, workers.Fresh):
+            self.worker = kept
+        try:
+            yield
+        finally:
+            self.worker = given
+            kept.end()
 
     def _able(self, name: str) -> bool:
         """Whether an arm can run here; the reason is kept if not."""
