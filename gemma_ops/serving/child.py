@@ -6,6 +6,7 @@ What an engine adds is how its child is started, and how it is asked.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import tempfile
@@ -66,7 +67,8 @@ class ChildEngine:
         self._ready.clear()
         if self._child:
             if self._child.returncode is None:
-                self._end(self._child)
+                with contextlib.suppress(ProcessLookupError):
+                    self._end(self._child)
             await self._child.wait()
             # Its pipes are closed now, while there is a loop: left to the garbage, they complain that it has gone.
             self._child._transport.close()  # type: ignore[attr-defined]
@@ -106,7 +108,8 @@ class ChildEngine:
                         break
             body = json.loads(said) if said.startswith(b"{") else {}
         except (TimeoutError, ValueError):  # it says nothing, half a line, or no end of one
-            self._child.kill()
+            with contextlib.suppress(ProcessLookupError):  # it has ended by itself
+                self._child.kill()
             body = {}
         if "ready" not in body:
             raise ModelError(
