@@ -17,12 +17,14 @@ from serving import make_files, register, serving
 from gemma_ops import digest, registry
 from gemma_ops.config import ServeConfig
 from gemma_ops.errors import ConfigError, DataError, GateError
+from gemma_ops.nano import tickets
 from gemma_ops.registry import flavor
 from gemma_ops.registry.fetching import pull_version
 from gemma_ops.serving.copied import open_copy
 from gemma_ops.serving.pyfunc import _load_pyfunc
 
-QUESTION = [{"role": "user", "content": "hello"}]
+ASKED = tickets.test_rows(1, 0)[0]["prompt"]
+QUESTION = [{"role": "user", "content": ASKED}]
 
 
 @pytest.fixture(scope="module")
@@ -65,8 +67,8 @@ def test_what_mlflow_loads_answers_as_the_server_does(champion, at_mlflow):
         assert found["choices"] == served["choices"]
         assert found["usage"]["completion_tokens"] == served["usage"]["completion_tokens"] > 0
         params = {"max_tokens": 8, "temperature": 0}
-        assert loaded.predict(["hello"] * 5, params) == [said] * 5
-        for column, value in (("messages", QUESTION), ("messages", json.dumps(QUESTION)), ("prompt", "hello")):
+        assert loaded.predict([ASKED] * 5, params) == [said] * 5
+        for column, value in (("messages", QUESTION), ("messages", json.dumps(QUESTION)), ("prompt", ASKED)):
             assert loaded.predict(pd.DataFrame({column: [value], "other": [1]}), params) in ([said], [found])
         served, loop = loaded._model_impl, loaded._model_impl._loop
         loop._process -= 1  # as in a process that was forked: its thread is in the other one
@@ -101,7 +103,7 @@ def test_mlflows_own_server_answers(champion):
         found = httpx2.post(f"{url}/invocations", json=body, timeout=60).json()
         assert found["object"] == "chat.completion"
         assert found["choices"][0]["message"]["content"]
-        texts = httpx2.post(f"{url}/invocations", json={"inputs": ["hello"], "params": {"max_tokens": 4}}, timeout=60)
+        texts = httpx2.post(f"{url}/invocations", json={"inputs": [ASKED], "params": {"max_tokens": 4}}, timeout=60)
         assert len(texts.json()["predictions"]) == 1
         refused = httpx2.post(f"{url}/invocations", json={"messages": [{"role": "robot", "content": "x"}]}, timeout=60)
         assert refused.status_code == 400
