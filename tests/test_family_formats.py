@@ -118,7 +118,7 @@ made = Path({made!r})
 (made / "q5_0/model.gguf").write_bytes(b"GGUF" + (3).to_bytes(4, "little") + bytes(16))
 assert list(staging.select(RegisterConfig(artifacts=("q5_0",)), quantized=made)) == ["quantized/q5_0/model.gguf"]
 files = {{"quantized/q5_0/model.gguf": {{}}}}
-assert "q5_0 in llama.cpp" in loading.loading({{"files": files, "adapter": None}}, card.carried({{"files": files}}))
+assert "q5_0 in llama.cpp" in loading.loading({{"name": "m", "files": files, "adapter": None}}, card.carried({{"files": files}}))
 """
 
 
