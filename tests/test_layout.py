@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 import time
@@ -247,3 +248,22 @@ def test_help_answers_at_once(verb):
     last = result.stdout.strip().splitlines()[-1].split(" ", 2)
     assert last[2] == "[] 0"
     assert float(last[1]) < 0.7, f"{last[1]} CPU seconds, {time.time() - began:.2f} s"
+
+
+MAP = (ROOT / ".github" / "CONTRIBUTING.md").read_text(encoding="utf-8")
+
+
+def test_the_map_names_every_room_with_its_level():
+    listed = MAP.split("<!-- rooms -->")[1].split("<!-- end of rooms -->")[0]
+    found = re.findall(r"^\| (\d+) \| `(\w+)` \| \S.* \|$", listed, re.MULTILINE)
+    assert len(found) == len(listed.strip().splitlines()) - 2
+    assert {room: int(level) for level, room in found} == LEVEL
+    assert [int(level) for level, _ in found] == sorted(LEVEL.values())
+
+
+def test_the_map_names_files_that_are_there():
+    named = set(re.findall(r"`([\w/.-]+/[\w*.-]+|[\w/]+\.(?:py|md|json|yaml))`", MAP))
+    assert len(named) > 30
+    places = (ROOT, PACKAGE)
+    gone = {name for name in named if not any((place / name.rstrip("/")).exists() for place in places)}
+    assert not gone - {"CHANGELOG.md", "verdict.json", "routing.json", "gemma_ops"}
