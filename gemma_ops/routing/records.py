@@ -1,8 +1,9 @@
 """The log of decisions: a JSON line a request, with what decided it and what came of it, and never a word of it.
 
 A line is written when its request ended, and forced to the disk by a thread of its own, so that no request waits for
-a disk. A half-written last line, left by a kill, is cut off. Several servers may write one log. Requests are told apart by a keyed digest: with the key,
-which lies beside the log, equal requests are found again; without it nobody can try texts against it."""
+a disk. A half-written last line, left by a kill, is cut off. Several servers may write one log. Requests are told apart
+by a keyed digest: with the key, which lies beside the log, equal requests are found again; without it nobody can try
+texts against it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is kept of a request when it has ended: counts, a line of the log, a trace, and perhaps a shadow's copy of it."""
+"""What is kept of a request when it has ended: counts, a line of the log, a trace, perhaps a shadow's copy."""
 
 from __future__ import annotations
 

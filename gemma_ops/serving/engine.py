@@ -97,4 +97,5 @@ class Engine(Protocol):
         """Whether it would answer now."""
 
     def complete(self, prompt: list[int], sampling: Sampling, shown: ShownMedia | None = None) -> AsyncIterator[Tokens]:
-        """Tokens as they come. `shown` is for an engine with senses. Closing the iterator ends the work. Raises EngineGoneError and EngineRefusedError."""
+        """Tokens as they come. `shown` is for an engine with senses. Closing the iterator ends the work. Raises
+        EngineGoneError and EngineRefusedError."""
