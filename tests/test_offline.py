@@ -119,7 +119,8 @@ def test_libraries_are_told_and_proxies_dropped():
         "print([name for name, value in offline.ENVIRONMENT.items() if os.environ[name] != value])"
     )
     # A proxy on loopback would be a way out that no address gives away; and what was set before must not stay.
-    told = python(code, HTTPS_PROXY="http://127.0.0.1:3128", all_proxy="socks5://127.0.0.1:1", HF_HUB_OFFLINE="0")
+    ways = {"HTTPS_PROXY": "http://127.0.0.1:3128", "all_proxy": "socks5://127.0.0.1:1", "no_proxy": "", "NO_PROXY": ""}
+    told = python(code, HF_HUB_OFFLINE="0", **ways)
     assert told.stdout.splitlines() == ["{} True True", "[]"], told.stderr
 
 

@@ -65,6 +65,7 @@ def test_what_mlflow_loads_answers_as_the_server_does(champion, at_mlflow):
         said = served["choices"][0]["message"]["content"]
         found = loaded.predict({"messages": QUESTION, "max_tokens": 8, "temperature": 0})
         assert found["choices"] == served["choices"]
+        assert found["usage"]["completion_tokens"] == 8  # what the conversation says of its length holds
         assert found["usage"]["completion_tokens"] == served["usage"]["completion_tokens"] > 0
         params = {"max_tokens": 8, "temperature": 0}
         assert loaded.predict([ASKED] * 5, params) == [said] * 5

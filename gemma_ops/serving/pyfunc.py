@@ -83,9 +83,11 @@ class ServedVersion:
         MlflowException for what is refused, which MLflow's server answers with 400.
         """
         try:
+            # MLflow gives every parameter that nobody set as None, which must not hide what the conversation says.
+            given = {name: value for name, value in (params or {}).items() if value is not None}
             if isinstance(data, Mapping) and "messages" in data:
-                return self._loop.result(self._whole({**data, **(params or {})}))
-            asks = [self._read({**(params or {}), "messages": turns}) for turns in _conversations(data)]
+                return self._loop.result(self._whole({**data, **given}))
+            asks = [self._read({**given, "messages": turns}) for turns in _conversations(data)]
             return self._loop.result(self._texts(asks))
         except RefusalError as refusal:
             raise mlflow_refusal(refusal.message) from refusal
