@@ -74,10 +74,10 @@ def test_what_mlflow_loads_answers_as_the_server_does(champion, at_mlflow):
         served, loop = loaded._model_impl, loaded._model_impl._loop
         loop._process -= 1  # as in a process that was forked: its thread is in the other one
         with pytest.raises(at_mlflow.MlflowException, match="load it again in this process"):
-            served.predict(["hello"])
+            served.predict([ASKED])
         served.close()
         loop._process += 1
-        assert served.predict(["hello"], params) == [said]
+        assert served.predict([ASKED], params) == [said]
     finally:
         loaded._model_impl.close()
     with pytest.raises(at_mlflow.MlflowException, match="was closed"):
