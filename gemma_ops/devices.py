@@ -119,15 +119,8 @@ def present() -> list[Device]:
 
     A card that is not in the table keeps its own name and memory, with the speed and price of nothing: they are unknown.
     """
-    try:
-        found = subprocess.run(
-            ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"],
-            capture_output=True, text=True, timeout=5, check=True,
-        ).stdout  # fmt: skip
-    except (OSError, subprocess.SubprocessError):
-        return []
     devices = []
-    for line in found.splitlines():
+    for line in _asked_of_driver("name,memory.total"):
         name, _, memory = line.rpartition(",")
         if memory.strip().isdigit():
             devices.append(match(name.strip(), int(memory) / 1024))
@@ -136,14 +129,19 @@ def present() -> list[Device]:
 
 def free_gpu_memory() -> int | None:
     """Bytes that are free on the GPU with the most of them; None without a GPU."""
+    found = [line.strip() for line in _asked_of_driver("memory.free")]
+    return max((int(line) << 20 for line in found if line.isdigit()), default=None)
+
+
+def _asked_of_driver(fields: str) -> list[str]:
+    """A line a GPU with these fields of `nvidia-smi`; none without a driver."""
     try:
-        found = subprocess.run(
-            ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits"],
+        return subprocess.run(
+            ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits"],
             capture_output=True, text=True, timeout=5, check=True,
-        ).stdout  # fmt: skip
+        ).stdout.splitlines()  # fmt: skip
     except (OSError, subprocess.SubprocessError):
-        return None
-    return max((int(line) << 20 for line in found.split() if line.isdigit()), default=None)
+        return []
 
 
 def match(name: str, memory: float) -> Device:
