@@ -34,6 +34,12 @@ class Sampling:
     logprobs: int | None = None
     """How many of the likeliest tokens are told with each token; None for no probabilities."""
 
+    def drawn(self, own: Mapping[str, Any]) -> tuple[float, int, float]:
+        """Temperature, top_k and top_p; what is left open is the model's `own` (`generation_config.json`)."""
+        temperature = own.get("temperature", 1.0) if self.temperature is None else self.temperature
+        top_k = own.get("top_k", 0) if self.top_k is None else self.top_k
+        return float(temperature), int(top_k), float(own.get("top_p", 1.0) if self.top_p is None else self.top_p)
+
 
 @dataclass(frozen=True)
 class TokenChance:

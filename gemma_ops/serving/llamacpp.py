@@ -75,12 +75,10 @@ class LlamaCpp(ChildEngine):
         body: dict[str, Any] = {
             "prompt": prompt, "n_predict": sampling.max_tokens, "stream": True, "return_tokens": True, "cache_prompt": True,
         }  # fmt: skip
-        temperature = self._defaults.get("temperature", 1.0) if sampling.temperature is None else sampling.temperature
+        temperature, top_k, top_p = sampling.drawn(self._defaults)
         if temperature <= 0:
             body |= GREEDY
         else:
-            top_k = self._defaults.get("top_k", 0) if sampling.top_k is None else sampling.top_k
-            top_p = self._defaults.get("top_p", 1.0) if sampling.top_p is None else sampling.top_p
             body |= {"temperature": temperature, "top_k": top_k, "top_p": top_p}
             body["samplers"] = ["top_k", "top_p", "temperature"]
             body["seed"] = int.from_bytes(os.urandom(4)) >> 1 if sampling.seed is None else sampling.seed

@@ -88,14 +88,8 @@ class TransformersEngine(ChildEngine):
 
     def _drawing(self, sampling: Sampling) -> Drawing:
         """How the reply is drawn; what a request leaves open is the model's own."""
-        own = self._defaults
-        return Drawing(
-            float(own.get("temperature", 1.0) if sampling.temperature is None else sampling.temperature),
-            int(own.get("top_k", 0) if sampling.top_k is None else sampling.top_k),
-            float(own.get("top_p", 1.0) if sampling.top_p is None else sampling.top_p),
-            int.from_bytes(os.urandom(4)) if sampling.seed is None else sampling.seed % _SEEDS,
-            sampling.logprobs,
-        )
+        seed = int.from_bytes(os.urandom(4)) if sampling.seed is None else sampling.seed % _SEEDS
+        return Drawing(*sampling.drawn(self._defaults), seed, sampling.logprobs)
 
 
 def _shown(shown: ShownMedia) -> dict[str, Any]:

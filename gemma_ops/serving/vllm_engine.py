@@ -103,18 +103,15 @@ class VllmEngine(ChildEngine):
         raise EngineGoneError(f"{self.name} ended in the middle of a reply", GONE)
 
     def _body(self, prompt: list[int], sampling: Sampling) -> dict[str, Any]:
-        own = self._defaults
-        temperature = own.get("temperature", 1.0) if sampling.temperature is None else sampling.temperature
-        top_p = own.get("top_p", 1.0) if sampling.top_p is None else sampling.top_p
+        temperature, top_k, top_p = sampling.drawn(self._defaults)
         if top_p <= 0:  # the likeliest token alone; vLLM refuses it
             temperature, top_p = 0.0, 1.0
         body: dict[str, Any] = {
             "model": self._asked, "prompt": prompt, "max_tokens": sampling.max_tokens, "stream": True,
             "stream_options": {"include_usage": True}, "return_token_ids": True, "temperature": max(0.0, temperature),
-            "top_k": own.get("top_k", 0) if sampling.top_k is None else sampling.top_k,
-            "top_p": top_p,
+            "top_k": top_k, "top_p": top_p,
         }  # fmt: skip
-        if stops := own.get("eos_token_id"):
+        if stops := self._defaults.get("eos_token_id"):
             body["stop_token_ids"] = [stops] if isinstance(stops, int) else list(stops)
         if sampling.seed is not None:
             body["seed"] = sampling.seed
