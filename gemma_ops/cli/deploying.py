@@ -15,7 +15,7 @@ app.add_typer(deploy_app, name="deploy")
 
 
 @deploy_app.command("render")
-def render(
+def render_deployment(
     source: Annotated[
         str, typer.Argument(metavar="SOURCE", help="NAME@ALIAS or NAME/VERSION of MLflow.", show_default=False)
     ],

@@ -35,7 +35,7 @@ def is_copy(folder: Path) -> bool:
     return (folder / MANIFEST).is_file()
 
 
-def open_copy(folder: Path, settings: ServeConfig, keys: Sequence[str], *, version: str = "") -> Source:
+def open_copy(folder: Path, settings: ServeConfig, keys: Sequence[str]) -> Source:
     """What a version in a folder serves; `keys` are those that are trusted.
 
     Raises DataError for a manifest that can't be read, GateError for files that aren't what was registered, that the
@@ -60,7 +60,7 @@ def open_copy(folder: Path, settings: ServeConfig, keys: Sequence[str], *, versi
     for name in files:
         if is_weights(name, form):
             _check(folder, name, files, who)
-    place = Pulled(str(body["subject"]["name"]), version, "", folder, body)
+    place = Pulled(str(body["subject"]["name"]), "", "", folder, body)
     return source_of_version(place, str(folder), body["subject"], form, verdict)
 
 

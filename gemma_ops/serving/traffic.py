@@ -12,6 +12,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from gemma_ops.config import MachineConfig, ServeConfig
@@ -60,7 +61,7 @@ class TrafficRecorder:
     def add(self, traced: TracedRequest) -> None:
         """Hand a request over, unless too much waits already."""
         if traced.asked is not None and len(json.dumps([traced.asked, traced.said], default=str)) > _CONTENT:
-            traced = TracedRequest.from_json(traced.to_json() | {"asked": None, "said": None})
+            traced = replace(traced, asked=None, said=None)
         self.counts["sent" if self._send({"trace": traced.to_json()}) else "dropped"] += 1
 
     async def close(self, counts: Mapping[str, float]) -> None:
@@ -119,8 +120,10 @@ def counted(deployment: Deployment, lanes: LaneTally | None) -> dict[str, float]
         found[f"{name}/reply_tokens"] = float(tally.reply_tokens + tally.thought_tokens)
         if good:
             found[f"{name}/seconds_mean"] = tally.seconds_sum / good
-    for lane, share in lanes.shares().items() if lanes else ():
+    if lanes is None:
+        return found
+    for lane, share in lanes.shares().items():
         found[f"lane/{lane}/share"] = share
-        found[f"lane/{lane}/requests"] = float(lanes.count(lane)) if lanes else 0.0
-        found[f"lane/{lane}/dollars"] = lanes.dollars.get(lane, 0.0) if lanes else 0.0
+        found[f"lane/{lane}/requests"] = float(lanes.count(lane))
+        found[f"lane/{lane}/dollars"] = lanes.dollars.get(lane, 0.0)
     return found
