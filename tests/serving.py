@@ -26,9 +26,9 @@ from gemma_ops.nano import WEIGHTS
 from gemma_ops.serving.app import Front
 from gemma_ops.serving.deployment import Deployment
 from gemma_ops.serving.keys import Keys
+from gemma_ops.serving.open_source import open_source
 from gemma_ops.serving.routed_front import open_router
 from gemma_ops.serving.server import alias_followers, opened, shadow_of, traffic_of
-from gemma_ops.serving.source import open_source
 from gemma_ops.serving.traffic import counted
 
 NAME = "nano"

@@ -15,7 +15,7 @@ from gemma_ops.errors import ConfigError, GateError
 from gemma_ops.registry import fetching, ledger, profile, stored
 from gemma_ops.registry.copying import production_model
 from gemma_ops.registry.policies import set_policy
-from gemma_ops.serving.source import open_source
+from gemma_ops.serving.open_source import open_source
 
 NAME, PROD = "support-nano", "support-nano-prod"
 

@@ -19,7 +19,7 @@ from gemma_ops.config import MachineConfig, ServeConfig
 from gemma_ops.errors import GateError
 from gemma_ops.registry import fetching, profile, stored
 from gemma_ops.registry.signing import SIGNATURE
-from gemma_ops.serving.source import open_source
+from gemma_ops.serving.open_source import open_source
 
 NAME = "support-nano"
 

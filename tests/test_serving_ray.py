@@ -32,7 +32,7 @@ import ray
 from ray import serve
 
 from gemma_ops.serving import rayserve
-from gemma_ops.serving.source import open_source
+from gemma_ops.serving.open_source import open_source
 
 SETS = ["name=served", "serve.replicas=2", "serve.slots=2", "serve.context=8192", "machine.workers=1"]
 

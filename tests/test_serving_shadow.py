@@ -18,9 +18,9 @@ from gemma_ops.serving.comparing import compare_live
 from gemma_ops.serving.deployment import Deployment
 from gemma_ops.serving.metrics import render_metrics
 from gemma_ops.serving.model import Said
+from gemma_ops.serving.open_source import open_source
 from gemma_ops.serving.server import opened
 from gemma_ops.serving.shadow import PAIR_SCHEMA, Shadow
-from gemma_ops.serving.source import open_source
 from gemma_ops.wire.ask import Ask
 
 

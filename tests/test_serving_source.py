@@ -19,7 +19,8 @@ from gemma_ops.family import Shape
 from gemma_ops.modeling.source import find_base, read_config
 from gemma_ops.nano import WEIGHTS
 from gemma_ops.serving.choosing import choose_format
-from gemma_ops.serving.source import memory_of, open_source
+from gemma_ops.serving.open_source import open_source
+from gemma_ops.serving.source import memory_of
 from gemma_ops.verdicts import Verdict
 
 

@@ -23,8 +23,8 @@ from gemma_ops.processes import Birth
 from gemma_ops.serving.choosing import choose_engine
 from gemma_ops.serving.engine import EngineGoneError, EngineRefusedError, Sampling
 from gemma_ops.serving.engines import make_engine
+from gemma_ops.serving.open_source import open_source
 from gemma_ops.serving.server import opened
-from gemma_ops.serving.source import open_source
 from gemma_ops.serving.vllm_arguments import vllm_arguments, vllm_variables
 
 STOP = 106

@@ -1,6 +1,6 @@
 """The serving room: what was evaluated answers real clients.
 
-source.py     what is served: a run, a registered version, a file    canary.py    whether the engine is that
+open_source.py, source.py  what is served: a run, a version, a file  canary.py    whether the engine is that
 engine.py, llamacpp.py   the engine: a child process, asked in token ids and answering in them
 engines.py, choosing.py  which engine runs what: transformers_engine.py, vllm_engine.py; child.py  their processes
 reading.py, calls.py     its tokens as text, thoughts and function calls    showing.py  images and sounds in a request

@@ -15,10 +15,10 @@ from typing import Any
 from gemma_ops.config import MachineConfig, ServeConfig
 from gemma_ops.errors import DataError, OpsError
 from gemma_ops.serving.model import Said
+from gemma_ops.serving.open_source import open_source
 from gemma_ops.serving.server import opened
 from gemma_ops.serving.service import ModelService
 from gemma_ops.serving.showing import read_with_media
-from gemma_ops.serving.source import open_source
 from gemma_ops.wire.ask import Ask, RefusalError
 from gemma_ops.wire.beyond import openai_beyond
 from gemma_ops.wire.openai import read_chat

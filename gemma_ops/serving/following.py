@@ -16,8 +16,9 @@ from gemma_ops.config import MachineConfig, ServeConfig
 from gemma_ops.errors import MachineError, OpsError
 from gemma_ops.serving.deployment import Deployment
 from gemma_ops.serving.engines import memory_for
+from gemma_ops.serving.open_source import open_source
 from gemma_ops.serving.service import ModelService
-from gemma_ops.serving.source import Source, memory_of, open_source
+from gemma_ops.serving.source import Source, memory_of
 
 Say = Callable[[str], None]
 Opener = Callable[[Source, MachineConfig, ServeConfig], Awaitable[ModelService]]

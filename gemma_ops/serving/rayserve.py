@@ -41,10 +41,11 @@ from gemma_ops.serving.deployment import Deployment
 from gemma_ops.serving.engine import EngineGoneError
 from gemma_ops.serving.engines import memory_for
 from gemma_ops.serving.keys import Keys
+from gemma_ops.serving.open_source import open_source
 from gemma_ops.serving.relay import Message, Relay, run_app
 from gemma_ops.serving.routed_front import open_router
 from gemma_ops.serving.server import opened, traffic_of
-from gemma_ops.serving.source import Source, memory_of, open_source
+from gemma_ops.serving.source import Source, memory_of
 from gemma_ops.serving.traffic import counted
 
 _DRAIN = 30.0

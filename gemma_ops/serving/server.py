@@ -27,11 +27,12 @@ from gemma_ops.serving.engines import make_engine, memory_for
 from gemma_ops.serving.following import AliasFollower
 from gemma_ops.serving.keys import Keys, is_this_machine
 from gemma_ops.serving.model import ServedModel
+from gemma_ops.serving.open_source import open_source
 from gemma_ops.serving.replicas import each_engine, several
 from gemma_ops.serving.routed_front import open_router
 from gemma_ops.serving.service import ModelService, ServedFacts
 from gemma_ops.serving.shadow import Shadow, pairs_file
-from gemma_ops.serving.source import Source, memory_of, open_source
+from gemma_ops.serving.source import Source, memory_of
 from gemma_ops.serving.traffic import TrafficRecorder, counted
 
 _DRAIN = 30
