@@ -12,8 +12,8 @@ from gemma_ops.config.section import LOCATION, Name, Section
 from gemma_ops.family.formats import DEFAULT_FORMATS, VersionFormat
 
 RUNNING = ("usd_per_1k", "seconds_p50", "seconds_p95", "first_seconds_p50", "first_seconds_p95")
-"""What running a target takes, known without any metric: dollars per 1,000 answers, and seconds that half of the askers,
-or 95 % of them, wait at most for the whole answer or for its first token."""
+"""What running a target takes, known without any metric: dollars per 1,000 answers, and seconds that half of the
+askers, or 95 % of them, wait at most for the whole answer or for its first token."""
 
 
 class GateConfig(Section):
@@ -36,8 +36,8 @@ class GateConfig(Section):
     margin: float = 0.0
     """In the metric's own units."""
     most: Annotated[float, Field(gt=0)] | None = None
-    """For `usd_per_1k`: dollars of 1,000 answers that each cost as much as one can. Needed where it isn't known from what
-    is reserved for an answer: without it no number of answers shows that the next ones aren't dearer."""
+    """For `usd_per_1k`: dollars of 1,000 answers that each cost as much as one can. Needed where it isn't known from
+    what is reserved for an answer: without it no number of answers shows that the next ones aren't dearer."""
 
     @model_validator(mode="after")
     def _rival(self) -> GateConfig:
@@ -72,15 +72,18 @@ class EvaluateConfig(Section):
     """Folders under `eval/` (or paths) holding a `task.yaml`."""
     targets: tuple[str, ...] = ("base", "tuned", *DEFAULT_FORMATS)
     """Who answers: `base`, `tuned` or a quantized format of this run, `gemini:MODEL[@THINKING]`, `openai:URL#MODEL`,
-    `gguf:FILE@TOKENIZER_FOLDER`, or a checkpoint folder. The registered model's `champion` answers besides, if there is one."""
+    `gguf:FILE@TOKENIZER_FOLDER`, or a checkpoint folder. The registered model's `champion` answers besides, if there is
+    one."""
     rows: Annotated[int, Field(ge=1)] | None = None
     """Answer only this many questions of each task, the first by hash of their id."""
     thinking: Literal["as_trained", "off", "on"] = "as_trained"
-    """Whether local models are asked to think: as the run's adapter was trained (`train.thinking`; one trained `mixed` is asked without), or as said here. Thoughts are stored beside the answer and never scored."""
+    """Whether local models are asked to think: as the run's adapter was trained (`train.thinking`; one trained `mixed`
+    is asked without), or as said here. Thoughts are stored beside the answer and never scored."""
     thought_tokens: Annotated[int, Field(ge=1)] = 1024
     """Tokens that a reply may spend on thoughts before its answer, where local models are asked to think."""
     control_tokens: Literal["refuse", "spell"] = "refuse"
-    """What to do with a question whose own text spells a control token such as `<|turn>`: refuse it, or ask local models with the token spelled out, as its characters."""
+    """What to do with a question whose own text spells a control token such as `<|turn>`: refuse it, or ask local
+    models with the token spelled out, as its characters."""
     hidden: Literal["refuse", "skip"] = "refuse"
     """What to do when a target may not see some rows: refuse before anything is asked, or leave those rows unscored for
     it and compare on the others."""
@@ -90,9 +93,11 @@ class EvaluateConfig(Section):
     """Models that compare answers where no metric can."""
     probes: ProbeConfig = ProbeConfig()
     routing_margin: Annotated[float, Field(ge=0, lt=1)] = 0.02
-    """Loss on the primary metric at which questions are still kept on a local model instead of being sent to a service."""
+    """Loss on the primary metric at which questions are still kept on a local model instead of being sent to a
+    service."""
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
-    """Level of every interval; what is left to 1 is the level that all gates share, over all looks at the same models."""
+    """Level of every interval; what is left to 1 is the level that all gates share, over all looks at the same
+    models."""
     seed: Annotated[int, Field(ge=0)] = 7
     """Seed of the bootstraps."""
 
@@ -103,13 +108,13 @@ class RegisterConfig(Section):
     name: Name | None = None
     """Registered model name; null takes the run's name."""
     champion_of: Name | None = None
-    """The registered model whose policy and champion the version is held to, such as the one for production that it is to
-    be promoted into; null takes its own."""
+    """The registered model whose policy and champion the version is held to, such as the one for production that it is
+    to be promoted into; null takes its own."""
     description: str = ""
     """One paragraph for the model card."""
     artifacts: tuple[VersionFormat, ...] = ("adapter", *DEFAULT_FORMATS)
-    """What the version carries besides tokenizer, verdict and report. It can answer as `champion` by `merged` or a format, or by
-    `adapter` on the same base."""
+    """What the version carries besides tokenizer, verdict and report. It can answer as `champion` by `merged` or a
+    format, or by `adapter` on the same base."""
     asks: PromotionAsks = PromotionAsks()
 
     def identity(self) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 give.
 
 Several replies may be written in turns, each with its own cache of keys and values and its own random numbers, and any
-of them may be dropped between two tokens. Greedy, the tokens are those of `modeling.generate` for the same prompt alone.
+of them may be dropped between two tokens. Greedy, the tokens are those of `modeling.generate` for the same prompt
+alone.
 """
 
 from __future__ import annotations

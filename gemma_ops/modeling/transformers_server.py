@@ -2,8 +2,9 @@
 
 It reads its settings as one JSON line, says in one JSON line that it answers or what is wrong, and ends when its input
 ends. It listens on a socket file: a connection brings one request as a JSON line (`prompt` as token ids, `max_tokens`,
-what a `Drawing` has, and perhaps what is shown, as `serving.engine.ShownMedia` with its bytes in base64), and is answered by a JSON line for every token, or by one with `refused`. Several replies are
-written in turns, a token each; a connection that is closed ends its reply.
+what a `Drawing` has, and perhaps what is shown, as `serving.engine.ShownMedia` with its bytes in base64), and is
+answered by a JSON line for every token, or by one with `refused`. Several replies are written in turns, a token each; a
+connection that is closed ends its reply.
 """
 
 from __future__ import annotations

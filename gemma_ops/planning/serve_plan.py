@@ -72,8 +72,8 @@ class ServePlan:
     def to_json(self) -> dict[str, Any]:
         """For programs; bytes."""
         formats = [
-            {"format": one.format, "engines": FORMATS[one.format].engines, **asdict(one.memory), "total": one.memory.total, "fits": one.fits,
-             "tokens_per_second": one.tokens_per_second}
+            {"format": one.format, "engines": FORMATS[one.format].engines, **asdict(one.memory),
+             "total": one.memory.total, "fits": one.fits, "tokens_per_second": one.tokens_per_second}
             for one in self.formats
         ]  # fmt: skip
         return {

@@ -21,7 +21,8 @@ _BASE = 64e6
 _TORCH = 600e6
 """Bytes of a process that has imported torch and transformers (measured: 560 MB with nano)."""
 _VLLM = 3e9
-"""Bytes of vLLM's three processes (measured: 3.0 GB with nano on a CPU; about what graphs and buffers take of a GPU)."""
+"""Bytes of vLLM's three processes (measured: 3.0 GB with nano on a CPU; about what graphs and buffers take of a
+GPU)."""
 _MASK = 4
 """Bytes of the attention mask for each token of the batch and each of the context."""
 
@@ -67,8 +68,8 @@ def bytes_per_token(shape: Shape, bits: float, tokens: int) -> float:
 
 
 def serving_bytes(shape: Shape, weights: float, *, slots: int, context: int, windowed: bool = False) -> ServingBytes:
-    """What llama.cpp takes for a file of `weights` bytes, with `slots` sequences of `context` tokens; `windowed`: sliding
-    layers keep their window only."""
+    """What llama.cpp takes for a file of `weights` bytes, with `slots` sequences of `context` tokens; `windowed`:
+    sliding layers keep their window only."""
     widest = max([*(layer.ffn for layer in shape.layers), shape.hidden])
     workspace = _BASE + 4.0 * _BATCH * (4 * widest + 2 * max(layer.query_width for layer in shape.layers))
     workspace += 4.0 * shape.vocab * slots + _MASK * _BATCH * context
@@ -79,7 +80,8 @@ def serving_bytes(shape: Shape, weights: float, *, slots: int, context: int, win
 
 
 def checkpoint_bytes(shape: Shape, *, towers: bool = False) -> float:
-    """Bytes of a checkpoint's parameters as they are loaded, 16 bits each: of the language model, or of `towers` too."""
+    """Bytes of a checkpoint's parameters as they are loaded, 16 bits each: of the language model, or of `towers`
+    too."""
     count = shape.counts()
     return (count.text + (count.vision + count.audio if towers else 0)) * BITS["BF16"] / 8
 

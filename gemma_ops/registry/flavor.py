@@ -1,7 +1,7 @@
 """The file `MLmodel`, by which `mlflow.pyfunc.load_model` and `mlflow models serve` load a version.
 
-It names a module of this package as what loads the version, and no code of its own: nothing in a version is run, neither
-a pickle nor a script. Fields: mlflow/pyfunc/__init__.py, "loader_module".
+It names a module of this package as what loads the version, and no code of its own: nothing in a version is run,
+neither a pickle nor a script. Fields: mlflow/pyfunc/__init__.py, "loader_module".
 """
 
 from __future__ import annotations

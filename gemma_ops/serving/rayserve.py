@@ -9,8 +9,9 @@ that hands them requests.
 `serve.replicas` are spread over the cluster. A replica is healthy once its engine has answered as the evaluation
 recorded. An alias is looked up when the application is deployed; to follow it, deploy again: Ray exchanges one replica
 after the other, and each answers from prompt to last token by one version. Where the new one's canary fails, those that
-were not yet exchanged serve on: with a single replica nobody, since Ray ends the old one first. Queue, counts, and keys'
-rates and budgets are each replica's own. Other machines are let in with `serve.keys` only, whatever Ray listens on.
+were not yet exchanged serve on: with a single replica nobody, since Ray ends the old one first. Queue, counts, and
+keys' rates and budgets are each replica's own. Other machines are let in with `serve.keys` only, whatever Ray listens
+on.
 """
 
 from __future__ import annotations

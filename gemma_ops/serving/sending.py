@@ -58,8 +58,8 @@ def event_line(body: Any) -> bytes:
 
 
 class Resumed(Generic[_Item]):
-    """An iterator whose first item was taken already: that, unless it is None, and the rest. It adds no coroutine of its
-    own to each item."""
+    """An iterator whose first item was taken already: that, unless it is None, and the rest. It adds no coroutine of
+    its own to each item."""
 
     def __init__(self, first: _Item | None, rest: AsyncIterator[_Item]) -> None:
         self._first, self._rest = first, rest

@@ -1,7 +1,7 @@
 """What the server answered, on its way to MLflow: handed to a process of its own, which no request waits for.
 
-A trace costs MLflow some 20 ms of CPU. The server writes a line for it into a pipe; while more lines wait there than the
-process can file, further ones are dropped and counted. Counts are filed every few seconds and at the end.
+A trace costs MLflow some 20 ms of CPU. The server writes a line for it into a pipe; while more lines wait there than
+the process can file, further ones are dropped and counted. Counts are filed every few seconds and at the end.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The process that files a server's traffic in MLflow: `python -m gemma_ops.serving.traffic_writer`.
 
-It reads JSON lines: first what it files for, then traces and counts. It says what goes wrong in JSON lines, each trouble
-once, and goes on. It ends with its input, and so with the server, whatever ends that.
+It reads JSON lines: first what it files for, then traces and counts. It says what goes wrong in JSON lines, each
+trouble once, and goes on. It ends with its input, and so with the server, whatever ends that.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """transformers as an engine: a checkpoint, or a base with what was trained on it, in a child process of its own.
 
-It is the reference: the model is loaded and asked by the code of evaluation. It is slow, and holds replies to no schema.
+It is the reference: the model is loaded and asked by the code of evaluation. It is slow, and holds replies to no
+schema.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """vLLM as an engine: its server as a child of another environment's Python, on a socket file, asked in token ids.
 
-What goes over the wire is vLLM 0.32's `/v1/completions` (vllm/entrypoints/openai/completion/protocol.py): `prompt` takes
-ids, `return_token_ids` gives ids back with the stop token, `return_tokens_as_token_ids` names tokens by id where
+What goes over the wire is vLLM 0.32's `/v1/completions` (vllm/entrypoints/openai/completion/protocol.py): `prompt`
+takes ids, `return_token_ids` gives ids back with the stop token, `return_tokens_as_token_ids` names tokens by id where
 probabilities are told, `structured_outputs` holds a reply to a schema or a grammar.
 """
 
@@ -37,8 +37,8 @@ _ENDS: dict[str, Literal["stop", "length"]] = {"stop": "stop", "length": "length
 class VllmEngine(ChildEngine):
     """What `arguments` (of `vllm serve`) say, run by an environment's vLLM.
 
-    `tokenizer` spells tokens whose probabilities are told: over the wire go ids. `asked` is the name that requests carry,
-    an adapter's or that of the weights. `environment` are further environment variables.
+    `tokenizer` spells tokens whose probabilities are told: over the wire go ids. `asked` is the name that requests
+    carry, an adapter's or that of the weights. `environment` are further environment variables.
     """
 
     def __init__(
