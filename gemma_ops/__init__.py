@@ -8,7 +8,7 @@ __version__ = "0.1.0"
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if os.environ.get("GEMMA_OPS_OFFLINE"):  # here, so that every child process of ours is offline before it does anything
-    from gemma_ops import offline
+    from gemma_ops.offline import guard
 
-    if offline.active():
-        offline.enforce()
+    if guard.active():
+        guard.enforce()

@@ -3,14 +3,14 @@
 Quantized formats named in `evaluate.targets` are made from the stock model and answer too.
 """
 
-from gemma_ops.artifact import Artifact
 from gemma_ops.config import RunConfig
 from gemma_ops.evaluation import evaluate
 from gemma_ops.export import quantize
 from gemma_ops.modeling import fetch
-from gemma_ops.modeling.source import local
-from gemma_ops.recipes import calibration, questions_read, tasks
-from gemma_ops.run import Run
+from gemma_ops.modeling.checkpoint_source import local
+from gemma_ops.recipes.finding import calibration, questions_read, tasks
+from gemma_ops.runs.artifact import Artifact
+from gemma_ops.runs.run import Run
 from gemma_ops.targets.spec import QUANTIZED
 
 

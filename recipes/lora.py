@@ -3,16 +3,16 @@
 `train.weights: nf4` makes it QLoRA; everything else is the same.
 """
 
-from gemma_ops.artifact import Artifact
 from gemma_ops.config import RunConfig
-from gemma_ops.data import prepare
 from gemma_ops.evaluation import evaluate
 from gemma_ops.export import merge, quantize
 from gemma_ops.modeling import fetch
-from gemma_ops.modeling.source import local
-from gemma_ops.recipes import calibration, every_task, needs, questions_read, rows_read, tasks
+from gemma_ops.modeling.checkpoint_source import local
+from gemma_ops.prepare import prepare
+from gemma_ops.recipes.finding import calibration, every_task, needs, questions_read, rows_read, tasks
 from gemma_ops.registry import pull_champion, register
-from gemma_ops.run import Run
+from gemma_ops.runs.artifact import Artifact
+from gemma_ops.runs.run import Run
 from gemma_ops.training import larger_model, train
 
 

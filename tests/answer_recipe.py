@@ -1,13 +1,13 @@
 """The recipe of the tests that train by preferences and rewards: the shipped one up to its evaluation, without files for serving."""
 
 from gemma_ops.config import RunConfig
-from gemma_ops.data import prepare
 from gemma_ops.evaluation import evaluate
 from gemma_ops.export import merge
 from gemma_ops.modeling import fetch
-from gemma_ops.modeling.source import local
-from gemma_ops.recipes import every_task, rows_read, tasks
-from gemma_ops.run import Run
+from gemma_ops.modeling.checkpoint_source import local
+from gemma_ops.prepare import prepare
+from gemma_ops.recipes.finding import every_task, rows_read, tasks
+from gemma_ops.runs.run import Run
 from gemma_ops.training import train
 
 

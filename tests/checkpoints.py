@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gemma_ops.config import LoraConfig, MachineConfig, MergeConfig
-from gemma_ops.data.prompting import Prompting, write_prompting
+from gemma_ops.data.prompt_record import Prompting, write_prompting
 from gemma_ops.export import merge
 from gemma_ops.modeling import adapters, load
 from gemma_ops.nano import WEIGHTS

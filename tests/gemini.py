@@ -18,7 +18,7 @@ import pytest
 
 from gemma_ops.config.gemini import GeminiConfig
 from gemma_ops.config.machine import MachineConfig
-from gemma_ops.gemini.emulator import Emulator
+from gemma_ops.emulator import Emulator
 from gemma_ops.gemini.notice import TERMS
 
 KEY = "a-key-for-tests"

@@ -7,9 +7,9 @@ import random
 
 from gemma_ops.answer import Prompt
 from gemma_ops.config import MachineConfig
-from gemma_ops.evaluation.task import load_task
 from gemma_ops.nano import WEIGHTS, lessons
 from gemma_ops.targets import open_target
+from gemma_ops.tasks.task import load_task
 
 HEAD = "schema: gemma-ops/eval-task@1\nversion: 3\ndata: {path: data.jsonl}\nprivacy: any\n"
 

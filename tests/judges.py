@@ -4,7 +4,7 @@ import json
 import re
 
 from gemma_ops.answer import Answer
-from gemma_ops.evaluation.judge.material import Pair
+from gemma_ops.judging.judge_material import Pair
 
 _PART = re.compile(r"^=== ([0-9a-f]{16}) begin (.+?)\n(.*?)\n=== \1 end \2$", re.DOTALL | re.MULTILINE)
 

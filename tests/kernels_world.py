@@ -1,4 +1,4 @@
-"""What the tests of `gemma_ops.modeling.kernels` share: tiny models in memory, a step on one, and comparisons."""
+"""What the tests of `gemma_ops.kernels` share: tiny models in memory, a step on one, and comparisons."""
 
 from __future__ import annotations
 

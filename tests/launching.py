@@ -12,9 +12,9 @@ import signal
 import sys
 from pathlib import Path
 
-from gemma_ops import digest
 from gemma_ops.config import LaunchConfig, Machine, TrainConfig
-from gemma_ops.training.launch import engines
+from gemma_ops.runs import digest
+from gemma_ops.training.launch import launch_engines
 from gemma_ops.training.launch.job import Job
 
 STEADY = {
@@ -103,10 +103,10 @@ def pair(folder, entries):
         plan.append({"file": str(place / "job.json"), **entry})
     (folder / "plan.json").write_text(json.dumps(plan))
     launch = LaunchConfig(engine="torchrun", processes=2, restarts=0)
-    command = [sys.executable, *engines.torchrun(launch, "pair"), __file__, str(folder / "plan.json")]
+    command = [sys.executable, *launch_engines.torchrun(launch, "pair"), __file__, str(folder / "plan.json")]
     import patience  # this file runs by itself too, in each process of a pair, where the folder of tests is on no path
 
-    done = patience.run(command, env=engines.environment(launch, 2), seconds=240)
+    done = patience.run(command, env=launch_engines.environment(launch, 2), seconds=240)
     assert done.returncode == 0, done.stderr[-4000:]
     return {entry["name"]: Job.read(Path(entry["file"])) for entry in plan}
 

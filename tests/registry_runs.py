@@ -14,12 +14,13 @@ from once import once
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
-from gemma_ops import digest, journal, registry
-from gemma_ops.artifact import Artifact
+from gemma_ops import registry
 from gemma_ops.config import MachineConfig, RunConfig
-from gemma_ops.evaluation.standard import hold_to_standard, read_standard, standard_facts
+from gemma_ops.evaluation.policy_gates import hold_to_standard, read_standard, standard_facts
 from gemma_ops.registry import database
-from gemma_ops.run import Listener, Run, StopHere
+from gemma_ops.runs import digest, journal
+from gemma_ops.runs.artifact import Artifact
+from gemma_ops.runs.run import Listener, Run, StopHere
 
 GATES = ({"metric": "exact_match", "target": "tuned", "test": "superior", "versus": "base", "margin": 0.5},)
 CHAMPION_VALUE = 0.9

@@ -20,7 +20,7 @@ import uvicorn
 from once import once
 
 from gemma_ops.config import MachineConfig, ServeConfig
-from gemma_ops.data.prompting import Prompting, write_prompting
+from gemma_ops.data.prompt_record import Prompting, write_prompting
 from gemma_ops.export import quantizing
 from gemma_ops.nano import WEIGHTS
 from gemma_ops.serving.app import Front

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 
-from gemma_ops.gemini.emulator import Reply
+from gemma_ops.emulator import Reply
 
 TOPICS = (
     "parking permit", "gym locker", "travel card", "parental leave", "expense report", "night shift", "first aid course",

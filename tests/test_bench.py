@@ -10,12 +10,12 @@ from dataclasses import replace
 import pytest
 
 from gemma_ops import family
+from gemma_ops.bench.training import Runner, bench_report, bench_rows, bench_shapes, make, picture, suite
+from gemma_ops.bench.training.arms import ARMS
+from gemma_ops.bench.training.arms.axolotl import packed_rows
+from gemma_ops.bench.training.bench_child import gate_spec
+from gemma_ops.bench.training.bench_spec import from_json, parameters
 from gemma_ops.errors import ConfigError, GateError, OpsError
-from gemma_ops.training.bench import Runner, make, picture, report, rows, shapes, suite
-from gemma_ops.training.bench.arms import ARMS
-from gemma_ops.training.bench.arms.axolotl import packed_rows
-from gemma_ops.training.bench.child import gate_spec
-from gemma_ops.training.bench.spec import from_json, parameters
 
 TINY = make("tiny", repeats=3, steps=2, arms=("trl", "trl-packed", "gemma-ops", "unsloth"))
 
@@ -31,7 +31,7 @@ def _body(results, spec=TINY):
     known = {name: {"what": "", "choices": "", "absent": None} for name in spec.arms}
     known["unsloth"] = {"what": "", "choices": "", "absent": "not installed"}
     body = {"spec": spec.to_json(), "machine": {"cpu": "a CPU"}, "arms": known, "results": results, "gate": {}}
-    return body | {"summary": report.summary(body)}
+    return body | {"summary": bench_report.summary(body)}
 
 
 def test_medians_ratios_and_spreads():
@@ -61,10 +61,10 @@ def test_a_gpu_is_timed_by_the_wall():
 def test_a_failed_arm_is_told_and_the_others_stand():
     body = _body([_result("trl", 0, 2.0), {"arm": "gemma-ops", "repeat": 0, "error": "out of memory"}])
     assert body["summary"]["arms"]["gemma-ops"] == {"absent": "out of memory"}
-    lines = {row[0]: row for row in report.table(body)}
+    lines = {row[0]: row for row in bench_report.table(body)}
     assert lines["gemma-ops"][1] == "out of memory"
     assert lines["trl"][2] == "1.00x"
-    assert all(len(row) == len(report.HEAD) for row in lines.values())
+    assert all(len(row) == len(bench_report.HEAD) for row in lines.values())
 
 
 def test_the_picture_is_whole_and_names_every_arm():
@@ -78,10 +78,10 @@ def test_the_picture_is_whole_and_names_every_arm():
 
 def test_rows_are_the_same_for_all_and_like_chats():
     spec = make("cpu", batch=400, micro_batch=4)
-    drawn = rows.draw(spec, 262_144)
-    assert drawn == rows.draw(spec, 262_144)
-    assert drawn != rows.draw(replace(spec, seed=1), 262_144)
-    facts = rows.facts(drawn, 4)
+    drawn = bench_rows.draw(spec, 262_144)
+    assert drawn == bench_rows.draw(spec, 262_144)
+    assert drawn != bench_rows.draw(replace(spec, seed=1), 262_144)
+    facts = bench_rows.facts(drawn, 4)
     assert facts["tokens"] / 400 == pytest.approx(297, rel=0.02)
     assert facts["slots_per_token_padded"] == pytest.approx(2.06, rel=0.05)  # of 20,000 rows of this distribution
     assert facts["labelled"] == pytest.approx(0.6, abs=0.03)
@@ -110,7 +110,7 @@ def test_true_sizes_and_cut_stacks_keep_their_pattern(size):
     whole = family.SIZES[next(key for key in family.SIZES if key.lower() == size)].shape
     assert parameters(make(size)) == whole.counts().text
     period = next(i for i, layer in enumerate(whole.layers) if layer.window is None) + 1
-    cut = family.Shape.from_config(shapes.text(size, 2 * period))
+    cut = family.Shape.from_config(bench_shapes.text(size, 2 * period))
     assert len(cut.layers) == 2 * period
     assert [layer.window for layer in cut.layers] == [layer.window for layer in whole.layers[: 2 * period]]
     assert cut.shares_kv == whole.shares_kv
@@ -209,7 +209,7 @@ def test_peers_are_listed_with_what_they_need():
 def test_adapters_start_alike_whatever_the_class_and_gradients_are_compared_whole():
     import torch
 
-    from gemma_ops.training.bench.measure import agreement, same_adapter
+    from gemma_ops.bench.training.measure import agreement, same_adapter
 
     class Model:
         def __init__(self, prefix):
@@ -243,7 +243,7 @@ def test_made_up_models_are_seeded_and_hold_what_a_loader_would_give():
     from gemma_ops.modeling import made_up
     from gemma_ops.modeling.audit import audit
 
-    text = shapes.text("tiny")
+    text = bench_shapes.text("tiny")
     one, two, other = (made_up.build(text, seed=seed).state_dict() for seed in (0, 0, 1))
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert any(not torch.equal(one[name], other[name]) for name in one)
@@ -260,7 +260,7 @@ def test_made_up_models_are_seeded_and_hold_what_a_loader_would_give():
         assert found["router"] == ("fp32" if weights == "fp32" else "bf16")
     for size in family.SIZES:
         with torch.device("meta"):
-            made = made_up.skeleton(shapes.text(size.lower()), torch.bfloat16)
+            made = made_up.skeleton(bench_shapes.text(size.lower()), torch.bfloat16)
         assert sum(p.numel() for p in made.parameters()) == family.SIZES[size].shape.counts().text
 
 
@@ -272,7 +272,7 @@ def test_the_tiny_shape_end_to_end(cli, tmp_path):
     )  # fmt: skip
     body = json.loads(done.stdout)
     gate = gate_spec(from_json(body["spec"]))
-    assert gate.longest > 4 * shapes.text("tiny")["sliding_window"]  # else windows are not tested by it
+    assert gate.longest > 4 * bench_shapes.text("tiny")["sliding_window"]  # else windows are not tested by it
     assert body["gate"]["gemma-ops"]["error"] < 1e-5
     arms = body["summary"]["arms"]
     assert arms["gemma-ops"]["cosine"] > 0.995

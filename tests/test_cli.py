@@ -7,8 +7,8 @@ import re
 
 import pytest
 
-from gemma_ops.configfile import load
-from gemma_ops.share import shipped
+from gemma_ops.config.loading import load
+from gemma_ops.config.shipped import shipped
 
 
 def test_version_and_usage(cli):

@@ -7,11 +7,12 @@ import re
 import pytest
 from pydantic import ValidationError
 
-from gemma_ops import config, digest
-from gemma_ops.configfile import load, schema
-from gemma_ops.eject import eject
+from gemma_ops import config
+from gemma_ops.cli.eject import eject
+from gemma_ops.config.loading import load, schema
+from gemma_ops.config.shipped import root
 from gemma_ops.errors import ConfigError
-from gemma_ops.share import root
+from gemma_ops.runs import digest
 
 
 def write(path, text):

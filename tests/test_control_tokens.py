@@ -14,7 +14,7 @@ from gemma_ops.data import chat, control
 from gemma_ops.data.normal import conversation as normal
 from gemma_ops.data.rowerror import RowError
 from gemma_ops.errors import DataError
-from gemma_ops.evaluation.asking import refuse_control
+from gemma_ops.evaluation.ask_targets import refuse_control
 from gemma_ops.nano import WEIGHTS
 
 ROWS = 20 * CONVERSATIONS

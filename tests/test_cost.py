@@ -11,7 +11,7 @@ import pytest
 from bare_verdict import TASK, bare_verdict
 
 from gemma_ops.config import MachineConfig
-from gemma_ops.configfile import load
+from gemma_ops.config.loading import load
 from gemma_ops.errors import ConfigError, DataError, MachineError
 from gemma_ops.evaluation import breakeven, breakeven_html, breakeven_inputs, breakeven_text
 from gemma_ops.evaluation.breakeven import Own, Work
@@ -168,7 +168,7 @@ class TestInputs:
             breakeven_inputs.read(config, Given(500, 50))
 
     def test_a_device_brings_its_list_price(self, config):
-        from gemma_ops import devices
+        from gemma_ops.planning import devices
 
         own, *_ = breakeven_inputs.read(config, Given(device="l4", tokens_per_second=1500))
         assert own.dollars_per_hour == devices.get("l4").dollars
@@ -374,7 +374,7 @@ class TestOfWhichMachine:
         assert "--tokens-per-second" in caught.value.fix
 
     def test_the_same_machine_is_no_problem(self, config, tmp_path):
-        from gemma_ops import devices
+        from gemma_ops.planning import devices
 
         known = devices.get("l4")
         self.verdict(tmp_path, machine={"dollars": 1.0, "from": f"{known.name}, {known.priced}"})
@@ -445,7 +445,7 @@ class TestAskingForALedger:
         assert (code, "x.html can't be written" in text) == (5, True)
 
     def test_a_port_that_does_not_exist(self, told, capsys):
-        from gemma_ops.gemini.emulator import Emulator
+        from gemma_ops.emulator import Emulator
 
         code, text = told(capsys, "dev", "gemini-emulator", "--port", "99999")
         assert (code, "65535" in text) == (2, True)

@@ -9,10 +9,10 @@ import pytest
 
 from gemma_ops.config import DataConfig
 from gemma_ops.data import chat
-from gemma_ops.data.check import check
-from gemma_ops.data.findings import CODES
 from gemma_ops.errors import DataError
 from gemma_ops.nano import WEIGHTS
+from gemma_ops.prepare.check_rows import check
+from gemma_ops.prepare.row_findings import CODES
 
 ASK = {"role": "user", "content": "Where is my card?"}
 SAY = {"role": "assistant", "content": "On its way."}

@@ -12,12 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gemma_ops.data.dedup import NearDuplicates, exact_key, prompt_key
-from gemma_ops.data.near import Near, bands
-from gemma_ops.data.overlap import Overlap
-from gemma_ops.data.split import Split, position
-from gemma_ops.data.tasks import Question, TaskQuestions, read_task
-from gemma_ops.data.words import (
+from gemma_ops.data.hashed_words import (
     SKETCH,
     Boilerplate,
     distinctive,
@@ -29,8 +24,13 @@ from gemma_ops.data.words import (
     sketch,
     words,
 )
+from gemma_ops.data.near_duplicates import Near, bands
 from gemma_ops.errors import DataError
 from gemma_ops.nano import tickets
+from gemma_ops.prepare.deduplicate import NearDuplicates, exact_key, prompt_key
+from gemma_ops.prepare.split import Split, position
+from gemma_ops.prepare.task_overlap import Overlap
+from gemma_ops.tasks.compared_questions import Question, TaskQuestions, read_task
 
 DATA = Path(os.environ.get("GEMMA_OPS_DATA", Path(__file__).parents[1] / "../shared/data"))
 VOCABULARY = [f"w{number}" for number in range(5000)]
@@ -57,7 +57,9 @@ def test_words_are_normalised():
 
 
 def test_hashes_are_the_same_in_another_process():
-    code = "from gemma_ops.data.words import hashes, ngrams; print(ngrams(hashes('a b c d e f g h i'), 8).tolist())"
+    code = (
+        "from gemma_ops.data.hashed_words import hashes, ngrams; print(ngrams(hashes('a b c d e f g h i'), 8).tolist())"
+    )
     other = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,

@@ -9,13 +9,13 @@ import pytest
 from gemma_ops.config import DataConfig, MachineConfig, TrainConfig
 from gemma_ops.data import chat, documents
 from gemma_ops.data.arrow import table
-from gemma_ops.data.check import check
 from gemma_ops.data.example import Example, kind, read_rows
-from gemma_ops.data.importing import kinds, peek
-from gemma_ops.data.pipeline import prepare
-from gemma_ops.data.tokens import NO_LOSS, Manner, encode_rows
+from gemma_ops.data.import_rows import kinds, peek
+from gemma_ops.data.row_tokens import NO_LOSS, Manner, encode_rows
 from gemma_ops.errors import DataError
 from gemma_ops.nano import WEIGHTS
+from gemma_ops.prepare.check_rows import check
+from gemma_ops.prepare.prepare_step import prepare
 
 TOKENIZER = chat.load_tokenizer(WEIGHTS)
 BOS, EOS = TOKENIZER.token_to_id("<bos>"), TOKENIZER.token_to_id("<eos>")

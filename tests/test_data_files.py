@@ -11,8 +11,8 @@ import tracemalloc
 import pytest
 
 from gemma_ops.config import DataConfig
-from gemma_ops.data.files import read, source_files
-from gemma_ops.data.lines import read_lines
+from gemma_ops.data.line_reader import read_lines
+from gemma_ops.data.row_files import read, source_files
 from gemma_ops.errors import DataError, ServiceError
 
 

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from gemma_ops.config import DataConfig
-from gemma_ops.data import formats
+from gemma_ops.data import row_formats
 from gemma_ops.data.chat import render
 from gemma_ops.data.normal import RowError, conversation
 from gemma_ops.errors import DataError
@@ -26,7 +26,7 @@ ROWS = {
 
 
 def converted(layout, row, **settings):
-    return conversation(*formats.reader(layout, DataConfig(**settings))(row), own=formats.system_column(row))
+    return conversation(*row_formats.reader(layout, DataConfig(**settings))(row), own=row_formats.system_column(row))
 
 
 def reason(layout, row, **settings):
@@ -37,19 +37,19 @@ def reason(layout, row, **settings):
 
 @pytest.mark.parametrize("layout", ROWS)
 def test_each_layout_is_detected_and_read(layout):
-    assert formats.detect([ROWS[layout]]) == layout
+    assert row_formats.detect([ROWS[layout]]) == layout
     assert converted(layout, ROWS[layout]) == ([USER, DONE], None, [])
 
 
 def test_detection_goes_with_the_majority_and_names_the_keys_when_lost():
-    assert formats.detect([ROWS["alpaca"], ROWS["messages"], {"x": 1}, ROWS["messages"]]) == "messages"
-    assert formats.detect([{"conversations": [USER, DONE]}]) == "messages"
+    assert row_formats.detect([ROWS["alpaca"], ROWS["messages"], {"x": 1}, ROWS["messages"]]) == "messages"
+    assert row_formats.detect([{"conversations": [USER, DONE]}]) == "messages"
     with pytest.raises(DataError, match="whose keys are: answer, question") as error:
-        formats.detect([{"question": "q", "answer": "a"}])
+        row_formats.detect([{"question": "q", "answer": "a"}])
     assert "data.prompt='{question}'" in error.value.fix
-    assert formats.detect([{"text": "x", "url": "y"}]) == "text"
+    assert row_formats.detect([{"text": "x", "url": "y"}]) == "text"
     with pytest.raises(DataError, match="whose keys are: label, text"):
-        formats.detect([{"text": "x", "label": "y"}])
+        row_formats.detect([{"text": "x", "label": "y"}])
 
 
 def test_sharegpt_with_system_tools_and_calls():
@@ -131,10 +131,10 @@ def test_columns_fill_templates():
 def test_a_template_for_no_column_is_told_at_once():
     settings = DataConfig(prompt="{txt}", completion="{label}")
     with pytest.raises(DataError, match=r"column \{txt\}, but the columns are: text, label; did you mean \{text\}\?"):
-        formats.check_columns(settings, [{"text": "x", "label": "y"}])
-    formats.check_columns(settings, [{"text": "x", "label": "y"}, {"txt": "x"}])
+        row_formats.check_columns(settings, [{"text": "x", "label": "y"}])
+    row_formats.check_columns(settings, [{"text": "x", "label": "y"}, {"txt": "x"}])
     with pytest.raises(DataError, match="there are no templates"):
-        formats.reader("columns", DataConfig(format="columns"))
+        row_formats.reader("columns", DataConfig(format="columns"))
 
 
 BAD = {

@@ -13,12 +13,12 @@ from pyarrow import parquet
 from gemma_ops.config import DataConfig
 from gemma_ops.data import chat
 from gemma_ops.data.encodings import encoding_of
-from gemma_ops.data.files import left_out, source_files
-from gemma_ops.data.findings import Context, look
-from gemma_ops.data.foreign import foreign_token, schema_losses
-from gemma_ops.data.importing import Importer
+from gemma_ops.data.import_rows import Importer
+from gemma_ops.data.row_files import left_out, source_files
 from gemma_ops.errors import DataError
 from gemma_ops.nano import WEIGHTS
+from gemma_ops.prepare.foreign_marks import foreign_token, schema_losses
+from gemma_ops.prepare.row_findings import Context, look
 
 USER = {"role": "user", "content": "How deep is lake Mjøsa?"}
 SAY = {"role": "assistant", "content": "453 metres."}

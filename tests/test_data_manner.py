@@ -10,8 +10,8 @@ from gemma_ops.config import DataConfig
 from gemma_ops.data import answer_tables, chat
 from gemma_ops.data.answer_tables import Encoding
 from gemma_ops.data.arrow import table
-from gemma_ops.data.importing import Importer
-from gemma_ops.data.tokens import NO_LOSS, Manner, encode_rows
+from gemma_ops.data.import_rows import Importer
+from gemma_ops.data.row_tokens import NO_LOSS, Manner, encode_rows
 from gemma_ops.nano import WEIGHTS
 
 PLAIN = [

@@ -8,7 +8,7 @@ import random
 
 import pytest
 
-from gemma_ops.data import pii
+from gemma_ops.privacy import personal_data
 
 # Secrets are put together here so that no scanner takes this file for a leak.
 JWT = ".".join(
@@ -72,26 +72,26 @@ CLEAN = [
 
 @pytest.mark.parametrize("kind, text, part", FOUND)
 def test_what_is_there_is_found_and_masked(kind, text, part):
-    findings = pii.find(text)
+    findings = personal_data.find(text)
     assert [(item.kind, text[item.start : item.end]) for item in findings] == [(kind, part)]
-    assert pii.mask(text) == text.replace(part, f"[{kind}]")
+    assert personal_data.mask(text) == text.replace(part, f"[{kind}]")
 
 
 @pytest.mark.parametrize("text", CLEAN)
 def test_what_only_looks_like_it_is_left_alone(text):
-    assert [(item.kind, text[item.start : item.end]) for item in pii.find(text)] == []
+    assert [(item.kind, text[item.start : item.end]) for item in personal_data.find(text)] == []
 
 
 def test_private_keys_with_and_without_an_end():
     block = "-----BEGIN RSA " + "PRIVATE KEY-----\nMIIE\nabc\n-----END RSA " + "PRIVATE KEY-----"
-    assert pii.mask(f"key:\n{block}\nend") == "key:\n[PRIVATE_KEY]\nend"
-    assert pii.mask(block[:40]) == "[PRIVATE_KEY]"
+    assert personal_data.mask(f"key:\n{block}\nend") == "key:\n[PRIVATE_KEY]\nend"
+    assert personal_data.mask(block[:40]) == "[PRIVATE_KEY]"
 
 
 def test_several_in_one_text_and_no_overlaps():
     text = "Ana <ana@example.org>, +49 30 901820, card 4111111111111111 (ana@example.org)"
-    assert pii.mask(text) == "Ana <[EMAIL]>, [PHONE], card [CARD] ([EMAIL])"
-    assert pii.mask(pii.mask(text)) == pii.mask(text)
+    assert personal_data.mask(text) == "Ana <[EMAIL]>, [PHONE], card [CARD] ([EMAIL])"
+    assert personal_data.mask(personal_data.mask(text)) == personal_data.mask(text)
 
 
 def test_random_numbers_are_rarely_taken_for_anything():
@@ -99,7 +99,7 @@ def test_random_numbers_are_rarely_taken_for_anything():
     texts = [
         f"order {draw.choice('ABC')}{draw.randint(10**4, 10**9)} of {draw.randint(10**9, 10**13)}" for _ in range(3000)
     ]
-    assert sum(bool(pii.find(text)) for text in texts) <= 15
+    assert sum(bool(personal_data.find(text)) for text in texts) <= 15
 
 
 def test_long_texts_are_scanned_in_linear_time():
@@ -112,9 +112,9 @@ def test_long_texts_are_scanned_in_linear_time():
         "-----BEGIN PRIVATE KEY----- " * 2_000,
         "(1) " * 30_000,
     ):
-        pii.find(text)  # a pattern that backtracks would not come back
+        personal_data.find(text)  # a pattern that backtracks would not come back
 
 
 def test_each_text_reaches_every_text_of_a_value():
     value = {"a": ["x", {"b": "y"}], "c": 3, "d": None}
-    assert pii.each_text(value, str.upper) == {"a": ["X", {"b": "Y"}], "c": 3, "d": None}
+    assert personal_data.each_text(value, str.upper) == {"a": ["X", {"b": "Y"}], "c": 3, "d": None}

@@ -9,18 +9,19 @@ import pytest
 
 from gemma_ops.config import DataConfig, MachineConfig
 from gemma_ops.config.methods import rows as rows_of
-from gemma_ops.data import chat, formats, prepare
+from gemma_ops.data import chat, row_formats
 from gemma_ops.data.answer_tables import Encoding, judged, pairs, prompts
 from gemma_ops.data.answers import encode_answers
-from gemma_ops.data.check import check
-from gemma_ops.data.dedup import exact_key
 from gemma_ops.data.example import Example, asked, content_id, conversations, kind, read_rows, swapped
-from gemma_ops.data.importing import kinds, peek
+from gemma_ops.data.import_rows import kinds, peek
 from gemma_ops.data.normal import RowError
 from gemma_ops.data.preferences import compared
-from gemma_ops.data.tokens import Manner, encode_rows
+from gemma_ops.data.row_tokens import Manner, encode_rows
 from gemma_ops.errors import DataError
 from gemma_ops.nano import WEIGHTS
+from gemma_ops.prepare import prepare
+from gemma_ops.prepare.check_rows import check
+from gemma_ops.prepare.deduplicate import exact_key
 
 TOKENIZER = chat.load_tokenizer(WEIGHTS)
 ASK = {"role": "user", "content": "Where is my card?"}
@@ -49,8 +50,8 @@ LAYOUTS = {
 
 
 def read(row, layout=None, **settings):
-    layout = layout or formats.detect([row])
-    return compared(formats.reader(layout, DataConfig(**settings))(row), system=settings.get("system"))[0]
+    layout = layout or row_formats.detect([row])
+    return compared(row_formats.reader(layout, DataConfig(**settings))(row), system=settings.get("system"))[0]
 
 
 def code(row, layout=None):
@@ -62,18 +63,18 @@ def code(row, layout=None):
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_each_layout_of_a_pair_is_detected_and_read(name):
     layout, row = LAYOUTS[name]
-    assert formats.detect([row]) == layout
+    assert row_formats.detect([row]) == layout
     assert read(row) == PAIR
 
 
 def test_judged_answers_are_one_side_of_a_pair():
     wanted = {"prompt": "Where is my card?", "completion": "On its way.", "label": True}
     unwanted = {"prompt": [ASK], "completion": [BAD], "label": False}
-    assert [formats.detect([row]) for row in (wanted, unwanted)] == ["judged", "judged"]
+    assert [row_formats.detect([row]) for row in (wanted, unwanted)] == ["judged", "judged"]
     assert read(wanted) == {"messages": [ASK], "tools": None, "chosen": [GOOD]}
     assert read(unwanted) == {"messages": [ASK], "tools": None, "rejected": [BAD]}
     assert read({"messages": [ASK, GOOD, ASK, BAD], "label": 0}, "judged")["rejected"] == [BAD]
-    assert formats.detect([{"prompt": "a", "completion": "b", "label": "positive"}]) == "prompt_completion"
+    assert row_formats.detect([{"prompt": "a", "completion": "b", "label": "positive"}]) == "prompt_completion"
     assert code({"prompt": "a", "completion": "b", "label": "yes"}, "judged") == "no_label"
 
 

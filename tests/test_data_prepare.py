@@ -14,16 +14,17 @@ import patience
 import pytest
 from pydantic import ValidationError
 
-from gemma_ops import digest, journal
 from gemma_ops.config import DataConfig, MachineConfig
-from gemma_ops.data import chat, prepare, published
+from gemma_ops.data import chat, published
 from gemma_ops.data.chat import load_tokenizer
 from gemma_ops.data.example import Example, content_id, read_examples, read_rows, write_rows
-from gemma_ops.data.tokens import Lengths, Manner, encode_rows
+from gemma_ops.data.row_tokens import Lengths, Manner, encode_rows
 from gemma_ops.errors import DataError, ModelError
 from gemma_ops.family.sizes import CONFIGS
 from gemma_ops.nano import WEIGHTS
-from gemma_ops.privacy import stricter
+from gemma_ops.prepare import prepare
+from gemma_ops.privacy.classes import stricter
+from gemma_ops.runs import digest, journal
 
 WORDS = "card account refund order ticket delivery late broken invoice change please where when why how today"
 VOCABULARY = WORDS.split()
@@ -316,7 +317,7 @@ def test_killed_and_run_again_ends_with_the_same_bytes(run, tmp_path):
     out.mkdir()
     (out / "fingerprint.json").write_text("{}")  # what the run keeps there
     code = (
-        "from pathlib import Path\nfrom gemma_ops.config import *\nfrom gemma_ops.data import prepare\nfrom gemma_ops.nano import WEIGHTS\n"
+        "from pathlib import Path\nfrom gemma_ops.config import *\nfrom gemma_ops.prepare import prepare\nfrom gemma_ops.nano import WEIGHTS\n"
         f"prepare(Path({str(out)!r}), DataConfig(path='x'), MachineConfig(), source=Path({str(tmp_path / 'rows.jsonl')!r}), model=WEIGHTS)"
     )
     process = subprocess.Popen([sys.executable, "-c", code])
@@ -359,7 +360,7 @@ def test_report_card_and_metrics_tell_the_same(run):
 
 
 def test_progress_is_recorded(run, tmp_path, monkeypatch):
-    monkeypatch.setattr("gemma_ops.data.pipeline._EVERY", 10)
+    monkeypatch.setattr("gemma_ops.prepare.prepare_step._EVERY", 10)
     with journal.writing(tmp_path / "logs", "prepare") as path:
         run(many(25))
     records = [json.loads(line) for line in path.read_text().splitlines()]

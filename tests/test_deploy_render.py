@@ -18,11 +18,11 @@ from typer.testing import CliRunner
 
 import gemma_ops
 from gemma_ops.cli import app
-from gemma_ops.configfile import load
+from gemma_ops.config.loading import load
 from gemma_ops.data import chat
-from gemma_ops.data.prompting import Prompting, write_prompting
-from gemma_ops.devices import GIB
+from gemma_ops.data.prompt_record import Prompting, write_prompting
 from gemma_ops.errors import ConfigError
+from gemma_ops.planning.devices import GIB
 from gemma_ops.serving.render import FORMS, deployed
 from gemma_ops.serving.render.ollama import template
 

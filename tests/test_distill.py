@@ -16,12 +16,12 @@ import pytest
 from gemini import KEY, TERMS
 from synth_world import teach, write_documents
 
-from gemma_ops import recipes
-from gemma_ops.artifact import verify_artifact
-from gemma_ops.configfile import load
-from gemma_ops.gemini.emulator import Emulator
+from gemma_ops.config.loading import load
+from gemma_ops.emulator import Emulator
 from gemma_ops.gemini.ledger import Ledger
 from gemma_ops.gemini.prices import nanodollars
+from gemma_ops.recipes import finding
+from gemma_ops.runs.artifact import verify_artifact
 
 CAP = 0.5
 
@@ -158,7 +158,7 @@ def test_the_recipe_names_its_steps():
         *("fetch", "teacher", "synthesize", "prepare", "train"),
         *("merge", "quantize", "champion", "evaluate", "register"),
     }
-    assert recipes.step_names("distill") == names
+    assert finding.step_names("distill") == names
 
 
 def test_the_plan_of_a_configuration_asks_nothing_and_says_what_it_may_cost(cli, tmp_path):

@@ -10,8 +10,8 @@ from typer.main import get_command
 
 from gemma_ops.cli import app
 from gemma_ops.config import RunConfig, Section
-from gemma_ops.configfile import load
-from gemma_ops.share import shipped
+from gemma_ops.config.loading import load
+from gemma_ops.config.shipped import shipped
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

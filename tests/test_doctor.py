@@ -8,7 +8,8 @@ import sys
 
 import pytest
 
-from gemma_ops import devices, doctor, family
+from gemma_ops import family
+from gemma_ops.planning import devices, doctor
 
 GOOD = {"torch": "2.13.0+cpu", "transformers": "5.17.0", "mlflow": "3.17.2"}
 
@@ -20,7 +21,7 @@ def _found(versions, gpus=(), environment=None):
 def test_it_answers_here_and_without_torch():
     code = (
         "import sys, time\n"
-        "from gemma_ops.doctor import examine\n"
+        "from gemma_ops.planning.doctor import examine\n"
         "begun = time.process_time()\n"
         "examine().lines()\n"
         "taken = time.process_time() - begun\n"

@@ -18,7 +18,7 @@ from google import genai
 from google.genai import errors, types
 from pydantic import BaseModel, Field
 
-from gemma_ops.gemini.emulator import Body, Emulator, Reply
+from gemma_ops.emulator import Body, Emulator, Reply
 from gemma_ops.gemini.models import facts
 
 pytest_plugins = ["gemini"]

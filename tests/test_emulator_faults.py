@@ -9,8 +9,8 @@ import pytest
 from gemini import client_of
 from google.genai import errors
 
+from gemma_ops.emulator import Emulator, orders
 from gemma_ops.errors import ConfigError
-from gemma_ops.gemini.emulator import Emulator, orders
 
 pytest_plugins = ["gemini"]
 FLASH = "gemini-3.8-flash"

@@ -12,11 +12,11 @@ import pytest
 from gemini import KEY, client_of, machine_for
 from google.genai import errors, types
 
+from gemma_ops.emulator import Emulator, Reply
+from gemma_ops.emulator.signatures import check_signatures, signed
 from gemma_ops.gemini import open_gemini
-from gemma_ops.gemini.emulator import Emulator, Reply
-from gemma_ops.gemini.emulator.signatures import check_signatures, signed
 from gemma_ops.gemini.request import Request
-from gemma_ops.wire.gemini import Refusal
+from gemma_ops.wire.gemini_wire import Refusal
 
 pytest_plugins = ["gemini"]
 FLASH = "gemini-3.8-flash"

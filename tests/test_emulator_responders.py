@@ -17,11 +17,11 @@ from google.genai import errors
 from pydantic import BaseModel, Field
 
 from gemma_ops.answer import Answer
-from gemma_ops.gemini.emulator import Emulator, material, planted
-from gemma_ops.gemini.emulator.filling import Filler
-from gemma_ops.gemini.emulator.local import from_target
-from gemma_ops.gemini.emulator.patterns import sample
-from gemma_ops.gemini.emulator.responder import Body
+from gemma_ops.emulator import Emulator, planted, prompt_material
+from gemma_ops.emulator.filling import Filler
+from gemma_ops.emulator.local_responder import from_target
+from gemma_ops.emulator.patterns import sample
+from gemma_ops.emulator.responder import Body
 
 pytest_plugins = ["gemini"]
 FLASH = "gemini-3.8-flash"
@@ -73,12 +73,12 @@ def test_the_document_is_what_stands_between_delimiters():
             + frame.format(document)
             + "\n\nThanks."
         )
-        assert material.passage([prompt]) == document
-    assert material.sentences(document) == [
+        assert prompt_material.passage([prompt]) == document
+    assert prompt_material.sentences(document) == [
         "Refunds are paid within 14 days, says Dr. Meyer.",
         "Version 2.5 of the form must be used!",
     ]
-    assert material.topic("Refunds are paid within 14 days") == "Refunds paid days"
+    assert prompt_material.topic("Refunds are paid within 14 days") == "Refunds paid days"
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,12 @@ from types import SimpleNamespace
 from gemma_ops.answer import Prompt
 from gemma_ops.config import MachineConfig
 from gemma_ops.data import chat, published
-from gemma_ops.evaluation.answers import Stored
 from gemma_ops.evaluation.canary_rows import canary_record, recorded_answers
-from gemma_ops.metrics.base import Row
+from gemma_ops.metrics.metric import Row
 from gemma_ops.modeling.load import load_tokenizer
 from gemma_ops.nano import WEIGHTS
-from gemma_ops.targets.local import Checkpoint
+from gemma_ops.targets.local_target import Checkpoint
+from gemma_ops.tasks.stored_answers import Stored
 
 ROWS = tuple(Row(str(number), ({"role": "user", "content": f"question {number}"},), "a") for number in range(20))
 TASK = SimpleNamespace(name="t", rows=ROWS, file=SimpleNamespace(generation=SimpleNamespace(max_new_tokens=9)))

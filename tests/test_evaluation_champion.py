@@ -11,17 +11,17 @@ import torch
 import yaml
 
 import gemma_ops
-from gemma_ops import journal
 from gemma_ops.answer import Prompt
 from gemma_ops.config import EvaluateConfig, GateConfig, LoraConfig, MachineConfig
 from gemma_ops.config.policy import ChampionFacts, PolicyTask, PromotionPolicy, PromotionStandard
 from gemma_ops.errors import ConfigError, DataError
 from gemma_ops.evaluation import evaluate, summary_lines
 from gemma_ops.evaluation.looks import known_looks
-from gemma_ops.evaluation.standard import hold_to_standard, read_standard
+from gemma_ops.evaluation.policy_gates import hold_to_standard, read_standard
 from gemma_ops.modeling import adapter_files, adapters, load
+from gemma_ops.runs import journal
 from gemma_ops.targets import open_target
-from gemma_ops.targets.base import learned_by
+from gemma_ops.targets.target import learned_by
 from gemma_ops.verdicts import Look, Verdict
 
 NANO = Path(gemma_ops.__file__).parent / "nano" / "weights"
@@ -127,7 +127,7 @@ def test_the_champion_answers_the_same_questions_as_the_others(tmp_path):
     (folder / "task.yaml").write_text(yaml.safe_dump(body))
     rows = [{"id": f"q{i}", "prompt": f"say {i}", "reference": str(i)} for i in range(3)]
     (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    from gemma_ops.evaluation.task import load_task
+    from gemma_ops.tasks.task import load_task
 
     tasks = {"t": PolicyTask(digest=load_task(folder).digest, rows=3, primary="exact_match")}
     standard = FULL.model_copy(update={"policy": POLICY.model_copy(update={"tasks": tasks})})

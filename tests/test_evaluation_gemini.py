@@ -12,13 +12,13 @@ from test_evaluation_pipeline import Echo, make_task
 
 from gemma_ops.answer import Answer
 from gemma_ops.config import EvaluateConfig
+from gemma_ops.emulator import Emulator, Reply
 from gemma_ops.errors import BoundaryError, BudgetError, ConfigError
-from gemma_ops.evaluation import forecast, forecast_lines, pipeline, provenance, regrade
-from gemma_ops.evaluation.answers import stored
-from gemma_ops.evaluation.reserved import most_per_answer
-from gemma_ops.evaluation.task import load_task
-from gemma_ops.gemini.emulator import Emulator, Reply
+from gemma_ops.evaluation import evaluate_step, forecast, forecast_lines, provenance, regrade
+from gemma_ops.evaluation.reserved_cost import most_per_answer
 from gemma_ops.targets import open_target
+from gemma_ops.tasks.stored_answers import stored
+from gemma_ops.tasks.task import load_task
 
 NAME = "gemini:gemini-3.8-flash@low"
 
@@ -55,10 +55,10 @@ def go(folder, machine, task, *, local, gates=(), **settings):
     out = folder / "runs" / "r" / "evaluate.partial"
     out.mkdir(parents=True, exist_ok=True)
     config = EvaluateConfig(targets=("tuned", NAME), gates=gates, **settings)
-    tasks = pipeline.load(config, (task,), None)
+    tasks = evaluate_step.load(config, (task,), None)
     targets = [local, open_target(NAME, machine, run="r", use="evaluate")]
     facts = provenance.collect(targets, machine, base=None, tuned=None, quantized=None, data=None)
-    metrics = pipeline.run(out, config, tasks, targets, facts, batch=8)
+    metrics = evaluate_step.run(out, config, tasks, targets, facts, batch=8)
     return out, metrics, json.loads((out / "verdict.json").read_text())
 
 

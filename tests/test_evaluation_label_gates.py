@@ -5,9 +5,9 @@ import pytest
 from test_evaluation_pipeline import Echo, go, make_task
 
 from gemma_ops.config import GateConfig
-from gemma_ops.evaluation import gates, label_evidence
-from gemma_ops.evaluation.statistics import Sample
+from gemma_ops.gates import gate_decision, label_evidence
 from gemma_ops.metrics.labels import f1_aggregate, f1_counts
+from gemma_ops.stats.intervals import Sample
 
 LABELS = ("cat", "dog", "eel")
 
@@ -25,7 +25,7 @@ def evidence(wanted, *said, labels=LABELS, macro=True, clusters=None):
     counts = [f1_counts(labels, macro=macro)(details(wanted, one)) for one in said]
     ratios = label_evidence.ratio_sample(counts, clusters)
     counted = Sample.of([0.0] * len(wanted), clusters)
-    return gates.Evidence(counted, len(said) == 2, ratios.value, ratios, labels=labels if macro else ())
+    return gate_decision.Evidence(counted, len(said) == 2, ratios.value, ratios, labels=labels if macro else ())
 
 
 def at_least(margin):
@@ -33,7 +33,7 @@ def at_least(margin):
 
 
 def decide(gate, found):
-    return gates.decide([gate], [found], 0.95)[0]
+    return gate_decision.decide([gate], [found], 0.95)[0]
 
 
 NONINFERIOR = GateConfig(metric="label.f1_macro", target="q8_0", test="noninferior", versus="tuned", margin=0.05)
@@ -117,8 +117,8 @@ def test_gates_on_f1_share_the_level_with_others():
     found = evidence(*answered(np.random.default_rng(6), 200, 0.85))
     margin = found.bound(0.05) - 0.002
     assert decide(at_least(margin), found).outcome == "pass"
-    hopeless = gates.Evidence(Sample.of([1.0, 0.0]), False, 0.5)
-    together = gates.decide([at_least(margin), *[at_least(0.5)] * 9], [found, *[hopeless] * 9], 0.95)
+    hopeless = gate_decision.Evidence(Sample.of([1.0, 0.0]), False, 0.5)
+    together = gate_decision.decide([at_least(margin), *[at_least(0.5)] * 9], [found, *[hopeless] * 9], 0.95)
     assert together[0].outcome == "inconclusive"
 
 

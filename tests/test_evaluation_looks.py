@@ -11,13 +11,15 @@ from test_evaluation_pipeline import FACTS, SUPERIOR, Echo, go, make_task
 from gemma_ops.answer import Answer
 from gemma_ops.config import EvaluateConfig, GateConfig, MachineConfig
 from gemma_ops.errors import DataError
-from gemma_ops.evaluation import conditions, gates, looks, regrade, summary_lines
-from gemma_ops.evaluation.checking import load
-from gemma_ops.evaluation.copies import copied, join_copies
-from gemma_ops.evaluation.forecasting import forecast
-from gemma_ops.evaluation.forecasting import lines as forecast_lines
-from gemma_ops.evaluation.statistics import Sample
-from gemma_ops.metrics.base import Row
+from gemma_ops.evaluation import looks, regrade, summary_lines
+from gemma_ops.evaluation.evaluation_checks import load
+from gemma_ops.evaluation.evaluation_forecast import forecast
+from gemma_ops.evaluation.evaluation_forecast import lines as forecast_lines
+from gemma_ops.gates import gate_decision
+from gemma_ops.metrics.metric import Row
+from gemma_ops.stats.intervals import Sample
+from gemma_ops.tasks import conditions
+from gemma_ops.tasks.question_copies import copied, join_copies
 from gemma_ops.verdicts import Verdict
 
 
@@ -96,11 +98,11 @@ def test_evaluating_until_it_passes_passes_no_more_often(tmp_path):
         known, values = [], list(rng.choice([1.0, 0.0, -1.0], 300, p=[0.2, 0.6, 0.2]))
         won = lost = False
         for n in range(30, 301, 30):
-            evidence = [gates.Evidence(Sample.of(values[:n]), True, 0.0)]
+            evidence = [gate_decision.Evidence(Sample.of(values[:n]), True, 0.0)]
             standing = looks.take_look(graded(n), settings, FACTS, known)
             known.append(standing.look)
-            won |= gates.judge([gate], evidence, standing.look.level)[0][0] == "pass"
-            lost |= gates.judge([gate], evidence, 0.05)[0][0] == "pass"
+            won |= gate_decision.judge([gate], evidence, standing.look.level)[0][0] == "pass"
+            lost |= gate_decision.judge([gate], evidence, 0.05)[0][0] == "pass"
         passed, careless = passed + won, careless + lost
     assert passed <= 6 < careless
 

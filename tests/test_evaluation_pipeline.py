@@ -12,14 +12,15 @@ import patience
 import pytest
 import yaml
 
-from gemma_ops import journal
 from gemma_ops.answer import Answer
 from gemma_ops.config import EvaluateConfig, MachineConfig
 from gemma_ops.errors import BoundaryError, ConfigError, DataError
-from gemma_ops.evaluation import answers, conditions, evaluate, pipeline, regrade, summary_lines
-from gemma_ops.evaluation.answers import AnswerFile
-from gemma_ops.privacy import HERE
-from gemma_ops.targets.base import LOCAL
+from gemma_ops.evaluation import evaluate, evaluate_step, regrade, summary_lines
+from gemma_ops.privacy.classes import HERE
+from gemma_ops.runs import journal
+from gemma_ops.targets.target import LOCAL
+from gemma_ops.tasks import conditions, stored_answers
+from gemma_ops.tasks.stored_answers import AnswerFile
 from gemma_ops.verdicts import Verdict
 
 ROOT = Path(__file__).parent.parent
@@ -79,8 +80,8 @@ def go(out, folder, targets, *, batch=8, gates=(), facts=FACTS, **settings):
     config = EvaluateConfig(
         tasks=(folder.name,), targets=tuple(target.name for target in targets), gates=gates, **settings
     )
-    tasks = pipeline.load(config, (folder,), None)
-    metrics = pipeline.run(out, config, tasks, targets, facts, batch=batch)
+    tasks = evaluate_step.load(config, (folder,), None)
+    metrics = evaluate_step.run(out, config, tasks, targets, facts, batch=batch)
     return metrics, json.loads((out / "verdict.json").read_text(encoding="utf-8"))
 
 
@@ -244,18 +245,18 @@ def test_answers_that_were_kept_are_graded_and_only_what_changed_is_asked(tmp_pa
     folder, run = make_task(tmp_path / "t", 40), tmp_path / "run"
     run.mkdir()
     go(run / "evaluate", folder, [Echo("base", 20)])
-    answers.keep(run)
+    stored_answers.keep(run)
     rows = [{"id": f"q{i}", "prompt": f"question {i} " + "x" * (i % 7), "reference": f"a{i}"} for i in range(48)]
     make_task(tmp_path / "t", rows=rows)
     (run / "evaluate.partial").mkdir()
-    answers.take(run / "evaluate.partial")
+    stored_answers.take(run / "evaluate.partial")
     metrics, _ = go(run / "evaluate.partial", folder, [again := Echo("base", 48)], batch=1)
     assert sum(map(len, again.asked)) == 8
     assert metrics["t/base/exact_match"] == pytest.approx(28 / 48, abs=1e-6)
-    answers.take(run / "evaluate.partial")  # taken once: what was made since stays
+    stored_answers.take(run / "evaluate.partial")  # taken once: what was made since stays
     assert len(AnswerFile(run / "evaluate.partial" / "answers.jsonl").known) == 48
     with pytest.raises(DataError, match="no answers to grade again"):
-        answers.keep(tmp_path)
+        stored_answers.keep(tmp_path)
 
 
 def test_failed_and_refused_answers_are_wrong_and_counted(tmp_path):
@@ -304,7 +305,7 @@ def test_a_target_never_sees_rows_it_may_not(tmp_path):
 def test_mistakes_are_told_before_anything_is_asked(tmp_path, changes, told):
     config = EvaluateConfig(**{"targets": ("base", "tuned"), **changes})
     with pytest.raises(ConfigError, match=told):
-        pipeline.load(config, (make_task(tmp_path / "t"),), None)
+        evaluate_step.load(config, (make_task(tmp_path / "t"),), None)
 
 
 def test_targets_without_a_model_are_told(tmp_path):
@@ -404,7 +405,7 @@ def test_nano_answers_its_task(tmp_path):
     )
     assert (tmp_path / "answers.jsonl").read_bytes() == before
     # Answers kept for an evaluation that is made again are not asked for again: their times are those of before.
-    (tmp_path / "answers.jsonl").rename(tmp_path / answers.KEPT)
+    (tmp_path / "answers.jsonl").rename(tmp_path / stored_answers.KEPT)
     (again := tmp_path / "again").mkdir()
     evaluate(
         again,

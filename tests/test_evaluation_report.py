@@ -11,11 +11,12 @@ from test_evaluation_pipeline import make_task
 
 from gemma_ops.answer import Answer
 from gemma_ops.config import EvaluateConfig
-from gemma_ops.evaluation import junit, pipeline, report_html, summary, svg
-from gemma_ops.evaluation.markup import escape
-from gemma_ops.evaluation.plan import advice
-from gemma_ops.privacy import HERE
+from gemma_ops.evaluation import evaluate_step, junit, report_html, verdict_summary
+from gemma_ops.gates.detectable import advice
+from gemma_ops.privacy.classes import HERE
 from gemma_ops.verdicts import Verdict
+from gemma_ops.words import svg
+from gemma_ops.words.markup import escape
 
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>\"' & \x00\x1b[31m"
 VOID = {"meta", "br", "img"}
@@ -82,7 +83,7 @@ def made(tmp_path_factory):
         "targets": {target.name: {"identity": EVIL, "id": EVIL, "step": "fetch"} for target in targets},
         "data": {"digest": "d" * 64, "rows": {}},
     }
-    pipeline.run(folder, config, pipeline.load(config, (task,), None), targets, facts, batch=16)
+    evaluate_step.run(folder, config, evaluate_step.load(config, (task,), None), targets, facts, batch=16)
     return folder
 
 
@@ -176,7 +177,7 @@ def test_the_summary_fits_a_comment_and_holds_no_rows(made):
     assert "alert" not in text
     assert "| `tuned` | 0.875 [" in text
     assert len(text) < 4000
-    assert summary.p_text(0.00001) == "<0.0001"
+    assert verdict_summary.p_text(0.00001) == "<0.0001"
 
 
 def test_a_page_with_one_target_and_no_gates(tmp_path):
@@ -186,10 +187,10 @@ def test_a_page_with_one_target_and_no_gates(tmp_path):
         {"id": "x", "prompt": "q", "reference": {"k": "v", "p": "x"}}
     ]
     task = make_task(tmp_path / "t", rows=rows)
-    pipeline.run(
+    evaluate_step.run(
         tmp_path,
         config,
-        pipeline.load(config, (task,), None),
+        evaluate_step.load(config, (task,), None),
         [Hostile("base", 1)],
         {"targets": {}, "data": {}},
         batch=4,

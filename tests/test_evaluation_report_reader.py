@@ -12,11 +12,13 @@ from test_evaluation_pipeline import SUPERIOR, Echo, make_task
 
 from gemma_ops import __version__
 from gemma_ops.config import EvaluateConfig, MachineConfig
-from gemma_ops.evaluation import answers, conditions, palette, pipeline, provenance, regrade, scatter, summary_lines
-from gemma_ops.evaluation.conditions import ConditionsFile
-from gemma_ops.evaluation.markup import chip, colour, escape, short
-from gemma_ops.targets.base import EnginePace
+from gemma_ops.evaluation import evaluate_step, provenance, regrade, scatter, summary_lines
+from gemma_ops.targets.target import EnginePace
+from gemma_ops.tasks import conditions, stored_answers
+from gemma_ops.tasks.conditions import ConditionsFile
 from gemma_ops.verdicts import Verdict
+from gemma_ops.words import palette
+from gemma_ops.words.markup import chip, colour, escape, short
 
 SERVICES = ("gemini:gemini-3.8-flash@low", "gemini:gemini-3.5-flash-lite@low", "openai:http://127.0.0.1:9/v1#qwen3")
 NAMES = ("base", "tuned", "bf16", "q8_0", "q4_0", "/models/gemma-3", "/models/other", *SERVICES)
@@ -41,10 +43,10 @@ def go(out, folders, targets, machine=None, *, base=None, gates=()):
     out.mkdir(parents=True, exist_ok=True)
     judge = {"judges": ["openai:http://127.0.0.1:9/v1#judge"]} if gates else {}
     config = EvaluateConfig(targets=tuple(target.name for target in targets), gates=gates, judge=judge)
-    tasks = pipeline.load(config, tuple(folders), None)
+    tasks = evaluate_step.load(config, tuple(folders), None)
     machine = machine or MachineConfig(dollars_per_hour=3.6)
     facts = provenance.collect(targets, machine, base=base, tuned=None, quantized=None, data=None)
-    pipeline.run(out, config, tasks, targets, facts, batch=8)
+    evaluate_step.run(out, config, tasks, targets, facts, batch=8)
     return json.loads((out / "verdict.json").read_text(encoding="utf-8"))
 
 
@@ -242,17 +244,17 @@ def test_answers_without_conditions_say_so(tmp_path):
     out = tmp_path / "evaluate"
     gates = [{"metric": "seconds_p95", "target": "base", "test": "at_most", "margin": 0.9}]
     go(out, [make_task(tmp_path / "t")], [Echo("base", 9)], gates=gates)
-    keys = [json.loads(line)["key"] for line in (out / answers.FILE).read_text().splitlines()]
+    keys = [json.loads(line)["key"] for line in (out / stored_answers.FILE).read_text().splitlines()]
     (out / conditions.FILE).unlink()
     verdict = go(out, [tmp_path / "t"], [again := Echo("base", 9)], gates=gates)
     assert again.asked == []
-    assert keys == [json.loads(line)["key"] for line in (out / answers.FILE).read_text().splitlines()]
+    assert keys == [json.loads(line)["key"] for line in (out / stored_answers.FILE).read_text().splitlines()]
     assert "load not recorded" in (out / "summary.md").read_text()
     assert "load not recorded" in (out / "report.html").read_text()
     assert "load not recorded" in "\n".join(summary_lines(Verdict.parse(verdict)))
     # One batch is asked for now: the rest stays unknown, and that is said.
-    lines = (out / answers.FILE).read_text().splitlines(keepends=True)
-    (out / answers.FILE).write_text("".join(lines[1:]))
+    lines = (out / stored_answers.FILE).read_text().splitlines(keepends=True)
+    (out / stored_answers.FILE).write_text("".join(lines[1:]))
     go(out, [tmp_path / "t"], [Echo("base", 9)], gates=gates)
     assert "recorded for a part of the answers" in (out / "report.html").read_text()
 
@@ -272,10 +274,10 @@ def test_kept_answers_keep_their_conditions(tmp_path):
     run = tmp_path / "run"
     go(run / "evaluate", [make_task(tmp_path / "t")], [Echo("base", 9)])
     before = (run / "evaluate" / conditions.FILE).read_bytes()
-    answers.keep(run)
+    stored_answers.keep(run)
     shutil.rmtree(run / "evaluate")
     (run / "evaluate.partial").mkdir()
-    answers.take(run / "evaluate.partial")
+    stored_answers.take(run / "evaluate.partial")
     go(run / "evaluate.partial", [tmp_path / "t"], [again := Echo("base", 9)])
     assert again.asked == []
     assert (run / "evaluate.partial" / conditions.FILE).read_bytes() == before

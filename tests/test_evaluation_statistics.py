@@ -8,9 +8,10 @@ import pytest
 from scipy import stats
 
 from gemma_ops.config import GateConfig
-from gemma_ops.evaluation import gates, paired, plan, statistics
-from gemma_ops.evaluation.statistics import Sample
+from gemma_ops.gates import detectable, gate_decision
 from gemma_ops.metrics.labels import f1_aggregate as labels_f1
+from gemma_ops.stats import intervals, paired
+from gemma_ops.stats.intervals import Sample
 
 
 def grouped(rng, clusters, per, p, icc=0.3):
@@ -23,21 +24,21 @@ def grouped(rng, clusters, per, p, icc=0.3):
 
 
 def test_a_proportion_gets_wilsons_interval():
-    found = statistics.mean_interval(Sample.of([1.0] * 81 + [0.0] * 19), 0.95)
+    found = intervals.mean_interval(Sample.of([1.0] * 81 + [0.0] * 19), 0.95)
     expected = stats.binomtest(81, 100).proportion_ci(method="wilson")
     assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
     assert found.method == "Wilson"
 
 
 def test_all_right_is_not_certainty():
-    assert statistics.mean_interval(Sample.of([1.0] * 20), 0.95).low < 0.9
+    assert intervals.mean_interval(Sample.of([1.0] * 20), 0.95).low < 0.9
     clustered = Sample.of([1.0] * 100, [f"c{index // 20}" for index in range(100)])
-    assert statistics.mean_interval(clustered, 0.95).low < 0.6  # five documents, not a hundred
-    assert statistics.mean_interval(Sample.of([0.5] * 30), 0.95).low < 0.5  # scores that all agree
+    assert intervals.mean_interval(clustered, 0.95).low < 0.6  # five documents, not a hundred
+    assert intervals.mean_interval(Sample.of([0.5] * 30), 0.95).low < 0.5  # scores that all agree
 
 
 def test_one_cluster_says_almost_nothing():
-    found = statistics.mean_interval(Sample.of([1.0, 0.0, 1.0], ["a", "a", "a"]), 0.95)
+    found = intervals.mean_interval(Sample.of([1.0, 0.0, 1.0], ["a", "a", "a"]), 0.95)
     assert found.high - found.low > 0.9
 
 
@@ -47,9 +48,9 @@ def test_clustered_coverage(clusters, p):
     times, held, naive = 300, 0, 0
     for _ in range(times):
         values, names = grouped(rng, clusters, 10, p)
-        found = statistics.mean_interval(Sample.of(values, names), 0.95)
+        found = intervals.mean_interval(Sample.of(values, names), 0.95)
         held += found.low <= p <= found.high
-        found = statistics.mean_interval(Sample.of(values), 0.95)
+        found = intervals.mean_interval(Sample.of(values), 0.95)
         naive += found.low <= p <= found.high
     assert held / times >= 0.92
     assert naive < held  # ignoring clusters would have been too sure
@@ -60,7 +61,7 @@ def test_fractional_scores_are_covered():
     truth, held = 0.8 + 0.2 * 0.4, 0
     for _ in range(400):
         values = np.where(rng.random(60) < 0.8, 1.0, rng.integers(0, 5, 60) / 5)
-        found = statistics.mean_interval(Sample.of(values), 0.95)
+        found = intervals.mean_interval(Sample.of(values), 0.95)
         held += found.low <= truth <= found.high
     assert held / 400 >= 0.92
 
@@ -115,8 +116,8 @@ def test_bounds_agree_with_tests():
     upper = paired.difference_bound(sample, 0.05, upper=True)
     assert paired.difference_tests(sample, upper + 0.002)[1] <= 0.05 < paired.difference_tests(sample, upper - 0.002)[1]
     rate = Sample.of([1.0] * 45 + [0.0] * 5)
-    low = statistics.mean_bound(rate, 0.05)
-    assert statistics.mean_tests(rate, low)[0] == pytest.approx(0.05, abs=1e-6)
+    low = intervals.mean_bound(rate, 0.05)
+    assert intervals.mean_tests(rate, low)[0] == pytest.approx(0.05, abs=1e-6)
 
 
 def test_large_samples_use_the_score_test_and_agree_with_the_exact_one():
@@ -127,19 +128,19 @@ def test_large_samples_use_the_score_test_and_agree_with_the_exact_one():
 
 
 def test_holm_by_hand():
-    adjusted, levels = gates.holm([0.01, 0.04, 0.03], 0.05)
+    adjusted, levels = gate_decision.holm([0.01, 0.04, 0.03], 0.05)
     assert adjusted == pytest.approx([0.03, 0.06, 0.06])
     assert levels == pytest.approx([0.05 / 3, 0.05 / 2, 0.05 / 2])
 
 
 def decide_one(values, gate, *, difference=True, clusters=None):
     sample = Sample.of(values, clusters)
-    return gates.decide([gate], [gates.Evidence(sample, difference, sample.mean)], 0.95)[0]
+    return gate_decision.decide([gate], [gate_decision.Evidence(sample, difference, sample.mean)], 0.95)[0]
 
 
 def outcome(values, gate, clusters=None):
     sample = Sample.of(values, clusters)
-    return gates.judge([gate], [gates.Evidence(sample, True, sample.mean)], 0.05)[0][0]
+    return gate_decision.judge([gate], [gate_decision.Evidence(sample, True, sample.mean)], 0.05)[0][0]
 
 
 SUPERIOR = GateConfig(metric="m", test="superior", versus="base", margin=0.0)
@@ -181,17 +182,17 @@ def test_no_number_of_rows_is_said_only_where_it_is_so():
 def test_gates_that_fail_share_their_level_too():
     """Each alone would fail at .05; of four together none does, and one that is far off still does."""
     close, far = [1.0] * 19 + [0.0] * 23, [0.0] * 40
-    alone = gates.judge([AT_LEAST], [rate(close)], 0.05)[0][0]
-    together = [found[0] for found in gates.judge([AT_LEAST] * 4, [rate(close)] * 4, 0.05)]
+    alone = gate_decision.judge([AT_LEAST], [rate(close)], 0.05)[0][0]
+    together = [found[0] for found in gate_decision.judge([AT_LEAST] * 4, [rate(close)] * 4, 0.05)]
     assert (alone, together) == ("fail", ["inconclusive"] * 4)
-    mixed = gates.decide([AT_LEAST] * 2, [rate(far), rate([1.0] * 26 + [0.0] * 14)], 0.95)
+    mixed = gate_decision.decide([AT_LEAST] * 2, [rate(far), rate([1.0] * 26 + [0.0] * 14)], 0.95)
     assert [found.outcome for found in mixed] == ["fail", "inconclusive"]
     assert mixed[0].upper < mixed[0].threshold < mixed[1].upper
 
 
 def rate(values):
     sample = Sample.of(values)
-    return gates.Evidence(sample, False, sample.mean)
+    return gate_decision.Evidence(sample, False, sample.mean)
 
 
 def test_a_collapse_that_was_not_seen_is_not_ruled_out():
@@ -215,7 +216,9 @@ def test_rows_told_are_for_the_look_that_comes():
     values = [1.0] * 12 + [-1.0] * 8 + [0.0] * 80
     sample = Sample.of(values)
     now, then = (
-        gates.decide([SUPERIOR], [gates.Evidence(sample, True, sample.mean)], 0.95, later=later)[0].n_needed
+        gate_decision.decide([SUPERIOR], [gate_decision.Evidence(sample, True, sample.mean)], 0.95, later=later)[
+            0
+        ].n_needed
         for later in (None, 0.99)
     )
     assert then > 1.4 * now
@@ -249,8 +252,8 @@ def test_pass_exactly_when_the_bound_is_beyond_the_threshold():
     for _ in range(12):
         first, second = (list(rng.choice([1.0, 0.0, -1.0], 80, p=[0.2, 0.7, 0.1])) for _ in range(2))
         samples = [Sample.of(first), Sample.of(second)]
-        evidence = [gates.Evidence(sample, True, sample.mean) for sample in samples]
-        for decision in gates.decide([SUPERIOR, SUPERIOR], evidence, 0.95):
+        evidence = [gate_decision.Evidence(sample, True, sample.mean) for sample in samples]
+        for decision in gate_decision.decide([SUPERIOR, SUPERIOR], evidence, 0.95):
             if abs(decision.bound) > 5e-4:  # the bound is known to 0.0002
                 assert (decision.outcome == "pass") == (decision.bound > decision.threshold)
 
@@ -276,30 +279,30 @@ def test_two_gates_share_one_level():
     times, wrong = 200, 0
     for _ in range(times):
         samples = [Sample.of(list(rng.choice([1.0, 0.0, -1.0], 150, p=[0.1, 0.8, 0.1]))) for _ in range(2)]
-        evidence = [gates.Evidence(sample, True, sample.mean) for sample in samples]
-        wrong += any(found[0] == "pass" for found in gates.judge([SUPERIOR, SUPERIOR], evidence, 0.05))
+        evidence = [gate_decision.Evidence(sample, True, sample.mean) for sample in samples]
+        wrong += any(found[0] == "pass" for found in gate_decision.judge([SUPERIOR, SUPERIOR], evidence, 0.05))
     assert wrong / times <= 0.05 + 0.03
 
 
 def test_planned_rows_give_the_planned_power():
     rng = np.random.default_rng(23)
     share, truth = 0.2, 0.06
-    n = plan.rows_needed(truth, share, share - truth**2, 0.05)
+    n = detectable.rows_needed(truth, share, share - truth**2, 0.05)
     wins, losses = (share + truth) / 2, (share - truth) / 2
     passed = sum(
         outcome(list(rng.choice([1.0, 0.0, -1.0], n, p=[wins, 1 - share, losses])), SUPERIOR) == "pass"
         for _ in range(200)
     )
     assert 0.70 <= passed / 200 <= 0.90
-    assert plan.detectable_difference(n, share) == pytest.approx(truth, abs=0.001)
+    assert detectable.detectable_difference(n, share) == pytest.approx(truth, abs=0.001)
 
 
 def test_bootstrap_draws_are_paired_and_respect_clusters():
     values = np.array([1.0, 1.0, 0.0, 0.0])
     names = ["a", "a", "b", "b"]
-    draws = statistics.resample(lambda rows: float(values[rows].mean()), names, seed=3, times=200)
+    draws = intervals.resample(lambda rows: float(values[rows].mean()), names, seed=3, times=200)
     assert set(draws) <= {0.0, 0.5, 1.0}  # whole documents only
-    again = statistics.resample(lambda rows: 1 - float(values[rows].mean()), names, seed=3, times=200)
+    again = intervals.resample(lambda rows: 1 - float(values[rows].mean()), names, seed=3, times=200)
     assert np.allclose(draws + again, 1.0)
 
 
@@ -320,8 +323,8 @@ def test_macro_f1_over_many_labels_is_covered():
     for _ in range(60):
         figure = macro([], details(400))
         value = figure(np.arange(400))
-        draws = statistics.resample(figure, [str(index) for index in range(400)], 7, times=200)
-        found = statistics.bootstrap_interval(value, statistics.recentre(value, draws), 0.95, 400, 400)
+        draws = intervals.resample(figure, [str(index) for index in range(400)], 7, times=200)
+        found = intervals.bootstrap_interval(value, intervals.recentre(value, draws), 0.95, 400, 400)
         held += found.low <= truth <= found.high
         plain += np.quantile(draws, 0.975) >= truth
     assert held / 60 >= 0.85

@@ -8,8 +8,8 @@ import yaml
 
 from gemma_ops.errors import ConfigError, DataError
 from gemma_ops.evaluation import needs_source
-from gemma_ops.evaluation.question import fill
-from gemma_ops.evaluation.task import load_all, load_task, validate
+from gemma_ops.tasks.question import fill
+from gemma_ops.tasks.task import load_all, load_task, validate
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = sorted(path.parent for path in (ROOT / "eval").glob("*/task.yaml"))
@@ -41,8 +41,8 @@ def test_shipped_tasks_can_be_won_and_lost(folder, request):
 
 
 def test_readme_names_every_metric_and_key():
-    from gemma_ops.evaluation.taskfile import TaskFile
     from gemma_ops.metrics import by_id
+    from gemma_ops.tasks.task_file import TaskFile
 
     text = (ROOT / "eval" / "README.md").read_text(encoding="utf-8")
     keys = [field.alias or name for name, field in TaskFile.model_fields.items()]

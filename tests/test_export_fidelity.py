@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gemma_ops.data.tokens import Manner
+from gemma_ops.data.row_tokens import Manner
 from gemma_ops.export.fidelity import compare, conversations, from_logits
 
 VOCABULARY = 50

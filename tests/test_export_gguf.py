@@ -14,8 +14,7 @@ import pytest
 import tiny_models
 import torch
 
-from gemma_ops import digest
-from gemma_ops.data.prompting import Prompting, write_prompting
+from gemma_ops.data.prompt_record import Prompting, write_prompting
 from gemma_ops.data.template import inference_template
 from gemma_ops.errors import GateError, ModelError
 from gemma_ops.export.checkpoint import Checkpoint
@@ -23,6 +22,7 @@ from gemma_ops.export.gguf_audit import audit
 from gemma_ops.export.gguf_tensors import plan, type_of
 from gemma_ops.export.gguf_writer import write
 from gemma_ops.family.formats import GgufName
+from gemma_ops.runs import digest
 
 FORMATS: tuple[GgufName, ...] = ("bf16", "q8_0", "q4_0")
 Bases = Callable[[str], Path]

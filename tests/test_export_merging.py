@@ -12,7 +12,6 @@ import pytest
 import tiny_models
 import torch
 
-from gemma_ops import digest
 from gemma_ops.config import MachineConfig, MergeConfig
 from gemma_ops.data import chat
 from gemma_ops.errors import GateError, MachineError, ModelError, OpsError
@@ -20,6 +19,7 @@ from gemma_ops.export import merge
 from gemma_ops.export.checkpoint import INDEX, Checkpoint
 from gemma_ops.export.folder import both_spellings, check_room
 from gemma_ops.family import LORA_TARGETS, Shape
+from gemma_ops.runs import digest
 
 MACHINE = MachineConfig(device="cpu")
 Bases = Callable[[str], Path]

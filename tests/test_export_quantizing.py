@@ -12,10 +12,10 @@ import pytest
 import tiny_models
 import torch
 
-from gemma_ops import digest
 from gemma_ops.config import MachineConfig, QuantizeConfig
 from gemma_ops.errors import DataError, GateError, ModelError
 from gemma_ops.export import quantize
+from gemma_ops.runs import digest
 
 MACHINE = MachineConfig(device="cpu", workers=1)
 ROWS = [

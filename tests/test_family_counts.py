@@ -9,7 +9,7 @@ import pytest
 
 from gemma_ops import family
 from gemma_ops.family import Shape
-from gemma_ops.nano import shape as nano
+from gemma_ops.nano import nano_shape as nano
 
 torch = pytest.importorskip("torch")
 

@@ -9,7 +9,7 @@ import pytest
 
 from gemma_ops import family
 from gemma_ops.errors import ConfigError, ModelError
-from gemma_ops.family.explaining import explain
+from gemma_ops.family.explain_trap import explain
 
 
 def test_importing_the_family_brings_nothing_heavy_along():

@@ -97,11 +97,11 @@ added = types.ModuleType("gemma_ops.family.formats")
 sys.modules[added.__name__] = gemma_ops.family.formats = added
 exec(compile(source, "formats", "exec"), added.__dict__)
 
-from gemma_ops import doctor, summary
+from gemma_ops.planning import doctor; from gemma_ops.cli import run_summary as summary
 from gemma_ops.config import EvaluateConfig, QuantizeConfig, RegisterConfig
-from gemma_ops.evaluation import breakeven_inputs, markup, palette
+from gemma_ops.evaluation import breakeven_inputs; from gemma_ops.words import markup, palette
 from gemma_ops.export import gguf_audit, gguf_tensors
-from gemma_ops.registry import card, loading, staging
+from gemma_ops.registry import model_card as card, card_usage as loading, staging
 from gemma_ops.targets import spec
 
 assert QuantizeConfig().formats == ("q8_0", "q4_0", "q5_0") == EvaluateConfig().targets[2:]

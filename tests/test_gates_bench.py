@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from gemma_ops.evaluation.gatebench import record_lines, tables
-from gemma_ops.evaluation.gatebench.cases import cases
-from gemma_ops.evaluation.gatebench.labels import label_cases, label_errors, label_power
-from gemma_ops.evaluation.gatebench.record import LABEL_ROWS, ROWS
+from gemma_ops.bench.gates import gates_tables, record_lines
+from gemma_ops.bench.gates.gates_cases import cases
+from gemma_ops.bench.gates.gates_labels import label_cases, label_errors, label_power
+from gemma_ops.bench.gates.gates_record import LABEL_ROWS, ROWS
 
 RECORD = json.loads((Path(__file__).parent.parent / "configs/benchmarks/gates.json").read_text(encoding="utf-8"))
 CASES = {case.name: case for case in cases()}
@@ -19,7 +19,7 @@ MOST = 0.05 + 3 * (0.05 * 0.95 / TIMES) ** 0.5
 @pytest.mark.parametrize("name", CASES)
 def test_truth_at_the_margin_is_rarely_judged_wrongly(name):
     for n in (20, 200):
-        found = tables.errors(CASES[name], n, TIMES, seed=91)
+        found = gates_tables.errors(CASES[name], n, TIMES, seed=91)
         assert max(found.false_pass, found.false_fail) <= MOST, found
         assert found.coverage >= 0.95 - 3 * (0.05 * 0.95 / TIMES) ** 0.5, found
 
@@ -37,8 +37,8 @@ def test_plain_intervals_would_have_failed_here():
 
 def test_ten_gates_and_twenty_looks():
     pairs = CASES["superior, yes/no in pairs"]
-    assert max(tables.verdict_of_gates(pairs, 120, 10, TIMES, 93)) <= MOST
-    spending, careless = tables.looks(pairs, 40, 20, 20, TIMES, 94)
+    assert max(gates_tables.verdict_of_gates(pairs, 120, 10, TIMES, 93)) <= MOST
+    spending, careless = gates_tables.looks(pairs, 40, 20, 20, TIMES, 94)
     assert spending <= MOST < careless
 
 

@@ -13,25 +13,25 @@ from gemini import KEY, machine_for
 from test_evaluation_pipeline import Echo, make_task
 from test_targets import HELLO, events, one, opening, paying, serving
 
-from gemma_ops import journal
 from gemma_ops.config import EvaluateConfig, GateConfig
 from gemma_ops.config.gemini import MODELS, GeminiConfig, lay_over
+from gemma_ops.emulator import Emulator, Reply
+from gemma_ops.emulator.emulated_models import known_routes
 from gemma_ops.errors import BudgetError, ConfigError, MachineError, ServiceError
-from gemma_ops.evaluation import pipeline
-from gemma_ops.evaluation.answered import doubt
-from gemma_ops.evaluation.judge.calibration import Calibration, Known
-from gemma_ops.evaluation.judge.standing import Candidate, standing
-from gemma_ops.evaluation.statistics import Interval
+from gemma_ops.evaluation import evaluate_step
 from gemma_ops.gemini import models, open_gemini, prices
 from gemma_ops.gemini.cache import open_ledger
 from gemma_ops.gemini.client import bill
-from gemma_ops.gemini.emulator import Emulator, Reply
-from gemma_ops.gemini.emulator.catalogue import known_routes
 from gemma_ops.gemini.ledger import Ledger
 from gemma_ops.gemini.reply import read
 from gemma_ops.gemini.request import Request
 from gemma_ops.gemini.spending import spending
+from gemma_ops.judging.calibration import Calibration, Known
+from gemma_ops.judging.judge_standing import Candidate, standing
+from gemma_ops.runs import journal
+from gemma_ops.stats.intervals import Interval
 from gemma_ops.targets import open_target
+from gemma_ops.tasks.answering_model import doubt
 
 NOVEMBER = datetime(2026, 11, 23, 12, tzinfo=UTC)
 FLASH = "gemini-3.8-flash"
@@ -134,7 +134,7 @@ def test_no_gate_is_decided_on_another_model(key, tmp_path, routes):
         machine = machine_for(emulator, tmp_path, batch="never")
         targets = [Echo("tuned", 40), open_target(name, machine, run="r", use="evaluate")]
         facts = {"targets": {n: {"identity": n} for n in ("tuned", name)}, "data": {}}
-        pipeline.run(out, settings, pipeline.load(settings, (task,), None), targets, facts, batch=20)
+        evaluate_step.run(out, settings, evaluate_step.load(settings, (task,), None), targets, facts, batch=20)
     verdict = json.loads((out / "verdict.json").read_text())
     assert verdict["results"][1]["answered"] == {routes.get(FLASH, FLASH): 40}
     against, alone = verdict["gates"]
@@ -205,7 +205,7 @@ def test_a_users_own_facts_are_laid_over_ours(tmp_path, monkeypatch):
 
 
 def test_an_endpoints_dollars_are_held_under_the_cap_of_the_run(tmp_path, monkeypatch):
-    monkeypatch.setattr("gemma_ops.targets.endpoint.PAUSE", 0.01)
+    monkeypatch.setattr("gemma_ops.targets.endpoint_target.PAUSE", 0.01)
     with serving(lambda body, number: (200, {}, events("hi"))) as (url, log):
         spec = f"openai:{url}#m"
         with pytest.raises(BudgetError, match="this run has no budget"):
@@ -223,7 +223,7 @@ def test_an_endpoints_dollars_are_held_under_the_cap_of_the_run(tmp_path, monkey
 
 
 def test_what_an_endpoint_did_not_serve_is_given_back_and_what_broke_off_counts(tmp_path, monkeypatch):
-    monkeypatch.setattr("gemma_ops.targets.endpoint.PAUSE", 0.01)
+    monkeypatch.setattr("gemma_ops.targets.endpoint_target.PAUSE", 0.01)
     replies = iter([(503, {}, b"busy"), (200, {}, events("hi", usage=False))])
     with serving(lambda body, number: next(replies)) as (url, _):
         one(opening(f"openai:{url}#m", paying(url, tmp_path)))

@@ -8,13 +8,13 @@ import pytest
 from batching import FLASH, answered, asking, client_of, questions, wait_for
 from gemini import machine_for
 
-from gemma_ops import journal
+from gemma_ops.emulator import Emulator
 from gemma_ops.errors import BudgetError, ConfigError, ServiceError
 from gemma_ops.gemini import door, open_gemini
 from gemma_ops.gemini.batch import Batches
-from gemma_ops.gemini.emulator import Emulator
 from gemma_ops.gemini.jobs import Jobs
 from gemma_ops.gemini.request import Request
+from gemma_ops.runs import journal
 
 pytest_plugins = ["gemini", "batching"]
 

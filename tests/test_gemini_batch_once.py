@@ -8,10 +8,10 @@ import pytest
 from batching import answered, asking, client_of, questions, wait_for
 from gemini import machine_for
 
+from gemma_ops.emulator.emulated_wire import Reaction
 from gemma_ops.errors import ServiceError
 from gemma_ops.gemini.batch import Batches
-from gemma_ops.gemini.emulator.wire import Reaction
-from gemma_ops.wire.gemini import Refusal
+from gemma_ops.wire.gemini_wire import Refusal
 
 pytest_plugins = ["gemini", "batching"]
 

@@ -8,15 +8,15 @@ import random
 import pytest
 from gemini import KEY, machine_for
 
-from gemma_ops import configfile, journal
-from gemma_ops.config import GeminiConfig
+from gemma_ops.config import GeminiConfig, loading
 from gemma_ops.errors import BoundaryError, BudgetError, ConfigError
-from gemma_ops.gemini import boundary, notice, open_gemini, service
+from gemma_ops.gemini import boundary, notice, open_gemini, service_access
 from gemma_ops.gemini.cache import Asked, Served, Store, open_ledger
 from gemma_ops.gemini.client import Client
 from gemma_ops.gemini.courier import Courier
 from gemma_ops.gemini.request import Request
-from gemma_ops.gemini.service import connect, endpoint, rehearsal
+from gemma_ops.gemini.service_access import connect, endpoint, rehearsal
+from gemma_ops.runs import journal
 
 pytest_plugins = ["gemini"]
 FLASH = "gemini-3.8-flash"
@@ -192,7 +192,7 @@ def test_no_key_is_said_first(monkeypatch, tmp_path, emulator):
 
 @pytest.mark.parametrize("key", ["schlüssel", "abc\x00def", "abc\u200bdef"])
 def test_a_key_that_can_not_be_sent_is_refused_before_money_is_held(key, monkeypatch, tmp_path, emulator):
-    monkeypatch.setattr(service, "_key", lambda: key)  # no environment holds a zero
+    monkeypatch.setattr(service_access, "_key", lambda: key)  # no environment holds a zero
     with pytest.raises(ConfigError, match=r"a character that no key has[\s\S]*GEMINI_API_KEY") as refused:
         open_gemini(machine_for(emulator, tmp_path), run="r")
     assert key not in str(refused.value)
@@ -208,7 +208,7 @@ def test_a_key_may_end_with_a_new_line(monkeypatch, tmp_path, emulator):
 )  # fmt: skip
 def test_an_address_nothing_can_be_sent_to_is_refused(url):
     with pytest.raises(ConfigError, match=r"machine\.gemini\.base_url"):
-        configfile.load(["banking77"], [f"machine.gemini.base_url={url}"])
+        loading.load(["banking77"], [f"machine.gemini.base_url={url}"])
 
 
 def test_no_budget_nothing_sent(emulator, tmp_path):

@@ -12,13 +12,13 @@ import pytest
 from gemini import KEY, machine_for
 
 from gemma_ops.config import MachineConfig
+from gemma_ops.emulator import Emulator, Reply
+from gemma_ops.emulator.faults import NAMES
 from gemma_ops.errors import BudgetError, ConfigError, DataError, ServiceError
-from gemma_ops.gemini import cache, prices, reply, wire
+from gemma_ops.gemini import cache, prices, reply, request_wire
 from gemma_ops.gemini.batch import Batches
 from gemma_ops.gemini.cache import Store, open_ledger
 from gemma_ops.gemini.client import Client
-from gemma_ops.gemini.emulator import Emulator, Reply
-from gemma_ops.gemini.emulator.faults import NAMES
 from gemma_ops.gemini.limiter import Limiter
 from gemma_ops.gemini.request import Request
 from gemma_ops.gemini.retry import backoff
@@ -118,7 +118,7 @@ def test_a_fault_is_counted_retried_or_refused_and_never_an_empty_answer(fault, 
     spent = client.store.ledger.spent()
     tier = "batch" if by_batch else "standard"
     now = dt.datetime.now(dt.UTC)
-    worst = prices.worst(FLASH, prices.prompt_bound(wire.body(asked)), 256, tier=tier, at=now)
+    worst = prices.worst(FLASH, prices.prompt_bound(request_wire.body(asked)), 256, tier=tier, at=now)
     bills = [prices.price(FLASH, Usage.of_metadata(entry.usage), tier=tier, at=now) for entry in emulator.billed()]
     truth = {"once": bills[-1:], "more": [worst, *bills[-1:]], "full": [worst], "nothing": []}[paid]
     assert (spent.settled, spent.reserved, spent.lost) == (sum(truth), 0, 0)
@@ -276,7 +276,7 @@ def test_a_batch_line_says_what_a_direct_request_says(emulator, client):
         ),
     )
     client.answer(asked)
-    sent, line = (canonical(body) for body in (emulator.log[-1].body, wire.body(asked)))
+    sent, line = (canonical(body) for body in (emulator.log[-1].body, request_wire.body(asked)))
     assert sent == line
     assert line["systeminstruction"]["parts"] == [{"text": "Be brief."}]
     assert [turn["role"] for turn in line["contents"]] == ["user", "model", "user"]
@@ -312,23 +312,23 @@ def test_flex_is_asked_for_and_paid_as_flex(emulator, tmp_path):
 
 def test_what_the_service_would_refuse_is_refused_before():
     with pytest.raises(ConfigError, match=r"no thinking level 'minimal'[\s\S]*low, medium, high"):
-        wire.check(request(thinking="minimal"))
+        request_wire.check(request(thinking="minimal"))
     with pytest.raises(ConfigError, match=r"gemini-3\.8-flash"):
-        wire.check(request(model="gemini-3.8-flsh"))
+        request_wire.check(request(model="gemini-3.8-flsh"))
     with pytest.raises(DataError, match="the model's own"):
-        wire.check(Request(FLASH, ({"role": "assistant", "content": "{"},), 8, "judge"))
+        request_wire.check(Request(FLASH, ({"role": "assistant", "content": "{"},), 8, "judge"))
     for arguments, told in (("{", "no JSON"), ("[1]", "list, not an object"), (7, "int, not an object")):
         calling = {"function": {"name": "lookup", "arguments": arguments}}
         turns = ({"role": "assistant", "tool_calls": [calling]}, {"role": "user", "content": "and?"})
         with pytest.raises(DataError, match=f"request row-7 .*{told}"):
-            wire.check(Request(FLASH, turns, 8, "judge", id="row-7"))
+            request_wire.check(Request(FLASH, turns, 8, "judge", id="row-7"))
     for broken in ({"text": "cut \ud83d"}, {"schema": {"\udc00": {}}}):
         with pytest.raises(DataError, match="request row-8 holds half a character"):
-            wire.check(request(id="row-8", **broken))
+            request_wire.check(request(id="row-8", **broken))
         with pytest.raises(DataError, match="row-8"):  # as a forecast asks, which sends nothing
-            wire.body(request(id="row-8", **broken))
+            request_wire.body(request(id="row-8", **broken))
     with pytest.raises(DataError, match="other than text"):
-        wire.check(Request(FLASH, ({"role": "user", "content": [{"type": "image_url"}]},), 8, "judge"))
+        request_wire.check(Request(FLASH, ({"role": "user", "content": [{"type": "image_url"}]},), 8, "judge"))
 
 
 def test_usage_is_recorded_with_thoughts_and_cached_input(tmp_path, monkeypatch):
@@ -377,7 +377,9 @@ def test_a_full_cap_waits_for_requests_on_the_wire(tmp_path, monkeypatch):
     """The cap has room for two at their worst; each costs far less than that, so all eight come through one after another."""
     monkeypatch.setenv("GEMINI_API_KEY", KEY)
     now = dt.datetime.now(dt.UTC)
-    worst = prices.worst(FLASH, prices.prompt_bound(wire.body(request("question 0"))), 256, tier="standard", at=now)
+    worst = prices.worst(
+        FLASH, prices.prompt_bound(request_wire.body(request("question 0"))), 256, tier="standard", at=now
+    )
     with Emulator(latency=0.02, thoughts=(0, 4)) as emulator:
         client = client_of(machine_for(emulator, tmp_path, budget_usd=worst * 2 / prices.NANO, concurrency=8))
         ends = together(8, lambda number: client.answer(request(f"question {number}")).answer.end)
@@ -392,7 +394,7 @@ def test_a_full_cap_waits_for_requests_on_the_wire(tmp_path, monkeypatch):
 def test_a_reservation_that_can_not_be_closed_stops_everything(fault, emulator, tmp_path):
     """It stays held by a process that lives: the next request would wait for it to make room, for ever."""
     now = dt.datetime.now(dt.UTC)
-    worst = prices.worst(FLASH, prices.prompt_bound(wire.body(request())), 256, tier="standard", at=now)
+    worst = prices.worst(FLASH, prices.prompt_bound(request_wire.body(request())), 256, tier="standard", at=now)
     client = client_of(machine_for(emulator, tmp_path, budget_usd=1.2 * worst / prices.NANO))
     with client.store.ledger.connect() as connection:
         connection.execute("CREATE TRIGGER stuck BEFORE UPDATE ON reservations BEGIN SELECT RAISE(ABORT, 'stuck'); END")

@@ -14,13 +14,13 @@ import pytest
 from gemini import KEY, machine_for
 from patience import joined, until
 
-from gemma_ops import journal
+from gemma_ops.emulator import Emulator
+from gemma_ops.emulator.rehearsal import rehearse
 from gemma_ops.errors import BudgetError, ServiceError
 from gemma_ops.gemini import open_gemini, prices
 from gemma_ops.gemini.cache import Store, open_ledger
-from gemma_ops.gemini.emulator import Emulator
-from gemma_ops.gemini.emulator.rehearsal import rehearse
 from gemma_ops.gemini.request import Request
+from gemma_ops.runs import journal
 
 pytest_plugins = ["gemini"]
 FLASH = "gemini-3.8-flash"
@@ -28,8 +28,8 @@ PARENT = """
 import json, sys
 from gemma_ops.config import MachineConfig
 from gemma_ops.gemini import open_gemini
-from gemma_ops.gemini.emulator import Emulator
-from gemma_ops.gemini.emulator.rehearsal import rehearse
+from gemma_ops.emulator import Emulator
+from gemma_ops.emulator.rehearsal import rehearse
 from gemma_ops.gemini.request import Request
 machine, requests = json.load(sys.stdin)
 gemini = open_gemini(MachineConfig.model_validate(machine), run="test")

@@ -19,7 +19,7 @@ from gemma_ops.errors import BudgetError, MachineError
 from gemma_ops.gemini import prices
 from gemma_ops.gemini.ledger import Ledger
 from gemma_ops.gemini.usage import Usage
-from gemma_ops.processes import Birth
+from gemma_ops.runs.processes import Birth
 
 CENT = prices.NANO // 100
 

@@ -15,8 +15,8 @@ from gemma_ops.errors import ConfigError, DataError
 from gemma_ops.evaluation import interop
 from gemma_ops.evaluation.interop import intake, logs
 from gemma_ops.evaluation.interop.compare import report
-from gemma_ops.evaluation.task import load_task
 from gemma_ops.nano import WEIGHTS
+from gemma_ops.tasks.task import load_task
 
 pytest.importorskip("lm_eval")
 pytestmark = pytest.mark.slow  # the harness is started once for all of them, in about ten seconds
@@ -229,9 +229,9 @@ def test_an_export_carries_the_task_itself(tmp_path, cli):
     told = cli("task", "export", "support_desk", "--to", "lm-eval", "--out", out, "--rows", 5, check=True).stdout
     assert "5 rows of support_desk" in told
     assert "--apply_chat_template" in told
-    from gemma_ops import share
+    from gemma_ops.config import shipped
 
-    here = load_task(share.find("eval", "support_desk"))
+    here = load_task(shipped.find("eval", "support_desk"))
     assert load_task(out / "task").digest == here.digest
     ids = [json.loads(line)["id"] for line in (out / "data.jsonl").read_text().strip().split("\n")]
     assert ids == [row.id for row in here.first(5).rows]

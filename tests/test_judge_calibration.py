@@ -9,15 +9,15 @@ from judges import Judge, honest, pairs
 from gemma_ops.config import GateConfig
 from gemma_ops.config.judge import JudgeConfig
 from gemma_ops.errors import ConfigError, DataError
-from gemma_ops.evaluation import gates
-from gemma_ops.evaluation.judge import calibrate, calibration, lineage
-from gemma_ops.evaluation.judge.calibration_words import lines
-from gemma_ops.evaluation.judge.correction import Corrected, Correction, Share
-from gemma_ops.evaluation.judge.judged import WIN_RATE, evidence_for
-from gemma_ops.evaluation.judge.material import Side
-from gemma_ops.evaluation.judge.panel import judge_pairs
-from gemma_ops.evaluation.judge.rubric import parse
-from gemma_ops.evaluation.statistics import Sample
+from gemma_ops.gates import gate_decision
+from gemma_ops.judging import calibrate, calibration, judge_lineage
+from gemma_ops.judging.calibration_text import lines
+from gemma_ops.judging.correction import Corrected, Correction, Share
+from gemma_ops.judging.judge_material import Side
+from gemma_ops.judging.judged import WIN_RATE, evidence_for
+from gemma_ops.judging.panel import judge_pairs
+from gemma_ops.judging.rubric import parse
+from gemma_ops.stats.intervals import Sample
 
 CHANCE = random.Random(11)
 GRADES = [(CHANCE.randint(0, 9), CHANCE.randint(0, 9)) for _ in range(160)]
@@ -105,7 +105,7 @@ def test_a_calibrated_unrelated_judge_gates_on_the_corrected_rate(tmp_path):
     truth = sum(1.0 if a > b else 0.5 if a == b else 0.0 for a, b in GRADES) / len(GRADES)
     assert abs(corrected["value"] - truth) < abs(raw["value"] - truth) + 0.02
     assert corrected["low"] <= truth <= corrected["high"]
-    found = gates.decide([SUPERIOR], [result.evidence(SUPERIOR)], 0.95)[0]
+    found = gate_decision.decide([SUPERIOR], [result.evidence(SUPERIOR)], 0.95)[0]
     assert found.outcome in ("pass", "inconclusive")
     assert found.value == pytest.approx(corrected["value"] - 0.5, abs=1e-5)
 
@@ -117,7 +117,7 @@ def test_three_outcomes_on_a_corrected_rate(tmp_path):
     for index, items in enumerate((wins, losses, even)):
         (tmp_path / str(index)).mkdir()
         result = judged(tmp_path / str(index), [erring(0.1)], known, items=items)
-        outcomes.append(gates.decide([SUPERIOR], [result.evidence(SUPERIOR)], 0.95)[0].outcome)
+        outcomes.append(gate_decision.decide([SUPERIOR], [result.evidence(SUPERIOR)], 0.95)[0].outcome)
     assert outcomes == ["pass", "fail", "inconclusive"]
 
 
@@ -185,19 +185,19 @@ def test_a_teacher_is_a_relative_too(tmp_path):
 
 
 def test_lines_of_descent():
-    assert lineage.related("gemini", "gemma")
-    assert lineage.related("qwen", "qwen")
-    assert lineage.related("unknown", "qwen")
-    assert not lineage.related("qwen", "gemma")
-    told = lineage.ties("j", "gemini", {"candidate": ["gemma"], "baseline": ["qwen"], "teacher": ["gemini"]})
+    assert judge_lineage.related("gemini", "gemma")
+    assert judge_lineage.related("qwen", "qwen")
+    assert judge_lineage.related("unknown", "qwen")
+    assert not judge_lineage.related("qwen", "gemma")
+    told = judge_lineage.ties("j", "gemini", {"candidate": ["gemma"], "baseline": ["qwen"], "teacher": ["gemini"]})
     assert len(told) == 2
 
 
 def test_teachers_are_read_from_the_prepared_data(tmp_path):
-    assert lineage.teachers(None) == lineage.teachers(tmp_path) == ()
+    assert judge_lineage.teachers(None) == judge_lineage.teachers(tmp_path) == ()
     teachers = [{"name": "a", "family": "gemini"}, {"name": "b", "family": "gemini"}, {"name": "c", "family": "qwen"}]
     (tmp_path / "report.json").write_text(json.dumps({"teachers": teachers}))
-    assert lineage.teachers(tmp_path) == ("gemini", "qwen")
+    assert judge_lineage.teachers(tmp_path) == ("gemini", "qwen")
 
 
 def test_a_panel_is_calibrated_as_one(tmp_path):
@@ -226,7 +226,7 @@ def test_pass_rates_of_answers_alone_are_corrected_and_gated(tmp_path):
     result = judge_pairs(tmp_path, ITEMS, [judge], RUBRIC, settings, first=TUNED, second=RIVAL, calibration=known)
     assert "of one line" not in result.standing.reason
     gate = GateConfig(metric="judge.pass_rate", target="rival", test="at_least", margin=0.1)
-    found = gates.decide([gate], [result.evidence(gate)], 0.95)[0]
+    found = gate_decision.decide([gate], [result.evidence(gate)], 0.95)[0]
     truth = sum(b >= 5 for _, b in GRADES) / len(GRADES)
     assert found.value == pytest.approx(truth, abs=0.05)
     assert found.outcome == "pass"
@@ -323,6 +323,6 @@ def test_a_gate_passes_exactly_when_its_bound_is_beyond_the_threshold():
     for hits in range(80, 150, 5):
         found = Correction(Share(hits / 200, 200), Share(0.9, 60), Share(0.85, 60))
         evidence = Corrected(sample, True, found.value - 0.5, None, found, 0.5)
-        decision = gates.decide([SUPERIOR], [evidence], 0.95)[0]
+        decision = gate_decision.decide([SUPERIOR], [evidence], 0.95)[0]
         assert (decision.outcome == "pass") == (decision.bound > 1e-6)
         assert (decision.outcome == "fail") == (decision.upper < -1e-6)

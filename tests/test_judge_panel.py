@@ -9,10 +9,10 @@ from judges import Judge, honest, pairs, quality
 from gemma_ops.answer import Answer
 from gemma_ops.config.judge import JudgeConfig
 from gemma_ops.errors import ConfigError, DataError
-from gemma_ops.evaluation.judge import report_judge, words
-from gemma_ops.evaluation.judge.material import Pair, Side
-from gemma_ops.evaluation.judge.panel import judge_pairs
-from gemma_ops.evaluation.judge.rubric import parse
+from gemma_ops.judging import judging_text, report_judge
+from gemma_ops.judging.judge_material import Pair, Side
+from gemma_ops.judging.panel import judge_pairs
+from gemma_ops.judging.rubric import parse
 
 TUNED, BASE = Side("tuned", "t1", "gemma"), Side("base", "b1", "gemma")
 GRADES = [(random.Random(index).randint(0, 9), random.Random(1000 + index).randint(0, 9)) for index in range(60)]
@@ -172,8 +172,8 @@ def test_reports_hold_no_holes(tmp_path):
     judged.write(tmp_path)
     stored = json.loads((tmp_path / "judge.json").read_text())
     assert report_judge.section(stored) == report_judge.render(judged)
-    assert "| judge | win rate |" in words.render(stored)
-    assert items[3].first not in page + words.render(stored)
+    assert "| judge | win rate |" in judging_text.render(stored)
+    assert items[3].first not in page + judging_text.render(stored)
 
 
 def test_what_cannot_be_judged_is_refused(tmp_path):

@@ -8,11 +8,11 @@ from pydantic import ValidationError
 
 from gemma_ops.answer import Answer
 from gemma_ops.errors import BoundaryError, DataError
-from gemma_ops.evaluation.judge import asking, canaries, record
-from gemma_ops.evaluation.judge.material import Pair, harmless
-from gemma_ops.evaluation.judge.protocol import Protocol
-from gemma_ops.evaluation.judge.record import JudgementFile
-from gemma_ops.evaluation.judge.rubric import parse
+from gemma_ops.judging import judge_asking, judge_canaries, judgements
+from gemma_ops.judging.judge_material import Pair, harmless
+from gemma_ops.judging.judge_protocol import Protocol
+from gemma_ops.judging.judgements import JudgementFile
+from gemma_ops.judging.rubric import parse
 
 RUBRIC = parse(
     "Be right.\n\n## Criteria\n- **correct**: it is right\n- `brief`: no more than needed\n\nScale: 1 to 4\n"
@@ -122,9 +122,9 @@ def test_the_wording_is_part_of_a_judges_identity():
 
 def collect(tmp_path, judge, items, repeats=1, batch=4):
     tmp_path.mkdir(exist_ok=True)
-    file = JudgementFile(tmp_path / record.FILE)
-    asked = [*canaries.questions(items, "pairwise"), *asking.questions(items, "pairwise", repeats)]
-    return asking.collect(judge, asked, Protocol("pairwise", RUBRIC), file, max_new_tokens=512, batch=batch)
+    file = JudgementFile(tmp_path / judgements.FILE)
+    asked = [*judge_canaries.questions(items, "pairwise"), *judge_asking.questions(items, "pairwise", repeats)]
+    return judge_asking.collect(judge, asked, Protocol("pairwise", RUBRIC), file, max_new_tokens=512, batch=batch)
 
 
 def test_both_orders_are_asked_and_ties_without_a_judge_are_not(tmp_path):
@@ -133,7 +133,7 @@ def test_both_orders_are_asked_and_ties_without_a_judge_are_not(tmp_path):
         (item.item, item.order): item.said for item in collect(tmp_path, Judge(honest), items) if item.kind == "pair"
     }
     assert said == {("q0", "AB"): "A", ("q0", "BA"): "B", ("q1", "AB"): "B", ("q1", "BA"): "A"}
-    assert [asking.decided(pair) for pair in items] == [None, None, 0.5, 0.0]
+    assert [judge_asking.decided(pair) for pair in items] == [None, None, 0.5, 0.0]
 
 
 def test_a_killed_judging_goes_on_where_it_was(tmp_path):
@@ -148,7 +148,7 @@ def test_a_killed_judging_goes_on_where_it_was(tmp_path):
     dies = Dies(honest)
     with pytest.raises(KeyboardInterrupt):
         collect(tmp_path, dies, items)
-    path = tmp_path / record.FILE
+    path = tmp_path / judgements.FILE
     kept = len(path.read_text().splitlines())
     assert kept == 8  # two batches of four were on disk
     with path.open("a") as file:
@@ -182,12 +182,12 @@ def test_rows_a_judge_may_not_see_are_refused_before_any_is_shown(tmp_path):
 
 def test_a_broken_answer_keeps_its_words_and_loses_their_order():
     text = answer(7)
-    assert sorted(canaries.broken(text).split()) == sorted(text.split())
-    assert canaries.broken(text) != text
-    assert "yes" not in canaries.broken("yes")
+    assert sorted(judge_canaries.broken(text).split()) == sorted(text.split())
+    assert judge_canaries.broken(text) != text
+    assert "yes" not in judge_canaries.broken("yes")
 
 
 def test_file_of_other_things_is_refused(tmp_path):
-    (tmp_path / record.FILE).write_text('{"key": "x"}\n')
+    (tmp_path / judgements.FILE).write_text('{"key": "x"}\n')
     with pytest.raises(DataError, match="not a judgement"):
-        JudgementFile(tmp_path / record.FILE)
+        JudgementFile(tmp_path / judgements.FILE)

@@ -13,13 +13,13 @@ from test_evaluation_pipeline import go as evaluated
 from gemma_ops.cli import app
 from gemma_ops.config import EvaluateConfig
 from gemma_ops.config.judge import JudgeConfig
+from gemma_ops.emulator import Emulator, planted
 from gemma_ops.errors import BoundaryError, ConfigError, DataError
-from gemma_ops.evaluation.answers import Stored
-from gemma_ops.evaluation.judge import judge_evaluation
-from gemma_ops.evaluation.judge.material import Side
-from gemma_ops.evaluation.scoring import grade
-from gemma_ops.evaluation.task import load_task
-from gemma_ops.gemini.emulator import Emulator, planted
+from gemma_ops.judging import judge_evaluation
+from gemma_ops.judging.judge_material import Side
+from gemma_ops.tasks.grades import grade
+from gemma_ops.tasks.stored_answers import Stored
+from gemma_ops.tasks.task import load_task
 
 pytest_plugins = ["gemini"]
 JUDGE = "gemini:gemini-3.8-flash@low"

@@ -6,9 +6,9 @@ import pytest
 from scipy.special import expit
 from sklearn.metrics import cohen_kappa_score
 
-from gemma_ops.evaluation.judge import agreement, winrate
-from gemma_ops.evaluation.judge.correction import Correction, Share
-from gemma_ops.evaluation.statistics import Sample, mean_interval
+from gemma_ops.judging import agreement, winrate
+from gemma_ops.judging.correction import Correction, Share
+from gemma_ops.stats.intervals import Sample, mean_interval
 
 
 @pytest.mark.parametrize("level", ["nominal", "ordinal", "interval"])

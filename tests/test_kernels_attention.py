@@ -11,12 +11,12 @@ from kernels_world import LENGTHS, build, documents, exact, packed, relative
 from tiny_models import KINDS
 from torch.nn import functional
 
+from gemma_ops import kernels
 from gemma_ops.config.kernels import KernelsConfig
-from gemma_ops.modeling import kernels
-from gemma_ops.modeling.kernels import banded, tiles
-from gemma_ops.modeling.kernels import packed as rows
-from gemma_ops.modeling.kernels import pattern as patterns
-from gemma_ops.modeling.kernels.bodies import EAGER, Runner
+from gemma_ops.kernels import attention_eager, attention_tiled
+from gemma_ops.kernels import attention_packed as rows
+from gemma_ops.kernels import attention_spans as patterns
+from gemma_ops.kernels.ops_reference import EAGER, Runner
 
 SETTINGS = KernelsConfig()
 
@@ -116,7 +116,7 @@ def test_images_that_touch_at_a_border_are_two():
 
 @pytest.mark.parametrize("length", [1, 16, 17, 64, 100])
 def test_a_window_is_the_full_masked_square(monkeypatch, length):
-    monkeypatch.setattr(banded, "BLOCK", 24)
+    monkeypatch.setattr(attention_eager, "BLOCK", 24)
     torch.manual_seed(0)
     query, key, value = (torch.randn(1, heads, length, 8, requires_grad=True) for heads in (4, 2, 2))
     outer = torch.randn(1, 4, length, 8)
@@ -126,7 +126,7 @@ def test_a_window_is_the_full_masked_square(monkeypatch, length):
         mask = (distance >= 0) & (distance < window)
         return functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=True)
 
-    want, got = square(16), banded.causal(query, key, value, 16, None, 0.0)
+    want, got = square(16), attention_eager.causal(query, key, value, 16, None, 0.0)
     assert relative(got, want) < 1e-6
     leaves = (query, key, value)
     pairs = zip(torch.autograd.grad(got, leaves, outer), torch.autograd.grad(want, leaves, outer), strict=True)
@@ -137,9 +137,9 @@ def test_a_window_is_the_full_masked_square(monkeypatch, length):
 
 @pytest.mark.parametrize(("heads", "groups"), [(8, 1), (4, 2), (6, 6)])
 def test_tiles_are_the_documents_one_by_one(monkeypatch, heads, groups):
-    monkeypatch.setattr(tiles, "BLOCK", 32)
-    monkeypatch.setattr(tiles, "STEP", 8)
-    monkeypatch.setattr(tiles, "SCORES", 8 * 40 * 40)
+    monkeypatch.setattr(attention_tiled, "BLOCK", 32)
+    monkeypatch.setattr(attention_tiled, "STEP", 8)
+    monkeypatch.setattr(attention_tiled, "SCORES", 8 * 40 * 40)
     cuts = [0, 5, 17, 18, 100, 130, 137, 200]
     torch.manual_seed(0)
     leaves = [torch.randn(200, count, 16, requires_grad=True) for count in (heads, groups, groups)]
@@ -147,7 +147,9 @@ def test_tiles_are_the_documents_one_by_one(monkeypatch, heads, groups):
     row = patterns.documents(cuts)
     assert row.cuts(1, 200) == cuts
     got = rows.tiled(*leaves, row, None, 0.3)
-    want = banded.attend(*(leaf.transpose(0, 1)[None] for leaf in leaves), row, None, 0.3, 0.0)[0].transpose(0, 1)
+    want = attention_eager.attend(*(leaf.transpose(0, 1)[None] for leaf in leaves), row, None, 0.3, 0.0)[0].transpose(
+        0, 1
+    )
     assert relative(got, want) < 1e-6
     for ours, theirs in zip(
         torch.autograd.grad(got, leaves, outer), torch.autograd.grad(want, leaves, outer), strict=True
@@ -156,13 +158,13 @@ def test_tiles_are_the_documents_one_by_one(monkeypatch, heads, groups):
 
 
 def test_tiles_compile_once_for_all_lengths(monkeypatch):
-    monkeypatch.setattr(tiles, "BLOCK", 32)
+    monkeypatch.setattr(attention_tiled, "BLOCK", 32)
     run = Runner(compiled=True, strict=True)
     torch.manual_seed(0)
     for cuts in ([0, 5, 17, 80], [0, 9, 50, 60], [0, 70]):
         leaves = [torch.randn(cuts[-1], count, 16, requires_grad=True) for count in (4, 2, 2)]
-        jobs = tiles.plan(cuts, 4, torch.device("cpu"))
-        outs = [tiles.attend(*leaves, jobs, 0.3, how) for how in (run, EAGER)]
+        jobs = attention_tiled.plan(cuts, 4, torch.device("cpu"))
+        outs = [attention_tiled.attend(*leaves, jobs, 0.3, how) for how in (run, EAGER)]
         outer = torch.randn_like(outs[0])
         assert relative(*outs) < 1e-6
         for ours, theirs in zip(*(torch.autograd.grad(out, leaves, outer) for out in outs), strict=True):

@@ -11,19 +11,19 @@ import torch
 from kernels_world import apart, build, documents, packed, relative, tuned
 from tiny_models import KINDS
 
+from gemma_ops import kernels
 from gemma_ops.config.kernels import KernelsConfig
-from gemma_ops.modeling import kernels
-from gemma_ops.modeling.kernels import banded, graphs, slots, tapes
-from gemma_ops.modeling.kernels.bodies import EAGER
+from gemma_ops.kernels import attention_eager, graphs_capture, graphs_inputs, graphs_layers
+from gemma_ops.kernels.ops_reference import EAGER
 
-installing = importlib.import_module("gemma_ops.modeling.kernels.install")
+installing = importlib.import_module("gemma_ops.kernels.install")
 ONE, OTHER = documents([5, 40, 17, 33, 1, 24]), documents([60, 3, 70], seed=3)
 
 
-def recorded(model, tape=tapes.Again):
+def recorded(model, tape=graphs_capture.Again):
     """`model` with kernels, its passes recorded on a tape that needs no GPU."""
     text = installing.text_of(model)
-    made = graphs.Graphs(text, EAGER, tape)
+    made = graphs_layers.Graphs(text, EAGER, tape)
     text.forward = MethodType(made.forward(type(text).forward), text)
     return made
 
@@ -60,7 +60,7 @@ def test_gradients_of_passes_that_ran_before_are_kept():
     model = kernels.install(tuned("e2b"), KernelsConfig())
     _, want = run(model, [OTHER, ONE])
     text = installing.text_of(model)
-    made = graphs.Graphs(text, EAGER, tapes.Again)
+    made = graphs_layers.Graphs(text, EAGER, graphs_capture.Again)
     plain = text.forward
     model.zero_grad()
     for forward, docs in ((plain, OTHER), (MethodType(made.forward(type(text).forward), text), ONE)):
@@ -135,7 +135,7 @@ def test_rows_cut_short_are_refused_as_they_were():
 
 
 def test_a_gpu_that_refuses_is_told_and_left_in_peace():
-    class Refusing(tapes.Again):
+    class Refusing(graphs_capture.Again):
         def record(self, function):
             raise RuntimeError("operation not permitted when stream is capturing")
 
@@ -153,7 +153,7 @@ def test_a_recording_that_fails_leaves_no_memory_behind():
     """The first recording that doesn't fit would otherwise be there still while the pass runs without."""
     held, alive = [], []
 
-    class Refusing(tapes.Again):
+    class Refusing(graphs_capture.Again):
         def record(self, function):
             held.append(weakref.ref(function.__self__))
             raise RuntimeError("out of memory")
@@ -204,7 +204,7 @@ def test_copies_of_adapters_that_grew_old_are_recorded_anew():
 
 
 def test_the_pass_not_used_for_longest_goes(monkeypatch):
-    monkeypatch.setattr(graphs, "MOST", 2)
+    monkeypatch.setattr(graphs_layers, "MOST", 2)
     model = kernels.install(tuned("e2b"), KernelsConfig())
     made = recorded(model)
     run(model, [ONE, OTHER, ONE, documents([300], seed=1)])
@@ -212,30 +212,30 @@ def test_the_pass_not_used_for_longest_goes(monkeypatch):
 
 
 def test_a_length_has_one_recording_that_grows(monkeypatch):
-    monkeypatch.setattr(slots, "_DOCUMENTS", 2)
-    monkeypatch.setattr(slots, "_LONGEST", 16)
+    monkeypatch.setattr(graphs_inputs, "_DOCUMENTS", 2)
+    monkeypatch.setattr(graphs_inputs, "_LONGEST", 16)
     model = kernels.install(tuned("e2b"), KernelsConfig())
     few, many = documents([100]), documents([20] * 5, seed=1)
     want, gradients = run(model, [few, many, few])
     made = recorded(model)
     got, ours = run(model, [few, many, few])
-    assert list(made.kept) == [slots.Room(128, 6, 128)]
+    assert list(made.kept) == [graphs_inputs.Room(128, 6, 128)]
     assert max(relative(a, b) for a, b in zip(got, want, strict=True)) < 1e-6
     assert apart(ours, gradients) < 1e-6
 
 
 def test_room_is_rounded_up_and_holds_what_needs_less():
-    room = slots.room_for([0, 300, 700, 7735])
+    room = graphs_inputs.room_for([0, 300, 700, 7735])
     assert (room.tokens, room.documents, room.longest) == (7936, 16, 7936)
-    assert room.holds(slots.room_for([0, 3000, 5000, 7900]))
-    assert not room.holds(slots.room_for([0, 3000, 5000, 7000]))
-    assert not room.holds(slots.room_for([*range(0, 7900, 300), 7900]))
-    assert slots.room_for([0, 5, 128]).tokens == 128
+    assert room.holds(graphs_inputs.room_for([0, 3000, 5000, 7900]))
+    assert not room.holds(graphs_inputs.room_for([0, 3000, 5000, 7000]))
+    assert not room.holds(graphs_inputs.room_for([*range(0, 7900, 300), 7900]))
+    assert graphs_inputs.room_for([0, 5, 128]).tokens == 128
 
 
 def test_numbers_on_the_device_say_where_documents_are():
-    room = slots.room_for([0, 3, 5, 126])
-    numbers = slots.Numbers(room, torch.device("cpu"))
+    room = graphs_inputs.room_for([0, 3, 5, 126])
+    numbers = graphs_inputs.Numbers(room, torch.device("cpu"))
     numbers.fill([0, 3, 5, 126])
     assert numbers.bounds.tolist() == [0, 3, 5, 126, *[128] * 13]
     assert numbers.starts.tolist() == [0] * 3 + [3] * 2 + [5] * 121 + [126] * 2
@@ -244,11 +244,11 @@ def test_numbers_on_the_device_say_where_documents_are():
 
 def test_documents_that_only_the_device_knows_are_never_taken_for_none():
     """Without a kernel for them, spans would be looked for, and there are none."""
-    room = slots.room_for([0, 3, 5, 126])
-    fixed = slots.Fixed((), numbers=slots.Numbers(room, torch.device("cpu")))
+    room = graphs_inputs.room_for([0, 3, 5, 126])
+    fixed = graphs_inputs.Fixed((), numbers=graphs_inputs.Numbers(room, torch.device("cpu")))
     q = torch.randn(1, 2, 128, 8)
     with pytest.raises(TypeError, match="only the device knows"):
-        banded.attend(q, q, q, fixed, 16, None, 0.0)
+        attention_eager.attend(q, q, q, fixed, 16, None, 0.0)
 
 
 def test_only_what_launches_the_same_kernels_every_time_is_recorded():

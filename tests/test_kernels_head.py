@@ -7,8 +7,8 @@ import torch
 from kernels_world import relative
 from torch.nn import functional
 
-from gemma_ops.modeling import kernels
-from gemma_ops.modeling.kernels import distill, head
+from gemma_ops import kernels
+from gemma_ops.kernels import head_distill, head_tiles
 
 DIVISOR = 123.0
 
@@ -115,7 +115,7 @@ def test_what_is_refused():
 
 
 def test_no_tile_is_the_whole_of_the_logits():
-    tokens, entries = head.tile_of(torch.device("cpu"))
+    tokens, entries = head_tiles.tile_of(torch.device("cpu"))
     assert tokens * entries * 4 <= 2**20
 
 
@@ -123,7 +123,7 @@ def test_no_tile_is_the_whole_of_the_logits():
 @pytest.mark.parametrize(("mix", "heat"), [(1.0, 1.0), (0.3, 2.0), (0.0, 1.0)])
 def test_distillation_is_that_of_whole_logits(monkeypatch, dtype, mix, heat):
     hidden, weight, labels, weights = made(dtype, tokens=90, entries=5001)
-    monkeypatch.setattr(distill, "_CHUNK", 40 * 5001 * 8)
+    monkeypatch.setattr(head_distill, "_CHUNK", 40 * 5001 * 8)
     shown, teacher = torch.randn(90, 48).to(dtype), (torch.randn(5001, 48) / 7).to(dtype)
     student = capped(hidden.double() @ weight.double().t(), 30.0)
     larger = (capped(shown.double() @ teacher.double().t(), 30.0) / heat).log_softmax(1)

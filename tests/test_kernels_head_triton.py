@@ -10,7 +10,7 @@ import torch
 from kernels_world import relative
 from triton_world import interpreted, needs_gpu, needs_triton
 
-from gemma_ops.modeling.kernels import casts, head
+from gemma_ops.kernels import head_tiles, lora_casts
 
 CAP = 30.0
 
@@ -34,17 +34,17 @@ def truth(hidden, weight, labels):
 
 def both(hidden, weight, labels, **asked):
     """Scores of torch's operations, and of the kernel, in tiles that end within rows, entries and blocks."""
-    from gemma_ops.modeling.kernels import triton_head
+    from gemma_ops.kernels import head_triton
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(head, "_GPU_TILE", (32, 640))
-        patch.setattr(head, "_CPU_TILE", (32, 640))
-        patch.setattr(head, "_FOLDED_TILE", (32, 640))
-        patch.setattr(triton_head, "_BLOCK", 256)
-        patch.setattr(head, "_fold", lambda *_: None)
-        plain = head.score(hidden, weight, labels, CAP, **asked)
-        patch.setattr(head, "_fold", lambda *_: triton_head.fold)
-        return plain, head.score(hidden, weight, labels, CAP, **asked)
+        patch.setattr(head_tiles, "_GPU_TILE", (32, 640))
+        patch.setattr(head_tiles, "_CPU_TILE", (32, 640))
+        patch.setattr(head_tiles, "_FOLDED_TILE", (32, 640))
+        patch.setattr(head_triton, "_BLOCK", 256)
+        patch.setattr(head_tiles, "_fold", lambda *_: None)
+        plain = head_tiles.score(hidden, weight, labels, CAP, **asked)
+        patch.setattr(head_tiles, "_fold", lambda *_: head_triton.fold)
+        return plain, head_tiles.score(hidden, weight, labels, CAP, **asked)
 
 
 def compare(device):
@@ -72,12 +72,12 @@ def compare(device):
 
 def forget():
     """The counter-test: a label's own slope that is left in, as its rounding in bfloat16 would be, shows."""
-    from gemma_ops.modeling.kernels import triton_head
+    from gemma_ops.kernels import head_triton
 
     hidden, weight, labels = made("cpu")
     z = (hidden @ weight.t()) * (-2 / CAP)
     sums = torch.zeros(2, len(z))
-    triton_head.fold(z, labels, 0, CAP, sums[0], sums[1], None, slopes=True)
+    head_triton.fold(z, labels, 0, CAP, sums[0], sums[1], None, slopes=True)
     rows = torch.arange(len(z))
     assert bool((z[rows, labels] == 0).all())
     assert int((z == 0).sum()) == len(z)
@@ -98,10 +98,10 @@ def test_on_a_gpu_it_is_as_near_to_the_truth():
 @needs_gpu
 def test_a_captured_graph_scores_again():
     hidden, weight, labels = made("cuda")
-    want = head.score(hidden, weight, labels, CAP, gradient=True, top=True)
+    want = head_tiles.score(hidden, weight, labels, CAP, gradient=True, top=True)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        found = head.score(hidden, weight, labels, CAP, gradient=True, top=True)
+        found = head_tiles.score(hidden, weight, labels, CAP, gradient=True, top=True)
     found.nll.zero_()
     graph.replay()
     assert torch.equal(found.nll, want.nll)
@@ -110,7 +110,7 @@ def test_a_captured_graph_scores_again():
 
 def test_a_folded_tile_holds_its_logits_only():
     like = torch.empty(1, dtype=torch.bfloat16)
-    plain, folded = head.Tile(4, 8, like, CAP), head.Tile(4, 8, like, CAP, fold=print)
+    plain, folded = head_tiles.Tile(4, 8, like, CAP), head_tiles.Tile(4, 8, like, CAP, fold=print)
     sizes = [
         sum(
             buffer.numel() * buffer.element_size() for buffer in vars(tile).values() if isinstance(buffer, torch.Tensor)
@@ -121,14 +121,14 @@ def test_a_folded_tile_holds_its_logits_only():
 
 
 def test_the_plan_knows_the_tiles():
-    from gemma_ops.planning import kept
+    from gemma_ops.planning import kept_bytes
 
-    assert head.tile_of(torch.device("cuda"), folded=True) == kept._FOLDED_TILE
-    assert head.tile_of(torch.device("cuda")) == kept._OWN_TILE["cuda"]
+    assert head_tiles.tile_of(torch.device("cuda"), folded=True) == kept_bytes._FOLDED_TILE
+    assert head_tiles.tile_of(torch.device("cuda")) == kept_bytes._OWN_TILE["cuda"]
 
 
 def test_a_cpu_folds_in_torch(monkeypatch):
-    monkeypatch.setattr(head, "_kernel", lambda: pytest.fail("asked for on a CPU"))
+    monkeypatch.setattr(head_tiles, "_kernel", lambda: pytest.fail("asked for on a CPU"))
     hidden, weight, labels = made("cpu")
-    assert not casts.widens(weight)
-    assert bool(head.score(hidden, weight, labels, CAP, gradient=True, top=False).nll.isfinite().all())
+    assert not lora_casts.widens(weight)
+    assert bool(head_tiles.score(hidden, weight, labels, CAP, gradient=True, top=False).nll.isfinite().all())

@@ -9,13 +9,11 @@ import torch
 from kernels_world import LENGTHS, STOCK, apart, build, cosine, documents, exact, packed, relative, step, tuned
 from tiny_models import KINDS
 
+from gemma_ops import kernels
 from gemma_ops.config.kernels import KernelsConfig
-from gemma_ops.modeling import kernels
-from gemma_ops.modeling.kernels import layers, lora
+from gemma_ops.kernels import layers, lora_linears
 
-installing = importlib.import_module(
-    "gemma_ops.modeling.kernels.install"
-)  # the package exports a function of that name
+installing = importlib.import_module("gemma_ops.kernels.install")  # the package exports a function of that name
 FULL = KernelsConfig()
 
 
@@ -110,7 +108,7 @@ def test_every_switch_reaches_its_effect(monkeypatch):
         original = getattr(module, name)
         monkeypatch.setattr(module, name, lambda *args, **kwargs: (seen.add(name), original(*args, **kwargs))[1])
 
-    for module, name in ((lora._Linears, "apply"), (layers.elementwise, "norm"), (layers.elementwise, "add_norm"),
+    for module, name in ((lora_linears._Linears, "apply"), (layers.elementwise, "norm"), (layers.elementwise, "add_norm"),
                          (layers.elementwise, "rotated"), (layers, "mlp"), (layers, "checkpoint")):  # fmt: skip
         watch(module, name)
     model, batch = tuned("e2b"), {"input_ids": documents([20])[0], "use_cache": False}

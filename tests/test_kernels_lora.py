@@ -21,9 +21,10 @@ from kernels_world import (
 from modeling_world import tiny
 from tiny_models import KINDS
 
+from gemma_ops import kernels
 from gemma_ops.config import LoraConfig
-from gemma_ops.modeling import adapters, kernels, nf4
-from gemma_ops.modeling.kernels import casts, lora
+from gemma_ops.kernels import lora_casts, lora_linears
+from gemma_ops.modeling import adapters, nf4
 from gemma_ops.modeling.load import load_model
 
 FUSED = STOCK.model_copy(update={"lora": "fused"})
@@ -83,7 +84,7 @@ def test_a_4_bit_base_is_its_dequantized_self(kind):
     assert torch.equal(got, want)
     assert apart(ours, gradients) < 1e-6
     q = four.base_model.model.model.language_model.layers[0].self_attn.q_proj
-    parts = lora.read((q,), torch.zeros(1, dtype=torch.bfloat16))
+    parts = lora_linears.read((q,), torch.zeros(1, dtype=torch.bfloat16))
     assert parts is not None
     assert nf4.is_4bit(parts[0].weight)
 
@@ -94,7 +95,7 @@ def test_the_input_is_kept_once_and_no_weight():
     attention = model.base_model.model.model.language_model.layers[0].self_attn
     modules = [attention.q_proj, attention.k_proj, attention.v_proj]
     x = torch.randn(1, 200, 64, dtype=torch.bfloat16, requires_grad=True) * 1.0
-    kept = kept_bytes(lambda: lora.linears(x, modules), model)
+    kept = kept_bytes(lambda: lora_linears.linears(x, modules), model)
     assert kept == 200 * (64 + 3 * 4) * 2  # the input and its product with three factors of rank 4
     assert kept_bytes(lambda: [module(x) for module in modules], model) > 2 * kept
 
@@ -128,7 +129,7 @@ def test_what_it_cannot_do_is_left_to_peft(change):
     ours = run()
     x = torch.zeros(1)
     if change != "disabled":
-        assert lora.read((q,), x) is None or change == "merged"
+        assert lora_linears.read((q,), x) is None or change == "merged"
     kernels.uninstall(model)
     assert relative(ours, run()) < 1e-5
     if change in ("disabled", "merged"):
@@ -156,7 +157,7 @@ def test_autocast_to_the_bases_type_computes_the_same():
     x = torch.zeros(1)
     with torch.autocast("cpu", torch.bfloat16):  # a float32 base is not what autocast computes in
         q = tuned("e2b").base_model.model.model.language_model.layers[0].self_attn.q_proj
-        assert lora.read((q,), x) is None
+        assert lora_linears.read((q,), x) is None
 
 
 def test_some_targets_only():
@@ -189,11 +190,11 @@ def test_a_cast_from_before_an_optimizer_step_is_never_used(name):
     optimizer, batch = _optimizers()[name](learning), text_batch()
     for _ in range(2):
         kernels.Copies(model).refresh()
-        assert all(casts.fresh(master, torch.bfloat16) for master in learning)
+        assert all(lora_casts.fresh(master, torch.bfloat16) for master in learning)
         logits, gradients = step(model, **batch)
         versions = [master._version for master in learning]
         optimizer.step()
-        assert not any(casts.fresh(master, torch.bfloat16) for master in learning)
+        assert not any(lora_casts.fresh(master, torch.bfloat16) for master in learning)
         after = model(**batch).logits
         assert not torch.equal(after, logits)
         kernels.Copies(model).refresh()
@@ -210,11 +211,11 @@ def test_casts_ahead_change_no_number_and_other_changes_void_them():
     assert torch.equal(got, want)
     assert apart(ours, gradients) == 0
     q = model.base_model.model.model.language_model.layers[0].self_attn.q_proj.lora_A["default"].weight
-    assert casts.fresh(q, torch.bfloat16)
+    assert lora_casts.fresh(q, torch.bfloat16)
     q.data = q.data.clone()  # as a checkpoint or the trainer may
-    assert not casts.fresh(q, torch.bfloat16)
+    assert not lora_casts.fresh(q, torch.bfloat16)
     kernels.Copies(model).refresh()
     with torch.no_grad():
         q.mul_(2)
-    assert not casts.fresh(q, torch.bfloat16)
+    assert not lora_casts.fresh(q, torch.bfloat16)
     assert not torch.equal(model(**batch).logits, want)

@@ -8,10 +8,10 @@ from kernels_world import build, kept_bytes, relative
 from modeling_world import tiny
 from transformers.models.gemma4.modeling_gemma4 import Gemma4TextExperts
 
+from gemma_ops.kernels import mixture as room
+from gemma_ops.kernels.mixture import mixture
+from gemma_ops.kernels.ops_reference import EAGER
 from gemma_ops.modeling import experts as stacks
-from gemma_ops.modeling.kernels import mixture as room
-from gemma_ops.modeling.kernels.bodies import EAGER
-from gemma_ops.modeling.kernels.mixture import mixture
 from gemma_ops.modeling.load import load_model
 
 

@@ -9,9 +9,9 @@ from tiny_models import KINDS
 from torch.nn import functional
 from transformers.models.gemma4 import modeling_gemma4
 
-from gemma_ops.modeling import kernels
-from gemma_ops.modeling.kernels import bodies, elementwise
-from gemma_ops.modeling.kernels.bodies import Runner
+from gemma_ops import kernels
+from gemma_ops.kernels import ops_autograd, ops_reference
+from gemma_ops.kernels.ops_reference import Runner
 
 FUSED = STOCK.model_copy(update={"norms": "fused"})
 # bfloat16: one rounding to 8 bits of mantissa, 2^-9, where transformers has up to five
@@ -45,15 +45,15 @@ def test_rms_norm(dtype, scaled, shape):
     x = (torch.randn(shape) * 3).to(dtype).requires_grad_()
     weight = module.weight if scaled else None
     leaves = (x, weight) if scaled else (x,)  # the weight learns in full fine-tuning
-    compare(elementwise.norm(x, weight, module.eps), module(x), leaves, dtype)
+    compare(ops_autograd.norm(x, weight, module.eps), module(x), leaves, dtype)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
 def test_epsilon_counts(dtype):
     module = norm_of(64, dtype, False)
     x = (torch.randn(1, 5, 64) * 1e-3).to(dtype)
-    assert relative(elementwise.norm(x, None, 1e-6), module(x)) < TOLERANCE[dtype]
-    assert relative(elementwise.norm(x, None, 1e-12), module(x)) > 0.1
+    assert relative(ops_autograd.norm(x, None, 1e-6), module(x)) < TOLERANCE[dtype]
+    assert relative(ops_autograd.norm(x, None, 1e-12), module(x)) > 0.1
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
@@ -64,7 +64,7 @@ def test_joining_the_stream(dtype, scaled):
     scale = torch.tensor([0.7]).to(dtype) if scaled else None
     want = stream + module(x)
     want = want * scale if scaled else want
-    compare(elementwise.add_norm(stream, x, module.weight, module.eps, scale), want, (stream, x, module.weight), dtype)
+    compare(ops_autograd.add_norm(stream, x, module.weight, module.eps, scale), want, (stream, x, module.weight), dtype)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
@@ -77,15 +77,15 @@ def test_heads_normed_and_turned(dtype, kind):
     x = torch.randn(2, 11, 3, width).to(dtype).requires_grad_()
     cos, sin = rotary(x, torch.arange(11)[None] * 3, kind)
     want = modeling_gemma4.apply_rotary_pos_emb(module(x), cos, sin, unsqueeze_dim=2)
-    got = elementwise.rotated(x, module.weight, cos, sin, module.eps)
+    got = ops_autograd.rotated(x, module.weight, cos, sin, module.eps)
     compare(got, want, (x, module.weight), dtype)
-    assert relative(elementwise.rotated(x, module.weight, cos, -sin, module.eps), want) > 0.1
+    assert relative(ops_autograd.rotated(x, module.weight, cos, -sin, module.eps), want) > 0.1
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
 def test_geglu(dtype):
     gate, up = (torch.randn(2, 9, 96).to(dtype).requires_grad_() for _ in range(2))
-    compare(elementwise.geglu(gate, up), functional.gelu(gate, approximate="tanh") * up, (gate, up), dtype)
+    compare(ops_autograd.geglu(gate, up), functional.gelu(gate, approximate="tanh") * up, (gate, up), dtype)
 
 
 def test_what_is_kept():
@@ -93,7 +93,7 @@ def test_what_is_kept():
     module.requires_grad_(False)
     x = torch.randn(1, 500, 64, dtype=torch.bfloat16, requires_grad=True) * 1.0
     states, number = 500 * 64 * 2, 500 * 4
-    ours = kept_bytes(lambda: elementwise.norm(x, module.weight, 1e-6), module)
+    ours = kept_bytes(lambda: ops_autograd.norm(x, module.weight, 1e-6), module)
     assert ours == states + number
     assert kept_bytes(lambda: module(x), module) > 2 * ours
 
@@ -127,16 +127,16 @@ def test_every_parameter_learns_the_same_in_full_fine_tuning():
 
 def test_compiled_bodies_give_the_same_and_are_shared_by_all_lengths():
     run = Runner(compiled=True, strict=True)
-    before = len(bodies._COMPILED)
+    before = len(ops_reference._COMPILED)
     for length in (30, 47, 64):
         x = torch.randn(1, length, 24, dtype=torch.bfloat16).requires_grad_()
         weight = torch.rand(24, dtype=torch.bfloat16)
-        ours, theirs = (elementwise.norm(x, weight, 1e-6, how) for how in (run, bodies.EAGER))
+        ours, theirs = (ops_autograd.norm(x, weight, 1e-6, how) for how in (run, ops_reference.EAGER))
         outer = torch.randn_like(x)
         assert relative(ours, theirs) < 6e-3
         gradients = [torch.autograd.grad(out, x, outer)[0] for out in (ours, theirs)]
         assert relative(*gradients) < 6e-3
-    assert len(bodies._COMPILED) == before + 2
+    assert len(ops_reference._COMPILED) == before + 2
 
 
 def test_where_compiling_fails_the_bodies_run_as_they_are(monkeypatch):
@@ -147,8 +147,8 @@ def test_where_compiling_fails_the_bodies_run_as_they_are(monkeypatch):
     gate = torch.randn(1, 3, 17)
     run = Runner(compiled=True)
     with pytest.warns(UserWarning, match="no compiler"):
-        found = elementwise.geglu(gate, gate, run)
-    assert torch.equal(found, elementwise.geglu(gate, gate))
+        found = ops_autograd.geglu(gate, gate, run)
+    assert torch.equal(found, ops_autograd.geglu(gate, gate))
     assert not run.compiled
     with pytest.raises(RuntimeError, match="no compiler"):
-        elementwise.geglu(gate, gate, Runner(compiled=True, strict=True))
+        ops_autograd.geglu(gate, gate, Runner(compiled=True, strict=True))

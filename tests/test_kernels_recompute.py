@@ -8,9 +8,9 @@ from kernels_world import LENGTHS, STOCK, apart, documents, kept_bytes, packed, 
 from tiny_models import KINDS
 from torch.utils.checkpoint import checkpoint
 
+from gemma_ops import kernels
 from gemma_ops.config.kernels import KernelsConfig
-from gemma_ops.modeling import kernels
-from gemma_ops.modeling.kernels import layers
+from gemma_ops.kernels import layers
 
 FULL = KernelsConfig()
 

@@ -63,12 +63,14 @@ def compare(device, cases, widths, dtypes):
 
 
 def beside(device, dtype, cuts, heads, groups, width, limit):
-    from gemma_ops.modeling.kernels import wide
+    from gemma_ops.kernels import attention_hopper
 
     query, key, value, outer = states(cuts[-1], heads, groups, width, dtype, device)
     starts, stops = bounds(cuts, device)
     scale = width**-0.5
-    ours = run(lambda *leaves: wide.attend(*leaves, starts, stops, scale), (query, key, value), outer, dtype)
+    ours = run(
+        lambda *leaves: attention_hopper.attend(*leaves, starts, stops, scale), (query, key, value), outer, dtype
+    )
     exact = run(lambda *leaves: truth(*leaves, starts, scale), (query, key, value), outer, torch.float64)
     assert all(one.dtype == dtype for one in ours)
     near(ours, exact, limit)
@@ -92,12 +94,12 @@ def beside_softmax():
         return plain_dot(self, a, b, d, *rest)
 
     interpreter._patch_lang_tensor, interpreter.InterpreterBuilder.create_dot = patch, dot
-    from gemma_ops.modeling.kernels import wide
+    from gemma_ops.kernels import attention_hopper
 
     compare("cpu", CASES, (128,), (torch.float32,))
     compare("cpu", CASES[:1], (128,), (torch.bfloat16,))
     compare("cpu", [((0, 40, 77), 8, 2)], (512,), (torch.float32,))
-    wide.PROGRAMS = 1  # a part for all heads of a group
+    attention_hopper.PROGRAMS = 1  # a part for all heads of a group
     compare("cpu", CASES[:1], (128,), (torch.float16,))
     # A key that a document does not see changes nothing of it: exactly, not by a little.
     query, key, value, outer = states(150, 8, 1, 128, torch.float32, "cpu")
@@ -107,13 +109,15 @@ def beside_softmax():
         moved = [one.clone() for one in (query, key, value)]
         for one in moved:
             one[71:133] += other
-        found.append(run(lambda *leaves: wide.attend(*leaves, starts, stops, 0.1), moved, outer, torch.float32))
+        found.append(
+            run(lambda *leaves: attention_hopper.attend(*leaves, starts, stops, 0.1), moved, outer, torch.float32)
+        )
     for one, again in zip(*found, strict=True):
         assert torch.equal(one[:71], again[:71])
         assert torch.equal(one[133:], again[133:])
         assert not torch.equal(one, again)
     with pytest.raises(ValueError, match="heads of 64"):
-        wide.attend(query[..., :64], key[..., :64], value[..., :64], starts, stops, 0.1)
+        attention_hopper.attend(query[..., :64], key[..., :64], value[..., :64], starts, stops, 0.1)
 
 
 @pytest.mark.slow
@@ -124,11 +128,11 @@ def test_wide_attention_is_masked_softmax_in_the_interpreter():
 
 @pytest.mark.skipif(not TRITON, reason="needs Triton")
 def test_only_a_hopper_fits():
-    from gemma_ops.modeling.kernels import wide
+    from gemma_ops.kernels import attention_hopper
 
-    assert not wide.fits(torch.device("cpu"))
+    assert not attention_hopper.fits(torch.device("cpu"))
     if GPU:
-        assert wide.fits(torch.device("cuda")) == (torch.cuda.get_device_capability()[0] == 9)
+        assert attention_hopper.fits(torch.device("cuda")) == (torch.cuda.get_device_capability()[0] == 9)
 
 
 @needs_hopper
@@ -141,13 +145,13 @@ def test_wide_attention_is_masked_softmax(heads, groups):
 
 @needs_hopper
 def test_a_graph_holds_it_for_other_documents():
-    from gemma_ops.modeling.kernels import wide
+    from gemma_ops.kernels import attention_hopper
 
     query, key, value, outer = states(700, 8, 1, 512, torch.bfloat16, "cuda")
     starts, stops = bounds((0, 700), "cuda")
 
     def attend(*leaves):
-        return wide.attend(*leaves, starts, stops, 0.05)
+        return attention_hopper.attend(*leaves, starts, stops, 0.05)
 
     side = torch.cuda.Stream()
     with torch.cuda.stream(side):

@@ -11,12 +11,12 @@ import patience
 import pytest
 from launching import STEADY, adapter, apart, base_into, curve, kill, machine, rows_into, wait_for, workers
 
-from gemma_ops import journal
 from gemma_ops.config import LaunchConfig, Machine, RunConfig, TrainConfig
 from gemma_ops.errors import ConfigError, MachineError, OpsError
+from gemma_ops.runs import journal
 from gemma_ops.training import train
 from gemma_ops.training.arguments import sft_arguments
-from gemma_ops.training.launch import checks, engines, join, strategy
+from gemma_ops.training.launch import join, launch_checks, launch_engines, strategy
 from gemma_ops.training.launch.job import Job, WorkerError
 
 pytestmark = pytest.mark.slow
@@ -96,7 +96,7 @@ def pretend(monkeypatch, there, name, does):
     out.mkdir()
     head = "import sys; from pathlib import Path; from gemma_ops.training.launch.job import Job\n"
     script = f"{head}job = Job.read(Path(sys.argv[1]))\n{does}"
-    monkeypatch.setattr(engines, "command", lambda launch, file, name: [sys.executable, "-c", script, str(file)])
+    monkeypatch.setattr(launch_engines, "command", lambda launch, file, name: [sys.executable, "-c", script, str(file)])
     return train(
         out, TrainConfig(**STEADY), machine(engine="torchrun", processes=2), base=there["base"], data=there["data"]
     )
@@ -123,7 +123,7 @@ def test_workers_that_die_too_often_end_the_training(there, monkeypatch):
 
 def found(launch=None, train=None, **more):
     config = RunConfig(launch=launch or {}, train=train or {}, machine=more)
-    return [error.what for error in checks.problems(config.train, config.launch, config.machine)]
+    return [error.what for error in launch_checks.problems(config.train, config.launch, config.machine)]
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def found(launch=None, train=None, **more):
 def test_what_a_launch_needs_is_told_before_it_starts(launch, settings, problem):
     assert any(problem in what for what in found(launch, settings, device="cpu"))
     with pytest.raises(OpsError, match=r"launch|train"):
-        checks.refuse(TrainConfig(**settings), Machine(device="cpu", launch=LaunchConfig(**launch)))
+        launch_checks.refuse(TrainConfig(**settings), Machine(device="cpu", launch=LaunchConfig(**launch)))
 
 
 def test_more_processes_than_gpus_are_refused(monkeypatch):
@@ -170,7 +170,7 @@ def test_a_process_that_somebody_else_started_as_one_of_several_is_refused(there
 def test_workers_inherit_nothing_of_another_launcher_and_share_the_cores():
     launch = LaunchConfig(engine="torchrun", processes=2)
     given = {"RANK": "3", "WORLD_SIZE": "4", "ACCELERATE_USE_FSDP": "1", "PATH": "/bin"}
-    made = engines.environment(launch, 8, given)
+    made = launch_engines.environment(launch, 8, given)
     assert not {"RANK", "WORLD_SIZE", "ACCELERATE_USE_FSDP"} & made.keys()
     assert made["OMP_NUM_THREADS"] == "4"
     assert made["GLOO_SOCKET_IFNAME"] == "lo"
@@ -179,13 +179,13 @@ def test_workers_inherit_nothing_of_another_launcher_and_share_the_cores():
 
 def test_the_keys_of_a_launch_reach_torchrun():
     launch = LaunchConfig(engine="torchrun", processes=4, nodes=2, restarts=5, rendezvous="one.example:29500")
-    line = engines.command(launch, Path("job.json"), "x")
+    line = launch_engines.command(launch, Path("job.json"), "x")
     assert line[1:3] == ["-m", "torch.distributed.run"]
     assert line[-1] == "job.json"
     asked = {"--nnodes=2", "--nproc-per-node=4", "--max-restarts=5", "--rdzv-endpoint=one.example:29500", "--rdzv-id=x"}
     assert asked <= set(line)
     assert not any(word.startswith("--local-addr") for word in line)  # others must reach this machine
-    assert "GLOO_SOCKET_IFNAME" not in engines.environment(launch, 8, {})
+    assert "GLOO_SOCKET_IFNAME" not in launch_engines.environment(launch, 8, {})
 
 
 @pytest.mark.parametrize("key", sorted(strategy.REFUSED))

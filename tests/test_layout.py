@@ -19,25 +19,21 @@ SOURCES = sorted(path for path in PACKAGE.rglob("*.py") if "share" not in path.r
 ROOMS = {
     "typer": {"cli"},
     "click": {"cli"},
-    "rich": {"console"},
-    "transformers": {
-        "modeling",
-        "training",
-        "nano",
-    },  # training subclasses its callback; nano is built from its classes
-    "peft": {"modeling"},
+    "rich": {"cli"},
+    "transformers": {"modeling", "kernels", "training", "nano", "bench"},
+    "peft": {"modeling", "kernels"},
     "bitsandbytes": {"modeling"},
     "xllamacpp": {"modeling"},
     "huggingface_hub": {"modeling"},
-    "trl": {"training"},
+    "trl": {"training", "bench"},
     "accelerate": {"training"},
     "ray": {"training", "serving"},
     "datasets": {"data"},
     "datasketch": {"data"},
     "jinja2": {"data"},
-    "tokenizers": {"data", "modeling", "nano", "serving"},
+    "tokenizers": {"data", "modeling", "nano", "prepare", "serving"},
     "gguf": {"export"},
-    "scipy": {"evaluation", "stats"},
+    "scipy": {"bench", "judging", "stats"},
     "sklearn": {"evaluation"},
     "sacrebleu": {"metrics"},
     "rouge_score": {"metrics"},
@@ -48,7 +44,7 @@ ROOMS = {
     "genai_prices": {"gemini"},
     "httpx2": {"gemini", "targets"},
     "pypdf": {"synth"},
-    "psutil": {"processes"},
+    "psutil": {"runs"},
     "starlette": {"serving"},
     "uvicorn": {"serving"},
     "orjson": {"serving"},
@@ -57,22 +53,18 @@ ROOMS = {
 }
 # A room may import rooms of a lower level, and its own.
 LEVELS = [
-    {"errors"},
-    {"family", "share", "journal", "yamlplaces", "durable", "stats", "addresses", "namespace", "processes"},
+    {"errors", "stats", "wire"},
+    {"family", "offline"},
     {"config"},
-    {"answer", "digest", "configfile", "offline", "keyed", "wire"},
-    {"artifact", "privacy"},
-    {"run", "devices", "verdicts", "vllm_environment"},
-    {"planning", "console", "eject"},
-    {"doctor"},
-    {"data", "metrics"},
-    {"gemini"},
-    {"modeling"},
-    {"targets"},
-    {"nano", "training", "export", "evaluation", "registry", "routing"},
-    {"synth", "serving"},
-    {"summary", "recipes"},
-    {"preflight"},
+    {"answer", "runs", "metrics", "planning"},
+    {"privacy", "gates", "words"},
+    {"verdicts", "data", "gemini"},
+    {"modeling", "emulator", "nano"},
+    {"kernels", "targets", "registry", "export"},
+    {"tasks", "training", "routing"},
+    {"prepare", "judging", "bench", "serving"},
+    {"synth", "evaluation"},
+    {"recipes"},
     {"cli"},
     {"__main__"},
 ]
@@ -177,16 +169,16 @@ def test_rooms_open_without_heavy_libraries():
     rooms = [
         "data",
         "modeling",
-        "modeling.source",
+        "modeling.checkpoint_source",
         "training",
         "export",
         "evaluation",
         "registry",
         "planning",
-        "doctor",
+        "planning.doctor",
         "cli",
-        "recipes",
-        "summary",
+        "recipes.finding",
+        "cli.run_summary",
     ]
     code = "import sys\n" + "".join(f"import gemma_ops.{room}\n" for room in rooms)
     code += f"print([name for name in {HEAVY!r} if name in sys.modules])"
@@ -266,4 +258,4 @@ def test_the_map_names_files_that_are_there():
     assert len(named) > 30
     places = (ROOT, PACKAGE)
     gone = {name for name in named if not any((place / name.rstrip("/")).exists() for place in places)}
-    assert not gone - {"CHANGELOG.md", "verdict.json", "routing.json", "gemma_ops"}
+    assert not gone - {"CHANGELOG.md", "verdict.json", "routing.json", "canary.json", "gemma_ops"}

@@ -15,12 +15,12 @@ import tiny_media
 from media_rows import encoded, png, tone, wav
 
 from gemma_ops.config import DataConfig, MachineConfig
-from gemma_ops.data import check_html, prepare
-from gemma_ops.data.check import check
-from gemma_ops.data.importing import Importer
-from gemma_ops.data.naming import named
+from gemma_ops.data.import_rows import Importer
+from gemma_ops.data.named_files import named
 from gemma_ops.errors import DataError
 from gemma_ops.family.media import Pictures, Senses, Sounds
+from gemma_ops.prepare import check_html, prepare
+from gemma_ops.prepare.check_rows import check
 
 CPU = MachineConfig(device="cpu", mlflow=None)
 ALL = Senses(Pictures(8, 2, 70), Sounds())
@@ -197,8 +197,8 @@ def test_a_changed_picture_is_changed_data(tmp_path):
     imported(tmp_path, SPELLINGS["transformers"], SPELLINGS["trl, in a column"], asked(TEXT))
     assert named([tmp_path / "rows.jsonl"]) == (tmp_path / "red.png",)
     from gemma_ops.config import RunConfig
-    from gemma_ops.recipes import rows_read
-    from gemma_ops.run import Run
+    from gemma_ops.recipes.finding import rows_read
+    from gemma_ops.runs.run import Run
 
     config = RunConfig(
         name="r", recipe="lora", data=DataConfig(path=str(tmp_path / "rows.jsonl")),
@@ -271,7 +271,7 @@ def test_jpegs_turn_as_they_say_and_transparency_is_white():
 
 def test_text_alone_needs_no_pillow():
     code = (
-        "import sys, gemma_ops.cli, gemma_ops.data, gemma_ops.data.importing, gemma_ops.evaluation.task;"
+        "import sys, gemma_ops.cli, gemma_ops.data, gemma_ops.data.import_rows, gemma_ops.tasks.task;"
         "print([name for name in ('PIL', 'soundfile', 'torch') if name in sys.modules])"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -13,16 +13,16 @@ from media_rows import png, tone, wav
 from gemma_ops.answer import Prompt
 from gemma_ops.config import EvaluateConfig, MachineConfig
 from gemma_ops.data import chat, published
-from gemma_ops.data.media import Shelf
+from gemma_ops.data.media_files import Shelf
 from gemma_ops.data.parts import media_of
 from gemma_ops.errors import ConfigError, DataError
-from gemma_ops.evaluation import asking, checking
-from gemma_ops.evaluation.task import load_task
+from gemma_ops.evaluation import ask_targets, evaluation_checks
 from gemma_ops.modeling import generate
 from gemma_ops.modeling.load import load_model
-from gemma_ops.modeling.media import Perceiver, join
+from gemma_ops.modeling.media_inputs import Perceiver, join
 from gemma_ops.nano import WEIGHTS
 from gemma_ops.targets import open_target
+from gemma_ops.tasks.task import load_task
 
 CPU = MachineConfig(device="cpu", mlflow=None)
 
@@ -96,14 +96,14 @@ def test_targets_that_only_read_are_refused_before_anything_is_asked(tiny, tmp_p
     assert task.shows == {"image"}
     for name in ("q8_0", "gemini:gemini-3.8-flash"):
         with pytest.raises(ConfigError, match=r"task look shows image, and target .* is asked in text only"):
-            checking.check_shown(EvaluateConfig(tasks=["x"], targets=["base", name]), [task])
-    checking.check_shown(EvaluateConfig(tasks=["x"], targets=["base", "tuned"]), [task])
+            evaluation_checks.check_shown(EvaluateConfig(tasks=["x"], targets=["base", name]), [task])
+    evaluation_checks.check_shown(EvaluateConfig(tasks=["x"], targets=["base", "tuned"]), [task])
     heard = load_task(media_rows.task(tmp_path / "sounds", "audio", 2, seed=1))
     with pytest.raises(ConfigError, match=r"task look shows audio, which target .* does not take"):
-        asking.readable([opened(tiny("large"))], [heard])
-    asking.readable([opened(tiny("large"))], [task])
+        ask_targets.readable([opened(tiny("large"))], [heard])
+    ask_targets.readable([opened(tiny("large"))], [task])
     with pytest.raises(ConfigError, match="shows image, which target"):
-        asking.readable([opened(WEIGHTS)], [task])
+        ask_targets.readable([opened(WEIGHTS)], [task])
 
 
 def test_a_task_is_its_pictures_too(tmp_path):

@@ -10,16 +10,17 @@ import tiny_media
 import torch
 
 from gemma_ops.config import DataConfig, LoraConfig, MachineConfig, MergeConfig
-from gemma_ops.data import chat, prepare, published
+from gemma_ops.data import chat, published
 from gemma_ops.data.parts import media_of
 from gemma_ops.errors import GateError
-from gemma_ops.export import canary, merge
+from gemma_ops.export import merge, merge_check
 from gemma_ops.export.checkpoint import Checkpoint
 from gemma_ops.export.prompts import rows
 from gemma_ops.family.media import Senses
 from gemma_ops.modeling import adapters
 from gemma_ops.modeling.load import load_model
-from gemma_ops.modeling.media import Perceiver, join
+from gemma_ops.modeling.media_inputs import Perceiver, join
+from gemma_ops.prepare import prepare
 
 CPU = MachineConfig(device="cpu", mlflow=None)
 
@@ -95,8 +96,8 @@ def test_towers_that_changed_nothing_are_refused_where_rows_show_what_they_see(m
     given = {"data": root / "data", "towers": (True, True)}
     if Senses.read(base).kinds == ("image",):
         with pytest.raises(GateError, match="exactly as the base does"):
-            canary.run(base, base, root / "train/adapter", chosen, CPU, **given)
+            merge_check.run(base, base, root / "train/adapter", chosen, CPU, **given)
     else:
-        found = canary.run(base, base, root / "train/adapter", chosen, CPU, **given)
+        found = merge_check.run(base, base, root / "train/adapter", chosen, CPU, **given)
         assert found.max_logit_change == 0
         assert found.max_adapter_gap > 0.05, "the report tells that the adapter is not in it"

@@ -15,9 +15,10 @@ import media_rows
 import pytest
 from answer_tasks import RECIPE
 
-from gemma_ops import configfile, recipes
-from gemma_ops.nano import towers
-from gemma_ops.run import Run
+from gemma_ops.config import loading
+from gemma_ops.nano import nano_towers
+from gemma_ops.recipes import finding
+from gemma_ops.runs.run import Run
 
 CONFIG = """
 name: {kind}
@@ -44,7 +45,7 @@ machine: {{device: cpu, workers: 1, runs: {runs}, mlflow: null}}
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    return towers.save(tmp_path_factory.mktemp("nano"))
+    return nano_towers.save(tmp_path_factory.mktemp("nano"))
 
 
 @pytest.mark.parametrize(("kind", "steps", "rate"), [("image", 12, 1.0e-2), ("audio", 32, 5.0e-3)])
@@ -64,8 +65,8 @@ def test_the_measured_score_rises(tmp_path, base, kind, steps, rate):
             runs=tmp_path / "runs",
         )
     )
-    config = configfile.load([file])
+    config = loading.load([file])
     with Run(config) as run:
-        evidence = recipes.load(config.recipe)(run, config)
+        evidence = finding.load(config.recipe)(run, config)
     verdict = json.loads((evidence.path / "verdict.json").read_text())
     assert verdict["verdict"] == "pass", verdict

@@ -23,13 +23,13 @@ from transformers.models.gemma4.image_processing_pil_gemma4 import Gemma4ImagePr
 from transformers.models.gemma4_unified import feature_extraction_gemma4_unified, processing_gemma4_unified
 
 from gemma_ops.data import chat
-from gemma_ops.data.media import Shelf
+from gemma_ops.data.media_files import Shelf
 from gemma_ops.data.parts import media_of
 from gemma_ops.data.pictures import picture
 from gemma_ops.data.sounds import sound
 from gemma_ops.errors import DataError, ModelError
 from gemma_ops.family.media import BUDGETS, LONGEST, Pictures, Senses, Sounds, Waves
-from gemma_ops.modeling.media import Perceiver, join
+from gemma_ops.modeling.media_inputs import Perceiver, join
 
 ANSWER = {"role": "assistant", "content": "red"}
 

@@ -14,20 +14,21 @@ from test_media_tokens import transformers_processor
 
 from gemma_ops import family
 from gemma_ops.config import DataConfig, KernelsConfig, LoraConfig, MachineConfig, TrainConfig
-from gemma_ops.data import chat, prepare, published
+from gemma_ops.data import chat, published
 from gemma_ops.data.arrow import table
 from gemma_ops.data.parts import media_of
 from gemma_ops.data.pictures import picture
+from gemma_ops.data.row_tokens import NO_LOSS, Manner
 from gemma_ops.data.sounds import sound
-from gemma_ops.data.tokens import NO_LOSS, Manner
 from gemma_ops.errors import ConfigError, DataError
+from gemma_ops.kernels import graphs_capture, graphs_layers, install
+from gemma_ops.kernels.ops_reference import EAGER
 from gemma_ops.modeling import adapters
-from gemma_ops.modeling.kernels import graphs, install, tapes
-from gemma_ops.modeling.kernels.bodies import EAGER
 from gemma_ops.modeling.load import load_model
+from gemma_ops.prepare import prepare
 from gemma_ops.training import head, media_sft
+from gemma_ops.training.forward_inputs import Rows
 from gemma_ops.training.media_collator import MediaCollate, shown
-from gemma_ops.training.passes import Rows
 from gemma_ops.training.steps import Step
 
 CPU = MachineConfig(device="cpu", mlflow=None)
@@ -199,7 +200,7 @@ def test_passes_with_images_are_replayed_unless_a_tower_learns(tiny, prepared, t
     model = learning(tiny("edge"), FUSED, towers=towers, shown=("image", "audio"))
     loss, wanted = gradients(model, batch)
     text = model.get_base_model().model.language_model
-    made = graphs.Graphs(text, EAGER, tapes.Again)
+    made = graphs_layers.Graphs(text, EAGER, graphs_capture.Again)
     text.forward = MethodType(made.forward(type(text).forward), text)
     for _ in range(2):
         again, found = gradients(model, batch)

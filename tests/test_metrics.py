@@ -10,7 +10,7 @@ from sklearn.metrics import f1_score
 
 from gemma_ops.errors import ConfigError, DataError
 from gemma_ops.metrics import METRICS, AnyMetric, by_id
-from gemma_ops.metrics.base import Row, normalize
+from gemma_ops.metrics.metric import Row, normalize
 from gemma_ops.metrics.numbers import final_number
 from gemma_ops.metrics.parse import Unreadable, dump, parse
 

@@ -15,7 +15,7 @@ from pydantic import TypeAdapter
 
 from gemma_ops.errors import DataError
 from gemma_ops.metrics import AnyMetric
-from gemma_ops.metrics.base import Row, normalize, words
+from gemma_ops.metrics.metric import Row, normalize, words
 from gemma_ops.metrics.numbers import final_number
 from gemma_ops.metrics.numerals import numbers_in
 

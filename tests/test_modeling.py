@@ -10,9 +10,9 @@ from modeling_world import copied
 from gemma_ops.config import MachineConfig, ModelConfig
 from gemma_ops.errors import ConfigError, ModelError, ServiceError
 from gemma_ops.modeling import fetch
+from gemma_ops.modeling.checkpoint_source import check_shards, checkpoint, local
 from gemma_ops.modeling.generate import answer
 from gemma_ops.modeling.load import load_model, load_tokenizer
-from gemma_ops.modeling.source import check_shards, checkpoint, local
 from gemma_ops.nano import WEIGHTS
 
 

@@ -12,13 +12,13 @@ from modeling_world import KINDS, logits, tiny
 from safetensors.torch import load_file
 from test_training import MACHINE, STEADY, rows
 
-from gemma_ops import digest
 from gemma_ops.config import MergeConfig, TrainConfig
 from gemma_ops.errors import ConfigError, ModelError
 from gemma_ops.export import merge
 from gemma_ops.export.checkpoint import Checkpoint
 from gemma_ops.modeling import full
 from gemma_ops.modeling.load import load_model
+from gemma_ops.runs import digest
 from gemma_ops.training import train
 
 FULL = TrainConfig(tune="full", weights="fp32")

@@ -12,14 +12,15 @@ import tiny_models
 import torch
 from modeling_world import IDS, KINDS, close, gradients, logits, tiny, whole
 
-from gemma_ops import family, journal
+from gemma_ops import family
 from gemma_ops.config import LoraConfig
 from gemma_ops.errors import ModelError
 from gemma_ops.modeling import adapters, nf4, shards, streaming
 from gemma_ops.modeling.audit import audit, expected
 from gemma_ops.modeling.experts import STACKS, Experts4bit
 from gemma_ops.modeling.load import load_model
-from gemma_ops.planning import memory
+from gemma_ops.planning import training_memory
+from gemma_ops.runs import journal
 
 
 @pytest.mark.parametrize("piece", [64, 8 * 64, 1 << 30])
@@ -212,8 +213,8 @@ def test_true_sizes_count_to_the_byte(key, towers):
     streaming.quantizable(model)
     lines = {line.component: line for line in audit(model, size.shape, "nf4")}
     text = [line for component, line in lines.items() if component not in ("vision", "audio")]
-    step = memory.Step("nf4", rank=0, linears=(), tokens=1, length=1)
-    planned = sum(part.bytes for part in memory.weights(size.shape, step))
+    step = training_memory.Step("nf4", rank=0, linears=(), tokens=1, length=1)
+    planned = sum(part.bytes for part in training_memory.weights(size.shape, step))
     assert sum(line.bytes for line in text) == pytest.approx(planned, rel=1e-6)
     assert lines == {line.component: line for line in expected(size.shape, "nf4") if line.component in lines}
     assert ("vision" in lines) == towers

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from gemma_ops import digest
 from gemma_ops.data import chat
-from gemma_ops.nano import WEIGHTS, lessons, pretrain, shape, tickets
+from gemma_ops.nano import WEIGHTS, lessons, nano_shape, pretrain, tickets
+from gemma_ops.runs import digest
 
 TASK = Path(__file__).parent.parent / "eval" / "support_desk"
 
@@ -35,7 +35,7 @@ def test_it_fits_into_5_mb_and_is_safetensors_only():
 
 def test_its_tokenizer_has_gemmas_ids_and_loses_nothing():
     tokenizer = chat.load_tokenizer(WEIGHTS)
-    assert {index: tokenizer.id_to_token(index) for index in shape.SPECIAL} == shape.SPECIAL
+    assert {index: tokenizer.id_to_token(index) for index in nano_shape.SPECIAL} == nano_shape.SPECIAL
     for text in ("Route this: é 😀 日本\n\ttab", "order K37519", '{"a": [1, 2.5]}', "  two  spaces "):
         ids = tokenizer.encode(text, add_special_tokens=False).ids
         assert tokenizer.decode(ids, skip_special_tokens=False) == text
@@ -44,7 +44,7 @@ def test_its_tokenizer_has_gemmas_ids_and_loses_nothing():
 def test_its_template_is_gemmas():
     assert (WEIGHTS / "chat_template.jinja").read_text(encoding="utf-8") == chat.inference_template()
     stops = json.loads((WEIGHTS / "generation_config.json").read_text())["eos_token_id"]
-    assert stops == list(shape.STOPS)
+    assert stops == list(nano_shape.STOPS)
 
 
 @pytest.fixture(scope="module")

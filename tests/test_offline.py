@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 from networks import namespaces
 
-from gemma_ops import offline
-from gemma_ops.configfile import load
+from gemma_ops.config.loading import load
 from gemma_ops.errors import ConfigError
+from gemma_ops.offline import guard
 
 
 def python(code, **environment):
     """Run code in a child without inherited offline settings."""
-    kept = {name: value for name, value in os.environ.items() if name != offline.VARIABLE}
+    kept = {name: value for name, value in os.environ.items() if name != guard.VARIABLE}
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**kept, **environment})
 
 
@@ -32,15 +32,15 @@ def python(code, **environment):
     ],
 )  # fmt: skip
 def test_what_is_this_machine(host, ours):
-    assert offline.is_loopback(host) is ours
+    assert guard.is_loopback(host) is ours
 
 
 @pytest.mark.parametrize(
     ("said", "is_on"), [("1", True), ("true", True), ("please", True), ("0", False), ("No", False), (" ", False)]
 )
 def test_the_variable(said, is_on, monkeypatch):
-    monkeypatch.setenv(offline.VARIABLE, said)
-    assert offline.active() is is_on
+    monkeypatch.setenv(guard.VARIABLE, said)
+    assert guard.active() is is_on
 
 
 TRIES = """
@@ -87,18 +87,18 @@ one.sendall(b"x")
 
 def test_every_way_out_is_shut_and_loopback_is_open():
     """Also for a socket and a function that were there before; without the guard they are all tried."""
-    enter = "from gemma_ops import offline; offline.enforce()"
-    shut = python(TRIES.format(enter=enter, variable=offline.VARIABLE))
+    enter = "from gemma_ops.offline import guard as offline; offline.enforce()"
+    shut = python(TRIES.format(enter=enter, variable=guard.VARIABLE))
     assert (shut.stdout, shut.returncode) == ("", 0), shut.stdout + shut.stderr
 
 
 def test_a_run_started_from_python_is_offline_too(tmp_path):
     machine = {"runs": str(tmp_path), "mlflow": None}
     enter = (
-        "from gemma_ops.config import RunConfig; from gemma_ops.run import Run; "
+        "from gemma_ops.config import RunConfig; from gemma_ops.runs.run import Run; "
         f"Run(RunConfig(offline=True, machine={machine!r})).__enter__()"
     )
-    shut = python(TRIES.format(enter=enter, variable=offline.VARIABLE))
+    shut = python(TRIES.format(enter=enter, variable=guard.VARIABLE))
     assert (shut.stdout, shut.returncode) == ("", 0), shut.stdout + shut.stderr
 
 
@@ -107,13 +107,13 @@ def test_the_variable_alone_shuts_a_child_of_a_child(tmp_path):
     code = f"import gemma_ops, subprocess, sys; sys.exit(subprocess.run([sys.executable, '-c', {inner!r}]).returncode)"
     child = python(code, GEMMA_OPS_OFFLINE="yes")
     assert "BoundaryError" in child.stderr
-    code = f"from gemma_ops import offline; offline.enforce(); {code}"
+    code = f"from gemma_ops.offline import guard as offline; offline.enforce(); {code}"
     assert "BoundaryError" in python(code).stderr
 
 
 def test_libraries_are_told_and_proxies_dropped():
     code = (
-        "from gemma_ops import offline; offline.enforce()\n"
+        "from gemma_ops.offline import guard as offline; offline.enforce()\n"
         "import os, urllib.request, huggingface_hub.constants as hub\n"
         "print(urllib.request.getproxies_environment(), hub.HF_HUB_OFFLINE, hub.HF_HUB_DISABLE_TELEMETRY)\n"
         "print([name for name, value in offline.ENVIRONMENT.items() if os.environ[name] != value])"
@@ -163,7 +163,7 @@ def empty_cache(tmp_path, monkeypatch):
 
 def test_everything_remote_is_refused_in_one_message(empty_cache):
     with pytest.raises(ConfigError) as caught:
-        offline.check(load([], list(REMOTE.values())))
+        guard.check(load([], list(REMOTE.values())))
     lines = caught.value.what.splitlines()[1:]
     assert [line.split(":")[0].strip() for line in lines] == list(REMOTE)
 
@@ -171,7 +171,7 @@ def test_everything_remote_is_refused_in_one_message(empty_cache):
 @pytest.mark.parametrize(("key", "sets", "named"), MORE)
 def test_other_machines_are_found_wherever_they_are_named(key, sets, named, empty_cache):
     with pytest.raises(ConfigError) as caught:
-        offline.check(load([], sets))
+        guard.check(load([], sets))
     (line,) = caught.value.what.splitlines()[1:]
     assert line.strip().startswith(f"{key}:")
     assert named in line
@@ -196,7 +196,7 @@ def test_other_machines_are_found_wherever_they_are_named(key, sets, named, empt
 def test_what_lies_here_is_not_refused(sets, empty_cache, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "teacher").mkdir()
-    offline.check(load(["quickstart"], sets))
+    guard.check(load(["quickstart"], sets))
 
 
 def test_a_model_in_the_hubs_cache_is_here(empty_cache):
@@ -205,17 +205,17 @@ def test_a_model_in_the_hubs_cache_is_here(empty_cache):
     snapshot.mkdir(parents=True)
     (snapshot / "config.json").write_text("{}")
     with pytest.raises(ConfigError, match=r"model\.base"):  # no `main` is known
-        offline.check(config)
+        guard.check(config)
     refs = snapshot.parents[1] / "refs"
     refs.mkdir()
     (refs / "main").write_text("abc")
-    offline.check(config)
-    offline.check(load([], ["model.base=google/gemma-4-E2B-it", "model.revision=abc"]))
+    guard.check(config)
+    guard.check(load([], ["model.base=google/gemma-4-E2B-it", "model.revision=abc"]))
 
 
 def test_the_verbs_refuse_before_any_work_and_plan_still_answers(cli, empty_cache):
     remote = ("quickstart", "-s", "model.base=google/gemma-4-E2B-it", "-s", "evaluate.gates=[]")
-    environment = {offline.VARIABLE: "1", "HF_HUB_CACHE": str(empty_cache)}
+    environment = {guard.VARIABLE: "1", "HF_HUB_CACHE": str(empty_cache)}
     result = cli("run", *remote, env=environment)
     assert (result.returncode, result.stdout) == (2, "")
     assert "model.base" in result.stderr
@@ -225,7 +225,7 @@ def test_the_verbs_refuse_before_any_work_and_plan_still_answers(cli, empty_cach
 
 ESCAPES = """
 import socket, subprocess, sys
-from gemma_ops import namespace, offline
+from gemma_ops.offline import namespace, guard as offline
 from gemma_ops.config import RunConfig
 offline.enforce()
 offline.confine(RunConfig.model_validate({config}), {targets})

@@ -12,11 +12,11 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from gemma_ops.answer import Prompt
 from gemma_ops.data import chat, published
-from gemma_ops.data.tokens import Manner
+from gemma_ops.data.row_tokens import Manner
 from gemma_ops.family.media import Senses
 from gemma_ops.nano import WEIGHTS
-from gemma_ops.targets.base import AskingMode
-from gemma_ops.targets.local import Encoder
+from gemma_ops.targets.local_target import Encoder
+from gemma_ops.targets.target import AskingMode
 
 SIZES = templates()
 ASK = {"role": "user", "content": "Q1"}

@@ -10,8 +10,8 @@ from prompts_world import CONVERSATIONS, beginnings, conversation, templates
 from test_data_llamacpp import _Socket, gguf  # noqa: F401 - a fixture
 
 from gemma_ops.data import chat
-from gemma_ops.data.foreign import key_of_two_orders
 from gemma_ops.nano import WEIGHTS
+from gemma_ops.prepare.foreign_marks import key_of_two_orders
 
 xllamacpp = pytest.importorskip("xllamacpp", reason="the extra `gguf` is not installed")
 SIZES = templates()

@@ -11,9 +11,9 @@ import pytest
 from gemma_ops import family
 from gemma_ops.config import RunConfig
 from gemma_ops.errors import ConfigError, ModelError
-from gemma_ops.nano import shape as nano
+from gemma_ops.nano import nano_shape as nano
 from gemma_ops.planning import plan
-from gemma_ops.planning.memory import GIB
+from gemma_ops.planning.training_memory import GIB
 
 QLORA = {"weights": "nf4", "checkpointing": "all", "micro_tokens": 2048}
 PADDED = {

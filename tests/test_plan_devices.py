@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from gemma_ops import devices
 from gemma_ops.errors import ConfigError
+from gemma_ops.planning import devices
 
 
 def _smi(tmp_path, monkeypatch, script):

@@ -6,14 +6,15 @@ from types import SimpleNamespace
 
 import pytest
 
-from gemma_ops import devices, family, journal
+from gemma_ops import family
 from gemma_ops.config import RunConfig, TrainConfig
-from gemma_ops.planning import memory, plan, policy
-from gemma_ops.planning.memory import GIB
+from gemma_ops.planning import devices, passes, plan, training_memory
+from gemma_ops.planning.training_memory import GIB
+from gemma_ops.runs import journal
 
 
 def decide(size, train=None, device="h100", longest=2048, **more):
-    return policy.decide(
+    return passes.decide(
         family.SIZES[size].shape, TrainConfig(**(train or {})), devices.get(device), longest=longest, **more
     )
 
@@ -27,12 +28,12 @@ def test_what_is_decided_fits_and_what_would_be_faster_does_not(size, device, we
     choice = decide(size, {"weights": weights}, device)
 
     def needs(checkpointing, tokens):
-        made = policy.decide(
+        made = passes.decide(
             shape, train.model_copy(update={"checkpointing": checkpointing, "micro_tokens": tokens}),
             devices.get(device), longest=2048,
         )  # fmt: skip
-        table = memory.parts(shape, made.step)
-        return memory.total(table) + memory.spread(table)
+        table = training_memory.parts(shape, made.step)
+        return training_memory.total(table) + training_memory.spread(table)
 
     assert choice.fits == (needs(choice.checkpointing, choice.tokens) <= room)
     if choice.checkpointing != "none":
@@ -91,17 +92,17 @@ def test_passes_are_not_recorded_where_that_does_not_fit(monkeypatch):
     shape = family.SIZES["31B"].shape
     train = TrainConfig(weights="nf4", max_length=2048)
     tight = devices.get("rtx-4090")
-    choices = [policy.decide(shape, train, one, longest=2048) for one in (tight, devices.get("h200"))]
+    choices = [passes.decide(shape, train, one, longest=2048) for one in (tight, devices.get("h200"))]
     assert [(choice.checkpointing, choice.graphs, choice.fits) for choice in choices] == [
         ("all", "off", True),
         ("none", "auto", True),
     ]
-    assert memory.recorded(shape, choices[1].step)
-    assert not memory.recorded(shape, choices[0].step)
+    assert training_memory.recorded(shape, choices[1].step)
+    assert not training_memory.recorded(shape, choices[0].step)
     monkeypatch.setattr(settle, "here", lambda device: tight)
     settled = settle.settle(train, shape, [{"length": [2048]}], "cuda", ple="auto")
     assert settled.kernels.graphs == "off"
-    assert policy.decide(shape, TrainConfig(), devices.processor(), longest=2048).graphs == "auto"
+    assert passes.decide(shape, TrainConfig(), devices.processor(), longest=2048).graphs == "auto"
 
 
 def test_long_documents_among_short_ones_cost_the_memory_of_a_pass_twice():
@@ -109,39 +110,39 @@ def test_long_documents_among_short_ones_cost_the_memory_of_a_pass_twice():
     for size, key, longest in (("31B", "h100", 8192), ("31B", "a100-80", 4096), ("E2B", "h200", 8192)):
         shape = family.SIZES[size].shape
         train, device = TrainConfig(weights="nf4", max_length=longest), devices.get(key)
-        made = policy.decide(shape, train, device, longest=longest)
+        made = passes.decide(shape, train, device, longest=longest)
         off = train.model_copy(update={"kernels": train.kernels.model_copy(update={"graphs": "off"})})
-        without = policy.decide(shape, off, device, longest=longest)
+        without = passes.decide(shape, off, device, longest=longest)
         # Never more recomputed for the sake of recording some.
         assert (made.checkpointing, made.tokens) == (without.checkpointing, without.tokens)
         assert made.graphs == ("auto" if size == "E2B" else "off")
         assert not made.step.replayed
-        once = memory.total(memory.activations(shape, made.step))
-        more = memory.total(memory.recorded(shape, made.step))
+        once = training_memory.total(training_memory.activations(shape, made.step))
+        more = training_memory.total(training_memory.recorded(shape, made.step))
         assert more == 0 if made.graphs == "off" else once < more < 1.5 * once
-        short = policy.decide(shape, train, device, longest=1024).step
-        assert short.replayed == (memory.total(memory.recorded(shape, short)) > 0)
-    never = policy.decide(family.SIZES["E2B"].shape, TrainConfig(), devices.get("a100-80"), longest=512)
-    assert not memory.recorded(family.SIZES["E2B"].shape, never.step)
+        short = passes.decide(shape, train, device, longest=1024).step
+        assert short.replayed == (training_memory.total(training_memory.recorded(shape, short)) > 0)
+    never = passes.decide(family.SIZES["E2B"].shape, TrainConfig(), devices.get("a100-80"), longest=512)
+    assert not training_memory.recorded(family.SIZES["E2B"].shape, never.step)
 
 
 def test_passes_are_recorded_where_that_is_the_fastest(monkeypatch):
     """Heads of 512 have kernels of fixed shape on a Hopper, up to documents of some length; elsewhere only many heads do."""
     import torch
 
-    from gemma_ops.modeling.kernels import packed
+    from gemma_ops.kernels import attention_packed
 
-    assert (policy.FEW, policy.LONG, policy.FAR) == (packed.FEW, packed.LONG, packed.FAR)
+    assert (passes.FEW, passes.LONG, passes.FAR) == (attention_packed.FEW, attention_packed.LONG, attention_packed.FAR)
     found = {}
     for key, hopper in (("h200", True), ("a100-80", False)):
         kernels = SimpleNamespace(WIDTHS=(512,), fits=lambda device, hopper=hopper: hopper)
-        monkeypatch.setattr(packed, "_wide", lambda kernels=kernels: kernels)
+        monkeypatch.setattr(attention_packed, "_wide", lambda kernels=kernels: kernels)
         for size in ("E2B", "31B"):
             shape = family.SIZES[size].shape
             heads = max(layer.heads for layer in shape.layers)
             for longest in (2048, 4096, 8192):
-                one = packed.steady(heads, 512, longest, torch.device("cuda"))
-                assert policy._steady(shape, devices.get(key), longest) == one
+                one = attention_packed.steady(heads, 512, longest, torch.device("cuda"))
+                assert passes._steady(shape, devices.get(key), longest) == one
                 found[key, size, longest] = one
     assert [case for case, one in found.items() if one] == [
         ("h200", "E2B", 2048), ("h200", "E2B", 4096), ("h200", "31B", 2048), ("h200", "31B", 4096), ("a100-80", "31B", 2048),
@@ -154,15 +155,15 @@ def test_only_adapters_of_one_pass_at_a_time_are_recorded():
         {"method": "dpo"}, {"tune": "full"}, {"kernels": {"graphs": "off"}}, {"kernels": {"lora": "peft"}},
         {"lora": {"dropout": 0.05}}, {"packing": False},
     ):  # fmt: skip
-        step = policy.decide(shape, TrainConfig(**change), devices.get("h200"), longest=512).step
+        step = passes.decide(shape, TrainConfig(**change), devices.get("h200"), longest=512).step
         assert not step.replayed, change
     for change in ({}, {"packing": False, "micro_batch": 1}):
-        assert policy.decide(shape, TrainConfig(**change), devices.get("h200"), longest=512).step.replayed
+        assert passes.decide(shape, TrainConfig(**change), devices.get("h200"), longest=512).step.replayed
     mixture = family.SIZES["26B-A4B"].shape
     for key, replayed in (("h100", True), ("b200", True), ("a100-80", False), ("rtx-4090", False)):
-        step = policy.decide(mixture, TrainConfig(weights="nf4"), devices.get(key), longest=512).step
+        step = passes.decide(mixture, TrainConfig(weights="nf4"), devices.get(key), longest=512).step
         assert step.replayed == replayed, key
-    assert not policy.decide(shape, TrainConfig(), devices.get("h200"), longest=512, processes=2).step.replayed
+    assert not passes.decide(shape, TrainConfig(), devices.get("h200"), longest=512, processes=2).step.replayed
     several = RunConfig(model={"base": "google/gemma-4-31B-it"}, launch={"engine": "torchrun", "processes": 8})
     assert not plan(several, "h200").choice.step.replayed
 
@@ -180,7 +181,7 @@ def test_the_device_that_trains_is_found_in_the_table(monkeypatch):
 
 def test_a_plan_can_be_simulated(tmp_path, monkeypatch):
     """nano's own step: the real modules' live bytes lie near the formula."""
-    from gemma_ops.training.simulate.report import simulate_plan
+    from gemma_ops.training.simulate.simulation_report import simulate_plan
 
     monkeypatch.chdir(tmp_path)
     config = RunConfig(train={"max_length": 512, "weights": "bf16", "kernels": {"graphs": "off"}})

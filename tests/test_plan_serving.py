@@ -15,9 +15,9 @@ from gemma_ops.family.formats import GGUF
 from gemma_ops.family.gguf_shape import gguf_shape
 from gemma_ops.family.shape import Shape
 from gemma_ops.family.sizes import SIZES
-from gemma_ops.modeling.source import read_config
+from gemma_ops.modeling.checkpoint_source import read_config
 from gemma_ops.nano import WEIGHTS
-from gemma_ops.planning.serving import gguf_bytes, serving_bytes
+from gemma_ops.planning.serving_bytes import gguf_bytes, serving_bytes
 
 CONFIG = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
 

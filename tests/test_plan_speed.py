@@ -7,11 +7,11 @@ import dataclasses
 import pytest
 from test_plan_memory import CPU, RECORDS, STOCK, recorded
 
-from gemma_ops import devices, family
+from gemma_ops import family
+from gemma_ops.bench.training import bench_shapes
 from gemma_ops.config import KernelsConfig, RunConfig
-from gemma_ops.planning import rows, speed
-from gemma_ops.planning.memory import Step
-from gemma_ops.training.bench import shapes
+from gemma_ops.planning import devices, row_lengths, speed
+from gemma_ops.planning.training_memory import Step
 
 
 def _step(key, weights="bf16", *, checkpointing="none", length=2048, kernels=STOCK):
@@ -81,7 +81,7 @@ def test_a_published_step_time():
 
 def test_padding_by_micro_batch():
     """Slots per token measured on 20,000 rows of log-normal length (median 199, mean 297, cut at 2,048) in random order."""
-    found = rows.find(RunConfig(name="nothing-prepared"), vocab=262_144)
+    found = row_lengths.find(RunConfig(name="nothing-prepared"), vocab=262_144)
     assert found.mean == pytest.approx(297, rel=0.02)
     for micro_batch, measured in ((2, 1.47), (4, 2.06), (8, 2.77), (16, 3.58)):
         assert found.padding(micro_batch) == pytest.approx(measured, rel=0.04)
@@ -118,7 +118,7 @@ def test_padding_costs_time():
 def test_tokens_per_second_of_a_cpu_are_known_to_a_quarter(name):
     """One core of the record's processor, as `devices.processor` would describe it."""
     body = CPU["measured"][name]
-    shape, facts = family.Shape.from_config(shapes.text("cpu")), body["facts"]
+    shape, facts = family.Shape.from_config(bench_shapes.text("cpu")), body["facts"]
     step = Step(
         "bf16", 16, tuple(family.lora_linears(shape)), tokens=facts["tokens"],
         length=int(facts["longest"]), scored=facts["labelled"], cuda=False,

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 from bare_verdict import bare_verdict
 
-from gemma_ops import preflight, recipes, share
-from gemma_ops.configfile import load
+from gemma_ops.config import shipped
+from gemma_ops.config.loading import load
 from gemma_ops.errors import BoundaryError, BudgetError, ConfigError, OpsError
+from gemma_ops.recipes import finding, preflight
 
 JUDGED = ["evaluate.gates=[]", "evaluate.judge.judges=[q8_0]"]
 READY = ["machine.gemini.accept_terms=2026-03-23", "machine.gemini.budget_usd=1"]
@@ -142,12 +143,12 @@ def test_a_recipe_that_names_its_steps_late_is_left_alone(tmp_path):
 
 
 def test_steps_are_known_in_order_with_their_inputs():
-    found = recipes.steps("distill")
+    found = finding.steps("distill")
     assert found is not None
     assert list(found)[:4] == ["fetch", "teacher", "synthesize", "prepare"]
     assert found["synthesize"] is None  # **inputs(…)
     assert "tuned" in found["evaluate"]
-    assert "tuned" not in recipes.steps("baseline")["evaluate"]
+    assert "tuned" not in finding.steps("baseline")["evaluate"]
 
 
 def test_a_run_says_it_before_its_folder_is_made(cli, tmp_path):
@@ -161,8 +162,8 @@ def test_a_run_says_it_before_its_folder_is_made(cli, tmp_path):
 def test_it_is_fast_and_loads_nothing_heavy():
     code = (
         "import sys, time\n"
-        "from gemma_ops import preflight\n"
-        "from gemma_ops.configfile import load\n"
+        "from gemma_ops.recipes import preflight\n"
+        "from gemma_ops.config.loading import load\n"
         "config = load(['quickstart'])\n"
         "began = time.process_time()\n"
         "preflight.check(config)\n"
@@ -184,15 +185,15 @@ def test_a_plan_names_what_would_refuse_it(cli):
 
 
 def test_a_plan_counts_what_is_answered(tmp_path):
-    from gemma_ops.evaluation import answers
-    from gemma_ops.evaluation.checking import load as tasks_of
-    from gemma_ops.evaluation.forecasting import forecast, lines
+    from gemma_ops.evaluation.evaluation_checks import load as tasks_of
+    from gemma_ops.evaluation.evaluation_forecast import forecast, lines
+    from gemma_ops.tasks import stored_answers
 
     config = load(["quickstart"], ["evaluate.targets=[gemini:gemini-3.8-flash]", "evaluate.gates=[]"])
-    tasks = tasks_of(config.evaluate, recipes.tasks(config), None)
+    tasks = tasks_of(config.evaluate, finding.tasks(config), None)
     generation = tasks[0].file.generation.model_dump(mode="json")
     name, who = "gemini:gemini-3.8-flash", "gemini-3.8-flash@default"
-    known = [answers.key(name, who, tasks[0].name, row, generation) for row in tasks[0].rows[:2]]
+    known = [stored_answers.key(name, who, tasks[0].name, row, generation) for row in tasks[0].rows[:2]]
     folder = tmp_path / "runs" / "evaluate.partial"
     folder.mkdir(parents=True)
     (folder / "answers.jsonl").write_text("".join(f'{{"key": "{key}"}}\n' for key in known) + '{"key": "half')
@@ -203,28 +204,28 @@ def test_a_plan_counts_what_is_answered(tmp_path):
 
 
 def test_answers_from_the_store_are_told(capsys):
-    from gemma_ops.console import Follower
+    from gemma_ops.cli.console import Follower
 
     Follower().step_record(None, "evaluate", {"event": "gemini", "answers": 300, "from_store": 290})
     assert "290 of 300 answers of Gemini were in the store" in capsys.readouterr().err
 
 
 def test_words_of_the_verdict():
-    from gemma_ops.evaluation import summary
+    from gemma_ops.evaluation import verdict_summary
     from gemma_ops.verdicts import Routing, Verdict
 
     nothing = Verdict.parse(bare_verdict())
-    assert summary.headline(nothing) == "ungated: no gate was set, so nothing was decided"
+    assert verdict_summary.headline(nothing) == "ungated: no gate was set, so nothing was decided"
     (table,) = Routing.read(Path(__file__).parent / "golden" / "routing.json").tables
     line = table.lines[0]
     kept, left = (line.model_copy(update={"decision": decision}) for decision in ("keep", "undecided"))
     many = table.model_copy(update={"lines": (left, *[kept] * 5, *[left] * 14)})
-    assert summary._route(many) == "routing tuned or gemini-3.8-flash: of 19 slices keep 5, undecided 14"
-    assert summary._route(table.model_copy(update={"lines": (left,)})).endswith(": the whole task undecided")
+    assert verdict_summary._route(many) == "routing tuned or gemini-3.8-flash: of 19 slices keep 5, undecided 14"
+    assert verdict_summary._route(table.model_copy(update={"lines": (left,)})).endswith(": the whole task undecided")
 
 
 def test_personal_data_that_is_sent_and_progress_without_steps_are_told(capsys, monkeypatch):
-    from gemma_ops import console
+    from gemma_ops.cli import console
 
     monkeypatch.setattr(console, "_EVERY", 0.0)
     follower = console.Follower()
@@ -264,7 +265,9 @@ def test_a_recipe_that_gives_no_teacher_is_told(tmp_path):
     sets = ["train.method=distill", "train.distill.teacher=./larger"]
     assert "teacher" not in told(sets)
     text = (
-        share.find("recipes", "lora", ".py").read_text().replace("        teacher=run.step", "        instead=run.step")
+        shipped.find("recipes", "lora", ".py")
+        .read_text()
+        .replace("        teacher=run.step", "        instead=run.step")
     )
     (tmp_path / "mine.py").write_text(text)
     assert "has no teacher for its step train" in told([*sets, "recipe=mine.py"])

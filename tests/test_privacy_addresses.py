@@ -14,19 +14,19 @@ import requests
 from gemini import KEY, machine_for
 from test_evaluation_pipeline import Echo, make_task
 
-from gemma_ops import addresses
 from gemma_ops.answer import Prompt
 from gemma_ops.config import EvaluateConfig, GeminiConfig, MachineConfig, RunConfig
+from gemma_ops.emulator import Emulator
 from gemma_ops.errors import BoundaryError, BudgetError, ServiceError
-from gemma_ops.evaluation import elsewhere, pipeline
+from gemma_ops.evaluation import elsewhere, evaluate_step
 from gemma_ops.gemini import handshake, open_gemini
 from gemma_ops.gemini.cache import store_path
 from gemma_ops.gemini.courier import Courier
-from gemma_ops.gemini.emulator import Emulator
 from gemma_ops.gemini.request import Request
-from gemma_ops.gemini.service import endpoint, rehearsal
+from gemma_ops.gemini.service_access import endpoint, rehearsal
+from gemma_ops.offline import addresses
 from gemma_ops.registry import detours, manifest, profile, staging
-from gemma_ops.targets.endpoint import Endpoint
+from gemma_ops.targets.endpoint_target import Endpoint
 from gemma_ops.targets.spec import parse
 
 CHAT = {
@@ -336,12 +336,12 @@ def test_what_another_machine_is_shown_holds_no_word_of_a_private_row(tmp_path):
     config = EvaluateConfig(targets=("base", "tuned"))
     service = Echo("tuned", 9)
     service.place = "sent: paid, not logged"
-    loaded = pipeline.load(config, (task,), None)
+    loaded = evaluate_step.load(config, (task,), None)
     facts = {
         "targets": {n: {"identity": n, "place": p} for n, p in (("base", "stays here"), ("tuned", service.place))},
         "data": {},
     }
-    pipeline.run(out, config, loaded, [Echo("base", 3), service], facts, batch=4)
+    evaluate_step.run(out, config, loaded, [Echo("base", 3), service], facts, batch=4)
     mine = json.loads((out / "verdict.json").read_text())
     theirs = json.loads((out / elsewhere.FOLDER / "verdict.json").read_text())
     assert [line["bucket"] for line in mine["results"][0]["slices"]["place"]] == ["Klinik Nord", "Zeppelinheim"]
@@ -367,4 +367,4 @@ def test_what_another_machine_is_shown_holds_no_word_of_a_private_row(tmp_path):
         assert chosen["verdict.json"] == out / part / "verdict.json"
         assert manifest._carried_verdict(out, chosen) == (out / part / "verdict.json").relative_to(out).as_posix()
     public = make_task(tmp_path / "open", rows=rows, privacy="any", slices=["place"])
-    assert not elsewhere.hides(pipeline.load(config, (public,), None))
+    assert not elsewhere.hides(evaluate_step.load(config, (public,), None))

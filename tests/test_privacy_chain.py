@@ -11,17 +11,17 @@ from gemini import KEY, machine_for
 from synth_world import document, teach
 from test_evaluation_pipeline import Echo, make_task
 
-from gemma_ops import journal
 from gemma_ops.config import EvaluateConfig, SynthConfig
 from gemma_ops.config.judge import JudgeConfig
+from gemma_ops.emulator import Emulator
+from gemma_ops.emulator.planted import judge as planted_judge
 from gemma_ops.errors import BoundaryError
-from gemma_ops.evaluation import pipeline, provenance
-from gemma_ops.evaluation.judge import comparing
-from gemma_ops.evaluation.judge import pipeline as judging
+from gemma_ops.evaluation import evaluate_step, provenance
 from gemma_ops.gemini import open_gemini
-from gemma_ops.gemini.emulator import Emulator
-from gemma_ops.gemini.emulator.planted import judge as planted_judge
 from gemma_ops.gemini.request import Request
+from gemma_ops.judging import judge_run as judging
+from gemma_ops.judging import pairs as comparing
+from gemma_ops.runs import journal
 from gemma_ops.synth import synthesize
 from gemma_ops.targets import open_target
 
@@ -103,10 +103,10 @@ def baseline(folder, machine, hidden):
     out = folder / "runs" / f"e-{hidden}" / "evaluate.partial"
     out.mkdir(parents=True)
     config = EvaluateConfig(targets=("tuned", GEMINI), hidden=hidden)
-    tasks = pipeline.load(config, (task,), None)
+    tasks = evaluate_step.load(config, (task,), None)
     targets = [Echo("tuned", 100), open_target(GEMINI, machine, run="e", use="evaluate")]
     facts = provenance.collect(targets, machine, base=None, tuned=None, quantized=None, data=None)
-    pipeline.run(out, config, tasks, targets, facts, batch=50)
+    evaluate_step.run(out, config, tasks, targets, facts, batch=50)
     return json.loads((out / "verdict.json").read_text())
 
 

@@ -10,16 +10,16 @@ import pytest
 from test_evaluation_pipeline import Echo, make_task
 
 from gemma_ops.config import DataConfig, EvaluateConfig, MachineConfig, SynthConfig
-from gemma_ops.data import prepare
-from gemma_ops.data.canonical import canonical_text, letters, without_headings
-from gemma_ops.data.copies import FILE, PrivateTexts
 from gemma_ops.errors import BoundaryError
-from gemma_ops.evaluation import pipeline
-from gemma_ops.evaluation.judge.material import Pair
-from gemma_ops.evaluation.task import load_all
-from gemma_ops.evaluation.tightening import private_texts, tighten_pairs, tighten_tasks
-from gemma_ops.modeling.source import local
-from gemma_ops.synth import planning
+from gemma_ops.evaluation import evaluate_step
+from gemma_ops.judging.judge_material import Pair
+from gemma_ops.judging.tightening import private_texts, tighten_pairs, tighten_tasks
+from gemma_ops.modeling.checkpoint_source import local
+from gemma_ops.prepare import prepare
+from gemma_ops.privacy.canonical import canonical_text, letters, without_headings
+from gemma_ops.privacy.text_copies import FILE, PrivateTexts
+from gemma_ops.synth import plan_requests
+from gemma_ops.tasks.task import load_all
 
 WORDS = [
     "pump",
@@ -138,7 +138,7 @@ def test_headings_go_with_their_lines():
 
 def gathered(folder, settings=None):
     settings = settings or SynthConfig(documents="docs", privacy="any", count={"document_qa": 50})
-    pool = planning.gather(settings, documents=folder, seeds=None, tools=None)
+    pool = plan_requests.gather(settings, documents=folder, seeds=None, tools=None)
     return {section.document.name: section.document for section in pool.sections}
 
 
@@ -178,10 +178,10 @@ def test_documents_take_the_class_of_what_they_hold_and_of_what_they_are_a_piece
     settings = SynthConfig(
         teacher="gemini:gemini-3.8-flash", documents="docs", privacy="any", count={"document_qa": 50}
     )
-    items = planning.first(settings, planning.gather(settings, documents=tmp_path, seeds=None, tools=None))
+    items = plan_requests.first(settings, plan_requests.gather(settings, documents=tmp_path, seeds=None, tools=None))
     retitled = [item for item in items if item.material.name.startswith(("retitled", "free"))]
     with pytest.raises(BoundaryError, match=r"which holds text of secret\.md"):
-        planning.visible(retitled, frozenset({"any"}), settings)
+        plan_requests.visible(retitled, frozenset({"any"}), settings)
 
 
 def test_questions_take_the_class_of_rows_documents_and_other_tasks(tmp_path):
@@ -225,9 +225,11 @@ def test_questions_take_the_class_of_rows_documents_and_other_tasks(tmp_path):
     out.mkdir()
     service = Echo("gemini:made-up", 9)
     service.sees = frozenset({"any"})
-    loaded = pipeline.load(EvaluateConfig(), (private, public), None, run)
+    loaded = evaluate_step.load(EvaluateConfig(), (private, public), None, run)
     with pytest.raises(BoundaryError, match=r"row row holds text of .*rows\.jsonl:5"):
-        pipeline.run(out, EvaluateConfig(targets=("x",)), loaded[1:], [service], {"targets": {}, "data": {}}, batch=4)
+        evaluate_step.run(
+            out, EvaluateConfig(targets=("x",)), loaded[1:], [service], {"targets": {}, "data": {}}, batch=4
+        )
     assert not service.asked
     # What a judge is shown counts with the answers: a model may have said a private row by itself.
     said = Pair("free", [{"role": "user", "content": "Well?"}], f"I was told: {row}", "nothing", privacy="any")

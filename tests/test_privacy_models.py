@@ -12,27 +12,27 @@ from pydantic import ValidationError
 from synth_world import teach
 from test_evaluation_pipeline import Echo, make_task
 
-from gemma_ops import privacy
-from gemma_ops.artifact import read_artifact
 from gemma_ops.config import EvaluateConfig, Machine, ReleaseConfig, RunConfig, SynthConfig
 from gemma_ops.config.judge import JudgeConfig
-from gemma_ops.data import prepare
+from gemma_ops.emulator import Emulator
+from gemma_ops.emulator.planted import judge as planted_judge
 from gemma_ops.errors import BoundaryError
-from gemma_ops.evaluation import pipeline, provenance
-from gemma_ops.evaluation.judge import comparing
-from gemma_ops.evaluation.judge import pipeline as judging
-from gemma_ops.evaluation.judge.material import Side
-from gemma_ops.evaluation.task import load_all
+from gemma_ops.evaluation import evaluate_step, provenance
 from gemma_ops.export import merge, quantize
-from gemma_ops.gemini.emulator import Emulator
-from gemma_ops.gemini.emulator.planted import judge as planted_judge
+from gemma_ops.judging import judge_run as judging
+from gemma_ops.judging import pairs as comparing
+from gemma_ops.judging.judge_material import Side
 from gemma_ops.modeling import fetch
-from gemma_ops.modeling.source import local
-from gemma_ops.preflight import check
-from gemma_ops.registry import card, manifest
-from gemma_ops.run import Run
+from gemma_ops.modeling.checkpoint_source import local
+from gemma_ops.prepare import prepare
+from gemma_ops.privacy import classes
+from gemma_ops.recipes.preflight import check
+from gemma_ops.registry import manifest, model_card
+from gemma_ops.runs.artifact import read_artifact
+from gemma_ops.runs.run import Run
 from gemma_ops.synth import synthesize
 from gemma_ops.targets import open_target
+from gemma_ops.tasks.task import load_all
 from gemma_ops.training import train
 
 JUDGE = "gemini:gemini-3.8-flash@low"
@@ -66,38 +66,38 @@ def made(tmp_path_factory):
 
 
 def test_every_step_that_makes_a_model_records_what_it_learned_from(made, tmp_path):
-    assert privacy.learned_class(made / "fetch") == "any"
+    assert classes.learned_class(made / "fetch") == "any"
     for place in ("train", "merge", "quantize", "train/adapter", "merge/model", "quantize/q8_0/model.gguf"):
-        assert privacy.learned_class(made / place) == "local_only", place
+        assert classes.learned_class(made / place) == "local_only", place
     reasons = json.loads((made / "train/adapter/learned.json").read_text())["because"]
     assert reasons == ["base: any", "rows: local_only"]
     assert "train/adapter/learned.json" not in json.dumps(read_artifact(made / "train").metrics)
     # Copied by itself, a folder or a file still says so.
     shutil.copyfile(made / "quantize/q8_0/model.gguf", tmp_path / "moved.gguf")
     shutil.copytree(made / "merge/model", tmp_path / "moved")
-    assert privacy.learned_class(tmp_path / "moved.gguf") == "local_only"
-    assert privacy.learned_class(tmp_path / "moved") == "local_only"
+    assert classes.learned_class(tmp_path / "moved.gguf") == "local_only"
+    assert classes.learned_class(tmp_path / "moved") == "local_only"
     # And what starts from it inherits it, whatever the new run is told.
     out = tmp_path / "fetch"
     out.mkdir()
     fetch(out, RunConfig().model.model_copy(update={"privacy": "any"}), Machine(), source=tmp_path / "moved")
-    assert privacy.learned_class(out) == "local_only"
+    assert classes.learned_class(out) == "local_only"
 
 
 def test_a_model_of_ours_without_a_record_is_private_and_one_from_elsewhere_is_what_a_person_says(made, tmp_path):
     shutil.copytree(made / "merge", tmp_path / "merge")
     for file in tmp_path.rglob("learned.json"):
         file.unlink()
-    assert privacy.learned_class(tmp_path / "merge/model") == "local_only"
-    assert privacy.learned_class(tmp_path / "merge") == "local_only"
+    assert classes.learned_class(tmp_path / "merge/model") == "local_only"
+    assert classes.learned_class(tmp_path / "merge") == "local_only"
     plain = shutil.copytree(made / "merge/model", tmp_path / "elsewhere", ignore=lambda *_: ["learned.json"])
-    assert privacy.learned_class(plain) == "any"
+    assert classes.learned_class(plain) == "any"
     out = tmp_path / "fetch"
     out.mkdir()
     fetch(out, RunConfig().model.model_copy(update={"privacy": "paid"}), Machine(), source=plain)
-    assert privacy.learned_class(out) == "paid"
+    assert classes.learned_class(out) == "paid"
     (plain / "learned.json").write_text("{torn")
-    assert privacy.learned_class(plain) == "local_only"
+    assert classes.learned_class(plain) == "local_only"
 
 
 @pytest.mark.parametrize("name", ["tuned", "q8_0", "FOLDER", "GGUF"])
@@ -129,7 +129,7 @@ def evaluated(folder, machine):
     config = EvaluateConfig(targets=("base", "tuned"))
     targets = [Echo("base", 2), private("tuned", 8)]
     facts = provenance.collect(targets, machine, base=None, tuned=None, quantized=None, data=None)
-    pipeline.run(out, config, pipeline.load(config, (task,), None), targets, facts, batch=8)
+    evaluate_step.run(out, config, evaluate_step.load(config, (task,), None), targets, facts, batch=8)
     return out, task
 
 
@@ -199,7 +199,7 @@ def test_a_labelled_comparison_holds_too(emulator, tmp_path):
 
 @pytest.mark.parametrize("release", [ReleaseConfig(), RELEASE])
 def test_rows_of_a_private_teacher_are_private(emulator, tmp_path, monkeypatch, release):
-    from gemma_ops.synth import pipeline as synth_pipeline
+    from gemma_ops.synth import synthesize_step as synth_pipeline
 
     machine = here(emulator, tmp_path, release)
     (tmp_path / "docs").mkdir()
@@ -276,13 +276,13 @@ def test_the_version_says_what_it_learned_from_and_who_released_it(made):
     settings = RunConfig(name="kept").registration()
     kept = manifest.build(settings, chosen, **steps)
     assert kept["subject"]["privacy"] == {"learned": "local_only", "answers": "local_only"}
-    assert "may not leave the machine either" in card.write(kept, None, "")
-    assert card.tags(kept, None)["answers"] == "local_only"
+    assert "may not leave the machine either" in model_card.write(kept, None, "")
+    assert model_card.tags(kept, None)["answers"] == "local_only"
     free = manifest.build(settings, chosen, **steps, release=RELEASE)
     assert free["digest"] != kept["digest"]  # released later, it is another version
     assert free["subject"]["privacy"]["release"]["reason"] == RELEASE.reason
-    assert f"**Released to `any`**: {RELEASE.reason}" in card.write(free, None, "")
-    assert card.tags(free, None)["answers"] == "any"
+    assert f"**Released to `any`**: {RELEASE.reason}" in model_card.write(free, None, "")
+    assert model_card.tags(free, None)["answers"] == "any"
 
 
 def test_a_release_needs_its_reason_and_never_makes_anything_stricter():
@@ -290,8 +290,8 @@ def test_a_release_needs_its_reason_and_never_makes_anything_stricter():
         ReleaseConfig(to="any", reason="ok")
     with pytest.raises(ValidationError, match=r"set release\.to"):
         ReleaseConfig(reason="the data owner agreed")
-    assert privacy.answers_class("any", ReleaseConfig(to="paid", reason="long enough")) == "any"
-    assert privacy.answers_class("local_only", ReleaseConfig(to="paid", reason="long enough")) == "paid"
+    assert classes.answers_class("any", ReleaseConfig(to="paid", reason="long enough")) == "any"
+    assert classes.answers_class("local_only", ReleaseConfig(to="paid", reason="long enough")) == "paid"
 
 
 def test_a_judge_that_could_not_see_the_answers_is_told_before_the_training(tmp_path, monkeypatch):

@@ -16,9 +16,9 @@ import psutil
 import pytest
 from patience import until
 
-from gemma_ops import processes
-from gemma_ops.processes import Birth, start_bound_child, stop_tree
 from gemma_ops.registry import lock
+from gemma_ops.runs import processes
+from gemma_ops.runs.processes import Birth, start_bound_child, stop_tree
 from gemma_ops.training.launch import watch
 
 PACKAGE = Path(__file__).parent.parent / "gemma_ops"
@@ -218,7 +218,7 @@ def test_whoever_has_the_number_of_a_buried_child_is_left_alone():
 
 STARTER = """
 import sys, threading
-from gemma_ops.processes import start_bound_child
+from gemma_ops.runs.processes import start_bound_child
 thread = threading.Thread(target=lambda: print(start_bound_child(sys.argv[1:], grace=0.3).pid, flush=True))
 thread.start()
 thread.join()  # what was started from a thread outlives the thread

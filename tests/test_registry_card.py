@@ -14,9 +14,9 @@ import torch
 import transformers
 
 from gemma_ops.config import LoraConfig
-from gemma_ops.data.prompting import Prompting, write_prompting
+from gemma_ops.data.prompt_record import Prompting, write_prompting
 from gemma_ops.modeling import adapter_files, adapters, load
-from gemma_ops.registry.loading import loading
+from gemma_ops.registry.card_usage import loading
 
 NANO = Path(load.__file__).parent.parent / "nano" / "weights"
 SUBJECT = {
@@ -105,6 +105,6 @@ def test_the_version_carries_and_shows_how_it_was_asked(tmp_path):
     page = (out / "card.md").read_text()
     assert "It was trained with thinking on" in page
     assert "Turns were made from columns: user turn `Route: {text}`, answer `{team}`." in page
-    from gemma_ops.registry import card
+    from gemma_ops.registry import model_card
 
-    assert card.tags(body, None)["thinking"] == "on"
+    assert model_card.tags(body, None)["thinking"] == "on"

@@ -8,9 +8,10 @@ import re
 import pytest
 import registry_runs as runs
 
-from gemma_ops import digest, registry
+from gemma_ops import registry
 from gemma_ops.errors import GateError, OpsError
 from gemma_ops.registry import fetching, profile, stored
+from gemma_ops.runs import digest
 
 
 @pytest.fixture

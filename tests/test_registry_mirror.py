@@ -16,8 +16,9 @@ import patience
 import pytest
 import registry_runs as runs
 
-from gemma_ops import digest, journal, registry
-from gemma_ops.registry import describe, profile, reading, sync
+from gemma_ops import registry
+from gemma_ops.registry import describe, profile, run_reader, sync
+from gemma_ops.runs import digest, journal
 
 TESTS = Path(__file__).parent
 
@@ -194,7 +195,7 @@ def test_killed_in_the_middle_every_record_is_there_after_the_next_run(tmp_path)
 import sys, time
 sys.path.insert(0, {str(TESTS)!r})
 import registry_runs as runs
-from gemma_ops import journal, registry
+from gemma_ops.runs import journal; from gemma_ops import registry
 from gemma_ops.config import RunConfig
 def train(out, settings, machine, *, base, data):
     for step in range(1, 1000):
@@ -210,7 +211,9 @@ runs.make(config, registry.mirror(config.machine, every=0.05), steps={{"train": 
         time.sleep(0.02)
     os.kill(child.pid, signal.SIGKILL)
     child.wait()
-    logged = [record for record, _ in reading.records(tmp_path / "runs/support/logs/train.1.jsonl") if "loss" in record]
+    logged = [
+        record for record, _ in run_reader.records(tmp_path / "runs/support/logs/train.1.jsonl") if "loss" in record
+    ]
     runs.make(config, mirror(config))
     (train,) = named(config, "train")
     assert len(named(config, "support")) == 1
@@ -303,4 +306,4 @@ def test_pending_counts_what_mlflow_has_not_seen(tmp_path):
     ],
 )
 def test_settings_as_parameters(settings, flat):
-    assert reading.flatten(settings) == flat
+    assert run_reader.flatten(settings) == flat

@@ -14,7 +14,7 @@ from gemma_ops import registry
 from gemma_ops.config import PromotionAsks
 from gemma_ops.config.policy import softer
 from gemma_ops.errors import GateError
-from gemma_ops.registry import ledger, profile, stored
+from gemma_ops.registry import profile, promotion_ledger, stored
 from gemma_ops.registry.objections import Incumbent
 from gemma_ops.registry.points import POINTS, kept_words, table
 from gemma_ops.registry.policies import policy_in_force
@@ -31,7 +31,7 @@ def world(tmp_path_factory):
     config = runs.config(tmp_path_factory.mktemp("points"))
     runs.make(config)
     tracking = profile.connect(config.machine)
-    entries = ledger.Ledger(tracking, NAME).entries()
+    entries = promotion_ledger.Ledger(tracking, NAME).entries()
     return verify_version(tracking, stored.version(tracking, NAME, 1)), policy_in_force(NAME, entries), entries, config
 
 
@@ -194,7 +194,7 @@ def runs_policy():
 
 def test_a_policy_that_asks_the_usual_keeps_its_digest():
     """Policies of before there was `asks` stand in ledgers by their digest."""
-    from gemma_ops import digest
+    from gemma_ops.runs import digest
 
     policy = runs_policy()
     body = policy.model_dump(mode="json")

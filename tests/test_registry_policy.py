@@ -15,7 +15,7 @@ from gemma_ops.errors import ConfigError, GateError, OpsError
 from gemma_ops.registry import profile, stored
 from gemma_ops.registry.objections import Incumbent, objections
 from gemma_ops.registry.policies import PolicyInForce
-from gemma_ops.registry.records import looks_before
+from gemma_ops.registry.version_records import looks_before
 from gemma_ops.verdicts import Verdict
 
 NAME = "support-nano"

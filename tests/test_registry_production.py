@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 import registry_runs as runs
 
-from gemma_ops import digest, registry
+from gemma_ops import registry
 from gemma_ops.config import ServeConfig
 from gemma_ops.errors import ConfigError, GateError
-from gemma_ops.registry import fetching, ledger, profile, stored
+from gemma_ops.registry import fetching, profile, promotion_ledger, stored
 from gemma_ops.registry.copying import production_model
 from gemma_ops.registry.policies import set_policy
+from gemma_ops.runs import digest
 from gemma_ops.serving.open_source import open_source
 
 NAME, PROD = "support-nano", "support-nano-prod"
@@ -111,7 +112,7 @@ def test_a_policy_of_its_own_binds_whatever_the_other_one_asks(machine):
 def test_a_crash_in_between_is_finished_by_the_next_call(machine, monkeypatch, after):
     from mlflow import MlflowClient
 
-    owner = MlflowClient if after == "copy_model_version" else ledger.Ledger
+    owner = MlflowClient if after == "copy_model_version" else promotion_ledger.Ledger
     before = getattr(owner, after)
 
     def dying(self, *given, **named):

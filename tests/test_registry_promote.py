@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 import registry_runs as runs
 
-from gemma_ops import digest, registry
+from gemma_ops import registry
 from gemma_ops.config import RegisterConfig
 from gemma_ops.errors import BusyError, ConfigError, GateError, OpsError
-from gemma_ops.registry import ledger, lock, moving, profile, stored
+from gemma_ops.registry import lock, moving, profile, promotion_ledger, stored
+from gemma_ops.runs import digest
 
 NAME = "support-nano"
 
@@ -50,8 +51,8 @@ def config(template):
 def anchor_anew(config) -> None:
     """Anchor the ledger as it is, as if what follows had never been written."""
     tracking = profile.connect(config.machine)
-    book = ledger.Ledger(tracking, NAME)
-    tracking.client.set_registered_model_tag(NAME, ledger.HEAD, ledger.anchor(book.entries()))
+    book = promotion_ledger.Ledger(tracking, NAME)
+    tracking.client.set_registered_model_tag(NAME, promotion_ledger.HEAD, promotion_ledger.anchor(book.entries()))
 
 
 def ledger_file(config) -> Path:
@@ -367,10 +368,12 @@ def test_the_trail_of_an_alias():
     def done(action, to, alias="champion"):
         return {"kind": "done", "action": action, "alias": alias, "to": to}
 
-    assert ledger.trail([done("promote", "1"), done("promote", "2"), done("promote", "1")], "champion") == [
+    assert promotion_ledger.trail([done("promote", "1"), done("promote", "2"), done("promote", "1")], "champion") == [
         "1",
         "2",
         "1",
     ]
-    assert ledger.trail([done("promote", "1"), done("promote", "2"), done("rollback", "1")], "champion") == ["1"]
-    assert ledger.trail([done("promote", "1", "other")], "champion") == []
+    assert promotion_ledger.trail([done("promote", "1"), done("promote", "2"), done("rollback", "1")], "champion") == [
+        "1"
+    ]
+    assert promotion_ledger.trail([done("promote", "1", "other")], "champion") == []

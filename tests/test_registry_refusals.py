@@ -14,11 +14,12 @@ import pytest
 import registry_runs as runs
 from signing_keys import make_keys
 
-from gemma_ops import digest, registry
+from gemma_ops import registry
 from gemma_ops.config import MachineConfig, ServeConfig
 from gemma_ops.errors import GateError
 from gemma_ops.registry import fetching, profile, stored
 from gemma_ops.registry.signing import SIGNATURE
+from gemma_ops.runs import digest
 from gemma_ops.serving.open_source import open_source
 
 NAME = "support-nano"

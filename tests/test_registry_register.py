@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import registry_runs as runs
 
-from gemma_ops import digest, registry
+from gemma_ops import registry
 from gemma_ops.config import RegisterConfig
 from gemma_ops.errors import ConfigError, DataError, ModelError
-from gemma_ops.registry import card, evidence, manifest, profile, staging, stored
+from gemma_ops.registry import evaluation_evidence, manifest, model_card, profile, staging, stored
+from gemma_ops.runs import digest
 
 
 def test_a_version_carries_what_was_asked_and_nothing_else(tmp_path):
@@ -170,7 +171,7 @@ def test_the_card_can_be_read_by_a_person_and_by_a_hub(tmp_path):
 
 def test_who_wrote_the_rows_and_under_which_terms_goes_with_the_version(tmp_path):
     artifacts = runs.make(runs.config(tmp_path, None), until="evaluate")
-    assert "written by" not in card.write(_manifest(artifacts), None, "")
+    assert "written by" not in model_card.write(_manifest(artifacts), None, "")
     written = {"family": "gemini", "version": "gemini-3.8-flash", "terms": "2026-03-23", "rows": 20}
     own = {"name": "base", "family": "gemma", "version": "", "terms": "", "rows": 10}
     played = {"name": "gemini:x", **written, "rehearsal": True}
@@ -178,7 +179,7 @@ def test_who_wrote_the_rows_and_under_which_terms_goes_with_the_version(tmp_path
     (artifacts["prepare"].path / "report.json").write_text(json.dumps(report))
     body = _manifest(artifacts)
     assert body["subject"]["data"]["teachers"] == report["teachers"]
-    text = card.write(body, None, "")
+    text = model_card.write(body, None, "")
     assert (
         "20 rows were written by gemini:gemini-3.8-flash (gemini-3.8-flash) under the Gemini API terms of 2026-03-23: "
         "not for training models that compete with the Gemini API." in text
@@ -263,9 +264,9 @@ def test_a_version_that_was_not_evaluated_says_so(tmp_path):
 def test_a_broken_verdict_is_a_data_error(tmp_path, body):
     (tmp_path / "verdict.json").write_text(json.dumps(body))
     with pytest.raises(DataError, match=r"verdict\.json can't be read: (its schema|verdict: Field required)"):
-        evidence.read(tmp_path)
-    assert evidence.read(Path("nowhere")) is None
-    assert card.headline(None) == "Not evaluated."
+        evaluation_evidence.read(tmp_path)
+    assert evaluation_evidence.read(Path("nowhere")) is None
+    assert model_card.headline(None) == "Not evaluated."
 
 
 def test_a_full_fine_tune_is_registered_with_its_tensors(tmp_path):

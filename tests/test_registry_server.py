@@ -23,10 +23,11 @@ import patience
 import pytest
 import registry_runs as runs
 
-from gemma_ops import journal, registry
+from gemma_ops import registry
 from gemma_ops.errors import BusyError, GateError, ServiceError
-from gemma_ops.processes import Birth
 from gemma_ops.registry import lock, manifest, profile, stored
+from gemma_ops.runs import journal
+from gemma_ops.runs.processes import Birth
 
 CHANGES = ("POST", "PUT", "PATCH", "DELETE")
 

@@ -12,11 +12,12 @@ import pytest
 import registry_runs as runs
 from signing_keys import make_keys
 
-from gemma_ops import digest, registry
+from gemma_ops import registry
 from gemma_ops.config import MachineConfig
 from gemma_ops.errors import ConfigError, GateError
 from gemma_ops.registry import fetching, flavor, profile, sealing, stored
 from gemma_ops.registry.signing import PASSPHRASE, SIGNATURE, check_signature, sign_files
+from gemma_ops.runs import digest
 
 NAME = "support-nano"
 MODULES = (

@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 import registry_runs as runs
 
-from gemma_ops import digest, registry
+from gemma_ops import registry
 from gemma_ops.errors import DataError, GateError
-from gemma_ops.registry import ledger, profile, stored
+from gemma_ops.registry import profile, promotion_ledger, stored
 from gemma_ops.registry.contents import content_problem
 from gemma_ops.registry.policies import set_policy
+from gemma_ops.runs import digest
 
 NAME = "support-nano"
 
@@ -40,8 +41,8 @@ def config(made):
     shutil.rmtree(root / "ledger")
     shutil.copytree(root.parent / "ledger", root / "ledger")
     tracking = profile.connect(made.machine)
-    book = ledger.Ledger(tracking, NAME)
-    tracking.client.set_registered_model_tag(NAME, ledger.HEAD, ledger.anchor(book.entries()))
+    book = promotion_ledger.Ledger(tracking, NAME)
+    tracking.client.set_registered_model_tag(NAME, promotion_ledger.HEAD, promotion_ledger.anchor(book.entries()))
     return made
 
 
@@ -159,7 +160,7 @@ def file_of(config) -> Path:
 
 def rewritten(lines: list[bytes]) -> bytes:
     """The whole chain again with another reason, every hash made to fit."""
-    last, out = ledger.START, []
+    last, out = promotion_ledger.START, []
     for line in lines:
         entry = json.loads(line)
         entry.pop("hash")
@@ -199,17 +200,17 @@ def test_a_ledger_that_was_lost_or_rewritten_is_refused_by_everything(config, ch
 
 def test_with_the_models_tag_gone_the_versions_still_know(config):
     file_of(config).unlink()
-    profile.connect(config.machine).client.delete_registered_model_tag(NAME, ledger.HEAD)
+    profile.connect(config.machine).client.delete_registered_model_tag(NAME, promotion_ledger.HEAD)
     client = profile.connect(config.machine).client
     with pytest.raises(GateError, match="it has no entry, and version 2 was written when it had"):
         registry.show(config.machine, NAME)
-    marks = {number: client.get_model_version(NAME, number).tags[ledger.HEAD] for number in "12"}
+    marks = {number: client.get_model_version(NAME, number).tags[promotion_ledger.HEAD] for number in "12"}
     for number in marks:
-        client.delete_model_version_tag(NAME, number, ledger.HEAD)
+        client.delete_model_version_tag(NAME, number, promotion_ledger.HEAD)
     with pytest.raises(GateError, match="it has no entry, and the manifest of version 2 was written when it had"):
         registry.promote(config.machine, NAME, version=2, reason="x", override="I insist")
     for number, mark in marks.items():
-        client.set_model_version_tag(NAME, number, ledger.HEAD, mark)
+        client.set_model_version_tag(NAME, number, promotion_ledger.HEAD, mark)
 
 
 def test_a_new_ledger_says_that_the_old_one_was_lost(config):

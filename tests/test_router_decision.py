@@ -17,19 +17,19 @@ import pytest
 from gemini import machine_for
 from test_data_pii import FOUND
 
-from gemma_ops.data import pii
 from gemma_ops.errors import BoundaryError, BudgetError, DataError
 from gemma_ops.gemini import prices
+from gemma_ops.privacy import personal_data
 from gemma_ops.routing.decision import decide, request_class
-from gemma_ops.routing.estimate import estimate
-from gemma_ops.routing.evidence import EvidenceTable, SliceEvidence
+from gemma_ops.routing.decision_log import DecisionLog, Outcome, RouteRecord, read_log
 from gemma_ops.routing.gemini_lane import GeminiLane, carried, classed
-from gemma_ops.routing.policy import Detectors, RoutingPolicy, load_policy
-from gemma_ops.routing.records import DecisionLog, Outcome, RouteRecord, read_log
 from gemma_ops.routing.replay import replay
+from gemma_ops.routing.reply_estimate import estimate
+from gemma_ops.routing.routing_evidence import EvidenceTable, SliceEvidence
+from gemma_ops.routing.routing_policy import Detectors, RoutingPolicy, load_policy
 from gemma_ops.routing.scan import scan
 from gemma_ops.routing.signals import GeminiState, LocalState, Signals
-from gemma_ops.targets.gemini import gemini_identity
+from gemma_ops.targets.gemini_target import gemini_identity
 from gemma_ops.verdicts import Routing
 from gemma_ops.wire.ask import Ask
 
@@ -123,7 +123,7 @@ async def through(policy, lane, chosen, log):
 
 def test_of_a_thousand_requests_no_private_byte_reaches_gemini(emulator, tmp_path, policy):
     chosen = requests(1000)
-    assert {kind for *_, kind in chosen if kind} == set(pii.KINDS)
+    assert {kind for *_, kind in chosen if kind} == set(personal_data.KINDS)
     for fault in ("429", "500", "503", "cut", "bad_json", "no_candidates", "504"):
         emulator.fail(fault, times=None, share=0.08, seconds=0.01)
     lane, log = GeminiLane(machine_for(emulator, tmp_path, concurrency=8), policy), DecisionLog(tmp_path / "log.jsonl")

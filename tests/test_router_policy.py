@@ -6,10 +6,10 @@ import json
 
 import pytest
 
+from gemma_ops.config.shipped import root
 from gemma_ops.errors import ConfigError
-from gemma_ops.routing.policy import RoutingPolicy, load_policy
-from gemma_ops.routing.probes import check_probes
-from gemma_ops.share import root
+from gemma_ops.routing.policy_probes import check_probes
+from gemma_ops.routing.routing_policy import RoutingPolicy, load_policy
 
 
 @pytest.fixture

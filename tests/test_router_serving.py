@@ -22,10 +22,10 @@ from google.genai import errors, types
 from serving import make_files, serving
 from test_data_pii import FOUND
 
-from gemma_ops.gemini.emulator import Emulator
-from gemma_ops.routing.policy import load_policy
-from gemma_ops.routing.records import read_log
+from gemma_ops.emulator import Emulator
+from gemma_ops.routing.decision_log import read_log
 from gemma_ops.routing.replay import replay
+from gemma_ops.routing.routing_policy import load_policy
 from gemma_ops.serving.accounting import Accounts
 from gemma_ops.serving.key_budgets import KeyBudgets
 from gemma_ops.serving.keys import Grant, Keys

@@ -10,12 +10,12 @@ import pytest
 from test_evaluation_pipeline import Echo, go, make_task
 
 from gemma_ops.config import EvaluateConfig, GateConfig, MachineConfig
-from gemma_ops.devices import Device
 from gemma_ops.errors import ConfigError, DataError
-from gemma_ops.evaluation import cost, routing
-from gemma_ops.evaluation.answers import AnswerFile, Stored
-from gemma_ops.evaluation.results import Book
-from gemma_ops.privacy import HERE
+from gemma_ops.evaluation import answer_cost, routing_table
+from gemma_ops.evaluation.target_results import Book
+from gemma_ops.planning.devices import Device
+from gemma_ops.privacy.classes import HERE
+from gemma_ops.tasks.stored_answers import AnswerFile, Stored
 
 AWAY = "gemini:gemini-3.8-flash"
 FACTS = {
@@ -89,9 +89,9 @@ def test_a_local_model_that_is_worse_by_less_than_the_margin_is_kept(tmp_path):
 def test_more_slices_need_more_evidence():
     """Evidence that one line would settle is not enough among ten: Holm's method is at work."""
     book = Book([], EvaluateConfig(routing_margin=0.0), FACTS)
-    close = routing.Line("s", "a", [0.0] * 6 + [1.0] * 94, [1.0] * 100, None, 0, 100)
-    equal = [routing.Line("s", f"b{index}", [1.0] * 9, [1.0] * 9, None, 0, 9) for index in range(9)]
-    (alone,), (among, *_) = (routing.decide(lines, book, "tuned", AWAY) for lines in ([close], [close, *equal]))
+    close = routing_table.Line("s", "a", [0.0] * 6 + [1.0] * 94, [1.0] * 100, None, 0, 100)
+    equal = [routing_table.Line("s", f"b{index}", [1.0] * 9, [1.0] * 9, None, 0, 9) for index in range(9)]
+    (alone,), (among, *_) = (routing_table.decide(lines, book, "tuned", AWAY) for lines in ([close], [close, *equal]))
     assert (alone.decision, among.decision) == ("send", "undecided")
     assert alone.p == among.p == alone.p_holm < 0.05 < among.p_holm
 
@@ -136,7 +136,7 @@ def test_the_base_model_is_a_candidate_only_where_there_is_no_other(tmp_path):
 def test_a_table_is_wrong_no_more_often_than_it_says(monkeypatch):
     """Five slices whose true difference is minus the margin itself: there a wrong `keep` and a wrong `send` are likeliest, and
     either may stand in at most 5 % of the tables. Without Holm's method it would be about 20 %."""
-    monkeypatch.setattr(routing, "_needed", lambda *_: None)  # most of the work, and not what is asked here
+    monkeypatch.setattr(routing_table, "_needed", lambda *_: None)  # most of the work, and not what is asked here
     random, tables = np.random.default_rng(5), 120
     book = Book([], EvaluateConfig(routing_margin=0.05), FACTS)
     wrong = dict.fromkeys(("keep", "send"), 0)
@@ -147,8 +147,8 @@ def test_a_table_is_wrong_no_more_often_than_it_says(monkeypatch):
             # Lost 7.5 % of what the service gets right, won 5 % of what it doesn't: 0.2 x 0.05 - 0.8 x 0.075 = -0.05.
             local = np.where(remote, random.random(80) >= 0.075, random.random(80) < 0.05)
             values = local.astype(float).tolist(), remote.astype(float).tolist()
-            lines.append(routing.Line("s", str(index), *values, None, 0, 80))
-        decisions = {line.decision for line in routing.decide(lines, book, "tuned", AWAY)}
+            lines.append(routing_table.Line("s", str(index), *values, None, 0, 80))
+        decisions = {line.decision for line in routing_table.decide(lines, book, "tuned", AWAY)}
         wrong = {kind: count + (kind in decisions) for kind, count in wrong.items()}
     assert max(wrong.values()) / tables <= 0.05
     assert sum(wrong.values()) > 0  # so it was no test of something that never decides
@@ -177,18 +177,18 @@ def test_lines_of_before_still_load(tmp_path):
     file.write_text(json.dumps(old) + "\n")
     (known,) = AnswerFile(file).known.values()
     assert (known.first_seconds, known.dollars, known.reason, known.tier) == (None, None, "", "")
-    assert cost.speed([known])["seconds_p50"] == 0.25
+    assert answer_cost.speed([known])["seconds_p50"] == 0.25
 
 
 def test_dollars_of_the_machine_are_its_hours_over_the_share_it_is_busy():
-    found = cost.spent([stored(i, seconds=1.0) for i in range(10)], FACTS, "tuned", 0.95)
+    found = answer_cost.spent([stored(i, seconds=1.0) for i in range(10)], FACTS, "tuned", 0.95)
     assert found["usd_per_1k"] == pytest.approx(1000 * 3.6 / 3600 / 0.5)
     assert found["kind"] == "machine"
     assert (0 < found["low"] < found["usd_per_1k"], found["high"]) == (
         True,
         None,
     )  # nothing says what one can cost at most
-    bounded = cost.spent([stored(i, seconds=1.0) for i in range(10)], FACTS, "tuned", 0.95, most=100.0)
+    bounded = answer_cost.spent([stored(i, seconds=1.0) for i in range(10)], FACTS, "tuned", 0.95, most=100.0)
     assert bounded["usd_per_1k"] < bounded["high"] < 100
     assert "busy 50% of the time" in found["basis"]
 
@@ -202,32 +202,32 @@ def test_dollars_of_the_machine_are_its_hours_over_the_share_it_is_busy():
     ],
 )  # fmt: skip
 def test_unknown_dollars_stay_unknown(answers, target, machine, told):
-    found = cost.spent(answers, FACTS | {"machine": machine}, target, 0.95)
+    found = answer_cost.spent(answers, FACTS | {"machine": machine}, target, 0.95)
     assert (found["usd_per_1k"], found["kind"]) == (None, "unknown")
     assert told in found["basis"]
 
 
 def test_a_failed_request_may_have_cost_nothing_and_a_free_one_costs_nothing():
     answers = [stored(dollars=0.002), stored(1, dollars=None, end="error"), stored(2, dollars=0.001, end="blocked")]
-    assert cost.spent(answers, FACTS, AWAY, 0.95)["usd_per_1k"] == pytest.approx(1.0)
-    assert cost.spent([stored(dollars=0.0)], FACTS, AWAY, 0.95)["usd_per_1k"] == 0.0
+    assert answer_cost.spent(answers, FACTS, AWAY, 0.95)["usd_per_1k"] == pytest.approx(1.0)
+    assert answer_cost.spent([stored(dollars=0.0)], FACTS, AWAY, 0.95)["usd_per_1k"] == 0.0
 
 
 def test_the_price_of_an_hour_is_the_configurations_or_the_list_s(monkeypatch):
-    assert cost.hour(MachineConfig(dollars_per_hour=1.5))["dollars"] == 1.5
+    assert answer_cost.hour(MachineConfig(dollars_per_hour=1.5))["dollars"] == 1.5
     card = Device("x", "Card X", 80, 1, 1, 1, 2.5)
-    monkeypatch.setattr(cost.devices, "present", lambda: [card])
-    assert cost.hour(MachineConfig())["dollars"] == 2.5
-    assert "Card X" in cost.hour(MachineConfig())["from"]
-    assert cost.hour(MachineConfig(device="cpu"))["dollars"] is None  # the card is not what answered
-    monkeypatch.setattr(cost.devices, "present", list)
-    assert cost.hour(MachineConfig())["dollars"] is None
+    monkeypatch.setattr(answer_cost.devices, "present", lambda: [card])
+    assert answer_cost.hour(MachineConfig())["dollars"] == 2.5
+    assert "Card X" in answer_cost.hour(MachineConfig())["from"]
+    assert answer_cost.hour(MachineConfig(device="cpu"))["dollars"] is None  # the card is not what answered
+    monkeypatch.setattr(answer_cost.devices, "present", list)
+    assert answer_cost.hour(MachineConfig())["dollars"] is None
 
 
 def test_first_tokens_are_timed_for_all_answers_or_not_at_all():
     some = [stored(0, first_seconds=0.1), stored(1), stored(2, end="error")]
-    assert cost.speed(some)["first_seconds_p50"] is None
-    assert cost.speed(some[::2])["first_seconds_p50"] == 0.1
+    assert answer_cost.speed(some)["first_seconds_p50"] is None
+    assert answer_cost.speed(some[::2])["first_seconds_p50"] == 0.1
 
 
 def gate(metric, margin, target="tuned", **more):
@@ -251,16 +251,16 @@ def test_dollars_can_be_gated(tmp_path, margin, most, outcome):
 
 def test_a_gate_on_seconds_asks_for_a_share_of_answers_in_time():
     """59 quick answers of 59 show at 95 % confidence that 95 % are quick; 58 do not."""
-    from gemma_ops.evaluation.gates import decide
+    from gemma_ops.gates.gate_decision import decide
 
     for count, outcome in ((59, "pass"), (58, "inconclusive")):
         answers = [stored(i, waited=0.5) for i in range(count)]
         asked = gate("seconds_p95", 1.0)
-        (found,) = decide([asked], [cost.evidence(asked, answers, FACTS)], 0.95)
+        (found,) = decide([asked], [answer_cost.evidence(asked, answers, FACTS)], 0.95)
         assert (found.outcome, found.value) == (outcome, 1.0)
     slow = [stored(i, waited=0.5 if i % 4 else 2.0) for i in range(100)]
     asked = gate("seconds_p95", 1.0)
-    (found,) = decide([asked], [cost.evidence(asked, slow, FACTS)], 0.95)
+    (found,) = decide([asked], [answer_cost.evidence(asked, slow, FACTS)], 0.95)
     assert found.outcome == "fail"
     assert found.words.startswith("tuned answers within 1 s 95% of the time: no. Measured 75.0% came in time")
 
@@ -268,9 +268,9 @@ def test_a_gate_on_seconds_asks_for_a_share_of_answers_in_time():
 def test_gates_on_what_can_not_be_known_are_refused():
     unknown = FACTS | {"machine": {"dollars": None, "from": "no list price", "utilisation": 0.5}}
     with pytest.raises(ConfigError, match=r"set machine.dollars_per_hour"):
-        cost.check([gate("usd_per_1k", 1.0)], unknown)
+        answer_cost.check([gate("usd_per_1k", 1.0)], unknown)
     with pytest.raises(DataError, match="was not measured"):
-        cost.evidence(gate("first_seconds_p95", 1.0), [stored()], FACTS)
+        answer_cost.evidence(gate("first_seconds_p95", 1.0), [stored()], FACTS)
 
 
 @pytest.mark.parametrize(

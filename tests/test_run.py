@@ -11,11 +11,11 @@ import time
 
 import pytest
 
-from gemma_ops import journal
-from gemma_ops.artifact import MANIFEST, Reads, difference, read_artifact, verify_artifact
 from gemma_ops.config import MachineConfig, QuantizeConfig, RunConfig
 from gemma_ops.errors import BusyError, DriftError, MachineError, OpsError
-from gemma_ops.run import Run, StopHere
+from gemma_ops.runs import journal
+from gemma_ops.runs.artifact import MANIFEST, Reads, difference, read_artifact, verify_artifact
+from gemma_ops.runs.run import Run, StopHere
 
 
 def make(tmp_path, **machine):

@@ -25,7 +25,7 @@ from gemma_ops.data import chat, published
 from gemma_ops.modeling.llamacpp import GGUF
 from gemma_ops.modeling.load import load_tokenizer
 from gemma_ops.nano import WEIGHTS, tickets
-from gemma_ops.processes import Birth
+from gemma_ops.runs.processes import Birth
 from gemma_ops.serving.keys import Keys
 
 QUESTIONS = [row["prompt"] for row in tickets.test_rows(24, 0)]
@@ -383,7 +383,7 @@ def test_a_key_is_needed_where_keys_are_set(files, tmp_path):
 def test_the_engine_ends_with_its_parent(files):
     """Killed outright, the parent can end nothing: the child ends by itself."""
     code = (
-        "import asyncio, sys, time\nfrom pathlib import Path\nfrom gemma_ops.serving.llamacpp import LlamaCpp\n"
+        "import asyncio, sys, time\nfrom pathlib import Path\nfrom gemma_ops.serving.llamacpp_engine import LlamaCpp\n"
         "async def main():\n    engine = LlamaCpp(Path(sys.argv[1]), slots=1, context=64)\n    await engine.start()\n"
         "    print(engine.pid, flush=True)\n    await asyncio.sleep(600)\nasyncio.run(main())"
     )

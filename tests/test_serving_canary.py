@@ -10,13 +10,13 @@ import pytest
 from serving import make_files, record, serving
 
 from gemma_ops.data import chat, published
-from gemma_ops.data.prompting import Prompting, write_prompting
+from gemma_ops.data.prompt_record import Prompting, write_prompting
 from gemma_ops.errors import ConfigError, GateError, ModelError
 from gemma_ops.modeling.llamacpp import GGUF
 from gemma_ops.modeling.load import load_tokenizer
 from gemma_ops.nano import WEIGHTS, tickets
-from gemma_ops.serving.canary import CanaryResult, read_answers
 from gemma_ops.serving.model import ServedModel
+from gemma_ops.serving.serving_canary import CanaryResult, read_answers
 from gemma_ops.wire.ask import Ask, RefusalError
 
 

@@ -22,10 +22,10 @@ from serving import make_files, register, serving
 
 from gemma_ops import registry
 from gemma_ops.errors import ConfigError, GateError, OpsError
-from gemma_ops.processes import Birth
 from gemma_ops.registry import moving, profile
 from gemma_ops.registry.fetching import pull_version
-from gemma_ops.serving import following
+from gemma_ops.runs.processes import Birth
+from gemma_ops.serving import alias_following
 from gemma_ops.serving.server import alias_followers
 
 
@@ -134,7 +134,7 @@ def test_a_version_that_can_not_serve_is_told_and_the_old_one_serves_on(register
 def test_what_does_not_fit_beside_the_old_one_takes_its_place(registered, monkeypatch):
     machine = registered("q8_0")
     registry.promote(machine, "support-nano", reason="first")
-    monkeypatch.setattr(following, "memory_for", lambda *_: 1_000_000)
+    monkeypatch.setattr(alias_following, "memory_for", lambda *_: 1_000_000)
     with following_server(machine, slots=1) as live:
         before = live.engine.pid
         registered("second", max_steps=20)
@@ -223,9 +223,11 @@ def test_an_alias_that_moves_while_the_ledger_is_read_was_not_moved_past_it(monk
 
 
 def test_what_nobody_foresaw_is_told_and_ends_no_following(monkeypatch):
-    monkeypatch.setattr(following, "_standing", lambda *_: int("x"))
+    monkeypatch.setattr(alias_following, "_standing", lambda *_: int("x"))
     said = []
-    follower = following.AliasFollower(SimpleNamespace(trouble={}), "support@champion", None, None, None, said.append)
+    follower = alias_following.AliasFollower(
+        SimpleNamespace(trouble={}), "support@champion", None, None, None, said.append
+    )
     asyncio.run(follower.look())
     assert said == ["support@champion can't be followed: ValueError: invalid literal for int() with base 10: 'x'"]
 

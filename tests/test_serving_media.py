@@ -18,10 +18,10 @@ from google.genai import types
 from serving import make_files, serving
 
 from gemma_ops.answer import Prompt
-from gemma_ops.data.media import Shelf
+from gemma_ops.data.media_files import Shelf
+from gemma_ops.emulator import Emulator
 from gemma_ops.family.media import Senses
-from gemma_ops.gemini.emulator import Emulator
-from gemma_ops.targets.local import Checkpoint
+from gemma_ops.targets.local_target import Checkpoint
 
 LIMIT = 12
 KEPT = []

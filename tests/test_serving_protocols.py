@@ -18,8 +18,8 @@ from gemma_ops.serving import responses_front
 from gemma_ops.serving.calls import FunctionCall
 from gemma_ops.serving.engine import Tokens
 from gemma_ops.serving.model import RenderedPrompt, Said
-from gemma_ops.serving.reading import Piece
 from gemma_ops.serving.responses_front import events
+from gemma_ops.serving.token_reader import Piece
 from gemma_ops.wire.ask import Ask, RefusalError
 from gemma_ops.wire.completions import read_completion
 from gemma_ops.wire.responses import read_response

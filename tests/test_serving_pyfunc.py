@@ -14,12 +14,13 @@ import patience
 import pytest
 from serving import make_files, register, serving
 
-from gemma_ops import digest, registry
+from gemma_ops import registry
 from gemma_ops.config import ServeConfig
 from gemma_ops.errors import ConfigError, DataError, GateError
 from gemma_ops.nano import tickets
 from gemma_ops.registry import flavor
 from gemma_ops.registry.fetching import pull_version
+from gemma_ops.runs import digest
 from gemma_ops.serving.copied import open_copy
 from gemma_ops.serving.pyfunc import _load_pyfunc
 

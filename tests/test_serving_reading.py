@@ -13,7 +13,7 @@ from gemma_ops.modeling.generate import STOPS, read_reply
 from gemma_ops.modeling.load import load_tokenizer
 from gemma_ops.nano import WEIGHTS
 from gemma_ops.serving.calls import FunctionCall, read_call
-from gemma_ops.serving.reading import ReplyReader
+from gemma_ops.serving.token_reader import ReplyReader
 
 TOKENIZER = load_tokenizer(WEIGHTS)
 STOP_IDS = {TOKENIZER.token_to_id(name) for name in STOPS}

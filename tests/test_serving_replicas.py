@@ -19,11 +19,11 @@ from serving import NAME, make_files, record, serving
 
 from gemma_ops.errors import GateError, ModelError
 from gemma_ops.nano import tickets
-from gemma_ops.processes import Birth
+from gemma_ops.runs.processes import Birth
 from gemma_ops.serving import server
 from gemma_ops.serving.child import ChildEngine
 from gemma_ops.serving.engine import Sampling
-from gemma_ops.serving.llamacpp import LlamaCpp
+from gemma_ops.serving.llamacpp_engine import LlamaCpp
 from gemma_ops.serving.replicas import Replicas, common_prefix, several
 from gemma_ops.wire.ask import Ask
 

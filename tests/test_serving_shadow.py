@@ -16,9 +16,9 @@ from gemma_ops.errors import DataError
 from gemma_ops.nano import WEIGHTS
 from gemma_ops.serving.comparing import compare_live
 from gemma_ops.serving.deployment import Deployment
-from gemma_ops.serving.metrics import render_metrics
 from gemma_ops.serving.model import Said
 from gemma_ops.serving.open_source import open_source
+from gemma_ops.serving.prometheus import render_metrics
 from gemma_ops.serving.server import opened
 from gemma_ops.serving.shadow import PAIR_SCHEMA, Shadow
 from gemma_ops.wire.ask import Ask

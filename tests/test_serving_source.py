@@ -12,15 +12,15 @@ import pytest
 from bare_verdict import bare_verdict
 from serving import make_files
 
-from gemma_ops import digest
 from gemma_ops.config import MachineConfig, ServeConfig
 from gemma_ops.errors import ConfigError, DataError, GateError
 from gemma_ops.family import Shape
-from gemma_ops.modeling.source import find_base, read_config
+from gemma_ops.modeling.checkpoint_source import find_base, read_config
 from gemma_ops.nano import WEIGHTS
+from gemma_ops.runs import digest
 from gemma_ops.serving.choosing import choose_format
 from gemma_ops.serving.open_source import open_source
-from gemma_ops.serving.source import memory_of
+from gemma_ops.serving.served_source import memory_of
 from gemma_ops.verdicts import Verdict
 
 

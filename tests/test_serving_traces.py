@@ -12,9 +12,9 @@ from gemini import KEY, machine_for
 from serving import make_files, serving
 
 from gemma_ops.config import MachineConfig
+from gemma_ops.emulator import Emulator
 from gemma_ops.errors import ConfigError, ServiceError
-from gemma_ops.gemini.emulator import Emulator
-from gemma_ops.registry.traffic import TracedRequest, TrafficPlace
+from gemma_ops.registry.traffic_runs import TracedRequest, TrafficPlace
 from gemma_ops.serving import server, traffic
 from gemma_ops.serving.traffic_writer import allowed, write_traffic
 

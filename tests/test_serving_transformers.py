@@ -24,10 +24,10 @@ from gemma_ops.errors import GateError
 from gemma_ops.modeling import load
 from gemma_ops.modeling.transformers_server import Exchange, TransformersServer
 from gemma_ops.nano import WEIGHTS, tickets
-from gemma_ops.serving.canary import RecordedAnswers, check_canary, run_canary
 from gemma_ops.serving.engine import EngineGoneError, EngineRefusedError, Sampling
 from gemma_ops.serving.model import ServedModel
-from gemma_ops.targets.local import Checkpoint
+from gemma_ops.serving.serving_canary import RecordedAnswers, check_canary, run_canary
+from gemma_ops.targets.local_target import Checkpoint
 
 QUESTIONS = [row["prompt"] for row in tickets.test_rows(24, 0)]
 LIMIT = 24

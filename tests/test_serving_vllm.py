@@ -13,13 +13,13 @@ import pytest
 from serving import record
 from vllm_wire import make_environment
 
-from gemma_ops import devices, doctor
 from gemma_ops.config import MachineConfig, ServeConfig
 from gemma_ops.errors import ConfigError, GateError, MachineError, ModelError
-from gemma_ops.modeling.source import read_config
+from gemma_ops.modeling.checkpoint_source import read_config
 from gemma_ops.nano import WEIGHTS
-from gemma_ops.planning.serving import ServingBytes
-from gemma_ops.processes import Birth
+from gemma_ops.planning import devices, doctor
+from gemma_ops.planning.serving_bytes import ServingBytes
+from gemma_ops.runs.processes import Birth
 from gemma_ops.serving.choosing import choose_engine
 from gemma_ops.serving.engine import EngineGoneError, EngineRefusedError, Sampling
 from gemma_ops.serving.engines import make_engine

@@ -13,13 +13,14 @@ from scipy import stats
 from scipy.special import expit
 
 from gemma_ops.config import GateConfig
-from gemma_ops.evaluation import gates, paired, statistics
-from gemma_ops.evaluation.judge import agreement, calibrate, winrate
-from gemma_ops.evaluation.judge.correction import Corrected, Correction, Share
-from gemma_ops.evaluation.judge.outcome import pairwise
-from gemma_ops.evaluation.judge.record import Judgement
-from gemma_ops.evaluation.statistics import Sample
+from gemma_ops.gates import gate_decision
+from gemma_ops.judging import agreement, calibrate, winrate
+from gemma_ops.judging.correction import Corrected, Correction, Share
+from gemma_ops.judging.judge_outcome import pairwise
+from gemma_ops.judging.judgements import Judgement
 from gemma_ops.metrics.labels import f1_aggregate as labels_f1
+from gemma_ops.stats import intervals, paired
+from gemma_ops.stats.intervals import Sample
 
 SUPERIOR = GateConfig(metric="m", test="superior", versus="base")
 NONINFERIOR = GateConfig(metric="m", target="q8_0", test="noninferior", versus="tuned", margin=0.05)
@@ -48,7 +49,7 @@ def latent(rng, clusters, per, p, icc):
 
 @pytest.mark.parametrize("n", [60, 150, 400])
 def test_wilson_covers_a_pass_rate(n):
-    found = [statistics.mean_interval(Sample.of([1.0] * k + [0.0] * (n - k)), 0.95) for k in range(n + 1)]
+    found = [intervals.mean_interval(Sample.of([1.0] * k + [0.0] * (n - k)), 0.95) for k in range(n + 1)]
     low, high = (np.array([getattr(item, end) for item in found]) for end in ("low", "high"))
     truths = np.linspace(0.4, 0.97, 200)
     held = [stats.binom.pmf(np.arange(n + 1), n, p)[(low <= p) & (p <= high)].sum() for p in truths]
@@ -61,7 +62,7 @@ def test_clustered_rates_are_covered(clusters, per, icc):
     groups = names(clusters, per)
     for _ in range(times):
         p = rng.uniform(0.55, 0.95)
-        found = statistics.mean_interval(Sample.of(latent(rng, clusters, per, p, icc), groups), 0.95)
+        found = intervals.mean_interval(Sample.of(latent(rng, clusters, per, p, icc), groups), 0.95)
         held += found.low <= p <= found.high
     holds_always(held / times, times)
 
@@ -72,7 +73,7 @@ def test_fractional_scores_are_covered():
         full = rng.uniform(0.4, 0.85)
         truth = full + (1 - full) * 0.4
         values = np.where(rng.random(100) < full, 1.0, rng.integers(0, 5, 100) / 5)
-        found = statistics.mean_interval(Sample.of(values), 0.95)
+        found = intervals.mean_interval(Sample.of(values), 0.95)
         held += found.low <= truth <= found.high
     holds_always(held / times, times)
 
@@ -132,8 +133,8 @@ def test_bootstrapped_aggregates_are_covered(clusters, per, right):
     for _ in range(times):
         figure = macro([], details(latent(rng, clusters, per, right, 0.15 if per > 1 else 0.0) > 0))
         value = figure(np.arange(n))
-        draws = statistics.recentre(value, statistics.resample(figure, groups, 7, times=200), clusters)
-        found = statistics.bootstrap_interval(value, draws, 0.95, n, clusters)
+        draws = intervals.recentre(value, intervals.resample(figure, groups, 7, times=200), clusters)
+        found = intervals.bootstrap_interval(value, draws, 0.95, n, clusters)
         held += found.low <= truth <= found.high
     holds(held / times)
 
@@ -157,7 +158,7 @@ def test_sensitivity_and_specificity_are_covered():
     """Rates on the labelled items that people accept, or reject: few, and close to one."""
     held, weight = 0.0, 0.0
     for n in (40, 60, 90):
-        found = [statistics.mean_interval(Sample.of([1.0] * k + [0.0] * (n - k)), 0.95) for k in range(n + 1)]
+        found = [intervals.mean_interval(Sample.of([1.0] * k + [0.0] * (n - k)), 0.95) for k in range(n + 1)]
         low, high = (np.array([getattr(item, end) for item in found]) for end in ("low", "high"))
         for p in np.linspace(0.7, 0.97, 100):
             held += stats.binom.pmf(np.arange(n + 1), n, p)[(low <= p) & (p <= high)].sum()
@@ -290,12 +291,12 @@ def test_length_controlled_win_rates_are_covered():
 
 def wrong_passes(times, evidence, gate):
     """Share of evaluations in which a gate passes although the truth stands exactly at its threshold."""
-    return sum(gates.judge([gate], [evidence()], 0.05)[0][0] == "pass" for _ in range(times)) / times
+    return sum(gate_decision.judge([gate], [evidence()], 0.05)[0][0] == "pass" for _ in range(times)) / times
 
 
 def difference(values, groups=None):
     sample = Sample.of(values, groups)
-    return gates.Evidence(sample, True, sample.mean)
+    return gate_decision.Evidence(sample, True, sample.mean)
 
 
 def test_gates_on_yes_or_no_rows_promote_wrongly_no_more_than_they_may():
@@ -305,7 +306,7 @@ def test_gates_on_yes_or_no_rows_promote_wrongly_no_more_than_they_may():
     @cache
     def passes(wins, losses, gate):
         evidence = difference([1.0] * wins + [-1.0] * losses + [0.0] * (150 - wins - losses))
-        return gates.judge([gate], [evidence], 0.05)[0][0] == "pass"
+        return gate_decision.judge([gate], [evidence], 0.05)[0][0] == "pass"
 
     for gate, shares in ((SUPERIOR, (0.1, 0.1, 0.8)), (NONINFERIOR, (0.03, 0.08, 0.89))):
         drawn = rng.multinomial(150, shares, size=4000)
@@ -314,7 +315,9 @@ def test_gates_on_yes_or_no_rows_promote_wrongly_no_more_than_they_may():
     @cache
     def reached(hits):
         sample = Sample.of([1.0] * hits + [0.0] * (120 - hits))
-        return gates.judge([AT_LEAST], [gates.Evidence(sample, False, sample.mean)], 0.05)[0][0] == "pass"
+        return (
+            gate_decision.judge([AT_LEAST], [gate_decision.Evidence(sample, False, sample.mean)], 0.05)[0][0] == "pass"
+        )
 
     assert np.mean([reached(int(hits)) for hits in rng.binomial(120, 0.7, 4000)]) <= 0.05
 
@@ -354,7 +357,7 @@ def test_several_gates_share_one_level():
         return difference([1.0] * wins + [-1.0] * losses + [0.0] * (120 - wins - losses)).tests(0.0)[0]
 
     drawn = rng.multinomial(120, (0.1, 0.1, 0.8), size=(3000, 3))
-    wrong = [min(gates.holm([p(int(w), int(x)) for w, x, _ in three], 0.05)[0]) <= 0.05 for three in drawn]
+    wrong = [min(gate_decision.holm([p(int(w), int(x)) for w, x, _ in three], 0.05)[0]) <= 0.05 for three in drawn]
     assert np.mean(wrong) <= 0.05
 
 

@@ -8,7 +8,7 @@ import pytest
 from gemma_ops.stats import power
 from gemma_ops.stats.betting import BoundedSample, dealt, wins
 from gemma_ops.stats.fewest import fewest
-from gemma_ops.stats.looks import FIRST, look_level
+from gemma_ops.stats.look_levels import FIRST, look_level
 
 
 def rows(values, low=-1.0, high=1.0):

@@ -7,15 +7,15 @@ import json
 import pytest
 from synth_world import document
 
-from gemma_ops.data.tasks import Question, TaskQuestions
 from gemma_ops.errors import DataError
-from gemma_ops.synth import evidence, methods
-from gemma_ops.synth.checks import Rejection, check
+from gemma_ops.synth import methods, quotations
 from gemma_ops.synth.filters import Filters
 from gemma_ops.synth.language import language
 from gemma_ops.synth.material import Draft, Item, fence, of_section, of_seeds, read_seeds, read_tools
+from gemma_ops.synth.row_checks import Rejection, check
 from gemma_ops.synth.sections import split
 from gemma_ops.synth.sources import ingest
+from gemma_ops.tasks.compared_questions import Question, TaskQuestions
 
 QUESTION = "What does a parking permit cost in the first year?"
 ANSWER = "A parking permit costs 7 euros in the first year of service."
@@ -56,9 +56,9 @@ def test_a_quotation_that_does_not_stand_there_letter_by_letter_is_refused(item,
 
 
 def test_white_space_and_surrounding_quotation_marks_do_not_matter(section):
-    assert evidence.find(section, '  "A parking\n permit   costs 7 euros" ')
-    assert evidence.find(section, "") is None
-    assert evidence.find(section, '""') is None
+    assert quotations.find(section, '  "A parking\n permit   costs 7 euros" ')
+    assert quotations.find(section, "") is None
+    assert quotations.find(section, '""') is None
 
 
 @pytest.mark.parametrize("quote", ["a", "the parking", "", "…"])

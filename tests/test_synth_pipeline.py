@@ -15,20 +15,20 @@ from synth_world import document, row, sentences, shown, teach, write_documents
 
 from gemma_ops.answer import Prompt
 from gemma_ops.config import DataConfig, GeminiConfig, MachineConfig, ModelConfig, RunConfig, SynthConfig
-from gemma_ops.data import prepare
 from gemma_ops.data.example import read_rows
+from gemma_ops.emulator import Emulator, Reply
 from gemma_ops.errors import BoundaryError, BudgetError, ConfigError, DataError
-from gemma_ops.gemini import prices, wire
-from gemma_ops.gemini.emulator import Emulator, Reply
+from gemma_ops.gemini import prices, request_wire
 from gemma_ops.gemini.notice import TERMS
 from gemma_ops.gemini.usage import Usage
 from gemma_ops.nano import WEIGHTS
-from gemma_ops.synth import inputs, judging, synthesize, teacher_model
+from gemma_ops.prepare import prepare
+from gemma_ops.synth import inputs, judge_filter, synthesize, teacher_model
 from gemma_ops.synth.bill import BYTES, Planned, bill, written
 from gemma_ops.synth.estimate import estimate
 from gemma_ops.synth.estimate_text import lines
-from gemma_ops.synth.planning import first, gather
-from gemma_ops.targets.gemini import request
+from gemma_ops.synth.plan_requests import first, gather
+from gemma_ops.targets.gemini_target import request
 from gemma_ops.targets.spec import parse
 
 ROOT = Path(__file__).parent.parent
@@ -478,7 +478,7 @@ def test_the_plan_counts_the_judge_and_bounds_all_that_is_reserved(tmp_path, wor
 
 def test_the_bill_at_worst_is_what_a_full_reply_and_its_repair_reserve():
     """Text of many bytes, part of it not written yet, and a reply that fills its limit before it turns out to be invalid."""
-    spec, shape, gemini = parse(TEACHER), judging.Grade, GeminiConfig(tier="paid", budget_usd=1.0)
+    spec, shape, gemini = parse(TEACHER), judge_filter.Grade, GeminiConfig(tier="paid", budget_usd=1.0)
     schema, text, later = shape.model_json_schema(), "Größe ꙮ, zwölf Meter. " * 300, "später " * 500
     planned = Planned("judge", chat(text, "")[:1], schema, 50, len(later.encode()))
     made = bill([planned], spec, gemini, reply=512, output=100, use="judge")
@@ -486,7 +486,7 @@ def test_the_bill_at_worst_is_what_a_full_reply_and_its_repair_reserve():
     repair = [*turns, {"role": "user", "content": "That reply is not valid: rows: Field required\nReply again."}]
     reserved = 0
     for messages in (turns[:1], repair):
-        body = wire.body(request(spec, Prompt(messages), 512, use="judge", schema=schema))
+        body = request_wire.body(request(spec, Prompt(messages), 512, use="judge", schema=schema))
         reserved += prices.worst(spec.model, prices.prompt_bound(body), limit, tier="standard", at=NOW)
     slack = prices.price(spec.model, Usage(prompt=2048), tier="standard", at=NOW)
     assert reserved <= round(made.worst * prices.NANO) <= reserved + slack

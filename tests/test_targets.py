@@ -17,11 +17,11 @@ from tiny_models import NANO
 from gemma_ops.answer import Answer, Prompt
 from gemma_ops.config import MachineConfig
 from gemma_ops.errors import BoundaryError, ConfigError, ServiceError
-from gemma_ops.privacy import HERE
-from gemma_ops.targets import endpoint, open_target
-from gemma_ops.targets.base import LOCAL, guard
+from gemma_ops.privacy.classes import HERE
+from gemma_ops.targets import endpoint_target, open_target
 from gemma_ops.targets.spec import parse
 from gemma_ops.targets.structured import ask
+from gemma_ops.targets.target import LOCAL, guard
 
 HELLO = Prompt([{"role": "user", "content": "Say hello."}], "any", "q1")
 
@@ -125,22 +125,22 @@ def test_llamacpp_writes_nothing_but_the_shape_it_was_asked_for(gguf):
 def test_transformers_is_asked_for_a_shape_in_words():
     target = opening("base", base=NANO)
     seen = []
-    from gemma_ops.targets import local
+    from gemma_ops.targets import local_target
 
-    class Watching(local.Encoder):
+    class Watching(local_target.Encoder):
         def encoded(self, prompt, schema=None):
             found = super().encoded(prompt, schema)
             seen.append(self.tokenizer.decode(found.ids))
             return found
 
-    before, local.Encoder = local.Encoder, Watching
+    before, local_target.Encoder = local_target.Encoder, Watching
     try:
         (plain,), (asked,) = (
             next(iter(target.answer([[HELLO]], max_new_tokens=4, schema=schema)))
             for schema in (None, Colour.model_json_schema())
         )
     finally:
-        local.Encoder = before
+        local_target.Encoder = before
         target.close()
     assert "JSON schema" not in seen[0]
     assert "JSON schema" in seen[1]
@@ -282,7 +282,7 @@ def one(target, prompt=HELLO, **options):
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
-    monkeypatch.setattr(endpoint, "PAUSE", 0.01)
+    monkeypatch.setattr(endpoint_target, "PAUSE", 0.01)
 
 
 def paying(url, folder, budget=1.0, dollars_out=1.0):

@@ -9,16 +9,16 @@ import pytest
 from gemma_ops.answer import Prompt
 from gemma_ops.config import EvaluateConfig, MachineConfig
 from gemma_ops.data import chat
-from gemma_ops.data.prompting import Prompting, read_prompting, write_prompting
+from gemma_ops.data.prompt_record import Prompting, read_prompting, write_prompting
 from gemma_ops.data.template import inference_template
 from gemma_ops.errors import ModelError
-from gemma_ops.evaluation import asking
+from gemma_ops.evaluation import ask_targets
 from gemma_ops.modeling.generate import read_reply
 from gemma_ops.modeling.thoughts import left_open
 from gemma_ops.nano import WEIGHTS
 from gemma_ops.targets import open_target
-from gemma_ops.targets.base import AskingMode
-from gemma_ops.targets.local import Encoder
+from gemma_ops.targets.local_target import Encoder
+from gemma_ops.targets.target import AskingMode
 
 ASK = [{"role": "user", "content": "Why?"}]
 
@@ -83,8 +83,8 @@ def test_evaluation_asks_as_training_did_unless_told_otherwise(tmp_path, trained
         write_prompting(tmp_path / "model", Prompting.of(trained, inference_template()))
     settings = EvaluateConfig(thinking=setting)
     for name in ("base", "tuned", "q4_0"):  # the base is asked as what was made of it, so that they are compared
-        assert asking.asked(name, settings, tmp_path).thinking is asked
-    assert asking.asked(f"{tmp_path}/model", settings, None).thinking is asked
+        assert ask_targets.asked(name, settings, tmp_path).thinking is asked
+    assert ask_targets.asked(f"{tmp_path}/model", settings, None).thinking is asked
 
 
 def test_a_question_is_asked_in_the_tokens_of_training(tokenizer):

@@ -18,13 +18,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from gemma_ops import digest
 from gemma_ops.config import LoraConfig, MachineConfig, TrainConfig
 from gemma_ops.data import chat
 from gemma_ops.errors import ConfigError, DataError
 from gemma_ops.modeling import adapters
 from gemma_ops.modeling.load import load_model
 from gemma_ops.nano import WEIGHTS, tickets
+from gemma_ops.runs import digest
 from gemma_ops.training import train
 from gemma_ops.training.arguments import sft_arguments
 
@@ -109,14 +109,14 @@ def test_a_mean_of_means_would_not_be_the_large_batch(tmp_path, base, prepared, 
 
 def test_replayed_passes_train_the_same(tmp_path, base, prepared, steady, monkeypatch):
     """All passes of a training through the fixed memory of recorded ones, on a tape that needs no GPU."""
-    from gemma_ops.modeling.kernels import graphs, tapes
+    from gemma_ops.kernels import graphs_capture, graphs_layers
 
-    installing = importlib.import_module("gemma_ops.modeling.kernels.install")
-    made, replay = [], graphs._Replay.backward
+    installing = importlib.import_module("gemma_ops.kernels.install")
+    made, replay = [], graphs_layers._Replay.backward
     monkeypatch.setattr(installing, "_replays", lambda *_: True)
-    monkeypatch.setattr(tapes.Graph, "maker", lambda: tapes.Again)
+    monkeypatch.setattr(graphs_capture.Graph, "maker", lambda: graphs_capture.Again)
     monkeypatch.setattr(
-        graphs._Replay, "backward", staticmethod(lambda ctx, outer: made.append(1) or replay(ctx, outer))
+        graphs_layers._Replay, "backward", staticmethod(lambda ctx, outer: made.append(1) or replay(ctx, outer))
     )
     out = variant(tmp_path, base, prepared, micro_tokens=256)
     assert losses(out) == pytest.approx(losses(steady), rel=1e-4)

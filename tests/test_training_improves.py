@@ -11,8 +11,9 @@ import json
 import answer_tasks
 import pytest
 
-from gemma_ops import configfile, recipes
-from gemma_ops.run import Run
+from gemma_ops.config import loading
+from gemma_ops.recipes import finding
+from gemma_ops.runs.run import Run
 
 CONFIG = """
 name: {method}
@@ -56,8 +57,8 @@ def test_the_measured_score_rises(tmp_path, method):
     recipe = answer_tasks.RECIPE
     file = tmp_path / "config.yaml"
     file.write_text(CONFIG.format(method=method, recipe=recipe, rows=rows, own=own, task=task, runs=tmp_path / "runs"))
-    config = configfile.load([file])
+    config = loading.load([file])
     with Run(config) as run:
-        evidence = recipes.load(config.recipe)(run, config)
+        evidence = finding.load(config.recipe)(run, config)
     verdict = json.loads((evidence.path / "verdict.json").read_text())
     assert verdict["verdict"] == "pass", verdict

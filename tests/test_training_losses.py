@@ -14,8 +14,8 @@ from gemma_ops.modeling.load import load_model
 from gemma_ops.nano import WEIGHTS
 from gemma_ops.training import head
 from gemma_ops.training.arguments import sft_arguments
+from gemma_ops.training.forward_inputs import BOUNDS, Collate
 from gemma_ops.training.neftune import Noise
-from gemma_ops.training.passes import BOUNDS, Collate
 
 IDS = [[2, 105, 200, 300, 400, 500], [2, 110, 210, 310]]
 

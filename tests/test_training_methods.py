@@ -18,14 +18,14 @@ import torch
 from kernels_world import EXACT
 from modeling_world import close, gradients, tiny
 
-from gemma_ops import digest
 from gemma_ops.config import DataConfig, MachineConfig, TrainConfig
 from gemma_ops.data import chat
 from gemma_ops.data.answers import encode_answers
 from gemma_ops.data.example import read_rows
-from gemma_ops.data.importing import Importer
+from gemma_ops.data.import_rows import Importer
 from gemma_ops.data.template import inference_template
 from gemma_ops.nano import WEIGHTS
+from gemma_ops.runs import digest
 from gemma_ops.training import train
 from gemma_ops.training.follow import Follow
 from gemma_ops.training.methods import run
@@ -273,8 +273,8 @@ def base(tmp_path_factory):
 
 def test_orpo_falls_and_a_reward_model_tells_new_pairs_apart(tmp_path, base):
     """On pairs nobody trained on; the head is kept beside the adapter and scores alike when it is loaded again."""
-    from gemma_ops.data.pipeline import prepare
-    from gemma_ops.modeling import reward
+    from gemma_ops.modeling import reward_head
+    from gemma_ops.prepare.prepare_step import prepare
 
     (tmp_path / "a").mkdir()
     rows, _ = answer_tasks.write(tmp_path / "a", "pair", count=128)
@@ -291,11 +291,12 @@ def test_orpo_falls_and_a_reward_model_tells_new_pairs_apart(tmp_path, base):
     seen = [record["eval_accuracy"] for record in records if "eval_accuracy" in record]
     assert metrics["eval_accuracy"] == seen[-1] >= 0.9
     assert seen[-1] > seen[0] + 0.1
-    model = reward.load_reward(WEIGHTS, tmp_path / "reward" / "adapter", weights="fp32")
+    model = reward_head.load_reward(WEIGHTS, tmp_path / "reward" / "adapter", weights="fp32")
     tokenizer = chat.load_tokenizer(WEIGHTS)
     held = [encode_answers(tokenizer, row) for row in read_rows(out / "valid.jsonl")]
     chosen, rejected = (
-        reward.scores(model, [row.prompt + row.answers[side].ids for row in held]) for side in ("chosen", "rejected")
+        reward_head.scores(model, [row.prompt + row.answers[side].ids for row in held])
+        for side in ("chosen", "rejected")
     )
     right = sum(first > second for first, second in zip(chosen, rejected, strict=True))
     assert right / len(held) == pytest.approx(seen[-1])

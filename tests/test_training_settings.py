@@ -13,10 +13,10 @@ from gemma_ops.config.preference import PreferenceConfig
 from gemma_ops.errors import ConfigError
 from gemma_ops.nano import WEIGHTS
 from gemma_ops.training.arguments import _WHY, build, common
-from gemma_ops.training.methods import dpo, grpo, kto, orpo, reward, rewards, rloo
+from gemma_ops.training.methods import dpo, grpo, kto, orpo, reward_model, rewards, rloo
 
 METHODS = get_args(TrainConfig.model_fields["method"].annotation)
-MODULES = {"dpo": dpo, "kto": kto, "orpo": orpo, "reward": reward, "grpo": grpo, "rloo": rloo}
+MODULES = {"dpo": dpo, "kto": kto, "orpo": orpo, "reward": reward_model, "grpo": grpo, "rloo": rloo}
 OTHER = {
     "distill": {"distill": {"teacher": "./x"}},
     "grpo": {"reinforce": {"rewards": ["exact_match"]}},

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from gemma_ops.data.tokens import NO_LOSS
-from gemma_ops.training.passes import BOUNDS, Collate, Rows
+from gemma_ops.data.row_tokens import NO_LOSS
+from gemma_ops.training.forward_inputs import BOUNDS, Collate, Rows
 from gemma_ops.training.steps import Layout, Steps, pack, pad
 
 

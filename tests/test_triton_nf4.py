@@ -32,35 +32,35 @@ def quantized(shape, dtype, storage, device):
 def compare(device):
     from bitsandbytes.functional import dequantize_4bit
 
-    from gemma_ops.modeling import triton_nf4
+    from gemma_ops.modeling import nf4_triton
 
     for shape, dtype, storage in SHAPES:
         packed, state = quantized(shape, dtype, storage, device)
-        assert triton_nf4.fits(packed, state)
-        ours, theirs = triton_nf4.dequantize(packed, state), dequantize_4bit(packed, state)
+        assert nf4_triton.fits(packed, state)
+        ours, theirs = nf4_triton.dequantize(packed, state), dequantize_4bit(packed, state)
         assert ours.dtype == theirs.dtype == dtype
         assert ours.shape == theirs.shape == shape
         assert torch.equal(ours, theirs), (shape, dtype)
         state.state2.absmax[-1] *= 2
-        assert not torch.equal(triton_nf4.dequantize(packed, state), theirs)  # the scales' own scale is read
+        assert not torch.equal(nf4_triton.dequantize(packed, state), theirs)  # the scales' own scale is read
 
 
 def refuse():
     """What differs from our own quantization in one thing."""
     from bitsandbytes.functional import quantize_4bit
 
-    from gemma_ops.modeling import triton_nf4
+    from gemma_ops.modeling import nf4_triton
 
     packed, state = quantized((96, 128), torch.bfloat16, torch.uint8, "cpu")
     plain = {"quant_type": "fp4", "blocksize": 128, "code": state.code.double(), "shape": torch.Size((95, 128))}
     for name, value in (plain | {"state2": None}).items():
         other = copy.deepcopy(state)
         setattr(other, name, value)
-        assert not triton_nf4.fits(packed, other), name
+        assert not nf4_triton.fits(packed, other), name
     state.state2.blocksize = 128
-    assert not triton_nf4.fits(packed, state)
+    assert not nf4_triton.fits(packed, state)
     odd, state = quantize_4bit(torch.randn(3, 2), compress_statistics=True, quant_type="nf4")
-    assert not triton_nf4.fits(odd, state)
+    assert not nf4_triton.fits(odd, state)
 
 
 @needs_triton

@@ -14,13 +14,13 @@ from test_routing import AWAY, FACTS, Known
 from gemma_ops.config import GateConfig, GeminiConfig, ReleaseConfig
 from gemma_ops.config.policy import ChampionFacts, PolicyTask, PromotionPolicy, PromotionStandard
 from gemma_ops.errors import DataError
-from gemma_ops.evaluation import forecasting, pipeline, summary_lines
+from gemma_ops.evaluation import evaluate_step, evaluation_forecast, summary_lines
 from gemma_ops.gemini import notice
-from gemma_ops.targets.base import LOCAL
+from gemma_ops.targets.target import LOCAL
 from gemma_ops.verdicts import Gate, Routing, Verdict
 from gemma_ops.verdicts.document import GeminiTerms, ReleaseFacts
 from gemma_ops.verdicts.figures import CostFacts, SpeedFacts, TargetResult
-from gemma_ops.verdicts.gates import ComparedChampion, PolicyGate, PolicyHeld, PolicyQuestions, StandardHeld
+from gemma_ops.verdicts.gate_record import ComparedChampion, PolicyGate, PolicyHeld, PolicyQuestions, StandardHeld
 from gemma_ops.verdicts.record import VerdictRecord
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -177,8 +177,10 @@ def test_a_verdict_of_the_first_version_is_read(golden, tmp_path):
     }
     assert "verdict: " in "\n".join(summary_lines(found))
     (tmp_path / "verdict.json").write_text(found.text())
-    assert forecasting._known(tmp_path) == {}, "the tokens of a prompt were not measured, so nothing is planned on them"
-    recorded = pipeline._Recorded("tuned", found.targets)
+    assert evaluation_forecast._known(tmp_path) == {}, (
+        "the tokens of a prompt were not measured, so nothing is planned on them"
+    )
+    recorded = evaluate_step._Recorded("tuned", found.targets)
     assert (recorded.sees, recorded.learned, recorded.family) == (LOCAL, "local_only", "")
 
 
@@ -247,7 +249,7 @@ def test_a_gate_that_is_not_decided_has_no_figures(golden):
 
 def test_nothing_waits_for_the_records_that_reads_no_verdict():
     code = (
-        "import sys, gemma_ops.cli, gemma_ops.config, gemma_ops.evaluation, gemma_ops.recipes, gemma_ops.summary\n"
+        "import sys, gemma_ops.cli, gemma_ops.config, gemma_ops.evaluation, gemma_ops.recipes.finding, gemma_ops.cli.run_summary\n"
         "print([name for name in sys.modules if name.startswith('gemma_ops.verdicts')])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

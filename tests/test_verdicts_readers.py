@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 from bare_verdict import TASK, bare_verdict
 
-from gemma_ops import summary
+from gemma_ops.cli import run_summary
 from gemma_ops.errors import DataError
 from gemma_ops.evaluation import looks, summary_lines
-from gemma_ops.registry import describe, evidence
+from gemma_ops.registry import describe, evaluation_evidence
 from gemma_ops.registry.policies import proposed_policy
-from gemma_ops.registry.records import look_of, looks_before
+from gemma_ops.registry.version_records import look_of, looks_before
 from gemma_ops.verdicts import Look, Verdict
 
 GOLDEN = Path(__file__).parent / "golden" / "verdict.json"
@@ -27,12 +27,12 @@ def test_a_figure_that_no_row_was_scored_for_is_told():
     body = bare_verdict(tasks={"t": TASK}, results=[RESULT | {"metrics": {"exact_match": {"value": None, "n": 0}}}])
     found = Verdict.parse(body)
     assert any(line.split() == ["tuned", "no", "row", "could", "be", "scored"] for line in summary_lines(found))
-    assert evidence.Evidence(found).figures == ()
+    assert evaluation_evidence.Evidence(found).figures == ()
 
 
 def test_the_primary_figure_comes_first_in_the_registry(golden):
     golden["tasks"]["desk"]["primary"] = "label.f1_macro"
-    found = evidence.Evidence(Verdict.parse(golden))
+    found = evaluation_evidence.Evidence(Verdict.parse(golden))
     assert next(figure.metric for figure in found.figures if figure.target == "tuned") == "label.f1_macro"
     assert found.primary("tuned", "desk").metric == "label.f1_macro"
     assert found.differences[0].text.startswith("+")
@@ -67,10 +67,10 @@ def test_what_a_model_learned_from_keeps_the_report_here(tmp_path, learned, kept
 
 def test_a_run_ends_with_the_lines_of_its_verdict(golden):
     result = {"run": "r", "folder": "runs/r", "steps": {}, "verdict": golden}
-    told = summary.lines(result)
+    told = run_summary.lines(result)
     assert [line for line in summary_lines(Verdict.parse(golden)) if line not in told] == []
     with pytest.raises(DataError, match=r"verdict\.json of r can't be read: tasks: Field required"):
-        summary.lines(result | {"verdict": {key: value for key, value in golden.items() if key != "tasks"}})
+        run_summary.lines(result | {"verdict": {key: value for key, value in golden.items() if key != "tasks"}})
 
 
 def test_a_look_with_a_key_that_nobody_knows_is_no_record_of_what_was_spent(tmp_path):

@@ -15,7 +15,7 @@ import patience
 import pytest
 from networks import RECORDER, namespaces, unroutable
 
-from gemma_ops import offline
+from gemma_ops.offline import guard
 
 ROOT = Path(__file__).parent.parent
 SHORT = {
@@ -100,7 +100,7 @@ def test_the_quickstart_runs_offline_from_an_empty_folder_and_tries_nothing(inst
         f"{installed} -c \"import socket; socket.socket().connect_ex(('192.0.2.1', 9))\"; cat /proc/net/snmp\n"
     )
     # HF_HUB_OFFLINE and its like come from conftest.py; here they must come from offline mode itself.
-    kept = {name: value for name, value in os.environ.items() if name not in offline.ENVIRONMENT}
+    kept = {name: value for name, value in os.environ.items() if name not in guard.ENVIRONMENT}
     alone = namespaces()
     result = patience.run(
         [*(["unshare", "-rn"] if alone else []), "sh", "-c", script],

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import tiny_models
 import torch
 
-from gemma_ops.nano import towers
+from gemma_ops.nano import nano_towers
 
 Kind = Literal["edge", "large", "mixture", "unified"]
 KINDS: tuple[Kind, ...] = ("edge", "large", "mixture", "unified")
@@ -31,7 +31,7 @@ def save(kind: Kind, folder: Path, seed: int = 0) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("tokenizer_config.json", "chat_template.jinja"):
         (folder / name).write_bytes((tiny_models.NANO / name).read_bytes())
-    tokenizer = towers.tokenizer()
+    tokenizer = nano_towers.tokenizer()
     tokenizer.save(str(folder / "tokenizer.json"))
     model = build(kind, tokenizer.get_vocab(), seed)
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items() if name != "lm_head.weight"}
@@ -92,7 +92,7 @@ def build(kind: Kind, vocabulary: dict[str, int], seed: int = 0) -> Any:
 
 def processor(kind: Kind) -> dict[str, Any]:
     """`processor_config.json` of a kind."""
-    body = copy.deepcopy(towers.PROCESSOR)
+    body = copy.deepcopy(nano_towers.PROCESSOR)
     body["image_processor"] |= {"patch_size": 4, "pooling_kernel_size": 3}
     body["feature_extractor"]["feature_size"] = BINS
     if kind == "unified":

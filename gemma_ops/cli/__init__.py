@@ -17,20 +17,20 @@ import typer
 
 from gemma_ops import __version__
 from gemma_ops.cli import (
-    benching,
-    deploying,
-    dev,
+    bench_verbs,
+    cost_verbs,
+    deploy_verbs,
+    dev_verbs,
     interrupts,
-    judging,
-    launching,
-    looking,
-    models,
-    routing,
-    running,
-    serving,
-    spending,
-    synthesis,
-    tasks,
+    judge_verbs,
+    launch_verbs,
+    look_verbs,
+    model_verbs,
+    route_verbs,
+    run_verbs,
+    serve_verbs,
+    synth_verbs,
+    task_verbs,
 )
 from gemma_ops.cli.exits import INTERRUPTED
 from gemma_ops.cli.options import own_process
@@ -43,19 +43,19 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.add_typer(running.app)
-app.add_typer(models.app)
-app.add_typer(serving.app)
-app.add_typer(deploying.app)
-app.add_typer(routing.app)
-app.add_typer(looking.app)
-app.add_typer(benching.app)
-app.add_typer(spending.app)
-app.add_typer(dev.app)
-app.add_typer(synthesis.app)
-app.add_typer(tasks.app)
-app.add_typer(judging.app)
-app.add_typer(launching.app)
+app.add_typer(run_verbs.app)
+app.add_typer(model_verbs.app)
+app.add_typer(serve_verbs.app)
+app.add_typer(deploy_verbs.app)
+app.add_typer(route_verbs.app)
+app.add_typer(look_verbs.app)
+app.add_typer(bench_verbs.app)
+app.add_typer(cost_verbs.app)
+app.add_typer(dev_verbs.app)
+app.add_typer(synth_verbs.app)
+app.add_typer(task_verbs.app)
+app.add_typer(judge_verbs.app)
+app.add_typer(launch_verbs.app)
 
 
 def _version(value: bool) -> None:
@@ -94,7 +94,7 @@ def guarded(command: Callable[..., Any]) -> int:
     try:
         result = command(standalone_mode=False)
     except OpsError as error:
-        from gemma_ops.console import print_error
+        from gemma_ops.cli.console import print_error
 
         print_error(error.what, error.fix)
         return error.exit_code
@@ -114,7 +114,7 @@ def guarded(command: Callable[..., Any]) -> int:
 
 
 def _interrupted() -> int:
-    from gemma_ops.console import print_error
+    from gemma_ops.cli.console import print_error
 
     print_error("interrupted", "run the same command again: finished steps are kept and the interrupted one goes on")
     return INTERRUPTED

@@ -36,8 +36,8 @@ ConfigOption = Annotated[
 
 def write_page(path: Path, text: str) -> None:
     """Write a file that a person asked for. Raises MachineError where it can't be written."""
-    from gemma_ops.durable import write_text
     from gemma_ops.errors import MachineError
+    from gemma_ops.runs.durable import write_text
 
     try:
         write_text(path, text)
@@ -71,16 +71,16 @@ def load_config(
     `fetches` is off for verbs that only compute from what is here: they may look at a configuration that could not run.
     `targets` are those that the command line names; `listens`: the command is a server.
     """
-    from gemma_ops import offline
     from gemma_ops.config.gemini import lay_over
-    from gemma_ops.configfile import load
+    from gemma_ops.config.loading import load
+    from gemma_ops.offline import guard
 
     config = load(configs, sets or ())
     lay_over(config.machine.gemini)
-    if config.offline or offline.active():
-        offline.enforce()
+    if config.offline or guard.active():
+        guard.enforce()
         if fetches:
-            offline.check(config)
+            guard.check(config)
         if _alone:
-            offline.confine(config, targets, listens=listens)
+            guard.confine(config, targets, listens=listens)
     return config

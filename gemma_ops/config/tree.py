@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
-from gemma_ops.yamlplaces import Expected, Key
+from gemma_ops.config.places import Expected, Key
 
 
 class ConfigTree:

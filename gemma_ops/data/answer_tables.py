@@ -18,9 +18,9 @@ from typing import Any
 
 from gemma_ops.data import chat, example
 from gemma_ops.data.answers import encode_answers
-from gemma_ops.data.tokens import Manner
-from gemma_ops.durable import write_json
+from gemma_ops.data.row_tokens import Manner
 from gemma_ops.errors import DataError
+from gemma_ops.runs.durable import write_json
 
 Columns = dict[str, Any]
 

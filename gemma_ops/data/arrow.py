@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from gemma_ops.data.tokens import NO_LOSS, Manner, encode_rows
-from gemma_ops.durable import write_json
+from gemma_ops.data.row_tokens import NO_LOSS, Manner, encode_rows
+from gemma_ops.runs.durable import write_json
 
 
 def table(path: Path, folder: Path, tokenizer: Any, manner: Manner, *, max_length: int) -> tuple[Any, int]:

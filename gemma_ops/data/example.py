@@ -20,8 +20,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from gemma_ops.config import Privacy, methods
 from gemma_ops.config.methods import Kind
 from gemma_ops.data.parts import text_of
-from gemma_ops.durable import whole
 from gemma_ops.errors import DataError
+from gemma_ops.runs.durable import whole
 
 SIDES = ("chosen", "rejected")
 TURNS = ("messages", *SIDES)

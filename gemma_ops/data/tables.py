@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from gemma_ops.data.lines import Line, read_lines
+from gemma_ops.data.line_reader import Line, read_lines
 from gemma_ops.errors import DataError
 
 # line, value or None, excerpt, code, reason: the fields of files.RawRow after the file's name

@@ -36,7 +36,7 @@ def evaluate(
     folders. Writes answers.jsonl, scores.jsonl, verdict.json, report.html, summary.md, junit.xml below `out`. Raises
     ConfigError and DataError for everything that is wrong before a model is loaded.
     """
-    from gemma_ops.evaluation.pipeline import evaluate as run
+    from gemma_ops.evaluation.evaluate_step import evaluate as run
 
     return run(
         out, settings, machine, base=base, tuned=tuned, quantized=quantized, data=data, source=source,
@@ -54,7 +54,7 @@ def regrade(
     tasks: tuple[Path, ...],
 ) -> dict[str, float]:
     """Grade the answers of an earlier `evaluate` folder again, after a metric or a gate changed. No model is loaded."""
-    from gemma_ops.evaluation.pipeline import regrade as run
+    from gemma_ops.evaluation.evaluate_step import regrade as run
 
     return run(out, settings, machine, answers=answers, source=source, tasks=tasks)
 
@@ -72,28 +72,28 @@ def forecast(
 
     Nothing is asked and no model is loaded.
     """
-    from gemma_ops.evaluation.checking import load
-    from gemma_ops.evaluation.forecasting import forecast as make
+    from gemma_ops.evaluation.evaluation_checks import load
+    from gemma_ops.evaluation.evaluation_forecast import forecast as make
 
     return make(settings, machine, load(settings, tasks, source, before.parent), before)
 
 
 def forecast_lines(plan: dict[str, Any]) -> list[str]:
     """A forecast for the terminal."""
-    from gemma_ops.evaluation.forecasting import lines
+    from gemma_ops.evaluation.evaluation_forecast import lines
 
     return lines(plan)
 
 
 def needs_source(folder: Path) -> bool:
     """Whether a task's rows are not shipped, so that `evaluate` needs the user's data folder as `source`."""
-    from gemma_ops.evaluation.task import needs_source as ask
+    from gemma_ops.tasks.task import needs_source as ask
 
     return ask(folder)
 
 
 def summary_lines(verdict: Verdict, folder: Path | None = None) -> list[str]:
     """A verdict in a few plain lines for the terminal; `folder` is where `report.html` stands."""
-    from gemma_ops.evaluation.summary import lines
+    from gemma_ops.evaluation.verdict_summary import lines
 
     return lines(verdict, folder)

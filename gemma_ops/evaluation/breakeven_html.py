@@ -9,12 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from gemma_ops import __version__
 from gemma_ops.evaluation import breakeven_text as text
 from gemma_ops.evaluation.breakeven import Charge, Comparison, Offer
-from gemma_ops.evaluation.markup import escape, table
+from gemma_ops.words.markup import escape, stylesheet, table
 
 _COLOURS = ("t-q8", "t-q4", "t-bf16", "t-other", "t-base")
 _HEIGHT = 300
@@ -51,7 +50,7 @@ class _Log:
 
 def render(found: Comparison) -> str:
     """The whole page."""
-    css = (Path(__file__).parent / "report.css").read_text(encoding="utf-8") + _CSS
+    css = stylesheet() + _CSS
     headline = text.headline(found)
     own = text.own_line(found.own)
     return (

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gemma_ops import devices
 from gemma_ops.config import MachineConfig, RunConfig
 from gemma_ops.errors import ConfigError
-from gemma_ops.evaluation import cost
+from gemma_ops.evaluation import answer_cost
 from gemma_ops.evaluation.breakeven import Own, Work
 from gemma_ops.family.formats import GGUF
+from gemma_ops.planning import devices
 from gemma_ops.verdicts import VERDICT, TargetFacts, TargetResult, Verdict
 from gemma_ops.verdicts.document import MachineFacts
 from gemma_ops.verdicts.figures import SpeedFacts
@@ -139,7 +139,7 @@ def _hour(machine: MachineConfig, device: str | None, measured: MachineFacts | N
     elif machine.dollars_per_hour is None and measured and measured.dollars:
         dollars, where = measured.dollars, f"{measured.source}, as evaluated"
     else:
-        known = cost.hour(machine)
+        known = answer_cost.hour(machine)
         dollars, where = known["dollars"], known["from"]
     if not dollars:
         raise ConfigError(

@@ -11,12 +11,12 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, TypeGuard
 
-from gemma_ops.evaluation.answers import Stored
-from gemma_ops.evaluation.asking import prompt_of
-from gemma_ops.evaluation.task import Task
-from gemma_ops.metrics.base import Row
-from gemma_ops.targets.base import Target
-from gemma_ops.targets.local import Checkpoint, Quantized
+from gemma_ops.evaluation.ask_targets import prompt_of
+from gemma_ops.metrics.metric import Row
+from gemma_ops.targets.local_target import Checkpoint, Quantized
+from gemma_ops.targets.target import Target
+from gemma_ops.tasks.stored_answers import Stored
+from gemma_ops.tasks.task import Task
 from gemma_ops.verdicts import CANARY_SCHEMA
 
 _TUNED = "tuned"

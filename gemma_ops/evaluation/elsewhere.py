@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from gemma_ops.evaluation.task import Task
+from gemma_ops.tasks.task import Task
 from gemma_ops.verdicts import Verdict
 
 FOLDER = "elsewhere"

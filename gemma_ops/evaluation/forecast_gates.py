@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from gemma_ops.config import EvaluateConfig, GateConfig
-from gemma_ops.evaluation import plan
-from gemma_ops.evaluation.task import Task
-from gemma_ops.privacy import PRIVACY
+from gemma_ops.gates import detectable
+from gemma_ops.privacy.classes import PRIVACY
 from gemma_ops.targets.spec import parse
+from gemma_ops.tasks.task import Task
 
 Body = dict[str, Any]
 
@@ -26,8 +26,8 @@ def task_body(task: Task, settings: EvaluateConfig, level: float, hour: Body) ->
         "clusters": groups if task.clustered else None,
         "copies": task.copies,
         "privacy": {kind: sum(row.privacy == kind for row in task.rows) for kind in PRIVACY},
-        "detectable": round(plan.detectable_difference(n, plan.DISCORDANCE["superior"], level), 4),
-        "detectable_close": round(plan.detectable_difference(n, plan.DISCORDANCE["noninferior"], level), 4),
+        "detectable": round(detectable.detectable_difference(n, detectable.DISCORDANCE["superior"], level), 4),
+        "detectable_close": round(detectable.detectable_difference(n, detectable.DISCORDANCE["noninferior"], level), 4),
         "gates": [_gate(gate, task, groups, level, share) for gate in gates],
     }
 
@@ -35,7 +35,7 @@ def task_body(task: Task, settings: EvaluateConfig, level: float, hour: Body) ->
 def _gate(gate: GateConfig, task: Task, groups: int, level: float, share: float) -> Body:
     """One gate: rows it likely needs at its share of the level, and rows below which it can't pass at the whole of
     it."""
-    rows, fewest = plan.rows_for_gate(gate, share), plan.fewest_rows(gate, level)
+    rows, fewest = detectable.rows_for_gate(gate, share), detectable.fewest_rows(gate, level)
     if _on_labels(gate, task):
         rows = fewest = None  # that depends on the labels, whose rows are counted below
     return {
@@ -56,7 +56,7 @@ def _on_labels(gate: GateConfig, task: Task) -> bool:
 def _missing(gate: GateConfig, task: Task, level: float) -> str | None:
     """Why no answers to these rows decide a gate."""
     if _on_labels(gate, task):
-        from gemma_ops.evaluation import gates, label_evidence
+        from gemma_ops.gates import gate_decision, label_evidence
 
         scorer = next(scorer for scorer in task.scorers if gate.metric in scorer.counts)
         known = [row for row in task.rows if row.reference is not None]
@@ -65,7 +65,7 @@ def _missing(gate: GateConfig, task: Task, level: float) -> str | None:
         right = scorer.counts[gate.metric]([scorer.score(row.gold, row).detail for row in known])
         clusters = [str(row.cluster) for row in known] if task.clustered else None
         sample = label_evidence.ratio_sample([right] * (2 if gate.versus else 1), clusters)
-        return label_evidence.too_few(sample, right.labels, gates.threshold(gate), level)
+        return label_evidence.too_few(sample, right.labels, gate_decision.threshold(gate), level)
     if gate.metric == "usd_per_1k" and gate.most is None and parse(gate.target).kind != "gemini":
         return "the most that an answer can cost is not known; say it in the gate's `most`"
     return None

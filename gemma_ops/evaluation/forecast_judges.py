@@ -8,15 +8,15 @@ from typing import Any
 
 from gemma_ops.answer import Prompt
 from gemma_ops.config import EvaluateConfig, MachineConfig
-from gemma_ops.evaluation.judge import canaries, rubric
-from gemma_ops.evaluation.judge.material import Pair
-from gemma_ops.evaluation.judge.protocol import Protocol
-from gemma_ops.evaluation.task import Task
 from gemma_ops.gemini import prices
 from gemma_ops.gemini.models import facts
 from gemma_ops.gemini.usage import Usage
-from gemma_ops.targets.gemini import output_limit, request, seen_by
+from gemma_ops.judging import judge_canaries, rubric
+from gemma_ops.judging.judge_material import Pair
+from gemma_ops.judging.judge_protocol import Protocol
+from gemma_ops.targets.gemini_target import output_limit, request, seen_by
 from gemma_ops.targets.spec import Spec, parse
+from gemma_ops.tasks.task import Task
 
 Body = dict[str, Any]
 CHARACTERS = 4
@@ -44,7 +44,11 @@ def forecast(settings: EvaluateConfig, machine: MachineConfig, task: Task) -> li
         spec = parse(name)
         for rival in rivals:
             body: Body = {"task": task.name, "judge": name, "first": judge.first, "versus": rival or None}
-            body |= {"requests": len(rows) * each, "canaries": len(canaries.questions(likely, judge.mode)), "hidden": 0}
+            body |= {
+                "requests": len(rows) * each,
+                "canaries": len(judge_canaries.questions(likely, judge.mode)),
+                "hidden": 0,
+            }
             body |= dict.fromkeys(("worst_usd", "likely_usd", "tier"))
             if spec.kind == "gemini":
                 sees = seen_by(spec.model, machine.gemini)
@@ -82,7 +86,7 @@ def _dollars(
     each: int,
     verdict: int,
 ) -> Body:
-    from gemma_ops.gemini import wire
+    from gemma_ops.gemini import request_wire
 
     now = datetime.now(UTC)
     tier = "batch" if machine.gemini.batch == "always" else machine.gemini.service_tier
@@ -95,7 +99,7 @@ def _dollars(
         total["likely_usd"] += each * prices.price(spec.model, usage, tier=tier, at=now)
         prompt = Prompt(protocol.messages(bound, _answers(protocol, bound)), bound.privacy)
         asked = request(spec, prompt, verdict, use="judge", schema=protocol.shape.model_json_schema())
-        size = prices.prompt_bound(wire.body(asked))
+        size = prices.prompt_bound(request_wire.body(asked))
         total["worst_usd"] += each * prices.worst(spec.model, size, asked.max_output_tokens, tier=tier, at=now)
     return {name: value / prices.NANO for name, value in total.items()} | {"tier": tier}
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from gemma_ops.evaluation.conditions import load_words
-from gemma_ops.evaluation.gates import QUANTILES
-from gemma_ops.evaluation.judge.judged import WIN_RATE, figures
-from gemma_ops.evaluation.markup import number, seconds, usd
+from gemma_ops.gates.gate_decision import QUANTILES
+from gemma_ops.judging.judged import WIN_RATE, figures
+from gemma_ops.tasks.conditions import load_words
 from gemma_ops.verdicts import Gate, Verdict
 from gemma_ops.verdicts.figures import ValueSpan, span_of
+from gemma_ops.words.markup import number, seconds, usd
 
 
 def shown(gate: Gate, value: float | None) -> str:

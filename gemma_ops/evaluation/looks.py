@@ -14,13 +14,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gemma_ops import digest
 from gemma_ops.config import EvaluateConfig
-from gemma_ops.durable import write_text
 from gemma_ops.errors import DataError
-from gemma_ops.evaluation.cost import Facts
-from gemma_ops.evaluation.scoring import Graded
-from gemma_ops.stats.looks import look_level
+from gemma_ops.evaluation.answer_cost import Facts
+from gemma_ops.runs import digest
+from gemma_ops.runs.durable import write_text
+from gemma_ops.stats.look_levels import look_level
+from gemma_ops.tasks.grades import Graded
 from gemma_ops.verdicts import Look
 
 

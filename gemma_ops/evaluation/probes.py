@@ -10,15 +10,15 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from gemma_ops import journal
 from gemma_ops.answer import Prompt
 from gemma_ops.config import ProbeConfig
-from gemma_ops.durable import write_text
 from gemma_ops.evaluation.memorized import ProbedRow, probed_rows
 from gemma_ops.evaluation.refusals import refusal_prompts, refuses
-from gemma_ops.evaluation.statistics import Sample, mean_bound
 from gemma_ops.family.formats import GGUF
-from gemma_ops.targets.base import Target
+from gemma_ops.runs import journal
+from gemma_ops.runs.durable import write_text
+from gemma_ops.stats.intervals import Sample, mean_bound
+from gemma_ops.targets.target import Target
 from gemma_ops.verdicts import MemorizedFacts, RefusedFacts, SafetyFacts
 
 FILE = "probes.jsonl"

@@ -11,15 +11,15 @@ from typing import Any
 
 from gemma_ops.config import MachineConfig, Privacy, ReleaseConfig
 from gemma_ops.errors import ModelError
-from gemma_ops.evaluation import cost
+from gemma_ops.evaluation import answer_cost
 from gemma_ops.family import Shape
 from gemma_ops.family.formats import GGUF
 from gemma_ops.gemini import notice
-from gemma_ops.modeling.source import checkpoint
+from gemma_ops.modeling.checkpoint_source import checkpoint
 from gemma_ops.planning.kv_cache import kv_layers
-from gemma_ops.privacy import answers_class, release_of
-from gemma_ops.targets.base import Target, learned_by
+from gemma_ops.privacy.classes import answers_class, release_of
 from gemma_ops.targets.spec import QUANTIZED
+from gemma_ops.targets.target import Target, learned_by
 
 
 def collect(
@@ -64,7 +64,15 @@ def collect(
     release = released(release_of(machine), (learned_by(target) for target in targets))
     known = {key: model[key] for key in ("id", "revision", "size") if model.get(key)}
     kv = {"kv": _kv(base)} if base else {}
-    return {"model": known, "targets": found, "machine": cost.hour(machine), **terms, "data": trained, **release, **kv}
+    return {
+        "model": known,
+        "targets": found,
+        "machine": answer_cost.hour(machine),
+        **terms,
+        "data": trained,
+        **release,
+        **kv,
+    }
 
 
 def released(release: ReleaseConfig, learned: Iterable[Privacy]) -> dict[str, Any]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from gemma_ops.evaluation.conditions import load_words
-from gemma_ops.evaluation.markup import chip, colour, escape, number, seconds, short, span, table, usd
 from gemma_ops.evaluation.scatter import Dot, LogAxis, log_ticks, scatter
-from gemma_ops.privacy import HERE
+from gemma_ops.privacy.classes import HERE
+from gemma_ops.tasks.conditions import load_words
 from gemma_ops.verdicts import TargetResult, TaskFacts, Verdict
 from gemma_ops.verdicts.figures import SpeedFacts
+from gemma_ops.words.markup import chip, colour, escape, number, seconds, short, span, table, usd
 
 
 def section(task: TaskFacts, results: Sequence[TargetResult], verdict: Verdict) -> str:

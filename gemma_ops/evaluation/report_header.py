@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gemma_ops.evaluation.judge.report_judge import names_of
-from gemma_ops.evaluation.markup import chip, escape, short
+from gemma_ops.judging.report_judge import names_of
 from gemma_ops.verdicts import Verdict
+from gemma_ops.words.markup import chip, escape, short
 
 UNKNOWN = "not recorded"
 

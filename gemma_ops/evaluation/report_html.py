@@ -7,24 +7,22 @@ together here; the sections of a task, confusions and samples have their own fil
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from gemma_ops.evaluation import (
     gate_figures,
-    palette,
     report_cost,
     report_header,
     report_labels,
     report_routing,
     report_samples,
     report_task,
-    svg,
 )
-from gemma_ops.evaluation.judge import report_judge
-from gemma_ops.evaluation.markup import chip, colour, escape, p_text, seconds, table
-from gemma_ops.evaluation.scoring import Graded
-from gemma_ops.evaluation.summary import headline
+from gemma_ops.evaluation.verdict_summary import headline
+from gemma_ops.judging import report_judge
+from gemma_ops.tasks.grades import Graded
 from gemma_ops.verdicts import Gate, Verdict
+from gemma_ops.words import palette, svg
+from gemma_ops.words.markup import chip, colour, escape, p_text, seconds, stylesheet, table
 
 _WORDS = {
     "pass": "Pass",
@@ -39,7 +37,7 @@ def render(verdict: Verdict, graded: Sequence[Graded]) -> str:
     """The whole page. `graded` supplies the samples; every figure comes from the verdict."""
     tasks = "".join(_task(verdict, name, [item for item in graded if item.task.name == name]) for name in verdict.tasks)
     names = report_header.target_names(verdict)
-    css = (Path(__file__).parent / "report.css").read_text(encoding="utf-8") + palette.style(names)
+    css = stylesheet() + palette.style(names)
     title = report_header.title(verdict, _WORDS[verdict.verdict])
     return (
         "<!doctype html>\n"

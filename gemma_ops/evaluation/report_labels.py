@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gemma_ops.evaluation import svg
-from gemma_ops.evaluation.markup import chip, escape, table
 from gemma_ops.verdicts import TargetResult
 from gemma_ops.verdicts.figures import LabelFacts
+from gemma_ops.words import svg
+from gemma_ops.words.markup import chip, escape, table
 
 _COUNTED = 12
 """Up to this many labels the counts fit into a table."""

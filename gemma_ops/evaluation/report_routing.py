@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from gemma_ops.evaluation import svg
-from gemma_ops.evaluation.markup import chip, colour, escape, number, span
 from gemma_ops.verdicts import Routing, RoutingLine, RoutingTable
+from gemma_ops.words import svg
+from gemma_ops.words.markup import chip, colour, escape, number, span
 
 PILLS = {"keep": "keep here", "send": "send", "undecided": "undecided"}
 

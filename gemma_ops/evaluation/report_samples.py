@@ -10,14 +10,14 @@ import base64
 from collections.abc import Sequence
 from typing import Any
 
-from gemma_ops.data.media import bytes_of
-from gemma_ops.evaluation.answers import Stored
-from gemma_ops.evaluation.markup import chip, escape, short
-from gemma_ops.evaluation.scoring import Graded
-from gemma_ops.metrics.base import Row, Scored
+from gemma_ops.data.media_files import bytes_of
+from gemma_ops.metrics.metric import Row, Scored
 from gemma_ops.metrics.parse import Unreadable, dump, parse
 from gemma_ops.targets.spec import QUANTIZED
+from gemma_ops.tasks.grades import Graded
+from gemma_ops.tasks.stored_answers import Stored
 from gemma_ops.verdicts import TaskFacts
+from gemma_ops.words.markup import chip, escape, short
 
 _LONG = 1500
 """Characters of a text that are shown."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gemma_ops.evaluation import svg
-from gemma_ops.evaluation.conditions import load_words
-from gemma_ops.evaluation.markup import chip, colour, escape, number, p_text, short, span, table
 from gemma_ops.targets.spec import QUANTIZED
+from gemma_ops.tasks.conditions import load_words
 from gemma_ops.verdicts import Figure, Gate, PairedDifference, TargetResult, TaskFacts, Verdict
 from gemma_ops.verdicts.figures import ValueSpan
+from gemma_ops.words import svg
+from gemma_ops.words.markup import chip, colour, escape, number, p_text, short, span, table
 
 _ENDS = {"stop": "finished", "length": "cut at the token limit", "blocked": "refused", "error": "failed"}
 

@@ -11,8 +11,8 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from gemma_ops.evaluation.markup import escape
-from gemma_ops.evaluation.svg import Domain, mark, ticks
+from gemma_ops.words.markup import escape
+from gemma_ops.words.svg import Domain, mark, ticks
 
 _LEFT = 9
 """Per cent of the width that the numbers of the upright axis take."""

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from gemma_ops.errors import ModelError
+from gemma_ops.modeling.checkpoint_source import check_shards, read_config
 from gemma_ops.modeling.shards import DTYPES, FETCH_AGAIN, SIZES, Entry, read, read_headers, read_range
-from gemma_ops.modeling.source import check_shards, read_config
 
 INDEX = "model.safetensors.index.json"
 

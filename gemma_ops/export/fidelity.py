@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from gemma_ops.data import chat
-from gemma_ops.data.tokens import Manner
+from gemma_ops.data.row_tokens import Manner
 from gemma_ops.export.prompts import Row, prompt_ids
 from gemma_ops.modeling.llamacpp import Distributions
 

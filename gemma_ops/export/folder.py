@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from gemma_ops.data import published
-from gemma_ops.durable import write_json, write_text
 from gemma_ops.errors import MachineError, ModelError
 from gemma_ops.export.checkpoint import Checkpoint, read_json
 from gemma_ops.family import Shape
 from gemma_ops.modeling.generate import STOPS
+from gemma_ops.runs.durable import write_json, write_text
 
 # Copied as they are when the base has them; engines read the processor files for images and audio.
 CARRIED = (

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from gemma_ops import family
-from gemma_ops.data.prompting import read_prompting
+from gemma_ops.data.prompt_record import read_prompting
 from gemma_ops.errors import ModelError
 from gemma_ops.export.checkpoint import Checkpoint, read_json
 from gemma_ops.family import Shape

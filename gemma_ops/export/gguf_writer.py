@@ -18,12 +18,12 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
-from gemma_ops import journal
 from gemma_ops.config import Privacy
 from gemma_ops.export import gguf_metadata, gguf_tokenizer
 from gemma_ops.export.checkpoint import Checkpoint
 from gemma_ops.export.gguf_tensors import Plan, Planned
-from gemma_ops.privacy import GGUF_KEY
+from gemma_ops.privacy.classes import GGUF_KEY
+from gemma_ops.runs import journal
 
 _PIECE = 1 << 21  # numbers per piece: 8 MB in fp32, a multiple of every block size when cut at rows
 

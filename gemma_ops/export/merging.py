@@ -19,20 +19,20 @@ from typing import BinaryIO
 
 import torch
 
-from gemma_ops import journal
 from gemma_ops.config import MachineConfig, MergeConfig
-from gemma_ops.data.prompting import read_prompting, write_prompting
-from gemma_ops.durable import write_json
+from gemma_ops.data.prompt_record import read_prompting, write_prompting
 from gemma_ops.errors import GateError, ModelError
-from gemma_ops.export import canary, replacing
+from gemma_ops.export import merge_check, replacing
 from gemma_ops.export.checkpoint import INDEX, Checkpoint
 from gemma_ops.export.folder import carry_over, check_room
-from gemma_ops.export.lora import Update
+from gemma_ops.export.merge_lora import Update
 from gemma_ops.export.prompts import rows
 from gemma_ops.export.replacing import Replacement
+from gemma_ops.modeling.checkpoint_source import checkpoint
 from gemma_ops.modeling.shards import DTYPES, Entry
-from gemma_ops.modeling.source import checkpoint
-from gemma_ops.privacy import learned_class, record_learned, strictest
+from gemma_ops.privacy.classes import learned_class, record_learned, strictest
+from gemma_ops.runs import journal
+from gemma_ops.runs.durable import write_json
 
 _CHUNK = 8 << 20  # bytes copied or compared at a time
 
@@ -62,7 +62,7 @@ def merge(
     if prompting:
         write_prompting(target, prompting)
     changes = _audit(source, Checkpoint(target), updates)
-    found = canary.run(
+    found = merge_check.run(
         source.folder,
         target,
         trained,

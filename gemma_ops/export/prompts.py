@@ -8,8 +8,8 @@ from typing import Any
 
 from gemma_ops.data import chat, published
 from gemma_ops.data.parts import media_of
-from gemma_ops.data.prompting import Prompting
-from gemma_ops.data.tokens import Manner
+from gemma_ops.data.prompt_record import Prompting
+from gemma_ops.data.row_tokens import Manner
 from gemma_ops.errors import DataError
 
 Row = dict[str, Any]

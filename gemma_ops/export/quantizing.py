@@ -16,10 +16,8 @@ from typing import Any
 
 import torch
 
-from gemma_ops import journal
 from gemma_ops.config import MachineConfig, Privacy, QuantizeConfig
-from gemma_ops.data.prompting import read_prompting, write_prompting
-from gemma_ops.durable import write_json
+from gemma_ops.data.prompt_record import read_prompting, write_prompting
 from gemma_ops.errors import GateError
 from gemma_ops.export import fidelity
 from gemma_ops.export.checkpoint import Checkpoint
@@ -31,10 +29,12 @@ from gemma_ops.export.gguf_writer import write
 from gemma_ops.export.prompts import manner_of, rows
 from gemma_ops.family.formats import GGUF as TYPES
 from gemma_ops.family.formats import REFERENCE, GgufName
+from gemma_ops.modeling.checkpoint_source import checkpoint
 from gemma_ops.modeling.llamacpp import GGUF, Distributions
 from gemma_ops.modeling.load import Weights, load_model, load_tokenizer, pick_device
-from gemma_ops.modeling.source import checkpoint
-from gemma_ops.privacy import learned_class, record_learned
+from gemma_ops.privacy.classes import learned_class, record_learned
+from gemma_ops.runs import journal
+from gemma_ops.runs.durable import write_json
 
 _FP32_BYTES = 8 << 30  # checkpoints up to this size are compared with transformers in fp32, larger ones in bf16
 # Mean KL and top-1 that a right conversion stays within. bf16 activations of transformers alone make 0.003 on badly

@@ -11,7 +11,7 @@ import torch
 
 from gemma_ops.errors import ModelError
 from gemma_ops.export.checkpoint import Checkpoint, read_json
-from gemma_ops.export.lora import Update, folder_of, read_updates
+from gemma_ops.export.merge_lora import Update, folder_of, read_updates
 from gemma_ops.modeling import full
 from gemma_ops.modeling.shards import Entry, pieces
 

@@ -15,11 +15,11 @@ from typing import Any
 
 from gemma_ops.answer import Answer
 from gemma_ops.errors import BudgetError, OpsError
-from gemma_ops.gemini import prices, reply, wire
+from gemma_ops.gemini import prices, reply, request_wire
 from gemma_ops.gemini.cache import Asked
 from gemma_ops.gemini.client import Client, Sent, bill
 from gemma_ops.gemini.creating import Creator
-from gemma_ops.gemini.following import ENDINGS, WITH_RESULTS, Follower, Gone
+from gemma_ops.gemini.job_following import ENDINGS, WITH_RESULTS, Follower, Gone
 from gemma_ops.gemini.jobs import Job, Jobs
 from gemma_ops.gemini.request import Request
 
@@ -111,7 +111,7 @@ class Batches:
         now = datetime.now(UTC)
         worst = {
             key: prices.worst(
-                model, prices.prompt_bound(wire.body(request)), request.max_output_tokens, tier="batch", at=now
+                model, prices.prompt_bound(request_wire.body(request)), request.max_output_tokens, tier="batch", at=now
             )
             for key, request in items.items()
         }

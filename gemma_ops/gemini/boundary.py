@@ -16,13 +16,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from gemma_ops import journal
 from gemma_ops.config import GeminiConfig
 from gemma_ops.errors import BoundaryError, BudgetError
 from gemma_ops.gemini import notice
 from gemma_ops.gemini.models import facts
 from gemma_ops.gemini.request import HOSTED, Request
-from gemma_ops.gemini.service import check_offline
+from gemma_ops.gemini.service_access import check_offline
+from gemma_ops.runs import journal
 
 _NOTHING = "nothing was sent"
 
@@ -101,7 +101,7 @@ def _check_personal(requests: Sequence[Request], config: GeminiConfig) -> Counte
     """Scan every text once; rows with findings are refused or counted, their text is never repeated."""
     if config.pii == "off":
         return Counter()
-    from gemma_ops.data import pii
+    from gemma_ops.privacy import personal_data
 
     known: dict[str, tuple[str, ...]] = {}
 
@@ -109,7 +109,7 @@ def _check_personal(requests: Sequence[Request], config: GeminiConfig) -> Counte
         found: list[str] = []
         for text in request.texts():
             if text not in known:
-                known[text] = tuple(finding.kind for finding in pii.find(text))
+                known[text] = tuple(finding.kind for finding in personal_data.find(text))
             found += known[text]
         return found
 

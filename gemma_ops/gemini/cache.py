@@ -22,7 +22,7 @@ from gemma_ops.gemini.ledger import Ledger
 from gemma_ops.gemini.models import is_expected
 from gemma_ops.gemini.prices import NANO, nanodollars
 from gemma_ops.gemini.request import Request
-from gemma_ops.gemini.service import rehearsal
+from gemma_ops.gemini.service_access import rehearsal
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS answers (

@@ -17,13 +17,13 @@ from typing import Any
 from gemma_ops.answer import Answer
 from gemma_ops.config import GeminiConfig
 from gemma_ops.errors import BudgetError, ServiceError
-from gemma_ops.gemini import prices, reply, retry, wire
+from gemma_ops.gemini import prices, reply, request_wire, retry
 from gemma_ops.gemini.cache import Asked, Served, Store
 from gemma_ops.gemini.jobs import Jobs
 from gemma_ops.gemini.limiter import Limiter
 from gemma_ops.gemini.models import answering_model, is_expected
 from gemma_ops.gemini.request import Request
-from gemma_ops.gemini.service import connect, rehearsal
+from gemma_ops.gemini.service_access import connect, rehearsal
 from gemma_ops.gemini.usage import Usage
 
 _LOOK_AGAIN = 0.1
@@ -72,7 +72,7 @@ class Client:
         began = time.monotonic()
         worst = prices.worst(
             request.model,
-            prices.prompt_bound(wire.body(request)) if request.plain() else prices.request_bound(request),
+            prices.prompt_bound(request_wire.body(request)) if request.plain() else prices.request_bound(request),
             request.max_output_tokens, tier=self.config.service_tier, at=datetime.now(UTC),
         )  # fmt: skip
         lost = 0
@@ -215,8 +215,8 @@ class Client:
         tier = self.config.service_tier
         ask: dict[str, Any] = {
             "model": request.model,
-            "contents": wire.contents(request),
-            "config": wire.config(request, service_tier=tier, enterprise=self.config.enterprise),
+            "contents": request_wire.contents(request),
+            "config": request_wire.config(request, service_tier=tier, enterprise=self.config.enterprise),
         }
         began = time.monotonic()
         first = None

@@ -32,7 +32,7 @@ from gemma_ops.gemini.cache import Store
 from gemma_ops.gemini.client import Client, Sent
 from gemma_ops.gemini.ledger import Ledger
 from gemma_ops.gemini.request import Request
-from gemma_ops.gemini.service import endpoint, rehearsal
+from gemma_ops.gemini.service_access import endpoint, rehearsal
 
 _GONE = ServiceError("nobody waits for the answer any more", "run the same command again")
 

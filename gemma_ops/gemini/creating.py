@@ -14,9 +14,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from gemma_ops.errors import OpsError
-from gemma_ops.gemini import retry, wire
+from gemma_ops.gemini import request_wire, retry
 from gemma_ops.gemini.client import Client
-from gemma_ops.gemini.following import Follower
+from gemma_ops.gemini.job_following import Follower
 from gemma_ops.gemini.jobs import ASKED, TWICE, Job, Jobs
 from gemma_ops.gemini.request import Request
 
@@ -39,7 +39,7 @@ class Creator:
     def create(self, job: Job, requests: Mapping[str, Request]) -> Job | None:
         """Upload the items and create the job. None when it is not known whether there is one: then it counts in full,
         or stays as it is for the next run when nobody waits any more."""
-        lines = (json.dumps({"key": key, "request": wire.body(requests[key])}) for key in job.items)
+        lines = (json.dumps({"key": key, "request": request_wire.body(requests[key])}) for key in job.items)
         data = ("\n".join(lines) + "\n").encode()
         genai = self.client.genai
         try:

@@ -15,17 +15,17 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Self
 
-from gemma_ops import journal
 from gemma_ops.answer import Answer
 from gemma_ops.config import GeminiConfig, MachineConfig
 from gemma_ops.errors import BudgetError, ConfigError
-from gemma_ops.gemini import boundary, notice, wire
+from gemma_ops.gemini import boundary, notice, request_wire
 from gemma_ops.gemini.cache import Store, open_ledger
 from gemma_ops.gemini.jobs import Jobs
 from gemma_ops.gemini.models import facts, is_expected, routed_to, stale
 from gemma_ops.gemini.pipe import Pipe
 from gemma_ops.gemini.request import Request
-from gemma_ops.gemini.service import check_credentials, check_offline, endpoint
+from gemma_ops.gemini.service_access import check_credentials, check_offline, endpoint
+from gemma_ops.runs import journal
 
 MANY = 200
 """Requests from which `batch: auto` takes the batch API: half the price, an answer within a day."""
@@ -119,7 +119,7 @@ class Gemini:
 
     def _check(self, requests: Sequence[Request]) -> None:
         for request in requests:
-            wire.check(request)
+            request_wire.check(request)
         self._journal.run(boundary.check, requests, self.config)
         costly = [request.model for request in requests if facts(request.model).paid_tier]
         self._journal.run(self._tell, sorted(set(costly)))

@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
-from gemma_ops.addresses import loopback_addresses
+from gemma_ops.offline.addresses import loopback_addresses
 
 PATH = "/gemma-ops/emulator"
 _SECONDS = 2.0

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 from gemma_ops.gemini.cache import Asked, Store
-from gemma_ops.processes import Birth
+from gemma_ops.runs.processes import Birth
 
 ASKED = "asked"
 """Told of a planned job whose create was sent and not answered."""

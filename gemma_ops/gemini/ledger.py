@@ -28,7 +28,7 @@ from typing import Any
 from gemma_ops.errors import BudgetError
 from gemma_ops.gemini.ledgerfile import explained, open_file
 from gemma_ops.gemini.prices import dollars
-from gemma_ops.processes import Birth
+from gemma_ops.runs.processes import Birth
 
 
 @dataclass(frozen=True)

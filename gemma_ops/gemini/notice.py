@@ -10,7 +10,7 @@ from typing import Any
 
 from gemma_ops.config import GeminiConfig
 from gemma_ops.errors import BoundaryError
-from gemma_ops.gemini.service import rehearsal
+from gemma_ops.gemini.service_access import rehearsal
 
 TERMS = "2026-03-23"
 """Day from which the Gemini API Additional Terms described here are in force."""

@@ -25,7 +25,7 @@ from gemma_ops.errors import ServiceError
 from gemma_ops.gemini.courier import revive
 from gemma_ops.gemini.ledger import Ledger
 from gemma_ops.gemini.request import Request
-from gemma_ops.gemini.service import rehearsal
+from gemma_ops.gemini.service_access import rehearsal
 
 _LEAVE = 2.0
 """Seconds to wait for the courier to leave; it leaves by itself when it has something to finish."""

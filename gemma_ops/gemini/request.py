@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Self
 
-from gemma_ops import digest
 from gemma_ops.config import Privacy
+from gemma_ops.runs import digest
 
 Use = Literal["evaluate", "judge", "synth", "serve"]
 """What money is spent on; `synth` is what trains, and must not come from grounding tools. Answers to `serve` are not

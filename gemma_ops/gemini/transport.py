@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 
 import httpx2
 
-from gemma_ops.addresses import loopback_addresses
 from gemma_ops.errors import BoundaryError
+from gemma_ops.offline.addresses import loopback_addresses
 
 
 class PinnedTransport(httpx2.BaseTransport):

@@ -20,9 +20,9 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from gemma_ops.metrics.base import Metric
 from gemma_ops.metrics.json_fields import JsonFieldAccuracy, JsonFieldF1, JsonSchema, JsonValid
 from gemma_ops.metrics.labels import ChoiceAccuracy
+from gemma_ops.metrics.metric import Metric
 from gemma_ops.metrics.numbers import Numeric
 from gemma_ops.metrics.overlap import Chrf, RougeL
 from gemma_ops.metrics.text import Contains, ExactMatch, Length, Regex

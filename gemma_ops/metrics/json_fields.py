@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gemma_ops.errors import ConfigError, DataError
-from gemma_ops.metrics.base import Metric, Row, Scored, Scorer, one
+from gemma_ops.metrics.metric import Metric, Row, Scored, Scorer, one
 from gemma_ops.metrics.parse import Unreadable, dump, leaves, parse
 
 

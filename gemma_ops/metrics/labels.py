@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from gemma_ops.errors import DataError
-from gemma_ops.metrics.base import (
+from gemma_ops.metrics.metric import (
     Aggregate,
     Counts,
     Indexes,

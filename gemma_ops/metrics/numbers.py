@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from gemma_ops.errors import DataError
-from gemma_ops.metrics.base import Metric, Row, Scored, Scorer, one
+from gemma_ops.metrics.metric import Metric, Row, Scored, Scorer, one
 from gemma_ops.metrics.numerals import DecimalSign, numbers_in
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from gemma_ops.metrics.base import Metric, Row, Scored, Scorer, one, words
+from gemma_ops.metrics.metric import Metric, Row, Scored, Scorer, one, words
 
 
 class _Words:

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from gemma_ops.metrics.base import Metric, Normalization, Row, Scored, Scorer, normalize, one, words
+from gemma_ops.metrics.metric import Metric, Normalization, Row, Scored, Scorer, normalize, one, words
 
 
 class ExactMatch(Metric):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from gemma_ops.modeling.generate import shown_arguments
-from gemma_ops.modeling.media import Seen
+from gemma_ops.modeling.media_inputs import Seen
 
 _COLDEST = 1e-5
 """The temperature below which the likeliest token is taken, as in vLLM: float32 has no room for what would be drawn."""

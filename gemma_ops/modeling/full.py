@@ -14,13 +14,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from gemma_ops import digest
 from gemma_ops.config import TrainConfig
 from gemma_ops.errors import ConfigError, ModelError
 from gemma_ops.modeling import nf4
 from gemma_ops.modeling.audit import component_of
+from gemma_ops.modeling.checkpoint_source import check_shards, checkpoint
 from gemma_ops.modeling.shards import DTYPES, Entry, read, read_headers
-from gemma_ops.modeling.source import check_shards, checkpoint
+from gemma_ops.runs import digest
 
 FOLDER = "tuned"
 RECORD = "tuned.json"

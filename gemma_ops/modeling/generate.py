@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gemma_ops.answer import Answer, End
-from gemma_ops.modeling.media import Seen, join
+from gemma_ops.modeling.media_inputs import Seen, join
 from gemma_ops.modeling.thoughts import left_open, split_ids, thought_text
 
 STOPS = ("<eos>", "<turn|>", "<|tool_response>")

@@ -13,11 +13,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from gemma_ops import journal
 from gemma_ops.data import chat
 from gemma_ops.errors import MachineError, ModelError
 from gemma_ops.family import Shape
-from gemma_ops.modeling.source import check_shards, read_config
+from gemma_ops.modeling.checkpoint_source import check_shards, read_config
+from gemma_ops.runs import journal
 
 Weights = Literal["bf16", "fp32", "nf4"]
 Place = Literal["auto", "device", "host"]

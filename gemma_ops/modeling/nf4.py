@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from gemma_ops.modeling.launching import here, kernels
 from gemma_ops.modeling.shards import Entry, pieces
+from gemma_ops.modeling.triton_launch import here, kernels
 
 BLOCK = 64
 """Numbers that share a scale."""
@@ -107,7 +107,7 @@ def _parameter(
     )
 
 
-_kernel = partial(kernels, "gemma_ops.modeling.triton_nf4")
+_kernel = partial(kernels, "gemma_ops.modeling.nf4_triton")
 
 
 def is_4bit(parameter: Any) -> bool:

@@ -18,9 +18,9 @@ import torch
 from gemma_ops.errors import ModelError
 from gemma_ops.modeling import experts, nf4
 from gemma_ops.modeling.audit import wants_4bit
+from gemma_ops.modeling.checkpoint_source import check_shards
 from gemma_ops.modeling.host_ple import HostEmbedding
 from gemma_ops.modeling.shards import DTYPES, Entry, mapped, pieces, read, read_headers
-from gemma_ops.modeling.source import check_shards
 
 _PIECE = 1 << 25
 """Numbers read and converted at a time."""

@@ -12,7 +12,7 @@ import os
 from functools import cache
 from pathlib import Path
 
-from gemma_ops.modeling.source import check_shards
+from gemma_ops.modeling.checkpoint_source import check_shards
 
 SMALL = 100 << 20
 """Bytes of weights below which threads wait for each other longer than they compute."""

@@ -26,7 +26,7 @@ from typing import Any
 
 from gemma_ops.errors import DataError, OpsError
 from gemma_ops.modeling.decoding import Drawing, Drawn, ReplyInMemory
-from gemma_ops.modeling.media import Perceiver, Seen
+from gemma_ops.modeling.media_inputs import Perceiver, Seen
 
 _STUCK = 30.0
 """Seconds that a client has to take a line."""

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from gemma_ops.nano import lessons, shape
+from gemma_ops.nano import lessons, nano_shape
 
 STEPS = 2400
 ROWS = 32
@@ -50,8 +50,8 @@ def pretrain(
 
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
-    tokenizer = shape.train_tokenizer(lessons.corpus(corpus_lines, seed))
-    model = shape.build(seed)
+    tokenizer = nano_shape.train_tokenizer(lessons.corpus(corpus_lines, seed))
+    model = nano_shape.build(seed)
     model.train()
     decayed = [p for p in model.parameters() if p.ndim > 1]
     plain = [p for p in model.parameters() if p.ndim <= 1]
@@ -89,5 +89,5 @@ def pretrain(
             mean = sum(losses[-100:]) / len(losses[-100:])
             print(f"step {step + 1}/{steps}  loss {mean:.4f}  {time.time() - started:.0f} s", flush=True)
     model.eval()
-    shape.save(model, folder, tokenizer)
+    nano_shape.save(model, folder, tokenizer)
     return losses

@@ -4,6 +4,6 @@
 run fit, `text` writes it out.
 """
 
-from gemma_ops.planning.make import Change, Plan, plan
+from gemma_ops.planning.training_plan import Change, Plan, plan
 
 __all__ = ["Change", "Plan", "plan"]

@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from gemma_ops import devices, family
+from gemma_ops import family
 from gemma_ops.config import RunConfig
-from gemma_ops.devices import Device
-from gemma_ops.planning.make import Change, Plan, measure
-from gemma_ops.planning.rows import Counted
+from gemma_ops.planning import devices
+from gemma_ops.planning.devices import Device
+from gemma_ops.planning.row_lengths import Counted
+from gemma_ops.planning.training_plan import Change, Plan, measure
 
 _WORTH = 1.2
 """A change is faster from this ratio on; the estimate can't tell smaller ones apart."""

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from gemma_ops.devices import Device
 from gemma_ops.family import Layer, Shape
-from gemma_ops.planning import kept
-from gemma_ops.planning.memory import NF4, Step
+from gemma_ops.planning import kept_bytes
+from gemma_ops.planning.devices import Device
+from gemma_ops.planning.training_memory import NF4, Step
 
 FACTOR = 2.0
 """A measured speed lies within this factor of the estimate on a GPU of the table."""
@@ -142,7 +142,7 @@ def speed(
     passes = 2 + again
     # Float32 keeps more and casts less: its traffic is that of bf16 under autocast.
     cast = replace(step, weights="bf16") if step.weights == "fp32" else step
-    bytes_kept = sum(kept.layer(shape, layer, cast) - kept.mask(layer, cast) for layer in shape.layers)
+    bytes_kept = sum(kept_bytes.layer(shape, layer, cast) - kept_bytes.mask(layer, cast) for layer in shape.layers)
     c = shape.counts()
     times = {
         "matrix products": slots * (amount.total - amount.attention) / (rate * rates.products),

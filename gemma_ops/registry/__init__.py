@@ -24,8 +24,8 @@ from gemma_ops.config import MachineConfig, RegisterConfig
 if TYPE_CHECKING:
     from gemma_ops.config.policy import PromotionPolicy
     from gemma_ops.registry.audit_report import AuditReport
-    from gemma_ops.registry.live import Mirror
-    from gemma_ops.registry.outcome import Promotion
+    from gemma_ops.registry.live_mirror import Mirror
+    from gemma_ops.registry.move_outcome import Promotion
     from gemma_ops.registry.overview import Overview
     from gemma_ops.registry.policies import PolicyInForce
     from gemma_ops.registry.served import ServeNeeds
@@ -76,7 +76,7 @@ def lost_version(machine: MachineConfig, run: Path) -> str | None:
 
 def mirror(machine: MachineConfig, **options: Any) -> Mirror:
     """The listener that mirrors a run in MLflow; does nothing when `machine.mlflow` is null."""
-    from gemma_ops.registry.live import Mirror as Listener
+    from gemma_ops.registry.live_mirror import Mirror as Listener
 
     return Listener(machine, **options)
 

@@ -18,17 +18,17 @@ from typing import Any
 
 from gemma_ops.config import MachineConfig
 from gemma_ops.errors import OpsError
-from gemma_ops.registry import ledger, profile, stored
-from gemma_ops.registry.ledger import Ledger
+from gemma_ops.registry import profile, promotion_ledger, stored
 from gemma_ops.registry.overview import move
 from gemma_ops.registry.points import judged
 from gemma_ops.registry.policies import policy_of
 from gemma_ops.registry.profile import Tracking
-from gemma_ops.registry.records import gone_versions
+from gemma_ops.registry.promotion_ledger import Ledger
 from gemma_ops.registry.served import check_served
 from gemma_ops.registry.shelves import Entry
 from gemma_ops.registry.signing import SIGNATURE
 from gemma_ops.registry.verification import check_verdict
+from gemma_ops.registry.version_records import gone_versions
 from gemma_ops.verdicts import VERDICT, Verdict
 
 _SMALL = 1 << 20
@@ -181,9 +181,9 @@ def _alias(entries: list[Entry], alias: str, aliases: dict[str, str]) -> Iterato
             by = policies.get(str(entry.get("policy")))
             policy = f"; policy of entry {by}" if by else ""
             yield Checked(about, f"entry {entry['n']}", True, f"{entry['at']}  {entry['who']}  {move(entry)}{policy}")
-    stands, trail = aliases.get(alias), ledger.trail(entries, alias)
+    stands, trail = aliases.get(alias), promotion_ledger.trail(entries, alias)
     told = trail[-1] if trail else None
-    if ledger.pending(entries, alias):
+    if promotion_ledger.pending(entries, alias):
         yield Checked(about, "stands", False, "a move was interrupted: repeat the command to finish it")
     elif stands != told:
         where = f"at version {stands}" if stands else "nowhere"

@@ -14,12 +14,12 @@ from dataclasses import replace
 
 from gemma_ops.config.policy import CHAMPION
 from gemma_ops.errors import ConfigError
-from gemma_ops.registry import ledger, stored
-from gemma_ops.registry.ledger import COPY_HEAD, Ledger
+from gemma_ops.registry import promotion_ledger, stored
 from gemma_ops.registry.profile import Tracking
-from gemma_ops.registry.records import look_of, weights_of
+from gemma_ops.registry.promotion_ledger import COPY_HEAD, Ledger
 from gemma_ops.registry.shelves import Entry
 from gemma_ops.registry.verification import CheckedVersion
+from gemma_ops.registry.version_records import look_of, weights_of
 
 PRODUCTION = "-prod"
 """What the name of the other model ends in, by custom: `--to NAME-prod` then needs no alias."""
@@ -64,7 +64,7 @@ def copy_version(
         book.append(
             "version", version=number, manifest=checked.digest, verdict=checked.outcome, run="",
             weights=weights_of(checked.manifest["subject"]), look=look.to_json() if look else None,
-            origin={"model": name, "version": checked.version, "ledger": ledger.anchor(origin)},
+            origin={"model": name, "version": checked.version, "ledger": promotion_ledger.anchor(origin)},
         )  # fmt: skip
-    client.set_model_version_tag(model, number, COPY_HEAD, ledger.anchor(book.entries()))
+    client.set_model_version_tag(model, number, COPY_HEAD, promotion_ledger.anchor(book.entries()))
     return replace(checked, version=number, origin=source)

@@ -13,7 +13,7 @@ from typing import Any
 
 from gemma_ops.config import MachineConfig
 from gemma_ops.errors import ServiceError
-from gemma_ops.registry import profile, reading, stored
+from gemma_ops.registry import profile, run_reader, stored
 from gemma_ops.registry.profile import Place
 
 _DELETED = "Deleted_Internal"
@@ -22,7 +22,7 @@ _DELETED = "Deleted_Internal"
 
 def lost_version(machine: MachineConfig, run: Path) -> str | None:
     """Say in a sentence that the version of a run is gone; None where it is there, was never made, or can't be asked for."""
-    record = reading.load(run / "register" / "mlflow.json")
+    record = run_reader.load(run / "register" / "mlflow.json")
     place = profile.locate(machine)
     if not record or not record.get("version") or place is None or record.get("tracking_uri") != place.uri:
         return None

@@ -8,11 +8,12 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from gemma_ops import __version__, digest
-from gemma_ops.registry import card, evidence, reading
+from gemma_ops import __version__
+from gemma_ops.registry import evaluation_evidence, model_card, run_reader
 from gemma_ops.registry import state as memory
 from gemma_ops.registry.profile import Tracking
 from gemma_ops.registry.staging import shown
+from gemma_ops.runs import digest
 from gemma_ops.verdicts import ROUTING, VERDICT, Verdict
 
 # What a reviewer wants beside the numbers: {file in the run folder: its path in MLflow, under the same file name}.
@@ -41,14 +42,14 @@ def settings(tracking: Tracking, run: Path, run_id: str) -> None:
     config = memory.config_of(run)
     sections = ("recipe", "model", "synth", "data", "train", "quantize", "evaluate")
     shown = {key: config[key] for key in sections if key in config}
-    params(tracking, run_id, reading.flatten(_placeless(shown)))
+    params(tracking, run_id, run_reader.flatten(_placeless(shown)))
     tags(tracking, run_id, {"gemma_ops.version": __version__, "gemma_ops.config": digest.of_json(config), **git()})
 
 
 def step(tracking: Tracking, run_id: str, name: str, identity: dict[str, Any]) -> None:
     """The settings and inputs of one step, as they stand in its fingerprint."""
-    params(tracking, run_id, reading.flatten(identity.get("settings") or {}))
-    inputs = reading.flatten(identity.get("inputs") or {}, "gemma_ops.input.")
+    params(tracking, run_id, run_reader.flatten(identity.get("settings") or {}))
+    inputs = run_reader.flatten(identity.get("inputs") or {}, "gemma_ops.input.")
     tags(tracking, run_id, {"gemma_ops.step": name, **inputs})
 
 
@@ -60,7 +61,7 @@ def datasets(tracking: Tracking, run: Path, step_name: str, run_id: str) -> None
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     inputs = []
-    prepared = reading.load(run / "prepare" / "artifact.json") if step_name in ("prepare", "train") else None
+    prepared = run_reader.load(run / "prepare" / "artifact.json") if step_name in ("prepare", "train") else None
     for file, context in (("train.jsonl", "training"), ("valid.jsonl", "validation")):
         if prepared and file in prepared["files"]:
             sha256 = prepared["files"][file]["sha256"]
@@ -69,7 +70,7 @@ def datasets(tracking: Tracking, run: Path, step_name: str, run_id: str) -> None
                 f"{run.name} {context}", sha256[:_DIGEST], "local", source, profile=_profile(run / "prepare" / file)
             )
             inputs.append(DatasetInput(data, [InputTag("mlflow.data.context", context), InputTag("sha256", sha256)]))
-    found = evidence.read(run / "evaluate") if step_name == "evaluate" else None
+    found = evaluation_evidence.read(run / "evaluate") if step_name == "evaluate" else None
     for name, task in found.tasks.items() if found else ():
         profile = json.dumps({"num_rows": task.rows})
         data = Dataset(name, task.digest[:_DIGEST], "local", json.dumps({"uri": f"eval/{name}"}), profile=profile)
@@ -95,8 +96,8 @@ def outcome(tracking: Tracking, run: Path, state: memory.State, error: str | Non
             tracking.client.log_artifact(run_id, str(file), stored.rpartition("/")[0] or None)
             state["files"][stored] = sha256
             memory.write(run, tracking.place, state)
-    found = evidence.read(run / "evaluate")
-    note = card.headline(found) if found else ""
+    found = evaluation_evidence.read(run / "evaluate")
+    note = model_card.headline(found) if found else ""
     if withheld:
         note += "\n\nThe report stays on the machine that made it: its rows are `local_only`."
     labels = {
@@ -161,7 +162,7 @@ def _profile(file: Path) -> str | None:
 def keeps_rows(run: Path) -> bool:
     """Whether any row of this run, or answer of a model that learned from such rows, may not leave the machine; assumed
     when the rows can't be seen."""
-    counts = reading.privacy_of(run)
+    counts = run_reader.privacy_of(run)
     file = run / "evaluate" / VERDICT
     targets = Verdict.read(file).targets if file.exists() else {}
     learned = [target.learned for target in targets.values()]

@@ -15,19 +15,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gemma_ops import digest
 from gemma_ops.config import MachineConfig
 from gemma_ops.errors import ConfigError, GateError, MachineError, OpsError
 from gemma_ops.family.formats import FORMATS
 from gemma_ops.registry import profile, stored
+from gemma_ops.registry.card_usage import loading
 from gemma_ops.registry.contents import content_problem
-from gemma_ops.registry.loading import loading
 from gemma_ops.registry.moving import alias_words, promoted_version
 from gemma_ops.registry.points import INTEGRITY
 from gemma_ops.registry.profile import Tracking
 from gemma_ops.registry.served import check_served
 from gemma_ops.registry.signing import SIGNATURE
 from gemma_ops.registry.verification import check_verdict
+from gemma_ops.runs import digest
 from gemma_ops.verdicts import VERDICT, Verdict
 
 _SPEC = re.compile(r"(?P<name>[^@/\s]+)(?:@(?P<alias>[^@/\s]+)|/(?P<version>\d+))")

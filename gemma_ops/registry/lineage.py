@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from gemma_ops import digest
 from gemma_ops.errors import DataError, ModelError
-from gemma_ops.registry import reading
+from gemma_ops.registry import run_reader
+from gemma_ops.runs import digest
 
 
 def finished(path: Path) -> dict[str, Any]:
     """The manifest of a finished step. Raises ModelError where the step is not finished."""
-    body = reading.load(path / "artifact.json")
+    body = run_reader.load(path / "artifact.json")
     if body is None:
         raise ModelError(
             f"{path} is no finished step: it has no artifact.json", "run the steps before this one to their end"

@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from gemma_ops.errors import BusyError
-from gemma_ops.processes import Birth
-from gemma_ops.registry.ledger import lock_name
 from gemma_ops.registry.profile import Tracking
+from gemma_ops.registry.promotion_ledger import lock_name
+from gemma_ops.runs.processes import Birth
 
 TAG = "gemma_ops.lock"
 EXPIRY = 120.0  # seconds; the checks that read gigabytes are made before the lock is taken

@@ -14,16 +14,17 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from gemma_ops import __version__, digest
+from gemma_ops import __version__
 from gemma_ops.config import RegisterConfig, ReleaseConfig
-from gemma_ops.data.prompting import read_prompting
+from gemma_ops.data.prompt_record import read_prompting
 from gemma_ops.errors import DataError, ModelError, OpsError
 from gemma_ops.family.formats import GGUF_FILE
-from gemma_ops.privacy import answers_class, learned_class, strictest
-from gemma_ops.registry import evidence, reading
+from gemma_ops.privacy.classes import answers_class, learned_class, strictest
+from gemma_ops.registry import evaluation_evidence, run_reader
 from gemma_ops.registry.describe import git
 from gemma_ops.registry.lineage import check_chain, check_made, finished
 from gemma_ops.registry.staging import TUNED
+from gemma_ops.runs import digest
 from gemma_ops.verdicts import VERDICT
 
 SCHEMA = "gemma-ops/manifest@1"
@@ -149,7 +150,7 @@ def _prompting(models: list[Path]) -> dict[str, Any] | None:
 
 
 def _base(model: Path) -> dict[str, Any]:
-    body = reading.load(model / "model.json")
+    body = run_reader.load(model / "model.json")
     if body is None:
         raise ModelError(
             f"{model} holds no model.json", "run the step that fetches the model again: --redo " + model.name
@@ -163,13 +164,13 @@ def _data(data: Path, artifact: dict[str, Any]) -> dict[str, Any]:
         if name not in artifact["files"]:
             continue
         rows = 0
-        for row, _ in reading.records(data / name):
+        for row, _ in run_reader.records(data / name):
             rows += 1
             label, source = str(row.get("privacy", "unknown")), str(row.get("source", "unknown")).rpartition(":")[0]
             privacy[label] = privacy.get(label, 0) + 1
             sources[source or "unknown"] = sources.get(source or "unknown", 0) + 1
         files[name] = {"sha256": artifact["files"][name]["sha256"], "rows": rows}
-    report = reading.load(data / "report.json") or {}
+    report = run_reader.load(data / "report.json") or {}
     top = dict(sorted(sources.items(), key=lambda item: (-item[1], item[0]))[:20])
     return {
         "digest": artifact["digest"],
@@ -238,7 +239,7 @@ def _quantized(quantized: Path, artifact: dict[str, Any]) -> dict[str, Any]:
 
 
 def _evaluation(evaluation: Path, artifact: dict[str, Any], files: dict[str, Path]) -> dict[str, Any]:
-    found = evidence.read(evaluation)
+    found = evaluation_evidence.read(evaluation)
     if found is None:
         raise DataError(f"{evaluation} holds no {VERDICT}", "evaluate again: --redo evaluate")
     return {

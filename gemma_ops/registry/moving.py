@@ -9,10 +9,10 @@ from typing import Any
 
 from gemma_ops.config import MachineConfig
 from gemma_ops.errors import ConfigError, GateError
-from gemma_ops.registry import ledger, lock, profile, stored
-from gemma_ops.registry.ledger import Ledger
+from gemma_ops.registry import lock, profile, promotion_ledger, stored
 from gemma_ops.registry.points import LINEAGE
 from gemma_ops.registry.profile import Tracking
+from gemma_ops.registry.promotion_ledger import Ledger
 from gemma_ops.registry.shelves import Entry
 from gemma_ops.registry.verification import CheckedVersion
 
@@ -55,7 +55,7 @@ def promoted_version(tracking: Tracking, name: str, alias: str) -> str | None:
     now = alias_version(tracking, name, alias)
     while True:
         entries = Ledger(tracking, name).entries()
-        trail, intent = ledger.trail(entries, alias), ledger.pending(entries, alias)
+        trail, intent = promotion_ledger.trail(entries, alias), promotion_ledger.pending(entries, alias)
         if now is None or not trail or now in (trail[-1], intent["to"] if intent else None):
             return now
         before, now = now, alias_version(tracking, name, alias)
@@ -101,7 +101,7 @@ def finish_move(tracking: Tracking, book: Ledger, intent: Entry) -> Entry:
 
 def settle_move(tracking: Tracking, book: Ledger, alias: str) -> None:
     """Close an intent whose process died: `done` if the alias got there, else `void`."""
-    intent = ledger.pending(book.entries(), alias)
+    intent = promotion_ledger.pending(book.entries(), alias)
     if intent is not None:
         came_true = alias_version(tracking, book.name, alias) == intent["to"]
         book.append("done" if came_true else "void", **_repeated(intent))

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from gemma_ops.config import MachineConfig
-from gemma_ops.registry import ledger, profile, stored
-from gemma_ops.registry.ledger import Ledger
+from gemma_ops.registry import profile, promotion_ledger, stored
 from gemma_ops.registry.points import kept_words
 from gemma_ops.registry.policies import policy_in_force
 from gemma_ops.registry.profile import Tracking
-from gemma_ops.registry.records import gone_versions
+from gemma_ops.registry.promotion_ledger import Ledger
 from gemma_ops.registry.shelves import Entry
+from gemma_ops.registry.version_records import gone_versions
 
 _TAIL = 10
 _COLUMNS = 6
@@ -99,11 +99,11 @@ def show(machine: MachineConfig, name: str) -> Overview:
         book = Ledger(tracking, name)
         entries = book.anchored()
         named = dict.fromkeys(entry["alias"] for entry in entries if "alias" in entry)
-        interrupted = [alias for alias in named if ledger.pending(entries, alias)]
+        interrupted = [alias for alias in named if promotion_ledger.pending(entries, alias)]
         moved = [
             alias
             for alias, number in aliases.items()
-            if ledger.trail(entries, alias)[-1:] != [number] and alias not in interrupted
+            if promotion_ledger.trail(entries, alias)[-1:] != [number] and alias not in interrupted
         ]
         policy = policy_in_force(name, entries)
         versions = stored.versions(tracking, name)

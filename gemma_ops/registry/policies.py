@@ -11,14 +11,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gemma_ops import digest
 from gemma_ops.config import GateConfig, MachineConfig, PromotionAsks
 from gemma_ops.config.policy import PolicyTask, PromotionPolicy, make_policy, softer
 from gemma_ops.errors import ConfigError, OpsError
-from gemma_ops.registry import ledger, lock
-from gemma_ops.registry.ledger import Ledger
+from gemma_ops.registry import lock, promotion_ledger
 from gemma_ops.registry.moving import opened_registry
+from gemma_ops.registry.promotion_ledger import Ledger
 from gemma_ops.registry.shelves import Entry
+from gemma_ops.runs import digest
 from gemma_ops.verdicts import Verdict
 
 
@@ -129,7 +129,7 @@ def set_policy(
     Raises ConfigError for a policy without gates, GateError for a ledger that can't be trusted, BusyError while
     somebody else writes.
     """
-    why = ledger.reason_given(reason)
+    why = promotion_ledger.reason_given(reason)
     if policy is None:
         raise ConfigError("a policy needs a gate", "put one into evaluate.gates of the configuration")
     with opened_registry(machine, name) as tracking, lock.held(tracking, name):

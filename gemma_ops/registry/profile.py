@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
 
-from gemma_ops.addresses import database_hosts, is_loopback
 from gemma_ops.config import MachineConfig
 from gemma_ops.errors import ConfigError, MachineError, OpsError, ServiceError
+from gemma_ops.offline.addresses import database_hosts, is_loopback
 from gemma_ops.registry import detours
 
 # Read by MLflow 3.17 when it is imported or called. What the user has set stays.

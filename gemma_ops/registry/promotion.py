@@ -17,9 +17,9 @@ from typing import Any
 from gemma_ops.config import MachineConfig
 from gemma_ops.config.policy import CHAMPION
 from gemma_ops.errors import BusyError, GateError, OpsError
-from gemma_ops.registry import ledger, stored
+from gemma_ops.registry import promotion_ledger, stored
 from gemma_ops.registry.copying import copy_of, copy_version, production_model
-from gemma_ops.registry.ledger import Ledger
+from gemma_ops.registry.move_outcome import Promotion
 from gemma_ops.registry.moving import (
     alias_version,
     alias_words,
@@ -31,14 +31,14 @@ from gemma_ops.registry.moving import (
     settle_move,
 )
 from gemma_ops.registry.objections import Incumbent
-from gemma_ops.registry.outcome import Promotion
 from gemma_ops.registry.points import INTEGRITY
 from gemma_ops.registry.policies import append_policy, policy_in_force
 from gemma_ops.registry.profile import Tracking
-from gemma_ops.registry.records import gone_versions
+from gemma_ops.registry.promotion_ledger import Ledger
 from gemma_ops.registry.served import ServeNeeds
 from gemma_ops.registry.shelves import Entry
 from gemma_ops.registry.verification import CheckedVersion, verify_version
+from gemma_ops.registry.version_records import gone_versions
 from gemma_ops.registry.weighing import Move, Weighing, weigh_version
 
 
@@ -62,9 +62,9 @@ def promote(
     a point, the ledger or `expect` forbids it, OpsError when model or version doesn't exist, ConfigError for a key that
     can't be read, BusyError while another promotion runs, ServiceError when MLflow can't be reached. Safe to repeat.
     """
-    why = ledger.reason_given(reason)
-    excuse = ledger.reason_given(override, "override") if override is not None else None
-    approver = ledger.reason_given(approved_by, "approved-by") if approved_by is not None else None
+    why = promotion_ledger.reason_given(reason)
+    excuse = promotion_ledger.reason_given(override, "override") if override is not None else None
+    approver = promotion_ledger.reason_given(approved_by, "approved-by") if approved_by is not None else None
     model, alias = production_model(name, to)
     check_alias(alias)
     with opened_registry(machine, name) as tracking:
@@ -78,7 +78,7 @@ def promote(
         settle_move(tracking, book, alias)
         now = alias_version(tracking, model, alias)
         entries = book.entries()
-        trail = ledger.trail(entries, alias)
+        trail = promotion_ledger.trail(entries, alias)
         there = checked.version if model == name else copy_of(tracking, model, checked)
         if there is not None and now == there and trail and trail[-1] == now:
             words = f"{model}@{alias} is version {now} already: nothing changed"
@@ -126,14 +126,14 @@ def rollback(machine: MachineConfig, name: str, *, alias: str = CHAMPION, reason
     The verdict is not asked again: the version was promoted before. Raises OpsError when there is no earlier one, else
     as `promote`. Repeated after a crash it finishes the move it had begun instead of going back twice.
     """
-    why = ledger.reason_given(reason)
+    why = promotion_ledger.reason_given(reason)
     with opened_registry(machine, name) as tracking:
         book = Ledger(tracking, name)
         book.anchored()
         goal = _earlier(tracking, book, alias)
         checked = verify_version(tracking, stored.version(tracking, name, goal), machine.trusted_keys)
     with locked_model(machine, name) as (tracking, book):
-        intent = ledger.pending(book.entries(), alias)
+        intent = promotion_ledger.pending(book.entries(), alias)
         if intent and intent["action"] == "rollback" and intent["to"] == goal:
             now, done = intent["from"], finish_move(tracking, book, intent)
             words = f"{name}@{alias} is back at version {goal}: finished the rollback that was interrupted"
@@ -209,12 +209,14 @@ def _earlier(tracking: Tracking, book: Ledger, alias: str) -> str:
     """The version a rollback of `alias` leads to: that of an interrupted rollback, else the one before the present
     one."""
     entries = book.entries()
-    intent, now = ledger.pending(entries, alias), alias_version(tracking, book.name, alias)
+    intent, now = promotion_ledger.pending(entries, alias), alias_version(tracking, book.name, alias)
     if intent and intent["action"] == "rollback":
         return str(intent["to"])
     if now is None:
         raise OpsError(f"{book.name} has no alias {alias!r}", alias_words(tracking, book.name))
-    trail = ledger.trail([*entries, {**intent, "kind": "done"}] if intent and intent["to"] == now else entries, alias)
+    trail = promotion_ledger.trail(
+        [*entries, {**intent, "kind": "done"}] if intent and intent["to"] == now else entries, alias
+    )
     if trail[-1:] != [now]:
         known = f"version {trail[-1]}" if trail else "nothing"
         raise GateError(

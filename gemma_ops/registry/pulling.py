@@ -16,20 +16,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gemma_ops import digest, journal
 from gemma_ops.config import MachineConfig, RegisterConfig
 from gemma_ops.config.policy import CHAMPION, CHAMPION_LOOKS, CHAMPION_MODEL, STANDARD, ChampionFacts, PromotionStandard
-from gemma_ops.durable import write_json, write_text
 from gemma_ops.errors import GateError
 from gemma_ops.family.formats import FORMATS
-from gemma_ops.privacy import class_of
+from gemma_ops.privacy.classes import class_of
 from gemma_ops.registry import profile, stored
-from gemma_ops.registry.ledger import Ledger
 from gemma_ops.registry.policies import policy_in_force
 from gemma_ops.registry.profile import Tracking
-from gemma_ops.registry.records import looks_before
+from gemma_ops.registry.promotion_ledger import Ledger
 from gemma_ops.registry.shelves import Entry
 from gemma_ops.registry.staging import TOKENIZER
+from gemma_ops.registry.version_records import looks_before
+from gemma_ops.runs import digest, journal
+from gemma_ops.runs.durable import write_json, write_text
 
 
 def pull_champion(out: Path, settings: RegisterConfig, machine: MachineConfig) -> dict[str, float]:

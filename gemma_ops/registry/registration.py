@@ -16,15 +16,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gemma_ops import journal
 from gemma_ops.config import MachineConfig, RegisterConfig
-from gemma_ops.durable import write_json
 from gemma_ops.errors import ConfigError, ServiceError
-from gemma_ops.privacy import release_of
-from gemma_ops.registry import card, describe, evidence, manifest, profile, reading, records, sealing, staging, stored
+from gemma_ops.privacy.classes import release_of
+from gemma_ops.registry import (
+    describe,
+    evaluation_evidence,
+    manifest,
+    model_card,
+    profile,
+    run_reader,
+    sealing,
+    staging,
+    stored,
+    version_records,
+)
 from gemma_ops.registry import state as memory
-from gemma_ops.registry.evidence import Evidence
+from gemma_ops.registry.evaluation_evidence import Evidence
 from gemma_ops.registry.profile import Tracking
+from gemma_ops.runs import journal
+from gemma_ops.runs.durable import write_json
 
 _BATCH = 1000  # MLflow's limit on metrics in one call
 
@@ -55,18 +66,18 @@ def register(
     mark = None
     if tracking:
         with profile.calls(tracking.place):
-            mark = records.check_ledger(tracking, str(settings.name))
+            mark = version_records.check_ledger(tracking, str(settings.name))
     chosen = staging.select(
         settings, model=merged or model, quotes=quotes, leaves=bool(tracking and tracking.leaves_machine), **weights
     )
     body = manifest.build(settings, chosen, model=model, data=data, ledger=mark, release=release_of(machine), **weights)
-    found = evidence.read(evaluation) if evaluation else None
+    found = evaluation_evidence.read(evaluation) if evaluation else None
     carried = {
         "files": float(len(chosen)),
         "bytes": float(sum(file["bytes"] for file in body["subject"]["files"].values())),
     }
     if tracking is None:
-        sealing.write_own(out, body, card.write(body, found, settings.description))
+        sealing.write_own(out, body, model_card.write(body, found, settings.description))
         write_json(out / "mlflow.json", {"name": settings.name, "version": None, "manifest": body["digest"]})
         journal.record(
             event="unregistered", reason="machine.mlflow is null; with one set, --redo register registers it"
@@ -81,7 +92,9 @@ def register(
         # What is stored decides: registered before by other code, it has its own account of that code.
         body = stored.read_manifest(tracking, logged)
         verdict = found.verdict if found else None
-        told = records.record_version(tracking, work.name, number, body, verdict, out.parent.name, settings.asks)
+        told = version_records.record_version(
+            tracking, work.name, number, body, verdict, out.parent.name, settings.asks
+        )
         for name in stored.own_files(logged):
             with stored.opened(tracking, logged, name) as file:
                 shutil.copyfile(file, out / name)
@@ -134,7 +147,7 @@ class _Work:
             if other.model_id != logged.model_id:  # not usable, or of a request repeated after a cut connection
                 client.delete_logged_model(other.model_id)
         staging.link(chosen, stage)
-        sealing.write_own(stage, self.body, card.write(self.body, self.found, self.description))
+        sealing.write_own(stage, self.body, model_card.write(self.body, self.found, self.description))
         journal.record(event="uploading", files=len(chosen))
         client.log_model_artifacts(logged.model_id, str(stage))
         if problems := stored.compare_sizes(self.tracking, logged, expected):
@@ -155,7 +168,7 @@ class _Work:
         client, manifest_digest = self.tracking.client, self.body["digest"]
         try:
             client.create_registered_model(
-                self.name, description=card.introduction(self.body["subject"], self.description)
+                self.name, description=model_card.introduction(self.body["subject"], self.description)
             )
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
@@ -167,9 +180,9 @@ class _Work:
                 source=f"models:/{logged.model_id}",
                 model_id=logged.model_id,  # a server asks for it besides the source
                 run_id=self.parent,
-                tags=card.tags(self.body, self.found)
+                tags=model_card.tags(self.body, self.found)
                 | {tag: logged.tags[tag] for tag in stored.OWN.values() if tag in logged.tags},
-                description=card.headline(self.found),
+                description=model_card.headline(self.found),
             )
             known = stored.versions(self.tracking, self.name, manifest_digest)
         first, *surplus = sorted(known, key=lambda version: int(version.version))
@@ -193,8 +206,8 @@ class _Work:
             self.tracking.experiment_id,
             name=self.name.replace(".", "-"),  # MLflow allows no dot here, though it does in a registered model's name
             source_run_id=self.parent,
-            tags={**card.tags(self.body, self.found), "mlflow.note.content": card.headline(self.found)},
-            params=reading.flatten(subject["settings"].get("train", {})),
+            tags={**model_card.tags(self.body, self.found), "mlflow.note.content": model_card.headline(self.found)},
+            params=run_reader.flatten(subject["settings"].get("train", {})),
             model_type="gemma4-" + next(kind for kind, there in kinds.items() if there),
         )
 
@@ -226,7 +239,7 @@ class _Work:
         for figure in (*self.found.figures, *self.found.differences):
             name = f"{figure.task}/{figure.target}{f'-{figure.versus}' if figure.versus else ''}/{figure.metric}"
             for suffix, value in (("", figure.value), ("/low", figure.low), ("/high", figure.high)):
-                key, data = reading.metric_key(name + suffix), (figure.task, digests[figure.task])
+                key, data = run_reader.metric_key(name + suffix), (figure.task, digests[figure.task])
                 # The evaluation's own time, so that sending them again after a crash changes nothing.
                 at = self.evaluated
                 values.append(
@@ -238,5 +251,5 @@ class _Work:
 
 def _made_at(evaluation: Path | None) -> int:
     """When the evaluation was finished, in milliseconds since 1970; 0 without one."""
-    made = (reading.load(evaluation / "artifact.json") or {}).get("made") if evaluation else None
+    made = (run_reader.load(evaluation / "artifact.json") or {}).get("made") if evaluation else None
     return calendar.timegm(time.strptime(made["at"], "%Y-%m-%dT%H:%M:%SZ")) * 1000 if made else 0

@@ -11,13 +11,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from gemma_ops import digest, journal
-from gemma_ops.durable import write_json
 from gemma_ops.registry import stored
 from gemma_ops.registry.flavor import MLMODEL, write_mlmodel
 from gemma_ops.registry.profile import Tracking
 from gemma_ops.registry.sbom import make_sbom
 from gemma_ops.registry.signing import SIGNATURE, sign_files
+from gemma_ops.runs import digest, journal
+from gemma_ops.runs.durable import write_json
 
 _DERIVED = (stored.SBOM, MLMODEL)
 

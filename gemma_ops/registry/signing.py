@@ -19,9 +19,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import quote
 
-from gemma_ops import digest
 from gemma_ops.errors import ConfigError, GateError, MachineError
 from gemma_ops.registry.points import INTEGRITY
+from gemma_ops.runs import digest
 
 SIGNATURE = "model.sig"
 """The signature's file in a version."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from gemma_ops.config import RegisterConfig
 from gemma_ops.errors import DataError, ModelError
 from gemma_ops.family.formats import FORMATS, GGUF
-from gemma_ops.modeling.source import checkpoint
+from gemma_ops.modeling.checkpoint_source import checkpoint
 from gemma_ops.registry.contents import ALLOWED, REPORT, content_problem
 from gemma_ops.verdicts import CANARY, VERDICT
 

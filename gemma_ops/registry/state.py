@@ -21,9 +21,9 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from gemma_ops import digest
-from gemma_ops.registry import reading
+from gemma_ops.registry import run_reader
 from gemma_ops.registry.profile import Place, Tracking
+from gemma_ops.runs import digest
 
 FILE = "mlflow.json"
 LOCK = threading.RLock()
@@ -88,7 +88,8 @@ def parent_run(tracking: Tracking, run: Path) -> State:
                 state["key"] = uuid.uuid4().hex
                 write(run, tracking.place, state)
             began = min(
-                (reading.began(log) for logs in reading.attempts(run).values() for log in logs.values()), default=0.0
+                (run_reader.began(log) for logs in run_reader.attempts(run).values() for log in logs.values()),
+                default=0.0,
             )
             state["run_id"] = make_run(tracking, state["key"], run.name, start=int(began * 1000) or None)
             write(run, tracking.place, state)

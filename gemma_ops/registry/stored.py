@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from gemma_ops import digest
 from gemma_ops.errors import GateError, OpsError
 from gemma_ops.registry import manifest
 from gemma_ops.registry.contents import content_problem
 from gemma_ops.registry.flavor import MLMODEL
 from gemma_ops.registry.profile import Tracking
 from gemma_ops.registry.signing import SIGNATURE, check_signature
+from gemma_ops.runs import digest
 
 TAG = "gemma_ops.manifest"
 SBOM = "sbom.cdx.json"

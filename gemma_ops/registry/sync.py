@@ -12,10 +12,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from gemma_ops import digest
-from gemma_ops.registry import describe, reading
+from gemma_ops.registry import describe, run_reader
 from gemma_ops.registry import state as memory
 from gemma_ops.registry.profile import Place, Tracking
+from gemma_ops.runs import digest
 
 _BATCH = 1000  # MLflow's own limit on metrics in one call
 Known = dict[str, Any]
@@ -35,7 +35,7 @@ def sync(tracking: Tracking, run: Path, *, ended: str | None = None, error: str 
             tracking.client.update_run(state["run_id"], status="RUNNING")
             state["status"] = "RUNNING"
         memory.write(run, tracking.place, state)
-        for step, logs in reading.attempts(run).items():
+        for step, logs in run_reader.attempts(run).items():
             _step(tracking, run, state, name=step, logs=logs, ended=ended)
         if ended:
             describe.outcome(tracking, run, state, error)
@@ -60,11 +60,11 @@ def up_to_date(run: Path, place: Place, digests: dict[str, str]) -> bool:
 def pending(run: Path, place: Place) -> int:
     """How many records of the logs MLflow has not seen."""
     steps, count = memory.read(run, place)["steps"], 0
-    for step, logs in reading.attempts(run).items():
+    for step, logs in run_reader.attempts(run).items():
         known = steps.get(step, {})
         for attempt, log in logs.items():
-            if attempt >= known.get("first", reading.first_of(logs)):
-                count += sum(1 for _ in reading.records(log, known.get("logs", {}).get(log.name, 0)))
+            if attempt >= known.get("first", run_reader.first_of(logs)):
+                count += sum(1 for _ in run_reader.records(log, known.get("logs", {}).get(log.name, 0)))
     return count
 
 
@@ -72,7 +72,7 @@ def _step(
     tracking: Tracking, run: Path, state: memory.State, *, name: str, logs: dict[int, Path], ended: str | None
 ) -> None:
     """Copy one step: its nested run, its settings, the new records of its logs, how it ended."""
-    artifact = reading.load(run / name / "artifact.json")
+    artifact = run_reader.load(run / name / "artifact.json")
     known: Known | None = state["steps"].get(name)
     last = max(logs)
     if known is None or (known["digest"] and known["attempt"] < last) or not memory.exists(tracking, known["run_id"]):
@@ -97,12 +97,14 @@ def _step(
 
 def _open(tracking: Tracking, run: Path, state: memory.State, name: str, logs: dict[int, Path]) -> Known:
     """Make the nested run of a step, or find the one made just before a crash."""
-    first, parent = reading.first_of(logs), state["run_id"]
+    first, parent = run_reader.first_of(logs), state["run_id"]
     identity = (
-        reading.load(run / name / "artifact.json") or reading.load(run / f"{name}.partial" / "fingerprint.json") or {}
+        run_reader.load(run / name / "artifact.json")
+        or run_reader.load(run / f"{name}.partial" / "fingerprint.json")
+        or {}
     )
     key = digest.of_json([state["key"], name, first])[:32]
-    run_id = memory.make_run(tracking, key, name, parent=parent, start=int(reading.began(logs[first]) * 1000))
+    run_id = memory.make_run(tracking, key, name, parent=parent, start=int(run_reader.began(logs[first]) * 1000))
     describe.step(tracking, run_id, name, identity)
     describe.datasets(tracking, run, name, run_id)
     known = {
@@ -134,9 +136,9 @@ def _log(tracking: Tracking, run: Path, state: memory.State, known: Known, log: 
         known["logs"][log.name] = offset
         memory.write(run, tracking.place, state)
 
-    for record, after in reading.records(log, start):
-        at, step = int(record.get("time", 0) * 1000), reading.position(record)
-        values = [Metric(key, value, at, step) for key, value in reading.numbers(record)]
+    for record, after in run_reader.records(log, start):
+        at, step = int(record.get("time", 0) * 1000), run_reader.position(record)
+        values = [Metric(key, value, at, step) for key, value in run_reader.numbers(record)]
         if batch and len(batch) + len(values) > _BATCH:
             send()
         batch += values[:_BATCH]
@@ -151,7 +153,7 @@ def _final(tracking: Tracking, run_id: str, name: str, artifact: dict[str, Any])
 
     at = int(time.time() * 1000)
     prefix = "" if name == "evaluate" else f"{name}/"
-    values = [Metric(prefix + key, value, at, 0) for key, value in reading.numbers(artifact["metrics"])]
+    values = [Metric(prefix + key, value, at, 0) for key, value in run_reader.numbers(artifact["metrics"])]
     for start in range(0, len(values), _BATCH):
         tracking.client.log_batch(run_id, metrics=values[start : start + _BATCH])
 
@@ -159,6 +161,6 @@ def _final(tracking: Tracking, run_id: str, name: str, artifact: dict[str, Any])
 def _ended(log: Path) -> int | None:
     """When the last record was written, in milliseconds since 1970."""
     last = 0.0
-    for record, _ in reading.records(log):
+    for record, _ in run_reader.records(log):
         last = float(record.get("time", 0.0))
     return int(last * 1000) or None

@@ -13,7 +13,6 @@ from gemma_ops.registry import points
 from gemma_ops.registry.objections import Incumbent, objections
 from gemma_ops.registry.points import Point, judged
 from gemma_ops.registry.policies import PolicyInForce
-from gemma_ops.registry.records import failed_before, looks_before, weights_of
 from gemma_ops.registry.served import (
     ServeNeeds,
     not_what_is_served,
@@ -24,6 +23,7 @@ from gemma_ops.registry.served import (
 from gemma_ops.registry.shelves import Entry
 from gemma_ops.registry.stored import SBOM
 from gemma_ops.registry.verification import CheckedVersion
+from gemma_ops.registry.version_records import failed_before, looks_before, weights_of
 from gemma_ops.verdicts import SafetyFacts, Verdict
 
 _AGAIN = "evaluate again, it was made before there were probes"

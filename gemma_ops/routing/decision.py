@@ -12,9 +12,9 @@ from typing import Any
 
 from gemma_ops.config import Privacy
 from gemma_ops.gemini.prices import usd
-from gemma_ops.privacy import stricter, strictest
-from gemma_ops.routing.evidence import EvidenceTable
-from gemma_ops.routing.policy import Lane, Place, RoutingPolicy
+from gemma_ops.privacy.classes import stricter, strictest
+from gemma_ops.routing.routing_evidence import EvidenceTable
+from gemma_ops.routing.routing_policy import Lane, Place, RoutingPolicy
 from gemma_ops.routing.signals import Signals
 
 

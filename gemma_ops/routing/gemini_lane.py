@@ -15,14 +15,14 @@ from typing import Any
 
 from gemma_ops.config import MachineConfig, Privacy
 from gemma_ops.errors import OpsError
-from gemma_ops.gemini.live import LiveGemini
+from gemma_ops.gemini.live_door import LiveGemini
 from gemma_ops.gemini.models import ModelFacts, facts
 from gemma_ops.gemini.pipe import Message
 from gemma_ops.gemini.request import Request
-from gemma_ops.privacy import PRIVACY
-from gemma_ops.routing.policy import BOUNDED, GeminiRules, RoutingPolicy
+from gemma_ops.privacy.classes import PRIVACY
+from gemma_ops.routing.routing_policy import BOUNDED, GeminiRules, RoutingPolicy
 from gemma_ops.routing.signals import GeminiState
-from gemma_ops.targets.gemini import output_limit, seen_by
+from gemma_ops.targets.gemini_target import output_limit, seen_by
 from gemma_ops.wire.ask import Ask
 
 _NONE = ("none", "minimal")

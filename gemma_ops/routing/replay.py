@@ -15,11 +15,11 @@ from typing import Any
 from gemma_ops.gemini.models import facts
 from gemma_ops.gemini.prices import usd
 from gemma_ops.routing.decision import LaneDecision, decide
-from gemma_ops.routing.estimate import estimate
-from gemma_ops.routing.evidence import EvidenceTable, SliceEvidence
-from gemma_ops.routing.policy import RoutingPolicy
-from gemma_ops.routing.records import RouteRecord
-from gemma_ops.targets.gemini import gemini_identity
+from gemma_ops.routing.decision_log import RouteRecord
+from gemma_ops.routing.reply_estimate import estimate
+from gemma_ops.routing.routing_evidence import EvidenceTable, SliceEvidence
+from gemma_ops.routing.routing_policy import RoutingPolicy
+from gemma_ops.targets.gemini_target import gemini_identity
 
 
 @dataclass

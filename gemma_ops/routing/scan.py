@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from gemma_ops.config import Privacy
-from gemma_ops.data import pii
-from gemma_ops.privacy import strictest
-from gemma_ops.routing.policy import Detectors
+from gemma_ops.privacy import personal_data
+from gemma_ops.privacy.classes import strictest
+from gemma_ops.routing.routing_policy import Detectors
 
 _WINDOW, _OVERLAP = 65_536, 16_384
 """Characters. The longest finding is a token of 16,000 (JWT)."""
@@ -43,7 +43,7 @@ def scan(texts: Iterable[str], rules: Detectors) -> Scan:
         if time.monotonic() - began > rules.seconds:
             whole = False
             break
-        kinds |= {finding.kind: rules.raised(finding.kind) for finding in pii.find(window)}
+        kinds |= {finding.kind: rules.raised(finding.kind) for finding in personal_data.find(window)}
     return Scan(tuple(sorted(kinds)), whole, time.monotonic() - began)
 
 

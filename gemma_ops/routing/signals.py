@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
 from gemma_ops.config import Privacy
-from gemma_ops.privacy import class_of
+from gemma_ops.privacy.classes import class_of
 
 
 @dataclass(frozen=True)

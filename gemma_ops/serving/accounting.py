@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gemma_ops.config import Privacy
-from gemma_ops.privacy import strictest
-from gemma_ops.registry.traffic import TracedRequest
-from gemma_ops.serving.answering import PendingRequest
+from gemma_ops.privacy.classes import strictest
+from gemma_ops.registry.traffic_runs import TracedRequest
 from gemma_ops.serving.deployment import Deployment
 from gemma_ops.serving.model import Said
+from gemma_ops.serving.reply_way import PendingRequest
 from gemma_ops.serving.shadow import Shadow
 from gemma_ops.serving.traffic import TrafficRecorder
 

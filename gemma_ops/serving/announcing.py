@@ -6,7 +6,7 @@ import http.client
 import json
 
 from gemma_ops.errors import DataError
-from gemma_ops.serving.service import ModelService
+from gemma_ops.serving.serving_state import ModelService
 
 
 def told(service: ModelService, url: str) -> list[str]:

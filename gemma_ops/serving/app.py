@@ -19,15 +19,15 @@ from gemma_ops.config import Privacy
 from gemma_ops.errors import OpsError
 from gemma_ops.serving import completions_front, gemini_front, openai_front, page, responses_front, webhook
 from gemma_ops.serving.accounting import Accounts, Log, RequestAccount
-from gemma_ops.serving.answering import Events, PendingRequest, streamed, whole
 from gemma_ops.serving.deployment import Deployment
 from gemma_ops.serving.keys import Grant, Keys, is_this_machine
-from gemma_ops.serving.metrics import render_metrics
+from gemma_ops.serving.prometheus import render_metrics
+from gemma_ops.serving.reply_way import Events, PendingRequest, streamed, whole
 from gemma_ops.serving.routed import AUTO, LANE_HEADER, Router, SpokenProtocol
 from gemma_ops.serving.routed_front import routed_gemini, routed_openai
 from gemma_ops.serving.routed_request import declared_class
 from gemma_ops.serving.sending import failed, read_bytes, read_json, refused, then
-from gemma_ops.serving.service import ModelService
+from gemma_ops.serving.serving_state import ModelService
 from gemma_ops.serving.shadow import Shadow
 from gemma_ops.serving.showing import read_with_media
 from gemma_ops.serving.traffic import TrafficRecorder

@@ -17,7 +17,7 @@ from gemma_ops.errors import DataError, OpsError
 from gemma_ops.serving.model import Said
 from gemma_ops.serving.open_source import open_source
 from gemma_ops.serving.server import opened
-from gemma_ops.serving.service import ModelService
+from gemma_ops.serving.serving_state import ModelService
 from gemma_ops.serving.showing import read_with_media
 from gemma_ops.wire.ask import Ask, RefusalError
 from gemma_ops.wire.beyond import openai_beyond

@@ -3,7 +3,7 @@ traffic.
 
 Live requests have no reference, so what can be gated is whether each ended well: an answer that wasn't cut or refused,
 and held its schema. How often both said the same, and how long each took, is told beside it. A question that came often
-counts as one. Each look spends some of the level (`stats/looks.py`), so that waiting for luck buys nothing.
+counts as one. Each look spends some of the level (`stats/look_levels.py`), so that waiting for luck buys nothing.
 """
 
 from __future__ import annotations
@@ -15,17 +15,18 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from gemma_ops import digest
 from gemma_ops.config import ServeConfig
 from gemma_ops.config.evaluation import GateConfig
 from gemma_ops.config.serve import ChallengerConfig
-from gemma_ops.durable import write_text
 from gemma_ops.errors import DataError
-from gemma_ops.evaluation import gates, statistics
-from gemma_ops.evaluation.gates import Decision, Evidence
-from gemma_ops.evaluation.statistics import Interval, Sample
+from gemma_ops.gates import gate_decision
+from gemma_ops.gates.gate_decision import Decision, Evidence
+from gemma_ops.runs import digest
+from gemma_ops.runs.durable import write_text
 from gemma_ops.serving.shadow import PAIR_SCHEMA, pairs_file
-from gemma_ops.stats.looks import look_level
+from gemma_ops.stats import intervals
+from gemma_ops.stats.intervals import Interval, Sample
+from gemma_ops.stats.look_levels import look_level
 
 _LEVEL = 0.05
 MARGIN = 0.02
@@ -100,13 +101,13 @@ def compare_live(path: Path, *, margin: float = MARGIN) -> LiveComparison:
     sample = Sample.of([b - a for a, b in zip(*good, strict=True)], clusters)
     number, level = _look(path, versions, len(pairs))
     gate = GateConfig(metric="ended_well", target="challenger", versus="champion", test="noninferior", margin=margin)
-    (decision,) = gates.decide([gate], [Evidence(sample, True, sample.mean)], 1 - level)
+    (decision,) = gate_decision.decide([gate], [Evidence(sample, True, sample.mean)], 1 - level)
     same = [float(a["text"] == b["text"] and a["calls"] == b["calls"]) for a, b in zip(first, second, strict=True)]
     return LiveComparison(
         versions=versions,
         pairs=len(pairs),
         decision=decision,
-        same=statistics.mean_interval(Sample.of(same, clusters), 1 - _LEVEL),
+        same=intervals.mean_interval(Sample.of(same, clusters), 1 - _LEVEL),
         ended=(sum(good[0]) / len(pairs), sum(good[1]) / len(pairs)),
         seconds=(median(one["seconds"] for one in first), median(one["seconds"] for one in second)),
         tokens=(_tokens(first), _tokens(second)),

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gemma_ops import digest
 from gemma_ops.config import ServeConfig
 from gemma_ops.errors import DataError, GateError, OpsError
 from gemma_ops.family.formats import FORMATS
@@ -23,8 +22,9 @@ from gemma_ops.registry.served import check_served
 from gemma_ops.registry.signing import SIGNATURE, check_signature
 from gemma_ops.registry.stored import OWN
 from gemma_ops.registry.verification import check_verdict
+from gemma_ops.runs import digest
 from gemma_ops.serving.choosing import choose_format
-from gemma_ops.serving.source import SERVED_FORMATS, Source, is_weights, source_of_version
+from gemma_ops.serving.served_source import SERVED_FORMATS, Source, is_weights, source_of_version
 from gemma_ops.verdicts import VERDICT, Verdict
 
 MANIFEST = "manifest.json"

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from gemma_ops.serving.service import Label, ModelService, TrafficTally
+from gemma_ops.serving.serving_state import Label, ModelService, TrafficTally
 from gemma_ops.serving.slots import QueueFullError
 
 _LEEWAY = 30.0

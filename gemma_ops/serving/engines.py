@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from importlib.metadata import version
 
-from gemma_ops import devices
 from gemma_ops.config import MachineConfig, ServeConfig
 from gemma_ops.data import chat
 from gemma_ops.errors import ConfigError, MachineError
-from gemma_ops.processes import free_memory
-from gemma_ops.serving.canary import recorded_of
+from gemma_ops.planning import devices
+from gemma_ops.planning.vllm_environment import find_vllm
+from gemma_ops.runs.processes import free_memory
 from gemma_ops.serving.choosing import choose_engine
 from gemma_ops.serving.engine import Engine
-from gemma_ops.serving.llamacpp import LlamaCpp
-from gemma_ops.serving.source import Source, engine_memory
+from gemma_ops.serving.llamacpp_engine import LlamaCpp
+from gemma_ops.serving.served_source import Source, engine_memory
+from gemma_ops.serving.serving_canary import recorded_of
 from gemma_ops.serving.transformers_engine import TransformersEngine
 from gemma_ops.serving.vllm_arguments import ADAPTER_NAME, WEIGHTS_NAME, vllm_arguments, vllm_variables
 from gemma_ops.serving.vllm_engine import VllmEngine
-from gemma_ops.vllm_environment import find_vllm
 
 
 def make_engine(source: Source, machine: MachineConfig, settings: ServeConfig) -> Engine:

@@ -12,13 +12,13 @@ from gemma_ops.data.normal import conversation
 from gemma_ops.data.rowerror import RowError
 from gemma_ops.serving.engine import TokenChance
 from gemma_ops.serving.model import Said
-from gemma_ops.serving.reading import Piece
-from gemma_ops.serving.service import ModelService
+from gemma_ops.serving.serving_state import ModelService
 from gemma_ops.serving.showing import read_with_media
+from gemma_ops.serving.token_reader import Piece
 from gemma_ops.wire import gemini_chat
 from gemma_ops.wire.ask import Ask, RefusalError
 from gemma_ops.wire.beyond import gemini_beyond
-from gemma_ops.wire.gemini import camel
+from gemma_ops.wire.gemini_wire import camel
 
 _FINISH = {"stop": "STOP", "length": "MAX_TOKENS", "calls": "STOP"}
 

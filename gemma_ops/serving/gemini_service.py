@@ -15,8 +15,8 @@ from gemma_ops.gemini.request import Request
 from gemma_ops.routing.gemini_lane import GeminiLane
 from gemma_ops.serving.calls import FunctionCall
 from gemma_ops.serving.model import Said
-from gemma_ops.serving.reading import Piece
-from gemma_ops.serving.service import ServedFacts
+from gemma_ops.serving.serving_state import ServedFacts
+from gemma_ops.serving.token_reader import Piece
 from gemma_ops.wire.ask import Ask, RefusalError
 
 

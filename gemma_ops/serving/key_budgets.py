@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 
-from gemma_ops.routing.records import RouteRecord
+from gemma_ops.routing.decision_log import RouteRecord
 from gemma_ops.serving.keys import Grant
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from gemma_ops.routing.decision import LaneDecision
-from gemma_ops.routing.policy import Place
+from gemma_ops.routing.routing_policy import Place
 from gemma_ops.routing.signals import Signals
 from gemma_ops.serving.gemini_service import GeminiFailedError
 from gemma_ops.serving.routed_request import PRIVACY_HEADER

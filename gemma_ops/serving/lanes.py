@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 
-from gemma_ops.routing.records import Outcome
-from gemma_ops.serving.metrics import metric_lines
+from gemma_ops.routing.decision_log import Outcome
+from gemma_ops.serving.prometheus import metric_lines
 
 
 @dataclass(frozen=True)

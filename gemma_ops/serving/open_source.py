@@ -14,16 +14,16 @@ import json
 from pathlib import Path
 from typing import Any
 
-from gemma_ops import digest
 from gemma_ops.config import MachineConfig, ServeConfig
-from gemma_ops.data.prompting import read_prompting
+from gemma_ops.data.prompt_record import read_prompting
 from gemma_ops.errors import ConfigError, DataError, GateError
 from gemma_ops.family.formats import FORMATS, GGUF
-from gemma_ops.modeling.source import checkpoint
+from gemma_ops.modeling.checkpoint_source import checkpoint
 from gemma_ops.registry.fetching import is_version, pull_version
+from gemma_ops.runs import digest
 from gemma_ops.serving.choosing import choose_format
 from gemma_ops.serving.copied import is_copy, open_copy
-from gemma_ops.serving.source import CHECKPOINT, SERVED_FORMATS, Source, is_weights, source_of_version
+from gemma_ops.serving.served_source import CHECKPOINT, SERVED_FORMATS, Source, is_weights, source_of_version
 from gemma_ops.verdicts import CANARY, VERDICT, Verdict
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from gemma_ops.serving.engine import TokenChance
 from gemma_ops.serving.model import Said
-from gemma_ops.serving.reading import Piece
-from gemma_ops.serving.service import ModelService
+from gemma_ops.serving.serving_state import ModelService
+from gemma_ops.serving.token_reader import Piece
 from gemma_ops.wire import openai
 from gemma_ops.wire.ask import Ask
 

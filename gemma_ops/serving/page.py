@@ -7,7 +7,7 @@ from html import escape
 
 from gemma_ops.serving.deployment import Deployment
 from gemma_ops.serving.lanes import LaneSummary
-from gemma_ops.serving.service import TrafficTally
+from gemma_ops.serving.serving_state import TrafficTally
 
 _STYLE = """
 :root{color-scheme:light dark;--ink:#16181d;--soft:#5c6370;--line:#dfe2e8;--card:#fff;--back:#f5f6f8;--good:#1a7f4b;--bad:#b3261e;--blue:#2457c5}

@@ -26,14 +26,14 @@ from pydantic import ValidationError
 from gemma_ops.config import MachineConfig, ServeConfig
 from gemma_ops.config.tree import ConfigTree
 from gemma_ops.errors import ConfigError, MachineError, OpsError
-from gemma_ops.planning.serve_plan import check_memory
+from gemma_ops.planning.serving_plan import check_memory
 from gemma_ops.registry.flavor import mlflow_refusal
 from gemma_ops.serving.copied import open_copy
 from gemma_ops.serving.engines import memory_for
 from gemma_ops.serving.openai_front import whole
+from gemma_ops.serving.served_source import memory_of
 from gemma_ops.serving.server import opened
-from gemma_ops.serving.service import ModelService
-from gemma_ops.serving.source import memory_of
+from gemma_ops.serving.serving_state import ModelService
 from gemma_ops.wire.ask import Ask, RefusalError
 from gemma_ops.wire.openai import read_chat
 

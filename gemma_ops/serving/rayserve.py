@@ -33,10 +33,10 @@ from ray.serve.exceptions import RayServeException
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
-from gemma_ops import configfile, offline
-from gemma_ops.config import MachineConfig, RunConfig, ServeConfig
+from gemma_ops.config import MachineConfig, RunConfig, ServeConfig, loading
 from gemma_ops.errors import ConfigError, OpsError
-from gemma_ops.planning.serve_plan import check_memory
+from gemma_ops.offline import guard
+from gemma_ops.planning.serving_plan import check_memory
 from gemma_ops.serving.app import Front
 from gemma_ops.serving.deployment import Deployment
 from gemma_ops.serving.engine import EngineGoneError
@@ -45,8 +45,8 @@ from gemma_ops.serving.keys import Keys
 from gemma_ops.serving.open_source import open_source
 from gemma_ops.serving.relay import Message, Relay, run_app
 from gemma_ops.serving.routed_front import open_router
+from gemma_ops.serving.served_source import Source, memory_of
 from gemma_ops.serving.server import opened, traffic_of
-from gemma_ops.serving.source import Source, memory_of
 from gemma_ops.serving.traffic import counted
 
 _DRAIN = 30.0
@@ -88,7 +88,7 @@ def app(args: dict[str, Any]) -> Any:
         raise ConfigError(
             f"the application's args: {wrong}", "give source, and configs and sets where needed"
         ) from None
-    config = configfile.load(list(given.configs), list(given.sets))
+    config = loading.load(list(given.configs), list(given.sets))
     if config.serve.challenger:
         raise ConfigError("serve.challenger is for one machine's server", "deploy a second application beside it")
     if config.serve.certificate:
@@ -100,7 +100,7 @@ def app(args: dict[str, Any]) -> Any:
 def bind_app(asked: str, config: RunConfig) -> Any:
     """The deployments of a source that stands fast, bound to each other."""
     settings, machine = config.serve, config.machine
-    environment = {"runtime_env": {"env_vars": offline.ENVIRONMENT}} if config.offline else {}
+    environment = {"runtime_env": {"env_vars": guard.ENVIRONMENT}} if config.offline else {}
     room = settings.slots + settings.queue + _BESIDE
     servers = serve.deployment(
         name=SERVERS,

@@ -12,8 +12,8 @@ from typing import Any
 
 from gemma_ops.serving.model import Said
 from gemma_ops.serving.openai_front import chance_body
-from gemma_ops.serving.reading import Piece
-from gemma_ops.serving.service import ModelService
+from gemma_ops.serving.serving_state import ModelService
+from gemma_ops.serving.token_reader import Piece
 from gemma_ops.wire import responses as wire
 from gemma_ops.wire.ask import Ask
 

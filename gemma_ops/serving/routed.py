@@ -18,23 +18,23 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from gemma_ops.config import Privacy
 from gemma_ops.errors import OpsError
 from gemma_ops.routing.decision import LaneDecision, decide
-from gemma_ops.routing.evidence import EvidenceTable
+from gemma_ops.routing.decision_log import DecisionLog, Outcome, RouteRecord
 from gemma_ops.routing.gemini_lane import GeminiLane, classed
-from gemma_ops.routing.policy import Lane, Place, RoutingPolicy
-from gemma_ops.routing.records import DecisionLog, Outcome, RouteRecord
+from gemma_ops.routing.routing_evidence import EvidenceTable
+from gemma_ops.routing.routing_policy import Lane, Place, RoutingPolicy
 from gemma_ops.routing.signals import Signals
-from gemma_ops.serving.answering import Events, PendingRequest, Shape, streamed, whole
 from gemma_ops.serving.gemini_service import GeminiService
 from gemma_ops.serving.key_budgets import KeyBudgets
 from gemma_ops.serving.keys import Grant
 from gemma_ops.serving.lane_failures import header_text, is_lane_failure, no_lane, without_lane
 from gemma_ops.serving.lanes import LaneSummary, LaneTally
 from gemma_ops.serving.model import Said
-from gemma_ops.serving.reading import Piece
+from gemma_ops.serving.reply_way import Events, PendingRequest, Shape, streamed, whole
 from gemma_ops.serving.routed_request import RoutedRequest, read_declared, read_routed
 from gemma_ops.serving.sending import failed, refused, then
-from gemma_ops.serving.service import ModelService, ServedFacts
-from gemma_ops.targets.gemini import gemini_identity
+from gemma_ops.serving.serving_state import ModelService, ServedFacts
+from gemma_ops.serving.token_reader import Piece
+from gemma_ops.targets.gemini_target import gemini_identity
 from gemma_ops.wire.ask import Ask, RefusalError
 from gemma_ops.wire.beyond import Beyond
 

@@ -12,17 +12,17 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from gemma_ops.config import MachineConfig, ServeConfig
-from gemma_ops.gemini.service import rehearsal
+from gemma_ops.gemini.service_access import rehearsal
+from gemma_ops.routing.decision_log import DecisionLog, read_log
 from gemma_ops.routing.gemini_lane import GeminiLane
-from gemma_ops.routing.policy import load_policy
-from gemma_ops.routing.records import DecisionLog, read_log
+from gemma_ops.routing.routing_policy import load_policy
 from gemma_ops.serving import gemini_front
-from gemma_ops.serving.answering import PendingRequest
 from gemma_ops.serving.key_budgets import KeyBudgets
+from gemma_ops.serving.reply_way import PendingRequest
 from gemma_ops.serving.routed import Router, SpokenProtocol
 from gemma_ops.wire.ask import Ask, RefusalError
 from gemma_ops.wire.beyond import gemini_beyond, openai_beyond
-from gemma_ops.wire.gemini import camel
+from gemma_ops.wire.gemini_wire import camel
 
 
 def open_router(machine: MachineConfig, settings: ServeConfig, *, budgeted: bool = False) -> Router | None:

@@ -19,14 +19,14 @@ from gemma_ops.data.normal import conversation
 from gemma_ops.data.rowerror import RowError
 from gemma_ops.errors import OpsError
 from gemma_ops.gemini import prices
-from gemma_ops.privacy import PRIVACY, strictest
-from gemma_ops.routing.estimate import estimate
-from gemma_ops.routing.evidence import EvidenceTable
+from gemma_ops.privacy.classes import PRIVACY, strictest
 from gemma_ops.routing.gemini_lane import CarriedRequest, GeminiLane, carried
-from gemma_ops.routing.policy import RoutingPolicy
+from gemma_ops.routing.reply_estimate import estimate
+from gemma_ops.routing.routing_evidence import EvidenceTable
+from gemma_ops.routing.routing_policy import RoutingPolicy
 from gemma_ops.routing.scan import leaves, scan
 from gemma_ops.routing.signals import LocalState, Signals
-from gemma_ops.serving.service import ModelService
+from gemma_ops.serving.serving_state import ModelService
 from gemma_ops.wire.ask import Ask, RefusalError
 from gemma_ops.wire.beyond import Beyond
 

@@ -17,22 +17,22 @@ import uvicorn
 
 from gemma_ops.config import MachineConfig, ServeConfig
 from gemma_ops.errors import ConfigError, MachineError
-from gemma_ops.planning.serve_plan import check_memory
+from gemma_ops.planning.serving_plan import check_memory
+from gemma_ops.serving.alias_following import AliasFollower
 from gemma_ops.serving.announcing import asked_over_http, told
 from gemma_ops.serving.app import Front
-from gemma_ops.serving.canary import canary_words, check_canary, recorded_of, run_canary
 from gemma_ops.serving.deployment import Deployment
 from gemma_ops.serving.engine import Engine
 from gemma_ops.serving.engines import make_engine, memory_for
-from gemma_ops.serving.following import AliasFollower
 from gemma_ops.serving.keys import Keys, is_this_machine
 from gemma_ops.serving.model import ServedModel
 from gemma_ops.serving.open_source import open_source
 from gemma_ops.serving.replicas import each_engine, several
 from gemma_ops.serving.routed_front import open_router
-from gemma_ops.serving.service import ModelService, ServedFacts
+from gemma_ops.serving.served_source import Source, memory_of
+from gemma_ops.serving.serving_canary import canary_words, check_canary, recorded_of, run_canary
+from gemma_ops.serving.serving_state import ModelService, ServedFacts
 from gemma_ops.serving.shadow import Shadow, pairs_file
-from gemma_ops.serving.source import Source, memory_of
 from gemma_ops.serving.traffic import TrafficRecorder, counted
 
 _DRAIN = 30

@@ -20,7 +20,7 @@ from gemma_ops.config.serve import ChallengerConfig
 from gemma_ops.errors import OpsError
 from gemma_ops.serving.deployment import Deployment, Lease
 from gemma_ops.serving.model import Said
-from gemma_ops.serving.service import ModelService
+from gemma_ops.serving.serving_state import ModelService
 from gemma_ops.wire.ask import Ask, RefusalError
 
 PAIR_SCHEMA = "gemma-ops/pair@1"

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from gemma_ops.data.encoded import Encoded
-from gemma_ops.data.media import Shelf
+from gemma_ops.data.media_files import Shelf
 from gemma_ops.data.parts import media_of
 from gemma_ops.data.rowerror import RowError
 from gemma_ops.family.media import Senses

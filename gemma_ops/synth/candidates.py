@@ -8,9 +8,9 @@ from typing import Any
 
 from gemma_ops.data.example import content_id
 from gemma_ops.synth import methods
-from gemma_ops.synth.checks import Rejection, check
 from gemma_ops.synth.material import Draft, Item, Material
 from gemma_ops.synth.replies import Question, Reply
+from gemma_ops.synth.row_checks import Rejection, check
 
 _ENDS = {"length": "cut", "blocked": "blocked", "error": "error", "stop": "invalid_reply"}
 """Codes of replies without a value, by how they ended."""

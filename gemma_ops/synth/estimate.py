@@ -16,18 +16,18 @@ from typing import Any
 
 from gemma_ops.config import RunConfig, SynthConfig
 from gemma_ops.data import chat
-from gemma_ops.data.copies import PrivateTexts
-from gemma_ops.data.tasks import add_task
 from gemma_ops.errors import ServiceError
-from gemma_ops.modeling.source import local, tokenizer_folder
-from gemma_ops.synth import methods, planning
+from gemma_ops.modeling.checkpoint_source import local, tokenizer_folder
+from gemma_ops.privacy.text_copies import PrivateTexts
+from gemma_ops.synth import methods, plan_requests
 from gemma_ops.synth.bill import BYTES, Planned, bill, written
 from gemma_ops.synth.candidates import question_of
-from gemma_ops.synth.grading import ROW, Grading, grading, seen
+from gemma_ops.synth.grading_forecast import ROW, Grading, grading, seen
 from gemma_ops.synth.material import Item, Material, Pool
 from gemma_ops.synth.methods.document_qa import ANGLES
 from gemma_ops.targets.spec import Spec, parse
 from gemma_ops.targets.structured import in_words
+from gemma_ops.tasks.compared_questions import add_task
 
 _FORWARD = 110 * 8e-6
 """Seconds to start the kernels of one layer's forward pass: a third of a training step's (see `planning.speed`)."""
@@ -120,7 +120,7 @@ def estimate(
     for folder in tasks:
         add_task(private, folder, source)
     given = {name: paths[name] for name in ("documents", "seeds", "tools")}
-    pool = planning.gather(settings, **given, private=private)
+    pool = plan_requests.gather(settings, **given, private=private)
     spec = _spec(settings.teacher)
     sees = seen(spec, config.machine)
     items, hidden = _first(settings, pool, sees)
@@ -148,7 +148,7 @@ def estimate(
         worst_new_tokens=2 * limit * len(prompts),
         judge=judge,
         notes=_notes(config, pool, items, hidden, judge),
-        by_method=_by_method(items, planning.counts(settings), later.wanted if later else 0),
+        by_method=_by_method(items, plan_requests.counts(settings), later.wanted if later else 0),
     )
     if spec.kind == "gemini":
         each = 2 * expected // max(1, len(prompts))
@@ -167,10 +167,10 @@ def estimate(
 
 def _first(settings: SynthConfig, pool: Pool, sees: frozenset[str]) -> tuple[list[Item], list[str]]:
     """The requests that are known before anything is asked, and the sources that may not be shown."""
-    everything = planning.first(settings, pool)
+    everything = plan_requests.first(settings, pool)
     if not _parents([item for item in everything if item.material.privacy in sees]):
-        everything += planning.second(settings, pool, [])  # from the seeds then
-    return [item for item in everything if item.material.privacy in sees], planning.unseen(everything, sees)
+        everything += plan_requests.second(settings, pool, [])  # from the seeds then
+    return [item for item in everything if item.material.privacy in sees], plan_requests.unseen(everything, sees)
 
 
 def _second(settings: SynthConfig, items: Sequence[Item]) -> Item | None:
@@ -261,8 +261,8 @@ def _notes(
 def _timed(made: Estimate, config: RunConfig, prompts: list[int], expected: int, device: str | None) -> Estimate:
     """Time on this machine: reading is bound by arithmetic; writing, for each token of a batch, by reading all weights once or
     by starting the kernels of a forward pass, whichever takes longer."""
-    from gemma_ops.planning.make import pick, resolve
     from gemma_ops.planning.speed import FACTOR_ROUGH
+    from gemma_ops.planning.training_plan import pick, resolve
 
     target = pick(config, device)
     base = config.model.base if config.synth.teacher == "base" else config.synth.teacher

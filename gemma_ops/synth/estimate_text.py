@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gemma_ops.gemini.prices import dollars, nanodollars
 from gemma_ops.synth.estimate import Estimate
-from gemma_ops.synth.grading import GRADE, ROW, Grading
+from gemma_ops.synth.grading_forecast import GRADE, ROW, Grading
 
 _SHOWN = 12
 """Documents listed one by one; the rest are counted."""

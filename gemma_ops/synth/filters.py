@@ -11,13 +11,13 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from gemma_ops.data import pii
-from gemma_ops.data.dedup import NearDuplicates, exact_key
-from gemma_ops.data.overlap import Overlap
-from gemma_ops.data.tasks import TaskQuestions, user_texts
-from gemma_ops.data.words import Boilerplate, hashes
-from gemma_ops.synth.checks import Rejection
+from gemma_ops.data.hashed_words import Boilerplate, hashes
+from gemma_ops.prepare.deduplicate import NearDuplicates, exact_key
+from gemma_ops.prepare.task_overlap import Overlap
+from gemma_ops.privacy import personal_data
 from gemma_ops.synth.material import Conversation
+from gemma_ops.synth.row_checks import Rejection
+from gemma_ops.tasks.compared_questions import TaskQuestions, user_texts
 
 
 class Filters:
@@ -79,4 +79,4 @@ class Filters:
             json.dumps(call["function"], ensure_ascii=False) for turn in messages for call in turn.get("tool_calls", [])
         ]
         texts = [*(turn["content"] for turn in messages), *calls, rejected or ""]
-        return {item.kind for text in texts for item in pii.find(text)}
+        return {item.kind for text in texts for item in personal_data.find(text)}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import unicodedata
 from collections import Counter
 
-from gemma_ops.data.words import words
+from gemma_ops.data.hashed_words import words
 
 _SMALL = {
     "en": "the of and to in is that it for you with on this are be or your can not have will from if what how do which",

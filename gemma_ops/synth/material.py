@@ -15,15 +15,15 @@ from jsonschema.exceptions import SchemaError
 from pydantic import BaseModel, ConfigDict
 
 from gemma_ops.config import Privacy
-from gemma_ops.data import formats
+from gemma_ops.data import row_formats
 from gemma_ops.data.chat import STRUCTURE
 from gemma_ops.data.example import content_id
-from gemma_ops.data.files import read_file
 from gemma_ops.data.normal import conversation
 from gemma_ops.data.parts import media_of
+from gemma_ops.data.row_files import read_file
 from gemma_ops.data.rowerror import RowError
 from gemma_ops.errors import DataError
-from gemma_ops.privacy import PRIVACY, stricter
+from gemma_ops.privacy.classes import PRIVACY, stricter
 from gemma_ops.synth.sections import Section
 from gemma_ops.synth.sources import own_privacy, strictest_copies
 
@@ -165,7 +165,7 @@ def read_seeds(path: Path, privacy: Privacy) -> list[Seed]:
         if row.value is None:
             raise DataError(f"{row.source} of the seeds can't be read: {row.reason}", "correct the line")
         try:
-            messages, tools, _ = conversation(*formats.messages(row.value))
+            messages, tools, _ = conversation(*row_formats.messages(row.value))
         except RowError as error:
             raise DataError(f"{row.source} of the seeds can't be used: {error.reason}", "correct the line") from None
         if media_of(messages):

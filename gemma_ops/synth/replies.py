@@ -14,12 +14,12 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from gemma_ops import digest, journal
 from gemma_ops.answer import End, Prompt
 from gemma_ops.config import Privacy
-from gemma_ops.keyed import KeyedFile
-from gemma_ops.targets.base import Target
+from gemma_ops.runs import digest, journal
+from gemma_ops.runs.keyed import KeyedFile
 from gemma_ops.targets.structured import Structured, ask
+from gemma_ops.targets.target import Target
 
 FILE = "replies.jsonl"
 

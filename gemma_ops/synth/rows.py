@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gemma_ops.config import Privacy, ReleaseConfig
-from gemma_ops.privacy import answers_class
+from gemma_ops.privacy.classes import answers_class
 from gemma_ops.synth.candidates import Candidate
 
 Row = dict[str, Any]

@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from itertools import pairwise
 
-from gemma_ops.data.words import words
+from gemma_ops.data.hashed_words import words
 from gemma_ops.synth.sources import Document
 
 _FEW = 12

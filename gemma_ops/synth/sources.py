@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from gemma_ops import digest
 from gemma_ops.config import Privacy
-from gemma_ops.data.canonical import without_headings
-from gemma_ops.data.files import read_file
+from gemma_ops.data.row_files import read_file
 from gemma_ops.errors import DataError
-from gemma_ops.privacy import PRIVACY, stricter
+from gemma_ops.privacy.canonical import without_headings
+from gemma_ops.privacy.classes import PRIVACY, stricter
+from gemma_ops.runs import digest
 from gemma_ops.synth import readers
 from gemma_ops.synth.readers import Reading
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from gemma_ops.data.canonical import canonical_text, letters
-from gemma_ops.data.copies import PrivateTexts
-from gemma_ops.privacy import PRIVACY, stricter
+from gemma_ops.privacy.canonical import canonical_text, letters
+from gemma_ops.privacy.classes import PRIVACY, stricter
+from gemma_ops.privacy.text_copies import PrivateTexts
 from gemma_ops.synth.material import Seed
 from gemma_ops.synth.sources import Document
 

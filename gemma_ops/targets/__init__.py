@@ -6,7 +6,7 @@ from pathlib import Path
 
 from gemma_ops.config import MachineConfig
 from gemma_ops.gemini.request import Use
-from gemma_ops.targets.base import AskingMode, Target
+from gemma_ops.targets.target import AskingMode, Target
 
 
 def open_target(
@@ -32,17 +32,19 @@ def open_target(
 
     parsed = specs.parse(spec)
     if parsed.kind == "gemini":
-        from gemma_ops.targets.gemini import GeminiTarget
+        from gemma_ops.targets.gemini_target import GeminiTarget
 
         return GeminiTarget(parsed, machine, run=run, use=use)
     if parsed.kind == "openai":
-        from gemma_ops.targets.endpoint import Endpoint
+        from gemma_ops.targets.endpoint_target import Endpoint
 
         return Endpoint(parsed, machine, run=run, use=use)
     if parsed.kind == "champion":
         from gemma_ops.targets.incumbent import open_champion
 
         return open_champion(machine, champion, base=base, asked=asked or AskingMode())
-    from gemma_ops.targets import local
+    from gemma_ops.targets import local_target
 
-    return local.open_local(parsed, machine, base=base, tuned=tuned, quantized=quantized, asked=asked or AskingMode())
+    return local_target.open_local(
+        parsed, machine, base=base, tuned=tuned, quantized=quantized, asked=asked or AskingMode()
+    )

@@ -12,8 +12,8 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from gemma_ops import journal
 from gemma_ops.config import EndpointConfig
+from gemma_ops.runs import journal
 
 _LIMIT, _NEW_LIMIT = "max_tokens", "max_completion_tokens"
 _OPTIONAL = ("temperature", "seed", "stream_options")

@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from gemma_ops import digest
 from gemma_ops.config import MachineConfig
 from gemma_ops.config.policy import CHAMPION, CHAMPION_MODEL, STANDARD, PromotionStandard
 from gemma_ops.errors import ConfigError, DataError
 from gemma_ops.family.formats import DEFAULT_FORMATS, GGUF_FILE
-from gemma_ops.privacy import stricter
-from gemma_ops.targets.base import AskingMode
-from gemma_ops.targets.local import Checkpoint, Quantized
+from gemma_ops.privacy.classes import stricter
+from gemma_ops.runs import digest
+from gemma_ops.targets.local_target import Checkpoint, Quantized
 from gemma_ops.targets.spec import QUANTIZED
+from gemma_ops.targets.target import AskingMode
 
 
 def standard_in(folder: Path) -> PromotionStandard:

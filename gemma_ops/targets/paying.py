@@ -12,7 +12,6 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from gemma_ops import digest
 from gemma_ops.answer import Answer
 from gemma_ops.config import EndpointConfig, MachineConfig
 from gemma_ops.errors import BudgetError
@@ -20,6 +19,7 @@ from gemma_ops.gemini.cache import ledger_path
 from gemma_ops.gemini.ledger import Ledger
 from gemma_ops.gemini.prices import nanodollars
 from gemma_ops.gemini.request import Use
+from gemma_ops.runs import digest
 
 TIER = "standard"
 _PER_TOKEN = 1000

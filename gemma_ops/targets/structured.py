@@ -18,7 +18,7 @@ from pydantic import BaseModel, ValidationError
 from gemma_ops.answer import Answer, Prompt
 
 if TYPE_CHECKING:
-    from gemma_ops.targets.base import Target
+    from gemma_ops.targets.target import Target
 
 _FENCE = re.compile(r"```(?:json)?\s*\n(.*?)\n?```", re.DOTALL)
 _REPAIR = "That reply is not valid: {problem}\nReply again with the corrected JSON alone."

@@ -8,7 +8,7 @@ from pathlib import Path
 from gemma_ops.config import Machine, MachineConfig, ModelConfig, TrainConfig
 from gemma_ops.config.methods import PREFERENCE, REINFORCE
 from gemma_ops.errors import ConfigError
-from gemma_ops.privacy import learned_class, record_learned, rows_class, strictest
+from gemma_ops.privacy.classes import learned_class, record_learned, rows_class, strictest
 
 
 def train(
@@ -30,7 +30,7 @@ def _trained(
     here = machine if isinstance(machine, Machine) else Machine(**dict(machine))
     if here.launch.engine != "local":
         return launch.start(out, settings, here, base=base, data=data, teacher=teacher)
-    launch.checks.refuse(settings, here)
+    launch.launch_checks.refuse(settings, here)
     if int(os.environ.get("WORLD_SIZE") or "1") > 1:
         raise ConfigError(
             "somebody else's launcher started this process as one of several: each would train by itself, into one folder",

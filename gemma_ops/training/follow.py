@@ -11,12 +11,12 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from gemma_ops import journal
 from gemma_ops.config import TrainConfig
 from gemma_ops.data import chat, example, parts
-from gemma_ops.data.tokens import Manner
+from gemma_ops.data.row_tokens import Manner
 from gemma_ops.errors import OpsError
 from gemma_ops.modeling.generate import answer
+from gemma_ops.runs import journal
 from gemma_ops.training.launch.world import on_main
 from gemma_ops.training.media_sft import Media
 

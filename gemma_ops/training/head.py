@@ -73,7 +73,7 @@ def _loss(
 ) -> Scored:
     import torch
 
-    from gemma_ops.modeling import kernels
+    from gemma_ops import kernels
 
     head, softcap = whole(model.lm_head.weight), model.config.get_text_config().final_logit_softcapping
     common = {"softcap": softcap, "divisor": divisor, "weights": weights}

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from gemma_ops.family.media import TYPES
-from gemma_ops.modeling.media import Perceiver, Seen, join
-from gemma_ops.training.passes import Collate
+from gemma_ops.modeling.media_inputs import Perceiver, Seen, join
+from gemma_ops.training.forward_inputs import Collate
 
 Row = dict[str, Any]
 

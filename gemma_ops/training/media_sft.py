@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from gemma_ops.config import TrainConfig, methods
-from gemma_ops.data import media
+from gemma_ops.data import media_files
 from gemma_ops.errors import ConfigError
 from gemma_ops.family.media import KINDS
-from gemma_ops.modeling.media import Perceiver
-from gemma_ops.modeling.source import read_config
+from gemma_ops.modeling.checkpoint_source import read_config
+from gemma_ops.modeling.media_inputs import Perceiver
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Media:
 
 def shown(data: Path) -> tuple[str, ...]:
     """What the rows of a prepared folder show: of `image` and `audio`, those with files in its store."""
-    store = data / media.FOLDER
+    store = data / media_files.FOLDER
     endings = {file.suffix.lstrip(".") for file in store.iterdir()} if store.is_dir() else set()
     return tuple(kind for kind, known in KINDS.items() if endings & known)
 

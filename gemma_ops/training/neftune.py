@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gemma_ops.training.passes import BOUNDS
+from gemma_ops.training.forward_inputs import BOUNDS
 
 
 class Noise:

@@ -6,13 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from gemma_ops import devices, journal
 from gemma_ops.config import TrainConfig
 from gemma_ops.config.methods import REINFORCE
-from gemma_ops.devices import GIB, Device
 from gemma_ops.errors import ConfigError
 from gemma_ops.family import Shape
-from gemma_ops.planning import policy
+from gemma_ops.planning import devices, passes
+from gemma_ops.planning.devices import GIB, Device
+from gemma_ops.runs import journal
 from gemma_ops.training.launch.world import world
 from gemma_ops.training.steps import Layout
 
@@ -33,7 +33,7 @@ def settle(
     changes speed and memory, and the result by no more than rounding.
     """
     lengths = [length for table in tables for length in table["length"]]
-    choice = policy.decide(
+    choice = passes.decide(
         shape, settings, here(device), longest=max(lengths), ple=ple, towers=towers, processes=world().size
     )
     journal.record(
@@ -58,7 +58,7 @@ def layout(
     return Layout(
         batch=settings.batch,
         batch_tokens=settings.batch_tokens,
-        micro_tokens=settings.micro_tokens or max(*rows.train["length"], policy.USUAL[device != "cpu"]),
+        micro_tokens=settings.micro_tokens or max(*rows.train["length"], passes.USUAL[device != "cpu"]),
         micro_batch=None if settings.packing and packs else settings.micro_batch,
         seed=settings.seed,
         rank=rank,

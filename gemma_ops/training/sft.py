@@ -15,17 +15,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gemma_ops import family, journal
+from gemma_ops import family
 from gemma_ops.config import LaunchConfig, Machine, MachineConfig, TrainConfig
 from gemma_ops.data import published
-from gemma_ops.data.prompting import Prompting, write_prompting
-from gemma_ops.data.tokens import Manner
+from gemma_ops.data.prompt_record import Prompting, write_prompting
+from gemma_ops.data.row_tokens import Manner
 from gemma_ops.errors import DataError
 from gemma_ops.modeling import adapters, full
+from gemma_ops.modeling.checkpoint_source import checkpoint
 from gemma_ops.modeling.load import load_model, load_tokenizer, pick_device
-from gemma_ops.modeling.source import checkpoint
 from gemma_ops.modeling.threads import settle_threads
-from gemma_ops.planning import policy
+from gemma_ops.planning import passes
+from gemma_ops.runs import journal
 from gemma_ops.training import head, media_sft
 from gemma_ops.training import teacher as teaching
 from gemma_ops.training.arguments import sft_arguments
@@ -133,9 +134,9 @@ def prepare(model: Any, settings: TrainConfig, shown: Sequence[str] = ()) -> Any
 
 def equip(model: Any, settings: TrainConfig) -> Any:
     """A model with the kernels and the head that training runs on."""
-    from gemma_ops.modeling import kernels
+    from gemma_ops import kernels
 
-    replay = settings.tune == "lora" and settings.method in policy.REPLAYED and world().size == 1
+    replay = settings.tune == "lora" and settings.method in passes.REPLAYED and world().size == 1
     kernels.install(model, settings.kernels, recompute=recompute(settings), replay=replay)
     head.install(model, settings)
     return model

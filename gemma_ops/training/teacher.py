@@ -12,8 +12,8 @@ from typing import Any
 
 from gemma_ops.config import TrainConfig
 from gemma_ops.errors import ConfigError, ModelError
+from gemma_ops.modeling.checkpoint_source import checkpoint
 from gemma_ops.modeling.load import load_model, load_tokenizer
-from gemma_ops.modeling.source import checkpoint
 
 
 def check(teacher: Path | None, student: Path) -> Path:
@@ -43,7 +43,7 @@ def check(teacher: Path | None, student: Path) -> Path:
 
 def load(folder: Path, settings: TrainConfig, device: str) -> Any:
     """The teacher, frozen, on the kernels that the student trains on."""
-    from gemma_ops.modeling import kernels
+    from gemma_ops import kernels
 
     model = load_model(folder, weights=settings.weights, device=device)
     model.requires_grad_(requires_grad=False)

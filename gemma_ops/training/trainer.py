@@ -20,10 +20,11 @@ import trl
 from torch.utils.data import DataLoader
 from transformers.trainer_utils import EvalLoopOutput
 
+from gemma_ops import kernels
 from gemma_ops.config import TrainConfig
-from gemma_ops.modeling import host_ple, kernels
+from gemma_ops.modeling import host_ple
+from gemma_ops.training.forward_inputs import Batch, Collate, Rows
 from gemma_ops.training.launch.portable import Portable
-from gemma_ops.training.passes import Batch, Collate, Rows
 from gemma_ops.training.plus import faster
 from gemma_ops.training.steps import Layout, Steps
 

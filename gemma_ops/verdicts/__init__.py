@@ -9,11 +9,11 @@ safety.py     what probes found, and what a token costs in keys and values
 canary.py     what a server must answer before it may serve
 """
 
-from gemma_ops.verdicts.canary import CANARY, CANARY_SCHEMA
+from gemma_ops.verdicts.canary_record import CANARY, CANARY_SCHEMA
 from gemma_ops.verdicts.document import VERDICT, TargetFacts, TaskFacts, Verdict
 from gemma_ops.verdicts.figures import Figure, PairedDifference, TargetResult
-from gemma_ops.verdicts.gates import Gate, Look
-from gemma_ops.verdicts.routing import ROUTING, Routing, RoutingLine, RoutingTable
+from gemma_ops.verdicts.gate_record import Gate, Look
+from gemma_ops.verdicts.routing_record import ROUTING, Routing, RoutingLine, RoutingTable
 from gemma_ops.verdicts.safety import KvFacts, MemorizedFacts, RefusedFacts, SafetyFacts
 
 __all__ = [

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from gemma_ops.privacy import HERE
+from gemma_ops.privacy.classes import HERE
 from gemma_ops.verdicts.record import Number, VerdictRecord
 
 ValueSpan = tuple[Number, Number, Number]

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gemma_ops.wire.ask import RefusalError
-from gemma_ops.wire.gemini import contents_of
+from gemma_ops.wire.gemini_wire import contents_of
 
 _DATA = re.compile(r"data:(?P<mime>[\w.+-]+/[\w.+-]+)(?:;[\w=.+-]+)*;base64,(?P<data>[A-Za-z0-9+/=\s_-]+)")
 _HOSTED = {

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gemma_ops.wire.ask import Ask, RefusalError
-from gemma_ops.wire.gemini import Refusal, contents_of
+from gemma_ops.wire.gemini_wire import Refusal, contents_of
 
 _TOP = frozenset({"contents", "systemInstruction", "generationConfig", "tools", "toolConfig", "labels", "model"})
 _TOP_NEUTRAL: dict[str, tuple[Any, ...]] = {

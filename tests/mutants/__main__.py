@@ -26,7 +26,8 @@ from tests.mutants.table import MUTANTS, Mutant
 
 ROOT = Path(__file__).parents[2]
 RECORD = Path(__file__).with_name("record.json")
-_LEFT_OUT = shutil.ignore_patterns(".git", ".venv*", "runs", "mlflow", "dist", "build", "__pycache__", ".*_cache")
+_ANYWHERE = shutil.ignore_patterns(".git", ".venv*", "__pycache__", ".*_cache")
+_AT_ROOT = {"runs", "mlflow", "dist", "build"}
 _ALL_PASSED, _SOME_FAILED = 0, 1
 
 
@@ -46,6 +47,11 @@ def _source(file: Path, name: str) -> str:
         if isinstance(node, ast.FunctionDef) and node.name == name:
             return ast.get_source_segment(text, node) or ""
     raise SystemExit(f"{file.name} has no test {name}")
+
+
+def _left_out(folder: str, names: list[str]) -> set[str]:
+    """What a copy of the repository does without: what runs and builds leave at its root, and caches."""
+    return _ANYWHERE(folder, names) | (_AT_ROOT & set(names) if Path(folder) == ROOT else set())
 
 
 def check(mutant: Mutant) -> str:
@@ -81,7 +87,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(asked.processes) as pool:
         copies = [Path(folder) / str(number) for number in range(asked.processes)]
         for copy in copies if chosen else []:
-            shutil.copytree(ROOT, copy, ignore=_LEFT_OUT)
+            shutil.copytree(ROOT, copy, ignore=_left_out)
         free = list(copies)
 
         def one(mutant: Mutant) -> tuple[Mutant, list[str]]:

@@ -27,7 +27,7 @@ _LAUNCHED = "test_launch_same.py::"
 
 MUTANTS = (
     Mutant(
-        "reentrant-checkpointing", "modeling/kernels/install.py",
+        "reentrant-checkpointing", "kernels/install.py",
         "again = partial(checkpoint, use_reentrant=False,", "again = partial(checkpoint, use_reentrant=True,",
         ("test_kernels_recompute.py::test_gradients_are_those_of_keeping_everything",),
     ),
@@ -80,12 +80,12 @@ MUTANTS = (
         ("test_training.py::test_trl_keys_are_checked[fp16-overflow]",),
     ),
     Mutant(
-        "sdpa-string", "modeling/kernels/install.py",
+        "sdpa-string", "kernels/install.py",
         'base.set_attn_implementation({"text_config": name})', "base.set_attn_implementation(name)",
         ("test_kernels_install.py::test_attention_is_set_on_the_language_model_alone",),
     ),
     Mutant(
-        "flash-attention", "modeling/kernels/packed.py",
+        "flash-attention", "kernels/attention_packed.py",
         "    if half and query.shape[-1] <= FLASH_WIDTH:\n", "    if half:\n",
         ("test_kernels_attention.py::test_the_gpu_form_follows_shapes_and_is_never_taken_here",),
     ),
@@ -101,7 +101,7 @@ MUTANTS = (
         ("test_modeling_loading.py::test_text_only_load_equals_the_whole_model",),
     ),
     Mutant(
-        "packing-with-mask", "training/passes.py",
+        "packing-with-mask", "training/forward_inputs.py",
         "return found | ({BOUNDS: starts} if self.bounds else {})",
         'return found | {"attention_mask": torch.ones_like(found["input_ids"])}',
         ("test_training_steps.py::test_a_packed_pass_scores_each_document_by_itself",),
@@ -157,7 +157,7 @@ MUTANTS = (
         ("test_media_training.py::test_rows_with_images_lose_what_each_loses_alone",),
     ),
     Mutant(
-        "packed-images", "modeling/kernels/pattern.py",
+        "packed-images", "kernels/attention_spans.py",
         "        starts[span.row, span.k0] = vision[span.row, span.k0]\n", "        pass\n",
         ("test_kernels_attention.py::test_images_that_touch_at_a_border_are_two",),
     ),

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from gemma_ops.errors import DataError
-from gemma_ops.evaluation import paired, scoring, statistics
-from gemma_ops.evaluation.answers import FILE, Stored
 from gemma_ops.evaluation.interop.intake import key_of
-from gemma_ops.evaluation.results import rounded
-from gemma_ops.evaluation.statistics import Sample
-from gemma_ops.evaluation.task import Task
+from gemma_ops.evaluation.target_results import rounded
+from gemma_ops.stats import intervals, paired
+from gemma_ops.stats.intervals import Sample
+from gemma_ops.tasks import grades
+from gemma_ops.tasks.stored_answers import FILE, Stored
+from gemma_ops.tasks.task import Task
 from gemma_ops.verdicts import VERDICT, Verdict
 
 CONFIDENCE = 0.95
@@ -69,7 +70,7 @@ def report(task: Task, taken: Sequence[Stored], out: Path, rivals: Sequence[Stor
     for name in task.columns:
         (values,), clusters = _scores([graded], name)
         if values:
-            figures[name] = rounded(asdict(statistics.mean_interval(Sample.of(values, clusters), CONFIDENCE)))
+            figures[name] = rounded(asdict(intervals.mean_interval(Sample.of(values, clusters), CONFIDENCE)))
     pairs = [(name, theirs) for name, theirs in others.items() if mine.keys() & theirs.keys()]
     differences = [_difference(task, mine, name, theirs) for name, theirs in pairs]
     return Report(task.name, target, len(mine), len(task.rows), figures, [item for item in differences if item])
@@ -110,14 +111,14 @@ def _difference(task: Task, mine: dict[str, Stored], versus: str, theirs: dict[s
     return {"versus": versus, "metric": task.file.primary, **rounded(body)}
 
 
-def _grade(task: Task, answers: dict[str, Stored]) -> scoring.Graded:
+def _grade(task: Task, answers: dict[str, Stored]) -> grades.Graded:
     """Grades of the rows that were answered, in the task's order."""
     rows = tuple(row for row in task.rows if row.id in answers)
     name = next(iter(answers.values())).target
-    return scoring.grade(replace(task, rows=rows), name, [answers[row.id] for row in rows])
+    return grades.grade(replace(task, rows=rows), name, [answers[row.id] for row in rows])
 
 
-def _scores(pages: Sequence[scoring.Graded], name: str) -> tuple[list[list[float]], list[str] | None]:
+def _scores(pages: Sequence[grades.Graded], name: str) -> tuple[list[list[float]], list[str] | None]:
     """Scores of the rows that all pages score, a list per page, and their clusters."""
     rows, columns = pages[0].task.rows, [page.column(name) for page in pages]
     kept = [index for index in range(len(rows)) if all(column[index] is not None for column in columns)]

@@ -14,13 +14,13 @@ from pathlib import Path
 from gemma_ops.answer import Answer
 from gemma_ops.data import chat
 from gemma_ops.errors import ConfigError, DataError
-from gemma_ops.evaluation import answers
-from gemma_ops.evaluation.answers import AnswerFile, Stored
 from gemma_ops.evaluation.interop import logs
 from gemma_ops.evaluation.interop.logs import Reply
 from gemma_ops.evaluation.interop.to_lm_eval import TURN_END
-from gemma_ops.evaluation.task import Task
-from gemma_ops.metrics.base import Row
+from gemma_ops.metrics.metric import Row
+from gemma_ops.tasks import stored_answers
+from gemma_ops.tasks.stored_answers import AnswerFile, Stored
+from gemma_ops.tasks.task import Task
 
 _AGAIN = "export the task again with `gemma-ops task export`, and run that"
 
@@ -73,12 +73,12 @@ def check(replies: Sequence[Reply], task: Task, target: str) -> list[Stored]:
 def file_as(target: str, task: Task, row: Row, answer: Answer) -> Stored:
     """An imported answer as it is filed: who answered is known by the name the log gives the model."""
     key = key_of(target, f"import:{answer.model}", task, row)
-    return answers.stored(key, target, task.name, row.id, answer, seconds=answer.seconds, waited=answer.seconds)
+    return stored_answers.stored(key, target, task.name, row.id, answer, seconds=answer.seconds, waited=answer.seconds)
 
 
 def key_of(target: str, identity: str, task: Task, row: Row) -> str:
     """Key of the answer that this model gives to this row, asked as the task says."""
-    return answers.key(target, identity, task.name, row, task.file.generation.model_dump(mode="json"))
+    return stored_answers.key(target, identity, task.name, row, task.file.generation.model_dump(mode="json"))
 
 
 def _same_question(reply: Reply, row: Row, task: Task) -> None:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gemma_ops.durable import write_text
-from gemma_ops.evaluation.interop import documents
+from gemma_ops.evaluation.interop import task_documents
+from gemma_ops.runs.durable import write_text
 
 _CODE = '''"""Made by gemma-ops from the task {name}, version {version}; `gemma-ops task export` makes it again."""
 
@@ -21,7 +21,7 @@ from inspect_ai.model import GenerateConfig
 from inspect_ai.scorer import Score, mean, scorer, stderr
 from inspect_ai.solver import generate
 
-from gemma_ops.evaluation.task import load_task
+from gemma_ops.tasks.task import load_task
 
 HERE = Path(__file__).parent
 TASK = load_task(HERE / "task", HERE / "task")
@@ -54,8 +54,8 @@ def {function}():
 
 def write(folder: Path, out: Path, *, source: Path | None, rows: int | None) -> list[str]:
     """Write the export; returns how to run it."""
-    task = documents.prepare(folder, out, source=source, rows=rows)
-    documents.write_lines(out / "data.jsonl", (documents.inspect(task, row) for row in task.rows))
+    task = task_documents.prepare(folder, out, source=source, rows=rows)
+    task_documents.write_lines(out / "data.jsonl", (task_documents.inspect(task, row) for row in task.rows))
     function = "".join(letter if letter.isalnum() else "_" for letter in f"task_{task.name}")
     tokens = task.file.generation.max_new_tokens
     code = _CODE.format(name=task.name, version=task.file.version, function=function, tokens=tokens)
@@ -66,5 +66,5 @@ def write(folder: Path, out: Path, *, source: Path | None, rows: int | None) -> 
         "    --max-connections 1 -M batch_size=1 \\",
         """    -M 'tokenizer_call_args={"add_special_tokens": false}'""",
         "one row at a time, for a batch is padded and may then decode otherwise; no <bos>, for the template has written it",
-        *documents.warnings(task),
+        *task_documents.warnings(task),
     ]

@@ -18,11 +18,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from gemma_ops.durable import write_text
-from gemma_ops.evaluation.interop import documents
-from gemma_ops.evaluation.task import Task
-from gemma_ops.metrics.base import Row
+from gemma_ops.evaluation.interop import task_documents
+from gemma_ops.metrics.metric import Row
 from gemma_ops.metrics.text import ExactMatch
+from gemma_ops.runs.durable import write_text
+from gemma_ops.tasks.task import Task
 
 TURN_END = "<turn|>"
 CHOICES = "_choices"
@@ -56,17 +56,13 @@ def process_results(document, results):
 
 def write(folder: Path, out: Path, *, source: Path | None, rows: int | None) -> list[str]:
     """Write the export; returns how to run it."""
-    task = documents.prepare(folder, out, source=source, rows=rows)
+    task = task_documents.prepare(folder, out, source=source, rows=rows)
     choices = all(row.choices and row.gold in row.choices for row in task.rows)
-    bodies = [documents.harness(task, row) | (_replies(row) if choices else {}) for row in task.rows]
-    documents.write_lines(out / "data.jsonl", bodies)
+    bodies = [task_documents.harness(task, row) | (_replies(row) if choices else {}) for row in task.rows]
+    task_documents.write_lines(out / "data.jsonl", bodies)
     own = _native(task)
     head = _HEAD.format(name=task.name, version=task.file.version)
-    code = (
-        f"{head}{_DOCUMENTS}"
-        if own
-        else f"{head}from gemma_ops.evaluation.task import load_task\n{_DOCUMENTS}{_SCORES}"
-    )
+    code = f"{head}{_DOCUMENTS}" if own else f"{head}from gemma_ops.tasks.task import load_task\n{_DOCUMENTS}{_SCORES}"
     write_text(out / "utils.py", code)
     _yaml(out / f"{task.name}.yaml", task, _generation(task, own=own), any(body["system"] for body in bodies))
     names = [task.name]
@@ -77,7 +73,7 @@ def write(folder: Path, out: Path, *, source: Path | None, rows: int | None) -> 
         f"{len(task.rows)} rows of {task.name} in {out}; run them with",
         f"  lm_eval --model hf --model_args pretrained=CHECKPOINT --include_path {out} --tasks {','.join(names)} \\",
         "    --apply_chat_template --batch_size 1 --log_samples --output_path LOGS",
-        *documents.warnings(task),
+        *task_documents.warnings(task),
     ]
 
 

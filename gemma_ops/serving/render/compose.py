@@ -17,7 +17,7 @@ from gemma_ops.serving.render.rendering import (
     needed_image,
     reached_from_elsewhere,
 )
-from gemma_ops.training.launch.render.text import document
+from gemma_ops.training.launch.render.render_text import document
 
 WANTS = (*GGUF, "merged")
 _ASK = "import urllib.request as r; r.urlopen('http://127.0.0.1:{port}{path}', timeout=4)"

@@ -13,7 +13,7 @@ from typing import Any
 from gemma_ops.serving.render import vllm
 from gemma_ops.serving.render.kubernetes import POD_SECURITY, pulling
 from gemma_ops.serving.render.rendering import SCRATCH, Deployed, reached_from_elsewhere
-from gemma_ops.training.launch.render.text import document
+from gemma_ops.training.launch.render.render_text import document
 
 _CLAIM = "gemma-ops-models"
 _AT = "/models"

@@ -21,7 +21,7 @@ from gemma_ops.serving.render.rendering import (
     needed_image,
     reached_from_elsewhere,
 )
-from gemma_ops.training.launch.render.text import document
+from gemma_ops.training.launch.render.render_text import document
 
 WANTS = (*GGUF, "merged")
 _USER = 10_001

@@ -14,7 +14,7 @@ import yaml
 from gemma_ops.family.formats import GGUF
 from gemma_ops.serving.render.kubernetes import POD_SECURITY, pulling
 from gemma_ops.serving.render.rendering import CACHE, EVERYWHERE, KEYS, Deployed, needed_image, reached_from_elsewhere
-from gemma_ops.training.launch.render.text import document
+from gemma_ops.training.launch.render.render_text import document
 
 WANTS = tuple(GGUF)
 RAY = "2.60.0"

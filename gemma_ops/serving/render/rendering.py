@@ -16,15 +16,15 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from gemma_ops.addresses import is_loopback
 from gemma_ops.config import Privacy, RunConfig, ServeConfig
-from gemma_ops.devices import GIB
 from gemma_ops.errors import ConfigError
 from gemma_ops.family.formats import FORMATS, GGUF
 from gemma_ops.family.sizes import SIZES
+from gemma_ops.offline.addresses import is_loopback
+from gemma_ops.planning.devices import GIB
 from gemma_ops.planning.kv_cache import kv_bytes
-from gemma_ops.planning.serving import serving_bytes
-from gemma_ops.privacy import class_of
+from gemma_ops.planning.serving_bytes import serving_bytes
+from gemma_ops.privacy.classes import class_of
 from gemma_ops.serving.choosing import choose_format
 from gemma_ops.verdicts import VERDICT, Verdict
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gemma_ops.synth.material import Method
-from gemma_ops.synth.methods import document_qa, evolve, preferences, self_instruct, tool_calls
+from gemma_ops.synth.methods import document_qa, evolve, preference_pairs, self_instruct, tool_calls
 
 METHODS: dict[str, Method] = {
     method.name: method
@@ -12,6 +12,6 @@ METHODS: dict[str, Method] = {
         self_instruct.METHOD,
         evolve.METHOD,
         tool_calls.METHOD,
-        preferences.METHOD,
+        preference_pairs.METHOD,
     )
 }

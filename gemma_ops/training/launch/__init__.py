@@ -13,10 +13,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from gemma_ops import journal, processes
 from gemma_ops.config import Machine, TrainConfig
 from gemma_ops.errors import MachineError
-from gemma_ops.training.launch import checks, engines
+from gemma_ops.runs import journal, processes
+from gemma_ops.training.launch import launch_checks, launch_engines
 from gemma_ops.training.launch.job import Job
 
 _LOOK = 0.1
@@ -35,7 +35,7 @@ def start(
     Raises what a worker raised, ConfigError or MachineError for what can't be started here, and MachineError when
     workers died more often than `launch.restarts` allows.
     """
-    checks.refuse(settings, machine)
+    launch_checks.refuse(settings, machine)
     log = journal.log_path()
     folder = log.with_suffix(".workers") if log else out.with_name(f"{out.name}.workers")
     folder = folder.absolute()  # Ray takes no other, and its workers may start elsewhere
@@ -43,14 +43,14 @@ def start(
     folder.mkdir(parents=True)
     job = Job(folder, out, settings, machine, base, data, teacher)
     job.write()
-    command = engines.command(machine.launch, job.file, job.id)
+    command = launch_engines.command(machine.launch, job.file, job.id)
     with (folder / "launcher.log").open("ab") as file:
         launcher = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=file,
-            env=engines.environment(machine.launch, machine.workers),
+            env=launch_engines.environment(machine.launch, machine.workers),
             start_new_session=True,  # an interrupt from the keyboard reaches this process, which then ends the others
         )
         try:

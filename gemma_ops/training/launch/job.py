@@ -18,8 +18,8 @@ from typing import Any
 
 from gemma_ops import errors
 from gemma_ops.config import Machine, TrainConfig
-from gemma_ops.durable import write_json
 from gemma_ops.errors import OpsError
+from gemma_ops.runs.durable import write_json
 
 
 class WorkerError(RuntimeError):

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from gemma_ops.config import RunConfig
 from gemma_ops.errors import ConfigError, MachineError
-from gemma_ops.training.launch import end, engines
+from gemma_ops.training.launch import end, launch_engines
 from gemma_ops.training.launch.job import Job
 
 _LOOK = 1.0
@@ -40,11 +40,11 @@ def join(config: RunConfig, *, say: Callable[[str], None], patience: float = 24 
     say(f"joining {job.folder} at {launch.rendezvous}")
     with (job.folder / f"launcher-{os.uname().nodename}.log").open("ab") as file:
         agent = subprocess.Popen(
-            engines.command(launch, job.file, job.id),
+            launch_engines.command(launch, job.file, job.id),
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=file,
-            env=engines.environment(launch, config.machine.workers),
+            env=launch_engines.environment(launch, config.machine.workers),
             start_new_session=True,
         )
         try:

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from gemma_ops.processes import Birth
+from gemma_ops.runs.processes import Birth
 
 _VARIABLE = "GEMMA_OPS_STARTED_BY"
 _EVERY = 1.0

@@ -18,8 +18,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from gemma_ops import journal
 from gemma_ops.errors import MachineError
+from gemma_ops.runs import journal
 from gemma_ops.training.launch import watch
 from gemma_ops.training.launch.job import Job
 from gemma_ops.training.launch.world import barrier, on_main, world

@@ -10,7 +10,7 @@ from typing import Any
 import trl
 
 from gemma_ops.config import TrainConfig
-from gemma_ops.training.methods import answering
+from gemma_ops.training.methods import rollouts
 from gemma_ops.training.methods.rewards import Rewards
 
 CONFIG = trl.GRPOConfig
@@ -19,10 +19,10 @@ CONFIG = trl.GRPOConfig
 def owned(settings: TrainConfig, *, world: int) -> dict[str, Any]:
     """Keys of `GRPOConfig` that follow from our settings."""
     reinforce = settings.reinforce
-    return answering.owned(settings, world=world) | {"loss_type": reinforce.loss, "scale_rewards": reinforce.scale}
+    return rollouts.owned(settings, world=world) | {"loss_type": reinforce.loss, "scale_rewards": reinforce.scale}
 
 
-class GRPO(answering.Answering, trl.GRPOTrainer):  # type: ignore[misc]
+class GRPO(rollouts.Answering, trl.GRPOTrainer):  # type: ignore[misc]
     """`train.method: grpo`."""
 
     def __init__(self, *, settings: TrainConfig, rewards: Rewards, model: Any, **kwargs: Any) -> None:

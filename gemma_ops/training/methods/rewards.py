@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from gemma_ops.config import ReinforceConfig
 from gemma_ops.errors import ConfigError, DataError
 from gemma_ops.metrics import by_id
-from gemma_ops.metrics.base import Metric, Row, Scorer
+from gemma_ops.metrics.metric import Metric, Row, Scorer
 from gemma_ops.modeling.generate import read_reply
 
 Reward = Callable[..., list[float | None]]

@@ -10,14 +10,14 @@ from typing import Any
 import trl
 
 from gemma_ops.config import TrainConfig
-from gemma_ops.training.methods import answering
+from gemma_ops.training.methods import rollouts
 from gemma_ops.training.methods.rewards import Rewards
 
 CONFIG = trl.RLOOConfig
-owned = answering.owned
+owned = rollouts.owned
 
 
-class RLOO(answering.Answering, trl.RLOOTrainer):  # type: ignore[misc]
+class RLOO(rollouts.Answering, trl.RLOOTrainer):  # type: ignore[misc]
     """`train.method: rloo`."""
 
     def __init__(self, *, settings: TrainConfig, rewards: Rewards, model: Any, **kwargs: Any) -> None:

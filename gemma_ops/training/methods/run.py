@@ -8,19 +8,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gemma_ops import family, journal
+from gemma_ops import family, kernels
 from gemma_ops.config import MachineConfig, TrainConfig
 from gemma_ops.config.methods import REINFORCE
 from gemma_ops.data import answer_tables, published
 from gemma_ops.data.answer_tables import Encoding
-from gemma_ops.data.prompting import Prompting, write_prompting
-from gemma_ops.data.tokens import Manner
+from gemma_ops.data.prompt_record import Prompting, write_prompting
+from gemma_ops.data.row_tokens import Manner
 from gemma_ops.errors import DataError
-from gemma_ops.modeling import adapters, kernels, reward
+from gemma_ops.modeling import adapters, reward_head
+from gemma_ops.modeling.checkpoint_source import checkpoint
 from gemma_ops.modeling.generate import stop_ids
 from gemma_ops.modeling.load import load_model, load_tokenizer, pick_device
-from gemma_ops.modeling.source import checkpoint
 from gemma_ops.modeling.threads import settle_threads
+from gemma_ops.runs import journal
 from gemma_ops.training import media_sft
 from gemma_ops.training.arguments import build, common
 from gemma_ops.training.follow import Follow, last_checkpoint, prompts, validated, write_record
@@ -76,7 +77,7 @@ def train(out: Path, settings: TrainConfig, machine: MachineConfig, *, base: Pat
     final = validated(trainer.state, settings) or trainer.evaluate() if len(rows.valid) else {}
     adapters.save(model, out / "adapter", described["id"], described["revision"])
     if settings.method == "reward":
-        reward.save_score(model, out / "adapter")
+        reward_head.save_score(model, out / "adapter")
     write_prompting(out / "adapter", Prompting.of(settings.thinking, published.template_of(folder)))
     write_record(trainer.state, out / "record.jsonl")
     (out / "samples.jsonl").touch()
@@ -88,7 +89,7 @@ def load(folder: Path, settings: TrainConfig, machine: MachineConfig, device: st
     """The model that learns: loaded, with its adapter and kernels; one that scores for `reward`."""
     model = load_model(folder, weights=settings.weights, device=device, ple=machine.ple)
     if settings.method == "reward":
-        model = reward.as_reward(model)
+        model = reward_head.as_reward(model)
     model = adapters.attach(model, settings.lora, settings.seed)
     if settings.method == "reward":
         model.get_base_model().score.requires_grad_(requires_grad=True)
@@ -166,7 +167,7 @@ def _kto(model: Any, settings: TrainConfig, rows: Tables, keys: dict[str, Any], 
 
 
 def _reward(model: Any, settings: TrainConfig, rows: Tables, keys: dict[str, Any], given: dict[str, Any]) -> Any:
-    from gemma_ops.training.methods import reward as method
+    from gemma_ops.training.methods import reward_model as method
 
     args = build(method.CONFIG, settings, keys | method.owned(settings))
     return method.Reward(args=args, layout=_layout(settings, rows, args), **given)

@@ -15,8 +15,8 @@ import types
 from typing import Any
 
 from gemma_ops.config.methods import REINFORCE
+from gemma_ops.training.forward_inputs import BOUNDS
 from gemma_ops.training.launch.sharded import whole
-from gemma_ops.training.passes import BOUNDS
 
 DROPPED = ("entropy", "logits/chosen", "logits/rejected")
 """Figures of TRL's losses that the fused head doesn't know: not a number, and left out."""
@@ -81,7 +81,7 @@ class Scoring:
                 hidden, head, None, labels, self.temperature, _TILE, softcap, 1.0, self.outputs
             )
             return found
-        from gemma_ops.modeling import kernels
+        from gemma_ops import kernels
 
         nll, top = kernels.token_scores(hidden, head, labels, softcap=softcap)
         unknown = nll.detach().new_full(nll.shape, float("nan"))

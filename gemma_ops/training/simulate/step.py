@@ -14,7 +14,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from gemma_ops.config import TrainConfig
-from gemma_ops.training.simulate.live import Live, Moment
+from gemma_ops.training.simulate.live_bytes import Live, Moment
 
 _SCORED = 0.6
 """Share of tokens with loss where the caller knows none."""
@@ -120,7 +120,7 @@ def _autocast(settings: TrainConfig) -> Any:
 
 def _pass(documents: list[int], scored: float, settings: TrainConfig) -> dict[str, Any]:
     """Arguments of a packed forward pass, as `passes.Collate` makes them."""
-    from gemma_ops.training.passes import BOUNDS
+    from gemma_ops.training.forward_inputs import BOUNDS
 
     total = sum(documents)
     bounds = [0]

@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 
 from gemma_ops.config import LaunchConfig
-from gemma_ops.training.launch import engines
+from gemma_ops.training.launch import launch_engines
 from gemma_ops.training.launch.render.resources import Rendering
 
 
@@ -18,7 +18,7 @@ def torchrun(job: Rendering) -> str:
         nodes=job.nodes,
         rendezvous="$GEMMA_OPS_HEAD:29500" if job.nodes > 1 else None,
     )
-    line = ["python", *engines.torchrun(launch, job.name), "-m", "gemma_ops.training.launch.worker", "job.json"]
+    line = ["python", *launch_engines.torchrun(launch, job.name), "-m", "gemma_ops.training.launch.worker", "job.json"]
     several = [
         "# On every machine, with the folder of this configuration and its runs shared under one path:",
         "#   export GEMMA_OPS_HEAD=<name of the first machine> NODE_RANK=<0, 1, …>",

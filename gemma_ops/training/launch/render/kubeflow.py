@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 from gemma_ops.errors import ConfigError
+from gemma_ops.training.launch.render.render_text import document
 from gemma_ops.training.launch.render.resources import Rendering
-from gemma_ops.training.launch.render.text import document
 
 _MANAGER = "gemma-ops.dev/render"
 _AT, _SHM = "/workspace", "/dev/shm"  # noqa: S108 - mounts of the pod

@@ -9,13 +9,12 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gemma_ops import devices
 from gemma_ops.config import RunConfig
-from gemma_ops.devices import GIB, Device
 from gemma_ops.errors import ConfigError
 from gemma_ops.family.formats import GGUF
-from gemma_ops.planning import make
-from gemma_ops.planning.make import Plan
+from gemma_ops.planning import devices, training_plan
+from gemma_ops.planning.devices import GIB, Device
+from gemma_ops.planning.training_plan import Plan
 
 _PORT = 29500
 _HEAD = "GEMMA_OPS_HEAD"
@@ -112,7 +111,7 @@ def rendering(config: RunConfig, configs: Sequence[str], sets: Sequence[str], *,
     workers = launch.processes * launch.nodes
     shards = workers if launch.strategy == "fsdp" else 1
     gpu, plan, fits = _pick(config, launch.gpu, shards)
-    whole = 2 * make.resolve(config.model.base)[0].counts().total / GIB
+    whole = 2 * training_plan.resolve(config.model.base)[0].counts().total / GIB
     # Before FSDP cuts a model that is not quantized, every process reads all of it into main memory.
     copies = launch.processes if launch.strategy == "fsdp" and config.train.weights != "nf4" else 1
     return Rendering(
@@ -148,10 +147,10 @@ def _pick(config: RunConfig, key: str | None, shards: int) -> tuple[Device, Plan
         device = devices.get(key)
         if not device.cuda:
             raise ConfigError("launch.gpu is a CPU", "name a GPU, or leave it out")
-        plan = make.measure(config, device)
+        plan = training_plan.measure(config, device)
         return device, plan, _fits(plan, shards)
     rented = [device for device in devices.DEVICES.values() if device.bf16 and not device.key.startswith("rtx-")]
-    plans = {device.key: make.measure(config, device) for device in rented}
+    plans = {device.key: training_plan.measure(config, device) for device in rented}
     fitting = [device for device in rented if _fits(plans[device.key], shards) == "yes"]
     chosen = min(fitting, key=lambda device: device.dollars or math.inf) if fitting else rented[-1]
     return chosen, plans[chosen.key], _fits(plans[chosen.key], shards)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import shlex
 from typing import Any
 
+from gemma_ops.training.launch.render.render_text import document
 from gemma_ops.training.launch.render.resources import Rendering
-from gemma_ops.training.launch.render.text import document
 
 _NAMES = {
     "l4": "L4",

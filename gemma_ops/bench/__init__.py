@@ -1,0 +1,1 @@
+"""Measurements beside named peers: a training step, and the gates on data whose truth is known."""

@@ -1,0 +1,12 @@
+"""`gemma-ops bench train`: one training step of gemma-ops beside stock TRL and whoever else is installed.
+
+`spec` says what is measured, `arms` who is, `child` is the process that measures, `runner` starts one after the other,
+`report` and `picture` say what came out, `suite` is the list for a GPU.
+"""
+
+from __future__ import annotations
+
+from gemma_ops.bench.training.bench_spec import Spec, make
+from gemma_ops.bench.training.runner import Runner
+
+__all__ = ["Runner", "Spec", "make"]

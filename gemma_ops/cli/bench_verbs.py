@@ -1,0 +1,164 @@
+"""Verbs that measure: `bench train` runs one training step of gemma-ops beside stock TRL and other trainers, `bench gates`
+judges data of known truth."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from gemma_ops.cli.options import Json
+
+app = typer.Typer()
+bench_app = typer.Typer(
+    help="Measure gemma-ops: its training step beside other trainers', and whether gates keep their word.",
+    no_args_is_help=True,
+)
+app.add_typer(bench_app, name="bench")
+
+
+@bench_app.callback()
+def _bench() -> None:
+    """Measure gemma-ops: its training step beside other trainers', and whether gates keep their word."""
+
+
+@bench_app.command("train")
+def bench_train(
+    size: Annotated[
+        str, typer.Option(help="cpu, tiny, or a true size with random weights: e2b, e4b, 12b, 26b-a4b, 31b.")
+    ] = "cpu",
+    device: Annotated[
+        str | None,
+        typer.Option(help="cpu or cuda; cpu for the small sizes, cuda for the true ones.", show_default=False),
+    ] = None,
+    weights: Annotated[str, typer.Option(help="bf16 or nf4.")] = "bf16",
+    lengths: Annotated[
+        str, typer.Option(help="chat: 300 tokens a row on average, 2,048 at most; long: 1,200, 4,096.")
+    ] = "chat",
+    mean: Annotated[int | None, typer.Option(help="Tokens of a row on average, instead.", show_default=False)] = None,
+    longest: Annotated[
+        int | None, typer.Option("--max", help="Tokens of the longest row, instead.", show_default=False)
+    ] = None,
+    batch: Annotated[
+        int | None, typer.Option("--batch", "--rows", help="Rows of an optimizer step.", show_default=False)
+    ] = None,
+    micro_batch: Annotated[
+        int | None, typer.Option(help="Rows of a forward pass where rows are padded.", show_default=False)
+    ] = None,
+    row_length: Annotated[int | None, typer.Option(help="Tokens of a packed row.", show_default=False)] = None,
+    micro_tokens: Annotated[
+        int | None,
+        typer.Option(help="Tokens of a forward pass of gemma-ops; the plan decides by default.", show_default=False),
+    ] = None,
+    layers: Annotated[int | None, typer.Option(help="Cut the stack to so many layers.", show_default=False)] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Timed optimizer steps; one more warms up.", show_default=False)
+    ] = None,
+    repeats: Annotated[
+        int | None, typer.Option(min=1, help="Processes an arm, interleaved.", show_default=False)
+    ] = None,
+    arms: Annotated[
+        str | None,
+        typer.Option(
+            help="Commas between: trl, trl-packed, trl-packed-nogc, gemma-ops, unsloth, axolotl.", show_default=False
+        ),
+    ] = None,
+    threads: Annotated[int, typer.Option(min=1, help="Of the CPU.")] = 1,
+    seed: Annotated[int, typer.Option(help="Of weights, rows and order.")] = 0,
+    suite: Annotated[
+        str | None, typer.Option(help="gpu: every size at 2k, 4k and 8k tokens a row.", show_default=False)
+    ] = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="Start nothing after so long; run again to go on.", show_default=False)
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for results; what is finished there is kept.")] = Path("runs/bench"),
+    as_json: Json = False,
+) -> None:
+    """One training step of gemma-ops beside stock TRL, packed TRL, and Unsloth and axolotl where they are installed.
+
+    The same random model, rows and adapter for all; each arm in its own process, repeats interleaved. Gradients are
+    compared in float32 first. Leaves bench.json and bench.svg.
+    """
+    from gemma_ops.bench.training import Runner, make
+    from gemma_ops.bench.training import suite as suites
+    from gemma_ops.cli import console
+
+    command = " ".join(["gemma-ops", *sys.argv[1:]])
+    more: dict[str, Any] = {"threads": threads, "seed": seed}
+    if arms:
+        more["arms"] = tuple(name.strip() for name in arms.split(",") if name.strip())
+
+    def tell(text: str) -> None:
+        console.err().print(text, markup=False)
+
+    if suite:
+        if suite not in suites.SUITES:
+            raise typer.BadParameter(f"one of: {', '.join(suites.SUITES)}", param_hint="--suite")
+        found = suites.run(suites.SUITES[suite](**more), out, tell, command=command, minutes=minutes)
+        if as_json:
+            console.print_json(found)
+        for name, body in found.items():
+            if not as_json:
+                _show(name, body)
+        return
+    spec = make(
+        size, device=device, weights=weights, lengths=lengths, mean=mean, longest=longest, batch=batch,  # type: ignore[arg-type]
+        micro_batch=micro_batch, row_length=row_length, steps=steps, repeats=repeats, micro_tokens=micro_tokens, layers=layers,
+        **more,
+    )  # fmt: skip
+    import time
+
+    deadline = None if minutes is None else time.monotonic() + 60 * minutes
+    folder = out / spec.name
+    body = Runner(spec, folder, tell, command=command, deadline=deadline).run()
+    if as_json:
+        console.print_json(body)
+    else:
+        _show(str(folder), body)
+
+
+@bench_app.command("gates")
+def bench_gates(
+    times: Annotated[int, typer.Option(min=100, help="Data sets a line of the tables.")] = 4000,
+    seed: Annotated[int, typer.Option(help="Of the data.")] = 7,
+    out: Annotated[
+        Path | None, typer.Option(help="File for the record, JSON.", dir_okay=False, show_default=False)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Judge data whose truth stands at the margin: wrong passes and fails, coverage, ten gates, twenty looks, rows needed.
+
+    A few minutes on one core. configs/benchmarks/gates.json is such a record.
+    """
+    from gemma_ops.bench.gates import measure_gates, record_lines
+    from gemma_ops.cli import console
+    from gemma_ops.runs.durable import write_json
+
+    body = measure_gates(times, seed, lambda text: console.err().print(text, markup=False))
+    if out is not None:
+        write_json(out, body)
+    if as_json:
+        console.print_json(body)
+        return
+    for line in record_lines(body):
+        print(line)
+
+
+def _show(name: str, body: dict[str, Any]) -> None:
+    """The table of one benchmark, and where its files are."""
+    from gemma_ops.bench.training import bench_report
+    from gemma_ops.cli import console
+
+    if "absent" in body:
+        print(f"{name}: {body['absent']}\n")
+        return
+    for line in bench_report.opening(body):
+        print(line)
+    print()
+    console.print_table(bench_report.head(body), bench_report.table(body))
+    print()
+    for line in bench_report.closing(body):
+        print(line)
+    print(f"{name}: bench.json, bench.svg\n")

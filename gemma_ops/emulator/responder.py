@@ -1,0 +1,102 @@
+"""Who answers. A responder takes a `Body`, the request in readable form, and returns text or a `Reply`."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from gemma_ops.wire.gemini_wire import contents_of, texts_of
+
+
+@dataclass(frozen=True)
+class Body:
+    """One request to a model, as a responder reads it."""
+
+    model: str
+    raw: Mapping[str, Any]
+    """JSON with field names in camel case."""
+    digest: str
+    """Of model and body."""
+    nth: int
+    """How often this question was put before."""
+    seed: int
+    """Of the emulator."""
+
+    @cached_property
+    def texts(self) -> list[str]:
+        """Texts of all turns, in order."""
+        return texts_of(self.raw.get("contents"))
+
+    @property
+    def text(self) -> str:
+        """All turns as one text."""
+        return "\n".join(self.texts)
+
+    @property
+    def last(self) -> str:
+        """Text of the last turn."""
+        turns = contents_of(self.raw.get("contents"))
+        return "\n".join(texts_of(turns[-1:]))
+
+    @property
+    def system(self) -> str:
+        return "\n".join(texts_of(self.raw.get("systemInstruction")))
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        found = self.raw.get("generationConfig")
+        return found if isinstance(found, dict) else {}
+
+    @property
+    def schema(self) -> dict[str, Any] | None:
+        """JSON schema (or OpenAPI schema) that the reply must follow."""
+        found = self.config.get("responseJsonSchema") or self.config.get("responseSchema")
+        return found if isinstance(found, dict) else None
+
+    @property
+    def functions(self) -> list[dict[str, Any]]:
+        """Declarations of functions that may be called."""
+        tools = [tool for tool in self.raw.get("tools") or [] if isinstance(tool, dict)]
+        return [item for tool in tools for item in tool.get("functionDeclarations") or []]
+
+    @property
+    def max_output_tokens(self) -> int | None:
+        found = self.config.get("maxOutputTokens")
+        return int(found) if found is not None else None
+
+    @property
+    def level(self) -> str | None:
+        """Level of thinking asked for, in lower case."""
+        found = (self.config.get("thinkingConfig") or {}).get("thinkingLevel")
+        return str(found).lower() if found else None
+
+    def chance(self, *names: object) -> random.Random:
+        """Random numbers that depend on the seed, the question and these names, and on nothing else."""
+        text = "/".join(map(str, (self.seed, self.digest, *names)))
+        return random.Random(int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()))
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a model says. Token counts left at None are counted by the emulator."""
+
+    text: str = ""
+    finish: str = "STOP"
+    calls: tuple[dict[str, Any], ...] = ()
+    """Function calls: {"name": …, "args": {…}}."""
+    blocked: str | None = None
+    """Block reason of the prompt: no candidate is returned."""
+    prompt_tokens: int | None = None
+    output_tokens: int | None = None
+    thought_tokens: int | None = None
+    cached_tokens: int | None = None
+    """Of the prompt's tokens, those counted as cached."""
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+Responder = Callable[[Body], str | Reply]
+"""Answers a request. An exception becomes the service's 500."""

@@ -1,0 +1,1 @@
+"""Gates: what must hold before a model is promoted, and what a number of rows can show."""

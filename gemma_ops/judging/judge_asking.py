@@ -1,0 +1,103 @@
+"""Putting all questions to one judge: what is known is not asked again, what is said is on disk at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+
+from gemma_ops.answer import Prompt
+from gemma_ops.errors import BoundaryError
+from gemma_ops.judging import judgements
+from gemma_ops.judging.judge_canaries import Question
+from gemma_ops.judging.judge_material import Pair
+from gemma_ops.judging.judge_protocol import Mode, Protocol
+from gemma_ops.judging.judgements import Judgement, JudgementFile, Place
+from gemma_ops.runs import journal
+from gemma_ops.targets.structured import ask
+from gemma_ops.targets.target import Target
+from gemma_ops.tasks.grades import FAILED
+
+
+def decided(pair: Pair, what: str = "pairs") -> float | None:
+    """The outcome where no judge is needed. Of a pair: a failed answer loses to one that is there, and equal texts tie.
+    Of one side alone, when `what` names it: a failed answer scores 0."""
+    lost = [end in FAILED for end in (pair.first_end, pair.second_end)]
+    if what != "pairs" or pair.second is None:
+        return 0.0 if lost[what == "second"] else None
+    if any(lost) or pair.first.strip() == pair.second.strip():
+        return 0.5 + (lost[1] - lost[0]) / 2
+    return None
+
+
+def questions(pairs: Sequence[Pair], mode: Mode, repeats: int) -> list[Question]:
+    """Every question about the pairs: both orders of two answers, or each answer alone."""
+    found: list[Question] = []
+    for repeat in range(repeats):
+        for pair in pairs:
+            if mode == "pairwise" and decided(pair) is None and pair.second is not None:
+                found.append(Question(Place("pair", pair.id, "AB", repeat), pair, (pair.first, pair.second)))
+                found.append(Question(Place("pair", pair.id, "BA", repeat), pair, (pair.second, pair.first)))
+            elif mode == "pointwise":
+                if pair.first_end not in FAILED:
+                    found.append(Question(Place("pair", pair.id, "first", repeat), pair, (pair.first,)))
+                if pair.second is not None and pair.second_end not in FAILED:
+                    found.append(Question(Place("pair", pair.id, "second", repeat), pair, (pair.second,)))
+    return found
+
+
+def collect(
+    judge: Target,
+    asked: Sequence[Question],
+    protocol: Protocol,
+    file: JudgementFile,
+    *,
+    max_new_tokens: int,
+    batch: int,
+) -> list[Judgement]:
+    """The verdicts on `asked`, in order. Raises BoundaryError when the judge may not see one of the items."""
+    shape = protocol.shape
+    schema = shape.model_json_schema()
+    prompts = [
+        Prompt(protocol.messages(question.pair, question.answers), question.pair.privacy, question.pair.id, question.place.repeat)
+        for question in asked
+    ]  # fmt: skip
+    _guard(judge, asked)
+    keys = [
+        judgements.key(judge.name, judge.identity, prompt.messages, schema, question.place.repeat)
+        for question, prompt in zip(asked, prompts, strict=True)
+    ]
+    # An identical canary may be a pair's very question: one key, asked once.
+    missing = list({keys[index]: index for index in range(len(asked)) if keys[index] not in file.known}.values())
+    done = len(asked) - len(missing)
+    if missing:
+        journal.record(event="judging", target=judge.name, done=done, total=len(asked))
+    # Gemini's answers are stored as they come, so all may go at once; others are filed batch by batch.
+    step = len(missing) if judge.name.startswith("gemini:") else batch
+    for start in range(0, len(missing), step or 1):
+        part = missing[start : start + step]
+        found = ask(judge, [prompts[index] for index in part], shape, max_new_tokens=max_new_tokens, batch=batch)
+        file.append(
+            judgements.judgement(keys[index], judge.name, asked[index].place, item)
+            for index, item in zip(part, found, strict=True)
+        )
+        done += len(part)
+        journal.record(target=judge.name, done=done, total=len(asked))
+    return [_placed(file.known[key], question) for key, question in zip(keys, asked, strict=True)]
+
+
+def _guard(judge: Target, asked: Sequence[Question]) -> None:
+    """Refuse before the first question is sent; a row is asked about several times, and counted once."""
+    rows = {question.pair.id: question.pair.privacy for question in asked}
+    hidden = [name for name, privacy in rows.items() if privacy not in judge.sees]
+    if hidden:
+        raise BoundaryError(
+            f"{len(hidden)} of {len(rows)} rows that need a judge are {rows[hidden[0]]} and {judge.name} may not see them (the "
+            f"first: {hidden[0]})",
+            "take a judge on this machine; or, if they may leave it, relax `privacy`: of a task in its task.yaml, of files in "
+            'every row of both ("privacy": "paid" or "any"; a row without it is local_only)',
+        )
+
+
+def _placed(found: Judgement, question: Question) -> Judgement:
+    """The verdict where this question wants it."""
+    return found if found.place == question.place else replace(found, **asdict(question.place))

@@ -1,0 +1,227 @@
+"""How many bytes a training step holds on the device, component by component.
+
+Weights, adapters and optimizer states are counted exactly. What a forward pass keeps is in `kept`; here it is laid over
+the layers that are recomputed and those that are not, and the largest workspace is put on top. A simulation of the real
+graph (`plan --simulate`) agrees to a few per cent, tests/test_plan_memory.py holds its numbers. What no formula knows is
+the allocator: see `SPREAD`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal
+
+from gemma_ops.config import KernelsConfig
+from gemma_ops.family import Linear, Shape
+
+GIB = 1 << 30
+
+NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
+"""Bytes per 4-bit parameter: half a byte, one byte of scale for each block of 64, and, with double quantization, one
+float32 for each 256 of those (QLoRA, arXiv 2305.14314, section 3)."""
+_WIDTH = {"bf16": 2.0, "fp32": 4.0, "nf4": NF4}
+_MOMENTS = {"adamw": 8.0, "adamw_8bit": 2.0, "paged_adamw_8bit": 2.0}
+"""Bytes of AdamW's two moments per parameter; paged ones may leave a GPU that is full, and are counted as if they stayed."""
+
+SPREAD = {"weights": 0.02, "adapter": 0.02, "activations": 0.15, "reserve": 0.5}
+"""Relative uncertainty by kind. Activations: kernels save slightly different tensors, the allocator rounds and
+fragments. Published `reserved` figures of other trainers lie within 10 % of totals computed this way."""
+
+RECORDED = 0.6
+"""GiB that recorded passes keep apart from all other work."""
+
+TOWERS = "vision and audio towers"
+
+Checkpointing = Literal["none", "mlp", "all"] | int
+
+
+@dataclass(frozen=True)
+class Part:
+    """One line of the memory table."""
+
+    name: str
+    kind: str
+    """`weights`, `adapter`, `activations` or `reserve`."""
+    dtype: str
+    bytes: float
+
+
+@dataclass(frozen=True)
+class Step:
+    """What decides the memory and the time of one forward and backward pass."""
+
+    weights: str
+    """`bf16`, `fp32` or `nf4`."""
+    rank: int
+    linears: tuple[Linear, ...]
+    """Those that carry an adapter."""
+    tokens: int
+    """Places of the largest forward pass: packed tokens, or rows times the longest."""
+    length: int
+    """Tokens of its longest row."""
+    checkpointing: Checkpointing = "none"
+    """What the backward pass makes again: nothing, the MLPs, all layers, or the first so many."""
+    kernels: KernelsConfig = field(default_factory=KernelsConfig)
+    scored: float = 1.0
+    """Share of the places with loss."""
+    ple: Literal["device", "host"] = "device"
+    """Where the per-layer table lies."""
+    optimizer: str = "adamw"
+    full: bool = False
+    """All parameters learn, not an adapter."""
+    cuda: bool = True
+    fused_attention: bool = True
+    """An attention kernel that never holds the score matrix; False on GPUs without bfloat16."""
+    towers: bool = False
+    """The vision and audio towers are loaded too."""
+    replays: bool = True
+    """Whether this training may replay passes that were recorded as CUDA graphs."""
+    mixed: bool = False
+    """Whether some of its passes, those of long documents, are launched all the same."""
+
+    @property
+    def recorded(self) -> bool:
+        """Whether passes are recorded: adapters in bfloat16 on one GPU, with every kernel on."""
+        return (
+            self.kernels.records
+            and self.replays
+            and self.cuda
+            and self.fused_attention
+            and not self.full
+            and self.width == 2
+        )
+
+    @property
+    def replayed(self) -> bool:
+        """Whether all passes are."""
+        return self.recorded and not self.mixed
+
+    @property
+    def width(self) -> int:
+        """Bytes of an activation: bfloat16, or float32 throughout."""
+        return 4 if self.weights == "fp32" else 2
+
+    @cached_property
+    def adapter_parameters(self) -> int:
+        return self.rank * sum(linear.inputs + linear.outputs for linear in self.linears)
+
+    @cached_property
+    def by_layer(self) -> dict[int | None, list[Linear]]:
+        """The linears that carry an adapter, by decoder layer."""
+        found: dict[int | None, list[Linear]] = {}
+        for linear in self.linears:
+            found.setdefault(linear.layer, []).append(linear)
+        return found
+
+    def recomputed(self, layers: int) -> int:
+        """How many whole layers of so many are made again."""
+        if isinstance(self.checkpointing, int):
+            return min(self.checkpointing, layers)
+        return layers if self.checkpointing == "all" else 0
+
+
+def weights(shape: Shape, step: Step) -> list[Part]:
+    """The frozen base on the device; towers where they are loaded, a per-layer table only where it is not on the host.
+
+    With `nf4` exactly attention, MLP and experts are 4-bit. Weights that learn are float32.
+    """
+    c = shape.counts()
+    plain = "fp32" if step.weights == "fp32" or step.full else "bf16"
+    packed = "nf4" if step.weights == "nf4" else plain
+    rest = ["norms"] + ["router"] * bool(c.router) + ["per-layer projections"] * bool(c.per_layer_linears)
+    rows = (
+        ("attention and MLP", packed, c.attention + c.mlp),
+        ("experts", packed, c.experts),
+        ("embedding and head (tied)", plain, c.embedding),
+        ("per-layer embedding table", plain, c.per_layer_table if step.ple == "device" else 0),
+        (", ".join(rest), plain, c.norms + c.router + c.per_layer_linears),
+        (TOWERS, "bf16" if step.weights == "nf4" else plain, step.towers * (c.vision + c.audio)),
+    )
+    return [Part(name, "weights", kind, count * _WIDTH[kind]) for name, kind, count in rows if count]
+
+
+def host(shape: Shape, step: Step) -> float:
+    """Bytes of the per-layer table in main memory; 0 where it is on the device."""
+    return 2.0 * shape.counts().per_layer_table if step.ple == "host" else 0.0
+
+
+def learning(shape: Shape, step: Step) -> list[Part]:
+    """What learns besides the weights themselves: LoRA factors, gradients and AdamW's moments, in float32 whatever the base
+    is held in (8-bit optimizers hold their moments in a byte each)."""
+    c = shape.counts()
+    count = c.text - c.per_layer_table if step.full else step.adapter_parameters
+    named = f"LoRA ({count / 1e6:.1f} M parameters) and gradients"
+    moments = "fp32" if step.optimizer == "adamw" else "8 bit"
+    return [
+        Part("gradients" if step.full else named, "adapter", "fp32", (4.0 if step.full else 8.0) * count),
+        Part("AdamW moments", "adapter", moments, _MOMENTS[step.optimizer] * count),
+    ]
+
+
+def activations(shape: Shape, step: Step) -> list[Part]:
+    """What the forward pass keeps for the backward pass, and the largest workspace on top of it."""
+    from gemma_ops.planning import kept_bytes
+
+    layers = [kept_bytes.layer(shape, layer, step) for layer in shape.layers]
+    again = step.recomputed(len(layers))
+    inside = max(layers[:again], default=0.0)
+    per_token = sum(layers[again:]) + again * step.width * shape.hidden + kept_bytes.ends(shape, step)
+    if step.checkpointing == "mlp":
+        per_token -= sum(kept_bytes.mlp(layer, step) for layer in shape.layers)
+        inside = max(kept_bytes.mlp(layer, step) for layer in shape.layers)
+    copies = kept_bytes.copies(step)
+    inside_copies = copies / len(layers) if again == len(layers) else 0.0
+    always = per_token * step.tokens + (0.0 if again == len(layers) else copies)
+    backward = inside * step.tokens + inside_copies + kept_bytes.backward(shape, step)
+    name = "activations" if not again and step.checkpointing != "mlp" else f"activations ({_told(step, len(layers))})"
+    return [
+        Part(name, "activations", "mixed", always),
+        Part("workspace: head and backward", "activations", "mixed", max(kept_bytes.head(shape, step), backward)),
+    ]
+
+
+def _told(step: Step, layers: int) -> str:
+    if step.checkpointing == "mlp":
+        return "MLPs recomputed"
+    again = step.recomputed(layers)
+    return "recomputed" if again == layers else f"{again} of {layers} layers recomputed"
+
+
+def recorded(shape: Shape, step: Step) -> list[Part]:
+    """What passes recorded as CUDA graphs take besides: their fixed inputs and outputs, a second set of the adapters'
+    gradients, and memory that other work can't share with them (fitted to `gemma-ops bench train` on an H200). Where other
+    passes are launched, those need what a pass holds once more."""
+    if not step.recorded:
+        return []
+    per_token = step.width * (3 * shape.hidden + len(shape.layers) * shape.per_layer_dim)
+    apart = RECORDED * GIB + 4.0 * step.adapter_parameters
+    if step.mixed:
+        apart += total(activations(shape, step))
+    return [Part("recorded passes", "activations", "mixed", per_token * step.tokens + apart)]
+
+
+def reserve(step_parts: list[Part], *, cuda: bool) -> Part:
+    """What the process takes beside tensors: on a GPU the CUDA context, cuBLAS workspaces and 5 % of the activations for
+    fragmentation; on a CPU the interpreter with torch, transformers and PEFT (0.55 GiB resident), and half of the
+    activations again, which malloc holds in pieces (fitted to `gemma-ops bench train` at both lengths)."""
+    loose = sum(part.bytes for part in step_parts if part.kind == "activations")
+    if cuda:
+        return Part("CUDA context and fragmentation", "reserve", "", 0.6 * GIB + 0.05 * loose)
+    return Part("Python with torch and transformers", "reserve", "", 0.55 * GIB + 0.5 * loose)
+
+
+def parts(shape: Shape, step: Step) -> list[Part]:
+    """The whole table, largest kinds first."""
+    found = [*weights(shape, step), *learning(shape, step), *activations(shape, step), *recorded(shape, step)]
+    return [*found, reserve(found, cuda=step.cuda)]
+
+
+def total(table: list[Part]) -> float:
+    """Bytes of the whole table."""
+    return sum(part.bytes for part in table)
+
+
+def spread(table: list[Part]) -> float:
+    """Half-width of the uncertainty in bytes."""
+    return sum(part.bytes * SPREAD[part.kind] for part in table)

@@ -1,0 +1,279 @@
+"""`plan(config, device)`: bytes, whether they fit, what to change if not, and how long and how much it takes.
+
+Arithmetic only: no torch, no network, nothing downloaded. A Hub id of the family is known from the family table; a local
+folder is read through its `config.json`.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import gemma_ops
+from gemma_ops import family
+from gemma_ops.config import RunConfig
+from gemma_ops.errors import ModelError
+from gemma_ops.family import Shape, Size
+from gemma_ops.planning import devices, passes, row_lengths, speed, training_memory
+from gemma_ops.planning.devices import Device
+from gemma_ops.planning.passes import Choice
+from gemma_ops.planning.row_lengths import Rows
+from gemma_ops.planning.speed import Speed, Work
+from gemma_ops.planning.training_memory import GIB, Part, Step
+
+_PACKED = 1.0
+"""Slots per token of packed passes: they end where the last document ends."""
+
+Fits = Literal["yes", "tight", "no"]
+
+
+@dataclass(frozen=True)
+class Change:
+    """One way to make a run fit, or faster."""
+
+    what: str
+    cost: str
+    sets: tuple[str, ...]
+    """For `--set`."""
+    device: str | None
+    """For `--device`, when the way out is another machine."""
+    after: Plan
+    """The plan with the change made."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a configuration needs of a device."""
+
+    name: str
+    model: str
+    size: str | None
+    device: Device
+    choice: Choice
+    """What the plan decided where the configuration leaves it open."""
+    parts: tuple[Part, ...]
+    host: float
+    """Bytes of main memory for the per-layer table, where it is not on the device."""
+    rows: Rows
+    speed: Speed | None
+    work: Work
+    tokens: float
+    """Tokens trained on in all, or a million where neither steps nor data say."""
+    per_million: bool
+    download: int
+    """Bytes to fetch: the bf16 checkpoint, towers included; 0 where it is here already."""
+    notes: tuple[str, ...]
+    changes: tuple[Change, ...] = ()
+    """What would make it fit, the cheapest first; empty when it does."""
+    faster: Change | None = None
+    """A change that leaves the result alone, still fits and saves a sixth of the time or more."""
+
+    @property
+    def total(self) -> float:
+        """Bytes on the device at the peak of a step."""
+        return sum(part.bytes for part in self.parts)
+
+    @property
+    def spread(self) -> float:
+        """Half-width of the uncertainty of `total`, in bytes."""
+        return training_memory.spread(list(self.parts))
+
+    @property
+    def fits(self) -> Fits:
+        """`yes` when it fits at the upper end of the uncertainty, `tight` when only the estimate itself does."""
+        room = self.device.memory * GIB
+        return "yes" if self.total + self.spread <= room else "tight" if self.total <= room else "no"
+
+    @property
+    def seconds(self) -> float | None:
+        return self.tokens / self.speed.tokens_per_second if self.speed else None
+
+    @property
+    def dollars(self) -> float | None:
+        return self.seconds / 3600 * self.device.dollars if self.seconds is not None and self.device.dollars else None
+
+    def lines(self) -> list[str]:
+        """For a person: the verdict, the table, the one change, time and cost."""
+        from gemma_ops.planning.plan_text import lines
+
+        return lines(self)
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, with bytes as integers and numbers unrounded in their units."""
+        return {
+            "name": self.name,
+            "model": self.model,
+            "size": self.size,
+            "device": {"key": self.device.key, "name": self.device.name, "memory_bytes": int(self.device.memory * GIB)},
+            "fits": self.fits,
+            "pass": {
+                "tokens": self.choice.tokens,
+                "checkpointing": self.choice.checkpointing,
+                "per_layer_table": self.choice.ple,
+                "recorded": self.choice.step.replayed,
+            },
+            "host_bytes": int(self.host),
+            "total_bytes": int(self.total),
+            "uncertainty_bytes": int(self.spread),
+            "parts": [asdict(part) | {"bytes": int(part.bytes)} for part in self.parts],
+            "download_bytes": self.download,
+            "data": {
+                "rows": self.rows.count,
+                "tokens_per_row": self.rows.mean,
+                "longest_row": self.rows.longest,
+                "loss_share": self.rows.scored,
+                "source": self.rows.source,
+            },
+            "flops_per_token": asdict(self.work),
+            "tokens": self.tokens,
+            "per_million": self.per_million,
+            "speed": asdict(self.speed) if self.speed else None,
+            "seconds": self.seconds,
+            "dollars": self.dollars,
+            "price_source": self.device.priced if self.dollars is not None else None,
+            "notes": list(self.notes),
+            "changes": [_change(change) for change in self.changes],
+            "faster": _change(self.faster) if self.faster else None,
+        }
+
+
+def plan(config: RunConfig, device: str | None = None, counted: row_lengths.Counted | None = None) -> Plan:
+    """Plan the training of `config` on a device of `devices.DEVICES`, `cpu`, or (None) the one this machine has.
+
+    `counted` are the tokens of the rows where somebody has counted them.
+
+    Raises ConfigError for an unknown device or Hub id, ModelError for a folder that holds no Gemma 4.
+    """
+    from gemma_ops.planning import advice
+
+    target = pick(config, device)
+    first = measure(config, target, counted)
+    if first.fits == "yes":
+        return replace(first, faster=advice.faster(config, target, first, counted))
+    return replace(first, changes=advice.changes(config, target, counted))
+
+
+def measure(config: RunConfig, target: Device, counted: row_lengths.Counted | None = None) -> Plan:
+    """The plan without advice."""
+    shape, size = resolve(config.model.base)
+    found = row_lengths.find(config, shape.vocab, counted)
+    train = config.train
+    choice = passes.decide(
+        shape,
+        train,
+        target,
+        longest=found.longest,
+        ple=config.machine.ple,
+        towers=row_lengths.shown(config),
+        processes=config.launch.processes * config.launch.nodes,
+    )
+    step = choice.step
+    if train.packing:
+        padded, slots = _PACKED, float(step.tokens)
+    else:
+        padded = found.padding(train.micro_batch)
+        slots = min(float(step.tokens), found.mean * padded * train.micro_batch)
+    return Plan(
+        name=config.name,
+        model=config.model.base,
+        size=size.key if size else None,
+        device=target,
+        choice=choice,
+        parts=tuple(training_memory.parts(shape, step)),
+        host=training_memory.host(shape, step),
+        rows=found,
+        speed=speed.speed(
+            shape, step, target, slots=slots, context=_context(step, found), scored=found.scored, padded=padded
+        ),
+        work=speed.work(shape, step, context=_context(step, found), scored=found.scored),
+        tokens=_tokens(config, found) or 1e6,
+        per_million=_tokens(config, found) is None,
+        download=2 * shape.counts().total if family.find(config.model.base) else 0,
+        notes=_notes(config, shape, target, choice),
+    )
+
+
+def _context(step: Step, found: Rows) -> float:
+    """Tokens of the row that a token attends within: its own, or with a mask the whole packed or padded one."""
+    return found.context if step.kernels.attention == "documents" else float(max(step.length, found.context))
+
+
+def pick(config: RunConfig, device: str | None) -> Device:
+    """The device asked for, else the largest GPU present, else the CPU."""
+    if device:
+        return devices.get(device)
+    found = devices.present() if config.machine.device != "cpu" else []
+    return found[0] if found else devices.processor()
+
+
+def resolve(base: str) -> tuple[Shape, Size | None]:
+    """Dimensions of `model.base`: nano, a folder, or a Hub id of the family; and the size they are, if one of the five."""
+    folder = folder_of(base)
+    if base != "nano" and not folder.is_dir():
+        size = family.by_repo(base)
+        return size.shape, size
+    try:
+        body = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"{folder} holds no readable config.json", "point model.base at a Hugging Face checkpoint folder"
+        ) from error
+    return Shape.from_config(body), family.SIZES.get(family.identify(body) or "")
+
+
+def folder_of(base: str) -> Path:
+    """Where `model.base` lies: nano's weights, or the folder it names."""
+    return Path(gemma_ops.__file__).parent / "nano" / "weights" if base == "nano" else Path(base).expanduser()
+
+
+def _tokens(config: RunConfig, found: Rows) -> float | None:
+    """Tokens a run passes over: optimizer steps times rows, or epochs times the data; None where nothing says."""
+    train = config.train
+    if train.max_steps:
+        return train.max_steps * (train.batch_tokens or train.batch * found.mean)
+    return found.tokens * train.epochs if found.tokens else None
+
+
+def _notes(config: RunConfig, shape: Shape, target: Device, choice: Choice) -> tuple[str, ...]:
+    """What a reader must know about these numbers."""
+    notes = []
+    c = shape.counts()
+    if choice.ple == "host":
+        notes.append(
+            f"the per-layer table ({2 * c.per_layer_table / GIB:.1f} GiB) is looked up, not multiplied: it stays in main "
+            "memory, and its rows are fetched ahead of each pass"
+        )
+    if choice.graphs != config.train.kernels.graphs:
+        notes.append(
+            "passes are not recorded as CUDA graphs, whose own memory would not fit: a small model takes longer"
+        )
+    if config.train.method not in passes.REPLAYED:
+        notes.append(f"{config.train.method} holds more than this: a second forward pass, or answers being generated")
+    if not target.bf16:
+        notes.append(
+            f"{target.name} has no bfloat16: it is emulated at float32 speed without a fused attention kernel; "
+            "float16 is no way out, Gemma 4 overflows in it"
+        )
+    if choice.step.towers:
+        notes.append("rows show images or audio: towers are loaded; what adapters on them keep is not counted")
+    elif c.vision + c.audio:
+        notes.append(f"loaded for text: vision and audio ({2 * (c.vision + c.audio) / GIB:.1f} GiB) are left out")
+    if config.train.max_length > shape.context:
+        notes.append(f"train.max_length exceeds the model's context of {shape.context:,} tokens")
+    return tuple(notes)
+
+
+def _change(change: Change) -> dict[str, Any]:
+    after = change.after
+    return {
+        "what": change.what,
+        "cost": change.cost,
+        "set": list(change.sets),
+        "device": change.device,
+        "total_bytes": int(after.total),
+        "tokens_per_second": after.speed.tokens_per_second if after.speed else None,
+        "seconds": after.seconds,
+        "dollars": after.dollars,
+    }

@@ -1,0 +1,115 @@
+"""Duplicates out, one of each kept: the first in the order of the files.
+
+Exact: training sees the same conversation, to the letter; only white space at the ends of a turn, which the template takes
+off, makes no difference. Near: users ask nearly the same *and* the answers are nearly the same, so that two tickets that
+differ in an order number, or two questions that share a canned answer, both stay; and nothing differs that turns a text
+into another one with the same words: numbers, operators, indentation, superscripts, case. Of compared answers both sides count, each as what it is: a pair the other way round is no duplicate.
+Rows that show an image or a sound repeat each other only if they show the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+import numpy as np
+
+from gemma_ops.data.example import SIDES, kind
+from gemma_ops.data.hashed_words import Boilerplate, Hashes, distinctive, hashes, jaccard, shingles, sketch
+from gemma_ops.data.near_duplicates import Near
+from gemma_ops.data.parts import text_of
+from gemma_ops.tasks.compared_questions import asked_texts, names
+
+_UNWANTED = np.uint64(0xA5A5A5A5A5A5A5A5)
+
+
+def exact_key(example: dict[str, Any]) -> bytes:
+    """16 bytes that conversations share exactly when training sees the same in them."""
+    body = {"messages": _trimmed(example["messages"]), "tools": example.get("tools")}
+    body |= {side: _trimmed(example[side]) for side in SIDES if example.get(side) is not None}
+    body |= {"text": example["text"]} if example.get("text") is not None else {}
+    text = json.dumps(body, ensure_ascii=False, sort_keys=True)
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+def _trimmed(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [
+        {
+            **message,
+            "content": message["content"].strip() if isinstance(message["content"], str) else message["content"],
+        }
+        for message in messages
+    ]
+
+
+def prompt_key(example: dict[str, Any]) -> bytes:
+    """16 bytes that conversations share when everything before the last answer is the same."""
+    messages = example["messages"]
+    if kind(example) == "conversation":
+        messages = messages[: max(index for index, message in enumerate(messages) if message["role"] == "assistant")]
+    return exact_key({"messages": messages, "tools": example.get("tools")})
+
+
+class NearDuplicates:
+    """Rows seen so far, to find the ones a new row nearly repeats. Memory: about 6 KiB a row."""
+
+    def __init__(self, threshold: float, boilerplate: Boilerplate) -> None:
+        self.threshold = threshold
+        self._boilerplate = boilerplate
+        self._asked = Near(threshold)
+        self._answers: list[Hashes] = []
+        self._sources: list[str] = []
+        self._shown: list[tuple[str, ...]] = []
+        self._distinctive: list[bytes] = []
+
+    def find_or_add(self, example: dict[str, Any]) -> tuple[str, float] | None:
+        """The earlier row this one nearly repeats as (source, similarity of the questions); else remember it."""
+        asked = _joined([shingles(self._boilerplate.residue(hashes(text))) for text in asked_texts(example)])
+        answer = sketch(_joined(_answers(example)))
+        shown = names(example["messages"])
+        parts = b"".join(distinctive(text) for text in _all_texts(example))
+        own = hashlib.blake2b(parts, digest_size=16).digest()
+        for similarity, number in self._asked.find(asked):
+            if (shown, own) != (self._shown[number], self._distinctive[number]):
+                continue
+            if jaccard(answer, self._answers[number]) >= self.threshold:
+                return self._sources[number], similarity
+        self._asked.add(len(self._sources), asked)
+        self._answers.append(answer)
+        self._shown.append(shown)
+        self._distinctive.append(own)
+        self._sources.append(example["source"])
+        return None
+
+
+def _answers(example: dict[str, Any]) -> list[Hashes]:
+    """Shingles of what the model says; those of an unwanted answer are marked, so that they equal no wanted one's."""
+    wanted = _texts(example["messages"] + (example.get("chosen") or []))
+    unwanted = _texts(example.get("rejected") or [])
+    return [shingles(hashes(text)) for text in wanted] + [
+        np.sort(shingles(hashes(text)) ^ _UNWANTED) for text in unwanted
+    ]
+
+
+def _texts(messages: list[dict[str, Any]]) -> list[str]:
+    texts = []
+    for message in messages:
+        if message["role"] == "assistant":
+            texts.append(message["content"])
+            texts += [
+                json.dumps(call["function"], sort_keys=True, ensure_ascii=False)
+                for call in message.get("tool_calls", [])
+            ]
+    return texts
+
+
+def _all_texts(example: dict[str, Any]) -> list[str]:
+    """What users ask, what the model says, and what tools say in between."""
+    said = example["messages"] + (example.get("chosen") or []) + (example.get("rejected") or [])
+    tools = [text_of(message["content"]) for message in said if message["role"] == "tool"]
+    return [*asked_texts(example), *_texts(said), *tools]
+
+
+def _joined(parts: list[Hashes]) -> Hashes:
+    return np.unique(np.concatenate(parts)) if parts else np.zeros(0, np.uint64)

@@ -1,0 +1,134 @@
+"""What is served: weights with all that asking them as they were evaluated takes, and the memory that they need."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gemma_ops.config import Privacy, ServeConfig
+from gemma_ops.data.prompt_record import Prompting, read_prompting
+from gemma_ops.errors import GateError
+from gemma_ops.family import Shape
+from gemma_ops.family.formats import DEFAULT_FORMATS, FORMATS, GGUF, REFERENCE, Format
+from gemma_ops.family.gguf_shape import gguf_shape
+from gemma_ops.family.media import Senses
+from gemma_ops.modeling.checkpoint_source import find_base, read_config
+from gemma_ops.planning.serving_bytes import ServingBytes, checkpoint_bytes, checkpoint_serving_bytes, serving_bytes
+from gemma_ops.privacy.classes import PRIVACY, class_of, learned_class, stricter
+from gemma_ops.registry.fetching import Pulled
+from gemma_ops.registry.points import INTEGRITY
+from gemma_ops.runs import digest
+from gemma_ops.serving.choosing import choose_engine
+from gemma_ops.verdicts import CANARY, Verdict
+
+SERVED_FORMATS = (*DEFAULT_FORMATS, REFERENCE, *(name for name in FORMATS if name not in GGUF))
+"""Where no verdict tells them apart: GGUF files that are made where nothing is said, before the one they are compared
+with, before checkpoints and what needs its base."""
+CHECKPOINT = "tuned"
+"""The target that a merged checkpoint, or what is put on the base, answers as."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Weights with everything that is needed to ask them as they were evaluated."""
+
+    asked: str
+    model: str
+    file: Path
+    """The GGUF file, or the folder of a checkpoint, of an adapter, or of changed tensors."""
+    tokenizer: Path
+    format: str
+    version: str = ""
+    prompting: Prompting | None = None
+    verdict: Verdict | None = None
+    canary: Path | None = None
+    """What the evaluation recorded of this model's answers."""
+    sha256: str = ""
+    base: Path | None = None
+    """The checkpoint that `file` is put on, where that is an adapter or changed tensors."""
+
+    @property
+    def target(self) -> str:
+        """What its evaluation calls it."""
+        return self.format if self.format in GGUF else CHECKPOINT
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """Sampling settings of `generation_config.json`."""
+        path = self.tokenizer / "generation_config.json"
+        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+
+    def answers_class(self) -> Privacy:
+        """The privacy class of its answers: of what it learned, or what a person has released them to."""
+        release = self.verdict.release if self.verdict else None
+        to = class_of(release.to) if release and release.to else "local_only"
+        learned = learned_class(self.file)
+        if self.base:
+            learned = stricter(learned, learned_class(self.base))
+        return max(learned, to, key=PRIVACY.index)
+
+    def gates(self) -> tuple[str, ...]:
+        """What the verdict's gates said."""
+        return tuple(f"{gate.outcome}: {gate.words}" for gate in self.verdict.gates) if self.verdict else ()
+
+
+def memory_of(source: Source, settings: ServeConfig) -> ServingBytes:
+    """What serving a source takes, in all replicas. Raises ModelError as `engine_memory` does."""
+    return engine_memory(source, settings).times(settings.replicas)
+
+
+def engine_memory(source: Source, settings: ServeConfig) -> ServingBytes:
+    """What one engine of a source takes. Raises ModelError for a file that is no GGUF of Gemma 4, and for another
+    model's checkpoint."""
+    slots, context = settings.slots, settings.context
+    if source.file.is_file():
+        size, windowed = source.file.stat().st_size, settings.window_cache
+        return serving_bytes(gguf_shape(source.file), size, slots=slots, context=context, windowed=windowed)
+    shape = Shape.from_config(read_config(source.base or source.file))
+    added = sum(file.stat().st_size for file in source.file.glob("*.safetensors")) if source.base else 0
+    sees = bool(Senses.read(source.base or source.file).kinds)
+    weights = checkpoint_bytes(shape, towers=sees or source.base is not None) + added
+    engine = choose_engine(source.format, settings)
+    return checkpoint_serving_bytes(shape, weights, slots=slots, context=context, engine=engine)
+
+
+def is_weights(name: str, form: Format) -> bool:
+    """Whether a file of a version is one of a format's."""
+    return name == form.place if form.name in GGUF else name.startswith(f"{form.shelf}/")
+
+
+def source_of_version(
+    place: Pulled, asked: str, subject: dict[str, Any], form: Format, verdict: Verdict | None
+) -> Source:
+    """What a version in a folder serves in a format; its files were compared with the manifest. Raises GateError for a
+    file beside them that would be loaded too."""
+    files, folder = subject["files"], place.folder
+    _check_alone(folder, (form.shelf, "tokenizer"), files)
+    base = None if form.name in (*GGUF, "merged") else find_base(subject["base"], asked)
+    digests = {name: str(file["sha256"]) for name, file in files.items() if is_weights(name, form)}
+    file = folder / (form.place if form.name in GGUF else form.shelf)
+    return Source(
+        asked, place.name, file, _tokenizer(folder, form.shelf, base), form.name, place.version,
+        read_prompting(folder / form.shelf), verdict, folder / CANARY if CANARY in files else None,
+        digests.get(form.place, "") if form.name in GGUF else digest.of_listing(digests), base,
+    )  # fmt: skip
+
+
+def _check_alone(folder: Path, shelves: Sequence[str], files: Mapping[str, Any]) -> None:
+    """Raise GateError for a file on a version's shelves that its manifest doesn't list."""
+    for shelf in shelves:
+        for file in digest.files_in(folder / shelf):
+            if (name := file.relative_to(folder).as_posix()) not in files:
+                raise GateError(
+                    f"{INTEGRITY}: {file} would be loaded too, and is no file of the version: its manifest doesn't list {name}",
+                    "remove it, or pull the version into an empty folder",
+                )
+
+
+def _tokenizer(version: Path, shelf: str, base: Path | None) -> Path:
+    """Where a version's tokenizer lies: one registered without takes that of its checkpoint or its base."""
+    own = version / "tokenizer"
+    return own if (own / "tokenizer.json").is_file() else base or version / shelf

@@ -1,0 +1,35 @@
+"""Does a quotation stand in the source? Exactly, apart from how white space is written; and long enough to prove something.
+
+Not looked for: whether the quotation supports the answer. That is what a judge is for.
+"""
+
+from __future__ import annotations
+
+import re
+
+from gemma_ops.data.hashed_words import words
+from gemma_ops.synth.sections import Section
+
+SHORTEST = 3
+"""Words: any text holds a "the"."""
+_QUOTES = "\"'“”„«»‘’`"
+
+
+def find(section: Section, quotation: str) -> tuple[int, int] | None:
+    """Where a quotation stands in the section's source, as [first, last + 1); None when it doesn't stand there.
+
+    Quotation marks around it don't count. Case, punctuation and every letter inside must be the same.
+    """
+    for text in (quotation.strip(), quotation.strip().strip(_QUOTES).strip()):
+        parts = text.split()
+        if not parts:
+            continue
+        match = re.search(r"\s+".join(map(re.escape, parts)), section.text)
+        if match:
+            return section.document.reading.span(section.start + match.start(), section.start + match.end())
+    return None
+
+
+def too_short(quotation: str) -> bool:
+    """Whether a quotation is too short to prove anything."""
+    return len(words(quotation)) < SHORTEST

@@ -1,0 +1,1 @@
+"""Tasks: questions, how answers are scored, stored answers and their grades."""

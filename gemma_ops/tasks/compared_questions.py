@@ -1,0 +1,115 @@
+"""The questions of evaluation tasks, as far as training rows are compared with them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gemma_ops.config import Privacy
+from gemma_ops.data import media_files, parts, row_files, row_formats
+from gemma_ops.data.media_files import Shelf
+from gemma_ops.data.rowerror import RowError
+from gemma_ops.errors import DataError
+from gemma_ops.privacy.classes import class_of, stricter
+from gemma_ops.privacy.text_copies import PrivateTexts
+
+
+@dataclass(frozen=True)
+class Question:
+    """The user side of one task row."""
+
+    place: str
+    texts: tuple[str, ...]
+    media: tuple[str, ...] = ()
+    """Names of the images and sounds it shows: digests of their bytes."""
+    privacy: Privacy = "local_only"
+
+
+@dataclass(frozen=True)
+class TaskQuestions:
+    """A task's questions; `missing` says why there are none to compare with (rows that aren't on this machine)."""
+
+    name: str
+    questions: tuple[Question, ...]
+    missing: str = ""
+
+
+def read_task(folder: Path, source: Path | None) -> TaskQuestions:
+    """Questions of a task folder; `source` is the run's data folder (or a file in it), where unshipped rows lie.
+
+    Raises DataError when the task can't be read, so that an unreadable task never counts as free of overlap.
+    """
+    path = folder / "task.yaml"
+    try:
+        body = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = body["data"]
+        name = str(body.get("name", folder.name))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError, KeyError) as error:
+        fix = "correct it, or take the task out of evaluate.tasks"
+        raise DataError(f"{path} can't be read to compare the training rows with it: {error}", fix) from error
+    if data.get("from_source"):
+        if source is None:
+            return TaskQuestions(name, (), f"its rows ({data['from_source']}) lie in a local data folder")
+        rows = (source if source.is_dir() else source.parent) / data["from_source"]
+        if not rows.is_file():
+            return TaskQuestions(name, (), f"its rows ({data['from_source']}) are not in the data folder")
+    else:
+        rows = folder / str(data.get("path"))
+        if not rows.is_file():
+            raise DataError(f"{rows} is named in {path} but does not exist", "put the task's rows there")
+    template = data.get("prompt") or body.get("prompt")
+    shelf = Shelf(rows.parent, None, whole=False)
+    least = class_of(body.get("privacy"))
+    return TaskQuestions(name, tuple(_question(row, template, shelf, least) for row in row_files.read_file(rows)))
+
+
+def add_task(private: PrivateTexts, folder: Path, source: Path | None) -> None:
+    """Remember the questions of a task folder that may not go everywhere. Raises DataError as `read_task` does."""
+    task = read_task(folder, source)
+    for question in task.questions:
+        for text in question.texts:
+            private.add(text, question.privacy, f"task {task.name} ({question.place})")
+
+
+def _question(row: row_files.RawRow, template: str | None, shelf: Shelf, least: Privacy) -> Question:
+    if row.value is None:
+        raise DataError(f"{row.source} of an evaluation task can't be read: {row.reason}", "correct the task's rows")
+    try:
+        messages = (
+            [{"role": "user", "content": row_formats.fill(template, row.value)}] if template else _messages(row.value)
+        )
+        shown = media_files.of_question(messages, row.value, shelf)
+    except RowError as error:
+        raise DataError(
+            f"{row.source} of an evaluation task can't be read: {error.reason}", "correct the task's rows"
+        ) from None
+    own = row.value.get("privacy")
+    privacy = least if own is None else stricter(least, class_of(own))
+    return Question(row.source, tuple(user_texts(shown)), names(shown), privacy)
+
+
+def _messages(row: dict[str, Any]) -> list[dict[str, Any]]:
+    if isinstance(row.get("prompt"), str):
+        return [{"role": "user", "content": row["prompt"]}]
+    messages = row.get("messages")
+    if not isinstance(messages, list):
+        raise RowError("no_messages", "the row has neither prompt nor messages")
+    return [message for message in messages if isinstance(message, dict)]
+
+
+def names(messages: list[dict[str, Any]]) -> tuple[str, ...]:
+    """The stored names of what a conversation shows, in order."""
+    return tuple(part["path"] for part in parts.media_of(messages))
+
+
+def asked_texts(row: dict[str, Any]) -> list[str]:
+    """What a row is compared by: what its user says, or the whole of a text."""
+    return [row["text"]] if row.get("text") is not None else user_texts(row["messages"])
+
+
+def user_texts(messages: list[dict[str, Any]]) -> list[str]:
+    """What the user says in a conversation, message by message."""
+    return [parts.text_of(message.get("content")) for message in messages if message.get("role") == "user"]

@@ -1,0 +1,109 @@
+"""Stored answers: `answers.jsonl` grows line by line while targets answer, and survives a kill at any moment.
+
+An answer's key covers who answered (target and digest of its model), what was asked (the very messages) and how
+(generation settings), and nothing about scoring: when a metric changes, the answers stay valid and grading is free.
+At the end the file is rewritten sorted, so that its order doesn't tell how often the run was interrupted.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from gemma_ops.answer import Answer, End
+from gemma_ops.errors import DataError
+from gemma_ops.metrics.metric import Row
+from gemma_ops.runs import digest
+from gemma_ops.runs.durable import write_text
+from gemma_ops.runs.keyed import KeyedFile
+from gemma_ops.tasks import conditions
+
+FILE = "answers.jsonl"
+JUDGED = "judge"
+"""Folder of what judges said of the answers."""
+KEPT, KEPT_CONDITIONS, KEPT_JUDGED = "evaluate.answers.jsonl", "evaluate.conditions.jsonl", "evaluate.judge"
+"""In the run's folder: answers, their conditions and judgements of an evaluation that is made again, for it to start with."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One line of `answers.jsonl`: an answer with its place. What is not told here is told at `Answer`.
+
+    On this machine `seconds` is the machine's time, a batch's wall time over its rows; elsewhere that of the request.
+    A row that its target may not see is `hidden`: that stands in no file, and is neither wrong nor failed. Lines of
+    versions that knew fewer fields load, since what came later has defaults.
+    """
+
+    key: str
+    target: str
+    task: str
+    row: str
+    text: str
+    end: End | Literal["hidden"]
+    prompt_tokens: int
+    new_tokens: int
+    seconds: float
+    reason: str = ""
+    first_seconds: float | None = None
+    thought_tokens: int = 0
+    cached_tokens: int = 0
+    dollars: float | None = None
+    model: str = ""
+    response_id: str = ""
+    tier: str = ""
+    thought: str = ""
+    waited: float | None = None
+    """Seconds that whoever asked waited for the whole answer; None where it was not told apart from `seconds`."""
+
+
+def key(target: str, identity: str, task: str, row: Row, generation: dict[str, Any]) -> str:
+    """Key of the answer of one target to one row: 32 hex digits."""
+    tools = [list(row.tools)] if row.tools else []
+    return digest.of_json([target, identity, task, row.id, list(row.messages), generation, *tools])[:32]
+
+
+def stored(key: str, target: str, task: str, row: str, answer: Answer, *, seconds: float, waited: float) -> Stored:
+    """An answer as it is filed, with the machine's time and the asker's."""
+    known = asdict(answer) | {"seconds": round(seconds, 4), "waited": round(waited, 4)}
+    return Stored(key, target, task, row, **known)
+
+
+def hidden(key: str, target: str, task: str, row: str) -> Stored:
+    """What stands for the answer of a target to a row that it may not see."""
+    return Stored(key, target, task, row, "", "hidden", 0, 0, 0.0)
+
+
+def keep(run: Path) -> None:
+    """Leave the answers of a run's evaluation, and what judges said of them, for the next one. Raises DataError when there
+    are none."""
+    for folder in ("evaluate", "evaluate.partial"):
+        if (run / folder / FILE).is_file():
+            write_text(run / KEPT, (run / folder / FILE).read_text(encoding="utf-8"))
+            (run / KEPT_CONDITIONS).unlink(missing_ok=True)
+            if (run / folder / conditions.FILE).is_file():
+                write_text(run / KEPT_CONDITIONS, (run / folder / conditions.FILE).read_text(encoding="utf-8"))
+            if (run / folder / JUDGED).is_dir():
+                shutil.rmtree(run / KEPT_JUDGED, ignore_errors=True)
+                shutil.copytree(run / folder / JUDGED, run / KEPT_JUDGED)
+            return
+    raise DataError(f"{run} holds no answers to grade again", "evaluate first: gemma-ops evaluate CONFIG")
+
+
+def take(out: Path) -> None:
+    """Start with the answers and judgements that were kept, if there are any. Answers nobody asks for are dropped at the
+    end."""
+    kept, judged = out.parent / KEPT, out.parent / KEPT_JUDGED
+    if kept.is_file():
+        kept.replace(out / FILE)
+        if (timed := out.parent / KEPT_CONDITIONS).is_file():
+            timed.replace(out / conditions.FILE)
+    if judged.is_dir() and not (out / JUDGED).exists():
+        judged.rename(out / JUDGED)
+
+
+class AnswerFile(KeyedFile[Stored]):
+    """The answers of an evaluation, as they come."""
+
+    kind, noun, again = Stored, "an answer", "evaluate again"

@@ -1,0 +1,1 @@
+"""How figures look to a person: markup, colours and drawings of reports and pages."""
