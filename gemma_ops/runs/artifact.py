@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from gemma_ops.runs import digest
 from gemma_ops.errors import OpsError
+from gemma_ops.runs import digest
 
 MANIFEST = "artifact.json"
 

@@ -13,8 +13,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
-from gemma_ops.runs.durable import write_text
 from gemma_ops.errors import DataError
+from gemma_ops.runs.durable import write_text
 
 Record = TypeVar("Record")
 """A frozen dataclass whose field `key` tells it apart."""

@@ -21,8 +21,11 @@ from pathlib import Path
 from typing import Any, Protocol, Self
 
 from gemma_ops import __version__
-from gemma_ops.runs import digest, journal
+from gemma_ops.config import RunConfig
+from gemma_ops.config.gemini import lay_over
+from gemma_ops.errors import BusyError, DriftError, MachineError, OpsError
 from gemma_ops.offline import guard
+from gemma_ops.runs import digest, journal
 from gemma_ops.runs.artifact import (
     MANIFEST,
     Artifact,
@@ -34,10 +37,7 @@ from gemma_ops.runs.artifact import (
     read_artifact,
     set_aside,
 )
-from gemma_ops.config import RunConfig
-from gemma_ops.config.gemini import lay_over
 from gemma_ops.runs.durable import write_json
-from gemma_ops.errors import BusyError, DriftError, MachineError, OpsError
 
 Step = Callable[..., dict[str, float]]
 _PENDING = "fingerprint.json"
