@@ -19,8 +19,9 @@ quickstart: setup
 
 # One process a core: the matrices of the tests are too small to share among threads. Byte code is kept, whatever the
 # environment says: else each of the tests' child processes, and each worker that collects, compiles everything again.
+# One room alone: make test ROOM=data
 test: setup
-	env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+	env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(addprefix tests/,$(ROOM))
 
 lint: setup
 	$(BIN)/ruff check .

@@ -9,9 +9,9 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-import once
-import patience
 import pytest
+
+from tests.helpers import once, patience
 
 ROOT = Path(__file__).parent.parent
 # One thread: matrices this small lose more to waiting for each other than they gain, and results repeat everywhere.
@@ -98,7 +98,7 @@ def shared_data():
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
     """A function from a kind of `tiny_media` to its saved checkpoint, made once."""
-    import tiny_media
+    from tests.helpers import tiny_media
 
     made = {}
 

@@ -2,7 +2,7 @@
 
 Read off the operations of `modeling_gemma4.py` (transformers 5.23) and of `gemma_ops.kernels`; each kernel that
 is switched off has the terms of what runs instead (eager norms, PEFT's linears under autocast, SDPA with a mask, TRL's
-head). A simulation of the real graph reproduces the sums to 1 % (tests/test_plan_memory.py).
+head). A simulation of the real graph reproduces the sums to 1 % (tests/planning/test_training_memory.py).
 """
 
 from __future__ import annotations

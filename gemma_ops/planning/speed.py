@@ -2,7 +2,7 @@
 
 Five terms are added: products, attention, elementwise traffic, dequantization, and the experts' weights; the sum can't be
 faster than the kernels can be launched, where they are launched one by one. With every kernel of `train.kernels` switched
-off the constants reproduce a simulation of the stock graph on an H200 to 10 % (tests/test_plan_speed.py); those of our
+off the constants reproduce a simulation of the stock graph on an H200 to 10 % (tests/planning/test_speed.py); those of our
 kernels are in `RATES`, fitted to runs of `gemma-ops bench train`.
 """
 

@@ -2,7 +2,7 @@
 
 Weights, adapters and optimizer states are counted exactly. What a forward pass keeps is in `kept`; here it is laid over
 the layers that are recomputed and those that are not, and the largest workspace is put on top. A simulation of the real
-graph (`plan --simulate`) agrees to a few per cent, tests/test_plan_memory.py holds its numbers. What no formula knows is
+graph (`plan --simulate`) agrees to a few per cent, tests/planning/test_training_memory.py holds its numbers. What no formula knows is
 the allocator: see `SPREAD`.
 """
 

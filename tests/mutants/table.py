@@ -23,167 +23,167 @@ class Mutant:
 
 
 _BF16 = '    dtype = torch.float32 if weights == "fp32" else torch.bfloat16\n'
-_LAUNCHED = "test_launch_same.py::"
+_LAUNCHED = "training/test_launch_same.py::"
 
 MUTANTS = (
     Mutant(
         "reentrant-checkpointing", "kernels/install.py",
         "again = partial(checkpoint, use_reentrant=False,", "again = partial(checkpoint, use_reentrant=True,",
-        ("test_kernels_recompute.py::test_gradients_are_those_of_keeping_everything",),
+        ("kernels/test_recompute.py::test_gradients_are_those_of_keeping_everything",),
     ),
     Mutant(
         "reentrant-checkpointing", "training/arguments.py",
         '    "gradient_checkpointing_kwargs": "reentrant checkpointing corrupts gradients of layers that share keys and values",\n', "",
-        ("test_training.py::test_trl_keys_are_checked[gradient_checkpointing_kwargs-reentrant]",),
+        ("training/test_sft.py::test_trl_keys_are_checked[gradient_checkpointing_kwargs-reentrant]",),
     ),
     Mutant(
         "prepare-for-kbit", "modeling/adapters.py",
         "tuned = peft.get_peft_model(model, config)",
         "tuned = peft.get_peft_model(getattr(peft, 'prepare_model_for_kbit' + '_training')(model), config)",
-        ("test_modeling_adapters.py::test_an_adapter_leaves_the_base_in_its_types",),
+        ("modeling/test_adapters.py::test_an_adapter_leaves_the_base_in_its_types",),
     ),
     Mutant(
         "experts-stay-bf16", "modeling/streaming.py",
         'if type(module).__name__.endswith("TextExperts"):', "if False:",
-        ("test_modeling_nf4.py::test_4bit_lands_on_attention_mlp_and_experts_only[moe]",),
+        ("modeling/test_nf4.py::test_4bit_lands_on_attention_mlp_and_experts_only[moe]",),
     ),
     Mutant(
         "experts-stay-bf16", "modeling/audit.py",
         "if (line != plan and not _on_host(line, plan)) or components.count(line.component) > 1:", "if False:",
-        ("test_modeling_nf4.py::test_experts_left_in_bf16_are_refused",),
+        ("modeling/test_nf4.py::test_experts_left_in_bf16_are_refused",),
     ),
     Mutant(
         "4bit-router", "modeling/audit.py",
         "return re.fullmatch(family.LORA_TARGETS, name) is not None",
         'return re.fullmatch(family.LORA_TARGETS, name) is not None or name.endswith("router.proj")',
-        ("test_modeling_nf4.py::test_4bit_lands_on_attention_mlp_and_experts_only[moe]",),
+        ("modeling/test_nf4.py::test_4bit_lands_on_attention_mlp_and_experts_only[moe]",),
     ),
     Mutant(
         "4bit-skip-list", "family/__init__.py",
         '    "model.vision_tower", "model.audio_tower",', '    "vision_tower", "audio_tower",',
-        ("test_family_counts.py::test_skip_list_leaves_exactly_attention_and_mlp_for_4bit[E2B]",),
+        ("family/test_counts.py::test_skip_list_leaves_exactly_attention_and_mlp_for_4bit[E2B]",),
     ),
     Mutant(
         "loss-under-accumulation", "training/trainer.py",
         "loss = self._score(model, arguments, inputs.divisor).loss * world",
         'loss = self._score(model, arguments, float(len(inputs.passes) * len(arguments["where"]))).loss * world',
-        ("test_training.py::test_however_it_is_computed_the_result_is_the_same[{'packing': False, 'micro_batch': 2}]",),
+        ("training/test_sft.py::test_however_it_is_computed_the_result_is_the_same[{'packing': False, 'micro_batch': 2}]",),
     ),
     Mutant(
         "fp32-default", "modeling/load.py",
         _BF16, "    dtype = torch.float32\n",
-        ("test_modeling_loading.py::test_loading_equals_transformers_own",),
+        ("modeling/test_loading.py::test_loading_equals_transformers_own",),
     ),
     Mutant(
         "fp16", "training/arguments.py",
         '    "fp16": "Gemma 4\'s activations overflow in float16",\n', "",
-        ("test_training.py::test_trl_keys_are_checked[fp16-overflow]",),
+        ("training/test_sft.py::test_trl_keys_are_checked[fp16-overflow]",),
     ),
     Mutant(
         "sdpa-string", "kernels/install.py",
         'base.set_attn_implementation({"text_config": name})', "base.set_attn_implementation(name)",
-        ("test_kernels_install.py::test_attention_is_set_on_the_language_model_alone",),
+        ("kernels/test_install.py::test_attention_is_set_on_the_language_model_alone",),
     ),
     Mutant(
         "flash-attention", "kernels/attention_packed.py",
         "    if half and query.shape[-1] <= FLASH_WIDTH:\n", "    if half:\n",
-        ("test_kernels_attention.py::test_the_gpu_form_follows_shapes_and_is_never_taken_here",),
+        ("kernels/test_attention.py::test_the_gpu_form_follows_shapes_and_is_never_taken_here",),
     ),
     Mutant(
         "text-class-on-full-checkpoint", "modeling/streaming.py",
         '        ("has no value for", missing),\n', "",
-        ("test_modeling_loading.py::test_a_parameter_without_its_value_is_refused_before_anything_is_read",),
+        ("modeling/test_loading.py::test_a_parameter_without_its_value_is_refused_before_anything_is_read",),
     ),
     Mutant(
         "text-class-on-full-checkpoint", "modeling/load.py",
         "model = streaming.build(getattr(transformers, architecture), config, dtype)",
         "model = streaming.build(transformers.Gemma4ForCausalLM, config.get_text_config(), dtype)",
-        ("test_modeling_loading.py::test_text_only_load_equals_the_whole_model",),
+        ("modeling/test_loading.py::test_text_only_load_equals_the_whole_model",),
     ),
     Mutant(
         "packing-with-mask", "training/forward_inputs.py",
         "return found | ({BOUNDS: starts} if self.bounds else {})",
         'return found | {"attention_mask": torch.ones_like(found["input_ids"])}',
-        ("test_training_steps.py::test_a_packed_pass_scores_each_document_by_itself",),
+        ("training/test_steps.py::test_a_packed_pass_scores_each_document_by_itself",),
     ),
     Mutant(
         "lora-everywhere", "family/__init__.py",
         r'LORA_TARGETS = r"(?:model\.)?(?:language_model\.)?layers\.\d+\.(?:self_attn', r'LORA_TARGETS = r".*layers\.\d+\.(?:per_layer_input_gate|self_attn',
-        ("test_modeling_adapters.py::test_lora_stays_in_the_language_model",),
+        ("modeling/test_adapters.py::test_lora_stays_in_the_language_model",),
     ),
     Mutant(
         "lost-head-dims", "export/folder.py",
         '    text["global_head_dim"] = dimension\n', "",
-        ("test_export_merging.py::test_head_sizes_get_the_spelling_that_is_missing",),
+        ("export/test_merging.py::test_head_sizes_get_the_spelling_that_is_missing",),
     ),
     Mutant(
         "lost-head-dims", "export/folder.py",
         '    text["num_global_key_value_heads"] = facts.get("num_key_value_heads")\n', "",
-        ("test_export_merging.py::test_head_sizes_get_the_spelling_that_is_missing",),
+        ("export/test_merging.py::test_head_sizes_get_the_spelling_that_is_missing",),
     ),
     Mutant(
         "merge-into-4bit", "export/checkpoint.py",
         'if "quantization_config" in self.config or odd:', "if odd:",
-        ("test_export_merging.py::test_a_quantized_checkpoint_is_no_source",),
+        ("export/test_merging.py::test_a_quantized_checkpoint_is_no_source",),
     ),
     Mutant(
         "merge-into-4bit", "export/checkpoint.py",
         'if "quantization_config" in self.config or odd:', 'if "quantization_config" in self.config:',
-        ("test_export_merging.py::test_packed_weights_are_refused_whatever_the_config_says",),
+        ("export/test_merging.py::test_packed_weights_are_refused_whatever_the_config_says",),
     ),
     Mutant(
         "merge-into-4bit", "modeling/expert_lora.py",
         "        if nf4.is_4bit(self.get_param()):\n            raise", "        if False:\n            raise",
-        ("test_modeling_expert_lora.py::test_merging_into_4bit_experts_is_refused_and_into_dense_ones_is_exact",),
+        ("modeling/test_expert_lora.py::test_merging_into_4bit_experts_is_refused_and_into_dense_ones_is_exact",),
     ),
     Mutant(
         "merge-into-4bit", "modeling/load.py",
         'if "quantization_config" in body:', "if False:",
-        ("test_modeling_loading.py::test_a_quantized_checkpoint_is_refused",),
+        ("modeling/test_loading.py::test_a_quantized_checkpoint_is_refused",),
     ),
     Mutant(
         "empty-thought", "data/template.py",
         'return plain.replace(_SWITCH, _SWITCH.replace("false", "true")) if empty_thought else plain', "return plain",
-        ("test_one_prompt.py::test_the_larger_sizes_show_an_empty_thought_at_the_prompts_end_alone",),
+        ("data/test_one_prompt.py::test_the_larger_sizes_show_an_empty_thought_at_the_prompts_end_alone",),
     ),
     Mutant(
         "empty-thought", "data/chat.py",
         "if _begins(made[i].ids, whole.ids[:start])), None)", "if True), None)",
-        ("test_one_prompt.py::test_every_answer_is_learned_after_the_published_prompt",),
+        ("data/test_one_prompt.py::test_every_answer_is_learned_after_the_published_prompt",),
     ),
     Mutant(
         "packed-images", "training/media_sft.py",
         'return text.get("use_bidirectional_attention") != "vision"', "return True",
-        ("test_media_training.py::test_rows_with_images_lose_what_each_loses_alone",),
+        ("training/test_media_training.py::test_rows_with_images_lose_what_each_loses_alone",),
     ),
     Mutant(
         "packed-images", "kernels/attention_spans.py",
         "        starts[span.row, span.k0] = vision[span.row, span.k0]\n", "        pass\n",
-        ("test_kernels_attention.py::test_images_that_touch_at_a_border_are_two",),
+        ("kernels/test_attention.py::test_images_that_touch_at_a_border_are_two",),
     ),
     Mutant(
         "no-video-token-types", "training/media_collator.py",
         'return {"mm_token_type_ids": torch.from_numpy(types), **join(seen)}', "return join(seen)",
-        ("test_media_training.py::test_token_types_always_go_along_and_matter_where_images_are_seen_whole",),
+        ("training/test_media_training.py::test_token_types_always_go_along_and_matter_where_images_are_seen_whole",),
     ),
     Mutant(
         "mean-of-means", "training/trainer.py",
         'metrics = {f"{kwargs.get(\'metric_key_prefix\', \'eval\')}_loss": float(sums[0] / sums[1])}',
         'metrics = {"eval_loss": float(sum(sum(self._score(model, a, b.divisor).loss.item() for a in b.passes) '
         "for b in dataloader) / len(list(dataloader)))}",
-        ("test_training.py::test_validation_weighs_tokens_and_not_batches",),
+        ("training/test_sft.py::test_validation_weighs_tokens_and_not_batches",),
     ),
     Mutant(
         "neftune-under-packing", "training/neftune.py",
         "torch.sqrt(self._lengths.float() * output.shape[-1])",
         "torch.sqrt(torch.full_like(self._lengths, output.shape[1]).float() * output.shape[-1])",
-        ("test_training_losses.py::test_noise_is_scaled_by_the_document_whatever_it_is_packed_with",),
+        ("training/test_losses.py::test_noise_is_scaled_by_the_document_whatever_it_is_packed_with",),
     ),
     Mutant(
         "autocast-copies", "training/arguments.py",
         'return settings.weights == "bf16" and (settings.tune == "full" or settings.kernels.lora == "peft")',
         'return settings.weights == "bf16"',
-        ("test_training.py::test_fused_adapters_compute_without_autocast",),
+        ("training/test_sft.py::test_fused_adapters_compute_without_autocast",),
     ),
     Mutant(
         "two-trainings-one-folder", "training/launch/strategy.py",
@@ -214,17 +214,17 @@ MUTANTS = (
         "duplicate-head", "modeling/full.py",
         "learned = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}",
         "learned = {name: p for name, p in model.named_parameters(remove_duplicate=False) if p.requires_grad}",
-        ("test_modeling_full.py::test_trained_saved_and_merged_is_the_trained_model",),
+        ("modeling/test_full.py::test_trained_saved_and_merged_is_the_trained_model",),
     ),
     Mutant(
         "image-loss", "data/encoded.py",
         "        loss += [False] * (count + 2)\n", "        loss += [True] * (count + 2)\n",
-        ("test_media_training.py::test_soft_tokens_are_never_scored",),
+        ("training/test_media_training.py::test_soft_tokens_are_never_scored",),
     ),
     Mutant(
         "expert-adapters-on-nf4", "modeling/adapters.py",
         "    if settings.experts:\n        expert_lora.inject(tuned, config)\n",
         "    if settings.experts and not getattr(model, 'is_loaded_in_4bit', False):\n        expert_lora.inject(tuned, config)\n",
-        ("test_modeling_expert_lora.py::test_gradients_equal_pefts_on_the_dense_model[4bit-8-False]",),
+        ("modeling/test_expert_lora.py::test_gradients_equal_pefts_on_the_dense_model[4bit-8-False]",),
     ),
 )  # fmt: skip

@@ -98,7 +98,7 @@ def shard_on_cpu() -> None:
     """Let accelerate shard with FSDP2 on CPUs too, so that the very same path can be rehearsed and tested without GPUs.
 
     accelerate decides by the type of the process group, before FSDP2 itself is asked, which runs on gloo. Its results
-    equal DDP's up to rounding (`tests/test_launch_same.py`). Whether it took effect is checked by `check`.
+    equal DDP's up to rounding (`tests/training/test_launch_same.py`). Whether it took effect is checked by `check`.
     """
     from accelerate.state import AcceleratorState, PartialState
     from accelerate.utils import DistributedType

@@ -1,0 +1,102 @@
+"""Tiny random checkpoints that see and hear: `tiny_models` with the towers, tokens and processor file of each size.
+
+- `edge`: as E2B: `e2b` with vision and audio towers.
+- `large`: as 31B: `dense31` with a vision tower, image tokens seeing each other in sliding layers.
+- `mixture`: as 26B-A4B: `moe` likewise.
+- `unified`: as the 12B: patches and waveform projected straight into the language model.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from gemma_ops.nano import nano_towers
+from tests.helpers import tiny_models
+
+Kind = Literal["edge", "large", "mixture", "unified"]
+KINDS: tuple[Kind, ...] = ("edge", "large", "mixture", "unified")
+TEXT: dict[Kind, tiny_models.Kind] = {"edge": "e2b", "large": "dense31", "mixture": "moe", "unified": "unified"}
+BINS = 16
+"""Mel bins of the tiny audio tower: as many as its first convolution has channels."""
+
+
+def save(kind: Kind, folder: Path, seed: int = 0) -> Path:
+    """Write a bf16 checkpoint with tokenizer and processor settings to `folder` and return it."""
+    from huggingface_hub import save_torch_state_dict
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("tokenizer_config.json", "chat_template.jinja"):
+        (folder / name).write_bytes((tiny_models.NANO / name).read_bytes())
+    tokenizer = nano_towers.tokenizer()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    model = build(kind, tokenizer.get_vocab(), seed)
+    state = {name: tensor.contiguous() for name, tensor in model.state_dict().items() if name != "lm_head.weight"}
+    save_torch_state_dict(state, folder, max_shard_size="5GB", safe_serialization=True, metadata={"format": "pt"})
+    model.config.save_pretrained(folder)
+    tiny_models._write(
+        folder / "generation_config.json", {"bos_token_id": 2, "eos_token_id": [1, 106, 50], "pad_token_id": 0}
+    )
+    tiny_models._write(folder / "processor_config.json", processor(kind))
+    return folder
+
+
+def build(kind: Kind, vocabulary: dict[str, int], seed: int = 0) -> Any:
+    """The model of a kind in bf16 and eval mode."""
+    import transformers
+
+    text = tiny_models._text_settings(TEXT[kind], len(vocabulary))
+    if kind != "edge":
+        text["use_bidirectional_attention"] = "vision"
+    ids = {
+        "boi_token_id": vocabulary["<|image>"], "image_token_id": vocabulary["<|image|>"],
+        "eoi_token_id": vocabulary["<image|>"], "boa_token_id": vocabulary["<|audio>"],
+        "audio_token_id": vocabulary["<|audio|>"], "eoa_token_index": vocabulary["<audio|>"],
+        "video_token_id": vocabulary["<|video|>"],
+    }  # fmt: skip
+    if kind == "unified":
+        config = transformers.Gemma4UnifiedConfig(
+            text_config=transformers.Gemma4UnifiedTextConfig(**text),
+            vision_config=transformers.Gemma4UnifiedVisionConfig(
+                mm_embed_dim=64, output_proj_dims=64, mm_posemb_size=80, patch_size=4
+            ),
+            audio_config=transformers.Gemma4UnifiedAudioConfig(audio_embed_dim=640),
+            **ids,
+        )
+        model = transformers.Gemma4UnifiedForConditionalGeneration(config)
+    else:
+        config = transformers.Gemma4Config(
+            text_config=transformers.Gemma4TextConfig(**text),
+            vision_config=transformers.Gemma4VisionConfig(
+                hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2,
+                head_dim=16, patch_size=4, pooling_kernel_size=3, position_embedding_size=256, use_clipped_linears=True,
+            ),
+            audio_config=transformers.Gemma4AudioConfig(
+                hidden_size=32, num_hidden_layers=2, num_attention_heads=2, output_proj_dims=32,
+                subsampling_conv_channels=[BINS, 4],
+            )
+            if kind == "edge"
+            else None,
+            **ids,
+        )  # fmt: skip
+        model = transformers.Gemma4ForConditionalGeneration(config)
+    tiny_models._initialise(model, seed)
+    model = model.to(torch.bfloat16).eval()
+    model.config.dtype = torch.bfloat16
+    model.config.architectures = [type(model).__name__]
+    return model
+
+
+def processor(kind: Kind) -> dict[str, Any]:
+    """`processor_config.json` of a kind."""
+    body = copy.deepcopy(nano_towers.PROCESSOR)
+    body["image_processor"] |= {"patch_size": 4, "pooling_kernel_size": 3}
+    body["feature_extractor"]["feature_size"] = BINS
+    if kind == "unified":
+        body["feature_extractor"] = {"feature_size": 640, "sampling_rate": 16_000, "audio_samples_per_token": 640}
+    if kind in ("large", "mixture"):
+        del body["feature_extractor"]
+    return body
