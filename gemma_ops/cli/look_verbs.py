@@ -13,7 +13,7 @@ from gemma_ops.errors import DataError, OpsError
 if TYPE_CHECKING:
     from gemma_ops.config import RunConfig
     from gemma_ops.planning.row_lengths import Counted
-    from gemma_ops.prepare.check_rows import CheckResult
+    from gemma_ops.prepare.check_result import CheckResult
 
 app = typer.Typer()
 data_app = typer.Typer(help="Look at training data before anything is trained on it.", no_args_is_help=True)
@@ -41,6 +41,7 @@ def plan(
     """Bytes, speed, hours and dollars of a training, or of serving, before anything is downloaded."""
     from gemma_ops.cli import console
     from gemma_ops.planning import plan as make
+    from gemma_ops.planning import plan_lines
 
     config = load_config(configs, sets, fetches=False)
     if serve:
@@ -55,7 +56,7 @@ def plan(
     result = make(config, device, _counted(config))
     body = result.to_json()
     if not as_json:
-        for line in result.lines():
+        for line in plan_lines(result):
             print(line)
     if simulate:
         from gemma_ops.training.simulate.simulation_report import simulate_plan
@@ -99,7 +100,9 @@ def data_check(
     """Show the exact tokens a row becomes, which of them carry loss, and what is wrong with it."""
     from gemma_ops.cli import console
     from gemma_ops.modeling.checkpoint_source import tokenizer_folder
+    from gemma_ops.prepare.check_html import check_page
     from gemma_ops.prepare.check_rows import check
+    from gemma_ops.prepare.check_text import check_lines
     from gemma_ops.recipes import finding
 
     config = load_config(configs, sets)
@@ -117,7 +120,7 @@ def data_check(
     if first is None:
         result = result.refusing(*_refused_later(config, result))
     if html:
-        write_page(html, result.html())
+        write_page(html, check_page(result))
     if as_json:
         console.print_json(result.to_json())
         raise typer.Exit(DataError.exit_code if result.refusals else 0)
@@ -126,7 +129,7 @@ def data_check(
         for tokens in (shown.tokens, *shown.more):
             console.out().print(console.coloured_tokens(tokens))
         console.out().print()
-    for line in result.lines():
+    for line in check_lines(result):
         print(line)
     if html:
         print(f"tokens of {len(result.rows)} rows: {html}")

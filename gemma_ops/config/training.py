@@ -1,17 +1,21 @@
-"""How a model is trained, an adapter folded in, and the result quantized."""
+"""How a model is trained, an adapter folded in, and the result quantized.
+
+A setting that says nothing to the training method is refused instead of being forgotten.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from math import ceil
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from gemma_ops.config import methods
 from gemma_ops.config.distill import DistillConfig
 from gemma_ops.config.kernels import KernelsConfig
 from gemma_ops.config.lora import LoraConfig
-from gemma_ops.config.preference import PreferenceConfig
+from gemma_ops.config.methods import PREFERENCE, REINFORCE
+from gemma_ops.config.preference import UNPAIRED, PreferenceConfig
 from gemma_ops.config.reinforce import ReinforceConfig
 from gemma_ops.config.section import Section
 from gemma_ops.family.formats import DEFAULT_FORMATS, GgufName
@@ -107,7 +111,7 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _batches(self) -> TrainConfig:
-        if not self.packing and self.batch % self.micro_batch and self.method not in methods.REINFORCE:
+        if not self.packing and self.batch % self.micro_batch and self.method not in REINFORCE:
             raise ValueError(f"train.micro_batch ({self.micro_batch}) must divide train.batch ({self.batch})")
         if self.batch_tokens and not self.packing:
             raise ValueError("train.batch_tokens needs train.packing")
@@ -121,7 +125,7 @@ class TrainConfig(Section):
             raise ValueError("train.tune full can't train 4-bit weights: set train.weights to bf16 or fp32")
         if self.early_stop and not self.eval_every:
             raise ValueError("train.early_stop needs train.eval_every")
-        if found := list(methods.problems(self)):
+        if found := list(_problems(self)):
             raise ValueError("; ".join(found))
         return self
 
@@ -140,3 +144,59 @@ class QuantizeConfig(Section):
     """GGUF types to write; `bf16` is written anyway, to compare with."""
     fidelity_rows: Annotated[int, Field(ge=1)] = 24
     """Validation rows on which each file is compared with bf16 in llama.cpp."""
+
+
+_READERS: dict[str, tuple[str, ...]] = {
+    "preference.loss": ("dpo", "kto"),
+    "preference.beta": ("dpo", "kto", "orpo"),
+    "preference.label_smoothing": ("dpo",),
+    "preference.sft_weight": ("dpo",),
+    "preference.desirable_weight": ("kto",),
+    "preference.undesirable_weight": ("kto",),
+    "reinforce.loss": ("grpo",),
+    "reinforce.scale": ("grpo",),
+}
+"""Who reads a key of `train.preference`, or one of `train.reinforce` that not both of its methods read."""
+
+
+_SUPERVISED = ("loss_on", "batch_tokens", "neftune")
+"""Keys that only methods with given answers and a loss by token read."""
+
+
+def _problems(train: TrainConfig) -> Iterator[str]:
+    """What does not fit together in `train`, one line each."""
+    method = train.method
+    for name, section in (("preference", train.preference), ("reinforce", train.reinforce)):
+        users = PREFERENCE if name == "preference" else REINFORCE
+        for key, field in type(section).model_fields.items():
+            if getattr(section, key) == field.get_default(call_default_factory=True):
+                continue
+            if method not in _READERS.get(f"{name}.{key}", users):
+                yield f"train.{name}.{key} says nothing to train.method {method}"
+    loss = train.preference.loss
+    if loss and method in ("dpo", "kto") and (loss in UNPAIRED) != (method == "kto"):
+        yield f"train.preference.loss {loss} is not a loss of {method}"
+    if method != "distill":
+        for key, field in type(train.distill).model_fields.items():
+            if getattr(train.distill, key) != field.default:
+                yield f"train.distill.{key} says nothing to train.method {method}"
+    if train.tune == "full" and method in (*PREFERENCE, *REINFORCE):
+        yield f"train.method {method} trains adapters: leave train.tune out, or set it to lora"
+    if method == "pretrain":
+        for key in ("loss_on", "thinking"):
+            if getattr(train, key) != type(train).model_fields[key].default:
+                yield f"train.{key} says nothing to train.method pretrain: every token of a text is learned"
+    if method in (*PREFERENCE, *REINFORCE):
+        for key in _SUPERVISED:
+            if getattr(train, key) != type(train).model_fields[key].default:
+                yield f"train.{key} says nothing to train.method {method}"
+    if method in REINFORCE:
+        if not train.reinforce.rewards:
+            yield f"train.method {method} needs a reward, for example train.reinforce.rewards=[exact_match]"
+        if train.micro_tokens:
+            yield f"train.micro_tokens says nothing to train.method {method}: its forward passes are of train.micro_batch answers"
+        answers = train.batch * train.reinforce.generations
+        if answers % train.micro_batch:
+            yield f"train.micro_batch ({train.micro_batch}) must divide the {answers} answers of a step (batch × reinforce.generations)"
+        if train.lora.dropout:
+            yield f"train.lora.dropout would make train.method {method} learn from another model than the one that answered"

@@ -1,9 +1,11 @@
 """What a run needs, before anything is downloaded: bytes, speed, hours and dollars, by arithmetic and without torch.
 
-`memory` counts bytes, `speed` work and time, `rows` the data; `make` puts them together, `advice` finds what would make a
-run fit, `text` writes it out.
+`training_memory` counts bytes, `speed` work and time, `row_lengths` the data; `training_plan` puts them together, `advice`
+finds what would make a run fit, `plan_text` writes it out.
 """
 
-from gemma_ops.planning.training_plan import Change, Plan, plan
+from gemma_ops.planning.advice import plan
+from gemma_ops.planning.plan_text import plan_lines
+from gemma_ops.planning.training_plan import Change, Plan
 
-__all__ = ["Change", "Plan", "plan"]
+__all__ = ["Change", "Plan", "plan", "plan_lines"]

@@ -1,5 +1,4 @@
-"""What to change when a run doesn't fit, or could be faster, found by trying: each candidate is planned, and only one
-that fits is offered.
+"""A plan with advice: what to change when a run doesn't fit, or could be faster, found by planning each candidate.
 
 The order is the order of cost to the person: what leaves the result the same (recompute, smaller micro-batches), what
 changes it a little (4-bit base), another machine, less of each row, a smaller model.
@@ -8,6 +7,7 @@ changes it a little (4-bit base), another machine, less of each row, a smaller m
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from gemma_ops import family
@@ -15,7 +15,7 @@ from gemma_ops.config import RunConfig
 from gemma_ops.planning import devices
 from gemma_ops.planning.devices import Device
 from gemma_ops.planning.row_lengths import Counted
-from gemma_ops.planning.training_plan import Change, Plan, measure
+from gemma_ops.planning.training_plan import Change, Plan, measure, pick
 
 _WORTH = 1.2
 """A change is faster from this ratio on; the estimate can't tell smaller ones apart."""
@@ -23,6 +23,20 @@ _WORTH = 1.2
 Values = dict[str, Any]
 Candidate = tuple[str, str, Values, Device | None]
 """What it is, what it costs, keys to set, another device."""
+
+
+def plan(config: RunConfig, device: str | None = None, counted: Counted | None = None) -> Plan:
+    """Plan the training of `config` on a device of `devices.DEVICES`, `cpu`, or (None) the one this machine has.
+
+    `counted` are the tokens of the rows where somebody has counted them.
+
+    Raises ConfigError for an unknown device or Hub id, ModelError for a folder that holds no Gemma 4.
+    """
+    target = pick(config, device)
+    first = measure(config, target, counted)
+    if first.fits == "yes":
+        return replace(first, faster=faster(config, target, first, counted))
+    return replace(first, changes=changes(config, target, counted))
 
 
 def changes(config: RunConfig, target: Device, counted: Counted | None = None) -> tuple[Change, ...]:

@@ -8,7 +8,7 @@ head). A simulation of the real graph reproduces the sums to 1 % (tests/planning
 from __future__ import annotations
 
 from gemma_ops.family import Layer, Shape
-from gemma_ops.planning.training_memory import Step
+from gemma_ops.planning.training_step import Step
 
 _TRL_TILE = (4096, 32_768)
 """Tokens and words of TRL's fused head: it never holds more logits than this (trl/kernels/chunked_logprob.py, TRL 1.16)."""

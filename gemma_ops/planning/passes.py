@@ -20,7 +20,7 @@ from gemma_ops.config.methods import REINFORCE
 from gemma_ops.family import Shape
 from gemma_ops.planning import training_memory
 from gemma_ops.planning.devices import GIB, Device
-from gemma_ops.planning.training_memory import Checkpointing, Step
+from gemma_ops.planning.training_step import Checkpointing, Step
 
 USUAL = {True: 8192, False: 4096}
 """Tokens of a forward pass where memory allows: enough to hide a GPU's launches, or to stay near a processor's caches."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import textwrap
 
-from gemma_ops.planning.training_memory import GIB
 from gemma_ops.planning.training_plan import Change, Plan
+from gemma_ops.planning.training_step import GIB
 
 _WIDTH = 100
 _BAR = 24
@@ -13,7 +13,7 @@ _EIGHTHS = " ▏▎▍▌▋▊▉█"
 _VERDICT = {"yes": "fits on", "tight": "may just fit on", "no": "does not fit on"}
 
 
-def lines(made: Plan) -> list[str]:
+def plan_lines(made: Plan) -> list[str]:
     """About 100 columns wide; no colours, so that it reads the same in a log."""
     size = f" ({made.size})" if made.size and made.size not in made.model else ""
     text = [

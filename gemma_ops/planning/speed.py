@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from gemma_ops.family import Layer, Shape
 from gemma_ops.planning import kept_bytes
 from gemma_ops.planning.devices import Device
-from gemma_ops.planning.training_memory import NF4, Step
+from gemma_ops.planning.training_memory import NF4
+from gemma_ops.planning.training_step import Step
 
 FACTOR = 2.0
 """A measured speed lies within this factor of the estimate on a GPU of the table."""

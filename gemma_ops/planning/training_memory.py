@@ -8,14 +8,9 @@ the allocator: see `SPREAD`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Literal
-
-from gemma_ops.config import KernelsConfig
-from gemma_ops.family import Linear, Shape
-
-GIB = 1 << 30
+from gemma_ops.family import Shape
+from gemma_ops.planning import kept_bytes
+from gemma_ops.planning.training_step import GIB, Part, Step
 
 NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
 """Bytes per 4-bit parameter: half a byte, one byte of scale for each block of 64, and, with double quantization, one
@@ -32,93 +27,6 @@ RECORDED = 0.6
 """GiB that recorded passes keep apart from all other work."""
 
 TOWERS = "vision and audio towers"
-
-Checkpointing = Literal["none", "mlp", "all"] | int
-
-
-@dataclass(frozen=True)
-class Part:
-    """One line of the memory table."""
-
-    name: str
-    kind: str
-    """`weights`, `adapter`, `activations` or `reserve`."""
-    dtype: str
-    bytes: float
-
-
-@dataclass(frozen=True)
-class Step:
-    """What decides the memory and the time of one forward and backward pass."""
-
-    weights: str
-    """`bf16`, `fp32` or `nf4`."""
-    rank: int
-    linears: tuple[Linear, ...]
-    """Those that carry an adapter."""
-    tokens: int
-    """Places of the largest forward pass: packed tokens, or rows times the longest."""
-    length: int
-    """Tokens of its longest row."""
-    checkpointing: Checkpointing = "none"
-    """What the backward pass makes again: nothing, the MLPs, all layers, or the first so many."""
-    kernels: KernelsConfig = field(default_factory=KernelsConfig)
-    scored: float = 1.0
-    """Share of the places with loss."""
-    ple: Literal["device", "host"] = "device"
-    """Where the per-layer table lies."""
-    optimizer: str = "adamw"
-    full: bool = False
-    """All parameters learn, not an adapter."""
-    cuda: bool = True
-    fused_attention: bool = True
-    """An attention kernel that never holds the score matrix; False on GPUs without bfloat16."""
-    towers: bool = False
-    """The vision and audio towers are loaded too."""
-    replays: bool = True
-    """Whether this training may replay passes that were recorded as CUDA graphs."""
-    mixed: bool = False
-    """Whether some of its passes, those of long documents, are launched all the same."""
-
-    @property
-    def recorded(self) -> bool:
-        """Whether passes are recorded: adapters in bfloat16 on one GPU, with every kernel on."""
-        return (
-            self.kernels.records
-            and self.replays
-            and self.cuda
-            and self.fused_attention
-            and not self.full
-            and self.width == 2
-        )
-
-    @property
-    def replayed(self) -> bool:
-        """Whether all passes are."""
-        return self.recorded and not self.mixed
-
-    @property
-    def width(self) -> int:
-        """Bytes of an activation: bfloat16, or float32 throughout."""
-        return 4 if self.weights == "fp32" else 2
-
-    @cached_property
-    def adapter_parameters(self) -> int:
-        return self.rank * sum(linear.inputs + linear.outputs for linear in self.linears)
-
-    @cached_property
-    def by_layer(self) -> dict[int | None, list[Linear]]:
-        """The linears that carry an adapter, by decoder layer."""
-        found: dict[int | None, list[Linear]] = {}
-        for linear in self.linears:
-            found.setdefault(linear.layer, []).append(linear)
-        return found
-
-    def recomputed(self, layers: int) -> int:
-        """How many whole layers of so many are made again."""
-        if isinstance(self.checkpointing, int):
-            return min(self.checkpointing, layers)
-        return layers if self.checkpointing == "all" else 0
 
 
 def weights(shape: Shape, step: Step) -> list[Part]:
@@ -161,8 +69,6 @@ def learning(shape: Shape, step: Step) -> list[Part]:
 
 def activations(shape: Shape, step: Step) -> list[Part]:
     """What the forward pass keeps for the backward pass, and the largest workspace on top of it."""
-    from gemma_ops.planning import kept_bytes
-
     layers = [kept_bytes.layer(shape, layer, step) for layer in shape.layers]
     again = step.recomputed(len(layers))
     inside = max(layers[:again], default=0.0)

@@ -1,4 +1,4 @@
-"""`plan(config, device)`: bytes, whether they fit, what to change if not, and how long and how much it takes.
+"""The plan of a training: bytes, whether they fit, and how long and how much it takes.
 
 Arithmetic only: no torch, no network, nothing downloaded. A Hub id of the family is known from the family table; a local
 folder is read through its `config.json`.
@@ -7,7 +7,7 @@ folder is read through its `config.json`.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +21,7 @@ from gemma_ops.planning.devices import Device
 from gemma_ops.planning.passes import Choice
 from gemma_ops.planning.row_lengths import Rows
 from gemma_ops.planning.speed import Speed, Work
-from gemma_ops.planning.training_memory import GIB, Part, Step
+from gemma_ops.planning.training_step import GIB, Part, Step
 
 _PACKED = 1.0
 """Slots per token of packed passes: they end where the last document ends."""
@@ -94,12 +94,6 @@ class Plan:
     def dollars(self) -> float | None:
         return self.seconds / 3600 * self.device.dollars if self.seconds is not None and self.device.dollars else None
 
-    def lines(self) -> list[str]:
-        """For a person: the verdict, the table, the one change, time and cost."""
-        from gemma_ops.planning.plan_text import lines
-
-        return lines(self)
-
     def to_json(self) -> dict[str, Any]:
         """Everything, with bytes as integers and numbers unrounded in their units."""
         return {
@@ -137,22 +131,6 @@ class Plan:
             "changes": [_change(change) for change in self.changes],
             "faster": _change(self.faster) if self.faster else None,
         }
-
-
-def plan(config: RunConfig, device: str | None = None, counted: row_lengths.Counted | None = None) -> Plan:
-    """Plan the training of `config` on a device of `devices.DEVICES`, `cpu`, or (None) the one this machine has.
-
-    `counted` are the tokens of the rows where somebody has counted them.
-
-    Raises ConfigError for an unknown device or Hub id, ModelError for a folder that holds no Gemma 4.
-    """
-    from gemma_ops.planning import advice
-
-    target = pick(config, device)
-    first = measure(config, target, counted)
-    if first.fits == "yes":
-        return replace(first, faster=advice.faster(config, target, first, counted))
-    return replace(first, changes=advice.changes(config, target, counted))
 
 
 def measure(config: RunConfig, target: Device, counted: row_lengths.Counted | None = None) -> Plan:

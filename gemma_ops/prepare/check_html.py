@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from html import escape
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from gemma_ops.prepare.check_rows import CheckResult
-    from gemma_ops.prepare.row_view import RowView
+from gemma_ops.prepare.check_result import CheckResult
+from gemma_ops.prepare.row_view import RowView
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1c2128; --paper: #fbfaf7; --soft: #6b7280; --line: #dcd8cf; --card: #fff;
@@ -34,7 +32,7 @@ article ul { margin: .4rem 0 0; padding-left: 1.1rem; font-size: .9rem; }
 """
 
 
-def page(result: CheckResult) -> str:
+def check_page(result: CheckResult) -> str:
     """The whole page."""
     lengths = result.lengths
     rows = "".join(

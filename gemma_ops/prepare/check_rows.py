@@ -9,9 +9,9 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from gemma_ops.config import DataConfig
 from gemma_ops.config.training import Thinking
@@ -20,7 +20,7 @@ from gemma_ops.data.import_rows import Imported, Importer
 from gemma_ops.data.row_files import left_out
 from gemma_ops.data.row_tokens import Lengths
 from gemma_ops.errors import DataError
-from gemma_ops.prepare.check_text import check_lines
+from gemma_ops.prepare.check_result import CheckResult
 from gemma_ops.prepare.rehearse import rehearse
 from gemma_ops.prepare.row_findings import Context, Finding
 from gemma_ops.prepare.row_view import RowView, view_row
@@ -28,92 +28,6 @@ from gemma_ops.prepare.row_view import RowView, view_row
 _LEVELS = ("error", "warning", "note")
 SHOWN = 1000
 """Rows kept to be shown; of all others what is found is counted."""
-
-
-@dataclass(frozen=True)
-class CheckResult:
-    """Rows, what was found in them, and how long they are. `checked` rows were read; `more` says whether there are others,
-    because only the first were asked for."""
-
-    layout: str
-    checked: int
-    more: bool
-    rows: list[RowView]
-    """The first of them, to be shown."""
-    totals: dict[str, int]
-    """Rows by finding, errors first."""
-    first: dict[str, Finding]
-    """The first finding of each code."""
-    lengths: dict[str, Any]
-    truncated: int
-    max_length: int | None
-    privacy: dict[str, int] = field(default_factory=dict)
-    examples: int = 0
-    """Examples that training makes of the rows."""
-    shown: dict[str, Counter[int]] = field(default_factory=dict)
-    """By kind of image or sound: how many take so many soft tokens."""
-    template: tuple[str, ...] = ()
-    """What is told of the checkpoint's chat template, a line each."""
-    thinned: tuple[str, ...] = ()
-    """What a run would leave out, and what contradicts itself, a line each."""
-    refusals: tuple[tuple[str, str], ...] = ()
-    """What a run would refuse, and what to do about it."""
-    trained: dict[str, int] = field(default_factory=dict)
-    """What would be trained on, as `Rehearsal.trained`."""
-
-    @property
-    def findings(self) -> list[Finding]:
-        """All findings of the shown rows, row by row."""
-        return [item for row in self.rows for item in row.findings]
-
-    def refusing(self, *refusals: tuple[str, str]) -> CheckResult:
-        """The same with what else a run would refuse."""
-        known = {what for what, _ in self.refusals}
-        return replace(self, refusals=(*self.refusals, *(one for one in refusals if one[0] not in known)))
-
-    def lines(self) -> list[str]:
-        """The summary as plain lines for a terminal."""
-        return list(check_lines(self))
-
-    def html(self) -> str:
-        """One self-contained page with the tokens of the shown rows."""
-        from gemma_ops.prepare.check_html import page
-
-        return page(self)
-
-    def to_json(self) -> dict[str, Any]:
-        """Everything but the tokens' texts, which are given as token counts."""
-        return {
-            "layout": self.layout,
-            "checked": self.checked,
-            "more": self.more,
-            "totals": self.totals,
-            "tokens": self.lengths,
-            "truncated": self.truncated,
-            "examples": self.examples,
-            "template": list(self.template),
-            "thinned": list(self.thinned),
-            "refusals": [{"what": what, "fix": fix} for what, fix in self.refusals],
-            "max_length": self.max_length,
-            "privacy": self.privacy,
-            "findings": [asdict(item) for item in self.findings],
-            "rows": [_row_json(row) for row in self.rows],
-        }
-
-
-def _row_json(row: RowView) -> dict[str, Any]:
-    body: dict[str, Any] = {
-        "id": row.id,
-        "source": row.source,
-        "tokens": row.count,
-        "with_loss": sum(loss for tokens in (row.tokens, *row.more) for _, loss in tokens),
-    }
-    if row.shown:
-        body["media"] = [list(item) for item in row.shown]
-    if row.rejected:
-        body["rejected_tokens"] = len(row.rejected)
-        body["rejected_with_loss"] = sum(loss for _, loss in row.rejected)
-    return body
 
 
 def check(

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from gemma_ops.prepare.check_rows import CheckResult
+from gemma_ops.prepare.check_result import CheckResult
 
 
 def check_lines(result: CheckResult) -> Iterator[str]:

@@ -17,6 +17,7 @@ import sys
 from pathlib import Path
 
 from gemma_ops.errors import MachineError
+from gemma_ops.registry.mlflow_environment import set_environment
 
 
 def ensure(file: Path) -> None:
@@ -57,8 +58,6 @@ def _make(file: Path) -> None:
 
 
 def _migrate(file: str) -> None:
-    from gemma_ops.registry.profile import set_environment
-
     set_environment()
     from mlflow import MlflowClient
     from sqlalchemy import event

@@ -6,7 +6,6 @@ without importing MLflow; `connect` sets its environment, asks a server whether 
 
 from __future__ import annotations
 
-import os
 import re
 import threading
 import urllib.error
@@ -22,24 +21,9 @@ from gemma_ops.config import MachineConfig
 from gemma_ops.errors import ConfigError, MachineError, OpsError, ServiceError
 from gemma_ops.offline.addresses import database_hosts, is_loopback
 from gemma_ops.registry import detours
+from gemma_ops.registry.database import ensure
+from gemma_ops.registry.mlflow_environment import set_environment
 
-# Read by MLflow 3.17 when it is imported or called. What the user has set stays.
-ENVIRONMENT = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "DO_NOT_TRACK": "true",
-    "MLFLOW_MODEL_CATALOG_URI": "",  # by default a download from the internet
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",  # seven by default: 4 min 13 s against a server that is down
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",  # seconds without a byte, 120 by default
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "1",  # stdout carries results
-    "MLFLOW_LOGGING_LEVEL": "ERROR",
-    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
-    "MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD": "true",
-    "MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD": "true",
-    "MLFLOW_SKIP_PIP_REQUIREMENTS_CHECK": "true",
-    "MLFLOW_UV_AUTO_DETECT": "false",
-    "MLFLOW_ALLOW_HTTP_REDIRECTS": "false",  # else a server could have what it is sent carried on, with the credentials
-}
 PROBE_SECONDS = 3.0
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 _opening = threading.Lock()
@@ -161,12 +145,6 @@ def unreachable(place: Place, reason: str) -> ServiceError:
     )
 
 
-def set_environment() -> None:
-    """Put the profile into the environment. Must come before the first import of MLflow; safe to repeat."""
-    for key, value in ENVIRONMENT.items():
-        os.environ.setdefault(key, value)
-
-
 def connect(machine: MachineConfig) -> Tracking:
     """Open the place `machine.mlflow` names, making folder, database and experiment on first use.
 
@@ -200,8 +178,6 @@ def connect(machine: MachineConfig) -> Tracking:
 
 def _open(place: Place) -> Any:
     if place.database:
-        from gemma_ops.registry.database import ensure
-
         ensure(place.database)
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException

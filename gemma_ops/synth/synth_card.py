@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gemma_ops.config import SynthConfig
 from gemma_ops.runs.durable import write_json, write_text
+from gemma_ops.synth.synth_facts import Facts
 from gemma_ops.synth.synth_report import metrics, report
-
-if TYPE_CHECKING:
-    from gemma_ops.synth.synthesize_step import Facts
 
 _LABELS = {
     "written": "rows written by the teacher",

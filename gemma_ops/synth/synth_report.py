@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gemma_ops.config import SynthConfig
 from gemma_ops.privacy.classes import PRIVACY
 from gemma_ops.synth.plan_requests import counts
 from gemma_ops.synth.replies import Reply
-
-if TYPE_CHECKING:
-    from gemma_ops.synth.synthesize_step import Facts
+from gemma_ops.synth.synth_facts import Facts
 
 
 def report(settings: SynthConfig, facts: Facts) -> dict[str, Any]:

@@ -10,7 +10,6 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,36 +27,14 @@ from gemma_ops.synth import judge_filter, methods, plan_requests, synth_card
 from gemma_ops.synth import rows as finished
 from gemma_ops.synth.candidates import Candidate, Rejected, candidates
 from gemma_ops.synth.filters import Filters
-from gemma_ops.synth.material import Item, Pool, written_by
+from gemma_ops.synth.material import Item, written_by
 from gemma_ops.synth.replies import FILE, Question, Replies, Reply
 from gemma_ops.synth.rows import Maker
+from gemma_ops.synth.synth_facts import Facts
 from gemma_ops.targets import open_target
 from gemma_ops.targets.spec import parse
 from gemma_ops.targets.target import Target, guard, learned_by
-from gemma_ops.tasks.compared_questions import TaskQuestions, add_task, read_task
-
-
-@dataclass
-class Facts:
-    """What the step counts on its way; `card.py` writes it down."""
-
-    pool: Pool
-    teacher: Maker
-    tasks: list[TaskQuestions]
-    judge_sees: frozenset[str] | None
-    """Privacy classes of rows that may be shown to the judge; None without one."""
-    items: list[Item] = field(default_factory=list)
-    hidden: list[str] = field(default_factory=list)
-    replies: list[Reply] = field(default_factory=list)
-    written: int = 0
-    passed: list[tuple[str, int]] = field(default_factory=list)
-    """Rows left after each filter, in order."""
-    overlaps: Counter[str] = field(default_factory=Counter)
-    personal: Counter[str] = field(default_factory=Counter)
-    judge: dict[str, Any] | None = None
-    rows: list[finished.Row] = field(default_factory=list)
-    pairs: list[finished.Row] = field(default_factory=list)
-    rejected: list[dict[str, Any]] = field(default_factory=list)
+from gemma_ops.tasks.compared_questions import add_task, read_task
 
 
 def synthesize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import re
 import subprocess
 import sys
@@ -114,11 +115,38 @@ def test_rooms_import_one_way(path):
         assert parts[0] not in {"recipes", "eval"}
 
 
+def module_of(path):
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def test_no_files_import_each_other_in_a_circle():
+    """Imports inside functions and those for types alone count too: they hide a circle, and don't undo it."""
+    modules = {module_of(path): path for path in SOURCES}
+    graph = {}
+    for module, path in modules.items():
+        found = set()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                found.update(alias.name for alias in node.names)
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                names = [f"{node.module}.{alias.name}" for alias in node.names]
+                found.update(name if name in modules else node.module for name in names)
+        graph[module] = found & set(modules) - {module}
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        pytest.fail(f"a circle: {' -> '.join(error.args[1])}")
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_a_file_holds_one_idea(path):
     lines = path.read_text(encoding="utf-8").count("\n")
     assert lines <= 300
     assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), "no opening docstring"
+
+
+def test_the_root_holds_what_every_room_needs():
+    assert {path.stem for path in PACKAGE.glob("*.py")} == {"__init__", "__main__", "answer", "errors"}
 
 
 def test_recipes_are_short_functions():

@@ -23,7 +23,7 @@ from gemma_ops.gemini.courier import Courier
 from gemma_ops.gemini.request import Request
 from gemma_ops.gemini.service_access import endpoint, rehearsal
 from gemma_ops.offline import addresses
-from gemma_ops.registry import detours, manifest, profile, staging
+from gemma_ops.registry import detours, manifest, mlflow_environment, profile, staging
 from gemma_ops.targets.endpoint_target import Endpoint
 from gemma_ops.targets.spec import parse
 from tests.helpers.emulated import KEY, machine_for
@@ -240,7 +240,7 @@ def test_a_tracking_server_that_sends_on_is_not_followed():
             with pytest.raises(ServiceError, match="/health answered 302"):
                 profile.probe(place)
         assert not other.got
-    assert profile.ENVIRONMENT["MLFLOW_ALLOW_HTTP_REDIRECTS"] == "false"
+    assert mlflow_environment.ENVIRONMENT["MLFLOW_ALLOW_HTTP_REDIRECTS"] == "false"
 
 
 def test_only_what_proves_to_be_our_emulator_is_a_rehearsal(monkeypatch, tmp_path):

@@ -9,7 +9,7 @@ import pytest
 from gemma_ops import family
 from gemma_ops.config import RunConfig, TrainConfig
 from gemma_ops.planning import devices, passes, plan, training_memory
-from gemma_ops.planning.training_memory import GIB
+from gemma_ops.planning.training_step import GIB
 from gemma_ops.runs import journal
 
 

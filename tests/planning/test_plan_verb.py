@@ -11,8 +11,8 @@ from gemma_ops import family
 from gemma_ops.config import RunConfig
 from gemma_ops.errors import ConfigError, ModelError
 from gemma_ops.nano import nano_shape as nano
-from gemma_ops.planning import plan
-from gemma_ops.planning.training_memory import GIB
+from gemma_ops.planning import plan, plan_lines
+from gemma_ops.planning.training_step import GIB
 from tests.helpers import patience
 
 QLORA = {"weights": "nf4", "checkpointing": "all", "micro_tokens": 2048}
@@ -52,7 +52,7 @@ def test_31b_in_4bit_fits_an_a100_of_40_gib():
     assert made.fits == "yes"
     assert made.total / GIB == pytest.approx(22.8, abs=1)
     assert made.changes == ()
-    assert "fits on A100 40 GB" in made.lines()[0]
+    assert "fits on A100 40 GB" in plan_lines(made)[0]
 
 
 def test_towers_are_counted_where_rows_show_something(tmp_path):
@@ -123,7 +123,7 @@ def test_when_nothing_helps_it_says_so():
     assert made.fits == "no"
     assert [change for change in made.changes if change.device or "model.base" not in change.sets[0]] == []
     if not made.changes:
-        assert any("nothing tried here is enough" in line for line in made.lines())
+        assert any("nothing tried here is enough" in line for line in plan_lines(made))
 
 
 def test_a_faster_way_is_offered_only_if_it_fits_and_is_faster():
@@ -163,7 +163,7 @@ def test_time_and_cost_follow_the_data(tmp_path):
     assert steps.tokens == pytest.approx(160 * steps.rows.mean)
     nothing = plan(_config("E2B"), "a100-40")
     assert nothing.per_million
-    assert any("per million tokens" in line for line in nothing.lines())
+    assert any("per million tokens" in line for line in plan_lines(nothing))
 
 
 def test_a_prepared_report_is_believed_over_the_file(tmp_path):
@@ -230,7 +230,7 @@ def test_json_holds_the_whole_answer():
 
 def test_lines_stay_narrow_and_bars_in_proportion():
     made = plan(_config("26B-A4B", QLORA), "rtx-4090")
-    lines = made.lines()
+    lines = plan_lines(made)
     assert max(map(len, lines)) <= 110
     bars = {part.name: next(line for line in lines if part.name in line).count("█") for part in made.parts}
     assert bars["experts"] > 10 * max(1, bars["attention and MLP"])
@@ -240,9 +240,9 @@ def test_answers_in_time_and_without_torch():
     code = (
         "import sys, time\n"
         "from gemma_ops.config import RunConfig\n"
-        "from gemma_ops.planning import plan\n"
+        "from gemma_ops.planning import plan, plan_lines\n"
         "begun = time.process_time()\n"
-        "plan(RunConfig(model={'base': 'google/gemma-4-31B-it'}), 'rtx-4090').lines()\n"
+        "plan_lines(plan(RunConfig(model={'base': 'google/gemma-4-31B-it'}), 'rtx-4090'))\n"
         "taken = time.process_time() - begun\n"
         "heavy = {'torch', 'transformers', 'numpy'} & set(sys.modules)\n"
         "sys.exit(f'{heavy} {taken}' if heavy or taken > 1 else 0)"

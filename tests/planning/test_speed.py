@@ -10,7 +10,7 @@ from gemma_ops import family
 from gemma_ops.bench.training import bench_shapes
 from gemma_ops.config import KernelsConfig, RunConfig
 from gemma_ops.planning import devices, row_lengths, speed
-from gemma_ops.planning.training_memory import Step
+from gemma_ops.planning.training_step import Step
 from tests.planning.test_training_memory import CPU, RECORDS, STOCK, recorded
 
 

@@ -16,7 +16,7 @@ from gemma_ops.bench.training import bench_rows, bench_shapes
 from gemma_ops.bench.training.bench_spec import make
 from gemma_ops.config import KernelsConfig
 from gemma_ops.planning import training_memory
-from gemma_ops.planning.training_memory import GIB, Step
+from gemma_ops.planning.training_step import GIB, Step
 from gemma_ops.training.steps import pack
 
 STOCK = KernelsConfig(attention="sdpa", head="trl", lora="peft", norms="eager", compile="off")

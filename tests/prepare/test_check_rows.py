@@ -11,7 +11,9 @@ from gemma_ops.config import DataConfig
 from gemma_ops.data import chat
 from gemma_ops.errors import DataError
 from gemma_ops.nano import WEIGHTS
+from gemma_ops.prepare.check_html import check_page
 from gemma_ops.prepare.check_rows import check
+from gemma_ops.prepare.check_text import check_lines
 from gemma_ops.prepare.row_findings import CODES
 
 ASK = {"role": "user", "content": "Where is my card?"}
@@ -53,7 +55,7 @@ def look(tmp_path):
 def test_a_good_row_has_nothing_to_complain_about(look):
     result = look([{"role": "system", "content": "Be brief."}, ASK, SAY, ASK, CALLING, RESULT, SAY])
     assert result.totals == {}
-    assert result.lines()[-1] == "nothing to complain about"
+    assert list(check_lines(result))[-1] == "nothing to complain about"
     assert (result.checked, result.more, result.layout) == (1, False, "messages")
 
 
@@ -120,7 +122,7 @@ def test_cut_rows_are_told(look):
 def test_a_template_that_nobody_knows_is_told_and_compared(look):
     result = look([ASK, SAY], template=chat.inference_template().replace("'<turn|>\\n'", "'<turn|>'"))
     assert result.totals == {}
-    assert "none that gemma-ops knows" in result.lines()[1]
+    assert "none that gemma-ops knows" in list(check_lines(result))[1]
     assert any("where ours has" in line for line in result.template)
     assert "<turn|><|turn>model" in "".join(token for token, _ in result.rows[0].tokens)
     assert look([ASK, SAY]).template == ()
@@ -138,7 +140,7 @@ def test_thoughts_are_told_by_the_mode_they_are_trained_in(look):
     on = look(thought, thinking="on")
     assert on.totals == {"answers_apart": 1}
     assert on.examples == 2
-    assert on.lines()[0] == "1 row, 2 examples, layout messages"
+    assert next(check_lines(on)) == "1 row, 2 examples, layout messages"
     assert "r\n<channel|>" in "".join(token for token, _ in on.rows[0].tokens)
     assert look(thought, thinking="mixed").totals == on.totals
     assert look([ASK, SAY, ASK, SAY], thinking="mixed").totals == {}
@@ -176,8 +178,10 @@ def test_tokens_join_to_the_text_and_show_what_carries_loss(look):
 def test_the_limit_and_the_totals(look):
     result = look(*[[ASK, {**SAY, "content": f"{number} "}] for number in range(30)], limit=10)
     assert (result.checked, result.more, result.totals) == (10, True, {"white_space": 10})
-    assert result.lines()[0] == "the first 10 rows, layout messages"
-    assert any(line.startswith("note     white_space: 10 rows, first rows.jsonl:1") for line in result.lines())
+    assert next(check_lines(result)) == "the first 10 rows, layout messages"
+    assert any(
+        line.startswith("note     white_space: 10 rows, first rows.jsonl:1") for line in list(check_lines(result))
+    )
 
 
 def test_errors_come_before_warnings_before_notes(look):
@@ -216,7 +220,7 @@ class _Page(HTMLParser):
 
 
 def test_the_page_is_whole_self_contained_and_escaped(look):
-    html = look([{"role": "user", "content": "<script>alert(1)</script> & co"}, SAY], "{", max_length=4000).html()
+    html = check_page(look([{"role": "user", "content": "<script>alert(1)</script> & co"}, SAY], "{", max_length=4000))
     page = _Page()
     page.feed(html)
     assert page.open == []

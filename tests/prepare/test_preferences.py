@@ -20,6 +20,7 @@ from gemma_ops.data.row_tokens import Manner, encode_rows
 from gemma_ops.errors import DataError
 from gemma_ops.nano import WEIGHTS
 from gemma_ops.prepare import prepare
+from gemma_ops.prepare.check_html import check_page
 from gemma_ops.prepare.check_rows import check
 from gemma_ops.prepare.deduplicate import exact_key
 
@@ -273,7 +274,7 @@ def test_check_shows_both_sides_and_what_is_wrong(tmp_path):
     assert {"think_tags", "white_space"} <= {item.code for item in first.findings}
     assert any(item.what.endswith(": rejected") for item in first.findings)
     assert set(result.totals) >= {"identical_sides", "empty_answer"}
-    page = result.html()
+    page = check_page(result)
     assert "<h4>chosen</h4>" in page
     assert "<h4>rejected</h4>" in page
     assert result.to_json()["rows"][0]["rejected_with_loss"] == sum(loss for _, loss in first.rejected)

@@ -23,7 +23,7 @@ import pytest
 
 from gemma_ops import registry
 from gemma_ops.errors import BusyError, GateError, ServiceError
-from gemma_ops.registry import lock, manifest, profile, stored
+from gemma_ops.registry import lock, manifest, mlflow_environment, profile, stored
 from gemma_ops.runs import journal
 from gemma_ops.runs.processes import Birth
 from tests.helpers import patience
@@ -42,7 +42,7 @@ class Server:
     def __init__(self, folder: Path) -> None:
         port = free_port()
         runs.fresh(folder)
-        environment = {**os.environ, **profile.ENVIRONMENT, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        environment = {**os.environ, **mlflow_environment.ENVIRONMENT, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
         command = [
             sys.executable,
             "-m",

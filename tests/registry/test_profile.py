@@ -16,7 +16,7 @@ import pytest
 from gemma_ops import registry
 from gemma_ops.config import MachineConfig
 from gemma_ops.errors import ConfigError, MachineError, ServiceError
-from gemma_ops.registry import database, profile
+from gemma_ops.registry import database, mlflow_environment, profile
 from tests.helpers import registry_runs
 from tests.helpers.patience import Stopwatch
 
@@ -175,6 +175,6 @@ def test_importing_the_room_imports_no_mlflow():
 def test_the_environment_of_the_user_wins(monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "77")
     monkeypatch.delenv("MLFLOW_DISABLE_TELEMETRY", raising=False)
-    profile.set_environment()
+    mlflow_environment.set_environment()
     assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "77"
     assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"

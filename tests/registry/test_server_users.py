@@ -13,7 +13,7 @@ import requests
 
 from gemma_ops import registry
 from gemma_ops.errors import OpsError
-from gemma_ops.registry import profile
+from gemma_ops.registry import mlflow_environment, profile
 from tests.helpers import patience
 from tests.helpers import registry_runs as runs
 from tests.registry.test_mlflow_server import free_port
@@ -44,7 +44,11 @@ def server(tmp_path_factory):
     ]  # fmt: skip
     log = (folder / "server.log").open("w")
     process = subprocess.Popen(
-        command, env={**os.environ, **profile.ENVIRONMENT, **given}, stdout=log, stderr=log, start_new_session=True
+        command,
+        env={**os.environ, **mlflow_environment.ENVIRONMENT, **given},
+        stdout=log,
+        stderr=log,
+        start_new_session=True,
     )
     uri = f"http://127.0.0.1:{port}"
 

@@ -85,7 +85,7 @@ def useful_flops(spec: Spec, facts: dict[str, float]) -> float:
     recomputed, attention within documents and windows, the head on scored tokens. The roofline's numerator."""
     from gemma_ops import family
     from gemma_ops.planning import speed as theory
-    from gemma_ops.planning.training_memory import Step
+    from gemma_ops.planning.training_step import Step
 
     shape = family.Shape.from_config(bench_shapes.text(spec.size, spec.layers))
     linears = tuple(family.lora_linears(shape))

@@ -20,7 +20,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from gemma_ops.errors import ModelError
-from gemma_ops.training.launch.sharded import place, whole
+from gemma_ops.training.launch.sharded import place, trainable, whole
 from gemma_ops.training.launch.strategy import check_sharded
 from gemma_ops.training.launch.world import on_main, world
 
@@ -97,20 +97,6 @@ class SeedSteps(TrainerCallback):  # type: ignore[misc]
         from transformers import set_seed
 
         set_seed((args.seed * 1_000_003 + state.global_step * 1_009 + world().rank) % 2**32)
-
-
-def trainable(model: Any) -> dict[str, Any]:
-    """Every parameter that learns by name, whole and on the CPU; empty but on the main process. All processes take part.
-
-    A tied head is the embedding under another name: it is held, and saved, once.
-    """
-    found = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            value = whole(parameter)
-            if on_main():
-                found[name] = value.detach().cpu().contiguous()
-    return found
 
 
 def restore(model: Any, file: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from gemma_ops.training.launch.world import on_main
+
 
 def is_sharded(tensor: Any) -> bool:
     """Whether a tensor is spread over the processes."""
@@ -36,6 +38,18 @@ def full_state(model: Any) -> dict[str, Any] | None:
     """
     if not any(is_sharded(parameter) for parameter in model.parameters()):
         return None
-    from gemma_ops.training.launch.portable import trainable
-
     return trainable(model)
+
+
+def trainable(model: Any) -> dict[str, Any]:
+    """Every parameter that learns by name, whole and on the CPU; empty but on the main process. All processes take part.
+
+    A tied head is the embedding under another name: it is held, and saved, once.
+    """
+    found = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            value = whole(parameter)
+            if on_main():
+                found[name] = value.detach().cpu().contiguous()
+    return found

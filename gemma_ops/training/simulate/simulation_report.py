@@ -11,7 +11,7 @@ from gemma_ops import family
 from gemma_ops.config import RunConfig
 from gemma_ops.family import Shape
 from gemma_ops.planning import Plan, training_memory
-from gemma_ops.planning.training_memory import GIB
+from gemma_ops.planning.training_step import GIB
 
 
 @dataclass(frozen=True)
