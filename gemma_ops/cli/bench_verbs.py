@@ -81,7 +81,7 @@ def bench_train(
     The same random model, rows and adapter for all; each arm in its own process, repeats interleaved. Gradients are
     compared in float32 first. Leaves bench.json and bench.svg.
     """
-    from gemma_ops.bench.training import Runner, make
+    from gemma_ops.bench.training import BenchRunner, make
     from gemma_ops.bench.training import suite as suites
     from gemma_ops.cli import console
 
@@ -112,7 +112,7 @@ def bench_train(
 
     deadline = None if minutes is None else time.monotonic() + 60 * minutes
     folder = out / spec.name
-    body = Runner(spec, folder, tell, command=command, deadline=deadline).run()
+    body = BenchRunner(spec, folder, tell, command=command, deadline=deadline).run()
     if as_json:
         console.print_json(body)
     else:

@@ -64,7 +64,7 @@ def coloured_tokens(tokens: Iterable[tuple[str, bool]]) -> Text:
     return text
 
 
-class Follower:
+class ProgressFollower:
     """Shows a run while it happens. Implements `run.Listener`."""
 
     def __init__(self) -> None:

@@ -12,7 +12,7 @@ from gemma_ops.cli.options import Json, Sets, load_config
 
 if TYPE_CHECKING:
     from gemma_ops.config import JudgeConfig, RunConfig
-    from gemma_ops.judging.pairs import Comparison
+    from gemma_ops.judging.pairs import AnswerPairs
     from gemma_ops.targets.target import Target
     from gemma_ops.tasks.task import Task
 
@@ -158,7 +158,7 @@ def judge_calibrate(
 
 def _comparisons(
     config: RunConfig, first: str | None, second: str | None, judges: Sequence[str] | None, rubric: Path | None
-) -> tuple[JudgeConfig, list[Comparison]]:
+) -> tuple[JudgeConfig, list[AnswerPairs]]:
     """The judge settings with what the command line says, and the answers it names."""
     from dataclasses import replace
 

@@ -34,7 +34,7 @@ def execute(
         console.notice(line)
     if held := guard.held_by():
         console.notice(f"offline is held by {held}")
-    listeners: tuple[Listener, ...] = (console.Follower(), mirror(config.machine))
+    listeners: tuple[Listener, ...] = (console.ProgressFollower(), mirror(config.machine))
     with Run(config, until=until, redo=tuple(redo or ()), listeners=listeners) as run:
         with contextlib.suppress(StopHere):
             recipe(run, config)

@@ -19,13 +19,14 @@ from gemma_ops.config.preference import PreferenceConfig
 from gemma_ops.config.reinforce import ReinforceConfig, RewardConfig
 from gemma_ops.config.release import ReleaseConfig
 from gemma_ops.config.run import RunConfig
-from gemma_ops.config.section import LOCATION, Name, Privacy, Section, Share
+from gemma_ops.config.section import LOCATION, ConfigSection, Name, Privacy, Share
 from gemma_ops.config.serve import ServeConfig
 from gemma_ops.config.synth import SynthConfig
 from gemma_ops.config.training import MergeConfig, QuantizeConfig, TrainConfig
 
 __all__ = [
     "LOCATION",
+    "ConfigSection",
     "DataConfig",
     "EndpointConfig",
     "EvaluateConfig",
@@ -50,7 +51,6 @@ __all__ = [
     "ReleaseConfig",
     "RewardConfig",
     "RunConfig",
-    "Section",
     "ServeConfig",
     "Share",
     "SynthConfig",

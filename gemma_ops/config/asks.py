@@ -6,10 +6,10 @@ from typing import Annotated
 
 from pydantic import Field
 
-from gemma_ops.config.section import Section, Share
+from gemma_ops.config.section import ConfigSection, Share
 
 
-class PromotionAsks(Section):
+class PromotionAsks(ConfigSection):
     """Conditions of a promotion that no gate decides. They become a part of the model's policy with its gates: when the
     first version is registered, or by `gemma-ops policy NAME --from CONFIG`."""
 
@@ -26,7 +26,7 @@ class PromotionAsks(Section):
     """Whether a version must be signed by a key that the promoting machine trusts."""
 
 
-class ProbeConfig(Section):
+class ProbeConfig(ConfigSection):
     """Questions that an evaluation asks besides its tasks: what the model gives away, and what it no longer refuses."""
 
     rows: Annotated[int, Field(ge=0)] = 40

@@ -6,10 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from gemma_ops.config.section import LOCATION, Privacy, Section, Share
+from gemma_ops.config.section import LOCATION, ConfigSection, Privacy, Share
 
 
-class ModelConfig(Section):
+class ModelConfig(ConfigSection):
     """Which Gemma 4 to start from."""
 
     base: str = "nano"
@@ -20,7 +20,7 @@ class ModelConfig(Section):
     """Strictest class of the rows that this model learned from, where no record of ours says it; a record may only be stricter."""
 
 
-class DataConfig(Section):
+class DataConfig(ConfigSection):
     """Where the training rows come from and what is done to them."""
 
     path: Annotated[str | None, LOCATION] = None

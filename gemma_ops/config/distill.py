@@ -6,10 +6,10 @@ from typing import Annotated
 
 from pydantic import Field
 
-from gemma_ops.config.section import Section, Share
+from gemma_ops.config.section import ConfigSection, Share
 
 
-class DistillConfig(Section):
+class DistillConfig(ConfigSection):
     """The teacher of a distillation."""
 
     teacher: str | None = None

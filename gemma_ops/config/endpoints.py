@@ -6,10 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from gemma_ops.config.section import Privacy, Section
+from gemma_ops.config.section import ConfigSection, Privacy
 
 
-class EndpointConfig(Section):
+class EndpointConfig(ConfigSection):
     """What is known of one endpoint. An endpoint that isn't listed has no key and no prices; on this machine it may see
     every row, elsewhere only rows of class `any`."""
 

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from gemma_ops.config.asks import ProbeConfig, PromotionAsks
 from gemma_ops.config.judge import JudgeConfig
-from gemma_ops.config.section import LOCATION, Name, Section
+from gemma_ops.config.section import LOCATION, ConfigSection, Name
 from gemma_ops.family.formats import DEFAULT_FORMATS, VersionFormat
 
 RUNNING = ("usd_per_1k", "seconds_p50", "seconds_p95", "first_seconds_p50", "first_seconds_p95")
@@ -16,7 +16,7 @@ RUNNING = ("usd_per_1k", "seconds_p50", "seconds_p95", "first_seconds_p50", "fir
 askers, or 95 % of them, wait at most for the whole answer or for its first token."""
 
 
-class GateConfig(Section):
+class GateConfig(ConfigSection):
     """One condition of the verdict."""
 
     metric: str
@@ -65,7 +65,7 @@ class GateConfig(Section):
         return f"{self.target} not worse than {self.versus} by {self.margin:g} or more ({self.metric})"
 
 
-class EvaluateConfig(Section):
+class EvaluateConfig(ConfigSection):
     """Who answers which questions, and what must hold."""
 
     tasks: Annotated[tuple[str, ...], LOCATION] = ()
@@ -102,7 +102,7 @@ class EvaluateConfig(Section):
     """Seed of the bootstraps."""
 
 
-class RegisterConfig(Section):
+class RegisterConfig(ConfigSection):
     """The version in MLflow's registry."""
 
     name: Name | None = None

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field
 
-from gemma_ops.config.section import Section
+from gemma_ops.config.section import ConfigSection
 
 MODELS = "GEMMA_OPS_GEMINI_MODELS"
 """Environment variable with the file of a user's own facts about models."""
@@ -23,7 +23,7 @@ def _address(url: str) -> str:
     return url
 
 
-class GeminiConfig(Section):
+class GeminiConfig(ConfigSection):
     """The door to Gemini. Nothing is sent before `accept_terms` and `budget_usd` are set."""
 
     accept_terms: str | None = None

@@ -6,10 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from gemma_ops.config.section import LOCATION, Section
+from gemma_ops.config.section import LOCATION, ConfigSection
 
 
-class JudgeConfig(Section):
+class JudgeConfig(ConfigSection):
     """A panel of models that compares answers, for what no metric can score."""
 
     judges: tuple[str, ...] = ()

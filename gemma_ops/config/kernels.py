@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from gemma_ops.config.section import Section
+from gemma_ops.config.section import ConfigSection
 
 
-class KernelsConfig(Section):
+class KernelsConfig(ConfigSection):
     """Faster forms of the same mathematics: results agree up to rounding."""
 
     attention: Literal["documents", "sdpa"] = "documents"

@@ -6,10 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from gemma_ops.config.section import Section
+from gemma_ops.config.section import ConfigSection
 
 
-class LaunchConfig(Section):
+class LaunchConfig(ConfigSection):
     """One process by default; several share each optimizer step and reach the same result up to rounding."""
 
     engine: Literal["local", "torchrun", "ray"] = "local"

@@ -6,10 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from gemma_ops.config.section import Section, Share
+from gemma_ops.config.section import ConfigSection, Share
 
 
-class LoraConfig(Section):
+class LoraConfig(ConfigSection):
     """The low-rank adapter."""
 
     rank: Annotated[int, Field(ge=1)] = 16

@@ -10,10 +10,10 @@ from gemma_ops.config.endpoints import EndpointConfig
 from gemma_ops.config.gemini import GeminiConfig
 from gemma_ops.config.launch import LaunchConfig
 from gemma_ops.config.release import ReleaseConfig
-from gemma_ops.config.section import Section, Share
+from gemma_ops.config.section import ConfigSection, Share
 
 
-class MachineConfig(Section):
+class MachineConfig(ConfigSection):
     """Where it runs. Never part of a fingerprint: changing it redoes nothing."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -12,7 +12,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from gemma_ops.config.asks import PromotionAsks
 from gemma_ops.config.evaluation import GateConfig
-from gemma_ops.config.section import Privacy, Section
+from gemma_ops.config.section import ConfigSection, Privacy
 
 CHAMPION = "champion"
 """The target that is the present champion of the registered model."""
@@ -26,7 +26,7 @@ CHAMPION_MODEL = "model"
 """Beside it: the folder with the champion's files."""
 
 
-class PolicyTask(Section):
+class PolicyTask(ConfigSection):
     """The questions of a task: the digest of its content, how many of them are asked at least, and its primary metric."""
 
     digest: str
@@ -34,7 +34,7 @@ class PolicyTask(Section):
     primary: str
 
 
-class PromotionPolicy(Section):
+class PromotionPolicy(ConfigSection):
     """What must hold before a version is promoted."""
 
     gates: Annotated[tuple[GateConfig, ...], Field(min_length=1)]
@@ -58,7 +58,7 @@ class PromotionPolicy(Section):
         return found
 
 
-class ChampionFacts(Section):
+class ChampionFacts(ConfigSection):
     """The version that was the champion when it was pulled."""
 
     name: str
@@ -80,7 +80,7 @@ class ChampionFacts(Section):
         return self.form not in ("adapter", "tuned") or weights[0] == weights[1]
 
 
-class PromotionStandard(Section):
+class PromotionStandard(ConfigSection):
     """What the registry asks of a run: its policy, and the present champion to be compared with."""
 
     policy: PromotionPolicy | None = None

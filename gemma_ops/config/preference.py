@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from gemma_ops.config.section import Section
+from gemma_ops.config.section import ConfigSection
 
 Loss = Literal[
     "sigmoid", "ipo", "robust", "hinge", "exo_pair", "nca_pair", "bco_pair", "sppo_hard", "apo_zero", "apo_down",
@@ -17,7 +17,7 @@ UNPAIRED = ("kto", "apo_zero_unpaired")
 and so depend on how many stand in one: they are left out."""
 
 
-class PreferenceConfig(Section):
+class PreferenceConfig(ConfigSection):
     """Learning from answers that somebody compared or judged."""
 
     loss: Loss | None = None

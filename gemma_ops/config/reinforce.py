@@ -6,10 +6,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from gemma_ops.config.section import Section, Share
+from gemma_ops.config.section import ConfigSection, Share
 
 
-class RewardConfig(Section):
+class RewardConfig(ConfigSection):
     """One part of the reward: a metric, as evaluation tasks use it, of an answer against the row's own last answer."""
 
     metric: str
@@ -20,7 +20,7 @@ class RewardConfig(Section):
     """The metric's options, as in `task.yaml`."""
 
 
-class ReinforceConfig(Section):
+class ReinforceConfig(ConfigSection):
     """Learning from rewards that are computed."""
 
     rewards: tuple[RewardConfig, ...] = ()

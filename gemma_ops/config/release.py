@@ -6,10 +6,10 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from gemma_ops.config.section import Section
+from gemma_ops.config.section import ConfigSection
 
 
-class ReleaseConfig(Section):
+class ReleaseConfig(ConfigSection):
     """A release of the answers of this run's models. The rows themselves stay what they are: it says that a model trained
     on them may answer before judges and services all the same. Never part of a fingerprint; recorded wherever it counts."""
 

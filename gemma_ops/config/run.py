@@ -11,13 +11,13 @@ from gemma_ops.config.evaluation import EvaluateConfig, RegisterConfig
 from gemma_ops.config.launch import LaunchConfig
 from gemma_ops.config.machine import Machine, MachineConfig
 from gemma_ops.config.release import ReleaseConfig
-from gemma_ops.config.section import Name, Section
+from gemma_ops.config.section import ConfigSection, Name
 from gemma_ops.config.serve import ServeConfig
 from gemma_ops.config.synth import SynthConfig
 from gemma_ops.config.training import MergeConfig, QuantizeConfig, TrainConfig
 
 
-class RunConfig(Section):
+class RunConfig(ConfigSection):
     """One run, from data to a registered version."""
 
     name: Name = "run"

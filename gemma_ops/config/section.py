@@ -14,7 +14,7 @@ LOCATION = "location"
 """Marks a key that says where something lies; what lies there enters a fingerprint by its digest."""
 
 
-class Section(BaseModel):
+class ConfigSection(BaseModel):
     """A part of the tree: unknown keys are refused, nothing changes after loading."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
@@ -25,5 +25,5 @@ class Section(BaseModel):
         for name, field in type(self).model_fields.items():
             if LOCATION not in field.metadata:
                 value = getattr(self, name)
-                values[field.alias or name] = value.identity() if isinstance(value, Section) else value
+                values[field.alias or name] = value.identity() if isinstance(value, ConfigSection) else value
         return values

@@ -6,11 +6,11 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from gemma_ops.config.section import Privacy, Section
+from gemma_ops.config.section import ConfigSection, Privacy
 from gemma_ops.family.formats import VersionFormat
 
 
-class ChallengerConfig(Section):
+class ChallengerConfig(ConfigSection):
     """A version beside the one that serves."""
 
     alias: str = "challenger"
@@ -30,7 +30,7 @@ class ChallengerConfig(Section):
         return self
 
 
-class ServeConfig(Section):
+class ServeConfig(ConfigSection):
     """The server, its engine, and what it takes."""
 
     host: str = "127.0.0.1"

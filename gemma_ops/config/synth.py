@@ -6,12 +6,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from gemma_ops.config.section import LOCATION, Privacy, Section
+from gemma_ops.config.section import LOCATION, ConfigSection, Privacy
 
 Count = Annotated[int, Field(ge=0)]
 
 
-class CountConfig(Section):
+class CountConfig(ConfigSection):
     """Rows to ask for, method by method; filters leave fewer."""
 
     document_qa: Count = 0
@@ -26,7 +26,7 @@ class CountConfig(Section):
     """Pairs of a good and a flawed answer, with the reason; they go to a file of their own."""
 
 
-class SynthConfig(Section):
+class SynthConfig(ConfigSection):
     """What to write rows from, and who writes them."""
 
     documents: Annotated[str | None, LOCATION] = None

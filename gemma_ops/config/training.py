@@ -17,14 +17,14 @@ from gemma_ops.config.lora import LoraConfig
 from gemma_ops.config.methods import PREFERENCE, REINFORCE
 from gemma_ops.config.preference import UNPAIRED, PreferenceConfig
 from gemma_ops.config.reinforce import ReinforceConfig
-from gemma_ops.config.section import Section
+from gemma_ops.config.section import ConfigSection
 from gemma_ops.family.formats import DEFAULT_FORMATS, GgufName
 
 Thinking = Literal["off", "on", "mixed"]
 """Whether a model is asked to think: never, always, or where a row holds a thought."""
 
 
-class TrainConfig(Section):
+class TrainConfig(ConfigSection):
     """Fine-tuning with LoRA (`weights: bf16`), QLoRA (`weights: nf4`) or of all parameters (`tune: full`)."""
 
     method: Literal["sft", "pretrain", "dft", "distill", "dpo", "kto", "orpo", "grpo", "rloo", "reward"] = "sft"
@@ -130,14 +130,14 @@ class TrainConfig(Section):
         return self
 
 
-class MergeConfig(Section):
+class MergeConfig(ConfigSection):
     """Folding the adapter into the bf16 base."""
 
     canary_prompts: Annotated[int, Field(ge=1)] = 4
     """Validation prompts on which the merged model must differ from the base."""
 
 
-class QuantizeConfig(Section):
+class QuantizeConfig(ConfigSection):
     """Files for serving."""
 
     formats: tuple[GgufName, ...] = DEFAULT_FORMATS

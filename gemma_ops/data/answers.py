@@ -17,7 +17,7 @@ from gemma_ops.errors import DataError
 
 
 @dataclass(frozen=True)
-class Answer:
+class AnswerTokens:
     """The tokens after the prompt, up to the last one with loss, and which of them carry loss."""
 
     ids: list[int]
@@ -29,7 +29,7 @@ class Prompted:
     """A row's prompt and its answers by side; `truncated` when one of them was cut."""
 
     prompt: list[int]
-    answers: dict[str, Answer]
+    answers: dict[str, AnswerTokens]
     truncated: bool
 
 
@@ -57,5 +57,5 @@ def encode_answers(
         end = max((index for index, loss in enumerate(whole.loss) if loss), default=-1) + 1
         limit = min(end, max_length) if max_length else end
         truncated |= limit < end
-        answers[side] = Answer(whole.ids[len(prompt) : limit], whole.loss[len(prompt) : limit])
+        answers[side] = AnswerTokens(whole.ids[len(prompt) : limit], whole.loss[len(prompt) : limit])
     return Prompted(prompt, answers, truncated)

@@ -80,7 +80,7 @@ class AudioPart(BaseModel):
     samples: int = Field(gt=0)
 
 
-class Message(BaseModel):
+class ChatMessage(BaseModel):
     """One turn: text, or parts where a user or a tool shows something. `reasoning` is the model's thought before its
     answer."""
 
@@ -101,11 +101,11 @@ class Example(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     id: str
-    messages: list[Message]
+    messages: list[ChatMessage]
     """Empty where the row is a text."""
     text: str | None = None
-    chosen: list[Message] | None = None
-    rejected: list[Message] | None = None
+    chosen: list[ChatMessage] | None = None
+    rejected: list[ChatMessage] | None = None
     tools: list[dict[str, Any]] | None = None
     source: str
     privacy: Privacy
@@ -128,7 +128,7 @@ class Example(BaseModel):
         return {key: value for key, value in found.items() if value is not None}
 
 
-def _plain(messages: list[Message] | None) -> list[dict[str, Any]] | None:
+def _plain(messages: list[ChatMessage] | None) -> list[dict[str, Any]] | None:
     if messages is None:
         return None
     plain = [message.model_dump(mode="json", exclude_unset=True) for message in messages]

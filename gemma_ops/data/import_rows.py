@@ -14,7 +14,7 @@ from gemma_ops.config.methods import Kind
 from gemma_ops.data import example, parts, row_formats
 from gemma_ops.data.example import SIDES, TURNS, content_id, kind
 from gemma_ops.data.marks import marked_turns
-from gemma_ops.data.media_files import Shelf
+from gemma_ops.data.media_files import MediaShelf
 from gemma_ops.data.normal import conversation
 from gemma_ops.data.preferences import Compared, compared
 from gemma_ops.data.row_files import RawRow, read
@@ -56,7 +56,7 @@ class Importer:
         self.settings = settings
         self.layout = ""
         root = source.parent if source is not None and source.is_file() else source
-        self._shelf = Shelf(root, senses, out=out, most_mb=settings.max_media_mb)
+        self._shelf = MediaShelf(root, senses, out=out, most_mb=settings.max_media_mb)
         self._rows = read(source, settings)
 
     def __iter__(self) -> Iterator[Imported]:

@@ -14,7 +14,7 @@ _HEAD = 2000  # bytes kept of a line that is skipped: enough for 500 characters 
 
 
 @dataclass(frozen=True)
-class Line:
+class TextLine:
     """One line without its line break. `length` is its size in bytes; `data` is only the head when it was `skipped`."""
 
     number: int
@@ -31,7 +31,7 @@ class Line:
         return self.data[:_HEAD].decode("utf-8", "replace").replace("\x00", "\\0")
 
 
-def read_lines(file: BinaryIO, cap: int) -> Iterator[Line]:
+def read_lines(file: BinaryIO, cap: int) -> Iterator[TextLine]:
     """Lines of a binary file from its current position, numbered from 1; none is held above `cap` bytes.
 
     A byte order mark is taken off, `\\r\\n` counts as one line break. Memory stays below `cap` + 2 MiB.
@@ -59,6 +59,6 @@ def read_lines(file: BinaryIO, cap: int) -> Iterator[Line]:
         yield _line(number, held, length, skipping)
 
 
-def _line(number: int, held: bytearray, length: int, skipped: bool) -> Line:
+def _line(number: int, held: bytearray, length: int, skipped: bool) -> TextLine:
     data = bytes(held)
-    return Line(number, data if skipped else data.removesuffix(b"\r"), length, skipped)
+    return TextLine(number, data if skipped else data.removesuffix(b"\r"), length, skipped)

@@ -28,7 +28,7 @@ FOLDER = "media"
 _DATA = re.compile(r"data:[^,]{0,200},", re.IGNORECASE)
 
 
-class Shelf:
+class MediaShelf:
     """Turns sources into stored parts, each file once.
 
     `root` is the folder that relative paths start from, `senses` what the model takes; `out` the folder below which
@@ -199,7 +199,7 @@ def bytes_of(part: Mapping[str, Any], places: Path | Mapping[str, Path | bytes])
     return data
 
 
-def of_question(messages: Sequence[dict[str, Any]], row: Mapping[str, Any], shelf: Shelf) -> list[dict[str, Any]]:
+def of_question(messages: Sequence[dict[str, Any]], row: Mapping[str, Any], shelf: MediaShelf) -> list[dict[str, Any]]:
     """The turns of an evaluation question with stored parts, whatever spelling they came in; `row` may have columns of
     files. Raises RowError."""
     notes: list[str] = []

@@ -18,7 +18,7 @@ from gemma_ops.config import DataConfig
 from gemma_ops.data.arrow_rows import Numbered, folder_rows, hub_rows, parquet_rows
 from gemma_ops.data.encodings import open_as_utf8
 from gemma_ops.data.example import parse
-from gemma_ops.data.line_reader import Line, read_lines
+from gemma_ops.data.line_reader import TextLine, read_lines
 from gemma_ops.data.tables import read_csv
 from gemma_ops.errors import DataError
 
@@ -145,12 +145,12 @@ def _document(path: Path, file: BinaryIO, cap: int) -> RawRow:
     return RawRow(path.name, 1, {"text": text}, text[:2000])
 
 
-def _oversized(path: Path, line: Line, cap: int) -> RawRow:
+def _oversized(path: Path, line: TextLine, cap: int) -> RawRow:
     reason = f"the line is {line.length / 1e6:.1f} MB long, above data.max_line_mb ({cap / 1e6:g})"
     return RawRow(path.name, line.number, None, line.excerpt(), "line_too_long", reason)
 
 
-def _not_utf8(path: Path, line: Line, error: UnicodeDecodeError) -> RawRow:
+def _not_utf8(path: Path, line: TextLine, error: UnicodeDecodeError) -> RawRow:
     place = f"byte 0x{error.object[error.start]:02x} at position {error.start + 1}"
     reason = f"not UTF-8: {place}; name the file's encoding, for example --set data.encoding=cp1252"
     return RawRow(path.name, line.number, None, line.excerpt(), "not_utf8", reason)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from gemma_ops.data.line_reader import Line, read_lines
+from gemma_ops.data.line_reader import TextLine, read_lines
 from gemma_ops.errors import DataError
 
 # line, value or None, excerpt, code, reason: the fields of files.RawRow after the file's name
@@ -26,13 +26,13 @@ class _TooLongError(Exception):
 class _Feed:
     """Gives a csv.reader decoded lines and remembers those of the record being read."""
 
-    def __init__(self, lines: Iterator[Line], cap: int) -> None:
+    def __init__(self, lines: Iterator[TextLine], cap: int) -> None:
         self.lines = lines
         self.cap = cap
-        self.record: list[Line] = []
+        self.record: list[TextLine] = []
         self.size = 0
-        self.again: deque[Line] = deque()
-        self.faults: list[tuple[Line, str, str]] = []
+        self.again: deque[TextLine] = deque()
+        self.faults: list[tuple[TextLine, str, str]] = []
 
     def __iter__(self) -> Iterator[str]:
         return self
@@ -120,7 +120,7 @@ def _give_up(feed: _Feed, error: Exception) -> Record:
     return first.number, None, _joined(feed.record[:1]), "bad_csv", f"not CSV: {error}"
 
 
-def _joined(lines: list[Line]) -> str:
+def _joined(lines: list[TextLine]) -> str:
     text = ""
     for line in lines:
         text += line.excerpt() + "\n"

@@ -5,8 +5,8 @@ nothing of Google's.
 """
 
 from gemma_ops.emulator.emulated_batches import Pace
-from gemma_ops.emulator.emulator_log import Entry
+from gemma_ops.emulator.emulator_log import LogEntry
 from gemma_ops.emulator.emulator_server import Emulator
-from gemma_ops.emulator.responder import Body, Reply, Responder
+from gemma_ops.emulator.responder import Body, EmulatedReply, Responder
 
-__all__ = ["Body", "Emulator", "Entry", "Pace", "Reply", "Responder"]
+__all__ = ["Body", "EmulatedReply", "Emulator", "LogEntry", "Pace", "Responder"]

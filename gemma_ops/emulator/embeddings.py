@@ -9,17 +9,17 @@ from typing import Any
 
 from gemma_ops.emulator import emulated_wire
 from gemma_ops.emulator.emulated_models import Card
-from gemma_ops.emulator.emulated_wire import Call, Reaction
+from gemma_ops.emulator.emulated_wire import EmulatedCall, Reaction
 from gemma_ops.wire.gemini_wire import Refusal, texts_of
 
 
-def one(call: Call, card: Card) -> tuple[Reaction, int]:
+def one(call: EmulatedCall, card: Card) -> tuple[Reaction, int]:
     """`embedContent`: the reply and its tokens."""
     vector, tokens = _embed(call.body, card)
     return Reaction(200, {"embedding": {"values": vector}, "usageMetadata": {"promptTokenCount": tokens}}), tokens
 
 
-def many(call: Call, card: Card) -> tuple[Reaction, int]:
+def many(call: EmulatedCall, card: Card) -> tuple[Reaction, int]:
     """`batchEmbedContents`: one vector per request."""
     requests = call.body.get("requests") or []
     if not requests:

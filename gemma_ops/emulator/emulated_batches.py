@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gemma_ops.emulator.emulated_files import Files, page, stamp
-from gemma_ops.emulator.emulated_wire import Call, Reaction
+from gemma_ops.emulator.emulated_wire import EmulatedCall, Reaction
 from gemma_ops.wire.gemini_wire import Refusal
 
 _INLINE = 20 * 1024 * 1024
@@ -43,7 +43,7 @@ class Pace:
 
 
 @dataclass
-class Job:
+class EmulatedJob:
     """One batch."""
 
     name: str
@@ -62,7 +62,7 @@ class Job:
     busy: threading.Lock = field(default_factory=threading.Lock)
 
 
-class Batches:
+class EmulatedBatches:
     """All jobs. `answer(model, item)` answers one item."""
 
     def __init__(
@@ -72,9 +72,9 @@ class Batches:
         self._new_id = new_id
         self._answer = answer
         self._pace = pace
-        self._jobs: dict[str, Job] = {}
+        self._jobs: dict[str, EmulatedJob] = {}
 
-    def create(self, call: Call, model: str, fate: str) -> Reaction:
+    def create(self, call: EmulatedCall, model: str, fate: str) -> Reaction:
         batch = call.body.get("batch") or {}
         source = batch.get("inputConfig") or {}
         if source.get("fileName"):
@@ -86,7 +86,7 @@ class Batches:
         else:
             raise Refusal(400, "* BatchGenerateContentRequest.batch.input_config: a source is required")
         now = time.time()
-        job = Job(f"batches/{self._new_id()}", model, {}, items, "fileName" not in source, fate, now)
+        job = EmulatedJob(f"batches/{self._new_id()}", model, {}, items, "fileName" not in source, fate, now)
         job.about = {"@type": _KIND, "model": f"models/{model}", "displayName": batch.get("displayName") or job.name}
         job.about |= {"createTime": stamp(now), "updateTime": stamp(now), "name": job.name}
         if not job.inline:
@@ -94,17 +94,17 @@ class Batches:
         self._jobs[job.name] = job
         return Reaction(200, self._shown(job))
 
-    def get(self, call: Call) -> Reaction:
+    def get(self, call: EmulatedCall) -> Reaction:
         job = self._find(call)
         with job.busy:  # a second poll waits while the first one answers the items
             self._move(job)
             return Reaction(200, self._shown(job))
 
-    def list(self, call: Call) -> Reaction:
+    def list(self, call: EmulatedCall) -> Reaction:
         found = [self._shown(job) for job in reversed(list(self._jobs.values()))]
         return Reaction(200, page(call, "operations", found, 50))
 
-    def cancel(self, call: Call) -> Reaction:
+    def cancel(self, call: EmulatedCall) -> Reaction:
         job = self._find(call)
         with job.busy:
             if job.state not in _OPEN:
@@ -112,17 +112,17 @@ class Batches:
             self._end(job, "BATCH_STATE_CANCELLED")
         return Reaction(200, {})
 
-    def delete(self, call: Call) -> Reaction:
+    def delete(self, call: EmulatedCall) -> Reaction:
         self._jobs.pop(self._find(call).name, None)
         return Reaction(200, {})
 
-    def _find(self, call: Call) -> Job:
+    def _find(self, call: EmulatedCall) -> EmulatedJob:
         job = self._jobs.get(f"batches/{call.name}")
         if job is None:
             raise Refusal(404, f"Requested entity was not found: batches/{call.name}.")
         return job
 
-    def _move(self, job: Job) -> None:
+    def _move(self, job: EmulatedJob) -> None:
         """One step on, if it is time."""
         job.late = False
         if job.state not in _OPEN or self._pace.hold:
@@ -137,11 +137,11 @@ class Batches:
             job.late = job.fate == "output_late"
             self._end(job, _SUCCEEDED)
 
-    def _end(self, job: Job, state: str) -> None:
+    def _end(self, job: EmulatedJob, state: str) -> None:
         job.state = state
         job.about |= {"endTime": stamp(time.time()), "updateTime": stamp(time.time())}
 
-    def _run(self, job: Job) -> dict[str, Any]:
+    def _run(self, job: EmulatedJob) -> dict[str, Any]:
         """Answer all items and put the results where the job's kind has them."""
         results = [(item, self._answer(job.model, item)) for item in job.items]
         good = sum(1 for _, result in results if "response" in result)
@@ -161,7 +161,7 @@ class Batches:
         ]
         return {"responsesFile": self._files.write(("\n".join(lines) + "\n").encode(), "application/json")}
 
-    def _shown(self, job: Job) -> dict[str, Any]:
+    def _shown(self, job: EmulatedJob) -> dict[str, Any]:
         """The job as an operation."""
         stats = {"requestCount": len(job.items)} | (job.counts or {"pendingRequestCount": len(job.items)})
         about = job.about | {

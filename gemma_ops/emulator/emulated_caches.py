@@ -11,7 +11,7 @@ from typing import Any
 from gemma_ops.emulator import emulated_wire
 from gemma_ops.emulator.emulated_files import page, stamp
 from gemma_ops.emulator.emulated_models import find
-from gemma_ops.emulator.emulated_wire import Call, Reaction
+from gemma_ops.emulator.emulated_wire import EmulatedCall, Reaction
 from gemma_ops.wire.gemini_wire import Refusal
 
 _HOUR = 3600.0
@@ -28,7 +28,7 @@ class Caches:
         self._ends: dict[str, float] = {}
         self._lock = threading.Lock()
 
-    def create(self, call: Call) -> Reaction:
+    def create(self, call: EmulatedCall) -> Reaction:
         body = call.body
         model = str(body.get("model") or "").split("models/")[-1]
         card = find(model, call.version, "createCachedContent")
@@ -57,15 +57,15 @@ class Caches:
             self._caches[name], self._ends[name] = about, end
         return Reaction(200, about)
 
-    def get(self, call: Call) -> Reaction:
+    def get(self, call: EmulatedCall) -> Reaction:
         return Reaction(200, self._alive(f"cachedContents/{call.name}"))
 
-    def list(self, call: Call) -> Reaction:
+    def list(self, call: EmulatedCall) -> Reaction:
         with self._lock:
             found = [about for name, about in self._caches.items() if self._ends[name] > time.time()]
         return Reaction(200, page(call, "cachedContents", found, 50))
 
-    def patch(self, call: Call) -> Reaction:
+    def patch(self, call: EmulatedCall) -> Reaction:
         """Move the end of its life; nothing else of a cache can be changed."""
         name = f"cachedContents/{call.name}"
         about = self._alive(name)
@@ -75,7 +75,7 @@ class Caches:
             self._caches[name] = about | {"expireTime": stamp(self._ends[name]), "updateTime": stamp(now)}
             return Reaction(200, self._caches[name])
 
-    def delete(self, call: Call) -> Reaction:
+    def delete(self, call: EmulatedCall) -> Reaction:
         name = f"cachedContents/{call.name}"
         self._alive(name)
         with self._lock:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from gemma_ops.emulator.emulated_wire import Call, Reaction
+from gemma_ops.emulator.emulated_wire import EmulatedCall, Reaction
 from gemma_ops.wire.gemini_wire import Refusal
 
 _KEPT = 48 * 3600
@@ -34,7 +34,7 @@ class Upload:
 
 
 @dataclass
-class Stored:
+class StoredFile:
     """A file."""
 
     about: dict[str, Any]
@@ -47,11 +47,11 @@ class Files:
     def __init__(self, address: Callable[[], str], new_id: Callable[[], str]) -> None:
         self._address = address
         self._new_id = new_id
-        self._files: dict[str, Stored] = {}
+        self._files: dict[str, StoredFile] = {}
         self._uploads: dict[str, Upload] = {}
         self._lock = threading.Lock()
 
-    def start(self, call: Call) -> Reaction:
+    def start(self, call: EmulatedCall) -> Reaction:
         """Open an upload; the reply's header says where the bytes go."""
         if call.headers.get("x-goog-upload-protocol") != "resumable":
             raise Refusal(400, "Only the resumable upload protocol is supported.")
@@ -68,7 +68,7 @@ class Files:
         where = f"{self._address()}/upload-session/{session}"
         return Reaction(200, {}, {"X-Goog-Upload-URL": where, "X-Goog-Upload-Status": "active"})
 
-    def receive(self, call: Call) -> Reaction:
+    def receive(self, call: EmulatedCall) -> Reaction:
         """Take bytes at an offset, or say how many came (`query`); `finalize` makes them a file."""
         with self._lock:
             upload = self._uploads.get(call.name)
@@ -87,7 +87,7 @@ class Files:
             about = self._keep(upload.name, bytes(upload.data), upload.mime, upload.about, "UPLOADED")
         return Reaction(200, {"file": about}, {"X-Goog-Upload-Status": "final"})
 
-    def abort(self, call: Call) -> Reaction:
+    def abort(self, call: EmulatedCall) -> Reaction:
         """End an upload in an error, as the protocol does it: the session is final, the status says why."""
         with self._lock:
             self._uploads.pop(call.name, None)
@@ -105,24 +105,24 @@ class Files:
     def read(self, name: str) -> bytes:
         return self._find(name).data
 
-    def describe(self, call: Call) -> Reaction:
+    def describe(self, call: EmulatedCall) -> Reaction:
         return Reaction(200, self._find(f"files/{call.name}").about)
 
-    def download(self, call: Call) -> Reaction:
+    def download(self, call: EmulatedCall) -> Reaction:
         return Reaction(200, self.read(f"files/{call.name}"), {"Content-Type": "application/octet-stream"})
 
-    def delete(self, call: Call) -> Reaction:
+    def delete(self, call: EmulatedCall) -> Reaction:
         self._find(f"files/{call.name}")
         with self._lock:
             self._files.pop(f"files/{call.name}", None)
         return Reaction(200, {})
 
-    def list(self, call: Call) -> Reaction:
+    def list(self, call: EmulatedCall) -> Reaction:
         with self._lock:
             found = [stored.about for stored in self._files.values()]
         return Reaction(200, page(call, "files", found, 10))
 
-    def _find(self, name: str) -> Stored:
+    def _find(self, name: str) -> StoredFile:
         with self._lock:
             stored = self._files.get(name)
         if stored is None:
@@ -149,11 +149,11 @@ class Files:
             kept["displayName"] = about["displayName"]
         if source == "GENERATED":
             kept["downloadUri"] = f"{self._address()}/download/v1beta/{name}:download?alt=media"
-        self._files[name] = Stored(kept, data)
+        self._files[name] = StoredFile(kept, data)
         return kept
 
 
-def page(call: Call, name: str, items: list[dict[str, Any]], size: int) -> dict[str, Any]:
+def page(call: EmulatedCall, name: str, items: list[dict[str, Any]], size: int) -> dict[str, Any]:
     """One page of a list: `pageSize` and `pageToken` as the caller asks, `nextPageToken` while there is more."""
     size = int(call.query.get("pageSize") or call.query.get("page_size") or size)
     start = int(call.query.get("pageToken") or call.query.get("page_token") or 0)

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from gemma_ops.emulator import embeddings, faults, generating
-from gemma_ops.emulator.emulated_batches import Answered, Batches, Item, Pace
+from gemma_ops.emulator.emulated_batches import Answered, EmulatedBatches, Item, Pace
 from gemma_ops.emulator.emulated_caches import Caches
 from gemma_ops.emulator.emulated_files import Files, page
 from gemma_ops.emulator.emulated_interactions import read_interaction, show_interaction
 from gemma_ops.emulator.emulated_models import Card, cards, find
-from gemma_ops.emulator.emulated_wire import Call, Reaction
+from gemma_ops.emulator.emulated_wire import EmulatedCall, Reaction
 from gemma_ops.emulator.emulator_log import Log, digest_of
 from gemma_ops.emulator.faults import Faults, Rule
 from gemma_ops.emulator.generating import Generator, Produced
@@ -50,8 +50,8 @@ class Service:
         self._lock = threading.Lock()
         self._files = Files(lambda: self.address, self._new_id)
         self._caches = Caches(self._new_id)
-        self._batches = Batches(self._files, self._new_id, self._answer_item, pace)
-        self._ops: dict[str, Callable[[Call], Reaction]] = {
+        self._batches = EmulatedBatches(self._files, self._new_id, self._answer_item, pace)
+        self._ops: dict[str, Callable[[EmulatedCall], Reaction]] = {
             "models": self._models,
             "model": lambda call: Reaction(200, find_any(call).describe(call.cloud)),
             "count": self._count,
@@ -72,7 +72,7 @@ class Service:
             "cache_delete": self._caches.delete,
         }
 
-    def react(self, call: Call) -> Reaction:
+    def react(self, call: EmulatedCall) -> Reaction:
         """Decide one request and write it down."""
         digest = digest_of(call.name, call.body or call.raw.decode("utf-8", "replace"))
         asks = call.op in ("generate", "stream")
@@ -96,11 +96,11 @@ class Service:
 
     def unrouted(self, method: str, path: str, raw: bytes, refusal: Refusal) -> Reaction:
         """Write down and refuse a request that is no operation, or no JSON."""
-        call = Call(method, path, "", raw=raw)
+        call = EmulatedCall(method, path, "", raw=raw)
         self.log.add(**self._entry(call, digest_of("", raw.decode("utf-8", "replace"))), status=refusal.code, fault="")
         return Reaction(refusal.code, refusal.body())
 
-    def _entry(self, call: Call, digest: str) -> dict[str, Any]:
+    def _entry(self, call: EmulatedCall, digest: str) -> dict[str, Any]:
         sent = call.sent if call.sent is not None else call.raw.decode("utf-8", "replace")
         return {
             "time": time.time(),
@@ -116,7 +116,7 @@ class Service:
             "tier": generating.tier_of(call.body),
         }
 
-    def _decide(self, call: Call, rule: Rule | None, digest: str, nth: int, entry: dict[str, Any]) -> Reaction:
+    def _decide(self, call: EmulatedCall, rule: Rule | None, digest: str, nth: int, entry: dict[str, Any]) -> Reaction:
         if rule and rule.name in faults.HTTP:
             return faults.refuse(rule, call.name)
         if rule and rule.name == "upload_failed":
@@ -139,7 +139,9 @@ class Service:
             return _delivered(reaction, rule)
         return _delivered(self._ops[call.op](call), rule)
 
-    def _generate(self, call: Call, rule: Rule | None, digest: str, nth: int, entry: dict[str, Any]) -> Reaction:
+    def _generate(
+        self, call: EmulatedCall, rule: Rule | None, digest: str, nth: int, entry: dict[str, Any]
+    ) -> Reaction:
         made = self._produce(call, call.name, call.body, digest, nth, rule)
         entry |= {"usage": made.usage, "billed": True, "response_id": made.response_id}
         headers = {"x-gemini-service-tier": entry["tier"]} | dict(made.headers)
@@ -151,7 +153,7 @@ class Service:
         return _delivered(Reaction(200, made.response, headers), rule)
 
     def _produce(
-        self, call: Call, model: str, body: dict[str, Any], digest: str, nth: int, rule: Rule | None
+        self, call: EmulatedCall, model: str, body: dict[str, Any], digest: str, nth: int, rule: Rule | None
     ) -> Produced:
         if model in self._routes and self._routes[model] is None:
             raise Refusal(
@@ -174,7 +176,7 @@ class Service:
         nth = self.log.nth(digest)
         metadata = item.get("metadata") or {}
         key = str(item.get("key") or metadata.get("key") or digest)
-        call = Call(
+        call = EmulatedCall(
             "ITEM",
             f"/v1beta/models/{model}:generateContent",
             "item",
@@ -202,7 +204,7 @@ class Service:
         self.log.add(**entry, status=status, fault=rule.name if rule else "")
         return answered
 
-    def _count(self, call: Call) -> Reaction:
+    def _count(self, call: EmulatedCall) -> Reaction:
         card = find_any(call)
         asked = call.body.get("generateContentRequest") or call.body
         tokens = generating.prompt_tokens(Body(card.name, asked, "", 0, 0))
@@ -213,7 +215,7 @@ class Service:
         body = {"totalTokens": tokens, "promptTokensDetails": [{"modality": "TEXT", "tokenCount": tokens}]}
         return Reaction(200, body)
 
-    def _models(self, call: Call) -> Reaction:
+    def _models(self, call: EmulatedCall) -> Reaction:
         found = [card for card in cards().values() if not (card.beta_only and call.version == "v1")]
         shown = [card.describe(call.cloud) for card in found]
         return Reaction(200, page(call, "publisherModels" if call.cloud else "models", shown, 50))
@@ -224,7 +226,7 @@ class Service:
             return "".join(self._random.choices("abcdefghijklmnopqrstuvwxyz0123456789", k=12))
 
 
-def find_any(call: Call) -> Card:
+def find_any(call: EmulatedCall) -> Card:
     """The card of the model a call names, whether it answers or embeds."""
     card = cards().get(call.name)
     return find(call.name, call.version, "this method", embeds=bool(card and card.embeds))

@@ -15,7 +15,7 @@ _MEDIA_TOKENS = 258
 
 
 @dataclass(frozen=True)
-class Call:
+class EmulatedCall:
     """One HTTP request, read and routed."""
 
     method: str

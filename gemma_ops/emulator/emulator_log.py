@@ -17,7 +17,7 @@ from gemma_ops.runs import digest
 
 
 @dataclass(frozen=True)
-class Entry:
+class LogEntry:
     """One request, or one item of a batch (method `ITEM`)."""
 
     number: int
@@ -53,7 +53,7 @@ class Log:
     """Entries in the order in which they were decided."""
 
     def __init__(self, file: Path | None) -> None:
-        self.entries: list[Entry] = []
+        self.entries: list[LogEntry] = []
         self._lock = threading.Lock()
         self._seen: Counter[str] = Counter()
         self._file = None
@@ -69,7 +69,7 @@ class Log:
 
     def add(self, **values: Any) -> None:
         with self._lock:
-            entry = Entry(number=len(self.entries) + 1, **values)
+            entry = LogEntry(number=len(self.entries) + 1, **values)
             self.entries.append(entry)
             if self._file is not None and not self._file.closed:
                 self._file.write(json.dumps(asdict(entry), ensure_ascii=False) + "\n")

@@ -15,8 +15,8 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from gemma_ops.emulator import routes
 from gemma_ops.emulator.emulated_batches import Pace
 from gemma_ops.emulator.emulated_service import Service
-from gemma_ops.emulator.emulated_wire import Call, Reaction
-from gemma_ops.emulator.emulator_log import Entry
+from gemma_ops.emulator.emulated_wire import EmulatedCall, Reaction
+from gemma_ops.emulator.emulator_log import LogEntry
 from gemma_ops.emulator.rehearsal import rehearse
 from gemma_ops.emulator.responder import Responder
 from gemma_ops.errors import ConfigError, MachineError
@@ -106,15 +106,15 @@ class Emulator:
         return f"http://127.0.0.1:{self._server.server_address[1]}"
 
     @property
-    def log(self) -> list[Entry]:
+    def log(self) -> list[LogEntry]:
         """All that was asked so far, in order."""
         return list(self._service.log.entries)
 
-    def of(self, *ops: str) -> list[Entry]:
+    def of(self, *ops: str) -> list[LogEntry]:
         """Entries of these operations, such as `generate`, `stream`, `item`, `batch_create`, `upload`."""
         return [entry for entry in self.log if entry.op in ops]
 
-    def billed(self) -> list[Entry]:
+    def billed(self) -> list[LogEntry]:
         """Entries that would be on the bill."""
         return [entry for entry in self.log if entry.billed]
 
@@ -123,7 +123,7 @@ class Emulator:
         fault: str,
         *,
         times: int | None = 1,
-        match: str | Callable[[Call], bool] | None = None,
+        match: str | Callable[[EmulatedCall], bool] | None = None,
         on: str | None = None,
         share: float = 1.0,
         seconds: float = 1.0,
@@ -230,7 +230,7 @@ class _Handler(BaseHTTPRequestHandler):
                 message = "Invalid JSON payload received. Unexpected token."
                 return self.server.service.unrouted(self.command, path, raw, Refusal(400, message))
             body = camel(sent) if isinstance(sent, dict) else {}
-        call = Call(
+        call = EmulatedCall(
             self.command,
             path,
             op,

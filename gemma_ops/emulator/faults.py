@@ -41,7 +41,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from gemma_ops.emulator.emulated_wire import Call, Reaction
+from gemma_ops.emulator.emulated_wire import EmulatedCall, Reaction
 from gemma_ops.emulator.routes import GROUPS
 from gemma_ops.errors import ConfigError
 from gemma_ops.wire.gemini_wire import Refusal
@@ -83,7 +83,7 @@ class Rule:
     name: str
     times: int | None = 1
     """How often it still strikes; None for always."""
-    match: str | Callable[[Call], bool] | None = None
+    match: str | Callable[[EmulatedCall], bool] | None = None
     """Only calls whose path or body holds this text, or for which this is true."""
     on: frozenset[str] = frozenset()
     share: float = 1.0
@@ -92,7 +92,7 @@ class Rule:
     """Delay that a 429 asks for, or how long `slow` takes."""
     salt: str = field(default="", compare=False)
 
-    def strikes(self, call: Call, op: str, chance: str) -> bool:
+    def strikes(self, call: EmulatedCall, op: str, chance: str) -> bool:
         if self.times == 0 or op not in self.on:
             return False
         if self.share < 1.0:
@@ -133,7 +133,7 @@ class Faults:
         with self._lock:
             self._rules.clear()
 
-    def take(self, call: Call, op: str, chance: str) -> Rule | None:
+    def take(self, call: EmulatedCall, op: str, chance: str) -> Rule | None:
         """The fault that strikes this call, if any; counts it as done."""
         with self._lock:
             for rule in self._rules:

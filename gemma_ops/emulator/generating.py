@@ -12,7 +12,7 @@ from typing import Any
 from gemma_ops.emulator import emulated_wire
 from gemma_ops.emulator.emulated_logprobs import logprobs_of
 from gemma_ops.emulator.emulated_models import Card
-from gemma_ops.emulator.responder import Body, Reply, Responder
+from gemma_ops.emulator.responder import Body, EmulatedReply, Responder
 from gemma_ops.emulator.signatures import signed, wants_signatures
 from gemma_ops.wire.gemini_wire import Refusal
 
@@ -80,16 +80,16 @@ class Generator:
         response |= {"modelVersion": card.name, "responseId": response_id}
         return Produced(response, usage, response_id, reply.headers)
 
-    def _ask(self, body: Body) -> Reply:
+    def _ask(self, body: Body) -> EmulatedReply:
         try:
             found = self.responder(body)
         except Refusal:
             raise
         except Exception as error:
             raise Refusal(500, f"The responder failed: {type(error).__name__}: {error}") from error
-        return found if isinstance(found, Reply) else Reply(found)
+        return found if isinstance(found, EmulatedReply) else EmulatedReply(found)
 
-    def _candidates(self, body: Body, card: Card, reply: Reply, fault: str) -> tuple[dict[str, Any], int, int]:
+    def _candidates(self, body: Body, card: Card, reply: EmulatedReply, fault: str) -> tuple[dict[str, Any], int, int]:
         """The response without usage, tokens of all candidates, tokens of thinking."""
         reply = _spoil(_stopped(reply, body.config.get("stopSequences") or ()), fault)
         most = body.max_output_tokens or card.output_limit
@@ -97,7 +97,7 @@ class Generator:
         needed = emulated_wire.count_text(reply.text) + emulated_wire.count_json(list(reply.calls))
         thoughts = self._thinking(body, card, reply, max(0, most - needed))
         if fault == "max_tokens":
-            thoughts, reply = most, Reply(finish="MAX_TOKENS")
+            thoughts, reply = most, EmulatedReply(finish="MAX_TOKENS")
         thoughts = min(thoughts, most)
         left = most - thoughts
         if not reply.calls and emulated_wire.count_text(reply.text) > left:
@@ -122,7 +122,7 @@ class Generator:
             candidates.append(candidate)
         return {"candidates": candidates}, output * count, thoughts
 
-    def _thinking(self, body: Body, card: Card, reply: Reply, room: int) -> int:
+    def _thinking(self, body: Body, card: Card, reply: EmulatedReply, room: int) -> int:
         if reply.thought_tokens is not None:
             return reply.thought_tokens
         if card.default_level is None:
@@ -171,7 +171,7 @@ def events(response: dict[str, Any], pieces: int = 4) -> tuple[dict[str, Any], .
     return (*result, response | {"candidates": [last]})
 
 
-def _parts(body: Body, reply: Reply, thoughts: int) -> list[dict[str, Any]]:
+def _parts(body: Body, reply: EmulatedReply, thoughts: int) -> list[dict[str, Any]]:
     parts: list[dict[str, Any]] = []
     if not reply.text and not reply.calls:
         return parts
@@ -185,7 +185,7 @@ def _parts(body: Body, reply: Reply, thoughts: int) -> list[dict[str, Any]]:
     return parts + calls
 
 
-def _stopped(reply: Reply, stops: Sequence[str]) -> Reply:
+def _stopped(reply: EmulatedReply, stops: Sequence[str]) -> EmulatedReply:
     """The reply up to the first of its stop sequences, which is not part of it."""
     ends = [at for stop in stops if stop and (at := reply.text.find(stop)) >= 0]
     return replace(reply, text=reply.text[: min(ends)]) if ends else reply
@@ -202,7 +202,7 @@ def _ratings(probability: str) -> list[dict[str, Any]]:
     return found
 
 
-def _spoil(reply: Reply, fault: str) -> Reply:
+def _spoil(reply: EmulatedReply, fault: str) -> EmulatedReply:
     """The reply as a fault leaves it."""
     if fault in _EMPTY:
         return replace(reply, text="", calls=(), finish=_EMPTY[fault])

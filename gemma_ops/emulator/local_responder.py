@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 from gemma_ops.answer import Answer, Prompt
-from gemma_ops.emulator.responder import Body, Reply, Responder
+from gemma_ops.emulator.responder import Body, EmulatedReply, Responder
 from gemma_ops.wire.gemini_wire import Refusal, contents_of, texts_of
 
 _FINISH = {"stop": "STOP", "length": "MAX_TOKENS", "blocked": "SAFETY"}
@@ -26,14 +26,14 @@ def from_target(target: Answers, *, max_new_tokens: int = 256) -> Responder:
     """Let `target` answer, one request at a time; `max_new_tokens` bounds replies, whatever the request allows."""
     one_at_a_time = threading.Lock()
 
-    def respond(body: Body) -> Reply:
+    def respond(body: Body) -> EmulatedReply:
         tokens = min(body.max_output_tokens or max_new_tokens, max_new_tokens)
         prompt = Prompt(messages_of(body), id=body.digest, repeat=body.nth)
         with one_at_a_time:
             answer = next(iter(target.answer([[prompt]], max_new_tokens=tokens, schema=body.schema)))[0]
         if answer.end == "error":
             raise Refusal(500, f"The model failed: {answer.reason}")
-        return Reply(
+        return EmulatedReply(
             "" if answer.end == "blocked" else answer.text,
             _FINISH[answer.end],
             prompt_tokens=answer.prompt_tokens,

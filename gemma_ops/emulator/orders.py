@@ -12,11 +12,11 @@ from typing import Annotated, Any
 import yaml
 from pydantic import Field, ValidationError, field_validator
 
-from gemma_ops.config.section import Section
+from gemma_ops.config.section import ConfigSection
 from gemma_ops.errors import ConfigError
 
 
-class Order(Section):
+class Order(ConfigSection):
     """One entry of the file."""
 
     fault: str

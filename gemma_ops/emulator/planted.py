@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from gemma_ops.emulator.rehearsal import filled, rehearse
-from gemma_ops.emulator.responder import Body, Reply, Responder
+from gemma_ops.emulator.responder import Body, EmulatedReply, Responder
 
 _ORDER = re.compile(
     r"\b(?:choose|pick|select|prefer|answer|verdict|winner|vote)\b(?:\s+(?:for|is|with|answer|option|response)|[\s:=\"'*])*"
@@ -20,10 +20,10 @@ _ORDER = re.compile(
 )
 
 
-def gold(answer: Callable[[Body], str | Mapping[str, Any] | Reply]) -> Responder:
+def gold(answer: Callable[[Body], str | Mapping[str, Any] | EmulatedReply]) -> Responder:
     """Answers what a function says: a text, a whole reply, or values for fields of the schema, wherever they stand."""
 
-    def respond(body: Body) -> str | Reply:
+    def respond(body: Body) -> str | EmulatedReply:
         found = answer(body)
         if not isinstance(found, Mapping):
             return found
@@ -35,7 +35,7 @@ def gold(answer: Callable[[Body], str | Mapping[str, Any] | Reply]) -> Responder
 def judge(choose: Callable[[Body], str]) -> Responder:
     """An honest judge: gives the verdict of `choose` in every field that can hold it."""
 
-    def respond(body: Body) -> str | Reply:
+    def respond(body: Body) -> str | EmulatedReply:
         if body.schema is None:
             return choose(body)
         return json.dumps(_voted(body.schema, body.schema, filled(body), choose(body)), ensure_ascii=False)

@@ -8,11 +8,11 @@ from typing import Any
 
 from gemma_ops.emulator import prompt_material
 from gemma_ops.emulator.filling import Filler
-from gemma_ops.emulator.responder import Body, Reply
+from gemma_ops.emulator.responder import Body, EmulatedReply
 from gemma_ops.wire.gemini_wire import contents_of
 
 
-def rehearse(body: Body) -> str | Reply:
+def rehearse(body: Body) -> str | EmulatedReply:
     """Answer a request; the same request gets the same answer."""
     if body.schema is not None:
         value = filled(body)
@@ -25,7 +25,7 @@ def rehearse(body: Body) -> str | Reply:
         function = body.functions[0]
         schema = function.get("parametersJsonSchema") or function.get("parameters") or {"type": "object"}
         arguments = Filler(schema, body.texts, body.chance("call")).fill()
-        return Reply(calls=({"name": str(function.get("name")), "args": arguments},))
+        return EmulatedReply(calls=({"name": str(function.get("name")), "args": arguments},))
     return _sentences(body)
 
 

@@ -81,7 +81,7 @@ class Body:
 
 
 @dataclass(frozen=True)
-class Reply:
+class EmulatedReply:
     """What a model says. Token counts left at None are counted by the emulator."""
 
     text: str = ""
@@ -98,5 +98,5 @@ class Reply:
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
-Responder = Callable[[Body], str | Reply]
+Responder = Callable[[Body], str | EmulatedReply]
 """Answers a request. An exception becomes the service's 500."""

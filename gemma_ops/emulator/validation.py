@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gemma_ops.emulator.emulated_models import Card
-from gemma_ops.emulator.emulated_wire import Call
+from gemma_ops.emulator.emulated_wire import EmulatedCall
 from gemma_ops.emulator.signatures import check_signatures
 from gemma_ops.wire.gemini_wire import Refusal, contents_of
 
@@ -28,7 +28,7 @@ _TIERS = frozenset({"standard", "flex", "priority"})
 _ROLES = frozenset({"user", "model", "function"})
 
 
-def check_key(call: Call, keys: frozenset[str] | None) -> None:
+def check_key(call: EmulatedCall, keys: frozenset[str] | None) -> None:
     """Refuse a request without a key (403, or 401 for enterprise) or with one that is not known (400)."""
     key = call.headers.get("x-goog-api-key") or call.query.get("key")
     if call.cloud and not key:

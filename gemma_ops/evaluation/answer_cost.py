@@ -16,14 +16,14 @@ import numpy as np
 
 from gemma_ops.config import GateConfig, MachineConfig
 from gemma_ops.errors import ConfigError, DataError
-from gemma_ops.gates.gate_decision import QUANTILES, Evidence
+from gemma_ops.gates.gate_decision import QUANTILES, GateEvidence
 from gemma_ops.planning import devices
 from gemma_ops.privacy.classes import HERE
 from gemma_ops.stats.betting import BoundedSample
 from gemma_ops.stats.fewest import fewest
 from gemma_ops.stats.intervals import Sample
 from gemma_ops.stats.power import clusters_needed
-from gemma_ops.tasks.stored_answers import Stored
+from gemma_ops.tasks.stored_answers import StoredAnswer
 
 Facts = dict[str, Any]
 
@@ -55,7 +55,7 @@ class Money:
     basis: str
 
 
-def money(answers: Sequence[Stored], facts: Facts, target: str) -> Money:
+def money(answers: Sequence[StoredAnswer], facts: Facts, target: str) -> Money:
     """What each answer of a target cost. `facts` are those of the verdict: `targets`, and `machine` (see `hour`)."""
     shown = [answer for answer in answers if answer.end != "hidden"]
     billed = [answer.dollars for answer in shown]
@@ -80,7 +80,9 @@ def place(facts: Facts, target: str) -> str:
     return str(facts.get("targets", {}).get(target, {}).get("place", HERE))
 
 
-def spent(answers: Sequence[Stored], facts: Facts, target: str, confidence: float, most: float | None = None) -> Facts:
+def spent(
+    answers: Sequence[StoredAnswer], facts: Facts, target: str, confidence: float, most: float | None = None
+) -> Facts:
     """`usd_per_1k` with its interval, `kind` and `basis`; figures are None where unknown. So is the upper end without
     `most`, what 1,000 answers can cost at most: the next answer may then be of any price."""
     found = money(answers, facts, target)
@@ -93,7 +95,7 @@ def spent(answers: Sequence[Stored], facts: Facts, target: str, confidence: floa
     return body
 
 
-def speed(answers: Sequence[Stored]) -> dict[str, float | None]:
+def speed(answers: Sequence[StoredAnswer]) -> dict[str, float | None]:
     """Seconds that askers waited, the machine's seconds, and tokens. None where nothing was measured."""
     shown = [answer for answer in answers if answer.end != "hidden"]
     total = sum(answer.seconds for answer in shown)
@@ -113,7 +115,7 @@ def speed(answers: Sequence[Stored]) -> dict[str, float | None]:
     }
 
 
-def waits(answers: Sequence[Stored], kind: str) -> list[float]:
+def waits(answers: Sequence[StoredAnswer], kind: str) -> list[float]:
     """Waiting times; those for first tokens only when every answer that came has one, since some are no sample."""
     shown = [answer for answer in answers if answer.end != "hidden"]
     if kind == "seconds":
@@ -124,7 +126,7 @@ def waits(answers: Sequence[Stored], kind: str) -> list[float]:
 
 
 @dataclass(frozen=True)
-class Below(Evidence):
+class Below(GateEvidence):
     """Evidence for a mean without an upper end of its own, such as dollars, that is to stay below a limit. `most` is
     what a value can be at most; while it is None nothing can be shown to be below anything, as the next value may be
     endless."""
@@ -166,7 +168,9 @@ class Below(Evidence):
         return self.sample.bounded(0.0, math.inf if self.most is None else self.most)
 
 
-def evidence(gate: GateConfig, answers: Sequence[Stored], facts: Facts, most: float | None = None) -> Evidence:
+def evidence(
+    gate: GateConfig, answers: Sequence[StoredAnswer], facts: Facts, most: float | None = None
+) -> GateEvidence:
     """Evidence for a gate on dollars or seconds. `most` is what 1,000 answers can cost at most, as far as it is known
     from what is reserved for each; the gate may say it. Raises DataError when what it asks about was not measured.
 
@@ -192,7 +196,7 @@ def evidence(gate: GateConfig, answers: Sequence[Stored], facts: Facts, most: fl
     if not known:
         raise DataError(f"a gate asks for {gate.metric} of {gate.target}, and it was not measured", "take the gate out")
     sample = Sample.of([float(wait <= gate.margin) for wait in known])
-    return Evidence(sample, False, sample.mean)
+    return GateEvidence(sample, False, sample.mean)
 
 
 def check(gates: Sequence[GateConfig], facts: Facts) -> None:

@@ -13,14 +13,14 @@ from gemma_ops.data.control import control_in
 from gemma_ops.data.parts import media_of, text_of
 from gemma_ops.data.prompt_record import read_prompting
 from gemma_ops.errors import ConfigError, DataError
-from gemma_ops.metrics.metric import Row
+from gemma_ops.metrics.metric import ScoredRow
 from gemma_ops.privacy.classes import HERE
 from gemma_ops.runs import journal
 from gemma_ops.targets import spec as specs
 from gemma_ops.targets.target import AskingMode, Target, guard, reads
 from gemma_ops.tasks import stored_answers
 from gemma_ops.tasks.conditions import ConditionsFile, observe
-from gemma_ops.tasks.stored_answers import AnswerFile, Stored
+from gemma_ops.tasks.stored_answers import AnswerFile, StoredAnswer
 from gemma_ops.tasks.task import Task
 
 _PART = 1000
@@ -82,12 +82,12 @@ def keys(target: Target, task: Task) -> list[str]:
     return [stored_answers.key(target.name, target.identity, task.name, row, generation) for row in task.rows]
 
 
-def shown(target: Target, task: Task) -> list[Row]:
+def shown(target: Target, task: Task) -> list[ScoredRow]:
     """Rows that the target may see."""
     return [row for row in task.rows if row.privacy in target.sees]
 
 
-def complete(target: Target, task: Task, stored: AnswerFile) -> list[Stored]:
+def complete(target: Target, task: Task, stored: AnswerFile) -> list[StoredAnswer]:
     """A target's answers in the task's row order; those it may not give are `hidden`."""
     return [
         stored.known[key] if row.privacy in target.sees else stored_answers.hidden(key, target.name, task.name, row.id)
@@ -138,7 +138,7 @@ def _ask(target: Target, task: Task, stored: AnswerFile, conditions: ConditionsF
         _record(target, task, made, done, len(rows))
 
 
-def _record(target: Target, task: Task, made: Sequence[Stored], done: int, total: int) -> None:
+def _record(target: Target, task: Task, made: Sequence[StoredAnswer], done: int, total: int) -> None:
     seconds = sum(answer.seconds for answer in made)
     tokens = sum(answer.new_tokens for answer in made)
     record: dict[str, object] = {"target": target.name, "task": task.name, "done": done, "total": total}
@@ -152,12 +152,12 @@ def run_name(out: Path) -> str:
     return out.resolve().parent.name
 
 
-def prompt_of(row: Row) -> Prompt:
+def prompt_of(row: ScoredRow) -> Prompt:
     """A question as every target is asked it, and as its cost is foreseen."""
     return Prompt(row.messages, row.privacy, row.id, media=row.media, tools=row.tools)
 
 
-def _length(row: Row) -> int:
+def _length(row: ScoredRow) -> int:
     """Letters of a row; an image or a sound counts as some hundreds, as the tokens it takes would."""
     words = sum(len(text_of(message.get("content", ""))) for message in row.messages)
     return words + _PART * len(media_of(row.messages))

@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 from gemma_ops.errors import BudgetError
 from gemma_ops.gemini import models, prices
-from gemma_ops.gemini.prices import Rates
+from gemma_ops.gemini.prices import TokenRates
 
 HOURS = 730
 """Hours in a month: 8,760 / 12."""
@@ -30,7 +30,7 @@ Kind = Literal["gemini", "hosted"]
 
 
 @dataclass(frozen=True)
-class Work:
+class Workload:
     """Tokens of one answer, and where the counts are from."""
 
     prompt: float
@@ -91,7 +91,7 @@ class Offer:
     kind: Kind
     charges: tuple[Charge, ...]
     """Today's, and those after the next known change of its prices."""
-    work: Work
+    work: Workload
     source: str
 
     @property
@@ -100,11 +100,11 @@ class Offer:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class CostComparison:
     """The machine and every service."""
 
     own: Own
-    work: Work
+    work: Workload
     offers: tuple[Offer, ...]
     cached_share: float
     at: datetime
@@ -147,9 +147,9 @@ class Comparison:
 
 
 def compare(
-    own: Own, work: Work, *, at: datetime, cached_share: float = 1.0, measured: Mapping[str, tuple[str, Work]] | None = None,
+    own: Own, work: Workload, *, at: datetime, cached_share: float = 1.0, measured: Mapping[str, tuple[str, Workload]] | None = None,
     priced: Mapping[str, tuple[float, float]] | None = None,
-) -> Comparison:  # fmt: skip
+) -> CostComparison:  # fmt: skip
     """Compare the machine with every priced Gemini model, with Gemma where others serve it, and with `priced`.
 
     `measured` are Gemini targets of an evaluation, {target: (model, tokens)}: they are priced at the tokens they used
@@ -166,13 +166,13 @@ def compare(
         name = f"Gemma 4 {host.size}, {host.label}"
         offers.append(Offer(name, "hosted", (_charge(today, rates, None, work, cached_share),), work, rates.source))
     for name, (fresh, output) in (priced or {}).items():
-        rates = Rates(Decimal(str(fresh)), Decimal(str(fresh)), Decimal(str(output)), "given")
+        rates = TokenRates(Decimal(str(fresh)), Decimal(str(fresh)), Decimal(str(output)), "given")
         offers.append(Offer(name, "hosted", (_charge(today, rates, None, work, cached_share),), work, "as given"))
     offers.sort(key=lambda offer: offer.today.standard)
-    return Comparison(own, work, tuple(offers), cached_share, at)
+    return CostComparison(own, work, tuple(offers), cached_share, at)
 
 
-def _gemini(name: str, model: str, work: Work, cached_share: float, at: datetime) -> Offer | None:
+def _gemini(name: str, model: str, work: Workload, cached_share: float, at: datetime) -> Offer | None:
     """A Gemini model today and after its next change; None for one that can't be paid for or has no price today."""
     today = at.astimezone(UTC).date()
     change = prices.next_change(model, after=at)
@@ -190,7 +190,7 @@ def _gemini(name: str, model: str, work: Work, cached_share: float, at: datetime
     return Offer(name, "gemini", tuple(charges), work, source)
 
 
-def _charge(start: date, standard: Rates, batch: Rates | None, work: Work, cached_share: float) -> Charge:
+def _charge(start: date, standard: TokenRates, batch: TokenRates | None, work: Workload, cached_share: float) -> Charge:
     known = standard.cached < standard.input
     return Charge(
         start,
@@ -200,7 +200,7 @@ def _charge(start: date, standard: Rates, batch: Rates | None, work: Work, cache
     )
 
 
-def _dollars(rates: Rates, work: Work, cached_share: float) -> float:
+def _dollars(rates: TokenRates, work: Workload, cached_share: float) -> float:
     """Dollars per 1,000 answers. The prompt's mean decides whether it counts as long."""
     chosen = rates.at(round(work.prompt))
     fresh = work.prompt * (1 - cached_share)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from gemma_ops import __version__
 from gemma_ops.evaluation import breakeven_text as text
-from gemma_ops.evaluation.breakeven import Charge, Comparison, Offer
+from gemma_ops.evaluation.breakeven import Charge, CostComparison, Offer
 from gemma_ops.words.markup import escape, stylesheet, table
 
 _COLOURS = ("t-q8", "t-q4", "t-bf16", "t-other", "t-base")
@@ -48,7 +48,7 @@ class _Log:
         return [10.0**power for power in range(first, last + 1)]
 
 
-def render(found: Comparison) -> str:
+def render(found: CostComparison) -> str:
     """The whole page."""
     css = stylesheet() + _CSS
     headline = text.headline(found)
@@ -66,7 +66,7 @@ def render(found: Comparison) -> str:
     )
 
 
-def _months(found: Comparison) -> str:
+def _months(found: CostComparison) -> str:
     """Dollars a month by answers a month: the machine in steps, one per machine; some services as slopes."""
     own = found.own
     chosen = _chosen(found.offers)
@@ -116,7 +116,7 @@ def _chosen(offers: Sequence[Offer]) -> list[Offer]:
     return sorted(kept.values(), key=lambda offer: offer.today.standard)[: len(_COLOURS)]
 
 
-def _breaks(found: Comparison) -> str:
+def _breaks(found: CostComparison) -> str:
     """From which volume the machine is cheaper than each service."""
     volumes = [
         1000 * found.own.per_month / amount
@@ -144,7 +144,7 @@ def _breaks(found: Comparison) -> str:
     )
 
 
-def _break(across: _Log, capacity: float, found: Comparison, charge: Charge) -> str:
+def _break(across: _Log, capacity: float, found: CostComparison, charge: Charge) -> str:
     y = _ROW / 2
     ticks = "".join(
         f'<line class="grid" x1="{_x(across, tick)}" x2="{_x(across, tick)}" y1="0" y2="{_ROW}"/>'
@@ -162,7 +162,7 @@ def _break(across: _Log, capacity: float, found: Comparison, charge: Charge) -> 
     return f'<svg class="plot" height="{_ROW}" role="img" aria-label="{escape(_told(found, charge))}">{body}</svg>'
 
 
-def _told(found: Comparison, charge: Charge) -> str:
+def _told(found: CostComparison, charge: Charge) -> str:
     parts = []
     for name, amount in (("", charge.standard), ("batch ", charge.batch)):
         if amount:
@@ -171,7 +171,7 @@ def _told(found: Comparison, charge: Charge) -> str:
     return ", ".join(parts)
 
 
-def _figures(found: Comparison) -> str:
+def _figures(found: CostComparison) -> str:
     head = ["service", "from", "standard", "batch", "cached", "break-even", "on batch", "price"]
     rows = []
     for offer in found.offers:

@@ -9,7 +9,7 @@ from pathlib import Path
 from gemma_ops.config import MachineConfig, RunConfig
 from gemma_ops.errors import ConfigError
 from gemma_ops.evaluation import answer_cost
-from gemma_ops.evaluation.breakeven import Own, Work
+from gemma_ops.evaluation.breakeven import Own, Workload
 from gemma_ops.family.formats import GGUF
 from gemma_ops.planning import devices
 from gemma_ops.verdicts import VERDICT, TargetFacts, TargetResult, Verdict
@@ -34,7 +34,7 @@ class Given:
     task: str | None = None
 
 
-def read(config: RunConfig, given: Given) -> tuple[Own, Work, dict[str, tuple[str, Work]]]:
+def read(config: RunConfig, given: Given) -> tuple[Own, Workload, dict[str, tuple[str, Workload]]]:
     """The machine, the tokens of an answer, and the Gemini targets that were measured beside it.
 
     Raises ConfigError when something is neither measured nor given, or an hour of the machine has no known price.
@@ -60,7 +60,7 @@ def read(config: RunConfig, given: Given) -> tuple[Own, Work, dict[str, tuple[st
     new = figure("new tokens", given.new_tokens, speed.mean_new_tokens)
     per_second = figure("tokens per second", given.tokens_per_second, speed.new_tokens_per_second)
     source = where if found and given.prompt_tokens is None and given.new_tokens is None else "as given"
-    work = Work(prompt, new, given.thought_tokens or 0.0, source)
+    work = Workload(prompt, new, given.thought_tokens or 0.0, source)
     measured = found[2].machine if found else None
     if given.device and given.tokens_per_second is None:
         _same(given.device, measured)
@@ -115,7 +115,7 @@ def _same(device: str, measured: MachineFacts | None) -> None:
 
 def _rivals(
     results: Sequence[TargetResult], targets: Mapping[str, TargetFacts], path: Path
-) -> dict[str, tuple[str, Work]]:
+) -> dict[str, tuple[str, Workload]]:
     """Gemini targets with the tokens they used themselves, or that an emulator made up in their place."""
     found = {}
     for item in results:
@@ -123,7 +123,7 @@ def _rivals(
         speed = item.speed
         if kind == "gemini" and speed.mean_new_tokens and speed.mean_prompt_tokens is not None:
             rehearsed = item.target in targets and targets[item.target].place.startswith("rehearsal")
-            work = Work(
+            work = Workload(
                 speed.mean_prompt_tokens, speed.mean_new_tokens, speed.mean_thought_tokens or 0.0,
                 f"{'made up by an emulator' if rehearsed else 'measured'}, {path}", rehearsed,
             )  # fmt: skip

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import textwrap
 
-from gemma_ops.evaluation.breakeven import Charge, Comparison, Own, cheapest
+from gemma_ops.evaluation.breakeven import Charge, CostComparison, Own, cheapest
 from gemma_ops.gemini import models
 
 _WIDTH = 100
 
 
-def lines(found: Comparison) -> list[str]:
+def lines(found: CostComparison) -> list[str]:
     own = found.own
     text = [own_line(own), *textwrap.wrap(headline(found), _WIDTH), ""]
     head = ["dollars per 1,000 answers", "from", "standard", "batch", "cached"]
@@ -42,7 +42,7 @@ def own_line(own: Own) -> str:
     )
 
 
-def headline(found: Comparison) -> str:
+def headline(found: CostComparison) -> str:
     """From which volume the machine is cheaper than the cheapest of each kind."""
     parts = []
     for kind, title in (("gemini", "Gemini"), ("hosted", "hosted Gemma")):
@@ -59,7 +59,7 @@ def headline(found: Comparison) -> str:
     return f"{sentence[:1].upper()}{sentence[1:]}. One machine answers at most {count(found.own.capacity)} a month."
 
 
-def notes(found: Comparison) -> list[str]:
+def notes(found: CostComparison) -> list[str]:
     """What every figure rests on."""
     own, work = found.own, found.work
     thoughts = f", {work.thoughts:,.0f} thoughts" if work.thoughts else ", no thoughts"
@@ -115,7 +115,7 @@ def count(number: float) -> str:
     return f"{round(number, -max(len(str(int(number))) - 3, 0)):,.0f}"
 
 
-def _cells(found: Comparison, charge: Charge) -> list[str]:
+def _cells(found: CostComparison, charge: Charge) -> list[str]:
     amounts = [charge.standard, charge.batch, charge.cached]
     shown = ["–" if amount is None else money(amount) for amount in amounts]
     for amount in amounts[:2]:

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from typing import Any, TypeGuard
 
 from gemma_ops.evaluation.ask_targets import prompt_of
-from gemma_ops.metrics.metric import Row
-from gemma_ops.targets.local_target import Checkpoint, Quantized
+from gemma_ops.metrics.metric import ScoredRow
+from gemma_ops.targets.local_target import CheckpointTarget, Quantized
 from gemma_ops.targets.target import Target
-from gemma_ops.tasks.stored_answers import Stored
+from gemma_ops.tasks.stored_answers import StoredAnswer
 from gemma_ops.tasks.task import Task
 from gemma_ops.verdicts import CANARY_SCHEMA
 
@@ -25,7 +25,7 @@ _ROWS = 16
 """Questions a task; a wrong model is found by one, and sixteen take a second."""
 
 
-def canary_record(found: Sequence[tuple[Target, Task, Sequence[Stored]]]) -> dict[str, Any] | None:
+def canary_record(found: Sequence[tuple[Target, Task, Sequence[StoredAnswer]]]) -> dict[str, Any] | None:
     """The record as JSON; None where neither a quantized nor the tuned model answered.
 
     A row holds `task`, `row`, `messages`, `tools`, `ids` (the prompt's tokens), `max_new_tokens` (thoughts included)
@@ -66,7 +66,9 @@ def canary_record(found: Sequence[tuple[Target, Task, Sequence[Stored]]]) -> dic
     return {"schema": CANARY_SCHEMA, "rows": rows, "repeats": repeats}
 
 
-def _repeated(target: Quantized | Checkpoint, rows: Sequence[dict[str, Any]], tasks: dict[str, Task]) -> dict[str, int]:
+def _repeated(
+    target: Quantized | CheckpointTarget, rows: Sequence[dict[str, Any]], tasks: dict[str, Task]
+) -> dict[str, int]:
     """How many of its recorded answers a target gives again."""
     asked = same = 0
     for name, task in tasks.items():
@@ -85,11 +87,11 @@ def recorded_answers(record: dict[str, Any]) -> dict[str, int]:
     return dict(Counter(name for row in record["rows"] for name in row["answers"]))
 
 
-def _is_own(target: Target) -> TypeGuard[Quantized | Checkpoint]:
+def _is_own(target: Target) -> TypeGuard[Quantized | CheckpointTarget]:
     """Whether it is a model of this run that may be served."""
-    return isinstance(target, Quantized) or (isinstance(target, Checkpoint) and target.name == _TUNED)
+    return isinstance(target, Quantized) or (isinstance(target, CheckpointTarget) and target.name == _TUNED)
 
 
-def _as_base(row: Row, task: Task, names: list[str], said: dict[tuple[str, str, str], str]) -> bool:
+def _as_base(row: ScoredRow, task: Task, names: list[str], said: dict[tuple[str, str, str], str]) -> bool:
     base = said.get(("base", task.name, row.id))
     return all(said.get((name, task.name, row.id)) in (None, base) for name in names)

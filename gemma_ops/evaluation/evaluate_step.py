@@ -37,7 +37,7 @@ from gemma_ops.evaluation.evaluation_checks import check_gates, check_targets, l
 from gemma_ops.family.formats import GGUF
 from gemma_ops.judging import judge_evaluation
 from gemma_ops.judging.judge_material import Side
-from gemma_ops.judging.judged import Judged, figures
+from gemma_ops.judging.judged import JudgedComparison, figures
 from gemma_ops.privacy.classes import HERE, class_of, release_of
 from gemma_ops.runs.durable import write_json, write_text
 from gemma_ops.targets import open_target
@@ -94,7 +94,7 @@ def evaluate(
         for target in targets
     }
 
-    def judging(graded: Sequence[Graded]) -> list[Judged]:
+    def judging(graded: Sequence[Graded]) -> list[JudgedComparison]:
         return judge_evaluation(
             out / stored_answers.JUDGED, settings.judge, settings, machine, graded, sides,
             run=ask_targets.run_name(out), data=data, base=base, tuned=tuned, quantized=quantized,
@@ -150,7 +150,7 @@ def run(
     facts: dict[str, Any],
     *,
     batch: int,
-    judging: Callable[[Sequence[Graded]], list[Judged]] | None = None,
+    judging: Callable[[Sequence[Graded]], list[JudgedComparison]] | None = None,
     known: Sequence[Look] = (),
     probing: Callable[[], SafetyFacts | None] | None = None,
 ) -> dict[str, float]:

@@ -21,10 +21,10 @@ from gemma_ops.evaluation.forecast_judges import CHARACTERS, THOUGHTS
 from gemma_ops.gemini import prices
 from gemma_ops.gemini.models import facts
 from gemma_ops.gemini.usage import Usage
-from gemma_ops.metrics.metric import Row
+from gemma_ops.metrics.metric import ScoredRow
 from gemma_ops.stats.look_levels import look_level
 from gemma_ops.targets.gemini_target import identity, output_limit, request, seen_by
-from gemma_ops.targets.spec import Spec, parse
+from gemma_ops.targets.spec import TargetSpec, parse
 from gemma_ops.tasks import stored_answers
 from gemma_ops.tasks.question_copies import join_copies
 from gemma_ops.tasks.task import Task
@@ -77,7 +77,7 @@ def _look(before: Path, settings: EvaluateConfig) -> tuple[int, float]:
 
 
 def _target(
-    spec: Spec, settings: EvaluateConfig, machine: MachineConfig, task: Task, before: Body | None, hour: Body,
+    spec: TargetSpec, settings: EvaluateConfig, machine: MachineConfig, task: Task, before: Body | None, hour: Body,
     stored: frozenset[str],
 ) -> Body:  # fmt: skip
     rows = list(task.rows)
@@ -108,7 +108,9 @@ def _target(
     return body
 
 
-def _gemini(spec: Spec, machine: MachineConfig, task: Task, rows: Sequence[Row], before: Body | None) -> Body:
+def _gemini(
+    spec: TargetSpec, machine: MachineConfig, task: Task, rows: Sequence[ScoredRow], before: Body | None
+) -> Body:
     """Worst and likely dollars of one Gemini target."""
     from gemma_ops.gemini import request_wire
 
@@ -132,7 +134,7 @@ def _gemini(spec: Spec, machine: MachineConfig, task: Task, rows: Sequence[Row],
     }
 
 
-def _usage(row: Row, limit: int, room: int, before: Body | None) -> Usage:
+def _usage(row: ScoredRow, limit: int, room: int, before: Body | None) -> Usage:
     if before:
         return Usage(prompt=before["prompt"], output=before["new"], thoughts=before["thoughts"])
     prompt = sum(len(str(message.get("content", ""))) for message in row.messages) // CHARACTERS + 8
@@ -171,7 +173,9 @@ def _stored(folder: Path) -> frozenset[str]:
     )
 
 
-def _answered(spec: Spec, machine: MachineConfig, task: Task, rows: Sequence[Row], stored: frozenset[str]) -> int:
+def _answered(
+    spec: TargetSpec, machine: MachineConfig, task: Task, rows: Sequence[ScoredRow], stored: frozenset[str]
+) -> int:
     """How many of the questions this target has answered in this run. What they cost stays in the plan's figures."""
     generation, who = task.file.generation.model_dump(mode="json"), identity(spec, machine.gemini)
     return sum(stored_answers.key(spec.name, who, task.name, row, generation) in stored for row in rows)

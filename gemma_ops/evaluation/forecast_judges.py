@@ -12,10 +12,10 @@ from gemma_ops.gemini import prices
 from gemma_ops.gemini.models import facts
 from gemma_ops.gemini.usage import Usage
 from gemma_ops.judging import judge_canaries, rubric
-from gemma_ops.judging.judge_material import Pair
+from gemma_ops.judging.judge_material import JudgedPair
 from gemma_ops.judging.judge_protocol import Protocol
 from gemma_ops.targets.gemini_target import output_limit, request, seen_by
-from gemma_ops.targets.spec import Spec, parse
+from gemma_ops.targets.spec import TargetSpec, parse
 from gemma_ops.tasks.task import Task
 
 Body = dict[str, Any]
@@ -58,10 +58,10 @@ def forecast(settings: EvaluateConfig, machine: MachineConfig, task: Task) -> li
     return found
 
 
-def _pairs(rows: Sequence[Any], answer: str) -> list[Pair]:
+def _pairs(rows: Sequence[Any], answer: str) -> list[JudgedPair]:
     """Pairs as long as the references, or as a given answer."""
     return [
-        Pair(
+        JudgedPair(
             id=row.id,
             messages=row.messages,
             first=answer or _gold(row),
@@ -78,11 +78,11 @@ def _gold(row: Any) -> str:
 
 
 def _dollars(
-    spec: Spec,
+    spec: TargetSpec,
     machine: MachineConfig,
     protocol: Protocol,
-    likely: Sequence[Pair],
-    longest: Sequence[Pair],
+    likely: Sequence[JudgedPair],
+    longest: Sequence[JudgedPair],
     each: int,
     verdict: int,
 ) -> Body:
@@ -104,5 +104,5 @@ def _dollars(
     return {name: value / prices.NANO for name, value in total.items()} | {"tier": tier}
 
 
-def _answers(protocol: Protocol, pair: Pair) -> list[str]:
+def _answers(protocol: Protocol, pair: JudgedPair) -> list[str]:
     return [pair.first, pair.second or ""] if protocol.mode == "pairwise" else [pair.first]

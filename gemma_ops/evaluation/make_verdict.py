@@ -15,7 +15,7 @@ from gemma_ops.evaluation import routing_table
 from gemma_ops.evaluation.looks import NextLook
 from gemma_ops.evaluation.target_results import Book, differences, result, rounded
 from gemma_ops.gates import detectable, gate_decision
-from gemma_ops.judging.judged import METRICS, Judged, evidence_for
+from gemma_ops.judging.judged import METRICS, JudgedComparison, evidence_for
 from gemma_ops.tasks.answering_model import gate_doubt
 from gemma_ops.tasks.grades import Graded
 from gemma_ops.tasks.task import Task
@@ -28,7 +28,7 @@ def build(
     graded: Sequence[Graded],
     settings: EvaluateConfig,
     facts: dict[str, Any],
-    judged: Sequence[Judged] = (),
+    judged: Sequence[JudgedComparison] = (),
     standing: NextLook | None = None,
 ) -> Verdict:
     """Build the verdict from every target's grades on every task. `facts` are what `provenance.collect` knows;
@@ -67,7 +67,7 @@ def build(
     return Verdict.made(body)
 
 
-def _evidence(gate: GateConfig, book: Book, judged: Sequence[Judged]) -> gate_decision.Evidence | str:
+def _evidence(gate: GateConfig, book: Book, judged: Sequence[JudgedComparison]) -> gate_decision.GateEvidence | str:
     """What a gate is decided on, or in words why it can only be reported."""
     if gate.metric not in METRICS:
         return gate_doubt(gate, book.pages.values(), book.task_of(gate)) or book.evidence(gate)

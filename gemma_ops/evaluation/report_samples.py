@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from gemma_ops.data.media_files import bytes_of
-from gemma_ops.metrics.metric import Row, Scored
+from gemma_ops.metrics.metric import ScoredAnswer, ScoredRow
 from gemma_ops.metrics.parse import Unreadable, dump, parse
 from gemma_ops.targets.spec import QUANTIZED
 from gemma_ops.tasks.grades import Graded
-from gemma_ops.tasks.stored_answers import Stored
+from gemma_ops.tasks.stored_answers import StoredAnswer
 from gemma_ops.verdicts import TaskFacts
 from gemma_ops.words.markup import chip, escape, short
 
@@ -83,7 +83,7 @@ def _groups(scores: dict[str, list[float | None]], count: int) -> list[tuple[str
     return groups
 
 
-def _sample(row: Row, index: int, graded: Sequence[Graded], primary: str) -> str:
+def _sample(row: ScoredRow, index: int, graded: Sequence[Graded], primary: str) -> str:
     turns = "".join(
         f'<p class="question"><b>{escape(message["role"])}</b>{_said(message, row)}</p>' for message in row.messages
     )
@@ -103,7 +103,7 @@ def _sample(row: Row, index: int, graded: Sequence[Graded], primary: str) -> str
     )
 
 
-def _said(message: dict[str, Any], row: Row) -> str:
+def _said(message: dict[str, Any], row: ScoredRow) -> str:
     """A turn in words, and small images as they are: the page stays one file that needs no other."""
     content = message.get("content")
     if not isinstance(content, list):
@@ -111,7 +111,7 @@ def _said(message: dict[str, Any], row: Row) -> str:
     return " ".join(_text(part["text"]) if part["type"] == "text" else _part(part, row) for part in content)
 
 
-def _part(part: dict[str, Any], row: Row) -> str:
+def _part(part: dict[str, Any], row: ScoredRow) -> str:
     data = bytes_of(part, row.media)
     name = f'<span class="ci">[{part["type"]}, {len(data):,} bytes]</span>'
     if part["type"] != "image" or len(data) > _SMALL or part["path"].endswith("tiff"):
@@ -121,7 +121,9 @@ def _part(part: dict[str, Any], row: Row) -> str:
     return f'<img alt="{escape(name)}" style="max-height:8rem" src="data:image/{ending};base64,{body}">'
 
 
-def _answer(target: str, answer: Stored, scored: Scored, primary: str, expected: dict[str, Any] | None) -> str:
+def _answer(
+    target: str, answer: StoredAnswer, scored: ScoredAnswer, primary: str, expected: dict[str, Any] | None
+) -> str:
     value = scored.values[primary]
     mark = "–" if value is None else "✓" if value >= 1 - 1e-9 else "✕" if value <= 1e-9 else f"{value:.2f}"
     kind = "" if value is None else "right" if value >= 1 - 1e-9 else "wrong"

@@ -19,7 +19,7 @@ from typing import get_args
 from gemma_ops.evaluation.answer_cost import Facts, place
 from gemma_ops.evaluation.target_results import Book, bucket_order, played, rounded
 from gemma_ops.gates import gate_decision
-from gemma_ops.gates.gate_decision import Evidence
+from gemma_ops.gates.gate_decision import GateEvidence
 from gemma_ops.privacy.classes import HERE
 from gemma_ops.stats import paired
 from gemma_ops.stats.intervals import Sample
@@ -30,7 +30,7 @@ KINDS: tuple[RoutingDecision, ...] = get_args(RoutingDecision)
 
 
 @dataclass(frozen=True)
-class Line:
+class SliceLine:
     """What is known of one line before it is decided. Lists hold one entry per paired row."""
 
     slice: str | None
@@ -84,18 +84,18 @@ def _table(book: Book, facts: Facts, task: str, local: str, remote: str) -> Rout
     )
 
 
-def _lines(book: Book, task: str, local: str, remote: str) -> list[Line]:
+def _lines(book: Book, task: str, local: str, remote: str) -> list[SliceLine]:
     page, rival = book.pages[task, local], book.pages[task, remote]
     known = page.task
     first, second = page.column(known.file.primary), rival.column(known.file.primary)
 
-    def line(name: str | None, value: str | None, members: Sequence[int]) -> Line:
+    def line(name: str | None, value: str | None, members: Sequence[int]) -> SliceLine:
         pairs = [
             (a, b, index) for index in members if (a := first[index]) is not None and (b := second[index]) is not None
         ]
         clusters = [str(known.rows[index].cluster) for *_, index in pairs] if known.clustered else None
         private = sum(known.rows[index].privacy == "local_only" for index in members)
-        return Line(
+        return SliceLine(
             name, value, [a for a, *_ in pairs], [b for _, b, _ in pairs], clusters, private, len(members) - private
         )
 
@@ -110,7 +110,7 @@ def _lines(book: Book, task: str, local: str, remote: str) -> list[Line]:
     return found
 
 
-def decide(lines: Sequence[Line], book: Book, local: str, remote: str) -> list[RoutingLine]:
+def decide(lines: Sequence[SliceLine], book: Book, local: str, remote: str) -> list[RoutingLine]:
     """Decide all lines of a table together; see the top of this file for what comes out."""
     settings = book.settings
     alpha, margin = 1 - settings.confidence, settings.routing_margin
@@ -155,7 +155,7 @@ def decide(lines: Sequence[Line], book: Book, local: str, remote: str) -> list[R
     return body
 
 
-def _without_pairs(line: Line, local: str) -> RoutingLine:
+def _without_pairs(line: SliceLine, local: str) -> RoutingLine:
     private = line.local_only > 0 and line.others == 0
     words = f"keep on {local}: all its rows must stay here" if private else "undecided: no row was scored for both"
     return RoutingLine(
@@ -179,9 +179,9 @@ def _without_pairs(line: Line, local: str) -> RoutingLine:
 def _needed(sample: Sample, margin: float, level: float) -> int | None:
     """Rows that would settle a line whichever way it leans."""
     if sample.mean > -margin:
-        return Evidence(sample, True, sample.mean).rows_needed(-margin, level)
+        return GateEvidence(sample, True, sample.mean).rows_needed(-margin, level)
     mirrored = Sample(-sample.values, -sample.sums, sample.sizes, sample.clustered)
-    return Evidence(mirrored, True, mirrored.mean).rows_needed(margin, level)
+    return GateEvidence(mirrored, True, mirrored.mean).rows_needed(margin, level)
 
 
 def _words(decision: str, value: float, margin: float, needed: int | None, local: str, remote: str) -> str:

@@ -15,7 +15,7 @@ from gemma_ops.errors import DataError
 from gemma_ops.evaluation import answer_cost
 from gemma_ops.evaluation.reserved_cost import most_per_answer
 from gemma_ops.gates import gate_decision, label_evidence
-from gemma_ops.metrics.metric import Row
+from gemma_ops.metrics.metric import ScoredRow
 from gemma_ops.runs import digest
 from gemma_ops.stats import intervals, paired
 from gemma_ops.stats.intervals import Array, Sample
@@ -80,7 +80,7 @@ class Book:
             self._most[place] = None if dearest is None else 1000 * dearest
         return self._most[place]
 
-    def evidence(self, gate: GateConfig) -> gate_decision.Evidence:
+    def evidence(self, gate: GateConfig) -> gate_decision.GateEvidence:
         task = self.task_of(gate)
         targets = [gate.target, *([gate.versus] if gate.versus else [])]
         item = self.pages[task, gate.target]
@@ -90,10 +90,10 @@ class Book:
             columns, clusters = self.scores(task, gate.metric, targets)
             values = columns[0] if len(columns) == 1 else [a - b for a, b in zip(*columns, strict=True)]
             sample = Sample.of(values, clusters)
-            return gate_decision.Evidence(sample, len(columns) == 2, sample.mean)
+            return gate_decision.GateEvidence(sample, len(columns) == 2, sample.mean)
         return self._label_evidence(task, gate.metric, targets)
 
-    def _label_evidence(self, task: str, name: str, targets: Sequence[str]) -> gate_decision.Evidence:
+    def _label_evidence(self, task: str, name: str, targets: Sequence[str]) -> gate_decision.GateEvidence:
         """Evidence on F1: counts of the rows that every target was shown and that want a label, in the order of
         `played`."""
         pages = [self.pages[task, target] for target in targets]
@@ -109,10 +109,10 @@ class Book:
         clusters = [str(rows[row].cluster) for row in kept] if pages[0].task.clustered else None
         ratios = label_evidence.ratio_sample(counts, clusters)
         counted = Sample.of([0.0] * len(kept), clusters)
-        return gate_decision.Evidence(counted, len(targets) == 2, ratios.value, ratios, labels=counts[0].labels)
+        return gate_decision.GateEvidence(counted, len(targets) == 2, ratios.value, ratios, labels=counts[0].labels)
 
 
-def played(rows: Sequence[Row]) -> list[int]:
+def played(rows: Sequence[ScoredRow]) -> list[int]:
     """Indexes of rows by a hash of their ids: an order that depends neither on scores nor on the order of a file, in
     which tests of scores go through the rows (`stats/betting.py`)."""
     return sorted(range(len(rows)), key=lambda index: digest.of_json(rows[index].id))

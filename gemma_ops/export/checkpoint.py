@@ -15,12 +15,12 @@ import torch
 
 from gemma_ops.errors import ModelError
 from gemma_ops.modeling.checkpoint_source import check_shards, read_config
-from gemma_ops.modeling.shards import DTYPES, FETCH_AGAIN, SIZES, Entry, read, read_headers, read_range
+from gemma_ops.modeling.shards import DTYPES, FETCH_AGAIN, SIZES, TensorEntry, read, read_headers, read_range
 
 INDEX = "model.safetensors.index.json"
 
 
-class Checkpoint:
+class MergedCheckpoint:
     """The tensors and settings of a folder, checked to be complete when opened.
 
     Raises ModelError when a shard is missing, cut short or unreadable, when the index and the shards disagree, or when
@@ -32,7 +32,7 @@ class Checkpoint:
         self.config = read_config(folder)
         self.text: dict[str, Any] = self.config.get("text_config") or self.config
         self.shards = check_shards(folder)
-        self.entries: dict[str, Entry] = read_headers(self.shards)
+        self.entries: dict[str, TensorEntry] = read_headers(self.shards)
         self._check_index()
         self._check_plain()
 

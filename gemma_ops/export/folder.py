@@ -8,7 +8,7 @@ from typing import Any
 
 from gemma_ops.data import published
 from gemma_ops.errors import MachineError, ModelError
-from gemma_ops.export.checkpoint import Checkpoint, read_json
+from gemma_ops.export.checkpoint import MergedCheckpoint, read_json
 from gemma_ops.family import Shape
 from gemma_ops.modeling.generate import STOPS
 from gemma_ops.runs.durable import write_json, write_text
@@ -56,7 +56,7 @@ def both_spellings(config: dict[str, Any]) -> dict[str, Any]:
     return {**config, "text_config": text} if "text_config" in config else text
 
 
-def carry_over(base: Checkpoint, out: Path) -> list[str]:
+def carry_over(base: MergedCheckpoint, out: Path) -> list[str]:
     """Write config, generation config, tokenizer, template and processor of `base` to `out`; returns their names.
 
     Raises ModelError when the base has no tokenizer: a model folder without one can be served by nobody.

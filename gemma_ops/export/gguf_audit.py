@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gemma_ops.errors import GateError
-from gemma_ops.export.gguf_tensors import Plan, Planned
+from gemma_ops.export.gguf_tensors import GgufPlan, PlannedTensor
 from gemma_ops.family.formats import QUANTIZED_TYPES
 
 _BULK_SHARE = 0.95
@@ -45,7 +45,7 @@ class Audit:
         }
 
 
-def audit(file: Path, plan: Plan) -> Audit:
+def audit(file: Path, plan: GgufPlan) -> Audit:
     """Read a file's tensor table and compare it with the plan.
 
     Raises GateError when a tensor is missing, surplus, of another shape or type, when the file is cut short, or when
@@ -81,11 +81,11 @@ def audit(file: Path, plan: Plan) -> Audit:
     return result
 
 
-def _is_bulk(tensor: Planned) -> bool:
+def _is_bulk(tensor: PlannedTensor) -> bool:
     return len(tensor.shape) >= 2 and tensor.kind not in _OUTSIDE_BULK
 
 
-def _tensors(file: Path, plan: Plan) -> dict[str, tuple[tuple[int, ...], str, int, int]]:
+def _tensors(file: Path, plan: GgufPlan) -> dict[str, tuple[tuple[int, ...], str, int, int]]:
     """Name to (shape, type, parameters, bytes) of each tensor in the file, checked against the plan."""
     import gguf
 

@@ -13,7 +13,7 @@ import numpy as np
 from gemma_ops import family
 from gemma_ops.data.prompt_record import read_prompting
 from gemma_ops.errors import ModelError
-from gemma_ops.export.checkpoint import Checkpoint, read_json
+from gemma_ops.export.checkpoint import MergedCheckpoint, read_json
 from gemma_ops.family import Shape
 from gemma_ops.family.formats import GGUF, GgufName
 
@@ -23,7 +23,7 @@ _ROPE = {
 }  # the defaults of transformers' Gemma4TextConfig
 
 
-def add(writer: Any, source: Checkpoint, form: GgufName) -> None:
+def add(writer: Any, source: MergedCheckpoint, form: GgufName) -> None:
     """Write dimensions, attention pattern, RoPE, experts and file type to a `gguf.GGUFWriter`."""
     import gguf
 
@@ -65,7 +65,7 @@ def add(writer: Any, source: Checkpoint, form: GgufName) -> None:
         writer.add_expert_feed_forward_length(shape.expert_ffn)
 
 
-def _add_sampling(writer: Any, source: Checkpoint) -> None:
+def _add_sampling(writer: Any, source: MergedCheckpoint) -> None:
     """What generation_config.json says of sampling, under the keys that llama.cpp's converter writes (gguf-py 0.19,
     `metadata.py`); servers take them as their defaults."""
     path = source.folder / "generation_config.json"
@@ -81,7 +81,7 @@ def _add_sampling(writer: Any, source: Checkpoint) -> None:
             add(kind(settings[key]))
 
 
-def rope_factors(source: Checkpoint) -> np.ndarray:
+def rope_factors(source: MergedCheckpoint) -> np.ndarray:
     """Divisors of the rotary frequencies of full-attention layers, (head_dim / 2,) F32.
 
     Gemma 4 rotates only the first `partial_rotary_factor` of each head, with frequencies spaced over the whole head

@@ -18,10 +18,10 @@ import re
 from dataclasses import dataclass
 
 from gemma_ops.errors import ModelError
-from gemma_ops.export.checkpoint import Checkpoint
+from gemma_ops.export.checkpoint import MergedCheckpoint
 from gemma_ops.family import Layer, Shape
 from gemma_ops.family.formats import BLOCK, GGUF, TABLE_TYPE, GgufName, TensorType
-from gemma_ops.modeling.shards import Entry
+from gemma_ops.modeling.shards import TensorEntry
 
 _MODEL = {
     "embed_tokens.weight": "token_embd.weight",
@@ -63,11 +63,11 @@ _PLE_LINEARS = ("inp_gate.weight", "proj.weight")
 
 
 @dataclass(frozen=True)
-class Planned:
+class PlannedTensor:
     """One tensor of the file to be written. `source` is None for tensors computed from the config."""
 
     name: str
-    source: Entry | None
+    source: TensorEntry | None
     shape: tuple[int, ...]
     type: TensorType
 
@@ -78,21 +78,21 @@ class Planned:
 
 
 @dataclass(frozen=True)
-class Plan:
+class GgufPlan:
     """All tensors of a file in the order they are written, and the checkpoint's tensors left out, by reason."""
 
     format: GgufName
-    tensors: list[Planned]
+    tensors: list[PlannedTensor]
     left_out: dict[str, list[str]]
 
 
-def plan(source: Checkpoint, form: GgufName) -> Plan:
+def plan(source: MergedCheckpoint, form: GgufName) -> GgufPlan:
     """What a checkpoint becomes in a format. Raises ModelError on a tensor that has no place in llama.cpp's Gemma 4."""
     shape = Shape.from_config(source.config)
     _check_sharing(shape)
     full = next(layer for layer in shape.layers if layer.window is None)
     # Proportional RoPE of the full-attention layers: llama.cpp divides frequencies by these factors.
-    tensors = [Planned("rope_freqs.weight", None, (full.head_dim // 2,), "F32")]
+    tensors = [PlannedTensor("rope_freqs.weight", None, (full.head_dim // 2,), "F32")]
     left_out: dict[str, list[str]] = {"towers": [], "unused keys and values": [], "tied head": []}
     for name, entry in source.entries.items():
         if _TOWERS.match(name):
@@ -106,8 +106,8 @@ def plan(source: Checkpoint, form: GgufName) -> Plan:
             left_out["unused keys and values"].append(name)
             continue
         extent = entry.shape or (1,)
-        tensors.append(Planned(target, entry, extent, type_of(target, extent, form)))
-    return Plan(form, tensors, {reason: sorted(names) for reason, names in left_out.items() if names})
+        tensors.append(PlannedTensor(target, entry, extent, type_of(target, extent, form)))
+    return GgufPlan(form, tensors, {reason: sorted(names) for reason, names in left_out.items() if names})
 
 
 def type_of(name: str, shape: tuple[int, ...], form: GgufName) -> TensorType:

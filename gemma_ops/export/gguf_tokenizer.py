@@ -12,13 +12,13 @@ from typing import Any
 
 from gemma_ops.data import published
 from gemma_ops.errors import ModelError
-from gemma_ops.export.checkpoint import Checkpoint, read_json
+from gemma_ops.export.checkpoint import MergedCheckpoint, read_json
 from gemma_ops.modeling.llamacpp import VISIBLE
 
 _SCORE = -1000.0  # BPE has no scores; llama.cpp wants a number, and this is what its own converter writes
 
 
-def add(writer: Any, source: Checkpoint) -> None:
+def add(writer: Any, source: MergedCheckpoint) -> None:
     """Write vocabulary, merges, special tokens and the chat template to a `gguf.GGUFWriter`.
 
     Raises ModelError when the tokenizer is not of Gemma's kind or doesn't fit the embedding.

@@ -20,15 +20,15 @@ import torch
 
 from gemma_ops.config import Privacy
 from gemma_ops.export import gguf_metadata, gguf_tokenizer
-from gemma_ops.export.checkpoint import Checkpoint
-from gemma_ops.export.gguf_tensors import Plan, Planned
+from gemma_ops.export.checkpoint import MergedCheckpoint
+from gemma_ops.export.gguf_tensors import GgufPlan, PlannedTensor
 from gemma_ops.privacy.classes import GGUF_KEY
 from gemma_ops.runs import journal
 
 _PIECE = 1 << 21  # numbers per piece: 8 MB in fp32, a multiple of every block size when cut at rows
 
 
-def write(source: Checkpoint, plan: Plan, out: Path, *, threads: int, learned: Privacy = "any") -> None:
+def write(source: MergedCheckpoint, plan: GgufPlan, out: Path, *, threads: int, learned: Privacy = "any") -> None:
     """Write the file `out` as planned; `learned`, the class of the rows behind the model, goes into its header. Raises ModelError for a tokenizer or config that GGUF can't say."""
     import gguf
 
@@ -60,7 +60,7 @@ def write(source: Checkpoint, plan: Plan, out: Path, *, threads: int, learned: P
         raise
 
 
-def _write_data(writer: Any, source: Checkpoint, plan: Plan, pool: ThreadPoolExecutor, threads: int) -> None:
+def _write_data(writer: Any, source: MergedCheckpoint, plan: GgufPlan, pool: ThreadPoolExecutor, threads: int) -> None:
     stream: BinaryIO = writer.fout[0]
     writer.write_padding(stream, stream.tell())
     for number, tensor in enumerate(plan.tensors, 1):
@@ -71,14 +71,14 @@ def _write_data(writer: Any, source: Checkpoint, plan: Plan, pool: ThreadPoolExe
             journal.record(event="gguf", format=plan.format, done=number, tensors=len(plan.tensors))
 
 
-def _pieces(source: Checkpoint, tensor: Planned) -> Iterator[torch.Tensor]:
+def _pieces(source: MergedCheckpoint, tensor: PlannedTensor) -> Iterator[torch.Tensor]:
     if tensor.source is None:
         yield torch.from_numpy(gguf_metadata.rope_factors(source))
     else:
         yield from source.slices(tensor.source.name, _PIECE)
 
 
-def _encoder(tensor: Planned) -> Callable[[torch.Tensor], bytes]:
+def _encoder(tensor: PlannedTensor) -> Callable[[torch.Tensor], bytes]:
     """From a piece of a tensor, whole rows of it, to the bytes of its type."""
     import gguf
 

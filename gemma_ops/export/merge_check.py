@@ -31,7 +31,7 @@ _NEW_TOKENS = 16
 
 
 @dataclass(frozen=True)
-class Found:
+class MergeChanges:
     """What the canary saw, over prompts and positions: largest |Δlogit| of the merged model to the base and to the
     base with the adapter attached, share of changed likeliest tokens, greedy answers side by side."""
 
@@ -75,7 +75,7 @@ def run(
     data: Path | None = None,
     towers: tuple[bool, bool] = (False, False),
     prompting: Prompting | None = None,
-) -> Found:
+) -> MergeChanges:
     """Ask base, base with adapter, and merged model the same prompts; one model in memory at a time. `towers`: whether
     any, and whether all, of what changed lies in them; prompts that show too little can't tell the latter.
 
@@ -96,7 +96,7 @@ def run(
     del model, tuned
     model = load_model(merged, device=device, towers=towers[0] or shows)
     after = _logits(model, prompts)
-    found = Found(
+    found = MergeChanges(
         float((after - before).abs().max()),
         float((after - attached).abs().max()),
         float((after.argmax(-1) != before.argmax(-1)).float().mean()),

@@ -22,8 +22,8 @@ from typing import Any
 import torch
 
 from gemma_ops.errors import ModelError
-from gemma_ops.export.checkpoint import Checkpoint, read_json
-from gemma_ops.modeling.shards import Entry, read_header, read_range
+from gemma_ops.export.checkpoint import MergedCheckpoint, read_json
+from gemma_ops.modeling.shards import TensorEntry, read_header, read_range
 
 WEIGHTS = "adapter_model.safetensors"
 # Settings of PEFT's LoraConfig under which the update is more, or other, than scale * B @ A on the given base.
@@ -52,13 +52,13 @@ class Update:
     is the length of each row of the result with DoRA."""
 
     target: str
-    a: Entry
-    b: Entry
+    a: TensorEntry
+    b: TensorEntry
     scale: float
     experts: int
-    magnitude: Entry | None = None
+    magnitude: TensorEntry | None = None
 
-    def merged(self, entry: Entry) -> Iterator[torch.Tensor]:
+    def merged(self, entry: TensorEntry) -> Iterator[torch.Tensor]:
         """The new tensor in fp32, one expert at a time where there are several; `entry` is the base's."""
         size = (entry.stop - entry.start) // self.experts
         for expert, delta in enumerate(self.deltas()):
@@ -86,7 +86,7 @@ def folder_of(path: Path) -> Path:
     raise ModelError(f"{path} holds no LoRA adapter (no adapter_config.json)", "train one, or point at its folder")
 
 
-def read_updates(folder: Path, base: Checkpoint) -> dict[str, Update]:
+def read_updates(folder: Path, base: MergedCheckpoint) -> dict[str, Update]:
     """The updates an adapter makes, by name of the base tensor.
 
     Raises ModelError when the adapter is of a kind that can't be folded, is incomplete, or when any of its tensors
@@ -96,7 +96,7 @@ def read_updates(folder: Path, base: Checkpoint) -> dict[str, Update]:
     _check_kind(folder, config)
     if not (folder / WEIGHTS).exists():
         raise ModelError(f"{folder} lacks {WEIGHTS}", "train again, or copy the whole adapter folder")
-    factors: dict[str, dict[str, Entry]] = {}
+    factors: dict[str, dict[str, TensorEntry]] = {}
     for entry in read_header(folder / WEIGHTS):
         match = _FACTOR.fullmatch(entry.name)
         if match is None:
@@ -143,7 +143,7 @@ def _check_kind(folder: Path, config: dict[str, Any]) -> None:
         )
 
 
-def _target(module: str, a: Entry, b: Entry, base: Checkpoint) -> str | None:
+def _target(module: str, a: TensorEntry, b: TensorEntry, base: MergedCheckpoint) -> str | None:
     """Name of the base tensor a module's factors update, or None.
 
     An adapter trained on the text-only class says `model.layers…` where the checkpoint says
@@ -164,7 +164,9 @@ def _target(module: str, a: Entry, b: Entry, base: Checkpoint) -> str | None:
     return None
 
 
-def _update(module: str, target: str, pair: dict[str, Entry], config: dict[str, Any], weight: Entry) -> Update:
+def _update(
+    module: str, target: str, pair: dict[str, TensorEntry], config: dict[str, Any], weight: TensorEntry
+) -> Update:
     a, b = pair["A"], pair["B"]
     experts = weight.shape[0] if len(weight.shape) == 3 else 1
     if (b.shape[0], a.shape[1]) != weight.shape[-2:] or a.shape[0] != b.shape[1] or a.shape[0] % experts:

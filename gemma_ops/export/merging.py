@@ -23,13 +23,13 @@ from gemma_ops.config import MachineConfig, MergeConfig
 from gemma_ops.data.prompt_record import read_prompting, write_prompting
 from gemma_ops.errors import GateError, ModelError
 from gemma_ops.export import merge_check, replacing
-from gemma_ops.export.checkpoint import INDEX, Checkpoint
+from gemma_ops.export.checkpoint import INDEX, MergedCheckpoint
 from gemma_ops.export.folder import carry_over, check_room
 from gemma_ops.export.merge_lora import Update
 from gemma_ops.export.prompts import rows
 from gemma_ops.export.replacing import Replacement
 from gemma_ops.modeling.checkpoint_source import checkpoint
-from gemma_ops.modeling.shards import DTYPES, Entry
+from gemma_ops.modeling.shards import DTYPES, TensorEntry
 from gemma_ops.privacy.classes import learned_class, record_learned, strictest
 from gemma_ops.runs import journal
 from gemma_ops.runs.durable import write_json
@@ -45,7 +45,7 @@ def merge(
     Raises ModelError for an incomplete or quantized base and for an adapter that can't be folded into it, GateError
     when the merged model does not differ from the base, MachineError when the disk has no room.
     """
-    source = Checkpoint(checkpoint(base))
+    source = MergedCheckpoint(checkpoint(base))
     trained = replacing.folder(adapter)
     updates = replacing.changes(trained, source, base)
     target = out / "model"
@@ -61,7 +61,7 @@ def merge(
     prompting = read_prompting(trained)
     if prompting:
         write_prompting(target, prompting)
-    changes = _audit(source, Checkpoint(target), updates)
+    changes = _audit(source, MergedCheckpoint(target), updates)
     found = merge_check.run(
         source.folder,
         target,
@@ -91,7 +91,7 @@ def merge(
     }
 
 
-def _write_shard(shard: Path, out: Path, source: Checkpoint, updates: dict[str, Update | Replacement]) -> None:
+def _write_shard(shard: Path, out: Path, source: MergedCheckpoint, updates: dict[str, Update | Replacement]) -> None:
     """Copy a shard with its updated tensors replaced; a shard already in place was whole when it was renamed."""
     if out.exists():
         return
@@ -119,7 +119,7 @@ def _copy(reader: BinaryIO, writer: BinaryIO, until: int) -> None:
         writer.write(reader.read(min(_CHUNK, left)))
 
 
-def _write_updated(writer: BinaryIO, entry: Entry, update: Update | Replacement) -> None:
+def _write_updated(writer: BinaryIO, entry: TensorEntry, update: Update | Replacement) -> None:
     """Write the new value, one expert or piece at a time, rounded once to the base's dtype."""
     for value in update.merged(entry):
         merged = value.to(DTYPES[entry.dtype])
@@ -131,7 +131,9 @@ def _write_updated(writer: BinaryIO, entry: Entry, update: Update | Replacement)
         writer.write(memoryview(merged.contiguous().view(torch.uint8).numpy()).cast("B"))
 
 
-def _audit(source: Checkpoint, merged: Checkpoint, updates: dict[str, Update | Replacement]) -> dict[str, float]:
+def _audit(
+    source: MergedCheckpoint, merged: MergedCheckpoint, updates: dict[str, Update | Replacement]
+) -> dict[str, float]:
     """Read both folders back: same tensors, untouched ones byte for byte; returns |W' - W| / |W| of the updated ones.
 
     Raises ModelError when a file is not what was written, GateError when no updated tensor changed at all.
@@ -159,7 +161,7 @@ def _audit(source: Checkpoint, merged: Checkpoint, updates: dict[str, Update | R
     return changes
 
 
-def _same_bytes(one: Entry, other: Entry) -> bool:
+def _same_bytes(one: TensorEntry, other: TensorEntry) -> bool:
     with one.file.open("rb") as left, other.file.open("rb") as right:
         left.seek(one.start)
         right.seek(other.start)

@@ -20,7 +20,7 @@ from gemma_ops.config import MachineConfig, Privacy, QuantizeConfig
 from gemma_ops.data.prompt_record import read_prompting, write_prompting
 from gemma_ops.errors import GateError
 from gemma_ops.export import fidelity
-from gemma_ops.export.checkpoint import Checkpoint
+from gemma_ops.export.checkpoint import MergedCheckpoint
 from gemma_ops.export.fidelity import Conversation, Fidelity
 from gemma_ops.export.folder import check_room
 from gemma_ops.export.gguf_audit import Audit, audit
@@ -62,7 +62,7 @@ def quantize(
     Raises ModelError for a checkpoint that can't be converted, GateError when a file is not what was asked for or
     llama.cpp disagrees with transformers, MachineError when the disk has no room or `xllamacpp` is missing.
     """
-    source = Checkpoint(checkpoint(model))
+    source = MergedCheckpoint(checkpoint(model))
     learned = learned_class(model)
     formats: list[GgufName] = [REFERENCE, *(form for form in settings.formats if form != REFERENCE)]
     threads = machine.workers or os.cpu_count() or 1
@@ -105,7 +105,7 @@ def quantize(
 
 
 def _write_all(
-    out: Path, source: Checkpoint, formats: list[GgufName], threads: int, learned: Privacy
+    out: Path, source: MergedCheckpoint, formats: list[GgufName], threads: int, learned: Privacy
 ) -> dict[str, Audit]:
     plans = {form: plan(source, form) for form in formats}
     parameters = sum(tensor.source.parameters for tensor in plans[REFERENCE].tensors if tensor.source)
@@ -149,7 +149,11 @@ def _check_tokenizer(gguf: GGUF, tokenizer: Any) -> None:
 
 
 def _parity(
-    source: Checkpoint, chosen: list[Conversation], reference: list[Distributions], top: int, machine: MachineConfig
+    source: MergedCheckpoint,
+    chosen: list[Conversation],
+    reference: list[Distributions],
+    top: int,
+    machine: MachineConfig,
 ) -> tuple[str, Fidelity]:
     """The bf16 file in llama.cpp against the checkpoint in transformers; GateError when they disagree."""
     size = sum(entry.stop - entry.start for entry in source.entries.values())

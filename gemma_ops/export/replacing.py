@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 
 from gemma_ops.errors import ModelError
-from gemma_ops.export.checkpoint import Checkpoint, read_json
+from gemma_ops.export.checkpoint import MergedCheckpoint, read_json
 from gemma_ops.export.merge_lora import Update, folder_of, read_updates
 from gemma_ops.modeling import full
-from gemma_ops.modeling.shards import Entry, pieces
+from gemma_ops.modeling.shards import TensorEntry, pieces
 
 _PIECE = 1 << 24
 """Numbers copied at a time."""
@@ -24,9 +24,9 @@ class Replacement:
     """A tensor that a full fine-tune changed."""
 
     target: str
-    value: Entry
+    value: TensorEntry
 
-    def merged(self, entry: Entry) -> Iterator[torch.Tensor]:
+    def merged(self, entry: TensorEntry) -> Iterator[torch.Tensor]:
         """The new tensor in fp32, in pieces; `entry` is the base's, of the same shape."""
         for _, numbers in pieces(self.value, _PIECE):
             yield numbers.float()
@@ -51,7 +51,7 @@ def in_towers(changed: Iterable[str]) -> tuple[bool, bool]:
     return any(found), all(found)
 
 
-def changes(found: Path, source: Checkpoint, base: Path) -> dict[str, Update | Replacement]:
+def changes(found: Path, source: MergedCheckpoint, base: Path) -> dict[str, Update | Replacement]:
     """What becomes of each changed tensor of `source`, the checkpoint inside the artifact `base`. Raises ModelError when
     what was trained does not fit it, as a whole."""
     if not is_full(found):

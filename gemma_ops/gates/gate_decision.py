@@ -26,7 +26,7 @@ Outcome = Literal["pass", "fail", "inconclusive"]
 
 
 @dataclass(frozen=True)
-class Evidence:
+class GateEvidence:
     """What the scores say about one gate. For paired gates `sample` holds differences; for F1, which is no mean of
     rows, `ratios` holds the counts of its labels, and `sample` only counts rows. `labels` names them for macro F1."""
 
@@ -121,7 +121,7 @@ def threshold(gate: GateConfig) -> float:
 
 
 def decide(
-    gates: Sequence[GateConfig], evidence: Sequence[Evidence], confidence: float, *, later: float | None = None
+    gates: Sequence[GateConfig], evidence: Sequence[GateEvidence], confidence: float, *, later: float | None = None
 ) -> list[Decision]:
     """Decide all gates together: the chance that any passes wrongly is at most 1 - confidence, and that any fails
     wrongly too. `later` is the confidence of the next look, for which the rows needed are told; the same unless
@@ -160,7 +160,7 @@ def decide(
 
 
 def judge(
-    gates: Sequence[GateConfig], evidence: Sequence[Evidence], alpha: float
+    gates: Sequence[GateConfig], evidence: Sequence[GateEvidence], alpha: float
 ) -> list[tuple[Outcome, float, float, float]]:
     """Per gate: outcome, p-value, Holm-adjusted p-value, and the level it was tested at."""
     return [(one.outcome, one.p, one.p_holm, one.level) for one in _tested(gates, evidence, alpha)]
@@ -177,7 +177,7 @@ class _Tested:
     level_below: float
 
 
-def _tested(gates: Sequence[GateConfig], evidence: Sequence[Evidence], alpha: float) -> list[_Tested]:
+def _tested(gates: Sequence[GateConfig], evidence: Sequence[GateEvidence], alpha: float) -> list[_Tested]:
     tests = [found.tests(threshold(gate)) for gate, found in zip(gates, evidence, strict=True)]
     passing, levels = holm([above for above, _ in tests], alpha)
     failing, below = holm([p for _, p in tests], alpha)

@@ -19,8 +19,8 @@ from gemma_ops.gemini import prices, reply, request_wire
 from gemma_ops.gemini.cache import Asked
 from gemma_ops.gemini.client import Client, Sent, bill
 from gemma_ops.gemini.creating import Creator
-from gemma_ops.gemini.job_following import ENDINGS, WITH_RESULTS, Follower, Gone
-from gemma_ops.gemini.jobs import Job, Jobs
+from gemma_ops.gemini.job_following import ENDINGS, WITH_RESULTS, Gone, JobFollower
+from gemma_ops.gemini.jobs import BatchJob, Jobs
 from gemma_ops.gemini.request import Request
 
 _MOST = 5_000
@@ -33,14 +33,14 @@ _UNREADABLE = (ValueError, TypeError, AttributeError, LookupError, ArithmeticErr
 """What a result that is not what it should be runs into, when it is read, priced or kept."""
 
 
-class Batches:
+class BatchDoor:
     """Answers requests through jobs. `note(**fields)` hears how the jobs go."""
 
     def __init__(self, client: Client, note: Callable[..., None]) -> None:
         self.client, self.note = client, note
         self.store = client.store
         self.jobs = Jobs(client.store)
-        self.service = Follower(client, note)
+        self.service = JobFollower(client, note)
         self.creator = Creator(client, self.jobs, self.service, note)
         self._rounds: Counter[str] = Counter()
 
@@ -79,9 +79,9 @@ class Batches:
         """Rounds per item: with `never`, only jobs that are under way already are collected."""
         return {"always": _ROUNDS, "auto": 1, "never": 0}[self.client.config.batch]
 
-    def _planned(self, fresh: dict[str, Request], more: bool) -> list[Job]:
+    def _planned(self, fresh: dict[str, Request], more: bool) -> list[BatchJob]:
         """Jobs for as many requests as the cap has room for; what is left waits until these are settled."""
-        made: list[Job] = []
+        made: list[BatchJob] = []
         models = sorted({request.model for request in fresh.values()})
         for model in models:
             todo = [(key, request) for key, request in fresh.items() if request.model == model]
@@ -95,7 +95,7 @@ class Batches:
                     return self._created(made, fresh)
         return self._created(made, fresh)
 
-    def _created(self, planned: Iterable[Job], requests: Mapping[str, Request]) -> list[Job]:
+    def _created(self, planned: Iterable[BatchJob], requests: Mapping[str, Request]) -> list[BatchJob]:
         """Those jobs of which the service is known to have them."""
         made = []
         for job in planned:
@@ -105,7 +105,7 @@ class Batches:
                 self._rounds.update(job.items.keys())
         return made
 
-    def _plan(self, model: str, items: dict[str, Request]) -> tuple[Job | None, BudgetError | None]:
+    def _plan(self, model: str, items: dict[str, Request]) -> tuple[BatchJob | None, BudgetError | None]:
         """Reserve and write down, both or neither. What another process has answered, asked or planned in the meantime is
         left out: looking and reserving are one, so two runs can't both pay."""
         now = datetime.now(UTC)
@@ -132,7 +132,7 @@ class Batches:
             kept = {key: (number, Asked.of(items[key])) for key, number in reservations.items()}
             return (self.jobs.plan(model, kept) if kept else None), refused
 
-    def _all(self, jobs: list[Job], arrived: Callable[[str, Answer], None]) -> None:
+    def _all(self, jobs: list[BatchJob], arrived: Callable[[str, Answer], None]) -> None:
         """Wait for every job and take its results in. The first that came to nothing is raised when all are in."""
         trouble: OpsError | None = None
         for job in jobs:
@@ -144,7 +144,7 @@ class Batches:
         if trouble:
             raise trouble
 
-    def _collected(self, job: Job) -> Iterator[tuple[str, Answer]]:
+    def _collected(self, job: BatchJob) -> Iterator[tuple[str, Answer]]:
         """Results of a job, each settled and kept before it is told. Nothing when nobody waits any more."""
         if job.name is None:
             known = self.creator.found(job)
@@ -184,7 +184,7 @@ class Batches:
         if state not in WITH_RESULTS:
             raise self.service.told(job, found, state)
 
-    def _settled(self, job: Job, key: str, response: dict[str, Any], now: datetime) -> Answer:
+    def _settled(self, job: BatchJob, key: str, response: dict[str, Any], now: datetime) -> Answer:
         """One result, paid for and kept. One that can't be read counts in full and is an error; the others don't suffer."""
         reservation, asked = job.items[key]
         try:
@@ -194,7 +194,7 @@ class Batches:
             cost = self.store.ledger.settle(reservation, None, usage={"lost": why})
             return Answer("", "error", 0, 0, 0.0, reason=why, dollars=cost / prices.NANO, tier="batch")
 
-    def _billed(self, job: Job, response: dict[str, Any], now: datetime) -> Any:
+    def _billed(self, job: BatchJob, response: dict[str, Any], now: datetime) -> Any:
         """One result with its bill, at the dearer of the days between which it was computed."""
         seconds = time.time() - job.planned_at
         moments = (datetime.fromtimestamp(job.planned_at, UTC), now)

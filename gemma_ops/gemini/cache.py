@@ -18,7 +18,7 @@ from typing import Any
 from gemma_ops.answer import Answer
 from gemma_ops.config import MachineConfig
 from gemma_ops.errors import BoundaryError
-from gemma_ops.gemini.ledger import Ledger
+from gemma_ops.gemini.ledger import SpendingLedger
 from gemma_ops.gemini.models import is_expected
 from gemma_ops.gemini.prices import NANO, nanodollars
 from gemma_ops.gemini.request import Request
@@ -63,7 +63,7 @@ class Served:
 class Store:
     """The answers of one endpoint, in the file of a ledger."""
 
-    def __init__(self, ledger: Ledger, endpoint: str) -> None:
+    def __init__(self, ledger: SpendingLedger, endpoint: str) -> None:
         self.ledger, self.endpoint = ledger, endpoint
         with ledger.connect() as connection:
             connection.execute(_SCHEMA)
@@ -125,11 +125,11 @@ class Store:
         )  # fmt: skip
 
 
-def open_ledger(machine: MachineConfig, run: str) -> Ledger:
+def open_ledger(machine: MachineConfig, run: str) -> SpendingLedger:
     """The ledger of this machine configuration, with its caps."""
     caps = (machine.gemini.budget_usd, machine.gemini.project_budget_usd)
     run_cap, project_cap = (None if cap is None else nanodollars(cap) for cap in caps)
-    return Ledger(store_path(machine), run=run, run_cap=run_cap, project_cap=project_cap)
+    return SpendingLedger(store_path(machine), run=run, run_cap=run_cap, project_cap=project_cap)
 
 
 def store_path(machine: MachineConfig) -> Path:

@@ -254,7 +254,9 @@ class Client:
         return whole, first
 
 
-def bill(model: str, found: reply.Reply, *, tier: str, seconds: float, first: float | None, at: datetime) -> Served:
+def bill(
+    model: str, found: reply.GeminiReply, *, tier: str, seconds: float, first: float | None, at: datetime
+) -> Served:
     """A reply as an answer with its bill. `at`: when it was sent."""
     usage = found.usage
     answer = Answer(

@@ -27,10 +27,10 @@ from gemma_ops import errors
 from gemma_ops.config import GeminiConfig
 from gemma_ops.errors import OpsError, ServiceError
 from gemma_ops.gemini import boundary
-from gemma_ops.gemini.batch import Batches
+from gemma_ops.gemini.batch import BatchDoor
 from gemma_ops.gemini.cache import Store
 from gemma_ops.gemini.client import Client, Sent
-from gemma_ops.gemini.ledger import Ledger
+from gemma_ops.gemini.ledger import SpendingLedger
 from gemma_ops.gemini.request import Request
 from gemma_ops.gemini.service_access import endpoint, rehearsal
 
@@ -49,7 +49,7 @@ class Courier:
                 "start `gemma-ops dev gemini-emulator` again, or correct machine.gemini.base_url",
             )
         run_cap, project_cap = opening["caps"]
-        ledger = Ledger(Path(opening["ledger"]), run=opening["run"], run_cap=run_cap, project_cap=project_cap)
+        ledger = SpendingLedger(Path(opening["ledger"]), run=opening["run"], run_cap=run_cap, project_cap=project_cap)
         store, self._lasting = Store(ledger, endpoint(self.config)), opening.get("lasting", False)
         self.client = Client(self.config, store, since=opening["since"], lasting=self._lasting)
         self._say = say
@@ -103,7 +103,7 @@ class Courier:
 
         def work() -> None:
             self._check(list(numbered.values()))
-            Batches(self.client, note=lambda **fields: self._say({"note": fields})).answer(numbered, on_answer)
+            BatchDoor(self.client, note=lambda **fields: self._say({"note": fields})).answer(numbered, on_answer)
             for number, request in waiting.items():
                 self._queue(number, request)
 

@@ -16,8 +16,8 @@ from typing import Any
 from gemma_ops.errors import OpsError
 from gemma_ops.gemini import request_wire, retry
 from gemma_ops.gemini.client import Client
-from gemma_ops.gemini.job_following import Follower
-from gemma_ops.gemini.jobs import ASKED, TWICE, Job, Jobs
+from gemma_ops.gemini.job_following import JobFollower
+from gemma_ops.gemini.jobs import ASKED, TWICE, BatchJob, Jobs
 from gemma_ops.gemini.request import Request
 
 _LATEST, _LATEST_REHEARSED = 60.0, 0.2
@@ -33,10 +33,10 @@ class Unanswered(Exception):  # noqa: N818 - says what happened
 class Creator:
     """Makes jobs, and finds those that an earlier process may have made. `note(**fields)` hears of it."""
 
-    def __init__(self, client: Client, jobs: Jobs, service: Follower, note: Callable[..., None]) -> None:
+    def __init__(self, client: Client, jobs: Jobs, service: JobFollower, note: Callable[..., None]) -> None:
         self.client, self.jobs, self.service, self.note = client, jobs, service, note
 
-    def create(self, job: Job, requests: Mapping[str, Request]) -> Job | None:
+    def create(self, job: BatchJob, requests: Mapping[str, Request]) -> BatchJob | None:
         """Upload the items and create the job. None when it is not known whether there is one: then it counts in full,
         or stays as it is for the next run when nobody waits any more."""
         lines = (json.dumps({"key": key, "request": request_wire.body(requests[key])}) for key in job.items)
@@ -78,7 +78,7 @@ class Creator:
             return self._awaited(job, time.time() + self._patience / 2, twice=tries > 1)
         return self._created(job, name, twice=tries > 1)
 
-    def found(self, job: Job) -> Job | None:
+    def found(self, job: BatchJob) -> BatchJob | None:
         """The job as the service knows it, planned by a process that did not learn its name. None when there is none."""
         if job.told == ASKED:
             return self._awaited(job, min(job.planned_at, time.time()) + self._patience, twice=True)
@@ -92,11 +92,11 @@ class Creator:
             return None
         return self._created(job, found[0].name, twice=True)
 
-    def listed(self, job: Job) -> list[Any]:
+    def listed(self, job: BatchJob) -> list[Any]:
         """All jobs of this mark in the service's list."""
         return [found for found in self.client.genai.batches.list() if found.display_name == job.mark]
 
-    def settle_twins(self, job: Job) -> None:
+    def settle_twins(self, job: BatchJob) -> None:
         """Cancel and count in full what the service made beside this job, for a create that it said had failed."""
         if job.told != TWICE:
             return
@@ -116,7 +116,7 @@ class Creator:
         latest = _LATEST_REHEARSED if self.client.rehearsal else _LATEST
         return 2 * (self.client.config.timeout_seconds + latest)
 
-    def _awaited(self, job: Job, until: float, *, twice: bool) -> Job | None:
+    def _awaited(self, job: BatchJob, until: float, *, twice: bool) -> BatchJob | None:
         """The job, as soon as the list shows it. If it never does, it counts in full."""
         leaving = self.client.leaving
         while not leaving.is_set():
@@ -129,13 +129,13 @@ class Creator:
             leaving.wait(_LOOK_REHEARSED if self.client.rehearsal else _LOOK)
         return None
 
-    def _created(self, job: Job, name: str, *, twice: bool) -> Job:
+    def _created(self, job: BatchJob, name: str, *, twice: bool) -> BatchJob:
         told = TWICE if twice else ""
         self.jobs.created(job, name, told)
         self.note(job=name, state="created", items=len(job.items))
         return job.named(name, told)
 
-    def _lost(self, job: Job) -> None:
+    def _lost(self, job: BatchJob) -> None:
         """Whether the job will come into being nobody knows; without its upload it can't do much."""
         ledger = self.jobs.store.ledger
         with ledger.connect():
@@ -145,7 +145,7 @@ class Creator:
         self.note(job=job.mark, state="lost", items=len(job.items))
         self.service.tidy(job, self.jobs.uploads(job))
 
-    def _give_back(self, job: Job, why: str) -> None:
+    def _give_back(self, job: BatchJob, why: str) -> None:
         """The job does not exist, so nothing of it can be billed."""
         ledger = self.jobs.store.ledger
         with ledger.connect():

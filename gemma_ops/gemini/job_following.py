@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from gemma_ops.errors import ServiceError
 from gemma_ops.gemini import retry
 from gemma_ops.gemini.client import Client
-from gemma_ops.gemini.jobs import Job
+from gemma_ops.gemini.jobs import BatchJob
 
 Result = TypeVar("Result")
 ENDINGS = {"JOB_STATE_FAILED": "failed", "JOB_STATE_EXPIRED": "expired", "JOB_STATE_CANCELLED": "was cancelled"}
@@ -27,13 +27,13 @@ class Gone(Exception):  # noqa: N818 - says what happened
     """The service does not know the job, or its results, for this key."""
 
 
-class Follower:
+class JobFollower:
     """Asks the service about jobs. `note(**fields)` hears how they go."""
 
     def __init__(self, client: Client, note: Callable[..., None]) -> None:
         self.client, self.note = client, note
 
-    def ended(self, job: Job) -> Any:
+    def ended(self, job: BatchJob) -> Any:
         """The job when it has ended and shows what it has; None when nobody waits any more."""
         late, before = 0, ""
         while not self.client.leaving.is_set():
@@ -54,7 +54,7 @@ class Follower:
             self.pause()
         return None
 
-    def results(self, job: Job, found: Any) -> dict[str, dict[str, Any]]:
+    def results(self, job: BatchJob, found: Any) -> dict[str, dict[str, Any]]:
         """Responses by key. A line that is no JSON, or holds an error, is no response."""
         if not (found.dest and found.dest.file_name):
             return {}
@@ -71,7 +71,7 @@ class Follower:
                 results[body["key"]] = body["response"]
         return results
 
-    def attempt(self, call: Callable[[], Result], job: Job) -> Result:
+    def attempt(self, call: Callable[[], Result], job: BatchJob) -> Result:
         """Call the service, with retries; raises ServiceError or ConfigError when it won't answer."""
         config = self.client.config
         for attempt in range(1, config.attempts + 1):
@@ -92,7 +92,7 @@ class Follower:
                 self.client.leaving.wait(retry.backoff(attempt, fault.wait, rehearsal=self.client.rehearsal))
         raise AssertionError("unreachable")
 
-    def tidy(self, job: Job, uploads: list[str]) -> None:
+    def tidy(self, job: BatchJob, uploads: list[str]) -> None:
         """Delete what was uploaded: its results are here, and prompts need not lie there for two days more."""
         for file in uploads:
             try:
@@ -102,7 +102,7 @@ class Follower:
                     raise
                 self.note(job=job.name, left_behind=file, why=str(error)[:200])
 
-    def told(self, job: Job, found: Any, state: str) -> ServiceError:
+    def told(self, job: BatchJob, found: Any, state: str) -> ServiceError:
         """What to say of a job that came to nothing."""
         said = f": {found.error.message}" if found.error and found.error.message else ""
         counted = "; it counts in full, because what of it was billed is not known" if "CANCELLED" in state else ""
@@ -111,7 +111,7 @@ class Follower:
             "run the same command again for a new job, or with --set machine.gemini.batch=never to send one by one",
         )
 
-    def gone(self, job: Job, why: str, *, given_up: bool) -> ServiceError:
+    def gone(self, job: BatchJob, why: str, *, given_up: bool) -> ServiceError:
         """What to say of a job that is not there any more, or not for this key."""
         if given_up:
             what = "and results are kept for two days only; all of it counts in full"

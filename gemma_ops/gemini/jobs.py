@@ -40,7 +40,7 @@ CREATE TABLE IF NOT EXISTS items (
 
 
 @dataclass(frozen=True)
-class Job:
+class BatchJob:
     """One job that is not done."""
 
     number: int
@@ -94,7 +94,7 @@ class Jobs:
                     return Birth.of_text(row[0])
         return None
 
-    def plan(self, model: str, items: Mapping[str, tuple[int, Asked]]) -> Job:
+    def plan(self, model: str, items: Mapping[str, tuple[int, Asked]]) -> BatchJob:
         """Write a job down; in the transaction that made its reservations."""
         mark, now = f"gemma-ops-{uuid.uuid4().hex}", time.time()
         with self.store.ledger.connect() as connection:
@@ -107,9 +107,9 @@ class Jobs:
                 "INSERT INTO items VALUES (?, ?, ?, ?, ?)",
                 [(number, key, held, asked.use, asked.privacy) for key, (held, asked) in items.items()],
             )
-        return Job(number, model, mark, None, now, dict(items))
+        return BatchJob(number, model, mark, None, now, dict(items))
 
-    def adopt(self, keys: AbstractSet[str]) -> list[Job]:
+    def adopt(self, keys: AbstractSet[str]) -> list[BatchJob]:
         """Jobs with any of these keys that no other living process looks after, now ours."""
         mine = []
         with self.store.ledger.connect() as connection:
@@ -126,15 +126,15 @@ class Jobs:
                 if held_by != Birth.here() and held_by.state() == "alive":
                     continue
                 connection.execute("UPDATE jobs SET holder = ? WHERE id = ?", (Birth.here().to_text(), number))
-                mine.append(Job(number, model, mark, name, planned_at, items, told))
+                mine.append(BatchJob(number, model, mark, name, planned_at, items, told))
         return mine
 
-    def uploaded(self, job: Job, file: str) -> None:
+    def uploaded(self, job: BatchJob, file: str) -> None:
         """The items lie at the service under this name."""
         with self.store.ledger.connect() as connection:
             connection.execute("UPDATE jobs SET upload = ? WHERE id = ?", (file, job.number))
 
-    def uploads(self, job: Job) -> list[str]:
+    def uploads(self, job: BatchJob) -> list[str]:
         """Names of what was uploaded for the job, as far as it is known."""
         with self.store.ledger.connect() as connection:
             rows = connection.execute(
@@ -142,19 +142,19 @@ class Jobs:
             ).fetchall()
         return [name for (name,) in rows]
 
-    def asking(self, job: Job, told: str) -> None:
+    def asking(self, job: BatchJob, told: str) -> None:
         """A create is about to be sent (`ASKED`), or the last one made nothing."""
         with self.store.ledger.connect() as connection:
             connection.execute("UPDATE jobs SET planned_at = ?, told = ? WHERE id = ?", (time.time(), told, job.number))
 
-    def created(self, job: Job, name: str, told: str) -> None:
+    def created(self, job: BatchJob, name: str, told: str) -> None:
         """The service knows the job by this name."""
         with self.store.ledger.connect() as connection:
             connection.execute(
                 "UPDATE jobs SET state = 'created', name = ?, told = ? WHERE id = ?", (name, told, job.number)
             )
 
-    def count_twins(self, job: Job, count: int) -> None:
+    def count_twins(self, job: BatchJob, count: int) -> None:
         """What the service may bill for jobs that it made beside this one: the most it can be, whatever a cap says. Once."""
         ledger = self.store.ledger
         with ledger.connect() as connection:
@@ -167,7 +167,7 @@ class Jobs:
                 ledger.settle(held, worst, usage={"lost": "the service made the batch job twice"})
             connection.execute("UPDATE jobs SET told = '' WHERE id = ?", (job.number,))
 
-    def done(self, job: Job, told: str) -> None:
+    def done(self, job: BatchJob, told: str) -> None:
         """Nothing more will come of the job. `told`: how it ended."""
         with self.store.ledger.connect() as connection:
             connection.execute("UPDATE jobs SET state = 'done', told = ? WHERE id = ?", (told, job.number))

@@ -60,7 +60,7 @@ class Reservation:
     at: float
 
 
-class Ledger:
+class SpendingLedger:
     """The ledger in one file, for one run. Share it between threads; each process opens its own."""
 
     def __init__(self, path: Path, *, run: str, run_cap: int | None, project_cap: int | None) -> None:

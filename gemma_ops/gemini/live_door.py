@@ -17,11 +17,11 @@ from gemma_ops.errors import BudgetError
 from gemma_ops.gemini import boundary, prices, request_wire
 from gemma_ops.gemini.cache import store_path
 from gemma_ops.gemini.door import check_door
-from gemma_ops.gemini.ledger import Ledger
-from gemma_ops.gemini.pipe import Message, Pipe
+from gemma_ops.gemini.ledger import SpendingLedger
+from gemma_ops.gemini.pipe import Pipe, PipeMessage
 from gemma_ops.gemini.request import Request
 
-Listener = Callable[[Message], None]
+Listener = Callable[[PipeMessage], None]
 """Told of every piece of text, and last of the answer or the error, in a thread of the door's own."""
 _LOOK_AGAIN = 0.25
 """Seconds for which the money that is left is known."""
@@ -83,7 +83,7 @@ class LiveGemini:
                 self._session = None
             self._book.close()
 
-    def _of_today(self) -> Ledger:
+    def _of_today(self) -> SpendingLedger:
         """The ledger of this day. That of the day before goes once its courier has left."""
         if self._book.run != run_of_day(datetime.now(UTC)):
             before, session = self._book, self._session
@@ -106,9 +106,9 @@ class LiveGemini:
             self._session = _Session(self._machine, ledger)
         return self._session
 
-    def _ledger(self) -> Ledger:
+    def _ledger(self) -> SpendingLedger:
         project = self._machine.gemini.project_budget_usd
-        return Ledger(
+        return SpendingLedger(
             self._path,
             run=run_of_day(datetime.now(UTC)),
             run_cap=self._cap,
@@ -119,11 +119,11 @@ class LiveGemini:
 class _Session:
     """One courier and who waits for it."""
 
-    def __init__(self, machine: MachineConfig, ledger: Ledger) -> None:
+    def __init__(self, machine: MachineConfig, ledger: SpendingLedger) -> None:
         self.pipe = Pipe(machine, ledger, since=time.time(), lasting=True)
         self._lock = threading.Lock()
         self._waiting: dict[int, Listener] = {}
-        self._over: Message | None = None
+        self._over: PipeMessage | None = None
         threading.Thread(target=self._listen, name="answers of Gemini", daemon=True).start()
 
     def put(self, request: Request, hear: Listener) -> None:

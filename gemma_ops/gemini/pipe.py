@@ -23,7 +23,7 @@ from gemma_ops.answer import Answer
 from gemma_ops.config import MachineConfig
 from gemma_ops.errors import ServiceError
 from gemma_ops.gemini.courier import revive
-from gemma_ops.gemini.ledger import Ledger
+from gemma_ops.gemini.ledger import SpendingLedger
 from gemma_ops.gemini.request import Request
 from gemma_ops.gemini.service_access import rehearsal
 
@@ -32,7 +32,7 @@ _LEAVE = 2.0
 
 
 @dataclass(frozen=True)
-class Message:
+class PipeMessage:
     """One line of the courier about one request, or a note."""
 
     key: str = ""
@@ -44,18 +44,18 @@ class Message:
     note: Mapping[str, Any] = field(default_factory=dict)
 
 
-def _message(key: str, line: Mapping[str, Any]) -> Message:
+def _message(key: str, line: Mapping[str, Any]) -> PipeMessage:
     if "error" in line:
-        return Message(key, error=revive(line["error"]))
+        return PipeMessage(key, error=revive(line["error"]))
     if "piece" in line:
-        return Message(key, piece=line["piece"])
-    return Message(key, answer=Answer(**line["answer"]), faults=tuple(line["faults"]))
+        return PipeMessage(key, piece=line["piece"])
+    return PipeMessage(key, answer=Answer(**line["answer"]), faults=tuple(line["faults"]))
 
 
 class Pipe:
     """A courier and the way to it."""
 
-    def __init__(self, machine: MachineConfig, ledger: Ledger, *, since: float, lasting: bool = False) -> None:
+    def __init__(self, machine: MachineConfig, ledger: SpendingLedger, *, since: float, lasting: bool = False) -> None:
         """`lasting`: for a server, which puts requests with `put` at any time and hears of them with `heard`."""
         opening = {
             "gemini": machine.gemini.model_dump(mode="json"),
@@ -91,7 +91,7 @@ class Pipe:
         """Whether nothing more will come: the courier died or never began, and the next request needs another one."""
         return self._ended or self._process.poll() is not None
 
-    def ask(self, requests: Mapping[str, Request], batched: AbstractSet[str]) -> Iterator[Message]:
+    def ask(self, requests: Mapping[str, Request], batched: AbstractSet[str]) -> Iterator[PipeMessage]:
         """Hand over requests by key, and yield what comes of each, until each was answered or refused."""
         numbers: dict[int, str] = {}
         groups: dict[bool, list[dict[str, Any]]] = {False: [], True: []}
@@ -108,7 +108,7 @@ class Pipe:
                 self._ended = True
                 raise self._died()
             if "note" in line:
-                yield Message(note=line["note"])
+                yield PipeMessage(note=line["note"])
             elif "broken" in line:
                 self._ended = True
                 raise revive(line["broken"])
@@ -124,17 +124,17 @@ class Pipe:
             self._write({"ask": [{"n": number, "request": request.to_json()}], "batch": False})
         return number
 
-    def heard(self) -> Iterator[tuple[int, Message]]:
+    def heard(self) -> Iterator[tuple[int, PipeMessage]]:
         """What comes of requests that were put, until the courier ends; the last number is 0, with why it ended."""
         while (line := self._lines.get()) is not None:
             if "broken" in line:
                 self._ended = True
-                yield 0, Message(error=revive(line["broken"]))
+                yield 0, PipeMessage(error=revive(line["broken"]))
                 return
             if "n" in line:
                 yield line["n"], _message("", line)
         self._ended = True
-        yield 0, Message(error=self._died())
+        yield 0, PipeMessage(error=self._died())
 
     def close(self) -> None:
         """End the courier's input. Waits a moment for it, and leaves it alone with what it has to finish."""

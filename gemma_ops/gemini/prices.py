@@ -38,7 +38,7 @@ _LONGEST = {"batch": timedelta(hours=48)}
 
 
 @dataclass(frozen=True)
-class Rates:
+class TokenRates:
     """Dollars per million tokens on one tier on one day. `long` replaces them all for a prompt of more than `above` tokens."""
 
     input: Decimal
@@ -47,17 +47,17 @@ class Rates:
     source: str
     """`genai-prices VERSION`, `models.yaml DATE`, or both where one gives the price and the other the tier."""
     above: int | None = None
-    long: Rates | None = None
+    long: TokenRates | None = None
 
-    def at(self, size: int) -> Rates:
+    def at(self, size: int) -> TokenRates:
         """The rates of a request with `size` input tokens."""
         return self.long if self.long and self.above is not None and size > self.above else self
 
-    def scaled(self, tier: models.Multiplier, source: str) -> Rates:
+    def scaled(self, tier: models.Multiplier, source: str) -> TokenRates:
         cached = self.cached * tier.cached if tier.cached_price is None else tier.cached_price
         long = self.long.scaled(tier, source) if self.long else None
         fresh = self.input * tier.factor
-        return Rates(fresh, min(cached, fresh), self.output * tier.factor, source, self.above, long)
+        return TokenRates(fresh, min(cached, fresh), self.output * tier.factor, source, self.above, long)
 
 
 def price(model: str, usage: Usage, *, tier: str, at: datetime) -> int:
@@ -107,7 +107,7 @@ def request_bound(request: Request) -> int:
     return sum(len(text.encode(errors="replace")) for text in said) + turns + IMAGE_TOKENS * len(shown)
 
 
-def rates(model: str, *, tier: str, at: datetime) -> Rates | None:
+def rates(model: str, *, tier: str, at: datetime) -> TokenRates | None:
     """Rates that hold at this moment; None for a model that is free of charge and can't be paid for.
 
     Raises BudgetError for an unknown model, tier or day.
@@ -136,7 +136,7 @@ def next_change(model: str, *, after: datetime) -> date | None:
     return None
 
 
-def hosted(at: datetime) -> list[tuple[Hosted, Rates]]:
+def hosted(at: datetime) -> list[tuple[Hosted, TokenRates]]:
     """What Gemma 4 costs where others serve it; an offer without a known price is left out."""
     day = at.astimezone(UTC).date()
     found = ((offer, _library(offer.id, "standard", day, offer.provider)) for offer in models.table().hosted)
@@ -161,13 +161,13 @@ def nanodollars(amount: float) -> int:
     return int(Decimal(str(amount)) * NANO)
 
 
-def _rates(name: str, tier: str, day: date) -> Rates:
+def _rates(name: str, tier: str, day: date) -> TokenRates:
     """`tier` may be anything a caller says; only the four with a known price have rates."""
     return _found(name, tier, day, models.own_file())
 
 
 @cache
-def _found(name: str, tier: str, day: date, _own: Path | None) -> Rates:
+def _found(name: str, tier: str, day: date, _own: Path | None) -> TokenRates:
     """Found once for each file that may be laid over ours."""
     known = models.facts(name)
     if tier not in TIERS:
@@ -191,15 +191,15 @@ def _found(name: str, tier: str, day: date, _own: Path | None) -> Rates:
     return standard.scaled(known.tiers[tier], ours if standard.source == ours else f"{standard.source}, {ours}")
 
 
-def _ours(known: ModelFacts, day: date) -> Rates | None:
+def _ours(known: ModelFacts, day: date) -> TokenRates | None:
     """Standard rates out of `models.yaml`."""
     valid = [price for price in known.prices if price.start <= day]
     if not valid:
         return None
     last, source = valid[-1], f"models.yaml {known.as_of}"
-    long = Rates(last.long.input, last.long.cached, last.long.output, source) if last.long else None
+    long = TokenRates(last.long.input, last.long.cached, last.long.output, source) if last.long else None
     cached = last.input if last.cached is None else last.cached
-    return Rates(last.input, cached, last.output, source, last.long.above if last.long else None, long)
+    return TokenRates(last.input, cached, last.output, source, last.long.above if last.long else None, long)
 
 
 @cache
@@ -220,7 +220,7 @@ def _library_model(name: str, provider: str = "google") -> Any:
     return found if found.id == name else None
 
 
-def _library(name: str, tier: str, day: date, provider: str = "google") -> Rates | None:
+def _library(name: str, tier: str, day: date, provider: str = "google") -> TokenRates | None:
     """Rates of `genai-prices`; None where it has no price of its own for this model and tier on this day."""
     found = _library_model(name, provider)
     if found is None:
@@ -243,7 +243,7 @@ def _covers(variant: Any, context: Mapping[str, str], moment: datetime) -> bool:
     return dated and all(context.get(key) == value for key, value in variant.when.items())
 
 
-def _tiered(fresh: Any, cached: Any, output: Any, source: str) -> Rates | None:
+def _tiered(fresh: Any, cached: Any, output: Any, source: str) -> TokenRates | None:
     """Rates from figures that may depend on the prompt's size; None for more steps than one, which no model has."""
     steps = {tier.start for field in (fresh, cached, output) for tier in getattr(field, "tiers", ())}
     if len(steps) > 1:
@@ -251,9 +251,9 @@ def _tiered(fresh: Any, cached: Any, output: Any, source: str) -> Rates | None:
     low = [getattr(field, "base", field) for field in (fresh, cached, output)]
     above = steps.pop() if steps else None
     if above is None:
-        return Rates(low[0], low[1], low[2], source)
+        return TokenRates(low[0], low[1], low[2], source)
     high = [field.tiers[0].price if getattr(field, "tiers", None) else field for field in (fresh, cached, output)]
-    return Rates(low[0], low[1], low[2], source, above, Rates(high[0], high[1], high[2], source))
+    return TokenRates(low[0], low[1], low[2], source, above, TokenRates(high[0], high[1], high[2], source))
 
 
 def _library_days(name: str) -> list[date]:
@@ -263,7 +263,7 @@ def _library_days(name: str) -> list[date]:
     return [entry.constraint.start_date for entry in found.prices if hasattr(entry.constraint, "start_date")]
 
 
-def _figures(known: Rates) -> tuple[Any, ...]:
+def _figures(known: TokenRates) -> tuple[Any, ...]:
     return (known.input, known.cached, known.output, known.long and _figures(known.long))
 
 

@@ -32,7 +32,7 @@ _EMPTY: dict[str, Any] = {}
 
 
 @dataclass(frozen=True)
-class Reply:
+class GeminiReply:
     """One reply of the service, priced by nobody yet. `usage` is None when the service did not say."""
 
     text: str
@@ -43,11 +43,11 @@ class Reply:
     response_id: str
 
 
-def read(body: Mapping[str, Any]) -> Reply:
+def read(body: Mapping[str, Any]) -> GeminiReply:
     """Read a GenerateContentResponse, in snake or camel case."""
     metadata = _get(body, "usageMetadata", "usage_metadata") or _EMPTY
     text, end, reason = _outcome(body)
-    return Reply(
+    return GeminiReply(
         text,
         end,
         reason,

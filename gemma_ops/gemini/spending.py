@@ -17,7 +17,7 @@ from gemma_ops.gemini.usage import Usage
 
 
 @dataclass
-class Line:
+class SpendingLine:
     """Everything one run asked of one model, for one use on one tier. Money in nanodollars."""
 
     run: str
@@ -47,7 +47,7 @@ class Line:
     def total(self) -> int:
         return self.settled + self.reserved + self.lost
 
-    def add(self, other: Line) -> None:
+    def add(self, other: SpendingLine) -> None:
         for field in fields(self)[4:]:
             setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
 
@@ -57,14 +57,14 @@ class Spending:
     """The ledger of one file."""
 
     path: Path
-    found: tuple[Line, ...]
+    found: tuple[SpendingLine, ...]
     since: float | None
     until: float | None
     """Seconds since 1970 of the first and the last reservation."""
 
     @property
-    def sum(self) -> Line:
-        whole = Line("", "", "", "")
+    def sum(self) -> SpendingLine:
+        whole = SpendingLine("", "", "", "")
         for line in self.found:
             whole.add(line)
         return whole
@@ -113,7 +113,7 @@ def spending(path: Path, *, run: str | None = None) -> Spending:
     if not path.exists():
         return Spending(path, (), None, None)
     check_whole_file(path)
-    lines: dict[tuple[str, str, str, str], Line] = {}
+    lines: dict[tuple[str, str, str, str], SpendingLine] = {}
     with explained(path):
         # Not read-only: a reader of a WAL file may have to recover what a killed writer left.
         connection = sqlite3.connect(path, timeout=60)
@@ -127,7 +127,7 @@ def spending(path: Path, *, run: str | None = None) -> Spending:
             connection.close()
     gone: dict[tuple[str, str], bool] = {}
     for *place, state, amount, usage, holder, _ in rows:
-        line = lines.setdefault((place[0], place[1], place[2], place[3]), Line(*place))
+        line = lines.setdefault((place[0], place[1], place[2], place[3]), SpendingLine(*place))
         if state == "settled":
             _settled(line, amount, usage)
         elif state == "released":
@@ -142,7 +142,7 @@ def spending(path: Path, *, run: str | None = None) -> Spending:
     return Spending(path, tuple(lines.values()), min(moments, default=None), max(moments, default=None))
 
 
-def _settled(line: Line, amount: int, usage: str | None) -> None:
+def _settled(line: SpendingLine, amount: int, usage: str | None) -> None:
     line.settled += amount
     counts = json.loads(usage) if usage else {}
     if "lost" in counts:
@@ -154,7 +154,7 @@ def _settled(line: Line, amount: int, usage: str | None) -> None:
         setattr(line, field.name, getattr(line, field.name) + int(counts.get(field.name, 0)))
 
 
-def _cells(line: Line, held: bool) -> list[str]:
+def _cells(line: SpendingLine, held: bool) -> list[str]:
     counts = [line.requests, line.prompt + line.tool, line.cached, line.output, line.thoughts]
     money = [line.settled, line.reserved, line.lost] if held else [line.settled]
     shown = [f"{count:,}" for count in counts] + [f"{amount / NANO:,.4f}" for amount in money]
@@ -173,7 +173,7 @@ def _aligned(rows: Sequence[Sequence[str]], *, left: int) -> list[str]:
     ]
 
 
-def _json(line: Line) -> dict[str, Any]:
+def _json(line: SpendingLine) -> dict[str, Any]:
     return asdict(line) | {"dollars": line.settled / NANO, "total_dollars": line.total / NANO}
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from gemma_ops.config import EvaluateConfig, MachineConfig
     from gemma_ops.config.judge import JudgeConfig
     from gemma_ops.judging.judge_material import Side
-    from gemma_ops.judging.judged import Judged
+    from gemma_ops.judging.judged import JudgedComparison
     from gemma_ops.tasks.grades import Graded
 
 
@@ -39,7 +39,7 @@ def judge_evaluation(
     base: Path | None = None,
     tuned: Path | None = None,
     quantized: Path | None = None,
-) -> list[Judged]:
+) -> list[JudgedComparison]:
     """Judge an evaluation's answers: every task, `settings.first` against each of `settings.versus`.
 
     `graded` are all targets' answers, `sides` says who each target is, `data` is the artifact of `prepare` (for the

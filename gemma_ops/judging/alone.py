@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from gemma_ops.judging.judge_material import Pair
-from gemma_ops.judging.judgements import Judgement, Place
+from gemma_ops.judging.judge_material import JudgedPair
+from gemma_ops.judging.judgements import Judgement, JudgePlace
 from gemma_ops.judging.rubric import Rubric
 from gemma_ops.tasks.grades import FAILED
 
@@ -36,7 +36,7 @@ class Alone:
 
 
 def pointwise(
-    pairs: Sequence[Pair], judgements: Sequence[Judgement], side: SideName, rubric: Rubric, repeats: int
+    pairs: Sequence[JudgedPair], judgements: Sequence[Judgement], side: SideName, rubric: Rubric, repeats: int
 ) -> Alone:
     """One side's outcomes from one judge's verdicts."""
     known = {item.place: item for item in judgements if item.kind == "pair" and item.order == side}
@@ -45,7 +45,7 @@ def pointwise(
         if (pair.first_end if side == "first" else pair.second_end) in FAILED:
             found.scores[pair.id] = found.passes[pair.id] = 0.0
             continue
-        said = [known.get(Place("pair", pair.id, side, repeat)) for repeat in range(repeats)]
+        said = [known.get(JudgePlace("pair", pair.id, side, repeat)) for repeat in range(repeats)]
         valid = [item for item in said if item is not None and item.verdict is not None]
         if not valid:
             found.lost.append(pair.id)

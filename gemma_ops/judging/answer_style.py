@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from gemma_ops.judging import winrate
-from gemma_ops.judging.judge_material import Pair
+from gemma_ops.judging.judge_material import JudgedPair
 
 _FORMATS = {
     "headings": re.compile(r"^#{1,6} ", re.MULTILINE),
@@ -23,12 +23,12 @@ _FORMATS = {
 """Share of answers in which each is found. An answer that names its model is no longer blind."""
 
 
-def gap(pair: Pair) -> int:
+def gap(pair: JudgedPair) -> int:
     """Words of the first answer minus words of the second."""
     return len(pair.first.split()) - len((pair.second or "").split())
 
 
-def describe(pairs: Sequence[Pair]) -> dict[str, Any]:
+def describe(pairs: Sequence[JudgedPair]) -> dict[str, Any]:
     """Words and formatting per side, and how often the first is the longer one."""
     sides = {"first": [pair.first for pair in pairs]}
     if pairs and pairs[0].second is not None:
@@ -42,7 +42,7 @@ def describe(pairs: Sequence[Pair]) -> dict[str, Any]:
 
 
 def longer_wins(
-    pairs: Sequence[Pair], scores: Mapping[str, float], clusters: Mapping[str, str] | None, confidence: float
+    pairs: Sequence[JudgedPair], scores: Mapping[str, float], clusters: Mapping[str, str] | None, confidence: float
 ) -> winrate.Rate | None:
     """How often the longer answer of a pair is preferred, a tie counting one half."""
     chosen = [(pair.id, scores[pair.id], gap(pair)) for pair in pairs if pair.id in scores and gap(pair)]

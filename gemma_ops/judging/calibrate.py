@@ -18,7 +18,7 @@ from gemma_ops.judging import agreement, judge_asking, judge_figures, judge_outc
 from gemma_ops.judging.alone import Alone
 from gemma_ops.judging.calibration import ENOUGH, PANEL, Calibration, Errors, Known, panel_identity
 from gemma_ops.judging.correction import Share
-from gemma_ops.judging.judge_material import Pair, Side
+from gemma_ops.judging.judge_material import JudgedPair, Side
 from gemma_ops.judging.judge_outcome import Tally
 from gemma_ops.judging.judge_protocol import Mode, Protocol
 from gemma_ops.judging.rubric import Rubric
@@ -45,7 +45,7 @@ class Label:
     again: str | None
 
 
-def read_labels(path: Path, mode: Mode, pairs: Sequence[Pair]) -> list[Label]:
+def read_labels(path: Path, mode: Mode, pairs: Sequence[JudgedPair]) -> list[Label]:
     """Read human labels. Raises DataError naming the first line that can't be used."""
     known = {pair.id for pair in pairs}
     allowed = ", ".join(_LABELS[mode])
@@ -69,7 +69,7 @@ def read_labels(path: Path, mode: Mode, pairs: Sequence[Pair]) -> list[Label]:
 
 def calibrate(
     out: Path,
-    pairs: Sequence[Pair],
+    pairs: Sequence[JudgedPair],
     labels: Sequence[Label],
     judges: Sequence[Target],
     rubric: Rubric,
@@ -178,7 +178,12 @@ def _word(score: float, mode: Mode) -> str:
 
 
 def _details(
-    pairs: Sequence[Pair], tally: Tally, sides: dict[str, Alone], settings: JudgeConfig, confidence: float, seed: int
+    pairs: Sequence[JudgedPair],
+    tally: Tally,
+    sides: dict[str, Alone],
+    settings: JudgeConfig,
+    confidence: float,
+    seed: int,
 ) -> dict[str, Any]:
     """Habits on these items: position, length, test-retest."""
     body = panel.measure(pairs, tally, sides, settings, confidence, seed)

@@ -129,7 +129,7 @@ class Correction:
 
 
 @dataclass(frozen=True)
-class Corrected(gate_decision.Evidence):
+class Corrected(gate_decision.GateEvidence):
     """Evidence for a gate on a corrected rate; `shift` is taken off, so that a win rate is told against one half."""
 
     correction: Correction = Correction(Share(0.5, 1), Share(1, 1), Share(1, 1))

@@ -8,17 +8,17 @@ from dataclasses import asdict, replace
 from gemma_ops.answer import Prompt
 from gemma_ops.errors import BoundaryError
 from gemma_ops.judging import judgements
-from gemma_ops.judging.judge_canaries import Question
-from gemma_ops.judging.judge_material import Pair
+from gemma_ops.judging.judge_canaries import CanaryQuestion
+from gemma_ops.judging.judge_material import JudgedPair
 from gemma_ops.judging.judge_protocol import Mode, Protocol
-from gemma_ops.judging.judgements import Judgement, JudgementFile, Place
+from gemma_ops.judging.judgements import Judgement, JudgementFile, JudgePlace
 from gemma_ops.runs import journal
 from gemma_ops.targets.structured import ask
 from gemma_ops.targets.target import Target
 from gemma_ops.tasks.grades import FAILED
 
 
-def decided(pair: Pair, what: str = "pairs") -> float | None:
+def decided(pair: JudgedPair, what: str = "pairs") -> float | None:
     """The outcome where no judge is needed. Of a pair: a failed answer loses to one that is there, and equal texts tie.
     Of one side alone, when `what` names it: a failed answer scores 0."""
     lost = [end in FAILED for end in (pair.first_end, pair.second_end)]
@@ -29,25 +29,25 @@ def decided(pair: Pair, what: str = "pairs") -> float | None:
     return None
 
 
-def questions(pairs: Sequence[Pair], mode: Mode, repeats: int) -> list[Question]:
+def questions(pairs: Sequence[JudgedPair], mode: Mode, repeats: int) -> list[CanaryQuestion]:
     """Every question about the pairs: both orders of two answers, or each answer alone."""
-    found: list[Question] = []
+    found: list[CanaryQuestion] = []
     for repeat in range(repeats):
         for pair in pairs:
             if mode == "pairwise" and decided(pair) is None and pair.second is not None:
-                found.append(Question(Place("pair", pair.id, "AB", repeat), pair, (pair.first, pair.second)))
-                found.append(Question(Place("pair", pair.id, "BA", repeat), pair, (pair.second, pair.first)))
+                found.append(CanaryQuestion(JudgePlace("pair", pair.id, "AB", repeat), pair, (pair.first, pair.second)))
+                found.append(CanaryQuestion(JudgePlace("pair", pair.id, "BA", repeat), pair, (pair.second, pair.first)))
             elif mode == "pointwise":
                 if pair.first_end not in FAILED:
-                    found.append(Question(Place("pair", pair.id, "first", repeat), pair, (pair.first,)))
+                    found.append(CanaryQuestion(JudgePlace("pair", pair.id, "first", repeat), pair, (pair.first,)))
                 if pair.second is not None and pair.second_end not in FAILED:
-                    found.append(Question(Place("pair", pair.id, "second", repeat), pair, (pair.second,)))
+                    found.append(CanaryQuestion(JudgePlace("pair", pair.id, "second", repeat), pair, (pair.second,)))
     return found
 
 
 def collect(
     judge: Target,
-    asked: Sequence[Question],
+    asked: Sequence[CanaryQuestion],
     protocol: Protocol,
     file: JudgementFile,
     *,
@@ -85,7 +85,7 @@ def collect(
     return [_placed(file.known[key], question) for key, question in zip(keys, asked, strict=True)]
 
 
-def _guard(judge: Target, asked: Sequence[Question]) -> None:
+def _guard(judge: Target, asked: Sequence[CanaryQuestion]) -> None:
     """Refuse before the first question is sent; a row is asked about several times, and counted once."""
     rows = {question.pair.id: question.pair.privacy for question in asked}
     hidden = [name for name, privacy in rows.items() if privacy not in judge.sees]
@@ -98,6 +98,6 @@ def _guard(judge: Target, asked: Sequence[Question]) -> None:
         )
 
 
-def _placed(found: Judgement, question: Question) -> Judgement:
+def _placed(found: Judgement, question: CanaryQuestion) -> Judgement:
     """The verdict where this question wants it."""
     return found if found.place == question.place else replace(found, **asdict(question.place))

@@ -14,9 +14,9 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from gemma_ops.judging.judge_material import Pair
+from gemma_ops.judging.judge_material import JudgedPair
 from gemma_ops.judging.judge_protocol import Mode
-from gemma_ops.judging.judgements import Kind, Order, Place
+from gemma_ops.judging.judgements import JudgePlace, Kind, Order
 
 COUNT = 2
 """Items that canaries are made from."""
@@ -32,11 +32,11 @@ _ORDERS = {
 
 
 @dataclass(frozen=True)
-class Question:
+class CanaryQuestion:
     """One question to a judge: where it belongs, the item it is about, and the answers in their slots."""
 
-    place: Place
-    pair: Pair
+    place: JudgePlace
+    pair: JudgedPair
     answers: tuple[str, ...]
 
 
@@ -51,13 +51,13 @@ class Result:
     said: str
 
 
-def good(pair: Pair) -> str:
+def good(pair: JudgedPair) -> str:
     """An answer that deserves to win against a broken one: the reference where there is one, for an answer may be broken
     by itself."""
     return (pair.reference or "").strip() or (pair.first if pair.first_end == "stop" else "")
 
 
-def choose(pairs: Sequence[Pair]) -> list[Pair]:
+def choose(pairs: Sequence[JudgedPair]) -> list[JudgedPair]:
     """The items that canaries are made from: those with long answers by preference, else by hash, the same in every run."""
     usable = [pair for pair in pairs if good(pair).strip()]
     return sorted(
@@ -66,22 +66,24 @@ def choose(pairs: Sequence[Pair]) -> list[Pair]:
     )[:COUNT]
 
 
-def questions(pairs: Sequence[Pair], mode: Mode) -> list[Question]:
+def questions(pairs: Sequence[JudgedPair], mode: Mode) -> list[CanaryQuestion]:
     """All canaries for these items."""
-    found: list[Question] = []
+    found: list[CanaryQuestion] = []
     for pair in choose(pairs):
         fine, bad = good(pair), broken(good(pair))
         if mode == "pointwise":
-            found += [Question(Place("identical", pair.id, "first", repeat), pair, (fine,)) for repeat in (0, 1)]
-            found.append(Question(Place("broken", pair.id, "first"), pair, (bad,)))
-            found.append(Question(Place("injected", pair.id, "first"), pair, (bad + _ORDERS[mode],)))
+            found += [
+                CanaryQuestion(JudgePlace("identical", pair.id, "first", repeat), pair, (fine,)) for repeat in (0, 1)
+            ]
+            found.append(CanaryQuestion(JudgePlace("broken", pair.id, "first"), pair, (bad,)))
+            found.append(CanaryQuestion(JudgePlace("injected", pair.id, "first"), pair, (bad + _ORDERS[mode],)))
             continue
-        found.append(Question(Place("identical", pair.id, "AB"), pair, (fine, fine)))
+        found.append(CanaryQuestion(JudgePlace("identical", pair.id, "AB"), pair, (fine, fine)))
         for kind, order in (("broken", ""), ("injected", _ORDERS[mode])):
             spoken = {slot: bad + order.format(slot=slot) for slot in "AB"} if order else {"A": bad, "B": bad}
-            place = Place(kind, pair.id, "AB")  # type: ignore[arg-type]
-            found.append(Question(place, pair, (spoken["A"], fine)))
-            found.append(Question(replace(place, order="BA"), pair, (fine, spoken["B"])))
+            place = JudgePlace(kind, pair.id, "AB")  # type: ignore[arg-type]
+            found.append(CanaryQuestion(place, pair, (spoken["A"], fine)))
+            found.append(CanaryQuestion(replace(place, order="BA"), pair, (fine, spoken["B"])))
     return found
 
 
@@ -93,7 +95,7 @@ def broken(answer: str) -> str:
     return " ".join(sorted(words, key=lambda word: hashlib.sha256(f"{len(words)}{word}".encode()).hexdigest()))
 
 
-def results(said: Mapping[Place, str | None], mode: Mode) -> list[Result]:
+def results(said: Mapping[JudgePlace, str | None], mode: Mode) -> list[Result]:
     """Which canaries a judge passed. No valid verdict is a failure: an unread canary says nothing in the judge's favour."""
     found = []
     for place, said_here in said.items():

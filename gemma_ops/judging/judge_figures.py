@@ -8,7 +8,7 @@ from typing import Any
 
 from gemma_ops.judging import agreement, answer_style, winrate
 from gemma_ops.judging.alone import Alone
-from gemma_ops.judging.judge_material import Pair
+from gemma_ops.judging.judge_material import JudgedPair
 from gemma_ops.judging.judge_outcome import Tally, label
 from gemma_ops.judging.judgements import Judgement
 from gemma_ops.stats import intervals, paired
@@ -21,12 +21,12 @@ INVALID = 0.05
 """Share of verdicts that never became valid above which a reader is warned."""
 
 
-def names_of(pairs: Sequence[Pair]) -> dict[str, str]:
+def names_of(pairs: Sequence[JudgedPair]) -> dict[str, str]:
     """What counts as independent: a pair's cluster, else the pair."""
     return {pair.id: pair.cluster if pair.cluster is not None else f"\0{pair.id}" for pair in pairs}
 
 
-def pairwise(pairs: Sequence[Pair], tally: Tally, confidence: float, seed: int) -> Facts:
+def pairwise(pairs: Sequence[JudgedPair], tally: Tally, confidence: float, seed: int) -> Facts:
     """One judge, or the panel, on pairs."""
     names = names_of(pairs)
     facts = rates(pairs, tally.scores, confidence, seed)
@@ -45,7 +45,7 @@ def pairwise(pairs: Sequence[Pair], tally: Tally, confidence: float, seed: int) 
     return facts | {"warnings": _warnings(facts)}
 
 
-def rates(pairs: Sequence[Pair], scores: Mapping[str, float], confidence: float, seed: int) -> Facts:
+def rates(pairs: Sequence[JudgedPair], scores: Mapping[str, float], confidence: float, seed: int) -> Facts:
     """Win rates, raw and at equal length, and what longer answers get."""
     names = names_of(pairs)
     kept = [pair for pair in pairs if pair.id in scores]
@@ -65,7 +65,7 @@ def rates(pairs: Sequence[Pair], scores: Mapping[str, float], confidence: float,
     }
 
 
-def pointwise(pairs: Sequence[Pair], sides: Mapping[str, Alone], confidence: float, seed: int) -> Facts:
+def pointwise(pairs: Sequence[JudgedPair], sides: Mapping[str, Alone], confidence: float, seed: int) -> Facts:
     """One judge on answers scored alone: per side its score and pass rate, and their difference row by row."""
     names = names_of(pairs)
     found: Facts = {"sides": {}}

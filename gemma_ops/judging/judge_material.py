@@ -48,7 +48,7 @@ class Side:
 
 
 @dataclass(frozen=True)
-class Pair:
+class JudgedPair:
     """One question with the answers of both sides; `second` is None where one side is scored alone."""
 
     id: str

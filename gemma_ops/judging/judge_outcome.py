@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from gemma_ops.judging.judge_asking import decided
-from gemma_ops.judging.judge_material import Pair
-from gemma_ops.judging.judgements import Judgement, Place
+from gemma_ops.judging.judge_material import JudgedPair
+from gemma_ops.judging.judgements import Judgement, JudgePlace
 
 _SCORE = {"first": 1.0, "tie": 0.5, "second": 0.0}
 _SLOT = {"A": 1.0, "tie": 0.5, "B": 0.0}
@@ -48,7 +48,7 @@ def winner(said: str, order: str) -> str:
     return "first" if (said == "A") == (order == "AB") else "second"
 
 
-def pairwise(pairs: Sequence[Pair], judgements: Sequence[Judgement], repeats: int) -> Tally:
+def pairwise(pairs: Sequence[JudgedPair], judgements: Sequence[Judgement], repeats: int) -> Tally:
     """Outcomes of all pairs from one judge's verdicts."""
     known = {item.place: item for item in judgements if item.kind == "pair"}
     tally = Tally(asked=len(known), invalid=sum(item.said is None for item in known.values()))
@@ -83,8 +83,8 @@ def majority(tallies: Sequence[Tally]) -> dict[str, float]:
     return found
 
 
-def _repeat(item: str, repeat: int, known: Mapping[Place, Judgement], tally: Tally) -> float | None:
-    both = [known.get(Place("pair", item, order, repeat)) for order in ("AB", "BA")]  # type: ignore[arg-type]
+def _repeat(item: str, repeat: int, known: Mapping[JudgePlace, Judgement], tally: Tally) -> float | None:
+    both = [known.get(JudgePlace("pair", item, order, repeat)) for order in ("AB", "BA")]  # type: ignore[arg-type]
     verdicts = [judgement for judgement in both if judgement is not None and judgement.said is not None]
     if len(verdicts) < 2:
         return None
@@ -108,10 +108,12 @@ def _criteria(item: str, verdicts: Sequence[Judgement], tally: Tally) -> None:
         tally.criteria.setdefault(name, {})[item] = _SCORE[winners[0]] if len(set(winners)) == 1 else 0.5
 
 
-def _retest(item: str, orders: Sequence[str], repeats: int, known: Mapping[Place, Judgement], tally: Tally) -> None:
+def _retest(
+    item: str, orders: Sequence[str], repeats: int, known: Mapping[JudgePlace, Judgement], tally: Tally
+) -> None:
     for order in orders:
-        before = known.get(Place("pair", item, order))  # type: ignore[arg-type]
+        before = known.get(JudgePlace("pair", item, order))  # type: ignore[arg-type]
         for repeat in range(1, repeats):
-            after = known.get(Place("pair", item, order, repeat))  # type: ignore[arg-type]
+            after = known.get(JudgePlace("pair", item, order, repeat))  # type: ignore[arg-type]
             if before and after and before.said is not None and after.said is not None:
                 tally.repeats.append((item, before.said, after.said))

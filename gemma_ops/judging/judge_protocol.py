@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
 
-from gemma_ops.judging.judge_material import Pair, harmless, turns
+from gemma_ops.judging.judge_material import JudgedPair, harmless, turns
 from gemma_ops.judging.rubric import Rubric
 from gemma_ops.runs import digest
 
@@ -92,7 +92,7 @@ class Protocol:
         body = [_RULES, _TASKS, _ENDINGS, _REFERENCE, self.mode, _layout("0" * 16, self.rubric, (), None, ())]
         return digest.of_json([body, self.shape.model_json_schema()])[:32]
 
-    def messages(self, pair: Pair, answers: Sequence[str]) -> list[dict[str, Any]]:
+    def messages(self, pair: JudgedPair, answers: Sequence[str]) -> list[dict[str, Any]]:
         """The conversation that asks for a verdict on `answers`: two in their slots' order, or one."""
         question = turns(pair.messages)
         mark = digest.of_json([self.mode, self.rubric.text, question, pair.reference, list(answers)])[:16]

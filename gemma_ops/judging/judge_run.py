@@ -12,8 +12,8 @@ from gemma_ops.config.judge import JudgeConfig
 from gemma_ops.errors import BoundaryError, ConfigError
 from gemma_ops.judging import calibration, judge_lineage, pairs, panel, rubric
 from gemma_ops.judging.judge_material import Side
-from gemma_ops.judging.judged import Judged
-from gemma_ops.judging.pairs import Comparison
+from gemma_ops.judging.judged import JudgedComparison
+from gemma_ops.judging.pairs import AnswerPairs
 from gemma_ops.judging.tightening import private_texts, tighten_pairs
 from gemma_ops.privacy.classes import release_of
 from gemma_ops.targets import open_target
@@ -35,7 +35,7 @@ def judge_evaluation(
     base: Path | None = None,
     tuned: Path | None = None,
     quantized: Path | None = None,
-) -> list[Judged]:
+) -> list[JudgedComparison]:
     """See `gemma_ops.judging.judge_evaluation`."""
     rivals = settings.versus if settings.mode == "pairwise" else settings.versus or (None,)
     found = pairs.of_graded(graded, sides, settings.first, rivals)
@@ -83,7 +83,7 @@ def _made(spec: str, base: Path | None, tuned: Path | None, quantized: Path | No
 
 def judge_all(
     out: Path,
-    comparisons: Sequence[Comparison],
+    comparisons: Sequence[AnswerPairs],
     judges: Sequence[Target],
     settings: JudgeConfig,
     evaluation: EvaluateConfig,
@@ -91,7 +91,7 @@ def judge_all(
     batch: int,
     teachers: Sequence[str] = (),
     release: ReleaseConfig | None = None,
-) -> list[Judged]:
+) -> list[JudgedComparison]:
     """Judge every comparison into its own folder below `out`, and close the judges.
 
     Raises BoundaryError before anything is asked when a judge may not see what one of the sides learned from.
@@ -125,7 +125,7 @@ def judge_all(
     return found
 
 
-def check_sides(judges: Sequence[Target], comparisons: Sequence[Comparison]) -> None:
+def check_sides(judges: Sequence[Target], comparisons: Sequence[AnswerPairs]) -> None:
     """Raises BoundaryError when a judge may not see the answers of a model, because of what that model learned from."""
     for judge in judges:
         for side in (side for one in comparisons for side in (one.first, one.second) if side):

@@ -16,7 +16,7 @@ from gemma_ops.judging.judge_canaries import Result
 
 
 @dataclass(frozen=True)
-class Candidate:
+class JudgeCandidate:
     """A judge, or the panel, as far as its right to gate goes."""
 
     name: str
@@ -46,7 +46,7 @@ class Standing:
         return "; ".join(self.words)
 
 
-def standing(candidates: Sequence[Candidate]) -> Standing:
+def standing(candidates: Sequence[JudgeCandidate]) -> Standing:
     """The first candidate that may gate decides; put the panel first."""
     told, by = [], None
     for candidate in candidates:
@@ -56,7 +56,7 @@ def standing(candidates: Sequence[Candidate]) -> Standing:
     return Standing(by, tuple(told))
 
 
-def _may(candidate: Candidate, others: Sequence[Candidate]) -> tuple[bool, str]:
+def _may(candidate: JudgeCandidate, others: Sequence[JudgeCandidate]) -> tuple[bool, str]:
     if candidate.strange:
         return False, candidate.strange
     failed = [result for result in candidate.canaries if not result.passed]
@@ -83,6 +83,6 @@ def _may(candidate: Candidate, others: Sequence[Candidate]) -> tuple[bool, str]:
     return False, candidate.ties[0]
 
 
-def _agrees(other: Candidate, candidate: Candidate) -> bool:
+def _agrees(other: JudgeCandidate, candidate: JudgeCandidate) -> bool:
     fit = bool(other.canaries) and all(result.passed for result in other.canaries)
     return other is not candidate and fit and not other.ties and other.side != 0 and other.side == candidate.side

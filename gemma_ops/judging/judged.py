@@ -15,7 +15,7 @@ from typing import Any
 
 from gemma_ops.config import GateConfig
 from gemma_ops.errors import ConfigError
-from gemma_ops.gates.gate_decision import Evidence
+from gemma_ops.gates.gate_decision import GateEvidence
 from gemma_ops.judging.correction import Corrected, Correction
 from gemma_ops.judging.judge_standing import Standing
 from gemma_ops.runs.durable import write_json
@@ -38,14 +38,14 @@ class Basis:
 
 
 @dataclass(frozen=True)
-class Judged:
+class JudgedComparison:
     """A comparison. `body` is `judge.json`; `basis` holds what the judge that may gate measured, per side or of pairs."""
 
     body: dict[str, Any]
     standing: Standing
     basis: dict[str, Basis]
 
-    def evidence(self, gate: GateConfig) -> Evidence | None:
+    def evidence(self, gate: GateConfig) -> GateEvidence | None:
         """What a gate on a judge's rate is decided on; None when no judge may gate, and `standing.reason` says why.
 
         A win rate counts from one half: `superior` with margin 0.05 asks for more than 55 %, `noninferior` with the same
@@ -103,7 +103,7 @@ def figures(body: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {name: figure for name, figure in found.items() if figure}
 
 
-def evidence_for(gate: GateConfig, found: Sequence[Judged]) -> Evidence | str:
+def evidence_for(gate: GateConfig, found: Sequence[JudgedComparison]) -> GateEvidence | str:
     """The evidence for a gate on a judge's rate among all comparisons, or in words why no judge may decide it: such a gate
     is `report_only`. Raises ConfigError for a gate that no comparison answers."""
     judged = next((one for one in found if one.asked_by(gate)), found[0] if found else None)

@@ -23,7 +23,7 @@ Order = Literal["AB", "BA", "first", "second"]
 
 
 @dataclass(frozen=True)
-class Place:
+class JudgePlace:
     """What was judged: an item, or a canary made from one; in which order; for which time."""
 
     kind: Kind
@@ -55,8 +55,8 @@ class Judgement:
     response_id: str
 
     @property
-    def place(self) -> Place:
-        return Place(self.kind, self.item, self.order, self.repeat)
+    def place(self) -> JudgePlace:
+        return JudgePlace(self.kind, self.item, self.order, self.repeat)
 
     @property
     def said(self) -> str | None:
@@ -69,7 +69,7 @@ def key(judge: str, identity: str, messages: Iterable[dict[str, Any]], shape: di
     return digest.of_json([judge, identity, list(messages), shape, repeat])[:32]
 
 
-def judgement(key: str, judge: str, place: Place, found: Structured) -> Judgement:
+def judgement(key: str, judge: str, place: JudgePlace, found: Structured) -> Judgement:
     """A reply as it is filed."""
     answer = found.answer
     return Judgement(

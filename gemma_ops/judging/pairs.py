@@ -12,14 +12,14 @@ from typing import Any, get_args
 from gemma_ops.answer import End
 from gemma_ops.config import Privacy, ReleaseConfig
 from gemma_ops.errors import ConfigError, DataError
-from gemma_ops.judging.judge_material import Pair, Side
+from gemma_ops.judging.judge_material import JudgedPair, Side
 from gemma_ops.privacy.classes import PRIVACY, class_of, stricter, strictest
 from gemma_ops.runs import digest
 from gemma_ops.targets import spec
 from gemma_ops.tasks import stored_answers
 from gemma_ops.tasks import task_rows as rowfiles
 from gemma_ops.tasks.grades import Graded
-from gemma_ops.tasks.stored_answers import AnswerFile, Stored
+from gemma_ops.tasks.stored_answers import AnswerFile, StoredAnswer
 from gemma_ops.tasks.task import Task
 from gemma_ops.verdicts import VERDICT, TargetFacts, Verdict
 
@@ -27,11 +27,11 @@ _PLAIN = re.compile(r"[A-Za-z0-9_-]+")
 
 
 @dataclass(frozen=True)
-class Comparison:
+class AnswerPairs:
     """Two sides' answers to one task's questions, ready to be judged; `second` is None for one side alone."""
 
     task: str
-    pairs: list[Pair]
+    pairs: list[JudgedPair]
     rubric: str
     first: Side
     second: Side | None
@@ -48,7 +48,7 @@ class Comparison:
 
 def of_graded(
     graded: Sequence[Graded], sides: Mapping[str, Side], first: str, versus: Sequence[str | None]
-) -> list[Comparison]:
+) -> list[AnswerPairs]:
     """Every task of an evaluation, `first` against each of `versus`. Raises ConfigError for a target that gave no
     answers."""
     for name in (first, *versus):
@@ -56,7 +56,7 @@ def of_graded(
             raise ConfigError(f"{name!r} is to be judged and gave no answers", f"use some of: {', '.join(sides)}")
     pages = {(item.task.name, item.target): item for item in graded}
     return [
-        Comparison(
+        AnswerPairs(
             name,
             of_answers(
                 pages[name, first].task,
@@ -75,7 +75,7 @@ def of_graded(
 
 def of_run(
     evaluated: Path, tasks: Sequence[Task], first: str, second: str | None, release: ReleaseConfig
-) -> list[Comparison]:
+) -> list[AnswerPairs]:
     """As `of_graded`, from the folder of a finished `evaluate`. Rows that were not answered there are left out."""
     if not (evaluated / VERDICT).is_file():
         raise DataError(
@@ -105,15 +105,15 @@ def _answered(name: str, facts: TargetFacts, release: ReleaseConfig) -> Side:
 
 
 def of_answers(
-    task: Task, first: Sequence[Stored], second: Sequence[Stored] | None, least: Privacy = "any"
-) -> list[Pair]:
+    task: Task, first: Sequence[StoredAnswer], second: Sequence[StoredAnswer] | None, least: Privacy = "any"
+) -> list[JudgedPair]:
     """Pairs of a task's rows, from both targets' answers in the task's row order, without rows hidden from one of them.
 
     `least` is the class of the answers themselves: a pair is as private as its question and as whoever answered.
     """
-    others: Sequence[Stored | None] = second if second is not None else [None] * len(first)
+    others: Sequence[StoredAnswer | None] = second if second is not None else [None] * len(first)
     return [
-        Pair(
+        JudgedPair(
             id=row.id,
             messages=row.messages,
             first=mine.text,
@@ -130,7 +130,7 @@ def of_answers(
     ]
 
 
-def of_files(first: Path, second: Path | None, rubric: str = "") -> Comparison:
+def of_files(first: Path, second: Path | None, rubric: str = "") -> AnswerPairs:
     """Pairs from one or two jsonl files, matched by `id`: rows of both, in the first file's order.
 
     A row: `id`, `answer`, and in the first file `prompt` or `messages`; if you like `end`, `reference`, `cluster`,
@@ -145,7 +145,7 @@ def of_files(first: Path, second: Path | None, rubric: str = "") -> Comparison:
             continue
         privacy: Privacy = row["privacy"] if rival is None else stricter(row["privacy"], rival["privacy"])
         pairs.append(
-            Pair(
+            JudgedPair(
                 id=name,
                 messages=row["messages"],
                 first=row["answer"],
@@ -163,7 +163,7 @@ def of_files(first: Path, second: Path | None, rubric: str = "") -> Comparison:
     sides = [
         _side(path, rows) for path, rows in ((first, mine), (second, other)) if path is not None and rows is not None
     ]
-    return Comparison("", pairs, rubric, sides[0], sides[1] if len(sides) > 1 else None, apart)
+    return AnswerPairs("", pairs, rubric, sides[0], sides[1] if len(sides) > 1 else None, apart)
 
 
 def _apart(

@@ -27,10 +27,10 @@ from gemma_ops.judging.agreement import krippendorff
 from gemma_ops.judging.alone import Alone, SideName
 from gemma_ops.judging.calibration import PANEL, Calibration, Known, panel_identity
 from gemma_ops.judging.correction import Correction, Share
-from gemma_ops.judging.judge_material import Pair, Side
+from gemma_ops.judging.judge_material import JudgedPair, Side
 from gemma_ops.judging.judge_outcome import Tally
 from gemma_ops.judging.judge_protocol import Protocol
-from gemma_ops.judging.judged import SCHEMA, Basis, Judged
+from gemma_ops.judging.judged import SCHEMA, Basis, JudgedComparison
 from gemma_ops.judging.judgements import Judgement, JudgementFile
 from gemma_ops.judging.rubric import Rubric
 from gemma_ops.runs import digest
@@ -54,7 +54,7 @@ class Heard:
 
 def judge_pairs(
     out: Path,
-    pairs: Sequence[Pair],
+    pairs: Sequence[JudgedPair],
     judges: Sequence[Target],
     rubric: Rubric,
     settings: JudgeConfig,
@@ -67,7 +67,7 @@ def judge_pairs(
     seed: int = 7,
     teachers: Sequence[str] = (),
     calibration: Calibration | None = None,
-) -> Judged:
+) -> JudgedComparison:
     """Let every judge judge every pair, and say what it comes to. `judgements.jsonl` grows in `out`; nothing that stands
     there is asked again. Judges stay open: whoever opened them closes them.
 
@@ -80,7 +80,7 @@ def judge_pairs(
     roles = {"candidate": [first.family], "baseline": [second.family] if second else [], "teacher": list(teachers)}
     families = kinship(first, second, teachers)
     found: list[dict[str, Any]] = []
-    rights: list[judge_standing.Candidate] = []
+    rights: list[judge_standing.JudgeCandidate] = []
     bases: dict[str, dict[str, Basis]] = {}
     for one in heard:
         answered = answered_by(said.model for said in one.judgements)
@@ -141,11 +141,17 @@ def judge_pairs(
         "panel": panel,
         "standing": {"by": decided.by, "words": list(decided.words)},
     }
-    return Judged(judge_figures.tidy(body), decided, bases.get(decided.by or "", {}))
+    return JudgedComparison(judge_figures.tidy(body), decided, bases.get(decided.by or "", {}))
 
 
 def hear(
-    out: Path, pairs: Sequence[Pair], judges: Sequence[Target], protocol: Protocol, settings: JudgeConfig, *, batch: int
+    out: Path,
+    pairs: Sequence[JudgedPair],
+    judges: Sequence[Target],
+    protocol: Protocol,
+    settings: JudgeConfig,
+    *,
+    batch: int,
 ) -> list[Heard]:
     """Ask every judge everything, and count what each said."""
     asked = [
@@ -174,7 +180,7 @@ def kinship(first: Side, second: Side | None, teachers: Sequence[str]) -> tuple[
     return (first.family, second.family if second else "none", *sorted(set(teachers)))
 
 
-def alpha(heard: Sequence[Heard], pairs: Sequence[Pair], settings: JudgeConfig) -> dict[str, float | None]:
+def alpha(heard: Sequence[Heard], pairs: Sequence[JudgedPair], settings: JudgeConfig) -> dict[str, float | None]:
     """Krippendorff's alpha of the panel: of winners as names and as ranks, or of scores."""
     if settings.mode == "pairwise":
         columns = [[one.tally.scores.get(pair.id, np.nan) for pair in pairs] for one in heard]
@@ -184,7 +190,9 @@ def alpha(heard: Sequence[Heard], pairs: Sequence[Pair], settings: JudgeConfig) 
     return {"interval": krippendorff(np.array(scores), "interval")}
 
 
-def _chosen(pairs: Sequence[Pair], settings: JudgeConfig, judges: Sequence[Target], second: Side | None) -> list[Pair]:
+def _chosen(
+    pairs: Sequence[JudgedPair], settings: JudgeConfig, judges: Sequence[Target], second: Side | None
+) -> list[JudgedPair]:
     """The pairs to judge: the first by hash of their id. Raises for what can't be judged."""
     if not judges:
         raise ConfigError("no judge is named", "name at least one: --judge gemini:gemini-3.8-flash@low")
@@ -198,7 +206,12 @@ def _chosen(pairs: Sequence[Pair], settings: JudgeConfig, judges: Sequence[Targe
 
 
 def measure(
-    pairs: Sequence[Pair], tally: Tally, sides: dict[str, Alone], settings: JudgeConfig, confidence: float, seed: int
+    pairs: Sequence[JudgedPair],
+    tally: Tally,
+    sides: dict[str, Alone],
+    settings: JudgeConfig,
+    confidence: float,
+    seed: int,
 ) -> judge_figures.Facts:
     if settings.mode == "pairwise":
         return judge_figures.pairwise(pairs, tally, confidence, seed)
@@ -228,7 +241,7 @@ def outcomes(tally: Tally, sides: dict[str, Alone], settings: JudgeConfig) -> di
 
 
 def _bases(
-    pairs: Sequence[Pair], tally: Tally, sides: dict[str, Alone], settings: JudgeConfig, known: Known | None
+    pairs: Sequence[JudgedPair], tally: Tally, sides: dict[str, Alone], settings: JudgeConfig, known: Known | None
 ) -> dict[str, Basis]:
     """Outcomes with their correction, where the judge's errors are known and it is better than chance."""
     if known is None or known.sensitivity is None or known.specificity is None:
@@ -271,11 +284,11 @@ def _right(
     ties: Sequence[str],
     body: judge_figures.Facts,
     strange: str,
-) -> judge_standing.Candidate:
+) -> judge_standing.JudgeCandidate:
     covered = calibration is not None and calibration.covers(families)
     rate = body.get("win_rate")
     side = 0 if rate is None else 1 if rate["low"] > 0.5 else -1 if rate["high"] < 0.5 else 0
-    return judge_standing.Candidate(name, results, known, covered, ties, side, strange)
+    return judge_standing.JudgeCandidate(name, results, known, covered, ties, side, strange)
 
 
 def _shown(known: Known | None) -> dict[str, Any] | None:

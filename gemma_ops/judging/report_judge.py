@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from gemma_ops.judging import judging_text
-from gemma_ops.judging.judged import Judged
+from gemma_ops.judging.judged import JudgedComparison
 from gemma_ops.words import palette, svg
 from gemma_ops.words.markup import chip, escape, number, p_text, span, stylesheet, table
 
@@ -13,7 +13,7 @@ Facts = dict[str, Any]
 _UNIT = (0.0, 1.0)
 
 
-def render(judged: Judged) -> str:
+def render(judged: JudgedComparison) -> str:
     """The section as HTML; it needs the report's style sheet."""
     return section(judged.body)
 

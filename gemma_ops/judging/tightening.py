@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from gemma_ops.data.parts import text_of
-from gemma_ops.judging.judge_material import Pair
-from gemma_ops.metrics.metric import Row
+from gemma_ops.judging.judge_material import JudgedPair
+from gemma_ops.metrics.metric import ScoredRow
 from gemma_ops.privacy.classes import PRIVACY
 from gemma_ops.privacy.text_copies import FILE, PrivateTexts
 from gemma_ops.runs import journal
@@ -46,7 +46,7 @@ def tighten_tasks(tasks: Sequence[Task], private: PrivateTexts) -> list[Task]:
     return [_tightened(task, private) for task in tasks]
 
 
-def tighten_pairs(pairs: Sequence[Pair], private: PrivateTexts) -> list[Pair]:
+def tighten_pairs(pairs: Sequence[JudgedPair], private: PrivateTexts) -> list[JudgedPair]:
     """The pairs, each with the strictest class of what its question and both answers hold."""
     found = []
     for pair in pairs:
@@ -57,7 +57,7 @@ def tighten_pairs(pairs: Sequence[Pair], private: PrivateTexts) -> list[Pair]:
 
 
 def _tightened(task: Task, private: PrivateTexts) -> Task:
-    rows: list[Row] = []
+    rows: list[ScoredRow] = []
     held: dict[str, str] = {}
     for row in task.rows:
         holds = private.strictest("\n".join(_words(row.messages)), row.privacy)

@@ -21,7 +21,7 @@ from transformers.masking_utils import causal_mask_function, sdpa_mask
 
 from gemma_ops.kernels import attention_eager, attention_spans
 from gemma_ops.kernels.attention_spans import Pattern
-from gemma_ops.kernels.ops_reference import EAGER, Runner
+from gemma_ops.kernels.ops_reference import EAGER, OpRunner
 
 NAME = "gemma_ops"
 """The implementation's name in a text config's `_attn_implementation`."""
@@ -101,7 +101,7 @@ def mask(
 
 
 def before_forward(
-    model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, run: Runner = EAGER
+    model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, run: OpRunner = EAGER
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The hook: put patterns where the model would make masks. Only when nothing is cached yet."""
     given = kwargs.get("attention_mask")

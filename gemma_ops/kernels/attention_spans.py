@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from gemma_ops.kernels import attention_tiled
-from gemma_ops.kernels.ops_reference import EAGER, Runner
+from gemma_ops.kernels.ops_reference import EAGER, OpRunner
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Pattern:
     """[B, T] the number of the image a token belongs to, -1 for text; None where nothing is seen in both directions."""
     windowed_images: bool = True
     """Whether a window also limits how far back a token of an image sees its own image (not so in the 12B)."""
-    run: Runner = EAGER
+    run: OpRunner = EAGER
     """How elementwise parts of attention run."""
 
     def __getitem__(self, index: Any) -> Pattern:
@@ -121,11 +121,11 @@ class Pattern:
         found: tuple[Tensor, Tensor] = self._made["places", device]
         return found
 
-    def jobs(self, heads: int, device: torch.device) -> list[attention_tiled.Job]:
+    def jobs(self, heads: int, device: torch.device) -> list[attention_tiled.TileJob]:
         """The `cuts` last asked for as batches of `tiles` for so many query heads."""
         if ("jobs", heads, device) not in self._made:
             self._made["jobs", heads, device] = attention_tiled.plan(self._made["last"], heads, device)
-        found: list[attention_tiled.Job] = self._made["jobs", heads, device]
+        found: list[attention_tiled.TileJob] = self._made["jobs", heads, device]
         return found
 
     def mask(self, span: Span, window: int | None, device: torch.device) -> Tensor:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from gemma_ops.kernels import ops_reference
-from gemma_ops.kernels.ops_reference import EAGER, Runner
+from gemma_ops.kernels.ops_reference import EAGER, OpRunner
 
 BLOCK = 2048
 """Queries of a document computed together; shorter documents are batched whole."""
@@ -27,7 +27,7 @@ SCORES = 1 << 26
 
 
 @dataclass(frozen=True)
-class Job:
+class TileJob:
     """One batch: `count` runs of `queries` tokens, each seeing the `keys` tokens that end with its own last one."""
 
     tokens: Tensor
@@ -41,7 +41,7 @@ class Job:
     keys: int
 
 
-def plan(cuts: Sequence[int], heads: int, device: torch.device) -> list[Job]:
+def plan(cuts: Sequence[int], heads: int, device: torch.device) -> list[TileJob]:
     """The batches for documents that start at `cuts`, which end with the row's length."""
     short: dict[int, list[tuple[int, int]]] = {}
     jobs = []
@@ -67,15 +67,17 @@ def _some(documents: list[tuple[int, int]], count: int) -> list[list[tuple[int, 
     return [documents[start : start + count] for start in range(0, len(documents), count)]
 
 
-def _job(runs: list[list[int]], keys: list[list[int]], real: list[list[float]] | None, device: torch.device) -> Job:
+def _job(runs: list[list[int]], keys: list[list[int]], real: list[list[float]] | None, device: torch.device) -> TileJob:
     tokens, key_tokens = torch.tensor(runs), torch.tensor(keys)
     mask = None if real is None else torch.tensor(real).view(-1, 1, 1).to(device, non_blocking=True)
     places = tokens.view(-1).to(device, non_blocking=True)
     key_places = places if keys is runs else key_tokens.view(-1).to(device, non_blocking=True)
-    return Job(places, key_places, mask, len(runs), len(runs[0]), len(keys[0]))
+    return TileJob(places, key_places, mask, len(runs), len(runs[0]), len(keys[0]))
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, jobs: Sequence[Job], scale: float, run: Runner = EAGER) -> Tensor:
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, jobs: Sequence[TileJob], scale: float, run: OpRunner = EAGER
+) -> Tensor:
     """`query [T, H, D]`, `key` and `value [T, K, D]` -> `[T, H, D]`."""
     found: Tensor = _Tiles.apply(query, key, value, jobs, scale, run)
     return found
@@ -84,7 +86,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, jobs: Sequence[Job], scale
 class _Tiles(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
     def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, jobs: Sequence[Job], scale: float, run: Runner
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, jobs: Sequence[TileJob], scale: float, run: OpRunner
     ) -> Tensor:
         groups = key.shape[1]
         out = torch.zeros_like(query)
@@ -112,9 +114,9 @@ def gradients(
     value: Tensor,
     out: Tensor,
     lse: Tensor,
-    jobs: Sequence[Job],
+    jobs: Sequence[TileJob],
     scale: float,
-    run: Runner,
+    run: OpRunner,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """By query, key and value, of attention whose output is `out [T, H, D]`; `lse [T, H, 1]` float32 is the logarithm of each
     softmax's sum."""
@@ -138,19 +140,19 @@ def gradients(
     return by_query, by_key.to(key.dtype), by_value.to(value.dtype)
 
 
-def _tall(states: Tensor, job: Job, groups: int) -> Tensor:
+def _tall(states: Tensor, job: TileJob, groups: int) -> Tensor:
     """Queries `[T, H, D]` of a job as `[count * K, heads of a group * queries, D]`."""
     rows = states[job.tokens].view(job.count, job.queries, groups, -1, states.shape[-1])
     return rows.permute(0, 2, 3, 1, 4).reshape(job.count * groups, -1, states.shape[-1])
 
 
-def _keys(states: Tensor, job: Job) -> Tensor:
+def _keys(states: Tensor, job: TileJob) -> Tensor:
     """Keys or values `[T, K, D]` of a job as `[count * K, keys, D]`."""
     rows = states[job.key_tokens].view(job.count, job.keys, *states.shape[1:])
     return rows.transpose(1, 2).flatten(0, 1)
 
 
-def _real(job: Job, groups: int, heads: int) -> Tensor:
+def _real(job: TileJob, groups: int, heads: int) -> Tensor:
     """[count * K, heads of a group * queries, 1] zeros where a query is padding."""
     assert job.real is not None
     rows = job.real.view(job.count, 1, 1, job.queries, 1)
@@ -164,7 +166,7 @@ def _product(q: Tensor, k: Tensor) -> Tensor:
     return q.float() @ k.float().transpose(-2, -1)
 
 
-def _put(total: Tensor, part: Tensor, job: Job, groups: int) -> None:
+def _put(total: Tensor, part: Tensor, job: TileJob, groups: int) -> None:
     """Write `[count * K, heads of a group * queries, D]` to the job's tokens of `total [T, H, D]`."""
     rows = part.view(job.count, groups, -1, job.queries, part.shape[-1]).permute(0, 3, 1, 2, 4)
     rows = rows.reshape(job.count * job.queries, total.shape[1], part.shape[-1]).to(total.dtype)

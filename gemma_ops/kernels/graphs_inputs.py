@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from gemma_ops.kernels.attention_spans import Pattern, documents, ends_of
-from gemma_ops.kernels.ops_reference import Runner
+from gemma_ops.kernels.ops_reference import OpRunner
 
 _UNIT = 128
 """Tokens are rounded up to a multiple of this, and of a sixteenth of the power of two below: 3 % of padding on average."""
@@ -127,7 +127,7 @@ class Slots:
         self._cuts = [*cuts, *([self.room.tokens] if length < self.room.tokens else [])]
         self.numbers.fill(cuts)
 
-    def arguments(self, run: Runner) -> dict[str, Any]:
+    def arguments(self, run: OpRunner) -> dict[str, Any]:
         """Of the language model's own forward pass."""
         if self.embeds.is_cuda:
             pattern: Pattern = Fixed((), run=run, numbers=self.numbers)

@@ -27,7 +27,7 @@ from gemma_ops.kernels import attention_packed, graphs_capture, lora_casts
 from gemma_ops.kernels.attention_spans import Pattern
 from gemma_ops.kernels.graphs_capture import Tape
 from gemma_ops.kernels.graphs_inputs import Room, Slots, room_for
-from gemma_ops.kernels.ops_reference import Runner
+from gemma_ops.kernels.ops_reference import OpRunner
 
 MOST = 24
 """Lengths that are kept; the one not used for longest goes. All share one pool of memory, as only one is in use at a time."""
@@ -39,7 +39,7 @@ that share keys are given no more rows than that)."""
 class Graphs:
     """The recorded passes of one language model (`text`). `tape` makes what records a function and plays it again."""
 
-    def __init__(self, text: Any, run: Runner, tape: Callable[[], Tape] | None = None) -> None:
+    def __init__(self, text: Any, run: OpRunner, tape: Callable[[], Tape] | None = None) -> None:
         self.text, self.run = text, run
         self.tape = tape or graphs_capture.Graph.maker()
         self.kept: OrderedDict[Room, Recorded] = OrderedDict()

@@ -19,7 +19,7 @@ from gemma_ops.config.kernels import KernelsConfig
 from gemma_ops.kernels import attention, layers
 from gemma_ops.kernels.graphs_layers import Graphs
 from gemma_ops.kernels.layers import Using
-from gemma_ops.kernels.ops_reference import Runner
+from gemma_ops.kernels.ops_reference import OpRunner
 from gemma_ops.modeling import experts
 from gemma_ops.modeling.triton_launch import here
 
@@ -134,7 +134,7 @@ def _using(text: Any, settings: KernelsConfig, recompute: Recompute) -> Using:
     return Using(
         lora=settings.lora == "fused",
         norms=settings.norms == "fused" and fits,
-        run=Runner(compiled=compiled, strict=settings.compile == "regions"),
+        run=OpRunner(compiled=compiled, strict=settings.compile == "regions"),
         recompute_mlp=recompute == "mlp",
         gelu=fits,
         draws=_draws(text),

@@ -21,7 +21,7 @@ from gemma_ops.kernels import lora_linears, ops_autograd
 from gemma_ops.kernels.attention import CACHES
 from gemma_ops.kernels.mixture import mixture
 from gemma_ops.kernels.mlp import mlp
-from gemma_ops.kernels.ops_reference import Runner
+from gemma_ops.kernels.ops_reference import OpRunner
 
 ACTIVATION = "gelu_pytorch_tanh"
 """The only activation that is fused; Gemma 4 has no other."""
@@ -33,7 +33,7 @@ class Using:
 
     lora: bool
     norms: bool
-    run: Runner
+    run: OpRunner
     recompute_mlp: bool
     gelu: bool
     """Whether the model's activation is the one that is fused."""

@@ -25,7 +25,7 @@ from gemma_ops.modeling import nf4
 
 
 @dataclass(frozen=True)
-class Part:
+class LoraPart:
     """A frozen linear `[out, in]`, dense or in 4 bits, and its adapter, if any."""
 
     weight: Any
@@ -53,7 +53,7 @@ def linears(x: Tensor, modules: Sequence[Any]) -> Sequence[Tensor]:
     return outs
 
 
-def read(modules: Sequence[Any], x: Tensor) -> list[Part] | None:
+def read(modules: Sequence[Any], x: Tensor) -> list[LoraPart] | None:
     """The parts of `modules`, or None where their own forward has to run."""
     parts = []
     for module in modules:
@@ -67,7 +67,7 @@ def read(modules: Sequence[Any], x: Tensor) -> list[Part] | None:
     return parts
 
 
-def factors(parts: Sequence[Part]) -> list[Tensor]:
+def factors(parts: Sequence[LoraPart]) -> list[Tensor]:
     """The adapters' factors, down and up in turn: what Functions take as arguments."""
     return [factor for part in parts if part.down is not None for factor in (part.down, part.up)]  # type: ignore[misc]
 
@@ -79,13 +79,13 @@ def _fits(dtype: torch.dtype, x: Tensor) -> bool:
     return bool(torch.get_autocast_dtype(x.device.type) == dtype)
 
 
-def type_of(part: Part) -> torch.dtype:
+def type_of(part: LoraPart) -> torch.dtype:
     """What the part is computed in."""
     found: torch.dtype = part.weight.quant_state.dtype if nf4.is_4bit(part.weight) else part.weight.dtype
     return found
 
 
-def _part(module: Any) -> Part | None:
+def _part(module: Any) -> LoraPart | None:
     if hooked(module):
         return None
     if not hasattr(module, "lora_A"):
@@ -107,23 +107,23 @@ def _part(module: Any) -> Part | None:
     if down.bias is not None or up.bias is not None or hooked(down) or hooked(up):
         return None
     plain = _plain(base)
-    return plain and Part(plain.weight, plain.bias, down.weight, up.weight, module.scaling[name])
+    return plain and LoraPart(plain.weight, plain.bias, down.weight, up.weight, module.scaling[name])
 
 
-def _plain(module: Any) -> Part | None:
+def _plain(module: Any) -> LoraPart | None:
     """A frozen linear without adapter."""
     weight = getattr(module, "weight", None)
     if weight is None or weight.requires_grad or (module.bias is not None and module.bias.requires_grad):
         return None
     if type(module) is torch.nn.Linear:
-        return Part(weight, module.bias)
+        return LoraPart(weight, module.bias)
     if type(module).__name__ != "Linear4bit" or not nf4.is_4bit(weight) or weight.quant_state is None:
         return None
     repacked = getattr(module, "enable_optimized_cpu", False) or getattr(
         weight.quant_state, "packing_format_for_cpu", False
     )
     same = module.compute_dtype in (None, weight.quant_state.dtype)
-    return None if repacked or not same else Part(weight, module.bias)
+    return None if repacked or not same else LoraPart(weight, module.bias)
 
 
 def hooked(module: Any) -> bool:
@@ -166,7 +166,7 @@ def learned(a: Tensor, b: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
     return found
 
 
-def project(x: Tensor, parts: Sequence[Part], given: Sequence[Tensor]) -> tuple[list[Tensor], Tensor | None]:
+def project(x: Tensor, parts: Sequence[LoraPart], given: Sequence[Tensor]) -> tuple[list[Tensor], Tensor | None]:
     """`x [N, in]` times every part, and `x` times the first factors `[N, ranks]`, which the backward pass wants."""
     down = stacked(given[::2], x.dtype)
     thin = None if down is None else x @ down.t()
@@ -188,7 +188,7 @@ def project_backward(
     outers: Sequence[Tensor | None],
     x: Tensor,
     thin: Tensor | None,
-    parts: Sequence[Part],
+    parts: Sequence[LoraPart],
     given: Sequence[Tensor],
     *,
     by_input: bool,
@@ -232,7 +232,7 @@ class _Linears(torch.autograd.Function):  # type: ignore[misc]
     """`project` of `x [..., in]`."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, parts: Sequence[Part], *given: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, x: Tensor, parts: Sequence[LoraPart], *given: Tensor) -> tuple[Tensor, ...]:
         flat = x.reshape(-1, x.shape[-1])
         with torch.autocast(x.device.type, enabled=False):
             outs, thin = project(flat, parts, given)

@@ -15,12 +15,12 @@ from torch import Tensor
 
 from gemma_ops.kernels import ops_reference
 from gemma_ops.kernels.lora_linears import hooked
-from gemma_ops.kernels.ops_reference import Runner
+from gemma_ops.kernels.ops_reference import OpRunner
 from gemma_ops.modeling import experts as stacks
 
 
 def mixture(
-    experts: Any, hidden: Tensor, index: Tensor, weights: Tensor, run: Runner, *, recompute: bool
+    experts: Any, hidden: Tensor, index: Tensor, weights: Tensor, run: OpRunner, *, recompute: bool
 ) -> Tensor | None:
     """What the experts `index [n, k]`, weighed by `weights [n, k]`, make of `hidden [n, H]`; None where the module has to
     run by itself: experts that learn, are adapted or hooked. `recompute` keeps the inputs alone."""
@@ -58,7 +58,7 @@ def weighed_geglu_backward(outer: Tensor, both: Tensor, weight: Tensor) -> tuple
 class _Mixture(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weights: Tensor, index: Tensor, experts: Any, run: Runner, recompute: bool
+        ctx: Any, hidden: Tensor, weights: Tensor, index: Tensor, experts: Any, run: OpRunner, recompute: bool
     ) -> Tensor:
         chosen = index.shape[-1]
         order, back, ends = stacks.route(index, experts.num_experts)
@@ -93,7 +93,7 @@ def _both(experts: Any, hidden: Tensor, order: Tensor, ends: Tensor, chosen: int
     return stacks.grouped(rows, stack.transpose(-2, -1), ends)
 
 
-def _geglu(both: Tensor, run: Runner) -> Tensor:
+def _geglu(both: Tensor, run: OpRunner) -> Tensor:
     gate, up = both[None].chunk(2, -1)
     found: Tensor = run(ops_reference.geglu, gate, up)
     return found[0]

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from gemma_ops.kernels import lora_linears, ops_reference
 from gemma_ops.kernels.lora_casts import low
-from gemma_ops.kernels.lora_linears import Part
-from gemma_ops.kernels.ops_reference import Runner
+from gemma_ops.kernels.lora_linears import LoraPart
+from gemma_ops.kernels.ops_reference import OpRunner
 
 
-def mlp(x: Tensor, gate: Any, up: Any, down: Any, *, recompute: bool, run: Runner) -> Tensor | None:
+def mlp(x: Tensor, gate: Any, up: Any, down: Any, *, recompute: bool, run: OpRunner) -> Tensor | None:
     """`down(gelu(gate(x)) * up(x))` of `x [..., H]`, or None where the modules have to run by themselves."""
     parts = lora_linears.read((gate, up, down), x)
     if parts is None:
@@ -32,7 +32,7 @@ def mlp(x: Tensor, gate: Any, up: Any, down: Any, *, recompute: bool, run: Runne
 class _Mlp(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, parts: list[Part], wide: int, recompute: bool, run: Runner, *given: Tensor
+        ctx: Any, x: Tensor, parts: list[LoraPart], wide: int, recompute: bool, run: OpRunner, *given: Tensor
     ) -> Tensor:
         flat = x.reshape(-1, x.shape[-1])
         with torch.autocast(x.device.type, enabled=False):
@@ -53,7 +53,7 @@ class _Mlp(torch.autograd.Function):  # type: ignore[misc]
         if ctx.recompute:
             dense = [part.dense() for part in parts[:2]]
             held = [
-                Part(weight, part.bias, part.down, part.up, part.scale)
+                LoraPart(weight, part.bias, part.down, part.up, part.scale)
                 for weight, part in zip(dense, parts[:2], strict=True)
             ]
             (gate, up), thin = lora_linears.project(flat, held, given[:wide])

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from gemma_ops.kernels import ops_reference
-from gemma_ops.kernels.ops_reference import EAGER, Runner
+from gemma_ops.kernels.ops_reference import EAGER, OpRunner
 
 
-def norm(x: Tensor, weight: Tensor | None, eps: float, run: Runner = EAGER) -> Tensor:
+def norm(x: Tensor, weight: Tensor | None, eps: float, run: OpRunner = EAGER) -> Tensor:
     """Gemma 4's RMSNorm of `[..., D]`; `weight` is None where the model norms without scale (values, router)."""
     if x.ndim < 3:  # the bodies count rows and tokens
         return norm(x[None], weight, eps, run)[0]
@@ -25,7 +25,7 @@ def norm(x: Tensor, weight: Tensor | None, eps: float, run: Runner = EAGER) -> T
 
 
 def add_norm(
-    residual: Tensor, x: Tensor, weight: Tensor | None, eps: float, scale: Tensor | None = None, run: Runner = EAGER
+    residual: Tensor, x: Tensor, weight: Tensor | None, eps: float, scale: Tensor | None = None, run: OpRunner = EAGER
 ) -> Tensor:
     """`(residual + norm(x)) * scale`, `[B, T, D]`: how a layer's parts join its stream. `scale` is a constant `[1]`."""
     if residual.dtype != x.dtype:  # under autocast, with a stream in float32
@@ -35,13 +35,13 @@ def add_norm(
     return found
 
 
-def rotated(x: Tensor, weight: Tensor | None, cos: Tensor, sin: Tensor, eps: float, run: Runner = EAGER) -> Tensor:
+def rotated(x: Tensor, weight: Tensor | None, cos: Tensor, sin: Tensor, eps: float, run: OpRunner = EAGER) -> Tensor:
     """Queries or keys `[B, T, H, D]` normed, then turned by `cos` and `sin` `[B, T, D]` of their positions."""
     found: Tensor = _Rotated.apply(x, weight, cos, sin, eps, run)
     return found
 
 
-def geglu(gate: Tensor, up: Tensor, run: Runner = EAGER) -> Tensor:
+def geglu(gate: Tensor, up: Tensor, run: OpRunner = EAGER) -> Tensor:
     """`gelu(gate) * up`, `[..., D]`."""
     found: Tensor = _GeGLU.apply(gate, up, run)
     return found
@@ -49,7 +49,7 @@ def geglu(gate: Tensor, up: Tensor, run: Runner = EAGER) -> Tensor:
 
 class _Norm(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor | None, eps: float, run: Runner) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor | None, eps: float, run: OpRunner) -> Tensor:
         y, rstd = run(ops_reference.norm, x, weight, eps)
         ctx.save_for_backward(x, weight, rstd)
         ctx.run = run
@@ -65,7 +65,7 @@ class _Norm(torch.autograd.Function):  # type: ignore[misc]
 class _AddNorm(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
     def forward(
-        ctx: Any, residual: Tensor, x: Tensor, weight: Tensor | None, scale: Tensor | None, eps: float, run: Runner
+        ctx: Any, residual: Tensor, x: Tensor, weight: Tensor | None, scale: Tensor | None, eps: float, run: OpRunner
     ) -> Tensor:
         y, rstd = run(ops_reference.add_norm, residual, x, weight, scale, eps)
         ctx.save_for_backward(x, weight, scale, rstd)
@@ -83,7 +83,7 @@ class _AddNorm(torch.autograd.Function):  # type: ignore[misc]
 class _Rotated(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor | None, cos: Tensor, sin: Tensor, eps: float, run: Runner
+        ctx: Any, x: Tensor, weight: Tensor | None, cos: Tensor, sin: Tensor, eps: float, run: OpRunner
     ) -> Tensor:
         y, rstd = run(ops_reference.rotated, x, weight, cos, sin, eps)
         ctx.save_for_backward(x, weight, cos, sin, rstd)
@@ -103,7 +103,7 @@ class _Rotated(torch.autograd.Function):  # type: ignore[misc]
 
 class _GeGLU(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
-    def forward(ctx: Any, gate: Tensor, up: Tensor, run: Runner) -> Tensor:
+    def forward(ctx: Any, gate: Tensor, up: Tensor, run: OpRunner) -> Tensor:
         ctx.save_for_backward(gate, up)
         ctx.run = run
         found: Tensor = run(ops_reference.geglu, gate, up)

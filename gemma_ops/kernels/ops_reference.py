@@ -26,7 +26,7 @@ _ROWS = 2
 _COMPILED: dict[Any, Body] = {}
 
 
-class Runner:
+class OpRunner:
     """Calls bodies, compiled or not. Where compiling fails, `strict` raises; otherwise it warns once and goes on without."""
 
     def __init__(self, *, compiled: bool = False, strict: bool = False) -> None:
@@ -79,7 +79,7 @@ class Runner:
         return result
 
 
-EAGER = Runner()
+EAGER = OpRunner()
 
 
 @cache

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gemma_ops.errors import ConfigError, DataError
-from gemma_ops.metrics.metric import Metric, Row, Scored, Scorer, one
+from gemma_ops.metrics.metric import Metric, ScoredAnswer, ScoredRow, Scorer, one
 from gemma_ops.metrics.parse import Unreadable, dump, leaves, parse
 
 
@@ -25,8 +25,8 @@ class JsonValid(JsonMetric):
 
     id: Literal["json_valid"]
 
-    def scorer(self, folder: Path, rows: Sequence[Row]) -> Scorer:
-        def score(text: str, row: Row) -> Scored:
+    def scorer(self, folder: Path, rows: Sequence[ScoredRow]) -> Scorer:
+        def score(text: str, row: ScoredRow) -> ScoredAnswer:
             value = parse(text, fenced=self.fenced)
             bad = isinstance(value, Unreadable)
             return one(self.key, float(not bad), **({"why": value.why} if bad else {}))
@@ -41,7 +41,7 @@ class JsonSchema(JsonMetric):
     file: str
     """A schema file of the task's folder."""
 
-    def scorer(self, folder: Path, rows: Sequence[Row]) -> Scorer:
+    def scorer(self, folder: Path, rows: Sequence[ScoredRow]) -> Scorer:
         from jsonschema import Draft202012Validator, SchemaError
 
         path = folder / self.file
@@ -54,7 +54,7 @@ class JsonSchema(JsonMetric):
             ) from error
         validator = Draft202012Validator(schema)
 
-        def score(text: str, row: Row) -> Scored:
+        def score(text: str, row: ScoredRow) -> ScoredAnswer:
             value = parse(text, fenced=self.fenced)
             if isinstance(value, Unreadable):
                 return one(self.key, 0.0, why=value.why)
@@ -71,14 +71,14 @@ class JsonFieldAccuracy(JsonMetric):
     fields: tuple[str, ...] = ()
     """Top-level keys to compare; by default those of the first reference."""
 
-    def scorer(self, folder: Path, rows: Sequence[Row]) -> Scorer:
+    def scorer(self, folder: Path, rows: Sequence[ScoredRow]) -> Scorer:
         wanted = {row.id: _object(row, self.id) for row in rows if row.reference is not None}
         fields = self.fields or tuple(next(iter(wanted.values()), {}))
         columns = {field: f"{self.key}.{field}" for field in fields}
 
-        def score(text: str, row: Row) -> Scored:
+        def score(text: str, row: ScoredRow) -> ScoredAnswer:
             if row.reference is None:
-                return Scored(dict.fromkeys((self.key, *columns.values())))
+                return ScoredAnswer(dict.fromkeys((self.key, *columns.values())))
             value = parse(text, fenced=self.fenced)
             found = value if isinstance(value, dict) else {}
             expected = _object(row, self.id)
@@ -88,7 +88,9 @@ class JsonFieldAccuracy(JsonMetric):
             known = [item for item in right.values() if item is not None]
             mean = sum(known) / len(known) if known else None
             wrong = [field for field, item in right.items() if item == 0]
-            return Scored({self.key: mean} | {columns[field]: item for field, item in right.items()}, {"wrong": wrong})
+            return ScoredAnswer(
+                {self.key: mean} | {columns[field]: item for field, item in right.items()}, {"wrong": wrong}
+            )
 
         return Scorer(self.key, (self.key, *columns.values()), score)
 
@@ -98,8 +100,8 @@ class JsonFieldF1(JsonMetric):
 
     id: Literal["json_field_f1"]
 
-    def scorer(self, folder: Path, rows: Sequence[Row]) -> Scorer:
-        def score(text: str, row: Row) -> Scored:
+    def scorer(self, folder: Path, rows: Sequence[ScoredRow]) -> Scorer:
+        def score(text: str, row: ScoredRow) -> ScoredAnswer:
             if row.reference is None:
                 return one(self.key, None)
             value = parse(text, fenced=self.fenced)
@@ -113,7 +115,7 @@ class JsonFieldF1(JsonMetric):
         return Scorer(self.key, (self.key,), score)
 
 
-def _object(row: Row, metric: str) -> dict[str, Any]:
+def _object(row: ScoredRow, metric: str) -> dict[str, Any]:
     """The reference as an object. Raises DataError when it is none."""
     value = parse(row.reference) if isinstance(row.reference, str) else row.reference
     if not isinstance(value, dict):

@@ -19,9 +19,9 @@ from gemma_ops.metrics.metric import (
     Indexes,
     Metric,
     Normalization,
-    Row,
     RowCounts,
-    Scored,
+    ScoredAnswer,
+    ScoredRow,
     Scorer,
     normalize,
 )
@@ -39,15 +39,15 @@ class ChoiceAccuracy(Metric):
     normalize: tuple[Normalization, ...] = ("strip", "casefold")
     """Applied to answer and labels before they are compared."""
 
-    def scorer(self, folder: Path, rows: Sequence[Row]) -> Scorer:
+    def scorer(self, folder: Path, rows: Sequence[ScoredRow]) -> Scorer:
         every = self.choices or tuple(
             sorted({x for row in rows for x in (row.choices or (self._label(row.gold),)) if x is not None})
         )
         spelled = {normalize(label, self.normalize): label for label in every}
 
-        def score(text: str, row: Row) -> Scored:
+        def score(text: str, row: ScoredRow) -> ScoredAnswer:
             if row.reference is None:
-                return Scored({self.key: None})
+                return ScoredAnswer({self.key: None})
             allowed = {normalize(x, self.normalize): x for x in row.choices} if row.choices else spelled
             wanted = allowed.get(normalize(self._label(row.gold) or "", self.normalize))
             if wanted is None:
@@ -57,7 +57,7 @@ class ChoiceAccuracy(Metric):
                 )
             found = allowed.get(normalize(self._label(text) or "", self.normalize))
             values: dict[str, float | None] = {self.key: float(found == wanted)}
-            return Scored(values, {"label": found, "wanted": wanted})
+            return ScoredAnswer(values, {"label": found, "wanted": wanted})
 
         kinds = {f"{self.key}.f1_macro": True, f"{self.key}.f1_micro": False}
         aggregates = {name: f1_aggregate(every, macro=macro) for name, macro in kinds.items()}
@@ -77,7 +77,7 @@ def f1_aggregate(labels: tuple[str, ...], *, macro: bool) -> Aggregate:
     place = {label: index for index, label in enumerate(labels)}
     size = len(labels)
 
-    def prepare(rows: Sequence[Row], details: Sequence[Mapping[str, Any]]) -> Callable[[Indexes], float]:
+    def prepare(rows: Sequence[ScoredRow], details: Sequence[Mapping[str, Any]]) -> Callable[[Indexes], float]:
         wanted = np.array([place.get(detail.get("wanted", ""), size) for detail in details])
         found = np.array([place.get(detail.get("label") or "", size) for detail in details])
 

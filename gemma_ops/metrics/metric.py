@@ -12,14 +12,14 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from gemma_ops.config import Name, Privacy, Section
+from gemma_ops.config import ConfigSection, Name, Privacy
 
 Normalization = Literal["strip", "casefold", "spaces", "punctuation", "accents", "nfc", "nfkc", "json"]
 Indexes = npt.NDArray[np.intp]
 
 
 @dataclass(frozen=True)
-class Row:
+class ScoredRow:
     """One question of a task. `reference` is the expected answer: text, or any JSON value; None when there is none."""
 
     id: str
@@ -45,7 +45,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Scored:
+class ScoredAnswer:
     """What a scorer says of one answer. `values` holds a number in [0, 1] per column, or None where the row lacks what
     the column needs (unscored). `detail` keeps what aggregates and the report need: a predicted label, wrong fields."""
 
@@ -53,7 +53,7 @@ class Scored:
     detail: dict[str, Any] = field(default_factory=dict)
 
 
-Aggregate = Callable[[Sequence[Row], Sequence[Mapping[str, Any]]], Callable[[Indexes], float]]
+Aggregate = Callable[[Sequence[ScoredRow], Sequence[Mapping[str, Any]]], Callable[[Indexes], float]]
 """From all rows of a target, with the details its metric's scores kept: a figure on the rows with given indexes, so
 that it can be bootstrapped."""
 
@@ -79,14 +79,14 @@ class Scorer:
 
     key: str
     columns: tuple[str, ...]
-    score: Callable[[str, Row], Scored]
+    score: Callable[[str, ScoredRow], ScoredAnswer]
     aggregates: Mapping[str, Aggregate] = field(default_factory=dict)
     counts: Mapping[str, Counts] = field(default_factory=dict)
     """For each aggregate, what gates decide it on."""
     labels: tuple[str, ...] | None = None
 
 
-class Metric(Section):
+class Metric(ConfigSection):
     """Base of all metrics. Subclasses add `id: Literal["…"]`, options, and `scorer`."""
 
     id: str
@@ -97,14 +97,14 @@ class Metric(Section):
     def key(self) -> str:
         return self.name or self.id
 
-    def scorer(self, folder: Path, rows: Sequence[Row]) -> Scorer:
+    def scorer(self, folder: Path, rows: Sequence[ScoredRow]) -> Scorer:
         """Bind to a task's folder and rows. Raises ConfigError or DataError where an option can't be met."""
         raise NotImplementedError
 
 
-def one(key: str, value: float | None, **detail: Any) -> Scored:
+def one(key: str, value: float | None, **detail: Any) -> ScoredAnswer:
     """A score of a single column."""
-    return Scored({key: value}, detail)
+    return ScoredAnswer({key: value}, detail)
 
 
 def normalize(text: str, steps: Sequence[Normalization]) -> str:

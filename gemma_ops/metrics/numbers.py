@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from gemma_ops.errors import DataError
-from gemma_ops.metrics.metric import Metric, Row, Scored, Scorer, one
+from gemma_ops.metrics.metric import Metric, ScoredAnswer, ScoredRow, Scorer, one
 from gemma_ops.metrics.numerals import DecimalSign, numbers_in
 
 
@@ -30,7 +30,7 @@ class Numeric(Metric):
     decimal: DecimalSign = "point"
     """How `1,234` and `1.234` are read, which could be either: with a decimal `point` or a decimal `comma`."""
 
-    def scorer(self, folder: Path, rows: Sequence[Row]) -> Scorer:
+    def scorer(self, folder: Path, rows: Sequence[ScoredRow]) -> Scorer:
         """Raises DataError for a reference with digits that can't be read as one number."""
         for row in rows:
             has_digits = row.reference is not None and any(letter.isdigit() for letter in row.gold)
@@ -40,7 +40,7 @@ class Numeric(Metric):
                     "write it as a plain number, or score the row with another metric",
                 )
 
-        def score(text: str, row: Row) -> Scored:
+        def score(text: str, row: ScoredRow) -> ScoredAnswer:
             wanted = final_number(row.gold, self.decimal) if row.reference is not None else None
             if wanted is None:
                 return one(self.key, None)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from gemma_ops.metrics.metric import Metric, Row, Scored, Scorer, one, words
+from gemma_ops.metrics.metric import Metric, ScoredAnswer, ScoredRow, Scorer, one, words
 
 
 class _Words:
@@ -21,12 +21,12 @@ class RougeL(Metric):
 
     id: Literal["rouge_l"]
 
-    def scorer(self, folder: Path, rows: Sequence[Row]) -> Scorer:
+    def scorer(self, folder: Path, rows: Sequence[ScoredRow]) -> Scorer:
         from rouge_score.rouge_scorer import RougeScorer
 
         library = RougeScorer(["rougeL"], tokenizer=_Words())
 
-        def score(text: str, row: Row) -> Scored:
+        def score(text: str, row: ScoredRow) -> ScoredAnswer:
             if row.reference is None:
                 return one(self.key, None)
             return one(self.key, float(library.score(row.gold, text)["rougeL"].fmeasure))
@@ -39,12 +39,12 @@ class Chrf(Metric):
 
     id: Literal["chrf"]
 
-    def scorer(self, folder: Path, rows: Sequence[Row]) -> Scorer:
+    def scorer(self, folder: Path, rows: Sequence[ScoredRow]) -> Scorer:
         from sacrebleu.metrics import CHRF
 
         library = CHRF()
 
-        def score(text: str, row: Row) -> Scored:
+        def score(text: str, row: ScoredRow) -> ScoredAnswer:
             if row.reference is None:
                 return one(self.key, None)
             return one(self.key, min(1.0, library.sentence_score(text, [row.gold]).score / 100))

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from gemma_ops.metrics.metric import Metric, Normalization, Row, Scored, Scorer, normalize, one, words
+from gemma_ops.metrics.metric import Metric, Normalization, ScoredAnswer, ScoredRow, Scorer, normalize, one, words
 
 
 class ExactMatch(Metric):
@@ -20,8 +20,8 @@ class ExactMatch(Metric):
     """Applied in order: strip, casefold, spaces, punctuation, accents, nfc and nfkc (Unicode's normal forms, which change
     nothing else), json (equal values however they are spelled)."""
 
-    def scorer(self, folder: Path, rows: Sequence[Row]) -> Scorer:
-        def score(text: str, row: Row) -> Scored:
+    def scorer(self, folder: Path, rows: Sequence[ScoredRow]) -> Scorer:
+        def score(text: str, row: ScoredRow) -> ScoredAnswer:
             if row.reference is None:
                 return one(self.key, None)
             return one(self.key, float(normalize(text, self.normalize) == normalize(row.gold, self.normalize)))
@@ -36,8 +36,8 @@ class Contains(Metric):
     normalize: tuple[Normalization, ...] = ("casefold", "spaces")
     """As for exact_match."""
 
-    def scorer(self, folder: Path, rows: Sequence[Row]) -> Scorer:
-        def score(text: str, row: Row) -> Scored:
+    def scorer(self, folder: Path, rows: Sequence[ScoredRow]) -> Scorer:
+        def score(text: str, row: ScoredRow) -> ScoredAnswer:
             if row.reference is None:
                 return one(self.key, None)
             return one(self.key, float(normalize(row.gold, self.normalize) in normalize(text, self.normalize)))
@@ -64,7 +64,7 @@ class Regex(Metric):
             raise ValueError(f"not a regular expression: {error}") from error
         return value
 
-    def scorer(self, folder: Path, rows: Sequence[Row]) -> Scorer:
+    def scorer(self, folder: Path, rows: Sequence[ScoredRow]) -> Scorer:
         pattern = re.compile(self.pattern)
 
         def caught(text: str) -> str | None:
@@ -75,7 +75,7 @@ class Regex(Metric):
             group = next((part for part in found[-1].groups() if part is not None), None)
             return None if group is None else normalize(group, self.normalize)
 
-        def score(text: str, row: Row) -> Scored:
+        def score(text: str, row: ScoredRow) -> ScoredAnswer:
             here = caught(text)
             if not pattern.groups:
                 return one(self.key, float(here is not None))
@@ -107,8 +107,8 @@ class Length(Metric):
             raise ValueError("length: max is below min")
         return self
 
-    def scorer(self, folder: Path, rows: Sequence[Row]) -> Scorer:
-        def score(text: str, row: Row) -> Scored:
+    def scorer(self, folder: Path, rows: Sequence[ScoredRow]) -> Scorer:
+        def score(text: str, row: ScoredRow) -> ScoredAnswer:
             count = len(words(text)) if self.unit == "words" else len(text.strip())
             return one(self.key, float(self.min <= count <= (self.max or count)), count=count)
 

@@ -37,7 +37,7 @@ _WIDTHS = {"bf16": 2, "fp32": 4}
 
 
 @dataclass(frozen=True)
-class Line:
+class AuditLine:
     """One component of a model in one type."""
 
     component: str
@@ -47,7 +47,7 @@ class Line:
     bytes: int
 
 
-def audit(model: Any, shape: Shape, weights: str) -> tuple[Line, ...]:
+def audit(model: Any, shape: Shape, weights: str) -> tuple[AuditLine, ...]:
     """Count what `model` holds and compare it with what a model of that shape loaded as `weights` must hold.
 
     Towers are compared where the model has them. Raises ModelError naming the first module or component that differs.
@@ -69,7 +69,7 @@ def audit(model: Any, shape: Shape, weights: str) -> tuple[Line, ...]:
     return found
 
 
-def expected(shape: Shape, weights: str) -> Iterator[Line]:
+def expected(shape: Shape, weights: str) -> Iterator[AuditLine]:
     """What each component of a model of that shape takes, by counting; 4-bit tensors one by one, as their scales round
     up. The head is the embedding and counted once."""
     counts = shape.counts()
@@ -89,9 +89,9 @@ def expected(shape: Shape, weights: str) -> Iterator[Line]:
     packed = _packed(shape) if weights == "nf4" else {}
     for component, parameters in fields.items():
         if component in packed and parameters:
-            yield Line(component, "nf4", parameters, packed[component])
+            yield AuditLine(component, "nf4", parameters, packed[component])
         elif parameters:
-            yield Line(component, plain, parameters, parameters * _WIDTHS[plain])
+            yield AuditLine(component, plain, parameters, parameters * _WIDTHS[plain])
 
 
 def _packed(shape: Shape) -> dict[str, int]:
@@ -103,7 +103,7 @@ def _packed(shape: Shape) -> dict[str, int]:
     return sizes
 
 
-def count(model: Any) -> tuple[Line, ...]:
+def count(model: Any) -> tuple[AuditLine, ...]:
     """What a model holds, by component and type; adapters are left out."""
     parameters: Counter[tuple[str, str]] = Counter()
     sizes: Counter[tuple[str, str]] = Counter()
@@ -120,7 +120,7 @@ def count(model: Any) -> tuple[Line, ...]:
         place = "per-layer table", "host"
         parameters[place] += table.weight.numel()
         sizes[place] += table.weight.numel() * table.weight.element_size()
-    return tuple(Line(*place, number, sizes[place]) for place, number in sorted(parameters.items()))
+    return tuple(AuditLine(*place, number, sizes[place]) for place, number in sorted(parameters.items()))
 
 
 def component_of(name: str) -> str:
@@ -139,7 +139,7 @@ def wants_4bit(name: str) -> bool:
     return re.fullmatch(family.LORA_TARGETS, name) is not None
 
 
-def _on_host(line: Line, plan: Line | None) -> bool:
+def _on_host(line: AuditLine, plan: AuditLine | None) -> bool:
     """A table in main memory has the type it has in the file, whatever the rest is held in."""
     return line.kind == "host" and plan is not None and line.parameters == plan.parameters
 

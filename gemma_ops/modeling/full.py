@@ -19,7 +19,7 @@ from gemma_ops.errors import ConfigError, ModelError
 from gemma_ops.modeling import nf4
 from gemma_ops.modeling.audit import component_of
 from gemma_ops.modeling.checkpoint_source import check_shards, checkpoint
-from gemma_ops.modeling.shards import DTYPES, Entry, read, read_headers
+from gemma_ops.modeling.shards import DTYPES, TensorEntry, read, read_headers
 from gemma_ops.runs import digest
 
 FOLDER = "tuned"
@@ -95,7 +95,7 @@ def save(model: Any, folder: Path, source: Path, described: dict[str, Any], *, w
     return record
 
 
-def _write(folder: Path, learned: dict[str, Any], files: dict[str, Entry]) -> list[str]:
+def _write(folder: Path, learned: dict[str, Any], files: dict[str, TensorEntry]) -> list[str]:
     """Shards and index; the names of the tensors that changed, in the order of the base's files."""
     import torch
     from safetensors.torch import save_file
@@ -144,7 +144,7 @@ def weights_digest(described: dict[str, Any]) -> str:
     return digest.of_json({name: found for name, found in described["files"].items() if name.endswith(".safetensors")})
 
 
-def fingerprint(files: dict[str, Entry]) -> str:
+def fingerprint(files: dict[str, TensorEntry]) -> str:
     """What tells one base from another without reading it all: names, types, shapes, and the numbers of the small tensors
     (norms and scales differ between any two trainings of one shape)."""
     found = hashlib.sha256()
@@ -157,7 +157,7 @@ def fingerprint(files: dict[str, Entry]) -> str:
     return found.hexdigest()
 
 
-def entries(folder: Path, base: Path) -> dict[str, Entry]:
+def entries(folder: Path, base: Path) -> dict[str, TensorEntry]:
     """The tensors of a `tuned/` folder, checked against the base artifact (or plain checkpoint folder) they belong to.
 
     Raises ModelError when files are missing, cut short or of another format, or when the base is another one.

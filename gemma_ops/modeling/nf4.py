@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from gemma_ops.modeling.shards import Entry, pieces
+from gemma_ops.modeling.shards import TensorEntry, pieces
 from gemma_ops.modeling.triton_launch import here, kernels
 
 BLOCK = 64
@@ -26,7 +26,7 @@ _PIECE = {"cpu": 1 << 18, "cuda": 1 << 25}
 
 
 def quantize(
-    entry: Entry,
+    entry: TensorEntry,
     device: str | torch.device,
     dtype: torch.dtype = torch.bfloat16,
     storage: torch.dtype = torch.uint8,

@@ -23,7 +23,7 @@ SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 
 
 @dataclass(frozen=True)
-class Entry:
+class TensorEntry:
     """One tensor in a file: `start` and `stop` are byte offsets from the beginning of the file."""
 
     name: str
@@ -38,7 +38,7 @@ class Entry:
         return math.prod(self.shape)
 
 
-def read_header(file: Path) -> list[Entry]:
+def read_header(file: Path) -> list[TensorEntry]:
     """The tensors of a safetensors file in the order of their bytes. Raises ModelError when the file is cut short."""
     size = file.stat().st_size
     with file.open("rb") as stream:
@@ -49,7 +49,9 @@ def read_header(file: Path) -> list[Entry]:
             raise ModelError(f"{file} is cut short or no safetensors file ({size} bytes)", FETCH_AGAIN) from error
     data = 8 + length
     entries = [
-        Entry(name, file, facts["dtype"], tuple(facts["shape"]), *(data + offset for offset in facts["data_offsets"]))
+        TensorEntry(
+            name, file, facts["dtype"], tuple(facts["shape"]), *(data + offset for offset in facts["data_offsets"])
+        )
         for name, facts in header.items()
         if name != "__metadata__"
     ]
@@ -59,12 +61,12 @@ def read_header(file: Path) -> list[Entry]:
     return entries
 
 
-def read_headers(files: Sequence[Path]) -> dict[str, Entry]:
+def read_headers(files: Sequence[Path]) -> dict[str, TensorEntry]:
     """Every tensor of a checkpoint by name, in the order of the files and of the bytes in them."""
     return {entry.name: entry for file in files for entry in read_header(file)}
 
 
-def read_range(entry: Entry, start: int, stop: int) -> torch.Tensor:
+def read_range(entry: TensorEntry, start: int, stop: int) -> torch.Tensor:
     """The numbers stored in bytes [start, stop) of a tensor's file, as a flat tensor."""
     buffer = bytearray(stop - start)
     with entry.file.open("rb", buffering=0) as stream:
@@ -80,12 +82,12 @@ def read_range(entry: Entry, start: int, stop: int) -> torch.Tensor:
     return torch.frombuffer(buffer, dtype=DTYPES[entry.dtype])
 
 
-def read(entry: Entry) -> torch.Tensor:
+def read(entry: TensorEntry) -> torch.Tensor:
     """The whole tensor in its stored dtype, in memory of its own."""
     return read_range(entry, entry.start, entry.stop).reshape(entry.shape)
 
 
-def pieces(entry: Entry, parameters: int, multiple: int = 1) -> Iterator[tuple[int, torch.Tensor]]:
+def pieces(entry: TensorEntry, parameters: int, multiple: int = 1) -> Iterator[tuple[int, torch.Tensor]]:
     """The flat tensor in pieces of at most about `parameters` numbers, each but the last a multiple of `multiple`:
     (offset of the first number, the numbers)."""
     step = max(multiple, parameters // multiple * multiple)
@@ -95,7 +97,7 @@ def pieces(entry: Entry, parameters: int, multiple: int = 1) -> Iterator[tuple[i
         yield first, read_range(entry, entry.start + first * size, entry.start + last * size)
 
 
-def mapped(entry: Entry) -> torch.Tensor | None:
+def mapped(entry: TensorEntry) -> torch.Tensor | None:
     """The tensor as a private view of the file, which costs no memory but the page cache's; None where its bytes do not
     lie on a multiple of its width."""
     size = SIZES[entry.dtype]

@@ -20,7 +20,7 @@ from gemma_ops.modeling import experts, nf4
 from gemma_ops.modeling.audit import wants_4bit
 from gemma_ops.modeling.checkpoint_source import check_shards
 from gemma_ops.modeling.host_ple import HostEmbedding
-from gemma_ops.modeling.shards import DTYPES, Entry, mapped, pieces, read, read_headers
+from gemma_ops.modeling.shards import DTYPES, TensorEntry, mapped, pieces, read, read_headers
 
 _PIECE = 1 << 25
 """Numbers read and converted at a time."""
@@ -54,7 +54,7 @@ def quantizable(model: Any, storage: torch.dtype = torch.uint8) -> None:
             _put(model, name, nf4.linear(module.in_features, module.out_features, weight))
 
 
-def table_on_host(model: Any, files: dict[str, Entry], dtype: torch.dtype) -> None:
+def table_on_host(model: Any, files: dict[str, TensorEntry], dtype: torch.dtype) -> None:
     """Replace the per-layer embedding, where the model has one, by one whose table stays in main memory."""
     for name, module in list(model.named_modules()):
         if f"{name}.weight".endswith(_TABLE):
@@ -69,7 +69,7 @@ def table_on_host(model: Any, files: dict[str, Entry], dtype: torch.dtype) -> No
             _put(model, name, host.train(module.training))
 
 
-def _host(entry: Entry) -> torch.Tensor:
+def _host(entry: TensorEntry) -> torch.Tensor:
     table = mapped(entry)
     return read(entry) if table is None else table
 
@@ -77,7 +77,7 @@ def _host(entry: Entry) -> torch.Tensor:
 _MISMATCH = "the weights and config.json do not belong together: fetch the checkpoint again, or export it with `gemma-ops quantize`"
 
 
-def entries(folder: Path, kind: str) -> dict[str, Entry]:
+def entries(folder: Path, kind: str) -> dict[str, TensorEntry]:
     """Every tensor of the folder under the name that the class of that `model_type` gives it. Raises ModelError for
     incomplete files."""
     found = {}
@@ -88,7 +88,7 @@ def entries(folder: Path, kind: str) -> dict[str, Entry]:
     return found
 
 
-def check(folder: Path, model: Any, files: dict[str, Entry]) -> None:
+def check(folder: Path, model: Any, files: dict[str, TensorEntry]) -> None:
     """Compare names and shapes of the files with those the model needs. Raises ModelError naming the first difference."""
     needed = {name: shape for name, shape, _ in _slots(model)}
     missing = sorted(set(needed) - set(files))
@@ -109,7 +109,7 @@ def check(folder: Path, model: Any, files: dict[str, Entry]) -> None:
             raise ModelError(f"{folder} {what} {len(names)} parameters, the first: {names[0]}", _MISMATCH)
 
 
-def fill(model: Any, files: dict[str, Entry], device: str, dtype: torch.dtype) -> None:
+def fill(model: Any, files: dict[str, TensorEntry], device: str, dtype: torch.dtype) -> None:
     """Read every tensor the model needs, in the order of the files, and compute what no file holds."""
     _compute_buffers(model, device)  # while parameters have no memory: transformers initialises whole modules
     slots = {name: slot for name, _, slot in _slots(model)}
@@ -133,7 +133,7 @@ def fill(model: Any, files: dict[str, Entry], device: str, dtype: torch.dtype) -
         raise ModelError(f"{len(left)} tensors were left without a value, the first: {left[0]}", _MISMATCH)
 
 
-def _read(entry: Entry, device: str, dtype: torch.dtype) -> torch.Tensor:
+def _read(entry: TensorEntry, device: str, dtype: torch.dtype) -> torch.Tensor:
     """A tensor on the device, in pieces where it is large, so that the host never holds it whole besides."""
     value = torch.empty(entry.shape, dtype=dtype, device=device)
     flat = value.view(-1)

@@ -6,6 +6,6 @@ finds what would make a run fit, `plan_text` writes it out.
 
 from gemma_ops.planning.advice import plan
 from gemma_ops.planning.plan_text import plan_lines
-from gemma_ops.planning.training_plan import Change, Plan
+from gemma_ops.planning.training_plan import Change, TrainingPlan
 
-__all__ = ["Change", "Plan", "plan", "plan_lines"]
+__all__ = ["Change", "TrainingPlan", "plan", "plan_lines"]

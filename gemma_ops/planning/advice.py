@@ -15,7 +15,7 @@ from gemma_ops.config import RunConfig
 from gemma_ops.planning import devices
 from gemma_ops.planning.devices import Device
 from gemma_ops.planning.row_lengths import Counted
-from gemma_ops.planning.training_plan import Change, Plan, measure, pick
+from gemma_ops.planning.training_plan import Change, TrainingPlan, measure, pick
 
 _WORTH = 1.2
 """A change is faster from this ratio on; the estimate can't tell smaller ones apart."""
@@ -25,7 +25,7 @@ Candidate = tuple[str, str, Values, Device | None]
 """What it is, what it costs, keys to set, another device."""
 
 
-def plan(config: RunConfig, device: str | None = None, counted: Counted | None = None) -> Plan:
+def plan(config: RunConfig, device: str | None = None, counted: Counted | None = None) -> TrainingPlan:
     """Plan the training of `config` on a device of `devices.DEVICES`, `cpu`, or (None) the one this machine has.
 
     `counted` are the tokens of the rows where somebody has counted them.
@@ -60,7 +60,7 @@ def _first(
     return None
 
 
-def faster(config: RunConfig, target: Device, current: Plan, counted: Counted | None = None) -> Change | None:
+def faster(config: RunConfig, target: Device, current: TrainingPlan, counted: Counted | None = None) -> Change | None:
     """The change that saves most time among those that leave the result alone and still fit; None below `_WORTH`."""
     train, best = config.train, None
     options: list[tuple[str, Values]] = []
@@ -82,7 +82,7 @@ def faster(config: RunConfig, target: Device, current: Plan, counted: Counted | 
     return best[1] if best else None
 
 
-def _change(what: str, cost: str, values: Values, device: Device | None, made: Plan) -> Change:
+def _change(what: str, cost: str, values: Values, device: Device | None, made: TrainingPlan) -> Change:
     sets = tuple(f"{key}={_spell(value)}" for key, value in values.items())
     return Change(what, cost, sets, device.key if device else None, made)
 

@@ -60,7 +60,7 @@ class Ability:
 
 
 @dataclass(frozen=True)
-class Report:
+class DoctorReport:
     """Everything `doctor` found."""
 
     checks: tuple[Check, ...]
@@ -97,7 +97,7 @@ class Report:
         }
 
 
-def examine(vllm_python: str | None = None) -> Report:
+def examine(vllm_python: str | None = None) -> DoctorReport:
     """Look at this machine and this environment, and at vLLM's, where its Python is named."""
     gpus = devices.present()
     best = gpus[0] if gpus else devices.processor()
@@ -109,7 +109,7 @@ def examine(vllm_python: str | None = None) -> Report:
         *(Check("vllm", *finding) for finding in vllm_findings(vllm_python, gpu=bool(gpus))),
         *_combinations({name: _version(name) for name in _WATCHED}, gpus, dict(os.environ)),
     )
-    return Report(checks, best, tuple(_ability(key, best) for key in family.SIZES))
+    return DoctorReport(checks, best, tuple(_ability(key, best) for key in family.SIZES))
 
 
 def _python() -> Iterator[Check]:

@@ -8,7 +8,7 @@ head). A simulation of the real graph reproduces the sums to 1 % (tests/planning
 from __future__ import annotations
 
 from gemma_ops.family import Layer, Shape
-from gemma_ops.planning.training_step import Step
+from gemma_ops.planning.training_step import PassShape
 
 _TRL_TILE = (4096, 32_768)
 """Tokens and words of TRL's fused head: it never holds more logits than this (trl/kernels/chunked_logprob.py, TRL 1.16)."""
@@ -20,7 +20,7 @@ _FOLDED_TILE = (4096, 16_384)
 """Its tile where Triton folds it: 2 bytes a logit, and for a token's gradient its float32 sum and the label's row."""
 
 
-def layer(shape: Shape, one: Layer, step: Step) -> float:
+def layer(shape: Shape, one: Layer, step: PassShape) -> float:
     """Bytes one layer keeps per token when nothing is made again.
 
     Norms their input and a number a row; attention q, k, v and output and the log-sum-exp; the MLP gate and up; each
@@ -41,13 +41,13 @@ def layer(shape: Shape, one: Layer, step: Step) -> float:
     return total
 
 
-def _experts(shape: Shape, step: Step) -> float:
+def _experts(shape: Shape, step: PassShape) -> float:
     """Bytes that a mixture keeps: fused, what gate and up made; else the inputs and all between."""
     inside = 2 * shape.expert_ffn if step.kernels.lora == "fused" else shape.hidden + 3 * shape.expert_ffn
     return step.width * shape.experts_per_token * inside
 
 
-def _norms(numbers: int, rows: int, step: Step) -> float:
+def _norms(numbers: int, rows: int, step: PassShape) -> float:
     """Norms over so many numbers in so many rows: fused, the input as it is and one float32 a row; eager, the input in
     float32 and two."""
     if step.kernels.norms == "fused":
@@ -55,12 +55,12 @@ def _norms(numbers: int, rows: int, step: Step) -> float:
     return 4.0 * numbers + 8 * rows
 
 
-def mlp(one: Layer, step: Step) -> float:
+def mlp(one: Layer, step: PassShape) -> float:
     """Bytes of the MLP's inside: gate and up; unfused also the activation between."""
     return step.width * one.ffn * (2.0 if step.kernels.lora == "fused" else 3.0)
 
 
-def mask(one: Layer, step: Step) -> float:
+def mask(one: Layer, step: PassShape) -> float:
     """Bytes per token that grow with the length of the row: a square mask in the activations' type, and the scores where no
     kernel avoids them."""
     scores = 0 if step.fused_attention else 4 * one.heads
@@ -69,7 +69,7 @@ def mask(one: Layer, step: Step) -> float:
     return float((step.width + scores) * step.tokens)
 
 
-def _adapters(h: int, one: Layer, step: Step) -> float:
+def _adapters(h: int, one: Layer, step: PassShape) -> float:
     """Bytes per token that the adapters of one layer keep."""
     here = step.by_layer.get(one.index, [])
     middles = step.width * step.rank * len(here)
@@ -83,18 +83,18 @@ def _adapters(h: int, one: Layer, step: Step) -> float:
     return middles + step.width * (h * shared + down)
 
 
-def ends(shape: Shape, step: Step) -> float:
+def ends(shape: Shape, step: PassShape) -> float:
     """Bytes per token outside of the layers: the last norm, and the scored hidden states' gradients."""
     last = _norms(shape.hidden, 1, step)
     return last + (step.width * shape.hidden * step.scored if step.kernels.head == "fused" else 0.0)
 
 
-def copies(step: Step) -> float:
+def copies(step: PassShape) -> float:
     """Bytes of the bf16 copies that autocast keeps of each float32 factor."""
     return 2.0 * step.adapter_parameters if step.width == 2 else 0.0
 
 
-def head(shape: Shape, step: Step) -> float:
+def head(shape: Shape, step: PassShape) -> float:
     """Workspace of the head: tiles of logits, the scored hidden states, and their gradient."""
     scored = step.tokens * step.scored
     if step.kernels.head == "fused":
@@ -112,7 +112,7 @@ def head(shape: Shape, step: Step) -> float:
     return tile + 8.0 * scored * shape.hidden
 
 
-def backward(shape: Shape, step: Step) -> float:
+def backward(shape: Shape, step: PassShape) -> float:
     """Gradients alive at once inside one layer (about five of the widest), and one dequantized weight for nf4."""
     widest = max(one.ffn for one in shape.layers)
     per_token = step.width * (5.0 * widest + 6 * shape.experts_per_token * shape.hidden)

@@ -20,7 +20,7 @@ from gemma_ops.config.methods import REINFORCE
 from gemma_ops.family import Shape
 from gemma_ops.planning import training_memory
 from gemma_ops.planning.devices import GIB, Device
-from gemma_ops.planning.training_step import Checkpointing, Step
+from gemma_ops.planning.training_step import Checkpointing, PassShape
 
 USUAL = {True: 8192, False: 4096}
 """Tokens of a forward pass where memory allows: enough to hide a GPU's launches, or to stay near a processor's caches."""
@@ -47,7 +47,7 @@ class Choice:
     long for it all that a pass takes once more."""
     fits: bool
     """False when even the most frugal way is over the device's memory by this arithmetic."""
-    step: Step
+    step: PassShape
 
 
 def decide(
@@ -68,7 +68,7 @@ def decide(
     last: Choice | None = None
     replays, steady = processes == 1 and _replays(train, shape, device), _steady(shape, device, longest)
     for checkpointing, tokens, graphs in _ways(shape, train, device, longest, mixed=replays and not steady):
-        step = Step(
+        step = PassShape(
             weights=train.weights,
             rank=train.lora.rank,
             linears=linears,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 
-from gemma_ops.planning.training_plan import Change, Plan
+from gemma_ops.planning.training_plan import Change, TrainingPlan
 from gemma_ops.planning.training_step import GIB
 
 _WIDTH = 100
@@ -13,7 +13,7 @@ _EIGHTHS = " ▏▎▍▌▋▊▉█"
 _VERDICT = {"yes": "fits on", "tight": "may just fit on", "no": "does not fit on"}
 
 
-def plan_lines(made: Plan) -> list[str]:
+def plan_lines(made: TrainingPlan) -> list[str]:
     """About 100 columns wide; no colours, so that it reads the same in a log."""
     size = f" ({made.size})" if made.size and made.size not in made.model else ""
     text = [
@@ -36,7 +36,7 @@ def plan_lines(made: Plan) -> list[str]:
     return text
 
 
-def _table(made: Plan) -> list[str]:
+def _table(made: TrainingPlan) -> list[str]:
     width = max(len(part.name) for part in made.parts)
     scale = max(made.total, made.device.memory * GIB)
     rows = [
@@ -63,7 +63,7 @@ def _change(label: str, change: Change) -> list[str]:
     return [*_entry(label, f"{change.what}: {_gib(change.after.total)} ({change.cost})"), *_entry("", " ".join(way))]
 
 
-def _time(made: Plan, prefix: str) -> list[str]:
+def _time(made: TrainingPlan, prefix: str) -> list[str]:
     text = _entry("data", made.rows.source)
     unit, name = (1e9, "GFLOP") if made.work.total > 1e9 else (1e6, "MFLOP")
     recompute = f" + {made.work.recompute / unit:.1f} recomputed" if made.work.recompute else ""
@@ -91,7 +91,7 @@ def _time(made: Plan, prefix: str) -> list[str]:
     return text + (_entry("download", f"{made.download / 1e9:.1f} GB") if made.download else [])
 
 
-def _pass(made: Plan) -> str:
+def _pass(made: TrainingPlan) -> str:
     """What a forward pass is, in words: set by the configuration or by the plan."""
     again = {"none": "nothing recomputed", "mlp": "MLPs recomputed", "all": "all layers recomputed"}
     said = made.choice.checkpointing

@@ -37,7 +37,7 @@ SCORED = 0.6
 
 
 @dataclass(frozen=True)
-class Rows:
+class RowLengths:
     """The training rows of a run."""
 
     count: int | None
@@ -87,7 +87,7 @@ class Counted:
     """Whether these are all rows, or the first of them."""
 
 
-def find(config: RunConfig, vocab: int, counted: Counted | None = None) -> Rows:
+def find(config: RunConfig, vocab: int, counted: Counted | None = None) -> RowLengths:
     """Rows as prepared, as counted from `data.path`, as estimated from it, or as nobody knows."""
     report = Path(config.machine.runs) / config.name / "prepare" / "report.json"
     limit = config.train.max_length
@@ -98,7 +98,7 @@ def find(config: RunConfig, vocab: int, counted: Counted | None = None) -> Rows:
     return found or _typical(limit)
 
 
-def _of_counted(counted: Counted, config: RunConfig, estimated: Rows | None) -> Rows:
+def _of_counted(counted: Counted, config: RunConfig, estimated: RowLengths | None) -> RowLengths:
     """The rows by the tokens of those that were counted; where these are the first of many, how many there are is estimated
     from the file's size."""
     train = round(counted.rows * counted.per_row * (1 - config.data.valid_share))
@@ -109,7 +109,7 @@ def _of_counted(counted: Counted, config: RunConfig, estimated: Rows | None) -> 
     longest = min(limit, max(counted.lengths)) if counted.whole else limit
     mean = sum(min(limit, length) for length in counted.lengths) / len(counted.lengths)
     words = f"{counted.rows:,} rows" if counted.whole else f"about {count:,} examples, of which the first were"
-    return Rows(max(1, count), lengths, longest, counted.scored, f"{words} counted: {mean:.0f} tokens on average")
+    return RowLengths(max(1, count), lengths, longest, counted.scored, f"{words} counted: {mean:.0f} tokens on average")
 
 
 def shown(config: RunConfig) -> bool:
@@ -126,17 +126,17 @@ def _shows(path: Path, size: int) -> bool:
     return bool(_SHOWN.search(_front(path)))
 
 
-def _typical(limit: int) -> Rows:
+def _typical(limit: int) -> RowLengths:
     import statistics
 
     normal = statistics.NormalDist()
     drawn = [TYPICAL * math.exp(_SIGMA * normal.inv_cdf((i + 0.5) / 200)) for i in range(200)]
     lengths = tuple(min(float(limit), length) for length in drawn)
-    rows = Rows(None, lengths, limit, SCORED, "")
+    rows = RowLengths(None, lengths, limit, SCORED, "")
     return replace(rows, source=f"no data yet: rows of {rows.mean:.0f} tokens on average assumed")
 
 
-def _reported(path: Path, limit: int, train: TrainConfig) -> Rows | None:
+def _reported(path: Path, limit: int, train: TrainConfig) -> RowLengths | None:
     """Numbers of `prepare/report.json`; None when it has none for training rows.
 
     A row whose answers are asked for with prompts that no one example holds counts as often as training reads it.
@@ -156,7 +156,9 @@ def _reported(path: Path, limit: int, train: TrainConfig) -> Rows | None:
     most = min(float(limit), longest)
     lengths = tuple(min(most, length * scale) for length in shape)
     made = "" if count == rows else f", {count:,} examples"
-    return Rows(count, lengths, int(most), scored, f"{rows:,} prepared rows{made} of {mean:.0f} tokens on average")
+    return RowLengths(
+        count, lengths, int(most), scored, f"{rows:,} prepared rows{made} of {mean:.0f} tokens on average"
+    )
 
 
 def _between(known: dict[float, float], share: float) -> float:
@@ -168,7 +170,7 @@ def _between(known: dict[float, float], share: float) -> float:
     return known[below] + (known[above] - known[below]) * (share - below) / (above - below)
 
 
-def _estimated(path: Path, config: RunConfig, vocab: int) -> Rows | None:
+def _estimated(path: Path, config: RunConfig, vocab: int) -> RowLengths | None:
     """From the front of a text file and its size; None for folders, Parquet and what can't be read."""
     if not path.is_file() or path.suffix.lower() not in {".jsonl", ".json", ".csv", ".tsv", ".ndjson"}:
         return None
@@ -182,7 +184,7 @@ def _estimated(path: Path, config: RunConfig, vocab: int) -> Rows | None:
     limit = config.train.max_length
     lengths = tuple(sorted(min(float(limit), length / per_token + _FRAME) for length in letters[:1000]))
     # A sample says little about the longest row: the plan keeps room for train.max_length.
-    rows = Rows(count, lengths, limit, SCORED, "")
+    rows = RowLengths(count, lengths, limit, SCORED, "")
     return replace(
         rows, source=f"about {count:,} rows of {rows.mean:.0f} tokens on average, estimated from {path.name}"
     )

@@ -14,7 +14,7 @@ from gemma_ops.family import Layer, Shape
 from gemma_ops.planning import kept_bytes
 from gemma_ops.planning.devices import Device
 from gemma_ops.planning.training_memory import NF4
-from gemma_ops.planning.training_step import Step
+from gemma_ops.planning.training_step import PassShape
 
 FACTOR = 2.0
 """A measured speed lies within this factor of the estimate on a GPU of the table."""
@@ -31,7 +31,7 @@ _FLOAT32 = {True: 8, False: 4}
 
 
 @dataclass(frozen=True)
-class Rates:
+class DeviceRates:
     """What one way of computing reaches."""
 
     products: float
@@ -51,10 +51,10 @@ class Rates:
 
 
 RATES = {
-    "stock": Rates(products=0.85, attention=0.115, passes=20.7, layer=2.6e-3, again=1.4, mixture=1.5),
-    "replayed": Rates(products=1.17, attention=0.105, passes=18.6, layer=0.0, again=1.0, mixture=1.0, start=6e-3),
-    "launched": Rates(products=1.17, attention=0.105, passes=18.6, layer=8.7e-3, again=1.7, mixture=1.7),
-    "cpu": Rates(products=0.85, attention=0.85, passes=20.7, layer=4e-3, again=1.4, mixture=1.5),
+    "stock": DeviceRates(products=0.85, attention=0.115, passes=20.7, layer=2.6e-3, again=1.4, mixture=1.5),
+    "replayed": DeviceRates(products=1.17, attention=0.105, passes=18.6, layer=0.0, again=1.0, mixture=1.0, start=6e-3),
+    "launched": DeviceRates(products=1.17, attention=0.105, passes=18.6, layer=8.7e-3, again=1.7, mixture=1.7),
+    "cpu": DeviceRates(products=0.85, attention=0.85, passes=20.7, layer=4e-3, again=1.4, mixture=1.5),
 }
 """By way: stock operations on a GPU, our kernels in passes recorded as CUDA graphs and launched one by one (fitted to
 `gemma-ops bench train --suite gpu` on an H200, configs/benchmarks/h200.json), and a CPU. Products of whole passes exceed the
@@ -62,7 +62,7 @@ rate that `devices` calls sustained."""
 
 
 @dataclass(frozen=True)
-class Work:
+class TokenWork:
     """Floating-point operations per token slot (a multiply and an add are two)."""
 
     forward: float
@@ -92,7 +92,7 @@ class Speed:
     """That part of the time."""
 
 
-def work(shape: Shape, step: Step, *, context: float, scored: float = 1.0) -> Work:
+def work(shape: Shape, step: PassShape, *, context: float, scored: float = 1.0) -> TokenWork:
     """Operations for each slot, of which a share `scored` carries loss; a token's own row has `context` tokens on average.
 
     A linear costs 2 per parameter forward and 2 backward (its input's gradient), an adapter 2 and 4, attention 4 per
@@ -108,7 +108,7 @@ def work(shape: Shape, step: Step, *, context: float, scored: float = 1.0) -> Wo
     if step.checkpointing == "mlp":
         again = sum(4.0 * shape.hidden * layer.ffn for layer in shape.layers)
     share = 1.0 + 2.5 + step.recomputed(len(shape.layers)) / len(shape.layers)
-    return Work(
+    return TokenWork(
         forward=linear + lora + attention + head,
         backward=linear * (2 if step.full else 1) + 2 * lora + 2.5 * attention + (products - 1) * head,
         recompute=again,
@@ -116,7 +116,7 @@ def work(shape: Shape, step: Step, *, context: float, scored: float = 1.0) -> Wo
     )
 
 
-def _keys(layer: Layer, step: Step, context: float) -> float:
+def _keys(layer: Layer, step: PassShape, context: float) -> float:
     """Keys that one query is multiplied with: those it sees, or, with a mask, all of the row."""
     if step.kernels.attention == "documents":
         return min(context / 2, layer.window or context)
@@ -124,7 +124,7 @@ def _keys(layer: Layer, step: Step, context: float) -> float:
 
 
 def speed(
-    shape: Shape, step: Step, device: Device, *, slots: float, context: float, scored: float, padded: float
+    shape: Shape, step: PassShape, device: Device, *, slots: float, context: float, scored: float, padded: float
 ) -> Speed | None:
     """Time for one forward and backward pass over `slots` places, `padded` of them a token, on `device`; None where the
     device's speed is unknown."""

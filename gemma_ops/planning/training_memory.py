@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from gemma_ops.family import Shape
 from gemma_ops.planning import kept_bytes
-from gemma_ops.planning.training_step import GIB, Part, Step
+from gemma_ops.planning.training_step import GIB, MemoryPart, PassShape
 
 NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
 """Bytes per 4-bit parameter: half a byte, one byte of scale for each block of 64, and, with double quantization, one
@@ -29,7 +29,7 @@ RECORDED = 0.6
 TOWERS = "vision and audio towers"
 
 
-def weights(shape: Shape, step: Step) -> list[Part]:
+def weights(shape: Shape, step: PassShape) -> list[MemoryPart]:
     """The frozen base on the device; towers where they are loaded, a per-layer table only where it is not on the host.
 
     With `nf4` exactly attention, MLP and experts are 4-bit. Weights that learn are float32.
@@ -46,15 +46,15 @@ def weights(shape: Shape, step: Step) -> list[Part]:
         (", ".join(rest), plain, c.norms + c.router + c.per_layer_linears),
         (TOWERS, "bf16" if step.weights == "nf4" else plain, step.towers * (c.vision + c.audio)),
     )
-    return [Part(name, "weights", kind, count * _WIDTH[kind]) for name, kind, count in rows if count]
+    return [MemoryPart(name, "weights", kind, count * _WIDTH[kind]) for name, kind, count in rows if count]
 
 
-def host(shape: Shape, step: Step) -> float:
+def host(shape: Shape, step: PassShape) -> float:
     """Bytes of the per-layer table in main memory; 0 where it is on the device."""
     return 2.0 * shape.counts().per_layer_table if step.ple == "host" else 0.0
 
 
-def learning(shape: Shape, step: Step) -> list[Part]:
+def learning(shape: Shape, step: PassShape) -> list[MemoryPart]:
     """What learns besides the weights themselves: LoRA factors, gradients and AdamW's moments, in float32 whatever the base
     is held in (8-bit optimizers hold their moments in a byte each)."""
     c = shape.counts()
@@ -62,12 +62,12 @@ def learning(shape: Shape, step: Step) -> list[Part]:
     named = f"LoRA ({count / 1e6:.1f} M parameters) and gradients"
     moments = "fp32" if step.optimizer == "adamw" else "8 bit"
     return [
-        Part("gradients" if step.full else named, "adapter", "fp32", (4.0 if step.full else 8.0) * count),
-        Part("AdamW moments", "adapter", moments, _MOMENTS[step.optimizer] * count),
+        MemoryPart("gradients" if step.full else named, "adapter", "fp32", (4.0 if step.full else 8.0) * count),
+        MemoryPart("AdamW moments", "adapter", moments, _MOMENTS[step.optimizer] * count),
     ]
 
 
-def activations(shape: Shape, step: Step) -> list[Part]:
+def activations(shape: Shape, step: PassShape) -> list[MemoryPart]:
     """What the forward pass keeps for the backward pass, and the largest workspace on top of it."""
     layers = [kept_bytes.layer(shape, layer, step) for layer in shape.layers]
     again = step.recomputed(len(layers))
@@ -82,19 +82,19 @@ def activations(shape: Shape, step: Step) -> list[Part]:
     backward = inside * step.tokens + inside_copies + kept_bytes.backward(shape, step)
     name = "activations" if not again and step.checkpointing != "mlp" else f"activations ({_told(step, len(layers))})"
     return [
-        Part(name, "activations", "mixed", always),
-        Part("workspace: head and backward", "activations", "mixed", max(kept_bytes.head(shape, step), backward)),
+        MemoryPart(name, "activations", "mixed", always),
+        MemoryPart("workspace: head and backward", "activations", "mixed", max(kept_bytes.head(shape, step), backward)),
     ]
 
 
-def _told(step: Step, layers: int) -> str:
+def _told(step: PassShape, layers: int) -> str:
     if step.checkpointing == "mlp":
         return "MLPs recomputed"
     again = step.recomputed(layers)
     return "recomputed" if again == layers else f"{again} of {layers} layers recomputed"
 
 
-def recorded(shape: Shape, step: Step) -> list[Part]:
+def recorded(shape: Shape, step: PassShape) -> list[MemoryPart]:
     """What passes recorded as CUDA graphs take besides: their fixed inputs and outputs, a second set of the adapters'
     gradients, and memory that other work can't share with them (fitted to `gemma-ops bench train` on an H200). Where other
     passes are launched, those need what a pass holds once more."""
@@ -104,30 +104,30 @@ def recorded(shape: Shape, step: Step) -> list[Part]:
     apart = RECORDED * GIB + 4.0 * step.adapter_parameters
     if step.mixed:
         apart += total(activations(shape, step))
-    return [Part("recorded passes", "activations", "mixed", per_token * step.tokens + apart)]
+    return [MemoryPart("recorded passes", "activations", "mixed", per_token * step.tokens + apart)]
 
 
-def reserve(step_parts: list[Part], *, cuda: bool) -> Part:
+def reserve(step_parts: list[MemoryPart], *, cuda: bool) -> MemoryPart:
     """What the process takes beside tensors: on a GPU the CUDA context, cuBLAS workspaces and 5 % of the activations for
     fragmentation; on a CPU the interpreter with torch, transformers and PEFT (0.55 GiB resident), and half of the
     activations again, which malloc holds in pieces (fitted to `gemma-ops bench train` at both lengths)."""
     loose = sum(part.bytes for part in step_parts if part.kind == "activations")
     if cuda:
-        return Part("CUDA context and fragmentation", "reserve", "", 0.6 * GIB + 0.05 * loose)
-    return Part("Python with torch and transformers", "reserve", "", 0.55 * GIB + 0.5 * loose)
+        return MemoryPart("CUDA context and fragmentation", "reserve", "", 0.6 * GIB + 0.05 * loose)
+    return MemoryPart("Python with torch and transformers", "reserve", "", 0.55 * GIB + 0.5 * loose)
 
 
-def parts(shape: Shape, step: Step) -> list[Part]:
+def parts(shape: Shape, step: PassShape) -> list[MemoryPart]:
     """The whole table, largest kinds first."""
     found = [*weights(shape, step), *learning(shape, step), *activations(shape, step), *recorded(shape, step)]
     return [*found, reserve(found, cuda=step.cuda)]
 
 
-def total(table: list[Part]) -> float:
+def total(table: list[MemoryPart]) -> float:
     """Bytes of the whole table."""
     return sum(part.bytes for part in table)
 
 
-def spread(table: list[Part]) -> float:
+def spread(table: list[MemoryPart]) -> float:
     """Half-width of the uncertainty in bytes."""
     return sum(part.bytes * SPREAD[part.kind] for part in table)

@@ -19,9 +19,9 @@ from gemma_ops.family import Shape, Size
 from gemma_ops.planning import devices, passes, row_lengths, speed, training_memory
 from gemma_ops.planning.devices import Device
 from gemma_ops.planning.passes import Choice
-from gemma_ops.planning.row_lengths import Rows
-from gemma_ops.planning.speed import Speed, Work
-from gemma_ops.planning.training_step import GIB, Part, Step
+from gemma_ops.planning.row_lengths import RowLengths
+from gemma_ops.planning.speed import Speed, TokenWork
+from gemma_ops.planning.training_step import GIB, MemoryPart, PassShape
 
 _PACKED = 1.0
 """Slots per token of packed passes: they end where the last document ends."""
@@ -39,12 +39,12 @@ class Change:
     """For `--set`."""
     device: str | None
     """For `--device`, when the way out is another machine."""
-    after: Plan
+    after: TrainingPlan
     """The plan with the change made."""
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainingPlan:
     """What a configuration needs of a device."""
 
     name: str
@@ -53,12 +53,12 @@ class Plan:
     device: Device
     choice: Choice
     """What the plan decided where the configuration leaves it open."""
-    parts: tuple[Part, ...]
+    parts: tuple[MemoryPart, ...]
     host: float
     """Bytes of main memory for the per-layer table, where it is not on the device."""
-    rows: Rows
+    rows: RowLengths
     speed: Speed | None
-    work: Work
+    work: TokenWork
     tokens: float
     """Tokens trained on in all, or a million where neither steps nor data say."""
     per_million: bool
@@ -133,7 +133,7 @@ class Plan:
         }
 
 
-def measure(config: RunConfig, target: Device, counted: row_lengths.Counted | None = None) -> Plan:
+def measure(config: RunConfig, target: Device, counted: row_lengths.Counted | None = None) -> TrainingPlan:
     """The plan without advice."""
     shape, size = resolve(config.model.base)
     found = row_lengths.find(config, shape.vocab, counted)
@@ -153,7 +153,7 @@ def measure(config: RunConfig, target: Device, counted: row_lengths.Counted | No
     else:
         padded = found.padding(train.micro_batch)
         slots = min(float(step.tokens), found.mean * padded * train.micro_batch)
-    return Plan(
+    return TrainingPlan(
         name=config.name,
         model=config.model.base,
         size=size.key if size else None,
@@ -173,7 +173,7 @@ def measure(config: RunConfig, target: Device, counted: row_lengths.Counted | No
     )
 
 
-def _context(step: Step, found: Rows) -> float:
+def _context(step: PassShape, found: RowLengths) -> float:
     """Tokens of the row that a token attends within: its own, or with a mask the whole packed or padded one."""
     return found.context if step.kernels.attention == "documents" else float(max(step.length, found.context))
 
@@ -206,7 +206,7 @@ def folder_of(base: str) -> Path:
     return Path(gemma_ops.__file__).parent / "nano" / "weights" if base == "nano" else Path(base).expanduser()
 
 
-def _tokens(config: RunConfig, found: Rows) -> float | None:
+def _tokens(config: RunConfig, found: RowLengths) -> float | None:
     """Tokens a run passes over: optimizer steps times rows, or epochs times the data; None where nothing says."""
     train = config.train
     if train.max_steps:

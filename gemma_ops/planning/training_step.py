@@ -16,7 +16,7 @@ Checkpointing = Literal["none", "mlp", "all"] | int
 
 
 @dataclass(frozen=True)
-class Part:
+class MemoryPart:
     """One line of the memory table."""
 
     name: str
@@ -27,7 +27,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Step:
+class PassShape:
     """What decides the memory and the time of one forward and backward pass."""
 
     weights: str

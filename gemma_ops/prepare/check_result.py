@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from gemma_ops.prepare.row_findings import Finding
+from gemma_ops.prepare.row_findings import RowFinding
 from gemma_ops.prepare.row_view import RowView
 
 
@@ -22,7 +22,7 @@ class CheckResult:
     """The first of them, to be shown."""
     totals: dict[str, int]
     """Rows by finding, errors first."""
-    first: dict[str, Finding]
+    first: dict[str, RowFinding]
     """The first finding of each code."""
     lengths: dict[str, Any]
     truncated: int
@@ -42,7 +42,7 @@ class CheckResult:
     """What would be trained on, as `Rehearsal.trained`."""
 
     @property
-    def findings(self) -> list[Finding]:
+    def findings(self) -> list[RowFinding]:
         """All findings of the shown rows, row by row."""
         return [item for row in self.rows for item in row.findings]
 

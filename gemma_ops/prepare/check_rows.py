@@ -22,7 +22,7 @@ from gemma_ops.data.row_tokens import Lengths
 from gemma_ops.errors import DataError
 from gemma_ops.prepare.check_result import CheckResult
 from gemma_ops.prepare.rehearse import rehearse
-from gemma_ops.prepare.row_findings import Context, Finding
+from gemma_ops.prepare.row_findings import Context, RowFinding
 from gemma_ops.prepare.row_view import RowView, view_row
 
 _LEVELS = ("error", "warning", "note")
@@ -77,7 +77,7 @@ def check_rows(items: Iterable[Imported], context: Context) -> CheckResult:
     views: list[RowView] = []
     totals: Counter[str] = Counter()
     privacy: Counter[str] = Counter()
-    first: dict[str, Finding] = {}
+    first: dict[str, RowFinding] = {}
     shown: dict[str, Counter[int]] = {}
     lengths = Lengths()
     checked = truncated = examples = 0

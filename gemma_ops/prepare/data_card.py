@@ -14,7 +14,7 @@ from gemma_ops.runs import digest
 from gemma_ops.runs.durable import whole
 
 if TYPE_CHECKING:
-    from gemma_ops.prepare.prepare_counts import Facts
+    from gemma_ops.prepare.prepare_counts import PrepareCounts
 
 REASONS = {
     "arguments_parsed": "tool arguments were a JSON string and were parsed",
@@ -43,7 +43,7 @@ def source_facts(source: Path | None, settings: DataConfig) -> list[dict[str, An
     ]
 
 
-def write_report(out: Path, settings: DataConfig, facts: Facts, sources: list[dict[str, Any]]) -> None:
+def write_report(out: Path, settings: DataConfig, facts: PrepareCounts, sources: list[dict[str, Any]]) -> None:
     """Write `report.json` and `card.md` from the same facts."""
     body = report(settings, facts, sources)
     with whole(out / "report.json") as file:
@@ -52,7 +52,7 @@ def write_report(out: Path, settings: DataConfig, facts: Facts, sources: list[di
         file.write(card(body))
 
 
-def report(settings: DataConfig, facts: Facts, sources: list[dict[str, Any]]) -> dict[str, Any]:
+def report(settings: DataConfig, facts: PrepareCounts, sources: list[dict[str, Any]]) -> dict[str, Any]:
     """Everything counted, as JSON."""
     dropped = facts.overlaps.total() if settings.overlap == "drop" else 0
     return {

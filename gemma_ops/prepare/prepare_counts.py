@@ -14,7 +14,7 @@ from gemma_ops.tasks.compared_questions import TaskQuestions
 
 
 @dataclass
-class Facts:
+class PrepareCounts:
     """What the step counts on its way; `card.py` writes it down."""
 
     layout: str = ""

@@ -24,7 +24,7 @@ from gemma_ops.errors import DataError
 from gemma_ops.family.media import Senses
 from gemma_ops.prepare.data_card import source_facts, write_report
 from gemma_ops.prepare.deduplicate import NearDuplicates, exact_key, prompt_key
-from gemma_ops.prepare.prepare_counts import Facts
+from gemma_ops.prepare.prepare_counts import PrepareCounts
 from gemma_ops.prepare.split import Split
 from gemma_ops.prepare.task_overlap import Overlap
 from gemma_ops.privacy.classes import stricter
@@ -62,7 +62,7 @@ def prepare(
     tokenizer = chat.load_tokenizer(model)
     senses = media_files.senses(model)
     manner = Manner(template=published.template_of(model), senses=senses)
-    facts = Facts(tasks=[read_task(folder, source) for folder in tasks])
+    facts = PrepareCounts(tasks=[read_task(folder, source) for folder in tasks])
     private = PrivateTexts()
     first = _FirstPass(settings, facts, private)
     first.run(out, work / "rows.jsonl", source, senses)
@@ -120,7 +120,7 @@ def prepare(
 class _FirstPass:
     """Reads and checks every row, writes usable ones (without exact duplicates) and rejected ones to their files."""
 
-    def __init__(self, settings: DataConfig, facts: Facts, private: PrivateTexts) -> None:
+    def __init__(self, settings: DataConfig, facts: PrepareCounts, private: PrivateTexts) -> None:
         self.settings = settings
         self.facts = facts
         self.private = private
@@ -196,7 +196,7 @@ def _ends(text: Hashes) -> Hashes:
     )
 
 
-def _compare(rows: Path, settings: DataConfig, facts: Facts, sample: list[Hashes]) -> set[int]:
+def _compare(rows: Path, settings: DataConfig, facts: PrepareCounts, sample: list[Hashes]) -> set[int]:
     """Numbers of the rows to leave out: those that overlap with a task (with `drop`) and near duplicates."""
     overlap = Overlap(facts.tasks, sample)
     near = NearDuplicates(settings.near_duplicates, Boilerplate(sample)) if settings.near_duplicates else None
@@ -238,7 +238,7 @@ def _progress(phase: str, rows: int) -> None:
         journal.record(phase=phase, rows=rows)
 
 
-def _refuse_bad(out: Path, settings: DataConfig, facts: Facts, source: Path | None) -> None:
+def _refuse_bad(out: Path, settings: DataConfig, facts: PrepareCounts, source: Path | None) -> None:
     name = source or settings.hub
     if facts.read == 0:
         raise DataError(f"{name} holds no rows", "check data.path (and data.split); empty lines don't count as rows")
@@ -259,7 +259,7 @@ def _refuse_bad(out: Path, settings: DataConfig, facts: Facts, source: Path | No
         )
 
 
-def _refuse_overlap(settings: DataConfig, facts: Facts) -> None:
+def _refuse_overlap(settings: DataConfig, facts: PrepareCounts) -> None:
     if settings.overlap != "refuse" or not facts.overlaps:
         return
     first = "".join(
@@ -273,7 +273,7 @@ def _refuse_overlap(settings: DataConfig, facts: Facts) -> None:
     )
 
 
-def _refuse_empty(settings: DataConfig, facts: Facts) -> None:
+def _refuse_empty(settings: DataConfig, facts: PrepareCounts) -> None:
     if not facts.rows["train"]:
         groups = f", in {facts.groups} groups" if settings.group_by else ""
         raise DataError(

@@ -62,7 +62,7 @@ CODES: dict[str, tuple[Level, str, str]] = {
 
 
 @dataclass(frozen=True)
-class Finding:
+class RowFinding:
     """One thing to know about one row. `where` is `file:line`."""
 
     code: str
@@ -73,10 +73,10 @@ class Finding:
     fix: str
 
 
-def finding(code: str, row: str, where: str, detail: str = "") -> Finding:
+def finding(code: str, row: str, where: str, detail: str = "") -> RowFinding:
     """A finding by its code; an unknown code is a reason for rejection."""
     level, what, fix = CODES.get(code, ("error", "the row can't be used", "correct the row; `prepare` leaves it out"))
-    return Finding(code, level, row, where, f"{what}: {detail}" if detail else what, fix)
+    return RowFinding(code, level, row, where, f"{what}: {detail}" if detail else what, fix)
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class Context:
         )  # fmt: skip
 
 
-def look(example: dict[str, Any], context: Context) -> tuple[dict[str, Encoded], list[Finding]]:
+def look(example: dict[str, Any], context: Context) -> tuple[dict[str, Encoded], list[RowFinding]]:
     """The examples that training makes of a row as tokens (none when it can't be rendered) and its findings, in the order
     of `CODES`.
 

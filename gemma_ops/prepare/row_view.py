@@ -8,7 +8,7 @@ from tokenizers import Tokenizer
 
 from gemma_ops.data.encoded import Encoded
 from gemma_ops.data.import_rows import Imported
-from gemma_ops.prepare.row_findings import Context, Finding, finding, look
+from gemma_ops.prepare.row_findings import Context, RowFinding, finding, look
 
 Token = tuple[str, bool]
 
@@ -25,7 +25,7 @@ class RowView:
     id: str
     source: str
     tokens: list[Token]
-    findings: list[Finding]
+    findings: list[RowFinding]
     loss: list[list[bool]] = field(default_factory=list)
     truncated: bool = False
     count: int = 0

@@ -96,7 +96,7 @@ _NUMBER_WORD = re.compile(
 
 
 @dataclass(frozen=True)
-class Finding:
+class PersonalFinding:
     """One occurrence: characters [start, end) of the text. It never carries the text itself."""
 
     kind: str
@@ -104,12 +104,12 @@ class Finding:
     end: int
 
 
-def find(text: str) -> list[Finding]:
+def find(text: str) -> list[PersonalFinding]:
     """All findings of a text, in order, without overlaps (the earlier, then the longer one stays)."""
-    found: list[Finding] = []
+    found: list[PersonalFinding] = []
     for kind, pattern, check in _PATTERNS:
-        found += [Finding(kind, *match.span()) for match in pattern.finditer(text) if check(match)]
-    kept: list[Finding] = []
+        found += [PersonalFinding(kind, *match.span()) for match in pattern.finditer(text) if check(match)]
+    kept: list[PersonalFinding] = []
     for item in sorted(found, key=lambda item: (item.start, -item.end)):
         if not kept or item.start >= kept[-1].end:
             kept.append(item)
@@ -121,7 +121,7 @@ def mask(text: str) -> str:
     return mask_findings(text, find(text))
 
 
-def mask_findings(text: str, findings: list[Finding]) -> str:
+def mask_findings(text: str, findings: list[PersonalFinding]) -> str:
     """The text with the given findings replaced."""
     parts, position = [], 0
     for item in findings:

@@ -19,7 +19,7 @@ from gemma_ops.family.formats import REFERENCE
 from gemma_ops.privacy.classes import answers_class
 from gemma_ops.recipes import finding
 from gemma_ops.runs.artifact import MANIFEST
-from gemma_ops.targets.spec import QUANTIZED, Spec, parse
+from gemma_ops.targets.spec import QUANTIZED, TargetSpec, parse
 from gemma_ops.tasks.task import Task, load_all, validate
 
 
@@ -54,7 +54,7 @@ class _Findings:
     def __init__(self, config: RunConfig, steps: dict[str, frozenset[str] | None]) -> None:
         self.config, self.steps = config, steps
         self.problems: list[OpsError] = []
-        self.gemini: list[Spec] = []
+        self.gemini: list[TargetSpec] = []
 
     @contextmanager
     def also(self) -> Iterator[None]:
@@ -167,7 +167,7 @@ class _Findings:
             with self.also():
                 answer_cost.check(settings.gates, {"targets": places, "machine": answer_cost.hour(self.config.machine)})
 
-    def _judged(self, judging: Sequence[Spec | None]) -> None:
+    def _judged(self, judging: Sequence[TargetSpec | None]) -> None:
         """Answers of a model that this run will make, shown to a judge that may not see the rows it will learn from.
 
         Rows may be stricter than `data.privacy`; what only they say is told when they have been read.
@@ -188,7 +188,7 @@ class _Findings:
                         "answers: release.to=any and release.reason=…",
                     )
 
-    def _sees(self, spec: Spec) -> frozenset[str]:
+    def _sees(self, spec: TargetSpec) -> frozenset[str]:
         from gemma_ops.targets.gemini_target import seen_by
 
         return seen_by(spec.model, self.config.machine.gemini)
@@ -230,7 +230,7 @@ class _Findings:
                 "correct them and start again",
             )
 
-    def _target(self, name: str, where: str, step: str, own: Sequence[str] = ()) -> Spec | None:
+    def _target(self, name: str, where: str, step: str, own: Sequence[str] = ()) -> TargetSpec | None:
         """The specification behind a name, if it can be what it is to be."""
         with self.also():
             spec = parse(name)
@@ -247,7 +247,7 @@ class _Findings:
             return spec
         return None
 
-    def _gemini(self, spec: Spec, where: str) -> None:
+    def _gemini(self, spec: TargetSpec, where: str) -> None:
         from gemma_ops.gemini.models import facts
 
         known = facts(spec.model)
@@ -258,7 +258,7 @@ class _Findings:
             )
         self.gemini.append(spec)
 
-    def _file(self, spec: Spec, where: str) -> None:
+    def _file(self, spec: TargetSpec, where: str) -> None:
         """A folder or file that is there, or below this run's own folder, where it may be yet to come."""
         run = (Path(self.config.machine.runs) / self.config.name).absolute()
         for text in filter(None, (spec.place, spec.tokenizer)):
@@ -266,7 +266,7 @@ class _Findings:
             if not path.exists() and run not in path.parents:
                 raise ConfigError(f"{where}: {spec.name}: {text} does not exist", "correct the path")
 
-    def _own(self, spec: Spec, where: str, step: str, own: Sequence[str]) -> None:
+    def _own(self, spec: TargetSpec, where: str, step: str, own: Sequence[str]) -> None:
         """A model that this run makes, and gives to the step that is to use it."""
         given = own or self.steps[step]
         key = "quantized" if spec.name in QUANTIZED else spec.name
@@ -282,7 +282,7 @@ class _Findings:
                 f"add {spec.name} to quantize.formats, or take it out of {where}",
             )
 
-    def _shown(self, task: Task, specs: Sequence[Spec | None], otherwise: str) -> None:
+    def _shown(self, task: Task, specs: Sequence[TargetSpec | None], otherwise: str) -> None:
         """Rows that a Gemini model may not see, where that would end the run."""
         for spec in specs:
             if spec is None or spec.kind != "gemini":

@@ -23,7 +23,7 @@ from gemma_ops.registry.overview import move
 from gemma_ops.registry.points import judged
 from gemma_ops.registry.policies import policy_of
 from gemma_ops.registry.profile import Tracking
-from gemma_ops.registry.promotion_ledger import Ledger
+from gemma_ops.registry.promotion_ledger import PromotionLedger
 from gemma_ops.registry.served import check_served
 from gemma_ops.registry.shelves import Entry
 from gemma_ops.registry.signing import SIGNATURE
@@ -88,7 +88,7 @@ def audit(machine: MachineConfig, name: str, *, everything: bool = False) -> Aud
     tracking = profile.connect(machine)
     with profile.calls(tracking.place):
         model = stored.model(tracking, name)
-        book, checks = Ledger(tracking, name), []
+        book, checks = PromotionLedger(tracking, name), []
         entries: list[Entry] = []
         chain = _tried("ledger", "chain", lambda: _chain(book, entries))
         checks.append(chain)
@@ -116,7 +116,7 @@ def _tried(about: str, check: str, holds: Callable[[], str]) -> Checked:
         return Checked(about, check, False, error.what)
 
 
-def _chain(book: Ledger, entries: list[Entry]) -> str:
+def _chain(book: PromotionLedger, entries: list[Entry]) -> str:
     entries += book.anchored()
     last = f", last {entries[-1]['hash'][:12]}" if entries else ""
     return f"{len(entries):,} entries unbroken and anchored{last} ({book.shelf.at})"

@@ -16,7 +16,7 @@ from gemma_ops.config.policy import CHAMPION
 from gemma_ops.errors import ConfigError
 from gemma_ops.registry import promotion_ledger, stored
 from gemma_ops.registry.profile import Tracking
-from gemma_ops.registry.promotion_ledger import COPY_HEAD, Ledger
+from gemma_ops.registry.promotion_ledger import COPY_HEAD, PromotionLedger
 from gemma_ops.registry.shelves import Entry
 from gemma_ops.registry.verification import CheckedVersion
 from gemma_ops.registry.version_records import look_of, weights_of
@@ -43,7 +43,7 @@ def copy_of(tracking: Tracking, model: str, checked: CheckedVersion) -> str | No
 
 
 def copy_version(
-    tracking: Tracking, book: Ledger, name: str, checked: CheckedVersion, origin: list[Entry]
+    tracking: Tracking, book: PromotionLedger, name: str, checked: CheckedVersion, origin: list[Entry]
 ) -> CheckedVersion:
     """Copy a version of `name` into the model of `book`, once, and write down where it is from; returns it under its
     new number. A crash in between leaves what the next call finishes."""

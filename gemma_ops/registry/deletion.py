@@ -14,7 +14,7 @@ from typing import Any
 from gemma_ops.config import MachineConfig
 from gemma_ops.errors import ServiceError
 from gemma_ops.registry import profile, run_reader, stored
-from gemma_ops.registry.profile import Place
+from gemma_ops.registry.profile import TrackingPlace
 
 _DELETED = "Deleted_Internal"
 """MLflow keeps the row of a deleted version under this stage (3.17, `store/model_registry/dbmodels`)."""
@@ -38,7 +38,7 @@ def lost_version(machine: MachineConfig, run: Path) -> str | None:
     return None if found else f"{who} was deleted in MLflow: it is registered again as a new version"
 
 
-def _in_database(place: Place, record: dict[str, Any]) -> bool | None:
+def _in_database(place: TrackingPlace, record: dict[str, Any]) -> bool | None:
     """Whether the version is there; None where the database is of another kind than we know."""
     question = "SELECT current_stage FROM model_versions WHERE name = ? AND version = ?"
     try:

@@ -34,7 +34,7 @@ class ReportedFigure:
 
 
 @dataclass(frozen=True)
-class Evidence:
+class EvaluationEvidence:
     """A verdict as a card and a list of versions tell it."""
 
     verdict: Verdict
@@ -90,7 +90,7 @@ class Evidence:
         return next((figure for figure in self.figures if (figure.target, figure.task) == (target, task)), None)
 
 
-def read(folder: Path) -> Evidence | None:
+def read(folder: Path) -> EvaluationEvidence | None:
     """The evidence in an evaluation's folder; None without a verdict. Raises DataError on one that can't be read."""
     file = folder / VERDICT
-    return Evidence(Verdict.read(file)) if file.exists() else None
+    return EvaluationEvidence(Verdict.read(file)) if file.exists() else None

@@ -10,7 +10,7 @@ from typing import Any
 from gemma_ops.family.formats import GGUF
 from gemma_ops.gemini.notice import NOT_FOR
 from gemma_ops.registry.card_usage import loading
-from gemma_ops.registry.evaluation_evidence import Evidence, ReportedFigure
+from gemma_ops.registry.evaluation_evidence import EvaluationEvidence, ReportedFigure
 from gemma_ops.registry.staging import TOKENIZER
 
 _LICENCE = (
@@ -34,7 +34,7 @@ _WORDS = {
 }
 
 
-def write(manifest: dict[str, Any], found: Evidence | None, description: str) -> str:
+def write(manifest: dict[str, Any], found: EvaluationEvidence | None, description: str) -> str:
     """The card as markdown with the YAML head model hubs read."""
     subject = manifest["subject"]
     parts = [
@@ -69,7 +69,7 @@ def introduction(subject: dict[str, Any], description: str) -> str:
     return description or f"{base['id']} (Gemma 4{_size(base)}), adapted to one task with gemma-ops."
 
 
-def headline(found: Evidence | None) -> str:
+def headline(found: EvaluationEvidence | None) -> str:
     """The verdict in one plain line, the gates as a list, the primary figures as a table.
 
     MLflow shows the first line in the list of versions, unrendered, so it carries no markup.
@@ -97,7 +97,7 @@ def headline(found: Evidence | None) -> str:
     return "\n".join(lines)
 
 
-def tags(manifest: dict[str, Any], found: Evidence | None) -> dict[str, str]:
+def tags(manifest: dict[str, Any], found: EvaluationEvidence | None) -> dict[str, str]:
     """What a reviewer sees beside a version on the Models page, in this order; short enough to stay on one line."""
     subject = manifest["subject"]
     shown = {"verdict": found.outcome if found else "not evaluated"}
@@ -132,7 +132,7 @@ def carried(subject: dict[str, Any]) -> list[str]:
     return list(names)
 
 
-def best(found: Evidence | None) -> ReportedFigure | None:
+def best(found: EvaluationEvidence | None) -> ReportedFigure | None:
     """The primary figure of what was tuned, else of the first target that isn't the base, on the first task."""
     if not found or not found.tasks:
         return None
@@ -163,7 +163,7 @@ def _head(subject: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _figures(found: Evidence | None) -> str:
+def _figures(found: EvaluationEvidence | None) -> str:
     """Per task one table of metrics by target, and one of the paired differences."""
     if found is None:
         return "None."
@@ -249,7 +249,7 @@ def _making(manifest: dict[str, Any]) -> str:
     )
 
 
-def _limits(subject: dict[str, Any], found: Evidence | None) -> str:
+def _limits(subject: dict[str, Any], found: EvaluationEvidence | None) -> str:
     asked = ", ".join(found.tasks) if found else ""
     lines = [f"Meant for the task it was tuned and evaluated on{f' ({asked})' if asked else ''}. {_ELSEWHERE}"]
     unmeasured = [name for name in carried(subject) if found and name in GGUF and name not in found.targets]

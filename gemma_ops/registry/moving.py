@@ -12,7 +12,7 @@ from gemma_ops.errors import ConfigError, GateError
 from gemma_ops.registry import lock, profile, promotion_ledger, stored
 from gemma_ops.registry.points import LINEAGE
 from gemma_ops.registry.profile import Tracking
-from gemma_ops.registry.promotion_ledger import Ledger
+from gemma_ops.registry.promotion_ledger import PromotionLedger
 from gemma_ops.registry.shelves import Entry
 from gemma_ops.registry.verification import CheckedVersion
 
@@ -32,10 +32,10 @@ def opened_registry(machine: MachineConfig, name: str) -> Iterator[Tracking]:
 
 
 @contextmanager
-def locked_model(machine: MachineConfig, name: str) -> Iterator[tuple[Tracking, Ledger]]:
+def locked_model(machine: MachineConfig, name: str) -> Iterator[tuple[Tracking, PromotionLedger]]:
     """The model, held for the length of the block, with its ledger, which was compared with its anchors."""
     with opened_registry(machine, name) as tracking, lock.held(tracking, name):
-        book = Ledger(tracking, name)
+        book = PromotionLedger(tracking, name)
         book.anchored()
         yield tracking, book
 
@@ -54,7 +54,7 @@ def promoted_version(tracking: Tracking, name: str, alias: str) -> str | None:
     """
     now = alias_version(tracking, name, alias)
     while True:
-        entries = Ledger(tracking, name).entries()
+        entries = PromotionLedger(tracking, name).entries()
         trail, intent = promotion_ledger.trail(entries, alias), promotion_ledger.pending(entries, alias)
         if now is None or not trail or now in (trail[-1], intent["to"] if intent else None):
             return now
@@ -86,7 +86,7 @@ def move_fields(
     }
 
 
-def finish_move(tracking: Tracking, book: Ledger, intent: Entry) -> Entry:
+def finish_move(tracking: Tracking, book: PromotionLedger, intent: Entry) -> Entry:
     """Carry out what was written down, look whether it came true, write that down."""
     tracking.client.set_registered_model_alias(book.name, intent["alias"], intent["to"])
     now = alias_version(tracking, book.name, intent["alias"])
@@ -99,7 +99,7 @@ def finish_move(tracking: Tracking, book: Ledger, intent: Entry) -> Entry:
     return book.append("done", **_repeated(intent))
 
 
-def settle_move(tracking: Tracking, book: Ledger, alias: str) -> None:
+def settle_move(tracking: Tracking, book: PromotionLedger, alias: str) -> None:
     """Close an intent whose process died: `done` if the alias got there, else `void`."""
     intent = promotion_ledger.pending(book.entries(), alias)
     if intent is not None:

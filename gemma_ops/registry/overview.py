@@ -11,7 +11,7 @@ from gemma_ops.registry import profile, promotion_ledger, stored
 from gemma_ops.registry.points import kept_words
 from gemma_ops.registry.policies import policy_in_force
 from gemma_ops.registry.profile import Tracking
-from gemma_ops.registry.promotion_ledger import Ledger
+from gemma_ops.registry.promotion_ledger import PromotionLedger
 from gemma_ops.registry.shelves import Entry
 from gemma_ops.registry.version_records import gone_versions
 
@@ -96,7 +96,7 @@ def show(machine: MachineConfig, name: str) -> Overview:
     tracking = profile.connect(machine)
     with profile.calls(tracking.place):
         aliases = {alias: str(number) for alias, number in stored.model(tracking, name).aliases.items()}
-        book = Ledger(tracking, name)
+        book = PromotionLedger(tracking, name)
         entries = book.anchored()
         named = dict.fromkeys(entry["alias"] for entry in entries if "alias" in entry)
         interrupted = [alias for alias in named if promotion_ledger.pending(entries, alias)]
@@ -129,7 +129,7 @@ def history(machine: MachineConfig, name: str) -> list[Entry]:
     tracking = profile.connect(machine)
     with profile.calls(tracking.place):
         stored.model(tracking, name)
-        return Ledger(tracking, name).anchored()
+        return PromotionLedger(tracking, name).anchored()
 
 
 def verify_ledger(machine: MachineConfig, name: str) -> str | None:

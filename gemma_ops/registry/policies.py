@@ -16,7 +16,7 @@ from gemma_ops.config.policy import PolicyTask, PromotionPolicy, make_policy, so
 from gemma_ops.errors import ConfigError, OpsError
 from gemma_ops.registry import lock, promotion_ledger
 from gemma_ops.registry.moving import opened_registry
-from gemma_ops.registry.promotion_ledger import Ledger
+from gemma_ops.registry.promotion_ledger import PromotionLedger
 from gemma_ops.registry.shelves import Entry
 from gemma_ops.runs import digest
 from gemma_ops.verdicts import Verdict
@@ -98,7 +98,7 @@ def proposed_policy(
     return make_policy(decided, tasks, float(verdict.confidence), asks)
 
 
-def append_policy(book: Ledger, policy: PromotionPolicy, reason: str) -> PolicyInForce:
+def append_policy(book: PromotionLedger, policy: PromotionPolicy, reason: str) -> PolicyInForce:
     """Write a policy into the ledger, with what it asks less of than the one before."""
     before = policy_in_force(book.name, book.entries())
     less = softer(before.policy, policy) if before else []
@@ -111,7 +111,7 @@ def append_policy(book: Ledger, policy: PromotionPolicy, reason: str) -> PolicyI
 def show_policy(machine: MachineConfig, name: str) -> PolicyInForce:
     """The policy in force. Raises OpsError where there is none, GateError for a ledger that can't be trusted."""
     with opened_registry(machine, name) as tracking:
-        found = policy_in_force(name, Ledger(tracking, name).anchored())
+        found = policy_in_force(name, PromotionLedger(tracking, name).anchored())
     if found is None:
         raise OpsError(
             f"{name} has no policy: none of its versions was judged by gates",
@@ -133,7 +133,7 @@ def set_policy(
     if policy is None:
         raise ConfigError("a policy needs a gate", "put one into evaluate.gates of the configuration")
     with opened_registry(machine, name) as tracking, lock.held(tracking, name):
-        book = Ledger(tracking, name)
+        book = PromotionLedger(tracking, name)
         if new_ledger:
             book.restart(why)
         known = policy_in_force(name, book.anchored())

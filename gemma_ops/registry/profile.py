@@ -31,7 +31,7 @@ _clients: dict[str, Any] = {}
 
 
 @dataclass(frozen=True)
-class Place:
+class TrackingPlace:
     """A tracking place: `uri` is what MLflow takes, `folder` where the database lies when it is a file on this machine."""
 
     kind: Literal["folder", "server", "database"]
@@ -58,7 +58,7 @@ class Tracking:
     """An open place: the MLflow client bound to it and the experiment everything is filed under."""
 
     client: Any
-    place: Place
+    place: TrackingPlace
     experiment_id: str
     stores: str = ""
     """Where its artifacts go: a path or `file:` here, `mlflow-artifacts:` of the server, or a store elsewhere (`s3:` …)."""
@@ -70,7 +70,7 @@ class Tracking:
         return self.place.leaves_machine or scheme not in ("", "file", "mlflow-artifacts")
 
 
-def locate(machine: MachineConfig) -> Place | None:
+def locate(machine: MachineConfig) -> TrackingPlace | None:
     """Read `machine.mlflow`; None when tracking is off. Raises ConfigError on what can't be a place."""
     given = machine.mlflow
     if given is None:
@@ -84,7 +84,7 @@ def locate(machine: MachineConfig) -> Place | None:
             "PostgreSQL PGPASSWORD or ~/.pgpass, MySQL ?read_default_file=~/.my.cnf",
         )
     if re.match(r"https?://", given):
-        return Place("server", given.rstrip("/"), None)
+        return TrackingPlace("server", given.rstrip("/"), None)
     if "://" in given:
         return _database(given)
     folder = Path(given).expanduser().absolute()
@@ -94,10 +94,10 @@ def locate(machine: MachineConfig) -> Place | None:
             f"give the folder that shall hold mlflow.db and the artifacts, or sqlite:///{folder} for this database",
         )
     uri = f"sqlite:///{folder / 'mlflow.db'}"
-    return Place("folder", uri, folder)
+    return TrackingPlace("folder", uri, folder)
 
 
-def _database(uri: str) -> Place:
+def _database(uri: str) -> TrackingPlace:
     if uri.split("://", 1)[0].split("+", 1)[0] not in _DATABASES:
         raise ConfigError(
             f"machine.mlflow is {uri}, which is neither a folder, a server nor a database",
@@ -110,10 +110,10 @@ def _database(uri: str) -> Place:
             raise ConfigError("machine.mlflow is a database in memory", "give a folder or sqlite:///file.db")
         folder = Path(path).absolute().parent
         uri = f"sqlite:///{Path(path).absolute()}"
-    return Place("database", uri, folder)
+    return TrackingPlace("database", uri, folder)
 
 
-def probe(place: Place, seconds: float = PROBE_SECONDS) -> None:
+def probe(place: TrackingPlace, seconds: float = PROBE_SECONDS) -> None:
     """Ask a server for `/health`; returns at once for a folder or database.
 
     Raises ServiceError within `seconds` when nobody answers, or when what answers is no MLflow server.
@@ -136,7 +136,7 @@ def probe(place: Place, seconds: float = PROBE_SECONDS) -> None:
     raise unreachable(place, reason)
 
 
-def unreachable(place: Place, reason: str) -> ServiceError:
+def unreachable(place: TrackingPlace, reason: str) -> ServiceError:
     """The error for a tracking place that doesn't answer, with the ways out."""
     return ServiceError(
         f"MLflow at {place.uri} can't be reached: {reason}",
@@ -176,7 +176,7 @@ def connect(machine: MachineConfig) -> Tracking:
         return Tracking(client, place, number, stores)
 
 
-def _open(place: Place) -> Any:
+def _open(place: TrackingPlace) -> Any:
     if place.database:
         ensure(place.database)
     from mlflow import MlflowClient
@@ -197,7 +197,7 @@ def _open(place: Place) -> Any:
         ) from error
 
 
-def _experiment(client: Any, place: Place, name: str) -> tuple[str, str]:
+def _experiment(client: Any, place: TrackingPlace, name: str) -> tuple[str, str]:
     """The experiment's id and where its artifacts go."""
     found = client.get_experiment_by_name(name)
     home = place.folder / "artifacts" if place.folder else None
@@ -227,7 +227,7 @@ def _experiment(client: Any, place: Place, name: str) -> tuple[str, str]:
 
 
 @contextmanager
-def calls(place: Place) -> Iterator[None]:
+def calls(place: TrackingPlace) -> Iterator[None]:
     """Turn what MLflow raises for a server that went away, or that refuses us, into ServiceError; the rest passes."""
     try:
         yield

@@ -34,7 +34,7 @@ from gemma_ops.registry.objections import Incumbent
 from gemma_ops.registry.points import INTEGRITY
 from gemma_ops.registry.policies import append_policy, policy_in_force
 from gemma_ops.registry.profile import Tracking
-from gemma_ops.registry.promotion_ledger import Ledger
+from gemma_ops.registry.promotion_ledger import PromotionLedger
 from gemma_ops.registry.served import ServeNeeds
 from gemma_ops.registry.shelves import Entry
 from gemma_ops.registry.verification import CheckedVersion, verify_version
@@ -70,7 +70,7 @@ def promote(
     with opened_registry(machine, name) as tracking:
         # Reads every byte, so it comes before the lock.
         checked = verify_version(tracking, _wanted(tracking, name, version), machine.trusted_keys)
-        origin = _own_entries(Ledger(tracking, name), checked) if model != name else []
+        origin = _own_entries(PromotionLedger(tracking, name), checked) if model != name else []
         if model != name:
             stored.find_or_create(tracking, model, f"What of {name} was promoted.")
     with locked_model(machine, model) as (tracking, book):
@@ -128,7 +128,7 @@ def rollback(machine: MachineConfig, name: str, *, alias: str = CHAMPION, reason
     """
     why = promotion_ledger.reason_given(reason)
     with opened_registry(machine, name) as tracking:
-        book = Ledger(tracking, name)
+        book = PromotionLedger(tracking, name)
         book.anchored()
         goal = _earlier(tracking, book, alias)
         checked = verify_version(tracking, stored.version(tracking, name, goal), machine.trusted_keys)
@@ -153,7 +153,7 @@ def rollback(machine: MachineConfig, name: str, *, alias: str = CHAMPION, reason
         )
 
 
-def _own_entries(book: Ledger, checked: CheckedVersion) -> list[Entry]:
+def _own_entries(book: PromotionLedger, checked: CheckedVersion) -> list[Entry]:
     """The ledger of the model, which must know the version as it was registered. Raises GateError where it doesn't."""
     entries = book.anchored()
     if not checked.origin:
@@ -184,7 +184,7 @@ def _wanted(tracking: Tracking, name: str, version: str | int | None) -> Any:
     try:
         return stored.version(tracking, name, version)
     except OpsError as error:
-        gone = gone_versions(Ledger(tracking, name).entries(), stored.versions(tracking, name))
+        gone = gone_versions(PromotionLedger(tracking, name).entries(), stored.versions(tracking, name))
         if gone and (version is None or str(version) in gone):
             raise OpsError(
                 f"version {gone[-1] if version is None else version} of {name} was deleted in MLflow",
@@ -205,7 +205,7 @@ def _later_gone(
     ]
 
 
-def _earlier(tracking: Tracking, book: Ledger, alias: str) -> str:
+def _earlier(tracking: Tracking, book: PromotionLedger, alias: str) -> str:
     """The version a rollback of `alias` leads to: that of an interrupted rollback, else the one before the present
     one."""
     entries = book.entries()

@@ -21,7 +21,7 @@ from typing import Any
 from gemma_ops.errors import ConfigError
 from gemma_ops.registry import stored
 from gemma_ops.registry.profile import Tracking
-from gemma_ops.registry.shelves import Entry, FileShelf, Shelf, TagShelf, broken_ledger
+from gemma_ops.registry.shelves import Entry, FileShelf, TagShelf, VersionShelf, broken_ledger
 from gemma_ops.registry.state import user
 from gemma_ops.runs import digest
 
@@ -33,13 +33,15 @@ START = "0" * 64  # what the first entry chains to
 _LONGEST = 1000  # characters of a reason, so that an entry fits a tag of any MLflow store
 
 
-class Ledger:
+class PromotionLedger:
     """The ledger of one registered model."""
 
     def __init__(self, tracking: Tracking, name: str) -> None:
         self.name, self.tracking = name, tracking
         folder = tracking.place.folder
-        self.shelf: Shelf = FileShelf(folder / "ledger" / f"{name}.jsonl") if folder else TagShelf(tracking, name)
+        self.shelf: VersionShelf = (
+            FileShelf(folder / "ledger" / f"{name}.jsonl") if folder else TagShelf(tracking, name)
+        )
 
     def entries(self) -> list[Entry]:
         """All entries, after checking the chain. Raises GateError naming the entry at which it breaks."""

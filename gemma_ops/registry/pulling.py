@@ -24,7 +24,7 @@ from gemma_ops.privacy.classes import class_of
 from gemma_ops.registry import profile, stored
 from gemma_ops.registry.policies import policy_in_force
 from gemma_ops.registry.profile import Tracking
-from gemma_ops.registry.promotion_ledger import Ledger
+from gemma_ops.registry.promotion_ledger import PromotionLedger
 from gemma_ops.registry.shelves import Entry
 from gemma_ops.registry.staging import TOKENIZER
 from gemma_ops.registry.version_records import looks_before
@@ -44,12 +44,12 @@ def pull_champion(out: Path, settings: RegisterConfig, machine: MachineConfig) -
     tracking = profile.connect(machine)
     with profile.calls(tracking.place):
         looked = stored.find_model(tracking, str(settings.name))
-        seen = Ledger(tracking, looked.name).anchored() if looked else []
+        seen = PromotionLedger(tracking, looked.name).anchored() if looked else []
         held_to = settings.champion_of or settings.name
         model = stored.find_model(tracking, str(held_to))
         if model is None:
             return _write(out, PromotionStandard(why_none=f"{held_to} has no version yet"), seen)
-        entries = Ledger(tracking, model.name).anchored() if held_to != settings.name else seen
+        entries = PromotionLedger(tracking, model.name).anchored() if held_to != settings.name else seen
         policy = policy_in_force(model.name, entries)
         number = model.aliases.get(CHAMPION)
         keys = machine.trusted_keys

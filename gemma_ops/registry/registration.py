@@ -32,7 +32,7 @@ from gemma_ops.registry import (
     version_records,
 )
 from gemma_ops.registry import state as memory
-from gemma_ops.registry.evaluation_evidence import Evidence
+from gemma_ops.registry.evaluation_evidence import EvaluationEvidence
 from gemma_ops.registry.profile import Tracking
 from gemma_ops.runs import journal
 from gemma_ops.runs.durable import write_json
@@ -123,7 +123,7 @@ class _Work:
     name: str
     description: str
     body: dict[str, Any]
-    found: Evidence | None
+    found: EvaluationEvidence | None
     parent: str
     evaluated: int
 

@@ -25,7 +25,7 @@ _LONGEST = 7900
 """Characters of an entry on a server: MLflow cuts longer tags without a word."""
 
 
-class Shelf(Protocol):
+class VersionShelf(Protocol):
     """Where entries are kept, in order; `at` says where in words."""
 
     at: str

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from gemma_ops.registry import run_reader
-from gemma_ops.registry.profile import Place, Tracking
+from gemma_ops.registry.profile import Tracking, TrackingPlace
 from gemma_ops.runs import digest
 
 FILE = "mlflow.json"
@@ -34,7 +34,7 @@ _seen: set[str] = set()
 State = dict[str, Any]
 
 
-def read(run: Path, place: Place) -> State:
+def read(run: Path, place: TrackingPlace) -> State:
     """What `run` remembers of `place`; an empty entry when nothing, or when the file was damaged (it can be made anew)."""
     try:
         entry = json.loads((run / FILE).read_text(encoding="utf-8")).get(place.uri, {})
@@ -52,7 +52,7 @@ def read(run: Path, place: Place) -> State:
     }
 
 
-def write(run: Path, place: Place, state: State) -> None:
+def write(run: Path, place: TrackingPlace, state: State) -> None:
     """Replace the entry of `place`, whole or not at all."""
     file = run / FILE
     try:

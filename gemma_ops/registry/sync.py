@@ -14,7 +14,7 @@ from typing import Any
 
 from gemma_ops.registry import describe, run_reader
 from gemma_ops.registry import state as memory
-from gemma_ops.registry.profile import Place, Tracking
+from gemma_ops.registry.profile import Tracking, TrackingPlace
 from gemma_ops.runs import digest
 
 _BATCH = 1000  # MLflow's own limit on metrics in one call
@@ -45,7 +45,7 @@ def sync(tracking: Tracking, run: Path, *, ended: str | None = None, error: str 
         return str(state["run_id"])
 
 
-def up_to_date(run: Path, place: Place, digests: dict[str, str]) -> bool:
+def up_to_date(run: Path, place: TrackingPlace, digests: dict[str, str]) -> bool:
     """Whether MLflow has everything about these finished steps already; answered without importing it."""
     if place.database and not place.database.exists():
         return False
@@ -57,7 +57,7 @@ def up_to_date(run: Path, place: Place, digests: dict[str, str]) -> bool:
     )
 
 
-def pending(run: Path, place: Place) -> int:
+def pending(run: Path, place: TrackingPlace) -> int:
     """How many records of the logs MLflow has not seen."""
     steps, count = memory.read(run, place)["steps"], 0
     for step, logs in run_reader.attempts(run).items():

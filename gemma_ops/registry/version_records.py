@@ -12,7 +12,7 @@ from gemma_ops.config import PromotionAsks
 from gemma_ops.registry import lock, stored
 from gemma_ops.registry.policies import append_policy, policy_in_force, proposed_policy
 from gemma_ops.registry.profile import Tracking
-from gemma_ops.registry.promotion_ledger import HEAD, Ledger, anchor
+from gemma_ops.registry.promotion_ledger import HEAD, PromotionLedger, anchor
 from gemma_ops.registry.shelves import Entry
 from gemma_ops.verdicts import Look, Verdict
 
@@ -70,7 +70,7 @@ def gone_versions(entries: Sequence[Entry], versions: Sequence[Any]) -> list[str
 def check_ledger(tracking: Tracking, name: str) -> str | None:
     """Compare the ledger of a model with its anchors before anything is added to the model; returns the anchor of its
     last entry, None where there is no such model yet. Raises GateError."""
-    return anchor(Ledger(tracking, name).anchored()) if stored.find_model(tracking, name) else None
+    return anchor(PromotionLedger(tracking, name).anchored()) if stored.find_model(tracking, name) else None
 
 
 def record_version(
@@ -90,7 +90,7 @@ def record_version(
     subject, version, told = body["subject"], str(number), []
     outcome = "not evaluated" if verdict is None else verdict.verdict
     with lock.held(tracking, name):
-        book = Ledger(tracking, name)
+        book = PromotionLedger(tracking, name)
         entries = book.entries()
         weights = weights_of(subject)
         known = [one for one in entries if one["kind"] == "version" and one["version"] == version]

@@ -17,7 +17,7 @@ from gemma_ops.config import MachineConfig, Privacy
 from gemma_ops.errors import OpsError
 from gemma_ops.gemini.live_door import LiveGemini
 from gemma_ops.gemini.models import ModelFacts, facts
-from gemma_ops.gemini.pipe import Message
+from gemma_ops.gemini.pipe import PipeMessage
 from gemma_ops.gemini.request import Request
 from gemma_ops.privacy.classes import PRIVACY
 from gemma_ops.routing.routing_policy import BOUNDED, GeminiRules, RoutingPolicy
@@ -66,12 +66,12 @@ class GeminiLane:
         left = self._live.left() if self._live else 0.0
         return GeminiState(why_not=self.shut, sees=self._sees, context=self.facts.context, left=left)
 
-    async def answer(self, request: Request) -> AsyncGenerator[Message]:
+    async def answer(self, request: Request) -> AsyncGenerator[PipeMessage]:
         """What comes of a request: pieces of a stream, and last an answer or an error. Raises BoundaryError and what
         else the door refuses; then nothing was sent."""
-        loop, heard = asyncio.get_running_loop(), asyncio.Queue[Message]()
+        loop, heard = asyncio.get_running_loop(), asyncio.Queue[PipeMessage]()
 
-        def hear(message: Message) -> None:
+        def hear(message: PipeMessage) -> None:
             with contextlib.suppress(RuntimeError):  # the server has ended: nobody listens
                 loop.call_soon_threadsafe(heard.put_nowait, message)
 

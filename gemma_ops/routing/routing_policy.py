@@ -12,7 +12,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from gemma_ops.config import Privacy, Section, shipped
+from gemma_ops.config import ConfigSection, Privacy, shipped
 from gemma_ops.config.loading import read_document
 from gemma_ops.gemini.models import Thinking
 from gemma_ops.gemini.request import HOSTED
@@ -29,7 +29,7 @@ BOUNDED = {"code": HOSTED[0], "url": HOSTED[1]}
 """Tools of the service that may be carried to it, by our name, with the service's."""
 
 
-class ClassLanes(Section):
+class ClassLanes(ConfigSection):
     """The lanes of each privacy class, the preferred one first; an empty list refuses the class."""
 
     local_only: tuple[Literal["local"], ...] = ("local",)
@@ -44,7 +44,7 @@ class ClassLanes(Section):
         return {"local_only": self.local_only, "paid": self.paid, "any": self.any}[privacy]
 
 
-class Detectors(Section):
+class Detectors(ConfigSection):
     """Patterns of personal data and secrets. They raise a class and never lower one; names and diagnoses have no
     pattern."""
 
@@ -66,7 +66,7 @@ class Detectors(Section):
         return self.kinds.get(kind, self.raise_to)
 
 
-class LocalLimits(Section):
+class LocalLimits(ConfigSection):
     """What is asked of the local model at most; the server's own limits hold too."""
 
     context: Annotated[int, Field(ge=1)] | None = None
@@ -74,7 +74,7 @@ class LocalLimits(Section):
     modalities: tuple[Modality, ...] = ("text",)
 
 
-class QualityRules(Section):
+class QualityRules(ConfigSection):
     """What the evaluation's routing table (`routing.json`) does, for requests that say their task."""
 
     send: Place = "gemini"
@@ -83,7 +83,7 @@ class QualityRules(Section):
     """Where work goes of whose slice nothing is shown."""
 
 
-class LatencyRules(Section):
+class LatencyRules(ConfigSection):
     """Above either, work that may go to Gemini does."""
 
     waiting: Annotated[int, Field(ge=0)] = 8
@@ -92,7 +92,7 @@ class LatencyRules(Section):
     """Expected wait for it."""
 
 
-class BudgetRules(Section):
+class BudgetRules(ConfigSection):
     """Dollars. What is reserved counts, the most that a request can cost; nothing here ever stops local work."""
 
     dollars_per_day: Annotated[float, Field(ge=0)] = 5.0
@@ -100,7 +100,7 @@ class BudgetRules(Section):
     dollars_per_request: Annotated[float, Field(ge=0)] = 0.25
 
 
-class GeminiRules(Section):
+class GeminiRules(ConfigSection):
     """How Gemini is asked."""
 
     model: str = "gemini-3.8-flash"
@@ -115,7 +115,7 @@ class GeminiRules(Section):
     """Tries per request before the local model is asked instead, where it may be."""
 
 
-class ProbeTraits(Section):
+class ProbeTraits(ConfigSection):
     """A request by its traits, as a probe gives it. What is left out is the plainest there is."""
 
     privacy: Privacy | None = None
@@ -142,7 +142,7 @@ class ProbeTraits(Section):
     """Whether Gemini is asked under paid terms."""
 
 
-class Probe(Section):
+class Probe(ConfigSection):
     """An example that the policy must decide as it says."""
 
     name: str
@@ -152,7 +152,7 @@ class Probe(Section):
     """Words that must stand in the reasons."""
 
 
-class RoutingPolicy(Section):
+class RoutingPolicy(ConfigSection):
     """A whole policy."""
 
     classes: ClassLanes = ClassLanes()

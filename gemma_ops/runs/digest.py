@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from gemma_ops.config import Section
+from gemma_ops.config import ConfigSection
 
 _CHUNK = 1 << 20
 
@@ -55,7 +55,7 @@ def canonical(value: Any) -> Any:
 
     Raises TypeError on anything without a stable form: a permissive `str(x)` would fork fingerprints silently.
     """
-    if isinstance(value, Section):
+    if isinstance(value, ConfigSection):
         return canonical(value.identity())
     if isinstance(value, BaseModel):
         return canonical(value.model_dump(mode="json", by_alias=True))

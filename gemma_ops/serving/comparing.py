@@ -20,7 +20,7 @@ from gemma_ops.config.evaluation import GateConfig
 from gemma_ops.config.serve import ChallengerConfig
 from gemma_ops.errors import DataError
 from gemma_ops.gates import gate_decision
-from gemma_ops.gates.gate_decision import Decision, Evidence
+from gemma_ops.gates.gate_decision import Decision, GateEvidence
 from gemma_ops.runs import digest
 from gemma_ops.runs.durable import write_text
 from gemma_ops.serving.shadow import PAIR_SCHEMA, pairs_file
@@ -101,7 +101,7 @@ def compare_live(path: Path, *, margin: float = MARGIN) -> LiveComparison:
     sample = Sample.of([b - a for a, b in zip(*good, strict=True)], clusters)
     number, level = _look(path, versions, len(pairs))
     gate = GateConfig(metric="ended_well", target="challenger", versus="champion", test="noninferior", margin=margin)
-    (decision,) = gate_decision.decide([gate], [Evidence(sample, True, sample.mean)], 1 - level)
+    (decision,) = gate_decision.decide([gate], [GateEvidence(sample, True, sample.mean)], 1 - level)
     same = [float(a["text"] == b["text"] and a["calls"] == b["calls"]) for a, b in zip(first, second, strict=True)]
     return LiveComparison(
         versions=versions,

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from gemma_ops.data.encoded import Encoded
-from gemma_ops.data.media_files import Shelf
+from gemma_ops.data.media_files import MediaShelf
 from gemma_ops.data.parts import media_of
 from gemma_ops.data.rowerror import RowError
 from gemma_ops.family.media import Senses
@@ -72,7 +72,7 @@ def shown_turns(
         raise RefusalError("this model is served for text", field="messages", code="unsupported_content")
     restored = Beyond({}, {mark: dict(part) for mark, part in shown.items()}).restored(messages)
     turns = [{**turn, "content": _content(turn.get("content"), senses)} for turn in restored]
-    shelf = Shelf(None, senses, most_mb=_MOST_MB)
+    shelf = MediaShelf(None, senses, most_mb=_MOST_MB)
     try:
         return ShownTurns(shelf.store(turns), shelf.found)
     except RowError as error:

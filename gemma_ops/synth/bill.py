@@ -22,7 +22,7 @@ from gemma_ops.gemini.models import facts
 from gemma_ops.gemini.request import Use
 from gemma_ops.gemini.usage import Usage
 from gemma_ops.targets.gemini_target import output_limit, request
-from gemma_ops.targets.spec import Spec
+from gemma_ops.targets.spec import TargetSpec
 
 BYTES = 4
 """Counted for each token that a model has yet to write: nearly all read as one token when they are read again."""
@@ -31,7 +31,7 @@ _REPAIR = 1024
 
 
 @dataclass(frozen=True)
-class Planned:
+class PlannedBill:
     """A request, or several of the same size. `kind` names those that are asked at once, which may go as a batch."""
 
     kind: str
@@ -54,7 +54,9 @@ class Bill:
     worst_new_tokens: int
 
 
-def bill(planned: Sequence[Planned], spec: Spec, gemini: GeminiConfig, *, reply: int, output: int, use: Use) -> Bill:
+def bill(
+    planned: Sequence[PlannedBill], spec: TargetSpec, gemini: GeminiConfig, *, reply: int, output: int, use: Use
+) -> Bill:
     """The bill of requests whose visible replies hold at most `reply` tokens and likely `output`, thoughts included.
 
     Raises ConfigError for an unknown model or thinking level, BudgetError for an unknown price.
@@ -88,6 +90,6 @@ def bill(planned: Sequence[Planned], spec: Spec, gemini: GeminiConfig, *, reply:
     )
 
 
-def written(spec: Spec, reply: int) -> int:
+def written(spec: TargetSpec, reply: int) -> int:
     """Tokens that one reply can hold, thoughts included."""
     return output_limit(facts(spec.model), spec.thinking, reply) if spec.kind == "gemini" else reply

@@ -9,7 +9,7 @@ from typing import Any
 from gemma_ops.data.example import content_id
 from gemma_ops.synth import methods
 from gemma_ops.synth.material import Draft, Item, Material
-from gemma_ops.synth.replies import Question, Reply
+from gemma_ops.synth.replies import TeacherQuestion, TeacherReply
 from gemma_ops.synth.row_checks import Rejection, check
 
 _ENDS = {"length": "cut", "blocked": "blocked", "error": "error", "stop": "invalid_reply"}
@@ -17,13 +17,13 @@ _ENDS = {"length": "cut", "blocked": "blocked", "error": "error", "stop": "inval
 
 
 @dataclass(frozen=True)
-class Candidate:
+class RowCandidate:
     """A row that passed the checks. `share`: of the reply's cost, as one of its rows."""
 
     item: Item
     draft: Draft
-    question: Question
-    reply: Reply
+    question: TeacherQuestion
+    reply: TeacherReply
     share: float
     span: tuple[int, int] | None
     """Where its quotation stands in the source."""
@@ -56,7 +56,7 @@ class Rejected:
 
     rows: list[dict[str, Any]] = field(default_factory=list)
 
-    def add(self, item: Item, reply: Reply, why: Rejection, draft: Draft | None = None) -> None:
+    def add(self, item: Item, reply: TeacherReply, why: Rejection, draft: Draft | None = None) -> None:
         row: dict[str, Any] = {
             "code": why.code,
             "reason": why.reason,
@@ -70,15 +70,17 @@ class Rejected:
         self.rows.append({key: value for key, value in row.items() if value is not None})
 
 
-def question_of(item: Item) -> Question:
+def question_of(item: Item) -> TeacherQuestion:
     """What the teacher is asked for an item."""
     messages = tuple(methods.METHODS[item.method].ask(item))
-    return Question(item.method, item.material.name, messages, item.material.privacy, item.turn)
+    return TeacherQuestion(item.method, item.material.name, messages, item.material.privacy, item.turn)
 
 
-def candidates(items: Sequence[Item], replies: Sequence[Reply], rejected: Rejected) -> tuple[list[Candidate], int]:
+def candidates(
+    items: Sequence[Item], replies: Sequence[TeacherReply], rejected: Rejected
+) -> tuple[list[RowCandidate], int]:
     """The usable rows of replies, and how many rows were written in all."""
-    found: list[Candidate] = []
+    found: list[RowCandidate] = []
     written = 0
     for item, reply in zip(items, replies, strict=True):
         if reply.value is None:
@@ -92,5 +94,5 @@ def candidates(items: Sequence[Item], replies: Sequence[Reply], rejected: Reject
             if isinstance(checked, Rejection):
                 rejected.add(item, reply, checked, draft)
             else:
-                found.append(Candidate(item, draft, question, reply, 1 / len(drafts), checked))
+                found.append(RowCandidate(item, draft, question, reply, 1 / len(drafts), checked))
     return found, written

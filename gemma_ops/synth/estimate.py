@@ -20,12 +20,12 @@ from gemma_ops.errors import ServiceError
 from gemma_ops.modeling.checkpoint_source import local, tokenizer_folder
 from gemma_ops.privacy.text_copies import PrivateTexts
 from gemma_ops.synth import methods, plan_requests
-from gemma_ops.synth.bill import BYTES, Planned, bill, written
+from gemma_ops.synth.bill import BYTES, PlannedBill, bill, written
 from gemma_ops.synth.candidates import question_of
 from gemma_ops.synth.grading_forecast import ROW, Grading, grading, seen
 from gemma_ops.synth.material import Item, Material, Pool
 from gemma_ops.synth.methods.document_qa import ANGLES
-from gemma_ops.targets.spec import Spec, parse
+from gemma_ops.targets.spec import TargetSpec, parse
 from gemma_ops.targets.structured import in_words
 from gemma_ops.tasks.compared_questions import add_task
 
@@ -187,14 +187,14 @@ def _parents(items: Sequence[Item]) -> list[Material]:
     return [item.material for item in items if item.method in ("document_qa", "self_instruct")]
 
 
-def _planned(item: Item, count: Callable[[Sequence[dict[str, Any]]], int], later: int) -> Planned:
+def _planned(item: Item, count: Callable[[Sequence[dict[str, Any]]], int], later: int) -> PlannedBill:
     """A local model is told the shape in words, a service beside them (which is billed as well)."""
     messages = question_of(item).messages
     schema = methods.METHODS[item.method].shape.model_json_schema()
-    return Planned(item.method, messages, schema, 0 if later else count(in_words(messages, schema)), later)
+    return PlannedBill(item.method, messages, schema, 0 if later else count(in_words(messages, schema)), later)
 
 
-def _with_judge(made: Estimate, config: RunConfig, spec: Spec) -> Estimate:
+def _with_judge(made: Estimate, config: RunConfig, spec: TargetSpec) -> Estimate:
     """The sums, and the budget where any of it is billed by Gemini."""
     judge, kinds = made.judge, [spec.kind]
     parts = [(made.dollars, made.worst_dollars)]
@@ -210,7 +210,7 @@ def _with_judge(made: Estimate, config: RunConfig, spec: Spec) -> Estimate:
     )
 
 
-def _spec(teacher: str) -> Spec:
+def _spec(teacher: str) -> TargetSpec:
     """A Hub id or folder answers as the checkpoint that the recipe fetches."""
     return parse("base") if local(teacher) else parse(teacher)
 

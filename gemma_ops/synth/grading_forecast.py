@@ -14,11 +14,11 @@ from gemma_ops.config import MachineConfig, Privacy, RunConfig
 from gemma_ops.modeling.checkpoint_source import local
 from gemma_ops.privacy.classes import answers_class, learned_class, stricter
 from gemma_ops.synth import judge_filter, plan_requests
-from gemma_ops.synth.bill import BYTES, Planned, bill, written
+from gemma_ops.synth.bill import BYTES, PlannedBill, bill, written
 from gemma_ops.synth.material import Draft, Item, Material, written_by
 from gemma_ops.targets.endpoint_target import classes_of, learned_by_endpoint
 from gemma_ops.targets.gemini_target import seen_by
-from gemma_ops.targets.spec import Spec, parse
+from gemma_ops.targets.spec import TargetSpec, parse
 from gemma_ops.targets.structured import in_words
 from gemma_ops.targets.target import LOCAL
 
@@ -48,14 +48,14 @@ class Grading:
         return asdict(self) | {"hidden": list(self.hidden)}
 
 
-def seen(spec: Spec, machine: MachineConfig) -> frozenset[str]:
+def seen(spec: TargetSpec, machine: MachineConfig) -> frozenset[str]:
     """Privacy classes that may be shown to a target, without opening it."""
     if spec.kind == "gemini":
         return seen_by(spec.model, machine.gemini)
     return classes_of(spec, machine) if spec.kind == "openai" else LOCAL
 
 
-def _learned(config: RunConfig, teacher: Spec) -> Privacy:
+def _learned(config: RunConfig, teacher: TargetSpec) -> Privacy:
     """The class of what a teacher learned, as far as it is here: one that is yet to be fetched comes from elsewhere."""
     if not teacher.local:
         return "any" if teacher.kind == "gemini" else learned_by_endpoint(teacher, config.machine)
@@ -69,7 +69,7 @@ def grading(
     config: RunConfig,
     items: Sequence[Item],
     later: Item | None,
-    teacher: Spec,
+    teacher: TargetSpec,
     count: Callable[[Sequence[dict[str, Any]]], int],
 ) -> Grading | None:
     """None without a judge. `later` stands for the second round, `wanted` times.
@@ -81,7 +81,7 @@ def grading(
         return None
     spec = parse(settings.judge)
     most = BYTES * written(teacher, settings.max_new_tokens)
-    planned: list[Planned] = []
+    planned: list[PlannedBill] = []
     for item in items:
         planned += _rows(item.material, item.wanted, 1, most, count)
     if later:
@@ -104,12 +104,12 @@ def grading(
 
 def _rows(
     material: Material, rows: int, replies: int, most: int, count: Callable[[Sequence[dict[str, Any]]], int]
-) -> list[Planned]:
+) -> list[PlannedBill]:
     """The grades of rows from one material. The rows of a reply share its limit, so one of them at most is as long as that."""
     question, schema = judge_filter.question(Draft([]), material), judge_filter.Grade.model_json_schema()
     tokens = count(in_words(question.messages, schema)) + ROW
     found = [
-        Planned("judge", question.messages, schema, tokens, _TURNS + most, replies),
-        Planned("judge", question.messages, schema, tokens, _TURNS, rows - replies),
+        PlannedBill("judge", question.messages, schema, tokens, _TURNS + most, replies),
+        PlannedBill("judge", question.messages, schema, tokens, _TURNS, rows - replies),
     ]
     return [item for item in found if item.times]

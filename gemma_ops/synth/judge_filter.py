@@ -13,9 +13,9 @@ from typing import Annotated
 from pydantic import Field
 
 from gemma_ops.judging.judge_material import harmless
-from gemma_ops.synth.candidates import Candidate
-from gemma_ops.synth.material import Draft, Material, Shape, fence
-from gemma_ops.synth.replies import Question, Reply
+from gemma_ops.synth.candidates import RowCandidate
+from gemma_ops.synth.material import Draft, Material, MaterialShape, fence
+from gemma_ops.synth.replies import TeacherQuestion, TeacherReply
 from gemma_ops.synth.row_checks import Rejection
 
 _PROMPT = """\
@@ -36,17 +36,17 @@ LIMIT = 1024
 """Longest reply of the judge, in tokens."""
 
 
-class Grade(Shape):
+class Grade(MaterialShape):
     reason: str
     grade: Annotated[int, Field(ge=1, le=5)]
 
 
-def question_of(candidate: Candidate) -> Question:
+def question_of(candidate: RowCandidate) -> TeacherQuestion:
     """What the judge is asked about a candidate."""
     return question(candidate.draft, candidate.item.material)
 
 
-def question(draft: Draft, material: Material) -> Question:
+def question(draft: Draft, material: Material) -> TeacherQuestion:
     """What the judge is asked about a row: the conversation, the flawed answer of a pair, and the source it is from."""
     turns = [f"{turn['role']}: {turn['content']}{_calls(turn.get('tool_calls') or [])}" for turn in draft.messages]
     if draft.rejected is not None:
@@ -57,14 +57,14 @@ def question(draft: Draft, material: Material) -> Question:
         row=fence("row", harmless("\n\n".join(turns))),
         source=source,
     )
-    return Question("judge", material.name, ({"role": "user", "content": content},), material.privacy)
+    return TeacherQuestion("judge", material.name, ({"role": "user", "content": content},), material.privacy)
 
 
 def _calls(calls: Sequence[dict[str, object]]) -> str:
     return "".join(f"\ncalls {json.dumps(call['function'], ensure_ascii=False)}" for call in calls)
 
 
-def verdict(reply: Reply, least: int) -> tuple[int | None, Rejection | None]:
+def verdict(reply: TeacherReply, least: int) -> tuple[int | None, Rejection | None]:
     """The grade, and why the row must go if it must."""
     if reply.value is None:
         return None, Rejection("not_judged", f"the judge gave no valid grade: {reply.problem}")

@@ -24,7 +24,7 @@ from gemma_ops.data.row_files import read_file
 from gemma_ops.data.rowerror import RowError
 from gemma_ops.errors import DataError
 from gemma_ops.privacy.classes import PRIVACY, stricter
-from gemma_ops.synth.sections import Section
+from gemma_ops.synth.sections import DocumentSection
 from gemma_ops.synth.sources import own_privacy, strictest_copies
 
 Conversation = list[dict[str, Any]]
@@ -56,7 +56,7 @@ class Material:
     privacy: Privacy
     group: str
     """Empty where rows have nothing in common: each is then a group of its own."""
-    section: Section | None = None
+    section: DocumentSection | None = None
     seeds: tuple[Seed, ...] = ()
     tools: tuple[dict[str, Any], ...] = ()
     question: str = ""
@@ -106,7 +106,7 @@ class Draft:
     """Code and reason, where the reply could not be made into a row."""
 
 
-class Shape(BaseModel):
+class MaterialShape(BaseModel):
     """A reply's shape. Unknown keys are let pass: a remark of the teacher costs nothing."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
@@ -118,7 +118,7 @@ class Method:
 
     name: str
     from_what: str
-    shape: type[Shape]
+    shape: type[MaterialShape]
     ask: Callable[[Item], Conversation]
     drafts: Callable[[Item, Any], list[Draft]]
 
@@ -131,7 +131,7 @@ def fence(name: str, text: str) -> str:
     return f"<{mark}>\n{text}\n</{mark}>"
 
 
-def of_section(section: Section) -> Material:
+def of_section(section: DocumentSection) -> Material:
     document = section.document
     return Material(f"{document.group[:16]}:{section.start}-{section.end}", document.privacy, document.group, section)
 
@@ -207,7 +207,7 @@ def read_tools(path: Path, privacy: Privacy) -> Material:
 class Pool:
     """Everything there is to write from."""
 
-    sections: tuple[Section, ...] = ()
+    sections: tuple[DocumentSection, ...] = ()
     seeds: tuple[Seed, ...] = ()
     tools: Material | None = None
     unread: tuple[str, ...] = field(default=())

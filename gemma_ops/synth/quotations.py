@@ -8,14 +8,14 @@ from __future__ import annotations
 import re
 
 from gemma_ops.data.hashed_words import words
-from gemma_ops.synth.sections import Section
+from gemma_ops.synth.sections import DocumentSection
 
 SHORTEST = 3
 """Words: any text holds a "the"."""
 _QUOTES = "\"'“”„«»‘’`"
 
 
-def find(section: Section, quotation: str) -> tuple[int, int] | None:
+def find(section: DocumentSection, quotation: str) -> tuple[int, int] | None:
     """Where a quotation stands in the section's source, as [first, last + 1); None when it doesn't stand there.
 
     Quotation marks around it don't count. Case, punctuation and every letter inside must be the same.

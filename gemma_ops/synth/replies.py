@@ -25,7 +25,7 @@ FILE = "replies.jsonl"
 
 
 @dataclass(frozen=True)
-class Question:
+class TeacherQuestion:
     """One request: `what` it is for and `name` where it is from, for logs; the rest decides the reply."""
 
     what: str
@@ -41,7 +41,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Reply:
+class TeacherReply:
     """One line of `replies.jsonl`. `value` is None when no reply was valid, and `problem` says why. Tokens and dollars are
     those of all `tries`."""
 
@@ -62,22 +62,28 @@ class Reply:
     tier: str
 
 
-class Replies(KeyedFile[Reply]):
+class Replies(KeyedFile[TeacherReply]):
     """What the teacher and the judge said, as it comes."""
 
-    kind, noun, again = Reply, "a reply", "run again"
+    kind, noun, again = TeacherReply, "a reply", "run again"
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self._asked: list[str] = []
 
-    def lasts(self, record: Reply) -> bool:
+    def lasts(self, record: TeacherReply) -> bool:
         """Failures count until the step ends, and are asked again when it is taken up."""
         return record.end != "error"
 
     def ask(
-        self, target: Target, questions: Sequence[Question], shape: type[BaseModel], *, max_new_tokens: int, batch: int
-    ) -> list[Reply]:
+        self,
+        target: Target,
+        questions: Sequence[TeacherQuestion],
+        shape: type[BaseModel],
+        *,
+        max_new_tokens: int,
+        batch: int,
+    ) -> list[TeacherReply]:
         """A reply to every question, in order: those that are known, and the others from the target.
 
         A local model is asked batch by batch, and each batch is on disk before the next; a service is asked for all at
@@ -105,19 +111,19 @@ class Replies(KeyedFile[Reply]):
         self._asked += keys
         return [self.known[key] for key in keys]
 
-    def settle(self) -> list[Reply]:
+    def settle(self) -> list[TeacherReply]:
         """Rewrite the file in the order of the questions; returns what it holds."""
         return self.finish(self._asked)
 
 
-def _key(target: Target, question: Question, shape: type[BaseModel], limit: int) -> str:
+def _key(target: Target, question: TeacherQuestion, shape: type[BaseModel], limit: int) -> str:
     schema = shape.model_json_schema()
     return digest.of_json([target.name, target.identity, list(question.messages), schema, limit, question.turn])[:32]
 
 
-def _reply(key: str, question: Question, found: Structured) -> Reply:
+def _reply(key: str, question: TeacherQuestion, found: Structured) -> TeacherReply:
     answer = found.answer
-    return Reply(
+    return TeacherReply(
         key=key,
         what=question.what,
         name=question.name,

@@ -7,7 +7,7 @@ from typing import Any
 
 from gemma_ops.config import Privacy, ReleaseConfig
 from gemma_ops.privacy.classes import answers_class
-from gemma_ops.synth.candidates import Candidate
+from gemma_ops.synth.candidates import RowCandidate
 
 Row = dict[str, Any]
 
@@ -39,7 +39,7 @@ class Maker:
         return {} if self.answers == self.learned else {"release": self.release.model_dump(mode="json")}
 
 
-def row(candidate: Candidate, teacher: Maker, passed: list[str], grade: dict[str, Any] | None) -> Row:
+def row(candidate: RowCandidate, teacher: Maker, passed: list[str], grade: dict[str, Any] | None) -> Row:
     """One line of `rows.jsonl`, or of `preferences.jsonl` for a pair (in TRL's conversational form)."""
     draft, material = candidate.draft, candidate.item.material
     if candidate.pair:
@@ -60,7 +60,7 @@ def row(candidate: Candidate, teacher: Maker, passed: list[str], grade: dict[str
     }
 
 
-def _provenance(candidate: Candidate, teacher: Maker, passed: list[str], grade: dict[str, Any] | None) -> Row:
+def _provenance(candidate: RowCandidate, teacher: Maker, passed: list[str], grade: dict[str, Any] | None) -> Row:
     reply, draft = candidate.reply, candidate.draft
     found: Row = {"method": candidate.item.method, **_source(candidate)}
     if candidate.span is not None:
@@ -87,7 +87,7 @@ def _provenance(candidate: Candidate, teacher: Maker, passed: list[str], grade: 
     return found | ({"judge": grade} if grade else {})
 
 
-def _source(candidate: Candidate) -> Row:
+def _source(candidate: RowCandidate) -> Row:
     material = candidate.item.material
     if material.section:
         document = material.section.document

@@ -19,7 +19,7 @@ _ENDS = (re.compile(r"\n[ \t]*\r?\n\s*"), re.compile(r"(?<=[.!?。！？])\s+|(?
 
 
 @dataclass(frozen=True)
-class Section:
+class DocumentSection:
     """Characters [start, end) of a document's text, under a path of headings."""
 
     document: Document
@@ -38,7 +38,7 @@ class Section:
         return self.document.reading.span(self.start, self.end)
 
 
-def split(document: Document, most: int) -> list[Section]:
+def split(document: Document, most: int) -> list[DocumentSection]:
     """The sections of a document, in order, each of at most `most` words where the text can be cut so."""
     reading = document.reading
     cuts = [reading.begins, *(heading.at for heading in reading.headings), len(reading.text)]
@@ -51,7 +51,7 @@ def split(document: Document, most: int) -> list[Section]:
         for first, last in _pieces(reading.text, start, end, most):
             parts.append((" > ".join(title for _, title in path), first, last))
     merged = _merged(reading.text, parts, most)
-    return [Section(document, number, *part) for number, part in enumerate(merged)]
+    return [DocumentSection(document, number, *part) for number, part in enumerate(merged)]
 
 
 def _pieces(text: str, start: int, end: int, most: int, level: int = 0) -> list[tuple[int, int]]:

@@ -52,7 +52,7 @@ class Document:
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundDocuments:
     """What a folder holds: documents, and files of other types, which are named and left alone."""
 
     documents: tuple[Document, ...]
@@ -77,7 +77,7 @@ def document_files(path: Path) -> tuple[list[Path], list[Path]]:
     return read, [file for file in files if file not in read]
 
 
-def ingest(path: Path, privacy: Privacy) -> Found:
+def ingest(path: Path, privacy: Privacy) -> FoundDocuments:
     """Every document of a file or folder, in the order of their names. Raises DataError naming what can't be read."""
     read, unread = document_files(path)
     base = path if path.is_dir() else path.parent
@@ -90,7 +90,7 @@ def ingest(path: Path, privacy: Privacy) -> Found:
         documents += found
     if not any(document.reading.text.strip() for document in documents):
         raise DataError(f"the documents in {path} are empty", "correct synth.documents")
-    return Found(tuple(documents), tuple(file.relative_to(base).as_posix() for file in unread))
+    return FoundDocuments(tuple(documents), tuple(file.relative_to(base).as_posix() for file in unread))
 
 
 def _one(file: Path, name: str, privacy: Privacy) -> Iterator[Document]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from gemma_ops.config import SynthConfig
 from gemma_ops.runs.durable import write_json, write_text
-from gemma_ops.synth.synth_facts import Facts
+from gemma_ops.synth.synth_facts import SynthesisCounts
 from gemma_ops.synth.synth_report import metrics, report
 
 _LABELS = {
@@ -31,7 +31,7 @@ _LIMITS = (
 _BOUND = "The teacher's terms bind whoever uses these rows, whatever licence the trained model has."
 
 
-def write(out: Path, settings: SynthConfig, facts: Facts) -> dict[str, float]:
+def write(out: Path, settings: SynthConfig, facts: SynthesisCounts) -> dict[str, float]:
     """Write `report.json` and `card.md` from the same facts; returns the step's metrics."""
     body = report(settings, facts)
     write_json(out / "report.json", body)

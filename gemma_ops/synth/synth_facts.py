@@ -8,13 +8,13 @@ from typing import Any
 
 from gemma_ops.synth import rows as finished
 from gemma_ops.synth.material import Item, Pool
-from gemma_ops.synth.replies import Reply
+from gemma_ops.synth.replies import TeacherReply
 from gemma_ops.synth.rows import Maker
 from gemma_ops.tasks.compared_questions import TaskQuestions
 
 
 @dataclass
-class Facts:
+class SynthesisCounts:
     """What the step counts on its way; `synth_card.py` writes it down."""
 
     pool: Pool
@@ -24,7 +24,7 @@ class Facts:
     """Privacy classes of rows that may be shown to the judge; None without one."""
     items: list[Item] = field(default_factory=list)
     hidden: list[str] = field(default_factory=list)
-    replies: list[Reply] = field(default_factory=list)
+    replies: list[TeacherReply] = field(default_factory=list)
     written: int = 0
     passed: list[tuple[str, int]] = field(default_factory=list)
     """Rows left after each filter, in order."""

@@ -9,11 +9,11 @@ from typing import Any
 from gemma_ops.config import SynthConfig
 from gemma_ops.privacy.classes import PRIVACY
 from gemma_ops.synth.plan_requests import counts
-from gemma_ops.synth.replies import Reply
-from gemma_ops.synth.synth_facts import Facts
+from gemma_ops.synth.replies import TeacherReply
+from gemma_ops.synth.synth_facts import SynthesisCounts
 
 
-def report(settings: SynthConfig, facts: Facts) -> dict[str, Any]:
+def report(settings: SynthConfig, facts: SynthesisCounts) -> dict[str, Any]:
     """Everything counted, as JSON. Nothing in it depends on when or how often the step was started."""
     finished = [*facts.rows, *facts.pairs]
     versions = sorted({reply.model for reply in facts.replies if reply.model})
@@ -59,7 +59,7 @@ def report(settings: SynthConfig, facts: Facts) -> dict[str, Any]:
     }
 
 
-def metrics(settings: SynthConfig, facts: Facts, body: dict[str, Any]) -> dict[str, float]:
+def metrics(settings: SynthConfig, facts: SynthesisCounts, body: dict[str, Any]) -> dict[str, float]:
     """The step's metrics. Dollars are those of teacher and judge, left out where neither costs any."""
     judge = (body["judge"] or {}).get("dollars")
     paid = [part for part in (body["usage"]["dollars"], judge) if part is not None]
@@ -75,7 +75,7 @@ def metrics(settings: SynthConfig, facts: Facts, body: dict[str, Any]) -> dict[s
     }
 
 
-def usage(replies: Sequence[Reply]) -> dict[str, Any]:
+def usage(replies: Sequence[TeacherReply]) -> dict[str, Any]:
     """Tokens and dollars of all replies; dollars null where nothing is billed."""
     paid = [reply.dollars for reply in replies if reply.dollars is not None]
     return {
@@ -88,7 +88,7 @@ def usage(replies: Sequence[Reply]) -> dict[str, Any]:
     }
 
 
-def _methods(settings: SynthConfig, facts: Facts) -> dict[str, Any]:
+def _methods(settings: SynthConfig, facts: SynthesisCounts) -> dict[str, Any]:
     found = {}
     for name, count in counts(settings).items():
         if count:
@@ -103,7 +103,7 @@ def _methods(settings: SynthConfig, facts: Facts) -> dict[str, Any]:
     return found
 
 
-def _sources(facts: Facts) -> list[dict[str, Any]]:
+def _sources(facts: SynthesisCounts) -> list[dict[str, Any]]:
     """Every document with its digest, class, licence, and what became of it."""
     made = Counter(row["group"] for row in (*facts.rows, *facts.pairs))
     found: dict[str, dict[str, Any]] = {}
@@ -124,7 +124,7 @@ def _sources(facts: Facts) -> list[dict[str, Any]]:
     return list(found.values())
 
 
-def _coverage(facts: Facts) -> dict[str, Any]:
+def _coverage(facts: SynthesisCounts) -> dict[str, Any]:
     """Documents and sections: how many there are, were asked about, and have rows."""
     finished = [row["provenance"]["source"] for row in (*facts.rows, *facts.pairs) if "source" in row["provenance"]]
     asked = [item.material.section for item in facts.items if item.material.section]
@@ -143,7 +143,7 @@ def _coverage(facts: Facts) -> dict[str, Any]:
     }
 
 
-def _repaired(replies: Sequence[Reply]) -> int:
+def _repaired(replies: Sequence[TeacherReply]) -> int:
     return sum(reply.tries > 1 and reply.value is not None for reply in replies)
 
 

@@ -25,12 +25,12 @@ from gemma_ops.runs import journal
 from gemma_ops.synth import candidates as checked
 from gemma_ops.synth import judge_filter, methods, plan_requests, synth_card
 from gemma_ops.synth import rows as finished
-from gemma_ops.synth.candidates import Candidate, Rejected, candidates
+from gemma_ops.synth.candidates import Rejected, RowCandidate, candidates
 from gemma_ops.synth.filters import Filters
 from gemma_ops.synth.material import Item, written_by
-from gemma_ops.synth.replies import FILE, Question, Replies, Reply
+from gemma_ops.synth.replies import FILE, Replies, TeacherQuestion, TeacherReply
 from gemma_ops.synth.rows import Maker
-from gemma_ops.synth.synth_facts import Facts
+from gemma_ops.synth.synth_facts import SynthesisCounts
 from gemma_ops.targets import open_target
 from gemma_ops.targets.spec import parse
 from gemma_ops.targets.target import Target, guard, learned_by
@@ -66,7 +66,7 @@ def synthesize(
     replies = Replies(out / FILE)
     judge_sees = _judge_sees(settings, machine, run, base)
     with closing(_open(settings.teacher, machine, run, base, teacher)) as target:
-        facts = Facts(pool, _maker(settings.teacher, target, machine, teacher or base), questions, judge_sees)
+        facts = SynthesisCounts(pool, _maker(settings.teacher, target, machine, teacher or base), questions, judge_sees)
         rejected = Rejected()
         found = _ask(target, settings, machine, replies, facts, plan_requests.first(settings, pool), rejected)
         parents = [item.as_material() for item in found if not item.pair and item.item.method != "tool_calls"]
@@ -144,17 +144,17 @@ def _ask(
     settings: SynthConfig,
     machine: MachineConfig,
     replies: Replies,
-    facts: Facts,
+    facts: SynthesisCounts,
     wanted: Sequence[Item],
     rejected: Rejected,
-) -> list[Candidate]:
+) -> list[RowCandidate]:
     """One round: ask for everything the teacher may see, and check what it wrote. Raises BoundaryError before anything is
     asked when the judge may not see the rows that would come of it."""
     items, hidden = plan_requests.visible(wanted, target.sees, settings)
     if facts.judge_sees is not None:
         plan_requests.gradable([written_by(item, facts.teacher.answers) for item in items], facts.judge_sees, settings)
     facts.hidden += [name for name in hidden if name not in facts.hidden]
-    found: list[Candidate] = []
+    found: list[RowCandidate] = []
     for name, method in methods.METHODS.items():
         mine = [item for item in items if item.method == name]
         if not mine:
@@ -172,8 +172,10 @@ def _ask(
     return found
 
 
-def _filtered(found: list[Candidate], filters: Filters, rejected: Rejected, facts: Facts) -> list[Candidate]:
-    kept: list[Candidate] = []
+def _filtered(
+    found: list[RowCandidate], filters: Filters, rejected: Rejected, facts: SynthesisCounts
+) -> list[RowCandidate]:
+    kept: list[RowCandidate] = []
     gone: Counter[str] = Counter()
     for item in found:
         why = filters.find(item.id, item.draft.messages, item.draft.tools, item.draft.rejected)
@@ -190,19 +192,19 @@ def _filtered(found: list[Candidate], filters: Filters, rejected: Rejected, fact
 
 
 def _judged(
-    found: list[Candidate],
+    found: list[RowCandidate],
     settings: SynthConfig,
     machine: MachineConfig,
     run: str,
     replies: Replies,
-    facts: Facts,
+    facts: SynthesisCounts,
     rejected: Rejected,
     *,
     base: Path | None,
-) -> tuple[list[Candidate], dict[str, dict[str, Any]]]:
+) -> tuple[list[RowCandidate], dict[str, dict[str, Any]]]:
     """The rows the judge lets pass, and their grades."""
     assert settings.judge
-    asked: list[Question] = [judge_filter.question_of(item) for item in found]
+    asked: list[TeacherQuestion] = [judge_filter.question_of(item) for item in found]
     with closing(open_target(settings.judge, machine, run=run, use="judge", base=base)) as judge:
         from gemma_ops.answer import Prompt
 
@@ -232,10 +234,10 @@ def _judged(
     return kept, grades
 
 
-def _mark(item: Candidate) -> str:
+def _mark(item: RowCandidate) -> str:
     return f"{item.id}:{item.draft.rejected}"
 
 
-def _sum(answers: Sequence[Reply]) -> float | None:
+def _sum(answers: Sequence[TeacherReply]) -> float | None:
     paid = [answer.dollars for answer in answers if answer.dollars is not None]
     return round(sum(paid), 9) if paid else None

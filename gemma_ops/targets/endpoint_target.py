@@ -26,8 +26,8 @@ from gemma_ops.offline.addresses import loopback_addresses
 from gemma_ops.privacy.classes import HERE
 from gemma_ops.targets.dialect import Dialect
 from gemma_ops.targets.paying import open_bill
-from gemma_ops.targets.spec import Spec
-from gemma_ops.targets.stream import Reply
+from gemma_ops.targets.spec import TargetSpec
+from gemma_ops.targets.stream import StreamedReply
 from gemma_ops.targets.structured import in_words
 from gemma_ops.targets.target import LOCAL, guard
 
@@ -43,23 +43,23 @@ _ABSENT = (408, 425, 429, 503)
 """Among those, what says nothing about the question: the server was busy, and may not be later."""
 
 
-def classes_of(spec: Spec, machine: MachineConfig) -> frozenset[str]:
+def classes_of(spec: TargetSpec, machine: MachineConfig) -> frozenset[str]:
     """Privacy classes that may be sent to an endpoint, without opening it."""
     return _CLASSES[_settings(spec, machine, ours=_ours(spec)).privacy]
 
 
-def learned_by_endpoint(spec: Spec, machine: MachineConfig) -> Privacy:
+def learned_by_endpoint(spec: TargetSpec, machine: MachineConfig) -> Privacy:
     """The class of what an endpoint's model learned: as stated, else that of the rows it may see."""
     found = _settings(spec, machine, ours=_ours(spec))
     return found.learned or found.privacy
 
 
-def _settings(spec: Spec, machine: MachineConfig, *, ours: bool) -> EndpointConfig:
+def _settings(spec: TargetSpec, machine: MachineConfig, *, ours: bool) -> EndpointConfig:
     found = next((item for item in machine.endpoints if item.url.rstrip("/") == spec.place), None)
     return found or EndpointConfig(url=spec.place, privacy="local_only" if ours else "any")
 
 
-def _ours(spec: Spec) -> bool:
+def _ours(spec: TargetSpec) -> bool:
     return bool(loopback_addresses(urlsplit(spec.place).hostname or ""))
 
 
@@ -68,7 +68,7 @@ class Endpoint:
 
     lockstep = False
 
-    def __init__(self, spec: Spec, machine: MachineConfig, *, run: str = "", use: Use = "evaluate") -> None:
+    def __init__(self, spec: TargetSpec, machine: MachineConfig, *, run: str = "", use: Use = "evaluate") -> None:
         """Raises ConfigError when the variable that should hold the key is empty, BudgetError for one that costs money
         in a run without a budget; `run` and `use` say in the ledger who spends and on what."""
         host = urlsplit(spec.place).hostname or ""
@@ -142,7 +142,7 @@ class Endpoint:
             sent = self._dialect.spell(body)
             held = self._bill.hold(body, int(body["max_tokens"])) if self._bill else 0
             began = time.perf_counter()
-            reply, pause, code = Reply(), 0.0, 0
+            reply, pause, code = StreamedReply(), 0.0, 0
             try:
                 with self._client.stream(
                     "POST", f"{self._settings.url.rstrip('/')}/chat/completions", json=sent

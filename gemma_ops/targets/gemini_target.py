@@ -15,7 +15,7 @@ from gemma_ops.gemini import open_gemini
 from gemma_ops.gemini.models import ModelFacts, facts
 from gemma_ops.gemini.request import Request, Use
 from gemma_ops.gemini.service_access import rehearsal
-from gemma_ops.targets.spec import Spec
+from gemma_ops.targets.spec import TargetSpec
 from gemma_ops.targets.target import EnginePace
 
 THOUGHTS = {"minimal": 512, "low": 2048, "medium": 8192, "high": 16384, "xhigh": 32768}
@@ -35,7 +35,7 @@ def seen_by(model: str, settings: GeminiConfig) -> frozenset[str]:
     return frozenset({"any", "paid"}) if paid else frozenset({"any"})
 
 
-def identity(spec: Spec, settings: GeminiConfig) -> str:
+def identity(spec: TargetSpec, settings: GeminiConfig) -> str:
     """Who answers."""
     return gemini_identity(spec.model, spec.thinking, rehearsed=rehearsal(settings))
 
@@ -47,7 +47,13 @@ def gemini_identity(model: str, thinking: str | None, *, rehearsed: bool = False
 
 
 def request(
-    spec: Spec, prompt: Prompt, reply: int, *, use: Use, schema: dict[str, Any] | None = None, stream: bool = False
+    spec: TargetSpec,
+    prompt: Prompt,
+    reply: int,
+    *,
+    use: Use,
+    schema: dict[str, Any] | None = None,
+    stream: bool = False,
 ) -> Request:
     """What is sent for one conversation; `reply` is the limit of the visible reply in tokens."""
     return Request(
@@ -71,7 +77,7 @@ class GeminiTarget:
     lockstep = False
     learned: Privacy = "any"
 
-    def __init__(self, spec: Spec, machine: MachineConfig, *, run: str, use: Use) -> None:
+    def __init__(self, spec: TargetSpec, machine: MachineConfig, *, run: str, use: Use) -> None:
         """Raises ConfigError for an unknown model or level, and whatever `open_gemini` refuses. Nothing is sent."""
         known = facts(spec.model)
         if not known.takes(spec.thinking):

@@ -11,7 +11,7 @@ from gemma_ops.errors import ConfigError, DataError
 from gemma_ops.family.formats import DEFAULT_FORMATS, GGUF_FILE
 from gemma_ops.privacy.classes import stricter
 from gemma_ops.runs import digest
-from gemma_ops.targets.local_target import Checkpoint, Quantized
+from gemma_ops.targets.local_target import CheckpointTarget, Quantized
 from gemma_ops.targets.spec import QUANTIZED
 from gemma_ops.targets.target import AskingMode
 
@@ -28,7 +28,7 @@ def standard_in(folder: Path) -> PromotionStandard:
 
 def open_champion(
     machine: MachineConfig, folder: Path | None, *, base: Path | None, asked: AskingMode
-) -> Checkpoint | Quantized:
+) -> CheckpointTarget | Quantized:
     """The champion as it answers: a GGUF file by llama.cpp, else a checkpoint by transformers.
 
     A version registered without its tokenizer takes that of `base`. Raises ConfigError where there is no champion.
@@ -48,11 +48,11 @@ def open_champion(
                 f"target {CHAMPION}: version {facts.version} of {facts.name} brings no tokenizer, and this run has no base",
                 "register the version again, which adds it",
             )
-        target: Checkpoint | Quantized = Quantized(CHAMPION, model / GGUF_FILE, words, machine, asked=asked)
+        target: CheckpointTarget | Quantized = Quantized(CHAMPION, model / GGUF_FILE, words, machine, asked=asked)
     elif facts.form == "merged":
-        target = Checkpoint(CHAMPION, model, machine, asked=asked)
+        target = CheckpointTarget(CHAMPION, model, machine, asked=asked)
     elif base is not None:
-        target = Checkpoint(CHAMPION, base, machine, asked=asked, changed=model)
+        target = CheckpointTarget(CHAMPION, base, machine, asked=asked, changed=model)
     else:
         raise ConfigError(
             f"target {CHAMPION}: version {facts.version} of {facts.name} answers on its base only, and this run has none",

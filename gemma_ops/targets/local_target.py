@@ -18,14 +18,14 @@ from gemma_ops.family.formats import GGUF, GGUF_FILE
 from gemma_ops.family.media import Senses
 from gemma_ops.privacy.classes import HERE, learned_class
 from gemma_ops.runs import digest
-from gemma_ops.targets.spec import Spec
+from gemma_ops.targets.spec import TargetSpec
 from gemma_ops.targets.structured import in_words
 from gemma_ops.targets.target import LOCAL, AskingMode, EnginePace
 
 _USUAL = AskingMode()
 
 
-class Checkpoint:
+class CheckpointTarget:
     """A Hugging Face checkpoint, answered by transformers in bf16."""
 
     sees = LOCAL
@@ -247,14 +247,14 @@ def identity(path: Path) -> str:
 
 
 def open_local(
-    spec: Spec,
+    spec: TargetSpec,
     machine: MachineConfig,
     *,
     base: Path | None,
     tuned: Path | None,
     quantized: Path | None,
     asked: AskingMode = _USUAL,
-) -> Checkpoint | Quantized:
+) -> CheckpointTarget | Quantized:
     """The local target of a specification. Raises ConfigError when this run has no model for it."""
     if spec.kind == "quantized":
         tokenizer = tuned or base
@@ -267,11 +267,11 @@ def open_local(
             raise ConfigError(f"target {spec.name}: {file} does not exist", "correct the path after `gguf:`")
         return Quantized(spec.name, file, _folder(spec.name, folder), machine, asked=asked)
     if spec.kind == "folder":
-        return Checkpoint(spec.name, _folder(spec.name, Path(spec.place).expanduser()), machine, asked=asked)
+        return CheckpointTarget(spec.name, _folder(spec.name, Path(spec.place).expanduser()), machine, asked=asked)
     path = base if spec.kind == "base" else tuned
     if path is None:
         raise _absent(spec.name, "train" if spec.kind == "tuned" else "fetch")
-    return Checkpoint(spec.name, path, machine, asked=asked)
+    return CheckpointTarget(spec.name, path, machine, asked=asked)
 
 
 def _made(name: str, quantized: Path) -> Path:

@@ -16,7 +16,7 @@ from gemma_ops.answer import Answer
 from gemma_ops.config import EndpointConfig, MachineConfig
 from gemma_ops.errors import BudgetError
 from gemma_ops.gemini.cache import ledger_path
-from gemma_ops.gemini.ledger import Ledger
+from gemma_ops.gemini.ledger import SpendingLedger
 from gemma_ops.gemini.prices import nanodollars
 from gemma_ops.gemini.request import Use
 from gemma_ops.runs import digest
@@ -32,7 +32,7 @@ _LOOK = 0.05
 class EndpointBill:
     """The bill of one endpoint's model for one run."""
 
-    ledger: Ledger
+    ledger: SpendingLedger
     settings: EndpointConfig
     model: str
     use: Use
@@ -88,5 +88,5 @@ def open_bill(
             "set machine.gemini.budget_usd to the most that this run may spend, endpoints included",
         )
     run_cap, project_cap = (None if cap is None else nanodollars(cap) for cap in caps)
-    ledger = Ledger(ledger_path(machine), run=run, run_cap=run_cap, project_cap=project_cap)
+    ledger = SpendingLedger(ledger_path(machine), run=run, run_cap=run_cap, project_cap=project_cap)
     return EndpointBill(ledger, settings, model, use)

@@ -35,7 +35,7 @@ _FORMS = f"base, tuned, {', '.join(QUANTIZED)}, champion, gemini:MODEL, openai:U
 
 
 @dataclass(frozen=True)
-class Spec:
+class TargetSpec:
     """A target's name, taken apart. `model` is the service's model id, `place` a path or URL."""
 
     name: str
@@ -52,14 +52,14 @@ class Spec:
         return self.kind not in ("gemini", "openai")
 
 
-def parse(name: str) -> Spec:
+def parse(name: str) -> TargetSpec:
     """Take a target's name apart. Raises ConfigError for what can't be one."""
     if name in ("base", "tuned"):
-        return Spec(name, "base" if name == "base" else "tuned", "gemma")
+        return TargetSpec(name, "base" if name == "base" else "tuned", "gemma")
     if name in QUANTIZED:
-        return Spec(name, "quantized", "gemma")
+        return TargetSpec(name, "quantized", "gemma")
     if name == CHAMPION:
-        return Spec(name, "champion", "gemma")
+        return TargetSpec(name, "champion", "gemma")
     kind, colon, rest = name.partition(":")
     if colon and kind == "gemini":
         return _gemini(name, rest)
@@ -72,9 +72,9 @@ def parse(name: str) -> Spec:
                 f"target {name!r} names no tokenizer",
                 "write gguf:FILE@FOLDER, with the folder of the checkpoint the file was made from",
             )
-        return Spec(name, "gguf", "gemma", place=file, tokenizer=folder)
+        return TargetSpec(name, "gguf", "gemma", place=file, tokenizer=folder)
     if "/" in name and not colon:
-        return Spec(name, "folder", "gemma", place=name)
+        return TargetSpec(name, "folder", "gemma", place=name)
     close = difflib.get_close_matches(name, [*OWN, "gemini:", "openai:", "gguf:"], n=1)
     raise ConfigError(
         f"there is no target {name!r}" + (f"; did you mean {close[0]}?" if close else ""), f"use some of: {_FORMS}"
@@ -87,7 +87,7 @@ def family_of(model: str) -> str:
     return found.group(1).replace("mixtral", "mistral") if found else "unknown"
 
 
-def _gemini(name: str, rest: str) -> Spec:
+def _gemini(name: str, rest: str) -> TargetSpec:
     model, _, thinking = rest.partition("@")
     if not model:
         raise ConfigError(
@@ -99,10 +99,10 @@ def _gemini(name: str, rest: str) -> Spec:
         )
     # The service also serves Gemma models, and those are kin to every other Gemma.
     family = "gemma" if model.startswith("gemma") else "gemini"
-    return Spec(name, "gemini", family, model=model, thinking=thinking or None)
+    return TargetSpec(name, "gemini", family, model=model, thinking=thinking or None)
 
 
-def _openai(name: str, rest: str) -> Spec:
+def _openai(name: str, rest: str) -> TargetSpec:
     url, hash_mark, model = rest.partition("#")
     model, _, family = model.partition("@")
     if not url.startswith(("http://", "https://")) or not hash_mark or not model:
@@ -110,4 +110,4 @@ def _openai(name: str, rest: str) -> Spec:
             f"target {name!r} is no endpoint with a model",
             "write openai:URL#MODEL, for example openai:http://localhost:8000/v1#gemma-4-31b-it",
         )
-    return Spec(name, "openai", family or family_of(model), model=model, place=url.rstrip("/"))
+    return TargetSpec(name, "openai", family or family_of(model), model=model, place=url.rstrip("/"))

@@ -23,7 +23,7 @@ _ENDS: dict[str, End] = {
 }
 
 
-class Reply:
+class StreamedReply:
     """Collects the pieces of one reply. Until a piece says how it ended, it has failed: a stream that is cut off is no
     answer, however much of it came."""
 

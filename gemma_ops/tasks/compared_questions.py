@@ -10,7 +10,7 @@ import yaml
 
 from gemma_ops.config import Privacy
 from gemma_ops.data import media_files, parts, row_files, row_formats
-from gemma_ops.data.media_files import Shelf
+from gemma_ops.data.media_files import MediaShelf
 from gemma_ops.data.rowerror import RowError
 from gemma_ops.errors import DataError
 from gemma_ops.privacy.classes import class_of, stricter
@@ -18,7 +18,7 @@ from gemma_ops.privacy.text_copies import PrivateTexts
 
 
 @dataclass(frozen=True)
-class Question:
+class ComparedQuestion:
     """The user side of one task row."""
 
     place: str
@@ -33,7 +33,7 @@ class TaskQuestions:
     """A task's questions; `missing` says why there are none to compare with (rows that aren't on this machine)."""
 
     name: str
-    questions: tuple[Question, ...]
+    questions: tuple[ComparedQuestion, ...]
     missing: str = ""
 
 
@@ -61,7 +61,7 @@ def read_task(folder: Path, source: Path | None) -> TaskQuestions:
         if not rows.is_file():
             raise DataError(f"{rows} is named in {path} but does not exist", "put the task's rows there")
     template = data.get("prompt") or body.get("prompt")
-    shelf = Shelf(rows.parent, None, whole=False)
+    shelf = MediaShelf(rows.parent, None, whole=False)
     least = class_of(body.get("privacy"))
     return TaskQuestions(name, tuple(_question(row, template, shelf, least) for row in row_files.read_file(rows)))
 
@@ -74,7 +74,7 @@ def add_task(private: PrivateTexts, folder: Path, source: Path | None) -> None:
             private.add(text, question.privacy, f"task {task.name} ({question.place})")
 
 
-def _question(row: row_files.RawRow, template: str | None, shelf: Shelf, least: Privacy) -> Question:
+def _question(row: row_files.RawRow, template: str | None, shelf: MediaShelf, least: Privacy) -> ComparedQuestion:
     if row.value is None:
         raise DataError(f"{row.source} of an evaluation task can't be read: {row.reason}", "correct the task's rows")
     try:
@@ -88,7 +88,7 @@ def _question(row: row_files.RawRow, template: str | None, shelf: Shelf, least: 
         ) from None
     own = row.value.get("privacy")
     privacy = least if own is None else stricter(least, class_of(own))
-    return Question(row.source, tuple(user_texts(shown)), names(shown), privacy)
+    return ComparedQuestion(row.source, tuple(user_texts(shown)), names(shown), privacy)
 
 
 def _messages(row: dict[str, Any]) -> list[dict[str, Any]]:

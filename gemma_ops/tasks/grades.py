@@ -11,8 +11,8 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from gemma_ops.metrics.metric import Row, Scored
-from gemma_ops.tasks.stored_answers import Stored
+from gemma_ops.metrics.metric import ScoredAnswer, ScoredRow
+from gemma_ops.tasks.stored_answers import StoredAnswer
 from gemma_ops.tasks.task import Task
 
 FILE = "scores.jsonl"
@@ -26,8 +26,8 @@ class Graded:
 
     target: str
     task: Task
-    answers: tuple[Stored, ...]
-    scores: tuple[Scored, ...]
+    answers: tuple[StoredAnswer, ...]
+    scores: tuple[ScoredAnswer, ...]
 
     @property
     def hidden(self) -> frozenset[int]:
@@ -39,7 +39,7 @@ class Graded:
         return [scored.values[name] for scored in self.scores]
 
 
-def grade(task: Task, target: str, answers: Sequence[Stored]) -> Graded:
+def grade(task: Task, target: str, answers: Sequence[StoredAnswer]) -> Graded:
     """Score a target's answers, given in the task's row order."""
     scores = tuple(_score(task, row, answer) for row, answer in zip(task.rows, answers, strict=True))
     return Graded(target, task, tuple(answers), scores)
@@ -60,13 +60,13 @@ def lines(graded: Sequence[Graded]) -> Iterator[str]:
             yield json.dumps(body, ensure_ascii=False) + "\n"
 
 
-def _score(task: Task, row: Row, answer: Stored) -> Scored:
+def _score(task: Task, row: ScoredRow, answer: StoredAnswer) -> ScoredAnswer:
     if answer.end == "hidden":
-        return Scored(dict.fromkeys(task.columns))
+        return ScoredAnswer(dict.fromkeys(task.columns))
     scored = task.score(answer.text, row)
     if answer.end not in FAILED:
         return scored
     detail = {
         key: {name: item for name, item in value.items() if name == "wanted"} for key, value in scored.detail.items()
     }
-    return Scored({name: None if value is None else 0.0 for name, value in scored.values.items()}, detail)
+    return ScoredAnswer({name: None if value is None else 0.0 for name, value in scored.values.items()}, detail)

@@ -11,12 +11,12 @@ from dataclasses import replace
 from typing import Any, cast
 
 from gemma_ops.config import Privacy
-from gemma_ops.data.media_files import Shelf, of_question
+from gemma_ops.data.media_files import MediaShelf, of_question
 from gemma_ops.data.normal import declared_tools
 from gemma_ops.data.parts import media_of, text_of
 from gemma_ops.data.rowerror import RowError
 from gemma_ops.errors import DataError
-from gemma_ops.metrics.metric import Row
+from gemma_ops.metrics.metric import ScoredRow
 from gemma_ops.metrics.parse import Unreadable, parse
 from gemma_ops.privacy.classes import PRIVACY, stricter
 from gemma_ops.runs import digest
@@ -27,7 +27,7 @@ _SHOWN = frozenset({"image", "images", "audio", "audios"})
 _OWN = frozenset({"id", "messages", "prompt", "reference", "choices", "metadata", "privacy", "tools"}) | _SHOWN
 
 
-def question(file: TaskFile, body: Mapping[str, Any], place: str, system: str, shelf: Shelf) -> Row:
+def question(file: TaskFile, body: Mapping[str, Any], place: str, system: str, shelf: MediaShelf) -> ScoredRow:
     """The row of a line that stands at `place` (`file:line`); `shelf` opens what it shows. Raises DataError naming that
     place."""
     if file.data.from_source:
@@ -56,7 +56,7 @@ def question(file: TaskFile, body: Mapping[str, Any], place: str, system: str, s
         raise DataError(f"{place}: {error.reason}", "correct the row or its file") from None
     if system and messages[0]["role"] != "system":
         messages = [{"role": "system", "content": system}, *messages]
-    row = Row(
+    row = ScoredRow(
         id=name or digest.of_json(messages)[:16],
         messages=tuple(messages),
         reference=reference,
@@ -128,7 +128,7 @@ def _privacy(task: Privacy, row: Any, place: str) -> Privacy:
     return stricter(task, cast(Privacy, row))
 
 
-def _field(row: Row, name: str, place: str) -> Any:
+def _field(row: ScoredRow, name: str, place: str) -> Any:
     """A value to slice or cluster by. Raises DataError when the row has none."""
     if name == "prompt_words":
         return len(text_of(row.messages[-1].get("content", "")).split())
@@ -163,7 +163,7 @@ def _bucket(value: Any, spec: SliceSpec, place: str) -> str:
     return f"≥{limits[-1]}" if index == len(limits) else f"{limits[index - 1]} to <{limits[index]}"
 
 
-def renamed(row: Row, seen: Mapping[str, str]) -> Row:
+def renamed(row: ScoredRow, seen: Mapping[str, str]) -> ScoredRow:
     """Two rows that ask the same get one hash: the later one is numbered."""
     name = next(name for number in range(2, len(seen) + 3) if (name := f"{row.id}-{number}") not in seen)
     return replace(row, id=name)

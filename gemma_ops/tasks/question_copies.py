@@ -15,7 +15,7 @@ from dataclasses import replace
 from gemma_ops.data.hashed_words import Boilerplate, Hashes, hashes, shingles
 from gemma_ops.data.near_duplicates import Near
 from gemma_ops.data.parts import text_of
-from gemma_ops.metrics.metric import Row
+from gemma_ops.metrics.metric import ScoredRow
 from gemma_ops.tasks.compared_questions import asked_texts, names
 from gemma_ops.tasks.task import Task
 
@@ -47,7 +47,7 @@ def join_copies(task: Task) -> Task:
     return replace(task, rows=tuple(joined), copies=extra)
 
 
-def copied(rows: Sequence[Row]) -> list[int]:
+def copied(rows: Sequence[ScoredRow]) -> list[int]:
     """For each row, the index of the first one that asks the same."""
     asked = [asked_texts({"messages": list(row.messages)}) for row in rows]
     beside = [_beside(row, texts) for row, texts in zip(rows, asked, strict=True)]
@@ -78,11 +78,11 @@ def _plain(text: str) -> str:
     return " ".join(unicodedata.normalize("NFC", text).casefold().split())
 
 
-def _beside(row: Row, asked: Sequence[str]) -> tuple[str, ...]:
+def _beside(row: ScoredRow, asked: Sequence[str]) -> tuple[str, ...]:
     """What must be the very same in nearly equal questions: what is shown, what others say, numbers and operators."""
     others = [text_of(turn.get("content")) for turn in row.messages if turn.get("role") != "user"]
     return (*names(list(row.messages)), *others, *(sign for text in asked for sign in _SIGNS.findall(text)))
 
 
-def _name(row: Row) -> str:
+def _name(row: ScoredRow) -> str:
     return row.cluster if row.cluster is not None else row.id

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from gemma_ops.answer import Answer, End
 from gemma_ops.errors import DataError
-from gemma_ops.metrics.metric import Row
+from gemma_ops.metrics.metric import ScoredRow
 from gemma_ops.runs import digest
 from gemma_ops.runs.durable import write_text
 from gemma_ops.runs.keyed import KeyedFile
@@ -28,7 +28,7 @@ KEPT, KEPT_CONDITIONS, KEPT_JUDGED = "evaluate.answers.jsonl", "evaluate.conditi
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredAnswer:
     """One line of `answers.jsonl`: an answer with its place. What is not told here is told at `Answer`.
 
     On this machine `seconds` is the machine's time, a batch's wall time over its rows; elsewhere that of the request.
@@ -58,21 +58,23 @@ class Stored:
     """Seconds that whoever asked waited for the whole answer; None where it was not told apart from `seconds`."""
 
 
-def key(target: str, identity: str, task: str, row: Row, generation: dict[str, Any]) -> str:
+def key(target: str, identity: str, task: str, row: ScoredRow, generation: dict[str, Any]) -> str:
     """Key of the answer of one target to one row: 32 hex digits."""
     tools = [list(row.tools)] if row.tools else []
     return digest.of_json([target, identity, task, row.id, list(row.messages), generation, *tools])[:32]
 
 
-def stored(key: str, target: str, task: str, row: str, answer: Answer, *, seconds: float, waited: float) -> Stored:
+def stored(
+    key: str, target: str, task: str, row: str, answer: Answer, *, seconds: float, waited: float
+) -> StoredAnswer:
     """An answer as it is filed, with the machine's time and the asker's."""
     known = asdict(answer) | {"seconds": round(seconds, 4), "waited": round(waited, 4)}
-    return Stored(key, target, task, row, **known)
+    return StoredAnswer(key, target, task, row, **known)
 
 
-def hidden(key: str, target: str, task: str, row: str) -> Stored:
+def hidden(key: str, target: str, task: str, row: str) -> StoredAnswer:
     """What stands for the answer of a target to a row that it may not see."""
-    return Stored(key, target, task, row, "", "hidden", 0, 0, 0.0)
+    return StoredAnswer(key, target, task, row, "", "hidden", 0, 0, 0.0)
 
 
 def keep(run: Path) -> None:
@@ -103,7 +105,7 @@ def take(out: Path) -> None:
         judged.rename(out / JUDGED)
 
 
-class AnswerFile(KeyedFile[Stored]):
+class AnswerFile(KeyedFile[StoredAnswer]):
     """The answers of an evaluation, as they come."""
 
-    kind, noun, again = Stored, "an answer", "evaluate again"
+    kind, noun, again = StoredAnswer, "an answer", "evaluate again"

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from gemma_ops.data.media_files import Shelf
+from gemma_ops.data.media_files import MediaShelf
 from gemma_ops.data.parts import media_of
 from gemma_ops.errors import ConfigError, DataError
-from gemma_ops.metrics.metric import Row, Scored, Scorer
+from gemma_ops.metrics.metric import ScoredAnswer, ScoredRow, Scorer
 from gemma_ops.runs import digest
 from gemma_ops.tasks import task_rows as rowfiles
 from gemma_ops.tasks.question import question, renamed
@@ -24,7 +24,7 @@ class Task:
 
     file: TaskFile
     folder: Path
-    rows: tuple[Row, ...]
+    rows: tuple[ScoredRow, ...]
     scorers: tuple[Scorer, ...]
     digest: str
     rubric: str
@@ -59,7 +59,7 @@ class Task:
         """Names of everything a gate may ask about: columns and aggregates."""
         return self.columns + [name for scorer in self.scorers for name in scorer.aggregates]
 
-    def score(self, text: str, row: Row) -> Scored:
+    def score(self, text: str, row: ScoredRow) -> ScoredAnswer:
         """Score one answer with every metric."""
         values: dict[str, float | None] = {}
         detail: dict[str, Any] = {}
@@ -68,7 +68,7 @@ class Task:
             values |= scored.values
             if scored.detail:
                 detail[scorer.key] = scored.detail
-        return Scored(values, detail)
+        return ScoredAnswer(values, detail)
 
     def first(self, count: int | None) -> Task:
         """The task with only `count` rows, the first by hash of their id: the same ones whatever the file's order."""
@@ -99,9 +99,9 @@ def load_task(folder: Path, source: Path | None = None) -> Task:
     for name in (file.system, file.rubric, *(getattr(metric, "file", None) for metric in file.metrics)):
         if name and (folder / name).is_file():
             parts[name] = digest.of_file(folder / name)
-    rows: list[Row] = []
+    rows: list[ScoredRow] = []
     seen: dict[str, str] = {}
-    shelf = Shelf(data.parent, None, whole=False)
+    shelf = MediaShelf(data.parent, None, whole=False)
     for place, body in rowfiles.read(data):
         row = question(file, body, place, system, shelf)
         if row.id in seen:

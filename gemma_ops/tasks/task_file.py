@@ -13,14 +13,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
-from gemma_ops.config import Name, Privacy, Section
+from gemma_ops.config import ConfigSection, Name, Privacy
 from gemma_ops.config import places as yamlplaces
 from gemma_ops.config.places import Key
 from gemma_ops.errors import ConfigError
 from gemma_ops.metrics import AnyMetric, by_id
 
 
-class TaskData(Section):
+class TaskData(ConfigSection):
     """Where the questions are: shipped with the task, or in the user's data folder."""
 
     path: str | None = None
@@ -45,14 +45,14 @@ class TaskData(Section):
         return self
 
 
-class TaskGeneration(Section):
+class TaskGeneration(ConfigSection):
     """How answers are made."""
 
     max_new_tokens: Annotated[int, Field(ge=1)] = 256
     """An answer is cut after this many tokens, and counted as cut."""
 
 
-class SliceSpec(Section):
+class SliceSpec(ConfigSection):
     """A way to break results down."""
 
     name: Name
@@ -70,7 +70,7 @@ class SliceSpec(Section):
         return value
 
 
-class TaskFile(Section):
+class TaskFile(ConfigSection):
     """Everything that may stand in a `task.yaml`."""
 
     schema_: Annotated[Literal["gemma-ops/eval-task@1"], Field(alias="schema")]

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from gemma_ops.data.row_tokens import NO_LOSS
-from gemma_ops.training.steps import Step
+from gemma_ops.training.steps import OptimizerStep
 
 BOUNDS = "cu_seq_lens_q"
 """Name under which document bounds travel through the model to its attention; transformers' own for packed rows."""
@@ -40,7 +40,7 @@ class Batch:
         return Batch(pinned, self.divisor, self.tokens)
 
 
-class Rows:
+class TokenRows:
     """Tokenized rows behind torch's loader: asked for a `Step`, it gives the rows of each pass."""
 
     def __init__(self, table: Any) -> None:
@@ -52,7 +52,7 @@ class Rows:
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def __getitems__(self, step: Step) -> list[Any]:
+    def __getitems__(self, step: OptimizerStep) -> list[Any]:
         """The rows of each pass, the divisor and the tokens of the step: what `Collate` takes."""
         passes = [[self.table[row] for row in one] for one in step.passes]
         return [passes, float(self.scored[step.rows].sum()), sum(self.lengths[row] for row in step.rows)]

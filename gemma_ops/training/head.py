@@ -18,7 +18,7 @@ from gemma_ops.training.neftune import Noise
 
 
 @dataclass
-class Scored:
+class ScoredLoss:
     """What the forward pass gives back; `loss` carries the gradient, the others are for the record."""
 
     loss: Any
@@ -46,7 +46,7 @@ def install(model: Any, settings: TrainConfig) -> None:
             noise.documents(kwargs)
         hidden = _picked(self, where, args, kwargs)
         if not len(where):  # a pass another process waits for: a zero that reaches every parameter
-            return Scored(hidden.sum() * 0.0, None)
+            return ScoredLoss(hidden.sum() * 0.0, None)
         return _loss(self, settings, hidden, targets, divisor, weights, teacher, where, args, kwargs)
 
     base.forward = types.MethodType(forward, base)
@@ -70,7 +70,7 @@ def _loss(
     where: Any,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-) -> Scored:
+) -> ScoredLoss:
     import torch
 
     from gemma_ops import kernels
@@ -81,7 +81,7 @@ def _loss(
         with torch.no_grad():
             other = teacher.get_base_model() if hasattr(teacher, "get_base_model") else teacher
             shown = _picked(other, where, args, kwargs)
-        return Scored(
+        return ScoredLoss(
             kernels.linear_distillation(
                 hidden,
                 head,
@@ -96,10 +96,10 @@ def _loss(
             None,
         )
     if settings.kernels.head == "trl":
-        return Scored(_by_trl(hidden, head, targets, softcap, divisor, weights, settings.method == "dft"), None)
+        return ScoredLoss(_by_trl(hidden, head, targets, softcap, divisor, weights, settings.method == "dft"), None)
     if settings.method == "dft":
-        return Scored(kernels.linear_dft(hidden, head, targets, **common), None)
-    return Scored(kernels.linear_cross_entropy(hidden, head, targets, **common), None)
+        return ScoredLoss(kernels.linear_dft(hidden, head, targets, **common), None)
+    return ScoredLoss(kernels.linear_cross_entropy(hidden, head, targets, **common), None)
 
 
 def _by_trl(hidden: Any, head: Any, targets: Any, softcap: Any, divisor: float, weights: Any, dft: bool) -> Any:

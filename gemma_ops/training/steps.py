@@ -20,7 +20,7 @@ Pass = list[int]
 
 
 @dataclass(frozen=True)
-class Step:
+class OptimizerStep:
     """One optimizer step as one process sees it."""
 
     passes: list[Pass]
@@ -69,7 +69,7 @@ class Steps:
         # With steps no narrower than the longest row each holds the start of one, so that none is empty.
         return max(1, min(ceil(total / layout.batch_tokens), total // longest))
 
-    def __iter__(self) -> Iterator[Step]:
+    def __iter__(self) -> Iterator[OptimizerStep]:
         for group in self.groups():
             yield self.deal(group)
 
@@ -89,14 +89,14 @@ class Steps:
             start += self.lengths[row]
         yield from found
 
-    def deal(self, group: list[int]) -> Step:
+    def deal(self, group: list[int]) -> OptimizerStep:
         """What this process computes of a step's rows."""
         layout = self.layout
         if layout.micro_batch is None:
             passes = pack(group, self.lengths, layout.micro_tokens, layout.world)
         else:
             passes = pad(group, self.lengths, layout.micro_batch, layout.world)
-        return Step(passes[layout.rank :: layout.world], group)
+        return OptimizerStep(passes[layout.rank :: layout.world], group)
 
 
 def pack(rows: Sequence[int], lengths: Sequence[int], capacity: int, multiple: int = 1) -> list[Pass]:

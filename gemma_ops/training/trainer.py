@@ -23,7 +23,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from gemma_ops import kernels
 from gemma_ops.config import TrainConfig
 from gemma_ops.modeling import host_ple
-from gemma_ops.training.forward_inputs import Batch, Collate, Rows
+from gemma_ops.training.forward_inputs import Batch, Collate, TokenRows
 from gemma_ops.training.launch.portable import Portable
 from gemma_ops.training.plus import faster
 from gemma_ops.training.steps import Layout, Steps
@@ -57,9 +57,9 @@ class StepTrainer(Portable, trl.SFTTrainer):  # type: ignore[misc]
 
     def get_train_dataloader(self) -> Any:
         """Whole optimizer steps, this process's share of each."""
-        return self._loader(Rows(self.train_dataset), self.layout)
+        return self._loader(TokenRows(self.train_dataset), self.layout)
 
-    def _loader(self, rows: Rows, layout: Layout) -> Any:
+    def _loader(self, rows: TokenRows, layout: Layout) -> Any:
         kernels = self.settings.kernels
         packing = layout.micro_batch is None
         collate = self.collate(
@@ -154,7 +154,7 @@ class StepTrainer(Portable, trl.SFTTrainer):  # type: ignore[misc]
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         """Validation rows in the passes a training step would have."""
-        rows = Rows(self.eval_dataset if eval_dataset is None else eval_dataset)
+        rows = TokenRows(self.eval_dataset if eval_dataset is None else eval_dataset)
         return self._loader(rows, self.layout)
 
     def floating_point_ops(self, inputs: Any) -> float:

@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from gemma_ops import family
-from gemma_ops.bench.training import Runner, bench_report, bench_rows, bench_shapes, make, picture, suite
+from gemma_ops.bench.training import BenchRunner, bench_report, bench_rows, bench_shapes, make, picture, suite
 from gemma_ops.bench.training.arms import ARMS
 from gemma_ops.bench.training.arms.axolotl import packed_rows
 from gemma_ops.bench.training.bench_child import gate_spec
@@ -101,7 +101,7 @@ def test_a_spec_says_what_cannot_be():
     with pytest.raises(ConfigError, match="can't be cut to 12"):
         make("e2b", layers=12)
     with pytest.raises(ConfigError, match="unknown arm 'trlx'"):
-        Runner(replace(TINY, arms=("trlx",)), folder=None, tell=print)
+        BenchRunner(replace(TINY, arms=("trlx",)), folder=None, tell=print)
     assert from_json(json.loads(json.dumps(TINY.to_json()))) == TINY
 
 
@@ -122,7 +122,7 @@ class _Machine:
 
     def __init__(self, monkeypatch, *, error=1e-7, fail=()):
         self.jobs, self.error, self.fail = [], error, fail
-        monkeypatch.setattr(Runner, "_child", self.child)
+        monkeypatch.setattr(BenchRunner, "_child", self.child)
 
     def child(self, kind, **more):
         self.jobs.append((kind, more.get("arm")))
@@ -137,7 +137,7 @@ class _Machine:
 
 
 def _run(folder, spec=TINY, **more):
-    return Runner(spec, folder, lambda text: None, **more).run()
+    return BenchRunner(spec, folder, lambda text: None, **more).run()
 
 
 def test_arms_take_turns_after_the_gate_and_nothing_is_measured_twice(tmp_path, monkeypatch):

@@ -13,9 +13,9 @@ from gemma_ops.config import MachineConfig
 from gemma_ops.config.loading import load
 from gemma_ops.errors import ConfigError, DataError, MachineError
 from gemma_ops.evaluation import breakeven, breakeven_html, breakeven_inputs, breakeven_text
-from gemma_ops.evaluation.breakeven import Own, Work
+from gemma_ops.evaluation.breakeven import Own, Workload
 from gemma_ops.evaluation.breakeven_inputs import Given
-from gemma_ops.gemini.ledger import Ledger
+from gemma_ops.gemini.ledger import SpendingLedger
 from gemma_ops.gemini.spending import spending
 from gemma_ops.gemini.usage import Usage
 from tests.helpers.bare_verdict import TASK, bare_verdict
@@ -23,7 +23,7 @@ from tests.helpers.bare_verdict import TASK, bare_verdict
 AT = datetime(2026, 11, 23, 12, tzinfo=UTC)
 # 1,500 new tokens/s at 120 a piece are 12.5 answers/s; $0.78 an hour, busy half of the time.
 OWN = Own(12.5, 0.78, 0.5, "1,500 new tokens/s", "list price of L4")
-WORK = Work(800, 120, 0, "as given")
+WORK = Workload(800, 120, 0, "as given")
 
 
 def offers(found):
@@ -94,15 +94,15 @@ class TestBreakEven:
         assert found["gemini-4-argon"].today.cached == pytest.approx(2.04)  # 0.4×2 + 0.4×0.10 + 0.12×10
 
     def test_thoughts_are_output(self):
-        found = offers(breakeven.compare(OWN, Work(800, 120, 400, ""), at=AT))
+        found = offers(breakeven.compare(OWN, Workload(800, 120, 400, ""), at=AT))
         assert found["gemini-3.8-flash"].today.standard == pytest.approx(2.55)  # 0.6 + 0.52×3.75
 
     def test_long_prompts_cost_what_long_prompts_cost(self):
-        found = offers(breakeven.compare(OWN, Work(250_000, 120, 0, ""), at=AT))
+        found = offers(breakeven.compare(OWN, Workload(250_000, 120, 0, ""), at=AT))
         assert found["gemini-3.1-pro-preview"].today.standard == pytest.approx(1002.16)  # 250×4 + 0.12×18
 
     def test_a_measured_target_is_priced_at_its_own_tokens(self):
-        used = {"gemini-3.8-flash@low": ("gemini-3.8-flash", Work(900, 100, 300, "measured"))}
+        used = {"gemini-3.8-flash@low": ("gemini-3.8-flash", Workload(900, 100, 300, "measured"))}
         found = offers(breakeven.compare(OWN, WORK, at=AT, measured=used))
         assert "gemini-3.8-flash" not in found
         assert found["gemini-3.8-flash@low"].today.standard == pytest.approx(2.175)  # 0.9×0.75 + 0.4×3.75
@@ -288,7 +288,7 @@ class TestCommands:
     @pytest.fixture
     def ledger(self, tmp_path):
         path = tmp_path / "runs" / "gemini.sqlite"
-        ledger = Ledger(path, run="first", run_cap=10**9, project_cap=None)
+        ledger = SpendingLedger(path, run="first", run_cap=10**9, project_cap=None)
         used = Usage(prompt=1200, cached=200, output=100, thoughts=500)
 
         def ask(run, use, model, tier, worst):
@@ -408,7 +408,7 @@ class TestAskingForALedger:
         return call
 
     def rehearsed(self, path, run="first"):
-        ledger = Ledger(path, run=run, run_cap=10**9, project_cap=None)
+        ledger = SpendingLedger(path, run=run, run_cap=10**9, project_cap=None)
         ledger.settle(ledger.reserve("k", model="gemini-3.8-flash", use="judge", tier="standard", worst=9), 5)
         ledger.close()
 

@@ -22,7 +22,7 @@ from transformers.models.gemma4.image_processing_pil_gemma4 import Gemma4ImagePr
 from transformers.models.gemma4_unified import feature_extraction_gemma4_unified, processing_gemma4_unified
 
 from gemma_ops.data import chat
-from gemma_ops.data.media_files import Shelf
+from gemma_ops.data.media_files import MediaShelf
 from gemma_ops.data.parts import media_of
 from gemma_ops.data.pictures import picture
 from gemma_ops.data.sounds import sound
@@ -100,7 +100,7 @@ def conversation(shelf, draw):
 def test_a_conversation_becomes_the_tokens_and_tensors_of_the_published_processor(tiny):
     folder = tiny("edge")
     processor, perceiver = transformers_processor(folder), Perceiver(folder)
-    shelf = Shelf(None, perceiver.senses)
+    shelf = MediaShelf(None, perceiver.senses)
     messages = conversation(shelf, random.Random(1))
     tokenizer = chat.load_tokenizer(folder)
     ours = chat.encode(tokenizer, messages, senses=perceiver.senses)
@@ -130,7 +130,7 @@ def test_a_conversation_becomes_the_tokens_and_tensors_of_the_published_processo
 def test_sounds_of_the_12b_are_those_of_its_processor(tiny):
     folder = tiny("unified")
     processor, perceiver = transformers_processor(folder, processing_gemma4_unified), Perceiver(folder)
-    shelf = Shelf(None, perceiver.senses)
+    shelf = MediaShelf(None, perceiver.senses)
     draw = random.Random(2)
     parts = [{"type": "audio", "source": wav(tone("low", draw, seconds))} for seconds in (0.21, 0.13)]
     messages = shelf.store([{"role": "user", "content": [*parts, {"type": "text", "text": "?"}]}, ANSWER])
@@ -158,7 +158,7 @@ def published(names):
 def test_pixels_of_the_12b_are_those_its_processor_merges_from_small_patches(tiny, size):
     patchify, merge = published(["convert_image_to_patches", "patches_merge"])
     perceiver = Perceiver(tiny("unified"))
-    shelf = Shelf(None, perceiver.senses)
+    shelf = MediaShelf(None, perceiver.senses)
     messages = shelf.store(
         [{"role": "user", "content": [{"type": "image", "source": png("green", random.Random(4), size)}]}]
     )
@@ -177,7 +177,7 @@ def test_pixels_of_the_12b_are_those_its_processor_merges_from_small_patches(tin
 
 def shown(folder, *, text="Which colour?"):
     senses = Senses.read(folder)
-    shelf = Shelf(None, senses)
+    shelf = MediaShelf(None, senses)
     content = [{"type": "image", "source": png("red", random.Random(5))}, {"type": "text", "text": text}]
     return shelf.store([{"role": "user", "content": content}, ANSWER]), senses
 

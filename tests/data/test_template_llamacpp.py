@@ -9,7 +9,7 @@ import socket
 import pytest
 
 from gemma_ops.data import chat
-from gemma_ops.export.checkpoint import Checkpoint
+from gemma_ops.export.checkpoint import MergedCheckpoint
 from gemma_ops.export.gguf_tensors import plan
 from gemma_ops.export.gguf_writer import write
 from gemma_ops.nano import nano_shape
@@ -31,7 +31,7 @@ class _Socket(http.client.HTTPConnection):
 @pytest.fixture(scope="module")
 def gguf(tmp_path_factory):
     folder = tmp_path_factory.mktemp("gguf")
-    source = Checkpoint(nano_shape.save(nano_shape.build(0), folder / "model"))
+    source = MergedCheckpoint(nano_shape.save(nano_shape.build(0), folder / "model"))
     write(source, plan(source, "bf16"), folder / "model.gguf", threads=1)
     return folder / "model.gguf"
 

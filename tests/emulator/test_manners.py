@@ -11,7 +11,7 @@ import urllib.request
 import pytest
 from google.genai import errors, types
 
-from gemma_ops.emulator import Emulator, Reply
+from gemma_ops.emulator import EmulatedReply, Emulator
 from gemma_ops.emulator.signatures import check_signatures, signed
 from gemma_ops.gemini import open_gemini
 from gemma_ops.gemini.request import Request
@@ -44,7 +44,7 @@ def post(emulator, body, op="generateContent", model=FLASH):
 
 def calling(body):
     done = any("functionResponse" in part for turn in body.raw["contents"] for part in turn["parts"])
-    return "done" if done else Reply(calls=(CALL, CALL))
+    return "done" if done else EmulatedReply(calls=(CALL, CALL))
 
 
 def test_calls_carry_a_signature_that_is_wanted_back():
@@ -177,8 +177,8 @@ def test_an_inline_batch_says_how_its_requests_ended(emulator):
 def test_an_interaction_is_one_turn_told_in_steps():
     def responder(body):
         if body.functions:
-            return Reply(calls=(CALL,), thought_tokens=3)
-        return Reply(f"{body.system}|{body.level}|{body.last}", thought_tokens=5)
+            return EmulatedReply(calls=(CALL,), thought_tokens=3)
+        return EmulatedReply(f"{body.system}|{body.level}|{body.last}", thought_tokens=5)
 
     with Emulator(responder) as emulator:
         client = client_of(emulator)

@@ -17,7 +17,7 @@ from google import genai
 from google.genai import errors, types
 from pydantic import BaseModel, Field
 
-from gemma_ops.emulator import Body, Emulator, Reply
+from gemma_ops.emulator import Body, EmulatedReply, Emulator
 from gemma_ops.gemini.models import facts
 from tests.helpers.emulated import KEY, client_of
 
@@ -421,7 +421,7 @@ def test_a_responder_says_what_it_wants_and_a_failing_one_is_a_500():
     def respond(body: Body):
         if "fail" in body.text:
             raise ValueError("no idea")
-        return Reply(
+        return EmulatedReply(
             f"{body.system}|{body.last}|{body.nth}", prompt_tokens=250_000, cached_tokens=1_000, thought_tokens=7
         )
 

@@ -10,7 +10,7 @@ import pytest
 
 from gemma_ops.answer import Answer
 from gemma_ops.config import EvaluateConfig
-from gemma_ops.emulator import Emulator, Reply
+from gemma_ops.emulator import EmulatedReply, Emulator
 from gemma_ops.errors import BoundaryError, BudgetError, ConfigError
 from gemma_ops.evaluation import evaluate_step, forecast, forecast_lines, provenance, regrade
 from gemma_ops.evaluation.reserved_cost import most_per_answer
@@ -27,7 +27,7 @@ def knowing(body):
     """Answers `question <i>` right while i is even; 40 tokens of thoughts each."""
     number = int(body.last.split()[1])
     text = f"a{number}" if number % 2 == 0 else "wrong"
-    return Reply(text, output_tokens=10, thought_tokens=40, prompt_tokens=100)
+    return EmulatedReply(text, output_tokens=10, thought_tokens=40, prompt_tokens=100)
 
 
 @pytest.fixture
@@ -168,7 +168,7 @@ def test_a_level_that_the_model_lacks_is_told_at_once(tmp_path, emulator):
 def test_thoughts_do_not_cut_the_reply_off(tmp_path, monkeypatch):
     """The service counts thoughts against the limit. A limit of 8 alone would end every reply inside its thoughts."""
     monkeypatch.setenv("GEMINI_API_KEY", KEY)
-    with Emulator(lambda body: Reply("a0", output_tokens=4, thought_tokens=1500)) as emulator:
+    with Emulator(lambda body: EmulatedReply("a0", output_tokens=4, thought_tokens=1500)) as emulator:
         task = make_task(tmp_path / "t", rows=rows(2), privacy="paid", generation={"max_new_tokens": 8})
         _, _, verdict = go(tmp_path, machine_for(emulator, tmp_path), task, local=Echo("tuned", 1))
     assert verdict["results"][1]["ends"] == {"stop": 2}

@@ -9,19 +9,19 @@ from gemma_ops.answer import Prompt
 from gemma_ops.config import MachineConfig
 from gemma_ops.data import chat, published
 from gemma_ops.evaluation.canary_rows import canary_record, recorded_answers
-from gemma_ops.metrics.metric import Row
+from gemma_ops.metrics.metric import ScoredRow
 from gemma_ops.modeling.load import load_tokenizer
 from gemma_ops.nano import WEIGHTS
-from gemma_ops.targets.local_target import Checkpoint
-from gemma_ops.tasks.stored_answers import Stored
+from gemma_ops.targets.local_target import CheckpointTarget
+from gemma_ops.tasks.stored_answers import StoredAnswer
 
-ROWS = tuple(Row(str(number), ({"role": "user", "content": f"question {number}"},), "a") for number in range(20))
+ROWS = tuple(ScoredRow(str(number), ({"role": "user", "content": f"question {number}"},), "a") for number in range(20))
 TASK = SimpleNamespace(name="t", rows=ROWS, file=SimpleNamespace(generation=SimpleNamespace(max_new_tokens=9)))
 
 
 def stored(target, texts):
-    answers = [Stored(f"{target}{row.id}", target, "t", row.id, text, "stop", 1, 1, 0.1) for row, text in texts]
-    return Checkpoint(target, WEIGHTS, MachineConfig()), TASK, answers
+    answers = [StoredAnswer(f"{target}{row.id}", target, "t", row.id, text, "stop", 1, 1, 0.1) for row, text in texts]
+    return CheckpointTarget(target, WEIGHTS, MachineConfig()), TASK, answers
 
 
 def test_the_tuned_checkpoint_is_recorded_where_nothing_is_quantized():

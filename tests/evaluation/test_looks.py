@@ -15,7 +15,7 @@ from gemma_ops.evaluation.evaluation_checks import load
 from gemma_ops.evaluation.evaluation_forecast import forecast
 from gemma_ops.evaluation.evaluation_forecast import lines as forecast_lines
 from gemma_ops.gates import gate_decision
-from gemma_ops.metrics.metric import Row
+from gemma_ops.metrics.metric import ScoredRow
 from gemma_ops.stats.intervals import Sample
 from gemma_ops.tasks import conditions
 from gemma_ops.tasks.question_copies import copied, join_copies
@@ -98,7 +98,7 @@ def test_evaluating_until_it_passes_passes_no_more_often(tmp_path):
         known, values = [], list(rng.choice([1.0, 0.0, -1.0], 300, p=[0.2, 0.6, 0.2]))
         won = lost = False
         for n in range(30, 301, 30):
-            evidence = [gate_decision.Evidence(Sample.of(values[:n]), True, 0.0)]
+            evidence = [gate_decision.GateEvidence(Sample.of(values[:n]), True, 0.0)]
             standing = looks.take_look(graded(n), settings, FACTS, known)
             known.append(standing.look)
             won |= gate_decision.judge([gate], evidence, standing.look.level)[0][0] == "pass"
@@ -130,7 +130,7 @@ def test_the_plan_knows_the_look(tmp_path):
 
 def row(index, text, *, cluster=None, system=None):
     turns = ([{"role": "system", "content": system}] if system else []) + [{"role": "user", "content": text}]
-    return Row(f"r{index}", tuple(turns), "x", cluster=cluster)
+    return ScoredRow(f"r{index}", tuple(turns), "x", cluster=cluster)
 
 
 LONG = "Our coffee machine in the second kitchen leaks water from below whenever somebody makes two cups one after the other"

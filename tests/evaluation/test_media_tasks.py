@@ -10,7 +10,7 @@ import torch
 from gemma_ops.answer import Prompt
 from gemma_ops.config import EvaluateConfig, MachineConfig
 from gemma_ops.data import chat, published
-from gemma_ops.data.media_files import Shelf
+from gemma_ops.data.media_files import MediaShelf
 from gemma_ops.data.parts import media_of
 from gemma_ops.errors import ConfigError, DataError
 from gemma_ops.evaluation import ask_targets, evaluation_checks
@@ -32,7 +32,7 @@ def questions(folder, *, audio):
     files = {"a.png": png("red", draw), "b.png": png("blue", draw, (64, 20)), "c.wav": wav(tone("high", draw, 0.3))}
     for name, data in files.items():
         (folder / name).write_bytes(data)
-    shelf = Shelf(folder, None)
+    shelf = MediaShelf(folder, None)
     picture = [{"type": "image", "source": name} for name in ("a.png", "b.png")]
     asked = [
         [picture[0], {"type": "text", "text": "Which colour is this?"}],

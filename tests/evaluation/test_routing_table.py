@@ -14,7 +14,7 @@ from gemma_ops.evaluation import answer_cost, routing_table
 from gemma_ops.evaluation.target_results import Book
 from gemma_ops.planning.devices import Device
 from gemma_ops.privacy.classes import HERE
-from gemma_ops.tasks.stored_answers import AnswerFile, Stored
+from gemma_ops.tasks.stored_answers import AnswerFile, StoredAnswer
 from tests.helpers.evaluations import Echo, go, make_task
 
 AWAY = "gemini:gemini-3.8-flash"
@@ -89,8 +89,8 @@ def test_a_local_model_that_is_worse_by_less_than_the_margin_is_kept(tmp_path):
 def test_more_slices_need_more_evidence():
     """Evidence that one line would settle is not enough among ten: Holm's method is at work."""
     book = Book([], EvaluateConfig(routing_margin=0.0), FACTS)
-    close = routing_table.Line("s", "a", [0.0] * 6 + [1.0] * 94, [1.0] * 100, None, 0, 100)
-    equal = [routing_table.Line("s", f"b{index}", [1.0] * 9, [1.0] * 9, None, 0, 9) for index in range(9)]
+    close = routing_table.SliceLine("s", "a", [0.0] * 6 + [1.0] * 94, [1.0] * 100, None, 0, 100)
+    equal = [routing_table.SliceLine("s", f"b{index}", [1.0] * 9, [1.0] * 9, None, 0, 9) for index in range(9)]
     (alone,), (among, *_) = (routing_table.decide(lines, book, "tuned", AWAY) for lines in ([close], [close, *equal]))
     assert (alone.decision, among.decision) == ("send", "undecided")
     assert alone.p == among.p == alone.p_holm < 0.05 < among.p_holm
@@ -147,7 +147,7 @@ def test_a_table_is_wrong_no_more_often_than_it_says(monkeypatch):
             # Lost 7.5 % of what the service gets right, won 5 % of what it doesn't: 0.2 x 0.05 - 0.8 x 0.075 = -0.05.
             local = np.where(remote, random.random(80) >= 0.075, random.random(80) < 0.05)
             values = local.astype(float).tolist(), remote.astype(float).tolist()
-            lines.append(routing_table.Line("s", str(index), *values, None, 0, 80))
+            lines.append(routing_table.SliceLine("s", str(index), *values, None, 0, 80))
         decisions = {line.decision for line in routing_table.decide(lines, book, "tuned", AWAY)}
         wrong = {kind: count + (kind in decisions) for kind, count in wrong.items()}
     assert max(wrong.values()) / tables <= 0.05
@@ -158,7 +158,7 @@ def test_a_table_is_wrong_no_more_often_than_it_says(monkeypatch):
 
 
 def stored(number=0, **more):
-    return Stored(**{"key": str(number), "target": "t", "task": "k", "row": str(number), "text": "x", "end": "stop", "prompt_tokens": 10, "new_tokens": 5, "seconds": 0.5, **more})  # fmt: skip
+    return StoredAnswer(**{"key": str(number), "target": "t", "task": "k", "row": str(number), "text": "x", "end": "stop", "prompt_tokens": 10, "new_tokens": 5, "seconds": 0.5, **more})  # fmt: skip
 
 
 def test_lines_of_before_still_load(tmp_path):

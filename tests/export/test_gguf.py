@@ -16,7 +16,7 @@ import torch
 from gemma_ops.data.prompt_record import Prompting, write_prompting
 from gemma_ops.data.template import inference_template
 from gemma_ops.errors import GateError, ModelError
-from gemma_ops.export.checkpoint import Checkpoint
+from gemma_ops.export.checkpoint import MergedCheckpoint
 from gemma_ops.export.gguf_audit import audit
 from gemma_ops.export.gguf_tensors import plan, type_of
 from gemma_ops.export.gguf_writer import write
@@ -42,7 +42,7 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> Bases:
 
 
 def convert(base: Path, out: Path, form: GgufName) -> Path:
-    source = Checkpoint(base)
+    source = MergedCheckpoint(base)
     write(source, plan(source, form), out, threads=2)
     return out
 
@@ -59,7 +59,7 @@ def types(file: Path) -> dict[str, str]:
 @pytest.mark.parametrize("form", FORMATS)
 def test_every_tensor_of_the_language_model_arrives(tmp_path: Path, bases: Bases, kind: str, form: GgufName) -> None:
     """Each value is the checkpoint's within the rounding of its type, and nothing is left out without a reason."""
-    source = Checkpoint(bases(kind))
+    source = MergedCheckpoint(bases(kind))
     made = plan(source, form)
     write(source, made, tmp_path / "model.gguf", threads=2)
     found = audit(tmp_path / "model.gguf", made)
@@ -79,12 +79,12 @@ def test_every_tensor_of_the_language_model_arrives(tmp_path: Path, bases: Bases
 
 
 def test_left_out_are_towers_and_unused_keys(bases: Bases) -> None:
-    left_out = plan(Checkpoint(bases("multimodal")), "bf16").left_out
+    left_out = plan(MergedCheckpoint(bases("multimodal")), "bf16").left_out
     assert {name.split(".")[1] for name in left_out["towers"]} == {
         "vision_tower", "audio_tower", "embed_vision", "embed_audio",
     }  # fmt: skip
     assert len(left_out["unused keys and values"]) == 9  # three shared layers, key, value and key norm each
-    assert plan(Checkpoint(bases("e2b")), "bf16").left_out == {}
+    assert plan(MergedCheckpoint(bases("e2b")), "bf16").left_out == {}
 
 
 def test_types_follow_the_policy(tmp_path: Path, bases: Bases) -> None:
@@ -105,7 +105,7 @@ def test_types_follow_the_policy(tmp_path: Path, bases: Bases) -> None:
 def test_rows_that_are_no_multiple_of_32_stay_bf16_and_too_many_of_them_are_refused(tmp_path: Path) -> None:
     assert type_of("blk.0.ffn_down.weight", (64, 48), "q4_0") == "BF16"
     some = tiny_models.save("dense31", tmp_path / "some", head_dim=20)  # o_proj of sliding layers has rows of 80
-    source = Checkpoint(some)
+    source = MergedCheckpoint(some)
     made = plan(source, "q4_0")
     write(source, made, tmp_path / "some.gguf", threads=1)
     assert types(tmp_path / "some.gguf")["blk.0.attn_output.weight"] == "BF16"
@@ -116,7 +116,7 @@ def test_rows_that_are_no_multiple_of_32_stay_bf16_and_too_many_of_them_are_refu
 def test_same_checkpoint_same_bytes_in_any_number_of_threads(tmp_path: Path, bases: Bases) -> None:
     copy = shutil.copytree(bases("moe"), tmp_path / "elsewhere")
     for form in FORMATS:
-        source = Checkpoint(bases("moe"))
+        source = MergedCheckpoint(bases("moe"))
         write(source, plan(source, form), tmp_path / "one.gguf", threads=1)
         convert(copy, tmp_path / "two.gguf", form)
         assert digest.of_file(tmp_path / "one.gguf") == digest.of_file(tmp_path / "two.gguf")
@@ -129,7 +129,7 @@ def test_q4_0_of_weights_on_its_lattice_is_exact(tmp_path: Path, bases: Bases) -
     """
     from safetensors.torch import save_file
 
-    source = Checkpoint(bases("dense31"))
+    source = MergedCheckpoint(bases("dense31"))
     first = convert(bases("dense31"), tmp_path / "first.gguf", "q4_0")
     stored = tensors(first)
     values = {}
@@ -178,12 +178,12 @@ def test_sampling_and_the_mode_of_thinking_go_along(tmp_path: Path) -> None:
 
 
 def test_audit_refuses_a_file_that_is_not_what_was_asked(tmp_path: Path, bases: Bases) -> None:
-    source = Checkpoint(bases("moe"))
+    source = MergedCheckpoint(bases("moe"))
     file = convert(bases("moe"), tmp_path / "model.gguf", "q8_0")
     with pytest.raises(GateError, match=r"differs .* in \d+ tensors, first blk.0.attn_k.weight"):
         audit(file, plan(source, "q4_0"))
     with pytest.raises(GateError, match=r"in \d+ tensors"):
-        audit(file, plan(Checkpoint(bases("e2b")), "q8_0"))
+        audit(file, plan(MergedCheckpoint(bases("e2b")), "q8_0"))
     file.write_bytes(file.read_bytes()[:-5000])
     with pytest.raises(GateError, match="cut short"):
         audit(file, plan(source, "q8_0"))
@@ -199,7 +199,7 @@ def test_full_disk_leaves_no_file(tmp_path: Path, bases: Bases) -> None:
 def test_sharing_that_would_abort_llama_cpp_is_refused(tmp_path: Path) -> None:
     base = tiny_models.save("e2b", tmp_path / "base", num_kv_shared_layers=2)
     with pytest.raises(ModelError, match="not a sliding and then a full-attention one"):
-        plan(Checkpoint(base), "bf16")
+        plan(MergedCheckpoint(base), "bf16")
 
 
 def test_unknown_tensors_are_refused(tmp_path: Path, bases: Bases) -> None:
@@ -210,7 +210,7 @@ def test_unknown_tensors_are_refused(tmp_path: Path, bases: Bases) -> None:
     state["model.language_model.layers.0.self_attn.gate.weight"] = torch.zeros(4, 64)
     save_file(state, base / "model.safetensors")
     with pytest.raises(ModelError, match="no place for model"):
-        plan(Checkpoint(base), "bf16")
+        plan(MergedCheckpoint(base), "bf16")
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from gemma_ops.data import chat, published
 from gemma_ops.data.parts import media_of
 from gemma_ops.errors import GateError
 from gemma_ops.export import merge, merge_check
-from gemma_ops.export.checkpoint import Checkpoint
+from gemma_ops.export.checkpoint import MergedCheckpoint
 from gemma_ops.export.prompts import rows
 from gemma_ops.family.media import Senses
 from gemma_ops.modeling import adapters
@@ -69,7 +69,7 @@ def merged(root, base, out, **given):
 def test_an_adapter_on_towers_is_merged_into_the_same_logits(made, tmp_path):
     root, base, _ = made
     found = merged(root, base, tmp_path / "merge", data=root / "data")
-    before, after = Checkpoint(base), Checkpoint(tmp_path / "merge/model")
+    before, after = MergedCheckpoint(base), MergedCheckpoint(tmp_path / "merge/model")
     assert list(before.entries) == list(after.entries)
     changed = {name for name in before.entries if not torch.equal(before.read(name), after.read(name))}
     assert changed

@@ -15,7 +15,7 @@ from gemma_ops.config import MachineConfig, MergeConfig
 from gemma_ops.data import chat
 from gemma_ops.errors import GateError, MachineError, ModelError, OpsError
 from gemma_ops.export import merge
-from gemma_ops.export.checkpoint import INDEX, Checkpoint
+from gemma_ops.export.checkpoint import INDEX, MergedCheckpoint
 from gemma_ops.export.folder import both_spellings, check_room
 from gemma_ops.family import LORA_TARGETS, Shape
 from gemma_ops.runs import digest
@@ -98,7 +98,7 @@ def test_equals_pefts_merge_within_one_rounding(
     base = bases(kind)
     adapted = train(base, tmp_path / "train", **options)
     metrics = run(tmp_path, base, tmp_path / "train")
-    before, after = Checkpoint(base), Checkpoint(tmp_path / "merge.partial" / "model")
+    before, after = MergedCheckpoint(base), MergedCheckpoint(tmp_path / "merge.partial" / "model")
     assert list(after.entries) == list(before.entries)
     theirs = adapted.merge_and_unload().state_dict()
     if options.get("text_only"):
@@ -185,7 +185,7 @@ def test_a_quantized_checkpoint_is_no_source(tmp_path: Path, bases: Bases) -> No
     base = shutil.copytree(bases("e2b"), tmp_path / "base")
     edit(base / "config.json", quantization_config={"quant_method": "bitsandbytes"})
     with pytest.raises(ModelError, match="has a quantization_config"):
-        Checkpoint(base)
+        MergedCheckpoint(base)
 
 
 def test_missing_stop_tokens_are_added(tmp_path: Path, bases: Bases) -> None:

@@ -296,7 +296,7 @@ def wrong_passes(times, evidence, gate):
 
 def difference(values, groups=None):
     sample = Sample.of(values, groups)
-    return gate_decision.Evidence(sample, True, sample.mean)
+    return gate_decision.GateEvidence(sample, True, sample.mean)
 
 
 def test_gates_on_yes_or_no_rows_promote_wrongly_no_more_than_they_may():
@@ -316,7 +316,8 @@ def test_gates_on_yes_or_no_rows_promote_wrongly_no_more_than_they_may():
     def reached(hits):
         sample = Sample.of([1.0] * hits + [0.0] * (120 - hits))
         return (
-            gate_decision.judge([AT_LEAST], [gate_decision.Evidence(sample, False, sample.mean)], 0.05)[0][0] == "pass"
+            gate_decision.judge([AT_LEAST], [gate_decision.GateEvidence(sample, False, sample.mean)], 0.05)[0][0]
+            == "pass"
         )
 
     assert np.mean([reached(int(hits)) for hits in rng.binomial(120, 0.7, 4000)]) <= 0.05

@@ -25,7 +25,7 @@ def evidence(wanted, *said, labels=LABELS, macro=True, clusters=None):
     counts = [f1_counts(labels, macro=macro)(details(wanted, one)) for one in said]
     ratios = label_evidence.ratio_sample(counts, clusters)
     counted = Sample.of([0.0] * len(wanted), clusters)
-    return gate_decision.Evidence(counted, len(said) == 2, ratios.value, ratios, labels=labels if macro else ())
+    return gate_decision.GateEvidence(counted, len(said) == 2, ratios.value, ratios, labels=labels if macro else ())
 
 
 def at_least(margin):
@@ -117,7 +117,7 @@ def test_gates_on_f1_share_the_level_with_others():
     found = evidence(*answered(np.random.default_rng(6), 200, 0.85))
     margin = found.bound(0.05) - 0.002
     assert decide(at_least(margin), found).outcome == "pass"
-    hopeless = gate_decision.Evidence(Sample.of([1.0, 0.0]), False, 0.5)
+    hopeless = gate_decision.GateEvidence(Sample.of([1.0, 0.0]), False, 0.5)
     together = gate_decision.decide([at_least(margin), *[at_least(0.5)] * 9], [found, *[hopeless] * 9], 0.95)
     assert together[0].outcome == "inconclusive"
 

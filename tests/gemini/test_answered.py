@@ -12,19 +12,19 @@ import pytest
 
 from gemma_ops.config import EvaluateConfig, GateConfig
 from gemma_ops.config.gemini import MODELS, GeminiConfig, lay_over
-from gemma_ops.emulator import Emulator, Reply
+from gemma_ops.emulator import EmulatedReply, Emulator
 from gemma_ops.emulator.emulated_models import known_routes
 from gemma_ops.errors import BudgetError, ConfigError, MachineError, ServiceError
 from gemma_ops.evaluation import evaluate_step
 from gemma_ops.gemini import models, open_gemini, prices
 from gemma_ops.gemini.cache import open_ledger
 from gemma_ops.gemini.client import bill
-from gemma_ops.gemini.ledger import Ledger
+from gemma_ops.gemini.ledger import SpendingLedger
 from gemma_ops.gemini.reply import read
 from gemma_ops.gemini.request import Request
 from gemma_ops.gemini.spending import spending
 from gemma_ops.judging.calibration import Calibration, Known
-from gemma_ops.judging.judge_standing import Candidate, standing
+from gemma_ops.judging.judge_standing import JudgeCandidate, standing
 from gemma_ops.runs import journal
 from gemma_ops.stats.intervals import Interval
 from gemma_ops.targets import open_target
@@ -94,7 +94,7 @@ def ask(machine, run, *texts, model=FLASH):
 
 
 def test_what_another_model_said_is_told_paid_and_not_taken_by_another_run(key, tmp_path):
-    with Emulator(lambda _: Reply("yes", thought_tokens=0), routes={FLASH: "gemini-4-argon"}) as emulator:
+    with Emulator(lambda _: EmulatedReply("yes", thought_tokens=0), routes={FLASH: "gemini-4-argon"}) as emulator:
         machine = machine_for(emulator, tmp_path, batch="never")
         with journal.writing(tmp_path / "logs", "asks"):
             (answer,) = ask(machine, "first", "well?")
@@ -166,7 +166,7 @@ def test_a_calibration_speaks_for_what_answered_then():
     assert made.of("j", "id", "p", {"gemini-3.6-flash": 3})
     assert made.of("j", "id", "p")
     assert made.of("j", "id", "p", {FLASH: 3}) is None
-    decided = standing([Candidate("j", [], known(()), True, (), 1, "another answered")])
+    decided = standing([JudgeCandidate("j", [], known(()), True, (), 1, "another answered")])
     assert decided.by is None
     assert "another answered" in decided.reason
 
@@ -241,7 +241,7 @@ def test_a_ledger_without_its_write_ahead_log_is_refused_not_read_as_empty(tmp_p
     shutil.copyfile(tmp_path / "old.sqlite", tmp_path / "copy.sqlite")
     for reads in (
         lambda: spending(tmp_path / "copy.sqlite"),
-        lambda: Ledger(tmp_path / "copy.sqlite", run="r", run_cap=1, project_cap=None),
+        lambda: SpendingLedger(tmp_path / "copy.sqlite", run="r", run_cap=1, project_cap=None),
     ):
         with pytest.raises(MachineError, match=r"copied without copy\.sqlite-wal"):
             reads()

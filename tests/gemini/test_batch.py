@@ -9,7 +9,7 @@ import pytest
 from gemma_ops.emulator import Emulator
 from gemma_ops.errors import BudgetError, ConfigError, ServiceError
 from gemma_ops.gemini import door, open_gemini
-from gemma_ops.gemini.batch import Batches
+from gemma_ops.gemini.batch import BatchDoor
 from gemma_ops.gemini.jobs import Jobs
 from gemma_ops.gemini.request import Request
 from gemma_ops.runs import journal
@@ -208,7 +208,7 @@ def test_a_cancelled_job_counts_in_full(emulator, tmp_path):
             client.genai.batches.cancel(name=fields["job"])
 
     with pytest.raises(ServiceError, match=r"was cancelled.*counts in full"):
-        Batches(client, note=lambda **fields: cancel(fields)).answer(questions(3), lambda number, sent: None)
+        BatchDoor(client, note=lambda **fields: cancel(fields)).answer(questions(3), lambda number, sent: None)
     spent = client.store.ledger.spent()
     assert spent.settled == spent.total > 0
 
@@ -220,7 +220,7 @@ def test_a_batch_takes_what_the_cap_has_room_for(emulator, tmp_path):
     asked = questions(40)
     found = {}
     with pytest.raises(BudgetError):
-        Batches(client, note=lambda **_: None).answer(asked, found.__setitem__)
+        BatchDoor(client, note=lambda **_: None).answer(asked, found.__setitem__)
     spent = client.store.ledger.spent()
     assert len(emulator.of("batch_create")) > 1
     assert 0 < len(found) == spent.requests == len(emulator.billed()) < 40
@@ -234,7 +234,7 @@ def test_leaving_does_not_wait_for_the_job(emulator, tmp_path):
         client.leaving.set()
 
     found = []
-    Batches(client, note=leave).answer(questions(2), lambda number, sent: found.append(sent))
+    BatchDoor(client, note=leave).answer(questions(2), lambda number, sent: found.append(sent))
     assert not found
     assert len(Jobs(client.store).under_way()) == 2
 
@@ -244,7 +244,7 @@ def test_a_job_that_is_gone_is_not_made_anew_before_its_time(lost, emulator, tmp
     """Another key would not see it either; making it anew at once would pay it twice."""
     machine = machine_for(emulator, tmp_path)
     client = client_of(machine)
-    Batches(client, note=lambda **_: client.leaving.set()).answer(questions(2), lambda number, sent: None)
+    BatchDoor(client, note=lambda **_: client.leaving.set()).answer(questions(2), lambda number, sent: None)
     client = client_of(machine)
     if lost == "job":
         client.genai.batches.delete(name=client.genai.batches.list()[0].name)

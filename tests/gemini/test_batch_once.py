@@ -8,7 +8,7 @@ import pytest
 
 from gemma_ops.emulator.emulated_wire import Reaction
 from gemma_ops.errors import ServiceError
-from gemma_ops.gemini.batch import Batches
+from gemma_ops.gemini.batch import BatchDoor
 from gemma_ops.wire.gemini_wire import Refusal
 from tests.helpers.batch_jobs import answered, asking, client_of, questions, wait_for
 from tests.helpers.emulated import machine_for
@@ -116,7 +116,7 @@ def test_two_runs_that_plan_at_once_pay_once(emulator, tmp_path, forks):
     """Between this run's look at the jobs and its plan, another run plans the same questions."""
     machine = machine_for(emulator, tmp_path)
     client = client_of(machine)
-    batches, found = Batches(client, note=lambda **_: None), {}
+    batches, found = BatchDoor(client, note=lambda **_: None), {}
     look = batches.jobs.under_way
 
     def meanwhile():
@@ -152,7 +152,7 @@ def test_a_batch_leaves_out_what_is_on_the_wire(emulator, tmp_path):
 def test_what_a_batch_has_is_not_sent_directly(emulator, tmp_path):
     machine = machine_for(emulator, tmp_path)
     client = client_of(machine)
-    Batches(client, note=lambda **_: client.leaving.set()).answer(questions(2), lambda number, sent: None)
+    BatchDoor(client, note=lambda **_: client.leaving.set()).answer(questions(2), lambda number, sent: None)
     found = []
     direct = threading.Thread(target=lambda: found.append(client_of(machine).answer(questions(1)[0]).answer))
     direct.start()

@@ -10,11 +10,11 @@ import time
 import pytest
 
 from gemma_ops.config import MachineConfig
-from gemma_ops.emulator import Emulator, Reply
+from gemma_ops.emulator import EmulatedReply, Emulator
 from gemma_ops.emulator.faults import NAMES
 from gemma_ops.errors import BudgetError, ConfigError, DataError, ServiceError
 from gemma_ops.gemini import cache, prices, reply, request_wire
-from gemma_ops.gemini.batch import Batches
+from gemma_ops.gemini.batch import BatchDoor
 from gemma_ops.gemini.cache import Store, open_ledger
 from gemma_ops.gemini.client import Client
 from gemma_ops.gemini.limiter import Limiter
@@ -131,7 +131,7 @@ def ask(client, asked, by_batch):
     if not by_batch:
         return client.answer(asked)
     found = []
-    Batches(client, note=lambda **fields: None).answer({1: asked}, lambda number, sent: found.append(sent))
+    BatchDoor(client, note=lambda **fields: None).answer({1: asked}, lambda number, sent: found.append(sent))
     return found[0]
 
 
@@ -333,7 +333,7 @@ def test_what_the_service_would_refuse_is_refused_before():
 
 def test_usage_is_recorded_with_thoughts_and_cached_input(tmp_path, monkeypatch):
     monkeypatch.setenv("GEMINI_API_KEY", KEY)
-    said = Reply("ok", prompt_tokens=100, cached_tokens=40, output_tokens=2, thought_tokens=50)
+    said = EmulatedReply("ok", prompt_tokens=100, cached_tokens=40, output_tokens=2, thought_tokens=50)
     with Emulator(lambda body: said) as emulator:
         client = client_of(machine_for(emulator, tmp_path))
         answer = client.answer(request()).answer

@@ -17,7 +17,7 @@ import pytest
 
 from gemma_ops.errors import BudgetError, MachineError
 from gemma_ops.gemini import prices
-from gemma_ops.gemini.ledger import Ledger
+from gemma_ops.gemini.ledger import SpendingLedger
 from gemma_ops.gemini.usage import Usage
 from gemma_ops.runs.processes import Birth
 
@@ -25,7 +25,7 @@ CENT = prices.NANO // 100
 
 
 def open_ledger(folder, *, run="run", run_cap: int | None = 10 * CENT, project_cap=None):
-    ledger = Ledger(folder / "gemini.sqlite", run=run, run_cap=run_cap, project_cap=project_cap)
+    ledger = SpendingLedger(folder / "gemini.sqlite", run=run, run_cap=run_cap, project_cap=project_cap)
     # What is shown here is what threads and processes may do; flushing to disk at each commit would only slow it down.
     ledger._connection.execute("PRAGMA synchronous = OFF")
     return ledger
@@ -75,7 +75,7 @@ PROCESS = """
 import sys
 from pathlib import Path
 from gemma_ops.errors import BudgetError
-from gemma_ops.gemini.ledger import Ledger
+from gemma_ops.gemini.ledger import SpendingLedger as Ledger
 ledger = Ledger(Path(sys.argv[1]), run=sys.argv[2], run_cap=100_000, project_cap=150_000)
 ledger._connection.execute("PRAGMA synchronous = OFF")
 print("ready", flush=True)
@@ -105,8 +105,8 @@ def test_caps_hold_across_processes_that_make_the_file_together(tmp_path):
         worker.stdin.flush()
     said = [worker.communicate()[0] for worker in workers]
     done = sum(int(text.split()[0]) for text in said)
-    per_run = {run: Ledger(path, run=run, run_cap=0, project_cap=None).spent() for run in "ab"}
-    total = Ledger(path, run="a", run_cap=0, project_cap=None).spent(project=True)
+    per_run = {run: SpendingLedger(path, run=run, run_cap=0, project_cap=None).spent() for run in "ab"}
+    total = SpendingLedger(path, run="a", run_cap=0, project_cap=None).spent(project=True)
     assert total.settled == 700 * done == per_run["a"].settled + per_run["b"].settled
     assert max(spent.settled for spent in per_run.values()) <= 100_000
     # Full: another request of 1,000 does not fit below the project's cap.
@@ -117,7 +117,7 @@ def test_caps_hold_across_processes_that_make_the_file_together(tmp_path):
 DIES = """
 import os, signal, sys
 from pathlib import Path
-from gemma_ops.gemini.ledger import Ledger
+from gemma_ops.gemini.ledger import SpendingLedger as Ledger
 ledger = Ledger(Path(sys.argv[1]), run="run", run_cap=10**8, project_cap=None)
 ledger.settle(ledger.reserve("one", model="m", use="synth", tier="standard", worst=5_000), 4_000)
 ledger.reserve("two", model="m", use="synth", tier="standard", worst=60_000)
@@ -297,17 +297,17 @@ def test_a_file_that_is_no_ledger_is_refused(tmp_path):
     path = tmp_path / "notes.txt"
     path.write_text("this is a text, and rather longer than the header of a database would be" * 20)
     with pytest.raises(MachineError, match="can't hold the ledger"):
-        Ledger(path, run="run", run_cap=0, project_cap=None)
+        SpendingLedger(path, run="run", run_cap=0, project_cap=None)
     newer = tmp_path / "newer.sqlite"
     connection = sqlite3.connect(newer)
     connection.execute("PRAGMA user_version = 99")
     connection.close()
     with pytest.raises(MachineError, match="newer"):
-        Ledger(newer, run="run", run_cap=0, project_cap=None)
+        SpendingLedger(newer, run="run", run_cap=0, project_cap=None)
 
 
 def test_commits_are_flushed_to_disk(tmp_path):
     """A power cut must not let the ledger forget what was sent."""
-    ledger = Ledger(tmp_path / "gemini.sqlite", run="run", run_cap=0, project_cap=None)
+    ledger = SpendingLedger(tmp_path / "gemini.sqlite", run="run", run_cap=0, project_cap=None)
     assert ledger._connection.execute("PRAGMA synchronous").fetchone() == (2,)
     assert ledger._connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)

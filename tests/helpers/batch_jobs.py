@@ -9,7 +9,7 @@ import multiprocessing
 
 import pytest
 
-from gemma_ops.gemini.batch import Batches
+from gemma_ops.gemini.batch import BatchDoor
 from gemma_ops.gemini.cache import Store, open_ledger
 from gemma_ops.gemini.client import Client
 from gemma_ops.gemini.request import Request
@@ -34,7 +34,7 @@ def answered(client, asked, notes=None):
     """Answers by number, of those that the batch answered."""
     found = {}
     note = (notes if notes is not None else []).append
-    Batches(client, note=lambda **fields: note(fields)).answer(
+    BatchDoor(client, note=lambda **fields: note(fields)).answer(
         asked, lambda number, sent: found.__setitem__(number, sent.answer)
     )
     return found

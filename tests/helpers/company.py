@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 
-from gemma_ops.emulator import Reply
+from gemma_ops.emulator import EmulatedReply
 
 TOPICS = (
     "parking permit", "gym locker", "travel card", "parental leave", "expense report", "night shift", "first aid course",
@@ -75,7 +75,7 @@ def teach(body):
         return json.dumps(row(chosen[0], "Compared with before, "))
     fields = body.schema["$defs"]
     rows = [pair(item) if "Pair" in fields else row(item) for item in chosen]
-    return Reply(json.dumps({"rows": rows}), thought_tokens=body.chance("thoughts").randrange(200))
+    return EmulatedReply(json.dumps({"rows": rows}), thought_tokens=body.chance("thoughts").randrange(200))
 
 
 def row(sentence, before=""):

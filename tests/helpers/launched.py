@@ -15,7 +15,7 @@ from pathlib import Path
 from gemma_ops.config import LaunchConfig, Machine, TrainConfig
 from gemma_ops.runs import digest
 from gemma_ops.training.launch import launch_engines
-from gemma_ops.training.launch.job import Job
+from gemma_ops.training.launch.job import TrainingJob
 from tests.helpers import patience
 
 STEADY = {
@@ -99,14 +99,14 @@ def pair(folder, entries):
         settings = TrainConfig(**{**STEADY, **entry.pop("settings", {})})
         here = machine(**TWO, strategy=entry.pop("strategy", "ddp"))
         teacher = entry.pop("teacher", None)
-        Job(place, out, settings, here, entry.pop("base"), entry.pop("data"), teacher).write()
+        TrainingJob(place, out, settings, here, entry.pop("base"), entry.pop("data"), teacher).write()
         plan.append({"file": str(place / "job.json"), **entry})
     (folder / "plan.json").write_text(json.dumps(plan))
     launch = LaunchConfig(engine="torchrun", processes=2, restarts=0)
     command = [sys.executable, *launch_engines.torchrun(launch, "pair"), __file__, str(folder / "plan.json")]
     done = patience.run(command, env=launch_engines.environment(launch, 2), seconds=240)
     assert done.returncode == 0, done.stderr[-4000:]
-    return {entry["name"]: Job.read(Path(entry["file"])) for entry in plan}
+    return {entry["name"]: TrainingJob.read(Path(entry["file"])) for entry in plan}
 
 
 def result(job):
@@ -200,7 +200,7 @@ def _main(plan):
 
     _PLAIN.append(accelerate.state.AcceleratorState.__init__)
     entries = json.loads(Path(plan).read_text())
-    jobs = [Job.read(Path(entry["file"])) for entry in entries]
+    jobs = [TrainingJob.read(Path(entry["file"])) for entry in entries]
     leave = worker.join_group(jobs[0])
     for entry, job in zip(entries, jobs, strict=True):
         _do(entry, job, int(os.environ["RANK"]))

@@ -44,7 +44,7 @@ def make_files(folder):
 
 
 def _convert(folder):
-    quantizing._write_all(folder, quantizing.Checkpoint(WEIGHTS), list(FORMATS), 1, "any")
+    quantizing._write_all(folder, quantizing.MergedCheckpoint(WEIGHTS), list(FORMATS), 1, "any")
     template = (WEIGHTS / "chat_template.jinja").read_text()
     for form in FORMATS:
         write_prompting(folder / form, Prompting.of("off", template))

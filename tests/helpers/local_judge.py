@@ -4,7 +4,7 @@ import json
 import re
 
 from gemma_ops.answer import Answer
-from gemma_ops.judging.judge_material import Pair
+from gemma_ops.judging.judge_material import JudgedPair
 
 _PART = re.compile(r"^=== ([0-9a-f]{16}) begin (.+?)\n(.*?)\n=== \1 end \2$", re.DOTALL | re.MULTILINE)
 
@@ -66,6 +66,8 @@ def answer(grade, words=0):
 def pairs(grades, **extra):
     """Pairs from (first, second) grades."""
     return [
-        Pair(f"q{index}", [{"role": "user", "content": f"Question {index}?"}], answer(a), answer(b, index % 3), **extra)
+        JudgedPair(
+            f"q{index}", [{"role": "user", "content": f"Question {index}?"}], answer(a), answer(b, index % 3), **extra
+        )
         for index, (a, b) in enumerate(grades)
     ]

@@ -9,7 +9,7 @@ import pytest
 from typer.main import get_command
 
 from gemma_ops.cli import app
-from gemma_ops.config import RunConfig, Section
+from gemma_ops.config import ConfigSection, RunConfig
 from gemma_ops.config.loading import load
 from gemma_ops.config.shipped import shipped
 
@@ -39,7 +39,7 @@ def commands():
 def keys(model=RunConfig, prefix=""):
     for name, field in model.model_fields.items():
         key = f"{prefix}{field.alias or name}"
-        if isinstance(field.default, Section):
+        if isinstance(field.default, ConfigSection):
             yield from keys(type(field.default), f"{key}.")
             continue
         default = field.get_default(call_default_factory=True)

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from gemma_ops.answer import Answer
 from gemma_ops.errors import BoundaryError, DataError
 from gemma_ops.judging import judge_asking, judge_canaries, judgements
-from gemma_ops.judging.judge_material import Pair, harmless
+from gemma_ops.judging.judge_material import JudgedPair, harmless
 from gemma_ops.judging.judge_protocol import Protocol
 from gemma_ops.judging.judgements import JudgementFile
 from gemma_ops.judging.rubric import parse
@@ -128,7 +128,11 @@ def collect(tmp_path, judge, items, repeats=1, batch=4):
 
 
 def test_both_orders_are_asked_and_ties_without_a_judge_are_not(tmp_path):
-    items = [*pairs([(3, 2), (1, 4)]), Pair("same", (), "x", " x "), Pair("failed", (), "", "y", first_end="blocked")]
+    items = [
+        *pairs([(3, 2), (1, 4)]),
+        JudgedPair("same", (), "x", " x "),
+        JudgedPair("failed", (), "", "y", first_end="blocked"),
+    ]
     said = {
         (item.item, item.order): item.said for item in collect(tmp_path, Judge(honest), items) if item.kind == "pair"
     }

@@ -14,7 +14,7 @@ from gemma_ops.errors import BoundaryError, ConfigError, DataError
 from gemma_ops.judging import judge_evaluation
 from gemma_ops.judging.judge_material import Side
 from gemma_ops.tasks.grades import grade
-from gemma_ops.tasks.stored_answers import Stored
+from gemma_ops.tasks.stored_answers import StoredAnswer
 from gemma_ops.tasks.task import load_task
 from tests.helpers.emulated import machine_for
 from tests.helpers.evaluations import Echo, make_task
@@ -149,7 +149,9 @@ def test_an_evaluation_may_judge_its_own_answers(monkeypatch, tmp_path):
     graded = []
     for name, right in (("base", 2), ("tuned", 8)):
         said = [f"a{i}" if i < right else "wrong" for i in range(12)]
-        stored = [Stored(f"{name}{i}", name, "desk", f"q{i}", text, "stop", 5, 3, 0.1) for i, text in enumerate(said)]
+        stored = [
+            StoredAnswer(f"{name}{i}", name, "desk", f"q{i}", text, "stop", 5, 3, 0.1) for i, text in enumerate(said)
+        ]
         graded.append(grade(task, name, stored))
     sides = {name: Side(name, name, "gemma") for name in ("base", "tuned")}
     with Emulator(planted.judge(graded_by_reference)) as emulator:

@@ -9,7 +9,7 @@ from gemma_ops.answer import Answer
 from gemma_ops.config.judge import JudgeConfig
 from gemma_ops.errors import ConfigError, DataError
 from gemma_ops.judging import judging_text, report_judge
-from gemma_ops.judging.judge_material import Pair, Side
+from gemma_ops.judging.judge_material import JudgedPair, Side
 from gemma_ops.judging.panel import judge_pairs
 from gemma_ops.judging.rubric import parse
 from tests.helpers.local_judge import Judge, honest, pairs, quality
@@ -143,7 +143,11 @@ def test_answers_scored_alone(tmp_path):
 
 
 def test_answers_that_failed_or_are_equal_need_no_judge(tmp_path):
-    items = [*pairs([(5, 2)] * 10), Pair("f", (), "", "fine", first_end="error"), Pair("e", (), "same", "same")]
+    items = [
+        *pairs([(5, 2)] * 10),
+        JudgedPair("f", (), "", "fine", first_end="error"),
+        JudgedPair("e", (), "same", "same"),
+    ]
     judge = Judge(honest)
     body = run(tmp_path, [judge], items).body
     assert body["decided"] == 2
@@ -180,6 +184,6 @@ def test_what_cannot_be_judged_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="no judge"):
         run(tmp_path, [])
     with pytest.raises(ConfigError, match="two sides"):
-        run(tmp_path, [Judge(honest)], [Pair("a", (), "x", None)])
+        run(tmp_path, [Judge(honest)], [JudgedPair("a", (), "x", None)])
     with pytest.raises(DataError, match="nothing to judge"):
         judge_pairs(tmp_path, [], [Judge(honest)], parse(""), JudgeConfig(), first=TUNED, second=BASE)

@@ -14,7 +14,7 @@ from gemma_ops.config.kernels import KernelsConfig
 from gemma_ops.kernels import attention_eager, attention_tiled
 from gemma_ops.kernels import attention_packed as rows
 from gemma_ops.kernels import attention_spans as patterns
-from gemma_ops.kernels.ops_reference import EAGER, Runner
+from gemma_ops.kernels.ops_reference import EAGER, OpRunner
 from tests.helpers.kernel_models import LENGTHS, build, documents, exact, packed, relative
 from tests.helpers.tiny_models import KINDS
 
@@ -159,7 +159,7 @@ def test_tiles_are_the_documents_one_by_one(monkeypatch, heads, groups):
 
 def test_tiles_compile_once_for_all_lengths(monkeypatch):
     monkeypatch.setattr(attention_tiled, "BLOCK", 32)
-    run = Runner(compiled=True, strict=True)
+    run = OpRunner(compiled=True, strict=True)
     torch.manual_seed(0)
     for cuts in ([0, 5, 17, 80], [0, 9, 50, 60], [0, 70]):
         leaves = [torch.randn(cuts[-1], count, 16, requires_grad=True) for count in (4, 2, 2)]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from gemma_ops.kernels import attention_packed, attention_spans, ops_reference
-from gemma_ops.kernels.ops_reference import Runner
+from gemma_ops.kernels.ops_reference import OpRunner
 from tests.helpers.triton_interpreter import interpreted, needs_gpu, needs_triton
 
 
@@ -100,7 +100,7 @@ def test_attention_of_packed_rows_is_that_of_each_document(form, width, window, 
     q, k = q * width**-0.25, k * width**-0.25
     row = attention_spans.documents(cuts)
     row.cuts(1, cuts[-1])
-    object.__setattr__(row, "run", Runner(compiled=True))
+    object.__setattr__(row, "run", OpRunner(compiled=True))
 
     def run(dtype, attend):
         leaves = [states.to(dtype).requires_grad_() for states in (q, k, v)]

@@ -9,7 +9,7 @@ from transformers.models.gemma4 import modeling_gemma4
 
 from gemma_ops import kernels
 from gemma_ops.kernels import ops_autograd, ops_reference
-from gemma_ops.kernels.ops_reference import Runner
+from gemma_ops.kernels.ops_reference import OpRunner
 from tests.helpers.kernel_models import STOCK, apart, build, cosine, documents, exact, kept_bytes, relative, step, tuned
 from tests.helpers.tiny_models import KINDS
 
@@ -126,7 +126,7 @@ def test_every_parameter_learns_the_same_in_full_fine_tuning():
 
 
 def test_compiled_bodies_give_the_same_and_are_shared_by_all_lengths():
-    run = Runner(compiled=True, strict=True)
+    run = OpRunner(compiled=True, strict=True)
     before = len(ops_reference._COMPILED)
     for length in (30, 47, 64):
         x = torch.randn(1, length, 24, dtype=torch.bfloat16).requires_grad_()
@@ -145,10 +145,10 @@ def test_where_compiling_fails_the_bodies_run_as_they_are(monkeypatch):
 
     monkeypatch.setattr(torch, "compile", broken)
     gate = torch.randn(1, 3, 17)
-    run = Runner(compiled=True)
+    run = OpRunner(compiled=True)
     with pytest.warns(UserWarning, match="no compiler"):
         found = ops_autograd.geglu(gate, gate, run)
     assert torch.equal(found, ops_autograd.geglu(gate, gate))
     assert not run.compiled
     with pytest.raises(RuntimeError, match="no compiler"):
-        ops_autograd.geglu(gate, gate, Runner(compiled=True, strict=True))
+        ops_autograd.geglu(gate, gate, OpRunner(compiled=True, strict=True))

@@ -10,13 +10,13 @@ from sklearn.metrics import f1_score
 
 from gemma_ops.errors import ConfigError, DataError
 from gemma_ops.metrics import METRICS, AnyMetric, by_id
-from gemma_ops.metrics.metric import Row, normalize
+from gemma_ops.metrics.metric import ScoredRow, normalize
 from gemma_ops.metrics.numbers import final_number
 from gemma_ops.metrics.parse import Unreadable, dump, parse
 
 
 def row(reference, **fields):
-    return Row("r1", ({"role": "user", "content": "?"},), reference, **fields)
+    return ScoredRow("r1", ({"role": "user", "content": "?"},), reference, **fields)
 
 
 def scorer(options, rows, folder=Path()):
@@ -125,7 +125,7 @@ def test_labels_and_f1_are_those_of_sklearn():
         str(rng.choice([*labels[:3], "nonsense"], p=[0.4, 0.3, 0.2, 0.1])) if rng.random() < 0.5 else str(w)
         for w in wanted
     ]
-    rows = [Row(str(index), (), str(label)) for index, label in enumerate(wanted)]
+    rows = [ScoredRow(str(index), (), str(label)) for index, label in enumerate(wanted)]
     made = scorer({"id": "choice_accuracy", "choices": labels}, rows)
     scored = [made.score(text, one) for text, one in zip(said, rows, strict=True)]
     every, details = np.arange(200), [item.detail for item in scored]

@@ -15,7 +15,7 @@ from pydantic import TypeAdapter
 
 from gemma_ops.errors import DataError
 from gemma_ops.metrics import AnyMetric
-from gemma_ops.metrics.metric import Row, normalize, words
+from gemma_ops.metrics.metric import ScoredRow, normalize, words
 from gemma_ops.metrics.numbers import final_number
 from gemma_ops.metrics.numerals import numbers_in
 
@@ -29,7 +29,7 @@ def made(options, rows):
 
 
 def scored(options, reference, answer, **fields):
-    row = Row("r", ({"role": "user", "content": "?"},), reference, **fields)
+    row = ScoredRow("r", ({"role": "user", "content": "?"},), reference, **fields)
     scorer = made(options, [row])
     return scorer.score(answer, row).values[scorer.key]
 

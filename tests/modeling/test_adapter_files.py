@@ -11,7 +11,7 @@ import torch
 from gemma_ops.config import LoraConfig, MachineConfig, MergeConfig
 from gemma_ops.errors import ModelError
 from gemma_ops.export import merge, replacing
-from gemma_ops.export.checkpoint import Checkpoint
+from gemma_ops.export.checkpoint import MergedCheckpoint
 from gemma_ops.modeling import adapters
 from gemma_ops.modeling.load import load_model
 from tests.helpers.checkpoints import hold, in_fp32, logits, routes, tiny
@@ -144,7 +144,7 @@ def test_an_adapter_of_another_published_base_is_refused(tmp_path):
     (base / "weights").symlink_to(tiny("e2b"))
     for name, refused in (("google/gemma-4-E2B", True), ("google/gemma-4-E2B-it", False), ("nano", False)):
         (base / "model.json").write_text(json.dumps({"id": name, "revision": None, "size": "e2b", "files": {}}))
-        source = Checkpoint(tiny("e2b"))
+        source = MergedCheckpoint(tiny("e2b"))
         if refused:
             with pytest.raises(ModelError, match="was trained on google/gemma-4-E2B-it"):
                 replacing.changes(tmp_path / "train" / "adapter", source, base)

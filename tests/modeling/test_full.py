@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from gemma_ops.config import MergeConfig, TrainConfig
 from gemma_ops.errors import ConfigError, ModelError
 from gemma_ops.export import merge
-from gemma_ops.export.checkpoint import Checkpoint
+from gemma_ops.export.checkpoint import MergedCheckpoint
 from gemma_ops.modeling import full
 from gemma_ops.modeling.load import load_model
 from gemma_ops.runs import digest
@@ -101,7 +101,7 @@ def test_trained_saved_and_merged_is_the_trained_model(kind, weights, tmp_path, 
     assert figures["tensors_updated"] == record["tensors"] > 40
     assert figures["canary/max_adapter_gap"] == 0.0
     (model,) = kept
-    after, before = Checkpoint(merged / "model"), Checkpoint(tiny(kind))
+    after, before = MergedCheckpoint(merged / "model"), MergedCheckpoint(tiny(kind))
     learned = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     for name in before.entries:
         wanted = learned[name].data.to(torch.bfloat16) if name in learned else before.read(name)

@@ -14,7 +14,7 @@ import torch
 
 from gemma_ops.data import chat
 from gemma_ops.errors import ModelError
-from gemma_ops.export.checkpoint import Checkpoint
+from gemma_ops.export.checkpoint import MergedCheckpoint
 from gemma_ops.export.gguf_tensors import plan
 from gemma_ops.export.gguf_writer import write
 from gemma_ops.modeling import generate
@@ -36,7 +36,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Pairs:
         if kind not in made:
             folder = tmp_path_factory.mktemp("pair")
             base = tiny_models.save(kind, folder / kind)
-            source = Checkpoint(base)
+            source = MergedCheckpoint(base)
             write(source, plan(source, "bf16"), folder / "model.gguf", threads=1)
             made[kind] = (base, folder / "model.gguf")
         return made[kind]
@@ -98,7 +98,7 @@ def test_answers_stop_where_gemma_stops(tmp_path: Path) -> None:
     name = "model.language_model.embed_tokens.weight"
     state[name][turn] = 2.2 * state[name][turn]
     save_file(state, base / "model.safetensors", metadata={"format": "pt"})
-    source = Checkpoint(base)
+    source = MergedCheckpoint(base)
     write(source, plan(source, "bf16"), tmp_path / "model.gguf", threads=1)
     asked = prompts(12, seed=5)
     theirs = list(generate.answer(load_model(base, weights="fp32"), tokenizer, asked, max_new_tokens=20, batch_size=4))

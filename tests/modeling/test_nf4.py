@@ -213,7 +213,7 @@ def test_true_sizes_count_to_the_byte(key, towers):
     streaming.quantizable(model)
     lines = {line.component: line for line in audit(model, size.shape, "nf4")}
     text = [line for component, line in lines.items() if component not in ("vision", "audio")]
-    step = training_step.Step("nf4", rank=0, linears=(), tokens=1, length=1)
+    step = training_step.PassShape("nf4", rank=0, linears=(), tokens=1, length=1)
     planned = sum(part.bytes for part in training_memory.weights(size.shape, step))
     assert sum(line.bytes for line in text) == pytest.approx(planned, rel=1e-6)
     assert lines == {line.component: line for line in expected(size.shape, "nf4") if line.component in lines}

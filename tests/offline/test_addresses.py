@@ -229,14 +229,14 @@ def test_a_proxy_of_the_environment_is_left_aside_on_this_machine(monkeypatch, t
             assert requests.get(f"{place.uri}/health", timeout=5).text == "OK"
         assert not proxy.got
         with pytest.raises(ServiceError):  # the way out still passes it
-            profile.probe(profile.Place("server", "http://mlflow.example.org", None))
+            profile.probe(profile.TrackingPlace("server", "http://mlflow.example.org", None))
         assert proxy.got
 
 
 def test_a_tracking_server_that_sends_on_is_not_followed():
     with Listener(lambda _: (200, {}, b"OK")) as other:
         with Listener(lambda _: (302, {"Location": f"http://127.0.0.1:{other.port}/health"}, {})) as first:
-            place = profile.Place("server", f"http://127.0.0.1:{first.port}", None)
+            place = profile.TrackingPlace("server", f"http://127.0.0.1:{first.port}", None)
             with pytest.raises(ServiceError, match="/health answered 302"):
                 profile.probe(place)
         assert not other.got

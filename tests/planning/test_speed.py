@@ -10,13 +10,13 @@ from gemma_ops import family
 from gemma_ops.bench.training import bench_shapes
 from gemma_ops.config import KernelsConfig, RunConfig
 from gemma_ops.planning import devices, row_lengths, speed
-from gemma_ops.planning.training_step import Step
+from gemma_ops.planning.training_step import PassShape
 from tests.planning.test_training_memory import CPU, RECORDS, STOCK, recorded
 
 
 def _step(key, weights="bf16", *, checkpointing="none", length=2048, kernels=STOCK):
     linears = tuple(family.lora_linears(family.SIZES[key].shape))
-    return Step(weights, 16, linears, length, length, checkpointing, kernels=kernels)
+    return PassShape(weights, 16, linears, length, length, checkpointing, kernels=kernels)
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_tokens_per_second_of_a_cpu_are_known_to_a_quarter(name):
     """One core of the record's processor, as `devices.processor` would describe it."""
     body = CPU["measured"][name]
     shape, facts = family.Shape.from_config(bench_shapes.text("cpu")), body["facts"]
-    step = Step(
+    step = PassShape(
         "bf16", 16, tuple(family.lora_linears(shape)), tokens=facts["tokens"],
         length=int(facts["longest"]), scored=facts["labelled"], cuda=False,
     )  # fmt: skip

@@ -16,7 +16,7 @@ from gemma_ops.bench.training import bench_rows, bench_shapes
 from gemma_ops.bench.training.bench_spec import make
 from gemma_ops.config import KernelsConfig
 from gemma_ops.planning import training_memory
-from gemma_ops.planning.training_step import GIB, Step
+from gemma_ops.planning.training_step import GIB, PassShape
 from gemma_ops.training.steps import pack
 
 STOCK = KernelsConfig(attention="sdpa", head="trl", lora="peft", norms="eager", compile="off")
@@ -26,7 +26,7 @@ RECORDS, CPU = (json.loads((_FOLDER / f"{name}.json").read_text(encoding="utf-8"
 
 def _step(key, weights="bf16", *, checkpointing="none", length=2048, rank=16, kernels=STOCK, **more):
     linears = tuple(family.lora_linears(family.SIZES[key].shape))
-    return Step(weights, rank, linears, length, length, checkpointing, kernels=kernels, **more)
+    return PassShape(weights, rank, linears, length, length, checkpointing, kernels=kernels, **more)
 
 
 def recorded(name, arm):
@@ -38,7 +38,7 @@ def recorded(name, arm):
     passes = [sum(lengths[row] for row in one) for one in pack(range(len(lengths)), lengths, spec["row_length"])]
     shape = family.Shape.from_config(bench_shapes.text(spec["size"]))
     ours = arm == "gemma-ops"
-    step = Step(
+    step = PassShape(
         spec["weights"], spec["rank"], tuple(family.lora_linears(shape)),
         tokens=max(passes) if ours else min(spec["row_length"], sum(passes)), length=int(facts["longest"]),
         checkpointing=found["settings"]["checkpointing"] if ours else "all", scored=facts["labelled"],
@@ -131,7 +131,7 @@ def test_adapter_and_full_tuning_bytes():
     assert training_memory.total(training_memory.learning(shape, eight)) == 10 * 122_429_440
     e2b = family.SIZES["E2B"].shape
     counts = e2b.counts()
-    full = Step("bf16", 16, (), 2048, 2048, full=True)
+    full = PassShape("bf16", 16, (), 2048, 2048, full=True)
     learns = counts.text - counts.per_layer_table
     assert (
         training_memory.total(training_memory.learning(e2b, full)) == 12 * learns
@@ -143,7 +143,7 @@ def test_adapter_and_full_tuning_bytes():
 def test_the_peak_on_a_cpu_is_known_to_ten_percent(name):
     body = CPU["measured"][name]
     shape = family.Shape.from_config(bench_shapes.text("cpu"))
-    step = Step(
+    step = PassShape(
         "bf16", 16, tuple(family.lora_linears(shape)), tokens=body["facts"]["tokens"],
         length=int(body["facts"]["longest"]), scored=body["facts"]["labelled"], cuda=False,
     )  # fmt: skip

@@ -30,7 +30,7 @@ from gemma_ops.nano import tickets
 from gemma_ops.prepare.deduplicate import NearDuplicates, exact_key, prompt_key
 from gemma_ops.prepare.split import Split, position
 from gemma_ops.prepare.task_overlap import Overlap
-from gemma_ops.tasks.compared_questions import Question, TaskQuestions, read_task
+from gemma_ops.tasks.compared_questions import ComparedQuestion, TaskQuestions, read_task
 
 DATA = Path(os.environ.get("GEMMA_OPS_DATA", Path(__file__).parents[2] / "../shared/data"))
 VOCABULARY = [f"w{number}" for number in range(5000)]
@@ -47,7 +47,9 @@ def row(user, answer="yes", source="t.jsonl:1"):
 
 
 def task(*texts, name="task"):
-    return TaskQuestions(name, tuple(Question(f"data.jsonl:{number}", (item,)) for number, item in enumerate(texts, 1)))
+    return TaskQuestions(
+        name, tuple(ComparedQuestion(f"data.jsonl:{number}", (item,)) for number, item in enumerate(texts, 1))
+    )
 
 
 def test_words_are_normalised():
@@ -254,7 +256,7 @@ def test_short_questions_match_only_when_equal():
 def test_turns_of_a_conversation_are_compared_one_by_one():
     draw = random.Random(9)
     asked = text(draw, 12)
-    overlap = Overlap([task(asked), TaskQuestions("long", (Question("d:1", ("Hi", text(draw, 20))),))], [])
+    overlap = Overlap([task(asked), TaskQuestions("long", (ComparedQuestion("d:1", ("Hi", text(draw, 20))),))], [])
     assert overlap.find(["Hi", asked, "thanks"]).task == "task"
     assert overlap.find(["Hi", "something else"]) is None
 
@@ -312,7 +314,7 @@ def test_tasks_are_read_from_their_folders(tmp_path):
     source.mkdir()
     assert "not in the data folder" in read_task(folder, source).missing
     (source / "test.csv").write_text("text,label\nhello,x\n")
-    assert read_task(folder, source).questions == (Question("test.csv:2", ("Q: hello",)),)
+    assert read_task(folder, source).questions == (ComparedQuestion("test.csv:2", ("Q: hello",)),)
     (source / "train.csv").write_text("text,label\nhi,x\n")
     assert read_task(folder, source / "train.csv").questions[0].texts == ("Q: hello",)
 

@@ -11,7 +11,7 @@ import pytest
 from gemma_ops.config import DataConfig, EvaluateConfig, MachineConfig, SynthConfig
 from gemma_ops.errors import BoundaryError
 from gemma_ops.evaluation import evaluate_step
-from gemma_ops.judging.judge_material import Pair
+from gemma_ops.judging.judge_material import JudgedPair
 from gemma_ops.judging.tightening import private_texts, tighten_pairs, tighten_tasks
 from gemma_ops.modeling.checkpoint_source import local
 from gemma_ops.prepare import prepare
@@ -232,7 +232,7 @@ def test_questions_take_the_class_of_rows_documents_and_other_tasks(tmp_path):
         )
     assert not service.asked
     # What a judge is shown counts with the answers: a model may have said a private row by itself.
-    said = Pair("free", [{"role": "user", "content": "Well?"}], f"I was told: {row}", "nothing", privacy="any")
-    clean = Pair("clean", [{"role": "user", "content": "Well?"}], "I was told nothing", "nothing", privacy="any")
+    said = JudgedPair("free", [{"role": "user", "content": "Well?"}], f"I was told: {row}", "nothing", privacy="any")
+    clean = JudgedPair("clean", [{"role": "user", "content": "Well?"}], "I was told nothing", "nothing", privacy="any")
     judged = tighten_pairs([said, clean], private_texts(run, tasks))
     assert [pair.privacy for pair in judged] == ["local_only", "any"]

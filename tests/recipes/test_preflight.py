@@ -204,9 +204,9 @@ def test_a_plan_counts_what_is_answered(tmp_path):
 
 
 def test_answers_from_the_store_are_told(capsys):
-    from gemma_ops.cli.console import Follower
+    from gemma_ops.cli.console import ProgressFollower
 
-    Follower().step_record(None, "evaluate", {"event": "gemini", "answers": 300, "from_store": 290})
+    ProgressFollower().step_record(None, "evaluate", {"event": "gemini", "answers": 300, "from_store": 290})
     assert "290 of 300 answers of Gemini were in the store" in capsys.readouterr().err
 
 
@@ -228,7 +228,7 @@ def test_personal_data_that_is_sent_and_progress_without_steps_are_told(capsys, 
     from gemma_ops.cli import console
 
     monkeypatch.setattr(console, "_EVERY", 0.0)
-    follower = console.Follower()
+    follower = console.ProgressFollower()
     sent = {"event": "gemini.pii", "rows": 6, "of": 100, "found": {"EMAIL": 6}, "forbidden_by_terms": True}
     follower.step_record(None, "synthesize", sent)
     follower.step_record(None, "evaluate", {"target": "tuned", "task": "t", "done": 16, "total": 1300})

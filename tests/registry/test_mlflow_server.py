@@ -72,7 +72,7 @@ class Server:
             if self.process.poll() is not None:
                 raise RuntimeError((self.folder / "server.log").read_text()[-2000:])
             try:
-                profile.probe(profile.Place("server", self.uri, None))
+                profile.probe(profile.TrackingPlace("server", self.uri, None))
             except ServiceError:
                 return False
             return True

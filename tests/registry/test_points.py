@@ -31,7 +31,7 @@ def world(tmp_path_factory):
     config = runs.config(tmp_path_factory.mktemp("points"))
     runs.make(config)
     tracking = profile.connect(config.machine)
-    entries = promotion_ledger.Ledger(tracking, NAME).entries()
+    entries = promotion_ledger.PromotionLedger(tracking, NAME).entries()
     return verify_version(tracking, stored.version(tracking, NAME, 1)), policy_in_force(NAME, entries), entries, config
 
 

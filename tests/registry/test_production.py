@@ -112,7 +112,7 @@ def test_a_policy_of_its_own_binds_whatever_the_other_one_asks(machine):
 def test_a_crash_in_between_is_finished_by_the_next_call(machine, monkeypatch, after):
     from mlflow import MlflowClient
 
-    owner = MlflowClient if after == "copy_model_version" else promotion_ledger.Ledger
+    owner = MlflowClient if after == "copy_model_version" else promotion_ledger.PromotionLedger
     before = getattr(owner, after)
 
     def dying(self, *given, **named):

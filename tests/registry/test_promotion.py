@@ -51,7 +51,7 @@ def config(template):
 def anchor_anew(config) -> None:
     """Anchor the ledger as it is, as if what follows had never been written."""
     tracking = profile.connect(config.machine)
-    book = promotion_ledger.Ledger(tracking, NAME)
+    book = promotion_ledger.PromotionLedger(tracking, NAME)
     tracking.client.set_registered_model_tag(NAME, promotion_ledger.HEAD, promotion_ledger.anchor(book.entries()))
 
 

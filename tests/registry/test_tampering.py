@@ -41,7 +41,7 @@ def config(made):
     shutil.rmtree(root / "ledger")
     shutil.copytree(root.parent / "ledger", root / "ledger")
     tracking = profile.connect(made.machine)
-    book = promotion_ledger.Ledger(tracking, NAME)
+    book = promotion_ledger.PromotionLedger(tracking, NAME)
     tracking.client.set_registered_model_tag(NAME, promotion_ledger.HEAD, promotion_ledger.anchor(book.entries()))
     return made
 

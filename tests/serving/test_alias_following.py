@@ -217,8 +217,8 @@ def test_an_alias_that_moves_while_the_ledger_is_read_was_not_moved_past_it(monk
     stands = iter("122")
     monkeypatch.setattr(moving, "alias_version", lambda *_: next(stands))
     done = [{"kind": "done", "action": "promote", "alias": "champion", "to": "2"}]
-    monkeypatch.setattr(moving.Ledger, "__init__", lambda *_: None)
-    monkeypatch.setattr(moving.Ledger, "entries", lambda _: done)
+    monkeypatch.setattr(moving.PromotionLedger, "__init__", lambda *_: None)
+    monkeypatch.setattr(moving.PromotionLedger, "entries", lambda _: done)
     assert moving.promoted_version(None, "support-nano", "champion") == "2"
 
 

@@ -13,10 +13,10 @@ from google import genai
 from google.genai import types
 
 from gemma_ops.answer import Prompt
-from gemma_ops.data.media_files import Shelf
+from gemma_ops.data.media_files import MediaShelf
 from gemma_ops.emulator import Emulator
 from gemma_ops.family.media import Senses
-from gemma_ops.targets.local_target import Checkpoint
+from gemma_ops.targets.local_target import CheckpointTarget
 from tests.helpers import media_rows, tiny_media
 from tests.helpers.emulated import KEY, machine_for
 from tests.helpers.live_server import make_files, serving
@@ -44,9 +44,9 @@ def live(request, tmp_path_factory):
 
 def evaluated(folder, *content):
     """What the evaluation's target answers, and the tokens of its prompt."""
-    shelf = Shelf(None, Senses.read(folder))
+    shelf = MediaShelf(None, Senses.read(folder))
     messages = shelf.store([{"role": "user", "content": list(content)}])
-    target = Checkpoint("tuned", folder, CPU)
+    target = CheckpointTarget("tuned", folder, CPU)
     ((answer,),) = target.answer([[Prompt(messages, media=shelf.found)]], max_new_tokens=LIMIT)
     return answer.text, answer.prompt_tokens
 

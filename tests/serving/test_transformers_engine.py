@@ -24,7 +24,7 @@ from gemma_ops.nano import WEIGHTS, tickets
 from gemma_ops.serving.engine import EngineGoneError, EngineRefusedError, Sampling
 from gemma_ops.serving.model import ServedModel
 from gemma_ops.serving.serving_canary import RecordedAnswers, check_canary, run_canary
-from gemma_ops.targets.local_target import Checkpoint
+from gemma_ops.targets.local_target import CheckpointTarget
 from tests.helpers import patience
 from tests.helpers.live_server import NAME, record, serving
 from tests.helpers.tuned_nano import CPU, make_adapter, make_merged
@@ -57,7 +57,7 @@ def base():
 
 def evaluated(folder, changed=None):
     """What the evaluation's target answers, and with how many tokens, eight questions at once."""
-    target = Checkpoint("tuned", folder, CPU, changed=changed)
+    target = CheckpointTarget("tuned", folder, CPU, changed=changed)
     prompts = [Prompt([{"role": "user", "content": text}]) for text in QUESTIONS]
     batches = [prompts[start : start + 8] for start in range(0, len(prompts), 8)]
     return [(one.text, one.new_tokens) for part in target.answer(batches, max_new_tokens=LIMIT) for one in part]

@@ -135,12 +135,12 @@ def test_holm_by_hand():
 
 def decide_one(values, gate, *, difference=True, clusters=None):
     sample = Sample.of(values, clusters)
-    return gate_decision.decide([gate], [gate_decision.Evidence(sample, difference, sample.mean)], 0.95)[0]
+    return gate_decision.decide([gate], [gate_decision.GateEvidence(sample, difference, sample.mean)], 0.95)[0]
 
 
 def outcome(values, gate, clusters=None):
     sample = Sample.of(values, clusters)
-    return gate_decision.judge([gate], [gate_decision.Evidence(sample, True, sample.mean)], 0.05)[0][0]
+    return gate_decision.judge([gate], [gate_decision.GateEvidence(sample, True, sample.mean)], 0.05)[0][0]
 
 
 SUPERIOR = GateConfig(metric="m", test="superior", versus="base", margin=0.0)
@@ -192,7 +192,7 @@ def test_gates_that_fail_share_their_level_too():
 
 def rate(values):
     sample = Sample.of(values)
-    return gate_decision.Evidence(sample, False, sample.mean)
+    return gate_decision.GateEvidence(sample, False, sample.mean)
 
 
 def test_a_collapse_that_was_not_seen_is_not_ruled_out():
@@ -216,7 +216,7 @@ def test_rows_told_are_for_the_look_that_comes():
     values = [1.0] * 12 + [-1.0] * 8 + [0.0] * 80
     sample = Sample.of(values)
     now, then = (
-        gate_decision.decide([SUPERIOR], [gate_decision.Evidence(sample, True, sample.mean)], 0.95, later=later)[
+        gate_decision.decide([SUPERIOR], [gate_decision.GateEvidence(sample, True, sample.mean)], 0.95, later=later)[
             0
         ].n_needed
         for later in (None, 0.99)
@@ -252,7 +252,7 @@ def test_pass_exactly_when_the_bound_is_beyond_the_threshold():
     for _ in range(12):
         first, second = (list(rng.choice([1.0, 0.0, -1.0], 80, p=[0.2, 0.7, 0.1])) for _ in range(2))
         samples = [Sample.of(first), Sample.of(second)]
-        evidence = [gate_decision.Evidence(sample, True, sample.mean) for sample in samples]
+        evidence = [gate_decision.GateEvidence(sample, True, sample.mean) for sample in samples]
         for decision in gate_decision.decide([SUPERIOR, SUPERIOR], evidence, 0.95):
             if abs(decision.bound) > 5e-4:  # the bound is known to 0.0002
                 assert (decision.outcome == "pass") == (decision.bound > decision.threshold)
@@ -279,7 +279,7 @@ def test_two_gates_share_one_level():
     times, wrong = 200, 0
     for _ in range(times):
         samples = [Sample.of(list(rng.choice([1.0, 0.0, -1.0], 150, p=[0.1, 0.8, 0.1]))) for _ in range(2)]
-        evidence = [gate_decision.Evidence(sample, True, sample.mean) for sample in samples]
+        evidence = [gate_decision.GateEvidence(sample, True, sample.mean) for sample in samples]
         wrong += any(found[0] == "pass" for found in gate_decision.judge([SUPERIOR, SUPERIOR], evidence, 0.05))
     assert wrong / times <= 0.05 + 0.03
 

@@ -15,7 +15,7 @@ import pytest
 
 from gemma_ops.config.loading import load
 from gemma_ops.emulator import Emulator
-from gemma_ops.gemini.ledger import Ledger
+from gemma_ops.gemini.ledger import SpendingLedger
 from gemma_ops.gemini.prices import nanodollars
 from gemma_ops.recipes import finding
 from gemma_ops.runs.artifact import verify_artifact
@@ -74,7 +74,9 @@ def finish(path):
 
 
 def spent(path):
-    ledger = Ledger(path.parent / "runs" / "gemini.rehearsal.sqlite", run="distilled", run_cap=None, project_cap=None)
+    ledger = SpendingLedger(
+        path.parent / "runs" / "gemini.rehearsal.sqlite", run="distilled", run_cap=None, project_cap=None
+    )
     try:
         return ledger.spent()
     finally:

@@ -14,7 +14,7 @@ from gemma_ops.synth.material import Draft, Item, fence, of_section, of_seeds, r
 from gemma_ops.synth.row_checks import Rejection, check
 from gemma_ops.synth.sections import split
 from gemma_ops.synth.sources import ingest
-from gemma_ops.tasks.compared_questions import Question, TaskQuestions
+from gemma_ops.tasks.compared_questions import ComparedQuestion, TaskQuestions
 from tests.helpers.company import document
 
 QUESTION = "What does a parking permit cost in the first year?"
@@ -236,7 +236,7 @@ def talk(question, answer="Yes, it is."):
 def test_filters_say_what_a_row_repeats_and_which_question_it_gives_away():
     long = "How many days before the end of the month must the travel expenses of an employee be handed in at the desk"
     exam = TaskQuestions(
-        "exam", (Question("data.jsonl:1", ("Which form does a visitor need at the north gate on a Sunday",)),)
+        "exam", (ComparedQuestion("data.jsonl:1", ("Which form does a visitor need at the north gate on a Sunday",)),)
     )
     rows = [
         talk(f"{long}?"),

@@ -14,7 +14,7 @@ import pytest
 from gemma_ops.answer import Prompt
 from gemma_ops.config import DataConfig, GeminiConfig, MachineConfig, ModelConfig, RunConfig, SynthConfig
 from gemma_ops.data.example import read_rows
-from gemma_ops.emulator import Emulator, Reply
+from gemma_ops.emulator import EmulatedReply, Emulator
 from gemma_ops.errors import BoundaryError, BudgetError, ConfigError, DataError
 from gemma_ops.gemini import prices, request_wire
 from gemma_ops.gemini.notice import TERMS
@@ -22,7 +22,7 @@ from gemma_ops.gemini.usage import Usage
 from gemma_ops.nano import WEIGHTS
 from gemma_ops.prepare import prepare
 from gemma_ops.synth import inputs, judge_filter, synthesize, teacher_model
-from gemma_ops.synth.bill import BYTES, Planned, bill, written
+from gemma_ops.synth.bill import BYTES, PlannedBill, bill, written
 from gemma_ops.synth.estimate import estimate
 from gemma_ops.synth.estimate_text import lines
 from gemma_ops.synth.plan_requests import first, gather
@@ -125,8 +125,8 @@ def test_nothing_vanishes_whatever_the_teacher_does(tmp_path, world):
         found, kind = sentences(shown(body.texts[0])), random.Random(body.texts[0]).randrange(6)
         good = row(found[0])
         bad = {
-            1: Reply(json.dumps({"rows": [good]}), finish="MAX_TOKENS"),
-            2: Reply(blocked="SAFETY"),
+            1: EmulatedReply(json.dumps({"rows": [good]}), finish="MAX_TOKENS"),
+            2: EmulatedReply(blocked="SAFETY"),
             3: "this is not JSON",
             4: json.dumps({"rows": [good | {"quote": "The moon is made of green cheese."}]}),
             5: json.dumps({"rows": [good | {"answer": "I'm sorry, I can't say."}]}),
@@ -459,7 +459,7 @@ def test_the_plan_counts_the_judge_and_bounds_all_that_is_reserved(tmp_path, wor
 
     def wasteful(body):
         if len(body.texts) == 1:
-            return Reply("nothing of the kind " * 90, thought_tokens=300)
+            return EmulatedReply("nothing of the kind " * 90, thought_tokens=300)
         kind, found = body.schema["properties"], sentences(shown(body.texts[0]))
         if "grade" in kind:
             return json.dumps({"reason": "It is supported.", "grade": 5})
@@ -480,7 +480,7 @@ def test_the_bill_at_worst_is_what_a_full_reply_and_its_repair_reserve():
     """Text of many bytes, part of it not written yet, and a reply that fills its limit before it turns out to be invalid."""
     spec, shape, gemini = parse(TEACHER), judge_filter.Grade, GeminiConfig(tier="paid", budget_usd=1.0)
     schema, text, later = shape.model_json_schema(), "Größe ꙮ, zwölf Meter. " * 300, "später " * 500
-    planned = Planned("judge", chat(text, "")[:1], schema, 50, len(later.encode()))
+    planned = PlannedBill("judge", chat(text, "")[:1], schema, 50, len(later.encode()))
     made = bill([planned], spec, gemini, reply=512, output=100, use="judge")
     limit, turns = written(spec, 512), chat(text + later, "so on " * (BYTES * written(spec, 512) // 6))
     repair = [*turns, {"role": "user", "content": "That reply is not valid: rows: Field required\nReply again."}]

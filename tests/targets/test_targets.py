@@ -100,12 +100,12 @@ class Colour(BaseModel):
 @pytest.fixture(scope="module")
 def gguf(tmp_path_factory):
     pytest.importorskip("xllamacpp")
-    from gemma_ops.export.checkpoint import Checkpoint
+    from gemma_ops.export.checkpoint import MergedCheckpoint
     from gemma_ops.export.gguf_tensors import plan
     from gemma_ops.export.gguf_writer import write
 
     file = tmp_path_factory.mktemp("gguf") / "nano.gguf"
-    source = Checkpoint(NANO)
+    source = MergedCheckpoint(NANO)
     write(source, plan(source, "bf16"), file, threads=1)
     return file
 

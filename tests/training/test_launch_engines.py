@@ -15,7 +15,7 @@ from gemma_ops.runs import journal
 from gemma_ops.training import train
 from gemma_ops.training.arguments import sft_arguments
 from gemma_ops.training.launch import join, launch_checks, launch_engines, strategy
-from gemma_ops.training.launch.job import Job, WorkerError
+from gemma_ops.training.launch.job import TrainingJob, WorkerError
 from tests.helpers import patience
 from tests.helpers.launched import STEADY, adapter, apart, base_into, curve, kill, machine, rows_into, wait_for, workers
 
@@ -94,7 +94,7 @@ def pretend(monkeypatch, there, name, does):
     """A training whose launcher is a few lines of Python, given the job as `job`: what the run makes of what it reports."""
     out = there["folder"] / name
     out.mkdir()
-    head = "import sys; from pathlib import Path; from gemma_ops.training.launch.job import Job\n"
+    head = "import sys; from pathlib import Path; from gemma_ops.training.launch.job import TrainingJob as Job\n"
     script = f"{head}job = Job.read(Path(sys.argv[1]))\n{does}"
     monkeypatch.setattr(launch_engines, "command", lambda launch, file, name: [sys.executable, "-c", script, str(file)])
     return train(
@@ -208,8 +208,10 @@ def test_a_machine_joins_the_training_that_lives(there):
     for name in ("old", "killed", "now"):
         (logs / f"{name}.workers").mkdir(parents=True)
         here = machine(engine="torchrun", nodes=2, rendezvous="127.0.0.1:1")
-        Job(logs / f"{name}.workers", there["folder"], TrainConfig(), here, there["base"], there["data"]).write()
-    jobs = {name: Job.read(logs / f"{name}.workers" / "job.json") for name in ("old", "killed", "now")}
+        TrainingJob(
+            logs / f"{name}.workers", there["folder"], TrainConfig(), here, there["base"], there["data"]
+        ).write()
+    jobs = {name: TrainingJob.read(logs / f"{name}.workers" / "job.json") for name in ("old", "killed", "now")}
     for job in jobs.values():
         job.mark()
     jobs["old"].end()

@@ -24,9 +24,9 @@ from gemma_ops.modeling import adapters
 from gemma_ops.modeling.load import load_model
 from gemma_ops.prepare import prepare
 from gemma_ops.training import head, media_sft
-from gemma_ops.training.forward_inputs import Rows
+from gemma_ops.training.forward_inputs import TokenRows
 from gemma_ops.training.media_collator import MediaCollate, shown
-from gemma_ops.training.steps import Step
+from gemma_ops.training.steps import OptimizerStep
 from tests.data.test_media_tokens import transformers_processor
 from tests.helpers import tiny_media
 from tests.helpers.media_rows import png, tone, wav
@@ -81,7 +81,7 @@ def prepared(tiny, tmp_path_factory):
                 root / "data/train.jsonl", root / "tokens", chat.load_tokenizer(tiny(kind)), manner, max_length=512
             )
             assert cut == 0
-            made[kind] = root / "data", Rows(rows), found
+            made[kind] = root / "data", TokenRows(rows), found
         return made[kind]
 
     return make
@@ -90,7 +90,7 @@ def prepared(tiny, tmp_path_factory):
 def passes(prepared, groups, *, packing, bounds=False):
     """The model's arguments for passes of the given rows."""
     _, rows, found = prepared
-    step = Step(groups, [row for group in groups for row in group])
+    step = OptimizerStep(groups, [row for group in groups for row in group])
     collate = found.collate(packing=packing, bounds=bounds)
     assert isinstance(collate, MediaCollate)
     return collate(rows.__getitems__(step))

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from gemma_ops.data.row_tokens import NO_LOSS
-from gemma_ops.training.forward_inputs import BOUNDS, Collate, Rows
+from gemma_ops.training.forward_inputs import BOUNDS, Collate, TokenRows
 from gemma_ops.training.steps import Layout, Steps, pack, pad
 
 
@@ -136,7 +136,7 @@ def test_the_divisor_counts_scored_tokens_of_the_whole_step_by_weight():
             "scored": [2.0, 3.0],
         }
     )
-    rows = Rows(table)
+    rows = TokenRows(table)
     (step,) = Steps(rows.lengths, Layout(batch=2, rank=1, world=2))
     passes, divisor, tokens = rows.__getitems__(step)
     assert sum(len(one) for one in passes) == 1

@@ -27,12 +27,12 @@ def test_a_figure_that_no_row_was_scored_for_is_told():
     body = bare_verdict(tasks={"t": TASK}, results=[RESULT | {"metrics": {"exact_match": {"value": None, "n": 0}}}])
     found = Verdict.parse(body)
     assert any(line.split() == ["tuned", "no", "row", "could", "be", "scored"] for line in summary_lines(found))
-    assert evaluation_evidence.Evidence(found).figures == ()
+    assert evaluation_evidence.EvaluationEvidence(found).figures == ()
 
 
 def test_the_primary_figure_comes_first_in_the_registry(golden):
     golden["tasks"]["desk"]["primary"] = "label.f1_macro"
-    found = evaluation_evidence.Evidence(Verdict.parse(golden))
+    found = evaluation_evidence.EvaluationEvidence(Verdict.parse(golden))
     assert next(figure.metric for figure in found.figures if figure.target == "tuned") == "label.f1_macro"
     assert found.primary("tuned", "desk").metric == "label.f1_macro"
     assert found.differences[0].text.startswith("+")

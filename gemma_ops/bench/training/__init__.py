@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from gemma_ops.bench.training.bench_spec import Spec, make
-from gemma_ops.bench.training.runner import Runner
+from gemma_ops.bench.training.bench_spec import BenchSpec, make
+from gemma_ops.bench.training.runner import BenchRunner
 
-__all__ = ["Runner", "Spec", "make"]
+__all__ = ["BenchRunner", "BenchSpec", "make"]

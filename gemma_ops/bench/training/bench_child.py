@@ -18,8 +18,8 @@ from typing import Any
 
 from gemma_ops.bench.training import bench_rows as made_rows
 from gemma_ops.bench.training import bench_shapes
-from gemma_ops.bench.training.arms import ARMS, REFERENCE, Task
-from gemma_ops.bench.training.bench_spec import Spec, from_json, make
+from gemma_ops.bench.training.arms import ARMS, REFERENCE, ArmTask
+from gemma_ops.bench.training.bench_spec import BenchSpec, from_json, make
 
 
 def main(path: Path) -> None:
@@ -73,7 +73,7 @@ def gate(job: dict[str, Any]) -> dict[str, Any]:
     return {"gate": found}
 
 
-def gate_spec(spec: Spec) -> Spec:
+def gate_spec(spec: BenchSpec) -> BenchSpec:
     """The small shape that exactness is shown on, with E2B's mechanisms whatever the size that is timed. Clipping is out
     of the way, and rows are longer than the window."""
     small = make("tiny", device=spec.device, weights="fp32", steps=1, repeats=1, seed=spec.seed)
@@ -107,15 +107,15 @@ def rate(job: dict[str, Any]) -> dict[str, Any]:
 _KINDS = {"time": time, "gate": gate, "save": save, "rate": rate}
 
 
-def _gradients(spec: Spec, arm: str) -> tuple[float, dict[str, Any]]:
+def _gradients(spec: BenchSpec, arm: str) -> tuple[float, dict[str, Any]]:
     task, result = _train(spec, arm, None, gradients=True, kernels=False, steps=0)
     assert task.watch.gradients is not None
     return result["losses"][0], task.watch.gradients
 
 
 def _train(
-    spec: Spec, arm: str, model: str | None, *, gradients: bool, kernels: bool, steps: int | None = None
-) -> tuple[Task, dict[str, Any]]:
+    spec: BenchSpec, arm: str, model: str | None, *, gradients: bool, kernels: bool, steps: int | None = None
+) -> tuple[ArmTask, dict[str, Any]]:
     from gemma_ops.bench.training.measure import Watch
 
     with tempfile.TemporaryDirectory(prefix="gemma-ops-bench-") as scratch:
@@ -124,7 +124,7 @@ def _train(
         drawn = made_rows.draw(spec, bench_shapes.text(spec.size)["vocab_size"])
         folder = Path(model) if model else None
         tokenizer = folder or _tokenizer(Path(scratch) / "tokenizer")
-        task = Task(spec, arm, drawn, folder, tokenizer, Path(scratch), watch)
+        task = ArmTask(spec, arm, drawn, folder, tokenizer, Path(scratch), watch)
         settings = ARMS[arm].train(task)
         return task, watch.result() | {"settings": settings}
 
@@ -146,7 +146,7 @@ def _first_imports(arm: str) -> None:
     from trl import SFTTrainer  # noqa: F401
 
 
-def _threads(spec: Spec) -> None:
+def _threads(spec: BenchSpec) -> None:
     import torch
     import transformers
 

@@ -11,7 +11,7 @@ from typing import Any
 from gemma_ops.bench.training import bench_rows as made_rows
 from gemma_ops.bench.training import bench_shapes
 from gemma_ops.bench.training.arms import REFERENCE
-from gemma_ops.bench.training.bench_spec import Spec, from_json, parameters
+from gemma_ops.bench.training.bench_spec import BenchSpec, from_json, parameters
 from gemma_ops.planning.devices import GIB
 
 PACKED = "trl-packed"
@@ -80,16 +80,16 @@ def summary(body: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def useful_flops(spec: Spec, facts: dict[str, float]) -> float:
+def useful_flops(spec: BenchSpec, facts: dict[str, float]) -> float:
     """Operations a token cannot do without: every product once forward and once for its input's gradient, nothing
     recomputed, attention within documents and windows, the head on scored tokens. The roofline's numerator."""
     from gemma_ops import family
     from gemma_ops.planning import speed as theory
-    from gemma_ops.planning.training_step import Step
+    from gemma_ops.planning.training_step import PassShape
 
     shape = family.Shape.from_config(bench_shapes.text(spec.size, spec.layers))
     linears = tuple(family.lora_linears(shape))
-    step = Step(spec.weights, spec.rank, linears, tokens=spec.row_length, length=int(facts["longest"]))
+    step = PassShape(spec.weights, spec.rank, linears, tokens=spec.row_length, length=int(facts["longest"]))
     return theory.work(shape, step, context=facts["context"], scored=facts["labelled"]).total
 
 
@@ -141,7 +141,7 @@ def table(body: dict[str, Any]) -> list[tuple[str, ...]]:
 
 def opening(body: dict[str, Any]) -> list[str]:
     """What was measured, on what, in two lines."""
-    spec: Spec = from_json(body["spec"])
+    spec: BenchSpec = from_json(body["spec"])
     made, place = body["summary"], body["machine"]
     facts = made["facts"]
     cut = f", {spec.layers} layers" if spec.layers else ""
@@ -169,7 +169,7 @@ def closing(body: dict[str, Any]) -> list[str]:
     return lines
 
 
-def one(result: dict[str, Any], spec: Spec, body: dict[str, Any]) -> str:
+def one(result: dict[str, Any], spec: BenchSpec, body: dict[str, Any]) -> str:
     """One repeat in a line of progress."""
     if "error" in result:
         return str(result["error"])

@@ -7,7 +7,7 @@ import random
 import statistics
 from dataclasses import dataclass
 
-from gemma_ops.bench.training.bench_spec import Spec
+from gemma_ops.bench.training.bench_spec import BenchSpec
 
 _SIGMA = 0.9
 """Of the logarithm of a row's length."""
@@ -19,14 +19,14 @@ _FIRST = 10
 
 
 @dataclass(frozen=True)
-class Row:
+class BenchRow:
     """Token ids, and as labels the same ids where they carry loss, -100 elsewhere."""
 
     input_ids: list[int]
     labels: list[int]
 
 
-def draw(spec: Spec, vocab: int) -> list[Row]:
+def draw(spec: BenchSpec, vocab: int) -> list[BenchRow]:
     """The rows of one optimizer step: lengths log-normal, prompts first, answers to the end.
 
     Lengths are drawn one from each of `batch` equally likely slices of the distribution, so that a handful of rows is as
@@ -36,7 +36,7 @@ def draw(spec: Spec, vocab: int) -> list[Row]:
     return [_row(length, spec.scored, vocab, chance) for length in lengths(spec, chance)]
 
 
-def lengths(spec: Spec, chance: random.Random) -> list[int]:
+def lengths(spec: BenchSpec, chance: random.Random) -> list[int]:
     """Tokens of each row, in random order."""
     normal, centre = statistics.NormalDist(), math.log(spec.mean) - _SIGMA**2 / 2
     places = [(index + chance.uniform(0.02, 0.98)) / spec.batch for index in range(spec.batch)]
@@ -46,14 +46,14 @@ def lengths(spec: Spec, chance: random.Random) -> list[int]:
     return cut
 
 
-def _row(length: int, scored: float, vocab: int, chance: random.Random) -> Row:
+def _row(length: int, scored: float, vocab: int, chance: random.Random) -> BenchRow:
     ids = [chance.randrange(_FIRST, vocab) for _ in range(length)]
     share = min(0.95, max(0.1, chance.gauss(scored, _SPREAD)))
     answer = max(1, int(length * share))
-    return Row(ids, [-100] * (length - answer) + ids[length - answer :])
+    return BenchRow(ids, [-100] * (length - answer) + ids[length - answer :])
 
 
-def facts(rows: list[Row], micro_batch: int) -> dict[str, float]:
+def facts(rows: list[BenchRow], micro_batch: int) -> dict[str, float]:
     """What a reader needs to judge the numbers: tokens of a step, the longest row, the tokens of the row that
     an average token stands in, the share with loss, and how many slots padding makes of a token at `micro_batch` rows, over random orders."""
     sizes = [len(row.input_ids) for row in rows]

@@ -22,7 +22,7 @@ Weights = Literal["bf16", "nf4", "fp32"]
 
 
 @dataclass(frozen=True)
-class Spec:
+class BenchSpec:
     """One benchmark. Every arm sees the same rows in every optimizer step."""
 
     size: str
@@ -97,9 +97,9 @@ class Spec:
         }
 
 
-def from_json(body: dict[str, Any]) -> Spec:
-    known: dict[str, Any] = {field.name: body[field.name] for field in fields(Spec) if field.name in body}
-    return Spec(**known | {"arms": tuple(body["arms"])})
+def from_json(body: dict[str, Any]) -> BenchSpec:
+    known: dict[str, Any] = {field.name: body[field.name] for field in fields(BenchSpec) if field.name in body}
+    return BenchSpec(**known | {"arms": tuple(body["arms"])})
 
 
 def make(
@@ -116,7 +116,7 @@ def make(
     steps: int | None = None,
     repeats: int | None = None,
     **more: Any,
-) -> Spec:
+) -> BenchSpec:
     """A spec with the defaults of its size and lengths filled in. Raises ConfigError for what can't be."""
     if lengths not in LENGTHS:
         raise ConfigError(f"unknown lengths {lengths!r}", f"one of: {', '.join(LENGTHS)}; or give --mean and --max")
@@ -129,7 +129,7 @@ def make(
         micro = 4 if lengths == "chat" else 2
     longest = longest or (min(most, row_length) if row_length else most)
     rows = batch or rows
-    return Spec(
+    return BenchSpec(
         size=size,
         device=place,
         weights=weights,
@@ -151,6 +151,6 @@ def check_arms(names: tuple[str, ...], known: tuple[str, ...]) -> None:
         raise ConfigError(f"unknown arm {wrong[0]!r}", f"one of: {', '.join(known)}")
 
 
-def parameters(spec: Spec) -> int:
+def parameters(spec: BenchSpec) -> int:
     """Of the whole text model, exactly."""
     return family.Shape.from_config(bench_shapes.text(spec.size, spec.layers)).counts().text

@@ -15,7 +15,7 @@ from typing import Any
 
 from gemma_ops.bench.training import bench_machine, bench_report, picture, workers
 from gemma_ops.bench.training.arms import ARMS, REFERENCE
-from gemma_ops.bench.training.bench_spec import Spec, check_arms
+from gemma_ops.bench.training.bench_spec import BenchSpec, check_arms
 from gemma_ops.errors import GateError, OpsError
 
 TOLERANCE = 1e-5
@@ -26,12 +26,12 @@ _LONGEST = 3600
 Tell = Callable[[str], None]
 
 
-class Runner:
+class BenchRunner:
     """One benchmark in one folder. `deadline` is in `time.monotonic` seconds: no process is started after it."""
 
     def __init__(
         self,
-        spec: Spec,
+        spec: BenchSpec,
         folder: Path,
         tell: Tell,
         *,

@@ -11,8 +11,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from gemma_ops.bench.training.bench_spec import Spec, make
-from gemma_ops.bench.training.runner import Runner, Tell
+from gemma_ops.bench.training.bench_spec import BenchSpec, make
+from gemma_ops.bench.training.runner import BenchRunner, Tell
 from gemma_ops.bench.training.workers import Kept
 from gemma_ops.errors import OpsError
 
@@ -29,7 +29,7 @@ _LENGTHS = (
 """Other lengths of packed rows, without the padded arm: its rows are the same whatever the length of a packed one."""
 
 
-def gpu(**more: Any) -> list[Spec]:
+def gpu(**more: Any) -> list[BenchSpec]:
     """Every size at every row length, and the least memory that QLoRA at 2,048 tokens can do with."""
     least = [
         _one(size, "nf4", 2048, checkpointing="all", graphs="off", **more | {"arms": ("gemma-ops",)})
@@ -44,7 +44,7 @@ def gpu(**more: Any) -> list[Spec]:
     ]
 
 
-def _one(size: str, weights: str, row: int, **more: Any) -> Spec:
+def _one(size: str, weights: str, row: int, **more: Any) -> BenchSpec:
     return make(
         size, device="cuda", weights=weights, mean=_MEAN, longest=min(2048, row), batch=_ROWS[size], micro_batch=4,  # type: ignore[arg-type]
         row_length=row, micro_tokens=row, steps=2, repeats=1, **more,
@@ -54,7 +54,7 @@ def _one(size: str, weights: str, row: int, **more: Any) -> Spec:
 SUITES = {"gpu": gpu}
 
 
-def run(specs: list[Spec], folder: Path, tell: Tell, *, command: str, minutes: float | None) -> dict[str, Any]:
+def run(specs: list[BenchSpec], folder: Path, tell: Tell, *, command: str, minutes: float | None) -> dict[str, Any]:
     """Run what is not finished; one that fails does not stop the others. Returns the results of all, by name."""
     deadline = None if minutes is None else time.monotonic() + 60 * minutes
     found: dict[str, Any] = {}
@@ -70,7 +70,7 @@ def run(specs: list[Spec], folder: Path, tell: Tell, *, command: str, minutes: f
             tell(f"── {spec.name}")
             began = time.monotonic()
             try:
-                runner = Runner(spec, place, tell, command=command, deadline=deadline, worker=worker, gate=gate)
+                runner = BenchRunner(spec, place, tell, command=command, deadline=deadline, worker=worker, gate=gate)
                 rate = runner.measured_rate(rate)
                 found[spec.name] = runner.run()
                 gate = gate or found[spec.name].get("gate")

@@ -14,7 +14,7 @@ from gemma_ops.evaluation.target_results import rounded
 from gemma_ops.stats import intervals, paired
 from gemma_ops.stats.intervals import Sample
 from gemma_ops.tasks import grades
-from gemma_ops.tasks.stored_answers import FILE, Stored
+from gemma_ops.tasks.stored_answers import FILE, StoredAnswer
 from gemma_ops.tasks.task import Task
 from gemma_ops.verdicts import VERDICT, Verdict
 
@@ -22,7 +22,7 @@ CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
-class Report:
+class ImportReport:
     """What an import says: figures of the target, and its paired differences to others on the primary metric."""
 
     task: str
@@ -52,13 +52,13 @@ class Report:
         return found
 
 
-def report(task: Task, taken: Sequence[Stored], out: Path, rivals: Sequence[Stored] = ()) -> Report:
+def report(task: Task, taken: Sequence[StoredAnswer], out: Path, rivals: Sequence[StoredAnswer] = ()) -> ImportReport:
     """Grade what was taken in, and compare it with the other targets in its file `out` and with `rivals`, on the rows
     that both have answered. Raises DataError as `read`.
     """
     target = taken[0].target
     mine = {item.row: item for item in taken}
-    others: dict[str, dict[str, Stored]] = {}
+    others: dict[str, dict[str, StoredAnswer]] = {}
     for item in read(out, task):
         if item.target != target:
             others.setdefault(item.target, {})[item.row] = item
@@ -73,10 +73,10 @@ def report(task: Task, taken: Sequence[Stored], out: Path, rivals: Sequence[Stor
             figures[name] = rounded(asdict(intervals.mean_interval(Sample.of(values, clusters), CONFIDENCE)))
     pairs = [(name, theirs) for name, theirs in others.items() if mine.keys() & theirs.keys()]
     differences = [_difference(task, mine, name, theirs) for name, theirs in pairs]
-    return Report(task.name, target, len(mine), len(task.rows), figures, [item for item in differences if item])
+    return ImportReport(task.name, target, len(mine), len(task.rows), figures, [item for item in differences if item])
 
 
-def read(place: Path, task: Task) -> list[Stored]:
+def read(place: Path, task: Task) -> list[StoredAnswer]:
     """Answers to this task in a file, or in the folder of a step `evaluate`.
 
     Raises DataError when there are none to read, or when one is to another question than the task asks now.
@@ -84,7 +84,7 @@ def read(place: Path, task: Task) -> list[Stored]:
     path = place / FILE if place.is_dir() else place
     try:
         with path.open(encoding="utf-8") as lines:
-            found = [Stored(**json.loads(line)) for line in lines]
+            found = [StoredAnswer(**json.loads(line)) for line in lines]
     except (OSError, ValueError, TypeError) as error:
         raise DataError(f"{path} holds no answers: {error}", "give the folder of a finished step `evaluate`") from error
     verdict = path.with_name(VERDICT)
@@ -101,7 +101,9 @@ def read(place: Path, task: Task) -> list[Stored]:
     return answers
 
 
-def _difference(task: Task, mine: dict[str, Stored], versus: str, theirs: dict[str, Stored]) -> dict[str, Any] | None:
+def _difference(
+    task: Task, mine: dict[str, StoredAnswer], versus: str, theirs: dict[str, StoredAnswer]
+) -> dict[str, Any] | None:
     both = mine.keys() & theirs.keys()
     pages = [_grade(task, {row: found[row] for row in both}) for found in (mine, theirs)]
     columns, clusters = _scores(pages, task.file.primary)
@@ -111,7 +113,7 @@ def _difference(task: Task, mine: dict[str, Stored], versus: str, theirs: dict[s
     return {"versus": versus, "metric": task.file.primary, **rounded(body)}
 
 
-def _grade(task: Task, answers: dict[str, Stored]) -> grades.Graded:
+def _grade(task: Task, answers: dict[str, StoredAnswer]) -> grades.Graded:
     """Grades of the rows that were answered, in the task's order."""
     rows = tuple(row for row in task.rows if row.id in answers)
     name = next(iter(answers.values())).target

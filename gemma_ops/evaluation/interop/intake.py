@@ -15,17 +15,17 @@ from gemma_ops.answer import Answer
 from gemma_ops.data import chat
 from gemma_ops.errors import ConfigError, DataError
 from gemma_ops.evaluation.interop import logs
-from gemma_ops.evaluation.interop.logs import Reply
+from gemma_ops.evaluation.interop.logs import LoggedReply
 from gemma_ops.evaluation.interop.to_lm_eval import TURN_END
-from gemma_ops.metrics.metric import Row
+from gemma_ops.metrics.metric import ScoredRow
 from gemma_ops.tasks import stored_answers
-from gemma_ops.tasks.stored_answers import AnswerFile, Stored
+from gemma_ops.tasks.stored_answers import AnswerFile, StoredAnswer
 from gemma_ops.tasks.task import Task
 
 _AGAIN = "export the task again with `gemma-ops task export`, and run that"
 
 
-def take(log: Path, task: Task, target: str, out: Path) -> list[Stored]:
+def take(log: Path, task: Task, target: str, out: Path) -> list[StoredAnswer]:
     """Append the answers of a log to the answer file `out`, as those of `target`; returns them in the task's row order.
 
     Taking the same log in twice changes nothing. Raises DataError where the log doesn't fit the task, ConfigError where
@@ -48,10 +48,10 @@ def take(log: Path, task: Task, target: str, out: Path) -> list[Stored]:
     return fresh
 
 
-def check(replies: Sequence[Reply], task: Task, target: str) -> list[Stored]:
+def check(replies: Sequence[LoggedReply], task: Task, target: str) -> list[StoredAnswer]:
     """The answers of a log, each to a row of the task, asked as the task asks it. Raises DataError."""
     rows = {row.id: row for row in task.rows}
-    found: dict[str, Stored] = {}
+    found: dict[str, StoredAnswer] = {}
     for reply in replies:
         if (reply.task, reply.version) != (task.name, task.file.version):
             raise DataError(
@@ -70,18 +70,18 @@ def check(replies: Sequence[Reply], task: Task, target: str) -> list[Stored]:
     return [found[row.id] for row in task.rows if row.id in found]
 
 
-def file_as(target: str, task: Task, row: Row, answer: Answer) -> Stored:
+def file_as(target: str, task: Task, row: ScoredRow, answer: Answer) -> StoredAnswer:
     """An imported answer as it is filed: who answered is known by the name the log gives the model."""
     key = key_of(target, f"import:{answer.model}", task, row)
     return stored_answers.stored(key, target, task.name, row.id, answer, seconds=answer.seconds, waited=answer.seconds)
 
 
-def key_of(target: str, identity: str, task: Task, row: Row) -> str:
+def key_of(target: str, identity: str, task: Task, row: ScoredRow) -> str:
     """Key of the answer that this model gives to this row, asked as the task says."""
     return stored_answers.key(target, identity, task.name, row, task.file.generation.model_dump(mode="json"))
 
 
-def _same_question(reply: Reply, row: Row, task: Task) -> None:
+def _same_question(reply: LoggedReply, row: ScoredRow, task: Task) -> None:
     if reply.asked != [{"role": item["role"], "content": item.get("content")} for item in row.messages]:
         raise DataError(f"row {row.id} of the log asks something else than the task does now", _AGAIN)
     if reply.prompt is not None and not _our_prompt(reply.prompt, row):
@@ -94,7 +94,7 @@ def _same_question(reply: Reply, row: Row, task: Task) -> None:
         raise DataError(f"the log's answers end after {reply.limit} tokens, the task's after {limit}", _AGAIN)
 
 
-def _our_prompt(prompt: str, row: Row) -> bool:
+def _our_prompt(prompt: str, row: ScoredRow) -> bool:
     """Whether a prompt is what our targets read, for either kind of size; chat services are handed the turns themselves."""
     messages = list(row.messages)
     if prompt.startswith("["):
@@ -107,7 +107,7 @@ def _our_prompt(prompt: str, row: Row) -> bool:
     return any(prompt in (text, text.removeprefix(chat.BOS)) for text in renderings)
 
 
-def _spelled(reply: Reply, row: Row) -> Answer:
+def _spelled(reply: LoggedReply, row: ScoredRow) -> Answer:
     """The answer; where replies were ranked, the choice that the likeliest of them is."""
     if reply.choices is None:
         return reply.answer

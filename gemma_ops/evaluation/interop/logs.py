@@ -24,7 +24,7 @@ _ENDS: dict[str, End] = {
 
 
 @dataclass(frozen=True)
-class Reply:
+class LoggedReply:
     """One answer of a log. `prompt` is the text the model read, where the log has it; `asked` the conversation."""
 
     row: str
@@ -39,7 +39,7 @@ class Reply:
     answer: Answer
 
 
-def read(path: Path) -> list[Reply]:
+def read(path: Path) -> list[LoggedReply]:
     """All answers of a log: `samples_*.jsonl` of the harness, `.eval` or `.json` of Inspect. Raises DataError."""
     if not path.is_file():
         raise DataError(f"{path} does not exist", "give a samples_*.jsonl of lm_eval --log_samples, or an Inspect log")
@@ -55,7 +55,7 @@ def read(path: Path) -> list[Reply]:
     raise DataError(f"{path} is no log that is known here", "give samples_*.jsonl of lm_eval, or .eval of Inspect")
 
 
-def _samples(path: Path) -> Iterator[Reply]:
+def _samples(path: Path) -> Iterator[LoggedReply]:
     """Lines that `lm_eval --log_samples` wrote."""
     model = _model_beside(path)
     # Lines end at \n alone: an answer may hold other characters that `splitlines` takes for line ends.
@@ -71,7 +71,7 @@ def _samples(path: Path) -> Iterator[Reply]:
                 ) from error
 
 
-def _sample(body: Mapping[str, Any], place: str, model: str) -> Reply:
+def _sample(body: Mapping[str, Any], place: str, model: str) -> LoggedReply:
     document = body["doc"]
     requests = [list(arguments.values()) for arguments in body["arguments"].values()]
     prompt = str(requests[0][0])
@@ -95,7 +95,9 @@ def _sample(body: Mapping[str, Any], place: str, model: str) -> Reply:
             raise DataError(f"{place}: there are {len(body['resps'][0])} answers to one question", "ask each once")
         text = str(body["resps"][0][0])
     answer = Answer(text.strip(), "stop", 0, 0, 0.0, reason="" if choices else UNTOLD, model=model)
-    return Reply(str(document["id"]), document["task"], document["version"], asked, prompt, limit, choices, answer)
+    return LoggedReply(
+        str(document["id"]), document["task"], document["version"], asked, prompt, limit, choices, answer
+    )
 
 
 def _model_beside(path: Path) -> str:
@@ -105,7 +107,7 @@ def _model_beside(path: Path) -> str:
     return str(json.loads(results.read_text(encoding="utf-8")).get("model_name", "")) if results.is_file() else ""
 
 
-def _inspected(path: Path) -> Iterator[Reply]:
+def _inspected(path: Path) -> Iterator[LoggedReply]:
     """Samples of an Inspect log."""
     try:
         from inspect_ai.log import read_eval_log
@@ -131,7 +133,7 @@ def _inspected(path: Path) -> Iterator[Reply]:
         if sample.epoch != 1:
             raise DataError(f"{path}: sample {sample.id} was asked more than once", "run Inspect with --epochs 1")
         asked = [{"role": message.role, "content": message.text} for message in sample.input]
-        yield Reply(
+        yield LoggedReply(
             str(sample.id),
             about["task"],
             about["version"],

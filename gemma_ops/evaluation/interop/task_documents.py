@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from gemma_ops.errors import ConfigError, DataError
-from gemma_ops.metrics.metric import Row
+from gemma_ops.metrics.metric import ScoredRow
 from gemma_ops.runs.durable import write_text
 from gemma_ops.tasks.task import Task, load_task, validate
 
@@ -59,7 +59,7 @@ def origin(task: Task) -> dict[str, Any]:
     return {"task": task.name, "version": task.file.version}
 
 
-def turns(row: Row) -> list[dict[str, str]]:
+def turns(row: ScoredRow) -> list[dict[str, str]]:
     """The conversation of a row. Raises DataError where it is more than text of system, user and assistant."""
     found = []
     for message in row.messages:
@@ -74,7 +74,7 @@ def turns(row: Row) -> list[dict[str, str]]:
     return found
 
 
-def harness(task: Task, row: Row) -> dict[str, Any]:
+def harness(task: Task, row: ScoredRow) -> dict[str, Any]:
     """A row for lm-evaluation-harness, which knows one system turn and one user turn."""
     said = turns(row)
     system = said.pop(0)["content"] if said[0]["role"] == "system" else ""
@@ -87,7 +87,7 @@ def harness(task: Task, row: Row) -> dict[str, Any]:
     return body | {"target": row.gold if row.reference is not None else ""}
 
 
-def inspect(task: Task, row: Row) -> dict[str, Any]:
+def inspect(task: Task, row: ScoredRow) -> dict[str, Any]:
     """A row as an Inspect sample."""
     target = row.gold if row.reference is not None else ""
     about = {**origin(task), "privacy": row.privacy, "cluster": row.cluster or row.id}

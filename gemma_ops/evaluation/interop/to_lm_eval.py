@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from gemma_ops.evaluation.interop import task_documents
-from gemma_ops.metrics.metric import Row
+from gemma_ops.metrics.metric import ScoredRow
 from gemma_ops.metrics.text import ExactMatch
 from gemma_ops.runs.durable import write_text
 from gemma_ops.tasks.task import Task
@@ -85,7 +85,7 @@ def _native(task: Task) -> bool:
     ) and all(row.reference is not None and row.gold == row.gold.strip() for row in task.rows)
 
 
-def _replies(row: Row) -> dict[str, Any]:
+def _replies(row: ScoredRow) -> dict[str, Any]:
     assert row.choices
     return {"replies": [f"{choice}{TURN_END}" for choice in row.choices], "right": row.choices.index(row.gold)}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from gemma_ops.synth.material import Conversation, Draft, Item, Method, Shape, fence
+from gemma_ops.synth.material import Conversation, Draft, Item, MaterialShape, Method, fence
 
 _PROMPT = """\
 You write training rows for an assistant that will know the text below without having it before its eyes.
@@ -32,13 +32,12 @@ ANGLES = len(_ANGLES)
 """Ways to ask about one section before the words repeat."""
 
 
-class Row(Shape):
-    quote: str
-    question: str
-    answer: str
+class WrittenQuestions(MaterialShape, title="Reply"):
+    class Row(MaterialShape):
+        quote: str
+        question: str
+        answer: str
 
-
-class Reply(Shape):
     rows: list[Row] = Field(min_length=1)
 
 
@@ -51,7 +50,7 @@ def _ask(item: Item) -> Conversation:
     return [{"role": "user", "content": _PROMPT.format(wanted=item.wanted, angle=angle, heading=heading, text=text)}]
 
 
-def _drafts(_: Item, reply: Reply) -> list[Draft]:
+def _drafts(_: Item, reply: WrittenQuestions) -> list[Draft]:
     return [
         Draft(
             [{"role": "user", "content": row.question.strip()}, {"role": "assistant", "content": row.answer.strip()}],
@@ -61,4 +60,4 @@ def _drafts(_: Item, reply: Reply) -> list[Draft]:
     ]
 
 
-METHOD = Method("document_qa", "documents", Reply, _ask, _drafts)
+METHOD = Method("document_qa", "documents", WrittenQuestions, _ask, _drafts)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gemma_ops.synth.material import Conversation, Draft, Item, Method, Shape, fence
+from gemma_ops.synth.material import Conversation, Draft, Item, MaterialShape, Method, fence
 
 _PROMPT = """\
 Below is a question to an assistant with its answer. Write a version of it that is harder to answer: {angle}.
@@ -30,7 +30,7 @@ _ANGLES = (
 )
 
 
-class Reply(Shape):
+class EvolvedRows(MaterialShape, title="Reply"):
     quote: str = ""
     question: str
     answer: str
@@ -46,7 +46,7 @@ def _ask(item: Item) -> Conversation:
     return [{"role": "user", "content": content.rstrip()}]
 
 
-def _drafts(item: Item, reply: Reply) -> list[Draft]:
+def _drafts(item: Item, reply: EvolvedRows) -> list[Draft]:
     messages = [
         {"role": "user", "content": reply.question.strip()},
         {"role": "assistant", "content": reply.answer.strip()},
@@ -54,4 +54,4 @@ def _drafts(item: Item, reply: Reply) -> list[Draft]:
     return [Draft(messages, quote=reply.quote if item.material.section else None)]
 
 
-METHOD = Method("evolve", "rows", Reply, _ask, _drafts)
+METHOD = Method("evolve", "rows", EvolvedRows, _ask, _drafts)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from gemma_ops.synth.material import Conversation, Draft, Item, Method, Shape, fence
+from gemma_ops.synth.material import Conversation, Draft, Item, MaterialShape, Method, fence
 
 _PROMPT = """\
 You write training pairs for an assistant that will know the text below without having it before its eyes.
@@ -29,7 +29,7 @@ _FLAWS = (
 )
 
 
-class Pair(Shape):
+class Pair(MaterialShape):
     quote: str
     question: str
     chosen: str
@@ -37,7 +37,7 @@ class Pair(Shape):
     reason: str
 
 
-class Reply(Shape):
+class WrittenPairs(MaterialShape, title="Reply"):
     rows: list[Pair] = Field(min_length=1)
 
 
@@ -50,7 +50,7 @@ def _ask(item: Item) -> Conversation:
     return [{"role": "user", "content": _PROMPT.format(wanted=item.wanted, flaw=flaw, heading=heading, text=text)}]
 
 
-def _drafts(_: Item, reply: Reply) -> list[Draft]:
+def _drafts(_: Item, reply: WrittenPairs) -> list[Draft]:
     return [
         Draft(
             [{"role": "user", "content": pair.question.strip()}, {"role": "assistant", "content": pair.chosen.strip()}],
@@ -62,4 +62,4 @@ def _drafts(_: Item, reply: Reply) -> list[Draft]:
     ]
 
 
-METHOD = Method("preferences", "documents", Reply, _ask, _drafts)
+METHOD = Method("preferences", "documents", WrittenPairs, _ask, _drafts)

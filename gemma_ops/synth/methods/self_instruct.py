@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from gemma_ops.synth.material import Conversation, Draft, Item, Method, Shape, fence
+from gemma_ops.synth.material import Conversation, Draft, Item, MaterialShape, Method, fence
 
 _PROMPT = """\
 Below are {count} examples of what people ask an assistant and how it answers.
@@ -26,12 +26,11 @@ _ANGLES = (
 )
 
 
-class Row(Shape):
-    question: str
-    answer: str
+class WrittenInstructions(MaterialShape, title="Reply"):
+    class Row(MaterialShape):
+        question: str
+        answer: str
 
-
-class Reply(Shape):
     rows: list[Row] = Field(min_length=1)
 
 
@@ -43,11 +42,11 @@ def _ask(item: Item) -> Conversation:
     return [{"role": "user", "content": content}]
 
 
-def _drafts(_: Item, reply: Reply) -> list[Draft]:
+def _drafts(_: Item, reply: WrittenInstructions) -> list[Draft]:
     return [
         Draft([{"role": "user", "content": row.question.strip()}, {"role": "assistant", "content": row.answer.strip()}])
         for row in reply.rows
     ]
 
 
-METHOD = Method("self_instruct", "seeds", Reply, _ask, _drafts)
+METHOD = Method("self_instruct", "seeds", WrittenInstructions, _ask, _drafts)

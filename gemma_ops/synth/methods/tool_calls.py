@@ -9,7 +9,7 @@ from jsonschema import Draft202012Validator
 from pydantic import Field
 
 from gemma_ops.data.example import parse
-from gemma_ops.synth.material import Conversation, Draft, Item, Method, Shape, fence
+from gemma_ops.synth.material import Conversation, Draft, Item, MaterialShape, Method, fence
 
 _PROMPT = """\
 Below are the tools that an assistant can call. Write {wanted} dialogues in which {angle}. Invent the people, and what the \
@@ -33,19 +33,19 @@ _ANGLES = (
 )
 
 
-class Call(Shape):
+class Call(MaterialShape):
     name: str
     arguments: str
     result: str
 
 
-class Dialogue(Shape):
+class Dialogue(MaterialShape):
     question: str
     calls: list[Call]
     answer: str
 
 
-class Reply(Shape):
+class ToolDialogues(MaterialShape, title="Reply"):
     rows: list[Dialogue] = Field(min_length=1)
 
 
@@ -62,7 +62,7 @@ def _ask(item: Item) -> Conversation:
     return [{"role": "user", "content": content}]
 
 
-def _drafts(item: Item, reply: Reply) -> list[Draft]:
+def _drafts(item: Item, reply: ToolDialogues) -> list[Draft]:
     return [_draft(item, dialogue) for dialogue in reply.rows]
 
 
@@ -103,4 +103,4 @@ def _arguments(item: Item, call: Call) -> tuple[dict[str, Any], str]:
     return arguments, f"the arguments of {call.name} don't fit its parameters: {misfit.message}" if misfit else ""
 
 
-METHOD = Method("tool_calls", "tools", Reply, _ask, _drafts)
+METHOD = Method("tool_calls", "tools", ToolDialogues, _ask, _drafts)

@@ -17,7 +17,7 @@ from gemma_ops.config import Machine, TrainConfig
 from gemma_ops.errors import MachineError
 from gemma_ops.runs import journal, processes
 from gemma_ops.training.launch import launch_checks, launch_engines
-from gemma_ops.training.launch.job import Job
+from gemma_ops.training.launch.job import TrainingJob
 
 _LOOK = 0.1
 """Seconds between two looks at what the workers reported."""
@@ -41,7 +41,7 @@ def start(
     folder = folder.absolute()  # Ray takes no other, and its workers may start elsewhere
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    job = Job(folder, out, settings, machine, base, data, teacher)
+    job = TrainingJob(folder, out, settings, machine, base, data, teacher)
     job.write()
     command = launch_engines.command(machine.launch, job.file, job.id)
     with (folder / "launcher.log").open("ab") as file:
@@ -60,7 +60,7 @@ def start(
             job.end()
 
 
-def _follow(job: Job, launcher: subprocess.Popen[bytes]) -> dict[str, float]:
+def _follow(job: TrainingJob, launcher: subprocess.Popen[bytes]) -> dict[str, float]:
     """Record what the main worker records, until the launcher ends or a worker reports an error."""
     offset, looks = 0, 0
     while True:

@@ -31,7 +31,7 @@ class OutOfMemoryError(WorkerError):
 
 
 @dataclass(frozen=True)
-class Job:
+class TrainingJob:
     """The arguments of the step `train`, and the folder of the processes that do its work."""
 
     folder: Path
@@ -70,7 +70,7 @@ class Job:
         )
 
     @classmethod
-    def read(cls, file: Path) -> Job:
+    def read(cls, file: Path) -> TrainingJob:
         """The job of a `job.json`."""
         body = json.loads(file.read_text(encoding="utf-8"))
         return cls(

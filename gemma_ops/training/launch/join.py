@@ -16,7 +16,7 @@ from pathlib import Path
 from gemma_ops.config import RunConfig
 from gemma_ops.errors import ConfigError, MachineError
 from gemma_ops.training.launch import end, launch_engines
-from gemma_ops.training.launch.job import Job
+from gemma_ops.training.launch.job import TrainingJob
 
 _LOOK = 1.0
 """Seconds between two looks at the run folder."""
@@ -57,7 +57,7 @@ def join(config: RunConfig, *, say: Callable[[str], None], patience: float = 24 
     say("the training is over")
 
 
-def _await(logs: Path, patience: float) -> Job:
+def _await(logs: Path, patience: float) -> TrainingJob:
     """The job that some process holds now: its mark of life changes while one looks. Clocks of two machines may differ."""
     until = time.monotonic() + patience
     before: dict[Path, float] = {}
@@ -65,7 +65,7 @@ def _await(logs: Path, patience: float) -> Job:
         now = {path: path.stat().st_mtime for path in logs.glob("*.workers/alive")}
         for path, at in now.items():
             if before.get(path, at) != at and not (path.parent / "ended").exists():
-                return Job.read(path.parent / "job.json")
+                return TrainingJob.read(path.parent / "job.json")
         before |= now
         time.sleep(_LOOK)
     raise MachineError(f"no training began in {logs.parent}", "start it on the first machine: gemma-ops train …")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from gemma_ops.training.launch import watch
-from gemma_ops.training.launch.job import Job
+from gemma_ops.training.launch.job import TrainingJob
 
 _STORE = 80 << 20
 """Bytes of a local Ray's object store, its least: nothing passes through it."""
@@ -28,7 +28,7 @@ def main(arguments: list[str]) -> None:
 
     from gemma_ops.modeling.load import pick_device
 
-    job = Job.read(Path(arguments[0]))
+    job = TrainingJob.read(Path(arguments[0]))
     launch = job.machine.launch
     watch.watch(lambda: os.kill(os.getpid(), signal.SIGTERM))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that Ray is shut down on the way out
@@ -83,7 +83,7 @@ def _work(config: dict[str, Any]) -> None:
     context = ray.train.get_context()
     rank = context.get_world_rank()
     os.environ["LOCAL_RANK"] = str(context.get_local_rank())
-    job = Job.read(Path(config["job"]))
+    job = TrainingJob.read(Path(config["job"]))
     worker._to_log(job.log(rank))
     worker.run(job, rank)
 

@@ -21,7 +21,7 @@ from typing import Any
 from gemma_ops.errors import MachineError
 from gemma_ops.runs import journal
 from gemma_ops.training.launch import watch
-from gemma_ops.training.launch.job import Job
+from gemma_ops.training.launch.job import TrainingJob
 from gemma_ops.training.launch.world import barrier, on_main, world
 
 _PATIENCE = timedelta(minutes=60)
@@ -33,14 +33,14 @@ _CURABLE = ("gloo", "nccl", "connection closed", "connection reset", "broken pip
 
 def main(arguments: list[str]) -> None:
     """Do the job of a `job.json`."""
-    job = Job.read(Path(arguments[0]))
+    job = TrainingJob.read(Path(arguments[0]))
     rank = int(os.environ["RANK"])
     _to_log(job.log(rank))
     watch.watch()
     run(job, rank)
 
 
-def run(job: Job, rank: int) -> None:
+def run(job: TrainingJob, rank: int) -> None:
     """Train, as one of several. Leaves with an error only where a restart may cure it."""
     if job.failed or not watch.starter_lives():
         return
@@ -86,7 +86,7 @@ def explained(error: Exception) -> Exception:
     return error
 
 
-def join_group(job: Job) -> Callable[[], None]:
+def join_group(job: TrainingJob) -> Callable[[], None]:
     """Join the others, on this process's own device; returns how to leave them. Raises MachineError without a GPU each."""
     import torch
     import torch.distributed as dist
@@ -112,13 +112,13 @@ def join_group(job: Job) -> Callable[[], None]:
     return dist.destroy_process_group  # type: ignore[no-any-return]
 
 
-def _device(job: Job) -> str:
+def _device(job: TrainingJob) -> str:
     from gemma_ops.modeling.load import pick_device
 
     return pick_device(job.machine.device)
 
 
-def _here(job: Job) -> Any:
+def _here(job: TrainingJob) -> Any:
     """The machine as this process sees it: its own device, and its share of the threads."""
     share = os.environ.get("OMP_NUM_THREADS", "")
     return job.machine.model_copy(
@@ -127,7 +127,7 @@ def _here(job: Job) -> Any:
 
 
 @contextlib.contextmanager
-def _records(job: Job) -> Iterator[None]:
+def _records(job: TrainingJob) -> Iterator[None]:
     """What process 0 records goes to the parent, line by line; the others' records are the same."""
     if not on_main():
         yield

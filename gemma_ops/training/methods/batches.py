@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from gemma_ops.training.steps import Step
+from gemma_ops.training.steps import OptimizerStep
 
 Row = dict[str, Any]
 
@@ -34,7 +34,7 @@ class Whole:
         return Whole(pinned, self.counts, self.rows, self.tokens)
 
 
-class Rows:
+class BatchRows:
     """Tokenized rows behind torch's loader: asked for a `Step`, it gives the rows of each pass.
 
     With `partners` each row carries the answer of a far one as `other_ids` and `other_loss`: KTO compares how a prompt
@@ -49,7 +49,7 @@ class Rows:
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def __getitems__(self, step: Step) -> list[Any]:
+    def __getitems__(self, step: OptimizerStep) -> list[Any]:
         """The rows of each pass, how many rows and tokens the step has: what a collator takes."""
         passes = [[self._row(number) for number in one] for one in step.passes]
         return [passes, len(step.rows), sum(self.lengths[row] for row in step.rows)]
@@ -78,7 +78,7 @@ class Pairs:
         return padded(sides) | {key: torch.tensor([row[key] for row in rows]) for key in known}
 
 
-class Judged:
+class JudgedBatches:
     """Collates judged answers, each with the answer of another row where it has one."""
 
     def __call__(self, step: list[Any]) -> Whole:

@@ -12,7 +12,7 @@ import trl
 
 from gemma_ops.config import TrainConfig
 from gemma_ops.training.methods import scoring
-from gemma_ops.training.methods.batches import Pairs, Rows
+from gemma_ops.training.methods.batches import BatchRows, Pairs
 from gemma_ops.training.methods.reference import untouched
 from gemma_ops.training.methods.whole import WholeSteps
 from gemma_ops.training.steps import Layout, pack
@@ -69,7 +69,7 @@ class PairTrainer(WholeSteps, trl.DPOTrainer):  # type: ignore[misc]
     def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
         """The table with what the model says now, adapter and all."""
         self._score()
-        rows = Rows(dataset)
+        rows = BatchRows(dataset)
         found: dict[int, tuple[float, float]] = {}
         self.ref_model, before = self.model, self.model.training  # asked as it is, not with its adapter off
         self.model.eval()

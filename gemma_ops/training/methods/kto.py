@@ -15,7 +15,7 @@ import trl
 from gemma_ops.config import TrainConfig
 from gemma_ops.errors import ConfigError
 from gemma_ops.training.methods import scoring
-from gemma_ops.training.methods.batches import Judged, Rows
+from gemma_ops.training.methods.batches import BatchRows, JudgedBatches
 from gemma_ops.training.methods.reference import untouched
 from gemma_ops.training.methods.whole import WholeSteps
 from gemma_ops.training.steps import Layout, pack
@@ -45,7 +45,7 @@ class KTO(WholeSteps, trl.KTOTrainer):  # type: ignore[misc]
     def __init__(self, *, settings: TrainConfig, layout: Layout, model: Any, args: Any, **kwargs: Any) -> None:
         self.settings, self.layout = settings, layout
         self.seen = 0
-        self.collate = Judged()
+        self.collate = JudgedBatches()
         self.partners = args.loss_type == "kto"
         self._scoring: Any = None
         self._moved = torch.zeros(1)
@@ -89,7 +89,7 @@ class KTO(WholeSteps, trl.KTOTrainer):  # type: ignore[misc]
     def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
         """The table with what the model says now, adapter and all."""
         self._score()
-        rows = Rows(dataset, partners=self.partners)
+        rows = BatchRows(dataset, partners=self.partners)
         found: dict[int, tuple[float, float]] = {}
         self.ref_model, before = self.model, self.model.training  # asked as it is, not with its adapter off
         self.model.eval()

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from gemma_ops.config import ReinforceConfig
 from gemma_ops.errors import ConfigError, DataError
 from gemma_ops.metrics import by_id
-from gemma_ops.metrics.metric import Metric, Row, Scorer
+from gemma_ops.metrics.metric import Metric, ScoredRow, Scorer
 from gemma_ops.modeling.generate import read_reply
 
 Reward = Callable[..., list[float | None]]
@@ -100,5 +100,5 @@ class Rewards:
         return total, {key: value for key, value in each.items() if value is not None}
 
 
-def _row(name: str, reference: str) -> Row:
-    return Row(name, (), reference)
+def _row(name: str, reference: str) -> ScoredRow:
+    return ScoredRow(name, (), reference)

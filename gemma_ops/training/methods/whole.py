@@ -17,7 +17,7 @@ import torch
 from transformers.trainer_utils import EvalLoopOutput
 
 from gemma_ops.config import TrainConfig
-from gemma_ops.training.methods.batches import Rows, Whole
+from gemma_ops.training.methods.batches import BatchRows, Whole
 from gemma_ops.training.methods.scoring import DROPPED
 from gemma_ops.training.plus import faster
 from gemma_ops.training.steps import Layout, Steps
@@ -41,7 +41,7 @@ class WholeSteps:
         return self._loader(self.eval_dataset if eval_dataset is None else eval_dataset)
 
     def _loader(self: Any, table: Any) -> Any:
-        rows = Rows(table, partners=self.partners)
+        rows = BatchRows(table, partners=self.partners)
         cuda = self.args.device.type == "cuda"
         return _Loader(
             rows,  # type: ignore[arg-type]

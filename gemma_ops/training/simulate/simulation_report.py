@@ -10,7 +10,7 @@ from typing import Any
 from gemma_ops import family
 from gemma_ops.config import RunConfig
 from gemma_ops.family import Shape
-from gemma_ops.planning import Plan, training_memory
+from gemma_ops.planning import TrainingPlan, training_memory
 from gemma_ops.planning.training_step import GIB
 
 
@@ -42,7 +42,7 @@ class Simulation:
         return asdict(self)
 
 
-def simulate_plan(config: RunConfig, made: Plan) -> Simulation:
+def simulate_plan(config: RunConfig, made: TrainingPlan) -> Simulation:
     """Run the largest forward and backward pass of `made` on documents as long as its rows.
 
     Weights in 4 bits are counted by formula (`memory.weights`, exact), with the largest one dequantized on top, and so are
@@ -77,7 +77,7 @@ def _dequantized(shape: Shape) -> int:
     return 2 * max(stack, *(linear.parameters for linear in shape.linears()))
 
 
-def _documents(made: Plan, tokens: int) -> list[int]:
+def _documents(made: TrainingPlan, tokens: int) -> list[int]:
     """Lengths of rows that fill one pass, spread over the distribution."""
     lengths = [max(1, round(length)) for length in made.rows.lengths]
     found: list[int] = []
@@ -89,7 +89,7 @@ def _documents(made: Plan, tokens: int) -> list[int]:
     return found
 
 
-def _text(base: str, made: Plan) -> dict[str, Any]:
+def _text(base: str, made: TrainingPlan) -> dict[str, Any]:
     """The text part of the model's configuration, with its `model_type`."""
     body = family.CONFIGS[made.size] if made.size else _body(base)
     if "text_config" not in body:
@@ -97,7 +97,7 @@ def _text(base: str, made: Plan) -> dict[str, Any]:
     return {"model_type": f"{body['model_type']}_text", **body["text_config"]}
 
 
-def _shape(base: str, made: Plan) -> Shape:
+def _shape(base: str, made: TrainingPlan) -> Shape:
     return family.SIZES[made.size].shape if made.size else Shape.from_config(_body(base))
 
 

@@ -12,18 +12,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gemma_ops.bench.training.bench_rows import Row
-    from gemma_ops.bench.training.bench_spec import Spec
+    from gemma_ops.bench.training.bench_rows import BenchRow
+    from gemma_ops.bench.training.bench_spec import BenchSpec
     from gemma_ops.bench.training.measure import Watch
 
 
 @dataclass
-class Task:
+class ArmTask:
     """What an arm is given in its process."""
 
-    spec: Spec
+    spec: BenchSpec
     arm: str
-    rows: list[Row]
+    rows: list[BenchRow]
     folder: Path | None
     """The checkpoint, where there is one; otherwise `load` makes the model in memory."""
     tokenizer: Path
@@ -50,7 +50,7 @@ class Task:
         return made_up.build(text, weights=spec.weights, device=spec.device, seed=spec.seed, **(held if ours else {}))
 
 
-Train = Callable[[Task], dict[str, Any]]
+Train = Callable[[ArmTask], dict[str, Any]]
 """Trains, and returns the settings worth recording."""
 
 
@@ -75,7 +75,7 @@ class Arm:
         """The first package that is not installed."""
         return next((name for name in self.packages if importlib.util.find_spec(name) is None), None)
 
-    def train(self, task: Task) -> dict[str, Any]:
+    def train(self, task: ArmTask) -> dict[str, Any]:
         run: Train = importlib.import_module(f"gemma_ops.bench.training.arms.{self.module}").train
         return run(task)
 

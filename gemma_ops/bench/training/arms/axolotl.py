@@ -6,13 +6,13 @@ import importlib
 import json
 from typing import Any
 
-from gemma_ops.bench.training.arms import Task
+from gemma_ops.bench.training.arms import ArmTask
 
-_TASK: list[Task] = []
+_TASK: list[ArmTask] = []
 """The task of this process: axolotl makes its plugins itself, from a class's name."""
 
 
-def configuration(task: Task) -> dict[str, Any]:
+def configuration(task: ArmTask) -> dict[str, Any]:
     """The YAML of its example for a dense size, with our rows, steps and LoRA."""
     spec = task.spec
     four = spec.weights == "nf4"
@@ -60,7 +60,7 @@ def configuration(task: Task) -> dict[str, Any]:
     }
 
 
-def train(task: Task) -> dict[str, Any]:
+def train(task: ArmTask) -> dict[str, Any]:
     """Train through `axolotl.cli.train.do_train`; our clock comes in as a plugin."""
     _TASK[:] = [task]
     with (task.scratch / "rows.jsonl").open("w", encoding="utf-8") as file:

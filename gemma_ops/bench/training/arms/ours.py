@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from gemma_ops.bench.training.arms import Task
+from gemma_ops.bench.training.arms import ArmTask
 from gemma_ops.config import KernelsConfig, LoraConfig, TrainConfig
 
 
-def settings(task: Task) -> TrainConfig:
+def settings(task: ArmTask) -> TrainConfig:
     """The train section of a run with the shipped defaults."""
     spec = task.spec
     return TrainConfig(
@@ -27,7 +27,7 @@ def settings(task: Task) -> TrainConfig:
     )
 
 
-def train(task: Task) -> dict[str, Any]:
+def train(task: ArmTask) -> dict[str, Any]:
     """Train as `gemma-ops train` does."""
     from gemma_ops.bench.training import bench_shapes
     from gemma_ops.data.row_tokens import Manner

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from gemma_ops.bench.training.arms import Task
+from gemma_ops.bench.training.arms import ArmTask
 
 
-def train(task: Task) -> dict[str, Any]:
+def train(task: ArmTask) -> dict[str, Any]:
     """Train as TRL's SFT guide shows it. On a GPU that runs out of memory, the padded arm is tried again with half as many
     rows at a time, as its user would.
     """
@@ -25,7 +25,7 @@ def train(task: Task) -> dict[str, Any]:
         torch.cuda.empty_cache()
 
 
-def _train(task: Task, micro: int) -> dict[str, Any]:
+def _train(task: ArmTask, micro: int) -> dict[str, Any]:
     import transformers
     import trl
 

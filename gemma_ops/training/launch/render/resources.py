@@ -14,7 +14,7 @@ from gemma_ops.errors import ConfigError
 from gemma_ops.family.formats import GGUF
 from gemma_ops.planning import devices, training_plan
 from gemma_ops.planning.devices import GIB, Device
-from gemma_ops.planning.training_plan import Plan
+from gemma_ops.planning.training_plan import TrainingPlan
 
 _PORT = 29500
 _HEAD = "GEMMA_OPS_HEAD"
@@ -141,7 +141,7 @@ def _kept(sets: Sequence[str]) -> list[str]:
     return [item for item in sets if item.startswith("launch.") and not item.startswith((*own, *shown))]
 
 
-def _pick(config: RunConfig, key: str | None, shards: int) -> tuple[Device, Plan, str]:
+def _pick(config: RunConfig, key: str | None, shards: int) -> tuple[Device, TrainingPlan, str]:
     """The GPU asked for, else the cheapest of a data centre's on which the plan fits, else the largest."""
     if key:
         device = devices.get(key)
@@ -156,7 +156,7 @@ def _pick(config: RunConfig, key: str | None, shards: int) -> tuple[Device, Plan
     return chosen, plans[chosen.key], _fits(plans[chosen.key], shards)
 
 
-def _fits(plan: Plan, shards: int) -> str:
+def _fits(plan: TrainingPlan, shards: int) -> str:
     """The plan's verdict for one of several processes among which FSDP spreads the model.
 
     A 4-bit model is quantized on the device before it is spread, so it must fit there whole once.
@@ -168,7 +168,7 @@ def _fits(plan: Plan, shards: int) -> str:
     return "yes" if need + plan.spread <= room else "tight" if need <= room else "no"
 
 
-def _hours(plan: Plan, workers: int) -> float:
+def _hours(plan: TrainingPlan, workers: int) -> float:
     if plan.per_million or plan.seconds is None:
         return 24.0  # neither steps nor data say how much there is to do
     return max(1.0, _MARGIN * plan.seconds / 3600 / workers)
