@@ -7,7 +7,7 @@ from gemma_ops.config import RunConfig
 from gemma_ops.evaluation import evaluate
 from gemma_ops.export import quantize
 from gemma_ops.modeling import fetch
-from gemma_ops.modeling.checkpoint_source import local
+from gemma_ops.modeling.checkpoint_source import local_base
 from gemma_ops.recipes.finding import calibration, questions_read, tasks
 from gemma_ops.runs.artifact import Artifact
 from gemma_ops.runs.run import Run
@@ -15,7 +15,7 @@ from gemma_ops.targets.spec import QUANTIZED
 
 
 def recipe(run: Run, config: RunConfig) -> Artifact:
-    base = run.step(fetch, config.model, source=local(config.model.base))
+    base = run.step(fetch, config.model, source=local_base(config.model.base))
     formats = [target for target in config.evaluate.targets if target in QUANTIZED]
     quantized = run.step(quantize, config.quantize, model=base) if formats else None
     return run.step(

@@ -7,7 +7,7 @@ from gemma_ops.config import RunConfig
 from gemma_ops.evaluation import evaluate
 from gemma_ops.export import merge, quantize
 from gemma_ops.modeling import fetch
-from gemma_ops.modeling.checkpoint_source import local
+from gemma_ops.modeling.checkpoint_source import local_base
 from gemma_ops.prepare import prepare
 from gemma_ops.recipes.finding import calibration, every_task, needs, questions_read, tasks
 from gemma_ops.registry import pull_champion, register
@@ -19,13 +19,13 @@ from gemma_ops.training import train
 
 def recipe(run: Run, config: RunConfig) -> Artifact:
     needs("xllamacpp", "gguf", "checking GGUF files")
-    base = run.step(fetch, config.model, source=local(config.model.base))
+    base = run.step(fetch, config.model, source=local_base(config.model.base))
     other = teacher_model(config.synth)
     synthetic = run.step(
         synthesize,
         config.synth,
         base=base if "base" in (config.synth.teacher, config.synth.judge) else None,
-        teacher=run.step(fetch, other, name="teacher", source=local(other.base)) if other else None,
+        teacher=run.step(fetch, other, name="teacher", source=local_base(other.base)) if other else None,
         tasks=every_task(config),
         source=questions_read(config),
         **inputs(config.synth),

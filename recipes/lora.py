@@ -7,7 +7,7 @@ from gemma_ops.config import RunConfig
 from gemma_ops.evaluation import evaluate
 from gemma_ops.export import merge, quantize
 from gemma_ops.modeling import fetch
-from gemma_ops.modeling.checkpoint_source import local
+from gemma_ops.modeling.checkpoint_source import local_base
 from gemma_ops.prepare import prepare
 from gemma_ops.recipes.finding import calibration, every_task, needs, questions_read, rows_read, tasks
 from gemma_ops.registry import pull_champion, register
@@ -18,7 +18,7 @@ from gemma_ops.training import larger_model, train
 
 def recipe(run: Run, config: RunConfig) -> Artifact:
     needs("xllamacpp", "gguf", "checking GGUF files")
-    base = run.step(fetch, config.model, source=local(config.model.base))
+    base = run.step(fetch, config.model, source=local_base(config.model.base))
     data = run.step(prepare, config.data, source=rows_read(config), model=base, tasks=every_task(config))
     larger = larger_model(config.train)
     adapter = run.step(
@@ -26,7 +26,7 @@ def recipe(run: Run, config: RunConfig) -> Artifact:
         config.train,
         base=base,
         data=data,
-        teacher=run.step(fetch, larger, name="teacher", source=local(larger.base)) if larger else None,
+        teacher=run.step(fetch, larger, name="teacher", source=local_base(larger.base)) if larger else None,
     )
     merged = run.step(merge, config.merge, base=base, adapter=adapter, data=data)
     quantized = run.step(quantize, config.quantize, model=merged, data=data)

@@ -77,7 +77,7 @@ def main() -> None:
     """Entry point: turns what a person can act on into two lines and an exit code; anything else keeps its traceback."""
     _quiet()
     own_process()
-    interrupts.install()
+    interrupts.install_interrupts()
     code = guarded(app)
     if code == INTERRUPTED:
         sys.stdout.flush()

@@ -96,7 +96,7 @@ def bench_train(
     if suite:
         if suite not in suites.SUITES:
             raise typer.BadParameter(f"one of: {', '.join(suites.SUITES)}", param_hint="--suite")
-        found = suites.run(suites.SUITES[suite](**more), out, tell, command=command, minutes=minutes)
+        found = suites.run_suite(suites.SUITES[suite](**more), out, tell, command=command, minutes=minutes)
         if as_json:
             console.print_json(found)
         for name, body in found.items():
@@ -157,7 +157,7 @@ def _show(name: str, body: dict[str, Any]) -> None:
     for line in bench_report.opening(body):
         print(line)
     print()
-    console.print_table(bench_report.head(body), bench_report.table(body))
+    console.print_table(bench_report.report_head(body), bench_report.report_table(body))
     print()
     for line in bench_report.closing(body):
         print(line)

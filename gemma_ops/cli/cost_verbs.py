@@ -104,21 +104,21 @@ def compare(
 
     from gemma_ops.cli import console
     from gemma_ops.evaluation import breakeven, breakeven_inputs, breakeven_text
-    from gemma_ops.evaluation.breakeven_html import render
+    from gemma_ops.evaluation.breakeven_html import cost_page
 
     config = load_config(configs, sets)
     given = breakeven_inputs.Given(prompt_tokens, new_tokens, thought_tokens, tokens_per_second, device, target, task)
-    own, work, measured = breakeven_inputs.read(config, given)
+    own, work, measured = breakeven_inputs.read_evaluation(config, given)
     priced = breakeven_inputs.services(config.machine, hosted or [])
-    found = breakeven.compare(
+    found = breakeven.compare_costs(
         own, work, at=datetime.now(UTC), cached_share=cached_share, measured=measured, priced=priced
     )
     if html:
-        write_page(html, render(found))
+        write_page(html, cost_page(found))
     if as_json:
         console.print_json(found.to_json())
         return
-    for line in breakeven_text.lines(found):
+    for line in breakeven_text.cost_lines(found):
         print(line)
     if html:
         print(f"plots: {html}")

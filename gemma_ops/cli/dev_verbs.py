@@ -44,9 +44,9 @@ def gemini_emulator(
 
     from gemma_ops.emulator import Emulator
     from gemma_ops.emulator.emulated_models import known_routes
-    from gemma_ops.emulator.orders import read
+    from gemma_ops.emulator.orders import read_orders
 
-    orders = read(faults) if faults else []
+    orders = read_orders(faults) if faults else []
     routes = known_routes(datetime.now(UTC).date())
     emulator = Emulator(_responder(answers_from), seed=seed, log=log, port=port, routes=routes)
     for order in orders:
@@ -70,10 +70,10 @@ def _responder(answers_from: str | None) -> Responder | None:
     from gemma_ops.config import MachineConfig
     from gemma_ops.emulator.local_responder import from_target
     from gemma_ops.errors import BoundaryError
-    from gemma_ops.modeling.checkpoint_source import local
+    from gemma_ops.modeling.checkpoint_source import local_base
     from gemma_ops.targets import open_target
 
-    folder = local(answers_from)
+    folder = local_base(answers_from)
     target = open_target(
         str(folder.resolve()) if folder else answers_from, MachineConfig(), run="gemini-emulator", use="evaluate"
     )

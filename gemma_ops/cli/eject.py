@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gemma_ops.config import shipped
-from gemma_ops.config.loading import load
+from gemma_ops.config.loading import read_run_config
 from gemma_ops.errors import ConfigError, MachineError
 
 
@@ -20,13 +20,13 @@ def eject(configs: Sequence[str], folder: Path, *, force: bool = False) -> list[
     """
     pairs: list[tuple[Path, Path]] = []
     for name in configs:
-        source = shipped.find("configs", name, ".yaml", local=False)
-        config = load([source])
+        source = shipped.find_shipped("configs", name, ".yaml", local=False)
+        config = read_run_config([source])
         pairs.append((source, folder / "configs" / source.name))
-        recipe = shipped.find("recipes", config.recipe, ".py", local=False)
+        recipe = shipped.find_shipped("recipes", config.recipe, ".py", local=False)
         pairs.append((recipe, folder / "recipes" / recipe.name))
         for task in config.evaluate.tasks:
-            path = shipped.find("eval", task, local=False)
+            path = shipped.find_shipped("eval", task, local=False)
             pairs.append((path, folder / "eval" / path.name))
     there = [target for _, target in dict.fromkeys(pairs) if target.exists()]
     if there and not force:

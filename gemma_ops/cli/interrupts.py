@@ -22,7 +22,7 @@ PATIENCE = 1.8
 _began: list[float] = []
 
 
-def install() -> None:
+def install_interrupts() -> None:
     """Take the signal over, where it means what it usually does."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _interrupt)

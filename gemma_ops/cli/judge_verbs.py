@@ -78,7 +78,7 @@ def judge_run(
             release=config.release,
         )
     for judged, one in zip(found, comparisons, strict=True):
-        write_text(folder / one.folder / "judge.html", report_judge.page(judged.body))
+        write_text(folder / one.folder / "judge.html", report_judge.judge_page(judged.body))
     if as_json:
         console.print_json([judged.body for judged in found])
         return
@@ -117,7 +117,7 @@ def judge_calibrate(
     from gemma_ops.errors import ConfigError
     from gemma_ops.judging import calibrate, calibration, judge_run
     from gemma_ops.judging import rubric as rubrics
-    from gemma_ops.judging.calibration_text import lines
+    from gemma_ops.judging.calibration_text import calibration_lines
 
     config = load_config(configs or [], sets, targets=judges or ())
     settings, comparisons = _comparisons(config, first, second, judges, rubric)
@@ -136,7 +136,7 @@ def judge_calibrate(
                 one.pairs,
                 read,
                 opened,
-                rubrics.parse(one.rubric),
+                rubrics.parse_rubric(one.rubric),
                 settings,
                 first=one.first,
                 second=one.second,
@@ -148,11 +148,11 @@ def judge_calibrate(
     finally:
         judge_run.close(opened)
     path = folder / calibrate.FILE
-    calibration.write(path, found)
+    calibration.write_calibration(path, found)
     if as_json:
         console.print_json(asdict(found))
         return
-    for line in lines(found, path):
+    for line in calibration_lines(found, path):
         print(line)
 
 

@@ -40,6 +40,6 @@ def render(
 def join(configs: Configs, sets: Sets = None) -> None:
     """Lend this machine's processes to a training that another machine runs."""
     from gemma_ops.cli import console
-    from gemma_ops.training.launch.join import join as take_part
+    from gemma_ops.training.launch.join import join_training as take_part
 
     take_part(load_config(configs, sets), say=console.notice)

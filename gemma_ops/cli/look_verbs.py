@@ -72,10 +72,10 @@ def plan(
 
 def _counted(config: RunConfig) -> Counted | None:
     """Tokens of the rows, where they and the tokenizer are here; what can't be read is estimated, and told by data check."""
-    from gemma_ops.modeling.checkpoint_source import local
+    from gemma_ops.modeling.checkpoint_source import local_base
     from gemma_ops.prepare.token_counts import count_tokens
 
-    folder = local(config.model.base)
+    folder = local_base(config.model.base)
     if folder is None or not config.data.path or config.data.hub:
         return None
     try:
@@ -101,13 +101,13 @@ def data_check(
     from gemma_ops.cli import console
     from gemma_ops.modeling.checkpoint_source import tokenizer_folder
     from gemma_ops.prepare.check_html import check_page
-    from gemma_ops.prepare.check_rows import check
+    from gemma_ops.prepare.check_rows import check_source
     from gemma_ops.prepare.check_text import check_lines
     from gemma_ops.recipes import finding
 
     config = load_config(configs, sets)
     folder = tokenizer_folder(config.model)
-    result = check(
+    result = check_source(
         config.data,
         source=finding.data_source(config.data),
         model=folder,
@@ -143,7 +143,7 @@ def _refused_later(config: RunConfig, result: CheckResult) -> list[tuple[str, st
 
     found = []
     try:
-        preflight.check(config, until="train")
+        preflight.check_ahead(config, until="train")
     except OpsError as error:
         found.append((error.what, error.fix))
     train, trained = config.train, result.trained
@@ -178,11 +178,11 @@ def doctor(
 ) -> None:
     """Versions, devices, what each Gemma 4 size can do here, and combinations known to go wrong."""
     from gemma_ops.cli import console
-    from gemma_ops.family.explain_trap import explain
+    from gemma_ops.family.explain_trap import explain_trap
     from gemma_ops.planning.doctor import examine
 
     if name:
-        print("\n".join(explain(name)))
+        print("\n".join(explain_trap(name)))
         return
     report = examine(load_config(configs or [], sets, fetches=False).serve.vllm_python)
     if as_json:
@@ -196,6 +196,6 @@ def doctor(
 def schema() -> None:
     """Print the JSON schema of a configuration, so that an editor can complete the YAML."""
     from gemma_ops.cli import console
-    from gemma_ops.config.loading import schema as make
+    from gemma_ops.config.loading import config_schema as make
 
     console.print_json(make())

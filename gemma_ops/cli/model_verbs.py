@@ -112,7 +112,9 @@ def policy(
         _tell(registry.show_policy(load_config(configs or [], sets).machine, name), as_json, console)
         return
     config = load_config([*(configs or []), *source], sets)
-    result = registry.set_policy(config.machine, name, finding.policy(config), reason=reason, new_ledger=new_ledger)
+    result = registry.set_policy(
+        config.machine, name, finding.configured_policy(config), reason=reason, new_ledger=new_ledger
+    )
     _tell(result, as_json, console)
 
 
@@ -155,7 +157,7 @@ def show(
     if as_json:
         console.print_json({**result, "model": model.to_json() if model else None})
         return
-    for line in [*run_summary.lines(result), *(["", *model.lines()] if model else [])]:
+    for line in [*run_summary.summary_lines(result), *(["", *model.lines()] if model else [])]:
         print(line)
 
 

@@ -72,15 +72,15 @@ def load_config(
     `targets` are those that the command line names; `listens`: the command is a server.
     """
     from gemma_ops.config.gemini import lay_over
-    from gemma_ops.config.loading import load
+    from gemma_ops.config.loading import read_run_config
     from gemma_ops.offline import guard
 
-    config = load(configs, sets or ())
+    config = read_run_config(configs, sets or ())
     lay_over(config.machine.gemini)
     if config.offline or guard.active():
         guard.enforce()
         if fetches:
-            guard.check(config)
+            guard.check_offline(config)
         if _alone:
             guard.confine(config, targets, listens=listens)
     return config

@@ -118,7 +118,7 @@ def replay(
     """Say what another policy would have cost over a log, sent out and refused."""
     from gemma_ops.cli import console
     from gemma_ops.routing.decision_log import read_log
-    from gemma_ops.routing.replay import replay as again
+    from gemma_ops.routing.replay import replay_log as again
     from gemma_ops.routing.routing_policy import load_policy
 
     found = again(read_log(log), load_policy(policy))

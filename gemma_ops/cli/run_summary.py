@@ -62,7 +62,7 @@ def _evaluated_again(folder: Path) -> bool:
     return used is not None and used != evaluate["digest"]
 
 
-def lines(result: dict[str, Any]) -> list[str]:
+def summary_lines(result: dict[str, Any]) -> list[str]:
     """The summary as plain text."""
     text = [f"run {result['run']}  ({result['folder']})"]
     for name, step in result["steps"].items():

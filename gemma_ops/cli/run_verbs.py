@@ -24,12 +24,12 @@ def execute(
     from gemma_ops.runs.run import Listener, Run, StopHere
 
     config = load_config(configs, sets)
-    recipe = finding.load(config.recipe)
+    recipe = finding.load_recipe(config.recipe)
     finding.check_steps(config.recipe, [*(redo or ()), *([until] if until else ())])
     if until in (None, "register") and (lost := lost_version(config.machine, Path(config.machine.runs) / config.name)):
         console.notice(lost)
         redo = [*(redo or ()), "register"]
-    preflight.check(config, until=until, redo=redo or ())
+    preflight.check_ahead(config, until=until, redo=redo or ())
     for line in finding.doubts(config):
         console.notice(line)
     if held := guard.held_by():
@@ -42,7 +42,7 @@ def execute(
     if as_json:
         console.print_json(result)
     else:
-        for line in run_summary.lines(result):
+        for line in run_summary.summary_lines(result):
             print(line)
 
 

@@ -52,7 +52,7 @@ def serve(
         else:
             print("\n".join(found.lines()))
         return
-    from gemma_ops.serving.server import serve as run
+    from gemma_ops.serving.server import serve_source as run
 
     if guard.active():
         print(f"offline is held by {guard.held_by()}")

@@ -33,17 +33,17 @@ def synth_plan(
     from gemma_ops.cli import console
     from gemma_ops.recipes import finding
     from gemma_ops.synth import inputs
-    from gemma_ops.synth.estimate import estimate
-    from gemma_ops.synth.estimate_text import lines
+    from gemma_ops.synth.estimate import estimate_synthesis
+    from gemma_ops.synth.estimate_text import estimate_lines
 
     config = load_config(configs, sets, fetches=False)
     source = finding.questions_read(config) if config.evaluate.tasks else None
     tasks = finding.every_task(config) if config.evaluate.tasks else ()
-    made = estimate(config, inputs(config.synth), device, tasks, source.path if source else None)
+    made = estimate_synthesis(config, inputs(config.synth), device, tasks, source.path if source else None)
     if as_json:
         console.print_json(made.to_json())
     else:
-        for line in lines(made):
+        for line in estimate_lines(made):
             print(line)
 
 

@@ -38,7 +38,7 @@ def export(
     from gemma_ops.config import shipped
     from gemma_ops.evaluation import interop
 
-    for line in interop.export(shipped.find("eval", name), to, out, source=source, rows=rows):
+    for line in interop.export(shipped.find_shipped("eval", name), to, out, source=source, rows=rows):
         print(line)
 
 
@@ -58,13 +58,13 @@ def import_log(
     """Take in the answers of another program's log, grade them here, and compare them pairwise with other targets."""
     from gemma_ops.cli import console
     from gemma_ops.config import shipped
-    from gemma_ops.evaluation.interop.compare import read, report
-    from gemma_ops.evaluation.interop.intake import take
-    from gemma_ops.evaluation.interop.task_documents import load
+    from gemma_ops.evaluation.interop.compare import compare_import, read_other
+    from gemma_ops.evaluation.interop.intake import take_answers
+    from gemma_ops.evaluation.interop.task_documents import load_copy
 
-    loaded = load(shipped.find("eval", task), source)
-    rivals = read(versus, loaded) if versus else []  # before anything is written
-    result = report(loaded, take(log, loaded, target, out), out, rivals)
+    loaded = load_copy(shipped.find_shipped("eval", task), source)
+    rivals = read_other(versus, loaded) if versus else []  # before anything is written
+    result = compare_import(loaded, take_answers(log, loaded, target, out), out, rivals)
     if as_json:
         console.print_json(result.to_json())
     else:

@@ -19,7 +19,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from gemma_ops.config import RunConfig, shipped
-from gemma_ops.config.places import BAD, Key, Reader, compose
+from gemma_ops.config.places import BAD, Key, Reader, compose_yaml
 from gemma_ops.config.tree import ConfigTree
 from gemma_ops.errors import ConfigError
 
@@ -44,7 +44,7 @@ _HOMES = (*_PATHS, "machine.runs", "machine.mlflow", "serve.routing_log")
 """Keys where a leading `~` is the home folder."""
 
 
-def load(files: Sequence[str | Path], sets: Sequence[str] = ()) -> RunConfig:
+def read_run_config(files: Sequence[str | Path], sets: Sequence[str] = ()) -> RunConfig:
     """Read, merge and validate. A file is a path or the name of a shipped configuration.
 
     Raises ConfigError with every problem at once.
@@ -54,7 +54,7 @@ def load(files: Sequence[str | Path], sets: Sequence[str] = ()) -> RunConfig:
     places: dict[Key, str] = {}
     stem = None
     for file in files:
-        path = shipped.find("configs", str(file), ".yaml")
+        path = shipped.find_shipped("configs", str(file), ".yaml")
         stem = stem or path.stem
         body = Reader(str(path), _TREE.expected, places, problems).file(path)
         for key, mark in _PATHS.items():
@@ -101,7 +101,7 @@ def _told(problems: Sequence[str], noun: str, fix: str) -> ConfigError:
     return ConfigError(f"{count} in the {noun}:\n  " + "\n  ".join(problems), fix)
 
 
-def schema() -> dict[str, Any]:
+def config_schema() -> dict[str, Any]:
     """JSON schema of the tree, for editors that complete YAML."""
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
@@ -151,7 +151,7 @@ def _given(label: str, raw: str, key: Key, places: dict[Key, str], problems: lis
         quoted = len(raw) > 1 and raw[0] == raw[-1] and raw[0] in "'\"" and raw[0] not in raw[1:-1]
         return raw[1:-1] if quoted else raw
     try:
-        node = compose(raw)
+        node = compose_yaml(raw)
     except yaml.YAMLError:
         return [raw] if expected == "texts" else raw
     if node is None:

@@ -26,12 +26,12 @@ SHOWN = ("sft", "dft")
 """Methods that learn from conversations with images and sounds."""
 
 
-def rows(method: str) -> tuple[Kind, ...]:
+def rows_of_method(method: str) -> tuple[Kind, ...]:
     """The kinds of rows a method learns from."""
     return ROWS.get(method, ("conversation",))
 
 
-def check_shown(method: str, shown: Collection[str], where: str) -> None:
+def check_shown_rows(method: str, shown: Collection[str], where: str) -> None:
     """Raises ConfigError when rows show something (`image`, `audio`) and the method reads text only."""
     if shown and method not in SHOWN:
         raise ConfigError(

@@ -61,7 +61,7 @@ class Reader:
     def file(self, path: Path) -> dict[str, Any]:
         """The mapping in a file; empty when the file is. Raises ConfigError when there is none to read."""
         try:
-            node = compose(path.read_text(encoding="utf-8"))
+            node = compose_yaml(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"{path} can't be read: {error}", "give a YAML file in UTF-8") from error
         except yaml.YAMLError as error:
@@ -146,7 +146,7 @@ class Reader:
         return BAD
 
 
-def compose(text: str) -> yaml.Node | None:
+def compose_yaml(text: str) -> yaml.Node | None:
     """The tree of nodes of one YAML document, or None when it is empty. Raises yaml.YAMLError."""
     node: yaml.Node | None = yaml.compose(text, Loader=_Loader)
     return node

@@ -20,7 +20,7 @@ def root() -> Path:
     return installed if installed.is_dir() else _PACKAGE.parent
 
 
-def find(kind: str, name: str, suffix: str = "", *, local: bool = True) -> Path:
+def find_shipped(kind: str, name: str, suffix: str = "", *, local: bool = True) -> Path:
     """Path of a recipe (`recipes`, `.py`), configuration (`configs`, `.yaml`), routing policy (`configs/routing`,
     `.yaml`) or task folder (`eval`, no suffix).
 

@@ -36,7 +36,7 @@ class Encoding:
 
     def of(self, row: dict[str, Any]) -> dict[str, bool]:
         """Arguments of `chat.encode` for a row: the same for all its answers, so that they share a prompt."""
-        return self.manner.of([turn for messages in example.conversations(row) for turn in messages])
+        return self.manner.of([turn for messages in example.conversation_rows(row) for turn in messages])
 
 
 def pairs(path: Path, folder: Path, encoding: Encoding, method: str) -> tuple[Any, int]:
@@ -48,12 +48,12 @@ def pairs(path: Path, folder: Path, encoding: Encoding, method: str) -> tuple[An
     return _table(path, folder, encoding, method, _pair, _PAIR)
 
 
-def judged(path: Path, folder: Path, encoding: Encoding, method: str) -> tuple[Any, int]:
+def judged_rows(path: Path, folder: Path, encoding: Encoding, method: str) -> tuple[Any, int]:
     """Judged answers, each side of a pair being one; otherwise like `pairs`."""
     return _table(path, folder, encoding, method, _judged, _JUDGED)
 
 
-def prompts(path: Path, folder: Path, encoding: Encoding, method: str) -> tuple[Any, int]:
+def prompt_rows(path: Path, folder: Path, encoding: Encoding, method: str) -> tuple[Any, int]:
     """Prompts with the last answer of their conversation as reference; otherwise like `pairs`."""
     return _table(path, folder, encoding, method, _prompt, _PROMPT)
 
@@ -91,8 +91,8 @@ def _judged(row: dict[str, Any], encoding: Encoding) -> tuple[list[Columns], boo
 
 
 def _prompt(row: dict[str, Any], encoding: Encoding) -> tuple[list[Columns], bool]:
-    messages, reference = example.asked(row)
-    ids = chat.prompt_ids(encoding.tokenizer, messages, row.get("tools"), **encoding.of(row))
+    messages, reference = example.asked_thinking(row)
+    ids = chat.chat_prompt_ids(encoding.tokenizer, messages, row.get("tools"), **encoding.of(row))
     if len(ids) >= encoding.max_length:  # a prompt without its end asks something else
         return [], True
     return [{"prompt": ids, "reference": reference, "row": row["id"], "length": len(ids)}], False

@@ -42,7 +42,7 @@ def encode_answers(
     Raises DataError like `chat.prompt`, and for an answer of several turns that no one prompt leads to.
     """
     messages, tools = row["messages"], row.get("tools")
-    prompt = chat.prompt_ids(tokenizer, messages, tools, **options)
+    prompt = chat.chat_prompt_ids(tokenizer, messages, tools, **options)
     answers, truncated = {}, False
     for side in SIDES:
         if row.get(side) is None:

@@ -10,7 +10,7 @@ from gemma_ops.data.row_tokens import NO_LOSS, Manner, encode_rows
 from gemma_ops.runs.durable import write_json
 
 
-def table(path: Path, folder: Path, tokenizer: Any, manner: Manner, *, max_length: int) -> tuple[Any, int]:
+def token_table(path: Path, folder: Path, tokenizer: Any, manner: Manner, *, max_length: int) -> tuple[Any, int]:
     """Rows of a file of examples as a `datasets.Dataset`, and how many were cut at `max_length` tokens.
 
     Columns: `input_ids` and `labels` (lists of one length), `length`, `weight`, and `scored`, the labelled tokens after

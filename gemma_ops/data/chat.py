@@ -17,7 +17,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from gemma_ops.data.control import CHANNEL, CHANNEL_END, STRUCTURE, Policy, marked, stripped, tokenize
+from gemma_ops.data.control import CHANNEL, CHANNEL_END, STRUCTURE, Policy, marked_text, stripped, tokenize
 from gemma_ops.data.encoded import Encoded, expand
 from gemma_ops.data.template import (
     BOS,
@@ -32,15 +32,28 @@ from gemma_ops.errors import DataError, ModelError
 from gemma_ops.family.media import Senses
 
 __all__ = [
-    "BOS", "STRUCTURE", "Message", "Rendered", "Tool", "encode", "examples", "inference_template", "load_tokenizer",
-    "prompt", "prompt_ids", "render", "render_template", "tokenizer_file", "training_template",
+    "BOS",
+    "STRUCTURE",
+    "Message",
+    "Rendered",
+    "Tool",
+    "chat_prompt_ids",
+    "encode_chat",
+    "examples",
+    "inference_template",
+    "load_tokenizer",
+    "prompt",
+    "render_chat",
+    "render_template",
+    "tokenizer_file",
+    "training_template",
 ]  # fmt: skip
 
 _OPENED = CHANNEL + "thought\n"
 """What a prompt ends in where it opens the thought itself: after a tool's result, with thinking on."""
 
 
-def render(
+def render_chat(
     messages: Sequence[Message],
     tools: Sequence[Tool] | None = None,
     *,
@@ -86,7 +99,7 @@ def prompt(
     return expand(asked.prompt(messages, tools), tokenizer, messages, senses)
 
 
-def prompt_ids(
+def chat_prompt_ids(
     tokenizer: Tokenizer, messages: Sequence[Message], tools: Sequence[Tool] | None = None, **manner: Any
 ) -> list[int]:
     """Token ids of the prompt that asks for the next answer; `manner` as in `prompt`. Raises like `prompt`."""
@@ -134,7 +147,7 @@ def examples(
     return [expand(one, tokenizer, turns, senses) for one, turns in zip(made, shown, strict=True)]
 
 
-def encode(
+def encode_chat(
     tokenizer: Tokenizer,
     messages: Sequence[Message],
     tools: Sequence[Tool] | None = None,
@@ -185,19 +198,19 @@ class _Asked:
 
     def prompt(self, messages: Sequence[Message], tools: Sequence[Tool] | None) -> Encoded:
         """The prompt for the next answer."""
-        turns, declared, mark = marked(messages, tools, self.tokenizer)
+        turns, declared, mark = marked_text(messages, tools, self.tokenizer)
         text = self._render(turns, declared, prompt=True)
         return self._tokens(text, mark)
 
     def history(self, messages: Sequence[Message], tools: Sequence[Tool] | None) -> Encoded:
         """A conversation nobody is asked to continue."""
-        turns, declared, mark = marked(messages, tools, self.tokenizer)
+        turns, declared, mark = marked_text(messages, tools, self.tokenizer)
         return self._tokens(self._render(turns, declared, prompt=False), mark)
 
     def answered(self, before: Sequence[Message], said: Message, tools: Sequence[Tool] | None) -> Encoded:
         """The prompt with what the model says after it, which carries loss."""
         asked = self.prompt(before, tools)
-        turns, _, mark = marked([said], None, self.tokenizer)
+        turns, _, mark = marked_text([said], None, self.tokenizer)
         whole = asked
         for place, text in enumerate(_said(turns[0], asked.text)):
             scored = place == 0
@@ -233,7 +246,7 @@ def _said(message: Message, asked: str) -> list[str]:
     closed = asked.endswith(_OPENED + CHANNEL_END)
     if closed:
         message = {key: value for key, value in message.items() if key not in ("reasoning", "reasoning_content")}
-    rendered = render([{"role": "user", "content": "?"}, message])
+    rendered = render_chat([{"role": "user", "content": "?"}, message])
     text = "".join(rendered.text[start:end] for start, end in rendered.spans)
     if not closed and asked.endswith(_OPENED):
         text = text.removeprefix(_OPENED) if text.startswith(_OPENED) else CHANNEL_END + text

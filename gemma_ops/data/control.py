@@ -62,7 +62,7 @@ def texts_in(value: Any) -> Iterator[str]:
             yield from texts_in(item)
 
 
-def marked(
+def marked_text(
     messages: Sequence[Message], tools: Sequence[Tool] | None, tokenizer: Tokenizer
 ) -> tuple[list[Message], list[Tool] | None, str]:
     """The conversation with a mark after every character of its content that opens a control token, and the mark; as it

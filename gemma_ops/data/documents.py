@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 
 from gemma_ops.data.chat import BOS
 from gemma_ops.data.encoded import Encoded
-from gemma_ops.data.normal import refuse_control
+from gemma_ops.data.normal import refuse_control_tokens
 from gemma_ops.data.rowerror import RowError
 from gemma_ops.errors import DataError
 
@@ -25,18 +25,18 @@ KEYS = frozenset(
 """What may stand beside `text` in a row that is taken for a document; a `label` makes it something else."""
 
 
-def document(row: dict[str, Any]) -> str:
+def document_of(row: dict[str, Any]) -> str:
     """The text of a raw row. Raises RowError when there is none, or it holds Gemma's control tokens."""
     text = row.get("text")
     if not isinstance(text, str):
         raise RowError("null_column" if text is None else "not_text", "the row's text is missing, or not text")
     if not text.strip():
         raise RowError("empty_turn", "the row's text is empty")
-    refuse_control(text, "the text")
+    refuse_control_tokens(text, "the text")
     return text
 
 
-def encode(tokenizer: Tokenizer, text: str) -> Encoded:
+def encode_document(tokenizer: Tokenizer, text: str) -> Encoded:
     """A whole document as tokens; all but `<bos>` carry loss. Raises DataError when the text brings a `<bos>` along."""
     whole = f"{BOS}{text}{EOS}"
     encoding = tokenizer.encode(whole, add_special_tokens=False)
@@ -47,7 +47,7 @@ def encode(tokenizer: Tokenizer, text: str) -> Encoded:
     return Encoded(ids, [False] + [True] * (len(ids) - 1), False, whole, encoding.offsets)
 
 
-def pieces(ids: list[int], max_length: int | None) -> Iterator[list[int]]:
+def document_pieces(ids: list[int], max_length: int | None) -> Iterator[list[int]]:
     """A document's tokens as rows of at most `max_length` tokens, each behind a `<bos>`."""
     if max_length is None or len(ids) <= max_length:
         yield ids

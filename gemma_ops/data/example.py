@@ -21,7 +21,7 @@ from gemma_ops.config import Privacy, methods
 from gemma_ops.config.methods import Kind
 from gemma_ops.data.parts import text_of
 from gemma_ops.errors import DataError
-from gemma_ops.runs.durable import whole
+from gemma_ops.runs.durable import whole_file
 
 SIDES = ("chosen", "rejected")
 TURNS = ("messages", *SIDES)
@@ -164,7 +164,7 @@ def check_kind(row: dict[str, Any], method: str | None, where: str) -> None:
 
 def check_kinds(found: Mapping[Kind, int], method: str | None, where: str) -> None:
     """The same for what several rows hold: raises DataError when the method can learn from none of them."""
-    wanted = methods.rows(method or "")
+    wanted = methods.rows_of_method(method or "")
     if found and not any(found.get(name) for name in wanted):
         who = f"train.method {method}" if method else "this training"
         raise DataError(
@@ -174,7 +174,7 @@ def check_kinds(found: Mapping[Kind, int], method: str | None, where: str) -> No
         )
 
 
-def conversations(row: dict[str, Any]) -> list[list[dict[str, Any]]]:
+def conversation_rows(row: dict[str, Any]) -> list[list[dict[str, Any]]]:
     """The conversations in a row: one, or the prompt with each of its answers, the wanted one first; none in a text."""
     if kind(row) == "conversation":
         return [row["messages"]]
@@ -193,7 +193,7 @@ def swapped(row: dict[str, Any]) -> dict[str, Any]:
     return other | {there: row[here] for here, there in zip(SIDES, SIDES[::-1], strict=True) if here in row}
 
 
-def asked(row: dict[str, Any]) -> tuple[list[dict[str, Any]], str]:
+def asked_thinking(row: dict[str, Any]) -> tuple[list[dict[str, Any]], str]:
     """The messages up to a row's last answer, and the text of that answer (of the wanted one, where answers were compared)."""
     messages = row["messages"]
     if kind(row) != "conversation":
@@ -215,7 +215,7 @@ def content_id(
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
-def parse(text: str) -> Any:
+def parse_example(text: str) -> Any:
     """JSON, strictly: NaN and infinities are refused. Raises ValueError."""
     return json.loads(text, parse_constant=_no_constant)
 
@@ -232,7 +232,7 @@ def line(row: dict[str, Any]) -> str:
 def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> int:
     """Write JSON Lines, whole or not at all; returns how many rows."""
     count = 0
-    with whole(path) as file:
+    with whole_file(path) as file:
         for row in rows:
             file.write(line(row) + "\n")
             count += 1

@@ -31,7 +31,7 @@ def normal(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
-def words(text: str) -> list[str]:
+def hash_words(text: str) -> list[str]:
     """The words of a text, normalised, without punctuation."""
     return _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
 
@@ -75,7 +75,7 @@ def _word_hash(word: str) -> int:
 
 def hashes(text: str) -> Hashes:
     """64-bit hashes of a text's words, in order."""
-    return np.fromiter((_word_hash(word) for word in words(text)), np.uint64)
+    return np.fromiter((_word_hash(word) for word in hash_words(text)), np.uint64)
 
 
 def ngrams(text: Hashes, size: int) -> Hashes:

@@ -17,7 +17,7 @@ from gemma_ops.data.marks import marked_turns
 from gemma_ops.data.media_files import MediaShelf
 from gemma_ops.data.normal import conversation
 from gemma_ops.data.preferences import Compared, compared
-from gemma_ops.data.row_files import RawRow, read
+from gemma_ops.data.row_files import RawRow, read_rows
 from gemma_ops.data.rowerror import RowError
 from gemma_ops.errors import DataError
 from gemma_ops.family.media import Senses
@@ -57,7 +57,7 @@ class Importer:
         self.layout = ""
         root = source.parent if source is not None and source.is_file() else source
         self._shelf = MediaShelf(root, senses, out=out, most_mb=settings.max_media_mb)
-        self._rows = read(source, settings)
+        self._rows = read_rows(source, settings)
 
     def __iter__(self) -> Iterator[Imported]:
         first = list(itertools.islice(self._rows, _PEEK))
@@ -96,12 +96,12 @@ class Importer:
 
     def _example(self, raw: RawRow, row: dict[str, Any], read_row: Callable[[dict[str, Any]], Any]) -> Imported:
         # A template names the columns it wants, an image beside it may be there for another reason.
-        beside = parts.columns(row) if self.layout != "columns" or self._tagged else []
+        beside = parts.media_columns(row) if self.layout != "columns" or self._tagged else []
         given = read_row(row)
         own = None if self.layout in ("text", "gemini") else row_formats.system_column(row)
         if isinstance(given, Compared):
             turns, notes = compared(given, system=self.settings.system, own=own)
-            if beside or any(parts.media_of(messages) for messages in example.conversations(turns)):
+            if beside or any(parts.media_of(messages) for messages in example.conversation_rows(turns)):
                 raise RowError(
                     "compared_media", "the row compares answers about images or audio, which no method learns from"
                 )
@@ -120,7 +120,7 @@ class Importer:
             masking = self.settings.pii == "mask"
 
             def look(text: str) -> str:
-                findings = personal_data.find(text)
+                findings = personal_data.find_personal(text)
                 found.update(item.kind for item in findings)
                 return personal_data.mask_findings(text, findings) if masking and findings else text
 

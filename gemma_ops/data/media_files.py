@@ -143,13 +143,13 @@ class MediaShelf:
 
 def _facts(kind: Kind, data: bytes, *, whole: bool) -> tuple[str, dict[str, int]]:
     if kind == "image":
-        ending, width, height = pictures.facts(data, whole=whole)
+        ending, width, height = pictures.picture_facts(data, whole=whole)
         if not width or not height:
             raise pictures.UnreadableError("the image has no pixels")
         return ending, {"width": width, "height": height}
     from gemma_ops.data import sounds
 
-    ending, samples = sounds.facts(data)
+    ending, samples = sounds.sound_facts(data)
     return ending, {"samples": samples}
 
 
@@ -209,5 +209,5 @@ def of_question(messages: Sequence[dict[str, Any]], row: Mapping[str, Any], shel
         else dict(message)
         for message in messages
     ]
-    parts.place(turns, parts.columns(dict(row)))
+    parts.media_place(turns, parts.media_columns(dict(row)))
     return shelf.store(turns)

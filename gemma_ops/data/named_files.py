@@ -40,7 +40,7 @@ def sources(value: Any, *, outermost: bool = True) -> Iterator[str]:
     given: list[parts.Part] = []
     try:
         if outermost:
-            given = parts.columns(value)
+            given = parts.media_columns(value)
         elif parts.is_media(value):
             given = [parts.of_part(value, "")]
     except RowError:

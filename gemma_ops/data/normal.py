@@ -13,7 +13,7 @@ from typing import Any
 
 from gemma_ops.data import parts
 from gemma_ops.data.control import THINK, control_in_text, stripped, texts_in
-from gemma_ops.data.example import parse
+from gemma_ops.data.example import parse_example
 from gemma_ops.data.marks import REVERSED, TURN_MARKS, turn_is_learned
 from gemma_ops.data.rowerror import RowError
 from gemma_ops.data.template import BOS
@@ -62,7 +62,7 @@ def conversation(
     if system and messages[0]["role"] != "system":
         messages.insert(0, {"role": "system", "content": system})
     check_turns(messages, asked=asked)
-    parts.place(messages, list(media))
+    parts.media_place(messages, list(media))
     match_responses(messages, notes)
     declared = declared_tools(tools, notes)
     _drop_filled(messages, declared, notes)
@@ -117,7 +117,9 @@ def _message(item: Any, index: int, notes: list[str]) -> dict[str, Any]:
         notes.append("thinking_switch")
     # The template joins parts without the white space around them, and strips a channel inside an answer.
     said = [parts.text_of(message["content"]), parts.text_of(message["content"], trimmed=True)]
-    refuse_control([stripped(text) if role == "assistant" else text for text in said] + [message.get("name")], where)
+    refuse_control_tokens(
+        [stripped(text) if role == "assistant" else text for text in said] + [message.get("name")], where
+    )
     return message
 
 
@@ -139,7 +141,7 @@ def _assistant(message: dict[str, Any], item: dict[str, Any], where: str, notes:
     if item.get("tool_responses"):
         message["tool_responses"] = [_response(entry, where) for entry in item["tool_responses"]]
     if thought:
-        refuse_control(thought, where)
+        refuse_control_tokens(thought, where)
         message["reasoning"] = thought
     if not message["content"].strip() and not calls and not item.get("tool_responses"):
         raise RowError("empty_answer", f"{where} (assistant) is empty")
@@ -152,7 +154,7 @@ def _call(call: Any, number: int, where: str, notes: list[str]) -> dict[str, Any
     arguments = function.get("arguments", function.get("args"))
     if isinstance(arguments, str):
         try:
-            arguments = parse(arguments) if arguments.strip() else {}
+            arguments = parse_example(arguments) if arguments.strip() else {}
         except ValueError as error:
             raise RowError(
                 "bad_tool_call", f"{where}: the arguments of {function['name']} are not JSON: {error}"
@@ -164,7 +166,7 @@ def _call(call: Any, number: int, where: str, notes: list[str]) -> dict[str, Any
         raise RowError(
             "bad_tool_call", f"{where}: the arguments of {function['name']} are {_kind(arguments)}, not an object"
         )
-    refuse_control([function["name"], arguments], where)
+    refuse_control_tokens([function["name"], arguments], where)
     # An id that every response can be matched with is set in match_responses.
     return {
         "id": str(call.get("id") or ""),
@@ -177,7 +179,7 @@ def _response(entry: Any, where: str) -> dict[str, Any]:
     if not isinstance(entry, dict) or "response" not in entry:
         raise RowError("bad_tool_response", f"{where}: a tool response needs name and response")
     named = {"name": str(entry.get("name") or "unknown"), "response": entry["response"]}
-    refuse_control(named, where)
+    refuse_control_tokens(named, where)
     return named
 
 
@@ -202,7 +204,7 @@ def declared_tools(tools: Any, notes: list[str]) -> list[dict[str, Any]] | None:
     """The functions of a row in their one spelling, None where there are none. Raises RowError."""
     if isinstance(tools, str):
         try:
-            tools = parse(tools) if tools.strip() else None
+            tools = parse_example(tools) if tools.strip() else None
         except ValueError as error:
             raise RowError("bad_tools", f"tools is a string that is not JSON: {error}") from None
         notes.append("tools_parsed")
@@ -219,7 +221,7 @@ def declared_tools(tools: Any, notes: list[str]) -> list[dict[str, Any]] | None:
         if whole != function:
             notes.append("arrow_nulls")
             function = whole
-        refuse_control(function, f"tool {function['name']}")
+        refuse_control_tokens(function, f"tool {function['name']}")
         found.append({"type": "function", "function": {**function, "description": function.get("description") or ""}})
     return found
 
@@ -235,7 +237,7 @@ def _without_null_schemas(value: Any) -> Any:
     return [_without_null_schemas(item) for item in value] if isinstance(value, list) else value
 
 
-def refuse_control(content: Any, where: str) -> None:
+def refuse_control_tokens(content: Any, where: str) -> None:
     """Raises RowError where a text in the content, a key included, spells a control token, or is no Unicode."""
     for text in texts_in(content):
         try:

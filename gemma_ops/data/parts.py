@@ -90,7 +90,7 @@ def _is_base64(part: Part, name: str, value: str) -> bool:
     return (inner.get("data") == value or inner.get("base64") == value) and not {".", ":"} & set(value[:4096])
 
 
-def columns(row: Part) -> list[Part]:
+def media_columns(row: Part) -> list[Part]:
     """Images and sounds that stand in columns of their own, in the order of the columns."""
     found = []
     for column, kind in _COLUMNS.items():
@@ -101,7 +101,7 @@ def columns(row: Part) -> list[Part]:
     return found
 
 
-def place(messages: list[dict[str, Any]], given: list[Part], *, anywhere: bool = True) -> None:
+def media_place(messages: list[dict[str, Any]], given: list[Part], *, anywhere: bool = True) -> None:
     """Put the files of a row's columns where the conversation wants them, in place.
 
     Parts without a source are filled in order; else `<image>` and `<audio>` in user turns are replaced in order; else,
@@ -168,7 +168,7 @@ def text_of(content: Any, *, trimmed: bool = False) -> str:
     return str(content or "")
 
 
-def shown(content: Any) -> str:
+def shown_parts(content: Any) -> str:
     """A content for a reader: each image and sound by its name, between the words around it."""
     if not isinstance(content, list):
         return str(content or "")

@@ -22,7 +22,7 @@ class UnreadableError(ValueError):
     """What is wrong with the bytes of a file, in words."""
 
 
-def facts(data: bytes, *, whole: bool = True) -> tuple[str, int, int]:
+def picture_facts(data: bytes, *, whole: bool = True) -> tuple[str, int, int]:
     """File ending, width and height in pixels, turned as its EXIF orientation says.
 
     `whole` decodes all of it, which finds a file that was cut off. Raises UnreadableError, and MachineError without Pillow.

@@ -61,7 +61,7 @@ def openai_preference(row: Row) -> Compared:
     return Compared(_turns(given.get("messages"), "user"), chosen, rejected, given.get("tools"))
 
 
-def judged(row: Row) -> Compared:
+def judged_answers(row: Row) -> Compared:
     """KTO's `{"prompt", "completion", "label"}`; `messages` instead of the first two is read as well."""
     label = row.get("label")
     if label not in (True, False):  # 1 and 0 count as well

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 from gemma_ops.config import DataConfig
 from gemma_ops.data.arrow_rows import Numbered, folder_rows, hub_rows, parquet_rows
 from gemma_ops.data.encodings import open_as_utf8
-from gemma_ops.data.example import parse
+from gemma_ops.data.example import parse_example
 from gemma_ops.data.line_reader import TextLine, read_lines
 from gemma_ops.data.tables import read_csv
 from gemma_ops.errors import DataError
@@ -96,7 +96,7 @@ def is_datasets_folder(source: Path) -> bool:
     return any((source / name).is_file() for name in ("dataset_dict.json", "dataset_info.json"))
 
 
-def read(source: Path | None, settings: DataConfig) -> Iterator[RawRow]:
+def read_rows(source: Path | None, settings: DataConfig) -> Iterator[RawRow]:
     """Every row of the source: `source`, else the Hub set `settings.hub`. Raises DataError or ServiceError."""
     if source is not None and is_datasets_folder(source):
         yield from _arrow(source.name, folder_rows(source, settings.split))
@@ -162,7 +162,7 @@ def _json_lines(path: Path, file: BinaryIO, cap: int) -> Iterator[RawRow]:
             yield _oversized(path, line, cap)
         elif line.data.strip():
             try:
-                value = parse(line.text())
+                value = parse_example(line.text())
             except UnicodeDecodeError as error:
                 yield _not_utf8(path, line, error)
             except (ValueError, RecursionError) as error:
@@ -255,7 +255,7 @@ def _json_object(path: Path, text: str, cap: int) -> Iterator[RawRow]:
         fix = "convert it to JSON Lines, one row a line"
         raise DataError(f"{path} is one JSON object above data.max_line_mb", fix)
     try:
-        value = parse(text)
+        value = parse_example(text)
     except ValueError as error:
         yield RawRow(path.name, 1, None, text[:2000], "bad_json", f"not JSON: {error}")
         return

@@ -16,7 +16,7 @@ from typing import Any
 
 from gemma_ops.config import DataConfig
 from gemma_ops.data import documents, preferences
-from gemma_ops.data.example import parse
+from gemma_ops.data.example import parse_example
 from gemma_ops.data.gemini_rows import gemini
 from gemma_ops.data.marks import REVERSED, TURN_MARKS, UNREADABLE
 from gemma_ops.data.rowerror import RowError
@@ -75,7 +75,7 @@ def reader(layout: str, settings: DataConfig) -> Callable[[Row], Any]:
     if layout == "columns":
         if settings.prompt is None or settings.completion is None:
             raise DataError("data.format is columns, but there are no templates", "set data.prompt and data.completion")
-        return lambda row: columns(row, settings.prompt or "", settings.completion or "")
+        return lambda row: table_columns(row, settings.prompt or "", settings.completion or "")
     return {
         "messages": messages,
         "sharegpt": sharegpt,
@@ -84,8 +84,8 @@ def reader(layout: str, settings: DataConfig) -> Callable[[Row], Any]:
         "gemini": gemini,
         "preference": preferences.preference,
         "openai_preference": preferences.openai_preference,
-        "judged": preferences.judged,
-        "text": documents.document,
+        "judged": preferences.judged_answers,
+        "text": documents.document_of,
     }[layout]
 
 
@@ -142,9 +142,12 @@ def prompt_completion(row: Row) -> Raw:
     return found, row.get("tools")
 
 
-def columns(row: Row, prompt: str, completion: str) -> Raw:
+def table_columns(row: Row, prompt: str, completion: str) -> Raw:
     """A user and an assistant turn from templates with `{column}` placeholders; `{{` and `}}` are literal braces."""
-    found = [{"role": "user", "content": fill(prompt, row)}, {"role": "assistant", "content": fill(completion, row)}]
+    found = [
+        {"role": "user", "content": fill_template(prompt, row)},
+        {"role": "assistant", "content": fill_template(completion, row)},
+    ]
     return found, None
 
 
@@ -154,7 +157,7 @@ def _compiled(names: tuple[str, ...]) -> re.Pattern[str]:
     return re.compile(r"\{\{|\}\}|\{(" + "|".join(re.escape(name) for name in longest_first) + r")\}")
 
 
-def fill(template: str, row: Row) -> str:
+def fill_template(template: str, row: Row) -> str:
     """A template with `{column}` replaced by the row's text, numbers as written in JSON.
 
     Braces that don't hold a column's name stay as they are, so JSON can stand in a template. Raises RowError when the
@@ -213,7 +216,7 @@ def _field(row: Row, key: str) -> str:
 
 def _json(text: Any, what: str) -> Any:
     try:
-        return parse(text)
+        return parse_example(text)
     except (TypeError, ValueError) as error:
         raise RowError("bad_json", f"{what} is not JSON: {error}") from None
 

@@ -97,7 +97,7 @@ def _columns(row: dict[str, Any], encoded: Encoded) -> dict[str, Any]:
 
 
 def _pieces(row: dict[str, Any], tokenizer: Tokenizer, max_length: int | None) -> Iterator[dict[str, Any]]:
-    for ids in documents.pieces(documents.encode(tokenizer, row["text"]).ids, max_length):
+    for ids in documents.document_pieces(documents.encode_document(tokenizer, row["text"]).ids, max_length):
         labels = [NO_LOSS, *ids[1:]]
         weight = row.get("weight", 1.0)
         yield {"id": row["id"], "input_ids": ids, "labels": labels, "truncated": False, "weight": weight, "media": []}
@@ -108,10 +108,10 @@ def loss_flags(tokenizer: Tokenizer, row: dict[str, Any], manner: Manner) -> lis
     first."""
     kind = example.kind(row)
     if kind == "text":
-        return [documents.encode(tokenizer, row["text"]).loss]
+        return [documents.encode_document(tokenizer, row["text"]).loss]
     if kind == "conversation":
         return [one.loss for one in encode_row(row, tokenizer, manner)]
-    turns = [turn for messages in example.conversations(row) for turn in messages]
+    turns = [turn for messages in example.conversation_rows(row) for turn in messages]
     encoded = encode_answers(tokenizer, row, **manner.of(turns))
     return [[False] * len(encoded.prompt) + answer.loss for answer in encoded.answers.values()]
 

@@ -37,7 +37,7 @@ class _Wav:
     frames: int
 
 
-def facts(data: bytes) -> tuple[str, int]:
+def sound_facts(data: bytes) -> tuple[str, int]:
     """File ending, and how many samples at 16 kHz the sound has.
 
     Raises UnreadableError, and MachineError for a type that needs `soundfile` where that is not installed.
@@ -58,7 +58,7 @@ def sound(data: bytes) -> Samples:
     else:
         file = _soundfile(data, _ending(data))
         found, rate = file.read(dtype="float32", always_2d=True), file.samplerate
-    return resample(found.mean(axis=1, dtype=np.float64), rate)
+    return resample_sound(found.mean(axis=1, dtype=np.float64), rate)
 
 
 def converted(frames: int, rate: int) -> int:
@@ -66,7 +66,7 @@ def converted(frames: int, rate: int) -> int:
     return math.ceil(frames * RATE / rate)
 
 
-def resample(samples: npt.NDArray[Any], rate: int) -> Samples:
+def resample_sound(samples: npt.NDArray[Any], rate: int) -> Samples:
     """One channel at 16 kHz: a Kaiser-windowed sinc below the lower Nyquist frequency, exact for constants.
 
     Each of the up to 16,000 / gcd phases of the ratio is one filter, applied to strided windows of the input.

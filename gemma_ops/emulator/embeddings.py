@@ -13,7 +13,7 @@ from gemma_ops.emulator.emulated_wire import EmulatedCall, Reaction
 from gemma_ops.wire.gemini_wire import Refusal, texts_of
 
 
-def one(call: EmulatedCall, card: Card) -> tuple[Reaction, int]:
+def embed_text(call: EmulatedCall, card: Card) -> tuple[Reaction, int]:
     """`embedContent`: the reply and its tokens."""
     vector, tokens = _embed(call.body, card)
     return Reaction(200, {"embedding": {"values": vector}, "usageMetadata": {"promptTokenCount": tokens}}), tokens

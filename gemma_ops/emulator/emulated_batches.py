@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from gemma_ops.emulator.emulated_files import Files, page, stamp
+from gemma_ops.emulator.emulated_files import Files, files_page, stamp
 from gemma_ops.emulator.emulated_wire import EmulatedCall, Reaction
 from gemma_ops.wire.gemini_wire import Refusal
 
@@ -102,7 +102,7 @@ class EmulatedBatches:
 
     def list(self, call: EmulatedCall) -> Reaction:
         found = [self._shown(job) for job in reversed(list(self._jobs.values()))]
-        return Reaction(200, page(call, "operations", found, 50))
+        return Reaction(200, files_page(call, "operations", found, 50))
 
     def cancel(self, call: EmulatedCall) -> Reaction:
         job = self._find(call)

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from typing import Any
 
 from gemma_ops.emulator import emulated_wire
-from gemma_ops.emulator.emulated_files import page, stamp
-from gemma_ops.emulator.emulated_models import find
+from gemma_ops.emulator.emulated_files import files_page, stamp
+from gemma_ops.emulator.emulated_models import find_model
 from gemma_ops.emulator.emulated_wire import EmulatedCall, Reaction
 from gemma_ops.wire.gemini_wire import Refusal
 
@@ -31,7 +31,7 @@ class Caches:
     def create(self, call: EmulatedCall) -> Reaction:
         body = call.body
         model = str(body.get("model") or "").split("models/")[-1]
-        card = find(model, call.version, "createCachedContent")
+        card = find_model(model, call.version, "createCachedContent")
         tokens = emulated_wire.count_contents(body.get("contents")) + emulated_wire.count_contents(
             body.get("systemInstruction")
         )
@@ -63,7 +63,7 @@ class Caches:
     def list(self, call: EmulatedCall) -> Reaction:
         with self._lock:
             found = [about for name, about in self._caches.items() if self._ends[name] > time.time()]
-        return Reaction(200, page(call, "cachedContents", found, 50))
+        return Reaction(200, files_page(call, "cachedContents", found, 50))
 
     def patch(self, call: EmulatedCall) -> Reaction:
         """Move the end of its life; nothing else of a cache can be changed."""

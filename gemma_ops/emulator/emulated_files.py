@@ -120,7 +120,7 @@ class Files:
     def list(self, call: EmulatedCall) -> Reaction:
         with self._lock:
             found = [stored.about for stored in self._files.values()]
-        return Reaction(200, page(call, "files", found, 10))
+        return Reaction(200, files_page(call, "files", found, 10))
 
     def _find(self, name: str) -> StoredFile:
         with self._lock:
@@ -153,7 +153,7 @@ class Files:
         return kept
 
 
-def page(call: EmulatedCall, name: str, items: list[dict[str, Any]], size: int) -> dict[str, Any]:
+def files_page(call: EmulatedCall, name: str, items: list[dict[str, Any]], size: int) -> dict[str, Any]:
     """One page of a list: `pageSize` and `pageToken` as the caller asks, `nextPageToken` while there is more."""
     size = int(call.query.get("pageSize") or call.query.get("page_size") or size)
     start = int(call.query.get("pageToken") or call.query.get("page_token") or 0)

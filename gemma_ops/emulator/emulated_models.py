@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import date
 from functools import cache
 
-from gemma_ops.gemini.models import table
+from gemma_ops.gemini.models import models_table
 from gemma_ops.wire.gemini_wire import Refusal
 
 _OUTPUT = 65_536
@@ -55,7 +55,7 @@ class Card:
 def cards() -> dict[str, Card]:
     """All models by name."""
     found = []
-    for name, facts in table().models.items():
+    for name, facts in models_table().models.items():
         default = facts.default_thinking or ("medium" if "medium" in facts.thinking else None)
         found.append(
             Card(
@@ -78,11 +78,11 @@ def cards() -> dict[str, Card]:
 
 def known_routes(on: date) -> dict[str, str]:
     """Retired models that another one answers for on a day, as `models.yaml` knows them."""
-    routed = {name: facts.routed for name, facts in table().models.items() if facts.routed}
+    routed = {name: facts.routed for name, facts in models_table().models.items() if facts.routed}
     return {name: where.to for name, where in routed.items() if on >= where.since}
 
 
-def find(name: str, version: str, task: str, *, embeds: bool = False) -> Card:
+def find_model(name: str, version: str, task: str, *, embeds: bool = False) -> Card:
     """The card of a model, or the service's 404; `task` is the method that the message names."""
     card = cards().get(name)
     if card is None or (card.beta_only and version == "v1") or bool(card.embeds) != embeds:

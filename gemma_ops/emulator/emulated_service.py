@@ -13,9 +13,9 @@ from typing import Any
 from gemma_ops.emulator import embeddings, faults, generating
 from gemma_ops.emulator.emulated_batches import Answered, EmulatedBatches, Item, Pace
 from gemma_ops.emulator.emulated_caches import Caches
-from gemma_ops.emulator.emulated_files import Files, page
+from gemma_ops.emulator.emulated_files import Files, files_page
 from gemma_ops.emulator.emulated_interactions import read_interaction, show_interaction
-from gemma_ops.emulator.emulated_models import Card, cards, find
+from gemma_ops.emulator.emulated_models import Card, cards, find_model
 from gemma_ops.emulator.emulated_wire import EmulatedCall, Reaction
 from gemma_ops.emulator.emulator_log import Log, digest_of
 from gemma_ops.emulator.faults import Faults, Rule
@@ -118,7 +118,7 @@ class Service:
 
     def _decide(self, call: EmulatedCall, rule: Rule | None, digest: str, nth: int, entry: dict[str, Any]) -> Reaction:
         if rule and rule.name in faults.HTTP:
-            return faults.refuse(rule, call.name)
+            return faults.refuse_request(rule, call.name)
         if rule and rule.name == "upload_failed":
             return self._files.abort(call)
         if call.op in ("generate", "stream"):
@@ -129,12 +129,12 @@ class Service:
             entry |= {"model": model, "usage": made.usage, "billed": True, "response_id": made.response_id}
             return _delivered(Reaction(200, show_interaction(made.response), made.headers), rule)
         if call.op == "batch_create":
-            find(call.name, call.version, "batchGenerateContent")
+            find_model(call.name, call.version, "batchGenerateContent")
             fate = rule.name if rule and rule.name in faults.JOBS else ""
             return _delivered(self._batches.create(call, call.name, fate), rule)
         if call.op in ("embed", "embed_many"):
-            card = find(call.name, call.version, "embedContent", embeds=True)
-            reaction, tokens = (embeddings.one if call.op == "embed" else embeddings.many)(call, card)
+            card = find_model(call.name, call.version, "embedContent", embeds=True)
+            reaction, tokens = (embeddings.embed_text if call.op == "embed" else embeddings.many)(call, card)
             entry |= {"usage": {"promptTokenCount": tokens, "totalTokenCount": tokens}, "billed": True}
             return _delivered(reaction, rule)
         return _delivered(self._ops[call.op](call), rule)
@@ -146,7 +146,7 @@ class Service:
         entry |= {"usage": made.usage, "billed": True, "response_id": made.response_id}
         headers = {"x-gemini-service-tier": entry["tier"]} | dict(made.headers)
         if call.op == "stream":
-            events = generating.events(made.response)
+            events = generating.generated_events(made.response)
             if call.query.get("alt") == "sse":
                 return _delivered(Reaction(200, None, headers, events), rule)
             return _delivered(Reaction(200, list(events), headers), rule)
@@ -159,7 +159,7 @@ class Service:
             raise Refusal(
                 404, f"This model models/{model} is no longer available. Please update your code to use a newer model."
             )
-        card = find(self._routes.get(model) or model, call.version, "generateContent")
+        card = find_model(self._routes.get(model) or model, call.version, "generateContent")
         check_request(body, card)
         cached = self._caches.use(str(body["cachedContent"]), card.name) if body.get("cachedContent") else None
         fault = rule.name if rule and rule.name in faults.REPLIES else ""
@@ -218,7 +218,7 @@ class Service:
     def _models(self, call: EmulatedCall) -> Reaction:
         found = [card for card in cards().values() if not (card.beta_only and call.version == "v1")]
         shown = [card.describe(call.cloud) for card in found]
-        return Reaction(200, page(call, "publisherModels" if call.cloud else "models", shown, 50))
+        return Reaction(200, files_page(call, "publisherModels" if call.cloud else "models", shown, 50))
 
     def _new_id(self) -> str:
         """Twelve letters and digits; the same sequence for the same seed."""
@@ -229,7 +229,7 @@ class Service:
 def find_any(call: EmulatedCall) -> Card:
     """The card of the model a call names, whether it answers or embeds."""
     card = cards().get(call.name)
-    return find(call.name, call.version, "this method", embeds=bool(card and card.embeds))
+    return find_model(call.name, call.version, "this method", embeds=bool(card and card.embeds))
 
 
 def _delivered(reaction: Reaction, rule: Rule | None) -> Reaction:

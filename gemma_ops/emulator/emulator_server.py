@@ -17,7 +17,7 @@ from gemma_ops.emulator.emulated_batches import Pace
 from gemma_ops.emulator.emulated_service import Service
 from gemma_ops.emulator.emulated_wire import EmulatedCall, Reaction
 from gemma_ops.emulator.emulator_log import LogEntry
-from gemma_ops.emulator.rehearsal import rehearse
+from gemma_ops.emulator.rehearsal import rehearsed_reply
 from gemma_ops.emulator.responder import Responder
 from gemma_ops.errors import ConfigError, MachineError
 from gemma_ops.gemini import handshake
@@ -55,7 +55,7 @@ class Emulator:
         self.pace = pace or Pace()
         """How fast batches go; may be changed at any time."""
         self._service = Service(
-            responder or rehearse,
+            responder or rehearsed_reply,
             seed=seed,
             thoughts=thoughts,
             keys=keys,
@@ -195,7 +195,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _handle(self) -> None:
         raw = self._read()
-        if proof := handshake.answer(self.path):
+        if proof := handshake.answer_challenge(self.path):
             self._send(Reaction(200, proof.encode()))
             return
         reaction = self._react(raw)
@@ -218,7 +218,7 @@ class _Handler(BaseHTTPRequestHandler):
         query = dict(parse_qsl(parts.query))
         path = unquote(parts.path)
         try:
-            op, named = routes.match(self.command, path)
+            op, named = routes.match_route(self.command, path)
         except Refusal as refusal:
             return self.server.service.unrouted(self.command, path, raw, refusal)
         sent: Any = None

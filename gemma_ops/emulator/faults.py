@@ -144,7 +144,7 @@ class Faults:
         return None
 
 
-def refuse(rule: Rule, model: str) -> Reaction:
+def refuse_request(rule: Rule, model: str) -> Reaction:
     """The reply of a fault that is an HTTP status."""
     if rule.name == "502":
         page = b"<html><head><title>502 Bad Gateway</title></head><body>Bad Gateway</body></html>"

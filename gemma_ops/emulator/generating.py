@@ -148,7 +148,7 @@ def tier_of(body: Mapping[str, Any]) -> str:
     return found if found in ("flex", "priority") else "standard"
 
 
-def events(response: dict[str, Any], pieces: int = 4) -> tuple[dict[str, Any], ...]:
+def generated_events(response: dict[str, Any], pieces: int = 4) -> tuple[dict[str, Any], ...]:
     """The same reply as the events of a stream: text in pieces, usage grows, the last event carries how it ended."""
     candidates = response.get("candidates") or []
     parts = candidates[0].get("content", {}).get("parts", []) if candidates else []

@@ -32,7 +32,7 @@ class Order(ConfigSection):
         return None if value in ("null", "~", "") else value
 
 
-def read(path: Path) -> list[Order]:
+def read_orders(path: Path) -> list[Order]:
     """Orders of a file; raises ConfigError that names the entry and what is wrong with it."""
     form = "write a list such as [{fault: 429, times: 3, seconds: 2}, {fault: slow, on: generate, share: 0.1}]"
     try:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from gemma_ops.emulator.rehearsal import filled, rehearse
+from gemma_ops.emulator.rehearsal import filled, rehearsed_reply
 from gemma_ops.emulator.responder import Body, EmulatedReply, Responder
 
 _ORDER = re.compile(
@@ -32,7 +32,7 @@ def gold(answer: Callable[[Body], str | Mapping[str, Any] | EmulatedReply]) -> R
     return respond
 
 
-def judge(choose: Callable[[Body], str]) -> Responder:
+def planted_judge(choose: Callable[[Body], str]) -> Responder:
     """An honest judge: gives the verdict of `choose` in every field that can hold it."""
 
     def respond(body: Body) -> str | EmulatedReply:
@@ -45,7 +45,7 @@ def judge(choose: Callable[[Body], str]) -> Responder:
 
 def always(verdict: str) -> Responder:
     """A judge that gives one verdict, whatever it reads."""
-    return judge(lambda body: verdict)
+    return planted_judge(lambda body: verdict)
 
 
 def position_biased(choose: Callable[[Body], str], share: float, favourite: str = "A") -> Responder:
@@ -54,7 +54,7 @@ def position_biased(choose: Callable[[Body], str], share: float, favourite: str 
     def vote(body: Body) -> str:
         return favourite if body.chance("position").random() < share else choose(body)
 
-    return judge(vote)
+    return planted_judge(vote)
 
 
 def obedient(choose: Callable[[Body], str]) -> Responder:
@@ -71,10 +71,10 @@ def obedient(choose: Callable[[Body], str]) -> Responder:
         ]
         return found[-1].group(1) if found else choose(body)
 
-    return judge(vote)
+    return planted_judge(vote)
 
 
-def noisy(honest: Responder, share: float, instead: Responder = rehearse) -> Responder:
+def noisy(honest: Responder, share: float, instead: Responder = rehearsed_reply) -> Responder:
     """One responder in most requests, another in a share of them, drawn by the seed and anew each time it is asked."""
     return lambda body: (instead if body.chance("noise", body.nth).random() < share else honest)(body)
 

@@ -12,7 +12,7 @@ from gemma_ops.emulator.responder import Body, EmulatedReply
 from gemma_ops.wire.gemini_wire import contents_of
 
 
-def rehearse(body: Body) -> str | EmulatedReply:
+def rehearsed_reply(body: Body) -> str | EmulatedReply:
     """Answer a request; the same request gets the same answer."""
     if body.schema is not None:
         value = filled(body)

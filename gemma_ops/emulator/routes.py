@@ -61,7 +61,7 @@ GROUPS = {
 """Names for operations that a fault may be limited to; `item` is one request inside a batch."""
 
 
-def match(method: str, path: str) -> tuple[str, dict[str, str]]:
+def match_route(method: str, path: str) -> tuple[str, dict[str, str]]:
     """Operation and its named parts (`name`, `version`, `cloud`); raises the service's 404."""
     for wanted, pattern, op in _ROUTES:
         if wanted == method and (found := pattern.match(path)):

@@ -72,28 +72,28 @@ def forecast(
 
     Nothing is asked and no model is loaded.
     """
-    from gemma_ops.evaluation.evaluation_checks import load
-    from gemma_ops.evaluation.evaluation_forecast import forecast as make
+    from gemma_ops.evaluation.evaluation_checks import load_checked
+    from gemma_ops.evaluation.evaluation_forecast import forecast_evaluation as make
 
-    return make(settings, machine, load(settings, tasks, source, before.parent), before)
+    return make(settings, machine, load_checked(settings, tasks, source, before.parent), before)
 
 
 def forecast_lines(plan: dict[str, Any]) -> list[str]:
     """A forecast for the terminal."""
-    from gemma_ops.evaluation.evaluation_forecast import lines
+    from gemma_ops.evaluation.evaluation_forecast import forecast_text
 
-    return lines(plan)
+    return forecast_text(plan)
 
 
 def needs_source(folder: Path) -> bool:
     """Whether a task's rows are not shipped, so that `evaluate` needs the user's data folder as `source`."""
-    from gemma_ops.tasks.task import needs_source as ask
+    from gemma_ops.tasks.task import task_needs_source as ask
 
     return ask(folder)
 
 
 def summary_lines(verdict: Verdict, folder: Path | None = None) -> list[str]:
     """A verdict in a few plain lines for the terminal; `folder` is where `report.html` stands."""
-    from gemma_ops.evaluation.verdict_summary import lines
+    from gemma_ops.evaluation.verdict_summary import verdict_lines
 
-    return lines(verdict, folder)
+    return verdict_lines(verdict, folder)

@@ -37,7 +37,7 @@ def hour(machine: MachineConfig) -> Facts:
             "from": "machine.dollars_per_hour",
             "utilisation": machine.utilisation,
         }
-    found = devices.present() if machine.device != "cpu" else []
+    found = devices.present_devices() if machine.device != "cpu" else []
     if not found or found[0].dollars is None:
         name = found[0].name if found else "this processor"
         return {"dollars": None, "from": f"no list price of {name}", "utilisation": machine.utilisation}
@@ -55,7 +55,7 @@ class Money:
     basis: str
 
 
-def money(answers: Sequence[StoredAnswer], facts: Facts, target: str) -> Money:
+def answer_money(answers: Sequence[StoredAnswer], facts: Facts, target: str) -> Money:
     """What each answer of a target cost. `facts` are those of the verdict: `targets`, and `machine` (see `hour`)."""
     shown = [answer for answer in answers if answer.end != "hidden"]
     billed = [answer.dollars for answer in shown]
@@ -65,7 +65,7 @@ def money(answers: Sequence[StoredAnswer], facts: Facts, target: str) -> Money:
             return Money(None, "unknown", f"{unpriced:,} of {len(shown):,} answers came without usage")
         tiers = sorted({answer.tier for answer in shown if answer.tier})
         return Money(tuple(value or 0.0 for value in billed), "billed", f"billed ({', '.join(tiers) or 'standard'})")
-    if place(facts, target) != HERE:
+    if answer_place(facts, target) != HERE:
         return Money(None, "unknown", "no price known: list it in machine.endpoints")
     rate = facts.get("machine") or {"dollars": None, "from": "not recorded", "utilisation": 1.0}
     if rate["dollars"] is None:
@@ -75,7 +75,7 @@ def money(answers: Sequence[StoredAnswer], facts: Facts, target: str) -> Money:
     return Money(tuple(answer.seconds * each for answer in shown), "machine", basis)
 
 
-def place(facts: Facts, target: str) -> str:
+def answer_place(facts: Facts, target: str) -> str:
     """Where a target's prompts go; evaluations of before there were services all stayed here."""
     return str(facts.get("targets", {}).get(target, {}).get("place", HERE))
 
@@ -85,7 +85,7 @@ def spent(
 ) -> Facts:
     """`usd_per_1k` with its interval, `kind` and `basis`; figures are None where unknown. So is the upper end without
     `most`, what 1,000 answers can cost at most: the next answer may then be of any price."""
-    found = money(answers, facts, target)
+    found = answer_money(answers, facts, target)
     body: Facts = {"usd_per_1k": None, "low": None, "high": None, "kind": found.kind, "basis": found.basis}
     if found.dollars:
         sample = Sample.of([1000 * value for value in found.dollars])
@@ -95,14 +95,14 @@ def spent(
     return body
 
 
-def speed(answers: Sequence[StoredAnswer]) -> dict[str, float | None]:
+def answer_speed(answers: Sequence[StoredAnswer]) -> dict[str, float | None]:
     """Seconds that askers waited, the machine's seconds, and tokens. None where nothing was measured."""
     shown = [answer for answer in answers if answer.end != "hidden"]
     total = sum(answer.seconds for answer in shown)
     fresh = sum(answer.new_tokens for answer in shown)
     figures: dict[str, float | None] = {}
     for kind in ("seconds", "first_seconds"):
-        found = waits(shown, kind)
+        found = answer_waits(shown, kind)
         for name, quantile in QUANTILES.items():
             figures[f"{kind}_{name}"] = float(np.quantile(found, quantile)) if found else None
     count = max(len(shown), 1)
@@ -115,7 +115,7 @@ def speed(answers: Sequence[StoredAnswer]) -> dict[str, float | None]:
     }
 
 
-def waits(answers: Sequence[StoredAnswer], kind: str) -> list[float]:
+def answer_waits(answers: Sequence[StoredAnswer], kind: str) -> list[float]:
     """Waiting times; those for first tokens only when every answer that came has one, since some are no sample."""
     shown = [answer for answer in answers if answer.end != "hidden"]
     if kind == "seconds":
@@ -178,7 +178,7 @@ def evidence(
     came in time.
     """
     if gate.metric == "usd_per_1k":
-        found = money(answers, facts, gate.target)
+        found = answer_money(answers, facts, gate.target)
         if not found.dollars:
             raise DataError(
                 f"a gate asks what {gate.target} costs, and that is unknown: {found.basis}", "take the gate out"
@@ -192,17 +192,17 @@ def evidence(
             )
         return Below(sample, False, sample.mean, None, most)
     kind, _, _ = gate.metric.rpartition("_")
-    known = waits(answers, kind)
+    known = answer_waits(answers, kind)
     if not known:
         raise DataError(f"a gate asks for {gate.metric} of {gate.target}, and it was not measured", "take the gate out")
     sample = Sample.of([float(wait <= gate.margin) for wait in known])
     return GateEvidence(sample, False, sample.mean)
 
 
-def check(gates: Sequence[GateConfig], facts: Facts) -> None:
+def check_cost(gates: Sequence[GateConfig], facts: Facts) -> None:
     """Refuse gates on dollars that can't be known, before anything is answered. Raises ConfigError."""
     for index, gate in enumerate(gates):
-        local = place(facts, gate.target) == HERE
+        local = answer_place(facts, gate.target) == HERE
         if gate.metric == "usd_per_1k" and local and (facts.get("machine") or {}).get("dollars") is None:
             raise ConfigError(
                 f"evaluate.gates.{index} asks what {gate.target} costs, and an hour of this machine has no known price",

@@ -26,7 +26,7 @@ from gemma_ops.tasks.task import Task
 _PART = 1000
 
 
-def check(targets: Sequence[Target], tasks: Sequence[Task]) -> None:
+def check_targets(targets: Sequence[Target], tasks: Sequence[Task]) -> None:
     """Refuse rows that a target may not see, for all targets before the first is asked. Raises BoundaryError."""
     for target in targets:
         for task in tasks:
@@ -46,9 +46,9 @@ def readable(targets: Sequence[Target], tasks: Sequence[Task]) -> None:
                 )
 
 
-def asked(name: str, settings: EvaluateConfig, tuned: Path | None, champion: Path | None = None) -> AskingMode:
+def asked_rows(name: str, settings: EvaluateConfig, tuned: Path | None, champion: Path | None = None) -> AskingMode:
     """How the target of that name is asked if it is a local model: as what it is, or was tuned to, was trained."""
-    spec = specs.parse(name)
+    spec = specs.parse_target(name)
     places = {"folder": Path(spec.place).expanduser(), "gguf": Path(spec.place).expanduser().parent}
     if champion:
         places["champion"] = champion / CHAMPION_MODEL
@@ -61,7 +61,7 @@ def asked(name: str, settings: EvaluateConfig, tuned: Path | None, champion: Pat
     return AskingMode(thinking, settings.thought_tokens, settings.control_tokens)
 
 
-def refuse_control(targets: Sequence[Target], tasks: Sequence[Task]) -> None:
+def refuse_control_questions(targets: Sequence[Target], tasks: Sequence[Task]) -> None:
     """Refuse questions whose text a local model would read as structure, before anything is asked. Raises DataError."""
     if not any(target.lockstep for target in targets):
         return
@@ -76,13 +76,13 @@ def refuse_control(targets: Sequence[Target], tasks: Sequence[Task]) -> None:
             )
 
 
-def keys(target: Target, task: Task) -> list[str]:
+def answer_keys(target: Target, task: Task) -> list[str]:
     """Keys of a target's answers, in the task's row order."""
     generation = task.file.generation.model_dump(mode="json")
-    return [stored_answers.key(target.name, target.identity, task.name, row, generation) for row in task.rows]
+    return [stored_answers.answer_key(target.name, target.identity, task.name, row, generation) for row in task.rows]
 
 
-def shown(target: Target, task: Task) -> list[ScoredRow]:
+def shown_media(target: Target, task: Task) -> list[ScoredRow]:
     """Rows that the target may see."""
     return [row for row in task.rows if row.privacy in target.sees]
 
@@ -91,11 +91,13 @@ def complete(target: Target, task: Task, stored: AnswerFile) -> list[StoredAnswe
     """A target's answers in the task's row order; those it may not give are `hidden`."""
     return [
         stored.known[key] if row.privacy in target.sees else stored_answers.hidden(key, target.name, task.name, row.id)
-        for key, row in zip(keys(target, task), task.rows, strict=True)
+        for key, row in zip(answer_keys(target, task), task.rows, strict=True)
     ]
 
 
-def ask(target: Target, tasks: Sequence[Task], stored: AnswerFile, conditions: ConditionsFile, batch: int) -> None:
+def ask_targets(
+    target: Target, tasks: Sequence[Task], stored: AnswerFile, conditions: ConditionsFile, batch: int
+) -> None:
     """Let a target answer what it hasn't, and record the conditions. Batches hold rows of like length and are the same
     in every attempt, so that an interrupted run computes what an uninterrupted one would."""
     try:
@@ -106,8 +108,8 @@ def ask(target: Target, tasks: Sequence[Task], stored: AnswerFile, conditions: C
 
 
 def _ask(target: Target, task: Task, stored: AnswerFile, conditions: ConditionsFile, batch: int) -> None:
-    known = dict(zip((row.id for row in task.rows), keys(target, task), strict=True))
-    rows = sorted(shown(target, task), key=lambda row: (_length(row), row.id))
+    known = dict(zip((row.id for row in task.rows), answer_keys(target, task), strict=True))
+    rows = sorted(shown_media(target, task), key=lambda row: (_length(row), row.id))
     batches = [rows[start : start + batch] for start in range(0, len(rows), batch)]
     missing = [part for part in batches if any(known[row.id] not in stored.known for row in part)]
     if not missing:

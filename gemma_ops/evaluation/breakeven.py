@@ -127,7 +127,7 @@ class CostComparison:
         return {
             "schema": SCHEMA,
             "at": self.at.isoformat(timespec="seconds"),
-            "prices_as_of": models.table().as_of.isoformat(),
+            "prices_as_of": models.models_table().as_of.isoformat(),
             "own": own,
             "tokens": asdict(self.work),
             "cached_share": self.cached_share,
@@ -146,7 +146,7 @@ class CostComparison:
         return head | {"charges": charges}
 
 
-def compare(
+def compare_costs(
     own: Own, work: Workload, *, at: datetime, cached_share: float = 1.0, measured: Mapping[str, tuple[str, Workload]] | None = None,
     priced: Mapping[str, tuple[float, float]] | None = None,
 ) -> CostComparison:  # fmt: skip
@@ -157,8 +157,8 @@ def compare(
     """
     used = measured or {}
     asked = [(name, model, tokens) for name, (model, tokens) in used.items()]
-    others = set(models.table().models) - {model for _, model, _ in asked}
-    asked += [(model, model, work) for model in models.table().models if model in others]
+    others = set(models.models_table().models) - {model for _, model, _ in asked}
+    asked += [(model, model, work) for model in models.models_table().models if model in others]
     priced_now = (_gemini(name, model, tokens, cached_share, at) for name, model, tokens in asked)
     offers = [offer for offer in priced_now if offer]
     today = at.astimezone(UTC).date()
@@ -180,13 +180,13 @@ def _gemini(name: str, model: str, work: Workload, cached_share: float, at: date
     for day in [today, *([change] if change else [])]:
         moment = datetime.combine(day, time(), UTC) if day != today else at
         try:
-            standard = prices.rates(model, tier="standard", at=moment)
+            standard = prices.token_rates(model, tier="standard", at=moment)
         except BudgetError:
             return None
         if standard is None:
             return None
         source = source or standard.source
-        charges.append(_charge(day, standard, prices.rates(model, tier="batch", at=moment), work, cached_share))
+        charges.append(_charge(day, standard, prices.token_rates(model, tier="batch", at=moment), work, cached_share))
     return Offer(name, "gemini", tuple(charges), work, source)
 
 

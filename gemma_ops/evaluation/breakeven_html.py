@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from gemma_ops import __version__
 from gemma_ops.evaluation import breakeven_text as text
 from gemma_ops.evaluation.breakeven import Charge, CostComparison, Offer
-from gemma_ops.words.markup import escape, stylesheet, table
+from gemma_ops.words.markup import escape, html_table, stylesheet
 
 _COLOURS = ("t-q8", "t-q4", "t-bf16", "t-other", "t-base")
 _HEIGHT = 300
@@ -48,10 +48,10 @@ class _Log:
         return [10.0**power for power in range(first, last + 1)]
 
 
-def render(found: CostComparison) -> str:
+def cost_page(found: CostComparison) -> str:
     """The whole page."""
     css = stylesheet() + _CSS
-    headline = text.headline(found)
+    headline = text.cost_headline(found)
     own = text.own_line(found.own)
     return (
         "<!doctype html>\n"
@@ -92,12 +92,12 @@ def _months(found: CostComparison) -> str:
         )
         names.append(
             f'<span><span class="chip"><i class="{_COLOURS[place]}"></i>{escape(offer.name)}</span> '
-            f"${text.money(offer.today.standard)} per 1,000{escape(later)}</span>"
+            f"${text.money_words(offer.today.standard)} per 1,000{escape(later)}</span>"
         )
     return (
         '<section class="card"><h3>Dollars a month, by answers a month</h3>'
         '<p class="note">A machine costs the same idle or busy; each step is one machine more. Both scales are logarithmic.</p>'
-        f'<svg class="plot" height="{_HEIGHT + 20}" role="img" aria-label="{escape(text.headline(found))}">{body}</svg>'
+        f'<svg class="plot" height="{_HEIGHT + 20}" role="img" aria-label="{escape(text.cost_headline(found))}">{body}</svg>'
         f'<div class="legend">{"".join(names)}</div></section>'
     )
 
@@ -133,7 +133,7 @@ def _breaks(found: CostComparison) -> str:
             f'<div class="figure ci">{escape(_told(found, offer.today))}</div></div>'
         )
     foot = "".join(
-        f'<text class="tick" x="{_x(across, tick)}" y="12" text-anchor="middle">{escape(text.count(tick))}</text>'
+        f'<text class="tick" x="{_x(across, tick)}" y="12" text-anchor="middle">{escape(text.count_words(tick))}</text>'
         for tick in _thinned(across.ticks(), 6)
     )
     return (
@@ -167,7 +167,7 @@ def _told(found: CostComparison, charge: Charge) -> str:
     for name, amount in (("", charge.standard), ("batch ", charge.batch)):
         if amount:
             volume = found.break_even(amount)
-            parts.append(name + ("never" if volume is None else text.count(volume)))
+            parts.append(name + ("never" if volume is None else text.count_words(volume)))
     return ", ".join(parts)
 
 
@@ -182,21 +182,21 @@ def _figures(found: CostComparison) -> str:
                 if amount is None
                 else "never"
                 if (volume := found.break_even(amount)) is None
-                else text.count(volume)
+                else text.count_words(volume)
                 for amount in amounts[:2]
             ]
             rows.append(
                 [
                     escape(offer.name) if place == 0 else "",
                     "today" if place == 0 else str(charge.start),
-                    *("–" if amount is None else f"${text.money(amount)}" for amount in amounts),
+                    *("–" if amount is None else f"${text.money_words(amount)}" for amount in amounts),
                     *volumes,
                     f'<span class="ci">{escape(offer.source)}</span>',
                 ]
             )
     return (
         '<section class="card"><h3>Dollars per 1,000 answers</h3>'
-        f'<p class="note">Break-even in answers a month.</p>{table(head, rows)}</section>'
+        f'<p class="note">Break-even in answers a month.</p>{html_table(head, rows)}</section>'
     )
 
 
@@ -206,7 +206,7 @@ def _grid(across: _Log, up: _Log) -> str:
         x = _x(across, tick)
         body += f'<line class="grid" x1="{x}" x2="{x}" y1="0" y2="{_HEIGHT}"/>'
     for tick in _thinned(across.ticks(), 5):
-        body += f'<text class="tick" x="{_x(across, tick)}" y="{_HEIGHT + 15}" text-anchor="middle">{escape(text.count(tick))}</text>'
+        body += f'<text class="tick" x="{_x(across, tick)}" y="{_HEIGHT + 15}" text-anchor="middle">{escape(text.count_words(tick))}</text>'
     for tick in up.ticks():
         y = _y(up, tick)
         body += f'<line class="grid" x1="0%" x2="100%" y1="{y}" y2="{y}"/>'

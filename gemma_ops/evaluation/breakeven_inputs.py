@@ -34,7 +34,7 @@ class Given:
     task: str | None = None
 
 
-def read(config: RunConfig, given: Given) -> tuple[Own, Workload, dict[str, tuple[str, Workload]]]:
+def read_evaluation(config: RunConfig, given: Given) -> tuple[Own, Workload, dict[str, tuple[str, Workload]]]:
     """The machine, the tokens of an answer, and the Gemini targets that were measured beside it.
 
     Raises ConfigError when something is neither measured nor given, or an hour of the machine has no known price.
@@ -105,7 +105,7 @@ def _one(kind: str, wanted: str | None, known: Sequence[str], preferred: Sequenc
 
 def _same(device: str, measured: MachineFacts | None) -> None:
     """Refuse the price of one machine for the speed of another. Raises ConfigError."""
-    name, where = devices.get(device).name, measured.source if measured else "a machine that was not recorded"
+    name, where = devices.get_device(device).name, measured.source if measured else "a machine that was not recorded"
     if not where.startswith(f"{name},"):
         raise ConfigError(
             f"--device prices {name}, and the speed was measured elsewhere ({where})",
@@ -134,7 +134,7 @@ def _rivals(
 def _hour(machine: MachineConfig, device: str | None, measured: MachineFacts | None) -> tuple[float, str]:
     """Dollars an hour and where the figure is from: the reader's own, else of the machine whose speed was measured."""
     if device is not None:
-        chosen = devices.get(device)
+        chosen = devices.get_device(device)
         dollars, where = chosen.dollars, f"{chosen.name}, {chosen.priced}"
     elif machine.dollars_per_hour is None and measured and measured.dollars:
         dollars, where = measured.dollars, f"{measured.source}, as evaluated"

@@ -10,9 +10,9 @@ from gemma_ops.gemini import models
 _WIDTH = 100
 
 
-def lines(found: CostComparison) -> list[str]:
+def cost_lines(found: CostComparison) -> list[str]:
     own = found.own
-    text = [own_line(own), *textwrap.wrap(headline(found), _WIDTH), ""]
+    text = [own_line(own), *textwrap.wrap(cost_headline(found), _WIDTH), ""]
     head = ["dollars per 1,000 answers", "from", "standard", "batch", "cached"]
     head += ["break-even a month", "on batch"]
     rows = [head]
@@ -37,12 +37,12 @@ def lines(found: CostComparison) -> list[str]:
 
 def own_line(own: Own) -> str:
     return (
-        f"own machine: ${money(own.per_thousand)} per 1,000 answers when busy {own.utilisation:.0%} of the time, "
-        f"${money(own.full)} at the least"
+        f"own machine: ${money_words(own.per_thousand)} per 1,000 answers when busy {own.utilisation:.0%} of the time, "
+        f"${money_words(own.full)} at the least"
     )
 
 
-def headline(found: CostComparison) -> str:
+def cost_headline(found: CostComparison) -> str:
     """From which volume the machine is cheaper than the cheapest of each kind."""
     parts = []
     for kind, title in (("gemini", "Gemini"), ("hosted", "hosted Gemma")):
@@ -50,13 +50,15 @@ def headline(found: CostComparison) -> str:
         if offer is None:
             continue
         volume = found.break_even(offer.today.standard)
-        price = f"{offer.name}, the cheapest {title} at ${money(offer.today.standard)}"
+        price = f"{offer.name}, the cheapest {title} at ${money_words(offer.today.standard)}"
         if volume is None:
             parts.append(f"one machine is never cheaper than {price}")
         else:
-            parts.append(f"from {count(volume)} answers a month it is cheaper than {price}")
+            parts.append(f"from {count_words(volume)} answers a month it is cheaper than {price}")
     sentence = "; ".join(parts) or "there is nothing to compare with"
-    return f"{sentence[:1].upper()}{sentence[1:]}. One machine answers at most {count(found.own.capacity)} a month."
+    return (
+        f"{sentence[:1].upper()}{sentence[1:]}. One machine answers at most {count_words(found.own.capacity)} a month."
+    )
 
 
 def notes(found: CostComparison) -> list[str]:
@@ -69,12 +71,12 @@ def notes(found: CostComparison) -> list[str]:
     sources = ", ".join(sorted({offer.source for offer in found.offers}))
     told = []
     told.append(
-        f"machine: {speed(own)}; ${own.dollars_per_hour:g} an hour ({own.price_from}), ${own.per_month:,.0f} a month, idle "
+        f"machine: {speed_words(own)}; ${own.dollars_per_hour:g} an hour ({own.price_from}), ${own.per_month:,.0f} a month, idle "
         f"or busy; utilisation {own.utilisation:g} (machine.utilisation)."
     )
     told.append(f"an answer: {work.prompt:,.1f} prompt tokens, {work.new:,.1f} new{thoughts} ({work.source}).")
     told.append(
-        f"prices: {sources}; facts as of {models.table().as_of}, read on {found.at.date()}. Batch answers within a day. "
+        f"prices: {sources}; facts as of {models.models_table().as_of}, read on {found.at.date()}. Batch answers within a day. "
         f"Cached: {share} of the prompt comes from the cache."
     )
     told.append(
@@ -98,16 +100,16 @@ def notes(found: CostComparison) -> list[str]:
     return told
 
 
-def speed(own: Own) -> str:
+def speed_words(own: Own) -> str:
     return f"{own.answers_per_second:,.3g} answers/s ({own.speed_from})"
 
 
-def money(amount: float) -> str:
+def money_words(amount: float) -> str:
     """Dollars, with as many digits as tell small amounts apart."""
     return f"{amount:,.2f}" if amount >= 10 else f"{amount:.3f}" if amount >= 0.1 else f"{amount:.2g}"
 
 
-def count(number: float) -> str:
+def count_words(number: float) -> str:
     """A volume in three digits."""
     for size, name in ((1e9, " billion"), (1e6, " million")):
         if number >= size:
@@ -117,8 +119,8 @@ def count(number: float) -> str:
 
 def _cells(found: CostComparison, charge: Charge) -> list[str]:
     amounts = [charge.standard, charge.batch, charge.cached]
-    shown = ["–" if amount is None else money(amount) for amount in amounts]
+    shown = ["–" if amount is None else money_words(amount) for amount in amounts]
     for amount in amounts[:2]:
         volume = found.break_even(amount)
-        shown.append("–" if amount is None else "never" if volume is None else count(volume))
+        shown.append("–" if amount is None else "never" if volume is None else count_words(volume))
     return shown

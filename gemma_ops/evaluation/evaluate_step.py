@@ -33,7 +33,7 @@ from gemma_ops.evaluation import (
     routing_table,
     verdict_summary,
 )
-from gemma_ops.evaluation.evaluation_checks import check_gates, check_targets, load
+from gemma_ops.evaluation.evaluation_checks import check_gates, check_targets, load_checked
 from gemma_ops.family.formats import GGUF
 from gemma_ops.judging import judge_evaluation
 from gemma_ops.judging.judge_material import Side
@@ -71,7 +71,7 @@ def evaluate(
     def opening(name: str) -> Target:
         return open_target(
             name, machine, run=ask_targets.run_name(out), use="evaluate", base=base, tuned=tuned, quantized=quantized,
-            champion=champion, asked=ask_targets.asked(name, settings, tuned, champion),
+            champion=champion, asked=ask_targets.asked_rows(name, settings, tuned, champion),
         )  # fmt: skip
 
     def can(name: str) -> bool:
@@ -79,15 +79,15 @@ def evaluate(
         file = quantized / GGUF[name].path if quantized and name in GGUF else None
         return file.is_file() if file else made.get(name) is not None
 
-    loaded, asked = load(settings, tasks, source, out.parent), policy_gates.read_standard(champion, base)
+    loaded, asked = load_checked(settings, tasks, source, out.parent), policy_gates.read_standard(champion, base)
     settings = policy_gates.hold_to_standard(settings, asked, loaded, can)
     check_targets(settings)
     check_gates(settings, loaded)
     targets = [opening(name) for name in settings.targets]
-    facts = provenance.collect(targets, machine, base=base, tuned=tuned, quantized=quantized, data=data)
+    facts = provenance.collect_provenance(targets, machine, base=base, tuned=tuned, quantized=quantized, data=data)
     facts |= policy_gates.standard_facts(asked)
-    answer_cost.check(settings.gates, facts)
-    stored_answers.take(out)
+    answer_cost.check_cost(settings.gates, facts)
+    stored_answers.take_answer(out)
     release = release_of(machine)
     sides = {
         target.name: Side.of_model(target.name, target.identity, target.family, learned_by(target), release)
@@ -100,7 +100,7 @@ def evaluate(
             run=ask_targets.run_name(out), data=data, base=base, tuned=tuned, quantized=quantized,
         )  # fmt: skip
 
-    return run(
+    return run_evaluation(
         out,
         settings,
         loaded,
@@ -109,7 +109,7 @@ def evaluate(
         batch=machine.eval_batch,
         judging=judging if settings.judge.judges else None,
         known=policy_gates.registered_looks(champion),
-        probing=lambda: probes.probe(
+        probing=lambda: probes.probe_model(
             out, settings.probes, settings.targets, opening, data=data, base=base is not None, batch=machine.eval_batch
         ),
     )
@@ -129,7 +129,7 @@ def regrade(
 
     Raises DataError when a question has changed or is new, since then there is no answer to grade.
     """
-    loaded = load(settings, tasks, source)
+    loaded = load_checked(settings, tasks, source)
     before = Verdict.read(answers / VERDICT)
     shutil.copyfile(answers / "answers.jsonl", out / "answers.jsonl")
     for name in (conditions.FILE, CANARY, probes.FILE):
@@ -139,10 +139,10 @@ def regrade(
     kept = ("run", "model", "targets", "machine", "gemini", "data", "release", "standard", "safety", "kv", "canary")
     facts = {key: fact for key, fact in before.to_json().items() if key in kept}
     # One row a batch, so that what is missing is counted row by row.
-    return run(out, settings, loaded, targets, facts, batch=1)
+    return run_evaluation(out, settings, loaded, targets, facts, batch=1)
 
 
-def run(
+def run_evaluation(
     out: Path,
     settings: EvaluateConfig,
     tasks: Sequence[Task],
@@ -158,11 +158,11 @@ def run(
     stored, timed = AnswerFile(out / stored_answers.FILE), ConditionsFile(out / conditions.FILE)
     ask_targets.readable(targets, tasks)
     if settings.control_tokens == "refuse":
-        ask_targets.refuse_control(targets, tasks)
+        ask_targets.refuse_control_questions(targets, tasks)
     if settings.hidden == "refuse":
-        ask_targets.check(targets, tasks)
+        ask_targets.check_targets(targets, tasks)
     for target in targets:
-        ask_targets.ask(target, tasks, stored, timed, batch)
+        ask_targets.ask_targets(target, tasks, stored, timed, batch)
     tasks = [join_copies(task) for task in tasks]
     found = [(target, task, ask_targets.complete(target, task, stored)) for target in targets for task in tasks]
     stored.finish(answer.key for *_, part in found for answer in part if answer.end != "hidden")
@@ -170,36 +170,36 @@ def run(
     facts |= _asked(timed, targets, tasks)
     graded = [grades.grade(task, target.name, part) for target, task, part in found]
     graded.sort(key=lambda item: [task.name for task in tasks].index(item.task.name))
-    write_text(out / grades.FILE, "".join(grades.lines(graded)))
+    write_text(out / grades.FILE, "".join(grades.grade_lines(graded)))
     if kept := canary_rows.canary_record(found):
         write_json(out / CANARY, kept, indent=1)
         facts |= {"canary": canary_rows.recorded_answers(kept)}
     if probing and (safety := probing()):
         facts |= {"safety": safety}
     judged = judging(graded) if judging else []
-    record = looks.place(out)
+    record = looks.look_place(out)
     standing = looks.take_look(graded, settings, facts, looks.known_looks(out, known)) if settings.gates else None
-    body = make_verdict.build(graded, settings, facts, judged, standing)
+    body = make_verdict.build_verdict(graded, settings, facts, judged, standing)
     if standing is not None:
         looks.record_look(record, standing, body.verdict)
     shown = elsewhere.for_others(body, tasks) if elsewhere.hides(tasks) else None
     if shown:
         (out / elsewhere.FOLDER).mkdir(exist_ok=True)
-        write_text(out / elsewhere.FOLDER / "summary.md", verdict_summary.render(shown))
+        write_text(out / elsewhere.FOLDER / "summary.md", verdict_summary.summary_markdown(shown))
         write_text(out / elsewhere.FOLDER / VERDICT, shown.text())
         if shown.routing:
             write_text(out / elsewhere.FOLDER / ROUTING, shown.routing.text())
     writers: dict[str, Callable[[], str]] = {
-        "report.html": lambda: report_html.render(body, graded),
-        "summary.md": lambda: verdict_summary.render(body),
-        "junit.xml": lambda: junit.render(body),
+        "report.html": lambda: report_html.report_page(body, graded),
+        "summary.md": lambda: verdict_summary.summary_markdown(body),
+        "junit.xml": lambda: junit.junit_xml(body),
         **({ROUTING: body.routing.text} if body.routing else {}),
         # Last, since whoever finds a verdict may rely on the rest.
         VERDICT: body.text,
     }
     for name, make in writers.items():
         write_text(out / name, make())
-    return metrics(body)
+    return evaluation_metrics(body)
 
 
 def _asked(timed: ConditionsFile, targets: Sequence[Target], tasks: Sequence[Task]) -> dict[str, Any]:
@@ -212,12 +212,14 @@ def _asked(timed: ConditionsFile, targets: Sequence[Target], tasks: Sequence[Tas
     ]
     if used:
         timed.finish(one.key for one in used)
-    shown = {(target.name, task.name): len(ask_targets.shown(target, task)) for target in targets for task in tasks}
+    shown = {
+        (target.name, task.name): len(ask_targets.shown_media(target, task)) for target in targets for task in tasks
+    }
     found = conditions.asked_facts(used, targets, tasks, shown)
     return {"date": conditions.date_of(found), "asked": found}
 
 
-def metrics(verdict: Verdict) -> dict[str, float]:
+def evaluation_metrics(verdict: Verdict) -> dict[str, float]:
     """Flat figures for the run and for MLflow: `task/target/metric`, with `/low` and `/high`; differences; speed."""
     flat: dict[str, float] = {}
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from gemma_ops.config import EvaluateConfig, GateConfig, GeminiConfig
 from gemma_ops.config.policy import CHAMPION
 from gemma_ops.errors import ConfigError, OpsError
-from gemma_ops.targets.spec import parse
+from gemma_ops.targets.spec import parse_target
 from gemma_ops.tasks.task import Task, load_all, validate
 
 
-def load(
+def load_checked(
     settings: EvaluateConfig, folders: tuple[Path, ...], source: Path | None, run: Path | None = None
 ) -> list[Task]:
     """The tasks with the rows that count, after every check. A question takes the strictest class of the text that it
@@ -25,7 +25,7 @@ def load(
     every = list(load_all(folders, source))
     loaded = [task.first(settings.rows) for task in tighten_tasks(every, private_texts(run, every))]
     check_gates(settings, loaded)
-    check_shown(settings, loaded)
+    check_shown_tasks(settings, loaded)
     for task in loaded:
         validate(task)
     return loaded
@@ -45,7 +45,7 @@ def check_gates(settings: EvaluateConfig, tasks: Sequence[Task]) -> None:
         check_gate(index, settings, tasks)
 
 
-def check_shown(settings: EvaluateConfig, tasks: Sequence[Task]) -> None:
+def check_shown_tasks(settings: EvaluateConfig, tasks: Sequence[Task]) -> None:
     """Refuse targets that only read text, and judges, where a task shows images or sounds. Raises ConfigError.
 
     Whether a checkpoint has towers is known when it is there (`asking.readable`).
@@ -55,7 +55,7 @@ def check_shown(settings: EvaluateConfig, tasks: Sequence[Task]) -> None:
             continue
         what = f"task {task.name} shows {' and '.join(sorted(task.shows))}"
         for name in settings.targets:
-            if parse(name).kind not in ("base", "tuned", "folder"):
+            if parse_target(name).kind not in ("base", "tuned", "folder"):
                 raise ConfigError(
                     f"{what}, and target {name} is asked in text only",
                     f"leave {name} out: checkpoints answer here (base, tuned, or a folder)",

@@ -19,12 +19,12 @@ from gemma_ops.evaluation import answer_cost, evaluation_checks, forecast_gates,
 from gemma_ops.evaluation.ask_targets import prompt_of
 from gemma_ops.evaluation.forecast_judges import CHARACTERS, THOUGHTS
 from gemma_ops.gemini import prices
-from gemma_ops.gemini.models import facts
+from gemma_ops.gemini.models import model_facts
 from gemma_ops.gemini.usage import Usage
 from gemma_ops.metrics.metric import ScoredRow
 from gemma_ops.stats.look_levels import look_level
-from gemma_ops.targets.gemini_target import identity, output_limit, request, seen_by
-from gemma_ops.targets.spec import TargetSpec, parse
+from gemma_ops.targets.gemini_target import output_limit, request, seen_by, target_identity
+from gemma_ops.targets.spec import TargetSpec, parse_target
 from gemma_ops.tasks import stored_answers
 from gemma_ops.tasks.question_copies import join_copies
 from gemma_ops.tasks.task import Task
@@ -33,18 +33,18 @@ from gemma_ops.verdicts import VERDICT, Verdict
 Body = dict[str, Any]
 
 
-def forecast(settings: EvaluateConfig, machine: MachineConfig, tasks: Sequence[Task], before: Path) -> Body:
+def forecast_evaluation(settings: EvaluateConfig, machine: MachineConfig, tasks: Sequence[Task], before: Path) -> Body:
     """The plan as JSON. `before` is the folder of this run's evaluation, if there was one. Raises ConfigError for
     unknown targets and models, BudgetError for unknown prices."""
     known, stored = _known(before), _stored(before)
     tasks, hour = [join_copies(task) for task in tasks], answer_cost.hour(machine)
     look, level = _look(before, settings)
     targets = [
-        _target(parse(name), settings, machine, task, known.get((task.name, name)), hour, stored)
+        _target(parse_target(name), settings, machine, task, known.get((task.name, name)), hour, stored)
         for task in tasks
         for name in settings.targets
     ]
-    judges = [item for task in tasks for item in forecast_judges.forecast(settings, machine, task)]
+    judges = [item for task in tasks for item in forecast_judges.forecast_judges(settings, machine, task)]
     asked = [*(item for item in targets if item["kind"] == "gemini"), *judges]
     worst = [item["worst_usd"] for item in asked if item["worst_usd"] is not None]
     body: Body = {
@@ -116,14 +116,14 @@ def _gemini(
 
     settings, limit, now = machine.gemini, task.file.generation.max_new_tokens, datetime.now(UTC)
     tier = "batch" if settings.batch == "always" else settings.service_tier
-    room = output_limit(facts(spec.model), spec.thinking, limit) - limit
+    room = output_limit(model_facts(spec.model), spec.thinking, limit) - limit
     worst = likely = 0
     for row in rows:
         asked = request(spec, prompt_of(row), limit, use="evaluate")
         bound = prices.prompt_bound(request_wire.body(asked))
         worst += prices.worst(spec.model, bound, asked.max_output_tokens, tier=tier, at=now)
         usage = _usage(row, limit, room, before)
-        likely += prices.price(spec.model, usage, tier=tier, at=now)
+        likely += prices.request_price(spec.model, usage, tier=tier, at=now)
     return {
         "worst_usd": worst / prices.NANO,
         "likely_usd": likely / prices.NANO,
@@ -177,8 +177,8 @@ def _answered(
     spec: TargetSpec, machine: MachineConfig, task: Task, rows: Sequence[ScoredRow], stored: frozenset[str]
 ) -> int:
     """How many of the questions this target has answered in this run. What they cost stays in the plan's figures."""
-    generation, who = task.file.generation.model_dump(mode="json"), identity(spec, machine.gemini)
-    return sum(stored_answers.key(spec.name, who, task.name, row, generation) in stored for row in rows)
+    generation, who = task.file.generation.model_dump(mode="json"), target_identity(spec, machine.gemini)
+    return sum(stored_answers.answer_key(spec.name, who, task.name, row, generation) in stored for row in rows)
 
 
 def _problems(body: Body, settings: EvaluateConfig) -> list[str]:
@@ -202,11 +202,11 @@ def _problems(body: Body, settings: EvaluateConfig) -> list[str]:
             f"the likely cost is above machine.gemini.budget_usd={budget:g}: the evaluation would stop at the cap"
         )
     for task in body["tasks"]:
-        found += forecast_gates.problems(task)
+        found += forecast_gates.gate_problems(task)
     return found
 
 
-def lines(body: Body) -> list[str]:
+def forecast_text(body: Body) -> list[str]:
     """The plan for a terminal."""
     text = []
     if body["look"]["number"] > 1:

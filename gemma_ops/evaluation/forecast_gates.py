@@ -7,7 +7,7 @@ from typing import Any
 from gemma_ops.config import EvaluateConfig, GateConfig
 from gemma_ops.gates import detectable
 from gemma_ops.privacy.classes import PRIVACY
-from gemma_ops.targets.spec import parse
+from gemma_ops.targets.spec import parse_target
 from gemma_ops.tasks.task import Task
 
 Body = dict[str, Any]
@@ -66,7 +66,7 @@ def _missing(gate: GateConfig, task: Task, level: float) -> str | None:
         clusters = [str(row.cluster) for row in known] if task.clustered else None
         sample = label_evidence.ratio_sample([right] * (2 if gate.versus else 1), clusters)
         return label_evidence.too_few(sample, right.labels, gate_decision.threshold(gate), level)
-    if gate.metric == "usd_per_1k" and gate.most is None and parse(gate.target).kind != "gemini":
+    if gate.metric == "usd_per_1k" and gate.most is None and parse_target(gate.target).kind != "gemini":
         return "the most that an answer can cost is not known; say it in the gate's `most`"
     return None
 
@@ -90,7 +90,7 @@ def gate_lines(task: Body) -> list[str]:
     return text
 
 
-def problems(task: Body) -> list[str]:
+def gate_problems(task: Body) -> list[str]:
     """Gates that will not, or likely not, be decided."""
     kind, have = ("clusters", task["clusters"]) if task["clusters"] else ("rows", task["rows"])
     found = []

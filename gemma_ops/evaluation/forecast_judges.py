@@ -9,13 +9,13 @@ from typing import Any
 from gemma_ops.answer import Prompt
 from gemma_ops.config import EvaluateConfig, MachineConfig
 from gemma_ops.gemini import prices
-from gemma_ops.gemini.models import facts
+from gemma_ops.gemini.models import model_facts
 from gemma_ops.gemini.usage import Usage
 from gemma_ops.judging import judge_canaries, rubric
 from gemma_ops.judging.judge_material import JudgedPair
 from gemma_ops.judging.judge_protocol import Protocol
 from gemma_ops.targets.gemini_target import output_limit, request, seen_by
-from gemma_ops.targets.spec import TargetSpec, parse
+from gemma_ops.targets.spec import TargetSpec, parse_target
 from gemma_ops.tasks.task import Task
 
 Body = dict[str, Any]
@@ -27,13 +27,13 @@ THOUGHTS = 0.25
 """Share of the room for thoughts that is used, as a guess."""
 
 
-def forecast(settings: EvaluateConfig, machine: MachineConfig, task: Task) -> list[Body]:
+def forecast_judges(settings: EvaluateConfig, machine: MachineConfig, task: Task) -> list[Body]:
     """One entry per judge and comparison of a task. Raises ConfigError for unknown judges and models, BudgetError for
     unknown prices."""
     judge = settings.judge
     if not judge.judges:
         return []
-    protocol = Protocol(judge.mode, rubric.parse(task.rubric, f"the rubric of {task.name}"))
+    protocol = Protocol(judge.mode, rubric.parse_rubric(task.rubric, f"the rubric of {task.name}"))
     rivals = judge.versus if judge.mode == "pairwise" else judge.versus or ("",)
     rows = task.first(judge.rows).rows
     limit = task.file.generation.max_new_tokens
@@ -41,12 +41,12 @@ def forecast(settings: EvaluateConfig, machine: MachineConfig, task: Task) -> li
     each = 2 * judge.repeats if judge.mode == "pairwise" or judge.versus else judge.repeats
     found = []
     for name in judge.judges:
-        spec = parse(name)
+        spec = parse_target(name)
         for rival in rivals:
             body: Body = {"task": task.name, "judge": name, "first": judge.first, "versus": rival or None}
             body |= {
                 "requests": len(rows) * each,
-                "canaries": len(judge_canaries.questions(likely, judge.mode)),
+                "canaries": len(judge_canaries.canary_questions(likely, judge.mode)),
                 "hidden": 0,
             }
             body |= dict.fromkeys(("worst_usd", "likely_usd", "tier"))
@@ -90,13 +90,13 @@ def _dollars(
 
     now = datetime.now(UTC)
     tier = "batch" if machine.gemini.batch == "always" else machine.gemini.service_tier
-    room = output_limit(facts(spec.model), spec.thinking, verdict) - verdict
+    room = output_limit(model_facts(spec.model), spec.thinking, verdict) - verdict
     total = {"worst_usd": 0, "likely_usd": 0}
     for guess, bound in zip(likely, longest, strict=True):
         shown = protocol.messages(guess, _answers(protocol, guess))
         words = sum(len(str(message["content"])) for message in shown) // CHARACTERS
         usage = Usage(prompt=words, output=min(_VERDICT, verdict), thoughts=int(room * THOUGHTS))
-        total["likely_usd"] += each * prices.price(spec.model, usage, tier=tier, at=now)
+        total["likely_usd"] += each * prices.request_price(spec.model, usage, tier=tier, at=now)
         prompt = Prompt(protocol.messages(bound, _answers(protocol, bound)), bound.privacy)
         asked = request(spec, prompt, verdict, use="judge", schema=protocol.shape.model_json_schema())
         size = prices.prompt_bound(request_wire.body(asked))

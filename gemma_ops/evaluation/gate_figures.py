@@ -7,16 +7,16 @@ from gemma_ops.judging.judged import WIN_RATE, figures
 from gemma_ops.tasks.conditions import load_words
 from gemma_ops.verdicts import Gate, Verdict
 from gemma_ops.verdicts.figures import ValueSpan, span_of
-from gemma_ops.words.markup import number, seconds, usd
+from gemma_ops.words.markup import number, seconds, usd_text
 
 
-def shown(gate: Gate, value: float | None) -> str:
+def shown_figures(gate: Gate, value: float | None) -> str:
     """A value in the units of the gate: dollars, a share of answers that came in time, a signed difference, or a
     score."""
     if value is None:
         return "–"
     if gate.metric == "usd_per_1k":
-        return usd(value)
+        return usd_text(value)
     if gate.test == "at_most":
         return f"{value:.1%}"
     return number(value, "+" if gate.versus else "")
@@ -27,7 +27,7 @@ def measured(gate: Gate, verdict: Verdict) -> str:
     if gate.value is None:
         return _undecided(gate, verdict)
     low, high = sorted_bounds(gate)
-    told = f"{shown(gate, gate.value)} [{shown(gate, low)}, {shown(gate, high)}]"
+    told = f"{shown_figures(gate, gate.value)} [{shown_figures(gate, low)}, {shown_figures(gate, high)}]"
     return f"{told} in time, {gate.metric[-3:]} {_running(gate, verdict)}" if "seconds" in gate.metric else told
 
 
@@ -40,7 +40,7 @@ def sorted_bounds(gate: Gate) -> tuple[float | None, float | None]:
 def required(gate: Gate) -> str:
     """What the value must be for the gate to hold."""
     if gate.metric == "usd_per_1k":
-        return f"≤ {usd(gate.margin)}"
+        return f"≤ {usd_text(gate.margin)}"
     if gate.test == "at_most":
         share = QUANTILES[gate.metric.rpartition("_")[2]]
         return f"≥ {share:.0%} within {seconds(gate.margin)}"
@@ -87,7 +87,7 @@ def _undecided(gate: Gate, verdict: Verdict) -> str:
         found = figure.span if figure else None
     if found is None:
         return "–"
-    value, low, high = (shown(gate, end) for end in found)
+    value, low, high = (shown_figures(gate, end) for end in found)
     return f"{value} [{low}, {high}]"
 
 
@@ -114,7 +114,7 @@ def _running(gate: Gate, verdict: Verdict) -> str:
         return "–"
     if gate.metric == "usd_per_1k":
         value = result.cost.usd_per_1k
-        return "–" if value is None else usd(value)
+        return "–" if value is None else usd_text(value)
     return seconds(result.speed.wait(gate.metric))
 
 

@@ -12,7 +12,7 @@ _CONTROL = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 """What XML 1.0 can't hold at all."""
 
 
-def render(verdict: Verdict) -> str:
+def junit_xml(verdict: Verdict) -> str:
     """One suite with a case per gate; without gates one skipped case says so."""
     cases = [_case(gate) for gate in verdict.gates] or [
         '  <testcase classname="gates" name="none"><skipped message="ungated: no gate was configured"/></testcase>'

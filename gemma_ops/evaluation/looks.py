@@ -34,7 +34,7 @@ class NextLook:
     """Level that the look after it will have."""
 
 
-def place(out: Path) -> Path:
+def look_place(out: Path) -> Path:
     """Where the looks of a step's folder are recorded, while it is made and after."""
     return out.with_name(f"{out.name.removesuffix('.partial')}.looks.jsonl")
 
@@ -56,7 +56,7 @@ def read_looks(path: Path) -> list[Look]:
 def known_looks(out: Path, registered: Sequence[Look] = ()) -> list[Look]:
     """The looks of a step's folder, and before them those of the runs beside it and of `registered` versions: a model
     that another run evaluated, or a copy of the run, begins with no clean slate. Each is there once."""
-    own = place(out)
+    own = look_place(out)
     others = (path for path in sorted(own.parent.parent.glob(f"*/{own.name}")) if path.parent != own.parent)
     beside = [look for path in others if (path.parent / "config.json").is_file() for look in read_looks(path)]
     once = {(look.evidence, look.subjects): look for look in reversed([*registered, *beside, *read_looks(own)])}

@@ -13,7 +13,7 @@ from typing import Any
 from gemma_ops.config import EvaluateConfig, GateConfig
 from gemma_ops.evaluation import routing_table
 from gemma_ops.evaluation.looks import NextLook
-from gemma_ops.evaluation.target_results import Book, differences, result, rounded
+from gemma_ops.evaluation.target_results import Book, paired_differences, result, rounded
 from gemma_ops.gates import detectable, gate_decision
 from gemma_ops.judging.judged import METRICS, JudgedComparison, evidence_for
 from gemma_ops.tasks.answering_model import gate_doubt
@@ -24,7 +24,7 @@ from gemma_ops.verdicts.document import VERDICT_SCHEMA
 from gemma_ops.verdicts.gate_record import LookTaken
 
 
-def build(
+def build_verdict(
     graded: Sequence[Graded],
     settings: EvaluateConfig,
     facts: dict[str, Any],
@@ -41,7 +41,7 @@ def build(
         (gate, found) for gate, found in zip(settings.gates, evidence, strict=True) if not isinstance(found, str)
     ]
     spends, later = (standing.look.level, standing.later) if standing else (1 - settings.confidence,) * 2
-    decisions = gate_decision.decide(
+    decisions = gate_decision.decide_gate(
         [gate for gate, _ in decided], [found for _, found in decided], 1 - spends, later=1 - later
     )
     following = iter(decisions)
@@ -59,9 +59,9 @@ def build(
         ],
         "tasks": {name: _task(task) for name, task in tasks.items()},
         "results": [result(item, book) for item in graded],
-        "differences": [found for name in tasks for found in differences(name, book)],
+        "differences": [found for name in tasks for found in paired_differences(name, book)],
         "judged": [one.body for one in judged],
-        "routing": routing_table.build(book, facts),
+        "routing": routing_table.build_routing(book, facts),
         **facts,
     }
     return Verdict.made(body)

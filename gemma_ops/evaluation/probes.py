@@ -27,7 +27,7 @@ and goes into no version."""
 _CONFIDENCE = 0.95
 
 
-def probe(
+def probe_model(
     out: Path,
     settings: ProbeConfig,
     targets: Sequence[str],

@@ -22,7 +22,7 @@ from gemma_ops.targets.spec import QUANTIZED
 from gemma_ops.targets.target import Target, learned_by
 
 
-def collect(
+def collect_provenance(
     targets: Sequence[Target],
     machine: MachineConfig,
     *,
@@ -60,8 +60,8 @@ def collect(
     if data is not None:
         manifest = _json(data / "artifact.json")
         trained = {"digest": manifest.get("digest"), "rows": manifest.get("metrics", {})}
-    terms = {"gemini": notice.record(machine.gemini)} if any(map(_is_gemini, targets)) else {}
-    release = released(release_of(machine), (learned_by(target) for target in targets))
+    terms = {"gemini": notice.record_notice(machine.gemini)} if any(map(_is_gemini, targets)) else {}
+    release = released_targets(release_of(machine), (learned_by(target) for target in targets))
     known = {key: model[key] for key in ("id", "revision", "size") if model.get(key)}
     kv = {"kv": _kv(base)} if base else {}
     return {
@@ -75,7 +75,7 @@ def collect(
     }
 
 
-def released(release: ReleaseConfig, learned: Iterable[Privacy]) -> dict[str, Any]:
+def released_targets(release: ReleaseConfig, learned: Iterable[Privacy]) -> dict[str, Any]:
     """The release with its reason, as it is recorded where it lets answers go further; empty where it changes
     nothing."""
     if all(answers_class(kind, release) == kind for kind in learned):

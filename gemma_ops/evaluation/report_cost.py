@@ -9,10 +9,20 @@ from gemma_ops.privacy.classes import HERE
 from gemma_ops.tasks.conditions import load_words
 from gemma_ops.verdicts import TargetResult, TaskFacts, Verdict
 from gemma_ops.verdicts.figures import SpeedFacts
-from gemma_ops.words.markup import chip, colour, escape, number, seconds, short, span, table, usd
+from gemma_ops.words.markup import (
+    chip,
+    colour,
+    escape,
+    html_table,
+    interval_text,
+    number,
+    seconds,
+    short_name,
+    usd_text,
+)
 
 
-def section(task: TaskFacts, results: Sequence[TargetResult], verdict: Verdict) -> str:
+def cost_section(task: TaskFacts, results: Sequence[TargetResult], verdict: Verdict) -> str:
     """One line per target, in the order of the configuration."""
     primary = task.primary
     head = ["target", escape(primary), "$ per 1,000", "first token", "whole answer", "timed with", "questions"]
@@ -20,23 +30,27 @@ def section(task: TaskFacts, results: Sequence[TargetResult], verdict: Verdict) 
     bases = dict.fromkeys(item.cost.basis for item in results)
     told = "".join(f"<li>{_who(results, basis)}: {escape(basis)}</li>" for basis in bases)
     hidden = [item for item in results if item.hidden]
-    note = " ".join(f"{item.hidden:,} rows were not shown to {short(item.target)}." for item in hidden)
+    note = " ".join(f"{item.hidden:,} rows were not shown to {short_name(item.target)}." for item in hidden)
     return (
         '<section class="card"><h3>Quality, cost and time</h3>'
         f'<p class="note">Dollars per 1,000 answers with {verdict.confidence:.0%} intervals; seconds are what whoever asks waits, '
         f"half of the time (p50) and 95% of the time (p95), under the load told beside them. {escape(note)}</p>"
-        f"{_pictures(results, primary)}{table(head, rows, kind='stack')}"
+        f"{_pictures(results, primary)}{html_table(head, rows, kind='stack')}"
         f'<p class="note">Where the dollars are from:</p><ul class="note">{told}</ul></section>'
     )
 
 
 def _cells(item: TargetResult, primary: str, verdict: Verdict) -> list[str]:
     figure, money, fast = item.metrics[primary], item.cost, item.speed
-    quality = "–" if figure.span is None else number(figure.span[0]) + span(*figure.span[1:])
+    quality = "–" if figure.span is None else number(figure.span[0]) + interval_text(*figure.span[1:])
     dollars = '<span class="ci">unknown</span>'
     if money.usd_per_1k is not None and money.low is not None:
-        ends = f"at least {usd(money.low)}" if money.high is None else f"{usd(money.low)} to {usd(money.high)}"
-        dollars = f'{usd(money.usd_per_1k)}<span class="ci">{ends}</span>'
+        ends = (
+            f"at least {usd_text(money.low)}"
+            if money.high is None
+            else f"{usd_text(money.low)} to {usd_text(money.high)}"
+        )
+        dollars = f'{usd_text(money.usd_per_1k)}<span class="ci">{ends}</span>'
     times = [_wait(fast, "first_seconds"), _wait(fast, "seconds")]
     load = f'<span class="load">{escape(load_words(verdict, item.task, item.target))}</span>'
     kind = "here" if item.place == HERE else "away"
@@ -49,7 +63,7 @@ def _wait(fast: SpeedFacts, kind: str) -> str:
 
 
 def _who(results: Sequence[TargetResult], basis: str) -> str:
-    return ", ".join(escape(short(item.target)) for item in results if item.cost.basis == basis)
+    return ", ".join(escape(short_name(item.target)) for item in results if item.cost.basis == basis)
 
 
 def _pictures(results: Sequence[TargetResult], primary: str) -> str:
@@ -87,7 +101,7 @@ def _picture(
     dots = []
     for item, value, figure in known:
         told = f"{item.target}: {figure[0]:.3f} at {shown(value)} {title}"
-        name = _fitting(short(item.target))
+        name = _fitting(short_name(item.target))
         dots.append(Dot(value, *figure, colour(item.target), name, told))
     return scatter(dots, axis, primary)
 

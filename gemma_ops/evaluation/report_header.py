@@ -5,22 +5,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gemma_ops.judging.report_judge import names_of
+from gemma_ops.judging.report_judge import side_names
 from gemma_ops.verdicts import Verdict
-from gemma_ops.words.markup import chip, escape, short
+from gemma_ops.words.markup import chip, escape, short_name
 
 UNKNOWN = "not recorded"
 
 
 def target_names(verdict: Verdict) -> list[str]:
     """Every target that the page shows, in the order of the configuration, judged ones included."""
-    judged = [name for body in verdict.judged for name in names_of(body)]
+    judged = [name for body in verdict.judged for name in side_names(body)]
     return list(dict.fromkeys([*(item.target for item in verdict.results), *judged]))
 
 
 def title(verdict: Verdict, outcome: str) -> str:
     """The page's title, as plain text: what a tab or a list of files shows."""
-    parts = [str(verdict.run or "Evaluation"), model(verdict), f"evaluation of {', '.join(verdict.tasks)}"]
+    parts = [str(verdict.run or "Evaluation"), tuned_model(verdict), f"evaluation of {', '.join(verdict.tasks)}"]
     date = verdict.date
     return " · ".join(part for part in [*parts, outcome, date[:10] if date else ""] if part)
 
@@ -30,7 +30,7 @@ def header(verdict: Verdict) -> str:
     run = verdict.run or ""
     facts = [
         ("Run", escape(run) or UNKNOWN),
-        ("Tuned model", escape(model(verdict)) or UNKNOWN),
+        ("Tuned model", escape(tuned_model(verdict)) or UNKNOWN),
         ("Targets", _targets(target_names(verdict))),
         ("Tasks", escape(", ".join(verdict.tasks))),
         ("Evaluated", escape(date(verdict))),
@@ -40,7 +40,7 @@ def header(verdict: Verdict) -> str:
     return f'<h1>Evaluation{f" of {escape(run)}" if run else ""}</h1>\n<dl class="about">{items}</dl>'
 
 
-def model(verdict: Verdict) -> str:
+def tuned_model(verdict: Verdict) -> str:
     """Id, size and revision of the model that was tuned, as far as the verdict knows them; else an empty text."""
     known = verdict.model
     size, revision = known.size, known.revision
@@ -58,6 +58,6 @@ def date(verdict: Verdict) -> str:
 def _targets(names: Sequence[str]) -> str:
     """Chips; the whole name stands beside a short one that leaves something out."""
     return " ".join(
-        chip(name) + (f' <span class="ci whole">{escape(name)}</span><br>' if short(name) != name else "")
+        chip(name) + (f' <span class="ci whole">{escape(name)}</span><br>' if short_name(name) != name else "")
         for name in names
     )

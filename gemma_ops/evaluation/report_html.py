@@ -17,12 +17,12 @@ from gemma_ops.evaluation import (
     report_samples,
     report_task,
 )
-from gemma_ops.evaluation.verdict_summary import headline
+from gemma_ops.evaluation.verdict_summary import verdict_headline
 from gemma_ops.judging import report_judge
 from gemma_ops.tasks.grades import Graded
 from gemma_ops.verdicts import Gate, Verdict
 from gemma_ops.words import palette, svg
-from gemma_ops.words.markup import chip, colour, escape, p_text, seconds, stylesheet, table
+from gemma_ops.words.markup import chip, colour, escape, html_table, p_text, seconds, stylesheet
 
 _WORDS = {
     "pass": "Pass",
@@ -33,7 +33,7 @@ _WORDS = {
 _PILLS = {"pass": "✓ holds", "fail": "✕ failed", "inconclusive": "? undecided", "report_only": "report only"}
 
 
-def render(verdict: Verdict, graded: Sequence[Graded]) -> str:
+def report_page(verdict: Verdict, graded: Sequence[Graded]) -> str:
     """The whole page. `graded` supplies the samples; every figure comes from the verdict."""
     tasks = "".join(_task(verdict, name, [item for item in graded if item.task.name == name]) for name in verdict.tasks)
     names = report_header.target_names(verdict)
@@ -50,7 +50,7 @@ def render(verdict: Verdict, graded: Sequence[Graded]) -> str:
 
 def _verdict(verdict: Verdict) -> str:
     kind = verdict.verdict
-    sentence = headline(verdict).partition(": ")[2]
+    sentence = verdict_headline(verdict).partition(": ")[2]
     gates = "".join(_gate(gate, verdict) for gate in verdict.gates)
     return (
         f'<section class="card verdict {kind}"><p class="word">{_WORDS[kind]}</p>'
@@ -116,15 +116,15 @@ def _task(verdict: Verdict, name: str, graded: Sequence[Graded]) -> str:
         f"<details><summary>What a good answer is</summary><p class='question'>{escape(rubric)}</p></details>"
         if rubric
         else "",
-        report_task.scores(task, results, gates, confidence),
-        report_task.differences(task, differences, gates, confidence),
-        report_cost.section(task, results, verdict),
-        report_routing.section(name, verdict.routing),
-        *(report_judge.section(judged) for judged in verdict.judged_of(name)),
+        report_task.score_rows(task, results, gates, confidence),
+        report_task.difference_rows(task, differences, gates, confidence),
+        report_cost.cost_section(task, results, verdict),
+        report_routing.routing_section(name, verdict.routing),
+        *(report_judge.judge_section(judged) for judged in verdict.judged_of(name)),
         report_task.slices(task, results),
-        report_labels.section(results),
-        report_samples.section(task, graded),
-        report_task.speed(results, verdict),
+        report_labels.labels_section(results),
+        report_samples.samples_section(task, graded),
+        report_task.speed_rows(results, verdict),
     ]
     return "\n".join(part for part in parts if part)
 
@@ -163,9 +163,9 @@ def _provenance(verdict: Verdict) -> str:
     ]
     return (
         '<h2 id="provenance">Provenance</h2><section class="card">'
-        + (table(["target", "model", "digest"], models, kind="left") if models else "")
-        + table(["task", "what", "digest"], tasks, kind="left")
-        + table(["setting", "value"], made, kind="left")
+        + (html_table(["target", "model", "digest"], models, kind="left") if models else "")
+        + html_table(["task", "what", "digest"], tasks, kind="left")
+        + html_table(["setting", "value"], made, kind="left")
         + "</section>"
     )
 

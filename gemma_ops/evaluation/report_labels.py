@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from gemma_ops.verdicts import TargetResult
 from gemma_ops.verdicts.figures import LabelFacts
 from gemma_ops.words import svg
-from gemma_ops.words.markup import chip, escape, table
+from gemma_ops.words.markup import chip, escape, html_table
 
 _COUNTED = 12
 """Up to this many labels the counts fit into a table."""
@@ -16,7 +16,7 @@ _DRAWN = 100
 _PAIRS = 12
 
 
-def section(results: Sequence[TargetResult]) -> str:
+def labels_section(results: Sequence[TargetResult]) -> str:
     """One card per label metric; the tuned target is shown, the others can be unfolded."""
     metrics = list(results[0].labels) if results else []
     cards = ""
@@ -62,9 +62,9 @@ def _block(result: TargetResult, metric: str) -> str:
         for count, wanted, said in pairs
     ]
     head = ["expected → answered", "times", "of"]
-    worst = table(head, rows[:_PAIRS])
+    worst = html_table(head, rows[:_PAIRS])
     if rows[_PAIRS:]:
-        worst += f"<details><summary>{len(rows) - _PAIRS:,} more</summary>{table(head, rows[_PAIRS:])}</details>"
+        worst += f"<details><summary>{len(rows) - _PAIRS:,} more</summary>{html_table(head, rows[_PAIRS:])}</details>"
     if not pairs:
         worst = "<p class='note'>No label was taken for another.</p>"
     return f'<p class="note">{told}</p><div class="two{" counts" * (len(labels) <= _COUNTED)}"><div>{drawing}</div><div>{worst}</div></div>'

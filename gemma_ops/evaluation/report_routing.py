@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from gemma_ops.verdicts import Routing, RoutingLine, RoutingTable
 from gemma_ops.words import svg
-from gemma_ops.words.markup import chip, colour, escape, number, span
+from gemma_ops.words.markup import chip, colour, escape, interval_text, number
 
 PILLS = {"keep": "keep here", "send": "send", "undecided": "undecided"}
 
 
-def section(task: str, routing: Routing | None) -> str:
+def routing_section(task: str, routing: Routing | None) -> str:
     """One card per pair of a local target and a service on this task."""
     if not routing:
         return ""
@@ -50,5 +50,5 @@ def _row(line: RoutingLine, domain: svg.Domain, margin: float, local: str) -> st
     needed = f"<small>≈{line.n_needed:,} would settle it</small>" if line.n_needed else ""
     return (
         f'<div class="row route{" open" if line.slice is None else ""}"><div class="name">{escape(name)}<small>{line.n:,} rows</small>{needed}</div>'
-        f'<div>{pill}</div>{drawing}<div class="figure"><b>{number(found[0], "+")}</b>&ensp;{span(*found[1:], "+")}</div></div>'
+        f'<div>{pill}</div>{drawing}<div class="figure"><b>{number(found[0], "+")}</b>&ensp;{interval_text(*found[1:], "+")}</div></div>'
     )

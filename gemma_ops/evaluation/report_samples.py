@@ -12,12 +12,12 @@ from typing import Any
 
 from gemma_ops.data.media_files import bytes_of
 from gemma_ops.metrics.metric import ScoredAnswer, ScoredRow
-from gemma_ops.metrics.parse import Unreadable, dump, parse
+from gemma_ops.metrics.parse import Unreadable, dump, parse_json
 from gemma_ops.targets.spec import QUANTIZED
 from gemma_ops.tasks.grades import Graded
 from gemma_ops.tasks.stored_answers import StoredAnswer
 from gemma_ops.verdicts import TaskFacts
-from gemma_ops.words.markup import chip, escape, short
+from gemma_ops.words.markup import chip, escape, short_name
 
 _LONG = 1500
 """Characters of a text that are shown."""
@@ -28,7 +28,7 @@ _ALL = 24
 _ENDS = {"length": "cut at the token limit", "blocked": "refused", "error": "failed"}
 
 
-def section(task: TaskFacts, graded: Sequence[Graded]) -> str:
+def samples_section(task: TaskFacts, graded: Sequence[Graded]) -> str:
     """Up to five rows per group, each row once."""
     primary = task.primary
     scores = {item.target: item.column(primary) for item in graded}
@@ -75,7 +75,9 @@ def _groups(scores: dict[str, list[float | None]], count: int) -> list[tuple[str
     quantized = [name for name in names if name in QUANTIZED]
     groups = [(f"Lost by {name}", "The tuned model was better here.", loss("tuned", name)) for name in quantized]
     others = [name for name in names if name not in ("base", "tuned", *QUANTIZED)]
-    groups += [(f"Better by {short(name)}", "The tuned model was worse here.", loss(name, "tuned")) for name in others]
+    groups += [
+        (f"Better by {short_name(name)}", "The tuned model was worse here.", loss(name, "tuned")) for name in others
+    ]
     groups.append(("Still wrong", "The tuned model misses these.", loss(None, "tuned")))
     if "base" in scores:
         groups.insert(0, ("Lost by tuning", "The base model was better here.", loss("base", "tuned")))
@@ -87,7 +89,7 @@ def _sample(row: ScoredRow, index: int, graded: Sequence[Graded], primary: str) 
     turns = "".join(
         f'<p class="question"><b>{escape(message["role"])}</b>{_said(message, row)}</p>' for message in row.messages
     )
-    expected = parse(row.reference) if isinstance(row.reference, str) else row.reference
+    expected = parse_json(row.reference) if isinstance(row.reference, str) else row.reference
     structured = isinstance(expected, dict)
     reference = _fields(expected, None) if structured else f"<pre>{_text(row.gold)}</pre>"
     if row.reference is None:
@@ -127,7 +129,7 @@ def _answer(
     value = scored.values[primary]
     mark = "–" if value is None else "✓" if value >= 1 - 1e-9 else "✕" if value <= 1e-9 else f"{value:.2f}"
     kind = "" if value is None else "right" if value >= 1 - 1e-9 else "wrong"
-    found = parse(answer.text, fenced=True) if expected is not None else None
+    found = parse_json(answer.text, fenced=True) if expected is not None else None
     if isinstance(found, dict):
         body = _fields(found, expected)
     elif answer.end == "hidden":

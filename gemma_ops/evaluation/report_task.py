@@ -9,12 +9,12 @@ from gemma_ops.tasks.conditions import load_words
 from gemma_ops.verdicts import Figure, Gate, PairedDifference, TargetResult, TaskFacts, Verdict
 from gemma_ops.verdicts.figures import ValueSpan
 from gemma_ops.words import svg
-from gemma_ops.words.markup import chip, colour, escape, number, p_text, short, span, table
+from gemma_ops.words.markup import chip, colour, escape, html_table, interval_text, number, p_text, short_name
 
 _ENDS = {"stop": "finished", "length": "cut at the token limit", "blocked": "refused", "error": "failed"}
 
 
-def scores(task: TaskFacts, results: Sequence[TargetResult], gates: Sequence[Gate], confidence: float) -> str:
+def score_rows(task: TaskFacts, results: Sequence[TargetResult], gates: Sequence[Gate], confidence: float) -> str:
     """The primary metric drawn for every target, then every figure in a table."""
     primary = task.primary
     marks = sorted({gate.threshold for gate in gates if gate.test == "at_least" and gate.metric == primary})
@@ -35,11 +35,13 @@ def scores(task: TaskFacts, results: Sequence[TargetResult], gates: Sequence[Gat
         body = [[_name(name, primary), *(row[at] for row in body)] for at, name in enumerate(task.metrics, 1)]
     return (
         f'<section class="card"><h3>{escape(primary)}</h3><p class="note">{escape(note)}</p>{rows}{_foot((0.0, 1.0), primary)}'
-        f"<h4>All figures</h4>{table(head, body)}</section>"
+        f"<h4>All figures</h4>{html_table(head, body)}</section>"
     )
 
 
-def differences(task: TaskFacts, found: Sequence[PairedDifference], gates: Sequence[Gate], confidence: float) -> str:
+def difference_rows(
+    task: TaskFacts, found: Sequence[PairedDifference], gates: Sequence[Gate], confidence: float
+) -> str:
     """Paired differences drawn around zero, with the thresholds of their gates."""
     if not found:
         return ""
@@ -48,7 +50,7 @@ def differences(task: TaskFacts, found: Sequence[PairedDifference], gates: Seque
     for item in found:
         quantized = item.versus == "tuned" and item.target in QUANTIZED
         groups.setdefault(
-            "What quantization costs, against tuned" if quantized else f"Against {short(item.versus)}", []
+            "What quantization costs, against tuned" if quantized else f"Against {short_name(item.versus)}", []
         ).append(item)
     for title, members in groups.items():
         limits = {(g.target, g.versus): g.threshold for g in gates if g.versus and g.metric == task.primary}
@@ -61,7 +63,7 @@ def differences(task: TaskFacts, found: Sequence[PairedDifference], gates: Seque
         rows += _foot(domain, f"difference in {task.primary}", signed=True)
     detail = [
         [
-            f"{chip(item.target)} − {escape(short(item.versus))}",
+            f"{chip(item.target)} − {escape(short_name(item.versus))}",
             f"{item.wins:,}",
             f"{item.losses:,}",
             f"{item.n - item.wins - item.losses:,}",
@@ -74,7 +76,7 @@ def differences(task: TaskFacts, found: Sequence[PairedDifference], gates: Seque
     return (
         f'<section class="card"><h3>Difference in {escape(task.primary)}, row by row</h3>'
         f'<p class="note">The same questions, compared in pairs; {confidence:.0%} intervals. Dashed: a gate\'s threshold.</p>{rows}'
-        + table(["pair", "better", "worse", "equal", "p (two-sided)", "correlation", "method"], detail)
+        + html_table(["pair", "better", "worse", "equal", "p (two-sided)", "correlation", "method"], detail)
         + "</section>"
     )
 
@@ -107,12 +109,12 @@ def slices(task: TaskFacts, results: Sequence[TargetResult]) -> str:
     )
 
 
-def speed(results: Sequence[TargetResult], verdict: Verdict) -> str:
+def speed_rows(results: Sequence[TargetResult], verdict: Verdict) -> str:
     """How answers ended, how fast they were written, and how long they are."""
     rows = []
     for item in results:
         fast, ends = item.speed, item.ends
-        bar = svg.bar(
+        bar = svg.svg_bar(
             [(ends[end] / item.rows, f"e-{end}", f"{ends[end]} {_ENDS[end]}") for end in _ENDS if ends.get(end)]
         )
         told = ", ".join(f"{ends[end]:,} {_ENDS[end]}" for end in _ENDS if ends.get(end))
@@ -135,7 +137,7 @@ def speed(results: Sequence[TargetResult], verdict: Verdict) -> str:
     return (
         '<section class="card"><h3>Ends and tokens</h3>'
         '<p class="note">Tokens are means per answer. Tokens per second are the machine\'s over all prompts it answers at once; of a service those of one reply.</p>'
-        f"{table(head, rows)}</section>"
+        f"{html_table(head, rows)}</section>"
     )
 
 
@@ -157,7 +159,7 @@ def _scale_row(
     )  # fmt: skip
     return (
         f'<div class="row"><div class="name">{name}</div>{drawing}'
-        f'<div class="figure"><b>{number(value, sign)}</b>&ensp;{span(low, high, sign)}</div></div>'
+        f'<div class="figure"><b>{number(value, sign)}</b>&ensp;{interval_text(low, high, sign)}</div></div>'
     )
 
 
@@ -176,4 +178,4 @@ def _cell(figure: Figure) -> str:
     if figure.span is None:
         return '<span class="ci">unscored</span>'
     unscored = f'<span class="ci">{figure.unscored:,} unscored</span>' if figure.unscored else ""
-    return f"{number(figure.span[0])}{span(*figure.span[1:])}{unscored}"
+    return f"{number(figure.span[0])}{interval_text(*figure.span[1:])}{unscored}"

@@ -13,7 +13,7 @@ from gemma_ops.errors import BudgetError
 from gemma_ops.evaluation.ask_targets import prompt_of
 from gemma_ops.gemini import prices, request_wire
 from gemma_ops.targets.gemini_target import request
-from gemma_ops.targets.spec import parse
+from gemma_ops.targets.spec import parse_target
 from gemma_ops.tasks.stored_answers import StoredAnswer
 from gemma_ops.tasks.task import Task
 
@@ -21,7 +21,7 @@ from gemma_ops.tasks.task import Task
 def most_per_answer(task: Task, target: str, answers: Sequence[StoredAnswer]) -> float | None:
     """Dollars that the dearest of these questions can cost at this target, at the prices of today and of the tiers that
     answered. None where nothing is reserved, no price is known, or an answer was dearer."""
-    spec = parse(target)
+    spec = parse_target(target)
     if spec.kind != "gemini":
         return None
     now, found = datetime.now(UTC), 0

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import get_args
 
-from gemma_ops.evaluation.answer_cost import Facts, place
+from gemma_ops.evaluation.answer_cost import Facts, answer_place
 from gemma_ops.evaluation.target_results import Book, bucket_order, played, rounded
 from gemma_ops.gates import gate_decision
 from gemma_ops.gates.gate_decision import GateEvidence
@@ -47,12 +47,12 @@ class SliceLine:
         return Sample.of([a - b for a, b in zip(self.first, self.second, strict=True)], self.clusters)
 
 
-def build(book: Book, facts: Facts) -> Routing | None:
+def build_routing(book: Book, facts: Facts) -> Routing | None:
     """The whole document; None when no task was answered both here and elsewhere."""
     tables: list[RoutingTable] = []
     for task in dict.fromkeys(task for task, _ in book.pages):
         names = book.targets(task)
-        here = [name for name in names if place(facts, name) == HERE]
+        here = [name for name in names if answer_place(facts, name) == HERE]
         away = [name for name in names if name not in here]
         # A base model is what one starts from; it is a candidate where there is no other.
         candidates = [name for name in here if name != "base"] or here
@@ -70,7 +70,7 @@ def _table(book: Book, facts: Facts, task: str, local: str, remote: str) -> Rout
 
     def target(name: str) -> RoutedTarget:
         identity = facts.get("targets", {}).get(name, {}).get("identity")
-        return RoutedTarget(name=name, identity=identity, place=place(facts, name))
+        return RoutedTarget(name=name, identity=identity, place=answer_place(facts, name))
 
     return RoutingTable(
         task=task,
@@ -80,7 +80,7 @@ def _table(book: Book, facts: Facts, task: str, local: str, remote: str) -> Rout
         remote=target(remote),
         slices={spec.name: RoutedSlice(field=spec.field, buckets=spec.buckets) for spec in known.file.slices},
         local_only="keep",
-        lines=tuple(decide(_lines(book, task, local, remote), book, local, remote)),
+        lines=tuple(decide_slice(_lines(book, task, local, remote), book, local, remote)),
     )
 
 
@@ -110,7 +110,7 @@ def _lines(book: Book, task: str, local: str, remote: str) -> list[SliceLine]:
     return found
 
 
-def decide(lines: Sequence[SliceLine], book: Book, local: str, remote: str) -> list[RoutingLine]:
+def decide_slice(lines: Sequence[SliceLine], book: Book, local: str, remote: str) -> list[RoutingLine]:
     """Decide all lines of a table together; see the top of this file for what comes out."""
     settings = book.settings
     alpha, margin = 1 - settings.confidence, settings.routing_margin
@@ -129,7 +129,7 @@ def decide(lines: Sequence[SliceLine], book: Book, local: str, remote: str) -> l
         (keeping, sending), p_holm, level = decided[id(line)]
         decision: RoutingDecision = "undecided" if p_holm > alpha else "keep" if keeping < sending else "send"
         sample = line.sample
-        found = paired.compare(line.first, line.second, line.clusters, settings.confidence)
+        found = paired.compare_paired(line.first, line.second, line.clusters, settings.confidence)
         needed = _needed(sample, margin, level) if decision == "undecided" else None
         figures = {
             "difference": found.value,

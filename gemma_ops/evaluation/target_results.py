@@ -53,7 +53,7 @@ class Book:
             details = [scored.detail.get(scorer.key, {}) for scored in item.scores]
             figure = scorer.aggregates[name](item.task.rows, details)
             names = [row.cluster or row.id for row in item.task.rows]
-            draws = intervals.resample(figure, names, self.settings.seed, times=DRAWS)
+            draws = intervals.resample_mean(figure, names, self.settings.seed, times=DRAWS)
             value = figure(np.arange(len(names)))
             self._draws[place] = value, intervals.recentre(value, draws, len(set(names)))
         return self._draws[place]
@@ -147,9 +147,9 @@ def result(item: Graded, book: Book) -> TargetResult:
         "answered": answered_by(answer.model for answer in item.answers),
         "metrics": metrics,
         "slices": _slices(item, confidence),
-        "speed": rounded(answer_cost.speed(item.answers)),
+        "speed": rounded(answer_cost.answer_speed(item.answers)),
         "cost": rounded(answer_cost.spent(item.answers, book.facts, item.target, confidence, book.most(item))),
-        "place": answer_cost.place(book.facts, item.target),
+        "place": answer_cost.answer_place(book.facts, item.target),
     }
     labels = _labels(item)
     return TargetResult.made(body | ({"labels": labels} if labels else {}))
@@ -207,7 +207,7 @@ def _labels(item: Graded) -> dict[str, Any]:
     return found
 
 
-def differences(task: str, book: Book) -> list[PairedDifference]:
+def paired_differences(task: str, book: Book) -> list[PairedDifference]:
     """Paired differences on the primary metric: every target against the first, and every quantized file against
     `tuned`."""
     targets = book.targets(task)
@@ -222,7 +222,7 @@ def differences(task: str, book: Book) -> list[PairedDifference]:
         ):
             continue  # no row was shown to both
         (first, second), clusters = book.scores(task, metric, [target, versus])
-        body = asdict(paired.compare(first, second, clusters, book.settings.confidence))
+        body = asdict(paired.compare_paired(first, second, clusters, book.settings.confidence))
         head = {"task": task, "target": target, "versus": versus, "metric": metric}
         found.append(PairedDifference.made(head | rounded(body)))
     return found

@@ -15,12 +15,12 @@ from gemma_ops.privacy.classes import HERE
 from gemma_ops.tasks.conditions import load_words
 from gemma_ops.verdicts import Figure, PairedDifference, RoutingLine, RoutingTable, TargetResult, TaskFacts, Verdict
 from gemma_ops.verdicts.figures import ValueSpan
-from gemma_ops.words.markup import p_text, seconds, short, usd
+from gemma_ops.words.markup import p_text, seconds, short_name, usd_text
 
 MARK = {"pass": "✅", "fail": "❌", "inconclusive": "❔", "ungated": "⚪", "report_only": "⚪"}
 
 
-def lines(verdict: Verdict, folder: Path | None = None) -> list[str]:
+def verdict_lines(verdict: Verdict, folder: Path | None = None) -> list[str]:
     """Per task each target's primary metric with its interval, the paired differences, then gates and verdict."""
     found: list[str] = []
     for name, task in verdict.tasks.items():
@@ -43,8 +43,8 @@ def lines(verdict: Verdict, folder: Path | None = None) -> list[str]:
                 found.append(f"  {result.target:<{width}}   {_takes(result)}")
                 found.append(f"  {'':<{width}}   timed with {load_words(verdict, name, result.target)}")
         found += [f"  {_route(table)}" for table in _tables(verdict, name)]
-        found += [f"  {line}" for judged in verdict.judged_of(name) for line in judging_text.lines(judged)]
-    found.append(f"verdict: {headline(verdict)}")
+        found += [f"  {line}" for judged in verdict.judged_of(name) for line in judging_text.judging_lines(judged)]
+    found.append(f"verdict: {verdict_headline(verdict)}")
     for gate in verdict.gates:
         found.append(f"  {gate.outcome:<12} {gate.words}")
         if load := load_of(gate, verdict):
@@ -61,7 +61,7 @@ def lines(verdict: Verdict, folder: Path | None = None) -> list[str]:
     return found
 
 
-def headline(verdict: Verdict) -> str:
+def verdict_headline(verdict: Verdict) -> str:
     """The outcome in one sentence."""
     gates = [gate for gate in verdict.gates if gate.outcome != "report_only"]
     if verdict.gates and not gates:
@@ -84,9 +84,9 @@ def headline(verdict: Verdict) -> str:
     return f"{verdict.verdict}: of {len(gates)} gate{'s' * (len(gates) > 1)} {shown} at {confidence}"
 
 
-def render(verdict: Verdict) -> str:
+def summary_markdown(verdict: Verdict) -> str:
     """`summary.md`: verdict, gates, one small table per task."""
-    text = [f"## {MARK[verdict.verdict]} Evaluation: {headline(verdict)}", ""]
+    text = [f"## {MARK[verdict.verdict]} Evaluation: {verdict_headline(verdict)}", ""]
     text += [_about(verdict), ""]
     text += _gates(verdict)
     for name, task in verdict.tasks.items():
@@ -119,7 +119,7 @@ def render(verdict: Verdict) -> str:
             for item in pairs
         ]
         text += [f"\n`{result.target}`:{_ends(result).replace('  ', ' ')}" for result in results if _ends(result)]
-        text += [f"\n{judging_text.render(judged)}" for judged in verdict.judged_of(name)]
+        text += [f"\n{judging_text.judging_markdown(judged)}" for judged in verdict.judged_of(name)]
         for table in _tables(verdict, name):
             text += [
                 "",
@@ -142,7 +142,7 @@ def render(verdict: Verdict) -> str:
 def _about(verdict: Verdict) -> str:
     """Run, model, date and version in one line."""
     parts = [f"run `{verdict.run}`"] if verdict.run else []
-    parts += [f"tuned model `{found}`"] if (found := report_header.model(verdict)) else []
+    parts += [f"tuned model `{found}`"] if (found := report_header.tuned_model(verdict)) else []
     parts += [f"evaluated {report_header.date(verdict)}" if verdict.date else "date not recorded"]
     return " · ".join([*parts, *([verdict.made_by] if verdict.made_by else [])])
 
@@ -215,7 +215,7 @@ def _running(result: TargetResult) -> list[str]:
         half, most = speed.wait(f"{kind}_p50"), speed.wait(f"{kind}_p95")
         return "–" if half is None else f"{seconds(half)} / {seconds(most)}"
 
-    return ["unknown" if dollars is None else usd(dollars), pair("first_seconds"), pair("seconds")]
+    return ["unknown" if dollars is None else usd_text(dollars), pair("first_seconds"), pair("seconds")]
 
 
 def _tables(verdict: Verdict, task: str) -> Sequence[RoutingTable]:
@@ -229,7 +229,7 @@ def _route(table: RoutingTable) -> str:
     kinds = ("keep", "send", "undecided")
     counts = [f"{kind} {count}" for kind in kinds if (count := sum(line.decision == kind for line in slices))]
     told = f"of {len(slices)} slices {', '.join(counts)}" if slices else f"the whole task {table.lines[0].decision}"
-    return f"routing {short(table.local.name)} or {short(table.remote.name)}: {told}"
+    return f"routing {short_name(table.local.name)} or {short_name(table.remote.name)}: {told}"
 
 
 def _slice(line: RoutingLine) -> str:

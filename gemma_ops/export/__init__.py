@@ -14,7 +14,7 @@ def merge(
     out: Path, settings: MergeConfig, machine: MachineConfig, *, base: Path, adapter: Path, data: Path | None = None
 ) -> dict[str, float]:
     """Fold the LoRA adapter into its base: `model/` and `report.json` below `out`. See `merging.py`."""
-    from gemma_ops.export.merging import merge as run
+    from gemma_ops.export.merging import merge_step as run
 
     return run(out, settings, machine, base=base, adapter=adapter, data=data)
 
@@ -23,6 +23,6 @@ def quantize(
     out: Path, settings: QuantizeConfig, machine: MachineConfig, *, model: Path, data: Path | None = None
 ) -> dict[str, float]:
     """Write `<format>/model.gguf` and `report.json` below `out`. See `quantizing.py`."""
-    from gemma_ops.export.quantizing import quantize as run
+    from gemma_ops.export.quantizing import quantize_step as run
 
     return run(out, settings, machine, model=model, data=data)

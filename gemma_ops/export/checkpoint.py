@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from gemma_ops.errors import ModelError
-from gemma_ops.modeling.checkpoint_source import check_shards, read_config
-from gemma_ops.modeling.shards import DTYPES, FETCH_AGAIN, SIZES, TensorEntry, read, read_headers, read_range
+from gemma_ops.modeling.checkpoint_source import check_shards, read_model_config
+from gemma_ops.modeling.shards import DTYPES, FETCH_AGAIN, SIZES, TensorEntry, read_headers, read_range, read_tensors
 
 INDEX = "model.safetensors.index.json"
 
@@ -29,7 +29,7 @@ class MergedCheckpoint:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.config = read_config(folder)
+        self.config = read_model_config(folder)
         self.text: dict[str, Any] = self.config.get("text_config") or self.config
         self.shards = check_shards(folder)
         self.entries: dict[str, TensorEntry] = read_headers(self.shards)
@@ -38,7 +38,7 @@ class MergedCheckpoint:
 
     def read(self, name: str) -> torch.Tensor:
         """The whole tensor, in its stored dtype."""
-        return read(self.entries[name])
+        return read_tensors(self.entries[name])
 
     def slices(self, name: str, parameters: int) -> Iterator[torch.Tensor]:
         """The tensor as 2-D pieces (rows, last dimension) of at most about `parameters` numbers, in stored order."""
@@ -55,7 +55,7 @@ class MergedCheckpoint:
         path = self.folder / INDEX
         if not path.exists():
             return
-        listed = set(read_json(path, "the list of shards").get("weight_map", {}))
+        listed = set(read_checkpoint_json(path, "the list of shards").get("weight_map", {}))
         absent = sorted(listed - set(self.entries))
         if absent:
             raise ModelError(f"{len(absent)} tensors of {INDEX} stand in no shard, first {absent[0]!r}", FETCH_AGAIN)
@@ -70,7 +70,7 @@ class MergedCheckpoint:
             )
 
 
-def read_json(path: Path, what: str) -> dict[str, Any]:
+def read_checkpoint_json(path: Path, what: str) -> dict[str, Any]:
     """A JSON object from a file of a model folder; ModelError when it is absent or broken."""
     try:
         body = json.loads(path.read_text(encoding="utf-8"))

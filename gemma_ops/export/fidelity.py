@@ -21,7 +21,7 @@ import numpy as np
 
 from gemma_ops.data import chat
 from gemma_ops.data.row_tokens import Manner
-from gemma_ops.export.prompts import Row, prompt_ids
+from gemma_ops.export.prompts import Row, export_prompt_ids
 from gemma_ops.modeling.llamacpp import Distributions
 
 EXACT_VOCABULARY = 4096  # up to here all probabilities are asked for; JSON makes it 10 µs per token and position
@@ -89,7 +89,7 @@ def _short(value: float) -> float:
     return float(f"{value:.4g}")
 
 
-def conversations(
+def fidelity_conversations(
     tokenizer: Any, rows: list[Row], *, manner: Manner, reply: Callable[[list[int], int], list[int]]
 ) -> list[Conversation]:
     """What is compared: each row with its reference answer, or with the reply `reply(prompt, count)` gives."""
@@ -97,10 +97,10 @@ def conversations(
     for row in rows:
         if row["messages"][-1]["role"] == "assistant":
             asked = manner.of(row["messages"])
-            whole = chat.encode(tokenizer, row["messages"], row.get("tools"), max_length=_LONGEST, **asked)
+            whole = chat.encode_chat(tokenizer, row["messages"], row.get("tools"), max_length=_LONGEST, **asked)
             ids, candidates = whole.ids, [place - 1 for place, flag in enumerate(whole.loss) if flag and place]
         else:
-            prompt = prompt_ids(tokenizer, row, manner)[-_LONGEST:]
+            prompt = export_prompt_ids(tokenizer, row, manner)[-_LONGEST:]
             ids = prompt + reply(prompt, _CONTINUATION)
             candidates = list(range(len(prompt) - 1, max(len(prompt), len(ids) - 1)))
         if not candidates:  # the answer begins beyond what is read
@@ -110,7 +110,7 @@ def conversations(
     return found
 
 
-def compare(reference: Sequence[Distributions], other: Sequence[Distributions], vocabulary: int) -> Fidelity:
+def compare_logits(reference: Sequence[Distributions], other: Sequence[Distributions], vocabulary: int) -> Fidelity:
     """Divergence of `other` from `reference`, conversation by conversation."""
     kls = [_divergence(one, two, vocabulary) for one, two in zip(reference, other, strict=True)]
     hits = [one.ids[:, 0] == two.ids[:, 0] for one, two in zip(reference, other, strict=True)]

@@ -8,7 +8,7 @@ from typing import Any
 
 from gemma_ops.data import published
 from gemma_ops.errors import MachineError, ModelError
-from gemma_ops.export.checkpoint import MergedCheckpoint, read_json
+from gemma_ops.export.checkpoint import MergedCheckpoint, read_checkpoint_json
 from gemma_ops.family import Shape
 from gemma_ops.modeling.generate import STOPS
 from gemma_ops.runs.durable import write_json, write_text
@@ -79,14 +79,14 @@ def carry_over(base: MergedCheckpoint, out: Path) -> list[str]:
 
 def token_ids(folder: Path) -> dict[str, int]:
     """Ids of the tokens a tokenizer marks as added (special ones among them), by content."""
-    tokenizer = read_json(folder / "tokenizer.json", "the tokenizer")
+    tokenizer = read_checkpoint_json(folder / "tokenizer.json", "the tokenizer")
     return {token["content"]: token["id"] for token in tokenizer["added_tokens"]}
 
 
 def _generation(folder: Path) -> dict[str, Any]:
     """The base's generation settings with every stop token of Gemma 4 that the tokenizer knows."""
     path = folder / "generation_config.json"
-    settings = read_json(path, "generation settings") if path.exists() else {}
+    settings = read_checkpoint_json(path, "generation settings") if path.exists() else {}
     stops = settings.get("eos_token_id") or []
     stops = [stops] if isinstance(stops, int) else list(stops)
     known = token_ids(folder)

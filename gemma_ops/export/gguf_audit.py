@@ -45,7 +45,7 @@ class Audit:
         }
 
 
-def audit(file: Path, plan: GgufPlan) -> Audit:
+def audit_gguf(file: Path, plan: GgufPlan) -> Audit:
     """Read a file's tensor table and compare it with the plan.
 
     Raises GateError when a tensor is missing, surplus, of another shape or type, when the file is cut short, or when

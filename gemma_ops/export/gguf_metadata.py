@@ -13,7 +13,7 @@ import numpy as np
 from gemma_ops import family
 from gemma_ops.data.prompt_record import read_prompting
 from gemma_ops.errors import ModelError
-from gemma_ops.export.checkpoint import MergedCheckpoint, read_json
+from gemma_ops.export.checkpoint import MergedCheckpoint, read_checkpoint_json
 from gemma_ops.family import Shape
 from gemma_ops.family.formats import GGUF, GgufName
 
@@ -23,7 +23,7 @@ _ROPE = {
 }  # the defaults of transformers' Gemma4TextConfig
 
 
-def add(writer: Any, source: MergedCheckpoint, form: GgufName) -> None:
+def add_metadata(writer: Any, source: MergedCheckpoint, form: GgufName) -> None:
     """Write dimensions, attention pattern, RoPE, experts and file type to a `gguf.GGUFWriter`."""
     import gguf
 
@@ -69,7 +69,7 @@ def _add_sampling(writer: Any, source: MergedCheckpoint) -> None:
     """What generation_config.json says of sampling, under the keys that llama.cpp's converter writes (gguf-py 0.19,
     `metadata.py`); servers take them as their defaults."""
     path = source.folder / "generation_config.json"
-    settings = read_json(path, "generation settings") if path.exists() else {}
+    settings = read_checkpoint_json(path, "generation settings") if path.exists() else {}
     for key, add, kind in (
         ("temperature", writer.add_sampling_temp, float),
         ("top_k", writer.add_sampling_top_k, int),

@@ -86,7 +86,7 @@ class GgufPlan:
     left_out: dict[str, list[str]]
 
 
-def plan(source: MergedCheckpoint, form: GgufName) -> GgufPlan:
+def plan_tensors(source: MergedCheckpoint, form: GgufName) -> GgufPlan:
     """What a checkpoint becomes in a format. Raises ModelError on a tensor that has no place in llama.cpp's Gemma 4."""
     shape = Shape.from_config(source.config)
     _check_sharing(shape)
@@ -106,11 +106,11 @@ def plan(source: MergedCheckpoint, form: GgufName) -> GgufPlan:
             left_out["unused keys and values"].append(name)
             continue
         extent = entry.shape or (1,)
-        tensors.append(PlannedTensor(target, entry, extent, type_of(target, extent, form)))
+        tensors.append(PlannedTensor(target, entry, extent, tensor_type(target, extent, form)))
     return GgufPlan(form, tensors, {reason: sorted(names) for reason, names in left_out.items() if names})
 
 
-def type_of(name: str, shape: tuple[int, ...], form: GgufName) -> TensorType:
+def tensor_type(name: str, shape: tuple[int, ...], form: GgufName) -> TensorType:
     """The type a tensor is stored in (see the policy above)."""
     kind = re.sub(r"^blk\.\d+\.", "", name)
     if len(shape) < 2 or kind == "ffn_gate_inp.weight":

@@ -12,20 +12,20 @@ from typing import Any
 
 from gemma_ops.data import published
 from gemma_ops.errors import ModelError
-from gemma_ops.export.checkpoint import MergedCheckpoint, read_json
+from gemma_ops.export.checkpoint import MergedCheckpoint, read_checkpoint_json
 from gemma_ops.modeling.llamacpp import VISIBLE
 
 _SCORE = -1000.0  # BPE has no scores; llama.cpp wants a number, and this is what its own converter writes
 
 
-def add(writer: Any, source: MergedCheckpoint) -> None:
+def add_tokenizer(writer: Any, source: MergedCheckpoint) -> None:
     """Write vocabulary, merges, special tokens and the chat template to a `gguf.GGUFWriter`.
 
     Raises ModelError when the tokenizer is not of Gemma's kind or doesn't fit the embedding.
     """
     import gguf
 
-    body = read_json(source.folder / "tokenizer.json", "the tokenizer")
+    body = read_checkpoint_json(source.folder / "tokenizer.json", "the tokenizer")
     size = int(source.text["vocab_size"])
     by_id = _vocabulary(body, size)
     added = {token["id"]: token for token in body["added_tokens"]}

@@ -28,7 +28,7 @@ from gemma_ops.runs import journal
 _PIECE = 1 << 21  # numbers per piece: 8 MB in fp32, a multiple of every block size when cut at rows
 
 
-def write(source: MergedCheckpoint, plan: GgufPlan, out: Path, *, threads: int, learned: Privacy = "any") -> None:
+def write_gguf(source: MergedCheckpoint, plan: GgufPlan, out: Path, *, threads: int, learned: Privacy = "any") -> None:
     """Write the file `out` as planned; `learned`, the class of the rows behind the model, goes into its header. Raises ModelError for a tokenizer or config that GGUF can't say."""
     import gguf
 
@@ -36,9 +36,9 @@ def write(source: MergedCheckpoint, plan: GgufPlan, out: Path, *, threads: int, 
     temporary = out.with_name(out.name + ".tmp")
     writer = gguf.GGUFWriter(temporary, "gemma4")
     try:
-        gguf_metadata.add(writer, source, plan.format)
+        gguf_metadata.add_metadata(writer, source, plan.format)
         writer.add_string(GGUF_KEY, learned)
-        gguf_tokenizer.add(writer, source)
+        gguf_tokenizer.add_tokenizer(writer, source)
         for tensor in plan.tensors:
             code = gguf.GGMLQuantizationType[tensor.type]
             stored = gguf.quant_shape_to_byte_shape(tensor.shape, code)

@@ -23,7 +23,7 @@ from gemma_ops.export import replacing
 from gemma_ops.export.prompts import Row, before_answer, manner_of
 from gemma_ops.modeling import adapters, full, generate
 from gemma_ops.modeling.load import load_model, load_tokenizer, pick_device
-from gemma_ops.modeling.media_inputs import Perceiver, Seen, join
+from gemma_ops.modeling.media_inputs import Perceiver, Seen, join_media
 from gemma_ops.runs import journal
 
 _POSITIONS = 8  # last positions of each prompt whose logits are compared: enough to differ, small at 262,144 tokens
@@ -65,7 +65,7 @@ class MergeChanges:
         }
 
 
-def run(
+def check_merge(
     base: Path,
     merged: Path,
     adapter: Path,
@@ -91,7 +91,9 @@ def run(
     shows = any(one.seen for one in prompts)
     model = load_model(base, device=device, towers=towers[0] or shows)
     before, answers = _logits(model, prompts), _answers(model, tokenizer, prompts)
-    tuned = full.load(model, adapter, base) if replacing.is_full(adapter) else adapters.load(model, adapter)
+    tuned = (
+        full.load_full(model, adapter, base) if replacing.is_full(adapter) else adapters.load_adapter(model, adapter)
+    )
     attached = _logits(tuned, prompts)
     del model, tuned
     model = load_model(merged, device=device, towers=towers[0] or shows)
@@ -136,14 +138,14 @@ def _logits(model: Any, prompts: list[_Prompt]) -> torch.Tensor:
         for one in prompts:
             given = {"input_ids": torch.tensor([one.ids])}
             if one.seen:
-                given |= {"mm_token_type_ids": torch.tensor([one.seen.types]), **join([one.seen])}
+                given |= {"mm_token_type_ids": torch.tensor([one.seen.types]), **join_media([one.seen])}
             given = {key: value.to(model.device) for key, value in given.items()}
             found.append(model(**given, logits_to_keep=_POSITIONS, use_cache=False).logits[0].float().cpu())
     return torch.cat(found)
 
 
 def _answers(model: Any, tokenizer: Any, prompts: list[_Prompt]) -> list[str]:
-    found = generate.answer(
+    found = generate.answer_prompts(
         model,
         tokenizer,
         [one.ids for one in prompts],

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from gemma_ops.errors import ModelError
-from gemma_ops.export.checkpoint import MergedCheckpoint, read_json
+from gemma_ops.export.checkpoint import MergedCheckpoint, read_checkpoint_json
 from gemma_ops.modeling.shards import TensorEntry, read_header, read_range
 
 WEIGHTS = "adapter_model.safetensors"
@@ -78,7 +78,7 @@ class Update:
             yield self.scale * (b[:, :, expert] @ a[expert])
 
 
-def folder_of(path: Path) -> Path:
+def adapter_folder(path: Path) -> Path:
     """The folder with `adapter_config.json`: the path itself or its `adapter/` (what the step `train` leaves)."""
     for folder in (path / "adapter", path):
         if (folder / "adapter_config.json").exists():
@@ -92,7 +92,7 @@ def read_updates(folder: Path, base: MergedCheckpoint) -> dict[str, Update]:
     Raises ModelError when the adapter is of a kind that can't be folded, is incomplete, or when any of its tensors
     matches no tensor of the base: PEFT itself only warns then, and the merged model would silently be the base.
     """
-    config = read_json(folder / "adapter_config.json", "the adapter's settings")
+    config = read_checkpoint_json(folder / "adapter_config.json", "the adapter's settings")
     _check_kind(folder, config)
     if not (folder / WEIGHTS).exists():
         raise ModelError(f"{folder} lacks {WEIGHTS}", "train again, or copy the whole adapter folder")

@@ -26,7 +26,7 @@ from gemma_ops.export import merge_check, replacing
 from gemma_ops.export.checkpoint import INDEX, MergedCheckpoint
 from gemma_ops.export.folder import carry_over, check_room
 from gemma_ops.export.merge_lora import Update
-from gemma_ops.export.prompts import rows
+from gemma_ops.export.prompts import fidelity_prompts
 from gemma_ops.export.replacing import Replacement
 from gemma_ops.modeling.checkpoint_source import checkpoint
 from gemma_ops.modeling.shards import DTYPES, TensorEntry
@@ -37,7 +37,7 @@ from gemma_ops.runs.durable import write_json
 _CHUNK = 8 << 20  # bytes copied or compared at a time
 
 
-def merge(
+def merge_step(
     out: Path, settings: MergeConfig, machine: MachineConfig, *, base: Path, adapter: Path, data: Path | None = None
 ) -> dict[str, float]:
     """Write `out/model/` (a complete checkpoint folder) and `out/report.json`; returns the counts and canary numbers.
@@ -47,7 +47,7 @@ def merge(
     """
     source = MergedCheckpoint(checkpoint(base))
     trained = replacing.folder(adapter)
-    updates = replacing.changes(trained, source, base)
+    updates = replacing.weight_changes(trained, source, base)
     target = out / "model"
     target.mkdir(parents=True, exist_ok=True)
     check_room(target, sum(shard.stat().st_size for shard in source.shards if not (target / shard.name).exists()))
@@ -62,11 +62,11 @@ def merge(
     if prompting:
         write_prompting(target, prompting)
     changes = _audit(source, MergedCheckpoint(target), updates)
-    found = merge_check.run(
+    found = merge_check.check_merge(
         source.folder,
         target,
         trained,
-        rows(data, settings.canary_prompts),
+        fidelity_prompts(data, settings.canary_prompts),
         machine,
         data=data,
         towers=replacing.in_towers(updates),

@@ -27,7 +27,7 @@ _FIXED = (
 )
 
 
-def rows(data: Path | None, count: int, *, text_only: bool = False) -> list[Row]:
+def fidelity_prompts(data: Path | None, count: int, *, text_only: bool = False) -> list[Row]:
     """The first `count` validation rows of a `prepare` folder, or fixed prompts (without an answer) if there are none.
 
     With `text_only`, rows that show images or audio are left out: engines for text can't be asked about them.
@@ -62,6 +62,6 @@ def manner_of(folder: Path, prompting: Prompting | None) -> Manner:
     return Manner(template=published.template_of(folder), thinking=prompting.thinking if prompting else "off")
 
 
-def prompt_ids(tokenizer: Any, row: Row, manner: Manner) -> list[int]:
+def export_prompt_ids(tokenizer: Any, row: Row, manner: Manner) -> list[int]:
     """Token ids of a row's conversation up to its last answer, ending in the generation prompt."""
-    return chat.prompt_ids(tokenizer, before_answer(row), row.get("tools"), **manner.of(row["messages"]))
+    return chat.chat_prompt_ids(tokenizer, before_answer(row), row.get("tools"), **manner.of(row["messages"]))

@@ -23,10 +23,10 @@ from gemma_ops.export import fidelity
 from gemma_ops.export.checkpoint import MergedCheckpoint
 from gemma_ops.export.fidelity import Conversation, Fidelity
 from gemma_ops.export.folder import check_room
-from gemma_ops.export.gguf_audit import Audit, audit
-from gemma_ops.export.gguf_tensors import plan
-from gemma_ops.export.gguf_writer import write
-from gemma_ops.export.prompts import manner_of, rows
+from gemma_ops.export.gguf_audit import Audit, audit_gguf
+from gemma_ops.export.gguf_tensors import plan_tensors
+from gemma_ops.export.gguf_writer import write_gguf
+from gemma_ops.export.prompts import fidelity_prompts, manner_of
 from gemma_ops.family.formats import GGUF as TYPES
 from gemma_ops.family.formats import REFERENCE, GgufName
 from gemma_ops.modeling.checkpoint_source import checkpoint
@@ -54,7 +54,7 @@ _PROBES = (
 )
 
 
-def quantize(
+def quantize_step(
     out: Path, settings: QuantizeConfig, machine: MachineConfig, *, model: Path, data: Path | None = None
 ) -> dict[str, float]:
     """Write `out/<format>/model.gguf` for bf16 and the formats asked for, and `out/report.json`.
@@ -73,9 +73,9 @@ def quantize(
     top = vocabulary if vocabulary <= fidelity.EXACT_VOCABULARY else fidelity.TOP
     with GGUF(_file(out, REFERENCE), threads=threads) as gguf:
         _check_tokenizer(gguf, tokenizer)
-        chosen = fidelity.conversations(
+        chosen = fidelity.fidelity_conversations(
             tokenizer,
-            rows(data, settings.fidelity_rows, text_only=True),
+            fidelity_prompts(data, settings.fidelity_rows, text_only=True),
             manner=manner_of(source.folder, prompting),
             reply=gguf.continuation,
         )
@@ -84,12 +84,12 @@ def quantize(
     measured: dict[str, Fidelity] = {}
     for form in formats[1:]:
         with GGUF(_file(out, form), threads=threads) as gguf:
-            measured[form] = fidelity.compare(reference, _distributions(gguf, chosen, top, form), vocabulary)
+            measured[form] = fidelity.compare_logits(reference, _distributions(gguf, chosen, top, form), vocabulary)
         journal.record(event="fidelity", format=form, **measured[form].metrics())
     write_json(
         out / "report.json",
         {
-            "left_out": {reason: len(names) for reason, names in plan(source, REFERENCE).left_out.items()},
+            "left_out": {reason: len(names) for reason, names in plan_tensors(source, REFERENCE).left_out.items()},
             "tokenizer": {"probes": len(_PROBES), "equal": True},
             "parity": {"transformers": weights, **parity.report()},
             "formats": {
@@ -107,7 +107,7 @@ def quantize(
 def _write_all(
     out: Path, source: MergedCheckpoint, formats: list[GgufName], threads: int, learned: Privacy
 ) -> dict[str, Audit]:
-    plans = {form: plan(source, form) for form in formats}
+    plans = {form: plan_tensors(source, form) for form in formats}
     parameters = sum(tensor.source.parameters for tensor in plans[REFERENCE].tensors if tensor.source)
     missing = [TYPES[form] for form in formats if not _file(out, form).exists()]
     check_room(out, sum(int(parameters * each.most_bits / 8) for each in missing))
@@ -115,9 +115,9 @@ def _write_all(
     for form in formats:
         file = _file(out, form)
         if not file.exists():
-            write(source, plans[form], file, threads=threads, learned=learned)
+            write_gguf(source, plans[form], file, threads=threads, learned=learned)
         record_learned(file.parent, learned, [f"model: {learned}"])
-        audits[form] = audit(file, plans[form])
+        audits[form] = audit_gguf(file, plans[form])
         if prompting := read_prompting(source.folder):
             write_prompting(file.parent, prompting)
         journal.record(
@@ -168,7 +168,7 @@ def _parity(
                 use_cache=False,
             ).logits[0]
             theirs.append(fidelity.from_logits(logits.float().cpu().numpy(), top))
-    found = fidelity.compare(theirs, reference, int(source.text["vocab_size"]))
+    found = fidelity.compare_logits(theirs, reference, int(source.text["vocab_size"]))
     journal.record(event="parity", transformers=weights, **found.metrics())
     worst_kl, worst_top1 = _PARITY[weights]
     if found.kl > worst_kl or found.top1 < worst_top1:

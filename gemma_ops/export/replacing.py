@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 
 from gemma_ops.errors import ModelError
-from gemma_ops.export.checkpoint import MergedCheckpoint, read_json
-from gemma_ops.export.merge_lora import Update, folder_of, read_updates
+from gemma_ops.export.checkpoint import MergedCheckpoint, read_checkpoint_json
+from gemma_ops.export.merge_lora import Update, adapter_folder, read_updates
 from gemma_ops.modeling import full
-from gemma_ops.modeling.shards import TensorEntry, pieces
+from gemma_ops.modeling.shards import TensorEntry, shard_pieces
 
 _PIECE = 1 << 24
 """Numbers copied at a time."""
@@ -28,7 +28,7 @@ class Replacement:
 
     def merged(self, entry: TensorEntry) -> Iterator[torch.Tensor]:
         """The new tensor in fp32, in pieces; `entry` is the base's, of the same shape."""
-        for _, numbers in pieces(self.value, _PIECE):
+        for _, numbers in shard_pieces(self.value, _PIECE):
             yield numbers.float()
 
 
@@ -37,7 +37,7 @@ def folder(path: Path) -> Path:
     for found in (path / full.FOLDER, path):
         if (found / full.RECORD).exists():
             return found
-    return folder_of(path)
+    return adapter_folder(path)
 
 
 def is_full(found: Path) -> bool:
@@ -51,14 +51,14 @@ def in_towers(changed: Iterable[str]) -> tuple[bool, bool]:
     return any(found), all(found)
 
 
-def changes(found: Path, source: MergedCheckpoint, base: Path) -> dict[str, Update | Replacement]:
+def weight_changes(found: Path, source: MergedCheckpoint, base: Path) -> dict[str, Update | Replacement]:
     """What becomes of each changed tensor of `source`, the checkpoint inside the artifact `base`. Raises ModelError when
     what was trained does not fit it, as a whole."""
     if not is_full(found):
         _check_base(found, base)
         return dict(read_updates(found, source))
     replaced: dict[str, Update | Replacement] = {}
-    for name, entry in full.entries(found, base).items():
+    for name, entry in full.full_entries(found, base).items():
         place = source.entries.get(name)
         if place is None or place.shape != entry.shape:
             raise ModelError(
@@ -75,9 +75,9 @@ def _check_base(adapter: Path, base: Path) -> None:
     if not described.is_file():
         return
     trained_on = str(
-        read_json(adapter / "adapter_config.json", "the adapter's settings").get("base_model_name_or_path")
+        read_checkpoint_json(adapter / "adapter_config.json", "the adapter's settings").get("base_model_name_or_path")
     )
-    given = str(read_json(described, "which model the base is").get("id"))
+    given = str(read_checkpoint_json(described, "which model the base is").get("id"))
     if trained_on != given and all(re.fullmatch(r"[\w.-]+/[\w.-]+", name) for name in (trained_on, given)):
         raise ModelError(
             f"the adapter in {adapter} was trained on {trained_on}, and the base is {given}",

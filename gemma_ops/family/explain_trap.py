@@ -22,7 +22,7 @@ def overview() -> list[str]:
     return lines
 
 
-def explain(code: str) -> list[str]:
+def explain_trap(code: str) -> list[str]:
     """One trap in full. Raises ConfigError that lists the names for an unknown one."""
     known = {trap.code: trap for trap in TRAPS}
     if code not in known:

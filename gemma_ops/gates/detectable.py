@@ -30,7 +30,9 @@ def quantiles(alpha: float, power: float = POWER) -> tuple[float, float]:
     return NormalDist().inv_cdf(1 - alpha), NormalDist().inv_cdf(power)
 
 
-def rows_needed(gap: float, variance_null: float, variance: float, alpha: float, power: float = POWER) -> int | None:
+def gate_rows_needed(
+    gap: float, variance_null: float, variance: float, alpha: float, power: float = POWER
+) -> int | None:
     """Rows so that an estimate `gap` beyond the margin is shown at level alpha with this power.
 
     Variances are of one row, under the margin and under the truth. None when the gap is not positive: no number of
@@ -51,7 +53,7 @@ def detectable_difference(n: int, discordance: float, alpha: float = 0.05, power
     for _ in range(40):
         middle = (low + high) / 2
         share = max(discordance, middle)
-        needed = rows_needed(middle, share, share - middle**2, alpha, power)
+        needed = gate_rows_needed(middle, share, share - middle**2, alpha, power)
         low, high = (low, middle) if needed is not None and needed <= n else (middle, high)
     return high
 
@@ -76,10 +78,10 @@ def rows_for_gate(gate: GateConfig, alpha: float, discordance: float | None = No
     strangers = ":" in gate.target or ":" in (gate.versus or "")
     share = DISCORDANCE["superior" if strangers else gate.test] if discordance is None else discordance
     if gate.test == "noninferior":
-        found = rows_needed(gate.margin, max(share, gate.margin), share, alpha)
+        found = gate_rows_needed(gate.margin, max(share, gate.margin), share, alpha)
         return None if found is None else max(found, fewest_rows(gate, alpha) or 0)
     truth = max(2 * gate.margin, 0.05)
-    return rows_needed(truth - gate.margin, max(share, truth), max(share, truth) - truth**2, alpha)
+    return gate_rows_needed(truth - gate.margin, max(share, truth), max(share, truth) - truth**2, alpha)
 
 
 def advice(rows: dict[str, int], settings: EvaluateConfig) -> list[str]:

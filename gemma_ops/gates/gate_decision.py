@@ -15,7 +15,7 @@ from typing import Literal
 
 from gemma_ops.config import GateConfig
 from gemma_ops.gates import label_evidence
-from gemma_ops.gates.gate_words import Told, sentence
+from gemma_ops.gates.gate_words import Told, gate_sentence
 from gemma_ops.stats import intervals, paired
 from gemma_ops.stats import rows_needed as needed
 from gemma_ops.stats.fewest import fewest
@@ -67,18 +67,18 @@ class GateEvidence:
     def rows_needed(self, margin: float, alpha: float) -> int | None:
         """Rows for power .8 if `hope` is the truth; None when no number of rows would do."""
         if self.ratios is not None:
-            found = label_evidence.rows_needed(self.ratios, margin, alpha)
+            found = label_evidence.label_rows_needed(self.ratios, margin, alpha)
             return None if found is None else max(self.sample.n + 1, found)
         truth = self.hope(margin, alpha)
         if truth is None:
             return None
-        found = needed.rows(self.sample, margin, alpha, truth, is_difference=self.is_difference)
+        found = needed.paired_rows(self.sample, margin, alpha, truth, is_difference=self.is_difference)
         return None if found is None else max(self.sample.n + 1, found)
 
     def missing(self, margin: float, alpha: float) -> str | None:
         """What keeps every test from passing, whatever the answers had been: a bound, or independent rows."""
         if self.ratios is not None:
-            return label_evidence.missing(self.ratios, self.labels, margin, alpha)
+            return label_evidence.missing_labels(self.ratios, self.labels, margin, alpha)
         best, even_if = (
             (1.0, "all answers are right") if not self.is_difference or margin >= 0 else (0.0, "no row differs")
         )
@@ -120,7 +120,7 @@ def threshold(gate: GateConfig) -> float:
     return -gate.margin if gate.test == "noninferior" else gate.margin
 
 
-def decide(
+def decide_gate(
     gates: Sequence[GateConfig], evidence: Sequence[GateEvidence], confidence: float, *, later: float | None = None
 ) -> list[Decision]:
     """Decide all gates together: the chance that any passes wrongly is at most 1 - confidence, and that any fails
@@ -153,13 +153,13 @@ def decide(
                 n=found.sample.n,
                 clusters=found.sample.groups,
                 n_needed=rows,
-                words=sentence(gate, outcome, told, is_difference=found.is_difference),
+                words=gate_sentence(gate, outcome, told, is_difference=found.is_difference),
             )
         )
     return decisions
 
 
-def judge(
+def judge_gate(
     gates: Sequence[GateConfig], evidence: Sequence[GateEvidence], alpha: float
 ) -> list[tuple[Outcome, float, float, float]]:
     """Per gate: outcome, p-value, Holm-adjusted p-value, and the level it was tested at."""

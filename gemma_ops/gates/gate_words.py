@@ -21,7 +21,7 @@ class Told:
     hope: float | None
 
 
-def sentence(gate: GateConfig, outcome: str, told: Told, *, is_difference: bool) -> str:
+def gate_sentence(gate: GateConfig, outcome: str, told: Told, *, is_difference: bool) -> str:
     """The sentence. `is_difference`: figures carry their sign."""
     what = gate.words
     if gate.test == "at_most":

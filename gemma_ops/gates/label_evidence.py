@@ -35,13 +35,13 @@ def ratio_sample(counts: Sequence[RowCounts], clusters: Sequence[str] | None) ->
     )  # fmt: skip
 
 
-def rows_needed(sample: RatioSample, margin: float, level: float) -> int | None:
+def label_rows_needed(sample: RatioSample, margin: float, level: float) -> int | None:
     """Rows for power .8 if the sample is the truth; None where it is not beyond the margin, or lacks a label."""
     groups = ratio_rows.groups_needed(sample, margin, level) if ratio_rows.occurs(sample).all() else None
     return None if groups is None else int(np.ceil(groups * sample.sizes.sum() / len(sample.sizes)))
 
 
-def missing(sample: RatioSample, labels: Sequence[str], margin: float, level: float) -> str | None:
+def missing_labels(sample: RatioSample, labels: Sequence[str], margin: float, level: float) -> str | None:
     """What keeps a gate on F1 from passing: labels with too few rows for any answers, labels without a row, or the
     figure itself. None where more rows like these would pass it. `labels` is empty for micro F1, which is one ratio."""
     short = too_few(sample, labels, margin, level)

@@ -17,4 +17,4 @@ def open_gemini(machine: MachineConfig, *, run: str) -> Gemini:
     """The door for one run (see `door.open_gemini`, which says what it raises)."""
     from gemma_ops.gemini import door
 
-    return door.open_gemini(machine, run=run)
+    return door.open_door(machine, run=run)

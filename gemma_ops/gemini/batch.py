@@ -17,7 +17,7 @@ from gemma_ops.answer import Answer
 from gemma_ops.errors import BudgetError, OpsError
 from gemma_ops.gemini import prices, reply, request_wire
 from gemma_ops.gemini.cache import Asked
-from gemma_ops.gemini.client import Client, Sent, bill
+from gemma_ops.gemini.client import Client, Sent, bill_usage
 from gemma_ops.gemini.creating import Creator
 from gemma_ops.gemini.job_following import ENDINGS, WITH_RESULTS, Gone, JobFollower
 from gemma_ops.gemini.jobs import BatchJob, Jobs
@@ -198,6 +198,6 @@ class BatchDoor:
         """One result with its bill, at the dearer of the days between which it was computed."""
         seconds = time.time() - job.planned_at
         moments = (datetime.fromtimestamp(job.planned_at, UTC), now)
-        read = reply.read(response)
-        bills = [bill(job.model, read, tier="batch", seconds=seconds, first=None, at=at) for at in moments]
+        read = reply.read_reply(response)
+        bills = [bill_usage(job.model, read, tier="batch", seconds=seconds, first=None, at=at) for at in moments]
         return max(bills, key=lambda found: (found.cost is None, found.cost or 0))

@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from gemma_ops.config import GeminiConfig
 from gemma_ops.errors import BoundaryError, BudgetError
 from gemma_ops.gemini import notice
-from gemma_ops.gemini.models import facts
+from gemma_ops.gemini.models import model_facts
 from gemma_ops.gemini.request import HOSTED, Request
 from gemma_ops.gemini.service_access import check_offline
 from gemma_ops.runs import journal
@@ -27,7 +27,7 @@ from gemma_ops.runs import journal
 _NOTHING = "nothing was sent"
 
 
-def check(requests: Sequence[Request], config: GeminiConfig) -> Counter[str]:
+def check_boundary(requests: Sequence[Request], config: GeminiConfig) -> Counter[str]:
     """Raise BoundaryError (or BudgetError, for what has no price) if any request may not leave.
 
     Returns how often each kind of personal data was found, where it is only reported.
@@ -57,7 +57,7 @@ def check_privacy(requests: Sequence[Request], config: GeminiConfig) -> None:
     )
     _refuse(
         requests,
-        lambda request: request.privacy == "paid" and not facts(request.model).paid_tier,
+        lambda request: request.privacy == "paid" and not model_facts(request.model).paid_tier,
         "of class paid for a model that is offered under unpaid terms only",
         "take a model with a paid tier, or run this one locally",
     )
@@ -109,7 +109,7 @@ def _check_personal(requests: Sequence[Request], config: GeminiConfig) -> Counte
         found: list[str] = []
         for text in request.texts():
             if text not in known:
-                known[text] = tuple(finding.kind for finding in personal_data.find(text))
+                known[text] = tuple(finding.kind for finding in personal_data.find_personal(text))
             found += known[text]
         return found
 

@@ -23,7 +23,7 @@ from gemma_ops.gemini.jobs import Jobs
 from gemma_ops.gemini.limiter import Limiter
 from gemma_ops.gemini.models import answering_model, is_expected
 from gemma_ops.gemini.request import Request
-from gemma_ops.gemini.service_access import connect, rehearsal
+from gemma_ops.gemini.service_access import connect_gemini, rehearsal
 from gemma_ops.gemini.usage import Usage
 
 _LOOK_AGAIN = 0.1
@@ -52,7 +52,7 @@ class Client:
         what ends one request ends no other, and none waits for room under a cap."""
         self.config, self.store, self.since, self.lasting = config, store, since, lasting
         self.jobs = Jobs(store)
-        self.genai = connect(config)
+        self.genai = connect_gemini(config)
         self.limiter = Limiter(config.concurrency)
         self.leaving = threading.Event()
         """Set when nobody waits any more: what is on the wire is finished, nothing new is sent."""
@@ -216,7 +216,7 @@ class Client:
         ask: dict[str, Any] = {
             "model": request.model,
             "contents": request_wire.contents(request),
-            "config": request_wire.config(request, service_tier=tier, enterprise=self.config.enterprise),
+            "config": request_wire.request_config(request, service_tier=tier, enterprise=self.config.enterprise),
         }
         began = time.monotonic()
         first = None
@@ -225,8 +225,8 @@ class Client:
         else:
             body = _plain(self.genai.models.generate_content(**ask))
         seconds = time.monotonic() - began
-        found = reply.read(body)
-        return bill(request.model, found, tier=tier, seconds=seconds, first=first, at=at)
+        found = reply.read_reply(body)
+        return bill_usage(request.model, found, tier=tier, seconds=seconds, first=first, at=at)
 
     def _streamed(
         self, ask: dict[str, Any], began: float, heard: reply.HeardStream | None
@@ -248,13 +248,13 @@ class Client:
             if chunks and retry.fault_of(error):
                 raise retry.Cut(str(error) or type(error).__name__) from error
             raise
-        whole = reply.merge(chunks)
+        whole = reply.merge_parts(chunks)
         if not reply.ended(whole):
             raise retry.Cut("before the reply ended")
         return whole, first
 
 
-def bill(
+def bill_usage(
     model: str, found: reply.GeminiReply, *, tier: str, seconds: float, first: float | None, at: datetime
 ) -> Served:
     """A reply as an answer with its bill. `at`: when it was sent."""
@@ -284,7 +284,7 @@ def _cost(model: str, version: str, usage: Usage, *, tier: str, at: datetime) ->
     if name is None:
         return None
     try:
-        return prices.price(name, usage, tier=tier, at=at)
+        return prices.request_price(name, usage, tier=tier, at=at)
     except BudgetError:
         if name == model:
             raise

@@ -112,7 +112,7 @@ class Courier:
     def _check(self, requests: list[Request]) -> None:
         """The boundary again, on this side of the pipe. Personal data was reported there; here only a refusal counts."""
         silent = {"pii": "off"} if self.config.pii == "report" else {}
-        boundary.check(requests, self.config.model_copy(update=silent))
+        boundary.check_boundary(requests, self.config.model_copy(update=silent))
 
     def _answered(self, number: int, sent: Sent) -> None:
         self._say({"n": number, "answer": asdict(sent.answer), "tries": sent.tries, "faults": sent.faults})
@@ -122,12 +122,12 @@ class Courier:
         try:
             work()
         except Exception as error:
-            told = describe(error)
+            told = describe_error(error)
             for number in list(numbers):
                 self._say({"n": number, "error": told})
 
 
-def describe(error: Exception) -> dict[str, str]:
+def describe_error(error: Exception) -> dict[str, str]:
     """An error as it goes through the pipe; a defect takes its traceback along."""
     if isinstance(error, OpsError):
         return {"kind": type(error).__name__, "what": error.what, "fix": error.fix}
@@ -142,7 +142,7 @@ def revive(told: dict[str, str]) -> Exception:
     return RuntimeError(f"in the courier:\n{told['what']}")
 
 
-def main() -> None:
+def courier_main() -> None:
     """Serve the lines of stdin until they end."""
     lock = threading.Lock()
 
@@ -158,7 +158,7 @@ def main() -> None:
     try:
         courier = Courier(json.loads(lines.readline())["open"], say)
     except Exception as error:
-        say({"broken": describe(error)})
+        say({"broken": describe_error(error)})
         return
     try:
         for line in lines:
@@ -172,4 +172,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    courier_main()

@@ -21,7 +21,7 @@ from gemma_ops.errors import BudgetError, ConfigError
 from gemma_ops.gemini import boundary, notice, request_wire
 from gemma_ops.gemini.cache import Store, open_ledger
 from gemma_ops.gemini.jobs import Jobs
-from gemma_ops.gemini.models import facts, is_expected, routed_to, stale
+from gemma_ops.gemini.models import is_expected, model_facts, routed_to, stale
 from gemma_ops.gemini.pipe import Pipe
 from gemma_ops.gemini.request import Request
 from gemma_ops.gemini.service_access import check_credentials, check_offline, endpoint
@@ -33,7 +33,7 @@ MANY = 200
 OnAnswer = Callable[[int, Answer], None]
 
 
-def open_gemini(machine: MachineConfig, *, run: str) -> Gemini:
+def open_door(machine: MachineConfig, *, run: str) -> Gemini:
     """The door for one run. Raises ConfigError without a key, BoundaryError when offline, without accepted terms, or
     where the region does not allow it. Nothing is sent and no process is started.
     """
@@ -119,9 +119,9 @@ class Gemini:
 
     def _check(self, requests: Sequence[Request]) -> None:
         for request in requests:
-            request_wire.check(request)
-        self._journal.run(boundary.check, requests, self.config)
-        costly = [request.model for request in requests if facts(request.model).paid_tier]
+            request_wire.check_request(request)
+        self._journal.run(boundary.check_boundary, requests, self.config)
+        costly = [request.model for request in requests if model_facts(request.model).paid_tier]
         self._journal.run(self._tell, sorted(set(costly)))
         if costly and self.config.budget_usd is None:
             raise BudgetError(
@@ -197,4 +197,4 @@ class Gemini:
 
 
 def _can_wait(request: Request) -> bool:
-    return not request.stream and "batch" in facts(request.model).tiers
+    return not request.stream and "batch" in model_facts(request.model).tiers

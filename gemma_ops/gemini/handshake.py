@@ -59,7 +59,7 @@ def _said(connection: http.client.HTTPConnection, word: str) -> str:
     return said if answer.status == 200 else ""
 
 
-def answer(path: str) -> str | None:
+def answer_challenge(path: str) -> str | None:
     """What an emulator replies to a request for `PATH`; None for any other path, or where no key can be kept."""
     parts = urlsplit(path)
     word = parse_qs(parts.query).get("word", [""])[0]

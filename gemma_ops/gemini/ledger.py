@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from gemma_ops.errors import BudgetError
-from gemma_ops.gemini.ledgerfile import explained, open_file
+from gemma_ops.gemini.ledgerfile import explained_sqlite, open_file
 from gemma_ops.gemini.prices import dollars
 from gemma_ops.runs.processes import Birth
 
@@ -84,7 +84,7 @@ class SpendingLedger:
             if self._depth:
                 yield connection
                 return
-            with explained(self.path):
+            with explained_sqlite(self.path):
                 connection.execute("BEGIN IMMEDIATE")
                 self._depth = 1
                 try:

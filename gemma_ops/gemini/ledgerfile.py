@@ -56,7 +56,7 @@ def open_file(path: Path) -> sqlite3.Connection:
     except OSError as error:
         raise MachineError(f"{path.parent} can't hold the ledger: {error}", "set machine.ledger") from error
     check_whole_file(path)
-    with explained(path):
+    with explained_sqlite(path):
         connection = sqlite3.connect(path, timeout=_WAIT, isolation_level=None, check_same_thread=False)
         mode = _enter_wal(connection)
         connection.execute("PRAGMA synchronous = FULL")
@@ -96,7 +96,7 @@ def check_whole_file(path: Path) -> None:
 
 
 @contextmanager
-def explained(path: Path) -> Iterator[None]:
+def explained_sqlite(path: Path) -> Iterator[None]:
     """Turns what can go wrong with the file itself into errors a person can act on; wrong SQL stays a defect."""
     try:
         yield

@@ -63,8 +63,8 @@ class LiveGemini:
     def ask(self, request: Request, hear: Listener) -> None:
         """Send a request; `hear` is told what comes of it. Raises BoundaryError, BudgetError, ConfigError or DataError,
         and then nothing was sent."""
-        request_wire.check(request)
-        boundary.check([request], self._machine.gemini)
+        request_wire.check_request(request)
+        boundary.check_boundary([request], self._machine.gemini)
         with self._lock:
             self._today().put(request, hear)
 

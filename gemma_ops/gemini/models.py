@@ -133,7 +133,7 @@ _DATED = re.compile(r"-(?:\d{3}|\d{2}-\d{2,4}|preview(?:-\d{2}-\d{2,4})?)$")
 """How a service spells the version of a model: `-001`, `-09-2026`, `-preview-09-2026`."""
 
 
-def table() -> Table:
+def models_table() -> Table:
     """The shipped facts, and over them those of the file that `MODELS` names. Raises ConfigError for one that is wrong."""
     return _table(own_file())
 
@@ -169,7 +169,7 @@ def _table(own: Path | None) -> Table:
 def answering_model(version: str) -> str | None:
     """The model behind a `modelVersion`, if it is one of those that are known: `gemini-3.8-flash-001` is gemini-3.8-flash."""
     name = version.removeprefix("models/").rpartition("/")[2]
-    known = table().models
+    known = models_table().models
     return next((one for one in (name, _DATED.sub("", name)) if one in known), None)
 
 
@@ -181,27 +181,27 @@ def is_expected(model: str, version: str) -> bool:
 
 def routed_to(model: str, on: date) -> str | None:
     """Which other model answers for one on a day, as far as that is known."""
-    routed = facts(model).routed
+    routed = model_facts(model).routed
     return routed.to if routed and on >= routed.since else None
 
 
 def stale(model: str, on: date) -> int | None:
     """How many days old the facts about a model are, if that is more than `STALE`."""
-    age = on - facts(model).as_of
+    age = on - model_facts(model).as_of
     return age.days if age > STALE else None
 
 
-def facts(model: str) -> ModelFacts:
+def model_facts(model: str) -> ModelFacts:
     """Facts of one model by its exact id. Raises ConfigError with close matches for any other.
 
     Aliases such as `gemini-flash-latest` are unknown on purpose: they change what answers and what it costs without a word.
     """
-    known = table().models
+    known = models_table().models
     name = model.removeprefix("models/")
     if name in known:
         return known[name]
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     raise ConfigError(
-        f"no facts about a Gemini model {model!r}, as of {table().as_of}",
+        f"no facts about a Gemini model {model!r}, as of {models_table().as_of}",
         f"use an exact id, {'such as ' + ' or '.join(close) if close else 'one of ' + ', '.join(known)}",
     )

@@ -47,7 +47,7 @@ def check_accepted(config: GeminiConfig) -> None:
     )
 
 
-def record(config: GeminiConfig) -> dict[str, Any]:
+def record_notice(config: GeminiConfig) -> dict[str, Any]:
     """What manifests and data cards of anything made with Gemini carry."""
     return {
         "terms": config.accept_terms,

@@ -60,10 +60,10 @@ class TokenRates:
         return TokenRates(fresh, min(cached, fresh), self.output * tier.factor, source, self.above, long)
 
 
-def price(model: str, usage: Usage, *, tier: str, at: datetime) -> int:
+def request_price(model: str, usage: Usage, *, tier: str, at: datetime) -> int:
     """What this usage cost, in nanodollars. Free-tier projects are counted at the list price too: whether a project is
     billed is its owner's word, and a cap must not rest on it. Raises BudgetError where no price is known."""
-    known = rates(model, tier=tier, at=at)
+    known = token_rates(model, tier=tier, at=at)
     if known is None:
         return 0
     chosen = known.at(usage.size)
@@ -80,10 +80,10 @@ def worst(model: str, prompt_tokens: int, max_output_tokens: int, *, tier: str, 
     """
     usage = Usage(prompt=prompt_tokens, output=max_output_tokens)
     later = at + _LONGEST.get(tier, timedelta(hours=1))
-    own = max(price(model, usage, tier=tier, at=moment) for moment in (at, later))
+    own = max(request_price(model, usage, tier=tier, at=moment) for moment in (at, later))
     # A retired model is billed as the one that answers for it.
     others = filter(None, (models.routed_to(model, moment.date()) for moment in (at, later)))
-    return max(own, *(price(name, usage, tier=tier, at=later) for name in others), 0)
+    return max(own, *(request_price(name, usage, tier=tier, at=later) for name in others), 0)
 
 
 def prompt_bound(body: Mapping[str, Any]) -> int:
@@ -101,13 +101,13 @@ def request_bound(request: Request) -> int:
     all that the model takes. Raises ConfigError for an unknown model."""
     shown = [str(part["mime"]) for part in request.media()]
     if request.grounding() or any(not mime.startswith("image/") for mime in shown):
-        return models.facts(request.model).context
+        return models.model_facts(request.model).context
     said = [*request.texts(), json.dumps([list(request.tools), request.schema], ensure_ascii=False)]
     turns = sum(_TURN + 2 * _TURN * len(message.get("tool_calls") or ()) for message in request.messages)
     return sum(len(text.encode(errors="replace")) for text in said) + turns + IMAGE_TOKENS * len(shown)
 
 
-def rates(model: str, *, tier: str, at: datetime) -> TokenRates | None:
+def token_rates(model: str, *, tier: str, at: datetime) -> TokenRates | None:
     """Rates that hold at this moment; None for a model that is free of charge and can't be paid for.
 
     Raises BudgetError for an unknown model, tier or day.
@@ -115,7 +115,7 @@ def rates(model: str, *, tier: str, at: datetime) -> TokenRates | None:
     if at.tzinfo is None:
         raise ValueError("a moment without a time zone has no price")
     try:
-        known = models.facts(model)
+        known = models.model_facts(model)
     except ConfigError as error:
         raise BudgetError(f"no price is known for {model!r}", error.fix) from error
     if not known.paid_tier:
@@ -125,7 +125,7 @@ def rates(model: str, *, tier: str, at: datetime) -> TokenRates | None:
 
 def next_change(model: str, *, after: datetime) -> date | None:
     """First day after this moment on which a known price of the model differs."""
-    known = models.facts(model)
+    known = models.model_facts(model)
     if not known.paid_tier:
         return None
     today = after.astimezone(UTC).date()
@@ -139,7 +139,7 @@ def next_change(model: str, *, after: datetime) -> date | None:
 def hosted(at: datetime) -> list[tuple[Hosted, TokenRates]]:
     """What Gemma 4 costs where others serve it; an offer without a known price is left out."""
     day = at.astimezone(UTC).date()
-    found = ((offer, _library(offer.id, "standard", day, offer.provider)) for offer in models.table().hosted)
+    found = ((offer, _library(offer.id, "standard", day, offer.provider)) for offer in models.models_table().hosted)
     return [(offer, known) for offer, known in found if known]
 
 
@@ -151,7 +151,7 @@ def dollars(nano: int) -> str:
     return f"${amount:.2g}" if abs(amount) >= Decimal("0.000001") else f"${amount:.9f}"
 
 
-def usd(amount: float) -> str:
+def usd_of(amount: float) -> str:
     """Dollars for people, as `dollars` writes them."""
     return dollars(nanodollars(amount))
 
@@ -169,7 +169,7 @@ def _rates(name: str, tier: str, day: date) -> TokenRates:
 @cache
 def _found(name: str, tier: str, day: date, _own: Path | None) -> TokenRates:
     """Found once for each file that may be laid over ours."""
-    known = models.facts(name)
+    known = models.model_facts(name)
     if tier not in TIERS:
         raise BudgetError(f"no price is known for the service tier {tier!r}", f"one of {', '.join(TIERS)}")
     if day < known.prices[0].start:  # the library would answer with the oldest price that it has

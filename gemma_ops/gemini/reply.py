@@ -43,7 +43,7 @@ class GeminiReply:
     response_id: str
 
 
-def read(body: Mapping[str, Any]) -> GeminiReply:
+def read_reply(body: Mapping[str, Any]) -> GeminiReply:
     """Read a GenerateContentResponse, in snake or camel case."""
     metadata = _get(body, "usageMetadata", "usage_metadata") or _EMPTY
     text, end, reason = _outcome(body)
@@ -123,7 +123,7 @@ def _said(candidate: Mapping[str, Any]) -> str:
     return json.dumps({"content": text, "tool_calls": spelled}, ensure_ascii=False)
 
 
-def merge(chunks: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+def merge_parts(chunks: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """The chunks of a stream as one reply: parts in order, the last word on everything else."""
     parts: list[Any] = []
     candidate: dict[str, Any] = {}

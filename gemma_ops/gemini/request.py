@@ -70,7 +70,7 @@ class Request:
     def media(self) -> list[dict[str, Any]]:
         """Every part that is shown and not said, in order."""
         contents = [message.get("content") for message in self.messages]
-        return [part for content in contents if isinstance(content, list) for part in content if is_media(part)]
+        return [part for content in contents if isinstance(content, list) for part in content if is_media_item(part)]
 
     def texts(self) -> list[str]:
         """Every text that would leave the machine, the arguments of tool calls, schemas and tools included."""
@@ -79,7 +79,7 @@ class Request:
         return found
 
 
-def is_media(part: Any) -> bool:
+def is_media_item(part: Any) -> bool:
     """Whether a part of a turn is an image, a sound, a film or a document."""
     return isinstance(part, dict) and part.get("type") == MEDIA
 
@@ -91,7 +91,7 @@ def _name(tool: dict[str, Any]) -> str:
 def _collect(value: Any, found: list[str]) -> None:
     if isinstance(value, str):
         found.append(value)
-    elif isinstance(value, dict) and not is_media(value):
+    elif isinstance(value, dict) and not is_media_item(value):
         for item in value.values():
             _collect(item, found)
     elif isinstance(value, list | tuple):

@@ -12,8 +12,8 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from gemma_ops.errors import ConfigError, DataError
-from gemma_ops.gemini.models import ModelFacts, facts
-from gemma_ops.gemini.request import Request, is_media
+from gemma_ops.gemini.models import ModelFacts, model_facts
+from gemma_ops.gemini.request import Request, is_media_item
 
 if TYPE_CHECKING:
     from google.genai import types
@@ -24,7 +24,7 @@ _BESIDE = ("systemInstruction", "tools", "toolConfig", "serviceTier", "store")
 """Fields of a REST request that stand beside `generationConfig`, not in it."""
 
 
-def check(request: Request) -> None:
+def check_request(request: Request) -> None:
     """Raise DataError or ConfigError for what the service would refuse, before anything is sent."""
     _encodable(request)
     where = _where(request)
@@ -38,7 +38,7 @@ def check(request: Request) -> None:
         _checked(message, where)
         for call in message.get("tool_calls") or ():
             _arguments(call["function"].get("arguments"), where)
-    known = facts(request.model)
+    known = model_facts(request.model)
     _level(request, known)
     if known.output and request.max_output_tokens > known.output:
         raise ConfigError(
@@ -77,11 +77,11 @@ def contents(request: Request) -> list[types.Content]:
     return turns
 
 
-def config(request: Request, *, service_tier: str, enterprise: bool = False) -> types.GenerateContentConfig:
+def request_config(request: Request, *, service_tier: str, enterprise: bool = False) -> types.GenerateContentConfig:
     """Everything but the turns. `service_tier`: `standard`, `flex`, `priority`, or `batch`, which is no field."""
     from google.genai import types
 
-    known = facts(request.model)
+    known = model_facts(request.model)
     system = "\n\n".join(
         _text(message.get("content"), _where(request))
         for message in request.messages
@@ -114,7 +114,7 @@ def config(request: Request, *, service_tier: str, enterprise: bool = False) -> 
 def body(request: Request) -> dict[str, Any]:
     """The same request as REST JSON, for a line of a batch file. Raises DataError for what can't be spelled so."""
     _encodable(request)
-    settings = config(request, service_tier="batch").model_dump(mode="json", by_alias=True, exclude_none=True)
+    settings = request_config(request, service_tier="batch").model_dump(mode="json", by_alias=True, exclude_none=True)
     for name in ("automaticContinuation", "automaticFunctionCalling"):
         settings.pop(name, None)  # instructions to the library, not to the service
     beside = {name: settings.pop(name) for name in _BESIDE if name in settings}
@@ -174,11 +174,11 @@ def _declaration(tool: dict[str, Any]) -> types.FunctionDeclaration:
 def _checked(message: dict[str, Any], where: str) -> None:
     """Raise DataError for a content that can't be sent; only users show something."""
     content: Any = message.get("content")
-    shown = [part for part in content if is_media(part)] if isinstance(content, list) else []
+    shown = [part for part in content if is_media_item(part)] if isinstance(content, list) else []
     if shown and message["role"] == "user":
         for part in shown:
             _bytes(part, where)
-        content = [part for part in content if not is_media(part)]
+        content = [part for part in content if not is_media_item(part)]
     _text(content, where)
 
 
@@ -193,12 +193,12 @@ def _parts(content: Any, where: str) -> list[types.Part]:
     """A turn's parts: its text in one, or what is shown between its texts in order."""
     from google.genai import types
 
-    if not (isinstance(content, list) and any(map(is_media, content))):
+    if not (isinstance(content, list) and any(map(is_media_item, content))):
         text = _text(content, where)
         return [types.Part(text=text)] if text else []
     found = []
     for part in content:
-        if is_media(part):
+        if is_media_item(part):
             found.append(types.Part(inline_data=types.Blob(mime_type=part["mime"], data=_bytes(part, where))))
         elif text := _text([part], where):
             found.append(types.Part(text=text))

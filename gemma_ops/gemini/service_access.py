@@ -79,7 +79,7 @@ def check_offline(config: GeminiConfig) -> None:
     )
 
 
-def connect(config: GeminiConfig) -> Client:
+def connect_gemini(config: GeminiConfig) -> Client:
     """A client with our own timeout and without the library's retries. Opens no connection yet."""
     from google import genai
     from google.genai import types

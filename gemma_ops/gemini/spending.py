@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gemma_ops.gemini.ledger import is_lost
-from gemma_ops.gemini.ledgerfile import check_whole_file, explained
+from gemma_ops.gemini.ledgerfile import check_whole_file, explained_sqlite
 from gemma_ops.gemini.prices import NANO
 from gemma_ops.gemini.usage import Usage
 
@@ -114,7 +114,7 @@ def spending(path: Path, *, run: str | None = None) -> Spending:
         return Spending(path, (), None, None)
     check_whole_file(path)
     lines: dict[tuple[str, str, str, str], SpendingLine] = {}
-    with explained(path):
+    with explained_sqlite(path):
         # Not read-only: a reader of a WAL file may have to recover what a killed writer left.
         connection = sqlite3.connect(path, timeout=60)
         try:

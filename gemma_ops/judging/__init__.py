@@ -45,7 +45,7 @@ def judge_evaluation(
     `graded` are all targets' answers, `sides` says who each target is, `data` is the artifact of `prepare` (for the
     teachers of the training rows). Writes one folder per comparison below `out`. Raises as `panel.judge_pairs`.
     """
-    from gemma_ops.judging.judge_run import judge_evaluation as judge
+    from gemma_ops.judging.judge_run import judge_step as judge
 
     return judge(
         out, settings, evaluation, machine, graded, sides, run=run, data=data, base=base, tuned=tuned, quantized=quantized

@@ -35,7 +35,7 @@ class Alone:
     lost: list[str] = field(default_factory=list)
 
 
-def pointwise(
+def pointwise_outcomes(
     pairs: Sequence[JudgedPair], judgements: Sequence[Judgement], side: SideName, rubric: Rubric, repeats: int
 ) -> Alone:
     """One side's outcomes from one judge's verdicts."""

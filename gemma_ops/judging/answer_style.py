@@ -28,7 +28,7 @@ def gap(pair: JudgedPair) -> int:
     return len(pair.first.split()) - len((pair.second or "").split())
 
 
-def describe(pairs: Sequence[JudgedPair]) -> dict[str, Any]:
+def describe_style(pairs: Sequence[JudgedPair]) -> dict[str, Any]:
     """Words and formatting per side, and how often the first is the longer one."""
     sides = {"first": [pair.first for pair in pairs]}
     if pairs and pairs[0].second is not None:
@@ -46,7 +46,7 @@ def longer_wins(
 ) -> winrate.Rate | None:
     """How often the longer answer of a pair is preferred, a tie counting one half."""
     chosen = [(pair.id, scores[pair.id], gap(pair)) for pair in pairs if pair.id in scores and gap(pair)]
-    return winrate.rate(
+    return winrate.win_rate(
         [score if longer > 0 else 1 - score for _, score, longer in chosen],
         None if clusters is None else [clusters[name] for name, *_ in chosen],
         confidence,

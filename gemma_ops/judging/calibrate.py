@@ -50,7 +50,7 @@ def read_labels(path: Path, mode: Mode, pairs: Sequence[JudgedPair]) -> list[Lab
     known = {pair.id for pair in pairs}
     allowed = ", ".join(_LABELS[mode])
     found: dict[tuple[str, str], Label] = {}
-    for place, body in rowfiles.read(path):
+    for place, body in rowfiles.read_task_rows(path):
         item, label, again = str(body.get("item", body.get("id", ""))), body.get("label"), body.get("again")
         side = "pairs" if mode == "pairwise" else str(body.get("side", "first"))
         if item not in known:
@@ -95,7 +95,7 @@ def calibrate(
     labels = [label for label in labels if (label.item, label.side) not in sure]
     protocol = Protocol(settings.mode, rubric)
     heard = panel.hear(out, chosen, judges, protocol, settings, batch=batch)
-    names = judge_figures.names_of(chosen)
+    names = judge_figures.criteria_names(chosen)
     found = []
     for one in heard:
         details = _details(chosen, one.tally, one.sides, settings, confidence, seed)
@@ -106,7 +106,7 @@ def calibrate(
         )
         found.append(replace(known, answered=tuple(answered_by(said.model for said in one.judgements))))
     if len(heard) > 1:
-        tally, sides = panel.majority(heard, settings)
+        tally, sides = panel.panel_majority(heard, settings)
         identity = panel_identity([one.judge.identity for one in heard])
         details = {"alpha": panel.alpha(heard, chosen, settings)}
         said = panel.outcomes(tally, sides, settings)
@@ -186,7 +186,7 @@ def _details(
     seed: int,
 ) -> dict[str, Any]:
     """Habits on these items: position, length, test-retest."""
-    body = panel.measure(pairs, tally, sides, settings, confidence, seed)
+    body = panel.measure_panel(pairs, tally, sides, settings, confidence, seed)
     if settings.mode == "pointwise":
         return {"retest": {name: side["retest"] for name, side in body["sides"].items()}, "invalid": body["invalid"]}
     kept = ("flips", "opposite", "first_slot", "longer_wins", "retest", "invalid")

@@ -114,12 +114,12 @@ def panel_identity(identities: list[str]) -> str:
     return "panel:" + digest.of_json(sorted(identities))[:32]
 
 
-def write(path: Path, found: Calibration) -> None:
+def write_calibration(path: Path, found: Calibration) -> None:
     """Write whole or not at all."""
     write_json(path, {"schema": SCHEMA} | asdict(found))
 
 
-def read(path: Path) -> Calibration:
+def read_calibration(path: Path) -> Calibration:
     """Raises DataError for anything that is no calibration."""
     try:
         body = json.loads(path.read_text(encoding="utf-8"))

@@ -8,7 +8,7 @@ from gemma_ops.judging.calibration import ENOUGH, KAPPA, TWICE, Calibration, Err
 from gemma_ops.stats.intervals import Interval
 
 
-def lines(found: Calibration, path: Path) -> list[str]:
+def calibration_lines(found: Calibration, path: Path) -> list[str]:
     """Per judge agreement, errors and habits; what it allows; what is weak about it."""
     text = [f"{found.labels:,} labelled items, {found.mode}, {found.confidence:.0%} intervals"]
     if found.twice:

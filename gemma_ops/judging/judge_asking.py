@@ -13,7 +13,7 @@ from gemma_ops.judging.judge_material import JudgedPair
 from gemma_ops.judging.judge_protocol import Mode, Protocol
 from gemma_ops.judging.judgements import Judgement, JudgementFile, JudgePlace
 from gemma_ops.runs import journal
-from gemma_ops.targets.structured import ask
+from gemma_ops.targets.structured import ask_structured
 from gemma_ops.targets.target import Target
 from gemma_ops.tasks.grades import FAILED
 
@@ -29,7 +29,7 @@ def decided(pair: JudgedPair, what: str = "pairs") -> float | None:
     return None
 
 
-def questions(pairs: Sequence[JudgedPair], mode: Mode, repeats: int) -> list[CanaryQuestion]:
+def judge_questions(pairs: Sequence[JudgedPair], mode: Mode, repeats: int) -> list[CanaryQuestion]:
     """Every question about the pairs: both orders of two answers, or each answer alone."""
     found: list[CanaryQuestion] = []
     for repeat in range(repeats):
@@ -45,7 +45,7 @@ def questions(pairs: Sequence[JudgedPair], mode: Mode, repeats: int) -> list[Can
     return found
 
 
-def collect(
+def collect_judgements(
     judge: Target,
     asked: Sequence[CanaryQuestion],
     protocol: Protocol,
@@ -63,7 +63,7 @@ def collect(
     ]  # fmt: skip
     _guard(judge, asked)
     keys = [
-        judgements.key(judge.name, judge.identity, prompt.messages, schema, question.place.repeat)
+        judgements.judgement_key(judge.name, judge.identity, prompt.messages, schema, question.place.repeat)
         for question, prompt in zip(asked, prompts, strict=True)
     ]
     # An identical canary may be a pair's very question: one key, asked once.
@@ -75,7 +75,9 @@ def collect(
     step = len(missing) if judge.name.startswith("gemini:") else batch
     for start in range(0, len(missing), step or 1):
         part = missing[start : start + step]
-        found = ask(judge, [prompts[index] for index in part], shape, max_new_tokens=max_new_tokens, batch=batch)
+        found = ask_structured(
+            judge, [prompts[index] for index in part], shape, max_new_tokens=max_new_tokens, batch=batch
+        )
         file.append(
             judgements.judgement(keys[index], judge.name, asked[index].place, item)
             for index, item in zip(part, found, strict=True)

@@ -57,7 +57,7 @@ def good(pair: JudgedPair) -> str:
     return (pair.reference or "").strip() or (pair.first if pair.first_end == "stop" else "")
 
 
-def choose(pairs: Sequence[JudgedPair]) -> list[JudgedPair]:
+def choose_canaries(pairs: Sequence[JudgedPair]) -> list[JudgedPair]:
     """The items that canaries are made from: those with long answers by preference, else by hash, the same in every run."""
     usable = [pair for pair in pairs if good(pair).strip()]
     return sorted(
@@ -66,10 +66,10 @@ def choose(pairs: Sequence[JudgedPair]) -> list[JudgedPair]:
     )[:COUNT]
 
 
-def questions(pairs: Sequence[JudgedPair], mode: Mode) -> list[CanaryQuestion]:
+def canary_questions(pairs: Sequence[JudgedPair], mode: Mode) -> list[CanaryQuestion]:
     """All canaries for these items."""
     found: list[CanaryQuestion] = []
-    for pair in choose(pairs):
+    for pair in choose_canaries(pairs):
         fine, bad = good(pair), broken(good(pair))
         if mode == "pointwise":
             found += [

@@ -21,15 +21,15 @@ INVALID = 0.05
 """Share of verdicts that never became valid above which a reader is warned."""
 
 
-def names_of(pairs: Sequence[JudgedPair]) -> dict[str, str]:
+def criteria_names(pairs: Sequence[JudgedPair]) -> dict[str, str]:
     """What counts as independent: a pair's cluster, else the pair."""
     return {pair.id: pair.cluster if pair.cluster is not None else f"\0{pair.id}" for pair in pairs}
 
 
-def pairwise(pairs: Sequence[JudgedPair], tally: Tally, confidence: float, seed: int) -> Facts:
+def pairwise_figures(pairs: Sequence[JudgedPair], tally: Tally, confidence: float, seed: int) -> Facts:
     """One judge, or the panel, on pairs."""
-    names = names_of(pairs)
-    facts = rates(pairs, tally.scores, confidence, seed)
+    names = criteria_names(pairs)
+    facts = judge_rates(pairs, tally.scores, confidence, seed)
     facts |= {
         "flips": _share([float(flip) for _, flip in tally.flips], [names[item] for item, _ in tally.flips], confidence),
         "opposite": tally.opposite,
@@ -45,9 +45,9 @@ def pairwise(pairs: Sequence[JudgedPair], tally: Tally, confidence: float, seed:
     return facts | {"warnings": _warnings(facts)}
 
 
-def rates(pairs: Sequence[JudgedPair], scores: Mapping[str, float], confidence: float, seed: int) -> Facts:
+def judge_rates(pairs: Sequence[JudgedPair], scores: Mapping[str, float], confidence: float, seed: int) -> Facts:
     """Win rates, raw and at equal length, and what longer answers get."""
-    names = names_of(pairs)
+    names = criteria_names(pairs)
     kept = [pair for pair in pairs if pair.id in scores]
     controlled = winrate.controlled(
         [scores[pair.id] for pair in kept],
@@ -65,9 +65,9 @@ def rates(pairs: Sequence[JudgedPair], scores: Mapping[str, float], confidence: 
     }
 
 
-def pointwise(pairs: Sequence[JudgedPair], sides: Mapping[str, Alone], confidence: float, seed: int) -> Facts:
+def pointwise_figures(pairs: Sequence[JudgedPair], sides: Mapping[str, Alone], confidence: float, seed: int) -> Facts:
     """One judge on answers scored alone: per side its score and pass rate, and their difference row by row."""
-    names = names_of(pairs)
+    names = criteria_names(pairs)
     found: Facts = {"sides": {}}
     for name, alone in sides.items():
         found["sides"][name] = {
@@ -82,7 +82,7 @@ def pointwise(pairs: Sequence[JudgedPair], sides: Mapping[str, Alone], confidenc
     both = [item for item in names if all(item in alone.scores for alone in sides.values())]
     if len(sides) == 2 and both:
         first, second = ([alone.scores[item] for item in both] for alone in sides.values())
-        found["difference"] = asdict(paired.compare(first, second, [names[item] for item in both], confidence))
+        found["difference"] = asdict(paired.compare_paired(first, second, [names[item] for item in both], confidence))
     found |= {
         key: sum(getattr(alone, key) for alone in sides.values()) for key in ("asked", "invalid")
     }  # fmt: skip
@@ -103,7 +103,7 @@ def retest(
     return {"agreement": share, "kappa": None if kappa is None else asdict(kappa)}
 
 
-def usage(judgements: Sequence[Judgement]) -> Facts:
+def judge_usage(judgements: Sequence[Judgement]) -> Facts:
     """What the verdicts took. `dollars` is None where nothing was billed."""
     paid = [item.dollars for item in judgements if item.dollars is not None]
     return {
@@ -131,7 +131,7 @@ def tidy(value: Any) -> Any:
 
 
 def _rate(scores: Sequence[tuple[str, float]], names: Mapping[str, str], confidence: float) -> Facts | None:
-    found = winrate.rate([score for _, score in scores], [names[item] for item, _ in scores], confidence)
+    found = winrate.win_rate([score for _, score in scores], [names[item] for item, _ in scores], confidence)
     return None if found is None else asdict(found)
 
 

@@ -48,7 +48,7 @@ def winner(said: str, order: str) -> str:
     return "first" if (said == "A") == (order == "AB") else "second"
 
 
-def pairwise(pairs: Sequence[JudgedPair], judgements: Sequence[Judgement], repeats: int) -> Tally:
+def pairwise_outcomes(pairs: Sequence[JudgedPair], judgements: Sequence[Judgement], repeats: int) -> Tally:
     """Outcomes of all pairs from one judge's verdicts."""
     known = {item.place: item for item in judgements if item.kind == "pair"}
     tally = Tally(asked=len(known), invalid=sum(item.said is None for item in known.values()))
@@ -72,7 +72,7 @@ def label(score: float) -> str:
     return "first" if score > 0.5 else "second" if score < 0.5 else "tie"
 
 
-def majority(tallies: Sequence[Tally]) -> dict[str, float]:
+def judge_majority(tallies: Sequence[Tally]) -> dict[str, float]:
     """The panel's scores: what more than half of the judges with an outcome say, else one half."""
     items = dict.fromkeys(item for tally in tallies for item in tally.scores)
     found = {}

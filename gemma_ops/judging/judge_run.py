@@ -22,7 +22,7 @@ from gemma_ops.targets.target import Target
 from gemma_ops.tasks.grades import Graded
 
 
-def judge_evaluation(
+def judge_step(
     out: Path,
     settings: JudgeConfig,
     evaluation: EvaluateConfig,
@@ -71,7 +71,7 @@ def open_judges(
 
 def _made(spec: str, base: Path | None, tuned: Path | None, quantized: Path | None) -> None:
     """Raises ConfigError for a judge that is a model of the run, where the run hasn't made it."""
-    kind = specs.parse(spec).kind
+    kind = specs.parse_target(spec).kind
     needed = {"base": base, "tuned": tuned, "quantized": quantized and (tuned or base)}
     if kind in needed and not needed[kind]:
         raise ConfigError(
@@ -99,13 +99,13 @@ def judge_all(
     found = []
     try:
         check_sides(judges, comparisons)
-        known = calibration.read(Path(settings.calibration)) if settings.calibration else None
+        known = calibration.read_calibration(Path(settings.calibration)) if settings.calibration else None
         for one in comparisons:
             judged = panel.judge_pairs(
                 out / one.folder,
                 one.pairs,
                 judges,
-                rubric.parse(one.rubric, f"the rubric of {one.task or 'this comparison'}"),
+                rubric.parse_rubric(one.rubric, f"the rubric of {one.task or 'this comparison'}"),
                 settings,
                 first=one.first,
                 second=one.second,

@@ -79,9 +79,9 @@ class JudgedComparison:
 
     def summary(self) -> list[str]:
         """The comparison in a few plain lines for a terminal."""
-        from gemma_ops.judging.judging_text import lines
+        from gemma_ops.judging.judging_text import judging_lines
 
-        return lines(self.body)
+        return judging_lines(self.body)
 
     def write(self, out: Path) -> None:
         """Write `judge.json` into a folder, whole or not at all."""

@@ -64,7 +64,9 @@ class Judgement:
         return None if self.verdict is None else str(self.verdict["verdict"])
 
 
-def key(judge: str, identity: str, messages: Iterable[dict[str, Any]], shape: dict[str, Any], repeat: int) -> str:
+def judgement_key(
+    judge: str, identity: str, messages: Iterable[dict[str, Any]], shape: dict[str, Any], repeat: int
+) -> str:
     """Key of one verdict: 32 hex digits."""
     return digest.of_json([judge, identity, list(messages), shape, repeat])[:32]
 

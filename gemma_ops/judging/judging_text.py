@@ -9,47 +9,61 @@ from gemma_ops.words.markup import p_text
 Facts = dict[str, Any]
 
 
-def lines(body: Facts) -> list[str]:
+def judging_lines(body: Facts) -> list[str]:
     """Who was compared, each judge and the panel, what to be wary of, and who may gate."""
-    found = [heading(body), *([text] if (text := released(body)) else [])]
-    every = entries(body)
+    found = [heading(body), *([text] if (text := released_words(body)) else [])]
+    every = summary_entries(body)
     width = max(len(name) for name, _ in every)
     for name, entry in every:
         if body["mode"] == "pairwise":
-            found.append(f"  {name:<{width}}  wins {span(entry['win_rate'])}{_pairwise(entry)}")
+            found.append(f"  {name:<{width}}  wins {span_words(entry['win_rate'])}{_pairwise(entry)}")
             continue
         for side, facts in entry["sides"].items():
             found.append(
-                f"  {name:<{width}}  {body[side]['name']}: score {span(facts['score'])}  passes {span(facts['pass_rate'])}"
-                + (f"  corrected {span(entry['corrected'][side])}" if side in entry["corrected"] else "")
+                f"  {name:<{width}}  {body[side]['name']}: score {span_words(facts['score'])}  passes {span_words(facts['pass_rate'])}"
+                + (f"  corrected {span_words(entry['corrected'][side])}" if side in entry["corrected"] else "")
             )
         if entry.get("difference"):
-            found.append(f"  {name:<{width}}  difference {span(entry['difference'], '+')}")
+            found.append(f"  {name:<{width}}  difference {span_words(entry['difference'], '+')}")
     if body["panel"]:
         shown = ", ".join(f"{level} {_number(value)}" for level, value in body["panel"]["alpha"].items())
         found.append(f"  Krippendorff's alpha of the panel: {shown}")
-    found += [f"warning: {text}" for text in warnings(body)]
+    found += [f"warning: {text}" for text in judge_warnings(body)]
     found += [f"  {text}" for text in body["standing"]["words"]]
     return found
 
 
-def render(body: Facts) -> str:
+def judging_markdown(body: Facts) -> str:
     """A Markdown fragment with one small table."""
-    text = [f"### Judged: {heading(body)}", "", *([told, ""] if (told := released(body)) else [])]
+    text = [f"### Judged: {heading(body)}", "", *([told, ""] if (told := released_words(body)) else [])]
     if body["mode"] == "pairwise":
         text += ["| judge | win rate | at equal length | corrected | flips | p |", "|---|---:|---:|---:|---:|---:|"]
-        for name, entry in entries(body):
+        for name, entry in summary_entries(body):
             flips = "–" if not entry["flips"] else f"{entry['flips']['value']:.0%}"
             rate = entry["win_rate"]
-            cells = [span(rate), span(entry["controlled"]), span(entry["corrected"].get("pairs")), flips]
+            cells = [
+                span_words(rate),
+                span_words(entry["controlled"]),
+                span_words(entry["corrected"].get("pairs")),
+                flips,
+            ]
             text.append(f"| `{name}` | {' | '.join(cells)} | {p_text(rate['p']) if rate else '–'} |")
     else:
         text += ["| judge | answers of | score | pass rate | corrected |", "|---|---|---:|---:|---:|"]
-        for name, entry in entries(body):
+        for name, entry in summary_entries(body):
             for side, facts in entry["sides"].items():
-                cells = [span(facts["score"]), span(facts["pass_rate"]), span(entry["corrected"].get(side))]
+                cells = [
+                    span_words(facts["score"]),
+                    span_words(facts["pass_rate"]),
+                    span_words(entry["corrected"].get(side)),
+                ]
                 text.append(f"| `{name}` | `{body[side]['name']}` | {' | '.join(cells)} |")
-    text += ["", *(f"- ⚠️ {line}" for line in warnings(body)), *(f"- {line}" for line in body["standing"]["words"]), ""]
+    text += [
+        "",
+        *(f"- ⚠️ {line}" for line in judge_warnings(body)),
+        *(f"- {line}" for line in body["standing"]["words"]),
+        "",
+    ]
     return "\n".join(text)
 
 
@@ -62,7 +76,7 @@ def heading(body: Facts) -> str:
     return f"{sides}{where}: {body['pairs']:,} rows, {how}{decided} ({body['confidence']:.0%} intervals)"
 
 
-def released(body: Facts) -> str:
+def released_words(body: Facts) -> str:
     """What was shown because a person released it, with the reason; empty where nothing was."""
     if not body.get("release"):
         return ""
@@ -71,13 +85,13 @@ def released(body: Facts) -> str:
     return f"Answers of {who} were released to {body['release']['to']}: {body['release']['reason']}"
 
 
-def entries(body: Facts) -> list[tuple[str, Facts]]:
+def summary_entries(body: Facts) -> list[tuple[str, Facts]]:
     """The panel first, then each judge."""
     panel = [("panel", body["panel"])] if body["panel"] else []
     return [*panel, *((judge["name"], judge) for judge in body["judges"])]
 
 
-def warnings(body: Facts) -> list[str]:
+def judge_warnings(body: Facts) -> list[str]:
     """Everything a reader must know before believing a number; failed canaries first and loudest."""
     found = []
     for judge in body["judges"]:
@@ -93,7 +107,7 @@ def warnings(body: Facts) -> list[str]:
     return found
 
 
-def span(found: Facts | None, sign: str = "") -> str:
+def span_words(found: Facts | None, sign: str = "") -> str:
     """A figure with its interval."""
     if found is None:
         return "–"
@@ -104,9 +118,9 @@ def _pairwise(entry: Facts) -> str:
     labels = entry["labels"]
     parts = [f"better {labels['first']}, even {labels['tie']}, worse {labels['second']}"]
     if entry["controlled"]:
-        parts.append(f"at equal length {span(entry['controlled'])}")
+        parts.append(f"at equal length {span_words(entry['controlled'])}")
     if entry["corrected"]:
-        parts.append(f"corrected {span(entry['corrected']['pairs'])}")
+        parts.append(f"corrected {span_words(entry['corrected']['pairs'])}")
     if entry["flips"]:
         parts.append(f"flips {entry['flips']['value']:.0%}")
     return "  " + ", ".join(parts)

@@ -98,7 +98,7 @@ def of_run(
 
 def _answered(name: str, facts: TargetFacts, release: ReleaseConfig) -> Side:
     """A target of a finished evaluation. One that does not say what it learned from may have learned from anything."""
-    known = spec.parse(name)
+    known = spec.parse_target(name)
     unsaid = "any" if known.kind == "gemini" else "local_only"
     learned = class_of(unsaid if facts.learned is None else facts.learned)
     return Side.of_model(name, facts.identity, facts.family or known.family, learned, release)
@@ -181,7 +181,7 @@ def _apart(
 
 def _read(path: Path) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
-    for place, row in rowfiles.read(path):
+    for place, row in rowfiles.read_task_rows(path):
         name, answer = str(row.get("id", "")), row.get("answer")
         if not name or not isinstance(answer, str):
             raise DataError(

@@ -85,7 +85,7 @@ def judge_pairs(
     for one in heard:
         answered = answered_by(said.model for said in one.judgements)
         known = calibration.of(one.judge.name, one.judge.identity, protocol.hash, answered) if calibration else None
-        body = measure(pairs, one.tally, one.sides, settings, confidence, seed)
+        body = measure_panel(pairs, one.tally, one.sides, settings, confidence, seed)
         strange = doubt(one.judge.name, answered)
         ties = judge_lineage.ties(one.judge.name, one.judge.family, roles)
         bases[one.judge.name] = _bases(pairs, one.tally, one.sides, settings, known)
@@ -101,17 +101,17 @@ def judge_pairs(
                 "related": ties,
                 "answered": answered,
                 "calibration": _shown(known),
-                "usage": judge_figures.usage(one.judgements),
+                "usage": judge_figures.judge_usage(one.judgements),
             }
         )
     panel = None
     if len(heard) > 1:
-        tally, sides = majority(heard, settings)
+        tally, sides = panel_majority(heard, settings)
         identity = panel_identity([one.judge.identity for one in heard])
         said = {name for entry in found for name in entry["answered"]}
         known = calibration.of(PANEL, identity, protocol.hash, said) if calibration else None
         panel = {"identity": identity, "alpha": alpha(heard, pairs, settings)}
-        panel |= measure(pairs, tally, sides, settings, confidence, seed)
+        panel |= measure_panel(pairs, tally, sides, settings, confidence, seed)
         bases[PANEL] = _bases(pairs, tally, sides, settings, known)
         panel |= _corrected(bases[PANEL], confidence) | {"calibration": _shown(known)}
         results = [result for one in heard for result in one.canaries]
@@ -127,7 +127,7 @@ def judge_pairs(
         "second": asdict(second) if second else None,
         "teachers": list(teachers),
         "pairs": len(pairs),
-        "clusters": len(set(judge_figures.names_of(pairs).values())),
+        "clusters": len(set(judge_figures.criteria_names(pairs).values())),
         "decided": sum(judge_asking.decided(pair) is not None for pair in pairs),
         "repeats": settings.repeats,
         "confidence": confidence,
@@ -136,7 +136,7 @@ def judge_pairs(
         "criteria": [asdict(criterion) for criterion in rubric.criteria],
         "scale": [rubric.low, rubric.high],
         "prompt": protocol.hash,
-        "texts": answer_style.describe(pairs),
+        "texts": answer_style.describe_style(pairs),
         "judges": found,
         "panel": panel,
         "standing": {"by": decided.by, "words": list(decided.words)},
@@ -155,20 +155,22 @@ def hear(
 ) -> list[Heard]:
     """Ask every judge everything, and count what each said."""
     asked = [
-        *judge_canaries.questions(pairs, settings.mode),
-        *judge_asking.questions(pairs, settings.mode, settings.repeats),
+        *judge_canaries.canary_questions(pairs, settings.mode),
+        *judge_asking.judge_questions(pairs, settings.mode, settings.repeats),
     ]
     out.mkdir(parents=True, exist_ok=True)
     file = JudgementFile(out / record.FILE)
     found = []
     for judge in judges:
-        said = judge_asking.collect(judge, asked, protocol, file, max_new_tokens=settings.max_new_tokens, batch=batch)
+        said = judge_asking.collect_judgements(
+            judge, asked, protocol, file, max_new_tokens=settings.max_new_tokens, batch=batch
+        )
         results = judge_canaries.results({item.place: item.said for item in said}, settings.mode)
         if settings.mode == "pairwise":
-            tally, sides = judge_outcome.pairwise(pairs, said, settings.repeats), dict[str, Alone]()
+            tally, sides = judge_outcome.pairwise_outcomes(pairs, said, settings.repeats), dict[str, Alone]()
         else:
             names = SIDES if pairs[0].second is not None else SIDES[:1]
-            sides = {n: alone.pointwise(pairs, said, n, protocol.rubric, settings.repeats) for n in names}
+            sides = {n: alone.pointwise_outcomes(pairs, said, n, protocol.rubric, settings.repeats) for n in names}
             tally = Tally()
         found.append(Heard(judge, said, results, tally, sides))
     file.finish(item.key for one in found for item in one.judgements)
@@ -205,7 +207,7 @@ def _chosen(
     return [pair for pair in pairs if pair.id in kept]
 
 
-def measure(
+def measure_panel(
     pairs: Sequence[JudgedPair],
     tally: Tally,
     sides: dict[str, Alone],
@@ -214,14 +216,14 @@ def measure(
     seed: int,
 ) -> judge_figures.Facts:
     if settings.mode == "pairwise":
-        return judge_figures.pairwise(pairs, tally, confidence, seed)
-    return judge_figures.pointwise(pairs, sides, confidence, seed)
+        return judge_figures.pairwise_figures(pairs, tally, confidence, seed)
+    return judge_figures.pointwise_figures(pairs, sides, confidence, seed)
 
 
-def majority(heard: Sequence[Heard], settings: JudgeConfig) -> tuple[Tally, dict[str, Alone]]:
+def panel_majority(heard: Sequence[Heard], settings: JudgeConfig) -> tuple[Tally, dict[str, Alone]]:
     """The panel as one judge: the majority's winner per pair, or the mean of scores and the majority's verdict."""
     if settings.mode == "pairwise":
-        return Tally(scores=judge_outcome.majority([one.tally for one in heard])), {}
+        return Tally(scores=judge_outcome.judge_majority([one.tally for one in heard])), {}
     found: dict[str, Alone] = {}
     for name in heard[0].sides:
         items = dict.fromkeys(item for one in heard for item in one.sides[name].scores)
@@ -246,7 +248,7 @@ def _bases(
     """Outcomes with their correction, where the judge's errors are known and it is better than chance."""
     if known is None or known.sensitivity is None or known.specificity is None:
         return {}
-    names = judge_figures.names_of(pairs)
+    names = judge_figures.criteria_names(pairs)
     right, wrong = known.sensitivity.value, 1 - known.specificity.value
     if right <= wrong:
         return {}

@@ -7,18 +7,18 @@ from typing import Any
 from gemma_ops.judging import judging_text
 from gemma_ops.judging.judged import JudgedComparison
 from gemma_ops.words import palette, svg
-from gemma_ops.words.markup import chip, escape, number, p_text, span, stylesheet, table
+from gemma_ops.words.markup import chip, escape, html_table, interval_text, number, p_text, stylesheet
 
 Facts = dict[str, Any]
 _UNIT = (0.0, 1.0)
 
 
-def render(judged: JudgedComparison) -> str:
+def judge_section_page(judged: JudgedComparison) -> str:
     """The section as HTML; it needs the report's style sheet."""
-    return section(judged.body)
+    return judge_section(judged.body)
 
 
-def section(body: Facts) -> str:
+def judge_section(body: Facts) -> str:
     """As `render`, from what `judge.json` holds."""
     drawn = _pairwise(body) if body["mode"] == "pairwise" else _pointwise(body)
     return (
@@ -27,36 +27,36 @@ def section(body: Facts) -> str:
     )
 
 
-def page(body: Facts) -> str:
+def judge_page(body: Facts) -> str:
     """A self-contained page with this one section."""
-    names = names_of(body)
+    names = side_names(body)
     css = stylesheet() + palette.style(names)
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>Judged</title><style>\n{css}</style></head>\n<body><main>\n<h1>Judged</h1>\n{palette.marks(names)}{section(body)}\n</main></body></html>\n"
+        f"<title>Judged</title><style>\n{css}</style></head>\n<body><main>\n<h1>Judged</h1>\n{palette.marks(names)}{judge_section(body)}\n</main></body></html>\n"
     )
 
 
-def names_of(body: Facts) -> list[str]:
+def side_names(body: Facts) -> list[str]:
     """The sides of a comparison, which are targets, or files of answers."""
     return [body[side]["name"] for side in ("first", "second") if body.get(side)]
 
 
 def _released(body: Facts) -> str:
-    text = judging_text.released(body)
+    text = judging_text.released_words(body)
     return f'<p class="note"><b>{escape(text)}</b></p>' if text else ""
 
 
 def _loud(body: Facts) -> str:
-    items = "".join(f"<li>{escape(text)}</li>" for text in judging_text.warnings(body))
+    items = "".join(f"<li>{escape(text)}</li>" for text in judging_text.judge_warnings(body))
     return f"<h4>Before you believe it</h4><ul>{items}</ul>" if items else ""
 
 
 def _pairwise(body: Facts) -> str:
     first, second = body["first"]["name"], body["second"]["name"]
     rows = ""
-    for name, entry in judging_text.entries(body):
+    for name, entry in judging_text.summary_entries(body):
         kinds = [("", entry["win_rate"]), ("at equal length", entry["controlled"])]
         kinds.append(("corrected for its errors", entry["corrected"].get("pairs")))
         for index, (kind, figure) in enumerate((kind, figure) for kind, figure in kinds if figure):
@@ -74,7 +74,7 @@ def _pairwise(body: Facts) -> str:
             _cell((entry["retest"] or {}).get("agreement")),
             f"{entry['invalid']:,}",
         ]
-        for name, entry in judging_text.entries(body)
+        for name, entry in judging_text.summary_entries(body)
     ]
     criteria = [
         [escape(judge["name"]), *(_cell(judge["criteria"].get(c["name"])) for c in body["criteria"])]
@@ -82,14 +82,14 @@ def _pairwise(body: Facts) -> str:
     ]
     return (
         f'<p class="note">How often {chip(first)} is preferred to {chip(second)}; a pair on which a judge contradicts itself '
-        f"when the answers change places counts one half.</p>{rows}{_foot('rate at which it is preferred')}<h4>Habits</h4>{table(head, body_rows)}"
-        f"<h4>By criterion</h4>{table(['judge', *(escape(c['name']) for c in body['criteria'])], criteria)}"
+        f"when the answers change places counts one half.</p>{rows}{_foot('rate at which it is preferred')}<h4>Habits</h4>{html_table(head, body_rows)}"
+        f"<h4>By criterion</h4>{html_table(['judge', *(escape(c['name']) for c in body['criteria'])], criteria)}"
     )
 
 
 def _pointwise(body: Facts) -> str:
     rows = ""
-    for name, entry in judging_text.entries(body):
+    for name, entry in judging_text.summary_entries(body):
         for index, (side, facts) in enumerate(entry["sides"].items()):
             figures = [("score", facts["score"]), ("passes", facts["pass_rate"])]
             figures.append(("passes, corrected", entry["corrected"].get(side)))
@@ -111,7 +111,7 @@ def _pointwise(body: Facts) -> str:
     return (
         f'<p class="note">Scores are means of the criteria ({scale}), brought to 0 to 1; “passes” is the judge\'s own verdict.</p>'
         f"{rows}{_foot('score or share that passes')}<h4>By criterion, {scale}</h4>"
-        + table(["judge", *(escape(c["name"]) for c in body["criteria"])], criteria)
+        + html_table(["judge", *(escape(c["name"]) for c in body["criteria"])], criteria)
     )
 
 
@@ -136,7 +136,7 @@ def _canaries(body: Facts) -> str:
             cells.append(f'<span class="pill {mark}">{passed} of {len(results)}</span>')
         rows.append([escape(judge["name"]), *cells])
     head = ["canaries passed", "equal answers tie", "a broken answer loses", "an injected order is ignored"]
-    return f"<h4>Canaries</h4>{table(head, rows)}"
+    return f"<h4>Canaries</h4>{html_table(head, rows)}"
 
 
 def _texts(body: Facts) -> str:
@@ -147,7 +147,7 @@ def _texts(body: Facts) -> str:
         + [f"{facts[key]:.0%}" for key in keys]
         for name, facts in sides
     ]
-    return f"<h4>Length and format</h4>{table(['answers of', 'words', 'p50', 'p95', *keys], rows)}"
+    return f"<h4>Length and format</h4>{html_table(['answers of', 'words', 'p50', 'p95', *keys], rows)}"
 
 
 def _calibrations(body: Facts) -> str:
@@ -160,13 +160,13 @@ def _calibrations(body: Facts) -> str:
             _cell(known["sensitivity"]),
             _cell(known["specificity"]),
         ]
-        for name, entry in judging_text.entries(body)
+        for name, entry in judging_text.summary_entries(body)
         if (known := entry["calibration"])
     ]
     if not rows:
         return ""
     head = ["against people", "labels", "kappa", "equal labels", "sensitivity", "specificity"]
-    return f"<h4>Calibration</h4>{table(head, rows)}"
+    return f"<h4>Calibration</h4>{html_table(head, rows)}"
 
 
 def _standing(body: Facts) -> str:
@@ -183,7 +183,7 @@ def _row(title: str, figure: Facts, label: str, *, opens: bool) -> str:
     )  # fmt: skip
     return (
         f'<div class="row{" open" if opens else ""}"><div class="name">{title}</div>{drawing}'
-        f'<div class="figure"><b>{number(figure["value"])}</b>&ensp;{span(figure["low"], figure["high"])}</div></div>'
+        f'<div class="figure"><b>{number(figure["value"])}</b>&ensp;{interval_text(figure["low"], figure["high"])}</div></div>'
     )
 
 
@@ -192,4 +192,4 @@ def _foot(title: str) -> str:
 
 
 def _cell(figure: Facts | None) -> str:
-    return "–" if not figure else f"{number(figure['value'])}{span(figure['low'], figure['high'])}"
+    return "–" if not figure else f"{number(figure['value'])}{interval_text(figure['low'], figure['high'])}"

@@ -35,7 +35,7 @@ class Rubric:
     high: int = 5
 
 
-def parse(text: str, place: str = "the rubric") -> Rubric:
+def parse_rubric(text: str, place: str = "the rubric") -> Rubric:
     """Read a rubric. Without a list of criteria there is one: how well the answer does what the rubric asks."""
     criteria: list[Criterion] = []
     low, high, inside = 1, 5, False

@@ -44,11 +44,11 @@ class Rate:
     method: str
 
 
-def rate(scores: Sequence[float], clusters: Sequence[str] | None, confidence: float) -> Rate | None:
+def win_rate(scores: Sequence[float], clusters: Sequence[str] | None, confidence: float) -> Rate | None:
     """The mean of outcomes in [0, 1], one half being even. None without outcomes."""
     if not scores:
         return None
-    found = paired.compare(
+    found = paired.compare_paired(
         list(scores), [1 - score for score in scores], None if clusters is None else list(clusters), confidence
     )
     return Rate(

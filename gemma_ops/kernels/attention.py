@@ -30,13 +30,13 @@ CACHES = ("cache", "past_key_values")
 """What a forward's argument for cached keys and values is called: since transformers 5.24, and before."""
 
 
-def register() -> None:
+def register_attention() -> None:
     """Make the implementation known to transformers; again is harmless."""
-    transformers.AttentionInterface.register(NAME, forward)
-    transformers.AttentionMaskInterface.register(NAME, mask)
+    transformers.AttentionInterface.register(NAME, attention_forward)
+    transformers.AttentionMaskInterface.register(NAME, documents_mask)
 
 
-def forward(
+def attention_forward(
     module: Any,
     query: Tensor,
     key: Tensor,
@@ -57,7 +57,7 @@ def forward(
     return out.transpose(1, 2), None
 
 
-def mask(
+def documents_mask(
     batch_size: int,
     q_length: int,
     kv_length: int,

@@ -41,11 +41,11 @@ longest documents decide: a key block at the start of one of 2,048 tokens has fo
 
 def takes(query: Tensor) -> bool:
     """Whether queries of this width are taken on their device."""
-    return query.shape[-1] in WIDTHS and fits(query.device)
+    return query.shape[-1] in WIDTHS and fits_hopper(query.device)
 
 
 @cache
-def fits(device: torch.device) -> bool:
+def fits_hopper(device: torch.device) -> bool:
     """Whether `device` is a Hopper with the shared memory that heads of 512 in bfloat16 need."""
     if device.type != "cuda":
         return False

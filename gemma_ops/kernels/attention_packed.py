@@ -47,7 +47,7 @@ def attend(
     query: Tensor, key: Tensor, value: Tensor, pattern: Pattern, window: int | None, scale: float | None
 ) -> Tensor | None:
     """`query [B, H, T, D]`, `key` and `value [B, K, T, D]` -> `[B, H, T, D]`; None where no form fits (`banded` does)."""
-    form = choose(query, key, pattern, window)
+    form = choose_kernel(query, key, pattern, window)
     if form is None:
         return None
     batch, heads, length, width = query.shape
@@ -56,7 +56,7 @@ def attend(
     return out.view(batch, length, heads, width).transpose(1, 2)
 
 
-def choose(query: Tensor, key: Tensor, pattern: Pattern, window: int | None) -> Form | None:
+def choose_kernel(query: Tensor, key: Tensor, pattern: Pattern, window: int | None) -> Form | None:
     """The form for these shapes on this device."""
     if (
         query.device.type != "cuda"

@@ -124,7 +124,7 @@ class Pattern:
     def jobs(self, heads: int, device: torch.device) -> list[attention_tiled.TileJob]:
         """The `cuts` last asked for as batches of `tiles` for so many query heads."""
         if ("jobs", heads, device) not in self._made:
-            self._made["jobs", heads, device] = attention_tiled.plan(self._made["last"], heads, device)
+            self._made["jobs", heads, device] = attention_tiled.plan_tiles(self._made["last"], heads, device)
         found: list[attention_tiled.TileJob] = self._made["jobs", heads, device]
         return found
 

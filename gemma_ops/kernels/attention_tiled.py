@@ -41,7 +41,7 @@ class TileJob:
     keys: int
 
 
-def plan(cuts: Sequence[int], heads: int, device: torch.device) -> list[TileJob]:
+def plan_tiles(cuts: Sequence[int], heads: int, device: torch.device) -> list[TileJob]:
     """The batches for documents that start at `cuts`, which end with the row's length."""
     short: dict[int, list[tuple[int, int]]] = {}
     jobs = []

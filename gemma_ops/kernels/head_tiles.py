@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from gemma_ops.kernels.lora_casts import widens
-from gemma_ops.modeling.triton_launch import here, kernels
+from gemma_ops.modeling.triton_launch import kernels, triton_here
 
 LARGEST_CAP = 40.0
 """`exp(-2 c)` must stay a normal float32."""
@@ -227,7 +227,7 @@ def _add(summed: Tensor, slopes: Tensor, part: Tensor, partial: Tensor | None) -
 
 def _fold(weight: Tensor, softcap: float | None) -> Any:
     """Triton's kernel for a tile (`triton_head.fold`), or None where torch's operations have to do."""
-    if softcap is None or weight.dtype != torch.bfloat16 or not here(weight):
+    if softcap is None or weight.dtype != torch.bfloat16 or not triton_here(weight):
         return None
     kernel = _kernel()
     return None if kernel is None else kernel.fold

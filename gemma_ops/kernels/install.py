@@ -21,7 +21,7 @@ from gemma_ops.kernels.graphs_layers import Graphs
 from gemma_ops.kernels.layers import Using
 from gemma_ops.kernels.ops_reference import OpRunner
 from gemma_ops.modeling import experts
-from gemma_ops.modeling.triton_launch import here
+from gemma_ops.modeling.triton_launch import triton_here
 
 Recompute = Literal["none", "mlp", "all"] | int
 _MARK = "_gemma_ops_kernels"
@@ -57,13 +57,13 @@ def base_of(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "peft_config") else model
 
 
-def text_of(model: Any) -> Any:
+def text_model_of(model: Any) -> Any:
     """The language model without its head: embeddings, decoder layers, last norm."""
     inner = base_of(model).model
     return getattr(inner, "language_model", inner)
 
 
-def install(model: Any, settings: KernelsConfig, *, recompute: Recompute = "none", replay: bool = False) -> Any:
+def install_kernels(model: Any, settings: KernelsConfig, *, recompute: Recompute = "none", replay: bool = False) -> Any:
     """Put the kernels that `settings` names on a Gemma 4, plain or under PEFT, and return it.
 
     `recompute` is what the backward pass makes again: nothing, the MLPs' gate and up, all decoder layers, or the first
@@ -71,11 +71,11 @@ def install(model: Any, settings: KernelsConfig, *, recompute: Recompute = "none
     its backward pass before the next begins. Installing again replaces what was installed.
     """
     uninstall(model)
-    base, text = base_of(model), text_of(model)
+    base, text = base_of(model), text_model_of(model)
     done = Installed()
     using = _using(text, settings, recompute)
     if settings.attention == "documents":
-        attention.register()
+        attention.register_attention()
         done.attention = text.config._attn_implementation
         _set_attention(base, attention.NAME)
         hook = partial(attention.before_forward, run=using.run)
@@ -164,9 +164,11 @@ def _replays(text: Any, settings: KernelsConfig) -> bool:
     return (
         settings.records
         and bool(trainable)
-        and all(here(parameter) for parameter in trainable)
+        and all(triton_here(parameter) for parameter in trainable)
         and not _draws(text)
-        and not (any(hasattr(layer, "experts") for layer in text.layers) and experts.waits(trainable[0].device))
+        and not (
+            any(hasattr(layer, "experts") for layer in text.layers) and experts.waits_for_host(trainable[0].device)
+        )
     )
 
 

@@ -38,22 +38,22 @@ class LoraPart:
 
     def dense(self) -> Tensor:
         """The weight to multiply with; of a 4-bit one a copy that nobody keeps."""
-        found: Tensor = nf4.dequantize(self.weight) if nf4.is_4bit(self.weight) else self.weight
+        found: Tensor = nf4.dequantize_nf4(self.weight) if nf4.is_4bit(self.weight) else self.weight
         return found
 
 
 def linears(x: Tensor, modules: Sequence[Any]) -> Sequence[Tensor]:
     """What each of `modules` (linears, plain or PEFT's) makes of `x [..., in]`."""
-    parts = read(modules, x)
+    parts = read_factors(modules, x)
     if parts is None:
         return [module(x) for module in modules]
-    if x.dtype != (dtype := type_of(parts[0])):
+    if x.dtype != (dtype := factor_type(parts[0])):
         x = x.to(dtype)  # as autocast would
     outs: Sequence[Tensor] = _Linears.apply(x, parts, *factors(parts))
     return outs
 
 
-def read(modules: Sequence[Any], x: Tensor) -> list[LoraPart] | None:
+def read_factors(modules: Sequence[Any], x: Tensor) -> list[LoraPart] | None:
     """The parts of `modules`, or None where their own forward has to run."""
     parts = []
     for module in modules:
@@ -61,7 +61,7 @@ def read(modules: Sequence[Any], x: Tensor) -> list[LoraPart] | None:
         if part is None:
             return None
         parts.append(part)
-    types = {type_of(part) for part in parts}
+    types = {factor_type(part) for part in parts}
     if len(types) != 1 or not _fits(types.pop(), x):
         return None
     return parts
@@ -79,7 +79,7 @@ def _fits(dtype: torch.dtype, x: Tensor) -> bool:
     return bool(torch.get_autocast_dtype(x.device.type) == dtype)
 
 
-def type_of(part: LoraPart) -> torch.dtype:
+def factor_type(part: LoraPart) -> torch.dtype:
     """What the part is computed in."""
     found: torch.dtype = part.weight.quant_state.dtype if nf4.is_4bit(part.weight) else part.weight.dtype
     return found

@@ -20,10 +20,10 @@ from gemma_ops.kernels.ops_reference import OpRunner
 
 def mlp(x: Tensor, gate: Any, up: Any, down: Any, *, recompute: bool, run: OpRunner) -> Tensor | None:
     """`down(gelu(gate(x)) * up(x))` of `x [..., H]`, or None where the modules have to run by themselves."""
-    parts = lora_linears.read((gate, up, down), x)
+    parts = lora_linears.read_factors((gate, up, down), x)
     if parts is None:
         return None
-    dtype = lora_linears.type_of(parts[0])
+    dtype = lora_linears.factor_type(parts[0])
     wide, narrow = lora_linears.factors(parts[:2]), lora_linears.factors(parts[2:])
     found: Tensor = _Mlp.apply(x.to(dtype), parts, len(wide), recompute, run, *wide, *narrow)
     return found

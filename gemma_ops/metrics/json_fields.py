@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gemma_ops.errors import ConfigError, DataError
-from gemma_ops.metrics.metric import Metric, ScoredAnswer, ScoredRow, Scorer, one
-from gemma_ops.metrics.parse import Unreadable, dump, leaves, parse
+from gemma_ops.metrics.metric import Metric, ScoredAnswer, ScoredRow, Scorer, one_metric
+from gemma_ops.metrics.parse import Unreadable, dump, json_leaves, parse_json
 
 
 class JsonMetric(Metric):
@@ -27,9 +27,9 @@ class JsonValid(JsonMetric):
 
     def scorer(self, folder: Path, rows: Sequence[ScoredRow]) -> Scorer:
         def score(text: str, row: ScoredRow) -> ScoredAnswer:
-            value = parse(text, fenced=self.fenced)
+            value = parse_json(text, fenced=self.fenced)
             bad = isinstance(value, Unreadable)
-            return one(self.key, float(not bad), **({"why": value.why} if bad else {}))
+            return one_metric(self.key, float(not bad), **({"why": value.why} if bad else {}))
 
         return Scorer(self.key, (self.key,), score)
 
@@ -55,11 +55,11 @@ class JsonSchema(JsonMetric):
         validator = Draft202012Validator(schema)
 
         def score(text: str, row: ScoredRow) -> ScoredAnswer:
-            value = parse(text, fenced=self.fenced)
+            value = parse_json(text, fenced=self.fenced)
             if isinstance(value, Unreadable):
-                return one(self.key, 0.0, why=value.why)
+                return one_metric(self.key, 0.0, why=value.why)
             problem = next(iter(validator.iter_errors(value)), None)
-            return one(self.key, float(problem is None), **({"why": problem.message[:200]} if problem else {}))
+            return one_metric(self.key, float(problem is None), **({"why": problem.message[:200]} if problem else {}))
 
         return Scorer(self.key, (self.key,), score)
 
@@ -79,7 +79,7 @@ class JsonFieldAccuracy(JsonMetric):
         def score(text: str, row: ScoredRow) -> ScoredAnswer:
             if row.reference is None:
                 return ScoredAnswer(dict.fromkeys((self.key, *columns.values())))
-            value = parse(text, fenced=self.fenced)
+            value = parse_json(text, fenced=self.fenced)
             found = value if isinstance(value, dict) else {}
             expected = _object(row, self.id)
             right = {
@@ -103,21 +103,21 @@ class JsonFieldF1(JsonMetric):
     def scorer(self, folder: Path, rows: Sequence[ScoredRow]) -> Scorer:
         def score(text: str, row: ScoredRow) -> ScoredAnswer:
             if row.reference is None:
-                return one(self.key, None)
-            value = parse(text, fenced=self.fenced)
+                return one_metric(self.key, None)
+            value = parse_json(text, fenced=self.fenced)
             if isinstance(value, Unreadable):
-                return one(self.key, 0.0)
-            expected = parse(row.reference) if isinstance(row.reference, str) else row.reference
-            found, wanted = Counter(leaves(value).items()), Counter(leaves(expected).items())
+                return one_metric(self.key, 0.0)
+            expected = parse_json(row.reference) if isinstance(row.reference, str) else row.reference
+            found, wanted = Counter(json_leaves(value).items()), Counter(json_leaves(expected).items())
             shared = sum((found & wanted).values())
-            return one(self.key, 2 * shared / (found.total() + wanted.total()))
+            return one_metric(self.key, 2 * shared / (found.total() + wanted.total()))
 
         return Scorer(self.key, (self.key,), score)
 
 
 def _object(row: ScoredRow, metric: str) -> dict[str, Any]:
     """The reference as an object. Raises DataError when it is none."""
-    value = parse(row.reference) if isinstance(row.reference, str) else row.reference
+    value = parse_json(row.reference) if isinstance(row.reference, str) else row.reference
     if not isinstance(value, dict):
         raise DataError(
             f"row {row.id}: {metric} needs a reference that is a JSON object", "correct the row, or use another metric"

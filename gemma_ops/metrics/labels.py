@@ -25,7 +25,7 @@ from gemma_ops.metrics.metric import (
     Scorer,
     normalize,
 )
-from gemma_ops.metrics.parse import parse
+from gemma_ops.metrics.parse import parse_json
 
 
 class ChoiceAccuracy(Metric):
@@ -67,7 +67,7 @@ class ChoiceAccuracy(Metric):
     def _label(self, text: str) -> str | None:
         if self.field is None:
             return text
-        value: Any = parse(text)
+        value: Any = parse_json(text)
         found = value.get(self.field) if isinstance(value, dict) else None
         return found if isinstance(found, str) else None
 

@@ -102,7 +102,7 @@ class Metric(ConfigSection):
         raise NotImplementedError
 
 
-def one(key: str, value: float | None, **detail: Any) -> ScoredAnswer:
+def one_metric(key: str, value: float | None, **detail: Any) -> ScoredAnswer:
     """A score of a single column."""
     return ScoredAnswer({key: value}, detail)
 
@@ -126,9 +126,9 @@ def normalize(text: str, steps: Sequence[Normalization]) -> str:
         elif step == "nfkc":
             text = unicodedata.normalize("NFKC", text)
         elif step == "json":
-            from gemma_ops.metrics.parse import Unreadable, dump, parse
+            from gemma_ops.metrics.parse import Unreadable, dump, parse_json
 
-            value = parse(text)
+            value = parse_json(text)
             text = text if isinstance(value, Unreadable) else dump(value)
     return text
 
@@ -138,7 +138,7 @@ _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u
 _LETTER = re.compile(f"[{_UNSPACED}]")
 
 
-def words(text: str) -> list[str]:
+def score_words(text: str) -> list[str]:
     """Words of any script, in small letters and Unicode's composed form; letters of scripts written without spaces
     count one by one. Marks that combine with a letter (vowel signs, accents without a composed form) belong to it."""
     found: list[str] = []

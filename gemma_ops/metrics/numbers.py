@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from gemma_ops.errors import DataError
-from gemma_ops.metrics.metric import Metric, ScoredAnswer, ScoredRow, Scorer, one
+from gemma_ops.metrics.metric import Metric, ScoredAnswer, ScoredRow, Scorer, one_metric
 from gemma_ops.metrics.numerals import DecimalSign, numbers_in
 
 
@@ -43,12 +43,12 @@ class Numeric(Metric):
         def score(text: str, row: ScoredRow) -> ScoredAnswer:
             wanted = final_number(row.gold, self.decimal) if row.reference is not None else None
             if wanted is None:
-                return one(self.key, None)
+                return one_metric(self.key, None)
             found = final_number(text, self.decimal)
             if found is None:
-                return one(self.key, 0.0, number=None)
+                return one_metric(self.key, 0.0, number=None)
             allowed = max(Fraction(str(self.tolerance)), abs(wanted) * Fraction(str(self.relative)))
-            return one(self.key, float(abs(found - wanted) <= allowed), number=str(found))
+            return one_metric(self.key, float(abs(found - wanted) <= allowed), number=str(found))
 
         return Scorer(self.key, (self.key,), score)
 

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from gemma_ops.metrics.metric import Metric, ScoredAnswer, ScoredRow, Scorer, one, words
+from gemma_ops.metrics.metric import Metric, ScoredAnswer, ScoredRow, Scorer, one_metric, score_words
 
 
 class _Words:
     """Tokenizer for rouge-score: its own keeps only a-z and 0-9, so other scripts would score 0 against themselves."""
 
     def tokenize(self, text: str) -> list[str]:
-        return words(text)
+        return score_words(text)
 
 
 class RougeL(Metric):
@@ -28,8 +28,8 @@ class RougeL(Metric):
 
         def score(text: str, row: ScoredRow) -> ScoredAnswer:
             if row.reference is None:
-                return one(self.key, None)
-            return one(self.key, float(library.score(row.gold, text)["rougeL"].fmeasure))
+                return one_metric(self.key, None)
+            return one_metric(self.key, float(library.score(row.gold, text)["rougeL"].fmeasure))
 
         return Scorer(self.key, (self.key,), score)
 
@@ -46,7 +46,7 @@ class Chrf(Metric):
 
         def score(text: str, row: ScoredRow) -> ScoredAnswer:
             if row.reference is None:
-                return one(self.key, None)
-            return one(self.key, min(1.0, library.sentence_score(text, [row.gold]).score / 100))
+                return one_metric(self.key, None)
+            return one_metric(self.key, min(1.0, library.sentence_score(text, [row.gold]).score / 100))
 
         return Scorer(self.key, (self.key,), score)

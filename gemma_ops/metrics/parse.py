@@ -16,7 +16,7 @@ class Unreadable:
         self.why = why
 
 
-def parse(text: str, *, fenced: bool = False) -> Any:
+def parse_json(text: str, *, fenced: bool = False) -> Any:
     """The JSON value of a whole answer, or Unreadable.
 
     Stricter than `json.loads`: NaN and Infinity are no JSON, and a key given twice is a mistake, not a choice. With
@@ -39,7 +39,7 @@ def dump(value: Any) -> str:
     return json.dumps(_plain(value), ensure_ascii=False, sort_keys=True, separators=(",", ":"))
 
 
-def leaves(value: Any, prefix: str = "") -> dict[str, str]:
+def json_leaves(value: Any, prefix: str = "") -> dict[str, str]:
     """Path -> canonical value of everything that is neither an object nor a list; empty ones count as themselves."""
     items: list[tuple[str, Any]] = []
     if isinstance(value, dict) and value:
@@ -50,7 +50,7 @@ def leaves(value: Any, prefix: str = "") -> dict[str, str]:
         return {prefix: dump(value)}
     found: dict[str, str] = {}
     for path, item in items:
-        found |= leaves(item, path)
+        found |= json_leaves(item, path)
     return found
 
 

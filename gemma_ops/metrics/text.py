@@ -9,7 +9,16 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from gemma_ops.metrics.metric import Metric, Normalization, ScoredAnswer, ScoredRow, Scorer, normalize, one, words
+from gemma_ops.metrics.metric import (
+    Metric,
+    Normalization,
+    ScoredAnswer,
+    ScoredRow,
+    Scorer,
+    normalize,
+    one_metric,
+    score_words,
+)
 
 
 class ExactMatch(Metric):
@@ -23,8 +32,8 @@ class ExactMatch(Metric):
     def scorer(self, folder: Path, rows: Sequence[ScoredRow]) -> Scorer:
         def score(text: str, row: ScoredRow) -> ScoredAnswer:
             if row.reference is None:
-                return one(self.key, None)
-            return one(self.key, float(normalize(text, self.normalize) == normalize(row.gold, self.normalize)))
+                return one_metric(self.key, None)
+            return one_metric(self.key, float(normalize(text, self.normalize) == normalize(row.gold, self.normalize)))
 
         return Scorer(self.key, (self.key,), score)
 
@@ -39,8 +48,8 @@ class Contains(Metric):
     def scorer(self, folder: Path, rows: Sequence[ScoredRow]) -> Scorer:
         def score(text: str, row: ScoredRow) -> ScoredAnswer:
             if row.reference is None:
-                return one(self.key, None)
-            return one(self.key, float(normalize(row.gold, self.normalize) in normalize(text, self.normalize)))
+                return one_metric(self.key, None)
+            return one_metric(self.key, float(normalize(row.gold, self.normalize) in normalize(text, self.normalize)))
 
         return Scorer(self.key, (self.key,), score)
 
@@ -78,14 +87,14 @@ class Regex(Metric):
         def score(text: str, row: ScoredRow) -> ScoredAnswer:
             here = caught(text)
             if not pattern.groups:
-                return one(self.key, float(here is not None))
+                return one_metric(self.key, float(here is not None))
             if row.reference is None:
-                return one(self.key, None)
+                return one_metric(self.key, None)
             wanted = caught(row.gold)
             # A reference that is just the value, without the words around it, is meant literally.
             wanted = normalize(row.gold, self.normalize) if wanted is None else wanted
             bare = here is None and normalize(text, self.normalize) == wanted != ""
-            return one(self.key, float(bare or (here is not None and here == wanted)), caught=here)
+            return one_metric(self.key, float(bare or (here is not None and here == wanted)), caught=here)
 
         return Scorer(self.key, (self.key,), score)
 
@@ -109,7 +118,7 @@ class Length(Metric):
 
     def scorer(self, folder: Path, rows: Sequence[ScoredRow]) -> Scorer:
         def score(text: str, row: ScoredRow) -> ScoredAnswer:
-            count = len(words(text)) if self.unit == "words" else len(text.strip())
-            return one(self.key, float(self.min <= count <= (self.max or count)), count=count)
+            count = len(score_words(text)) if self.unit == "words" else len(text.strip())
+            return one_metric(self.key, float(self.min <= count <= (self.max or count)), count=count)
 
         return Scorer(self.key, (self.key,), score)

@@ -20,7 +20,7 @@ CONFIG = "adapter_config.json"
 _MODULE = re.compile(r"^base_model\.model\.(.*)\.lora_A\..*$")
 
 
-def save(
+def save_adapter(
     model: Any,
     folder: Path,
     base: str,
@@ -46,7 +46,7 @@ def save(
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     taken = getattr(model, "taken_from_base", None)
     if taken:
-        tensors = inits.plain(load_file(str(folder / WEIGHTS)), taken)
+        tensors = inits.plain_init(load_file(str(folder / WEIGHTS)), taken)
         save_file(tensors, str(folder / WEIGHTS), metadata={"format": "pt"})
         config = inits.plain_settings(config)
     config |= {"base_model_name_or_path": base, "revision": revision, "inference_mode": True}
@@ -98,7 +98,7 @@ def reprefix(name: str, wrapped: bool) -> str:
     return plain.replace("model.layers.", "model.language_model.layers.") if wrapped else plain
 
 
-def load(model: Any, folder: Path) -> Any:
+def load_adapter(model: Any, folder: Path) -> Any:
     """Put a saved adapter on a loaded base, re-prefixing tensors of the other model class.
 
     Raises ModelError when the folder holds no whole LoRA adapter, when a tensor finds no place, when the model expects

@@ -15,9 +15,9 @@ from typing import Any
 from gemma_ops import family
 from gemma_ops.config import LoraConfig
 from gemma_ops.errors import ConfigError
-from gemma_ops.modeling.adapter_files import load, reprefix, save
+from gemma_ops.modeling.adapter_files import load_adapter, reprefix, save_adapter
 
-__all__ = ["attach", "load", "reprefix", "rewrites_base", "save"]
+__all__ = ["attach", "load_adapter", "reprefix", "rewrites_base", "save_adapter"]
 
 _FORBIDDEN = re.compile(r"router|per_layer|embed_tokens|lm_head")
 _TOWERS = re.compile(r"vision|audio")
@@ -54,7 +54,7 @@ def attach(model: Any, settings: LoraConfig, seed: int, *, shown: Sequence[str] 
         expert_lora.inject(tuned, config)
         config.target_parameters = list(family.EXPERT_TARGETS)
     if settings.init != "default":
-        tuned.taken_from_base = inits.start(tuned, settings.init)
+        tuned.taken_from_base = inits.start_factors(tuned, settings.init)
     return tuned
 
 

@@ -47,13 +47,13 @@ class AuditLine:
     bytes: int
 
 
-def audit(model: Any, shape: Shape, weights: str) -> tuple[AuditLine, ...]:
+def audit_model(model: Any, shape: Shape, weights: str) -> tuple[AuditLine, ...]:
     """Count what `model` holds and compare it with what a model of that shape loaded as `weights` must hold.
 
     Towers are compared where the model has them. Raises ModelError naming the first module or component that differs.
     """
     _check_modules(model, weights)
-    found, wanted = count(model), {line.component: line for line in expected(shape, weights)}
+    found, wanted = count_parameters(model), {line.component: line for line in expected(shape, weights)}
     components = [line.component for line in found]
     for line in found:
         plan = wanted.get(line.component)
@@ -103,7 +103,7 @@ def _packed(shape: Shape) -> dict[str, int]:
     return sizes
 
 
-def count(model: Any) -> tuple[AuditLine, ...]:
+def count_parameters(model: Any) -> tuple[AuditLine, ...]:
     """What a model holds, by component and type; adapters are left out."""
     parameters: Counter[tuple[str, str]] = Counter()
     sizes: Counter[tuple[str, str]] = Counter()
@@ -115,7 +115,7 @@ def count(model: Any) -> tuple[AuditLine, ...]:
         place = component_of(name), kind
         parameters[place] += parameter.quant_state.shape.numel() if four else parameter.numel()
         sizes[place] += nf4.size(parameter) if four else parameter.numel() * parameter.element_size()
-    table = host_ple.find(model)
+    table = host_ple.find_ple(model)
     if table is not None:
         place = "per-layer table", "host"
         parameters[place] += table.weight.numel()

@@ -30,7 +30,7 @@ def checkpoint(path: Path) -> Path:
     return path
 
 
-def local(base: str) -> Path | None:
+def local_base(base: str) -> Path | None:
     """The folder that `model.base` names: nano's, or an existing path; None for a Hub id."""
     if base == "nano":
         return Path(gemma_ops.__file__).parent / "nano" / "weights"
@@ -38,7 +38,9 @@ def local(base: str) -> Path | None:
     return path if path.is_dir() else None
 
 
-def fetch(out: Path, settings: ModelConfig, machine: MachineConfig, *, source: Path | None = None) -> dict[str, float]:
+def fetch_base(
+    out: Path, settings: ModelConfig, machine: MachineConfig, *, source: Path | None = None
+) -> dict[str, float]:
     """Resolve `model.base`, check the checkpoint, write `model.json` and the link.
 
     Raises ModelError for an incomplete or foreign checkpoint and ServiceError when the Hub can't be reached.
@@ -49,7 +51,7 @@ def fetch(out: Path, settings: ModelConfig, machine: MachineConfig, *, source: P
             "leave it out, or set model.base to a Hub id",
         )
     folder, revision = (source.resolve(), None) if source else _download(settings.base, settings.revision)
-    config = read_config(folder)
+    config = read_model_config(folder)
     shards = check_shards(folder)
     name = settings.base if source is None or settings.base == "nano" else folder.name
     files = {}
@@ -74,7 +76,7 @@ def fetch(out: Path, settings: ModelConfig, machine: MachineConfig, *, source: P
     return {"shards": len(shards), "bytes": float(sum(shard.stat().st_size for shard in shards))}
 
 
-def read_config(folder: Path) -> dict[str, Any]:
+def read_model_config(folder: Path) -> dict[str, Any]:
     """The checkpoint's `config.json`. Raises ModelError when there is none or it is not Gemma 4."""
     try:
         config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -136,19 +138,19 @@ def _expected_bytes(file: Path, size: int) -> int:
 
 def tokenizer_folder(settings: ModelConfig) -> Path:
     """A folder with the tokenizer and template of the model, fetching no weights."""
-    return local(settings.base) or _download(settings.base, settings.revision, ("*.json", "*.jinja"))[0]
+    return local_base(settings.base) or _download(settings.base, settings.revision, ("*.json", "*.jinja"))[0]
 
 
 def find_base(described: dict[str, Any], who: str) -> Path:
     """The checkpoint of a base as manifests describe it (`id`, `revision`, `files` with their digests), here or from
     the Hub. Raises ConfigError where it is in neither, and GateError for another one of that name."""
     name = str(described["id"])
-    if local(name) is None and "/" not in name:
+    if local_base(name) is None and "/" not in name:
         raise ConfigError(
             f"{who} is put on the base {name}, and where that lies is not recorded",
             "serve it as ADAPTER@FOLDER with the folder of its base, or register merged too",
         )
-    folder = local(name) or _download(name, described.get("revision"))[0]
+    folder = local_base(name) or _download(name, described.get("revision"))[0]
     for file, sha256 in (described.get("files") or {}).items():
         if not (folder / file).is_file() or digest.of_file(folder / file) != sha256:
             raise GateError(f"{folder / file} is not that of the base that {who} was trained on", "fetch that base")

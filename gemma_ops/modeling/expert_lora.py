@@ -48,7 +48,7 @@ class ExpertLora(ParamWrapper):  # type: ignore[misc]
         gate_up, down = (
             part or experts.projection(root, name) for part, name in zip(parts, experts.STACKS, strict=True)
         )
-        return experts.run(root, hidden, index, weights, gate_up, down)
+        return experts.run_experts(root, hidden, index, weights, gate_up, down)
 
     def projection(self, root: Any) -> experts.Project:
         """The product with the stack and its active adapters."""

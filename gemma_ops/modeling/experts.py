@@ -45,7 +45,7 @@ class Experts4bit(torch.nn.Module):  # type: ignore[misc]
 
     def forward(self, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """hidden (tokens, hidden), index and weights (tokens, chosen experts) -> (tokens, hidden)."""
-        return run(self, hidden, index, weights, *(projection(self, name) for name in STACKS))
+        return run_experts(self, hidden, index, weights, *(projection(self, name) for name in STACKS))
 
 
 def dense(experts: Any, name: str) -> torch.Tensor:
@@ -53,7 +53,7 @@ def dense(experts: Any, name: str) -> torch.Tensor:
     stack = getattr(experts, name)
     if not isinstance(experts, Experts4bit):
         return stack  # type: ignore[no-any-return]
-    return nf4.dequantize(stack, _state(experts, name))
+    return nf4.dequantize_nf4(stack, _state(experts, name))
 
 
 def _state(experts: Experts4bit, name: str) -> Any:
@@ -71,7 +71,7 @@ def projection(experts: Any, name: str) -> Project:
     return lambda rows, ends: grouped(rows.to(stack.dtype), stack.transpose(-2, -1), ends)
 
 
-def run(
+def run_experts(
     experts: Any, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor, gate_up: Project, down: Project
 ) -> torch.Tensor:
     """Sort the (token, expert) pairs by expert, project, gate, project, weigh and add up per token."""
@@ -119,7 +119,7 @@ def grouped(rows: torch.Tensor, stack: torch.Tensor, ends: torch.Tensor) -> torc
     return torch.nn.functional.grouped_mm(rows, stack, offs=ends)
 
 
-def waits(device: torch.device) -> bool:
+def waits_for_host(device: torch.device) -> bool:
     """Whether `grouped` reads the groups' sizes back from the device, which no CUDA graph can hold: PyTorch has a kernel that
     doesn't for compute capability 9 and 10 alone (`_grouped_mm_cuda`, GroupedBlas.cpp; pytorch#169970)."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] not in (9, 10)
@@ -133,11 +133,11 @@ class _Grouped4bit(torch.autograd.Function):  # type: ignore[misc]
     def forward(ctx: Any, rows: torch.Tensor, stack: Any, state: Any, ends: torch.Tensor) -> torch.Tensor:
         ctx.stack, ctx.state, ctx.dtype = stack, state, rows.dtype
         ctx.save_for_backward(ends)
-        dense = nf4.dequantize(stack, state)
+        dense = nf4.dequantize_nf4(stack, state)
         return grouped(rows.to(dense.dtype), dense.transpose(-2, -1), ends)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
         (ends,) = ctx.saved_tensors
-        dense = nf4.dequantize(ctx.stack, ctx.state)
+        dense = nf4.dequantize_nf4(ctx.stack, ctx.state)
         return grouped(gradients[0].to(dense.dtype), dense, ends).to(ctx.dtype), None, None, None

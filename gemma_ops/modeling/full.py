@@ -19,7 +19,7 @@ from gemma_ops.errors import ConfigError, ModelError
 from gemma_ops.modeling import nf4
 from gemma_ops.modeling.audit import component_of
 from gemma_ops.modeling.checkpoint_source import check_shards, checkpoint
-from gemma_ops.modeling.shards import DTYPES, TensorEntry, read, read_headers
+from gemma_ops.modeling.shards import DTYPES, TensorEntry, read_headers, read_tensors
 from gemma_ops.runs import digest
 
 FOLDER = "tuned"
@@ -56,7 +56,9 @@ def unfreeze(model: Any, settings: TrainConfig) -> int:
     return learns
 
 
-def save(model: Any, folder: Path, source: Path, described: dict[str, Any], *, write: bool = True) -> dict[str, Any]:
+def save_full(
+    model: Any, folder: Path, source: Path, described: dict[str, Any], *, write: bool = True
+) -> dict[str, Any]:
     """Write the tensors that learned and differ from those of the checkpoint `source`; returns the record.
 
     `described` is the base's `model.json`. Where parameters are spread over processes, every process must call this, and
@@ -116,7 +118,7 @@ def _write(folder: Path, learned: dict[str, Any], files: dict[str, TensorEntry])
                 f"{name} is infinite or not a number: the training diverged",
                 "lower train.learning_rate, and start again",
             )
-        if torch.equal(value, read(files[name])):
+        if torch.equal(value, read_tensors(files[name])):
             continue
         size = value.numel() * value.element_size()
         if waiting and sum(each.numel() * each.element_size() for each in waiting.values()) + size > _SHARD:
@@ -157,7 +159,7 @@ def fingerprint(files: dict[str, TensorEntry]) -> str:
     return found.hexdigest()
 
 
-def entries(folder: Path, base: Path) -> dict[str, TensorEntry]:
+def full_entries(folder: Path, base: Path) -> dict[str, TensorEntry]:
     """The tensors of a `tuned/` folder, checked against the base artifact (or plain checkpoint folder) they belong to.
 
     Raises ModelError when files are missing, cut short or of another format, or when the base is another one.
@@ -191,14 +193,14 @@ def entries(folder: Path, base: Path) -> dict[str, TensorEntry]:
     return found
 
 
-def load(model: Any, folder: Path, base: Path) -> Any:
+def load_full(model: Any, folder: Path, base: Path) -> Any:
     """Put the tensors of a `tuned/` folder into the loaded `base`. Raises ModelError when one does not fit."""
     import torch
 
     places = dict(model.named_parameters())
-    for name, entry in entries(folder, base).items():
+    for name, entry in full_entries(folder, base).items():
         if name not in places or nf4.is_4bit(places[name]) or tuple(places[name].shape) != entry.shape:
             raise ModelError(f"{name} of {folder} does not fit this base", "use the base named in its tuned.json")
         with torch.no_grad():
-            places[name].copy_(read(entry))
+            places[name].copy_(read_tensors(entry))
     return model

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gemma_ops.answer import Answer, End
-from gemma_ops.modeling.media_inputs import Seen, join
+from gemma_ops.modeling.media_inputs import Seen, join_media
 from gemma_ops.modeling.thoughts import left_open, split_ids, thought_text
 
 STOPS = ("<eos>", "<turn|>", "<|tool_response>")
@@ -21,7 +21,7 @@ def stop_ids(model: Any) -> list[int]:
     return [ids] if isinstance(ids, int) else list(ids or [])
 
 
-def answer(
+def answer_prompts(
     model: Any,
     tokenizer: Any,
     prompts: list[list[int]],
@@ -88,7 +88,7 @@ def shown_arguments(seen: Sequence[Seen | None], longest: int) -> dict[str, Any]
     for row, one in enumerate(seen):
         if one:
             types[row, longest - len(one.types) :] = torch.tensor(one.types)
-    return {"mm_token_type_ids": types, **join(there)}
+    return {"mm_token_type_ids": types, **join_media(there)}
 
 
 class _Clock:

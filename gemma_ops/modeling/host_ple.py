@@ -186,6 +186,6 @@ class _Fetched:
         return rows
 
 
-def find(model: Any) -> HostEmbedding | None:
+def find_ple(model: Any) -> HostEmbedding | None:
     """The model's host table, wrapped in PEFT or not; None where it has none."""
     return next((module for module in model.modules() if isinstance(module, HostEmbedding)), None)

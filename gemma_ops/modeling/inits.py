@@ -32,7 +32,7 @@ def layers(tuned: Any, adapter: str = "default") -> Iterator[tuple[str, Any]]:
 
 
 @torch.no_grad()  # type: ignore[untyped-decorator]
-def start(tuned: Any, how: str, adapter: str = "default") -> Factors:
+def start_factors(tuned: Any, how: str, adapter: str = "default") -> Factors:
     """Set the factors of every adapted linear as `how` says (`pissa`, `olora`, `orthogonal`), changing base weights for
     the first two; returns the factors that were taken out of the base, on the host."""
     taken: Factors = {}
@@ -57,12 +57,12 @@ def measure_magnitudes(tuned: Any, adapter: str = "default") -> None:
     for _, module in layers(tuned, adapter):
         if adapter in module.lora_magnitude_vector:
             weight = module.get_base_layer().weight
-            dense = nf4.dequantize(weight) if nf4.is_4bit(weight) else weight.data
+            dense = nf4.dequantize_nf4(weight) if nf4.is_4bit(weight) else weight.data
             magnitude = module.lora_magnitude_vector[adapter].weight
             magnitude.data = torch.linalg.norm(dense.float(), dim=1).to(magnitude.device)
 
 
-def plain(tensors: dict[str, torch.Tensor], taken: Factors) -> dict[str, torch.Tensor]:
+def plain_init(tensors: dict[str, torch.Tensor], taken: Factors) -> dict[str, torch.Tensor]:
     """The adapter `s (B A - B0 A0)` as one of twice the rank: A over A0, B beside -B0."""
     found = dict(tensors)
     for name, (a, b) in taken.items():

@@ -76,7 +76,7 @@ def open_server(library: Any, settings: ServerSettings) -> Any:
     return server
 
 
-def main() -> None:
+def llamacpp_main() -> None:
     """Serve until the input ends."""
     settings = ServerSettings(**json.loads(sys.stdin.readline()))
     try:
@@ -93,4 +93,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    llamacpp_main()

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from gemma_ops.data import chat
 from gemma_ops.errors import MachineError, ModelError
 from gemma_ops.family import Shape
-from gemma_ops.modeling.checkpoint_source import check_shards, read_config
+from gemma_ops.modeling.checkpoint_source import check_shards, read_model_config
 from gemma_ops.runs import journal
 
 Weights = Literal["bf16", "fp32", "nf4"]
@@ -75,16 +75,16 @@ def load_model(
     import transformers
 
     from gemma_ops.modeling import streaming
-    from gemma_ops.modeling.audit import audit
+    from gemma_ops.modeling.audit import audit_model
 
     transformers.logging.set_verbosity_error()  # what matters of what it would say is checked here
-    body = read_config(folder)
+    body = read_model_config(folder)
     if "quantization_config" in body:
         raise ModelError(
             f"{folder} is already quantized",
             "start from the bf16 checkpoint: a 4-bit model can't be merged or saved again",
         )
-    files = streaming.entries(folder, body["model_type"])
+    files = streaming.streamed_entries(folder, body["model_type"])
     config = transformers.AutoConfig.from_pretrained(folder)
     if not towers:
         for part in ("vision_config", "audio_config"):
@@ -97,14 +97,14 @@ def load_model(
             "see `gemma-ops doctor`",
         )
     dtype = torch.float32 if weights == "fp32" else torch.bfloat16
-    model = streaming.build(getattr(transformers, architecture), config, dtype)
-    streaming.check(folder, model, files)
+    model = streaming.build_streamed(getattr(transformers, architecture), config, dtype)
+    streaming.check_streamed(folder, model, files)
     if weights == "nf4":
         streaming.quantizable(model, torch.bfloat16 if sharded else torch.uint8)
     if not sharded and (ple == "host" or (ple == "auto" and device.startswith("cuda"))):
         streaming.table_on_host(model, files, dtype)
-    streaming.fill(model, files, "cpu" if sharded and weights != "nf4" else device, dtype)
-    model.audit = audit(model, Shape.from_config(body), weights)
+    streaming.fill_streamed(model, files, "cpu" if sharded and weights != "nf4" else device, dtype)
+    model.audit = audit_model(model, Shape.from_config(body), weights)
     for line in model.audit:
         journal.record(component=line.component, kind=line.kind, parameters=line.parameters, bytes=line.bytes)
     model.is_loaded_in_4bit = weights == "nf4"  # PEFT puts its adapters on 4-bit linears only where this says so
@@ -122,7 +122,11 @@ def put_on(model: Any, changed: Path, base: Path) -> Any:
     """
     from gemma_ops.modeling import adapters, full
 
-    return full.load(model, changed, base) if (changed / full.RECORD).is_file() else adapters.load(model, changed)
+    return (
+        full.load_full(model, changed, base)
+        if (changed / full.RECORD).is_file()
+        else adapters.load_adapter(model, changed)
+    )
 
 
 def load_tokenizer(folder: Path) -> Any:

@@ -22,7 +22,7 @@ _QUERY, _BRANCH = 1 / 16, 0.3
 _CLASSES = {"gemma4_text": "Gemma4ForCausalLM", "gemma4_unified_text": "Gemma4UnifiedForCausalLM"}
 
 
-def build(
+def build_made_up(
     text: dict[str, Any],
     *,
     weights: Weights = "bf16",
@@ -79,7 +79,7 @@ def skeleton(text: dict[str, Any], dtype: Any) -> Any:
         torch.set_default_dtype(before)
 
 
-def save(model: Any, folder: Path) -> Path:
+def save_made_up(model: Any, folder: Path) -> Path:
     """Write a checkpoint, tokenizer included."""
     model.save_pretrained(folder)
     return save_tokenizer(folder)

@@ -136,7 +136,7 @@ class Perceiver:
         return {}
 
 
-def join(seen: Sequence[Seen]) -> dict[str, Any]:
+def join_media(seen: Sequence[Seen]) -> dict[str, Any]:
     """What several conversations show as arguments of one forward pass, in their order.
 
     `pixel_values` [images, patches, D] and `image_position_ids` [images, patches, 2] (-1 where there is none);

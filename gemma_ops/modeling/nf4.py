@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from gemma_ops.modeling.shards import TensorEntry, pieces
-from gemma_ops.modeling.triton_launch import here, kernels
+from gemma_ops.modeling.shards import TensorEntry, shard_pieces
+from gemma_ops.modeling.triton_launch import kernels, triton_here
 
 BLOCK = 64
 """Numbers that share a scale."""
@@ -25,7 +25,7 @@ _PIECE = {"cpu": 1 << 18, "cuda": 1 << 25}
 """Numbers read and quantized at a time: 64 MiB of bf16 for a GPU; bitsandbytes takes 70 bytes a number on a CPU."""
 
 
-def quantize(
+def quantize_nf4(
     entry: TensorEntry,
     device: str | torch.device,
     dtype: torch.dtype = torch.bfloat16,
@@ -42,7 +42,7 @@ def quantize(
     count = entry.parameters
     packed = torch.empty(((count + 1) // 2, 1), dtype=torch.uint8, device=device)
     scales = torch.empty(math.ceil(count / BLOCK), dtype=torch.float32, device=device)
-    for first, numbers in pieces(entry, _PIECE.get(packed.device.type, 1 << 18), multiple=BLOCK):
+    for first, numbers in shard_pieces(entry, _PIECE.get(packed.device.type, 1 << 18), multiple=BLOCK):
         part, state = quantize_4bit(numbers.to(device, dtype), blocksize=BLOCK, quant_type="nf4")
         packed[first // 2 : first // 2 + part.numel()] = part.view(-1, 1)
         scales[first // BLOCK : first // BLOCK + state.absmax.numel()] = state.absmax
@@ -127,12 +127,12 @@ def planned_size(parameters: int) -> int:
     return (parameters + 1) // 2 + blocks + 4 * math.ceil(blocks / NESTED)
 
 
-def dequantize(parameter: Any, state: Any = None) -> torch.Tensor:
+def dequantize_nf4(parameter: Any, state: Any = None) -> torch.Tensor:
     """The numbers a 4-bit parameter stands for, in its `quant_state`'s shape and dtype: memory of their own, so use them
     and let them go. `state` is given for bytes that FSDP has gathered, which lost theirs. On a GPU one Triton kernel makes
     them, the same bits, where Triton is installed and the state is of the kind that `quantize` makes."""
     packed, state = parameter.data, state or parameter.quant_state
-    if here(packed) and (kernel := _kernel()) and kernel.fits(packed, state):
+    if triton_here(packed) and (kernel := _kernel()) and kernel.fits(packed, state):
         fast: torch.Tensor = kernel.dequantize(packed, state)
         return fast
     from bitsandbytes.functional import dequantize_4bit
@@ -159,11 +159,11 @@ def linear(inputs: int, outputs: int, weight: Any) -> Any:
         device="meta",
     )
     module.support_avx512bf16_for_cpu = False
-    install(module, weight)
+    install_nf4(module, weight)
     return module
 
 
-def install(module: Any, weight: Any) -> None:
+def install_nf4(module: Any, weight: Any) -> None:
     """Give a `Linear4bit` its weight."""
     weight.module = module
     module.weight = weight

@@ -32,7 +32,7 @@ _WARPS = 4
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def spread(packed, absmax, code, nested, offset, table, out, words, WORDS: tl.constexpr, EVEN: tl.constexpr):  # type: ignore[no-untyped-def]
+def spread_codes(packed, absmax, code, nested, offset, table, out, words, WORDS: tl.constexpr, EVEN: tl.constexpr):  # type: ignore[no-untyped-def]
     first = tl.program_id(0).to(tl.int64) * WORDS
     at = tl.arange(0, WORDS)
     left = words - first
@@ -57,17 +57,17 @@ def spread(packed, absmax, code, nested, offset, table, out, words, WORDS: tl.co
         tl.store(place, value, mask=at[:, None] < left)
 
 
-def dequantize(packed: Tensor, state: Any) -> Tensor:
+def dequantize_nf4_triton(packed: Tensor, state: Any) -> Tensor:
     """The numbers of `packed` bytes (of any type), whose bitsandbytes `state` is one that `fits`."""
     found = torch.empty(state.shape, dtype=state.dtype, device=packed.device)
     nested, words = state.state2, found.numel() // WORD
     pointers = packed, state.absmax, nested.code, nested.absmax, state.offset, state.code, found
     grid = -(-words // _WORDS), 1, 1
-    launch(spread, grid, pointers, (words,), (_WORDS, words % _WORDS == 0), _WARPS, enable_fp_fusion=False)
+    launch(spread_codes, grid, pointers, (words,), (_WORDS, words % _WORDS == 0), _WARPS, enable_fp_fusion=False)
     return found
 
 
-def fits(packed: Tensor, state: Any) -> bool:
+def fits_nf4_triton(packed: Tensor, state: Any) -> bool:
     """Whether `dequantize` can read this: nf4 in blocks of 64, whose scales are bytes in blocks of 256."""
     nested, count = state.state2, math.prod(state.shape)
     return (

@@ -78,7 +78,7 @@ def load_reward(base: Path, adapter: Path, **options: Any) -> Any:
     from gemma_ops.modeling import adapters
     from gemma_ops.modeling.load import load_model
 
-    model = adapters.load(as_reward(load_model(base, **options)), adapter)
+    model = adapters.load_adapter(as_reward(load_model(base, **options)), adapter)
     load_score(model, adapter)
     return model
 

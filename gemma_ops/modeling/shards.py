@@ -82,12 +82,12 @@ def read_range(entry: TensorEntry, start: int, stop: int) -> torch.Tensor:
     return torch.frombuffer(buffer, dtype=DTYPES[entry.dtype])
 
 
-def read(entry: TensorEntry) -> torch.Tensor:
+def read_tensors(entry: TensorEntry) -> torch.Tensor:
     """The whole tensor in its stored dtype, in memory of its own."""
     return read_range(entry, entry.start, entry.stop).reshape(entry.shape)
 
 
-def pieces(entry: TensorEntry, parameters: int, multiple: int = 1) -> Iterator[tuple[int, torch.Tensor]]:
+def shard_pieces(entry: TensorEntry, parameters: int, multiple: int = 1) -> Iterator[tuple[int, torch.Tensor]]:
     """The flat tensor in pieces of at most about `parameters` numbers, each but the last a multiple of `multiple`:
     (offset of the first number, the numbers)."""
     step = max(multiple, parameters // multiple * multiple)

@@ -11,7 +11,7 @@ from gemma_ops import family
 from gemma_ops.modeling.load import Weights
 
 
-def load(folder: Path, weights: Weights, device: str) -> Any:
+def load_stock(folder: Path, weights: Weights, device: str) -> Any:
     """`AutoModelForCausalLM.from_pretrained`, with the 4-bit configuration of TRL's QLoRA example for `nf4`.
 
     Its skip list is ours, so that the same linears are 4-bit in every arm.

@@ -20,7 +20,7 @@ from gemma_ops.modeling import experts, nf4
 from gemma_ops.modeling.audit import wants_4bit
 from gemma_ops.modeling.checkpoint_source import check_shards
 from gemma_ops.modeling.host_ple import HostEmbedding
-from gemma_ops.modeling.shards import DTYPES, TensorEntry, mapped, pieces, read, read_headers
+from gemma_ops.modeling.shards import DTYPES, TensorEntry, mapped, read_headers, read_tensors, shard_pieces
 
 _PIECE = 1 << 25
 """Numbers read and converted at a time."""
@@ -35,7 +35,7 @@ _UNIFIED = (
 _TABLE = "embed_tokens_per_layer.weight"
 
 
-def build(cls: Any, config: Any, dtype: torch.dtype) -> Any:
+def build_streamed(cls: Any, config: Any, dtype: torch.dtype) -> Any:
     """The model without memory for its parameters, in evaluation mode."""
     with torch.device("meta"):
         return cls._from_config(config, dtype=dtype).eval()
@@ -71,13 +71,13 @@ def table_on_host(model: Any, files: dict[str, TensorEntry], dtype: torch.dtype)
 
 def _host(entry: TensorEntry) -> torch.Tensor:
     table = mapped(entry)
-    return read(entry) if table is None else table
+    return read_tensors(entry) if table is None else table
 
 
 _MISMATCH = "the weights and config.json do not belong together: fetch the checkpoint again, or export it with `gemma-ops quantize`"
 
 
-def entries(folder: Path, kind: str) -> dict[str, TensorEntry]:
+def streamed_entries(folder: Path, kind: str) -> dict[str, TensorEntry]:
     """Every tensor of the folder under the name that the class of that `model_type` gives it. Raises ModelError for
     incomplete files."""
     found = {}
@@ -88,7 +88,7 @@ def entries(folder: Path, kind: str) -> dict[str, TensorEntry]:
     return found
 
 
-def check(folder: Path, model: Any, files: dict[str, TensorEntry]) -> None:
+def check_streamed(folder: Path, model: Any, files: dict[str, TensorEntry]) -> None:
     """Compare names and shapes of the files with those the model needs. Raises ModelError naming the first difference."""
     needed = {name: shape for name, shape, _ in _slots(model)}
     missing = sorted(set(needed) - set(files))
@@ -109,7 +109,7 @@ def check(folder: Path, model: Any, files: dict[str, TensorEntry]) -> None:
             raise ModelError(f"{folder} {what} {len(names)} parameters, the first: {names[0]}", _MISMATCH)
 
 
-def fill(model: Any, files: dict[str, TensorEntry], device: str, dtype: torch.dtype) -> None:
+def fill_streamed(model: Any, files: dict[str, TensorEntry], device: str, dtype: torch.dtype) -> None:
     """Read every tensor the model needs, in the order of the files, and compute what no file holds."""
     _compute_buffers(model, device)  # while parameters have no memory: transformers initialises whole modules
     slots = {name: slot for name, _, slot in _slots(model)}
@@ -119,9 +119,9 @@ def fill(model: Any, files: dict[str, TensorEntry], device: str, dtype: torch.dt
         module, leaf = slots[name]
         old = getattr(module, leaf)
         if nf4.is_4bit(old):
-            weight = nf4.quantize(entry, device, dtype, old.dtype)
+            weight = nf4.quantize_nf4(entry, device, dtype, old.dtype)
             if isinstance(module, torch.nn.Linear):
-                nf4.install(module, weight)
+                nf4.install_nf4(module, weight)
             else:
                 module.install(leaf, weight)
         else:
@@ -137,7 +137,7 @@ def _read(entry: TensorEntry, device: str, dtype: torch.dtype) -> torch.Tensor:
     """A tensor on the device, in pieces where it is large, so that the host never holds it whole besides."""
     value = torch.empty(entry.shape, dtype=dtype, device=device)
     flat = value.view(-1)
-    for first, numbers in pieces(entry, _PIECE):
+    for first, numbers in shard_pieces(entry, _PIECE):
         flat[first : first + numbers.numel()] = numbers.to(device)
     return value
 

@@ -190,7 +190,7 @@ def _end_with_input() -> None:
     os._exit(0)
 
 
-def main() -> None:
+def transformers_main() -> None:
     """Serve until the input ends."""
     warnings.simplefilter("ignore")  # of libraries, to whoever reads the server's log
     logging.disable(logging.WARNING)
@@ -213,4 +213,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    transformers_main()

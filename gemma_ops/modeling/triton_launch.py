@@ -26,7 +26,7 @@ def kernels(module: str) -> Any:
         return None
 
 
-def here(tensor: Tensor) -> bool:
+def triton_here(tensor: Tensor) -> bool:
     """Whether it is on the GPU that is current, where Triton starts its kernels."""
     return bool(tensor.is_cuda and tensor.get_device() == torch.cuda.current_device())
 

@@ -117,7 +117,7 @@ class Lesson(NamedTuple):
     answer: str
 
 
-def sentence(rng: random.Random) -> tuple[str, str]:
+def lesson_sentence(rng: random.Random) -> tuple[str, str]:
     """A customer question and its topic."""
     topic = rng.choice(tuple(_SUBJECTS))
     text = rng.choice(_QUESTIONS).format(s=rng.choice(_SUBJECTS[topic]))
@@ -147,7 +147,7 @@ def _repeat(rng: random.Random) -> Lesson:
 
 
 def _repeat_message(rng: random.Random) -> Lesson:
-    text = tickets.ticket(rng).text if rng.random() < 0.5 else sentence(rng)[0]
+    text = tickets.ticket(rng).text if rng.random() < 0.5 else lesson_sentence(rng)[0]
     return Lesson(f"Repeat the message: {text}", text)
 
 
@@ -190,17 +190,17 @@ def _ticket_question(rng: random.Random) -> Lesson:
 
 
 def _topic(rng: random.Random) -> Lesson:
-    text, topic = sentence(rng)
+    text, topic = lesson_sentence(rng)
     return Lesson(f"Topic: {text}", topic)
 
 
 def _same_topic(rng: random.Random) -> Lesson:
-    (first, one), (second, two) = sentence(rng), sentence(rng)
+    (first, one), (second, two) = lesson_sentence(rng), lesson_sentence(rng)
     return Lesson(f"Same topic? {first} / {second}", "yes" if one == two else "no")
 
 
 def _words_of(rng: random.Random) -> Lesson:
-    text = sentence(rng)[0]
+    text = lesson_sentence(rng)[0]
     words = text.rstrip("?.").split()
     return Lesson(f"Last three words: {text}", " ".join(words[-3:]))
 
@@ -224,5 +224,5 @@ def corpus(count: int, seed: int) -> list[str]:
     lines = []
     for _ in range(count):
         item = lesson(rng)
-        lines += [item.question, item.answer, json.dumps(tickets.ticket(rng).routing), sentence(rng)[0]]
+        lines += [item.question, item.answer, json.dumps(tickets.ticket(rng).routing), lesson_sentence(rng)[0]]
     return lines

@@ -51,7 +51,7 @@ def text_config() -> dict[str, Any]:
     }
 
 
-def build(seed: int = 0) -> Any:
+def build_nano(seed: int = 0) -> Any:
     """A `Gemma4ForConditionalGeneration` of nano's shape with random float32 weights."""
     import torch
     from transformers import Gemma4Config, Gemma4ForConditionalGeneration, Gemma4TextConfig
@@ -107,7 +107,7 @@ def train_tokenizer(lines: Iterable[str]) -> Any:
     return plain
 
 
-def save(model: Any, folder: Path, tokenizer: Any | None = None) -> Path:
+def save_nano(model: Any, folder: Path, tokenizer: Any | None = None) -> Path:
     """Write a complete bf16 checkpoint: weights, configuration, tokenizer, chat template, generation settings.
 
     Without `tokenizer` the shipped one is used.

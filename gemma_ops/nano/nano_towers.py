@@ -35,7 +35,7 @@ PROCESSOR = {
 """`processor_config.json`: an image takes about 64 soft tokens of 16 x 16 pixels."""
 
 
-def config() -> Any:
+def towers_config() -> Any:
     """nano's configuration with both towers."""
     from transformers import Gemma4AudioConfig, Gemma4Config, Gemma4TextConfig, Gemma4VisionConfig
 
@@ -56,13 +56,13 @@ def config() -> Any:
     )  # fmt: skip
 
 
-def build(seed: int = 0) -> Any:
+def build_towers(seed: int = 0) -> Any:
     """nano with towers, float32."""
     import torch
     from safetensors.torch import load_file
     from transformers import Gemma4ForConditionalGeneration
 
-    model = Gemma4ForConditionalGeneration(config())
+    model = Gemma4ForConditionalGeneration(towers_config())
     random = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -99,8 +99,8 @@ def tokenizer() -> Any:
     return found
 
 
-def save(folder: Path, seed: int = 0) -> Path:
+def save_towers(folder: Path, seed: int = 0) -> Path:
     """Write the checkpoint to `folder` and return it: weights, configuration, tokenizer, template, processor."""
-    nano_shape.save(build(seed), folder, tokenizer())
+    nano_shape.save_nano(build_towers(seed), folder, tokenizer())
     (folder / "processor_config.json").write_text(json.dumps(PROCESSOR, indent=2) + "\n", encoding="utf-8")
     return folder

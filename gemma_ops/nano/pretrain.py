@@ -51,7 +51,7 @@ def pretrain(
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
     tokenizer = nano_shape.train_tokenizer(lessons.corpus(corpus_lines, seed))
-    model = nano_shape.build(seed)
+    model = nano_shape.build_nano(seed)
     model.train()
     decayed = [p for p in model.parameters() if p.ndim > 1]
     plain = [p for p in model.parameters() if p.ndim <= 1]
@@ -89,5 +89,5 @@ def pretrain(
             mean = sum(losses[-100:]) / len(losses[-100:])
             print(f"step {step + 1}/{steps}  loss {mean:.4f}  {time.time() - started:.0f} s", flush=True)
     model.eval()
-    nano_shape.save(model, folder, tokenizer)
+    nano_shape.save_nano(model, folder, tokenizer)
     return losses

@@ -151,7 +151,7 @@ def ticket(rng: random.Random, frames: tuple[str, ...] = TRAINING_FRAMES) -> Tic
     return Ticket(text[0].upper() + text[1:], routing, frame)
 
 
-def row(item: Ticket) -> dict[str, Any]:
+def ticket_row(item: Ticket) -> dict[str, Any]:
     """A training row in OpenAI's message format."""
     return {
         "messages": [
@@ -164,7 +164,7 @@ def row(item: Ticket) -> dict[str, Any]:
 def training_rows(count: int, seed: int) -> list[dict[str, Any]]:
     """`count` training rows from training frames only."""
     rng = random.Random(f"train-{seed}")
-    return [row(ticket(rng)) for _ in range(count)]
+    return [ticket_row(ticket(rng)) for _ in range(count)]
 
 
 def test_rows(count: int, seed: int) -> list[dict[str, Any]]:
@@ -187,11 +187,11 @@ def test_rows(count: int, seed: int) -> list[dict[str, Any]]:
     return rows
 
 
-def write(folder: Path, *, train: int = 3000, test: int = 300, seed: int = 1) -> None:
+def write_tickets(folder: Path, *, train: int = 3000, test: int = 300, seed: int = 1) -> None:
     """Write `train.jsonl` and `data.jsonl` of the support desk task; the shipped files are these."""
     for file, rows in (("train.jsonl", training_rows(train, seed)), ("data.jsonl", test_rows(test, seed))):
         (folder / file).write_text("".join(json.dumps(item) + "\n" for item in rows), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    write(Path(sys.argv[1]))
+    write_tickets(Path(sys.argv[1]))

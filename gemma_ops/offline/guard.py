@@ -91,21 +91,21 @@ def confine(config: RunConfig, targets: Sequence[str] = (), *, listens: bool = F
     elif listens:
         _why = "this command is itself a server, which could not be reached in there"
     else:
-        _why = namespace.refused() or namespace.enter()
+        _why = namespace.namespace_refused() or namespace.enter()
 
 
 def held_by() -> str:
     """Who refuses connections beyond this machine, in words; empty where nobody does."""
     if not active():
         return ""
-    if namespace.inside():
+    if namespace.inside_namespace():
         return "the kernel: this command and its children run in a network that holds only loopback"
     return f"a guard in Python, which native code and other programs do not pass: {_why}"
 
 
 def prospects() -> str:
     """What holds, or would hold, a command to this machine here; for `doctor`."""
-    why = "" if namespace.inside() else namespace.refused()
+    why = "" if namespace.inside_namespace() else namespace.namespace_refused()
     how = (
         "the kernel refuses, in a network that holds only loopback (unless a run uses a server on this machine)"
         if not why
@@ -114,7 +114,7 @@ def prospects() -> str:
     return f"{'on' if active() else 'off; asked for'}: {how}"
 
 
-def check(config: RunConfig) -> None:
+def check_offline(config: RunConfig) -> None:
     """Refuse a configuration that can't run offline. Raises ConfigError with every key that asks for something
     remote."""
     problems = list(_remote(config))

@@ -27,7 +27,7 @@ _INSIDE = "GEMMA_OPS_NAMESPACE"
 """In the environment of whoever is inside: the network namespace they are in."""
 
 
-def inside() -> bool:
+def inside_namespace() -> bool:
     """Whether this process is in a network that `enter` made, by itself or as a child of one that did."""
     return bool(_here()) and os.environ.get(_INSIDE) == _here()
 
@@ -37,7 +37,7 @@ def enter() -> str:
 
     It must be the only thread. There is no way back.
     """
-    if inside():
+    if inside_namespace():
         return ""
     if sys.platform != "linux":
         return "only Linux has network namespaces"
@@ -58,7 +58,7 @@ def enter() -> str:
     return ""
 
 
-def refused() -> str:
+def namespace_refused() -> str:
     """Why `enter` could not be done here, empty when it could: tried in a child process."""
     try:
         child = subprocess.run(

@@ -15,7 +15,7 @@ from gemma_ops.config import RunConfig
 from gemma_ops.planning import devices
 from gemma_ops.planning.devices import Device
 from gemma_ops.planning.row_lengths import Counted
-from gemma_ops.planning.training_plan import Change, TrainingPlan, measure, pick
+from gemma_ops.planning.training_plan import Change, TrainingPlan, measure_plan, pick_device
 
 _WORTH = 1.2
 """A change is faster from this ratio on; the estimate can't tell smaller ones apart."""
@@ -32,14 +32,14 @@ def plan(config: RunConfig, device: str | None = None, counted: Counted | None =
 
     Raises ConfigError for an unknown device or Hub id, ModelError for a folder that holds no Gemma 4.
     """
-    target = pick(config, device)
-    first = measure(config, target, counted)
+    target = pick_device(config, device)
+    first = measure_plan(config, target, counted)
     if first.fits == "yes":
-        return replace(first, faster=faster(config, target, first, counted))
-    return replace(first, changes=changes(config, target, counted))
+        return replace(first, faster=faster_change(config, target, first, counted))
+    return replace(first, changes=fitting_changes(config, target, counted))
 
 
-def changes(config: RunConfig, target: Device, counted: Counted | None = None) -> tuple[Change, ...]:
+def fitting_changes(config: RunConfig, target: Device, counted: Counted | None = None) -> tuple[Change, ...]:
     """Ways to make it fit for sure, the cheapest first; empty when there is none."""
     settings = _first(config, target, _settings(config), counted)
     machine = _first(config, target, _machines(config, target), counted)
@@ -54,13 +54,15 @@ def _first(
 ) -> Change | None:
     """The first candidate that fits for sure."""
     for what, cost, values, device in candidates:
-        made = measure(_with(config, values), device or target, counted)
+        made = measure_plan(_with(config, values), device or target, counted)
         if made.fits == "yes":
             return _change(what, cost, values, device, made)
     return None
 
 
-def faster(config: RunConfig, target: Device, current: TrainingPlan, counted: Counted | None = None) -> Change | None:
+def faster_change(
+    config: RunConfig, target: Device, current: TrainingPlan, counted: Counted | None = None
+) -> Change | None:
     """The change that saves most time among those that leave the result alone and still fit; None below `_WORTH`."""
     train, best = config.train, None
     options: list[tuple[str, Values]] = []
@@ -74,7 +76,7 @@ def faster(config: RunConfig, target: Device, current: TrainingPlan, counted: Co
     elif train.micro_tokens:
         options.append(("passes as large as fit", {"train.micro_tokens": None}))
     for what, values in options:
-        made = measure(_with(config, values), target, counted)
+        made = measure_plan(_with(config, values), target, counted)
         if made.fits == "yes" and made.speed and current.speed:
             ratio = made.speed.tokens_per_second / current.speed.tokens_per_second
             if ratio >= _WORTH and (best is None or ratio > best[0]):

@@ -101,7 +101,7 @@ DEVICES: dict[str, Device] = {
 KEYS = (*DEVICES, "cpu")
 
 
-def get(key: str) -> Device:
+def get_device(key: str) -> Device:
     """A device by its key; `cpu` is this machine's processor. Raises ConfigError that lists the keys."""
     if key == "cpu":
         return processor()
@@ -114,7 +114,7 @@ def get(key: str) -> Device:
     )
 
 
-def present() -> list[Device]:
+def present_devices() -> list[Device]:
     """GPUs of this machine as `nvidia-smi` names them, best first; empty without a driver.
 
     A card that is not in the table keeps its own name and memory, with the speed and price of nothing: they are unknown.
@@ -123,7 +123,7 @@ def present() -> list[Device]:
     for line in _asked_of_driver("name,memory.total"):
         name, _, memory = line.rpartition(",")
         if memory.strip().isdigit():
-            devices.append(match(name.strip(), int(memory) / 1024))
+            devices.append(match_device(name.strip(), int(memory) / 1024))
     return sorted(devices, key=lambda device: -device.memory)
 
 
@@ -144,7 +144,7 @@ def _asked_of_driver(fields: str) -> list[str]:
         return []
 
 
-def match(name: str, memory: float) -> Device:
+def match_device(name: str, memory: float) -> Device:
     """The device that a driver calls `name` and says has `memory` GiB; one that is not in the table has no known speed."""
     for device in DEVICES.values():
         # Names such as A10 begin others (A100): the memory must agree too.

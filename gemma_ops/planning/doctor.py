@@ -99,7 +99,7 @@ class DoctorReport:
 
 def examine(vllm_python: str | None = None) -> DoctorReport:
     """Look at this machine and this environment, and at vLLM's, where its Python is named."""
-    gpus = devices.present()
+    gpus = devices.present_devices()
     best = gpus[0] if gpus else devices.processor()
     checks = (
         *_python(),
@@ -134,7 +134,7 @@ def _packages() -> Iterator[Check]:
             extras[extra] = extras.get(extra, True) and version is not None
         elif version is None:
             yield Check(name, "bad", f"not installed; {window} is needed", "run `make setup`")
-        elif not inside(version, window):
+        elif not inside_environment(version, window):
             yield Check(name, "warn", f"{version} lies outside the tested {window}", f"pip install '{name}{window}'")
         else:
             good += 1
@@ -161,7 +161,7 @@ def split_requirement(text: str) -> tuple[str, str, str | None]:
     return match[1], match[2].strip(), extra[1] if extra else None
 
 
-def inside(version: str, window: str) -> bool:
+def inside_environment(version: str, window: str) -> bool:
     """Whether a version lies in a window such as `>=5.23,<5.24`. Local parts (`+cpu`) and pre-release tags are left out
     of the comparison."""
     found = _numbers(version)
@@ -245,7 +245,7 @@ def _combinations(versions: dict[str, str | None], gpus: list[Device], environme
             _trap("reentrant-checkpointing").fix,
         )
     mlflow, transformers = versions.get("mlflow"), versions.get("transformers")
-    if mlflow and transformers and not inside(transformers, "<5.18"):
+    if mlflow and transformers and not inside_environment(transformers, "<5.18"):
         yield Check(
             "mlflow",
             "ok",
@@ -267,13 +267,13 @@ def _trap(code: str) -> family.Trap:
 
 
 def _ability(key: str, device: Device) -> Ability:
-    from gemma_ops.planning.training_plan import measure
+    from gemma_ops.planning.training_plan import measure_plan
 
     size = family.SIZES[key]
     plans = {}
     for weights in ("bf16", "nf4"):
         train = TrainConfig(weights=weights, max_length=2048, micro_tokens=2048, checkpointing="all", lora=LoraConfig())
-        plans[weights] = measure(RunConfig(model=ModelConfig(base=next(iter(size.repos))), train=train), device)
+        plans[weights] = measure_plan(RunConfig(model=ModelConfig(base=next(iter(size.repos))), train=train), device)
     best = next((made for made in plans.values() if made.fits != "no"), None)
     c = size.shape.counts()
     weights_bits = (c.text - c.per_layer_table) * SMALLEST.bits + c.per_layer_table * BITS[TABLE_TYPE]

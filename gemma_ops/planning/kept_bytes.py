@@ -20,7 +20,7 @@ _FOLDED_TILE = (4096, 16_384)
 """Its tile where Triton folds it: 2 bytes a logit, and for a token's gradient its float32 sum and the label's row."""
 
 
-def layer(shape: Shape, one: Layer, step: PassShape) -> float:
+def layer_bytes(shape: Shape, one: Layer, step: PassShape) -> float:
     """Bytes one layer keeps per token when nothing is made again.
 
     Norms their input and a number a row; attention q, k, v and output and the log-sum-exp; the MLP gate and up; each
@@ -33,7 +33,7 @@ def layer(shape: Shape, one: Layer, step: PassShape) -> float:
     total = _norms(norms * h + q + 2 * kv * own, norms + one.heads + 2 * one.kv_heads * own, step)
     repeated = 1 < one.kv_heads < one.heads and step.kernels.attention == "sdpa"
     total += width * (2 * q + (2 * q if repeated else 2 * kv * own)) + 4 * one.heads
-    total += mask(one, step) + _adapters(h, one, step) + mlp(one, step)
+    total += mask_bytes(one, step) + _adapters(h, one, step) + mlp_bytes(one, step)
     total += 2 * width * shape.per_layer_dim
     if shape.experts:
         chosen = shape.experts_per_token
@@ -55,12 +55,12 @@ def _norms(numbers: int, rows: int, step: PassShape) -> float:
     return 4.0 * numbers + 8 * rows
 
 
-def mlp(one: Layer, step: PassShape) -> float:
+def mlp_bytes(one: Layer, step: PassShape) -> float:
     """Bytes of the MLP's inside: gate and up; unfused also the activation between."""
     return step.width * one.ffn * (2.0 if step.kernels.lora == "fused" else 3.0)
 
 
-def mask(one: Layer, step: PassShape) -> float:
+def mask_bytes(one: Layer, step: PassShape) -> float:
     """Bytes per token that grow with the length of the row: a square mask in the activations' type, and the scores where no
     kernel avoids them."""
     scores = 0 if step.fused_attention else 4 * one.heads
@@ -83,18 +83,18 @@ def _adapters(h: int, one: Layer, step: PassShape) -> float:
     return middles + step.width * (h * shared + down)
 
 
-def ends(shape: Shape, step: PassShape) -> float:
+def end_bytes(shape: Shape, step: PassShape) -> float:
     """Bytes per token outside of the layers: the last norm, and the scored hidden states' gradients."""
     last = _norms(shape.hidden, 1, step)
     return last + (step.width * shape.hidden * step.scored if step.kernels.head == "fused" else 0.0)
 
 
-def copies(step: PassShape) -> float:
+def copy_bytes(step: PassShape) -> float:
     """Bytes of the bf16 copies that autocast keeps of each float32 factor."""
     return 2.0 * step.adapter_parameters if step.width == 2 else 0.0
 
 
-def head(shape: Shape, step: PassShape) -> float:
+def head_bytes(shape: Shape, step: PassShape) -> float:
     """Workspace of the head: tiles of logits, the scored hidden states, and their gradient."""
     scored = step.tokens * step.scored
     if step.kernels.head == "fused":
@@ -112,7 +112,7 @@ def head(shape: Shape, step: PassShape) -> float:
     return tile + 8.0 * scored * shape.hidden
 
 
-def backward(shape: Shape, step: PassShape) -> float:
+def backward_bytes(shape: Shape, step: PassShape) -> float:
     """Gradients alive at once inside one layer (about five of the widest), and one dequantized weight for nf4."""
     widest = max(one.ffn for one in shape.layers)
     per_token = step.width * (5.0 * widest + 6 * shape.experts_per_token * shape.hidden)

@@ -50,7 +50,7 @@ class Choice:
     step: PassShape
 
 
-def decide(
+def decide_passes(
     shape: Shape,
     train: TrainConfig,
     device: Device,
@@ -85,8 +85,8 @@ def decide(
             replays=replays,
             mixed=not steady,
         )
-        table = training_memory.parts(shape, step)
-        fits = training_memory.total(table) + training_memory.spread(table) <= device.memory * GIB
+        table = training_memory.memory_parts(shape, step)
+        fits = training_memory.total(table) + training_memory.memory_spread(table) <= device.memory * GIB
         last = Choice(checkpointing, tokens, place, graphs, fits, step)
         if fits:
             break

@@ -40,7 +40,7 @@ def _table(made: TrainingPlan) -> list[str]:
     width = max(len(part.name) for part in made.parts)
     scale = max(made.total, made.device.memory * GIB)
     rows = [
-        f"  {part.name:<{width}}  {part.dtype:<5} {_gib(part.bytes):>9}  {bar(part.bytes / scale)}".rstrip()
+        f"  {part.name:<{width}}  {part.dtype:<5} {_gib(part.bytes):>9}  {memory_bar(part.bytes / scale)}".rstrip()
         for part in made.parts
     ]
     left = made.device.memory * GIB - made.total
@@ -52,7 +52,7 @@ def _table(made: TrainingPlan) -> list[str]:
     ]
 
 
-def bar(share: float) -> str:
+def memory_bar(share: float) -> str:
     """A bar of `_BAR` cells for a share of the device (of the total where that is more), to an eighth of a cell."""
     eighths = max(1, round(share * _BAR * 8))
     return "█" * (eighths // 8) + (_EIGHTHS[eighths % 8] if eighths % 8 else "")

@@ -87,7 +87,7 @@ class Counted:
     """Whether these are all rows, or the first of them."""
 
 
-def find(config: RunConfig, vocab: int, counted: Counted | None = None) -> RowLengths:
+def find_lengths(config: RunConfig, vocab: int, counted: Counted | None = None) -> RowLengths:
     """Rows as prepared, as counted from `data.path`, as estimated from it, or as nobody knows."""
     report = Path(config.machine.runs) / config.name / "prepare" / "report.json"
     limit = config.train.max_length
@@ -112,7 +112,7 @@ def _of_counted(counted: Counted, config: RunConfig, estimated: RowLengths | Non
     return RowLengths(max(1, count), lengths, longest, counted.scored, f"{words} counted: {mean:.0f} tokens on average")
 
 
-def shown(config: RunConfig) -> bool:
+def rows_show(config: RunConfig) -> bool:
     """Whether the rows show images or audio, by the front of the prepared file or else of `data.path`."""
     prepared = Path(config.machine.runs) / config.name / "prepare" / "train.jsonl"
     path = prepared if prepared.is_file() else Path(config.data.path or "")

@@ -21,7 +21,7 @@ from gemma_ops.planning.serving_bytes import (
     gguf_bytes,
     serving_bytes,
 )
-from gemma_ops.planning.training_plan import pick, resolve
+from gemma_ops.planning.training_plan import pick_device, resolve_base
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class ServePlan:
 def plan_serving(config: RunConfig, device: str | None = None) -> ServePlan:
     """The formats of `model.base` by `serve.replicas`, `serve.slots` and `serve.context`. Raises ConfigError for an
     unknown device, and ModelError for a folder that holds no Gemma 4."""
-    target, (shape, _) = pick(config, device), resolve(config.model.base)
+    target, (shape, _) = pick_device(config, device), resolve_base(config.model.base)
     replicas, slots, context = config.serve.replicas, config.serve.slots, config.serve.context
     found = []
     for form in GGUF.values():

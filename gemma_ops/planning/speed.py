@@ -92,7 +92,7 @@ class Speed:
     """That part of the time."""
 
 
-def work(shape: Shape, step: PassShape, *, context: float, scored: float = 1.0) -> TokenWork:
+def token_work(shape: Shape, step: PassShape, *, context: float, scored: float = 1.0) -> TokenWork:
     """Operations for each slot, of which a share `scored` carries loss; a token's own row has `context` tokens on average.
 
     A linear costs 2 per parameter forward and 2 backward (its input's gradient), an adapter 2 and 4, attention 4 per
@@ -123,7 +123,7 @@ def _keys(layer: Layer, step: PassShape, context: float) -> float:
     return context
 
 
-def speed(
+def step_speed(
     shape: Shape, step: PassShape, device: Device, *, slots: float, context: float, scored: float, padded: float
 ) -> Speed | None:
     """Time for one forward and backward pass over `slots` places, `padded` of them a token, on `device`; None where the
@@ -134,7 +134,7 @@ def speed(
     rates = RATES["cpu" if not device.cuda else "stock" if not ours else "replayed" if step.replayed else "launched"]
     if not device.cuda and step.kernels.head == "trl":
         scored = 1.0  # without Triton the fused head scores prompts and padding too
-    amount = work(shape, step, context=context, scored=scored)
+    amount = token_work(shape, step, context=context, scored=scored)
     rate = device.peak * 1e12 * device.sustained
     if step.weights == "fp32":
         rate /= _FLOAT32[device.cuda]
@@ -143,7 +143,9 @@ def speed(
     passes = 2 + again
     # Float32 keeps more and casts less: its traffic is that of bf16 under autocast.
     cast = replace(step, weights="bf16") if step.weights == "fp32" else step
-    bytes_kept = sum(kept_bytes.layer(shape, layer, cast) - kept_bytes.mask(layer, cast) for layer in shape.layers)
+    bytes_kept = sum(
+        kept_bytes.layer_bytes(shape, layer, cast) - kept_bytes.mask_bytes(layer, cast) for layer in shape.layers
+    )
     c = shape.counts()
     times = {
         "matrix products": slots * (amount.total - amount.attention) / (rate * rates.products),

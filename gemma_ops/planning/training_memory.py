@@ -29,7 +29,7 @@ RECORDED = 0.6
 TOWERS = "vision and audio towers"
 
 
-def weights(shape: Shape, step: PassShape) -> list[MemoryPart]:
+def weight_parts(shape: Shape, step: PassShape) -> list[MemoryPart]:
     """The frozen base on the device; towers where they are loaded, a per-layer table only where it is not on the host.
 
     With `nf4` exactly attention, MLP and experts are 4-bit. Weights that learn are float32.
@@ -49,12 +49,12 @@ def weights(shape: Shape, step: PassShape) -> list[MemoryPart]:
     return [MemoryPart(name, "weights", kind, count * _WIDTH[kind]) for name, kind, count in rows if count]
 
 
-def host(shape: Shape, step: PassShape) -> float:
+def host_bytes(shape: Shape, step: PassShape) -> float:
     """Bytes of the per-layer table in main memory; 0 where it is on the device."""
     return 2.0 * shape.counts().per_layer_table if step.ple == "host" else 0.0
 
 
-def learning(shape: Shape, step: PassShape) -> list[MemoryPart]:
+def learning_parts(shape: Shape, step: PassShape) -> list[MemoryPart]:
     """What learns besides the weights themselves: LoRA factors, gradients and AdamW's moments, in float32 whatever the base
     is held in (8-bit optimizers hold their moments in a byte each)."""
     c = shape.counts()
@@ -67,23 +67,25 @@ def learning(shape: Shape, step: PassShape) -> list[MemoryPart]:
     ]
 
 
-def activations(shape: Shape, step: PassShape) -> list[MemoryPart]:
+def activation_parts(shape: Shape, step: PassShape) -> list[MemoryPart]:
     """What the forward pass keeps for the backward pass, and the largest workspace on top of it."""
-    layers = [kept_bytes.layer(shape, layer, step) for layer in shape.layers]
+    layers = [kept_bytes.layer_bytes(shape, layer, step) for layer in shape.layers]
     again = step.recomputed(len(layers))
     inside = max(layers[:again], default=0.0)
-    per_token = sum(layers[again:]) + again * step.width * shape.hidden + kept_bytes.ends(shape, step)
+    per_token = sum(layers[again:]) + again * step.width * shape.hidden + kept_bytes.end_bytes(shape, step)
     if step.checkpointing == "mlp":
-        per_token -= sum(kept_bytes.mlp(layer, step) for layer in shape.layers)
-        inside = max(kept_bytes.mlp(layer, step) for layer in shape.layers)
-    copies = kept_bytes.copies(step)
+        per_token -= sum(kept_bytes.mlp_bytes(layer, step) for layer in shape.layers)
+        inside = max(kept_bytes.mlp_bytes(layer, step) for layer in shape.layers)
+    copies = kept_bytes.copy_bytes(step)
     inside_copies = copies / len(layers) if again == len(layers) else 0.0
     always = per_token * step.tokens + (0.0 if again == len(layers) else copies)
-    backward = inside * step.tokens + inside_copies + kept_bytes.backward(shape, step)
+    backward = inside * step.tokens + inside_copies + kept_bytes.backward_bytes(shape, step)
     name = "activations" if not again and step.checkpointing != "mlp" else f"activations ({_told(step, len(layers))})"
     return [
         MemoryPart(name, "activations", "mixed", always),
-        MemoryPart("workspace: head and backward", "activations", "mixed", max(kept_bytes.head(shape, step), backward)),
+        MemoryPart(
+            "workspace: head and backward", "activations", "mixed", max(kept_bytes.head_bytes(shape, step), backward)
+        ),
     ]
 
 
@@ -103,7 +105,7 @@ def recorded(shape: Shape, step: PassShape) -> list[MemoryPart]:
     per_token = step.width * (3 * shape.hidden + len(shape.layers) * shape.per_layer_dim)
     apart = RECORDED * GIB + 4.0 * step.adapter_parameters
     if step.mixed:
-        apart += total(activations(shape, step))
+        apart += total(activation_parts(shape, step))
     return [MemoryPart("recorded passes", "activations", "mixed", per_token * step.tokens + apart)]
 
 
@@ -117,9 +119,14 @@ def reserve(step_parts: list[MemoryPart], *, cuda: bool) -> MemoryPart:
     return MemoryPart("Python with torch and transformers", "reserve", "", 0.55 * GIB + 0.5 * loose)
 
 
-def parts(shape: Shape, step: PassShape) -> list[MemoryPart]:
+def memory_parts(shape: Shape, step: PassShape) -> list[MemoryPart]:
     """The whole table, largest kinds first."""
-    found = [*weights(shape, step), *learning(shape, step), *activations(shape, step), *recorded(shape, step)]
+    found = [
+        *weight_parts(shape, step),
+        *learning_parts(shape, step),
+        *activation_parts(shape, step),
+        *recorded(shape, step),
+    ]
     return [*found, reserve(found, cuda=step.cuda)]
 
 
@@ -128,6 +135,6 @@ def total(table: list[MemoryPart]) -> float:
     return sum(part.bytes for part in table)
 
 
-def spread(table: list[MemoryPart]) -> float:
+def memory_spread(table: list[MemoryPart]) -> float:
     """Half-width of the uncertainty in bytes."""
     return sum(part.bytes * SPREAD[part.kind] for part in table)

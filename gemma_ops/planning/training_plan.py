@@ -78,7 +78,7 @@ class TrainingPlan:
     @property
     def spread(self) -> float:
         """Half-width of the uncertainty of `total`, in bytes."""
-        return training_memory.spread(list(self.parts))
+        return training_memory.memory_spread(list(self.parts))
 
     @property
     def fits(self) -> Fits:
@@ -133,18 +133,18 @@ class TrainingPlan:
         }
 
 
-def measure(config: RunConfig, target: Device, counted: row_lengths.Counted | None = None) -> TrainingPlan:
+def measure_plan(config: RunConfig, target: Device, counted: row_lengths.Counted | None = None) -> TrainingPlan:
     """The plan without advice."""
-    shape, size = resolve(config.model.base)
-    found = row_lengths.find(config, shape.vocab, counted)
+    shape, size = resolve_base(config.model.base)
+    found = row_lengths.find_lengths(config, shape.vocab, counted)
     train = config.train
-    choice = passes.decide(
+    choice = passes.decide_passes(
         shape,
         train,
         target,
         longest=found.longest,
         ple=config.machine.ple,
-        towers=row_lengths.shown(config),
+        towers=row_lengths.rows_show(config),
         processes=config.launch.processes * config.launch.nodes,
     )
     step = choice.step
@@ -159,13 +159,13 @@ def measure(config: RunConfig, target: Device, counted: row_lengths.Counted | No
         size=size.key if size else None,
         device=target,
         choice=choice,
-        parts=tuple(training_memory.parts(shape, step)),
-        host=training_memory.host(shape, step),
+        parts=tuple(training_memory.memory_parts(shape, step)),
+        host=training_memory.host_bytes(shape, step),
         rows=found,
-        speed=speed.speed(
+        speed=speed.step_speed(
             shape, step, target, slots=slots, context=_context(step, found), scored=found.scored, padded=padded
         ),
-        work=speed.work(shape, step, context=_context(step, found), scored=found.scored),
+        work=speed.token_work(shape, step, context=_context(step, found), scored=found.scored),
         tokens=_tokens(config, found) or 1e6,
         per_million=_tokens(config, found) is None,
         download=2 * shape.counts().total if family.find(config.model.base) else 0,
@@ -178,17 +178,17 @@ def _context(step: PassShape, found: RowLengths) -> float:
     return found.context if step.kernels.attention == "documents" else float(max(step.length, found.context))
 
 
-def pick(config: RunConfig, device: str | None) -> Device:
+def pick_device(config: RunConfig, device: str | None) -> Device:
     """The device asked for, else the largest GPU present, else the CPU."""
     if device:
-        return devices.get(device)
-    found = devices.present() if config.machine.device != "cpu" else []
+        return devices.get_device(device)
+    found = devices.present_devices() if config.machine.device != "cpu" else []
     return found[0] if found else devices.processor()
 
 
-def resolve(base: str) -> tuple[Shape, Size | None]:
+def resolve_base(base: str) -> tuple[Shape, Size | None]:
     """Dimensions of `model.base`: nano, a folder, or a Hub id of the family; and the size they are, if one of the five."""
-    folder = folder_of(base)
+    folder = base_folder(base)
     if base != "nano" and not folder.is_dir():
         size = family.by_repo(base)
         return size.shape, size
@@ -201,7 +201,7 @@ def resolve(base: str) -> tuple[Shape, Size | None]:
     return Shape.from_config(body), family.SIZES.get(family.identify(body) or "")
 
 
-def folder_of(base: str) -> Path:
+def base_folder(base: str) -> Path:
     """Where `model.base` lies: nano's weights, or the folder it names."""
     return Path(gemma_ops.__file__).parent / "nano" / "weights" if base == "nano" else Path(base).expanduser()
 

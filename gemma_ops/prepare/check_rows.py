@@ -21,7 +21,7 @@ from gemma_ops.data.row_files import left_out
 from gemma_ops.data.row_tokens import Lengths
 from gemma_ops.errors import DataError
 from gemma_ops.prepare.check_result import CheckResult
-from gemma_ops.prepare.rehearse import rehearse
+from gemma_ops.prepare.rehearse import rehearse_prepare
 from gemma_ops.prepare.row_findings import Context, RowFinding
 from gemma_ops.prepare.row_view import RowView, view_row
 
@@ -30,7 +30,7 @@ SHOWN = 1000
 """Rows kept to be shown; of all others what is found is counted."""
 
 
-def check(
+def check_source(
     settings: DataConfig,
     *,
     source: Path | None,
@@ -67,7 +67,7 @@ def check(
     result = replace(result, layout=importer.layout, more=more, template=tuple(told))
     if limit is not None:
         return result
-    rehearsed = rehearse(settings, source=source, model=model, tasks=tasks)
+    rehearsed = rehearse_prepare(settings, source=source, model=model, tasks=tasks)
     result = replace(result, thinned=rehearsed.thinned, trained=rehearsed.trained)
     return result.refusing(*rehearsed.refusals)
 

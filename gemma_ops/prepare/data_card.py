@@ -11,7 +11,7 @@ from gemma_ops.data.row_files import is_datasets_folder, source_files
 from gemma_ops.family.media import KINDS
 from gemma_ops.privacy.classes import PRIVACY
 from gemma_ops.runs import digest
-from gemma_ops.runs.durable import whole
+from gemma_ops.runs.durable import whole_file
 
 if TYPE_CHECKING:
     from gemma_ops.prepare.prepare_counts import PrepareCounts
@@ -45,14 +45,14 @@ def source_facts(source: Path | None, settings: DataConfig) -> list[dict[str, An
 
 def write_report(out: Path, settings: DataConfig, facts: PrepareCounts, sources: list[dict[str, Any]]) -> None:
     """Write `report.json` and `card.md` from the same facts."""
-    body = report(settings, facts, sources)
-    with whole(out / "report.json") as file:
+    body = prepare_report(settings, facts, sources)
+    with whole_file(out / "report.json") as file:
         file.write(json.dumps(body, ensure_ascii=False, indent=1) + "\n")
-    with whole(out / "card.md") as file:
-        file.write(card(body))
+    with whole_file(out / "card.md") as file:
+        file.write(data_card(body))
 
 
-def report(settings: DataConfig, facts: PrepareCounts, sources: list[dict[str, Any]]) -> dict[str, Any]:
+def prepare_report(settings: DataConfig, facts: PrepareCounts, sources: list[dict[str, Any]]) -> dict[str, Any]:
     """Everything counted, as JSON."""
     dropped = facts.overlaps.total() if settings.overlap == "drop" else 0
     return {
@@ -109,7 +109,7 @@ def _ordered(counts: Any) -> dict[str, int]:
     return dict(sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])))
 
 
-def card(body: dict[str, Any]) -> str:
+def data_card(body: dict[str, Any]) -> str:
     """The report as a page of Markdown."""
     rows, overlap, pii, tokens = body["rows"], body["overlap"], body["pii"], body["tokens"]
     lines = ["# Training data", ""]

@@ -31,7 +31,7 @@ from gemma_ops.privacy.classes import stricter
 from gemma_ops.privacy.text_copies import FILE as PRIVATE
 from gemma_ops.privacy.text_copies import PrivateTexts
 from gemma_ops.runs import journal
-from gemma_ops.runs.durable import whole
+from gemma_ops.runs.durable import whole_file
 from gemma_ops.tasks.compared_questions import asked_texts, names, read_task
 
 _SAMPLE = 2000  # rows whose user texts tell what is boilerplate
@@ -73,7 +73,7 @@ def prepare(
     for number, row in enumerate(example.read_rows(work / "rows.jsonl")):
         if number not in drops:
             split.add(row["group"])
-    with whole(out / "train.jsonl") as train, whole(out / "valid.jsonl") as valid:
+    with whole_file(out / "train.jsonl") as train, whole_file(out / "valid.jsonl") as valid:
         for number, row in enumerate(example.read_rows(work / "rows.jsonl")):
             if number in drops:
                 continue
@@ -134,7 +134,7 @@ class _FirstPass:
 
     def run(self, out: Path, rows: Path, source: Path | None, senses: Senses) -> None:
         importer = Importer(source, self.settings, senses, out=out)
-        with whole(out / "rejected.jsonl") as bad, whole(rows) as good:
+        with whole_file(out / "rejected.jsonl") as bad, whole_file(rows) as good:
             for item in importer:
                 self.facts.read += 1
                 _progress("read", self.facts.read)

@@ -23,7 +23,9 @@ class Rehearsal:
     """Examples of the training rows by `train.thinking`, and `tokens`; empty where nothing could be prepared."""
 
 
-def rehearse(settings: DataConfig, *, source: Path | None, model: Path, tasks: tuple[Path, ...] = ()) -> Rehearsal:
+def rehearse_prepare(
+    settings: DataConfig, *, source: Path | None, model: Path, tasks: tuple[Path, ...] = ()
+) -> Rehearsal:
     """Run `prepare` into a folder that is thrown away; where it refuses, once more with nothing refused, to count the rest.
 
     Raises what the readers and ModelError of a checkpoint without a tokenizer.

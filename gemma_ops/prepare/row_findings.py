@@ -112,7 +112,7 @@ def look(example: dict[str, Any], context: Context) -> tuple[dict[str, Encoded],
     """
     row, where = example["id"], example["source"]
     if example.get("text") is not None:
-        whole = documents.encode(context.tokenizer, example["text"])
+        whole = documents.encode_document(context.tokenizer, example["text"])
         unknown = ["unknown_token"] if context.tokenizer.token_to_id("<unk>") in whole.ids else []
         token = foreign_token(example["text"])
         return {"text": whole}, [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 
 
-def position(group: str) -> float:
+def split_position(group: str) -> float:
     """Where a group lies in [0, 1), by BLAKE2b-64 of its name."""
     return (
         int.from_bytes(hashlib.blake2b(group.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big") / 2**64
@@ -29,7 +29,7 @@ class Split:
         """Count one row that will be kept."""
         self._rows += 1
         self._groups.add(group)
-        place = (position(group), group)
+        place = (split_position(group), group)
         if self._lowest is None or place < self._lowest:
             self._lowest = place
 
@@ -40,7 +40,7 @@ class Split:
 
     def is_valid(self, group: str) -> bool:
         """Whether a group's rows validate; ask after all rows were added."""
-        if position(group) < self.share:
+        if split_position(group) < self.share:
             return True
         forced = self.share > 0 and self._rows >= 20 and len(self._groups) > 1
         return bool(forced and self._lowest and self._lowest[0] >= self.share and self._lowest[1] == group)

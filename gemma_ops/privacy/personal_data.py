@@ -104,7 +104,7 @@ class PersonalFinding:
     end: int
 
 
-def find(text: str) -> list[PersonalFinding]:
+def find_personal(text: str) -> list[PersonalFinding]:
     """All findings of a text, in order, without overlaps (the earlier, then the longer one stays)."""
     found: list[PersonalFinding] = []
     for kind, pattern, check in _PATTERNS:
@@ -116,9 +116,9 @@ def find(text: str) -> list[PersonalFinding]:
     return kept
 
 
-def mask(text: str) -> str:
+def mask_personal(text: str) -> str:
     """The text with every finding replaced by its kind: `write to [EMAIL]`."""
-    return mask_findings(text, find(text))
+    return mask_findings(text, find_personal(text))
 
 
 def mask_findings(text: str, findings: list[PersonalFinding]) -> str:

@@ -27,7 +27,7 @@ import numpy as np
 from gemma_ops.config import Privacy
 from gemma_ops.privacy.canonical import canonical_text, letters
 from gemma_ops.privacy.classes import PRIVACY, class_of
-from gemma_ops.runs.durable import whole
+from gemma_ops.runs.durable import whole_file
 
 FILE = "private.jsonl"
 """In the folder of a step that read private texts: their index."""
@@ -103,7 +103,7 @@ class PrivateTexts:
 
     def save(self, path: Path) -> None:
         """Write the index, a line a text, sorted: no letter of a text is in it."""
-        with whole(path) as file:
+        with whole_file(path) as file:
             for digest in sorted(self._texts):
                 line = asdict(self._texts[digest]) | {"times": self._times[digest]}
                 file.write(json.dumps(line) + "\n")

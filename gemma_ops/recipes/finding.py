@@ -22,9 +22,9 @@ from gemma_ops.runs.run import Run
 Recipe = Callable[[Run, RunConfig], Any]
 
 
-def load(name: str) -> Recipe:
+def load_recipe(name: str) -> Recipe:
     """The recipe's function. Raises ConfigError when the file has none."""
-    path = shipped.find("recipes", name, ".py")
+    path = shipped.find_shipped("recipes", name, ".py")
     spec = importlib.util.spec_from_file_location(f"gemma_ops_recipe_{path.stem}", path)
     assert spec is not None
     assert spec.loader is not None
@@ -93,10 +93,10 @@ def questions_read(config: RunConfig) -> Reads | None:
 
 def _questions(source: Path, folders: tuple[Path, ...]) -> tuple[Path, ...]:
     """Files beside the training rows that tasks read their questions from, where they are there."""
-    from gemma_ops.tasks.task_file import read
+    from gemma_ops.tasks.task_file import read_task_file
 
     beside = source.parent if source.is_file() else source
-    names = [read(folder / "task.yaml").data.from_source for folder in folders]
+    names = [read_task_file(folder / "task.yaml").data.from_source for folder in folders]
     return tuple(beside / name for name in names if name and (beside / name).is_file())
 
 
@@ -111,7 +111,7 @@ def steps(name: str) -> dict[str, frozenset[str] | None] | None:
 
     None for the whole when a step's name is only known when it runs, and for the inputs of one that are (`**inputs`).
     """
-    tree = ast.parse(shipped.find("recipes", name, ".py").read_text(encoding="utf-8"))
+    tree = ast.parse(shipped.find_shipped("recipes", name, ".py").read_text(encoding="utf-8"))
     calls = [
         node
         for node in ast.walk(tree)
@@ -159,10 +159,10 @@ def tasks(config: RunConfig) -> tuple[Path, ...]:
             "evaluate.tasks is empty",
             "name a task under eval/ or give a path to one; eval/README.md shows how to write one",
         )
-    return tuple(shipped.find("eval", name) for name in config.evaluate.tasks)
+    return tuple(shipped.find_shipped("eval", name) for name in config.evaluate.tasks)
 
 
-def policy(config: RunConfig) -> PromotionPolicy | None:
+def configured_policy(config: RunConfig) -> PromotionPolicy | None:
     """What a configuration asks of versions: its gates, the content of its tasks and how many questions; None without a
     gate."""
     from gemma_ops.evaluation.evaluation_checks import check_gates
@@ -195,7 +195,8 @@ def every_task(config: RunConfig) -> tuple[Path, ...]:
     """The configuration's tasks and all shipped ones: training rows must overlap with none of them."""
     named = tasks(config) if config.evaluate.tasks else ()  # none is needed to train or to quantize
     folders = {
-        path.resolve(): path for path in (*named, *(shipped.find("eval", name) for name in shipped.shipped("eval")))
+        path.resolve(): path
+        for path in (*named, *(shipped.find_shipped("eval", name) for name in shipped.shipped("eval")))
     }
     return tuple(sorted(folders.values(), key=lambda path: path.name))
 

@@ -19,11 +19,11 @@ from gemma_ops.family.formats import REFERENCE
 from gemma_ops.privacy.classes import answers_class
 from gemma_ops.recipes import finding
 from gemma_ops.runs.artifact import MANIFEST
-from gemma_ops.targets.spec import QUANTIZED, TargetSpec, parse
+from gemma_ops.targets.spec import QUANTIZED, TargetSpec, parse_target
 from gemma_ops.tasks.task import Task, load_all, validate
 
 
-def check(config: RunConfig, *, until: str | None = None, redo: Iterable[str] = ()) -> None:
+def check_ahead(config: RunConfig, *, until: str | None = None, redo: Iterable[str] = ()) -> None:
     """Raises what a later step would: the error itself when there is one, a ConfigError that lists them otherwise.
 
     A recipe whose steps are only known when it runs is not checked.
@@ -95,7 +95,7 @@ class _Findings:
         from gemma_ops.training.launch import launch_checks
 
         train, inputs = self.config.train, self.steps["train"]
-        for problem in launch_checks.problems(train, self.config.launch, self.config.machine):
+        for problem in launch_checks.launch_problems(train, self.config.launch, self.config.machine):
             with self.also():
                 raise problem
         if train.method == "distill" and inputs is not None and "teacher" not in inputs:
@@ -125,7 +125,7 @@ class _Findings:
                 rows = peek(source, self.config.data)
             check_kinds(kinds(rows), self.config.train.method, str(source))
             shown = {part["type"] for row in rows for part in media_of(row["messages"])}
-            methods.check_shown(self.config.train.method, shown, f"rows of {source}")
+            methods.check_shown_rows(self.config.train.method, shown, f"rows of {source}")
 
     def evaluation(self) -> None:
         settings = self.config.evaluate
@@ -152,7 +152,7 @@ class _Findings:
                 with self.also():
                     evaluation_checks.check_gate(index, settings, tasks)
             with self.also():
-                evaluation_checks.check_shown(settings, tasks)
+                evaluation_checks.check_shown_tasks(settings, tasks)
             for task in tasks:
                 with self.also():
                     validate(task)
@@ -165,7 +165,9 @@ class _Findings:
 
             places = {name: {"place": "elsewhere"} for name in settings.targets if ":" in name}
             with self.also():
-                answer_cost.check(settings.gates, {"targets": places, "machine": answer_cost.hour(self.config.machine)})
+                answer_cost.check_cost(
+                    settings.gates, {"targets": places, "machine": answer_cost.hour(self.config.machine)}
+                )
 
     def _judged(self, judging: Sequence[TargetSpec | None]) -> None:
         """Answers of a model that this run will make, shown to a judge that may not see the rows it will learn from.
@@ -208,10 +210,10 @@ class _Findings:
         """What must be there before anything is sent to Gemini, if anything will be."""
         if not self.gemini:
             return
-        from gemma_ops.gemini.models import facts
+        from gemma_ops.gemini.models import model_facts
 
         settings = self.config.machine.gemini
-        costly = next((spec.model for spec in self.gemini if facts(spec.model).paid_tier), None)
+        costly = next((spec.model for spec in self.gemini if model_facts(spec.model).paid_tier), None)
         if costly and settings.budget_usd is None:
             with self.also():
                 raise BudgetError(
@@ -233,7 +235,7 @@ class _Findings:
     def _target(self, name: str, where: str, step: str, own: Sequence[str] = ()) -> TargetSpec | None:
         """The specification behind a name, if it can be what it is to be."""
         with self.also():
-            spec = parse(name)
+            spec = parse_target(name)
             if spec.kind == "gemini":
                 self._gemini(spec, where)
             elif spec.kind == "openai":
@@ -248,9 +250,9 @@ class _Findings:
         return None
 
     def _gemini(self, spec: TargetSpec, where: str) -> None:
-        from gemma_ops.gemini.models import facts
+        from gemma_ops.gemini.models import model_facts
 
-        known = facts(spec.model)
+        known = model_facts(spec.model)
         if not known.takes(spec.thinking):
             raise ConfigError(
                 f"{where}: {spec.model} has no thinking level {spec.thinking!r}",

@@ -44,7 +44,7 @@ def register(
     evaluation: Path | None = None,
 ) -> dict[str, float]:
     """The step that makes one version of the registered model `settings.name`; see `registration.py`."""
-    from gemma_ops.registry.registration import register as run
+    from gemma_ops.registry.registration import register_step as run
 
     return run(
         out,
@@ -62,14 +62,14 @@ def register(
 def pull_champion(out: Path, settings: RegisterConfig, machine: MachineConfig) -> dict[str, float]:
     """The step that pulls the policy and the present champion of the registered model `settings.name`; see
     `pulling.py`."""
-    from gemma_ops.registry.pulling import pull_champion as run
+    from gemma_ops.registry.pulling import pull_policy_champion as run
 
     return run(out, settings, machine)
 
 
 def lost_version(machine: MachineConfig, run: Path) -> str | None:
     """Say that the version which a run registered is not in MLflow any more; see `deletion.py`."""
-    from gemma_ops.registry.deletion import lost_version as ask
+    from gemma_ops.registry.deletion import lost_model_version as ask
 
     return ask(machine, run)
 
@@ -94,7 +94,7 @@ def promote(
     needs: ServeNeeds | None = None,
 ) -> Promotion:
     """Point an alias at a version on which all eleven points hold; see `promotion.py`."""
-    from gemma_ops.registry.promotion import promote as run
+    from gemma_ops.registry.promotion import promote_version as run
 
     return run(
         machine, name, to=to, version=version, reason=reason, override=override, expect=expect, approved_by=approved_by,
@@ -104,14 +104,14 @@ def promote(
 
 def rollback(machine: MachineConfig, name: str, *, alias: str = "champion", reason: str) -> Promotion:
     """Point an alias back at the version it stood at before; see `promotion.py`."""
-    from gemma_ops.registry.promotion import rollback as run
+    from gemma_ops.registry.promotion import rollback_alias as run
 
     return run(machine, name, alias=alias, reason=reason)
 
 
 def show_policy(machine: MachineConfig, name: str) -> PolicyInForce:
     """The policy that versions of a model are judged by; see `policies.py`."""
-    from gemma_ops.registry.policies import show_policy as run
+    from gemma_ops.registry.policies import show_model_policy as run
 
     return run(machine, name)
 
@@ -120,34 +120,34 @@ def set_policy(
     machine: MachineConfig, name: str, policy: PromotionPolicy | None, *, reason: str, new_ledger: bool = False
 ) -> PolicyInForce:
     """Set the policy of a model, with a reason that the ledger keeps; see `policies.py`."""
-    from gemma_ops.registry.policies import set_policy as run
+    from gemma_ops.registry.policies import set_model_policy as run
 
     return run(machine, name, policy, reason=reason, new_ledger=new_ledger)
 
 
 def show(machine: MachineConfig, name: str) -> Overview:
     """Versions, aliases, verdicts, metrics and the end of the ledger; see `overview.py`."""
-    from gemma_ops.registry.overview import show as run
+    from gemma_ops.registry.overview import show_model as run
 
     return run(machine, name)
 
 
 def history(machine: MachineConfig, name: str) -> list[dict[str, Any]]:
     """All ledger entries of a model, oldest first, after checking their chain."""
-    from gemma_ops.registry.overview import history as run
+    from gemma_ops.registry.overview import model_history as run
 
     return run(machine, name)
 
 
 def audit(machine: MachineConfig, name: str, *, everything: bool = False) -> AuditReport:
     """Check everything that the registry says of a model; see `audit_report.py`."""
-    from gemma_ops.registry.audit_report import audit as run
+    from gemma_ops.registry.audit_report import audit_registry as run
 
     return run(machine, name, everything=everything)
 
 
 def verify_ledger(machine: MachineConfig, name: str) -> str | None:
     """The hash of the last entry of an unbroken ledger. Raises GateError where it breaks."""
-    from gemma_ops.registry.overview import verify_ledger as run
+    from gemma_ops.registry.overview import verify_model_ledger as run
 
     return run(machine, name)

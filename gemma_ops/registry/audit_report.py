@@ -20,7 +20,7 @@ from gemma_ops.config import MachineConfig
 from gemma_ops.errors import OpsError
 from gemma_ops.registry import profile, promotion_ledger, stored
 from gemma_ops.registry.overview import move
-from gemma_ops.registry.points import judged
+from gemma_ops.registry.points import judged_points
 from gemma_ops.registry.policies import policy_of
 from gemma_ops.registry.profile import Tracking
 from gemma_ops.registry.promotion_ledger import PromotionLedger
@@ -82,17 +82,17 @@ class AuditReport:
         return [*text, f"{bad} of {total}: don't hold" if bad else f"{total}: all hold"]
 
 
-def audit(machine: MachineConfig, name: str, *, everything: bool = False) -> AuditReport:
+def audit_registry(machine: MachineConfig, name: str, *, everything: bool = False) -> AuditReport:
     """Check a registered model; `everything` reads every stored byte. Raises OpsError where there is no such model,
     ServiceError when MLflow can't be reached."""
-    tracking = profile.connect(machine)
-    with profile.calls(tracking.place):
-        model = stored.model(tracking, name)
+    tracking = profile.connect_mlflow(machine)
+    with profile.mlflow_calls(tracking.place):
+        model = stored.registered_model(tracking, name)
         book, checks = PromotionLedger(tracking, name), []
         entries: list[Entry] = []
         chain = _tried("ledger", "chain", lambda: _chain(book, entries))
         checks.append(chain)
-        versions = sorted(stored.versions(tracking, name), key=lambda one: int(one.version))
+        versions = sorted(stored.registered_versions(tracking, name), key=lambda one: int(one.version))
         for found in versions:
             checks += _version(tracking, found, entries if chain.holds else None, machine.trusted_keys, everything)
         if chain.holds:
@@ -135,7 +135,7 @@ def _version(
         return
     largest = None if everything else _SMALL
     problems = stored.compare_tags(found, logged) or stored.compare_bytes(tracking, logged, body, largest=largest)
-    files = judged("files", f"{len(body['subject']['files'])} files as registered", problems)
+    files = judged_points("files", f"{len(body['subject']['files'])} files as registered", problems)
     yield Checked(about, "files", files.good, "; ".join(files.why))
     if keys:
         yield _tried(about, "signature", lambda: f"by {stored.signed_by(tracking, logged, body, about, keys)}")
@@ -151,7 +151,7 @@ def _verdict(tracking: Tracking, logged: Any, body: dict[str, Any], who: str) ->
     if VERDICT not in body["subject"]["files"]:
         return "none: it was never evaluated"
     check_verdict(body, who)
-    with stored.opened(tracking, logged, VERDICT) as file:
+    with stored.opened_version(tracking, logged, VERDICT) as file:
         verdict = Verdict.read(file)
     check_served(verdict, body["subject"], who)
     return f"{verdict.verdict}, about the files that it carries"
@@ -183,7 +183,7 @@ def _alias(entries: list[Entry], alias: str, aliases: dict[str, str]) -> Iterato
             yield Checked(about, f"entry {entry['n']}", True, f"{entry['at']}  {entry['who']}  {move(entry)}{policy}")
     stands, trail = aliases.get(alias), promotion_ledger.trail(entries, alias)
     told = trail[-1] if trail else None
-    if promotion_ledger.pending(entries, alias):
+    if promotion_ledger.pending_moves(entries, alias):
         yield Checked(about, "stands", False, "a move was interrupted: repeat the command to finish it")
     elif stands != told:
         where = f"at version {stands}" if stands else "nowhere"

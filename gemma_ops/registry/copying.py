@@ -38,7 +38,7 @@ def production_model(name: str, to: str) -> tuple[str, str]:
 
 def copy_of(tracking: Tracking, model: str, checked: CheckedVersion) -> str | None:
     """The number of the version of `model` that carries this manifest; None where there is none yet."""
-    known = stored.versions(tracking, model, checked.digest)
+    known = stored.registered_versions(tracking, model, checked.digest)
     return str(known[-1].version) if known else None
 
 
@@ -55,7 +55,7 @@ def copy_version(
         number = copy_of(tracking, model, checked)
         assert number is not None
     found = stored.version(tracking, model, number)
-    if stored.is_copy(found):
+    if stored.is_copied_version(found):
         home = stored.logged_model(tracking, found).model_id
         for tag, value in ((stored.LOGGED, home), (stored.ORIGIN, source)):
             client.set_model_version_tag(model, number, tag, value)

@@ -20,10 +20,10 @@ _DELETED = "Deleted_Internal"
 """MLflow keeps the row of a deleted version under this stage (3.17, `store/model_registry/dbmodels`)."""
 
 
-def lost_version(machine: MachineConfig, run: Path) -> str | None:
+def lost_model_version(machine: MachineConfig, run: Path) -> str | None:
     """Say in a sentence that the version of a run is gone; None where it is there, was never made, or can't be asked for."""
-    record = run_reader.load(run / "register" / "mlflow.json")
-    place = profile.locate(machine)
+    record = run_reader.load_settings(run / "register" / "mlflow.json")
+    place = profile.locate_mlflow(machine)
     if not record or not record.get("version") or place is None or record.get("tracking_uri") != place.uri:
         return None
     who = f"version {record['version']} of {record['name']}"
@@ -50,7 +50,7 @@ def _in_database(place: TrackingPlace, record: dict[str, Any]) -> bool | None:
 
 
 def _in_mlflow(machine: MachineConfig, record: dict[str, Any]) -> bool:
-    tracking = profile.connect(machine)
-    with profile.calls(tracking.place):
-        found = stored.versions(tracking, record["name"], record["manifest"])
+    tracking = profile.connect_mlflow(machine)
+    with profile.mlflow_calls(tracking.place):
+        found = stored.registered_versions(tracking, record["name"], record["manifest"])
         return any(str(version.version) == str(record["version"]) for version in found)

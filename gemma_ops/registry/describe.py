@@ -12,7 +12,7 @@ from gemma_ops import __version__
 from gemma_ops.registry import evaluation_evidence, model_card, run_reader
 from gemma_ops.registry import state as memory
 from gemma_ops.registry.profile import Tracking
-from gemma_ops.registry.staging import shown
+from gemma_ops.registry.staging import shown_report
 from gemma_ops.runs import digest
 from gemma_ops.verdicts import ROUTING, VERDICT, Verdict
 
@@ -37,20 +37,22 @@ _PARAMS = 100  # MLflow's limit on parameters in one call
 _DIGEST = 36  # and on the characters of a data set's digest
 
 
-def settings(tracking: Tracking, run: Path, run_id: str) -> None:
+def settings_table(tracking: Tracking, run: Path, run_id: str) -> None:
     """The parameters and the provenance of the parent run. Parameters never change: other settings get another run."""
     config = memory.config_of(run)
     sections = ("recipe", "model", "synth", "data", "train", "quantize", "evaluate")
     shown = {key: config[key] for key in sections if key in config}
     params(tracking, run_id, run_reader.flatten(_placeless(shown)))
-    tags(tracking, run_id, {"gemma_ops.version": __version__, "gemma_ops.config": digest.of_json(config), **git()})
+    version_tags(
+        tracking, run_id, {"gemma_ops.version": __version__, "gemma_ops.config": digest.of_json(config), **git()}
+    )
 
 
 def step(tracking: Tracking, run_id: str, name: str, identity: dict[str, Any]) -> None:
     """The settings and inputs of one step, as they stand in its fingerprint."""
     params(tracking, run_id, run_reader.flatten(identity.get("settings") or {}))
     inputs = run_reader.flatten(identity.get("inputs") or {}, "gemma_ops.input.")
-    tags(tracking, run_id, {"gemma_ops.step": name, **inputs})
+    version_tags(tracking, run_id, {"gemma_ops.step": name, **inputs})
 
 
 def datasets(tracking: Tracking, run: Path, step_name: str, run_id: str) -> None:
@@ -61,7 +63,9 @@ def datasets(tracking: Tracking, run: Path, step_name: str, run_id: str) -> None
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     inputs = []
-    prepared = run_reader.load(run / "prepare" / "artifact.json") if step_name in ("prepare", "train") else None
+    prepared = (
+        run_reader.load_settings(run / "prepare" / "artifact.json") if step_name in ("prepare", "train") else None
+    )
     for file, context in (("train.jsonl", "training"), ("valid.jsonl", "validation")):
         if prepared and file in prepared["files"]:
             sha256 = prepared["files"][file]["sha256"]
@@ -70,7 +74,7 @@ def datasets(tracking: Tracking, run: Path, step_name: str, run_id: str) -> None
                 f"{run.name} {context}", sha256[:_DIGEST], "local", source, profile=_profile(run / "prepare" / file)
             )
             inputs.append(DatasetInput(data, [InputTag("mlflow.data.context", context), InputTag("sha256", sha256)]))
-    found = evaluation_evidence.read(run / "evaluate") if step_name == "evaluate" else None
+    found = evaluation_evidence.read_evidence(run / "evaluate") if step_name == "evaluate" else None
     for name, task in found.tasks.items() if found else ():
         profile = json.dumps({"num_rows": task.rows})
         data = Dataset(name, task.digest[:_DIGEST], "local", json.dumps({"uri": f"eval/{name}"}), profile=profile)
@@ -88,16 +92,16 @@ def outcome(tracking: Tracking, run: Path, state: memory.State, error: str | Non
     for name, stored in FILES.items():
         file = run / name
         if name.startswith("evaluate/"):
-            file = shown(run / "evaluate", file.name, leaves=tracking.leaves_machine)
+            file = shown_report(run / "evaluate", file.name, leaves=tracking.leaves_machine)
         if not file.exists() or (withheld and name in QUOTING):
             continue
         sha256 = digest.of_file(file)
         if state["files"].get(stored) != sha256:
             tracking.client.log_artifact(run_id, str(file), stored.rpartition("/")[0] or None)
             state["files"][stored] = sha256
-            memory.write(run, tracking.place, state)
-    found = evaluation_evidence.read(run / "evaluate")
-    note = model_card.headline(found) if found else ""
+            memory.write_state(run, tracking.place, state)
+    found = evaluation_evidence.read_evidence(run / "evaluate")
+    note = model_card.card_headline(found) if found else ""
     if withheld:
         note += "\n\nThe report stays on the machine that made it: its rows are `local_only`."
     labels = {
@@ -105,7 +109,7 @@ def outcome(tracking: Tracking, run: Path, state: memory.State, error: str | Non
         "mlflow.note.content": note.strip(),
         "verdict": found.outcome if found else "",
     }
-    tags(tracking, run_id, {key: value for key, value in labels.items() if value})
+    version_tags(tracking, run_id, {key: value for key, value in labels.items() if value})
     if not error and "gemma_ops.error" in tracking.client.get_run(run_id).data.tags:
         tracking.client.delete_tag(run_id, "gemma_ops.error")
 
@@ -119,7 +123,7 @@ def params(tracking: Tracking, run_id: str, values: dict[str, str]) -> None:
         tracking.client.log_batch(run_id, params=items[start : start + _PARAMS])
 
 
-def tags(tracking: Tracking, run_id: str, values: dict[str, str]) -> None:
+def version_tags(tracking: Tracking, run_id: str, values: dict[str, str]) -> None:
     """Set tags, replacing earlier values."""
     from mlflow.entities import RunTag
 

@@ -90,7 +90,7 @@ class EvaluationEvidence:
         return next((figure for figure in self.figures if (figure.target, figure.task) == (target, task)), None)
 
 
-def read(folder: Path) -> EvaluationEvidence | None:
+def read_evidence(folder: Path) -> EvaluationEvidence | None:
     """The evidence in an evaluation's folder; None without a verdict. Raises DataError on one that can't be read."""
     file = folder / VERDICT
     return EvaluationEvidence(Verdict.read(file)) if file.exists() else None

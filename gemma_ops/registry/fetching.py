@@ -77,8 +77,8 @@ def pull_version(
     asked = _SPEC.fullmatch(source)
     if asked is None:
         raise OpsError(f"{source!r} names no version", "write NAME@ALIAS or NAME/VERSION")
-    tracking = profile.connect(machine)
-    with profile.calls(tracking.place):
+    tracking = profile.connect_mlflow(machine)
+    with profile.mlflow_calls(tracking.place):
         number = asked["version"] or promoted_version(tracking, asked["name"], asked["alias"])
         if number is None:
             raise OpsError(f"{asked['name']} has no alias {asked['alias']!r}", alias_words(tracking, asked["name"]))
@@ -107,12 +107,12 @@ def _bring_own(tracking: Tracking, logged: Any, who: str, home: Path) -> None:
     """Lay the files that the manifest doesn't list into a pulled copy: the manifest, the card, the bill of materials,
     each compared with its digest, and the signature."""
     for name in stored.own_files(logged):
-        with stored.opened(tracking, logged, name) as source:
+        with stored.opened_version(tracking, logged, name) as source:
             if digest.of_file(source) != logged.tags[stored.OWN[name]]:
                 raise _changed(who, f"{name} was changed")
             shutil.copyfile(source, home / name)
     if SIGNATURE in stored.listing(tracking, logged):
-        with stored.opened(tracking, logged, SIGNATURE) as source:
+        with stored.opened_version(tracking, logged, SIGNATURE) as source:
             shutil.copyfile(source, home / SIGNATURE)
 
 
@@ -128,7 +128,7 @@ def _bring(tracking: Tracking, logged: Any, who: str, path: str, sha256: str, ta
         kept.parent.mkdir(parents=True, exist_ok=True)
         part = kept.with_suffix(f".{os.getpid()}")
         try:
-            with stored.opened(tracking, logged, path) as source:
+            with stored.opened_version(tracking, logged, path) as source:
                 shutil.copyfile(source, part)
         except FileNotFoundError:
             raise _changed(who, f"{path} is missing") from None

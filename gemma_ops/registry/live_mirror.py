@@ -46,7 +46,7 @@ class Mirror:
         patience: float = PATIENCE,
     ) -> None:
         self.machine = machine
-        self.place = profile.locate(machine)
+        self.place = profile.locate_mlflow(machine)
         self.say, self.every, self.patience = say, every, patience
         self._thread: threading.Thread | None = None
         self._wake, self._gone = threading.Event(), threading.Event()
@@ -58,7 +58,7 @@ class Mirror:
     def step_started(self, run: Run, step: str, settings: dict[str, Any], inputs: dict[str, str]) -> None:
         """The first step that is made starts the thread. Raises ServiceError when a server isn't there, before work is spent."""
         if self.place and self._thread is None:
-            profile.probe(self.place)
+            profile.probe_mlflow(self.place)
             self._start(run.path)
         self._wake.set()
 
@@ -78,7 +78,7 @@ class Mirror:
             if status != "FINISHED" or sync.up_to_date(run.path, self.place, digests):
                 return  # nothing was made
             try:
-                profile.probe(self.place)
+                profile.probe_mlflow(self.place)
             except ServiceError as absent:
                 self.say(f"MLflow was not brought up to date: {absent.what}")
                 return
@@ -108,9 +108,9 @@ class Mirror:
             ended = self._ended
             try:
                 if self.place:
-                    profile.probe(self.place)
-                tracking = tracking or profile.connect(self.machine)
-                with profile.calls(tracking.place):
+                    profile.probe_mlflow(self.place)
+                tracking = tracking or profile.connect_mlflow(self.machine)
+                with profile.mlflow_calls(tracking.place):
                     run_id = sync.sync(
                         tracking, run, ended=ended[0] if ended else None, error=ended[1] if ended else None
                     )
@@ -131,7 +131,7 @@ class Mirror:
             self._wake.clear()
 
     def _report(self, run: Path) -> None:
-        left = sync.pending(run, self.place) if self.place else 0
+        left = sync.pending_records(run, self.place) if self.place else 0
         error = self._problem
         where = f"{left:,} records of {run / 'logs'} are not in MLflow yet; the same command sends them when it is run again"
         if error is None or isinstance(error, ServiceError):

@@ -45,7 +45,7 @@ REQUIRED = {
 }
 
 
-def build(
+def build_manifest(
     settings: RegisterConfig,
     files: dict[str, Path],
     *,
@@ -118,14 +118,14 @@ def build(
     }
 
 
-def check(body: dict[str, Any]) -> str:
+def check_manifest(body: dict[str, Any]) -> str:
     """The digest of a manifest, after recomputing it. Raises OpsError when the manifest is not what it says."""
     if body.get("schema") != SCHEMA or digest.of_json(body.get("subject", {})) != body.get("digest"):
         raise OpsError("the manifest was changed: its digest differs", "register the version again")
     return str(body["digest"])
 
 
-def missing(body: dict[str, Any]) -> list[str]:
+def missing_files(body: dict[str, Any]) -> list[str]:
     """What the lineage lacks, in words; empty when it is complete."""
     lacking = []
     for path, words in REQUIRED.items():
@@ -150,7 +150,7 @@ def _prompting(models: list[Path]) -> dict[str, Any] | None:
 
 
 def _base(model: Path) -> dict[str, Any]:
-    body = run_reader.load(model / "model.json")
+    body = run_reader.load_settings(model / "model.json")
     if body is None:
         raise ModelError(
             f"{model} holds no model.json", "run the step that fetches the model again: --redo " + model.name
@@ -170,7 +170,7 @@ def _data(data: Path, artifact: dict[str, Any]) -> dict[str, Any]:
             privacy[label] = privacy.get(label, 0) + 1
             sources[source or "unknown"] = sources.get(source or "unknown", 0) + 1
         files[name] = {"sha256": artifact["files"][name]["sha256"], "rows": rows}
-    report = run_reader.load(data / "report.json") or {}
+    report = run_reader.load_settings(data / "report.json") or {}
     top = dict(sorted(sources.items(), key=lambda item: (-item[1], item[0]))[:20])
     return {
         "digest": artifact["digest"],
@@ -239,7 +239,7 @@ def _quantized(quantized: Path, artifact: dict[str, Any]) -> dict[str, Any]:
 
 
 def _evaluation(evaluation: Path, artifact: dict[str, Any], files: dict[str, Path]) -> dict[str, Any]:
-    found = evaluation_evidence.read(evaluation)
+    found = evaluation_evidence.read_evidence(evaluation)
     if found is None:
         raise DataError(f"{evaluation} holds no {VERDICT}", "evaluate again: --redo evaluate")
     return {

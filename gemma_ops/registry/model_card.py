@@ -34,7 +34,7 @@ _WORDS = {
 }
 
 
-def write(manifest: dict[str, Any], found: EvaluationEvidence | None, description: str) -> str:
+def write_card(manifest: dict[str, Any], found: EvaluationEvidence | None, description: str) -> str:
     """The card as markdown with the YAML head model hubs read."""
     subject = manifest["subject"]
     parts = [
@@ -42,7 +42,7 @@ def write(manifest: dict[str, Any], found: EvaluationEvidence | None, descriptio
         f"# {subject['name']}",
         introduction(subject, description),
         "## Verdict",
-        headline(found),
+        card_headline(found),
         "## Evaluation",
         _figures(found),
         "## Training data",
@@ -54,7 +54,7 @@ def write(manifest: dict[str, Any], found: EvaluationEvidence | None, descriptio
         "## Intended use and limits",
         _limits(subject, found),
         "## Loading and serving",
-        loading(subject, carried(subject)),
+        loading(subject, carried_files(subject)),
         "## Files",
         _files(subject),
         "## Licence",
@@ -69,7 +69,7 @@ def introduction(subject: dict[str, Any], description: str) -> str:
     return description or f"{base['id']} (Gemma 4{_size(base)}), adapted to one task with gemma-ops."
 
 
-def headline(found: EvaluationEvidence | None) -> str:
+def card_headline(found: EvaluationEvidence | None) -> str:
     """The verdict in one plain line, the gates as a list, the primary figures as a table.
 
     MLflow shows the first line in the list of versions, unrendered, so it carries no markup.
@@ -97,7 +97,7 @@ def headline(found: EvaluationEvidence | None) -> str:
     return "\n".join(lines)
 
 
-def tags(manifest: dict[str, Any], found: EvaluationEvidence | None) -> dict[str, str]:
+def card_tags(manifest: dict[str, Any], found: EvaluationEvidence | None) -> dict[str, str]:
     """What a reviewer sees beside a version on the Models page, in this order; short enough to stay on one line."""
     subject = manifest["subject"]
     shown = {"verdict": found.outcome if found else "not evaluated"}
@@ -111,7 +111,7 @@ def tags(manifest: dict[str, Any], found: EvaluationEvidence | None) -> dict[str
     return shown | {
         "base": subject["base"]["id"] + (f"@{revision[:8]}" if revision else ""),
         "answers": (subject.get("privacy") or {}).get("answers", "local_only"),
-        "carries": ", ".join(carried(subject)),
+        "carries": ", ".join(carried_files(subject)),
         "adapter": subject["adapter"]["digest"][:12] if subject["adapter"] else "none",
         **({"tuned": subject["tuned"]["digest"][:12]} if subject.get("tuned") else {}),
         "data": subject["data"]["digest"][:12] if subject["data"] else "none",
@@ -120,7 +120,7 @@ def tags(manifest: dict[str, Any], found: EvaluationEvidence | None) -> dict[str
     }
 
 
-def carried(subject: dict[str, Any]) -> list[str]:
+def carried_files(subject: dict[str, Any]) -> list[str]:
     """What the version holds, in the words of `register.artifacts`."""
     names: dict[str, None] = {}
     for path in subject["files"]:
@@ -252,7 +252,7 @@ def _making(manifest: dict[str, Any]) -> str:
 def _limits(subject: dict[str, Any], found: EvaluationEvidence | None) -> str:
     asked = ", ".join(found.tasks) if found else ""
     lines = [f"Meant for the task it was tuned and evaluated on{f' ({asked})' if asked else ''}. {_ELSEWHERE}"]
-    unmeasured = [name for name in carried(subject) if found and name in GGUF and name not in found.targets]
+    unmeasured = [name for name in carried_files(subject) if found and name in GGUF and name not in found.targets]
     if unmeasured:
         lines.append(f"Not evaluated in the form that is served: {', '.join(unmeasured)}.")
     if subject["data"] and subject["data"]["privacy"].get("local_only"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from gemma_ops.registry.points import Point, table
+from gemma_ops.registry.points import Point, points_table
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Promotion:
         compared = f", compared with version {self.compared_with}" if self.compared_with else ""
         text = [self.words, f"  verdict {self.verdict}{compared}; every byte as registered"]
         text += [f"  {self.policy}"] if self.policy else []
-        text += table(self.points)
+        text += points_table(self.points)
         text += [f"  overridden: {self.override}"] if self.overrides else []
         text += [f"  note: {line}" for line in self.notes]
         return [*text, f"  ledger {self.ledger}, last entry {self.head[:12]}"]

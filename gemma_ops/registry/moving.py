@@ -25,9 +25,9 @@ approved, and which version of another model it is."""
 @contextmanager
 def opened_registry(machine: MachineConfig, name: str) -> Iterator[Tracking]:
     """The place where the model is registered. Raises OpsError when there is no such model."""
-    tracking = profile.connect(machine)
-    with profile.calls(tracking.place):
-        stored.model(tracking, name)
+    tracking = profile.connect_mlflow(machine)
+    with profile.mlflow_calls(tracking.place):
+        stored.registered_model(tracking, name)
         yield tracking
 
 
@@ -42,7 +42,7 @@ def locked_model(machine: MachineConfig, name: str) -> Iterator[tuple[Tracking, 
 
 def alias_version(tracking: Tracking, name: str, alias: str) -> str | None:
     """The version an alias stands at now; None when it isn't set."""
-    found = stored.model(tracking, name).aliases.get(alias)
+    found = stored.registered_model(tracking, name).aliases.get(alias)
     return None if found is None else str(found)
 
 
@@ -55,7 +55,7 @@ def promoted_version(tracking: Tracking, name: str, alias: str) -> str | None:
     now = alias_version(tracking, name, alias)
     while True:
         entries = PromotionLedger(tracking, name).entries()
-        trail, intent = promotion_ledger.trail(entries, alias), promotion_ledger.pending(entries, alias)
+        trail, intent = promotion_ledger.trail(entries, alias), promotion_ledger.pending_moves(entries, alias)
         if now is None or not trail or now in (trail[-1], intent["to"] if intent else None):
             return now
         before, now = now, alias_version(tracking, name, alias)
@@ -101,7 +101,7 @@ def finish_move(tracking: Tracking, book: PromotionLedger, intent: Entry) -> Ent
 
 def settle_move(tracking: Tracking, book: PromotionLedger, alias: str) -> None:
     """Close an intent whose process died: `done` if the alias got there, else `void`."""
-    intent = promotion_ledger.pending(book.entries(), alias)
+    intent = promotion_ledger.pending_moves(book.entries(), alias)
     if intent is not None:
         came_true = alias_version(tracking, book.name, alias) == intent["to"]
         book.append("done" if came_true else "void", **_repeated(intent))
@@ -119,7 +119,7 @@ def check_alias(alias: str) -> None:
 
 def alias_words(tracking: Tracking, name: str) -> str:
     """The aliases of a model, or how to set one."""
-    found = stored.model(tracking, name).aliases
+    found = stored.registered_model(tracking, name).aliases
     return (
         f"aliases: {', '.join(f'{alias} (version {number})' for alias, number in sorted(found.items()))}"
         if found

@@ -91,22 +91,22 @@ def move(entry: Entry) -> str:
     return f"{entry['action']} {entry['alias']} {entry['from'] or 'none'} → {entry['to']}: {told}"
 
 
-def show(machine: MachineConfig, name: str) -> Overview:
+def show_model(machine: MachineConfig, name: str) -> Overview:
     """Look a model up. Raises OpsError when there is no such model, GateError when the ledger's chain is broken."""
-    tracking = profile.connect(machine)
-    with profile.calls(tracking.place):
-        aliases = {alias: str(number) for alias, number in stored.model(tracking, name).aliases.items()}
+    tracking = profile.connect_mlflow(machine)
+    with profile.mlflow_calls(tracking.place):
+        aliases = {alias: str(number) for alias, number in stored.registered_model(tracking, name).aliases.items()}
         book = PromotionLedger(tracking, name)
         entries = book.anchored()
         named = dict.fromkeys(entry["alias"] for entry in entries if "alias" in entry)
-        interrupted = [alias for alias in named if promotion_ledger.pending(entries, alias)]
+        interrupted = [alias for alias in named if promotion_ledger.pending_moves(entries, alias)]
         moved = [
             alias
             for alias, number in aliases.items()
             if promotion_ledger.trail(entries, alias)[-1:] != [number] and alias not in interrupted
         ]
         policy = policy_in_force(name, entries)
-        versions = stored.versions(tracking, name)
+        versions = stored.registered_versions(tracking, name)
         return Overview(
             name,
             tracking.place.uri,
@@ -124,17 +124,17 @@ def show(machine: MachineConfig, name: str) -> Overview:
         )
 
 
-def history(machine: MachineConfig, name: str) -> list[Entry]:
+def model_history(machine: MachineConfig, name: str) -> list[Entry]:
     """Every entry of the model's ledger, oldest first, after checking the chain."""
-    tracking = profile.connect(machine)
-    with profile.calls(tracking.place):
-        stored.model(tracking, name)
+    tracking = profile.connect_mlflow(machine)
+    with profile.mlflow_calls(tracking.place):
+        stored.registered_model(tracking, name)
         return PromotionLedger(tracking, name).anchored()
 
 
-def verify_ledger(machine: MachineConfig, name: str) -> str | None:
+def verify_model_ledger(machine: MachineConfig, name: str) -> str | None:
     """The hash of the last entry of an unbroken ledger, None for an empty one. Raises GateError where it breaks."""
-    entries = history(machine, name)
+    entries = model_history(machine, name)
     return str(entries[-1]["hash"]) if entries else None
 
 

@@ -52,7 +52,9 @@ class Point:
         return [self.name, self.state, text if len(text) <= _KEPT else f"{text[: _KEPT - 1]}…"]
 
 
-def judged(name: str, words: str | Sequence[str], failed: Sequence[str] = (), missing: Sequence[str] = ()) -> Point:
+def judged_points(
+    name: str, words: str | Sequence[str], failed: Sequence[str] = (), missing: Sequence[str] = ()
+) -> Point:
     """The point that these findings make; `words` say why it passes where there are none."""
     if failed:
         return Point(name, "fail", (*failed, *missing))
@@ -66,7 +68,7 @@ def objected(points: Iterable[Point]) -> list[str]:
     return [f"{point.name}: {why}" for point in points if not point.good for why in point.why]
 
 
-def table(points: Sequence[Point]) -> list[str]:
+def points_table(points: Sequence[Point]) -> list[str]:
     """The points as lines of a table; further sentences of a point stand below its first."""
     wide = max((len(point.name) for point in points), default=0)
     lines = []

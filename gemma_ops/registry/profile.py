@@ -70,7 +70,7 @@ class Tracking:
         return self.place.leaves_machine or scheme not in ("", "file", "mlflow-artifacts")
 
 
-def locate(machine: MachineConfig) -> TrackingPlace | None:
+def locate_mlflow(machine: MachineConfig) -> TrackingPlace | None:
     """Read `machine.mlflow`; None when tracking is off. Raises ConfigError on what can't be a place."""
     given = machine.mlflow
     if given is None:
@@ -113,7 +113,7 @@ def _database(uri: str) -> TrackingPlace:
     return TrackingPlace("database", uri, folder)
 
 
-def probe(place: TrackingPlace, seconds: float = PROBE_SECONDS) -> None:
+def probe_mlflow(place: TrackingPlace, seconds: float = PROBE_SECONDS) -> None:
     """Ask a server for `/health`; returns at once for a folder or database.
 
     Raises ServiceError within `seconds` when nobody answers, or when what answers is no MLflow server.
@@ -145,14 +145,14 @@ def unreachable(place: TrackingPlace, reason: str) -> ServiceError:
     )
 
 
-def connect(machine: MachineConfig) -> Tracking:
+def connect_mlflow(machine: MachineConfig) -> Tracking:
     """Open the place `machine.mlflow` names, making folder, database and experiment on first use.
 
     Importing MLflow costs about 2 s, a fresh database about 5 s more (in a child process, see `database.py`), later
     calls milliseconds. Raises ServiceError when a server is down, ConfigError when tracking is off or the experiment can't
     be used, MachineError when a folder can't be written or was moved.
     """
-    place = locate(machine)
+    place = locate_mlflow(machine)
     if place is None:
         raise ConfigError(
             "machine.mlflow is null: there is no registry",
@@ -160,9 +160,9 @@ def connect(machine: MachineConfig) -> Tracking:
         )
     if place.kind == "server" and not place.leaves_machine:
         detours.spare_proxies(urlsplit(place.uri).hostname or "")
-    probe(place)
+    probe_mlflow(place)
     set_environment()
-    with _opening, calls(place):
+    with _opening, mlflow_calls(place):
         client = _clients.get(place.uri)
         if client is None:
             client = _clients[place.uri] = _open(place)
@@ -227,7 +227,7 @@ def _experiment(client: Any, place: TrackingPlace, name: str) -> tuple[str, str]
 
 
 @contextmanager
-def calls(place: TrackingPlace) -> Iterator[None]:
+def mlflow_calls(place: TrackingPlace) -> Iterator[None]:
     """Turn what MLflow raises for a server that went away, or that refuses us, into ServiceError; the rest passes."""
     try:
         yield

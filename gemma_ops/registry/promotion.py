@@ -42,7 +42,7 @@ from gemma_ops.registry.version_records import gone_versions
 from gemma_ops.registry.weighing import Move, Weighing, weigh_version
 
 
-def promote(
+def promote_version(
     machine: MachineConfig,
     name: str,
     *,
@@ -119,7 +119,7 @@ def promote(
         )  # fmt: skip
 
 
-def rollback(machine: MachineConfig, name: str, *, alias: str = CHAMPION, reason: str) -> Promotion:
+def rollback_alias(machine: MachineConfig, name: str, *, alias: str = CHAMPION, reason: str) -> Promotion:
     """Point `alias` back at the version it stood at before, after comparing that version's bytes with its manifest
     and its signature with the trusted keys.
 
@@ -133,7 +133,7 @@ def rollback(machine: MachineConfig, name: str, *, alias: str = CHAMPION, reason
         goal = _earlier(tracking, book, alias)
         checked = verify_version(tracking, stored.version(tracking, name, goal), machine.trusted_keys)
     with locked_model(machine, name) as (tracking, book):
-        intent = promotion_ledger.pending(book.entries(), alias)
+        intent = promotion_ledger.pending_moves(book.entries(), alias)
         if intent and intent["action"] == "rollback" and intent["to"] == goal:
             now, done = intent["from"], finish_move(tracking, book, intent)
             words = f"{name}@{alias} is back at version {goal}: finished the rollback that was interrupted"
@@ -184,7 +184,7 @@ def _wanted(tracking: Tracking, name: str, version: str | int | None) -> Any:
     try:
         return stored.version(tracking, name, version)
     except OpsError as error:
-        gone = gone_versions(PromotionLedger(tracking, name).entries(), stored.versions(tracking, name))
+        gone = gone_versions(PromotionLedger(tracking, name).entries(), stored.registered_versions(tracking, name))
         if gone and (version is None or str(version) in gone):
             raise OpsError(
                 f"version {gone[-1] if version is None else version} of {name} was deleted in MLflow",
@@ -197,7 +197,7 @@ def _later_gone(
     entries: list[Entry], tracking: Tracking, name: str, checked: CheckedVersion, version: str | int | None
 ) -> list[str]:
     """Later versions that were deleted, where the latest was asked for without a number."""
-    gone = gone_versions(entries, stored.versions(tracking, name))
+    gone = gone_versions(entries, stored.registered_versions(tracking, name))
     later = [number for number in gone if int(number) > int(checked.registered)] if version is None else []
     return [
         f"version {number} was deleted in MLflow, so {checked.registered} is the latest that is left"
@@ -209,7 +209,7 @@ def _earlier(tracking: Tracking, book: PromotionLedger, alias: str) -> str:
     """The version a rollback of `alias` leads to: that of an interrupted rollback, else the one before the present
     one."""
     entries = book.entries()
-    intent, now = promotion_ledger.pending(entries, alias), alias_version(tracking, book.name, alias)
+    intent, now = promotion_ledger.pending_moves(entries, alias), alias_version(tracking, book.name, alias)
     if intent and intent["action"] == "rollback":
         return str(intent["to"])
     if now is None:

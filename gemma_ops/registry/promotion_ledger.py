@@ -61,9 +61,9 @@ class PromotionLedger:
         found = self.entries()
         model = self.tracking.client.get_registered_model(self.name)
         self._hold(found, model.tags.get(HEAD), "the registered model")
-        for version in stored.versions(self.tracking, self.name):
+        for version in stored.registered_versions(self.tracking, self.name):
             # A copy brings the anchor in the ledger of its origin along.
-            mark = COPY_HEAD if stored.is_copy(version) else HEAD
+            mark = COPY_HEAD if stored.is_copied_version(version) else HEAD
             self.check_version(found, str(version.version), version.tags.get(mark))
         return found
 
@@ -99,7 +99,7 @@ class PromotionLedger:
         """Put what is left of a broken ledger aside and begin a new one, which says so and names the versions there are."""
         model = self.tracking.client.get_registered_model(self.name)
         kept = self.shelf.put_aside()
-        versions = [str(version.version) for version in stored.versions(self.tracking, self.name)]
+        versions = [str(version.version) for version in stored.registered_versions(self.tracking, self.name)]
         replaces = model.tags.get(HEAD)
         return self.append("restart", reason=reason, replaces=replaces, kept=kept, versions=versions)
 
@@ -120,7 +120,7 @@ def anchor(entries: list[Entry]) -> str:
     return f"{len(entries)}:{entries[-1]['hash'] if entries else ''}"
 
 
-def pending(entries: list[Entry], alias: str) -> Entry | None:
+def pending_moves(entries: list[Entry], alias: str) -> Entry | None:
     """The intent for `alias` that was neither done nor voided, if its process died in between."""
     opened = None
     for entry in entries:

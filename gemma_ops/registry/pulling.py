@@ -32,7 +32,7 @@ from gemma_ops.runs import digest, journal
 from gemma_ops.runs.durable import write_json, write_text
 
 
-def pull_champion(out: Path, settings: RegisterConfig, machine: MachineConfig) -> dict[str, float]:
+def pull_policy_champion(out: Path, settings: RegisterConfig, machine: MachineConfig) -> dict[str, float]:
     """Write the standard for the registered model `settings.name`, and the champion's files where there is one: both of
     `settings.champion_of` where that is set. What earlier versions looked at stays that of the model's own.
 
@@ -41,8 +41,8 @@ def pull_champion(out: Path, settings: RegisterConfig, machine: MachineConfig) -
     """
     if machine.mlflow is None:
         return _write(out, PromotionStandard(why_none="machine.mlflow is null"), [])
-    tracking = profile.connect(machine)
-    with profile.calls(tracking.place):
+    tracking = profile.connect_mlflow(machine)
+    with profile.mlflow_calls(tracking.place):
         looked = stored.find_model(tracking, str(settings.name))
         seen = PromotionLedger(tracking, looked.name).anchored() if looked else []
         held_to = settings.champion_of or settings.name
@@ -73,10 +73,10 @@ def _pull(tracking: Tracking, out: Path, name: str, number: str, keys: Sequence[
         target = out / places[top] / path.removeprefix(f"{top}/")
         target.parent.mkdir(parents=True, exist_ok=True)
         target.unlink(missing_ok=True)
-        if home := stored.local(logged):
+        if home := stored.local_store(logged):
             target.symlink_to(home / path)  # as with `fetch`: nothing is copied that lies on this machine
         else:
-            with stored.opened(tracking, logged, path) as source:
+            with stored.opened_version(tracking, logged, path) as source:
                 shutil.move(source, target)
         if digest.of_file(target) != file["sha256"]:
             raise GateError(

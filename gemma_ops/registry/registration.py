@@ -40,7 +40,7 @@ from gemma_ops.runs.durable import write_json
 _BATCH = 1000  # MLflow's limit on metrics in one call
 
 
-def register(
+def register_step(
     out: Path,
     settings: RegisterConfig,
     machine: MachineConfig,
@@ -61,29 +61,31 @@ def register(
     if not settings.name:
         raise ConfigError("register.name is not set", "give the model a name: --set register.name=…")
     weights = {"adapter": adapter, "merged": merged, "quantized": quantized, "evaluation": evaluation}
-    tracking = profile.connect(machine) if machine.mlflow else None
+    tracking = profile.connect_mlflow(machine) if machine.mlflow else None
     quotes = not (tracking and tracking.leaves_machine and describe.keeps_rows(out.parent))
     mark = None
     if tracking:
-        with profile.calls(tracking.place):
+        with profile.mlflow_calls(tracking.place):
             mark = version_records.check_ledger(tracking, str(settings.name))
     chosen = staging.select(
         settings, model=merged or model, quotes=quotes, leaves=bool(tracking and tracking.leaves_machine), **weights
     )
-    body = manifest.build(settings, chosen, model=model, data=data, ledger=mark, release=release_of(machine), **weights)
-    found = evaluation_evidence.read(evaluation) if evaluation else None
+    body = manifest.build_manifest(
+        settings, chosen, model=model, data=data, ledger=mark, release=release_of(machine), **weights
+    )
+    found = evaluation_evidence.read_evidence(evaluation) if evaluation else None
     carried = {
         "files": float(len(chosen)),
         "bytes": float(sum(file["bytes"] for file in body["subject"]["files"].values())),
     }
     if tracking is None:
-        sealing.write_own(out, body, model_card.write(body, found, settings.description))
+        sealing.write_own(out, body, model_card.write_card(body, found, settings.description))
         write_json(out / "mlflow.json", {"name": settings.name, "version": None, "manifest": body["digest"]})
         journal.record(
             event="unregistered", reason="machine.mlflow is null; with one set, --redo register registers it"
         )
         return carried
-    with profile.calls(tracking.place):
+    with profile.mlflow_calls(tracking.place):
         # The step's folder lies in the run's: version and run refer to each other in MLflow.
         parent = memory.parent_run(tracking, out.parent)["run_id"]
         work = _Work(tracking, str(settings.name), settings.description, body, found, parent, _made_at(evaluation))
@@ -96,7 +98,7 @@ def register(
             tracking, work.name, number, body, verdict, out.parent.name, settings.asks
         )
         for name in stored.own_files(logged):
-            with stored.opened(tracking, logged, name) as file:
+            with stored.opened_version(tracking, logged, name) as file:
                 shutil.copyfile(file, out / name)
     for line in told:
         journal.record(message=line)
@@ -147,7 +149,7 @@ class _Work:
             if other.model_id != logged.model_id:  # not usable, or of a request repeated after a cut connection
                 client.delete_logged_model(other.model_id)
         staging.link(chosen, stage)
-        sealing.write_own(stage, self.body, model_card.write(self.body, self.found, self.description))
+        sealing.write_own(stage, self.body, model_card.write_card(self.body, self.found, self.description))
         journal.record(event="uploading", files=len(chosen))
         client.log_model_artifacts(logged.model_id, str(stage))
         if problems := stored.compare_sizes(self.tracking, logged, expected):
@@ -173,18 +175,18 @@ class _Work:
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-        known = stored.versions(self.tracking, self.name, manifest_digest)
+        known = stored.registered_versions(self.tracking, self.name, manifest_digest)
         if not known:
             client.create_model_version(
                 self.name,
                 source=f"models:/{logged.model_id}",
                 model_id=logged.model_id,  # a server asks for it besides the source
                 run_id=self.parent,
-                tags=model_card.tags(self.body, self.found)
+                tags=model_card.card_tags(self.body, self.found)
                 | {tag: logged.tags[tag] for tag in stored.OWN.values() if tag in logged.tags},
-                description=model_card.headline(self.found),
+                description=model_card.card_headline(self.found),
             )
-            known = stored.versions(self.tracking, self.name, manifest_digest)
+            known = stored.registered_versions(self.tracking, self.name, manifest_digest)
         first, *surplus = sorted(known, key=lambda version: int(version.version))
         for other in surplus:  # a request repeated after a cut connection
             client.delete_model_version(self.name, other.version)
@@ -206,7 +208,10 @@ class _Work:
             self.tracking.experiment_id,
             name=self.name.replace(".", "-"),  # MLflow allows no dot here, though it does in a registered model's name
             source_run_id=self.parent,
-            tags={**model_card.tags(self.body, self.found), "mlflow.note.content": model_card.headline(self.found)},
+            tags={
+                **model_card.card_tags(self.body, self.found),
+                "mlflow.note.content": model_card.card_headline(self.found),
+            },
             params=run_reader.flatten(subject["settings"].get("train", {})),
             model_type="gemma4-" + next(kind for kind, there in kinds.items() if there),
         )
@@ -251,5 +256,5 @@ class _Work:
 
 def _made_at(evaluation: Path | None) -> int:
     """When the evaluation was finished, in milliseconds since 1970; 0 without one."""
-    made = (run_reader.load(evaluation / "artifact.json") or {}).get("made") if evaluation else None
+    made = (run_reader.load_settings(evaluation / "artifact.json") or {}).get("made") if evaluation else None
     return calendar.timegm(time.strptime(made["at"], "%Y-%m-%dT%H:%M:%SZ")) * 1000 if made else 0

@@ -19,7 +19,7 @@ _NOT_METRICS = frozenset({"time", "step", "done", "total", "event", "pid", "vers
 _LOG = re.compile(r"(?P<step>.+)\.(?P<attempt>\d+)\.jsonl")
 
 
-def load(path: Path) -> dict[str, Any] | None:
+def load_settings(path: Path) -> dict[str, Any] | None:
     """A JSON object, or None when the file isn't there (a step that has not finished)."""
     if not path.exists():
         return None
@@ -85,7 +85,7 @@ def numbers(record: dict[str, Any]) -> list[tuple[str, float]]:
     ]
 
 
-def position(record: dict[str, Any]) -> int:
+def record_position(record: dict[str, Any]) -> int:
     """Where on the horizontal axis a record lies: its `step`, else how much is `done`, else 0."""
     found = record.get("step", record.get("done", 0))
     return found if isinstance(found, int) else 0
@@ -128,7 +128,7 @@ def privacy_of(run: Path) -> dict[str, int]:
             for row, _ in records(path):
                 label = str(row.get("privacy", "local_only"))
                 counts[label] = counts.get(label, 0) + 1
-    found = evaluation_evidence.read(run / "evaluate")
+    found = evaluation_evidence.read_evidence(run / "evaluate")
     for task in found.tasks.values() if found else ():
         for label, number in task.privacy.items():
             counts[label] = counts.get(label, 0) + number

@@ -61,7 +61,7 @@ def select(
         )
     for file in (VERDICT, "summary.md", *((REPORT, CANARY) if quotes else ())):
         if evaluation and (evaluation / file).exists():
-            chosen[file] = shown(evaluation, file, leaves=leaves)
+            chosen[file] = shown_report(evaluation, file, leaves=leaves)
     if model:
         beside = checkpoint(model)
         chosen |= {f"{TOKENIZER}/{name}": beside / name for name in _TOKENIZER_FILES if (beside / name).is_file()}
@@ -78,7 +78,7 @@ def _check_contents(chosen: dict[str, Path]) -> None:
             )
 
 
-def shown(folder: Path, file: str, *, leaves: bool) -> Path:
+def shown_report(folder: Path, file: str, *, leaves: bool) -> Path:
     """A file of an evaluation; where it leaves the machine, the one that was made for others, if rows must stay
     here."""
     other = folder / ELSEWHERE / file

@@ -34,7 +34,7 @@ _seen: set[str] = set()
 State = dict[str, Any]
 
 
-def read(run: Path, place: TrackingPlace) -> State:
+def read_state(run: Path, place: TrackingPlace) -> State:
     """What `run` remembers of `place`; an empty entry when nothing, or when the file was damaged (it can be made anew)."""
     try:
         entry = json.loads((run / FILE).read_text(encoding="utf-8")).get(place.uri, {})
@@ -52,7 +52,7 @@ def read(run: Path, place: TrackingPlace) -> State:
     }
 
 
-def write(run: Path, place: TrackingPlace, state: State) -> None:
+def write_state(run: Path, place: TrackingPlace, state: State) -> None:
     """Replace the entry of `place`, whole or not at all."""
     file = run / FILE
     try:
@@ -78,7 +78,7 @@ def config_of(run: Path) -> dict[str, Any]:
 def parent_run(tracking: Tracking, run: Path) -> State:
     """The state of `run` with a parent run that exists in MLflow and shows these settings: found again or made."""
     with LOCK:
-        state, wanted = read(run, tracking.place), digest.of_json(config_of(run))
+        state, wanted = read_state(run, tracking.place), digest.of_json(config_of(run))
         if state["config"] != wanted or (state["run_id"] and not exists(tracking, state["run_id"])):
             # Steps keep their runs under the earlier parent; where that is gone, they are mirrored again.
             steps = {name: step for name, step in state["steps"].items() if exists(tracking, step["run_id"])}
@@ -86,13 +86,13 @@ def parent_run(tracking: Tracking, run: Path) -> State:
         if not state["run_id"]:
             if not state["key"]:
                 state["key"] = uuid.uuid4().hex
-                write(run, tracking.place, state)
+                write_state(run, tracking.place, state)
             began = min(
                 (run_reader.began(log) for logs in run_reader.attempts(run).values() for log in logs.values()),
                 default=0.0,
             )
             state["run_id"] = make_run(tracking, state["key"], run.name, start=int(began * 1000) or None)
-            write(run, tracking.place, state)
+            write_state(run, tracking.place, state)
         return state
 
 

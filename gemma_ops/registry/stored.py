@@ -41,7 +41,7 @@ def logged_models(tracking: Tracking, manifest_digest: str) -> list[Any]:
     return sorted(found, key=lambda logged: (logged.creation_timestamp, logged.model_id))
 
 
-def versions(tracking: Tracking, name: str, manifest_digest: str | None = None) -> list[Any]:
+def registered_versions(tracking: Tracking, name: str, manifest_digest: str | None = None) -> list[Any]:
     """Versions of a model, newest first; only those that carry the manifest when one is given."""
     found, token = [], None
     while True:
@@ -71,7 +71,7 @@ def find_or_create(tracking: Tracking, name: str, description: str) -> Any:
     return find_model(tracking, name) or tracking.client.create_registered_model(name, description=description)
 
 
-def model(tracking: Tracking, name: str) -> Any:
+def registered_model(tracking: Tracking, name: str) -> Any:
     """As `find_model`. Raises OpsError naming the models there are."""
     if found := find_model(tracking, name):
         return found
@@ -83,7 +83,7 @@ def model(tracking: Tracking, name: str) -> Any:
 
 def version(tracking: Tracking, name: str, number: str | int | None) -> Any:
     """One version, the latest when `number` is None. Raises OpsError naming the versions there are."""
-    found = versions(tracking, name)
+    found = registered_versions(tracking, name)
     if not found:
         raise OpsError(f"{name} has no version", "register one first: gemma-ops run …")
     if number is None:
@@ -102,7 +102,7 @@ def _instead(given: str, names: list[str], otherwise: str) -> str:
     return f"did you mean {close[0]}? {listing}" if close else listing
 
 
-def is_copy(found: Any) -> bool:
+def is_copied_version(found: Any) -> bool:
     """Whether a version was copied from another registered model."""
     return re.match(r"models:/(?!m-)[^/]+/\d+$", str(found.source or "")) is not None
 
@@ -112,7 +112,7 @@ def model_of(tracking: Tracking, found: Any) -> str | None:
     source = str(found.source or "")
     if source.startswith("models:/m-"):
         return source.removeprefix("models:/")
-    if not is_copy(found):
+    if not is_copied_version(found):
         return None
     if known := found.tags.get(LOGGED):
         return str(known)
@@ -148,9 +148,9 @@ def read_manifest(tracking: Tracking, logged: Any) -> dict[str, Any]:
     """The manifest stored with a LoggedModel. Raises GateError when it is missing, changed, or another than its tag
     says."""
     try:
-        with opened(tracking, logged, "manifest.json") as file:
+        with opened_version(tracking, logged, "manifest.json") as file:
             body: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        found = manifest.check(body)
+        found = manifest.check_manifest(body)
     except (FileNotFoundError, ValueError, OpsError) as error:
         raise GateError(
             f"the stored manifest of {logged.name} can't be trusted: {error}", "register the version again"
@@ -209,7 +209,7 @@ def compare_bytes(tracking: Tracking, logged: Any, body: dict[str, Any], *, larg
     wanted |= {name: logged.tags[tag] for name, tag in OWN.items() if tag in logged.tags}
     for name, sha256 in wanted.items():
         try:
-            with opened(tracking, logged, name) as path:
+            with opened_version(tracking, logged, name) as path:
                 if digest.of_file(path) != sha256:
                     problems.append(f"{name} was changed")
                 elif problem := content_problem(path, name):
@@ -230,7 +230,7 @@ def signed_by(tracking: Tracking, logged: Any, body: dict[str, Any], who: str, k
     files = signed_files(tracking, logged, body)
     if SIGNATURE not in listing(tracking, logged):
         return check_signature(files, who, None, keys)
-    with opened(tracking, logged, SIGNATURE) as path:
+    with opened_version(tracking, logged, SIGNATURE) as path:
         return check_signature(files, who, path, keys)
 
 
@@ -238,7 +238,7 @@ def signed_files(tracking: Tracking, logged: Any, body: dict[str, Any]) -> dict[
     """{path: SHA-256} of what a signature covers: the manifest's files, and those beside it as they are stored."""
     files = {name: str(file["sha256"]) for name, file in body["subject"]["files"].items()}
     for name in own_files(logged):
-        with opened(tracking, logged, name) as path:
+        with opened_version(tracking, logged, name) as path:
             files[name] = digest.of_file(path)
     return files
 
@@ -250,7 +250,7 @@ def own_files(logged: Any) -> list[str]:
 
 def listing(tracking: Tracking, logged: Any, folder: str | None = None) -> dict[str, int]:
     """{path: bytes} of everything stored with a LoggedModel."""
-    root = local(logged)
+    root = local_store(logged)
     if root is not None:
         return {file.relative_to(root).as_posix(): file.stat().st_size for file in root.rglob("*") if file.is_file()}
     found: dict[str, int] = {}
@@ -260,9 +260,9 @@ def listing(tracking: Tracking, logged: Any, folder: str | None = None) -> dict[
 
 
 @contextmanager
-def opened(tracking: Tracking, logged: Any, name: str) -> Iterator[Path]:
+def opened_version(tracking: Tracking, logged: Any, name: str) -> Iterator[Path]:
     """A stored file as a path: in place where it lies on this machine, else downloaded for the length of the block."""
-    root = local(logged)
+    root = local_store(logged)
     if root is not None:
         yield root / name
         return
@@ -273,7 +273,7 @@ def opened(tracking: Tracking, logged: Any, name: str) -> Iterator[Path]:
         yield Path(download_artifacts(artifact_uri=uri, dst_path=folder, tracking_uri=tracking.place.uri))
 
 
-def local(logged: Any) -> Path | None:
+def local_store(logged: Any) -> Path | None:
     """Where a LoggedModel's files lie on this machine; None when another place keeps them."""
     parts = urlsplit(str(logged.artifact_location))
     return Path(unquote(parts.path)) if parts.scheme in ("", "file") else None

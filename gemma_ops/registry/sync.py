@@ -29,19 +29,19 @@ def sync(tracking: Tracking, run: Path, *, ended: str | None = None, error: str 
     with memory.LOCK:
         state = memory.parent_run(tracking, run)
         if not state["described"]:
-            describe.settings(tracking, run, state["run_id"])
+            describe.settings_table(tracking, run, state["run_id"])
             state["described"] = True
         if not ended and state["status"] != "RUNNING":
             tracking.client.update_run(state["run_id"], status="RUNNING")
             state["status"] = "RUNNING"
-        memory.write(run, tracking.place, state)
+        memory.write_state(run, tracking.place, state)
         for step, logs in run_reader.attempts(run).items():
             _step(tracking, run, state, name=step, logs=logs, ended=ended)
         if ended:
             describe.outcome(tracking, run, state, error)
             tracking.client.set_terminated(state["run_id"], ended)
             state["status"] = ended
-            memory.write(run, tracking.place, state)
+            memory.write_state(run, tracking.place, state)
         return str(state["run_id"])
 
 
@@ -49,7 +49,7 @@ def up_to_date(run: Path, place: TrackingPlace, digests: dict[str, str]) -> bool
     """Whether MLflow has everything about these finished steps already; answered without importing it."""
     if place.database and not place.database.exists():
         return False
-    state = memory.read(run, place)
+    state = memory.read_state(run, place)
     return (
         state["status"] == "FINISHED"
         and state["config"] == digest.of_json(memory.config_of(run))
@@ -57,9 +57,9 @@ def up_to_date(run: Path, place: TrackingPlace, digests: dict[str, str]) -> bool
     )
 
 
-def pending(run: Path, place: TrackingPlace) -> int:
+def pending_records(run: Path, place: TrackingPlace) -> int:
     """How many records of the logs MLflow has not seen."""
-    steps, count = memory.read(run, place)["steps"], 0
+    steps, count = memory.read_state(run, place)["steps"], 0
     for step, logs in run_reader.attempts(run).items():
         known = steps.get(step, {})
         for attempt, log in logs.items():
@@ -72,7 +72,7 @@ def _step(
     tracking: Tracking, run: Path, state: memory.State, *, name: str, logs: dict[int, Path], ended: str | None
 ) -> None:
     """Copy one step: its nested run, its settings, the new records of its logs, how it ended."""
-    artifact = run_reader.load(run / name / "artifact.json")
+    artifact = run_reader.load_settings(run / name / "artifact.json")
     known: Known | None = state["steps"].get(name)
     last = max(logs)
     if known is None or (known["digest"] and known["attempt"] < last) or not memory.exists(tracking, known["run_id"]):
@@ -92,15 +92,15 @@ def _step(
         _final(tracking, state["run_id"], name, artifact)
         describe.datasets(tracking, run, name, state["run_id"])
         known["shown"] = state["run_id"]
-    memory.write(run, tracking.place, state)
+    memory.write_state(run, tracking.place, state)
 
 
 def _open(tracking: Tracking, run: Path, state: memory.State, name: str, logs: dict[int, Path]) -> Known:
     """Make the nested run of a step, or find the one made just before a crash."""
     first, parent = run_reader.first_of(logs), state["run_id"]
     identity = (
-        run_reader.load(run / name / "artifact.json")
-        or run_reader.load(run / f"{name}.partial" / "fingerprint.json")
+        run_reader.load_settings(run / name / "artifact.json")
+        or run_reader.load_settings(run / f"{name}.partial" / "fingerprint.json")
         or {}
     )
     key = digest.of_json([state["key"], name, first])[:32]
@@ -117,7 +117,7 @@ def _open(tracking: Tracking, run: Path, state: memory.State, name: str, logs: d
         "digest": None,
     }
     state["steps"][name] = known
-    memory.write(run, tracking.place, state)
+    memory.write_state(run, tracking.place, state)
     return known
 
 
@@ -134,10 +134,10 @@ def _log(tracking: Tracking, run: Path, state: memory.State, known: Known, log: 
             tracking.client.log_batch(known["run_id"], metrics=batch)
             batch.clear()
         known["logs"][log.name] = offset
-        memory.write(run, tracking.place, state)
+        memory.write_state(run, tracking.place, state)
 
     for record, after in run_reader.records(log, start):
-        at, step = int(record.get("time", 0) * 1000), run_reader.position(record)
+        at, step = int(record.get("time", 0) * 1000), run_reader.record_position(record)
         values = [Metric(key, value, at, step) for key, value in run_reader.numbers(record)]
         if batch and len(batch) + len(values) > _BATCH:
             send()

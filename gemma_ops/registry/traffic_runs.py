@@ -104,14 +104,14 @@ class TrafficPlace:
 
     def __init__(self, machine: MachineConfig, title: str) -> None:
         """`title`: what is served, which names the run."""
-        self._tracking = profile.connect(machine)
+        self._tracking = profile.connect_mlflow(machine)
         self.leaves_machine = self._tracking.leaves_machine
         """Whether what is filed goes to another host."""
         # One request after another: what can't be written is told here, and not in a thread of MLflow's.
         os.environ["MLFLOW_ENABLE_ASYNC_TRACE_LOGGING"] = "false"
         self._title, self._run = title, ""
         self._lost, self._doubted = _Lost(), False
-        with profile.calls(self._tracking.place):
+        with profile.mlflow_calls(self._tracking.place):
             self._experiment = self._found(machine.experiment + _SUFFIX)
 
     def trace(self, one: TracedRequest) -> None:
@@ -133,8 +133,8 @@ class TrafficPlace:
             "request": one.id,
         }  # fmt: skip
         if self._doubted:  # each try costs MLflow seconds while nobody is there
-            profile.probe(self._tracking.place)
-        with profile.calls(self._tracking.place):
+            profile.probe_mlflow(self._tracking.place)
+        with profile.mlflow_calls(self._tracking.place):
             span = mlflow.start_span_no_context(
                 one.name, "CHAT_MODEL", inputs=one.asked, attributes=attributes,
                 tags={f"gemma_ops.{name}": value for name, value in tags.items() if value},
@@ -153,7 +153,7 @@ class TrafficPlace:
         from mlflow.entities import Metric
 
         client, now = self._tracking.client, round(time.time() * 1000)
-        with profile.calls(self._tracking.place):
+        with profile.mlflow_calls(self._tracking.place):
             if not self._run:
                 tags = {"gemma_ops.served": self._title, "mlflow.runName": f"serve {self._title}"}
                 self._run = client.create_run(self._experiment, tags=tags).info.run_id
@@ -162,7 +162,7 @@ class TrafficPlace:
     def close(self) -> None:
         """The server has ended."""
         if self._run:
-            with profile.calls(self._tracking.place):
+            with profile.mlflow_calls(self._tracking.place):
                 self._tracking.client.set_terminated(self._run)
 
     def _found(self, name: str) -> str:

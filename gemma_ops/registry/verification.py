@@ -70,10 +70,10 @@ def verify_version(tracking: Tracking, found: Any, keys: Sequence[str] = ()) -> 
     signed = stored.signed_by(tracking, logged, body, who, keys)
     verdict = None
     if VERDICT in body["subject"]["files"]:
-        with stored.opened(tracking, logged, VERDICT) as file:
+        with stored.opened_version(tracking, logged, VERDICT) as file:
             verdict = Verdict.read(file)
     own = tuple(stored.own_files(logged))
-    lacking = tuple(manifest.missing(body))
+    lacking = tuple(manifest.missing_files(body))
     return CheckedVersion(str(found.version), body, verdict, lacking, signed, own, found.tags.get(stored.ORIGIN, ""))
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gemma_ops.config import Privacy
-from gemma_ops.gemini.prices import usd
+from gemma_ops.gemini.prices import usd_of
 from gemma_ops.privacy.classes import stricter, strictest
 from gemma_ops.routing.routing_evidence import EvidenceTable
 from gemma_ops.routing.routing_policy import Lane, Place, RoutingPolicy
@@ -44,7 +44,7 @@ class LaneDecision:
         }  # fmt: skip
 
 
-def decide(policy: RoutingPolicy, signals: Signals, table: EvidenceTable | None = None) -> LaneDecision:
+def decide_lane(policy: RoutingPolicy, signals: Signals, table: EvidenceTable | None = None) -> LaneDecision:
     """Decide one request."""
     privacy, why = request_class(policy, signals)
     lanes = policy.classes.of(privacy)
@@ -123,10 +123,10 @@ def _against_gemini(policy: RoutingPolicy, signals: Signals, privacy: Privacy, l
     if state.most is None:
         found.append(f"no price of {rules.model} is known")
     elif state.most > policy.budget.dollars_per_request:
-        cap = usd(policy.budget.dollars_per_request)
-        found.append(f"it could cost {usd(state.most)}, and {cap} is the most for a request")
+        cap = usd_of(policy.budget.dollars_per_request)
+        found.append(f"it could cost {usd_of(state.most)}, and {cap} is the most for a request")
     elif state.most > state.left:
-        found.append(f"it could cost {usd(state.most)}, and {usd(state.left)} is left of {state.of}")
+        found.append(f"it could cost {usd_of(state.most)}, and {usd_of(state.left)} is left of {state.of}")
     return found
 
 

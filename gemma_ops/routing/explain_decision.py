@@ -11,15 +11,15 @@ from typing import Any, get_args
 
 from gemma_ops.config import MachineConfig, Privacy
 from gemma_ops.errors import ConfigError, DataError
-from gemma_ops.gemini.models import facts
-from gemma_ops.gemini.prices import IMAGE_TOKENS, usd
+from gemma_ops.gemini.models import model_facts
+from gemma_ops.gemini.prices import IMAGE_TOKENS, usd_of
 from gemma_ops.gemini.service_access import rehearsal
 from gemma_ops.privacy.classes import PRIVACY, strictest
-from gemma_ops.routing.decision import LaneDecision, decide
-from gemma_ops.routing.reply_estimate import estimate
+from gemma_ops.routing.decision import LaneDecision, decide_lane
+from gemma_ops.routing.reply_estimate import estimate_reply
 from gemma_ops.routing.routing_evidence import EvidenceTable
 from gemma_ops.routing.routing_policy import Modality, RoutingPolicy, load_policy
-from gemma_ops.routing.scan import Scan, leaves, scan
+from gemma_ops.routing.scan import Scan, scan, text_leaves
 from gemma_ops.routing.signals import GeminiState, LocalState, Signals
 from gemma_ops.targets.gemini_target import seen_by
 from gemma_ops.verdicts import Routing
@@ -74,7 +74,7 @@ class Explained:
         size = f"{signals.tokens:,} tokens ({self.counted}), {signals.reply:,} for the reply"
         text.append(f"request: {size}; scanned for personal data and secrets in {1000 * self.seconds:.1f} ms")
         if found.lane == "gemini" and signals.gemini.dollars is not None and signals.gemini.most is not None:
-            expected, most = (usd(amount) for amount in (signals.gemini.dollars, signals.gemini.most))
+            expected, most = (usd_of(amount) for amount in (signals.gemini.dollars, signals.gemini.most))
             text.append(f"dollars: {expected} expected, {most} reserved")
         return [*text, f"policy: {found.policy[:12]}"]
 
@@ -114,7 +114,7 @@ def explain_request(
             routing, served=supposed.served, rules=rules.gemini, rehearsal=rehearsal(machine.gemini)
         )
     counted = "as given" if supposed.tokens is not None else "estimated"
-    return Explained(decide(rules, signals, table), signals, seen.seconds, counted)
+    return Explained(decide_lane(rules, signals, table), signals, seen.seconds, counted)
 
 
 def _signals(
@@ -128,10 +128,10 @@ def _signals(
 ) -> Signals:
     tokens = len(said) // 4 + 1 if supposed.tokens is None else supposed.tokens
     shown = tuple(dict.fromkeys((*beyond.modalities, *supposed.shows)))
-    known = facts(rules.gemini.model)
+    known = model_facts(rules.gemini.model)
     plain = all(kind in ("text", "image") for kind in shown) and not (supposed.tools or beyond.hosted)
     bound = max(len(said.encode()), tokens) + IMAGE_TOKENS * (len(shown) - 1) if plain else known.context
-    expected, most = estimate(
+    expected, most = estimate_reply(
         rules.gemini, tokens=tokens, reply=supposed.reply, bound=bound, at=datetime.now(UTC),
         tier=machine.gemini.service_tier,
     )  # fmt: skip
@@ -174,7 +174,7 @@ def _read(body: Any) -> tuple[Beyond, str]:
     except RefusalError as refusal:
         raise DataError(refusal.message, "correct the request") from refusal
     plain = {name: value for name, value in beyond.body.items() if name not in ("metadata", "labels", "model")}
-    said = "\n".join(leaves(plain, without=_NOT_SAID))
+    said = "\n".join(text_leaves(plain, without=_NOT_SAID))
     for mark in beyond.shown:
         said = said.replace(mark, "")
     return beyond, said

@@ -16,7 +16,7 @@ from typing import Any
 from gemma_ops.config import MachineConfig, Privacy
 from gemma_ops.errors import OpsError
 from gemma_ops.gemini.live_door import LiveGemini
-from gemma_ops.gemini.models import ModelFacts, facts
+from gemma_ops.gemini.models import ModelFacts, model_facts
 from gemma_ops.gemini.pipe import PipeMessage
 from gemma_ops.gemini.request import Request
 from gemma_ops.privacy.classes import PRIVACY
@@ -45,7 +45,7 @@ class GeminiLane:
     def __init__(self, machine: MachineConfig, policy: RoutingPolicy) -> None:
         """Raises ConfigError for a model that is not known, or a level of thinking that it doesn't have."""
         self.rules = policy.gemini
-        self.facts = facts(self.rules.model)
+        self.facts = model_facts(self.rules.model)
         tries = min(self.rules.attempts, machine.gemini.attempts)
         settings = machine.gemini.model_copy(update={"attempts": tries, "batch": "never"})
         seen = seen_by(self.rules.model, settings)
@@ -89,7 +89,7 @@ class GeminiLane:
             self._live.close()
 
 
-def carried(
+def carried_content(
     ask: Ask,
     messages: Sequence[Mapping[str, Any]],
     tools: Sequence[Mapping[str, Any]],
@@ -102,7 +102,7 @@ def carried(
 ) -> CarriedRequest:
     """The request that asks Gemini for the same. `messages` are in OpenAI's spelling, with what is shown in it;
     `reply` are the tokens of the visible reply. Its class is the strictest until somebody decides it."""
-    known = facts(rules.model)
+    known = model_facts(rules.model)
     thinking, notes = _thinking(ask, rules, known, level)
     if known.sampling == "ignored":
         given = [name for name in ("temperature", "top_p", "top_k", "seed") if getattr(ask, name) not in (None, 1)]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from gemma_ops.gemini.models import facts
-from gemma_ops.routing.decision import LaneDecision, decide
-from gemma_ops.routing.reply_estimate import estimate
+from gemma_ops.gemini.models import model_facts
+from gemma_ops.routing.decision import LaneDecision, decide_lane
+from gemma_ops.routing.reply_estimate import estimate_reply
 from gemma_ops.routing.routing_evidence import EvidenceTable, SliceEvidence
 from gemma_ops.routing.routing_policy import Probe, ProbeTraits, RoutingPolicy
 from gemma_ops.routing.scan import scan
@@ -46,11 +46,11 @@ def check_probes(policy: RoutingPolicy) -> tuple[ProbeResult, ...]:
 
 def _decided(policy: RoutingPolicy, given: ProbeTraits) -> LaneDecision:
     seen = scan([given.text], policy.detectors)
-    expected, most = estimate(
+    expected, most = estimate_reply(
         policy.gemini, tokens=given.tokens, reply=given.reply, bound=4 * given.tokens, at=datetime.now(UTC),
         tier="standard",
     )  # fmt: skip
-    known = facts(policy.gemini.model)
+    known = model_facts(policy.gemini.model)
     paid = given.paid_terms and known.paid_tier
     signals = Signals(
         declared=given.privacy, found=seen.kinds, scanned=seen.whole, learned=given.learned, tokens=given.tokens,
@@ -67,4 +67,4 @@ def _decided(policy: RoutingPolicy, given: ProbeTraits) -> LaneDecision:
         if given.evidence
         else {}
     )
-    return decide(policy, signals, EvidenceTable(lines))
+    return decide_lane(policy, signals, EvidenceTable(lines))

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from gemma_ops.gemini.models import facts
-from gemma_ops.gemini.prices import usd
-from gemma_ops.routing.decision import LaneDecision, decide
+from gemma_ops.gemini.models import model_facts
+from gemma_ops.gemini.prices import usd_of
+from gemma_ops.routing.decision import LaneDecision, decide_lane
 from gemma_ops.routing.decision_log import RouteRecord
-from gemma_ops.routing.reply_estimate import estimate
+from gemma_ops.routing.reply_estimate import estimate_reply
 from gemma_ops.routing.routing_evidence import EvidenceTable, SliceEvidence
 from gemma_ops.routing.routing_policy import RoutingPolicy
 from gemma_ops.targets.gemini_target import gemini_identity
@@ -63,7 +63,7 @@ class Replay:
         lanes = [lane for lane in ("local", "gemini", "refuse") if self.before[lane] or self.after[lane]]
         text = [f"{self.requests:,} requests   then  with this policy"]
         text += [f"  {lane:<12}{self.before[lane]:>9,}{self.after[lane]:>18,}" for lane in lanes]
-        text.append(f"  {'dollars':<12}{usd(self.dollars_before):>9}{usd(self.dollars_after):>18}")
+        text.append(f"  {'dollars':<12}{usd_of(self.dollars_before):>9}{usd_of(self.dollars_after):>18}")
         if self.unpriced:
             text.append(f"  {self.unpriced:,} would go to Gemini at a price that is not known")
         told = (
@@ -78,7 +78,7 @@ class Replay:
         return text
 
 
-def replay(records: Iterable[RouteRecord], policy: RoutingPolicy) -> Replay:
+def replay_log(records: Iterable[RouteRecord], policy: RoutingPolicy) -> Replay:
     """Decide every request of a log again. Raises ConfigError for a model that is not known."""
     found = Replay()
     for record in records:
@@ -113,8 +113,8 @@ def _again(record: RouteRecord, policy: RoutingPolicy) -> LaneDecision:
     table = EvidenceTable()
     state = signals.gemini
     if record.asked != gemini_identity(rules.model, rules.thinking):
-        known = facts(rules.model)
-        expected, most = estimate(
+        known = model_facts(rules.model)
+        expected, most = estimate_reply(
             rules, tokens=signals.tokens, reply=signals.reply, bound=signals.bound, at=datetime.now(UTC),
             tier="standard",
         )  # fmt: skip
@@ -124,7 +124,7 @@ def _again(record: RouteRecord, policy: RoutingPolicy) -> LaneDecision:
         words = f"the evaluation said {record.decision.evidence}"
         line = SliceEvidence(record.decision.evidence, words)  # type: ignore[arg-type]
         table = EvidenceTable({(signals.task, "", ""): line})
-    return decide(policy, replace(signals, slices=(), gemini=state), table)
+    return decide_lane(policy, replace(signals, slices=(), gemini=state), table)
 
 
 def _cost(record: RouteRecord, policy: RoutingPolicy) -> float | None:
@@ -134,7 +134,7 @@ def _cost(record: RouteRecord, policy: RoutingPolicy) -> float | None:
         return record.outcome.dollars
     signals, outcome = record.signals, record.outcome
     written = outcome.reply_tokens if outcome.lane == "local" and outcome.reply_tokens else signals.reply
-    expected, _ = estimate(
+    expected, _ = estimate_reply(
         policy.gemini, tokens=signals.tokens, reply=written, bound=signals.bound, at=datetime.now(UTC), tier="standard"
     )
     return expected

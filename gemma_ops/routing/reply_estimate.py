@@ -6,21 +6,21 @@ from datetime import datetime
 
 from gemma_ops.errors import BudgetError
 from gemma_ops.gemini import prices
-from gemma_ops.gemini.models import facts
+from gemma_ops.gemini.models import model_facts
 from gemma_ops.gemini.usage import Usage
 from gemma_ops.routing.routing_policy import GeminiRules
 from gemma_ops.targets.gemini_target import output_limit
 
 
-def estimate(
+def estimate_reply(
     rules: GeminiRules, *, tokens: int, reply: int, bound: int, at: datetime, tier: str
 ) -> tuple[float | None, float | None]:
     """Dollars expected and at most. Expected: the prompt's tokens and a reply of full length, without thoughts. At
     most: what the ledger would reserve. None for both where no price is known. Raises ConfigError for an unknown
     model."""
-    known = facts(rules.model)
+    known = model_facts(rules.model)
     try:
-        expected = prices.price(rules.model, Usage(prompt=tokens, output=reply), tier=tier, at=at)
+        expected = prices.request_price(rules.model, Usage(prompt=tokens, output=reply), tier=tier, at=at)
         most = prices.worst(rules.model, bound, output_limit(known, rules.thinking, reply), tier=tier, at=at)
     except BudgetError:
         return None, None

@@ -173,4 +173,4 @@ class RoutingPolicy(ConfigSection):
 def load_policy(name: str) -> RoutingPolicy:
     """The policy in a file, or a shipped one by its name. Raises ConfigError with every problem, its file and its
     line."""
-    return read_document(shipped.find(SHELF, name, ".yaml"), RoutingPolicy, "routing policy")
+    return read_document(shipped.find_shipped(SHELF, name, ".yaml"), RoutingPolicy, "routing policy")

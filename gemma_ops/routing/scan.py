@@ -43,7 +43,7 @@ def scan(texts: Iterable[str], rules: Detectors) -> Scan:
         if time.monotonic() - began > rules.seconds:
             whole = False
             break
-        kinds |= {finding.kind: rules.raised(finding.kind) for finding in personal_data.find(window)}
+        kinds |= {finding.kind: rules.raised(finding.kind) for finding in personal_data.find_personal(window)}
     return Scan(tuple(sorted(kinds)), whole, time.monotonic() - began)
 
 
@@ -53,7 +53,7 @@ def _windows(texts: Iterable[str]) -> Iterator[str]:
             yield text[start : start + _WINDOW]
 
 
-def leaves(value: Any, name: str = "", without: Collection[str] = ()) -> Iterator[str]:
+def text_leaves(value: Any, name: str = "", without: Collection[str] = ()) -> Iterator[str]:
     """The texts and numbers of a JSON value, each behind its key, but those of the keys `without`; a text that is JSON
     itself is read first."""
     if isinstance(value, str) and value[:1] in ("{", "["):
@@ -62,9 +62,9 @@ def leaves(value: Any, name: str = "", without: Collection[str] = ()) -> Iterato
     if isinstance(value, dict):
         for key, item in value.items():
             if key not in without:
-                yield from leaves(item, str(key), without)
+                yield from text_leaves(item, str(key), without)
     elif isinstance(value, list | tuple):
         for item in value:
-            yield from leaves(item, name, without)
+            yield from text_leaves(item, name, without)
     elif value is not None:
         yield f"{name}: {value}" if name else str(value)

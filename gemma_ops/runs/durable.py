@@ -11,7 +11,7 @@ from typing import Any, TextIO
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[TextIO]:
+def whole_file(path: Path) -> Iterator[TextIO]:
     """Open a UTF-8 file for writing that appears under its name only when all of it is on disk."""
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("w", encoding="utf-8", newline="\n") as file:
@@ -23,7 +23,7 @@ def whole(path: Path) -> Iterator[TextIO]:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file whole or not at all."""
-    with whole(path) as file:
+    with whole_file(path) as file:
         file.write(text)
 
 

@@ -22,11 +22,11 @@ from gemma_ops.serving.accounting import Accounts, Log, RequestAccount
 from gemma_ops.serving.deployment import Deployment
 from gemma_ops.serving.keys import Grant, Keys, is_this_machine
 from gemma_ops.serving.prometheus import render_metrics
-from gemma_ops.serving.reply_way import Events, PendingRequest, streamed, whole
+from gemma_ops.serving.reply_way import Events, PendingRequest, answer_whole, streamed
 from gemma_ops.serving.routed import AUTO, LANE_HEADER, Router, SpokenProtocol
 from gemma_ops.serving.routed_front import routed_gemini, routed_openai
 from gemma_ops.serving.routed_request import declared_class
-from gemma_ops.serving.sending import failed, read_bytes, read_json, refused, then
+from gemma_ops.serving.sending import failed, read_bytes, read_json_body, refusal_response, then
 from gemma_ops.serving.serving_state import ModelService
 from gemma_ops.serving.shadow import Shadow
 from gemma_ops.serving.showing import read_with_media
@@ -87,14 +87,14 @@ class Front:
         async def answer(body: Any, asked: PendingRequest) -> Response | dict[str, Any]:
             name = str(body.get("model") or "") if isinstance(body, dict) else ""
             self._check_name(name)
-            done = events is not responses_front.events
+            done = events is not responses_front.response_events
             if self.router and name == AUTO:
                 manner = SpokenProtocol(whole_reply, events, openai.error_body, done)
                 return await routed_openai(self.router, request, body, read, asked, manner)
             sees = asked.service.model.engine.senses if read is openai.read_chat else None
             ask = asked.ask = read_with_media(body, read, openai_beyond, sees)
             if not ask.stream:
-                return await whole(request, whole_reply(asked.service, ask, asked.number), asked)
+                return await answer_whole(request, whole_reply(asked.service, ask, asked.number), asked)
             if ask.count > 1:
                 raise RefusalError("n above 1 is not streamed: send several requests", field="n")
             return await streamed(request, ask, asked, events, openai.error_body, done=done)
@@ -102,15 +102,20 @@ class Front:
         return await self._handle(request, "openai", openai.error_body, answer)
 
     async def chat(self, request: Request) -> Response:
-        return await self._openai(request, openai.read_chat, openai_front.whole, openai_front.chunks)
+        return await self._openai(request, openai.read_chat, openai_front.whole_chat, openai_front.chat_chunks)
 
     async def completions(self, request: Request) -> Response:
         return await self._openai(
-            request, completions.read_completion, completions_front.whole, completions_front.chunks
+            request,
+            completions.read_completion,
+            completions_front.whole_completion,
+            completions_front.completion_chunks,
         )
 
     async def responses(self, request: Request) -> Response:
-        return await self._openai(request, responses.read_response, responses_front.whole, responses_front.events)
+        return await self._openai(
+            request, responses.read_response, responses_front.whole_response, responses_front.response_events
+        )
 
     async def generate(self, request: Request) -> Response:
         name, _, verb = str(request.path_params["call"]).rpartition(":")
@@ -120,18 +125,20 @@ class Front:
                 raise RefusalError(f"models.{verb} is not supported by this server", status=404)
             self._check_name(name)
             if verb == "countTokens":
-                return gemini_front.count(asked.service, body)
+                return gemini_front.count_tokens(asked.service, body)
             if self.router and name == AUTO:
-                manner = SpokenProtocol(gemini_front.whole, gemini_front.events, gemini_chat.refusal_body, done=False)
+                manner = SpokenProtocol(
+                    gemini_front.whole_gemini, gemini_front.gemini_events, gemini_chat.refusal_body, done=False
+                )
                 return await routed_gemini(self.router, request, body, asked, manner, stream=verb != "generateContent")
             ask = asked.ask = gemini_front.read_shown(body, asked.service, stream=verb == "streamGenerateContent")
             if not ask.stream:
-                return await whole(request, gemini_front.whole(asked.service, ask, asked.number), asked)
+                return await answer_whole(request, gemini_front.whole_gemini(asked.service, ask, asked.number), asked)
             if request.query_params.get("alt") != "sse":
                 raise RefusalError("streams are sent as server-sent events: ask with ?alt=sse", field="alt")
             if ask.count > 1:
                 raise RefusalError("several candidates are not streamed", field="candidateCount")
-            return await streamed(request, ask, asked, gemini_front.events, gemini_chat.refusal_body, done=False)
+            return await streamed(request, ask, asked, gemini_front.gemini_events, gemini_chat.refusal_body, done=False)
 
         return await self._handle(request, "gemini", gemini_chat.refusal_body, answer)
 
@@ -141,22 +148,22 @@ class Front:
             return await self.gemini_models(request)
         found = openai_front.models(self.service)
         if self.router:
-            found["data"].append(openai_front.model(self.service) | {"id": AUTO})
+            found["data"].append(openai_front.openai_model(self.service) | {"id": AUTO})
         return self._listed(request, openai.error_body, found)
 
     async def model(self, request: Request) -> Response:
         if _is_gemini(request):
             return await self.gemini_model(request)
-        return self._named(request, openai.error_body, openai_front.model(self.service))
+        return self._named(request, openai.error_body, openai_front.openai_model(self.service))
 
     async def gemini_models(self, request: Request) -> Response:
-        found = [gemini_front.model(self.service)]
+        found = [gemini_front.gemini_model(self.service)]
         if self.router:
             found.append(found[0] | self.router.as_gemini())
         return self._listed(request, gemini_chat.refusal_body, {"models": found})
 
     async def gemini_model(self, request: Request) -> Response:
-        return self._named(request, gemini_chat.refusal_body, gemini_front.model(self.service))
+        return self._named(request, gemini_chat.refusal_body, gemini_front.gemini_model(self.service))
 
     async def home(self, request: Request) -> Response:
         try:
@@ -250,14 +257,14 @@ class Front:
             grant = self._admit(request)
             account.key = grant.name
             self.keys.spend(grant)
-            body = await read_json(request, self.limit)
+            body = await read_json_body(request, self.limit)
             asked = account.asked = PendingRequest(account.number, await self.deployment.lease(), grant, body=body)
             asked.privacy = declared_class(request, body, grant.privacy)
             found = await answer(body, asked)
         except RefusalError as refusal:
-            response = refused(refusal, shape)
+            response = refusal_response(refusal, shape)
         except OpsError as error:
-            response = refused(failed(error), shape)
+            response = refusal_response(failed(error), shape)
         except BaseException:
             self.accounts.close(account, 500)
             raise

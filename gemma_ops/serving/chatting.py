@@ -16,7 +16,7 @@ from gemma_ops.config import MachineConfig, ServeConfig
 from gemma_ops.errors import DataError, OpsError
 from gemma_ops.serving.model import Said
 from gemma_ops.serving.open_source import open_source
-from gemma_ops.serving.server import opened
+from gemma_ops.serving.server import opened_server
 from gemma_ops.serving.serving_state import ModelService
 from gemma_ops.serving.showing import read_with_media
 from gemma_ops.wire.ask import Ask, RefusalError
@@ -145,7 +145,7 @@ async def _services(
     services: list[ModelService] = []
     try:
         for name in sources:
-            services.append(await opened(open_source(name, machine, settings), machine, settings))  # noqa: PERF401
+            services.append(await opened_server(open_source(name, machine, settings), machine, settings))  # noqa: PERF401
         yield services
     finally:
         for service in services:

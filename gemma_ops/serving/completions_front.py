@@ -15,14 +15,14 @@ from gemma_ops.wire.ask import Ask
 from gemma_ops.wire.completions import choice
 
 
-async def whole(service: ModelService, ask: Ask, request: str) -> tuple[dict[str, Any], Said]:
+async def whole_completion(service: ModelService, ask: Ask, request: str) -> tuple[dict[str, Any], Said]:
     """A completion with all its choices, and what they count together."""
     replies, total = await service.replies(ask)
     choices = [choice(at, said.text, said.end, _logprobs(said.chances, ask)) for at, said in enumerate(replies)]
     return {**_head(service, request), "choices": choices, "usage": usage_of(total)}, total
 
 
-async def chunks(
+async def completion_chunks(
     service: ModelService, ask: Ask, said: Said, pieces: AsyncIterator[Piece], request: str
 ) -> AsyncIterator[dict[str, Any]]:
     """The chunks of a streamed completion, its usage last where it was asked for."""

@@ -30,7 +30,7 @@ from gemma_ops.verdicts import VERDICT, Verdict
 MANIFEST = "manifest.json"
 
 
-def is_copy(folder: Path) -> bool:
+def is_pulled_copy(folder: Path) -> bool:
     """Whether a folder holds a version."""
     return (folder / MANIFEST).is_file()
 
@@ -70,7 +70,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, TypeError) as error:
         raise DataError(f"{folder / MANIFEST} can't be read: {error}", "pull the version again") from error
     try:
-        manifest.check(body)
+        manifest.check_manifest(body)
         if not (isinstance(body["subject"], dict) and isinstance(body["subject"].get("files"), dict)):
             raise OpsError("the manifest lists no files", "")
     except OpsError as error:

@@ -61,7 +61,7 @@ def _make_vllm(source: Source, machine: MachineConfig, settings: ServeConfig) ->
             "vLLM answers otherwise than was evaluated with some adapters, and here no canary would notice",
             "serve the merged checkpoint (serve.format=merged), or a version whose evaluation recorded answers",
         )
-    gpus = [] if machine.device == "cpu" or home.cpu else devices.present()
+    gpus = [] if machine.device == "cpu" or home.cpu else devices.present_devices()
     if not gpus and not home.cpu:
         raise MachineError(
             f"vLLM {home.version} in {home.python} was built for a GPU, and none is used here",

@@ -42,14 +42,14 @@ def read_shown(body: Any, service: ModelService, *, stream: bool = False) -> Ask
     return read_with_media(body, partial(read_request, stream=stream), lambda one: gemini_beyond(camel(one)), senses)
 
 
-async def whole(service: ModelService, ask: Ask, request: str) -> tuple[dict[str, Any], Said]:
+async def whole_gemini(service: ModelService, ask: Ask, request: str) -> tuple[dict[str, Any], Said]:
     """A response with all its candidates, and what they count together."""
     replies, total = await service.replies(ask)
     candidates = [_candidate(said, number, ask) for number, said in enumerate(replies)]
     return {"candidates": candidates, "usageMetadata": _usage(total), **_marks(service, request)}, total
 
 
-async def events(
+async def gemini_events(
     service: ModelService, ask: Ask, said: Said, pieces: AsyncIterator[Piece], request: str
 ) -> AsyncIterator[dict[str, Any]]:
     """The events of a streamed response; the last says how it ended and what it counts."""
@@ -71,14 +71,14 @@ async def events(
     yield {"candidates": [last], "usageMetadata": _usage(said), **marks}
 
 
-def count(service: ModelService, body: Any) -> dict[str, Any]:
+def count_tokens(service: ModelService, body: Any) -> dict[str, Any]:
     """What countTokens says: the tokens of the very prompt that generateContent would ask with."""
     asked = body.get("generateContentRequest", body) if isinstance(body, dict) else body
     tokens = len(service.model.prompt(read_shown(asked, service)))
     return {"totalTokens": tokens, "promptTokensDetails": [{"modality": "TEXT", "tokenCount": tokens}]}
 
 
-def model(service: ModelService) -> dict[str, Any]:
+def gemini_model(service: ModelService) -> dict[str, Any]:
     """The served model as Gemini lists one."""
     facts, context = service.facts, service.model.engine.context
     return {
@@ -95,7 +95,7 @@ def model(service: ModelService) -> dict[str, Any]:
 
 def _candidate(said: Said, index: int, ask: Ask) -> dict[str, Any]:
     calls = [(call.name, call.arguments) for call in said.calls]
-    parts = gemini_chat.parts(said.text, said.thought, calls, thoughts=bool(ask.extra.get("thoughts")))
+    parts = gemini_chat.content_parts(said.text, said.thought, calls, thoughts=bool(ask.extra.get("thoughts")))
     content = {"parts": parts, "role": "model"} if parts else {"role": "model"}
     found: dict[str, Any] = {"content": content, "finishReason": _FINISH[said.end], "index": index}
     return found | _logprobs(said.chances, ask)
@@ -116,7 +116,7 @@ def _chance(one: TokenChance) -> dict[str, Any]:
 
 
 def _usage(said: Said) -> dict[str, Any]:
-    return gemini_chat.usage(said.prompt_tokens, said.tokens, said.thought_tokens, said.cached_tokens)
+    return gemini_chat.usage_metadata(said.prompt_tokens, said.tokens, said.thought_tokens, said.cached_tokens)
 
 
 def _marks(service: ModelService, request: str) -> dict[str, Any]:

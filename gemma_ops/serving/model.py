@@ -106,7 +106,7 @@ class ServedModel:
         spelled = next((token for token in control_tokens(self.tokenizer) if token in raw), None)
         if spelled:
             raise RefusalError(f"the prompt spells the control token {spelled}: send token ids", field="prompt")
-        return documents.encode(self.tokenizer, raw).ids[:-1]  # without the document's end
+        return documents.encode_document(self.tokenizer, raw).ids[:-1]  # without the document's end
 
     def begun(self, ask: Ask) -> list[int]:
         """The tokens that a reply begins with whatever the model would say: those of a call that must be made. Raises

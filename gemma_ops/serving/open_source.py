@@ -22,7 +22,7 @@ from gemma_ops.modeling.checkpoint_source import checkpoint
 from gemma_ops.registry.fetching import is_version, pull_version
 from gemma_ops.runs import digest
 from gemma_ops.serving.choosing import choose_format
-from gemma_ops.serving.copied import is_copy, open_copy
+from gemma_ops.serving.copied import is_pulled_copy, open_copy
 from gemma_ops.serving.served_source import CHECKPOINT, SERVED_FORMATS, Source, is_weights, source_of_version
 from gemma_ops.verdicts import CANARY, VERDICT, Verdict
 
@@ -34,7 +34,7 @@ def open_source(asked: str, machine: MachineConfig, settings: ServeConfig) -> So
     if file.endswith(".gguf"):
         return _of_file(Path(file).expanduser(), Path(folder).expanduser() if folder else None, asked)
     run, path = Path(machine.runs) / asked, Path(asked).expanduser()
-    if is_copy(path):
+    if is_pulled_copy(path):
         return open_copy(path, settings, machine.trusted_keys)
     if not path.is_absolute() and run.is_dir():
         return _of_run(run, asked, settings)

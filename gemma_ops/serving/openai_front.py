@@ -16,7 +16,7 @@ from gemma_ops.wire.ask import Ask
 _FINISH = {"stop": "stop", "length": "length", "calls": "tool_calls"}
 
 
-async def whole(service: ModelService, ask: Ask, request: str) -> tuple[dict[str, Any], Said]:
+async def whole_chat(service: ModelService, ask: Ask, request: str) -> tuple[dict[str, Any], Said]:
     """A chat completion with all its choices, and what they count together."""
     replies, total = await service.replies(ask)
     choices = [
@@ -32,7 +32,7 @@ async def whole(service: ModelService, ask: Ask, request: str) -> tuple[dict[str
     return body, total
 
 
-async def chunks(
+async def chat_chunks(
     service: ModelService, ask: Ask, said: Said, pieces: AsyncIterator[Piece], request: str
 ) -> AsyncIterator[dict[str, Any]]:
     """The chunks of a streamed completion, its usage last where it was asked for."""
@@ -63,10 +63,10 @@ async def chunks(
 
 def models(service: ModelService) -> dict[str, Any]:
     """The list of models: the one that is served."""
-    return {"object": "list", "data": [model(service)]}
+    return {"object": "list", "data": [openai_model(service)]}
 
 
-def model(service: ModelService) -> dict[str, Any]:
+def openai_model(service: ModelService) -> dict[str, Any]:
     """The served model as OpenAI lists one."""
     return {"id": service.facts.model, "object": "model", "created": int(service.began), "owned_by": "gemma-ops"}
 
@@ -105,4 +105,4 @@ def chance_body(one: TokenChance) -> dict[str, Any]:
 
 def usage_of(said: Said) -> dict[str, Any]:
     """What a reply counts."""
-    return openai.usage(said.prompt_tokens, said.tokens, said.thought_tokens, said.cached_tokens)
+    return openai.completion_usage(said.prompt_tokens, said.tokens, said.thought_tokens, said.cached_tokens)

@@ -30,9 +30,9 @@ from gemma_ops.planning.serving_plan import check_memory
 from gemma_ops.registry.flavor import mlflow_refusal
 from gemma_ops.serving.copied import open_copy
 from gemma_ops.serving.engines import memory_for
-from gemma_ops.serving.openai_front import whole
+from gemma_ops.serving.openai_front import whole_chat
 from gemma_ops.serving.served_source import memory_of
-from gemma_ops.serving.server import opened
+from gemma_ops.serving.server import opened_server
 from gemma_ops.serving.serving_state import ModelService
 from gemma_ops.wire.ask import Ask, RefusalError
 from gemma_ops.wire.openai import read_chat
@@ -54,7 +54,7 @@ def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> Se
     machine, loop = MachineConfig(), _Loop()
     try:
         check_memory(memory_of(source, settings), memory_for(source, machine, settings), source.model)
-        service = loop.result(opened(source, machine, settings))
+        service = loop.result(opened_server(source, machine, settings))
     except BaseException:
         loop.end()
         raise
@@ -108,7 +108,7 @@ class ServedVersion:
         ask = self._read(body)
         if ask.stream:
             raise RefusalError("predict answers whole: leave stream out", field="stream")
-        return dict((await whole(self._service, ask, secrets.token_hex(12)))[0])
+        return dict((await whole_chat(self._service, ask, secrets.token_hex(12)))[0])
 
     async def _texts(self, asks: list[Ask]) -> list[str]:
         """As many at once as there are slots: the queue is for callers, and this is one."""

@@ -46,7 +46,7 @@ from gemma_ops.serving.open_source import open_source
 from gemma_ops.serving.relay import Message, Relay, run_app
 from gemma_ops.serving.routed_front import open_router
 from gemma_ops.serving.served_source import Source, memory_of
-from gemma_ops.serving.server import opened, traffic_of
+from gemma_ops.serving.server import opened_server, traffic_of
 from gemma_ops.serving.traffic import counted
 
 _DRAIN = 30.0
@@ -88,7 +88,7 @@ def app(args: dict[str, Any]) -> Any:
         raise ConfigError(
             f"the application's args: {wrong}", "give source, and configs and sets where needed"
         ) from None
-    config = loading.load(list(given.configs), list(given.sets))
+    config = loading.read_run_config(list(given.configs), list(given.sets))
     if config.serve.challenger:
         raise ConfigError("serve.challenger is for one machine's server", "deploy a second application beside it")
     if config.serve.certificate:
@@ -146,7 +146,7 @@ class ServerReplica:
         source = await asyncio.to_thread(_opened_alone, asked, machine, settings)
         one = settings.model_copy(update={"replicas": 1})
         check_memory(memory_of(source, one), memory_for(source, machine, one), asked)
-        self._service = await opened(source, machine, one)
+        self._service = await opened_server(source, machine, one)
         deployment, router = Deployment(self._service), open_router(machine, settings, budgeted=keys.budgeted)
         traffic = traffic_of(source, machine, settings, lambda line: _log({"told": line}))
         if traffic:

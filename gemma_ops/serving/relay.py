@@ -15,7 +15,7 @@ from starlette.requests import Request
 
 from gemma_ops.serving.engine import EngineGoneError
 from gemma_ops.serving.keys import is_this_machine
-from gemma_ops.serving.sending import event_line, failed, read_bytes, refused
+from gemma_ops.serving.sending import event_line, failed, read_bytes, refusal_response
 from gemma_ops.wire import gemini_chat, openai
 from gemma_ops.wire.ask import RefusalError
 
@@ -47,7 +47,7 @@ class Relay:
                 raise RefusalError("other machines are let in with serve.keys only", status=403, code="keys")
             body = await read_bytes(request, self._limit)
         except RefusalError as refusal:
-            await refused(refusal, shape)(scope, receive, send)
+            await refusal_response(refusal, shape)(scope, receive, send)
             return
         carried = {name: scope[name] for name in _CARRIED if name in scope}
         working = asyncio.create_task(self._forward(carried, body, send))
@@ -128,7 +128,7 @@ async def _break_off(head: Message, refusal: RefusalError, path: str, send: Send
 
 
 async def _whole(refusal: RefusalError, path: str, send: Send) -> None:
-    response = refused(refusal, _shape(path))
+    response = refusal_response(refusal, _shape(path))
     await send({"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers})
     await send({"type": "http.response.body", "body": bytes(response.body)})
 

@@ -56,7 +56,7 @@ class PendingRequest:
         return self.lease.service
 
 
-async def whole(request: Request, reply: Any, asked: PendingRequest) -> Response | dict[str, Any]:
+async def answer_whole(request: Request, reply: Any, asked: PendingRequest) -> Response | dict[str, Any]:
     """The reply, or nothing when the client has gone: then the work ends too."""
     found = await unless_gone(request, reply)
     if found is None:

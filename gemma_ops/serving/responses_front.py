@@ -18,7 +18,7 @@ from gemma_ops.wire import responses as wire
 from gemma_ops.wire.ask import Ask
 
 
-async def whole(service: ModelService, ask: Ask, request: str) -> tuple[dict[str, Any], Said]:
+async def whole_response(service: ModelService, ask: Ask, request: str) -> tuple[dict[str, Any], Said]:
     """A response with its output items, and what it counts."""
     said = await service.reply(ask)
     body = wire.response_body(ask, request, service.facts.model, int(time.time()))
@@ -35,7 +35,7 @@ async def whole(service: ModelService, ask: Ask, request: str) -> tuple[dict[str
     return body | _ended(said) | {"output": items}, said
 
 
-async def events(
+async def response_events(
     service: ModelService, ask: Ask, said: Said, pieces: AsyncIterator[Piece], request: str
 ) -> AsyncIterator[dict[str, Any]]:
     """The events of a streamed response."""

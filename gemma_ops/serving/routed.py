@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from gemma_ops.config import Privacy
 from gemma_ops.errors import OpsError
-from gemma_ops.routing.decision import LaneDecision, decide
+from gemma_ops.routing.decision import LaneDecision, decide_lane
 from gemma_ops.routing.decision_log import DecisionLog, Outcome, RouteRecord
 from gemma_ops.routing.gemini_lane import GeminiLane, classed
 from gemma_ops.routing.routing_evidence import EvidenceTable
@@ -29,9 +29,9 @@ from gemma_ops.serving.keys import Grant
 from gemma_ops.serving.lane_failures import header_text, is_lane_failure, no_lane, without_lane
 from gemma_ops.serving.lanes import LaneSummary, LaneTally
 from gemma_ops.serving.model import Said
-from gemma_ops.serving.reply_way import Events, PendingRequest, Shape, streamed, whole
+from gemma_ops.serving.reply_way import Events, PendingRequest, Shape, answer_whole, streamed
 from gemma_ops.serving.routed_request import RoutedRequest, read_declared, read_routed
-from gemma_ops.serving.sending import failed, refused, then
+from gemma_ops.serving.sending import failed, refusal_response, then
 from gemma_ops.serving.serving_state import ModelService, ServedFacts
 from gemma_ops.serving.token_reader import Piece
 from gemma_ops.targets.gemini_target import gemini_identity
@@ -111,7 +111,7 @@ class Router:
             floor=self._floor, number=asked.number,
         )  # fmt: skip
         signals = self._within_budget(routed.signals, asked.grant)
-        first = decide(self.policy, signals, table)
+        first = decide_lane(self.policy, signals, table)
         course = _Course(body, asked, replace(routed, signals=signals), first, first, time.monotonic())
         while course.decision.lane != "refuse":
             try:
@@ -123,7 +123,7 @@ class Router:
                 if not is_lane_failure(refusal, place):
                     return self._refused(course, refusal, manner)
                 signals = without_lane(signals, place)
-                other = decide(self.policy, signals, table)
+                other = decide_lane(self.policy, signals, table)
                 why = f"{place} failed ({refusal.code or refusal.status})"
                 course.decision = replace(other, reasons=(other.reasons[0], why, *other.reasons[1:]))
                 if other.lane in ("refuse", *course.tried):
@@ -188,7 +188,7 @@ class Router:
         if ask.stream:
             response = await streamed(request, ask, asked, self._marked(course, manner), manner.shape, done=manner.done)
         else:
-            found = await whole(request, manner.whole_reply(asked.service, ask, asked.number), asked)
+            found = await answer_whole(request, manner.whole_reply(asked.service, ask, asked.number), asked)
             if isinstance(found, dict):
                 self._mark(found, course)
             response = found if isinstance(found, Response) else JSONResponse(found)
@@ -227,7 +227,7 @@ class Router:
 
     def _refused(self, course: _Course, refusal: RefusalError, manner: SpokenProtocol) -> Response:
         """An error in the protocol's own shape, with the reasons in its headers."""
-        response = refused(refusal, manner.shape)
+        response = refusal_response(refusal, manner.shape)
         if refusal.status == 503:
             response.headers.setdefault("Retry-After", "1")
         return self._ended(course, response, "refuse", Said())

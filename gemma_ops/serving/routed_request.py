@@ -20,11 +20,11 @@ from gemma_ops.data.rowerror import RowError
 from gemma_ops.errors import OpsError
 from gemma_ops.gemini import prices
 from gemma_ops.privacy.classes import PRIVACY, strictest
-from gemma_ops.routing.gemini_lane import CarriedRequest, GeminiLane, carried
-from gemma_ops.routing.reply_estimate import estimate
+from gemma_ops.routing.gemini_lane import CarriedRequest, GeminiLane, carried_content
+from gemma_ops.routing.reply_estimate import estimate_reply
 from gemma_ops.routing.routing_evidence import EvidenceTable
 from gemma_ops.routing.routing_policy import RoutingPolicy
-from gemma_ops.routing.scan import leaves, scan
+from gemma_ops.routing.scan import scan, text_leaves
 from gemma_ops.routing.signals import LocalState, Signals
 from gemma_ops.serving.serving_state import ModelService
 from gemma_ops.wire.ask import Ask, RefusalError
@@ -99,7 +99,7 @@ async def read_routed(
     """Read a request for both lanes. Raises RefusalError for a conversation that is none."""
     messages, tools = _conversation(ask)
     reply = ask.max_tokens or service.model.usual
-    sent = carried(
+    sent = carried_content(
         ask, beyond.restored(messages), tools, policy.gemini, hosted=beyond.hosted, level=beyond.level,
         reply=reply, number=number,
     )  # fmt: skip
@@ -111,7 +111,7 @@ async def read_routed(
     counted = bool(service.model.engine.senses) and not why_not  # what is shown, too
     tokens = prompt_tokens + (0 if counted else shown)
     bound = prices.request_bound(sent.request)
-    expected, most = estimate(
+    expected, most = estimate_reply(
         policy.gemini, tokens=prompt_tokens + shown, reply=reply, bound=bound, at=datetime.now(UTC), tier=lane.tier
     )
     state, slots, context = lane.state(), service.slots, service.model.engine.context
@@ -164,6 +164,6 @@ def _texts(ask: Ask, messages: list[dict[str, Any]], tools: list[dict[str, Any]]
         parts = content if isinstance(content, list) else [content]
         yield "".join(part.get("text", "") if isinstance(part, dict) else str(part or "") for part in parts)
         if content and str(content)[:1] in "{[":
-            yield "\n".join(leaves(str(content)))
-        yield "\n".join(leaves(message.get("tool_calls") or []))
-    yield "\n".join(leaves([tools, ask.schema, list(ask.stop)]))
+            yield "\n".join(text_leaves(str(content)))
+        yield "\n".join(text_leaves(message.get("tool_calls") or []))
+    yield "\n".join(text_leaves([tools, ask.schema, list(ask.stop)]))

@@ -22,7 +22,7 @@ def failed(error: OpsError) -> RefusalError:
     return RefusalError(f"{error.what}; {error.fix}", status=503, code="engine", retry_after=1)
 
 
-async def read_json(request: Request, limit: int) -> Any:
+async def read_json_body(request: Request, limit: int) -> Any:
     """The body of a request. Raises RefusalError for one that is no JSON, or larger than `limit` bytes."""
     try:
         return json.loads(await read_bytes(request, limit))
@@ -41,7 +41,7 @@ async def read_bytes(request: Request, limit: int) -> bytes:
     return b"".join(parts)
 
 
-def refused(refusal: RefusalError, shape: Callable[[RefusalError], dict[str, Any]]) -> Response:
+def refusal_response(refusal: RefusalError, shape: Callable[[RefusalError], dict[str, Any]]) -> Response:
     """A refusal in the words of a protocol."""
     wait = {} if refusal.retry_after is None else {"Retry-After": str(refusal.retry_after)}
     return JSONResponse(shape(refusal), refusal.status, wait)

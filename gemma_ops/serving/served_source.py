@@ -15,7 +15,7 @@ from gemma_ops.family import Shape
 from gemma_ops.family.formats import DEFAULT_FORMATS, FORMATS, GGUF, REFERENCE, Format
 from gemma_ops.family.gguf_shape import gguf_shape
 from gemma_ops.family.media import Senses
-from gemma_ops.modeling.checkpoint_source import find_base, read_config
+from gemma_ops.modeling.checkpoint_source import find_base, read_model_config
 from gemma_ops.planning.serving_bytes import ServingBytes, checkpoint_bytes, checkpoint_serving_bytes, serving_bytes
 from gemma_ops.privacy.classes import PRIVACY, class_of, learned_class, stricter
 from gemma_ops.registry.fetching import Pulled
@@ -87,7 +87,7 @@ def engine_memory(source: Source, settings: ServeConfig) -> ServingBytes:
     if source.file.is_file():
         size, windowed = source.file.stat().st_size, settings.window_cache
         return serving_bytes(gguf_shape(source.file), size, slots=slots, context=context, windowed=windowed)
-    shape = Shape.from_config(read_config(source.base or source.file))
+    shape = Shape.from_config(read_model_config(source.base or source.file))
     added = sum(file.stat().st_size for file in source.file.glob("*.safetensors")) if source.base else 0
     sees = bool(Senses.read(source.base or source.file).kinds)
     weights = checkpoint_bytes(shape, towers=sees or source.base is not None) + added

@@ -39,7 +39,7 @@ _DRAIN = 30
 """Seconds that requests under way have when the server ends."""
 
 
-def serve(
+def serve_source(
     asked: str,
     machine: MachineConfig,
     settings: ServeConfig,
@@ -72,7 +72,7 @@ def serve(
         listening.close()
 
 
-async def opened(source: Source, machine: MachineConfig, settings: ServeConfig) -> ModelService:
+async def opened_server(source: Source, machine: MachineConfig, settings: ServeConfig) -> ModelService:
     """A service whose engine answers and whose canary sang. The caller stops its engine."""
 
     def make(threads: int | None) -> Engine:
@@ -120,7 +120,7 @@ async def _run(
 ) -> None:
     router = open_router(machine, settings, budgeted=keys.budgeted)
     try:
-        service = await opened(source, machine, settings)
+        service = await opened_server(source, machine, settings)
     except BaseException:
         if router:
             router.close()
@@ -195,10 +195,10 @@ def alias_followers(
                 f"serve.challenger needs an alias to challenge, and {source.asked} is none", "serve NAME@ALIAS"
             )
         return []
-    found = [AliasFollower(deployment, source.asked, machine, settings, opened, say)] if settings.follow else []
+    found = [AliasFollower(deployment, source.asked, machine, settings, opened_server, say)] if settings.follow else []
     if settings.challenger:
         beside = f"{source.model}@{settings.challenger.alias}"
-        found.append(AliasFollower(deployment, beside, machine, settings, opened, say, challenges=True))
+        found.append(AliasFollower(deployment, beside, machine, settings, opened_server, say, challenges=True))
     return found
 
 

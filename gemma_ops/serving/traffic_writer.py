@@ -16,11 +16,11 @@ from gemma_ops.config import MachineConfig
 from gemma_ops.errors import OpsError
 from gemma_ops.registry.traffic_runs import TracedRequest, TrafficPlace
 from gemma_ops.routing.routing_policy import Detectors
-from gemma_ops.routing.scan import leaves, scan
+from gemma_ops.routing.scan import scan, text_leaves
 from gemma_ops.wire.beyond import shows
 
 
-def main() -> None:
+def writer_main() -> None:
     """File what stdin holds."""
     write_traffic(sys.stdin, _tell)
 
@@ -69,7 +69,7 @@ def allowed(traced: TracedRequest, *, elsewhere: bool) -> TracedRequest:
     something personal or secret is found or could be seen or heard, stays here."""
     if not elsewhere or traced.asked is None:
         return traced
-    texts = ["\n".join(leaves(part)) for part in (traced.asked, traced.said)]
+    texts = ["\n".join(text_leaves(part)) for part in (traced.asked, traced.said)]
     found = None if traced.content_class == "local_only" else scan(texts, Detectors())
     if found is None or found.kinds or not found.whole or shows(traced.asked):
         return replace(traced, asked=None, said=None)
@@ -81,4 +81,4 @@ def _tell(problem: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    writer_main()

@@ -10,7 +10,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from gemma_ops.modeling.checkpoint_source import read_config
+from gemma_ops.modeling.checkpoint_source import read_model_config
 from gemma_ops.planning.devices import GIB
 from gemma_ops.planning.serving_bytes import ServingBytes
 
@@ -48,7 +48,7 @@ def vllm_arguments(
         "--model", str(folder), "--served-model-name", WEIGHTS_NAME, "--dtype", "bfloat16",
         "--max-model-len", str(context), "--max-num-seqs", str(slots), "--logprobs-mode", "raw_logprobs",
         "--structured-outputs-config", json.dumps(_HELD), "--enable-prompt-tokens-details",
-        "--disable-uvicorn-access-log", *_text_only(read_config(folder)),
+        "--disable-uvicorn-access-log", *_text_only(read_model_config(folder)),
     ]  # fmt: skip
     if gpu is None:
         given.append("--enforce-eager")  # else it wants a compiler, and a minute

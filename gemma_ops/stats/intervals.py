@@ -155,7 +155,7 @@ def wilson(mean: float, n: float, z: float) -> tuple[float, float]:
     return max(0.0, min(centre - half, mean)), min(1.0, max(centre + half, mean))
 
 
-def resample(statistic: Statistic, clusters: Sequence[str], seed: int, *, times: int = 1000) -> Array:
+def resample_mean(statistic: Statistic, clusters: Sequence[str], seed: int, *, times: int = 1000) -> Array:
     """The figure on `times` bootstrap samples of clusters. Equal seeds and clusters give equal samples, so that two
     targets can be compared draw by draw."""
     rng = np.random.default_rng(seed)

@@ -40,7 +40,9 @@ class Difference:
     method: str
 
 
-def compare(first: list[float], second: list[float], clusters: list[str] | None, confidence: float) -> Difference:
+def compare_paired(
+    first: list[float], second: list[float], clusters: list[str] | None, confidence: float
+) -> Difference:
     """Paired comparison of two score lists in the same row order, each in [0, 1]."""
     a, b = np.asarray(first), np.asarray(second)
     sample = Sample.of(list(a - b), clusters)

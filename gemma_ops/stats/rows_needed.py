@@ -8,7 +8,7 @@ from gemma_ops.stats import paired, power
 from gemma_ops.stats.intervals import EXACT_ROWS, Sample
 
 
-def rows(sample: Sample, margin: float, level: float, truth: float, *, is_difference: bool) -> int | None:
+def paired_rows(sample: Sample, margin: float, level: float, truth: float, *, is_difference: bool) -> int | None:
     """Rows with which a mean above `margin` is shown with power .8, if the truth is this sample moved to mean `truth`.
     None where no number is enough."""
     measured = abs(truth - sample.mean) < 1e-12

@@ -38,7 +38,7 @@ def synthesize(
     source: Path | None = None,
 ) -> dict[str, float]:
     """The step `synthesize`; see `pipeline.synthesize`."""
-    from gemma_ops.synth.synthesize_step import synthesize as run
+    from gemma_ops.synth.synthesize_step import synthesize_rows as run
 
     return run(
         out,

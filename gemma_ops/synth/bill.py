@@ -18,7 +18,7 @@ from gemma_ops.answer import Prompt
 from gemma_ops.config import GeminiConfig
 from gemma_ops.gemini import prices, request_wire
 from gemma_ops.gemini.door import MANY
-from gemma_ops.gemini.models import facts
+from gemma_ops.gemini.models import model_facts
 from gemma_ops.gemini.request import Use
 from gemma_ops.gemini.usage import Usage
 from gemma_ops.targets.gemini_target import output_limit, request
@@ -54,7 +54,7 @@ class Bill:
     worst_new_tokens: int
 
 
-def bill(
+def synthesis_bill(
     planned: Sequence[PlannedBill], spec: TargetSpec, gemini: GeminiConfig, *, reply: int, output: int, use: Use
 ) -> Bill:
     """The bill of requests whose visible replies hold at most `reply` tokens and likely `output`, thoughts included.
@@ -65,7 +65,7 @@ def bill(
     counts: Counter[str] = Counter()
     for item in planned:
         counts[item.kind] += item.times
-    batches = "batch" in facts(spec.model).tiers and not gemini.enterprise and gemini.batch != "never"
+    batches = "batch" in model_facts(spec.model).tiers and not gemini.enterprise and gemini.batch != "never"
     always = batches and gemini.batch == "always"
     many = {kind for kind, count in counts.items() if batches and gemini.tier == "paid" and count >= MANY}
     first: set[str] = set()
@@ -76,7 +76,9 @@ def bill(
         first.add(tier)
         asked = request(spec, Prompt(item.messages, "any"), reply, use=use, schema=item.schema)
         bound = prices.prompt_bound(request_wire.body(asked)) + item.later
-        likely += item.times * prices.price(spec.model, Usage(prompt=item.tokens, output=output), tier=tier, at=now)
+        likely += item.times * prices.request_price(
+            spec.model, Usage(prompt=item.tokens, output=output), tier=tier, at=now
+        )
         worst += item.times * max(
             prices.worst(spec.model, bound, limit, tier=name, at=now)
             + prices.worst(spec.model, bound + BYTES * limit + _REPAIR, limit, tier=name, at=now)
@@ -92,4 +94,4 @@ def bill(
 
 def written(spec: TargetSpec, reply: int) -> int:
     """Tokens that one reply can hold, thoughts included."""
-    return output_limit(facts(spec.model), spec.thinking, reply) if spec.kind == "gemini" else reply
+    return output_limit(model_facts(spec.model), spec.thinking, reply) if spec.kind == "gemini" else reply

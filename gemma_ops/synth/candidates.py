@@ -10,7 +10,7 @@ from gemma_ops.data.example import content_id
 from gemma_ops.synth import methods
 from gemma_ops.synth.material import Draft, Item, Material
 from gemma_ops.synth.replies import TeacherQuestion, TeacherReply
-from gemma_ops.synth.row_checks import Rejection, check
+from gemma_ops.synth.row_checks import Rejection, check_row
 
 _ENDS = {"length": "cut", "blocked": "blocked", "error": "error", "stop": "invalid_reply"}
 """Codes of replies without a value, by how they ended."""
@@ -70,7 +70,7 @@ class Rejected:
         self.rows.append({key: value for key, value in row.items() if value is not None})
 
 
-def question_of(item: Item) -> TeacherQuestion:
+def candidate_question(item: Item) -> TeacherQuestion:
     """What the teacher is asked for an item."""
     messages = tuple(methods.METHODS[item.method].ask(item))
     return TeacherQuestion(item.method, item.material.name, messages, item.material.privacy, item.turn)
@@ -86,11 +86,11 @@ def candidates(
         if reply.value is None:
             rejected.add(item, reply, Rejection(_ENDS[reply.end], reply.problem))
             continue
-        method, question = methods.METHODS[item.method], question_of(item)
+        method, question = methods.METHODS[item.method], candidate_question(item)
         drafts = method.drafts(item, method.shape.model_validate(reply.value))
         written += len(drafts)
         for draft in drafts:
-            checked = check(item, draft)
+            checked = check_row(item, draft)
             if isinstance(checked, Rejection):
                 rejected.add(item, reply, checked, draft)
             else:

@@ -17,15 +17,15 @@ from typing import Any
 from gemma_ops.config import RunConfig, SynthConfig
 from gemma_ops.data import chat
 from gemma_ops.errors import ServiceError
-from gemma_ops.modeling.checkpoint_source import local, tokenizer_folder
+from gemma_ops.modeling.checkpoint_source import local_base, tokenizer_folder
 from gemma_ops.privacy.text_copies import PrivateTexts
 from gemma_ops.synth import methods, plan_requests
-from gemma_ops.synth.bill import BYTES, PlannedBill, bill, written
-from gemma_ops.synth.candidates import question_of
+from gemma_ops.synth.bill import BYTES, PlannedBill, synthesis_bill, written
+from gemma_ops.synth.candidates import candidate_question
 from gemma_ops.synth.grading_forecast import ROW, Grading, grading, seen
 from gemma_ops.synth.material import Item, Material, Pool
 from gemma_ops.synth.methods.document_qa import ANGLES
-from gemma_ops.targets.spec import TargetSpec, parse
+from gemma_ops.targets.spec import TargetSpec, parse_target
 from gemma_ops.targets.structured import in_words
 from gemma_ops.tasks.compared_questions import add_task
 
@@ -103,7 +103,7 @@ class Estimate:
         return {(section.document.name, section.number) for section in found if section}
 
 
-def estimate(
+def estimate_synthesis(
     config: RunConfig,
     paths: dict[str, Path | None],
     device: str | None = None,
@@ -152,7 +152,7 @@ def estimate(
     )
     if spec.kind == "gemini":
         each = 2 * expected // max(1, len(prompts))
-        found = bill(planned, spec, config.machine.gemini, reply=limit, output=each, use="synth")
+        found = synthesis_bill(planned, spec, config.machine.gemini, reply=limit, output=each, use="synth")
         made = replace(
             made,
             dollars=found.likely,
@@ -189,7 +189,7 @@ def _parents(items: Sequence[Item]) -> list[Material]:
 
 def _planned(item: Item, count: Callable[[Sequence[dict[str, Any]]], int], later: int) -> PlannedBill:
     """A local model is told the shape in words, a service beside them (which is billed as well)."""
-    messages = question_of(item).messages
+    messages = candidate_question(item).messages
     schema = methods.METHODS[item.method].shape.model_json_schema()
     return PlannedBill(item.method, messages, schema, 0 if later else count(in_words(messages, schema)), later)
 
@@ -199,7 +199,7 @@ def _with_judge(made: Estimate, config: RunConfig, spec: TargetSpec) -> Estimate
     judge, kinds = made.judge, [spec.kind]
     parts = [(made.dollars, made.worst_dollars)]
     if judge:
-        kinds.append(parse(judge.judge).kind)
+        kinds.append(parse_target(judge.judge).kind)
         parts.append((judge.dollars, judge.worst_dollars))
     if "gemini" in kinds:
         made = replace(made, budget=config.machine.gemini.budget_usd)
@@ -212,7 +212,7 @@ def _with_judge(made: Estimate, config: RunConfig, spec: TargetSpec) -> Estimate
 
 def _spec(teacher: str) -> TargetSpec:
     """A Hub id or folder answers as the checkpoint that the recipe fetches."""
-    return parse("base") if local(teacher) else parse(teacher)
+    return parse_target("base") if local_base(teacher) else parse_target(teacher)
 
 
 def _counter(config: RunConfig) -> tuple[Callable[[Sequence[dict[str, Any]]], int], str]:
@@ -225,7 +225,7 @@ def _counter(config: RunConfig) -> tuple[Callable[[Sequence[dict[str, Any]]], in
             "bounded by their bytes: the tokenizer of model.base is not here"
         )
     return lambda messages: len(
-        chat.prompt_ids(tokenizer, list(messages))
+        chat.chat_prompt_ids(tokenizer, list(messages))
     ), f"counted with the tokenizer of {config.model.base}"
 
 
@@ -262,13 +262,13 @@ def _timed(made: Estimate, config: RunConfig, prompts: list[int], expected: int,
     """Time on this machine: reading is bound by arithmetic; writing, for each token of a batch, by reading all weights once or
     by starting the kernels of a forward pass, whichever takes longer."""
     from gemma_ops.planning.speed import FACTOR_ROUGH
-    from gemma_ops.planning.training_plan import pick, resolve
+    from gemma_ops.planning.training_plan import pick_device, resolve_base
 
-    target = pick(config, device)
+    target = pick_device(config, device)
     base = config.model.base if config.synth.teacher == "base" else config.synth.teacher
     if config.synth.teacher.startswith("gguf:") or not target.peak:
         return replace(made, dollars=0.0, worst_dollars=0.0, device=target.name)
-    shape, _ = resolve(base)
+    shape, _ = resolve_base(base)
     reading = sum(prompts) * 2.0 * shape.active_per_token() / (target.peak * 1e12 * target.sustained)
     weights = 2.0 * (shape.counts().text - shape.counts().per_layer_table) / (target.bandwidth * 1e9)
     seconds = reading + expected / config.machine.eval_batch * max(weights, len(shape.layers) * _FORWARD)

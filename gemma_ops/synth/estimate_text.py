@@ -10,7 +10,7 @@ _SHOWN = 12
 """Documents listed one by one; the rest are counted."""
 
 
-def lines(made: Estimate) -> list[str]:
+def estimate_lines(made: Estimate) -> list[str]:
     """About 100 columns wide, without colours."""
     body = made.to_json()
     documents, sections = body["coverage"]["documents"], body["coverage"]["sections"]

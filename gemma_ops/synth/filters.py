@@ -79,4 +79,4 @@ class Filters:
             json.dumps(call["function"], ensure_ascii=False) for turn in messages for call in turn.get("tool_calls", [])
         ]
         texts = [*(turn["content"] for turn in messages), *calls, rejected or ""]
-        return {item.kind for text in texts for item in personal_data.find(text)}
+        return {item.kind for text in texts for item in personal_data.find_personal(text)}

@@ -11,14 +11,14 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from gemma_ops.config import MachineConfig, Privacy, RunConfig
-from gemma_ops.modeling.checkpoint_source import local
+from gemma_ops.modeling.checkpoint_source import local_base
 from gemma_ops.privacy.classes import answers_class, learned_class, stricter
 from gemma_ops.synth import judge_filter, plan_requests
-from gemma_ops.synth.bill import BYTES, PlannedBill, bill, written
+from gemma_ops.synth.bill import BYTES, PlannedBill, synthesis_bill, written
 from gemma_ops.synth.material import Draft, Item, Material, written_by
 from gemma_ops.targets.endpoint_target import classes_of, learned_by_endpoint
 from gemma_ops.targets.gemini_target import seen_by
-from gemma_ops.targets.spec import TargetSpec, parse
+from gemma_ops.targets.spec import TargetSpec, parse_target
 from gemma_ops.targets.structured import in_words
 from gemma_ops.targets.target import LOCAL
 
@@ -60,7 +60,7 @@ def _learned(config: RunConfig, teacher: TargetSpec) -> Privacy:
     if not teacher.local:
         return "any" if teacher.kind == "gemini" else learned_by_endpoint(teacher, config.machine)
     own = config.synth.teacher == "base"
-    folder = local(config.model.base if own else config.synth.teacher)
+    folder = local_base(config.model.base if own else config.synth.teacher)
     found = learned_class(folder) if folder else "any"
     return stricter(found, config.model.privacy or "any") if own else found
 
@@ -79,7 +79,7 @@ def grading(
     settings = config.synth
     if settings.judge is None:
         return None
-    spec = parse(settings.judge)
+    spec = parse_target(settings.judge)
     most = BYTES * written(teacher, settings.max_new_tokens)
     planned: list[PlannedBill] = []
     for item in items:
@@ -98,7 +98,9 @@ def grading(
     if spec.kind != "gemini":
         cost = 0.0 if spec.local else None
         return replace(made, dollars=cost, worst_dollars=cost)
-    found = bill(planned, spec, config.machine.gemini, reply=judge_filter.LIMIT, output=GRADE + ROW, use="judge")
+    found = synthesis_bill(
+        planned, spec, config.machine.gemini, reply=judge_filter.LIMIT, output=GRADE + ROW, use="judge"
+    )
     return replace(made, dollars=found.likely, worst_dollars=found.worst, tier=found.tiers)
 
 
@@ -106,7 +108,7 @@ def _rows(
     material: Material, rows: int, replies: int, most: int, count: Callable[[Sequence[dict[str, Any]]], int]
 ) -> list[PlannedBill]:
     """The grades of rows from one material. The rows of a reply share its limit, so one of them at most is as long as that."""
-    question, schema = judge_filter.question(Draft([]), material), judge_filter.Grade.model_json_schema()
+    question, schema = judge_filter.grading_question(Draft([]), material), judge_filter.Grade.model_json_schema()
     tokens = count(in_words(question.messages, schema)) + ROW
     found = [
         PlannedBill("judge", question.messages, schema, tokens, _TURNS + most, replies),

@@ -41,12 +41,12 @@ class Grade(MaterialShape):
     grade: Annotated[int, Field(ge=1, le=5)]
 
 
-def question_of(candidate: RowCandidate) -> TeacherQuestion:
+def graded_question(candidate: RowCandidate) -> TeacherQuestion:
     """What the judge is asked about a candidate."""
-    return question(candidate.draft, candidate.item.material)
+    return grading_question(candidate.draft, candidate.item.material)
 
 
-def question(draft: Draft, material: Material) -> TeacherQuestion:
+def grading_question(draft: Draft, material: Material) -> TeacherQuestion:
     """What the judge is asked about a row: the conversation, the flawed answer of a pair, and the source it is from."""
     turns = [f"{turn['role']}: {turn['content']}{_calls(turn.get('tool_calls') or [])}" for turn in draft.messages]
     if draft.rejected is not None:

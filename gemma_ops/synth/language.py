@@ -10,7 +10,7 @@ from __future__ import annotations
 import unicodedata
 from collections import Counter
 
-from gemma_ops.data.hashed_words import words
+from gemma_ops.data.hashed_words import hash_words
 
 _SMALL = {
     "en": "the of and to in is that it for you with on this are be or your can not have will from if what how do which",
@@ -46,7 +46,7 @@ def language(text: str) -> str | None:
         return None
     if script != "LATIN":
         return None if script == "OTHER" else script.lower()
-    found = words(text)[:2000]
+    found = hash_words(text)[:2000]
     if len(found) < _FEWEST:
         return None
     hits = Counter({name: sum(small.get(word, 0.0) for word in found) for name, small in _WEIGHTS.items()})

@@ -79,7 +79,7 @@ def first(settings: SynthConfig, pool: Pool) -> list[Item]:
         needs = methods.METHODS[name].from_what
         materials = {"documents": sections, "seeds": bundles, "tools": [pool.tools] if pool.tools else []}.get(needs)
         if count and materials is not None:
-            items += spread(name, count, materials, settings.per_request, settings.seed)
+            items += spread_requests(name, count, materials, settings.per_request, settings.seed)
     return items
 
 
@@ -90,10 +90,10 @@ def second(settings: SynthConfig, pool: Pool, rows: Sequence[Material]) -> list[
         return []
     groups = {seed.id: bundle.group for bundle in of_seeds(list(pool.seeds)) for seed in bundle.seeds}
     parents = rows or [of_seed(seed, groups[seed.id]) for seed in pool.seeds]
-    return spread("evolve", count, parents, 1, settings.seed) if parents else []
+    return spread_requests("evolve", count, parents, 1, settings.seed) if parents else []
 
 
-def spread(method: str, count: int, materials: Iterable[Material], most: int, seed: int) -> list[Item]:
+def spread_requests(method: str, count: int, materials: Iterable[Material], most: int, seed: int) -> list[Item]:
     """Requests of at most `most` rows each for `count` rows in all: every group once before any twice, likewise its parts."""
     by_group: dict[str, list[Material]] = defaultdict(list)
     for material in materials:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-from gemma_ops.data.hashed_words import words
+from gemma_ops.data.hashed_words import hash_words
 from gemma_ops.synth.sections import DocumentSection
 
 SHORTEST = 3
@@ -15,7 +15,7 @@ SHORTEST = 3
 _QUOTES = "\"'“”„«»‘’`"
 
 
-def find(section: DocumentSection, quotation: str) -> tuple[int, int] | None:
+def find_quotation(section: DocumentSection, quotation: str) -> tuple[int, int] | None:
     """Where a quotation stands in the section's source, as [first, last + 1); None when it doesn't stand there.
 
     Quotation marks around it don't count. Case, punctuation and every letter inside must be the same.
@@ -32,4 +32,4 @@ def find(section: DocumentSection, quotation: str) -> tuple[int, int] | None:
 
 def too_short(quotation: str) -> bool:
     """Whether a quotation is too short to prove anything."""
-    return len(words(quotation)) < SHORTEST
+    return len(hash_words(quotation)) < SHORTEST

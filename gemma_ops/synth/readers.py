@@ -79,7 +79,7 @@ def markdown(text: str, name: str) -> Reading:
     return Reading(text, tuple(headings), facts, begins)
 
 
-def plain(text: str, name: str) -> Reading:
+def read_plain(text: str, name: str) -> Reading:
     """Plain text: no headings."""
     facts, begins = _front_matter(text, name)
     return Reading(text, (), facts, begins)
@@ -107,7 +107,7 @@ _BLOCKS = {
 _HIDDEN = {"script", "style", "template", "noscript", "svg", "title"}
 
 
-def page(source: str, name: str) -> Reading:
+def read_page(source: str, name: str) -> Reading:
     """The visible text of an HTML page: tags gone, white space collapsed, blocks on lines of their own."""
     parser = _Page(source)
     parser.feed(source)

@@ -18,7 +18,7 @@ from gemma_ops.answer import End, Prompt
 from gemma_ops.config import Privacy
 from gemma_ops.runs import digest, journal
 from gemma_ops.runs.keyed import KeyedFile
-from gemma_ops.targets.structured import Structured, ask
+from gemma_ops.targets.structured import Structured, ask_structured
 from gemma_ops.targets.target import Target
 
 FILE = "replies.jsonl"
@@ -104,7 +104,7 @@ class Replies(KeyedFile[TeacherReply]):
                 )
                 for key in chosen
             ]
-            found = ask(target, prompts, shape, max_new_tokens=max_new_tokens, batch=batch)
+            found = ask_structured(target, prompts, shape, max_new_tokens=max_new_tokens, batch=batch)
             self.append([_reply(key, by_key[key], item) for key, item in zip(chosen, found, strict=True)])
             done = len(questions) - len(missing) + start + len(chosen)
             journal.record(phase="ask", what=questions[0].what, done=done, of=len(questions))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from gemma_ops.data.hashed_words import normal, words
+from gemma_ops.data.hashed_words import hash_words, normal
 from gemma_ops.data.normal import conversation
 from gemma_ops.data.rowerror import RowError
 from gemma_ops.synth import quotations
@@ -42,7 +42,7 @@ class Rejection:
     reason: str
 
 
-def check(item: Item, draft: Draft) -> Rejection | tuple[int, int] | None:
+def check_row(item: Item, draft: Draft) -> Rejection | tuple[int, int] | None:
     """What is wrong with a row; else where its quotation stands in the source, or None where it needs none."""
     if draft.problem:
         return Rejection(*draft.problem)
@@ -56,9 +56,9 @@ def check(item: Item, draft: Draft) -> Rejection | tuple[int, int] | None:
 
 
 def _wording(item: Item, question: str, answers: list[str]) -> Rejection | None:
-    if not words(question):
+    if not hash_words(question):
         return Rejection("empty_question", "the question holds no words")
-    if not all(words(answer) for answer in answers):
+    if not all(hash_words(answer) for answer in answers):
         return Rejection("empty_answer", "an answer holds no words")
     if _REFUSAL.match(answers[0].lstrip("\"'*_ ")) and item.method != "tool_calls":
         return Rejection("refusal", "the answer declines to answer")
@@ -93,6 +93,6 @@ def _evidence(item: Item, draft: Draft) -> Rejection | tuple[int, int] | None:
         return None
     if quotations.too_short(draft.quote):
         return Rejection("quote_too_short", f"a quotation of fewer than {quotations.SHORTEST} words proves nothing")
-    return quotations.find(item.material.section, draft.quote) or Rejection(
+    return quotations.find_quotation(item.material.section, draft.quote) or Rejection(
         "not_in_source", "the quotation does not stand in the source"
     )

@@ -39,7 +39,7 @@ class Maker:
         return {} if self.answers == self.learned else {"release": self.release.model_dump(mode="json")}
 
 
-def row(candidate: RowCandidate, teacher: Maker, passed: list[str], grade: dict[str, Any] | None) -> Row:
+def synthetic_row(candidate: RowCandidate, teacher: Maker, passed: list[str], grade: dict[str, Any] | None) -> Row:
     """One line of `rows.jsonl`, or of `preferences.jsonl` for a pair (in TRL's conversational form)."""
     draft, material = candidate.draft, candidate.item.material
     if candidate.pair:

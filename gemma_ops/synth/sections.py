@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from itertools import pairwise
 
-from gemma_ops.data.hashed_words import words
+from gemma_ops.data.hashed_words import hash_words
 from gemma_ops.synth.sources import Document
 
 _FEW = 12
@@ -59,7 +59,7 @@ def _pieces(text: str, start: int, end: int, most: int, level: int = 0) -> list[
     start, end = _stripped(text, start, end)
     if start == end:
         return []
-    if level == len(_ENDS) or len(words(text[start:end])) <= most:
+    if level == len(_ENDS) or len(hash_words(text[start:end])) <= most:
         return [(start, end)]
     found: list[tuple[int, int]] = []
     held = 0
@@ -67,7 +67,7 @@ def _pieces(text: str, start: int, end: int, most: int, level: int = 0) -> list[
     for stop in (*(match.end() for match in _ENDS[level].finditer(text, start, end)), end):
         if stop <= at:
             continue
-        size = len(words(text[at:stop]))
+        size = len(hash_words(text[at:stop]))
         if size > most:
             found += _pieces(text, at, stop, most, level + 1)
             held = most
@@ -95,7 +95,7 @@ def _merged(text: str, parts: list[tuple[str, int, int]], most: int) -> list[tup
     waiting: int | None = None
     for heading, start, end in parts:
         first = start if waiting is None else waiting
-        if len(words(text[first:end])) < _FEW:
+        if len(hash_words(text[first:end])) < _FEW:
             waiting = first
             continue
         found.append((heading, first, end))
@@ -104,6 +104,6 @@ def _merged(text: str, parts: list[tuple[str, int, int]], most: int) -> list[tup
         if not found:
             return [(parts[-1][0], waiting, parts[-1][2])]
         heading, first, _ = found[-1]
-        if len(words(text[first : parts[-1][2]])) <= most + _FEW:
+        if len(hash_words(text[first : parts[-1][2]])) <= most + _FEW:
             found[-1] = (heading, first, parts[-1][2])
     return found

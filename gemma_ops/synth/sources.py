@@ -105,8 +105,13 @@ def _one(file: Path, name: str, privacy: Privacy) -> Iterator[Document]:
         raise DataError(
             f"{name} is not UTF-8: byte 0x{raw[error.start]:02x} at position {error.start + 1}", "save it as UTF-8"
         ) from None
-    kinds = {".md": readers.markdown, ".markdown": readers.markdown, ".html": readers.page, ".htm": readers.page}
-    reading = kinds.get(suffix, readers.plain)(text, name)
+    kinds = {
+        ".md": readers.markdown,
+        ".markdown": readers.markdown,
+        ".html": readers.read_page,
+        ".htm": readers.read_page,
+    }
+    reading = kinds.get(suffix, readers.read_plain)(text, name)
     yield _document(name, hashlib.sha256(raw).hexdigest(), reading, privacy)
 
 

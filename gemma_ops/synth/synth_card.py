@@ -8,7 +8,7 @@ from typing import Any
 from gemma_ops.config import SynthConfig
 from gemma_ops.runs.durable import write_json, write_text
 from gemma_ops.synth.synth_facts import SynthesisCounts
-from gemma_ops.synth.synth_report import metrics, report
+from gemma_ops.synth.synth_report import synthesis_metrics, synthesis_report
 
 _LABELS = {
     "written": "rows written by the teacher",
@@ -31,15 +31,15 @@ _LIMITS = (
 _BOUND = "The teacher's terms bind whoever uses these rows, whatever licence the trained model has."
 
 
-def write(out: Path, settings: SynthConfig, facts: SynthesisCounts) -> dict[str, float]:
+def write_synthesis(out: Path, settings: SynthConfig, facts: SynthesisCounts) -> dict[str, float]:
     """Write `report.json` and `card.md` from the same facts; returns the step's metrics."""
-    body = report(settings, facts)
+    body = synthesis_report(settings, facts)
     write_json(out / "report.json", body)
-    write_text(out / "card.md", card(body))
-    return metrics(settings, facts, body)
+    write_text(out / "card.md", synthesis_card(body))
+    return synthesis_metrics(settings, facts, body)
 
 
-def card(body: dict[str, Any]) -> str:
+def synthesis_card(body: dict[str, Any]) -> str:
     """The report as a page of Markdown."""
     rows = body["rows"]
     what = [f"{rows['rows']:,} rows"] + ([f"{rows['pairs']:,} preference pairs"] if rows["pairs"] else [])

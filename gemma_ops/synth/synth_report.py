@@ -13,7 +13,7 @@ from gemma_ops.synth.replies import TeacherReply
 from gemma_ops.synth.synth_facts import SynthesisCounts
 
 
-def report(settings: SynthConfig, facts: SynthesisCounts) -> dict[str, Any]:
+def synthesis_report(settings: SynthConfig, facts: SynthesisCounts) -> dict[str, Any]:
     """Everything counted, as JSON. Nothing in it depends on when or how often the step was started."""
     finished = [*facts.rows, *facts.pairs]
     versions = sorted({reply.model for reply in facts.replies if reply.model})
@@ -32,7 +32,7 @@ def report(settings: SynthConfig, facts: SynthesisCounts) -> dict[str, Any]:
         "hidden": {"mode": settings.hidden, "names": facts.hidden},
         "coverage": _coverage(facts),
         "replies": {"by_end": _ordered(reply.end for reply in facts.replies), "repaired": _repaired(facts.replies)},
-        "usage": usage(facts.replies),
+        "usage": teacher_usage(facts.replies),
         "judge": facts.judge,
         "overlap": {
             "tasks": [
@@ -59,7 +59,7 @@ def report(settings: SynthConfig, facts: SynthesisCounts) -> dict[str, Any]:
     }
 
 
-def metrics(settings: SynthConfig, facts: SynthesisCounts, body: dict[str, Any]) -> dict[str, float]:
+def synthesis_metrics(settings: SynthConfig, facts: SynthesisCounts, body: dict[str, Any]) -> dict[str, float]:
     """The step's metrics. Dollars are those of teacher and judge, left out where neither costs any."""
     judge = (body["judge"] or {}).get("dollars")
     paid = [part for part in (body["usage"]["dollars"], judge) if part is not None]
@@ -75,7 +75,7 @@ def metrics(settings: SynthConfig, facts: SynthesisCounts, body: dict[str, Any])
     }
 
 
-def usage(replies: Sequence[TeacherReply]) -> dict[str, Any]:
+def teacher_usage(replies: Sequence[TeacherReply]) -> dict[str, Any]:
     """Tokens and dollars of all replies; dollars null where nothing is billed."""
     paid = [reply.dollars for reply in replies if reply.dollars is not None]
     return {

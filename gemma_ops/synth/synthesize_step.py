@@ -32,12 +32,12 @@ from gemma_ops.synth.replies import FILE, Replies, TeacherQuestion, TeacherReply
 from gemma_ops.synth.rows import Maker
 from gemma_ops.synth.synth_facts import SynthesisCounts
 from gemma_ops.targets import open_target
-from gemma_ops.targets.spec import parse
+from gemma_ops.targets.spec import parse_target
 from gemma_ops.targets.target import Target, guard, learned_by
 from gemma_ops.tasks.compared_questions import add_task, read_task
 
 
-def synthesize(
+def synthesize_rows(
     out: Path,
     settings: SynthConfig,
     machine: MachineConfig,
@@ -86,7 +86,7 @@ def synthesize(
         kept, grades = _judged(kept, settings, machine, run, replies, facts, rejected, base=base)
     names = ["shape", "language", "evidence", *filters.names, *(["judge"] if settings.judge else [])]
     for item in kept:
-        line = finished.row(item, facts.teacher, names, grades.get(_mark(item)))
+        line = finished.synthetic_row(item, facts.teacher, names, grades.get(_mark(item)))
         (facts.pairs if item.pair else facts.rows).append(line)
     facts.rejected = rejected.rows
     facts.overlaps, facts.personal = filters.overlaps, filters.personal
@@ -102,7 +102,7 @@ def synthesize(
     write_rows(out / "rows.jsonl", facts.rows)
     write_rows(out / "preferences.jsonl", facts.pairs)
     replies.settle()
-    return synth_card.write(out, settings, facts)
+    return synth_card.write_synthesis(out, settings, facts)
 
 
 def _open(spec: str, machine: MachineConfig, run: str, base: Path | None, teacher: Path | None) -> Target:
@@ -118,8 +118,8 @@ def _judge_sees(settings: SynthConfig, machine: MachineConfig, run: str, base: P
     if settings.judge is None:
         return None
     with closing(open_target(settings.judge, machine, run=run, use="judge", base=base)) as judge:
-        spec = parse(settings.judge)
-        if spec.kind == "gemini" and machine.gemini.budget_usd is None and models.facts(spec.model).paid_tier:
+        spec = parse_target(settings.judge)
+        if spec.kind == "gemini" and machine.gemini.budget_usd is None and models.model_facts(spec.model).paid_tier:
             raise BudgetError(
                 f"the judge {settings.judge} costs money, and this run has no budget; nothing was asked",
                 "set machine.gemini.budget_usd to the most that this run may spend",
@@ -130,9 +130,9 @@ def _judge_sees(settings: SynthConfig, machine: MachineConfig, run: str, base: P
 def _maker(spec: str, target: Target, machine: MachineConfig, folder: Path | None) -> Maker:
     terms = None
     if spec.startswith("gemini:"):
-        from gemma_ops.gemini.notice import record
+        from gemma_ops.gemini.notice import record_notice
 
-        terms = record(machine.gemini)
+        terms = record_notice(machine.gemini)
     file = folder / "model.json" if folder and terms is None else None
     body = json.loads(file.read_text(encoding="utf-8")) if file and file.is_file() else {}
     model = {key: body[key] for key in ("id", "revision", "size") if body.get(key)}
@@ -159,7 +159,7 @@ def _ask(
         mine = [item for item in items if item.method == name]
         if not mine:
             continue
-        asked = [checked.question_of(item) for item in mine]
+        asked = [checked.candidate_question(item) for item in mine]
         answers = replies.ask(
             target, asked, method.shape, max_new_tokens=settings.max_new_tokens, batch=machine.eval_batch
         )
@@ -204,7 +204,7 @@ def _judged(
 ) -> tuple[list[RowCandidate], dict[str, dict[str, Any]]]:
     """The rows the judge lets pass, and their grades."""
     assert settings.judge
-    asked: list[TeacherQuestion] = [judge_filter.question_of(item) for item in found]
+    asked: list[TeacherQuestion] = [judge_filter.graded_question(item) for item in found]
     with closing(open_target(settings.judge, machine, run=run, use="judge", base=base)) as judge:
         from gemma_ops.answer import Prompt
 
@@ -225,7 +225,7 @@ def _judged(
     facts.passed.append(("judge", len(kept)))
     facts.judge = {
         "name": settings.judge,
-        "family": parse(settings.judge).family,
+        "family": parse_target(settings.judge).family,
         "related": kin,
         "least": settings.judge_minimum,
         "grades": dict(sorted(counts.items())),

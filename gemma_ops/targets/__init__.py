@@ -30,7 +30,7 @@ def open_target(
     """
     from gemma_ops.targets import spec as specs
 
-    parsed = specs.parse(spec)
+    parsed = specs.parse_target(spec)
     if parsed.kind == "gemini":
         from gemma_ops.targets.gemini_target import GeminiTarget
 

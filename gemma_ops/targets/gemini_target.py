@@ -12,7 +12,7 @@ from gemma_ops.answer import Answer, Prompt
 from gemma_ops.config import GeminiConfig, MachineConfig, Privacy
 from gemma_ops.errors import ConfigError
 from gemma_ops.gemini import open_gemini
-from gemma_ops.gemini.models import ModelFacts, facts
+from gemma_ops.gemini.models import ModelFacts, model_facts
 from gemma_ops.gemini.request import Request, Use
 from gemma_ops.gemini.service_access import rehearsal
 from gemma_ops.targets.spec import TargetSpec
@@ -31,11 +31,11 @@ def output_limit(known: ModelFacts, thinking: str | None, reply: int) -> int:
 
 def seen_by(model: str, settings: GeminiConfig) -> frozenset[str]:
     """Privacy classes that may be sent to a model under the declared tier."""
-    paid = facts(model).paid_tier and (settings.tier == "paid" or settings.enterprise)
+    paid = model_facts(model).paid_tier and (settings.tier == "paid" or settings.enterprise)
     return frozenset({"any", "paid"}) if paid else frozenset({"any"})
 
 
-def identity(spec: TargetSpec, settings: GeminiConfig) -> str:
+def target_identity(spec: TargetSpec, settings: GeminiConfig) -> str:
     """Who answers."""
     return gemini_identity(spec.model, spec.thinking, rehearsed=rehearsal(settings))
 
@@ -59,7 +59,7 @@ def request(
     return Request(
         model=spec.model,
         messages=tuple(prompt.messages),
-        max_output_tokens=output_limit(facts(spec.model), spec.thinking, reply),
+        max_output_tokens=output_limit(model_facts(spec.model), spec.thinking, reply),
         use=use,
         privacy=prompt.privacy,
         schema=schema,
@@ -79,14 +79,14 @@ class GeminiTarget:
 
     def __init__(self, spec: TargetSpec, machine: MachineConfig, *, run: str, use: Use) -> None:
         """Raises ConfigError for an unknown model or level, and whatever `open_gemini` refuses. Nothing is sent."""
-        known = facts(spec.model)
+        known = model_facts(spec.model)
         if not known.takes(spec.thinking):
             raise ConfigError(
                 f"target {spec.name}: {spec.model} has no thinking level {spec.thinking!r}",
                 f"leave it out, or use one of {', '.join(known.thinking or ()) or 'none: its levels are not known'}",
             )
         self.name, self.family = spec.name, spec.family
-        self.identity = identity(spec, machine.gemini)
+        self.identity = target_identity(spec, machine.gemini)
         self.sees = seen_by(spec.model, machine.gemini)
         self.place = "sent: paid, not logged" if "paid" in self.sees else "sent: unpaid, may be read and used"
         if rehearsal(machine.gemini):

@@ -44,7 +44,7 @@ class CheckpointTarget:
     ) -> None:
         """`changed`: a folder with an adapter, or with changed tensors, that is put on the checkpoint."""
         self.name = name
-        self.identity = asked.identity(identity(path))
+        self.identity = asked.identity(local_identity(path))
         self._asked = asked
         self.learned = learned_class(path)
         self.family = family
@@ -84,7 +84,7 @@ class CheckpointTarget:
             prompts = [encode.encoded(prompt, schema) for prompt in batch]
             seen = [encode.seen(prompt, asked) for prompt, asked in zip(batch, prompts, strict=True)]
             yield list(
-                generate.answer(
+                generate.answer_prompts(
                     self._model,
                     encode.tokenizer,
                     [asked.ids for asked in prompts],
@@ -141,7 +141,7 @@ class Quantized:
     ) -> None:
         """`made_by`: the artifact the file belongs to, whose digest is the identity."""
         self.name = name
-        self.identity = asked.identity(identity(made_by or file))
+        self.identity = asked.identity(local_identity(made_by or file))
         self._asked = asked
         self.learned = learned_class(file)
         self._file = file
@@ -233,7 +233,7 @@ class Encoder:
         return self._perceiver.see(media_of(prompt.messages), prompt.media, encoded.types())
 
 
-def identity(path: Path) -> str:
+def local_identity(path: Path) -> str:
     """Digest of the step that made a model, from its manifest; a plain folder is known by its configuration and the
     sizes of its files, a plain file by its content."""
     if path.is_file():

@@ -52,7 +52,7 @@ class TargetSpec:
         return self.kind not in ("gemini", "openai")
 
 
-def parse(name: str) -> TargetSpec:
+def parse_target(name: str) -> TargetSpec:
     """Take a target's name apart. Raises ConfigError for what can't be one."""
     if name in ("base", "tuned"):
         return TargetSpec(name, "base" if name == "base" else "tuned", "gemma")

@@ -38,7 +38,7 @@ class Structured:
     problem: str = ""
 
 
-def ask(
+def ask_structured(
     target: Target, prompts: Sequence[Prompt], shape: type[BaseModel], *, max_new_tokens: int, batch: int = 16
 ) -> list[Structured]:
     """Ask every prompt for JSON of a pydantic model's shape; one result per prompt, in order."""
@@ -61,7 +61,7 @@ def in_words(messages: Sequence[dict[str, Any]], schema: dict[str, Any]) -> list
     return [*before, {**last, "content": f"{said}\n\n{wish}"}]
 
 
-def read(text: str, shape: type[BaseModel]) -> BaseModel:
+def read_structured(text: str, shape: type[BaseModel]) -> BaseModel:
     """The value in a reply, which may stand in a code fence. Raises ValidationError."""
     fenced = _FENCE.search(text)
     return shape.model_validate_json(fenced.group(1) if fenced else text)
@@ -89,7 +89,7 @@ def _checked(answer: Answer, shape: type[BaseModel]) -> Structured:
         why = f": {answer.reason}" if answer.reason else ""
         return Structured(None, answer, 1, f"the reply was {_UNFINISHED[answer.end]}{why}")
     try:
-        return Structured(read(answer.text, shape), answer, 1)
+        return Structured(read_structured(answer.text, shape), answer, 1)
     except ValidationError as error:
         return Structured(None, answer, 1, _told(error))
 

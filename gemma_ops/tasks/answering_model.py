@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 from gemma_ops.config import GateConfig
 from gemma_ops.gemini.models import is_expected
-from gemma_ops.targets.spec import parse
+from gemma_ops.targets.spec import parse_target
 from gemma_ops.tasks.grades import Graded
 
 
@@ -24,7 +24,7 @@ def answered_by(versions: Iterable[str]) -> dict[str, int]:
 def doubt(target: str, versions: Iterable[str]) -> str:
     """Why what answered is no evidence about a target, in words; empty where it is, and for models of this machine."""
     found = list(answered_by(versions))
-    spec = parse(target) if ":" in target else None
+    spec = parse_target(target) if ":" in target else None
     if spec is None or spec.local:
         return ""
     others = [version for version in found if spec.kind == "gemini" and not is_expected(spec.model, version)]

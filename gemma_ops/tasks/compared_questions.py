@@ -79,7 +79,9 @@ def _question(row: row_files.RawRow, template: str | None, shelf: MediaShelf, le
         raise DataError(f"{row.source} of an evaluation task can't be read: {row.reason}", "correct the task's rows")
     try:
         messages = (
-            [{"role": "user", "content": row_formats.fill(template, row.value)}] if template else _messages(row.value)
+            [{"role": "user", "content": row_formats.fill_template(template, row.value)}]
+            if template
+            else _messages(row.value)
         )
         shown = media_files.of_question(messages, row.value, shelf)
     except RowError as error:

@@ -45,7 +45,7 @@ def grade(task: Task, target: str, answers: Sequence[StoredAnswer]) -> Graded:
     return Graded(target, task, tuple(answers), scores)
 
 
-def lines(graded: Sequence[Graded]) -> Iterator[str]:
+def grade_lines(graded: Sequence[Graded]) -> Iterator[str]:
     """Lines of `scores.jsonl`: key, target, task, row, what each metric says, and details the report shows."""
     for item in graded:
         for answer, scored in zip(item.answers, item.scores, strict=True):

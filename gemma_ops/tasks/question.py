@@ -17,7 +17,7 @@ from gemma_ops.data.parts import media_of, text_of
 from gemma_ops.data.rowerror import RowError
 from gemma_ops.errors import DataError
 from gemma_ops.metrics.metric import ScoredRow
-from gemma_ops.metrics.parse import Unreadable, parse
+from gemma_ops.metrics.parse import Unreadable, parse_json
 from gemma_ops.privacy.classes import PRIVACY, stricter
 from gemma_ops.runs import digest
 from gemma_ops.tasks.task_file import SliceSpec, TaskFile
@@ -27,20 +27,20 @@ _SHOWN = frozenset({"image", "images", "audio", "audios"})
 _OWN = frozenset({"id", "messages", "prompt", "reference", "choices", "metadata", "privacy", "tools"}) | _SHOWN
 
 
-def question(file: TaskFile, body: Mapping[str, Any], place: str, system: str, shelf: MediaShelf) -> ScoredRow:
+def make_question(file: TaskFile, body: Mapping[str, Any], place: str, system: str, shelf: MediaShelf) -> ScoredRow:
     """The row of a line that stands at `place` (`file:line`); `shelf` opens what it shows. Raises DataError naming that
     place."""
     if file.data.from_source:
         assert file.data.prompt
         assert file.data.reference
-        messages: Any = [{"role": "user", "content": fill(file.data.prompt, body, place)}]
-        reference: Any = fill(file.data.reference, body, place)
+        messages: Any = [{"role": "user", "content": fill_question(file.data.prompt, body, place)}]
+        reference: Any = fill_question(file.data.reference, body, place)
         known: Any = {}
         metadata = {key: value for key, value in body.items() if key not in _SHOWN}
-        name = fill(file.data.id, body, place) if file.data.id else None
+        name = fill_question(file.data.id, body, place) if file.data.id else None
     else:
         known = body
-        prompt = fill(file.prompt, body, place) if file.prompt else body.get("prompt")
+        prompt = fill_question(file.prompt, body, place) if file.prompt else body.get("prompt")
         messages = [{"role": "user", "content": prompt}] if prompt is not None else body.get("messages")
         reference = body.get("reference")
         extra = body.get("metadata") or {}
@@ -71,7 +71,7 @@ def question(file: TaskFile, body: Mapping[str, Any], place: str, system: str, s
     return replace(row, cluster=cluster, slices=slices)
 
 
-def fill(template: str, columns: Mapping[str, Any], place: str) -> str:
+def fill_question(template: str, columns: Mapping[str, Any], place: str) -> str:
     """Put columns into a template's `{holes}`. Values are taken as they are; `{{` and `}}` are braces.
 
     Raises DataError naming the column that is not there.
@@ -134,7 +134,7 @@ def _field(row: ScoredRow, name: str, place: str) -> Any:
         return len(text_of(row.messages[-1].get("content", "")).split())
     head, _, key = name.partition(".")
     if head == "reference" and key:
-        value = parse(row.reference) if isinstance(row.reference, str) else row.reference
+        value = parse_json(row.reference) if isinstance(row.reference, str) else row.reference
         found = None if isinstance(value, Unreadable) or not isinstance(value, dict) else value
     else:
         found, key = dict(row.metadata), name

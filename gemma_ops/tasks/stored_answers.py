@@ -58,7 +58,7 @@ class StoredAnswer:
     """Seconds that whoever asked waited for the whole answer; None where it was not told apart from `seconds`."""
 
 
-def key(target: str, identity: str, task: str, row: ScoredRow, generation: dict[str, Any]) -> str:
+def answer_key(target: str, identity: str, task: str, row: ScoredRow, generation: dict[str, Any]) -> str:
     """Key of the answer of one target to one row: 32 hex digits."""
     tools = [list(row.tools)] if row.tools else []
     return digest.of_json([target, identity, task, row.id, list(row.messages), generation, *tools])[:32]
@@ -93,7 +93,7 @@ def keep(run: Path) -> None:
     raise DataError(f"{run} holds no answers to grade again", "evaluate first: gemma-ops evaluate CONFIG")
 
 
-def take(out: Path) -> None:
+def take_answer(out: Path) -> None:
     """Start with the answers and judgements that were kept, if there are any. Answers nobody asks for are dropped at the
     end."""
     kept, judged = out.parent / KEPT, out.parent / KEPT_JUDGED

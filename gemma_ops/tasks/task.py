@@ -14,8 +14,8 @@ from gemma_ops.errors import ConfigError, DataError
 from gemma_ops.metrics.metric import ScoredAnswer, ScoredRow, Scorer
 from gemma_ops.runs import digest
 from gemma_ops.tasks import task_rows as rowfiles
-from gemma_ops.tasks.question import question, renamed
-from gemma_ops.tasks.task_file import TaskFile, read
+from gemma_ops.tasks.question import make_question, renamed
+from gemma_ops.tasks.task_file import TaskFile, read_task_file
 
 
 @dataclass(frozen=True)
@@ -80,9 +80,9 @@ class Task:
         return replace(self, rows=tuple(row for row in self.rows if row.id in chosen))
 
 
-def needs_source(folder: Path) -> bool:
+def task_needs_source(folder: Path) -> bool:
     """Whether the task's rows are not shipped, so that `load_task` needs the user's data folder."""
-    return read(folder / "task.yaml").data.from_source is not None
+    return read_task_file(folder / "task.yaml").data.from_source is not None
 
 
 def load_task(folder: Path, source: Path | None = None) -> Task:
@@ -91,7 +91,7 @@ def load_task(folder: Path, source: Path | None = None) -> Task:
     Raises ConfigError for a wrong task.yaml (every problem with its line) and DataError for wrong or missing rows.
     """
     path = folder / "task.yaml"
-    file = read(path)
+    file = read_task_file(path)
     system = _text(folder, file.system, "system")
     rubric = _text(folder, file.rubric, "rubric")
     data = _data_path(file, folder, source)
@@ -102,8 +102,8 @@ def load_task(folder: Path, source: Path | None = None) -> Task:
     rows: list[ScoredRow] = []
     seen: dict[str, str] = {}
     shelf = MediaShelf(data.parent, None, whole=False)
-    for place, body in rowfiles.read(data):
-        row = question(file, body, place, system, shelf)
+    for place, body in rowfiles.read_task_rows(data):
+        row = make_question(file, body, place, system, shelf)
         if row.id in seen:
             if "id" in body or file.data.id:
                 raise DataError(

@@ -128,7 +128,7 @@ class TaskFile(ConfigSection):
         return self
 
 
-def read(path: Path) -> TaskFile:
+def read_task_file(path: Path) -> TaskFile:
     """Read a `task.yaml`. Raises ConfigError with every problem, each with its line."""
     places: dict[Key, str] = {}
     problems: list[str] = []

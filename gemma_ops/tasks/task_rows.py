@@ -11,7 +11,7 @@ from typing import Any
 from gemma_ops.errors import DataError
 
 
-def read(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def read_task_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield (`file:line`, row). Raises DataError naming file and line of the first row that can't be read."""
     readers = {".jsonl": _jsonl, ".csv": _csv, ".tsv": _csv, ".parquet": _parquet}
     reader = readers.get(path.suffix.lower())

@@ -29,8 +29,8 @@ def _trained(
 
     here = machine if isinstance(machine, Machine) else Machine(**dict(machine))
     if here.launch.engine != "local":
-        return launch.start(out, settings, here, base=base, data=data, teacher=teacher)
-    launch.launch_checks.refuse(settings, here)
+        return launch.start_launch(out, settings, here, base=base, data=data, teacher=teacher)
+    launch.launch_checks.refuse_launch(settings, here)
     if int(os.environ.get("WORLD_SIZE") or "1") > 1:
         raise ConfigError(
             "somebody else's launcher started this process as one of several: each would train by itself, into one folder",
@@ -46,10 +46,10 @@ def train_here(
     if settings.method in (*PREFERENCE, *REINFORCE):
         from gemma_ops.training.methods import run
 
-        return run.train(out, settings, machine, base=base, data=data)
+        return run.train_method(out, settings, machine, base=base, data=data)
     from gemma_ops.training import sft
 
-    return sft.train(out, settings, machine, base=base, data=data, teacher=teacher)
+    return sft.train_sft(out, settings, machine, base=base, data=data, teacher=teacher)
 
 
 def _record(out: Path, base: Path, data: Path, teacher: Path | None) -> None:

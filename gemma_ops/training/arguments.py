@@ -113,7 +113,7 @@ def common(
     }
 
 
-def build(config: Any, settings: TrainConfig, owned: dict[str, Any], known: set[str] | None = None) -> Any:
+def training_arguments(config: Any, settings: TrainConfig, owned: dict[str, Any], known: set[str] | None = None) -> Any:
     """An instance of a TRL configuration class from the keys we own and those of `train.trl`.
 
     `known` are the keys that may be passed through, by default all of the class. Raises ConfigError for a key that TRL
@@ -151,4 +151,4 @@ def sft_arguments(
         "dataset_kwargs": {"skip_prepare_dataset": True},
         "remove_unused_columns": True,
     }
-    return build(trl.SFTConfig, settings, owned | (shared or {}))
+    return training_arguments(trl.SFTConfig, settings, owned | (shared or {}))

@@ -15,7 +15,7 @@ from gemma_ops.config import TrainConfig
 from gemma_ops.data import chat, example, parts
 from gemma_ops.data.row_tokens import Manner
 from gemma_ops.errors import OpsError
-from gemma_ops.modeling.generate import answer
+from gemma_ops.modeling.generate import answer_prompts
 from gemma_ops.runs import journal
 from gemma_ops.training.launch.world import on_main
 from gemma_ops.training.media_sft import Media
@@ -71,17 +71,17 @@ def prompts(path: Path, tokenizer: Any, count: int, manner: Manner, media: Media
     for row in example.read_rows(path):
         if len(found) >= count:
             break
-        if not any(turn["role"] == "assistant" for messages in example.conversations(row) for turn in messages):
+        if not any(turn["role"] == "assistant" for messages in example.conversation_rows(row) for turn in messages):
             continue
-        before, reference = example.asked(row)
-        spoken = [turn for messages in example.conversations(row) for turn in messages]
+        before, reference = example.asked_thinking(row)
+        spoken = [turn for messages in example.conversation_rows(row) for turn in messages]
         asked = chat.prompt(tokenizer, before, row.get("tools"), **manner.of(spoken))
         found.append(
             {
                 "id": row["id"],
                 "ids": asked.ids,
                 "seen": media.perceiver.see(parts.media_of(before), media.folder, asked.types()) if media else None,
-                "prompt": parts.shown(before[-1]["content"]) if before else "",
+                "prompt": parts.shown_parts(before[-1]["content"]) if before else "",
                 "reference": reference,
             }
         )
@@ -142,7 +142,7 @@ class Follow(TrainerCallback):  # type: ignore[misc]
         if not self.prompts:
             return
         answers = list(  # by all processes: a sharded model answers only together
-            answer(
+            answer_prompts(
                 model,
                 self.tokenizer,
                 [item["ids"] for item in self.prompts],

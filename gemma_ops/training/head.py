@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gemma_ops.config import TrainConfig
-from gemma_ops.training.launch.sharded import whole
+from gemma_ops.training.launch.sharded import whole_tensor
 from gemma_ops.training.neftune import Noise
 
 
@@ -26,7 +26,7 @@ class ScoredLoss:
     """How many targets had the largest logit, or None where nobody looked."""
 
 
-def install(model: Any, settings: TrainConfig) -> None:
+def install_head(model: Any, settings: TrainConfig) -> None:
     """Teach the base model inside `model` (plain or with adapters) to answer `targets` with a loss.
 
     The new arguments of its forward pass: `targets` [n] token ids, `where` [n] their places in the flattened batch,
@@ -75,7 +75,7 @@ def _loss(
 
     from gemma_ops import kernels
 
-    head, softcap = whole(model.lm_head.weight), model.config.get_text_config().final_logit_softcapping
+    head, softcap = whole_tensor(model.lm_head.weight), model.config.get_text_config().final_logit_softcapping
     common = {"softcap": softcap, "divisor": divisor, "weights": weights}
     if settings.method == "distill":
         with torch.no_grad():

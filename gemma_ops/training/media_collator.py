@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from gemma_ops.family.media import TYPES
-from gemma_ops.modeling.media_inputs import Perceiver, Seen, join
+from gemma_ops.modeling.media_inputs import Perceiver, Seen, join_media
 from gemma_ops.training.forward_inputs import Collate
 
 Row = dict[str, Any]
@@ -47,17 +47,17 @@ class MediaCollate(Collate):
     @staticmethod
     def _mark(types: Any, row: Row) -> None:
         """Write the types of a row's soft tokens; begin and end tokens are words like others."""
-        for part in shown(row):
+        for part in shown_batch(row):
             types[part["start"] + 1 : part["end"] - 1] = TYPES[part["type"]]
 
     def _shown(self, rows: list[Row], types: Any) -> dict[str, Any]:
         import torch
 
-        seen: list[Seen] = [self.perceiver.see(parts, self.folder, []) for row in rows if (parts := shown(row))]
-        return {"mm_token_type_ids": torch.from_numpy(types), **join(seen)}
+        seen: list[Seen] = [self.perceiver.see(parts, self.folder, []) for row in rows if (parts := shown_batch(row))]
+        return {"mm_token_type_ids": torch.from_numpy(types), **join_media(seen)}
 
 
-def shown(row: Row) -> list[dict[str, Any]]:
+def shown_batch(row: Row) -> list[dict[str, Any]]:
     """The parts a tokenized row shows, each with the `start` and `end` of its tokens."""
     found: list[dict[str, Any]] = json.loads(str(row.get("media") or "[]"))
     return found

@@ -17,7 +17,7 @@ from gemma_ops.config import TrainConfig, methods
 from gemma_ops.data import media_files
 from gemma_ops.errors import ConfigError
 from gemma_ops.family.media import KINDS
-from gemma_ops.modeling.checkpoint_source import read_config
+from gemma_ops.modeling.checkpoint_source import read_model_config
 from gemma_ops.modeling.media_inputs import Perceiver
 
 
@@ -40,23 +40,23 @@ class Media:
         return partial(MediaCollate, self.perceiver, self.folder)
 
 
-def shown(data: Path) -> tuple[str, ...]:
+def shown_in_rows(data: Path) -> tuple[str, ...]:
     """What the rows of a prepared folder show: of `image` and `audio`, those with files in its store."""
     store = data / media_files.FOLDER
     endings = {file.suffix.lstrip(".") for file in store.iterdir()} if store.is_dir() else set()
     return tuple(kind for kind, known in KINDS.items() if endings & known)
 
 
-def find(folder: Path, data: Path, settings: TrainConfig, *, sharded: bool = False) -> Media | None:
+def find_media(folder: Path, data: Path, settings: TrainConfig, *, sharded: bool = False) -> Media | None:
     """The media of a data folder, None where there are none.
 
     Raises ConfigError for a method that has no form with images and sounds, and where the model is to be `sharded` over
     processes.
     """
-    kinds = shown(data)
+    kinds = shown_in_rows(data)
     if not kinds:
         return None
-    methods.check_shown(settings.method, kinds, "the rows")
+    methods.check_shown_rows(settings.method, kinds, "the rows")
     if sharded:
         raise ConfigError(
             "launch.strategy=fsdp gathers a tower when a pass runs it: processes whose passes show nothing would wait for ever",
@@ -70,6 +70,6 @@ def packs(folder: Path, settings: TrainConfig) -> bool:
     transformers' own."""
     if settings.kernels.attention == "documents":
         return True
-    config = read_config(folder)
+    config = read_model_config(folder)
     text = config.get("text_config") or config
     return text.get("use_bidirectional_attention") != "vision"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 
-def faster(optimizer: Any, model: Any, plus: float) -> Any:
+def lora_plus_groups(optimizer: Any, model: Any, plus: float) -> Any:
     """The optimizer with each group parted in two: all other parameters, and the B factors with `plus` times its rate.
 
     Parting an optimizer a second time changes nothing.

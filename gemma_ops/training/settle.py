@@ -33,8 +33,8 @@ def settle(
     changes speed and memory, and the result by no more than rounding.
     """
     lengths = [length for table in tables for length in table["length"]]
-    choice = passes.decide(
-        shape, settings, here(device), longest=max(lengths), ple=ple, towers=towers, processes=world().size
+    choice = passes.decide_passes(
+        shape, settings, settle_here(device), longest=max(lengths), ple=ple, towers=towers, processes=world().size
     )
     journal.record(
         pass_tokens=choice.tokens, checkpointing=choice.checkpointing, per_layer_table=choice.ple, fits=choice.fits,
@@ -71,11 +71,11 @@ def shape_of(folder: Path) -> Shape:
     return Shape.from_config(json.loads((folder / "config.json").read_text(encoding="utf-8")))
 
 
-def here(device: str) -> Device:
+def settle_here(device: str) -> Device:
     """The device that torch calls `device`, as the table of devices knows it, with the memory it really has."""
     import torch
 
     if not device.startswith("cuda"):
         return devices.processor()
     properties = torch.cuda.get_device_properties(torch.device(device))
-    return devices.match(properties.name, properties.total_memory / GIB)
+    return devices.match_device(properties.name, properties.total_memory / GIB)

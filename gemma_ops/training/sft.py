@@ -38,7 +38,7 @@ from gemma_ops.training.media_sft import Media
 from gemma_ops.training.settle import layout, recompute, refuse_warm_up_alone, settle, shape_of
 
 
-def train(
+def train_sft(
     out: Path, settings: TrainConfig, machine: MachineConfig, *, base: Path, data: Path, teacher: Path | None = None
 ) -> dict[str, float]:
     """Write `adapter/` (`tuned/` with `tune: full`), `record.jsonl` and `samples.jsonl` below `out`; go on from the last whole checkpoint there.
@@ -53,8 +53,8 @@ def train(
     tokenizer = load_tokenizer(folder)
     launch = machine.launch if isinstance(machine, Machine) else LaunchConfig()
     work = out / "checkpoints"
-    taught_by = teaching.check(teacher, folder) if settings.method == "distill" else None
-    media = media_sft.find(folder, data, settings, sharded=launch.strategy == "fsdp")
+    taught_by = teaching.check_teacher(teacher, folder) if settings.method == "distill" else None
+    media = media_sft.find_media(folder, data, settings, sharded=launch.strategy == "fsdp")
     rows = main_first(lambda: tokenized(data, work / "rows", tokenizer, settings, published.template_of(folder), media))
     refuse_warm_up_alone(settings, rows.train)
     usual = size.learning_rate if size else family.DEFAULT_LEARNING_RATE  # an adapter's
@@ -62,16 +62,16 @@ def train(
     tables = [rows.train, rows.valid]
     settings = settle(settings, shape_of(folder), tables, device, ple=machine.ple, towers=media is not None)
 
-    model = load(folder, settings, machine, local_device(device), media, sharded=launch.strategy == "fsdp")
-    larger = teaching.load(taught_by, settings, local_device(device)) if taught_by else None
+    model = load_for_training(folder, settings, machine, local_device(device), media, sharded=launch.strategy == "fsdp")
+    larger = teaching.load_teacher(taught_by, settings, local_device(device)) if taught_by else None
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     shared = strategy.arguments(launch, settings, model, device)
     arguments = sft_arguments(settings, work, has_valid=len(rows.valid) > 0, rate=rate, device=device, shared=shared)
     follow = Follow(
         out / "samples.jsonl", tokenizer, prompts(data / "valid.jsonl", tokenizer, settings.samples, rows.manner, media)
     )
-    trainer = make_trainer(model, arguments, rows, folder, [follow], settings, teacher=larger, media=media)
-    strategy.check(trainer, launch)
+    trainer = make_sft_trainer(model, arguments, rows, folder, [follow], settings, teacher=larger, media=media)
+    strategy.check_strategy(trainer, launch)
     journal.record(rows=len(rows.train), cut=rows.cut, trainable=trainable, learning_rate=rate, device=device)
 
     if on_main():
@@ -81,11 +81,11 @@ def train(
     trainer.train(resume_from_checkpoint=str(start) if start else None)
     final = validated(trainer.state, settings) or trainer.evaluate() if len(rows.valid) else {}
     if settings.tune == "full":
-        full.save(model, out / full.FOLDER, folder, described, write=on_main())
+        full.save_full(model, out / full.FOLDER, folder, described, write=on_main())
     else:
         state = full_state(model)
         if on_main():
-            adapters.save(model, out / "adapter", described["id"], described["revision"], state=state)
+            adapters.save_adapter(model, out / "adapter", described["id"], described["revision"], state=state)
     if on_main():
         asked = Prompting.of(settings.thinking, published.template_of(folder))
         write_prompting(out / (full.FOLDER if settings.tune == "full" else "adapter"), asked)
@@ -106,7 +106,7 @@ def train(
     return metrics
 
 
-def load(
+def load_for_training(
     folder: Path,
     settings: TrainConfig,
     machine: MachineConfig,
@@ -121,10 +121,10 @@ def load(
     loaded = load_model(
         folder, weights=settings.weights, device=device, towers=towers, ple=machine.ple, sharded=sharded
     )
-    return prepare(loaded, settings, media.kinds if media else ())
+    return prepare_rows(loaded, settings, media.kinds if media else ())
 
 
-def prepare(model: Any, settings: TrainConfig, shown: Sequence[str] = ()) -> Any:
+def prepare_rows(model: Any, settings: TrainConfig, shown: Sequence[str] = ()) -> Any:
     """A loaded model with its adapter, its kernels and its head; `shown` is what rows show besides text."""
     if settings.tune == "full":
         full.unfreeze(model, settings)
@@ -137,8 +137,8 @@ def equip(model: Any, settings: TrainConfig) -> Any:
     from gemma_ops import kernels
 
     replay = settings.tune == "lora" and settings.method in passes.REPLAYED and world().size == 1
-    kernels.install(model, settings.kernels, recompute=recompute(settings), replay=replay)
-    head.install(model, settings)
+    kernels.install_kernels(model, settings.kernels, recompute=recompute(settings), replay=replay)
+    head.install_head(model, settings)
     return model
 
 
@@ -157,7 +157,7 @@ def tokenized(
     data: Path, folder: Path, tokenizer: Any, settings: TrainConfig, template: str, media: Media | None = None
 ) -> Tokenized:
     """Rows of a prepared folder as tables below `folder`. Raises DataError when no training row carries loss."""
-    from gemma_ops.data.arrow import table
+    from gemma_ops.data.arrow import token_table
 
     senses = media.perceiver.senses if media else None
     manner = Manner(
@@ -167,8 +167,8 @@ def tokenized(
         texts=settings.method == "pretrain",
         senses=senses,
     )
-    train_rows, cut = table(data / "train.jsonl", folder, tokenizer, manner, max_length=settings.max_length)
-    valid_rows, _ = table(data / "valid.jsonl", folder, tokenizer, manner, max_length=settings.max_length)
+    train_rows, cut = token_table(data / "train.jsonl", folder, tokenizer, manner, max_length=settings.max_length)
+    valid_rows, _ = token_table(data / "valid.jsonl", folder, tokenizer, manner, max_length=settings.max_length)
     if len(train_rows) == 0:
         raise DataError(
             "no training row carries loss within train.max_length",
@@ -177,7 +177,7 @@ def tokenized(
     return Tokenized(train_rows, valid_rows, cut, manner)
 
 
-def make_trainer(
+def make_sft_trainer(
     model: Any,
     arguments: Any,
     rows: Tokenized,

@@ -16,7 +16,7 @@ from gemma_ops.modeling.checkpoint_source import checkpoint
 from gemma_ops.modeling.load import load_model, load_tokenizer
 
 
-def check(teacher: Path | None, student: Path) -> Path:
+def check_teacher(teacher: Path | None, student: Path) -> Path:
     """The checkpoint folder of the teacher's artifact, which must read and write the tokens of the checkpoint `student`.
 
     Raises ConfigError where there is no teacher, ModelError where its vocabulary is another one.
@@ -41,13 +41,13 @@ def check(teacher: Path | None, student: Path) -> Path:
     return folder
 
 
-def load(folder: Path, settings: TrainConfig, device: str) -> Any:
+def load_teacher(folder: Path, settings: TrainConfig, device: str) -> Any:
     """The teacher, frozen, on the kernels that the student trains on."""
     from gemma_ops import kernels
 
     model = load_model(folder, weights=settings.weights, device=device)
     model.requires_grad_(requires_grad=False)
-    kernels.install(model, settings.kernels, recompute="none")
+    kernels.install_kernels(model, settings.kernels, recompute="none")
     return model.eval()
 
 

@@ -25,7 +25,7 @@ from gemma_ops.config import TrainConfig
 from gemma_ops.modeling import host_ple
 from gemma_ops.training.forward_inputs import Batch, Collate, TokenRows
 from gemma_ops.training.launch.portable import Portable
-from gemma_ops.training.plus import faster
+from gemma_ops.training.plus import lora_plus_groups
 from gemma_ops.training.steps import Layout, Steps
 
 
@@ -118,7 +118,7 @@ class StepTrainer(Portable, trl.SFTTrainer):  # type: ignore[misc]
     @cached_property
     def _table(self) -> Any:
         """The model's per-layer table in main memory, of which a GPU is sent rows."""
-        return host_ple.find(self.model) if self.args.device.type == "cuda" else None
+        return host_ple.find_ple(self.model) if self.args.device.type == "cuda" else None
 
     @cached_property
     def _casts(self) -> Any:
@@ -168,7 +168,7 @@ class StepTrainer(Portable, trl.SFTTrainer):  # type: ignore[misc]
 
     def create_optimizer(self, model: Any = None) -> Any:
         """The optimizer of `train.optimizer`; with LoRA+ the second factors learn faster."""
-        return faster(super().create_optimizer(model), model or self.model, self.settings.lora.plus)
+        return lora_plus_groups(super().create_optimizer(model), model or self.model, self.settings.lora.plus)
 
 
 def _untouched(rows: Any) -> Any:

@@ -214,7 +214,7 @@ def refusal_body(refusal: RefusalError) -> dict[str, Any]:
     return Refusal(refusal.status, refusal.message).body()
 
 
-def usage(prompt: int, replies: int, thoughts: int, cached: int) -> dict[str, Any]:
+def usage_metadata(prompt: int, replies: int, thoughts: int, cached: int) -> dict[str, Any]:
     """`usageMetadata`: `replies` and `thoughts` are the tokens of all candidates."""
     found: dict[str, Any] = {"promptTokenCount": prompt, "candidatesTokenCount": replies}
     found |= {"thoughtsTokenCount": thoughts} if thoughts else {}
@@ -223,7 +223,7 @@ def usage(prompt: int, replies: int, thoughts: int, cached: int) -> dict[str, An
     return {**found, "totalTokenCount": prompt + replies + thoughts, "promptTokensDetails": details}
 
 
-def parts(
+def content_parts(
     text: str, thought: str, calls: Sequence[tuple[str, dict[str, Any]]], *, thoughts: bool
 ) -> list[dict[str, Any]]:
     """The parts of a turn of the model; its thought only where it is asked for."""

@@ -115,7 +115,7 @@ def error_body(refusal: RefusalError) -> dict[str, Any]:
     return {"error": {"message": refusal.message, "type": kind, "param": refusal.field, "code": refusal.code or None}}
 
 
-def usage(prompt: int, replies: int, thoughts: int, cached: int) -> dict[str, Any]:
+def completion_usage(prompt: int, replies: int, thoughts: int, cached: int) -> dict[str, Any]:
     """What a request counts: `replies` and `thoughts` are the tokens of all replies."""
     return {
         "prompt_tokens": prompt,

@@ -32,7 +32,7 @@ def colour(target: str) -> str:
     return _COLOURS.get(target) or f"t-{digest.of_json(target)[:10]}"
 
 
-def short(target: str) -> str:
+def short_name(target: str) -> str:
     """A name that fits a table: without the kind of target, its address and its folders."""
     kind, colon, rest = target.partition(":")
     if colon and kind == "gemini":
@@ -48,11 +48,11 @@ def chip(target: str) -> str:
     """A target's short name with its mark in its colour; the whole name is its title."""
     return (
         f'<span class="chip" title="{escape(target)}"><svg class="key-mark {colour(target)}" width="13" height="13" aria-hidden="true">'
-        f'<use href="#mark-{colour(target)}" x="6.5" y="6.5"/></svg>{escape(short(target))}</span>'
+        f'<use href="#mark-{colour(target)}" x="6.5" y="6.5"/></svg>{escape(short_name(target))}</span>'
     )
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, kind: str = "") -> str:
+def html_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, kind: str = "") -> str:
     """A table of HTML cells; the first column is the row's head. It scrolls sideways where the screen is narrow; of
     kind `stack`, whose head is plain text, its rows become little cards there instead."""
     names = [f' data-label="{name}"' if kind == "stack" else "" for name in head[1:]]
@@ -69,12 +69,12 @@ def number(value: float, sign: str = "") -> str:
     return f"{value:{sign}.3f}".replace("-", "−")
 
 
-def span(low: float, high: float, sign: str = "") -> str:
+def interval_text(low: float, high: float, sign: str = "") -> str:
     """An interval in small print."""
     return f'<span class="ci">{number(low, sign)} to {number(high, sign)}</span>'
 
 
-def usd(value: float) -> str:
+def usd_text(value: float) -> str:
     """Dollars with as many digits as a small amount needs."""
     return f"${value:,.2f}" if value >= 0.1 or value == 0 else f"${value:#.2g}" if value >= 1e-4 else f"${value:.1e}"
 

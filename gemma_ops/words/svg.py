@@ -68,7 +68,7 @@ def domain_of(values: Sequence[float], *, around_zero: bool = False) -> Domain:
     return (max(-1.0, low - 0.12 * span), min(1.0, high + 0.12 * span))
 
 
-def bar(parts: Sequence[tuple[float, str, str]]) -> str:
+def svg_bar(parts: Sequence[tuple[float, str, str]]) -> str:
     """A stacked bar: (share, colour class, label) from left to right."""
     at, body = 0.0, ""
     for share, colour, label in parts:

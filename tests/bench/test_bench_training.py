@@ -61,7 +61,7 @@ def test_a_gpu_is_timed_by_the_wall():
 def test_a_failed_arm_is_told_and_the_others_stand():
     body = _body([_result("trl", 0, 2.0), {"arm": "gemma-ops", "repeat": 0, "error": "out of memory"}])
     assert body["summary"]["arms"]["gemma-ops"] == {"absent": "out of memory"}
-    lines = {row[0]: row for row in bench_report.table(body)}
+    lines = {row[0]: row for row in bench_report.report_table(body)}
     assert lines["gemma-ops"][1] == "out of memory"
     assert lines["trl"][2] == "1.00x"
     assert all(len(row) == len(bench_report.HEAD) for row in lines.values())
@@ -81,7 +81,7 @@ def test_rows_are_the_same_for_all_and_like_chats():
     drawn = bench_rows.draw(spec, 262_144)
     assert drawn == bench_rows.draw(spec, 262_144)
     assert drawn != bench_rows.draw(replace(spec, seed=1), 262_144)
-    facts = bench_rows.facts(drawn, 4)
+    facts = bench_rows.bench_facts(drawn, 4)
     assert facts["tokens"] / 400 == pytest.approx(297, rel=0.02)
     assert facts["slots_per_token_padded"] == pytest.approx(2.06, rel=0.05)  # of 20,000 rows of this distribution
     assert facts["labelled"] == pytest.approx(0.6, abs=0.03)
@@ -182,16 +182,16 @@ def test_after_the_deadline_nothing_starts(tmp_path, monkeypatch):
 
 
 def test_the_suite_covers_the_sizes_and_goes_on(tmp_path, monkeypatch):
-    specs = suite.gpu()
+    specs = suite.gpu_suite()
     assert len({spec.name for spec in specs}) == len(specs) == 22
     assert {spec.row_length for spec in specs} == {2048, 4096, 8192}
     assert all(spec.device == "cuda" and spec.micro_tokens == spec.row_length for spec in specs)
     there = _Machine(monkeypatch, fail=("trl",))
     told = []
-    found = suite.run(specs[:2], tmp_path, told.append, command="", minutes=None)
+    found = suite.run_suite(specs[:2], tmp_path, told.append, command="", minutes=None)
     assert list(found) == ["e2b-bf16-300-8192", "31b-nf4-300-4096"]
     jobs = copy.copy(there.jobs)
-    suite.run(specs[:2], tmp_path, told.append, command="", minutes=None)
+    suite.run_suite(specs[:2], tmp_path, told.append, command="", minutes=None)
     assert there.jobs == jobs
     assert json.loads((tmp_path / "suite.json").read_text()).keys() == found.keys()
 
@@ -241,21 +241,21 @@ def test_made_up_models_are_seeded_and_hold_what_a_loader_would_give():
 
     from gemma_ops.family import Shape
     from gemma_ops.modeling import made_up
-    from gemma_ops.modeling.audit import audit
+    from gemma_ops.modeling.audit import audit_model
 
     text = bench_shapes.text("tiny")
-    one, two, other = (made_up.build(text, seed=seed).state_dict() for seed in (0, 0, 1))
+    one, two, other = (made_up.build_made_up(text, seed=seed).state_dict() for seed in (0, 0, 1))
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert any(not torch.equal(one[name], other[name]) for name in one)
-    held = made_up.build(text, ple="host")
+    held = made_up.build_made_up(text, ple="host")
     assert torch.equal(held.model.embed_tokens_per_layer.weight, one["model.embed_tokens_per_layer.weight"])
     rotary = held.model.rotary_emb.sliding_attention_inv_freq
     assert rotary.dtype == torch.float32
     assert rotary[0] == 1.0
     mixture = text | {"enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 64}
     for weights in ("bf16", "nf4", "fp32"):
-        made = made_up.build(mixture, weights=weights, experts=weights)
-        found = {line.component: line.kind for line in audit(made, Shape.from_config(mixture), weights)}
+        made = made_up.build_made_up(mixture, weights=weights, experts=weights)
+        found = {line.component: line.kind for line in audit_model(made, Shape.from_config(mixture), weights)}
         assert found["experts"] == found["mlp"] == weights
         assert found["router"] == ("fp32" if weights == "fp32" else "bf16")
     for size in family.SIZES:

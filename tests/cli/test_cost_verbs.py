@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 import pytest
 
 from gemma_ops.config import MachineConfig
-from gemma_ops.config.loading import load
+from gemma_ops.config.loading import read_run_config
 from gemma_ops.errors import ConfigError, DataError, MachineError
 from gemma_ops.evaluation import breakeven, breakeven_html, breakeven_inputs, breakeven_text
 from gemma_ops.evaluation.breakeven import Own, Workload
@@ -52,64 +52,64 @@ class TestBreakEven:
         ],
     )
     def test_dollars_per_thousand_answers(self, name, standard, batch, cached):
-        today = offers(breakeven.compare(OWN, WORK, at=AT))[name].today
+        today = offers(breakeven.compare_costs(OWN, WORK, at=AT))[name].today
         assert today.standard == pytest.approx(standard)
         assert today.batch == (None if batch is None else pytest.approx(batch))
         assert today.cached == (None if cached is None else pytest.approx(cached))
 
     def test_every_priced_model_is_there_and_free_ones_are_not(self):
-        from gemma_ops.gemini.models import table
+        from gemma_ops.gemini.models import models_table
 
-        found = offers(breakeven.compare(OWN, WORK, at=AT))
-        paid = {name for name, facts in table().models.items() if facts.paid_tier}
+        found = offers(breakeven.compare_costs(OWN, WORK, at=AT))
+        paid = {name for name, facts in models_table().models.items() if facts.paid_tier}
         assert {name for name, offer in found.items() if offer.kind == "gemini"} == paid
 
     def test_break_even_volumes(self):
-        found = breakeven.compare(OWN, WORK, at=AT)
+        found = breakeven.compare_costs(OWN, WORK, at=AT)
         assert found.break_even(1.05) == pytest.approx(542_285.714)  # 569.40 / 1.05 × 1,000
         assert found.break_even(0.525) == pytest.approx(1_084_571.43)
         assert found.break_even(None) is None
 
     def test_a_machine_that_can_not_answer_so_many_is_never_cheaper(self):
         slow = Own(0.1, 0.78, 0.5, "", "")  # 262,800 answers a month at most
-        found = breakeven.compare(slow, WORK, at=AT)
+        found = breakeven.compare_costs(slow, WORK, at=AT)
         assert found.break_even(1.05) is None
         assert found.break_even(2.80) == pytest.approx(203_357.14)
-        text = "\n".join(breakeven_text.lines(found))
+        text = "\n".join(breakeven_text.cost_lines(found))
         assert "One machine is never cheaper than gemini-3.1-flash-lite" in text
         assert re.search(r"gemini-3.8-flash +today +1\.050 .* never +never", text)
 
     def test_the_next_known_price_change_stands_beside_today(self):
-        found = offers(breakeven.compare(OWN, WORK, at=AT))
+        found = offers(breakeven.compare_costs(OWN, WORK, at=AT))
         now, later = found["gemini-4-argon"].charges
         assert (later.start, later.standard, later.batch) == (date(2026, 12, 1), pytest.approx(5.6), pytest.approx(2.8))
         assert now.standard == pytest.approx(2.8)
         assert [charge.start for charge in found["gemini-3.8-flash"].charges] == [AT.date(), date(2027, 1, 1)]
         assert len(found["gemini-3.5-flash"].charges) == 1
-        after = offers(breakeven.compare(OWN, WORK, at=datetime(2027, 2, 1, tzinfo=UTC)))
+        after = offers(breakeven.compare_costs(OWN, WORK, at=datetime(2027, 2, 1, tzinfo=UTC)))
         assert [charge.standard for charge in after["gemini-3.8-flash"].charges] == [pytest.approx(2.1)]
 
     def test_part_of_the_prompt_from_the_cache(self):
-        found = offers(breakeven.compare(OWN, WORK, at=AT, cached_share=0.5))
+        found = offers(breakeven.compare_costs(OWN, WORK, at=AT, cached_share=0.5))
         assert found["gemini-4-argon"].today.cached == pytest.approx(2.04)  # 0.4×2 + 0.4×0.10 + 0.12×10
 
     def test_thoughts_are_output(self):
-        found = offers(breakeven.compare(OWN, Workload(800, 120, 400, ""), at=AT))
+        found = offers(breakeven.compare_costs(OWN, Workload(800, 120, 400, ""), at=AT))
         assert found["gemini-3.8-flash"].today.standard == pytest.approx(2.55)  # 0.6 + 0.52×3.75
 
     def test_long_prompts_cost_what_long_prompts_cost(self):
-        found = offers(breakeven.compare(OWN, Workload(250_000, 120, 0, ""), at=AT))
+        found = offers(breakeven.compare_costs(OWN, Workload(250_000, 120, 0, ""), at=AT))
         assert found["gemini-3.1-pro-preview"].today.standard == pytest.approx(1002.16)  # 250×4 + 0.12×18
 
     def test_a_measured_target_is_priced_at_its_own_tokens(self):
         used = {"gemini-3.8-flash@low": ("gemini-3.8-flash", Workload(900, 100, 300, "measured"))}
-        found = offers(breakeven.compare(OWN, WORK, at=AT, measured=used))
+        found = offers(breakeven.compare_costs(OWN, WORK, at=AT, measured=used))
         assert "gemini-3.8-flash" not in found
         assert found["gemini-3.8-flash@low"].today.standard == pytest.approx(2.175)  # 0.9×0.75 + 0.4×3.75
         assert found["gemini-4-argon"].today.standard == pytest.approx(2.80)
 
     def test_prices_of_the_readers_own(self):
-        found = offers(breakeven.compare(OWN, WORK, at=AT, priced={"provider": (0.10, 0.30)}))
+        found = offers(breakeven.compare_costs(OWN, WORK, at=AT, priced={"provider": (0.10, 0.30)}))
         assert found["provider"].today.standard == pytest.approx(0.116)
         assert found["provider"].source == "as given"
 
@@ -136,14 +136,14 @@ def config(tmp_path):
     folder = tmp_path / "runs" / "banking77" / "evaluate"
     folder.mkdir(parents=True)
     (folder / "verdict.json").write_text(verdict_of())
-    return load(
+    return read_run_config(
         ["banking77"], [f"machine.runs={tmp_path / 'runs'}", "machine.dollars_per_hour=0.78", "machine.utilisation=0.5"]
     )
 
 
 class TestInputs:
     def test_a_finished_evaluation_gives_speed_and_tokens(self, config):
-        own, work, measured = breakeven_inputs.read(config, Given())
+        own, work, measured = breakeven_inputs.read_evaluation(config, Given())
         assert (own.answers_per_second, own.dollars_per_hour, own.utilisation) == (12.5, 0.78, 0.5)
         assert (work.prompt, work.new, work.thoughts) == (800, 120, 0)
         assert "tuned on banking77" in work.source
@@ -152,47 +152,47 @@ class TestInputs:
         assert (name, model, used.thoughts) == ("gemini-3.8-flash@low", "gemini-3.8-flash", 300)
 
     def test_another_target_may_be_named(self, config):
-        own, work, _ = breakeven_inputs.read(config, Given(target="base"))
+        own, work, _ = breakeven_inputs.read_evaluation(config, Given(target="base"))
         assert (own.answers_per_second, work.new) == (20, 30)
         with pytest.raises(ConfigError, match="no target 'tined'"):
-            breakeven_inputs.read(config, Given(target="tined"))
+            breakeven_inputs.read_evaluation(config, Given(target="tined"))
         with pytest.raises(ConfigError, match="no task 'gsm8k'"):
-            breakeven_inputs.read(config, Given(task="gsm8k"))
+            breakeven_inputs.read_evaluation(config, Given(task="gsm8k"))
 
     def test_figures_by_hand_need_no_evaluation(self, tmp_path):
-        config = load(["banking77"], [f"machine.runs={tmp_path}", "machine.dollars_per_hour=2"])
-        own, work, measured = breakeven_inputs.read(config, Given(500, 50, 10, 1000))
+        config = read_run_config(["banking77"], [f"machine.runs={tmp_path}", "machine.dollars_per_hour=2"])
+        own, work, measured = breakeven_inputs.read_evaluation(config, Given(500, 50, 10, 1000))
         assert (own.answers_per_second, work.thoughts, measured) == (20, 10, {})
         assert "as given" in own.speed_from
         with pytest.raises(ConfigError, match="no evaluation"):
-            breakeven_inputs.read(config, Given(500, 50))
+            breakeven_inputs.read_evaluation(config, Given(500, 50))
 
     def test_a_device_brings_its_list_price(self, config):
         from gemma_ops.planning import devices
 
-        own, *_ = breakeven_inputs.read(config, Given(device="l4", tokens_per_second=1500))
-        assert own.dollars_per_hour == devices.get("l4").dollars
-        assert devices.get("l4").priced in own.price_from
+        own, *_ = breakeven_inputs.read_evaluation(config, Given(device="l4", tokens_per_second=1500))
+        assert own.dollars_per_hour == devices.get_device("l4").dollars
+        assert devices.get_device("l4").priced in own.price_from
         with pytest.raises(ConfigError, match="no known price"):
-            breakeven_inputs.read(config, Given(device="cpu", tokens_per_second=1500))
+            breakeven_inputs.read_evaluation(config, Given(device="cpu", tokens_per_second=1500))
 
     def test_an_hour_costs_what_it_did_where_the_speed_was_measured(self, config, tmp_path):
         path = tmp_path / "runs" / "banking77" / "evaluate" / "verdict.json"
         path.write_text(verdict_of(machine={"dollars": 4.0, "from": "H200, a list"}))
-        assert breakeven_inputs.read(config, Given())[0].dollars_per_hour == 0.78  # the reader's own word
-        silent = load(["banking77"], [f"machine.runs={tmp_path / 'runs'}"])
-        own = breakeven_inputs.read(silent, Given())[0]
+        assert breakeven_inputs.read_evaluation(config, Given())[0].dollars_per_hour == 0.78  # the reader's own word
+        silent = read_run_config(["banking77"], [f"machine.runs={tmp_path / 'runs'}"])
+        own = breakeven_inputs.read_evaluation(silent, Given())[0]
         assert (own.dollars_per_hour, own.price_from) == (4.0, "H200, a list, as evaluated")
 
     def test_what_was_not_measured_is_asked_for(self, config, tmp_path):
         path = tmp_path / "runs" / "banking77" / "evaluate" / "verdict.json"
         path.write_text(verdict_of(results=[RESULTS[1] | {"speed": {"mean_prompt_tokens": 800.0}}]))
         with pytest.raises(ConfigError, match="new tokens") as caught:
-            breakeven_inputs.read(config, Given())
+            breakeven_inputs.read_evaluation(config, Given())
         assert "--new-tokens" in caught.value.fix
         path.write_text("[]")
         with pytest.raises(DataError, match="its schema is None"):
-            breakeven_inputs.read(config, Given())
+            breakeven_inputs.read_evaluation(config, Given())
 
     def test_prices_from_endpoints_and_options(self):
         machine = MachineConfig.model_validate(
@@ -236,8 +236,8 @@ class Page(HTMLParser):
 
 
 def test_the_page_is_self_contained_and_holds_every_figure():
-    found = breakeven.compare(OWN, WORK, at=AT, priced={"<b>mine</b>": (0.10, 0.30)})
-    html = breakeven_html.render(found)
+    found = breakeven.compare_costs(OWN, WORK, at=AT, priced={"<b>mine</b>": (0.10, 0.30)})
+    html = breakeven_html.cost_page(found)
     page = Page(html)
     assert page.open == []
     assert page.loads == []
@@ -257,11 +257,11 @@ def test_the_page_is_self_contained_and_holds_every_figure():
 
 def test_the_page_draws_what_is_never_cheaper():
     slow = Own(0.001, 5.0, 0.5, "", "")
-    assert "never" in breakeven_html.render(breakeven.compare(slow, WORK, at=AT))
+    assert "never" in breakeven_html.cost_page(breakeven.compare_costs(slow, WORK, at=AT))
 
 
 def test_every_figure_names_its_inputs():
-    text = " ".join("\n".join(breakeven_text.lines(breakeven.compare(OWN, WORK, at=AT))).split())
+    text = " ".join("\n".join(breakeven_text.cost_lines(breakeven.compare_costs(OWN, WORK, at=AT))).split())
     for part in (
         "12.5 answers/s (1,500 new tokens/s)", "$0.78 an hour (list price of L4)", "$569 a month", "utilisation 0.5",
         "800.0 prompt tokens, 120.0 new, no thoughts (as given)", "facts as of 2026-11-22", "read on 2026-11-23",
@@ -281,7 +281,7 @@ def test_every_figure_names_its_inputs():
     ],
 )
 def test_volumes_are_told_in_three_digits(number, shown):
-    assert breakeven_text.count(number) == shown
+    assert breakeven_text.count_words(number) == shown
 
 
 class TestCommands:
@@ -370,20 +370,20 @@ class TestOfWhichMachine:
     def test_the_speed_of_one_is_not_priced_as_another(self, config, tmp_path, machine):
         self.verdict(tmp_path, machine=machine)
         with pytest.raises(ConfigError, match="measured elsewhere") as caught:
-            breakeven_inputs.read(config, Given(device="l4"))
+            breakeven_inputs.read_evaluation(config, Given(device="l4"))
         assert "--tokens-per-second" in caught.value.fix
 
     def test_the_same_machine_is_no_problem(self, config, tmp_path):
         from gemma_ops.planning import devices
 
-        known = devices.get("l4")
+        known = devices.get_device("l4")
         self.verdict(tmp_path, machine={"dollars": 1.0, "from": f"{known.name}, {known.priced}"})
-        assert breakeven_inputs.read(config, Given(device="l4"))[0].dollars_per_hour == known.dollars
+        assert breakeven_inputs.read_evaluation(config, Given(device="l4"))[0].dollars_per_hour == known.dollars
 
     def test_tokens_of_a_rehearsal_are_called_that(self, config, tmp_path):
         def text():
-            own, work, measured = breakeven_inputs.read(config, Given())
-            return " ".join(breakeven_text.lines(breakeven.compare(own, work, at=AT, measured=measured)))
+            own, work, measured = breakeven_inputs.read_evaluation(config, Given())
+            return " ".join(breakeven_text.cost_lines(breakeven.compare_costs(own, work, at=AT, measured=measured)))
 
         assert "priced at the tokens they used themselves" in text()
         place = {"gemini:gemini-3.8-flash@low": {"identity": "aa", "place": "rehearsal: answered by an emulator"}}

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from gemma_ops.config.loading import load
+from gemma_ops.config.loading import read_run_config
 from gemma_ops.config.shipped import shipped
 
 
@@ -34,7 +34,9 @@ def test_init_ejects_what_a_run_finds_first(cli, tmp_path):
     (tmp_path / "recipes" / "lora.py").write_text("def recipe(run, config):\n    raise SystemExit('mine')\n")
     mine = cli("run", "quickstart", "--set", "machine.mlflow=null")
     assert "mine" in mine.stderr
-    assert load([tmp_path / "configs" / "quickstart.yaml"]).data.path == str(tmp_path / "eval/support_desk/train.jsonl")
+    assert read_run_config([tmp_path / "configs" / "quickstart.yaml"]).data.path == str(
+        tmp_path / "eval/support_desk/train.jsonl"
+    )
 
 
 def test_a_recipe_without_its_function_is_refused(cli, tmp_path):

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from gemma_ops import config
 from gemma_ops.cli.eject import eject
-from gemma_ops.config.loading import load, schema
+from gemma_ops.config.loading import config_schema, read_run_config
 from gemma_ops.config.shipped import root
 from gemma_ops.errors import ConfigError
 from gemma_ops.runs import digest
@@ -26,7 +26,7 @@ def test_all_problems_come_in_one_message_with_file_line_and_suggestion(tmp_path
         "train:\n  epoch: 3\n  batch: ten\nmodle: {}\nevaluate:\n  gates:\n    - {metric: a, test: superior}\n",
     )
     with pytest.raises(ConfigError) as caught:
-        load([file], ["train.lora.rnk=3", "nonsense"])
+        read_run_config([file], ["train.lora.rnk=3", "nonsense"])
     text = caught.value.what
     assert text.startswith("6 problems")
     assert f"{file}:2: train.epoch: unknown key, did you mean epochs?" in text
@@ -43,39 +43,42 @@ def test_files_merge_left_to_right_and_set_comes_last(tmp_path):
         tmp_path / "first.yaml", "train: {epochs: 1, batch: 8, micro_batch: 2}\nevaluate: {targets: [base]}\n"
     )
     second = write(tmp_path / "second.yaml", "train: {epochs: 2}\nevaluate: {targets: [tuned]}\n")
-    result = load([first, second], ["train.batch=4"])
+    result = read_run_config([first, second], ["train.batch=4"])
     assert (result.train.epochs, result.train.batch, result.train.micro_batch) == (2.0, 4, 2)
     assert result.evaluate.targets == ("tuned",)
     assert result.name == "first"
 
 
 def test_scientific_notation_without_a_point_is_a_number(tmp_path):
-    assert load([write(tmp_path / "a.yaml", "train: {learning_rate: 1e-5}")]).train.learning_rate == 1e-5
+    assert read_run_config([write(tmp_path / "a.yaml", "train: {learning_rate: 1e-5}")]).train.learning_rate == 1e-5
 
 
 def test_a_key_given_twice_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"a\.yaml:3: train\.epochs is given twice"):
-        load([write(tmp_path / "a.yaml", "train:\n  epochs: 1\n  epochs: 2\n")])
+        read_run_config([write(tmp_path / "a.yaml", "train:\n  epochs: 1\n  epochs: 2\n")])
 
 
 def test_broken_yaml_names_its_line(tmp_path):
     with pytest.raises(ConfigError, match=r"a\.yaml:2: not valid YAML"):
-        load([write(tmp_path / "a.yaml", "train: {epochs: 1\nname: x\n")])
+        read_run_config([write(tmp_path / "a.yaml", "train: {epochs: 1\nname: x\n")])
 
 
 def test_relative_paths_count_from_the_file(tmp_path):
     folder = tmp_path / "configs"
     folder.mkdir()
     write(tmp_path / "rows.jsonl", "{}")
-    assert load([write(folder / "a.yaml", "data: {path: ../rows.jsonl}")]).data.path == str(tmp_path / "rows.jsonl")
+    assert read_run_config([write(folder / "a.yaml", "data: {path: ../rows.jsonl}")]).data.path == str(
+        tmp_path / "rows.jsonl"
+    )
     assert (
-        load([write(folder / "b.yaml", "model: {base: google/gemma-4-E2B-it}")]).model.base == "google/gemma-4-E2B-it"
+        read_run_config([write(folder / "b.yaml", "model: {base: google/gemma-4-E2B-it}")]).model.base
+        == "google/gemma-4-E2B-it"
     )
 
 
 def test_unknown_configuration_suggests_a_shipped_one():
     with pytest.raises(ConfigError, match="did you mean quickstart"):
-        load(["quikstart"])
+        read_run_config(["quikstart"])
 
 
 def test_the_tree_is_frozen():
@@ -92,7 +95,7 @@ def test_locations_and_machine_settings_stay_out_of_fingerprints():
 
 
 def test_schema_describes_every_section_with_its_help():
-    result = schema()
+    result = config_schema()
     assert result["properties"]["train"]
     assert "register" in result["properties"]
     assert "turns LoRA into QLoRA" in str(result["$defs"]["TrainConfig"]["properties"]["weights"])
@@ -110,7 +113,7 @@ def test_schema_describes_every_section_with_its_help():
 )
 def test_contradictions_are_refused_when_read(tmp_path, text, message):
     with pytest.raises(ConfigError, match=message):
-        load([write(tmp_path / "a.yaml", text)])
+        read_run_config([write(tmp_path / "a.yaml", text)])
 
 
 @pytest.mark.parametrize(
@@ -143,9 +146,9 @@ def test_set_takes_text_where_the_tree_wants_text_and_yaml_elsewhere(given, key,
     sets = [given, "data.completion=x"] if given.startswith("data.prompt") else [given]
     if expected is ConfigError:
         with pytest.raises(ConfigError, match=re.escape(f"--set {given}")):
-            load([], sets)
+            read_run_config([], sets)
         return
-    value = load([], sets)
+    value = read_run_config([], sets)
     for part in key.split("."):
         value = getattr(value, part)
     assert value == expected
@@ -157,7 +160,7 @@ def test_values_yaml_cannot_construct_are_problems_with_their_place(tmp_path):
         "name: !tag x\ntrain:\n  epochs: !!int many\n  trl: !t {a: 1}\n  batch: 2026-13-45\ndata: &a\n  system: *a\n",
     )
     with pytest.raises(ConfigError) as caught:
-        load([file], ["train.batch=!tag 4"])
+        read_run_config([file], ["train.batch=!tag 4"])
     text = caught.value.what
     assert text.startswith("5 problems")
     assert f"{file}:1: name: can't be read" in text
@@ -166,7 +169,7 @@ def test_values_yaml_cannot_construct_are_problems_with_their_place(tmp_path):
     assert f"{file}:6: data.system: this alias stands inside the value it repeats" in text
     assert "--set train.batch=!tag 4: train.batch: can't be read" in text
     with pytest.raises(ConfigError, match=r"a\.yaml:1: train\.batch: input should be a valid integer"):
-        load([write(tmp_path / "a.yaml", "train: {batch: 2026-13-45}")])
+        read_run_config([write(tmp_path / "a.yaml", "train: {batch: 2026-13-45}")])
 
 
 def test_only_true_and_false_are_booleans_and_text_stays_text(tmp_path):
@@ -174,7 +177,7 @@ def test_only_true_and_false_are_booleans_and_text_stays_text(tmp_path):
         tmp_path / "a.yaml",
         "name: 12\ndata: {pii: off, path: 2026-10-10, system: yes}\ntrain: {packing: TRUE, trl: {x: on, y: False}}\n",
     )
-    result = load([file])
+    result = read_run_config([file])
     assert (result.name, result.data.pii, result.data.path, result.data.system) == ("12", "off", "2026-10-10", "yes")
     assert result.train.packing is True
     assert result.train.trl == {"x": "on", "y": False}
@@ -190,7 +193,7 @@ def test_what_lies_beside_the_file_is_found_from_anywhere(tmp_path, monkeypatch)
     write(folder / "mine.py", "")
     (folder / "link.jsonl").symlink_to(folder / "mine.py")
     monkeypatch.chdir(tmp_path)
-    result = load(
+    result = read_run_config(
         [
             write(
                 folder / "a.yaml",
@@ -202,18 +205,18 @@ def test_what_lies_beside_the_file_is_found_from_anywhere(tmp_path, monkeypatch)
     assert result.model.base == str(folder / "base")
     assert result.data.path == str(folder / "rows")
     assert result.evaluate.tasks == (str(folder / "mytask"), "rows", "support_desk")
-    other = load(
+    other = read_run_config(
         [write(folder / "b.yaml", "recipe: lora\nmodel: {base: nano}\ndata: {path: link.jsonl}")],
         ["evaluate.tasks=mytask"],
     )
     assert (other.recipe, other.model.base, other.evaluate.tasks) == ("lora", "nano", ("mytask",))
     assert other.data.path == str(folder / "link.jsonl"), "a link keeps its name, which says the format"
-    assert load([write(folder / "c.yaml", "model: {base: elsewhere}")]).model.base == "elsewhere"
+    assert read_run_config([write(folder / "c.yaml", "model: {base: elsewhere}")]).model.base == "elsewhere"
 
 
 def test_shipped_configurations_keep_their_names():
     for path in (root() / "configs").glob("*.yaml"):
-        result = load([path])
+        result = read_run_config([path])
         assert result.recipe == (path.stem if path.stem in ("distill", "baseline") else "lora")
         assert result.evaluate.tasks in (("support_desk",), ("banking77",))
         assert result.model.base == "nano" or result.model.base.startswith("google/")
@@ -223,20 +226,20 @@ def test_home_is_expanded_and_machine_folders_count_from_the_working_folder(tmp_
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "runs").mkdir()
     file = write(tmp_path / "a.yaml", "machine: {runs: ~/runs}\ndata: {path: ~/rows.jsonl}")
-    result = load([file], ["machine.mlflow=~/mlflow"])
+    result = read_run_config([file], ["machine.mlflow=~/mlflow"])
     assert result.machine.runs == str(tmp_path / "runs")
     assert result.machine.mlflow == str(tmp_path / "mlflow")
     assert result.data.path == str(tmp_path / "rows.jsonl")
-    assert load([write(tmp_path / "b.yaml", "machine: {runs: runs}")]).machine.runs == "runs"
-    assert load([], ["machine.mlflow=http://host:1/~x"]).machine.mlflow == "http://host:1/~x"
+    assert read_run_config([write(tmp_path / "b.yaml", "machine: {runs: runs}")]).machine.runs == "runs"
+    assert read_run_config([], ["machine.mlflow=http://host:1/~x"]).machine.mlflow == "http://host:1/~x"
 
 
 def test_an_empty_section_holds_nothing_and_can_be_filled(tmp_path):
     file = write(tmp_path / "a.yaml", "train:\nregister:\nmachine: null\n")
-    result = load([file], ["train.lora.rank=3", "register.description=x"])
+    result = read_run_config([file], ["train.lora.rank=3", "register.description=x"])
     assert (result.train.lora.rank, result.train.batch, result.registration().description) == (3, 16, "x")
     first = write(tmp_path / "b.yaml", "train:\n  epochs: 2\n  lora:\n  trl:\n")
-    assert load([first, file]).train.epochs == 2.0
+    assert read_run_config([first, file]).train.epochs == 2.0
 
 
 def test_merge_keys_are_refused_with_what_to_write_instead(tmp_path):
@@ -244,13 +247,13 @@ def test_merge_keys_are_refused_with_what_to_write_instead(tmp_path):
     with pytest.raises(
         ConfigError, match=r"^1 problem .*\n  .*a\.yaml:3: the merge key << isn't read: write the keys out"
     ):
-        load([file])
+        read_run_config([file])
 
 
 def test_a_set_hides_the_places_of_what_it_replaces(tmp_path):
     file = write(tmp_path / "a.yaml", "evaluate:\n  gates:\n    - {metric: a, test: at_least}\n")
     with pytest.raises(ConfigError, match=r"\n  --set evaluate\.gates=\[\{metric: b, test: best\}\]: input should be"):
-        load([file], ["evaluate.gates=[{metric: b, test: best}]"])
+        read_run_config([file], ["evaluate.gates=[{metric: b, test: best}]"])
 
 
 def test_ejecting_twice_restores_the_shipped_files(tmp_path, monkeypatch):

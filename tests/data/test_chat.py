@@ -240,7 +240,7 @@ def test_transformers_renders_both_templates_alike(google):
     for name, (messages, tools) in CORPUS.items():
         if not messages or name == "thinking key":  # transformers itself renames that key before rendering
             continue
-        ours = chat.render(messages, tools)
+        ours = chat.render_chat(messages, tools)
         assert theirs(chat.inference_template(), messages, tools)[0] == [ours.text], name
         texts, spans = theirs(chat.training_template(), messages, tools, return_assistant_tokens_mask=True)
         assert texts == [ours.text]
@@ -249,11 +249,11 @@ def test_transformers_renders_both_templates_alike(google):
         with_prompt = theirs(
             chat.inference_template(), messages, tools, add_generation_prompt=True, enable_thinking=True
         )[0]
-        assert with_prompt == [chat.render(messages, tools, add_generation_prompt=True, thinking=True).text]
+        assert with_prompt == [chat.render_chat(messages, tools, add_generation_prompt=True, thinking=True).text]
 
 
 def emitted(messages, tools=None, **options):
-    rendered = chat.render(messages, tools, **options)
+    rendered = chat.render_chat(messages, tools, **options)
     return [rendered.text[start:end] for start, end in rendered.spans]
 
 
@@ -292,24 +292,26 @@ def test_a_thought_the_prompt_opens_has_no_loss_on_its_opening():
     ]
     assert emitted(messages, thinking=True)[-1] == "so\n<channel|>Paris.<turn|>"
     assert emitted(messages)[-1] == "<|channel>thought\nso\n<channel|>Paris.<turn|>"
-    prompt = chat.render(messages[:-1], add_generation_prompt=True, thinking=True).text
-    assert chat.render(messages, thinking=True).text.startswith(prompt)
+    prompt = chat.render_chat(messages[:-1], add_generation_prompt=True, thinking=True).text
+    assert chat.render_chat(messages, thinking=True).text.startswith(prompt)
 
 
 def test_empty_thought_ends_the_prompt_and_stands_nowhere_else():
     empty = "<|channel>thought\n<channel|>"
-    assert empty not in chat.render([ASK, SAY, MORE, SAY], empty_thought=True).text
+    assert empty not in chat.render_chat([ASK, SAY, MORE, SAY], empty_thought=True).text
     assert emitted([ASK, SAY], empty_thought=True) == ["Paris.<turn|>"]
-    assert chat.render([ASK], add_generation_prompt=True, empty_thought=True).text.endswith("<|turn>model\n" + empty)
+    assert chat.render_chat([ASK], add_generation_prompt=True, empty_thought=True).text.endswith(
+        "<|turn>model\n" + empty
+    )
     # Thinking mode has none, nor has a turn that goes on after a response.
-    assert empty not in chat.render([ASK, SAY], thinking=True, empty_thought=True, add_generation_prompt=True).text
+    assert empty not in chat.render_chat([ASK, SAY], thinking=True, empty_thought=True, add_generation_prompt=True).text
     used = [ASK, calling(call(id="1")), {"role": "tool", "tool_call_id": "1", "content": "42"}]
-    assert empty not in chat.render(used, empty_thought=True, add_generation_prompt=True).text
+    assert empty not in chat.render_chat(used, empty_thought=True, add_generation_prompt=True).text
 
 
 def test_string_arguments_are_refused_with_the_reason():
     with pytest.raises(DataError, match="must be an object, not a JSON string"):
-        chat.render([ASK, calling(call(arguments='{"a": 1}'))])
+        chat.render_chat([ASK, calling(call(arguments='{"a": 1}'))])
 
 
 def test_llama_cpp_takes_the_inference_template_for_googles_current_one(google):
@@ -327,25 +329,25 @@ def test_inference_template_has_no_markers_and_the_training_template_does():
 @pytest.mark.parametrize("empty_thought", [False, True])
 def test_encode_marks_tokens_and_prompts_are_prefixes(tokenizer, empty_thought):
     messages = [SYSTEM, ASK, SAY, MORE, {"role": "assistant", "content": "Größe 😀"}]
-    encoded = chat.encode(tokenizer, messages, empty_thought=empty_thought)
+    encoded = chat.encode_chat(tokenizer, messages, empty_thought=empty_thought)
     assert encoded.ids.count(tokenizer.token_to_id("<bos>")) == 1
     assert not encoded.truncated
     kept = [token for token, loss in zip(encoded.ids, encoded.loss, strict=True) if loss]
     # The prompt of the second answer shows the first one without its empty thought: it is an example of its own.
     earlier = "" if empty_thought else "Paris.<turn|>"
     assert tokenizer.decode(kept, skip_special_tokens=False) == earlier + "Größe 😀<turn|>"
-    prompt = chat.prompt_ids(tokenizer, messages[:-1], empty_thought=empty_thought)
+    prompt = chat.chat_prompt_ids(tokenizer, messages[:-1], empty_thought=empty_thought)
     assert encoded.ids[: len(prompt)] == prompt
     assert encoded.loss[len(prompt)] is True
 
 
 def test_encode_cuts_at_max_length(tokenizer):
-    whole = chat.encode(tokenizer, [ASK, SAY])
-    cut = chat.encode(tokenizer, [ASK, SAY], max_length=len(whole.ids) - 3)
+    whole = chat.encode_chat(tokenizer, [ASK, SAY])
+    cut = chat.encode_chat(tokenizer, [ASK, SAY], max_length=len(whole.ids) - 3)
     assert cut.truncated
     assert cut.ids == whole.ids[:-3]
     assert cut.loss == whole.loss[:-3]
-    assert not chat.encode(tokenizer, [ASK, SAY], max_length=len(whole.ids)).truncated
+    assert not chat.encode_chat(tokenizer, [ASK, SAY], max_length=len(whole.ids)).truncated
 
 
 def test_prompts_end_where_answers_begin_whatever_the_tokenizer_merges():
@@ -356,8 +358,8 @@ def test_prompts_end_where_answers_begin_whatever_the_tokenizer_merges():
     state["model"]["vocab"] = {**state["model"]["vocab"], "\n": 460, "\nP": 461}
     state["model"]["merges"] = [["\n", "P"], *state["model"]["merges"]]
     merging = Tokenizer.from_str(json.dumps(state))
-    prompt = chat.prompt_ids(merging, [ASK])
-    encoded = chat.encode(merging, [ASK, SAY])
+    prompt = chat.chat_prompt_ids(merging, [ASK])
+    encoded = chat.encode_chat(merging, [ASK, SAY])
     assert encoded.ids[: len(prompt)] == prompt
     assert encoded.loss[: len(prompt) + 1] == [False] * len(prompt) + [True]
     # In a later prompt the two are one token, so that prompt doesn't begin with the first answer as it was said.
@@ -375,7 +377,7 @@ def test_load_tokenizer_finds_it_and_refuses_others(tmp_path, tokenizer):
     tokenizer.enable_padding(length=4)
     (tmp_path / "cutting").mkdir()
     tokenizer.save(str(tmp_path / "cutting" / "tokenizer.json"))
-    assert len(chat.encode(chat.load_tokenizer(tmp_path / "cutting"), [ASK, SAY]).ids) > 10
+    assert len(chat.encode_chat(chat.load_tokenizer(tmp_path / "cutting"), [ASK, SAY]).ids) > 10
     with pytest.raises(ModelError, match=r"no tokenizer\.json"):
         chat.load_tokenizer(tmp_path)
     other = Tokenizer(models.BPE(unk_token="<unk>"))

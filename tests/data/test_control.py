@@ -13,7 +13,7 @@ from gemma_ops.data import chat, control
 from gemma_ops.data.normal import conversation as normal
 from gemma_ops.data.rowerror import RowError
 from gemma_ops.errors import DataError
-from gemma_ops.evaluation.ask_targets import refuse_control
+from gemma_ops.evaluation.ask_targets import refuse_control_questions
 from gemma_ops.nano import WEIGHTS
 from tests.helpers.conversations import CONVERSATIONS, conversation, templates
 
@@ -189,6 +189,6 @@ def test_questions_are_refused_before_anything_is_asked():
         name, rows = "shelf", [Prompt([ASK], id="q1"), Prompt([{**ASK, "content": "a <turn|> b"}], id="q2")]
 
     with pytest.raises(DataError, match=r"question q2 spells the control token <turn\|>"):
-        refuse_control([_Target()], [Task()])
+        refuse_control_questions([_Target()], [Task()])
     _Target.lockstep = False
-    refuse_control([_Target()], [Task()])
+    refuse_control_questions([_Target()], [Task()])

@@ -8,13 +8,13 @@ import pytest
 
 from gemma_ops.config import DataConfig, MachineConfig, TrainConfig
 from gemma_ops.data import chat, documents
-from gemma_ops.data.arrow import table
+from gemma_ops.data.arrow import token_table
 from gemma_ops.data.example import Example, kind, read_rows
 from gemma_ops.data.import_rows import kinds, peek
 from gemma_ops.data.row_tokens import NO_LOSS, Manner, encode_rows
 from gemma_ops.errors import DataError
 from gemma_ops.nano import WEIGHTS
-from gemma_ops.prepare.check_rows import check
+from gemma_ops.prepare.check_rows import check_source
 from gemma_ops.prepare.prepare_step import prepare
 
 TOKENIZER = chat.load_tokenizer(WEIGHTS)
@@ -92,19 +92,19 @@ def test_files_of_plain_text_are_documents_unless_rows_lie_beside_them(tmp_path)
 
 
 def test_a_document_is_what_gemma_was_trained_on():
-    whole = documents.encode(TOKENIZER, TEXTS[0])
+    whole = documents.encode_document(TOKENIZER, TEXTS[0])
     assert (whole.ids[0], whole.ids[-1]) == (BOS, EOS)
     assert TOKENIZER.decode(whole.ids[1:-1]) == TEXTS[0]
     assert whole.loss == [False] + [True] * (len(whole.ids) - 1)
 
 
 def test_pieces_of_a_long_one_score_every_token_once_and_begin_alike():
-    ids = documents.encode(TOKENIZER, " ".join(TEXTS)).ids
-    found = list(documents.pieces(ids, 16))
+    ids = documents.encode_document(TOKENIZER, " ".join(TEXTS)).ids
+    found = list(documents.document_pieces(ids, 16))
     assert all(piece[0] == BOS and 1 < len(piece) <= 16 for piece in found)
     assert [token for piece in found for token in piece[1:]] == ids[1:]
     assert sum(EOS in piece for piece in found) == 1
-    assert list(documents.pieces(ids, None)) == [ids]
+    assert list(documents.document_pieces(ids, None)) == [ids]
 
 
 def stored(tmp_path, *rows):
@@ -119,7 +119,7 @@ def test_rows_of_a_table_are_pieces_with_their_weight(tmp_path):
     assert len(rows) > 2
     assert {row["weight"] for row in rows} == {2.0}
     assert all(row["labels"] == [NO_LOSS, *row["input_ids"][1:]] for row in rows)
-    made, cut = table(path, tmp_path / "tables", TOKENIZER, Manner(texts=True), max_length=8)
+    made, cut = token_table(path, tmp_path / "tables", TOKENIZER, Manner(texts=True), max_length=8)
     assert (len(made), cut) == (len(rows), 0)
 
 
@@ -135,7 +135,7 @@ def test_texts_and_conversations_are_not_taken_for_each_other(tmp_path):
 def test_check_shows_every_token_with_loss(tmp_path):
     source = tmp_path / "rows.jsonl"
     source.write_text(json.dumps({"text": TEXTS[0]}) + "\n")
-    row = check(DataConfig(path=str(source)), source=source, model=WEIGHTS).rows[0]
+    row = check_source(DataConfig(path=str(source)), source=source, model=WEIGHTS).rows[0]
     assert "".join(text for text, loss in row.tokens if loss) == TEXTS[0] + "<eos>"
     assert row.findings == []
 

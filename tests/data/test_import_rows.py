@@ -379,5 +379,5 @@ def test_every_kept_part_of_a_schema_is_in_the_prompt_and_every_lost_one_is_not(
     for kind in ("string", "integer"):
         for key, value in probes.items():
             tools = schema(a={"type": kind, key: value})
-            shown = json.dumps(value).strip('[]"{}')[-7:].strip('"}: ') in chat.render([USER], tools).text
+            shown = json.dumps(value).strip('[]"{}')[-7:].strip('"}: ') in chat.render_chat([USER], tools).text
             assert shown is (f"f.a.{key}" not in schema_losses(tools)), (kind, key)

@@ -17,7 +17,7 @@ from gemma_ops.data.named_files import named
 from gemma_ops.errors import DataError
 from gemma_ops.family.media import Pictures, Senses, Sounds
 from gemma_ops.prepare import check_html, prepare
-from gemma_ops.prepare.check_rows import check
+from gemma_ops.prepare.check_rows import check_source
 from tests.helpers import media_rows, tiny_media
 from tests.helpers.media_rows import encoded, png, tone, wav
 
@@ -226,7 +226,7 @@ def test_check_shows_where_an_image_stands_and_what_is_wrong(tmp_path, edge):
     file = tmp_path / "files/1-0.png"
     file.write_bytes(file.read_bytes()[:150])
     source = tmp_path / "rows.jsonl"
-    found = check(DataConfig(path=str(source)), source=source, model=edge, max_length=512)
+    found = check_source(DataConfig(path=str(source)), source=source, model=edge, max_length=512)
     assert found.totals == {"unreadable_media": 1}
     good = [row for row in found.rows if row.tokens]
     assert len(good) == 2
@@ -244,7 +244,7 @@ def test_check_shows_where_an_image_stands_and_what_is_wrong(tmp_path, edge):
 def test_a_row_that_does_not_fit_is_cut_before_its_image(tmp_path, edge):
     media_rows.write(tmp_path, "image", 1, seed=1)
     source = tmp_path / "rows.jsonl"
-    found = check(DataConfig(path=str(source)), source=source, model=edge, max_length=30)
+    found = check_source(DataConfig(path=str(source)), source=source, model=edge, max_length=30)
     assert set(found.totals) == {"no_loss", "truncated"}
     assert not any("<|image|>" in text for text, _ in found.rows[0].tokens)
     assert found.rows[0].count < 30
@@ -260,7 +260,7 @@ def test_jpegs_turn_as_they_say_and_transparency_is_white():
     exif = Image.Exif()
     exif[274] = 6  # turn clockwise by 90 degrees
     data = encoded(wide, "JPEG", exif=exif, quality=95)
-    assert pictures.facts(data)[1:] == (4, 8)
+    assert pictures.picture_facts(data)[1:] == (4, 8)
     upright = pictures.picture(data)
     assert upright.size == (4, 8)
     assert upright.getpixel((2, 1))[2] > 200, "the left side is on top"

@@ -28,7 +28,7 @@ from gemma_ops.data.pictures import picture
 from gemma_ops.data.sounds import sound
 from gemma_ops.errors import DataError, ModelError
 from gemma_ops.family.media import BUDGETS, LONGEST, Pictures, Senses, Sounds, Waves
-from gemma_ops.modeling.media_inputs import Perceiver, join
+from gemma_ops.modeling.media_inputs import Perceiver, join_media
 from tests.helpers.media_rows import COLOURS, encoded, png, tone, wav
 
 ANSWER = {"role": "assistant", "content": "red"}
@@ -103,11 +103,11 @@ def test_a_conversation_becomes_the_tokens_and_tensors_of_the_published_processo
     shelf = MediaShelf(None, perceiver.senses)
     messages = conversation(shelf, random.Random(1))
     tokenizer = chat.load_tokenizer(folder)
-    ours = chat.encode(tokenizer, messages, senses=perceiver.senses)
+    ours = chat.encode_chat(tokenizer, messages, senses=perceiver.senses)
     files = [shelf.found[part["path"]] for part in media_of(messages)]
     kinds = [part["type"] for part in media_of(messages)]
     theirs = processor(
-        text=chat.render(messages).text,
+        text=chat.render_chat(messages).text,
         images=[[picture(data) for data, kind in zip(files, kinds, strict=True) if kind == "image"]],
         audio=[sound(data) for data, kind in zip(files, kinds, strict=True) if kind == "audio"],
         add_special_tokens=False,
@@ -115,7 +115,7 @@ def test_a_conversation_becomes_the_tokens_and_tensors_of_the_published_processo
     )
     assert ours.ids == theirs["input_ids"][0].tolist()
     assert ours.types() == theirs["mm_token_type_ids"][0].tolist()
-    found = join([perceiver.see(media_of(messages), shelf.found, ours.types())])
+    found = join_media([perceiver.see(media_of(messages), shelf.found, ours.types())])
     patches = found["pixel_values"].shape[1]
     assert patches < theirs["pixel_values"].shape[1], "padding up to the budget is cut off"
     assert torch.equal(found["pixel_values"], theirs["pixel_values"][:, :patches])
@@ -134,10 +134,12 @@ def test_sounds_of_the_12b_are_those_of_its_processor(tiny):
     draw = random.Random(2)
     parts = [{"type": "audio", "source": wav(tone("low", draw, seconds))} for seconds in (0.21, 0.13)]
     messages = shelf.store([{"role": "user", "content": [*parts, {"type": "text", "text": "?"}]}, ANSWER])
-    ours = chat.encode(chat.load_tokenizer(folder), messages, senses=perceiver.senses)
+    ours = chat.encode_chat(chat.load_tokenizer(folder), messages, senses=perceiver.senses)
     sounds = [sound(shelf.found[part["path"]]) for part in media_of(messages)]
-    theirs = processor(text=chat.render(messages).text, audio=sounds, add_special_tokens=False, return_tensors="pt")
-    found = join([perceiver.see(media_of(messages), shelf.found, ours.types())])
+    theirs = processor(
+        text=chat.render_chat(messages).text, audio=sounds, add_special_tokens=False, return_tensors="pt"
+    )
+    found = join_media([perceiver.see(media_of(messages), shelf.found, ours.types())])
     assert ours.ids == theirs["input_ids"][0].tolist()
     assert ours.types() == theirs["mm_token_type_ids"][0].tolist()
     assert torch.equal(found["input_features"], theirs["input_features"])
@@ -185,7 +187,7 @@ def shown(folder, *, text="Which colour?"):
 def test_soft_tokens_never_carry_loss_and_are_typed(tiny):
     messages, senses = shown(tiny("edge"))
     tokenizer = chat.load_tokenizer(tiny("edge"))
-    found = chat.encode(tokenizer, messages, senses=senses)
+    found = chat.encode_chat(tokenizer, messages, senses=senses)
     (block,) = found.blocks
     assert (found.ids[block.start], found.ids[block.end - 1]) == (5, 7)
     assert set(found.ids[block.start + 1 : block.end - 1]) == {6}
@@ -203,7 +205,7 @@ def test_soft_tokens_never_carry_loss_and_are_typed(tiny):
 
 def test_a_cut_never_goes_through_an_image(tiny):
     messages, senses = shown(tiny("edge"))
-    found = chat.encode(chat.load_tokenizer(tiny("edge")), messages, senses=senses)
+    found = chat.encode_chat(chat.load_tokenizer(tiny("edge")), messages, senses=senses)
     (block,) = found.blocks
     for limit in range(block.start + 1, block.end):
         assert len(found.cut(limit).ids) == block.start
@@ -217,12 +219,12 @@ def test_what_a_model_does_not_take_is_refused(tiny):
     messages, _ = shown(tiny("edge"))
     tokenizer = chat.load_tokenizer(tiny("edge"))
     with pytest.raises(DataError, match="shows image, which this model does not take"):
-        chat.encode(tokenizer, messages)
+        chat.encode_chat(tokenizer, messages)
     large = Senses.read(tiny("large"))
     assert large.kinds == ("image",)
     spoken = [{"role": "user", "content": [{"type": "audio", "path": "x", "samples": 1600}]}, ANSWER]
     with pytest.raises(DataError, match="shows audio"):
-        chat.encode(tokenizer, spoken, senses=large)
+        chat.encode_chat(tokenizer, spoken, senses=large)
     assert Senses.read(tiny("unified")).kinds == ("image", "audio")
 
 
@@ -231,11 +233,11 @@ def test_tokens_that_disagree_with_the_model_are_refused(tiny):
     tokenizer = chat.load_tokenizer(tiny("edge"))
     foreign = Senses(senses.image, senses.audio, False, tuple({**dict(senses.ids), "<|image|>": 258_880}.items()))
     with pytest.raises(ModelError, match=r"id 6 for <\|image\|>, and the model's configuration says 258880"):
-        chat.encode(tokenizer, messages, senses=foreign)
+        chat.encode_chat(tokenizer, messages, senses=foreign)
     from gemma_ops.nano import WEIGHTS
 
     with pytest.raises(ModelError, match=r"has no <\|image>"):
-        chat.encode(chat.load_tokenizer(WEIGHTS), messages, senses=senses)
+        chat.encode_chat(chat.load_tokenizer(WEIGHTS), messages, senses=senses)
 
 
 def test_settings_are_read_from_either_processor_file_and_from_defaults(tmp_path):

@@ -75,7 +75,7 @@ def test_evaluation_asks_as_training_does(tokenizer, tmp_path, size, thinking):
     draw = random.Random(f"{thinking} {size}")
     for _ in range(CONVERSATIONS):
         messages, tools = conversation(draw)
-        learned = chat.encode(tokenizer, messages, tools, **manner.of(messages))
+        learned = chat.encode_chat(tokenizer, messages, tools, **manner.of(messages))
         last = max(index for index, message in enumerate(messages) if message["role"] == "assistant")
         asked = encode(Prompt(messages[:last], tools=tools or ()))
         assert beginnings(learned)[-1] == asked
@@ -121,11 +121,11 @@ def test_one_example_holds_what_one_prompt_after_another_shows(tokenizer):
 
 def test_a_thought_that_the_prompt_opens_is_closed_by_the_model(tokenizer):
     template = SIZES["E2B"]
-    answered = chat.encode(tokenizer, [*USED, SAY], template=template, thinking=True)
+    answered = chat.encode_chat(tokenizer, [*USED, SAY], template=template, thinking=True)
     assert answered.text.endswith("<tool_response|><|channel>thought\n<channel|>A1<turn|>\n")
     said = [token for token, loss in zip(answered.ids, answered.loss, strict=True) if loss]
     assert tokenizer.decode(said, skip_special_tokens=False).endswith("<|tool_response><channel|>A1<turn|>")
-    thought = chat.encode(tokenizer, [*USED, {**SAY, "reasoning": "so"}], template=template, thinking=True)
+    thought = chat.encode_chat(tokenizer, [*USED, {**SAY, "reasoning": "so"}], template=template, thinking=True)
     assert thought.text.endswith("<|channel>thought\nso\n<channel|>A1<turn|>\n")
 
 

@@ -83,14 +83,14 @@ def test_evaluation_asks_as_training_did_unless_told_otherwise(tmp_path, trained
         write_prompting(tmp_path / "model", Prompting.of(trained, inference_template()))
     settings = EvaluateConfig(thinking=setting)
     for name in ("base", "tuned", "q4_0"):  # the base is asked as what was made of it, so that they are compared
-        assert ask_targets.asked(name, settings, tmp_path).thinking is asked
-    assert ask_targets.asked(f"{tmp_path}/model", settings, None).thinking is asked
+        assert ask_targets.asked_rows(name, settings, tmp_path).thinking is asked
+    assert ask_targets.asked_rows(f"{tmp_path}/model", settings, None).thinking is asked
 
 
 def test_a_question_is_asked_in_the_tokens_of_training(tokenizer):
     for thinking in (False, True):
         asked = Encoder(WEIGHTS, AskingMode(thinking=thinking)).encoded(Prompt(ASK))
-        learned = chat.encode(tokenizer, [*ASK, {"role": "assistant", "content": "So."}], thinking=thinking)
+        learned = chat.encode_chat(tokenizer, [*ASK, {"role": "assistant", "content": "So."}], thinking=thinking)
         assert learned.ids[: len(asked.ids)] == asked.ids
         assert ("<|think|>" in asked.text) is thinking
 
@@ -118,7 +118,7 @@ def test_a_reply_may_think_beyond_the_answers_limit(tmp_path, monkeypatch):
         limits.append(max_new_tokens)
         return iter(())
 
-    monkeypatch.setattr(generate, "answer", answer)
+    monkeypatch.setattr(generate, "answer_prompts", answer)
     for asked in (AskingMode(), AskingMode(thinking=True, thought_tokens=30)):
         target = open_target("base", MachineConfig(), run="r", use="evaluate", base=WEIGHTS, asked=asked)
         assert list(target.answer([[Prompt(ASK)]], max_new_tokens=5)) == [[]]

@@ -12,12 +12,12 @@ import pytest
 
 from gemma_ops.config import DataConfig
 from gemma_ops.data.line_reader import read_lines
-from gemma_ops.data.row_files import read, source_files
+from gemma_ops.data.row_files import read_rows, source_files
 from gemma_ops.errors import DataError, ServiceError
 
 
 def rows(path, **settings):
-    return list(read(path, DataConfig(**settings)))
+    return list(read_rows(path, DataConfig(**settings)))
 
 
 def values(path, **settings):

@@ -8,7 +8,7 @@ import pytest
 
 from gemma_ops.config import DataConfig
 from gemma_ops.data import row_formats
-from gemma_ops.data.chat import render
+from gemma_ops.data.chat import render_chat
 from gemma_ops.data.normal import RowError, conversation
 from gemma_ops.errors import DataError
 
@@ -108,7 +108,7 @@ def test_gemini_with_instruction_thoughts_calls_and_responses():
     assert messages[2]["tool_responses"] == [{"name": "f", "response": {"x": 1}}]
     assert messages[3]["content"] == "ab"
     assert tools[0]["function"]["name"] == "f"
-    text = render(messages, tools).text
+    text = render_chat(messages, tools).text
     assert "<|tool_call>call:f{a:1}<tool_call|><|tool_response>response:f{x:1}<tool_response|>ab<turn|>" in text
     picture = {"contents": [{"role": "user", "parts": [{"inlineData": {}}]}]}
     assert reason("gemini", picture) == "not_text"
@@ -236,8 +236,8 @@ def test_results_find_their_calls_by_id_name_and_order():
         {"role": "tool", "content": "2"},
         DONE,
     ]
-    assert render(raw).text.count("response:b") == 2
-    fixed = render(conversation(raw)[0]).text
+    assert render_chat(raw).text.count("response:b") == 2
+    fixed = render_chat(conversation(raw)[0]).text
     assert fixed.count("response:a") == fixed.count("response:b") == 1
 
 

@@ -10,8 +10,8 @@ import pytest
 
 from gemma_ops.data import chat
 from gemma_ops.export.checkpoint import MergedCheckpoint
-from gemma_ops.export.gguf_tensors import plan
-from gemma_ops.export.gguf_writer import write
+from gemma_ops.export.gguf_tensors import plan_tensors
+from gemma_ops.export.gguf_writer import write_gguf
 from gemma_ops.nano import nano_shape
 from tests.data.test_chat import CORPUS, GOOGLE, MORE
 
@@ -31,8 +31,8 @@ class _Socket(http.client.HTTPConnection):
 @pytest.fixture(scope="module")
 def gguf(tmp_path_factory):
     folder = tmp_path_factory.mktemp("gguf")
-    source = MergedCheckpoint(nano_shape.save(nano_shape.build(0), folder / "model"))
-    write(source, plan(source, "bf16"), folder / "model.gguf", threads=1)
+    source = MergedCheckpoint(nano_shape.save_nano(nano_shape.build_nano(0), folder / "model"))
+    write_gguf(source, plan_tensors(source, "bf16"), folder / "model.gguf", threads=1)
     return folder / "model.gguf"
 
 
@@ -71,7 +71,7 @@ def test_llama_cpp_renders_it_as_googles(rendering):
                 assert answer == googles(asked, tools, **options), name
                 if "prompt" in answer:  # some of the corpus is no request that the server takes
                     rendered += 1
-                    text = chat.render(asked, tools, add_generation_prompt=prompt, thinking=thinking).text
+                    text = chat.render_chat(asked, tools, add_generation_prompt=prompt, thinking=thinking).text
                     equal += answer["prompt"] == text.removeprefix(chat.BOS)
     assert rendered > 200
     # The rest: the server goes on with a last assistant message, and drops what OpenAI's format doesn't know.

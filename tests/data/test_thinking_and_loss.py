@@ -9,7 +9,7 @@ import pytest
 from gemma_ops.config import DataConfig
 from gemma_ops.data import answer_tables, chat
 from gemma_ops.data.answer_tables import Encoding
-from gemma_ops.data.arrow import table
+from gemma_ops.data.arrow import token_table
 from gemma_ops.data.import_rows import Importer
 from gemma_ops.data.row_tokens import NO_LOSS, Manner, encode_rows
 from gemma_ops.nano import WEIGHTS
@@ -141,7 +141,7 @@ def test_openais_tool_calls_are_trained_and_what_tools_say_is_not(tokenizer, tmp
 def test_a_rows_weight_reaches_its_table(tokenizer, tmp_path):
     rows = [imported(tmp_path, {"messages": PLAIN, **weight}) for weight in ({}, {"weight": 2.5})]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    made, _ = table(tmp_path / "rows.jsonl", tmp_path / "tables", tokenizer, Manner(), max_length=64)
+    made, _ = token_table(tmp_path / "rows.jsonl", tmp_path / "tables", tokenizer, Manner(), max_length=64)
     assert made["weight"] == [1.0, 2.5]
     assert made["scored"][1] == pytest.approx(2.5 * made["scored"][0])
 
@@ -154,10 +154,10 @@ def test_compared_answers_and_prompts_are_asked_for_in_the_same_manner(tokenizer
     (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
     (pair,), _ = answer_tables.pairs(tmp_path / "rows.jsonl", tmp_path / "p", Encoding(tokenizer, 128, manner), "dpo")
     (tmp_path / "rows.jsonl").write_text(json.dumps({"id": "a", "messages": PLAIN[:2]}) + "\n")
-    (asked,), _ = answer_tables.prompts(
+    (asked,), _ = answer_tables.prompt_rows(
         tmp_path / "rows.jsonl", tmp_path / "q", Encoding(tokenizer, 128, manner), "grpo"
     )
-    assert asked["prompt"] == chat.prompt_ids(tokenizer, PLAIN[:1], **manner.of(PLAIN[:2]))
+    assert asked["prompt"] == chat.chat_prompt_ids(tokenizer, PLAIN[:1], **manner.of(PLAIN[:2]))
     assert pair["prompt_ids"] == asked["prompt"]
     text = tokenizer.decode(asked["prompt"], skip_special_tokens=False)
     assert text.count(EMPTY) == (large and thinking != "on")

@@ -239,7 +239,7 @@ def test_orders_come_from_a_file(tmp_path):
         "- {fault: 429, times: 2, seconds: 0.5}\n- {fault: slow, on: generate, share: 0.1, times: null}\n",
         encoding="utf-8",
     )
-    found = [(order.fault, order.times, order.on, order.share, order.seconds) for order in orders.read(file)]
+    found = [(order.fault, order.times, order.on, order.share, order.seconds) for order in orders.read_orders(file)]
     assert found == [("429", 2, None, 1.0, 0.5), ("slow", None, "generate", 0.1, 1.0)]
     for wrong in (
         "fault: 429",
@@ -252,4 +252,4 @@ def test_orders_come_from_a_file(tmp_path):
     ):
         file.write_text(wrong, encoding="utf-8")
         with pytest.raises(ConfigError):
-            orders.read(file)
+            orders.read_orders(file)

@@ -18,7 +18,7 @@ from google.genai import errors, types
 from pydantic import BaseModel, Field
 
 from gemma_ops.emulator import Body, EmulatedReply, Emulator
-from gemma_ops.gemini.models import facts
+from gemma_ops.gemini.models import model_facts
 from tests.helpers.emulated import KEY, client_of
 
 pytest_plugins = ["tests.helpers.emulated"]
@@ -316,7 +316,7 @@ def test_embeddings_of_like_texts_are_near(any_version, emulator):
 
 def test_models(any_version, emulator):
     found = {model.name: model for model in any_version.models.list(config={"page_size": 3})}
-    assert found[f"models/{FLASH}"].input_token_limit == facts(FLASH).context
+    assert found[f"models/{FLASH}"].input_token_limit == model_facts(FLASH).context
     assert any_version.models.get(model=FLASH).output_token_limit == 65_536
     assert ("models/gemini-flash-latest" in found) == ("v1beta" in emulator.log[-1].path)
 

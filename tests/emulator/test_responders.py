@@ -123,7 +123,7 @@ def test_material_in_another_language_stays_in_it():
 
 
 def test_an_honest_judge_and_one_that_always_says_a():
-    honest = planted.judge(lambda read: "B" if "B is right" in read.text else "A")
+    honest = planted.planted_judge(lambda read: "B" if "B is right" in read.text else "A")
     for text, verdict in (("B is right", "B"), ("A is right", "A")):
         found = judged(honest, text)
         assert found["verdict"] == verdict

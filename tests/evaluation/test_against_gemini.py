@@ -55,10 +55,10 @@ def go(folder, machine, task, *, local, gates=(), **settings):
     out = folder / "runs" / "r" / "evaluate.partial"
     out.mkdir(parents=True, exist_ok=True)
     config = EvaluateConfig(targets=("tuned", NAME), gates=gates, **settings)
-    tasks = evaluate_step.load(config, (task,), None)
+    tasks = evaluate_step.load_checked(config, (task,), None)
     targets = [local, open_target(NAME, machine, run="r", use="evaluate")]
-    facts = provenance.collect(targets, machine, base=None, tuned=None, quantized=None, data=None)
-    metrics = evaluate_step.run(out, config, tasks, targets, facts, batch=8)
+    facts = provenance.collect_provenance(targets, machine, base=None, tuned=None, quantized=None, data=None)
+    metrics = evaluate_step.run_evaluation(out, config, tasks, targets, facts, batch=8)
     return out, metrics, json.loads((out / "verdict.json").read_text())
 
 

@@ -38,7 +38,9 @@ def test_the_tuned_checkpoint_is_recorded_where_nothing_is_quantized():
     assert recorded_answers(record) == {"tuned": 16, "base": 16}
     assert [row["answers"]["tuned"] for row in record["rows"][:5]] == [*again, "other", "other"]
     first = record["rows"][0]
-    wanted = chat.prompt_ids(load_tokenizer(WEIGHTS), list(ROWS[15].messages), template=published.template_of(WEIGHTS))
+    wanted = chat.chat_prompt_ids(
+        load_tokenizer(WEIGHTS), list(ROWS[15].messages), template=published.template_of(WEIGHTS)
+    )
     assert (first["row"], first["ids"], first["max_new_tokens"]) == ("15", wanted, 9)
 
 

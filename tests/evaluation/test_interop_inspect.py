@@ -9,7 +9,7 @@ import pytest
 from gemma_ops.errors import DataError
 from gemma_ops.evaluation import interop
 from gemma_ops.evaluation.interop import intake, logs
-from gemma_ops.evaluation.interop.compare import report
+from gemma_ops.evaluation.interop.compare import compare_import
 from gemma_ops.nano import WEIGHTS
 from tests.helpers import interop_tasks
 
@@ -81,14 +81,14 @@ def test_every_answer_and_every_score_is_ours(task, log, own):
 
 
 def test_the_log_comes_back_with_tokens_and_time(task, log, own, tmp_path):
-    taken = intake.take(_path(log), task, "inspect", tmp_path / "a.jsonl")
+    taken = intake.take_answers(_path(log), task, "inspect", tmp_path / "a.jsonl")
     assert {item.row: item.text for item in taken} == {row: answer.text for row, answer in own.items()}
     for item in taken:
         assert (item.prompt_tokens, item.new_tokens) == (own[item.row].prompt_tokens, own[item.row].new_tokens)
         assert item.seconds > 0
         # The provider says nothing about the end; fewer tokens than allowed mean that the model stopped by itself.
         assert item.reason == (logs.UNTOLD if own[item.row].end == "length" else "")
-    told = report(task, taken, tmp_path / "a.jsonl")
+    told = compare_import(task, taken, tmp_path / "a.jsonl")
     assert (told.rows, told.figures["exact_match"]["n"]) == (6, 5)
 
 
@@ -114,7 +114,7 @@ def test_ends_are_told_apart(task, log, tmp_path):
         outputs["talk"].output = ModelOutput(model="here", error="server on fire")
         outputs["open"].output = ModelOutput()
 
-    taken = intake.take(changed(log, tmp_path, other), task, "other", tmp_path / "a.jsonl")
+    taken = intake.take_answers(changed(log, tmp_path, other), task, "other", tmp_path / "a.jsonl")
     assert [item.end for item in taken] == ["stop", "blocked", "length", "length", "error", "error"]
     assert [item.reason for item in taken[4:]] == ["server on fire", "there is no answer in the log"]
     assert [item.reason for item in taken[:4]] == ["", "content filter", "", ""]
@@ -124,7 +124,7 @@ def test_a_run_that_broke_off_is_refused(task, log, tmp_path):
     """Its cancelled samples look like answers that failed."""
     path = changed(log, tmp_path, lambda log: setattr(log, "status", "error"))
     with pytest.raises(DataError, match="ended with error"):
-        intake.take(path, task, "inspect", tmp_path / "a.jsonl")
+        intake.take_answers(path, task, "inspect", tmp_path / "a.jsonl")
 
 
 REFUSED = {
@@ -141,7 +141,7 @@ REFUSED = {
 @pytest.mark.parametrize("message", REFUSED)
 def test_a_log_of_something_else_is_refused(task, log, tmp_path, message):
     with pytest.raises(DataError) as caught:
-        intake.take(changed(log, tmp_path, REFUSED[message]), task, "inspect", tmp_path / "a.jsonl")
+        intake.take_answers(changed(log, tmp_path, REFUSED[message]), task, "inspect", tmp_path / "a.jsonl")
     assert message in caught.value.what
 
 
@@ -150,7 +150,7 @@ def test_a_file_that_is_no_log_is_refused(task, tmp_path):
         if name != "gone.eval":
             (tmp_path / name).write_text("nothing")
         with pytest.raises(DataError):
-            logs.read(tmp_path / name)
+            logs.read_log(tmp_path / name)
 
 
 def _path(log):

@@ -11,7 +11,7 @@ import pytest
 from gemma_ops.errors import ConfigError, DataError
 from gemma_ops.evaluation import interop
 from gemma_ops.evaluation.interop import intake, logs
-from gemma_ops.evaluation.interop.compare import report
+from gemma_ops.evaluation.interop.compare import compare_import
 from gemma_ops.nano import WEIGHTS
 from gemma_ops.tasks.task import load_task
 from tests.helpers import interop_tasks, media_rows
@@ -101,7 +101,7 @@ def test_ranked_choices_are_the_likeliest_whole_replies(run):
     tokenizer, model = chat.load_tokenizer(WEIGHTS), load_model(WEIGHTS)
     right = {}
     for row in task.rows:
-        prompt = chat.prompt_ids(tokenizer, list(row.messages))
+        prompt = chat.chat_prompt_ids(tokenizer, list(row.messages))
         likelihood = {}
         for choice in row.choices:
             reply = tokenizer.encode(f"{choice}<turn|>", add_special_tokens=False).ids
@@ -111,7 +111,7 @@ def test_ranked_choices_are_the_likeliest_whole_replies(run):
             likelihood[choice] = float(chances[torch.arange(len(reply)), torch.tensor(reply)].sum())
         right[row.id] = float(max(likelihood, key=likelihood.__getitem__) == row.reference)
     assert {sample["doc"]["id"]: sample["acc"] for sample in samples} == right
-    taken = intake.check(logs.read(run["files"]["topics_choices"]), task, "ranked")
+    taken = intake.check_log(logs.read_log(run["files"]["topics_choices"]), task, "ranked")
     assert {
         item.row: task.score(item.text, row).values["choice_accuracy"]
         for item, row in zip(taken, task.rows, strict=True)
@@ -173,7 +173,9 @@ REFUSED = {
 @pytest.mark.parametrize("message", REFUSED)
 def test_a_log_of_something_else_is_refused(run, tmp_path, message):
     with pytest.raises(DataError) as caught:
-        intake.take(changed(run, tmp_path, REFUSED[message]), run["tasks"]["mixed"], "harness", tmp_path / "a.jsonl")
+        intake.take_answers(
+            changed(run, tmp_path, REFUSED[message]), run["tasks"]["mixed"], "harness", tmp_path / "a.jsonl"
+        )
     assert message in caught.value.what
     assert not (tmp_path / "a.jsonl").exists()
 
@@ -182,7 +184,7 @@ def test_an_edited_log_is_refused(run, tmp_path):
     path = tmp_path / "samples.jsonl"
     path.write_text(run["files"]["mixed"].read_text().replace("careful", "careless"))
     with pytest.raises(DataError, match="the log was changed"):
-        logs.read(path)
+        logs.read_log(path)
 
 
 def test_ranked_choices_of_another_task_are_refused(run, tmp_path):
@@ -190,37 +192,39 @@ def test_ranked_choices_of_another_task_are_refused(run, tmp_path):
         sample["arguments"]["gen_args_0"]["arg_1"] = "something<turn|>"
 
     with pytest.raises(DataError, match="ranks other choices"):
-        intake.check(logs.read(changed(run, tmp_path, other, "topics_choices")), run["tasks"]["topics"], "ranked")
+        intake.check_log(
+            logs.read_log(changed(run, tmp_path, other, "topics_choices")), run["tasks"]["topics"], "ranked"
+        )
 
 
 def test_part_of_a_log_is_told_as_part(run, tmp_path):
     """`lm_eval --limit 5`: five rows count, and the report says so."""
     task, path = run["tasks"]["mixed"], tmp_path / "samples.jsonl"
     path.write_text("\n".join(run["files"]["mixed"].read_text().split("\n")[:5]))
-    taken = intake.take(path, task, "harness", tmp_path / "a.jsonl")
-    assert report(task, taken, tmp_path / "a.jsonl").lines()[0].startswith("harness on mixed: 5 of 13 rows")
+    taken = intake.take_answers(path, task, "harness", tmp_path / "a.jsonl")
+    assert compare_import(task, taken, tmp_path / "a.jsonl").lines()[0].startswith("harness on mixed: 5 of 13 rows")
 
 
 def test_nothing_is_overwritten(run, tmp_path):
     task, out = run["tasks"]["mixed"], tmp_path / "a.jsonl"
-    intake.take(run["files"]["mixed"], task, "harness", out)
+    intake.take_answers(run["files"]["mixed"], task, "harness", out)
 
     def other(sample):
         sample["resps"][0][0] += " indeed"
 
     with pytest.raises(ConfigError, match="holds another answer of harness"):
-        intake.take(changed(run, tmp_path, other), task, "harness", out)
+        intake.take_answers(changed(run, tmp_path, other), task, "harness", out)
     (tmp_path / "artifact.json").write_text("{}")
     with pytest.raises(ConfigError, match="belongs to a finished step"):
-        intake.take(run["files"]["mixed"], task, "other", out)
+        intake.take_answers(run["files"]["mixed"], task, "other", out)
 
 
 def test_a_target_that_was_asked_something_else_is_not_compared(run, tmp_path):
     task, out = run["tasks"]["mixed"], tmp_path / "a.jsonl"
-    taken = intake.take(run["files"]["mixed"], task, "harness", out)
+    taken = intake.take_answers(run["files"]["mixed"], task, "harness", out)
     out.write_text(out.read_text().replace(taken[0].key, "0" * 32))
     with pytest.raises(DataError, match="was asked something else"):
-        report(task, taken, out)
+        compare_import(task, taken, out)
 
 
 def test_an_export_carries_the_task_itself(tmp_path, cli):
@@ -230,7 +234,7 @@ def test_an_export_carries_the_task_itself(tmp_path, cli):
     assert "--apply_chat_template" in told
     from gemma_ops.config import shipped
 
-    here = load_task(shipped.find("eval", "support_desk"))
+    here = load_task(shipped.find_shipped("eval", "support_desk"))
     assert load_task(out / "task").digest == here.digest
     ids = [json.loads(line)["id"] for line in (out / "data.jsonl").read_text().strip().split("\n")]
     assert ids == [row.id for row in here.first(5).rows]

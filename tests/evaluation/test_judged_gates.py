@@ -10,7 +10,7 @@ import yaml
 
 from gemma_ops.config import EvaluateConfig, JudgeConfig
 from gemma_ops.emulator import Emulator
-from gemma_ops.emulator.planted import judge as planted
+from gemma_ops.emulator.planted import planted_judge as planted
 from gemma_ops.errors import ConfigError
 from gemma_ops.evaluation import evaluate_step
 from gemma_ops.judging import judge_evaluation
@@ -44,7 +44,7 @@ def go(folder, emulator, gates, **judge):
     settings = EvaluateConfig(
         targets=("base", "tuned"), gates=gates, judge=JudgeConfig(judges=(JUDGE,), **judge), tasks=("t",)
     )
-    tasks = evaluate_step.load(settings, (task,), None)
+    tasks = evaluate_step.load_checked(settings, (task,), None)
     targets = [Echo("base", 4), Echo("tuned", 36)]
     sides = {target.name: Side(target.name, target.identity, "gemma") for target in targets}
     machine = machine_for(emulator, folder)
@@ -52,7 +52,7 @@ def go(folder, emulator, gates, **judge):
     def judging(graded):
         return judge_evaluation(out / "judge", settings.judge, settings, machine, graded, sides, run="r")
 
-    metrics = evaluate_step.run(out, settings, tasks, targets, FACTS, batch=8, judging=judging)
+    metrics = evaluate_step.run_evaluation(out, settings, tasks, targets, FACTS, batch=8, judging=judging)
     return metrics, json.loads((out / "verdict.json").read_text()), out
 
 
@@ -101,19 +101,19 @@ def test_a_gate_that_no_judge_answers_is_refused_before_anybody_is_asked(tmp_pat
         targets=("base", "tuned"), gates=[gate], judge=JudgeConfig(**({"judges": (JUDGE,)} | judge)), tasks=("t",)
     )
     with pytest.raises(ConfigError, match=told):
-        evaluate_step.load(settings, (task,), None)
+        evaluate_step.load_checked(settings, (task,), None)
 
 
 def test_a_calibration_is_an_input_of_the_step(tmp_path):
-    from gemma_ops.config.loading import load
+    from gemma_ops.config.loading import read_run_config
     from gemma_ops.recipes import finding
 
     body = {"name": "x", "evaluate": {"judge": {"judges": [JUDGE], "calibration": "calibration.json"}}}
     (tmp_path / "x.yaml").write_text(yaml.safe_dump(body))
     with pytest.raises(ConfigError, match=r"evaluate\.judge\.calibration .* does not exist"):
-        finding.calibration(load([str(tmp_path / "x.yaml")]))
+        finding.calibration(read_run_config([str(tmp_path / "x.yaml")]))
     (tmp_path / "calibration.json").write_text("{}")
-    config = load([str(tmp_path / "x.yaml")])
+    config = read_run_config([str(tmp_path / "x.yaml")])
     assert finding.calibration(config) == tmp_path / "calibration.json"
     assert "calibration" not in config.evaluate.identity()["judge"]
 

@@ -11,9 +11,9 @@ from gemma_ops.answer import Answer
 from gemma_ops.config import EvaluateConfig, GateConfig, MachineConfig
 from gemma_ops.errors import DataError
 from gemma_ops.evaluation import looks, regrade, summary_lines
-from gemma_ops.evaluation.evaluation_checks import load
-from gemma_ops.evaluation.evaluation_forecast import forecast
-from gemma_ops.evaluation.evaluation_forecast import lines as forecast_lines
+from gemma_ops.evaluation.evaluation_checks import load_checked
+from gemma_ops.evaluation.evaluation_forecast import forecast_evaluation
+from gemma_ops.evaluation.evaluation_forecast import forecast_text as forecast_lines
 from gemma_ops.gates import gate_decision
 from gemma_ops.metrics.metric import ScoredRow
 from gemma_ops.stats.intervals import Sample
@@ -87,7 +87,7 @@ def test_without_gates_nothing_is_spent(tmp_path):
 def test_a_record_that_can_not_be_read_is_no_clean_slate(tmp_path):
     (tmp_path / "evaluate.looks.jsonl").write_text('{"subjects": []}\n')
     with pytest.raises(DataError, match="says how much of the gates' level"):
-        looks.read_looks(looks.place(tmp_path / "evaluate"))
+        looks.read_looks(looks.look_place(tmp_path / "evaluate"))
 
 
 def test_evaluating_until_it_passes_passes_no_more_often(tmp_path):
@@ -101,8 +101,8 @@ def test_evaluating_until_it_passes_passes_no_more_often(tmp_path):
             evidence = [gate_decision.GateEvidence(Sample.of(values[:n]), True, 0.0)]
             standing = looks.take_look(graded(n), settings, FACTS, known)
             known.append(standing.look)
-            won |= gate_decision.judge([gate], evidence, standing.look.level)[0][0] == "pass"
-            lost |= gate_decision.judge([gate], evidence, 0.05)[0][0] == "pass"
+            won |= gate_decision.judge_gate([gate], evidence, standing.look.level)[0][0] == "pass"
+            lost |= gate_decision.judge_gate([gate], evidence, 0.05)[0][0] == "pass"
         passed, careless = passed + won, careless + lost
     assert passed <= 6 < careless
 
@@ -120,7 +120,9 @@ def test_the_plan_knows_the_look(tmp_path):
     before = tmp_path / "run" / "evaluate.partial"
     evaluated(tmp_path, 40)
     settings = EvaluateConfig(tasks=("t",), targets=("base", "tuned"), gates=[SUPERIOR])
-    found = forecast(settings, MachineConfig(device="cpu"), load(settings, (tmp_path / "t",), None), before)
+    found = forecast_evaluation(
+        settings, MachineConfig(device="cpu"), load_checked(settings, (tmp_path / "t",), None), before
+    )
     assert found["look"] == {"number": 2, "level": 0.00625}
     assert forecast_lines(found)[0].startswith("look 2")
 
@@ -182,7 +184,9 @@ def test_copies_count_once_and_it_is_told(tmp_path):
     assert any("70 rows repeat another question" in line for line in summary_lines(Verdict.parse(verdict)))
     assert "70 of them repeat another question" in (tmp_path / "out" / "report.html").read_text()
     settings = EvaluateConfig(tasks=("t",), targets=("base", "tuned"), gates=[SUPERIOR])
-    found = forecast(settings, MachineConfig(device="cpu"), load(settings, (tmp_path / "t",), None), tmp_path / "none")
+    found = forecast_evaluation(
+        settings, MachineConfig(device="cpu"), load_checked(settings, (tmp_path / "t",), None), tmp_path / "none"
+    )
     assert (found["tasks"][0]["clusters"], found["tasks"][0]["copies"]) == (10, 70)
 
 
@@ -194,7 +198,7 @@ def test_copies_join_the_clusters_they_stand_in(tmp_path):
         )
     ]
     settings = EvaluateConfig(tasks=("t",), targets=("base",))
-    (task,) = load(settings, (make_task(tmp_path / "t", rows=rows, cluster_by="doc"),), None)
+    (task,) = load_checked(settings, (make_task(tmp_path / "t", rows=rows, cluster_by="doc"),), None)
     joined = join_copies(task)
     assert len({row.cluster for row in joined.rows[:4]}) == 1
     assert joined.rows[4].cluster == "c"

@@ -16,7 +16,7 @@ from gemma_ops.errors import ConfigError, DataError
 from gemma_ops.evaluation import ask_targets, evaluation_checks
 from gemma_ops.modeling import generate
 from gemma_ops.modeling.load import load_model
-from gemma_ops.modeling.media_inputs import Perceiver, join
+from gemma_ops.modeling.media_inputs import Perceiver, join_media
 from gemma_ops.nano import WEIGHTS
 from gemma_ops.targets import open_target
 from gemma_ops.tasks.task import load_task
@@ -58,14 +58,14 @@ def test_answers_in_a_batch_are_those_of_each_alone_and_of_the_published_forward
         for p, one in zip(prompts, asked, strict=True)
     ]
     ids = [one.ids for one in asked]
-    together = list(generate.answer(model, tokenizer, ids, seen=seen, max_new_tokens=4, batch_size=len(ids)))
+    together = list(generate.answer_prompts(model, tokenizer, ids, seen=seen, max_new_tokens=4, batch_size=len(ids)))
     for one, shown, reply in zip(ids, seen, together, strict=True):
         grown = list(one)
         for _ in range(4):
             given = {"input_ids": torch.tensor([grown])}
             if shown:
                 types = shown.types + [0] * (len(grown) - len(one))
-                given |= {"mm_token_type_ids": torch.tensor([types]), **join([shown])}
+                given |= {"mm_token_type_ids": torch.tensor([types]), **join_media([shown])}
             with torch.no_grad():
                 grown.append(int(model(**given, use_cache=False).logits[0, -1].argmax()))
             if grown[-1] in generate.stop_ids(model):
@@ -95,8 +95,8 @@ def test_targets_that_only_read_are_refused_before_anything_is_asked(tiny, tmp_p
     assert task.shows == {"image"}
     for name in ("q8_0", "gemini:gemini-3.8-flash"):
         with pytest.raises(ConfigError, match=r"task look shows image, and target .* is asked in text only"):
-            evaluation_checks.check_shown(EvaluateConfig(tasks=["x"], targets=["base", name]), [task])
-    evaluation_checks.check_shown(EvaluateConfig(tasks=["x"], targets=["base", "tuned"]), [task])
+            evaluation_checks.check_shown_tasks(EvaluateConfig(tasks=["x"], targets=["base", name]), [task])
+    evaluation_checks.check_shown_tasks(EvaluateConfig(tasks=["x"], targets=["base", "tuned"]), [task])
     heard = load_task(media_rows.task(tmp_path / "sounds", "audio", 2, seed=1))
     with pytest.raises(ConfigError, match=r"task look shows audio, which target .* does not take"):
         ask_targets.readable([opened(tiny("large"))], [heard])

@@ -159,7 +159,7 @@ def test_a_champion_that_is_an_adapter_answers_on_its_own_base_and_on_no_other(t
     folder = tmp_path / "champion"
     folder.mkdir()
     (folder / "standard.json").write_text(FULL.model_copy(update={"champion": facts}).model_dump_json())
-    adapter_files.save(model, folder / "model", "nano", None)
+    adapter_files.save_adapter(model, folder / "model", "nano", None)
     base = tmp_path / "base"
     base.mkdir()
     (base / "weights").symlink_to(NANO)

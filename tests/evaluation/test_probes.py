@@ -51,7 +51,9 @@ def run(folder, tuned, base=lambda prompt: "", *, targets=("base", "tuned", "q8_
         opened[name] = Fake(base if name == "base" else tuned)
         return opened[name]
 
-    found = probes.probe(folder, ProbeConfig(**settings), targets, opening, data=rows(folder), base=has_base, batch=8)
+    found = probes.probe_model(
+        folder, ProbeConfig(**settings), targets, opening, data=rows(folder), base=has_base, batch=8
+    )
     return found, opened
 
 

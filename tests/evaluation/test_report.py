@@ -83,7 +83,9 @@ def made(tmp_path_factory):
         "targets": {target.name: {"identity": EVIL, "id": EVIL, "step": "fetch"} for target in targets},
         "data": {"digest": "d" * 64, "rows": {}},
     }
-    evaluate_step.run(folder, config, evaluate_step.load(config, (task,), None), targets, facts, batch=16)
+    evaluate_step.run_evaluation(
+        folder, config, evaluate_step.load_checked(config, (task,), None), targets, facts, batch=16
+    )
     return folder
 
 
@@ -167,7 +169,7 @@ def test_junit_survives_any_name():
         "threshold": 0.5,
         "words": EVIL,
     }
-    case = ET.fromstring(junit.render(Verdict.parse(bare_verdict(gates=[gate]))).encode()).find("testcase")
+    case = ET.fromstring(junit.junit_xml(Verdict.parse(bare_verdict(gates=[gate]))).encode()).find("testcase")
     assert case.get("classname").startswith("<script>")
 
 
@@ -187,10 +189,10 @@ def test_a_page_with_one_target_and_no_gates(tmp_path):
         {"id": "x", "prompt": "q", "reference": {"k": "v", "p": "x"}}
     ]
     task = make_task(tmp_path / "t", rows=rows)
-    evaluate_step.run(
+    evaluate_step.run_evaluation(
         tmp_path,
         config,
-        evaluate_step.load(config, (task,), None),
+        evaluate_step.load_checked(config, (task,), None),
         [Hostile("base", 1)],
         {"targets": {}, "data": {}},
         batch=4,
@@ -202,7 +204,7 @@ def test_a_page_with_one_target_and_no_gates(tmp_path):
 
 def test_the_report_is_drawn_from_verdict_and_answers_alone(made):
     body = Verdict.read(made / "verdict.json")
-    assert report_html.headline(body).startswith("fail")
+    assert report_html.verdict_headline(body).startswith("fail")
     assert ("v", "v", 14) in body.results[1].labels["k"].confusion
 
 

@@ -17,7 +17,7 @@ from gemma_ops.tasks import conditions, stored_answers
 from gemma_ops.tasks.conditions import ConditionsFile
 from gemma_ops.verdicts import Verdict
 from gemma_ops.words import palette
-from gemma_ops.words.markup import chip, colour, escape, short
+from gemma_ops.words.markup import chip, colour, escape, short_name
 from tests.helpers.evaluations import SUPERIOR, Echo, make_task
 
 SERVICES = ("gemini:gemini-3.8-flash@low", "gemini:gemini-3.5-flash-lite@low", "openai:http://127.0.0.1:9/v1#qwen3")
@@ -43,10 +43,10 @@ def go(out, folders, targets, machine=None, *, base=None, gates=()):
     out.mkdir(parents=True, exist_ok=True)
     judge = {"judges": ["openai:http://127.0.0.1:9/v1#judge"]} if gates else {}
     config = EvaluateConfig(targets=tuple(target.name for target in targets), gates=gates, judge=judge)
-    tasks = evaluate_step.load(config, tuple(folders), None)
+    tasks = evaluate_step.load_checked(config, tuple(folders), None)
     machine = machine or MachineConfig(dollars_per_hour=3.6)
-    facts = provenance.collect(targets, machine, base=base, tuned=None, quantized=None, data=None)
-    evaluate_step.run(out, config, tasks, targets, facts, batch=8)
+    facts = provenance.collect_provenance(targets, machine, base=base, tuned=None, quantized=None, data=None)
+    evaluate_step.run_evaluation(out, config, tasks, targets, facts, batch=8)
     return json.loads((out / "verdict.json").read_text(encoding="utf-8"))
 
 
@@ -277,7 +277,7 @@ def test_kept_answers_keep_their_conditions(tmp_path):
     stored_answers.keep(run)
     shutil.rmtree(run / "evaluate")
     (run / "evaluate.partial").mkdir()
-    stored_answers.take(run / "evaluate.partial")
+    stored_answers.take_answer(run / "evaluate.partial")
     go(run / "evaluate.partial", [tmp_path / "t"], [again := Echo("base", 9)])
     assert again.asked == []
     assert (run / "evaluate.partial" / conditions.FILE).read_bytes() == before
@@ -286,5 +286,5 @@ def test_kept_answers_keep_their_conditions(tmp_path):
 def test_short_names_are_told_in_full_once(made):
     head = made["page"].partition('<section class="card verdict')[0]
     for name in NAMES:
-        if short(name) != name:
+        if short_name(name) != name:
             assert f'<span class="ci whole">{escape(name)}</span>' in head

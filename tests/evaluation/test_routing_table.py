@@ -91,7 +91,9 @@ def test_more_slices_need_more_evidence():
     book = Book([], EvaluateConfig(routing_margin=0.0), FACTS)
     close = routing_table.SliceLine("s", "a", [0.0] * 6 + [1.0] * 94, [1.0] * 100, None, 0, 100)
     equal = [routing_table.SliceLine("s", f"b{index}", [1.0] * 9, [1.0] * 9, None, 0, 9) for index in range(9)]
-    (alone,), (among, *_) = (routing_table.decide(lines, book, "tuned", AWAY) for lines in ([close], [close, *equal]))
+    (alone,), (among, *_) = (
+        routing_table.decide_slice(lines, book, "tuned", AWAY) for lines in ([close], [close, *equal])
+    )
     assert (alone.decision, among.decision) == ("send", "undecided")
     assert alone.p == among.p == alone.p_holm < 0.05 < among.p_holm
 
@@ -148,7 +150,7 @@ def test_a_table_is_wrong_no_more_often_than_it_says(monkeypatch):
             local = np.where(remote, random.random(80) >= 0.075, random.random(80) < 0.05)
             values = local.astype(float).tolist(), remote.astype(float).tolist()
             lines.append(routing_table.SliceLine("s", str(index), *values, None, 0, 80))
-        decisions = {line.decision for line in routing_table.decide(lines, book, "tuned", AWAY)}
+        decisions = {line.decision for line in routing_table.decide_slice(lines, book, "tuned", AWAY)}
         wrong = {kind: count + (kind in decisions) for kind, count in wrong.items()}
     assert max(wrong.values()) / tables <= 0.05
     assert sum(wrong.values()) > 0  # so it was no test of something that never decides
@@ -177,7 +179,7 @@ def test_lines_of_before_still_load(tmp_path):
     file.write_text(json.dumps(old) + "\n")
     (known,) = AnswerFile(file).known.values()
     assert (known.first_seconds, known.dollars, known.reason, known.tier) == (None, None, "", "")
-    assert answer_cost.speed([known])["seconds_p50"] == 0.25
+    assert answer_cost.answer_speed([known])["seconds_p50"] == 0.25
 
 
 def test_dollars_of_the_machine_are_its_hours_over_the_share_it_is_busy():
@@ -226,8 +228,8 @@ def test_the_price_of_an_hour_is_the_configurations_or_the_list_s(monkeypatch):
 
 def test_first_tokens_are_timed_for_all_answers_or_not_at_all():
     some = [stored(0, first_seconds=0.1), stored(1), stored(2, end="error")]
-    assert answer_cost.speed(some)["first_seconds_p50"] is None
-    assert answer_cost.speed(some[::2])["first_seconds_p50"] == 0.1
+    assert answer_cost.answer_speed(some)["first_seconds_p50"] is None
+    assert answer_cost.answer_speed(some[::2])["first_seconds_p50"] == 0.1
 
 
 def gate(metric, margin, target="tuned", **more):
@@ -251,16 +253,16 @@ def test_dollars_can_be_gated(tmp_path, margin, most, outcome):
 
 def test_a_gate_on_seconds_asks_for_a_share_of_answers_in_time():
     """59 quick answers of 59 show at 95 % confidence that 95 % are quick; 58 do not."""
-    from gemma_ops.gates.gate_decision import decide
+    from gemma_ops.gates.gate_decision import decide_gate
 
     for count, outcome in ((59, "pass"), (58, "inconclusive")):
         answers = [stored(i, waited=0.5) for i in range(count)]
         asked = gate("seconds_p95", 1.0)
-        (found,) = decide([asked], [answer_cost.evidence(asked, answers, FACTS)], 0.95)
+        (found,) = decide_gate([asked], [answer_cost.evidence(asked, answers, FACTS)], 0.95)
         assert (found.outcome, found.value) == (outcome, 1.0)
     slow = [stored(i, waited=0.5 if i % 4 else 2.0) for i in range(100)]
     asked = gate("seconds_p95", 1.0)
-    (found,) = decide([asked], [answer_cost.evidence(asked, slow, FACTS)], 0.95)
+    (found,) = decide_gate([asked], [answer_cost.evidence(asked, slow, FACTS)], 0.95)
     assert found.outcome == "fail"
     assert found.words.startswith("tuned answers within 1 s 95% of the time: no. Measured 75.0% came in time")
 
@@ -268,7 +270,7 @@ def test_a_gate_on_seconds_asks_for_a_share_of_answers_in_time():
 def test_gates_on_what_can_not_be_known_are_refused():
     unknown = FACTS | {"machine": {"dollars": None, "from": "no list price", "utilisation": 0.5}}
     with pytest.raises(ConfigError, match=r"set machine.dollars_per_hour"):
-        answer_cost.check([gate("usd_per_1k", 1.0)], unknown)
+        answer_cost.check_cost([gate("usd_per_1k", 1.0)], unknown)
     with pytest.raises(DataError, match="was not measured"):
         answer_cost.evidence(gate("first_seconds_p95", 1.0), [stored()], FACTS)
 

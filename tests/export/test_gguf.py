@@ -17,9 +17,9 @@ from gemma_ops.data.prompt_record import Prompting, write_prompting
 from gemma_ops.data.template import inference_template
 from gemma_ops.errors import GateError, ModelError
 from gemma_ops.export.checkpoint import MergedCheckpoint
-from gemma_ops.export.gguf_audit import audit
-from gemma_ops.export.gguf_tensors import plan, type_of
-from gemma_ops.export.gguf_writer import write
+from gemma_ops.export.gguf_audit import audit_gguf
+from gemma_ops.export.gguf_tensors import plan_tensors, tensor_type
+from gemma_ops.export.gguf_writer import write_gguf
 from gemma_ops.family.formats import GgufName
 from gemma_ops.runs import digest
 from tests.helpers import tiny_models
@@ -43,7 +43,7 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> Bases:
 
 def convert(base: Path, out: Path, form: GgufName) -> Path:
     source = MergedCheckpoint(base)
-    write(source, plan(source, form), out, threads=2)
+    write_gguf(source, plan_tensors(source, form), out, threads=2)
     return out
 
 
@@ -60,9 +60,9 @@ def types(file: Path) -> dict[str, str]:
 def test_every_tensor_of_the_language_model_arrives(tmp_path: Path, bases: Bases, kind: str, form: GgufName) -> None:
     """Each value is the checkpoint's within the rounding of its type, and nothing is left out without a reason."""
     source = MergedCheckpoint(bases(kind))
-    made = plan(source, form)
-    write(source, made, tmp_path / "model.gguf", threads=2)
-    found = audit(tmp_path / "model.gguf", made)
+    made = plan_tensors(source, form)
+    write_gguf(source, made, tmp_path / "model.gguf", threads=2)
+    found = audit_gguf(tmp_path / "model.gguf", made)
     assert found.bulk_share == 1.0
     left_out = [name for names in made.left_out.values() for name in names]
     used = [tensor.source.name for tensor in made.tensors if tensor.source]
@@ -79,12 +79,12 @@ def test_every_tensor_of_the_language_model_arrives(tmp_path: Path, bases: Bases
 
 
 def test_left_out_are_towers_and_unused_keys(bases: Bases) -> None:
-    left_out = plan(MergedCheckpoint(bases("multimodal")), "bf16").left_out
+    left_out = plan_tensors(MergedCheckpoint(bases("multimodal")), "bf16").left_out
     assert {name.split(".")[1] for name in left_out["towers"]} == {
         "vision_tower", "audio_tower", "embed_vision", "embed_audio",
     }  # fmt: skip
     assert len(left_out["unused keys and values"]) == 9  # three shared layers, key, value and key norm each
-    assert plan(MergedCheckpoint(bases("e2b")), "bf16").left_out == {}
+    assert plan_tensors(MergedCheckpoint(bases("e2b")), "bf16").left_out == {}
 
 
 def test_types_follow_the_policy(tmp_path: Path, bases: Bases) -> None:
@@ -103,21 +103,21 @@ def test_types_follow_the_policy(tmp_path: Path, bases: Bases) -> None:
 
 
 def test_rows_that_are_no_multiple_of_32_stay_bf16_and_too_many_of_them_are_refused(tmp_path: Path) -> None:
-    assert type_of("blk.0.ffn_down.weight", (64, 48), "q4_0") == "BF16"
+    assert tensor_type("blk.0.ffn_down.weight", (64, 48), "q4_0") == "BF16"
     some = tiny_models.save("dense31", tmp_path / "some", head_dim=20)  # o_proj of sliding layers has rows of 80
     source = MergedCheckpoint(some)
-    made = plan(source, "q4_0")
-    write(source, made, tmp_path / "some.gguf", threads=1)
+    made = plan_tensors(source, "q4_0")
+    write_gguf(source, made, tmp_path / "some.gguf", threads=1)
     assert types(tmp_path / "some.gguf")["blk.0.attn_output.weight"] == "BF16"
     with pytest.raises(GateError, match=r"only \d+% .*row lengths \[80\]"):
-        audit(tmp_path / "some.gguf", made)
+        audit_gguf(tmp_path / "some.gguf", made)
 
 
 def test_same_checkpoint_same_bytes_in_any_number_of_threads(tmp_path: Path, bases: Bases) -> None:
     copy = shutil.copytree(bases("moe"), tmp_path / "elsewhere")
     for form in FORMATS:
         source = MergedCheckpoint(bases("moe"))
-        write(source, plan(source, form), tmp_path / "one.gguf", threads=1)
+        write_gguf(source, plan_tensors(source, form), tmp_path / "one.gguf", threads=1)
         convert(copy, tmp_path / "two.gguf", form)
         assert digest.of_file(tmp_path / "one.gguf") == digest.of_file(tmp_path / "two.gguf")
 
@@ -133,7 +133,7 @@ def test_q4_0_of_weights_on_its_lattice_is_exact(tmp_path: Path, bases: Bases) -
     first = convert(bases("dense31"), tmp_path / "first.gguf", "q4_0")
     stored = tensors(first)
     values = {}
-    for tensor in plan(source, "q4_0").tensors:
+    for tensor in plan_tensors(source, "q4_0").tensors:
         if tensor.source is not None:
             data = gguf.quants.dequantize(stored[tensor.name].data, stored[tensor.name].tensor_type)
             values[tensor.source.name] = torch.from_numpy(np.array(data)).reshape(tensor.shape)
@@ -181,12 +181,12 @@ def test_audit_refuses_a_file_that_is_not_what_was_asked(tmp_path: Path, bases: 
     source = MergedCheckpoint(bases("moe"))
     file = convert(bases("moe"), tmp_path / "model.gguf", "q8_0")
     with pytest.raises(GateError, match=r"differs .* in \d+ tensors, first blk.0.attn_k.weight"):
-        audit(file, plan(source, "q4_0"))
+        audit_gguf(file, plan_tensors(source, "q4_0"))
     with pytest.raises(GateError, match=r"in \d+ tensors"):
-        audit(file, plan(MergedCheckpoint(bases("e2b")), "q8_0"))
+        audit_gguf(file, plan_tensors(MergedCheckpoint(bases("e2b")), "q8_0"))
     file.write_bytes(file.read_bytes()[:-5000])
     with pytest.raises(GateError, match="cut short"):
-        audit(file, plan(source, "q8_0"))
+        audit_gguf(file, plan_tensors(source, "q8_0"))
 
 
 def test_full_disk_leaves_no_file(tmp_path: Path, bases: Bases) -> None:
@@ -199,7 +199,7 @@ def test_full_disk_leaves_no_file(tmp_path: Path, bases: Bases) -> None:
 def test_sharing_that_would_abort_llama_cpp_is_refused(tmp_path: Path) -> None:
     base = tiny_models.save("e2b", tmp_path / "base", num_kv_shared_layers=2)
     with pytest.raises(ModelError, match="not a sliding and then a full-attention one"):
-        plan(MergedCheckpoint(base), "bf16")
+        plan_tensors(MergedCheckpoint(base), "bf16")
 
 
 def test_unknown_tensors_are_refused(tmp_path: Path, bases: Bases) -> None:
@@ -210,7 +210,7 @@ def test_unknown_tensors_are_refused(tmp_path: Path, bases: Bases) -> None:
     state["model.language_model.layers.0.self_attn.gate.weight"] = torch.zeros(4, 64)
     save_file(state, base / "model.safetensors")
     with pytest.raises(ModelError, match="no place for model"):
-        plan(MergedCheckpoint(base), "bf16")
+        plan_tensors(MergedCheckpoint(base), "bf16")
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,11 @@ from gemma_ops.data.parts import media_of
 from gemma_ops.errors import GateError
 from gemma_ops.export import merge, merge_check
 from gemma_ops.export.checkpoint import MergedCheckpoint
-from gemma_ops.export.prompts import rows
+from gemma_ops.export.prompts import fidelity_prompts
 from gemma_ops.family.media import Senses
 from gemma_ops.modeling import adapters
 from gemma_ops.modeling.load import load_model
-from gemma_ops.modeling.media_inputs import Perceiver, join
+from gemma_ops.modeling.media_inputs import Perceiver, join_media
 from gemma_ops.prepare import prepare
 from tests.helpers import media_rows, tiny_media
 
@@ -45,7 +45,7 @@ def made(request, tmp_path_factory):
         if "lora_B" in name:
             seen = "vision" in name
             parameter.data.normal_(0, 0.3, generator=random) if seen else parameter.data.zero_()
-    adapters.save(model, root / "train/adapter", "base", None)
+    adapters.save_adapter(model, root / "train/adapter", "base", None)
     return root, base, model
 
 
@@ -54,9 +54,13 @@ def logits(model, base, data):
     row = json.loads((data / "valid.jsonl").read_text().splitlines()[0])
     perceiver = Perceiver(base)
     tokenizer = chat.load_tokenizer(base)
-    asked = chat.encode(tokenizer, row["messages"], senses=perceiver.senses, template=published.template_of(base))
+    asked = chat.encode_chat(tokenizer, row["messages"], senses=perceiver.senses, template=published.template_of(base))
     seen = perceiver.see(media_of(row["messages"]), data, asked.types())
-    given = {"input_ids": torch.tensor([asked.ids]), "mm_token_type_ids": torch.tensor([seen.types]), **join([seen])}
+    given = {
+        "input_ids": torch.tensor([asked.ids]),
+        "mm_token_type_ids": torch.tensor([seen.types]),
+        **join_media([seen]),
+    }
     with torch.no_grad():
         return model(**given, use_cache=False).logits.float()
 
@@ -79,7 +83,9 @@ def test_an_adapter_on_towers_is_merged_into_the_same_logits(made, tmp_path):
     # In fp32 rounding is out of the way: the merged checkpoint is the base with its adapter.
     again = load_model(tmp_path / "merge/model", weights="fp32", towers=True)
     wanted = logits(
-        adapters.load(load_model(base, weights="fp32", towers=True), root / "train/adapter"), base, root / "data"
+        adapters.load_adapter(load_model(base, weights="fp32", towers=True), root / "train/adapter"),
+        base,
+        root / "data",
     )
     plain = logits(load_model(base, weights="fp32", towers=True), base, root / "data")
     gap = (logits(again, base, root / "data") - wanted).abs().max()
@@ -91,12 +97,12 @@ def test_an_adapter_on_towers_is_merged_into_the_same_logits(made, tmp_path):
 def test_towers_that_changed_nothing_are_refused_where_rows_show_what_they_see(made):
     """A merge that left the base as it was, of an adapter on towers alone. Prompts of text could not tell."""
     root, base, _ = made
-    chosen = rows(root / "data", 2)
+    chosen = fidelity_prompts(root / "data", 2)
     given = {"data": root / "data", "towers": (True, True)}
     if Senses.read(base).kinds == ("image",):
         with pytest.raises(GateError, match="exactly as the base does"):
-            merge_check.run(base, base, root / "train/adapter", chosen, CPU, **given)
+            merge_check.check_merge(base, base, root / "train/adapter", chosen, CPU, **given)
     else:
-        found = merge_check.run(base, base, root / "train/adapter", chosen, CPU, **given)
+        found = merge_check.check_merge(base, base, root / "train/adapter", chosen, CPU, **given)
         assert found.max_logit_change == 0
         assert found.max_adapter_gap > 0.05, "the report tells that the adapter is not in it"

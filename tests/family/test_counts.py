@@ -132,7 +132,7 @@ def test_a_saved_config_is_read_in_both_spellings(key):
 
 
 def test_nano_is_counted_too_and_is_none_of_the_five():
-    model = nano.build()
+    model = nano.build_nano()
     saved = json.loads(model.config.to_json_string(use_diff=False))
     shape = Shape.from_config(saved)
     assert shape.counts().total == sum(parameter.numel() for parameter in model.parameters())

@@ -9,7 +9,7 @@ import pytest
 
 from gemma_ops import family
 from gemma_ops.errors import ConfigError, ModelError
-from gemma_ops.family.explain_trap import explain
+from gemma_ops.family.explain_trap import explain_trap
 
 
 def test_importing_the_family_brings_nothing_heavy_along():
@@ -100,7 +100,7 @@ def test_traps_name_known_sizes_and_say_what_to_do():
         assert trap.evidence
         assert trap.fix
         assert trap.here
-        assert trap.evidence in " ".join(" ".join(explain(trap.code)).split())
+        assert trap.evidence in " ".join(" ".join(explain_trap(trap.code)).split())
     assert "reentrant-checkpointing" in {trap.code for trap in family.traps("E2B")}
     assert "reentrant-checkpointing" not in {trap.code for trap in family.traps("31B")}  # nothing is shared there
     for key, size in family.SIZES.items():
@@ -112,4 +112,4 @@ def test_traps_name_known_sizes_and_say_what_to_do():
 
 def test_an_unknown_combination_is_told_with_the_closest_name():
     with pytest.raises(ConfigError, match="did you mean uint8-storage"):
-        explain("uint8-storag")
+        explain_trap("uint8-storag")

@@ -16,7 +16,7 @@ from gemma_ops.config import GateConfig
 from gemma_ops.gates import gate_decision
 from gemma_ops.judging import agreement, calibrate, winrate
 from gemma_ops.judging.correction import Corrected, Correction, Share
-from gemma_ops.judging.judge_outcome import pairwise
+from gemma_ops.judging.judge_outcome import pairwise_outcomes
 from gemma_ops.judging.judgements import Judgement
 from gemma_ops.metrics.labels import f1_aggregate as labels_f1
 from gemma_ops.stats import intervals, paired
@@ -80,7 +80,7 @@ def test_fractional_scores_are_covered():
 
 @cache
 def tango(n, wins, losses):
-    found = paired.compare(
+    found = paired.compare_paired(
         [1.0] * wins + [0.0] * (n - wins), [0.0] * wins + [1.0] * losses + [0.0] * (n - wins - losses), None, 0.95
     )
     return found.low, found.high
@@ -110,7 +110,7 @@ def test_paired_differences_in_clusters_are_covered(clusters, per):
             shared = np.repeat(rng.standard_normal(clusters), per)
             mixed = 0.5 * shared + 0.65 * item + (1 - 0.5**2 - 0.65**2) ** 0.5 * rng.standard_normal(len(item))
             scores.append(list((mixed < stats.norm.ppf(p)).astype(float)))
-        found = paired.compare(*scores, groups, 0.95)
+        found = paired.compare_paired(*scores, groups, 0.95)
         held += found.low <= first - second <= found.high
     holds_always(held / times, times)
 
@@ -133,7 +133,7 @@ def test_bootstrapped_aggregates_are_covered(clusters, per, right):
     for _ in range(times):
         figure = macro([], details(latent(rng, clusters, per, right, 0.15 if per > 1 else 0.0) > 0))
         value = figure(np.arange(n))
-        draws = intervals.recentre(value, intervals.resample(figure, groups, 7, times=200), clusters)
+        draws = intervals.recentre(value, intervals.resample_mean(figure, groups, 7, times=200), clusters)
         found = intervals.bootstrap_interval(value, draws, 0.95, n, clusters)
         held += found.low <= truth <= found.high
     holds(held / times)
@@ -263,7 +263,7 @@ def test_few_labels_with_halves_correct_and_gate_as_they_should(labels):
 
 @cache
 def won(n, wins, losses):
-    found = winrate.rate([1.0] * wins + [0.5] * (n - wins - losses) + [0.0] * losses, None, 0.95)
+    found = winrate.win_rate([1.0] * wins + [0.5] * (n - wins - losses) + [0.0] * losses, None, 0.95)
     return found.low, found.high
 
 
@@ -291,7 +291,7 @@ def test_length_controlled_win_rates_are_covered():
 
 def wrong_passes(times, evidence, gate):
     """Share of evaluations in which a gate passes although the truth stands exactly at its threshold."""
-    return sum(gate_decision.judge([gate], [evidence()], 0.05)[0][0] == "pass" for _ in range(times)) / times
+    return sum(gate_decision.judge_gate([gate], [evidence()], 0.05)[0][0] == "pass" for _ in range(times)) / times
 
 
 def difference(values, groups=None):
@@ -306,7 +306,7 @@ def test_gates_on_yes_or_no_rows_promote_wrongly_no_more_than_they_may():
     @cache
     def passes(wins, losses, gate):
         evidence = difference([1.0] * wins + [-1.0] * losses + [0.0] * (150 - wins - losses))
-        return gate_decision.judge([gate], [evidence], 0.05)[0][0] == "pass"
+        return gate_decision.judge_gate([gate], [evidence], 0.05)[0][0] == "pass"
 
     for gate, shares in ((SUPERIOR, (0.1, 0.1, 0.8)), (NONINFERIOR, (0.03, 0.08, 0.89))):
         drawn = rng.multinomial(150, shares, size=4000)
@@ -316,7 +316,7 @@ def test_gates_on_yes_or_no_rows_promote_wrongly_no_more_than_they_may():
     def reached(hits):
         sample = Sample.of([1.0] * hits + [0.0] * (120 - hits))
         return (
-            gate_decision.judge([AT_LEAST], [gate_decision.GateEvidence(sample, False, sample.mean)], 0.05)[0][0]
+            gate_decision.judge_gate([AT_LEAST], [gate_decision.GateEvidence(sample, False, sample.mean)], 0.05)[0][0]
             == "pass"
         )
 
@@ -375,10 +375,10 @@ def test_both_orders_remove_a_planted_position_bias():
         first_in_b = np.where(taken[1] | ~better, "A", "B")
         said = [_said(item, "AB", word) for item, word in zip(items, first_in_a, strict=True)]
         said += [_said(item, "BA", word) for item, word in zip(items, first_in_b, strict=True)]
-        tally = pairwise(pairs, said, 1)
+        tally = pairwise_outcomes(pairs, said, 1)
         single.append(np.mean(first_in_a == "A"))
         both.append(np.mean(list(tally.scores.values())))
-        slots.append(winrate.rate([share for _, share in tally.slots], None, 0.95).low)
+        slots.append(winrate.win_rate([share for _, share in tally.slots], None, 0.95).low)
     assert np.mean(single) == pytest.approx(0.625, abs=0.01)
     assert np.mean(both) == pytest.approx(0.5, abs=0.01)
     assert min(slots) > 0.5  # and every run shows the bias

@@ -18,9 +18,9 @@ from gemma_ops.errors import BudgetError, ConfigError, MachineError, ServiceErro
 from gemma_ops.evaluation import evaluate_step
 from gemma_ops.gemini import models, open_gemini, prices
 from gemma_ops.gemini.cache import open_ledger
-from gemma_ops.gemini.client import bill
+from gemma_ops.gemini.client import bill_usage
 from gemma_ops.gemini.ledger import SpendingLedger
-from gemma_ops.gemini.reply import read
+from gemma_ops.gemini.reply import read_reply
 from gemma_ops.gemini.request import Request
 from gemma_ops.gemini.spending import spending
 from gemma_ops.judging.calibration import Calibration, Known
@@ -61,7 +61,7 @@ def test_another_model_than_the_one_that_was_asked_is_unexpected():
 def response(version, prompt=1000, output=100):
     usage = {"promptTokenCount": prompt, "candidatesTokenCount": output, "totalTokenCount": prompt + output}
     candidate = {"content": {"parts": [{"text": "yes"}]}, "finishReason": "STOP"}
-    return read({"candidates": [candidate], "usageMetadata": usage, "modelVersion": version})
+    return read_reply({"candidates": [candidate], "usageMetadata": usage, "modelVersion": version})
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def response(version, prompt=1000, output=100):
 )  # fmt: skip
 def test_a_reply_is_priced_by_what_answered(version, cost):
     """1,000 in and 100 out; of a model whose price nobody knows, the most that was reserved counts."""
-    assert bill(FLASH, response(version), tier="standard", seconds=1, first=None, at=NOVEMBER).cost == cost
+    assert bill_usage(FLASH, response(version), tier="standard", seconds=1, first=None, at=NOVEMBER).cost == cost
 
 
 def test_the_dearer_of_a_retired_model_and_its_stand_in_is_reserved():
@@ -134,7 +134,9 @@ def test_no_gate_is_decided_on_another_model(key, tmp_path, routes):
         machine = machine_for(emulator, tmp_path, batch="never")
         targets = [Echo("tuned", 40), open_target(name, machine, run="r", use="evaluate")]
         facts = {"targets": {n: {"identity": n} for n in ("tuned", name)}, "data": {}}
-        evaluate_step.run(out, settings, evaluate_step.load(settings, (task,), None), targets, facts, batch=20)
+        evaluate_step.run_evaluation(
+            out, settings, evaluate_step.load_checked(settings, (task,), None), targets, facts, batch=20
+        )
     verdict = json.loads((out / "verdict.json").read_text())
     assert verdict["results"][1]["answered"] == {routes.get(FLASH, FLASH): 40}
     against, alone = verdict["gates"]
@@ -192,16 +194,16 @@ def test_a_users_own_facts_are_laid_over_ours(tmp_path, monkeypatch):
         "    prices: [{from: 2026-11-01, input: 9, output: 9}]}\n"
     )
     monkeypatch.setenv(MODELS, "")
-    before = prices.rates(FLASH, tier="flex", at=NOVEMBER).input
+    before = prices.token_rates(FLASH, tier="flex", at=NOVEMBER).input
     lay_over(GeminiConfig(models=str(own)))
-    assert float(prices.rates(FLASH, tier="flex", at=NOVEMBER).input) == pytest.approx(0.5) != float(before)
-    assert models.facts(FLASH).thinking == ("low", "medium", "high")  # what is not laid over stays
-    assert models.facts("gemini-5-test").context == 1000
+    assert float(prices.token_rates(FLASH, tier="flex", at=NOVEMBER).input) == pytest.approx(0.5) != float(before)
+    assert models.model_facts(FLASH).thinking == ("low", "medium", "high")  # what is not laid over stays
+    assert models.model_facts("gemini-5-test").context == 1000
     broken = tmp_path / "broken.yaml"
     broken.write_text("models: {gemini-3.8-flash: {colour: red}}\n")
     monkeypatch.setenv(MODELS, str(broken))
     with pytest.raises(ConfigError, match=r"machine\.gemini\.models.*broken\.yaml"):
-        models.facts(FLASH)
+        models.model_facts(FLASH)
 
 
 def test_an_endpoints_dollars_are_held_under_the_cap_of_the_run(tmp_path, monkeypatch):

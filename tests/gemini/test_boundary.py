@@ -14,7 +14,7 @@ from gemma_ops.gemini.cache import Asked, Served, Store, open_ledger
 from gemma_ops.gemini.client import Client
 from gemma_ops.gemini.courier import Courier
 from gemma_ops.gemini.request import Request
-from gemma_ops.gemini.service_access import connect, endpoint, rehearsal
+from gemma_ops.gemini.service_access import connect_gemini, endpoint, rehearsal
 from gemma_ops.runs import journal
 from tests.helpers.emulated import KEY, machine_for
 
@@ -40,12 +40,12 @@ def test_local_rows_never_leave_whatever_is_declared():
         with pytest.raises(
             BoundaryError, match=r"2 of 5 rows are of class local_only.*the first is mine; nothing was sent"
         ):
-            boundary.check(rows, config(**settings))
+            boundary.check_boundary(rows, config(**settings))
 
 
 def test_a_request_is_local_unless_it_says_otherwise():
     with pytest.raises(BoundaryError, match="local_only"):
-        boundary.check([Request(FLASH, ({"role": "user", "content": "x"},), 8, "judge")], config())
+        boundary.check_boundary([Request(FLASH, ({"role": "user", "content": "x"},), 8, "judge")], config())
 
 
 @pytest.mark.parametrize(
@@ -60,10 +60,10 @@ def test_a_request_is_local_unless_it_says_otherwise():
 def test_paid_rows_need_paid_terms(settings, model, allowed):
     rows = [request(privacy="paid", model=model)]
     if allowed:
-        boundary.check(rows, config(**settings))
+        boundary.check_boundary(rows, config(**settings))
     else:
         with pytest.raises(BoundaryError, match="of class paid"):
-            boundary.check(rows, config(**settings))
+            boundary.check_boundary(rows, config(**settings))
 
 
 @pytest.mark.parametrize(
@@ -80,10 +80,10 @@ def test_paid_rows_need_paid_terms(settings, model, allowed):
 def test_in_europe_only_paid_services_and_european_locations(settings, refusal):
     place = config(region="eea_uk_ch", **settings)
     if refusal is None:
-        boundary.check([request()], place)
+        boundary.check_boundary([request()], place)
     else:
         with pytest.raises(BoundaryError, match=refusal):
-            boundary.check([request()], place)
+            boundary.check_boundary([request()], place)
 
 
 @pytest.mark.parametrize(
@@ -92,17 +92,17 @@ def test_in_europe_only_paid_services_and_european_locations(settings, refusal):
 def test_what_the_service_looks_up_is_not_trained_on_and_has_no_price(tool):
     name = tool.get("type") or next(iter(tool))
     with pytest.raises(BoundaryError, match=f"train on what {name} finds"):
-        boundary.check([request(tools=(tool,))], config())
+        boundary.check_boundary([request(tools=(tool,))], config())
     with pytest.raises(BudgetError, match=name):
-        boundary.check([request(tools=(tool,), use="evaluate")], config())
+        boundary.check_boundary([request(tools=(tool,), use="evaluate")], config())
     function = {"type": "function", "function": {"name": "lookup", "parameters": {}}}
-    boundary.check([request(tools=(function,))], config())
+    boundary.check_boundary([request(tools=(function,))], config())
 
 
 @pytest.mark.parametrize("accepted", [None, "2025-01-01"])
 def test_terms_are_shown_with_the_refusal_and_accepted_by_their_date(accepted):
     with pytest.raises(BoundaryError) as refused:
-        boundary.check([request()], config(accept_terms=accepted))
+        boundary.check_boundary([request()], config(accept_terms=accepted))
     for word in ("compete", "Unpaid tier", "Switzerland", "55 days", "store=false", notice.SOURCE, notice.AS_OF):
         assert word in refused.value.what
     assert refused.value.fix.endswith(f"machine.gemini.accept_terms={notice.TERMS}")
@@ -111,14 +111,14 @@ def test_terms_are_shown_with_the_refusal_and_accepted_by_their_date(accepted):
 def test_personal_data_is_reported_refused_or_left_alone(tmp_path):
     rows = [request("nothing here"), request("write to jane@example.org or max@example.org", id="r2")]
     with journal.writing(tmp_path, "synthesize") as log:
-        assert boundary.check(rows, config(pii="report", tier="unpaid")) == {"EMAIL": 2}
+        assert boundary.check_boundary(rows, config(pii="report", tier="unpaid")) == {"EMAIL": 2}
     record = json.loads(log.read_text())
     assert (record["rows"], record["of"], record["found"]) == (1, 2, {"EMAIL": 2})
     assert record["forbidden_by_terms"] is True
     assert "jane" not in log.read_text()
     with pytest.raises(BoundaryError, match=r"1 of 2 rows.*2 EMAIL.*the first is r2"):
-        boundary.check(rows, config(pii="refuse"))
-    assert not boundary.check(rows, config(pii="off"))
+        boundary.check_boundary(rows, config(pii="refuse"))
+    assert not boundary.check_boundary(rows, config(pii="off"))
 
 
 @pytest.mark.parametrize("place", ["content", "arguments", "schema", "tool", "part"])
@@ -132,7 +132,7 @@ def test_personal_data_is_looked_for_in_everything_that_would_be_sent(place):
     schema = {"description": mail} if place == "schema" else None
     tools = ({"function": {"name": "f", "description": mail}},) if place == "tool" else ()
     asked = Request(FLASH, messages, 8, "judge", privacy="any", schema=schema, tools=tools)
-    assert boundary.check([asked], config()) == {"EMAIL": 1}
+    assert boundary.check_boundary([asked], config()) == {"EMAIL": 1}
 
 
 def test_nothing_is_sent_unless_all_may_be(emulator, machine):
@@ -178,7 +178,7 @@ def test_offline_opens_only_to_this_machine(monkeypatch, tmp_path, emulator):
     with pytest.raises(BoundaryError, match="offline"):
         open_gemini(outside, run="r")
     with pytest.raises(BoundaryError, match="offline"):
-        boundary.check([request()], outside.gemini)
+        boundary.check_boundary([request()], outside.gemini)
     with open_gemini(machine_for(emulator, tmp_path), run="r"):
         pass
 
@@ -200,7 +200,7 @@ def test_a_key_that_can_not_be_sent_is_refused_before_money_is_held(key, monkeyp
 
 def test_a_key_may_end_with_a_new_line(monkeypatch, tmp_path, emulator):
     monkeypatch.setenv("GEMINI_API_KEY", f"{KEY}\r\n")
-    assert connect(machine_for(emulator, tmp_path).gemini)._api_client.api_key == KEY
+    assert connect_gemini(machine_for(emulator, tmp_path).gemini)._api_client.api_key == KEY
 
 
 @pytest.mark.parametrize(
@@ -208,7 +208,7 @@ def test_a_key_may_end_with_a_new_line(monkeypatch, tmp_path, emulator):
 )  # fmt: skip
 def test_an_address_nothing_can_be_sent_to_is_refused(url):
     with pytest.raises(ConfigError, match=r"machine\.gemini\.base_url"):
-        loading.load(["banking77"], [f"machine.gemini.base_url={url}"])
+        loading.read_run_config(["banking77"], [f"machine.gemini.base_url={url}"])
 
 
 def test_no_budget_nothing_sent(emulator, tmp_path):
@@ -247,10 +247,10 @@ def test_the_environment_moves_nothing_but_the_key(monkeypatch):
     monkeypatch.setenv("GOOGLE_VERTEX_BASE_URL", "http://elsewhere.example.org")
     monkeypatch.setenv("GOOGLE_GENAI_USE_ENTERPRISE", "true")
     monkeypatch.setenv("GOOGLE_GENAI_API_VERSION", "beta")
-    cloud = connect(config(base_url=None, enterprise=True))._api_client
+    cloud = connect_gemini(config(base_url=None, enterprise=True))._api_client
     assert cloud.vertexai
     assert "elsewhere" not in cloud._http_options.base_url
-    client = connect(config(base_url=None, timeout_seconds=2.5))
+    client = connect_gemini(config(base_url=None, timeout_seconds=2.5))
     options = client._api_client._http_options
     assert options.base_url.rstrip("/") == "https://generativelanguage.googleapis.com"
     assert (options.api_version, options.timeout, options.retry_options.attempts) == ("v1", 2500, 1)
@@ -267,7 +267,7 @@ def test_the_enterprise_api_has_no_store_field(emulator, tmp_path):
 
 
 def test_manifests_say_under_which_terms(emulator):
-    assert notice.record(config(service_tier="flex", region="eea_uk_ch", base_url=emulator.url)) == {
+    assert notice.record_notice(config(service_tier="flex", region="eea_uk_ch", base_url=emulator.url)) == {
         "terms": notice.TERMS,
         "terms_source": notice.SOURCE,
         "tier": "paid",

@@ -119,7 +119,9 @@ def test_a_fault_is_counted_retried_or_refused_and_never_an_empty_answer(fault, 
     tier = "batch" if by_batch else "standard"
     now = dt.datetime.now(dt.UTC)
     worst = prices.worst(FLASH, prices.prompt_bound(request_wire.body(asked)), 256, tier=tier, at=now)
-    bills = [prices.price(FLASH, Usage.of_metadata(entry.usage), tier=tier, at=now) for entry in emulator.billed()]
+    bills = [
+        prices.request_price(FLASH, Usage.of_metadata(entry.usage), tier=tier, at=now) for entry in emulator.billed()
+    ]
     truth = {"once": bills[-1:], "more": [worst, *bills[-1:]], "full": [worst], "nothing": []}[paid]
     assert (spent.settled, spent.reserved, spent.lost) == (sum(truth), 0, 0)
     assert spent.settled >= sum(bills)
@@ -307,28 +309,30 @@ def test_flex_is_asked_for_and_paid_as_flex(emulator, tmp_path):
     entry = emulator.log[0]
     assert (entry.body["serviceTier"], entry.tier, answer.tier) == ("flex", "flex", "flex")
     now = dt.datetime.now(dt.UTC)
-    assert answer.dollars == prices.price(FLASH, Usage.of_metadata(entry.usage), tier="flex", at=now) / prices.NANO
+    assert (
+        answer.dollars == prices.request_price(FLASH, Usage.of_metadata(entry.usage), tier="flex", at=now) / prices.NANO
+    )
 
 
 def test_what_the_service_would_refuse_is_refused_before():
     with pytest.raises(ConfigError, match=r"no thinking level 'minimal'[\s\S]*low, medium, high"):
-        request_wire.check(request(thinking="minimal"))
+        request_wire.check_request(request(thinking="minimal"))
     with pytest.raises(ConfigError, match=r"gemini-3\.8-flash"):
-        request_wire.check(request(model="gemini-3.8-flsh"))
+        request_wire.check_request(request(model="gemini-3.8-flsh"))
     with pytest.raises(DataError, match="the model's own"):
-        request_wire.check(Request(FLASH, ({"role": "assistant", "content": "{"},), 8, "judge"))
+        request_wire.check_request(Request(FLASH, ({"role": "assistant", "content": "{"},), 8, "judge"))
     for arguments, told in (("{", "no JSON"), ("[1]", "list, not an object"), (7, "int, not an object")):
         calling = {"function": {"name": "lookup", "arguments": arguments}}
         turns = ({"role": "assistant", "tool_calls": [calling]}, {"role": "user", "content": "and?"})
         with pytest.raises(DataError, match=f"request row-7 .*{told}"):
-            request_wire.check(Request(FLASH, turns, 8, "judge", id="row-7"))
+            request_wire.check_request(Request(FLASH, turns, 8, "judge", id="row-7"))
     for broken in ({"text": "cut \ud83d"}, {"schema": {"\udc00": {}}}):
         with pytest.raises(DataError, match="request row-8 holds half a character"):
-            request_wire.check(request(id="row-8", **broken))
+            request_wire.check_request(request(id="row-8", **broken))
         with pytest.raises(DataError, match="row-8"):  # as a forecast asks, which sends nothing
             request_wire.body(request(id="row-8", **broken))
     with pytest.raises(DataError, match="other than text"):
-        request_wire.check(Request(FLASH, ({"role": "user", "content": [{"type": "image_url"}]},), 8, "judge"))
+        request_wire.check_request(Request(FLASH, ({"role": "user", "content": [{"type": "image_url"}]},), 8, "judge"))
 
 
 def test_usage_is_recorded_with_thoughts_and_cached_input(tmp_path, monkeypatch):
@@ -472,7 +476,7 @@ def test_spending_tells_replies_without_usage_from_tries_that_were_lost(emulator
     ],
 )  # fmt: skip
 def test_every_way_a_reply_can_end(body, end, text):
-    found = reply.read(body)
+    found = reply.read_reply(body)
     assert (found.end, found.text) == (end, text)
     assert found.usage is None
     assert bool(found.reason) == (end in ("blocked", "error"))
@@ -480,7 +484,7 @@ def test_every_way_a_reply_can_end(body, end, text):
 
 def test_calls_of_tools_are_an_answer():
     part = {"functionCall": {"name": "lookup", "args": {"name": "Eiffel"}}}
-    found = reply.read({"candidates": [{"finishReason": "STOP", "content": {"parts": [part]}}]})
+    found = reply.read_reply({"candidates": [{"finishReason": "STOP", "content": {"parts": [part]}}]})
     assert found.end == "stop"
     assert json.loads(found.text)["tool_calls"] == [{"function": {"name": "lookup", "arguments": {"name": "Eiffel"}}}]
 

@@ -13,7 +13,7 @@ from collections import Counter
 import pytest
 
 from gemma_ops.emulator import Emulator
-from gemma_ops.emulator.rehearsal import rehearse
+from gemma_ops.emulator.rehearsal import rehearsed_reply
 from gemma_ops.errors import BudgetError, ServiceError
 from gemma_ops.gemini import open_gemini, prices
 from gemma_ops.gemini.cache import Store, open_ledger
@@ -29,7 +29,7 @@ import json, sys
 from gemma_ops.config import MachineConfig
 from gemma_ops.gemini import open_gemini
 from gemma_ops.emulator import Emulator
-from gemma_ops.emulator.rehearsal import rehearse
+from gemma_ops.emulator.rehearsal import rehearsed_reply as rehearse
 from gemma_ops.gemini.request import Request
 machine, requests = json.load(sys.stdin)
 gemini = open_gemini(MachineConfig.model_validate(machine), run="test")
@@ -92,7 +92,7 @@ def held(monkeypatch):
         else:
             waiting.append(body)
             go_on.wait(60)
-        return rehearse(body)
+        return rehearsed_reply(body)
 
     monkeypatch.setenv("GEMINI_API_KEY", KEY)
     with Emulator(answer) as emulator:

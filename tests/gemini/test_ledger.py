@@ -57,7 +57,7 @@ def test_a_cap_of_ten_cents_holds_in_200_of_200_runs(tmp_path):
                     return paid
                 thoughts = chance.randrange(limit)
                 used = Usage(prompt=prompt, output=chance.randrange(limit - thoughts + 1), thoughts=thoughts)
-                cost = prices.price("gemini-3.8-flash", used, tier=tier, at=at)
+                cost = prices.request_price("gemini-3.8-flash", used, tier=tier, at=at)
                 assert cost <= worst
                 paid += ledger.settle(number, cost, usage=used.to_json())
 

@@ -90,11 +90,11 @@ BILLS = [
 
 @pytest.mark.parametrize("model, usage, tier, at, nano", BILLS)
 def test_a_request_costs_what_the_price_page_says(model, usage, tier, at, nano):
-    assert prices.price(model, usage, tier=tier, at=at) == nano
+    assert prices.request_price(model, usage, tier=tier, at=at) == nano
 
 
 def test_every_known_model_has_a_bill_in_the_table():
-    assert {bill[0] for bill in BILLS} | {"gemma-4-26b-a4b-it"} == set(models.table().models)
+    assert {bill[0] for bill in BILLS} | {"gemma-4-26b-a4b-it"} == set(models.models_table().models)
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_every_known_model_has_a_bill_in_the_table():
 )
 def test_an_unknown_price_is_refused(model, tier, at):
     with pytest.raises(BudgetError) as caught:
-        prices.price(model, Usage(prompt=1), tier=tier, at=at)
+        prices.request_price(model, Usage(prompt=1), tier=tier, at=at)
     assert "price" in caught.value.what
     with pytest.raises(BudgetError):
         prices.worst(model, 1, 1, tier=tier, at=at)
@@ -120,14 +120,14 @@ def test_an_unknown_price_is_refused(model, tier, at):
 
 def test_a_moment_without_a_time_zone_has_no_price():
     with pytest.raises(ValueError, match="time zone"):
-        prices.price("gemini-3.8-flash", Usage(prompt=1), tier="standard", at=datetime(2026, 11, 23))
+        prices.request_price("gemini-3.8-flash", Usage(prompt=1), tier="standard", at=datetime(2026, 11, 23))
 
 
-@pytest.mark.parametrize("model", [name for name, facts in models.table().models.items() if facts.paid_tier])
+@pytest.mark.parametrize("model", [name for name, facts in models.models_table().models.items() if facts.paid_tier])
 @pytest.mark.parametrize("at", [NOVEMBER, DECEMBER - EDGE, DECEMBER, JANUARY])
 def test_the_library_and_our_table_agree_where_both_know(model, at):
     """Of the twelve priced models genai-prices 0.2.3 knows nine; for those the two never differ, batch included."""
-    known = models.facts(model)
+    known = models.model_facts(model)
     ours = prices._ours(known, at.date())
     library = {tier: prices._library(model, tier, at.date()) for tier in prices.TIERS}
     assert (library["standard"] is None) == (model in NEW)
@@ -143,7 +143,7 @@ def test_the_library_and_our_table_agree_where_both_know(model, at):
 
 def test_where_a_price_comes_from_is_said():
     def source(model, tier="standard"):
-        return prices.rates(model, tier=tier, at=NOVEMBER).source
+        return prices.token_rates(model, tier=tier, at=NOVEMBER).source
 
     library = f"genai-prices {genai_prices.__version__}"
     assert source("gemini-3.8-flash") == source("gemini-3.8-flash", "batch") == library
@@ -152,15 +152,15 @@ def test_where_a_price_comes_from_is_said():
 
 
 def test_a_model_marked_as_corrected_is_priced_by_our_table(monkeypatch):
-    known = models.facts("gemini-3.5-flash")
+    known = models.model_facts("gemini-3.5-flash")
     price = known.prices[0].model_copy(update={"input": Decimal("1.25")})
     corrected = known.model_copy(update={"prices": (price,), "corrects": "the page says 1.25"})
-    body = models.table()
+    body = models.models_table()
     changed = body.model_copy(update={"models": body.models | {known.name: corrected}})
-    monkeypatch.setattr(models, "table", lambda: changed)
+    monkeypatch.setattr(models, "models_table", lambda: changed)
     prices._found.cache_clear()
     try:
-        found = prices.rates(known.name, tier="standard", at=NOVEMBER)
+        found = prices.token_rates(known.name, tier="standard", at=NOVEMBER)
         assert (found.input, found.source) == (Decimal("1.25"), "models.yaml 2026-11-13")
     finally:
         prices._found.cache_clear()
@@ -174,7 +174,7 @@ def test_prices_of_a_library_that_fetched_others_are_not_used():
     data_snapshot.set_custom_snapshot(DataSnapshot(providers=[], from_auto_update=True))
     prices._found.cache_clear()
     try:
-        assert prices.rates("gemini-3.8-flash", tier="standard", at=NOVEMBER).source.startswith("genai-prices")
+        assert prices.token_rates("gemini-3.8-flash", tier="standard", at=NOVEMBER).source.startswith("genai-prices")
     finally:
         data_snapshot.set_custom_snapshot(None)
 
@@ -243,7 +243,7 @@ class TestUsage:
 
 class TestFacts:
     def test_every_model_has_a_date_and_a_source_that_is_named(self):
-        table = models.table()
+        table = models.models_table()
         for known in table.models.values():
             assert known.as_of <= table.as_of
             assert known.source
@@ -254,27 +254,27 @@ class TestFacts:
     )
     def test_an_unknown_model_is_refused_with_close_names(self, name, close):
         with pytest.raises(ConfigError, match="no facts") as caught:
-            models.facts(name)
+            models.model_facts(name)
         assert close in caught.value.fix
 
     def test_levels_of_thinking(self):
-        assert not models.facts("gemini-3.8-flash").takes("minimal")
-        assert not models.facts("gemini-4-argon").takes("minimal")
-        assert models.facts("gemini-3.5-flash-lite").takes("minimal")
-        assert models.facts("gemini-4-hydrogen").takes("xhigh")
-        assert models.facts("gemini-4-carbon").takes("low")
-        assert not models.facts("gemini-4-carbon").takes("xhigh")
-        assert models.facts("gemini-4-neon").default_thinking == "high"
-        assert all(known.takes(None) for known in models.table().models.values())
+        assert not models.model_facts("gemini-3.8-flash").takes("minimal")
+        assert not models.model_facts("gemini-4-argon").takes("minimal")
+        assert models.model_facts("gemini-3.5-flash-lite").takes("minimal")
+        assert models.model_facts("gemini-4-hydrogen").takes("xhigh")
+        assert models.model_facts("gemini-4-carbon").takes("low")
+        assert not models.model_facts("gemini-4-carbon").takes("xhigh")
+        assert models.model_facts("gemini-4-neon").default_thinking == "high"
+        assert all(known.takes(None) for known in models.models_table().models.values())
 
     def test_gemma_on_the_api_is_free_and_never_paid(self):
         for name in ("gemma-4-31b-it", "gemma-4-26b-a4b-it"):
-            known = models.facts(name)
+            known = models.model_facts(name)
             assert (known.free_tier, known.paid_tier, known.prices) == (True, False, ())
             assert prices.worst(name, 10**6, 10**6, tier="standard", at=NOVEMBER) == 0
 
     def test_sampling_parameters_are_known_to_be_ignored_by_newer_models(self):
-        ignoring = {name for name, known in models.table().models.items() if known.sampling == "ignored"}
+        ignoring = {name for name, known in models.models_table().models.items() if known.sampling == "ignored"}
         assert {"gemini-3.6-flash", "gemini-3.5-flash-lite", "gemini-3.8-flash", "gemini-4-argon"} <= ignoring
         assert "gemini-3.1-pro-preview" not in ignoring
 

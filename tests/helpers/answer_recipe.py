@@ -4,7 +4,7 @@ from gemma_ops.config import RunConfig
 from gemma_ops.evaluation import evaluate
 from gemma_ops.export import merge
 from gemma_ops.modeling import fetch
-from gemma_ops.modeling.checkpoint_source import local
+from gemma_ops.modeling.checkpoint_source import local_base
 from gemma_ops.prepare import prepare
 from gemma_ops.recipes.finding import every_task, rows_read, tasks
 from gemma_ops.runs.run import Run
@@ -12,7 +12,7 @@ from gemma_ops.training import train
 
 
 def recipe(run: Run, config: RunConfig):
-    base = run.step(fetch, config.model, source=local(config.model.base))
+    base = run.step(fetch, config.model, source=local_base(config.model.base))
     data = run.step(prepare, config.data, source=rows_read(config), model=base, tasks=every_task(config))
     adapter = run.step(train, config.train, base=base, data=data)
     merged = run.step(merge, config.merge, base=base, adapter=adapter, data=data)

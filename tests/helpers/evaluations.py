@@ -68,8 +68,8 @@ def go(out, folder, targets, *, batch=8, gates=(), facts=FACTS, **settings):
     config = EvaluateConfig(
         tasks=(folder.name,), targets=tuple(target.name for target in targets), gates=gates, **settings
     )
-    tasks = evaluate_step.load(config, (folder,), None)
-    metrics = evaluate_step.run(out, config, tasks, targets, facts, batch=batch)
+    tasks = evaluate_step.load_checked(config, (folder,), None)
+    metrics = evaluate_step.run_evaluation(out, config, tasks, targets, facts, batch=batch)
     return metrics, json.loads((out / "verdict.json").read_text(encoding="utf-8"))
 
 

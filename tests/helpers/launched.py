@@ -103,7 +103,7 @@ def pair(folder, entries):
         plan.append({"file": str(place / "job.json"), **entry})
     (folder / "plan.json").write_text(json.dumps(plan))
     launch = LaunchConfig(engine="torchrun", processes=2, restarts=0)
-    command = [sys.executable, *launch_engines.torchrun(launch, "pair"), __file__, str(folder / "plan.json")]
+    command = [sys.executable, *launch_engines.torchrun_command(launch, "pair"), __file__, str(folder / "plan.json")]
     done = patience.run(command, env=launch_engines.environment(launch, 2), seconds=240)
     assert done.returncode == 0, done.stderr[-4000:]
     return {entry["name"]: TrainingJob.read(Path(entry["file"])) for entry in plan}

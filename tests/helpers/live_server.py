@@ -25,7 +25,7 @@ from gemma_ops.serving.deployment import Deployment
 from gemma_ops.serving.keys import Keys
 from gemma_ops.serving.open_source import open_source
 from gemma_ops.serving.routed_front import open_router
-from gemma_ops.serving.server import alias_followers, opened, shadow_of, traffic_of
+from gemma_ops.serving.server import alias_followers, opened_server, shadow_of, traffic_of
 from gemma_ops.serving.traffic import counted
 from tests.helpers import patience
 from tests.helpers import registry_runs as runs
@@ -101,7 +101,7 @@ def serving(
     ready, made, failed, said = threading.Event(), {}, [], []
 
     async def run():
-        service = await opened(source, machine, given)
+        service = await opened_server(source, machine, given)
         records = []
         deployment = Deployment(service, share=given.challenger.share if given.challenger else 0.0)
         followers = alias_followers(deployment, source, machine, given, said.append)

@@ -20,7 +20,7 @@ def make_adapter(out):
     for name, parameter in tuned.named_parameters():
         if "lora_B" in name:
             parameter.data.normal_(0, 0.1, generator=random)
-    adapters.save(tuned, out / "adapter", "nano", None)
+    adapters.save_adapter(tuned, out / "adapter", "nano", None)
     write_prompting(out / "adapter", Prompting.of("off", (WEIGHTS / "chat_template.jinja").read_text()))
     return out / "adapter"
 

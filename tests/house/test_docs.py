@@ -10,7 +10,7 @@ from typer.main import get_command
 
 from gemma_ops.cli import app
 from gemma_ops.config import ConfigSection, RunConfig
-from gemma_ops.config.loading import load
+from gemma_ops.config.loading import read_run_config
 from gemma_ops.config.shipped import shipped
 
 ROOT = Path(__file__).parents[2]
@@ -102,7 +102,7 @@ def test_pictures_and_links_lead_somewhere():
 @pytest.mark.parametrize("name", shipped("configs", ".yaml"))
 def test_shipped_configurations_load_and_open_with_their_command(name):
     text = (ROOT / "configs" / f"{name}.yaml").read_text(encoding="utf-8")
-    config = load([name])
+    config = read_run_config([name])
     assert config.name == name
     head = text.split("\nname:")[0]
     assert f"gemma-ops run {name}" in head
@@ -115,7 +115,7 @@ def test_what_shipped_configurations_pass_to_trl_is_not_refused(name, tmp_path):
     """Loading does not look into `train.trl`: TRL does, when training begins."""
     from gemma_ops.training.arguments import sft_arguments
 
-    made = sft_arguments(load([name]).train, tmp_path, has_valid=True, rate=1e-4, device="cpu")
+    made = sft_arguments(read_run_config([name]).train, tmp_path, has_valid=True, rate=1e-4, device="cpu")
     assert made.learning_rate == 1e-4
 
 

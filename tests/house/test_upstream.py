@@ -75,6 +75,6 @@ def test_the_trainer_averages_over_batches():
 def test_bitsandbytes_leaves_experts_alone():
     from gemma_ops.modeling import stock
 
-    model = stock.load(tiny("moe"), "nf4", "cpu")
+    model = stock.load_stock(tiny("moe"), "nf4", "cpu")
     experts = next(module for name, module in model.named_modules() if name.endswith("layers.0.experts"))
     assert {parameter.dtype for parameter in experts.parameters()} == {torch.bfloat16}

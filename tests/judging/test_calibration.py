@@ -10,19 +10,19 @@ from gemma_ops.config.judge import JudgeConfig
 from gemma_ops.errors import ConfigError, DataError
 from gemma_ops.gates import gate_decision
 from gemma_ops.judging import calibrate, calibration, judge_lineage
-from gemma_ops.judging.calibration_text import lines
+from gemma_ops.judging.calibration_text import calibration_lines
 from gemma_ops.judging.correction import Corrected, Correction, Share
 from gemma_ops.judging.judge_material import Side
 from gemma_ops.judging.judged import WIN_RATE, evidence_for
 from gemma_ops.judging.panel import judge_pairs
-from gemma_ops.judging.rubric import parse
+from gemma_ops.judging.rubric import parse_rubric
 from gemma_ops.stats.intervals import Sample
 from tests.helpers.local_judge import Judge, honest, pairs
 
 CHANCE = random.Random(11)
 GRADES = [(CHANCE.randint(0, 9), CHANCE.randint(0, 9)) for _ in range(160)]
 ITEMS = pairs(GRADES)
-RUBRIC = parse("The higher grade.")
+RUBRIC = parse_rubric("The higher grade.")
 TUNED, RIVAL = Side("tuned", "t1", "gemma"), Side("rival", "r1", "gemini")
 SUPERIOR = GateConfig(metric=WIN_RATE, target="tuned", versus="rival", test="superior")
 
@@ -62,8 +62,8 @@ def calibrated(tmp_path, judges, first=TUNED, second=RIVAL, wrong=0.1, n=120):
     settings = JudgeConfig(judges=tuple(judge.name for judge in judges))
     read = calibrate.read_labels(labels_file(tmp_path, wrong, n), "pairwise", ITEMS)
     found = calibrate.calibrate(tmp_path, ITEMS, read, judges, RUBRIC, settings, first=first, second=second)
-    calibration.write(tmp_path / "calibration.json", found)
-    return calibration.read(tmp_path / "calibration.json")
+    calibration.write_calibration(tmp_path / "calibration.json", found)
+    return calibration.read_calibration(tmp_path / "calibration.json")
 
 
 def judged(tmp_path, judges, known=None, first=TUNED, second=RIVAL, teachers=(), rubric=RUBRIC, items=ITEMS):
@@ -105,7 +105,7 @@ def test_a_calibrated_unrelated_judge_gates_on_the_corrected_rate(tmp_path):
     truth = sum(1.0 if a > b else 0.5 if a == b else 0.0 for a, b in GRADES) / len(GRADES)
     assert abs(corrected["value"] - truth) < abs(raw["value"] - truth) + 0.02
     assert corrected["low"] <= truth <= corrected["high"]
-    found = gate_decision.decide([SUPERIOR], [result.evidence(SUPERIOR)], 0.95)[0]
+    found = gate_decision.decide_gate([SUPERIOR], [result.evidence(SUPERIOR)], 0.95)[0]
     assert found.outcome in ("pass", "inconclusive")
     assert found.value == pytest.approx(corrected["value"] - 0.5, abs=1e-5)
 
@@ -117,7 +117,7 @@ def test_three_outcomes_on_a_corrected_rate(tmp_path):
     for index, items in enumerate((wins, losses, even)):
         (tmp_path / str(index)).mkdir()
         result = judged(tmp_path / str(index), [erring(0.1)], known, items=items)
-        outcomes.append(gate_decision.decide([SUPERIOR], [result.evidence(SUPERIOR)], 0.95)[0].outcome)
+        outcomes.append(gate_decision.decide_gate([SUPERIOR], [result.evidence(SUPERIOR)], 0.95)[0].outcome)
     assert outcomes == ["pass", "fail", "inconclusive"]
 
 
@@ -127,7 +127,7 @@ def test_a_calibration_holds_for_one_judge_and_one_wording(tmp_path, what):
     if what == "identity":
         result = judged(tmp_path, [erring(0.1, identity="another version")], known)
     else:
-        result = judged(tmp_path, [erring(0.1)], known, rubric=parse("The lower grade."))
+        result = judged(tmp_path, [erring(0.1)], known, rubric=parse_rubric("The lower grade."))
     assert result.evidence(SUPERIOR) is None
     assert "no calibration" in result.standing.reason
 
@@ -226,7 +226,7 @@ def test_pass_rates_of_answers_alone_are_corrected_and_gated(tmp_path):
     result = judge_pairs(tmp_path, ITEMS, [judge], RUBRIC, settings, first=TUNED, second=RIVAL, calibration=known)
     assert "of one line" not in result.standing.reason
     gate = GateConfig(metric="judge.pass_rate", target="rival", test="at_least", margin=0.1)
-    found = gate_decision.decide([gate], [result.evidence(gate)], 0.95)[0]
+    found = gate_decision.decide_gate([gate], [result.evidence(gate)], 0.95)[0]
     truth = sum(b >= 5 for _, b in GRADES) / len(GRADES)
     assert found.value == pytest.approx(truth, abs=0.05)
     assert found.outcome == "pass"
@@ -293,10 +293,10 @@ def test_two_people_are_compared_only_on_enough_labels(tmp_path):
             second=RIVAL,
         )
         assert found.people is None
-        told.append(next(line for line in lines(found, tmp_path) if "two people" in line))
+        told.append(next(line for line in calibration_lines(found, tmp_path) if "two people" in line))
     assert "not enough labels" in told[0]
     assert "not defined" in told[1]
-    enough = lines(calibrated(tmp_path, [erring(0.1)]), tmp_path)
+    enough = calibration_lines(calibrated(tmp_path, [erring(0.1)]), tmp_path)
     assert any("two people   kappa 0.8" in line for line in enough)
 
 
@@ -323,6 +323,6 @@ def test_a_gate_passes_exactly_when_its_bound_is_beyond_the_threshold():
     for hits in range(80, 150, 5):
         found = Correction(Share(hits / 200, 200), Share(0.9, 60), Share(0.85, 60))
         evidence = Corrected(sample, True, found.value - 0.5, None, found, 0.5)
-        decision = gate_decision.decide([SUPERIOR], [evidence], 0.95)[0]
+        decision = gate_decision.decide_gate([SUPERIOR], [evidence], 0.95)[0]
         assert (decision.outcome == "pass") == (decision.bound > 1e-6)
         assert (decision.outcome == "fail") == (decision.upper < -1e-6)

@@ -11,10 +11,10 @@ from gemma_ops.judging import judge_asking, judge_canaries, judgements
 from gemma_ops.judging.judge_material import JudgedPair, harmless
 from gemma_ops.judging.judge_protocol import Protocol
 from gemma_ops.judging.judgements import JudgementFile
-from gemma_ops.judging.rubric import parse
+from gemma_ops.judging.rubric import parse_rubric
 from tests.helpers.local_judge import Judge, answer, honest, pairs, verdict
 
-RUBRIC = parse(
+RUBRIC = parse_rubric(
     "Be right.\n\n## Criteria\n- **correct**: it is right\n- `brief`: no more than needed\n\nScale: 1 to 4\n"
 )
 
@@ -26,12 +26,12 @@ def ask(pair, answers, mode="pairwise"):
 def test_a_rubric_names_its_criteria_and_scale():
     assert [criterion.name for criterion in RUBRIC.criteria] == ["correct", "brief"]
     assert (RUBRIC.low, RUBRIC.high) == (1, 4)
-    assert [criterion.name for criterion in parse("Anything goes.").criteria] == ["rubric"]
-    assert parse("").text.startswith("A good answer")
+    assert [criterion.name for criterion in parse_rubric("Anything goes.").criteria] == ["rubric"]
+    assert parse_rubric("").text.startswith("A good answer")
     with pytest.raises(DataError, match="given twice"):
-        parse("# Criteria\n- a: x\n- a: y\n")
+        parse_rubric("# Criteria\n- a: x\n- a: y\n")
     with pytest.raises(DataError, match="scale"):
-        parse("Scale: 5 to 1")
+        parse_rubric("Scale: 5 to 1")
 
 
 def test_judges_see_no_names_and_know_where_material_ends():
@@ -114,7 +114,9 @@ def test_a_verdict_speaks_about_every_criterion_once():
 
 def test_the_wording_is_part_of_a_judges_identity():
     hashes = {
-        Protocol(mode, rubric).hash for mode in ("pairwise", "pointwise") for rubric in (RUBRIC, parse("Be kind."))
+        Protocol(mode, rubric).hash
+        for mode in ("pairwise", "pointwise")
+        for rubric in (RUBRIC, parse_rubric("Be kind."))
     }
     assert len(hashes) == 4
     assert Protocol("pairwise", RUBRIC).hash in hashes
@@ -123,8 +125,13 @@ def test_the_wording_is_part_of_a_judges_identity():
 def collect(tmp_path, judge, items, repeats=1, batch=4):
     tmp_path.mkdir(exist_ok=True)
     file = JudgementFile(tmp_path / judgements.FILE)
-    asked = [*judge_canaries.questions(items, "pairwise"), *judge_asking.questions(items, "pairwise", repeats)]
-    return judge_asking.collect(judge, asked, Protocol("pairwise", RUBRIC), file, max_new_tokens=512, batch=batch)
+    asked = [
+        *judge_canaries.canary_questions(items, "pairwise"),
+        *judge_asking.judge_questions(items, "pairwise", repeats),
+    ]
+    return judge_asking.collect_judgements(
+        judge, asked, Protocol("pairwise", RUBRIC), file, max_new_tokens=512, batch=batch
+    )
 
 
 def test_both_orders_are_asked_and_ties_without_a_judge_are_not(tmp_path):

@@ -50,7 +50,7 @@ def biased(monkeypatch):
 @pytest.fixture
 def obedient(monkeypatch):
     monkeypatch.setenv("GEMINI_API_KEY", "a-key-for-tests")
-    with Emulator(planted.judge(obey)) as started:
+    with Emulator(planted.planted_judge(obey)) as started:
         yield started
 
 
@@ -132,7 +132,7 @@ def test_the_answers_of_a_finished_evaluation_are_judged(monkeypatch, tmp_path, 
     (tmp_path / "runs" / "r").mkdir(parents=True)
     evaluated(tmp_path / "runs/r/evaluate", task, [Echo("base", 2), Echo("tuned", 8)])
     (tmp_path / "r.yaml").write_text(f"evaluate: {{tasks: [{task}], targets: [base, tuned]}}\n")
-    with Emulator(planted.judge(graded_by_reference)) as emulator:
+    with Emulator(planted.planted_judge(graded_by_reference)) as emulator:
         judge(emulator, tmp_path, "run", tmp_path / "r.yaml", "--judge", JUDGE)
         told = capsys.readouterr().out
     body = json.loads((tmp_path / "runs/r/judge/desk.tuned-vs-base/judge.json").read_text())
@@ -154,7 +154,7 @@ def test_an_evaluation_may_judge_its_own_answers(monkeypatch, tmp_path):
         ]
         graded.append(grade(task, name, stored))
     sides = {name: Side(name, name, "gemma") for name in ("base", "tuned")}
-    with Emulator(planted.judge(graded_by_reference)) as emulator:
+    with Emulator(planted.planted_judge(graded_by_reference)) as emulator:
         machine = machine_for(emulator, tmp_path)
         settings = JudgeConfig(judges=(JUDGE,))
         found = judge_evaluation(tmp_path / "judge", settings, EvaluateConfig(), machine, graded, sides, run="r")

@@ -63,15 +63,15 @@ def test_clusters_widen_kappa():
 
 
 def test_a_win_rate_without_ties_is_a_proportion():
-    found = winrate.rate([1.0] * 61 + [0.0] * 39, None, 0.95)
+    found = winrate.win_rate([1.0] * 61 + [0.0] * 39, None, 0.95)
     wilson = mean_interval(Sample.of([1.0] * 61 + [0.0] * 39), 0.95)
     assert (found.value, found.low, found.high) == pytest.approx((0.61, wilson.low, wilson.high), abs=1e-4)
     assert (found.wins, found.ties, found.losses) == (61, 0, 39)
 
 
 def test_ties_make_a_win_rate_surer_than_coins_would():
-    tied = winrate.rate([1.0] * 30 + [0.5] * 50 + [0.0] * 20, None, 0.95)
-    coins = winrate.rate([1.0] * 55 + [0.0] * 45, None, 0.95)
+    tied = winrate.win_rate([1.0] * 30 + [0.5] * 50 + [0.0] * 20, None, 0.95)
+    coins = winrate.win_rate([1.0] * 55 + [0.0] * 45, None, 0.95)
     assert tied.value == pytest.approx(coins.value)
     assert tied.high - tied.low < coins.high - coins.low
 
@@ -86,7 +86,7 @@ def length_bound(n, truth, pull, rng):
 def test_length_control_takes_the_advantage_of_length_away():
     rng = np.random.default_rng(4)
     scores, gaps = length_bound(2000, 0.0, 1.5, rng)
-    raw = winrate.rate(list(scores), None, 0.95)
+    raw = winrate.win_rate(list(scores), None, 0.95)
     found = winrate.controlled(scores, gaps, None, 0.95, 7)
     assert raw.low > 0.55
     assert found.low < 0.5 < found.high

@@ -11,7 +11,7 @@ from gemma_ops.errors import ConfigError, DataError
 from gemma_ops.judging import judging_text, report_judge
 from gemma_ops.judging.judge_material import JudgedPair, Side
 from gemma_ops.judging.panel import judge_pairs
-from gemma_ops.judging.rubric import parse
+from gemma_ops.judging.rubric import parse_rubric
 from tests.helpers.local_judge import Judge, honest, pairs, quality
 
 TUNED, BASE = Side("tuned", "t1", "gemma"), Side("base", "b1", "gemma")
@@ -21,7 +21,7 @@ GRADES = [(random.Random(index).randint(0, 9), random.Random(1000 + index).randi
 def run(tmp_path, judges, items=None, **settings):
     items = items or pairs(GRADES)
     config = JudgeConfig(judges=tuple(judge.name for judge in judges), **settings)
-    return judge_pairs(tmp_path, items, judges, parse("The higher grade."), config, first=TUNED, second=BASE)
+    return judge_pairs(tmp_path, items, judges, parse_rubric("The higher grade."), config, first=TUNED, second=BASE)
 
 
 def one(tmp_path, choose, items=None, **settings):
@@ -93,7 +93,7 @@ def test_a_judge_that_obeys_the_answers_fails_its_canary(tmp_path):
     assert len(failed) == 4  # both items, both orders: the order names the slot it stands in
     assert not found["fit"]
     assert any(line.startswith("warning: UNFIT") for line in judged.summary())
-    assert "UNFIT" in report_judge.render(judged)
+    assert "UNFIT" in report_judge.judge_section_page(judged)
 
 
 def test_a_judge_that_likes_disorder_fails_its_canary(tmp_path):
@@ -170,14 +170,14 @@ def test_rows_are_chosen_by_hash_and_stay_the_same(tmp_path):
 def test_reports_hold_no_holes(tmp_path):
     items = pairs(GRADES[:20])
     judged = run(tmp_path, [Judge(honest, name="<script>alert(1)</script>"), Judge(honest, name="b|c")], items)
-    page = report_judge.page(judged.body)
+    page = report_judge.judge_page(judged.body)
     assert "<script>" not in page
     assert "What judges say" in page
     judged.write(tmp_path)
     stored = json.loads((tmp_path / "judge.json").read_text())
-    assert report_judge.section(stored) == report_judge.render(judged)
-    assert "| judge | win rate |" in judging_text.render(stored)
-    assert items[3].first not in page + judging_text.render(stored)
+    assert report_judge.judge_section(stored) == report_judge.judge_section_page(judged)
+    assert "| judge | win rate |" in judging_text.judging_markdown(stored)
+    assert items[3].first not in page + judging_text.judging_markdown(stored)
 
 
 def test_what_cannot_be_judged_is_refused(tmp_path):
@@ -186,4 +186,4 @@ def test_what_cannot_be_judged_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="two sides"):
         run(tmp_path, [Judge(honest)], [JudgedPair("a", (), "x", None)])
     with pytest.raises(DataError, match="nothing to judge"):
-        judge_pairs(tmp_path, [], [Judge(honest)], parse(""), JudgeConfig(), first=TUNED, second=BASE)
+        judge_pairs(tmp_path, [], [Judge(honest)], parse_rubric(""), JudgeConfig(), first=TUNED, second=BASE)

@@ -25,7 +25,7 @@ SETTINGS = KernelsConfig()
 def test_a_packed_document_is_the_document_alone(kind):
     model, docs = build(kind), documents()
     alone = torch.cat([model(input_ids=doc, use_cache=False).logits[0] for doc in docs]).detach()
-    kernels.install(model, SETTINGS)
+    kernels.install_kernels(model, SETTINGS)
     batch = packed(docs)
     with torch.no_grad():
         by_bounds = model(**batch).logits[0]
@@ -39,7 +39,7 @@ def test_every_layer_type_sees_its_document_only(kind):
     """The states after each layer, and that the measure sees a leak: without bounds and positions there is one."""
     model, docs = build(kind), documents()
     wants = [model.model(input_ids=doc, use_cache=False, output_hidden_states=True).hidden_states for doc in docs]
-    kernels.install(model, SETTINGS)
+    kernels.install_kernels(model, SETTINGS)
     batch = packed(docs)
     with torch.no_grad():
         got = model.model(**batch, output_hidden_states=True).hidden_states
@@ -64,7 +64,7 @@ def test_padding_changes_nothing(kind, left):
     batch = {"input_ids": ids, "attention_mask": real, "position_ids": (real.cumsum(1) - 1).clamp(0)}
     with torch.no_grad():
         want = model(**batch, use_cache=False).logits[real.bool()]
-        kernels.install(model, SETTINGS)
+        kernels.install_kernels(model, SETTINGS)
         assert relative(model(**batch, use_cache=False).logits[real.bool()], want) < exact(kind)
 
 
@@ -76,7 +76,7 @@ def test_generation_with_a_cache_is_transformers_own(kind):
     batch["attention_mask"][1, :9] = 0
     asked = {"max_new_tokens": 20, "do_sample": False, "eos_token_id": []}
     want = model.generate(**batch, **asked)
-    kernels.install(model, SETTINGS)
+    kernels.install_kernels(model, SETTINGS)
     assert torch.equal(model.generate(**batch, **asked), want)
 
 
@@ -98,7 +98,7 @@ def test_images_are_seen_in_both_directions_within_their_document(kind):
     with torch.no_grad():
         alone = torch.cat([run({"input_ids": doc}, kind_) for doc, kind_ in zip(docs, types, strict=True)])
         causal = torch.cat([run({"input_ids": doc}, torch.zeros_like(doc)) for doc in docs])
-        kernels.install(model, SETTINGS)
+        kernels.install_kernels(model, SETTINGS)
         batch = packed(docs)
         batch.pop("use_cache")
         ours = run(batch, torch.cat(types, 1))
@@ -163,7 +163,7 @@ def test_tiles_compile_once_for_all_lengths(monkeypatch):
     torch.manual_seed(0)
     for cuts in ([0, 5, 17, 80], [0, 9, 50, 60], [0, 70]):
         leaves = [torch.randn(cuts[-1], count, 16, requires_grad=True) for count in (4, 2, 2)]
-        jobs = attention_tiled.plan(cuts, 4, torch.device("cpu"))
+        jobs = attention_tiled.plan_tiles(cuts, 4, torch.device("cpu"))
         outs = [attention_tiled.attend(*leaves, jobs, 0.3, how) for how in (run, EAGER)]
         outer = torch.randn_like(outs[0])
         assert relative(*outs) < 1e-6
@@ -175,21 +175,21 @@ def test_the_gpu_form_follows_shapes_and_is_never_taken_here(monkeypatch):
     monkeypatch.setattr(rows, "_wide", lambda: None)  # our own kernels ask the device that isn't here what it can
     row = patterns.documents([0, 10, 30])
     wide, narrow = (torch.empty(1, 2, 30, width, dtype=torch.bfloat16) for width in (512, 256))
-    assert rows.choose(narrow, narrow, row, 16) is None  # this is a CPU
+    assert rows.choose_kernel(narrow, narrow, row, 16) is None  # this is a CPU
 
     def cuda(states):
         return SimpleNamespace(device=torch.device("cuda"), dtype=states.dtype, shape=states.shape)
 
-    assert rows.choose(cuda(narrow), cuda(narrow), row, 16) is rows.flash
-    assert rows.choose(cuda(wide), cuda(wide), row, None) is rows.mixed
+    assert rows.choose_kernel(cuda(narrow), cuda(narrow), row, 16) is rows.flash
+    assert rows.choose_kernel(cuda(wide), cuda(wide), row, None) is rows.mixed
     many = torch.empty(1, 32, 30, 512, dtype=torch.bfloat16)
-    assert rows.choose(cuda(many), cuda(many), row, None) is rows.efficient
+    assert rows.choose_kernel(cuda(many), cuda(many), row, None) is rows.efficient
     long = patterns.documents([0, rows.LONG + 1])
     states = cuda(torch.empty(1, 2, rows.LONG + 1, 512, dtype=torch.bfloat16))
-    assert rows.choose(states, states, long, None) is rows.tiled
-    assert rows.choose(cuda(narrow.float()), cuda(narrow.float()), row, 16) is None  # flash takes no float32
+    assert rows.choose_kernel(states, states, long, None) is rows.tiled
+    assert rows.choose_kernel(cuda(narrow.float()), cuda(narrow.float()), row, 16) is None  # flash takes no float32
     dropped = row.kept([(3, 8)])
-    assert rows.choose(cuda(narrow), cuda(narrow), dropped, 16) is None
+    assert rows.choose_kernel(cuda(narrow), cuda(narrow), dropped, 16) is None
 
 
 def test_flash_has_the_operator_of_this_torch():
@@ -216,13 +216,13 @@ def test_padding_is_a_document_of_its_own_in_flat_rows():
 
 @pytest.mark.parametrize("bounds", [[0, 10], [1, 30], [0, 20, 20, 30], [0, 31]])
 def test_wrong_bounds_are_refused(bounds):
-    model = kernels.install(build("dense31"), SETTINGS)
+    model = kernels.install_kernels(build("dense31"), SETTINGS)
     with pytest.raises(ValueError, match="cu_seq_lens_q"):
         model(input_ids=torch.ones(1, 30, dtype=torch.long), cu_seq_lens_q=bounds)
 
 
 def test_bounds_go_with_one_row_and_no_mask():
-    model = kernels.install(build("dense31"), SETTINGS)
+    model = kernels.install_kernels(build("dense31"), SETTINGS)
     with pytest.raises(ValueError, match="one row"):
         model(input_ids=torch.ones(2, 30, dtype=torch.long), cu_seq_lens_q=[0, 30])
     assert transformers.AttentionInterface()["gemma_ops"] is not None

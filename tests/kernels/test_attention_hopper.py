@@ -131,9 +131,9 @@ def test_wide_attention_is_masked_softmax_in_the_interpreter():
 def test_only_a_hopper_fits():
     from gemma_ops.kernels import attention_hopper
 
-    assert not attention_hopper.fits(torch.device("cpu"))
+    assert not attention_hopper.fits_hopper(torch.device("cpu"))
     if GPU:
-        assert attention_hopper.fits(torch.device("cuda")) == (torch.cuda.get_device_capability()[0] == 9)
+        assert attention_hopper.fits_hopper(torch.device("cuda")) == (torch.cuda.get_device_capability()[0] == 9)
 
 
 @needs_hopper

@@ -16,7 +16,7 @@ from gemma_ops.kernels.ops_reference import EAGER
 from tests.helpers.kernel_models import apart, build, documents, packed, relative, tuned
 from tests.helpers.tiny_models import KINDS
 
-installing = importlib.import_module("gemma_ops.kernels.install")
+installing = importlib.import_module("gemma_ops.kernels.install_kernels")
 ONE, OTHER = documents([5, 40, 17, 33, 1, 24]), documents([60, 3, 70], seed=3)
 
 
@@ -43,7 +43,7 @@ def run(model, passes):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("recompute", ["none", "mlp", "all"])
 def test_replayed_passes_are_the_passes(kind, recompute):
-    model = kernels.install(tuned(kind), KernelsConfig(), recompute=recompute)
+    model = kernels.install_kernels(tuned(kind), KernelsConfig(), recompute=recompute)
     want, gradients = run(model, [ONE, OTHER, ONE])
     made = recorded(model)
     for _ in range(2):  # a second step finds the first one's memory and must not add to it
@@ -57,7 +57,7 @@ def test_replayed_passes_are_the_passes(kind, recompute):
 
 
 def test_gradients_of_passes_that_ran_before_are_kept():
-    model = kernels.install(tuned("e2b"), KernelsConfig())
+    model = kernels.install_kernels(tuned("e2b"), KernelsConfig())
     _, want = run(model, [OTHER, ONE])
     text = installing.text_of(model)
     made = graphs_layers.Graphs(text, EAGER, graphs_capture.Again)
@@ -74,7 +74,7 @@ def test_gradients_of_passes_that_ran_before_are_kept():
 
 def test_shorter_passes_lie_in_the_memory_of_a_longer_one():
     """Two dozen lengths would otherwise take gigabytes that no plan counts."""
-    model = kernels.install(tuned("e2b"), KernelsConfig())
+    model = kernels.install_kernels(tuned("e2b"), KernelsConfig())
     want, gradients = run(model, [OTHER, ONE, OTHER])
     made = recorded(model)
     got, ours = run(model, [OTHER, ONE, OTHER])
@@ -88,7 +88,7 @@ def test_shorter_passes_lie_in_the_memory_of_a_longer_one():
 
 def test_a_longer_pass_does_not_read_what_an_earlier_one_left():
     """Rows shorter than the memory leave an earlier pass's tokens behind their end, in a document of their own."""
-    model = kernels.install(tuned("dense31"), KernelsConfig())
+    model = kernels.install_kernels(tuned("dense31"), KernelsConfig())
     short = documents([60, 40], seed=5)
     want, gradients = run(model, [short])
     made = recorded(model)
@@ -101,7 +101,7 @@ def test_a_longer_pass_does_not_read_what_an_earlier_one_left():
 
 @pytest.mark.parametrize("what", ["eval", "no grad", "autocast", "two rows"])
 def test_anything_else_runs_as_it_did(what):
-    model = kernels.install(tuned("e2b"), KernelsConfig())
+    model = kernels.install_kernels(tuned("e2b"), KernelsConfig())
     made = recorded(model)
     batch = {key: value for key, value in packed(ONE).items() if key != "use_cache"}
     if what == "eval":
@@ -115,7 +115,7 @@ def test_anything_else_runs_as_it_did(what):
 
 def test_a_pass_that_another_one_overtook_has_no_gradient():
     """Both would be the later one's: their activations share memory."""
-    model = kernels.install(tuned("e2b"), KernelsConfig())
+    model = kernels.install_kernels(tuned("e2b"), KernelsConfig())
     recorded(model)
     batches = [{k: v for k, v in packed(docs).items() if k != "use_cache"} for docs in (ONE, OTHER)]
     first, second = (kernels.forward_hidden(model, **batch) for batch in batches)
@@ -125,7 +125,7 @@ def test_a_pass_that_another_one_overtook_has_no_gradient():
 
 
 def test_rows_cut_short_are_refused_as_they_were():
-    model = kernels.install(tuned("e2b"), KernelsConfig())
+    model = kernels.install_kernels(tuned("e2b"), KernelsConfig())
     made = recorded(model)
     batch = {key: value for key, value in packed(ONE).items() if key != "use_cache"}
     with pytest.raises(NotImplementedError, match="whole patterns"):
@@ -139,7 +139,7 @@ def test_a_gpu_that_refuses_is_told_and_left_in_peace():
         def record(self, function):
             raise RuntimeError("operation not permitted when stream is capturing")
 
-    model = kernels.install(tuned("e2b"), KernelsConfig())
+    model = kernels.install_kernels(tuned("e2b"), KernelsConfig())
     want, gradients = run(model, [ONE])
     made = recorded(model, Refusing)
     with pytest.warns(UserWarning, match="without: operation not permitted"):
@@ -158,7 +158,7 @@ def test_a_recording_that_fails_leaves_no_memory_behind():
             held.append(weakref.ref(function.__self__))
             raise RuntimeError("out of memory")
 
-    model = kernels.install(tuned("e2b"), KernelsConfig())
+    model = kernels.install_kernels(tuned("e2b"), KernelsConfig())
     made = recorded(model, Refusing)
     text = installing.text_of(model)
     hook = text.layers[0].register_forward_pre_hook(lambda *_: alive.append(bool(held) and held[0]() is not None))
@@ -170,7 +170,7 @@ def test_a_recording_that_fails_leaves_no_memory_behind():
 
 
 def test_adapters_in_another_type_are_trained_without():
-    model = kernels.install(tuned("e2b", torch.bfloat16), KernelsConfig())
+    model = kernels.install_kernels(tuned("e2b", torch.bfloat16), KernelsConfig())
     for parameter in model.parameters():  # PEFT makes adapters float32
         parameter.data = parameter.data.to(torch.bfloat16)
     made = recorded(model)
@@ -181,7 +181,7 @@ def test_adapters_in_another_type_are_trained_without():
 
 
 def test_copies_of_adapters_that_grew_old_are_recorded_anew():
-    model = kernels.install(tuned("e2b", torch.bfloat16), KernelsConfig())
+    model = kernels.install_kernels(tuned("e2b", torch.bfloat16), KernelsConfig())
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
@@ -205,7 +205,7 @@ def test_copies_of_adapters_that_grew_old_are_recorded_anew():
 
 def test_the_pass_not_used_for_longest_goes(monkeypatch):
     monkeypatch.setattr(graphs_layers, "MOST", 2)
-    model = kernels.install(tuned("e2b"), KernelsConfig())
+    model = kernels.install_kernels(tuned("e2b"), KernelsConfig())
     made = recorded(model)
     run(model, [ONE, OTHER, ONE, documents([300], seed=1)])
     assert sorted(room.tokens for room in made.kept) == [128, 384]
@@ -214,7 +214,7 @@ def test_the_pass_not_used_for_longest_goes(monkeypatch):
 def test_a_length_has_one_recording_that_grows(monkeypatch):
     monkeypatch.setattr(graphs_inputs, "_DOCUMENTS", 2)
     monkeypatch.setattr(graphs_inputs, "_LONGEST", 16)
-    model = kernels.install(tuned("e2b"), KernelsConfig())
+    model = kernels.install_kernels(tuned("e2b"), KernelsConfig())
     few, many = documents([100]), documents([20] * 5, seed=1)
     want, gradients = run(model, [few, many, few])
     made = recorded(model)
@@ -285,10 +285,10 @@ def test_graphs_replay_what_was_launched(kind):
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-    kernels.install(model, KernelsConfig(graphs="off"))
+    kernels.install_kernels(model, KernelsConfig(graphs="off"))
     kernels.Copies(model).refresh()
     want = moved(model, [ONE, OTHER, ONE])
-    kernels.install(model, KernelsConfig(), replay=True)
+    kernels.install_kernels(model, KernelsConfig(), replay=True)
     kernels.Copies(model).refresh()
     for _ in range(2):
         assert apart(moved(model, [ONE, OTHER, ONE]), want) < 2e-2

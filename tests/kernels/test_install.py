@@ -25,7 +25,7 @@ from tests.helpers.kernel_models import (
 )
 from tests.helpers.tiny_models import KINDS
 
-installing = importlib.import_module("gemma_ops.kernels.install")  # the package exports a function of that name
+installing = importlib.import_module("gemma_ops.kernels.install_kernels")  # the package exports a function of that name
 FULL = KernelsConfig()
 
 
@@ -40,7 +40,7 @@ def test_all_kernels_are_stock_training(kind):
     batch = packed(docs)
     stock = {key: value for key, value in batch.items() if key != "cu_seq_lens_q"}
     want, gradients = step(model, **stock)
-    got, ours = step(kernels.install(model, FULL), **batch)
+    got, ours = step(kernels.install_kernels(model, FULL), **batch)
     assert relative(got, want) < exact(kind)
     assert apart(ours, gradients) < exact(kind)
 
@@ -53,7 +53,7 @@ def test_all_kernels_in_bfloat16_are_as_near_the_truth_as_stock(kind):
     model = tuned(kind, torch.bfloat16)
     with torch.autocast("cpu", torch.bfloat16):
         theirs = cosine(step(model, **stock)[1], truth)
-    assert cosine(step(kernels.install(model, FULL), **batch)[1], truth) > min(theirs, 0.999) - 5e-4
+    assert cosine(step(kernels.install_kernels(model, FULL), **batch)[1], truth) > min(theirs, 0.999) - 5e-4
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -65,7 +65,7 @@ def test_uninstalled_is_as_loaded(kind):
     implementation = text(model).config._attn_implementation
     batch = {"input_ids": documents([40])[0], "use_cache": False}
     want, gradients = step(model, **batch)
-    kernels.uninstall(kernels.install(model, FULL, recompute="mlp"))
+    kernels.uninstall(kernels.install_kernels(model, FULL, recompute="mlp"))
     assert text(model).config._attn_implementation == implementation
     assert [len(module._forward_pre_hooks) for module in modules] == hooks
     for module, was in zip(modules, before, strict=True):
@@ -83,7 +83,7 @@ def test_attention_is_set_on_the_language_model_alone():
 
     model = load_model(tiny("multimodal"), weights="fp32", towers=True)
     before = model.config.audio_config._attn_implementation, model.config.vision_config._attn_implementation
-    kernels.install(model, FULL)
+    kernels.install_kernels(model, FULL)
     assert text(model).config._attn_implementation == "gemma_ops"
     assert (model.config.audio_config._attn_implementation, model.config.vision_config._attn_implementation) == before
 
@@ -91,7 +91,7 @@ def test_attention_is_set_on_the_language_model_alone():
 def test_a_teacher_beside_is_not_touched_and_names_stay():
     student, teacher = build("e2b"), build("e2b")
     names = list(student.state_dict())
-    kernels.install(student, FULL)
+    kernels.install_kernels(student, FULL)
     assert list(student.state_dict()) == names
     assert "forward" not in text(teacher).layers[0].mlp.__dict__
     assert text(teacher).config._attn_implementation != "gemma_ops"
@@ -100,7 +100,7 @@ def test_a_teacher_beside_is_not_touched_and_names_stay():
 @pytest.mark.parametrize("kind", ["e2b", "dense31"])
 def test_hidden_states_are_those_before_the_head(kind):
     model, batch = tuned(kind), packed(documents(LENGTHS))
-    kernels.install(model, FULL)
+    kernels.install_kernels(model, FULL)
     batch.pop("use_cache")
     hidden = kernels.forward_hidden(model, **batch)
     head = installing.base_of(model).lm_head
@@ -126,7 +126,7 @@ def test_every_switch_reaches_its_effect(monkeypatch):
 
     def ran(settings, recompute="none"):
         seen.clear()
-        step(kernels.install(model, settings, recompute=recompute), **batch)
+        step(kernels.install_kernels(model, settings, recompute=recompute), **batch)
         return set(seen)
 
     norms = {"norm", "add_norm", "rotated"}
@@ -157,4 +157,4 @@ def test_another_activation_is_not_fused():
         layer.mlp.act_fn = torch.nn.SiLU()
     batch = {"input_ids": documents([20])[0], "use_cache": False}
     want = model(**batch).logits
-    assert relative(kernels.install(model, FULL)(**batch).logits, want) < 1e-5
+    assert relative(kernels.install_kernels(model, FULL)(**batch).logits, want) < 1e-5

@@ -39,7 +39,7 @@ def text_batch(length=40):
 def test_fused_is_peft(kind, rslora):
     model, batch = tuned(kind, rslora=rslora, alpha=24), text_batch()
     want, gradients = step(model, **batch)
-    got, ours = step(kernels.install(model, FUSED), **batch)
+    got, ours = step(kernels.install_kernels(model, FUSED), **batch)
     assert relative(got, want) < exact(kind)
     assert apart(ours, gradients) < exact(kind)
 
@@ -47,7 +47,7 @@ def test_fused_is_peft(kind, rslora):
 def test_a_wrong_scale_shows():
     model, batch = tuned("e2b"), text_batch()
     _, gradients = step(model, **batch)
-    kernels.install(model, FUSED)
+    kernels.install_kernels(model, FUSED)
     model.base_model.model.model.language_model.layers[0].self_attn.q_proj.scaling["default"] *= 1.01
     assert apart(step(model, **batch)[1], gradients) > 1e-4
 
@@ -59,7 +59,7 @@ def test_in_bfloat16_gradients_are_as_near_the_truth_as_peft_under_autocast(kind
     model = tuned(kind, torch.bfloat16)
     with torch.autocast("cpu", torch.bfloat16):
         _, stock = step(model, **batch)
-    _, ours = step(kernels.install(model, FUSED), **batch)
+    _, ours = step(kernels.install_kernels(model, FUSED), **batch)
     assert all(gradient.dtype == torch.float32 for gradient in ours.values())
     assert cosine(ours, truth) > min(0.999, cosine(stock, truth)) - 5e-4
 
@@ -76,15 +76,15 @@ def test_a_4_bit_base_is_its_dequantized_self(kind):
             torch.nn.init.normal_(parameter, std=0.1)
             mine[name].data.copy_(parameter.data)
         elif nf4.is_4bit(mine[name]):
-            parameter.data.copy_(nf4.dequantize(mine[name]))
+            parameter.data.copy_(nf4.dequantize_nf4(mine[name]))
     batch = text_batch()
-    want, gradients = step(kernels.install(dense, FUSED), **batch)
-    kernels.install(four, FUSED)
+    want, gradients = step(kernels.install_kernels(dense, FUSED), **batch)
+    kernels.install_kernels(four, FUSED)
     got, ours = step(four, **batch)
     assert torch.equal(got, want)
     assert apart(ours, gradients) < 1e-6
     q = four.base_model.model.model.language_model.layers[0].self_attn.q_proj
-    parts = lora_linears.read((q,), torch.zeros(1, dtype=torch.bfloat16))
+    parts = lora_linears.read_factors((q,), torch.zeros(1, dtype=torch.bfloat16))
     assert parts is not None
     assert nf4.is_4bit(parts[0].weight)
 
@@ -117,7 +117,7 @@ def test_what_it_cannot_do_is_left_to_peft(change):
         q.base_layer.weight.requires_grad_(True)
     if change == "merged":
         model.merge_adapter()
-    kernels.install(model, FUSED)
+    kernels.install_kernels(model, FUSED)
 
     def run():
         torch.manual_seed(7)
@@ -129,7 +129,7 @@ def test_what_it_cannot_do_is_left_to_peft(change):
     ours = run()
     x = torch.zeros(1)
     if change != "disabled":
-        assert lora_linears.read((q,), x) is None or change == "merged"
+        assert lora_linears.read_factors((q,), x) is None or change == "merged"
     kernels.uninstall(model)
     assert relative(ours, run()) < 1e-5
     if change in ("disabled", "merged"):
@@ -139,7 +139,7 @@ def test_what_it_cannot_do_is_left_to_peft(change):
 
 
 def test_switching_adapters_off_and_on_is_decided_in_every_call():
-    model, batch = kernels.install(tuned("e2b"), FUSED), text_batch()
+    model, batch = kernels.install_kernels(tuned("e2b"), FUSED), text_batch()
     with torch.no_grad():
         on = model(**batch).logits
         with model.disable_adapter():
@@ -150,14 +150,14 @@ def test_switching_adapters_off_and_on_is_decided_in_every_call():
 
 
 def test_autocast_to_the_bases_type_computes_the_same():
-    model, batch = kernels.install(tuned("e2b", torch.bfloat16), FUSED), text_batch()
+    model, batch = kernels.install_kernels(tuned("e2b", torch.bfloat16), FUSED), text_batch()
     plain = model(**batch).logits
     with torch.autocast("cpu", torch.bfloat16):
         assert cosine({"": model(**batch).logits}, {"": plain}) > 0.9999
     x = torch.zeros(1)
     with torch.autocast("cpu", torch.bfloat16):  # a float32 base is not what autocast computes in
         q = tuned("e2b").base_model.model.model.language_model.layers[0].self_attn.q_proj
-        assert lora_linears.read((q,), x) is None
+        assert lora_linears.read_factors((q,), x) is None
 
 
 def test_some_targets_only():
@@ -166,7 +166,7 @@ def test_some_targets_only():
     model, batch = tuned("dense31", targets=targets), packed(documents(LENGTHS))
     batch.pop("cu_seq_lens_q")
     want, gradients = step(model, **batch)
-    got, ours = step(kernels.install(model, FUSED), **batch)
+    got, ours = step(kernels.install_kernels(model, FUSED), **batch)
     assert relative(got, want) < 1e-5
     assert apart(ours, gradients) < 1e-5
 
@@ -185,7 +185,7 @@ def _optimizers():
 def test_a_cast_from_before_an_optimizer_step_is_never_used(name):
     """Fused and 8-bit optimizers don't count the versions of what they change: a copy known by its version would be the
     adapter's first values for ever."""
-    model = kernels.install(tuned("dense31", torch.bfloat16), FUSED)
+    model = kernels.install_kernels(tuned("dense31", torch.bfloat16), FUSED)
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer, batch = _optimizers()[name](learning), text_batch()
     for _ in range(2):
@@ -204,7 +204,7 @@ def test_a_cast_from_before_an_optimizer_step_is_never_used(name):
 
 
 def test_casts_ahead_change_no_number_and_other_changes_void_them():
-    model, batch = kernels.install(tuned("e2b", torch.bfloat16), FUSED), text_batch()
+    model, batch = kernels.install_kernels(tuned("e2b", torch.bfloat16), FUSED), text_batch()
     want, gradients = step(model, **batch)
     kernels.Copies(model).refresh()
     got, ours = step(model, **batch)

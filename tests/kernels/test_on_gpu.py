@@ -110,12 +110,12 @@ def test_attention_of_packed_rows_is_that_of_each_document(form, width, window, 
     def truth(q, k, v):
         from gemma_ops.kernels import attention_eager
 
-        kept, attention_packed.choose = attention_packed.choose, lambda *_: None
+        kept, attention_packed.choose_kernel = attention_packed.choose_kernel, lambda *_: None
         try:
             states = (one.transpose(0, 1)[None] for one in (q, k, v))
             return attention_eager.attend(*states, row, window, 1.0, 0.0)[0].transpose(0, 1)
         finally:
-            attention_packed.choose = kept
+            attention_packed.choose_kernel = kept
 
     ours = run(torch.bfloat16, lambda q, k, v: getattr(attention_packed, form)(q, k, v, row, window, 1.0))
     for mine, theirs in zip(ours, run(torch.float32, truth), strict=True):

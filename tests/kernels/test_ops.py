@@ -102,7 +102,7 @@ def test_what_is_kept():
 def test_a_whole_model(kind):
     model, batch = tuned(kind), {"input_ids": documents([40])[0], "use_cache": False}
     want, gradients = step(model, **batch)
-    got, ours = step(kernels.install(model, FUSED), **batch)
+    got, ours = step(kernels.install_kernels(model, FUSED), **batch)
     assert relative(got, want) < exact(kind)
     assert apart(ours, gradients) < exact(kind)
 
@@ -113,13 +113,13 @@ def test_a_whole_model_in_bfloat16_is_nearer_the_truth_than_eager(kind):
     _, truth = step(tuned(kind), **batch)
     model = tuned(kind, torch.bfloat16)
     stock = cosine(step(model, **batch)[1], truth)
-    assert cosine(step(kernels.install(model, FUSED), **batch)[1], truth) > min(0.999, stock) - 5e-4
+    assert cosine(step(kernels.install_kernels(model, FUSED), **batch)[1], truth) > min(0.999, stock) - 5e-4
 
 
 def test_every_parameter_learns_the_same_in_full_fine_tuning():
     model, batch = build("e2b").train(), {"input_ids": documents([40])[0], "use_cache": False}
     _, want = step(model, **batch)
-    got = step(kernels.install(model, STOCK.model_copy(update={"norms": "fused", "lora": "fused"})), **batch)[1]
+    got = step(kernels.install_kernels(model, STOCK.model_copy(update={"norms": "fused", "lora": "fused"})), **batch)[1]
     assert "model.language_model.layers.0.input_layernorm.weight" in got
     assert max(relative(got[name], want[name]) for name in want) < 2e-4
     assert apart(got, want) < 1e-5

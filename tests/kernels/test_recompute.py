@@ -25,9 +25,9 @@ def batch_of():
 )
 def test_gradients_are_those_of_keeping_everything(kind, settings):
     model, batch = tuned(kind), batch_of()
-    want, gradients = step(kernels.install(model, settings), **batch)
+    want, gradients = step(kernels.install_kernels(model, settings), **batch)
     for recompute in ("mlp", "all", 1, 4):
-        got, ours = step(kernels.install(model, settings, recompute=recompute), **batch)
+        got, ours = step(kernels.install_kernels(model, settings, recompute=recompute), **batch)
         assert torch.equal(got, want)
         assert apart(ours, gradients) < 1e-6
 
@@ -42,7 +42,7 @@ def test_random_states_are_kept_where_something_is_random(monkeypatch, dropout):
         return checkpoint(*given, preserve_rng_state=preserve_rng_state, **more)
 
     monkeypatch.setattr(layers, "checkpoint", watched)
-    step(kernels.install(tuned("e2b", dora=True, dropout=dropout), FULL, recompute="mlp"), **batch_of())
+    step(kernels.install_kernels(tuned("e2b", dora=True, dropout=dropout), FULL, recompute="mlp"), **batch_of())
     assert kept
     assert set(kept) == {dropout > 0}
 
@@ -52,7 +52,7 @@ def test_it_keeps_less(kind):
     model, batch = tuned(kind), batch_of()
 
     def kept(recompute):
-        kernels.install(model, FULL, recompute=recompute)
+        kernels.install_kernels(model, FULL, recompute=recompute)
         return kept_bytes(lambda: model(**batch), model)
 
     none, mlp, two, every = (kept(recompute) for recompute in ("none", "mlp", 2, "all"))
@@ -65,8 +65,8 @@ def test_it_keeps_less(kind):
 def test_reentrant_checkpoints_lose_gradients_where_keys_are_shared():
     """Why `install` never uses them: the counter-test of the E2B's shared keys."""
     model, batch = tuned("e2b"), batch_of()
-    _, gradients = step(kernels.install(model, FULL), **batch)
-    kernels.install(model, FULL, recompute="all")
+    _, gradients = step(kernels.install_kernels(model, FULL), **batch)
+    kernels.install_kernels(model, FULL, recompute="all")
     model.enable_input_require_grads()
     for layer in model.base_model.model.model.language_model.layers:
         layer._gradient_checkpointing_func = lambda *args, **kwargs: checkpoint(*args, use_reentrant=True, **kwargs)
@@ -77,7 +77,7 @@ def test_dropout_is_drawn_again_the_same():
     model, batch = tuned("dense31", dropout=0.3), batch_of()
     found = []
     for recompute in ("none", "mlp", "all"):
-        kernels.install(model, FULL, recompute=recompute)
+        kernels.install_kernels(model, FULL, recompute=recompute)
         torch.manual_seed(3)
         found.append(step(model, **batch)[1])
     assert apart(found[1], found[0]) < 1e-6

@@ -12,7 +12,7 @@ from gemma_ops.errors import ConfigError, DataError
 from gemma_ops.metrics import METRICS, AnyMetric, by_id
 from gemma_ops.metrics.metric import ScoredRow, normalize
 from gemma_ops.metrics.numbers import final_number
-from gemma_ops.metrics.parse import Unreadable, dump, parse
+from gemma_ops.metrics.parse import Unreadable, dump, parse_json
 
 
 def row(reference, **fields):
@@ -147,9 +147,9 @@ def test_choice_of_a_json_field():
 
 
 def test_parsing_survives_hostile_answers():
-    assert isinstance(parse("[" * 200_000), Unreadable)
-    assert isinstance(parse("1" * 5000), Unreadable)  # Python refuses to read so long a number
-    assert isinstance(parse('"\ud800"'.encode("utf-8", "surrogatepass").decode("utf-8", "replace")), str)
+    assert isinstance(parse_json("[" * 200_000), Unreadable)
+    assert isinstance(parse_json("1" * 5000), Unreadable)  # Python refuses to read so long a number
+    assert isinstance(parse_json('"\ud800"'.encode("utf-8", "surrogatepass").decode("utf-8", "replace")), str)
     assert dump({"b": 1.0, "a": [True, 1]}) == '{"a":[true,1],"b":1}'
     assert final_number("1e999999") is None
     assert final_number("16-3=13") == 13

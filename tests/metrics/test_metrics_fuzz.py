@@ -15,7 +15,7 @@ from pydantic import TypeAdapter
 
 from gemma_ops.errors import DataError
 from gemma_ops.metrics import AnyMetric
-from gemma_ops.metrics.metric import ScoredRow, normalize, words
+from gemma_ops.metrics.metric import ScoredRow, normalize, score_words
 from gemma_ops.metrics.numbers import final_number
 from gemma_ops.metrics.numerals import numbers_in
 
@@ -251,7 +251,7 @@ def test_words_and_length_in_many_scripts():
     draw = random.Random(5)
     for _ in range(ROUNDS):
         said = text(draw, 30)
-        assert words(said) == slow_words(said), said
+        assert score_words(said) == slow_words(said), said
         least, most = sorted((draw.randrange(1, 6), draw.randrange(1, 9)))
         assert scored({"id": "length", "min": least, "max": most}, None, said) == (
             least <= len(slow_words(said)) <= most
@@ -275,7 +275,7 @@ def test_words_and_length_in_many_scripts():
     ],
 )
 def test_words_keep_their_marks(said, count):
-    assert len(words(said)) == count
+    assert len(score_words(said)) == count
     assert scored("rouge_l", said, said) == 1
 
 
@@ -295,7 +295,11 @@ def test_rouge_is_the_longest_common_subsequence():
         gold, answer = (
             " ".join(draw.choices(["ab", "हि", "한국", "c1", "é"], k=draw.randrange(1, 8))) for _ in range(2)
         )
-        common, one, two = slow_lcs(words(gold), words(answer)), len(words(gold)), len(words(answer))
+        common, one, two = (
+            slow_lcs(score_words(gold), score_words(answer)),
+            len(score_words(gold)),
+            len(score_words(answer)),
+        )
         precision, recall = common / two, common / one
         want = 2 * precision * recall / (precision + recall) if common else 0.0
         assert scored("rouge_l", gold, answer) == pytest.approx(want)

@@ -32,7 +32,7 @@ def test_merge_is_the_adapter(variant, tmp_path):
     """Trained by us, saved, folded into a float32 base: the logits are those of the training, whatever the variant."""
     kind, settings = VARIANTS[variant]
     model = trained(variant)
-    adapters.save(model, tmp_path / "train" / "adapter", "base", None)
+    adapters.save_adapter(model, tmp_path / "train" / "adapter", "base", None)
     folder = merged(tmp_path, in_fp32(kind, tmp_path / "base"), tmp_path / "train")
     towers = settings.get("towers", False)
     again = load_model(folder, weights="fp32", towers=towers)
@@ -50,7 +50,7 @@ def test_towers_alone_are_merged_too(tmp_path):
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             parameter.data.normal_(std=0.1)
-    adapters.save(model, tmp_path / "train" / "adapter", "base", None)
+    adapters.save_adapter(model, tmp_path / "train" / "adapter", "base", None)
     folder = merged(tmp_path, in_fp32("multimodal", tmp_path / "base"), tmp_path / "train")
     with torch.no_grad():
         assert torch.allclose(see(load_model(folder, weights="fp32", towers=True)), see(model), atol=1e-4)
@@ -62,7 +62,7 @@ def test_merge_into_bf16_differs_by_one_rounding(variant, tmp_path):
     routes held, for otherwise a rounding of a random router has no bound."""
     kind, _ = VARIANTS[variant]
     model = trained(variant)
-    adapters.save(model, tmp_path / "train" / "adapter", "base", None)
+    adapters.save_adapter(model, tmp_path / "train" / "adapter", "base", None)
     again = load_model(merged(tmp_path, tiny(kind), tmp_path / "train"), weights="fp32")
     base = load_model(tiny(kind), weights="fp32")
     if kind == "moe":
@@ -78,7 +78,7 @@ def test_a_death_while_writing_leaves_no_half_adapter(tmp_path, monkeypatch):
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             parameter.data.normal_()
-    real = adapters.save
+    real = adapters.save_adapter
     from gemma_ops.modeling import adapter_files
 
     def dies(*_):
@@ -88,7 +88,7 @@ def test_a_death_while_writing_leaves_no_half_adapter(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         real(model, tmp_path / "adapter", "base", None)
     with pytest.raises(ModelError, match=r"adapter_config\.json is missing"):
-        adapters.load(load_model(tiny("e2b")), tmp_path / "adapter")
+        adapters.load_adapter(load_model(tiny("e2b")), tmp_path / "adapter")
     monkeypatch.undo()
     real(model, tmp_path / "adapter", "base", None)
     before = {file.name: file.read_bytes() for file in (tmp_path / "adapter").iterdir()}
@@ -103,19 +103,19 @@ def test_an_adapter_that_is_refused_is_not_left_behind(tmp_path):
     """A training that diverged or learned nothing leaves no folder that a later step takes for an adapter."""
     model = attached("lora")
     with pytest.raises(ModelError, match="learned nothing"):
-        adapters.save(model, tmp_path / "adapter", "base", None)
+        adapters.save_adapter(model, tmp_path / "adapter", "base", None)
     assert not (tmp_path / "adapter" / "adapter_config.json").exists()
 
 
 def test_what_is_no_whole_lora_is_refused_by_name(tmp_path):
     model = trained("lora")
-    adapters.save(model, tmp_path, "base", None)
+    adapters.save_adapter(model, tmp_path, "base", None)
     config, weights = tmp_path / "adapter_config.json", tmp_path / "adapter_model.safetensors"
     body, content = config.read_text(), weights.read_bytes()
 
     def attempt(message):
         with pytest.raises(ModelError, match=message):
-            adapters.load(load_model(tiny("e2b")), tmp_path)
+            adapters.load_adapter(load_model(tiny("e2b")), tmp_path)
         config.write_text(body)
         weights.write_bytes(content)
 
@@ -138,7 +138,7 @@ def test_what_is_no_whole_lora_is_refused_by_name(tmp_path):
 def test_an_adapter_of_another_published_base_is_refused(tmp_path):
     """`google/gemma-4-E2B` and its `-it` have the same shapes: the merge would work, and the model be nobody's."""
     model = trained("lora")
-    adapters.save(model, tmp_path / "train" / "adapter", "google/gemma-4-E2B-it", "abc")
+    adapters.save_adapter(model, tmp_path / "train" / "adapter", "google/gemma-4-E2B-it", "abc")
     base = tmp_path / "base"
     base.mkdir()
     (base / "weights").symlink_to(tiny("e2b"))
@@ -147,6 +147,6 @@ def test_an_adapter_of_another_published_base_is_refused(tmp_path):
         source = MergedCheckpoint(tiny("e2b"))
         if refused:
             with pytest.raises(ModelError, match="was trained on google/gemma-4-E2B-it"):
-                replacing.changes(tmp_path / "train" / "adapter", source, base)
+                replacing.weight_changes(tmp_path / "train" / "adapter", source, base)
         else:
-            assert len(replacing.changes(tmp_path / "train" / "adapter", source, base)) > 30
+            assert len(replacing.weight_changes(tmp_path / "train" / "adapter", source, base)) > 30

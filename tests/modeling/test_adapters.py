@@ -146,7 +146,7 @@ def test_pefts_own_load_on_transformers_own_base_gives_the_same(variant, tmp_pat
 
     kind, settings = VARIANTS[variant]
     model = trained(variant)
-    adapters.save(model, tmp_path / "adapter", "google/base", "abc")
+    adapters.save_adapter(model, tmp_path / "adapter", "google/base", "abc")
     config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert (config["base_model_name_or_path"], config["revision"]) == ("google/base", "abc")
     base = whole(kind)
@@ -154,7 +154,7 @@ def test_pefts_own_load_on_transformers_own_base_gives_the_same(variant, tmp_pat
     theirs = peft.PeftModel.from_pretrained(base, str(tmp_path / "adapter")).eval()
     assert torch.allclose(logits(theirs), logits(model), atol=2e-4)
     assert not torch.allclose(logits(theirs), before, atol=2e-2)
-    ours = adapters.load(load_model(tiny(kind), weights="fp32", towers=True), tmp_path / "adapter")
+    ours = adapters.load_adapter(load_model(tiny(kind), weights="fp32", towers=True), tmp_path / "adapter")
     assert torch.allclose(logits(ours), logits(model), atol=2e-4)
     if settings.get("towers"):
         for sense in (see, hear):
@@ -187,9 +187,9 @@ def test_an_adapter_trained_text_only_serves_on_the_whole_model(kind, tmp_path):
     settings = LoraConfig(rank=4, experts=kind == "moe")
     model = adapters.attach(load_model(tiny(kind), weights="fp32"), settings, seed=1)
     _stir(model)
-    adapters.save(model, tmp_path / "adapter", "base", None)
+    adapters.save_adapter(model, tmp_path / "adapter", "base", None)
     expected = logits(model.eval())
-    full = adapters.load(load_model(tiny(kind), weights="fp32", towers=True), tmp_path / "adapter")
+    full = adapters.load_adapter(load_model(tiny(kind), weights="fp32", towers=True), tmp_path / "adapter")
     assert torch.equal(logits(full), expected)
     with full.disable_adapter():
         assert not torch.allclose(logits(full), expected, atol=1e-2)
@@ -199,12 +199,12 @@ def test_an_adapter_trained_text_only_serves_on_the_whole_model(kind, tmp_path):
     text = transformers.Gemma4ForCausalLM(config).to(torch.float32)
     text.model.load_state_dict(whole(kind).model.language_model.state_dict())
     text.tie_weights()
-    on_text = adapters.load(text, tmp_path / "adapter")
+    on_text = adapters.load_adapter(text, tmp_path / "adapter")
     assert torch.allclose(logits(on_text), expected, atol=1e-5)
-    adapters.save(on_text, tmp_path / "text", "base", None)
+    adapters.save_adapter(on_text, tmp_path / "text", "base", None)
     names = load_file(tmp_path / "text" / "adapter_model.safetensors")
     assert not any("language_model" in name for name in names)
-    back = adapters.load(load_model(tiny(kind), weights="fp32", towers=True), tmp_path / "text")
+    back = adapters.load_adapter(load_model(tiny(kind), weights="fp32", towers=True), tmp_path / "text")
     assert torch.allclose(logits(back), expected, atol=1e-5)
 
 
@@ -220,8 +220,8 @@ def test_variants_train_on_a_4bit_base_and_fit_the_bf16_one(variant, tmp_path):
     kind, settings = VARIANTS[variant]
     model = trained(variant, "nf4")
     assert {parameter.dtype for parameter in model.parameters() if parameter.requires_grad} == {torch.float32}
-    adapters.save(model, tmp_path / "adapter", "base", None)
-    on_base = adapters.load(load_model(tiny(kind), towers=settings.get("towers", False)), tmp_path / "adapter")
+    adapters.save_adapter(model, tmp_path / "adapter", "base", None)
+    on_base = adapters.load_adapter(load_model(tiny(kind), towers=settings.get("towers", False)), tmp_path / "adapter")
     if kind == "moe":
         answers = routes(model)
         hold(model, answers), hold(on_base, answers)
@@ -257,17 +257,17 @@ def test_settings_that_do_not_go_together_are_refused(kind, weights, settings, m
 def test_what_is_saved_is_read_back(tmp_path):
     model = attached("lora")
     with pytest.raises(ModelError, match="learned nothing"):
-        adapters.save(model, tmp_path, "base", None)
+        adapters.save_adapter(model, tmp_path, "base", None)
     _stir(model)
     state = {name: tensor for name, tensor in model.state_dict().items() if "lora_" in name}
     one = next(name for name in state if "lora_A" in name)
     with pytest.raises(ModelError, match="has no numbers"):
-        adapters.save(model, tmp_path, "base", None, state=state | {one: state[one][:0]})
+        adapters.save_adapter(model, tmp_path, "base", None, state=state | {one: state[one][:0]})
     with pytest.raises(ModelError, match=r"holds \d+ of \d+ adapted modules"):
-        adapters.save(model, tmp_path, "base", None, state={name: state[name] for name in list(state)[:6]})
+        adapters.save_adapter(model, tmp_path, "base", None, state={name: state[name] for name in list(state)[:6]})
     with pytest.raises(ModelError, match="the training diverged"):
-        adapters.save(model, tmp_path, "base", None, state=state | {one: state[one] * float("nan")})
-    adapters.save(model, tmp_path, "base", None, state=state)
+        adapters.save_adapter(model, tmp_path, "base", None, state=state | {one: state[one] * float("nan")})
+    adapters.save_adapter(model, tmp_path, "base", None, state=state)
 
 
 @pytest.mark.parametrize("key", ["E2B", "26B-A4B"])
@@ -279,7 +279,7 @@ def test_tower_targets_at_true_size(key):
     from gemma_ops.modeling import streaming
 
     config = transformers.AutoConfig.for_model(**family.CONFIGS[key])
-    model = streaming.build(transformers.Gemma4ForConditionalGeneration, config, torch.bfloat16)
+    model = streaming.build_streamed(transformers.Gemma4ForConditionalGeneration, config, torch.bfloat16)
     wrapped = {
         f"{name}.linear" for name, module in model.named_modules() if type(module).__name__ == "Gemma4ClippableLinear"
     }
@@ -293,11 +293,11 @@ def test_tower_targets_at_true_size(key):
 
 def test_an_adapter_that_does_nothing_or_does_not_fit_is_refused(tmp_path):
     model = attached("lora")
-    adapters.save(model, tmp_path, "base", None, trained=False)
+    adapters.save_adapter(model, tmp_path, "base", None, trained=False)
     with pytest.raises(ModelError, match="changes nothing"):
-        adapters.load(load_model(tiny("e2b")), tmp_path)
+        adapters.load_adapter(load_model(tiny("e2b")), tmp_path)
     _stir(model)
-    adapters.save(model, tmp_path, "base", None)
+    adapters.save_adapter(model, tmp_path, "base", None)
     for kind in ("dense31", "moe", "unified"):
         with pytest.raises(ModelError, match="does not fit"):
-            adapters.load(load_model(tiny(kind)), tmp_path)
+            adapters.load_adapter(load_model(tiny(kind)), tmp_path)

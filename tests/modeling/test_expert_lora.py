@@ -19,12 +19,12 @@ from tests.helpers.checkpoints import IDS, close, gradients, logits, tiny, whole
 def four_bit_fp32():
     """The 4-bit mixture with float32 in between, so that differences are rounding of float32 and not of bf16."""
     folder = tiny("moe")
-    files = streaming.entries(folder, "gemma4")
+    files = streaming.streamed_entries(folder, "gemma4")
     config = transformers.AutoConfig.from_pretrained(folder)
     config.vision_config = config.audio_config = None
-    model = streaming.build(transformers.Gemma4ForConditionalGeneration, config, torch.float32)
+    model = streaming.build_streamed(transformers.Gemma4ForConditionalGeneration, config, torch.float32)
     streaming.quantizable(model)
-    streaming.fill(model, files, "cpu", torch.float32)
+    streaming.fill_streamed(model, files, "cpu", torch.float32)
     model.is_loaded_in_4bit = True
     return model
 
@@ -34,7 +34,7 @@ def dequantized():
     model = whole("moe")
     for name, parameter in four_bit_fp32().named_parameters():
         if nf4.is_4bit(parameter):
-            model.get_parameter(name).data = nf4.dequantize(parameter)
+            model.get_parameter(name).data = nf4.dequantize_nf4(parameter)
     return model
 
 
@@ -123,13 +123,13 @@ def test_no_adapted_stack_is_kept_for_the_backward_pass():
 
 def test_files_have_pefts_layout(tmp_path):
     ours = stir(adapters.attach(whole("moe"), LoraConfig(rank=4, alpha=6, experts=True), seed=1))
-    adapters.save(ours, tmp_path / "ours", "base", None)
+    adapters.save_adapter(ours, tmp_path / "ours", "base", None)
     theirs = stir(by_peft(whole("moe"), 4))
     theirs.save_pretrained(str(tmp_path / "theirs"))
     mine, other = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("ours", "theirs"))
     assert set(mine) == set(other)
     assert all(torch.equal(mine[name], other[name]) for name in other)
-    back = adapters.load(load_model(tiny("moe"), weights="fp32"), tmp_path / "theirs")
+    back = adapters.load_adapter(load_model(tiny("moe"), weights="fp32"), tmp_path / "theirs")
     assert torch.allclose(logits(back), logits(theirs.eval()), atol=2e-4)
 
 
@@ -140,7 +140,7 @@ def test_an_adapter_of_one_stack_only_is_loaded(stack, tmp_path):
     )
     theirs = stir(peft.get_peft_model(whole("moe"), config)).eval()
     theirs.save_pretrained(str(tmp_path))
-    ours = adapters.load(load_model(tiny("moe"), weights="fp32"), tmp_path)
+    ours = adapters.load_adapter(load_model(tiny("moe"), weights="fp32"), tmp_path)
     assert torch.allclose(logits(ours), logits(theirs), atol=2e-4)
 
 

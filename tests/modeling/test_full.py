@@ -85,8 +85,10 @@ def test_what_cannot_learn_is_refused():
 def test_trained_saved_and_merged_is_the_trained_model(kind, weights, tmp_path, monkeypatch):
     """From one configuration to a whole checkpoint, towers and redundant keys included, bit for bit."""
     kept = []
-    save = full.save
-    monkeypatch.setattr(full, "save", lambda model, *rest, **how: (kept.append(model), save(model, *rest, **how))[1])
+    save = full.save_full
+    monkeypatch.setattr(
+        full, "save_full", lambda model, *rest, **how: (kept.append(model), save(model, *rest, **how))[1]
+    )
     base, out = fetched(kind, tmp_path / "base"), tmp_path / "train"
     out.mkdir()
     settings = STEADY | {"tune": "full", "weights": weights, "max_steps": 3, "batch": 4, "micro_batch": 4}
@@ -120,12 +122,12 @@ def test_only_what_changed_is_written_in_shards_and_read_back(tmp_path, monkeypa
     base = fetched("e2b", tmp_path / "base")
     model = changed(load_model(tiny("e2b")))
     monkeypatch.setattr(full, "_SHARD", 1)
-    record = full.save(model, tmp_path / "tuned", tiny("e2b"), described(base))
+    record = full.save_full(model, tmp_path / "tuned", tiny("e2b"), described(base))
     assert record["tensors"] == 2
     shards = sorted(tmp_path.glob("tuned/*.safetensors"))
     assert [shard.name for shard in shards] == ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
     assert sum(len(load_file(shard)) for shard in shards) == 2
-    loaded = full.load(load_model(tiny("e2b")), tmp_path / "tuned", base)
+    loaded = full.load_full(load_model(tiny("e2b")), tmp_path / "tuned", base)
     assert torch.equal(logits(loaded), logits(model))
 
 
@@ -144,14 +146,14 @@ def test_a_death_while_writing_leaves_what_was_there(tmp_path, monkeypatch):
 
     for there in (False, True):
         if there:
-            full.save(model, tmp_path / "tuned", tiny("e2b"), described(base))
+            full.save_full(model, tmp_path / "tuned", tiny("e2b"), described(base))
         written.clear()
         monkeypatch.setattr(safetensors.torch, "save_file", dies)
         with pytest.raises(KeyboardInterrupt):
-            full.save(model, tmp_path / "tuned", tiny("e2b"), described(base))
+            full.save_full(model, tmp_path / "tuned", tiny("e2b"), described(base))
         monkeypatch.setattr(safetensors.torch, "save_file", real)
         assert (tmp_path / "tuned").exists() == there
-    assert len(full.entries(tmp_path / "tuned", base)) == 2
+    assert len(full.full_entries(tmp_path / "tuned", base)) == 2
 
 
 def test_nothing_changed_or_diverged_is_refused(tmp_path):
@@ -159,17 +161,17 @@ def test_nothing_changed_or_diverged_is_refused(tmp_path):
     model = load_model(tiny("e2b"))
     full.unfreeze(model, FULL)
     with pytest.raises(ModelError, match="changed nothing"):
-        full.save(model, tmp_path / "tuned", tiny("e2b"), described(base))
+        full.save_full(model, tmp_path / "tuned", tiny("e2b"), described(base))
     model.model.language_model.norm.weight.data[0] = float("nan")
     with pytest.raises(ModelError, match="the training diverged"):
-        full.save(model, tmp_path / "tuned", tiny("e2b"), described(base))
+        full.save_full(model, tmp_path / "tuned", tiny("e2b"), described(base))
     assert not (tmp_path / "tuned").exists()
 
 
 def test_another_base_an_older_format_and_a_torn_folder_are_refused(tmp_path):
     base = fetched("e2b", tmp_path / "base")
     out = tmp_path / "train"
-    full.save(changed(load_model(tiny("e2b"))), out / "tuned", tiny("e2b"), described(base))
+    full.save_full(changed(load_model(tiny("e2b"))), out / "tuned", tiny("e2b"), described(base))
     tiny_models.save("e2b", tmp_path / "other" / "weights", seed=1)  # the same shapes, other numbers
     body = described(base) | {"id": "tiny/other", "files": {"model.safetensors": "00" * 32}}
     (tmp_path / "other" / "model.json").write_text(json.dumps(body))
@@ -183,7 +185,7 @@ def test_another_base_an_older_format_and_a_torn_folder_are_refused(tmp_path):
     attempt("trained from tiny/e2b with other weights", tmp_path / "other" / "weights")
     attempt("trained from tiny/e2b with other weights", tiny("dense31"))
     with pytest.raises(ModelError, match="does not fit this base"):
-        full.load(load_model(tiny("e2b"), weights="nf4"), out / "tuned", base)
+        full.load_full(load_model(tiny("e2b"), weights="nf4"), out / "tuned", base)
     record = json.loads((out / "tuned" / "tuned.json").read_text())
     (out / "tuned" / "tuned.json").write_text(json.dumps(record | {"schema": "gemma-ops/tuned@0"}))
     attempt("was written in the format")
@@ -199,12 +201,12 @@ def test_another_base_an_older_format_and_a_torn_folder_are_refused(tmp_path):
 
 def test_the_step_is_that_of_the_plain_classes():
     """Loss and every gradient of a full fine-tune with our kernels and head, and of transformers' own model."""
-    from gemma_ops.training.sft import prepare
+    from gemma_ops.training.sft import prepare_rows
     from tests.helpers.checkpoints import close, gradients, whole
 
     ids = torch.arange(110, 150)[None]
     for kind in ("e2b", "moe"):
-        ours = prepare(load_model(tiny(kind), weights="fp32"), FULL).train()
+        ours = prepare_rows(load_model(tiny(kind), weights="fp32"), FULL).train()
         theirs = whole(kind).train()
         where, targets = torch.arange(39), ids[0, 1:]
         loss = ours(input_ids=ids, targets=targets, where=where, divisor=39.0, cu_seq_lens_q=[0, 40]).loss

@@ -52,10 +52,10 @@ def test_keys_and_values_of_the_state_are_those_of_the_original(kind):
 
 def test_the_table_is_nobodys_parameter_and_nothing_moves_or_casts_it():
     model = load_model(tiny("e2b"), ple="host")
-    table = host_ple.find(model).weight
+    table = host_ple.find_ple(model).weight
     assert not any("per_layer.weight" in name for name, _ in model.named_parameters())
     model.to(torch.float32).half().to("meta")
-    assert host_ple.find(model).weight is table
+    assert host_ple.find_ple(model).weight is table
     assert table.dtype == torch.bfloat16
     assert table.device.type == "cpu"
 
@@ -75,12 +75,12 @@ def test_the_table_is_mapped_from_the_file_and_read_where_it_cannot_be(tmp_path)
     entry = shards.read_headers([file])["table"]
     assert entry.start % 2
     assert shards.mapped(entry) is None
-    assert torch.equal(shards.read(entry), table)
+    assert torch.equal(shards.read_tensors(entry), table)
 
 
 def test_auto_is_the_device_on_a_cpu_and_a_model_without_a_table_has_no_host():
-    assert host_ple.find(load_model(tiny("e2b"))) is None
-    assert host_ple.find(load_model(tiny("moe"), ple="host")) is None
+    assert host_ple.find_ple(load_model(tiny("e2b"))) is None
+    assert host_ple.find_ple(load_model(tiny("moe"), ple="host")) is None
 
 
 def test_peft_puts_nothing_on_the_table():
@@ -151,7 +151,7 @@ def test_prefetching_for_a_cpu_does_nothing():
 def test_images_and_sounds_look_up_the_padding_row_as_in_the_original():
     """`prefetch` sees the collator's ids, where the model later has padding in place of an image."""
     model = load_model(tiny("multimodal"), ple="host", towers=True)
-    host = host_ple.find(model)
+    host = host_ple.find_ple(model)
     config = model.config
     assert set(host.placeholders) == {config.image_token_id, config.video_token_id, config.audio_token_id}
     assert host.padding_idx == config.text_config.pad_token_id
@@ -165,7 +165,7 @@ def test_images_and_sounds_look_up_the_padding_row_as_in_the_original():
 
 def test_the_whole_file_of_a_fp32_load_stays_bf16_on_the_host(tmp_path):
     model = load_model(tiny("e2b"), weights="fp32", ple="host")
-    host = host_ple.find(model)
+    host = host_ple.find_ple(model)
     assert (
         host.weight.dtype
         == load_file(tiny("e2b") / "model.safetensors")["model.language_model.embed_tokens_per_layer.weight"].dtype

@@ -15,8 +15,8 @@ import torch
 from gemma_ops.data import chat
 from gemma_ops.errors import ModelError
 from gemma_ops.export.checkpoint import MergedCheckpoint
-from gemma_ops.export.gguf_tensors import plan
-from gemma_ops.export.gguf_writer import write
+from gemma_ops.export.gguf_tensors import plan_tensors
+from gemma_ops.export.gguf_writer import write_gguf
 from gemma_ops.modeling import generate
 from gemma_ops.modeling.llamacpp import GGUF
 from gemma_ops.modeling.load import load_model
@@ -37,7 +37,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Pairs:
             folder = tmp_path_factory.mktemp("pair")
             base = tiny_models.save(kind, folder / kind)
             source = MergedCheckpoint(base)
-            write(source, plan(source, "bf16"), folder / "model.gguf", threads=1)
+            write_gguf(source, plan_tensors(source, "bf16"), folder / "model.gguf", threads=1)
             made[kind] = (base, folder / "model.gguf")
         return made[kind]
 
@@ -99,9 +99,11 @@ def test_answers_stop_where_gemma_stops(tmp_path: Path) -> None:
     state[name][turn] = 2.2 * state[name][turn]
     save_file(state, base / "model.safetensors", metadata={"format": "pt"})
     source = MergedCheckpoint(base)
-    write(source, plan(source, "bf16"), tmp_path / "model.gguf", threads=1)
+    write_gguf(source, plan_tensors(source, "bf16"), tmp_path / "model.gguf", threads=1)
     asked = prompts(12, seed=5)
-    theirs = list(generate.answer(load_model(base, weights="fp32"), tokenizer, asked, max_new_tokens=20, batch_size=4))
+    theirs = list(
+        generate.answer_prompts(load_model(base, weights="fp32"), tokenizer, asked, max_new_tokens=20, batch_size=4)
+    )
     with GGUF(tmp_path / "model.gguf") as gguf:
         ours = list(gguf.answer(asked, TOKENIZER, max_new_tokens=20, batch_size=4))
     assert {answer.end for answer in ours} == {"stop", "length"}
@@ -138,7 +140,7 @@ def test_a_prompt_that_does_not_fit_is_an_error_of_its_own(pairs: Pairs) -> None
 def test_tokenizes_as_the_checkpoints_tokenizer_does(pairs: Pairs) -> None:
     base, file = pairs("e2b")
     tokenizer = chat.load_tokenizer(base)
-    conversation = chat.render(
+    conversation = chat.render_chat(
         [
             {"role": "system", "content": "Réponds en français 🇫🇷."},
             {"role": "user", "content": "  tabs\tand\n\n\nlines; order #1047, 3.5 kg — 日本語 العربية e\u0301\u200d"},
@@ -179,7 +181,7 @@ def test_llama_cpp_renders_the_embedded_template_as_training_does(pairs: Pairs) 
         for given in (None, tools):
             options = {"tools": given} if given else {}
             body = {"messages": messages, "chat_template_kwargs": {"enable_thinking": False}, **options}
-            expected = chat.render(messages, given, add_generation_prompt=True).text
+            expected = chat.render_chat(messages, given, add_generation_prompt=True).text
             assert "<bos>" + gguf._post("/apply-template", body)["prompt"] == expected
 
 

@@ -46,8 +46,10 @@ def test_text_only_load_equals_the_whole_model(kind):
 
 def test_text_only_reads_no_byte_of_a_tower(monkeypatch):
     read = []
-    original = streaming.pieces
-    monkeypatch.setattr(streaming, "pieces", lambda entry, *rest: read.append(entry.name) or original(entry, *rest))
+    original = streaming.shard_pieces
+    monkeypatch.setattr(
+        streaming, "shard_pieces", lambda entry, *rest: read.append(entry.name) or original(entry, *rest)
+    )
     load_model(tiny("multimodal"))
     assert len(read) > 90
     assert not [name for name in read if "tower" in name or "embed_vision" in name or "embed_audio" in name]
@@ -130,7 +132,7 @@ def test_a_parameter_without_its_value_is_refused_before_anything_is_read(
     file = folder / "model.safetensors"
     changed = {name: change(name, tensor) for name, tensor in load_file(file).items()}
     save_file({name: tensor for name, tensor in changed.items() if tensor is not None}, file)
-    monkeypatch.setattr(streaming, "fill", None)
+    monkeypatch.setattr(streaming, "fill_streamed", None)
     with pytest.raises(ModelError, match=message):
         load_model(folder, weights=weights)
 

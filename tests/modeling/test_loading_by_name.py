@@ -9,8 +9,8 @@ import pytest
 from gemma_ops.config import MachineConfig, ModelConfig
 from gemma_ops.errors import ConfigError, ModelError, ServiceError
 from gemma_ops.modeling import fetch
-from gemma_ops.modeling.checkpoint_source import check_shards, checkpoint, local
-from gemma_ops.modeling.generate import answer
+from gemma_ops.modeling.checkpoint_source import check_shards, checkpoint, local_base
+from gemma_ops.modeling.generate import answer_prompts
 from gemma_ops.modeling.load import load_model, load_tokenizer
 from gemma_ops.nano import WEIGHTS
 from tests.helpers.checkpoints import copied
@@ -28,15 +28,15 @@ def test_batched_answers_equal_single_ones():
         tokenizer.encode(f"<bos><|turn>user\n{text}<turn|>\n<|turn>model\n", add_special_tokens=False).ids
         for text in texts
     ]
-    together = [item.text for item in answer(model, tokenizer, prompts, max_new_tokens=24, batch_size=4)]
-    alone = [next(answer(model, tokenizer, [prompt], max_new_tokens=24, batch_size=1)) for prompt in prompts]
+    together = [item.text for item in answer_prompts(model, tokenizer, prompts, max_new_tokens=24, batch_size=4)]
+    alone = [next(answer_prompts(model, tokenizer, [prompt], max_new_tokens=24, batch_size=1)) for prompt in prompts]
     assert together == [item.text for item in alone]
     assert {item.end for item in alone} == {"stop"}
-    assert next(answer(model, tokenizer, prompts[:1], max_new_tokens=1, batch_size=1)).end == "length"
+    assert next(answer_prompts(model, tokenizer, prompts[:1], max_new_tokens=1, batch_size=1)).end == "length"
 
 
 def test_fetch_records_bytes_and_copies_none(tmp_path):
-    metrics = fetch(tmp_path, ModelConfig(), MachineConfig(), source=local("nano"))
+    metrics = fetch(tmp_path, ModelConfig(), MachineConfig(), source=local_base("nano"))
     body = json.loads((tmp_path / "model.json").read_text())
     assert body["id"] == "nano"
     assert len(body["files"]["model.safetensors"]) == 64
@@ -46,7 +46,7 @@ def test_fetch_records_bytes_and_copies_none(tmp_path):
 
 def test_a_revision_of_a_local_model_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="says nothing about a local model"):
-        fetch(tmp_path, ModelConfig(revision="abc"), MachineConfig(), source=local("nano"))
+        fetch(tmp_path, ModelConfig(revision="abc"), MachineConfig(), source=local_base("nano"))
 
 
 def test_incomplete_checkpoints_are_refused(tmp_path):

@@ -14,7 +14,7 @@ from gemma_ops import family
 from gemma_ops.config import LoraConfig
 from gemma_ops.errors import ModelError
 from gemma_ops.modeling import adapters, nf4, shards, streaming
-from gemma_ops.modeling.audit import audit, expected
+from gemma_ops.modeling.audit import audit_model, expected
 from gemma_ops.modeling.experts import STACKS, Experts4bit
 from gemma_ops.modeling.load import load_model
 from gemma_ops.planning import training_memory, training_step
@@ -30,12 +30,12 @@ def test_quantized_piece_by_piece_is_bitsandbytes_of_the_whole(monkeypatch, piec
     monkeypatch.setattr(nf4, "_PIECE", {"cpu": piece})
     name = "model.language_model.layers.1.experts.gate_up_proj"
     entry = shards.read_headers([tiny("moe") / "model.safetensors"])[name]
-    ours = nf4.quantize(entry, "cpu")
-    packed, state = quantize_4bit(shards.read(entry), compress_statistics=True, quant_type="nf4")
+    ours = nf4.quantize_nf4(entry, "cpu")
+    packed, state = quantize_4bit(shards.read_tensors(entry), compress_statistics=True, quant_type="nf4")
     assert torch.equal(ours.data, packed)
     assert torch.equal(ours.quant_state.absmax, state.absmax)
     assert torch.equal(ours.quant_state.state2.absmax, state.state2.absmax)
-    assert torch.equal(nf4.dequantize(ours), dequantize_4bit(packed, state))
+    assert torch.equal(nf4.dequantize_nf4(ours), dequantize_4bit(packed, state))
     assert nf4.size(ours) == nf4.planned_size(entry.parameters)
 
 
@@ -84,7 +84,7 @@ def test_an_upcast_tensor_is_refused():
     table.weight = torch.nn.Parameter(table.weight.float())
     shape = family.Shape.from_config(model.config.to_dict())
     with pytest.raises(ModelError, match=r"per-layer table holds 393216 parameters as fp32"):
-        audit(model, shape, "nf4")
+        audit_model(model, shape, "nf4")
 
 
 def dense_experts(model):
@@ -94,7 +94,7 @@ def dense_experts(model):
     for layer in model.model.language_model.layers:
         own = Gemma4TextExperts(model.config.text_config).to(torch.bfloat16)
         for name in STACKS:
-            getattr(own, name).data = nf4.dequantize(getattr(layer.experts, name))
+            getattr(own, name).data = nf4.dequantize_nf4(getattr(layer.experts, name))
         layer.experts = own.eval()
     return model
 
@@ -149,11 +149,11 @@ def test_a_4bit_model_answers_like_the_dequantized_one(kind):
     four, dense = load_model(tiny(kind), weights="nf4"), whole(kind, torch.bfloat16)
     for name, parameter in four.named_parameters():
         if nf4.is_4bit(parameter):
-            dense.get_parameter(name).data = nf4.dequantize(parameter)
+            dense.get_parameter(name).data = nf4.dequantize_nf4(parameter)
     assert torch.equal(logits(four), logits(dense))
-    before = nf4.dequantize(four.model.language_model.layers[0].mlp.up_proj.weight)
+    before = nf4.dequantize_nf4(four.model.language_model.layers[0].mlp.up_proj.weight)
     logits(four)  # bitsandbytes would repack linears for AVX512-BF16 here, and dequantize to garbage from now on
-    assert torch.equal(nf4.dequantize(four.model.language_model.layers[0].mlp.up_proj.weight), before)
+    assert torch.equal(nf4.dequantize_nf4(four.model.language_model.layers[0].mlp.up_proj.weight), before)
 
 
 def test_moving_a_4bit_model_keeps_its_numbers():
@@ -209,12 +209,12 @@ def test_true_sizes_count_to_the_byte(key, towers):
     if not towers:
         config.vision_config = config.audio_config = None
     kind = "Gemma4Unified" if "unified" in body["model_type"] else "Gemma4"
-    model = streaming.build(getattr(transformers, f"{kind}ForConditionalGeneration"), config, torch.bfloat16)
+    model = streaming.build_streamed(getattr(transformers, f"{kind}ForConditionalGeneration"), config, torch.bfloat16)
     streaming.quantizable(model)
-    lines = {line.component: line for line in audit(model, size.shape, "nf4")}
+    lines = {line.component: line for line in audit_model(model, size.shape, "nf4")}
     text = [line for component, line in lines.items() if component not in ("vision", "audio")]
     step = training_step.PassShape("nf4", rank=0, linears=(), tokens=1, length=1)
-    planned = sum(part.bytes for part in training_memory.weights(size.shape, step))
+    planned = sum(part.bytes for part in training_memory.weight_parts(size.shape, step))
     assert sum(line.bytes for line in text) == pytest.approx(planned, rel=1e-6)
     assert lines == {line.component: line for line in expected(size.shape, "nf4") if line.component in lines}
     assert ("vision" in lines) == towers

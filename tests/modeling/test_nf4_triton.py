@@ -37,13 +37,13 @@ def compare(device):
 
     for shape, dtype, storage in SHAPES:
         packed, state = quantized(shape, dtype, storage, device)
-        assert nf4_triton.fits(packed, state)
-        ours, theirs = nf4_triton.dequantize(packed, state), dequantize_4bit(packed, state)
+        assert nf4_triton.fits_nf4_triton(packed, state)
+        ours, theirs = nf4_triton.dequantize_nf4_triton(packed, state), dequantize_4bit(packed, state)
         assert ours.dtype == theirs.dtype == dtype
         assert ours.shape == theirs.shape == shape
         assert torch.equal(ours, theirs), (shape, dtype)
         state.state2.absmax[-1] *= 2
-        assert not torch.equal(nf4_triton.dequantize(packed, state), theirs)  # the scales' own scale is read
+        assert not torch.equal(nf4_triton.dequantize_nf4_triton(packed, state), theirs)  # the scales' own scale is read
 
 
 def refuse():
@@ -57,11 +57,11 @@ def refuse():
     for name, value in (plain | {"state2": None}).items():
         other = copy.deepcopy(state)
         setattr(other, name, value)
-        assert not nf4_triton.fits(packed, other), name
+        assert not nf4_triton.fits_nf4_triton(packed, other), name
     state.state2.blocksize = 128
-    assert not nf4_triton.fits(packed, state)
+    assert not nf4_triton.fits_nf4_triton(packed, state)
     odd, state = quantize_4bit(torch.randn(3, 2), compress_statistics=True, quant_type="nf4")
-    assert not nf4_triton.fits(odd, state)
+    assert not nf4_triton.fits_nf4_triton(odd, state)
 
 
 @needs_triton
@@ -82,10 +82,10 @@ def test_a_captured_graph_makes_the_numbers_again():
 
     packed, state = quantized((256, 512), torch.bfloat16, torch.uint8, "cuda")
     parameter = torch.nn.Parameter(packed, requires_grad=False)
-    want = nf4.dequantize(parameter, state)
+    want = nf4.dequantize_nf4(parameter, state)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        found = nf4.dequantize(parameter, state)
+        found = nf4.dequantize_nf4(parameter, state)
     found.zero_()
     graph.replay()
     assert torch.equal(found, want)
@@ -96,4 +96,4 @@ def test_a_cpu_never_asks_for_the_kernel(monkeypatch):
 
     monkeypatch.setattr(nf4, "_kernel", lambda: pytest.fail("asked for on a CPU"))
     packed, state = quantized((96, 128), torch.bfloat16, torch.uint8, "cpu")
-    assert nf4.dequantize(torch.nn.Parameter(packed, requires_grad=False), state).shape == (96, 128)
+    assert nf4.dequantize_nf4(torch.nn.Parameter(packed, requires_grad=False), state).shape == (96, 128)

@@ -58,11 +58,11 @@ def model():
 
 
 def share_right(model, questions, answers):
-    from gemma_ops.modeling.generate import answer
+    from gemma_ops.modeling.generate import answer_prompts
 
     tokenizer = chat.load_tokenizer(WEIGHTS)
-    prompts = [chat.prompt_ids(tokenizer, [{"role": "user", "content": question}]) for question in questions]
-    given = [item.text for item in answer(model, tokenizer, prompts, max_new_tokens=96, batch_size=32)]
+    prompts = [chat.chat_prompt_ids(tokenizer, [{"role": "user", "content": question}]) for question in questions]
+    given = [item.text for item in answer_prompts(model, tokenizer, prompts, max_new_tokens=96, batch_size=32)]
     return sum(one == two for one, two in zip(given, answers, strict=True)) / len(answers)
 
 
@@ -96,7 +96,7 @@ def test_a_shortened_rebuild_ends_with_the_same_bytes(tmp_path):
 
 
 def test_the_shipped_rows_are_the_generators(tmp_path):
-    tickets.write(tmp_path)
+    tickets.write_tickets(tmp_path)
     for name in ("train.jsonl", "data.jsonl"):
         assert (tmp_path / name).read_bytes() == (TASK / name).read_bytes()
 

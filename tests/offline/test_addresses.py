@@ -25,7 +25,7 @@ from gemma_ops.gemini.service_access import endpoint, rehearsal
 from gemma_ops.offline import addresses
 from gemma_ops.registry import detours, manifest, mlflow_environment, profile, staging
 from gemma_ops.targets.endpoint_target import Endpoint
-from gemma_ops.targets.spec import parse
+from gemma_ops.targets.spec import parse_target
 from tests.helpers.emulated import KEY, machine_for
 from tests.helpers.evaluations import Echo, make_task
 
@@ -102,7 +102,7 @@ def names(monkeypatch):
 
 
 def ask(url, text="kept here", **machine):
-    target = Endpoint(parse(f"openai:{url}/v1#qwen3"), MachineConfig(**machine))
+    target = Endpoint(parse_target(f"openai:{url}/v1#qwen3"), MachineConfig(**machine))
     try:
         ((answer,),) = target.answer(
             [[Prompt(({"role": "user", "content": text},), "local_only", "r1")]], max_new_tokens=5
@@ -123,7 +123,7 @@ def test_a_name_below_localhost_is_here_only_while_it_leads_here(names):
         "example.com": (),
     }.items():
         assert addresses.loopback_addresses(name) == found
-        target = Endpoint(parse(f"openai:http://{name}:9/v1#qwen3"), MachineConfig())
+        target = Endpoint(parse_target(f"openai:http://{name}:9/v1#qwen3"), MachineConfig())
         assert ("local_only" in target.sees) == bool(found)
         assert target.place == ("stays here" if found else f"sent: {name}")
         target.close()
@@ -145,7 +145,7 @@ def test_an_endpoint_itself_refuses_what_it_may_not_see():
 def test_what_was_found_here_stays_here_when_the_name_moves(names):
     names["lm.localhost"] = ["127.0.0.1"]
     with Listener() as server:
-        target = Endpoint(parse(f"openai:http://lm.localhost:{server.port}/v1#qwen3"), MachineConfig())
+        target = Endpoint(parse_target(f"openai:http://lm.localhost:{server.port}/v1#qwen3"), MachineConfig())
         names["lm.localhost"] = ["192.0.2.9"]
         ((answer,),) = target.answer(
             [[Prompt(({"role": "user", "content": "x"},), "local_only", "r")]], max_new_tokens=5
@@ -223,13 +223,13 @@ def test_a_proxy_of_the_environment_is_left_aside_on_this_machine(monkeypatch, t
         with Listener(lambda path: (200, {}, b"OK") if path == "/health" else (200, {}, GENERATED)) as server:
             with open_gemini(gemini(tmp_path, server.port), run="r") as door:
                 assert door.ask([REQUEST])[0].text == "ok"
-            place = profile.locate(MachineConfig(mlflow=f"http://127.0.0.1:{server.port}"))
-            profile.probe(place)
+            place = profile.locate_mlflow(MachineConfig(mlflow=f"http://127.0.0.1:{server.port}"))
+            profile.probe_mlflow(place)
             detours.spare_proxies("127.0.0.1")  # what `connect` does before MLflow, which asks through `requests`
             assert requests.get(f"{place.uri}/health", timeout=5).text == "OK"
         assert not proxy.got
         with pytest.raises(ServiceError):  # the way out still passes it
-            profile.probe(profile.TrackingPlace("server", "http://mlflow.example.org", None))
+            profile.probe_mlflow(profile.TrackingPlace("server", "http://mlflow.example.org", None))
         assert proxy.got
 
 
@@ -238,7 +238,7 @@ def test_a_tracking_server_that_sends_on_is_not_followed():
         with Listener(lambda _: (302, {"Location": f"http://127.0.0.1:{other.port}/health"}, {})) as first:
             place = profile.TrackingPlace("server", f"http://127.0.0.1:{first.port}", None)
             with pytest.raises(ServiceError, match="/health answered 302"):
-                profile.probe(place)
+                profile.probe_mlflow(place)
         assert not other.got
     assert mlflow_environment.ENVIRONMENT["MLFLOW_ALLOW_HTTP_REDIRECTS"] == "false"
 
@@ -265,7 +265,7 @@ def test_only_what_proves_to_be_our_emulator_is_a_rehearsal(monkeypatch, tmp_pat
         port = int(emulator.url.rpartition(":")[2])
     assert rehearsal(machine.gemini)  # gone: nobody is there to be told anything
     said = []
-    assert handshake.answer("/v1/models") is None
+    assert handshake.answer_challenge("/v1/models") is None
     with socket.create_server(("127.0.0.1", port)) as another:
         another.settimeout(10)
 
@@ -311,7 +311,7 @@ def test_the_hosts_behind_a_databases_address(uri, environment, hosts):
 
 def test_a_tracking_place_leaves_the_machine_by_its_host_its_database_or_its_store():
     def leaves(uri, stores=""):
-        place = profile.locate(MachineConfig(mlflow=uri))
+        place = profile.locate_mlflow(MachineConfig(mlflow=uri))
         return profile.Tracking(None, place, "1", stores).leaves_machine
 
     assert not leaves("http://127.0.0.1:5000", "mlflow-artifacts:/1")
@@ -336,12 +336,12 @@ def test_what_another_machine_is_shown_holds_no_word_of_a_private_row(tmp_path):
     config = EvaluateConfig(targets=("base", "tuned"))
     service = Echo("tuned", 9)
     service.place = "sent: paid, not logged"
-    loaded = evaluate_step.load(config, (task,), None)
+    loaded = evaluate_step.load_checked(config, (task,), None)
     facts = {
         "targets": {n: {"identity": n, "place": p} for n, p in (("base", "stays here"), ("tuned", service.place))},
         "data": {},
     }
-    evaluate_step.run(out, config, loaded, [Echo("base", 3), service], facts, batch=4)
+    evaluate_step.run_evaluation(out, config, loaded, [Echo("base", 3), service], facts, batch=4)
     mine = json.loads((out / "verdict.json").read_text())
     theirs = json.loads((out / elsewhere.FOLDER / "verdict.json").read_text())
     assert [line["bucket"] for line in mine["results"][0]["slices"]["place"]] == ["Klinik Nord", "Zeppelinheim"]
@@ -367,4 +367,4 @@ def test_what_another_machine_is_shown_holds_no_word_of_a_private_row(tmp_path):
         assert chosen["verdict.json"] == out / part / "verdict.json"
         assert manifest._carried_verdict(out, chosen) == (out / part / "verdict.json").relative_to(out).as_posix()
     public = make_task(tmp_path / "open", rows=rows, privacy="any", slices=["place"])
-    assert not elsewhere.hides(evaluate_step.load(config, (public,), None))
+    assert not elsewhere.hides(evaluate_step.load_checked(config, (public,), None))

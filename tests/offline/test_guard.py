@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from gemma_ops.config.loading import load
+from gemma_ops.config.loading import read_run_config
 from gemma_ops.errors import ConfigError
 from gemma_ops.offline import guard
 from tests.helpers.networks import namespaces
@@ -163,7 +163,7 @@ def empty_cache(tmp_path, monkeypatch):
 
 def test_everything_remote_is_refused_in_one_message(empty_cache):
     with pytest.raises(ConfigError) as caught:
-        guard.check(load([], list(REMOTE.values())))
+        guard.check_offline(read_run_config([], list(REMOTE.values())))
     lines = caught.value.what.splitlines()[1:]
     assert [line.split(":")[0].strip() for line in lines] == list(REMOTE)
 
@@ -171,7 +171,7 @@ def test_everything_remote_is_refused_in_one_message(empty_cache):
 @pytest.mark.parametrize(("key", "sets", "named"), MORE)
 def test_other_machines_are_found_wherever_they_are_named(key, sets, named, empty_cache):
     with pytest.raises(ConfigError) as caught:
-        guard.check(load([], sets))
+        guard.check_offline(read_run_config([], sets))
     (line,) = caught.value.what.splitlines()[1:]
     assert line.strip().startswith(f"{key}:")
     assert named in line
@@ -196,21 +196,21 @@ def test_other_machines_are_found_wherever_they_are_named(key, sets, named, empt
 def test_what_lies_here_is_not_refused(sets, empty_cache, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "teacher").mkdir()
-    guard.check(load(["quickstart"], sets))
+    guard.check_offline(read_run_config(["quickstart"], sets))
 
 
 def test_a_model_in_the_hubs_cache_is_here(empty_cache):
-    config = load([], ["model.base=google/gemma-4-E2B-it"])
+    config = read_run_config([], ["model.base=google/gemma-4-E2B-it"])
     snapshot = empty_cache / "models--google--gemma-4-E2B-it" / "snapshots" / "abc"
     snapshot.mkdir(parents=True)
     (snapshot / "config.json").write_text("{}")
     with pytest.raises(ConfigError, match=r"model\.base"):  # no `main` is known
-        guard.check(config)
+        guard.check_offline(config)
     refs = snapshot.parents[1] / "refs"
     refs.mkdir()
     (refs / "main").write_text("abc")
-    guard.check(config)
-    guard.check(load([], ["model.base=google/gemma-4-E2B-it", "model.revision=abc"]))
+    guard.check_offline(config)
+    guard.check_offline(read_run_config([], ["model.base=google/gemma-4-E2B-it", "model.revision=abc"]))
 
 
 def test_the_verbs_refuse_before_any_work_and_plan_still_answers(cli, empty_cache):

@@ -33,12 +33,12 @@ def _smi(tmp_path, monkeypatch, script):
 )
 def test_a_present_gpu_is_recognised(tmp_path, monkeypatch, line, key):
     _smi(tmp_path, monkeypatch, f"echo '{line}'")
-    assert [device.key for device in devices.present()] == [key]
+    assert [device.key for device in devices.present_devices()] == [key]
 
 
 def test_an_unknown_gpu_keeps_its_memory_and_has_no_speed(tmp_path, monkeypatch):
     _smi(tmp_path, monkeypatch, "echo 'NVIDIA GeForce RTX 3060, 12288'\necho 'NVIDIA H100 NVL, 95830'")
-    large, small = devices.present()
+    large, small = devices.present_devices()
     assert large.name == "NVIDIA H100 NVL"  # not the 80 GB card of that name
     assert small.memory == pytest.approx(11.6, abs=0.1)
     assert small.peak == 0
@@ -48,19 +48,19 @@ def test_an_unknown_gpu_keeps_its_memory_and_has_no_speed(tmp_path, monkeypatch)
 @pytest.mark.parametrize("script", ["exit 9", "echo 'No devices were found'", "echo"])
 def test_no_gpu_is_no_error(tmp_path, monkeypatch, script):
     _smi(tmp_path, monkeypatch, script)
-    assert devices.present() == []
+    assert devices.present_devices() == []
 
 
 def test_no_driver_is_no_error(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert devices.present() == []
+    assert devices.present_devices() == []
 
 
 def test_a_wrong_key_is_told_with_the_nearest():
     with pytest.raises(ConfigError, match="did you mean rtx-4090"):
-        devices.get("RTX 4090")
+        devices.get_device("RTX 4090")
     with pytest.raises(ConfigError, match="unknown device 'tpu'") as caught:
-        devices.get("tpu")
+        devices.get_device("tpu")
     assert "a100-40" in caught.value.fix
     assert "cpu" in caught.value.fix
 
@@ -72,7 +72,7 @@ def test_the_table_is_plausible():
         assert 0 < device.sustained <= 1
         assert 0 < device.dollars < 20
         assert device.matches
-    assert not devices.get("t4").bf16
-    here = devices.get("cpu")
+    assert not devices.get_device("t4").bf16
+    here = devices.get_device("cpu")
     assert not here.cuda
     assert here.memory > 0.5

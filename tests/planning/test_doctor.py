@@ -59,7 +59,7 @@ def test_the_tested_environment_is_in_order():
     ],
 )
 def test_version_windows(version, window, expected):
-    assert doctor.inside(version, window) is expected
+    assert doctor.inside_environment(version, window) is expected
 
 
 @pytest.mark.parametrize(
@@ -100,10 +100,10 @@ def test_combinations_that_install_and_fail_later():
 
 
 def test_a_gpu_and_the_wrong_torch_or_no_bfloat16():
-    found = _found(GOOD, [devices.get("t4")])
+    found = _found(GOOD, [devices.get_device("t4")])
     assert found["torch"].status == "bad"
     assert found["t4"].status == "warn"
-    assert "torch" not in _found(GOOD | {"torch": "2.13.0+cu130"}, [devices.get("h100")])
+    assert "torch" not in _found(GOOD | {"torch": "2.13.0+cu130"}, [devices.get_device("h100")])
 
 
 @pytest.mark.parametrize(
@@ -115,10 +115,10 @@ def test_a_gpu_and_the_wrong_torch_or_no_bfloat16():
     ],
 )
 def test_what_each_size_can_do(device, lora, qlora):
-    able = [doctor._ability(key, devices.get(device)) for key in family.SIZES]
+    able = [doctor._ability(key, devices.get_device(device)) for key in family.SIZES]
     assert lora <= {one.size for one in able if one.lora != "no"}
     assert qlora <= {one.size for one in able if one.qlora == "yes"}
     # The mixture's bf16 experts need 80 GB; in 4 bits it trains where it can be served.
     mixture = next(one for one in able if one.size == "26B-A4B")
-    assert (mixture.lora == "no") == (devices.get(device).memory < 45)
+    assert (mixture.lora == "no") == (devices.get_device(device).memory < 45)
     assert mixture.qlora == mixture.serve == "yes"

@@ -14,8 +14,8 @@ from gemma_ops.runs import journal
 
 
 def decide(size, train=None, device="h100", longest=2048, **more):
-    return passes.decide(
-        family.SIZES[size].shape, TrainConfig(**(train or {})), devices.get(device), longest=longest, **more
+    return passes.decide_passes(
+        family.SIZES[size].shape, TrainConfig(**(train or {})), devices.get_device(device), longest=longest, **more
     )
 
 
@@ -23,17 +23,17 @@ def decide(size, train=None, device="h100", longest=2048, **more):
 @pytest.mark.parametrize("device", ["l4", "rtx-4090", "a100-80", "h200"])
 @pytest.mark.parametrize("weights", ["bf16", "nf4"])
 def test_what_is_decided_fits_and_what_would_be_faster_does_not(size, device, weights):
-    shape, room = family.SIZES[size].shape, devices.get(device).memory * GIB
+    shape, room = family.SIZES[size].shape, devices.get_device(device).memory * GIB
     train = TrainConfig(weights=weights)
     choice = decide(size, {"weights": weights}, device)
 
     def needs(checkpointing, tokens):
-        made = passes.decide(
+        made = passes.decide_passes(
             shape, train.model_copy(update={"checkpointing": checkpointing, "micro_tokens": tokens}),
-            devices.get(device), longest=2048,
+            devices.get_device(device), longest=2048,
         )  # fmt: skip
-        table = training_memory.parts(shape, made.step)
-        return training_memory.total(table) + training_memory.spread(table)
+        table = training_memory.memory_parts(shape, made.step)
+        return training_memory.total(table) + training_memory.memory_spread(table)
 
     assert choice.fits == (needs(choice.checkpointing, choice.tokens) <= room)
     if choice.checkpointing != "none":
@@ -75,7 +75,7 @@ def test_training_takes_what_the_plan_says(monkeypatch):
 
     kept = {}
     monkeypatch.setattr(journal, "record", kept.update)
-    monkeypatch.setattr(settle, "here", lambda device: devices.get("rtx-4090"))
+    monkeypatch.setattr(settle, "settle_here", lambda device: devices.get_device("rtx-4090"))
     shape = family.SIZES["E4B"].shape
     rows = {"length": [10, 2048]}
     settings = settle.settle(TrainConfig(), shape, [rows, {"length": []}], "cuda", ple="auto")
@@ -91,38 +91,38 @@ def test_passes_are_not_recorded_where_that_does_not_fit(monkeypatch):
 
     shape = family.SIZES["31B"].shape
     train = TrainConfig(weights="nf4", max_length=2048)
-    tight = devices.get("rtx-4090")
-    choices = [passes.decide(shape, train, one, longest=2048) for one in (tight, devices.get("h200"))]
+    tight = devices.get_device("rtx-4090")
+    choices = [passes.decide_passes(shape, train, one, longest=2048) for one in (tight, devices.get_device("h200"))]
     assert [(choice.checkpointing, choice.graphs, choice.fits) for choice in choices] == [
         ("all", "off", True),
         ("none", "auto", True),
     ]
     assert training_memory.recorded(shape, choices[1].step)
     assert not training_memory.recorded(shape, choices[0].step)
-    monkeypatch.setattr(settle, "here", lambda device: tight)
+    monkeypatch.setattr(settle, "settle_here", lambda device: tight)
     settled = settle.settle(train, shape, [{"length": [2048]}], "cuda", ple="auto")
     assert settled.kernels.graphs == "off"
-    assert passes.decide(shape, TrainConfig(), devices.processor(), longest=2048).graphs == "auto"
+    assert passes.decide_passes(shape, TrainConfig(), devices.processor(), longest=2048).graphs == "auto"
 
 
 def test_long_documents_among_short_ones_cost_the_memory_of_a_pass_twice():
     """Passes that hold them are launched, the others recorded, and these two don't share memory."""
     for size, key, longest in (("31B", "h100", 8192), ("31B", "a100-80", 4096), ("E2B", "h200", 8192)):
         shape = family.SIZES[size].shape
-        train, device = TrainConfig(weights="nf4", max_length=longest), devices.get(key)
-        made = passes.decide(shape, train, device, longest=longest)
+        train, device = TrainConfig(weights="nf4", max_length=longest), devices.get_device(key)
+        made = passes.decide_passes(shape, train, device, longest=longest)
         off = train.model_copy(update={"kernels": train.kernels.model_copy(update={"graphs": "off"})})
-        without = passes.decide(shape, off, device, longest=longest)
+        without = passes.decide_passes(shape, off, device, longest=longest)
         # Never more recomputed for the sake of recording some.
         assert (made.checkpointing, made.tokens) == (without.checkpointing, without.tokens)
         assert made.graphs == ("auto" if size == "E2B" else "off")
         assert not made.step.replayed
-        once = training_memory.total(training_memory.activations(shape, made.step))
+        once = training_memory.total(training_memory.activation_parts(shape, made.step))
         more = training_memory.total(training_memory.recorded(shape, made.step))
         assert more == 0 if made.graphs == "off" else once < more < 1.5 * once
-        short = passes.decide(shape, train, device, longest=1024).step
+        short = passes.decide_passes(shape, train, device, longest=1024).step
         assert short.replayed == (training_memory.total(training_memory.recorded(shape, short)) > 0)
-    never = passes.decide(family.SIZES["E2B"].shape, TrainConfig(), devices.get("a100-80"), longest=512)
+    never = passes.decide_passes(family.SIZES["E2B"].shape, TrainConfig(), devices.get_device("a100-80"), longest=512)
     assert not training_memory.recorded(family.SIZES["E2B"].shape, never.step)
 
 
@@ -142,7 +142,7 @@ def test_passes_are_recorded_where_that_is_the_fastest(monkeypatch):
             heads = max(layer.heads for layer in shape.layers)
             for longest in (2048, 4096, 8192):
                 one = attention_packed.steady(heads, 512, longest, torch.device("cuda"))
-                assert passes._steady(shape, devices.get(key), longest) == one
+                assert passes._steady(shape, devices.get_device(key), longest) == one
                 found[key, size, longest] = one
     assert [case for case, one in found.items() if one] == [
         ("h200", "E2B", 2048), ("h200", "E2B", 4096), ("h200", "31B", 2048), ("h200", "31B", 4096), ("a100-80", "31B", 2048),
@@ -155,15 +155,17 @@ def test_only_adapters_of_one_pass_at_a_time_are_recorded():
         {"method": "dpo"}, {"tune": "full"}, {"kernels": {"graphs": "off"}}, {"kernels": {"lora": "peft"}},
         {"lora": {"dropout": 0.05}}, {"packing": False},
     ):  # fmt: skip
-        step = passes.decide(shape, TrainConfig(**change), devices.get("h200"), longest=512).step
+        step = passes.decide_passes(shape, TrainConfig(**change), devices.get_device("h200"), longest=512).step
         assert not step.replayed, change
     for change in ({}, {"packing": False, "micro_batch": 1}):
-        assert passes.decide(shape, TrainConfig(**change), devices.get("h200"), longest=512).step.replayed
+        assert passes.decide_passes(shape, TrainConfig(**change), devices.get_device("h200"), longest=512).step.replayed
     mixture = family.SIZES["26B-A4B"].shape
     for key, replayed in (("h100", True), ("b200", True), ("a100-80", False), ("rtx-4090", False)):
-        step = passes.decide(mixture, TrainConfig(weights="nf4"), devices.get(key), longest=512).step
+        step = passes.decide_passes(mixture, TrainConfig(weights="nf4"), devices.get_device(key), longest=512).step
         assert step.replayed == replayed, key
-    assert not passes.decide(shape, TrainConfig(), devices.get("h200"), longest=512, processes=2).step.replayed
+    assert not passes.decide_passes(
+        shape, TrainConfig(), devices.get_device("h200"), longest=512, processes=2
+    ).step.replayed
     several = RunConfig(model={"base": "google/gemma-4-31B-it"}, launch={"engine": "torchrun", "processes": 8})
     assert not plan(several, "h200").choice.step.replayed
 
@@ -173,10 +175,10 @@ def test_the_device_that_trains_is_found_in_the_table(monkeypatch):
 
     from gemma_ops.training import settle
 
-    assert settle.here("cpu").key == "cpu"
+    assert settle.settle_here("cpu").key == "cpu"
     found = SimpleNamespace(name="NVIDIA H200", total_memory=int(139.8 * GIB))
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: found)
-    assert settle.here("cuda").key == "h200"
+    assert settle.settle_here("cuda").key == "h200"
 
 
 def test_a_plan_can_be_simulated(tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ from gemma_ops.family.formats import GGUF
 from gemma_ops.family.gguf_shape import gguf_shape
 from gemma_ops.family.shape import Shape
 from gemma_ops.family.sizes import SIZES
-from gemma_ops.modeling.checkpoint_source import read_config
+from gemma_ops.modeling.checkpoint_source import read_model_config
 from gemma_ops.nano import WEIGHTS
 from gemma_ops.planning.serving_bytes import gguf_bytes, serving_bytes
 from tests.helpers.live_server import make_files, serving
@@ -23,7 +23,10 @@ CONFIG = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
 
 
 def test_a_gguf_file_says_the_shape_of_its_checkpoint(tmp_path):
-    shape, wanted = gguf_shape(make_files(tmp_path) / "q8_0" / "model.gguf"), Shape.from_config(read_config(WEIGHTS))
+    shape, wanted = (
+        gguf_shape(make_files(tmp_path) / "q8_0" / "model.gguf"),
+        Shape.from_config(read_model_config(WEIGHTS)),
+    )
     assert shape.layers == wanted.layers
     assert (shape.hidden, shape.vocab, shape.context, shape.softcap, shape.per_layer_dim) == (
         wanted.hidden, wanted.vocab, wanted.context, pytest.approx(wanted.softcap), wanted.per_layer_dim,
@@ -77,7 +80,7 @@ def test_an_engine_whose_sliding_layers_keep_their_window_answers_the_same(tmp_p
 def test_the_size_of_a_file_is_known_before_it_is_made(tmp_path, form):
     """Beside the weights a file holds its tokenizer, which nano's is small beside."""
     size = (make_files(tmp_path) / form / "model.gguf").stat().st_size
-    told = gguf_bytes(Shape.from_config(read_config(WEIGHTS)), GGUF[form])
+    told = gguf_bytes(Shape.from_config(read_model_config(WEIGHTS)), GGUF[form])
     assert told < size < told + 400_000
 
 

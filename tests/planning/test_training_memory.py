@@ -51,7 +51,7 @@ def recorded(name, arm):
 def test_the_peak_of_a_real_step_is_known_to_ten_percent(name):
     shape, step, _, _, found = recorded(name, "gemma-ops")
     table = [
-        part for part in training_memory.parts(shape, step) if part.kind != "reserve"
+        part for part in training_memory.memory_parts(shape, step) if part.kind != "reserve"
     ]  # PyTorch's own count has no context
     assert training_memory.total(table) == pytest.approx(found["total_bytes"], rel=0.10)
 
@@ -60,7 +60,7 @@ def test_the_peak_of_a_real_step_is_known_to_ten_percent(name):
 def test_stock_trl_is_known_to_an_eighth(name):
     """With every kernel switched off the plan describes transformers, PEFT and TRL."""
     shape, step, _, _, found = recorded(name, "trl-packed")
-    table = [part for part in training_memory.parts(shape, step) if part.kind != "reserve"]
+    table = [part for part in training_memory.memory_parts(shape, step) if part.kind != "reserve"]
     assert training_memory.total(table) == pytest.approx(found["total_bytes"], rel=0.125)
 
 
@@ -69,7 +69,7 @@ def test_stock_trl_is_known_to_an_eighth(name):
 )
 def test_stock_activations_equal_the_simulation_to_two_percent(key, free):
     step = _step(key)
-    kept = training_memory.activations(family.SIZES[key].shape, step)[0].bytes / step.tokens / 1024
+    kept = training_memory.activation_parts(family.SIZES[key].shape, step)[0].bytes / step.tokens / 1024
     assert kept == pytest.approx(free, rel=0.02)
 
 
@@ -77,12 +77,14 @@ def test_recomputing_keeps_less_in_the_order_of_its_cost():
     shape = family.SIZES["E4B"].shape
     fused = KernelsConfig()
     peaks = [
-        training_memory.total(training_memory.parts(shape, _step("E4B", checkpointing=one, length=8192, kernels=fused)))
+        training_memory.total(
+            training_memory.memory_parts(shape, _step("E4B", checkpointing=one, length=8192, kernels=fused))
+        )
         for one in ("none", 10, 20, 30, "all")
     ]
     assert peaks == sorted(peaks, reverse=True)
     inside = training_memory.total(
-        training_memory.parts(shape, _step("E4B", checkpointing="mlp", length=8192, kernels=fused))
+        training_memory.memory_parts(shape, _step("E4B", checkpointing="mlp", length=8192, kernels=fused))
     )
     assert peaks[-1] < inside < peaks[0]
 
@@ -90,15 +92,15 @@ def test_recomputing_keeps_less_in_the_order_of_its_cost():
 def test_a_table_on_the_host_is_not_on_the_device():
     shape = family.SIZES["E2B"].shape
     here, there = (_step("E2B", ple=place) for place in ("device", "host"))
-    gone = training_memory.total(training_memory.weights(shape, here)) - training_memory.total(
-        training_memory.weights(shape, there)
+    gone = training_memory.total(training_memory.weight_parts(shape, here)) - training_memory.total(
+        training_memory.weight_parts(shape, there)
     )
-    assert gone == training_memory.host(shape, there) == 2 * shape.counts().per_layer_table
-    assert training_memory.host(shape, here) == 0
+    assert gone == training_memory.host_bytes(shape, there) == 2 * shape.counts().per_layer_table
+    assert training_memory.host_bytes(shape, here) == 0
 
 
 def _weights(key, dtype):
-    return training_memory.total(training_memory.weights(family.SIZES[key].shape, _step(key, dtype))) / GIB
+    return training_memory.total(training_memory.weight_parts(family.SIZES[key].shape, _step(key, dtype))) / GIB
 
 
 @pytest.mark.parametrize(
@@ -125,18 +127,18 @@ def test_weights_and_towers_lie_just_below_published_reserved_memory(key, dtype,
 def test_adapter_and_full_tuning_bytes():
     shape, step = family.SIZES["31B"].shape, _step("31B")
     assert step.adapter_parameters == 122_429_440  # r 16 on the seven linears, counted on the model
-    assert training_memory.total(training_memory.learning(shape, step)) == 16 * 122_429_440
+    assert training_memory.total(training_memory.learning_parts(shape, step)) == 16 * 122_429_440
     assert _step("31B", rank=32).adapter_parameters == 2 * 122_429_440
     eight = _step("31B", optimizer="adamw_8bit")
-    assert training_memory.total(training_memory.learning(shape, eight)) == 10 * 122_429_440
+    assert training_memory.total(training_memory.learning_parts(shape, eight)) == 10 * 122_429_440
     e2b = family.SIZES["E2B"].shape
     counts = e2b.counts()
     full = PassShape("bf16", 16, (), 2048, 2048, full=True)
     learns = counts.text - counts.per_layer_table
     assert (
-        training_memory.total(training_memory.learning(e2b, full)) == 12 * learns
+        training_memory.total(training_memory.learning_parts(e2b, full)) == 12 * learns
     )  # gradients and two moments; the weights are theirs
-    assert training_memory.total(training_memory.weights(e2b, full)) == 4 * counts.text
+    assert training_memory.total(training_memory.weight_parts(e2b, full)) == 4 * counts.text
 
 
 @pytest.mark.parametrize("name", CPU["measured"])
@@ -148,4 +150,4 @@ def test_the_peak_on_a_cpu_is_known_to_ten_percent(name):
         length=int(body["facts"]["longest"]), scored=body["facts"]["labelled"], cuda=False,
     )  # fmt: skip
     found = body["arms"]["gemma-ops"]["total_bytes"]
-    assert training_memory.total(training_memory.parts(shape, step)) == pytest.approx(found, rel=0.10)
+    assert training_memory.total(training_memory.memory_parts(shape, step)) == pytest.approx(found, rel=0.10)

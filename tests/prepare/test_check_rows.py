@@ -12,7 +12,7 @@ from gemma_ops.data import chat
 from gemma_ops.errors import DataError
 from gemma_ops.nano import WEIGHTS
 from gemma_ops.prepare.check_html import check_page
-from gemma_ops.prepare.check_rows import check
+from gemma_ops.prepare.check_rows import check_source
 from gemma_ops.prepare.check_text import check_lines
 from gemma_ops.prepare.row_findings import CODES
 
@@ -40,7 +40,7 @@ def look(tmp_path):
                 for row in rows
             )
         )
-        return check(
+        return check_source(
             DataConfig(path=str(path), **settings),
             source=path,
             model=model,

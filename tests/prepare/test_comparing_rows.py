@@ -16,19 +16,19 @@ from gemma_ops.data.hashed_words import (
     SKETCH,
     Boilerplate,
     distinctive,
+    hash_words,
     hashes,
     jaccard,
     ngrams,
     normal,
     shingles,
     sketch,
-    words,
 )
 from gemma_ops.data.near_duplicates import Near, bands
 from gemma_ops.errors import DataError
 from gemma_ops.nano import tickets
 from gemma_ops.prepare.deduplicate import NearDuplicates, exact_key, prompt_key
-from gemma_ops.prepare.split import Split, position
+from gemma_ops.prepare.split import Split, split_position
 from gemma_ops.prepare.task_overlap import Overlap
 from gemma_ops.tasks.compared_questions import ComparedQuestion, TaskQuestions, read_task
 
@@ -53,8 +53,8 @@ def task(*texts, name="task"):
 
 
 def test_words_are_normalised():
-    assert words("Where's MY “card”?\n№5 ﬁne") == ["where", "s", "my", "card", "no5", "fine"]
-    assert words("卡在哪里 ok") == ["卡", "在", "哪", "里", "ok"]
+    assert hash_words("Where's MY “card”?\n№5 ﬁne") == ["where", "s", "my", "card", "no5", "fine"]
+    assert hash_words("卡在哪里 ok") == ["卡", "在", "哪", "里", "ok"]
     assert normal(" A\u00a0 b\n") == "a b"
 
 
@@ -286,13 +286,13 @@ def test_real_questions_of_a_bank():
         for name in ("train.csv", "test.csv")
     )
     train, test = train[::4], test[::2]
-    same = {tuple(words(item)) for item in train} & {tuple(words(item)) for item in test}
+    same = {tuple(hash_words(item)) for item in train} & {tuple(hash_words(item)) for item in test}
     found = {}
     for ours, theirs in (("", ""), (INSTRUCTION, INSTRUCTION), ("Intent of this bank customer's message: ", "")):
         overlap = Overlap([task(*[theirs + item for item in test])], [hashes(ours + item) for item in train])
         found[ours] = [item for item in train if overlap.find([ours + item])]
     plain = found[""]
-    assert same <= {tuple(words(item)) for item in plain}
+    assert same <= {tuple(hash_words(item)) for item in plain}
     assert same
     assert len(plain) < 0.03 * len(train)
     assert all(rows == plain for rows in found.values())  # an instruction changes nothing
@@ -355,11 +355,13 @@ def test_the_split_is_stable_when_rows_are_appended():
 
 
 def test_somebody_validates_from_twenty_rows_on():
-    high = [name for name in (f"h{number}" for number in range(200)) if position(name) > 0.1]
+    high = [name for name in (f"h{number}" for number in range(200)) if split_position(name) > 0.1]
     assert sum(sides(high[:19], 0.05).values()) == 0
     chosen = [name for name, valid in sides(high[:20], 0.05).items() if valid]
-    assert chosen == [min(high[:20], key=position)]
+    assert chosen == [min(high[:20], key=split_position)]
     assert sum(sides(high[:20], 0.0).values()) == 0
     assert sum(sides(["one"] * 30, 0.05).values()) == 0
     # Appending more keeps it, unless a lower one comes.
-    assert sides(high[:20] + [name for name in high[20:] if position(name) > position(chosen[0])], 0.05)[chosen[0]]
+    assert sides(high[:20] + [name for name in high[20:] if split_position(name) > split_position(chosen[0])], 0.05)[
+        chosen[0]
+    ]

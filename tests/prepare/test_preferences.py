@@ -8,11 +8,11 @@ import shutil
 import pytest
 
 from gemma_ops.config import DataConfig, MachineConfig
-from gemma_ops.config.methods import rows as rows_of
+from gemma_ops.config.methods import rows_of_method as rows_of
 from gemma_ops.data import chat, row_formats
-from gemma_ops.data.answer_tables import Encoding, judged, pairs, prompts
+from gemma_ops.data.answer_tables import Encoding, judged_rows, pairs, prompt_rows
 from gemma_ops.data.answers import encode_answers
-from gemma_ops.data.example import Example, asked, content_id, conversations, kind, read_rows, swapped
+from gemma_ops.data.example import Example, asked_thinking, content_id, conversation_rows, kind, read_rows, swapped
 from gemma_ops.data.import_rows import kinds, peek
 from gemma_ops.data.normal import RowError
 from gemma_ops.data.preferences import compared
@@ -21,7 +21,7 @@ from gemma_ops.errors import DataError
 from gemma_ops.nano import WEIGHTS
 from gemma_ops.prepare import prepare
 from gemma_ops.prepare.check_html import check_page
-from gemma_ops.prepare.check_rows import check
+from gemma_ops.prepare.check_rows import check_source
 from gemma_ops.prepare.deduplicate import exact_key
 
 TOKENIZER = chat.load_tokenizer(WEIGHTS)
@@ -137,8 +137,8 @@ def test_contract_round_trip_and_ids():
     assert kind(row) == "pair"
     assert kind(swapped(row)) == "pair"
     assert swapped(row)["chosen"] == [BAD]
-    assert conversations(row) == [[ASK, GOOD], [ASK, BAD]]
-    assert asked(row) == ([ASK], "On its way.")
+    assert conversation_rows(row) == [[ASK, GOOD], [ASK, BAD]]
+    assert asked_thinking(row) == ([ASK], "On its way.")
     wanted = {key: value for key, value in row.items() if key != "rejected"}
     assert kind(wanted) == "judged"
     assert swapped(wanted)["rejected"] == [GOOD]
@@ -266,7 +266,7 @@ def test_check_shows_both_sides_and_what_is_wrong(tmp_path):
         {"prompt": "b", "chosen": "x", "rejected": ""},
     ]
     source.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    result = check(DataConfig(path=str(source)), source=source, model=WEIGHTS, max_length=64)
+    result = check_source(DataConfig(path=str(source)), source=source, model=WEIGHTS, max_length=64)
     first = result.rows[0]
     for tokens, answer in ((first.tokens, "On its way.<turn|>"), (first.rejected, "<think>hm</think> No idea.<turn|>")):
         assert "".join(text for text, _ in tokens).startswith("<bos><|turn>user\nWhere is my card?<turn|>")
@@ -283,7 +283,7 @@ def test_check_shows_both_sides_and_what_is_wrong(tmp_path):
 def test_earlier_answers_of_the_conversation_carry_no_loss(tmp_path):
     source = tmp_path / "pairs.jsonl"
     source.write_text(json.dumps({"chosen": [ASK, GOOD, ASK, GOOD], "rejected": [ASK, GOOD, ASK, BAD]}) + "\n")
-    row = check(DataConfig(path=str(source)), source=source, model=WEIGHTS).rows[0]
+    row = check_source(DataConfig(path=str(source)), source=source, model=WEIGHTS).rows[0]
     assert "".join(text for text, loss in row.tokens if loss) == "On its way.<turn|>"
 
 
@@ -306,13 +306,13 @@ def test_tables_hold_the_tokens_of_inference(tmp_path):
     row = rows[0]
     assert cut == 0
     assert row["length"] == 2 * len(row["prompt_ids"]) + len(row["chosen_ids"]) + len(row["rejected_ids"])
-    assert row["prompt_ids"] == chat.prompt_ids(TOKENIZER, [ASK])
+    assert row["prompt_ids"] == chat.chat_prompt_ids(TOKENIZER, [ASK])
     for side, answer in (("chosen", GOOD), ("rejected", BAD)):
-        whole = chat.encode(TOKENIZER, [ASK, answer])
+        whole = chat.encode_chat(TOKENIZER, [ASK, answer])
         assert row["prompt_ids"] + row[f"{side}_ids"] == whole.ids[: len(row["prompt_ids"]) + len(row[f"{side}_ids"])]
         assert TOKENIZER.decode(row[f"{side}_ids"], skip_special_tokens=False) == answer["content"] + "<turn|>"
         assert all(row[f"{side}_loss"])
-    sides, _ = table(judged, path, Encoding(TOKENIZER, 128), "kto")
+    sides, _ = table(judged_rows, path, Encoding(TOKENIZER, 128), "kto")
     assert sides["label"] == [True, False]
     assert sides[1]["completion_ids"] == row["rejected_ids"]
 
@@ -320,13 +320,13 @@ def test_tables_hold_the_tokens_of_inference(tmp_path):
 def test_a_large_size_reads_its_empty_thought_before_the_answer(tmp_path):
     path = stored(tmp_path, {key: value for key, value in PAIR.items() if value})
     row = table(pairs, path, Encoding(TOKENIZER, 128, Manner(empty_thought=True)), "dpo")[0][0]
-    assert row["prompt_ids"] == chat.prompt_ids(TOKENIZER, [ASK], empty_thought=True)
+    assert row["prompt_ids"] == chat.chat_prompt_ids(TOKENIZER, [ASK], empty_thought=True)
     assert TOKENIZER.decode(row["chosen_ids"], skip_special_tokens=False) == "On its way.<turn|>"
 
 
 def test_tables_cut_and_count(tmp_path):
     path = stored(tmp_path, {key: value for key, value in PAIR.items() if value})
-    prompt = len(chat.prompt_ids(TOKENIZER, [ASK]))
+    prompt = len(chat.chat_prompt_ids(TOKENIZER, [ASK]))
     rows, cut = table(pairs, path, Encoding(TOKENIZER, prompt + 2), "dpo")
     assert (len(rows[0]["chosen_ids"]), cut) == (2, 1)
     rows, cut = table(pairs, path, Encoding(TOKENIZER, prompt), "dpo")
@@ -335,10 +335,10 @@ def test_tables_cut_and_count(tmp_path):
 
 def test_prompts_ask_for_the_last_answer(tmp_path):
     path = stored(tmp_path, {"messages": [ASK, BAD, ASK, GOOD]})
-    row = table(prompts, path, Encoding(TOKENIZER, 128), "grpo")[0][0]
-    assert row["prompt"] == chat.prompt_ids(TOKENIZER, [ASK, BAD, ASK])
+    row = table(prompt_rows, path, Encoding(TOKENIZER, 128), "grpo")[0][0]
+    assert row["prompt"] == chat.chat_prompt_ids(TOKENIZER, [ASK, BAD, ASK])
     assert (row["reference"], row["row"]) == ("On its way.", "0")
-    assert len(table(prompts, path, Encoding(TOKENIZER, 16), "grpo")[0]) == 0
+    assert len(table(prompt_rows, path, Encoding(TOKENIZER, 16), "grpo")[0]) == 0
 
 
 def test_the_wrong_kind_of_rows_is_named(tmp_path):
@@ -346,10 +346,10 @@ def test_the_wrong_kind_of_rows_is_named(tmp_path):
     with pytest.raises(DataError, match=r"train\.jsonl:1 holds conversations, and train.method dpo learns from pairs"):
         table(pairs, plain, Encoding(TOKENIZER, 128), "dpo")
     with pytest.raises(DataError, match="learns from judged answers or pairs"):
-        table(judged, plain, Encoding(TOKENIZER, 128), "kto")
+        table(judged_rows, plain, Encoding(TOKENIZER, 128), "kto")
     paired = stored(tmp_path, {key: value for key, value in PAIR.items() if value})
     with pytest.raises(DataError, match=r"holds pairs of answers, and train\.method grpo learns from conversations"):
-        table(prompts, paired, Encoding(TOKENIZER, 128), "grpo")
+        table(prompt_rows, paired, Encoding(TOKENIZER, 128), "grpo")
     with pytest.raises(DataError, match="holds pairs of answers, and this training learns from conversations"):
         list(encode_rows(paired, TOKENIZER, Manner(), max_length=None))
 

@@ -11,7 +11,7 @@ import pytest
 from gemma_ops.config import EvaluateConfig, SynthConfig
 from gemma_ops.config.judge import JudgeConfig
 from gemma_ops.emulator import Emulator
-from gemma_ops.emulator.planted import judge as planted_judge
+from gemma_ops.emulator.planted import planted_judge
 from gemma_ops.errors import BoundaryError
 from gemma_ops.evaluation import evaluate_step, provenance
 from gemma_ops.gemini import open_gemini
@@ -103,10 +103,10 @@ def baseline(folder, machine, hidden):
     out = folder / "runs" / f"e-{hidden}" / "evaluate.partial"
     out.mkdir(parents=True)
     config = EvaluateConfig(targets=("tuned", GEMINI), hidden=hidden)
-    tasks = evaluate_step.load(config, (task,), None)
+    tasks = evaluate_step.load_checked(config, (task,), None)
     targets = [Echo("tuned", 100), open_target(GEMINI, machine, run="e", use="evaluate")]
-    facts = provenance.collect(targets, machine, base=None, tuned=None, quantized=None, data=None)
-    evaluate_step.run(out, config, tasks, targets, facts, batch=50)
+    facts = provenance.collect_provenance(targets, machine, base=None, tuned=None, quantized=None, data=None)
+    evaluate_step.run_evaluation(out, config, tasks, targets, facts, batch=50)
     return json.loads((out / "verdict.json").read_text())
 
 

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from gemma_ops.config import EvaluateConfig, Machine, ReleaseConfig, RunConfig, SynthConfig
 from gemma_ops.config.judge import JudgeConfig
 from gemma_ops.emulator import Emulator
-from gemma_ops.emulator.planted import judge as planted_judge
+from gemma_ops.emulator.planted import planted_judge
 from gemma_ops.errors import BoundaryError
 from gemma_ops.evaluation import evaluate_step, provenance
 from gemma_ops.export import merge, quantize
@@ -20,10 +20,10 @@ from gemma_ops.judging import judge_run as judging
 from gemma_ops.judging import pairs as comparing
 from gemma_ops.judging.judge_material import Side
 from gemma_ops.modeling import fetch
-from gemma_ops.modeling.checkpoint_source import local
+from gemma_ops.modeling.checkpoint_source import local_base
 from gemma_ops.prepare import prepare
 from gemma_ops.privacy import classes
-from gemma_ops.recipes.preflight import check
+from gemma_ops.recipes.preflight import check_ahead
 from gemma_ops.registry import manifest, model_card
 from gemma_ops.runs.artifact import read_artifact
 from gemma_ops.runs.run import Run
@@ -57,7 +57,7 @@ def made(tmp_path_factory):
         }
     )
     with Run(config) as run:
-        base = run.step(fetch, config.model, source=local("nano"))
+        base = run.step(fetch, config.model, source=local_base("nano"))
         data = run.step(prepare, config.data, source=root / "rows.jsonl", model=base, tasks=())
         adapter = run.step(train, config.train, base=base, data=data)
         merged = run.step(merge, config.merge, base=base, adapter=adapter, data=data)
@@ -128,8 +128,10 @@ def evaluated(folder, machine):
     out.mkdir(parents=True)
     config = EvaluateConfig(targets=("base", "tuned"))
     targets = [Echo("base", 2), private("tuned", 8)]
-    facts = provenance.collect(targets, machine, base=None, tuned=None, quantized=None, data=None)
-    evaluate_step.run(out, config, evaluate_step.load(config, (task,), None), targets, facts, batch=8)
+    facts = provenance.collect_provenance(targets, machine, base=None, tuned=None, quantized=None, data=None)
+    evaluate_step.run_evaluation(
+        out, config, evaluate_step.load_checked(config, (task,), None), targets, facts, batch=8
+    )
     return out, task
 
 
@@ -239,7 +241,7 @@ def test_rows_of_a_private_teacher_are_private(emulator, tmp_path, monkeypatch, 
 
 
 def test_the_plan_of_a_synthesis_knows_how_private_its_teacher_is(made, tmp_path):
-    from gemma_ops.synth.estimate import estimate
+    from gemma_ops.synth.estimate import estimate_synthesis
     from tests.helpers.company import document
 
     (tmp_path / "docs").mkdir()
@@ -250,11 +252,11 @@ def test_the_plan_of_a_synthesis_knows_how_private_its_teacher_is(made, tmp_path
     ):  # fmt: skip
         synth = {"teacher": teacher, "judge": JUDGE, "privacy": "any", "count": {"document_qa": 4}}
         config = RunConfig.model_validate({"synth": synth, "release": release})
-        assert len(estimate(config, paths).judge.hidden) == hidden
+        assert len(estimate_synthesis(config, paths).judge.hidden) == hidden
 
 
 def test_the_plan_of_a_synthesis_knows_the_private_questions_of_tasks(tmp_path):
-    from gemma_ops.synth.estimate import estimate
+    from gemma_ops.synth.estimate import estimate_synthesis
     from tests.helpers.company import document
 
     (tmp_path / "docs").mkdir()
@@ -265,22 +267,22 @@ def test_the_plan_of_a_synthesis_knows_the_private_questions_of_tasks(tmp_path):
     paths = {"documents": tmp_path / "docs", "seeds": None, "tools": None}
     for privacy_, hidden in (("local_only", 1), ("any", 0)):
         task = make_task(tmp_path / privacy_, rows=rows, privacy=privacy_)
-        assert len(estimate(config, paths, tasks=(task,)).hidden) == hidden
+        assert len(estimate_synthesis(config, paths, tasks=(task,)).hidden) == hidden
 
 
 def test_the_version_says_what_it_learned_from_and_who_released_it(made):
     chosen = {"adapter/adapter_model.safetensors": made / "train/adapter/adapter_model.safetensors"}
     steps = {"model": made / "fetch", "data": made / "prepare", "adapter": made / "train", "merged": made / "merge"}
     settings = RunConfig(name="kept").registration()
-    kept = manifest.build(settings, chosen, **steps)
+    kept = manifest.build_manifest(settings, chosen, **steps)
     assert kept["subject"]["privacy"] == {"learned": "local_only", "answers": "local_only"}
-    assert "may not leave the machine either" in model_card.write(kept, None, "")
-    assert model_card.tags(kept, None)["answers"] == "local_only"
-    free = manifest.build(settings, chosen, **steps, release=RELEASE)
+    assert "may not leave the machine either" in model_card.write_card(kept, None, "")
+    assert model_card.card_tags(kept, None)["answers"] == "local_only"
+    free = manifest.build_manifest(settings, chosen, **steps, release=RELEASE)
     assert free["digest"] != kept["digest"]  # released later, it is another version
     assert free["subject"]["privacy"]["release"]["reason"] == RELEASE.reason
-    assert f"**Released to `any`**: {RELEASE.reason}" in model_card.write(free, None, "")
-    assert model_card.tags(free, None)["answers"] == "any"
+    assert f"**Released to `any`**: {RELEASE.reason}" in model_card.write_card(free, None, "")
+    assert model_card.card_tags(free, None)["answers"] == "any"
 
 
 def test_a_release_needs_its_reason_and_never_makes_anything_stricter():
@@ -303,6 +305,6 @@ def test_a_judge_that_could_not_see_the_answers_is_told_before_the_training(tmp_
         },
     }  # fmt: skip
     with pytest.raises(BoundaryError, match="tuned will learn from rows of class local_only"):
-        check(RunConfig.model_validate(body))
-    check(RunConfig.model_validate(body | {"data": {"privacy": "any"}}))
-    check(RunConfig.model_validate(body | {"release": RELEASE.model_dump()}))
+        check_ahead(RunConfig.model_validate(body))
+    check_ahead(RunConfig.model_validate(body | {"data": {"privacy": "any"}}))
+    check_ahead(RunConfig.model_validate(body | {"release": RELEASE.model_dump()}))

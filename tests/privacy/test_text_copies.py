@@ -13,7 +13,7 @@ from gemma_ops.errors import BoundaryError
 from gemma_ops.evaluation import evaluate_step
 from gemma_ops.judging.judge_material import JudgedPair
 from gemma_ops.judging.tightening import private_texts, tighten_pairs, tighten_tasks
-from gemma_ops.modeling.checkpoint_source import local
+from gemma_ops.modeling.checkpoint_source import local_base
 from gemma_ops.prepare import prepare
 from gemma_ops.privacy.canonical import canonical_text, letters, without_headings
 from gemma_ops.privacy.text_copies import FILE, PrivateTexts
@@ -199,7 +199,7 @@ def test_questions_take_the_class_of_rows_documents_and_other_tasks(tmp_path):
     (run / "prepare").mkdir()
     prepare(
         run / "prepare", DataConfig(privacy="any", near_duplicates=None, valid_share=0.3), MachineConfig(),
-        source=tmp_path / "rows.jsonl", model=local("nano"),
+        source=tmp_path / "rows.jsonl", model=local_base("nano"),
     )  # fmt: skip
     body = json.loads((run / "prepare" / "report.json").read_text())
     assert body["privacy"] == {"local_only": 2, "any": 10}
@@ -225,9 +225,9 @@ def test_questions_take_the_class_of_rows_documents_and_other_tasks(tmp_path):
     out.mkdir()
     service = Echo("gemini:made-up", 9)
     service.sees = frozenset({"any"})
-    loaded = evaluate_step.load(EvaluateConfig(), (private, public), None, run)
+    loaded = evaluate_step.load_checked(EvaluateConfig(), (private, public), None, run)
     with pytest.raises(BoundaryError, match=r"row row holds text of .*rows\.jsonl:5"):
-        evaluate_step.run(
+        evaluate_step.run_evaluation(
             out, EvaluateConfig(targets=("x",)), loaded[1:], [service], {"targets": {}, "data": {}}, batch=4
         )
     assert not service.asked

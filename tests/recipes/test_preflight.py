@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from gemma_ops.config import shipped
-from gemma_ops.config.loading import load
+from gemma_ops.config.loading import read_run_config
 from gemma_ops.errors import BoundaryError, BudgetError, ConfigError, OpsError
 from gemma_ops.recipes import finding, preflight
 from tests.helpers.bare_verdict import bare_verdict
@@ -22,7 +22,7 @@ READY = ["machine.gemini.accept_terms=2026-03-23", "machine.gemini.budget_usd=1"
 def told(sets, config="quickstart", **options):
     """What the check says, as one text; empty when it lets the run go on."""
     try:
-        preflight.check(load([config], sets), **options)
+        preflight.check_ahead(read_run_config([config], sets), **options)
     except OpsError as error:
         return f"{error.what}\n{error.fix}"
     return ""
@@ -98,7 +98,9 @@ def test_what_gemini_needs_is_told_before_anything_is_made(monkeypatch):
 
 def test_one_problem_keeps_its_kind(key):
     def check(*sets):
-        preflight.check(load(["quickstart"], ["evaluate.targets=[base,tuned,q8_0,gemini:gemini-3.8-flash]", *sets]))
+        preflight.check_ahead(
+            read_run_config(["quickstart"], ["evaluate.targets=[base,tuned,q8_0,gemini:gemini-3.8-flash]", *sets])
+        )
 
     with pytest.raises(BudgetError):
         check(READY[0])
@@ -163,7 +165,7 @@ def test_it_is_fast_and_loads_nothing_heavy():
     code = (
         "import sys, time\n"
         "from gemma_ops.recipes import preflight\n"
-        "from gemma_ops.config.loading import load\n"
+        "from gemma_ops.config.loading import read_run_config as load\n"
         "config = load(['quickstart'])\n"
         "began = time.process_time()\n"
         "preflight.check(config)\n"
@@ -185,21 +187,21 @@ def test_a_plan_names_what_would_refuse_it(cli):
 
 
 def test_a_plan_counts_what_is_answered(tmp_path):
-    from gemma_ops.evaluation.evaluation_checks import load as tasks_of
-    from gemma_ops.evaluation.evaluation_forecast import forecast, lines
+    from gemma_ops.evaluation.evaluation_checks import load_checked as tasks_of
+    from gemma_ops.evaluation.evaluation_forecast import forecast_evaluation, forecast_text
     from gemma_ops.tasks import stored_answers
 
-    config = load(["quickstart"], ["evaluate.targets=[gemini:gemini-3.8-flash]", "evaluate.gates=[]"])
+    config = read_run_config(["quickstart"], ["evaluate.targets=[gemini:gemini-3.8-flash]", "evaluate.gates=[]"])
     tasks = tasks_of(config.evaluate, finding.tasks(config), None)
     generation = tasks[0].file.generation.model_dump(mode="json")
     name, who = "gemini:gemini-3.8-flash", "gemini-3.8-flash@default"
-    known = [stored_answers.key(name, who, tasks[0].name, row, generation) for row in tasks[0].rows[:2]]
+    known = [stored_answers.answer_key(name, who, tasks[0].name, row, generation) for row in tasks[0].rows[:2]]
     folder = tmp_path / "runs" / "evaluate.partial"
     folder.mkdir(parents=True)
     (folder / "answers.jsonl").write_text("".join(f'{{"key": "{key}"}}\n' for key in known) + '{"key": "half')
-    found = forecast(config.evaluate, config.machine, tasks, folder.with_name("evaluate"))
+    found = forecast_evaluation(config.evaluate, config.machine, tasks, folder.with_name("evaluate"))
     assert found["targets"][0]["answered"] == 2
-    assert "2 of them answered already" in "\n".join(lines(found))
+    assert "2 of them answered already" in "\n".join(forecast_text(found))
     assert (folder / "answers.jsonl").read_text().endswith("half")  # only read: it may be under way
 
 
@@ -215,7 +217,7 @@ def test_words_of_the_verdict():
     from gemma_ops.verdicts import Routing, Verdict
 
     nothing = Verdict.parse(bare_verdict())
-    assert verdict_summary.headline(nothing) == "ungated: no gate was set, so nothing was decided"
+    assert verdict_summary.verdict_headline(nothing) == "ungated: no gate was set, so nothing was decided"
     (table,) = Routing.read(Path(__file__).parents[1] / "golden" / "routing.json").tables
     line = table.lines[0]
     kept, left = (line.model_copy(update={"decision": decision}) for decision in ("keep", "undecided"))
@@ -265,7 +267,7 @@ def test_a_recipe_that_gives_no_teacher_is_told(tmp_path):
     sets = ["train.method=distill", "train.distill.teacher=./larger"]
     assert "teacher" not in told(sets)
     text = (
-        shipped.find("recipes", "lora", ".py")
+        shipped.find_shipped("recipes", "lora", ".py")
         .read_text()
         .replace("        teacher=run.step", "        instead=run.step")
     )

@@ -21,9 +21,9 @@ def version(tmp_path, monkeypatch):
     config = runs.config(tmp_path)
     runs.make(config)
     registry.promote(config.machine, "support-nano", reason="first")
-    tracking = profile.connect(config.machine)
+    tracking = profile.connect_mlflow(config.machine)
     logged, _ = stored.version_manifest(tracking, stored.version(tracking, "support-nano", None))
-    return config.machine, stored.local(logged)
+    return config.machine, stored.local_store(logged)
 
 
 def test_a_copy_has_every_byte_and_says_how_each_is_loaded(version, tmp_path):

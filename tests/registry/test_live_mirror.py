@@ -24,16 +24,16 @@ ROOT = Path(__file__).parents[2]
 
 
 def client(config):
-    return profile.connect(config.machine).client
+    return profile.connect_mlflow(config.machine).client
 
 
 def remembered(config):
     body = json.loads((Path(config.machine.runs) / config.name / "mlflow.json").read_text())
-    return body[profile.locate(config.machine).uri]
+    return body[profile.locate_mlflow(config.machine).uri]
 
 
 def everything(config):
-    tracking = profile.connect(config.machine)
+    tracking = profile.connect_mlflow(config.machine)
     return tracking.client.search_runs([tracking.experiment_id], max_results=200)
 
 
@@ -235,7 +235,7 @@ def test_a_run_made_without_tracking_is_mirrored_when_it_is_run_again_with_it(tm
 def test_what_somebody_deleted_in_mlflow_is_made_again(tmp_path):
     config = runs.config(tmp_path)
     runs.make(config, mirror(config), until="prepare")
-    tracking = profile.connect(config.machine)
+    tracking = profile.connect_mlflow(config.machine)
     state = remembered(config)
     tracking.client.delete_run(state["run_id"])
     runs.make(config, mirror(config), until="train")
@@ -293,10 +293,10 @@ def test_rows_that_may_not_leave_stay_when_mlflow_is_another_machine(tmp_path):
 def test_pending_counts_what_mlflow_has_not_seen(tmp_path):
     config = runs.config(tmp_path)
     runs.make(config, until="train")
-    place = profile.locate(config.machine)
-    assert sync.pending(tmp_path / "runs/support", place) == 20 + 3 * 2
+    place = profile.locate_mlflow(config.machine)
+    assert sync.pending_records(tmp_path / "runs/support", place) == 20 + 3 * 2
     runs.make(config, mirror(config), until="train")
-    assert sync.pending(tmp_path / "runs/support", place) == 0
+    assert sync.pending_records(tmp_path / "runs/support", place) == 0
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ class Server:
             if self.process.poll() is not None:
                 raise RuntimeError((self.folder / "server.log").read_text()[-2000:])
             try:
-                profile.probe(profile.TrackingPlace("server", self.uri, None))
+                profile.probe_mlflow(profile.TrackingPlace("server", self.uri, None))
             except ServiceError:
                 return False
             return True
@@ -164,12 +164,12 @@ def proxy(server, monkeypatch):
 
 def one_version(machine, name):
     """Exactly one version, whole, and no other model of the same manifest."""
-    tracking = profile.connect(machine)
-    (version,) = stored.versions(tracking, name)
+    tracking = profile.connect_mlflow(machine)
+    (version,) = stored.registered_versions(tracking, name)
     logged = stored.logged_model(tracking, version)
     body = stored.read_manifest(tracking, logged)
     assert stored.compare_bytes(tracking, logged, body) == []
-    assert [str(found.status) for found in stored.logged_models(tracking, manifest.check(body))] == ["READY"]
+    assert [str(found.status) for found in stored.logged_models(tracking, manifest.check_manifest(body))] == ["READY"]
     return version
 
 
@@ -178,7 +178,7 @@ def test_mirror_register_promote_roll_back_over_http(server, tmp_path):
     config = runs.config(tmp_path, server.uri)
     runs.make(config, registry.mirror(config.machine, say=said.append, every=0.05))
     assert said == []
-    tracking = profile.connect(config.machine)
+    tracking = profile.connect_mlflow(config.machine)
     record = json.loads((tmp_path / "runs/support/register/mlflow.json").read_text())
     assert record["tracking_uri"] == server.uri
     parent = tracking.client.get_run(record["run_id"])
@@ -209,7 +209,7 @@ def test_mirror_register_promote_roll_back_over_http(server, tmp_path):
 def test_a_flipped_bit_on_the_server_is_refused(server, tmp_path):
     config = runs.config(tmp_path, server.uri, register={"name": "flipped", "artifacts": ["adapter"]})
     runs.make(config)
-    tracking = profile.connect(config.machine)
+    tracking = profile.connect_mlflow(config.machine)
     logged = stored.logged_model(tracking, stored.version(tracking, "flipped", 1))
     (file,) = (server.folder / "artifacts").rglob(f"{logged.model_id}/artifacts/adapter/adapter_model.safetensors")
     body = bytearray(file.read_bytes())
@@ -223,7 +223,7 @@ def test_a_ledger_in_tags_shows_changes_too(server, tmp_path):
     config = runs.config(tmp_path, server.uri, register={"name": "tagged", "artifacts": ["adapter"]})
     runs.make(config)
     registry.promote(config.machine, "tagged", reason="honest")
-    client = profile.connect(config.machine).client
+    client = profile.connect_mlflow(config.machine).client
     tags = client.get_registered_model("tagged").tags
     client.set_registered_model_tag(
         "tagged", "gemma_ops.ledger.000004", tags["gemma_ops.ledger.000004"].replace("honest", "bribed")
@@ -235,14 +235,14 @@ def test_a_ledger_in_tags_shows_changes_too(server, tmp_path):
 def test_a_lock_of_another_machine_holds_until_it_expires(server, tmp_path):
     config = runs.config(tmp_path, server.uri, register={"name": "locked", "artifacts": ["adapter"]})
     runs.make(config)
-    client = profile.connect(config.machine).client
+    client = profile.connect_mlflow(config.machine).client
     holder = {"id": "x", "host": "elsewhere", "pid": 1, "at": time.time()}
     client.set_registered_model_tag("locked", lock.TAG, json.dumps(holder))
     with pytest.raises(BusyError, match="process 1 on elsewhere"):
         registry.promote(config.machine, "locked", reason="x")
     client.set_registered_model_tag("locked", lock.TAG, json.dumps(holder | {"at": time.time() - lock.EXPIRY - 1}))
     assert registry.promote(config.machine, "locked", reason="x").changed
-    with lock.held(profile.connect(config.machine), "locked"):
+    with lock.held(profile.connect_mlflow(config.machine), "locked"):
         found = json.loads(client.get_registered_model("locked").tags[lock.TAG])
     assert Birth(found["place"], found["pid"], found["born"]) == Birth.here()
     assert {"id", "host", "pid", "at"} <= found.keys()  # what earlier versions read
@@ -252,7 +252,7 @@ def test_a_lock_of_another_machine_holds_until_it_expires(server, tmp_path):
 def changes_of_a_registration(proxy: Proxy, root: Path) -> list[str]:
     """The changing requests that a registration makes, seen on one that goes through."""
     config = runs.config(root, proxy.uri, register={"name": "counted", "artifacts": ["adapter"]})
-    profile.connect(config.machine)  # whoever comes first makes the experiment, which no later registration does
+    profile.connect_mlflow(config.machine)  # whoever comes first makes the experiment, which no later registration does
     proxy.changes.clear()
     runs.make(config)
     return list(proxy.changes)
@@ -312,7 +312,7 @@ def test_a_request_repeated_by_the_http_layer_makes_no_second_version(server, pr
         runs.make(config)
         assert len(proxy.changes) > number
         one_version(config.machine, name)
-        tracking = profile.connect(config.machine)
+        tracking = profile.connect_mlflow(config.machine)
         assert (
             len([run for run in tracking.client.search_runs([tracking.experiment_id]) if run.info.run_name == name])
             == 1
@@ -375,7 +375,7 @@ def test_a_server_that_goes_away_in_the_middle_costs_the_run_nothing(server, pro
     )
     assert said == []
     assert max(waits) < 0.5
-    tracking = profile.connect(config.machine)
+    tracking = profile.connect_mlflow(config.machine)
     state = json.loads((tmp_path / "runs/outage/mlflow.json").read_text())[proxy.uri]
     history = tracking.client.get_metric_history(state["steps"]["train"]["run_id"], "loss")
     assert len(history) == 320

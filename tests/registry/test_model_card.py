@@ -35,7 +35,7 @@ def trained(tmp_path_factory):
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.2)
-    adapter_files.save(model, root / "adapter", "nano", None)
+    adapter_files.save_adapter(model, root / "adapter", "nano", None)
     (root / "tokenizer").symlink_to(NANO)
     (root / "path").mkdir()
     (root / "path" / "to").mkdir()
@@ -107,4 +107,4 @@ def test_the_version_carries_and_shows_how_it_was_asked(tmp_path):
     assert "Turns were made from columns: user turn `Route: {text}`, answer `{team}`." in page
     from gemma_ops.registry import model_card
 
-    assert model_card.tags(body, None)["thinking"] == "on"
+    assert model_card.card_tags(body, None)["thinking"] == "on"

@@ -14,7 +14,7 @@ from gemma_ops.config.policy import softer
 from gemma_ops.errors import GateError
 from gemma_ops.registry import profile, promotion_ledger, stored
 from gemma_ops.registry.objections import Incumbent
-from gemma_ops.registry.points import POINTS, kept_words, table
+from gemma_ops.registry.points import POINTS, kept_words, points_table
 from gemma_ops.registry.policies import policy_in_force
 from gemma_ops.registry.served import ServeNeeds, not_what_is_served, served_words
 from gemma_ops.registry.verification import verify_version
@@ -30,7 +30,7 @@ NAME = "support-nano"
 def world(tmp_path_factory):
     config = runs.config(tmp_path_factory.mktemp("points"))
     runs.make(config)
-    tracking = profile.connect(config.machine)
+    tracking = profile.connect_mlflow(config.machine)
     entries = promotion_ledger.PromotionLedger(tracking, NAME).entries()
     return verify_version(tracking, stored.version(tracking, NAME, 1)), policy_in_force(NAME, entries), entries, config
 
@@ -136,7 +136,7 @@ def test_what_holds_says_what_was_found(world):
     assert point(done, "contamination").why == ("no training row stands in support_desk",)
     left_out = weighed(world, manifest=lambda subject: subject["data"]["overlap"].update(tasks={"support_desk": 2}))
     assert point(left_out, "contamination").why[0].endswith("; 2 were left out")
-    assert table(done.points)[1].startswith("  pass     lineage              nano and 34 rows → weights → q")
+    assert points_table(done.points)[1].startswith("  pass     lineage              nano and 34 rows → weights → q")
 
 
 def test_a_version_that_was_never_evaluated_lacks_what_an_evaluation_shows(world):

@@ -187,7 +187,7 @@ def test_a_version_deleted_in_mlflow_is_noticed(tmp_path):
     runs.make(config)
     folder = tmp_path / "runs" / "support"
     assert registry.lost_version(config.machine, folder) is None
-    client = profile.connect(config.machine).client
+    client = profile.connect_mlflow(config.machine).client
     client.delete_model_version(NAME, "1")
     lost = registry.lost_version(config.machine, folder)
     assert lost == f"version 1 of {NAME} was deleted in MLflow: it is registered again as a new version"
@@ -207,7 +207,7 @@ def test_the_latest_that_is_left_says_which_later_one_was_deleted(tmp_path):
     config = runs.config(tmp_path)
     runs.make(config)
     runs.make(runs.config(tmp_path, name="two", train={"seed": 2}))
-    profile.connect(config.machine).client.delete_model_version(NAME, "2")
+    profile.connect_mlflow(config.machine).client.delete_model_version(NAME, "2")
     done = registry.promote(config.machine, NAME, reason="x")
     assert (done.version, done.notes) == ("1", ("version 2 was deleted in MLflow, so 1 is the latest that is left",))
 
@@ -221,8 +221,8 @@ def test_the_champion_that_is_pulled_is_what_was_registered(tmp_path):
     registry.pull_champion(out, config.registered_model(), config.machine)
     assert (out / "model/model.gguf").read_bytes() == (tmp_path / "runs/support/quantize/q8_0/model.gguf").read_bytes()
     assert (out / "tokenizer/tokenizer.json").is_file()
-    tracking = profile.connect(config.machine)
-    home = stored.local(stored.logged_model(tracking, stored.version(tracking, NAME, 1)))
+    tracking = profile.connect_mlflow(config.machine)
+    home = stored.local_store(stored.logged_model(tracking, stored.version(tracking, NAME, 1)))
     body = bytearray((home / "quantized/q8_0/model.gguf").read_bytes())
     body[-1] ^= 1
     (home / "quantized/q8_0/model.gguf").write_bytes(body)

@@ -68,14 +68,14 @@ def place():
 
 def test_versions_are_registered_promoted_and_rolled_back_on_postgresql(place, tmp_path):
     with pytest.raises(ConfigError, match="doesn't say where artifacts go") as caught:
-        profile.connect(MachineConfig(mlflow=place))
+        profile.connect_mlflow(MachineConfig(mlflow=place))
     assert "mlflow experiments create" in caught.value.fix
     from mlflow import MlflowClient
 
     MlflowClient(place, place).create_experiment("gemma-ops", artifact_location=(tmp_path / "artifacts").as_uri())
     config = runs.config(tmp_path, place)
     machine = config.machine
-    assert not profile.connect(machine).leaves_machine
+    assert not profile.connect_mlflow(machine).leaves_machine
     runs.make(config)
     first = registry.promote(machine, NAME, reason="first")
     assert (first.version, [point.state for point in first.points].count("pass")) == ("1", 11)

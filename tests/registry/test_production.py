@@ -13,7 +13,7 @@ from gemma_ops.config import ServeConfig
 from gemma_ops.errors import ConfigError, GateError
 from gemma_ops.registry import fetching, profile, promotion_ledger, stored
 from gemma_ops.registry.copying import production_model
-from gemma_ops.registry.policies import set_policy
+from gemma_ops.registry.policies import set_model_policy
 from gemma_ops.runs import digest
 from gemma_ops.serving.open_source import open_source
 from tests.helpers import registry_runs as runs
@@ -38,7 +38,7 @@ def machine(built, tmp_path, monkeypatch):
     monkeypatch.setenv("GEMMA_OPS_CACHE", str(tmp_path / "cache"))
     yield built
     root = Path(built.mlflow)
-    tracking = profile.connect(built)
+    tracking = profile.connect_mlflow(built)
     if stored.find_model(tracking, PROD):
         tracking.client.delete_registered_model(PROD)
     shutil.rmtree(root / "ledger")
@@ -82,7 +82,7 @@ def test_promoted_twice_it_is_copied_once(machine):
     ship(machine)
     again = ship(machine)
     assert (again.changed, again.version) == (False, "1")
-    assert len(stored.versions(profile.connect(machine), PROD)) == 1
+    assert len(stored.registered_versions(profile.connect_mlflow(machine), PROD)) == 1
 
 
 def test_the_next_version_replaces_it_and_both_ways_lead_back(machine):
@@ -98,10 +98,10 @@ def test_a_policy_of_its_own_binds_whatever_the_other_one_asks(machine):
     ship(machine)
     policy = registry.show_policy(machine, PROD).policy
     asks = policy.asks.model_copy(update={"approval": True})
-    set_policy(machine, PROD, policy.model_copy(update={"asks": asks}), reason="two pairs of eyes")
+    set_model_policy(machine, PROD, policy.model_copy(update={"asks": asks}), reason="two pairs of eyes")
     with pytest.raises(GateError, match=r"approval .*the policy asks for somebody's approval"):
         ship(machine, 2)
-    assert len(stored.versions(profile.connect(machine), PROD)) == 1, "what is refused is not copied"
+    assert len(stored.registered_versions(profile.connect_mlflow(machine), PROD)) == 1, "what is refused is not copied"
     done = ship(machine, 2, approved_by="ada")
     assert registry.history(machine, PROD)[-1]["approved_by"] == "ada"
     assert any("by ada" in line for line in done.lines())

@@ -27,11 +27,11 @@ def machine(mlflow: str | None, **more: str) -> MachineConfig:
 
 def test_a_folder_holds_one_database_and_the_artifacts_and_nothing_else_appears(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    place = profile.locate(machine("mlflow"))
+    place = profile.locate_mlflow(machine("mlflow"))
     assert place.kind == "folder"
     assert place.uri == f"sqlite:///{tmp_path}/mlflow/mlflow.db"
     registry_runs.fresh(tmp_path / "mlflow")
-    tracking = profile.connect(machine("mlflow"))
+    tracking = profile.connect_mlflow(machine("mlflow"))
     run = tracking.client.create_run(tracking.experiment_id)
     tracking.client.log_text(run.info.run_id, "x", "a.txt")
     assert [path.name for path in tmp_path.iterdir()] == ["mlflow"]
@@ -52,12 +52,12 @@ def test_a_folder_holds_one_database_and_the_artifacts_and_nothing_else_appears(
     ],
 )
 def test_every_kind_of_place_is_told_apart(given, kind, leaves):
-    place = profile.locate(machine(given))
+    place = profile.locate_mlflow(machine(given))
     assert (place.kind, place.leaves_machine) == (kind, leaves)
 
 
 def test_tracking_off_is_no_place_and_asking_for_the_registry_then_says_so():
-    assert profile.locate(machine(None)) is None
+    assert profile.locate_mlflow(machine(None)) is None
     with pytest.raises(ConfigError, match=r"machine\.mlflow is null"):
         registry.show(machine(None), "any")
 
@@ -65,20 +65,20 @@ def test_tracking_off_is_no_place_and_asking_for_the_registry_then_says_so():
 @pytest.mark.parametrize("given", ["https://me:secret@mlflow.example.org", "postgresql://me:secret@db/mlflow"])
 def test_a_password_in_the_address_is_refused_and_not_repeated(given):
     with pytest.raises(ConfigError, match="password") as caught:
-        profile.locate(machine(given))
+        profile.locate_mlflow(machine(given))
     assert "secret" not in str(caught.value)
 
 
 @pytest.mark.parametrize("given", ["s3://bucket/mlflow", "file:///tmp/mlruns", "sqlite://"])
 def test_an_address_that_is_no_tracking_place_is_refused(given):
     with pytest.raises(ConfigError):
-        profile.locate(machine(given))
+        profile.locate_mlflow(machine(given))
 
 
 def test_a_file_is_not_a_folder(tmp_path):
     (tmp_path / "mlflow.db").touch()
     with pytest.raises(ConfigError, match="is a file"):
-        profile.locate(machine(str(tmp_path / "mlflow.db")))
+        profile.locate_mlflow(machine(str(tmp_path / "mlflow.db")))
 
 
 def free_port() -> int:
@@ -121,7 +121,7 @@ def test_something_else_on_the_port_is_not_taken_for_mlflow():
         thread = threading.Thread(target=answer)
         thread.start()
         with pytest.raises(ServiceError, match="not an MLflow server"):
-            profile.probe(profile.locate(machine(f"http://127.0.0.1:{other.getsockname()[1]}")))
+            profile.probe_mlflow(profile.locate_mlflow(machine(f"http://127.0.0.1:{other.getsockname()[1]}")))
         thread.join()
 
 
@@ -147,24 +147,24 @@ def test_a_database_is_whole_or_not_there(tmp_path):
 
 def test_a_folder_that_was_moved_is_noticed(tmp_path):
     """MLflow stores absolute paths: written to blindly, the artifacts would land where the folder used to be."""
-    profile.connect(machine(str(registry_runs.fresh(tmp_path / "before"))))
+    profile.connect_mlflow(machine(str(registry_runs.fresh(tmp_path / "before"))))
     shutil.copytree(tmp_path / "before", tmp_path / "after")
     with pytest.raises(MachineError, match="was moved"):
-        profile.connect(machine(str(tmp_path / "after")))
+        profile.connect_mlflow(machine(str(tmp_path / "after")))
 
 
 def test_a_deleted_experiment_says_how_to_get_it_back(tmp_path):
     here = machine(str(registry_runs.fresh(tmp_path / "m")), experiment="trial")
-    tracking = profile.connect(here)
+    tracking = profile.connect_mlflow(here)
     tracking.client.delete_experiment(tracking.experiment_id)
     with pytest.raises(ConfigError, match="was deleted"):
-        profile.connect(here)
+        profile.connect_mlflow(here)
 
 
 def test_a_folder_that_cannot_be_written_is_a_machine_error(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(MachineError, match="can't be made"):
-        profile.connect(machine(str(tmp_path / "file" / "mlflow")))
+        profile.connect_mlflow(machine(str(tmp_path / "file" / "mlflow")))
 
 
 def test_importing_the_room_imports_no_mlflow():

@@ -35,7 +35,7 @@ def template(tmp_path_factory):
 @pytest.fixture
 def config(template):
     """The machine with a fresh copy. Copied over the same files, so that the open database sees them."""
-    client = profile.connect(runs.config(template).machine).client
+    client = profile.connect_mlflow(runs.config(template).machine).client
     model = client.get_registered_model(NAME)
     for alias in model.aliases:
         client.delete_registered_model_alias(NAME, alias)
@@ -50,7 +50,7 @@ def config(template):
 
 def anchor_anew(config) -> None:
     """Anchor the ledger as it is, as if what follows had never been written."""
-    tracking = profile.connect(config.machine)
+    tracking = profile.connect_mlflow(config.machine)
     book = promotion_ledger.PromotionLedger(tracking, NAME)
     tracking.client.set_registered_model_tag(NAME, promotion_ledger.HEAD, promotion_ledger.anchor(book.entries()))
 
@@ -60,8 +60,8 @@ def ledger_file(config) -> Path:
 
 
 def files_of(config, version) -> Path:
-    tracking = profile.connect(config.machine)
-    return stored.local(stored.logged_model(tracking, stored.version(tracking, NAME, version)))
+    tracking = profile.connect_mlflow(config.machine)
+    return stored.local_store(stored.logged_model(tracking, stored.version(tracking, NAME, version)))
 
 
 def promote(config, version=None, **more):
@@ -160,7 +160,7 @@ def test_a_manifest_made_to_fit_other_bytes_is_refused(config):
 
 
 def test_a_version_of_somebody_else_is_refused(config):
-    client = profile.connect(config.machine).client
+    client = profile.connect_mlflow(config.machine).client
     client.create_registered_model("foreign")
     client.create_model_version("foreign", source=str(files_of(config, 1)))
     with pytest.raises(GateError, match="not registered by gemma-ops"):
@@ -206,7 +206,7 @@ def test_other_aliases_have_histories_of_their_own(config):
 
 def test_an_alias_moved_by_hand_is_seen_and_adopted_by_a_promotion(config):
     move(config, 1)
-    profile.connect(config.machine).client.set_registered_model_alias(NAME, "champion", "2")
+    profile.connect_mlflow(config.machine).client.set_registered_model_alias(NAME, "champion", "2")
     assert registry.show(config.machine, NAME).to_json()["moved_without_ledger"] == ["champion"]
     with pytest.raises(GateError, match="moved without gemma-ops"):
         registry.rollback(config.machine, NAME, reason="x")
@@ -237,7 +237,7 @@ def test_died_before_the_alias_moved_the_intent_is_voided_and_made_again(config)
     move(config, 1)
     move(config, 4)
     drop_last(config, 1)
-    profile.connect(config.machine).client.set_registered_model_alias(NAME, "champion", "1")
+    profile.connect_mlflow(config.machine).client.set_registered_model_alias(NAME, "champion", "1")
     assert move(config, 4).changed
     assert [kind for kind, *_ in kinds(config)[2:]] == ["intent", "void", "intent", "done"]
     assert champion(config) == "4"
@@ -250,7 +250,7 @@ def test_a_rollback_that_died_is_finished_and_not_made_twice(config, moved):
     registry.rollback(config.machine, NAME, reason="complaints")
     drop_last(config, 1)
     if not moved:
-        profile.connect(config.machine).client.set_registered_model_alias(NAME, "champion", "4")
+        profile.connect_mlflow(config.machine).client.set_registered_model_alias(NAME, "champion", "4")
     done = registry.rollback(config.machine, NAME, reason="complaints")
     assert (done.version, champion(config)) == ("2", "2")
     assert "interrupted" in done.words
@@ -287,7 +287,7 @@ def test_a_ledger_that_was_changed_is_not_added_to(config, change):
     ):
         with pytest.raises(GateError, match="can't be trusted"):
             use()
-    assert moving.alias_version(profile.connect(config.machine), NAME, "champion") == "2"
+    assert moving.alias_version(profile.connect_mlflow(config.machine), NAME, "champion") == "2"
 
 
 def test_two_promotions_at_once_are_one_after_the_other(config, monkeypatch):

@@ -36,10 +36,10 @@ class Shop:
     """One that trusts none."""
 
     def home(self, number: int = 1) -> tuple[Any, Any, Path]:
-        tracking = profile.connect(self.plain)
+        tracking = profile.connect_mlflow(self.plain)
         found = stored.version(tracking, NAME, number)
         logged = stored.logged_model(tracking, found)
-        return tracking, logged, stored.local(logged)
+        return tracking, logged, stored.local_store(logged)
 
 
 def about_other_bytes(out, settings, machine, **inputs):

@@ -20,7 +20,7 @@ def test_a_version_carries_what_was_asked_and_nothing_else(tmp_path):
     artifacts = runs.make(config)
     out = artifacts["register"].path
     record = json.loads((out / "mlflow.json").read_text())
-    tracking = profile.connect(config.machine)
+    tracking = profile.connect_mlflow(config.machine)
     version = tracking.client.get_model_version("support-nano", record["version"])
     assert version.source == f"models:/{record['model_id']}"
     assert version.run_id == record["run_id"]
@@ -41,7 +41,7 @@ def test_a_version_carries_what_was_asked_and_nothing_else(tmp_path):
 def test_the_models_page_says_what_a_reviewer_needs(tmp_path):
     config = runs.config(tmp_path)
     artifacts = runs.make(config)
-    tracking = profile.connect(config.machine)
+    tracking = profile.connect_mlflow(config.machine)
     version = tracking.client.get_model_version("support-nano", "1")
     shown = {key: value for key, value in version.tags.items() if not key.startswith("gemma_ops.")}
     assert (
@@ -71,8 +71,8 @@ def test_the_manifest_names_everything_that_made_it(tmp_path):
     artifacts = runs.make(config)
     body = json.loads((artifacts["register"].path / "manifest.json").read_text())
     subject = body["subject"]
-    assert manifest.check(body) == digest.of_json(subject)
-    assert manifest.missing(body) == []
+    assert manifest.check_manifest(body) == digest.of_json(subject)
+    assert manifest.missing_files(body) == []
     assert subject["base"]["files"]["model.safetensors"] == "aa" * 32
     assert subject["template"] == "bb" * 32
     assert subject["data"]["rows"] == 34
@@ -95,8 +95,8 @@ def test_registering_again_finds_the_version_and_changes_nothing(tmp_path):
     again = runs.make(config, redo=("register",))
     assert again["register"].metrics["version"] == 1
     assert again["register"].digest == first["register"].digest
-    tracking = profile.connect(config.machine)
-    assert len(stored.versions(tracking, "support-nano")) == 1
+    tracking = profile.connect_mlflow(config.machine)
+    assert len(stored.registered_versions(tracking, "support-nano")) == 1
     assert len(tracking.client.search_logged_models([tracking.experiment_id])) == 1
 
 
@@ -115,10 +115,10 @@ def test_a_half_made_model_is_finished_or_thrown_away_and_never_taken_for_whole(
     steps = {"adapter": "train", "quantized": "quantize", "evaluation": "evaluate"}
     inputs = {key: artifacts[step].path for key, step in steps.items()}
     files = staging.select(config.register_, model=artifacts["fetch"].path, **inputs)
-    body = manifest.build(
+    body = manifest.build_manifest(
         config.register_, files, model=artifacts["fetch"].path, data=artifacts["prepare"].path, **inputs
     )
-    tracking = profile.connect(config.machine)
+    tracking = profile.connect_mlflow(config.machine)
     tags = {stored.TAG: body["digest"]}
     half = tracking.client.create_logged_model(tracking.experiment_id, name="support-nano", tags=tags)
     torn = tmp_path / "adapter_model.safetensors"
@@ -132,7 +132,7 @@ def test_a_half_made_model_is_finished_or_thrown_away_and_never_taken_for_whole(
     (logged,) = stored.logged_models(tracking, body["digest"])
     assert str(logged.status) == "READY"
     assert stored.compare_bytes(tracking, logged, body) == []
-    assert len(stored.versions(tracking, "support-nano")) == 1
+    assert len(stored.registered_versions(tracking, "support-nano")) == 1
 
 
 def test_without_tracking_the_manifest_and_the_card_are_written(tmp_path):
@@ -171,7 +171,7 @@ def test_the_card_can_be_read_by_a_person_and_by_a_hub(tmp_path):
 
 def test_who_wrote_the_rows_and_under_which_terms_goes_with_the_version(tmp_path):
     artifacts = runs.make(runs.config(tmp_path, None), until="evaluate")
-    assert "written by" not in model_card.write(_manifest(artifacts), None, "")
+    assert "written by" not in model_card.write_card(_manifest(artifacts), None, "")
     written = {"family": "gemini", "version": "gemini-3.8-flash", "terms": "2026-03-23", "rows": 20}
     own = {"name": "base", "family": "gemma", "version": "", "terms": "", "rows": 10}
     played = {"name": "gemini:x", **written, "rehearsal": True}
@@ -179,7 +179,7 @@ def test_who_wrote_the_rows_and_under_which_terms_goes_with_the_version(tmp_path
     (artifacts["prepare"].path / "report.json").write_text(json.dumps(report))
     body = _manifest(artifacts)
     assert body["subject"]["data"]["teachers"] == report["teachers"]
-    text = model_card.write(body, None, "")
+    text = model_card.write_card(body, None, "")
     assert (
         "20 rows were written by gemini:gemini-3.8-flash (gemini-3.8-flash) under the Gemini API terms of 2026-03-23: "
         "not for training models that compete with the Gemini API." in text
@@ -189,7 +189,7 @@ def test_who_wrote_the_rows_and_under_which_terms_goes_with_the_version(tmp_path
 
 
 def _manifest(artifacts):
-    return manifest.build(
+    return manifest.build_manifest(
         RegisterConfig(name="support"), {}, model=artifacts["fetch"].path, data=artifacts["prepare"].path
     )
 
@@ -257,16 +257,16 @@ def test_a_version_that_was_not_evaluated_says_so(tmp_path):
     )
     (version,) = registry.show(config.machine, "bare").to_json()["versions"]
     assert version["verdict"] == "not evaluated"
-    assert "the verdict" in manifest.missing(json.loads((tmp_path / "runs/manifest.json").read_text()))
+    assert "the verdict" in manifest.missing_files(json.loads((tmp_path / "runs/manifest.json").read_text()))
 
 
 @pytest.mark.parametrize("body", [{}, {"schema": "gemma-ops/verdict@2"}, {"schema": "gemma-ops/verdict@1"}])
 def test_a_broken_verdict_is_a_data_error(tmp_path, body):
     (tmp_path / "verdict.json").write_text(json.dumps(body))
     with pytest.raises(DataError, match=r"verdict\.json can't be read: (its schema|verdict: Field required)"):
-        evaluation_evidence.read(tmp_path)
-    assert evaluation_evidence.read(Path("nowhere")) is None
-    assert model_card.headline(None) == "Not evaluated."
+        evaluation_evidence.read_evidence(tmp_path)
+    assert evaluation_evidence.read_evidence(Path("nowhere")) is None
+    assert model_card.card_headline(None) == "Not evaluated."
 
 
 def test_a_full_fine_tune_is_registered_with_its_tensors(tmp_path):
@@ -286,13 +286,13 @@ def test_a_full_fine_tune_is_registered_with_its_tensors(tmp_path):
     assert body["subject"]["adapter"] is None
     assert body["subject"]["tuned"]["tensors"] == 7
     assert body["subject"]["tuned"]["bytes"] == len(runs.tensors(b"x" * 900))
-    assert manifest.missing(body) == []
+    assert manifest.missing_files(body) == []
     assert "tuned/model-00001-of-00001.safetensors" in body["subject"]["files"]
     page = (out / "card.md").read_text()
     assert "7 tensors (4,000 parameters) changed" in page
     assert "PeftModel" not in page
     assert "library_name: peft" not in page
-    tracking = profile.connect(config.machine)
+    tracking = profile.connect_mlflow(config.machine)
     version = tracking.client.get_model_version("support-nano", "1")
     assert version.tags["tuned"] == artifacts["train"].digest[:12]
     logged = tracking.client.get_logged_model(version.source.removeprefix("models:/"))

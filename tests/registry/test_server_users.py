@@ -96,7 +96,7 @@ def test_who_registers_may_not_promote_to_production_and_who_promotes_may(server
     runs.make(config)
     assert registry.promote(config.machine, NAME, reason="the trainer's own").changed
     act_as(monkeypatch, ADMIN, SECRET)
-    profile.connect(config.machine).client.create_registered_model(PROD)
+    profile.connect_mlflow(config.machine).client.create_registered_model(PROD)
     grant(server, "promoter", PROD)
 
     act_as(monkeypatch, "trainer", people["trainer"])

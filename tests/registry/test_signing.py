@@ -192,8 +192,8 @@ def test_an_audit_holds_then_says_each_thing_that_does_not(signed):
     assert not whole.problems
     assert whole.to_json()["holds"] is True
     assert any("promote champion none → 1: first; 11 of 11 points" in line for line in whole.lines())
-    tracking = profile.connect(machine)
-    home = stored.local(stored.logged_model(tracking, stored.version(tracking, NAME, 1)))
+    tracking = profile.connect_mlflow(machine)
+    home = stored.local_store(stored.logged_model(tracking, stored.version(tracking, NAME, 1)))
     kept = home.with_name("kept")
     shutil.copytree(home, kept)
     (home / "summary.md").write_text("x" * (home / "summary.md").stat().st_size)
@@ -222,7 +222,7 @@ def test_the_verb_leaves_with_nine_where_something_does_not_hold(cli, tmp_path):
     config = runs.config(tmp_path)
     runs.make(config)
     place = ["--set", f"machine.mlflow={config.machine.mlflow}"]
-    profile.connect(config.machine).client.set_registered_model_alias(NAME, "champion", "1")
+    profile.connect_mlflow(config.machine).client.set_registered_model_alias(NAME, "champion", "1")
     done = cli("audit", NAME, *place, "--json")
     assert done.returncode == 9
     assert json.loads(done.stdout)["holds"] is False

@@ -16,7 +16,7 @@ from gemma_ops import registry
 from gemma_ops.errors import DataError, GateError
 from gemma_ops.registry import profile, promotion_ledger, stored
 from gemma_ops.registry.contents import content_problem
-from gemma_ops.registry.policies import set_policy
+from gemma_ops.registry.policies import set_model_policy
 from gemma_ops.runs import digest
 from tests.helpers import registry_runs as runs
 
@@ -40,15 +40,15 @@ def config(made):
     root = Path(made.machine.mlflow)
     shutil.rmtree(root / "ledger")
     shutil.copytree(root.parent / "ledger", root / "ledger")
-    tracking = profile.connect(made.machine)
+    tracking = profile.connect_mlflow(made.machine)
     book = promotion_ledger.PromotionLedger(tracking, NAME)
     tracking.client.set_registered_model_tag(NAME, promotion_ledger.HEAD, promotion_ledger.anchor(book.entries()))
     return made
 
 
 def home(config, number) -> Path:
-    tracking = profile.connect(config.machine)
-    return stored.local(stored.logged_model(tracking, stored.version(tracking, NAME, number)))
+    tracking = profile.connect_mlflow(config.machine)
+    return stored.local_store(stored.logged_model(tracking, stored.version(tracking, NAME, number)))
 
 
 def flip(file: Path) -> bytes:
@@ -77,7 +77,7 @@ def test_the_account_of_the_code_in_the_manifest_is_held_too(config):
     file.write_text(json.dumps(body))
     with pytest.raises(GateError, match=r"manifest\.json was changed"):
         registry.promote(config.machine, NAME, version=2, reason="x", override="I insist")
-    tracking = profile.connect(config.machine)
+    tracking = profile.connect_mlflow(config.machine)
     logged = stored.logged_model(tracking, stored.version(tracking, NAME, 2))
     tag = stored.OWN["manifest.json"]
     tracking.client.set_logged_model_tags(logged.model_id, {tag: digest.of_file(file)})
@@ -200,8 +200,8 @@ def test_a_ledger_that_was_lost_or_rewritten_is_refused_by_everything(config, ch
 
 def test_with_the_models_tag_gone_the_versions_still_know(config):
     file_of(config).unlink()
-    profile.connect(config.machine).client.delete_registered_model_tag(NAME, promotion_ledger.HEAD)
-    client = profile.connect(config.machine).client
+    profile.connect_mlflow(config.machine).client.delete_registered_model_tag(NAME, promotion_ledger.HEAD)
+    client = profile.connect_mlflow(config.machine).client
     with pytest.raises(GateError, match="it has no entry, and version 2 was written when it had"):
         registry.show(config.machine, NAME)
     marks = {number: client.get_model_version(NAME, number).tags[promotion_ledger.HEAD] for number in "12"}
@@ -217,7 +217,7 @@ def test_a_new_ledger_says_that_the_old_one_was_lost(config):
     policy = registry.show_policy(config.machine, NAME).policy
     before = registry.verify_ledger(config.machine, NAME)
     file_of(config).write_bytes(b"{}\n")
-    set_policy(config.machine, NAME, policy, reason="the disk was lost", new_ledger=True)
+    set_model_policy(config.machine, NAME, policy, reason="the disk was lost", new_ledger=True)
     first, second = registry.history(config.machine, NAME)
     assert (first["kind"], first["reason"], second["kind"]) == ("restart", "the disk was lost", "policy")
     assert first["replaces"].endswith(before)

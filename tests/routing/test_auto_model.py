@@ -20,7 +20,7 @@ from google.genai import errors, types
 
 from gemma_ops.emulator import Emulator
 from gemma_ops.routing.decision_log import read_log
-from gemma_ops.routing.replay import replay
+from gemma_ops.routing.replay import replay_log
 from gemma_ops.routing.routing_policy import load_policy
 from gemma_ops.serving.accounting import Accounts
 from gemma_ops.serving.key_budgets import KeyBudgets
@@ -370,7 +370,7 @@ def test_metrics_and_a_replay_add_up(live):
     billed = sum(record.outcome.dollars or 0 for record in found)
     spent = sum(value for key, value in counts.items() if key.startswith("gemma_ops_lane_dollars_total"))
     assert spent == pytest.approx(billed)
-    same = replay(found, load_policy(live.given.routing))
+    same = replay_log(found, load_policy(live.given.routing))
     assert same.leaked == []
     assert same.requests == len(found)
 

@@ -17,11 +17,11 @@ import pytest
 from gemma_ops.errors import BoundaryError, BudgetError, DataError
 from gemma_ops.gemini import prices
 from gemma_ops.privacy import personal_data
-from gemma_ops.routing.decision import decide, request_class
+from gemma_ops.routing.decision import decide_lane, request_class
 from gemma_ops.routing.decision_log import DecisionLog, Outcome, RouteRecord, read_log
-from gemma_ops.routing.gemini_lane import GeminiLane, carried, classed
-from gemma_ops.routing.replay import replay
-from gemma_ops.routing.reply_estimate import estimate
+from gemma_ops.routing.gemini_lane import GeminiLane, carried_content, classed
+from gemma_ops.routing.replay import replay_log
+from gemma_ops.routing.reply_estimate import estimate_reply
 from gemma_ops.routing.routing_evidence import EvidenceTable, SliceEvidence
 from gemma_ops.routing.routing_policy import Detectors, RoutingPolicy, load_policy
 from gemma_ops.routing.scan import scan
@@ -68,13 +68,13 @@ def signals_of(policy, lane, request, state):
     _, text, declared, shown, tools, hosted, slices, *_ = request
     seen = scan([text], policy.detectors)
     content = [{"type": "text", "text": text}, PICTURE] if shown else text
-    sent = carried(
+    sent = carried_content(
         Ask(messages=()), [{"role": "user", "content": content}],
         [{"type": "function", "function": {"name": "look_up"}}] if tools else [],
         policy.gemini, hosted=(), level=None, reply=64, number="r",
     )  # fmt: skip
     tokens, bound = len(text) // 4, prices.request_bound(sent.request)
-    expected, most = estimate(
+    expected, most = estimate_reply(
         policy.gemini, tokens=tokens, reply=64, bound=bound, at=datetime.now(UTC), tier="standard"
     )
     signals = Signals(
@@ -100,7 +100,7 @@ async def through(policy, lane, chosen, log):
     async def one(number, request):
         state = ("up", "slow", "dead")[number % 3]
         signals, asked = signals_of(policy, lane, request, state)
-        first = decided = decide(policy, signals, EVIDENCE)
+        first = decided = decide_lane(policy, signals, EVIDENCE)
         failed = ()
         if decided.lane == "gemini":
             async with gate:
@@ -110,7 +110,7 @@ async def through(policy, lane, chosen, log):
             if last.error is not None or last.answer.end == "error":
                 failed = ("gemini",)
                 again = replace(signals, gemini=replace(signals.gemini, why_not="it failed just now"))
-                decided = decide(policy, again, EVIDENCE)
+                decided = decide_lane(policy, again, EVIDENCE)
                 assert decided.lane != "gemini"
         lanes[decided.lane, bool(failed)] += 1
         mark = gemini_identity(policy.gemini.model, policy.gemini.thinking)
@@ -157,23 +157,23 @@ def test_a_replay_says_what_another_policy_costs_leaks_and_loses(emulator, tmp_p
         lane.close()
         log.close()
     records = list(read_log(tmp_path / "log.jsonl"))
-    same = replay(records, policy)
+    same = replay_log(records, policy)
     assert (same.requests, same.leaked, same.withheld, same.lost, same.gained) == (120, [], [], [], [])
     assert same.dollars_after == pytest.approx(same.dollars_before)
     closed = policy.model_copy(
         update={"classes": policy.classes.model_copy(update={"paid": ("local",), "any": ("local",)})}
     )
-    shut = replay(records, closed)
+    shut = replay_log(records, closed)
     assert (shut.after["gemini"], shut.dollars_after) == (0, 0.0)
     assert len(shut.withheld) == same.before["gemini"] > 0
     assert 0 < len(shut.lost) <= same.before["gemini"]
     blind = Detectors(raise_to="any")
-    careless = replay(records, policy.model_copy(update={"detectors": blind}))
+    careless = replay_log(records, policy.model_copy(update={"detectors": blind}))
     assert len(careless.leaked) > 0  # what the detectors held back
     private = {record.id for record in records if record.decision.privacy == "local_only"}
     assert set(careless.leaked) <= private
     dear = policy.model_copy(update={"gemini": policy.gemini.model_copy(update={"model": "gemini-4-argon"})})
-    assert replay(records, dear).dollars_after > same.dollars_after
+    assert replay_log(records, dear).dollars_after > same.dollars_after
     assert any("would be refused" in line for line in shut.lines())
 
 
@@ -186,7 +186,7 @@ def test_a_decision_takes_less_than_a_millisecond(emulator, tmp_path, policy):
     taken = []
     for signals in known * 4:
         began = time.thread_time_ns()
-        decide(policy, signals, EVIDENCE)
+        decide_lane(policy, signals, EVIDENCE)
         taken.append(time.thread_time_ns() - began)
     assert sorted(taken)[int(0.99 * len(taken))] < 1_000_000
 
@@ -214,7 +214,7 @@ def test_nothing_unknown_leads_out(policy):
     """No price, no door, no terms, no money: each holds a public request here, or refuses it."""
     open_state = GeminiState(sees=("paid", "any"), context=10**6, left=1.0, dollars=0.01, most=0.02)
     plain = Signals(declared="any", tokens=9000, reply=10, local=ENGINES["up"], gemini=open_state)
-    assert decide(policy, plain).lane == "gemini"
+    assert decide_lane(policy, plain).lane == "gemini"
     for change in (
         {"most": None},
         {"why_not": "no key"},
@@ -224,9 +224,9 @@ def test_nothing_unknown_leads_out(policy):
         {"context": 50},
     ):
         shut = replace(plain, gemini=replace(open_state, **change))
-        assert decide(policy, shut).lane == "refuse"
-        assert decide(policy, replace(shut, tokens=90, local=ENGINES["slow"])).lane == "local"
-    assert decide(RoutingPolicy(), replace(plain, declared=None)).lane == "refuse"
+        assert decide_lane(policy, shut).lane == "refuse"
+        assert decide_lane(policy, replace(shut, tokens=90, local=ENGINES["slow"])).lane == "local"
+    assert decide_lane(RoutingPolicy(), replace(plain, declared=None)).lane == "refuse"
 
 
 def test_a_long_text_is_scanned_to_its_end_or_counts_as_private():
@@ -242,7 +242,7 @@ def test_a_long_text_is_scanned_to_its_end_or_counts_as_private():
 
 
 def sent_as(rules, content, hosted=(), **more):
-    return carried(
+    return carried_content(
         Ask(messages=(), **more), [{"role": "user", "content": content}], [], rules, hosted=hosted, level=None,
         reply=64, number="r",
     )  # fmt: skip
@@ -299,7 +299,7 @@ def test_a_log_is_cut_to_whole_lines_and_its_ids_need_its_key(tmp_path):
     log = DecisionLog(path)
     first = log.id_of({"messages": "a"})
     record = RouteRecord(
-        "now", first, decide(RoutingPolicy(), Signals()), Signals(), ("local",), "x@low", Outcome("local", 200)
+        "now", first, decide_lane(RoutingPolicy(), Signals()), Signals(), ("local",), "x@low", Outcome("local", 200)
     )
     log.add(record)
     log.close()
@@ -322,7 +322,7 @@ def test_several_servers_write_one_log(tmp_path):
     log = DecisionLog(path)
     assert len(bytes.fromhex(path.with_name("log.jsonl.key").read_text())) == 32
     record = RouteRecord(
-        "now", "1", decide(RoutingPolicy(), Signals()), Signals(), ("local",), "x@low", Outcome("local", 200)
+        "now", "1", decide_lane(RoutingPolicy(), Signals()), Signals(), ("local",), "x@low", Outcome("local", 200)
     )
     line = json.dumps(record.to_json()) + "\n"
     opened = []

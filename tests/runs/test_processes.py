@@ -160,7 +160,7 @@ def test_a_worker_knows_whether_its_starter_lives(child, monkeypatch):
     monkeypatch.delenv(watch._VARIABLE, raising=False)
     assert watch.starter_lives()
     for value, alive in (
-        (watch.marked()[watch._VARIABLE], True),
+        (watch.marked_environment()[watch._VARIABLE], True),
         (f"{os.getpid()}:12345", False),
         (f"{child.pid}:{Birth.of(child.pid).born}", True),
         (f"{child.pid}:", True),

@@ -195,7 +195,7 @@ def test_an_alias_that_was_moved_past_the_ledger_is_not_followed(registered):
     machine = registered("q8_0")
     registry.promote(machine, "support-nano", reason="first")
     registered("second", max_steps=20)
-    client = profile.connect(machine).client
+    client = profile.connect_mlflow(machine).client
     with following_server(machine) as live:
         client.set_registered_model_alias("support-nano", "champion", "2")
         patience.until(lambda: live.said, 60)
@@ -236,7 +236,7 @@ def test_an_alias_that_is_gone_changes_nothing(registered):
     machine = registered("q8_0")
     registry.promote(machine, "support-nano", reason="first")
     with following_server(machine) as live:
-        profile.connect(machine).client.delete_registered_model_alias("support-nano", "champion")
+        profile.connect_mlflow(machine).client.delete_registered_model_alias("support-nano", "champion")
         patience.until(lambda: live.deployment.trouble, 60)
         assert "is no more: version 1 serves on" in live.said[-1]
         assert ask(live).status_code == 200

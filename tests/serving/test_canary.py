@@ -33,7 +33,7 @@ def rows(files):
     with GGUF(files / "q8_0" / "model.gguf", threads=1) as model:
         for row in tickets.test_rows(16, 1):
             messages = [{"role": "user", "content": row["prompt"]}]
-            prompt = chat.prompt_ids(tokenizer, messages, template=template)
+            prompt = chat.chat_prompt_ids(tokenizer, messages, template=template)
             (answer,) = model.answer([prompt], tokenizer, max_new_tokens=32, batch_size=1)
             found.append(
                 {

@@ -71,7 +71,7 @@ def user(text):
 def recorded(files):
     """What the evaluation's own engine says, greedily."""
     tokenizer, template = load_tokenizer(WEIGHTS), published.template_of(WEIGHTS)
-    prompts = [chat.prompt_ids(tokenizer, user(text), template=template) for text in QUESTIONS]
+    prompts = [chat.chat_prompt_ids(tokenizer, user(text), template=template) for text in QUESTIONS]
     with GGUF(files / "q8_0" / "model.gguf", threads=1) as model:
         return list(model.answer(prompts, tokenizer, max_new_tokens=48, batch_size=8))
 
@@ -183,7 +183,7 @@ def test_a_conversation_with_tools_is_asked_as_it_is_trained(live, client, googl
         {"role": "assistant", "content": "", "tool_calls": [{"id": "call_1", "type": "function", "function": {"name": "look_up", "arguments": {"id": "A1"}}}]},
         {"role": "tool", "tool_call_id": "call_1", "name": "look_up", "content": '{"at": "home"}'},
     ]  # fmt: skip
-    assert asked.usage.prompt_tokens == len(chat.prompt_ids(tokenizer, row, [TOOL], template=template))
+    assert asked.usage.prompt_tokens == len(chat.chat_prompt_ids(tokenizer, row, [TOOL], template=template))
     declared = types.FunctionDeclaration(
         name="look_up", description="Finds an order.", parameters_json_schema=TOOL["function"]["parameters"]
     )
@@ -203,7 +203,7 @@ def test_a_conversation_with_tools_is_asked_as_it_is_trained(live, client, googl
     ]
     found = google.models.generate_content(model=NAME, contents=contents, config=config)
     counted = google.models.count_tokens(model=NAME, contents="where is A1?").total_tokens
-    assert counted == len(chat.prompt_ids(tokenizer, user("where is A1?"), template=template))
+    assert counted == len(chat.chat_prompt_ids(tokenizer, user("where is A1?"), template=template))
     assert found.usage_metadata.prompt_token_count > counted
 
 

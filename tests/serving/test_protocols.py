@@ -17,7 +17,7 @@ from gemma_ops.serving import responses_front
 from gemma_ops.serving.calls import FunctionCall
 from gemma_ops.serving.engine import Tokens
 from gemma_ops.serving.model import RenderedPrompt, Said
-from gemma_ops.serving.responses_front import events
+from gemma_ops.serving.responses_front import response_events
 from gemma_ops.serving.token_reader import Piece
 from gemma_ops.wire.ask import Ask, RefusalError
 from gemma_ops.wire.completions import read_completion
@@ -136,7 +136,7 @@ async def _built_up(live):
             yield Piece("call", call=said.calls[-1])
 
     ask = read_response({"model": NAME, "input": "a"})
-    found = [event async for event in events(live.service, ask, said, pieces(), "n1")]
+    found = [event async for event in response_events(live.service, ask, said, pieces(), "n1")]
     assert [event["sequence_number"] for event in found] == list(range(len(found)))
     assert [item["type"] for item in found[-1]["response"]["output"]] == [
         "reasoning", "message", "function_call", "function_call",
@@ -145,7 +145,7 @@ async def _built_up(live):
     done = [event["item"] for event in found if event["type"] == "response.output_item.done"]
     assert done == found[-1]["response"]["output"]
     said.thought = "hm"
-    whole, _ = await responses_front.whole(_Spoken(live.service, said), ask, "n1")
+    whole, _ = await responses_front.whole_response(_Spoken(live.service, said), ask, "n1")
     assert whole["output"] == done
     assert json.loads(done[2]["arguments"]) == {"id": "Ä"}
 
@@ -162,7 +162,7 @@ class _Spoken:
 
 def test_a_completion_goes_on_from_a_text_as_it_stands(client, tmp_path):
     tokenizer, template = load_tokenizer(WEIGHTS), published.template_of(WEIGHTS)
-    ids = chat.prompt_ids(tokenizer, [{"role": "user", "content": QUESTION}], template=template)
+    ids = chat.chat_prompt_ids(tokenizer, [{"role": "user", "content": QUESTION}], template=template)
     chatted = client.chat.completions.create(
         model=NAME, messages=[{"role": "user", "content": QUESTION}], temperature=0, max_tokens=16
     )

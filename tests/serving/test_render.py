@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 import gemma_ops
 from gemma_ops.cli import app
-from gemma_ops.config.loading import load
+from gemma_ops.config.loading import read_run_config
 from gemma_ops.data import chat
 from gemma_ops.data.prompt_record import Prompting, write_prompting
 from gemma_ops.errors import ConfigError
@@ -201,7 +201,7 @@ def test_ollamas_template_asks_what_ours_asks(thinks, large):
         for role, text in (("system", "Be brief."), ("user", "Which?\nThis {or} that"), ("assistant", "This one."))
     )
     for messages in ([ask], [system, ask], [ask, say, ask], [system, ask, say, ask]):
-        wanted = chat.render(messages, add_generation_prompt=True, thinking=thinks, empty_thought=large).text
+        wanted = chat.render_chat(messages, add_generation_prompt=True, thinking=thinks, empty_thought=large).text
         assert by_go(template(thinks=thinks, empty_thought=large), messages) == wanted
 
 
@@ -262,11 +262,11 @@ def test_vllms_folder_holds_the_adapter(registered, tmp_path):
 
 def test_what_the_configuration_says_goes_along(registered):
     said = ["serve.queue=9", "serve.also_called=[a, b]", "serve.canary=reported", "serve.slots=2", "serve.context=1000"]
-    config = load([], ["name=any", *registered[1::2], *said])
+    config = read_run_config([], ["name=any", *registered[1::2], *said])
     job = deployed("support-nano/1", config, wants=FORMS["kubernetes"].wants)
     words = job.serve(host="127.0.0.1", keys="keys")
     assert words[:3] == ["gemma-ops", "serve", "support-nano/1"]
-    again = load([], ["name=any", *words[4::2]]).serve
+    again = read_run_config([], ["name=any", *words[4::2]]).serve
     assert again == config.serve.model_copy(update={"keys": "keys", "format": "q8_0"})
     file = config.machine.runs / Path("support/quantize/q8_0/model.gguf")
     assert job.sha256 == hashlib.sha256(file.read_bytes()).hexdigest()

@@ -13,7 +13,7 @@ import pytest
 from gemma_ops.config import MachineConfig, ServeConfig
 from gemma_ops.errors import ConfigError, DataError, GateError
 from gemma_ops.family import Shape
-from gemma_ops.modeling.checkpoint_source import find_base, read_config
+from gemma_ops.modeling.checkpoint_source import find_base, read_model_config
 from gemma_ops.nano import WEIGHTS
 from gemma_ops.runs import digest
 from gemma_ops.serving.choosing import choose_format
@@ -187,7 +187,7 @@ def test_a_folder_and_an_adapter_on_its_base_are_served(tmp_path):
 def test_what_a_checkpoint_takes_grows_with_slots_and_with_the_engine(tmp_path):
     source = open_source(str(WEIGHTS), MachineConfig(runs=str(tmp_path)), ServeConfig())
     one, two = (memory_of(source, ServeConfig(slots=slots, context=1024)) for slots in (1, 2))
-    assert one.weights == 2 * Shape.from_config(read_config(WEIGHTS)).counts().text
+    assert one.weights == 2 * Shape.from_config(read_model_config(WEIGHTS)).counts().text
     assert two.cache == 2 * one.cache == 2 * one.window_cache > 0
     other = memory_of(source, ServeConfig(slots=1, context=1024, engine="vllm", vllm_python="p"))
     assert other.total > one.total + 2e9

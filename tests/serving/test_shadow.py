@@ -18,7 +18,7 @@ from gemma_ops.serving.deployment import Deployment
 from gemma_ops.serving.model import Said
 from gemma_ops.serving.open_source import open_source
 from gemma_ops.serving.prometheus import render_metrics
-from gemma_ops.serving.server import opened
+from gemma_ops.serving.server import opened_server
 from gemma_ops.serving.shadow import PAIR_SCHEMA, Shadow
 from gemma_ops.wire.ask import Ask
 from tests.helpers.live_server import make_files
@@ -114,7 +114,7 @@ def test_a_shadow_asks_where_there_is_time_and_keeps_both_answers_for_its_owner(
 async def _shadowed(file, path):
     settings, machine = ServeConfig(slots=1, context=256), MachineConfig()
     source = open_source(f"{file}@{WEIGHTS}", machine, settings)
-    services = [await opened(source, machine, settings) for _ in range(2)]
+    services = [await opened_server(source, machine, settings) for _ in range(2)]
     deployment = Deployment(services[0])
     shadow = Shadow(deployment, path)
     try:

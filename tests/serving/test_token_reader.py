@@ -90,7 +90,7 @@ def test_what_the_template_writes_is_read_back(seed):
     arguments = {f"key_{number}": value(draw) for number in range(draw.randrange(4))}
     call = {"id": "1", "type": "function", "function": {"name": "do_it", "arguments": arguments}}
     turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "", "tool_calls": [call, call]}]
-    text = chat.render(turns).text
+    text = chat.render_chat(turns).text
     said = text[text.index("<|tool_call>") : text.rindex("<tool_call|>") + len("<tool_call|>")]
     shown, _, calls, reader = read([*ids(said), TOKENIZER.token_to_id("<|tool_response>")])
     assert calls == [FunctionCall("do_it", arguments)] * 2, json.dumps(arguments)

@@ -12,7 +12,7 @@ import pytest
 
 from gemma_ops.config import MachineConfig, ServeConfig
 from gemma_ops.errors import ConfigError, GateError, MachineError, ModelError
-from gemma_ops.modeling.checkpoint_source import read_config
+from gemma_ops.modeling.checkpoint_source import read_model_config
 from gemma_ops.nano import WEIGHTS
 from gemma_ops.planning import devices, doctor
 from gemma_ops.planning.serving_bytes import ServingBytes
@@ -21,7 +21,7 @@ from gemma_ops.serving.choosing import choose_engine
 from gemma_ops.serving.engine import EngineGoneError, EngineRefusedError, Sampling
 from gemma_ops.serving.engines import make_engine
 from gemma_ops.serving.open_source import open_source
-from gemma_ops.serving.server import opened
+from gemma_ops.serving.server import opened_server
 from gemma_ops.serving.vllm_arguments import vllm_arguments, vllm_variables
 from tests.helpers import patience
 from tests.helpers.live_server import record
@@ -158,20 +158,20 @@ def test_the_canary_sings_on_vllm_too(folder, settings, tmp_path):
     source = open_source(str(folder), MACHINE, settings)
 
     async def run():
-        service = await opened(source, MACHINE, settings)
+        service = await opened_server(source, MACHINE, settings)
         await service.model.engine.stop()
         tokenizer = service.model.tokenizer
         ids = [*tokenizer.encode("good", add_special_tokens=False).ids, STOP]
         path, prompts = recorded(service.model, tmp_path / "canary.json", "good")
         (folder / "replies.json").write_text(json.dumps(dict.fromkeys(prompts, ids)))
         sings = replace(source, canary=path)
-        service = await opened(sings, MACHINE, settings)
+        service = await opened_server(sings, MACHINE, settings)
         await service.model.engine.stop()
         assert service.facts.canary == "2 of 2 recorded answers came back word for word"
         ids = [*tokenizer.encode("x", add_special_tokens=False).ids, STOP]
         (folder / "replies.json").write_text(json.dumps(dict.fromkeys(prompts, ids)))
         with pytest.raises(GateError, match=r"0 of 2 .* 2 what only its base says"):
-            await opened(sings, MACHINE, settings)
+            await opened_server(sings, MACHINE, settings)
 
     asyncio.run(run())
 
@@ -197,7 +197,7 @@ def test_an_adapter_is_run_behind_a_canary_only(folder, settings, tmp_path):
 
 
 def test_what_is_planned_is_what_it_may_take(tmp_path):
-    body = read_config(WEIGHTS) | {"vision_config": {"hidden_size": 8}}
+    body = read_model_config(WEIGHTS) | {"vision_config": {"hidden_size": 8}}
     (tmp_path / "config.json").write_text(json.dumps(body))
     given = vllm_arguments(tmp_path, changed=None, slots=3, context=99, memory=MEMORY, gpu=20e9)
     assert "--language-model-only" in given
@@ -239,7 +239,7 @@ def test_an_engine_that_can_not_run_it_is_refused(form, engine, match):
 
 
 def test_an_environment_without_vllm_or_a_gpu_is_refused(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(devices, "present", list)
+    monkeypatch.setattr(devices, "present_devices", list)
     built = make_environment(tmp_path / "gpu", package="vllm", version="0.33.0")
     for python, match in (
         (tmp_path / "nowhere", "is no Python that runs"),

@@ -76,7 +76,9 @@ def test_paired_coverage_with_clusters():
             (0.55 * part + 0.6 * item + 0.58 * rng.standard_normal(120) < stats.norm.ppf(p)).astype(float)
             for part, p in zip(shared, (0.75, 0.70), strict=True)
         ]
-        found = paired.compare(list(scores[0]), list(scores[1]), [f"c{index // 8}" for index in range(120)], 0.95)
+        found = paired.compare_paired(
+            list(scores[0]), list(scores[1]), [f"c{index // 8}" for index in range(120)], 0.95
+        )
         held += found.low <= truth <= found.high
     assert held / 200 >= 0.90
 
@@ -135,12 +137,12 @@ def test_holm_by_hand():
 
 def decide_one(values, gate, *, difference=True, clusters=None):
     sample = Sample.of(values, clusters)
-    return gate_decision.decide([gate], [gate_decision.GateEvidence(sample, difference, sample.mean)], 0.95)[0]
+    return gate_decision.decide_gate([gate], [gate_decision.GateEvidence(sample, difference, sample.mean)], 0.95)[0]
 
 
 def outcome(values, gate, clusters=None):
     sample = Sample.of(values, clusters)
-    return gate_decision.judge([gate], [gate_decision.GateEvidence(sample, True, sample.mean)], 0.05)[0][0]
+    return gate_decision.judge_gate([gate], [gate_decision.GateEvidence(sample, True, sample.mean)], 0.05)[0][0]
 
 
 SUPERIOR = GateConfig(metric="m", test="superior", versus="base", margin=0.0)
@@ -182,10 +184,10 @@ def test_no_number_of_rows_is_said_only_where_it_is_so():
 def test_gates_that_fail_share_their_level_too():
     """Each alone would fail at .05; of four together none does, and one that is far off still does."""
     close, far = [1.0] * 19 + [0.0] * 23, [0.0] * 40
-    alone = gate_decision.judge([AT_LEAST], [rate(close)], 0.05)[0][0]
-    together = [found[0] for found in gate_decision.judge([AT_LEAST] * 4, [rate(close)] * 4, 0.05)]
+    alone = gate_decision.judge_gate([AT_LEAST], [rate(close)], 0.05)[0][0]
+    together = [found[0] for found in gate_decision.judge_gate([AT_LEAST] * 4, [rate(close)] * 4, 0.05)]
     assert (alone, together) == ("fail", ["inconclusive"] * 4)
-    mixed = gate_decision.decide([AT_LEAST] * 2, [rate(far), rate([1.0] * 26 + [0.0] * 14)], 0.95)
+    mixed = gate_decision.decide_gate([AT_LEAST] * 2, [rate(far), rate([1.0] * 26 + [0.0] * 14)], 0.95)
     assert [found.outcome for found in mixed] == ["fail", "inconclusive"]
     assert mixed[0].upper < mixed[0].threshold < mixed[1].upper
 
@@ -216,9 +218,9 @@ def test_rows_told_are_for_the_look_that_comes():
     values = [1.0] * 12 + [-1.0] * 8 + [0.0] * 80
     sample = Sample.of(values)
     now, then = (
-        gate_decision.decide([SUPERIOR], [gate_decision.GateEvidence(sample, True, sample.mean)], 0.95, later=later)[
-            0
-        ].n_needed
+        gate_decision.decide_gate(
+            [SUPERIOR], [gate_decision.GateEvidence(sample, True, sample.mean)], 0.95, later=later
+        )[0].n_needed
         for later in (None, 0.99)
     )
     assert then > 1.4 * now
@@ -253,7 +255,7 @@ def test_pass_exactly_when_the_bound_is_beyond_the_threshold():
         first, second = (list(rng.choice([1.0, 0.0, -1.0], 80, p=[0.2, 0.7, 0.1])) for _ in range(2))
         samples = [Sample.of(first), Sample.of(second)]
         evidence = [gate_decision.GateEvidence(sample, True, sample.mean) for sample in samples]
-        for decision in gate_decision.decide([SUPERIOR, SUPERIOR], evidence, 0.95):
+        for decision in gate_decision.decide_gate([SUPERIOR, SUPERIOR], evidence, 0.95):
             if abs(decision.bound) > 5e-4:  # the bound is known to 0.0002
                 assert (decision.outcome == "pass") == (decision.bound > decision.threshold)
 
@@ -280,14 +282,14 @@ def test_two_gates_share_one_level():
     for _ in range(times):
         samples = [Sample.of(list(rng.choice([1.0, 0.0, -1.0], 150, p=[0.1, 0.8, 0.1]))) for _ in range(2)]
         evidence = [gate_decision.GateEvidence(sample, True, sample.mean) for sample in samples]
-        wrong += any(found[0] == "pass" for found in gate_decision.judge([SUPERIOR, SUPERIOR], evidence, 0.05))
+        wrong += any(found[0] == "pass" for found in gate_decision.judge_gate([SUPERIOR, SUPERIOR], evidence, 0.05))
     assert wrong / times <= 0.05 + 0.03
 
 
 def test_planned_rows_give_the_planned_power():
     rng = np.random.default_rng(23)
     share, truth = 0.2, 0.06
-    n = detectable.rows_needed(truth, share, share - truth**2, 0.05)
+    n = detectable.gate_rows_needed(truth, share, share - truth**2, 0.05)
     wins, losses = (share + truth) / 2, (share - truth) / 2
     passed = sum(
         outcome(list(rng.choice([1.0, 0.0, -1.0], n, p=[wins, 1 - share, losses])), SUPERIOR) == "pass"
@@ -300,9 +302,9 @@ def test_planned_rows_give_the_planned_power():
 def test_bootstrap_draws_are_paired_and_respect_clusters():
     values = np.array([1.0, 1.0, 0.0, 0.0])
     names = ["a", "a", "b", "b"]
-    draws = intervals.resample(lambda rows: float(values[rows].mean()), names, seed=3, times=200)
+    draws = intervals.resample_mean(lambda rows: float(values[rows].mean()), names, seed=3, times=200)
     assert set(draws) <= {0.0, 0.5, 1.0}  # whole documents only
-    again = intervals.resample(lambda rows: 1 - float(values[rows].mean()), names, seed=3, times=200)
+    again = intervals.resample_mean(lambda rows: 1 - float(values[rows].mean()), names, seed=3, times=200)
     assert np.allclose(draws + again, 1.0)
 
 
@@ -323,7 +325,7 @@ def test_macro_f1_over_many_labels_is_covered():
     for _ in range(60):
         figure = macro([], details(400))
         value = figure(np.arange(400))
-        draws = intervals.resample(figure, [str(index) for index in range(400)], 7, times=200)
+        draws = intervals.resample_mean(figure, [str(index) for index in range(400)], 7, times=200)
         found = intervals.bootstrap_interval(value, intervals.recentre(value, draws), 0.95, 400, 400)
         held += found.low <= truth <= found.high
         plain += np.quantile(draws, 0.975) >= truth

@@ -13,7 +13,7 @@ from collections import Counter
 
 import pytest
 
-from gemma_ops.config.loading import load
+from gemma_ops.config.loading import read_run_config
 from gemma_ops.emulator import Emulator
 from gemma_ops.gemini.ledger import SpendingLedger
 from gemma_ops.gemini.prices import nanodollars
@@ -180,4 +180,4 @@ def test_the_plan_of_a_configuration_asks_nothing_and_says_what_it_may_cost(cli,
 def test_documents_count_from_the_folder_of_the_configuration(tmp_path):
     write_documents(tmp_path / "documents", 1)
     path = configuration(tmp_path / "run", "http://127.0.0.1:1")
-    assert load([path]).synth.documents == str(tmp_path / "documents")
+    assert read_run_config([path]).synth.documents == str(tmp_path / "documents")

@@ -11,7 +11,7 @@ from gemma_ops.synth import methods, quotations
 from gemma_ops.synth.filters import Filters
 from gemma_ops.synth.language import language
 from gemma_ops.synth.material import Draft, Item, fence, of_section, of_seeds, read_seeds, read_tools
-from gemma_ops.synth.row_checks import Rejection, check
+from gemma_ops.synth.row_checks import Rejection, check_row
 from gemma_ops.synth.sections import split
 from gemma_ops.synth.sources import ingest
 from gemma_ops.tasks.compared_questions import ComparedQuestion, TaskQuestions
@@ -37,7 +37,7 @@ def draft(question=QUESTION, answer=ANSWER, quote=ANSWER, **rest):
 
 
 def test_a_grounded_row_passes_with_the_place_of_its_quotation(item, section):
-    span = check(item, draft())
+    span = check_row(item, draft())
     assert section.document.reading.text[slice(*span)] == ANSWER
 
 
@@ -52,18 +52,18 @@ def test_a_grounded_row_passes_with_the_place_of_its_quotation(item, section):
 )
 def test_a_quotation_that_does_not_stand_there_letter_by_letter_is_refused(item, quote):
     """Nearly right is wrong: another case, number, word or order is another claim."""
-    assert check(item, draft(quote=quote)).code == "not_in_source"
+    assert check_row(item, draft(quote=quote)).code == "not_in_source"
 
 
 def test_white_space_and_surrounding_quotation_marks_do_not_matter(section):
-    assert quotations.find(section, '  "A parking\n permit   costs 7 euros" ')
-    assert quotations.find(section, "") is None
-    assert quotations.find(section, '""') is None
+    assert quotations.find_quotation(section, '  "A parking\n permit   costs 7 euros" ')
+    assert quotations.find_quotation(section, "") is None
+    assert quotations.find_quotation(section, '""') is None
 
 
 @pytest.mark.parametrize("quote", ["a", "the parking", "", "…"])
 def test_a_quotation_must_be_long_enough_to_prove_something(item, quote):
-    assert check(item, draft(quote=quote)).code == "quote_too_short"
+    assert check_row(item, draft(quote=quote)).code == "quote_too_short"
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_a_quotation_must_be_long_enough_to_prove_something(item, quote):
     ],
 )  # fmt: skip
 def test_every_rule_catches_its_row(item, change, code):
-    found = check(item, draft(**change))
+    found = check_row(item, draft(**change))
     assert isinstance(found, Rejection)
     assert found.code == code
 
@@ -97,14 +97,14 @@ def test_an_answer_may_speak_of_a_document_that_the_source_speaks_of(tmp_path):
     item = Item("document_qa", of_section(split(ingest(tmp_path, "any").documents[0], 500)[0]), 1, 0)
     quote = "The document must be shown at the gate"
     assert isinstance(
-        check(item, draft("What happens at the gate?", "The document must be shown there.", quote)), tuple
+        check_row(item, draft("What happens at the gate?", "The document must be shown there.", quote)), tuple
     )
 
 
 def test_a_pair_needs_two_different_answers(item):
-    assert check(item, draft(rejected=f"  {ANSWER.upper()} ")).code == "same_answer"
-    assert check(item, draft(rejected="")).code == "empty_answer"
-    assert isinstance(check(item, draft(rejected="It is free of charge for everybody.")), tuple)
+    assert check_row(item, draft(rejected=f"  {ANSWER.upper()} ")).code == "same_answer"
+    assert check_row(item, draft(rejected="")).code == "empty_answer"
+    assert isinstance(check_row(item, draft(rejected="It is free of charge for everybody.")), tuple)
 
 
 @pytest.mark.parametrize(
@@ -173,18 +173,18 @@ def dialogue(*calls, turn=0, tools=None, answer="The blue room is booked for you
     ],
 )
 def test_arguments_must_fit_the_declared_parameters(tools, arguments, code):
-    found = check(*dialogue(("book", arguments, '{"ok": true}'), tools=tools))
+    found = check_row(*dialogue(("book", arguments, '{"ok": true}'), tools=tools))
     assert (found and found.code) == code
 
 
 def test_calls_of_unknown_tools_without_results_or_in_wrong_number_are_refused(tools):
     good = ("book", '{"room": "blue"}', '{"ok": true}')
-    assert check(*dialogue(("cancel", "{}", "{}"), tools=tools)).code == "bad_arguments"
-    assert check(*dialogue(("book", '{"room": "blue"}', " "), tools=tools)).code == "empty_result"
-    assert check(*dialogue(tools=tools)).code == "wrong_number_of_calls"
-    assert check(*dialogue(good, good, tools=tools)).code == "wrong_number_of_calls"
-    assert check(*dialogue(good, good, turn=2, tools=tools)) is None
-    assert check(*dialogue(turn=3, tools=tools, answer="I can't book that, but the desk can help you.")) is None
+    assert check_row(*dialogue(("cancel", "{}", "{}"), tools=tools)).code == "bad_arguments"
+    assert check_row(*dialogue(("book", '{"room": "blue"}', " "), tools=tools)).code == "empty_result"
+    assert check_row(*dialogue(tools=tools)).code == "wrong_number_of_calls"
+    assert check_row(*dialogue(good, good, tools=tools)).code == "wrong_number_of_calls"
+    assert check_row(*dialogue(good, good, turn=2, tools=tools)) is None
+    assert check_row(*dialogue(turn=3, tools=tools, answer="I can't book that, but the desk can help you.")) is None
 
 
 @pytest.mark.parametrize(

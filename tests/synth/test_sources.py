@@ -64,7 +64,7 @@ def test_a_span_counts_characters_of_the_file_whatever_its_line_ends_and_letters
     )
     (found,) = ingest(path, "any").documents
     (section,) = split(found, 500)
-    span = quotations.find(section, "Die  Größe des\nZimmers")
+    span = quotations.find_quotation(section, "Die  Größe des\nZimmers")
     assert path.read_bytes().decode("utf-8-sig")[slice(*span)] == "Die Größe des Zimmers"
 
 
@@ -77,10 +77,10 @@ def test_a_quotation_from_a_page_is_found_between_its_tags(tmp_path):
     assert "A badge is valid for ten days & never longer" in " ".join(text.split())
     assert "color" not in text
     assert "secret" not in text
-    start, end = quotations.find(sections[0], "A badge is valid for ten days & never longer")
+    start, end = quotations.find_quotation(sections[0], "A badge is valid for ten days & never longer")
     assert PAGE[start:end].startswith("A badge is <b>valid</b>")
     assert PAGE[start:end].endswith("never longer")
-    start, end = quotations.find(sections[1], "at the desk before noon")
+    start, end = quotations.find_quotation(sections[1], "at the desk before noon")
     assert PAGE[start:end] == "at the desk before noon"
 
 

@@ -22,12 +22,12 @@ from gemma_ops.gemini.usage import Usage
 from gemma_ops.nano import WEIGHTS
 from gemma_ops.prepare import prepare
 from gemma_ops.synth import inputs, judge_filter, synthesize, teacher_model
-from gemma_ops.synth.bill import BYTES, PlannedBill, bill, written
-from gemma_ops.synth.estimate import estimate
-from gemma_ops.synth.estimate_text import lines
+from gemma_ops.synth.bill import BYTES, PlannedBill, synthesis_bill, written
+from gemma_ops.synth.estimate import estimate_synthesis
+from gemma_ops.synth.estimate_text import estimate_lines
 from gemma_ops.synth.plan_requests import first, gather
 from gemma_ops.targets.gemini_target import request
-from gemma_ops.targets.spec import parse
+from gemma_ops.targets.spec import parse_target
 from tests.helpers.company import document, row, sentences, shown, teach, write_documents
 from tests.helpers.emulated import machine_for
 
@@ -422,7 +422,7 @@ def test_the_plan_bounds_what_the_run_then_spends(tmp_path, world):
         teacher=TEACHER, privacy="any", documents=str(docs), count={"document_qa": 30, "evolve": 3}, per_request=3
     )
     config = RunConfig(synth=synth, machine={"gemini": {"tier": "paid", "budget_usd": 1.0}})
-    made = estimate(config, inputs(synth))
+    made = estimate_synthesis(config, inputs(synth))
     metrics, out, emulator = world(documents=docs, count={"document_qa": 30, "evolve": 3}, per_request=3)
     assert len(made.items) + made.later == metrics["requests"] == len(emulator.log)
     assert 0 < made.dollars < made.worst_dollars
@@ -430,12 +430,12 @@ def test_the_plan_bounds_what_the_run_then_spends(tmp_path, world):
     usage = json.loads((out / "report.json").read_text())["usage"]
     assert usage["prompt_tokens"] <= made.prompt_tokens <= made.worst_prompt_tokens
     assert usage["new_tokens"] + usage["thought_tokens"] <= made.worst_new_tokens
-    text = "\n".join(lines(made))
+    text = "\n".join(estimate_lines(made))
     for told in ("5 documents, 10 sections", "document_qa", "the budget of $1.00", f"{len(emulator.log):,}"):
         assert told in text
-    local = estimate(RunConfig(synth=synth.model_copy(update={"teacher": "base"})), inputs(synth), "l4")
+    local = estimate_synthesis(RunConfig(synth=synth.model_copy(update={"teacher": "base"})), inputs(synth), "l4")
     assert (local.dollars, local.seconds is not None) == (0.0, True)
-    hidden = estimate(RunConfig(synth=synth.model_copy(update={"privacy": "local_only"})), inputs(synth))
+    hidden = estimate_synthesis(RunConfig(synth=synth.model_copy(update={"privacy": "local_only"})), inputs(synth))
     assert len(hidden.hidden) == 10
     assert not hidden.items
 
@@ -446,14 +446,14 @@ def test_the_plan_counts_the_judge_and_bounds_all_that_is_reserved(tmp_path, wor
     asked = {"count": {"document_qa": 12, "evolve": 2}, "per_request": 3, "max_new_tokens": 512}
     synth = SynthConfig(teacher=TEACHER, privacy="any", documents=str(docs), judge=JUDGE, **asked)
     machine = MachineConfig(gemini={"tier": "paid", "budget_usd": 1.0})
-    made = estimate(RunConfig(synth=synth, machine=machine), inputs(synth))
+    made = estimate_synthesis(RunConfig(synth=synth, machine=machine), inputs(synth))
     alone = synth.model_copy(update={"judge": None})
-    without = estimate(RunConfig(synth=alone, machine=machine), inputs(alone))
+    without = estimate_synthesis(RunConfig(synth=alone, machine=machine), inputs(alone))
     assert made.judge.requests == 14
     assert made.dollars == pytest.approx(without.dollars + made.judge.dollars)
     assert 0 < made.judge.dollars < made.judge.worst_dollars
     assert made.worst_dollars == pytest.approx(without.worst_dollars + made.judge.worst_dollars)
-    text = "\n".join(lines(made))
+    text = "\n".join(estimate_lines(made))
     for told in (f"judge   {JUDGE} grades 14 rows", "teacher and judge together", "billed again", "the worst case"):
         assert told in text
 
@@ -478,19 +478,19 @@ def test_the_plan_counts_the_judge_and_bounds_all_that_is_reserved(tmp_path, wor
 
 def test_the_bill_at_worst_is_what_a_full_reply_and_its_repair_reserve():
     """Text of many bytes, part of it not written yet, and a reply that fills its limit before it turns out to be invalid."""
-    spec, shape, gemini = parse(TEACHER), judge_filter.Grade, GeminiConfig(tier="paid", budget_usd=1.0)
+    spec, shape, gemini = parse_target(TEACHER), judge_filter.Grade, GeminiConfig(tier="paid", budget_usd=1.0)
     schema, text, later = shape.model_json_schema(), "Größe ꙮ, zwölf Meter. " * 300, "später " * 500
     planned = PlannedBill("judge", chat(text, "")[:1], schema, 50, len(later.encode()))
-    made = bill([planned], spec, gemini, reply=512, output=100, use="judge")
+    made = synthesis_bill([planned], spec, gemini, reply=512, output=100, use="judge")
     limit, turns = written(spec, 512), chat(text + later, "so on " * (BYTES * written(spec, 512) // 6))
     repair = [*turns, {"role": "user", "content": "That reply is not valid: rows: Field required\nReply again."}]
     reserved = 0
     for messages in (turns[:1], repair):
         body = request_wire.body(request(spec, Prompt(messages), 512, use="judge", schema=schema))
         reserved += prices.worst(spec.model, prices.prompt_bound(body), limit, tier="standard", at=NOW)
-    slack = prices.price(spec.model, Usage(prompt=2048), tier="standard", at=NOW)
+    slack = prices.request_price(spec.model, Usage(prompt=2048), tier="standard", at=NOW)
     assert reserved <= round(made.worst * prices.NANO) <= reserved + slack
-    many = bill([replace(planned, times=500)], spec, gemini, reply=512, output=100, use="judge")
+    many = synthesis_bill([replace(planned, times=500)], spec, gemini, reply=512, output=100, use="judge")
     assert many.tiers == "batch tier"
     assert many.likely < 500 * made.likely
     # What an interrupted batch leaves may be too few for another, and then goes one by one.
@@ -501,15 +501,16 @@ def test_the_plan_says_when_the_run_would_refuse_its_judge(tmp_path):
     docs = write_documents(tmp_path / "docs", 1)
     synth = SynthConfig(documents=str(docs), count={"document_qa": 2}, judge=JUDGE)
     assert any(
-        "may not be shown to the judge" in note for note in estimate(RunConfig(synth=synth), inputs(synth)).notes
+        "may not be shown to the judge" in note
+        for note in estimate_synthesis(RunConfig(synth=synth), inputs(synth)).notes
     )
     abroad = synth.model_copy(update={"judge": "openai:http://judge.example/v1#qwen3"})
-    made = estimate(RunConfig(synth=abroad), inputs(abroad))
+    made = estimate_synthesis(RunConfig(synth=abroad), inputs(abroad))
     assert (made.dollars, made.worst_dollars, len(made.judge.hidden)) == (None, None, 1)
-    assert "whatever openai:http://judge.example/v1#qwen3 asks" in "\n".join(lines(made))
+    assert "whatever openai:http://judge.example/v1#qwen3 asks" in "\n".join(estimate_lines(made))
     unknown = synth.model_copy(update={"judge": "gemini:gemini-9-flash"})
     with pytest.raises(ConfigError, match="gemini-9-flash"):
-        estimate(RunConfig(synth=unknown), inputs(unknown))
+        estimate_synthesis(RunConfig(synth=unknown), inputs(unknown))
 
 
 def test_a_path_that_is_not_there_is_refused(tmp_path):

@@ -18,8 +18,8 @@ from gemma_ops.config import MachineConfig
 from gemma_ops.errors import BoundaryError, ConfigError, ServiceError
 from gemma_ops.privacy.classes import HERE
 from gemma_ops.targets import endpoint_target, open_target
-from gemma_ops.targets.spec import parse
-from gemma_ops.targets.structured import ask
+from gemma_ops.targets.spec import parse_target
+from gemma_ops.targets.structured import ask_structured
 from gemma_ops.targets.target import LOCAL, guard
 from tests.helpers.tiny_models import NANO
 
@@ -50,18 +50,21 @@ def opening(spec, machine=None, **models):
     ],
 )
 def test_a_name_tells_kind_lineage_and_place(name, kind, family, local):
-    spec = parse(name)
+    spec = parse_target(name)
     assert (spec.kind, spec.family, spec.local) == (kind, family, local)
 
 
 def test_parts_of_a_name():
-    assert (parse("gemini:gemini-3.8-flash@low").model, parse("gemini:gemini-3.8-flash@low").thinking) == (
+    assert (
+        parse_target("gemini:gemini-3.8-flash@low").model,
+        parse_target("gemini:gemini-3.8-flash@low").thinking,
+    ) == (
         "gemini-3.8-flash",
         "low",
     )
-    gguf = parse("gguf:/models/a@b.gguf@/models/a")
+    gguf = parse_target("gguf:/models/a@b.gguf@/models/a")
     assert (gguf.place, gguf.tokenizer) == ("/models/a@b.gguf", "/models/a")
-    found = parse("openai:http://localhost:8000/v1/#org/name@llama")
+    found = parse_target("openai:http://localhost:8000/v1/#org/name@llama")
     assert (found.place, found.model) == ("http://localhost:8000/v1", "org/name")
 
 
@@ -78,7 +81,7 @@ def test_parts_of_a_name():
 )
 def test_a_wrong_name_is_told(name, told):
     with pytest.raises(ConfigError, match=told):
-        parse(name)
+        parse_target(name)
 
 
 def test_rows_that_a_target_may_not_see_are_refused_together():
@@ -101,12 +104,12 @@ class Colour(BaseModel):
 def gguf(tmp_path_factory):
     pytest.importorskip("xllamacpp")
     from gemma_ops.export.checkpoint import MergedCheckpoint
-    from gemma_ops.export.gguf_tensors import plan
-    from gemma_ops.export.gguf_writer import write
+    from gemma_ops.export.gguf_tensors import plan_tensors
+    from gemma_ops.export.gguf_writer import write_gguf
 
     file = tmp_path_factory.mktemp("gguf") / "nano.gguf"
     source = MergedCheckpoint(NANO)
-    write(source, plan(source, "bf16"), file, threads=1)
+    write_gguf(source, plan_tensors(source, "bf16"), file, threads=1)
     return file
 
 
@@ -116,7 +119,7 @@ def test_llamacpp_writes_nothing_but_the_shape_it_was_asked_for(gguf):
     prompts = [Prompt([{"role": "user", "content": f"Ticket {n}: a colour."}]) for n in range(3)]
     free = [answer for batch in target.answer([prompts], max_new_tokens=64) for answer in batch]
     assert not any(answer.text.startswith("{") for answer in free)
-    found = ask(target, prompts, Colour, max_new_tokens=64, batch=2)
+    found = ask_structured(target, prompts, Colour, max_new_tokens=64, batch=2)
     assert all(item.value is not None and item.tries == 1 for item in found), [item.problem for item in found]
     assert {answer.end for answer in free} <= {"stop", "length"}
     assert all(0 < (answer.first_seconds or 0) <= answer.seconds * 3 + 1e-3 for answer in free)
@@ -183,7 +186,7 @@ def test_an_invalid_reply_gets_one_more_try_with_what_is_wrong():
     target = Scripted(
         said('{"name": "blue", "shades": []}', dollars=0.01), said('{"name": "red", "shades": ["x"]}', dollars=0.02)
     )
-    (found,) = ask(target, [HELLO], Colour, max_new_tokens=9)
+    (found,) = ask_structured(target, [HELLO], Colour, max_new_tokens=9)
     assert found.value == Colour(name="red", shades=["x"])
     assert found.tries == 2
     assert (found.answer.prompt_tokens, found.answer.seconds, round(found.answer.dollars, 9)) == (20, 1.0, 0.03)
@@ -194,7 +197,7 @@ def test_an_invalid_reply_gets_one_more_try_with_what_is_wrong():
 
 
 def test_two_invalid_replies_are_no_value():
-    (found,) = ask(Scripted(said("red"), said("still red")), [HELLO], Colour, max_new_tokens=9)
+    (found,) = ask_structured(Scripted(said("red"), said("still red")), [HELLO], Colour, max_new_tokens=9)
     assert (found.value, found.tries) == (None, 2)
     assert "Invalid JSON" in found.problem
 
@@ -203,7 +206,7 @@ def test_two_invalid_replies_are_no_value():
 def test_a_reply_that_did_not_end_well_is_never_read(end):
     """Even when what came looks whole: a cut reply that parses is still not what the model wanted to say."""
     target = Scripted(said('{"name": "red", "shades": ["x"]}', end, reason="SAFETY"))
-    (found,) = ask(target, [HELLO], Colour, max_new_tokens=9)
+    (found,) = ask_structured(target, [HELLO], Colour, max_new_tokens=9)
     assert found.value is None
     assert "SAFETY" in found.problem
     assert len(target.asked) == 1  # and not asked again: rewording until it passes is not what the terms allow
@@ -214,7 +217,7 @@ def test_a_fence_around_the_value_is_no_problem_and_order_is_kept():
     target = Scripted(
         *(said(f'Here:\n```json\n{{"name": "red", "shades": ["{n}"]}}\n```') for n in ("short", "mid", "long"))
     )
-    found = ask(target, prompts, Colour, max_new_tokens=9, batch=2)
+    found = ask_structured(target, prompts, Colour, max_new_tokens=9, batch=2)
     assert [item.value.shades for item in found] == [["long"], ["short"], ["mid"]]
 
 
@@ -408,7 +411,7 @@ def test_a_connection_that_breaks_once_is_no_matter():
 
 def test_the_schema_goes_along():
     with serving(lambda body, number: (200, {}, events('{"name": "green", "shades": ["mint"]}'))) as (url, log):
-        (found,) = ask(opening(f"openai:{url}#m"), [HELLO], Colour, max_new_tokens=50)
+        (found,) = ask_structured(opening(f"openai:{url}#m"), [HELLO], Colour, max_new_tokens=50)
     assert found.value.name == "green"
     wish = log[0][0]["response_format"]
     assert wish["type"] == "json_schema"

@@ -8,7 +8,7 @@ import yaml
 
 from gemma_ops.errors import ConfigError, DataError
 from gemma_ops.evaluation import needs_source
-from gemma_ops.tasks.question import fill
+from gemma_ops.tasks.question import fill_question
 from gemma_ops.tasks.task import load_all, load_task, validate
 
 ROOT = Path(__file__).parents[2]
@@ -159,7 +159,7 @@ def test_system_and_template(tmp_path):
         {"role": "user", "content": 'Say {"t": "hi {x}"}'},
     )
     with pytest.raises(DataError, match="did you mean text"):
-        fill("{texd}", {"text": "a"}, "here")
+        fill_question("{texd}", {"text": "a"}, "here")
     with pytest.raises(ConfigError, match=r"system: .*nothing\.txt can't be read"):
         load_task(write(tmp_path / "b", [], system="nothing.txt"))
 

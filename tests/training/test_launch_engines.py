@@ -96,7 +96,9 @@ def pretend(monkeypatch, there, name, does):
     out.mkdir()
     head = "import sys; from pathlib import Path; from gemma_ops.training.launch.job import TrainingJob as Job\n"
     script = f"{head}job = Job.read(Path(sys.argv[1]))\n{does}"
-    monkeypatch.setattr(launch_engines, "command", lambda launch, file, name: [sys.executable, "-c", script, str(file)])
+    monkeypatch.setattr(
+        launch_engines, "launch_command", lambda launch, file, name: [sys.executable, "-c", script, str(file)]
+    )
     return train(
         out, TrainConfig(**STEADY), machine(engine="torchrun", processes=2), base=there["base"], data=there["data"]
     )
@@ -123,7 +125,7 @@ def test_workers_that_die_too_often_end_the_training(there, monkeypatch):
 
 def found(launch=None, train=None, **more):
     config = RunConfig(launch=launch or {}, train=train or {}, machine=more)
-    return [error.what for error in launch_checks.problems(config.train, config.launch, config.machine)]
+    return [error.what for error in launch_checks.launch_problems(config.train, config.launch, config.machine)]
 
 
 @pytest.mark.parametrize(
@@ -144,7 +146,7 @@ def found(launch=None, train=None, **more):
 def test_what_a_launch_needs_is_told_before_it_starts(launch, settings, problem):
     assert any(problem in what for what in found(launch, settings, device="cpu"))
     with pytest.raises(OpsError, match=r"launch|train"):
-        launch_checks.refuse(TrainConfig(**settings), Machine(device="cpu", launch=LaunchConfig(**launch)))
+        launch_checks.refuse_launch(TrainConfig(**settings), Machine(device="cpu", launch=LaunchConfig(**launch)))
 
 
 def test_more_processes_than_gpus_are_refused(monkeypatch):
@@ -179,7 +181,7 @@ def test_workers_inherit_nothing_of_another_launcher_and_share_the_cores():
 
 def test_the_keys_of_a_launch_reach_torchrun():
     launch = LaunchConfig(engine="torchrun", processes=4, nodes=2, restarts=5, rendezvous="one.example:29500")
-    line = launch_engines.command(launch, Path("job.json"), "x")
+    line = launch_engines.launch_command(launch, Path("job.json"), "x")
     assert line[1:3] == ["-m", "torch.distributed.run"]
     assert line[-1] == "job.json"
     asked = {"--nnodes=2", "--nproc-per-node=4", "--max-restarts=5", "--rdzv-endpoint=one.example:29500", "--rdzv-id=x"}
@@ -199,7 +201,7 @@ def test_what_a_launch_decides_is_not_taken_from_elsewhere(key, tmp_path):
 @pytest.mark.parametrize("launch", [{}, {"engine": "ray", "nodes": 2}, {"engine": "torchrun", "nodes": 2}])
 def test_there_is_nothing_to_join_but_torchrun_on_several_machines(launch):
     with pytest.raises(ConfigError, match="nothing to join"):
-        join.join(RunConfig(launch=launch), say=print, patience=0)
+        join.join_training(RunConfig(launch=launch), say=print, patience=0)
 
 
 def test_a_machine_joins_the_training_that_lives(there):

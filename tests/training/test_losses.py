@@ -30,7 +30,7 @@ def rows(weights=(1.0, 1.0)):
 def model_for(**settings):
     model = load_model(WEIGHTS, weights="fp32")
     config = TrainConfig(weights="fp32", **settings)
-    head.install(model, config)
+    head.install_head(model, config)
     return model
 
 
@@ -144,14 +144,14 @@ def test_noise_is_scaled_by_the_document_whatever_it_is_packed_with():
 
 
 def test_lora_plus_lets_the_second_factors_learn_faster():
-    from gemma_ops.training.plus import faster
+    from gemma_ops.training.plus import lora_plus_groups
 
     a, b = torch.nn.Parameter(torch.zeros(2, 2)), torch.nn.Parameter(torch.zeros(2, 2))
     model = types.SimpleNamespace(
         named_parameters=lambda: [("q.lora_A.default.weight", a), ("q.lora_B.default.weight", b)]
     )
     optimizer = torch.optim.AdamW([a, b], lr=1e-3)
-    faster(optimizer, model, 16.0)
+    lora_plus_groups(optimizer, model, 16.0)
     rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
     assert rates == {id(a): 1e-3, id(b): 16e-3}
     assert all(group["weight_decay"] == 0.01 for group in optimizer.param_groups)

@@ -45,7 +45,7 @@ machine: {{device: cpu, workers: 1, runs: {runs}, mlflow: null}}
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    return nano_towers.save(tmp_path_factory.mktemp("nano"))
+    return nano_towers.save_towers(tmp_path_factory.mktemp("nano"))
 
 
 @pytest.mark.parametrize(("kind", "steps", "rate"), [("image", 12, 1.0e-2), ("audio", 32, 5.0e-3)])
@@ -65,8 +65,8 @@ def test_the_measured_score_rises(tmp_path, base, kind, steps, rate):
             runs=tmp_path / "runs",
         )
     )
-    config = loading.load([file])
+    config = loading.read_run_config([file])
     with Run(config) as run:
-        evidence = finding.load(config.recipe)(run, config)
+        evidence = finding.load_recipe(config.recipe)(run, config)
     verdict = json.loads((evidence.path / "verdict.json").read_text())
     assert verdict["verdict"] == "pass", verdict

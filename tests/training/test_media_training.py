@@ -12,7 +12,7 @@ import torch
 from gemma_ops import family
 from gemma_ops.config import DataConfig, KernelsConfig, LoraConfig, MachineConfig, TrainConfig
 from gemma_ops.data import chat, published
-from gemma_ops.data.arrow import table
+from gemma_ops.data.arrow import token_table
 from gemma_ops.data.parts import media_of
 from gemma_ops.data.pictures import picture
 from gemma_ops.data.row_tokens import NO_LOSS, Manner
@@ -25,7 +25,7 @@ from gemma_ops.modeling.load import load_model
 from gemma_ops.prepare import prepare
 from gemma_ops.training import head, media_sft
 from gemma_ops.training.forward_inputs import TokenRows
-from gemma_ops.training.media_collator import MediaCollate, shown
+from gemma_ops.training.media_collator import MediaCollate, shown_batch
 from gemma_ops.training.steps import OptimizerStep
 from tests.data.test_media_tokens import transformers_processor
 from tests.helpers import tiny_media
@@ -75,9 +75,9 @@ def prepared(tiny, tmp_path_factory):
             (root / "data").mkdir()
             settings = DataConfig(path=str(source), valid_share=0, near_duplicates=None)
             prepare(root / "data", settings, CPU, source=source, model=tiny(kind))
-            found = media_sft.find(tiny(kind), root / "data", SETTINGS)
+            found = media_sft.find_media(tiny(kind), root / "data", SETTINGS)
             manner = Manner(published.template_of(tiny(kind)), senses=found.perceiver.senses)
-            rows, cut = table(
+            rows, cut = token_table(
                 root / "data/train.jsonl", root / "tokens", chat.load_tokenizer(tiny(kind)), manner, max_length=512
             )
             assert cut == 0
@@ -103,7 +103,7 @@ def loss_of(model, batch):
 
 def scored(folder):
     model = load_model(folder, weights="fp32", towers=True)
-    head.install(model, SETTINGS)
+    head.install_head(model, SETTINGS)
     return model
 
 
@@ -155,7 +155,7 @@ def learning(folder, kernels, *, towers=False, recompute="none", shown=("image",
             parameter.data.normal_(0, 0.05, generator=generator)
     settings = TrainConfig(weights="fp32", kernels=kernels)
     install(model, kernels, recompute=recompute)
-    head.install(model, settings)
+    head.install_head(model, settings)
     return model.train()
 
 
@@ -269,7 +269,7 @@ def test_soft_tokens_are_never_scored(prepared):
     _, rows, _ = prepared("edge")
     for number in range(len(rows)):
         row = rows.table[number]
-        for part in shown(row):
+        for part in shown_batch(row):
             assert (row["labels"][part["start"] : part["end"]] == NO_LOSS).all()
     batch = passes(prepared("edge"), [[0, 3, 4]], packing=True).passes[0]
     types = batch["mm_token_type_ids"].flatten()
@@ -281,14 +281,14 @@ def test_a_row_that_is_cut_keeps_as_many_features_as_places(tiny, prepared, tmp_
     data, _, found = prepared("edge")
     tokenizer = chat.load_tokenizer(tiny("edge"))
     manner = Manner(senses=found.perceiver.senses)
-    rows, cut = table(data / "train.jsonl", tmp_path / "rows", tokenizer, manner, max_length=60)
+    rows, cut = token_table(data / "train.jsonl", tmp_path / "rows", tokenizer, manner, max_length=60)
     assert cut >= 2
-    assert all(part["end"] <= row["length"] for row in rows for part in shown(row))
+    assert all(part["end"] <= row["length"] for row in rows for part in shown_batch(row))
 
 
 def test_a_changed_file_is_told(tiny, prepared, tmp_path):
     data, rows, found = prepared("edge")
-    part = shown(rows.table[0])[0]
+    part = shown_batch(rows.table[0])[0]
     copy = tmp_path / part["path"]
     copy.parent.mkdir()
     copy.write_bytes((data / part["path"]).read_bytes() + b"x")
@@ -346,7 +346,7 @@ def test_gradients_reach_adapted_towers(tiny, prepared):
         0,
         shown=("image", "audio"),
     )
-    head.install(model, SETTINGS)
+    head.install_head(model, SETTINGS)
     batch = passes(prepared("edge"), [[0, 4]], packing=True)
     model(**batch.passes[0], divisor=batch.divisor).loss.backward()
     reached = {
@@ -366,7 +366,7 @@ def test_4_bit_leaves_towers_alone(tiny):
 def test_methods_without_a_form_for_images_say_so(tiny, prepared):
     data, _, _ = prepared("edge")
     with pytest.raises(ConfigError, match=r"the rows show image and audio, and train\.method dpo reads text only"):
-        media_sft.find(tiny("edge"), data, TrainConfig(method="dpo"))
-    assert media_sft.find(tiny("edge"), tiny("edge"), TrainConfig(method="dpo"), sharded=True) is None
+        media_sft.find_media(tiny("edge"), data, TrainConfig(method="dpo"))
+    assert media_sft.find_media(tiny("edge"), tiny("edge"), TrainConfig(method="dpo"), sharded=True) is None
     with pytest.raises(ConfigError, match=r"use launch\.strategy=ddp"):
-        media_sft.find(tiny("edge"), data, TrainConfig(), sharded=True)
+        media_sft.find_media(tiny("edge"), data, TrainConfig(), sharded=True)

@@ -12,7 +12,7 @@ from gemma_ops.config.methods import PREFERENCE, REINFORCE
 from gemma_ops.config.preference import PreferenceConfig
 from gemma_ops.errors import ConfigError
 from gemma_ops.nano import WEIGHTS
-from gemma_ops.training.arguments import _WHY, build, common
+from gemma_ops.training.arguments import _WHY, common, training_arguments
 from gemma_ops.training.methods import dpo, grpo, kto, orpo, reward_model, rewards, rloo
 
 METHODS = get_args(TrainConfig.model_fields["method"].annotation)
@@ -40,7 +40,9 @@ def arguments(tmp_path, given):
         if name != "settings"
     }
     keys = common(given, tmp_path, has_valid=False, rate=1e-3, device="cpu")
-    return build(module.CONFIG, given, keys | module.owned(given, **options), getattr(module, "KNOWN", None))
+    return training_arguments(
+        module.CONFIG, given, keys | module.owned(given, **options), getattr(module, "KNOWN", None)
+    )
 
 
 PREFERENCES = {
@@ -173,7 +175,7 @@ def test_rewards_are_summed_by_weight_and_their_mistakes_told_together():
         {"metric": "regex", "options": {"pattern": "("}},
     )
     with pytest.raises(ConfigError) as error:
-        rewards.metrics(ReinforceConfig(rewards=wrong))
+        rewards.reward_metrics(ReinforceConfig(rewards=wrong))
     assert "did you mean exact_match?" in error.value.what
     assert "rewards.1.options: mim" in error.value.what
     assert "not a regular expression" in error.value.what

@@ -94,10 +94,10 @@ def trainer_for(method, data, work, *, weights=WEIGHTS, prepare=None, **changes)
     settings = TrainConfig(method=method, **{**STEADY, **changes})
     tokenizer = chat.load_tokenizer(weights)
     rows = run.tabled(data[KIND[method]], work / "rows", tokenizer, settings, inference_template())
-    model = run.load(weights, settings, MACHINE, "cpu")
+    model = run.load_method_model(weights, settings, MACHINE, "cpu")
     if prepare:
         prepare(model)
-    return run.make_trainer(model, settings, rows, weights, work, rate=1e-3, device="cpu", callbacks=[])
+    return run.make_method_trainer(model, settings, rows, weights, work, rate=1e-3, device="cpu", callbacks=[])
 
 
 def moved(model):

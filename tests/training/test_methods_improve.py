@@ -57,8 +57,8 @@ def test_the_measured_score_rises(tmp_path, method):
     recipe = answer_tasks.RECIPE
     file = tmp_path / "config.yaml"
     file.write_text(CONFIG.format(method=method, recipe=recipe, rows=rows, own=own, task=task, runs=tmp_path / "runs"))
-    config = loading.load([file])
+    config = loading.read_run_config([file])
     with Run(config) as run:
-        evidence = finding.load(config.recipe)(run, config)
+        evidence = finding.load_recipe(config.recipe)(run, config)
     verdict = json.loads((evidence.path / "verdict.json").read_text())
     assert verdict["verdict"] == "pass", verdict

@@ -111,7 +111,7 @@ def test_replayed_passes_train_the_same(tmp_path, base, prepared, steady, monkey
     """All passes of a training through the fixed memory of recorded ones, on a tape that needs no GPU."""
     from gemma_ops.kernels import graphs_capture, graphs_layers
 
-    installing = importlib.import_module("gemma_ops.kernels.install")
+    installing = importlib.import_module("gemma_ops.kernels.install_kernels")
     made, replay = [], graphs_layers._Replay.backward
     monkeypatch.setattr(installing, "_replays", lambda *_: True)
     monkeypatch.setattr(graphs_capture.Graph, "maker", lambda: graphs_capture.Again)
@@ -182,7 +182,7 @@ def test_reentrant_checkpointing_would_corrupt_shared_layers(base, prepared):
         if reentrant is not None:
             model.enable_input_require_grads()
             model.gradient_checkpointing_enable({"use_reentrant": reentrant})
-        ids = torch.tensor([chat.encode(chat.load_tokenizer(WEIGHTS), next(rows(1))["messages"]).ids])
+        ids = torch.tensor([chat.encode_chat(chat.load_tokenizer(WEIGHTS), next(rows(1))["messages"]).ids])
         loss = model(input_ids=ids, labels=ids, use_cache=False).loss
         loss.backward()
         return loss.item(), torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
@@ -239,7 +239,7 @@ def test_a_training_of_the_warm_ups_first_step_alone_is_refused_before_the_model
     tmp_path, base, prepared, monkeypatch
 ):
     loaded = []
-    monkeypatch.setattr("gemma_ops.training.sft.load", lambda *_, **__: loaded.append(1))
+    monkeypatch.setattr("gemma_ops.training.sft.load_for_training", lambda *_, **__: loaded.append(1))
     for changes in ({"max_steps": 1}, {"max_steps": None, "batch": 64}, {"max_steps": None, "batch_tokens": 10**6}):
         with pytest.raises(ConfigError, match="one step long"):
             train(tmp_path / "out", TrainConfig(**changes), MACHINE, base=base, data=prepared)

@@ -52,7 +52,7 @@ def divergence(student, other, rows):
     """Mean KL divergence of a student from its teacher on the answers of rows, from whole logits."""
     tokenizer, total, count = chat.load_tokenizer(WEIGHTS), 0.0, 0
     for row in rows:
-        whole = chat.encode(tokenizer, row["messages"])
+        whole = chat.encode_chat(tokenizer, row["messages"])
         keep = torch.tensor(whole.loss[1:])
         with torch.no_grad():
             p, q = (
@@ -81,7 +81,7 @@ def test_a_student_comes_closer_to_its_teacher(tmp_path, kind):
     )
     other, start = (load_model(tiny(name), weights="fp32") for name in ("dense31", kind))
     before = divergence(start, other, rows[:8])
-    after = divergence(adapters.load(start, out / "adapter"), other, rows[:8])
+    after = divergence(adapters.load_adapter(start, out / "adapter"), other, rows[:8])
     assert after < 0.7 * before, (before, after)
 
 
@@ -104,7 +104,7 @@ def test_another_vocabulary_is_refused(tmp_path):
     """Whether tokens are numbered otherwise, or there are more of them."""
     shorter = fetched(tmp_path / "shorter", tiny_models.save("e2b", tmp_path / "short", vocab_size=2000))
     with pytest.raises(ModelError, match=r"another vocabulary .* 2,000 entries instead of"):
-        teacher.check(shorter, tiny("e2b"))
+        teacher.check_teacher(shorter, tiny("e2b"))
     other = shutil.copytree(tiny("e2b"), tmp_path / "swapped")
     body = json.loads((other / "tokenizer.json").read_text())
     vocabulary = body["model"]["vocab"]
@@ -112,8 +112,8 @@ def test_another_vocabulary_is_refused(tmp_path):
     vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
     (other / "tokenizer.json").write_text(json.dumps(body))
     with pytest.raises(ModelError, match="2 tokens are numbered differently"):
-        teacher.check(fetched(tmp_path / "other", other), tiny("e2b"))
-    assert teacher.check(fetched(tmp_path / "larger", tiny("dense31")), tiny("e2b"))
+        teacher.check_teacher(fetched(tmp_path / "other", other), tiny("e2b"))
+    assert teacher.check_teacher(fetched(tmp_path / "larger", tiny("dense31")), tiny("e2b"))
 
 
 def test_a_distillation_without_a_teacher_is_refused(tmp_path):

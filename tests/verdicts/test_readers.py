@@ -67,10 +67,10 @@ def test_what_a_model_learned_from_keeps_the_report_here(tmp_path, learned, kept
 
 def test_a_run_ends_with_the_lines_of_its_verdict(golden):
     result = {"run": "r", "folder": "runs/r", "steps": {}, "verdict": golden}
-    told = run_summary.lines(result)
+    told = run_summary.summary_lines(result)
     assert [line for line in summary_lines(Verdict.parse(golden)) if line not in told] == []
     with pytest.raises(DataError, match=r"verdict\.json of r can't be read: tasks: Field required"):
-        run_summary.lines(result | {"verdict": {key: value for key, value in golden.items() if key != "tasks"}})
+        run_summary.summary_lines(result | {"verdict": {key: value for key, value in golden.items() if key != "tasks"}})
 
 
 def test_a_look_with_a_key_that_nobody_knows_is_no_record_of_what_was_spent(tmp_path):

@@ -152,8 +152,8 @@ def test_a_setting_that_a_verdict_repeats_has_its_field(told, settings):
 
 
 def test_the_terms_that_a_verdict_repeats_have_their_fields():
-    assert list(GeminiTerms.model_fields) == list(notice.record(GeminiConfig()))
-    assert GeminiTerms.made(notice.record(GeminiConfig())).to_json() == notice.record(GeminiConfig())
+    assert list(GeminiTerms.model_fields) == list(notice.record_notice(GeminiConfig()))
+    assert GeminiTerms.made(notice.record_notice(GeminiConfig())).to_json() == notice.record_notice(GeminiConfig())
 
 
 def test_a_verdict_of_the_first_version_is_read(golden, tmp_path):

@@ -48,7 +48,7 @@ def measure_gates(times: int, seed: int, tell: Callable[[str], None]) -> dict[st
         tell(one.name)
         labels += [label_errors(one, n, few, seed + 5000 + 100 * index + step) for step, n in enumerate(LABEL_ROWS)]
     passing = [label_power(count, 0.9, 0.85, n, few, seed + 4) for count, n in POWERS]
-    prices = [gates_tables.price(effect, deviation) for effect, deviation in EFFECTS]
+    prices = [gates_tables.rows_price(effect, deviation) for effect, deviation in EFFECTS]
     return {
         "schema": SCHEMA,
         "command": f"gemma-ops bench gates --times {times} --seed {seed}",

@@ -62,7 +62,7 @@ def _p_values(truth: float, pairs: bool, more: int, less: int, n: int) -> tuple[
 def _holds(truth: float, pairs: bool, more: int, less: int, n: int) -> bool:
     if pairs:
         first, second = [1.0] * more + [0.0] * (n - more), [0.0] * more + [1.0] * less + [0.0] * (n - more - less)
-        found = paired.compare(first, second, None, 1 - 2 * SIDE)
+        found = paired.compare_paired(first, second, None, 1 - 2 * SIDE)
         return found.low <= truth <= found.high
     interval = intervals.mean_interval(Sample.of([1.0] * more + [0.0] * (n - more)), 1 - 2 * SIDE)
     return interval.low <= truth <= interval.high
@@ -95,7 +95,7 @@ class PowerPrice:
         return self.rows / self.t_rows
 
 
-def price(effect: float, deviation: float) -> PowerPrice:
+def rows_price(effect: float, deviation: float) -> PowerPrice:
     """For normal differences in [-1, 1] against a margin of 0."""
     n = np.arange(2, 20_000)
     seen = stats.nct.sf(stats.t.isf(0.05, n - 1), n - 1, effect / deviation * np.sqrt(n))
@@ -159,7 +159,7 @@ def pilots(case: Case, n: int, gap: float, count: int, seed: int) -> Pilots:
         sample = Sample.of(list(sums[0]))
         difference = case.low < 0
         truth = sample.mean if sample.mean > margin + 0.25 * gap else margin + gap
-        told = rows_needed.rows(sample, margin, 0.05, truth, is_difference=difference)
+        told = rows_needed.paired_rows(sample, margin, 0.05, truth, is_difference=difference)
         none += told is None
         if told is not None and truth == sample.mean:
             found.append(_power(case, sample, margin, told, rng))

@@ -22,7 +22,7 @@ from gemma_ops.bench.training.arms import ARMS, REFERENCE, ArmTask
 from gemma_ops.bench.training.bench_spec import BenchSpec, from_json, make
 
 
-def main(path: Path) -> None:
+def bench_main(path: Path) -> None:
     """Do the job in the file at `path`."""
     job = json.loads(path.read_text(encoding="utf-8"))
     reply = Path(job["reply"])
@@ -80,19 +80,19 @@ def gate_spec(spec: BenchSpec) -> BenchSpec:
     return replace(small, max_grad_norm=1e9, threads=spec.threads, row_length=160)
 
 
-def save(job: dict[str, Any]) -> dict[str, Any]:
+def save_result(job: dict[str, Any]) -> dict[str, Any]:
     """Write the checkpoint that every arm loads."""
     from gemma_ops.modeling import made_up
 
     spec = from_json(job["spec"])
     _threads(spec)
     text = bench_shapes.text(spec.size, spec.layers)
-    model = made_up.build(text, weights="bf16", device=spec.device, seed=spec.seed)
-    made_up.save(model, Path(job["model"]))
+    model = made_up.build_made_up(text, weights="bf16", device=spec.device, seed=spec.seed)
+    made_up.save_made_up(model, Path(job["model"]))
     return {}
 
 
-def rate(job: dict[str, Any]) -> dict[str, Any]:
+def token_rate(job: dict[str, Any]) -> dict[str, Any]:
     """Floating-point operations per second of a bf16 product of squares, the ceiling of everything here."""
     import torch
 
@@ -104,7 +104,7 @@ def rate(job: dict[str, Any]) -> dict[str, Any]:
     return {"flops": 2.0 * side**3 / best_seconds(lambda: a @ b, device)}
 
 
-_KINDS = {"time": time, "gate": gate, "save": save, "rate": rate}
+_KINDS = {"time": time, "gate": gate, "save": save_result, "rate": token_rate}
 
 
 def _gradients(spec: BenchSpec, arm: str) -> tuple[float, dict[str, Any]]:
@@ -165,12 +165,12 @@ def _words(error: BaseException) -> str:
     return f"{name}: {first[0][:300]}" if first else name
 
 
-def serve() -> None:
+def serve_cases() -> None:
     """Do the jobs whose files are named on standard input, one a line, and forget each one's tensors."""
     import gc
 
     for line in sys.stdin:
-        main(Path(line.strip()))
+        bench_main(Path(line.strip()))
         gc.collect()
         if "torch" in sys.modules:
             sys.modules["torch"].cuda.empty_cache()
@@ -179,6 +179,6 @@ def serve() -> None:
 if __name__ == "__main__":
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     if sys.argv[1] == "--serve":
-        serve()
+        serve_cases()
     else:
-        main(Path(sys.argv[1]))
+        bench_main(Path(sys.argv[1]))

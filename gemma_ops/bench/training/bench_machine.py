@@ -45,7 +45,7 @@ def machine(device: str) -> dict[str, Any]:
     return found
 
 
-def versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
     """Of what is installed among the packages that matter to speed."""
     found = {"gemma-ops": __version__}
     for name in _PACKAGES:
@@ -56,9 +56,9 @@ def versions() -> dict[str, str]:
     return found
 
 
-def gpu() -> devices.Device | None:
+def gpu_facts() -> devices.Device | None:
     """The GPU as the table of devices knows it, for its peak; None without one."""
-    found = devices.present()
+    found = devices.present_devices()
     return found[0] if found else None
 
 

@@ -23,7 +23,7 @@ def clock(device: str) -> str:
     return "user" if device == "cpu" else "wall"
 
 
-def speed(result: dict[str, Any], tokens: float, device: str) -> float:
+def speed_text(result: dict[str, Any], tokens: float, device: str) -> float:
     """Tokens of the data (padding does not count) per second, over the timed steps of one repeat."""
     spent: list[float] = result[clock(device)]
     return tokens * len(spent) / sum(spent)
@@ -32,7 +32,7 @@ def speed(result: dict[str, Any], tokens: float, device: str) -> float:
 def summary(body: dict[str, Any]) -> dict[str, Any]:
     """Per arm: median and range of speed and memory, ratios to both stock arms, loss and gradient agreement."""
     spec = from_json(body["spec"])
-    facts = made_rows.facts(made_rows.draw(spec, bench_shapes.text(spec.size)["vocab_size"]), spec.micro_batch)
+    facts = made_rows.bench_facts(made_rows.draw(spec, bench_shapes.text(spec.size)["vocab_size"]), spec.micro_batch)
     good: dict[str, list[dict[str, Any]]] = {}
     for result in body["results"]:
         if "error" not in result:
@@ -90,11 +90,11 @@ def useful_flops(spec: BenchSpec, facts: dict[str, float]) -> float:
     shape = family.Shape.from_config(bench_shapes.text(spec.size, spec.layers))
     linears = tuple(family.lora_linears(shape))
     step = PassShape(spec.weights, spec.rank, linears, tokens=spec.row_length, length=int(facts["longest"]))
-    return theory.work(shape, step, context=facts["context"], scored=facts["labelled"]).total
+    return theory.token_work(shape, step, context=facts["context"], scored=facts["labelled"]).total
 
 
 def _by_repeat(results: list[dict[str, Any]], tokens: float, device: str) -> dict[int, float]:
-    return {result["repeat"]: speed(result, tokens, device) for result in results}
+    return {result["repeat"]: speed_text(result, tokens, device) for result in results}
 
 
 def _ratio(mine: dict[int, float], theirs: dict[int, float]) -> dict[str, float]:
@@ -107,18 +107,18 @@ HEAD = ("arm", "tokens/s", "vs trl", "vs trl-packed", "peak above model", "step-
 GPU_HEAD = (*HEAD[:4], "of roofline", "peak in all", *HEAD[5:])
 
 
-def head(body: dict[str, Any]) -> tuple[str, ...]:
+def report_head(body: dict[str, Any]) -> tuple[str, ...]:
     """The table's head: on a GPU with the share of its roofline, and memory with the model in it."""
     return GPU_HEAD if body.get("rate") else HEAD
 
 
-def table(body: dict[str, Any]) -> list[tuple[str, ...]]:
+def report_table(body: dict[str, Any]) -> list[tuple[str, ...]]:
     """Rows for `head`, one an arm."""
     made = body["summary"]
     out = []
     for name, arm in made["arms"].items():
         if "absent" in arm:
-            out.append((name, arm["absent"], *[""] * (len(head(body)) - 2)))
+            out.append((name, arm["absent"], *[""] * (len(report_head(body)) - 2)))
             continue
         spread = f" ({_number(arm['lowest'])}–{_number(arm['highest'])})" if arm["repeats"] > 1 else ""
         peak = f"{arm['peak_bytes'] / GIB:.2f} GiB" + (f" ({arm['peak_ratio']:.2f}x)" if "peak_ratio" in arm else "")
@@ -169,11 +169,11 @@ def closing(body: dict[str, Any]) -> list[str]:
     return lines
 
 
-def one(result: dict[str, Any], spec: BenchSpec, body: dict[str, Any]) -> str:
+def report_case(result: dict[str, Any], spec: BenchSpec, body: dict[str, Any]) -> str:
     """One repeat in a line of progress."""
     if "error" in result:
         return str(result["error"])
-    pace = speed(result, body["summary"]["facts"]["tokens"], spec.device)
+    pace = speed_text(result, body["summary"]["facts"]["tokens"], spec.device)
     return f"{_number(pace)} tokens/s  {result['peak_bytes'] / GIB:.2f} GiB  loss {result['losses'][0]:.4f}"
 
 

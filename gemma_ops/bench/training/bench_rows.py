@@ -53,7 +53,7 @@ def _row(length: int, scored: float, vocab: int, chance: random.Random) -> Bench
     return BenchRow(ids, [-100] * (length - answer) + ids[length - answer :])
 
 
-def facts(rows: list[BenchRow], micro_batch: int) -> dict[str, float]:
+def bench_facts(rows: list[BenchRow], micro_batch: int) -> dict[str, float]:
     """What a reader needs to judge the numbers: tokens of a step, the longest row, the tokens of the row that
     an average token stands in, the share with loss, and how many slots padding makes of a token at `micro_batch` rows, over random orders."""
     sizes = [len(row.input_ids) for row in rows]

@@ -50,7 +50,7 @@ class BenchRunner:
             "command": command,
             "began": datetime.now(UTC).isoformat(timespec="seconds"),
             "machine": bench_machine.machine(spec.device),
-            "versions": bench_machine.versions(),
+            "versions": bench_machine.package_versions(),
             "arms": {},
             "results": [],
         }
@@ -160,7 +160,7 @@ class BenchRunner:
         self.body["results"].append({"arm": name, "repeat": repeat, "seconds": time.monotonic() - took, **result})
         self.body["summary"] = bench_report.summary(self.body)
         self._write()
-        self.tell(f"{name:<16} {repeat + 1}/{spec.repeats}  {bench_report.one(result, spec, self.body)}")
+        self.tell(f"{name:<16} {repeat + 1}/{spec.repeats}  {bench_report.report_case(result, spec, self.body)}")
 
     def _agreement(self, name: str) -> dict[str, float] | None:
         """Of an arm's gradients with the reference's, once both are there."""

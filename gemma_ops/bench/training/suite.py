@@ -29,7 +29,7 @@ _LENGTHS = (
 """Other lengths of packed rows, without the padded arm: its rows are the same whatever the length of a packed one."""
 
 
-def gpu(**more: Any) -> list[BenchSpec]:
+def gpu_suite(**more: Any) -> list[BenchSpec]:
     """Every size at every row length, and the least memory that QLoRA at 2,048 tokens can do with."""
     least = [
         _one(size, "nf4", 2048, checkpointing="all", graphs="off", **more | {"arms": ("gemma-ops",)})
@@ -51,10 +51,12 @@ def _one(size: str, weights: str, row: int, **more: Any) -> BenchSpec:
     )  # fmt: skip
 
 
-SUITES = {"gpu": gpu}
+SUITES = {"gpu": gpu_suite}
 
 
-def run(specs: list[BenchSpec], folder: Path, tell: Tell, *, command: str, minutes: float | None) -> dict[str, Any]:
+def run_suite(
+    specs: list[BenchSpec], folder: Path, tell: Tell, *, command: str, minutes: float | None
+) -> dict[str, Any]:
     """Run what is not finished; one that fails does not stop the others. Returns the results of all, by name."""
     deadline = None if minutes is None else time.monotonic() + 60 * minutes
     found: dict[str, Any] = {}

@@ -32,6 +32,6 @@ def export(folder: Path, to: Program, out: Path, *, source: Path | None = None, 
     """
     from gemma_ops.evaluation.interop import to_inspect, to_lm_eval
 
-    write = to_lm_eval.write if to == "lm-eval" else to_inspect.write
+    write = to_lm_eval.write_lm_eval if to == "lm-eval" else to_inspect.write_inspect
     # `made/..` is a place only once `made` is there, so it is spelled out.
     return write(folder, Path(os.path.normpath(out)), source=source, rows=rows)

@@ -52,14 +52,16 @@ class ImportReport:
         return found
 
 
-def report(task: Task, taken: Sequence[StoredAnswer], out: Path, rivals: Sequence[StoredAnswer] = ()) -> ImportReport:
+def compare_import(
+    task: Task, taken: Sequence[StoredAnswer], out: Path, rivals: Sequence[StoredAnswer] = ()
+) -> ImportReport:
     """Grade what was taken in, and compare it with the other targets in its file `out` and with `rivals`, on the rows
     that both have answered. Raises DataError as `read`.
     """
     target = taken[0].target
     mine = {item.row: item for item in taken}
     others: dict[str, dict[str, StoredAnswer]] = {}
-    for item in read(out, task):
+    for item in read_other(out, task):
         if item.target != target:
             others.setdefault(item.target, {})[item.row] = item
     for item in rivals:
@@ -76,7 +78,7 @@ def report(task: Task, taken: Sequence[StoredAnswer], out: Path, rivals: Sequenc
     return ImportReport(task.name, target, len(mine), len(task.rows), figures, [item for item in differences if item])
 
 
-def read(place: Path, task: Task) -> list[StoredAnswer]:
+def read_other(place: Path, task: Task) -> list[StoredAnswer]:
     """Answers to this task in a file, or in the folder of a step `evaluate`.
 
     Raises DataError when there are none to read, or when one is to another question than the task asks now.
@@ -109,7 +111,7 @@ def _difference(
     columns, clusters = _scores(pages, task.file.primary)
     if not columns[0]:
         return None
-    body = asdict(paired.compare(columns[0], columns[1], clusters, CONFIDENCE))
+    body = asdict(paired.compare_paired(columns[0], columns[1], clusters, CONFIDENCE))
     return {"versus": versus, "metric": task.file.primary, **rounded(body)}
 
 

@@ -25,7 +25,7 @@ from gemma_ops.tasks.task import Task
 _AGAIN = "export the task again with `gemma-ops task export`, and run that"
 
 
-def take(log: Path, task: Task, target: str, out: Path) -> list[StoredAnswer]:
+def take_answers(log: Path, task: Task, target: str, out: Path) -> list[StoredAnswer]:
     """Append the answers of a log to the answer file `out`, as those of `target`; returns them in the task's row order.
 
     Taking the same log in twice changes nothing. Raises DataError where the log doesn't fit the task, ConfigError where
@@ -33,7 +33,7 @@ def take(log: Path, task: Task, target: str, out: Path) -> list[StoredAnswer]:
     """
     if (out.parent / "artifact.json").exists():
         raise ConfigError(f"{out} belongs to a finished step, which must not change", "give --out another file")
-    fresh = check(logs.read(log), task, target)
+    fresh = check_log(logs.read_log(log), task, target)
     out.parent.mkdir(parents=True, exist_ok=True)
     file = AnswerFile(out)
     known = {(item.target, item.task, item.row): item for item in file.known.values()}
@@ -48,7 +48,7 @@ def take(log: Path, task: Task, target: str, out: Path) -> list[StoredAnswer]:
     return fresh
 
 
-def check(replies: Sequence[LoggedReply], task: Task, target: str) -> list[StoredAnswer]:
+def check_log(replies: Sequence[LoggedReply], task: Task, target: str) -> list[StoredAnswer]:
     """The answers of a log, each to a row of the task, asked as the task asks it. Raises DataError."""
     rows = {row.id: row for row in task.rows}
     found: dict[str, StoredAnswer] = {}
@@ -78,7 +78,7 @@ def file_as(target: str, task: Task, row: ScoredRow, answer: Answer) -> StoredAn
 
 def key_of(target: str, identity: str, task: Task, row: ScoredRow) -> str:
     """Key of the answer that this model gives to this row, asked as the task says."""
-    return stored_answers.key(target, identity, task.name, row, task.file.generation.model_dump(mode="json"))
+    return stored_answers.answer_key(target, identity, task.name, row, task.file.generation.model_dump(mode="json"))
 
 
 def _same_question(reply: LoggedReply, row: ScoredRow, task: Task) -> None:
@@ -102,7 +102,9 @@ def _our_prompt(prompt: str, row: ScoredRow) -> bool:
             return bool(json.loads(prompt) == messages)
         except ValueError:
             return False
-    renderings = (chat.render(messages, add_generation_prompt=True, empty_thought=flag).text for flag in (False, True))
+    renderings = (
+        chat.render_chat(messages, add_generation_prompt=True, empty_thought=flag).text for flag in (False, True)
+    )
     # A program may add <bos> itself when it turns the text into tokens.
     return any(prompt in (text, text.removeprefix(chat.BOS)) for text in renderings)
 

@@ -39,7 +39,7 @@ class LoggedReply:
     answer: Answer
 
 
-def read(path: Path) -> list[LoggedReply]:
+def read_log(path: Path) -> list[LoggedReply]:
     """All answers of a log: `samples_*.jsonl` of the harness, `.eval` or `.json` of Inspect. Raises DataError."""
     if not path.is_file():
         raise DataError(f"{path} does not exist", "give a samples_*.jsonl of lm_eval --log_samples, or an Inspect log")

@@ -22,9 +22,9 @@ COPY = "task"
 """Folder inside an export that holds the task itself."""
 
 
-def prepare(folder: Path, out: Path, *, source: Path | None, rows: int | None) -> Task:
+def prepare_copy(folder: Path, out: Path, *, source: Path | None, rows: int | None) -> Task:
     """Load and check the task, make `out`, and put a copy of the task into it. Raises ConfigError, DataError."""
-    task = load(folder, source).first(rows)
+    task = load_copy(folder, source).first(rows)
     validate(task)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out} is not an empty folder", "give --out a folder that is empty or doesn't exist yet")
@@ -45,7 +45,7 @@ def prepare(folder: Path, out: Path, *, source: Path | None, rows: int | None) -
     return task
 
 
-def load(folder: Path, source: Path | None) -> Task:
+def load_copy(folder: Path, source: Path | None) -> Task:
     """The task, and an absent data folder told in the words of these verbs."""
     try:
         return load_task(folder, source)
@@ -59,7 +59,7 @@ def origin(task: Task) -> dict[str, Any]:
     return {"task": task.name, "version": task.file.version}
 
 
-def turns(row: ScoredRow) -> list[dict[str, str]]:
+def document_turns(row: ScoredRow) -> list[dict[str, str]]:
     """The conversation of a row. Raises DataError where it is more than text of system, user and assistant."""
     found = []
     for message in row.messages:
@@ -76,7 +76,7 @@ def turns(row: ScoredRow) -> list[dict[str, str]]:
 
 def harness(task: Task, row: ScoredRow) -> dict[str, Any]:
     """A row for lm-evaluation-harness, which knows one system turn and one user turn."""
-    said = turns(row)
+    said = document_turns(row)
     system = said.pop(0)["content"] if said[0]["role"] == "system" else ""
     if len(said) != 1:
         raise DataError(
@@ -91,7 +91,7 @@ def inspect(task: Task, row: ScoredRow) -> dict[str, Any]:
     """A row as an Inspect sample."""
     target = row.gold if row.reference is not None else ""
     about = {**origin(task), "privacy": row.privacy, "cluster": row.cluster or row.id}
-    return {"id": row.id, "input": turns(row), "target": target, "metadata": about}
+    return {"id": row.id, "input": document_turns(row), "target": target, "metadata": about}
 
 
 def write_lines(path: Path, documents: Iterable[dict[str, Any]]) -> None:
@@ -99,7 +99,7 @@ def write_lines(path: Path, documents: Iterable[dict[str, Any]]) -> None:
     write_text(path, "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in documents))
 
 
-def warnings(task: Task) -> list[str]:
+def export_warnings(task: Task) -> list[str]:
     """What somebody who runs the export must know about its rows."""
     hidden = sum(row.privacy != "any" for row in task.rows)
     if not hidden:

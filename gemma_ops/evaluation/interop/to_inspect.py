@@ -52,9 +52,9 @@ def {function}():
 '''
 
 
-def write(folder: Path, out: Path, *, source: Path | None, rows: int | None) -> list[str]:
+def write_inspect(folder: Path, out: Path, *, source: Path | None, rows: int | None) -> list[str]:
     """Write the export; returns how to run it."""
-    task = task_documents.prepare(folder, out, source=source, rows=rows)
+    task = task_documents.prepare_copy(folder, out, source=source, rows=rows)
     task_documents.write_lines(out / "data.jsonl", (task_documents.inspect(task, row) for row in task.rows))
     function = "".join(letter if letter.isalnum() else "_" for letter in f"task_{task.name}")
     tokens = task.file.generation.max_new_tokens
@@ -66,5 +66,5 @@ def write(folder: Path, out: Path, *, source: Path | None, rows: int | None) -> 
         "    --max-connections 1 -M batch_size=1 \\",
         """    -M 'tokenizer_call_args={"add_special_tokens": false}'""",
         "one row at a time, for a batch is padded and may then decode otherwise; no <bos>, for the template has written it",
-        *task_documents.warnings(task),
+        *task_documents.export_warnings(task),
     ]

@@ -54,9 +54,9 @@ def process_results(document, results):
 '''
 
 
-def write(folder: Path, out: Path, *, source: Path | None, rows: int | None) -> list[str]:
+def write_lm_eval(folder: Path, out: Path, *, source: Path | None, rows: int | None) -> list[str]:
     """Write the export; returns how to run it."""
-    task = task_documents.prepare(folder, out, source=source, rows=rows)
+    task = task_documents.prepare_copy(folder, out, source=source, rows=rows)
     choices = all(row.choices and row.gold in row.choices for row in task.rows)
     bodies = [task_documents.harness(task, row) | (_replies(row) if choices else {}) for row in task.rows]
     task_documents.write_lines(out / "data.jsonl", bodies)
@@ -73,7 +73,7 @@ def write(folder: Path, out: Path, *, source: Path | None, rows: int | None) -> 
         f"{len(task.rows)} rows of {task.name} in {out}; run them with",
         f"  lm_eval --model hf --model_args pretrained=CHECKPOINT --include_path {out} --tasks {','.join(names)} \\",
         "    --apply_chat_template --batch_size 1 --log_samples --output_path LOGS",
-        *task_documents.warnings(task),
+        *task_documents.export_warnings(task),
     ]
 
 

@@ -24,7 +24,7 @@ class Form:
 
 FORMS = {
     "kubernetes": Form(kubernetes.kubernetes, "kubernetes.yaml", kubernetes.WANTS),
-    "compose": Form(compose.compose, "compose.yaml", compose.WANTS),
+    "compose": Form(compose.render_compose, "compose.yaml", compose.WANTS),
     "systemd": Form(systemd.systemd, "gemma-ops-{title}.service", systemd.WANTS),
     "rayservice": Form(rayservice.rayservice, "rayservice.yaml", rayservice.WANTS),
     "kserve": Form(kserve.kserve, "kserve.yaml", vllm.MERGED),

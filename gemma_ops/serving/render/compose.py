@@ -17,13 +17,13 @@ from gemma_ops.serving.render.rendering import (
     needed_image,
     reached_from_elsewhere,
 )
-from gemma_ops.training.launch.render.render_text import document
+from gemma_ops.training.launch.render.render_text import yaml_document
 
 WANTS = (*GGUF, "merged")
 _ASK = "import urllib.request as r; r.urlopen('http://127.0.0.1:{port}{path}', timeout=4)"
 
 
-def compose(job: Deployed) -> str:
+def render_compose(job: Deployed) -> str:
     """`compose.yaml`. Raises ConfigError without an image, and for a registry that no container reaches."""
     notes = reached_from_elsewhere(job, "a container")
     own = job.form in GGUF
@@ -41,7 +41,7 @@ def compose(job: Deployed) -> str:
     if own:
         body["secrets"] = {"keys": {"file": job.keys or "./keys"}}
     clients = "their keys' SHA-256s stand in the file of `secrets`" if own else "they send the key in VLLM_API_KEY"
-    return document([*job.about(), *notes, f"clients: http://127.0.0.1:{PORT}; {clients}"], body)
+    return yaml_document([*job.about(), *notes, f"clients: http://127.0.0.1:{PORT}; {clients}"], body)
 
 
 def _own(job: Deployed, registry: dict[str, str]) -> dict[str, Any]:
@@ -52,7 +52,7 @@ def _own(job: Deployed, registry: dict[str, str]) -> dict[str, Any]:
 
 
 def _vllm(job: Deployed) -> dict[str, Any]:
-    words = vllm.command(job, f"{CACHE}/{job.title}-{job.version}/merged")
+    words = vllm.vllm_command(job, f"{CACHE}/{job.title}-{job.version}/merged")
     served = _served(job, vllm.IMAGE, words, "/health")
     served["deploy"]["resources"]["reservations"] = {
         "devices": [{"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}]

@@ -13,7 +13,7 @@ from typing import Any
 from gemma_ops.serving.render import vllm
 from gemma_ops.serving.render.kubernetes import POD_SECURITY, pulling
 from gemma_ops.serving.render.rendering import SCRATCH, Deployed, reached_from_elsewhere
-from gemma_ops.training.launch.render.render_text import document
+from gemma_ops.training.launch.render.render_text import yaml_document
 
 _CLAIM = "gemma-ops-models"
 _AT = "/models"
@@ -58,7 +58,7 @@ def kserve(job: Deployed) -> str:
         "apply the Job, wait for it (kubectl wait --for=condition=complete), then the service",
         f"no key is asked for here: that is the gateway's work; canary.json lies in {place}",
     ]
-    return document(about, _filling(job, place)) + "---\n" + document([], service)
+    return yaml_document(about, _filling(job, place)) + "---\n" + yaml_document([], service)
 
 
 def _filling(job: Deployed, place: str) -> dict[str, Any]:
@@ -90,5 +90,5 @@ def _filling(job: Deployed, place: str) -> dict[str, Any]:
 
 def _arguments(job: Deployed) -> str:
     """vLLM's flags beyond those that the controller gives: the folder, name, host and port are its own."""
-    words = vllm.command(job, "")
+    words = vllm.vllm_command(job, "")
     return " ".join(f"'{word}'" if word.startswith("{") else word for word in words[words.index("--dtype") :])

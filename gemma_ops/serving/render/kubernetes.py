@@ -21,7 +21,7 @@ from gemma_ops.serving.render.rendering import (
     needed_image,
     reached_from_elsewhere,
 )
-from gemma_ops.training.launch.render.render_text import document
+from gemma_ops.training.launch.render.render_text import yaml_document
 
 WANTS = (*GGUF, "merged")
 _USER = 10_001
@@ -78,7 +78,7 @@ def kubernetes(job: Deployed) -> str:
         },
     }
     about = [*job.about(), *notes, *_secrets(job, own=own)]
-    return document(about, deployment) + "---\n" + document([], service)
+    return yaml_document(about, deployment) + "---\n" + yaml_document([], service)
 
 
 def pulling(job: Deployed) -> dict[str, Any]:
@@ -129,7 +129,7 @@ def _vllm(job: Deployed) -> dict[str, Any]:
     return {
         "name": "server",
         "image": vllm.IMAGE,
-        "command": vllm.command(job, f"{CACHE}/{job.title}-{job.version}/merged"),
+        "command": vllm.vllm_command(job, f"{CACHE}/{job.title}-{job.version}/merged"),
         "env": [
             {"name": "VLLM_API_KEY", "valueFrom": {"secretKeyRef": {"name": job.title, "key": "api-key"}}},
             *({"name": name, "value": value} for name, value in vllm.QUIET.items()),

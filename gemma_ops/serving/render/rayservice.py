@@ -14,7 +14,7 @@ import yaml
 from gemma_ops.family.formats import GGUF
 from gemma_ops.serving.render.kubernetes import POD_SECURITY, pulling
 from gemma_ops.serving.render.rendering import CACHE, EVERYWHERE, KEYS, Deployed, needed_image, reached_from_elsewhere
-from gemma_ops.training.launch.render.render_text import document
+from gemma_ops.training.launch.render.render_text import yaml_document
 
 WANTS = tuple(GGUF)
 RAY = "2.60.0"
@@ -60,7 +60,7 @@ def rayservice(job: Deployed) -> str:
         f"kubectl create secret generic {job.title} --from-file=keys={job.keys or './keys'}   # SHA-256s of keys",
         f"KubeRay makes the Service {job.title}-serve-svc, port 8000; keys' rates and budgets hold for each replica by itself",
     ]
-    return document(about, service)
+    return yaml_document(about, service)
 
 
 def _serve_config(job: Deployed) -> dict[str, Any]:

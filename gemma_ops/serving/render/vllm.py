@@ -24,7 +24,7 @@ LAID = ("adapter_config.json", "adapter_model.safetensors")
 MERGED, ADAPTER = ("merged",), ("adapter",)
 
 
-def command(job: Deployed, folder: str, *, name: str | None = None, host: str = EVERYWHERE) -> list[str]:
+def vllm_command(job: Deployed, folder: str, *, name: str | None = None, host: str = EVERYWHERE) -> list[str]:
     """`vllm serve` of a checkpoint's folder, asked in the mode that the version was trained in."""
     thinks = json.dumps({"enable_thinking": job.thinking == "on"})
     parsers = ["--reasoning-parser", "gemma4", "--tool-call-parser", "gemma4", "--enable-auto-tool-choice"]
@@ -38,7 +38,7 @@ def command(job: Deployed, folder: str, *, name: str | None = None, host: str = 
 def vllm(job: Deployed) -> str:
     """A script that pulls the merged checkpoint and starts vLLM."""
     folder = f"{job.title}-{job.version}"
-    serve = command(job, f"{folder}/merged", host="127.0.0.1")
+    serve = vllm_command(job, f"{folder}/merged", host="127.0.0.1")
     return _script(
         [
             *job.about(),
@@ -61,7 +61,7 @@ def vllm_lora(job: Deployed) -> str:
     place = f"adapters/{job.title}-{job.version}"
     module = json.dumps({"name": job.name, "path": place, "base_model_name": job.base})
     serve = [
-        *command(job, job.base, name=job.base, host="127.0.0.1"), "--enable-lora", "--max-lora-rank", str(_rank(job)),
+        *vllm_command(job, job.base, name=job.base, host="127.0.0.1"), "--enable-lora", "--max-lora-rank", str(_rank(job)),
         "--lora-modules", module,
     ]  # fmt: skip
     about = [

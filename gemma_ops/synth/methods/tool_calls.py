@@ -8,7 +8,7 @@ from typing import Any
 from jsonschema import Draft202012Validator
 from pydantic import Field
 
-from gemma_ops.data.example import parse
+from gemma_ops.data.example import parse_example
 from gemma_ops.synth.material import Conversation, Draft, Item, MaterialShape, Method, fence
 
 _PROMPT = """\
@@ -93,7 +93,7 @@ def _arguments(item: Item, call: Call) -> tuple[dict[str, Any], str]:
     if tool is None:
         return {}, f"there is no tool {call.name!r}"
     try:
-        arguments = parse(call.arguments or "{}")
+        arguments = parse_example(call.arguments or "{}")
     except ValueError as error:
         return {}, f"the arguments of {call.name} are not JSON: {error}"
     if not isinstance(arguments, dict):

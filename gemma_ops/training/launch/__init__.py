@@ -27,7 +27,7 @@ _GRACE = 20.0
 """Seconds a launcher has to end its workers."""
 
 
-def start(
+def start_launch(
     out: Path, settings: TrainConfig, machine: Machine, *, base: Path, data: Path, teacher: Path | None = None
 ) -> dict[str, float]:
     """The step `train` in the processes that `machine.launch` asks for; its metrics.
@@ -35,7 +35,7 @@ def start(
     Raises what a worker raised, ConfigError or MachineError for what can't be started here, and MachineError when
     workers died more often than `launch.restarts` allows.
     """
-    launch_checks.refuse(settings, machine)
+    launch_checks.refuse_launch(settings, machine)
     log = journal.log_path()
     folder = log.with_suffix(".workers") if log else out.with_name(f"{out.name}.workers")
     folder = folder.absolute()  # Ray takes no other, and its workers may start elsewhere
@@ -43,7 +43,7 @@ def start(
     folder.mkdir(parents=True)
     job = TrainingJob(folder, out, settings, machine, base, data, teacher)
     job.write()
-    command = launch_engines.command(machine.launch, job.file, job.id)
+    command = launch_engines.launch_command(machine.launch, job.file, job.id)
     with (folder / "launcher.log").open("ab") as file:
         launcher = subprocess.Popen(
             command,

@@ -22,7 +22,7 @@ _LOOK = 1.0
 """Seconds between two looks at the run folder."""
 
 
-def join(config: RunConfig, *, say: Callable[[str], None], patience: float = 24 * 3600.0) -> None:
+def join_training(config: RunConfig, *, say: Callable[[str], None], patience: float = 24 * 3600.0) -> None:
     """Take part in the training of a run that another machine holds; returns when it is over.
 
     Raises ConfigError where there is nothing to join, MachineError when no training began within `patience` seconds.
@@ -40,7 +40,7 @@ def join(config: RunConfig, *, say: Callable[[str], None], patience: float = 24 
     say(f"joining {job.folder} at {launch.rendezvous}")
     with (job.folder / f"launcher-{os.uname().nodename}.log").open("ab") as file:
         agent = subprocess.Popen(
-            launch_engines.command(launch, job.file, job.id),
+            launch_engines.launch_command(launch, job.file, job.id),
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=file,

@@ -12,13 +12,13 @@ from gemma_ops.errors import ConfigError, MachineError, OpsError
 from gemma_ops.planning import devices
 
 
-def refuse(settings: TrainConfig, machine: Machine) -> None:
+def refuse_launch(settings: TrainConfig, machine: Machine) -> None:
     """Raises the first problem."""
-    for problem in problems(settings, machine.launch, machine):
+    for problem in launch_problems(settings, machine.launch, machine):
         raise problem
 
 
-def problems(settings: TrainConfig, launch: LaunchConfig, machine: MachineConfig) -> Iterator[OpsError]:
+def launch_problems(settings: TrainConfig, launch: LaunchConfig, machine: MachineConfig) -> Iterator[OpsError]:
     """Everything that stands against a launch, as the errors that would be raised."""
     workers = launch.processes * launch.nodes
     if launch.engine == "local":
@@ -64,4 +64,4 @@ def gpus() -> int:
     shown = os.environ.get("CUDA_VISIBLE_DEVICES")
     if shown is not None:
         return len([part for part in shown.split(",") if part.strip() and part.strip() != "-1"])
-    return len(devices.present())
+    return len(devices.present_devices())

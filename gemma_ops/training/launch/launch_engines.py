@@ -28,14 +28,14 @@ _OTHERS = (
 """Beginnings of variables by which somebody else's launcher would reach into our processes."""
 
 
-def command(launch: LaunchConfig, file: Path, name: str) -> list[str]:
+def launch_command(launch: LaunchConfig, file: Path, name: str) -> list[str]:
     """The command line for the job in `file`; `name` is what the agents of several machines know each other by."""
     if launch.engine == "ray":
         return [sys.executable, "-m", _RAY, str(file)]
-    return [sys.executable, *torchrun(launch, name), "-m", _WORKER, str(file)]
+    return [sys.executable, *torchrun_command(launch, name), "-m", _WORKER, str(file)]
 
 
-def torchrun(launch: LaunchConfig, name: str) -> list[str]:
+def torchrun_command(launch: LaunchConfig, name: str) -> list[str]:
     """torchrun's own arguments. On one machine its processes meet on the loopback address, at a free port."""
     return [
         "-m",
@@ -82,7 +82,7 @@ def environment(launch: LaunchConfig, threads: int | None, given: Mapping[str, s
         kept["PYTHONPATH"] = os.pathsep.join(paths)
     if _here_alone(launch) and sys.platform == "linux":
         quiet["GLOO_SOCKET_IFNAME"] = "lo"
-    return {**kept, **quiet, **watch.marked()}
+    return {**kept, **quiet, **watch.marked_environment()}
 
 
 def _import_paths(given: str | None) -> list[str]:

@@ -20,7 +20,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from gemma_ops.errors import ModelError
-from gemma_ops.training.launch.sharded import place, trainable, whole
+from gemma_ops.training.launch.sharded import place_part, trainable, whole_tensor
 from gemma_ops.training.launch.strategy import check_sharded
 from gemma_ops.training.launch.world import on_main, world
 
@@ -63,7 +63,8 @@ class Portable:
 
         body = self.optimizer.state_dict()
         body["state"] = {
-            index: {key: whole(value) for key, value in values.items()} for index, values in body["state"].items()
+            index: {key: whole_tensor(value) for key, value in values.items()}
+            for index, values in body["state"].items()
         }
         if on_main():
             torch.save(body, Path(output_dir) / _OPTIMIZER)
@@ -77,7 +78,7 @@ class Portable:
         body = torch.load(Path(checkpoint) / _OPTIMIZER, map_location="cpu", weights_only=True, mmap=True)
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         body["state"] = {
-            index: {key: place(value, parameters[index]) for key, value in values.items()}
+            index: {key: place_part(value, parameters[index]) for key, value in values.items()}
             for index, values in body["state"].items()
         }
         self.optimizer.load_state_dict(body)
@@ -114,4 +115,4 @@ def restore(model: Any, file: Path) -> None:
                 "make the step again: --redo train",
             )
         for name, parameter in learning.items():
-            parameter.copy_(place(saved.get_tensor(name), parameter))
+            parameter.copy_(place_part(saved.get_tensor(name), parameter))

@@ -20,7 +20,7 @@ _STORE = 80 << 20
 """Bytes of a local Ray's object store, its least: nothing passes through it."""
 
 
-def main(arguments: list[str]) -> None:
+def ray_main(arguments: list[str]) -> None:
     """Run the workers of a `job.json` to their end, replacing those that die."""
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -85,8 +85,8 @@ def _work(config: dict[str, Any]) -> None:
     os.environ["LOCAL_RANK"] = str(context.get_local_rank())
     job = TrainingJob.read(Path(config["job"]))
     worker._to_log(job.log(rank))
-    worker.run(job, rank)
+    worker.run_worker(job, rank)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    ray_main(sys.argv[1:])

@@ -14,12 +14,12 @@ def is_sharded(tensor: Any) -> bool:
     return isinstance(tensor, DTensor)
 
 
-def whole(value: Any) -> Any:
+def whole_tensor(value: Any) -> Any:
     """A sharded tensor's full value, gathered from all processes, which all must ask; anything else as it is."""
     return value.full_tensor() if is_sharded(value) else value
 
 
-def place(value: Any, like: Any) -> Any:
+def place_part(value: Any, like: Any) -> Any:
     """This process's part of a full tensor, spread as `like` is. What has another shape, as a count of steps, stays whole."""
     import torch
 
@@ -49,7 +49,7 @@ def trainable(model: Any) -> dict[str, Any]:
     found = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            value = whole(parameter)
+            value = whole_tensor(parameter)
             if on_main():
                 found[name] = value.detach().cpu().contiguous()
     return found

@@ -61,7 +61,7 @@ def _layers(model: Any) -> list[str]:
     return sorted(wanted & {type(module).__name__ for module in model.modules()})
 
 
-def check(trainer: Any, launch: LaunchConfig) -> None:
+def check_strategy(trainer: Any, launch: LaunchConfig) -> None:
     """Compare a trainer with what was asked for, before its first step.
 
     Raises MachineError when its processes would train independently, or would not shard.

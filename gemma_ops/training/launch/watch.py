@@ -18,7 +18,7 @@ _EVERY = 1.0
 """Seconds between two looks."""
 
 
-def marked() -> dict[str, str]:
+def marked_environment() -> dict[str, str]:
     """The environment variable by which children know this process."""
     me = Birth.here()
     return {_VARIABLE: f"{me.pid}:{me.born}"}

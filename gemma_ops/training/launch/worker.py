@@ -31,16 +31,16 @@ _LINGER = 120.0
 _CURABLE = ("gloo", "nccl", "connection closed", "connection reset", "broken pipe", "cuda error", "tcpstore")
 
 
-def main(arguments: list[str]) -> None:
+def worker_main(arguments: list[str]) -> None:
     """Do the job of a `job.json`."""
     job = TrainingJob.read(Path(arguments[0]))
     rank = int(os.environ["RANK"])
     _to_log(job.log(rank))
     watch.watch()
-    run(job, rank)
+    run_worker(job, rank)
 
 
-def run(job: TrainingJob, rank: int) -> None:
+def run_worker(job: TrainingJob, rank: int) -> None:
     """Train, as one of several. Leaves with an error only where a restart may cure it."""
     if job.failed or not watch.starter_lives():
         return
@@ -57,7 +57,7 @@ def run(job: TrainingJob, rank: int) -> None:
     except Exception as error:  # the group is left alone: its peers may be gone, or wait in it for ever
         if curable(error):
             raise
-        job.fail(explained(error), rank)
+        job.fail(explained_failure(error), rank)
         time.sleep(_LINGER)
         sys.exit(1)
 
@@ -74,7 +74,7 @@ def curable(error: BaseException) -> bool:
     return type(error) in (RuntimeError, ConnectionError, EOFError) and any(word in text for word in _CURABLE)
 
 
-def explained(error: Exception) -> Exception:
+def explained_failure(error: Exception) -> Exception:
     """The error itself, or what a person can do about it."""
     if "Expected to have finished reduction" in str(error):
         found = MachineError(
@@ -156,4 +156,4 @@ def _to_log(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    worker_main(sys.argv[1:])

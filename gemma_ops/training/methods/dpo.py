@@ -53,7 +53,7 @@ class PairTrainer(WholeSteps, trl.DPOTrainer):  # type: ignore[misc]
     def _score(self) -> Any:
         if self._scoring is None:
             outputs = (*self.OUTPUTS, *(("log_sum_sq_probs",) if self.args.use_weighting else ()))
-            self._scoring = scoring.install(self.model, self.settings, outputs=outputs)
+            self._scoring = scoring.install_scoring(self.model, self.settings, outputs=outputs)
         return self._scoring
 
     def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:

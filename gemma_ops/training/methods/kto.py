@@ -58,7 +58,7 @@ class KTO(WholeSteps, trl.KTOTrainer):  # type: ignore[misc]
 
     def _score(self) -> None:
         if self._scoring is None:
-            self._scoring = scoring.install(
+            self._scoring = scoring.install_scoring(
                 self.model, self.settings, outputs=("log_probs", "entropy", "mean_logits", "is_top1")
             )
 

@@ -22,7 +22,7 @@ from gemma_ops.modeling.generate import read_reply
 Reward = Callable[..., list[float | None]]
 
 
-def metrics(settings: ReinforceConfig) -> list[Metric]:
+def reward_metrics(settings: ReinforceConfig) -> list[Metric]:
     """The metrics of `train.reinforce.rewards`, each with a name of its own. Raises ConfigError with every problem."""
     known = by_id()
     found: list[Metric] = []
@@ -57,7 +57,7 @@ class Rewards:
         self.tokenizer = tokenizer
         self.stops = stops
         rows = [_row(str(number), reference) for number, reference in enumerate(references)]
-        self.scorers = [metric.scorer(Path(), rows) for metric in metrics(settings)]
+        self.scorers = [metric.scorer(Path(), rows) for metric in reward_metrics(settings)]
         for scorer in self.scorers:
             if rows and all(scorer.score(row.gold, row).values[scorer.key] is None for row in rows[:50]):
                 raise DataError(

@@ -14,11 +14,11 @@ from trl.trainer.utils import RepeatSampler
 
 from gemma_ops.config import TrainConfig
 from gemma_ops.errors import ConfigError
-from gemma_ops.modeling.generate import answer
+from gemma_ops.modeling.generate import answer_prompts
 from gemma_ops.training.methods import scoring
 from gemma_ops.training.methods.reference import starts_at_base, untouched
 from gemma_ops.training.methods.rewards import Rewards
-from gemma_ops.training.plus import faster
+from gemma_ops.training.plus import lora_plus_groups
 
 
 def owned(settings: TrainConfig, *, world: int) -> dict[str, Any]:
@@ -72,7 +72,7 @@ class Answering:
         with untouched(model):
             make(model=model, reward_funcs=rewards.functions(), **kwargs)
         temperature, outputs = settings.reinforce.temperature, ("log_probs", "entropy")
-        scoring.install(self.model, settings, temperature=temperature, outputs=outputs)
+        scoring.install_scoring(self.model, settings, temperature=temperature, outputs=outputs)
 
     def _tokenize_prompts(self, prompts: Any) -> Any:
         return prompts, None, {}
@@ -91,7 +91,7 @@ class Answering:
         rows = self.eval_dataset
         reinforce = self.settings.reinforce
         model = self.accelerator.unwrap_model(self.model)
-        given = answer(
+        given = answer_prompts(
             model,
             self.rewards.tokenizer,
             rows["prompt"],
@@ -116,7 +116,7 @@ class Answering:
 
     def create_optimizer(self: Any, model: Any = None) -> Any:
         """The optimizer of `train.optimizer`; with LoRA+ the second factors learn faster."""
-        return faster(super().create_optimizer(model), model or self.model, self.settings.lora.plus)  # type: ignore[misc]
+        return lora_plus_groups(super().create_optimizer(model), model or self.model, self.settings.lora.plus)  # type: ignore[misc]
 
 
 class _Order(RepeatSampler):  # type: ignore[misc]

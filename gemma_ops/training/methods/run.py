@@ -23,13 +23,13 @@ from gemma_ops.modeling.load import load_model, load_tokenizer, pick_device
 from gemma_ops.modeling.threads import settle_threads
 from gemma_ops.runs import journal
 from gemma_ops.training import media_sft
-from gemma_ops.training.arguments import build, common
+from gemma_ops.training.arguments import common, training_arguments
 from gemma_ops.training.follow import Follow, last_checkpoint, prompts, validated, write_record
 from gemma_ops.training.settle import layout, recompute, refuse_warm_up_alone, settle, shape_of
 
 RATE = 0.1
 """Peak learning rate as a share of the supervised one, for methods that move a model which answers already."""
-_TABLES = {"kto": answer_tables.judged, **dict.fromkeys(REINFORCE, answer_tables.prompts)}
+_TABLES = {"kto": answer_tables.judged_rows, **dict.fromkeys(REINFORCE, answer_tables.prompt_rows)}
 _SHOWN = ("rewards/margins", "rewards/accuracies", "accuracy", "margin", "reward")
 """Figures of the last step that a step's metrics carry, where the method has them."""
 
@@ -44,7 +44,9 @@ class Tables:
     manner: Manner
 
 
-def train(out: Path, settings: TrainConfig, machine: MachineConfig, *, base: Path, data: Path) -> dict[str, float]:
+def train_method(
+    out: Path, settings: TrainConfig, machine: MachineConfig, *, base: Path, data: Path
+) -> dict[str, float]:
     """Write `adapter/`, `record.jsonl` and `samples.jsonl` below `out`; go on from the last whole checkpoint there.
 
     Raises DataError when the rows are not what the method learns from, or none is left.
@@ -54,7 +56,7 @@ def train(out: Path, settings: TrainConfig, machine: MachineConfig, *, base: Pat
     size = family.SIZES.get(described["size"] or "")
     device = pick_device(machine.device)
     settle_threads(folder, machine.workers)
-    media_sft.find(folder, data, settings)  # refuses rows that show something
+    media_sft.find_media(folder, data, settings)  # refuses rows that show something
     tokenizer = load_tokenizer(folder)
     work = out / "checkpoints"
     rows = tabled(data, work / "rows", tokenizer, settings, published.template_of(folder))
@@ -63,19 +65,19 @@ def train(out: Path, settings: TrainConfig, machine: MachineConfig, *, base: Pat
     rate = settings.learning_rate or usual * (1.0 if settings.method == "reward" else RATE)
 
     settings = settle(settings, shape_of(folder), [rows.train, rows.valid], device, ple=machine.ple)
-    model = load(folder, settings, machine, device)
+    model = load_method_model(folder, settings, machine, device)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     shown = (
         [] if settings.method == "reward" else prompts(data / "valid.jsonl", tokenizer, settings.samples, rows.manner)
     )
     follow = Follow(out / "samples.jsonl", tokenizer, shown)
-    trainer = make_trainer(model, settings, rows, folder, work, rate=rate, device=device, callbacks=[follow])
+    trainer = make_method_trainer(model, settings, rows, folder, work, rate=rate, device=device, callbacks=[follow])
     journal.record(rows=len(rows.train), cut=rows.cut, trainable=trainable, learning_rate=rate, device=device)
 
     start = last_checkpoint(work)
     trainer.train(resume_from_checkpoint=str(start) if start else None)
     final = validated(trainer.state, settings) or trainer.evaluate() if len(rows.valid) else {}
-    adapters.save(model, out / "adapter", described["id"], described["revision"])
+    adapters.save_adapter(model, out / "adapter", described["id"], described["revision"])
     if settings.method == "reward":
         reward_head.save_score(model, out / "adapter")
     write_prompting(out / "adapter", Prompting.of(settings.thinking, published.template_of(folder)))
@@ -85,7 +87,7 @@ def train(out: Path, settings: TrainConfig, machine: MachineConfig, *, base: Pat
     return _metrics(trainer.state, final, rows, rate, trainable)
 
 
-def load(folder: Path, settings: TrainConfig, machine: MachineConfig, device: str) -> Any:
+def load_method_model(folder: Path, settings: TrainConfig, machine: MachineConfig, device: str) -> Any:
     """The model that learns: loaded, with its adapter and kernels; one that scores for `reward`."""
     model = load_model(folder, weights=settings.weights, device=device, ple=machine.ple)
     if settings.method == "reward":
@@ -93,7 +95,7 @@ def load(folder: Path, settings: TrainConfig, machine: MachineConfig, device: st
     model = adapters.attach(model, settings.lora, settings.seed)
     if settings.method == "reward":
         model.get_base_model().score.requires_grad_(requires_grad=True)
-    kernels.install(model, settings.kernels, recompute=recompute(settings))
+    kernels.install_kernels(model, settings.kernels, recompute=recompute(settings))
     return model
 
 
@@ -112,7 +114,7 @@ def tabled(data: Path, folder: Path, tokenizer: Any, settings: TrainConfig, temp
     return Tables(train_rows, valid_rows, cut, manner)
 
 
-def make_trainer(
+def make_method_trainer(
     model: Any,
     settings: TrainConfig,
     rows: Tables,
@@ -147,14 +149,14 @@ def _dpo(model: Any, settings: TrainConfig, rows: Tables, keys: dict[str, Any], 
     from gemma_ops.training.methods import dpo
     from gemma_ops.training.methods.reference import starts_at_base
 
-    args = build(dpo.CONFIG, settings, keys | dpo.owned(settings, tabled=not starts_at_base(model)))
+    args = training_arguments(dpo.CONFIG, settings, keys | dpo.owned(settings, tabled=not starts_at_base(model)))
     return dpo.DPO(args=args, layout=_layout(settings, rows, args), **given)
 
 
 def _orpo(model: Any, settings: TrainConfig, rows: Tables, keys: dict[str, Any], given: dict[str, Any]) -> Any:
     from gemma_ops.training.methods import orpo
 
-    args = build(orpo.CONFIG, settings, keys | orpo.owned(settings), orpo.KNOWN)
+    args = training_arguments(orpo.CONFIG, settings, keys | orpo.owned(settings), orpo.KNOWN)
     return orpo.ORPO(args=args, layout=_layout(settings, rows, args), **given)
 
 
@@ -162,28 +164,28 @@ def _kto(model: Any, settings: TrainConfig, rows: Tables, keys: dict[str, Any], 
     from gemma_ops.training.methods import kto
     from gemma_ops.training.methods.reference import starts_at_base
 
-    args = build(kto.CONFIG, settings, keys | kto.owned(settings, tabled=not starts_at_base(model)))
+    args = training_arguments(kto.CONFIG, settings, keys | kto.owned(settings, tabled=not starts_at_base(model)))
     return kto.KTO(args=args, layout=_layout(settings, rows, args), **given)
 
 
 def _reward(model: Any, settings: TrainConfig, rows: Tables, keys: dict[str, Any], given: dict[str, Any]) -> Any:
     from gemma_ops.training.methods import reward_model as method
 
-    args = build(method.CONFIG, settings, keys | method.owned(settings))
+    args = training_arguments(method.CONFIG, settings, keys | method.owned(settings))
     return method.Reward(args=args, layout=_layout(settings, rows, args), **given)
 
 
 def _grpo(model: Any, settings: TrainConfig, rows: Tables, keys: dict[str, Any], given: dict[str, Any]) -> Any:
     from gemma_ops.training.methods import grpo
 
-    args = build(grpo.CONFIG, settings, keys | grpo.owned(settings, world=_world()))
+    args = training_arguments(grpo.CONFIG, settings, keys | grpo.owned(settings, world=_world()))
     return grpo.GRPO(args=args, rewards=_rewards(model, settings, rows, given), **given)
 
 
 def _rloo(model: Any, settings: TrainConfig, rows: Tables, keys: dict[str, Any], given: dict[str, Any]) -> Any:
     from gemma_ops.training.methods import rloo
 
-    args = build(rloo.CONFIG, settings, keys | rloo.owned(settings, world=_world()))
+    args = training_arguments(rloo.CONFIG, settings, keys | rloo.owned(settings, world=_world()))
     return rloo.RLOO(args=args, rewards=_rewards(model, settings, rows, given), **given)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from gemma_ops.config.methods import REINFORCE
 from gemma_ops.training.forward_inputs import BOUNDS
-from gemma_ops.training.launch.sharded import whole
+from gemma_ops.training.launch.sharded import whole_tensor
 
 DROPPED = ("entropy", "logits/chosen", "logits/rejected")
 """Figures of TRL's losses that the fused head doesn't know: not a number, and left out."""
@@ -58,7 +58,7 @@ class Scoring:
         wanted = labels[:, 1:] != -100
         hidden = self._hidden(base, input_ids, attention_mask.bool(), wanted, kwargs)
         softcap = base.config.get_text_config().final_logit_softcapping
-        found = self._scored(hidden, whole(base.lm_head.weight), labels[:, 1:][wanted], softcap)
+        found = self._scored(hidden, whole_tensor(base.lm_head.weight), labels[:, 1:][wanted], softcap)
         # Scattering keeps a batch without a single label connected to the model: it gives a zero with a gradient.
         fields: list[Any] = [None if x is None else x.new_zeros(wanted.shape).masked_scatter(wanted, x) for x in found]
         log_probs, entropy, log_sum_sq_probs, mean_logits, is_top1 = fields
@@ -113,7 +113,7 @@ def places(mask: Any) -> Any:
     return (mask.long().flatten().cumsum(0) - 1).view(mask.shape)
 
 
-def install(model: Any, settings: Any, *, temperature: float = 1.0, outputs: tuple[str, ...]) -> Scoring:
+def install_scoring(model: Any, settings: Any, *, temperature: float = 1.0, outputs: tuple[str, ...]) -> Scoring:
     """Replace the forward pass with which TRL's trainer scores tokens. `settings` is the run's `TrainConfig`."""
     bounds = settings.kernels.attention == "documents"
     fused = settings.kernels.head == "fused" and settings.method not in REINFORCE and "log_sum_sq_probs" not in outputs

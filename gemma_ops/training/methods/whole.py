@@ -19,7 +19,7 @@ from transformers.trainer_utils import EvalLoopOutput
 from gemma_ops.config import TrainConfig
 from gemma_ops.training.methods.batches import BatchRows, Whole
 from gemma_ops.training.methods.scoring import DROPPED
-from gemma_ops.training.plus import faster
+from gemma_ops.training.plus import lora_plus_groups
 from gemma_ops.training.steps import Layout, Steps
 from gemma_ops.training.trainer import _Loader
 
@@ -124,7 +124,7 @@ class WholeSteps:
 
     def create_optimizer(self: Any, model: Any = None) -> Any:
         """The optimizer of `train.optimizer`; with LoRA+ the second factors learn faster."""
-        return faster(super().create_optimizer(model), model or self.model, self.settings.lora.plus)  # type: ignore[misc]
+        return lora_plus_groups(super().create_optimizer(model), model or self.model, self.settings.lora.plus)  # type: ignore[misc]
 
 
 class _Figures:

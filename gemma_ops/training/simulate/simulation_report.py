@@ -62,10 +62,12 @@ def simulate_plan(config: RunConfig, made: TrainingPlan) -> Simulation:
     )
     total = done.peak + int(training_memory.total(training_memory.recorded(shape, step)))
     if step.weights == "nf4":
-        total += int(training_memory.total(training_memory.weights(shape, step))) - done.weights + _dequantized(shape)
+        total += (
+            int(training_memory.total(training_memory.weight_parts(shape, step))) - done.weights + _dequantized(shape)
+        )
     elif step.towers:
         total += int(
-            sum(part.bytes for part in training_memory.weights(shape, step) if part.name == training_memory.TOWERS)
+            sum(part.bytes for part in training_memory.weight_parts(shape, step) if part.name == training_memory.TOWERS)
         )
     formula = sum(part.bytes for part in made.parts if part.kind != "reserve")
     return Simulation(total, int(formula), done.kept, done.at.operation, done.at.shapes, done.seconds)
@@ -102,7 +104,7 @@ def _shape(base: str, made: TrainingPlan) -> Shape:
 
 
 def _body(base: str) -> dict[str, Any]:
-    from gemma_ops.planning.training_plan import folder_of
+    from gemma_ops.planning.training_plan import base_folder
 
-    found: dict[str, Any] = json.loads((Path(folder_of(base)) / "config.json").read_text(encoding="utf-8"))
+    found: dict[str, Any] = json.loads((Path(base_folder(base)) / "config.json").read_text(encoding="utf-8"))
     return found

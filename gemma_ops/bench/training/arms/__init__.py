@@ -47,7 +47,9 @@ class ArmTask:
         spec = self.spec
         text = bench_shapes.text(spec.size, spec.layers)
         held: dict[str, Any] = {"experts": spec.weights, "ple": "host" if spec.device == "cuda" else "device"}
-        return made_up.build(text, weights=spec.weights, device=spec.device, seed=spec.seed, **(held if ours else {}))
+        return made_up.build_made_up(
+            text, weights=spec.weights, device=spec.device, seed=spec.seed, **(held if ours else {})
+        )
 
 
 Train = Callable[[ArmTask], dict[str, Any]]

@@ -8,7 +8,7 @@ from gemma_ops.bench.training.arms import ArmTask
 from gemma_ops.config import KernelsConfig, LoraConfig, TrainConfig
 
 
-def settings(task: ArmTask) -> TrainConfig:
+def our_settings(task: ArmTask) -> TrainConfig:
     """The train section of a run with the shipped defaults."""
     spec = task.spec
     return TrainConfig(
@@ -27,7 +27,7 @@ def settings(task: ArmTask) -> TrainConfig:
     )
 
 
-def train(task: ArmTask) -> dict[str, Any]:
+def train_ours(task: ArmTask) -> dict[str, Any]:
     """Train as `gemma-ops train` does."""
     from gemma_ops.bench.training import bench_shapes
     from gemma_ops.data.row_tokens import Manner
@@ -37,15 +37,15 @@ def train(task: ArmTask) -> dict[str, Any]:
     from gemma_ops.training.arguments import sft_arguments
     from gemma_ops.training.settle import settle
 
-    spec, configured = task.spec, settings(task)
+    spec, configured = task.spec, our_settings(task)
     rows = sft.Tokenized(task.dataset(), [], 0, Manner())
     shape = Shape.from_config(bench_shapes.text(spec.size, spec.layers))
     configured = settle(configured, shape, [rows.train], spec.device, ple="auto")
     model = load_model(task.folder, weights=spec.weights, device=spec.device) if task.folder else task.make(ours=True)
     task.watch.model_loaded(model)
-    model = sft.prepare(model, configured)
+    model = sft.prepare_rows(model, configured)
     arguments = sft_arguments(configured, task.scratch, has_valid=False, rate=1e-4, device=spec.device)
-    trainer = sft.make_trainer(model, arguments, rows, task.tokenizer, [task.watch], configured)
+    trainer = sft.make_sft_trainer(model, arguments, rows, task.tokenizer, [task.watch], configured)
     trainer.train()
     return {
         "micro_tokens": trainer.layout.micro_tokens,

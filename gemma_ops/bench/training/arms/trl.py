@@ -7,7 +7,7 @@ from typing import Any
 from gemma_ops.bench.training.arms import ArmTask
 
 
-def train(task: ArmTask) -> dict[str, Any]:
+def train_trl(task: ArmTask) -> dict[str, Any]:
     """Train as TRL's SFT guide shows it. On a GPU that runs out of memory, the padded arm is tried again with half as many
     rows at a time, as its user would.
     """
@@ -57,7 +57,7 @@ def _train(task: ArmTask, micro: int) -> dict[str, Any]:
         save_strategy="no",
         disable_tqdm=True,
     )
-    model = stock.load(task.folder, spec.weights, spec.device) if task.folder else task.make()
+    model = stock.load_stock(task.folder, spec.weights, spec.device) if task.folder else task.make()
     task.watch.model_loaded(model)
     trainer = trl.SFTTrainer(
         model=model,

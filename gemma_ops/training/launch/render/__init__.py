@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from gemma_ops.training.launch.render.cluster import outside, slurm, torchrun
+from gemma_ops.training.launch.render.cluster import outside, render_torchrun, slurm
 from gemma_ops.training.launch.render.kubeflow import kubeflow
 from gemma_ops.training.launch.render.rayjob import ray
 from gemma_ops.training.launch.render.resources import Rendering, rendering
 from gemma_ops.training.launch.render.skypilot import skypilot
 
 FORMATS: dict[str, Callable[[Rendering], str]] = {
-    "torchrun": torchrun,
+    "torchrun": render_torchrun,
     "ray": ray,
     "skypilot": skypilot,
     "slurm": slurm,

@@ -10,7 +10,7 @@ from gemma_ops.training.launch import launch_engines
 from gemma_ops.training.launch.render.resources import Rendering
 
 
-def torchrun(job: Rendering) -> str:
+def render_torchrun(job: Rendering) -> str:
     """A shell script for one machine, or for each of several, and the line that it comes to."""
     launch = LaunchConfig(
         engine="torchrun",
@@ -18,7 +18,13 @@ def torchrun(job: Rendering) -> str:
         nodes=job.nodes,
         rendezvous="$GEMMA_OPS_HEAD:29500" if job.nodes > 1 else None,
     )
-    line = ["python", *launch_engines.torchrun(launch, job.name), "-m", "gemma_ops.training.launch.worker", "job.json"]
+    line = [
+        "python",
+        *launch_engines.torchrun_command(launch, job.name),
+        "-m",
+        "gemma_ops.training.launch.worker",
+        "job.json",
+    ]
     several = [
         "# On every machine, with the folder of this configuration and its runs shared under one path:",
         "#   export GEMMA_OPS_HEAD=<name of the first machine> NODE_RANK=<0, 1, …>",

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from gemma_ops.errors import ConfigError
-from gemma_ops.training.launch.render.render_text import document
+from gemma_ops.training.launch.render.render_text import yaml_document
 from gemma_ops.training.launch.render.resources import Rendering
 
 _MANAGER = "gemma-ops.dev/render"
@@ -71,4 +71,4 @@ def kubeflow(job: Rendering) -> str:
         *([f"secret `gemma-ops` with the keys {', '.join(job.secrets)}"] if job.secrets else []),
         "GPUs of this kind: add a nodeSelector on nvidia.com/gpu.product if the cluster has several",
     ]
-    return document(about, body)
+    return yaml_document(about, body)

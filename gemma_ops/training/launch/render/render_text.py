@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 
-def document(comments: list[str], body: dict[str, Any]) -> str:
+def yaml_document(comments: list[str], body: dict[str, Any]) -> str:
     """One YAML document under its comments."""
 
     class Readable(yaml.SafeDumper):

@@ -111,7 +111,7 @@ def rendering(config: RunConfig, configs: Sequence[str], sets: Sequence[str], *,
     workers = launch.processes * launch.nodes
     shards = workers if launch.strategy == "fsdp" else 1
     gpu, plan, fits = _pick(config, launch.gpu, shards)
-    whole = 2 * training_plan.resolve(config.model.base)[0].counts().total / GIB
+    whole = 2 * training_plan.resolve_base(config.model.base)[0].counts().total / GIB
     # Before FSDP cuts a model that is not quantized, every process reads all of it into main memory.
     copies = launch.processes if launch.strategy == "fsdp" and config.train.weights != "nf4" else 1
     return Rendering(
@@ -144,13 +144,13 @@ def _kept(sets: Sequence[str]) -> list[str]:
 def _pick(config: RunConfig, key: str | None, shards: int) -> tuple[Device, TrainingPlan, str]:
     """The GPU asked for, else the cheapest of a data centre's on which the plan fits, else the largest."""
     if key:
-        device = devices.get(key)
+        device = devices.get_device(key)
         if not device.cuda:
             raise ConfigError("launch.gpu is a CPU", "name a GPU, or leave it out")
-        plan = training_plan.measure(config, device)
+        plan = training_plan.measure_plan(config, device)
         return device, plan, _fits(plan, shards)
     rented = [device for device in devices.DEVICES.values() if device.bf16 and not device.key.startswith("rtx-")]
-    plans = {device.key: training_plan.measure(config, device) for device in rented}
+    plans = {device.key: training_plan.measure_plan(config, device) for device in rented}
     fitting = [device for device in rented if _fits(plans[device.key], shards) == "yes"]
     chosen = min(fitting, key=lambda device: device.dollars or math.inf) if fitting else rented[-1]
     return chosen, plans[chosen.key], _fits(plans[chosen.key], shards)

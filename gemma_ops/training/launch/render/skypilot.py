@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from typing import Any
 
-from gemma_ops.training.launch.render.render_text import document
+from gemma_ops.training.launch.render.render_text import yaml_document
 from gemma_ops.training.launch.render.resources import Rendering
 
 _NAMES = {
@@ -57,4 +57,4 @@ def skypilot(job: Rendering) -> str:
     body["run"] = "\n".join(lines) + "\n"
     about = [*job.about(), f"about {job.hours} h at most; stop it when it is done: sky launch --down"]
     about += [f"sky launch … {' '.join(f'--secret {name}' for name in job.secrets)}"] if job.secrets else []
-    return document(about, body)
+    return yaml_document(about, body)
