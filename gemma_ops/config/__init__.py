@@ -2,7 +2,7 @@
 
 Two kinds of settings live in different types. Everything but `MachineConfig` decides the bytes of a result and is part
 of a step's fingerprint; `MachineConfig` says where and how fast it runs, what may leave the machine and what it may
-cost, and never is. How a tree is read from YAML files and `--set` stands in `configfile.py`.
+cost, and never is. How a tree is read from YAML files and `--set` stands in `loading.py`.
 """
 
 from gemma_ops.config.asks import ProbeConfig, PromotionAsks

@@ -35,7 +35,7 @@ class Encoding:
     manner: Manner = field(default_factory=Manner)
 
     def of(self, row: dict[str, Any]) -> dict[str, bool]:
-        """Arguments of `chat.encode` for a row: the same for all its answers, so that they share a prompt."""
+        """Arguments of `chat.encode_chat` for a row: the same for all its answers, so that they share a prompt."""
         return self.manner.of([turn for messages in example.conversation_rows(row) for turn in messages])
 
 

@@ -43,7 +43,7 @@ def conversation(
     """Messages and tools in their one spelling, and the codes of what was repaired.
 
     `system` is put first when the row has no system turn; `own` is a system turn that stands beside the row's turns,
-    and comes before that; `media` are images and sounds that stand beside the messages (`parts.columns`). `asked` says
+    and comes before that; `media` are images and sounds that stand beside the messages (`parts.media_columns`). `asked` says
     that it is a question, which nobody has answered yet. Raises RowError.
     """
     notes: list[str] = []

@@ -3,7 +3,7 @@
 OpenAI writes `{"type": "image_url", "image_url": {"url": …}}` and `{"type": "input_audio", "input_audio": {"data": …}}`,
 transformers `{"type": "image", "path" | "url" | "image": …}`, TRL a bare `{"type": "image"}` with the files in a column
 `images`, LLaVA and LLaMA-Factory `<image>` in the text with the same column. All become `{"type": "image" | "audio",
-"source": …}`; `media.Shelf` then opens the sources.
+"source": …}`; `media_files.MediaShelf` then opens the sources.
 """
 
 from __future__ import annotations

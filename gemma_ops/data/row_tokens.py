@@ -36,7 +36,7 @@ class Manner:
     texts: bool = False
     """Rows are raw texts, each token with loss (`train.method: pretrain`)."""
     senses: Senses | None = None
-    """What the checkpoint takes besides text (`media.senses`), for conversations that show something."""
+    """What the checkpoint takes besides text (`media_files.senses`), for conversations that show something."""
 
     def of(self, messages: Sequence[chat.Message]) -> dict[str, Any]:
         """Arguments of `chat.prompt` and `chat.examples` for one conversation.

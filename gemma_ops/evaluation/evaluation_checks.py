@@ -48,7 +48,7 @@ def check_gates(settings: EvaluateConfig, tasks: Sequence[Task]) -> None:
 def check_shown_tasks(settings: EvaluateConfig, tasks: Sequence[Task]) -> None:
     """Refuse targets that only read text, and judges, where a task shows images or sounds. Raises ConfigError.
 
-    Whether a checkpoint has towers is known when it is there (`asking.readable`).
+    Whether a checkpoint has towers is known when it is there (`ask_targets.readable`).
     """
     for task in tasks:
         if not task.shows:

@@ -31,7 +31,7 @@ def build_verdict(
     judged: Sequence[JudgedComparison] = (),
     standing: NextLook | None = None,
 ) -> Verdict:
-    """Build the verdict from every target's grades on every task. `facts` are what `provenance.collect` knows;
+    """Build the verdict from every target's grades on every task. `facts` are what `provenance.collect_provenance` knows;
     `standing` says which look this is, and without it the gates have the whole level. Raises ValueError for a fact that
     the verdict has no field for."""
     book = Book(graded, settings, facts)

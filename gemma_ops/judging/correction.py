@@ -18,7 +18,7 @@ were the margin (their maximum-likelihood values, by EM over who is truly accept
 standard errors there. With half an item taken off, and Student's quantile for the smaller of the two labelled groups, it
 errs .04 to .05 at a nominal .05.
 
-Items in clusters, and pairs that count one half, enter with their effective number (`statistics.py`). Halves truly vary
+Items in clusters, and pairs that count one half, enter with their effective number (`intervals.py`). Halves truly vary
 less than yes and no do, but of few items one can't tell by how much: of ten where nine are a half and one is whole, the
 plain number is 99. So where it exceeds the items themselves, their variance is drawn towards that of yes and no by two
 pseudo-items, as the rates are, and degrees of freedom count items. Simulated with 8 to 24 items an interval of a rate then

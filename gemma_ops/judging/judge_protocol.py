@@ -4,7 +4,7 @@ Pairwise verdicts name A, B or tie per criterion and overall; pointwise ones giv
 pass or fail. Reasons stand before what they are reasons for, since a model that scores first defends its score after.
 
 Defences against material that talks to the judge: it stands between fences with a mark made from the content's own
-digest, so that no text can hold its own fence; look-alikes are taken apart (`material.py`); the rules say that it is
+digest, so that no text can hold its own fence; look-alikes are taken apart (`judge_material.py`); the rules say that it is
 data; and the verdict is bound to a schema and read from the reply alone. Canaries test on every run whether this holds.
 """
 

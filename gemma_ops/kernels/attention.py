@@ -21,7 +21,7 @@ from transformers.masking_utils import causal_mask_function, sdpa_mask
 
 from gemma_ops.kernels import attention_eager, attention_spans
 from gemma_ops.kernels.attention_spans import Pattern
-from gemma_ops.kernels.ops_reference import EAGER, OpRunner
+from gemma_ops.kernels.ops_runner import EAGER, OpRunner
 
 NAME = "gemma_ops"
 """The implementation's name in a text config's `_attn_implementation`."""

@@ -1,4 +1,4 @@
-"""Triton kernels of `wide`: tensors, then numbers, then constants.
+"""Triton kernels of `attention_hopper`: tensors, then numbers, then constants.
 
 `ROWS` are queries, a row for each head of a token, so that the heads of a group read a key once. Sums are float32 and
 results are rounded once. What lies past the end is read from the last token and masked: cheaper than masked loads.

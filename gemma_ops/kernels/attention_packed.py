@@ -1,7 +1,7 @@
 """Attention of whole packed rows on a GPU: one call for all documents of a row.
 
 Heads up to 256 wide (sliding layers) go through PyTorch's own flash kernel with variable lengths and a window. Global
-layers have heads of 512, which no flash kernel takes: on a Hopper they have kernels of our own (`wide`). Elsewhere PyTorch's
+layers have heads of 512, which no flash kernel takes: on a Hopper they have kernels of our own (`attention_hopper`). Elsewhere PyTorch's
 memory-efficient kernel takes them over all documents at once, well forward, but backward it walks each document and head
 alone: with the 8 heads of E2B and E4B most of an H200 waits for the longest (8.6 ms a layer, 0.3 forward). There the
 backward pass is batched products over tiles of documents, which reach the matrix units though they write their scores
@@ -46,7 +46,7 @@ Form = Callable[[Tensor, Tensor, Tensor, Pattern, int | None, float], Tensor]
 def attend(
     query: Tensor, key: Tensor, value: Tensor, pattern: Pattern, window: int | None, scale: float | None
 ) -> Tensor | None:
-    """`query [B, H, T, D]`, `key` and `value [B, K, T, D]` -> `[B, H, T, D]`; None where no form fits (`banded` does)."""
+    """`query [B, H, T, D]`, `key` and `value [B, K, T, D]` -> `[B, H, T, D]`; None where no form fits (`attention_eager` does)."""
     form = choose_kernel(query, key, pattern, window)
     if form is None:
         return None
@@ -104,7 +104,7 @@ def efficient(query: Tensor, key: Tensor, value: Tensor, pattern: Pattern, windo
 
 
 def hopper(query: Tensor, key: Tensor, value: Tensor, pattern: Pattern, window: int | None, scale: float) -> Tensor:
-    """The same by `wide`."""
+    """The same by `attention_hopper`."""
     found: Tensor = _wide().attend(query, key, value, *pattern.ends(query.device), scale)
     return found
 

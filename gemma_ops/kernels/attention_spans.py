@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from gemma_ops.kernels import attention_tiled
-from gemma_ops.kernels.ops_reference import EAGER, OpRunner
+from gemma_ops.kernels.ops_runner import EAGER, OpRunner
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class Pattern:
         return found
 
     def jobs(self, heads: int, device: torch.device) -> list[attention_tiled.TileJob]:
-        """The `cuts` last asked for as batches of `tiles` for so many query heads."""
+        """The `cuts` last asked for as batches of `attention_tiled` for so many query heads."""
         if ("jobs", heads, device) not in self._made:
             self._made["jobs", heads, device] = attention_tiled.plan_tiles(self._made["last"], heads, device)
         found: list[attention_tiled.TileJob] = self._made["jobs", heads, device]

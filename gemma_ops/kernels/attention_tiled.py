@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from gemma_ops.kernels import ops_reference
-from gemma_ops.kernels.ops_reference import EAGER, OpRunner
+from gemma_ops.kernels.ops_runner import EAGER, OpRunner
 
 BLOCK = 2048
 """Queries of a document computed together; shorter documents are batched whole."""

@@ -104,7 +104,7 @@ class Efficient(torch.autograd.Function):  # type: ignore[misc]
 
 
 class Mixed(torch.autograd.Function):  # type: ignore[misc]
-    """The forward pass of `Efficient` with the backward pass of `tiles`; `places` say where each token's sum is."""
+    """The forward pass of `Efficient` with the backward pass of `attention_tiled`; `places` say where each token's sum is."""
 
     @staticmethod
     def forward(

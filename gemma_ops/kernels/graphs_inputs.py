@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from gemma_ops.kernels.attention_spans import Pattern, documents, ends_of
-from gemma_ops.kernels.ops_reference import OpRunner
+from gemma_ops.kernels.ops_runner import OpRunner
 
 _UNIT = 128
 """Tokens are rounded up to a multiple of this, and of a sixteenth of the power of two below: 3 % of padding on average."""

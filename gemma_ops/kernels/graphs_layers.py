@@ -2,13 +2,13 @@
 
 Launching the kernels of a pass takes the interpreter longer than a large GPU takes to run them: E2B on an H200 spends 0.3 s
 on 7,700 tokens of which the GPU works 0.2. A graph launches all of them at once. What is recorded is the stack between the
-embeddings and the head, for rows of a rounded length (`slots`); embeddings, head, loss and optimizer run as ever. Every
+embeddings and the head, for rows of a rounded length (`graphs_inputs`); embeddings, head, loss and optimizer run as ever. Every
 length is run once before it is recorded, so that nothing is compiled or loaded meanwhile. Gradients are added up in fixed
 memory that becomes the parameters' `grad`.
 
 Recorded is only what is the same every time: training of adapters in one process, a row of documents with their bounds, no
 images that see themselves whole, nothing random, no autocast, and no documents that are computed faster in batches of
-their own (`packed.steady`). Anything else, and a GPU that refuses, runs as it did.
+their own (`attention_packed.steady`). Anything else, and a GPU that refuses, runs as it did.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from gemma_ops.kernels import attention_packed, graphs_capture, lora_casts
 from gemma_ops.kernels.attention_spans import Pattern
 from gemma_ops.kernels.graphs_capture import Tape
 from gemma_ops.kernels.graphs_inputs import Room, Slots, room_for
-from gemma_ops.kernels.ops_reference import OpRunner
+from gemma_ops.kernels.ops_runner import OpRunner
 
 MOST = 24
 """Lengths that are kept; the one not used for longest goes. All share one pool of memory, as only one is in use at a time."""
@@ -166,7 +166,7 @@ class Sums:
 
 
 class Recorded:
-    """One length, recorded. `run` computes the layers from `slots`."""
+    """One length, recorded. `run` computes the layers from `graphs_inputs`."""
 
     def __init__(self, run: Callable[[], Any], slots: Slots, sums: Sums, tape: Callable[[], Tape]) -> None:
         self.run, self.slots, self.sums = run, slots, sums

@@ -97,7 +97,7 @@ def _scored(
 
 
 class _TokenNll(torch.autograd.Function):  # type: ignore[misc]
-    """`head.score` with its derivative."""
+    """`head_tiles.score` with its derivative."""
 
     @staticmethod
     def forward(

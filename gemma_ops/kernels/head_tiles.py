@@ -14,7 +14,7 @@ With x = -2 z / c and s = sigmoid(x): z' - c = -2 c s and slope = 4 s (1 - s). O
 tanh and the exp, which cost four times as much on a CPU; the error, 2e-6 in a probability, is far below that of
 bfloat16 logits. Float32 weights take the exact road. Without a cap the running maximum of flash attention is used.
 
-On a GPU with Triton all of that, for capped bfloat16 logits, is one kernel between the products (`triton_head`).
+On a GPU with Triton all of that, for capped bfloat16 logits, is one kernel between the products (`head_triton`).
 """
 
 from __future__ import annotations
@@ -226,7 +226,7 @@ def _add(summed: Tensor, slopes: Tensor, part: Tensor, partial: Tensor | None) -
 
 
 def _fold(weight: Tensor, softcap: float | None) -> Any:
-    """Triton's kernel for a tile (`triton_head.fold`), or None where torch's operations have to do."""
+    """Triton's kernel for a tile (`head_triton.fold`), or None where torch's operations have to do."""
     if softcap is None or weight.dtype != torch.bfloat16 or not triton_here(weight):
         return None
     kernel = _kernel()

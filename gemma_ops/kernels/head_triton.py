@@ -1,6 +1,6 @@
-"""What `head` does to a tile of capped logits between its two products, in one pass of a Triton kernel.
+"""What `head_tiles` does to a tile of capped logits between its two products, in one pass of a Triton kernel.
 
-`head` in torch takes ten elementwise kernels and 56 bytes of memory traffic a logit; here a logit is read and its slope
+`head_tiles` in torch takes ten elementwise kernels and 56 bytes of memory traffic a logit; here a logit is read and its slope
 written over it, four bytes in all. A program has a row of the tile to itself and goes through it from left to right: sums
 come out the same every time.
 """

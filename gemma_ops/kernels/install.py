@@ -19,7 +19,7 @@ from gemma_ops.config.kernels import KernelsConfig
 from gemma_ops.kernels import attention, layers
 from gemma_ops.kernels.graphs_layers import Graphs
 from gemma_ops.kernels.layers import Using
-from gemma_ops.kernels.ops_reference import OpRunner
+from gemma_ops.kernels.ops_runner import OpRunner
 from gemma_ops.modeling import experts
 from gemma_ops.modeling.triton_launch import triton_here
 

@@ -21,7 +21,7 @@ from gemma_ops.kernels import lora_linears, ops_autograd
 from gemma_ops.kernels.attention import CACHES
 from gemma_ops.kernels.mixture import mixture
 from gemma_ops.kernels.mlp import mlp
-from gemma_ops.kernels.ops_reference import OpRunner
+from gemma_ops.kernels.ops_runner import OpRunner
 
 ACTIVATION = "gelu_pytorch_tanh"
 """The only activation that is fused; Gemma 4 has no other."""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gemma_ops.kernels import ops_reference
 from gemma_ops.kernels.lora_linears import hooked
-from gemma_ops.kernels.ops_reference import OpRunner
+from gemma_ops.kernels.ops_runner import OpRunner
 from gemma_ops.modeling import experts as stacks
 
 
@@ -36,25 +36,6 @@ def _frozen(experts: Any) -> bool:
     return plain and not any(getattr(experts, name).requires_grad for name in stacks.STACKS)
 
 
-def weighed_sum(rows: Tensor, back: Tensor, weights: Tensor | None, count: int) -> Tensor:
-    """`out[t] = sum over j of weights[t, j] * rows[back[t * count + j]]`: `rows [n * count, H]` -> `[n, H]`, added up in
-    float32; without `weights`, all are one."""
-    taken = rows[back].view(-1, count, rows.shape[-1]).float()
-    return (taken if weights is None else taken * weights.float().unsqueeze(-1)).sum(1).to(rows.dtype)
-
-
-def weighed_geglu_backward(outer: Tensor, both: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Of `weight * outer` through GeGLU of `both [m, 2 W]` (gate, then up): the gradient by `both`, and float32 [m] that by
-    `weight`, for `outer [m, W]` and `weight [m]` float32."""
-    gate, up = both.float().chunk(2, -1)
-    g = outer.float()
-    active = torch.nn.functional.gelu(gate, approximate="tanh")
-    by_weight = (g * active * up).sum(-1)
-    g = g * weight.unsqueeze(-1)
-    by_gate = torch.ops.aten.gelu_backward(g * up, gate, approximate="tanh")
-    return torch.cat((by_gate, g * active), -1).to(both.dtype), by_weight
-
-
 class _Mixture(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
     def forward(
@@ -66,7 +47,7 @@ class _Mixture(torch.autograd.Function):  # type: ignore[misc]
         out = stacks.grouped(_geglu(both, run), stacks.dense(experts, "down_proj").transpose(-2, -1), ends)
         ctx.save_for_backward(hidden if recompute else None, None if recompute else both, weights, order, back, ends)
         ctx.experts, ctx.run, ctx.chosen = experts, run, chosen
-        found: Tensor = run.open(weighed_sum, out, back, weights, chosen)
+        found: Tensor = run.open(ops_reference.weighed_sum, out, back, weights, chosen)
         return found.to(hidden.dtype)
 
     @staticmethod
@@ -78,10 +59,12 @@ class _Mixture(torch.autograd.Function):  # type: ignore[misc]
         rows = outer.index_select(0, order // chosen).to(both.dtype)
         inner = stacks.grouped(rows, stacks.dense(experts, "down_proj"), ends)
         del rows
-        by_both, by_sorted = run.open(weighed_geglu_backward, inner, both, weights.reshape(-1)[order].float())
+        by_both, by_sorted = run.open(
+            ops_reference.weighed_geglu_backward, inner, both, weights.reshape(-1)[order].float()
+        )
         del both, inner
         by_rows = stacks.grouped(by_both, stacks.dense(experts, "gate_up_proj"), ends)
-        by_hidden = run.open(weighed_sum, by_rows, back, None, chosen)
+        by_hidden = run.open(ops_reference.weighed_sum, by_rows, back, None, chosen)
         by_weights = by_sorted[back].view(weights.shape).to(weights.dtype)
         return by_hidden.to(outer.dtype), by_weights, None, None, None, None
 

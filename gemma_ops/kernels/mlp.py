@@ -15,7 +15,7 @@ from torch import Tensor
 from gemma_ops.kernels import lora_linears, ops_reference
 from gemma_ops.kernels.lora_casts import low
 from gemma_ops.kernels.lora_linears import LoraPart
-from gemma_ops.kernels.ops_reference import OpRunner
+from gemma_ops.kernels.ops_runner import OpRunner
 
 
 def mlp(x: Tensor, gate: Any, up: Any, down: Any, *, recompute: bool, run: OpRunner) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""Norms, rotary embedding and GeGLU that keep little for the backward pass; the arithmetic is in `bodies`.
+"""Norms, rotary embedding and GeGLU that keep little for the backward pass; the arithmetic is in `ops_reference`.
 
 transformers' RMSNorm leaves three float32 copies of its input in the graph, and its rotary embedding four more of queries
 and keys. Here a norm keeps its input and one number a token, the rotary embedding nothing of its own, and GeGLU its two
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from gemma_ops.kernels import ops_reference
-from gemma_ops.kernels.ops_reference import EAGER, OpRunner
+from gemma_ops.kernels.ops_runner import EAGER, OpRunner
 
 
 def norm(x: Tensor, weight: Tensor | None, eps: float, run: OpRunner = EAGER) -> Tensor:

@@ -1,109 +1,13 @@
-"""The elementwise arithmetic between a layer's products: plain functions, run as they are or compiled.
+"""The elementwise arithmetic between a layer's products: plain functions over whole tensors, forward and backward.
 
-Each comes as a forward and a backward body over whole tensors, with no autograd of its own, so that the Functions in
-`elementwise` decide what is kept. Everything is computed in float32 and rounded once, at the end. Compiled (`Runner`),
-a body is one kernel on a GPU instead of five to fifteen: one of `rowwise` where Triton is installed, as it is with
-torch's CUDA builds, and otherwise what Inductor makes of it, once for each width and type it meets, with the number of
-tokens left open, so that rows of any length share it.
+They have no autograd of their own, so that the Functions in `ops_autograd` and `mixture` decide what is kept. Everything is
+computed in float32 and rounded once, at the end. `ops_runner` runs them, as they are, compiled, or as Triton kernels.
 """
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable
-from functools import cache
-from types import FunctionType
-from typing import Any
-
 import torch
 from torch import Tensor
-
-from gemma_ops.modeling.triton_launch import kernels
-
-Body = Callable[..., Any]
-_ROWS = 2
-"""Leading dimensions of a body's tensors that count rows and tokens; what follows is the model's own shape."""
-_COMPILED: dict[Any, Body] = {}
-
-
-class OpRunner:
-    """Calls bodies, compiled or not. Where compiling fails, `strict` raises; otherwise it warns once and goes on without."""
-
-    def __init__(self, *, compiled: bool = False, strict: bool = False) -> None:
-        self.compiled = compiled
-        self.strict = strict
-
-    def __call__(self, body: Body, *arguments: Any) -> Any:
-        """`body(*arguments)`."""
-        if not self.compiled:
-            return body(*arguments)
-        if arguments[0].is_cuda and (kernel := _rowwise().get(body.__name__)):
-            return kernel(*arguments)
-        key = (body, *map(_kind, arguments))
-        found = _COMPILED.get(key)
-        try:
-            return self._first(key, body, arguments) if found is None else found(*arguments)
-        except Exception as error:
-            return self._without(error, body, arguments)
-
-    def open(self, body: Body, *arguments: Any) -> Any:
-        """`body(*arguments)` for tensors none of whose sizes is the model's own: compiled once for all of them."""
-        if not self.compiled:
-            return body(*arguments)
-        if arguments[0].is_cuda and (kernel := _rowwise().get(body.__name__)):
-            return kernel(*arguments)
-        if body not in _COMPILED:
-            _COMPILED[body] = torch.compile(body, dynamic=True, fullgraph=True)
-        try:
-            return _COMPILED[body](*arguments)
-        except Exception as error:
-            return self._without(error, body, arguments)
-
-    def _without(self, error: Exception, body: Body, arguments: tuple[Any, ...]) -> Any:
-        if self.strict:
-            raise error
-        warnings.warn(f"torch.compile failed, kernels run without: {str(error).splitlines()[0]}", stacklevel=3)
-        self.compiled = False
-        return body(*arguments)
-
-    def _first(self, key: tuple[Any, ...], body: Body, arguments: tuple[Any, ...]) -> Any:
-        """Compile for these widths, with open numbers of rows and tokens, and run."""
-        for argument in arguments:
-            if isinstance(argument, Tensor) and argument.ndim > _ROWS:
-                for dimension in range(_ROWS):
-                    if argument.shape[dimension] > 1:
-                        torch._dynamo.maybe_mark_dynamic(argument, dimension)
-        compiled = torch.compile(_copy(body, len(_COMPILED)), fullgraph=True)
-        result = compiled(*arguments)
-        _COMPILED[key] = compiled
-        return result
-
-
-EAGER = OpRunner()
-
-
-@cache
-def _rowwise() -> dict[str, Body]:
-    """Triton's kernels by the name of their body; none without Triton."""
-    rowwise = kernels("gemma_ops.kernels.ops_triton")
-    return rowwise.KERNELS if rowwise else {}
-
-
-def _kind(argument: Any) -> Any:
-    """What a compiled body is specialised to."""
-    if isinstance(argument, Tensor):
-        open_ = argument.ndim > _ROWS
-        shape = tuple(argument.shape[_ROWS:]) if open_ else tuple(argument.shape)
-        ones = tuple(size == 1 for size in argument.shape[:_ROWS]) if open_ else ()
-        return shape, ones, argument.dtype, argument.device
-    return argument
-
-
-def _copy(body: Any, number: int) -> Body:
-    """The same function under a code object of its own: the compiler would otherwise take a second width for a sign that
-    widths vary, and give up fixed ones."""
-    code = body.__code__.replace(co_name=f"{body.__name__}_{number}")
-    return FunctionType(code, body.__globals__, code.co_name, body.__defaults__)
 
 
 def norm(x: Tensor, weight: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
@@ -229,3 +133,22 @@ def _later(scores: Tensor, queries: int) -> Tensor:
     rows, keys = scores.shape[-2:]
     place = torch.arange(rows, device=scores.device) % queries + (keys - queries)
     return torch.arange(keys, device=scores.device)[None] > place[:, None]
+
+
+def weighed_sum(rows: Tensor, back: Tensor, weights: Tensor | None, count: int) -> Tensor:
+    """`out[t] = sum over j of weights[t, j] * rows[back[t * count + j]]`: `rows [n * count, H]` -> `[n, H]`, added up in
+    float32; without `weights`, all are one."""
+    taken = rows[back].view(-1, count, rows.shape[-1]).float()
+    return (taken if weights is None else taken * weights.float().unsqueeze(-1)).sum(1).to(rows.dtype)
+
+
+def weighed_geglu_backward(outer: Tensor, both: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Of `weight * outer` through GeGLU of `both [m, 2 W]` (gate, then up): the gradient by `both`, and float32 [m] that by
+    `weight`, for `outer [m, W]` and `weight [m]` float32."""
+    gate, up = both.float().chunk(2, -1)
+    g = outer.float()
+    active = torch.nn.functional.gelu(gate, approximate="tanh")
+    by_weight = (g * active * up).sum(-1)
+    g = g * weight.unsqueeze(-1)
+    by_gate = torch.ops.aten.gelu_backward(g * up, gate, approximate="tanh")
+    return torch.cat((by_gate, g * active), -1).to(both.dtype), by_weight

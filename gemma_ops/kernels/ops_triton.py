@@ -1,18 +1,19 @@
-"""The bodies of `bodies` as Triton kernels: one pass over memory each, compiled in under a second.
+"""The bodies of `ops_reference` as Triton kernels: one pass over memory each, compiled in under a second.
 
 Inductor makes kernels as fast, but takes two seconds for every body and width (a minute for a model) and looks at its
-guards on every call. Each function here takes and gives what the body of its name does.
+guards on every call. `KERNELS` says which stands for which body.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import triton
 from torch import Tensor
 
-from gemma_ops.kernels import ops_triton_kernels
+from gemma_ops.kernels import ops_reference, ops_triton_kernels
 from gemma_ops.modeling.triton_launch import launch
 
 _PIECE = 1024
@@ -30,7 +31,7 @@ def _block(width: int) -> int:
 
 
 def norm(x: Tensor, weight: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
-    """See `bodies.norm`."""
+    """See `ops_reference.norm`."""
     flat, width = _rows(x), x.shape[-1]
     y, rstd = (
         torch.empty_like(x, memory_format=torch.contiguous_format),
@@ -43,7 +44,7 @@ def norm(x: Tensor, weight: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
 
 
 def norm_backward(outer: Tensor, x: Tensor, weight: Tensor | None, rstd: Tensor) -> Tensor:
-    """See `bodies.norm_backward`."""
+    """See `ops_reference.norm_backward`."""
     g, flat, width = _rows(outer), _rows(x), x.shape[-1]
     by_x = torch.empty_like(x, memory_format=torch.contiguous_format)
     pointers = g, flat, flat if weight is None else weight, rstd, by_x
@@ -55,7 +56,7 @@ def norm_backward(outer: Tensor, x: Tensor, weight: Tensor | None, rstd: Tensor)
 def add_norm(
     residual: Tensor, x: Tensor, weight: Tensor | None, scale: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """See `bodies.add_norm`."""
+    """See `ops_reference.add_norm`."""
     stream, flat, width = _rows(residual), _rows(x), x.shape[-1]
     y = torch.empty_like(residual, memory_format=torch.contiguous_format)
     rstd = x.new_empty((*x.shape[:-1], 1), dtype=torch.float32)
@@ -70,7 +71,7 @@ def add_norm(
 def add_norm_backward(
     outer: Tensor, x: Tensor, weight: Tensor | None, scale: Tensor | None, rstd: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """See `bodies.add_norm_backward`."""
+    """See `ops_reference.add_norm_backward`."""
     g, flat, width = _rows(outer), _rows(x), x.shape[-1]
     by_residual = torch.empty_like(outer, memory_format=torch.contiguous_format)
     by_x = torch.empty_like(x, memory_format=torch.contiguous_format)
@@ -83,7 +84,7 @@ def add_norm_backward(
 
 
 def rotated(x: Tensor, weight: Tensor | None, cos: Tensor, sin: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """See `bodies.rotated`."""
+    """See `ops_reference.rotated`."""
     x = x if x.stride(-1) == 1 else x.contiguous()
     batch, tokens, heads, width = x.shape
     cos, sin = (_angles(angle, batch, tokens) for angle in (cos, sin))
@@ -99,7 +100,7 @@ def rotated(x: Tensor, weight: Tensor | None, cos: Tensor, sin: Tensor, eps: flo
 def rotated_backward(
     outer: Tensor, x: Tensor, weight: Tensor | None, cos: Tensor, sin: Tensor, rstd: Tensor
 ) -> tuple[Tensor, None]:
-    """See `bodies.rotated_backward`; what a gradient by the weight would need is not made."""
+    """See `ops_reference.rotated_backward`; what a gradient by the weight would need is not made."""
     outer = outer if outer.stride(-1) == 1 else outer.contiguous()
     x = x if x.stride(-1) == 1 else x.contiguous()
     batch, tokens, heads, width = x.shape
@@ -124,7 +125,7 @@ def _angles(angle: Tensor, batch: int, tokens: int) -> Tensor:
 
 
 def geglu(gate: Tensor, up: Tensor) -> Tensor:
-    """See `bodies.geglu`."""
+    """See `ops_reference.geglu`."""
     a, b, width = _rows(gate), _rows(up), gate.shape[-1]
     y = torch.empty_like(gate, memory_format=torch.contiguous_format)
     block = min(_PIECE, _block(width))
@@ -134,7 +135,7 @@ def geglu(gate: Tensor, up: Tensor) -> Tensor:
 
 
 def geglu_backward(outer: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """See `bodies.geglu_backward`."""
+    """See `ops_reference.geglu_backward`."""
     g, a, b, width = _rows(outer), _rows(gate), _rows(up), gate.shape[-1]
     by_gate, by_up, y = (torch.empty_like(gate, memory_format=torch.contiguous_format) for _ in range(3))
     block = min(_PIECE, _block(width))
@@ -146,7 +147,7 @@ def geglu_backward(outer: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Ten
 def softmax_backward(
     scores: Tensor, outer: Tensor, lse: Tensor, delta: Tensor, real: Tensor | None, queries: int, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """See `bodies.softmax_backward`."""
+    """See `ops_reference.softmax_backward`."""
     batch, rows, keys = scores.shape
     scores, outer, lse, delta = (one.contiguous() for one in (scores, outer, lse, delta))
     likely, inner = torch.empty_like(outer), torch.empty_like(outer)
@@ -164,7 +165,7 @@ def softmax_backward(
 
 
 def weighed_sum(rows: Tensor, back: Tensor, weights: Tensor | None, count: int) -> Tensor:
-    """See `mixture.weighed_sum`."""
+    """See `ops_reference.weighed_sum`."""
     rows, width = rows.contiguous(), rows.shape[-1]
     y = rows.new_empty(back.shape[0] // count, width)
     block = min(_PIECE, _block(width))
@@ -175,7 +176,7 @@ def weighed_sum(rows: Tensor, back: Tensor, weights: Tensor | None, count: int) 
 
 
 def weighed_geglu_backward(outer: Tensor, both: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """See `mixture.weighed_geglu_backward`."""
+    """See `ops_reference.weighed_geglu_backward`."""
     outer, both, weight = outer.contiguous(), both.contiguous(), weight.contiguous()
     by_both, by_weight = torch.empty_like(both), torch.empty_like(weight)
     width, pointers = outer.shape[-1], (outer, both, weight, by_both, by_weight)
@@ -184,11 +185,17 @@ def weighed_geglu_backward(outer: Tensor, both: Tensor, weight: Tensor) -> tuple
     return by_both, by_weight
 
 
-KERNELS: dict[str, Any] = {
-    one.__name__: one
-    for one in (
-        norm, norm_backward, add_norm, add_norm_backward, rotated, rotated_backward, geglu, geglu_backward,
-        softmax_backward, weighed_sum, weighed_geglu_backward,
-    )
-}  # fmt: skip
-"""By the name of the body each stands for."""
+KERNELS: dict[Callable[..., Any], Callable[..., Any]] = {
+    ops_reference.norm: norm,
+    ops_reference.norm_backward: norm_backward,
+    ops_reference.add_norm: add_norm,
+    ops_reference.add_norm_backward: add_norm_backward,
+    ops_reference.rotated: rotated,
+    ops_reference.rotated_backward: rotated_backward,
+    ops_reference.geglu: geglu,
+    ops_reference.geglu_backward: geglu_backward,
+    ops_reference.softmax_backward: softmax_backward,
+    ops_reference.weighed_sum: weighed_sum,
+    ops_reference.weighed_geglu_backward: weighed_geglu_backward,
+}
+"""The kernel of each body."""

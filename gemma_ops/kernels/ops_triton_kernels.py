@@ -1,4 +1,4 @@
-"""Triton kernels of the bodies in `bodies`; `rowwise` calls them. Arguments: tensors, then numbers, then constants.
+"""Triton kernels of the bodies in `ops_reference`; `ops_triton` calls them. Arguments: tensors, then numbers, then constants.
 
 A program handles one row, or some heads of tokens; sums are float32, and results are rounded once.
 """

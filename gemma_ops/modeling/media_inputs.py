@@ -51,7 +51,7 @@ class Perceiver:
         self._sounds: Any = None
 
     def see(self, parts: Sequence[Part], places: Path | Mapping[str, Path | bytes], types: list[int]) -> Seen:
-        """The parts of a conversation as tensors; `places` as in `media.bytes_of`.
+        """The parts of a conversation as tensors; `places` as in `media_files.bytes_of`.
 
         Raises DataError when a file is gone, was changed, or gives another number of soft tokens than its part promises.
         """

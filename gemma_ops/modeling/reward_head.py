@@ -73,7 +73,7 @@ def load_score(model: Any, folder: Path) -> None:
 def load_reward(base: Path, adapter: Path, **options: Any) -> Any:
     """A trained reward model: `base` is a checkpoint folder, `adapter` the folder that training wrote.
 
-    `options` are those of `load_model`. Raises ModelError as `adapters.load` and `load_score` do.
+    `options` are those of `load_model`. Raises ModelError as `adapter_files.load_adapter` and `load_score` do.
     """
     from gemma_ops.modeling import adapters
     from gemma_ops.modeling.load import load_model

@@ -19,11 +19,13 @@ _READY: dict[Any, Any] = {}
 
 @cache
 def kernels(module: str) -> Any:
-    """The module of that name, which imports Triton; None without Triton."""
+    """The module of that name, which imports Triton; None without Triton. Any other failed import is raised."""
     try:
         return import_module(module)
-    except ImportError:
-        return None
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] == "triton":
+            return None
+        raise
 
 
 def triton_here(tensor: Tensor) -> bool:

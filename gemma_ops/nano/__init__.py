@@ -5,7 +5,7 @@ capped and tied head) in 2 million parameters, and it has really learned to read
 
     tickets.py   the support desk: tickets in, routing JSON out
     lessons.py   what nano is taught before anybody fine-tunes it
-    shape.py     its dimensions and its tokenizer
+    nano_shape.py     its dimensions and its tokenizer
     pretrain.py  the training; `python -m gemma_ops.nano` runs it again from the seed
 """
 

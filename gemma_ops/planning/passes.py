@@ -28,7 +28,7 @@ _LEAST = 2048
 """Smaller passes are only tried when everything else fails."""
 
 FEW, LONG, FAR = 8, 2048, 4096
-"""As in `modeling.kernels.packed`."""
+"""As in `attention_packed`."""
 REPLAYED = ("sft", "dft", "distill", "pretrain")
 """Methods whose passes may be recorded as CUDA graphs: each ends with its backward pass before the next begins."""
 Place = Literal["device", "host"]
@@ -103,7 +103,7 @@ def _replays(train: TrainConfig, shape: Shape, device: Device) -> bool:
 
 
 def _steady(shape: Shape, device: Device, longest: int) -> bool:
-    """Whether recorded passes take the fastest attention there is (`modeling.kernels.packed.steady`)."""
+    """Whether recorded passes take the fastest attention there is (`attention_packed.steady`)."""
     return longest <= FAR if device.hopper else _heads(shape) > FEW and longest <= LONG
 
 

@@ -1,6 +1,6 @@
 """How many bytes a training step holds on the device, component by component.
 
-Weights, adapters and optimizer states are counted exactly. What a forward pass keeps is in `kept`; here it is laid over
+Weights, adapters and optimizer states are counted exactly. What a forward pass keeps is in `kept_bytes`; here it is laid over
 the layers that are recomputed and those that are not, and the largest workspace is put on top. A simulation of the real
 graph (`plan --simulate`) agrees to a few per cent, tests/planning/test_training_memory.py holds its numbers. What no formula knows is
 the allocator: see `SPREAD`.

@@ -15,7 +15,7 @@ from gemma_ops.tasks.compared_questions import TaskQuestions
 
 @dataclass
 class PrepareCounts:
-    """What the step counts on its way; `card.py` writes it down."""
+    """What the step counts on its way; `data_card.py` writes it down."""
 
     layout: str = ""
     read: int = 0

@@ -3,15 +3,15 @@
 Nothing here imports MLflow: the functions hand over when they are called, so a kept step and `--help` cost nothing.
 
     profile.py   where MLflow lives; preflight; the environment it reads      database.py  a fresh database, whole or not at all
-    live.py      the listener and its thread                                  sync.py, reading.py, describe.py, state.py  what it copies
-    registration.py  the step `register`                                          staging.py, manifest.py, card.py, evidence.py  what goes in
+    live_mirror.py      the listener and its thread                                  sync.py, run_reader.py, describe.py, state.py  what it copies
+    registration.py  the step `register`                                          staging.py, manifest.py, model_card.py, evaluation_evidence.py  what goes in
     deletion.py  whether a version is still there
     contents.py, lineage.py  whether files are what they are called, and what their steps left
     sealing.py, sbom.py, signing.py, flavor.py  what a version carries beside its files
     pulling.py  the step `champion`; fetching.py  verified copies
     policies.py, objections.py  what is asked of a version        points.py, weighing.py, served.py  how it is weighed
-    promotion.py, moving.py, verification.py, copying.py, outcome.py  promote, rollback
-    ledger.py, shelves.py, records.py, lock.py, stored.py         overview.py, audit_report.py  what is there, and whether it holds
+    promotion.py, moving.py, verification.py, copying.py, move_outcome.py  promote, rollback
+    promotion_ledger.py, shelves.py, version_records.py, lock.py, stored.py         overview.py, audit_report.py  what is there, and whether it holds
 """
 
 from __future__ import annotations

@@ -99,7 +99,7 @@ class _Lost(logging.Handler):
 class TrafficPlace:
     """The experiment that a server's traffic is filed in.
 
-    Raises what `profile.connect` raises; the methods raise ServiceError while MLflow is away.
+    Raises what `profile.connect_mlflow` raises; the methods raise ServiceError while MLflow is away.
     """
 
     def __init__(self, machine: MachineConfig, title: str) -> None:

@@ -1,11 +1,11 @@
 """The serving room: what was evaluated answers real clients.
 
-open_source.py, source.py  what is served: a run, a version, a file  canary.py    whether the engine is that
-engine.py, llamacpp.py   the engine: a child process, asked in token ids and answering in them
+open_source.py, served_source.py  what is served: a run, a version, a file  serving_canary.py    whether the engine is that
+engine.py, llamacpp_engine.py   the engine: a child process, asked in token ids and answering in them
 engines.py, choosing.py  which engine runs what: transformers_engine.py, vllm_engine.py; child.py  their processes
-reading.py, calls.py     its tokens as text, thoughts and function calls    showing.py  images and sounds in a request
+token_reader.py, calls.py     its tokens as text, thoughts and function calls    showing.py  images and sounds in a request
 model.py      conversations to prompts and replies, one way for all  slots.py     the bounded queue before it
-service.py    a model behind its queue, and what it counts           keys.py, key_budgets.py  who may ask, and spend
+serving_state.py    a model behind its queue, and what it counts           keys.py, key_budgets.py  who may ask, and spend
 openai_front.py, gemini_front.py   the two protocols                 app.py, sending.py, page.py   their routes
 routed.py     the model `auto`: answered by the policy's lane        routed_front.py, routed_request.py  how it is read
 gemini_service.py  Gemini behind the fronts, as a model is      lanes.py, lane_failures.py  dollars by lane

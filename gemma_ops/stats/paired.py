@@ -209,7 +209,7 @@ def _exact(wins: int, losses: int, n: int, margin: float) -> float:
     weight = np.exp(choose + special.xlogy(worse, share) + special.xlog1py(n - worse, -share))
     win = np.clip((share + margin) / np.maximum(1 - share, 1e-12), 0.0, 1.0)
     needed, left = low[worse], n - worse
-    # P(at least `needed` wins among the rows left): a binomial tail as an incomplete beta function.
+    # P(at least `rows_needed` wins among the rows left): a binomial tail as an incomplete beta function.
     tail = np.where(needed <= 0, 1.0, special.betainc(np.maximum(needed, 1), np.maximum(left - needed + 1, 1e-9), win))
     tail = np.where(needed > left, 0.0, tail)
     return min(1.0, float(np.bincount(place, weight * tail, _GRID).max()))

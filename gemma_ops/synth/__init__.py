@@ -2,16 +2,16 @@
 
 sources.py     documents as they lie in files: text, privacy, licence, digest (readers.py: md, txt, html, jsonl, pdf)
 sections.py    parts of a document by heading, each with its place in the source
-material.py    what a request is made from: a section, seeds, tools, or an earlier row; planning.py spreads requests over it
+material.py    what a request is made from: a section, seeds, tools, or an earlier row; plan_requests.py spreads requests over it
 methods/       one file per method: the prompt, the shape of the reply, how it becomes rows
 replies.py     asks the teacher and keeps every reply at once, so that a killed run goes on
 candidates.py  replies to rows that passed the checks, and to rejections; none vanishes
-checks.py      is it usable: language.py, evidence.py (the quotation stands in the source)
-filters.py     duplicates, overlap with evaluation tasks, personal data; judging.py asks a judge
-rows.py        rows with their provenance; report.py counts, card.py says it to people
+row_checks.py      is it usable: language.py, quotations.py (the quotation stands in the source)
+filters.py     duplicates, overlap with evaluation tasks, personal data; judge_filter.py asks a judge
+rows.py        rows with their provenance; synth_report.py counts, synth_card.py says it to people
 estimate.py    what `gemma-ops synth plan` says before anything is asked (estimate_text.py writes it out)
-grading.py     the judge's part of that; bill.py counts the dollars of both
-pipeline.py    the step
+grading_forecast.py     the judge's part of that; bill.py counts the dollars of both
+synthesize_step.py    the step
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def synthesize(
     tasks: tuple[Path, ...] = (),
     source: Path | None = None,
 ) -> dict[str, float]:
-    """The step `synthesize`; see `pipeline.synthesize`."""
+    """The step `synthesize`; see `synthesize_step.synthesize_rows`."""
     from gemma_ops.synth.synthesize_step import synthesize_rows as run
 
     return run(

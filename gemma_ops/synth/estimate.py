@@ -3,7 +3,7 @@
 Tokens of prompts are counted with the tokenizer of `model.base`, which Gemini's models of this generation share; what is
 written can only be bounded: every reply may fill its limit, and every one may need its one repair, which reads the prompt
 and the reply again. The expected figures assume `ROW` tokens for a row and no repairs. Dollars are those of the teacher and
-the judge together; `bill.py` counts them, `grading.py` says what the judge would be asked.
+the judge together; `bill.py` counts them, `grading_forecast.py` says what the judge would be asked.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What was done, counted: `report.json`, and the metrics of the step. `card.py` says the same to people."""
+"""What was done, counted: `report.json`, and the metrics of the step. `synth_card.py` says the same to people."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ class Task:
     total: int
     """Rows before `first` chose some."""
     copies: int = 0
-    """Rows that ask what an earlier row asks; see `copies.py`."""
+    """Rows that ask what an earlier row asks; see `question_copies.py`."""
     held: Mapping[str, str] = field(default_factory=dict)
     """By id of a row that is stricter than it says: whose text it holds; see `tightening.py`."""
 

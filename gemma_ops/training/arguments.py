@@ -93,7 +93,7 @@ def common(
         "bf16": autocasts(settings),
         "fp16": False,
         "use_cpu": device == "cpu",
-        "gradient_checkpointing": False,  # `modeling.kernels` recomputes, layer by layer
+        "gradient_checkpointing": False,  # `kernels` recomputes, layer by layer
         "eval_strategy": "steps" if every and has_valid else "no",
         "eval_steps": every,
         "save_strategy": "steps",

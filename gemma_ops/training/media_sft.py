@@ -34,7 +34,7 @@ class Media:
 
     @property
     def collate(self) -> Any:
-        """What builds passes, in place of `passes.Collate`."""
+        """What builds passes, in place of `forward_inputs.Collate`."""
         from gemma_ops.training.media_collator import MediaCollate
 
         return partial(MediaCollate, self.perceiver, self.folder)

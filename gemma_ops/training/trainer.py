@@ -1,7 +1,7 @@
 """TRL's trainer with steps, batches and loss of our own.
 
 What stays TRL's and transformers': optimizer, schedule, clipping, checkpoints, callbacks, devices. What is ours: which
-rows a step takes and how they are laid into passes (`steps`, `passes`), the loss and what it is divided by (`head`), and
+rows a step takes and how they are laid into passes (`steps`, `forward_inputs`), the loss and what it is divided by (`head`), and
 validation, whose loss is the mean over scored tokens whatever the passes. One batch of the loader is one whole optimizer
 step, so nothing depends on how it is accumulated.
 """

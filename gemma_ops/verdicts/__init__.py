@@ -2,11 +2,11 @@
 
 record.py     what all of them are: frozen, lenient in reading, strict in writing, the same bytes back
 figures.py    what was measured, per target and per pair of targets
-gates.py      what was asked, how it ended, and the standard it was held to
-routing.py    which questions to keep on a local model (`Routing`)
+gate_record.py      what was asked, how it ended, and the standard it was held to
+routing_record.py    which questions to keep on a local model (`Routing`)
 document.py   the whole verdict (`Verdict`)
 safety.py     what probes found, and what a token costs in keys and values
-canary.py     what a server must answer before it may serve
+canary_record.py     what a server must answer before it may serve
 """
 
 from gemma_ops.verdicts.canary_record import CANARY, CANARY_SCHEMA

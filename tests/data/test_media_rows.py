@@ -235,7 +235,7 @@ def test_check_shows_where_an_image_stands_and_what_is_wrong(tmp_path, edge):
         assert kind == "image"
         assert (f"<|image|> x {count}", False) in row.tokens
         assert row.count == len(row.tokens) + count + 1, "begin, soft tokens and end are one entry"
-    page = check_html.page(found)
+    page = check_html.check_page(found)
     assert page.count("&lt;|image|&gt; x") == 2
     assert "the image can&#x27;t be decoded" in page
     assert found.to_json()["rows"][1]["media"] == [["image", good[0].shown[0][1]]]

@@ -14,7 +14,7 @@ from gemma_ops.config.kernels import KernelsConfig
 from gemma_ops.kernels import attention_eager, attention_tiled
 from gemma_ops.kernels import attention_packed as rows
 from gemma_ops.kernels import attention_spans as patterns
-from gemma_ops.kernels.ops_reference import EAGER, OpRunner
+from gemma_ops.kernels.ops_runner import EAGER, OpRunner
 from tests.helpers.kernel_models import LENGTHS, build, documents, exact, packed, relative
 from tests.helpers.tiny_models import KINDS
 

@@ -12,7 +12,7 @@ import torch
 from gemma_ops import kernels
 from gemma_ops.config.kernels import KernelsConfig
 from gemma_ops.kernels import attention_eager, graphs_capture, graphs_inputs, graphs_layers
-from gemma_ops.kernels.ops_reference import EAGER
+from gemma_ops.kernels.ops_runner import EAGER
 from tests.helpers.kernel_models import apart, build, documents, packed, relative, tuned
 from tests.helpers.tiny_models import KINDS
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from transformers.models.gemma4.modeling_gemma4 import Gemma4TextExperts
 
-from gemma_ops.kernels import mixture as room
+from gemma_ops.kernels import ops_reference
 from gemma_ops.kernels.mixture import mixture
-from gemma_ops.kernels.ops_reference import EAGER
+from gemma_ops.kernels.ops_runner import EAGER
 from gemma_ops.modeling import experts as stacks
 from gemma_ops.modeling.load import load_model
 from tests.helpers.checkpoints import tiny
@@ -87,5 +87,5 @@ def test_experts_that_learn_or_are_watched_run_by_themselves():
 def test_rows_are_added_where_their_token_is():
     rows, back = torch.arange(12.0).view(6, 2), torch.tensor([5, 0, 1, 4, 3, 2])
     weights = torch.tensor([[1.0, 2.0], [0.5, 0.0], [1.0, 1.0]])
-    assert room.weighed_sum(rows, back, weights, 2).tolist() == [[10, 13], [1, 1.5], [10, 12]]
-    assert room.weighed_sum(rows, back, None, 2)[0].tolist() == [10, 12]
+    assert ops_reference.weighed_sum(rows, back, weights, 2).tolist() == [[10, 13], [1, 1.5], [10, 12]]
+    assert ops_reference.weighed_sum(rows, back, None, 2)[0].tolist() == [10, 12]

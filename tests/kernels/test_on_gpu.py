@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from gemma_ops.kernels import attention_packed, attention_spans, ops_reference
-from gemma_ops.kernels.ops_reference import OpRunner
+from gemma_ops.kernels.ops_runner import OpRunner
 from tests.helpers.triton_interpreter import interpreted, needs_gpu, needs_triton
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.util
+from types import FunctionType
+
 import pytest
 import torch
 from torch.nn import functional
 from transformers.models.gemma4 import modeling_gemma4
 
 from gemma_ops import kernels
-from gemma_ops.kernels import ops_autograd, ops_reference
-from gemma_ops.kernels.ops_reference import OpRunner
+from gemma_ops.kernels import ops_autograd, ops_runner
+from gemma_ops.kernels.ops_runner import OpRunner
+from gemma_ops.modeling import triton_launch
 from tests.helpers.kernel_models import STOCK, apart, build, cosine, documents, exact, kept_bytes, relative, step, tuned
 from tests.helpers.tiny_models import KINDS
 
@@ -127,16 +131,16 @@ def test_every_parameter_learns_the_same_in_full_fine_tuning():
 
 def test_compiled_bodies_give_the_same_and_are_shared_by_all_lengths():
     run = OpRunner(compiled=True, strict=True)
-    before = len(ops_reference._COMPILED)
+    before = len(ops_runner._COMPILED)
     for length in (30, 47, 64):
         x = torch.randn(1, length, 24, dtype=torch.bfloat16).requires_grad_()
         weight = torch.rand(24, dtype=torch.bfloat16)
-        ours, theirs = (ops_autograd.norm(x, weight, 1e-6, how) for how in (run, ops_reference.EAGER))
+        ours, theirs = (ops_autograd.norm(x, weight, 1e-6, how) for how in (run, ops_runner.EAGER))
         outer = torch.randn_like(x)
         assert relative(ours, theirs) < 6e-3
         gradients = [torch.autograd.grad(out, x, outer)[0] for out in (ours, theirs)]
         assert relative(*gradients) < 6e-3
-    assert len(ops_reference._COMPILED) == before + 2
+    assert len(ops_runner._COMPILED) == before + 2
 
 
 def test_where_compiling_fails_the_bodies_run_as_they_are(monkeypatch):
@@ -152,3 +156,19 @@ def test_where_compiling_fails_the_bodies_run_as_they_are(monkeypatch):
     assert not run.compiled
     with pytest.raises(RuntimeError, match="no compiler"):
         ops_autograd.geglu(gate, gate, OpRunner(compiled=True, strict=True))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")
+def test_every_triton_kernel_stands_for_a_body():
+    from gemma_ops.kernels import ops_triton
+
+    own = {one for one in vars(ops_triton).values() if getattr(one, "__module__", "") == ops_triton.__name__}
+    public = {one for one in own if isinstance(one, FunctionType) and not one.__name__.startswith("_")}
+    assert set(ops_triton.KERNELS.values()) == public
+    assert {body.__module__ for body in ops_triton.KERNELS} == {ops_reference.__name__}
+    assert [body.__name__ for body in ops_triton.KERNELS] == [one.__name__ for one in ops_triton.KERNELS.values()]
+
+
+def test_only_the_absence_of_triton_leaves_its_kernels_out():
+    with pytest.raises(ModuleNotFoundError, match="renamed"):
+        triton_launch.kernels("gemma_ops.kernels.ops_renamed")

@@ -19,7 +19,7 @@ from gemma_ops.data.row_tokens import NO_LOSS, Manner
 from gemma_ops.data.sounds import sound
 from gemma_ops.errors import ConfigError, DataError
 from gemma_ops.kernels import graphs_capture, graphs_layers, install
-from gemma_ops.kernels.ops_reference import EAGER
+from gemma_ops.kernels.ops_runner import EAGER
 from gemma_ops.modeling import adapters
 from gemma_ops.modeling.load import load_model
 from gemma_ops.prepare import prepare

@@ -1,6 +1,6 @@
 """Tasks exchanged with two other evaluation programs: lm-evaluation-harness and Inspect.
 
-    documents.py   a task's rows as plain documents, and the folder that goes along with an export
+    task_documents.py   a task's rows as plain documents, and the folder that goes along with an export
     to_lm_eval.py  a YAML task that the harness runs
     to_inspect.py  a Python task that Inspect runs
     logs.py        what their logs say, in one shape

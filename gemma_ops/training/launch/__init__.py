@@ -1,6 +1,6 @@
 """A training in several processes: started by torchrun or Ray, followed and ended by the run that asked for it.
 
-The run's process starts a launcher (`engines`), the launcher starts workers (`worker`), and the workers do what the
+The run's process starts a launcher (`launch_engines`), the launcher starts workers (`worker`), and the workers do what the
 step would have done here. The run's process holds the lock on the folder, keeps the journal, and trains nothing itself.
 """
 

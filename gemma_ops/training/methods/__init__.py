@@ -8,8 +8,8 @@ reference.py  what the model as it was at the start says
 dpo.py        pairs: DPO, IPO, robust, hinge, …
 orpo.py       pairs, without a reference
 kto.py        single answers, wanted or not
-reward.py     a model that scores answers
-answering.py  what GRPO and RLOO share: prompts as tokens, drawing, validation
+reward_model.py     a model that scores answers
+rollouts.py  what GRPO and RLOO share: prompts as tokens, drawing, validation
 grpo.py       answers drawn and compared with each other; rloo.py leaves one out
 rewards.py    metrics of evaluation as rewards
 """

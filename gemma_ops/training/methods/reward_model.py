@@ -1,6 +1,6 @@
 """A reward model: trained on pairs to score the chosen answer above the rejected one (Bradley and Terry).
 
-Loss and figures are TRL's. What is kept is an adapter and the head that reads the score; `modeling.reward` loads them.
+Loss and figures are TRL's. What is kept is an adapter and the head that reads the score; `reward_head` loads them.
 """
 
 from __future__ import annotations

@@ -125,7 +125,7 @@ def make_method_trainer(
     device: str,
     callbacks: list[Any],
 ) -> Any:
-    """The trainer of `train.method` on rows that are tokenized already. Raises ConfigError as `arguments.build` does."""
+    """The trainer of `train.method` on rows that are tokenized already. Raises ConfigError as `arguments.training_arguments` does."""
     import transformers
 
     if settings.early_stop:

@@ -119,7 +119,7 @@ def _autocast(settings: TrainConfig) -> Any:
 
 
 def _pass(documents: list[int], scored: float, settings: TrainConfig) -> dict[str, Any]:
-    """Arguments of a packed forward pass, as `passes.Collate` makes them."""
+    """Arguments of a packed forward pass, as `forward_inputs.Collate` makes them."""
     from gemma_ops.training.forward_inputs import BOUNDS
 
     total = sum(documents)
