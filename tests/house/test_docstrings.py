@@ -38,14 +38,13 @@ def defined(path):
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_files_and_functions_that_are_named_exist(path):
     text = path.read_text(encoding="utf-8")
-    gone = []
-    for name in re.findall(r"(?<![\w/.])([a-z_0-9]+)\.py\b", text):
-        if (
-            name not in MODULES
-            and not UPSTREAM.fullmatch(f"{name}.py")
-            and not (ROOT / "recipes" / f"{name}.py").exists()
-        ):
-            gone.append(f"{name}.py")
+    gone = [
+        f"{name}.py"
+        for name in re.findall(r"(?<![\w/.])([a-z_0-9]+)\.py\b", text)
+        if name not in MODULES
+        and not UPSTREAM.fullmatch(f"{name}.py")
+        and not (ROOT / "recipes" / f"{name}.py").exists()
+    ]
     for module, name in re.findall(r"`([a-z_0-9]+)\.([A-Za-z_0-9]+)`", text):
         if (
             module in SECTIONS

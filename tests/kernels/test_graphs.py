@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import weakref
 from types import MethodType, SimpleNamespace
 
@@ -12,17 +11,17 @@ import torch
 from gemma_ops import kernels
 from gemma_ops.config.kernels import KernelsConfig
 from gemma_ops.kernels import attention_eager, graphs_capture, graphs_inputs, graphs_layers
+from gemma_ops.kernels import install as installing
 from gemma_ops.kernels.ops_runner import EAGER
 from tests.helpers.kernel_models import apart, build, documents, packed, relative, tuned
 from tests.helpers.tiny_models import KINDS
 
-installing = importlib.import_module("gemma_ops.kernels.install_kernels")
 ONE, OTHER = documents([5, 40, 17, 33, 1, 24]), documents([60, 3, 70], seed=3)
 
 
 def recorded(model, tape=graphs_capture.Again):
     """`model` with kernels, its passes recorded on a tape that needs no GPU."""
-    text = installing.text_of(model)
+    text = installing.text_model_of(model)
     made = graphs_layers.Graphs(text, EAGER, tape)
     text.forward = MethodType(made.forward(type(text).forward), text)
     return made
@@ -59,7 +58,7 @@ def test_replayed_passes_are_the_passes(kind, recompute):
 def test_gradients_of_passes_that_ran_before_are_kept():
     model = kernels.install_kernels(tuned("e2b"), KernelsConfig())
     _, want = run(model, [OTHER, ONE])
-    text = installing.text_of(model)
+    text = installing.text_model_of(model)
     made = graphs_layers.Graphs(text, EAGER, graphs_capture.Again)
     plain = text.forward
     model.zero_grad()
@@ -160,7 +159,7 @@ def test_a_recording_that_fails_leaves_no_memory_behind():
 
     model = kernels.install_kernels(tuned("e2b"), KernelsConfig())
     made = recorded(model, Refusing)
-    text = installing.text_of(model)
+    text = installing.text_model_of(model)
     hook = text.layers[0].register_forward_pre_hook(lambda *_: alive.append(bool(held) and held[0]() is not None))
     with pytest.warns(UserWarning, match="out of memory"):
         run(model, [ONE])
@@ -252,9 +251,9 @@ def test_documents_that_only_the_device_knows_are_never_taken_for_none():
 
 
 def test_only_what_launches_the_same_kernels_every_time_is_recorded():
-    assert not installing._replays(installing.text_of(tuned("e2b")), KernelsConfig())  # no GPU
+    assert not installing._replays(installing.text_model_of(tuned("e2b")), KernelsConfig())  # no GPU
     frozen = build("e2b").requires_grad_(False)
-    assert not installing._replays(installing.text_of(frozen), KernelsConfig())
+    assert not installing._replays(installing.text_model_of(frozen), KernelsConfig())
 
 
 @pytest.mark.parametrize(("capability", "mixture", "replays"), [(8, False, True), (8, True, False), (9, True, True)])

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
-
 import pytest
 import torch
 
 from gemma_ops import kernels
 from gemma_ops.config.kernels import KernelsConfig
+from gemma_ops.kernels import install as installing
 from gemma_ops.kernels import layers, lora_linears
 from tests.helpers.kernel_models import (
     LENGTHS,
@@ -25,12 +24,11 @@ from tests.helpers.kernel_models import (
 )
 from tests.helpers.tiny_models import KINDS
 
-installing = importlib.import_module("gemma_ops.kernels.install_kernels")  # the package exports a function of that name
 FULL = KernelsConfig()
 
 
 def text(model):
-    return installing.text_of(model)
+    return installing.text_model_of(model)
 
 
 @pytest.mark.parametrize("kind", KINDS)

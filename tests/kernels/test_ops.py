@@ -11,7 +11,7 @@ from torch.nn import functional
 from transformers.models.gemma4 import modeling_gemma4
 
 from gemma_ops import kernels
-from gemma_ops.kernels import ops_autograd, ops_runner
+from gemma_ops.kernels import ops_autograd, ops_reference, ops_runner
 from gemma_ops.kernels.ops_runner import OpRunner
 from gemma_ops.modeling import triton_launch
 from tests.helpers.kernel_models import STOCK, apart, build, cosine, documents, exact, kept_bytes, relative, step, tuned

@@ -6,7 +6,6 @@ used.
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import signal
@@ -110,8 +109,8 @@ def test_a_mean_of_means_would_not_be_the_large_batch(tmp_path, base, prepared, 
 def test_replayed_passes_train_the_same(tmp_path, base, prepared, steady, monkeypatch):
     """All passes of a training through the fixed memory of recorded ones, on a tape that needs no GPU."""
     from gemma_ops.kernels import graphs_capture, graphs_layers
+    from gemma_ops.kernels import install as installing
 
-    installing = importlib.import_module("gemma_ops.kernels.install_kernels")
     made, replay = [], graphs_layers._Replay.backward
     monkeypatch.setattr(installing, "_replays", lambda *_: True)
     monkeypatch.setattr(graphs_capture.Graph, "maker", lambda: graphs_capture.Again)

@@ -78,7 +78,7 @@ class Arm:
         return next((name for name in self.packages if importlib.util.find_spec(name) is None), None)
 
     def train(self, task: ArmTask) -> dict[str, Any]:
-        run: Train = importlib.import_module(f"gemma_ops.bench.training.arms.{self.module}").train
+        run: Train = importlib.import_module(f"gemma_ops.bench.training.arms.{self.module}").train_arm
         return run(task)
 
 

@@ -60,7 +60,7 @@ def configuration(task: ArmTask) -> dict[str, Any]:
     }
 
 
-def train_axolotl(task: ArmTask) -> dict[str, Any]:
+def train_arm(task: ArmTask) -> dict[str, Any]:
     """Train through `axolotl.cli.train.do_train`; our clock comes in as a plugin."""
     _TASK[:] = [task]
     with (task.scratch / "rows.jsonl").open("w", encoding="utf-8") as file:

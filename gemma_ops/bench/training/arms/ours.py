@@ -27,7 +27,7 @@ def our_settings(task: ArmTask) -> TrainConfig:
     )
 
 
-def train_ours(task: ArmTask) -> dict[str, Any]:
+def train_arm(task: ArmTask) -> dict[str, Any]:
     """Train as `gemma-ops train` does."""
     from gemma_ops.bench.training import bench_shapes
     from gemma_ops.data.row_tokens import Manner

@@ -7,7 +7,7 @@ from typing import Any
 from gemma_ops.bench.training.arms import ArmTask
 
 
-def train_trl(task: ArmTask) -> dict[str, Any]:
+def train_arm(task: ArmTask) -> dict[str, Any]:
     """Train as TRL's SFT guide shows it. On a GPU that runs out of memory, the padded arm is tried again with half as many
     rows at a time, as its user would.
     """

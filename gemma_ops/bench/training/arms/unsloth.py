@@ -8,7 +8,7 @@ from typing import Any
 from gemma_ops.bench.training.arms import ArmTask
 
 
-def train_unsloth(task: ArmTask) -> dict[str, Any]:
+def train_arm(task: ArmTask) -> dict[str, Any]:
     """Train as its notebooks do: rows padded, its own offloaded checkpointing, 16-bit or 4-bit weights.
 
     It must be imported before transformers, which `child` sees to.
