@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from gemma_ops import __version__
 from gemma_ops.evaluation import breakeven_text as text
 from gemma_ops.evaluation.breakeven import Charge, CostComparison, Offer
-from gemma_ops.words.markup import escape, html_table, stylesheet
+from gemma_ops.words.figures import escape, html_table, stylesheet
 
 _COLOURS = ("t-q8", "t-q4", "t-bf16", "t-other", "t-base")
 _HEIGHT = 300

@@ -9,7 +9,7 @@ from gemma_ops.privacy.classes import HERE
 from gemma_ops.tasks.conditions import load_words
 from gemma_ops.verdicts import TargetResult, TaskFacts, Verdict
 from gemma_ops.verdicts.figures import SpeedFacts
-from gemma_ops.words.markup import (
+from gemma_ops.words.figures import (
     chip,
     colour,
     escape,

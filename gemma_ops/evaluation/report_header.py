@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from gemma_ops.judging.report_judge import side_names
 from gemma_ops.verdicts import Verdict
-from gemma_ops.words.markup import chip, escape, short_name
+from gemma_ops.words.figures import chip, escape, short_name
 
 UNKNOWN = "not recorded"
 

@@ -22,7 +22,7 @@ from gemma_ops.judging import report_judge
 from gemma_ops.tasks.grades import Graded
 from gemma_ops.verdicts import Gate, Verdict
 from gemma_ops.words import palette, svg
-from gemma_ops.words.markup import chip, colour, escape, html_table, p_text, seconds, stylesheet
+from gemma_ops.words.figures import chip, colour, escape, html_table, p_text, seconds, stylesheet
 
 _WORDS = {
     "pass": "Pass",

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from gemma_ops.verdicts import TargetResult
 from gemma_ops.verdicts.figures import LabelFacts
 from gemma_ops.words import svg
-from gemma_ops.words.markup import chip, escape, html_table
+from gemma_ops.words.figures import chip, escape, html_table
 
 _COUNTED = 12
 """Up to this many labels the counts fit into a table."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gemma_ops.verdicts import Routing, RoutingLine, RoutingTable
 from gemma_ops.words import svg
-from gemma_ops.words.markup import chip, colour, escape, interval_text, number
+from gemma_ops.words.figures import chip, colour, escape, interval_text, number
 
 PILLS = {"keep": "keep here", "send": "send", "undecided": "undecided"}
 

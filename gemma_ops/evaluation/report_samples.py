@@ -17,7 +17,7 @@ from gemma_ops.targets.spec import QUANTIZED
 from gemma_ops.tasks.grades import Graded
 from gemma_ops.tasks.stored_answers import StoredAnswer
 from gemma_ops.verdicts import TaskFacts
-from gemma_ops.words.markup import chip, escape, short_name
+from gemma_ops.words.figures import chip, escape, short_name
 
 _LONG = 1500
 """Characters of a text that are shown."""

@@ -9,7 +9,7 @@ from gemma_ops.tasks.conditions import load_words
 from gemma_ops.verdicts import Figure, Gate, PairedDifference, TargetResult, TaskFacts, Verdict
 from gemma_ops.verdicts.figures import ValueSpan
 from gemma_ops.words import svg
-from gemma_ops.words.markup import chip, colour, escape, html_table, interval_text, number, p_text, short_name
+from gemma_ops.words.figures import chip, colour, escape, html_table, interval_text, number, p_text, short_name
 
 _ENDS = {"stop": "finished", "length": "cut at the token limit", "blocked": "refused", "error": "failed"}
 

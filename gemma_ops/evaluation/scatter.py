@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from gemma_ops.words.markup import escape
+from gemma_ops.words.figures import escape
 from gemma_ops.words.svg import Domain, mark, ticks
 
 _LEFT = 9

@@ -15,7 +15,7 @@ from gemma_ops.privacy.classes import HERE
 from gemma_ops.tasks.conditions import load_words
 from gemma_ops.verdicts import Figure, PairedDifference, RoutingLine, RoutingTable, TargetResult, TaskFacts, Verdict
 from gemma_ops.verdicts.figures import ValueSpan
-from gemma_ops.words.markup import p_text, seconds, short_name, usd_text
+from gemma_ops.words.figures import p_text, seconds, short_name, usd_text
 
 MARK = {"pass": "✅", "fail": "❌", "inconclusive": "❔", "ungated": "⚪", "report_only": "⚪"}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gemma_ops.words.markup import p_text
+from gemma_ops.words.figures import p_text
 
 Facts = dict[str, Any]
 

@@ -7,7 +7,7 @@ from typing import Any
 from gemma_ops.judging import judging_text
 from gemma_ops.judging.judged import JudgedComparison
 from gemma_ops.words import palette, svg
-from gemma_ops.words.markup import chip, escape, html_table, interval_text, number, p_text, stylesheet
+from gemma_ops.words.figures import chip, escape, html_table, interval_text, number, p_text, stylesheet
 
 Facts = dict[str, Any]
 _UNIT = (0.0, 1.0)

@@ -16,7 +16,7 @@ from functools import cache
 from itertools import product
 
 from gemma_ops.family.formats import GGUF
-from gemma_ops.words.markup import colour
+from gemma_ops.words.figures import colour
 
 Rgb = tuple[float, float, float]
 """Red, green and blue as sRGB says them, 0 to 1."""

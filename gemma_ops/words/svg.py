@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from gemma_ops.words.markup import escape
+from gemma_ops.words.figures import escape
 
 Domain = tuple[float, float]
 _ROW = 30

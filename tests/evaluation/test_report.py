@@ -14,7 +14,7 @@ from gemma_ops.gates.detectable import advice
 from gemma_ops.privacy.classes import HERE
 from gemma_ops.verdicts import Verdict
 from gemma_ops.words import svg
-from gemma_ops.words.markup import escape
+from gemma_ops.words.figures import escape
 from tests.helpers.bare_verdict import bare_verdict
 from tests.helpers.evaluations import make_task
 

@@ -17,7 +17,7 @@ from gemma_ops.tasks import conditions, stored_answers
 from gemma_ops.tasks.conditions import ConditionsFile
 from gemma_ops.verdicts import Verdict
 from gemma_ops.words import palette
-from gemma_ops.words.markup import chip, colour, escape, short_name
+from gemma_ops.words.figures import chip, colour, escape, short_name
 from tests.helpers.evaluations import SUPERIOR, Echo, make_task
 
 SERVICES = ("gemini:gemini-3.8-flash@low", "gemini:gemini-3.5-flash-lite@low", "openai:http://127.0.0.1:9/v1#qwen3")

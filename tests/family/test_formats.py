@@ -101,7 +101,7 @@ from gemma_ops.planning import doctor
 from gemma_ops.cli import run_summary as summary
 from gemma_ops.config import EvaluateConfig, QuantizeConfig, RegisterConfig
 from gemma_ops.evaluation import breakeven_inputs
-from gemma_ops.words import markup, palette
+from gemma_ops.words import figures as markup, palette
 from gemma_ops.export import gguf_audit, gguf_tensors
 from gemma_ops.registry import model_card as card, card_usage as loading, staging
 from gemma_ops.targets import spec
