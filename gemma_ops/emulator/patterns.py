@@ -8,14 +8,19 @@ from re import _constants as kinds  # type: ignore[attr-defined]
 from re import _parser as parser  # type: ignore[attr-defined]
 from typing import Any
 
-_WORDS = {
-    kinds.CATEGORY_DIGIT: "0123456789",
-    kinds.CATEGORY_WORD: "abcdefghijklmnopqrstuvwxyz",
-    kinds.CATEGORY_SPACE: " ",
-    kinds.CATEGORY_NOT_DIGIT: "abc",
-    kinds.CATEGORY_NOT_WORD: "-",
-    kinds.CATEGORY_NOT_SPACE: "abc",
+# rstr does the same, and backreferences too. Ours stays: the patterns that Gemini takes (RE2's) have none, and ours are
+# short. rstr repeats up to 100 times, and more when nested (6,133 characters for a name of several words), all billed as
+# tokens, and its limit is a constant of its module; it fails on possessive repeats, which ours reads.
+_CATEGORIES = {
+    kinds.CATEGORY_DIGIT: r"\d",
+    kinds.CATEGORY_WORD: r"\w",
+    kinds.CATEGORY_SPACE: r"\s",
+    kinds.CATEGORY_NOT_DIGIT: r"\D",
+    kinds.CATEGORY_NOT_WORD: r"\W",
+    kinds.CATEGORY_NOT_SPACE: r"\S",
 }
+_LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789 -"
+"""What classes of characters are drawn from, and what is left of them where a class is negated."""
 
 
 def sample(pattern: str, chance: random.Random) -> str:
@@ -61,7 +66,7 @@ def _from_class(items: Any, chance: random.Random) -> str:
         elif kind is kinds.RANGE:
             letters += [chr(code) for code in range(value[0], min(value[1], value[0] + 200) + 1)]
         elif kind is kinds.CATEGORY:
-            letters += _WORDS[value]
+            letters += re.findall(_CATEGORIES[value], _LETTERS)
     if negated:
-        letters = [letter for letter in "abcdefghijklmnopqrstuvwxyz0123456789 " if letter not in letters] or ["~"]
+        letters = [letter for letter in _LETTERS if letter not in letters] or ["~"]
     return chance.choice(letters)

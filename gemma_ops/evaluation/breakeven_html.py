@@ -10,25 +10,20 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from markupsafe import Markup
+
 from gemma_ops import __version__
 from gemma_ops.evaluation import breakeven_text as text
 from gemma_ops.evaluation.breakeven import Charge, CostComparison, Offer
-from gemma_ops.words.figures import escape, html_table, stylesheet
+from gemma_ops.evaluation.report_pages import REPORT
+from gemma_ops.words.figures import small
+from gemma_ops.words.markup import escape, trusted
+from gemma_ops.words.palette import report_style
 
 _COLOURS = ("t-q8", "t-q4", "t-bf16", "t-other", "t-base")
 _HEIGHT = 300
 """Of the drawing of dollars by volume, in CSS pixels."""
 _ROW = 26
-_CSS = """
-.line { stroke: currentColor; stroke-width: 2; } .line.own { stroke-width: 3.5; } .line.later { stroke-dasharray: 5 4; }
-.line.t-base { color: var(--base); } .line.t-tuned { color: var(--tuned); } .line.t-bf16 { color: var(--bf16); }
-.line.t-q8 { color: var(--q8); } .line.t-q4 { color: var(--q4); } .line.t-other { color: var(--other); }
-.beyond { fill: var(--none-bg); } .hollow { fill: var(--card); stroke: var(--tuned); stroke-width: 2; }
-.solid { fill: var(--tuned); } .faint { stroke: var(--faint); stroke-width: 1.5; }
-.legend { display: flex; flex-wrap: wrap; gap: 4px 18px; margin: 8px 0 0; font-size: 13px; }
-.row.even { grid-template-columns: minmax(110px, 200px) minmax(0, 1fr) 205px; }
-@media (max-width: 640px) { .row.even { grid-template-columns: minmax(92px, 120px) minmax(0, 1fr); } }
-"""
 
 
 @dataclass(frozen=True)
@@ -50,23 +45,18 @@ class _Log:
 
 def cost_page(found: CostComparison) -> str:
     """The whole page."""
-    css = stylesheet() + _CSS
-    headline = text.cost_headline(found)
-    own = text.own_line(found.own)
-    return (
-        "<!doctype html>\n"
-        '<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>Own hardware against API prices</title><style>\n{css}</style></head>\n"
-        "<body><main>\n<h1>Own hardware against API prices</h1>\n"
-        f'<section class="card verdict"><p class="why">{escape(headline)}</p><p class="why">{escape(own[:1].upper() + own[1:])}.</p></section>\n'
-        f"{_months(found)}\n{_breaks(found)}\n{_figures(found)}\n"
-        '<section class="card"><h3>What this rests on</h3>'
-        + "".join(f'<p class="note">{escape(note[:1].upper() + note[1:])}</p>' for note in text.notes(found))
-        + f"</section>\n<footer>made by gemma-ops {__version__}</footer>\n</main></body></html>\n"
-    )
+    return REPORT.page(
+        "breakeven.html", "whole", style=report_style(), headline=text.cost_headline(found),
+        own=f"{_capital(text.own_line(found.own))}.", months=_months(found), breaks=_breaks(found),
+        figures=_figures(found), notes=[_capital(note) for note in text.notes(found)], version=__version__,
+    )  # fmt: skip
 
 
-def _months(found: CostComparison) -> str:
+def _capital(sentence: str) -> str:
+    return sentence[:1].upper() + sentence[1:]
+
+
+def _months(found: CostComparison) -> Markup:
     """Dollars a month by answers a month: the machine in steps, one per machine; some services as slopes."""
     own = found.own
     chosen = _chosen(found.offers)
@@ -85,21 +75,14 @@ def _months(found: CostComparison) -> str:
         if machines < 4:
             body += _segment(across, up, (until, dollars), (until, dollars + own.per_month), "line own t-tuned")
         at = until
-    names = ['<span class="chip"><i class="t-tuned"></i>own machine</span>']
+    legend = []
     for place, offer in enumerate(chosen):
-        later = (
-            "; dashed from " + ", ".join(str(charge.start) for charge in offer.charges[1:]) if offer.charges[1:] else ""
-        )
-        names.append(
-            f'<span><span class="chip"><i class="{_COLOURS[place]}"></i>{escape(offer.name)}</span> '
-            f"${text.money_words(offer.today.standard)} per 1,000{escape(later)}</span>"
-        )
-    return (
-        '<section class="card"><h3>Dollars a month, by answers a month</h3>'
-        '<p class="note">A machine costs the same idle or busy; each step is one machine more. Both scales are logarithmic.</p>'
-        f'<svg class="plot" height="{_HEIGHT + 20}" role="img" aria-label="{escape(text.cost_headline(found))}">{body}</svg>'
-        f'<div class="legend">{"".join(names)}</div></section>'
-    )
+        later = ", ".join(str(charge.start) for charge in offer.charges[1:])
+        priced = f"${text.money_words(offer.today.standard)} per 1,000" + (f"; dashed from {later}" if later else "")
+        legend.append((_COLOURS[place], offer.name, priced))
+    told = f'role="img" aria-label="{escape(text.cost_headline(found))}"'
+    drawing = trusted(f'<svg class="plot" height="{_HEIGHT + 20}" {told}>{body}</svg>')
+    return REPORT.fill("breakeven.html", "months", drawing=drawing, legend=legend)
 
 
 def _chosen(offers: Sequence[Offer]) -> list[Offer]:
@@ -116,7 +99,7 @@ def _chosen(offers: Sequence[Offer]) -> list[Offer]:
     return sorted(kept.values(), key=lambda offer: offer.today.standard)[: len(_COLOURS)]
 
 
-def _breaks(found: CostComparison) -> str:
+def _breaks(found: CostComparison) -> Markup:
     """From which volume the machine is cheaper than each service."""
     volumes = [
         1000 * found.own.per_month / amount
@@ -126,25 +109,18 @@ def _breaks(found: CostComparison) -> str:
     ]
     capacity = found.own.capacity
     across = _Log(min([*volumes, capacity / 10]) / 2, max([*(2 * volume for volume in volumes), 3 * capacity]))
-    rows = ""
-    for offer in found.offers:
-        rows += (
-            f'<div class="row even"><div class="name">{escape(offer.name)}</div>{_break(across, capacity, found, offer.today)}'
-            f'<div class="figure ci">{escape(_told(found, offer.today))}</div></div>'
-        )
+    rows = [
+        (offer.name, _break(across, capacity, found, offer.today), _told(found, offer.today)) for offer in found.offers
+    ]
     foot = "".join(
         f'<text class="tick" x="{_x(across, tick)}" y="12" text-anchor="middle">{escape(text.count_words(tick))}</text>'
         for tick in _thinned(across.ticks(), 6)
     )
-    return (
-        '<section class="card"><h3>From which volume the machine is cheaper</h3>'
-        '<p class="note">Answers a month, at today\'s prices. ● standard, ○ batch; in the grey part, more than one machine can answer.</p>'
-        f'{rows}<div class="row even foot"><div></div><svg class="plot axis" height="16" aria-hidden="true">{foot}</svg>'
-        '<div class="figure"></div></div></section>'
-    )
+    axis = trusted(f'<svg class="plot axis" height="16" aria-hidden="true">{foot}</svg>')
+    return REPORT.fill("breakeven.html", "breaks", rows=rows, axis=axis)
 
 
-def _break(across: _Log, capacity: float, found: CostComparison, charge: Charge) -> str:
+def _break(across: _Log, capacity: float, found: CostComparison, charge: Charge) -> Markup:
     y = _ROW / 2
     ticks = "".join(
         f'<line class="grid" x1="{_x(across, tick)}" x2="{_x(across, tick)}" y1="0" y2="{_ROW}"/>'
@@ -159,7 +135,8 @@ def _break(across: _Log, capacity: float, found: CostComparison, charge: Charge)
         body += f'<circle class="hollow" cx="{right}" cy="{y}" r="4.5"/>'
     if places:
         body += f'<circle class="solid" cx="{_x(across, places[0])}" cy="{y}" r="5"/>'
-    return f'<svg class="plot" height="{_ROW}" role="img" aria-label="{escape(_told(found, charge))}">{body}</svg>'
+    told = f'role="img" aria-label="{escape(_told(found, charge))}"'
+    return trusted(f'<svg class="plot" height="{_ROW}" {told}>{body}</svg>')
 
 
 def _told(found: CostComparison, charge: Charge) -> str:
@@ -171,7 +148,7 @@ def _told(found: CostComparison, charge: Charge) -> str:
     return ", ".join(parts)
 
 
-def _figures(found: CostComparison) -> str:
+def _figures(found: CostComparison) -> Markup:
     head = ["service", "from", "standard", "batch", "cached", "break-even", "on batch", "price"]
     rows = []
     for offer in found.offers:
@@ -187,17 +164,14 @@ def _figures(found: CostComparison) -> str:
             ]
             rows.append(
                 [
-                    escape(offer.name) if place == 0 else "",
+                    offer.name if place == 0 else "",
                     "today" if place == 0 else str(charge.start),
                     *("–" if amount is None else f"${text.money_words(amount)}" for amount in amounts),
                     *volumes,
-                    f'<span class="ci">{escape(offer.source)}</span>',
+                    small("ci", offer.source),
                 ]
             )
-    return (
-        '<section class="card"><h3>Dollars per 1,000 answers</h3>'
-        f'<p class="note">Break-even in answers a month.</p>{html_table(head, rows)}</section>'
-    )
+    return REPORT.fill("breakeven.html", "figures", head=head, rows=rows)
 
 
 def _grid(across: _Log, up: _Log) -> str:

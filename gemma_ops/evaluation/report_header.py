@@ -3,11 +3,11 @@ version."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from markupsafe import Markup
 
+from gemma_ops.evaluation.report_pages import REPORT
 from gemma_ops.judging.report_judge import side_names
 from gemma_ops.verdicts import Verdict
-from gemma_ops.words.figures import chip, escape, short_name
 
 UNKNOWN = "not recorded"
 
@@ -25,19 +25,17 @@ def title(verdict: Verdict, outcome: str) -> str:
     return " · ".join(part for part in [*parts, outcome, date[:10] if date else ""] if part)
 
 
-def header(verdict: Verdict) -> str:
+def header(verdict: Verdict) -> Markup:
     """The heading and a list of facts."""
-    run = verdict.run or ""
     facts = [
-        ("Run", escape(run) or UNKNOWN),
-        ("Tuned model", escape(tuned_model(verdict)) or UNKNOWN),
-        ("Targets", _targets(target_names(verdict))),
-        ("Tasks", escape(", ".join(verdict.tasks))),
-        ("Evaluated", escape(date(verdict))),
-        ("Made by", escape(verdict.made_by or UNKNOWN)),
+        ("Run", verdict.run or UNKNOWN),
+        ("Tuned model", tuned_model(verdict) or UNKNOWN),
+        ("Targets", REPORT.fill("header.html", "targets", names=target_names(verdict))),
+        ("Tasks", ", ".join(verdict.tasks)),
+        ("Evaluated", date(verdict)),
+        ("Made by", verdict.made_by or UNKNOWN),
     ]
-    items = "".join(f"<dt>{name}</dt><dd>{told}</dd>" for name, told in facts)
-    return f'<h1>Evaluation{f" of {escape(run)}" if run else ""}</h1>\n<dl class="about">{items}</dl>'
+    return REPORT.fill("header.html", "header", run=verdict.run or "", facts=facts)
 
 
 def tuned_model(verdict: Verdict) -> str:
@@ -53,11 +51,3 @@ def date(verdict: Verdict) -> str:
     """When the first question was asked, to the minute in UTC."""
     found = verdict.date
     return f"{found[:10]} {found[11:16]} UTC" if found else UNKNOWN
-
-
-def _targets(names: Sequence[str]) -> str:
-    """Chips; the whole name stands beside a short one that leaves something out."""
-    return " ".join(
-        chip(name) + (f' <span class="ci whole">{escape(name)}</span><br>' if short_name(name) != name else "")
-        for name in names
-    )

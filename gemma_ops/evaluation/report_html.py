@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from markupsafe import Markup
+
 from gemma_ops.evaluation import (
     gate_figures,
     report_cost,
@@ -17,12 +19,14 @@ from gemma_ops.evaluation import (
     report_samples,
     report_task,
 )
+from gemma_ops.evaluation.report_pages import REPORT
 from gemma_ops.evaluation.verdict_summary import verdict_headline
 from gemma_ops.judging import report_judge
 from gemma_ops.tasks.grades import Graded
 from gemma_ops.verdicts import Gate, Verdict
 from gemma_ops.words import palette, svg
-from gemma_ops.words.figures import chip, colour, escape, html_table, p_text, seconds, stylesheet
+from gemma_ops.words.figures import chip, colour, p_text, seconds, small
+from gemma_ops.words.palette import page_style
 
 _WORDS = {
     "pass": "Pass",
@@ -35,30 +39,25 @@ _PILLS = {"pass": "✓ holds", "fail": "✕ failed", "inconclusive": "? undecide
 
 def report_page(verdict: Verdict, graded: Sequence[Graded]) -> str:
     """The whole page. `graded` supplies the samples; every figure comes from the verdict."""
-    tasks = "".join(_task(verdict, name, [item for item in graded if item.task.name == name]) for name in verdict.tasks)
+    tasks = [_task(verdict, name, [item for item in graded if item.task.name == name]) for name in verdict.tasks]
     names = report_header.target_names(verdict)
-    css = stylesheet() + palette.style(names)
-    title = report_header.title(verdict, _WORDS[verdict.verdict])
-    return (
-        "<!doctype html>\n"
-        f'<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>\n{css}</style></head>\n"
-        f"<body><main>\n{palette.marks(names)}\n{report_header.header(verdict)}\n{_verdict(verdict)}\n{_contents(verdict)}\n{tasks}\n{_provenance(verdict)}\n"
-        f"<footer>{_method(verdict)}</footer>\n</main></body></html>\n"
-    )
+    return REPORT.page(
+        "report.html", "report", title=report_header.title(verdict, _WORDS[verdict.verdict]), style=page_style(names),
+        marks=palette.marks(names), header=report_header.header(verdict), outcome=_verdict(verdict), tasks=tasks,
+        names=list(verdict.tasks), provenance=_provenance(verdict), method=_method(verdict),
+    )  # fmt: skip
 
 
-def _verdict(verdict: Verdict) -> str:
+def _verdict(verdict: Verdict) -> Markup:
     kind = verdict.verdict
     sentence = verdict_headline(verdict).partition(": ")[2]
-    gates = "".join(_gate(gate, verdict) for gate in verdict.gates)
-    return (
-        f'<section class="card verdict {kind}"><p class="word">{_WORDS[kind]}</p>'
-        f'<p class="why">{escape(sentence[:1].upper() + sentence[1:])}.</p>{gates}</section>'
-    )
+    return REPORT.fill(
+        "report.html", "verdict", kind=kind, word=_WORDS[kind], why=f"{sentence[:1].upper() + sentence[1:]}.",
+        gates=[_gate(gate, verdict) for gate in verdict.gates],
+    )  # fmt: skip
 
 
-def _gate(gate: Gate, verdict: Verdict) -> str:
+def _gate(gate: Gate, verdict: Verdict) -> Markup:
     drawn = "" if gate.outcome == "report_only" else " (dashed)"
     figures = f"measured {gate_figures.measured(gate, verdict)}, must be {gate_figures.required(gate)}{drawn}"
     if load := gate_figures.load_of(gate, verdict):
@@ -90,32 +89,16 @@ def _axis(gate: Gate) -> str:
     return f"difference in {gate.metric}" if gate.versus else str(gate.metric)
 
 
-def _told(gate: Gate, facts: str, drawing: str) -> str:
-    return (
-        f'<div class="gate"><div><span class="pill {gate.outcome}">{_PILLS[gate.outcome]}</span></div>'
-        f'<div><p>{escape(gate.words)}</p><p class="small">{escape(gate.task + facts)}</p></div>'
-        f"<div>{drawing}</div></div>"
-    )
+def _told(gate: Gate, facts: str, drawing: str) -> Markup:
+    pill = _PILLS[gate.outcome]
+    return REPORT.fill("report.html", "gate", gate=gate, pill=pill, facts=gate.task + facts, drawing=drawing)
 
 
-def _contents(verdict: Verdict) -> str:
-    if len(verdict.tasks) < 2:
-        return ""
-    links = "".join(f'<a href="#task-{escape(name)}">{escape(name)}</a>' for name in verdict.tasks)
-    return f'<nav>{links}<a href="#provenance">provenance</a></nav>'
-
-
-def _task(verdict: Verdict, name: str, graded: Sequence[Graded]) -> str:
+def _task(verdict: Verdict, name: str, graded: Sequence[Graded]) -> Markup:
     task = verdict.tasks[name]
     results, differences, gates = verdict.results_of(name), verdict.differences_of(name), verdict.gates_of(name)
     confidence = verdict.confidence
-    rubric = graded[0].task.rubric
-    parts = [
-        f'<h2 id="task-{escape(name)}">{escape(name)}</h2>',
-        f'<p class="lead">{escape(task.description)}</p>' if task.description else "",
-        f"<details><summary>What a good answer is</summary><p class='question'>{escape(rubric)}</p></details>"
-        if rubric
-        else "",
+    sections = [
         report_task.score_rows(task, results, gates, confidence),
         report_task.difference_rows(task, differences, gates, confidence),
         report_cost.cost_section(task, results, verdict),
@@ -126,10 +109,13 @@ def _task(verdict: Verdict, name: str, graded: Sequence[Graded]) -> str:
         report_samples.samples_section(task, graded),
         report_task.speed_rows(results, verdict),
     ]
-    return "\n".join(part for part in parts if part)
+    return REPORT.fill(
+        "report.html", "task", name=name, description=task.description or "", rubric=graded[0].task.rubric or "",
+        sections=[section for section in sections if section],
+    )  # fmt: skip
 
 
-def _provenance(verdict: Verdict) -> str:
+def _provenance(verdict: Verdict) -> Markup:
     models = []
     for name, facts in verdict.targets.items():
         model = " ".join(part for part in (facts.id, facts.revision) if part)
@@ -138,53 +124,31 @@ def _provenance(verdict: Verdict) -> str:
         versions = sorted({one for item in verdict.results if item.target == name for one in item.answered})
         answered = f"answered by {', '.join(versions)}" if versions else ""
         learned = f"learned from {facts.learned} rows" if facts.learned not in (None, "any") else ""
-        models.append(
-            [
-                chip(name),
-                escape(" · ".join(part for part in (model, step, size, facts.place, learned, answered) if part) or "–"),
-                f'<span class="mono">{escape(facts.identity)}</span>',
-            ]
+        told = " · ".join(part for part in (model, step, size, facts.place, learned, answered) if part)
+        models.append([chip(name), told or "–", small("mono", facts.identity)])
+    tasks: list[list[str]] = []
+    for name, task in verdict.tasks.items():
+        told = (
+            f"version {task.version} · {task.rows:,} of {task.rows_in_file:,} rows · at most {task.max_new_tokens} "
+            "new tokens · privacy: " + ", ".join(f"{kind} {count:,}" for kind, count in task.privacy.items())
         )
-    tasks = [
-        [escape(name), f"version {task.version} · {task.rows:,} of {task.rows_in_file:,} rows · at most {task.max_new_tokens} new tokens · privacy: "
-         + escape(", ".join(f"{kind} {count:,}" for kind, count in task.privacy.items())), f'<span class="mono">{escape(task.digest)}</span>']
-        for name, task in verdict.tasks.items()
-    ]  # fmt: skip
+        tasks.append([name, told, small("mono", task.digest)])
     if verdict.data and verdict.data.digest:
-        tasks.append(
-            ["training data", "the set the tuned model saw", f'<span class="mono">{escape(verdict.data.digest)}</span>']
-        )
+        tasks.append(["training data", "the set the tuned model saw", small("mono", verdict.data.digest)])
     release = verdict.release
     made = [
-        *([["released", escape(f"answers to {release.to}: {release.reason}")]] if release else []),
+        *([["released", f"answers to {release.to}: {release.reason}"]] if release else []),
         ["confidence", f"{verdict.confidence:.0%}"],
         ["seed", str(verdict.seed)],
-        ["made by", escape(verdict.made_by or report_header.UNKNOWN)],
+        ["made by", verdict.made_by or report_header.UNKNOWN],
     ]
-    return (
-        '<h2 id="provenance">Provenance</h2><section class="card">'
-        + (html_table(["target", "model", "digest"], models, kind="left") if models else "")
-        + html_table(["task", "what", "digest"], tasks, kind="left")
-        + html_table(["setting", "value"], made, kind="left")
-        + "</section>"
-    )
+    return REPORT.fill("report.html", "provenance", models=models, tasks=tasks, made=made)
 
 
-def _looked(verdict: Verdict) -> str:
+def _method(verdict: Verdict) -> Markup:
     look = verdict.look
-    if not look:
-        return ""
-    return (
-        f" This is look {look.number}, decided at a level of {look.level:.3g}; the next one will have {look.later:.3g}."
-    )
-
-
-def _method(verdict: Verdict) -> str:
-    return (
-        f"Intervals hold {verdict.confidence:.0%} of the time: for yes/no scores Wilson's for one target and Tango's for paired differences; "
-        "betting bounds, which hold for every distribution, where scores are no yes/no or rows come in clusters. F1 has a "
-        "bootstrap interval, which decides nothing; gates on it have betting bounds of all labels together. Gates are one-sided tests under Holm's method, so the chance that "
-        f"any gate passes wrongly is at most {1 - verdict.confidence:.0%}, over all looks at the same models, and so is the chance that any "
-        f"fails wrongly.{_looked(verdict)} A refused or failed answer scores 0 and is counted; a row that lacks what a metric needs, or that a "
-        "target may not see, leaves its mean."
-    )
+    looked = (look.number, f"{look.level:.3g}", f"{look.later:.3g}") if look else None
+    return REPORT.fill(
+        "report.html", "method", confidence=f"{verdict.confidence:.0%}", error=f"{1 - verdict.confidence:.0%}",
+        look=looked,
+    )  # fmt: skip

@@ -2,53 +2,50 @@
 
 from __future__ import annotations
 
+from markupsafe import Markup
+
+from gemma_ops.evaluation.report_pages import REPORT
 from gemma_ops.verdicts import Routing, RoutingLine, RoutingTable
 from gemma_ops.words import svg
-from gemma_ops.words.figures import chip, colour, escape, interval_text, number
+from gemma_ops.words.figures import colour
+from gemma_ops.words.markup import trusted
 
 PILLS = {"keep": "keep here", "send": "send", "undecided": "undecided"}
 
 
-def routing_section(task: str, routing: Routing | None) -> str:
+def routing_section(task: str, routing: Routing | None) -> Markup | str:
     """One card per pair of a local target and a service on this task."""
     if not routing:
         return ""
-    return "".join(_card(table, routing) for table in routing.of_task(task))
+    return trusted("").join(_card(table, routing) for table in routing.of_task(task))
 
 
-def _card(table: RoutingTable, routing: Routing) -> str:
-    local, remote = table.local.name, table.remote.name
+def _card(table: RoutingTable, routing: Routing) -> Markup:
     margin = routing.margin
     known = [bound for line in table.lines if (found := line.span) for bound in found[1:]]
     domain = svg.domain_of([*known, -margin], around_zero=True)
-    rows = "".join(_row(line, domain, margin, local) for line in table.lines)
-    title = f"difference in {table.metric}"
     private = table.lines[0].local_only
-    kept = f" The {private:,} rows that may not leave the machine are kept in any case." if private else ""
-    return (
-        f'<section class="card"><h3>Keep or send</h3><p class="note">{chip(local)} against {chip(remote)}: '
-        f"difference in {escape(table.metric)}, row by row. Kept where it is shown not to be worse by {margin:g} or more (dashed), "
-        f"sent where it is shown to be worse by more than that; {routing.confidence:.0%} for the table as a whole.{kept}</p>"
-        f'{rows}<div class="row route foot"><div></div><div></div>{svg.axis(domain, title=title, signed=True)}<div class="figure"></div></div></section>'
-    )
+    return REPORT.fill(
+        "routing.html", "card", local=table.local.name, remote=table.remote.name, metric=table.metric,
+        margin=f"{margin:g}", confidence=f"{routing.confidence:.0%}", private=f"{private:,}" if private else "",
+        rows=[_row(line, domain, margin, table.local.name) for line in table.lines],
+        axis=svg.axis(domain, title=f"difference in {table.metric}", signed=True),
+    )  # fmt: skip
 
 
-def _row(line: RoutingLine, domain: svg.Domain, margin: float, local: str) -> str:
+def _row(line: RoutingLine, domain: svg.Domain, margin: float, local: str) -> Markup:
     name = "all questions" if line.slice is None else f"{line.slice}: {line.value}"
-    pill = f'<span class="pill route-{line.decision}">{PILLS[line.decision]}</span>'
     found = line.span
     if found is None:
-        why = "must stay here" if line.reason == "privacy" else "no row scored for both"
-        return (
-            f'<div class="row route"><div class="name">{escape(name)}<small>{line.local_only:,} rows</small></div><div>{pill}</div>'
-            f'<div class="note">{why}</div><div></div></div>'
-        )
+        return REPORT.fill(
+            "routing.html", "empty", name=name, count=f"{line.local_only:,}", decision=line.decision,
+            pill=PILLS[line.decision], why="must stay here" if line.reason == "privacy" else "no row scored for both",
+        )  # fmt: skip
     drawing = svg.whisker(
         *found, domain, colour(local), marks=[-margin],
         label=f"{name}: {line.words}",
     )  # fmt: skip
-    needed = f"<small>≈{line.n_needed:,} would settle it</small>" if line.n_needed else ""
-    return (
-        f'<div class="row route{" open" if line.slice is None else ""}"><div class="name">{escape(name)}<small>{line.n:,} rows</small>{needed}</div>'
-        f'<div>{pill}</div>{drawing}<div class="figure"><b>{number(found[0], "+")}</b>&ensp;{interval_text(*found[1:], "+")}</div></div>'
-    )
+    return REPORT.fill(
+        "routing.html", "row", name=name, count=f"{line.n:,}", opens=line.slice is None, decision=line.decision,
+        pill=PILLS[line.decision], found=found, drawing=drawing, needed=f"{line.n_needed:,}" if line.n_needed else "",
+    )  # fmt: skip

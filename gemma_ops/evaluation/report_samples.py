@@ -10,14 +10,18 @@ import base64
 from collections.abc import Sequence
 from typing import Any
 
+from markupsafe import Markup
+
 from gemma_ops.data.media_files import bytes_of
+from gemma_ops.evaluation.report_pages import REPORT
 from gemma_ops.metrics.metric import ScoredAnswer, ScoredRow
 from gemma_ops.metrics.parse import Unreadable, dump, parse_json
 from gemma_ops.targets.spec import QUANTIZED
 from gemma_ops.tasks.grades import Graded
 from gemma_ops.tasks.stored_answers import StoredAnswer
 from gemma_ops.verdicts import TaskFacts
-from gemma_ops.words.figures import chip, escape, short_name
+from gemma_ops.words.figures import short_name, small
+from gemma_ops.words.markup import trusted
 
 _LONG = 1500
 """Characters of a text that are shown."""
@@ -28,12 +32,12 @@ _ALL = 24
 _ENDS = {"length": "cut at the token limit", "blocked": "refused", "error": "failed"}
 
 
-def samples_section(task: TaskFacts, graded: Sequence[Graded]) -> str:
+def samples_section(task: TaskFacts, graded: Sequence[Graded]) -> Markup | str:
     """Up to five rows per group, each row once."""
     primary = task.primary
     scores = {item.target: item.column(primary) for item in graded}
     rows = graded[0].task.rows
-    left, taken, blocks = _ALL, set[int](), ""
+    left, taken, blocks = _ALL, set[int](), []
     for title, note, chosen in _groups(scores, len(rows)):
         fresh = [index for index in chosen if index not in taken]
         shown = fresh[: min(_SHOWN, left)]
@@ -41,11 +45,10 @@ def samples_section(task: TaskFacts, graded: Sequence[Graded]) -> str:
             continue
         taken.update(shown)
         left -= len(shown)
-        body = "".join(_sample(rows[index], index, graded, primary) for index in shown)
         count = f"{len(fresh):,} row{'s' * (len(fresh) != 1)}" + (
             f", {len(shown)} shown" if len(shown) < len(fresh) else ""
         )
-        blocks += f"<details{'' if blocks else ' open'}><summary><b>{escape(title)}</b> ({count}). {escape(note)}</summary>{body}</details>"
+        blocks.append((title, count, note, [_sample(rows[index], index, graded, primary) for index in shown]))
     if not blocks:
         return ""
     hidden = task.privacy.get("local_only", 0)
@@ -54,7 +57,7 @@ def samples_section(task: TaskFacts, graded: Sequence[Graded]) -> str:
         if hidden
         else ""
     )
-    return f'<section class="card"><h3>Samples</h3><p class="note">Judged by {escape(primary)}.{escape(warning)}</p>{blocks}</section>'
+    return REPORT.fill("samples.html", "section", note=f"Judged by {primary}.{warning}", blocks=blocks)
 
 
 def _groups(scores: dict[str, list[float | None]], count: int) -> list[tuple[str, str, list[int]]]:
@@ -85,47 +88,45 @@ def _groups(scores: dict[str, list[float | None]], count: int) -> list[tuple[str
     return groups
 
 
-def _sample(row: ScoredRow, index: int, graded: Sequence[Graded], primary: str) -> str:
-    turns = "".join(
-        f'<p class="question"><b>{escape(message["role"])}</b>{_said(message, row)}</p>' for message in row.messages
-    )
+def _sample(row: ScoredRow, index: int, graded: Sequence[Graded], primary: str) -> Markup:
     expected = parse_json(row.reference) if isinstance(row.reference, str) else row.reference
-    structured = isinstance(expected, dict)
-    reference = _fields(expected, None) if structured else f"<pre>{_text(row.gold)}</pre>"
+    structured = expected if isinstance(expected, dict) else None
     if row.reference is None:
-        reference = "<pre>–</pre>"
+        reference = REPORT.fill("samples.html", "text", text="–")
+    else:
+        reference = _fields(structured, None) if structured is not None else _text("text", row.gold)
     where = " · ".join([row.id, *(f"{name}: {bucket}" for name, bucket in row.slices.items())])
-    answers = "".join(
-        _answer(item.target, item.answers[index], item.scores[index], primary, expected if structured else None)
-        for item in graded
-    )
-    return (
-        f'<div class="sample"><p class="note mono">{escape(where)}</p>{turns}<div class="answers">'
-        f'<div class="answer reference"><header><b>expected</b></header>{reference}</div>{answers}</div></div>'
-    )
+    return REPORT.fill(
+        "samples.html", "sample", where=where,
+        turns=[(message["role"], _said(message, row)) for message in row.messages], reference=reference,
+        answers=[
+            _answer(item.target, item.answers[index], item.scores[index], primary, structured) for item in graded
+        ],
+    )  # fmt: skip
 
 
-def _said(message: dict[str, Any], row: ScoredRow) -> str:
+def _said(message: dict[str, Any], row: ScoredRow) -> Markup:
     """A turn in words, and small images as they are: the page stays one file that needs no other."""
     content = message.get("content")
     if not isinstance(content, list):
-        return _text(str(content or dump(message.get("tool_calls"))))
-    return " ".join(_text(part["text"]) if part["type"] == "text" else _part(part, row) for part in content)
+        return _text("cut", str(content or dump(message.get("tool_calls"))))
+    return trusted(" ").join(
+        _text("cut", part["text"]) if part["type"] == "text" else _part(part, row) for part in content
+    )
 
 
-def _part(part: dict[str, Any], row: ScoredRow) -> str:
+def _part(part: dict[str, Any], row: ScoredRow) -> Markup:
     data = bytes_of(part, row.media)
-    name = f'<span class="ci">[{part["type"]}, {len(data):,} bytes]</span>'
+    name = f"[{part['type']}, {len(data):,} bytes]"
     if part["type"] != "image" or len(data) > _SMALL or part["path"].endswith("tiff"):
-        return name
+        return small("ci", name)
     ending = part["path"].rpartition(".")[2].replace("jpg", "jpeg")
-    body = base64.b64encode(data).decode()
-    return f'<img alt="{escape(name)}" style="max-height:8rem" src="data:image/{ending};base64,{body}">'
+    return REPORT.fill("samples.html", "image", name=name, ending=ending, body=base64.b64encode(data).decode())
 
 
 def _answer(
     target: str, answer: StoredAnswer, scored: ScoredAnswer, primary: str, expected: dict[str, Any] | None
-) -> str:
+) -> Markup:
     value = scored.values[primary]
     mark = "–" if value is None else "✓" if value >= 1 - 1e-9 else "✕" if value <= 1e-9 else f"{value:.2f}"
     kind = "" if value is None else "right" if value >= 1 - 1e-9 else "wrong"
@@ -133,36 +134,30 @@ def _answer(
     if isinstance(found, dict):
         body = _fields(found, expected)
     elif answer.end == "hidden":
-        body = '<span class="ci">not shown to it: the row must stay here</span>'
+        body = small("ci", "not shown to it: the row must stay here")
     elif answer.text:
-        why = f'<span class="ci">not JSON: {escape(found.why)}</span>' if isinstance(found, Unreadable) else ""
-        body = f"<pre>{_text(answer.text)}</pre>{why}"
+        body = _text("text", answer.text)
+        body += small("ci", f"not JSON: {found.why}") if isinstance(found, Unreadable) else ""
     else:
-        body = '<span class="ci">empty</span>'
-    why = f": {_text(answer.reason)}" if answer.reason else ""
-    end = f'<span class="ci">{escape(_ENDS[answer.end])}{why}</span>' if answer.end in _ENDS else ""
-    return f'<div class="answer"><header>{chip(target)}<span class="{kind}">{mark}</span></header>{body}{end}</div>'
+        body = small("ci", "empty")
+    return REPORT.fill(
+        "samples.html", "answer", target=target, kind=kind, mark=mark, body=body, end=_ENDS.get(answer.end, ""),
+        reason=_text("cut", answer.reason) if answer.reason else "",
+    )  # fmt: skip
 
 
-def _fields(found: dict[str, Any], expected: dict[str, Any] | None) -> str:
+def _fields(found: dict[str, Any], expected: dict[str, Any] | None) -> Markup:
     """An object key by key; compared with an expected one, wrong and superfluous values are marked, missing keys struck
     out."""
     lines = []
     for key, value in found.items():
-        shown = f"{_text(value if isinstance(value, str) else dump(value))}"
         wrong = expected is not None and (key not in expected or dump(value) != dump(expected[key]))
-        lines.append(f'<span class="key">{escape(key)}:</span> {f"<mark>{shown}</mark>" if wrong else shown}')
-    lines += [
-        f'<span class="key">{escape(key)}:</span> <mark class="gone">missing</mark>'
-        for key in expected or {}
-        if key not in found
-    ]
-    return f"<pre>{chr(10).join(lines)}</pre>"
+        lines.append((key, _text("cut", value if isinstance(value, str) else dump(value)), wrong))
+    missing = [key for key in expected or {} if key not in found]
+    return REPORT.fill("samples.html", "fields", lines=lines, missing=missing)
 
 
-def _text(text: str) -> str:
-    """Escaped, and cut where it is very long."""
+def _text(macro: str, text: str) -> Markup:
+    """Text, cut where it is very long, by the macro `cut`, or by `text` in a block of its own."""
     rest = len(text) - _LONG
-    return (
-        escape(text) if rest <= 0 else f'{escape(text[:_LONG])} <span class="ci">… and {rest:,} more characters</span>'
-    )
+    return REPORT.fill("samples.html", macro, text=text[:_LONG], rest=f"{rest:,}" if rest > 0 else "")

@@ -3,25 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+from markupsafe import Markup
+
+from gemma_ops.evaluation.report_pages import REPORT
 from gemma_ops.targets.spec import QUANTIZED
 from gemma_ops.tasks.conditions import load_words
 from gemma_ops.verdicts import Figure, Gate, PairedDifference, TargetResult, TaskFacts, Verdict
 from gemma_ops.verdicts.figures import ValueSpan
 from gemma_ops.words import svg
-from gemma_ops.words.figures import chip, colour, escape, html_table, interval_text, number, p_text, short_name
+from gemma_ops.words.figures import chip, colour, interval_text, number, p_cell, short_name, small
+from gemma_ops.words.markup import escape
 
 _ENDS = {"stop": "finished", "length": "cut at the token limit", "blocked": "refused", "error": "failed"}
 
 
-def score_rows(task: TaskFacts, results: Sequence[TargetResult], gates: Sequence[Gate], confidence: float) -> str:
+@dataclass(frozen=True)
+class _Row:
+    """A target's interval and its drawing; None where nothing could be scored."""
+
+    target: str
+    found: ValueSpan | None
+    drawing: Markup | None
+
+
+def score_rows(task: TaskFacts, results: Sequence[TargetResult], gates: Sequence[Gate], confidence: float) -> Markup:
     """The primary metric drawn for every target, then every figure in a table."""
     primary = task.primary
     marks = sorted({gate.threshold for gate in gates if gate.test == "at_least" and gate.metric == primary})
-    rows = "".join(
-        _scale_row(chip(item.target), item.metrics[primary].span, item.target, (0.0, 1.0), marks=marks)
-        for item in results
-    )
     note = f"{task.rows:,} rows"
     if task.cluster_by:
         note += f" in {task.clusters:,} clusters by {task.cluster_by}"
@@ -33,10 +43,11 @@ def score_rows(task: TaskFacts, results: Sequence[TargetResult], gates: Sequence
     if len(results) < len(task.metrics):  # what there is more of goes down the page
         head = ["figure", *(row[0] for row in body)]
         body = [[_name(name, primary), *(row[at] for row in body)] for at, name in enumerate(task.metrics, 1)]
-    return (
-        f'<section class="card"><h3>{escape(primary)}</h3><p class="note">{escape(note)}</p>{rows}{_foot((0.0, 1.0), primary)}'
-        f"<h4>All figures</h4>{html_table(head, body)}</section>"
-    )
+    return REPORT.fill(
+        "task.html", "scores", primary=primary, note=note, head=head, body=body,
+        rows=[_scaled(item.target, item.metrics[primary].span, (0.0, 1.0), marks=marks) for item in results],
+        axis=svg.axis((0.0, 1.0), title=primary),
+    )  # fmt: skip
 
 
 def difference_rows(
@@ -45,71 +56,59 @@ def difference_rows(
     """Paired differences drawn around zero, with the thresholds of their gates."""
     if not found:
         return ""
-    rows = ""
     groups: dict[str, list[PairedDifference]] = {}
     for item in found:
         quantized = item.versus == "tuned" and item.target in QUANTIZED
         groups.setdefault(
             "What quantization costs, against tuned" if quantized else f"Against {short_name(item.versus)}", []
         ).append(item)
+    limits = {(g.target, g.versus): g.threshold for g in gates if g.versus and g.metric == task.primary}
+    drawn = []
     for title, members in groups.items():
-        limits = {(g.target, g.versus): g.threshold for g in gates if g.versus and g.metric == task.primary}
         used = [limits[i.target, i.versus] for i in members if (i.target, i.versus) in limits]
         domain = svg.domain_of([bound for item in members for bound in (item.low, item.high)] + used, around_zero=True)
-        rows += f"<h4>{escape(title)}</h4>"
+        rows = []
         for item in members:
             marks = [limits[item.target, item.versus]] if (item.target, item.versus) in limits else []
-            rows += _scale_row(chip(item.target), item.span, item.target, domain, marks=marks, sign="+")
-        rows += _foot(domain, f"difference in {task.primary}", signed=True)
+            rows.append(_scaled(item.target, item.span, domain, marks=marks))
+        drawn.append((title, rows, svg.axis(domain, title=f"difference in {task.primary}", signed=True)))
     detail = [
         [
-            f"{chip(item.target)} − {escape(short_name(item.versus))}",
+            REPORT.fill("task.html", "pair", target=item.target, versus=item.versus),
             f"{item.wins:,}",
             f"{item.losses:,}",
             f"{item.n - item.wins - item.losses:,}",
-            p_text(item.p),
+            p_cell(item.p),
             "–" if item.correlation is None else number(item.correlation),
-            escape(item.method),
+            item.method,
         ]
         for item in found
     ]
-    return (
-        f'<section class="card"><h3>Difference in {escape(task.primary)}, row by row</h3>'
-        f'<p class="note">The same questions, compared in pairs; {confidence:.0%} intervals. Dashed: a gate\'s threshold.</p>{rows}'
-        + html_table(["pair", "better", "worse", "equal", "p (two-sided)", "correlation", "method"], detail)
-        + "</section>"
+    return REPORT.fill(
+        "task.html", "differences", primary=task.primary, confidence=f"{confidence:.0%}", groups=drawn, detail=detail
     )
 
 
 def slices(task: TaskFacts, results: Sequence[TargetResult]) -> str:
     """A forest: the primary metric of every target within every value of every slice."""
-    blocks = ""
+    drawn = []
     for name in results[0].slices if results else ():
-        rows = ""
         # A target that may not see a slice has no figure there.
         known = [{figure.bucket: figure for figure in item.slices[name]} for item in results]
-        buckets = list(dict.fromkeys(bucket for figures in known for bucket in figures))
-        for place, bucket in enumerate(buckets):
-            for index, (item, figures) in enumerate(zip(results, known, strict=True)):
+        buckets = []
+        for bucket in dict.fromkeys(bucket for figures in known for bucket in figures):
+            first = known[0].get(bucket)
+            rows = []
+            for item, figures in zip(results, known, strict=True):
                 figure = figures.get(bucket)
-                if index == 0:
-                    opens = " open" if place else ""
-                    rows += f'<p class="bucket{opens}"><b>{escape(bucket)}</b> <span class="ci">{figure.n if figure else 0:,} rows</span></p>'
-                rows += _scale_row(chip(item.target), figure.span if figure else None, item.target, (0.0, 1.0))
-        rows += _foot((0.0, 1.0), task.primary)
-        opened = "" if blocks else " open"
-        blocks += (
-            f"<details{opened}><summary><b>by {escape(name)}</b> ({len(buckets)} values)</summary>{rows}</details>"
-        )
-    if not blocks:
-        return ""
-    return (
-        f'<section class="card"><h3>Where it is right</h3>'
-        f'<p class="note">{escape(task.primary)} within slices.</p>{blocks}</section>'
-    )
+                rows.append(_scaled(item.target, figure.span if figure else None, (0.0, 1.0)))
+            buckets.append((bucket, f"{first.n if first else 0:,}", rows))
+        drawn.append((name, buckets))
+    axis = svg.axis((0.0, 1.0), title=task.primary)
+    return REPORT.fill("task.html", "slices", primary=task.primary, slices=drawn, axis=axis) if drawn else ""
 
 
-def speed_rows(results: Sequence[TargetResult], verdict: Verdict) -> str:
+def speed_rows(results: Sequence[TargetResult], verdict: Verdict) -> Markup:
     """How answers ended, how fast they were written, and how long they are."""
     rows = []
     for item in results:
@@ -124,58 +123,35 @@ def speed_rows(results: Sequence[TargetResult], verdict: Verdict) -> str:
         rows.append(
             [
                 chip(item.target),
-                f'{bar}<span class="ci">{escape(told)}</span>',
+                bar + small("ci", told),
                 "–" if rate is None else f"{rate:,.0f}",
-                f'<span class="load">{escape(load_words(verdict, item.task, item.target))}</span>',
+                small("load", load_words(verdict, item.task, item.target)),
                 *(
                     "–" if tokens is None else f"{tokens:,.0f}"
                     for tokens in (fast.mean_prompt_tokens, fast.mean_new_tokens, fast.mean_thought_tokens)
                 ),
             ]
         )
-    head = ["target", "how answers ended", "new tokens/s", "timed with", "prompt tokens", "new tokens", "thoughts"]
-    return (
-        '<section class="card"><h3>Ends and tokens</h3>'
-        '<p class="note">Tokens are means per answer. Tokens per second are the machine\'s over all prompts it answers at once; of a service those of one reply.</p>'
-        f"{html_table(head, rows)}</section>"
-    )
+    return REPORT.fill("task.html", "speed", rows=rows)
 
 
-def _scale_row(
-    name: str,
-    found: ValueSpan | None,
-    target: str,
-    domain: svg.Domain,
-    *,
-    marks: Sequence[float] = (),
-    sign: str = "",
-) -> str:
+def _scaled(target: str, found: ValueSpan | None, domain: svg.Domain, *, marks: Sequence[float] = ()) -> _Row:
     if found is None:
-        return f'<div class="row"><div class="name">{name}</div><div class="note">no row could be scored</div><div></div></div>'
+        return _Row(target, None, None)
     value, low, high = found
     drawing = svg.whisker(
         value, low, high, domain, colour(target), marks=marks,
         label=f"{target}: {value:.3f}, interval {low:.3f} to {high:.3f}",
     )  # fmt: skip
-    return (
-        f'<div class="row"><div class="name">{name}</div>{drawing}'
-        f'<div class="figure"><b>{number(value, sign)}</b>&ensp;{interval_text(low, high, sign)}</div></div>'
-    )
+    return _Row(target, found, drawing)
 
 
-def _foot(domain: svg.Domain, title: str, *, signed: bool = False) -> str:
-    return f'<div class="row foot"><div></div>{svg.axis(domain, title=title, signed=signed)}<div class="figure"></div></div>'
+def _name(name: str, primary: str) -> Markup:
+    return REPORT.fill("task.html", "figure_name", name=name, primary=primary)
 
 
-def _name(name: str, primary: str) -> str:
-    """`metric.part` is set with the part indented below its metric."""
-    head, dot, part = name.partition(".")
-    shown = f'<span class="sub">{escape(head)}.</span>{escape(part)}' if dot else escape(name)
-    return f"<b>{shown}</b>" if name == primary else shown
-
-
-def _cell(figure: Figure) -> str:
+def _cell(figure: Figure) -> Markup:
     if figure.span is None:
-        return '<span class="ci">unscored</span>'
-    unscored = f'<span class="ci">{figure.unscored:,} unscored</span>' if figure.unscored else ""
-    return f"{number(figure.span[0])}{interval_text(*figure.span[1:])}{unscored}"
+        return small("ci", "unscored")
+    unscored = small("ci", f"{figure.unscored:,} unscored") if figure.unscored else ""
+    return escape(number(figure.span[0])) + interval_text(*figure.span[1:]) + unscored

@@ -11,7 +11,9 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from gemma_ops.words.figures import escape
+from markupsafe import Markup
+
+from gemma_ops.words.markup import escape, trusted
 from gemma_ops.words.svg import Domain, mark, ticks
 
 _LEFT = 9
@@ -89,7 +91,7 @@ def log_ticks(low: float, high: float) -> list[float]:
     return found
 
 
-def scatter(dots: Sequence[Dot], across: LogAxis, title: str) -> str:
+def scatter(dots: Sequence[Dot], across: LogAxis, title: str) -> Markup:
     """Points with upright whiskers over a grid; `y`, named by `title`, runs over the part of [0, 1] that intervals need."""
     scale = _scale(dots)
     shares = [across.share(dot.x) for dot in dots]
@@ -119,7 +121,7 @@ def scatter(dots: Sequence[Dot], across: LogAxis, title: str) -> str:
     body += "".join(_label(dot, _inset(share), y(dot.y), name) for dot, share, name in places)
     body += "".join(mark(dot.colour, _inset(share), y(dot.y)) for dot, share, _ in places)
     told = "; ".join(dot.told for dot in dots)
-    return f'<svg class="plot" height="{height}" role="img" aria-label="{escape(told)}">{body}</svg>'
+    return trusted(f'<svg class="plot" height="{height}" role="img" aria-label="{escape(told)}">{body}</svg>')
 
 
 def _scale(dots: Sequence[Dot]) -> Domain:

@@ -9,11 +9,14 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
+
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.version import InvalidVersion
 
 from gemma_ops import family
 from gemma_ops.config import LoraConfig, ModelConfig, RunConfig, TrainConfig
@@ -119,22 +122,22 @@ def _python() -> Iterator[Check]:
 def _packages() -> Iterator[Check]:
     """Installed versions against the windows in gemma-ops' own requirements."""
     try:
-        requirements = importlib.metadata.requires("gemma-ops") or []
+        lines = importlib.metadata.requires("gemma-ops") or []
+        names = importlib.metadata.metadata("gemma-ops").get_all("Provides-Extra") or []
     except importlib.metadata.PackageNotFoundError:
         yield Check(
             "packages", "bad", "gemma-ops is not installed in this environment", "run `make setup`, or pip install -e ."
         )
         return
-    good = 0
-    extras: dict[str, bool] = {}
-    for requirement in requirements:
-        name, window, extra = split_requirement(requirement)
-        version = _version(name)
+    good, extras = 0, dict.fromkeys(names, True)
+    for requirement, extra in required(lines, names):
+        name, version = requirement.name, _version(requirement.name)
         if extra:
-            extras[extra] = extras.get(extra, True) and version is not None
+            extras[extra] &= version is not None
         elif version is None:
-            yield Check(name, "bad", f"not installed; {window} is needed", "run `make setup`")
-        elif not inside_environment(version, window):
+            yield Check(name, "bad", f"not installed; {requirement.specifier} is needed", "run `make setup`")
+        elif not inside_environment(version, str(requirement.specifier)):
+            window = requirement.specifier
             yield Check(name, "warn", f"{version} lies outside the tested {window}", f"pip install '{name}{window}'")
         else:
             good += 1
@@ -151,43 +154,27 @@ def _packages() -> Iterator[Check]:
     )
 
 
-def split_requirement(text: str) -> tuple[str, str, str | None]:
-    """`name`, version window and extra of a requirement as metadata spells it: `xllamacpp>=2026.10; extra ==
-    "gguf"`."""
-    head, _, marker = text.partition(";")
-    match = re.match(r"\s*([A-Za-z0-9._-]+)(?:\[[^\]]*\])?\s*\(?([^)]*)\)?", head)
-    assert match is not None, text
-    extra = re.search(r"extra\s*==\s*['\"]([^'\"]+)", marker)
-    return match[1], match[2].strip(), extra[1] if extra else None
+def required(lines: Sequence[str], extras: Sequence[str]) -> Iterator[tuple[Requirement, str | None]]:
+    """Yield the requirements that hold on this machine and the extra that asks for each, None for the package itself.
+
+    `lines` are spelled as metadata spells them: `xllamacpp>=2026.10; extra == "gguf"`.
+    """
+    for requirement in map(Requirement, lines):
+        if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+            yield requirement, None
+        else:
+            yield from ((requirement, extra) for extra in extras if requirement.marker.evaluate({"extra": extra}))
 
 
 def inside_environment(version: str, window: str) -> bool:
-    """Whether a version lies in a window such as `>=5.23,<5.24`. Local parts (`+cpu`) and pre-release tags are left out
-    of the comparison."""
-    found = _numbers(version)
-    for part in filter(None, (part.strip() for part in window.split(","))):
-        match = re.match(r"(>=|<=|==|!=|<|>)\s*(.+)", part)
-        if match is None:
-            continue
-        bound = _numbers(match[2])
-        width = max(len(found), len(bound))
-        left, right = found + (0,) * (width - len(found)), bound + (0,) * (width - len(bound))
-        holds = {
-            ">=": left >= right,
-            "<=": left <= right,
-            "==": left == right,
-            "!=": left != right,
-            "<": left < right,
-            ">": left > right,
-        }
-        if not holds[match[1]]:
-            return False
-    return True
+    """True if a version lies in a window such as `>=5.23,<5.24`; local parts (`+cpu`) don't count.
 
-
-def _numbers(version: str) -> tuple[int, ...]:
-    match = re.match(r"\d+(?:\.\d+)*", version)
-    return tuple(map(int, match[0].split("."))) if match else ()
+    A pre-release lies below its release, and outside a window that ends there. So does what is no version at all.
+    """
+    try:
+        return SpecifierSet(window).contains(version, prereleases=True)
+    except InvalidVersion:
+        return False
 
 
 def _version(name: str) -> str | None:

@@ -211,7 +211,9 @@ def _born(pid: int) -> str | None:
     except psutil.AccessDenied as error:
         raise PermissionError(f"process {pid} is hidden") from error
     except psutil.NoSuchProcess:
-        with contextlib.suppress(ProcessLookupError):  # /proc may hide what there is; signals don't (proc(5), hidepid)
+        # psutil answers all but this: /proc may hide what there is (proc(5), hidepid), and then psutil.pid_exists looks
+        # into /proc too and says no. A signal can't be hidden from: it is refused, with PermissionError.
+        with contextlib.suppress(ProcessLookupError):
             os.kill(pid, 0)
         return None
     if psutil.LINUX:

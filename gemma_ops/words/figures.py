@@ -1,30 +1,17 @@
-"""Writing HTML without holes: every text goes through `escape`, and tables are built from cells that already did."""
+"""Figures as a person reads them in pages: how a target and a number are written, tables of cells."""
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 from pathlib import Path
 
+from markupsafe import Markup
+
 from gemma_ops.family.formats import GGUF
 from gemma_ops.runs import digest
+from gemma_ops.words.markup import Templates, trusted
 
 _COLOURS = {"base": "t-base", "tuned": "t-tuned", **{name: each.css for name, each in GGUF.items()}}
-
-
-def stylesheet() -> str:
-    """The style sheet that reports and pages share."""
-    return Path(__file__).with_name("report.css").read_text(encoding="utf-8")
-
-
-def escape(text: object) -> str:
-    """Text as HTML, safe in elements and in quoted attributes. Control characters, which HTML can't hold, are made
-    visible."""
-    shown = "".join(
-        char if char in "\n\t" or char.isprintable() or char.isspace() else "\N{REPLACEMENT CHARACTER}"
-        for char in str(text)
-    )
-    return html.escape(shown, quote=True)
 
 
 def colour(target: str) -> str:
@@ -44,24 +31,20 @@ def short_name(target: str) -> str:
     return target.rstrip("/").rpartition("/")[2] or target
 
 
-def chip(target: str) -> str:
+def chip(target: str) -> Markup:
     """A target's short name with its mark in its colour; the whole name is its title."""
-    return (
-        f'<span class="chip" title="{escape(target)}"><svg class="key-mark {colour(target)}" width="13" height="13" aria-hidden="true">'
-        f'<use href="#mark-{colour(target)}" x="6.5" y="6.5"/></svg>{escape(short_name(target))}</span>'
-    )
+    return PAGES.fill("parts.html", "chip", target=target)
 
 
-def html_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, kind: str = "") -> str:
-    """A table of HTML cells; the first column is the row's head. It scrolls sideways where the screen is narrow; of
+def small(kind: str, text: object) -> Markup:
+    """Text in a span of a CSS class, such as `ci` (small print) or `mono`."""
+    return PAGES.fill("parts.html", "small", kind=kind, text=text)
+
+
+def html_table(head: Sequence[object], rows: Sequence[Sequence[object]], *, kind: str = "") -> Markup:
+    """A table of texts and HTML; the first column is the row's head. It scrolls sideways where the screen is narrow; of
     kind `stack`, whose head is plain text, its rows become little cards there instead."""
-    names = [f' data-label="{name}"' if kind == "stack" else "" for name in head[1:]]
-    top = "".join(f"<th scope=col>{cell}</th>" for cell in head)
-    body = "".join(
-        f"<tr><th scope=row>{row[0]}</th>{''.join(f'<td{name}>{cell}</td>' for name, cell in zip(names, row[1:], strict=True))}</tr>"
-        for row in rows
-    )
-    return f'<div class="scroll"><table class="{kind}"><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+    return PAGES.fill("parts.html", "table", head=head, rows=rows, kind=kind)
 
 
 def number(value: float, sign: str = "") -> str:
@@ -69,9 +52,9 @@ def number(value: float, sign: str = "") -> str:
     return f"{value:{sign}.3f}".replace("-", "−")
 
 
-def interval_text(low: float, high: float, sign: str = "") -> str:
+def interval_text(low: float, high: float, sign: str = "") -> Markup:
     """An interval in small print."""
-    return f'<span class="ci">{number(low, sign)} to {number(high, sign)}</span>'
+    return small("ci", f"{number(low, sign)} to {number(high, sign)}")
 
 
 def usd_text(value: float) -> str:
@@ -89,3 +72,16 @@ def seconds(value: float | None) -> str:
 def p_text(p: float) -> str:
     """A p-value as people read it."""
     return "<0.0001" if p < 1e-4 else f"{p:.4f}" if p < 0.01 else f"{p:.2f}"
+
+
+def p_cell(p: float) -> Markup:
+    """A p-value for a table. Its `<0.0001` isn't escaped: `<` before a digit opens no tag, and a report that is
+    rendered again keeps its bytes, which are part of an artifact's digest."""
+    return trusted(p_text(p))
+
+
+PAGES = Templates(
+    Path(__file__).parent / "templates",
+    helpers={"colour": colour, "short": short_name, "number": number, "span": interval_text},
+)
+"""The templates that pages share."""

@@ -14,9 +14,13 @@ import math
 from collections.abc import Sequence
 from functools import cache
 from itertools import product
+from pathlib import Path
+
+from markupsafe import Markup
 
 from gemma_ops.family.formats import GGUF
 from gemma_ops.words.figures import colour
+from gemma_ops.words.markup import trusted
 
 Rgb = tuple[float, float, float]
 """Red, green and blue as sRGB says them, 0 to 1."""
@@ -64,24 +68,35 @@ def palette(targets: Sequence[str]) -> dict[str, tuple[str, str]]:
     return {kind: found[kind] for kind in classes}
 
 
-def style(targets: Sequence[str]) -> str:
+def style(targets: Sequence[str]) -> Markup:
     """Style rules that give every target its colour, on light and on dark pages."""
     colours = palette(targets)
 
     def rules(index: int) -> str:
         return "".join(f".{kind} {{ --own: {pair[index]}; }}\n" for kind, pair in colours.items())
 
-    return f"{rules(0)}@media (prefers-color-scheme: dark) {{\n{rules(1)}}}\n"
+    return trusted(f"{rules(0)}@media (prefers-color-scheme: dark) {{\n{rules(1)}}}\n")
 
 
-def marks(targets: Sequence[str]) -> str:
+def report_style() -> Markup:
+    """The style sheet that all pages of the evaluation share."""
+    return trusted((Path(__file__).parent / "report.css").read_text(encoding="utf-8"))
+
+
+def page_style(targets: Sequence[str]) -> Markup:
+    """The style sheet of a page about these targets."""
+    return report_style() + style(targets)
+
+
+def marks(targets: Sequence[str]) -> Markup:
     """An invisible drawing that holds the mark of every target, for `svg.mark` to refer to."""
     paths = "".join(
         f'<path id="mark-{kind}" d="{_SHAPES[index % len(_SHAPES)]}"/>'
         for index, kind in enumerate(dict.fromkeys(map(colour, targets)))
     )
     paths += f'<path id="mark-t-other" d="{_SHAPES[0]}"/>'
-    return f'<svg width="0" height="0" style="position:absolute" aria-hidden="true"><defs>{paths}</defs></svg>'
+    hidden = 'width="0" height="0" style="position:absolute" aria-hidden="true"'
+    return trusted(f"<svg {hidden}><defs>{paths}</defs></svg>")
 
 
 def distance(one: Rgb, other: Rgb) -> float:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from gemma_ops.words.figures import escape
+from markupsafe import Markup
+
+from gemma_ops.words.markup import escape, trusted
 
 Domain = tuple[float, float]
 _ROW = 30
@@ -14,7 +16,7 @@ _ROW = 30
 
 def whisker(
     value: float, low: float, high: float, domain: Domain, colour: str, *, marks: Sequence[float] = (), label: str = ""
-) -> str:
+) -> Markup:
     """A dot for the value and a line for its interval, over faint grid lines. `marks` are drawn dashed across."""
     y = _ROW / 2
     grid = "".join(_vertical(tick, domain, "grid") for tick in ticks(domain))
@@ -27,7 +29,8 @@ def whisker(
         f'<line class="whisker {colour}" x1="{right}" x2="{right}" y1="{y - 4}" y2="{y + 4}"/>'
         f"{mark(colour, centre, y)}"
     )
-    return f'<svg class="plot" height="{_ROW}" role="img" aria-label="{escape(label)}">{grid}{zero}{dashed}{body}</svg>'
+    told = f'role="img" aria-label="{escape(label)}"'
+    return trusted(f'<svg class="plot" height="{_ROW}" {told}>{grid}{zero}{dashed}{body}</svg>')
 
 
 def mark(colour: str, x: str, y: float) -> str:
@@ -35,7 +38,7 @@ def mark(colour: str, x: str, y: float) -> str:
     return f'<use class="dot {colour}" href="#mark-{colour}" x="{x}" y="{y}"/>'
 
 
-def axis(domain: Domain, *, title: str, signed: bool = False, parts: int = 4) -> str:
+def axis(domain: Domain, *, title: str, signed: bool = False, parts: int = 4) -> Markup:
     """Numbers below the grid lines of `whisker`, and below them what they are."""
     texts = []
     for tick in ticks(domain, parts):
@@ -46,7 +49,7 @@ def axis(domain: Domain, *, title: str, signed: bool = False, parts: int = 4) ->
             f'<text class="tick" x="{_x(tick, domain)}" y="12" text-anchor="{anchor}">{shown.replace("-", "−")}</text>'
         )
     named = f'<text class="axis-title" x="50%" y="27" text-anchor="middle">{escape(title)}</text>'
-    return f'<svg class="plot axis" height="32">{"".join(texts)}{named}</svg>'
+    return trusted(f'<svg class="plot axis" height="32">{"".join(texts)}{named}</svg>')
 
 
 def ticks(domain: Domain, parts: int = 4) -> list[float]:
@@ -68,16 +71,18 @@ def domain_of(values: Sequence[float], *, around_zero: bool = False) -> Domain:
     return (max(-1.0, low - 0.12 * span), min(1.0, high + 0.12 * span))
 
 
-def svg_bar(parts: Sequence[tuple[float, str, str]]) -> str:
+def svg_bar(parts: Sequence[tuple[float, str, str]]) -> Markup:
     """A stacked bar: (share, colour class, label) from left to right."""
     at, body = 0.0, ""
     for share, colour, label in parts:
-        body += f'<rect class="{colour}" x="{100 * at:.3f}%" width="{100 * share:.3f}%" height="10"><title>{escape(label)}</title></rect>'
+        place = f'x="{100 * at:.3f}%" width="{100 * share:.3f}%" height="10"'
+        body += f'<rect class="{colour}" {place}><title>{escape(label)}</title></rect>'
         at += share
-    return f'<svg class="plot bar" height="10" role="img" aria-label="{escape("; ".join(label for *_, label in parts))}">{body}</svg>'
+    told = escape("; ".join(label for *_, label in parts))
+    return trusted(f'<svg class="plot bar" height="10" role="img" aria-label="{told}">{body}</svg>')
 
 
-def heat(labels: Sequence[str], cells: Sequence[tuple[int, int, int]]) -> str:
+def heat(labels: Sequence[str], cells: Sequence[tuple[int, int, int]]) -> Markup:
     """A confusion map: rows are expected labels, columns answered ones. Hits stand on the diagonal in one colour, confusions
     off it in another, each as strong as the root of its share of the strongest."""
     size = 10
@@ -89,7 +94,7 @@ def heat(labels: Sequence[str], cells: Sequence[tuple[int, int, int]]) -> str:
         f"<title>{escape(labels[row])} answered as {escape(labels[column])}: {count}</title></rect>"
         for row, column, count in cells
     )
-    return (
+    return trusted(
         f'<svg class="heat" viewBox="-1 -1 {side + 2} {side + 2}" role="img" aria-label="confusion map of {len(labels)} labels">'
         f'<rect class="frame" x="-0.5" y="-0.5" width="{side + 0.4}" height="{side + 0.4}"/>{body}</svg>'
     )

@@ -82,7 +82,17 @@ def test_the_document_is_what_stands_between_delimiters():
 
 
 @pytest.mark.parametrize(
-    "pattern", [r"^[ABT]$", r"^\d{4}-\d{2}$", r"(yes|no)+", r"^[^a-c]{3,5}x?$", r"\w+@\w+\.com", r"^.*$"]
+    "pattern",
+    [
+        r"^[ABT]$",
+        r"^\d{4}-\d{2}$",
+        r"(yes|no)+",
+        r"^[^a-c]{3,5}x?$",
+        r"\w+@\w+\.com",
+        r"^.*$",
+        r"^[^\W\d]{4}$",
+        r"^\D[^\w]$",
+    ],
 )
 def test_strings_match_their_pattern(pattern):
     import random

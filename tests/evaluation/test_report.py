@@ -14,9 +14,9 @@ from gemma_ops.gates.detectable import advice
 from gemma_ops.privacy.classes import HERE
 from gemma_ops.verdicts import Verdict
 from gemma_ops.words import svg
-from gemma_ops.words.figures import escape
+from gemma_ops.words.markup import escape
+from tests.evaluation.test_evaluate_step import make_task
 from tests.helpers.bare_verdict import bare_verdict
-from tests.helpers.evaluations import make_task
 
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>\"' & \x00\x1b[31m"
 VOID = {"meta", "br", "img"}

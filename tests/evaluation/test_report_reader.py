@@ -17,8 +17,9 @@ from gemma_ops.tasks import conditions, stored_answers
 from gemma_ops.tasks.conditions import ConditionsFile
 from gemma_ops.verdicts import Verdict
 from gemma_ops.words import palette
-from gemma_ops.words.figures import chip, colour, escape, short_name
-from tests.helpers.evaluations import SUPERIOR, Echo, make_task
+from gemma_ops.words.figures import chip, colour, short_name
+from gemma_ops.words.markup import escape
+from tests.evaluation.test_evaluate_step import SUPERIOR, Echo, make_task
 
 SERVICES = ("gemini:gemini-3.8-flash@low", "gemini:gemini-3.5-flash-lite@low", "openai:http://127.0.0.1:9/v1#qwen3")
 NAMES = ("base", "tuned", "bf16", "q8_0", "q4_0", "/models/gemma-3", "/models/other", *SERVICES)

@@ -77,7 +77,10 @@ def test_the_wheel_carries_what_is_found_by_path(wheel):
         "py.typed",
     ):
         assert f"gemma_ops/{name}" in names
-    assert not any(name.startswith(("tests/", "gemma_ops/runs")) for name in names)
+    pages = [path.relative_to(ROOT).as_posix() for path in (ROOT / "gemma_ops").rglob("templates/*")]
+    assert len(pages) > 10
+    assert set(pages) <= names
+    assert not any(name.startswith(("tests/", "runs/")) for name in names)
 
 
 @pytest.mark.slow

@@ -96,8 +96,8 @@ MUTANTS = (
     ),
     Mutant(
         "text-class-on-full-checkpoint", "modeling/load.py",
-        "model = streaming.build(getattr(transformers, architecture), config, dtype)",
-        "model = streaming.build(transformers.Gemma4ForCausalLM, config.get_text_config(), dtype)",
+        "model = streaming.build_streamed(getattr(transformers, architecture), config, dtype)",
+        "model = streaming.build_streamed(transformers.Gemma4ForCausalLM, config.get_text_config(), dtype)",
         ("modeling/test_loading.py::test_text_only_load_equals_the_whole_model",),
     ),
     Mutant(
@@ -163,7 +163,7 @@ MUTANTS = (
     ),
     Mutant(
         "no-video-token-types", "training/media_collator.py",
-        'return {"mm_token_type_ids": torch.from_numpy(types), **join(seen)}', "return join(seen)",
+        'return {"mm_token_type_ids": torch.from_numpy(types), **join_media(seen)}', "return join(seen)",
         ("training/test_media_training.py::test_token_types_always_go_along_and_matter_where_images_are_seen_whole",),
     ),
     Mutant(

@@ -56,23 +56,33 @@ def test_the_tested_environment_is_in_order():
         ("10.0", ">=9", True),
         ("2026.10.11549", ">=2026.10", True),
         ("1.0", "", True),
+        ("3.17.0.dev1", ">=3.17", False),
+        ("2.14.0.dev20261101+cu130", ">=2.11,<2.15", True),
+        ("3.16.1", "~=3.16.0", True),
+        ("3.17", "~=3.16.0", False),
+        ("unknown", ">=3.17", False),
     ],
 )
 def test_version_windows(version, window, expected):
     assert doctor.inside_environment(version, window) is expected
 
 
-@pytest.mark.parametrize(
-    ("text", "parts"),
-    [
-        ("transformers<5.24,>=5.23", ("transformers", "<5.24,>=5.23", None)),
-        ('xllamacpp>=2026.10; extra == "gguf"', ("xllamacpp", ">=2026.10", "gguf")),
-        ("ray[train]>=2.60; extra == 'ray'", ("ray", ">=2.60", "ray")),
-        ("torchvision ; extra == 'multimodal'", ("torchvision", "", "multimodal")),
-    ],
-)
-def test_requirements_as_metadata_spells_them(text, parts):
-    assert doctor.split_requirement(text) == parts
+def test_requirements_as_metadata_spells_them():
+    lines = [
+        "transformers<5.24,>=5.23",
+        'xllamacpp>=2026.10; extra == "gguf"',
+        "ray[train]>=2.60; extra == 'ray'",
+        "triton<3.8; (sys_platform == 'nowhere') and extra == 'dev'",
+        "pillow>=10 ; (sys_platform != 'nowhere') and extra == 'dev'",
+        "uvloop; sys_platform == 'nowhere'",
+    ]
+    found = [(each.name, str(each.specifier), extra) for each, extra in doctor.required(lines, ["dev", "gguf", "ray"])]
+    assert found == [
+        ("transformers", "<5.24,>=5.23", None),
+        ("xllamacpp", ">=2026.10", "gguf"),
+        ("ray", ">=2.60", "ray"),
+        ("pillow", ">=10", "dev"),
+    ]
 
 
 def test_packages_outside_their_window_or_missing_are_told(monkeypatch):
