@@ -204,16 +204,11 @@ def _comparisons(
 
 def _open(config: RunConfig, settings: JudgeConfig) -> list[Target]:
     from gemma_ops.judging import judge_run
+    from gemma_ops.targets.run_models import RunModels
 
     steps = {name: folder for name in ("fetch", "merge", "quantize") if (folder := _step(config, name))}
-    return judge_run.open_judges(
-        settings.judges,
-        config.machine,
-        run=config.name,
-        base=steps.get("fetch"),
-        tuned=steps.get("merge"),
-        quantized=steps.get("quantize"),
-    )
+    models = RunModels(steps.get("fetch"), steps.get("merge"), steps.get("quantize"))
+    return judge_run.open_judges(settings.judges, config.machine, run=config.name, models=models)
 
 
 def _teachers(config: RunConfig) -> tuple[str, ...]:

@@ -188,7 +188,7 @@ def test_a_plan_names_what_would_refuse_it(cli):
 
 def test_a_plan_counts_what_is_answered(tmp_path):
     from gemma_ops.evaluation.evaluation_checks import load_checked as tasks_of
-    from gemma_ops.evaluation.evaluation_forecast import forecast_evaluation, forecast_text
+    from gemma_ops.evaluation.evaluation_forecast import forecast_evaluation, forecast_lines
     from gemma_ops.tasks import stored_answers
 
     config = read_run_config(["quickstart"], ["evaluate.targets=[gemini:gemini-3.8-flash]", "evaluate.gates=[]"])
@@ -201,7 +201,7 @@ def test_a_plan_counts_what_is_answered(tmp_path):
     (folder / "answers.jsonl").write_text("".join(f'{{"key": "{key}"}}\n' for key in known) + '{"key": "half')
     found = forecast_evaluation(config.evaluate, config.machine, tasks, folder.with_name("evaluate"))
     assert found["targets"][0]["answered"] == 2
-    assert "2 of them answered already" in "\n".join(forecast_text(found))
+    assert "2 of them answered already" in "\n".join(forecast_lines(found))
     assert (folder / "answers.jsonl").read_text().endswith("half")  # only read: it may be under way
 
 
