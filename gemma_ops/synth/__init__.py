@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 else:
     synthesize = later("gemma_ops.synth.synthesize_step", "synthesize")
 
-__all__ = ["inputs", "synthesize", "teacher_model"]
+__all__ = ["synthesis_inputs", "synthesize", "teacher_model"]
 
 
-def inputs(settings: SynthConfig) -> dict[str, Path | None]:
+def synthesis_inputs(settings: SynthConfig) -> dict[str, Path | None]:
     """Where documents, seeds and tools lie, as inputs of the step. Raises ConfigError for one that isn't there."""
     found: dict[str, Path | None] = {}
     for name, given in (("documents", settings.documents), ("seeds", settings.seeds), ("tools", settings.tools)):

@@ -23,6 +23,7 @@ from gemma_ops.modeling import fetch
 from gemma_ops.modeling.checkpoint_source import local_base
 from gemma_ops.prepare import prepare
 from gemma_ops.privacy import classes
+from gemma_ops.recipes.finding import find_recipe
 from gemma_ops.recipes.preflight import check_ahead
 from gemma_ops.registry import manifest, model_card
 from gemma_ops.runs.artifact import read_artifact
@@ -306,6 +307,6 @@ def test_a_judge_that_could_not_see_the_answers_is_told_before_the_training(tmp_
         },
     }  # fmt: skip
     with pytest.raises(BoundaryError, match="tuned will learn from rows of class local_only"):
-        check_ahead(RunConfig.model_validate(body))
-    check_ahead(RunConfig.model_validate(body | {"data": {"privacy": "any"}}))
-    check_ahead(RunConfig.model_validate(body | {"release": RELEASE.model_dump()}))
+        check_ahead(RunConfig.model_validate(body), find_recipe("lora"))
+    check_ahead(RunConfig.model_validate(body | {"data": {"privacy": "any"}}), find_recipe("lora"))
+    check_ahead(RunConfig.model_validate(body | {"release": RELEASE.model_dump()}), find_recipe("lora"))
