@@ -1,4 +1,5 @@
-"""What leaves training: the steps `merge` (adapter into the bf16 base) and `quantize` (GGUF files, audited and compared).
+"""Export of what training made: the steps `merge` (adapter into the bf16 base) and `quantize` (GGUF files, audited and
+compared).
 
 The functions here only hand over, so that importing the room (a kept step does) costs nothing.
 """

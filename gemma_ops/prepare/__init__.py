@@ -1,9 +1,9 @@
 """The step `prepare`: deduplicate, keep apart from evaluation, split, write token tables; and checking rows before it.
 
-prepare_step.py the step, read from top to bottom; data_card.py writes its report and card, rehearse.py runs it without keeping
-deduplicate.py  exact and near duplicates; task_overlap.py rows that also stand in an evaluation task
-split.py        training and validation by hash of the group
-check_rows.py   what `gemma-ops data check` shows: row_findings.py says what is wrong with a row, check_html.py draws it
+prepare_step.py the step, read from top to bottom; data_card.py writes its report and card, rehearse.py runs it without
+keeping deduplicate.py  exact and near duplicates; task_overlap.py rows that also stand in an evaluation task split.py
+training and validation by hash of the group check_rows.py   what `gemma-ops data check` shows: row_findings.py says
+what is wrong with a row, check_html.py draws it
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def prepare(
     model: Path,
     tasks: tuple[Path, ...] = (),
 ) -> dict[str, float]:
-    """The step `prepare`; see `prepare_step.prepare`."""
+    """Run the step `prepare`; see `prepare_step.prepare`."""
     from gemma_ops.prepare.prepare_step import prepare as run
 
     return run(out, settings, machine, source=source, model=model, tasks=tasks)

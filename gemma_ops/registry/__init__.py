@@ -43,7 +43,7 @@ def register(
     quantized: Path | None = None,
     evaluation: Path | None = None,
 ) -> dict[str, float]:
-    """The step that makes one version of the registered model `settings.name`; see `registration.py`."""
+    """Make one version of the registered model `settings.name`: the step `register`; see `registration.py`."""
     from gemma_ops.registry.registration import register_step as run
 
     return run(
@@ -60,7 +60,7 @@ def register(
 
 
 def pull_champion(out: Path, settings: RegisterConfig, machine: MachineConfig) -> dict[str, float]:
-    """The step that pulls the policy and the present champion of the registered model `settings.name`; see
+    """Pull the policy and the present champion of the registered model `settings.name`: the step `champion`; see
     `pulling.py`."""
     from gemma_ops.registry.pulling import pull_policy_champion as run
 
@@ -68,14 +68,14 @@ def pull_champion(out: Path, settings: RegisterConfig, machine: MachineConfig) -
 
 
 def lost_version(machine: MachineConfig, run: Path) -> str | None:
-    """Say that the version which a run registered is not in MLflow any more; see `deletion.py`."""
+    """Say that the version which a run registered is no longer in MLflow; see `deletion.py`."""
     from gemma_ops.registry.deletion import lost_model_version as ask
 
     return ask(machine, run)
 
 
 def mirror(machine: MachineConfig, **options: Any) -> Mirror:
-    """The listener that mirrors a run in MLflow; does nothing when `machine.mlflow` is null."""
+    """Return the listener that mirrors a run in MLflow; it does nothing when `machine.mlflow` is null."""
     from gemma_ops.registry.live_mirror import Mirror as Listener
 
     return Listener(machine, **options)
@@ -110,7 +110,7 @@ def rollback(machine: MachineConfig, name: str, *, alias: str = "champion", reas
 
 
 def show_policy(machine: MachineConfig, name: str) -> PolicyInForce:
-    """The policy that versions of a model are judged by; see `policies.py`."""
+    """Return the policy that versions of a model are judged by; see `policies.py`."""
     from gemma_ops.registry.policies import show_model_policy as run
 
     return run(machine, name)
@@ -126,28 +126,28 @@ def set_policy(
 
 
 def show(machine: MachineConfig, name: str) -> Overview:
-    """Versions, aliases, verdicts, metrics and the end of the ledger; see `overview.py`."""
+    """Return versions, aliases, verdicts, metrics and the end of the ledger; see `overview.py`."""
     from gemma_ops.registry.overview import show_model as run
 
     return run(machine, name)
 
 
 def history(machine: MachineConfig, name: str) -> list[dict[str, Any]]:
-    """All ledger entries of a model, oldest first, after checking their chain."""
+    """Return all ledger entries of a model, oldest first, after checking their chain."""
     from gemma_ops.registry.overview import model_history as run
 
     return run(machine, name)
 
 
 def audit(machine: MachineConfig, name: str, *, everything: bool = False) -> AuditReport:
-    """Check everything that the registry says of a model; see `audit_report.py`."""
+    """Check everything that the registry says about a model; see `audit_report.py`."""
     from gemma_ops.registry.audit_report import audit_registry as run
 
     return run(machine, name, everything=everything)
 
 
 def verify_ledger(machine: MachineConfig, name: str) -> str | None:
-    """The hash of the last entry of an unbroken ledger. Raises GateError where it breaks."""
+    """Return the hash of the last entry of an unbroken ledger. Raises GateError where it breaks."""
     from gemma_ops.registry.overview import verify_model_ledger as run
 
     return run(machine, name)
