@@ -68,8 +68,7 @@ class Emulator:
         self._thread: threading.Thread | None = None
 
     def start(self) -> Self:
-        """Listen on 127.0.0.1; raises MachineError when the port is taken, ConfigError when there is none of that
-        number."""
+        """Listen on 127.0.0.1; raises MachineError when the port is taken, ConfigError for an impossible one."""
         try:
             self._server = _Server(self._port, self._service, lambda: self.latency)
         except OverflowError as error:
@@ -168,8 +167,7 @@ class _Server(ThreadingHTTPServer):
         super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Ignore clients that leave in the middle (they time out, they are killed): only other errors are worth a
-        traceback."""
+        """Ignore clients that leave in the middle, by timeout or kill: only other errors deserve a traceback."""
         if not isinstance(sys.exception(), OSError):
             super().handle_error(request, client_address)
 
