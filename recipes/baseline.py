@@ -8,7 +8,7 @@ from gemma_ops.evaluation import evaluate
 from gemma_ops.export import quantize
 from gemma_ops.modeling import fetch
 from gemma_ops.modeling.checkpoint_source import local_base
-from gemma_ops.recipes.finding import calibration, questions_read, tasks
+from gemma_ops.recipes.inputs import calibration, questions_read, tasks
 from gemma_ops.runs.artifact import Artifact
 from gemma_ops.runs.run import Run
 from gemma_ops.targets.spec import QUANTIZED

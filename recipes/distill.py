@@ -9,11 +9,11 @@ from gemma_ops.export import merge, quantize
 from gemma_ops.modeling import fetch
 from gemma_ops.modeling.checkpoint_source import local_base
 from gemma_ops.prepare import prepare
-from gemma_ops.recipes.finding import calibration, every_task, needs, questions_read, tasks
+from gemma_ops.recipes.inputs import calibration, every_task, needs, questions_read, tasks
 from gemma_ops.registry import pull_champion, register
 from gemma_ops.runs.artifact import Artifact
 from gemma_ops.runs.run import Run
-from gemma_ops.synth import inputs, synthesize, teacher_model
+from gemma_ops.synth import synthesis_inputs, synthesize, teacher_model
 from gemma_ops.training import train
 
 
@@ -28,7 +28,7 @@ def recipe(run: Run, config: RunConfig) -> Artifact:
         teacher=run.step(fetch, other, name="teacher", source=local_base(other.base)) if other else None,
         tasks=every_task(config),
         source=questions_read(config),
-        **inputs(config.synth),
+        **synthesis_inputs(config.synth),
     )
     rows = synthetic.path / "rows.jsonl"
     data = run.step(prepare, config.data, source=rows, model=base, tasks=every_task(config))

@@ -9,7 +9,7 @@ from gemma_ops.export import merge, quantize
 from gemma_ops.modeling import fetch
 from gemma_ops.modeling.checkpoint_source import local_base
 from gemma_ops.prepare import prepare
-from gemma_ops.recipes.finding import calibration, every_task, needs, questions_read, rows_read, tasks
+from gemma_ops.recipes.inputs import calibration, every_task, needs, questions_read, rows_read, tasks
 from gemma_ops.registry import pull_champion, register
 from gemma_ops.runs.artifact import Artifact
 from gemma_ops.runs.run import Run

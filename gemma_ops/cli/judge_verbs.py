@@ -166,7 +166,7 @@ def _comparisons(
     from gemma_ops.errors import ConfigError
     from gemma_ops.judging import pairs
     from gemma_ops.judging.tightening import private_texts, tighten_pairs, tighten_tasks
-    from gemma_ops.recipes import finding
+    from gemma_ops.recipes import inputs
     from gemma_ops.tasks.task import load_all
 
     settings = config.evaluate.judge
@@ -187,8 +187,8 @@ def _comparisons(
         rival = Path(second) if second else None
         found = [pairs.of_files(Path(first), rival)]
     else:
-        source = finding.questions_read(config)
-        every = list(load_all(finding.tasks(config), source.path if source else None))
+        source = inputs.questions_read(config)
+        every = list(load_all(inputs.tasks(config), source.path if source else None))
         tasks = tighten_tasks(every, private_texts(run, every))
         evaluated = run / "evaluate"
         found = [one for rival in rivals for one in pairs.of_run(evaluated, tasks, first, rival, config.release)]
@@ -204,16 +204,11 @@ def _comparisons(
 
 def _open(config: RunConfig, settings: JudgeConfig) -> list[Target]:
     from gemma_ops.judging import judge_run
+    from gemma_ops.targets.run_models import RunModels
 
     steps = {name: folder for name in ("fetch", "merge", "quantize") if (folder := _step(config, name))}
-    return judge_run.open_judges(
-        settings.judges,
-        config.machine,
-        run=config.name,
-        base=steps.get("fetch"),
-        tuned=steps.get("merge"),
-        quantized=steps.get("quantize"),
-    )
+    models = RunModels(steps.get("fetch"), steps.get("merge"), steps.get("quantize"))
+    return judge_run.open_judges(settings.judges, config.machine, run=config.name, models=models)
 
 
 def _teachers(config: RunConfig) -> tuple[str, ...]:

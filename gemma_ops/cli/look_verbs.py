@@ -104,15 +104,15 @@ def data_check(
     from gemma_ops.prepare.check_html import check_page
     from gemma_ops.prepare.check_rows import check_source
     from gemma_ops.prepare.check_text import check_lines
-    from gemma_ops.recipes import finding
+    from gemma_ops.recipes import inputs
 
     config = load_config(configs, sets)
     folder = tokenizer_folder(config.model)
     result = check_source(
         config.data,
-        source=finding.data_source(config.data),
+        source=inputs.data_source(config.data),
         model=folder,
-        tasks=finding.every_task(config),
+        tasks=inputs.every_task(config),
         limit=first,
         max_length=config.train.max_length,
         thinking=config.train.thinking,
@@ -141,10 +141,11 @@ def data_check(
 def _refused_later(config: RunConfig, result: CheckResult) -> list[tuple[str, str]]:
     """Return what the steps up to the training would refuse besides the rows themselves."""
     from gemma_ops.recipes import preflight
+    from gemma_ops.recipes.finding import find_recipe
 
     found = []
     try:
-        preflight.check_ahead(config, until="train")
+        preflight.check_ahead(config, find_recipe(config.recipe), until="train")
     except OpsError as error:
         found.append((error.what, error.fix))
     train, trained = config.train, result.trained

@@ -104,7 +104,7 @@ def policy(
     from gemma_ops import registry
     from gemma_ops.cli import console
     from gemma_ops.errors import ConfigError
-    from gemma_ops.recipes import finding
+    from gemma_ops.recipes import inputs
 
     if source is None:
         if reason or new_ledger:
@@ -113,7 +113,7 @@ def policy(
         return
     config = load_config([*(configs or []), *source], sets)
     result = registry.set_policy(
-        config.machine, name, finding.configured_policy(config), reason=reason, new_ledger=new_ledger
+        config.machine, name, inputs.configured_policy(config), reason=reason, new_ledger=new_ledger
     )
     _tell(result, as_json, console)
 

@@ -19,18 +19,19 @@ def execute(
     """Run the recipe, up to `until`, and print what came out."""
     from gemma_ops.cli import console, run_summary
     from gemma_ops.offline import guard
-    from gemma_ops.recipes import finding, preflight
+    from gemma_ops.recipes import inputs, preflight
+    from gemma_ops.recipes.finding import find_recipe
     from gemma_ops.registry import lost_version, mirror
     from gemma_ops.runs.run import Listener, Run, StopHere
 
     config = load_config(configs, sets)
-    recipe = finding.load_recipe(config.recipe)
-    finding.check_steps(config.recipe, [*(redo or ()), *([until] if until else ())])
+    recipe = find_recipe(config.recipe)
+    recipe.check_steps([*(redo or ()), *([until] if until else ())])
     if until in (None, "register") and (lost := lost_version(config.machine, Path(config.machine.runs) / config.name)):
         console.notice(lost)
         redo = [*(redo or ()), "register"]
-    preflight.check_ahead(config, until=until, redo=redo or ())
-    for line in finding.doubts(config):
+    preflight.check_ahead(config, recipe, until=until, redo=redo or ())
+    for line in inputs.doubts(config):
         console.notice(line)
     if held := guard.held_by():
         console.notice(f"offline is held by {held}")
@@ -99,17 +100,17 @@ def evaluate(
 def _forecast(configs: list[str], sets: list[str] | None, as_json: bool) -> None:
     from gemma_ops.cli import console
     from gemma_ops.evaluation import forecast, forecast_lines
-    from gemma_ops.recipes import finding
+    from gemma_ops.recipes import inputs
 
     config = load_config(configs, sets, fetches=False)
-    source = finding.questions_read(config)
+    source = inputs.questions_read(config)
     folder = Path(config.machine.runs) / config.name / "evaluate"
     found = forecast(
         config.evaluate,
         config.machine,
         before=folder,
         source=source.path if source else None,
-        tasks=finding.tasks(config),
+        tasks=inputs.tasks(config),
     )
     if as_json:
         console.print_json(found)

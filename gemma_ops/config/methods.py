@@ -11,6 +11,8 @@ Kind = Literal["conversation", "pair", "judged", "text"]
 """Rows by what stands in them: a conversation with its answers; a wanted and an unwanted answer to the same prompt; an
 answer that is wanted, or one that is not; a text without turns."""
 
+Method = Literal["sft", "pretrain", "dft", "distill", "dpo", "kto", "orpo", "grpo", "rloo", "reward"]
+
 PREFERENCE = ("dpo", "kto", "orpo", "reward")
 REINFORCE = ("grpo", "rloo")
 ROWS: dict[str, tuple[Kind, ...]] = {
@@ -38,3 +40,20 @@ def check_shown_rows(method: str, shown: Collection[str], where: str) -> None:
             f"{where} show {' and '.join(sorted(shown, reverse=True))}, and train.method {method} reads text only",
             f"use {' or '.join(SHOWN)}, or rows without images and audio",
         )
+
+
+READERS: dict[str, tuple[str, ...]] = {
+    "preference.loss": ("dpo", "kto"),
+    "preference.beta": ("dpo", "kto", "orpo"),
+    "preference.label_smoothing": ("dpo",),
+    "preference.sft_weight": ("dpo",),
+    "preference.desirable_weight": ("kto",),
+    "preference.undesirable_weight": ("kto",),
+    "reinforce.loss": ("grpo",),
+    "reinforce.scale": ("grpo",),
+}
+"""Who reads a key of `train.preference`, or one of `train.reinforce` that not both of its methods read."""
+
+
+SUPERVISED = ("loss_on", "batch_tokens", "neftune")
+"""Keys that only methods with given answers and a loss by token read."""

@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from gemma_ops.config.distill import DistillConfig
 from gemma_ops.config.kernels import KernelsConfig
 from gemma_ops.config.lora import LoraConfig
-from gemma_ops.config.methods import PREFERENCE, REINFORCE
+from gemma_ops.config.methods import PREFERENCE, READERS, REINFORCE, SUPERVISED, Method
 from gemma_ops.config.preference import UNPAIRED, PreferenceConfig
 from gemma_ops.config.reinforce import ReinforceConfig
 from gemma_ops.config.section import ConfigSection
@@ -27,7 +27,7 @@ Thinking = Literal["off", "on", "mixed"]
 class TrainConfig(ConfigSection):
     """Fine-tuning with LoRA (`weights: bf16`), QLoRA (`weights: nf4`) or of all parameters (`tune: full`)."""
 
-    method: Literal["sft", "pretrain", "dft", "distill", "dpo", "kto", "orpo", "grpo", "rloo", "reward"] = "sft"
+    method: Method = "sft"
     """Training method."""
     tune: Literal["lora", "full"] = "lora"
     """What learns: an adapter, or every parameter of the language model."""
@@ -146,23 +146,6 @@ class QuantizeConfig(ConfigSection):
     """Validation rows on which each file is compared with bf16 in llama.cpp."""
 
 
-_READERS: dict[str, tuple[str, ...]] = {
-    "preference.loss": ("dpo", "kto"),
-    "preference.beta": ("dpo", "kto", "orpo"),
-    "preference.label_smoothing": ("dpo",),
-    "preference.sft_weight": ("dpo",),
-    "preference.desirable_weight": ("kto",),
-    "preference.undesirable_weight": ("kto",),
-    "reinforce.loss": ("grpo",),
-    "reinforce.scale": ("grpo",),
-}
-"""Who reads a key of `train.preference`, or one of `train.reinforce` that not both of its methods read."""
-
-
-_SUPERVISED = ("loss_on", "batch_tokens", "neftune")
-"""Keys that only methods with given answers and a loss by token read."""
-
-
 def _problems(train: TrainConfig) -> Iterator[str]:
     """What does not fit together in `train`, one line each."""
     method = train.method
@@ -171,7 +154,7 @@ def _problems(train: TrainConfig) -> Iterator[str]:
         for key, field in type(section).model_fields.items():
             if getattr(section, key) == field.get_default(call_default_factory=True):
                 continue
-            if method not in _READERS.get(f"{name}.{key}", users):
+            if method not in READERS.get(f"{name}.{key}", users):
                 yield f"train.{name}.{key} says nothing to train.method {method}"
     loss = train.preference.loss
     if loss and method in ("dpo", "kto") and (loss in UNPAIRED) != (method == "kto"):
@@ -187,7 +170,7 @@ def _problems(train: TrainConfig) -> Iterator[str]:
             if getattr(train, key) != type(train).model_fields[key].default:
                 yield f"train.{key} says nothing to train.method pretrain: every token of a text is learned"
     if method in (*PREFERENCE, *REINFORCE):
-        for key in _SUPERVISED:
+        for key in SUPERVISED:
             if getattr(train, key) != type(train).model_fields[key].default:
                 yield f"train.{key} says nothing to train.method {method}"
     if method in REINFORCE:

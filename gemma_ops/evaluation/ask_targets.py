@@ -17,6 +17,7 @@ from gemma_ops.metrics.metric import ScoredRow
 from gemma_ops.privacy.classes import HERE
 from gemma_ops.runs import journal
 from gemma_ops.targets import spec as specs
+from gemma_ops.targets.run_models import RunModels
 from gemma_ops.targets.target import AskingMode, Target, guard, reads
 from gemma_ops.tasks import stored_answers
 from gemma_ops.tasks.conditions import ConditionsFile, observe
@@ -46,13 +47,13 @@ def readable(targets: Sequence[Target], tasks: Sequence[Task]) -> None:
                 )
 
 
-def asked_rows(name: str, settings: EvaluateConfig, tuned: Path | None, champion: Path | None = None) -> AskingMode:
+def asking_mode(name: str, settings: EvaluateConfig, models: RunModels) -> AskingMode:
     """How the target of that name is asked if it is a local model: as what it is, or was tuned to, was trained."""
     spec = specs.parse_target(name)
     places = {"folder": Path(spec.place).expanduser(), "gguf": Path(spec.place).expanduser().parent}
-    if champion:
-        places["champion"] = champion / CHAMPION_MODEL
-    trained = read_prompting(places.get(spec.kind, tuned))
+    if models.champion:
+        places["champion"] = models.champion / CHAMPION_MODEL
+    trained = read_prompting(places.get(spec.kind, models.tuned))
     thinking = (
         trained is not None and trained.asks_to_think
         if settings.thinking == "as_trained"

@@ -41,6 +41,7 @@ from gemma_ops.judging.judged import JudgedComparison, figures
 from gemma_ops.privacy.classes import HERE, class_of, release_of
 from gemma_ops.runs.durable import write_json, write_text
 from gemma_ops.targets import open_target
+from gemma_ops.targets.run_models import RunModels
 from gemma_ops.targets.target import LOCAL, Target, learned_by
 from gemma_ops.tasks import conditions, grades, stored_answers
 from gemma_ops.tasks.conditions import ConditionsFile
@@ -67,12 +68,11 @@ def evaluate(
     tasks: tuple[Path, ...],
 ) -> dict[str, float]:
     """Evaluate `settings.targets` on `tasks`. See `gemma_ops.evaluation.evaluate` for inputs, files and errors."""
+    models, run = RunModels(base, tuned, quantized, champion), ask_targets.run_name(out)
 
     def opening(name: str) -> Target:
-        return open_target(
-            name, machine, run=ask_targets.run_name(out), use="evaluate", base=base, tuned=tuned, quantized=quantized,
-            champion=champion, asked=ask_targets.asked_rows(name, settings, tuned, champion),
-        )  # fmt: skip
+        asked = ask_targets.asking_mode(name, settings, models)
+        return open_target(name, machine, run=run, use="evaluate", models=models, asked=asked)
 
     def can(name: str) -> bool:
         made = {"base": base, "tuned": tuned, CHAMPION: champion}
@@ -84,7 +84,7 @@ def evaluate(
     check_targets(settings)
     check_gates(settings, loaded)
     targets = [opening(name) for name in settings.targets]
-    facts = provenance.collect_provenance(targets, machine, base=base, tuned=tuned, quantized=quantized, data=data)
+    facts = provenance.collect_provenance(targets, machine, models, data=data)
     facts |= policy_gates.standard_facts(asked)
     answer_cost.check_cost(settings.gates, facts)
     stored_answers.take_answer(out)
@@ -96,8 +96,7 @@ def evaluate(
 
     def judging(graded: Sequence[Graded]) -> list[JudgedComparison]:
         return judge_evaluation(
-            out / stored_answers.JUDGED, settings.judge, settings, machine, graded, sides,
-            run=ask_targets.run_name(out), data=data, base=base, tuned=tuned, quantized=quantized,
+            out / stored_answers.JUDGED, settings.judge, settings, machine, graded, sides, run=run, data=data, models=models
         )  # fmt: skip
 
     return run_evaluation(

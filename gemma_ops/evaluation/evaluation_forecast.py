@@ -33,6 +33,23 @@ from gemma_ops.verdicts import VERDICT, Verdict
 Body = dict[str, Any]
 
 
+def forecast(
+    settings: EvaluateConfig,
+    machine: MachineConfig,
+    *,
+    before: Path,
+    source: Path | None = None,
+    tasks: tuple[Path, ...],
+) -> dict[str, Any]:
+    """What an evaluation can show, sends and may cost; `before` is the folder of this run's evaluation, if there was one.
+
+    Nothing is asked and no model is loaded.
+    """
+    return forecast_evaluation(
+        settings, machine, evaluation_checks.load_checked(settings, tasks, source, before.parent), before
+    )
+
+
 def forecast_evaluation(settings: EvaluateConfig, machine: MachineConfig, tasks: Sequence[Task], before: Path) -> Body:
     """The plan as JSON. `before` is the folder of this run's evaluation, if there was one. Raises ConfigError for
     unknown targets and models, BudgetError for unknown prices."""
@@ -206,7 +223,7 @@ def _problems(body: Body, settings: EvaluateConfig) -> list[str]:
     return found
 
 
-def forecast_text(body: Body) -> list[str]:
+def forecast_lines(body: Body) -> list[str]:
     """The plan for a terminal."""
     text = []
     if body["look"]["number"] > 1:

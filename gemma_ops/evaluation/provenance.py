@@ -18,6 +18,7 @@ from gemma_ops.gemini import notice
 from gemma_ops.modeling.checkpoint_source import checkpoint
 from gemma_ops.planning.kv_cache import kv_layers
 from gemma_ops.privacy.classes import answers_class, release_of
+from gemma_ops.targets.run_models import RunModels
 from gemma_ops.targets.spec import QUANTIZED
 from gemma_ops.targets.target import Target, learned_by
 
@@ -25,16 +26,15 @@ from gemma_ops.targets.target import Target, learned_by
 def collect_provenance(
     targets: Sequence[Target],
     machine: MachineConfig,
+    models: RunModels,
     *,
-    base: Path | None,
-    tuned: Path | None,
-    quantized: Path | None,
     data: Path | None,
 ) -> dict[str, Any]:
     """`model`: the one that was tuned, as far as it is known. `targets`: identity, lineage and place of each, and the
     step and model of those this run made. `machine`: what an hour of it costs. `gemini`: under which terms it was
     asked, if it was. `data`: digest and report of the training data, when there was some."""
     found: dict[str, Any] = {}
+    base = models.base
     model = _json(base / "model.json") if base else {}
     for target in targets:
         body: dict[str, Any] = {
@@ -44,7 +44,7 @@ def collect_provenance(
             "sees": sorted(target.sees),
             "learned": learned_by(target),
         }
-        path = quantized if target.name in QUANTIZED else {"base": base, "tuned": tuned}.get(target.name)
+        path = models.quantized if target.name in QUANTIZED else {"base": base, "tuned": models.tuned}.get(target.name)
         made = _json(path / "artifact.json") if path is not None else {}
         if path is not None:
             body |= {"step": made.get("step"), "artifact": made.get("digest")}

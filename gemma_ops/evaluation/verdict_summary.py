@@ -20,7 +20,7 @@ from gemma_ops.words.figures import p_text, seconds, short_name, usd_text
 MARK = {"pass": "✅", "fail": "❌", "inconclusive": "❔", "ungated": "⚪", "report_only": "⚪"}
 
 
-def verdict_lines(verdict: Verdict, folder: Path | None = None) -> list[str]:
+def summary_lines(verdict: Verdict, folder: Path | None = None) -> list[str]:
     """Per task each target's primary metric with its interval, the paired differences, then gates and verdict."""
     found: list[str] = []
     for name, task in verdict.tasks.items():

@@ -1,29 +1,17 @@
-"""Export of what training made: the steps `merge` (adapter into the bf16 base) and `quantize` (GGUF files, audited and
-compared).
-
-The functions here only hand over, so that importing the room (a kept step does) costs nothing.
-"""
+"""What leaves training: the steps `merge` (adapter into the bf16 base) and `quantize` (GGUF files, audited and
+compared)."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-from gemma_ops.config import MachineConfig, MergeConfig, QuantizeConfig
+from gemma_ops.runs.lazy import later
 
+if TYPE_CHECKING:
+    from gemma_ops.export.merging import merge
+    from gemma_ops.export.quantizing import quantize
+else:
+    merge = later("gemma_ops.export.merging", "merge")
+    quantize = later("gemma_ops.export.quantizing", "quantize")
 
-def merge(
-    out: Path, settings: MergeConfig, machine: MachineConfig, *, base: Path, adapter: Path, data: Path | None = None
-) -> dict[str, float]:
-    """Fold the LoRA adapter into its base: `model/` and `report.json` below `out`. See `merging.py`."""
-    from gemma_ops.export.merging import merge_step as run
-
-    return run(out, settings, machine, base=base, adapter=adapter, data=data)
-
-
-def quantize(
-    out: Path, settings: QuantizeConfig, machine: MachineConfig, *, model: Path, data: Path | None = None
-) -> dict[str, float]:
-    """Write `<format>/model.gguf` and `report.json` below `out`. See `quantizing.py`."""
-    from gemma_ops.export.quantizing import quantize_step as run
-
-    return run(out, settings, machine, model=model, data=data)
+__all__ = ["merge", "quantize"]

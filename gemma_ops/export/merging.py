@@ -37,7 +37,7 @@ from gemma_ops.runs.durable import write_json
 _CHUNK = 8 << 20  # bytes copied or compared at a time
 
 
-def merge_step(
+def merge(
     out: Path, settings: MergeConfig, machine: MachineConfig, *, base: Path, adapter: Path, data: Path | None = None
 ) -> dict[str, float]:
     """Write `out/model/` (a complete checkpoint folder) and `out/report.json`, and return the counts and canary

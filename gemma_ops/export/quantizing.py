@@ -54,7 +54,7 @@ _PROBES = (
 )
 
 
-def quantize_step(
+def quantize(
     out: Path, settings: QuantizeConfig, machine: MachineConfig, *, model: Path, data: Path | None = None
 ) -> dict[str, float]:
     """Write `out/<format>/model.gguf` for bf16 and the formats asked for, and `out/report.json`.

@@ -13,6 +13,7 @@ from gemma_ops.judging.judge_material import JudgedPair
 from gemma_ops.judging.judge_protocol import Mode, Protocol
 from gemma_ops.judging.judgements import Judgement, JudgementFile, JudgePlace
 from gemma_ops.runs import journal
+from gemma_ops.targets.asked import in_parts
 from gemma_ops.targets.structured import ask_structured
 from gemma_ops.targets.target import Target
 from gemma_ops.tasks.grades import FAILED
@@ -66,15 +67,13 @@ def collect_judgements(
         judgements.judgement_key(judge.name, judge.identity, prompt.messages, schema, question.place.repeat)
         for question, prompt in zip(asked, prompts, strict=True)
     ]
-    # An identical canary may be a pair's very question: one key, asked once.
-    missing = list({keys[index]: index for index in range(len(asked)) if keys[index] not in file.known}.values())
+    missing = file.missing(keys)  # an identical canary may be a pair's very question: one key, asked once
     done = len(asked) - len(missing)
     if missing:
         journal.record(event="judging", target=judge.name, done=done, total=len(asked))
     # Gemini's answers are stored as they come, so all may go at once; others are filed batch by batch.
     step = len(missing) if judge.name.startswith("gemini:") else batch
-    for start in range(0, len(missing), step or 1):
-        part = missing[start : start + step]
+    for part in in_parts(missing, step):
         found = ask_structured(
             judge, [prompts[index] for index in part], shape, max_new_tokens=max_new_tokens, batch=batch
         )
@@ -84,7 +83,7 @@ def collect_judgements(
         )
         done += len(part)
         journal.record(target=judge.name, done=done, total=len(asked))
-    return [_placed(file.known[key], question) for key, question in zip(keys, asked, strict=True)]
+    return [_placed(record, question) for record, question in zip(file.all_of(keys), asked, strict=True)]
 
 
 def _guard(judge: Target, asked: Sequence[CanaryQuestion]) -> None:

@@ -18,11 +18,12 @@ from gemma_ops.judging.tightening import private_texts, tighten_pairs
 from gemma_ops.privacy.classes import release_of
 from gemma_ops.targets import open_target
 from gemma_ops.targets import spec as specs
+from gemma_ops.targets.run_models import RunModels
 from gemma_ops.targets.target import Target
 from gemma_ops.tasks.grades import Graded
 
 
-def judge_step(
+def judge_evaluation(
     out: Path,
     settings: JudgeConfig,
     evaluation: EvaluateConfig,
@@ -32,16 +33,19 @@ def judge_step(
     *,
     run: str,
     data: Path | None = None,
-    base: Path | None = None,
-    tuned: Path | None = None,
-    quantized: Path | None = None,
+    models: RunModels | None = None,
 ) -> list[JudgedComparison]:
-    """See `gemma_ops.judging.judge_evaluation`."""
+    """Judge an evaluation's answers: every task, `settings.first` against each of `settings.versus`.
+
+    `graded` are all targets' answers, `sides` says who each target is, `data` is the artifact of `prepare` (for the
+    teachers of the training rows), `models` those of the run. Writes one folder per comparison below `out`. Raises as
+    `panel.judge_pairs`.
+    """
     rivals = settings.versus if settings.mode == "pairwise" else settings.versus or (None,)
     found = pairs.of_graded(graded, sides, settings.first, rivals)
     private = private_texts(out.parents[1], {item.task.name: item.task for item in graded}.values())
     found = [replace(one, pairs=tighten_pairs(one.pairs, private)) for one in found]
-    judges = open_judges(settings.judges, machine, run=run, base=base, tuned=tuned, quantized=quantized)
+    judges = open_judges(settings.judges, machine, run=run, models=models)
     return judge_all(
         out, found, judges, settings, evaluation, batch=machine.eval_batch, teachers=judge_lineage.teachers(data),
         release=release_of(machine),
@@ -49,30 +53,25 @@ def judge_step(
 
 
 def open_judges(
-    specs: Sequence[str],
-    machine: MachineConfig,
-    *,
-    run: str,
-    base: Path | None = None,
-    tuned: Path | None = None,
-    quantized: Path | None = None,
+    specs: Sequence[str], machine: MachineConfig, *, run: str, models: RunModels | None = None
 ) -> list[Target]:
     """Open every judge. Nothing is loaded or sent yet, but whatever can be wrong is told."""
     with ExitStack() as opened:
         found: list[Target] = []
         for spec in dict.fromkeys(specs):
-            _made(spec, base, tuned, quantized)
-            judge = open_target(spec, machine, run=run, use="judge", base=base, tuned=tuned, quantized=quantized)
+            _check_made(spec, models or RunModels())
+            judge = open_target(spec, machine, run=run, use="judge", models=models)
             opened.callback(judge.close)
             found.append(judge)
         opened.pop_all()
     return found
 
 
-def _made(spec: str, base: Path | None, tuned: Path | None, quantized: Path | None) -> None:
+def _check_made(spec: str, models: RunModels) -> None:
     """Raises ConfigError for a judge that is a model of the run, where the run hasn't made it."""
     kind = specs.parse_target(spec).kind
-    needed = {"base": base, "tuned": tuned, "quantized": quantized and (tuned or base)}
+    quantized = models.quantized and (models.tuned or models.base)
+    needed = {"base": models.base, "tuned": models.tuned, "quantized": quantized}
     if kind in needed and not needed[kind]:
         raise ConfigError(
             f"judge {spec}: this run has no such model",

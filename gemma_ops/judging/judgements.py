@@ -9,11 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from gemma_ops.answer import End
-from gemma_ops.runs import digest
-from gemma_ops.runs.keyed import KeyedFile
+from gemma_ops.targets.asked import AskedFile, StructuredRecord, asked_key
 from gemma_ops.targets.structured import Structured
 
 FILE = "judgements.jsonl"
@@ -32,27 +30,22 @@ class JudgePlace:
     repeat: int = 0
 
 
-@dataclass(frozen=True)
-class Judgement:
-    """One line of `judgements.jsonl`. `verdict` is None when no valid one came, and `problem` says why."""
+@dataclass(frozen=True, kw_only=True)
+class Judgement(StructuredRecord):
+    """One line of `judgements.jsonl`."""
 
-    key: str
+    LINE: ClassVar[tuple[str, ...]] = (
+        "key", "judge", "kind", "item", "order", "repeat", "verdict", "problem", "end", "tries", "prompt_tokens",
+        "new_tokens", "thought_tokens", "seconds", "dollars", "model", "response_id",
+    )  # fmt: skip
+
     judge: str
     kind: Kind
     item: str
     order: Order
     repeat: int
     verdict: dict[str, Any] | None
-    problem: str
-    end: End
-    tries: int
-    prompt_tokens: int
-    new_tokens: int
-    thought_tokens: int
-    seconds: float
-    dollars: float | None
-    model: str
-    response_id: str
+    """None when no valid verdict came, and `problem` says why."""
 
     @property
     def place(self) -> JudgePlace:
@@ -68,35 +61,16 @@ def judgement_key(
     judge: str, identity: str, messages: Iterable[dict[str, Any]], shape: dict[str, Any], repeat: int
 ) -> str:
     """Key of one verdict: 32 hex digits."""
-    return digest.of_json([judge, identity, list(messages), shape, repeat])[:32]
+    return asked_key(judge, identity, list(messages), shape, repeat)
 
 
 def judgement(key: str, judge: str, place: JudgePlace, found: Structured) -> Judgement:
     """A reply as it is filed."""
-    answer = found.answer
-    return Judgement(
-        key=key,
-        judge=judge,
-        **asdict(place),
-        verdict=None if found.value is None else found.value.model_dump(mode="json"),
-        problem=found.problem,
-        end=answer.end,
-        tries=found.tries,
-        prompt_tokens=answer.prompt_tokens,
-        new_tokens=answer.new_tokens,
-        thought_tokens=answer.thought_tokens,
-        seconds=answer.seconds,
-        dollars=answer.dollars,
-        model=answer.model,
-        response_id=answer.response_id,
-    )
+    verdict = None if found.value is None else found.value.model_dump(mode="json")
+    return Judgement.of_structured(found, key=key, judge=judge, **asdict(place), verdict=verdict)
 
 
-class JudgementFile(KeyedFile[Judgement]):
+class JudgementFile(AskedFile[Judgement]):
     """The verdicts of a comparison, as they come."""
 
     kind, noun, again = Judgement, "a judgement", "judge again"
-
-    def lasts(self, record: Judgement) -> bool:
-        """A verdict that the service failed to give is asked for again."""
-        return record.end != "error"

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-from gemma_ops.config import MachineConfig, ModelConfig
+from gemma_ops.runs.lazy import later
 
+if TYPE_CHECKING:
+    from gemma_ops.modeling.checkpoint_source import fetch
+else:
+    fetch = later("gemma_ops.modeling.checkpoint_source", "fetch")
 
-def fetch(out: Path, settings: ModelConfig, machine: MachineConfig, *, source: Path | None = None) -> dict[str, float]:
-    """Find the base model, check that it is whole, and record the digests of its files. See
-    `checkpoint_source.fetch_base`."""
-    from gemma_ops.modeling.checkpoint_source import fetch_base as run
-
-    return run(out, settings, machine, source=source)
+__all__ = ["fetch"]

@@ -39,9 +39,7 @@ def local_base(base: str) -> Path | None:
     return path if path.is_dir() else None
 
 
-def fetch_base(
-    out: Path, settings: ModelConfig, machine: MachineConfig, *, source: Path | None = None
-) -> dict[str, float]:
+def fetch(out: Path, settings: ModelConfig, machine: MachineConfig, *, source: Path | None = None) -> dict[str, float]:
     """Resolve `model.base`, check the checkpoint, write `model.json` and the link.
 
     Raises ModelError for an incomplete or foreign checkpoint and ServiceError when the Hub can't be reached.

@@ -10,22 +10,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from gemma_ops.runs.lazy import later
+
 if TYPE_CHECKING:
-    from pathlib import Path
+    from gemma_ops.prepare.prepare_step import prepare
+else:
+    prepare = later("gemma_ops.prepare.prepare_step", "prepare")
 
-    from gemma_ops.config import DataConfig, MachineConfig
-
-
-def prepare(
-    out: Path,
-    settings: DataConfig,
-    machine: MachineConfig,
-    *,
-    source: Path | None = None,
-    model: Path,
-    tasks: tuple[Path, ...] = (),
-) -> dict[str, float]:
-    """Run the step `prepare`; see `prepare_step.prepare`."""
-    from gemma_ops.prepare.prepare_step import prepare as run
-
-    return run(out, settings, machine, source=source, model=model, tasks=tasks)
+__all__ = ["prepare"]

@@ -1,5 +1,4 @@
-"""What would end a run later, told before its first step: a mistake in the last section must not wait for a teacher
-that was paid and a training that is done.
+"""What would end a run later, said before its first step, before a teacher is paid and a training is done.
 
 Only what steps read that are still to be made is checked, and everything that is found is told at once. Nothing is
 loaded or sent, and what is checked is what the steps themselves would refuse.
@@ -17,18 +16,19 @@ from gemma_ops.errors import BoundaryError, BudgetError, ConfigError, DataError,
 from gemma_ops.evaluation import evaluation_checks
 from gemma_ops.family.formats import REFERENCE
 from gemma_ops.privacy.classes import answers_class
-from gemma_ops.recipes import finding
+from gemma_ops.recipes import inputs
+from gemma_ops.recipes.finding import Recipe
 from gemma_ops.runs.artifact import MANIFEST
 from gemma_ops.targets.spec import QUANTIZED, TargetSpec, parse_target
 from gemma_ops.tasks.task import Task, load_all, validate
 
 
-def check_ahead(config: RunConfig, *, until: str | None = None, redo: Iterable[str] = ()) -> None:
+def check_ahead(config: RunConfig, recipe: Recipe, *, until: str | None = None, redo: Iterable[str] = ()) -> None:
     """Raises what a later step would: the error itself when there is one, a ConfigError that lists them otherwise.
 
     A recipe whose steps are only known when it runs is not checked.
     """
-    known = finding.steps(config.recipe)
+    known = recipe.steps
     if known is None:
         return
     order = list(known)
@@ -70,7 +70,7 @@ class _Findings:
             raise ConfigError(what, fix)
 
     def synthesis(self) -> None:
-        from gemma_ops.synth import inputs, teacher_model
+        from gemma_ops.synth import synthesis_inputs, teacher_model
 
         settings = self.config.synth
         if teacher_model(settings) is None:
@@ -78,7 +78,7 @@ class _Findings:
         if settings.judge:
             self._target(settings.judge, "synth.judge", "synthesize", ("base",))
         with self.also():
-            inputs(settings)
+            synthesis_inputs(settings)
         from gemma_ops.synth import methods as synths
         from gemma_ops.synth import plan_requests
 
@@ -143,10 +143,10 @@ class _Findings:
                             f"add it there, or use one of {', '.join(settings.targets)}",
                         )
             with self.also():
-                finding.calibration(self.config)
+                inputs.calibration(self.config)
         with self.also():
-            source = finding.questions_read(self.config)
-            folders = finding.tasks(self.config)
+            source = inputs.questions_read(self.config)
+            folders = inputs.tasks(self.config)
             tasks = [task.first(settings.rows) for task in load_all(folders, source.path if source else None)]
             for index in range(len(settings.gates)):
                 with self.also():

@@ -16,138 +16,44 @@ Nothing here imports MLflow: the functions hand over when they are called, so a 
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from gemma_ops.config import MachineConfig, RegisterConfig
+from gemma_ops.runs.lazy import later
 
 if TYPE_CHECKING:
-    from gemma_ops.config.policy import PromotionPolicy
-    from gemma_ops.registry.audit_report import AuditReport
-    from gemma_ops.registry.live_mirror import Mirror
-    from gemma_ops.registry.move_outcome import Promotion
-    from gemma_ops.registry.overview import Overview
-    from gemma_ops.registry.policies import PolicyInForce
-    from gemma_ops.registry.served import ServeNeeds
+    from gemma_ops.registry.audit_report import audit
+    from gemma_ops.registry.deletion import lost_version
+    from gemma_ops.registry.live_mirror import mirror
+    from gemma_ops.registry.overview import history, show, verify_ledger
+    from gemma_ops.registry.policies import set_policy, show_policy
+    from gemma_ops.registry.promotion import promote, rollback
+    from gemma_ops.registry.pulling import pull_champion
+    from gemma_ops.registry.registration import register
+else:
+    register = later("gemma_ops.registry.registration", "register")
+    pull_champion = later("gemma_ops.registry.pulling", "pull_champion")
+    lost_version = later("gemma_ops.registry.deletion", "lost_version")
+    promote = later("gemma_ops.registry.promotion", "promote")
+    rollback = later("gemma_ops.registry.promotion", "rollback")
+    show_policy = later("gemma_ops.registry.policies", "show_policy")
+    set_policy = later("gemma_ops.registry.policies", "set_policy")
+    show = later("gemma_ops.registry.overview", "show")
+    history = later("gemma_ops.registry.overview", "history")
+    verify_ledger = later("gemma_ops.registry.overview", "verify_ledger")
+    audit = later("gemma_ops.registry.audit_report", "audit")
+    mirror = later("gemma_ops.registry.live_mirror", "mirror")
 
-
-def register(
-    out: Path,
-    settings: RegisterConfig,
-    machine: MachineConfig,
-    *,
-    model: Path,
-    data: Path | None = None,
-    adapter: Path | None = None,
-    merged: Path | None = None,
-    quantized: Path | None = None,
-    evaluation: Path | None = None,
-) -> dict[str, float]:
-    """Make one version of the registered model `settings.name`: the step `register`; see `registration.py`."""
-    from gemma_ops.registry.registration import register_step as run
-
-    return run(
-        out,
-        settings,
-        machine,
-        model=model,
-        data=data,
-        adapter=adapter,
-        merged=merged,
-        quantized=quantized,
-        evaluation=evaluation,
-    )
-
-
-def pull_champion(out: Path, settings: RegisterConfig, machine: MachineConfig) -> dict[str, float]:
-    """Pull the policy and the present champion of the registered model `settings.name`: the step `champion`; see
-    `pulling.py`."""
-    from gemma_ops.registry.pulling import pull_policy_champion as run
-
-    return run(out, settings, machine)
-
-
-def lost_version(machine: MachineConfig, run: Path) -> str | None:
-    """Say that the version which a run registered is no longer in MLflow; see `deletion.py`."""
-    from gemma_ops.registry.deletion import lost_model_version as ask
-
-    return ask(machine, run)
-
-
-def mirror(machine: MachineConfig, **options: Any) -> Mirror:
-    """Return the listener that mirrors a run in MLflow; it does nothing when `machine.mlflow` is null."""
-    from gemma_ops.registry.live_mirror import Mirror as Listener
-
-    return Listener(machine, **options)
-
-
-def promote(
-    machine: MachineConfig,
-    name: str,
-    *,
-    to: str = "champion",
-    version: str | int | None = None,
-    reason: str,
-    override: str | None = None,
-    expect: str | int | None = None,
-    approved_by: str | None = None,
-    needs: ServeNeeds | None = None,
-) -> Promotion:
-    """Point an alias at a version on which all eleven points hold; see `promotion.py`."""
-    from gemma_ops.registry.promotion import promote_version as run
-
-    return run(
-        machine, name, to=to, version=version, reason=reason, override=override, expect=expect, approved_by=approved_by,
-        needs=needs,
-    )  # fmt: skip
-
-
-def rollback(machine: MachineConfig, name: str, *, alias: str = "champion", reason: str) -> Promotion:
-    """Point an alias back at the version it stood at before; see `promotion.py`."""
-    from gemma_ops.registry.promotion import rollback_alias as run
-
-    return run(machine, name, alias=alias, reason=reason)
-
-
-def show_policy(machine: MachineConfig, name: str) -> PolicyInForce:
-    """Return the policy that versions of a model are judged by; see `policies.py`."""
-    from gemma_ops.registry.policies import show_model_policy as run
-
-    return run(machine, name)
-
-
-def set_policy(
-    machine: MachineConfig, name: str, policy: PromotionPolicy | None, *, reason: str, new_ledger: bool = False
-) -> PolicyInForce:
-    """Set the policy of a model, with a reason that the ledger keeps; see `policies.py`."""
-    from gemma_ops.registry.policies import set_model_policy as run
-
-    return run(machine, name, policy, reason=reason, new_ledger=new_ledger)
-
-
-def show(machine: MachineConfig, name: str) -> Overview:
-    """Return versions, aliases, verdicts, metrics and the end of the ledger; see `overview.py`."""
-    from gemma_ops.registry.overview import show_model as run
-
-    return run(machine, name)
-
-
-def history(machine: MachineConfig, name: str) -> list[dict[str, Any]]:
-    """Return all ledger entries of a model, oldest first, after checking their chain."""
-    from gemma_ops.registry.overview import model_history as run
-
-    return run(machine, name)
-
-
-def audit(machine: MachineConfig, name: str, *, everything: bool = False) -> AuditReport:
-    """Check everything that the registry says about a model; see `audit_report.py`."""
-    from gemma_ops.registry.audit_report import audit_registry as run
-
-    return run(machine, name, everything=everything)
-
-
-def verify_ledger(machine: MachineConfig, name: str) -> str | None:
-    """Return the hash of the last entry of an unbroken ledger. Raises GateError where it breaks."""
-    from gemma_ops.registry.overview import verify_model_ledger as run
-
-    return run(machine, name)
+__all__ = [
+    "audit",
+    "history",
+    "lost_version",
+    "mirror",
+    "promote",
+    "pull_champion",
+    "register",
+    "rollback",
+    "set_policy",
+    "show",
+    "show_policy",
+    "verify_ledger",
+]

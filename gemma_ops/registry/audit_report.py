@@ -83,7 +83,7 @@ class AuditReport:
         return [*text, f"{bad} of {total}: don't hold" if bad else f"{total}: all hold"]
 
 
-def audit_registry(machine: MachineConfig, name: str, *, everything: bool = False) -> AuditReport:
+def audit(machine: MachineConfig, name: str, *, everything: bool = False) -> AuditReport:
     """Check a registered model; `everything` reads every stored byte. Raises OpsError where there is no such model,
     ServiceError when MLflow can't be reached."""
     tracking = profile.connect_mlflow(machine)

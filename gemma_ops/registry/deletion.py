@@ -20,7 +20,7 @@ _DELETED = "Deleted_Internal"
 """Stage under which MLflow keeps the row of a deleted version (3.17, `store/model_registry/dbmodels`)."""
 
 
-def lost_model_version(machine: MachineConfig, run: Path) -> str | None:
+def lost_version(machine: MachineConfig, run: Path) -> str | None:
     """Say in a sentence that the version of a run is gone; None where it is there, was never made, or can't be asked
     for."""
     record = run_reader.load_settings(run / "register" / "mlflow.json")

@@ -156,3 +156,8 @@ def _ending(error: BaseException | None) -> tuple[str, str | None]:
         return "KILLED", type(error).__name__
     what = f": {error.what.splitlines()[0]}" if isinstance(error, OpsError) else ""
     return "FAILED", f"{type(error).__name__}{what}"[:500]
+
+
+def mirror(machine: MachineConfig, **options: Any) -> Mirror:
+    """Return the listener that mirrors a run in MLflow; it does nothing when `machine.mlflow` is null."""
+    return Mirror(machine, **options)

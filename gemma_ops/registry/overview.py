@@ -91,7 +91,7 @@ def move(entry: Entry) -> str:
     return f"{entry['action']} {entry['alias']} {entry['from'] or 'none'} → {entry['to']}: {told}"
 
 
-def show_model(machine: MachineConfig, name: str) -> Overview:
+def show(machine: MachineConfig, name: str) -> Overview:
     """Look a model up. Raises OpsError when there is no such model, GateError when the ledger's chain is broken."""
     tracking = profile.connect_mlflow(machine)
     with profile.mlflow_calls(tracking.place):
@@ -124,18 +124,17 @@ def show_model(machine: MachineConfig, name: str) -> Overview:
         )
 
 
-def model_history(machine: MachineConfig, name: str) -> list[Entry]:
-    """Return every entry of the model's ledger, oldest first, after checking the chain."""
+def history(machine: MachineConfig, name: str) -> list[Entry]:
+    """Every entry of the model's ledger, oldest first, after checking the chain."""
     tracking = profile.connect_mlflow(machine)
     with profile.mlflow_calls(tracking.place):
         stored.registered_model(tracking, name)
         return PromotionLedger(tracking, name).anchored()
 
 
-def verify_model_ledger(machine: MachineConfig, name: str) -> str | None:
-    """Return the hash of the last entry of an unbroken ledger, None for an empty one. Raises GateError where it
-    breaks."""
-    entries = model_history(machine, name)
+def verify_ledger(machine: MachineConfig, name: str) -> str | None:
+    """The hash of the last entry of an unbroken ledger, None for an empty one. Raises GateError where it breaks."""
+    entries = history(machine, name)
     return str(entries[-1]["hash"]) if entries else None
 
 

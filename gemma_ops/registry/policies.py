@@ -108,8 +108,8 @@ def append_policy(book: PromotionLedger, policy: PromotionPolicy, reason: str) -
     return found
 
 
-def show_model_policy(machine: MachineConfig, name: str) -> PolicyInForce:
-    """Return the policy in force. Raises OpsError where there is none, GateError for a ledger that can't be trusted."""
+def show_policy(machine: MachineConfig, name: str) -> PolicyInForce:
+    """The policy in force. Raises OpsError where there is none, GateError for a ledger that can't be trusted."""
     with opened_registry(machine, name) as tracking:
         found = policy_in_force(name, PromotionLedger(tracking, name).anchored())
     if found is None:
@@ -120,7 +120,7 @@ def show_model_policy(machine: MachineConfig, name: str) -> PolicyInForce:
     return found
 
 
-def set_model_policy(
+def set_policy(
     machine: MachineConfig, name: str, policy: PromotionPolicy | None, *, reason: str, new_ledger: bool = False
 ) -> PolicyInForce:
     """Set the policy of a model, with a reason that is kept. `new_ledger` begins a ledger anew where the old one is

@@ -42,7 +42,7 @@ from gemma_ops.registry.version_records import gone_versions
 from gemma_ops.registry.weighing import Move, Weighing, weigh_version
 
 
-def promote_version(
+def promote(
     machine: MachineConfig,
     name: str,
     *,
@@ -119,7 +119,7 @@ def promote_version(
         )  # fmt: skip
 
 
-def rollback_alias(machine: MachineConfig, name: str, *, alias: str = CHAMPION, reason: str) -> Promotion:
+def rollback(machine: MachineConfig, name: str, *, alias: str = CHAMPION, reason: str) -> Promotion:
     """Point `alias` back at the version it stood at before, after comparing that version's bytes with its manifest
     and its signature with the trusted keys.
 

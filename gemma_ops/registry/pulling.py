@@ -32,7 +32,7 @@ from gemma_ops.runs import digest, journal
 from gemma_ops.runs.durable import write_json, write_text
 
 
-def pull_policy_champion(out: Path, settings: RegisterConfig, machine: MachineConfig) -> dict[str, float]:
+def pull_champion(out: Path, settings: RegisterConfig, machine: MachineConfig) -> dict[str, float]:
     """Write the standard for the registered model `settings.name`, and the champion's files where there is one: both of
     `settings.champion_of` where that is set. What earlier versions looked at stays that of the model's own.
 

@@ -40,7 +40,7 @@ from gemma_ops.runs.durable import write_json
 _BATCH = 1000  # MLflow's limit on metrics in one call
 
 
-def register_step(
+def register(
     out: Path,
     settings: RegisterConfig,
     machine: MachineConfig,

@@ -41,11 +41,15 @@ class KeyedFile(Generic[Record]):
         """True if a later attempt may rely on a record; otherwise it is asked for anew."""
         return True
 
+    def line(self, record: Record) -> dict[str, Any]:
+        """Return what stands in the file for a record."""
+        return asdict(record)  # type: ignore[call-overload, no-any-return]
+
     def append(self, records: Iterable[Record]) -> None:
         """Add records and force them to the disk."""
         records = list(records)
         with self.path.open("a", encoding="utf-8") as file:
-            file.writelines(_line(record) for record in records if self.lasts(record))
+            file.writelines(self._text(record) for record in records if self.lasts(record))
             file.flush()
             os.fsync(file.fileno())
         self.known |= {_key(record): record for record in records}
@@ -53,8 +57,11 @@ class KeyedFile(Generic[Record]):
     def finish(self, keys: Iterable[str]) -> list[Record]:
         """Rewrite the file in the order of `keys`, dropping what nobody asked for, whole or not at all."""
         records = [self.known[key] for key in dict.fromkeys(keys)]
-        write_text(self.path, "".join(map(_line, records)))
+        write_text(self.path, "".join(map(self._text, records)))
         return records
+
+    def _text(self, record: Record) -> str:
+        return json.dumps(self.line(record), ensure_ascii=False) + "\n"
 
     def _recover(self) -> None:
         whole = 0
@@ -77,7 +84,3 @@ class KeyedFile(Generic[Record]):
 
 def _key(record: Any) -> str:
     return str(record.key)
-
-
-def _line(record: Any) -> str:
-    return json.dumps(asdict(record), ensure_ascii=False) + "\n"

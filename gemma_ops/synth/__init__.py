@@ -16,50 +16,23 @@ synthesize_step.py    the step
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gemma_ops.config import ModelConfig, SynthConfig
+from gemma_ops.errors import ConfigError
+from gemma_ops.runs.lazy import later
+
 if TYPE_CHECKING:
-    from pathlib import Path
+    from gemma_ops.synth.synthesize_step import synthesize
+else:
+    synthesize = later("gemma_ops.synth.synthesize_step", "synthesize")
 
-    from gemma_ops.config import MachineConfig, ModelConfig, SynthConfig
-
-
-def synthesize(
-    out: Path,
-    settings: SynthConfig,
-    machine: MachineConfig,
-    *,
-    base: Path | None = None,
-    teacher: Path | None = None,
-    documents: Path | None = None,
-    seeds: Path | None = None,
-    tools: Path | None = None,
-    tasks: tuple[Path, ...] = (),
-    source: Path | None = None,
-) -> dict[str, float]:
-    """The step `synthesize`; see `synthesize_step.synthesize_rows`."""
-    from gemma_ops.synth.synthesize_step import synthesize_rows as run
-
-    return run(
-        out,
-        settings,
-        machine,
-        base=base,
-        teacher=teacher,
-        documents=documents,
-        seeds=seeds,
-        tools=tools,
-        tasks=tasks,
-        source=source,
-    )
+__all__ = ["synthesis_inputs", "synthesize", "teacher_model"]
 
 
-def inputs(settings: SynthConfig) -> dict[str, Path | None]:
+def synthesis_inputs(settings: SynthConfig) -> dict[str, Path | None]:
     """Where documents, seeds and tools lie, as inputs of the step. Raises ConfigError for one that isn't there."""
-    from pathlib import Path
-
-    from gemma_ops.errors import ConfigError
-
     found: dict[str, Path | None] = {}
     for name, given in (("documents", settings.documents), ("seeds", settings.seeds), ("tools", settings.tools)):
         found[name] = Path(given).expanduser() if given else None
@@ -74,7 +47,5 @@ def inputs(settings: SynthConfig) -> dict[str, Path | None]:
 
 def teacher_model(settings: SynthConfig) -> ModelConfig | None:
     """The checkpoint to fetch for a teacher that is neither this run's base nor a service: a folder or a Hub id."""
-    from gemma_ops.config import ModelConfig
-
     name = settings.teacher
     return ModelConfig(base=name) if name == "nano" or ("/" in name and ":" not in name) else None

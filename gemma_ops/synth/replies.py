@@ -10,14 +10,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import BaseModel
 
-from gemma_ops.answer import End, Prompt
+from gemma_ops.answer import Prompt
 from gemma_ops.config import Privacy
 from gemma_ops.runs import digest, journal
-from gemma_ops.runs.keyed import KeyedFile
+from gemma_ops.targets.asked import AskedFile, StructuredRecord, asked_key, in_parts
 from gemma_ops.targets.structured import Structured, ask_structured
 from gemma_ops.targets.target import Target
 
@@ -40,29 +40,22 @@ class TeacherQuestion:
         return digest.of_json(list(self.messages))[:32]
 
 
-@dataclass(frozen=True)
-class TeacherReply:
-    """One line of `replies.jsonl`. `value` is None when no reply was valid, and `problem` says why. Tokens and dollars are
-    those of all `tries`."""
+@dataclass(frozen=True, kw_only=True)
+class TeacherReply(StructuredRecord):
+    """One line of `replies.jsonl`."""
 
-    key: str
+    LINE: ClassVar[tuple[str, ...]] = (
+        "key", "what", "name", "value", "problem", "tries", "end", "prompt_tokens", "new_tokens", "thought_tokens",
+        "cached_tokens", "dollars", "model", "response_id", "tier",
+    )  # fmt: skip
+
     what: str
     name: str
     value: dict[str, Any] | None
-    problem: str
-    tries: int
-    end: End
-    prompt_tokens: int
-    new_tokens: int
-    thought_tokens: int
-    cached_tokens: int
-    dollars: float | None
-    model: str
-    response_id: str
-    tier: str
+    """None when no reply was valid, and `problem` says why."""
 
 
-class Replies(KeyedFile[TeacherReply]):
+class Replies(AskedFile[TeacherReply]):
     """What the teacher and the judge said, as it comes."""
 
     kind, noun, again = TeacherReply, "a reply", "run again"
@@ -70,10 +63,6 @@ class Replies(KeyedFile[TeacherReply]):
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self._asked: list[str] = []
-
-    def lasts(self, record: TeacherReply) -> bool:
-        """Failures count until the step ends, and are asked again when it is taken up."""
-        return record.end != "error"
 
     def ask(
         self,
@@ -90,53 +79,31 @@ class Replies(KeyedFile[TeacherReply]):
         once, so that it can send them together or as one batch, and keeps what was paid for in its own store.
         """
         keys = [_key(target, question, shape, max_new_tokens) for question in questions]
-        missing = list(dict.fromkeys(key for key in keys if key not in self.known))
-        by_key = dict(zip(keys, questions, strict=True))
-        step = batch if target.lockstep else max(1, len(missing))
-        for start in range(0, len(missing), step):
-            chosen = missing[start : start + step]
-            prompts = [
-                Prompt(
-                    by_key[key].messages,
-                    by_key[key].privacy,
-                    f"{by_key[key].what} of {by_key[key].name}",
-                    by_key[key].turn,
-                )
-                for key in chosen
-            ]
+        missing = self.missing(keys)
+        done = len(questions) - len(missing)
+        for part in in_parts(missing, batch if target.lockstep else len(missing)):
+            prompts = [_prompt(questions[index]) for index in part]
             found = ask_structured(target, prompts, shape, max_new_tokens=max_new_tokens, batch=batch)
-            self.append([_reply(key, by_key[key], item) for key, item in zip(chosen, found, strict=True)])
-            done = len(questions) - len(missing) + start + len(chosen)
+            self.append(_reply(keys[index], questions[index], item) for index, item in zip(part, found, strict=True))
+            done += len(part)
             journal.record(phase="ask", what=questions[0].what, done=done, of=len(questions))
         self._asked += keys
-        return [self.known[key] for key in keys]
+        return self.all_of(keys)
 
     def settle(self) -> list[TeacherReply]:
         """Rewrite the file in the order of the questions; returns what it holds."""
         return self.finish(self._asked)
 
 
+def _prompt(question: TeacherQuestion) -> Prompt:
+    return Prompt(question.messages, question.privacy, f"{question.what} of {question.name}", question.turn)
+
+
 def _key(target: Target, question: TeacherQuestion, shape: type[BaseModel], limit: int) -> str:
     schema = shape.model_json_schema()
-    return digest.of_json([target.name, target.identity, list(question.messages), schema, limit, question.turn])[:32]
+    return asked_key(target.name, target.identity, list(question.messages), schema, limit, question.turn)
 
 
 def _reply(key: str, question: TeacherQuestion, found: Structured) -> TeacherReply:
-    answer = found.answer
-    return TeacherReply(
-        key=key,
-        what=question.what,
-        name=question.name,
-        value=None if found.value is None else found.value.model_dump(mode="json"),
-        problem=found.problem,
-        tries=found.tries,
-        end=answer.end,
-        prompt_tokens=answer.prompt_tokens,
-        new_tokens=answer.new_tokens,
-        thought_tokens=answer.thought_tokens,
-        cached_tokens=answer.cached_tokens,
-        dollars=answer.dollars,
-        model=answer.model,
-        response_id=answer.response_id,
-        tier=answer.tier,
-    )
+    value = None if found.value is None else found.value.model_dump(mode="json")
+    return TeacherReply.of_structured(found, key=key, what=question.what, name=question.name, value=value)

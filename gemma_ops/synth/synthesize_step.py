@@ -32,12 +32,13 @@ from gemma_ops.synth.replies import FILE, Replies, TeacherQuestion, TeacherReply
 from gemma_ops.synth.rows import Maker
 from gemma_ops.synth.synth_facts import SynthesisCounts
 from gemma_ops.targets import open_target
+from gemma_ops.targets.run_models import RunModels
 from gemma_ops.targets.spec import parse_target
 from gemma_ops.targets.target import Target, guard, learned_by
 from gemma_ops.tasks.compared_questions import add_task, read_task
 
 
-def synthesize_rows(
+def synthesize(
     out: Path,
     settings: SynthConfig,
     machine: MachineConfig,
@@ -108,8 +109,8 @@ def synthesize_rows(
 def _open(spec: str, machine: MachineConfig, run: str, base: Path | None, teacher: Path | None) -> Target:
     """A local teacher that a recipe fetched answers under the name `base`: it is the checkpoint that was given."""
     if teacher is not None:
-        return open_target("base", machine, run=run, use="synth", base=teacher)
-    return open_target(spec, machine, run=run, use="synth", base=base)
+        return open_target("base", machine, run=run, use="synth", models=RunModels(base=teacher))
+    return open_target(spec, machine, run=run, use="synth", models=RunModels(base=base))
 
 
 def _judge_sees(settings: SynthConfig, machine: MachineConfig, run: str, base: Path | None) -> frozenset[str] | None:
@@ -117,7 +118,7 @@ def _judge_sees(settings: SynthConfig, machine: MachineConfig, run: str, base: P
     raises what `open_target` raises, and BudgetError for a judge that costs money where there is no budget."""
     if settings.judge is None:
         return None
-    with closing(open_target(settings.judge, machine, run=run, use="judge", base=base)) as judge:
+    with closing(open_target(settings.judge, machine, run=run, use="judge", models=RunModels(base=base))) as judge:
         spec = parse_target(settings.judge)
         if spec.kind == "gemini" and machine.gemini.budget_usd is None and models.model_facts(spec.model).paid_tier:
             raise BudgetError(
@@ -205,7 +206,7 @@ def _judged(
     """The rows the judge lets pass, and their grades."""
     assert settings.judge
     asked: list[TeacherQuestion] = [judge_filter.graded_question(item) for item in found]
-    with closing(open_target(settings.judge, machine, run=run, use="judge", base=base)) as judge:
+    with closing(open_target(settings.judge, machine, run=run, use="judge", models=RunModels(base=base))) as judge:
         from gemma_ops.answer import Prompt
 
         guard(judge, [Prompt(item.messages, item.privacy, item.name) for item in asked], "the rows to be judged")

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from gemma_ops.config import MachineConfig
 from gemma_ops.gemini.request import Use
+from gemma_ops.targets.run_models import RunModels
 from gemma_ops.targets.target import AskingMode, Target
 
 
@@ -15,22 +14,19 @@ def open_target(
     *,
     run: str,
     use: Use,
-    base: Path | None = None,
-    tuned: Path | None = None,
-    quantized: Path | None = None,
-    champion: Path | None = None,
+    models: RunModels | None = None,
     asked: AskingMode | None = None,
 ) -> Target:
     """The target that a specification names; `spec.py` lists the forms.
 
-    `run` and `use` say in the ledger who spends and on what. `base` and `tuned` are artifacts (or folders) that hold a
-    checkpoint, `quantized` is the artifact of the step `quantize`; `champion` that of the step `champion`; `asked` says
-    how local models are asked. Nothing is loaded or sent yet, but whatever can be wrong is told: raises ConfigError for
+    `run` and `use` say in the ledger who spends and on what. `models` are those of the run, `asked` says how local models
+    are asked. Nothing is loaded or sent yet, but whatever can be wrong is told: raises ConfigError for
     a target that can't be, BoundaryError and BudgetError from the door to Gemini.
     """
     from gemma_ops.targets import spec as specs
 
     parsed = specs.parse_target(spec)
+    models, asked = models or RunModels(), asked or AskingMode()
     if parsed.kind == "gemini":
         from gemma_ops.targets.gemini_target import GeminiTarget
 
@@ -42,9 +38,7 @@ def open_target(
     if parsed.kind == "champion":
         from gemma_ops.targets.incumbent import open_champion
 
-        return open_champion(machine, champion, base=base, asked=asked or AskingMode())
+        return open_champion(machine, models, asked=asked)
     from gemma_ops.targets import local_target
 
-    return local_target.open_local(
-        parsed, machine, base=base, tuned=tuned, quantized=quantized, asked=asked or AskingMode()
-    )
+    return local_target.open_local(parsed, machine, models, asked=asked)

@@ -12,6 +12,7 @@ from gemma_ops.family.formats import DEFAULT_FORMATS, GGUF_FILE
 from gemma_ops.privacy.classes import stricter
 from gemma_ops.runs import digest
 from gemma_ops.targets.local_target import CheckpointTarget, Quantized
+from gemma_ops.targets.run_models import RunModels
 from gemma_ops.targets.spec import QUANTIZED
 from gemma_ops.targets.target import AskingMode
 
@@ -26,13 +27,12 @@ def standard_in(folder: Path) -> PromotionStandard:
         ) from error
 
 
-def open_champion(
-    machine: MachineConfig, folder: Path | None, *, base: Path | None, asked: AskingMode
-) -> CheckpointTarget | Quantized:
+def open_champion(machine: MachineConfig, models: RunModels, *, asked: AskingMode) -> CheckpointTarget | Quantized:
     """The champion as it answers: a GGUF file by llama.cpp, else a checkpoint by transformers.
 
-    A version registered without its tokenizer takes that of `base`. Raises ConfigError where there is no champion.
+    A version registered without its tokenizer takes that of the base. Raises ConfigError where there is no champion.
     """
+    folder, base = models.champion, models.base
     known = standard_in(folder) if folder else PromotionStandard()
     facts = known.champion
     if folder is None or facts is None:

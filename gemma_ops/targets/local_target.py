@@ -18,6 +18,7 @@ from gemma_ops.family.formats import GGUF, GGUF_FILE
 from gemma_ops.family.media import Senses
 from gemma_ops.privacy.classes import HERE, learned_class
 from gemma_ops.runs import digest
+from gemma_ops.targets.run_models import RunModels
 from gemma_ops.targets.spec import TargetSpec
 from gemma_ops.targets.structured import in_words
 from gemma_ops.targets.target import LOCAL, AskingMode, EnginePace
@@ -249,15 +250,13 @@ def local_identity(path: Path) -> str:
 def open_local(
     spec: TargetSpec,
     machine: MachineConfig,
+    models: RunModels,
     *,
-    base: Path | None,
-    tuned: Path | None,
-    quantized: Path | None,
     asked: AskingMode = _USUAL,
 ) -> CheckpointTarget | Quantized:
     """The local target of a specification. Raises ConfigError when this run has no model for it."""
     if spec.kind == "quantized":
-        tokenizer = tuned or base
+        tokenizer, quantized = models.tuned or models.base, models.quantized
         if quantized is None or tokenizer is None:
             raise _absent(spec.name, "quantize")
         return Quantized(spec.name, _made(spec.name, quantized), tokenizer, machine, made_by=quantized, asked=asked)
@@ -268,7 +267,7 @@ def open_local(
         return Quantized(spec.name, file, _folder(spec.name, folder), machine, asked=asked)
     if spec.kind == "folder":
         return CheckpointTarget(spec.name, _folder(spec.name, Path(spec.place).expanduser()), machine, asked=asked)
-    path = base if spec.kind == "base" else tuned
+    path = models.base if spec.kind == "base" else models.tuned
     if path is None:
         raise _absent(spec.name, "train" if spec.kind == "tuned" else "fetch")
     return CheckpointTarget(spec.name, path, machine, asked=asked)

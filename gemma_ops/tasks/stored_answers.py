@@ -8,16 +8,15 @@ At the end the file is rewritten sorted, so that its order doesn't tell how ofte
 from __future__ import annotations
 
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from gemma_ops.answer import Answer, End
 from gemma_ops.errors import DataError
 from gemma_ops.metrics.metric import ScoredRow
-from gemma_ops.runs import digest
 from gemma_ops.runs.durable import write_text
-from gemma_ops.runs.keyed import KeyedFile
+from gemma_ops.targets.asked import AskedFile, AskedRecord, asked_key
 from gemma_ops.tasks import conditions
 
 FILE = "answers.jsonl"
@@ -27,32 +26,26 @@ KEPT, KEPT_CONDITIONS, KEPT_JUDGED = "evaluate.answers.jsonl", "evaluate.conditi
 """In the run's folder: answers, their conditions and judgements of an evaluation that is made again, for it to start with."""
 
 
-@dataclass(frozen=True)
-class StoredAnswer:
-    """One line of `answers.jsonl`: an answer with its place. What is not told here is told at `Answer`.
+@dataclass(frozen=True, kw_only=True)
+class StoredAnswer(AskedRecord):
+    """One line of `answers.jsonl`: an answer with its place. What is not described here is described in `Answer`.
 
     On this machine `seconds` is the machine's time, a batch's wall time over its rows; elsewhere that of the request.
-    A row that its target may not see is `hidden`: that stands in no file, and is neither wrong nor failed. Lines of
-    versions that knew fewer fields load, since what came later has defaults.
+    A row that its target may not see is `hidden`: that stands in no file, and is neither wrong nor failed.
     """
 
-    key: str
+    LINE: ClassVar[tuple[str, ...]] = (
+        "key", "target", "task", "row", "text", "end", "prompt_tokens", "new_tokens", "seconds", "reason",
+        "first_seconds", "thought_tokens", "cached_tokens", "dollars", "model", "response_id", "tier", "thought", "waited",
+    )  # fmt: skip
+
     target: str
     task: str
     row: str
     text: str
     end: End | Literal["hidden"]
-    prompt_tokens: int
-    new_tokens: int
-    seconds: float
     reason: str = ""
     first_seconds: float | None = None
-    thought_tokens: int = 0
-    cached_tokens: int = 0
-    dollars: float | None = None
-    model: str = ""
-    response_id: str = ""
-    tier: str = ""
     thought: str = ""
     waited: float | None = None
     """Seconds that whoever asked waited for the whole answer; None where it was not told apart from `seconds`."""
@@ -61,20 +54,22 @@ class StoredAnswer:
 def answer_key(target: str, identity: str, task: str, row: ScoredRow, generation: dict[str, Any]) -> str:
     """Key of the answer of one target to one row: 32 hex digits."""
     tools = [list(row.tools)] if row.tools else []
-    return digest.of_json([target, identity, task, row.id, list(row.messages), generation, *tools])[:32]
+    return asked_key(target, identity, task, row.id, list(row.messages), generation, *tools)
 
 
 def stored(
     key: str, target: str, task: str, row: str, answer: Answer, *, seconds: float, waited: float
 ) -> StoredAnswer:
     """An answer as it is filed, with the machine's time and the asker's."""
-    known = asdict(answer) | {"seconds": round(seconds, 4), "waited": round(waited, 4)}
-    return StoredAnswer(key, target, task, row, **known)
+    times = {"seconds": round(seconds, 4), "waited": round(waited, 4)}
+    return StoredAnswer.of_answer(answer, key=key, target=target, task=task, row=row, **times)
 
 
 def hidden(key: str, target: str, task: str, row: str) -> StoredAnswer:
     """What stands for the answer of a target to a row that it may not see."""
-    return StoredAnswer(key, target, task, row, "", "hidden", 0, 0, 0.0)
+    return StoredAnswer(
+        key=key, target=target, task=task, row=row, text="", end="hidden", prompt_tokens=0, new_tokens=0
+    )
 
 
 def keep(run: Path) -> None:
@@ -105,7 +100,8 @@ def take_answer(out: Path) -> None:
         judged.rename(out / JUDGED)
 
 
-class AnswerFile(KeyedFile[StoredAnswer]):
-    """The answers of an evaluation, as they come."""
+class AnswerFile(AskedFile[StoredAnswer]):
+    """The answers of an evaluation, as they come. One that failed counts as what it is."""
 
+    repeats_failures = False
     kind, noun, again = StoredAnswer, "an answer", "evaluate again"

@@ -80,7 +80,7 @@ class Task:
         return replace(self, rows=tuple(row for row in self.rows if row.id in chosen))
 
 
-def task_needs_source(folder: Path) -> bool:
+def needs_source(folder: Path) -> bool:
     """Whether the task's rows are not shipped, so that `load_task` needs the user's data folder."""
     return read_task_file(folder / "task.yaml").data.from_source is not None
 

@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 
 from gemma_ops.config import Machine, MachineConfig, ModelConfig, TrainConfig
-from gemma_ops.config.methods import PREFERENCE, REINFORCE
 from gemma_ops.errors import ConfigError
 from gemma_ops.privacy.classes import learned_class, record_learned, rows_class, strictest
 
@@ -15,7 +14,7 @@ def train(
     out: Path, settings: TrainConfig, machine: MachineConfig, *, base: Path, data: Path, teacher: Path | None = None
 ) -> dict[str, float]:
     """Train an adapter for `base`, or `base` itself (`tune: full`), on the rows of `data`, by `settings.method`, where
-    `launch` says. See `sft.train` and `methods.run.train`. What it learned from is recorded in `learned.json`."""
+    `launch` says. What it learned from is recorded in `learned.json`."""
     metrics = _trained(out, settings, machine, base=base, data=data, teacher=teacher)
     _record(out, base, data, teacher)
     return metrics
@@ -42,14 +41,10 @@ def _trained(
 def train_here(
     out: Path, settings: TrainConfig, machine: MachineConfig, *, base: Path, data: Path, teacher: Path | None = None
 ) -> dict[str, float]:
-    """Train in this process, alone or as one of a process group."""
-    if settings.method in (*PREFERENCE, *REINFORCE):
-        from gemma_ops.training.methods import run
+    """Train in this process, alone or as one of a process group; see `train_step.train_here`."""
+    from gemma_ops.training import train_step
 
-        return run.train_method(out, settings, machine, base=base, data=data)
-    from gemma_ops.training import sft
-
-    return sft.train_sft(out, settings, machine, base=base, data=data, teacher=teacher)
+    return train_step.train_here(out, settings, machine, base=base, data=data, teacher=teacher)
 
 
 def _record(out: Path, base: Path, data: Path, teacher: Path | None) -> None:

@@ -66,6 +66,12 @@ def layout(
     )
 
 
+def layout_of(settings: TrainConfig, rows: Any, arguments: Any, *, packs: bool = True) -> Layout:
+    """The layout for the process and the device that a trainer's arguments say."""
+    rank, size = arguments.process_index, arguments.world_size
+    return layout(settings, rows, arguments.device.type, rank=rank, world=size, packs=packs)
+
+
 def shape_of(folder: Path) -> Shape:
     """Dimensions of the checkpoint in `folder`."""
     return Shape.from_config(json.loads((folder / "config.json").read_text(encoding="utf-8")))

@@ -196,7 +196,7 @@ def test_a_changed_picture_is_changed_data(tmp_path):
     imported(tmp_path, SPELLINGS["transformers"], SPELLINGS["trl, in a column"], asked(TEXT))
     assert named([tmp_path / "rows.jsonl"]) == (tmp_path / "red.png",)
     from gemma_ops.config import RunConfig
-    from gemma_ops.recipes.finding import rows_read
+    from gemma_ops.recipes.inputs import rows_read
     from gemma_ops.runs.run import Run
 
     config = RunConfig(

@@ -18,6 +18,7 @@ from gemma_ops.modeling.thoughts import left_open
 from gemma_ops.nano import WEIGHTS
 from gemma_ops.targets import open_target
 from gemma_ops.targets.local_target import Encoder
+from gemma_ops.targets.run_models import RunModels
 from gemma_ops.targets.target import AskingMode
 
 ASK = [{"role": "user", "content": "Why?"}]
@@ -83,8 +84,8 @@ def test_evaluation_asks_as_training_did_unless_told_otherwise(tmp_path, trained
         write_prompting(tmp_path / "model", Prompting.of(trained, inference_template()))
     settings = EvaluateConfig(thinking=setting)
     for name in ("base", "tuned", "q4_0"):  # the base is asked as what was made of it, so that they are compared
-        assert ask_targets.asked_rows(name, settings, tmp_path).thinking is asked
-    assert ask_targets.asked_rows(f"{tmp_path}/model", settings, None).thinking is asked
+        assert ask_targets.asking_mode(name, settings, RunModels(tuned=tmp_path)).thinking is asked
+    assert ask_targets.asking_mode(f"{tmp_path}/model", settings, RunModels()).thinking is asked
 
 
 def test_a_question_is_asked_in_the_tokens_of_training(tokenizer):
@@ -98,7 +99,7 @@ def test_a_question_is_asked_in_the_tokens_of_training(tokenizer):
 def test_answers_of_one_mode_are_not_taken_for_those_of_another(tmp_path):
     machine = MachineConfig(runs=str(tmp_path))
     opened = [
-        open_target("base", machine, run="r", use="evaluate", base=WEIGHTS, asked=asked)
+        open_target("base", machine, run="r", use="evaluate", models=RunModels(base=WEIGHTS), asked=asked)
         for asked in (
             AskingMode(),
             AskingMode(thinking=True),
@@ -120,7 +121,9 @@ def test_a_reply_may_think_beyond_the_answers_limit(tmp_path, monkeypatch):
 
     monkeypatch.setattr(generate, "answer_prompts", answer)
     for asked in (AskingMode(), AskingMode(thinking=True, thought_tokens=30)):
-        target = open_target("base", MachineConfig(), run="r", use="evaluate", base=WEIGHTS, asked=asked)
+        target = open_target(
+            "base", MachineConfig(), run="r", use="evaluate", models=RunModels(base=WEIGHTS), asked=asked
+        )
         assert list(target.answer([[Prompt(ASK)]], max_new_tokens=5)) == [[]]
     assert limits == [5, 35]
 

@@ -15,6 +15,7 @@ from gemma_ops.errors import BoundaryError, BudgetError, ConfigError
 from gemma_ops.evaluation import evaluate_step, forecast, forecast_lines, provenance, regrade
 from gemma_ops.evaluation.reserved_cost import most_per_answer
 from gemma_ops.targets import open_target
+from gemma_ops.targets.run_models import RunModels
 from gemma_ops.tasks.stored_answers import stored
 from gemma_ops.tasks.task import load_task
 from tests.helpers.emulated import KEY, machine_for
@@ -57,7 +58,7 @@ def go(folder, machine, task, *, local, gates=(), **settings):
     config = EvaluateConfig(targets=("tuned", NAME), gates=gates, **settings)
     tasks = evaluate_step.load_checked(config, (task,), None)
     targets = [local, open_target(NAME, machine, run="r", use="evaluate")]
-    facts = provenance.collect_provenance(targets, machine, base=None, tuned=None, quantized=None, data=None)
+    facts = provenance.collect_provenance(targets, machine, RunModels(), data=None)
     metrics = evaluate_step.run_evaluation(out, config, tasks, targets, facts, batch=8)
     return out, metrics, json.loads((out / "verdict.json").read_text())
 

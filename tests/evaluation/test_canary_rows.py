@@ -20,7 +20,20 @@ TASK = SimpleNamespace(name="t", rows=ROWS, file=SimpleNamespace(generation=Simp
 
 
 def stored(target, texts):
-    answers = [StoredAnswer(f"{target}{row.id}", target, "t", row.id, text, "stop", 1, 1, 0.1) for row, text in texts]
+    answers = [
+        StoredAnswer(
+            key=f"{target}{row.id}",
+            target=target,
+            task="t",
+            row=row.id,
+            text=text,
+            end="stop",
+            prompt_tokens=1,
+            new_tokens=1,
+            seconds=0.1,
+        )
+        for row, text in texts
+    ]
     return CheckpointTarget(target, WEIGHTS, MachineConfig()), TASK, answers
 
 

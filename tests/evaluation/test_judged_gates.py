@@ -106,15 +106,15 @@ def test_a_gate_that_no_judge_answers_is_refused_before_anybody_is_asked(tmp_pat
 
 def test_a_calibration_is_an_input_of_the_step(tmp_path):
     from gemma_ops.config.loading import read_run_config
-    from gemma_ops.recipes import finding
+    from gemma_ops.recipes import inputs
 
     body = {"name": "x", "evaluate": {"judge": {"judges": [JUDGE], "calibration": "calibration.json"}}}
     (tmp_path / "x.yaml").write_text(yaml.safe_dump(body))
     with pytest.raises(ConfigError, match=r"evaluate\.judge\.calibration .* does not exist"):
-        finding.calibration(read_run_config([str(tmp_path / "x.yaml")]))
+        inputs.calibration(read_run_config([str(tmp_path / "x.yaml")]))
     (tmp_path / "calibration.json").write_text("{}")
     config = read_run_config([str(tmp_path / "x.yaml")])
-    assert finding.calibration(config) == tmp_path / "calibration.json"
+    assert inputs.calibration(config) == tmp_path / "calibration.json"
     assert "calibration" not in config.evaluate.identity()["judge"]
 
 

@@ -12,8 +12,7 @@ from gemma_ops.config import EvaluateConfig, GateConfig, MachineConfig
 from gemma_ops.errors import DataError
 from gemma_ops.evaluation import looks, regrade, summary_lines
 from gemma_ops.evaluation.evaluation_checks import load_checked
-from gemma_ops.evaluation.evaluation_forecast import forecast_evaluation
-from gemma_ops.evaluation.evaluation_forecast import forecast_text as forecast_lines
+from gemma_ops.evaluation.evaluation_forecast import forecast_evaluation, forecast_lines
 from gemma_ops.gates import gate_decision
 from gemma_ops.metrics.metric import ScoredRow
 from gemma_ops.stats.intervals import Sample

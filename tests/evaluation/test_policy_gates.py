@@ -21,6 +21,7 @@ from gemma_ops.evaluation.policy_gates import hold_to_standard, read_standard
 from gemma_ops.modeling import adapter_files, adapters, load
 from gemma_ops.runs import journal
 from gemma_ops.targets import open_target
+from gemma_ops.targets.run_models import RunModels
 from gemma_ops.targets.target import learned_by
 from gemma_ops.verdicts import Look, Verdict
 
@@ -168,7 +169,9 @@ def test_a_champion_that_is_an_adapter_answers_on_its_own_base_and_on_no_other(t
     prompts = [[Prompt(({"role": "user", "content": "Which shelf holds the amber jar?"},), "any", "q")]]
 
     def text(name):
-        target = open_target(name, MachineConfig(), run="r", use="evaluate", base=base, champion=folder)
+        target = open_target(
+            name, MachineConfig(), run="r", use="evaluate", models=RunModels(base=base, champion=folder)
+        )
         return next(iter(target.answer(prompts, max_new_tokens=6)))[0].text
 
     assert text("champion") != text("base")
@@ -184,7 +187,9 @@ def test_a_champion_is_as_private_as_the_rows_it_learned_from(tmp_path, form):
     for number, (learned, wanted) in enumerate({"paid": "paid", "any": "any", None: "local_only"}.items()):
         facts = CHAMPION.model_copy(update={"form": form} | ({"learned": learned} if learned else {}))
         folder = pulled(tmp_path / str(number), FULL.model_copy(update={"champion": facts}))
-        target = open_target("champion", MachineConfig(), run="r", use="evaluate", base=NANO, champion=folder)
+        target = open_target(
+            "champion", MachineConfig(), run="r", use="evaluate", models=RunModels(base=NANO, champion=folder)
+        )
         assert learned_by(target) == wanted
 
 
@@ -192,4 +197,4 @@ def test_without_a_champion_the_target_says_why(tmp_path):
     folder = pulled(tmp_path / "champion", PromotionStandard(why_none="m has no champion yet"))
     for given, why in ((folder, "m has no champion yet"), (None, "this recipe asks no registry")):
         with pytest.raises(ConfigError, match=f"there is none to compare with .{why}"):
-            open_target("champion", MachineConfig(), run="r", use="evaluate", champion=given)
+            open_target("champion", MachineConfig(), run="r", use="evaluate", models=RunModels(champion=given))

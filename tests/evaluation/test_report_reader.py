@@ -12,6 +12,7 @@ import pytest
 from gemma_ops import __version__
 from gemma_ops.config import EvaluateConfig, MachineConfig
 from gemma_ops.evaluation import evaluate_step, provenance, regrade, scatter, summary_lines
+from gemma_ops.targets.run_models import RunModels
 from gemma_ops.targets.target import EnginePace
 from gemma_ops.tasks import conditions, stored_answers
 from gemma_ops.tasks.conditions import ConditionsFile
@@ -46,7 +47,7 @@ def go(out, folders, targets, machine=None, *, base=None, gates=()):
     config = EvaluateConfig(targets=tuple(target.name for target in targets), gates=gates, judge=judge)
     tasks = evaluate_step.load_checked(config, tuple(folders), None)
     machine = machine or MachineConfig(dollars_per_hour=3.6)
-    facts = provenance.collect_provenance(targets, machine, base=base, tuned=None, quantized=None, data=None)
+    facts = provenance.collect_provenance(targets, machine, RunModels(base=base), data=None)
     evaluate_step.run_evaluation(out, config, tasks, targets, facts, batch=8)
     return json.loads((out / "verdict.json").read_text(encoding="utf-8"))
 

@@ -218,11 +218,11 @@ def test_a_failed_request_may_have_cost_nothing_and_a_free_one_costs_nothing():
 def test_the_price_of_an_hour_is_the_configurations_or_the_list_s(monkeypatch):
     assert answer_cost.hour(MachineConfig(dollars_per_hour=1.5))["dollars"] == 1.5
     card = Device("x", "Card X", 80, 1, 1, 1, 2.5)
-    monkeypatch.setattr(answer_cost.devices, "present", lambda: [card])
+    monkeypatch.setattr(answer_cost.devices, "present_devices", lambda: [card])
     assert answer_cost.hour(MachineConfig())["dollars"] == 2.5
     assert "Card X" in answer_cost.hour(MachineConfig())["from"]
     assert answer_cost.hour(MachineConfig(device="cpu"))["dollars"] is None  # the card is not what answered
-    monkeypatch.setattr(answer_cost.devices, "present", list)
+    monkeypatch.setattr(answer_cost.devices, "present_devices", list)
     assert answer_cost.hour(MachineConfig())["dollars"] is None
 
 

@@ -395,4 +395,15 @@ class _Pair:
 
 def _said(item, order, word):
     verdict = {"criteria": [], "reason": "", "verdict": str(word)}
-    return Judgement("", "j", "pair", item, order, 0, verdict, "", "stop", 1, 0, 0, 0, 0.0, None, "", "")
+    return Judgement(
+        key="",
+        judge="j",
+        kind="pair",
+        item=item,
+        order=order,
+        repeat=0,
+        verdict=verdict,
+        end="stop",
+        prompt_tokens=0,
+        new_tokens=0,
+    )

@@ -6,7 +6,7 @@ from gemma_ops.export import merge
 from gemma_ops.modeling import fetch
 from gemma_ops.modeling.checkpoint_source import local_base
 from gemma_ops.prepare import prepare
-from gemma_ops.recipes.finding import every_task, rows_read, tasks
+from gemma_ops.recipes.inputs import every_task, rows_read, tasks
 from gemma_ops.runs.run import Run
 from gemma_ops.training import train
 

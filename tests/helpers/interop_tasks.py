@@ -9,6 +9,7 @@ from gemma_ops.answer import Prompt
 from gemma_ops.config import MachineConfig
 from gemma_ops.nano import WEIGHTS, lessons
 from gemma_ops.targets import open_target
+from gemma_ops.targets.run_models import RunModels
 from gemma_ops.tasks.task import load_task
 
 HEAD = "schema: gemma-ops/eval-task@1\nversion: 3\ndata: {path: data.jsonl}\nprivacy: any\n"
@@ -63,7 +64,9 @@ def topics(folder, count=6):
 
 def own_answers(task):
     """What our target answers on its own, one row at a time: {row: answer}."""
-    target = open_target("base", MachineConfig(device="cpu"), run="interop", use="evaluate", base=WEIGHTS)
+    target = open_target(
+        "base", MachineConfig(device="cpu"), run="interop", use="evaluate", models=RunModels(base=WEIGHTS)
+    )
     batches = [[Prompt(row.messages, row.privacy, row.id)] for row in task.rows]
     replies = target.answer(batches, max_new_tokens=task.file.generation.max_new_tokens)
     return {row.id: reply for row, (reply,) in zip(task.rows, replies, strict=True)}

@@ -150,7 +150,18 @@ def test_an_evaluation_may_judge_its_own_answers(monkeypatch, tmp_path):
     for name, right in (("base", 2), ("tuned", 8)):
         said = [f"a{i}" if i < right else "wrong" for i in range(12)]
         stored = [
-            StoredAnswer(f"{name}{i}", name, "desk", f"q{i}", text, "stop", 5, 3, 0.1) for i, text in enumerate(said)
+            StoredAnswer(
+                key=f"{name}{i}",
+                target=name,
+                task="desk",
+                row=f"q{i}",
+                text=text,
+                end="stop",
+                prompt_tokens=5,
+                new_tokens=3,
+                seconds=0.1,
+            )
+            for i, text in enumerate(said)
         ]
         graded.append(grade(task, name, stored))
     sides = {name: Side(name, name, "gemma") for name in ("base", "tuned")}

@@ -11,11 +11,10 @@ import torch
 import transformers
 
 from gemma_ops.config import TrainConfig
-from gemma_ops.data import published
-from gemma_ops.modeling.load import load_tokenizer
 from gemma_ops.training import sft, train
 from tests.helpers import tiny_models
 from tests.helpers.checkpoints import KINDS, tiny
+from tests.helpers.training_sites import site_of
 from tests.modeling.test_full import fetched, prepared
 from tests.training.test_sft import MACHINE, STEADY, losses
 
@@ -29,7 +28,7 @@ def base_loss(folder, data, work, settings):
     """transformers' own whole model in float32, row by row: the mean over scored tokens."""
     config = transformers.AutoConfig.from_pretrained(folder)
     model = getattr(transformers, config.architectures[0]).from_pretrained(folder, dtype=torch.float32).eval()
-    found = sft.tokenized(data, work, load_tokenizer(folder), settings, published.template_of(folder))
+    found = sft.SupervisedCourse("lora").rows(data, settings, site_of(folder, work))
     total = count = 0.0
     for row in found.train:
         ids = torch.tensor([row["input_ids"]])

@@ -201,12 +201,12 @@ def test_another_base_an_older_format_and_a_torn_folder_are_refused(tmp_path):
 
 def test_the_step_is_that_of_the_plain_classes():
     """Loss and every gradient of a full fine-tune with our kernels and head, and of transformers' own model."""
-    from gemma_ops.training.sft import prepare_rows
+    from gemma_ops.training.sft import prepare_model
     from tests.helpers.checkpoints import close, gradients, whole
 
     ids = torch.arange(110, 150)[None]
     for kind in ("e2b", "moe"):
-        ours = prepare_rows(load_model(tiny(kind), weights="fp32"), FULL).train()
+        ours = prepare_model(load_model(tiny(kind), weights="fp32"), FULL).train()
         theirs = whole(kind).train()
         where, targets = torch.arange(39), ids[0, 1:]
         loss = ours(input_ids=ids, targets=targets, where=where, divisor=39.0, cu_seq_lens_q=[0, 40]).loss

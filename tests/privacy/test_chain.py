@@ -21,6 +21,7 @@ from gemma_ops.judging import pairs as comparing
 from gemma_ops.runs import journal
 from gemma_ops.synth import synthesize
 from gemma_ops.targets import open_target
+from gemma_ops.targets.run_models import RunModels
 from tests.helpers.company import document, teach
 from tests.helpers.emulated import KEY, machine_for
 from tests.helpers.evaluations import Echo, make_task
@@ -105,7 +106,7 @@ def baseline(folder, machine, hidden):
     config = EvaluateConfig(targets=("tuned", GEMINI), hidden=hidden)
     tasks = evaluate_step.load_checked(config, (task,), None)
     targets = [Echo("tuned", 100), open_target(GEMINI, machine, run="e", use="evaluate")]
-    facts = provenance.collect_provenance(targets, machine, base=None, tuned=None, quantized=None, data=None)
+    facts = provenance.collect_provenance(targets, machine, RunModels(), data=None)
     evaluate_step.run_evaluation(out, config, tasks, targets, facts, batch=50)
     return json.loads((out / "verdict.json").read_text())
 

@@ -23,12 +23,14 @@ from gemma_ops.modeling import fetch
 from gemma_ops.modeling.checkpoint_source import local_base
 from gemma_ops.prepare import prepare
 from gemma_ops.privacy import classes
+from gemma_ops.recipes.finding import find_recipe
 from gemma_ops.recipes.preflight import check_ahead
 from gemma_ops.registry import manifest, model_card
 from gemma_ops.runs.artifact import read_artifact
 from gemma_ops.runs.run import Run
 from gemma_ops.synth import synthesize
 from gemma_ops.targets import open_target
+from gemma_ops.targets.run_models import RunModels
 from gemma_ops.tasks.task import load_all
 from gemma_ops.training import train
 from tests.helpers.company import teach
@@ -107,11 +109,11 @@ def test_local_targets_say_what_they_learned_from(made, name):
         "GGUF": f"gguf:{made / 'quantize/q8_0/model.gguf'}@{made / 'merge/model'}",
     }
     target = open_target(
-        spec.get(name, name), Machine(), run="r", use="evaluate", base=made / "fetch", tuned=made / "merge",
-        quantized=made / "quantize",
+        spec.get(name, name), Machine(), run="r", use="evaluate",
+        models=RunModels(made / "fetch", made / "merge", made / "quantize"),
     )  # fmt: skip
     assert target.learned == "local_only"
-    base = open_target("base", Machine(), run="r", use="evaluate", base=made / "fetch")
+    base = open_target("base", Machine(), run="r", use="evaluate", models=RunModels(base=made / "fetch"))
     assert base.learned == "any"
 
 
@@ -128,7 +130,7 @@ def evaluated(folder, machine):
     out.mkdir(parents=True)
     config = EvaluateConfig(targets=("base", "tuned"))
     targets = [Echo("base", 2), private("tuned", 8)]
-    facts = provenance.collect_provenance(targets, machine, base=None, tuned=None, quantized=None, data=None)
+    facts = provenance.collect_provenance(targets, machine, RunModels(), data=None)
     evaluate_step.run_evaluation(
         out, config, evaluate_step.load_checked(config, (task,), None), targets, facts, batch=8
     )
@@ -305,6 +307,6 @@ def test_a_judge_that_could_not_see_the_answers_is_told_before_the_training(tmp_
         },
     }  # fmt: skip
     with pytest.raises(BoundaryError, match="tuned will learn from rows of class local_only"):
-        check_ahead(RunConfig.model_validate(body))
-    check_ahead(RunConfig.model_validate(body | {"data": {"privacy": "any"}}))
-    check_ahead(RunConfig.model_validate(body | {"release": RELEASE.model_dump()}))
+        check_ahead(RunConfig.model_validate(body), find_recipe("lora"))
+    check_ahead(RunConfig.model_validate(body | {"data": {"privacy": "any"}}), find_recipe("lora"))
+    check_ahead(RunConfig.model_validate(body | {"release": RELEASE.model_dump()}), find_recipe("lora"))

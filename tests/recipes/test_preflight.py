@@ -12,7 +12,8 @@ import pytest
 from gemma_ops.config import shipped
 from gemma_ops.config.loading import read_run_config
 from gemma_ops.errors import BoundaryError, BudgetError, ConfigError, OpsError
-from gemma_ops.recipes import finding, preflight
+from gemma_ops.recipes import inputs, preflight
+from gemma_ops.recipes.finding import find_recipe
 from tests.helpers.bare_verdict import bare_verdict
 
 JUDGED = ["evaluate.gates=[]", "evaluate.judge.judges=[q8_0]"]
@@ -22,7 +23,8 @@ READY = ["machine.gemini.accept_terms=2026-03-23", "machine.gemini.budget_usd=1"
 def told(sets, config="quickstart", **options):
     """What the check says, as one text; empty when it lets the run go on."""
     try:
-        preflight.check_ahead(read_run_config([config], sets), **options)
+        loaded = read_run_config([config], sets)
+        preflight.check_ahead(loaded, find_recipe(loaded.recipe), **options)
     except OpsError as error:
         return f"{error.what}\n{error.fix}"
     return ""
@@ -98,9 +100,8 @@ def test_what_gemini_needs_is_told_before_anything_is_made(monkeypatch):
 
 def test_one_problem_keeps_its_kind(key):
     def check(*sets):
-        preflight.check_ahead(
-            read_run_config(["quickstart"], ["evaluate.targets=[base,tuned,q8_0,gemini:gemini-3.8-flash]", *sets])
-        )
+        config = read_run_config(["quickstart"], ["evaluate.targets=[base,tuned,q8_0,gemini:gemini-3.8-flash]", *sets])
+        preflight.check_ahead(config, find_recipe(config.recipe))
 
     with pytest.raises(BudgetError):
         check(READY[0])
@@ -145,12 +146,12 @@ def test_a_recipe_that_names_its_steps_late_is_left_alone(tmp_path):
 
 
 def test_steps_are_known_in_order_with_their_inputs():
-    found = finding.steps("distill")
+    found = find_recipe("distill").steps
     assert found is not None
     assert list(found)[:4] == ["fetch", "teacher", "synthesize", "prepare"]
     assert found["synthesize"] is None  # **inputs(…)
     assert "tuned" in found["evaluate"]
-    assert "tuned" not in finding.steps("baseline")["evaluate"]
+    assert "tuned" not in find_recipe("baseline").steps["evaluate"]
 
 
 def test_a_run_says_it_before_its_folder_is_made(cli, tmp_path):
@@ -165,10 +166,12 @@ def test_it_is_fast_and_loads_nothing_heavy():
     code = (
         "import sys, time\n"
         "from gemma_ops.recipes import preflight\n"
+        "from gemma_ops.recipes.finding import find_recipe\n"
         "from gemma_ops.config.loading import read_run_config as load\n"
         "config = load(['quickstart'])\n"
+        "recipe = find_recipe(config.recipe)\n"
         "began = time.process_time()\n"
-        "preflight.check(config)\n"
+        "preflight.check_ahead(config, recipe)\n"
         "print(time.process_time() - began)\n"
         "print([name for name in ('torch', 'scipy', 'transformers', 'google.genai') if name in sys.modules])\n"
     )
@@ -188,11 +191,11 @@ def test_a_plan_names_what_would_refuse_it(cli):
 
 def test_a_plan_counts_what_is_answered(tmp_path):
     from gemma_ops.evaluation.evaluation_checks import load_checked as tasks_of
-    from gemma_ops.evaluation.evaluation_forecast import forecast_evaluation, forecast_text
+    from gemma_ops.evaluation.evaluation_forecast import forecast_evaluation, forecast_lines
     from gemma_ops.tasks import stored_answers
 
     config = read_run_config(["quickstart"], ["evaluate.targets=[gemini:gemini-3.8-flash]", "evaluate.gates=[]"])
-    tasks = tasks_of(config.evaluate, finding.tasks(config), None)
+    tasks = tasks_of(config.evaluate, inputs.tasks(config), None)
     generation = tasks[0].file.generation.model_dump(mode="json")
     name, who = "gemini:gemini-3.8-flash", "gemini-3.8-flash@default"
     known = [stored_answers.answer_key(name, who, tasks[0].name, row, generation) for row in tasks[0].rows[:2]]
@@ -201,7 +204,7 @@ def test_a_plan_counts_what_is_answered(tmp_path):
     (folder / "answers.jsonl").write_text("".join(f'{{"key": "{key}"}}\n' for key in known) + '{"key": "half')
     found = forecast_evaluation(config.evaluate, config.machine, tasks, folder.with_name("evaluate"))
     assert found["targets"][0]["answered"] == 2
-    assert "2 of them answered already" in "\n".join(forecast_text(found))
+    assert "2 of them answered already" in "\n".join(forecast_lines(found))
     assert (folder / "answers.jsonl").read_text().endswith("half")  # only read: it may be under way
 
 

@@ -13,7 +13,7 @@ from gemma_ops.config import ServeConfig
 from gemma_ops.errors import ConfigError, GateError
 from gemma_ops.registry import fetching, profile, promotion_ledger, stored
 from gemma_ops.registry.copying import production_model
-from gemma_ops.registry.policies import set_model_policy
+from gemma_ops.registry.policies import set_policy
 from gemma_ops.runs import digest
 from gemma_ops.serving.open_source import open_source
 from tests.helpers import registry_runs as runs
@@ -98,7 +98,7 @@ def test_a_policy_of_its_own_binds_whatever_the_other_one_asks(machine):
     ship(machine)
     policy = registry.show_policy(machine, PROD).policy
     asks = policy.asks.model_copy(update={"approval": True})
-    set_model_policy(machine, PROD, policy.model_copy(update={"asks": asks}), reason="two pairs of eyes")
+    set_policy(machine, PROD, policy.model_copy(update={"asks": asks}), reason="two pairs of eyes")
     with pytest.raises(GateError, match=r"approval .*the policy asks for somebody's approval"):
         ship(machine, 2)
     assert len(stored.registered_versions(profile.connect_mlflow(machine), PROD)) == 1, "what is refused is not copied"

@@ -16,7 +16,7 @@ from gemma_ops import registry
 from gemma_ops.errors import DataError, GateError
 from gemma_ops.registry import profile, promotion_ledger, stored
 from gemma_ops.registry.contents import content_problem
-from gemma_ops.registry.policies import set_model_policy
+from gemma_ops.registry.policies import set_policy
 from gemma_ops.runs import digest
 from tests.helpers import registry_runs as runs
 
@@ -217,7 +217,7 @@ def test_a_new_ledger_says_that_the_old_one_was_lost(config):
     policy = registry.show_policy(config.machine, NAME).policy
     before = registry.verify_ledger(config.machine, NAME)
     file_of(config).write_bytes(b"{}\n")
-    set_model_policy(config.machine, NAME, policy, reason="the disk was lost", new_ledger=True)
+    set_policy(config.machine, NAME, policy, reason="the disk was lost", new_ledger=True)
     first, second = registry.history(config.machine, NAME)
     assert (first["kind"], first["reason"], second["kind"]) == ("restart", "the disk was lost", "policy")
     assert first["replaces"].endswith(before)

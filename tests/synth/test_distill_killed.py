@@ -17,7 +17,7 @@ from gemma_ops.config.loading import read_run_config
 from gemma_ops.emulator import Emulator
 from gemma_ops.gemini.ledger import SpendingLedger
 from gemma_ops.gemini.prices import nanodollars
-from gemma_ops.recipes import finding
+from gemma_ops.recipes.finding import find_recipe
 from gemma_ops.runs.artifact import verify_artifact
 from tests.helpers import patience
 from tests.helpers.company import teach, write_documents
@@ -160,7 +160,7 @@ def test_the_recipe_names_its_steps():
         *("fetch", "teacher", "synthesize", "prepare", "train"),
         *("merge", "quantize", "champion", "evaluate", "register"),
     }
-    assert finding.step_names("distill") == names
+    assert set(find_recipe("distill").steps) == names
 
 
 def test_the_plan_of_a_configuration_asks_nothing_and_says_what_it_may_cost(cli, tmp_path):

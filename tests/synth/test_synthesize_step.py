@@ -21,7 +21,7 @@ from gemma_ops.gemini.notice import TERMS
 from gemma_ops.gemini.usage import Usage
 from gemma_ops.nano import WEIGHTS
 from gemma_ops.prepare import prepare
-from gemma_ops.synth import inputs, judge_filter, synthesize, teacher_model
+from gemma_ops.synth import judge_filter, synthesis_inputs, synthesize, teacher_model
 from gemma_ops.synth.bill import BYTES, PlannedBill, synthesis_bill, written
 from gemma_ops.synth.estimate import estimate_synthesis
 from gemma_ops.synth.estimate_text import estimate_lines
@@ -422,7 +422,7 @@ def test_the_plan_bounds_what_the_run_then_spends(tmp_path, world):
         teacher=TEACHER, privacy="any", documents=str(docs), count={"document_qa": 30, "evolve": 3}, per_request=3
     )
     config = RunConfig(synth=synth, machine={"gemini": {"tier": "paid", "budget_usd": 1.0}})
-    made = estimate_synthesis(config, inputs(synth))
+    made = estimate_synthesis(config, synthesis_inputs(synth))
     metrics, out, emulator = world(documents=docs, count={"document_qa": 30, "evolve": 3}, per_request=3)
     assert len(made.items) + made.later == metrics["requests"] == len(emulator.log)
     assert 0 < made.dollars < made.worst_dollars
@@ -433,9 +433,13 @@ def test_the_plan_bounds_what_the_run_then_spends(tmp_path, world):
     text = "\n".join(estimate_lines(made))
     for told in ("5 documents, 10 sections", "document_qa", "the budget of $1.00", f"{len(emulator.log):,}"):
         assert told in text
-    local = estimate_synthesis(RunConfig(synth=synth.model_copy(update={"teacher": "base"})), inputs(synth), "l4")
+    local = estimate_synthesis(
+        RunConfig(synth=synth.model_copy(update={"teacher": "base"})), synthesis_inputs(synth), "l4"
+    )
     assert (local.dollars, local.seconds is not None) == (0.0, True)
-    hidden = estimate_synthesis(RunConfig(synth=synth.model_copy(update={"privacy": "local_only"})), inputs(synth))
+    hidden = estimate_synthesis(
+        RunConfig(synth=synth.model_copy(update={"privacy": "local_only"})), synthesis_inputs(synth)
+    )
     assert len(hidden.hidden) == 10
     assert not hidden.items
 
@@ -446,9 +450,9 @@ def test_the_plan_counts_the_judge_and_bounds_all_that_is_reserved(tmp_path, wor
     asked = {"count": {"document_qa": 12, "evolve": 2}, "per_request": 3, "max_new_tokens": 512}
     synth = SynthConfig(teacher=TEACHER, privacy="any", documents=str(docs), judge=JUDGE, **asked)
     machine = MachineConfig(gemini={"tier": "paid", "budget_usd": 1.0})
-    made = estimate_synthesis(RunConfig(synth=synth, machine=machine), inputs(synth))
+    made = estimate_synthesis(RunConfig(synth=synth, machine=machine), synthesis_inputs(synth))
     alone = synth.model_copy(update={"judge": None})
-    without = estimate_synthesis(RunConfig(synth=alone, machine=machine), inputs(alone))
+    without = estimate_synthesis(RunConfig(synth=alone, machine=machine), synthesis_inputs(alone))
     assert made.judge.requests == 14
     assert made.dollars == pytest.approx(without.dollars + made.judge.dollars)
     assert 0 < made.judge.dollars < made.judge.worst_dollars
@@ -502,20 +506,20 @@ def test_the_plan_says_when_the_run_would_refuse_its_judge(tmp_path):
     synth = SynthConfig(documents=str(docs), count={"document_qa": 2}, judge=JUDGE)
     assert any(
         "may not be shown to the judge" in note
-        for note in estimate_synthesis(RunConfig(synth=synth), inputs(synth)).notes
+        for note in estimate_synthesis(RunConfig(synth=synth), synthesis_inputs(synth)).notes
     )
     abroad = synth.model_copy(update={"judge": "openai:http://judge.example/v1#qwen3"})
-    made = estimate_synthesis(RunConfig(synth=abroad), inputs(abroad))
+    made = estimate_synthesis(RunConfig(synth=abroad), synthesis_inputs(abroad))
     assert (made.dollars, made.worst_dollars, len(made.judge.hidden)) == (None, None, 1)
     assert "whatever openai:http://judge.example/v1#qwen3 asks" in "\n".join(estimate_lines(made))
     unknown = synth.model_copy(update={"judge": "gemini:gemini-9-flash"})
     with pytest.raises(ConfigError, match="gemini-9-flash"):
-        estimate_synthesis(RunConfig(synth=unknown), inputs(unknown))
+        estimate_synthesis(RunConfig(synth=unknown), synthesis_inputs(unknown))
 
 
 def test_a_path_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"synth\.documents .* does not exist"):
-        inputs(SynthConfig(documents=str(tmp_path / "none")))
+        synthesis_inputs(SynthConfig(documents=str(tmp_path / "none")))
 
 
 def test_a_teacher_that_is_another_checkpoint_is_fetched():

@@ -18,6 +18,7 @@ from gemma_ops.config import MachineConfig
 from gemma_ops.errors import BoundaryError, ConfigError, ServiceError
 from gemma_ops.privacy.classes import HERE
 from gemma_ops.targets import endpoint_target, open_target
+from gemma_ops.targets.run_models import RunModels
 from gemma_ops.targets.spec import parse_target
 from gemma_ops.targets.structured import ask_structured
 from gemma_ops.targets.target import LOCAL, guard
@@ -27,7 +28,9 @@ HELLO = Prompt([{"role": "user", "content": "Say hello."}], "any", "q1")
 
 
 def opening(spec, machine=None, **models):
-    return open_target(spec, machine or MachineConfig(device="cpu"), run="t", use="evaluate", **models)
+    return open_target(
+        spec, machine or MachineConfig(device="cpu"), run="t", use="evaluate", models=RunModels(**models)
+    )
 
 
 # Names

@@ -15,7 +15,7 @@ import pytest
 
 from gemma_ops.config import loading
 from gemma_ops.nano import nano_towers
-from gemma_ops.recipes import finding
+from gemma_ops.recipes.finding import find_recipe
 from gemma_ops.runs.run import Run
 from tests.helpers import media_rows
 from tests.helpers.answer_tasks import RECIPE
@@ -67,6 +67,6 @@ def test_the_measured_score_rises(tmp_path, base, kind, steps, rate):
     )
     config = loading.read_run_config([file])
     with Run(config) as run:
-        evidence = finding.load_recipe(config.recipe)(run, config)
+        evidence = find_recipe(config.recipe)(run, config)
     verdict = json.loads((evidence.path / "verdict.json").read_text())
     assert verdict["verdict"] == "pass", verdict

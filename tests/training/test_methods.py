@@ -14,6 +14,7 @@ import time
 
 import pytest
 import torch
+from transformers import TrainerCallback
 
 from gemma_ops.config import DataConfig, MachineConfig, TrainConfig
 from gemma_ops.data import chat
@@ -25,11 +26,12 @@ from gemma_ops.nano import WEIGHTS
 from gemma_ops.runs import digest
 from gemma_ops.training import train
 from gemma_ops.training.follow import Follow
-from gemma_ops.training.methods import run
+from gemma_ops.training.methods.preference_course import PreferenceCourse
 from gemma_ops.training.methods.whole import WholeSteps
 from tests.helpers import answer_tasks
 from tests.helpers.checkpoints import close, gradients, tiny
 from tests.helpers.kernel_models import EXACT
+from tests.helpers.training_sites import site_of
 
 MACHINE = MachineConfig(device="cpu", workers=1)
 PLAIN = {"attention": "sdpa", "head": "trl", "lora": "peft", "norms": "eager"}
@@ -92,12 +94,13 @@ KIND = {
 def trainer_for(method, data, work, *, weights=WEIGHTS, prepare=None, **changes):
     """The trainer of a method on a checkpoint, and its model."""
     settings = TrainConfig(method=method, **{**STEADY, **changes})
-    tokenizer = chat.load_tokenizer(weights)
-    rows = run.tabled(data[KIND[method]], work / "rows", tokenizer, settings, inference_template())
-    model = run.load_method_model(weights, settings, MACHINE, "cpu")
+    course = PreferenceCourse(method)
+    site = site_of(weights, work, machine=MACHINE, template=inference_template())
+    rows = course.rows(data[KIND[method]], settings, site)
+    model = course.model(settings, site)
     if prepare:
         prepare(model)
-    return run.make_method_trainer(model, settings, rows, weights, work, rate=1e-3, device="cpu", callbacks=[])
+    return course.trainer(model, settings, rows, site, rate=1e-3, follow=TrainerCallback)
 
 
 def moved(model):
@@ -193,7 +196,7 @@ def test_the_reference_is_the_base_with_the_adapter_off(tmp_path, data):
 def test_a_reference_made_beforehand_is_the_same(tmp_path, data, method, monkeypatch):
     """With an adapter that starts at the base both ways are open: they make the same training."""
     asked = trainer_for(method, data, tmp_path / "a")
-    monkeypatch.setattr("gemma_ops.training.methods.reference.starts_at_base", lambda model: False)
+    monkeypatch.setattr(f"gemma_ops.training.methods.{method}.starts_at_base", lambda model: False)
     tabled = trainer_for(method, data, tmp_path / "b")
     assert any(name.startswith("ref_") for name in tabled.train_dataset.column_names)
     assert not any(name.startswith("ref_") for name in asked.train_dataset.column_names)

@@ -11,7 +11,7 @@ import json
 import pytest
 
 from gemma_ops.config import loading
-from gemma_ops.recipes import finding
+from gemma_ops.recipes.finding import find_recipe
 from gemma_ops.runs.run import Run
 from tests.helpers import answer_tasks
 
@@ -59,6 +59,6 @@ def test_the_measured_score_rises(tmp_path, method):
     file.write_text(CONFIG.format(method=method, recipe=recipe, rows=rows, own=own, task=task, runs=tmp_path / "runs"))
     config = loading.read_run_config([file])
     with Run(config) as run:
-        evidence = finding.load_recipe(config.recipe)(run, config)
+        evidence = find_recipe(config.recipe)(run, config)
     verdict = json.loads((evidence.path / "verdict.json").read_text())
     assert verdict["verdict"] == "pass", verdict

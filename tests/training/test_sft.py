@@ -238,7 +238,7 @@ def test_a_training_of_the_warm_ups_first_step_alone_is_refused_before_the_model
     tmp_path, base, prepared, monkeypatch
 ):
     loaded = []
-    monkeypatch.setattr("gemma_ops.training.sft.load_for_training", lambda *_, **__: loaded.append(1))
+    monkeypatch.setattr("gemma_ops.training.sft.SupervisedCourse.model", lambda *_, **__: loaded.append(1))
     for changes in ({"max_steps": 1}, {"max_steps": None, "batch": 64}, {"max_steps": None, "batch_tokens": 10**6}):
         with pytest.raises(ConfigError, match="one step long"):
             train(tmp_path / "out", TrainConfig(**changes), MACHINE, base=base, data=prepared)

@@ -1,6 +1,6 @@
 """Preference and reinforcement methods, one small file each, on TRL's trainers.
 
-run.py        a training from rows to adapter, the same for all of them
+preference_course.py  rows, model and trainer of them all, for the skeleton in `train_step`
 whole.py      one batch of the loader is one optimizer step, however it is laid into forward passes
 batches.py    rows of a pass as tensors
 scoring.py    log-probabilities of given tokens, without padding and without whole logits

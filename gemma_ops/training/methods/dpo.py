@@ -11,10 +11,13 @@ import torch
 import trl
 
 from gemma_ops.config import TrainConfig
+from gemma_ops.training.arguments import training_arguments
+from gemma_ops.training.course import TrainingRows
 from gemma_ops.training.methods import scoring
 from gemma_ops.training.methods.batches import BatchRows, Pairs
-from gemma_ops.training.methods.reference import untouched
+from gemma_ops.training.methods.reference import starts_at_base, untouched
 from gemma_ops.training.methods.whole import WholeSteps
+from gemma_ops.training.settle import layout_of
 from gemma_ops.training.steps import Layout, pack
 
 CONFIG = trl.DPOConfig
@@ -104,3 +107,10 @@ def mean_logps(scored: Any) -> tuple[torch.Tensor, torch.Tensor]:
     means = scored.log_probs.sum(1) / scored.label_mask.sum(1).clamp(min=1)
     chosen, rejected = means.chunk(2)
     return chosen, rejected
+
+
+def make_trainer(rows: TrainingRows, keys: dict[str, Any], given: dict[str, Any]) -> Any:
+    """See `preference_course`."""
+    settings = given["settings"]
+    args = training_arguments(CONFIG, settings, keys | owned(settings, tabled=not starts_at_base(given["model"])))
+    return DPO(args=args, layout=layout_of(settings, rows, args), **given)

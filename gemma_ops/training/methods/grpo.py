@@ -10,6 +10,8 @@ from typing import Any
 import trl
 
 from gemma_ops.config import TrainConfig
+from gemma_ops.training.arguments import training_arguments
+from gemma_ops.training.course import TrainingRows
 from gemma_ops.training.methods import rollouts
 from gemma_ops.training.methods.rewards import Rewards
 
@@ -27,3 +29,10 @@ class GRPO(rollouts.Answering, trl.GRPOTrainer):  # type: ignore[misc]
 
     def __init__(self, *, settings: TrainConfig, rewards: Rewards, model: Any, **kwargs: Any) -> None:
         self.prepare(super().__init__, settings, rewards, model, kwargs)
+
+
+def make_trainer(rows: TrainingRows, keys: dict[str, Any], given: dict[str, Any]) -> Any:
+    """See `preference_course`."""
+    settings = given["settings"]
+    args = training_arguments(CONFIG, settings, keys | owned(settings, world=rollouts.processes()))
+    return GRPO(args=args, rewards=rollouts.rewards_for(rows, given), **given)

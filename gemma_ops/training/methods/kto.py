@@ -14,10 +14,13 @@ import trl
 
 from gemma_ops.config import TrainConfig
 from gemma_ops.errors import ConfigError
+from gemma_ops.training.arguments import training_arguments
+from gemma_ops.training.course import TrainingRows
 from gemma_ops.training.methods import scoring
 from gemma_ops.training.methods.batches import BatchRows, JudgedBatches
-from gemma_ops.training.methods.reference import untouched
+from gemma_ops.training.methods.reference import starts_at_base, untouched
 from gemma_ops.training.methods.whole import WholeSteps
+from gemma_ops.training.settle import layout_of
 from gemma_ops.training.steps import Layout, pack
 
 CONFIG = trl.KTOConfig
@@ -110,3 +113,10 @@ class KTO(WholeSteps, trl.KTOTrainer):  # type: ignore[misc]
         if "rewards/chosen" in figures and "rewards/rejected" in figures:
             figures["rewards/margins"] = [figures["rewards/chosen"][0] - figures["rewards/rejected"][0]]
         super().log(logs, start_time)
+
+
+def make_trainer(rows: TrainingRows, keys: dict[str, Any], given: dict[str, Any]) -> Any:
+    """See `preference_course`."""
+    settings = given["settings"]
+    args = training_arguments(CONFIG, settings, keys | owned(settings, tabled=not starts_at_base(given["model"])))
+    return KTO(args=args, layout=layout_of(settings, rows, args), **given)

@@ -16,7 +16,10 @@ import trl
 from torch.nn.functional import logsigmoid
 
 from gemma_ops.config import TrainConfig
+from gemma_ops.training.arguments import training_arguments
+from gemma_ops.training.course import TrainingRows
 from gemma_ops.training.methods.dpo import PairTrainer, mean_logps
+from gemma_ops.training.settle import layout_of
 
 CONFIG = trl.DPOConfig
 KNOWN = {field.name for field in dataclasses.fields(transformers.TrainingArguments) if field.init}
@@ -71,3 +74,10 @@ class ORPO(PairTrainer):
         }.items():
             figures[key].append(value.detach().mean().item())
         return loss
+
+
+def make_trainer(rows: TrainingRows, keys: dict[str, Any], given: dict[str, Any]) -> Any:
+    """See `preference_course`."""
+    settings = given["settings"]
+    args = training_arguments(CONFIG, settings, keys | owned(settings), KNOWN)
+    return ORPO(args=args, layout=layout_of(settings, rows, args), **given)

@@ -12,9 +12,12 @@ import trl
 
 from gemma_ops.config import TrainConfig
 from gemma_ops.modeling import reward_head
+from gemma_ops.training.arguments import training_arguments
+from gemma_ops.training.course import TrainingRows
 from gemma_ops.training.methods.batches import Pairs
 from gemma_ops.training.methods.reference import untouched
 from gemma_ops.training.methods.whole import WholeSteps
+from gemma_ops.training.settle import layout_of
 from gemma_ops.training.steps import Layout
 
 CONFIG = trl.RewardConfig
@@ -57,3 +60,10 @@ class Reward(WholeSteps, trl.RewardTrainer):  # type: ignore[misc]
     def _load_best_model(self) -> None:
         super()._load_best_model()
         reward_head.load_score(self.model, Path(self.state.best_model_checkpoint))
+
+
+def make_trainer(rows: TrainingRows, keys: dict[str, Any], given: dict[str, Any]) -> Any:
+    """See `preference_course`."""
+    settings = given["settings"]
+    args = training_arguments(CONFIG, settings, keys | owned(settings))
+    return Reward(args=args, layout=layout_of(settings, rows, args), **given)

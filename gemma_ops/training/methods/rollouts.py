@@ -14,7 +14,8 @@ from trl.trainer.utils import RepeatSampler
 
 from gemma_ops.config import TrainConfig
 from gemma_ops.errors import ConfigError
-from gemma_ops.modeling.generate import answer_prompts
+from gemma_ops.modeling.generate import answer_prompts, stop_ids
+from gemma_ops.training.course import TrainingRows
 from gemma_ops.training.methods import scoring
 from gemma_ops.training.methods.reference import starts_at_base, untouched
 from gemma_ops.training.methods.rewards import Rewards
@@ -126,3 +127,17 @@ class _Order(RepeatSampler):  # type: ignore[misc]
     def set_epoch(self, epoch: int) -> None:
         """Order the rows as they come in this epoch."""
         self.generator = torch.Generator().manual_seed((self.seed or 0) * 1_000_003 + epoch)
+
+
+def rewards_for(rows: TrainingRows, given: dict[str, Any]) -> Rewards:
+    """The rewards of a training, which read each row's own reference."""
+    references = [*rows.train["reference"], *rows.valid["reference"]]
+    tokenizer = given["processing_class"].backend_tokenizer
+    return Rewards(given["settings"].reinforce, references, tokenizer, set(stop_ids(given["model"])))
+
+
+def processes() -> int:
+    """The number of processes that train together."""
+    from accelerate import PartialState
+
+    return int(PartialState().num_processes)

@@ -35,15 +35,16 @@ def train_arm(task: ArmTask) -> dict[str, Any]:
     from gemma_ops.modeling.load import load_model
     from gemma_ops.training import sft
     from gemma_ops.training.arguments import sft_arguments
+    from gemma_ops.training.course import TrainingRows
     from gemma_ops.training.settle import settle
 
     spec, configured = task.spec, our_settings(task)
-    rows = sft.Tokenized(task.dataset(), [], 0, Manner())
+    rows = TrainingRows(task.dataset(), [], 0, Manner())
     shape = Shape.from_config(bench_shapes.text(spec.size, spec.layers))
     configured = settle(configured, shape, [rows.train], spec.device, ple="auto")
     model = load_model(task.folder, weights=spec.weights, device=spec.device) if task.folder else task.make(ours=True)
     task.watch.model_loaded(model)
-    model = sft.prepare_rows(model, configured)
+    model = sft.prepare_model(model, configured)
     arguments = sft_arguments(configured, task.scratch, has_valid=False, rate=1e-4, device=spec.device)
     trainer = sft.make_sft_trainer(model, arguments, rows, task.tokenizer, [task.watch], configured)
     trainer.train()

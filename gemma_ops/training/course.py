@@ -1,0 +1,80 @@
+"""What a training method brings to the one skeleton that all of them share, `train_step`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from gemma_ops.config import LaunchConfig, MachineConfig, TrainConfig
+from gemma_ops.data.row_tokens import Manner
+from gemma_ops.training.media_sft import Media
+
+
+@dataclass
+class TrainingRows:
+    """Training and validation rows as tables of token ids, and how they became tokens."""
+
+    train: Any
+    valid: Any
+    cut: int
+    """Training rows that were longer than `train.max_length`."""
+    manner: Manner
+
+
+@dataclass(frozen=True)
+class TrainingSite:
+    """Where and on what one training runs."""
+
+    folder: Path
+    """The checkpoint it starts from."""
+    work: Path
+    """Its checkpoints, which are gone at the end."""
+    machine: MachineConfig
+    launch: LaunchConfig
+    device: str
+    """`cpu` or `cuda`."""
+    tokenizer: Any
+    template: str
+    """The chat template that the checkpoint publishes."""
+    media: Media | None
+    """How rows that show something become tensors; None where they are text."""
+    teacher: Path | None
+    """The checkpoint that a distillation learns from."""
+
+
+class Course(Protocol):
+    """A training method, or several that differ in their loss alone."""
+
+    answers: bool
+    """True if the model answers validation prompts on its way."""
+
+    def rate_share(self, settings: TrainConfig) -> float:
+        """Return the default peak learning rate as a share of the size's own for adapters."""
+        ...
+
+    def rows(self, data: Path, settings: TrainConfig, site: TrainingSite) -> TrainingRows:
+        """Write the tables of a prepared folder below `site.work`. Raises DataError when nothing can be learned from it."""
+        ...
+
+    def model(self, settings: TrainConfig, site: TrainingSite) -> Any:
+        """Load the model that learns, with all but its tuned parameters frozen."""
+        ...
+
+    def trainer(
+        self,
+        model: Any,
+        settings: TrainConfig,
+        rows: TrainingRows,
+        site: TrainingSite,
+        *,
+        rate: float,
+        follow: Callable[[], Any],
+    ) -> Any:
+        """Make the trainer; `follow` makes the callback that writes records and samples."""
+        ...
+
+    def save(self, model: Any, out: Path, site: TrainingSite, described: dict[str, Any]) -> Path:
+        """Write what was learned below `out`, and return its folder. Every process takes part."""
+        ...
