@@ -59,7 +59,7 @@ def of_content(content: Sequence[Any], where: str, notes: list[str]) -> str | li
 
 
 def is_media(part: Any) -> bool:
-    """Whether an object says that it is an image or a sound."""
+    """True if an object says that it is an image or a sound."""
     return isinstance(part, dict) and str(part.get("type")) in _KINDS
 
 

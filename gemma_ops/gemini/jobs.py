@@ -1,6 +1,6 @@
 """Batch jobs as the store knows them, so that a resumed run finds them again in whatever state they are.
 
-    planned   reserved and written down under a mark of its own; perhaps created, perhaps not: the mark tells, by listing
+    planned   reserved and written down under a mark of its own; whether it was created, the mark tells, by listing
     created   the service's name of the job is known
     done      every item was settled or released
 

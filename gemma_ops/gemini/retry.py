@@ -6,7 +6,7 @@ The library's own retries are off: they ignore the wait that the service asks fo
     failed   408, 5xx, or no connection: nothing was served; try again, the reservation is free
     lost     a timeout, a cut connection, an unreadable 200: it may have been billed, so its reservation stays counted
     refused  this request will never be served (400): an answer that ended in `error`
-    stop     no request will be served: a wrong key or address, an unknown model, a quota of the day; the run ends cleanly
+    stop     no request will be served: a wrong key or address, an unknown model, a quota of the day; the run ends
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ _HOSTS, _SERVICES = ("host", "hostaddr"), ("service", "servicefile", "odbc_conne
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an address is this machine's own: 127.0.0.0/8, ::1, the unspecified one, or the name localhost.
+    """True if an address is this machine's own: 127.0.0.0/8, ::1, the unspecified one, or the name localhost.
 
     Names below localhost are not: who looks them up may be told any address (`loopback_addresses` looks).
     """

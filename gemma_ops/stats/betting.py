@@ -95,7 +95,7 @@ class BoundedSample:
         return BoundedSample(-self.sums, self.sizes, -self.high, -self.low)
 
     def shows(self, margin: float, level: float) -> bool:
-        """Whether a mean above `margin` is shown at this level."""
+        """True if a mean above `margin` is shown at this level."""
         return bool(self._wins(np.array([margin]), np.array([level]))[0])
 
     def p_value(self, margin: float) -> float:
