@@ -1,5 +1,5 @@
-"""What is asked of a model, what it said, and how that ended: a reply that stopped, one that was cut, one that was
-refused and one that failed are four things, and none of them is an empty string."""
+"""A conversation that a model is asked, and its answer: text that stopped, was cut, was refused or failed, told
+apart."""
 
 from __future__ import annotations
 
@@ -44,18 +44,18 @@ class Answer:
     new_tokens: int
     seconds: float
     reason: str = ""
-    """Why it ended `blocked` or `error`, in the service's words."""
+    """Why the answer ended `blocked` or `error`, in the service's words."""
     first_seconds: float | None = None
-    """Time to the first token, where it was measured."""
+    """Seconds to the first token; None where they were not measured."""
     thought_tokens: int = 0
     thought: str = ""
-    """What it thought before, where that is known; never scored."""
+    """What the model thought before it answered, where that is known; never scored."""
     cached_tokens: int = 0
-    """Of the prompt's tokens, those billed as cached."""
+    """Tokens of the prompt that were billed as cached."""
     dollars: float | None = None
-    """What the reply cost; None where nothing is billed."""
+    """US dollars that the reply cost; None where nothing is billed."""
     model: str = ""
     """Version that answered, as the service names it."""
     response_id: str = ""
     tier: str = ""
-    """`standard`, `flex`, `priority` or `batch`, where it was billed."""
+    """Billing tier: `standard`, `flex`, `priority` or `batch`; empty where nothing was billed."""

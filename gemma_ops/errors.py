@@ -1,4 +1,4 @@
-"""Everything that can go wrong for a reason a person can act on.
+"""Exceptions for everything that can go wrong for a reason a person can act on.
 
     OpsError                exit 1   something failed; `fix` says what to do
     ├── ConfigError         exit 2   the configuration or the command line is wrong

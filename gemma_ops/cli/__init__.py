@@ -74,7 +74,8 @@ def _root(
 
 
 def main() -> None:
-    """Entry point: turns what a person can act on into two lines and an exit code; anything else keeps its traceback."""
+    """Run the command line: turns what a person can act on into two lines and an exit code; anything else keeps its
+    traceback."""
     _quiet()
     own_process()
     interrupts.install_interrupts()
@@ -87,7 +88,7 @@ def main() -> None:
 
 
 def guarded(command: Callable[..., Any]) -> int:
-    """Run a Typer application; returns the exit code."""
+    """Run a Typer application, and return the exit code."""
     usage_error: type[Exception] = next(
         kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException"
     )
@@ -121,7 +122,7 @@ def _interrupted() -> int:
 
 
 def _quiet() -> None:
-    """Libraries keep their progress bars, notices and telemetry to themselves."""
+    """Silence progress bars, notices and telemetry of libraries."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

@@ -1,5 +1,5 @@
-"""Verbs that measure: `bench train` runs one training step of gemma-ops beside stock TRL and other trainers, `bench gates`
-judges data of known truth."""
+"""Verbs that measure: `bench train` runs one training step of gemma-ops against stock TRL and other trainers, `bench
+gates` judges data of known truth."""
 
 from __future__ import annotations
 
@@ -128,7 +128,8 @@ def bench_gates(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Judge data whose truth stands at the margin: wrong passes and fails, coverage, ten gates, twenty looks, rows needed.
+    """Judge data whose truth stands at the margin: wrong passes and fails, coverage, ten gates, twenty looks, rows
+    needed.
 
     A few minutes on one core. configs/benchmarks/gates.json is such a record.
     """
@@ -147,7 +148,7 @@ def bench_gates(
 
 
 def _show(name: str, body: dict[str, Any]) -> None:
-    """The table of one benchmark, and where its files are."""
+    """Print the table of one benchmark, and where its files are."""
     from gemma_ops.bench.training import bench_report
     from gemma_ops.cli import console
 

@@ -1,4 +1,4 @@
-"""What a person sees: results on stdout, progress on stderr. The only user of rich.
+"""Output for a person: results on stdout, progress on stderr. The only user of rich.
 
 On a terminal a training shows a bar with loss, tokens/s and the time left; elsewhere (a log file, CI) the same facts
 come as plain lines, at most one every few seconds.
@@ -22,40 +22,41 @@ from gemma_ops.runs.journal import Record
 from gemma_ops.runs.run import Run
 
 _PARTS = ("phase", "what", "task", "target", "format", "event")
-"""Fields of a record that say which part of a step it speaks of; each part counts from the beginning."""
+"""Fields of a record that say which part of a step it is about; each part counts from the beginning."""
 _EVERY = 5.0
 """Seconds between plain progress lines of one step."""
 
 
 def out() -> Console:
-    """Console for results."""
+    """Return the console for results."""
     return Console(highlight=False, soft_wrap=True)
 
 
 def err() -> Console:
-    """Console for progress and errors."""
+    """Return the console for progress and errors."""
     return Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def print_json(value: Any) -> None:
-    """One JSON document on stdout."""
+    """Print one JSON document on stdout."""
     sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=1, default=str) + "\n")
 
 
 def print_error(what: str, fix: str) -> None:
-    """The two lines every failure ends in."""
+    """Print the two lines every failure ends in."""
     console = err()
     console.print(Text.assemble(("error: ", "bold red"), what))
     console.print(Text.assemble(("try: ", "bold"), fix))
 
 
 def notice(text: str) -> None:
-    """A line a person should read before the work starts."""
+    """Print a line that a person should read before the work starts."""
     err().print(Text.assemble(("note: ", "bold yellow"), text))
 
 
 def coloured_tokens(tokens: Iterable[tuple[str, bool]]) -> Text:
-    """Tokens of a row: those that carry loss green, the others dim; boundaries stay visible as alternating underlines."""
+    """Return the tokens of a row: those that carry loss green, the others dim; boundaries stay visible as alternating
+    underlines."""
     text = Text()
     for index, (token, has_loss) in enumerate(tokens):
         shown = token.replace("\n", "⏎\n")
@@ -158,7 +159,7 @@ def _line(record: Record, done: Any, total: Any) -> str:
 
 
 def print_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Columns on stdout; the first is a name, the others are set to the right."""
+    """Print columns on stdout; the first is a name, the others are aligned to the right."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for index, name in enumerate(head):
         table.add_column(name, justify="left" if index == 0 else "right", no_wrap=True)

@@ -54,7 +54,7 @@ def cost(
 
 
 def _added(path: Path, run: str | None) -> Spending:
-    """What a ledger holds. Raises DataError for a file that is none."""
+    """Return what a ledger holds. Raises DataError for a file that is none."""
     import sqlite3
 
     from gemma_ops.errors import DataError, MachineError

@@ -1,4 +1,4 @@
-"""The verb that writes a version down for whatever runs it: `deploy render`."""
+"""The verb that writes a version's deployment as text: `deploy render`."""
 
 from __future__ import annotations
 

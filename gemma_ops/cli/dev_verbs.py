@@ -64,7 +64,7 @@ def gemini_emulator(
 
 
 def _responder(answers_from: str | None) -> Responder | None:
-    """The local model behind a name; None stands for the rehearsal."""
+    """Return the local model behind a name; None stands for the rehearsal."""
     if answers_from is None:
         return None
     from gemma_ops.config import MachineConfig

@@ -12,7 +12,7 @@ from gemma_ops.errors import ConfigError, MachineError
 
 
 def eject(configs: Sequence[str], folder: Path, *, force: bool = False) -> list[Path]:
-    """Copy into `configs/`, `recipes/` and `eval/` below `folder`; returns what was written.
+    """Copy into `configs/`, `recipes/` and `eval/` below `folder`, and return what was written.
 
     The copies are found before the shipped ones when a command runs from `folder`, but only the shipped ones are
     copied: `force` restores them. Raises ConfigError, before anything is copied, when a file is there already and

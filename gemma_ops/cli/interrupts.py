@@ -1,8 +1,8 @@
-"""Ctrl-C ends a command within two seconds, and says what it waited for.
+"""The handling of Ctrl-C, which ends a command within two seconds, and says what it waited for.
 
-What a run has made is on disk at every moment, so nothing is lost when the rest is cut short: requests under way, a tracking
-server that doesn't answer, threads of libraries. A second Ctrl-C ends it at once. Where the signal was ignored before (nohup,
-some CI), it stays ignored.
+What a run has made is on disk at every moment, so nothing is lost when the rest is cut short: requests under way, a
+tracking server that doesn't answer, threads of libraries. A second Ctrl-C ends it at once. Where the signal was ignored
+before (nohup, some CI), it stays ignored.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def _end() -> None:
 
 
 def waiting_for() -> str:
-    """What still runs, in words: threads by their names, and where the command itself stands in this package."""
+    """Return what still runs, in words: threads by their names, and where the command itself stands in this package."""
     main = threading.main_thread()
     others = sorted({_plain(thread.name) for thread in threading.enumerate() if _counts(thread, main)})
     place = _place(sys._current_frames().get(main.ident or 0))
@@ -59,7 +59,7 @@ def _counts(thread: threading.Thread, main: threading.Thread) -> bool:
 
 
 def _plain(name: str) -> str:
-    """`answers of openai:…_3` without the number that a pool gives its threads."""
+    """Return `answers of openai:…_3` without the number that a pool gives its threads."""
     head, _, tail = name.rpartition("_")
     return head if head and tail.isdigit() else name
 

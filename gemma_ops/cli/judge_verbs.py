@@ -159,7 +159,7 @@ def judge_calibrate(
 def _comparisons(
     config: RunConfig, first: str | None, second: str | None, judges: Sequence[str] | None, rubric: Path | None
 ) -> tuple[JudgeConfig, list[AnswerPairs]]:
-    """The judge settings with what the command line says, and the answers it names."""
+    """Return the judge settings with what the command line says, and the answers it names."""
     from dataclasses import replace
 
     from gemma_ops.cli import console
@@ -232,7 +232,7 @@ def _text(path: Path) -> str:
 
 
 def _shown(folder: Path) -> Any:
-    """A log of the judging, and on a terminal one line per judge."""
+    """Return a log of the judging, and on a terminal print one line per judge."""
     from gemma_ops.cli import console
     from gemma_ops.runs import journal
 

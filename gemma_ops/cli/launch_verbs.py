@@ -1,4 +1,5 @@
-"""Verbs for training beyond one machine: `launch render` writes a cluster's job, `launch join` lends this machine to one."""
+"""Verbs for training beyond one machine: `launch render` writes a cluster's job, `launch join` lends this machine to
+one."""
 
 from __future__ import annotations
 

@@ -71,7 +71,8 @@ def plan(
 
 
 def _counted(config: RunConfig) -> Counted | None:
-    """Tokens of the rows, where they and the tokenizer are here; what can't be read is estimated, and told by data check."""
+    """Return the tokens of the rows, where they and the tokenizer are here; what can't be read is estimated, and
+    reported by data check."""
     from gemma_ops.modeling.checkpoint_source import local_base
     from gemma_ops.prepare.token_counts import count_tokens
 
@@ -138,7 +139,7 @@ def data_check(
 
 
 def _refused_later(config: RunConfig, result: CheckResult) -> list[tuple[str, str]]:
-    """What the steps up to the training would refuse besides the rows themselves."""
+    """Return what the steps up to the training would refuse besides the rows themselves."""
     from gemma_ops.recipes import preflight
     from gemma_ops.recipes.finding import find_recipe
 

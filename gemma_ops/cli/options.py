@@ -66,7 +66,7 @@ def load_config(
     targets: Sequence[str] = (),
     listens: bool = False,
 ) -> RunConfig:
-    """The configuration, with offline mode in force if it or the environment asks for it.
+    """Return the configuration, with offline mode in force if it or the environment asks for it.
 
     `fetches` is off for verbs that only compute from what is here: they may look at a configuration that could not run.
     `targets` are those that the command line names; `listens`: the command is a server.

@@ -13,7 +13,7 @@ from gemma_ops.runs.run import Run
 
 
 def of(run: Run) -> dict[str, Any]:
-    """Summary of a run that just ended."""
+    """Return the summary of a run that just ended."""
     result = of_folder(run.path)
     result["steps"] = {name: {**result["steps"][name], "kept": done.kept} for name, done in run.artifacts.items()}
     # What a later step said about an adapter made before this one is no result of this run.
@@ -24,7 +24,7 @@ def of(run: Run) -> dict[str, Any]:
 
 
 def of_folder(folder: Path) -> dict[str, Any]:
-    """Summary of a run folder: its finished steps, verdict and registered version."""
+    """Return the summary of a run folder: its finished steps, verdict and registered version."""
     steps = {}
     manifests = [
         json.loads(path.read_text(encoding="utf-8"))
@@ -53,7 +53,7 @@ _AGAIN = ", from an earlier evaluation than this one: `gemma-ops register` makes
 
 
 def _evaluated_again(folder: Path) -> bool:
-    """Whether the run was evaluated, or graded, again after its version was registered."""
+    """True if the run was evaluated, or graded, again after its version was registered."""
     manifests = [folder / step / MANIFEST for step in ("register", "evaluate")]
     if not all(path.exists() for path in manifests):
         return False
@@ -63,7 +63,7 @@ def _evaluated_again(folder: Path) -> bool:
 
 
 def summary_lines(result: dict[str, Any]) -> list[str]:
-    """The summary as plain text."""
+    """Return the summary as plain text."""
     text = [f"run {result['run']}  ({result['folder']})"]
     for name, step in result["steps"].items():
         facts = "  ".join(_fact(key, value) for key, value in _chosen(name, step["metrics"]).items())

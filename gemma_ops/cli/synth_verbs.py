@@ -1,4 +1,5 @@
-"""Verbs for rows that a teacher writes: `synth plan` asks nothing, `synth run` is the recipe up to its step `synthesize`."""
+"""Verbs for rows that a teacher writes: `synth plan` asks nothing, `synth run` is the recipe up to its step
+`synthesize`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows: from a person's files to examples, and from examples to the tokens that Gemma 4 reads.
+"""Training data: from a person's files to examples, and from examples to the tokens that Gemma 4 reads.
 
 chat.py         conversations to text and tokens, as Gemma 4 reads them; what carries loss
 example.py      the contract of a row

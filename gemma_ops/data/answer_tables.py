@@ -35,12 +35,14 @@ class Encoding:
     manner: Manner = field(default_factory=Manner)
 
     def of(self, row: dict[str, Any]) -> dict[str, bool]:
-        """Arguments of `chat.encode_chat` for a row: the same for all its answers, so that they share a prompt."""
+        """Return the arguments of `chat.encode_chat` for a row: the same for all its answers, so that they share a
+        prompt."""
         return self.manner.of([turn for messages in example.conversation_rows(row) for turn in messages])
 
 
 def pairs(path: Path, folder: Path, encoding: Encoding, method: str) -> tuple[Any, int]:
-    """Pairs of answers as a `datasets.Dataset`, and how many rows were cut; those left without an answer are not in it.
+    """Return pairs of answers as a `datasets.Dataset`, and how many rows were cut; those left without an answer are not
+    in it.
 
     The table is written to `folder`, and found there by a run that goes on. Raises DataError naming file and line of a
     row of another kind, or of one that can't be rendered.
@@ -49,12 +51,12 @@ def pairs(path: Path, folder: Path, encoding: Encoding, method: str) -> tuple[An
 
 
 def judged_rows(path: Path, folder: Path, encoding: Encoding, method: str) -> tuple[Any, int]:
-    """Judged answers, each side of a pair being one; otherwise like `pairs`."""
+    """Return judged answers as `pairs` does pairs; each side of a pair is a judged answer."""
     return _table(path, folder, encoding, method, _judged, _JUDGED)
 
 
 def prompt_rows(path: Path, folder: Path, encoding: Encoding, method: str) -> tuple[Any, int]:
-    """Prompts with the last answer of their conversation as reference; otherwise like `pairs`."""
+    """Return prompts as `pairs` does pairs, with the last answer of their conversation as reference."""
     return _table(path, folder, encoding, method, _prompt, _PROMPT)
 
 

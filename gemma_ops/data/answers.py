@@ -36,7 +36,7 @@ class Prompted:
 def encode_answers(
     tokenizer: Tokenizer, row: dict[str, Any], *, max_length: int | None = None, **options: Any
 ) -> Prompted:
-    """A row whose answers were compared or judged as tokens, prompt and answer cut at `max_length` together.
+    """Return a row of compared or judged answers as tokens, prompt and answer cut at `max_length` together.
 
     `options` are `chat.prompt`'s `template`, `thinking` and `senses`. An answer of which nothing is left has no tokens.
     Raises DataError like `chat.prompt`, and for an answer of several turns that no one prompt leads to.

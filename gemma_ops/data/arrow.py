@@ -1,4 +1,5 @@
-"""Tokenized rows as an Arrow table on disk: made once a step, memory-mapped, so that a set larger than memory trains."""
+"""Tokenized rows as an Arrow table on disk: made once a step, memory-mapped, so that a set larger than memory
+trains."""
 
 from __future__ import annotations
 
@@ -11,11 +12,12 @@ from gemma_ops.runs.durable import write_json
 
 
 def token_table(path: Path, folder: Path, tokenizer: Any, manner: Manner, *, max_length: int) -> tuple[Any, int]:
-    """Rows of a file of examples as a `datasets.Dataset`, and how many were cut at `max_length` tokens.
+    """Return the rows of a file of examples as a `datasets.Dataset`, and how many were cut at `max_length` tokens.
 
     Columns: `input_ids` and `labels` (lists of one length), `length`, `weight`, and `scored`, the labelled tokens after
     the first times the weight. Rows left without a labelled token (a prompt that fills `max_length` alone) are left out
-    and count as cut. `media` says as JSON what a row shows, empty for text (see `encode_rows`). The table is written to `folder`, and found there by a run that goes on.
+    and count as cut. `media` says as JSON what a row shows, empty for text (see `encode_rows`). The table is written to
+    `folder`, and found there by a run that goes on.
     """
     import datasets
 
@@ -48,7 +50,8 @@ def _write(path: Path, target: Path, tokenizer: Any, manner: Manner, max_length:
 
 
 def from_rows(rows: list[dict[str, list[int]]]) -> Any:
-    """Rows that are tokens already, `input_ids` and `labels`, as a `datasets.Dataset` in memory with the columns of `table`."""
+    """Return rows that are tokens already, `input_ids` and `labels`, as a `datasets.Dataset` in memory with the columns
+    of `table`."""
     import datasets
 
     made = []

@@ -15,12 +15,12 @@ from gemma_ops.errors import DataError, ServiceError
 
 Row = dict[str, Any]
 Numbered = tuple[int, Any, tuple[str, ...]]
-"""A row's number from 1, its value, and the codes of what was undone."""
+"""A row's number from 1, its value, and codes of the repairs made to it."""
 _BATCH = 512  # rows held at a time
 
 
 def parquet_rows(path: Path) -> Iterator[Numbered]:
-    """Rows of a Parquet file. Raises DataError for a file that is not whole."""
+    """Yield the rows of a Parquet file. Raises DataError for a file that is not whole."""
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -39,8 +39,8 @@ def parquet_rows(path: Path) -> Iterator[Numbered]:
 
 
 def folder_rows(source: Path, split: str) -> Iterator[Numbered]:
-    """Rows of a folder that `datasets.save_to_disk` wrote. Raises DataError for one that can't be read, or has no such
-    split."""
+    """Yield the rows of a folder that `datasets.save_to_disk` wrote. Raises DataError for one that can't be read, or
+    has no such split."""
     import datasets
 
     try:
@@ -58,7 +58,8 @@ def folder_rows(source: Path, split: str) -> Iterator[Numbered]:
 
 
 def hub_rows(name: str, split: str) -> Iterator[Numbered]:
-    """Rows of a data set of the Hub, streamed. Raises DataError for one that isn't there, ServiceError without a network."""
+    """Stream the rows of a data set of the Hub. Raises DataError for one that isn't there, ServiceError without a
+    network."""
     import datasets
 
     offline = f"the Hub data set {name} can't be reached"
@@ -78,8 +79,8 @@ def hub_rows(name: str, split: str) -> Iterator[Numbered]:
 
 
 def undone(row: Row, features: Row) -> tuple[Row, tuple[str, ...]]:
-    """A row without the nulls that Arrow filled into its objects and with its class labels by name, and the codes
-    `arrow_nulls` and `labels_named` where there were any. A column's own null stays: it is an empty cell."""
+    """Return a row without the nulls that Arrow filled into its objects and with its class labels by name, and the
+    codes `arrow_nulls` and `labels_named` where there were any. A column's own null stays: it is an empty cell."""
     notes: dict[str, None] = {}
     made = {}
     for name, value in row.items():
@@ -91,7 +92,7 @@ def undone(row: Row, features: Row) -> tuple[Row, tuple[str, ...]]:
 
 
 def without_nulls(value: Any) -> Any:
-    """A value without the null entries of its objects, however deep."""
+    """Return a value without the null entries of its objects, however deep."""
     if isinstance(value, dict):
         return {key: without_nulls(item) for key, item in value.items() if item is not None}
     if isinstance(value, list):
@@ -100,7 +101,7 @@ def without_nulls(value: Any) -> Any:
 
 
 def _named(value: Any, feature: Any) -> Any:
-    """A value with the numbers of class labels replaced by their names, as its feature says; -1 is no label."""
+    """Return a value with the numbers of class labels replaced by their names, as its feature says; -1 is no label."""
     names = getattr(feature, "names", None)
     if isinstance(names, list) and isinstance(value, int) and not isinstance(value, bool):
         return names[value] if 0 <= value < len(names) else None
@@ -115,7 +116,8 @@ def _named(value: Any, feature: Any) -> Any:
 
 
 def _features_in(metadata: dict[bytes, bytes]) -> Row:
-    """What `datasets` wrote of its columns into a Parquet file's metadata; empty where it didn't write the file."""
+    """Return what `datasets` wrote of its columns into a Parquet file's metadata; empty where it didn't write the
+    file."""
     import datasets
 
     try:
@@ -126,7 +128,7 @@ def _features_in(metadata: dict[bytes, bytes]) -> Row:
 
 
 def _undecoded(found: Any) -> Any:
-    """The data set with images and sounds as the bytes or paths they were given as, not as decoded objects."""
+    """Return the data set with images and sounds as the bytes or paths they were given as, not as decoded objects."""
     import datasets
 
     for name, feature in (found.features or {}).items():

@@ -1,9 +1,10 @@
-"""Conversations to tokens, exactly as Gemma 4 is asked, with the parts that carry loss.
+"""Conversations as tokens, exactly as Gemma 4 is prompted, with a loss flag for each.
 
 The prompt for an answer is what the checkpoint's own published template renders for the turns before it, wherever it is
 asked: in training, in evaluation, in serving. An example for training is that prompt and the answer after it. Templates
-show earlier turns differently from how they were written (thoughts go, empty thoughts go), so a conversation becomes one
-example where each answer's prompt holds the answers before it as they were said, and one example an answer where not.
+show earlier turns differently from how they were written (thoughts go, empty thoughts go), so a conversation becomes
+one example where each answer's prompt holds the answers before it as they were said, and one example an answer where
+not.
 
 Neither transformers nor torch is needed here.
 """
@@ -50,7 +51,7 @@ __all__ = [
 ]  # fmt: skip
 
 _OPENED = CHANNEL + "thought\n"
-"""What a prompt ends in where it opens the thought itself: after a tool's result, with thinking on."""
+"""End of a prompt that opens the thought itself: after a tool's result, with thinking on."""
 
 
 def render_chat(
@@ -61,7 +62,8 @@ def render_chat(
     thinking: bool = False,
     empty_thought: bool = False,
 ) -> Rendered:
-    """A conversation as Gemma 4 text by the template that gemma-ops brings, with the character spans that carry loss.
+    """Return a conversation as Gemma 4 text by the chat template that gemma-ops brings, with the character spans that
+    carry loss.
 
     `thinking` puts `<|think|>` into the system turn. `empty_thought` is for the sizes whose prompt ends in an empty
     thought channel while thinking is off (12B, 26B-A4B, 31B). Raises DataError on what the template refuses.
@@ -87,7 +89,7 @@ def prompt(
     senses: Senses | None = None,
     control: Policy = "refuse",
 ) -> Encoded:
-    """The prompt that asks for the next answer, as tokens without loss.
+    """Return the prompt that asks for the next answer, as tokens without loss.
 
     `template` is the checkpoint's own (`published.template_of`); without one it is the one that gemma-ops brings, for
     the sizes that `empty_thought` says. `senses` says what images and sounds cost. Raises DataError when the template
@@ -102,7 +104,8 @@ def prompt(
 def chat_prompt_ids(
     tokenizer: Tokenizer, messages: Sequence[Message], tools: Sequence[Tool] | None = None, **manner: Any
 ) -> list[int]:
-    """Token ids of the prompt that asks for the next answer; `manner` as in `prompt`. Raises like `prompt`."""
+    """Return the token ids of the prompt that asks for the next answer; `manner` as in `prompt`. Raises like
+    `prompt`."""
     return prompt(tokenizer, messages, tools, **manner).ids
 
 
@@ -118,12 +121,13 @@ def examples(
     senses: Senses | None = None,
     after: int = 0,
 ) -> list[Encoded]:
-    """A conversation as training reads it: token ids with a loss flag each, one example where one can hold all answers.
+    """Return a conversation as training reads it: token ids with a loss flag each, one example where one can hold all
+    answers.
 
-    Before the loss of each answer stand exactly the tokens that `prompt` gives for it. An answer joins the latest example
-    whose tokens are the beginning of its prompt; otherwise it begins one. With `last_only`, answers after the last
-    question are scored; those of the first `after` messages never are. A conversation without an answer to score is one
-    example without loss, and a message with `"weight": 0` is not scored. Raises like `prompt`.
+    Before the loss of each answer stand exactly the tokens that `prompt` gives for it. An answer joins the latest
+    example whose tokens are the beginning of its prompt; otherwise it begins one. With `last_only`, answers after the
+    last question are scored; those of the first `after` messages never are. A conversation without an answer to score
+    is one example without loss, and a message with `"weight": 0` is not scored. Raises like `prompt`.
     """
     source = inference_template(empty_thought=empty_thought) if template is None else template
     asked = _Asked(tokenizer, source, thinking, "refuse")
@@ -155,7 +159,8 @@ def encode_chat(
     max_length: int | None = None,
     **manner: Any,
 ) -> Encoded:
-    """The last of a conversation's `examples`, cut at `max_length` tokens: the one that holds its last answer."""
+    """Return the last of a conversation's `examples`, the one that holds its last answer, cut at `max_length`
+    tokens."""
     return examples(tokenizer, messages, tools, **manner)[-1].cut(max_length)
 
 
@@ -164,10 +169,10 @@ def _begins(first: list[int], whole: list[int]) -> bool:
 
 
 def _answers(messages: Sequence[Message], after: int) -> Iterator[tuple[list[Message], Message]]:
-    """Where the model speaks: the turns it is asked with, and what it says then.
+    """Yield each point where the model speaks: the turns it is asked with, and what it says then.
 
-    A message with calls and their responses (Gemma's own form) is spoken twice: the calls, and what follows the responses.
-    Text beside calls is not spoken there: templates show it after the responses, where no prompt ends.
+    A message with calls and their responses (Gemma's own form) is spoken twice: the calls, and what follows the
+    responses. Text beside calls is not spoken there: templates show it after the responses, where no prompt ends.
     """
     for index, message in enumerate(messages):
         if index < after or message["role"] not in ("assistant", "model") or message.get("weight") == 0:
@@ -189,7 +194,7 @@ def _says(message: Message) -> bool:
 
 @dataclass(frozen=True)
 class _Asked:
-    """How a model is asked: its tokenizer, its template, whether it is to think."""
+    """How a model is prompted: its tokenizer, its chat template, whether it is to think."""
 
     tokenizer: Tokenizer
     template: str
@@ -197,18 +202,18 @@ class _Asked:
     control: Policy
 
     def prompt(self, messages: Sequence[Message], tools: Sequence[Tool] | None) -> Encoded:
-        """The prompt for the next answer."""
+        """Return the prompt for the next answer."""
         turns, declared, mark = marked_text(messages, tools, self.tokenizer)
         text = self._render(turns, declared, prompt=True)
         return self._tokens(text, mark)
 
     def history(self, messages: Sequence[Message], tools: Sequence[Tool] | None) -> Encoded:
-        """A conversation nobody is asked to continue."""
+        """Return a conversation that nobody is asked to continue."""
         turns, declared, mark = marked_text(messages, tools, self.tokenizer)
         return self._tokens(self._render(turns, declared, prompt=False), mark)
 
     def answered(self, before: Sequence[Message], said: Message, tools: Sequence[Tool] | None) -> Encoded:
-        """The prompt with what the model says after it, which carries loss."""
+        """Return the prompt with what the model says after it, which carries loss."""
         asked = self.prompt(before, tools)
         turns, _, mark = marked_text([said], None, self.tokenizer)
         whole = asked
@@ -237,11 +242,11 @@ class _Asked:
 
 
 def _said(message: Message, asked: str) -> list[str]:
-    """What the model says in a message, after the prompt `asked`: its thought, its calls, its text, the closing token;
-    and, not its own any more, the line break after a turn that it closed.
+    """Return what the model says in a message, after the prompt `asked`: its thought, its calls, its text, the closing
+    token; and, no longer its own, the line break after a turn that it closed.
 
-    Where the prompt has opened the thought, it is written on, or closed at once; where the prompt has closed an empty one,
-    there is none.
+    Where the prompt has opened the thought, it is written on, or closed at once; where the prompt has closed an empty
+    one, there is none.
     """
     closed = asked.endswith(_OPENED + CHANNEL_END)
     if closed:
@@ -265,7 +270,8 @@ def _one_bos(tokenizer: Tokenizer, ids: list[int]) -> None:
 
 
 def tokenizer_file(folder: Path) -> Path:
-    """`tokenizer.json` of a checkpoint folder, or of an artifact that holds one. Raises ModelError when there is none."""
+    """Return `tokenizer.json` of a checkpoint folder, or of an artifact that holds one. Raises ModelError when there is
+    none."""
     for candidate in (folder / "weights", folder / "model", folder):
         if (candidate / "tokenizer.json").is_file():
             return candidate / "tokenizer.json"
@@ -273,7 +279,7 @@ def tokenizer_file(folder: Path) -> Path:
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer of a checkpoint, without truncation or padding.
+    """Load the tokenizer of a checkpoint, without truncation or padding.
 
     Raises ModelError when the file is missing, broken, or lacks one of Gemma 4's structural tokens.
     """

@@ -1,4 +1,4 @@
-"""The border between what a conversation says and what structures it: content never becomes a control token.
+"""Protection against control tokens in content: what a conversation says never becomes what structures it.
 
 A tokenizer reads `<|turn>` in a user's text as the token that opens a turn. So every `<` of content gets a mark before
 it is rendered; in the rendering, a control token whose first character is marked came from content, also where two
@@ -27,30 +27,30 @@ STRUCTURE = (
     "<|tool_call>", "<tool_call|>", "<|tool_response>", "<tool_response|>", '<|"|>',
 )  # fmt: skip
 CONTROL = (*STRUCTURE, *(token for kind in TOKENS.values() for token in kind), *OTHER, "<pad>", "<mask>", "<unk>")
-"""What no content may become, whatever a tokenizer calls special. All of them open with `<`."""
+"""Control tokens that no content may become, whatever a tokenizer calls special. All of them open with `<`."""
 
 Policy = Literal["refuse", "spell"]
-"""What to do with content that reads like a control token: refuse it, or tokenize it as its characters."""
+"""Treatment of content that reads like a control token: refuse it, or tokenize it as its characters."""
 
 _MARKS = "\ue0f0\ue0f1\ue0f2"  # private use: one of them is not in the conversation
 _IN_TEXT = re.compile("|".join(map(re.escape, sorted(CONTROL, key=len, reverse=True))))
 
 
 def control_in_text(text: str) -> str | None:
-    """The first control token that a text spells, or None."""
+    """Return the first control token that a text spells, or None."""
     found = _IN_TEXT.search(text) if "<" in text else None
     return found[0] if found else None
 
 
 def control_in(messages: Sequence[Message], tools: Sequence[Tool] | None = None) -> str | None:
-    """The first control token that a conversation's content spells, or None; channels in the model's own turns, which
-    templates strip, are none."""
+    """Return the first control token that a conversation's content spells, or None; channels in the model's own turns,
+    which templates strip, don't count."""
     turns = [_without_channels(message) for message in messages]
     return next((token for text in texts_in([turns, list(tools or [])]) if (token := control_in_text(text))), None)
 
 
 def texts_in(value: Any) -> Iterator[str]:
-    """Every text in a JSON value, the keys of its objects included."""
+    """Yield every text in a JSON value, the keys of its objects included."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
@@ -65,8 +65,8 @@ def texts_in(value: Any) -> Iterator[str]:
 def marked_text(
     messages: Sequence[Message], tools: Sequence[Tool] | None, tokenizer: Tokenizer
 ) -> tuple[list[Message], list[Tool] | None, str]:
-    """The conversation with a mark after every character of its content that opens a control token, and the mark; as it
-    is, and "", where there is no such character.
+    """Return the conversation with a mark after every character of its content that opens a control token, and the
+    mark; as it is, and "", where there is no such character.
 
     The model's own text first loses its channels, as every published template strips them: it would no longer see them.
     Raises DataError for content that holds every character that could serve as the mark.
@@ -100,7 +100,8 @@ def _without_channels(message: Message) -> Message:
 
 
 def stripped(text: str) -> str:
-    """The model's text without its channels, closed or not, as the published templates show it in later turns."""
+    """Return the model's text without its channels, closed or not, as the published templates show it in later
+    turns."""
     return "".join(piece.split(CHANNEL)[0] for piece in text.split(CHANNEL_END))
 
 
@@ -116,14 +117,14 @@ def _put(value: Any, openers: re.Pattern[str], mark: str) -> Any:
 
 @lru_cache(maxsize=16)
 def control_tokens(tokenizer: Tokenizer) -> tuple[str, ...]:
-    """Contents of a tokenizer's control tokens: those it calls special, and those of Gemma 4 that it knows."""
+    """Return a tokenizer's control tokens: those it calls special, and those of Gemma 4 that it knows."""
     special = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
     return tuple(sorted(special | {token for token in CONTROL if tokenizer.token_to_id(token) is not None}))
 
 
 @lru_cache(maxsize=16)
 def _openers(tokens: tuple[str, ...]) -> re.Pattern[str]:
-    """The characters that control tokens begin with."""
+    """Return a pattern of the characters that control tokens begin with."""
     return re.compile(f"[{re.escape(''.join(sorted({token[0] for token in tokens})))}]")
 
 
@@ -135,7 +136,7 @@ def _pattern(tokens: tuple[str, ...]) -> re.Pattern[str]:
 def tokenize(
     tokenizer: Tokenizer, text: str, mark: str = "", policy: Policy = "refuse"
 ) -> tuple[str, list[int], list[tuple[int, int]]]:
-    """A rendered text without its marks, its token ids, and each token's character range.
+    """Return a rendered text without its marks, its token ids, and each token's character range.
 
     This is the one place where content becomes tokens. Raises DataError where content spells a control token and the
     policy is to refuse it.
@@ -165,7 +166,7 @@ def tokenize(
 
 
 def spelled_control(token: str) -> DataError:
-    """What is said of content that spells a control token."""
+    """Return the error for content that spells a control token."""
     return DataError(
         f"the conversation's own text spells the control token {token}, which the model would read as structure",
         "give the messages themselves, not rendered text; a question that is about such tokens can be spelled out: "

@@ -1,8 +1,8 @@
 """Raw text for continued pre-training: a row's `text` is a document, and every token of it carries loss.
 
 A document is `<bos>`, its text, `<eos>`, as Gemma was trained. One longer than a row may be is split into pieces; each
-piece begins with a `<bos>` of its own, because a Gemma without one is far from what it knows, only the last one ends, and
-every token of the document is scored exactly once.
+piece begins with a `<bos>` of its own, because a Gemma without one is far from what it knows, only the last one ends,
+and every token of the document is scored exactly once.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ EOS = "<eos>"
 KEYS = frozenset(
     ("text", "id", "url", "title", "source", "meta", "metadata", "privacy", "group", "weight", "date", "timestamp", "language")
 )  # fmt: skip
-"""What may stand beside `text` in a row that is taken for a document; a `label` makes it something else."""
+"""Keys that may stand next to `text` in a row that is taken for a document; a `label` makes it something else."""
 
 
 def document_of(row: dict[str, Any]) -> str:
-    """The text of a raw row. Raises RowError when there is none, or it holds Gemma's control tokens."""
+    """Return the text of a raw row. Raises RowError when there is none, or it holds Gemma's control tokens."""
     text = row.get("text")
     if not isinstance(text, str):
         raise RowError("null_column" if text is None else "not_text", "the row's text is missing, or not text")
@@ -37,7 +37,8 @@ def document_of(row: dict[str, Any]) -> str:
 
 
 def encode_document(tokenizer: Tokenizer, text: str) -> Encoded:
-    """A whole document as tokens; all but `<bos>` carry loss. Raises DataError when the text brings a `<bos>` along."""
+    """Return a whole document as tokens; all but `<bos>` carry loss. Raises DataError when the text brings a `<bos>`
+    along."""
     whole = f"{BOS}{text}{EOS}"
     encoding = tokenizer.encode(whole, add_special_tokens=False)
     ids = encoding.ids
@@ -48,7 +49,7 @@ def encode_document(tokenizer: Tokenizer, text: str) -> Encoded:
 
 
 def document_pieces(ids: list[int], max_length: int | None) -> Iterator[list[int]]:
-    """A document's tokens as rows of at most `max_length` tokens, each behind a `<bos>`."""
+    """Yield a document's tokens as rows of at most `max_length` tokens, each behind a `<bos>`."""
     if max_length is None or len(ids) <= max_length:
         yield ids
         return

@@ -1,8 +1,8 @@
-"""A conversation as tokens, with the stretches where images and sounds stand instead of words.
+"""A conversation as tokens, with the stretches that stand for images and sounds.
 
-The template renders one `<|image|>` or `<|audio|>` per file. The model needs as many soft tokens as its encoder will give,
-between a begin and an end token: `expand` puts them in, as the published processors do by replacing text. None of them
-carries loss, and a cut never goes through them: half an image would have more features than places.
+The template renders one `<|image|>` or `<|audio|>` per file. The model needs as many soft tokens as its encoder will
+give, between a begin and an end token: `expand` puts them in, as the published processors do by replacing text. None of
+them carries loss, and a cut never goes through them: half an image would have more features than places.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from gemma_ops.family.media import TOKENS, TYPES, Senses
 
 
 class Block(NamedTuple):
-    """Where one image or sound stands: token positions [start, end), its begin and end token included."""
+    """Position of one image or sound: token positions [start, end), its begin and end token included."""
 
     start: int
     end: int
@@ -30,7 +30,8 @@ class Block(NamedTuple):
 class Encoded:
     """A conversation as tokens. `ids`, `loss` and `offsets` (character ranges of `text`) have one entry per token.
 
-    `blocks` are the images and sounds, in the order of the conversation's parts; after a cut, those that are left whole.
+    `blocks` are the images and sounds, in the order of the conversation's parts; after a cut, those that are left
+    whole.
     """
 
     ids: list[int]
@@ -41,7 +42,8 @@ class Encoded:
     blocks: tuple[Block, ...] = ()
 
     def cut(self, max_length: int | None) -> Encoded:
-        """The first `max_length` tokens, fewer where they would end inside an image or a sound; the text stays whole."""
+        """Return the first `max_length` tokens, fewer where they would end inside an image or a sound; the text stays
+        whole."""
         if max_length is None or len(self.ids) <= max_length:
             return self
         end = next((block.start for block in self.blocks if block.start < max_length < block.end), max_length)
@@ -49,11 +51,11 @@ class Encoded:
         return Encoded(self.ids[:end], self.loss[:end], True, self.text, self.offsets[:end], kept)
 
     def scored_like(self, beginning: Encoded) -> Encoded:
-        """This conversation with the loss of its beginning as well."""
+        """Return this conversation with the loss flags of the given beginning as well."""
         return replace(self, loss=[*beginning.loss, *self.loss[len(beginning.loss) :]])
 
     def types(self) -> list[int]:
-        """`mm_token_type_ids`: 1 for an image's soft tokens, 3 for a sound's, 0 for all else."""
+        """Return `mm_token_type_ids`: 1 for an image's soft tokens, 3 for a sound's, 0 for all else."""
         found = [0] * len(self.ids)
         for block in self.blocks:
             found[block.start + 1 : block.end - 1] = [TYPES[block.kind]] * (block.end - block.start - 2)
@@ -63,7 +65,8 @@ class Encoded:
 def expand(
     encoded: Encoded, tokenizer: Tokenizer, messages: Sequence[dict[str, Any]], senses: Senses | None
 ) -> Encoded:
-    """The conversation with every placeholder grown to its block. What `messages` shows must be stored parts.
+    """Return the conversation with every placeholder expanded to its block of soft tokens. What `messages` shows must
+    be stored parts.
 
     Raises DataError when the conversation shows something and `senses` doesn't take it, or when the template did not
     render every part; ModelError when tokenizer and model disagree about the tokens.
@@ -106,7 +109,8 @@ def expand(
 
 
 def _ids(tokenizer: Tokenizer, senses: Senses, kind: str) -> list[int]:
-    """Begin, soft and end token of a kind, as the tokenizer has them and the model's configuration expects them."""
+    """Return the begin, soft and end token of a kind, as the tokenizer has them and the model's configuration expects
+    them."""
     found = []
     expected = dict(senses.ids)
     for token in TOKENS[kind]:

@@ -1,4 +1,4 @@
-"""Text files in whatever encoding they are, read as UTF-8."""
+"""Text files in any encoding, read as UTF-8."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _LOOK = 4096
 
 
 def encoding_of(head: bytes) -> str | None:
-    """The encoding that the first bytes of a file show: by its byte order mark, or by where its zero bytes stand (text
-    that begins with letters of the Latin alphabet, as JSON does); None where nothing speaks against UTF-8."""
+    """Return the encoding that the first bytes of a file show, by its byte order mark or by where its zero bytes stand
+    (text that begins with Latin letters, as JSON does); None where nothing speaks against UTF-8."""
     for mark, name in _MARKS:
         if head.startswith(mark):
             return name
@@ -37,7 +37,7 @@ def encoding_of(head: bytes) -> str | None:
 
 
 def open_as_utf8(path: Path, encoding: str = "auto") -> BinaryIO:
-    """A file opened for reading as UTF-8 bytes without a byte order mark, whatever it is written in.
+    """Open a file for reading as UTF-8 bytes without a byte order mark, whatever it is written in.
 
     `encoding` is `data.encoding`; with `auto` UTF-16 and UTF-32 are told by their first bytes and all else is left as
     it is. Raises DataError for an encoding that Python doesn't know.

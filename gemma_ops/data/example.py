@@ -1,4 +1,4 @@
-"""The Example: one conversation, with an id, where it comes from, and who may see it.
+"""The Example: one conversation, with an id, its source, and who may see it.
 
 Where answers were compared or judged, `messages` is the prompt they share, `chosen` the answer that is wanted and
 `rejected` the one that is not: a pair has both, a judged answer one of them.
@@ -29,7 +29,7 @@ TURNS = ("messages", *SIDES)
 
 
 class Function(BaseModel):
-    """What is called, with its arguments as a mapping (never a JSON string)."""
+    """A call's function name, with its arguments as a mapping (never a JSON string)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     name: str = Field(min_length=1)
@@ -46,7 +46,7 @@ class ToolCall(BaseModel):
 
 
 class ToolResponse(BaseModel):
-    """A structured response in Gemma's own form, beside the call it answers."""
+    """A structured response in Gemma's own form, next to the call it answers."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     name: str
@@ -54,7 +54,7 @@ class ToolResponse(BaseModel):
 
 
 class TextPart(BaseModel):
-    """Words between images and sounds."""
+    """A text between images and sounds."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     type: Literal["text"]
@@ -72,7 +72,7 @@ class ImagePart(BaseModel):
 
 
 class AudioPart(BaseModel):
-    """A sound: its file likewise, and its samples at 16 kHz."""
+    """A sound: its file, named like an image's, and its samples at 16 kHz."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     type: Literal["audio"]
@@ -93,7 +93,7 @@ class ChatMessage(BaseModel):
     tool_call_id: str | None = None
     name: str | None = None
     weight: Literal[0] | None = None
-    """0 for a turn of the model that is not to be learned."""
+    """Weight of the turn; 0 for a turn of the model that is not to be learned."""
 
 
 class Example(BaseModel):
@@ -102,7 +102,7 @@ class Example(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     id: str
     messages: list[ChatMessage]
-    """Empty where the row is a text."""
+    """Turns of the conversation; empty where the row is a text."""
     text: str | None = None
     chosen: list[ChatMessage] | None = None
     rejected: list[ChatMessage] | None = None
@@ -113,7 +113,7 @@ class Example(BaseModel):
     weight: float | None = Field(default=None, gt=0)
 
     def plain(self) -> dict[str, Any]:
-        """The row as JSON, keys in the order of the contract, absent ones left out (a null argument stays)."""
+        """Return the row as JSON, keys in the order of the contract, absent ones left out (a null argument stays)."""
         row = self.model_dump(mode="json", exclude=set(TURNS))
         found = {
             "id": row["id"],
@@ -136,7 +136,7 @@ def _plain(messages: list[ChatMessage] | None) -> list[dict[str, Any]] | None:
 
 
 def kind(row: dict[str, Any]) -> Kind:
-    """What stands in a row."""
+    """Return the kind of a row: a conversation, compared or judged answers, or a text."""
     if row.get("text") is not None:
         return "text"
     answers = sum(row.get(side) is not None for side in SIDES)
@@ -158,12 +158,13 @@ _FIX: dict[Kind, str] = {
 
 
 def check_kind(row: dict[str, Any], method: str | None, where: str) -> None:
-    """Raises DataError when a method can't learn from what a row holds; None stands for those of given answers."""
+    """Raise DataError when a method can't learn from what a row holds; None stands for methods that learn from given
+    answers."""
     check_kinds({kind(row): 1}, method, where)
 
 
 def check_kinds(found: Mapping[Kind, int], method: str | None, where: str) -> None:
-    """The same for what several rows hold: raises DataError when the method can learn from none of them."""
+    """Raise DataError when a method can learn from none of these kinds of rows."""
     wanted = methods.rows_of_method(method or "")
     if found and not any(found.get(name) for name in wanted):
         who = f"train.method {method}" if method else "this training"
@@ -175,26 +176,28 @@ def check_kinds(found: Mapping[Kind, int], method: str | None, where: str) -> No
 
 
 def conversation_rows(row: dict[str, Any]) -> list[list[dict[str, Any]]]:
-    """The conversations in a row: one, or the prompt with each of its answers, the wanted one first; none in a text."""
+    """Return the conversations in a row: one, or the prompt with each of its answers, the wanted one first; none in a
+    text."""
     if kind(row) == "conversation":
         return [row["messages"]]
     return [row["messages"] + row[side] for side in SIDES if row.get(side) is not None]
 
 
 def row_texts(row: dict[str, Any]) -> list[str]:
-    """Every text in a row: all turns and answers, or the whole of a text."""
+    """Return every text in a row: all turns and answers, or the whole of a text."""
     found = [row["text"]] if row.get("text") is not None else []
     return found + [text_of(turn.get("content")) for key in TURNS for turn in row.get(key) or ()]
 
 
 def swapped(row: dict[str, Any]) -> dict[str, Any]:
-    """The row that says the opposite: the wanted answer unwanted and the other way round."""
+    """Return the opposite row, in which wanted and unwanted answers are exchanged."""
     other = {key: value for key, value in row.items() if key not in SIDES}
     return other | {there: row[here] for here, there in zip(SIDES, SIDES[::-1], strict=True) if here in row}
 
 
 def asked_thinking(row: dict[str, Any]) -> tuple[list[dict[str, Any]], str]:
-    """The messages up to a row's last answer, and the text of that answer (of the wanted one, where answers were compared)."""
+    """Return the messages up to a row's last answer, and the text of that answer (of the wanted one, where answers were
+    compared)."""
     messages = row["messages"]
     if kind(row) != "conversation":
         return messages, (row.get("chosen") or row["rejected"])[-1].get("content") or ""
@@ -205,7 +208,7 @@ def asked_thinking(row: dict[str, Any]) -> tuple[list[dict[str, Any]], str]:
 def content_id(
     messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None, **answers: list[dict[str, Any]] | str | None
 ) -> str:
-    """BLAKE2b-128 (hex) of the canonical JSON of what is trained on: sorted keys, no spaces, UTF-8.
+    """Return BLAKE2b-128 (hex) of the canonical JSON of what is trained on: sorted keys, no spaces, UTF-8.
 
     `answers` are `chosen` and `rejected`, or `text`, where the row has them.
     """
@@ -216,7 +219,7 @@ def content_id(
 
 
 def parse_example(text: str) -> Any:
-    """JSON, strictly: NaN and infinities are refused. Raises ValueError."""
+    """Parse JSON strictly: NaN and infinities are refused. Raises ValueError."""
     return json.loads(text, parse_constant=_no_constant)
 
 
@@ -225,7 +228,7 @@ def _no_constant(name: str) -> Any:
 
 
 def line(row: dict[str, Any]) -> str:
-    """One JSON line, without its line break; refuses NaN and infinities, which aren't JSON."""
+    """Return one JSON line, without its line break; NaN and infinities, which aren't JSON, are refused."""
     return json.dumps(row, ensure_ascii=False, allow_nan=False)
 
 
@@ -240,7 +243,7 @@ def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> int:
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Rows of a file of ours as plain JSON. Raises DataError with file and line on anything that isn't."""
+    """Yield the rows of one of our files as plain JSON. Raises DataError with file and line on anything that isn't."""
     try:
         with path.open(encoding="utf-8") as file:
             for number, text in enumerate(file, 1):
@@ -255,7 +258,7 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def read_examples(path: Path) -> Iterator[Example]:
-    """Rows of a file of ours as checked examples. Raises DataError with file, line and key."""
+    """Yield the rows of one of our files as checked examples. Raises DataError with file, line and key."""
     for number, row in enumerate(read_rows(path), 1):
         try:
             yield Example.model_validate(row)

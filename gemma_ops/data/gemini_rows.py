@@ -10,7 +10,7 @@ Row = dict[str, Any]
 
 
 def gemini(row: Row) -> tuple[Any, Any]:
-    """Gemini's tuning rows: `contents` of `parts` by `user` and `model`, `systemInstruction`, `tools`."""
+    """Read Gemini's tuning rows: `contents` of `parts` by `user` and `model`, `systemInstruction`, `tools`."""
     found: list[Row] = []
     instruction = row.get("systemInstruction", row.get("system_instruction"))
     if instruction:
@@ -45,7 +45,8 @@ def _is_response(part: Any) -> bool:
 
 
 def _answer_calls(found: list[Row], responses: list[Row]) -> None:
-    """Put responses on the message with the calls that they answer: one turn may hold all of them, or each its own."""
+    """Attach responses to the message with the calls that they answer: one turn may hold all of them, or each its
+    own."""
     calling = next((message for message in reversed(found) if message.get("tool_calls")), None)
     later = found[found.index(calling) + 1 :] if calling else []
     if calling is None or any(message["role"] in ("model", "assistant") for message in later):
@@ -57,7 +58,8 @@ def _answer_calls(found: list[Row], responses: list[Row]) -> None:
 
 
 def _inline(part: Any) -> Row | None:
-    """An image or a sound of Gemini's `inlineData` (base64) or `fileData` (a path here), in transformers' spelling."""
+    """Return an image or a sound of Gemini's `inlineData` (base64) or `fileData` (a path here), in transformers'
+    spelling."""
     if not isinstance(part, dict):
         return None
     data = part.get("inlineData", part.get("inline_data")) or part.get("fileData", part.get("file_data"))
@@ -69,7 +71,8 @@ def _inline(part: Any) -> Row | None:
 
 
 def _parts(turn: Any, kind: str) -> list[Any]:
-    """Parts of one kind. Raises RowError on a part that is none of text, a function call, an image or a sound."""
+    """Return the parts of one kind. Raises RowError on a part that is none of text, a function call, an image or a
+    sound."""
     parts = turn.get("parts") if isinstance(turn, dict) else None
     if not isinstance(parts, list):
         raise RowError("not_a_message", "an item of contents has no parts")

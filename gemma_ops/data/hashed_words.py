@@ -27,12 +27,13 @@ SKETCH = 256
 
 
 def normal(text: str) -> str:
-    """Compatibility form (NFKC), case folded, white space collapsed: texts equal after this are the same text."""
+    """Return a text's compatibility form (NFKC), case folded, white space collapsed: texts equal after this are the
+    same text."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def hash_words(text: str) -> list[str]:
-    """The words of a text, normalised, without punctuation."""
+    """Return the words of a text, normalised, without punctuation."""
     return _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
 
 
@@ -43,7 +44,7 @@ _BEGINNING = re.compile(r"(?:^|[.!?:\n])[\s\"'(\[]*$")
 
 
 def _cased(text: str) -> list[str]:
-    """Words whose case may matter: with a capital inside, or at the front without a sentence beginning there."""
+    """Return words whose case may matter: with a capital inside, or at the front without a sentence beginning there."""
     found = []
     for match in _WORD_AT.finditer(text):
         word = match[0]
@@ -54,8 +55,9 @@ def _cased(text: str) -> list[str]:
 
 
 def distinctive(text: str) -> bytes:
-    """16 bytes over what can turn a text into another one without changing its words: numbers, operators, indentation,
-    superscripts and the like, and the case of words that don't begin a sentence. Order counts, sentence marks don't."""
+    """Return 16 bytes over what can turn a text into another one without changing its words: numbers, operators,
+    indentation, superscripts and the like, and the case of words that don't begin a sentence. Order counts, sentence
+    marks don't."""
     found: list[str] = [*_NUMBER.findall(text), "\0", *_OPERATOR.findall(text), "\0", *_cased(text), "\0"]
     if not text.isascii():
         found += [
@@ -74,12 +76,12 @@ def _word_hash(word: str) -> int:
 
 
 def hashes(text: str) -> Hashes:
-    """64-bit hashes of a text's words, in order."""
+    """Return 64-bit hashes of a text's words, in order."""
     return np.fromiter((_word_hash(word) for word in hash_words(text)), np.uint64)
 
 
 def ngrams(text: Hashes, size: int) -> Hashes:
-    """64-bit hashes of all runs of `size` words, in order; empty when the text is shorter."""
+    """Return 64-bit hashes of all runs of `size` words, in order; empty when the text is shorter."""
     count = len(text) - size + 1
     if count <= 0:
         return np.zeros(0, np.uint64)
@@ -91,17 +93,17 @@ def ngrams(text: Hashes, size: int) -> Hashes:
 
 
 def shingles(text: Hashes, size: int = 5) -> Hashes:
-    """Distinct n-grams, sorted; a text shorter than `size` words is one shingle of its own length."""
+    """Return distinct n-grams, sorted; a text shorter than `size` words is one shingle of its own length."""
     return np.unique(ngrams(text, min(size, len(text)))) if len(text) else np.zeros(0, np.uint64)
 
 
 def sketch(items: Hashes) -> Hashes:
-    """The `SKETCH` smallest of sorted distinct hashes: enough to estimate similarity, in at most 2 KiB."""
+    """Return the `SKETCH` smallest of sorted distinct hashes: enough to estimate similarity, in at most 2 KiB."""
     return items[:SKETCH]
 
 
 def jaccard(first: Hashes, second: Hashes) -> float:
-    """|A∩B| / |A∪B| of two sketched sets; two empty sets are equal.
+    """Return |A∩B| / |A∪B| of two sketched sets; two empty sets are equal.
 
     Exact while the union has at most `SKETCH` elements, else the bottom-k estimate (Broder 1997) with a standard error
     of at most 0.03.
@@ -117,9 +119,10 @@ class Boilerplate:
     """Words that many texts share verbatim: a fixed instruction around a changing question.
 
     A run of 8 words is boilerplate when it occurs in more than 5% of the texts (and in at least 3), likewise the first
-    or last 2 to 7 words when more than 10% of the texts begin or end so (one word: more than half of them). Runs that reach from an instruction into a
-    question ("… question: How do") can be common too; they are told by being less than half as common as the
-    instruction. A whole question is never common in this sense, so taking boilerplate off compares what differs.
+    or last 2 to 7 words when more than 10% of the texts begin or end so (one word: more than half of them). Runs that
+    reach from an instruction into a question ("… question: How do") can be common too; they are told by being less than
+    half as common as the instruction. A whole question is never common in this sense, so taking boilerplate off
+    compares what differs.
     """
 
     SIZE = 8
@@ -137,7 +140,8 @@ class Boilerplate:
             self.edges |= {edge: max(share, self.edges.get(edge, 0.0)) for edge, share in other.edges.items()}
 
     def _edges(self, text: Hashes) -> list[tuple[str, float, int]]:
-        """The first and then the last 1 to 7 words, hashed, each with the share of texts that makes it boilerplate."""
+        """Return the first and then the last 1 to 7 words, hashed, each with the share of texts that makes it
+        boilerplate."""
         size = max(0, min(self.SIZE - 1, len(text) - 1))
         needed = [0.5, *[0.1] * (self.SIZE - 2)][:size]  # half of all questions may well begin with the same word
         start = np.cumsum(text[:size] * _MULTIPLIERS[:size]).tolist()
@@ -146,7 +150,7 @@ class Boilerplate:
         return edges + [("end", share, value) for share, value in zip(needed, end, strict=True)]
 
     def marks(self, text: Hashes) -> np.ndarray[Any, np.dtype[np.bool_]]:
-        """For each word, whether it is part of boilerplate."""
+        """Return for each word whether it is part of boilerplate."""
         marked = np.zeros(len(text), np.bool_)
         if not self.runs and not self.edges:
             return marked
@@ -169,13 +173,14 @@ class Boilerplate:
         return marked
 
     def residue(self, text: Hashes) -> Hashes:
-        """The words that are not boilerplate, in order; the whole text when nothing would be left."""
+        """Return the words that are not boilerplate, in order; the whole text when nothing would be left."""
         left = text[~self.marks(text)]
         return left if len(left) else text
 
 
 def _longest(shares: list[float]) -> tuple[int, float]:
-    """How many words of an edge are boilerplate, and the share of the texts with it; `shares` are for 1, 2, … words."""
+    """Return how many words of an edge are boilerplate, and the share of the texts with it; `shares` are for 1, 2, …
+    words."""
     most = next((share for share in shares if share), 0.0)
     if not most:
         return 0, 0.0

@@ -39,7 +39,7 @@ class Imported:
     reason: str = ""
 
     def rejected(self) -> dict[str, Any]:
-        """The row as it stands in `rejected.jsonl`; the raw text is cut at 500 characters."""
+        """Return the row as it stands in `rejected.jsonl`; the raw text is cut at 500 characters."""
         text = self.raw.excerpt.encode("utf-8", "replace").decode("utf-8")[:500]
         return {"file": self.raw.file, "line": self.raw.line, "code": self.code, "reason": self.reason, "text": text}
 
@@ -47,7 +47,8 @@ class Imported:
 class Importer:
     """Reads a source once. `layout` is known after the first row was asked for.
 
-    `senses` is what the model takes besides text, None to take everything; `out` the folder below which images and sounds are kept.
+    `senses` is what the model takes besides text, None to take everything; `out` the folder below which images and
+    sounds are kept.
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class Importer:
 
     @property
     def _tagged(self) -> bool:
-        """Whether the templates of `columns` say where an image or a sound goes."""
+        """True if the templates of `columns` say where an image or a sound goes."""
         return any(tag in (self.settings.prompt or "") for tag in ("<image>", "<audio>"))
 
     def _layout(self, values: list[dict[str, Any]]) -> str:
@@ -174,29 +175,29 @@ class Importer:
 
 
 def peek(source: Path, settings: DataConfig, limit: int = _PEEK) -> list[dict[str, Any]]:
-    """The first rows of a source, without those that can't be used. Raises like `Importer`."""
+    """Return the first rows of a source, without those that can't be used. Raises like `Importer`."""
     items = itertools.islice(Importer(source, settings), limit)
     return [item.example for item in items if item.example is not None]
 
 
 def kinds(rows: list[dict[str, Any]]) -> Counter[Kind]:
-    """How many rows there are of each kind."""
+    """Return how many rows there are of each kind."""
     return Counter(map(kind, rows))
 
 
 class Teacher(NamedTuple):
-    """The model that wrote a row: empty where it doesn't say; `rehearsal` when an emulator stood in for it."""
+    """The model that wrote a row: empty where the row doesn't say; `rehearsal` when an emulator stood in for it."""
 
     name: str
     family: str
     version: str
     terms: str
-    """Date of the terms it wrote under."""
+    """Date of the terms under which it wrote."""
     rehearsal: bool
 
 
 def teacher_of(row: dict[str, Any]) -> Teacher | None:
-    """Who wrote a row, from its provenance; None for a row that says nothing of a model."""
+    """Return who wrote a row, from its provenance; None for a row that names no model."""
     provenance = row.get("provenance")
     teacher = provenance.get("teacher") if isinstance(provenance, dict) else None
     if not isinstance(teacher, dict):
@@ -211,7 +212,7 @@ def teacher_of(row: dict[str, Any]) -> Teacher | None:
 
 
 def _meta(row: dict[str, Any], key: str) -> Any:
-    """A value of the row, or of its metadata."""
+    """Return a value of the row, or of its metadata."""
     metadata = row.get("metadata")
     return row.get(key, metadata.get(key) if isinstance(metadata, dict) else None)
 
@@ -225,7 +226,8 @@ def _weight(value: Any) -> float | None:
 
 
 def _scan(key: str, value: Any, look: Callable[[str], str]) -> Any:
-    """A message's field with its texts passed through `look`; roles, ids and function names are left as they are."""
+    """Return a message's field with its texts passed through `look`; roles, ids and function names are left as they
+    are."""
     if key == "content" and isinstance(value, list):
         return [{**part, "text": look(part["text"])} if part["type"] == "text" else part for part in value]
     if key in ("content", "reasoning"):

@@ -23,16 +23,16 @@ class TextLine:
     skipped: bool = False
 
     def text(self) -> str:
-        """The line as UTF-8. Raises UnicodeDecodeError."""
+        """Return the line as UTF-8. Raises UnicodeDecodeError."""
         return self.data.decode("utf-8")
 
     def excerpt(self) -> str:
-        """The line's beginning for a report, whatever it holds."""
+        """Return the line's beginning for a report, whatever it holds."""
         return self.data[:_HEAD].decode("utf-8", "replace").replace("\x00", "\\0")
 
 
 def read_lines(file: BinaryIO, cap: int) -> Iterator[TextLine]:
-    """Lines of a binary file from its current position, numbered from 1; none is held above `cap` bytes.
+    """Yield the lines of a binary file from its current position, numbered from 1; none is held above `cap` bytes.
 
     A byte order mark is taken off, `\\r\\n` counts as one line break. Memory stays below `cap` + 2 MiB.
     """

@@ -1,8 +1,8 @@
 """Marks for turns that are not to be learned: every author's spelling of them, honoured or refused, never ignored.
 
-OpenAI marks an assistant message with `"weight": 0`; axolotl's and ms-swift's rows say `"train": false`, `"loss": false` or
-`"trainable": false`; others give a list of masks beside the messages. A turn that is marked stays in the conversation,
-as `"weight": 0`, and carries no loss.
+OpenAI marks an assistant message with `"weight": 0`; axolotl's and ms-swift's rows say `"train": false`, `"loss":
+false` or `"trainable": false`; others give a list of masks beside the messages. A turn that is marked stays in the
+conversation, as `"weight": 0`, and carries no loss.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from gemma_ops.data.rowerror import RowError
 TURN_MARKS = ("weight", "train", "training", "trainable", "learn", "loss", "loss_weight", "train_on_turn")
 """Keys of a turn: true or 1 to learn it, false or 0 not to."""
 REVERSED = ("mask", "masked", "ignore", "ignore_loss")
-"""Keys of a turn that say the opposite."""
+"""Keys of a turn with the reverse meaning: true or 1 not to learn it."""
 UNREADABLE = ("train_detail", "training_detail", "loss_scale", "loss_mask", "mask_spans")
-"""Keys of a turn that mark parts of its text."""
+"""Keys of a turn that mark parts of its text, which can't be honoured."""
 ROW_MASKS = (
     "mask",
     "masks",
@@ -29,16 +29,16 @@ ROW_MASKS = (
     "weights",
     "trainable",
 )
-"""Columns beside the messages with an entry a turn, true or 1 to learn it."""
+"""Columns next to the messages with an entry a turn, true or 1 to learn it."""
 TOKEN_MASKS = (
     "labels_mask", "assistant_mask", "assistant_masks", "completion_mask", "attention_mask", "label_mask", "token_mask",
     "loss_weights",
 )  # fmt: skip
-"""Columns with an entry a token of somebody's tokenizer."""
+"""Columns with an entry for each token of an unknown tokenizer."""
 
 
 def turn_is_learned(turn: dict[str, Any], role: str, where: str) -> bool:
-    """Whether a turn's own marks let it be learned. Raises RowError for a mark that can't be honoured: a weight between
+    """True if a turn's own marks let it be learned. Raises RowError for a mark that can't be honoured: a weight between
     none and all, a mark on a part of the text, a turn of somebody else that is to be learned."""
     for key in UNREADABLE:
         if turn.get(key) not in (None, [], {}, ""):
@@ -67,7 +67,7 @@ def turn_is_learned(turn: dict[str, Any], role: str, where: str) -> bool:
 
 
 def marked_turns(row: dict[str, Any], turns: Any) -> Any:
-    """The turns of a row with the marks that stand in columns beside them put on each. Raises RowError for masks that
+    """Return the turns of a row, each with the mark that a column next to them gives it. Raises RowError for masks that
     can't be honoured: over tokens, or of another length than the turns."""
     for key in TOKEN_MASKS:
         if isinstance(row.get(key), list):

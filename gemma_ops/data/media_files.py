@@ -32,8 +32,8 @@ class MediaShelf:
     """Turns sources into stored parts, each file once.
 
     `root` is the folder that relative paths start from, `senses` what the model takes; `out` the folder below which
-    files are kept (hard links where the disk allows, copies otherwise), None to look only. `whole` decodes images, which
-    finds files that were cut off. `found` tells where the bytes of each stored path lie.
+    files are kept (hard links where the disk allows, copies otherwise), None to look only. `whole` decodes images,
+    which finds files that were cut off. `found` tells where the bytes of each stored path lie.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class MediaShelf:
         self._parts: dict[tuple[str, Path], parts.Part] = {}
 
     def store(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The conversation with every source opened, checked and stored. Raises RowError."""
+        """Return the conversation with every source opened, checked and stored. Raises RowError."""
         return [
             {**message, "content": [self._stored(part) for part in message["content"]]}
             if isinstance(message.get("content"), list)
@@ -172,14 +172,14 @@ def _a(kind: str) -> str:
 
 
 def senses(model: Path) -> Senses:
-    """What the checkpoint in a folder (or artifact) takes besides text."""
+    """Return what the checkpoint in a folder (or artifact) takes besides text."""
     from gemma_ops.data.chat import tokenizer_file
 
     return Senses.read(tokenizer_file(model).parent)
 
 
 def bytes_of(part: Mapping[str, Any], places: Path | Mapping[str, Path | bytes]) -> bytes:
-    """The bytes of a stored part, compared with the digest in its name.
+    """Return the bytes of a stored part, compared with the digest in its name.
 
     `places` is the folder of the rows' file, or where each path lies. Raises DataError when the file is gone or was
     changed since: a link into somebody's folder is only as constant as that folder.
@@ -200,8 +200,8 @@ def bytes_of(part: Mapping[str, Any], places: Path | Mapping[str, Path | bytes])
 
 
 def of_question(messages: Sequence[dict[str, Any]], row: Mapping[str, Any], shelf: MediaShelf) -> list[dict[str, Any]]:
-    """The turns of an evaluation question with stored parts, whatever spelling they came in; `row` may have columns of
-    files. Raises RowError."""
+    """Return the turns of an evaluation question with stored parts, whatever spelling they came in; `row` may have
+    columns of files. Raises RowError."""
     notes: list[str] = []
     turns = [
         {**message, "content": parts.of_content(message["content"], "a message", notes)}

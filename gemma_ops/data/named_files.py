@@ -1,4 +1,4 @@
-"""Which images and sounds the files of a data set name: they decide what is trained on as the rows themselves do.
+"""Images and sounds that the files of a data set name, which decide what is trained on as the rows themselves do.
 
 Asked at the start of every run, so that a changed picture counts as changed data. A file without a word that could
 begin a part or a column of this kind is not parsed.
@@ -19,7 +19,8 @@ _CHUNK = 1 << 24
 
 
 def named(rows: Iterable[Path]) -> tuple[Path, ...]:
-    """The files on this machine that rows of these data files show, sorted. What can't be read is left to `prepare`."""
+    """Return the files on this machine that rows of these data files show, sorted. What can't be read is left to
+    `prepare`."""
     found: set[Path] = set()
     for path in rows:
         if path.suffix.lower() in row_files.SUFFIXES and _may(path):
@@ -29,7 +30,7 @@ def named(rows: Iterable[Path]) -> tuple[Path, ...]:
 
 
 def sources(value: Any, *, outermost: bool = True) -> Iterator[str]:
-    """Paths and addresses of images and sounds anywhere in a row, in any of the spellings that are read."""
+    """Yield paths and addresses of images and sounds anywhere in a row, in any of the spellings that are read."""
     if isinstance(value, list):
         for item in value:
             yield from sources(item, outermost=False)
@@ -52,7 +53,7 @@ def sources(value: Any, *, outermost: bool = True) -> Iterator[str]:
 
 
 def _may(path: Path) -> bool:
-    """Whether a file holds one of the words that such a part or column begins with."""
+    """True if a file holds one of the words that such a part or column begins with."""
     with path.open("rb") as file:
         tail = b""
         while chunk := file.read(_CHUNK):

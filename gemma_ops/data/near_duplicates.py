@@ -1,4 +1,4 @@
-"""Near duplicates: MinHash to find candidates, the similarity itself to decide."""
+"""Near duplicates: MinHash finds candidates, and the similarity itself decides."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ PERMUTATIONS = 128
 
 
 def bands(threshold: float) -> tuple[int, int]:
-    """Bands b and rows r with b·r ≤ 128 that find a pair of exactly this similarity with a probability of 0.95 or more.
+    """Return bands b and rows r with b·r ≤ 128 that find a pair of exactly this similarity with a probability of 0.95
+    or more.
 
     The longest rows are taken, for the fewest candidates; 1 - (1 - s^r)^b is the chance that some band agrees
     (Leskovec, Rajaraman, Ullman, Mining of Massive Datasets, 3.4).
@@ -36,7 +37,7 @@ class Near:
         self._sketches: dict[int, Hashes] = {}
 
     def find(self, items: Hashes) -> list[tuple[float, int]]:
-        """(similarity, number) of the sets at least `threshold` similar to this one, the most similar first."""
+        """Return (similarity, number) of the sets at least `threshold` similar to this one, the most similar first."""
         if len(items) == 0:
             return []
         mine = sketch(items)

@@ -1,4 +1,4 @@
-"""One spelling for every conversation: OpenAI-style messages as the Example contract states them.
+"""Normalisation of every conversation to OpenAI-style messages, as the Example contract states them.
 
 Data sets spell the same things in many ways. What can be repaired without guessing is repaired and noted (string tool
 arguments, other names for roles and reasoning, a thought written inline); what would train something else than its
@@ -40,11 +40,11 @@ def conversation(
     media: Sequence[parts.Part] = (),
     asked: bool = False,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]] | None, list[str]]:
-    """Messages and tools in their one spelling, and the codes of what was repaired.
+    """Return normalised messages and tools, and the codes of what was repaired.
 
     `system` is put first when the row has no system turn; `own` is a system turn that stands beside the row's turns,
-    and comes before that; `media` are images and sounds that stand beside the messages (`parts.media_columns`). `asked` says
-    that it is a question, which nobody has answered yet. Raises RowError.
+    and comes before that; `media` are images and sounds that stand beside the messages (`parts.media_columns`). `asked`
+    says that it is a question, which nobody has answered yet. Raises RowError.
     """
     notes: list[str] = []
     if not isinstance(raw, list) or not raw:
@@ -70,7 +70,7 @@ def conversation(
 
 
 def _drop_filled(messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None, notes: list[str]) -> None:
-    """Leave out null arguments that the called function doesn't declare: a table of all rows once gave every call the
+    """Remove null arguments that the called function doesn't declare: a table of all rows once gave every call the
     arguments of every other."""
     known = {
         tool["function"]["name"]: set((tool["function"].get("parameters") or {}).get("properties") or {})
@@ -184,7 +184,8 @@ def _response(entry: Any, where: str) -> dict[str, Any]:
 
 
 def _content(content: Any, role: str, where: str, notes: list[str]) -> str | list[parts.Part]:
-    """Text, or parts where a user or a tool shows something: the model itself only writes, and so do instructions."""
+    """Return a text, or parts where a user or a tool shows something: the model itself only writes, and so do
+    instructions."""
     if content is None:
         return ""
     if isinstance(content, str):
@@ -201,7 +202,7 @@ def _content(content: Any, role: str, where: str, notes: list[str]) -> str | lis
 
 
 def declared_tools(tools: Any, notes: list[str]) -> list[dict[str, Any]] | None:
-    """The functions of a row in their one spelling, None where there are none. Raises RowError."""
+    """Return the normalised functions of a row, None where there are none. Raises RowError."""
     if isinstance(tools, str):
         try:
             tools = parse_example(tools) if tools.strip() else None
@@ -227,7 +228,8 @@ def declared_tools(tools: Any, notes: list[str]) -> list[dict[str, Any]] | None:
 
 
 def _without_null_schemas(value: Any) -> Any:
-    """A declaration without its null entries, which say nothing in a schema; defaults and constants may be null."""
+    """Return a declaration without its null entries, which say nothing in a schema; defaults and constants may be
+    null."""
     if isinstance(value, dict):
         return {
             key: item if key in ("default", "const", "enum", "examples") else _without_null_schemas(item)
@@ -238,7 +240,7 @@ def _without_null_schemas(value: Any) -> Any:
 
 
 def refuse_control_tokens(content: Any, where: str) -> None:
-    """Raises RowError where a text in the content, a key included, spells a control token, or is no Unicode."""
+    """Raise RowError where a text in the content, a key included, spells a control token, or is no Unicode."""
     for text in texts_in(content):
         try:
             text.encode("utf-8")

@@ -1,9 +1,9 @@
-"""Content in parts: every author's spelling of "an image stands here" in one, without opening a file.
+"""Content in parts: every author's spelling of "an image stands here" normalised, without opening a file.
 
-OpenAI writes `{"type": "image_url", "image_url": {"url": …}}` and `{"type": "input_audio", "input_audio": {"data": …}}`,
-transformers `{"type": "image", "path" | "url" | "image": …}`, TRL a bare `{"type": "image"}` with the files in a column
-`images`, LLaVA and LLaMA-Factory `<image>` in the text with the same column. All become `{"type": "image" | "audio",
-"source": …}`; `media_files.MediaShelf` then opens the sources.
+OpenAI writes `{"type": "image_url", "image_url": {"url": …}}` and `{"type": "input_audio", "input_audio": {"data":
+…}}`, transformers `{"type": "image", "path" | "url" | "image": …}`, TRL a bare `{"type": "image"}` with the files in a
+column `images`, LLaVA and LLaMA-Factory `<image>` in the text with the same column. All become `{"type": "image" |
+"audio", "source": …}`; `media_files.MediaShelf` then opens the sources.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _COLUMNS: dict[str, Kind] = {"images": "image", "image": "image", "audios": "aud
 
 
 def is_text(part: Any) -> bool:
-    """Whether a part of a content is text: a plain string, or an object that says so or says nothing else."""
+    """True if a part of a content is text: a plain string, or an object that says so or says nothing else."""
     return isinstance(part, str) or (
         isinstance(part, dict)
         and isinstance(part.get("text"), str)
@@ -35,7 +35,7 @@ def is_text(part: Any) -> bool:
 
 
 def of_content(content: Sequence[Any], where: str, notes: list[str]) -> str | list[Part]:
-    """A list of parts in one spelling: text where there is nothing else, neighbouring texts joined.
+    """Return a normalised list of parts: text where there is nothing else, neighbouring texts joined.
 
     Raises RowError for a part of another kind.
     """
@@ -59,12 +59,12 @@ def of_content(content: Sequence[Any], where: str, notes: list[str]) -> str | li
 
 
 def is_media(part: Any) -> bool:
-    """Whether an object says that it is an image or a sound."""
+    """True if an object says that it is an image or a sound."""
     return isinstance(part, dict) and str(part.get("type")) in _KINDS
 
 
 def of_part(part: Any, where: str) -> Part:
-    """An image or a sound in one spelling; `source` is None where the part itself names no file. Raises RowError."""
+    """Return a normalised image or sound; `source` is None where the part itself names no file. Raises RowError."""
     name = part.get("type") if isinstance(part, dict) else None
     kind = _KINDS.get(str(name))
     if kind is None:
@@ -84,14 +84,14 @@ def of_part(part: Any, where: str) -> Part:
 
 
 def _is_base64(part: Part, name: str, value: str) -> bool:
-    """Whether the value is bare base64, as in OpenAI's `input_audio`, and no path: those hold a point or a colon."""
+    """True if the value is bare base64, as in OpenAI's `input_audio`, and no path: paths hold a point or a colon."""
     inner = part.get(name)
     inner = inner if isinstance(inner, dict) else part
     return (inner.get("data") == value or inner.get("base64") == value) and not {".", ":"} & set(value[:4096])
 
 
 def media_columns(row: Part) -> list[Part]:
-    """Images and sounds that stand in columns of their own, in the order of the columns."""
+    """Return the images and sounds that stand in columns of their own, in the order of the columns."""
     found = []
     for column, kind in _COLUMNS.items():
         value = row.get(column)
@@ -102,11 +102,11 @@ def media_columns(row: Part) -> list[Part]:
 
 
 def media_place(messages: list[dict[str, Any]], given: list[Part], *, anywhere: bool = True) -> None:
-    """Put the files of a row's columns where the conversation wants them, in place.
+    """Put the files of a row's columns where the conversation refers to them, in place.
 
     Parts without a source are filled in order; else `<image>` and `<audio>` in user turns are replaced in order; else,
-    with `anywhere`, they go before the text of the first user turn, where Gemma expects images. Raises RowError when there
-    are more files than places, or more places than files.
+    with `anywhere`, they go before the text of the first user turn, where Gemma expects images. Raises RowError when
+    there are more files than places, or more places than files.
     """
     open_parts = [part for part in media_of(messages) if part.get("source") is None and "path" not in part]
     if not open_parts and given and not media_of(messages):
@@ -133,7 +133,7 @@ def media_place(messages: list[dict[str, Any]], given: list[Part], *, anywhere: 
 
 
 def _from_tags(messages: list[dict[str, Any]]) -> list[Part]:
-    """Cut user turns at `<image>` and `<audio>`; the parts that stand for them."""
+    """Cut user turns at `<image>` and `<audio>`, and return the parts that stand for them."""
     found: list[Part] = []
     for message in messages:
         if message["role"] != "user" or not isinstance(message["content"], str) or not _TAGS.search(message["content"]):
@@ -149,19 +149,19 @@ def _from_tags(messages: list[dict[str, Any]]) -> list[Part]:
 
 
 def media_of(messages: Sequence[dict[str, Any]]) -> list[Part]:
-    """The image and audio parts of a conversation, in order."""
+    """Return the image and audio parts of a conversation, in order."""
     return [part for message in messages for part in media_in(message.get("content"))]
 
 
 def media_in(content: Any) -> Iterator[Part]:
-    """The image and audio parts of one content."""
+    """Yield the image and audio parts of one content."""
     if isinstance(content, list):
         yield from (part for part in content if part.get("type") != "text")
 
 
 def text_of(content: Any, *, trimmed: bool = False) -> str:
-    """What a content says in words; images and sounds are left out. `trimmed`: without the white space around each part,
-    as templates join them."""
+    """Return what a content says in words; images and sounds are left out. `trimmed`: without the white space around
+    each part, as templates join them."""
     if isinstance(content, list):
         texts = [str(part.get("text") or "") for part in content if isinstance(part, dict)]
         return "".join(text.strip() if trimmed else text for text in texts)
@@ -169,7 +169,7 @@ def text_of(content: Any, *, trimmed: bool = False) -> str:
 
 
 def shown_parts(content: Any) -> str:
-    """A content for a reader: each image and sound by its name, between the words around it."""
+    """Return a content for a reader: each image and sound by its name, between the words around it."""
     if not isinstance(content, list):
         return str(content or "")
     return " ".join(

@@ -1,4 +1,4 @@
-"""Image files: what they are, and their pixels as Gemma 4's processor sees them.
+"""Image files: their facts, and their pixels as Gemma 4's processor sees them.
 
 Pillow is imported when an image is looked at, never before.
 """
@@ -11,21 +11,22 @@ from typing import Any
 from gemma_ops.errors import MachineError
 
 MOST_PIXELS = 100_000_000
-"""A larger image is refused before it is decoded: files of a few kilobytes can claim gigapixels. Nothing is lost: the
-largest budget sees fewer than three million."""
+"""Most pixels of an image; a larger one is refused before it is decoded, since files of a few kilobytes can claim
+gigapixels. Nothing is lost: the largest budget sees fewer than three million."""
 ENDINGS = {"PNG": "png", "JPEG": "jpg", "WEBP": "webp", "BMP": "bmp", "GIF": "gif", "TIFF": "tiff", "MPO": "jpg"}
-"""Formats that are read, and what a file of each is called."""
+"""Image formats that are read, with the file ending of each."""
 _TURNED = 274  # EXIF's orientation; from 5 on the sides change places
 
 
 class UnreadableError(ValueError):
-    """What is wrong with the bytes of a file, in words."""
+    """The bytes of a file can't be used; the text says why."""
 
 
 def picture_facts(data: bytes, *, whole: bool = True) -> tuple[str, int, int]:
-    """File ending, width and height in pixels, turned as its EXIF orientation says.
+    """Return file ending, width and height in pixels, turned as its EXIF orientation says.
 
-    `whole` decodes all of it, which finds a file that was cut off. Raises UnreadableError, and MachineError without Pillow.
+    `whole` decodes all of it, which finds a file that was cut off. Raises UnreadableError, and MachineError without
+    Pillow.
     """
     image = _open(data)
     if image.format not in ENDINGS:
@@ -43,7 +44,7 @@ def picture_facts(data: bytes, *, whole: bool = True) -> tuple[str, int, int]:
 
 
 def picture(data: bytes) -> Any:
-    """The image as RGB `PIL.Image`, upright, transparency over white. Raises as `facts`.
+    """Return the image as RGB `PIL.Image`, upright, transparency over white. Raises as `facts`.
 
     So do transformers (`convert_to_rgb`) and vLLM; dropping the alpha channel would show what the author hid.
     """

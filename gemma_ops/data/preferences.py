@@ -1,7 +1,7 @@
 """Rows whose answers were compared or judged: TRL's and OpenAI's layouts, and what becomes of them.
 
-Whatever the layout, one prompt is left, and an answer that is wanted, one that is not, or both. What both sides share is
-the prompt; where they part must be the model's turn, else they answer different questions.
+Whatever the layout, one prompt is left, and an answer that is wanted, one that is not, or both. What both sides share
+is the prompt; where they part must be the model's turn, else they answer different questions.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from gemma_ops.data.rowerror import RowError
 Row = dict[str, Any]
 Messages = list[dict[str, Any]]
 _TURN = re.compile(r"\n\n(Human|Assistant):")
-"""Turns in the one text of Anthropic's HH-RLHF."""
+"""Pattern of the turns in the one text of Anthropic's HH-RLHF."""
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,11 @@ class Compared:
 
 
 def preference(row: Row) -> Compared:
-    """TRL's `{"prompt", "chosen", "rejected"}`, texts or lists of messages, or whole conversations without a prompt.
+    """Read TRL's `{"prompt", "chosen", "rejected"}`, texts or lists of messages, or whole conversations without a
+    prompt.
 
-    A prompt may also be called `question`, with `system` beside it, and `messages` where this project wrote the row. With
-    one of the two sides the row is a judged answer.
+    A prompt may also be called `question`, with `system` beside it, and `messages` where this project wrote the row.
+    With one of the two sides the row is a judged answer.
     """
     chosen, rejected = (_turns(row.get(side), "assistant") for side in ("chosen", "rejected"))
     whole = any(
@@ -51,7 +52,7 @@ def preference(row: Row) -> Compared:
 
 
 def openai_preference(row: Row) -> Compared:
-    """OpenAI's `{"input": {"messages", "tools"}, "preferred_output": […], "non_preferred_output": […]}`."""
+    """Read OpenAI's `{"input": {"messages", "tools"}, "preferred_output": […], "non_preferred_output": […]}`."""
     given = row.get("input")
     if not isinstance(given, dict):
         raise RowError("no_prompt", "input is not an object with messages")
@@ -62,7 +63,7 @@ def openai_preference(row: Row) -> Compared:
 
 
 def judged_answers(row: Row) -> Compared:
-    """KTO's `{"prompt", "completion", "label"}`; `messages` instead of the first two is read as well."""
+    """Read KTO's `{"prompt", "completion", "label"}`; `messages` instead of the first two is read as well."""
     label = row.get("label")
     if label not in (True, False):  # 1 and 0 count as well
         raise RowError("no_label", f"the label {label!r} is neither true nor false")
@@ -72,7 +73,7 @@ def judged_answers(row: Row) -> Compared:
 
 
 def compared(raw: Compared, *, system: str | None = None, own: str | None = None) -> tuple[Row, list[str]]:
-    """`messages`, `tools`, `chosen` and `rejected` in their one spelling, and the codes of what was repaired; `system` and
+    """Return normalised `messages`, `tools`, `chosen` and `rejected`, and the codes of what was repaired; `system` and
     `own` as in `normal.conversation`.
 
     Raises RowError: what `conversation` raises for either side, different prompts, equal sides.
@@ -122,14 +123,14 @@ def _check(prompt: Messages, answers: dict[str, Messages]) -> None:
 
 
 def _common(first: Messages, second: Messages) -> int:
-    """How many messages two conversations begin with alike."""
+    """Return how many messages two conversations begin with alike."""
     return next(
         (i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second))
     )
 
 
 def _turns(value: Any, role: str) -> Any:
-    """Messages of a text, one message, or a list of them; a text of HH-RLHF becomes its turns."""
+    """Return the messages of a text, of one message, or of a list of them; a text of HH-RLHF becomes its turns."""
     if isinstance(value, str):
         if role == "assistant" and value.startswith("\n\nHuman:"):
             _, *parts = _TURN.split(value)
@@ -147,7 +148,7 @@ def _turns(value: Any, role: str) -> Any:
 
 
 def _same_beginning(prompt: Any, *sides: Any) -> None:
-    """Where a prompt is given beside whole conversations, they must begin with it (system turns aside)."""
+    """Check that whole conversations begin with the prompt that is given as well (system turns aside)."""
     asked = [turn.get("content") for turn in prompt or [] if turn.get("role") != "system"]
     for side in sides:
         begins = [turn.get("content") for turn in side or [] if turn.get("role") != "system"][: len(asked)]

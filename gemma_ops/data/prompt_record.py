@@ -1,4 +1,5 @@
-"""How a model was asked when it learned, recorded beside its weights: whoever evaluates or serves it asks the same way.
+"""The mode and chat template that a model was trained with, recorded next to its weights so that evaluation and serving
+ask the same way.
 
 `prompting.json` lies in the adapter's folder, in the merged model's and beside each GGUF file.
 """
@@ -26,27 +27,27 @@ class Prompting:
     template: str
     """SHA-256 of the template's text, in hex."""
     template_name: str
-    """What the template is known as; "unknown" for one that gemma-ops doesn't know."""
+    """Name of the template; "unknown" for one that gemma-ops doesn't know."""
 
     @classmethod
     def of(cls, thinking: Thinking, template: str) -> Prompting:
-        """What is recorded of a training in this mode, with the text of its template."""
+        """Return the record of a training in this mode, with the text of its template."""
         digest = hashlib.sha256(template.encode()).hexdigest()
         return cls(thinking, digest, template_name(template) or "unknown")
 
     @property
     def asks_to_think(self) -> bool:
-        """Whether questions are asked with thinking on. One trained in both modes (`mixed`) is asked without."""
+        """True if questions are asked with thinking on. One trained in both modes (`mixed`) is asked without."""
         return self.thinking == "on"
 
 
 def write_prompting(folder: Path, prompting: Prompting) -> None:
-    """Record it in a model's folder."""
+    """Write the record into a model's folder."""
     write_json(folder / FILE, asdict(prompting), indent=1)
 
 
 def read_prompting(folder: Path | None) -> Prompting | None:
-    """What is recorded in a model's folder, or in the one below it that holds the weights; None where nothing is.
+    """Read the record in a model's folder, or in the one below it that holds the weights; None where there is none.
 
     Raises ModelError for a file that says something else.
     """

@@ -58,7 +58,7 @@ PROBES: dict[str, tuple[list[Message], list[Tool] | None]] = {
 
 
 def checkpoint_template(folder: Path) -> str | None:
-    """The chat template a checkpoint brings (`chat_template.jinja`, else `tokenizer_config.json`), or None."""
+    """Return the chat template a checkpoint brings (`chat_template.jinja`, else `tokenizer_config.json`), or None."""
     home = chat.tokenizer_file(folder).parent
     if (home / "chat_template.jinja").is_file():
         return (home / "chat_template.jinja").read_text(encoding="utf-8")
@@ -70,7 +70,8 @@ def checkpoint_template(folder: Path) -> str | None:
 
 
 def template_of(folder: Path) -> str:
-    """The template that prompts of a checkpoint are rendered with: its own, or ours for its size where it brings none.
+    """Return the chat template that prompts of a checkpoint are rendered with: its own, or ours for its size where it
+    brings none.
 
     Base checkpoints (those that are not `-it`) bring none; what is made of them ships this one.
     """
@@ -83,7 +84,7 @@ def template_of(folder: Path) -> str:
 
 
 def template_name(template: str) -> str | None:
-    """What a template is known as, or None for one that we don't know."""
+    """Return the name of a template, or None for one that we don't know."""
     text = template.strip()
     if text in (inference_template().strip(), inference_template(empty_thought=True).strip()):
         return OURS
@@ -91,7 +92,8 @@ def template_name(template: str) -> str | None:
 
 
 def template_differences(template: str) -> list[str]:
-    """How prompts of a template differ from ours over the probes: a sentence each, both ways of thinking; none where equal.
+    """Return how prompts of a template differ from ours over the probes: a sentence each, both ways of thinking; none
+    where equal.
 
     A template that closes its prompt with an empty thought is compared with ours of the larger sizes.
     """
@@ -113,7 +115,8 @@ def template_differences(template: str) -> list[str]:
 
 
 def template_told(template: str) -> list[str]:
-    """What a person is told of a template: nothing of one that is known, of another how its prompts differ from ours."""
+    """Return what a person is told of a template: nothing of a known one, of another how its prompts differ from
+    ours."""
     if template_name(template):
         return []
     found = template_differences(template)

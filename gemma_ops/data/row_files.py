@@ -45,7 +45,7 @@ class RawRow:
     code: str = ""
     reason: str = ""
     notes: tuple[str, ...] = ()
-    """Codes of what was undone while it was read."""
+    """Codes of repairs made while it was read."""
 
     @property
     def source(self) -> str:
@@ -53,7 +53,8 @@ class RawRow:
 
 
 def source_files(source: Path) -> list[Path]:
-    """The files a source stands for: itself, or a folder's supported files by name, but for those `left_out`.
+    """Return the files that a source stands for: itself, or a folder's supported files by name, except those
+    `left_out`.
 
     Raises DataError when nothing readable is there.
     """
@@ -70,8 +71,8 @@ def source_files(source: Path) -> list[Path]:
 
 
 def left_out(source: Path) -> list[Path]:
-    """The files of a folder that are not read: those whose names say that they are for testing or validation, and beside
-    files that are named for training all others."""
+    """Return the files of a folder that are not read: those whose names say that they are for testing or validation,
+    and next to files that are named for training all others."""
     return _sorted_out(source)[1] if source.is_dir() and not is_datasets_folder(source) else []
 
 
@@ -87,17 +88,17 @@ def _sorted_out(folder: Path) -> tuple[list[Path], list[Path]]:
 
 
 def _words_of(path: Path) -> set[str]:
-    """The words of a file's name, in small letters: `Tickets_testSet2` has `tickets`, `test` and `set`."""
+    """Return the words of a file's name, in small letters: `Tickets_testSet2` has `tickets`, `test` and `set`."""
     return {word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", path.stem)}
 
 
 def is_datasets_folder(source: Path) -> bool:
-    """Whether `datasets.save_to_disk` wrote this folder."""
+    """True if `datasets.save_to_disk` wrote this folder."""
     return any((source / name).is_file() for name in ("dataset_dict.json", "dataset_info.json"))
 
 
 def read_rows(source: Path | None, settings: DataConfig) -> Iterator[RawRow]:
-    """Every row of the source: `source`, else the Hub set `settings.hub`. Raises DataError or ServiceError."""
+    """Yield every row of the source: `source`, else the Hub set `settings.hub`. Raises DataError or ServiceError."""
     if source is not None and is_datasets_folder(source):
         yield from _arrow(source.name, folder_rows(source, settings.split))
     elif source is not None:
@@ -110,7 +111,7 @@ def read_rows(source: Path | None, settings: DataConfig) -> Iterator[RawRow]:
 
 
 def read_file(path: Path, cap: int = 1 << 24, encoding: str = "auto") -> Iterator[RawRow]:
-    """Rows of one file, by its suffix; `cap` is the longest line in bytes. Raises DataError."""
+    """Yield the rows of one file, by its suffix; `cap` is the longest line in bytes. Raises DataError."""
     suffix = path.suffix.lower()
     if suffix == ".parquet":
         yield from _arrow(path.name, parquet_rows(path))
@@ -133,7 +134,7 @@ def _arrow(name: str, rows: Iterator[Numbered]) -> Iterator[RawRow]:
 
 
 def _document(path: Path, file: BinaryIO, cap: int) -> RawRow:
-    """A text file as one row, for `train.method: pretrain`."""
+    """Return a text file as one row, for `train.method: pretrain`."""
     size = path.stat().st_size
     if size > cap:
         reason = f"the file is {size / 1e6:.1f} MB long, above data.max_line_mb ({cap / 1e6:g})"
@@ -187,7 +188,8 @@ def _brief(value: Any) -> str:
 
 
 def _is_json_lines(path: Path, cap: int, encoding: str) -> bool:
-    """Whether a .json file is JSON Lines under another name: its first line alone is an object, and it isn't the last."""
+    """True if a .json file is JSON Lines under another name: its first line alone is an object, and it isn't the
+    last."""
     with open_as_utf8(path, encoding) as file:
         lines = (line for line in read_lines(file, cap) if line.skipped or line.data.strip())
         first, second = next(lines, None), next(lines, None)
@@ -200,7 +202,7 @@ def _is_json_lines(path: Path, cap: int, encoding: str) -> bool:
 
 
 def _json(path: Path, raw: BinaryIO, cap: int) -> Iterator[RawRow]:
-    """A JSON array of rows, element by element; or an object that holds one array, or is one row."""
+    """Yield the rows of a JSON array, element by element; or of an object that holds one array, or is one row."""
     decoder = json.JSONDecoder(parse_constant=_refuse_constant)
     number, buffer = 1, ""
     with io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as file:

@@ -1,8 +1,8 @@
 """Layouts of a row: OpenAI messages, ShareGPT, Alpaca, prompt/completion, Gemini tuning, or columns filled into a text.
 
 Each function takes one raw row and returns `(messages, tools)` as its author wrote them; `normal.conversation` then
-brings them into one spelling. Rows with answers that were compared or judged are read by `preferences.py`. `detect` looks
-at the keys of the first rows, never at the file's name.
+brings them into one spelling. Rows with answers that were compared or judged are read by `preferences.py`. `detect`
+looks at the keys of the first rows, never at the file's name.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _SYSTEM = ("system", "system_prompt", "system_message", "system_instruction")
 
 
 def detect(rows: Sequence[Row]) -> str:
-    """The format most of the given rows have. Raises DataError naming the keys found and what to set."""
+    """Return the format that most of the given rows have. Raises DataError naming the keys found and what to set."""
     votes = [layout for row in rows if (layout := _layout(row))]
     if votes:
         return max(sorted(set(votes)), key=votes.count)
@@ -68,7 +68,8 @@ def _layout(row: Row) -> str | None:
 
 
 def reader(layout: str, settings: DataConfig) -> Callable[[Row], Any]:
-    """The function that reads rows of a layout: into `Raw`, `Compared` where answers were compared or judged, or a text.
+    """Return the function that reads rows of a layout: into `Raw`, `Compared` where answers were compared or judged, or
+    a text.
 
     Raises DataError when `columns` has no templates.
     """
@@ -90,7 +91,7 @@ def reader(layout: str, settings: DataConfig) -> Callable[[Row], Any]:
 
 
 def messages(row: Row) -> Raw:
-    """OpenAI's `{"messages": [{"role", "content", …}], "tools": […]}`; `conversations` is read as well."""
+    """Read OpenAI's `{"messages": [{"role", "content", …}], "tools": […]}`; `conversations` is read as well."""
     found = next((row[key] for key in ("messages", "conversations", "conversation") if key in row), None)
     if isinstance(found, str):
         found = _json(found, "messages")
@@ -98,7 +99,8 @@ def messages(row: Row) -> Raw:
 
 
 def sharegpt(row: Row) -> Raw:
-    """ShareGPT's `{"conversations": [{"from", "value"}], "system", "tools"}`, with its function calls as JSON text."""
+    """Read ShareGPT's `{"conversations": [{"from", "value"}], "system", "tools"}`, with its function calls as JSON
+    text."""
     turns = row.get("conversations", row.get("conversation"))
     if not isinstance(turns, list):
         raise RowError("no_messages", "the row has no conversations")
@@ -117,7 +119,8 @@ def sharegpt(row: Row) -> Raw:
 
 
 def alpaca(row: Row) -> Raw:
-    """Alpaca's `{"instruction", "input", "output", "system", "history"}`; the input follows after an empty line."""
+    """Read Alpaca's `{"instruction", "input", "output", "system", "history"}`; the input follows after an empty
+    line."""
     question = _field(row, "instruction")
     if row.get("input"):
         question = f"{question}\n\n{_field(row, 'input')}"
@@ -131,7 +134,7 @@ def alpaca(row: Row) -> Raw:
 
 
 def prompt_completion(row: Row) -> Raw:
-    """`{"prompt", "completion"}`, each a text or a list of messages (TRL's conversational form)."""
+    """Read `{"prompt", "completion"}`, each a text or a list of messages (TRL's conversational form)."""
     answer = row.get("completion", row.get("response"))
     found: list[Any] = []
     for role, value in (("user", row.get("prompt")), ("assistant", answer)):
@@ -143,7 +146,8 @@ def prompt_completion(row: Row) -> Raw:
 
 
 def table_columns(row: Row, prompt: str, completion: str) -> Raw:
-    """A user and an assistant turn from templates with `{column}` placeholders; `{{` and `}}` are literal braces."""
+    """Make a user and an assistant turn from templates with `{column}` placeholders; `{{` and `}}` are literal
+    braces."""
     found = [
         {"role": "user", "content": fill_template(prompt, row)},
         {"role": "assistant", "content": fill_template(completion, row)},
@@ -158,7 +162,7 @@ def _compiled(names: tuple[str, ...]) -> re.Pattern[str]:
 
 
 def fill_template(template: str, row: Row) -> str:
-    """A template with `{column}` replaced by the row's text, numbers as written in JSON.
+    """Return a template with `{column}` replaced by the row's text, numbers as written in JSON.
 
     Braces that don't hold a column's name stay as they are, so JSON can stand in a template. Raises RowError when the
     row has no such column, or its cell is null or not text.
@@ -182,12 +186,12 @@ def fill_template(template: str, row: Row) -> str:
 
 @lru_cache(maxsize=64)
 def placeholders(template: str) -> tuple[str, ...]:
-    """The column names a template asks for."""
+    """Return the column names that a template asks for."""
     return tuple(_PLACEHOLDER.findall(template.replace("{{", "").replace("}}", "")))
 
 
 def check_columns(settings: DataConfig, rows: Sequence[Row]) -> None:
-    """Raises DataError when a template asks for a column that none of the first rows has."""
+    """Raise DataError when a template asks for a column that none of the first rows has."""
     names = list(dict.fromkeys(str(key) for row in rows for key in row))
     for name in placeholders(settings.prompt or "") + placeholders(settings.completion or ""):
         if rows and name not in names:
@@ -200,7 +204,7 @@ def check_columns(settings: DataConfig, rows: Sequence[Row]) -> None:
 
 
 def system_column(row: Row) -> str | None:
-    """The instructions that stand in a column beside a row's turns. Raises RowError for one that is no text."""
+    """Return the instructions that stand in a column next to a row's turns. Raises RowError for one that is no text."""
     for key in _SYSTEM:
         if row.get(key) not in (None, ""):
             return _field(row, key)

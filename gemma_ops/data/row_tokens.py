@@ -18,7 +18,7 @@ from gemma_ops.errors import DataError
 from gemma_ops.family.media import Senses
 
 NO_LOSS = -100
-"""Label of a token without loss: what torch's cross-entropy ignores."""
+"""Label of a token without loss, which torch's cross-entropy ignores."""
 
 
 @dataclass(frozen=True)
@@ -26,20 +26,21 @@ class Manner:
     """How conversations become tokens with loss."""
 
     template: str | None = None
-    """The template that prompts are rendered with (`published.template_of`); None is ours."""
+    """Chat template that prompts are rendered with (`published.template_of`); None is ours."""
     empty_thought: bool = False
-    """Without a `template`: ours of the sizes whose prompts end in an empty thought while thinking is off."""
+    """Whether our template, used without a `template`, is the one of the sizes whose prompts end in an empty thought
+    while thinking is off."""
     thinking: Thinking = "off"
-    """`train.thinking`."""
+    """Mode of thinking, as `train.thinking` says it."""
     loss_on: Literal["all", "last"] = "all"
-    """`train.loss_on`."""
+    """Turns that carry loss, as `train.loss_on` says them."""
     texts: bool = False
-    """Rows are raw texts, each token with loss (`train.method: pretrain`)."""
+    """Whether rows are raw texts, each token with loss (`train.method: pretrain`)."""
     senses: Senses | None = None
-    """What the checkpoint takes besides text (`media_files.senses`), for conversations that show something."""
+    """Media that the checkpoint takes besides text (`media_files.senses`), for conversations that show something."""
 
     def of(self, messages: Sequence[chat.Message]) -> dict[str, Any]:
-        """Arguments of `chat.prompt` and `chat.examples` for one conversation.
+        """Return the arguments of `chat.prompt` and `chat.examples` for one conversation.
 
         `mixed` asks for thoughts in conversations that hold one, and not in the others: a model tuned on both kinds of
         rows keeps both ways of answering.
@@ -52,7 +53,7 @@ class Manner:
 
 
 def encode_row(row: dict[str, Any], tokenizer: Tokenizer, manner: Manner) -> list[Encoded]:
-    """A row's conversation as the examples that training reads, none of them cut. Raises DataError like
+    """Return a row's conversation as the examples that training reads, none of them cut. Raises DataError like
     `chat.examples`."""
     last = manner.loss_on == "last"
     return chat.examples(tokenizer, row["messages"], row.get("tools"), last_only=last, **manner.of(row["messages"]))
@@ -61,14 +62,14 @@ def encode_row(row: dict[str, Any], tokenizer: Tokenizer, manner: Manner) -> lis
 def encode_rows(
     path: Path, tokenizer: Tokenizer, manner: Manner, *, max_length: int | None
 ) -> Iterator[dict[str, Any]]:
-    """Rows of a file of examples as `{"id", "input_ids", "labels", "truncated", "weight", "media"}`, in order, one at a
-    time.
+    """Yield the rows of a file of examples as `{"id", "input_ids", "labels", "truncated", "weight", "media"}`, in
+    order, one at a time.
 
-    `labels` repeats `input_ids` where there is loss and is -100 elsewhere. A conversation whose answers are asked for with
-    prompts that no one example holds becomes several, all with the row's id and weight; a raw text becomes as many as it
-    needs. An example longer than `max_length` tokens is cut at its end, which may leave it without any loss. `media` are
-    the images and sounds that are left, each its stored part with the `start` and `end` of its tokens. Raises DataError
-    naming file and line of a row that can't be rendered, or whose answers were compared or judged.
+    `labels` repeats `input_ids` where there is loss and is -100 elsewhere. A conversation whose answers are asked for
+    with prompts that no one example holds becomes several, all with the row's id and weight; a raw text becomes as many
+    as it needs. An example longer than `max_length` tokens is cut at its end, which may leave it without any loss.
+    `media` are the images and sounds that are left, each its stored part with the `start` and `end` of its tokens.
+    Raises DataError naming file and line of a row that can't be rendered, or whose answers were compared or judged.
     """
     for number, row in enumerate(example.read_rows(path), 1):
         example.check_kind(row, "pretrain" if manner.texts else None, f"{path}:{number}")
@@ -104,8 +105,8 @@ def _pieces(row: dict[str, Any], tokenizer: Tokenizer, max_length: int | None) -
 
 
 def loss_flags(tokenizer: Tokenizer, row: dict[str, Any], manner: Manner) -> list[list[bool]]:
-    """Which tokens carry loss, for each example that training makes of a row: of compared answers the wanted one comes
-    first."""
+    """Return which tokens carry loss, for each example that training makes of a row: of compared answers the wanted one
+    comes first."""
     kind = example.kind(row)
     if kind == "text":
         return [documents.encode_document(tokenizer, row["text"]).loss]
@@ -117,7 +118,8 @@ def loss_flags(tokenizer: Tokenizer, row: dict[str, Any], manner: Manner) -> lis
 
 
 def examples_by_mode(tokenizer: Tokenizer, row: dict[str, Any], manner: Manner, off: int) -> dict[str, int]:
-    """How many examples training makes of a row, by `train.thinking`; `off` is what `manner`, which doesn't think, makes."""
+    """Return how many examples training makes of a row, by `train.thinking`; `off` is what `manner`, which doesn't
+    think, makes."""
     answers = sum(message["role"] == "assistant" for message in row["messages"])
     if example.kind(row) != "conversation" or answers < 2:
         return dict.fromkeys(("off", "on", "mixed"), off)
@@ -146,7 +148,7 @@ class Lengths:
             counts[value] = counts.get(value, 0) + 1
 
     def table(self) -> dict[str, Any]:
-        """Percentiles (nearest rank) and totals; `longer_than` counts rows above each limit, in tokens."""
+        """Return percentiles (nearest rank) and totals; `longer_than` counts rows above each limit, in tokens."""
         return {
             "count": sum(self.total.values()),
             "tokens": sum(length * count for length, count in self.total.items()),

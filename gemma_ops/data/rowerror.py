@@ -1,4 +1,4 @@
-"""Why one row can't be used."""
+"""The error of one row that can't be used."""
 
 from __future__ import annotations
 

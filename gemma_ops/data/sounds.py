@@ -1,7 +1,7 @@
-"""Sound files: what they are, and their samples as Gemma 4 hears them (16 kHz, one channel).
+"""Sound files: their facts, and their samples as Gemma 4 hears them (16 kHz, one channel).
 
-WAV is read here, without any package; FLAC, OGG and MP3 need `soundfile`, which is imported when one is met. Other rates
-are converted by a windowed sinc, phase by phase: the same bytes give the same samples on every machine.
+WAV is read here, without any package; FLAC, OGG and MP3 need `soundfile`, which is imported when one is met. Other
+rates are converted by a windowed sinc, phase by phase: the same bytes give the same samples on every machine.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class _Wav:
 
 
 def sound_facts(data: bytes) -> tuple[str, int]:
-    """File ending, and how many samples at 16 kHz the sound has.
+    """Return the file ending, and how many samples at 16 kHz the sound has.
 
     Raises UnreadableError, and MachineError for a type that needs `soundfile` where that is not installed.
     """
@@ -51,7 +51,7 @@ def sound_facts(data: bytes) -> tuple[str, int]:
 
 
 def sound(data: bytes) -> Samples:
-    """The samples, float32 in [-1, 1], shape (samples,), channels averaged, at 16 kHz. Raises as `facts`."""
+    """Return the samples, float32 in [-1, 1], shape (samples,), channels averaged, at 16 kHz. Raises as `facts`."""
     if data[:4] == b"RIFF":
         wav = _wav(data)
         found, rate = _frames(data, wav), wav.rate
@@ -62,12 +62,13 @@ def sound(data: bytes) -> Samples:
 
 
 def converted(frames: int, rate: int) -> int:
-    """How many samples at 16 kHz so many at another rate become."""
+    """Return how many samples at 16 kHz so many at another rate become."""
     return math.ceil(frames * RATE / rate)
 
 
 def resample_sound(samples: npt.NDArray[Any], rate: int) -> Samples:
-    """One channel at 16 kHz: a Kaiser-windowed sinc below the lower Nyquist frequency, exact for constants.
+    """Resample one channel to 16 kHz with a Kaiser-windowed sinc below the lower Nyquist frequency, exact for
+    constants.
 
     Each of the up to 16,000 / gcd phases of the ratio is one filter, applied to strided windows of the input.
     """
@@ -116,7 +117,7 @@ def _soundfile(data: bytes, ending: str) -> Any:
 
 
 def _wav(data: bytes) -> _Wav:
-    """The header of a WAV file: chunks of a name, a length and so many bytes (padded to even)."""
+    """Read the header of a WAV file: chunks of a name, a length and so many bytes (padded to even)."""
     if data[8:12] != b"WAVE":
         raise UnreadableError("it is a RIFF file, but not WAVE")
     place, form = 12, None
@@ -147,7 +148,7 @@ def _checked(code: int, channels: int, rate: int, bits: int, start: int, size: i
 
 
 def _frames(data: bytes, wav: _Wav) -> npt.NDArray[np.float64]:
-    """Samples in [-1, 1], shape (frames, channels)."""
+    """Return samples in [-1, 1], shape (frames, channels)."""
     count = wav.frames * wav.channels
     raw = memoryview(data)[wav.start : wav.start + count * wav.bits // 8]
     if wav.form == _FLOAT:

@@ -1,4 +1,4 @@
-"""CSV and TSV, row by row, with the faults such files really have named by line.
+"""CSV and TSV, row by row, with the faults that such files really have reported by line.
 
 The csv module would read the rest of a file into one cell after a quote that is never closed; here a record above the
 cap is given up and reading goes on after its first line.
@@ -20,11 +20,11 @@ Record = tuple[int, dict[str, Any] | None, str, str, str]
 
 
 class _TooLongError(Exception):
-    """A record went on past the cap."""
+    """A record is longer than the cap."""
 
 
 class _Feed:
-    """Gives a csv.reader decoded lines and remembers those of the record being read."""
+    """Feeder of decoded lines to a csv.reader, which remembers those of the record being read."""
 
     def __init__(self, lines: Iterator[TextLine], cap: int) -> None:
         self.lines = lines
@@ -54,8 +54,8 @@ class _Feed:
 
 
 def read_csv(path: Path, file: BinaryIO, cap: int, delimiter: str) -> Iterator[Record]:
-    """Records of a table with a header, as mappings of text, each with the line it starts on; `file` gives its bytes as
-    UTF-8.
+    """Yield the records of a table with a header, as mappings of text, each with the line it starts on; `file` gives
+    its bytes as UTF-8.
 
     A `.csv` whose header has semicolons and no commas is read with semicolons. Raises DataError on a missing header or
     one with empty or doubled names.
@@ -109,7 +109,8 @@ def _header(path: Path, feed: _Feed, delimiter: str) -> tuple[list[str], str]:
 
 
 def _give_up(feed: _Feed, error: Exception) -> Record:
-    """Report the record and put its lines after the first back, so that a stray quote costs one row and not the file."""
+    """Report the record and put its lines after the first back, so that a stray quote costs one row and not the
+    file."""
     first, rest = feed.record[0], feed.record[1:]
     feed.again.extendleft(reversed(rest))
     if first.skipped or isinstance(error, _TooLongError):

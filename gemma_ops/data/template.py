@@ -1,8 +1,8 @@
 """Chat templates: rendering one, and the one that gemma-ops brings.
 
-`gemma4_training.jinja` renders byte for byte what Google's template of 2026-07-09 renders and marks what the model itself
-emits: answers with their closing `<turn|>`, thoughts, tool calls, and the `<|tool_response>` that hands over after them.
-Neither transformers nor torch is needed here.
+`gemma4_training.jinja` renders byte for byte what Google's template of 2026-07-09 renders and marks what the model
+itself emits: answers with their closing `<turn|>`, thoughts, tool calls, and the `<|tool_response>` that hands over
+after them. Neither transformers nor torch is needed here.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def _refuse(message: str) -> None:
 
 @lru_cache(maxsize=8)
 def compiled(source: str) -> jinja2.Template:
-    """A chat template, compiled in a sandbox with what such templates expect (`raise_exception`, `tojson`).
+    """Compile a chat template in a sandbox with what such templates expect (`raise_exception`, `tojson`).
 
     The clock (`strftime_now`) is left out on purpose: a rendering must not depend on the day.
     """
@@ -79,13 +79,13 @@ def compiled(source: str) -> jinja2.Template:
 
 @lru_cache(maxsize=1)
 def training_template() -> str:
-    """Our template with its generation markers."""
+    """Return our chat template with its generation markers."""
     return TEMPLATE.read_text(encoding="utf-8")
 
 
 @lru_cache(maxsize=2)
 def inference_template(*, empty_thought: bool = False) -> str:
-    """The same template without markers: what a checkpoint ships as `chat_template.jinja`.
+    """Return our chat template without markers: what a checkpoint ships as `chat_template.jinja`.
 
     `empty_thought`: of a size whose prompts end in an empty thought while thinking is off.
     """
@@ -96,7 +96,7 @@ def inference_template(*, empty_thought: bool = False) -> str:
 def render_template(
     source: str, messages: Sequence[Message], tools: Sequence[Tool] | None = None, **variables: Any
 ) -> Rendered:
-    """Render with any chat template. Raises DataError when the template refuses the conversation."""
+    """Render a conversation with any chat template. Raises DataError when the template refuses the conversation."""
     parts: list[str] = []
     spans: list[tuple[int, int]] = []
     position = 0

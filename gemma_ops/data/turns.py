@@ -55,7 +55,8 @@ def match_responses(messages: list[dict[str, Any]], notes: list[str]) -> None:
 
 
 def _claim(waiting: list[tuple[str, dict[str, Any]]], message: dict[str, Any]) -> tuple[str, dict[str, Any]] | None:
-    """The waiting call a tool turn answers: the one with its id; else, where either has none, by name or by order."""
+    """Return the waiting call that a tool turn answers: the one with its id; else, where either has none, by name or by
+    order."""
     wanted, name = message.get("tool_call_id"), message.get("name")
     same = [entry for entry in waiting if wanted and entry[0] == wanted]
     free = [entry for entry in waiting if not wanted or not entry[0]]

@@ -1,4 +1,4 @@
-"""Embeddings: vectors of unit length made of hashed words, so that texts that share words lie near each other."""
+"""Embeddings: unit vectors made of hashed words, so that texts that share words lie near each other."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from gemma_ops.wire.gemini_wire import Refusal, texts_of
 
 
 def embed_text(call: EmulatedCall, card: Card) -> tuple[Reaction, int]:
-    """`embedContent`: the reply and its tokens."""
+    """Answer `embedContent`: the reply and its tokens."""
     vector, tokens = _embed(call.body, card)
     return Reaction(200, {"embedding": {"values": vector}, "usageMetadata": {"promptTokenCount": tokens}}), tokens
 
 
 def many(call: EmulatedCall, card: Card) -> tuple[Reaction, int]:
-    """`batchEmbedContents`: one vector per request."""
+    """Answer `batchEmbedContents`: one vector per request."""
     requests = call.body.get("requests") or []
     if not requests:
         raise Refusal(400, "* BatchEmbedContentsRequest.requests: at least one request is required")

@@ -25,21 +25,21 @@ _PENDING, _RUNNING, _SUCCEEDED = "BATCH_STATE_PENDING", "BATCH_STATE_RUNNING", "
 _OPEN = frozenset({_PENDING, _RUNNING})
 
 Item = dict[str, Any]
-"""{"key": …, "request": …, "metadata": …}"""
+"""Item of a batch: {"key": …, "request": …, "metadata": …}"""
 Answered = dict[str, Any]
-"""{"response": …} or {"error": …}; empty for a result that is missing."""
+"""Result of an item: {"response": …} or {"error": …}; empty for a result that is missing."""
 
 
 @dataclass
 class Pace:
-    """How fast jobs go. May be changed while they run."""
+    """The pace of batch jobs. May be changed while they run."""
 
     polls: int = 1
     """Polls that still find the job running."""
     seconds: float = 0.0
     """Shortest time from creation to the end."""
     hold: bool = False
-    """Nothing moves while this is set."""
+    """Whether all jobs stand still."""
 
 
 @dataclass
@@ -52,7 +52,7 @@ class EmulatedJob:
     items: list[Item]
     inline: bool
     fate: str
-    """A fault of jobs that was ordered for it, or empty."""
+    """Fault of jobs that was ordered for it, or empty."""
     created: float
     state: str = _PENDING
     polls: int = 0
@@ -63,7 +63,7 @@ class EmulatedJob:
 
 
 class EmulatedBatches:
-    """All jobs. `answer(model, item)` answers one item."""
+    """All batch jobs. `answer(model, item)` answers one item."""
 
     def __init__(
         self, files: Files, new_id: Callable[[], str], answer: Callable[[str, Item], Answered], pace: Pace
@@ -123,7 +123,7 @@ class EmulatedBatches:
         return job
 
     def _move(self, job: EmulatedJob) -> None:
-        """One step on, if it is time."""
+        """Move a job one step on, if it is time."""
         job.late = False
         if job.state not in _OPEN or self._pace.hold:
             return
@@ -162,7 +162,7 @@ class EmulatedBatches:
         return {"responsesFile": self._files.write(("\n".join(lines) + "\n").encode(), "application/json")}
 
     def _shown(self, job: EmulatedJob) -> dict[str, Any]:
-        """The job as an operation."""
+        """Return the job as an operation."""
         stats = {"requestCount": len(job.items)} | (job.counts or {"pendingRequestCount": len(job.items)})
         about = job.about | {
             "state": job.state,
@@ -186,7 +186,7 @@ class EmulatedBatches:
 
 
 def _lines(data: bytes) -> list[Item]:
-    """Items of an uploaded file: one JSON object per line with `key` and `request`."""
+    """Return the items of an uploaded file: one JSON object per line with `key` and `request`."""
     items = []
     for number, line in enumerate(data.decode("utf-8", "replace").splitlines(), 1):
         if not line.strip():

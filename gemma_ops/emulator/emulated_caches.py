@@ -66,7 +66,7 @@ class Caches:
         return Reaction(200, files_page(call, "cachedContents", found, 50))
 
     def patch(self, call: EmulatedCall) -> Reaction:
-        """Move the end of its life; nothing else of a cache can be changed."""
+        """Move the end of a cache's life; nothing else of a cache can be changed."""
         name = f"cachedContents/{call.name}"
         about = self._alive(name)
         now = time.time()
@@ -83,7 +83,7 @@ class Caches:
         return Reaction(200, {})
 
     def use(self, name: str, model: str) -> dict[str, Any]:
-        """The cache that a request names; it must belong to the same model."""
+        """Return the cache that a request names; it must belong to the same model."""
         about = self._alive(name if "/" in name else f"cachedContents/{name}")
         if about["model"] != f"models/{model}":
             raise Refusal(
@@ -101,7 +101,8 @@ class Caches:
 
 
 def _end(body: dict[str, Any], now: float) -> float:
-    """When it expires, in seconds since 1970: `ttl` such as `300s`, or `expireTime`, or an hour from now."""
+    """Return when a cache expires, in seconds since 1970: `ttl` such as `300s`, or `expireTime`, or an hour from
+    now."""
     if body.get("ttl"):
         found = re.fullmatch(r"(\d+(?:\.\d+)?)s", str(body["ttl"]))
         if not found:

@@ -18,7 +18,7 @@ _KEPT = 48 * 3600
 
 
 def stamp(seconds: float) -> str:
-    """A time as the service writes it: RFC 3339, UTC."""
+    """Return a time as the service writes it: RFC 3339, UTC."""
     whole = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
     return f"{whole}.{int(seconds % 1 * 1e6):06d}Z"
 
@@ -69,7 +69,7 @@ class Files:
         return Reaction(200, {}, {"X-Goog-Upload-URL": where, "X-Goog-Upload-Status": "active"})
 
     def receive(self, call: EmulatedCall) -> Reaction:
-        """Take bytes at an offset, or say how many came (`query`); `finalize` makes them a file."""
+        """Take bytes at an offset, or report how many arrived (`query`); `finalize` makes them a file."""
         with self._lock:
             upload = self._uploads.get(call.name)
             if upload is None:
@@ -96,7 +96,7 @@ class Files:
         )
 
     def write(self, data: bytes, mime: str) -> str:
-        """Store a file of the service's own; returns its name."""
+        """Store a file of the service's own, and return its name."""
         with self._lock:
             name = f"files/batch-{self._new_id()}"
             self._keep(name, data, mime, {}, "GENERATED")
@@ -154,7 +154,7 @@ class Files:
 
 
 def files_page(call: EmulatedCall, name: str, items: list[dict[str, Any]], size: int) -> dict[str, Any]:
-    """One page of a list: `pageSize` and `pageToken` as the caller asks, `nextPageToken` while there is more."""
+    """Return one page of a list: `pageSize` and `pageToken` as the caller asks, `nextPageToken` while there is more."""
     size = int(call.query.get("pageSize") or call.query.get("page_size") or size)
     start = int(call.query.get("pageToken") or call.query.get("page_token") or 0)
     result: dict[str, Any] = {name: items[start : start + size]} if items else {}

@@ -1,7 +1,8 @@
-"""The Interactions API, as far as our own requests would need it: one turn of a model, answered at once and not stored.
+"""The Interactions API, as far as our own requests need it: one turn of a model, answered at once and not stored.
 
-A body is read as the GenerateContentRequest that means the same, and its reply is told in steps. Streams, agents, background
-work and stored interactions are refused, not imitated. Fields: google-genai 3.4, `CreateModelInteraction`, `Interaction`.
+A body is read as the GenerateContentRequest that means the same, and its reply is told in steps. Streams, agents,
+background work and stored interactions are refused, not imitated. Fields: google-genai 3.4, `CreateModelInteraction`,
+`Interaction`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ _ENDS = {"STOP": "completed", "MAX_TOKENS": "incomplete"}
 
 
 def read_interaction(sent: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The model and the GenerateContentRequest that an interaction's body means. Raises the service's 400."""
+    """Return the model and the GenerateContentRequest that an interaction's body stands for. Raises the service's
+    400."""
     for name in _LATER:
         if sent.get(name):
             raise Refusal(400, f"The emulator answers one turn at once, without {name}.")
@@ -51,7 +53,7 @@ def read_interaction(sent: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
 
 
 def show_interaction(response: Mapping[str, Any]) -> dict[str, Any]:
-    """A GenerateContentResponse as a finished interaction."""
+    """Return a GenerateContentResponse as a finished interaction."""
     candidate = (response.get("candidates") or [{}])[0]
     steps: list[dict[str, Any]] = []
     for number, part in enumerate((candidate.get("content") or {}).get("parts") or []):
@@ -81,7 +83,7 @@ def show_interaction(response: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _turns(given: Any) -> list[dict[str, Any]]:
-    """The input, a text or a list of steps, as turns."""
+    """Return the input, a text or a list of steps, as turns."""
     if isinstance(given, str):
         return [{"role": "user", "parts": [{"text": given}]}]
     turns: list[dict[str, Any]] = []
@@ -106,7 +108,8 @@ def _turns(given: Any) -> list[dict[str, Any]]:
 
 
 _CARRIED = "skip_thought_signature_validator"
-"""Steps carry signatures in thoughts of their own, which are not looked at here."""
+"""Signature of function calls that come as steps: their own signatures stand in thought steps, which are not checked
+here."""
 
 
 def _declaration(tool: Mapping[str, Any]) -> dict[str, Any]:

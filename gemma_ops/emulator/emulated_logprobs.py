@@ -1,4 +1,4 @@
-"""Probabilities of a reply's tokens, made up: the chosen one is the likeliest, the rest share what is left."""
+"""Made-up logprobs of a reply's tokens: the chosen one is the most likely, the rest share what is left."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from gemma_ops.emulator.responder import Body
 
 
 def logprobs_of(text: str, most: int, body: Body) -> dict[str, Any]:
-    """`avgLogprobs` and `logprobsResult` of a candidate; `most` is how many candidates are listed for each token."""
+    """Return `avgLogprobs` and `logprobsResult` of a candidate; `most` is how many candidates are listed for each
+    token."""
     chance = body.chance("logprobs")
     chosen, top = [], []
     for token in emulated_wire.tokens_of(text):

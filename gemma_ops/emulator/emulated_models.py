@@ -10,32 +10,32 @@ from gemma_ops.gemini.models import models_table
 from gemma_ops.wire.gemini_wire import Refusal
 
 _OUTPUT = 65_536
-"""Tokens of output where no source says: what the service documents for most models."""
+"""Most tokens of output where no source says: what the service documents for most models."""
 _NO_BUDGETS = ("gemini-4-",)
 """Families that refuse `thinkingBudget`, the older way to bound thinking."""
 
 
 @dataclass(frozen=True)
 class Card:
-    """One model. Sizes in tokens."""
+    """One model of the emulator. Sizes in tokens."""
 
     name: str
     levels: tuple[str, ...] = ()
-    """Levels of thinking it takes."""
+    """Thinking levels that it takes."""
     default_level: str | None = None
-    """Level at which it thinks when it is not told; None for models that don't think."""
+    """Thinking level where the request names none; None for models that don't think."""
     budgets: bool = True
     candidates: bool = True
-    """Whether it gives several candidates at once."""
+    """Whether it returns several candidates at once."""
     input_limit: int = 1_048_576
     output_limit: int = _OUTPUT
     embeds: int = 0
     """Length of its vectors; 0 for models that answer."""
     beta_only: bool = False
-    """Aliases, which v1 does not know."""
+    """Whether only v1beta knows it, as with aliases."""
 
     def describe(self, cloud: bool = False) -> dict[str, object]:
-        """The entry in the list of models."""
+        """Return the entry in the list of models."""
         methods = ["generateContent", "countTokens", "createCachedContent", "batchGenerateContent"]
         if self.embeds:
             methods = ["embedContent", "countTokens", "asyncBatchEmbedContent"]
@@ -53,7 +53,7 @@ class Card:
 
 @cache
 def cards() -> dict[str, Card]:
-    """All models by name."""
+    """Return all models by name."""
     found = []
     for name, facts in models_table().models.items():
         default = facts.default_thinking or ("medium" if "medium" in facts.thinking else None)
@@ -77,13 +77,13 @@ def cards() -> dict[str, Card]:
 
 
 def known_routes(on: date) -> dict[str, str]:
-    """Retired models that another one answers for on a day, as `models.yaml` knows them."""
+    """Return retired models with the one that answers for each on a day, as `models.yaml` knows them."""
     routed = {name: facts.routed for name, facts in models_table().models.items() if facts.routed}
     return {name: where.to for name, where in routed.items() if on >= where.since}
 
 
 def find_model(name: str, version: str, task: str, *, embeds: bool = False) -> Card:
-    """The card of a model, or the service's 404; `task` is the method that the message names."""
+    """Return the card of a model, or raise the service's 404; `task` is the method that the message names."""
     card = cards().get(name)
     if card is None or (card.beta_only and version == "v1") or bool(card.embeds) != embeds:
         raise Refusal(

@@ -1,4 +1,4 @@
-"""The service behind the wire: who may ask, which fault strikes, who answers, and what the log says about it."""
+"""The service behind the wire: it decides who may ask, which fault strikes and who answers, and writes the log."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Service:
         }
 
     def react(self, call: EmulatedCall) -> Reaction:
-        """Decide one request and write it down."""
+        """Decide one request and log it."""
         digest = digest_of(call.name, call.body or call.raw.decode("utf-8", "replace"))
         asks = call.op in ("generate", "stream")
         nth = self.log.nth(digest if asks else f"{call.op} {digest}")
@@ -95,7 +95,7 @@ class Service:
         return reaction
 
     def unrouted(self, method: str, path: str, raw: bytes, refusal: Refusal) -> Reaction:
-        """Write down and refuse a request that is no operation, or no JSON."""
+        """Log and refuse a request that is no operation, or no JSON."""
         call = EmulatedCall(method, path, "", raw=raw)
         self.log.add(**self._entry(call, digest_of("", raw.decode("utf-8", "replace"))), status=refusal.code, fault="")
         return Reaction(refusal.code, refusal.body())
@@ -221,19 +221,19 @@ class Service:
         return Reaction(200, files_page(call, "publisherModels" if call.cloud else "models", shown, 50))
 
     def _new_id(self) -> str:
-        """Twelve letters and digits; the same sequence for the same seed."""
+        """Return twelve letters and digits; the same sequence for the same seed."""
         with self._lock:
             return "".join(self._random.choices("abcdefghijklmnopqrstuvwxyz0123456789", k=12))
 
 
 def find_any(call: EmulatedCall) -> Card:
-    """The card of the model a call names, whether it answers or embeds."""
+    """Return the card of the model that a call names, whether it answers or embeds."""
     card = cards().get(call.name)
     return find_model(call.name, call.version, "this method", embeds=bool(card and card.embeds))
 
 
 def _delivered(reaction: Reaction, rule: Rule | None) -> Reaction:
-    """The same reply with what a fault of transport does to it."""
+    """Return the reply after a transport fault has been applied to it."""
     if rule is None or rule.name not in faults.TRANSPORT:
         return reaction
     if rule.name == "bad_json":

@@ -1,4 +1,4 @@
-"""What travels inside the emulator: calls and reactions, and texts as tokens."""
+"""Calls and reactions inside the emulator, and texts as tokens."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gemma_ops.wire.gemini_wire import contents_of
 
 _PIECE = re.compile(r"\w{1,4}|[^\w\s]")
 _MEDIA_TOKENS = 258
-"""An image or a file in the prompt, whatever its size."""
+"""Tokens of an image or a file in the prompt, whatever its size."""
 
 
 @dataclass(frozen=True)
@@ -21,53 +21,54 @@ class EmulatedCall:
     method: str
     path: str
     op: str
-    """What is asked: `generate`, `stream`, `count`, `batch_create`, …; see `routes.py`."""
+    """Operation that is asked for: `generate`, `stream`, `count`, `batch_create`, …; see `routes.py`."""
     name: str = ""
     """Model or resource in the path, without its collection."""
     version: str = ""
     cloud: bool = False
-    """Enterprise path (`projects/…` or `publishers/google/…`)."""
+    """Whether the path is an enterprise one (`projects/…` or `publishers/google/…`)."""
     query: Mapping[str, str] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)
-    """Names in lower case."""
+    """Headers, with names in lower case."""
     raw: bytes = b""
     sent: Any = None
-    """JSON as it came."""
+    """JSON body as it was sent."""
     body: dict[str, Any] = field(default_factory=dict)
-    """The same with field names in camel case."""
+    """JSON body with field names in camel case."""
 
 
 @dataclass(frozen=True)
 class Reaction:
-    """What goes back. `events` are those of a stream; `body` is JSON, or bytes sent as they are."""
+    """The emulator's reply to a call. `events` are those of a stream; `body` is JSON, or bytes sent as they are."""
 
     status: int = 200
     body: Any = None
     headers: Mapping[str, str] = field(default_factory=dict)
     events: tuple[dict[str, Any], ...] | None = None
     delivery: str = "whole"
-    """`whole`, or a fault of transport: `slow`, `cut`, `cut_reply`, `cut_stream`, `stream_error`."""
+    """Way of delivery: `whole`, or a fault of transport: `slow`, `cut`, `cut_reply`, `cut_stream`, `stream_error`."""
     seconds: float = 0.0
-    """How long `slow` takes."""
+    """Seconds that `slow` takes."""
 
 
 def count_text(text: str) -> int:
-    """Tokens of a text: a word counts one per four characters, every other visible character one. Never more than bytes."""
+    """Return the tokens of a text: a word counts one per four characters, every other visible character one. Never more
+    than bytes."""
     return sum(1 for _ in _PIECE.finditer(text))
 
 
 def tokens_of(text: str) -> list[str]:
-    """The tokens of a text that `count_text` counts."""
+    """Return the tokens of a text that `count_text` counts."""
     return _PIECE.findall(text)
 
 
 def count_json(value: Any) -> int:
-    """Tokens of the texts and names in JSON, such as a schema or a function's arguments."""
+    """Count the tokens of the texts and names in JSON, such as a schema or a function's arguments."""
     return sum(count_text(text) for text in _strings(value))
 
 
 def count_by_modality(value: Any) -> dict[str, int]:
-    """Tokens of images, sounds, films and documents in contents, by the service's name of their kind."""
+    """Count the tokens of images, sounds, films and documents in contents, by the service's name of their kind."""
     kinds = {"image": "IMAGE", "audio": "AUDIO", "video": "VIDEO"}
     found: dict[str, int] = {}
     for content in contents_of(value):
@@ -80,7 +81,8 @@ def count_by_modality(value: Any) -> dict[str, int]:
 
 
 def count_contents(value: Any) -> int:
-    """Tokens of contents: their texts, calls and results of functions, and a flat number per image or file."""
+    """Count the tokens of contents: their texts, calls and results of functions, and a flat number per image or
+    file."""
     total = 0
     for content in contents_of(value):
         for part in content.get("parts") or []:
@@ -94,7 +96,7 @@ def count_contents(value: Any) -> int:
 
 
 def first_tokens(text: str, tokens: int) -> str:
-    """The beginning of a text that has this many tokens."""
+    """Return the beginning of a text that has this many tokens."""
     end = 0
     for number, piece in enumerate(_PIECE.finditer(text), 1):
         if number > tokens:

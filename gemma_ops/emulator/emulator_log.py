@@ -1,4 +1,4 @@
-"""The request log: everything that reached the service, what came of it, and whether it would be on the bill.
+"""The request log: every request that reached the service, its outcome, and whether it would be billed.
 
 Kept in memory and, where a file is named, as one JSON line per entry, written before the reply goes out: a client that
 is killed right after its answer arrived finds the request in the log.
@@ -22,22 +22,22 @@ class LogEntry:
 
     number: int
     time: float
-    """Seconds since 1970."""
+    """Time of the request, in seconds since 1970."""
     method: str
     path: str
     op: str
     model: str
     key: str
-    """Of a batch item, the caller's key; of anything else the digest."""
+    """Caller's key of a batch item; for anything else the digest."""
     digest: str
-    """Of model and body: the same for the same question, however it comes."""
+    """Digest of model and body: the same for the same question, however it arrives."""
     body: Any
-    """As it was sent."""
+    """Body as it was sent."""
     status: int
     fault: str
     """Name of the scripted fault that struck, or empty."""
     tier: str
-    """`standard`, `flex`, `priority` or `batch`."""
+    """Billing tier: `standard`, `flex`, `priority` or `batch`."""
     usage: dict[str, int] = field(default_factory=dict)
     """`usageMetadata` as the service counted it, also where the reply lacked it."""
     billed: bool = False
@@ -45,12 +45,12 @@ class LogEntry:
 
 
 def digest_of(model: str, body: Any) -> str:
-    """32 hex digits that stand for a question to a model."""
+    """Return 32 hex digits that stand for a question to a model."""
     return digest.of_json([model, body])[:32]
 
 
 class Log:
-    """Entries in the order in which they were decided."""
+    """Log entries in the order in which they were decided."""
 
     def __init__(self, file: Path | None) -> None:
         self.entries: list[LogEntry] = []
@@ -62,7 +62,7 @@ class Log:
             self._file = file.open("a", encoding="utf-8")
 
     def nth(self, key: str) -> int:
-        """How many times this question was put before; counts this time."""
+        """Return how many times this question was put before, and count this time."""
         with self._lock:
             self._seen[key] += 1
             return self._seen[key] - 1

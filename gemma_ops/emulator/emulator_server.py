@@ -1,4 +1,4 @@
-"""The emulator as a server: real sockets, so that the real client with its timeouts, retries and parsing is what runs."""
+"""The emulator as an HTTP server: real sockets, so that the real client with its timeouts, retries and parsing runs."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Emulator:
     ) -> None:
         self.latency = latency
         self.pace = pace or Pace()
-        """How fast batches go; may be changed at any time."""
+        """Pace of batch jobs; it may be changed at any time."""
         self._service = Service(
             responder or rehearsed_reply,
             seed=seed,
@@ -68,7 +68,7 @@ class Emulator:
         self._thread: threading.Thread | None = None
 
     def start(self) -> Self:
-        """Listen on 127.0.0.1; raises MachineError when the port is taken, ConfigError when there is none of that number."""
+        """Listen on 127.0.0.1; raises MachineError when the port is taken, ConfigError for an impossible one."""
         try:
             self._server = _Server(self._port, self._service, lambda: self.latency)
         except OverflowError as error:
@@ -101,21 +101,21 @@ class Emulator:
 
     @property
     def url(self) -> str:
-        """For `machine.gemini.base_url`."""
+        """Return the address for `machine.gemini.base_url`."""
         assert self._server is not None, "not started"
         return f"http://127.0.0.1:{self._server.server_address[1]}"
 
     @property
     def log(self) -> list[LogEntry]:
-        """All that was asked so far, in order."""
+        """Return all log entries so far, in order."""
         return list(self._service.log.entries)
 
     def of(self, *ops: str) -> list[LogEntry]:
-        """Entries of these operations, such as `generate`, `stream`, `item`, `batch_create`, `upload`."""
+        """Return the entries of these operations, such as `generate`, `stream`, `item`, `batch_create`, `upload`."""
         return [entry for entry in self.log if entry.op in ops]
 
     def billed(self) -> list[LogEntry]:
-        """Entries that would be on the bill."""
+        """Return the entries that would be billed."""
         return [entry for entry in self.log if entry.billed]
 
     def fail(
@@ -138,7 +138,7 @@ class Emulator:
         self._service.faults.add(fault, times=times, match=match, on=on, share=share, seconds=seconds)
 
     def heal(self) -> None:
-        """Forget all faults that are still on order."""
+        """Cancel all faults that are still on order."""
         self._service.faults.clear()
 
 
@@ -167,7 +167,7 @@ class _Server(ThreadingHTTPServer):
         super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Clients leave in the middle (they time out, they are killed): only what else goes wrong is worth a traceback."""
+        """Ignore clients that leave in the middle, by timeout or kill: only other errors deserve a traceback."""
         if not isinstance(sys.exception(), OSError):
             super().handle_error(request, client_address)
 
@@ -191,7 +191,7 @@ class _Handler(BaseHTTPRequestHandler):
     server: _Server
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
-        """The request log is elsewhere."""
+        """Log nothing: the request log is elsewhere."""
 
     def _handle(self) -> None:
         raw = self._read()
@@ -276,7 +276,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(data)
 
     def _stream(self, reaction: Reaction) -> None:
-        """Server-sent events, one chunk each, sent as they come."""
+        """Send server-sent events, one chunk each, as they arrive."""
         self._head(reaction, Content_Type="text/event-stream", Transfer_Encoding="chunked")
         for number, event in enumerate(reaction.events or ()):
             if number and reaction.delivery == "stream_error":
@@ -294,7 +294,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.flush()
 
     def _cut(self) -> None:
-        """Close the connection under the client's feet."""
+        """Close the connection in the middle of a reply."""
         self.wfile.flush()
         self.close_connection = True
         self.connection.shutdown(socket.SHUT_RDWR)

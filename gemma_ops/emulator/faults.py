@@ -1,4 +1,4 @@
-"""What can go wrong, on order: each fault by name, how often, for which requests, or for a share of them by a seed.
+"""Faults on order: each by name, how often, for which requests, or for a share of them by a seed.
 
 429            too many requests, with RetryInfo (`seconds`)          billed: no
 429_daily      the day's quota is used up                            no
@@ -64,7 +64,7 @@ _GOOGLE = "type.googleapis.com/google.rpc."
 
 
 def _where(name: str) -> frozenset[str]:
-    """Operations a fault strikes unless told otherwise."""
+    """Return the operations a fault strikes unless told otherwise."""
     if name in ITEMS:
         return frozenset({"item"})
     if name in JOBS:
@@ -82,14 +82,14 @@ class Rule:
 
     name: str
     times: int | None = 1
-    """How often it still strikes; None for always."""
+    """Times that it still strikes; None for always."""
     match: str | Callable[[EmulatedCall], bool] | None = None
-    """Only calls whose path or body holds this text, or for which this is true."""
+    """Text that the path or body of a call must hold, or a function that must be true of the call."""
     on: frozenset[str] = frozenset()
     share: float = 1.0
-    """Only this share of the calls, chosen by the seed, the question and how often it was put."""
+    """Share of the calls that it strikes, chosen by the seed, the question and how often it was put."""
     seconds: float = 1.0
-    """Delay that a 429 asks for, or how long `slow` takes."""
+    """Seconds of delay that a 429 asks for, or that `slow` takes."""
     salt: str = field(default="", compare=False)
 
     def strikes(self, call: EmulatedCall, op: str, chance: str) -> bool:
@@ -107,7 +107,7 @@ class Rule:
 
 
 class Faults:
-    """The orders, first come first served."""
+    """Faults on order, first come first served."""
 
     def __init__(self, seed: int) -> None:
         self._rules: list[Rule] = []
@@ -134,7 +134,7 @@ class Faults:
             self._rules.clear()
 
     def take(self, call: EmulatedCall, op: str, chance: str) -> Rule | None:
-        """The fault that strikes this call, if any; counts it as done."""
+        """Return the fault that strikes this call, if any, and count it as done."""
         with self._lock:
             for rule in self._rules:
                 if rule.strikes(call, op, chance):
@@ -145,7 +145,7 @@ class Faults:
 
 
 def refuse_request(rule: Rule, model: str) -> Reaction:
-    """The reply of a fault that is an HTTP status."""
+    """Return the reply of a fault that is an HTTP status."""
     if rule.name == "502":
         page = b"<html><head><title>502 Bad Gateway</title></head><body>Bad Gateway</body></html>"
         return Reaction(502, page, {"Content-Type": "text/html"})
@@ -167,7 +167,7 @@ def refuse_request(rule: Rule, model: str) -> Reaction:
 
 
 def _quota(rule: Rule, model: str) -> Refusal:
-    """The body of a 429, as the Developer API words it."""
+    """Return the body of a 429, as the Developer API words it."""
     daily = rule.name == "429_daily"
     metric = "generativelanguage.googleapis.com/generate_content_free_tier_requests"
     if rule.name in ("429_bare", "429_closed"):

@@ -1,4 +1,4 @@
-"""JSON that follows a schema and says something: strings come from the document in the prompt and fit the name of their
+"""JSON that follows a schema and has content: strings come from the document in the prompt and fit the name of their
 field, the rest is drawn by a seed. The same request gives the same JSON.
 
 Evidence is an exact quotation; question, answer and evidence of one object are about the same sentence.
@@ -17,7 +17,8 @@ from gemma_ops.emulator.patterns import sample
 from gemma_ops.emulator.wording import declared, text_for
 
 _DEEPEST = 6
-"""Levels after which optional fields are left out and arrays stay as short as they may: recursive schemas end."""
+"""Depth after which optional fields are left out and arrays stay as short as they may, so that recursive schemas
+end."""
 _FORMATS = {
     "date": "2026-01-15",
     "date-time": "2026-01-15T12:00:00Z",
@@ -42,13 +43,13 @@ class Filler:
         self._next = chance.randrange(len(self._sentences))
         self._functions = declared(texts)
         self._place = 0
-        """Where in the innermost list the present item stands."""
+        """Position of the current item in the innermost list."""
 
     def fill(self) -> Any:
         return self._value(self._root, "", self._take(), 0)
 
     def _take(self) -> str:
-        """The next sentence: objects in a list are about different ones while there are any."""
+        """Return the next sentence: objects in a list are about different ones while there are any."""
         self._next += 1
         return self._sentences[self._next % len(self._sentences)]
 
@@ -117,7 +118,7 @@ class Filler:
         return self._called(found) if self._functions and {"name", "arguments"} <= set(found) else found
 
     def _called(self, found: dict[str, Any]) -> dict[str, Any]:
-        """A call of a function that the prompt declares, with arguments that fit it."""
+        """Return a call of a function that the prompt declares, with arguments that fit it."""
         function = self._chance.choice(self._functions)
         arguments = Filler(function["parameters"], self._sentences, self._chance).fill()
         as_text = isinstance(found["arguments"], str)
@@ -146,7 +147,7 @@ class Filler:
         return found
 
     def _number(self, schema: Mapping[str, Any], kind: str) -> float:
-        """Upper half of the range: what is rehearsed should mostly pass."""
+        """Draw from the upper half of the range: what is rehearsed should mostly pass."""
         low = schema.get("minimum", schema.get("exclusiveMinimum"))
         high = schema.get("maximum", schema.get("exclusiveMaximum"))
         start = float(low if low is not None else (0 if high is None else min(0, high)))

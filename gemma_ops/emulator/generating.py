@@ -1,5 +1,5 @@
-"""One reply of a model: the prompt counted, the responder asked, thinking drawn, the reply cut where its tokens end,
-and everything put in the shape in which the service returns it."""
+"""Generation of one reply: the prompt is counted, the responder asked, thinking drawn, the reply cut where its tokens
+end, and everything put in the service's shape."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ _EMPTY = {"blocked_reply": "SAFETY", "recitation": "RECITATION"}
 
 @dataclass(frozen=True)
 class Produced:
-    """A reply and what it counts."""
+    """A reply and its token counts."""
 
     response: dict[str, Any]
     usage: dict[str, int]
-    """As counted; `response` may lack it."""
+    """Usage as counted; `response` may lack it."""
     response_id: str
     headers: Mapping[str, str]
 
 
 @dataclass(frozen=True)
 class Generator:
-    """Turns requests into replies; `thoughts` is the range of thinking tokens, None for the level's own."""
+    """Generator of replies; `thoughts` is the range of thinking tokens, None for the level's own."""
 
     responder: Responder
     thoughts: tuple[int, int] | None = None
@@ -90,7 +90,7 @@ class Generator:
         return found if isinstance(found, EmulatedReply) else EmulatedReply(found)
 
     def _candidates(self, body: Body, card: Card, reply: EmulatedReply, fault: str) -> tuple[dict[str, Any], int, int]:
-        """The response without usage, tokens of all candidates, tokens of thinking."""
+        """Return the response without usage, the tokens of all candidates, and the tokens of thinking."""
         reply = _spoil(_stopped(reply, body.config.get("stopSequences") or ()), fault)
         most = body.max_output_tokens or card.output_limit
         count = int(body.config.get("candidateCount") or 1)
@@ -135,7 +135,8 @@ class Generator:
 
 
 def prompt_tokens(body: Body) -> int:
-    """Tokens of all that is sent: turns, system instruction, declared functions and the schema of the reply."""
+    """Count the tokens of all that is sent: turns, system instruction, declared functions and the schema of the
+    reply."""
     total = emulated_wire.count_contents(body.raw.get("contents")) + emulated_wire.count_contents(
         body.raw.get("systemInstruction")
     )
@@ -143,13 +144,13 @@ def prompt_tokens(body: Body) -> int:
 
 
 def tier_of(body: Mapping[str, Any]) -> str:
-    """Service tier of a request: `standard`, `flex` or `priority`."""
+    """Return the service tier of a request: `standard`, `flex` or `priority`."""
     found = str(body.get("serviceTier") or "standard").lower().removeprefix("service_tier_")
     return found if found in ("flex", "priority") else "standard"
 
 
 def generated_events(response: dict[str, Any], pieces: int = 4) -> tuple[dict[str, Any], ...]:
-    """The same reply as the events of a stream: text in pieces, usage grows, the last event carries how it ended."""
+    """Return a reply as the events of a stream: text in pieces, usage grows, the last event carries how it ended."""
     candidates = response.get("candidates") or []
     parts = candidates[0].get("content", {}).get("parts", []) if candidates else []
     if not parts:
@@ -186,13 +187,13 @@ def _parts(body: Body, reply: EmulatedReply, thoughts: int) -> list[dict[str, An
 
 
 def _stopped(reply: EmulatedReply, stops: Sequence[str]) -> EmulatedReply:
-    """The reply up to the first of its stop sequences, which is not part of it."""
+    """Return the reply up to the first of its stop sequences, which is not part of it."""
     ends = [at for stop in stops if stop and (at := reply.text.find(stop)) >= 0]
     return replace(reply, text=reply.text[: min(ends)]) if ends else reply
 
 
 def _ratings(probability: str) -> list[dict[str, Any]]:
-    """A rating per category; the dangerous one blocks where it is high."""
+    """Return a rating per category; the dangerous one blocks where it is high."""
     names = ("HARASSMENT", "HATE_SPEECH", "SEXUALLY_EXPLICIT", "DANGEROUS_CONTENT")
     found: list[dict[str, Any]] = []
     for name in names:
@@ -203,7 +204,7 @@ def _ratings(probability: str) -> list[dict[str, Any]]:
 
 
 def _spoil(reply: EmulatedReply, fault: str) -> EmulatedReply:
-    """The reply as a fault leaves it."""
+    """Return the reply as a fault leaves it."""
     if fault in _EMPTY:
         return replace(reply, text="", calls=(), finish=_EMPTY[fault])
     if fault in ("truncated", "continuation"):
@@ -215,7 +216,7 @@ def _spoil(reply: EmulatedReply, fault: str) -> EmulatedReply:
 
 
 def _misshapen(text: str) -> str:
-    """JSON close to what was asked for: an object without its last key, anything else as the wrong type."""
+    """Return JSON close to what was asked for: an object without its last key, anything else as the wrong type."""
     try:
         value = json.loads(text)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Answers from a local model: any object with a target's `answer` becomes a responder."""
+"""Answers of a local model: any object with a target's `answer` becomes a responder."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _FINISH = {"stop": "STOP", "length": "MAX_TOKENS", "blocked": "SAFETY"}
 
 
 class Answers(Protocol):
-    """What is needed of a target."""
+    """The interface of a target, as far as it is needed here."""
 
     def answer(
         self, batches: Sequence[Sequence[Prompt]], *, max_new_tokens: int, schema: dict[str, Any] | None = None
@@ -23,7 +23,8 @@ class Answers(Protocol):
 
 
 def from_target(target: Answers, *, max_new_tokens: int = 256) -> Responder:
-    """Let `target` answer, one request at a time; `max_new_tokens` bounds replies, whatever the request allows."""
+    """Return a responder that lets `target` answer, one request at a time; `max_new_tokens` bounds replies, whatever
+    the request allows."""
     one_at_a_time = threading.Lock()
 
     def respond(body: Body) -> EmulatedReply:
@@ -45,7 +46,7 @@ def from_target(target: Answers, *, max_new_tokens: int = 256) -> Responder:
 
 
 def messages_of(body: Body) -> list[dict[str, Any]]:
-    """The conversation as OpenAI-style turns."""
+    """Return the conversation as OpenAI-style turns."""
     messages: list[dict[str, Any]] = [{"role": "system", "content": body.system}] if body.system else []
     for turn in contents_of(body.raw.get("contents")):
         parts = turn.get("parts") or []

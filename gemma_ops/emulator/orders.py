@@ -33,7 +33,7 @@ class Order(ConfigSection):
 
 
 def read_orders(path: Path) -> list[Order]:
-    """Orders of a file; raises ConfigError that names the entry and what is wrong with it."""
+    """Read the orders of a file; raises ConfigError that names the entry and what is wrong with it."""
     form = "write a list such as [{fault: 429, times: 3, seconds: 2}, {fault: slow, on: generate, share: 0.1}]"
     try:
         # Every scalar is text here: YAML would read the key `on` as true.

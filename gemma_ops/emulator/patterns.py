@@ -1,4 +1,4 @@
-"""A string that matches a regular expression, for the patterns that schemas hold: literals, classes, repeats, choices."""
+"""Strings that match a regular expression, for the patterns that schemas hold: literals, classes, repeats, choices."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _CATEGORIES = {
     kinds.CATEGORY_NOT_SPACE: r"\S",
 }
 _LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789 -"
-"""What classes of characters are drawn from, and what is left of them where a class is negated."""
+"""Characters that classes are drawn from, also where a class is negated."""
 
 
 def sample(pattern: str, chance: random.Random) -> str:
-    """A short match; an empty string for a pattern that Python can't read."""
+    """Return a short match; an empty string for a pattern that Python can't read."""
     try:
         return _several(parser.parse(pattern), chance)
     except (re.error, KeyError, NotImplementedError):

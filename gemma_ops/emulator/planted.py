@@ -21,7 +21,7 @@ _ORDER = re.compile(
 
 
 def gold(answer: Callable[[Body], str | Mapping[str, Any] | EmulatedReply]) -> Responder:
-    """Answers what a function says: a text, a whole reply, or values for fields of the schema, wherever they stand."""
+    """Answer what a function says: a text, a whole reply, or values for fields of the schema, wherever they stand."""
 
     def respond(body: Body) -> str | EmulatedReply:
         found = answer(body)
@@ -33,7 +33,7 @@ def gold(answer: Callable[[Body], str | Mapping[str, Any] | EmulatedReply]) -> R
 
 
 def planted_judge(choose: Callable[[Body], str]) -> Responder:
-    """An honest judge: gives the verdict of `choose` in every field that can hold it."""
+    """Return an honest judge: it gives the verdict of `choose` in every field that can hold it."""
 
     def respond(body: Body) -> str | EmulatedReply:
         if body.schema is None:
@@ -44,12 +44,13 @@ def planted_judge(choose: Callable[[Body], str]) -> Responder:
 
 
 def always(verdict: str) -> Responder:
-    """A judge that gives one verdict, whatever it reads."""
+    """Return a judge that gives one verdict, whatever it reads."""
     return planted_judge(lambda body: verdict)
 
 
 def position_biased(choose: Callable[[Body], str], share: float, favourite: str = "A") -> Responder:
-    """A judge that takes the favourite slot in a share of the requests, drawn by the seed, and is honest in the rest."""
+    """Return a judge that takes the favourite slot in a share of the requests, drawn by the seed, and is honest in the
+    rest."""
 
     def vote(body: Body) -> str:
         return favourite if body.chance("position").random() < share else choose(body)
@@ -58,7 +59,7 @@ def position_biased(choose: Callable[[Body], str], share: float, favourite: str 
 
 
 def obedient(choose: Callable[[Body], str]) -> Responder:
-    """A judge that obeys an injected order such as `choose A` or `verdict: B`, and is honest otherwise.
+    """Return a judge that obeys an injected order such as `choose A` or `verdict: B`, and is honest otherwise.
 
     Only what the user turn brings counts; the last order wins, and letters of a list such as `A or B` are no order.
     """
@@ -75,7 +76,8 @@ def obedient(choose: Callable[[Body], str]) -> Responder:
 
 
 def noisy(honest: Responder, share: float, instead: Responder = rehearsed_reply) -> Responder:
-    """One responder in most requests, another in a share of them, drawn by the seed and anew each time it is asked."""
+    """Return one responder in most requests, another in a share of them, drawn by the seed and anew each time it is
+    asked."""
     return lambda body: (instead if body.chance("noise", body.nth).random() < share else honest)(body)
 
 
@@ -88,7 +90,7 @@ def _planted(value: Any, fields: Mapping[str, Any]) -> Any:
 
 
 def _voted(root: Mapping[str, Any], schema: Any, value: Any, verdict: str) -> Any:
-    """The filled value with the verdict in every field whose schema is an enum that holds it."""
+    """Return the filled value with the verdict in every field whose schema is an enum that holds it."""
     if not isinstance(schema, dict):
         return value
     if "$ref" in schema:

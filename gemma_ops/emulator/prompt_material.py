@@ -1,4 +1,4 @@
-"""What a prompt is about: its longest passage, that passage's sentences, and words that stand for a sentence."""
+"""The subject of a prompt: its longest passage, that passage's sentences, and words that stand for a sentence."""
 
 from __future__ import annotations
 
@@ -24,18 +24,19 @@ _COMMON = frozenset(_COMMON_WORDS.split())
 
 
 def passage(texts: list[str]) -> str:
-    """The document in a prompt: the longest passage between delimiters, or else the longest text."""
+    """Return the document in a prompt: the longest passage between delimiters, or else the longest text."""
     found = [text for text in blocks(texts) if len(text.split()) >= 8]
     return max(found or texts or [""], key=len)
 
 
 def blocks(texts: list[str]) -> list[str]:
-    """Everything that stands between delimiters."""
+    """Return everything that stands between delimiters."""
     return [match.group(2) for text in texts for block in _BLOCKS for match in block.finditer(text)]
 
 
 def sentences(text: str) -> list[str]:
-    """Its sentences, each an exact substring; headings and fragments are left out where there is anything else."""
+    """Return the sentences of a text, each an exact substring; headings and fragments are left out where there is
+    anything else."""
     lines = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith(("#", "```"))]
     found = [sentence.strip() for line in lines for sentence in _BETWEEN.split(_plain(line))]
     found = [_short(sentence) for sentence in found if sentence]
@@ -43,7 +44,7 @@ def sentences(text: str) -> list[str]:
 
 
 def topic(sentence: str, most: int = 3) -> str:
-    """The words that carry a sentence, in its order."""
+    """Return the words that carry a sentence, in its order."""
     words = re.findall(r"\w[\w'-]*", sentence)
     telling = [word for word in words if len(word) > 3 and word.lower() not in _COMMON] or words
     kept = sorted(set(telling), key=lambda word: (-len(word), word))[:most]
@@ -51,7 +52,7 @@ def topic(sentence: str, most: int = 3) -> str:
 
 
 def _plain(line: str) -> str:
-    """The line without the mark of a list item or a quotation."""
+    """Return the line without the mark of a list item or a quotation."""
     return _MARKUP.sub("", line)
 
 

@@ -30,7 +30,7 @@ def rehearsed_reply(body: Body) -> str | EmulatedReply:
 
 
 def filled(body: Body) -> Any:
-    """The value that the request's schema asks for."""
+    """Return the value that the request's schema asks for."""
     return Filler(body.schema or {}, body.texts, body.chance("fill")).fill()
 
 
@@ -41,7 +41,7 @@ def _sentences(body: Body) -> str:
 
 
 def _may_call(body: Body) -> bool:
-    """A function is called once: not when it is forbidden, and not when its result is the last turn."""
+    """True if a function may be called: not when calls are forbidden, and not when a call's result is the last turn."""
     mode = (body.raw.get("toolConfig") or {}).get("functionCallingConfig", {}).get("mode", "AUTO")
     last = contents_of(body.raw.get("contents"))[-1:]
     done = any("functionResponse" in part for turn in last for part in turn.get("parts") or [])

@@ -1,4 +1,5 @@
-"""Who answers. A responder takes a `Body`, the request in readable form, and returns text or a `Reply`."""
+"""The interface of a responder, which answers requests. A responder takes a `Body`, the request in readable form, and
+returns text or a `Reply`."""
 
 from __future__ import annotations
 
@@ -18,27 +19,27 @@ class Body:
 
     model: str
     raw: Mapping[str, Any]
-    """JSON with field names in camel case."""
+    """JSON body with field names in camel case."""
     digest: str
-    """Of model and body."""
+    """Digest of model and body."""
     nth: int
-    """How often this question was put before."""
+    """Times that this question was put before."""
     seed: int
-    """Of the emulator."""
+    """Seed of the emulator."""
 
     @cached_property
     def texts(self) -> list[str]:
-        """Texts of all turns, in order."""
+        """Return the texts of all turns, in order."""
         return texts_of(self.raw.get("contents"))
 
     @property
     def text(self) -> str:
-        """All turns as one text."""
+        """Return all turns as one text."""
         return "\n".join(self.texts)
 
     @property
     def last(self) -> str:
-        """Text of the last turn."""
+        """Return the text of the last turn."""
         turns = contents_of(self.raw.get("contents"))
         return "\n".join(texts_of(turns[-1:]))
 
@@ -53,13 +54,13 @@ class Body:
 
     @property
     def schema(self) -> dict[str, Any] | None:
-        """JSON schema (or OpenAPI schema) that the reply must follow."""
+        """Return the JSON schema (or OpenAPI schema) that the reply must follow."""
         found = self.config.get("responseJsonSchema") or self.config.get("responseSchema")
         return found if isinstance(found, dict) else None
 
     @property
     def functions(self) -> list[dict[str, Any]]:
-        """Declarations of functions that may be called."""
+        """Return the declarations of functions that may be called."""
         tools = [tool for tool in self.raw.get("tools") or [] if isinstance(tool, dict)]
         return [item for tool in tools for item in tool.get("functionDeclarations") or []]
 
@@ -70,19 +71,19 @@ class Body:
 
     @property
     def level(self) -> str | None:
-        """Level of thinking asked for, in lower case."""
+        """Return the thinking level that is asked for, in lower case."""
         found = (self.config.get("thinkingConfig") or {}).get("thinkingLevel")
         return str(found).lower() if found else None
 
     def chance(self, *names: object) -> random.Random:
-        """Random numbers that depend on the seed, the question and these names, and on nothing else."""
+        """Return random numbers that depend on the seed, the question and these names, and on nothing else."""
         text = "/".join(map(str, (self.seed, self.digest, *names)))
         return random.Random(int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()))
 
 
 @dataclass(frozen=True)
 class EmulatedReply:
-    """What a model says. Token counts left at None are counted by the emulator."""
+    """What a model replies. Token counts left at None are counted by the emulator."""
 
     text: str = ""
     finish: str = "STOP"
@@ -94,9 +95,9 @@ class EmulatedReply:
     output_tokens: int | None = None
     thought_tokens: int | None = None
     cached_tokens: int | None = None
-    """Of the prompt's tokens, those counted as cached."""
+    """Tokens of the prompt that count as cached."""
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
 Responder = Callable[[Body], str | EmulatedReply]
-"""Answers a request. An exception becomes the service's 500."""
+"""Function that answers a request. An exception becomes the service's 500."""

@@ -1,5 +1,5 @@
-"""Which path is which operation, in all the spellings that google-genai uses: Developer API (v1, v1beta) and
-enterprise (`projects/…/publishers/google/models/…`, or `publishers/google/models/…` with a key)."""
+"""Routes from path to operation, in all the spellings that google-genai uses: Developer API (v1, v1beta) and enterprise
+(`projects/…/publishers/google/models/…`, or `publishers/google/models/…` with a key)."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ GROUPS = {
 
 
 def match_route(method: str, path: str) -> tuple[str, dict[str, str]]:
-    """Operation and its named parts (`name`, `version`, `cloud`); raises the service's 404."""
+    """Return the operation and its named parts (`name`, `version`, `cloud`); raises the service's 404."""
     for wanted, pattern, op in _ROUTES:
         if wanted == method and (found := pattern.match(path)):
             return op, {key: value or "" for key, value in found.groupdict().items()}

@@ -1,8 +1,9 @@
-"""Signatures of thoughts: a function call carries one, and the service wants it back in the turn that it belongs to.
+"""Thought signatures: a function call carries one, and the service wants it back in the turn that it belongs to.
 
-Gemini 3 and later refuse a conversation whose current turn holds a call without its signature (400), in the words below. The
-current turn begins with the last message of the user that is no result of a function; what lies before is not looked at.
-Calls that another model made carry a documented mark instead. Source: https://ai.google.dev/gemini-api/docs/thought-signatures
+Gemini 3 and later refuse a conversation whose current turn holds a call without its signature (400), in the words
+below. The current turn begins with the last message of the user that is no result of a function; what lies before is
+not looked at. Calls that another model made carry a documented mark instead. Source:
+https://ai.google.dev/gemini-api/docs/thought-signatures
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ _OURS = b"emulated thought of "
 
 
 def signed(name: str, digest: str) -> str:
-    """The signature of a call that the emulator makes."""
+    """Return the signature of a call that the emulator makes."""
     return base64.b64encode(_OURS + f"{name}/{digest}".encode()).decode()
 
 
 def wants_signatures(model: str) -> bool:
-    """Whether a model refuses calls without signatures: Gemini from 3 on."""
+    """True if a model refuses calls without signatures, as Gemini does from 3 on."""
     return model.startswith(("gemini-3", "gemini-4"))
 
 
@@ -57,7 +58,7 @@ def _says(turn: Mapping[str, Any]) -> bool:
 
 
 def _known(signature: str) -> bool:
-    """Whether a signature is one of ours or the documented mark, which clients send as it is or in base64."""
+    """True if a signature is one of ours or the documented mark, which clients send as it is or in base64."""
     if signature in _FOREIGN:
         return True
     try:

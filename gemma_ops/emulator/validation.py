@@ -1,4 +1,4 @@
-"""What the service refuses before any work is done, in its words as far as they are known."""
+"""Checks of what the service refuses before any work is done, in its words as far as they are known."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def _check_limits(config: Mapping[str, Any], card: Card) -> None:
 
 
 def _check_enabled(config: Mapping[str, Any]) -> None:
-    """Refuse what current models don't do: penalties (0 passes unseen), and more stops or probabilities than there are."""
+    """Refuse what current models don't do: penalties (0 is accepted), and more stops or logprobs than are allowed."""
     if config.get("presencePenalty") or config.get("frequencyPenalty"):
         raise Refusal(400, "Penalty is not enabled for this model")
     stops = config.get("stopSequences") or []

@@ -35,8 +35,8 @@ _QUESTIONS = (
 
 
 def text_for(name: str, about: str, other: str, chance: random.Random) -> str:
-    """The text of a field. Evidence and answer are the sentence itself, a flawed answer is an `other` sentence, and a
-    question asks for it without mentioning a text. Material that is not English gets no English words added."""
+    """Return the text of a field. Evidence and answer are the sentence itself, a flawed answer is an `other` sentence,
+    and a question asks for it without mentioning a text. Material that is not English gets no English words added."""
     role = next((role for role, pattern in _ROLES if re.search(pattern, name.lower())), "answer")
     topic = prompt_material.topic(about)
     english = _ENGLISH.search(f"{about} {other}") is not None
@@ -55,7 +55,7 @@ def text_for(name: str, about: str, other: str, chance: random.Random) -> str:
 
 
 def declared(texts: list[str]) -> list[dict[str, Any]]:
-    """Functions whose declarations stand as a JSON list in the prompt."""
+    """Return functions whose declarations stand as a JSON list in the prompt."""
     for block in prompt_material.blocks(texts):
         try:
             found = json.loads(block)

@@ -1,4 +1,5 @@
-"""What leaves training: the steps `merge` (adapter into the bf16 base) and `quantize` (GGUF files, audited and compared)."""
+"""What leaves training: the steps `merge` (adapter into the bf16 base) and `quantize` (GGUF files, audited and
+compared)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """A Hugging Face checkpoint folder read as a stream: which tensors lie where, and their bytes, one slice at a time.
 
 Merging and converting must work on models larger than memory, and must say plainly when a folder is incomplete (a
-download cut short is the usual cause). Knowing the byte ranges (`modeling.shards`) lets `merge` copy what does not change.
+download cut short is the usual cause). Knowing the byte ranges (`modeling.shards`) lets `merge` copy what does not
+change.
 """
 
 from __future__ import annotations
@@ -37,11 +38,12 @@ class MergedCheckpoint:
         self._check_plain()
 
     def read(self, name: str) -> torch.Tensor:
-        """The whole tensor, in its stored dtype."""
+        """Return the whole tensor, in its stored dtype."""
         return read_tensors(self.entries[name])
 
     def slices(self, name: str, parameters: int) -> Iterator[torch.Tensor]:
-        """The tensor as 2-D pieces (rows, last dimension) of at most about `parameters` numbers, in stored order."""
+        """Yield the tensor as 2-D pieces (rows, last dimension) of at most about `parameters` numbers, in stored
+        order."""
         entry = self.entries[name]
         width = entry.shape[-1] if entry.shape else 1
         rows = entry.parameters // width
@@ -71,7 +73,7 @@ class MergedCheckpoint:
 
 
 def read_checkpoint_json(path: Path, what: str) -> dict[str, Any]:
-    """A JSON object from a file of a model folder; ModelError when it is absent or broken."""
+    """Return a JSON object from a file of a model folder; raises ModelError when it is absent or broken."""
     try:
         body = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

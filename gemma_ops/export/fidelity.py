@@ -1,4 +1,4 @@
-"""How far a quantized model's next-token distributions lie from the bf16 model's, with honest intervals.
+"""Divergence of a quantized model's next-token distributions from the bf16 model's, with honest intervals.
 
 Measured where it matters: on chat-templated validation conversations, at positions of the reference answer (or of the
 bf16 model's own reply where a row has none). Raw-text perplexity of an instruction-tuned Gemma says little.
@@ -56,11 +56,11 @@ class Fidelity:
 
     @property
     def name(self) -> str:
-        """`kl`, or `kl_topk` for the lower bound."""
+        """Return `kl`, or `kl_topk` for the lower bound."""
         return "kl" if self.exact else "kl_topk"
 
     def report(self) -> dict[str, Any]:
-        """For `report.json`."""
+        """Return the numbers for `report.json`."""
         return {
             self.name: _short(self.kl),
             f"{self.name}_interval": [_short(end) for end in self.kl_interval],
@@ -73,7 +73,7 @@ class Fidelity:
         }
 
     def metrics(self) -> dict[str, float]:
-        """The numbers of the step."""
+        """Return the step's metrics."""
         return {
             self.name: self.kl,
             f"{self.name}_low": self.kl_interval[0],
@@ -92,7 +92,8 @@ def _short(value: float) -> float:
 def fidelity_conversations(
     tokenizer: Any, rows: list[Row], *, manner: Manner, reply: Callable[[list[int], int], list[int]]
 ) -> list[Conversation]:
-    """What is compared: each row with its reference answer, or with the reply `reply(prompt, count)` gives."""
+    """Return the conversations that are compared: each row with its reference answer, or with the reply `reply(prompt,
+    count)` gives."""
     found = []
     for row in rows:
         if row["messages"][-1]["role"] == "assistant":
@@ -111,7 +112,7 @@ def fidelity_conversations(
 
 
 def compare_logits(reference: Sequence[Distributions], other: Sequence[Distributions], vocabulary: int) -> Fidelity:
-    """Divergence of `other` from `reference`, conversation by conversation."""
+    """Measure the divergence of `other` from `reference`, conversation by conversation."""
     kls = [_divergence(one, two, vocabulary) for one, two in zip(reference, other, strict=True)]
     hits = [one.ids[:, 0] == two.ids[:, 0] for one, two in zip(reference, other, strict=True)]
     every = np.concatenate(kls)
@@ -131,7 +132,7 @@ def compare_logits(reference: Sequence[Distributions], other: Sequence[Distribut
 
 
 def from_logits(logits: np.ndarray, top: int) -> Distributions:
-    """The same form from raw logits, (positions, vocabulary), as `GGUF.logprobs` gives."""
+    """Convert raw logits, (positions, vocabulary), to the form that `GGUF.logprobs` gives."""
     values = logits.astype(np.float64)
     values -= values.max(-1, keepdims=True)
     values -= np.log(np.exp(values).sum(-1, keepdims=True))
@@ -140,7 +141,7 @@ def from_logits(logits: np.ndarray, top: int) -> Distributions:
 
 
 def _divergence(one: Distributions, two: Distributions, vocabulary: int) -> np.ndarray:
-    """KL(one || two) at each position, (positions,); at least zero."""
+    """Return KL(one || two) at each position, (positions,); at least zero."""
     result = np.empty(len(one.ids))
     for place in range(len(one.ids)):
         ids, first, second = np.intersect1d(one.ids[place], two.ids[place], assume_unique=True, return_indices=True)
@@ -155,7 +156,7 @@ def _divergence(one: Distributions, two: Distributions, vocabulary: int) -> np.n
 
 
 def _mean(groups: list[np.ndarray]) -> tuple[float, tuple[float, float]]:
-    """Mean over all positions and its 95 % percentile bootstrap interval over groups (conversations)."""
+    """Return the mean over all positions and its 95 % percentile bootstrap interval over groups (conversations)."""
     sums = np.array([group.sum() for group in groups], dtype=np.float64)
     sizes = np.array([len(group) for group in groups], dtype=np.float64)
     random = np.random.default_rng(7)

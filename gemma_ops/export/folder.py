@@ -1,4 +1,5 @@
-"""The files of a model folder that are not weights: config in both spellings, stop ids, tokenizer, template, processor."""
+"""The files of a model folder that are not weights: config in both spellings, stop ids, tokenizer, template,
+processor."""
 
 from __future__ import annotations
 
@@ -31,7 +32,7 @@ CARRIED = (
 
 
 def both_spellings(config: dict[str, Any]) -> dict[str, Any]:
-    """The config with head dimensions of the full-attention layers in both spellings.
+    """Return the config with head dimensions of the full-attention layers in both spellings.
 
     transformers 5.15 and later write `per_layer_config`; Google's files, and readers older than that, say
     `global_head_dim` and `num_global_key_value_heads`, the latter in force only with `attention_k_eq_v` (transformers
@@ -57,7 +58,7 @@ def both_spellings(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def carry_over(base: MergedCheckpoint, out: Path) -> list[str]:
-    """Write config, generation config, tokenizer, template and processor of `base` to `out`; returns their names.
+    """Write config, generation config, tokenizer, template and processor of `base` to `out`, and return their names.
 
     Raises ModelError when the base has no tokenizer: a model folder without one can be served by nobody.
     """
@@ -78,13 +79,13 @@ def carry_over(base: MergedCheckpoint, out: Path) -> list[str]:
 
 
 def token_ids(folder: Path) -> dict[str, int]:
-    """Ids of the tokens a tokenizer marks as added (special ones among them), by content."""
+    """Return the ids of the tokens a tokenizer marks as added (special ones among them), by content."""
     tokenizer = read_checkpoint_json(folder / "tokenizer.json", "the tokenizer")
     return {token["content"]: token["id"] for token in tokenizer["added_tokens"]}
 
 
 def _generation(folder: Path) -> dict[str, Any]:
-    """The base's generation settings with every stop token of Gemma 4 that the tokenizer knows."""
+    """Return the base's generation settings with every stop token of Gemma 4 that the tokenizer knows."""
     path = folder / "generation_config.json"
     settings = read_checkpoint_json(path, "generation settings") if path.exists() else {}
     stops = settings.get("eos_token_id") or []

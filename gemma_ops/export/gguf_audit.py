@@ -1,4 +1,4 @@
-"""What a GGUF file really holds: read back from disk, by type, in parameters and bytes, against the plan.
+"""The audit of a GGUF file: read back from disk, by type, in parameters and bytes, and compared with the plan.
 
 "q4_0" in a file name proves nothing: converters leave whole experts in 16 bits without a word. The audit refuses a file
 whose tensors are not those planned, or whose bulk is not of the type that was asked for.
@@ -16,7 +16,7 @@ from gemma_ops.export.gguf_tensors import GgufPlan, PlannedTensor
 from gemma_ops.family.formats import QUANTIZED_TYPES
 
 _BULK_SHARE = 0.95
-"""At least this share of the parameters in attention, MLP and experts must be of the asked type."""
+"""Smallest share of the parameters in attention, MLP and experts that must be of the requested type."""
 _OUTSIDE_BULK = ("token_embd.weight", "per_layer_token_embd.weight", "per_layer_model_proj.weight", "inp_gate.weight",
                  "proj.weight", "ffn_gate_inp.weight", "rope_freqs.weight")  # fmt: skip
 
@@ -33,7 +33,7 @@ class Audit:
     file_bytes: int
 
     def report(self) -> dict[str, Any]:
-        """For `report.json`."""
+        """Return the numbers for `report.json`."""
         return {
             "file_bytes": self.file_bytes,
             "bits_per_parameter": round(8 * self.file_bytes / sum(self.parameters.values()), 3),
@@ -86,7 +86,7 @@ def _is_bulk(tensor: PlannedTensor) -> bool:
 
 
 def _tensors(file: Path, plan: GgufPlan) -> dict[str, tuple[tuple[int, ...], str, int, int]]:
-    """Name to (shape, type, parameters, bytes) of each tensor in the file, checked against the plan."""
+    """Return name to (shape, type, parameters, bytes) of each tensor in the file, checked against the plan."""
     import gguf
 
     fix = "run the step again with --redo quantize; if it repeats, check the disk"

@@ -66,8 +66,8 @@ def add_metadata(writer: Any, source: MergedCheckpoint, form: GgufName) -> None:
 
 
 def _add_sampling(writer: Any, source: MergedCheckpoint) -> None:
-    """What generation_config.json says of sampling, under the keys that llama.cpp's converter writes (gguf-py 0.19,
-    `metadata.py`); servers take them as their defaults."""
+    """Write the sampling settings of generation_config.json under the keys that llama.cpp's converter writes (gguf-py
+    0.19, `metadata.py`); servers take them as their defaults."""
     path = source.folder / "generation_config.json"
     settings = read_checkpoint_json(path, "generation settings") if path.exists() else {}
     for key, add, kind in (
@@ -82,7 +82,7 @@ def _add_sampling(writer: Any, source: MergedCheckpoint) -> None:
 
 
 def rope_factors(source: MergedCheckpoint) -> np.ndarray:
-    """Divisors of the rotary frequencies of full-attention layers, (head_dim / 2,) F32.
+    """Return the divisors of the rotary frequencies of full-attention layers, (head_dim / 2,) F32.
 
     Gemma 4 rotates only the first `partial_rotary_factor` of each head, with frequencies spaced over the whole head
     ("proportional" RoPE). A divisor of 1e30 makes a frequency zero, so that part of the head is left as it is.
@@ -94,7 +94,7 @@ def rope_factors(source: MergedCheckpoint) -> np.ndarray:
 
 
 def _rope(text: dict[str, Any]) -> dict[str, Any]:
-    """RoPE settings by kind of layer. Raises ModelError for kinds of scaling llama.cpp would not apply."""
+    """Return the RoPE settings by kind of layer. Raises ModelError for kinds of scaling llama.cpp would not apply."""
     found: dict[str, Any] = text.get("rope_parameters") or _ROPE
     types = {kind: found.get(kind, {}).get("rope_type", "default") for kind in _ROPE}
     if types["full_attention"] not in ("proportional", "default") or types["sliding_attention"] != "default":
@@ -106,5 +106,5 @@ def _rope(text: dict[str, Any]) -> dict[str, Any]:
 
 
 def _one_or_all(values: list[int]) -> int | list[int]:
-    """One number where all layers agree, else one per layer: the two forms llama.cpp reads."""
+    """Return one number where all layers agree, else one per layer: the two forms llama.cpp reads."""
     return values[0] if len(set(values)) == 1 else values

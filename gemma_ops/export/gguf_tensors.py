@@ -1,4 +1,4 @@
-"""Which tensor of a Gemma 4 checkpoint becomes which tensor of a GGUF file, and in which type it is stored.
+"""The tensors of a GGUF file: which tensor of a Gemma 4 checkpoint becomes which, and in which type it is stored.
 
 Names follow llama.cpp's architecture `gemma4` (gguf-py 0.19, `constants.py` and `tensor_mapping.py`).
 
@@ -73,13 +73,14 @@ class PlannedTensor:
 
     @property
     def kind(self) -> str:
-        """Its name without the layer: what the audit groups by."""
+        """Return its name without the layer, by which the audit groups tensors."""
         return re.sub(r"^blk\.\d+\.", "", self.name)
 
 
 @dataclass(frozen=True)
 class GgufPlan:
-    """All tensors of a file in the order they are written, and the checkpoint's tensors left out, by reason."""
+    """The plan of a file: its tensors in the order they are written, and the checkpoint's tensors left out, by
+    reason."""
 
     format: GgufName
     tensors: list[PlannedTensor]
@@ -87,7 +88,8 @@ class GgufPlan:
 
 
 def plan_tensors(source: MergedCheckpoint, form: GgufName) -> GgufPlan:
-    """What a checkpoint becomes in a format. Raises ModelError on a tensor that has no place in llama.cpp's Gemma 4."""
+    """Return what a checkpoint becomes in a format. Raises ModelError on a tensor that has no place in llama.cpp's
+    Gemma 4."""
     shape = Shape.from_config(source.config)
     _check_sharing(shape)
     full = next(layer for layer in shape.layers if layer.window is None)
@@ -111,7 +113,7 @@ def plan_tensors(source: MergedCheckpoint, form: GgufName) -> GgufPlan:
 
 
 def tensor_type(name: str, shape: tuple[int, ...], form: GgufName) -> TensorType:
-    """The type a tensor is stored in (see the policy above)."""
+    """Return the type a tensor is stored in (see the policy above)."""
     kind = re.sub(r"^blk\.\d+\.", "", name)
     if len(shape) < 2 or kind == "ffn_gate_inp.weight":
         return "F32"
@@ -122,8 +124,9 @@ def tensor_type(name: str, shape: tuple[int, ...], form: GgufName) -> TensorType
 
 
 def _check_sharing(shape: Shape) -> None:
-    """llama.cpp hard-wires where KV-shared layers read from: full-attention ones from the last layer before them,
-    sliding ones from the last but one. That is right for E2B and E4B; for another order it aborts the process.
+    """Check which layers KV-shared layers read from, as llama.cpp hard-wires it: full-attention ones from the last
+    layer before them, sliding ones from the last but one. That is right for E2B and E4B; for another order it aborts
+    the process.
     """
     first = next((layer.index for layer in shape.layers if layer.shares_kv), None)
     if first is None:
@@ -151,7 +154,7 @@ def _place(name: str, shape: Shape) -> tuple[str, Layer | None]:
 
 
 def _unused(target: str, layer: Layer) -> bool:
-    """Keys and values of layers that take them from an earlier layer, and values where keys serve as values.
+    """True for keys and values of layers that take them from an earlier layer, and values where keys serve as values.
 
     Google's files carry them and no engine reads them. llama.cpp (b9672 and later) loads a file that has them, as its
     converter writes it; left out, the file is smaller and loads everywhere.

@@ -62,7 +62,7 @@ def add_tokenizer(writer: Any, source: MergedCheckpoint) -> None:
 
 
 def _vocabulary(body: dict[str, Any], size: int) -> dict[int, str]:
-    """Token by id. Raises ModelError when llama.cpp would tokenize differently."""
+    """Return the tokens by id. Raises ModelError when llama.cpp would tokenize differently."""
     model = body["model"]
     fix = "export with the tokenizer the Gemma 4 checkpoint was published with"
     if model.get("type") != "BPE" or not model.get("byte_fallback") or model.get("ignore_merges"):

@@ -29,7 +29,8 @@ _PIECE = 1 << 21  # numbers per piece: 8 MB in fp32, a multiple of every block s
 
 
 def write_gguf(source: MergedCheckpoint, plan: GgufPlan, out: Path, *, threads: int, learned: Privacy = "any") -> None:
-    """Write the file `out` as planned; `learned`, the class of the rows behind the model, goes into its header. Raises ModelError for a tokenizer or config that GGUF can't say."""
+    """Write the file `out` as planned; `learned`, the class of the rows behind the model, goes into its header. Raises
+    ModelError for a tokenizer or config that GGUF can't say."""
     import gguf
 
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -79,7 +80,7 @@ def _pieces(source: MergedCheckpoint, tensor: PlannedTensor) -> Iterator[torch.T
 
 
 def _encoder(tensor: PlannedTensor) -> Callable[[torch.Tensor], bytes]:
-    """From a piece of a tensor, whole rows of it, to the bytes of its type."""
+    """Return a function from a piece of a tensor, whole rows of it, to the bytes of its type."""
     import gguf
 
     code = gguf.GGMLQuantizationType[tensor.type]

@@ -1,8 +1,8 @@
-"""Does the merged model differ from its base, and is it what the adapter made of the base?
+"""The check of a merge: whether the merged model differs from its base, and is what the adapter made of the base.
 
 The canary catches the merge that did nothing: an adapter whose names matched nothing, or one that was never trained.
-Beside it, the base with the adapter attached by PEFT (or with a full fine-tune's tensors) is asked the same prompts: it must agree with the merged model up
-to rounding, which catches a merge that did something else.
+Beside it, the base with the adapter attached by PEFT (or with a full fine-tune's tensors) is asked the same prompts: it
+must agree with the merged model up to rounding, which catches a merge that did something else.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ _NEW_TOKENS = 16
 
 @dataclass(frozen=True)
 class MergeChanges:
-    """What the canary saw, over prompts and positions: largest |Δlogit| of the merged model to the base and to the
-    base with the adapter attached, share of changed likeliest tokens, greedy answers side by side."""
+    """Findings of the canary over prompts and positions: largest |Δlogit| of the merged model to the base and to the
+    base with the adapter attached, share of changed most likely tokens, greedy answers side by side."""
 
     max_logit_change: float
     max_adapter_gap: float
@@ -45,7 +45,7 @@ class MergeChanges:
         return sum(answer["base"] != answer["merged"] for answer in self.answers)
 
     def metrics(self) -> dict[str, float]:
-        """The numbers of the step."""
+        """Return the numbers of the step."""
         return {
             "canary/max_logit_change": self.max_logit_change,
             "canary/max_adapter_gap": self.max_adapter_gap,
@@ -54,7 +54,7 @@ class MergeChanges:
         }
 
     def report(self) -> dict[str, Any]:
-        """For `report.json`: the numbers, and the answers side by side."""
+        """Return the numbers, and the answers side by side, for `report.json`."""
         return {
             "prompts": len(self.answers),
             "max_logit_change": float(f"{self.max_logit_change:.4g}"),
@@ -80,8 +80,8 @@ def check_merge(
     any, and whether all, of what changed lies in them; prompts that show too little can't tell the latter.
 
     Models come with their towers where a row shows something (its files lie below `data`), or where the adapter reaches
-    into them. `prompting`: how the adapter's rows were asked. Raises ModelError when the merged folder does not load without missing keys, GateError when it agrees with the base
-    in every logit.
+    into them. `prompting`: how the adapter's rows were asked. Raises ModelError when the merged folder does not load
+    without missing keys, GateError when it agrees with the base in every logit.
     """
     tokenizer = load_tokenizer(merged)
     perceiver = Perceiver(merged)
@@ -132,7 +132,7 @@ def _prompt(tokenizer: Any, row: Row, manner: Manner, perceiver: Perceiver, data
 
 
 def _logits(model: Any, prompts: list[_Prompt]) -> torch.Tensor:
-    """Logits after the last positions of each prompt, (prompts * positions, vocabulary) in fp32."""
+    """Return the logits after the last positions of each prompt, (prompts * positions, vocabulary) in fp32."""
     found = []
     with torch.inference_mode():
         for one in prompts:

@@ -48,8 +48,8 @@ _REWRITES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 @dataclass(frozen=True)
 class Update:
-    """What is added to one base tensor: `scale * B @ A`, for each expert when `experts` is more than one; `magnitude`
-    is the length of each row of the result with DoRA."""
+    """An update of one base tensor: `scale * B @ A` is added, for each expert when `experts` is more than one;
+    `magnitude` is the length of each row of the result with DoRA."""
 
     target: str
     a: TensorEntry
@@ -59,7 +59,7 @@ class Update:
     magnitude: TensorEntry | None = None
 
     def merged(self, entry: TensorEntry) -> Iterator[torch.Tensor]:
-        """The new tensor in fp32, one expert at a time where there are several; `entry` is the base's."""
+        """Yield the new tensor in fp32, one expert at a time where there are several; `entry` is the base's."""
         size = (entry.stop - entry.start) // self.experts
         for expert, delta in enumerate(self.deltas()):
             weight = read_range(entry, entry.start + expert * size, entry.start + (expert + 1) * size)
@@ -70,7 +70,7 @@ class Update:
             yield found
 
     def deltas(self) -> Iterator[torch.Tensor]:
-        """The update in fp32, (out, in), of each expert in turn; of the one matrix of a linear layer."""
+        """Yield the update in fp32, (out, in), of each expert in turn; of the one matrix of a linear layer."""
         a, b = (read_range(entry, entry.start, entry.stop).reshape(entry.shape).float() for entry in (self.a, self.b))
         a = a.reshape(self.experts, -1, a.shape[1])
         b = b.reshape(b.shape[0], -1, self.experts)
@@ -79,7 +79,8 @@ class Update:
 
 
 def adapter_folder(path: Path) -> Path:
-    """The folder with `adapter_config.json`: the path itself or its `adapter/` (what the step `train` leaves)."""
+    """Return the folder with `adapter_config.json`: the path itself or its `adapter/` (what the step `train`
+    leaves)."""
     for folder in (path / "adapter", path):
         if (folder / "adapter_config.json").exists():
             return folder
@@ -87,7 +88,7 @@ def adapter_folder(path: Path) -> Path:
 
 
 def read_updates(folder: Path, base: MergedCheckpoint) -> dict[str, Update]:
-    """The updates an adapter makes, by name of the base tensor.
+    """Return the updates an adapter makes, by name of the base tensor.
 
     Raises ModelError when the adapter is of a kind that can't be folded, is incomplete, or when any of its tensors
     matches no tensor of the base: PEFT itself only warns then, and the merged model would silently be the base.
@@ -144,7 +145,7 @@ def _check_kind(folder: Path, config: dict[str, Any]) -> None:
 
 
 def _target(module: str, a: TensorEntry, b: TensorEntry, base: MergedCheckpoint) -> str | None:
-    """Name of the base tensor a module's factors update, or None.
+    """Return the name of the base tensor that a module's LoRA matrices update, or None.
 
     An adapter trained on the text-only class says `model.layers…` where the checkpoint says
     `model.language_model.layers…`; nested wrappers of PEFT add `.base_layer`.
@@ -188,7 +189,8 @@ def _update(
 
 
 def _pattern(patterns: dict[str, Any] | None, path: str, otherwise: Any) -> Any:
-    """PEFT's rule for `rank_pattern` and `alpha_pattern`: the first key that matches the end of the module path."""
+    """Return the value of PEFT's `rank_pattern` or `alpha_pattern`: that of the first key that matches the end of the
+    module path."""
     for key, value in (patterns or {}).items():
         if re.match(rf"(.*\.)?({key})$", path):
             return value

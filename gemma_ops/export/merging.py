@@ -40,7 +40,8 @@ _CHUNK = 8 << 20  # bytes copied or compared at a time
 def merge(
     out: Path, settings: MergeConfig, machine: MachineConfig, *, base: Path, adapter: Path, data: Path | None = None
 ) -> dict[str, float]:
-    """Write `out/model/` (a complete checkpoint folder) and `out/report.json`; returns the counts and canary numbers.
+    """Write `out/model/` (a complete checkpoint folder) and `out/report.json`, and return the counts and canary
+    numbers.
 
     Raises ModelError for an incomplete or quantized base and for an adapter that can't be folded into it, GateError
     when the merged model does not differ from the base, MachineError when the disk has no room.
@@ -92,7 +93,7 @@ def merge(
 
 
 def _write_shard(shard: Path, out: Path, source: MergedCheckpoint, updates: dict[str, Update | Replacement]) -> None:
-    """Copy a shard with its updated tensors replaced; a shard already in place was whole when it was renamed."""
+    """Copy a shard with its updated tensors replaced; a shard already in place was complete when it was renamed."""
     if out.exists():
         return
     entries = sorted((entry for entry in source.entries.values() if entry.file == shard), key=lambda entry: entry.start)
@@ -134,7 +135,8 @@ def _write_updated(writer: BinaryIO, entry: TensorEntry, update: Update | Replac
 def _audit(
     source: MergedCheckpoint, merged: MergedCheckpoint, updates: dict[str, Update | Replacement]
 ) -> dict[str, float]:
-    """Read both folders back: same tensors, untouched ones byte for byte; returns |W' - W| / |W| of the updated ones.
+    """Read both folders back (same tensors, untouched ones byte for byte), and return |W' - W| / |W| of the updated
+    ones.
 
     Raises ModelError when a file is not what was written, GateError when no updated tensor changed at all.
     """

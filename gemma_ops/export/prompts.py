@@ -28,7 +28,8 @@ _FIXED = (
 
 
 def fidelity_prompts(data: Path | None, count: int, *, text_only: bool = False) -> list[Row]:
-    """The first `count` validation rows of a `prepare` folder, or fixed prompts (without an answer) if there are none.
+    """Return the first `count` validation rows of a `prepare` folder, or fixed prompts (without an answer) if there are
+    none.
 
     With `text_only`, rows that show images or audio are left out: engines for text can't be asked about them.
     """
@@ -50,7 +51,7 @@ def fidelity_prompts(data: Path | None, count: int, *, text_only: bool = False) 
 
 
 def before_answer(row: Row) -> list[dict[str, Any]]:
-    """A row's conversation up to its last answer."""
+    """Return a row's conversation up to its last answer."""
     messages: list[dict[str, Any]] = row["messages"]
     while messages and messages[-1]["role"] == "assistant":
         messages = messages[:-1]
@@ -58,10 +59,11 @@ def before_answer(row: Row) -> list[dict[str, Any]]:
 
 
 def manner_of(folder: Path, prompting: Prompting | None) -> Manner:
-    """How rows become tokens for a model whose tokenizer and template lie in `folder`, in the mode it was trained in."""
+    """Return how rows become tokens for a model whose tokenizer and template lie in `folder`, in the mode it was
+    trained in."""
     return Manner(template=published.template_of(folder), thinking=prompting.thinking if prompting else "off")
 
 
 def export_prompt_ids(tokenizer: Any, row: Row, manner: Manner) -> list[int]:
-    """Token ids of a row's conversation up to its last answer, ending in the generation prompt."""
+    """Return the token ids of a row's conversation up to its last answer, ending in the generation prompt."""
     return chat.chat_prompt_ids(tokenizer, before_answer(row), row.get("tools"), **manner.of(row["messages"]))

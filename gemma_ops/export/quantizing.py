@@ -155,7 +155,7 @@ def _parity(
     top: int,
     machine: MachineConfig,
 ) -> tuple[str, Fidelity]:
-    """The bf16 file in llama.cpp against the checkpoint in transformers; GateError when they disagree."""
+    """Compare the bf16 file in llama.cpp with the checkpoint in transformers; raises GateError when they disagree."""
     size = sum(entry.stop - entry.start for entry in source.entries.values())
     weights: Weights = "fp32" if size <= _FP32_BYTES else "bf16"
     model = load_model(source.folder, weights=weights, device=pick_device(machine.device, source.folder))

@@ -1,4 +1,4 @@
-"""What a training leaves, adapter or changed tensors, as the new value of each base tensor it changes."""
+"""Results of a training, adapter or changed tensors, as the new value of each base tensor that they change."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gemma_ops.modeling import full
 from gemma_ops.modeling.shards import TensorEntry, shard_pieces
 
 _PIECE = 1 << 24
-"""Numbers copied at a time."""
+"""Numbers that are copied at a time."""
 
 
 @dataclass(frozen=True)
@@ -27,13 +27,13 @@ class Replacement:
     value: TensorEntry
 
     def merged(self, entry: TensorEntry) -> Iterator[torch.Tensor]:
-        """The new tensor in fp32, in pieces; `entry` is the base's, of the same shape."""
+        """Yield the new tensor in fp32, in pieces; `entry` is the base's, of the same shape."""
         for _, numbers in shard_pieces(self.value, _PIECE):
             yield numbers.float()
 
 
 def folder(path: Path) -> Path:
-    """The folder of what was trained inside the artifact of `train`: `tuned/`, else the adapter's."""
+    """Return the folder of what was trained inside the artifact of `train`: `tuned/`, else the adapter's."""
     for found in (path / full.FOLDER, path):
         if (found / full.RECORD).exists():
             return found
@@ -41,19 +41,19 @@ def folder(path: Path) -> Path:
 
 
 def is_full(found: Path) -> bool:
-    """Whether a folder that `folder` gave holds tensors instead of an adapter."""
+    """True if a folder that `folder` gave holds tensors instead of an adapter."""
     return (found / full.RECORD).exists()
 
 
 def in_towers(changed: Iterable[str]) -> tuple[bool, bool]:
-    """Whether any, and whether all, of the tensors of these names lie in the vision or audio tower."""
+    """Return whether any, and whether all, of the tensors of these names lie in the vision or audio tower."""
     found = [bool(re.search(r"vision|audio", name)) for name in changed]
     return any(found), all(found)
 
 
 def weight_changes(found: Path, source: MergedCheckpoint, base: Path) -> dict[str, Update | Replacement]:
-    """What becomes of each changed tensor of `source`, the checkpoint inside the artifact `base`. Raises ModelError when
-    what was trained does not fit it, as a whole."""
+    """Return what becomes of each changed tensor of `source`, the checkpoint inside the artifact `base`. Raises
+    ModelError when what was trained does not fit it, as a whole."""
     if not is_full(found):
         _check_base(found, base)
         return dict(read_updates(found, source))

@@ -30,24 +30,25 @@ TOWER_TARGETS = {
     "audio": r"(?:model\.)?(?:audio_tower\.layers\.\d+\.(?:self_attn\.(?:[qkv]_proj|post)\.linear"
     r"|feed_forward[12]\.ffw_layer_[12]\.linear|lconv1d\.linear_(?:start|end)\.linear)|embed_audio\.embedding_projection)",
 }
-"""The same for towers (`train.lora.towers`): the linears inside their clipped wrappers, and the projections into the
-language model, which are all the 12B has."""
+"""PEFT `target_modules` for towers (`train.lora.towers`): the linears inside their clipped wrappers, and the
+projections into the language model, which are all the 12B has."""
 
 EXPERT_TARGETS = ("experts.gate_up_proj", "experts.down_proj")
-"""PEFT `target_parameters`: the two stacks of a layer's experts, which are no linears."""
+"""PEFT `target_parameters`: the two stacked weights of a layer's experts, which are no linears."""
 
 SKIP_4BIT = (
     "model.vision_tower", "model.audio_tower", "model.embed_vision", "model.embed_audio", "lm_head",
     r".*router\.proj", r".*per_layer_.*",
 )  # fmt: skip
-"""bitsandbytes `llm_int8_skip_modules` for who loads with transformers (our loader names what becomes 4-bit instead, and
-counts it): what stays bf16, so that of the linears exactly attention and MLP of the language model become 4-bit. Towers, because a prefix must be whole to match; the head, because it is the embedding; the router, because its
-rounding changes which experts answer; the per-layer projections, because quantizing them doubles the KL divergence for
-one percent of the size (exllamav3 pull request 253)."""
+"""bitsandbytes `llm_int8_skip_modules` for loading with transformers: modules that stay bf16, so that exactly the
+attention and MLP linears of the language model become 4-bit (our loader names those instead, and counts them). Towers,
+because a prefix must be whole to match; the head, because it is the embedding; the router, because its rounding changes
+which experts answer; the per-layer projections, because quantizing them doubles the KL divergence for one percent of
+the size (exllamav3 pull request 253)."""
 
 
 def lora_linears(shape: Shape, targets: str = "default", prefix: str = "model.language_model.") -> list[Linear]:
-    """The linears an adapter is put on: `default`, or those whose whole name a regular expression matches.
+    """Return the linears that an adapter is put on: `default`, or those whose whole name a regular expression matches.
 
     Raises ConfigError when the expression is not valid or matches nothing.
     """
@@ -67,12 +68,12 @@ def lora_linears(shape: Shape, targets: str = "default", prefix: str = "model.la
 
 
 def repos() -> dict[str, tuple[Size, str]]:
-    """Every repository that can be fine-tuned: id -> (size, variant)."""
+    """Return every repository that can be fine-tuned, with its size and variant."""
     return {repo: (size, variant) for size in SIZES.values() for repo, variant in size.repos.items()}
 
 
 def find(repo: str) -> Size | None:
-    """The size a Hub id names, or None."""
+    """Return the size that a Hub id names, or None."""
     found = repos().get(repo)
     return found[0] if found else None
 
@@ -111,7 +112,7 @@ def identify(config: dict[str, Any]) -> str | None:
 
 
 def _text(shape: Shape) -> tuple[Any, ...]:
-    """What tells the sizes apart; a context length edited by the user doesn't."""
+    """Return the dimensions that tell the sizes apart; a context length edited by the user doesn't."""
     return (
         shape.hidden,
         shape.vocab,
@@ -124,6 +125,6 @@ def _text(shape: Shape) -> tuple[Any, ...]:
 
 
 def empty_thought(config: dict[str, Any]) -> bool:
-    """Whether prompts of the model with this `config.json` end in an empty thought (12B, 26B-A4B, 31B)."""
+    """True if prompts of the model with this `config.json` end in an empty thought (12B, 26B-A4B, 31B)."""
     key = identify(config)
     return key is not None and SIZES[key].empty_thought

@@ -13,7 +13,7 @@ _WIDTH = 100
 
 
 def overview() -> list[str]:
-    """Each trap's name and what gemma-ops does about it."""
+    """Return each trap's name and what gemma-ops does about it."""
     longest = max(len(trap.code) for trap in TRAPS)
     lines: list[str] = []
     for trap in TRAPS:
@@ -23,7 +23,7 @@ def overview() -> list[str]:
 
 
 def explain_trap(code: str) -> list[str]:
-    """One trap in full. Raises ConfigError that lists the names for an unknown one."""
+    """Return one trap in full, as lines of text. Raises ConfigError that lists the names for an unknown one."""
     known = {trap.code: trap for trap in TRAPS}
     if code not in known:
         close = difflib.get_close_matches(code, known, n=1)

@@ -14,20 +14,21 @@ from dataclasses import dataclass
 from typing import Literal
 
 GgufName = Literal["bf16", "q8_0", "q4_0"]
-"""The formats that the step `quantize` writes, as the configuration spells them."""
+"""Formats that the step `quantize` writes, as the configuration spells them."""
 VersionFormat = Literal["adapter", "merged", GgufName]
-"""What a registered version may carry (`register.artifacts`); under `adapter` also what a full fine-tune changed."""
+"""Formats that a registered version may carry (`register.artifacts`); `adapter` also stands for the changed weights of
+a full fine-tune."""
 TensorType = Literal["F32", "BF16", "Q8_0", "Q4_0"]
-"""GGML's types of tensors, those that we write."""
+"""GGML types of the tensors that we write."""
 Engine = Literal["transformers", "llama.cpp", "vLLM"]
 
 BITS: dict[TensorType, float] = {"F32": 32.0, "BF16": 16.0, "Q8_0": 8.5, "Q4_0": 4.5}
-"""Bits per weight, scales included."""
+"""Bits per weight of each tensor type, scales included."""
 BLOCK = 32
-"""Weights that share a scale in the quantized types."""
+"""Weights that share a scale, by quantized tensor type."""
 QUANTIZED_TYPES = tuple(kind for kind, bits in BITS.items() if bits < 16)
 TABLE_TYPE: TensorType = "Q8_0"
-"""The least that embeddings, per-layer tables and per-layer projections are stored in."""
+"""Lowest-precision tensor type for embeddings, per-layer tables and per-layer projections."""
 GGUF_FILE = "model.gguf"
 """Name of a GGUF file in the folder of its format."""
 
@@ -38,24 +39,24 @@ class Format:
 
     name: str
     step: str
-    """The step that makes it."""
+    """Step that makes the format."""
     made: str
-    """Its folder below that step's."""
+    """Folder of the format below that step's."""
     shelf: str
-    """Its folder in a registered version."""
+    """Folder of the format in a registered version."""
     file: str
-    """The file without which that folder is not whole."""
+    """File without which that folder is incomplete."""
     engines: tuple[Engine, ...]
-    """What runs it."""
+    """Engines that run the format."""
 
     @property
     def path(self) -> str:
-        """Its file below the step's folder."""
+        """Return the format's file below the step's folder."""
         return f"{self.made}/{self.file}"
 
     @property
     def place(self) -> str:
-        """Its file in a registered version."""
+        """Return the format's file in a registered version."""
         return f"{self.shelf}/{self.file}"
 
 
@@ -65,21 +66,21 @@ class Gguf(Format):
 
     name: GgufName
     tensor: TensorType
-    """The type of its bulk."""
+    """Tensor type of most of the file's weights."""
     file_type: str
-    """Its name among llama.cpp's file types (gguf-py, `LlamaFileType`)."""
+    """Name of the file type in llama.cpp (gguf-py, `LlamaFileType`)."""
     most_bits: float
-    """Upper bound of the bits per weight of a whole file: what disk space is counted with."""
+    """Upper bound of the bits per weight of a whole file, for estimates of disk space."""
     default: bool
-    """Whether it is made, evaluated and registered where a configuration says nothing."""
+    """Whether the format is made, evaluated and registered where a configuration names none."""
     css: str
-    """The class of its colour in reports."""
+    """CSS class of the format's colour in reports."""
     colours: tuple[str, str]
-    """On a light and on a dark page, as CSS says them."""
+    """CSS colours on a light and on a dark page."""
 
     @property
     def bits(self) -> float:
-        """Bits per weight of its bulk."""
+        """Bits per weight of the file's main tensor type."""
         return BITS[self.tensor]
 
 
@@ -101,9 +102,9 @@ _TABLE = (
     Format("tuned", "train", "tuned", "tuned", "tuned.json", ("transformers",)),
 )
 FORMATS = {each.name: each for each in _TABLE}
-"""All formats, the better to answer with first: whole models, the most exact first, then what needs its base."""
+"""All formats, the more accurate first: whole models, the most exact first, then those that need their base."""
 GGUF: dict[str, Gguf] = {each.name: each for each in _TABLE if isinstance(each, Gguf)}
 REFERENCE: GgufName = "bf16"
-"""The GGUF file that is always made; the others are compared with it."""
+"""GGUF format that is always made; the others are compared with it."""
 DEFAULT_FORMATS: tuple[GgufName, ...] = tuple(each.name for each in GGUF.values() if each.default)
 SMALLEST = min(GGUF.values(), key=lambda each: each.bits)

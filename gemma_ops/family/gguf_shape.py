@@ -64,7 +64,7 @@ def _each(value: Any, count: int) -> list[int]:
 
 
 def _fields(source: BinaryIO) -> dict[str, Any]:
-    """Everything the header says; of arrays of texts their length."""
+    """Return every field of the header; for arrays of texts, their length."""
     if source.read(4) != b"GGUF":
         raise KeyError("it doesn't begin with GGUF")
     _, _, count = struct.unpack("<IQQ", source.read(20))

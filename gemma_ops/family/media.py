@@ -19,20 +19,21 @@ Kind = Literal["image", "audio"]
 RATE = 16_000
 """Samples per second of every sound the family hears."""
 LONGEST = 30 * RATE
-"""Samples of the longest sound: the encoder's 750 tokens. The published processor cuts what is longer without a word."""
+"""Samples of the longest sound: the encoder's 750 tokens. The published processor cuts what is longer without a
+word."""
 BUDGETS = (70, 140, 280, 560, 1120)
-"""Soft tokens an image may be given."""
+"""Numbers of soft tokens that an image may be given."""
 TYPES = {"image": 1, "audio": 3}
 """`mm_token_type_ids` of soft tokens (2 is video)."""
 TOKENS = {"image": ("<|image>", "<|image|>", "<image|>"), "audio": ("<|audio>", "<|audio|>", "<audio|>")}
-"""The tokens around and of each kind: begin, soft token, end. The template renders the middle one once."""
+"""Tokens of each kind of media: begin, soft token, end. The template renders the middle one once."""
 KINDS = {
     "image": frozenset({"png", "jpg", "webp", "bmp", "gif", "tiff"}),
     "audio": frozenset({"wav", "flac", "ogg", "mp3"}),
 }
-"""Endings of stored files, by kind."""
+"""File endings of stored media, by kind."""
 OTHER = ("<|video|>",)
-"""Tokens of what is not trained on."""
+"""Tokens of media that is not trained on."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Pictures:
     """Most soft tokens of an image (`max_soft_tokens`)."""
 
     def size(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width in pixels that an image is scaled to: multiples of patch times pool, enlarged where small."""
+        """Return the height and width in pixels that an image is scaled to."""
         side = self.patch * self.pool
         factor = math.sqrt(self.budget * side**2 / (height * width))
         rows, columns = math.floor(factor * height / side), math.floor(factor * width / side)
@@ -58,19 +59,19 @@ class Pictures:
         return rows * side, columns * side
 
     def tokens(self, height: int, width: int) -> int:
-        """Soft tokens of an image."""
+        """Return the soft tokens of an image."""
         rows, columns = self.size(height, width)
         return rows * columns // (self.patch * self.pool) ** 2
 
 
 @dataclass(frozen=True)
 class Sounds:
-    """How sounds become spectrogram frames, and these soft tokens: the conformer of E2B and E4B halves time twice."""
+    """How sounds become spectrogram frames, and frames soft tokens: the conformer of E2B and E4B halves time twice."""
 
     frame: int = 320
-    """Samples of a spectrogram frame."""
+    """Samples in a spectrogram frame."""
     hop: int = 160
-    """Samples between two frames."""
+    """Samples from the start of one frame to the next."""
 
     def tokens(self, samples: int) -> int:
         """Soft tokens of a sound of so many samples at 16 kHz; 0 where not one whole frame fits."""
@@ -80,7 +81,7 @@ class Sounds:
 
 @dataclass(frozen=True)
 class Waves:
-    """The 12B's way: each stretch of the waveform is a soft token, the last one filled with silence."""
+    """How the 12B takes sounds: each stretch of the waveform is a soft token, the last one padded with silence."""
 
     stretch: int = 640
 
@@ -91,18 +92,18 @@ class Waves:
 
 @dataclass(frozen=True)
 class Senses:
-    """What a checkpoint takes besides text, and what it costs."""
+    """Media that a checkpoint takes besides text, and what they cost in tokens."""
 
     image: Pictures | None = None
     audio: Sounds | Waves | None = None
     unified: bool = False
-    """The encoder-free class of the 12B."""
+    """Whether the checkpoint is of the encoder-free class of the 12B."""
     ids: tuple[tuple[str, int], ...] = ()
-    """Ids that the model's configuration gives the tokens of `TOKENS`."""
+    """Token ids of `TOKENS` in the model's configuration."""
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """`image` and `audio`, as far as it takes them."""
+        """Return `image` and `audio`, as far as the checkpoint takes them."""
         return tuple(kind for kind in ("image", "audio") if getattr(self, kind) is not None)
 
     def tokens(self, part: dict[str, Any]) -> int:
@@ -113,7 +114,8 @@ class Senses:
 
     @staticmethod
     def read(folder: Path) -> Senses:
-        """From `config.json` and `processor_config.json` (or the older `preprocessor_config.json`) of a checkpoint folder.
+        """Read `config.json` and `processor_config.json` (or the older `preprocessor_config.json`) of a checkpoint
+        folder.
 
         What the processor's file leaves out is taken from the model's configuration and the published defaults. Raises
         ModelError for a processor of another sampling rate or an unknown budget.
@@ -157,7 +159,7 @@ def _sounds(processor: dict[str, Any], folder: Path, *, unified: bool) -> Sounds
 
 
 def _ids(config: dict[str, Any]) -> dict[str, int]:
-    """Ids by token; the defaults are those of the configuration class."""
+    """Return ids by token; the defaults are those of the configuration class."""
     keys = {
         "<|image>": ("boi_token_id", 255_999), "<|image|>": ("image_token_id", 258_880), "<image|>": ("eoi_token_id", 258_882),
         "<|audio>": ("boa_token_id", 256_000), "<|audio|>": ("audio_token_id", 258_881), "<audio|>": ("eoa_token_index", 258_883),

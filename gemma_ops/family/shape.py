@@ -1,4 +1,4 @@
-"""The dimensions of a Gemma 4 and everything that follows from them by counting: modules, parameters, what a layer has.
+"""The dimensions of a Gemma 4 and everything that is counted from them: modules, parameters, the parts of a layer.
 
 Free of torch, so that `gemma-ops plan` and `--help` answer at once. The counts are exact; a test compares each of them
 with the models of transformers built on the meta device. Layout of the modules: `modeling_gemma4.py` and
@@ -16,12 +16,13 @@ from gemma_ops.errors import ModelError
 from gemma_ops.family import towers
 
 MODEL_TYPES = ("gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text")
-"""`model_type` of the configurations read here: with towers, text only, and the encoder-free 12B in both forms."""
+"""`model_type` of the configurations that are read: with towers, text only, and the encoder-free 12B in both forms."""
 
 
 @dataclass(frozen=True)
 class Linear:
-    """One `nn.Linear` without bias: its dotted name inside the model, its width on both sides, and its decoder layer."""
+    """One `nn.Linear` without bias: its dotted name inside the model, its width on both sides, and its decoder
+    layer."""
 
     name: str
     inputs: int
@@ -39,14 +40,14 @@ class Layer:
 
     index: int
     window: int | None
-    """Tokens a query sees to its left; None is full attention."""
+    """Tokens that a query sees to its left (sliding-window attention); None for full attention."""
     head_dim: int
     heads: int
     kv_heads: int
     shares_kv: bool
-    """Takes keys and values from an earlier layer: no k_proj, v_proj, k_norm of its own."""
+    """Whether the layer takes keys and values from an earlier one: it has no k_proj, v_proj and k_norm of its own."""
     k_eq_v: bool
-    """Keys serve as values: no v_proj."""
+    """Whether keys serve as values: there is no v_proj."""
     ffn: int
     """Width of the dense MLP (doubled in E2B's sharing layers)."""
 
@@ -154,8 +155,8 @@ class Shape:
         )
 
     def active_per_token(self) -> int:
-        """Parameters of the language model that one token multiplies with: the tables are looked up, of the experts
-        only those chosen; the head is included.
+        """Return how many parameters of the language model one token multiplies with: no lookup tables, only the chosen
+        experts, and the head.
         """
         c = self.counts()
         chosen = len(self.layers) * self.experts_per_token * 3 * self.hidden * self.expert_ffn
@@ -188,7 +189,7 @@ class Shape:
 
 
 def _read(text: dict[str, Any], outer: dict[str, Any], *, unified: bool) -> Shape:
-    """Shape of a text configuration and its towers; defaults are those of the configuration classes."""
+    """Return the shape of a text configuration and its towers; defaults are those of the configuration classes."""
     count = text["num_hidden_layers"]
     kinds = list(
         text.get("layer_types") or ["full_attention" if (i + 1) % 6 == 0 else "sliding_attention" for i in range(count)]

@@ -17,7 +17,7 @@ from typing import Any
 from gemma_ops.family.shape import Shape
 
 AS_OF = "2026-09"
-"""When repositories and licence were last looked at."""
+"""Date at which repositories and licence were last looked at."""
 
 LICENCE = "Apache-2.0"
 VARIANTS = {"it": "-it", "base": "", "qat": "-it-qat-q4_0-unquantized"}
@@ -34,7 +34,7 @@ _COMMON = {"vocab_size": 262_144, "head_dim": 256, "global_head_dim": 512, "fina
 
 
 def _config(kind: str, every: int, vision: dict[str, Any], audio: dict[str, Any] | None, **text: Any) -> dict[str, Any]:
-    """A configuration as `config.json` holds it; one layer in `every` sees everything."""
+    """Return a configuration as `config.json` holds it; one layer in `every` has full attention."""
     count = text["num_hidden_layers"]
     text["layer_types"] = [_FULL if (index + 1) % every == 0 else _SLIDING for index in range(count)]
     return {"model_type": kind, "text_config": _COMMON | text, "vision_config": vision, "audio_config": audio}
@@ -72,7 +72,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
         use_bidirectional_attention="vision", max_position_embeddings=262_144,
     ),
 }  # fmt: skip
-"""The dimensions in the words of `config.json`; `Shape.from_config` reads them as it reads a checkpoint's own."""
+"""Dimensions of the sizes as `config.json` spells them; `Shape.from_config` reads them as it reads a checkpoint's
+own."""
 
 
 @dataclass(frozen=True)
@@ -82,16 +83,16 @@ class Size:
     key: str
     shape: Shape
     modalities: tuple[str, ...]
-    """What goes in besides text; text comes out."""
+    """Kinds of input besides text; output is text."""
     empty_thought: bool
-    """With thinking off, the generation prompt ends in an empty thought (`<|channel>thought` … `<channel|>`), so
-    training must put it before each answer too, without loss. Chat template of google/gemma-4-31B-it, which the 12B
-    shares; E2B and E4B have a template without it."""
+    """Whether, with thinking off, the generation prompt ends in an empty thought (`<|channel>thought` … `<channel|>`),
+    so that training must put it before each answer too, without loss. Chat template of google/gemma-4-31B-it, which the
+    12B shares; E2B and E4B have a template without it."""
     learning_rate: float
     """Peak learning rate of LoRA and QLoRA when the configuration gives none."""
     learning_rate_why: str
     repos: dict[str, str]
-    """Hub repositories that can be fine-tuned, and the variant each is: `it`, `base`, `qat`."""
+    """Hub repositories that can be fine-tuned, with the variant of each: `it`, `base`, `qat`."""
     licence: str = LICENCE
 
     @property
@@ -134,4 +135,4 @@ SIZES: dict[str, Size] = {
         _size("31B", ("image", "video")),
     )
 }
-"""By key, smallest first."""
+"""Sizes by key, smallest first."""

@@ -1,4 +1,4 @@
-"""What a Gemma 4 sees and hears with: the encoders of four sizes, and the projections that replace them in the 12B.
+"""The vision and audio towers of four sizes, and the projections that replace them in the 12B.
 
 They are counted, and left out when a model is loaded for text. Defaults are those of the configuration classes of
 transformers 5.23.
@@ -24,7 +24,8 @@ class Vision:
     positions: int
 
     def parameters(self, text_hidden: int) -> int:
-        """Encoder, patch and position embeddings, and the projection into the language model."""
+        """Return the parameters of the encoder, of the patch and position embeddings, and of the projection into the
+        language model."""
         attention = 2 * self.hidden * self.head_dim * (self.heads + self.kv_heads)
         layer = attention + 3 * self.hidden * self.ffn + 4 * self.hidden + 2 * self.head_dim
         embedder = 3 * self.patch**2 * self.hidden + 2 * self.positions * self.hidden
@@ -43,7 +44,8 @@ class Audio:
     output: int
 
     def parameters(self, text_hidden: int) -> int:
-        """Subsampling convolutions, conformer layers, output projection, and the projection into the language model."""
+        """Return the parameters of the subsampling convolutions, conformer layers, output projection and projection
+        into the language model."""
         h, (first, second) = self.hidden, self.channels
         subsample = 9 * first + first + 9 * first * second + second + (first // 4) * second * h
         attention = 5 * h * h + h // self.heads

@@ -1,7 +1,8 @@
-"""What each Gemma 4 size must never meet: known failures of the stack with this family, most of them silent.
+"""Known failures of the software stack with each Gemma 4 size, most of them silent.
 
-Each trap names its evidence in public, so that it can be looked at again when a version moves. `doctor` explains them; training, export and evaluation refuse or avoid them and name the code. Seen with transformers 5.23 and 5.24,
-TRL 1.16, PEFT 0.21 and bitsandbytes 0.50 where no other version is given.
+Each trap names its evidence in public, so that it can be looked at again when a version moves. `doctor` explains them;
+training, export and evaluation refuse or avoid them and name the code. Seen with transformers 5.23 and 5.24, TRL 1.16,
+PEFT 0.21 and bitsandbytes 0.50 where no other version is given.
 """
 
 from __future__ import annotations
@@ -14,18 +15,18 @@ EDGE = ("E2B", "E4B")
 
 @dataclass(frozen=True)
 class Trap:
-    """One way to fail."""
+    """One known failure."""
 
     code: str
     applies: tuple[str, ...]
-    """Keys of the sizes concerned."""
+    """Keys of the sizes that are concerned."""
     what: str
     evidence: str
     fix: str
     here: str
     """What gemma-ops does about it."""
     silent: bool = True
-    """The run goes on with a wrong result instead of stopping."""
+    """Whether the run goes on with a wrong result instead of stopping."""
 
 
 TRAPS: tuple[Trap, ...] = (
@@ -231,5 +232,5 @@ TRAPS: tuple[Trap, ...] = (
 
 
 def traps(key: str) -> tuple[Trap, ...]:
-    """The traps that concern one size."""
+    """Return the traps that concern one size."""
     return tuple(trap for trap in TRAPS if key in trap.applies)

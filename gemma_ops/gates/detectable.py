@@ -1,4 +1,4 @@
-"""Before anything is answered: what differences can this many rows show?
+"""What differences this many rows can show, computed before any question is answered.
 
 Normal approximations with power .8, on the standard library alone, so that the command line can warn in no time.
 For paired yes/no scores what counts is the discordance, the share of rows that exactly one of the two targets gets
@@ -26,14 +26,14 @@ quantized self."""
 
 
 def quantiles(alpha: float, power: float = POWER) -> tuple[float, float]:
-    """One-sided normal quantiles of the level and of the power."""
+    """Return one-sided normal quantiles of the level and of the power."""
     return NormalDist().inv_cdf(1 - alpha), NormalDist().inv_cdf(power)
 
 
 def gate_rows_needed(
     gap: float, variance_null: float, variance: float, alpha: float, power: float = POWER
 ) -> int | None:
-    """Rows so that an estimate `gap` beyond the margin is shown at level alpha with this power.
+    """Return the rows with which an estimate `gap` beyond the margin is shown at level alpha with this power.
 
     Variances are of one row, under the margin and under the truth. None when the gap is not positive: no number of
     rows shows what is not so.
@@ -45,7 +45,7 @@ def gate_rows_needed(
 
 
 def detectable_difference(n: int, discordance: float, alpha: float = 0.05, power: float = POWER) -> float:
-    """The smallest true paired difference that n rows show, one-sided, against none at all.
+    """Return the smallest true paired difference that n rows show, one-sided, against no difference.
 
     A difference can't exceed the discordance; where even that is not enough the discordance needed is returned.
     """
@@ -59,9 +59,9 @@ def detectable_difference(n: int, discordance: float, alpha: float = 0.05, power
 
 
 def fewest_rows(gate: GateConfig, alpha: float) -> int | None:
-    """Rows below which no test that holds for all scores can pass the gate, even if every answer is right (`at_least`),
-    or none differs (`noninferior`): log alpha / log(margin), and log alpha / log(1 - margin). None for other gates, and
-    where no number of rows passes it."""
+    """Return the rows below which no test that holds for all scores can pass the gate, even if every answer is right
+    (`at_least`) or none differs (`noninferior`): log alpha / log(margin), and log alpha / log(1 - margin). None for
+    other gates, and where no number of rows passes it."""
     if not 0 < gate.margin < 1:
         return None
     if gate.test == "at_least":
@@ -70,8 +70,8 @@ def fewest_rows(gate: GateConfig, alpha: float) -> int | None:
 
 
 def rows_for_gate(gate: GateConfig, alpha: float, discordance: float | None = None) -> int | None:
-    """Rows a paired gate needs when there is no true difference (noninferior), or one of twice the margin and at least
-    .05 (superior). None for `at_least` and `at_most`, whose need depends on the figure itself."""
+    """Return the rows that a paired gate needs when there is no true difference (noninferior), or one of twice the
+    margin and at least .05 (superior). None for `at_least` and `at_most`, whose need depends on the figure itself."""
     if gate.test not in ("noninferior", "superior"):
         return None
     # A model and a service that knows nothing of it differ on more rows than a model and its quantized self.
@@ -85,7 +85,8 @@ def rows_for_gate(gate: GateConfig, alpha: float, discordance: float | None = No
 
 
 def advice(rows: dict[str, int], settings: EvaluateConfig) -> list[str]:
-    """What the planned gates can show with this many rows per task; lines that begin with `warning:` say they can't."""
+    """Return what the planned gates can show with this many rows per task; lines that begin with `warning:` say they
+    can't."""
     lines: list[str] = []
     level = look_level(1 - settings.confidence, ())
     per_gate = level / max(len(settings.gates), 1)

@@ -1,4 +1,4 @@
-"""Gates: what must hold before a model is promoted, decided three ways.
+"""Gate decisions: whether each condition for promotion passes, fails or is inconclusive.
 
 A gate passes when a one-sided test shows that the condition holds, and fails when one shows that it does not. Both
 sides share their level over all gates through Holm's method (S. Holm, Scand. J. Stat. 6, 1979), each for itself: the
@@ -27,8 +27,9 @@ Outcome = Literal["pass", "fail", "inconclusive"]
 
 @dataclass(frozen=True)
 class GateEvidence:
-    """What the scores say about one gate. For paired gates `sample` holds differences; for F1, which is no mean of
-    rows, `ratios` holds the counts of its labels, and `sample` only counts rows. `labels` names them for macro F1."""
+    """The evidence of the scores about one gate. For paired gates `sample` holds differences; for F1, which is no mean
+    of rows, `ratios` holds the counts of its labels, and `sample` only counts rows. `labels` names them for macro
+    F1."""
 
     sample: Sample
     is_difference: bool
@@ -37,7 +38,7 @@ class GateEvidence:
     labels: tuple[str, ...] = field(default=(), kw_only=True)
 
     def tests(self, margin: float) -> tuple[float, float]:
-        """p-values against `value <= margin` and `value >= margin`."""
+        """Return p-values against `value <= margin` and `value >= margin`."""
         if self.ratios is not None:
             return self.ratios.p_value(margin), self.ratios.p_value(margin, below=True)
         if self.is_difference:
@@ -45,7 +46,7 @@ class GateEvidence:
         return intervals.mean_tests(self.sample, margin)
 
     def bound(self, alpha: float, *, upper: bool = False) -> float | None:
-        """One-sided bound at level alpha; None where none is known that holds."""
+        """Return the one-sided bound at level alpha; None where no valid one is known."""
         if self.ratios is not None:
             return self.ratios.bound(alpha, upper=upper)
         if self.is_difference:
@@ -53,8 +54,9 @@ class GateEvidence:
         return intervals.mean_bound(self.sample, alpha, upper=upper)
 
     def hope(self, margin: float, alpha: float) -> float | None:
-        """The truth that rows are planned for: what was measured, where that is beyond the margin. Else a better one
-        that can't be excluded: no difference, or the upper bound. None where nothing beyond the margin is left."""
+        """Return the true value that rows are planned for: what was measured, where that is beyond the margin. Else a
+        better one that can't be excluded: no difference, or the upper bound. None where nothing beyond the margin is
+        left."""
         if self.value > margin:
             return self.value
         top = self.bound(alpha, upper=True)
@@ -65,7 +67,7 @@ class GateEvidence:
         return top if top > margin + 1e-6 else None
 
     def rows_needed(self, margin: float, alpha: float) -> int | None:
-        """Rows for power .8 if `hope` is the truth; None when no number of rows would do."""
+        """Return the rows for power .8 if `hope` is the truth; None when no number of rows would do."""
         if self.ratios is not None:
             found = label_evidence.label_rows_needed(self.ratios, margin, alpha)
             return None if found is None else max(self.sample.n + 1, found)
@@ -76,7 +78,7 @@ class GateEvidence:
         return None if found is None else max(self.sample.n + 1, found)
 
     def missing(self, margin: float, alpha: float) -> str | None:
-        """What keeps every test from passing, whatever the answers had been: a bound, or independent rows."""
+        """Return what keeps every test from passing, whatever the answers: a bound, or independent rows."""
         if self.ratios is not None:
             return label_evidence.missing_labels(self.ratios, self.labels, margin, alpha)
         best, even_if = (
@@ -109,11 +111,11 @@ class Decision:
 
 
 QUANTILES = {"p50": 0.5, "p95": 0.95}
-"""Share of askers that a waiting time is about, by the last part of its name."""
+"""Share of askers that a waiting time covers, by the last part of its name."""
 
 
 def threshold(gate: GateConfig) -> float:
-    """What the value must exceed: the margin, or minus the margin for `noninferior`. Dollars must stay below the
+    """Return what the value must exceed: the margin, or minus the margin for `noninferior`. Dollars must stay below the
     margin; for seconds the value is the share of answers that came within it."""
     if gate.test == "at_most":
         return QUANTILES.get(gate.metric.rpartition("_")[2], gate.margin)
@@ -162,13 +164,13 @@ def decide_gate(
 def judge_gate(
     gates: Sequence[GateConfig], evidence: Sequence[GateEvidence], alpha: float
 ) -> list[tuple[Outcome, float, float, float]]:
-    """Per gate: outcome, p-value, Holm-adjusted p-value, and the level it was tested at."""
+    """Return for each gate its outcome, p-value, Holm-adjusted p-value, and the level it was tested at."""
     return [(one.outcome, one.p, one.p_holm, one.level) for one in _tested(gates, evidence, alpha)]
 
 
 @dataclass(frozen=True)
 class _Tested:
-    """A gate's tests. `level` is that of passing, `level_below` that of failing."""
+    """The tests of one gate. `level` is that of passing, `level_below` that of failing."""
 
     outcome: Outcome
     p: float
@@ -188,7 +190,8 @@ def _tested(gates: Sequence[GateConfig], evidence: Sequence[GateEvidence], alpha
 
 
 def holm(p: Sequence[float], alpha: float) -> tuple[list[float], list[float]]:
-    """Holm-adjusted p-values, and the level at which each hypothesis was tested (alpha over those still in play)."""
+    """Return Holm-adjusted p-values, and the level at which each hypothesis was tested (alpha over those still in
+    play)."""
     order = sorted(range(len(p)), key=lambda index: p[index])
     adjusted, levels = [1.0] * len(p), [alpha] * len(p)
     running, stopped = 0.0, None
@@ -203,7 +206,7 @@ def holm(p: Sequence[float], alpha: float) -> tuple[list[float], list[float]]:
 
 
 def overall(decisions: Sequence[Decision]) -> Literal["pass", "fail", "inconclusive", "ungated"]:
-    """Fail if any gate failed, else inconclusive if any is, else pass; `ungated` when there was none."""
+    """Return `fail` if any gate failed, else `inconclusive` if any is, else `pass`; `ungated` when there was none."""
     if not decisions:
         return "ungated"
     outcomes = {decision.outcome for decision in decisions}

@@ -9,8 +9,8 @@ from gemma_ops.config import GateConfig
 
 @dataclass(frozen=True)
 class Told:
-    """What is told of a gate beside its outcome: both bounds, rows needed, what keeps any test from passing, and the truth
-    that rows are planned for."""
+    """What is reported of a gate as well as its outcome: both bounds, rows needed, what keeps any test from passing,
+    and the truth that rows are planned for."""
 
     value: float
     n: int
@@ -22,7 +22,7 @@ class Told:
 
 
 def gate_sentence(gate: GateConfig, outcome: str, told: Told, *, is_difference: bool) -> str:
-    """The sentence. `is_difference`: figures carry their sign."""
+    """Return the sentence about a gate's outcome. `is_difference`: figures carry their sign."""
     what = gate.words
     if gate.test == "at_most":
         return _running(gate, outcome, told)
@@ -39,7 +39,7 @@ def gate_sentence(gate: GateConfig, outcome: str, told: Told, *, is_difference: 
 
 
 def _settle(told: Told, hope: str | None) -> str:
-    """What would settle an inconclusive gate."""
+    """Return what would settle an inconclusive gate."""
     if told.missing and told.needed:
         return f"{told.missing}; about {told.needed:,} rows would settle it" + _if(told, hope)
     if told.missing:
@@ -50,12 +50,12 @@ def _settle(told: Told, hope: str | None) -> str:
 
 
 def _if(told: Told, hope: str | None) -> str:
-    """Rows are planned for what was measured; where that would not pass, for a better truth, which is told."""
+    """Return the truth that rows are planned for, in words; none where it is what was measured."""
     return "" if hope is None or told.hope == told.value else f" if the truth is {hope}, which is not excluded"
 
 
 def _running(gate: GateConfig, outcome: str, told: Told) -> str:
-    """The sentence about dollars or seconds."""
+    """Return the sentence about a gate on dollars or seconds."""
     money = gate.metric == "usd_per_1k"
     measured, bound, other, hope = (
         None if number is None else f"${number:,.4g}" if money else f"{number:.1%}"

@@ -1,4 +1,4 @@
-"""Evidence on F1: the counts of every label from graded answers, and what is said of labels that have too few rows."""
+"""Evidence on F1: the counts of every label from graded answers, and the words for labels that have too few rows."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from gemma_ops.stats.betting import Array
 from gemma_ops.stats.ratios import RatioSample
 
 _NAMED = 5
-"""Labels that are named at most."""
+"""Labels that are named in a sentence at most."""
 
 
 def ratio_sample(counts: Sequence[RowCounts], clusters: Sequence[str] | None) -> RatioSample:
-    """One target's counts, or those of two on the same rows, summed over clusters; None makes every row its own."""
+    """Return one target's counts, or those of two on the same rows, summed over clusters; None makes every row its
+    own."""
     own, rival = counts[0], counts[1] if len(counts) > 1 else None
     rows = len(own.hits)
     if clusters is None or len(set(clusters)) == rows:
@@ -36,14 +37,16 @@ def ratio_sample(counts: Sequence[RowCounts], clusters: Sequence[str] | None) ->
 
 
 def label_rows_needed(sample: RatioSample, margin: float, level: float) -> int | None:
-    """Rows for power .8 if the sample is the truth; None where it is not beyond the margin, or lacks a label."""
+    """Return the rows for power .8 if the sample is the truth; None where it is not beyond the margin, or lacks a
+    label."""
     groups = ratio_rows.groups_needed(sample, margin, level) if ratio_rows.occurs(sample).all() else None
     return None if groups is None else int(np.ceil(groups * sample.sizes.sum() / len(sample.sizes)))
 
 
 def missing_labels(sample: RatioSample, labels: Sequence[str], margin: float, level: float) -> str | None:
-    """What keeps a gate on F1 from passing: labels with too few rows for any answers, labels without a row, or the
-    figure itself. None where more rows like these would pass it. `labels` is empty for micro F1, which is one ratio."""
+    """Return what keeps a gate on F1 from passing: labels with too few rows for any answers, labels without a row, or
+    the figure itself. None where more rows like these would pass it. `labels` is empty for micro F1, which is one
+    ratio."""
     short = too_few(sample, labels, margin, level)
     if short is not None:
         return short
@@ -55,7 +58,7 @@ def missing_labels(sample: RatioSample, labels: Sequence[str], margin: float, le
 
 
 def too_few(sample: RatioSample, labels: Sequence[str], margin: float, level: float) -> str | None:
-    """Why no answers to these rows pass the gate; None where the best ones do."""
+    """Return why no answers to these rows pass the gate; None where the best ones do."""
     unit = "clusters" if (sample.sizes != 1).any() else "rows"
     each = ratio_rows.groups_each(sample, margin, level)
     if each is None:
@@ -70,7 +73,7 @@ def too_few(sample: RatioSample, labels: Sequence[str], margin: float, level: fl
 
 
 def _few(sample: RatioSample, labels: Sequence[str], each: int) -> str:
-    """Labels with fewer groups than `each`, fewest first: `'owl' none, 'eel' 2, and 3 more`."""
+    """Name the labels with fewer groups than `each`, fewest first: `'owl' none, 'eel' 2, and 3 more`."""
     counts = ratio_rows.groups_with(sample)
     short = sorted((int(count), label) for label, count in zip(labels, counts, strict=True) if count < each)
     told = ", ".join(f"'{label}' {count or 'none'}" for count, label in short[:_NAMED])

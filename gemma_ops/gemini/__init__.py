@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def open_gemini(machine: MachineConfig, *, run: str) -> Gemini:
-    """The door for one run (see `door.open_door`, which says what it raises)."""
+    """Open the door for one run (see `door.open_door`, which says what it raises)."""
     from gemma_ops.gemini import door
 
     return door.open_door(machine, run=run)

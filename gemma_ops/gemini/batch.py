@@ -1,8 +1,9 @@
 """Requests as batch jobs of the Developer API: half the price, an answer within a day, and safe to kill in any state.
 
-A job is reserved and written down first, then uploaded, created under a mark of its own (`creating`), and polled. Whoever takes the
-run up again finds it by its name, or by its mark in the service's list, and goes on from there. Results are merged by
-key; items that failed inside a job that succeeded are tried again. A job that failed, expired or was cancelled is told.
+A job is reserved and written down first, then uploaded, created under a mark of its own (`creating`), and polled.
+Whoever takes the run up again finds it by its name, or by its mark in the service's list, and goes on from there.
+Results are merged by key; items that failed inside a job that succeeded are tried again. A job that failed, expired or
+was cancelled is told.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ from gemma_ops.gemini.jobs import BatchJob, Jobs
 from gemma_ops.gemini.request import Request
 
 _MOST = 5_000
-"""Items in one job."""
+"""Most items in one job."""
 _KEPT = 48 * 3600
 """Seconds for which the service keeps results."""
 _ROUNDS = 3
-"""How often an item that fails inside a job is put into another."""
+"""Times that an item which fails inside a job is put into another."""
 _UNREADABLE = (ValueError, TypeError, AttributeError, LookupError, ArithmeticError)
-"""What a result that is not what it should be runs into, when it is read, priced or kept."""
+"""Exceptions that a malformed batch result raises when parsed, priced or stored."""
 
 
 class BatchDoor:
@@ -45,10 +46,11 @@ class BatchDoor:
         self._rounds: Counter[str] = Counter()
 
     def answer(self, numbered: Mapping[int, Request], on_answer: Callable[[int, Sent], None]) -> None:
-        """Answer what can be answered by batch. With `batch: auto`, items that fail inside a job are left to the caller.
+        """Answer what can be answered by batch. With `batch: auto`, items that fail inside a job are left to the
+        caller.
 
-        Raises BudgetError when nothing more fits under the cap, ServiceError for a job that came to nothing; what arrived
-        is kept either way. Returns early when nobody waits any more: the jobs go on, and are found again.
+        Raises BudgetError when nothing more fits under the cap, ServiceError for a job that came to nothing; what
+        arrived is kept either way. Returns early when nobody waits any more: the jobs go on, and are found again.
         """
         places = {request.key(): number for number, request in numbered.items()}
 
@@ -76,11 +78,11 @@ class BatchDoor:
 
     @property
     def _limit(self) -> int:
-        """Rounds per item: with `never`, only jobs that are under way already are collected."""
+        """Return the rounds per item: with `never`, only jobs that are under way already are collected."""
         return {"always": _ROUNDS, "auto": 1, "never": 0}[self.client.config.batch]
 
     def _planned(self, fresh: dict[str, Request], more: bool) -> list[BatchJob]:
-        """Jobs for as many requests as the cap has room for; what is left waits until these are settled."""
+        """Return jobs for as many requests as the cap has room for; the rest waits until these are settled."""
         made: list[BatchJob] = []
         models = sorted({request.model for request in fresh.values()})
         for model in models:
@@ -96,7 +98,7 @@ class BatchDoor:
         return self._created(made, fresh)
 
     def _created(self, planned: Iterable[BatchJob], requests: Mapping[str, Request]) -> list[BatchJob]:
-        """Those jobs of which the service is known to have them."""
+        """Return the jobs that the service is known to have."""
         made = []
         for job in planned:
             if known := self.creator.create(job, requests):
@@ -106,8 +108,8 @@ class BatchDoor:
         return made
 
     def _plan(self, model: str, items: dict[str, Request]) -> tuple[BatchJob | None, BudgetError | None]:
-        """Reserve and write down, both or neither. What another process has answered, asked or planned in the meantime is
-        left out: looking and reserving are one, so two runs can't both pay."""
+        """Reserve the cost and write the job down, both or neither. What another process has answered, asked or planned
+        in the meantime is left out: looking and reserving are one, so two runs can't both pay."""
         now = datetime.now(UTC)
         worst = {
             key: prices.worst(
@@ -145,7 +147,8 @@ class BatchDoor:
             raise trouble
 
     def _collected(self, job: BatchJob) -> Iterator[tuple[str, Answer]]:
-        """Results of a job, each settled and kept before it is told. Nothing when nobody waits any more."""
+        """Yield the results of a job, each settled and kept before it is yielded. Nothing when nobody waits any
+        more."""
         if job.name is None:
             known = self.creator.found(job)
             if known is None:
@@ -185,7 +188,8 @@ class BatchDoor:
             raise self.service.told(job, found, state)
 
     def _settled(self, job: BatchJob, key: str, response: dict[str, Any], now: datetime) -> Answer:
-        """One result, paid for and kept. One that can't be read counts in full and is an error; the others don't suffer."""
+        """Settle and keep one result, and return its answer. One that can't be read counts in full and is an error; the
+        others don't suffer."""
         reservation, asked = job.items[key]
         try:
             return self.store.settle(reservation, asked, self._billed(job, response, now))
@@ -195,7 +199,7 @@ class BatchDoor:
             return Answer("", "error", 0, 0, 0.0, reason=why, dollars=cost / prices.NANO, tier="batch")
 
     def _billed(self, job: BatchJob, response: dict[str, Any], now: datetime) -> Any:
-        """One result with its bill, at the dearer of the days between which it was computed."""
+        """Return one result with its bill, at the higher price of the two days between which it was computed."""
         seconds = time.time() - job.planned_at
         moments = (datetime.fromtimestamp(job.planned_at, UTC), now)
         read = reply.read_reply(response)

@@ -1,14 +1,14 @@
-"""What may leave the machine: checked for all requests of a call before the first of them is sent, in the process that
-asks and again in the one that sends.
+"""The check of what may leave the machine, made for all requests of a call before the first is sent, in the process
+that asks and again in the one that sends.
 
     local_only   never
     paid         only under paid terms: tier `paid` or enterprise, and never to a model that has no paid tier
     any          under any terms
 
 A model whose only offer is unpaid keeps its unpaid terms whatever the project pays for. In the EEA, the UK and
-Switzerland only paid services may be used, and the enterprise API only in a European location. Whatever the service would
-look up by itself (search, maps, pages) may not be trained on. Its price has no bound, but for code and pages that a
-server's client asks for: what they feed to the model is input, and that has one.
+Switzerland only paid services may be used, and the enterprise API only in a European location. Whatever the service
+would look up by itself (search, maps, pages) may not be trained on. Its price has no bound, but for code and pages that
+a server's client asks for: what they feed to the model is input, and that has one.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def check_boundary(requests: Sequence[Request], config: GeminiConfig) -> Counter
 
 
 def check_privacy(requests: Sequence[Request], config: GeminiConfig) -> None:
-    """The classes alone; also what a row's answer in the store is protected by."""
+    """Check the privacy classes alone; they also protect a row's answer in the store."""
     _refuse(
         requests,
         lambda request: request.privacy == "local_only",

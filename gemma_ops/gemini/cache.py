@@ -39,7 +39,7 @@ _COLUMNS = 'text, "end", reason, seconds, first_seconds, usage, cost, tier, mode
 
 @dataclass(frozen=True)
 class Asked:
-    """What the store keeps of a request: not a word of it."""
+    """What the store keeps of a request, without any of its words."""
 
     key: str
     model: str
@@ -53,7 +53,8 @@ class Asked:
 
 @dataclass(frozen=True)
 class Served:
-    """One reply with its bill, ready to be stored. `cost` in nanodollars; None when the service did not say its usage."""
+    """One reply with its bill, ready to be stored. `cost` in nanodollars; None when the service did not say its
+    usage."""
 
     answer: Answer
     usage: Mapping[str, Any]
@@ -69,7 +70,8 @@ class Store:
             connection.execute(_SCHEMA)
 
     def find(self, key: str, *, since: float = 0.0) -> Answer | None:
-        """The answer to this request, unless it arrived before `since`. Its cost and times are those of when it was asked.
+        """Return the answer to this request, unless it arrived before `since`. Its cost and times are those of when it
+        was asked.
 
         An answer of another model than the one that was asked is taken by the run that paid for it, and by no other.
         """
@@ -85,7 +87,7 @@ class Store:
         return answer if run == self.ledger.run or is_expected(model, answer.model) else None
 
     def on_its_way(self, key: str) -> bool:
-        """Whether a living process has this request on the wire. Batch jobs need no process and are looked up there."""
+        """True if a living process has this request on the wire. Batch jobs need no process and are looked up there."""
         held = self.ledger.held(key)
         return any(item.tier != "batch" and item.holder.state() == "alive" for item in held)
 
@@ -93,8 +95,8 @@ class Store:
         """Pay for a reply and keep it, both or neither. A failure is paid for, but not kept, and so is what a server
         asked for its clients.
 
-        A reply without usage counts in full, as the most it can have cost. Returns the answer with its dollars, and with
-        U+FFFD for halves of characters, which neither this file nor any other can hold.
+        A reply without usage counts in full, as the most it can have cost. Returns the answer with its dollars, and
+        with U+FFFD for halves of characters, which neither this file nor any other can hold.
         """
         answer = replace(served.answer, text=_whole(served.answer.text), reason=_whole(served.answer.reason))
         served = replace(served, answer=answer)
@@ -126,25 +128,26 @@ class Store:
 
 
 def open_ledger(machine: MachineConfig, run: str) -> SpendingLedger:
-    """The ledger of this machine configuration, with its caps."""
+    """Open the ledger of this machine configuration, with its caps."""
     caps = (machine.gemini.budget_usd, machine.gemini.project_budget_usd)
     run_cap, project_cap = (None if cap is None else nanodollars(cap) for cap in caps)
     return SpendingLedger(store_path(machine), run=run, run_cap=run_cap, project_cap=project_cap)
 
 
 def store_path(machine: MachineConfig) -> Path:
-    """The file of ledger and answers. A rehearsal keeps its own beside it: its dollars are none, and must fill no cap."""
+    """Return the file of ledger and answers. A rehearsal keeps its own beside it: its dollars are none, and must fill
+    no cap."""
     path = ledger_path(machine)
     return path.with_name(f"{path.stem}.rehearsal{path.suffix}") if rehearsal(machine.gemini) else path
 
 
 def ledger_path(machine: MachineConfig) -> Path:
-    """The file of what was really spent."""
+    """Return the file of what was really spent."""
     return Path(machine.ledger) if machine.ledger else Path(machine.runs) / "gemini.sqlite"
 
 
 def _whole(text: str) -> str:
-    """The text without lone surrogates; two that belong together become their character."""
+    """Return the text without lone surrogates; two that belong together become their character."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 

@@ -1,7 +1,7 @@
 """One request, from the store or from the service: look up, reserve, send, settle, keep.
 
-Runs in the courier. Every try holds a reservation of its own, because every try can be billed: it is given back when the
-service failed before serving, settled when it served, and counted in full when nobody knows (see `retry`).
+Runs in the courier. Every try holds a reservation of its own, because every try can be billed: it is given back when
+the service failed before serving, settled when it served, and counted in full when nobody knows (see `retry`).
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from gemma_ops.gemini.usage import Usage
 _LOOK_AGAIN = 0.1
 """Seconds between looks at the store while another process has the same request on the wire."""
 _PATIENCE = 3.0
-"""Seconds that a server's client is let wait because Gemini asked for silence; beyond, it did not answer."""
+"""Seconds that a server's client waits at most because Gemini asked for silence; beyond, the request fails."""
 _IN_VAIN = 20
-"""Requests in a row, each after all its tries, that say the service is down."""
+"""Failed requests in a row, each after all its tries, after which the service counts as down."""
 _UNSENT = {"sdk_http_response", "parsed", "automatic_function_calling_history"}
 
 
 @dataclass
 class Sent:
-    """What came of one request, and what went wrong on the way, for the journal."""
+    """The outcome of one request, and what went wrong on the way, for the journal."""
 
     answer: Answer
     tries: int = 0
@@ -45,17 +45,17 @@ class Sent:
 
 
 class Client:
-    """Sends requests, from any number of threads."""
+    """Client of one run: sends requests, from any number of threads."""
 
     def __init__(self, config: GeminiConfig, store: Store, *, since: float = 0.0, lasting: bool = False) -> None:
-        """`since`: answers older than this moment are not taken from the store. `lasting`: it serves others, so that
-        what ends one request ends no other, and none waits for room under a cap."""
+        """Open the client; answers older than the moment `since` are not taken from the store. `lasting`: it serves
+        others, so that what ends one request ends no other, and none waits for room under a cap."""
         self.config, self.store, self.since, self.lasting = config, store, since, lasting
         self.jobs = Jobs(store)
         self.genai = connect_gemini(config)
         self.limiter = Limiter(config.concurrency)
         self.leaving = threading.Event()
-        """Set when nobody waits any more: what is on the wire is finished, nothing new is sent."""
+        """Event that is set when nobody waits any more: what is on the wire is finished, nothing new is sent."""
         self.rehearsal = rehearsal(config)
         self._stopped: Exception | None = None
         self._unserved = 0
@@ -117,8 +117,7 @@ class Client:
         return sent
 
     def stop(self, error: Exception) -> Exception:
-        """Send nothing more; returns what to raise: the first reason stays the reason. Whoever serves others goes
-        on."""
+        """Stop sending, and return what to raise: the first reason stays the reason. Whoever serves others goes on."""
         if self.lasting and not self.leaving.is_set():
             return error
         with self._gate:
@@ -128,7 +127,8 @@ class Client:
         return self._stopped
 
     def _give_up(self, fault: retry.Fault) -> None:
-        """Raise ServiceError when it is the service, not the request: no connection, or request after request in vain."""
+        """Raise ServiceError when the service fails, not the request: no connection, or request after request in
+        vain."""
         self._unserved += 1
         fix = "run the same command again later: what arrived is kept"
         if fault.unreachable:
@@ -139,10 +139,10 @@ class Client:
             )
 
     def _reserve(self, request: Request, worst: int) -> int | Answer:
-        """The number of a reservation, or the answer if it has come in the meantime.
+        """Return the number of a reservation, or the answer if it has arrived in the meantime.
 
-        When a cap has no room because of requests that are on the wire, waits for them: most cost far less than the most
-        they could. Raises BudgetError when there is no room even if they cost nothing.
+        When a cap has no room because of requests that are on the wire, waits for them: most cost far less than the
+        most they could. Raises BudgetError when there is no room even if they cost nothing.
         """
         key = request.key()
         with self._gate:
@@ -166,8 +166,8 @@ class Client:
                 self._gate.wait(_LOOK_AGAIN)
 
     def _in_a_job(self, key: str) -> bool:
-        """Whether another run has planned the request as a batch meanwhile. Raises ServiceError if that run is gone: the
-        next one collects what it left."""
+        """True if another run has planned the request as a batch meanwhile. Raises ServiceError if that run is gone:
+        the next one collects what it left."""
         keeper = self.jobs.keeper(key)
         if keeper is not None and keeper.state() == "gone":
             what = "a request is in a batch job of a run that has ended, and would be paid twice"
@@ -175,7 +175,7 @@ class Client:
         return keeper is not None
 
     def _try(self, request: Request, reservation: int, heard: reply.HeardStream | None) -> Answer | retry.Fault:
-        """Send once, and bring the reservation to its end."""
+        """Send once, and settle or release the reservation."""
         ledger = self.store.ledger
         at = datetime.now(UTC)
         try:
@@ -198,8 +198,9 @@ class Client:
 
     @contextmanager
     def _closing(self) -> Iterator[None]:
-        """Around the end of a reservation. When the store does not take it, nothing more is sent: the reservation stays
-        held by this process, which lives, so that everybody who waits for room or for the answer would wait for good.
+        """Wrap the end of a reservation. When the store does not take it, nothing more is sent: the reservation stays
+        held by this process, which lives, so that everybody who waits for room or for the answer would wait for
+        good.
         """
         try:
             yield
@@ -211,7 +212,7 @@ class Client:
                 self._gate.notify_all()
 
     def _call(self, request: Request, at: datetime, heard: reply.HeardStream | None) -> Served:
-        """Send, and read what comes back. Raises whatever the library and the network raise."""
+        """Send, and read the reply. Raises whatever the library and the network raise."""
         tier = self.config.service_tier
         ask: dict[str, Any] = {
             "model": request.model,
@@ -231,7 +232,7 @@ class Client:
     def _streamed(
         self, ask: dict[str, Any], began: float, heard: reply.HeardStream | None
     ) -> tuple[dict[str, Any], float | None]:
-        """The whole stream as one reply, and when its first text came. The timeout holds for all of it."""
+        """Return the whole stream as one reply, and when its first text came. The timeout holds for all of it."""
         chunks: list[dict[str, Any]] = []
         first = None
         try:
@@ -257,7 +258,7 @@ class Client:
 def bill_usage(
     model: str, found: reply.GeminiReply, *, tier: str, seconds: float, first: float | None, at: datetime
 ) -> Served:
-    """A reply as an answer with its bill. `at`: when it was sent."""
+    """Return a reply as an answer with its bill. `at`: when it was sent."""
     usage = found.usage
     answer = Answer(
         text=found.text,
@@ -279,7 +280,8 @@ def bill_usage(
 
 
 def _cost(model: str, version: str, usage: Usage, *, tier: str, at: datetime) -> int | None:
-    """What a reply cost by the price of the model that answered; None, the most it can have cost, where that has none."""
+    """Return what a reply cost by the price of the model that answered; None, the most it can have cost, where that
+    model has no price."""
     name = model if is_expected(model, version) else answering_model(version)
     if name is None:
         return None
@@ -292,6 +294,6 @@ def _cost(model: str, version: str, usage: Usage, *, tier: str, at: datetime) ->
 
 
 def _plain(response: Any) -> dict[str, Any]:
-    """A response of the library as the JSON it came from."""
+    """Return a response of the library as the JSON it came from."""
     body: dict[str, Any] = response.model_dump(mode="json", by_alias=True, exclude_none=True, exclude=_UNSENT)
     return body

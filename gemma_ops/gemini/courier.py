@@ -38,7 +38,7 @@ _GONE = ServiceError("nobody waits for the answer any more", "run the same comma
 
 
 class Courier:
-    """Takes requests in and hands answers out."""
+    """Courier: takes requests in and hands answers out."""
 
     def __init__(self, opening: dict[str, Any], say: Callable[[dict[str, Any]], None]) -> None:
         self.config = GeminiConfig.model_validate(opening["gemini"])
@@ -60,7 +60,7 @@ class Courier:
             worker.start()
 
     def take(self, message: dict[str, Any]) -> None:
-        """Put requests to work; each is answered or refused."""
+        """Start requests; each is answered or refused."""
         numbered = {item["n"]: Request.from_json(item["request"]) for item in message["ask"]}
         if message["batch"]:
             self._batches.append(threading.Thread(target=self._by_batch, args=(numbered,)))
@@ -70,7 +70,7 @@ class Courier:
                 self._queue(number, request)
 
     def leave(self) -> None:
-        """Send nothing more; returns when nothing is on the wire."""
+        """Stop sending, and return when nothing is on the wire."""
         self.client.leaving.set()
         self.client.stop(_GONE)
         for batch in self._batches:
@@ -94,7 +94,7 @@ class Courier:
         self._answered(number, self.client.answer(request, hear))
 
     def _by_batch(self, numbered: dict[int, Request]) -> None:
-        """Send as a batch; what it leaves over goes one by one."""
+        """Send as a batch; what is left over is sent one by one."""
         waiting = dict(numbered)
 
         def on_answer(number: int, sent: Sent) -> None:
@@ -110,7 +110,8 @@ class Courier:
         self._guarded(waiting, work)
 
     def _check(self, requests: list[Request]) -> None:
-        """The boundary again, on this side of the pipe. Personal data was reported there; here only a refusal counts."""
+        """Check the boundary again, on this side of the pipe. Personal data was reported there; here only a refusal
+        counts."""
         silent = {"pii": "off"} if self.config.pii == "report" else {}
         boundary.check_boundary(requests, self.config.model_copy(update=silent))
 
@@ -118,7 +119,7 @@ class Courier:
         self._say({"n": number, "answer": asdict(sent.answer), "tries": sent.tries, "faults": sent.faults})
 
     def _guarded(self, numbers: Any, work: Callable[[], None]) -> None:
-        """Run; whatever goes wrong is told for every request that it leaves unanswered."""
+        """Run a function, and report any failure for every request that it leaves unanswered."""
         try:
             work()
         except Exception as error:
@@ -128,14 +129,14 @@ class Courier:
 
 
 def describe_error(error: Exception) -> dict[str, str]:
-    """An error as it goes through the pipe; a defect takes its traceback along."""
+    """Return an error as it goes through the pipe; a defect takes its traceback along."""
     if isinstance(error, OpsError):
         return {"kind": type(error).__name__, "what": error.what, "fix": error.fix}
     return {"kind": "defect", "what": "".join(traceback.format_exception(error)), "fix": ""}
 
 
 def revive(told: dict[str, str]) -> Exception:
-    """The error that `describe` put into the pipe."""
+    """Return the error that `describe` put into the pipe."""
     kind = getattr(errors, told["kind"], None)
     if isinstance(kind, type) and issubclass(kind, OpsError):
         return kind(told["what"], told["fix"])

@@ -1,4 +1,4 @@
-"""Making a batch job once, over a network that loses replies.
+"""Creation of a batch job exactly once, over a network that loses replies.
 
 A create whose reply is lost may have made the job, and a create that the service still works on is in no list yet. So
 an empty list proves nothing for a while: it is looked at again until the create is older than any that is still worked
@@ -27,7 +27,7 @@ _LOOK, _LOOK_REHEARSED = 5.0, 0.05
 
 
 class Unanswered(Exception):  # noqa: N818 - says what happened
-    """The reply to a create was lost: there may be a job, and there may come one."""
+    """The reply to a create was lost: there may be a job, and one may still appear."""
 
 
 class Creator:
@@ -79,7 +79,8 @@ class Creator:
         return self._created(job, name, twice=tries > 1)
 
     def found(self, job: BatchJob) -> BatchJob | None:
-        """The job as the service knows it, planned by a process that did not learn its name. None when there is none."""
+        """Return the job as the service knows it, planned by a process that did not learn its name. None when there is
+        none."""
         if job.told == ASKED:
             return self._awaited(job, min(job.planned_at, time.time()) + self._patience, twice=True)
         if not self.jobs.uploads(job):
@@ -93,11 +94,11 @@ class Creator:
         return self._created(job, found[0].name, twice=True)
 
     def listed(self, job: BatchJob) -> list[Any]:
-        """All jobs of this mark in the service's list."""
+        """Return all jobs with this mark in the service's list."""
         return [found for found in self.client.genai.batches.list() if found.display_name == job.mark]
 
     def settle_twins(self, job: BatchJob) -> None:
-        """Cancel and count in full what the service made beside this job, for a create that it said had failed."""
+        """Cancel, and count in full, further jobs that the service made after it reported a create as failed."""
         if job.told != TWICE:
             return
         others = [found for found in self.service.attempt(lambda: self.listed(job), job) if found.name != job.name]
@@ -112,12 +113,12 @@ class Creator:
 
     @property
     def _patience(self) -> float:
-        """Seconds after which a create that shows no job is not worked on any more."""
+        """Return the seconds after which the service no longer works on a create that shows no job."""
         latest = _LATEST_REHEARSED if self.client.rehearsal else _LATEST
         return 2 * (self.client.config.timeout_seconds + latest)
 
     def _awaited(self, job: BatchJob, until: float, *, twice: bool) -> BatchJob | None:
-        """The job, as soon as the list shows it. If it never does, it counts in full."""
+        """Return the job as soon as the list shows it. If it never does, it counts in full."""
         leaving = self.client.leaving
         while not leaving.is_set():
             found = self.service.attempt(lambda: self.listed(job), job)
@@ -136,7 +137,7 @@ class Creator:
         return job.named(name, told)
 
     def _lost(self, job: BatchJob) -> None:
-        """Whether the job will come into being nobody knows; without its upload it can't do much."""
+        """Handle a job of which nobody knows whether it will appear; without its upload it can't do much."""
         ledger = self.jobs.store.ledger
         with ledger.connect():
             for reservation, _ in job.items.values():
@@ -146,7 +147,7 @@ class Creator:
         self.service.tidy(job, self.jobs.uploads(job))
 
     def _give_back(self, job: BatchJob, why: str) -> None:
-        """The job does not exist, so nothing of it can be billed."""
+        """Release the reservations of a job that does not exist, so that nothing of it can be billed."""
         ledger = self.jobs.store.ledger
         with ledger.connect():
             for reservation, _ in job.items.values():

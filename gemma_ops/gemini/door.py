@@ -1,7 +1,7 @@
 """The door to Gemini: what a run holds. It checks, looks into the store, and has a courier send the rest.
 
-Everything about a call of `ask` is decided before anything of it is sent: the boundary for all requests, then what is in
-the store already, then which way each of the rest goes. The courier is a process of its own (see `courier`), started
+Everything about a call of `ask` is decided before anything of it is sent: the boundary for all requests, then what is
+in the store already, then which way each of the rest goes. The courier is a process of its own (see `courier`), started
 with the first request that has to be sent.
 """
 
@@ -34,8 +34,8 @@ OnAnswer = Callable[[int, Answer], None]
 
 
 def open_door(machine: MachineConfig, *, run: str) -> Gemini:
-    """The door for one run. Raises ConfigError without a key, BoundaryError when offline, without accepted terms, or
-    where the region does not allow it. Nothing is sent and no process is started.
+    """Open the door for one run. Raises ConfigError without a key, BoundaryError when offline, without accepted terms,
+    or where the region does not allow it. Nothing is sent and no process is started.
     """
     config = machine.gemini
     check_door(config)
@@ -56,7 +56,7 @@ def check_door(config: GeminiConfig) -> None:
 
 
 class Gemini:
-    """Asks Gemini. One call of `ask` at a time; a second thread waits."""
+    """Gemini as a run asks it. One call of `ask` at a time; a second thread waits."""
 
     def __init__(self, machine: MachineConfig, *, run: str) -> None:
         self.machine, self.config = machine, machine.gemini
@@ -78,8 +78,9 @@ class Gemini:
     def ask(self, requests: Sequence[Request], *, on_answer: OnAnswer | None = None) -> list[Answer]:
         """Answer all requests, in order; equal ones are asked once. `on_answer` hears of each by its index as it comes.
 
-        A failure of one request is an answer that ended in `error`. Raises BoundaryError, ConfigError or DataError before
-        anything is sent; BudgetError or ServiceError when nothing more can be sent: what arrived by then is in the store.
+        A failure of one request is an answer that ended in `error`. Raises BoundaryError, ConfigError or DataError
+        before anything is sent; BudgetError or ServiceError when nothing more can be sent: what arrived by then is in
+        the store.
         """
         with self._lock:
             self._check(requests)
@@ -130,7 +131,8 @@ class Gemini:
             )
 
     def _tell(self, models: Sequence[str]) -> None:
-        """Say, once a model, what a person should know before money is spent: facts that are old, a model that is retired."""
+        """Report, once a model, what a person should know before money is spent: facts that are old, a model that is
+        retired."""
         today = datetime.now(UTC).date()
         for model in (model for model in models if model not in self._told):
             self._told.add(model)
@@ -143,7 +145,7 @@ class Gemini:
                 )
 
     def _send(self, left: dict[str, Request], arrived: Callable[[str, Answer], None], tally: Counter[str]) -> None:
-        """Send what is not in the store. Raises the first refusal when everything else has come in."""
+        """Send the requests that are not in the store. Raises the first refusal when everything else has come in."""
         check_credentials(self.config)
         if self._pipe is not None and self._pipe.ended:
             self._pipe.close()
@@ -164,7 +166,8 @@ class Gemini:
             raise refusal
 
     def _batched(self, left: dict[str, Request]) -> set[str]:
-        """Keys that go by batch: those in a job that is under way already, and what the settings say."""
+        """Return the keys that go by batch: those in a job that is under way already, and those that the settings
+        say."""
         under_way = self._jobs.under_way() & left.keys()
         rest = {key: request for key, request in left.items() if key not in under_way}
         if self.config.batch == "never" or self.config.enterprise:
@@ -177,8 +180,8 @@ class Gemini:
         return under_way | rest.keys()
 
     def _record(self, asked: Sequence[Request], answers: Mapping[int, Answer], kept: int, tally: Counter[str]) -> None:
-        """One line of the journal: how everything ended, what was sent again and why, and what this run has spent; and one
-        for other models than those that were asked."""
+        """Write the journal's lines: how everything ended, what was sent again and why, what this run has spent, and
+        which other models answered than those that were asked."""
         spent = self._ledger.spent()
         ends = Counter(answer.end for answer in answers.values())
         others = Counter(

@@ -1,8 +1,9 @@
-"""How an emulator of ours proves that it is one: a rehearsal costs nothing and tells nobody, so an address alone is not enough.
+"""The proof that an emulator of ours is one: a rehearsal costs nothing and sends nothing to anybody, so an address
+alone is not enough.
 
-Whoever listens on a loopback port may pass requests on to the real service. So the client sends a random word, and only a
-server that answers it under a key which processes of this user on this machine can read is an emulator. Anything else counts
-as the service itself, with its terms, its budget and its ledger.
+Whoever listens on a loopback port may pass requests on to the real service. So the client sends a random word, and only
+a server that answers it under a key which processes of this user on this machine can read is an emulator. Anything else
+counts as the service itself, with its terms, its budget and its ledger.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ _proven: set[str] = set()
 
 
 def proves(url: str) -> bool:
-    """Whether an emulator of ours listens at an address. Nothing but a random word is sent.
+    """True if an emulator of ours listens at an address. Nothing but a random word is sent.
 
-    One that proved itself before and is gone now still counts: then nobody is there to be told anything. Whoever answers
-    in its place must prove itself again.
+    One that proved itself before and is gone now still counts: then nobody is there to be told anything. Whoever
+    answers in its place must prove itself again.
     """
     parts = urlsplit(url)
     word = secrets.token_hex(16)
@@ -47,7 +48,8 @@ def proves(url: str) -> bool:
 
 
 def _said(connection: http.client.HTTPConnection, word: str) -> str:
-    """What a server replies to a word; nothing where it replies something else than 200. Raises ConnectionRefusedError."""
+    """Return a server's reply to a challenge; nothing where it replies something else than 200. Raises
+    ConnectionRefusedError."""
     try:
         connection.request("GET", f"{PATH}?word={word}")
         answer = connection.getresponse()
@@ -60,7 +62,7 @@ def _said(connection: http.client.HTTPConnection, word: str) -> str:
 
 
 def answer_challenge(path: str) -> str | None:
-    """What an emulator replies to a request for `PATH`; None for any other path, or where no key can be kept."""
+    """Return an emulator's reply to a request for `PATH`; None for any other path, or where no key can be kept."""
     parts = urlsplit(path)
     word = parse_qs(parts.query).get("word", [""])[0]
     key = _key() if parts.path == PATH and word else None
@@ -72,7 +74,7 @@ def _proof(key: bytes, word: str) -> str:
 
 
 def _key() -> bytes | None:
-    """The key of this user on this machine, made on first use; None where no private file can be kept."""
+    """Return the key of this user on this machine, made on first use; None where no private file can be kept."""
     folder = Path(tempfile.gettempdir()) / f"gemma-ops-{os.getuid()}"
     file = folder / "emulator.key"
     try:

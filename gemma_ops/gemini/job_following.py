@@ -28,13 +28,13 @@ class Gone(Exception):  # noqa: N818 - says what happened
 
 
 class JobFollower:
-    """Asks the service about jobs. `note(**fields)` hears how they go."""
+    """Follower of jobs at the service. `note(**fields)` hears how they go."""
 
     def __init__(self, client: Client, note: Callable[..., None]) -> None:
         self.client, self.note = client, note
 
     def ended(self, job: BatchJob) -> Any:
-        """The job when it has ended and shows what it has; None when nobody waits any more."""
+        """Return the job when it has ended and shows its results; None when nobody waits any more."""
         late, before = 0, ""
         while not self.client.leaving.is_set():
             found = self.attempt(lambda: self.client.genai.batches.get(name=job.name or ""), job)
@@ -55,7 +55,7 @@ class JobFollower:
         return None
 
     def results(self, job: BatchJob, found: Any) -> dict[str, dict[str, Any]]:
-        """Responses by key. A line that is no JSON, or holds an error, is no response."""
+        """Return responses by key. A line that is no JSON, or holds an error, is no response."""
         if not (found.dest and found.dest.file_name):
             return {}
         data = self.attempt(lambda: self.client.genai.files.download(file=found.dest.file_name), job)
@@ -93,7 +93,7 @@ class JobFollower:
         raise AssertionError("unreachable")
 
     def tidy(self, job: BatchJob, uploads: list[str]) -> None:
-        """Delete what was uploaded: its results are here, and prompts need not lie there for two days more."""
+        """Delete the upload: its results are here, and prompts need not lie there for two days more."""
         for file in uploads:
             try:
                 self.client.genai.files.delete(name=file)
@@ -103,7 +103,7 @@ class JobFollower:
                 self.note(job=job.name, left_behind=file, why=str(error)[:200])
 
     def told(self, job: BatchJob, found: Any, state: str) -> ServiceError:
-        """What to say of a job that came to nothing."""
+        """Return the error for a job that came to nothing."""
         said = f": {found.error.message}" if found.error and found.error.message else ""
         counted = "; it counts in full, because what of it was billed is not known" if "CANCELLED" in state else ""
         return ServiceError(
@@ -112,7 +112,7 @@ class JobFollower:
         )
 
     def gone(self, job: BatchJob, why: str, *, given_up: bool) -> ServiceError:
-        """What to say of a job that is not there any more, or not for this key."""
+        """Return the error for a job that no longer exists, or not for this key."""
         if given_up:
             what = "and results are kept for two days only; all of it counts in full"
             return ServiceError(
@@ -124,5 +124,5 @@ class JobFollower:
         )
 
     def pause(self) -> None:
-        """Wait until it is time to look again, or nobody waits any more."""
+        """Wait until the next look, or until nobody waits any more."""
         self.client.leaving.wait(_POLL_REHEARSED if self.client.rehearsal else _POLL)

@@ -1,6 +1,6 @@
-"""Batch jobs as the store knows them, so that a killed run finds them again in whatever state they are.
+"""Batch jobs as the store knows them, so that a resumed run finds them again in whatever state they are.
 
-    planned   reserved and written down under a mark of its own; perhaps created, perhaps not: the mark tells, by listing
+    planned   reserved and written down under a mark of its own; whether it was created, the mark tells, by listing
     created   the service's name of the job is known
     done      every item was settled or released
 
@@ -21,9 +21,9 @@ from gemma_ops.gemini.cache import Asked, Store
 from gemma_ops.runs.processes import Birth
 
 ASKED = "asked"
-"""Told of a planned job whose create was sent and not answered."""
+"""State of a planned job whose create was sent and not answered."""
 TWICE = "twice"
-"""Told of a created job whose create was sent more than once: the service may have made another."""
+"""State of a created job whose create was sent more than once: the service may have made another."""
 _SCHEMA = (
     """
 CREATE TABLE IF NOT EXISTS jobs (
@@ -48,16 +48,16 @@ class BatchJob:
     mark: str
     """Display name of the job and its file at the service."""
     name: str | None
-    """As the service calls it; None when it is not known whether it was created."""
+    """Name of the job at the service; None when it is not known whether it was created."""
     planned_at: float
-    """When it was planned, or its create last sent."""
+    """Time at which the job was planned, or its create last sent."""
     items: Mapping[str, tuple[int, Asked]]
-    """Reservation and request by key, of those items that are not settled."""
+    """Reservation and request of the unsettled items, by key."""
     told: str = ""
-    """What is known of its creation: `ASKED`, `TWICE`, or nothing special."""
+    """State of its creation: `ASKED`, `TWICE`, or nothing special."""
 
     def named(self, name: str, told: str) -> Self:
-        """The job, known to the service by this name."""
+        """Return the job with the name that the service knows it by."""
         return replace(self, name=name, told=told)
 
 
@@ -71,7 +71,7 @@ class Jobs:
                 connection.execute(statement)
 
     def under_way(self) -> set[str]:
-        """Keys of items that are not settled, in jobs that are not done."""
+        """Return keys of items that are not settled, in jobs that are not done."""
         with self.store.ledger.connect() as connection:
             rows = connection.execute(
                 "SELECT i.key FROM items i JOIN jobs j ON j.id = i.job JOIN reservations r ON r.id = i.reservation "
@@ -81,7 +81,7 @@ class Jobs:
         return {key for (key,) in rows}
 
     def keeper(self, key: str) -> Birth | None:
-        """Who looks after the job that has this request and is not done; None when there is no such job."""
+        """Return who looks after the unfinished job that has this request; None when there is no such job."""
         with self.store.ledger.connect() as connection:
             numbers = [item.number for item in self.store.ledger.held(key) if item.tier == "batch"]
             for number in numbers:
@@ -95,7 +95,7 @@ class Jobs:
         return None
 
     def plan(self, model: str, items: Mapping[str, tuple[int, Asked]]) -> BatchJob:
-        """Write a job down; in the transaction that made its reservations."""
+        """Write a job down, in the transaction that made its reservations."""
         mark, now = f"gemma-ops-{uuid.uuid4().hex}", time.time()
         with self.store.ledger.connect() as connection:
             number = connection.execute(
@@ -110,7 +110,7 @@ class Jobs:
         return BatchJob(number, model, mark, None, now, dict(items))
 
     def adopt(self, keys: AbstractSet[str]) -> list[BatchJob]:
-        """Jobs with any of these keys that no other living process looks after, now ours."""
+        """Take over and return jobs with any of these keys that no other living process looks after."""
         mine = []
         with self.store.ledger.connect() as connection:
             rows = connection.execute(
@@ -130,12 +130,12 @@ class Jobs:
         return mine
 
     def uploaded(self, job: BatchJob, file: str) -> None:
-        """The items lie at the service under this name."""
+        """Record the name under which the items lie at the service."""
         with self.store.ledger.connect() as connection:
             connection.execute("UPDATE jobs SET upload = ? WHERE id = ?", (file, job.number))
 
     def uploads(self, job: BatchJob) -> list[str]:
-        """Names of what was uploaded for the job, as far as it is known."""
+        """Return the names of what was uploaded for the job, as far as they are known."""
         with self.store.ledger.connect() as connection:
             rows = connection.execute(
                 "SELECT upload FROM jobs WHERE id = ? AND upload IS NOT NULL", (job.number,)
@@ -143,19 +143,20 @@ class Jobs:
         return [name for (name,) in rows]
 
     def asking(self, job: BatchJob, told: str) -> None:
-        """A create is about to be sent (`ASKED`), or the last one made nothing."""
+        """Record that a create is about to be sent (`ASKED`), or that the last one made nothing."""
         with self.store.ledger.connect() as connection:
             connection.execute("UPDATE jobs SET planned_at = ?, told = ? WHERE id = ?", (time.time(), told, job.number))
 
     def created(self, job: BatchJob, name: str, told: str) -> None:
-        """The service knows the job by this name."""
+        """Record the name by which the service knows the job."""
         with self.store.ledger.connect() as connection:
             connection.execute(
                 "UPDATE jobs SET state = 'created', name = ?, told = ? WHERE id = ?", (name, told, job.number)
             )
 
     def count_twins(self, job: BatchJob, count: int) -> None:
-        """What the service may bill for jobs that it made beside this one: the most it can be, whatever a cap says. Once."""
+        """Count what the service may bill for jobs that it made besides this one: the most it can be, whatever a cap
+        says. Once."""
         ledger = self.store.ledger
         with ledger.connect() as connection:
             rows = connection.execute(
@@ -168,7 +169,7 @@ class Jobs:
             connection.execute("UPDATE jobs SET told = '' WHERE id = ?", (job.number,))
 
     def done(self, job: BatchJob, told: str) -> None:
-        """Nothing more will come of the job. `told`: how it ended."""
+        """Record that nothing more will come of the job. `told`: how it ended."""
         with self.store.ledger.connect() as connection:
             connection.execute("UPDATE jobs SET state = 'done', told = ? WHERE id = ?", (told, job.number))
 

@@ -1,8 +1,9 @@
-"""What may be spent and what was: a hard cap that holds across threads, processes and kills.
+"""The ledger of what may be spent and what was: a hard cap that holds across threads, processes and kills.
 
-Before a request leaves, the most it can cost is reserved; after the reply, the reservation is settled at what it did cost.
-A cap is checked and the reservation written in one transaction, so two requests can't both take the last cents. A process that
-dies between the two leaves its reservation behind, and that counts in full: nobody knows whether the service billed it.
+Before a request leaves, the most it can cost is reserved; after the reply, the reservation is settled at what it did
+cost. A cap is checked and the reservation written in one transaction, so two requests can't both take the last cents. A
+process that dies between the two leaves its reservation behind, and that counts in full: nobody knows whether the
+service billed it.
 
     held      on the wire, or left by a process that is gone (`lost`); counts its worst
     settled   answered; counts its cost
@@ -33,15 +34,15 @@ from gemma_ops.runs.processes import Birth
 
 @dataclass(frozen=True)
 class Spent:
-    """Nanodollars."""
+    """Amounts in nanodollars."""
 
     settled: int
     reserved: int
-    """Held by requests on the wire, by batch jobs, and by processes of other machines."""
+    """Amount held by requests on the wire, by batch jobs, and by processes of other machines."""
     lost: int
-    """Held by processes of this machine that are gone: billed or not, nobody knows, so it counts."""
+    """Amount held by processes of this machine that are gone: it may or may not have been billed, so it counts."""
     requests: int
-    """Reservations that were settled: requests that were answered, and tries of which nobody knows whether they were billed."""
+    """Number of settled reservations: requests that were answered, and tries that may or may not have been billed."""
 
     @property
     def total(self) -> int:
@@ -50,7 +51,7 @@ class Spent:
 
 @dataclass(frozen=True)
 class Reservation:
-    """One request that is held."""
+    """One request whose cost is held."""
 
     number: int
     run: str
@@ -64,8 +65,8 @@ class SpendingLedger:
     """The ledger in one file, for one run. Share it between threads; each process opens its own."""
 
     def __init__(self, path: Path, *, run: str, run_cap: int | None, project_cap: int | None) -> None:
-        """Caps in nanodollars. Without `run_cap` nothing that costs money may be reserved; without `project_cap` only the
-        run's cap counts. Raises MachineError where the file can't be such a store."""
+        """Open the ledger; caps are in nanodollars. Without `run_cap` nothing that costs money may be reserved; without
+        `project_cap` only the run's cap counts. Raises MachineError where the file can't be such a store."""
         self.path, self.run, self.run_cap, self.project_cap = path, run, run_cap, project_cap
         self._lock = threading.RLock()
         self._depth = 0
@@ -73,9 +74,10 @@ class SpendingLedger:
 
     @contextmanager
     def connect(self) -> Iterator[sqlite3.Connection]:
-        """The store, inside a transaction that no other writer shares: all of the block happens, or none of it.
+        """Open the store in a transaction that no other writer shares: all of the block happens, or none of it.
 
-        Within it the ledger's own methods join the transaction. Raises BusyError when another process holds it for long.
+        Within it the ledger's own methods join the transaction. Raises BusyError when another process holds it for
+        long.
         """
         with self._lock:
             if os.getpid() != self._me.pid:
@@ -98,7 +100,7 @@ class SpendingLedger:
                     self._depth = 0
 
     def reserve(self, key: str, *, model: str, use: str, tier: str, worst: int, at: float | None = None) -> int:
-        """Hold the most this request can cost; returns the reservation's number.
+        """Hold the most this request can cost, and return the reservation's number.
 
         Raises BudgetError, leaving everything as it was, if what is spent and held would pass a cap with it.
         """
@@ -116,7 +118,7 @@ class SpendingLedger:
         self, number: int, cost: int | None, *, usage: Mapping[str, Any] | None = None, model_version: str = "",
         response_id: str = "", connection: sqlite3.Connection | None = None,
     ) -> int:  # fmt: skip
-        """Write down what a held request did cost, by whichever process learns it; returns that.
+        """Write down what a held request did cost, by whichever process learns it, and return that.
 
         None means the service billed it and did not say how much: its worst counts. More than was reserved should not
         happen, because `worst` is an upper bound; if it does, it is recorded and counted, and the caps go by it.
@@ -130,12 +132,12 @@ class SpendingLedger:
             return cost
 
     def release(self, number: int, why: str, *, connection: sqlite3.Connection | None = None) -> None:
-        """Give back what was held for a request that the service refused without billing it."""
+        """Release what was held for a request that the service refused without billing it."""
         with self._joined(connection) as store:
             self._close(store, number, "released", why=why)
 
     def spent(self, *, project: bool = False) -> Spent:
-        """What this run spent and holds; with `project`, every run of this ledger."""
+        """Return what this run spent and holds; with `project`, every run of this ledger."""
         run = None if project else self.run
         with self.connect() as connection:
             settled, requests = connection.execute(
@@ -150,7 +152,7 @@ class SpendingLedger:
         return Spent(settled, sum(amount for *_, amount in held) - lost, lost, requests)
 
     def held(self, key: str) -> list[Reservation]:
-        """What any run holds for this request, oldest first."""
+        """Return what any run holds for this request, oldest first."""
         with self.connect() as connection:
             rows = connection.execute(
                 "SELECT id, run, tier, worst, holder, reserved_at FROM reservations WHERE key = ? AND state = 'held' ORDER BY id",
@@ -162,14 +164,14 @@ class SpendingLedger:
         ]
 
     def left(self) -> int:
-        """Nanodollars that may still be reserved: nothing without a cap of the run."""
+        """Return the nanodollars that may still be reserved; nothing without a cap of the run."""
         with self.connect() as connection:
             free = [cap - used for _, cap, used in self._caps(connection) if cap is not None]
         return 0 if self.run_cap is None else max(min(free), 0)
 
     def may_fit(self, worst: int) -> bool:
-        """Whether waiting may make room for a request that a cap refused: whether it would fit if everything that living
-        processes have on the wire cost nothing. Only requests of this run make room under the run's cap.
+        """True if a request that a cap refused would fit if everything that living processes have on the wire cost
+        nothing, so that waiting may help. Only requests of this run make room under the run's cap.
         """
         if self.run_cap is None:
             return worst == 0
@@ -194,7 +196,7 @@ class SpendingLedger:
         self._depth = 0
 
     def _caps(self, connection: sqlite3.Connection) -> list[tuple[str, int | None, int]]:
-        """Name, cap and what is committed under it."""
+        """Return name, cap and what is committed under it."""
         of_run = connection.execute("SELECT amount FROM committed WHERE run = ?", (self.run,)).fetchone()
         of_all = connection.execute("SELECT COALESCE(SUM(amount), 0) FROM committed").fetchone()
         return [("run", self.run_cap, of_run[0] if of_run else 0), ("project", self.project_cap, of_all[0])]
@@ -238,5 +240,6 @@ class SpendingLedger:
 
 
 def is_lost(tier: str, holder: str) -> bool:
-    """Whether nobody will settle a held reservation: its process is gone. A batch job needs no process to go on."""
+    """True if nobody will settle a held reservation because its process is gone. A batch job needs no process to go
+    on."""
     return tier != "batch" and Birth.of_text(holder).state() == "gone"

@@ -1,11 +1,11 @@
 """The file of the ledger: its tables, how it is opened, and what a failure of it means.
 
-SQLite with WAL, for many processes at once, and synchronous FULL. With less, every commit still outlives a killed process, but
-not a power cut, after which money would be spent that the ledger forgot. The price is one flush per commit, milliseconds beside
-a reply that takes seconds.
+SQLite with WAL, for many processes at once, and synchronous FULL. With less, every commit still outlives a killed
+process, but not a power cut, after which money would be spent that the ledger forgot. The price is one flush per
+commit, milliseconds beside a reply that takes seconds.
 
-`committed` holds the sum of what counts per run. Triggers keep it, so that no writer can forget to and a cap is checked without
-adding up the whole history; rows are never deleted.
+`committed` holds the sum of what counts per run. Triggers keep it, so that no writer can forget to and a cap is checked
+without adding up the whole history; rows are never deleted.
 """
 
 from __future__ import annotations
@@ -73,10 +73,10 @@ def open_file(path: Path) -> sqlite3.Connection:
 
 
 def check_whole_file(path: Path) -> None:
-    """Raises MachineError for a file whose rows are in a `-wal` that was left behind when it was copied.
+    """Raise MachineError for a file whose rows are in a `-wal` that was left behind when it was copied.
 
-    Such a file has SQLite's header, says there that it is written ahead (byte 18 is 2), and holds no table. Another process
-    that makes the file at this moment leaves the same for an instant, so a second look decides.
+    Such a file has SQLite's header, says there that it is written ahead (byte 18 is 2), and holds no table. Another
+    process that makes the file at this moment leaves the same for an instant, so a second look decides.
     """
     for _ in range(_LOOKS):
         try:
@@ -97,7 +97,7 @@ def check_whole_file(path: Path) -> None:
 
 @contextmanager
 def explained_sqlite(path: Path) -> Iterator[None]:
-    """Turns what can go wrong with the file itself into errors a person can act on; wrong SQL stays a defect."""
+    """Turn failures of the file itself into errors a person can act on; wrong SQL stays a defect."""
     try:
         yield
     except sqlite3.DatabaseError as error:
@@ -116,8 +116,8 @@ def explained_sqlite(path: Path) -> Iterator[None]:
 
 
 def _enter_wal(connection: sqlite3.Connection) -> str:
-    """Two processes that make the file at the same moment: SQLite answers the second at once that it is busy, without the
-    wait it grants everywhere else."""
+    """Switch the file to WAL, and retry when another process makes it at the same moment: SQLite then reports at once
+    that it is busy, without the wait it grants everywhere else."""
     if connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
         for _ in range(200):
             try:

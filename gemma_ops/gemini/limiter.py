@@ -1,4 +1,4 @@
-"""How many requests may be under way at once: fewer when the service says it is too many, more while it does not.
+"""How many requests may be under way at once: fewer when the service reports too many, more while it does not.
 
 Additive increase, multiplicative decrease, as networks do it: every round of answers allows one more, a 429 halves.
 Limits of the service are not published per model and change by project, so they are found, not configured.
@@ -27,7 +27,7 @@ class Limiter:
 
     @contextmanager
     def slot(self) -> Iterator[float]:
-        """Wait for a place; yields the moment at which the request started."""
+        """Wait for a place, and yield the moment at which the request started."""
         with self._changed:
             while (wait := self._wait()) is None or wait > 0:
                 self._changed.wait(wait)
@@ -41,13 +41,13 @@ class Limiter:
                 self._changed.notify_all()
 
     def served(self) -> None:
-        """A request was answered."""
+        """Record that a request was answered."""
         with self._changed:
             self.limit = min(float(self.most), self.limit + 1 / self.limit)
             self._changed.notify_all()
 
     def too_many(self, started: float, wait: float | None) -> None:
-        """A request that began at `started` was turned away; nothing starts for `wait` seconds.
+        """Record that a request which began at `started` was turned away; nothing starts for `wait` seconds.
 
         Requests that began before the last lowering say nothing new: they met the crowd that caused it.
         """
@@ -61,17 +61,17 @@ class Limiter:
             self._changed.notify_all()
 
     def silence(self) -> float:
-        """Seconds for which the service asked to be left alone."""
+        """Return the seconds for which the service asked not to be called."""
         return max(0.0, self._silent_until - self._clock())
 
     def end(self) -> None:
-        """Let everybody pass at once: nothing will be sent any more, and they will be told so."""
+        """Let every waiting request pass: nothing will be sent any more, and each is told so."""
         with self._changed:
             self._ended = True
             self._changed.notify_all()
 
     def _wait(self) -> float | None:
-        """Seconds until it makes sense to look again: 0 for now, None until something changes."""
+        """Return the seconds until the next look makes sense: 0 for now, None until something changes."""
         if self._ended:
             return 0.0
         silence = self._silent_until - self._clock()

@@ -1,8 +1,9 @@
-"""The door to Gemini for a server: many requests at once, each heard of as it comes, under a cap of dollars a day.
+"""The door to Gemini for a server: many requests at once, each reported as it comes, under a cap of dollars a day.
 
 The same boundary, ledger and courier as the door of a run (`door`), with three differences. What the ledger calls the
 run is a day (UTC), so a cap holds for the day across restarts and kills. What ends one request ends no other. Answers
-are not kept: a client that asks again is answered again."""
+are not kept: a client that asks again is answered again.
+"""
 
 from __future__ import annotations
 
@@ -22,21 +23,21 @@ from gemma_ops.gemini.pipe import Pipe, PipeMessage
 from gemma_ops.gemini.request import Request
 
 Listener = Callable[[PipeMessage], None]
-"""Told of every piece of text, and last of the answer or the error, in a thread of the door's own."""
+"""Callback for every piece of text, and last for the answer or the error, in a thread of the door's own."""
 _LOOK_AGAIN = 0.25
-"""Seconds for which the money that is left is known."""
+"""Seconds for which the money that is left is cached."""
 
 
 def run_of_day(moment: datetime) -> str:
-    """What the ledger calls the day of a moment."""
+    """Return the ledger's name for the day of a moment."""
     return f"serve {moment.astimezone(UTC):%Y-%m-%d}"
 
 
 class LiveGemini:
-    """Asks Gemini for a server's clients. Safe to use from any thread."""
+    """Gemini as a server's clients ask it. Safe to use from any thread."""
 
     def __init__(self, machine: MachineConfig, *, dollars_per_day: float) -> None:
-        """The smaller of `dollars_per_day` and `machine.gemini.budget_usd` is the cap of a day.
+        """Open the door; the smaller of `dollars_per_day` and `machine.gemini.budget_usd` is the cap of a day.
 
         Raises what keeps the door shut (see `door.check_door`), and BudgetError without `machine.gemini.budget_usd`.
         """
@@ -61,15 +62,15 @@ class LiveGemini:
         self.close()
 
     def ask(self, request: Request, hear: Listener) -> None:
-        """Send a request; `hear` is told what comes of it. Raises BoundaryError, BudgetError, ConfigError or DataError,
-        and then nothing was sent."""
+        """Send a request; `hear` receives what comes of it. Raises BoundaryError, BudgetError, ConfigError or
+        DataError, and then nothing was sent."""
         request_wire.check_request(request)
         boundary.check_boundary([request], self._machine.gemini)
         with self._lock:
             self._today().put(request, hear)
 
     def left(self) -> float:
-        """Dollars that may still be reserved today, known to a quarter of a second."""
+        """Return the dollars that may still be reserved today, known to a quarter of a second."""
         with self._lock:
             if time.monotonic() - self._left[0] > _LOOK_AGAIN:
                 self._left = (time.monotonic(), self._of_today().left())
@@ -84,7 +85,7 @@ class LiveGemini:
             self._book.close()
 
     def _of_today(self) -> SpendingLedger:
-        """The ledger of this day. That of the day before goes once its courier has left."""
+        """Return the ledger of this day. That of the day before goes once its courier has left."""
         if self._book.run != run_of_day(datetime.now(UTC)):
             before, session = self._book, self._session
             self._book, self._session = self._ledger(), None
@@ -98,7 +99,7 @@ class LiveGemini:
         return self._book
 
     def _today(self) -> _Session:
-        """The session of this day, begun anew where its courier has ended."""
+        """Return the session of this day, begun anew where its courier has ended."""
         ledger = self._of_today()
         if self._session is None or self._session.pipe.ended:
             if self._session is not None:
@@ -117,7 +118,7 @@ class LiveGemini:
 
 
 class _Session:
-    """One courier and who waits for it."""
+    """One courier, and who waits for its answers."""
 
     def __init__(self, machine: MachineConfig, ledger: SpendingLedger) -> None:
         self.pipe = Pipe(machine, ledger, since=time.time(), lasting=True)

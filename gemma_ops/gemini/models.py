@@ -1,5 +1,6 @@
-"""Facts about Gemini models: what they take, where they are offered, when they end. `models.yaml` holds them with dates and
-sources; a model that is not in it is unknown, and unknown models are refused rather than guessed by the look of their name.
+"""Facts about Gemini models: what they take, where they are offered, when they end. `models.yaml` holds them with dates
+and sources; a model that is not in it is unknown, and unknown models are refused rather than guessed by the look of
+their name.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class _Fact(BaseModel):
 
 
 class Long(_Fact):
-    """What a prompt of more than `above` tokens costs, all of it and its output."""
+    """Prices of a prompt of more than `above` tokens, for all of it and its output."""
 
     above: int
     input: Dollars
@@ -48,7 +49,8 @@ class Price(_Fact):
 
 
 class Multiplier(_Fact):
-    """A tier relative to standard: `factor` for input and output, `cached` for the cached price unless its figure is given."""
+    """A tier relative to standard: `factor` for input and output, `cached` for the cached price unless its figure is
+    given."""
 
     factor: Annotated[Decimal, Field(gt=0)]
     cached: Annotated[Decimal, Field(gt=0)] = Decimal(1)
@@ -56,7 +58,7 @@ class Multiplier(_Fact):
 
 
 class Routed(_Fact):
-    """Which model answers in place of a retired one, and since when."""
+    """The model that answers in place of a retired one, and since when."""
 
     since: date
     to: str
@@ -69,23 +71,25 @@ class ModelFacts(_Fact):
     as_of: date
     source: tuple[str, ...]
     context: int
-    """Most tokens of input; of input and output together where `shared_context`."""
+    """Most tokens of input, or of input and output together where `shared_context`."""
     shared_context: bool = False
     output: int | None = None
     """Most tokens of output, thoughts included; None where no source says."""
     thinking: tuple[Thinking, ...]
-    """Levels it takes; any other is an error of the service. Empty: not verified, so no level is sent."""
+    """Thinking levels that the model takes; any other is an error of the service. Empty: not verified, so no level is
+    sent."""
     default_thinking: Thinking | None = None
     sampling: Literal["taken", "ignored"]
     """Whether temperature, top_p, top_k and seed do anything. `ignored` models answer the same request differently."""
     free_tier: bool | None = None
-    """Offered without billing; None where no source says."""
+    """Whether it is offered without billing; None where no source says."""
     paid_tier: bool = True
-    """False: only under unpaid terms, so only rows of class `any` may be sent, whatever tier the project has."""
+    """Whether it is offered under paid terms; where not, only rows of class `any` may be sent, whatever tier the
+    project has."""
     retires: date | None = None
     routed: Routed | None = None
     corrects: str | None = None
-    """Why the prices here win over those of `genai-prices`."""
+    """Reason why the prices here win over those of `genai-prices`."""
     prices: tuple[Price, ...]
     tiers: dict[Tier, Multiplier] = {}
 
@@ -99,7 +103,7 @@ class ModelFacts(_Fact):
         return self
 
     def takes(self, thinking: str | None) -> bool:
-        """Whether this thinking level may be sent; None, the model's default, always may."""
+        """True if this thinking level may be sent; None, the model's default, always may."""
         return thinking is None or thinking in self.thinking
 
 
@@ -113,7 +117,7 @@ class Hosted(_Fact):
 
 
 class Table(_Fact):
-    """The whole file."""
+    """The whole file of facts."""
 
     as_of: date
     sources: dict[str, str]
@@ -130,16 +134,17 @@ class Table(_Fact):
 
 STALE = timedelta(days=30)
 _DATED = re.compile(r"-(?:\d{3}|\d{2}-\d{2,4}|preview(?:-\d{2}-\d{2,4})?)$")
-"""How a service spells the version of a model: `-001`, `-09-2026`, `-preview-09-2026`."""
+"""Pattern of a model's version as services spell it: `-001`, `-09-2026`, `-preview-09-2026`."""
 
 
 def models_table() -> Table:
-    """The shipped facts, and over them those of the file that `MODELS` names. Raises ConfigError for one that is wrong."""
+    """Return the shipped facts, overridden by those of the file that `MODELS` names. Raises ConfigError for one that is
+    wrong."""
     return _table(own_file())
 
 
 def own_file() -> Path | None:
-    """The user's file of facts that is laid over ours, if there is one."""
+    """Return the user's file of facts that overrides ours, if there is one."""
     own = os.environ.get(MODELS)
     return Path(own) if own else None
 
@@ -167,34 +172,35 @@ def _table(own: Path | None) -> Table:
 
 
 def answering_model(version: str) -> str | None:
-    """The model behind a `modelVersion`, if it is one of those that are known: `gemini-3.8-flash-001` is gemini-3.8-flash."""
+    """Return the model behind a `modelVersion`, if it is a known one: `gemini-3.8-flash-001` is gemini-3.8-flash."""
     name = version.removeprefix("models/").rpartition("/")[2]
     known = models_table().models
     return next((one for one in (name, _DATED.sub("", name)) if one in known), None)
 
 
 def is_expected(model: str, version: str) -> bool:
-    """Whether a `modelVersion` is the model that was asked; a reply that names none says nothing against it."""
+    """True if a `modelVersion` is the model that was asked, or if the reply names none."""
     name = model.removeprefix("models/")
     return not version or answering_model(version) == name or version.removeprefix("models/") == name
 
 
 def routed_to(model: str, on: date) -> str | None:
-    """Which other model answers for one on a day, as far as that is known."""
+    """Return the other model that answers for one on a day, as far as that is known."""
     routed = model_facts(model).routed
     return routed.to if routed and on >= routed.since else None
 
 
 def stale(model: str, on: date) -> int | None:
-    """How many days old the facts about a model are, if that is more than `STALE`."""
+    """Return how many days old the facts about a model are, if that is more than `STALE`."""
     age = on - model_facts(model).as_of
     return age.days if age > STALE else None
 
 
 def model_facts(model: str) -> ModelFacts:
-    """Facts of one model by its exact id. Raises ConfigError with close matches for any other.
+    """Return the facts of one model by its exact id. Raises ConfigError with close matches for any other.
 
-    Aliases such as `gemini-flash-latest` are unknown on purpose: they change what answers and what it costs without a word.
+    Aliases such as `gemini-flash-latest` are unknown on purpose: they change what answers and what it costs without a
+    word.
     """
     known = models_table().models
     name = model.removeprefix("models/")

@@ -13,7 +13,7 @@ from gemma_ops.errors import BoundaryError
 from gemma_ops.gemini.service_access import rehearsal
 
 TERMS = "2026-03-23"
-"""Day from which the Gemini API Additional Terms described here are in force."""
+"""Date of the page's last change when this was written."""
 AS_OF = "2026-04-28"
 """Day of the page's last change when this was written."""
 SOURCE = "https://ai.google.dev/gemini-api/terms"
@@ -48,7 +48,7 @@ def check_accepted(config: GeminiConfig) -> None:
 
 
 def record_notice(config: GeminiConfig) -> dict[str, Any]:
-    """What manifests and data cards of anything made with Gemini carry."""
+    """Return what manifests and data cards of anything made with Gemini carry."""
     return {
         "terms": config.accept_terms,
         "terms_source": SOURCE,

@@ -1,7 +1,7 @@
-"""The door's end of the pipe: starts the courier, numbers requests, and turns its lines into answers.
+"""The door's end of the pipe: it starts the courier, numbers requests, and turns its lines into answers.
 
-The courier gets a session of its own and its own ends of all three pipes, so that it neither hears the terminal nor holds
-it open. That it died is noticed and said: what it had on the wire counts as spent, what it had stored is there.
+The courier gets a session of its own and its own ends of all three pipes, so that it neither hears the terminal nor
+holds it open. That it died is noticed and said: what it had on the wire counts as spent, what it had stored is there.
 """
 
 from __future__ import annotations
@@ -53,10 +53,11 @@ def _message(key: str, line: Mapping[str, Any]) -> PipeMessage:
 
 
 class Pipe:
-    """A courier and the way to it."""
+    """A courier process and the pipe to it."""
 
     def __init__(self, machine: MachineConfig, ledger: SpendingLedger, *, since: float, lasting: bool = False) -> None:
-        """`lasting`: for a server, which puts requests with `put` at any time and hears of them with `heard`."""
+        """Start the courier; `lasting` is for a server, which puts requests with `put` at any time and hears of them
+        with `heard`."""
         opening = {
             "gemini": machine.gemini.model_dump(mode="json"),
             "ledger": str(ledger.path.absolute()),
@@ -88,7 +89,7 @@ class Pipe:
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more will come: the courier died or never began, and the next request needs another one."""
+        """True if nothing more will come: the courier died or never began, and the next request needs another one."""
         return self._ended or self._process.poll() is not None
 
     def ask(self, requests: Mapping[str, Request], batched: AbstractSet[str]) -> Iterator[PipeMessage]:
@@ -117,7 +118,7 @@ class Pipe:
                 yield _message(key, line)
 
     def put(self, request: Request) -> int:
-        """Hand over one request, from any thread; returns the number that `heard` tells of."""
+        """Hand over one request, from any thread, and return the number that `heard` reports it by."""
         with self._putting:
             self._count += 1
             number = self._count
@@ -125,7 +126,8 @@ class Pipe:
         return number
 
     def heard(self) -> Iterator[tuple[int, PipeMessage]]:
-        """What comes of requests that were put, until the courier ends; the last number is 0, with why it ended."""
+        """Yield what comes of requests that were put, until the courier ends; the last number is 0, with why it
+        ended."""
         while (line := self._lines.get()) is not None:
             if "broken" in line:
                 self._ended = True

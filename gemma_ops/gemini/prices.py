@@ -1,9 +1,11 @@
-"""What a request costs, in nanodollars (10^-9 dollars): integers, so that sums are exact, and rounded up, so that none is short.
+"""The cost of requests in nanodollars (10^-9 dollars): integers, so that sums are exact, and rounded up, so that none
+is short.
 
-Prices come from the data shipped inside `genai-prices`, which knows dates and prompt sizes, and from `models.yaml` where that
-lacks a model, a date or a tier, or is marked as corrected. `genai-prices` may fetch newer data when asked to, and finds models
-by the beginning of their names; neither is used here: the shipped data alone is read, only for a model whose facts are known,
-and an answer about another model or with an empty price is no answer. A price nobody knows is refused, never counted as zero.
+Prices come from the data shipped inside `genai-prices`, which knows dates and prompt sizes, and from `models.yaml`
+where that lacks a model, a date or a tier, or is marked as corrected. `genai-prices` may fetch newer data when asked
+to, and finds models by the beginning of their names; neither is used here: the shipped data alone is read, only for a
+model whose facts are known, and an answer about another model or with an empty price is no answer. A price nobody knows
+is refused, never counted as zero.
 """
 
 from __future__ import annotations
@@ -27,30 +29,33 @@ NANO = 1_000_000_000
 """Nanodollars in a dollar."""
 TIERS: tuple[Tier, ...] = get_args(Tier)
 IMAGE_TOKENS = 2240
-"""The most tokens that an image becomes, at the highest resolution there is
+"""Most tokens that an image becomes, at the highest resolution there is
 (https://ai.google.dev/gemini-api/docs/media-resolution)."""
 _TURN = 16
-"""Bytes that stand for the control tokens around a turn, more than there are of them."""
+"""Upper bound, in bytes, for the control tokens around a turn."""
 _PER_TOKEN = 1000
 """Nanodollars per token of one dollar per million tokens."""
 _LONGEST = {"batch": timedelta(hours=48)}
-"""How long after it was sent a request may still be priced: a batch job runs for up to two days, others within the hour."""
+"""Longest time after it was sent that a request may still be priced: a batch job runs for up to two days, others within
+the hour."""
 
 
 @dataclass(frozen=True)
 class TokenRates:
-    """Dollars per million tokens on one tier on one day. `long` replaces them all for a prompt of more than `above` tokens."""
+    """Dollars per million tokens on one tier on one day. `long` replaces them all for a prompt of more than `above`
+    tokens."""
 
     input: Decimal
     cached: Decimal
     output: Decimal
     source: str
-    """`genai-prices VERSION`, `models.yaml DATE`, or both where one gives the price and the other the tier."""
+    """Source of the rates: `genai-prices VERSION`, `models.yaml DATE`, or both where one gives the price and the other
+    the tier."""
     above: int | None = None
     long: TokenRates | None = None
 
     def at(self, size: int) -> TokenRates:
-        """The rates of a request with `size` input tokens."""
+        """Return the rates of a request with `size` input tokens."""
         return self.long if self.long and self.above is not None and size > self.above else self
 
     def scaled(self, tier: models.Multiplier, source: str) -> TokenRates:
@@ -61,8 +66,8 @@ class TokenRates:
 
 
 def request_price(model: str, usage: Usage, *, tier: str, at: datetime) -> int:
-    """What this usage cost, in nanodollars. Free-tier projects are counted at the list price too: whether a project is
-    billed is its owner's word, and a cap must not rest on it. Raises BudgetError where no price is known."""
+    """Return what this usage cost, in nanodollars. Free-tier projects are counted at the list price too: whether a
+    project is billed is its owner's word, and a cap must not rest on it. Raises BudgetError where no price is known."""
     known = token_rates(model, tier=tier, at=at)
     if known is None:
         return 0
@@ -72,11 +77,12 @@ def request_price(model: str, usage: Usage, *, tier: str, at: datetime) -> int:
 
 
 def worst(model: str, prompt_tokens: int, max_output_tokens: int, *, tier: str, at: datetime) -> int:
-    """An upper bound of what a request can cost, in nanodollars, to be reserved before it is sent.
+    """Return an upper bound of what a request can cost, in nanodollars, to be reserved before it is sent.
 
-    It is one because every part is: `prompt_tokens` is a bound of the caller's (see `prompt_bound`), all of it is counted
-    as fresh input, thoughts and visible tokens share `max_output_tokens`, and the dearer day counts if the price changes
-    while the request may be under way, and the dearer model if another one answers. Raises BudgetError where no price is known.
+    It is one because every part is: `prompt_tokens` is a bound of the caller's (see `prompt_bound`), all of it is
+    counted as fresh input, thoughts and visible tokens share `max_output_tokens`, and the dearer day counts if the
+    price changes while the request may be under way, and the dearer model if another one answers. Raises BudgetError
+    where no price is known.
     """
     usage = Usage(prompt=prompt_tokens, output=max_output_tokens)
     later = at + _LONGEST.get(tier, timedelta(hours=1))
@@ -87,18 +93,18 @@ def worst(model: str, prompt_tokens: int, max_output_tokens: int, *, tier: str, 
 
 
 def prompt_bound(body: Mapping[str, Any]) -> int:
-    """No prompt holds more tokens than its request has bytes: a token stands for at least one byte of the text, and the JSON
-    around each turn is longer than the control tokens it becomes. Raises BudgetError for images and files, whose tokens
-    don't follow from their bytes."""
+    """Return an upper bound of a prompt's tokens, the bytes of its request: a token stands for at least one byte of the
+    text, and the JSON around each turn is longer than the control tokens it becomes. Raises BudgetError for images and
+    files, whose tokens don't follow from their bytes."""
     if found := _media(body):
         raise BudgetError(f"no bound is known for what {found} in a request costs", "send text only")
     return len(json.dumps(body, ensure_ascii=False).encode())
 
 
 def request_bound(request: Request) -> int:
-    """The same bound of a whole request, before it is spelled for the wire. What is shown counts apart from the
-    texts: an image as the most tokens that one becomes, anything else, and what a tool of the service looks up, as
-    all that the model takes. Raises ConfigError for an unknown model."""
+    """Return the upper bound of a whole request's tokens, before it is spelled for the wire. What is shown counts apart
+    from the texts: an image as the most tokens that one becomes, anything else, and what a tool of the service looks
+    up, as all that the model takes. Raises ConfigError for an unknown model."""
     shown = [str(part["mime"]) for part in request.media()]
     if request.grounding() or any(not mime.startswith("image/") for mime in shown):
         return models.model_facts(request.model).context
@@ -108,7 +114,7 @@ def request_bound(request: Request) -> int:
 
 
 def token_rates(model: str, *, tier: str, at: datetime) -> TokenRates | None:
-    """Rates that hold at this moment; None for a model that is free of charge and can't be paid for.
+    """Return the rates that hold at this moment; None for a model that is free of charge and can't be paid for.
 
     Raises BudgetError for an unknown model, tier or day.
     """
@@ -124,7 +130,7 @@ def token_rates(model: str, *, tier: str, at: datetime) -> TokenRates | None:
 
 
 def next_change(model: str, *, after: datetime) -> date | None:
-    """First day after this moment on which a known price of the model differs."""
+    """Return the first day after this moment on which a known price of the model differs."""
     known = models.model_facts(model)
     if not known.paid_tier:
         return None
@@ -137,14 +143,14 @@ def next_change(model: str, *, after: datetime) -> date | None:
 
 
 def hosted(at: datetime) -> list[tuple[Hosted, TokenRates]]:
-    """What Gemma 4 costs where others serve it; an offer without a known price is left out."""
+    """Return what Gemma 4 costs where others serve it; an offer without a known price is left out."""
     day = at.astimezone(UTC).date()
     found = ((offer, _library(offer.id, "standard", day, offer.provider)) for offer in models.models_table().hosted)
     return [(offer, known) for offer, known in found if known]
 
 
 def dollars(nano: int) -> str:
-    """An amount for people: cents, and as many digits as a small amount needs."""
+    """Return an amount for people: cents, and as many digits as a small amount needs."""
     amount = Decimal(nano) / NANO
     if amount == 0 or abs(amount) >= Decimal("0.1"):
         return f"${amount:,.2f}"
@@ -152,23 +158,23 @@ def dollars(nano: int) -> str:
 
 
 def usd_of(amount: float) -> str:
-    """Dollars for people, as `dollars` writes them."""
+    """Return dollars for people, as `dollars` writes them."""
     return dollars(nanodollars(amount))
 
 
 def nanodollars(amount: float) -> int:
-    """A cap in dollars as written in a config, exactly."""
+    """Return a cap in dollars, as written in a config, as exact nanodollars."""
     return int(Decimal(str(amount)) * NANO)
 
 
 def _rates(name: str, tier: str, day: date) -> TokenRates:
-    """`tier` may be anything a caller says; only the four with a known price have rates."""
+    """Return the rates of a tier, which may be any text of a caller; only the four with a known price have rates."""
     return _found(name, tier, day, models.own_file())
 
 
 @cache
 def _found(name: str, tier: str, day: date, _own: Path | None) -> TokenRates:
-    """Found once for each file that may be laid over ours."""
+    """Return the rates, looked up once for each file that may override ours."""
     known = models.model_facts(name)
     if tier not in TIERS:
         raise BudgetError(f"no price is known for the service tier {tier!r}", f"one of {', '.join(TIERS)}")
@@ -192,7 +198,7 @@ def _found(name: str, tier: str, day: date, _own: Path | None) -> TokenRates:
 
 
 def _ours(known: ModelFacts, day: date) -> TokenRates | None:
-    """Standard rates out of `models.yaml`."""
+    """Return standard rates out of `models.yaml`."""
     valid = [price for price in known.prices if price.start <= day]
     if not valid:
         return None
@@ -204,7 +210,7 @@ def _ours(known: ModelFacts, day: date) -> TokenRates | None:
 
 @cache
 def _snapshot() -> Any:
-    """The data inside the package, even if something else in this process let `genai-prices` fetch another."""
+    """Return the data inside the package, even if something else in this process let `genai-prices` fetch another."""
     from genai_prices.data import providers
     from genai_prices.data_snapshot import DataSnapshot
 
@@ -212,7 +218,7 @@ def _snapshot() -> Any:
 
 
 def _library_model(name: str, provider: str = "google") -> Any:
-    """What `genai-prices` holds under exactly this name, or None."""
+    """Return what `genai-prices` holds under exactly this name, or None."""
     try:
         _, found = _snapshot().find_provider_model(name, None, provider, None)
     except LookupError:
@@ -221,7 +227,7 @@ def _library_model(name: str, provider: str = "google") -> Any:
 
 
 def _library(name: str, tier: str, day: date, provider: str = "google") -> TokenRates | None:
-    """Rates of `genai-prices`; None where it has no price of its own for this model and tier on this day."""
+    """Return the rates of `genai-prices`; None where it has no price of its own for this model and tier on this day."""
     found = _library_model(name, provider)
     if found is None:
         return None
@@ -244,7 +250,8 @@ def _covers(variant: Any, context: Mapping[str, str], moment: datetime) -> bool:
 
 
 def _tiered(fresh: Any, cached: Any, output: Any, source: str) -> TokenRates | None:
-    """Rates from figures that may depend on the prompt's size; None for more steps than one, which no model has."""
+    """Return rates from figures that may depend on the prompt's size; None for more steps than one, which no model
+    has."""
     steps = {tier.start for field in (fresh, cached, output) for tier in getattr(field, "tiers", ())}
     if len(steps) > 1:
         return None
@@ -268,7 +275,7 @@ def _figures(known: TokenRates) -> tuple[Any, ...]:
 
 
 def _nano(total: Decimal) -> int:
-    """Dollars per million tokens times tokens, as whole nanodollars, rounded up."""
+    """Return dollars per million tokens times tokens, as whole nanodollars, rounded up."""
     return int((total * _PER_TOKEN).to_integral_value(ROUND_CEILING))
 
 

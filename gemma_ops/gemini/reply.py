@@ -1,4 +1,4 @@
-"""What the service sent back, read into text, an end and what is billed.
+"""Replies of the service, read into text, an end and what is billed.
 
 The library's `.text` is None both for a refusal and for a reply whose thoughts ate all its tokens. Here every way to
 end has a name, and text without a proper end is never an answer:
@@ -20,7 +20,7 @@ from gemma_ops.answer import End
 from gemma_ops.gemini.usage import Usage
 
 Hear = Callable[[str], None]
-"""Told of visible text as it comes."""
+"""Callback for visible text as it arrives."""
 _BLOCKED = frozenset(
     {
         "SAFETY", "RECITATION", "BLOCKLIST", "PROHIBITED_CONTENT", "SPII", "MODEL_ARMOR", "ESCALATION",
@@ -33,7 +33,7 @@ _EMPTY: dict[str, Any] = {}
 
 @dataclass(frozen=True)
 class GeminiReply:
-    """One reply of the service, priced by nobody yet. `usage` is None when the service did not say."""
+    """One reply of the service, not priced yet. `usage` is None when the service did not say."""
 
     text: str
     end: End
@@ -58,19 +58,19 @@ def read_reply(body: Mapping[str, Any]) -> GeminiReply:
 
 
 def ended(body: Mapping[str, Any]) -> bool:
-    """Whether the service said why it stopped: a stream that breaks off looks whole otherwise."""
+    """True if the service said why it stopped: a stream that breaks off looks whole otherwise."""
     feedback = _get(body, "promptFeedback", "prompt_feedback") or _EMPTY
     candidates = body.get("candidates") or []
     return bool(feedback) or any(_get(candidate, "finishReason", "finish_reason") for candidate in candidates)
 
 
 def has_text(body: Mapping[str, Any]) -> bool:
-    """Whether a chunk shows something to the reader."""
+    """True if a chunk shows something to the reader."""
     return any(_said(candidate) for candidate in body.get("candidates") or [])
 
 
 def visible_text(body: Mapping[str, Any]) -> str:
-    """The text of a chunk that a reader may see: neither thoughts nor calls of tools."""
+    """Return the text of a chunk that a reader may see: neither thoughts nor calls of tools."""
     parts = [
         part
         for candidate in (body.get("candidates") or [])[:1]
@@ -80,13 +80,13 @@ def visible_text(body: Mapping[str, Any]) -> str:
 
 
 class HeardStream:
-    """Who listens to a stream, and whether something was said already."""
+    """The listener of a stream, and whether it has received anything yet."""
 
     def __init__(self, hear: Hear) -> None:
         self._hear, self.anything = hear, False
 
     def take(self, chunk: Mapping[str, Any]) -> None:
-        """Tell what a chunk shows."""
+        """Pass on what a chunk shows."""
         if text := visible_text(chunk):
             self.anything = True
             self._hear(text)
@@ -113,7 +113,7 @@ def _outcome(body: Mapping[str, Any]) -> tuple[str, End, str]:
 
 
 def _said(candidate: Mapping[str, Any]) -> str:
-    """The visible text; with calls of tools, JSON of the form {"content": …, "tool_calls": […]}."""
+    """Return the visible text; with calls of tools, JSON of the form {"content": …, "tool_calls": […]}."""
     parts = (candidate.get("content") or _EMPTY).get("parts") or []
     text = "".join(part.get("text") or "" for part in parts if not part.get("thought"))
     calls = [call for part in parts if (call := _get(part, "functionCall", "function_call"))]
@@ -124,7 +124,7 @@ def _said(candidate: Mapping[str, Any]) -> str:
 
 
 def merge_parts(chunks: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """The chunks of a stream as one reply: parts in order, the last word on everything else."""
+    """Merge the chunks of a stream into one reply: parts in order, the last value of everything else."""
     parts: list[Any] = []
     candidate: dict[str, Any] = {}
     whole: dict[str, Any] = {}

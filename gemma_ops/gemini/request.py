@@ -9,14 +9,15 @@ from gemma_ops.config import Privacy
 from gemma_ops.runs import digest
 
 Use = Literal["evaluate", "judge", "synth", "serve"]
-"""What money is spent on; `synth` is what trains, and must not come from grounding tools. Answers to `serve` are not
-kept."""
+"""Purpose that money is spent on; `synth` is what trains, and must not come from grounding tools. Answers to `serve`
+are not kept."""
 
 HOSTED = ("code_execution", "url_context")
 """Tools of the service whose bill has a bound: their tokens count as input, and a model takes no more than its
 context."""
 MEDIA = "media"
-"""The type of a part that is shown: `{"type": "media", "mime": "image/png", "data": base64}`, in a user turn."""
+"""Type of a part that is an image, sound, film or document: `{"type": "media", "mime": "image/png", "data": base64}`,
+in a user turn."""
 
 
 @dataclass(frozen=True)
@@ -30,9 +31,9 @@ class Request:
     privacy: Privacy = "local_only"
     schema: dict[str, Any] | None = None
     thinking: str | None = None
-    """`minimal`, `low`, `medium`, `high` or `xhigh`, where the model has that level; None takes its default."""
+    """Thinking level, `minimal`, `low`, `medium`, `high` or `xhigh`, where the model has it; None takes its default."""
     temperature: float | None = None
-    """Left out for models that ignore sampling parameters."""
+    """Sampling temperature; left out for models that ignore sampling parameters."""
     seed: int | None = None
     tools: tuple[dict[str, Any], ...] = ()
     """Function declarations (OpenAI style), or a grounding tool such as {"google_search": {}}."""
@@ -40,47 +41,49 @@ class Request:
     """Further settings of the reply by their wire names: `stop_sequences`, `top_p`, `top_k`."""
     repeat: int = 0
     stream: bool = False
-    """Stream the reply, so that the time to the first token is known."""
+    """Whether to stream the reply, so that the time to the first token is known."""
     id: str = ""
-    """The caller's name for the row, for messages and logs; decides nothing."""
+    """The caller's name for the row, for messages and logs; it decides nothing."""
 
     def key(self) -> str:
-        """Digest of what decides the answer: 32 hex digits. The cache, the ledger and batch items go by it."""
+        """Return the digest of what decides the answer: 32 hex digits. The cache, the ledger and batch items go by
+        it."""
         body = [self.model, list(self.messages), self.max_output_tokens, self.schema, self.thinking, self.temperature]
         last = [self.more] if self.more else []
         return digest.of_json([*body, self.seed, list(self.tools), self.repeat, *last])[:32]
 
     def to_json(self) -> dict[str, Any]:
-        """The request as JSON, for the pipe to the courier."""
+        """Return the request as JSON, for the pipe to the courier."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, body: dict[str, Any]) -> Self:
-        """The request that `to_json` wrote."""
+        """Read the request that `to_json` wrote."""
         return cls(**{**body, "messages": tuple(body["messages"]), "tools": tuple(body["tools"])})
 
     def grounding(self) -> list[str]:
-        """Names of tools that are not functions of the caller's own: search, maps, pages, whatever the service runs."""
+        """Return the names of tools that are not functions of the caller's own: search, maps, pages, whatever the
+        service runs."""
         return [_name(tool) for tool in self.tools if not isinstance(tool.get("function"), dict)]
 
     def plain(self) -> bool:
-        """Whether all that reaches the model is text of the caller's."""
+        """True if all that reaches the model is the caller's text."""
         return not self.media() and not self.grounding()
 
     def media(self) -> list[dict[str, Any]]:
-        """Every part that is shown and not said, in order."""
+        """Return every image, sound, film and document, in order."""
         contents = [message.get("content") for message in self.messages]
         return [part for content in contents if isinstance(content, list) for part in content if is_media_item(part)]
 
     def texts(self) -> list[str]:
-        """Every text that would leave the machine, the arguments of tool calls, schemas and tools included."""
+        """Return every text that would leave the machine, the arguments of tool calls, schemas and tools included."""
         found: list[str] = []
         _collect([list(self.messages), list(self.tools), self.schema], found)
         return found
 
 
 def is_media_item(part: Any) -> bool:
-    """Whether a part of a turn is an image, a sound, a film or a document."""
+    """True if a part of a turn is an image, a sound, a film or a document."""
     return isinstance(part, dict) and part.get("type") == MEDIA
 
 

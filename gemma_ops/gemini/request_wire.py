@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _UNSIGNED = b"skip_thought_signature_validator"
 """Google's documented mark for a function call that another model made, which has no signature of its thoughts."""
 _BESIDE = ("systemInstruction", "tools", "toolConfig", "serviceTier", "store")
-"""Fields of a REST request that stand beside `generationConfig`, not in it."""
+"""Fields of a REST request that stand next to `generationConfig`, not in it."""
 
 
 def check_request(request: Request) -> None:
@@ -48,7 +48,7 @@ def check_request(request: Request) -> None:
 
 
 def contents(request: Request) -> list[types.Content]:
-    """The turns: assistant turns as the model's, tool turns as the user's responses to its calls."""
+    """Return the turns: assistant turns as the model's, tool turns as the user's responses to its calls."""
     from google.genai import types
 
     where = _where(request)
@@ -78,7 +78,8 @@ def contents(request: Request) -> list[types.Content]:
 
 
 def request_config(request: Request, *, service_tier: str, enterprise: bool = False) -> types.GenerateContentConfig:
-    """Everything but the turns. `service_tier`: `standard`, `flex`, `priority`, or `batch`, which is no field."""
+    """Return everything but the turns. `service_tier`: `standard`, `flex`, `priority`, or `batch`, which is no
+    field."""
     from google.genai import types
 
     known = model_facts(request.model)
@@ -112,7 +113,7 @@ def request_config(request: Request, *, service_tier: str, enterprise: bool = Fa
 
 
 def body(request: Request) -> dict[str, Any]:
-    """The same request as REST JSON, for a line of a batch file. Raises DataError for what can't be spelled so."""
+    """Return the request as REST JSON, for a line of a batch file. Raises DataError for what can't be spelled so."""
     _encodable(request)
     settings = request_config(request, service_tier="batch").model_dump(mode="json", by_alias=True, exclude_none=True)
     for name in ("automaticContinuation", "automaticFunctionCalling"):
@@ -123,12 +124,12 @@ def body(request: Request) -> dict[str, Any]:
 
 
 def _where(request: Request) -> str:
-    """The request as messages name it: by its row, where it has one."""
+    """Return the request's name in messages: its row, where it has one."""
     return f"request {request.id or request.key()}"
 
 
 def _encodable(request: Request) -> None:
-    """Raise DataError for half of a character, which Python holds, as `json.loads` makes it, but no request can."""
+    """Raise DataError for a lone surrogate, which Python holds, as `json.loads` makes it, but no request can."""
     try:
         json.dumps([request.messages, request.tools, request.schema], ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
@@ -141,7 +142,7 @@ def _encodable(request: Request) -> None:
 
 
 def _level(request: Request, known: ModelFacts) -> str | None:
-    """The thinking level, checked against those the model has."""
+    """Return the thinking level, checked against those the model has."""
     if not known.takes(request.thinking):
         has = ", ".join(known.thinking or ()) or "none that is known of"
         raise ConfigError(
@@ -152,7 +153,7 @@ def _level(request: Request, known: ModelFacts) -> str | None:
 
 
 def _tools(request: Request) -> list[types.Tool]:
-    """The caller's functions in one, and each tool of the service."""
+    """Return the caller's functions as one tool, and each tool of the service."""
     from google.genai import types
 
     functions = [_declaration(tool) for tool in request.tools if isinstance(tool.get("function"), dict)]
@@ -190,7 +191,7 @@ def _bytes(part: dict[str, Any], where: str) -> bytes:
 
 
 def _parts(content: Any, where: str) -> list[types.Part]:
-    """A turn's parts: its text in one, or what is shown between its texts in order."""
+    """Return a turn's parts: its text in one, or images and sounds between its texts in order."""
     from google.genai import types
 
     if not (isinstance(content, list) and any(map(is_media_item, content))):
@@ -206,7 +207,7 @@ def _parts(content: Any, where: str) -> list[types.Part]:
 
 
 def _text(content: Any, where: str) -> str:
-    """A turn's text; content may be a list of text parts."""
+    """Return a turn's text; content may be a list of text parts."""
     if content is None:
         return ""
     if isinstance(content, str):
@@ -220,7 +221,7 @@ def _text(content: Any, where: str) -> str:
 
 
 def _arguments(value: Any, where: str) -> dict[str, Any]:
-    """What a call of a tool was given, as the object that the service wants."""
+    """Return the arguments of a tool call, as the object that the service wants."""
     if isinstance(value, str):
         try:
             value = json.loads(value) if value.strip() else {}
@@ -238,7 +239,7 @@ def _arguments(value: Any, where: str) -> dict[str, Any]:
 
 
 def _response(text: str) -> dict[str, Any]:
-    """A tool's result as the object that the service wants."""
+    """Return a tool's result as the object that the service wants."""
     try:
         value = json.loads(text)
     except ValueError:

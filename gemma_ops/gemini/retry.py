@@ -1,4 +1,4 @@
-"""What went wrong with a request, whether it may have been billed, and how long to wait before the next try.
+"""Failures of a request: what went wrong, whether it may have been billed, and how long to wait before the next try.
 
 The library's own retries are off: they ignore the wait that the service asks for. Five kinds of fault:
 
@@ -6,7 +6,7 @@ The library's own retries are off: they ignore the wait that the service asks fo
     failed   408, 5xx, or no connection: nothing was served; try again, the reservation is free
     lost     a timeout, a cut connection, an unreadable 200: it may have been billed, so its reservation stays counted
     refused  this request will never be served (400): an answer that ended in `error`
-    stop     no request will be served: a wrong key or address, an unknown model, a quota of the day; the run ends cleanly
+    stop     no request will be served: a wrong key or address, an unknown model, a quota of the day; the run ends
 """
 
 from __future__ import annotations
@@ -28,22 +28,24 @@ LONGEST_WAIT = 900.0
 _BACKOFF = (1.0, 60.0)
 _REHEARSED = (0.01, 0.1)
 _NONE_LEFT = re.compile(r"\blimit:\s*0(?!\d|[.,]\d)")
-"""How a 429 without `quotaValue` says that a model is not open to a tier: `Quota exceeded for metric: …, limit: 0`."""
+"""Pattern of a 429 without `quotaValue` that says a model is not open to a tier: `Quota exceeded for metric: …, limit:
+0`."""
 _SAID = re.compile(r"retry in ([\d.]+)\s*(ms|s)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One failed try. `wait`: seconds that the service asked for. `stop`: what to raise when nothing more can be sent."""
+    """One failed try. `wait`: seconds that the service asked for. `stop`: what to raise when nothing more can be
+    sent."""
 
     kind: Kind
     reason: str
     wait: float | None = None
     stop: OpsError | None = None
     unreachable: bool = False
-    """There was no connection at all."""
+    """Whether there was no connection at all."""
     missing: bool = False
-    """What was named is not there for this key: the service says 404, and 403 of files."""
+    """Whether the service does not have what was named for this key: it says 404, and 403 of files."""
 
 
 class Cut(Exception):  # noqa: N818 - says what happened
@@ -51,7 +53,7 @@ class Cut(Exception):  # noqa: N818 - says what happened
 
 
 def fault_of(error: Exception) -> Fault | None:
-    """What an exception of a request means; None for one that is a defect of ours."""
+    """Return what an exception of a request means; None for one that is a defect of ours."""
     import google.auth.exceptions
     import httpx2
     import pydantic
@@ -84,7 +86,8 @@ def fault_of(error: Exception) -> Fault | None:
 
 
 def backoff(attempt: int, wait: float | None, *, rehearsal: bool) -> float:
-    """Seconds before try number `attempt` + 1: what the service asked for, else doubling with full jitter."""
+    """Return the seconds before try number `attempt` + 1: what the service asked for, else doubling with full
+    jitter."""
     first, most = _REHEARSED if rehearsal else _BACKOFF
     if wait is not None:
         return wait + random.uniform(0, first)  # never earlier than asked, and not all at the same moment
@@ -130,7 +133,7 @@ def _of_quota(reason: str, details: list[dict[str, Any]], wait: float | None) ->
 
 
 def _asked_wait(error: Any, details: list[dict[str, Any]], message: str) -> float | None:
-    """Seconds that the service asked to wait: RetryInfo first, then the header, then its words."""
+    """Return the seconds that the service asked to wait: RetryInfo first, then the header, then its words."""
     for detail in details:
         delay = str(detail.get("retryDelay") or "")
         if re.fullmatch(r"[\d.]+s", delay):
@@ -154,7 +157,8 @@ def _details(body: Any) -> list[dict[str, Any]]:
 
 
 def _about_the_key(details: list[dict[str, Any]], message: str) -> bool:
-    """Google answers 400, not 401, to a wrong key and to a region or project it does not serve."""
+    """True if a 400 is about the key: Google answers so, not with 401, to a wrong key and to a region or project it
+    does not serve."""
     reasons = {str(detail.get("reason")) for detail in details}
     return (
         bool(reasons & {"API_KEY_INVALID", "API_KEY_EXPIRED"})
@@ -178,7 +182,7 @@ def _unsendable(name: str) -> ConfigError:
 
 
 def _midnight_pacific() -> str:
-    """When quotas of the day begin anew, in UTC."""
+    """Return when quotas of the day begin anew, in UTC."""
     try:
         zone = zoneinfo.ZoneInfo("America/Los_Angeles")
     except zoneinfo.ZoneInfoNotFoundError:

@@ -24,17 +24,17 @@ _STRAYS = (
     "GOOGLE_GEMINI_BASE_URL", "GOOGLE_VERTEX_BASE_URL", "GOOGLE_GENAI_API_VERSION", "GOOGLE_GENAI_USE_VERTEXAI",
     "GOOGLE_GENAI_USE_ENTERPRISE", "GOOGLE_GENAI_CLIENT_MODE", "GOOGLE_GENAI_REPLAY_ID", "GOOGLE_GENAI_REPLAYS_DIRECTORY",
 )  # fmt: skip
-"""Variables of the environment by which google-genai would go elsewhere than the configuration says."""
+"""Environment variables by which google-genai would go elsewhere than the configuration says."""
 
 
 def rehearsal(config: GeminiConfig) -> bool:
-    """Whether requests go to an emulator of ours on this machine, which proves to be one (see `handshake`): they cost
-    nothing and tell nobody. Any other server, on this machine too, counts as the service itself."""
+    """True if requests go to an emulator of ours on this machine, which proves to be one (see `handshake`): they cost
+    nothing and send nothing to anybody. Any other server, on this machine too, counts as the service itself."""
     return bool(config.base_url) and handshake.proves(config.base_url or "")
 
 
 def endpoint(config: GeminiConfig) -> str:
-    """Who answers, for the store: an answer of an emulator must never stand in for one of Gemini."""
+    """Return the name of who answers, for the store: an answer of an emulator must never stand in for one of Gemini."""
     if rehearsal(config):
         return "rehearsal"
     if config.base_url:
@@ -43,7 +43,7 @@ def endpoint(config: GeminiConfig) -> str:
 
 
 def check_credentials(config: GeminiConfig) -> None:
-    """Raise ConfigError unless there is something to identify with, and it can be sent."""
+    """Raise ConfigError unless there are credentials, and they can be sent."""
     if key := _key():
         if not (key.isascii() and key.isprintable()):
             raise ConfigError(
@@ -80,7 +80,7 @@ def check_offline(config: GeminiConfig) -> None:
 
 
 def connect_gemini(config: GeminiConfig) -> Client:
-    """A client with our own timeout and without the library's retries. Opens no connection yet."""
+    """Make a client with our own timeout and without the library's retries. Opens no connection yet."""
     from google import genai
     from google.genai import types
 
@@ -103,7 +103,7 @@ def connect_gemini(config: GeminiConfig) -> Client:
 
 
 def _googles(host: str) -> bool:
-    """Whether a host is Google's own: its API says where uploads go, and a multi-region where the enterprise API is."""
+    """True if a host is Google's own: its API says where uploads go, and a multi-region where the enterprise API is."""
     return host.endswith(".googleapis.com")
 
 

@@ -1,4 +1,4 @@
-"""What was spent on what: the ledger added up by run, use, model and tier."""
+"""Spending by run, use, model and tier, added up from the ledger."""
 
 from __future__ import annotations
 
@@ -25,15 +25,16 @@ class SpendingLine:
     model: str
     tier: str
     requests: int = 0
-    """Requests that were answered and settled."""
+    """Number of requests that were answered and settled."""
     refused: int = 0
-    """Requests that the service turned away without a bill."""
+    """Number of requests that the service turned away without a bill."""
     waiting: int = 0
-    """Requests that are held: on the wire, in a batch job, or lost."""
+    """Number of requests that are held: on the wire, in a batch job, or lost."""
     without_usage: int = 0
-    """Of the settled ones, those whose reply named no usage; the most they can have cost counts."""
+    """Number of settled requests whose reply named no usage; the most they can have cost counts."""
     unanswered: int = 0
-    """Tries that broke off or timed out, and may have been billed; the most they can have cost counts as settled."""
+    """Number of tries that broke off or timed out, and may have been billed; the most they can have cost counts as
+    settled."""
     prompt: int = 0
     cached: int = 0
     output: int = 0
@@ -54,13 +55,13 @@ class SpendingLine:
 
 @dataclass(frozen=True)
 class Spending:
-    """The ledger of one file."""
+    """The sums of one ledger."""
 
     path: Path
     found: tuple[SpendingLine, ...]
     since: float | None
     until: float | None
-    """Seconds since 1970 of the first and the last reservation."""
+    """Times of the first and the last reservation, in seconds since 1970."""
 
     @property
     def sum(self) -> SpendingLine:
@@ -79,7 +80,7 @@ class Spending:
         }
 
     def lines(self) -> list[str]:
-        """The table as plain text."""
+        """Return the table as plain text."""
         if not self.found:
             return [f"nothing was spent: {self.path} holds no request"]
         head = ["run", "use", "model", "tier", "requests", "input", "cached", "output", "thoughts", "dollars"]
@@ -162,7 +163,7 @@ def _cells(line: SpendingLine, held: bool) -> list[str]:
 
 
 def _aligned(rows: Sequence[Sequence[str]], *, left: int) -> list[str]:
-    """Columns two spaces apart: the first `left` flush left, the others flush right."""
+    """Return columns two spaces apart: the first `left` flush left, the others flush right."""
     widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
     return [
         "  ".join(

@@ -1,8 +1,8 @@
-"""Clients of HTTP that send what they are given to one place, and nowhere else.
+"""HTTP clients that send what they are given to one place, and nowhere else.
 
-What goes to this machine goes to a literal loopback address that was looked up once: a name can't lead elsewhere later, and a
-proxy of the environment is left aside. What goes elsewhere may pass a proxy, which is for the way out. No client follows a
-redirect: it would carry the body, and often the key, to an address that nobody named.
+What goes to this machine goes to a literal loopback address that was looked up once: a name can't lead elsewhere later,
+and a proxy of the environment is left aside. What goes elsewhere may pass a proxy, which is for the way out. No client
+follows a redirect: it would carry the body, and often the key, to an address that nobody named.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class PinnedTransport(httpx2.BaseTransport):
         self._inner = httpx2.HTTPTransport(retries=0)
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
-        """Raises what the last address raised when none can be connected to."""
+        """Send a request; raises what the last address raised when none can be connected to."""
         name, refused = request.url.host, None
         for address in self._addresses:
             request.url = request.url.copy_with(host=address)
@@ -41,7 +41,7 @@ class PinnedTransport(httpx2.BaseTransport):
 
 
 def client_arguments(url: str, hosts: Callable[[str], bool] | None = None) -> dict[str, Any]:
-    """What makes an `httpx2.Client` keep to the place at `url`; `hosts` says which others belong to it.
+    """Return arguments that make an `httpx2.Client` keep to the place at `url`; `hosts` says which others belong to it.
 
     Raises BoundaryError from a request when the server redirects, or names another host for what follows.
     """

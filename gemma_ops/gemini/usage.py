@@ -1,8 +1,8 @@
-"""What one reply used, in tokens, as the service counts it.
+"""Token usage of one reply, as the service counts it.
 
-Five counts decide the bill: input is `prompt` less `cached`, plus `tool`; the cached part has a price of its own; output is
-`output` plus `thoughts`, because thinking is billed as output and hidden from the text. A tool that reads only the visible
-candidates under-reports a thinking model by orders of magnitude.
+Five counts decide the bill: input is `prompt` less `cached`, plus `tool`; the cached part has a price of its own;
+output is `output` plus `thoughts`, because thinking is billed as output and hidden from the text. A tool that reads
+only the visible candidates under-reports a thinking model by orders of magnitude.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _NAMES = {
     "tool": ("tool_use_prompt_token_count", "toolUsePromptTokenCount"),
     "total": ("total_token_count", "totalTokenCount"),
 }
-"""The SDK says it in snake case, the wire in camel case, and files of batch results mix the two."""
+"""Field names in the SDK's snake case and the wire's camel case; files of batch results mix the two."""
 
 
 @dataclass(frozen=True)
@@ -31,15 +31,15 @@ class Usage:
     output: int = 0
     thoughts: int = 0
     tool: int = 0
-    """What built-in tools fed to the model on top of the prompt."""
+    """Tokens that built-in tools fed to the model on top of the prompt."""
 
     @classmethod
     def of_metadata(cls, metadata: Mapping[str, Any] | None) -> Usage | None:
-        """Read `usageMetadata`. A count that is missing is zero; a reply without any count is None: nobody knows what it
-        used, and zero would be a claim.
+        """Read `usageMetadata`. A count that is missing is zero; a reply without any count is None: nobody knows what
+        it used, and zero would be a claim.
 
-        Where the service's own total is larger than the counts it names, the rest counts as thoughts: tokens were billed
-        that have no name here, and output is the dearest they can have been.
+        Where the service's own total is larger than the counts it names, the rest counts as thoughts: tokens were
+        billed that have no name here, and output is the dearest they can have been.
         """
         if metadata is None:
             return None
@@ -54,17 +54,17 @@ class Usage:
 
     @property
     def fresh(self) -> int:
-        """Input tokens at the full price."""
+        """Return the input tokens at the full price."""
         return max(self.prompt - self.cached, 0) + self.tool
 
     @property
     def size(self) -> int:
-        """All input tokens: what the long-context threshold looks at."""
+        """Return all input tokens, which the long-context threshold looks at."""
         return max(self.prompt, self.cached) + self.tool
 
     @property
     def generated(self) -> int:
-        """Output tokens that are billed: the visible ones and the thoughts."""
+        """Return the output tokens that are billed: the visible ones and the thoughts."""
         return self.output + self.thoughts
 
     def to_json(self) -> dict[str, int]:

@@ -1,4 +1,5 @@
-"""The attention implementation `gemma_ops` of transformers: per document and per window, and right everywhere else.
+"""The attention implementation `gemma_ops` of transformers: it computes per document and per window, and is exact for
+any mask.
 
 Training passes the bounds of packed documents as `cu_seq_lens_q` (a Python list: reading them from a GPU would stop it
 in every layer). A hook before the model's forward turns them, or the padding mask, or restarting positions, into a
@@ -24,14 +25,14 @@ from gemma_ops.kernels.attention_spans import Pattern
 from gemma_ops.kernels.ops_runner import EAGER, OpRunner
 
 NAME = "gemma_ops"
-"""The implementation's name in a text config's `_attn_implementation`."""
+"""Name of the implementation in a text config's `_attn_implementation`."""
 
 CACHES = ("cache", "past_key_values")
-"""What a forward's argument for cached keys and values is called: since transformers 5.24, and before."""
+"""Names of a forward's KV cache argument: since transformers 5.24, and before."""
 
 
 def register_attention() -> None:
-    """Make the implementation known to transformers; again is harmless."""
+    """Register the implementation with transformers; repeating it is harmless."""
     transformers.AttentionInterface.register(NAME, attention_forward)
     transformers.AttentionMaskInterface.register(NAME, documents_mask)
 
@@ -47,7 +48,8 @@ def attention_forward(
     sliding_window: int | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """`query [B, H, Q, D]`, `key` and `value [B, K, S, D]` -> `[B, Q, H, D]`, for any mask `mask` or the hook makes."""
+    """Map `query [B, H, Q, D]`, `key` and `value [B, K, S, D]` to `[B, Q, H, D]`, for any mask `mask` or the hook
+    makes."""
     if isinstance(attention_mask, Pattern):
         out = attention_eager.attend(query, key, value, attention_mask, sliding_window, scaling, dropout)
     elif attention_mask is not None:
@@ -71,7 +73,7 @@ def documents_mask(
     device: Any = "cpu",
     **_: Any,
 ) -> Tensor | Pattern | None:
-    """What `forward` gets as its mask: None for causal (windowed) attention, a pattern for padding, or booleans.
+    """Return the mask that `forward` gets: None for causal (windowed) attention, a pattern for padding, or booleans.
 
     The arguments are those of `transformers.masking_utils.sdpa_mask`. None promises that the last query sees the last
     key, which stays true when transformers drops all but the last queries (`logits_to_keep`).
@@ -103,7 +105,8 @@ def documents_mask(
 def before_forward(
     model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, run: OpRunner = EAGER
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The hook: put patterns where the model would make masks. Only when nothing is cached yet."""
+    """Put patterns where the model would make masks: the hook before its forward pass. Only when nothing is cached
+    yet."""
     given = kwargs.get("attention_mask")
     cached = any(kwargs.get(name) is not None for name in CACHES)
     if cached or isinstance(given, dict) or (given is not None and given.ndim != 2):
@@ -127,7 +130,7 @@ def before_forward(
 
 
 def _shape(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, int] | None:
-    """Rows and tokens of the batch, from ids or embeddings."""
+    """Return the rows and tokens of the batch, from ids or embeddings."""
     for states in (kwargs.get("input_ids"), args[0] if args else None, kwargs.get("inputs_embeds")):
         if isinstance(states, Tensor):
             return states.shape[0], states.shape[1]

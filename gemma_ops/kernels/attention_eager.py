@@ -25,7 +25,8 @@ BLOCK = 256
 def attend(
     query: Tensor, key: Tensor, value: Tensor, pattern: Pattern, window: int | None, scale: float | None, dropout: float
 ) -> Tensor:
-    """`query [B, H, Q, D]`, `key` and `value [B, K, S, D]` -> `[B, H, Q, D]`; queries outside of all spans get zeros."""
+    """Map `query [B, H, Q, D]`, `key` and `value [B, K, S, D]` to `[B, H, Q, D]`; queries outside of all spans get
+    zeros."""
     if dropout == 0:
         out = attention_packed.attend(query, key, value, pattern, window, scale)
         if out is not None:
@@ -54,7 +55,7 @@ def _row(
     scale: float | None,
     dropout: float,
 ) -> Tensor:
-    """All spans of rows that share them."""
+    """Compute all spans of rows that share them."""
     pieces = []
     parts = zip(
         spans,
@@ -78,7 +79,7 @@ def _row(
 
 
 def _cut(states: Tensor, ranges: Sequence[tuple[int, int]]) -> Iterator[Tensor]:
-    """Pieces of `states` along its tokens: by one `split` where the ranges are in order, else by slices."""
+    """Yield pieces of `states` along its tokens: by one `split` where the ranges are in order, else by slices."""
     edges, done = [], 0
     for start, stop in ranges:
         if start < done:
@@ -92,7 +93,7 @@ def _cut(states: Tensor, ranges: Sequence[tuple[int, int]]) -> Iterator[Tensor]:
 
 
 def causal(q: Tensor, k: Tensor, v: Tensor, window: int | None, scale: float | None, dropout: float) -> Tensor:
-    """One span: the last query sees the last key; `window` keys at most."""
+    """Compute one span, whose last query sees the last key and `window` keys at most."""
     queries, keys = q.shape[2], k.shape[2]
     limited = window is not None and keys > window
     if queries == keys and not limited:
@@ -114,13 +115,13 @@ def causal(q: Tensor, k: Tensor, v: Tensor, window: int | None, scale: float | N
 
 
 def _band(queries: int, keys: int, window: int | None, device: torch.device) -> Tensor:
-    """[q, k] booleans, aligned at the end."""
+    """Return the sliding-window mask, [q, k] booleans aligned at the end."""
     distance = torch.arange(keys - queries, keys, device=device)[:, None] - torch.arange(keys, device=device)[None]
     return (distance >= 0) & (distance < window) if window is not None else distance >= 0
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None, dropout: float) -> Tensor:
-    """PyTorch's attention, causal without a mask, on the kernel that is fastest for these shapes.
+    """Call PyTorch's attention, causal without a mask, on the kernel that is fastest for these shapes.
 
     On CUDA `enable_gqa` is only known to the flash kernel, which takes neither a mask nor heads wider than 256: with
     either, keys are repeated, because otherwise PyTorch silently takes the kernel that builds the whole square.

@@ -6,9 +6,10 @@ of its last token ends. The gradients by key and value are sums over queries in 
 
 What decides the shapes is one multiprocessor: 64 x 512 float32 sums are half of its registers, and 64 x 512 bfloat16
 numbers 64 of its 227 KB. So keys and values have a kernel each, which makes scores again (8 products in all where 5
-would do with twice the registers), and all kernels walk tiles of 32. What Triton 3.6 and `ptxas -v` for sm_90 say, eight
-warps, 255 registers a thread, no wgmma serialized, over the heads of the four models: `forward` 216 KB of shared memory,
-28 to 88 bytes of a thread spilled; `by_query` 224 KB, 120 to 152; `by_key` 224 KB, 96 to 144; `by_value` 200 KB, none.
+would do with twice the registers), and all kernels walk tiles of 32. What Triton 3.6 and `ptxas -v` for sm_90 say,
+eight warps, 255 registers a thread, no wgmma serialized, over the heads of the four models: `forward` 216 KB of shared
+memory, 28 to 88 bytes of a thread spilled; `by_query` 224 KB, 120 to 152; `by_key` 224 KB, 96 to 144; `by_value` 200
+KB, none.
 """
 
 from __future__ import annotations
@@ -30,23 +31,23 @@ LOG2E = 1.4426950408889634
 
 Blocks = tuple[int, int, int, int]
 FORWARD: Blocks = (64, 32, 8, 2)
-"""Rows (a query of one head each), keys, warps and stages."""
+"""Tile of the forward pass: rows (a query of one head each), keys, warps and stages."""
 QUERY: Blocks = (64, 32, 8, 2)
 KEY: Blocks = (32, 64, 8, 2)
 VALUE: Blocks = (32, 64, 8, 2)
 PROGRAMS = 1024
-"""Programs that the gradients by key and value are spread over at least, by heads of a group, while there are any. The
+"""Fewest programs that the gradients by key and value are spread over, by heads of a group, while there are any. The
 longest documents decide: a key block at the start of one of 2,048 tokens has four times the work of the average."""
 
 
 def takes(query: Tensor) -> bool:
-    """Whether queries of this width are taken on their device."""
+    """True if the kernels take queries of this width on their device."""
     return query.shape[-1] in WIDTHS and fits_hopper(query.device)
 
 
 @cache
 def fits_hopper(device: torch.device) -> bool:
-    """Whether `device` is a Hopper with the shared memory that heads of 512 in bfloat16 need."""
+    """True if `device` is a Hopper with the shared memory that heads of 512 in bfloat16 need."""
     if device.type != "cuda":
         return False
     properties = torch.cuda.get_device_properties(device)
@@ -55,7 +56,7 @@ def fits_hopper(device: torch.device) -> bool:
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, starts: Tensor, stops: Tensor, scale: float) -> Tensor:
-    """`query [T, H, D]`, `key` and `value [T, K, D]` -> `[T, H, D]`; token i sees those from `starts[i]` to itself.
+    """Map `query [T, H, D]`, `key` and `value [T, K, D]` to `[T, H, D]`; token i sees those from `starts[i]` to itself.
 
     `starts` and `stops [T]` int32, on the device: the first token of each token's document and one past its last.
     bfloat16 or float16; float32 is for tests (at 512 it needs more shared memory than there is).
@@ -88,7 +89,7 @@ class _Wide(torch.autograd.Function):  # type: ignore[misc]
 
 
 def forward(query: Tensor, key: Tensor, value: Tensor, starts: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """The output and `lse [T, H]` float32, the logarithm to base 2 of each softmax's sum."""
+    """Return the output and `lse [T, H]` float32, the logarithm to base 2 of each softmax's sum."""
     (tokens, heads, width), groups = query.shape, key.shape[1]
     rows, keys, warps, stages = FORWARD
     out = torch.empty_like(query, memory_format=torch.contiguous_format)
@@ -112,7 +113,7 @@ def forward(query: Tensor, key: Tensor, value: Tensor, starts: Tensor, scale: fl
 def query_gradient(
     outer: Tensor, query: Tensor, key: Tensor, value: Tensor, starts: Tensor, out: Tensor, lse: Tensor, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """By query, and `delta [T, H]` float32, the product of each output with its gradient."""
+    """Return the gradient by query, and `delta [T, H]` float32, the product of each output with its gradient."""
     (tokens, heads, width), groups = query.shape, key.shape[1]
     rows, keys, warps, stages = QUERY
     by_query, delta = torch.empty_like(out), torch.empty_like(lse)
@@ -135,7 +136,7 @@ def query_gradient(
 def key_gradient(
     outer: Tensor, query: Tensor, key: Tensor, value: Tensor, stops: Tensor, lse: Tensor, delta: Tensor, scale: float
 ) -> Tensor:
-    """By key."""
+    """Return the gradient by key."""
     rows, keys, warps, stages = KEY
     parts, grid, own = _parts(query, key, keys)
     numbers = query.shape[0], *_strides(query, key, value, outer), scale * LOG2E, scale
@@ -146,7 +147,7 @@ def key_gradient(
 
 
 def value_gradient(outer: Tensor, query: Tensor, key: Tensor, stops: Tensor, lse: Tensor, scale: float) -> Tensor:
-    """By value."""
+    """Return the gradient by value."""
     rows, keys, warps, stages = VALUE
     parts, grid, own = _parts(query, key, keys)
     numbers = query.shape[0], *_strides(query, key, outer), scale * LOG2E
@@ -164,7 +165,7 @@ def value_gradient(outer: Tensor, query: Tensor, key: Tensor, stops: Tensor, lse
 
 
 def _parts(query: Tensor, key: Tensor, keys: int) -> tuple[Tensor, tuple[int, int, int], int]:
-    """Space for a sum for each part of a group's heads, the grid, and the heads of a part.
+    """Return space for a sum for each part of a group's heads, the grid, and the heads of a part.
 
     Several parts are float32: 134 MB at 1,024 programs, until they are added.
     """
@@ -176,7 +177,7 @@ def _parts(query: Tensor, key: Tensor, keys: int) -> tuple[Tensor, tuple[int, in
 
 
 def _sum(parts: Tensor, like: Tensor) -> Tensor:
-    """The sum over parts in the type of `like`, rounded once."""
+    """Return the sum over parts in the type of `like`, rounded once."""
     if parts.shape[0] == 1:
         return parts[0]
     total = parts.new_empty(parts.shape[1:], dtype=like.dtype)
@@ -187,7 +188,7 @@ def _sum(parts: Tensor, like: Tensor) -> Tensor:
 
 
 def _adjacent(states: Tensor) -> Tensor:
-    """With adjacent numbers, copied only where it must be."""
+    """Return the tensor with adjacent numbers, copied only where it must be."""
     return states if states.stride(-1) == 1 else states.contiguous()
 
 
@@ -196,5 +197,5 @@ def _strides(*states: Tensor) -> list[int]:
 
 
 def _precision(states: Tensor) -> str:
-    """Of float32 products: exact, not the matrix units' tf32."""
+    """Return the precision of float32 products: exact, not the matrix units' tf32."""
     return "ieee" if states.dtype == torch.float32 else "tf32"

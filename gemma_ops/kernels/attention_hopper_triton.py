@@ -1,4 +1,4 @@
-"""Triton kernels of `attention_hopper`: tensors, then numbers, then constants.
+"""Triton kernels of `attention_hopper`, whose arguments are tensors, then numbers, then constants.
 
 `ROWS` are queries, a row for each head of a token, so that the heads of a group read a key once. Sums are float32 and
 results are rounded once. What lies past the end is read from the last token and masked: cheaper than masked loads.
@@ -21,8 +21,8 @@ import triton.language as tl
 
 @triton.jit  # type: ignore[untyped-decorator]
 def queries(WIDTH: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr):  # type: ignore[no-untyped-def]
-    """This program's block and group, the numbers of a head, its first token, and of each row the token and head. Blocks at
-    the end come first: they see most keys."""
+    """Return this program's block and group, the numbers of a head, its first token, and of each row the token and
+    head. Blocks at the end come first: they see most keys."""
     block, group = tl.num_programs(0) - 1 - tl.program_id(0), tl.program_id(1)
     at = tl.arange(0, WIDTH)
     origin = block * ROWS // GROUP
@@ -32,8 +32,8 @@ def queries(WIDTH: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr):  # ty
 
 @triton.jit  # type: ignore[untyped-decorator]
 def keys(WIDTH: tl.constexpr, SPLITS: tl.constexpr, KEYS: tl.constexpr):  # type: ignore[no-untyped-def]
-    """This program's first key, part of the heads and group, and how many groups there are; the numbers of a head; the first
-    key in 64 bits; all keys."""
+    """Return this program's first key, part of the heads and group, and how many groups there are; the numbers of a
+    head; the first key in 64 bits; all keys."""
     begin, part = tl.program_id(0) * KEYS, tl.program_id(1)
     group, groups = part // SPLITS, tl.num_programs(1) // SPLITS
     at, far = tl.arange(0, WIDTH), begin.to(tl.int64)

@@ -1,4 +1,4 @@
-"""Who attends to whom, as a list of spans instead of a square of booleans.
+"""Attention patterns as a list of spans instead of a square of booleans.
 
 A span is a run of queries and the run of keys they see, aligned at their ends: the last query sees every key of the
 span, the one before all but the last, and so on, within the window on sliding layers. A packed row is one span per
@@ -34,28 +34,29 @@ class Span:
 
 @dataclass(frozen=True)
 class Pattern:
-    """The attention of all rows of a forward pass, for one kind of layer.
+    """The attention pattern of all rows of a forward pass, for one kind of layer.
 
     transformers hands it from the mask to the layers where it would hand a tensor.
     """
 
     spans: tuple[Span, ...]
     images: Tensor | None = None
-    """[B, T] the number of the image a token belongs to, -1 for text; None where nothing is seen in both directions."""
+    """[B, T] index of the image a token belongs to, -1 for text; None where nothing is seen in both directions."""
     windowed_images: bool = True
     """Whether a window also limits how far back a token of an image sees its own image (not so in the 12B)."""
     run: OpRunner = EAGER
-    """How elementwise parts of attention run."""
+    """Runner of the elementwise parts of attention."""
 
     def __getitem__(self, index: Any) -> Pattern:
-        """Only asked for the last n queries, by the layers that reuse keys; n is all of them outside of generation."""
+        """Return the pattern of the last n queries, which layers that reuse keys ask for; n is all of them outside of
+        generation."""
         queries = index[2]
         if not isinstance(queries, slice) or (queries.start or 0) != 0 or queries.stop is not None:
             raise NotImplementedError("only whole patterns reach layers that share keys; use `kept`")
         return self
 
     def kept(self, runs: Sequence[tuple[int, int]]) -> Pattern:
-        """The pattern of the query positions `runs` (sorted, disjoint, of one row), moved together."""
+        """Return the pattern of the query positions `runs` (sorted, disjoint, of one row), moved together."""
         spans = []
         done = 0
         for first, last in runs:
@@ -70,12 +71,12 @@ class Pattern:
 
     @cached_property
     def _made(self) -> dict[Any, Any]:
-        """What layers derive from the pattern, once for a forward pass."""
+        """Return what layers derive from the pattern, computed once for a forward pass."""
         return {}
 
     def cuts(self, batch: int, length: int) -> list[int] | None:
-        """Bounds of documents over all rows laid end to end, padding a document of its own; None where images or dropped
-        queries make more of the pattern than that."""
+        """Return the bounds of documents over all rows laid end to end (cu_seqlens), padding a document of its own;
+        None where images or dropped queries make more of the pattern than that."""
         if ("cuts", batch, length) not in self._made:
             self._made["cuts", batch, length] = self._cuts(batch, length)
             self._made["last"] = self._made["cuts", batch, length]
@@ -91,11 +92,11 @@ class Pattern:
         return sorted(edges)
 
     def longest(self, batch: int, length: int) -> int:
-        """Tokens of the longest document."""
+        """Return the tokens of the longest document."""
         return max(stop - start for start, stop in pairwise(self.cuts(batch, length) or [0, length]))
 
     def bounds(self, device: torch.device) -> tuple[Tensor, int]:
-        """The `cuts` last asked for as int32 on `device`, and the longest document."""
+        """Return the `cuts` last asked for as int32 on `device`, and the longest document."""
         cuts = self._made["last"]
         if ("bounds", device) not in self._made:
             made = torch.tensor(cuts, dtype=torch.int32)
@@ -103,7 +104,7 @@ class Pattern:
         return self._made["bounds", device], max(stop - start for start, stop in pairwise(cuts))
 
     def ends(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Of every token, where its document begins and ends, int32 on `device`, for the `cuts` last asked for."""
+        """Return where each token's document begins and ends, int32 on `device`, for the `cuts` last asked for."""
         if ("ends", device) not in self._made:
             made = ends_of(self._made["last"])
             self._made["ends", device] = tuple(one.to(device, non_blocking=True) for one in made)
@@ -111,7 +112,7 @@ class Pattern:
         return found
 
     def places(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Of every token, its document's number and its place in it, for the `cuts` last asked for."""
+        """Return each token's document number and its place in the document, for the `cuts` last asked for."""
         if ("places", device) not in self._made:
             cuts = torch.tensor(self._made["last"])
             token = torch.arange(int(cuts[-1]))
@@ -122,14 +123,14 @@ class Pattern:
         return found
 
     def jobs(self, heads: int, device: torch.device) -> list[attention_tiled.TileJob]:
-        """The `cuts` last asked for as batches of `attention_tiled` for so many query heads."""
+        """Return the `cuts` last asked for as batches of `attention_tiled` for so many query heads."""
         if ("jobs", heads, device) not in self._made:
             self._made["jobs", heads, device] = attention_tiled.plan_tiles(self._made["last"], heads, device)
         found: list[attention_tiled.TileJob] = self._made["jobs", heads, device]
         return found
 
     def mask(self, span: Span, window: int | None, device: torch.device) -> Tensor:
-        """[q, k] booleans of one span, for patterns with images."""
+        """Return [q, k] booleans of one span, for patterns with images."""
         key = ("mask", span, window, device)
         if key not in self._made:
             self._made[key] = self._mask(span, window, device)
@@ -148,7 +149,7 @@ class Pattern:
         return (causal | same) & near if self.windowed_images else (causal & near) | same
 
     def has_image(self, span: Span) -> bool:
-        """Whether any key of the span is part of an image."""
+        """True if any key of the span is part of an image."""
         if self.images is None:
             return False
         if "seen" not in self._made:  # the device is asked once for all spans and layers
@@ -157,7 +158,7 @@ class Pattern:
 
 
 def ends_of(cuts: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Of every token, where its document begins and ends, int32, for documents that start at `cuts`, which end with the
+    """Return where each token's document begins and ends, int32, for documents that start at `cuts`, which end with the
     row's length."""
     edges = torch.tensor(cuts, dtype=torch.int32)
     sizes = edges.diff()
@@ -165,17 +166,18 @@ def ends_of(cuts: Sequence[int]) -> tuple[Tensor, Tensor]:
 
 
 def documents(bounds: Sequence[int]) -> Pattern:
-    """A packed row: `bounds` are the first positions of its documents, and the length of the row at the end."""
+    """Return the pattern of a packed row: `bounds` are the first positions of its documents, and the length of the row
+    at the end."""
     return Pattern(tuple(Span(0, start, stop, start, stop) for start, stop in pairwise(bounds)))
 
 
 def whole_rows(batch: int, length: int) -> Pattern:
-    """Rows without padding."""
+    """Return the pattern of rows without padding."""
     return Pattern(tuple(Span(row, 0, length, 0, length) for row in range(batch)))
 
 
 def padded_rows(mask: Tensor) -> Pattern | None:
-    """Rows padded on either side, from their `[B, T]` mask; None when a row has holes."""
+    """Return the pattern of rows padded on either side, from their `[B, T]` mask; None when a row has holes."""
     if bool(mask.all()):
         return whole_rows(*mask.shape)
     real = mask.to(torch.int32)
@@ -190,14 +192,15 @@ def padded_rows(mask: Tensor) -> Pattern | None:
 
 
 def bounds_of(position_ids: Tensor) -> list[int]:
-    """Document bounds of a packed row `[1, T]`: a document starts where positions don't go on."""
+    """Return the document bounds of a packed row `[1, T]`: a document starts where positions don't go on."""
     positions = position_ids[0]
     starts = (torch.diff(positions) != 1).nonzero()[:, 0] + 1
     return [0, *starts.tolist(), len(positions)]
 
 
 def image_numbers(token_types: Tensor, spans: Sequence[Span]) -> Tensor | None:
-    """[B, T] which image (or video frame run) of its span each token belongs to, -1 for none; None without images.
+    """Return [B, T] which image (or video frame run) of its span each token belongs to, -1 for none; None without
+    images.
 
     As transformers numbers them (a run of types 1 or 2), but never across the border of two documents.
     """

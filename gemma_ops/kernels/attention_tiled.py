@@ -21,7 +21,8 @@ from gemma_ops.kernels.ops_runner import EAGER, OpRunner
 BLOCK = 2048
 """Queries of a document computed together; shorter documents are batched whole."""
 STEP = 512
-"""Lengths are rounded up to this, so that batches are few: a GPU waits for launches longer than for padding."""
+"""Multiple that lengths are rounded up to, so that batches are few: a GPU waits for launches longer than for
+padding."""
 SCORES = 1 << 26
 """Scores computed at once, about (256 MiB in float32, twice that in the backward pass)."""
 
@@ -31,18 +32,18 @@ class TileJob:
     """One batch: `count` runs of `queries` tokens, each seeing the `keys` tokens that end with its own last one."""
 
     tokens: Tensor
-    """[count * queries] which tokens the queries are; those of padding repeat a real one."""
+    """[count * queries] indexes of the query tokens; those of padding repeat a real one."""
     key_tokens: Tensor
-    """[count * keys] the same of the keys."""
+    """[count * keys] indexes of the key tokens."""
     real: Tensor | None
-    """[count * queries, 1, 1] zeros where a query is padding; None without."""
+    """[count * queries, 1, 1] zeros where a query is padding; None without padding."""
     count: int
     queries: int
     keys: int
 
 
 def plan_tiles(cuts: Sequence[int], heads: int, device: torch.device) -> list[TileJob]:
-    """The batches for documents that start at `cuts`, which end with the row's length."""
+    """Return the batches for documents that start at `cuts`, which end with the row's length."""
     short: dict[int, list[tuple[int, int]]] = {}
     jobs = []
     for first, last in pairwise(cuts):
@@ -78,7 +79,7 @@ def _job(runs: list[list[int]], keys: list[list[int]], real: list[list[float]] |
 def attend(
     query: Tensor, key: Tensor, value: Tensor, jobs: Sequence[TileJob], scale: float, run: OpRunner = EAGER
 ) -> Tensor:
-    """`query [T, H, D]`, `key` and `value [T, K, D]` -> `[T, H, D]`."""
+    """Map `query [T, H, D]`, `key` and `value [T, K, D]` to `[T, H, D]`."""
     found: Tensor = _Tiles.apply(query, key, value, jobs, scale, run)
     return found
 
@@ -118,8 +119,8 @@ def gradients(
     scale: float,
     run: OpRunner,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """By query, key and value, of attention whose output is `out [T, H, D]`; `lse [T, H, 1]` float32 is the logarithm of each
-    softmax's sum."""
+    """Return the gradients by query, key and value, of attention whose output is `out [T, H, D]`; `lse [T, H, 1]`
+    float32 is the logarithm of each softmax's sum."""
     groups = key.shape[1]
     # Documents of a job don't overlap, but the blocks of a long one add to the same keys: those in float32.
     by_query = torch.zeros_like(query)
@@ -141,26 +142,26 @@ def gradients(
 
 
 def _tall(states: Tensor, job: TileJob, groups: int) -> Tensor:
-    """Queries `[T, H, D]` of a job as `[count * K, heads of a group * queries, D]`."""
+    """Return queries `[T, H, D]` of a job as `[count * K, heads of a group * queries, D]`."""
     rows = states[job.tokens].view(job.count, job.queries, groups, -1, states.shape[-1])
     return rows.permute(0, 2, 3, 1, 4).reshape(job.count * groups, -1, states.shape[-1])
 
 
 def _keys(states: Tensor, job: TileJob) -> Tensor:
-    """Keys or values `[T, K, D]` of a job as `[count * K, keys, D]`."""
+    """Return keys or values `[T, K, D]` of a job as `[count * K, keys, D]`."""
     rows = states[job.key_tokens].view(job.count, job.keys, *states.shape[1:])
     return rows.transpose(1, 2).flatten(0, 1)
 
 
 def _real(job: TileJob, groups: int, heads: int) -> Tensor:
-    """[count * K, heads of a group * queries, 1] zeros where a query is padding."""
+    """Return [count * K, heads of a group * queries, 1] zeros where a query is padding."""
     assert job.real is not None
     rows = job.real.view(job.count, 1, 1, job.queries, 1)
     return rows.expand(-1, groups, heads // groups, -1, -1).reshape(job.count * groups, -1, 1)
 
 
 def _product(q: Tensor, k: Tensor) -> Tensor:
-    """Scores `[count * K, heads of a group * queries, keys]` in float32."""
+    """Return scores `[count * K, heads of a group * queries, keys]` in float32."""
     if q.is_cuda and q.dtype != torch.float32:
         return torch.bmm(q, k.transpose(-2, -1), out_dtype=torch.float32)
     return q.float() @ k.float().transpose(-2, -1)

@@ -1,5 +1,5 @@
-"""PyTorch's own attention kernels for documents of variable length, with gradients: its operators have none by themselves
-for bounds that are given as numbers."""
+"""PyTorch's own varlen attention kernels with gradients: its operators have none by themselves for bounds that are
+given as numbers."""
 
 from __future__ import annotations
 
@@ -104,7 +104,8 @@ class Efficient(torch.autograd.Function):  # type: ignore[misc]
 
 
 class Mixed(torch.autograd.Function):  # type: ignore[misc]
-    """The forward pass of `Efficient` with the backward pass of `attention_tiled`; `places` say where each token's sum is."""
+    """The forward pass of `Efficient` with the backward pass of `attention_tiled`; `places` say where each token's sum
+    is."""
 
     @staticmethod
     def forward(
@@ -135,7 +136,8 @@ class Mixed(torch.autograd.Function):  # type: ignore[misc]
 def _efficient(
     query: Tensor, key: Tensor, value: Tensor, bounds: Tensor, longest: int, scale: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Output [1, T, H, D], logarithms [documents, H, longest] rounded up, and the state of a dropout that is none."""
+    """Return the output [1, T, H, D], logarithms [documents, H, longest] rounded up, and the state of an unused
+    dropout."""
     heads = query.shape[1]
     out, lse, seed, offset, _, _ = torch.ops.aten._efficient_attention_forward(
         query[None],
@@ -155,7 +157,8 @@ def _efficient(
 
 
 def _shared(states: Tensor, heads: int) -> Tensor:
-    """`[T, K, D]` as `[1, T, heads, D]`; where there is one head of keys, a view, because then no stride is needed."""
+    """Return `[T, K, D]` as `[1, T, heads, D]`; where there is one head of keys, a view, because then no stride is
+    needed."""
     tokens, own, width = states.shape
     if own == heads:
         return states[None]

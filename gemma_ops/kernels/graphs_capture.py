@@ -1,4 +1,4 @@
-"""What records a function's work and plays it again: a CUDA graph, or, without a GPU, the function itself."""
+"""Capture and replay of a function's work: by a CUDA graph, or, without a GPU, by the function itself."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ import torch
 
 
 class Tape(Protocol):
-    """Records once, plays often."""
+    """The interface of a captured function, which is captured once and replayed often."""
 
     again: bool
-    """Whether playing runs the function anew, which then needs what it needed to be recorded."""
+    """Whether replaying runs the function anew, which then needs what it needed when it was captured."""
     play: Callable[[], Any]
 
     def prepare(self, function: Callable[[], Any]) -> None:
-        """Run what will be recorded, and let its memory go: nothing is compiled or loaded while recording."""
+        """Run once what will be captured, and free its memory: nothing is compiled or loaded during capture."""
 
     def record(self, function: Callable[[], Any]) -> None:
-        """Record what the function does. Raises RuntimeError where that can't be."""
+        """Capture what the function does. Raises RuntimeError where that can't be."""
 
 
 class Graph:
-    """One CUDA graph. All that one `maker` makes share a stream to record on and a pool of memory: only one of them may
-    be in use at a time, with what was recorded before it."""
+    """A captured CUDA graph. All that one `maker` makes share a stream to record on and a pool of memory: only one of
+    them may be in use at a time, with what was recorded before it."""
 
     again = False
 
@@ -36,7 +36,7 @@ class Graph:
 
     @classmethod
     def maker(cls) -> Callable[[], Graph]:
-        """Makes graphs on the device that is current when the first is asked for."""
+        """Return a function that makes graphs on the device that is current when the first is asked for."""
         shared: list[Any] = []
 
         def make() -> Graph:
@@ -47,13 +47,13 @@ class Graph:
         return make
 
     def prepare(self, function: Callable[[], Any]) -> None:
-        """See `Tape`."""
+        """Run once what will be captured, on the capture stream."""
         self._here(function)
         torch.cuda.synchronize()
         torch.cuda.empty_cache()
 
     def record(self, function: Callable[[], Any]) -> None:
-        """See `Tape`; nothing runs."""
+        """Capture the function's launches; nothing runs."""
         self._here(lambda: self._captured(function))
 
     def _captured(self, function: Callable[[], Any]) -> None:
@@ -68,7 +68,7 @@ class Graph:
         self.graph.capture_end()
 
     def _here(self, function: Callable[[], Any]) -> None:
-        """On the stream to record on, after what was asked for before and before what follows."""
+        """Switch to the capture stream, after earlier work and before what follows."""
         self.stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self.stream):
             function()
@@ -76,7 +76,7 @@ class Graph:
 
 
 class Again:
-    """A tape that needs no GPU: it runs the function anew. For tests of everything but the graphs themselves."""
+    """A replay without a GPU, which runs the function anew. For tests of everything but the graphs themselves."""
 
     again = True
 
@@ -84,9 +84,9 @@ class Again:
         self.play: Callable[[], Any] = lambda: None
 
     def prepare(self, function: Callable[[], Any]) -> None:
-        """See `Tape`."""
+        """Do nothing: there is nothing to prepare without a GPU."""
         function()
 
     def record(self, function: Callable[[], Any]) -> None:
-        """See `Tape`: it is kept."""
+        """Keep the function instead of capturing it."""
         self.play = function

@@ -1,8 +1,8 @@
-"""The inputs of a recorded pass: memory at fixed places, a little larger than the pass, and how one is laid into it.
+"""Inputs of a captured pass: memory at fixed places, a little larger than the pass, and how a pass is copied into it.
 
-A recorded pass is replayed with the addresses, sizes and launch grids it was recorded with. So its row has a fixed number
-of tokens, rounded up, and its documents are described by numbers on the device: whatever is left of the row is one more
-document, which nobody's loss reads, and document bounds that are left over are those of empty documents.
+A recorded pass is replayed with the addresses, sizes and launch grids it was recorded with. So its row has a fixed
+number of tokens, rounded up, and its documents are described by numbers on the device: whatever is left of the row is
+one more document, which nobody's loss reads, and document bounds that are left over are those of empty documents.
 """
 
 from __future__ import annotations
@@ -19,32 +19,33 @@ from gemma_ops.kernels.attention_spans import Pattern, documents, ends_of
 from gemma_ops.kernels.ops_runner import OpRunner
 
 _UNIT = 128
-"""Tokens are rounded up to a multiple of this, and of a sixteenth of the power of two below: 3 % of padding on average."""
+"""Multiple that tokens are rounded up to, as well as to a sixteenth of the power of two below: 3 % of padding on
+average."""
 _DOCUMENTS = 16
-"""Documents are rounded up to a multiple of this."""
+"""Multiple that the number of documents is rounded up to."""
 _LONGEST = 512
-"""The longest document counts as a power of two from here on: launch grids are sized by it."""
+"""Tokens from which the longest document is rounded up to a power of two: launch grids are sized by it."""
 
 
 @dataclass(frozen=True)
 class Room:
-    """How much a recorded pass holds."""
+    """How large a captured pass is."""
 
     tokens: int
     documents: int
     longest: int
 
     def holds(self, other: Room) -> bool:
-        """Whether a pass that needs `other` is laid into this one; only rows of the same rounded length are."""
+        """True if a pass that needs `other` fits into this one; only rows of the same rounded length do."""
         return self.tokens == other.tokens and self.documents >= other.documents and self.longest >= other.longest
 
     def joined(self, other: Room) -> Room:
-        """The least that holds both, of rows of one rounded length."""
+        """Return the smallest room for both, of rows of one rounded length."""
         return Room(self.tokens, max(self.documents, other.documents), max(self.longest, other.longest))
 
 
 def room_for(cuts: Sequence[int]) -> Room:
-    """What documents that start at `cuts`, which end with the row's length, need."""
+    """Return the room that documents that start at `cuts`, which end with the row's length, need."""
     length = cuts[-1]
     unit = max(_UNIT, (1 << (length.bit_length() - 1)) // 16)
     tokens = -(-length // unit) * unit
@@ -56,30 +57,31 @@ def room_for(cuts: Sequence[int]) -> Room:
 
 @dataclass(frozen=True)
 class Fixed(Pattern):
-    """Documents that are known to the device alone: `numbers` are read when a layer runs, not when it is recorded."""
+    """An attention pattern whose documents only the device knows: `numbers` are read when a layer runs, not when it is
+    captured."""
 
     numbers: Any = None
-    """`Numbers`; only a default because the pattern has some."""
+    """Positions of the documents; it has a default only because the pattern's fields have."""
 
     def cuts(self, batch: int, length: int) -> list[int] | None:
-        """Only that there are some."""
+        """Return the bounds of the whole row, which say only that there are documents."""
         return [0, length]
 
     def longest(self, batch: int, length: int) -> int:
-        """Tokens of the longest document there is room for."""
+        """Return the tokens of the longest document there is room for."""
         return int(self.numbers.room.longest)
 
     def bounds(self, device: torch.device) -> tuple[Tensor, int]:
-        """See `Pattern`."""
+        """Return document bounds and the longest document, as `Pattern.bounds` does."""
         return self.numbers.bounds, self.numbers.room.longest
 
     def ends(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """See `Pattern`."""
+        """Return where each token's document begins and ends, as `Pattern.ends` does."""
         return self.numbers.starts, self.numbers.stops
 
 
 class Numbers:
-    """Where documents begin and end, int32, in one piece of memory."""
+    """Begins and ends of documents, int32, in one piece of memory."""
 
     def __init__(self, room: Room, device: torch.device) -> None:
         self.room = room
@@ -87,7 +89,7 @@ class Numbers:
         self.bounds, self.starts, self.stops = self.whole.split([room.documents + 1, room.tokens, room.tokens])
 
     def fill(self, cuts: Sequence[int]) -> None:
-        """For the documents of a pass; does not wait for the device."""
+        """Fill in the documents of a pass, without waiting for the device."""
         tokens = self.room.tokens
         edges = [*cuts, *([tokens] if cuts[-1] < tokens else [])]
         bounds = torch.full((self.room.documents + 1,), tokens, dtype=torch.int32)
@@ -99,8 +101,8 @@ class Numbers:
 
 
 class Slots:
-    """The inputs of one recorded pass of a language model's layers, and the gradient by its output. They lie in the memory
-    of `other` where that is long enough: one pass is under way at a time, and each is laid in anew."""
+    """Input buffers of one captured pass of a language model's layers, and the gradient by its output. They lie in the
+    memory of `other` where that is long enough: one pass is under way at a time, and each is laid in anew."""
 
     def __init__(
         self, room: Room, embeds: Tensor, per_layer: Tensor | None, positions: Tensor, other: Slots | None = None
@@ -116,8 +118,8 @@ class Slots:
         self._cuts: list[int] = [0, room.tokens]
 
     def fill(self, cuts: Sequence[int], embeds: Tensor, per_layer: Tensor | None, positions: Tensor) -> None:
-        """Lay a pass of `embeds [1, T, H]`, `per_layer [1, T, L, P]` and `positions [1, T]` into the memory. What stood
-        behind its end stays: it is a document of its own."""
+        """Copy a pass of `embeds [1, T, H]`, `per_layer [1, T, L, P]` and `positions [1, T]` into the memory. What
+        stood behind its end stays: it is a document of its own."""
         length = embeds.shape[1]
         self.embeds[:, :length].copy_(embeds)
         self.positions[:, :length].copy_(positions)
@@ -128,7 +130,7 @@ class Slots:
         self.numbers.fill(cuts)
 
     def arguments(self, run: OpRunner) -> dict[str, Any]:
-        """Of the language model's own forward pass."""
+        """Return the arguments of the language model's own forward pass."""
         if self.embeds.is_cuda:
             pattern: Pattern = Fixed((), run=run, numbers=self.numbers)
         else:

@@ -1,14 +1,14 @@
-"""The layers of a language model as CUDA graphs: a pass is recorded once and replayed, forward and backward.
+"""Layers of a language model as CUDA graphs: a pass is captured once and replayed, forward and backward.
 
-Launching the kernels of a pass takes the interpreter longer than a large GPU takes to run them: E2B on an H200 spends 0.3 s
-on 7,700 tokens of which the GPU works 0.2. A graph launches all of them at once. What is recorded is the stack between the
-embeddings and the head, for rows of a rounded length (`graphs_inputs`); embeddings, head, loss and optimizer run as ever. Every
-length is run once before it is recorded, so that nothing is compiled or loaded meanwhile. Gradients are added up in fixed
-memory that becomes the parameters' `grad`.
+Launching the kernels of a pass takes the interpreter longer than a large GPU takes to run them: E2B on an H200 spends
+0.3 s on 7,700 tokens of which the GPU works 0.2. A graph launches all of them at once. What is recorded is the stack
+between the embeddings and the head, for rows of a rounded length (`graphs_inputs`); embeddings, head, loss and
+optimizer run as ever. Every length is run once before it is recorded, so that nothing is compiled or loaded meanwhile.
+Gradients are added up in fixed memory that becomes the parameters' `grad`.
 
-Recorded is only what is the same every time: training of adapters in one process, a row of documents with their bounds, no
-images that see themselves whole, nothing random, no autocast, and no documents that are computed faster in batches of
-their own (`attention_packed.steady`). Anything else, and a GPU that refuses, runs as it did.
+Recorded is only what is the same every time: training of adapters in one process, a row of documents with their bounds,
+no images that see themselves whole, nothing random, no autocast, and no documents that are computed faster in batches
+of their own (`attention_packed.steady`). Anything else, and a GPU that refuses, runs as it did.
 """
 
 from __future__ import annotations
@@ -30,14 +30,15 @@ from gemma_ops.kernels.graphs_inputs import Room, Slots, room_for
 from gemma_ops.kernels.ops_runner import OpRunner
 
 MOST = 24
-"""Lengths that are kept; the one not used for longest goes. All share one pool of memory, as only one is in use at a time."""
+"""Most lengths that are kept; the least recently used goes. All share one pool of memory, as only one is in use at a
+time."""
 _PLAIN = {"cu_seq_lens_q", "logits_to_keep", "return_dict", "use_cache", "mm_token_type_ids", "labels"}
-"""Further arguments of a forward pass that don't change what the layers compute (`logits_to_keep` as long as it is 0: layers
+"""Arguments of a forward pass that don't change what the layers compute (`logits_to_keep` as long as it is 0: layers
 that share keys are given no more rows than that)."""
 
 
 class Graphs:
-    """The recorded passes of one language model (`text`). `tape` makes what records a function and plays it again."""
+    """The captured passes of one language model (`text`). `tape` makes what records a function and plays it again."""
 
     def __init__(self, text: Any, run: OpRunner, tape: Callable[[], Tape] | None = None) -> None:
         self.text, self.run = text, run
@@ -49,7 +50,7 @@ class Graphs:
         self.on = True
 
     def forward(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        """The language model's forward pass, which replays what it can."""
+        """Return the language model's forward pass, which replays what it can."""
 
         @wraps(original)
         def forward(model: Any, *args: Any, **kwargs: Any) -> Any:
@@ -78,7 +79,7 @@ class Graphs:
         return forward
 
     def _cuts(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[int] | None:
-        """The documents of a pass that can be replayed."""
+        """Return the documents of a pass that can be replayed."""
         masks, ids, embeds = (kwargs.get(name) for name in ("attention_mask", "input_ids", "inputs_embeds"))
         given = ids if embeds is None else embeds
         learning = torch.is_grad_enabled() and self.text.training
@@ -132,7 +133,7 @@ class Graphs:
 
 
 class Sums:
-    """Where the gradients of `parameters` (float32) are added up: fixed memory, which becomes their `grad`."""
+    """Gradient buffers of `parameters` (float32): fixed memory, which becomes their `grad`."""
 
     def __init__(self, parameters: list[Any]) -> None:
         if any(one.dtype != torch.float32 for one in parameters):
@@ -140,15 +141,15 @@ class Sums:
         self.parameters = parameters
         device = parameters[0].device if parameters else torch.device("cpu")
         self.anchor = torch.zeros((), device=device, requires_grad=True)
-        """Makes a replay part of the graph of gradients, which has no other input that learns."""
+        """Tensor that makes a replay part of the autograd graph, which has no other input that learns."""
         self.whole = torch.zeros(sum(one.numel() for one in parameters), dtype=torch.float32, device=device)
         self.passes = 0
-        """Passes that were replayed: only the last one's activations are there."""
+        """Number of passes that were replayed: only the last one's activations are there."""
         parts = self.whole.split([one.numel() for one in parameters])
         self.parts = [part.view(one.shape) for part, one in zip(parts, parameters, strict=True)]
 
     def adopt(self) -> None:
-        """Have every parameter's `grad` in this memory: what it was, or zero."""
+        """Set every parameter's `grad` to this memory, with its present value or zero."""
         grads = [one.grad for one in self.parameters]
         if all(grad is None for grad in grads):
             self.whole.zero_()
@@ -166,7 +167,7 @@ class Sums:
 
 
 class Recorded:
-    """One length, recorded. `run` computes the layers from `graphs_inputs`."""
+    """The captured pass of one length. `run` computes the layers from `graphs_inputs`."""
 
     def __init__(self, run: Callable[[], Any], slots: Slots, sums: Sums, tape: Callable[[], Tape]) -> None:
         self.run, self.slots, self.sums = run, slots, sums
@@ -188,7 +189,8 @@ class Recorded:
                 gc.enable()
 
     def valid(self) -> bool:
-        """Whether adapters are still where they were, with copies for their products that are up to date, or without any."""
+        """True if adapters are still where they were, with copies for their products that are up to date, or without
+        any."""
         return self.read == self._read()
 
     def _read(self) -> list[Any]:
@@ -218,7 +220,7 @@ class Recorded:
 
 
 class _Replay(torch.autograd.Function):  # type: ignore[misc]
-    """Hidden states [1, length, H] of the pass that lies in the slots. They stand until the next replay."""
+    """Replay of the pass in the slots, which gives hidden states [1, length, H]. They stand until the next replay."""
 
     @staticmethod
     def forward(ctx: Any, anchor: Tensor, recorded: Recorded, length: int) -> Tensor:
@@ -242,7 +244,7 @@ class _Replay(torch.autograd.Function):  # type: ignore[misc]
 
 
 def _inputs(text: Any, kwargs: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
-    """Embeddings [1, T, H], and rows of the per-layer table [1, T, L, P] where the model has one."""
+    """Return embeddings [1, T, H], and rows of the per-layer table [1, T, L, P] where the model has one."""
     embeds, per_layer, ids = (kwargs.get(name) for name in ("inputs_embeds", "per_layer_inputs", "input_ids"))
     if embeds is None:
         embeds = text.embed_tokens(ids)

@@ -1,8 +1,8 @@
 """Distillation from a larger model's logits, without ever holding those of all tokens.
 
 A chunk of tokens at a time gets the logits of student and teacher, in the type of their heads; everything else happens
-on tiles of the vocabulary. The gradient is formed in the forward pass as one difference of probabilities in float32: near
-the end of a distillation the two are nearly equal, and subtracting them after rounding would leave noise.
+on tiles of the vocabulary. The gradient is formed in the forward pass as one difference of probabilities in float32:
+near the end of a distillation the two are nearly equal, and subtracting them after rounding would leave noise.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ _TILE = 4096
 
 @dataclass(frozen=True)
 class Mixture:
-    """What the student is asked for."""
+    """Loss of the student: divergence from the teacher, mixed with cross-entropy."""
 
     temperature: float
-    """Logits of both are divided by it; the divergence is multiplied by its square, so that gradients keep their size."""
+    """Divisor of both models' logits; the divergence is multiplied by its square, so that gradients keep their size."""
     mix: float
     """Share of the divergence; the rest is the cross-entropy of the labels."""
     softcap: float | None
     """The student's `final_logit_softcapping`."""
     teacher_softcap: float | None
-    """The teacher's."""
+    """The teacher's `final_logit_softcapping`."""
 
 
 def linear_distillation(
@@ -48,10 +48,10 @@ def linear_distillation(
     divisor: float | Tensor,
     weights: Tensor | None = None,
 ) -> Tensor:
-    """`sum(weights * (mix * t^2 * KL(teacher || student) + (1 - mix) * nll)) / divisor`, a scalar in float32.
+    """Return `sum(weights * (mix * t^2 * KL(teacher || student) + (1 - mix) * nll)) / divisor`, a scalar in float32.
 
-    `hidden [N, H]` and `weight [V, H]` are the student's states and head, `shown [N, G]` and `teacher_weight [V, G]` the
-    teacher's, `labels [N]` the tokens of the data. Differentiable by the student's states and head.
+    `hidden [N, H]` and `weight [V, H]` are the student's states and head, `shown [N, G]` and `teacher_weight [V, G]`
+    the teacher's, `labels [N]` the tokens of the data. Differentiable by the student's states and head.
     """
     factors = torch.ones(len(labels), dtype=torch.float32, device=hidden.device) if weights is None else weights.float()
     mixture = Mixture(temperature, mix, softcap, teacher_softcap)
@@ -98,7 +98,7 @@ class _Distill(torch.autograd.Function):  # type: ignore[misc]
 
 
 def _chunk(own: Tensor, other: Tensor, labels: Tensor, factors: Tensor, mixture: Mixture, *, slopes: bool) -> Tensor:
-    """The loss of a chunk from the raw logits of both, `[n, V]`; with `slopes`, `own` becomes its derivative."""
+    """Return the loss of a chunk from the raw logits of both, `[n, V]`; with `slopes`, `own` becomes its derivative."""
     heat, mix = mixture.temperature, mixture.mix
     own_top, other_top = (
         capped(logits.amax(1).float(), cap)[:, None]
@@ -137,7 +137,7 @@ def _chunk(own: Tensor, other: Tensor, labels: Tensor, factors: Tensor, mixture:
 
 
 def capped(logits: Tensor, softcap: float | None) -> Tensor:
-    """`softcap * tanh(logits / softcap)` in float32."""
+    """Return soft-capped logits, `softcap * tanh(logits / softcap)` in float32."""
     return logits.float() if softcap is None else (logits.float() / softcap).tanh_().mul_(softcap)
 
 

@@ -16,7 +16,7 @@ from gemma_ops.kernels import head_tiles
 
 
 def labelled(hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The hidden states that predict a labelled token, and those tokens: `[B, T, H], [B, T] -> [N, H], [N]`.
+    """Return the hidden states that predict a labelled token, and those tokens: `[B, T, H], [B, T] -> [N, H], [N]`.
 
     The state at t predicts the label at t + 1. In a packed row the first token of each document must carry no label
     (-100), or the document before would be asked for it.
@@ -29,7 +29,7 @@ def labelled(hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def token_nll(hidden: Tensor, weight: Tensor, labels: Tensor, *, softcap: float | None) -> Tensor:
-    """Minus the log-probability of each label, [N] float32, for `hidden [N, H]`, `weight [V, H]`, `labels [N]`.
+    """Return minus the log-probability of each label, [N] float32, for `hidden [N, H]`, `weight [V, H]`, `labels [N]`.
 
     Differentiable. A label outside the vocabulary gives infinity, not a guess. `softcap` is the model's
     `final_logit_softcapping`. Raises TypeError for float16, ValueError for a cap beyond float32's exponent.
@@ -38,7 +38,7 @@ def token_nll(hidden: Tensor, weight: Tensor, labels: Tensor, *, softcap: float 
 
 
 def token_scores(hidden: Tensor, weight: Tensor, labels: Tensor, *, softcap: float | None) -> tuple[Tensor, Tensor]:
-    """`token_nll`, and [N] booleans: whether the label had the largest logit (one per cent slower)."""
+    """Return `token_nll`, and [N] booleans: whether the label had the largest logit (one per cent slower)."""
     nll, top = _scored(hidden, weight, labels, softcap, top=True)
     assert top is not None
     return nll, top
@@ -53,10 +53,11 @@ def linear_cross_entropy(
     divisor: float | Tensor,
     weights: Tensor | None = None,
 ) -> Tensor:
-    """`sum(weights * nll) / divisor` over labelled tokens, a scalar in float32.
+    """Return `sum(weights * nll) / divisor` over labelled tokens, a scalar in float32.
 
     `hidden [N, H]` predicts `labels [N]` (see `labelled`); `weight [V, H]` is the head; `divisor` is the number of
-    labelled tokens (or the sum of weights) of the whole optimizer step, not of this pass; `weights [N]` are factors of tokens.
+    labelled tokens (or the sum of weights) of the whole optimizer step, not of this pass; `weights [N]` are factors of
+    tokens.
     """
     nll = token_nll(hidden, weight, labels, softcap=softcap)
     return (nll if weights is None else nll * weights).sum() / divisor
@@ -71,7 +72,7 @@ def linear_dft(
     divisor: float | Tensor,
     weights: Tensor | None = None,
 ) -> Tensor:
-    """Dynamic fine-tuning: each token's loss times its own probability, which is not differentiated.
+    """Return the loss of dynamic fine-tuning: each token's loss times its own probability, which is not differentiated.
 
     Source: "On the Generalization of SFT" (arXiv 2508.05629), as TRL's `dft_loss`. Arguments as `linear_cross_entropy`.
     """
@@ -97,7 +98,7 @@ def _scored(
 
 
 class _TokenNll(torch.autograd.Function):  # type: ignore[misc]
-    """`head_tiles.score` with its derivative."""
+    """The loss `head_tiles.score` with its derivative."""
 
     @staticmethod
     def forward(

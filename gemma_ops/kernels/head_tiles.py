@@ -1,4 +1,4 @@
-"""The language model head, a tile of tokens by vocabulary at a time: logits are made, used and forgotten in cache.
+"""The language model head, a tile of tokens by vocabulary at a time: logits are computed, used and discarded in cache.
 
 Gemma 4 caps its logits, `z' = c tanh(z / c)` with c = 30, and that makes one pass over the vocabulary enough. A capped
 logit never exceeds c, so `exp(z' - c)` neither overflows nor vanishes in float32 (it is at least e^-60), no row maximum
@@ -10,8 +10,8 @@ has to be known first, and the gradient of a row can be summed without its norma
 Two products with the head per token instead of the three of a loss that makes its gradient in the backward pass. The
 label's own term is added apart, in float32: `p_y - 1` of a confident token would drown in the rounding of `p_y`.
 
-With x = -2 z / c and s = sigmoid(x): z' - c = -2 c s and slope = 4 s (1 - s). One sigmoid and one power of two replace the
-tanh and the exp, which cost four times as much on a CPU; the error, 2e-6 in a probability, is far below that of
+With x = -2 z / c and s = sigmoid(x): z' - c = -2 c s and slope = 4 s (1 - s). One sigmoid and one power of two replace
+the tanh and the exp, which cost four times as much on a CPU; the error, 2e-6 in a probability, is far below that of
 bfloat16 logits. Float32 weights take the exact road. Without a cap the running maximum of flash attention is used.
 
 On a GPU with Triton all of that, for capped bfloat16 logits, is one kernel between the products (`head_triton`).
@@ -31,27 +31,30 @@ from gemma_ops.kernels.lora_casts import widens
 from gemma_ops.modeling.triton_launch import kernels, triton_here
 
 LARGEST_CAP = 40.0
-"""`exp(-2 c)` must stay a normal float32."""
+"""Largest soft cap: `exp(-2 c)` must stay a normal float32."""
 _CPU_TILE = (512, 512)
-"""Tokens by vocabulary entries of a tile: two float32 copies of it and the head's rows stay in the second-level cache.
-Measured on 262,144 entries of width 384, AVX-512: 8.7 ns a logit, of which 7.3 are the two products."""
+"""Tokens by vocabulary entries of a tile on a CPU: two float32 copies of it and the head's rows stay in the
+second-level cache. Measured on 262,144 entries of width 384, AVX-512: 8.7 ns a logit, of which 7.3 are the two
+products."""
 _GPU_TILE = (2048, 8192)
-"""160 MiB of buffers, large enough that launches hide behind the products."""
+"""Tokens by vocabulary entries of a tile on a GPU: 160 MiB of buffers, large enough that launches hide behind the
+products."""
 _FOLDED_TILE = (4096, 16_384)
-"""128 MiB, the logits alone, where Triton folds them: three launches a tile, 16 tiles for 262,144 entries. Wide rather than
-tall: the sums of gradients are read and written once a tile, and their buffers grow with the tokens."""
+"""Tokens by vocabulary entries of a tile where Triton folds it: 128 MiB, the logits alone, with three launches a tile
+and 16 tiles for 262,144 entries. Wide rather than tall: the sums of gradients are read and written once a tile, and
+their buffers grow with the tokens."""
 
 
 @dataclass
 class Scores:
-    """What one pass over the vocabulary knows of N tokens."""
+    """Results of one pass over the vocabulary for N tokens."""
 
     nll: Tensor
     """[N] float32, minus the log-probability of each label; infinite where a label is no entry of the vocabulary."""
     total: Tensor
     """[N] float32, the sum of `exp(z' - shift)` over the vocabulary."""
     shift: Tensor | float
-    """What was taken off the logits before the exponential: the cap, zero, or [N] maxima."""
+    """Value that was subtracted from the logits before the exponential: the cap, zero, or [N] maxima."""
     top: Tensor | None
     """[N] bool, whether no entry has a larger logit than the label; None when not asked for."""
     gradient: Tensor | None
@@ -59,15 +62,16 @@ class Scores:
 
 
 def tile_of(device: torch.device, *, folded: bool = False) -> tuple[int, int]:
-    """Tokens and vocabulary entries computed at once; `folded` where Triton's kernel needs no other buffer."""
+    """Return the tokens and vocabulary entries computed at once; `folded` where Triton's kernel needs no other
+    buffer."""
     if folded:
         return _FOLDED_TILE
     return _CPU_TILE if device.type == "cpu" else _GPU_TILE
 
 
 class Tile:
-    """Buffers of one tile, and the logits' function and slope on it. With `fold`, which stands for `powers` and `sloped`,
-    only the logits have a buffer."""
+    """Buffers of one tile, and the logits' function and slope on it. With `fold`, which stands for `powers` and
+    `sloped`, only the logits have a buffer."""
 
     def __init__(self, tokens: int, entries: int, like: Tensor, softcap: float | None, fold: Any = None) -> None:
         self.softcap = softcap
@@ -81,17 +85,18 @@ class Tile:
 
     @property
     def shift(self) -> float:
-        """What is taken off a capped logit before the exponential."""
+        """Return what is subtracted from a soft-capped logit before the exponential."""
         return 0.0 if self.exact or self.softcap is None else self.softcap
 
     def logits(self, hidden: Tensor, weight: Tensor) -> Tensor:
-        """`hidden [n, H] @ weight [v, H].T`, scaled as `powers` wants it, in this tile's buffer."""
+        """Compute `hidden [n, H] @ weight [v, H].T`, scaled as `powers` wants it, in this tile's buffer."""
         z = self._view(self._logits, hidden, weight)
         scale = 1.0 if self.softcap is None else (1 if self.exact else -2) / self.softcap
         return torch.addmm(z, hidden, weight.t(), beta=0, alpha=scale, out=z)
 
     def powers(self, z: Tensor, shift: Tensor | None = None) -> Tensor:
-        """`exp(z' - shift)` in float32; overwrites `z` with what `slope` needs. `shift [n]` only without a cap."""
+        """Compute `exp(z' - shift)` in float32; overwrites `z` with what `slope` needs. `shift [n]` only without a
+        cap."""
         e = self._powers[: z.numel()].view(z.shape)
         if self.softcap is None:
             e.copy_(z)
@@ -103,7 +108,8 @@ class Tile:
         return torch.mul(s, -2 * self.softcap * math.log2(math.e), out=e).exp2_()
 
     def sloped(self, e: Tensor, z: Tensor) -> Tensor:
-        """`e * dz'/dz`, but for the factor `slope_unit`, in the type of the head and over the buffer of `z`."""
+        """Compute `e * dz'/dz`, except for the factor `slope_unit`, in the type of the head and over the buffer of
+        `z`."""
         if self.softcap is None:
             return z.copy_(e)
         if self.exact:
@@ -113,11 +119,11 @@ class Tile:
 
     @property
     def slope_unit(self) -> float:
-        """The constant that `sloped` leaves out."""
+        """Return the constant factor that `sloped` leaves out."""
         return 1.0 if self.exact or self.softcap is None else 4.0
 
     def slope_at(self, e: Tensor) -> Tensor:
-        """`dz'/dz` of single logits, from their powers."""
+        """Return `dz'/dz` of single logits, from their powers."""
         if self.softcap is None:
             return torch.ones_like(e)
         capped = (e.log() + self.shift) / self.softcap
@@ -131,7 +137,7 @@ class Tile:
 def score(
     hidden: Tensor, weight: Tensor, labels: Tensor, softcap: float | None, *, gradient: bool, top: bool
 ) -> Scores:
-    """One pass over the vocabulary for `hidden [N, H]`, `weight [V, H]`, `labels [N]`; see `Scores`."""
+    """Run one pass over the vocabulary for `hidden [N, H]`, `weight [V, H]`, `labels [N]`; see `Scores`."""
     count, width = hidden.shape
     fold = _fold(weight, softcap)
     tokens, entries = tile_of(hidden.device, folded=fold is not None)
@@ -216,7 +222,8 @@ def _score_rows(
 
 
 def _add(summed: Tensor, slopes: Tensor, part: Tensor, partial: Tensor | None) -> None:
-    """`summed += slopes [n, v] @ part [v, H]`, in float32; `partial`, at least `[n, H]`, takes the product otherwise."""
+    """Add `slopes [n, v] @ part [v, H]` to `summed`, in float32; `partial`, at least `[n, H]`, takes the product
+    otherwise."""
     if partial is not None:
         summed += torch.mm(slopes, part, out=partial[: len(summed)])
     elif len(summed) > 1:
@@ -226,7 +233,7 @@ def _add(summed: Tensor, slopes: Tensor, part: Tensor, partial: Tensor | None) -
 
 
 def _fold(weight: Tensor, softcap: float | None) -> Any:
-    """Triton's kernel for a tile (`head_triton.fold`), or None where torch's operations have to do."""
+    """Return Triton's kernel for a tile (`head_triton.fold`), or None where torch's operations have to do."""
     if softcap is None or weight.dtype != torch.bfloat16 or not triton_here(weight):
         return None
     kernel = _kernel()
@@ -239,7 +246,8 @@ _kernel = partial(kernels, "gemma_ops.kernels.head_triton")
 def weight_gradient(
     hidden: Tensor, weight: Tensor, labels: Tensor, softcap: float | None, scores: Scores, outer: Tensor
 ) -> Tensor:
-    """The derivative `[V, H]` of `sum(outer * nll)` by the head, whose logits are made again: for full fine-tuning.
+    """Return the derivative `[V, H]` of `sum(outer * nll)` by the head, whose logits are recomputed: for full
+    fine-tuning.
 
     `outer [N]` float32. Each tile is one product over all tokens, added up in float32.
     """

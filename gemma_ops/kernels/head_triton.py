@@ -1,8 +1,8 @@
-"""What `head_tiles` does to a tile of capped logits between its two products, in one pass of a Triton kernel.
+"""The work of `head_tiles` on a tile of soft-capped logits between its two products, in one pass of a Triton kernel.
 
-`head_tiles` in torch takes ten elementwise kernels and 56 bytes of memory traffic a logit; here a logit is read and its slope
-written over it, four bytes in all. A program has a row of the tile to itself and goes through it from left to right: sums
-come out the same every time.
+`head_tiles` in torch takes ten elementwise kernels and 56 bytes of memory traffic a logit; here a logit is read and its
+slope written over it, four bytes in all. A program has a row of the tile to itself and goes through it from left to
+right: sums come out the same every time.
 """
 
 from __future__ import annotations

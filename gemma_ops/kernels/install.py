@@ -1,7 +1,7 @@
-"""Putting the kernels on a loaded model, and taking them off.
+"""Installation of the kernels on a loaded model, and their removal.
 
-Only instances are touched: a frozen teacher, or the same base loaded again, keeps transformers' own operations. Names of
-parameters do not change, so checkpoints and adapters are the same with and without.
+Only instances are touched: a frozen teacher, or the same base loaded again, keeps transformers' own operations. Names
+of parameters do not change, so checkpoints and adapters are the same with and without.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _MARK = "_gemma_ops_kernels"
 
 
 class Installed:
-    """What `install` changed on a model: enough to undo it."""
+    """Record of what `install` changed on a model: enough to undo it."""
 
     def __init__(self) -> None:
         self.methods: list[tuple[Any, str]] = []
@@ -51,14 +51,14 @@ _ABSENT = object()
 
 
 def base_of(model: Any) -> Any:
-    """The transformers model under PEFT, DDP or nothing."""
+    """Return the transformers model under PEFT, DDP or nothing."""
     while hasattr(model, "module") and isinstance(model.module, torch.nn.Module):
         model = model.module
     return model.get_base_model() if hasattr(model, "peft_config") else model
 
 
 def text_model_of(model: Any) -> Any:
-    """The language model without its head: embeddings, decoder layers, last norm."""
+    """Return the language model without its head: embeddings, decoder layers, last norm."""
     inner = base_of(model).model
     return getattr(inner, "language_model", inner)
 
@@ -67,8 +67,8 @@ def install_kernels(model: Any, settings: KernelsConfig, *, recompute: Recompute
     """Put the kernels that `settings` names on a Gemma 4, plain or under PEFT, and return it.
 
     `recompute` is what the backward pass makes again: nothing, the MLPs' gate and up, all decoder layers, or the first
-    so many. `replay` lets passes be recorded as CUDA graphs where `settings` and the device allow it; a pass must end with
-    its backward pass before the next begins. Installing again replaces what was installed.
+    so many. `replay` lets passes be recorded as CUDA graphs where `settings` and the device allow it; a pass must end
+    with its backward pass before the next begins. Installing again replaces what was installed.
     """
     uninstall(model)
     base, text = base_of(model), text_model_of(model)
@@ -115,7 +115,8 @@ def uninstall(model: Any) -> Any:
 
 
 def forward_hidden(model: Any, *, keep: Sequence[int] | None = None, **batch: Any) -> Tensor:
-    """The last hidden states `[B, T, H]` of a model with kernels, normed, ready for the head; no logits are made.
+    """Return the last hidden states `[B, T, H]` of a model with kernels, normed, ready for the head; no logits are
+    made.
 
     `model` may be wrapped by PEFT or DDP: it is called, so their hooks run. `batch` is what its forward takes
     (`input_ids`, `position_ids`, `cu_seq_lens_q`, `pixel_values`, …).
@@ -127,7 +128,7 @@ def forward_hidden(model: Any, *, keep: Sequence[int] | None = None, **batch: An
 
 
 def _using(text: Any, settings: KernelsConfig, recompute: Recompute) -> Using:
-    """The settings as they apply to this model on its device."""
+    """Return the settings as they apply to this model on its device."""
     fits = text.config.hidden_activation == layers.ACTIVATION
     device = next(text.parameters()).device.type
     compiled = settings.compile == "regions" or (settings.compile == "auto" and device == "cuda")
@@ -159,7 +160,7 @@ def _put_layers(text: Any, done: Installed, using: Using) -> None:
 
 
 def _replays(text: Any, settings: KernelsConfig) -> bool:
-    """Whether the layers of this model launch the same kernels in every pass, on this device."""
+    """True if the layers of this model launch the same kernels in every pass, on this device."""
     trainable = [parameter for parameter in text.parameters() if parameter.requires_grad]
     return (
         settings.records
@@ -173,14 +174,16 @@ def _replays(text: Any, settings: KernelsConfig) -> bool:
 
 
 def _draws(text: Any) -> bool:
-    """Whether layers draw random numbers, which a second run must repeat (keeping a GPU's state waits for it)."""
+    """True if layers draw random numbers, which a recomputed pass must repeat (keeping a GPU's random state waits for
+    it)."""
     return text.config.attention_dropout > 0 or any(
         isinstance(module, torch.nn.Dropout) and module.p > 0 for module in text.modules()
     )
 
 
 def _stoppable(original: Callable[..., Any]) -> Callable[..., Any]:
-    """The forward of the whole model, which can stop before its head. It keeps the signature, which generation reads."""
+    """Return a forward of the whole model that can stop before its head. It keeps the signature, which generation
+    reads."""
 
     @wraps(original)
     def forward(self: Any, *args: Any, hidden_only: bool = False, **kwargs: Any) -> Any:
@@ -192,7 +195,7 @@ def _stoppable(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _set_attention(base: Any, name: str) -> None:
-    """On the language model alone: the audio tower refuses any other than its own."""
+    """Set the attention implementation of the language model alone: the audio tower refuses any other than its own."""
     if base.config.get_text_config() is base.config:
         base.set_attn_implementation(name)
     else:

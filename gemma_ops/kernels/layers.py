@@ -1,7 +1,7 @@
 """Forward passes of a decoder layer's modules on our kernels, bound to the instances of a loaded model by `install`.
 
-They follow transformers' own line by line (5.23 and 5.24, `modeling_gemma4` and `modeling_gemma4_unified`); only what computes a
-step differs. Arguments, caches, shared keys and hooks are theirs.
+They follow transformers' own line by line (5.23 and 5.24, `modeling_gemma4` and `modeling_gemma4_unified`); only what
+computes a step differs. Arguments, caches, shared keys and hooks are theirs.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ ACTIVATION = "gelu_pytorch_tanh"
 
 @dataclass(frozen=True)
 class Using:
-    """What of a layer runs on kernels."""
+    """Parts of a layer that run on kernels."""
 
     lora: bool
     norms: bool
     run: OpRunner
     recompute_mlp: bool
     gelu: bool
-    """Whether the model's activation is the one that is fused."""
+    """Whether the model's activation is the fused one."""
     draws: bool
-    """Whether layers draw random numbers, which a second run must repeat."""
+    """Whether layers draw random numbers, which a recomputed pass must repeat."""
 
     def linears(self, x: Tensor, modules: Sequence[Any]) -> Sequence[Tensor]:
-        """What each linear makes of `x`."""
+        """Return the output of each linear for `x`."""
         return lora_linears.linears(x, modules) if self.lora else [module(x) for module in modules]
 
 
 def norm_forward(using: Using) -> Callable[..., Any]:
-    """Of `Gemma4RMSNorm`."""
+    """Return the forward pass of `Gemma4RMSNorm`."""
 
     def forward(self: Any, hidden_states: Tensor) -> Tensor:
         return ops_autograd.norm(hidden_states, _weight(self), self.eps, using.run)
@@ -55,7 +55,7 @@ def norm_forward(using: Using) -> Callable[..., Any]:
 
 
 def mlp_forward(using: Using) -> Callable[..., Any]:
-    """Of `Gemma4TextMLP`."""
+    """Return the forward pass of `Gemma4TextMLP`."""
 
     def parts(self: Any, x: Tensor) -> Tensor:
         gate, up = using.linears(x, (self.gate_proj, self.up_proj))
@@ -76,7 +76,7 @@ def mlp_forward(using: Using) -> Callable[..., Any]:
 
 
 def attention_forward(using: Using) -> Callable[..., Any]:
-    """Of `Gemma4TextAttention`."""
+    """Return the forward pass of `Gemma4TextAttention`."""
 
     def rotate(states: Tensor, norm: Any, cos: Tensor, sin: Tensor) -> Tensor:
         if using.norms:
@@ -131,7 +131,7 @@ def attention_forward(using: Using) -> Callable[..., Any]:
 
 
 def layer_forward(using: Using) -> Callable[..., Any]:
-    """Of `Gemma4TextDecoderLayer`: norms and the stream's additions are one step."""
+    """Return the forward pass of `Gemma4TextDecoderLayer`, in which norms and residual additions are one step."""
 
     def join(stream: Tensor, states: Tensor, norm: Any, scale: Tensor | None = None) -> Tensor:
         return ops_autograd.add_norm(stream, states, _weight(norm), norm.eps, scale, using.run)
@@ -183,7 +183,7 @@ def layer_forward(using: Using) -> Callable[..., Any]:
 
 
 def experts_forward(original: Callable[..., Any], using: Using) -> Callable[..., Any]:
-    """Of a mixture's experts; with `recompute_mlp` they are made again in the backward pass."""
+    """Return the forward pass of a mixture's experts; with `recompute_mlp` they are recomputed in the backward pass."""
 
     def forward(self: Any, hidden: Tensor, index: Tensor, weights: Tensor) -> Any:
         if using.lora and using.gelu:
@@ -198,7 +198,7 @@ def experts_forward(original: Callable[..., Any], using: Using) -> Callable[...,
 
 
 def _mixture(self: Any, stream: Tensor, using: Using) -> Tensor:
-    """What the chosen experts make of the stream, before their norm."""
+    """Return the chosen experts' output for the residual stream, before their norm."""
     flat = stream.reshape(-1, stream.shape[-1])
     _, weights, index = self.router(flat)
     found: Tensor = self.experts(self.pre_feedforward_layernorm_2(flat), index, weights)

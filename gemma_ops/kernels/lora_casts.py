@@ -13,9 +13,9 @@ class Copies:
     """Copies of a model's adapters (float32 masters) in `dtype`, for all forward and backward passes until they change.
 
     A trainer makes it once and calls `refresh` before the passes of an optimizer step; where nobody does, each product
-    casts for itself. A copy holds until the next step of any optimizer, or until its master's version or memory changes.
-    Versions alone would not do: PyTorch's fused AdamW and all of bitsandbytes' optimizers change parameters without
-    counting it. Not for parameters that FSDP gathers, whose values come and go unseen.
+    casts for itself. A copy holds until the next step of any optimizer, or until its master's version or memory
+    changes. Versions alone would not do: PyTorch's fused AdamW and all of bitsandbytes' optimizers change parameters
+    without counting it. Not for parameters that FSDP gathers, whose values come and go unseen.
     """
 
     def __init__(self, model: Any, dtype: torch.dtype = torch.bfloat16) -> None:
@@ -28,7 +28,7 @@ class Copies:
         ]
 
     def refresh(self) -> None:
-        """Cast them all, in one call, into the memory they had."""
+        """Cast all copies anew, in one call, into the memory they had."""
         masters, dtype = self.masters, self.dtype
         if not masters:
             return
@@ -46,9 +46,9 @@ class Copies:
 
 
 _LOW = "_gemma_ops_low"
-"""Attribute of a master: its state when it was cast, and the copy."""
+"""Attribute of a master weight that holds its version when it was cast, and the copy."""
 _steps = [0]
-"""Steps that optimizers of this process have taken."""
+"""Optimizer steps taken in this process."""
 
 
 @cache
@@ -67,8 +67,8 @@ def _state(master: Tensor) -> tuple[int, int, int]:
 
 
 def widens(like: Tensor) -> bool:
-    """Whether cuBLAS gives the product of two tensors `like` this in float32 itself (torch 2.8 on; not ROCm's or the tuned
-    roads)."""
+    """True if cuBLAS gives the product of two tensors `like` this in float32 itself (torch 2.8 on; neither ROCm nor
+    TunableOp)."""
     if not like.is_cuda or like.dtype != torch.bfloat16 or torch.version.hip or torch.cuda.tunable.is_enabled():
         return False
     return _widening()
@@ -82,13 +82,13 @@ def _widening() -> bool:
 
 
 def fresh(master: Tensor, dtype: torch.dtype) -> bool:
-    """Whether the master has a copy of its present values in `dtype`."""
+    """True if the master has a copy of its present values in `dtype`."""
     state, copy = getattr(master, _LOW, (None, None))
     return copy is not None and copy.dtype == dtype and state == _state(master)
 
 
 def low(factor: Tensor, dtype: torch.dtype) -> Tensor:
-    """A factor in the type of the product."""
+    """Return LoRA A or B in the type of the product."""
     if factor.dtype == dtype:
         return factor
     found: Tensor = getattr(factor, _LOW)[1] if fresh(factor, dtype) else factor.to(dtype)

@@ -1,13 +1,13 @@
 """Low-rank adapters on linears that read the same input, computed together.
 
-PEFT computes each adapted linear by itself: the input is cast and kept once for each, and with adapters in float32 every
-product of theirs runs in float32 or through autocast, which keeps casts of its own. Here the linears of one input (queries,
-keys, values; gate and up) are one Function: the input is kept once, one thin product serves all first factors, factors
-stay float32 masters and are computed in the base's type, and of a 4-bit base nothing but the packed weight is kept: the
-backward pass dequantizes it again.
+PEFT computes each adapted linear by itself: the input is cast and kept once for each, and with adapters in float32
+every product of theirs runs in float32 or through autocast, which keeps casts of its own. Here the linears of one input
+(queries, keys, values; gate and up) are one Function: the input is kept once, one thin product serves all first
+factors, factors stay float32 masters and are computed in the base's type, and of a 4-bit base nothing but the packed
+weight is kept: the backward pass dequantizes it again.
 
-What this can't do (dropout, DoRA, several adapters, adapters switched off or merged, weights that learn, hooks) is left to
-the modules' own forward, decided anew in every call.
+What this can't do (dropout, DoRA, several adapters, adapters switched off or merged, weights that learn, hooks) is left
+to the modules' own forward, decided anew in every call.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ class LoraPart:
     weight: Any
     bias: Tensor | None
     down: Tensor | None = None
-    """[r, in], PEFT's `lora_A`."""
+    """LoRA A, [r, in] (PEFT's `lora_A`)."""
     up: Tensor | None = None
-    """[out, r], PEFT's `lora_B`."""
+    """LoRA B, [out, r] (PEFT's `lora_B`)."""
     scale: float = 1.0
 
     def dense(self) -> Tensor:
-        """The weight to multiply with; of a 4-bit one a copy that nobody keeps."""
+        """Return the weight to multiply with; of a 4-bit one a copy that nobody keeps."""
         found: Tensor = nf4.dequantize_nf4(self.weight) if nf4.is_4bit(self.weight) else self.weight
         return found
 
 
 def linears(x: Tensor, modules: Sequence[Any]) -> Sequence[Tensor]:
-    """What each of `modules` (linears, plain or PEFT's) makes of `x [..., in]`."""
+    """Return the output of each of `modules` (linears, plain or PEFT's) for `x [..., in]`."""
     parts = read_factors(modules, x)
     if parts is None:
         return [module(x) for module in modules]
@@ -54,7 +54,7 @@ def linears(x: Tensor, modules: Sequence[Any]) -> Sequence[Tensor]:
 
 
 def read_factors(modules: Sequence[Any], x: Tensor) -> list[LoraPart] | None:
-    """The parts of `modules`, or None where their own forward has to run."""
+    """Return the parts of `modules`, or None where their own forward has to run."""
     parts = []
     for module in modules:
         part = _part(module)
@@ -68,19 +68,19 @@ def read_factors(modules: Sequence[Any], x: Tensor) -> list[LoraPart] | None:
 
 
 def factors(parts: Sequence[LoraPart]) -> list[Tensor]:
-    """The adapters' factors, down and up in turn: what Functions take as arguments."""
+    """Return the adapters' LoRA A and B in turn, which autograd Functions take as arguments."""
     return [factor for part in parts if part.down is not None for factor in (part.down, part.up)]  # type: ignore[misc]
 
 
 def _fits(dtype: torch.dtype, x: Tensor) -> bool:
-    """Whether the product in the base's type is what would be computed anyway."""
+    """True if the product in the base's type is what would be computed anyway."""
     if not torch.is_autocast_enabled(x.device.type):
         return bool(x.dtype == dtype)
     return bool(torch.get_autocast_dtype(x.device.type) == dtype)
 
 
 def factor_type(part: LoraPart) -> torch.dtype:
-    """What the part is computed in."""
+    """Return the type that the part is computed in."""
     found: torch.dtype = part.weight.quant_state.dtype if nf4.is_4bit(part.weight) else part.weight.dtype
     return found
 
@@ -111,7 +111,7 @@ def _part(module: Any) -> LoraPart | None:
 
 
 def _plain(module: Any) -> LoraPart | None:
-    """A frozen linear without adapter."""
+    """Return a frozen linear without adapter."""
     weight = getattr(module, "weight", None)
     if weight is None or weight.requires_grad or (module.bias is not None and module.bias.requires_grad):
         return None
@@ -127,14 +127,14 @@ def _plain(module: Any) -> LoraPart | None:
 
 
 def hooked(module: Any) -> bool:
-    """Whether calling the module does more than its forward pass."""
+    """True if calling the module does more than its forward pass."""
     return bool(
         module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
     )
 
 
 def stacked(given: Sequence[Tensor], dtype: torch.dtype) -> Tensor | None:
-    """Factors one below the other, in the type of the product: of all first ones [ranks, in]."""
+    """Return LoRA A matrices stacked to [ranks, in], in the type of the product."""
     if not given:
         return None
     if len(given) == 1:
@@ -145,7 +145,7 @@ def stacked(given: Sequence[Tensor], dtype: torch.dtype) -> Tensor | None:
 
 
 def apart(ups: Sequence[Tensor], dtype: torch.dtype) -> Iterator[Tensor]:
-    """Second factors [out, r] in the type of the product, cast together where their ranks agree."""
+    """Yield LoRA B matrices [out, r] in the type of the product, cast together where their ranks agree."""
     if len({up.shape[1] for up in ups}) > 1 or all(fresh(up, dtype) for up in ups):
         return iter([low(up, dtype) for up in ups])
     joined = stacked(ups, dtype)
@@ -153,12 +153,13 @@ def apart(ups: Sequence[Tensor], dtype: torch.dtype) -> Iterator[Tensor]:
 
 
 def scaled(a: Tensor, b: Tensor, scale: float) -> Tensor:
-    """`scale * a @ b` as one kernel, rounded once."""
+    """Compute `scale * a @ b` as one kernel, rounded once."""
     return torch.addmm(a.new_empty(b.shape[1]), a, b, beta=0, alpha=scale)
 
 
 def learned(a: Tensor, b: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
-    """`scale * a @ b`, the gradient of a factor, in the factor's type: on a GPU a product in float32 rather than a cast."""
+    """Compute `scale * a @ b`, the gradient of LoRA A or B, in that matrix's type: on a GPU a product in float32 rather
+    than a cast."""
     if dtype != torch.float32 or len(a) < 2 or not widens(a):
         return scaled(a, b, scale).to(dtype)
     found = a.new_empty((a.shape[0], b.shape[1]), dtype=dtype)
@@ -167,7 +168,8 @@ def learned(a: Tensor, b: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
 
 
 def project(x: Tensor, parts: Sequence[LoraPart], given: Sequence[Tensor]) -> tuple[list[Tensor], Tensor | None]:
-    """`x [N, in]` times every part, and `x` times the first factors `[N, ranks]`, which the backward pass wants."""
+    """Return `x [N, in]` times every part, and `x` times the LoRA A matrices `[N, ranks]`, which the backward pass
+    needs."""
     down = stacked(given[::2], x.dtype)
     thin = None if down is None else x @ down.t()
     ups = apart(given[1::2], x.dtype)
@@ -194,7 +196,8 @@ def project_backward(
     by_input: bool,
     dense: Sequence[Tensor] | None = None,
 ) -> tuple[Tensor | None, list[Tensor | None]]:
-    """The gradients by `x` (where asked for) and by `given`, from those by each output. `dense` are weights at hand."""
+    """Return the gradients by `x` (where asked for) and by `given`, from those by each output. `dense` are weights at
+    hand."""
     downs, own = given[::2], given[1::2]
     ups = zip(own, apart(own, x.dtype), strict=True) if own else iter(())
     by_x: Tensor | None = None
@@ -229,7 +232,7 @@ def project_backward(
 
 
 class _Linears(torch.autograd.Function):  # type: ignore[misc]
-    """`project` of `x [..., in]`."""
+    """The autograd Function of `project`, for `x [..., in]`."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, parts: Sequence[LoraPart], *given: Tensor) -> tuple[Tensor, ...]:

@@ -1,9 +1,9 @@
-"""A mixture of frozen experts, dense or in 4 bits, as one Function that keeps only what gate and up made.
+"""A mixture of frozen experts, dense or in 4 bits, as one autograd Function that keeps only the outputs of gate and up.
 
 transformers weighs and adds up what the experts return in float32 copies of `tokens x chosen` rows, each kept for the
 backward pass. Here a token's rows are weighed and added where they are read. The gradient by the router's weights needs
-no output of the experts: it is `<outer, W h> = <W^T outer, h>`, and `W^T outer` is at hand. A 4-bit stack is dequantized
-where it is multiplied, once forward and once backward.
+no output of the experts: it is `<outer, W h> = <W^T outer, h>`, and `W^T outer` is at hand. A 4-bit stack is
+dequantized where it is multiplied, once forward and once backward.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from gemma_ops.modeling import experts as stacks
 def mixture(
     experts: Any, hidden: Tensor, index: Tensor, weights: Tensor, run: OpRunner, *, recompute: bool
 ) -> Tensor | None:
-    """What the experts `index [n, k]`, weighed by `weights [n, k]`, make of `hidden [n, H]`; None where the module has to
-    run by itself: experts that learn, are adapted or hooked. `recompute` keeps the inputs alone."""
+    """Return the output of the experts `index [n, k]`, weighted by `weights [n, k]`, for `hidden [n, H]`; None where
+    the module has to run by itself: experts that learn, are adapted or hooked. `recompute` keeps the inputs alone."""
     if not _frozen(experts):
         return None
     found: Tensor = _Mixture.apply(hidden, weights, index, experts, run, recompute)
@@ -31,7 +31,7 @@ def mixture(
 
 
 def _frozen(experts: Any) -> bool:
-    """Whether both stacks are plain, dense or 4-bit, and neither learns nor is adapted or hooked."""
+    """True if both stacks are plain, dense or 4-bit, and neither learns nor is adapted or hooked."""
     plain = type(experts).__name__ in ("Experts4bit", "Gemma4TextExperts") and not hooked(experts)
     return plain and not any(getattr(experts, name).requires_grad for name in stacks.STACKS)
 
@@ -70,7 +70,7 @@ class _Mixture(torch.autograd.Function):  # type: ignore[misc]
 
 
 def _both(experts: Any, hidden: Tensor, order: Tensor, ends: Tensor, chosen: int) -> Tensor:
-    """Gate and up of every (token, expert) pair, sorted by expert: `[n * k, 2 W]`."""
+    """Return gate and up of every (token, expert) pair, sorted by expert: `[n * k, 2 W]`."""
     stack = stacks.dense(experts, "gate_up_proj")
     rows = hidden.index_select(0, order // chosen).to(stack.dtype)
     return stacks.grouped(rows, stack.transpose(-2, -1), ends)

@@ -1,8 +1,8 @@
-"""The dense MLP of a layer as one Function: what it keeps for the backward pass is a choice.
+"""The dense MLP of a layer as one autograd Function, with a choice of what it keeps for the backward pass.
 
-By default it keeps its input, gate and up: what GeGLU made of them is made again, elementwise. With `recompute` it keeps
-its input alone, and the backward pass takes the products with gate and up once more. A 4-bit weight is dequantized once
-in the forward and once in the backward pass either way.
+By default it keeps its input, gate and up: what GeGLU made of them is made again, elementwise. With `recompute` it
+keeps its input alone, and the backward pass takes the products with gate and up once more. A 4-bit weight is
+dequantized once in the forward and once in the backward pass either way.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from gemma_ops.kernels.ops_runner import OpRunner
 
 
 def mlp(x: Tensor, gate: Any, up: Any, down: Any, *, recompute: bool, run: OpRunner) -> Tensor | None:
-    """`down(gelu(gate(x)) * up(x))` of `x [..., H]`, or None where the modules have to run by themselves."""
+    """Compute `down(gelu(gate(x)) * up(x))` of `x [..., H]`, or return None where the modules have to run by
+    themselves."""
     parts = lora_linears.read_factors((gate, up, down), x)
     if parts is None:
         return None

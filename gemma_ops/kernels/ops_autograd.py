@@ -1,8 +1,8 @@
 """Norms, rotary embedding and GeGLU that keep little for the backward pass; the arithmetic is in `ops_reference`.
 
-transformers' RMSNorm leaves three float32 copies of its input in the graph, and its rotary embedding four more of queries
-and keys. Here a norm keeps its input and one number a token, the rotary embedding nothing of its own, and GeGLU its two
-inputs. Results agree with transformers' to rounding: float32 1e-6, bfloat16 one rounding instead of up to five.
+transformers' RMSNorm leaves three float32 copies of its input in the graph, and its rotary embedding four more of
+queries and keys. Here a norm keeps its input and one number a token, the rotary embedding nothing of its own, and GeGLU
+its two inputs. Results agree with transformers' to rounding: float32 1e-6, bfloat16 one rounding instead of up to five.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from gemma_ops.kernels.ops_runner import EAGER, OpRunner
 
 
 def norm(x: Tensor, weight: Tensor | None, eps: float, run: OpRunner = EAGER) -> Tensor:
-    """Gemma 4's RMSNorm of `[..., D]`; `weight` is None where the model norms without scale (values, router)."""
+    """Apply Gemma 4's RMSNorm to `[..., D]`; `weight` is None where the model norms without scale (values, router)."""
     if x.ndim < 3:  # the bodies count rows and tokens
         return norm(x[None], weight, eps, run)[0]
     found: Tensor = _Norm.apply(x, weight, eps, run)
@@ -27,7 +27,8 @@ def norm(x: Tensor, weight: Tensor | None, eps: float, run: OpRunner = EAGER) ->
 def add_norm(
     residual: Tensor, x: Tensor, weight: Tensor | None, eps: float, scale: Tensor | None = None, run: OpRunner = EAGER
 ) -> Tensor:
-    """`(residual + norm(x)) * scale`, `[B, T, D]`: how a layer's parts join its stream. `scale` is a constant `[1]`."""
+    """Compute `(residual + norm(x)) * scale`, `[B, T, D]`: how a layer's parts join the residual stream. `scale` is a
+    constant `[1]`."""
     if residual.dtype != x.dtype:  # under autocast, with a stream in float32
         joined = residual + norm(x, weight, eps, run)
         return joined if scale is None else joined * scale
@@ -36,13 +37,13 @@ def add_norm(
 
 
 def rotated(x: Tensor, weight: Tensor | None, cos: Tensor, sin: Tensor, eps: float, run: OpRunner = EAGER) -> Tensor:
-    """Queries or keys `[B, T, H, D]` normed, then turned by `cos` and `sin` `[B, T, D]` of their positions."""
+    """Norm queries or keys `[B, T, H, D]`, then rotate them by `cos` and `sin` `[B, T, D]` of their positions."""
     found: Tensor = _Rotated.apply(x, weight, cos, sin, eps, run)
     return found
 
 
 def geglu(gate: Tensor, up: Tensor, run: OpRunner = EAGER) -> Tensor:
-    """`gelu(gate) * up`, `[..., D]`."""
+    """Compute `gelu(gate) * up`, `[..., D]`."""
     found: Tensor = _GeGLU.apply(gate, up, run)
     return found
 
@@ -116,7 +117,7 @@ class _GeGLU(torch.autograd.Function):  # type: ignore[misc]
 
 
 def _by_weight(needed: bool, outer: Tensor, x: Tensor, weight: Tensor | None, rstd: Tensor) -> Tensor | None:
-    """The gradient of a norm's weight: only full fine-tuning asks for it."""
+    """Return the gradient of a norm's weight, which only full fine-tuning asks for."""
     if not needed or weight is None:
         return None
     return ops_reference.scale_backward(outer, x, rstd).to(weight.dtype)

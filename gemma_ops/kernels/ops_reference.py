@@ -1,7 +1,8 @@
-"""The elementwise arithmetic between a layer's products: plain functions over whole tensors, forward and backward.
+"""Elementwise arithmetic between a layer's products: plain functions over whole tensors, forward and backward.
 
-They have no autograd of their own, so that the Functions in `ops_autograd` and `mixture` decide what is kept. Everything is
-computed in float32 and rounded once, at the end. `ops_runner` runs them, as they are, compiled, or as Triton kernels.
+They have no autograd of their own, so that the Functions in `ops_autograd` and `mixture` decide what is kept.
+Everything is computed in float32 and rounded once, at the end. `ops_runner` runs them, as they are, compiled, or as
+Triton kernels.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from torch import Tensor
 
 
 def norm(x: Tensor, weight: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
-    """RMSNorm over the last dimension, and the reciprocal root mean square [..., 1] in float32."""
+    """Return RMSNorm over the last dimension, and the reciprocal root mean square [..., 1] in float32."""
     mean = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32).square() / x.shape[-1]
     rstd = torch.rsqrt(mean + eps)
     y = x * rstd  # float32, whatever x is
@@ -21,21 +22,21 @@ def norm(x: Tensor, weight: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
 
 
 def norm_backward(outer: Tensor, x: Tensor, weight: Tensor | None, rstd: Tensor) -> Tensor:
-    """The gradient by `norm`'s input."""
+    """Return the gradient by `norm`'s input."""
     g = outer.float() if weight is None else outer * weight.float()
     unit = x * rstd
     return ((g - unit * (g * unit).mean(-1, keepdim=True)) * rstd).to(x.dtype)
 
 
 def scale_backward(outer: Tensor, x: Tensor, rstd: Tensor) -> Tensor:
-    """The gradient by `norm`'s weight, float32."""
+    """Return the gradient by `norm`'s weight, float32."""
     return (outer * (x * rstd)).flatten(0, -2).sum(0)
 
 
 def add_norm(
     residual: Tensor, x: Tensor, weight: Tensor | None, scale: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """`(residual + norm(x)) * scale`, and the norm's reciprocal root mean square."""
+    """Return `(residual + norm(x)) * scale`, and the norm's reciprocal root mean square."""
     mean = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32).square() / x.shape[-1]
     rstd = torch.rsqrt(mean + eps)
     y = x * rstd
@@ -50,7 +51,7 @@ def add_norm(
 def add_norm_backward(
     outer: Tensor, x: Tensor, weight: Tensor | None, scale: Tensor | None, rstd: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The gradients by `add_norm`'s residual and x."""
+    """Return the gradients by `add_norm`'s residual and x."""
     g = outer.float() if scale is None else outer * scale.float()
     by_residual = g.to(outer.dtype)
     if weight is not None:
@@ -60,7 +61,8 @@ def add_norm_backward(
 
 
 def rotated(x: Tensor, weight: Tensor | None, cos: Tensor, sin: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Heads `[B, T, H, D]` normed and turned by their positions (`cos`, `sin` `[B, T, D]`), and the norm's `rstd`."""
+    """Return heads `[B, T, H, D]` normed and rotated by their positions (`cos`, `sin` `[B, T, D]`), and the norm's
+    `rstd`."""
     mean = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32).square() / x.shape[-1]
     rstd = torch.rsqrt(mean + eps)
     y = x * rstd
@@ -82,7 +84,8 @@ def rotated(x: Tensor, weight: Tensor | None, cos: Tensor, sin: Tensor, eps: flo
 def rotated_backward(
     outer: Tensor, x: Tensor, weight: Tensor | None, cos: Tensor, sin: Tensor, rstd: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The gradients by `rotated`'s x and, float32, by what its norm gave before the weight (for the weight's own)."""
+    """Return the gradients by `rotated`'s x and, float32, by its normed input before the weight (for the weight's
+    own)."""
     half = x.shape[-1] // 2
     cos, sin = cos.float().unsqueeze(2), sin.float().unsqueeze(2)
     first, second = outer[..., :half], outer[..., half:]
@@ -99,19 +102,19 @@ def rotated_backward(
 
 
 def geglu(gate: Tensor, up: Tensor) -> Tensor:
-    """`gelu(gate) * up`, the tanh form that Gemma 4 uses."""
+    """Compute `gelu(gate) * up`, in the tanh form that Gemma 4 uses."""
     return torch.nn.functional.gelu(gate, approximate="tanh") * up
 
 
 def geglu_backward(outer: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients by gate and up, and `geglu` once more, for the product that read it."""
+    """Return the gradients by gate and up, and `geglu` once more, for the product that read it."""
     active = torch.nn.functional.gelu(gate, approximate="tanh")
     return torch.ops.aten.gelu_backward(outer * up, gate, approximate="tanh"), outer * active, active * up
 
 
 def softmax(scores: Tensor, queries: int, scale: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Causal softmax of float32 `scores [N, heads * queries, keys]`, the last query at the last key, in `dtype`, and
-    its logarithm `[N, heads * queries, 1]`."""
+    """Return the causal softmax of float32 `scores [N, heads * queries, keys]`, the last query at the last key, in
+    `dtype`, and its logarithm `[N, heads * queries, 1]`."""
     scores = (scores * scale).masked_fill(_later(scores, queries), -torch.inf)
     lse = torch.logsumexp(scores, -1, keepdim=True)
     return torch.exp(scores - lse).to(dtype), lse
@@ -120,8 +123,8 @@ def softmax(scores: Tensor, queries: int, scale: float, dtype: torch.dtype) -> t
 def softmax_backward(
     scores: Tensor, outer: Tensor, lse: Tensor, delta: Tensor, real: Tensor | None, queries: int, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """The softmax once more, and the gradient by `scores`, in the type of `outer`, the gradient by it. `delta` is the sum
-    of output times gradient per query; `real` is zero for queries of padding."""
+    """Return the softmax once more, and the gradient by `scores`, in the type of `outer`, the gradient by it. `delta`
+    is the sum of output times gradient per query; `real` is zero for queries of padding."""
     likely = torch.exp((scores * scale).masked_fill(_later(scores, queries), -torch.inf) - lse)
     if real is not None:
         likely = likely * real
@@ -129,22 +132,22 @@ def softmax_backward(
 
 
 def _later(scores: Tensor, queries: int) -> Tensor:
-    """[heads * queries, keys] which keys come after the query."""
+    """Return [heads * queries, keys] booleans of which keys come after the query."""
     rows, keys = scores.shape[-2:]
     place = torch.arange(rows, device=scores.device) % queries + (keys - queries)
     return torch.arange(keys, device=scores.device)[None] > place[:, None]
 
 
 def weighed_sum(rows: Tensor, back: Tensor, weights: Tensor | None, count: int) -> Tensor:
-    """`out[t] = sum over j of weights[t, j] * rows[back[t * count + j]]`: `rows [n * count, H]` -> `[n, H]`, added up in
-    float32; without `weights`, all are one."""
+    """Compute `out[t] = sum over j of weights[t, j] * rows[back[t * count + j]]`: `rows [n * count, H]` -> `[n, H]`,
+    added up in float32; without `weights`, all are one."""
     taken = rows[back].view(-1, count, rows.shape[-1]).float()
     return (taken if weights is None else taken * weights.float().unsqueeze(-1)).sum(1).to(rows.dtype)
 
 
 def weighed_geglu_backward(outer: Tensor, both: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Of `weight * outer` through GeGLU of `both [m, 2 W]` (gate, then up): the gradient by `both`, and float32 [m] that by
-    `weight`, for `outer [m, W]` and `weight [m]` float32."""
+    """Return the gradients of `weight * outer` through GeGLU of `both [m, 2 W]` (gate, then up): the gradient by
+    `both`, and float32 [m] that by `weight`, for `outer [m, W]` and `weight [m]` float32."""
     gate, up = both.float().chunk(2, -1)
     g = outer.float()
     active = torch.nn.functional.gelu(gate, approximate="tanh")

@@ -1,8 +1,8 @@
-"""Running the bodies of `ops_reference`: as they are, compiled, or as the Triton kernels of `ops_triton`.
+"""Runner of the bodies of `ops_reference`: as they are, compiled, or as the Triton kernels of `ops_triton`.
 
-Compiled, a body is one kernel on a GPU instead of five to fifteen: the one that `ops_triton.KERNELS` has for it where Triton
-is installed, as it is with torch's CUDA builds, and otherwise what Inductor makes of it, once for each width and type it
-meets, with the number of tokens left open, so that rows of any length share it.
+Compiled, a body is one kernel on a GPU instead of five to fifteen: the one that `ops_triton.KERNELS` has for it where
+Triton is installed, as it is with torch's CUDA builds, and otherwise what Inductor makes of it, once for each width and
+type it meets, with the number of tokens left open, so that rows of any length share it.
 """
 
 from __future__ import annotations
@@ -29,14 +29,15 @@ _COMPILED: dict[Any, Body] = {}
 
 
 class OpRunner:
-    """Calls bodies, compiled or not. Where compiling fails, `strict` raises; otherwise it warns once and goes on without."""
+    """Runner of bodies, compiled or not. Where compiling fails, `strict` raises; otherwise it warns once and goes on
+    without."""
 
     def __init__(self, *, compiled: bool = False, strict: bool = False) -> None:
         self.compiled = compiled
         self.strict = strict
 
     def __call__(self, body: Body, *arguments: Any) -> Any:
-        """`body(*arguments)`."""
+        """Run `body(*arguments)`."""
         if not self.compiled:
             return body(*arguments)
         if arguments[0].is_cuda and (kernel := _triton().get(body)):
@@ -49,7 +50,7 @@ class OpRunner:
             return self._without(error, body, arguments)
 
     def open(self, body: Body, *arguments: Any) -> Any:
-        """`body(*arguments)` for tensors none of whose sizes is the model's own: compiled once for all of them."""
+        """Run `body(*arguments)` for tensors none of whose sizes is the model's own: compiled once for all of them."""
         if not self.compiled:
             return body(*arguments)
         if arguments[0].is_cuda and (kernel := _triton().get(body)):
@@ -69,7 +70,7 @@ class OpRunner:
         return body(*arguments)
 
     def _first(self, key: tuple[Any, ...], body: Body, arguments: tuple[Any, ...]) -> Any:
-        """Compile for these widths, with open numbers of rows and tokens, and run."""
+        """Compile for these widths, with dynamic numbers of rows and tokens, and run."""
         for argument in arguments:
             if isinstance(argument, Tensor) and argument.ndim > _ROWS:
                 for dimension in range(_ROWS):
@@ -86,13 +87,13 @@ EAGER = OpRunner()
 
 @cache
 def _triton() -> dict[Body, Body]:
-    """Triton's kernels by the body each stands for; none without Triton."""
+    """Return Triton's kernels by the body each stands for; none without Triton."""
     found = kernels("gemma_ops.kernels.ops_triton")
     return found.KERNELS if found else {}
 
 
 def _kind(argument: Any) -> Any:
-    """What a compiled body is specialised to."""
+    """Return what a compiled body is specialised to."""
     if isinstance(argument, Tensor):
         open_ = argument.ndim > _ROWS
         shape = tuple(argument.shape[_ROWS:]) if open_ else tuple(argument.shape)
@@ -102,7 +103,7 @@ def _kind(argument: Any) -> Any:
 
 
 def _copy(body: Any, number: int) -> Body:
-    """The same function under a code object of its own: the compiler would otherwise take a second width for a sign that
-    widths vary, and give up fixed ones."""
+    """Return the same function under a code object of its own: the compiler would otherwise take a second width for a
+    sign that widths vary, and give up fixed ones."""
     code = body.__code__.replace(co_name=f"{body.__name__}_{number}")
     return FunctionType(code, body.__globals__, code.co_name, body.__defaults__)

@@ -1,4 +1,4 @@
-"""The bodies of `ops_reference` as Triton kernels: one pass over memory each, compiled in under a second.
+"""Triton kernels of the bodies in `ops_reference`: one pass over memory each, compiled in under a second.
 
 Inductor makes kernels as fast, but takes two seconds for every body and width (a minute for a model) and looks at its
 guards on every call. `KERNELS` says which stands for which body.
@@ -21,7 +21,7 @@ _PIECE = 1024
 
 
 def _rows(x: Tensor) -> Tensor:
-    """As `[rows, width]` with adjacent numbers, copied only where it must be."""
+    """Return a tensor as `[rows, width]` with adjacent numbers, copied only where it must be."""
     flat = x.reshape(-1, x.shape[-1])
     return flat if flat.stride(-1) == 1 else flat.contiguous()
 
@@ -31,7 +31,7 @@ def _block(width: int) -> int:
 
 
 def norm(x: Tensor, weight: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
-    """See `ops_reference.norm`."""
+    """Compute `ops_reference.norm` in one kernel."""
     flat, width = _rows(x), x.shape[-1]
     y, rstd = (
         torch.empty_like(x, memory_format=torch.contiguous_format),
@@ -44,7 +44,7 @@ def norm(x: Tensor, weight: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
 
 
 def norm_backward(outer: Tensor, x: Tensor, weight: Tensor | None, rstd: Tensor) -> Tensor:
-    """See `ops_reference.norm_backward`."""
+    """Compute `ops_reference.norm_backward` in one kernel."""
     g, flat, width = _rows(outer), _rows(x), x.shape[-1]
     by_x = torch.empty_like(x, memory_format=torch.contiguous_format)
     pointers = g, flat, flat if weight is None else weight, rstd, by_x
@@ -56,7 +56,7 @@ def norm_backward(outer: Tensor, x: Tensor, weight: Tensor | None, rstd: Tensor)
 def add_norm(
     residual: Tensor, x: Tensor, weight: Tensor | None, scale: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """See `ops_reference.add_norm`."""
+    """Compute `ops_reference.add_norm` in one kernel."""
     stream, flat, width = _rows(residual), _rows(x), x.shape[-1]
     y = torch.empty_like(residual, memory_format=torch.contiguous_format)
     rstd = x.new_empty((*x.shape[:-1], 1), dtype=torch.float32)
@@ -71,7 +71,7 @@ def add_norm(
 def add_norm_backward(
     outer: Tensor, x: Tensor, weight: Tensor | None, scale: Tensor | None, rstd: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """See `ops_reference.add_norm_backward`."""
+    """Compute `ops_reference.add_norm_backward` in one kernel."""
     g, flat, width = _rows(outer), _rows(x), x.shape[-1]
     by_residual = torch.empty_like(outer, memory_format=torch.contiguous_format)
     by_x = torch.empty_like(x, memory_format=torch.contiguous_format)
@@ -84,7 +84,7 @@ def add_norm_backward(
 
 
 def rotated(x: Tensor, weight: Tensor | None, cos: Tensor, sin: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """See `ops_reference.rotated`."""
+    """Compute `ops_reference.rotated` in one kernel."""
     x = x if x.stride(-1) == 1 else x.contiguous()
     batch, tokens, heads, width = x.shape
     cos, sin = (_angles(angle, batch, tokens) for angle in (cos, sin))
@@ -100,7 +100,7 @@ def rotated(x: Tensor, weight: Tensor | None, cos: Tensor, sin: Tensor, eps: flo
 def rotated_backward(
     outer: Tensor, x: Tensor, weight: Tensor | None, cos: Tensor, sin: Tensor, rstd: Tensor
 ) -> tuple[Tensor, None]:
-    """See `ops_reference.rotated_backward`; what a gradient by the weight would need is not made."""
+    """Compute `ops_reference.rotated_backward` in one kernel, without what a gradient by the weight would need."""
     outer = outer if outer.stride(-1) == 1 else outer.contiguous()
     x = x if x.stride(-1) == 1 else x.contiguous()
     batch, tokens, heads, width = x.shape
@@ -114,18 +114,19 @@ def rotated_backward(
 
 
 def _heads(count: int, half: int, weighed: bool) -> tuple[tuple[int, int, int], tuple[Any, ...]]:
-    """The grid and the constants of a kernel for so many heads: some of them to a program, or its threads idle."""
+    """Return the grid and the constants of a kernel for so many heads: some of them to a program, or its threads
+    idle."""
     rows = max(1, _PIECE // _block(half))
     return (-(-count // rows), 1, 1), (half, _block(half), weighed, rows)
 
 
 def _angles(angle: Tensor, batch: int, tokens: int) -> Tensor:
-    """`[rows, D]`, one row a token of every sequence."""
+    """Return angles `[rows, D]`, one row a token of every sequence."""
     return _rows(angle.expand(batch, tokens, angle.shape[-1]))
 
 
 def geglu(gate: Tensor, up: Tensor) -> Tensor:
-    """See `ops_reference.geglu`."""
+    """Compute `ops_reference.geglu` in one kernel."""
     a, b, width = _rows(gate), _rows(up), gate.shape[-1]
     y = torch.empty_like(gate, memory_format=torch.contiguous_format)
     block = min(_PIECE, _block(width))
@@ -135,7 +136,7 @@ def geglu(gate: Tensor, up: Tensor) -> Tensor:
 
 
 def geglu_backward(outer: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """See `ops_reference.geglu_backward`."""
+    """Compute `ops_reference.geglu_backward` in one kernel."""
     g, a, b, width = _rows(outer), _rows(gate), _rows(up), gate.shape[-1]
     by_gate, by_up, y = (torch.empty_like(gate, memory_format=torch.contiguous_format) for _ in range(3))
     block = min(_PIECE, _block(width))
@@ -147,7 +148,7 @@ def geglu_backward(outer: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Ten
 def softmax_backward(
     scores: Tensor, outer: Tensor, lse: Tensor, delta: Tensor, real: Tensor | None, queries: int, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """See `ops_reference.softmax_backward`."""
+    """Compute `ops_reference.softmax_backward` in one kernel."""
     batch, rows, keys = scores.shape
     scores, outer, lse, delta = (one.contiguous() for one in (scores, outer, lse, delta))
     likely, inner = torch.empty_like(outer), torch.empty_like(outer)
@@ -165,7 +166,7 @@ def softmax_backward(
 
 
 def weighed_sum(rows: Tensor, back: Tensor, weights: Tensor | None, count: int) -> Tensor:
-    """See `ops_reference.weighed_sum`."""
+    """Compute `ops_reference.weighed_sum` in one kernel."""
     rows, width = rows.contiguous(), rows.shape[-1]
     y = rows.new_empty(back.shape[0] // count, width)
     block = min(_PIECE, _block(width))
@@ -176,7 +177,7 @@ def weighed_sum(rows: Tensor, back: Tensor, weights: Tensor | None, count: int) 
 
 
 def weighed_geglu_backward(outer: Tensor, both: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """See `ops_reference.weighed_geglu_backward`."""
+    """Compute `ops_reference.weighed_geglu_backward` in one kernel."""
     outer, both, weight = outer.contiguous(), both.contiguous(), weight.contiguous()
     by_both, by_weight = torch.empty_like(both), torch.empty_like(weight)
     width, pointers = outer.shape[-1], (outer, both, weight, by_both, by_weight)
@@ -198,4 +199,4 @@ KERNELS: dict[Callable[..., Any], Callable[..., Any]] = {
     ops_reference.weighed_sum: weighed_sum,
     ops_reference.weighed_geglu_backward: weighed_geglu_backward,
 }
-"""The kernel of each body."""
+"""Triton kernel of each body."""

@@ -1,4 +1,5 @@
-"""Triton kernels of the bodies in `ops_reference`; `ops_triton` calls them. Arguments: tensors, then numbers, then constants.
+"""Triton kernels of the bodies in `ops_reference`; `ops_triton` calls them. Arguments: tensors, then numbers, then
+constants.
 
 A program handles one row, or some heads of tokens; sums are float32, and results are rounded once.
 """
@@ -141,13 +142,13 @@ def rotated_backward(  # type: ignore[no-untyped-def]
 
 @triton.jit  # type: ignore[untyped-decorator]
 def gelu_share(x):  # type: ignore[no-untyped-def]
-    """The sigmoid in `gelu(x) = x * sigmoid(2 u)`, u = sqrt(2 / pi) (x + 0.044715 x^3)."""
+    """Return the sigmoid in `gelu(x) = x * sigmoid(2 u)`, u = sqrt(2 / pi) (x + 0.044715 x^3)."""
     return tl.sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
 
 
 @triton.jit  # type: ignore[untyped-decorator]
 def gelu(x):  # type: ignore[no-untyped-def]
-    """Its value and its slope."""
+    """Return the value and the slope of `gelu`."""
     share = gelu_share(x)
     active = x * share
     return active, share + active * (1.0 - share) * 1.5957691216057308 * (1.0 + 3 * 0.044715 * x * x)

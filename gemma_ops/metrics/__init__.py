@@ -1,4 +1,4 @@
-"""The room of metrics: how an answer is scored against its row, for evaluation and as rewards of training. One file per family.
+"""How an answer is scored against its row, for evaluation and as rewards of training. One file per family.
 
 A metric is a frozen pydantic model (its options in `task.yaml`) with a method `scorer`. To add one: write the class in
 the file of its family (or a new file), and name it in `METRICS` below. Nothing else knows a metric by name.
@@ -36,5 +36,5 @@ AnyMetric: Any = Annotated[reduce(or_, METRICS), Field(discriminator="id")]
 
 
 def by_id() -> dict[str, type[Metric]]:
-    """Every metric's class by the id that `task.yaml` uses."""
+    """Return every metric's class by the id that `task.yaml` uses."""
     return {str(kind.model_fields["id"].annotation.__args__[0]): kind for kind in METRICS}  # type: ignore[union-attr]

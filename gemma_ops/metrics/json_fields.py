@@ -17,7 +17,7 @@ class JsonMetric(Metric):
     """Options of every JSON metric."""
 
     fenced: bool = False
-    """Take off one surrounding Markdown code fence before parsing."""
+    """Whether to take off one surrounding Markdown code fence before parsing."""
 
 
 class JsonValid(JsonMetric):
@@ -39,7 +39,7 @@ class JsonSchema(JsonMetric):
 
     id: Literal["json_schema"]
     file: str
-    """A schema file of the task's folder."""
+    """Schema file in the task's folder."""
 
     def scorer(self, folder: Path, rows: Sequence[ScoredRow]) -> Scorer:
         from jsonschema import Draft202012Validator, SchemaError
@@ -116,7 +116,7 @@ class JsonFieldF1(JsonMetric):
 
 
 def _object(row: ScoredRow, metric: str) -> dict[str, Any]:
-    """The reference as an object. Raises DataError when it is none."""
+    """Return the reference as an object. Raises DataError when it is none."""
     value = parse_json(row.reference) if isinstance(row.reference, str) else row.reference
     if not isinstance(value, dict):
         raise DataError(

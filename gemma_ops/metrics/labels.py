@@ -33,11 +33,11 @@ class ChoiceAccuracy(Metric):
 
     id: Literal["choice_accuracy"]
     choices: tuple[str, ...] = ()
-    """The labels; by default the row's own `choices`, else every label among the references."""
+    """Labels; by default the row's own `choices`, else every label among the references."""
     field: str | None = None
-    """Compare this top-level key of a JSON answer and reference instead of the whole text."""
+    """Top-level key of a JSON answer and reference to compare instead of the whole text."""
     normalize: tuple[Normalization, ...] = ("strip", "casefold")
-    """Applied to answer and labels before they are compared."""
+    """Normalisations of answer and labels before they are compared."""
 
     def scorer(self, folder: Path, rows: Sequence[ScoredRow]) -> Scorer:
         every = self.choices or tuple(
@@ -97,7 +97,8 @@ def f1_aggregate(labels: tuple[str, ...], *, macro: bool) -> Aggregate:
 
 
 def f1_counts(labels: tuple[str, ...], *, macro: bool) -> Counts:
-    """The counts of which `f1_aggregate` makes its figure: one column a label, or for micro F1 their sum."""
+    """Return the counts from which `f1_aggregate` computes its figure: one column a label, or for micro F1 their
+    sum."""
     place = {label: index for index, label in enumerate(labels)}
 
     def count(details: Sequence[Mapping[str, Any]]) -> RowCounts:

@@ -33,12 +33,12 @@ class ScoredRow:
     tools: tuple[dict[str, Any], ...] = ()
     """Functions that the model may call."""
     media: Mapping[str, Path | bytes] = field(default_factory=dict)
-    """Where the bytes of what it shows lie, by the path of each part; the path is a digest, so that an answer's key
+    """Where the bytes of images and sounds lie, by the path of each part; the path is a digest, so that an answer's key
     covers them."""
 
     @property
     def gold(self) -> str:
-        """The reference as an answer would spell it."""
+        """Return the reference as an answer would spell it."""
         from gemma_ops.metrics.parse import dump
 
         return self.reference if isinstance(self.reference, str) else dump(self.reference)
@@ -46,16 +46,16 @@ class ScoredRow:
 
 @dataclass(frozen=True)
 class ScoredAnswer:
-    """What a scorer says of one answer. `values` holds a number in [0, 1] per column, or None where the row lacks what
-    the column needs (unscored). `detail` keeps what aggregates and the report need: a predicted label, wrong fields."""
+    """Score of one answer. `values` holds a number in [0, 1] per column, or None where the row lacks what the column
+    needs (unscored). `detail` keeps what aggregates and the report need: a predicted label, wrong fields."""
 
     values: dict[str, float | None]
     detail: dict[str, Any] = field(default_factory=dict)
 
 
 Aggregate = Callable[[Sequence[ScoredRow], Sequence[Mapping[str, Any]]], Callable[[Indexes], float]]
-"""From all rows of a target, with the details its metric's scores kept: a figure on the rows with given indexes, so
-that it can be bootstrapped."""
+"""Function that computes a figure from the details of all rows' scores, on the rows with given indexes, so that it can
+be bootstrapped."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class RowCounts:
 
 
 Counts = Callable[[Sequence[Mapping[str, Any]]], RowCounts]
-"""From the details that a metric's scores kept, the counts of its rows."""
+"""Function that computes the counts of each row from the details of its metric's scores."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Scorer:
     score: Callable[[str, ScoredRow], ScoredAnswer]
     aggregates: Mapping[str, Aggregate] = field(default_factory=dict)
     counts: Mapping[str, Counts] = field(default_factory=dict)
-    """For each aggregate, what gates decide it on."""
+    """For each aggregate, the counts that gates decide it on."""
     labels: tuple[str, ...] | None = None
 
 
@@ -91,14 +91,15 @@ class Metric(ConfigSection):
 
     id: str
     name: Name | None = None
-    """How the figure is called in results; by default the metric's id."""
+    """Name of the figure in results; by default the metric's id."""
 
     @property
     def key(self) -> str:
         return self.name or self.id
 
     def scorer(self, folder: Path, rows: Sequence[ScoredRow]) -> Scorer:
-        """Bind to a task's folder and rows. Raises ConfigError or DataError where an option can't be met."""
+        """Make the scorer for a task's folder and rows. Raises ConfigError or DataError where an option can't be
+        met."""
         raise NotImplementedError
 
 
@@ -134,13 +135,15 @@ def normalize(text: str, steps: Sequence[Normalization]) -> str:
 
 
 _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-"""Thai, Lao, Burmese, Khmer, Kana and Chinese: written without spaces between words. Korean is written with them."""
+"""Thai, Lao, Burmese, Khmer, Kana and Chinese: scripts written without spaces between words. Korean is written with
+them."""
 _LETTER = re.compile(f"[{_UNSPACED}]")
 
 
 def score_words(text: str) -> list[str]:
-    """Words of any script, in small letters and Unicode's composed form; letters of scripts written without spaces
-    count one by one. Marks that combine with a letter (vowel signs, accents without a composed form) belong to it."""
+    """Return words of any script, in small letters and Unicode's composed form; letters of scripts written without
+    spaces count one by one. Marks that combine with a letter (vowel signs, accents without a composed form) belong to
+    it."""
     found: list[str] = []
     goes_on = inside = False  # whether the next letter may join the last word; whether the last sign was part of one
     for letter in unicodedata.normalize("NFC", text.lower()):

@@ -17,9 +17,10 @@ from gemma_ops.metrics.numerals import DecimalSign, numbers_in
 class Numeric(Metric):
     """1 when the final number of the answer equals the reference's, within the tolerance.
 
-    The final number is the one after `####` where an answer has that mark (as in GSM8K), else the last one in it. Groups of
-    digits, a currency sign before and a unit after the number don't matter; fractions, powers of ten and words of
-    magnitude are read (`numerals.py`). Digits that are no number as a whole, such as a date, are no number in parts.
+    The final number is the one after `####` where an answer has that mark (as in GSM8K), else the last one in it.
+    Groups of digits, a currency sign before and a unit after the number don't matter; fractions, powers of ten and
+    words of magnitude are read (`numerals.py`). Digits that are no number as a whole, such as a date, are no number in
+    parts.
     """
 
     id: Literal["numeric"]
@@ -54,7 +55,8 @@ class Numeric(Metric):
 
 
 def final_number(text: str, decimal: DecimalSign = "point") -> Fraction | None:
-    """The number after the last `####`, or the last number of the text; None when there is none, or it can't be read."""
+    """The number after the last `####`, or the last number of the text; None when there is none, or it can't be
+    read."""
     _, mark, tail = text.rpartition("####")
     numbers = list(numbers_in(tail, decimal)) if mark else []
     if numbers:

@@ -1,12 +1,14 @@
 r"""Numbers as people write them, read whole or not at all.
 
-Reading a piece of a number is worse than reading none: `3/4` is not 4, `1.234,56` not 56, `12:30` not 30. So digits that
-are glued together by signs form one run, and a run is a number only if all of it is. Read are signs, currency signs,
-decimal points and commas, groups of three (`12,500`, `12 500`, `12'500`, `12_500`), of the Indian system (`1,50,000`) and of
-four (`1,2345,6789`), exponents (`1.5e6`, `1.5 × 10^6`, `10^6`), fractions (`3/4`, `1 1/2`, `½`, `\frac{3}{4}`), the digits of
-every script, and English words of magnitude after the number (`3 million`, `2 crore`, `12k`).
+Reading a piece of a number is worse than reading none: `3/4` is not 4, `1.234,56` not 56, `12:30` not 30. So digits
+that are glued together by signs form one run, and a run is a number only if all of it is. Read are signs, currency
+signs, decimal points and commas, groups of three (`12,500`, `12 500`, `12'500`, `12_500`), of the Indian system
+(`1,50,000`) and of four (`1,2345,6789`), exponents (`1.5e6`, `1.5 × 10^6`, `10^6`), fractions (`3/4`, `1 1/2`, `½`,
+`\frac{3}{4}`), the digits of every script, and English words of magnitude after the number (`3 million`, `2 crore`,
+`12k`).
 
-A single sign between digits can be read both ways (`1,234` and `1.234`): `decimal` says which of them is the decimal sign.
+A single sign between digits can be read both ways (`1,234` and `1.234`): `decimal` says which of them is the decimal
+sign.
 """
 
 from __future__ import annotations
@@ -50,11 +52,11 @@ _IRRATIONAL_AFTER = re.compile(r"\s?(?:\u03c0|\\pi\b|\u221a|\\sqrt|!(?!\w)(?=\s*
 _EXPONENT = re.compile(r"^(.*?)\s?(?:\u00d7|\*|x|\\times|\\cdot)?\s?10\s?(?:\^|\*\*)\s?\{?(-?\d{1,3})\}?$")
 _POWER = re.compile(r"^(\d+)\s?(?:\^|\*\*)\s?\{?(-?\d{1,2})\}?$")
 _MOST = 300
-"""Orders of magnitude beyond which a number is none."""
+"""Orders of magnitude beyond which a number is not read."""
 
 
 def numbers_in(text: str, decimal: DecimalSign = "point") -> Iterator[Fraction | None]:
-    """The numbers of a text in order, None for a run of digits that is no number."""
+    """Yield the numbers of a text in order, None for a run of digits that is no number."""
     for match in _RUN.finditer(text):
         start = match.start() + len(match[0]) - len(match[0].lstrip())
         if start and (text[start - 1].isalnum() or text[start - 1] == "_") and match[0].strip()[0].isdigit():
@@ -74,7 +76,8 @@ def numbers_in(text: str, decimal: DecimalSign = "point") -> Iterator[Fraction |
 
 
 def read_number(run: str, decimal: DecimalSign = "point") -> Fraction | None:
-    """The value of a run of digits and signs, None where it is not one number written out. Source: the module's text."""
+    """Return the value of a run of digits and signs; None where it is not one number written out. Source: the module's
+    text."""
     text = _plain(run)
     negative = text.startswith("-")
     text = text.lstrip("-+").strip()
@@ -83,7 +86,7 @@ def read_number(run: str, decimal: DecimalSign = "point") -> Fraction | None:
 
 
 def _plain(run: str) -> str:
-    """The run with ASCII digits and signs, without currency signs."""
+    """Return the run with ASCII digits and signs, without currency signs."""
     found = []
     for letter in run.strip():
         if letter in "\u2212\u2013":
@@ -136,7 +139,7 @@ _GROUPED = {
 
 
 def _decimal(text: str, decimal: DecimalSign) -> Fraction | None:
-    """A number with groups, decimal sign and exponent; None for what can be none."""
+    """Return a number with groups, decimal sign and exponent; None where it can't be one."""
     body, _, exponent = text.replace("E", "e").partition("e")
     if exponent and not re.fullmatch(r"[-+]?\d{1,3}", exponent):
         return None
@@ -152,7 +155,8 @@ def _decimal(text: str, decimal: DecimalSign) -> Fraction | None:
 
 
 def _split(body: str, point: str, comma: str) -> tuple[str, str] | None:
-    """Digits before and after the decimal sign. `point` is the decimal sign where a number could be read either way."""
+    """Split a number into the digits before and after the decimal sign. `point` is the decimal sign where a number
+    could be read either way."""
     for sign in (point, "\u066b", comma):
         whole, found, rest = body.partition(sign)
         if found and not rest.isdigit():
@@ -171,8 +175,8 @@ def _split(body: str, point: str, comma: str) -> tuple[str, str] | None:
 
 
 def _other_sign(whole: str, rest: str, comma: str, point: str) -> bool:
-    """Whether the sign that usually groups is the decimal sign here: the other one groups before it, or what stands around
-    it can be no group."""
+    """True if the sign that usually groups is the decimal sign here: the other one groups before it, or its neighbours
+    can be no group."""
     if point in whole:
         return True
     return bool(whole) and not re.fullmatch(_GROUPED[comma], f"{whole}{comma}{rest}")

@@ -1,4 +1,4 @@
-"""Reading JSON out of an answer, strictly: what a program that consumes the answer would accept."""
+"""Strict reading of JSON in an answer: what a program that consumes the answer would accept."""
 
 from __future__ import annotations
 

@@ -26,8 +26,8 @@ class ExactMatch(Metric):
 
     id: Literal["exact_match"]
     normalize: tuple[Normalization, ...] = ("strip",)
-    """Applied in order: strip, casefold, spaces, punctuation, accents, nfc and nfkc (Unicode's normal forms, which change
-    nothing else), json (equal values however they are spelled)."""
+    """Normalisations in order: strip, casefold, spaces, punctuation, accents, nfc and nfkc (Unicode's normal forms,
+    which change nothing else), json (equal values however they are spelled)."""
 
     def scorer(self, folder: Path, rows: Sequence[ScoredRow]) -> Scorer:
         def score(text: str, row: ScoredRow) -> ScoredAnswer:
@@ -43,7 +43,7 @@ class Contains(Metric):
 
     id: Literal["contains"]
     normalize: tuple[Normalization, ...] = ("casefold", "spaces")
-    """As for exact_match."""
+    """Normalisations in order, those of `exact_match`."""
 
     def scorer(self, folder: Path, rows: Sequence[ScoredRow]) -> Scorer:
         def score(text: str, row: ScoredRow) -> ScoredAnswer:
@@ -55,14 +55,14 @@ class Contains(Metric):
 
 
 class Regex(Metric):
-    """Without a group: 1 when the pattern is found. With groups: 1 when what one of them caught equals what one catches in the
-    reference; the first group that took part counts."""
+    """Match of a pattern: without a group, 1 when the pattern is found. With groups: 1 when what one of them caught
+    equals what one catches in the reference; the first group that took part counts."""
 
     id: Literal["regex"]
     pattern: str
     """A Python regular expression; the last place it is found counts."""
     normalize: tuple[Normalization, ...] = ("strip", "casefold")
-    """Applied to what the group caught, in answer and reference."""
+    """Normalisations of what the group caught, in answer and reference."""
 
     @field_validator("pattern")
     @classmethod
@@ -77,7 +77,7 @@ class Regex(Metric):
         pattern = re.compile(self.pattern)
 
         def caught(text: str) -> str | None:
-            """What the last match caught; None where there is none, or where no group took part in it."""
+            """Return what the last match caught; None where there is none, or where no group took part in it."""
             found = list(pattern.finditer(text))
             if not found or not pattern.groups:
                 return found[-1].group() if found else None
@@ -104,11 +104,11 @@ class Length(Metric):
 
     id: Literal["length"]
     unit: Literal["words", "characters"] = "words"
-    """What is counted."""
+    """Unit that is counted."""
     min: Annotated[int, Field(ge=1)] = 1
-    """An empty answer is never long enough."""
+    """Fewest units of an answer; an empty one is never long enough."""
     max: Annotated[int, Field(ge=1)] | None = None
-    """No upper limit when left out."""
+    """Most units of an answer; no upper limit when left out."""
 
     @model_validator(mode="after")
     def _order(self) -> Length:

@@ -1,7 +1,7 @@
 """Adapters on disk: saved whole and in a form that every engine reads, loaded without silent loss.
 
-What is written is a plain PEFT adapter for the published base, whatever it was trained on (4-bit, text only, a base that
-PiSSA rewrote): `peft.PeftModel.from_pretrained` on transformers' own model gives the logits of the training.
+What is written is a plain PEFT adapter for the published base, whatever it was trained on (4-bit, text only, a base
+that PiSSA rewrote): `peft.PeftModel.from_pretrained` on transformers' own model gives the logits of the training.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def save_adapter(
 
 
 def _publish(partial: Path, folder: Path) -> None:
-    """Move both files to their place. Without its settings a folder is no adapter, so they go first and come last."""
+    """Move both files into place. Without its settings a folder is no adapter, so they go first and come last."""
     shutil.copymode(
         partial / CONFIG, partial / WEIGHTS
     )  # safetensors writes for its owner alone, whatever the umask says
@@ -75,7 +75,7 @@ def _second(tensors: dict[str, Any]) -> list[Any]:
 
 
 def _check(folder: Path, adapted: int, tensors: dict[str, Any]) -> None:
-    """What was written, read back."""
+    """Read back what was written, and check it."""
     import torch
 
     fix = "report it; with sharded parameters, the state must be gathered before it is saved"
@@ -93,7 +93,8 @@ def _check(folder: Path, adapted: int, tensors: dict[str, Any]) -> None:
 
 
 def reprefix(name: str, wrapped: bool) -> str:
-    """Rename an adapter tensor between the text-only class (`model.layers.…`) and the wrapper (`model.language_model.layers.…`)."""
+    """Rename an adapter tensor between the text-only class (`model.layers.…`) and the wrapper
+    (`model.language_model.layers.…`)."""
     plain = name.replace("model.language_model.layers.", "model.layers.")
     return plain.replace("model.layers.", "model.language_model.layers.") if wrapped else plain
 
@@ -148,7 +149,7 @@ def load_adapter(model: Any, folder: Path) -> Any:
 
 
 def _read(folder: Path) -> tuple[Any, dict[str, Any]]:
-    """Settings and tensors of an adapter folder. Raises ModelError for what is half there, or no LoRA."""
+    """Read the settings and tensors of an adapter folder. Raises ModelError for what is half there, or no LoRA."""
     import peft
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -169,7 +170,7 @@ def _read(folder: Path) -> tuple[Any, dict[str, Any]]:
 
 
 def _ranks(tuned: Any, config: Any, tensors: dict[str, Any]) -> dict[str, tuple[int, float]]:
-    """(rank, alpha) of each adapted stack: the rank its factors have, the alpha of the settings.
+    """Return (rank, alpha) of each adapted stack: the rank of its LoRA matrices, the alpha of the settings.
 
     PEFT nests the wrappers in the order of the parameters, so the last adapted stack is the outermost.
     """

@@ -1,4 +1,4 @@
-"""LoRA adapters put on a loaded model where they belong; `save` and `load` are those of `adapter_files`.
+"""LoRA adapters put on a loaded model; `adapter_files` saves and loads them.
 
 PEFT fails quietly in three ways with this family: suffix targets reach into the vision and audio towers, `all-linear`
 reaches routers and per-layer projections that serving engines then ignore, and an adapter whose names don't match the
@@ -26,9 +26,9 @@ _TOWERS = re.compile(r"vision|audio")
 def attach(model: Any, settings: LoraConfig, seed: int, *, shown: Sequence[str] | None = None) -> Any:
     """Wrap a loaded model with a fresh adapter in float32, initialised from `seed`.
 
-    `shown`: what the rows show, of `image` and `audio`; with `settings.towers` those towers are adapted too (None: both).
-    Raises ConfigError when the targets match nothing or reach a part of the model that must not be adapted, and for
-    settings that don't go together or not with this model.
+    `shown`: what the rows show, of `image` and `audio`; with `settings.towers` those towers are adapted too (None:
+    both). Raises ConfigError when the targets match nothing or reach a part of the model that must not be adapted, and
+    for settings that don't go together or not with this model.
     """
     import peft
     import torch
@@ -59,13 +59,13 @@ def attach(model: Any, settings: LoraConfig, seed: int, *, shown: Sequence[str] 
 
 
 def rewrites_base(settings: LoraConfig) -> bool:
-    """Whether the base weights in memory are no longer the checkpoint's, so that the model with its adapter switched off
-    is not the base: it can't be the reference of a preference method."""
+    """True if the base weights in memory are no longer the checkpoint's, so that the model with its adapter switched
+    off is not the base and can't be the reference of a preference method."""
     return settings.init in ("pissa", "olora")
 
 
 def _targets(model: Any, settings: LoraConfig, shown: Sequence[str] | None) -> str:
-    """The expression PEFT gets, checked against the modules of this model."""
+    """Return the expression PEFT gets, checked against the modules of this model."""
     import torch
 
     default = settings.targets == "default"
@@ -109,7 +109,7 @@ def _targets(model: Any, settings: LoraConfig, shown: Sequence[str] | None) -> s
 
 
 def _check(model: Any, settings: LoraConfig) -> None:
-    """Refuse what can't be done, before weights are touched."""
+    """Refuse impossible settings, before weights are touched."""
     from gemma_ops.modeling import expert_lora
 
     four = getattr(model, "is_loaded_in_4bit", False)

@@ -1,4 +1,4 @@
-"""What is in memory, by component and type, against what should be: the byte audit of a loaded model.
+"""The byte audit of a loaded model: what is in memory, by component and type, against what should be.
 
 A 4-bit model that isn't is the usual silent failure with this family: experts left in bf16 (42.5 of 45 GiB of a "4-bit"
 26B-A4B), routers and the tied head quantized. So what was loaded is counted parameter by parameter and compared, to the
@@ -32,7 +32,7 @@ COMPONENTS = (
 )
 """Component of a parameter by the first pattern found in its name."""
 QUANTIZED = ("attention", "mlp", "experts")
-"""What is held in 4 bits when `weights` is nf4; everything else stays as it is."""
+"""Components that are held in 4 bits when `weights` is nf4; everything else stays as it is."""
 _WIDTHS = {"bf16": 2, "fp32": 4}
 
 
@@ -42,7 +42,7 @@ class AuditLine:
 
     component: str
     kind: str
-    """`nf4`, `bf16`, `fp32`; `host` for a table that lies in main memory."""
+    """`nf4`, `bf16`, `fp32`, or `host` for a table that lies in main memory."""
     parameters: int
     bytes: int
 
@@ -70,8 +70,8 @@ def audit_model(model: Any, shape: Shape, weights: str) -> tuple[AuditLine, ...]
 
 
 def expected(shape: Shape, weights: str) -> Iterator[AuditLine]:
-    """What each component of a model of that shape takes, by counting; 4-bit tensors one by one, as their scales round
-    up. The head is the embedding and counted once."""
+    """Yield what each component of a model of that shape takes, by counting; 4-bit tensors one by one, as their scales
+    round up. The head is the embedding and counted once."""
     counts = shape.counts()
     plain = "fp32" if weights == "fp32" else "bf16"
     fields = {
@@ -104,7 +104,7 @@ def _packed(shape: Shape) -> dict[str, int]:
 
 
 def count_parameters(model: Any) -> tuple[AuditLine, ...]:
-    """What a model holds, by component and type; adapters are left out."""
+    """Return what a model holds, by component and type; adapters are left out."""
     parameters: Counter[tuple[str, str]] = Counter()
     sizes: Counter[tuple[str, str]] = Counter()
     for name, parameter in model.named_parameters():
@@ -124,7 +124,7 @@ def count_parameters(model: Any) -> tuple[AuditLine, ...]:
 
 
 def component_of(name: str) -> str:
-    """The component a parameter belongs to. Raises ModelError for a name that no Gemma 4 has."""
+    """Return the component a parameter belongs to. Raises ModelError for a name that no Gemma 4 has."""
     plain = name.replace(".base_layer", "")
     for component, pattern in COMPONENTS:
         if re.search(pattern, plain):
@@ -135,12 +135,13 @@ def component_of(name: str) -> str:
 
 
 def wants_4bit(name: str) -> bool:
-    """Whether the linear of that name is one of those held in 4 bits: attention and MLP of the language model."""
+    """True if the linear of that name is held in 4 bits: attention and MLP of the language model."""
     return re.fullmatch(family.LORA_TARGETS, name) is not None
 
 
 def _on_host(line: AuditLine, plan: AuditLine | None) -> bool:
-    """A table in main memory has the type it has in the file, whatever the rest is held in."""
+    """True if the line is a table in main memory, which has the type it has in the file, whatever the rest is held
+    in."""
     return line.kind == "host" and plan is not None and line.parameters == plan.parameters
 
 

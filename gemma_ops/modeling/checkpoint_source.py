@@ -23,7 +23,8 @@ _FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
 
 
 def checkpoint(path: Path) -> Path:
-    """The Hugging Face folder inside an artifact (`weights` of `fetch`, `model` of `merge`), or the path itself."""
+    """Return the Hugging Face folder inside an artifact (`weights` of `fetch`, `model` of `merge`), or the path
+    itself."""
     for inner in ("weights", "model"):
         if (path / inner / "config.json").exists():
             return (path / inner).resolve()
@@ -31,7 +32,7 @@ def checkpoint(path: Path) -> Path:
 
 
 def local_base(base: str) -> Path | None:
-    """The folder that `model.base` names: nano's, or an existing path; None for a Hub id."""
+    """Return the folder that `model.base` names: nano's, or an existing path; None for a Hub id."""
     if base == "nano":
         return Path(gemma_ops.__file__).parent / "nano" / "weights"
     path = Path(base).expanduser()
@@ -75,7 +76,7 @@ def fetch(out: Path, settings: ModelConfig, machine: MachineConfig, *, source: P
 
 
 def read_model_config(folder: Path) -> dict[str, Any]:
-    """The checkpoint's `config.json`. Raises ModelError when there is none or it is not Gemma 4."""
+    """Read the checkpoint's `config.json`. Raises ModelError when there is none or it is not Gemma 4."""
     try:
         config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -89,7 +90,7 @@ def read_model_config(folder: Path) -> dict[str, Any]:
 
 
 def check_shards(folder: Path) -> list[Path]:
-    """The safetensors files of a checkpoint, each present and as long as its own header says.
+    """Return the safetensors files of a checkpoint, each present and as long as its own header says.
 
     Raises ModelError naming what is missing or cut off. Format: 8 bytes header length, the header, the data
     (https://github.com/huggingface/safetensors#format).
@@ -135,13 +136,13 @@ def _expected_bytes(file: Path, size: int) -> int:
 
 
 def tokenizer_folder(settings: ModelConfig) -> Path:
-    """A folder with the tokenizer and template of the model, fetching no weights."""
+    """Return a folder with the tokenizer and template of the model, fetching no weights."""
     return local_base(settings.base) or _download(settings.base, settings.revision, ("*.json", "*.jinja"))[0]
 
 
 def find_base(described: dict[str, Any], who: str) -> Path:
-    """The checkpoint of a base as manifests describe it (`id`, `revision`, `files` with their digests), here or from
-    the Hub. Raises ConfigError where it is in neither, and GateError for another one of that name."""
+    """Return the checkpoint of a base as manifests describe it (`id`, `revision`, `files` with their digests), here or
+    from the Hub. Raises ConfigError where it is in neither, and GateError for another one of that name."""
     name = str(described["id"])
     if local_base(name) is None and "/" not in name:
         raise ConfigError(
@@ -156,7 +157,7 @@ def find_base(described: dict[str, Any], who: str) -> Path:
 
 
 def _download(repo: str, revision: str | None, patterns: tuple[str, ...] = _FILES) -> tuple[Path, str]:
-    """Fetch a Hub snapshot (from the cache when offline); returns the folder and the commit."""
+    """Fetch a Hub snapshot (from the cache when offline), and return the folder and the commit."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 

@@ -1,5 +1,5 @@
-"""One reply written token by token by a model in memory: what serving needs of transformers, and `generate` doesn't
-give.
+"""One reply written token by token by a transformers model in memory, as serving needs it and `generate` doesn't give
+it.
 
 Several replies may be written in turns, each with its own cache of keys and values and its own random numbers, and any
 of them may be dropped between two tokens. Greedy, the tokens are those of `modeling.generate` for the same prompt
@@ -16,37 +16,38 @@ from gemma_ops.modeling.generate import shown_arguments
 from gemma_ops.modeling.media_inputs import Seen
 
 _COLDEST = 1e-5
-"""The temperature below which the likeliest token is taken, as in vLLM: float32 has no room for what would be drawn."""
+"""Temperature below which the most likely token is taken, as in vLLM: float32 has no room for what would be drawn."""
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """How the tokens of a reply are drawn: temperature, then the `top_k` likeliest (0: all), then the likeliest that
-    together have `top_p`, as transformers and vLLM do it."""
+    """Sampling settings of a reply: temperature, then the `top_k` most likely tokens (0: all), then the most likely
+    that together have `top_p`, as transformers and vLLM apply them."""
 
     temperature: float = 0.0
-    """0 takes the likeliest, and so does `top_p` 0."""
+    """Temperature; 0 takes the most likely token, and so does `top_p` 0."""
     top_k: int = 0
     top_p: float = 1.0
     seed: int = 0
     logprobs: int | None = None
-    """How many of the likeliest tokens are told with each; None for no probabilities."""
+    """Number of top logprobs per token; None for no logprobs."""
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """A token, and how likely it and others were."""
+    """A token with its logprob and those of others."""
 
     id: int
     logprob: float | None = None
-    """Natural logarithm, over the whole vocabulary before anything was left out; None where nobody asked."""
+    """Natural logarithm of its probability, over the whole vocabulary before anything was left out; None where nobody
+    asked."""
     likeliest: tuple[tuple[int, float], ...] = ()
     end: Literal["stop", "length"] | None = None
 
 
 class ReplyInMemory:
-    """A reply to `prompt` (token ids) of at most `most` tokens, while it is written by `model`; `seen` is what the
-    prompt shows."""
+    """A reply to `prompt` (token ids) of at most `most` tokens, while `model` writes it; `seen` holds the images and
+    sounds of the prompt."""
 
     def __init__(
         self, model: Any, prompt: list[int], most: int, stops: set[int], how: Drawing, seen: Seen | None = None
@@ -62,7 +63,7 @@ class ReplyInMemory:
         self._random = torch.Generator(model.device).manual_seed(how.seed)
 
     def step(self) -> Drawn:
-        """The next token; the prompt is read before the first. Its `end` is set on the last."""
+        """Write and return the next token; the prompt is read before the first. Its `end` is set on the last."""
         import torch
 
         with torch.inference_mode():
@@ -84,7 +85,7 @@ class ReplyInMemory:
         return Drawn(token, logprob, likeliest, end)
 
     def _draw(self, scores: Any) -> int:
-        """A token id by the logits of shape (vocabulary,)."""
+        """Draw a token id by the logits of shape (vocabulary,)."""
         import torch
 
         how = self._how
@@ -106,6 +107,7 @@ class ReplyInMemory:
 
 
 def _cache_name(model: Any) -> str:
-    """What the model calls its cache: transformers renamed it in 5.24, and complains of the old name."""
+    """Return the model's name for its KV cache argument: transformers renamed it in 5.24, and warns about the old
+    name."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     return "cache" if "cache" in inspect.signature(inner.forward).parameters else "past_key_values"

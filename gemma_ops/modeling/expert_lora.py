@@ -1,10 +1,11 @@
 """LoRA on the experts of a mixture, dense or 4-bit, in PEFT's own layout but without PEFT's cost.
 
 PEFT adapts a 3-D parameter by folding `W + s B A` into a stack of its own in every forward pass (26B-A4B: 1.4 GiB a
-layer, kept for the backward pass unless the layer is recomputed; in bf16 the sum also rounds small updates away), and it
-can't adapt a 4-bit stack at all. Here the low-rank product is taken for the rows routed to each expert: `x W_e^T + s (x
-A_e^T) B_e^T`. The factors are stored as PEFT's `ParamWrapper` stores them (A: experts * rank, inputs; B: outputs, rank *
-experts, the expert running fastest), so an adapter trained here is loaded and merged by PEFT, and the other way round.
+layer, kept for the backward pass unless the layer is recomputed; in bf16 the sum also rounds small updates away), and
+it can't adapt a 4-bit stack at all. Here the low-rank product is taken for the rows routed to each expert: `x W_e^T + s
+(x A_e^T) B_e^T`. The factors are stored as PEFT's `ParamWrapper` stores them (A: experts * rank, inputs; B: outputs,
+rank * experts, the expert running fastest), so an adapter trained here is loaded and merged by PEFT, and the other way
+round.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ _ALIGNED = 8
 
 
 class ExpertLora(ParamWrapper):  # type: ignore[misc]
-    """One adapted stack. As with PEFT, the wrapper of `down_proj` holds that of `gate_up_proj`, which holds the experts."""
+    """The adapter of one stack of experts. As with PEFT, the wrapper of `down_proj` holds that of `gate_up_proj`, which
+    holds the experts."""
 
     def _get_in_out_features(self, module: Any) -> tuple[int, int]:
         stack = self.get_param()
@@ -33,13 +35,13 @@ class ExpertLora(ParamWrapper):  # type: ignore[misc]
         return shape[1], shape[2]  # PEFT swaps them, because outputs come first
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: Any = None) -> None:
-        """To the stack's device, in float32 whatever the stack is held in."""
+        """Move the adapter to the stack's device, in float32 whatever the stack is held in."""
         place = device or self.get_param().device
         for layers in (self.lora_A, self.lora_B):
             layers[adapter_name] = layers[adapter_name].to(place, dtype=torch.float32)
 
     def forward(self, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        """As `Gemma4TextExperts.forward`, with the low-rank products where adapters are on."""
+        """Run `Gemma4TextExperts.forward`, with the low-rank products where adapters are on."""
         root, wrappers = self.get_base_layer(), {wrapper.parameter_name: wrapper for wrapper in _chain(self)}
         if self.disable_adapters or self.merged:
             out: torch.Tensor = root(hidden, index, weights)
@@ -51,7 +53,7 @@ class ExpertLora(ParamWrapper):  # type: ignore[misc]
         return experts.run_experts(root, hidden, index, weights, gate_up, down)
 
     def projection(self, root: Any) -> experts.Project:
-        """The product with the stack and its active adapters."""
+        """Return the product with the stack and its active adapters."""
         dense = experts.projection(root, self.parameter_name)
         active = [name for name in self.active_adapters if name in self.lora_A]
 
@@ -66,7 +68,8 @@ class ExpertLora(ParamWrapper):  # type: ignore[misc]
         return project
 
     def _factors(self, name: str, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-        """(experts, inputs, rank) and (experts, rank, outputs), the rank padded, in the type of the product."""
+        """Return LoRA A as (experts, inputs, rank) and B as (experts, rank, outputs), the rank padded, in the type of
+        the product."""
         a, b, rank = self.lora_A[name].weight, self.lora_B[name].weight, self.r[name]
         padding = -rank % _ALIGNED
         down = a.reshape(self.num_experts, rank, -1)
@@ -85,7 +88,7 @@ class ExpertLora(ParamWrapper):  # type: ignore[misc]
 
 
 def inject(tuned: Any, config: Any, ranks: dict[str, tuple[int, float]] | None = None, adapter: str = "default") -> int:
-    """Put adapters on every stack of experts of a PEFT model; returns how many layers got them.
+    """Put adapters on every stack of experts of a PEFT model, and return how many layers got them.
 
     `ranks` are (rank, alpha) by stack (`gate_up_proj`, `down_proj`); by default both stacks with those of `config`.
     """
@@ -102,7 +105,7 @@ def inject(tuned: Any, config: Any, ranks: dict[str, tuple[int, float]] | None =
 
 
 def modules(model: Any) -> Iterator[tuple[Any, str, Any]]:
-    """(parent, attribute, experts) of every layer that has experts not yet adapted."""
+    """Yield (parent, attribute, experts) of every layer that has experts not yet adapted."""
     for name, module in list(model.named_modules()):
         if hasattr(module, "num_experts") and all(hasattr(module, stack) for stack in experts.STACKS):
             parent, _, leaf = name.rpartition(".")
@@ -110,7 +113,7 @@ def modules(model: Any) -> Iterator[tuple[Any, str, Any]]:
 
 
 def targets(names: Iterator[str] | list[str]) -> dict[str, list[str]]:
-    """The tensors of an adapter file that belong to experts, by stack."""
+    """Return the tensors of an adapter file that belong to experts, by stack."""
     found: dict[str, list[str]] = {}
     for name in names:
         match = re.search(r"\.experts\.((?:base_layer\.)*)lora_[AB]\b", name)

@@ -1,8 +1,8 @@
 """The experts of a mixture (26B-A4B) held in 4 bits, and the one forward pass that dense and 4-bit experts share.
 
 `load_in_4bit` converts `nn.Linear` only; Gemma 4's experts are 3-D parameters and stay bf16 there (bitsandbytes#1849).
-Here both stacks of a layer are 4-bit. They are dequantized where they are multiplied and nowhere kept: the backward pass
-dequantizes them again, so at any time one stack of one layer exists in bf16 (26B-A4B: 0.95 GiB), with and without
+Here both stacks of a layer are 4-bit. They are dequantized where they are multiplied and nowhere kept: the backward
+pass dequantizes them again, so at any time one stack of one layer exists in bf16 (26B-A4B: 0.95 GiB), with and without
 recomputation of layers. The products are those of transformers' `grouped_mm` experts in the same order, so loss and
 gradients equal the dequantized bf16 model's bit for bit.
 """
@@ -17,7 +17,7 @@ import torch
 from gemma_ops.modeling import nf4
 
 Project = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""(rows sorted by expert, end of each expert's rows) -> projected rows."""
+"""Function that maps rows sorted by expert, and the end of each expert's rows, to projected rows."""
 STACKS = ("gate_up_proj", "down_proj")
 
 
@@ -39,17 +39,17 @@ class Experts4bit(torch.nn.Module):  # type: ignore[misc]
             self.install(name, nf4.placeholder(getattr(original, name).shape, storage))
 
     def install(self, name: str, stack: Any) -> None:
-        """Take a `Params4bit` as one of the stacks."""
+        """Set one of the stacks to a `Params4bit`."""
         self.register_parameter(name, stack)
         self.states[name] = stack.quant_state
 
     def forward(self, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        """hidden (tokens, hidden), index and weights (tokens, chosen experts) -> (tokens, hidden)."""
+        """Map hidden (tokens, hidden), index and weights (tokens, chosen experts) to (tokens, hidden)."""
         return run_experts(self, hidden, index, weights, *(projection(self, name) for name in STACKS))
 
 
 def dense(experts: Any, name: str) -> torch.Tensor:
-    """A stack to multiply with, (experts, outputs, inputs): of a 4-bit one a copy that nobody keeps."""
+    """Return a stack to multiply with, (experts, outputs, inputs): of a 4-bit one a copy that nobody keeps."""
     stack = getattr(experts, name)
     if not isinstance(experts, Experts4bit):
         return stack  # type: ignore[no-any-return]
@@ -57,13 +57,13 @@ def dense(experts: Any, name: str) -> torch.Tensor:
 
 
 def _state(experts: Experts4bit, name: str) -> Any:
-    """What a stack's bytes mean, also where FSDP has put a plain parameter in its place."""
+    """Return the quantization state of a stack, also where FSDP has put a plain parameter in its place."""
     stack = getattr(experts, name)
     return stack.quant_state if nf4.is_4bit(stack) else experts.states[name]
 
 
 def projection(experts: Any, name: str) -> Project:
-    """The product with one stack of `experts`, dense or 4-bit."""
+    """Return the product with one stack of `experts`, dense or 4-bit."""
     stack = getattr(experts, name)
     if isinstance(experts, Experts4bit):
         state = _state(experts, name)
@@ -84,8 +84,8 @@ def run_experts(
 
 
 class _Sorted(torch.autograd.Function):  # type: ignore[misc]
-    """`rows[order // times]`, each row taken `times` times; `back` is the inverse of `order`. The gradient is a gather and a
-    sum: autograd's own would sort the indices again, in every layer."""
+    """Gather of `rows[order // times]`, each row taken `times` times; `back` is the inverse of `order`. The gradient is
+    a gather and a sum: autograd's own would sort the indices again, in every layer."""
 
     @staticmethod
     def forward(ctx: Any, rows: torch.Tensor, order: torch.Tensor, back: torch.Tensor, times: int) -> torch.Tensor:
@@ -103,8 +103,8 @@ class _Sorted(torch.autograd.Function):  # type: ignore[misc]
 
 
 def route(index: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The pairs in the order of their expert, where each of them went, and where each expert's rows end, without waiting
-    for the device."""
+    """Return the pairs in the order of their expert, where each of them went, and where each expert's rows end, without
+    waiting for the device."""
     flat = index.reshape(-1)
     # Numbers of one byte are sorted in one pass of a GPU's radix sort, those of eight in eight.
     ids, order = torch.sort(flat.to(torch.uint8) if count <= 256 and flat.is_cuda else flat, stable=True)
@@ -115,19 +115,19 @@ def route(index: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor, 
 
 
 def grouped(rows: torch.Tensor, stack: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
-    """rows (n, in), sorted by expert, times stack (experts, in, out) -> (n, out)."""
+    """Multiply rows (n, in), sorted by expert, with stack (experts, in, out), giving (n, out)."""
     return torch.nn.functional.grouped_mm(rows, stack, offs=ends)
 
 
 def waits_for_host(device: torch.device) -> bool:
-    """Whether `grouped` reads the groups' sizes back from the device, which no CUDA graph can hold: PyTorch has a kernel that
-    doesn't for compute capability 9 and 10 alone (`_grouped_mm_cuda`, GroupedBlas.cpp; pytorch#169970)."""
+    """True if `grouped` reads the groups' sizes back from the device, which no CUDA graph can hold: PyTorch has a
+    kernel that doesn't for compute capability 9 and 10 alone (`_grouped_mm_cuda`, GroupedBlas.cpp; pytorch#169970)."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] not in (9, 10)
 
 
 class _Grouped4bit(torch.autograd.Function):  # type: ignore[misc]
-    """`grouped` with a 4-bit stack. Only the packed stack is kept for the backward pass, which needs no input rows: the
-    stack does not learn."""
+    """The product `grouped` with a 4-bit stack. Only the packed stack is kept for the backward pass, which needs no
+    input rows: the stack does not learn."""
 
     @staticmethod
     def forward(ctx: Any, rows: torch.Tensor, stack: Any, state: Any, ends: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Every parameter of the language model as what learns, and what is kept of it: the tensors that changed.
+"""Full fine-tuning: every parameter of the language model learns, and the tensors that changed are kept.
 
 A full fine-tune leaves no adapter. What is written is `tuned/`: the changed tensors under the names and in the number
 types of the base's files, sharded, with an index in the usual form, and `tuned.json`, which names the base by id,
@@ -27,16 +27,17 @@ RECORD = "tuned.json"
 INDEX = "model.safetensors.index.json"
 SCHEMA = "gemma-ops/tuned@1"
 RATE = 0.1
-"""Of an adapter's learning rate, since every weight moves: a rule of thumb, not measured on this family."""
+"""Share of an adapter's learning rate that full fine-tuning takes, since every weight moves: a rule of thumb, not
+measured on this family."""
 _SHARD = 2 << 30
 """Bytes of a shard, which is what writing holds in memory."""
 _SMALL = 1 << 16
-"""Bytes of a tensor that is read to tell bases apart."""
+"""Largest tensor, in bytes, that is read to tell bases apart."""
 _TOWERS = ("vision", "audio")
 
 
 def unfreeze(model: Any, settings: TrainConfig) -> int:
-    """Let the language model learn, freeze the rest; returns how many parameters learn.
+    """Unfreeze the language model, freeze the rest, and return how many parameters learn.
 
     The embedding learns with the head, which it is. The per-layer table (E2B 2.3e9, E4B 2.8e9 numbers) stays: a step
     touches the rows of its tokens only, yet AdamW would hold 12 bytes for each of its numbers. Towers learn where
@@ -59,11 +60,11 @@ def unfreeze(model: Any, settings: TrainConfig) -> int:
 def save_full(
     model: Any, folder: Path, source: Path, described: dict[str, Any], *, write: bool = True
 ) -> dict[str, Any]:
-    """Write the tensors that learned and differ from those of the checkpoint `source`; returns the record.
+    """Write the tensors that learned and differ from those of the checkpoint `source`, and return the record.
 
-    `described` is the base's `model.json`. Where parameters are spread over processes, every process must call this, and
-    one of them writes.
-    Raises ModelError when a tensor has no place in the base, is not finite, or when nothing changed.
+    `described` is the base's `model.json`. Where parameters are spread over processes, every process must call this,
+    and one of them writes. Raises ModelError when a tensor has no place in the base, is not finite, or when nothing
+    changed.
     """
     files = read_headers(check_shards(source))
     learned = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -98,7 +99,7 @@ def save_full(
 
 
 def _write(folder: Path, learned: dict[str, Any], files: dict[str, TensorEntry]) -> list[str]:
-    """Shards and index; the names of the tensors that changed, in the order of the base's files."""
+    """Write shards and index, and return the names of the tensors that changed, in the order of the base's files."""
     import torch
     from safetensors.torch import save_file
 
@@ -137,18 +138,19 @@ def _write(folder: Path, learned: dict[str, Any], files: dict[str, TensorEntry])
 
 
 def _whole(parameter: Any) -> Any:
-    """A parameter as one tensor, gathered where it is spread over processes, in the order in which all of them ask."""
+    """Return a parameter as one tensor, gathered where it is spread over processes, in the order in which all of them
+    ask."""
     return parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter
 
 
 def weights_digest(described: dict[str, Any]) -> str:
-    """One digest of a base's weight files, from the digests in its `model.json`."""
+    """Return one digest of a base's weight files, from the digests in its `model.json`."""
     return digest.of_json({name: found for name, found in described["files"].items() if name.endswith(".safetensors")})
 
 
 def fingerprint(files: dict[str, TensorEntry]) -> str:
-    """What tells one base from another without reading it all: names, types, shapes, and the numbers of the small tensors
-    (norms and scales differ between any two trainings of one shape)."""
+    """Return what tells one base from another without reading it all: names, types, shapes, and the numbers of the
+    small tensors (norms and scales differ between any two trainings of one shape)."""
     found = hashlib.sha256()
     for name, entry in sorted(files.items()):
         found.update(f"{name} {entry.dtype} {entry.shape}\n".encode())
@@ -160,7 +162,8 @@ def fingerprint(files: dict[str, TensorEntry]) -> str:
 
 
 def full_entries(folder: Path, base: Path) -> dict[str, TensorEntry]:
-    """The tensors of a `tuned/` folder, checked against the base artifact (or plain checkpoint folder) they belong to.
+    """Return the tensors of a `tuned/` folder, checked against the base artifact (or plain checkpoint folder) they
+    belong to.
 
     Raises ModelError when files are missing, cut short or of another format, or when the base is another one.
     """

@@ -1,4 +1,4 @@
-"""Greedy answers from a model in memory, in batches of like length."""
+"""Greedy answers from a model in memory, in batches of similar length."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from gemma_ops.modeling.media_inputs import Seen, join_media
 from gemma_ops.modeling.thoughts import left_open, split_ids, thought_text
 
 STOPS = ("<eos>", "<turn|>", "<|tool_response>")
-"""Gemma 4 ends a reply with one of these; the last hands over to a tool."""
+"""Names of the tokens that end a reply of Gemma 4; the last hands over to a tool."""
 
 
 def stop_ids(model: Any) -> list[int]:
-    """Token ids that end a reply, from the checkpoint's generation settings (Gemma 4: `<eos>`, `<turn|>`, `<|tool_response>`)."""
+    """Return the token ids that end a reply, from the checkpoint's generation settings (Gemma 4: `<eos>`, `<turn|>`,
+    `<|tool_response>`)."""
     ids = model.generation_config.eos_token_id
     return [ids] if isinstance(ids, int) else list(ids or [])
 
@@ -30,7 +31,8 @@ def answer_prompts(
     batch_size: int,
     seen: Sequence[Seen | None] | None = None,
 ) -> Iterator[Answer]:
-    """Answer prompts of token ids, greedily, yielding in their order; `seen` is what each of them shows, if anything.
+    """Answer prompts of token ids, greedily, yielding in their order; `seen` holds the images and sounds of each, if
+    any.
 
     Batches are made of neighbours in length, so little is spent on padding; a row's result does not depend on its
     batch beyond rounding. A reply cut at `max_new_tokens` ends with `length`.
@@ -78,7 +80,8 @@ def answer_prompts(
 
 
 def shown_arguments(seen: Sequence[Seen | None], longest: int) -> dict[str, Any]:
-    """What the prompts of a batch show as arguments of the model, its types padded as the prompts are; empty for text."""
+    """Return the images and sounds of a batch's prompts as arguments of the model, its types padded as the prompts are;
+    empty for text."""
     import torch
 
     there = [one for one in seen if one and (one.pictures or one.sounds)]
@@ -95,7 +98,7 @@ class _Clock:
     """Measures the time to a batch's first token: `generate` calls it with the logits of every step."""
 
     def started(self) -> _Clock:
-        """Begin to measure the next batch."""
+        """Start to measure the next batch."""
         self._began = time.perf_counter()
         self.first = 0.0
         return self
@@ -120,7 +123,8 @@ class Spoken:
 
 
 def read_reply(tokenizer: Any, ids: list[int], stops: set[int], *, opened: bool = False) -> Spoken:
-    """Read a reply from its tokens; what follows the first stop is none. `opened`: the prompt ends inside a thought."""
+    """Read a reply from its tokens; those after the first stop are ignored. `opened`: the prompt ends inside a
+    thought."""
     end: End = "length"
     for place, token in enumerate(ids):
         if token in stops:

@@ -2,8 +2,8 @@
 
 Half of E2B (2.35 of 4.63 billion parameters) is a table that is only looked up: 4.4 GiB of a GPU for 17.5 KiB a token.
 Here the table stays on the host, mapped from the checkpoint file where its bytes allow, so it costs page cache and no
-load time; a batch's rows are gathered on the CPU into pinned memory and copied over. Loss, gradients and state-dict keys
-are those of the original module, bit for bit.
+load time; a batch's rows are gathered on the CPU into pinned memory and copied over. Loss, gradients and state-dict
+keys are those of the original module, bit for bit.
 
 The table is not a parameter: `model.to`, `half`, PEFT, optimizers, DDP and FSDP don't see it. It doesn't learn.
 """
@@ -18,7 +18,8 @@ import torch
 from gemma_ops.errors import ModelError
 
 _BUFFERS = 3
-"""Pinned buffers in turn: one being read by the device, one filled for the next batch, one for a validation between."""
+"""Number of pinned buffers in turn: one being read by the device, one filled for the next batch, one for a validation
+between."""
 
 
 class HostEmbedding(torch.nn.Module):  # type: ignore[misc]
@@ -50,11 +51,11 @@ class HostEmbedding(torch.nn.Module):  # type: ignore[misc]
 
     @property
     def weight(self) -> torch.Tensor:
-        """The table, on the host."""
+        """Return the table, on the host."""
         return self.table
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        """ids (batch, tokens) on any device -> (batch, tokens, width) there, in `dtype`, scaled."""
+        """Return the scaled rows of ids (batch, tokens) on any device as (batch, tokens, width) there, in `dtype`."""
         rows = self._take(ids) if self._fetched and self.training else None
         if rows is None:
             rows = self._gather(ids.cpu(), ids.device)
@@ -82,11 +83,11 @@ class HostEmbedding(torch.nn.Module):  # type: ignore[misc]
         self._fetched.append(_Fetched(rows, known, done))
 
     def forget(self) -> None:
-        """Let go of rows that were fetched and will not be asked for."""
+        """Free rows that were fetched and will not be asked for."""
         self._fetched = deque(fetched for fetched in self._fetched if fetched.wrong is not None)
 
     def check(self) -> None:
-        """Raise ModelError when rows that were prefetched went to other ids than they belong to."""
+        """Raise ModelError when prefetched rows were used for other ids than they belong to."""
         used = [fetched for fetched in self._fetched if fetched.wrong is not None]
         for fetched in used:
             if fetched.checked is None or fetched.checked.query():
@@ -98,7 +99,8 @@ class HostEmbedding(torch.nn.Module):  # type: ignore[misc]
                     )
 
     def _take(self, ids: torch.Tensor) -> torch.Tensor | None:
-        """The oldest prefetched rows for ids of this shape; older ones of another shape were never asked for and go."""
+        """Return the oldest prefetched rows for ids of this shape; older ones of another shape were never asked for and
+        are dropped."""
         for fetched in [fetched for fetched in self._fetched if fetched.wrong is None]:
             if fetched.ids.shape == ids.shape and fetched.ids.device == ids.device:
                 return fetched.take(ids)
@@ -118,7 +120,7 @@ class HostEmbedding(torch.nn.Module):  # type: ignore[misc]
         return rows
 
     def _buffer(self, rows: int) -> torch.Tensor:
-        """A pinned buffer that the device has read out, with so many rows."""
+        """Return a pinned buffer for so many rows that the device has finished reading."""
         if len(self._pinned) < _BUFFERS:
             return self._new(rows)
         buffer, done = self._pinned.popleft()
@@ -133,7 +135,7 @@ class HostEmbedding(torch.nn.Module):  # type: ignore[misc]
             return torch.empty(rows, self.embedding_dim, dtype=self.table.dtype, pin_memory=True)
 
     def _apply(self, fn: Any, recurse: bool = True) -> HostEmbedding:
-        """`to`, `half`, `cuda` leave the table where and what it is."""
+        """Apply `to`, `half` or `cuda` to everything but the table, which stays where and what it is."""
         return self
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
@@ -162,7 +164,7 @@ class HostEmbedding(torch.nn.Module):  # type: ignore[misc]
 
 
 class _Fetched:
-    """Rows under way to the device, and what is known of their use."""
+    """Rows on their way to the device, and what is known of their use."""
 
     def __init__(self, rows: torch.Tensor, ids: torch.Tensor, arrived: Any) -> None:
         self.rows: torch.Tensor | None = rows
@@ -171,7 +173,8 @@ class _Fetched:
         self.checked: Any = None
 
     def take(self, ids: torch.Tensor) -> torch.Tensor:
-        """The rows, once the current stream has waited for them; ids are compared without waiting for the answer."""
+        """Return the rows, once the current stream has waited for them; ids are compared without waiting for the
+        result."""
         rows, self.rows = self.rows, None
         assert rows is not None
         if ids.device.type == "cuda":
@@ -187,5 +190,5 @@ class _Fetched:
 
 
 def find_ple(model: Any) -> HostEmbedding | None:
-    """The model's host table, wrapped in PEFT or not; None where it has none."""
+    """Return the model's host table, wrapped in PEFT or not; None where it has none."""
     return next((module for module in model.modules() if isinstance(module, HostEmbedding)), None)

@@ -1,5 +1,5 @@
-"""How adapters start when not at zero: from the principal parts of the base weights, or orthogonal; and how such an
-adapter becomes a plain one again.
+"""Initialisation of adapters from the principal parts of the base weights, or orthogonally; and the conversion of such
+an adapter into a plain one.
 
 PiSSA (arXiv 2404.02948) and OLoRA (arXiv 2406.01775) take `s B0 A0` out of the base weight, so the adapter they train
 belongs to a base that nobody else has. What was learned is `s (B A - B0 A0)`: a plain LoRA of twice the rank on the
@@ -18,14 +18,14 @@ import torch
 from gemma_ops.modeling import nf4
 
 Factors = dict[str, tuple[torch.Tensor, torch.Tensor]]
-"""The factors an adapter started from, (A0, B0) by the name of the adapted module."""
+"""LoRA matrices an adapter started from, (A0, B0) by the name of the adapted module."""
 _OVERSAMPLED = 8
 _POWERS = 16
 """Directions beyond the rank, and power iterations, of the randomised singular value decomposition."""
 
 
 def layers(tuned: Any, adapter: str = "default") -> Iterator[tuple[str, Any]]:
-    """Every adapted linear of a PEFT model by its name there; experts are no linears."""
+    """Yield every adapted linear of a PEFT model by its name there; experts are no linears."""
     for name, module in tuned.named_modules():
         if adapter in getattr(module, "lora_A", {}) and isinstance(module.get_base_layer(), torch.nn.Linear):
             yield name, module
@@ -33,8 +33,8 @@ def layers(tuned: Any, adapter: str = "default") -> Iterator[tuple[str, Any]]:
 
 @torch.no_grad()  # type: ignore[untyped-decorator]
 def start_factors(tuned: Any, how: str, adapter: str = "default") -> Factors:
-    """Set the factors of every adapted linear as `how` says (`pissa`, `olora`, `orthogonal`), changing base weights for
-    the first two; returns the factors that were taken out of the base, on the host."""
+    """Set LoRA A and B of every adapted linear as `how` says (`pissa`, `olora`, `orthogonal`), changing base weights
+    for the first two; return the matrices that were taken out of the base, on the host."""
     taken: Factors = {}
     for name, module in layers(tuned, adapter):
         scale, rank = module.scaling[adapter], module.r[adapter]
@@ -53,7 +53,8 @@ def start_factors(tuned: Any, how: str, adapter: str = "default") -> Factors:
 
 @torch.no_grad()  # type: ignore[untyped-decorator]
 def measure_magnitudes(tuned: Any, adapter: str = "default") -> None:
-    """DoRA's magnitudes in float32: PEFT measures them in the base's type, and in bf16 the first step is not the base."""
+    """Compute DoRA's magnitudes in float32: PEFT computes them in the base's type, and in bf16 the model at the first
+    step is not the base."""
     for _, module in layers(tuned, adapter):
         if adapter in module.lora_magnitude_vector:
             weight = module.get_base_layer().weight
@@ -63,7 +64,7 @@ def measure_magnitudes(tuned: Any, adapter: str = "default") -> None:
 
 
 def plain_init(tensors: dict[str, torch.Tensor], taken: Factors) -> dict[str, torch.Tensor]:
-    """The adapter `s (B A - B0 A0)` as one of twice the rank: A over A0, B beside -B0."""
+    """Return the adapter `s (B A - B0 A0)` as one of twice the rank: A over A0, B next to -B0."""
     found = dict(tensors)
     for name, (a, b) in taken.items():
         down, up = f"{name}.lora_A.weight", f"{name}.lora_B.weight"
@@ -73,27 +74,28 @@ def plain_init(tensors: dict[str, torch.Tensor], taken: Factors) -> dict[str, to
 
 
 def plain_settings(config: dict[str, Any]) -> dict[str, Any]:
-    """The adapter's settings with twice the rank and the same scale."""
+    """Return the adapter's settings with twice the rank and the same scale."""
     growth = math.sqrt(2) if config.get("use_rslora") else 2
     alpha = config["lora_alpha"] * growth
     return {**config, "r": 2 * config["r"], "lora_alpha": alpha, "init_lora_weights": True}
 
 
 def _principal(weight: torch.Tensor, rank: int, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """The largest singular directions, their values shared between both factors."""
+    """Return the largest singular directions, their values shared between LoRA A and B."""
     u, s, v = torch.svd_lowrank(weight, q=min(rank + _OVERSAMPLED, *weight.shape), niter=_POWERS)
     root = (s[:rank] / scale).sqrt()
     return root[:, None] * v[:, :rank].T, u[:, :rank] * root
 
 
 def _triangular(weight: torch.Tensor, rank: int, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """The first columns of Q and rows of R."""
+    """Return the first columns of Q and rows of R."""
     q, r = torch.linalg.qr(weight)
     return r[:rank].contiguous(), q[:, :rank].contiguous()
 
 
 def _orthogonal(rank: int, inputs: int, outputs: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Both factors filled, and orthogonal to each other, so that their product is zero (peft 0.21, `orthogonal_init`)."""
+    """Return LoRA A and B, both filled and orthogonal to each other, so that their product is zero (peft 0.21,
+    `orthogonal_init`)."""
     q, _ = torch.linalg.qr(torch.randn(rank, rank))
     a = (torch.randn(inputs, rank // 2) @ q[0::2]).T / 10
     b = torch.randn(outputs, rank // 2) @ q[1::2] / 10

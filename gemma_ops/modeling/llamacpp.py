@@ -1,4 +1,4 @@
-"""A GGUF file run by llama.cpp in this process: greedy answers and next-token distributions, from token ids.
+"""A GGUF file run by llama.cpp: greedy answers and next-token distributions, from token ids.
 
 Rides on `xllamacpp` (llama.cpp's own server, in ready wheels). Prompts go in as ids and replies come out as ids, so
 that a quantized file sees exactly the tokens the transformers model sees, whatever llama.cpp's template or tokenizer
@@ -43,7 +43,7 @@ VISIBLE = ("<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>", "<|tool_r
 
 @dataclass(frozen=True)
 class Distributions:
-    """Next-token distributions at some positions: the `k` likeliest tokens each, likeliest first.
+    """Next-token distributions at some positions: the `k` most likely tokens each, the most likely first.
 
     `ids` and `logprobs` (natural logarithm, normalised over the whole vocabulary) have shape (positions, k). With k the
     vocabulary's size they are complete.
@@ -54,12 +54,13 @@ class Distributions:
 
 
 def threads_for(path: Path, threads: int | None) -> int:
-    """CPU threads that a file is run with: one for a small file, else as many as are asked for, or all cores."""
+    """Return the CPU threads that a file is run with: one for a small file, else as many as are asked for, or all
+    cores."""
     return 1 if path.stat().st_size < SMALL else threads or os.cpu_count() or 1
 
 
 class GGUF:
-    """A GGUF file, loaded when first asked; a context manager that frees it.
+    """A GGUF file, loaded when first used; a context manager that frees it.
 
     `threads`: CPU threads, all cores when None; files under 100 MB get one (a second one makes a busy machine many
     times slower: llama.cpp's threads spin while they wait). `context`: tokens a prompt and its reply may take together;
@@ -94,7 +95,7 @@ class GGUF:
         self.close()
 
     def close(self) -> None:
-        """Free the model; it is loaded again when asked again."""
+        """Free the model; it is loaded again when used again."""
         self._server = None
         self._room = (0, 0)
         if self._folder is not None:
@@ -143,14 +144,16 @@ class GGUF:
                     )  # fmt: skip
 
     def continuation(self, prompt: list[int], count: int) -> list[int]:
-        """Ids of the greedy continuation of a prompt, up to `count` tokens, the one that ended it included."""
+        """Return the ids of the greedy continuation of a prompt, up to `count` tokens, the one that ended it
+        included."""
         reply = self._replies([prompt], count, slots=1)[0]
         if reply is None:
             raise ModelError(f"{self.path} refuses a prompt of {len(prompt)} tokens", "give a larger context")
         return list(reply["tokens"])
 
     def logprobs(self, ids: list[int], positions: list[int], top: int) -> Distributions:
-        """The distribution of the token after each position of a sequence, given everything up to and including it.
+        """Return the distribution of the token after each position of a sequence, given everything up to and including
+        it.
 
         `positions` are ascending indices into `ids`; `top` the number of tokens per distribution. One request per
         position, each reading only what lies behind the one before it.
@@ -170,7 +173,8 @@ class GGUF:
         return Distributions(np.stack(found), np.stack(chances))
 
     def tokenize(self, text: str) -> list[int]:
-        """Ids llama.cpp's own tokenizer gives a text, special tokens recognised, without a `<bos>` put before it."""
+        """Return the ids that llama.cpp's own tokenizer gives a text, special tokens recognised, without a `<bos>` put
+        before it."""
         self._serve(64, 1)
         reply = self._post("/tokenize", {"content": text, "add_special": False, "parse_special": True})
         return list(reply["tokens"])
@@ -178,7 +182,7 @@ class GGUF:
     def _replies(
         self, batch: list[list[int]], count: int, slots: int, schema: dict[str, Any] | None = None
     ) -> list[dict[str, Any] | None]:
-        """One reply per prompt; None where llama.cpp refused."""
+        """Return one reply per prompt; None where llama.cpp refused."""
         self._serve(max(map(len, batch)) + count, slots)
         body = {"prompt": batch, "n_predict": count, "return_tokens": True, "cache_prompt": False, **GREEDY}
         if schema is not None:
@@ -201,7 +205,7 @@ class GGUF:
             connection.close()
 
     def _serve(self, tokens: int, slots: int) -> Any:
-        """The running server, restarted when it has too little room for `tokens` in each of `slots`."""
+        """Return the running server, restarted when it has too little room for `tokens` in each of `slots`."""
         context = self._fixed_context or tokens + _SLACK
         if self._server is not None and context <= self._room[0] and slots == self._room[1]:
             return self._server

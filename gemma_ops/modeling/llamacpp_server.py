@@ -18,23 +18,23 @@ from typing import Any
 
 @dataclass(frozen=True)
 class ServerSettings:
-    """What a llama.cpp server is started with."""
+    """Settings that a llama.cpp server is started with."""
 
     model: str
     """The GGUF file."""
     socket: str
-    """The socket file that it makes."""
+    """Socket file that the server makes."""
     slots: int
-    """Prompts that it answers at once."""
+    """Prompts that the server answers at once."""
     context: int
     """Tokens that a prompt and its reply may take together, in each slot."""
     threads: int
     windowed: bool = False
-    """Whether sliding layers keep the keys and values of their window only."""
+    """Whether the KV cache of sliding layers holds their window only."""
 
 
 class SocketConnection(http.client.HTTPConnection):
-    """HTTP over a socket file; a reply may take as long as it takes."""
+    """HTTP connection over a socket file; a reply has no time limit."""
 
     def __init__(self, path: str) -> None:
         super().__init__("localhost")
@@ -46,7 +46,7 @@ class SocketConnection(http.client.HTTPConnection):
 
 
 def open_server(library: Any, settings: ServerSettings) -> Any:
-    """A running server of `library` (xllamacpp). Raises RuntimeError for a file that llama.cpp refuses.
+    """Start a server of `library` (xllamacpp) and return it. Raises RuntimeError for a file that llama.cpp refuses.
 
     llama.cpp divides its context among slots, so it is asked for all of them. Sliding layers keep their whole cache, so
     that a prefix can be read again, unless they are `windowed`.

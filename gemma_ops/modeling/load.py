@@ -1,4 +1,4 @@
-"""Loading a Gemma 4 checkpoint so that what is in memory is what is in the file.
+"""Loading of a Gemma 4 checkpoint so that what is in memory is what is in the file.
 
 Three things go silently wrong elsewhere and are made impossible here. A text class applied to an official checkpoint
 loads random weights and only logs it: we load the class the checkpoint names, drop the vision and audio towers through
@@ -26,16 +26,17 @@ _HEADROOM = 1.15
 
 
 def engine_facts(device: str) -> tuple[str, int | None]:
-    """Name a device (`cpu` or `cuda`) as a reader knows it, with the CPU threads that torch computes with; None on a GPU."""
+    """Name a device (`cpu` or `cuda`) as a reader knows it, with the CPU threads that torch computes with; None on a
+    GPU."""
     import torch
 
     return (torch.cuda.get_device_name(), None) if device == "cuda" else ("CPU", torch.get_num_threads())
 
 
 def pick_device(name: str, whole: Path | None = None) -> str:
-    """`auto` becomes `cuda` where there is a GPU, and, with `whole`, where that checkpoint fits into its free memory
-    unquantized: a base tuned in 4 bits may not, and then it answers from the CPU, slowly. Raises MachineError when a GPU
-    is asked for and absent.
+    """Resolve `auto` to `cuda` where there is a GPU and, with `whole`, where that checkpoint fits into its free memory
+    unquantized: a base tuned in 4 bits may not, and then it answers from the CPU, slowly. Raises MachineError when a
+    GPU is asked for and absent.
     """
     import torch
 
@@ -64,12 +65,12 @@ def load_model(
 
     `weights`: attention, MLP and experts of the language model in 4 bits with `nf4`; everything else is bf16 then.
     `towers` keeps vision and audio where the checkpoint has them. `ple`: where the per-layer embedding table lies (E2B,
-    E4B); `auto` takes the host when the device is a GPU. `sharded` is for a model that FSDP will spread: 4-bit weights are
-    stored in the model's own number type, because integers stay whole on every process, the table is a parameter like any
-    other, and what is dense waits in main memory. What is in memory is in the journal and in `model.audit`.
+    E4B); `auto` takes the host when the device is a GPU. `sharded` is for a model that FSDP will spread: 4-bit weights
+    are stored in the model's own number type, because integers stay whole on every process, the table is a parameter
+    like any other, and what is dense waits in main memory. What is in memory is in the journal and in `model.audit`.
 
-    Raises ModelError when a file is missing, when a parameter has no value in the file, or when what is in memory is not,
-    to the byte, what the configuration says.
+    Raises ModelError when a file is missing, when a parameter has no value in the file, or when what is in memory is
+    not, to the byte, what the configuration says.
     """
     import torch
     import transformers
@@ -116,7 +117,7 @@ def load_model(
 
 
 def put_on(model: Any, changed: Path, base: Path) -> Any:
-    """Put on a loaded `base` what a training made: the adapter in the folder `changed`, or its changed tensors.
+    """Put a training's result on a loaded `base`: the adapter in the folder `changed`, or its changed tensors.
 
     Raises ModelError where that doesn't belong to this base.
     """
@@ -130,5 +131,5 @@ def put_on(model: Any, changed: Path, base: Path) -> Any:
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The checkpoint's `tokenizers.Tokenizer`. Raises ModelError when there is none."""
+    """Load the checkpoint's `tokenizers.Tokenizer`. Raises ModelError when there is none."""
     return chat.load_tokenizer(folder)

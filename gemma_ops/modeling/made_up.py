@@ -1,4 +1,5 @@
-"""A Gemma 4 of any shape with random weights, made in memory and straight on the device: for measuring, not for answering.
+"""A Gemma 4 of any shape with random weights, made in memory and straight on the device: for measuring, not for
+answering.
 
 Random weights as the library draws them make a bad subject: Gemma 4 normalises queries and keys and does not divide
 scores by the root of the head size, so attention saturates, and gradients in bfloat16 are chaos (two exact ways to
@@ -31,11 +32,11 @@ def build_made_up(
     experts: Weights = "bf16",
     ple: Place = "device",
 ) -> Any:
-    """A text-only causal model of the shape that `text`, a text configuration with its `model_type`, describes.
+    """Build a text-only causal model of the shape that `text`, a text configuration with its `model_type`, describes.
 
-    The same shape, device and seed give the same weights. With `nf4`, attention and MLP are 4-bit, and the experts where
-    `experts` says so too, each quantized as it is drawn, so that the bf16 model is never whole in memory. `ple: host`
-    keeps the per-layer table in main memory. In evaluation mode, as a loader hands it out.
+    The same shape, device and seed give the same weights. With `nf4`, attention and MLP are 4-bit, and the experts
+    where `experts` says so too, each quantized as it is drawn, so that the bf16 model is never whole in memory. `ple:
+    host` keeps the per-layer table in main memory. In evaluation mode, as a loader hands it out.
     """
     import torch
 
@@ -64,7 +65,8 @@ def build_made_up(
 
 
 def skeleton(text: dict[str, Any], dtype: Any) -> Any:
-    """The model's modules, on whatever device is the default: `torch.device("meta")` makes them without memory."""
+    """Build the model's modules, on whatever device is the default: `torch.device("meta")` makes them without
+    memory."""
     import torch
     import transformers
 
@@ -99,7 +101,7 @@ def save_tokenizer(folder: Path) -> Path:
 
 
 def _drawn(name: str, like: Any, random: Any) -> Any:
-    """Values for one parameter."""
+    """Draw the values of one parameter."""
     import torch
 
     value = torch.empty(like.shape, dtype=like.dtype, device=random.device)
@@ -111,7 +113,8 @@ def _drawn(name: str, like: Any, random: Any) -> Any:
 
 
 def _fill_buffers(module: Any, device: str) -> None:
-    """Buffers have no values on the meta device: rotary frequencies, embedding scales, layer scalars."""
+    """Fill the buffers, which have no values on the meta device: rotary frequencies, embedding scales, layer
+    scalars."""
     import torch
 
     here = dict(module.named_buffers(recurse=False))
@@ -128,7 +131,7 @@ def _fill_buffers(module: Any, device: str) -> None:
 
 
 def _quantize(model: Any, path: str, module: Any, experts: Weights) -> None:
-    """Put a 4-bit module in the place of a bf16 one, where it is one that should be."""
+    """Replace a bf16 module by a 4-bit one, where it should be one."""
     import torch
 
     if isinstance(module, torch.nn.Linear) and wants_4bit(path):
@@ -153,7 +156,7 @@ def _put(model: Any, path: str, module: Any) -> None:
 
 
 def _say_quantized(model: Any) -> None:
-    """What `from_pretrained` leaves on a model it quantized, and trainers ask for."""
+    """Set the attributes that `from_pretrained` leaves on a quantized model, and trainers ask for."""
     from transformers import BitsAndBytesConfig
     from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
     from transformers.utils.quantization_config import QuantizationMethod

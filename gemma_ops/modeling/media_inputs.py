@@ -2,8 +2,8 @@
 
 The settings are those of `processor_config.json`; the mathematics is transformers' own, in its variant for Pillow and
 NumPy, so that neither torchvision nor torchaudio is needed and the same file gives the same numbers on every machine.
-For the 12B transformers has no such variant: its patches are the pixels of one soft token each, which is what the common
-processor gives when a patch is that large. Only what a file needs is kept: batches pad to their own longest.
+For the 12B transformers has no such variant: its patches are the pixels of one soft token each, which is what the
+common processor gives when a patch is that large. Only what a file needs is kept: batches pad to their own longest.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from gemma_ops.errors import DataError
 from gemma_ops.family.media import LONGEST, Senses
 
 _UNUSED = ("image_processor_type", "feature_extractor_type", "processor_class", "image_seq_length")
-"""Keys of a processor's file that name classes, or say again what `max_soft_tokens` says."""
+"""Keys of a processor's file that name classes, or repeat `max_soft_tokens`."""
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What one conversation shows, in order, before it is joined with others.
+    """Images and sounds of one conversation, in order, before it is joined with others.
 
     `pictures`: pixels [P, D] and patch places [P, 2] (x, y) of each image, P patches. `sounds`: features [T, F] of each
     sound, T frames. `types`: `mm_token_type_ids` of the conversation, one per token.
@@ -37,7 +37,7 @@ class Seen:
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """What there is, of `image` and `audio`."""
+        """Return the kinds of media there are, of `image` and `audio`."""
         return (("image",) if self.pictures else ()) + (("audio",) if self.sounds else ())
 
 
@@ -51,9 +51,10 @@ class Perceiver:
         self._sounds: Any = None
 
     def see(self, parts: Sequence[Part], places: Path | Mapping[str, Path | bytes], types: list[int]) -> Seen:
-        """The parts of a conversation as tensors; `places` as in `media_files.bytes_of`.
+        """Return the parts of a conversation as tensors; `places` as in `media_files.bytes_of`.
 
-        Raises DataError when a file is gone, was changed, or gives another number of soft tokens than its part promises.
+        Raises DataError when a file is gone, was changed, or gives another number of soft tokens than its part
+        promises.
         """
         seen = Seen(types)
         for part in parts:
@@ -74,7 +75,7 @@ class Perceiver:
         return seen
 
     def _patches(self) -> int:
-        """Patches that become one soft token."""
+        """Return the number of patches that become one soft token."""
         assert self.senses.image is not None
         return 1 if self.senses.unified else self.senses.image.pool**2
 
@@ -126,7 +127,7 @@ class Perceiver:
         return Gemma4AudioFeatureExtractor(**own)
 
     def _section(self, name: str) -> dict[str, Any]:
-        """A part of the processor's file, without what the class doesn't take."""
+        """Return a part of the processor's file, without what the class doesn't take."""
         for file, key in (("processor_config.json", name), ("preprocessor_config.json", None)):
             if (self._folder / file).is_file():
                 body = json.loads((self._folder / file).read_text(encoding="utf-8"))
@@ -137,7 +138,7 @@ class Perceiver:
 
 
 def join_media(seen: Sequence[Seen]) -> dict[str, Any]:
-    """What several conversations show as arguments of one forward pass, in their order.
+    """Return the images and sounds of several conversations as arguments of one forward pass, in their order.
 
     `pixel_values` [images, patches, D] and `image_position_ids` [images, patches, 2] (-1 where there is none);
     `input_features` [sounds, frames, F] and `input_features_mask` [sounds, frames].

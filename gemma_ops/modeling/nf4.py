@@ -1,8 +1,8 @@
-"""4-bit weights (nf4, QLoRA's: arXiv 2305.14314) made piece by piece from a file, and what they become when used.
+"""4-bit weights (nf4, QLoRA's: arXiv 2305.14314) quantized piece by piece from a file, and dequantized when used.
 
 bitsandbytes quantizes a tensor that is in memory. Here it is read in pieces, each quantized where it will live and
-dropped, and the result is bit for bit what bitsandbytes makes of the whole: blocks of 64 numbers don't reach over pieces,
-and the second quantization, of the blocks' scales, runs once over all of them.
+dropped, and the result is bit for bit what bitsandbytes makes of the whole: blocks of 64 numbers don't reach over
+pieces, and the second quantization, of the blocks' scales, runs once over all of them.
 """
 
 from __future__ import annotations
@@ -31,10 +31,11 @@ def quantize_nf4(
     dtype: torch.dtype = torch.bfloat16,
     storage: torch.dtype = torch.uint8,
 ) -> Any:
-    """The tensor of a file as bitsandbytes' `Params4bit` on `device`, read and quantized piece by piece.
+    """Return the tensor of a file as bitsandbytes' `Params4bit` on `device`, read and quantized piece by piece.
 
     `dtype` is what the numbers are rounded to before, and what they become again when used; `storage` the type that the
-    packed bytes pass for. The shape is kept in `quant_state.shape`; it may have three dimensions (experts, outputs, inputs).
+    packed bytes pass for. The shape is kept in `quant_state.shape`; it may have three dimensions (experts, outputs,
+    inputs).
     """
     import bitsandbytes as bnb
     from bitsandbytes.functional import quantize_4bit
@@ -52,12 +53,12 @@ def quantize_nf4(
 
 
 def _stored(packed: torch.Tensor, storage: torch.dtype) -> torch.Tensor:
-    """The same bytes as `[n, 1]` numbers of another type."""
+    """Return the same bytes as `[n, 1]` numbers of another type."""
     return packed if storage == torch.uint8 else packed.view(-1).view(storage).view(-1, 1)
 
 
 def placeholder(shape: Sequence[int], storage: torch.dtype = torch.uint8) -> Any:
-    """A `Params4bit` of that shape on the meta device: the bytes can be counted before anything is read."""
+    """Return a `Params4bit` of that shape on the meta device: the bytes can be counted before anything is read."""
     from bitsandbytes.functional import QuantState
 
     count = math.prod(shape)
@@ -111,26 +112,29 @@ _kernel = partial(kernels, "gemma_ops.modeling.nf4_triton")
 
 
 def is_4bit(parameter: Any) -> bool:
-    """Whether a parameter is held in 4 bits."""
+    """True if a parameter is held in 4 bits."""
     return type(parameter).__name__ == "Params4bit"
 
 
 def size(parameter: Any) -> int:
-    """Bytes of a 4-bit parameter with its scales; the two constant code tables, about 1 KiB, are not counted."""
+    """Return the bytes of a 4-bit parameter with its scales; the two constant code tables, about 1 KiB, are not
+    counted."""
     state = parameter.quant_state
     return int(sum(part.numel() * part.element_size() for part in (parameter, state.absmax, state.state2.absmax)))
 
 
 def planned_size(parameters: int) -> int:
-    """Bytes that so many numbers take as one tensor in 4 bits: half a byte each, a byte for 64, a float for 64 * 256."""
+    """Return the bytes that so many numbers take as one tensor in 4 bits: half a byte each, a byte for 64, a float for
+    64 * 256."""
     blocks = math.ceil(parameters / BLOCK)
     return (parameters + 1) // 2 + blocks + 4 * math.ceil(blocks / NESTED)
 
 
 def dequantize_nf4(parameter: Any, state: Any = None) -> torch.Tensor:
-    """The numbers a 4-bit parameter stands for, in its `quant_state`'s shape and dtype: memory of their own, so use them
-    and let them go. `state` is given for bytes that FSDP has gathered, which lost theirs. On a GPU one Triton kernel makes
-    them, the same bits, where Triton is installed and the state is of the kind that `quantize` makes."""
+    """Return the numbers that a 4-bit parameter stands for, in its `quant_state`'s shape and dtype: memory of their
+    own, so use them and let them go. `state` is given for bytes that FSDP has gathered, which lost theirs. On a GPU one
+    Triton kernel makes them, the same bits, where Triton is installed and the state is of the kind that `quantize`
+    makes."""
     packed, state = parameter.data, state or parameter.quant_state
     if triton_here(packed) and (kernel := _kernel()) and kernel.fits(packed, state):
         fast: torch.Tensor = kernel.dequantize(packed, state)
@@ -142,7 +146,7 @@ def dequantize_nf4(parameter: Any, state: Any = None) -> torch.Tensor:
 
 
 def linear(inputs: int, outputs: int, weight: Any) -> Any:
-    """bitsandbytes' `Linear4bit` around a 4-bit weight.
+    """Return bitsandbytes' `Linear4bit` around a 4-bit weight.
 
     On CPUs with AVX512-BF16 it would repack its weight at the first answer and give other numbers from then on, which
     `dequantize` and PEFT's merge don't know of (bitsandbytes 0.50: garbage): that is switched off.
@@ -164,7 +168,7 @@ def linear(inputs: int, outputs: int, weight: Any) -> Any:
 
 
 def install_nf4(module: Any, weight: Any) -> None:
-    """Give a `Linear4bit` its weight."""
+    """Set the weight of a `Linear4bit`."""
     weight.module = module
     module.weight = weight
     module.quant_state = weight.quant_state

@@ -1,15 +1,15 @@
-"""nf4 numbers from their packed bytes in one Triton kernel, bit for bit bitsandbytes' (0.50).
+"""A Triton kernel that dequantizes packed nf4 bytes, bit for bit as bitsandbytes (0.50) does.
 
-bitsandbytes launches three for a twice quantized weight: one makes float32 scales of their bytes, one adds the offset, one
-makes the numbers. This one reads half a byte a number and writes the result: nothing else reaches memory.
+bitsandbytes launches three for a twice quantized weight: one makes float32 scales of their bytes, one adds the offset,
+one makes the numbers. This one reads half a byte a number and writes the result: nothing else reaches memory.
 
     scale = code[absmax[i / 64]] * nested[i / 64 / 256] + offset        float32, two roundings: no fused multiply-add
     number = table[nibble] * scale                                      float32, rounded once to the result's type
 
-The first number of a byte is its high nibble. A thread takes four bytes, so that a warp reads 128 bytes in a row and writes
-512 with the widest stores. The table's 16 entries are looked up in shared memory, each in a bank of its own: the 15 selects
-of a tree would be more work than the memory leaves time for, and global memory takes two instructions more a number for
-its longer addresses. bitsandbytes' kernels flush products below 1.2e-38 to zero; this one keeps them.
+The first number of a byte is its high nibble. A thread takes four bytes, so that a warp reads 128 bytes in a row and
+writes 512 with the widest stores. The table's 16 entries are looked up in shared memory, each in a bank of its own: the
+15 selects of a tree would be more work than the memory leaves time for, and global memory takes two instructions more a
+number for its longer addresses. bitsandbytes' kernels flush products below 1.2e-38 to zero; this one keeps them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from gemma_ops.modeling.triton_launch import launch
 WORD = 8
 """Numbers in four bytes."""
 _WORDS = 1024
-"""Words of a program: 128 scales, which share one scale of their own."""
+"""Words that one program handles: 128 scales, which share one scale of their own."""
 _WARPS = 4
 
 
@@ -58,7 +58,7 @@ def spread_codes(packed, absmax, code, nested, offset, table, out, words, WORDS:
 
 
 def dequantize_nf4_triton(packed: Tensor, state: Any) -> Tensor:
-    """The numbers of `packed` bytes (of any type), whose bitsandbytes `state` is one that `fits`."""
+    """Return the numbers of `packed` bytes (of any type), whose bitsandbytes `state` is one that `fits`."""
     found = torch.empty(state.shape, dtype=state.dtype, device=packed.device)
     nested, words = state.state2, found.numel() // WORD
     pointers = packed, state.absmax, nested.code, nested.absmax, state.offset, state.code, found
@@ -68,7 +68,7 @@ def dequantize_nf4_triton(packed: Tensor, state: Any) -> Tensor:
 
 
 def fits_nf4_triton(packed: Tensor, state: Any) -> bool:
-    """Whether `dequantize` can read this: nf4 in blocks of 64, whose scales are bytes in blocks of 256."""
+    """True if `dequantize` can read this: nf4 in blocks of 64, whose scales are bytes in blocks of 256."""
     nested, count = state.state2, math.prod(state.shape)
     return (
         nested is not None

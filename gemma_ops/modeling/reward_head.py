@@ -1,8 +1,8 @@
 """A Gemma 4 that scores answers instead of writing them: the same layers, and one number from the last token.
 
 transformers has no such class for this family, so the loaded model becomes one: its forward pass takes whole rows and
-gives a score each, read by a linear head in float32 that starts at zero. Parameter names stay what they were, so adapters
-fit, and rows stand end to end without padding.
+gives a score each, read by a linear head in float32 that starts at zero. Parameter names stay what they were, so
+adapters fit, and rows stand end to end without padding.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from gemma_ops.errors import ModelError
 
 FILE = "score.safetensors"
-"""The head, beside the adapter."""
+"""File of the reward head, next to the adapter."""
 
 
 def as_reward(model: Any) -> Any:
@@ -32,7 +32,7 @@ class _Scores:
     """The forward pass of a model that scores."""
 
     def forward(self: Any, input_ids: Any, attention_mask: Any, use_cache: bool = False, **kwargs: Any) -> Any:
-        """Scores [rows, 1] of rows padded to the right."""
+        """Return scores [rows, 1] of rows padded to the right."""
         from transformers.modeling_outputs import SequenceClassifierOutput
 
         mask = attention_mask.bool()
@@ -71,7 +71,7 @@ def load_score(model: Any, folder: Path) -> None:
 
 
 def load_reward(base: Path, adapter: Path, **options: Any) -> Any:
-    """A trained reward model: `base` is a checkpoint folder, `adapter` the folder that training wrote.
+    """Load a trained reward model: `base` is a checkpoint folder, `adapter` the folder that training wrote.
 
     `options` are those of `load_model`. Raises ModelError as `adapter_files.load_adapter` and `load_score` do.
     """
@@ -84,7 +84,7 @@ def load_reward(base: Path, adapter: Path, **options: Any) -> Any:
 
 
 def scores(model: Any, rows: list[list[int]], *, batch_size: int = 16) -> list[float]:
-    """The score of each row of token ids, which ends with the answer's closing token."""
+    """Return the score of each row of token ids, which ends with the answer's closing token."""
     import torch
 
     found: list[float] = []

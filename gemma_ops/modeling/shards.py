@@ -39,7 +39,8 @@ class TensorEntry:
 
 
 def read_header(file: Path) -> list[TensorEntry]:
-    """The tensors of a safetensors file in the order of their bytes. Raises ModelError when the file is cut short."""
+    """Return the tensors of a safetensors file in the order of their bytes. Raises ModelError when the file is cut
+    short."""
     size = file.stat().st_size
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
@@ -62,12 +63,12 @@ def read_header(file: Path) -> list[TensorEntry]:
 
 
 def read_headers(files: Sequence[Path]) -> dict[str, TensorEntry]:
-    """Every tensor of a checkpoint by name, in the order of the files and of the bytes in them."""
+    """Return every tensor of a checkpoint by name, in the order of the files and of the bytes in them."""
     return {entry.name: entry for file in files for entry in read_header(file)}
 
 
 def read_range(entry: TensorEntry, start: int, stop: int) -> torch.Tensor:
-    """The numbers stored in bytes [start, stop) of a tensor's file, as a flat tensor."""
+    """Return the numbers stored in bytes [start, stop) of a tensor's file, as a flat tensor."""
     buffer = bytearray(stop - start)
     with entry.file.open("rb", buffering=0) as stream:
         stream.seek(start)
@@ -83,13 +84,13 @@ def read_range(entry: TensorEntry, start: int, stop: int) -> torch.Tensor:
 
 
 def read_tensors(entry: TensorEntry) -> torch.Tensor:
-    """The whole tensor in its stored dtype, in memory of its own."""
+    """Return the whole tensor in its stored dtype, in memory of its own."""
     return read_range(entry, entry.start, entry.stop).reshape(entry.shape)
 
 
 def shard_pieces(entry: TensorEntry, parameters: int, multiple: int = 1) -> Iterator[tuple[int, torch.Tensor]]:
-    """The flat tensor in pieces of at most about `parameters` numbers, each but the last a multiple of `multiple`:
-    (offset of the first number, the numbers)."""
+    """Yield the flat tensor in pieces of at most about `parameters` numbers, each but the last a multiple of
+    `multiple`: (offset of the first number, the numbers)."""
     step = max(multiple, parameters // multiple * multiple)
     size = SIZES[entry.dtype]
     for first in range(0, entry.parameters, step):
@@ -98,8 +99,8 @@ def shard_pieces(entry: TensorEntry, parameters: int, multiple: int = 1) -> Iter
 
 
 def mapped(entry: TensorEntry) -> torch.Tensor | None:
-    """The tensor as a private view of the file, which costs no memory but the page cache's; None where its bytes do not
-    lie on a multiple of its width."""
+    """Return the tensor as a private view of the file, which costs no memory but the page cache's; None where its bytes
+    do not lie on a multiple of its width."""
     size = SIZES[entry.dtype]
     if entry.start % size:
         return None

@@ -1,5 +1,5 @@
-"""A model and an adapter as the documentation of transformers and PEFT makes them: the baseline of `bench`, not a way that
-gemma-ops trains.
+"""A model and an adapter as the documentation of transformers and PEFT makes them: the baseline of `bench`, not a way
+that gemma-ops trains.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from gemma_ops.modeling.load import Weights
 
 
 def load_stock(folder: Path, weights: Weights, device: str) -> Any:
-    """`AutoModelForCausalLM.from_pretrained`, with the 4-bit configuration of TRL's QLoRA example for `nf4`.
+    """Load by `AutoModelForCausalLM.from_pretrained`, with the 4-bit configuration of TRL's QLoRA example for `nf4`.
 
     Its skip list is ours, so that the same linears are 4-bit in every arm.
     """
@@ -34,7 +34,7 @@ def load_stock(folder: Path, weights: Weights, device: str) -> Any:
 
 
 def lora(rank: int) -> Any:
-    """A `peft.LoraConfig` on attention and MLP of the language model, without dropout."""
+    """Return a `peft.LoraConfig` on attention and MLP of the language model, without dropout."""
     import peft
 
     return peft.LoraConfig(

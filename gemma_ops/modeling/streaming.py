@@ -1,9 +1,9 @@
-"""A checkpoint brought into memory tensor by tensor, each in its final form at once.
+"""Streaming of a checkpoint into memory, tensor by tensor, each in its final form at once.
 
-The model is built without memory (torch's meta device); what the files hold is compared with what it needs before a byte
-of weights is read; then each tensor is read, converted or quantized where it will live, and put in place. So memory never
-holds more than the finished model and the tensor being read, and a 4-bit model never exists in bf16. Towers that the
-configuration leaves out are neither built nor read.
+The model is built without memory (torch's meta device); what the files hold is compared with what it needs before a
+byte of weights is read; then each tensor is read, converted or quantized where it will live, and put in place. So
+memory never holds more than the finished model and the tensor being read, and a 4-bit model never exists in bf16.
+Towers that the configuration leaves out are neither built nor read.
 """
 
 from __future__ import annotations
@@ -31,18 +31,19 @@ _UNIFIED = (
     (re.compile(r"\bvision_embedder\."), "embed_vision."),
     (re.compile(r"\bembed_vision\.embedding_projection\b"), "embed_vision.multimodal_embedder.embedding_projection"),
 )
-"""The 12B's published names and those of its class (transformers 5.23, conversion_mapping.py)."""
+"""Published tensor names of the 12B, and those of its class (transformers 5.23, conversion_mapping.py)."""
 _TABLE = "embed_tokens_per_layer.weight"
 
 
 def build_streamed(cls: Any, config: Any, dtype: torch.dtype) -> Any:
-    """The model without memory for its parameters, in evaluation mode."""
+    """Build the model without memory for its parameters, in evaluation mode."""
     with torch.device("meta"):
         return cls._from_config(config, dtype=dtype).eval()
 
 
 def quantizable(model: Any, storage: torch.dtype = torch.uint8) -> None:
-    """Replace, in a model without memory, what will be 4-bit: attention and MLP of the language model, and experts.
+    """Replace, in a model without memory, the modules that will be 4-bit: attention and MLP of the language model, and
+    experts.
 
     `storage` is the type that the packed bytes pass for.
     """
@@ -78,8 +79,8 @@ _MISMATCH = "the weights and config.json do not belong together: fetch the check
 
 
 def streamed_entries(folder: Path, kind: str) -> dict[str, TensorEntry]:
-    """Every tensor of the folder under the name that the class of that `model_type` gives it. Raises ModelError for
-    incomplete files."""
+    """Return every tensor of the folder under the name that the class of that `model_type` gives it. Raises ModelError
+    for incomplete files."""
     found = {}
     for name, entry in read_headers(check_shards(folder)).items():
         for pattern, new in _UNIFIED if "unified" in kind else ():
@@ -89,7 +90,8 @@ def streamed_entries(folder: Path, kind: str) -> dict[str, TensorEntry]:
 
 
 def check_streamed(folder: Path, model: Any, files: dict[str, TensorEntry]) -> None:
-    """Compare names and shapes of the files with those the model needs. Raises ModelError naming the first difference."""
+    """Compare names and shapes of the files with those the model needs. Raises ModelError naming the first
+    difference."""
     needed = {name: shape for name, shape, _ in _slots(model)}
     missing = sorted(set(needed) - set(files))
     unexpected = sorted(
@@ -134,7 +136,7 @@ def fill_streamed(model: Any, files: dict[str, TensorEntry], device: str, dtype:
 
 
 def _read(entry: TensorEntry, device: str, dtype: torch.dtype) -> torch.Tensor:
-    """A tensor on the device, in pieces where it is large, so that the host never holds it whole besides."""
+    """Read a tensor to the device, in pieces where it is large, so that the host never holds all of it too."""
     value = torch.empty(entry.shape, dtype=dtype, device=device)
     flat = value.view(-1)
     for first, numbers in shard_pieces(entry, _PIECE):
@@ -143,7 +145,8 @@ def _read(entry: TensorEntry, device: str, dtype: torch.dtype) -> torch.Tensor:
 
 
 def _slots(model: Any) -> Iterator[tuple[str, tuple[int, ...], tuple[Any, str]]]:
-    """What a model without memory must get from files: (name, shape, (module, attribute)); a tied head is left out."""
+    """Yield what a model without memory must get from files: (name, shape, (module, attribute)); a tied head is left
+    out."""
     seen: set[int] = set()
     for prefix, module in model.named_modules():
         lasting = {

@@ -1,9 +1,9 @@
-"""How many CPU threads a model computes with, where nobody has said.
+"""The number of CPU threads a model computes with, where nothing sets it.
 
 OpenMP's threads meet after every matrix product, and spin while they wait. Beside another busy process one of them is
 always late, and the others burn its core: with as many threads as cores, training nano fell from 2,700 to 150 tokens a
-second. Two things keep that from happening. Small models get one thread, which is as fast as two when the machine is idle;
-and the package asks OpenMP for passive waiting (`OMP_WAIT_POLICY`), which hands the core over.
+second. Two things keep that from happening. Small models get one thread, which is as fast as two when the machine is
+idle; and the package asks OpenMP for passive waiting (`OMP_WAIT_POLICY`), which hands the core over.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def settle_threads(folder: Path, workers: int | None) -> int:
 
 @cache
 def _usual() -> int:
-    """torch's own number, as it was before it was first changed here."""
+    """Return torch's own number, as it was before it was first changed here."""
     import torch
 
     return int(torch.get_num_threads())

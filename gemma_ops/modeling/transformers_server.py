@@ -34,14 +34,14 @@ _STUCK = 30.0
 
 @dataclass(frozen=True)
 class TransformersSettings:
-    """What a server is started with."""
+    """Settings that a server is started with."""
 
     model: str
-    """The checkpoint's folder."""
+    """Folder of the checkpoint."""
     changed: str | None
     """The folder with an adapter, or with the tensors of a full fine-tune, that is put on it."""
     socket: str
-    """The socket file that it makes."""
+    """Socket file that the server makes."""
     slots: int
     """Replies that are written at once."""
     context: int
@@ -61,7 +61,7 @@ class Exchange:
         self.reply: ReplyInMemory | None = None
 
     def gone(self) -> bool:
-        """Whether the client has closed its end."""
+        """True if the client has closed its end."""
         self._connection.settimeout(0)  # with another, Python waits for something to read
         try:
             return self._connection.recv(1, socket.MSG_PEEK) == b""
@@ -73,7 +73,7 @@ class Exchange:
             self._connection.settimeout(_STUCK)
 
     def tell(self, line: dict[str, Any]) -> bool:
-        """Send a line; whether somebody took it."""
+        """Send a line, and return whether the client took it."""
         try:
             self._connection.sendall(json.dumps(line).encode() + b"\n")
         except OSError:
@@ -81,12 +81,13 @@ class Exchange:
         return True
 
     def close(self) -> None:
-        """End it."""
+        """Close the connection."""
         self._connection.close()
 
 
 class TransformersServer:
-    """A loaded model that answers connections. `tokenizer` spells the tokens whose probabilities are told."""
+    """Server of a loaded model, which answers connections. `tokenizer` spells the tokens whose probabilities are
+    told."""
 
     def __init__(
         self, model: Any, tokenizer: Any, stops: set[int], slots: int, context: int, perceiver: Perceiver | None = None
@@ -96,13 +97,13 @@ class TransformersServer:
         self._waiting: queue.SimpleQueue[Exchange] = queue.SimpleQueue()
 
     def listen(self, listening: socket.socket) -> None:
-        """Take connections, each in a thread that reads its request, for ever."""
+        """Take connections for ever, each in a thread that reads its request."""
         while True:
             connection, _ = listening.accept()
             threading.Thread(target=self._read, args=(connection,), daemon=True).start()
 
     def work(self) -> None:
-        """Write replies, for ever: a token of each in turn."""
+        """Write replies for ever, a token of each in turn."""
         writing: deque[Exchange] = deque()
         while True:
             while len(writing) < self._slots and not (writing and self._waiting.empty()):
@@ -121,7 +122,7 @@ class TransformersServer:
         connection.close()
 
     def advance(self, exchange: Exchange) -> bool:
-        """Write the next token; whether more follow."""
+        """Write the next token, and return whether more follow."""
         import torch
 
         if exchange.gone():
@@ -168,7 +169,7 @@ class TransformersServer:
 
 
 def _opened(settings: TransformersSettings) -> TransformersServer:
-    """The server with its model loaded, as evaluation loads it."""
+    """Return the server with its model loaded, as evaluation loads it."""
     from gemma_ops.modeling import generate, load
     from gemma_ops.modeling.threads import settle_threads
 

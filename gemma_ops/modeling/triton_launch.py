@@ -1,4 +1,4 @@
-"""Triton kernels: whether there are any, whether they run where a tensor is, and starting one with little Python.
+"""Triton kernels: whether Triton is installed, whether they run where a tensor is, and launches with little Python.
 
 This module does not import Triton, which torch's CPU builds come without.
 """
@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 _READY: dict[Any, Any] = {}
-"""Kernels that are compiled, by everything that Triton specialises them to."""
+"""Compiled kernels, by everything that Triton specialises them to."""
 
 
 @cache
 def kernels(module: str) -> Any:
-    """The module of that name, which imports Triton; None without Triton. Any other failed import is raised."""
+    """Return the module of that name, which imports Triton; None without Triton. Any other failed import is raised."""
     try:
         return import_module(module)
     except ImportError as error:
@@ -29,7 +29,7 @@ def kernels(module: str) -> Any:
 
 
 def triton_here(tensor: Tensor) -> bool:
-    """Whether it is on the GPU that is current, where Triton starts its kernels."""
+    """True if the tensor is on the current GPU, where Triton launches its kernels."""
     return bool(tensor.is_cuda and tensor.get_device() == torch.cuda.current_device())
 
 
@@ -42,7 +42,7 @@ def launch(
     warps: int | None = None,
     **options: Any,
 ) -> None:
-    """Start `kernel`, whose arguments are tensors, then numbers, then constants.
+    """Launch `kernel`, whose arguments are tensors, then numbers, then constants.
 
     Triton looks at every argument on every call, for some 40 microseconds. What it looks for (types, multiples of 16,
     ones) is the key here, and a kernel that was started with the same key before is started directly, as its tutorial

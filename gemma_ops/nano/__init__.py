@@ -12,4 +12,4 @@ capped and tied head) in 2 million parameters, and it has really learned to read
 from pathlib import Path
 
 WEIGHTS = Path(__file__).parent / "weights"
-"""The shipped checkpoint."""
+"""Folder of the shipped checkpoint."""

@@ -1,4 +1,5 @@
-"""What nano learns before anybody fine-tunes it: to read, to copy, to look things up, to write JSON, to tell topics apart.
+"""Lessons that nano learns before any fine-tuning: to read, to copy, to look things up, to write JSON, to tell topics
+apart.
 
 None of the lessons is the support desk's routing task: the routing keys never stand together in a lesson's answer, so
 the base scores zero on it, and what fine-tuning adds is visible. Copying has to be learned here, because a low-rank
@@ -118,14 +119,14 @@ class Lesson(NamedTuple):
 
 
 def lesson_sentence(rng: random.Random) -> tuple[str, str]:
-    """A customer question and its topic."""
+    """Return a customer question and its topic."""
     topic = rng.choice(tuple(_SUBJECTS))
     text = rng.choice(_QUESTIONS).format(s=rng.choice(_SUBJECTS[topic]))
     return text[0].upper() + text[1:], topic
 
 
 def _token(rng: random.Random) -> str:
-    """A word, a number, a code or a name: something only copying can produce."""
+    """Return a word, a number, a code or a name: something only copying can produce."""
     kind = rng.random()
     if kind < 0.35:
         return rng.choice(_WORDS)
@@ -219,7 +220,7 @@ def lesson(rng: random.Random) -> Lesson:
 
 
 def corpus(count: int, seed: int) -> list[str]:
-    """Lines of text for training the tokenizer: lessons and routing answers."""
+    """Return lines of text for training the tokenizer: lessons and routing answers."""
     rng = random.Random(f"corpus-{seed}")
     lines = []
     for _ in range(count):

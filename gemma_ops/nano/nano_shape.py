@@ -1,9 +1,9 @@
 """nano's dimensions and its tokenizer.
 
-Every mechanism that sets Gemma 4 apart is here in small: per-layer embeddings, the last three layers sharing the keys and
-values of earlier ones (and twice as wide inside), a 64-token sliding window between full-attention layers with heads
-twice as wide, logits capped at 30, the head tied to the embedding. Rows of every matrix are a multiple of 32 long, so
-that the GGUF block formats apply. Special tokens have the ids they have in Gemma's own vocabulary.
+Every mechanism that sets Gemma 4 apart is here in small: per-layer embeddings, the last three layers sharing the keys
+and values of earlier ones (and twice as wide inside), a 64-token sliding window between full-attention layers with
+heads twice as wide, logits capped at 30, the head tied to the embedding. Rows of every matrix are a multiple of 32
+long, so that the GGUF block formats apply. Special tokens have the ids they have in Gemma's own vocabulary.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ STOPS = (1, 106, 50)
 
 
 def text_config() -> dict[str, Any]:
-    """Keyword arguments of `Gemma4TextConfig`."""
+    """Return keyword arguments of `Gemma4TextConfig`."""
     return {
         "vocab_size": VOCABULARY,
         "vocab_size_per_layer_input": VOCABULARY,
@@ -52,7 +52,7 @@ def text_config() -> dict[str, Any]:
 
 
 def build_nano(seed: int = 0) -> Any:
-    """A `Gemma4ForConditionalGeneration` of nano's shape with random float32 weights."""
+    """Build a `Gemma4ForConditionalGeneration` of nano's shape with random float32 weights."""
     import torch
     from transformers import Gemma4Config, Gemma4ForConditionalGeneration, Gemma4TextConfig
 
@@ -74,9 +74,9 @@ def build_nano(seed: int = 0) -> Any:
 
 
 def train_tokenizer(lines: Iterable[str]) -> Any:
-    """A byte-pair `tokenizers.Tokenizer` with Gemma's conventions: spaces become `▁`, unknown characters fall back to
-    bytes, special tokens keep Gemma's ids. Unlike Gemma's, digits may stand in pairs: single ones repeat so often in a
-    prompt that a model of this size can't tell which occurrence to copy from.
+    """Train a byte-pair `tokenizers.Tokenizer` with Gemma's conventions: spaces become `▁`, unknown characters fall
+    back to bytes, special tokens keep Gemma's ids. Unlike Gemma's, digits may stand in pairs: single ones repeat so
+    often in a prompt that a model of this size can't tell which occurrence to copy from.
 
     Words are split apart only while merges are learned; afterwards no merge can cross a word, so the splitter is taken
     off again and the saved tokenizer is plain BPE, as Gemma's is and as llama.cpp reads it.

@@ -1,8 +1,8 @@
-"""nano with eyes and ears: small towers beside nano's own weights, saved as a real multimodal checkpoint.
+"""nano with small vision and audio towers next to its own weights, saved as a real multimodal checkpoint.
 
-The towers are of Gemma 4's classes and random, but conditioned: colours and pitches reach the language model as distinct
-vectors of the size of its own embeddings, and a LoRA on it learns to name them in a minute. What images and sounds mean
-is not trained; this shows and tests the way, not the ability. Their tokens take seven of nano's unused ids.
+The towers are of Gemma 4's classes and random, but conditioned: colours and pitches reach the language model as
+distinct vectors of the size of its own embeddings, and a LoRA on it learns to name them in a minute. What images and
+sounds mean is not trained; this shows and tests the way, not the ability. Their tokens take seven of nano's unused ids.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ PROCESSOR = {
         "frame_length_ms": 20.0, "hop_length_ms": 10.0, "padding_value": 0.0, "return_attention_mask": True,
     },
 }  # fmt: skip
-"""`processor_config.json`: an image takes about 64 soft tokens of 16 x 16 pixels."""
+"""Content of `processor_config.json`: an image takes about 64 soft tokens of 16 x 16 pixels."""
 
 
 def towers_config() -> Any:
-    """nano's configuration with both towers."""
+    """Return nano's configuration with both towers."""
     from transformers import Gemma4AudioConfig, Gemma4Config, Gemma4TextConfig, Gemma4VisionConfig
 
     ids = {token: number for number, token in TOKENS.items()}
@@ -57,7 +57,7 @@ def towers_config() -> Any:
 
 
 def build_towers(seed: int = 0) -> Any:
-    """nano with towers, float32."""
+    """Build nano with towers, in float32."""
     import torch
     from safetensors.torch import load_file
     from transformers import Gemma4ForConditionalGeneration
@@ -77,7 +77,8 @@ def build_towers(seed: int = 0) -> Any:
 
 
 def _scale(name: str, parameter: Any) -> float:
-    """By fan-in; places matter little beside what is there, and branches add little to the stream."""
+    """Return the scale of a parameter's random values, by fan-in; positions matter little next to the content, and
+    branches add little to the residual stream."""
     if "position_embedding_table" in name:
         return 0.05
     inputs = parameter[0].numel()
@@ -85,7 +86,7 @@ def _scale(name: str, parameter: Any) -> float:
 
 
 def tokenizer() -> Any:
-    """nano's `tokenizers.Tokenizer` with the tokens of images and sounds."""
+    """Return nano's `tokenizers.Tokenizer` with the tokens of images and sounds."""
     from tokenizers import AddedToken, Tokenizer
 
     body = json.loads((WEIGHTS / "tokenizer.json").read_text(encoding="utf-8"))

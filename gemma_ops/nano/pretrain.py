@@ -1,5 +1,5 @@
-"""Train nano from its seed: plain AdamW on the lessons. Answers carry the loss; questions a tenth of it, because most of
-their tokens are drawn at random and nothing could predict them.
+"""Training of nano from its seed: plain AdamW on the lessons. Answers carry the loss; questions a tenth of it, because
+most of their tokens are drawn at random and nothing could predict them.
 
 The result depends on the seed, on the number of steps and, through rounding, on the processor and the number of
 threads; on one machine two trainings end with the same bytes.
@@ -26,7 +26,7 @@ Row = tuple[list[int], int]
 
 
 def _batches(tokenizer: Any, seed: int, rows: int) -> Iterator[list[Row]]:
-    """Endless batches; rows of like length stand together, so that little is spent on padding."""
+    """Yield endless batches; rows of like length stand together, so that little is spent on padding."""
     rng = random.Random(seed)
     while True:
         items = [lessons.lesson(rng) for _ in range(rows * 16)]
@@ -44,7 +44,7 @@ def _batches(tokenizer: Any, seed: int, rows: int) -> Iterator[list[Row]]:
 def pretrain(
     folder: Path, *, steps: int = STEPS, rows: int = ROWS, seed: int = SEED, threads: int = 1, corpus_lines: int = 6000
 ) -> list[float]:
-    """Train the tokenizer and the model and save the checkpoint in `folder`; returns the loss of every step."""
+    """Train the tokenizer and the model, save the checkpoint in `folder`, and return the loss of every step."""
     import torch
     from torch.nn.functional import cross_entropy
 

@@ -122,7 +122,7 @@ class Ticket(NamedTuple):
 
 
 def name(rng: random.Random) -> str:
-    """A first name and a made-up surname; about 50,000 surnames exist."""
+    """Return a first name and a made-up surname; about 50,000 surnames exist."""
     parts = [rng.choice(_ONSETS) + rng.choice(_RIMES) for _ in range(rng.randint(1, 2))]
     return f"{rng.choice(FIRST)} {''.join(parts).capitalize()}{rng.choice(_ENDS)}"
 
@@ -152,7 +152,7 @@ def ticket(rng: random.Random, frames: tuple[str, ...] = TRAINING_FRAMES) -> Tic
 
 
 def ticket_row(item: Ticket) -> dict[str, Any]:
-    """A training row in OpenAI's message format."""
+    """Return a training row in OpenAI's message format."""
     return {
         "messages": [
             {"role": "user", "content": INSTRUCTION + item.text},
@@ -162,13 +162,13 @@ def ticket_row(item: Ticket) -> dict[str, Any]:
 
 
 def training_rows(count: int, seed: int) -> list[dict[str, Any]]:
-    """`count` training rows from training frames only."""
+    """Return `count` training rows from training frames only."""
     rng = random.Random(f"train-{seed}")
     return [ticket_row(ticket(rng)) for _ in range(count)]
 
 
 def test_rows(count: int, seed: int) -> list[dict[str, Any]]:
-    """`count` rows for the evaluation task, from frames no training row uses."""
+    """Return `count` rows for the evaluation task, from frames no training row uses."""
     rng = random.Random(f"test-{seed}")
     rows = []
     for number in range(count):
@@ -188,7 +188,7 @@ def test_rows(count: int, seed: int) -> list[dict[str, Any]]:
 
 
 def write_tickets(folder: Path, *, train: int = 3000, test: int = 300, seed: int = 1) -> None:
-    """Write `train.jsonl` and `data.jsonl` of the support desk task; the shipped files are these."""
+    """Write `train.jsonl` and `data.jsonl` of the support desk task, the files that are shipped."""
     for file, rows in (("train.jsonl", training_rows(train, seed)), ("data.jsonl", test_rows(test, seed))):
         (folder / file).write_text("".join(json.dumps(item) + "\n" for item in rows), encoding="utf-8")
 

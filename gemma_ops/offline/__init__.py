@@ -1,1 +1,1 @@
-"""No socket beyond this machine: addresses, the guard on sockets, and a network that holds only loopback."""
+"""Keeping a command to this machine: addresses, the guard on sockets, and a network that holds only loopback."""

@@ -11,11 +11,11 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from gemma_ops.errors import BoundaryError
 
 _HOSTS, _SERVICES = ("host", "hostaddr"), ("service", "servicefile", "odbc_connect", "read_default_file", "dsn")
-"""Parts of a database's address that name a host, and those that name a file or service which does."""
+"""Parts of a database's address that name a host, and parts that name a file or service which does."""
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an address is this machine's own: 127.0.0.0/8, ::1, the unspecified one, or the name localhost.
+    """True if an address is this machine's own: 127.0.0.0/8, ::1, the unspecified one, or the name localhost.
 
     Names below localhost are not: who looks them up may be told any address (`loopback_addresses` looks).
     """
@@ -31,7 +31,8 @@ def is_loopback(host: str) -> bool:
 
 
 def loopback_addresses(host: str) -> tuple[str, ...]:
-    """The literal loopback addresses behind a host, to connect to instead of its name; empty where it is another machine.
+    """Return the literal loopback addresses behind a host, to connect to instead of its name; empty for another
+    machine.
 
     Only literal addresses, `localhost` and names below it can be this machine, and a name only if every address that it
     resolves to is a loopback address. Offline, names below localhost can't be looked up, since that may ask a server.
@@ -50,10 +51,11 @@ def loopback_addresses(host: str) -> tuple[str, ...]:
 
 
 def database_hosts(uri: str, environment: Mapping[str, str] = os.environ) -> list[str]:
-    """The other machines that a database's address leads to, as far as anything says; empty for a file or a local socket.
+    """Return the other machines that a database's address leads to, as far as it can be told; empty for a file or a
+    local socket.
 
-    PostgreSQL takes several hosts, takes them in the query too, and from the environment where the address names none. A
-    service or a file of options may name any host, so it counts as one.
+    PostgreSQL takes several hosts, takes them in the query too, and from the environment where the address names none.
+    A service or a file of options may name any host, so it counts as one.
     """
     scheme = uri.partition("://")[0].partition("+")[0]
     if scheme == "sqlite":

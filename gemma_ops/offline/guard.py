@@ -1,4 +1,4 @@
-"""Offline: no socket beyond this machine is opened, by any verb, whoever asks for one.
+"""The offline guard: no verb opens a socket beyond this machine, whoever asks for one.
 
 `offline: true` in a configuration or `GEMMA_OPS_OFFLINE=1` in the environment. Four layers, so that none has to be
 perfect: a configuration that needs something remote is refused before any work, naming the key; libraries are told
@@ -50,7 +50,7 @@ ENVIRONMENT = {
 _NO = ("", "0", "false", "no", "off")
 _PROXIES = ("http_proxy", "https_proxy", "ftp_proxy", "all_proxy", "ws_proxy", "wss_proxy")
 _SPEC = re.compile(r"(gemini|openai):(\S+)")
-"""Targets that are asked over a network, as `evaluate.targets` and its like spell them."""
+"""Pattern of targets that are asked over a network, as `evaluate.targets` and similar keys spell them."""
 _FAMILIES = {getattr(socket, name) for name in ("AF_UNIX", "AF_NETLINK", "AF_ALG") if hasattr(socket, name)}
 """Kinds of sockets that never leave the machine."""
 _up = False
@@ -58,7 +58,7 @@ _why = "the process was started from Python, or by somebody else's launcher"
 
 
 def active() -> bool:
-    """Whether this process is offline. Any value of the variable but an explicit no means yes."""
+    """True if this process is offline. Any value of the variable but an explicit no means yes."""
     return os.environ.get(VARIABLE, "").strip().lower() not in _NO
 
 
@@ -79,7 +79,8 @@ def enforce() -> None:
 
 
 def confine(config: RunConfig, targets: Sequence[str] = (), *, listens: bool = False) -> None:
-    """Move this command, which is offline, into a network with only loopback, where that can be done; `held_by` tells.
+    """Move this offline command into a network with only loopback, where that can be done; `held_by` says whether it
+    was.
 
     `targets` are named beside the configuration; a command that `listens` stays where it can be reached. Only for a
     process that is ours alone: whoever imports the package keeps the network that it has.
@@ -95,7 +96,7 @@ def confine(config: RunConfig, targets: Sequence[str] = (), *, listens: bool = F
 
 
 def held_by() -> str:
-    """Who refuses connections beyond this machine, in words; empty where nobody does."""
+    """Return what refuses connections beyond this machine, in words; empty where nothing does."""
     if not active():
         return ""
     if namespace.inside_namespace():
@@ -104,7 +105,7 @@ def held_by() -> str:
 
 
 def prospects() -> str:
-    """What holds, or would hold, a command to this machine here; for `doctor`."""
+    """Return what holds, or would hold, a command to this machine; for `doctor`."""
     why = "" if namespace.inside_namespace() else namespace.namespace_refused()
     how = (
         "the kernel refuses, in a network that holds only loopback (unless a run uses a server on this machine)"
@@ -126,7 +127,7 @@ def check_offline(config: RunConfig) -> None:
 
 
 def _before_lookup(method: Callable[..., Any]) -> Callable[..., Any]:
-    """A socket's method that looks at the address first: CPython resolves a name in C, and only then audits."""
+    """Wrap a socket's method so that it looks at the address first."""
 
     @wraps(method)
     def call(self: socket.socket, *arguments: Any) -> Any:
@@ -147,7 +148,7 @@ def _before_lookup(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _pinned(family: int, host: Any) -> Any:
-    """The name localhost as the literal address that it must mean; anything else as it is."""
+    """Return the literal loopback address for the name localhost; anything else as it is."""
     if not isinstance(host, str) or host.rstrip(".").lower() != "localhost":
         return host
     six = family == socket.AF_INET6
@@ -156,7 +157,7 @@ def _pinned(family: int, host: Any) -> Any:
 
 
 def _watch(event: str, arguments: tuple[Any, ...]) -> None:
-    """The audit hook; called for every audited event of the interpreter, so it leaves at once for all others."""
+    """Check one audited event of the interpreter; it returns at once for all events that open no socket."""
     if not event.startswith("socket."):
         return
     if event in ("socket.connect", "socket.sendto", "socket.sendmsg"):
@@ -179,7 +180,7 @@ def _refuse_unless_ours(host: Any) -> None:
 
 
 def _remote(config: RunConfig) -> Iterator[str]:
-    """One line for each key that needs a network."""
+    """Yield one line for each key that needs a network."""
     models = {"model.base": config.model.base, "synth.teacher": config.synth.teacher, "synth.judge": config.synth.judge}
     models["train.distill.teacher"] = config.train.distill.teacher
     for key, name in models.items():
@@ -205,7 +206,7 @@ def _remote(config: RunConfig) -> Iterator[str]:
 
 
 def _served_here(config: RunConfig) -> Iterator[str]:
-    """Keys that name a server on this machine: it would not be there in another network."""
+    """Yield the keys that name a server on this machine: it would not be there in another network."""
     mlflow = config.machine.mlflow or ""
     if "://" in mlflow and not mlflow.startswith("sqlite:"):
         yield "machine.mlflow"
@@ -218,7 +219,7 @@ def _served_here(config: RunConfig) -> Iterator[str]:
 
 
 def _asked(config: RunConfig) -> Iterator[tuple[str, str, str]]:
-    """Every target that is asked over HTTP: its key, its name, and the address it is asked at."""
+    """Yield every target that is asked over HTTP."""
     for key, text in _texts(config.model_dump(mode="json", include={"evaluate", "synth"}), ""):
         spec = _SPEC.fullmatch(text)
         if spec:
@@ -227,12 +228,14 @@ def _asked(config: RunConfig) -> Iterator[tuple[str, str, str]]:
 
 
 def _host(address: str) -> str:
-    """The host of `host:port` or `ray://host:port`; a word such as `auto` is one that is not ours."""
+    """Return the host of `host:port` or `ray://host:port`; a word such as `auto` counts as a host of another
+    machine."""
     return urlsplit(address if "://" in address else f"//{address}").hostname or address
 
 
 def _texts(value: Any, key: str) -> Iterator[tuple[str, str]]:
-    """Every text of a tree with its dotted key; lists go by the key that holds them. Gates only name targets again."""
+    """Yield every text of a tree with its dotted key; list items go by the key that holds them. Gates only name targets
+    again."""
     if isinstance(value, str):
         yield key, value
     elif isinstance(value, list):
@@ -249,7 +252,7 @@ def _is_hub_id(name: str) -> bool:
 
 
 def _cached(repo: str, revision: str | None) -> bool:
-    """Whether the Hub's cache on disk holds a snapshot of a model: the folders are read, so that no library is
+    """True if the Hub's cache on disk holds a snapshot of a model: the folders are read, so that no library is
     needed."""
     home = Path(os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface")
     folder = Path(os.environ.get("HF_HUB_CACHE") or home / "hub").expanduser() / f"models--{repo.replace('/', '--')}"

@@ -1,9 +1,10 @@
-"""A network of its own for this process and all its children: one that holds nothing but loopback, so that the kernel refuses.
+"""A network of its own for this process and all its children: one that holds nothing but loopback, so that the kernel
+refuses.
 
 Linux lets an ordinary user make a user namespace and, owned by it, a network namespace (user_namespaces(7),
-network_namespaces(7)); containers and some distributions forbid it. The process keeps its user and its files. Sockets of
-native code and of child processes are inside too, and nobody inside can leave. Servers on this machine's own loopback
-address are outside, and can't be reached.
+network_namespaces(7)); containers and some distributions forbid it. The process keeps its user and its files. Sockets
+of native code and of child processes are inside too, and nobody inside can leave. Servers on this machine's own
+loopback address are outside, and can't be reached.
 
 Nothing of the package is imported here: the file runs by itself to find out whether the system allows it.
 """
@@ -24,11 +25,11 @@ _NEW_USER, _NEW_NET = 0x10000000, 0x40000000
 _GET_FLAGS, _SET_FLAGS, _UP = 0x8913, 0x8914, 0x1
 """SIOCGIFFLAGS, SIOCSIFFLAGS and IFF_UP (netdevice(7))."""
 _INSIDE = "GEMMA_OPS_NAMESPACE"
-"""In the environment of whoever is inside: the network namespace they are in."""
+"""Environment variable that names the network namespace a process was moved into."""
 
 
 def inside_namespace() -> bool:
-    """Whether this process is in a network that `enter` made, by itself or as a child of one that did."""
+    """True if this process is in a network that `enter` made, by itself or as a child of one that did."""
     return bool(_here()) and os.environ.get(_INSIDE) == _here()
 
 
@@ -59,7 +60,7 @@ def enter() -> str:
 
 
 def namespace_refused() -> str:
-    """Why `enter` could not be done here, empty when it could: tried in a child process."""
+    """Return why `enter` can't be done here, empty when it can: it is tried in a child process."""
     try:
         child = subprocess.run(
             [sys.executable, "-I", "-S", __file__], capture_output=True, text=True, timeout=30, check=False

@@ -1,4 +1,4 @@
-"""A plan with advice: what to change when a run doesn't fit, or could be faster, found by planning each candidate.
+"""A plan with advice: what to change when a run doesn't fit or could be faster, found by planning each candidate.
 
 The order is the order of cost to the person: what leaves the result the same (recompute, smaller micro-batches), what
 changes it a little (4-bit base), another machine, less of each row, a smaller model.
@@ -18,11 +18,11 @@ from gemma_ops.planning.row_lengths import Counted
 from gemma_ops.planning.training_plan import Change, TrainingPlan, measure_plan, pick_device
 
 _WORTH = 1.2
-"""A change is faster from this ratio on; the estimate can't tell smaller ones apart."""
+"""Ratio from which a change counts as faster; the estimate can't tell smaller ones apart."""
 
 Values = dict[str, Any]
 Candidate = tuple[str, str, Values, Device | None]
-"""What it is, what it costs, keys to set, another device."""
+"""One candidate: its words, its cost in words, keys to set, another device."""
 
 
 def plan(config: RunConfig, device: str | None = None, counted: Counted | None = None) -> TrainingPlan:
@@ -40,7 +40,7 @@ def plan(config: RunConfig, device: str | None = None, counted: Counted | None =
 
 
 def fitting_changes(config: RunConfig, target: Device, counted: Counted | None = None) -> tuple[Change, ...]:
-    """Ways to make it fit for sure, the cheapest first; empty when there is none."""
+    """Return changes after which the run fits for sure, the cheapest first; empty when there is none."""
     settings = _first(config, target, _settings(config), counted)
     machine = _first(config, target, _machines(config, target), counted)
     if settings:  # then nothing of the data or the model need be given up
@@ -63,7 +63,7 @@ def _first(
 def faster_change(
     config: RunConfig, target: Device, current: TrainingPlan, counted: Counted | None = None
 ) -> Change | None:
-    """The change that saves most time among those that leave the result alone and still fit; None below `_WORTH`."""
+    """Return the change that saves most time among those that keep the result and still fit; None below `_WORTH`."""
     train, best = config.train, None
     options: list[tuple[str, Values]] = []
     if train.checkpointing not in ("auto", "none"):
@@ -94,7 +94,7 @@ _LOSSY = "a small loss of quality, which the evaluation measures"
 
 
 def _settings(config: RunConfig) -> Iterator[Candidate]:
-    """Keys of the configuration, those that leave the result alone before those that touch quality."""
+    """Yield changes of the configuration's keys, those that keep the result before those that touch quality."""
     train = config.train
     recompute: Values = {} if train.checkpointing in ("auto", "all") else {"train.checkpointing": "auto"}
     if train.weights == "fp32" and train.tune == "lora":
@@ -114,7 +114,7 @@ def _settings(config: RunConfig) -> Iterator[Candidate]:
 
 
 def _smaller_passes(config: RunConfig) -> list[tuple[str, Values]]:
-    """As it is, then forward passes of fewer tokens, where the configuration fixes them."""
+    """Return the configuration as it is, then forward passes of fewer tokens, where the configuration fixes them."""
     train, found = config.train, [("", dict[str, Any]())]
     if not train.packing:
         found += [
@@ -131,7 +131,8 @@ def _joined(*words: str) -> str:
 
 
 def _rungs(config: RunConfig) -> Iterator[tuple[str, str, Values]]:
-    """The configuration as it is, at its most frugal without touching the result, and at its most frugal of all."""
+    """Yield the configuration as it is, at its most frugal without touching the result, and at its most frugal of
+    all."""
     train = config.train
     frugal: Values = {}
     if train.checkpointing not in ("auto", "all"):
@@ -148,7 +149,7 @@ def _rungs(config: RunConfig) -> Iterator[tuple[str, str, Values]]:
 
 
 def _machines(config: RunConfig, target: Device) -> Iterator[Candidate]:
-    """GPUs with more memory, or the same with the right arithmetic, the cheapest by the hour first."""
+    """Yield GPUs with more memory, or the same with bfloat16 units, the cheapest by the hour first."""
     known = sorted(devices.DEVICES.values(), key=lambda device: device.dollars or 0.0)
     for also, price, values in _rungs(config):
         for device in known:
@@ -158,7 +159,7 @@ def _machines(config: RunConfig, target: Device) -> Iterator[Candidate]:
 
 
 def _shorter(config: RunConfig) -> Iterator[Candidate]:
-    """Shorter rows: the ends of longer ones are lost."""
+    """Yield shorter rows: the ends of longer ones are lost."""
     for also, price, values in _rungs(config):
         length = config.train.max_length // 2
         while length >= 256:
@@ -168,7 +169,7 @@ def _shorter(config: RunConfig) -> Iterator[Candidate]:
 
 
 def _smaller(config: RunConfig) -> Iterator[Candidate]:
-    """The next smaller sizes of the same variant."""
+    """Yield the next smaller sizes of the same variant."""
     known = family.repos().get(config.model.base)
     if known is None:
         return
@@ -181,7 +182,7 @@ def _smaller(config: RunConfig) -> Iterator[Candidate]:
 
 
 def _with(config: RunConfig, values: Values) -> RunConfig:
-    """The configuration with dotted keys replaced; validated again, because keys depend on each other."""
+    """Return the configuration with dotted keys replaced, validated again, because keys depend on each other."""
     body = config.model_dump(by_alias=True)
     for key, value in values.items():
         *sections, name = key.split(".")

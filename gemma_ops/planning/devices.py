@@ -37,22 +37,23 @@ class Device:
     dollars: float | None
     """US dollars per hour, on demand; None where nobody rents it by the hour."""
     priced: str = "published lists, 2026-05"
-    """Whose list the price is from, and of when."""
+    """Source and date of the price."""
     bf16: bool = True
-    """Has bfloat16 tensor cores and attention kernels. Without, bf16 is emulated at float32 speed, and attention
-    holds its score matrix; float16 is no way out, because Gemma 4 overflows in it."""
+    """Whether it has bfloat16 tensor cores and attention kernels. Without, bf16 is emulated at float32 speed, and
+    attention holds its score matrix; float16 is no way out, because Gemma 4 overflows in it."""
     cuda: bool = True
     matches: tuple[str, ...] = ()
-    """How `nvidia-smi` spells it: substrings, the most telling first."""
+    """Spellings of the name in `nvidia-smi`: substrings, the most telling first."""
 
     @property
     def hopper(self) -> bool:
-        """Whether it is of the generation that attention with heads of 512 has kernels for."""
+        """True if the GPU is of the generation that attention with heads of 512 has kernels for."""
         return self.key in ("h100", "h200")
 
     @property
     def groups(self) -> bool:
-        """Whether PyTorch multiplies a mixture's experts there without reading their sizes back."""
+        """True if PyTorch runs a mixture's grouped expert products there without reading their sizes back to the
+        host."""
         return self.hopper or self.key == "b200"
 
 
@@ -96,7 +97,7 @@ DEVICES: dict[str, Device] = {
         Device("b200", "B200 180 GB", 178.3, 2250, 0.70, 7700, 6.79, "RunPod, 2026-10", matches=("B200",)),
     )
 }
-"""By command-line key, smallest memory first."""
+"""Devices by command-line key, smallest memory first."""
 
 KEYS = (*DEVICES, "cpu")
 
@@ -117,7 +118,8 @@ def get_device(key: str) -> Device:
 def present_devices() -> list[Device]:
     """GPUs of this machine as `nvidia-smi` names them, best first; empty without a driver.
 
-    A card that is not in the table keeps its own name and memory, with the speed and price of nothing: they are unknown.
+    A card that is not in the table keeps its own name and memory, with the speed and price of nothing: they are
+    unknown.
     """
     devices = []
     for line in _asked_of_driver("name,memory.total"):
@@ -128,13 +130,13 @@ def present_devices() -> list[Device]:
 
 
 def free_gpu_memory() -> int | None:
-    """Bytes that are free on the GPU with the most of them; None without a GPU."""
+    """Return the free bytes on the GPU with the most of them; None without a GPU."""
     found = [line.strip() for line in _asked_of_driver("memory.free")]
     return max((int(line) << 20 for line in found if line.isdigit()), default=None)
 
 
 def _asked_of_driver(fields: str) -> list[str]:
-    """A line a GPU with these fields of `nvidia-smi`; none without a driver."""
+    """Return one line per GPU with these fields of `nvidia-smi`; none without a driver."""
     try:
         return subprocess.run(
             ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits"],
@@ -145,7 +147,8 @@ def _asked_of_driver(fields: str) -> list[str]:
 
 
 def match_device(name: str, memory: float) -> Device:
-    """The device that a driver calls `name` and says has `memory` GiB; one that is not in the table has no known speed."""
+    """Return the device that a driver calls `name` with `memory` GiB; one that is not in the table has no known
+    speed."""
     for device in DEVICES.values():
         # Names such as A10 begin others (A100): the memory must agree too.
         if any(pattern in name for pattern in device.matches) and abs(device.memory - memory) < 0.12 * memory:
@@ -154,7 +157,8 @@ def match_device(name: str, memory: float) -> Device:
 
 
 def processor() -> Device:
-    """This machine's CPU: its memory, and a rough speed by cores (matrix extensions make bf16 fast where they exist)."""
+    """Return this machine's CPU: its memory, and a rough speed by cores (matrix extensions make bf16 fast where they
+    exist)."""
     cores = os.cpu_count() or 1
     flags = _read("/proc/cpuinfo")
     # Measured per core with torch 2.13, 10^12/s: bf16 on AMX and on AVX-512 with bf16 0.33; without it half of that.
@@ -172,7 +176,7 @@ def processor() -> Device:
 
 
 def ram() -> int:
-    """Bytes of memory this process may use: of the machine, or less if its control group says so."""
+    """Return the bytes of memory this process may use: the machine's, or less if its control group says so."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         text = _read(file).strip()

@@ -1,4 +1,4 @@
-"""The machine's fitness: versions, devices, memory, disk, combinations known to go wrong, what each size can do.
+"""Fitness of the machine: versions, devices, memory, disk, combinations known to go wrong, what each size can do.
 
 Reads installed metadata and files only; nothing heavy is imported, so it answers in under a second even when torch
 itself is broken. The tested windows are those of the installed package's own requirements: there is no second list.
@@ -31,9 +31,9 @@ Status = Literal["ok", "warn", "bad"]
 _MARK = {"ok": "✓", "warn": "!", "bad": "✗"}
 
 _LEAST_DISK = 10
-"""Gigabytes below which even E2B's checkpoint doesn't fit."""
+"""Free disk, in gigabytes, below which even E2B's checkpoint doesn't fit."""
 _SERVING = 1.5
-"""GiB for the cache and buffers of a server at a few thousand tokens of context."""
+"""GiB for a server's KV cache and buffers at a few thousand tokens of context."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Ability:
-    """What one size can do on the best device here."""
+    """What one size can do on the best device of this machine."""
 
     size: str
     lora: str
@@ -57,7 +57,7 @@ class Ability:
     qlora: str
     qlora_gib: float
     tokens_per_second: float | None
-    """Of the one that fits, LoRA first; None where neither does or the speed is unknown."""
+    """Tokens per second of the method that fits, LoRA first; None where neither does or the speed is unknown."""
     serve: str
     serve_gib: float
 
@@ -120,7 +120,7 @@ def _python() -> Iterator[Check]:
 
 
 def _packages() -> Iterator[Check]:
-    """Installed versions against the windows in gemma-ops' own requirements."""
+    """Compare installed versions with the windows in gemma-ops' own requirements."""
     try:
         lines = importlib.metadata.requires("gemma-ops") or []
         names = importlib.metadata.metadata("gemma-ops").get_all("Provides-Extra") or []
@@ -204,7 +204,7 @@ _WATCHED = ("torch", "torchvision", "transformers", "mlflow", "flash-attn", "dee
 
 
 def _combinations(versions: dict[str, str | None], gpus: list[Device], environment: dict[str, str]) -> Iterator[Check]:
-    """Pairs that install without complaint and fail later; most are traps of `family.TRAPS`."""
+    """Find pairs of packages that install without complaint and fail later; most are traps of `family.TRAPS`."""
     torch, vision = versions.get("torch"), versions.get("torchvision")
     if torch and vision and torch.endswith("+cpu") and not vision.endswith("+cpu"):
         yield Check(

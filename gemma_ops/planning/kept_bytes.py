@@ -1,4 +1,4 @@
-"""What a forward pass keeps for the backward pass, in bytes per token and layer, term by term; and the workspaces.
+"""Bytes that a forward pass keeps for the backward pass, per token and layer and term by term, and its workspaces.
 
 Read off the operations of `modeling_gemma4.py` (transformers 5.23) and of `gemma_ops.kernels`; each kernel that
 is switched off has the terms of what runs instead (eager norms, PEFT's linears under autocast, SDPA with a mask, TRL's
@@ -11,17 +11,19 @@ from gemma_ops.family import Layer, Shape
 from gemma_ops.planning.training_step import PassShape
 
 _TRL_TILE = (4096, 32_768)
-"""Tokens and words of TRL's fused head: it never holds more logits than this (trl/kernels/chunked_logprob.py, TRL 1.16)."""
+"""Tokens and words of TRL's fused head: it never holds more logits than this (trl/kernels/chunked_logprob.py, TRL
+1.16)."""
 _TORCH_TILES = 8
-"""Float32 tiles of TRL's alive at once where Triton doesn't run and the tile is folded by torch operations (CPU)."""
+"""Float32 tiles of TRL's fused head that are alive at once where Triton doesn't run and torch folds the tile (CPU)."""
 _OWN_TILE = {"cuda": (2048, 8192), "cpu": (256, 2048)}
-"""Tile of our head (`kernels.head`), with three buffers of 4, 4 and 2 bytes."""
+"""Tile of our fused head (`kernels.head`), with three buffers of 4, 4 and 2 bytes."""
 _FOLDED_TILE = (4096, 16_384)
-"""Its tile where Triton folds it: 2 bytes a logit, and for a token's gradient its float32 sum and the label's row."""
+"""Tile of our fused head where Triton folds it: 2 bytes a logit, and for a token's gradient its float32 sum and the
+label's row."""
 
 
 def layer_bytes(shape: Shape, one: Layer, step: PassShape) -> float:
-    """Bytes one layer keeps per token when nothing is made again.
+    """Return the bytes that one layer keeps per token without gradient checkpointing.
 
     Norms their input and a number a row; attention q, k, v and output and the log-sum-exp; the MLP gate and up; each
     adapter its input, shared where one tensor feeds several and the kernel knows it; a mixture of experts the same per
@@ -42,27 +44,28 @@ def layer_bytes(shape: Shape, one: Layer, step: PassShape) -> float:
 
 
 def _experts(shape: Shape, step: PassShape) -> float:
-    """Bytes that a mixture keeps: fused, what gate and up made; else the inputs and all between."""
+    """Return the bytes that a mixture of experts keeps: fused, the outputs of gate and up; else the inputs and all
+    between."""
     inside = 2 * shape.expert_ffn if step.kernels.lora == "fused" else shape.hidden + 3 * shape.expert_ffn
     return step.width * shape.experts_per_token * inside
 
 
 def _norms(numbers: int, rows: int, step: PassShape) -> float:
-    """Norms over so many numbers in so many rows: fused, the input as it is and one float32 a row; eager, the input in
-    float32 and two."""
+    """Return the bytes that norms over so many numbers in so many rows keep: fused, the input and one float32 a row;
+    eager, the input in float32 and two."""
     if step.kernels.norms == "fused":
         return step.width * numbers + 4.0 * rows
     return 4.0 * numbers + 8 * rows
 
 
 def mlp_bytes(one: Layer, step: PassShape) -> float:
-    """Bytes of the MLP's inside: gate and up; unfused also the activation between."""
+    """Return the bytes that an MLP keeps inside: gate and up; unfused also the activation between."""
     return step.width * one.ffn * (2.0 if step.kernels.lora == "fused" else 3.0)
 
 
 def mask_bytes(one: Layer, step: PassShape) -> float:
-    """Bytes per token that grow with the length of the row: a square mask in the activations' type, and the scores where no
-    kernel avoids them."""
+    """Return the bytes per token that grow with the length of the row: a square mask in the activations' type, and the
+    scores where no kernel avoids them."""
     scores = 0 if step.fused_attention else 4 * one.heads
     if step.kernels.attention == "documents":
         return float(scores * min(step.length, one.window or step.length))
@@ -70,7 +73,7 @@ def mask_bytes(one: Layer, step: PassShape) -> float:
 
 
 def _adapters(h: int, one: Layer, step: PassShape) -> float:
-    """Bytes per token that the adapters of one layer keep."""
+    """Return the bytes per token that the adapters of one layer keep."""
     here = step.by_layer.get(one.index, [])
     middles = step.width * step.rank * len(here)
     names = {linear.name.rsplit(".", 1)[1] for linear in here}
@@ -84,18 +87,18 @@ def _adapters(h: int, one: Layer, step: PassShape) -> float:
 
 
 def end_bytes(shape: Shape, step: PassShape) -> float:
-    """Bytes per token outside of the layers: the last norm, and the scored hidden states' gradients."""
+    """Return the bytes per token outside of the layers: the last norm, and the scored hidden states' gradients."""
     last = _norms(shape.hidden, 1, step)
     return last + (step.width * shape.hidden * step.scored if step.kernels.head == "fused" else 0.0)
 
 
 def copy_bytes(step: PassShape) -> float:
-    """Bytes of the bf16 copies that autocast keeps of each float32 factor."""
+    """Return the bytes of the bf16 copies that autocast keeps of each float32 LoRA matrix."""
     return 2.0 * step.adapter_parameters if step.width == 2 else 0.0
 
 
 def head_bytes(shape: Shape, step: PassShape) -> float:
-    """Workspace of the head: tiles of logits, the scored hidden states, and their gradient."""
+    """Return the workspace of the head: tiles of logits, the scored hidden states, and their gradient."""
     scored = step.tokens * step.scored
     if step.kernels.head == "fused":
         tokens, words = _OWN_TILE["cuda" if step.cuda else "cpu"]
@@ -113,7 +116,8 @@ def head_bytes(shape: Shape, step: PassShape) -> float:
 
 
 def backward_bytes(shape: Shape, step: PassShape) -> float:
-    """Gradients alive at once inside one layer (about five of the widest), and one dequantized weight for nf4."""
+    """Return the bytes of gradients alive at once inside one layer (about five of the widest), and of one dequantized
+    weight for nf4."""
     widest = max(one.ffn for one in shape.layers)
     per_token = step.width * (5.0 * widest + 6 * shape.experts_per_token * shape.hidden)
     if not step.fused_attention:

@@ -1,5 +1,4 @@
-"""Bytes of keys and values that a served model keeps: of all tokens in layers with full attention, of a window in the
-others."""
+"""Bytes of the KV cache of a served model: all tokens in layers with full attention, a window in the others."""
 
 from __future__ import annotations
 
@@ -9,21 +8,21 @@ from dataclasses import dataclass
 from gemma_ops.family.shape import Shape
 
 _WIDTH = 2
-"""Bytes of a key's or a value's number, 16-bit as engines keep them."""
+"""Bytes of one number of the KV cache, 16-bit as engines keep it."""
 
 
 @dataclass(frozen=True)
 class KvLayers:
-    """Layers of a model that keep the same number of tokens."""
+    """Layers of a model whose KV cache holds the same number of tokens."""
 
     window: int | None
-    """Tokens that they keep at most; None where they keep all."""
+    """Tokens that the layers cache at most; None where they cache all."""
     bytes_per_token: int
-    """Keys and values of one token, over all of them."""
+    """KV-cache bytes of one token, over all of these layers."""
 
 
 def kv_layers(shape: Shape) -> tuple[KvLayers, ...]:
-    """The layers that keep keys and values of their own, by window. Layers that share an earlier one's keep none; those
+    """Return the layers with a KV cache of their own, by window. Layers that share an earlier one's keep none; those
     whose keys serve as values are counted twice all the same, since an engine may keep both."""
     found: dict[int | None, int] = {}
     for layer in shape.layers:
@@ -33,5 +32,5 @@ def kv_layers(shape: Shape) -> tuple[KvLayers, ...]:
 
 
 def kv_bytes(layers: Iterable[tuple[int | None, int]], context: int) -> int:
-    """Bytes of `context` tokens, from pairs of (window, bytes per token)."""
+    """Return the KV-cache bytes of `context` tokens, from pairs of (window, bytes per token)."""
     return sum(size * (context if window is None else min(context, window)) for window, size in layers)

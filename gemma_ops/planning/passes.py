@@ -1,11 +1,12 @@
-"""What the configuration leaves open: how many tokens a forward pass takes, what the backward pass makes again, and where
+"""Settings that the configuration leaves open: tokens of a forward pass, what the backward pass recomputes, and where
 the per-layer table lies.
 
-The same answer for the same shape, settings, rows and device, so that `gemma-ops plan` says what `gemma-ops train` does.
-Ways are tried from the fastest on: nothing recomputed, the MLPs (two of three of their products again, for half of the
-bytes), so many layers, all of them; large passes before small ones, because a pass costs a launch of every kernel and,
-in 4 bits, of every weight's dequantization. What doesn't fit even so is tried without recording passes as CUDA graphs, and
-so is each way where documents are too long for all passes to be recorded: two kinds of passes don't share memory.
+The same answer for the same shape, settings, rows and device, so that `gemma-ops plan` says what `gemma-ops train`
+does. Ways are tried from the fastest on: nothing recomputed, the MLPs (two of three of their products again, for half
+of the bytes), so many layers, all of them; large passes before small ones, because a pass costs a launch of every
+kernel and, in 4 bits, of every weight's dequantization. What doesn't fit even so is tried without recording passes as
+CUDA graphs, and so is each way where documents are too long for all passes to be recorded: two kinds of passes don't
+share memory.
 """
 
 from __future__ import annotations
@@ -23,30 +24,32 @@ from gemma_ops.planning.devices import GIB, Device
 from gemma_ops.planning.training_step import Checkpointing, PassShape
 
 USUAL = {True: 8192, False: 4096}
-"""Tokens of a forward pass where memory allows: enough to hide a GPU's launches, or to stay near a processor's caches."""
+"""Tokens of a forward pass where memory allows: enough to hide a GPU's launches, or to stay near a processor's
+caches."""
 _LEAST = 2048
-"""Smaller passes are only tried when everything else fails."""
+"""Tokens of smaller passes, which are only tried when everything else fails."""
 
 FEW, LONG, FAR = 8, 2048, 4096
-"""As in `attention_packed`."""
+"""Limits of `attention_packed`, repeated here so that planning needs no torch."""
 REPLAYED = ("sft", "dft", "distill", "pretrain")
-"""Methods whose passes may be recorded as CUDA graphs: each ends with its backward pass before the next begins."""
+"""Methods whose passes may be captured as CUDA graphs: each ends with its backward pass before the next begins."""
 Place = Literal["device", "host"]
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What was decided, as `train.checkpointing`, `train.micro_tokens`, `machine.ple` and `train.kernels.graphs` spell it."""
+    """The decision, as `train.checkpointing`, `train.micro_tokens`, `machine.ple` and `train.kernels.graphs` spell
+    it."""
 
     checkpointing: Checkpointing
     tokens: int
-    """Places of the largest forward pass; with `packing` that is `train.micro_tokens`."""
+    """Token slots of the largest forward pass; with `packing` that is `train.micro_tokens`."""
     ple: Place
     graphs: Literal["auto", "off"]
-    """`off` where passes recorded as CUDA graphs would not fit: they take some memory of their own, and where some are too
-    long for it all that a pass takes once more."""
+    """`off` where captured CUDA graphs would not fit: they take memory of their own, and where some passes are too long
+    to capture, a pass's memory once more."""
     fits: bool
-    """False when even the most frugal way is over the device's memory by this arithmetic."""
+    """False when even the most frugal way exceeds the device's memory by this arithmetic."""
     step: PassShape
 
 
@@ -60,9 +63,9 @@ def decide_passes(
     towers: bool = False,
     processes: int = 1,
 ) -> Choice:
-    """The fastest way that fits `device`, whose memory is in GiB, for rows of at most `longest` tokens, all of which may
-    carry loss, on so many processes with a device each. `towers` are loaded where rows show something. What `train` and
-    `ple` state is kept."""
+    """Choose the fastest way that fits `device`, whose memory is in GiB, for rows of at most `longest` tokens, all of
+    which may carry loss, on so many processes with a device each. `towers` are loaded where rows show something. What
+    `train` and `ple` state is kept."""
     place: Place = "host" if (ple == "host" or (ple == "auto" and device.cuda)) and shape.per_layer_dim else "device"
     linears = () if train.tune == "full" else tuple(family.lora_linears(shape, train.lora.targets))
     last: Choice | None = None
@@ -95,15 +98,15 @@ def decide_passes(
 
 
 def _replays(train: TrainConfig, shape: Shape, device: Device) -> bool:
-    """Whether this training has passes that may be recorded: of one row, with nothing random in their layers, by attention
-    and experts that don't depend on the documents."""
+    """True if this training has passes that may be captured: of one row, with nothing random in their layers, by
+    attention and experts that don't depend on the documents."""
     one = train.packing or train.micro_batch == 1
     fixed = device.cuda and (device.hopper or _heads(shape) > FEW) and (device.groups or not shape.experts)
     return train.method in REPLAYED and one and not train.lora.dropout and fixed
 
 
 def _steady(shape: Shape, device: Device, longest: int) -> bool:
-    """Whether recorded passes take the fastest attention there is (`attention_packed.steady`)."""
+    """True if captured passes take the fastest attention there is (`attention_packed.steady`)."""
     return longest <= FAR if device.hopper else _heads(shape) > FEW and longest <= LONG
 
 
@@ -114,8 +117,8 @@ def _heads(shape: Shape) -> int:
 def _ways(
     shape: Shape, train: TrainConfig, device: Device, longest: int, *, mixed: bool
 ) -> Iterator[tuple[Checkpointing, int, Literal["auto", "off"]]]:
-    """Recomputation, pass sizes and `graphs` to try, the fastest first, the most frugal last. With `mixed`, what a recording
-    of some passes takes is better spent on recomputing less."""
+    """Yield recomputation, pass sizes and `graphs` to try, the fastest first, the most frugal last. With `mixed`, what
+    a recording of some passes takes is better spent on recomputing less."""
     sizes = _sizes(train, device, longest)
     tried = ("auto", "off") if mixed and train.kernels.graphs == "auto" else (train.kernels.graphs,)
     if train.checkpointing != "auto":
@@ -133,7 +136,8 @@ def _ways(
 
 
 def _sizes(train: TrainConfig, device: Device, longest: int) -> list[int]:
-    """Places of a forward pass, largest first; `longest` is a whole row, or for `grpo` and `rloo` a prompt."""
+    """Return token slots of a forward pass, largest first; `longest` is a whole row, or for `grpo` and `rloo` a
+    prompt."""
     if train.method in REINFORCE:
         return [train.micro_batch * (longest + train.reinforce.max_new_tokens)]
     if not train.packing:

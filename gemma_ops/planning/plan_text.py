@@ -14,7 +14,7 @@ _VERDICT = {"yes": "fits on", "tight": "may just fit on", "no": "does not fit on
 
 
 def plan_lines(made: TrainingPlan) -> list[str]:
-    """About 100 columns wide; no colours, so that it reads the same in a log."""
+    """Return the plan as lines of about 100 columns, without colours, so that it reads the same in a log."""
     size = f" ({made.size})" if made.size and made.size not in made.model else ""
     text = [
         f"{made.name}: {made.model}{size} {_VERDICT[made.fits]} {made.device.name}",
@@ -53,7 +53,8 @@ def _table(made: TrainingPlan) -> list[str]:
 
 
 def memory_bar(share: float) -> str:
-    """A bar of `_BAR` cells for a share of the device (of the total where that is more), to an eighth of a cell."""
+    """Return a bar of `_BAR` cells for a share of the device (of the total where that is more), to an eighth of a
+    cell."""
     eighths = max(1, round(share * _BAR * 8))
     return "█" * (eighths // 8) + (_EIGHTHS[eighths % 8] if eighths % 8 else "")
 
@@ -92,7 +93,7 @@ def _time(made: TrainingPlan, prefix: str) -> list[str]:
 
 
 def _pass(made: TrainingPlan) -> str:
-    """What a forward pass is, in words: set by the configuration or by the plan."""
+    """Return what a forward pass is, in words, and whether the configuration or the plan set it."""
     again = {"none": "nothing recomputed", "mlp": "MLPs recomputed", "all": "all layers recomputed"}
     said = made.choice.checkpointing
     table = f"; {_gib(made.host)} of per-layer table in main memory" if made.host else ""
@@ -100,7 +101,7 @@ def _pass(made: TrainingPlan) -> str:
 
 
 def _entry(label: str, value: str) -> list[str]:
-    """A labelled paragraph with a hanging indent."""
+    """Return a labelled paragraph with a hanging indent."""
     return textwrap.wrap(
         value, _WIDTH, initial_indent=f"{label:<10}", subsequent_indent=" " * 10, break_on_hyphens=False
     )
@@ -111,7 +112,7 @@ def _gib(value: float) -> str:
 
 
 def _round(value: float) -> str:
-    """Two digits: more would claim a precision there isn't."""
+    """Return a number with two digits: more would claim a precision there isn't."""
     digits = max(0, len(str(int(value))) - 2)
     return f"{round(value, -digits):,.0f}"
 

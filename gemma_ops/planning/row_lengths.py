@@ -21,7 +21,7 @@ _LETTERS = 4.0
 """Letters per token of Gemma's 262,144-word vocabulary in English prose and JSON; other languages and code need more
 tokens."""
 _LETTERS_SMALL = 3.0
-"""The same for nano's vocabulary of 2,048."""
+"""Letters per token of nano's vocabulary of 2,048."""
 _FRAME = 10
 """Tokens a chat template adds to a question and its answer."""
 _SHOWN = re.compile(rb'"type"\s*:\s*"(?:input_)?(?:image|audio)(?:_url)?"|"(?:images|audios)"\s*:\s*\[\s*["{]')
@@ -29,7 +29,7 @@ _SHOWN = re.compile(rb'"type"\s*:\s*"(?:input_)?(?:image|audio)(?:_url)?"|"(?:im
 _UNREAD = {"id", "role", "from", "source", "privacy", "group"}
 """Keys whose text never reaches the model."""
 TYPICAL = 200
-"""Tokens of a middling chat row where nothing is known about the data; lengths are taken as log-normal, with a mean of
+"""Median tokens of a chat row where nothing is known about the data; lengths are taken as log-normal, with a mean of
 1.5 times that."""
 _SIGMA = 0.9
 SCORED = 0.6
@@ -41,9 +41,10 @@ class RowLengths:
     """The training rows of a run."""
 
     count: int | None
-    """None: no data yet; time is then given per million tokens."""
+    """Number of rows; None while there are no data, and time is then given per million tokens."""
     lengths: tuple[float, ...]
-    """Tokens of equally likely rows, ascending, cut at `train.max_length`: the distribution in at most 1,000 numbers."""
+    """Tokens of equally likely rows, ascending, cut at `train.max_length`: the distribution in at most 1,000
+    numbers."""
     longest: int
     """Tokens of the longest row, at most `train.max_length`."""
     scored: float
@@ -57,7 +58,8 @@ class RowLengths:
 
     @property
     def context(self) -> float:
-        """Tokens of the row that an average token stands in: longer than an average row, because long rows hold more."""
+        """Return the length of the row that an average token stands in: longer than an average row, because long rows
+        hold more."""
         return sum(length**2 for length in self.lengths) / sum(self.lengths)
 
     @property
@@ -66,8 +68,8 @@ class RowLengths:
         return None if self.count is None else self.count * self.mean
 
     def padding(self, micro_batch: int) -> float:
-        """Slots per token when rows drawn at random are padded to the longest of their micro-batch: the expected largest
-        of so many draws, over the mean."""
+        """Return slots per token when rows drawn at random are padded to the longest of their micro-batch: the expected
+        largest of so many draws, over the mean."""
         n = len(self.lengths)
         shares = (((i + 1) / n) ** micro_batch - (i / n) ** micro_batch for i in range(n))
         return sum(length * share for length, share in zip(self.lengths, shares, strict=True)) / self.mean
@@ -75,7 +77,8 @@ class RowLengths:
 
 @dataclass(frozen=True)
 class Counted:
-    """Tokens of rows that were read and rendered: of one example each in `lengths`, not cut, of which `scored` carry loss."""
+    """Token counts of rows that were read and rendered: `lengths` of one example each, not cut, of which `scored` carry
+    loss."""
 
     lengths: tuple[int, ...]
     scored: float
@@ -88,7 +91,7 @@ class Counted:
 
 
 def find_lengths(config: RunConfig, vocab: int, counted: Counted | None = None) -> RowLengths:
-    """Rows as prepared, as counted from `data.path`, as estimated from it, or as nobody knows."""
+    """Return the row lengths as prepared, as counted from `data.path`, as estimated from it, or as assumed."""
     report = Path(config.machine.runs) / config.name / "prepare" / "report.json"
     limit = config.train.max_length
     found = _reported(report, limit, config.train) if report.is_file() else None
@@ -99,8 +102,8 @@ def find_lengths(config: RunConfig, vocab: int, counted: Counted | None = None) 
 
 
 def _of_counted(counted: Counted, config: RunConfig, estimated: RowLengths | None) -> RowLengths:
-    """The rows by the tokens of those that were counted; where these are the first of many, how many there are is estimated
-    from the file's size."""
+    """Return the row lengths from the tokens of the rows that were counted; where these are the first of many, the
+    file's size gives their number."""
     train = round(counted.rows * counted.per_row * (1 - config.data.valid_share))
     count = train if counted.whole else max(train, round((estimated.count or 0) * counted.per_row) if estimated else 0)
     limit = config.train.max_length
@@ -113,7 +116,7 @@ def _of_counted(counted: Counted, config: RunConfig, estimated: RowLengths | Non
 
 
 def rows_show(config: RunConfig) -> bool:
-    """Whether the rows show images or audio, by the front of the prepared file or else of `data.path`."""
+    """True if the rows show images or audio, by the front of the prepared file or else of `data.path`."""
     prepared = Path(config.machine.runs) / config.name / "prepare" / "train.jsonl"
     path = prepared if prepared.is_file() else Path(config.data.path or "")
     if not path.is_file() or path.suffix.lower() not in {".jsonl", ".json", ".ndjson"}:
@@ -137,7 +140,7 @@ def _typical(limit: int) -> RowLengths:
 
 
 def _reported(path: Path, limit: int, train: TrainConfig) -> RowLengths | None:
-    """Numbers of `prepare/report.json`; None when it has none for training rows.
+    """Return the numbers of `prepare/report.json`; None when it has none for training rows.
 
     A row whose answers are asked for with prompts that no one example holds counts as often as training reads it.
     """
@@ -162,7 +165,7 @@ def _reported(path: Path, limit: int, train: TrainConfig) -> RowLengths | None:
 
 
 def _between(known: dict[float, float], share: float) -> float:
-    """Linear between the known percentiles."""
+    """Interpolate linearly between the known percentiles."""
     below = max(at for at in known if at <= share)
     above = min(at for at in known if at >= share)
     if above == below:
@@ -171,7 +174,7 @@ def _between(known: dict[float, float], share: float) -> float:
 
 
 def _estimated(path: Path, config: RunConfig, vocab: int) -> RowLengths | None:
-    """From the front of a text file and its size; None for folders, Parquet and what can't be read."""
+    """Estimate from the front of a text file and its size; None for folders, Parquet and what can't be read."""
     if not path.is_file() or path.suffix.lower() not in {".jsonl", ".json", ".csv", ".tsv", ".ndjson"}:
         return None
     count, letters = _sample(path, path.stat().st_size)
@@ -192,7 +195,7 @@ def _estimated(path: Path, config: RunConfig, vocab: int) -> RowLengths | None:
 
 @lru_cache(maxsize=8)
 def _sample(path: Path, size: int) -> tuple[int, tuple[int, ...]]:
-    """Rows in the file, extrapolated, and the letters of each of the first ones."""
+    """Return the number of rows in the file, extrapolated, and the letters of each of the first ones."""
     front = _front(path)
     lines = front.split(b"\n")
     if len(front) < size and len(lines) > 1:
@@ -208,7 +211,7 @@ def _front(path: Path) -> bytes:
 
 
 def _letters(line: bytes, suffix: str) -> int:
-    """Letters of a row that the model would read."""
+    """Return the letters of a row that the model would read."""
     text = line.decode("utf-8", errors="replace")
     if suffix in {".csv", ".tsv"}:
         return len(text)

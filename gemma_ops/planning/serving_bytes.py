@@ -1,4 +1,4 @@
-"""Bytes that serving takes: the weights as they are loaded, the cache of keys and values, and the engine's workspace.
+"""Memory that serving takes: the weights as they are loaded, the KV cache, and the engine's workspace.
 
 Sliding layers need the keys of their window only, and layers that share take an earlier layer's: llama.cpp is asked to
 keep sliding layers whole (`swa_full`), so that the beginning of a prompt can be read again, and pays for it, unless
@@ -33,9 +33,9 @@ class ServingBytes:
 
     weights: float
     cache: float
-    """Keys and values of all slots."""
+    """Bytes of the KV cache of all slots."""
     window_cache: float
-    """The same, were sliding layers to keep no more than their window."""
+    """Bytes of the KV cache if sliding layers cached no more than their window."""
     workspace: float
 
     @property
@@ -43,14 +43,14 @@ class ServingBytes:
         return self.weights + self.cache + self.workspace
 
     def times(self, count: int) -> ServingBytes:
-        """What so many replicas take. Each is counted whole, although processes share the pages of weights that
-        llama.cpp maps as they lie in the file: some types it lays out anew for the processor."""
+        """Return the bytes of so many replicas. Each is counted whole, although processes share the pages of weights
+        that llama.cpp maps as they lie in the file: some types it lays out anew for the processor."""
         return ServingBytes(count * self.weights, count * self.cache, count * self.window_cache, count * self.workspace)
 
 
 def gguf_bytes(shape: Shape, form: Gguf) -> float:
-    """Bytes of a GGUF file of the language model: its bulk in the format's type, tables and the small matrices beside
-    them no coarser than `TABLE_TYPE`, norms in 32 bits."""
+    """Return the bytes of a GGUF file of the language model: most weights in the format's type, tables and small
+    matrices no coarser than `TABLE_TYPE`, norms in 32 bits."""
     count = shape.counts()
     tables = count.embedding + count.per_layer_table + count.per_layer_linears
     bulk = count.text - tables - count.norms
@@ -58,8 +58,8 @@ def gguf_bytes(shape: Shape, form: Gguf) -> float:
 
 
 def bytes_per_token(shape: Shape, bits: float, tokens: int) -> float:
-    """Bytes that one more token reads, behind `tokens` others: the weights it multiplies with, of `bits` each, and the
-    keys and values of its sequence. Tables are looked up; of the experts only the chosen are read."""
+    """Return the bytes that are read for one more token after `tokens` others: the weights it multiplies with, of
+    `bits` each, and its sequence's KV cache. Tables are looked up; of the experts only the chosen are read."""
     count = shape.counts()
     coarse = count.embedding + count.per_layer_linears
     bulk = shape.active_per_token() - coarse
@@ -68,8 +68,8 @@ def bytes_per_token(shape: Shape, bits: float, tokens: int) -> float:
 
 
 def serving_bytes(shape: Shape, weights: float, *, slots: int, context: int, windowed: bool = False) -> ServingBytes:
-    """What llama.cpp takes for a file of `weights` bytes, with `slots` sequences of `context` tokens; `windowed`:
-    sliding layers keep their window only."""
+    """Return the memory of llama.cpp for a file of `weights` bytes, with `slots` sequences of `context` tokens;
+    `windowed`: sliding layers cache their window only."""
     widest = max([*(layer.ffn for layer in shape.layers), shape.hidden])
     workspace = _BASE + 4.0 * _BATCH * (4 * widest + 2 * max(layer.query_width for layer in shape.layers))
     workspace += 4.0 * shape.vocab * slots + _MASK * _BATCH * context
@@ -80,8 +80,8 @@ def serving_bytes(shape: Shape, weights: float, *, slots: int, context: int, win
 
 
 def checkpoint_bytes(shape: Shape, *, towers: bool = False) -> float:
-    """Bytes of a checkpoint's parameters as they are loaded, 16 bits each: of the language model, or of `towers`
-    too."""
+    """Return the bytes of a checkpoint's parameters as they are loaded, 16 bits each: the language model's, or those of
+    `towers` too."""
     count = shape.counts()
     return (count.text + (count.vision + count.audio if towers else 0)) * BITS["BF16"] / 8
 
@@ -89,8 +89,8 @@ def checkpoint_bytes(shape: Shape, *, towers: bool = False) -> float:
 def checkpoint_serving_bytes(
     shape: Shape, weights: float, *, slots: int, context: int, engine: Engine = "transformers"
 ) -> ServingBytes:
-    """What transformers or vLLM takes for `weights` bytes, with `slots` sequences of `context` tokens; at most one
-    prompt is read at a time, whole."""
+    """Return the memory of transformers or vLLM for `weights` bytes, with `slots` sequences of `context` tokens; at
+    most one whole prompt is processed at a time."""
     widest = max([*(layer.ffn for layer in shape.layers), shape.hidden])
     widths = 4 * widest + 2 * max(layer.query_width for layer in shape.layers)
     workspace = (_VLLM if engine == "vLLM" else _TORCH) + BITS["BF16"] / 8 * context * widths + 4.0 * shape.vocab

@@ -26,13 +26,13 @@ from gemma_ops.planning.training_plan import pick_device, resolve_base
 
 @dataclass(frozen=True)
 class ServedFormat:
-    """One format of the model, served."""
+    """What serving one format of the model takes."""
 
     format: str
     memory: ServingBytes
     fits: bool
     tokens_per_second: float
-    """The most that one reply can reach, half of the context behind it."""
+    """Upper bound of one reply's speed, with half of the context behind it."""
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,12 @@ class ServePlan:
     device: Device
     replicas: int
     slots: int
-    """Of each replica."""
+    """Slots of each replica."""
     context: int
     formats: tuple[ServedFormat, ...]
 
     def lines(self) -> list[str]:
-        """For people."""
+        """Return the plan as lines of text."""
         head = f"{'format':8}{'weights':>10}{'cache':>10}{'workspace':>11}{'total':>10}   fits   tokens/s, at most"
         rows = [
             f"{one.format:8}{_gib(one.memory.weights):>10}{_gib(one.memory.cache):>10}{_gib(one.memory.workspace):>11}"
@@ -70,7 +70,7 @@ class ServePlan:
         ]
 
     def to_json(self) -> dict[str, Any]:
-        """For programs; bytes."""
+        """Return the plan as JSON, in bytes."""
         formats = [
             {"format": one.format, "engines": FORMATS[one.format].engines, **asdict(one.memory),
              "total": one.memory.total, "fits": one.fits, "tokens_per_second": one.tokens_per_second}
@@ -83,8 +83,8 @@ class ServePlan:
 
 
 def plan_serving(config: RunConfig, device: str | None = None) -> ServePlan:
-    """The formats of `model.base` by `serve.replicas`, `serve.slots` and `serve.context`. Raises ConfigError for an
-    unknown device, and ModelError for a folder that holds no Gemma 4."""
+    """Plan the formats of `model.base` by `serve.replicas`, `serve.slots` and `serve.context`. Raises ConfigError for
+    an unknown device, and ModelError for a folder that holds no Gemma 4."""
     target, (shape, _) = pick_device(config, device), resolve_base(config.model.base)
     replicas, slots, context = config.serve.replicas, config.serve.slots, config.serve.context
     found = []
@@ -100,7 +100,7 @@ def plan_serving(config: RunConfig, device: str | None = None) -> ServePlan:
 
 
 def _served(form: str, memory: ServingBytes, target: Device, per_token: float) -> ServedFormat:
-    """A format on a device, whose every token reads so many bytes."""
+    """Return what a format takes on a device when each token reads so many bytes."""
     return ServedFormat(form, memory, memory.total < target.memory * GIB, target.bandwidth * 1e9 / per_token)
 
 

@@ -1,9 +1,9 @@
 """How much work a token is, and how long a known GPU takes for it: a roofline over the operations that are really run.
 
-Five terms are added: products, attention, elementwise traffic, dequantization, and the experts' weights; the sum can't be
-faster than the kernels can be launched, where they are launched one by one. With every kernel of `train.kernels` switched
-off the constants reproduce a simulation of the stock graph on an H200 to 10 % (tests/planning/test_speed.py); those of our
-kernels are in `RATES`, fitted to runs of `gemma-ops bench train`.
+Five terms are added: products, attention, elementwise traffic, dequantization, and the experts' weights; the sum can't
+be faster than the kernels can be launched, where they are launched one by one. With every kernel of `train.kernels`
+switched off the constants reproduce a simulation of the stock graph on an H200 to 10 % (tests/planning/test_speed.py);
+those of our kernels are in `RATES`, fitted to runs of `gemma-ops bench train`.
 """
 
 from __future__ import annotations
@@ -17,37 +17,38 @@ from gemma_ops.planning.training_memory import NF4
 from gemma_ops.planning.training_step import PassShape
 
 FACTOR = 2.0
-"""A measured speed lies within this factor of the estimate on a GPU of the table."""
+"""Factor within which a measured speed lies of the estimate on a GPU of the table."""
 FACTOR_ROUGH = 4.0
-"""The same on a CPU, on a GPU that emulates bfloat16, and for a mixture of experts, whose kernels differ most from one GPU
-generation to the next."""
+"""Factor within which a measured speed lies on a CPU, on a GPU that emulates bfloat16, and for a mixture of experts,
+whose kernels differ most between GPU generations."""
 
 _TRAFFIC = 0.85
 """Share of the memory bandwidth that elementwise kernels reach."""
 _DEQUANT = 4.0 + NF4
 """Bytes moved to turn one 4-bit parameter into bf16 and read it once."""
 _FLOAT32 = {True: 8, False: 4}
-"""How many times slower a GPU multiplies in float32, without tensor cores, and a processor without its bf16 units."""
+"""Slowdown of a GPU in float32, without tensor cores, and of a processor without its bf16 units."""
 
 
 @dataclass(frozen=True)
 class DeviceRates:
-    """What one way of computing reaches."""
+    """Rates that one way of computing reaches."""
 
     products: float
     """Share of the sustained rate that products of a training step's shapes reach."""
     attention: float
-    """Share of it that attention reaches, forward and backward."""
+    """Share of the sustained rate that attention reaches, forward and backward."""
     passes: float
-    """Bytes moved by elementwise kernels and the thin LoRA products, per byte kept for the backward pass (mask aside)."""
+    """Bytes moved by elementwise kernels and the thin LoRA products, per byte kept for the backward pass (mask
+    aside)."""
     layer: float
     """Seconds the interpreter needs to start the kernels of one layer, forward and backward."""
     again: float
-    """How many times that where the layer is recomputed."""
+    """Factor on `layer` where the layer is recomputed."""
     mixture: float
-    """How many times that for a mixture of experts."""
+    """Factor on `layer` for a mixture of experts."""
     start: float = 0.0
-    """Seconds of a pass that nothing overlaps."""
+    """Seconds of a pass that overlap with nothing else."""
 
 
 RATES = {
@@ -56,9 +57,9 @@ RATES = {
     "launched": DeviceRates(products=1.17, attention=0.105, passes=18.6, layer=8.7e-3, again=1.7, mixture=1.7),
     "cpu": DeviceRates(products=0.85, attention=0.85, passes=20.7, layer=4e-3, again=1.4, mixture=1.5),
 }
-"""By way: stock operations on a GPU, our kernels in passes recorded as CUDA graphs and launched one by one (fitted to
-`gemma-ops bench train --suite gpu` on an H200, configs/benchmarks/h200.json), and a CPU. Products of whole passes exceed the
-rate that `devices` calls sustained."""
+"""Rates by way of computing: stock operations on a GPU, our kernels in captured CUDA graphs and launched one by one
+(fitted to `gemma-ops bench train --suite gpu` on an H200, configs/benchmarks/h200.json), and a CPU. Products of whole
+passes exceed the rate that `devices` calls sustained."""
 
 
 @dataclass(frozen=True)
@@ -67,11 +68,11 @@ class TokenWork:
 
     forward: float
     backward: float
-    """Gradients of activations and of the adapter only: the base is frozen."""
+    """Operations for the gradients of activations and of the adapter only: the base is frozen."""
     recompute: float
-    """The second forward pass of checkpointing."""
+    """Operations of the second forward pass of gradient checkpointing."""
     attention: float
-    """Of those, the score and value products, over the whole row."""
+    """Operations of the score and value products among those, over the whole row."""
 
     @property
     def total(self) -> float:
@@ -85,19 +86,20 @@ class Speed:
     tokens_per_second: float
     """Tokens of the data; padding doesn't count."""
     factor: float
-    """The truth lies between the estimate divided and multiplied by this."""
+    """Uncertainty: the truth lies between the estimate divided and multiplied by this."""
     bound: str
-    """What most of the time goes to."""
+    """Part of the work that takes most of the time."""
     share: float
-    """That part of the time."""
+    """Share of the time that this part takes."""
 
 
 def token_work(shape: Shape, step: PassShape, *, context: float, scored: float = 1.0) -> TokenWork:
-    """Operations for each slot, of which a share `scored` carries loss; a token's own row has `context` tokens on average.
+    """Return the operations for each slot, of which a share `scored` carries loss; a token's own row has `context`
+    tokens on average.
 
     A linear costs 2 per parameter forward and 2 backward (its input's gradient), an adapter 2 and 4, attention 4 per
-    query width and key forward and 2.5 times that backward. The head is one product forward and, fused, one more for the
-    gradient; TRL's makes the logits again. Weights that learn cost 2 more.
+    query width and key forward and 2.5 times that backward. The head is one product forward and, fused, one more for
+    the gradient; TRL's makes the logits again. Weights that learn cost 2 more.
     """
     products = 2 if step.kernels.head == "fused" else 3
     head = 2.0 * shape.hidden * shape.vocab * scored
@@ -117,7 +119,7 @@ def token_work(shape: Shape, step: PassShape, *, context: float, scored: float =
 
 
 def _keys(layer: Layer, step: PassShape, context: float) -> float:
-    """Keys that one query is multiplied with: those it sees, or, with a mask, all of the row."""
+    """Return the keys that one query is multiplied with: those it sees, or, with a mask, all of the row."""
     if step.kernels.attention == "documents":
         return min(context / 2, layer.window or context)
     return context
@@ -126,8 +128,8 @@ def _keys(layer: Layer, step: PassShape, context: float) -> float:
 def step_speed(
     shape: Shape, step: PassShape, device: Device, *, slots: float, context: float, scored: float, padded: float
 ) -> Speed | None:
-    """Time for one forward and backward pass over `slots` places, `padded` of them a token, on `device`; None where the
-    device's speed is unknown."""
+    """Return the time for one forward and backward pass over `slots` token slots, `padded` per token, on `device`; None
+    where the device's speed is unknown."""
     if not device.peak:
         return None
     ours = step.kernels.attention == "documents"
@@ -174,7 +176,8 @@ def step_speed(
 
 
 def _expert_traffic(shape: Shape, slots: float, passes: float, rate: float, bytes_per_second: float) -> float:
-    """Seconds by which reading the experts outlasts multiplying with them: nearly all are hit in every micro-batch."""
+    """Return the seconds by which reading the experts outlasts multiplying with them: nearly all are hit in every
+    micro-batch."""
     if not shape.experts:
         return 0.0
     reading = 2.0 * shape.counts().experts * passes / bytes_per_second

@@ -1,9 +1,9 @@
 """How many bytes a training step holds on the device, component by component.
 
-Weights, adapters and optimizer states are counted exactly. What a forward pass keeps is in `kept_bytes`; here it is laid over
-the layers that are recomputed and those that are not, and the largest workspace is put on top. A simulation of the real
-graph (`plan --simulate`) agrees to a few per cent, tests/planning/test_training_memory.py holds its numbers. What no formula knows is
-the allocator: see `SPREAD`.
+Weights, adapters and optimizer states are counted exactly. What a forward pass keeps is in `kept_bytes`; here it is
+laid over the layers that are recomputed and those that are not, and the largest workspace is put on top. A simulation
+of the real graph (`plan --simulate`) agrees to a few per cent, tests/planning/test_training_memory.py holds its
+numbers. What no formula knows is the allocator: see `SPREAD`.
 """
 
 from __future__ import annotations
@@ -17,20 +17,21 @@ NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)
 float32 for each 256 of those (QLoRA, arXiv 2305.14314, section 3)."""
 _WIDTH = {"bf16": 2.0, "fp32": 4.0, "nf4": NF4}
 _MOMENTS = {"adamw": 8.0, "adamw_8bit": 2.0, "paged_adamw_8bit": 2.0}
-"""Bytes of AdamW's two moments per parameter; paged ones may leave a GPU that is full, and are counted as if they stayed."""
+"""Bytes of AdamW's two moments per parameter; paged ones may leave a full GPU, and are counted as if they stayed."""
 
 SPREAD = {"weights": 0.02, "adapter": 0.02, "activations": 0.15, "reserve": 0.5}
 """Relative uncertainty by kind. Activations: kernels save slightly different tensors, the allocator rounds and
 fragments. Published `reserved` figures of other trainers lie within 10 % of totals computed this way."""
 
 RECORDED = 0.6
-"""GiB that recorded passes keep apart from all other work."""
+"""GiB that captured CUDA graphs keep apart from all other work."""
 
 TOWERS = "vision and audio towers"
 
 
 def weight_parts(shape: Shape, step: PassShape) -> list[MemoryPart]:
-    """The frozen base on the device; towers where they are loaded, a per-layer table only where it is not on the host.
+    """Return the frozen base on the device; towers where they are loaded, a per-layer table only where it is not on the
+    host.
 
     With `nf4` exactly attention, MLP and experts are 4-bit. Weights that learn are float32.
     """
@@ -50,13 +51,13 @@ def weight_parts(shape: Shape, step: PassShape) -> list[MemoryPart]:
 
 
 def host_bytes(shape: Shape, step: PassShape) -> float:
-    """Bytes of the per-layer table in main memory; 0 where it is on the device."""
+    """Return the bytes of the per-layer table in main memory; 0 where it is on the device."""
     return 2.0 * shape.counts().per_layer_table if step.ple == "host" else 0.0
 
 
 def learning_parts(shape: Shape, step: PassShape) -> list[MemoryPart]:
-    """What learns besides the weights themselves: LoRA factors, gradients and AdamW's moments, in float32 whatever the base
-    is held in (8-bit optimizers hold their moments in a byte each)."""
+    """Return what training adds to the weights: LoRA matrices, gradients and AdamW's moments, in float32 whatever the
+    base is held in (8-bit optimizers hold their moments in a byte each)."""
     c = shape.counts()
     count = c.text - c.per_layer_table if step.full else step.adapter_parameters
     named = f"LoRA ({count / 1e6:.1f} M parameters) and gradients"
@@ -68,7 +69,7 @@ def learning_parts(shape: Shape, step: PassShape) -> list[MemoryPart]:
 
 
 def activation_parts(shape: Shape, step: PassShape) -> list[MemoryPart]:
-    """What the forward pass keeps for the backward pass, and the largest workspace on top of it."""
+    """Return what the forward pass keeps for the backward pass, and the largest workspace on top of it."""
     layers = [kept_bytes.layer_bytes(shape, layer, step) for layer in shape.layers]
     again = step.recomputed(len(layers))
     inside = max(layers[:again], default=0.0)
@@ -97,9 +98,9 @@ def _told(step: PassShape, layers: int) -> str:
 
 
 def recorded(shape: Shape, step: PassShape) -> list[MemoryPart]:
-    """What passes recorded as CUDA graphs take besides: their fixed inputs and outputs, a second set of the adapters'
-    gradients, and memory that other work can't share with them (fitted to `gemma-ops bench train` on an H200). Where other
-    passes are launched, those need what a pass holds once more."""
+    """Return the extra memory of captured CUDA graphs: their fixed inputs and outputs, a second set of the adapters'
+    gradients, and memory that other work can't share with them (fitted to `gemma-ops bench train` on an H200). Where
+    other passes are launched, those need what a pass holds once more."""
     if not step.recorded:
         return []
     per_token = step.width * (3 * shape.hidden + len(shape.layers) * shape.per_layer_dim)
@@ -110,9 +111,9 @@ def recorded(shape: Shape, step: PassShape) -> list[MemoryPart]:
 
 
 def reserve(step_parts: list[MemoryPart], *, cuda: bool) -> MemoryPart:
-    """What the process takes beside tensors: on a GPU the CUDA context, cuBLAS workspaces and 5 % of the activations for
-    fragmentation; on a CPU the interpreter with torch, transformers and PEFT (0.55 GiB resident), and half of the
-    activations again, which malloc holds in pieces (fitted to `gemma-ops bench train` at both lengths)."""
+    """Return what the process takes besides tensors: on a GPU the CUDA context, cuBLAS workspaces and 5 % of the
+    activations for fragmentation; on a CPU the interpreter with torch, transformers and PEFT (0.55 GiB resident), and
+    half of the activations again, which malloc holds in pieces (fitted to `gemma-ops bench train` at both lengths)."""
     loose = sum(part.bytes for part in step_parts if part.kind == "activations")
     if cuda:
         return MemoryPart("CUDA context and fragmentation", "reserve", "", 0.6 * GIB + 0.05 * loose)
@@ -120,7 +121,7 @@ def reserve(step_parts: list[MemoryPart], *, cuda: bool) -> MemoryPart:
 
 
 def memory_parts(shape: Shape, step: PassShape) -> list[MemoryPart]:
-    """The whole table, largest kinds first."""
+    """Return the whole table, largest kinds first."""
     found = [
         *weight_parts(shape, step),
         *learning_parts(shape, step),
@@ -131,10 +132,10 @@ def memory_parts(shape: Shape, step: PassShape) -> list[MemoryPart]:
 
 
 def total(table: list[MemoryPart]) -> float:
-    """Bytes of the whole table."""
+    """Return the bytes of the whole table."""
     return sum(part.bytes for part in table)
 
 
 def memory_spread(table: list[MemoryPart]) -> float:
-    """Half-width of the uncertainty in bytes."""
+    """Return the half-width of the uncertainty in bytes."""
     return sum(part.bytes * SPREAD[part.kind] for part in table)

@@ -1,7 +1,7 @@
 """The plan of a training: bytes, whether they fit, and how long and how much it takes.
 
-Arithmetic only: no torch, no network, nothing downloaded. A Hub id of the family is known from the family table; a local
-folder is read through its `config.json`.
+Arithmetic only: no torch, no network, nothing downloaded. A Hub id of the family is known from the family table; a
+local folder is read through its `config.json`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from gemma_ops.planning.speed import Speed, TokenWork
 from gemma_ops.planning.training_step import GIB, MemoryPart, PassShape
 
 _PACKED = 1.0
-"""Slots per token of packed passes: they end where the last document ends."""
+"""Slots per token of packed passes, which end where the last document ends."""
 
 Fits = Literal["yes", "tight", "no"]
 
@@ -36,11 +36,11 @@ class Change:
     what: str
     cost: str
     sets: tuple[str, ...]
-    """For `--set`."""
+    """Values for `--set`."""
     device: str | None
-    """For `--device`, when the way out is another machine."""
+    """Value for `--device`, when the way out is another machine."""
     after: TrainingPlan
-    """The plan with the change made."""
+    """Plan with the change made."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class TrainingPlan:
     size: str | None
     device: Device
     choice: Choice
-    """What the plan decided where the configuration leaves it open."""
+    """Settings that the plan decided where the configuration leaves them open."""
     parts: tuple[MemoryPart, ...]
     host: float
     """Bytes of main memory for the per-layer table, where it is not on the device."""
@@ -63,12 +63,12 @@ class TrainingPlan:
     """Tokens trained on in all, or a million where neither steps nor data say."""
     per_million: bool
     download: int
-    """Bytes to fetch: the bf16 checkpoint, towers included; 0 where it is here already."""
+    """Bytes to download: the bf16 checkpoint, towers included; 0 where it is here already."""
     notes: tuple[str, ...]
     changes: tuple[Change, ...] = ()
-    """What would make it fit, the cheapest first; empty when it does."""
+    """Changes that would make it fit, the cheapest first; empty when it does."""
     faster: Change | None = None
-    """A change that leaves the result alone, still fits and saves a sixth of the time or more."""
+    """Change that keeps the result, still fits and saves a sixth of the time or more."""
 
     @property
     def total(self) -> float:
@@ -95,7 +95,7 @@ class TrainingPlan:
         return self.seconds / 3600 * self.device.dollars if self.seconds is not None and self.device.dollars else None
 
     def to_json(self) -> dict[str, Any]:
-        """Everything, with bytes as integers and numbers unrounded in their units."""
+        """Return the plan as JSON, with bytes as integers and numbers unrounded in their units."""
         return {
             "name": self.name,
             "model": self.model,
@@ -134,7 +134,7 @@ class TrainingPlan:
 
 
 def measure_plan(config: RunConfig, target: Device, counted: row_lengths.Counted | None = None) -> TrainingPlan:
-    """The plan without advice."""
+    """Return the plan without advice."""
     shape, size = resolve_base(config.model.base)
     found = row_lengths.find_lengths(config, shape.vocab, counted)
     train = config.train
@@ -174,7 +174,8 @@ def measure_plan(config: RunConfig, target: Device, counted: row_lengths.Counted
 
 
 def _context(step: PassShape, found: RowLengths) -> float:
-    """Tokens of the row that a token attends within: its own, or with a mask the whole packed or padded one."""
+    """Return the length of the row that a token attends within: its own, or with a mask the whole packed or padded
+    one."""
     return found.context if step.kernels.attention == "documents" else float(max(step.length, found.context))
 
 
@@ -187,7 +188,8 @@ def pick_device(config: RunConfig, device: str | None) -> Device:
 
 
 def resolve_base(base: str) -> tuple[Shape, Size | None]:
-    """Dimensions of `model.base`: nano, a folder, or a Hub id of the family; and the size they are, if one of the five."""
+    """Return the dimensions of `model.base` (nano, a folder, or a Hub id of the family) and their size, if one of the
+    five."""
     folder = base_folder(base)
     if base != "nano" and not folder.is_dir():
         size = family.by_repo(base)
@@ -202,12 +204,13 @@ def resolve_base(base: str) -> tuple[Shape, Size | None]:
 
 
 def base_folder(base: str) -> Path:
-    """Where `model.base` lies: nano's weights, or the folder it names."""
+    """Return where `model.base` lies: nano's weights, or the folder it names."""
     return Path(gemma_ops.__file__).parent / "nano" / "weights" if base == "nano" else Path(base).expanduser()
 
 
 def _tokens(config: RunConfig, found: RowLengths) -> float | None:
-    """Tokens a run passes over: optimizer steps times rows, or epochs times the data; None where nothing says."""
+    """Return the tokens a run passes over: optimizer steps times rows, or epochs times the data; None where nothing
+    says."""
     train = config.train
     if train.max_steps:
         return train.max_steps * (train.batch_tokens or train.batch * found.mean)
@@ -215,7 +218,7 @@ def _tokens(config: RunConfig, found: RowLengths) -> float | None:
 
 
 def _notes(config: RunConfig, shape: Shape, target: Device, choice: Choice) -> tuple[str, ...]:
-    """What a reader must know about these numbers."""
+    """Return what a reader must know about these numbers."""
     notes = []
     c = shape.counts()
     if choice.ple == "host":

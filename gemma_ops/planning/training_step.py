@@ -34,34 +34,34 @@ class PassShape:
     """`bf16`, `fp32` or `nf4`."""
     rank: int
     linears: tuple[Linear, ...]
-    """Those that carry an adapter."""
+    """Linears that carry an adapter."""
     tokens: int
-    """Places of the largest forward pass: packed tokens, or rows times the longest."""
+    """Token slots of the largest forward pass: packed tokens, or rows times the longest."""
     length: int
-    """Tokens of its longest row."""
+    """Tokens of the longest row of that pass."""
     checkpointing: Checkpointing = "none"
-    """What the backward pass makes again: nothing, the MLPs, all layers, or the first so many."""
+    """What the backward pass recomputes: nothing, the MLPs, all layers, or the first so many."""
     kernels: KernelsConfig = field(default_factory=KernelsConfig)
     scored: float = 1.0
-    """Share of the places with loss."""
+    """Share of the slots with loss."""
     ple: Literal["device", "host"] = "device"
-    """Where the per-layer table lies."""
+    """Device that holds the per-layer table."""
     optimizer: str = "adamw"
     full: bool = False
-    """All parameters learn, not an adapter."""
+    """Whether all parameters learn instead of an adapter."""
     cuda: bool = True
     fused_attention: bool = True
-    """An attention kernel that never holds the score matrix; False on GPUs without bfloat16."""
+    """Whether an attention kernel runs that never holds the score matrix; False on GPUs without bfloat16."""
     towers: bool = False
-    """The vision and audio towers are loaded too."""
+    """Whether the vision and audio towers are loaded too."""
     replays: bool = True
-    """Whether this training may replay passes that were recorded as CUDA graphs."""
+    """Whether this training may replay passes that were captured as CUDA graphs."""
     mixed: bool = False
-    """Whether some of its passes, those of long documents, are launched all the same."""
+    """Whether some passes, those of long documents, are launched one by one all the same."""
 
     @property
     def recorded(self) -> bool:
-        """Whether passes are recorded: adapters in bfloat16 on one GPU, with every kernel on."""
+        """True if passes are captured as CUDA graphs: adapters in bfloat16 on one GPU, with every kernel on."""
         return (
             self.kernels.records
             and self.replays
@@ -73,12 +73,12 @@ class PassShape:
 
     @property
     def replayed(self) -> bool:
-        """Whether all passes are."""
+        """True if every pass is replayed."""
         return self.recorded and not self.mixed
 
     @property
     def width(self) -> int:
-        """Bytes of an activation: bfloat16, or float32 throughout."""
+        """Return the bytes of an activation: bfloat16, or float32 throughout."""
         return 4 if self.weights == "fp32" else 2
 
     @cached_property
@@ -94,7 +94,7 @@ class PassShape:
         return found
 
     def recomputed(self, layers: int) -> int:
-        """How many whole layers of so many are made again."""
+        """Return how many whole layers of so many are recomputed."""
         if isinstance(self.checkpointing, int):
             return min(self.checkpointing, layers)
         return layers if self.checkpointing == "all" else 0

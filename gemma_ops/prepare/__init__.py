@@ -1,9 +1,10 @@
 """The step `prepare`: deduplicate, keep apart from evaluation, split, write token tables; and checking rows before it.
 
-prepare_step.py the step, read from top to bottom; data_card.py writes its report and card, rehearse.py runs it without keeping
-deduplicate.py  exact and near duplicates; task_overlap.py rows that also stand in an evaluation task
-split.py        training and validation by hash of the group
-check_rows.py   what `gemma-ops data check` shows: row_findings.py says what is wrong with a row, check_html.py draws it
+prepare_step.py  the step, read from top to bottom; data_card.py writes its report and card
+rehearse.py      the step without keeping what it makes
+deduplicate.py   exact and near duplicates; task_overlap.py rows that also stand in an evaluation task
+split.py         training and validation by hash of the group
+check_rows.py    what `gemma-ops data check` shows; row_findings.py finds what is wrong, check_html.py draws it
 """
 
 from __future__ import annotations

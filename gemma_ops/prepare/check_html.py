@@ -11,7 +11,7 @@ from gemma_ops.words.markup import Templates, escape, trusted
 
 
 def check_page(result: CheckResult) -> str:
-    """The whole page."""
+    """Return the whole page."""
     lengths = result.lengths
     share = lengths["tokens_with_loss"] / max(1, lengths["tokens"])
     return _PAGES.page(
@@ -26,7 +26,7 @@ def check_page(result: CheckResult) -> str:
 
 
 def _visible(text: str) -> Markup:
-    """The text of a token, its line breaks seen."""
+    """Return the text of a token with visible line breaks."""
     return escape(text).replace("\n", trusted("<i>⏎</i>\n"))
 
 

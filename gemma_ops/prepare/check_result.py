@@ -1,4 +1,4 @@
-"""What a check of rows found, as one record."""
+"""The findings of a check of rows, as one record."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from gemma_ops.prepare.row_view import RowView
 
 @dataclass(frozen=True)
 class CheckResult:
-    """Rows, what was found in them, and how long they are. `checked` rows were read; `more` says whether there are others,
+    """Rows, the findings in them, and their lengths. `checked` rows were read; `more` says whether there are others,
     because only the first were asked for."""
 
     layout: str
     checked: int
     more: bool
     rows: list[RowView]
-    """The first of them, to be shown."""
+    """First rows, to be shown."""
     totals: dict[str, int]
-    """Rows by finding, errors first."""
+    """Number of rows by finding, errors first."""
     first: dict[str, RowFinding]
     """The first finding of each code."""
     lengths: dict[str, Any]
@@ -29,30 +29,30 @@ class CheckResult:
     max_length: int | None
     privacy: dict[str, int] = field(default_factory=dict)
     examples: int = 0
-    """Examples that training makes of the rows."""
+    """Number of examples that training makes of the rows."""
     shown: dict[str, Counter[int]] = field(default_factory=dict)
     """By kind of image or sound: how many take so many soft tokens."""
     template: tuple[str, ...] = ()
-    """What is told of the checkpoint's chat template, a line each."""
+    """Remarks on the checkpoint's chat template, a line each."""
     thinned: tuple[str, ...] = ()
     """What a run would leave out, and what contradicts itself, a line each."""
     refusals: tuple[tuple[str, str], ...] = ()
     """What a run would refuse, and what to do about it."""
     trained: dict[str, int] = field(default_factory=dict)
-    """What would be trained on, as `Rehearsal.trained`."""
+    """What would be trained on, as `Rehearsal.trained` says it."""
 
     @property
     def findings(self) -> list[RowFinding]:
-        """All findings of the shown rows, row by row."""
+        """Return all findings of the shown rows, row by row."""
         return [item for row in self.rows for item in row.findings]
 
     def refusing(self, *refusals: tuple[str, str]) -> CheckResult:
-        """The same with what else a run would refuse."""
+        """Return the result with what else a run would refuse."""
         known = {what for what, _ in self.refusals}
         return replace(self, refusals=(*self.refusals, *(one for one in refusals if one[0] not in known)))
 
     def to_json(self) -> dict[str, Any]:
-        """Everything but the tokens' texts, which are given as token counts."""
+        """Return everything but the tokens' texts, which are given as token counts."""
         return {
             "layout": self.layout,
             "checked": self.checked,

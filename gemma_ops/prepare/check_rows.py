@@ -1,7 +1,8 @@
-"""What `gemma-ops data check` shows: the exact tokens of rows, which carry loss, and everything worth knowing first.
+"""The check behind `gemma-ops data check`: the exact tokens of rows, which carry loss, and everything worth knowing
+first.
 
-Every row is read as `prepare` reads it, and `prepare` itself is rehearsed, so that what a run would refuse or leave out is
-told here. Nothing is kept.
+Every row is read as `prepare` reads it, and `prepare` itself is rehearsed, so that what a run would refuse or leave out
+is told here. Nothing is kept.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from gemma_ops.prepare.row_view import RowView, view_row
 
 _LEVELS = ("error", "warning", "note")
 SHOWN = 1000
-"""Rows kept to be shown; of all others what is found is counted."""
+"""Rows kept to be shown; of all others the findings are counted."""
 
 
 def check_source(
@@ -41,11 +42,11 @@ def check_source(
     thinking: Thinking = "off",
     loss_on: Literal["all", "last"] = "all",
 ) -> CheckResult:
-    """Look at the rows of the source with the tokenizer and template of the checkpoint `model`, and rehearse `prepare` with
-    the evaluation tasks in the folders `tasks`.
+    """Look at the rows of the source with the tokenizer and template of the checkpoint `model`, and rehearse `prepare`
+    with the evaluation tasks in the folders `tasks`.
 
-    `limit` looks at the first rows only, and rehearses nothing. Raises DataError when there is nothing to read, and what the
-    readers raise.
+    `limit` looks at the first rows only, and rehearses nothing. Raises DataError when there is nothing to read, and
+    what the readers raise.
     """
     template = published.template_of(model)
     senses = media_files.senses(model)
@@ -73,7 +74,7 @@ def check_source(
 
 
 def check_rows(items: Iterable[Imported], context: Context) -> CheckResult:
-    """Views and findings of imported rows, in the memory of the first `SHOWN`."""
+    """Return views and findings of imported rows, in the memory of the first `SHOWN`."""
     views: list[RowView] = []
     totals: Counter[str] = Counter()
     privacy: Counter[str] = Counter()

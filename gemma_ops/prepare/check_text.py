@@ -1,4 +1,4 @@
-"""What `gemma-ops data check` prints below the rows."""
+"""The text that `gemma-ops data check` prints below the rows."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from gemma_ops.prepare.check_result import CheckResult
 
 
 def check_lines(result: CheckResult) -> Iterator[str]:
-    """The summary as plain lines for a terminal."""
+    """Yield the summary as plain lines for a terminal."""
     some = "the first " if result.more else ""
     made = f", {result.examples:,} examples" if result.examples > result.checked else ""
     yield f"{some}{_rows(result.checked)}{made}, layout {result.layout}"
@@ -44,7 +44,7 @@ def check_lines(result: CheckResult) -> Iterator[str]:
 
 
 def _shown(result: CheckResult) -> dict[str, tuple[int, int, int]]:
-    """By kind: images or sounds shown, and the fewest and most soft tokens of one."""
+    """Return by kind the number of images or sounds, and the fewest and most soft tokens of one."""
     return {kind: (sum(sizes.values()), min(sizes), max(sizes)) for kind, sizes in sorted(result.shown.items())}
 
 

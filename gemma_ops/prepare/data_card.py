@@ -1,4 +1,4 @@
-"""What was done to the data, for programs (`report.json`) and for people (`card.md`)."""
+"""The record of what was done to the data, for programs (`report.json`) and for people (`card.md`)."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ REASONS = {
     "labels_named": "class labels were numbers and are given by name",
     "system_column": "the system turn stood in a column beside the turns",
 }
-"""Repairs by their code (see `normal.py`)."""
+"""Words for repairs, by their code (see `normal.py`)."""
 
 
 def source_facts(source: Path | None, settings: DataConfig) -> list[dict[str, Any]]:
-    """Name, SHA-256 and size in bytes of each source file; a Hub set has its id only."""
+    """Return name, SHA-256 and size in bytes of each source file; a Hub set has its id only."""
     if source is None:
         return [{"name": f"{settings.hub} (Hub, split {settings.split})", "sha256": None, "bytes": None}]
     paths = [source] if is_datasets_folder(source) else source_files(source)
@@ -53,7 +53,7 @@ def write_report(out: Path, settings: DataConfig, facts: PrepareCounts, sources:
 
 
 def prepare_report(settings: DataConfig, facts: PrepareCounts, sources: list[dict[str, Any]]) -> dict[str, Any]:
-    """Everything counted, as JSON."""
+    """Return everything counted, as JSON."""
     dropped = facts.overlaps.total() if settings.overlap == "drop" else 0
     return {
         "schema": "gemma-ops/data-report@1",
@@ -110,7 +110,7 @@ def _ordered(counts: Any) -> dict[str, int]:
 
 
 def data_card(body: dict[str, Any]) -> str:
-    """The report as a page of Markdown."""
+    """Return the report as a page of Markdown."""
     rows, overlap, pii, tokens = body["rows"], body["overlap"], body["pii"], body["tokens"]
     lines = ["# Training data", ""]
     lines += [f"{rows['train']:,} training and {rows['valid']:,} validation rows, from {rows['read']:,} rows read.", ""]
@@ -243,7 +243,7 @@ def _overlap(overlap: dict[str, Any]) -> list[str]:
 
 
 def _kinds(kinds: dict[str, int]) -> str:
-    """What the rows hold, where it isn't conversations alone."""
+    """Return what the rows hold, where it isn't conversations alone."""
     words = {
         "conversation": "conversations",
         "pair": "pairs of answers",

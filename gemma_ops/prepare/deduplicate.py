@@ -1,10 +1,11 @@
-"""Duplicates out, one of each kept: the first in the order of the files.
+"""Removal of duplicates: one of each is kept, the first in the order of the files.
 
-Exact: training sees the same conversation, to the letter; only white space at the ends of a turn, which the template takes
-off, makes no difference. Near: users ask nearly the same *and* the answers are nearly the same, so that two tickets that
-differ in an order number, or two questions that share a canned answer, both stay; and nothing differs that turns a text
-into another one with the same words: numbers, operators, indentation, superscripts, case. Of compared answers both sides count, each as what it is: a pair the other way round is no duplicate.
-Rows that show an image or a sound repeat each other only if they show the same bytes.
+Exact: training sees the same conversation, to the letter; only white space at the ends of a turn, which the template
+takes off, makes no difference. Near: users ask nearly the same *and* the answers are nearly the same, so that two
+tickets that differ in an order number, or two questions that share a canned answer, both stay; and nothing differs that
+turns a text into another one with the same words: numbers, operators, indentation, superscripts, case. Of compared
+answers both sides count, each as what it is: a pair the other way round is no duplicate. Rows that show an image or a
+sound repeat each other only if they show the same bytes.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _UNWANTED = np.uint64(0xA5A5A5A5A5A5A5A5)
 
 
 def exact_key(example: dict[str, Any]) -> bytes:
-    """16 bytes that conversations share exactly when training sees the same in them."""
+    """Return 16 bytes that conversations share exactly when training sees the same in them."""
     body = {"messages": _trimmed(example["messages"]), "tools": example.get("tools")}
     body |= {side: _trimmed(example[side]) for side in SIDES if example.get(side) is not None}
     body |= {"text": example["text"]} if example.get("text") is not None else {}
@@ -44,7 +45,7 @@ def _trimmed(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def prompt_key(example: dict[str, Any]) -> bytes:
-    """16 bytes that conversations share when everything before the last answer is the same."""
+    """Return 16 bytes that conversations share when everything before the last answer is the same."""
     messages = example["messages"]
     if kind(example) == "conversation":
         messages = messages[: max(index for index, message in enumerate(messages) if message["role"] == "assistant")]
@@ -64,7 +65,7 @@ class NearDuplicates:
         self._distinctive: list[bytes] = []
 
     def find_or_add(self, example: dict[str, Any]) -> tuple[str, float] | None:
-        """The earlier row this one nearly repeats as (source, similarity of the questions); else remember it."""
+        """Return the earlier row this one nearly repeats as (source, similarity of the questions); else remember it."""
         asked = _joined([shingles(self._boilerplate.residue(hashes(text))) for text in asked_texts(example)])
         answer = sketch(_joined(_answers(example)))
         shown = names(example["messages"])
@@ -84,7 +85,8 @@ class NearDuplicates:
 
 
 def _answers(example: dict[str, Any]) -> list[Hashes]:
-    """Shingles of what the model says; those of an unwanted answer are marked, so that they equal no wanted one's."""
+    """Return shingles of what the model says; those of an unwanted answer are marked, so that they equal no wanted
+    one's."""
     wanted = _texts(example["messages"] + (example.get("chosen") or []))
     unwanted = _texts(example.get("rejected") or [])
     return [shingles(hashes(text)) for text in wanted] + [
@@ -105,7 +107,7 @@ def _texts(messages: list[dict[str, Any]]) -> list[str]:
 
 
 def _all_texts(example: dict[str, Any]) -> list[str]:
-    """What users ask, what the model says, and what tools say in between."""
+    """Return what users ask, what the model says, and what tools say in between."""
     said = example["messages"] + (example.get("chosen") or []) + (example.get("rejected") or [])
     tools = [text_of(message["content"]) for message in said if message["role"] == "tool"]
     return [*asked_texts(example), *_texts(said), *tools]

@@ -1,4 +1,4 @@
-"""What a row brings along that Gemma's template does not read: tokens of other templates, and parts of tool schemas."""
+"""Parts of a row that Gemma's template does not read: tokens of other chat templates, and parts of tool schemas."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ _TOKENS = re.compile(
     r"|</?s>(?=\s|$|\[)|<\uff5c(?:begin|end)\u2581of\u2581sentence\uff5c>|<\uff5c(?:User|Assistant)\uff5c>"
     r"|<bos>|<eos>|\[(?:BOS|EOS)\]|<extra_id_\d+>|\[gMASK\]|<\|START_OF_TURN_TOKEN\|>|<\|END_OF_TURN_TOKEN\|>"
 )
-"""Structure of Gemma 1 to 3, ChatML, Llama 2 and 3, Mistral, Phi, GPT's harmony, DeepSeek, GLM and Command R."""
+"""Structural tokens of Gemma 1 to 3, ChatML, Llama 2 and 3, Mistral, Phi, GPT's harmony, DeepSeek, GLM and Command
+R."""
 _PROPERTY = frozenset({"description", "type", "nullable"})
 _READ = {
     "STRING": _PROPERTY | {"enum"},
@@ -24,14 +25,14 @@ _TOP = frozenset({"type", "properties", "required"})
 
 
 def foreign_token(text: str) -> str | None:
-    """The first token of another model's chat template in a text, or None."""
+    """Return the first token of another model's chat template in a text, or None."""
     found = _TOKENS.search(text) if "<" in text or "[" in text else None
     return found[0] if found else None
 
 
 def key_of_two_orders(value: Any) -> str | None:
-    """A key whose place in its object depends on who sorts: templates leave case aside in Jinja, and put capitals first in
-    llama.cpp, which then asks with other tokens. None where all keys have one order."""
+    """Return a key whose place in its object depends on who sorts: templates ignore case in Jinja, and put capitals
+    first in llama.cpp, which then asks with other tokens. None where all keys have one order."""
     if isinstance(value, dict):
         keys = [str(key) for key in value]
         one, other = sorted(keys, key=str.lower), sorted(keys)
@@ -44,7 +45,8 @@ def key_of_two_orders(value: Any) -> str | None:
 
 
 def schema_losses(tools: list[dict[str, Any]] | None) -> list[str]:
-    """What Gemma's template leaves out of the declarations of tools, or distorts, as paths such as `book.when.anyOf`."""
+    """Return what Gemma's template leaves out of the declarations of tools, or distorts, as paths such as
+    `book.when.anyOf`."""
     found: list[str] = []
     for tool in tools or []:
         function = tool.get("function", tool)

@@ -1,4 +1,4 @@
-"""What the step `prepare` counts on its way."""
+"""Counts of the step `prepare`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gemma_ops.tasks.compared_questions import TaskQuestions
 
 @dataclass
 class PrepareCounts:
-    """What the step counts on its way; `data_card.py` writes it down."""
+    """Counts of the step; `data_card.py` writes them down."""
 
     layout: str = ""
     read: int = 0
@@ -35,25 +35,25 @@ class PrepareCounts:
     overlap_pairs: list[dict[str, Any]] = field(default_factory=list)
     privacy: Counter[str] = field(default_factory=Counter)
     copies: int = 0
-    """Kept rows that took the class of a stricter row whose text they hold."""
+    """Number of kept rows that took the class of a stricter row whose text they hold."""
     teachers: Counter[Teacher] = field(default_factory=Counter)
-    """Rows that are trained on or validated with, by the model that wrote them."""
+    """Number of rows that are trained on or validated with, by the model that wrote them."""
     groups: int = 0
     shown: Counter[str] = field(default_factory=Counter)
-    """Images and sounds in rows that are kept, by kind; one file counts as often as it is shown."""
+    """Number of images and sounds in rows that are kept, by kind; one file counts as often as it is shown."""
     shown_tokens: Counter[str] = field(default_factory=Counter)
-    """Soft tokens that they take, by kind."""
+    """Number of soft tokens of these images and sounds, by kind."""
     files: set[str] = field(default_factory=set)
-    """Their files."""
+    """Files of these images and sounds."""
     lengths: dict[str, Lengths] = field(default_factory=lambda: {"train": Lengths(), "valid": Lengths()})
     rows: Counter[str] = field(default_factory=Counter)
     examples: Counter[str] = field(default_factory=Counter)
-    """Examples that training makes of the training rows, by `train.thinking`."""
+    """Number of examples that training makes of the training rows, by `train.thinking`."""
     kinds: Counter[str] = field(default_factory=Counter)
-    """Rows that are trained on or validated with, by what stands in them."""
+    """Number of rows that are trained on or validated with, by kind."""
 
     def show(self, messages: list[dict[str, Any]], senses: Senses) -> None:
-        """Count what the conversation of a kept row shows."""
+        """Count the images and sounds of a kept row."""
         for part in media_of(messages):
             self.shown[part["type"]] += 1
             self.shown_tokens[part["type"]] += senses.tokens(part)

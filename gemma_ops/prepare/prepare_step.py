@@ -1,9 +1,9 @@
 """The step `prepare`: from files to clean, deduplicated, split training rows and a card that says what was done.
 
 Rows stream: the first pass reads, checks and writes usable rows to a working file; the next compares them with each
-other and with the evaluation tasks; the last writes the two sides of the split. What stays in memory of a row are hashes
-(about 250 bytes, and 6 KiB while near duplicates are looked for). Killed and started again, the step starts from the
-beginning and ends with the same bytes.
+other and with the evaluation tasks; the last writes the two sides of the split. What stays in memory of a row are
+hashes (about 250 bytes, and 6 KiB while near duplicates are looked for). Killed and started again, the step starts from
+the beginning and ends with the same bytes.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ def prepare(
     model: Path,
     tasks: tuple[Path, ...] = (),
 ) -> dict[str, float]:
-    """Write `train.jsonl`, `valid.jsonl`, `rejected.jsonl`, `report.json` and `card.md` below `out`, and in `media/` what
-    the rows show.
+    """Write `train.jsonl`, `valid.jsonl`, `rejected.jsonl`, `report.json` and `card.md` below `out`, and in `media/`
+    what the rows show.
 
     `source` is a file or folder, None for the Hub set of the settings; `model` is the folder whose tokenizer counts;
     `tasks` are folders of evaluation tasks the rows must not overlap with. Raises DataError (unusable rows, an empty
@@ -118,7 +118,8 @@ def prepare(
 
 
 class _FirstPass:
-    """Reads and checks every row, writes usable ones (without exact duplicates) and rejected ones to their files."""
+    """First pass over the rows: reads and checks each, and writes usable ones (without exact duplicates) and rejected
+    ones to their files."""
 
     def __init__(self, settings: DataConfig, facts: PrepareCounts, private: PrivateTexts) -> None:
         self.settings = settings
@@ -126,7 +127,7 @@ class _FirstPass:
         self.private = private
         self.tightened: dict[int, Privacy] = {}
         self.taught: dict[int, Teacher] = {}
-        """By number of a kept row: the strictest class among its duplicates."""
+        """Strictest class among the duplicates of a kept row, by its number."""
         self._kept: dict[bytes, int] = {}
         self._count = 0
         self._prompts: set[bytes] = set()
@@ -183,12 +184,12 @@ class _FirstPass:
         return True
 
     def sample(self) -> list[Hashes]:
-        """Hashed user texts of up to 2,000 rows."""
+        """Return hashed user texts of up to 2,000 rows."""
         return [text for _, texts in sorted(self._sample, key=lambda entry: entry[0]) for text in texts]
 
 
 def _ends(text: Hashes) -> Hashes:
-    """A text for the sample: of a long one its beginning and end, where instructions stand."""
+    """Return a text for the sample: of a long one its beginning and end, where instructions stand."""
     return (
         text
         if len(text) <= _SAMPLE_WORDS
@@ -197,7 +198,7 @@ def _ends(text: Hashes) -> Hashes:
 
 
 def _compare(rows: Path, settings: DataConfig, facts: PrepareCounts, sample: list[Hashes]) -> set[int]:
-    """Numbers of the rows to leave out: those that overlap with a task (with `drop`) and near duplicates."""
+    """Return the numbers of the rows to leave out: those that overlap with a task (with `drop`) and near duplicates."""
     overlap = Overlap(facts.tasks, sample)
     near = NearDuplicates(settings.near_duplicates, Boilerplate(sample)) if settings.near_duplicates else None
     drops: set[int] = set()
@@ -219,7 +220,7 @@ def _compare(rows: Path, settings: DataConfig, facts: PrepareCounts, sample: lis
 
 
 def _keep_media(out: Path, used: set[str]) -> None:
-    """Leave the files of rows that are kept, and no others."""
+    """Keep the files of rows that are kept, and remove all others."""
     folder = out / media_files.FOLDER
     for file in folder.iterdir() if folder.is_dir() else ():
         if f"{media_files.FOLDER}/{file.name}" not in used:

@@ -1,4 +1,4 @@
-"""`prepare`, rehearsed: what it would refuse and leave out, without keeping what it makes."""
+"""A rehearsal of `prepare`: what it would refuse and leave out, without keeping what it makes."""
 
 from __future__ import annotations
 
@@ -15,18 +15,21 @@ from gemma_ops.prepare.prepare_step import prepare
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """What the step would say: what it refuses with the way out, and a line for each thing it leaves out or doubts."""
+    """Findings of the rehearsed step: what it refuses with the way out, and a line for each thing it leaves out or
+    doubts."""
 
     refusals: tuple[tuple[str, str], ...]
     thinned: tuple[str, ...]
     trained: dict[str, int]
-    """Examples of the training rows by `train.thinking`, and `tokens`; empty where nothing could be prepared."""
+    """Number of examples of the training rows by `train.thinking`, and `tokens`; empty where nothing could be
+    prepared."""
 
 
 def rehearse_prepare(
     settings: DataConfig, *, source: Path | None, model: Path, tasks: tuple[Path, ...] = ()
 ) -> Rehearsal:
-    """Run `prepare` into a folder that is thrown away; where it refuses, once more with nothing refused, to count the rest.
+    """Run `prepare` into a folder that is thrown away; where it refuses, once more with nothing refused, to count the
+    rest.
 
     Raises what the readers and ModelError of a checkpoint without a tokenizer.
     """

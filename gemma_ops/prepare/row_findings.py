@@ -1,4 +1,5 @@
-"""What is wrong, or silently changed, in one row on its way to tokens. Each finding has a code, and says what to do."""
+"""Findings in one row: what is wrong, or silently changed, on its way to tokens. Each finding has a code, and says what
+to do."""
 
 from __future__ import annotations
 
@@ -74,29 +75,29 @@ class RowFinding:
 
 
 def finding(code: str, row: str, where: str, detail: str = "") -> RowFinding:
-    """A finding by its code; an unknown code is a reason for rejection."""
+    """Return a finding by its code; an unknown code is a reason for rejection."""
     level, what, fix = CODES.get(code, ("error", "the row can't be used", "correct the row; `prepare` leaves it out"))
     return RowFinding(code, level, row, where, f"{what}: {detail}" if detail else what, fix)
 
 
 @dataclass(frozen=True)
 class Context:
-    """What rows are checked against."""
+    """The model that rows are checked against."""
 
     tokenizer: Tokenizer
     max_length: int | None
     empty_thought: bool = False
-    """Without a `template`: whether prompts end in an empty thought while thinking is off."""
+    """Whether, without a `template`, prompts end in an empty thought while thinking is off."""
     template: str | None = None
     """The checkpoint's own template."""
     senses: Senses | None = None
-    """What it takes besides text."""
+    """Media that it takes besides text."""
     thinking: Thinking = "off"
     loss_on: Literal["all", "last"] = "all"
 
     @property
     def manner(self) -> Manner:
-        """How rows become tokens."""
+        """Return how rows become tokens."""
         return Manner(
             template=self.template, empty_thought=self.empty_thought, senses=self.senses,
             thinking=self.thinking, loss_on=self.loss_on,
@@ -104,11 +105,11 @@ class Context:
 
 
 def look(example: dict[str, Any], context: Context) -> tuple[dict[str, Encoded], list[RowFinding]]:
-    """The examples that training makes of a row as tokens (none when it can't be rendered) and its findings, in the order
-    of `CODES`.
+    """Return the examples that training makes of a row as tokens (none when it can't be rendered) and its findings, in
+    the order of `CODES`.
 
-    The examples of a conversation are called `messages`, `messages 2` and so on; of compared answers each is there with its
-    prompt, under the name of its side, and what is found on the unwanted side says so.
+    The examples of a conversation are called `messages`, `messages 2` and so on; of compared answers each is there with
+    its prompt, under the name of its side, and what is found on the unwanted side says so.
     """
     row, where = example["id"], example["source"]
     if example.get("text") is not None:
@@ -138,7 +139,8 @@ def look(example: dict[str, Any], context: Context) -> tuple[dict[str, Encoded],
 def _look(
     messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None, context: Context, after: int
 ) -> tuple[list[Encoded], dict[str, str]]:
-    """One conversation's examples, and what is found, each code with its detail; the first `after` messages are a prompt."""
+    """Return one conversation's examples, and its findings, each code with its detail; the first `after` messages are a
+    prompt."""
     manner = context.manner
     asked = manner.of(messages)
     last = context.loss_on == "last"
@@ -190,12 +192,12 @@ def _in_messages(messages: list[dict[str, Any]], *, thinks: bool, closes: bool) 
 
 
 def _waits(message: dict[str, Any]) -> bool:
-    """Whether a message of the model hands over: what follows is no second answer."""
+    """True if a message of the model hands over, so that what follows is no second answer."""
     return bool(message.get("tool_calls") or message.get("tool_responses"))
 
 
 def _goes_unanswered(index: int, messages: list[dict[str, Any]]) -> bool:
-    """Whether a message holds a call without a result although the conversation goes on after it."""
+    """True if a message holds a call without a result although the conversation goes on after it."""
     message, after = messages[index], messages[index + 1 :]
     calls = message.get("tool_calls") or []
     results = list(takewhile(lambda turn: turn["role"] == "tool", after))

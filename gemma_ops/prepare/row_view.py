@@ -15,11 +15,12 @@ Token = tuple[str, bool]
 
 @dataclass(frozen=True)
 class RowView:
-    """One row as training sees it: `tokens` are (text, carries loss) in order, up to the cut; none when it can't be used.
+    """One row as training sees it: `tokens` are (text, carries loss) in order, up to the cut; none when it can't be
+    used.
 
     `loss` are the flags of the whole row. An image or a sound is one entry of `tokens`, with the soft tokens it takes;
-    `count` counts them all. Where answers were compared, `tokens` is the prompt with the wanted answer and `rejected` with
-    the unwanted one, and `loss` has the flags of each whole conversation.
+    `count` counts them all. Where answers were compared, `tokens` is the prompt with the wanted answer and `rejected`
+    with the unwanted one, and `loss` has the flags of each whole conversation.
     """
 
     id: str
@@ -33,11 +34,11 @@ class RowView:
     """Kind and soft tokens of each image and sound."""
     rejected: list[Token] = field(default_factory=list)
     more: list[list[Token]] = field(default_factory=list)
-    """The other examples of a conversation whose answers are examples of their own."""
+    """Other examples of a conversation whose answers are examples of their own."""
 
 
 def view_row(item: Imported, context: Context) -> RowView:
-    """What became of an imported row: its tokens and findings."""
+    """Return the view of an imported row: its tokens and findings."""
     where = item.raw.source
     if item.example is None:
         return RowView("rejected", where, [], [finding(item.code, "rejected", where, item.reason)])
@@ -62,10 +63,10 @@ def view_row(item: Imported, context: Context) -> RowView:
 
 
 def token_texts(tokenizer: Tokenizer, encoded: Encoded) -> list[Token]:
-    """(text, carries loss) per token: joined, the texts are the rendered conversation.
+    """Return (text, carries loss) per token: joined, the texts are the rendered conversation.
 
-    A character that falls into several byte tokens is shown at the first of them; the others show their byte. The tokens
-    of an image or a sound are one entry, `<|image|> x 256`.
+    A character that falls into several byte tokens is shown at the first of them; the others show their byte. The
+    tokens of an image or a sound are one entry, `<|image|> x 256`.
     """
     shown: list[Token] = []
     position = 0

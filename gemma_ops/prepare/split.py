@@ -1,4 +1,4 @@
-"""Training and validation rows by a hash of their group: appended rows never move the ones that were there."""
+"""The split into training and validation rows, by a hash of their group: appended rows never move earlier ones."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import hashlib
 
 
 def split_position(group: str) -> float:
-    """Where a group lies in [0, 1), by BLAKE2b-64 of its name."""
+    """Return where a group lies in [0, 1), by BLAKE2b-64 of its name."""
     return (
         int.from_bytes(hashlib.blake2b(group.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big") / 2**64
     )
 
 
 class Split:
-    """Decides the side of each group: below `share` is validation.
+    """Split of groups by their position: below `share` is validation.
 
     With at least 20 rows and a share above 0 somebody must validate: when no group lies below the share, the lowest one
     does. That group alone moves back when rows that come later bring a lower one.
@@ -35,11 +35,11 @@ class Split:
 
     @property
     def groups(self) -> int:
-        """How many groups there are."""
+        """Return how many groups there are."""
         return len(self._groups)
 
     def is_valid(self, group: str) -> bool:
-        """Whether a group's rows validate; ask after all rows were added."""
+        """True if a group's rows validate; ask after all rows were added."""
         if split_position(group) < self.share:
             return True
         forced = self.share > 0 and self._rows >= 20 and len(self._groups) > 1

@@ -1,8 +1,8 @@
-"""Training rows that also stand in an evaluation task: a score on them would measure memory, not ability.
+"""Training rows that also stand in an evaluation task, where a score would measure memory, not ability.
 
 What users say is compared with what the task asks, never system turns or answers. Instructions that many rows share are
-set aside first (see `hashed_words.Boilerplate`): with the same instruction on both sides every row would match, and a question
-hidden behind another instruction would not. A row overlaps with a question when, punctuation and case aside,
+set aside first (see `hashed_words.Boilerplate`): with the same instruction on both sides every row would match, and a
+question hidden behind another instruction would not. A row overlaps with a question when, punctuation and case aside,
 
 - one is the other, apart from instructions around it, or
 - they share a run of 8 words, and at least 85% of the question's own words stand around it in the same order, or
@@ -48,11 +48,11 @@ class _Question:
     place: str
     texts: tuple[list[int], ...]
     runs: tuple[list[int], ...]
-    """Per text, its runs of 8 words."""
+    """Runs of 8 words in each text."""
     own: tuple[np.ndarray[tuple[int], np.dtype[np.bool_]], ...]
-    """Per text, which words are not boilerplate."""
+    """Whether each word of each text is not boilerplate."""
     count: int
-    """Words of its own, over all texts."""
+    """Number of words that are not boilerplate, over all texts."""
 
 
 class Overlap:
@@ -95,8 +95,8 @@ class Overlap:
             self._near.add(number, _shingles(texts, own))
 
     def find(self, texts: Sequence[str], shown: Sequence[str] = ()) -> Match | None:
-        """The question that a row's user texts, or the names of what it shows, give away, or None. The surest kind of
-        match is named first."""
+        """Return the question that a row's user texts, or the names of what it shows, give away, or None. The surest
+        kind of match is named first."""
         if not self._questions:
             return None
         for name in shown:
@@ -129,13 +129,14 @@ class Overlap:
 
 
 def _inside(own: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> slice:
-    """Which runs of a text lie between its first and last own word: those that reach into an instruction prove less."""
+    """Return which runs of a text lie between its first and last own word: those that reach into an instruction prove
+    less."""
     found = np.flatnonzero(own)
     return slice(int(found[0]), max(int(found[0]), int(found[-1]) + 2 - SIZE)) if len(found) else slice(0)
 
 
 def _in_order(question: _Question, row: list[list[int]], runs: dict[int, tuple[int, int]]) -> float:
-    """The share of a question's own words that a row holds in the same order around a run they share."""
+    """Return the share of a question's own words that a row holds in the same order around a run they share."""
     found = 0
     for text, text_runs, own in zip(question.texts, question.runs, question.own, strict=True):
         words = [word for word, mine in zip(text, own.tolist(), strict=True) if mine]
@@ -167,7 +168,7 @@ def _shingles(texts: Sequence[Hashes], own: Sequence[np.ndarray[tuple[int], np.d
 
 
 def _cores(text: Hashes, own: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> list[bytes]:
-    """The text, and the text with boilerplate taken off its ends.
+    """Return the text, and the text with boilerplate taken off its ends.
 
     Boilerplate may reach a few words into a question ("… question: I" before many questions with I), so that every cut
     up to 7 words further out is a core too.

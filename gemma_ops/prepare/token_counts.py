@@ -1,4 +1,4 @@
-"""Tokens of the rows before anything is prepared: imported and rendered as training will read them."""
+"""Token counts of the rows before anything is prepared: imported and rendered as training will read them."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from gemma_ops.errors import DataError
 from gemma_ops.planning.row_lengths import Counted
 
 _MOST = 2000
-"""Rows that are read: a plan answers within seconds."""
+"""Most rows that are read: a plan answers within seconds."""
 
 
 def count_tokens(config: RunConfig, model: Path) -> Counted | None:
-    """Tokens of the first rows of `data.path` with the tokenizer and template in the folder `model`; None where no row of
-    them can be used. Raises what the readers raise."""
+    """Count the tokens of the first rows of `data.path` with the tokenizer and template in the folder `model`; None
+    where no row of them can be used. Raises what the readers raise."""
     source = Path(config.data.path).expanduser() if config.data.path else None
     if source is None or not source.exists():
         return None

@@ -1,8 +1,8 @@
-"""The letters of a text without its dress, to tell whether one text is another, or stands inside of it.
+"""A text's letters and digits without its formatting, to tell whether one text is another, or stands inside it.
 
-Case, white space, punctuation, compatibility forms (NFKC), markup of HTML and Markdown, list numbers, invisible characters
-and JSON's escapes all go; letters and digits stay, in order. Combining marks that have no composed form go too, so texts are
-taken for equal rather than for different.
+Case, white space, punctuation, compatibility forms (NFKC), markup of HTML and Markdown, list numbers, invisible
+characters and JSON's escapes all go; letters and digits stay, in order. Combining marks that have no composed form go
+too, so texts are taken for equal rather than for different.
 """
 
 from __future__ import annotations
@@ -41,12 +41,13 @@ def canonical_text(text: str) -> str:
 
 
 def letters(canonical: str) -> int:
-    """How much a canonical text says: its length, where signs of dense scripts count twice."""
+    """Return how much a canonical text says: its length, where signs of dense scripts count twice."""
     return len(canonical) + len(_WIDE.findall(canonical))
 
 
 def without_headings(text: str, starts: tuple[int, ...]) -> str:
-    """The text without the lines that begin at `starts`; without any, without a first line that looks like a title."""
+    """Return the text without the lines that begin at `starts`; where there are none, without a first line that looks
+    like a title."""
     if not starts:
         first, newline, rest = text.lstrip().partition("\n")
         return rest if newline and len(first) <= 120 and rest.strip() else text

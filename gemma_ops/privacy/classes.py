@@ -23,7 +23,7 @@ from gemma_ops.runs.durable import write_json
 # From the strictest: may not leave the machine, may go to a paid service, may go anywhere.
 PRIVACY: tuple[Privacy, ...] = get_args(Privacy)
 HERE = "stays here"
-"""The `place` of a target whose questions don't leave the machine, as verdicts and reports say it."""
+"""`place` of a target whose questions don't leave the machine, as verdicts and reports say it."""
 RECORD = "learned.json"
 GGUF_KEY = "gemma_ops.learned"
 """Key in the header of a GGUF file whose value is the class."""
@@ -45,7 +45,7 @@ def strictest(classes: Iterable[Privacy]) -> Privacy:
 
 
 def class_of(value: Any) -> Privacy:
-    """A class read from a file; anything that is none counts as the strictest."""
+    """Return a class read from a file; an unknown one counts as the strictest."""
     return PRIVACY[PRIVACY.index(value)] if value in PRIVACY else "local_only"
 
 
@@ -60,7 +60,7 @@ def record_learned(folder: Path, privacy: Privacy, reasons: Iterable[str]) -> No
 
 
 def learned_class(path: Path) -> Privacy:
-    """The class of what a model learned: of an artifact's or checkpoint's folder, or of a GGUF file.
+    """Return the class of what a model learned, by an artifact's or checkpoint's folder, or a GGUF file.
 
     The record in the folder and the one in the file both count, and the stricter one holds.
     """
@@ -78,7 +78,7 @@ def answers_class(learned: Privacy, release: ReleaseConfig) -> Privacy:
 
 
 def release_of(machine: MachineConfig) -> ReleaseConfig:
-    """The release that a step was told of; none where only the section `machine` is known."""
+    """Return the release that a step was given; none where only the section `machine` is known."""
     return machine.release if isinstance(machine, Machine) else ReleaseConfig()
 
 
@@ -90,7 +90,7 @@ def _classes(files: Iterable[Path]) -> Iterator[Privacy]:
 
 
 def _recorded(folder: Path) -> Privacy | None:
-    """What the record in a folder says; a record that can't be read says the strictest."""
+    """Return what the record in a folder says; a record that can't be read counts as the strictest class."""
     file = folder / RECORD
     if not file.is_file():
         return None
@@ -101,7 +101,7 @@ def _recorded(folder: Path) -> Privacy | None:
 
 
 def _unrecorded(folders: Iterable[Path]) -> Privacy:
-    """Without a record: a model that one of our steps made is taken for the strictest class, any other is not."""
+    """Return the class of a model without a record: the strictest if one of our steps made it, else the most open."""
     for folder in folders:
         for place in (folder, folder.parent):
             try:

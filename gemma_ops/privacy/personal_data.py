@@ -44,7 +44,7 @@ class PersonalFinding:
 
 
 def find_personal(text: str) -> list[PersonalFinding]:
-    """All findings of a text, in order, without overlaps (the earlier, then the longer one stays)."""
+    """Return all findings of a text, in order, without overlaps (the earlier, then the longer one stays)."""
     found: list[PersonalFinding] = []
     for kind, pattern, check in _PATTERNS:
         found += [PersonalFinding(kind, *match.span()) for match in pattern.finditer(text) if check(match)]
@@ -70,7 +70,7 @@ def mask_findings(text: str, findings: list[PersonalFinding]) -> str:
 
 
 def each_text(value: Any, change: Callable[[str], str]) -> Any:
-    """A JSON value with every text in it (not the keys) passed through a function."""
+    """Return a JSON value with every text in it (not the keys) passed through a function."""
     if isinstance(value, str):
         return change(value)
     if isinstance(value, list):
@@ -85,7 +85,7 @@ def _digits(match: re.Match[str]) -> str:
 
 
 def _is_card(match: re.Match[str]) -> bool:
-    """The check digit (ISO/IEC 7812), and a length and prefix that an issuer really uses."""
+    """True if the check digit (ISO/IEC 7812), length and prefix are those of a card that an issuer really uses."""
     digits = _digits(match)
     size, two, four = len(digits), int(digits[:2]), int(digits[:4])
     issued = (
@@ -102,8 +102,8 @@ def _is_card(match: re.Match[str]) -> bool:
 
 
 def _is_iban(match: re.Match[str]) -> bool:
-    """Form of the country, remainder 1 modulo 97 (ISO 13616). Checks of a country's own are left out: one that a bank
-    doesn't keep to would let a number through."""
+    """True if the form is that of the country and the remainder 1 modulo 97 (ISO 13616). Checks of a country's own are
+    left out: one that a bank doesn't keep to would let a number through."""
     return iban.is_valid(match[0], check_country=False)
 
 
@@ -129,12 +129,14 @@ def _is_ipv6(match: re.Match[str]) -> bool:
 
 
 def _is_ssn(match: re.Match[str]) -> bool:
-    """Areas, groups and serials that the Social Security Administration assigns; not the three known from adverts."""
+    """True if the Social Security Administration assigns the area, group and serial; the three numbers known from
+    adverts don't count."""
     return ssn.is_valid(match[0])
 
 
 def _is_phone(match: re.Match[str]) -> bool:
-    """International numbers by length (E.164); national ones by the North American plan or after a word for it."""
+    """True for international numbers by length (E.164), and national ones by the North American plan or after a word
+    for it."""
     digits, before = _digits(match), match.string[max(0, match.start() - 30) : match.start()]
     if match[0][0] == "+" or match[0].startswith("00"):
         significant = digits if match[0][0] == "+" else digits[2:]
@@ -147,12 +149,12 @@ def _is_phone(match: re.Match[str]) -> bool:
 
 
 def _is_german_tax_id(match: re.Match[str]) -> bool:
-    """One digit twice or thrice among the first ten, and the check digit of ISO 7064 MOD 11,10."""
+    """True if one digit stands twice or thrice among the first ten, and the check digit fits (ISO 7064 MOD 11,10)."""
     return idnr.is_valid(_digits(match))
 
 
 def _is_french_nir(match: re.Match[str]) -> bool:
-    """Month in range, and the key (97 - number mod 97; Corsica has a rule of its own)."""
+    """True if the month is in range and the key fits (97 - number mod 97; Corsica has a rule of its own)."""
     number = re.sub(r"\W", "", match[0]).upper()
     month = int(number[3:5])
     return (1 <= month <= 12 or 20 <= month <= 42) and nir.is_valid(number)

@@ -1,15 +1,16 @@
-r"""One text under two classes: wherever it stands, the strictest class holds.
+r"""Equal texts under different privacy classes: wherever a text stands, its strictest class holds.
 
-A person who marks a text `local_only` in one file does not mean that a copy of it in another may leave. Texts that may not
-go everywhere are added to an index, and every text that is to be sent is searched for all of them at once: a text that is one
-of them, or holds one, is as private as that one. Texts are compared by `canonical.canonical_text`.
+A person who marks a text `local_only` in one file does not mean that a copy of it in another may leave. Texts that may
+not go everywhere are added to an index, and every text that is to be sent is searched for all of them at once: a text
+that is one of them, or holds one, is as private as that one. Texts are compared by `canonical.canonical_text`.
 
-The search is Rabin and Karp's: a polynomial hash over every window of the first `_ANCHOR` letters finds where a text may
-begin, the hash of as many letters as it has decides, and BLAKE2b confirms. So a whole file is searched in one pass, whatever
-the number of private texts. The index holds digests and names, no letters, and can be kept in a file.
+The search is Rabin and Karp's: a polynomial hash over every window of the first `_ANCHOR` letters finds where a text
+may begin, the hash of as many letters as it has decides, and BLAKE2b confirms. So a whole file is searched in one pass,
+whatever the number of private texts. The index holds digests and names, no letters, and can be kept in a file.
 
-Short texts say nothing about who owns them: below `_LEAST` letters a text counts only where it is the whole of another, and a
-side text (an answer, a later turn) counts from `_LEAST_BESIDE` letters on and only while fewer than `_COMMON` rows have it.
+Short texts say nothing about who owns them: below `_LEAST` letters a text counts only where it is the whole of another,
+and a side text (an answer, a later turn) counts from `_LEAST_BESIDE` letters on and only while fewer than `_COMMON`
+rows have it.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from gemma_ops.privacy.classes import PRIVACY, class_of
 from gemma_ops.runs.durable import whole_file
 
 FILE = "private.jsonl"
-"""In the folder of a step that read private texts: their index."""
+"""File of the index of private texts, in the folder of a step that read some."""
 _ANCHOR = 10
 _LEAST, _LEAST_BESIDE, _LEAST_WHOLE = 20, 40, 8
 _COMMON = 3
@@ -79,7 +80,7 @@ class PrivateTexts:
         self._put(PrivateText(privacy, name, len(plain), anchor, int(prefix[-1]), _digest(plain), beside))
 
     def add_row(self, row: dict[str, Any], name: str) -> None:
-        """Remember what is said in a row: its first question, and as side texts what follows and each answer."""
+        """Remember the texts of a row: its first question, and as side texts the later turns and each answer."""
         asked = False
         for message in [turn for key in ("messages", "chosen", "rejected") for turn in row.get(key) or ()]:
             role = message.get("role")
@@ -90,7 +91,8 @@ class PrivateTexts:
             self.add(row["text"], class_of(row.get("privacy")), name)
 
     def strictest(self, text: str, than: Privacy) -> PrivateText | None:
-        """The strictest text that this one is or holds, if it is stricter than the class `than`; None otherwise."""
+        """Return the strictest text that this one equals or contains, if it is stricter than the class `than`; None
+        otherwise."""
         if not self._texts or than == PRIVACY[0]:
             return None
         plain = canonical_text(text)
@@ -98,11 +100,11 @@ class PrivateTexts:
         return min(found, key=lambda known: PRIVACY.index(known.privacy), default=None)
 
     def held(self, text: str) -> list[PrivateText]:
-        """All indexed texts that this one is or holds."""
+        """Return all indexed texts that this one equals or contains."""
         return list(self._candidates(canonical_text(text))) if self._texts else []
 
     def save(self, path: Path) -> None:
-        """Write the index, a line a text, sorted: no letter of a text is in it."""
+        """Write the index, a line a text, sorted; it holds no letter of a text."""
         with whole_file(path) as file:
             for digest in sorted(self._texts):
                 line = asdict(self._texts[digest]) | {"times": self._times[digest]}
@@ -134,7 +136,7 @@ class PrivateTexts:
         self._texts[text.digest] = text
 
     def _candidates(self, plain: str) -> Iterable[PrivateText]:
-        """Every indexed text that the letters of a text are or hold."""
+        """Yield every indexed text that the letters of a text equal or contain."""
         prefix = _prefix(plain)
         yield from self._at(plain, 0, len(plain), int(prefix[-1]))
         if len(plain) < _ANCHOR or not self._lengths:
@@ -153,7 +155,7 @@ class PrivateTexts:
                 yield from self._at(plain, at, length, key)
 
     def _at(self, plain: str, at: int, length: int, key: int) -> Iterable[PrivateText]:
-        """The indexed texts that stand at a place: those of the same hash, confirmed by their digest."""
+        """Yield the indexed texts that stand at a place: those of the same hash, confirmed by their digest."""
         known = self._keys.get((length, key))
         if not known:
             return
@@ -175,7 +177,8 @@ def _digest(plain: str) -> str:
 
 
 def _prefix(plain: str) -> Words:
-    """Hashes of all beginnings of a text: entry i is the sum of letter j times base**j over its first i letters, mod 2**64."""
+    """Return hashes of all prefixes of a text: entry i is the sum of letter j times base**j over its first i letters,
+    mod 2**64."""
     codes = np.frombuffer(plain.encode("utf-32-le", "surrogatepass"), np.uint32).astype(np.uint64)
     sums = np.zeros(len(codes) + 1, np.uint64)
     np.cumsum(codes * _powers(_BASE, len(codes))[: len(codes)], out=sums[1:])
@@ -186,7 +189,7 @@ _known_powers: dict[int, Words] = {}
 
 
 def _powers(base: int, count: int) -> Words:
-    """base**0, base**1, …, at least `count + 1` of them, mod 2**64."""
+    """Return base**0, base**1, …, at least `count + 1` of them, mod 2**64."""
     known = _known_powers.get(base)
     if known is None or len(known) <= count:
         steps = np.full(max(1024, 2 * count + 1), base, np.uint64)

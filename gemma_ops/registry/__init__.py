@@ -2,16 +2,27 @@
 
 Nothing here imports MLflow: the functions hand over when they are called, so a kept step and `--help` cost nothing.
 
-    profile.py   where MLflow lives; preflight; the environment it reads      database.py  a fresh database, whole or not at all
-    live_mirror.py      the listener and its thread                                  sync.py, run_reader.py, describe.py, state.py  what it copies
-    registration.py  the step `register`                                          staging.py, manifest.py, model_card.py, evaluation_evidence.py  what goes in
-    deletion.py  whether a version is still there
-    contents.py, lineage.py  whether files are what they are called, and what their steps left
-    sealing.py, sbom.py, signing.py, flavor.py  what a version carries beside its files
-    pulling.py  the step `champion`; fetching.py  verified copies
-    policies.py, objections.py  what is asked of a version        points.py, weighing.py, served.py  how it is weighed
-    promotion.py, moving.py, verification.py, copying.py, move_outcome.py  promote, rollback
-    promotion_ledger.py, shelves.py, version_records.py, lock.py, stored.py         overview.py, audit_report.py  what is there, and whether it holds
+    profile.py, database.py                where MLflow lives; a new database, whole or not at all
+    live_mirror.py                         the listener and its thread
+    sync.py, run_reader.py                 what it copies
+    describe.py, state.py                  how a run looks in MLflow, and what its folder remembers of that
+    registration.py                        the step `register`
+    staging.py, manifest.py                what goes into a version
+    model_card.py, evaluation_evidence.py  the card, and the evaluation as it tells it
+    deletion.py                            whether a version is still there
+    contents.py, lineage.py                whether files are what they are called, and what their steps left
+    sealing.py, sbom.py                    what a version carries next to its files
+    signing.py, flavor.py                  signatures, and the file by which MLflow loads a version
+    pulling.py, fetching.py                the step `champion`; verified copies
+    policies.py, objections.py             what is asked of a version
+    points.py, weighing.py, served.py      how a version is weighed
+    promotion.py, moving.py                promote, rollback
+    verification.py, copying.py            bytes compared, and copies into another model
+    move_outcome.py                        what came of a move
+    promotion_ledger.py, shelves.py        the ledger and where it is kept
+    version_records.py, lock.py            what it keeps of versions; one promotion at a time
+    stored.py                              what MLflow holds
+    overview.py, audit_report.py           what is there, and whether it holds
 """
 
 from __future__ import annotations

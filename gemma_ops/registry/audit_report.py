@@ -1,4 +1,5 @@
-"""`gemma-ops audit`: whether everything that the registry says of a model still holds, version by version.
+"""The report of `gemma-ops audit`: whether everything that the registry says about a model still holds, version by
+version.
 
     ledger      its chain, and its anchors in the model and in every version
     files       the manifest, sizes and small files; every byte with `--bytes`
@@ -32,7 +33,7 @@ from gemma_ops.registry.version_records import gone_versions
 from gemma_ops.verdicts import VERDICT, Verdict
 
 _SMALL = 1 << 20
-"""Bytes of a file that is read without `--bytes`."""
+"""Largest file, in bytes, that is read without `--bytes`."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Checked:
 
 @dataclass(frozen=True)
 class AuditReport:
-    """Every check of a registered model; `read` is how much was read, `notes` what else to know."""
+    """Every check of a registered model; `read` says how much was read, `notes` what else to know."""
 
     name: str
     tracking_uri: str
@@ -57,18 +58,18 @@ class AuditReport:
 
     @property
     def problems(self) -> tuple[Checked, ...]:
-        """Those that don't hold."""
+        """Return the checks that failed."""
         return tuple(check for check in self.checks if not check.holds)
 
     def to_json(self) -> dict[str, Any]:
-        """Everything, as JSON objects."""
+        """Return everything as JSON objects."""
         return {
             "name": self.name, "tracking_uri": self.tracking_uri, "read": self.read, "holds": not self.problems,
             "checks": [vars(check) for check in self.checks], "notes": list(self.notes),
         }  # fmt: skip
 
     def lines(self) -> list[str]:
-        """The checks under what they are about, then the sum."""
+        """Return the checks under what they are about, then the sum."""
         text, about = [f"{self.name}  ({self.tracking_uri})"], ""
         wide = max(len(check.check) for check in self.checks)
         for check in self.checks:
@@ -109,7 +110,8 @@ def audit(machine: MachineConfig, name: str, *, everything: bool = False) -> Aud
 
 
 def _tried(about: str, check: str, holds: Callable[[], str]) -> Checked:
-    """A check that holds with the sentence it returns, and doesn't with that of the error it raises."""
+    """Return a check that holds with the sentence that a function returns, and fails with that of the error it
+    raises."""
     try:
         return Checked(about, check, True, holds())
     except OpsError as error:
@@ -173,7 +175,7 @@ def _aliases(entries: Sequence[Entry], aliases: dict[str, str]) -> list[str]:
 
 
 def _alias(entries: list[Entry], alias: str, aliases: dict[str, str]) -> Iterator[Checked]:
-    """Each move of an alias, and whether it stands where the last of them put it."""
+    """Yield each move of an alias, and whether it stands where the last of them put it."""
     about = f"alias {alias}"
     policies = {policy_of("", entry).digest: entry["n"] for entry in entries if entry["kind"] == "policy"}
     for entry in entries:

@@ -1,4 +1,4 @@
-"""The part of the card that says how each artifact is loaded and asked, in a few lines that work as they stand.
+"""The part of the model card that says how each artifact is loaded and asked, in a few lines that work as they stand.
 
 The adapter's tensors are named as in the class with towers (`model.language_model.…`). Plain PEFT on the text-only
 class finds none of them there, warns, and goes on with the base; a `key_mapping` puts them where that class has them.
@@ -22,7 +22,7 @@ _MODES = {
 
 
 def loading(subject: dict[str, Any], forms: list[str]) -> str:
-    """How to load and ask each of `forms` (what the version carries), as Markdown."""
+    """Return how to load and ask each of `forms` (what the version carries), as Markdown."""
     files = subject["files"]
     parts = [_asked(subject)]
     if subject["adapter"]:
@@ -57,7 +57,7 @@ def loading(subject: dict[str, Any], forms: list[str]) -> str:
 
 
 def _asked(subject: dict[str, Any]) -> str:
-    """The mode of thinking and the template: prompts must be what the training rows were."""
+    """Return the mode of thinking and the chat template, which prompts must share with the training rows."""
     known = subject.get("prompting")
     if not known:
         return "Use the base's chat template as it is: the training rows were rendered with it. How it was asked to think is not recorded."

@@ -1,7 +1,7 @@
-"""What a file really holds: a name may say safetensors where a pickle stands, and whoever loads it would run its code.
+"""The real content of files: a name may say safetensors where a pickle stands, and whoever loads it would run its code.
 
-Every file of a version is opened by content before it is registered, and again before it is promoted. A safetensors file
-must be filled by its tensors to the last byte, since some loaders read an archive from a file's end.
+Every file of a version is opened by content before it is registered, and again before it is promoted. A safetensors
+file must be filled by its tensors to the last byte, since some loaders read an archive from a file's end.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from pathlib import Path
 from gemma_ops.registry.flavor import MLMODEL, mlmodel_problem
 
 ALLOWED = frozenset({".safetensors", ".gguf", ".json", ".jinja", ".txt", ".md"})
-"""Endings of what a version may carry besides its report."""
+"""File endings that a version may carry besides its report."""
 REPORT = "report.html"
 _HEADER = 100 << 20
-"""Bytes that a safetensors header may have at most; its own library has the same limit."""
+"""Most bytes of a safetensors header; its own library has the same limit."""
 _GGUF = (2, 3)
 """Versions of GGUF that llama.cpp reads with 64-bit counts (little-endian)."""
 

@@ -22,12 +22,12 @@ from gemma_ops.registry.verification import CheckedVersion
 from gemma_ops.registry.version_records import look_of, weights_of
 
 PRODUCTION = "-prod"
-"""What the name of the other model ends in, by custom: `--to NAME-prod` then needs no alias."""
+"""Ending of the other model's name, by custom: `--to NAME-prod` then needs no alias."""
 
 
 def production_model(name: str, to: str) -> tuple[str, str]:
-    """The registered model and the alias that `--to` means: an alias of `name`, `MODEL@ALIAS`, or `NAME-prod`, whose
-    `champion` it is. Raises ConfigError for a `MODEL@ALIAS` without one of the two."""
+    """Return the registered model and the alias that `--to` means: an alias of `name`, `MODEL@ALIAS`, or `NAME-prod`,
+    whose `champion` it is. Raises ConfigError for a `MODEL@ALIAS` without one of the two."""
     model, at, alias = to.partition("@")
     if at and not (model and alias):
         raise ConfigError(f"--to {to!r} names no alias of a model", "write MODEL@ALIAS, or an alias")
@@ -37,7 +37,7 @@ def production_model(name: str, to: str) -> tuple[str, str]:
 
 
 def copy_of(tracking: Tracking, model: str, checked: CheckedVersion) -> str | None:
-    """The number of the version of `model` that carries this manifest; None where there is none yet."""
+    """Return the number of the version of `model` that carries this manifest; None where there is none yet."""
     known = stored.registered_versions(tracking, model, checked.digest)
     return str(known[-1].version) if known else None
 
@@ -45,8 +45,8 @@ def copy_of(tracking: Tracking, model: str, checked: CheckedVersion) -> str | No
 def copy_version(
     tracking: Tracking, book: PromotionLedger, name: str, checked: CheckedVersion, origin: list[Entry]
 ) -> CheckedVersion:
-    """Copy a version of `name` into the model of `book`, once, and write down where it is from; returns it under its
-    new number. A crash in between leaves what the next call finishes."""
+    """Copy a version of `name` into the model of `book`, once, record where it is from, and return it under its new
+    number. A crash in between leaves what the next call finishes."""
     client, model, source = tracking.client, book.name, f"{name}/{checked.version}"
     number = copy_of(tracking, model, checked)
     if number is None:

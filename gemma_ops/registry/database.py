@@ -1,4 +1,4 @@
-"""Making MLflow's sqlite database whole or not at all.
+"""Creation of MLflow's sqlite database, whole or not at all.
 
 A fresh database runs some seventy schema migrations: 6 s of waiting for the disk, and a process killed in between
 leaves a file that no later start can use. So a child process makes it under a temporary name with the disk

@@ -1,7 +1,7 @@
-"""Whether the version that a run registered is still in MLflow: somebody may have deleted it, or the whole database.
+"""Detection of a deleted version: somebody may have deleted the version that a run registered, or the whole database.
 
-Asked before a run in which the step `register` would be kept. A database on this machine is read directly, since importing
-MLflow takes longer than a run in which everything is kept.
+Asked before a run in which the step `register` would be kept. A database on this machine is read directly, since
+importing MLflow takes longer than a run in which everything is kept.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from gemma_ops.registry import profile, run_reader, stored
 from gemma_ops.registry.profile import TrackingPlace
 
 _DELETED = "Deleted_Internal"
-"""MLflow keeps the row of a deleted version under this stage (3.17, `store/model_registry/dbmodels`)."""
+"""Stage under which MLflow keeps the row of a deleted version (3.17, `store/model_registry/dbmodels`)."""
 
 
 def lost_version(machine: MachineConfig, run: Path) -> str | None:
-    """Say in a sentence that the version of a run is gone; None where it is there, was never made, or can't be asked for."""
+    """Say in a sentence that the version of a run is gone; None where it is there, was never made, or can't be asked
+    for."""
     record = run_reader.load_settings(run / "register" / "mlflow.json")
     place = profile.locate_mlflow(machine)
     if not record or not record.get("version") or place is None or record.get("tracking_uri") != place.uri:
@@ -39,7 +40,7 @@ def lost_version(machine: MachineConfig, run: Path) -> str | None:
 
 
 def _in_database(place: TrackingPlace, record: dict[str, Any]) -> bool | None:
-    """Whether the version is there; None where the database is of another kind than we know."""
+    """Return whether the version is there; None where the database is of another kind than we know."""
     question = "SELECT current_stage FROM model_versions WHERE name = ? AND version = ?"
     try:
         with closing(sqlite3.connect(f"{Path(str(place.database)).as_uri()}?mode=ro", uri=True)) as database:

@@ -1,4 +1,4 @@
-"""What a run shows in MLflow besides its curves: settings, provenance, data, the files and the note a reviewer
+"""Content of a run in MLflow besides its curves: settings, provenance, data, the files and the note a reviewer
 reads."""
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ _DIGEST = 36  # and on the characters of a data set's digest
 
 
 def settings_table(tracking: Tracking, run: Path, run_id: str) -> None:
-    """The parameters and the provenance of the parent run. Parameters never change: other settings get another run."""
+    """Log the parameters and the provenance of the parent run. Parameters never change: other settings get another
+    run."""
     config = memory.config_of(run)
     sections = ("recipe", "model", "synth", "data", "train", "quantize", "evaluate")
     shown = {key: config[key] for key in sections if key in config}
@@ -49,14 +50,14 @@ def settings_table(tracking: Tracking, run: Path, run_id: str) -> None:
 
 
 def step(tracking: Tracking, run_id: str, name: str, identity: dict[str, Any]) -> None:
-    """The settings and inputs of one step, as they stand in its fingerprint."""
+    """Log the settings and inputs of one step, as they stand in its fingerprint."""
     params(tracking, run_id, run_reader.flatten(identity.get("settings") or {}))
     inputs = run_reader.flatten(identity.get("inputs") or {}, "gemma_ops.input.")
     version_tags(tracking, run_id, {"gemma_ops.step": name, **inputs})
 
 
 def datasets(tracking: Tracking, run: Path, step_name: str, run_id: str) -> None:
-    """The data a run used, under our own digests.
+    """Log the data a run used, under our own digests.
 
     MLflow's digest leaves out columns that are lists, so any two chat data sets of five rows look the same to it.
     """
@@ -86,7 +87,7 @@ def datasets(tracking: Tracking, run: Path, step_name: str, run_id: str) -> None
 
 
 def outcome(tracking: Tracking, run: Path, state: memory.State, error: str | None) -> None:
-    """Files, verdict and note of a run that has ended."""
+    """Log files, verdict and note of a run that has ended."""
     run_id = state["run_id"]
     withheld = tracking.leaves_machine and keeps_rows(run)
     for name, stored in FILES.items():
@@ -131,7 +132,7 @@ def version_tags(tracking: Tracking, run_id: str, values: dict[str, str]) -> Non
 
 
 def git() -> dict[str, str]:
-    """Commit and state of the working folder's repository; empty outside one or without git."""
+    """Return commit and state of the working folder's repository; empty outside one or without git."""
     commit = _git("rev-parse", "HEAD")
     if not commit:
         return {}
@@ -148,7 +149,8 @@ def _git(*arguments: str) -> str | None:
 
 
 def _placeless(value: Any) -> Any:
-    """Absolute paths by their last name: where a file lies on one machine tells others nothing but who sat there."""
+    """Replace absolute paths by their last name: where a file lies on one machine tells others only who worked
+    there."""
     if isinstance(value, dict):
         return {key: _placeless(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -164,7 +166,7 @@ def _profile(file: Path) -> str | None:
 
 
 def keeps_rows(run: Path) -> bool:
-    """Whether any row of this run, or answer of a model that learned from such rows, may not leave the machine; assumed
+    """True if any row of this run, or answer of a model that learned from such rows, may not leave the machine; assumed
     when the rows can't be seen."""
     counts = run_reader.privacy_of(run)
     file = run / "evaluate" / VERDICT

@@ -1,4 +1,5 @@
-"""Ways by which a request would pass others than the server that was named: proxies of the environment, and redirects."""
+"""Protection against proxies and redirects, by which a request would reach other servers than the one that was
+named."""
 
 from __future__ import annotations
 
@@ -8,19 +9,20 @@ from typing import Any
 
 
 class NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A server that sends requests on is not the one that was named: its reply counts as an error."""
+    """Handler that treats a redirect as an error: the server it leads to is not the one that was named."""
 
     def redirect_request(self, *_: Any) -> None:
-        """Follow nothing."""
+        """Refuse to follow a redirect."""
 
 
 def opener(*, proxies: bool) -> urllib.request.OpenerDirector:
-    """Opens addresses without following redirects, and through the proxies of the environment only where asked to."""
+    """Return an opener that follows no redirects, and uses the environment's proxies only where asked to."""
     return urllib.request.build_opener(NoRedirect, *([] if proxies else [urllib.request.ProxyHandler({})]))
 
 
 def spare_proxies(host: str) -> None:
-    """Keep what goes to a server on this machine from the environment's proxies, in every library: they are for the way out."""
+    """Exempt this machine's own servers from the environment's proxies, in every library: proxies are for connections
+    to elsewhere."""
     for name in ("no_proxy", "NO_PROXY"):
         known = [part.strip() for part in os.environ.get(name, "").split(",") if part.strip()]
         if "*" not in known and host not in known:

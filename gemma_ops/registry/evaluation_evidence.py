@@ -28,7 +28,7 @@ class ReportedFigure:
 
     @property
     def text(self) -> str:
-        """`0.930 [0.901, 0.952]`, signed for a difference."""
+        """Return the figure as text: `0.930 [0.901, 0.952]`, signed for a difference."""
         sign = "+" if self.versus else ""
         return f"{self.value:{sign}.3f} [{self.low:{sign}.3f}, {self.high:{sign}.3f}]"
 
@@ -41,28 +41,28 @@ class EvaluationEvidence:
 
     @property
     def outcome(self) -> str:
-        """`pass`, `fail`, `inconclusive`, or `ungated` when no condition was asked."""
+        """Return `pass`, `fail`, `inconclusive`, or `ungated` when no condition was asked."""
         return self.verdict.verdict
 
     @property
     def confidence(self) -> float:
-        """Of the intervals."""
+        """Return the confidence of the intervals."""
         return self.verdict.confidence
 
     @property
     def tasks(self) -> dict[str, TaskFacts]:
-        """The tasks by name, in the order of the report."""
+        """Return the tasks by name, in the order of the report."""
         return self.verdict.tasks
 
     @property
     def gates(self) -> tuple[Gate, ...]:
-        """Every condition with its outcome."""
+        """Return every condition with its outcome."""
         return self.verdict.gates
 
     @cached_property
     def figures(self) -> tuple[ReportedFigure, ...]:
-        """Every figure that has a value, the task's primary metric first; a metric that no row could be scored for is
-        no zero, and is left out."""
+        """Return every figure that has a value, the task's primary metric first; a metric that no row could be scored
+        for is no zero, and is left out."""
         return tuple(
             ReportedFigure(result.task, result.target, name, found.value, found.low, found.high, found.n)
             for result in self.verdict.results
@@ -74,7 +74,7 @@ class EvaluationEvidence:
 
     @cached_property
     def differences(self) -> tuple[ReportedFigure, ...]:
-        """Paired differences on the primary metric of each task."""
+        """Return paired differences on the primary metric of each task."""
         return tuple(
             ReportedFigure(one.task, one.target, one.metric, one.value, one.low, one.high, one.n, one.versus)
             for one in self.verdict.differences
@@ -82,15 +82,16 @@ class EvaluationEvidence:
 
     @property
     def targets(self) -> tuple[str, ...]:
-        """Who answered, in the order of the report."""
+        """Return the targets that answered, in the order of the report."""
         return tuple(dict.fromkeys(figure.target for figure in self.figures))
 
     def primary(self, target: str, task: str) -> ReportedFigure | None:
-        """The task's primary metric of a target; None when that target did not answer it."""
+        """Return the task's primary metric of a target; None when that target did not answer it."""
         return next((figure for figure in self.figures if (figure.target, figure.task) == (target, task)), None)
 
 
 def read_evidence(folder: Path) -> EvaluationEvidence | None:
-    """The evidence in an evaluation's folder; None without a verdict. Raises DataError on one that can't be read."""
+    """Read the evidence in an evaluation's folder; None without a verdict. Raises DataError on one that can't be
+    read."""
     file = folder / VERDICT
     return EvaluationEvidence(Verdict.read(file)) if file.exists() else None

@@ -40,19 +40,19 @@ class Pulled:
     name: str
     version: str
     alias: str
-    """The alias that was asked for; empty where a number was."""
+    """Alias that was asked for; empty where a number was."""
     folder: Path
     manifest: dict[str, Any]
 
 
 def is_version(source: str) -> bool:
-    """Whether a source reads like `NAME@ALIAS` or `NAME/VERSION`."""
+    """True if a source reads like `NAME@ALIAS` or `NAME/VERSION`."""
     return _SPEC.fullmatch(source) is not None
 
 
 def only_format(form: str) -> Callable[[str], bool]:
-    """What of a version's files is brought: those without weights, and the weights of one format. Raises ConfigError
-    for one that no version carries."""
+    """Return which of a version's files are copied: those without weights, and the weights of one format. Raises
+    ConfigError for one that no version carries."""
     if form not in FORMATS:
         raise ConfigError(f"{form!r} is no format", f"one of: {', '.join(FORMATS)}")
     shelf = f"{FORMATS[form].shelf}/"
@@ -60,14 +60,14 @@ def only_format(form: str) -> Callable[[str], bool]:
 
 
 def is_small(path: str) -> bool:
-    """Whether a file of a version holds no weights."""
+    """True if a file of a version holds no weights."""
     return not path.endswith((".gguf", ".safetensors"))
 
 
 def pull_version(
     machine: MachineConfig, source: str, folder: Path | None = None, *, wanted: Callable[[str], bool] | None = None
 ) -> Pulled:
-    """Bring the files of a version (those that `wanted` says, all unless given) into `folder`, or into the cache.
+    """Copy the files of a version (those that `wanted` says, all unless given) into `folder`, or into the cache.
 
     Raises OpsError for a source that names no version, GateError for bytes that aren't what was registered, that no
     trusted key signed where there is one, or that the verdict isn't about, and for an alias that was moved past the
@@ -104,7 +104,7 @@ def pull_version(
 
 
 def _bring_own(tracking: Tracking, logged: Any, who: str, home: Path) -> None:
-    """Lay the files that the manifest doesn't list into a pulled copy: the manifest, the card, the bill of materials,
+    """Copy the files that the manifest doesn't list into a pulled copy: the manifest, the card, the bill of materials,
     each compared with its digest, and the signature."""
     for name in stored.own_files(logged):
         with stored.opened_version(tracking, logged, name) as source:
@@ -117,12 +117,12 @@ def _bring_own(tracking: Tracking, logged: Any, who: str, home: Path) -> None:
 
 
 def cache() -> Path:
-    """Where verified files are kept."""
+    """Return where verified files are kept."""
     return Path(os.environ.get("GEMMA_OPS_CACHE") or Path.home() / ".cache" / "gemma-ops")
 
 
 def _bring(tracking: Tracking, logged: Any, who: str, path: str, sha256: str, target: Path, *, copy: bool) -> None:
-    """Lay one file at `target`: a link to the cache, or a copy of it."""
+    """Put one file at `target`: a link to the cache, or a copy of it."""
     kept = cache() / "blobs" / sha256
     if not (kept.is_file() and digest.of_file(kept) == sha256):
         kept.parent.mkdir(parents=True, exist_ok=True)

@@ -15,15 +15,14 @@ import yaml
 
 MLMODEL = "MLmodel"
 LOADER = "gemma_ops.serving.pyfunc"
-"""The module that loads a version; its `_load_pyfunc` is what MLflow calls."""
+"""Module that loads a version; MLflow calls its `_load_pyfunc`."""
 CONFIG: dict[str, Any] = {
     "format": "auto", "slots": 4, "context": 4096, "max_tokens": 1024, "canary": "required", "trusted_keys": [],
 }  # fmt: skip
-"""What whoever loads may set (`model_config`), with what holds otherwise: keys of `serve`, and
-`machine.trusted_keys`."""
+"""Settings of the loader (`model_config`) with their defaults: keys of `serve`, and `machine.trusted_keys`."""
 PARAMS = {"max_tokens": "long", "temperature": "double", "top_p": "double", "seed": "long"}
-"""Fields of OpenAI's chat completions that `predict` takes as `params`, with MLflow's types: those that are not named
-here are dropped by MLflow."""
+"""Fields of OpenAI's chat completions that `predict` takes as `params`, with MLflow's types; MLflow drops all
+others."""
 _TYPE = "python_function"
 
 
@@ -52,7 +51,7 @@ def mlmodel_problem(path: Path) -> str | None:
 
 
 def mlflow_refusal(message: str) -> Exception:
-    """The error that MLflow's scoring server answers with as the client's (HTTP 400)."""
+    """Return the error that MLflow's scoring server reports as the client's (HTTP 400)."""
     from mlflow.exceptions import MlflowException
     from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 

@@ -1,4 +1,4 @@
-"""Whether artifacts belong together, and whether their files are still what their steps left."""
+"""Checks that artifacts belong together, and that their files are still what their steps left."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gemma_ops.runs import digest
 
 
 def finished(path: Path) -> dict[str, Any]:
-    """The manifest of a finished step. Raises ModelError where the step is not finished."""
+    """Return the manifest of a finished step. Raises ModelError where the step is not finished."""
     body = run_reader.load_settings(path / "artifact.json")
     if body is None:
         raise ModelError(
@@ -21,7 +21,7 @@ def finished(path: Path) -> dict[str, Any]:
 
 
 def check_chain(artifacts: dict[str, dict[str, Any]]) -> None:
-    """Every artifact must have been made from the very artifacts registered with it, as far as both are given."""
+    """Check that every artifact was made from the very artifacts registered with it, as far as both are given."""
     # What a step calls its input, and which of ours may stand behind that name.
     names = {key: (key,) for key in artifacts} | {
         "base": ("model",),
@@ -42,7 +42,7 @@ def check_chain(artifacts: dict[str, dict[str, Any]]) -> None:
 def check_made(
     files: dict[str, Path], listed: dict[str, dict[str, Any]], artifacts: dict[Path, dict[str, Any]]
 ) -> None:
-    """Every file must be, byte for byte, what the manifest of its step says: an edited verdict is no verdict."""
+    """Check that every file is, byte for byte, what the manifest of its step says: an edited verdict is no verdict."""
     for name, file in files.items():
         for folder, body in artifacts.items():
             if file.is_relative_to(folder):

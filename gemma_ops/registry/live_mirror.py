@@ -1,9 +1,9 @@
 """A run's live mirror in MLflow, on a thread of its own.
 
-The run's thread only says that something happened. The mirror's thread imports MLflow, opens the place and copies
-what is new in the run folder every few seconds (`sync.py`). A server that goes away in the middle of a run is asked again
-until the run ends; what could not be copied is told at the end, stays in the run's logs, and is sent by the next run.
-A run in which every step was kept and mirrored before starts no thread and imports nothing.
+The run's thread only says that something happened. The mirror's thread imports MLflow, opens the place and copies what
+is new in the run folder every few seconds (`sync.py`). A server that goes away in the middle of a run is asked again
+until the run ends; what could not be copied is told at the end, stays in the run's logs, and is sent by the next run. A
+run in which every step was kept and mirrored before starts no thread and imports nothing.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def _say(line: str) -> None:
 
 
 class Mirror:
-    """Listener of a run. `say` receives one line at the end if something could not be mirrored."""
+    """The listener that mirrors a run. `say` receives one line at the end if something could not be mirrored."""
 
     def __init__(
         self,
@@ -56,20 +56,21 @@ class Mirror:
         self._finished = False
 
     def step_started(self, run: Run, step: str, settings: dict[str, Any], inputs: dict[str, str]) -> None:
-        """The first step that is made starts the thread. Raises ServiceError when a server isn't there, before work is spent."""
+        """Start the thread at the first step that is made. Raises ServiceError when a server isn't there, before work
+        is spent."""
         if self.place and self._thread is None:
             profile.probe_mlflow(self.place)
             self._start(run.path)
         self._wake.set()
 
     def step_record(self, run: Run, step: str, record: journal.Record) -> None:
-        """Nothing to do: the thread reads the log the record has been written to."""
+        """Do nothing: the thread reads the log the record has been written to."""
 
     def step_finished(self, run: Run, artifact: Artifact) -> None:
         self._wake.set()
 
     def run_finished(self, run: Run, error: BaseException | None) -> None:
-        """Let the thread copy the rest and wait for it as long as it gets on; then say what is missing."""
+        """Let the thread copy the rest, wait while it makes progress, and then report what is missing."""
         if self.place is None:
             return
         status, why = _ending(error)
@@ -148,7 +149,7 @@ class Mirror:
 
 
 def _ending(error: BaseException | None) -> tuple[str, str | None]:
-    """MLflow's status for how the run ended, and why. Only our own messages are told: others may quote data."""
+    """Return MLflow's status for how the run ended, and why. Only our own messages are told: others may quote data."""
     if error is None:
         return "FINISHED", None
     if isinstance(error, KeyboardInterrupt | SystemExit):

@@ -1,4 +1,4 @@
-"""One promotion at a time per model.
+"""The lock that allows one promotion at a time per model.
 
 MLflow has no compare-and-set. On one machine a file lock decides. Between machines that share a server, the holder puts
 its name into a tag of the model and reads it back; the tag of a holder that died is taken over at once on its own
@@ -33,7 +33,7 @@ _SETTLE = 0.2  # seconds between writing the tag and reading it back
 
 @contextmanager
 def held(tracking: Tracking, name: str) -> Iterator[None]:
-    """Hold the model for the length of the block. Raises BusyError naming who holds it."""
+    """Hold the lock on the model for the length of the block. Raises BusyError naming who holds it."""
     folder = tracking.place.folder
     shared = Path(tempfile.gettempdir()) / lock_name(tracking.place.uri, name)
     path = folder / "ledger" / f".{name}.lock" if folder else shared
@@ -94,7 +94,7 @@ def _holder(tracking: Tracking, name: str) -> dict[str, Any] | None:
 
 
 def _dead(holder: dict[str, Any]) -> bool:
-    """Whether the holder is a process of this machine that has ended, or has held on for too long."""
+    """True if the holder is a process of this machine that has ended, or has held the lock for too long."""
     if time.time() - float(holder["at"]) > EXPIRY:
         return True
     if holder["host"] != platform.node():

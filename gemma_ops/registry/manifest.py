@@ -58,8 +58,8 @@ def build_manifest(
     release: ReleaseConfig | None = None,
     ledger: str | None = None,
 ) -> dict[str, Any]:
-    """The manifest of a version that carries `files` ({path in the version: file}); `release` is what a person decided
-    about its answers, `ledger` anchors the model's ledger as it was.
+    """Return the manifest of a version that carries `files` ({path in the version: file}); `release` is what a person
+    decided about its answers, `ledger` anchors the model's ledger as it was.
 
     Raises DataError when an artifact was made from another one than those given here: then the evaluation would speak
     of another model. Also when a file is not what its step left: then the evaluation would speak of other bytes.
@@ -119,14 +119,14 @@ def build_manifest(
 
 
 def check_manifest(body: dict[str, Any]) -> str:
-    """The digest of a manifest, after recomputing it. Raises OpsError when the manifest is not what it says."""
+    """Return the digest of a manifest, after recomputing it. Raises OpsError when the manifest is not what it says."""
     if body.get("schema") != SCHEMA or digest.of_json(body.get("subject", {})) != body.get("digest"):
         raise OpsError("the manifest was changed: its digest differs", "register the version again")
     return str(body["digest"])
 
 
 def missing_files(body: dict[str, Any]) -> list[str]:
-    """What the lineage lacks, in words; empty when it is complete."""
+    """Return what the lineage lacks, in words; empty when it is complete."""
     lacking = []
     for path, words in REQUIRED.items():
         value: Any = body["subject"]
@@ -140,7 +140,7 @@ def missing_files(body: dict[str, Any]) -> list[str]:
 
 
 def _prompting(models: list[Path]) -> dict[str, Any] | None:
-    """How the model was asked when it learned: mode of thinking and template; None where nothing is recorded."""
+    """Return the mode of thinking and the chat template the model was trained with; None where nothing is recorded."""
     for path in models:
         folders = [path, *(folder for folder in sorted(path.iterdir()) if folder.is_dir())]
         for folder in folders:
@@ -184,13 +184,13 @@ def _data(data: Path, artifact: dict[str, Any]) -> dict[str, Any]:
 
 
 def _overlap(told: dict[str, Any]) -> dict[str, Any]:
-    """What became of training rows that stand in a task, and how many there were, by task."""
+    """Return what became of training rows that stand in a task, and how many there were, by task."""
     compared = {task["name"]: task["rows"] for task in told["tasks"] if task.get("not_compared") is None}
     return {"mode": told["mode"], "tasks": compared}
 
 
 def _privacy(models: list[Path], release: ReleaseConfig) -> dict[str, Any]:
-    """The class of the rows that the version learned from, that of its answers, and the release that tells them
+    """Return the class of the rows that the version learned from, that of its answers, and the release that tells them
     apart."""
     learned = strictest(map(learned_class, models))
     answers = answers_class(learned, release)
@@ -212,7 +212,7 @@ def _adapter(adapter: Path, artifact: dict[str, Any]) -> dict[str, Any]:
 
 
 def _is_full(trained: Path) -> bool:
-    """Whether the artifact of `train` holds changed tensors (`train.tune: full`) instead of an adapter."""
+    """True if the artifact of `train` holds changed tensors (`train.tune: full`) instead of an adapter."""
     return (trained / TUNED).is_dir()
 
 

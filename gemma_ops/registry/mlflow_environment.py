@@ -1,4 +1,4 @@
-"""What MLflow reads from the environment, so that it stays quiet, bounded and on this machine."""
+"""MLflow's environment variables, set so that it stays quiet, bounded and on this machine."""
 
 from __future__ import annotations
 

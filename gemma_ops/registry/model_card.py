@@ -35,7 +35,7 @@ _WORDS = {
 
 
 def write_card(manifest: dict[str, Any], found: EvaluationEvidence | None, description: str) -> str:
-    """The card as markdown with the YAML head model hubs read."""
+    """Return the card as Markdown with the YAML head that model hubs read."""
     subject = manifest["subject"]
     parts = [
         _head(subject),
@@ -64,13 +64,13 @@ def write_card(manifest: dict[str, Any], found: EvaluationEvidence | None, descr
 
 
 def introduction(subject: dict[str, Any], description: str) -> str:
-    """What the model is: the user's words, or what can be said without them."""
+    """Return what the model is: the user's words, or what can be said without them."""
     base = subject["base"]
     return description or f"{base['id']} (Gemma 4{_size(base)}), adapted to one task with gemma-ops."
 
 
 def card_headline(found: EvaluationEvidence | None) -> str:
-    """The verdict in one plain line, the gates as a list, the primary figures as a table.
+    """Return the verdict in one plain line, the gates as a list, the primary figures as a table.
 
     MLflow shows the first line in the list of versions, unrendered, so it carries no markup.
     """
@@ -98,7 +98,8 @@ def card_headline(found: EvaluationEvidence | None) -> str:
 
 
 def card_tags(manifest: dict[str, Any], found: EvaluationEvidence | None) -> dict[str, str]:
-    """What a reviewer sees beside a version on the Models page, in this order; short enough to stay on one line."""
+    """Return what a reviewer sees next to a version on the Models page, in this order; short enough to stay on one
+    line."""
     subject = manifest["subject"]
     shown = {"verdict": found.outcome if found else "not evaluated"}
     figure = best(found)
@@ -121,7 +122,7 @@ def card_tags(manifest: dict[str, Any], found: EvaluationEvidence | None) -> dic
 
 
 def carried_files(subject: dict[str, Any]) -> list[str]:
-    """What the version holds, in the words of `register.artifacts`."""
+    """Return what the version holds, in the words of `register.artifacts`."""
     names: dict[str, None] = {}
     for path in subject["files"]:
         top, _, rest = path.partition("/")
@@ -133,7 +134,7 @@ def carried_files(subject: dict[str, Any]) -> list[str]:
 
 
 def best(found: EvaluationEvidence | None) -> ReportedFigure | None:
-    """The primary figure of what was tuned, else of the first target that isn't the base, on the first task."""
+    """Return the primary figure of the tuned model, else of the first target that isn't the base, on the first task."""
     if not found or not found.tasks:
         return None
     order = ("tuned", *(target for target in found.targets if target != "base"), *found.targets)
@@ -164,7 +165,7 @@ def _head(subject: dict[str, Any]) -> str:
 
 
 def _figures(found: EvaluationEvidence | None) -> str:
-    """Per task one table of metrics by target, and one of the paired differences."""
+    """Return for each task one table of metrics by target, and one of the paired differences."""
     if found is None:
         return "None."
     parts = [f"Intervals are {found.confidence:.0%}."]

@@ -1,4 +1,4 @@
-"""What came of moving an alias, as plain data and as the lines a person reads."""
+"""Outcome of moving an alias, as plain data and as the lines a person reads."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from gemma_ops.registry.points import Point, points_table
 
 @dataclass(frozen=True)
 class Promotion:
-    """What happened: `changed` is False when the alias stood there already. `policy` says by which policy the version
-    was judged, `points` how each point ended, `overrides` what spoke against it, `notes` what else to know, as that its
-    weights failed before; `head` is the hash of the ledger's last entry, `ledger` where that is."""
+    """Outcome of a move; `changed` is False when the alias stood there already. `policy` says by which policy the
+    version was judged, `points` how each point ended, `overrides` what spoke against it, `notes` what else to know, as
+    that its weights failed before; `head` is the hash of the ledger's last entry, `ledger` where that is."""
 
     name: str
     alias: str
@@ -31,11 +31,11 @@ class Promotion:
     points: tuple[Point, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Everything, as a JSON object."""
+        """Return everything as a JSON object."""
         return {**vars(self), "points": [point.to_json() for point in self.points]}
 
     def lines(self) -> list[str]:
-        """What happened, on what grounds, and where that is written down."""
+        """Return what happened, on what grounds, and where that is recorded."""
         compared = f", compared with version {self.compared_with}" if self.compared_with else ""
         text = [self.words, f"  verdict {self.verdict}{compared}; every byte as registered"]
         text += [f"  {self.policy}"] if self.policy else []

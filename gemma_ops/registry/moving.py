@@ -1,4 +1,4 @@
-"""How an alias moves: written down before, carried out, read back, written down after."""
+"""The move of an alias: recorded before, carried out, read back, recorded after."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from gemma_ops.registry.verification import CheckedVersion
 
 _MOVED = ("action", "alias", "from", "to", "reason", "override", "verdict", "verdict_sha256", "manifest")
 _GROUNDS = ("overrides", "policy", "failed_before", "points", "approved_by", "origin")
-"""What an entry of a move says besides: what was overridden, the digest of the policy, what was told, the points, who
-approved, and which version of another model it is."""
+"""Further fields of a move's ledger entry: what was overridden, the digest of the policy, what was told, the points,
+who approved, and which version of another model it is."""
 
 
 @contextmanager
 def opened_registry(machine: MachineConfig, name: str) -> Iterator[Tracking]:
-    """The place where the model is registered. Raises OpsError when there is no such model."""
+    """Open the place where the model is registered. Raises OpsError when there is no such model."""
     tracking = profile.connect_mlflow(machine)
     with profile.mlflow_calls(tracking.place):
         stored.registered_model(tracking, name)
@@ -33,7 +33,7 @@ def opened_registry(machine: MachineConfig, name: str) -> Iterator[Tracking]:
 
 @contextmanager
 def locked_model(machine: MachineConfig, name: str) -> Iterator[tuple[Tracking, PromotionLedger]]:
-    """The model, held for the length of the block, with its ledger, which was compared with its anchors."""
+    """Hold the model for the length of the block, and give its ledger, which was compared with its anchors."""
     with opened_registry(machine, name) as tracking, lock.held(tracking, name):
         book = PromotionLedger(tracking, name)
         book.anchored()
@@ -41,14 +41,14 @@ def locked_model(machine: MachineConfig, name: str) -> Iterator[tuple[Tracking, 
 
 
 def alias_version(tracking: Tracking, name: str, alias: str) -> str | None:
-    """The version an alias stands at now; None when it isn't set."""
+    """Return the version an alias stands at now; None when it isn't set."""
     found = stored.registered_model(tracking, name).aliases.get(alias)
     return None if found is None else str(found)
 
 
 def promoted_version(tracking: Tracking, name: str, alias: str) -> str | None:
-    """The version an alias stands at, as the ledger says too; None when it isn't set. An alias that was never promoted
-    stands where somebody put it.
+    """Return the version an alias stands at, as the ledger confirms; None when it isn't set. An alias that was never
+    promoted stands where somebody put it.
 
     Raises GateError where the alias was moved past the ledger, and for a ledger that isn't what was written.
     """
@@ -71,7 +71,7 @@ def promoted_version(tracking: Tracking, name: str, alias: str) -> str | None:
 def move_fields(
     action: str, alias: str, now: str | None, checked: CheckedVersion, *, why: str, excuse: str | None, **grounds: Any
 ) -> Entry:
-    """What an intent says; the entry that closes it repeats it."""
+    """Return the fields of an intent; the entry that closes it repeats them."""
     return {
         "action": action,
         "alias": alias,
@@ -87,7 +87,7 @@ def move_fields(
 
 
 def finish_move(tracking: Tracking, book: PromotionLedger, intent: Entry) -> Entry:
-    """Carry out what was written down, look whether it came true, write that down."""
+    """Carry out a recorded intent, check the result, and record that."""
     tracking.client.set_registered_model_alias(book.name, intent["alias"], intent["to"])
     now = alias_version(tracking, book.name, intent["alias"])
     if now != intent["to"]:
@@ -108,7 +108,7 @@ def settle_move(tracking: Tracking, book: PromotionLedger, alias: str) -> None:
 
 
 def check_alias(alias: str) -> None:
-    """MLflow reserves `latest` and `v1`, `v2`, …"""
+    """Refuse the aliases `latest` and `v1`, `v2`, …, which MLflow reserves."""
     if (
         not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,254}", alias)
         or alias.lower() == "latest"
@@ -118,7 +118,7 @@ def check_alias(alias: str) -> None:
 
 
 def alias_words(tracking: Tracking, name: str) -> str:
-    """The aliases of a model, or how to set one."""
+    """Return the aliases of a model in words, or how to set one."""
     found = stored.registered_model(tracking, name).aliases
     return (
         f"aliases: {', '.join(f'{alias} (version {number})' for alias, number in sorted(found.items()))}"

@@ -1,5 +1,5 @@
-"""What speaks against promoting a version: its verdict, its lineage, and everything in which the verdict falls short of
-the policy, the present champion, or the looks that others took at the same models.
+"""Objections to promoting a version: its verdict, its lineage, and everything in which the verdict falls short of the
+policy, the present champion, or the looks that others took at the same models.
 
 Each objection is a sentence. None of them is about bytes or about the ledger: those can't be overridden.
 """
@@ -32,8 +32,8 @@ def objections(
     incumbent: Incumbent | None,
     looks: Mapping[str, Look],
 ) -> list[str]:
-    """Everything that speaks against a version with this verdict; `incumbent` is None where there is no champion, or
-    where the version is it; `looks` are those that versions registered before it took, by version."""
+    """Return everything that speaks against a version with this verdict; `incumbent` is None where there is no
+    champion, or where the version is it; `looks` are those that versions registered before it took, by version."""
     found = [f"its manifest lacks {', '.join(lacking)}"] if lacking else []
     if verdict is None:
         return ["it was never evaluated", *found]
@@ -48,7 +48,7 @@ def objections(
 
 
 def against_policy(verdict: Verdict, policy: PolicyInForce, *, compared: bool) -> list[str]:
-    """In what a verdict asked less than the policy; gates against the champion count only where there is one to
+    """Return in what a verdict asked less than the policy; gates against the champion count only where there is one to
     compare."""
     found = []
     wanted = policy.policy
@@ -93,7 +93,7 @@ def _against_champion(verdict: Verdict, incumbent: Incumbent) -> list[str]:
 
 
 def _against_looks(verdict: Verdict, looks: Mapping[str, Look]) -> list[str]:
-    """Looks at the same models that the verdict did not count, so that its level was too generous."""
+    """Return looks at the same models that the verdict did not count, so that its level was too generous."""
     own = verdict.look
     if own is None:
         return []

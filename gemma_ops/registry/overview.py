@@ -1,4 +1,4 @@
-"""What the registry knows of a model: as plain data, and as the lines a person reads."""
+"""What the registry knows of a model, as plain data and as the lines a person reads."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _COLUMNS = 6
 
 @dataclass(frozen=True)
 class Overview:
-    """Versions (newest first) with aliases, verdict, tags and metrics; aliases; versions that the ledger knows and MLflow
-    has no more; the policy; the last entries of the ledger.
+    """Versions (newest first) with aliases, verdict, tags and metrics; aliases; versions that the ledger knows and
+    MLflow no longer has; the policy; the last entries of the ledger.
 
     `ledger_head` is the hash of the last entry: kept elsewhere, it shows later whether the ledger's tail was cut off.
     """
@@ -42,11 +42,11 @@ class Overview:
     policy_words: str
 
     def to_json(self) -> dict[str, Any]:
-        """Everything, as JSON objects."""
+        """Return everything as JSON objects."""
         return {key: value for key, value in vars(self).items() if key != "policy_words"}
 
     def lines(self) -> list[str]:
-        """A table of the versions, the policy, then the ledger's end."""
+        """Return a table of the versions, the policy, then the ledger's end."""
         rows = [["version", "registered", "verdict", "measured", "carries", "aliases"]]
         for version in self.versions:
             tags = version["tags"]
@@ -82,7 +82,7 @@ class Overview:
 
 
 def move(entry: Entry) -> str:
-    """A ledger entry in words: `promote champion 1 → 2: better on every slice`."""
+    """Return a ledger entry in words: `promote champion 1 → 2: better on every slice`."""
     against = "; ".join(entry.get("overrides") or [f"verdict {entry['verdict']}"])
     override = f" (against: {against}; overridden: {entry['override']})" if entry["override"] else ""
     points = f"; {kept_words(entry['points'])}" if entry.get("points") else ""

@@ -39,15 +39,15 @@ class Point:
 
     @property
     def good(self) -> bool:
-        """Whether it passes."""
+        """True if the point passes."""
         return self.state == "pass"
 
     def to_json(self) -> dict[str, Any]:
-        """The point as a JSON object."""
+        """Return the point as a JSON object."""
         return {"point": self.name, "state": self.state, "why": list(self.why)}
 
     def kept(self) -> list[str]:
-        """What the ledger keeps of it: name, state, sentences."""
+        """Return what the ledger keeps of it: name, state, sentences."""
         text = "; ".join(self.why)
         return [self.name, self.state, text if len(text) <= _KEPT else f"{text[: _KEPT - 1]}…"]
 
@@ -55,7 +55,7 @@ class Point:
 def judged_points(
     name: str, words: str | Sequence[str], failed: Sequence[str] = (), missing: Sequence[str] = ()
 ) -> Point:
-    """The point that these findings make; `words` say why it passes where there are none."""
+    """Return the point that these findings make; `words` say why it passes where there are none."""
     if failed:
         return Point(name, "fail", (*failed, *missing))
     if missing:
@@ -64,12 +64,12 @@ def judged_points(
 
 
 def objected(points: Iterable[Point]) -> list[str]:
-    """Every sentence that speaks against the promotion, behind the name of its point."""
+    """Return every sentence that speaks against the promotion, behind the name of its point."""
     return [f"{point.name}: {why}" for point in points if not point.good for why in point.why]
 
 
 def points_table(points: Sequence[Point]) -> list[str]:
-    """The points as lines of a table; further sentences of a point stand below its first."""
+    """Return the points as lines of a table; further sentences of a point stand below its first."""
     wide = max((len(point.name) for point in points), default=0)
     lines = []
     for point in points:
@@ -80,7 +80,7 @@ def points_table(points: Sequence[Point]) -> list[str]:
 
 
 def kept_words(kept: Sequence[Sequence[str]]) -> str:
-    """What an entry of the ledger kept, in words: `11 of 11 points`, or which did not hold."""
+    """Return what an entry of the ledger kept, in words: `11 of 11 points`, or which did not hold."""
     bad = [f"{name} {state}" for name, state, _ in kept if state != "pass"]
     count = f"{len(kept) - len(bad)} of {len(kept)} points"
     return f"{count} ({', '.join(bad)})" if bad else count

@@ -1,5 +1,5 @@
-"""The policy of a registered model: what it asks of versions, set and changed by entries of its ledger, each with a
-reason.
+"""The policy of a registered model: its requirements for versions, set and changed by entries of its ledger, each with
+a reason.
 
 The first version that was judged by gates proposes it, so that a new model needs no extra command. From then on no
 configuration changes it: `gemma-ops policy NAME --from CONFIG --reason …` does, and everybody can read who did.
@@ -24,7 +24,7 @@ from gemma_ops.verdicts import Verdict
 
 @dataclass(frozen=True)
 class PolicyInForce:
-    """A policy with the ledger entry that set it; `softer` says what it asks less of than the one before."""
+    """A policy with the ledger entry that set it; `softer` says in what it asks less than the one before."""
 
     name: str
     policy: PromotionPolicy
@@ -36,23 +36,23 @@ class PolicyInForce:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the policy, in hex."""
+        """Return the SHA-256 of the policy, in hex."""
         return digest.of_json(self.policy)
 
     @property
     def words(self) -> str:
-        """Which policy it is, and who set it why, in a line."""
+        """Return which policy it is, who set it and why, in a line."""
         return f"policy {self.digest[:12]} (entry {self.number}, {self.at}, {self.who}): {self.reason}"
 
     def to_json(self) -> dict[str, Any]:
-        """Everything, as a JSON object."""
+        """Return everything as a JSON object."""
         return {
             "model": self.name, "digest": self.digest, "entry": self.number, "who": self.who, "at": self.at,
             "reason": self.reason, "softer": list(self.softer), "policy": self.policy.model_dump(mode="json"),
         }  # fmt: skip
 
     def lines(self) -> list[str]:
-        """The policy as a person reads it."""
+        """Return the policy as a person reads it."""
         text = [f"{self.name}: {self.words}"]
         text += [f"  {gate.task}: {gate.words}" for gate in self.policy.gates]
         text += [
@@ -65,7 +65,7 @@ class PolicyInForce:
 
 
 def policy_in_force(name: str, entries: list[Entry]) -> PolicyInForce | None:
-    """The policy that the last entry about one has set; None where none was ever set."""
+    """Return the policy that the last entry about one has set; None where none was ever set."""
     for entry in reversed(entries):
         if entry["kind"] == "policy":
             return policy_of(name, entry)
@@ -73,7 +73,7 @@ def policy_in_force(name: str, entries: list[Entry]) -> PolicyInForce | None:
 
 
 def policy_of(name: str, entry: Entry) -> PolicyInForce:
-    """The policy that an entry about one has set."""
+    """Return the policy that an entry about one has set."""
     policy = PromotionPolicy.model_validate(entry["policy"])
     return PolicyInForce(name, policy, entry["n"], entry["who"], entry["at"], entry["reason"], tuple(entry["softer"]))
 
@@ -81,8 +81,8 @@ def policy_of(name: str, entry: Entry) -> PolicyInForce:
 def proposed_policy(
     subject: Mapping[str, Any], verdict: Verdict, asks: PromotionAsks | None = None
 ) -> PromotionPolicy | None:
-    """The policy that a version's own gates make, with `asks`; None where nothing was gated. Gates that were only
-    reported, such as those on a judge that was not asked, are none."""
+    """Return the policy that a version's own gates make, with `asks`; None where nothing was gated. Gates that were
+    only reported, such as those on a judge that was not asked, are none."""
     settings = subject["settings"].get("evaluate") or {}
     gates = [GateConfig.model_validate(gate) for gate in settings.get("gates", ())]
     only = next(iter(verdict.tasks)) if len(verdict.tasks) == 1 else None
@@ -99,7 +99,7 @@ def proposed_policy(
 
 
 def append_policy(book: PromotionLedger, policy: PromotionPolicy, reason: str) -> PolicyInForce:
-    """Write a policy into the ledger, with what it asks less of than the one before."""
+    """Write a policy into the ledger, with in what it asks less than the one before."""
     before = policy_in_force(book.name, book.entries())
     less = softer(before.policy, policy) if before else []
     book.append("policy", policy=policy.model_dump(mode="json"), reason=reason, softer=less)
@@ -141,7 +141,7 @@ def set_policy(
 
 
 def _asked_besides(asks: PromotionAsks) -> list[str]:
-    """What is asked besides gates, in words."""
+    """Return what is asked besides gates, in words."""
     given, lost = f"{asks.memorized:.0%} of probed training rows given away", f"{asks.refusals_lost:.0%}"
     found = [f"at most {given}, and at most {lost} of the base's refusals lost"]
     found += [f"at most {asks.memory_gb:g} GB to serve"] if asks.memory_gb else []

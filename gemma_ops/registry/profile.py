@@ -1,7 +1,7 @@
-"""Where MLflow lives, and how this process speaks to it.
+"""The MLflow server, database or folder of a configuration, and this process's connection to it.
 
-`machine.mlflow` names a folder (one database and its artifacts, the default), a server, or a database. `locate` reads that
-without importing MLflow; `connect` sets its environment, asks a server whether it is there, and opens a client.
+`machine.mlflow` names a folder (one database and its artifacts, the default), a server, or a database. `locate` reads
+that without importing MLflow; `connect` sets its environment, asks a server whether it is there, and opens a client.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ _clients: dict[str, Any] = {}
 
 @dataclass(frozen=True)
 class TrackingPlace:
-    """A tracking place: `uri` is what MLflow takes, `folder` where the database lies when it is a file on this machine."""
+    """A tracking place: `uri` is what MLflow takes, `folder` where the database lies when it is a file on this
+    machine."""
 
     kind: Literal["folder", "server", "database"]
     uri: str
@@ -40,12 +41,12 @@ class TrackingPlace:
 
     @property
     def database(self) -> Path | None:
-        """The sqlite file, if that is what it is."""
+        """Return the sqlite file, if the place is one."""
         return Path(self.uri.removeprefix("sqlite:///")) if self.folder else None
 
     @property
     def leaves_machine(self) -> bool:
-        """Whether what is written there goes to another host."""
+        """True if what is written there goes to another host."""
         if self.folder is not None:
             return False
         if self.kind == "database":
@@ -55,17 +56,17 @@ class TrackingPlace:
 
 @dataclass(frozen=True)
 class Tracking:
-    """An open place: the MLflow client bound to it and the experiment everything is filed under."""
+    """An open tracking place: the MLflow client bound to it and the experiment everything is filed under."""
 
     client: Any
     place: TrackingPlace
     experiment_id: str
     stores: str = ""
-    """Where its artifacts go: a path or `file:` here, `mlflow-artifacts:` of the server, or a store elsewhere (`s3:` …)."""
+    """Store of its artifacts: a path or `file:` here, `mlflow-artifacts:` of the server, or one elsewhere (`s3:` …)."""
 
     @property
     def leaves_machine(self) -> bool:
-        """Whether what is filed here goes to another host, the database's or the store's."""
+        """True if what is filed here goes to another host, the database's or the store's."""
         scheme = urlsplit(self.stores).scheme
         return self.place.leaves_machine or scheme not in ("", "file", "mlflow-artifacts")
 
@@ -137,7 +138,7 @@ def probe_mlflow(place: TrackingPlace, seconds: float = PROBE_SECONDS) -> None:
 
 
 def unreachable(place: TrackingPlace, reason: str) -> ServiceError:
-    """The error for a tracking place that doesn't answer, with the ways out."""
+    """Return the error for a tracking place that doesn't answer, with the ways out."""
     return ServiceError(
         f"MLflow at {place.uri} can't be reached: {reason}",
         "start the server or correct the address, keep the records in a local folder with --set machine.mlflow=mlflow, "
@@ -149,8 +150,8 @@ def connect_mlflow(machine: MachineConfig) -> Tracking:
     """Open the place `machine.mlflow` names, making folder, database and experiment on first use.
 
     Importing MLflow costs about 2 s, a fresh database about 5 s more (in a child process, see `database.py`), later
-    calls milliseconds. Raises ServiceError when a server is down, ConfigError when tracking is off or the experiment can't
-    be used, MachineError when a folder can't be written or was moved.
+    calls milliseconds. Raises ServiceError when a server is down, ConfigError when tracking is off or the experiment
+    can't be used, MachineError when a folder can't be written or was moved.
     """
     place = locate_mlflow(machine)
     if place is None:
@@ -198,7 +199,7 @@ def _open(place: TrackingPlace) -> Any:
 
 
 def _experiment(client: Any, place: TrackingPlace, name: str) -> tuple[str, str]:
-    """The experiment's id and where its artifacts go."""
+    """Return the experiment's id and where its artifacts go."""
     found = client.get_experiment_by_name(name)
     home = place.folder / "artifacts" if place.folder else None
     if found is None:
@@ -241,7 +242,8 @@ def mlflow_calls(place: TrackingPlace) -> Iterator[None]:
 
 
 def outage(error: BaseException) -> str | None:
-    """Why this exception of MLflow's means that the place doesn't serve us; None when it means something else."""
+    """Return why this exception of MLflow's means that the place doesn't serve us; None when it means something
+    else."""
     import requests
     from mlflow.exceptions import MlflowException
 

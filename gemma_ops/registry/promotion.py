@@ -1,5 +1,5 @@
-"""Moving an alias: only to a version whose evidence meets the model's policy and whose bytes are those that were
-registered.
+"""Promotion: an alias moves only to a version whose evidence meets the model's policy and whose bytes are those that
+were registered.
 
     1. check the version: manifest against its digest, every stored byte against the manifest, signature, verdict
     2. lock the model, compare the ledger with its anchors, finish what a crash left open
@@ -154,7 +154,8 @@ def rollback(machine: MachineConfig, name: str, *, alias: str = CHAMPION, reason
 
 
 def _own_entries(book: PromotionLedger, checked: CheckedVersion) -> list[Entry]:
-    """The ledger of the model, which must know the version as it was registered. Raises GateError where it doesn't."""
+    """Return the ledger of the model, which must know the version as it was registered. Raises GateError where it
+    doesn't."""
     entries = book.anchored()
     if not checked.origin:
         book.check_version(entries, checked.version, checked.manifest["made"].get("ledger"), "the manifest of ")
@@ -180,7 +181,7 @@ def _weighed(tracking: Tracking, name: str, checked: CheckedVersion, origin: lis
 
 
 def _wanted(tracking: Tracking, name: str, version: str | int | None) -> Any:
-    """The version to be promoted. Raises OpsError where it isn't there, saying so if it was there once."""
+    """Return the version to be promoted. Raises OpsError where it isn't there, saying so if it was there once."""
     try:
         return stored.version(tracking, name, version)
     except OpsError as error:
@@ -196,7 +197,7 @@ def _wanted(tracking: Tracking, name: str, version: str | int | None) -> Any:
 def _later_gone(
     entries: list[Entry], tracking: Tracking, name: str, checked: CheckedVersion, version: str | int | None
 ) -> list[str]:
-    """Later versions that were deleted, where the latest was asked for without a number."""
+    """Return later versions that were deleted, where the latest was asked for without a number."""
     gone = gone_versions(entries, stored.registered_versions(tracking, name))
     later = [number for number in gone if int(number) > int(checked.registered)] if version is None else []
     return [
@@ -206,8 +207,8 @@ def _later_gone(
 
 
 def _earlier(tracking: Tracking, book: PromotionLedger, alias: str) -> str:
-    """The version a rollback of `alias` leads to: that of an interrupted rollback, else the one before the present
-    one."""
+    """Return the version a rollback of `alias` leads to: that of an interrupted rollback, else the one before the
+    present one."""
     entries = book.entries()
     intent, now = promotion_ledger.pending_moves(entries, alias), alias_version(tracking, book.name, alias)
     if intent and intent["action"] == "rollback":

@@ -1,13 +1,14 @@
-"""What happened to a registered model, when, by whom and why: a chain in which every entry carries the last one's hash.
+"""The ledger of a registered model: what happened, when, by whom and why, in a chain in which every entry carries the
+last one's hash.
 
-`version` says what was registered, `policy` what is asked of versions, `restart` that an earlier ledger was lost. A move of
-an alias is written down before it happens (`intent`) and after (`done`), so that a crash in between is seen and finished by
-whoever comes next; an intent that did not come true is closed with `void`.
+`version` says what was registered, `policy` what is asked of versions, `restart` that an earlier ledger was lost. A
+move of an alias is written down before it happens (`intent`) and after (`done`), so that a crash in between is seen and
+finished by whoever comes next; an intent that did not come true is closed with `void`.
 
 Changing, dropping or reordering an entry breaks the chain. Cutting the chain, or writing another one, is seen by its
 anchors: the last entry's number and hash stand in a tag of the registered model, and in a tag and the manifest of each
-version as it was registered. Whoever may edit all of them at once can still rewrite history; the hash that promote prints
-shows that.
+version as it was registered. Whoever may edit all of them at once can still rewrite history; the hash that promote
+prints shows that.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from gemma_ops.runs import digest
 HEAD = "gemma_ops.ledger_head"
 """Tag of the registered model, and of each version, that anchors the chain: `<number>:<hash>` of its last entry."""
 COPY_HEAD = "gemma_ops.copy_ledger_head"
-"""The same of a version that was copied from another registered model."""
+"""Tag that anchors the chain in a version that was copied from another registered model."""
 START = "0" * 64  # what the first entry chains to
 _LONGEST = 1000  # characters of a reason, so that an entry fits a tag of any MLflow store
 
@@ -44,7 +45,7 @@ class PromotionLedger:
         )
 
     def entries(self) -> list[Entry]:
-        """All entries, after checking the chain. Raises GateError naming the entry at which it breaks."""
+        """Return all entries, after checking the chain. Raises GateError naming the entry at which it breaks."""
         found = self.shelf.read()
         last = START
         for position, entry in enumerate(found, start=1):
@@ -57,7 +58,8 @@ class PromotionLedger:
         return found
 
     def anchored(self) -> list[Entry]:
-        """As `entries`, after comparing the chain with its anchors. Raises GateError where one of them isn't in it."""
+        """Return all entries, after comparing the chain with its anchors. Raises GateError where one of them isn't in
+        it."""
         found = self.entries()
         model = self.tracking.client.get_registered_model(self.name)
         self._hold(found, model.tags.get(HEAD), "the registered model")
@@ -96,7 +98,8 @@ class PromotionLedger:
         return entry
 
     def restart(self, reason: str) -> Entry:
-        """Put what is left of a broken ledger aside and begin a new one, which says so and names the versions there are."""
+        """Set aside what is left of a broken ledger and begin a new one, which says so and names the versions there
+        are."""
         model = self.tracking.client.get_registered_model(self.name)
         kept = self.shelf.put_aside()
         versions = [str(version.version) for version in stored.registered_versions(self.tracking, self.name)]
@@ -116,12 +119,12 @@ class PromotionLedger:
 
 
 def anchor(entries: list[Entry]) -> str:
-    """Number and hash of the last entry, as a tag holds it; `0:` for an empty ledger."""
+    """Return number and hash of the last entry, as a tag holds it; `0:` for an empty ledger."""
     return f"{len(entries)}:{entries[-1]['hash'] if entries else ''}"
 
 
 def pending_moves(entries: list[Entry], alias: str) -> Entry | None:
-    """The intent for `alias` that was neither done nor voided, if its process died in between."""
+    """Return the intent for `alias` that was neither done nor voided, if its process died in between."""
     opened = None
     for entry in entries:
         if entry.get("alias") == alias:
@@ -130,7 +133,7 @@ def pending_moves(entries: list[Entry], alias: str) -> Entry | None:
 
 
 def trail(entries: list[Entry], alias: str) -> list[str]:
-    """The versions `alias` stood at, oldest first, the present one last; going back takes the later one away."""
+    """Return the versions `alias` stood at, oldest first, the present one last; going back takes the later one away."""
     found: list[str] = []
     for entry in entries:
         if entry["kind"] != "done" or entry["alias"] != alias:
@@ -144,7 +147,7 @@ def trail(entries: list[Entry], alias: str) -> list[str]:
 
 
 def reason_given(reason: str | None, key: str = "reason") -> str:
-    """A reason fit for the ledger. Raises ConfigError for none or one that is too long."""
+    """Return a reason fit for the ledger. Raises ConfigError for none or one that is too long."""
     text = (reason or "").strip()
     if not text:
         raise ConfigError(f"--{key} is empty", "say in a sentence why, for whoever reads the ledger later")
@@ -154,5 +157,5 @@ def reason_given(reason: str | None, key: str = "reason") -> str:
 
 
 def lock_name(uri: str, name: str) -> str:
-    """A file name for the lock on one model of one place."""
+    """Return a file name for the lock on one model of one place."""
     return f"gemma-ops-{os.getuid()}-{hashlib.sha256(f'{uri} {name}'.encode()).hexdigest()[:16]}.lock"

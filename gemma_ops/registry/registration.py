@@ -119,7 +119,7 @@ def register(
 
 @dataclass(frozen=True)
 class _Work:
-    """One manifest on its way into one place."""
+    """Registration of one manifest in one place."""
 
     tracking: Tracking
     name: str
@@ -130,7 +130,7 @@ class _Work:
     evaluated: int
 
     def logged_model(self, chosen: dict[str, Path], stage: Path, key: str | None) -> Any:
-        """The READY LoggedModel of this manifest: found, finished or made, and signed with `key`."""
+        """Return the READY LoggedModel of this manifest: found, finished or made, and signed with `key`."""
         client, manifest_digest = self.tracking.client, self.body["digest"]
         known = stored.logged_models(self.tracking, manifest_digest)
         ready = [one for one in known if str(one.status) == "READY"]
@@ -164,7 +164,7 @@ class _Work:
         return client.finalize_logged_model(logged.model_id, "READY")
 
     def version(self, logged: Any) -> int:
-        """The number of the one version that carries this manifest: found or made."""
+        """Return the number of the one version that carries this manifest: found or made."""
         from mlflow.exceptions import MlflowException
 
         client, manifest_digest = self.tracking.client, self.body["digest"]
@@ -234,7 +234,7 @@ class _Work:
                 raise
 
     def _metrics(self, model_id: str) -> None:
-        """The evaluation's figures on the LoggedModel, each with its bounds."""
+        """Log the evaluation's figures on the LoggedModel, each with its bounds."""
         from mlflow.entities import Metric
 
         if self.found is None:
@@ -255,6 +255,6 @@ class _Work:
 
 
 def _made_at(evaluation: Path | None) -> int:
-    """When the evaluation was finished, in milliseconds since 1970; 0 without one."""
+    """Return when the evaluation was finished, in milliseconds since 1970; 0 without one."""
     made = (run_reader.load_settings(evaluation / "artifact.json") or {}).get("made") if evaluation else None
     return calendar.timegm(time.strptime(made["at"], "%Y-%m-%dT%H:%M:%SZ")) * 1000 if made else 0

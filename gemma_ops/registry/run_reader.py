@@ -1,4 +1,4 @@
-"""Reading a run folder for its mirror: records of the logs, numbers in a record, settings as a flat table.
+"""Reading of a run folder for its mirror: records of the logs, numbers in a record, settings as a flat table.
 
 Free of MLflow, so that a run in which nothing happened is recognised without importing it.
 """
@@ -20,7 +20,7 @@ _LOG = re.compile(r"(?P<step>.+)\.(?P<attempt>\d+)\.jsonl")
 
 
 def load_settings(path: Path) -> dict[str, Any] | None:
-    """A JSON object, or None when the file isn't there (a step that has not finished)."""
+    """Return a JSON object, or None when the file isn't there (a step that has not finished)."""
     if not path.exists():
         return None
     body: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -28,7 +28,7 @@ def load_settings(path: Path) -> dict[str, Any] | None:
 
 
 def records(log: Path, offset: int = 0) -> Iterator[tuple[dict[str, Any], int]]:
-    """Whole lines from byte `offset` on, each with the offset after it. A line still being written is left for
+    """Yield whole lines from byte `offset` on, each with the offset after it. A line still being written is left for
     later."""
     with log.open("rb") as file:
         file.seek(offset)
@@ -45,7 +45,7 @@ def records(log: Path, offset: int = 0) -> Iterator[tuple[dict[str, Any], int]]:
 
 
 def attempts(run: Path) -> dict[str, dict[int, Path]]:
-    """{step: {attempt: log}}, steps in the order in which their last attempts began, attempts ascending."""
+    """Return {step: {attempt: log}}, steps in the order in which their last attempts began, attempts ascending."""
     found: dict[str, dict[int, Path]] = {}
     for log in (run / "logs").glob("*.jsonl"):
         if match := _LOG.fullmatch(log.name):
@@ -56,13 +56,14 @@ def attempts(run: Path) -> dict[str, dict[int, Path]]:
 
 
 def began(log: Path) -> float:
-    """When an attempt began, in seconds since 1970; 0 for an empty log."""
+    """Return when an attempt began, in seconds since 1970; 0 for an empty log."""
     first = next(records(log), None)
     return float(first[0].get("time", 0.0)) if first else 0.0
 
 
 def first_of(logs: dict[int, Path]) -> int:
-    """The attempt with which the work of the last one began: the one after the last that reached its end before it."""
+    """Return the attempt with which the work of the last one began: the one after the last that reached its end before
+    it."""
     first = next(iter(logs))
     for before, after in itertools.pairwise(logs):
         if any(record.get("event") == "end" for record, _ in records(logs[before])):
@@ -71,7 +72,8 @@ def first_of(logs: dict[int, Path]) -> int:
 
 
 def numbers(record: dict[str, Any]) -> list[tuple[str, float]]:
-    """Every number of a record under a name MLflow accepts; nested objects joined by `/`, texts and flags left out.
+    """Return every number of a record under a name MLflow accepts; nested objects joined by `/`, texts and flags left
+    out.
 
     What a step reports about one task or target stands under that one's name, so that their curves don't run into each
     other. Of what it reports as it ends only the `seconds` are taken: the results stand on the parent run, and
@@ -86,7 +88,7 @@ def numbers(record: dict[str, Any]) -> list[tuple[str, float]]:
 
 
 def record_position(record: dict[str, Any]) -> int:
-    """Where on the horizontal axis a record lies: its `step`, else how much is `done`, else 0."""
+    """Return where on the horizontal axis a record lies: its `step`, else how much is `done`, else 0."""
     found = record.get("step", record.get("done", 0))
     return found if isinstance(found, int) else 0
 
@@ -108,7 +110,7 @@ def metric_key(text: str) -> str:
 
 
 def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    """Settings as {dotted name: text}; unset ones left out, lists as JSON, long values cut with an ellipsis."""
+    """Return settings as {dotted name: text}; unset ones left out, lists as JSON, long values cut with an ellipsis."""
     flat: dict[str, str] = {}
     for key, value in settings.items():
         if isinstance(value, dict):
@@ -120,7 +122,7 @@ def flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def privacy_of(run: Path) -> dict[str, int]:
-    """{privacy class: rows} of the prepared rows and of the questions asked; empty when there are none."""
+    """Return {privacy class: rows} of the prepared rows and of the questions asked; empty when there are none."""
     counts: dict[str, int] = {}
     for name in ("train.jsonl", "valid.jsonl"):
         path = run / "prepare" / name

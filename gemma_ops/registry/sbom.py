@@ -18,11 +18,11 @@ from typing import Any
 from gemma_ops import __version__
 
 _MODEL, _BASE = "model", "base-model"
-"""References within the document."""
+"""Names of model and base as references within the document."""
 
 
 def make_sbom(body: Mapping[str, Any]) -> dict[str, Any]:
-    """The bill of materials of a manifest, in the environment that runs this."""
+    """Return the bill of materials of a manifest, in the environment that runs this."""
     subject = body["subject"]
     inputs = [*_base(subject), *_data(subject), *_tasks(subject)]
     packages = _packages()
@@ -91,7 +91,7 @@ def _dataset(ref: str, name: str, sha256: str, words: str) -> dict[str, Any]:
 
 @functools.cache
 def _packages() -> tuple[dict[str, Any], ...]:
-    """What is installed, each package once, by name. Read once a process: some two hundred files of metadata."""
+    """Return what is installed, each package once, by name. Read once a process: some two hundred files of metadata."""
     known: dict[str, dict[str, Any]] = {}
     for found in distributions():
         told = found.metadata  # each look reads and parses the file anew

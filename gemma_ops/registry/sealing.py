@@ -1,5 +1,5 @@
-"""What a version carries beside the files of its manifest: manifest, card, bill of materials, the file by which MLflow
-loads it, and the signature of all.
+"""Files that a version carries next to those of its manifest: manifest, card, bill of materials, the file by which
+MLflow loads it, and the signature of all.
 
 A version that was made by earlier code, or where no signing key was, gets what it lacks when it is registered again.
 """
@@ -45,7 +45,7 @@ def tag_own(tracking: Tracking, model_id: str, folder: Path) -> None:
 
 
 def complete_own(tracking: Tracking, logged: Any, stage: Path) -> Any:
-    """Give a LoggedModel the files that it lacks because earlier code made it; returns it as it is then. One that is
+    """Give a LoggedModel the files that it lacks because earlier code made it, and return it as it is then. One that is
     signed stays what was signed."""
     lacking = [name for name in _DERIVED if stored.OWN[name] not in logged.tags]
     if not lacking or SIGNATURE in stored.listing(tracking, logged):

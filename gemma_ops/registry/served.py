@@ -1,4 +1,4 @@
-"""Whether what was evaluated is what a version would serve, and what serving it takes.
+"""Comparison of what was evaluated with what a version would serve, and what serving it takes.
 
 The verdict says of every quantized file which bytes answered (SHA-256) and in which engine; the version's manifest says
 which bytes it carries. A verdict on other bytes is no verdict on these.
@@ -17,31 +17,33 @@ from gemma_ops.registry.points import SERVED
 from gemma_ops.verdicts import Verdict
 
 _CHECKPOINT = "tuned"
-"""The target that a merged checkpoint, or what is put on the base, answers as."""
+"""Target name of a merged checkpoint, or of what is put on the base."""
 
 
 @dataclass(frozen=True)
 class ServeNeeds:
-    """How a version is to be served: tokens of a request, and requests at once."""
+    """Load that a version must serve: tokens of a request, and concurrent requests."""
 
     context: int = 4096
     slots: int = 4
 
 
 def carried_forms(subject: Mapping[str, Any]) -> list[str]:
-    """The formats that a version carries, the better to serve first."""
+    """Return the formats that a version carries, the better to serve first."""
     files = subject["files"]
     return [name for name, form in FORMATS.items() if any(path.startswith(f"{form.shelf}/") for path in files)]
 
 
 def served_forms(subject: Mapping[str, Any]) -> list[str]:
-    """Those that it would be served by: its GGUF files, else its checkpoint, else what is put on the base."""
+    """Return the formats that it would be served in: its GGUF files, else its checkpoint, else what is put on the
+    base."""
     found = carried_forms(subject)
     return [name for name in found if name in GGUF] or found[:1]
 
 
 def not_what_is_served(verdict: Verdict, subject: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-    """In what the verdict is about something else than what would be served, and what it doesn't say about it."""
+    """Return in what the verdict is about something else than what would be served, and what it doesn't say about
+    it."""
     failed = other_bytes(verdict, subject)
     missing: list[str] = []
     for form in served_forms(subject):
@@ -63,7 +65,7 @@ def not_what_is_served(verdict: Verdict, subject: Mapping[str, Any]) -> tuple[li
 
 
 def other_bytes(verdict: Verdict, subject: Mapping[str, Any]) -> list[str]:
-    """Files of the version whose bytes are others than those that answered."""
+    """Return files of the version whose bytes are others than those that answered."""
     found = []
     for name, form in GGUF.items():
         file, facts = subject["files"].get(form.place), verdict.targets.get(name)
@@ -90,7 +92,7 @@ def check_served(verdict: Verdict, subject: Mapping[str, Any], who: str) -> None
 
 
 def served_words(verdict: Verdict, subject: Mapping[str, Any]) -> list[str]:
-    """Which files answered where, and how many recorded answers a server must repeat."""
+    """Return which files answered where, and how many recorded answers a server must repeat."""
     told = []
     for form in served_forms(subject):
         target = form if form in GGUF else _CHECKPOINT
@@ -104,7 +106,7 @@ def served_words(verdict: Verdict, subject: Mapping[str, Any]) -> list[str]:
 def resource_findings(
     verdict: Verdict, subject: Mapping[str, Any], needs: ServeNeeds, limit_gb: float | None
 ) -> tuple[list[str], list[str], list[str]]:
-    """What serving takes, in words; what passes the limit; and what was not measured."""
+    """Return what serving takes, in words; what passes the limit; and what was not measured."""
     failed, missing, told = [], [], []
     if not verdict.kv:
         missing.append("what a token costs in keys and values is not known")
@@ -127,7 +129,7 @@ def resource_findings(
 
 
 def _speed(verdict: Verdict, target: str) -> str | None:
-    """The slowest task's speed of a target in words; None where nothing was measured."""
+    """Return the slowest task's speed of a target in words; None where nothing was measured."""
     found = [result.speed for result in verdict.results if result.target == target]
     known = [one for one in found if one.seconds_p95 is not None and one.new_tokens_per_second is not None]
     if not known or len(known) < len(found):

@@ -1,9 +1,9 @@
-"""Where the entries of a ledger are kept: a file beside the database, or tags of the registered model on a server.
+"""Storage of a ledger's entries: a file next to the database, or tags of the registered model on a server.
 
-For a folder the ledger is a file, `ledger/<name>.jsonl`, appended and flushed: it outlives the database and can be kept in
-git. A server offers no file, and an artifact can be overwritten as a whole without a trace, so there each entry is a tag of
-its own on the registered model (`gemma_ops.ledger.000001`): one transaction each, read in one call, visible to every
-client, and safe to send twice.
+For a folder the ledger is a file, `ledger/<name>.jsonl`, appended and flushed: it outlives the database and can be kept
+in git. A server offers no file, and an artifact can be overwritten as a whole without a trace, so there each entry is a
+tag of its own on the registered model (`gemma_ops.ledger.000001`): one transaction each, read in one call, visible to
+every client, and safe to send twice.
 """
 
 from __future__ import annotations
@@ -20,31 +20,32 @@ from gemma_ops.registry.profile import Tracking
 Entry = dict[str, Any]
 PREFIX = "gemma_ops.ledger."
 LOST = "gemma_ops.old_ledger."
-"""Tags of a ledger that was put aside."""
+"""Prefix of the tags of a ledger that was set aside."""
 _LONGEST = 7900
-"""Characters of an entry on a server: MLflow cuts longer tags without a word."""
+"""Most characters of an entry on a server: MLflow cuts longer tags without notice."""
 
 
 class VersionShelf(Protocol):
-    """Where entries are kept, in order; `at` says where in words."""
+    """The interface of a ledger's storage, in order; `at` says where in words."""
 
     at: str
 
     def read(self) -> list[Entry]: ...
     def append(self, entry: Entry) -> None: ...
     def put_aside(self) -> str:
-        """Keep what is there under another name, and say where; what follows begins a new ledger."""
+        """Keep the present entries under another name, and return where; what follows begins a new ledger."""
         ...
 
 
 class FileShelf:
-    """One JSON line per entry."""
+    """Storage with one JSON line per entry."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.at = path, str(path)
 
     def read(self) -> list[Entry]:
-        """All whole entries. A last line without its end was torn by a crash before it counted, and is left out."""
+        """Return all whole entries. A last line without its end was torn by a crash before it counted, and is left
+        out."""
         if not self.path.exists():
             return []
         lines = self.path.read_bytes().split(b"\n")[:-1]
@@ -75,7 +76,7 @@ class FileShelf:
 
 
 class TagShelf:
-    """One tag of the registered model per entry."""
+    """Storage with one tag of the registered model per entry."""
 
     def __init__(self, tracking: Tracking, name: str) -> None:
         self.tracking, self.name = tracking, name
@@ -108,7 +109,7 @@ class TagShelf:
 
 
 def broken_ledger(where: str, why: str, name: str) -> GateError:
-    """The error for a ledger that isn't what was written, with the honest ways on."""
+    """Return the error for a ledger that isn't what was written, with the honest ways on."""
     return GateError(
         f"the ledger of {where} can't be trusted: {why}",
         "restore it from a copy; if there is none, find out who changed it, and begin a new one that says so: "

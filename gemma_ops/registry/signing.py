@@ -24,11 +24,11 @@ from gemma_ops.registry.points import INTEGRITY
 from gemma_ops.runs import digest
 
 SIGNATURE = "model.sig"
-"""The signature's file in a version."""
+"""Name of the signature's file in a version."""
 PASSPHRASE = "GEMMA_OPS_SIGNING_PASSPHRASE"  # noqa: S105
 """Environment variable that holds the passphrase of the signing key, or the PIN of its token."""
 _UNSIGNED = (SIGNATURE, "README.md")
-"""Files of a pulled copy that no signature covers: itself, and what `pull` writes."""
+"""Files of a pulled copy that no signature covers: the signature itself, and what `pull` writes."""
 
 
 def sign_files(files: Mapping[str, str], name: str, key: str, signature: Path) -> None:
@@ -59,7 +59,7 @@ def sign_files(files: Mapping[str, str], name: str, key: str, signature: Path) -
 
 
 def _with_pin(uri: str, pin: str | None) -> str:
-    """A token's URI with its PIN (RFC 7512, section 2.4), which no configuration holds."""
+    """Return a token's URI with its PIN (RFC 7512, section 2.4), which no configuration holds."""
     return f"{uri}{'&' if '?' in uri else '?'}pin-value={quote(pin, safe='')}" if pin else uri
 
 
@@ -93,13 +93,13 @@ def check_signature(files: Mapping[str, str], name: str, signature: Path | None,
 
 
 class _Hashed:
-    """Stands for the library's hashing configuration: the digests are known already."""
+    """Stand-in for the library's hashing configuration: the digests are known already."""
 
     def __init__(self, name: str, files: Mapping[str, str]) -> None:
         self._name, self._files = name, files
 
     def hash(self, _path: Any, *, files_to_hash: Any = None) -> Any:
-        """The library's manifest of these digests."""
+        """Return the library's manifest of these digests."""
         manifest = _library("manifest")
         kind = manifest.SerializationType.from_args(
             {"method": "files", "hash_type": "sha256", "allow_symlinks": False, "ignore_paths": list(_UNSIGNED)}
@@ -113,11 +113,11 @@ class _Hashed:
         return manifest.Manifest(self._name, items, kind)
 
     def add_ignored_paths(self, *, model_path: Any, paths: Any) -> None:
-        """What the signature leaves out is none of these files."""
+        """Ignore paths to leave out: none of them is among these files."""
 
 
 def _why(error: Exception, files: Mapping[str, str], signature: Path) -> str:
-    """Why a signature doesn't hold, in words: of another key, or of other files, which are named."""
+    """Return why a signature doesn't hold, in words: of another key, or of other files, which are named."""
     if not str(error).startswith("Signature mismatch"):
         return "none of the trusted keys made it"
     payload = json.loads(signature.read_text(encoding="utf-8"))["dsseEnvelope"]["payload"]

@@ -1,4 +1,4 @@
-"""Which files of the artifacts go into a version, and under which names.
+"""Selection of the files that go into a version, and their names there.
 
 Only what can't run code and is needed to use or judge the version: trainers leave pickles and notes with local paths in
 their output folders. The staged tree holds symbolic links, so that a 60 GB checkpoint isn't copied to be copied again.
@@ -18,7 +18,7 @@ from gemma_ops.verdicts import CANARY, VERDICT
 
 TUNED = "tuned"
 ELSEWHERE = "elsewhere"
-"""Where an evaluation keeps what it may show on another machine."""
+"""Folder in which an evaluation keeps what it may show on another machine."""
 TOKENIZER = "tokenizer"
 _TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "generation_config.json",
@@ -38,8 +38,8 @@ def select(
     leaves: bool = False,
     quotes: bool = True,
 ) -> dict[str, Path]:
-    """{path in the version: file} for what `register.artifacts` names and the run has made, with the tokenizer of
-    `model`, the verdict and the report; `quotes` says whether the report and the canary, which quote rows, may go
+    """Return {path in the version: file} for what `register.artifacts` names and the run has made, with the tokenizer
+    of `model`, the verdict and the report; `quotes` says whether the report and the canary, which quote rows, may go
     along.
 
     Something named that no step of the recipe makes is left out (a recipe without training has no adapter); something a
@@ -79,7 +79,7 @@ def _check_contents(chosen: dict[str, Path]) -> None:
 
 
 def shown_report(folder: Path, file: str, *, leaves: bool) -> Path:
-    """A file of an evaluation; where it leaves the machine, the one that was made for others, if rows must stay
+    """Return a file of an evaluation; where it leaves the machine, the one that was made for others, if rows must stay
     here."""
     other = folder / ELSEWHERE / file
     return other if leaves and other.exists() else folder / file

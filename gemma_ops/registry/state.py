@@ -1,4 +1,4 @@
-"""What a run folder remembers of its mirror: `runs/<name>/mlflow.json`, one entry per tracking place.
+"""The mirror's state in a run folder: `runs/<name>/mlflow.json`, one entry per tracking place.
 
     {"sqlite:///…/mlflow.db": {
         "config": digest of the settings the parent run shows (its parameters can't change, so other settings get another run),
@@ -35,7 +35,8 @@ State = dict[str, Any]
 
 
 def read_state(run: Path, place: TrackingPlace) -> State:
-    """What `run` remembers of `place`; an empty entry when nothing, or when the file was damaged (it can be made anew)."""
+    """Return what `run` remembers of `place`; an empty entry when nothing, or when the file was damaged (it can be made
+    anew)."""
     try:
         entry = json.loads((run / FILE).read_text(encoding="utf-8")).get(place.uri, {})
     except (OSError, ValueError, AttributeError):
@@ -66,7 +67,7 @@ def write_state(run: Path, place: TrackingPlace, state: State) -> None:
 
 
 def config_of(run: Path) -> dict[str, Any]:
-    """The run's settings without those of the machine; empty when the folder has no `config.json`."""
+    """Return the run's settings without those of the machine; empty when the folder has no `config.json`."""
     try:
         config: dict[str, Any] = json.loads((run / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -76,7 +77,8 @@ def config_of(run: Path) -> dict[str, Any]:
 
 
 def parent_run(tracking: Tracking, run: Path) -> State:
-    """The state of `run` with a parent run that exists in MLflow and shows these settings: found again or made."""
+    """Return the state of `run` with a parent run that exists in MLflow and shows these settings: found again or
+    made."""
     with LOCK:
         state, wanted = read_state(run, tracking.place), digest.of_json(config_of(run))
         if state["config"] != wanted or (state["run_id"] and not exists(tracking, state["run_id"])):
@@ -97,9 +99,10 @@ def parent_run(tracking: Tracking, run: Path) -> State:
 
 
 def make_run(tracking: Tracking, key: str, name: str, *, parent: str | None = None, start: int | None = None) -> str:
-    """The id of the one run that carries `key`; made when there is none. `start` in milliseconds since 1970.
+    """Return the id of the one run that carries `key`; made when there is none. `start` in milliseconds since 1970.
 
-    A connection cut after the server has acted is repeated by the HTTP layer and would leave two: the surplus is deleted.
+    A connection cut after the server has acted is repeated by the HTTP layer and would leave two: the surplus is
+    deleted.
     """
     client, place = tracking.client, [tracking.experiment_id]
     found = client.search_runs(place, f"tags.`{KEY}` = '{key}'", max_results=10)
@@ -115,7 +118,8 @@ def make_run(tracking: Tracking, key: str, name: str, *, parent: str | None = No
 
 
 def exists(tracking: Tracking, run_id: str | None) -> bool:
-    """Whether the run is there and not deleted; asked once per mirrored run, so one deleted meanwhile fails on the next write."""
+    """True if the run is there and not deleted; asked once per mirrored run, so one deleted meanwhile fails on the next
+    write."""
     from mlflow.exceptions import MlflowException
 
     if not run_id:
@@ -134,12 +138,12 @@ def exists(tracking: Tracking, run_id: str | None) -> bool:
 
 
 def forget() -> None:
-    """Ask MLflow anew which runs exist."""
+    """Forget the cached answers of `exists`."""
     _seen.clear()
 
 
 def user() -> str:
-    """Who runs this process; the numeric id where the system has no name for it."""
+    """Return who runs this process; the numeric id where the system has no name for it."""
     import getpass
 
     try:

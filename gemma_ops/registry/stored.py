@@ -1,4 +1,4 @@
-"""What MLflow holds of our versions: finding them, reading their manifest, comparing their bytes with it."""
+"""Our versions in MLflow: finding them, reading their manifest, comparing their bytes with it."""
 
 from __future__ import annotations
 
@@ -26,15 +26,16 @@ OWN = {
     "manifest.json": "gemma_ops.manifest_sha256", "card.md": "gemma_ops.card_sha256", SBOM: "gemma_ops.sbom_sha256",
     MLMODEL: "gemma_ops.mlmodel_sha256",
 }  # fmt: skip
-"""Files that `register` writes, which can't stand in the manifest: the tags that hold their SHA-256."""
+"""Files that `register` writes, which can't stand in the manifest, with the tags that hold their SHA-256."""
 BESIDE = frozenset({*OWN, SIGNATURE})
 """Files of a version that its manifest doesn't list."""
 ORIGIN, LOGGED = "gemma_ops.origin", "gemma_ops.logged_model"
-"""Tags of a version that was copied from another registered model: which version, and the LoggedModel behind it."""
+"""Tags of a version that was copied from another registered model: the original version, and the LoggedModel behind
+it."""
 
 
 def logged_models(tracking: Tracking, manifest_digest: str) -> list[Any]:
-    """LoggedModels of the experiment that carry this manifest, oldest first."""
+    """Return LoggedModels of the experiment that carry this manifest, oldest first."""
     found = tracking.client.search_logged_models(
         [tracking.experiment_id], filter_string=f"tags.`{TAG}` = '{manifest_digest}'"
     )
@@ -42,7 +43,7 @@ def logged_models(tracking: Tracking, manifest_digest: str) -> list[Any]:
 
 
 def registered_versions(tracking: Tracking, name: str, manifest_digest: str | None = None) -> list[Any]:
-    """Versions of a model, newest first; only those that carry the manifest when one is given."""
+    """Return versions of a model, newest first; only those that carry the manifest when one is given."""
     found, token = [], None
     while True:
         page = tracking.client.search_model_versions(f"name = '{name}'", max_results=200, page_token=token)
@@ -55,7 +56,7 @@ def registered_versions(tracking: Tracking, name: str, manifest_digest: str | No
 
 
 def find_model(tracking: Tracking, name: str) -> Any | None:
-    """A registered model with its aliases and tags; None where there is no such model."""
+    """Return a registered model with its aliases and tags; None where there is no such model."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -67,12 +68,12 @@ def find_model(tracking: Tracking, name: str) -> Any | None:
 
 
 def find_or_create(tracking: Tracking, name: str, description: str) -> Any:
-    """A registered model, made where there is none."""
+    """Return a registered model, made where there is none."""
     return find_model(tracking, name) or tracking.client.create_registered_model(name, description=description)
 
 
 def registered_model(tracking: Tracking, name: str) -> Any:
-    """As `find_model`. Raises OpsError naming the models there are."""
+    """Return a registered model with its aliases and tags. Raises OpsError naming the models there are."""
     if found := find_model(tracking, name):
         return found
     names = [found.name for found in tracking.client.search_registered_models(max_results=500)]
@@ -82,7 +83,7 @@ def registered_model(tracking: Tracking, name: str) -> Any:
 
 
 def version(tracking: Tracking, name: str, number: str | int | None) -> Any:
-    """One version, the latest when `number` is None. Raises OpsError naming the versions there are."""
+    """Return one version, the latest when `number` is None. Raises OpsError naming the versions there are."""
     found = registered_versions(tracking, name)
     if not found:
         raise OpsError(f"{name} has no version", "register one first: gemma-ops run …")
@@ -103,12 +104,12 @@ def _instead(given: str, names: list[str], otherwise: str) -> str:
 
 
 def is_copied_version(found: Any) -> bool:
-    """Whether a version was copied from another registered model."""
+    """True if a version was copied from another registered model."""
     return re.match(r"models:/(?!m-)[^/]+/\d+$", str(found.source or "")) is not None
 
 
 def model_of(tracking: Tracking, found: Any) -> str | None:
-    """The id of the LoggedModel behind a version, that of its origin for a copy; None where there is none."""
+    """Return the id of the LoggedModel behind a version, that of its origin for a copy; None where there is none."""
     source = str(found.source or "")
     if source.startswith("models:/m-"):
         return source.removeprefix("models:/")
@@ -121,7 +122,8 @@ def model_of(tracking: Tracking, found: Any) -> str | None:
 
 
 def logged_model(tracking: Tracking, found: Any) -> Any:
-    """The LoggedModel behind a version. Raises GateError for a version gemma-ops has not registered or not finished."""
+    """Return the LoggedModel behind a version. Raises GateError for a version gemma-ops has not registered or not
+    finished."""
     from mlflow.exceptions import MlflowException
 
     model_id = model_of(tracking, found)
@@ -145,8 +147,8 @@ def logged_model(tracking: Tracking, found: Any) -> Any:
 
 
 def read_manifest(tracking: Tracking, logged: Any) -> dict[str, Any]:
-    """The manifest stored with a LoggedModel. Raises GateError when it is missing, changed, or another than its tag
-    says."""
+    """Read the manifest stored with a LoggedModel. Raises GateError when it is missing, changed, or another than its
+    tag says."""
     try:
         with opened_version(tracking, logged, "manifest.json") as file:
             body: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
@@ -163,8 +165,8 @@ def read_manifest(tracking: Tracking, logged: Any) -> dict[str, Any]:
 
 
 def version_manifest(tracking: Tracking, found: Any) -> tuple[Any, dict[str, Any]]:
-    """The LoggedModel behind a version, and its manifest. Raises GateError as `logged_model` and `read_manifest` do,
-    and for a version that was registered with another manifest."""
+    """Return the LoggedModel behind a version, and its manifest. Raises GateError as `logged_model` and `read_manifest`
+    do, and for a version that was registered with another manifest."""
     logged = logged_model(tracking, found)
     body = read_manifest(tracking, logged)
     if found.tags.get(TAG) != body["digest"]:
@@ -175,7 +177,7 @@ def version_manifest(tracking: Tracking, found: Any) -> tuple[Any, dict[str, Any
 
 
 def compare_sizes(tracking: Tracking, logged: Any, expected: dict[str, int]) -> list[str]:
-    """Differences between the files MLflow lists and {path: bytes}, in words; cheap, no byte is read."""
+    """Return differences between the files MLflow lists and {path: bytes}, in words; no byte is read."""
     have = listing(tracking, logged)
     problems = [f"{name} is missing" for name in expected if name not in have]
     problems += [
@@ -187,7 +189,7 @@ def compare_sizes(tracking: Tracking, logged: Any, expected: dict[str, int]) -> 
 
 
 def compare_tags(found: Any, logged: Any) -> list[str]:
-    """Files beside the manifest's whose digests differ between a version and its LoggedModel, in words."""
+    """Return the files next to the manifest's whose digests differ between a version and its LoggedModel, in words."""
     return [
         f"{name} is another than the version was registered with"
         for name, tag in OWN.items()
@@ -196,8 +198,8 @@ def compare_tags(found: Any, logged: Any) -> list[str]:
 
 
 def compare_bytes(tracking: Tracking, logged: Any, body: dict[str, Any], *, largest: int | None = None) -> list[str]:
-    """Differences between every stored byte and what was registered, in words: the manifest for what it lists, the tags
-    for the manifest itself and the card. A file that is another kind than its name says is told too.
+    """Return differences between every stored byte and what was registered, in words: the manifest for what it lists,
+    the tags for the manifest itself and the card. A file that is another kind than its name says is told too.
 
     Reads (or downloads) all files, or those of at most `largest` bytes, one at a time.
     """
@@ -235,7 +237,8 @@ def signed_by(tracking: Tracking, logged: Any, body: dict[str, Any], who: str, k
 
 
 def signed_files(tracking: Tracking, logged: Any, body: dict[str, Any]) -> dict[str, str]:
-    """{path: SHA-256} of what a signature covers: the manifest's files, and those beside it as they are stored."""
+    """Return {path: SHA-256} of what a signature covers: the manifest's files, and those next to it as they are
+    stored."""
     files = {name: str(file["sha256"]) for name, file in body["subject"]["files"].items()}
     for name in own_files(logged):
         with opened_version(tracking, logged, name) as path:
@@ -244,12 +247,12 @@ def signed_files(tracking: Tracking, logged: Any, body: dict[str, Any]) -> dict[
 
 
 def own_files(logged: Any) -> list[str]:
-    """Those of the files in `OWN` that a version has; one that was made by earlier code may lack some."""
+    """Return those of the files in `OWN` that a version has; one that was made by earlier code may lack some."""
     return [name for name, tag in OWN.items() if tag in logged.tags]
 
 
 def listing(tracking: Tracking, logged: Any, folder: str | None = None) -> dict[str, int]:
-    """{path: bytes} of everything stored with a LoggedModel."""
+    """Return {path: bytes} of everything stored with a LoggedModel."""
     root = local_store(logged)
     if root is not None:
         return {file.relative_to(root).as_posix(): file.stat().st_size for file in root.rglob("*") if file.is_file()}
@@ -261,7 +264,8 @@ def listing(tracking: Tracking, logged: Any, folder: str | None = None) -> dict[
 
 @contextmanager
 def opened_version(tracking: Tracking, logged: Any, name: str) -> Iterator[Path]:
-    """A stored file as a path: in place where it lies on this machine, else downloaded for the length of the block."""
+    """Open a stored file as a path: in place where it lies on this machine, else downloaded for the length of the
+    block."""
     root = local_store(logged)
     if root is not None:
         yield root / name
@@ -274,6 +278,6 @@ def opened_version(tracking: Tracking, logged: Any, name: str) -> Iterator[Path]
 
 
 def local_store(logged: Any) -> Path | None:
-    """Where a LoggedModel's files lie on this machine; None when another place keeps them."""
+    """Return where a LoggedModel's files lie on this machine; None when another place keeps them."""
     parts = urlsplit(str(logged.artifact_location))
     return Path(unquote(parts.path)) if parts.scheme in ("", "file") else None

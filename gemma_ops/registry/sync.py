@@ -1,9 +1,9 @@
-"""Bring MLflow up to what a run folder says.
+"""The pass that brings MLflow up to what a run folder says.
 
 The run folder is the truth: settings in `config.json`, finished steps in `<step>/artifact.json`, running ones in
-`<step>.partial/`, every record of a step in `logs/<step>.<attempt>.jsonl`. One pass of `sync` copies what MLflow has not seen
-yet and remembers how far it came (`state.py`). Nothing is held in memory, so a pass can fail, or the process die, at any
-point: the next one goes on where MLflow stopped answering. The logs are the spool.
+`<step>.partial/`, every record of a step in `logs/<step>.<attempt>.jsonl`. One pass of `sync` copies what MLflow has
+not seen yet and remembers how far it came (`state.py`). Nothing is held in memory, so a pass can fail, or the process
+die, at any point: the next one goes on where MLflow stopped answering. The logs are the spool.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ Known = dict[str, Any]
 
 
 def sync(tracking: Tracking, run: Path, *, ended: str | None = None, error: str | None = None) -> str:
-    """One pass; returns the id of the parent run. `ended` is None while the run goes on, then FINISHED, FAILED or KILLED; `error` says why it failed.
+    """Run one pass, and return the id of the parent run. `ended` is None while the run goes on, then FINISHED, FAILED
+    or KILLED; `error` says why it failed.
 
     Raises what MLflow raises: the caller decides whether to try again.
     """
@@ -46,7 +47,7 @@ def sync(tracking: Tracking, run: Path, *, ended: str | None = None, error: str 
 
 
 def up_to_date(run: Path, place: TrackingPlace, digests: dict[str, str]) -> bool:
-    """Whether MLflow has everything about these finished steps already; answered without importing it."""
+    """True if MLflow has everything about these finished steps already; answered without importing it."""
     if place.database and not place.database.exists():
         return False
     state = memory.read_state(run, place)
@@ -58,7 +59,7 @@ def up_to_date(run: Path, place: TrackingPlace, digests: dict[str, str]) -> bool
 
 
 def pending_records(run: Path, place: TrackingPlace) -> int:
-    """How many records of the logs MLflow has not seen."""
+    """Return how many records of the logs MLflow has not seen."""
     steps, count = memory.read_state(run, place)["steps"], 0
     for step, logs in run_reader.attempts(run).items():
         known = steps.get(step, {})
@@ -148,7 +149,8 @@ def _log(tracking: Tracking, run: Path, state: memory.State, known: Known, log: 
 
 
 def _final(tracking: Tracking, run_id: str, name: str, artifact: dict[str, Any]) -> None:
-    """Put a step's final metrics on the parent run, where runs are compared: `train/loss`; an evaluation's are named by task."""
+    """Put a step's final metrics on the parent run, where runs are compared: `train/loss`; an evaluation's are named by
+    task."""
     from mlflow.entities import Metric
 
     at = int(time.time() * 1000)
@@ -159,7 +161,7 @@ def _final(tracking: Tracking, run_id: str, name: str, artifact: dict[str, Any])
 
 
 def _ended(log: Path) -> int | None:
-    """When the last record was written, in milliseconds since 1970."""
+    """Return when the last record was written, in milliseconds since 1970."""
     last = 0.0
     for record, _ in run_reader.records(log):
         last = float(record.get("time", 0.0))

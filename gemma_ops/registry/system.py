@@ -1,7 +1,8 @@
-"""CPU, memory, disk, network and GPU of the machine while a run goes on, in the names MLflow's "System metrics" page reads.
+"""Sampling of CPU, memory, disk, network and GPU during a run, under the names that MLflow's "System metrics" page
+reads.
 
-MLflow has a monitor of its own, on another thread and bound to its global run. Here the mirror's thread samples with the
-same collectors, so that there is one connection, one batch and one place that knows about outages.
+MLflow has a monitor of its own, on another thread and bound to its global run. Here the mirror's thread samples with
+the same collectors, so that there is one connection, one batch and one place that knows about outages.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from gemma_ops.registry.profile import Tracking
 
 
 class Monitor:
-    """Samples at most once per `every` seconds; what can't be measured here (no GPU, no driver) is left out."""
+    """Sampler that logs at most once per `every` seconds; what can't be measured here (no GPU, no driver) is left
+    out."""
 
     def __init__(self, every: float) -> None:
         self.every = every

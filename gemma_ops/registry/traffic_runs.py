@@ -1,4 +1,4 @@
-"""What a server answered, in MLflow: a trace a request, and a run whose metrics grow while it serves.
+"""A server's traffic in MLflow: a trace per request, and a run whose metrics grow while it serves.
 
 Both are filed in an experiment of their own, `<machine.experiment>-serving`, so that its page opens with traces. Only
 MLflow's own interface is used (`start_span_no_context`), with our own figures: MLflow prices Gemini's thoughts at
@@ -21,64 +21,64 @@ from gemma_ops.registry import profile
 
 _SUFFIX = "-serving"
 _EXPORTER = "mlflow.tracing.export.mlflow_v3"
-"""The logger of what writes traces."""
+"""Name of the logger that reports on writing traces."""
 _PAGE = {"mlflow.experimentKind": "genai_development"}
-"""The kind of experiment whose page shows traces."""
+"""Kind of experiment whose page shows traces."""
 
 
 @dataclass(frozen=True)
 class TracedRequest:
-    """One request that ended."""
+    """A request that has ended."""
 
     id: str
-    """As in the header `x-request-id` and the server's log."""
+    """Id of the request, as in the header `x-request-id` and the server's log."""
     name: str
-    """The path that was asked."""
+    """Path that was asked."""
     at_ns: int
-    """When it came, in nanoseconds since 1970."""
+    """Arrival of the request, in nanoseconds since 1970."""
     seconds: float
     status: int
-    """Of HTTP."""
+    """HTTP status."""
     end: str = ""
-    """How the reply ended; empty where it broke off."""
+    """End of the reply; empty where it broke off."""
     model: str = ""
     version: str = ""
     format: str = ""
     lane: str = "local"
-    """Where it was answered."""
+    """Lane in which it was answered."""
     privacy: Privacy = "local_only"
-    """The class of what was asked."""
+    """Privacy class of the question."""
     learned: Privacy = "local_only"
-    """The class of what the model says."""
+    """Privacy class of the model's answers."""
     key: str = ""
     prompt_tokens: int = 0
     cached_tokens: int = 0
     reply_tokens: int = 0
     thought_tokens: int = 0
     dollars: float | None = 0.0
-    """None where it isn't known."""
+    """US dollars that it cost; None where that isn't known."""
     asked: Any = None
-    """The body of the request, where content is kept."""
+    """Body of the request, where content is kept."""
     said: Any = None
-    """The reply, likewise."""
+    """Text of the reply, where content is kept."""
 
     def to_json(self) -> dict[str, Any]:
-        """As a JSON object."""
+        """Return the record as a JSON object."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, body: Mapping[str, Any]) -> Self:
-        """What `to_json` wrote."""
+        """Read what `to_json` wrote."""
         return cls(**body)
 
     @property
     def content_class(self) -> Privacy:
-        """The strictest class of what was asked and what was said."""
+        """Return the strictest class of what was asked and what was said."""
         return strictest((self.privacy, self.learned))
 
 
 class _Lost(logging.Handler):
-    """Hears of traces that MLflow couldn't file: it logs that, and raises nothing."""
+    """Listener for traces that MLflow couldn't file: MLflow logs that, and raises nothing."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -91,7 +91,7 @@ class _Lost(logging.Handler):
         self._heard.append(record.getMessage().splitlines()[0][:200])
 
     def told(self) -> str:
-        """What was heard since the last time, the first of it; empty where nothing was."""
+        """Return what was heard since the last time, the first of it; empty where nothing was."""
         heard, self._heard = self._heard, []
         return heard[0] if heard else ""
 
@@ -103,7 +103,7 @@ class TrafficPlace:
     """
 
     def __init__(self, machine: MachineConfig, title: str) -> None:
-        """`title`: what is served, which names the run."""
+        """Open the place; `title` says what is served and names the run."""
         self._tracking = profile.connect_mlflow(machine)
         self.leaves_machine = self._tracking.leaves_machine
         """Whether what is filed goes to another host."""
@@ -160,13 +160,13 @@ class TrafficPlace:
             client.log_batch(self._run, metrics=[Metric(name, value, now, 0) for name, value in values.items()])
 
     def close(self) -> None:
-        """The server has ended."""
+        """Record that the server has ended."""
         if self._run:
             with profile.mlflow_calls(self._tracking.place):
                 self._tracking.client.set_terminated(self._run)
 
     def _found(self, name: str) -> str:
-        """The experiment's id; made where there is none, beside the one for runs."""
+        """Return the experiment's id; it is made where there is none, next to the one for runs."""
         client = self._tracking.client
         found = client.get_experiment_by_name(name)
         if found is not None and found.lifecycle_stage != "active":

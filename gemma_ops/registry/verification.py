@@ -1,4 +1,4 @@
-"""Whether a version is, byte for byte, what was registered, and what its own evidence says."""
+"""Verification of a version: whether it is, byte for byte, what was registered, and what its own evidence says."""
 
 from __future__ import annotations
 
@@ -23,30 +23,30 @@ class CheckedVersion:
     verdict: Verdict | None
     lacking: tuple[str, ...]
     signed_by: str = ""
-    """The trusted key that signed it; empty where none is trusted."""
+    """Trusted key that signed it; empty where no key is trusted."""
     own: tuple[str, ...] = ()
-    """Files beside those of the manifest, such as the card, that are as registered."""
+    """Verified files next to those of the manifest, such as the card."""
     origin: str = ""
     """`NAME/VERSION` that it was copied from; empty where it was registered under its own name."""
 
     @property
     def digest(self) -> str:
-        """The manifest's digest, which names the version."""
+        """Return the manifest's digest, which names the version."""
         return str(self.manifest["digest"])
 
     @property
     def registered(self) -> str:
-        """Its number under the name that it was registered under."""
+        """Return its number under the name that it was registered under."""
         return self.origin.rpartition("/")[2] or self.version
 
     @property
     def outcome(self) -> str:
-        """The verdict in a word."""
+        """Return the verdict in a word."""
         return "missing" if self.verdict is None else self.verdict.verdict
 
     @property
     def verdict_sha256(self) -> str | None:
-        """SHA-256 of the stored verdict; None without one."""
+        """Return the SHA-256 of the stored verdict; None without one."""
         file = self.manifest["subject"]["files"].get(VERDICT)
         return str(file["sha256"]) if file else None
 
@@ -78,7 +78,7 @@ def verify_version(tracking: Tracking, found: Any, keys: Sequence[str] = ()) -> 
 
 
 def check_verdict(body: Mapping[str, Any], who: str) -> None:
-    """Raise GateError for a version whose verdict is another than its evaluation had made."""
+    """Raise GateError for a version whose verdict is not the one its evaluation had made."""
     told = (body["subject"].get("evaluation") or {}).get("verdict_sha256")
     file = body["subject"]["files"].get(VERDICT)
     if file and told is not None and told != file["sha256"]:

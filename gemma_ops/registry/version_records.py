@@ -1,4 +1,4 @@
-"""What the ledger keeps of every version that was registered: which weights, which verdict.
+"""What the ledger keeps of every registered version: which weights, which verdict.
 
 It outlives the version: one that failed and was deleted in MLflow has still failed, and its weights are known again.
 """
@@ -22,13 +22,13 @@ _MOST = 300
 
 
 def weights_of(subject: Mapping[str, Any]) -> list[str]:
-    """Short digests of the weight files of a version, sorted."""
+    """Return short digests of the weight files of a version, sorted."""
     found = {file["sha256"][:16] for name, file in subject["files"].items() if name.endswith(_WEIGHTS)}
     return sorted(found)[:_MOST]
 
 
 def failed_before(entries: Sequence[Entry], weights: Sequence[str], version: str) -> list[str]:
-    """Verdicts that were not a pass on any of these weight files, of other versions, in words."""
+    """Return verdicts that were not a pass on any of these weight files, of other versions, in words."""
     return [
         f"version {entry['version']} held the same weights, and its verdict was {entry['verdict']}"
         for entry in entries
@@ -38,7 +38,7 @@ def failed_before(entries: Sequence[Entry], weights: Sequence[str], version: str
 
 
 def look_of(verdict: Verdict | None) -> Look | None:
-    """The look at the models that a verdict was, as `evaluate.looks.jsonl` has it; None without one."""
+    """Return the look at the models that a verdict was, as `evaluate.looks.jsonl` has it; None without one."""
     if verdict is None or verdict.look is None:
         return None
     look = verdict.look
@@ -48,8 +48,8 @@ def look_of(verdict: Verdict | None) -> Look | None:
 
 
 def looks_before(entries: Sequence[Entry], version: str | None = None) -> dict[str, Look]:
-    """The looks that registered versions took, by version; only those from before `version` was registered, where
-    given."""
+    """Return the looks that registered versions took, by version; only those from before `version` was registered,
+    where given."""
     found: dict[str, Look] = {}
     for entry in entries:
         if entry["kind"] != "version":
@@ -62,14 +62,14 @@ def looks_before(entries: Sequence[Entry], version: str | None = None) -> dict[s
 
 
 def gone_versions(entries: Sequence[Entry], versions: Sequence[Any]) -> list[str]:
-    """Versions that the ledger knows and MLflow doesn't have any more."""
+    """Return versions that the ledger knows and MLflow no longer has."""
     there = {str(version.version) for version in versions}
     return [version for entry in entries if entry["kind"] == "version" and (version := entry["version"]) not in there]
 
 
 def check_ledger(tracking: Tracking, name: str) -> str | None:
-    """Compare the ledger of a model with its anchors before anything is added to the model; returns the anchor of its
-    last entry, None where there is no such model yet. Raises GateError."""
+    """Compare the ledger of a model with its anchors before anything is added to the model, and return the anchor of
+    its last entry, None where there is no such model yet. Raises GateError."""
     return anchor(PromotionLedger(tracking, name).anchored()) if stored.find_model(tracking, name) else None
 
 

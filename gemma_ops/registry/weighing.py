@@ -31,7 +31,7 @@ _AGAIN = "evaluate again, it was made before there were probes"
 
 @dataclass(frozen=True)
 class Move:
-    """What is to be moved where: alias `alias` of model `name`, which stands at `now`. `entries` is the model's ledger,
+    """The alias to be moved: alias `alias` of model `name`, which stands at `now`. `entries` is the model's ledger,
     `approved_by` who approved, `needs` how the version is to be served."""
 
     name: str
@@ -54,11 +54,11 @@ class Weighing:
 
     @property
     def against(self) -> tuple[str, ...]:
-        """Everything that speaks against it."""
+        """Return everything that speaks against it."""
         return tuple(points.objected(self.points))
 
     def refusal(self, name: str, checked: CheckedVersion) -> GateError:
-        """The error that says what speaks against the version, and the ways on."""
+        """Return the error that says what speaks against the version, and the ways on."""
         told = [*points.points_table([point for point in self.points if not point.good])]
         told += [f"  note: {line}" for line in self.failed]
         policy = f" ({self.policy.words})" if self.policy else ""

@@ -1,4 +1,5 @@
-"""Where a request is answered, and why: a pure function of the policy, what is known of the request, and the evidence.
+"""The decision where a request is answered, and why: a pure function of the policy, what is known of the request, and
+the evidence.
 
 The class comes first and is only ever raised. Then each lane is asked what stands against it, and the local one what
 speaks for leaving it. Gemini is taken where nothing stands against it and something speaks for it; else the local
@@ -24,20 +25,20 @@ class LaneDecision:
 
     lane: Lane
     privacy: Privacy
-    """The class that it has in the end."""
+    """Privacy class that the request has in the end."""
     reasons: tuple[str, ...]
-    """Why, a sentence each; the first is about the class."""
+    """Reasons, a sentence each; the first is about the privacy class."""
     policy: str
     """Digest of the policy."""
     dollars: float | None = None
-    """What it is expected to cost; 0 here, None where it is refused."""
+    """Expected US dollars; 0 on this machine, None where the request is refused."""
     again: bool = False
-    """Whether a refused request may be answered later: only the engine is away."""
+    """Whether a refused request may be answered later, since only the engine is away."""
     evidence: str = ""
-    """What the evaluation showed of its slice: `keep`, `send`, `undecided`, or nothing."""
+    """Evidence about its slice: `keep`, `send`, `undecided`, or nothing."""
 
     def to_json(self) -> dict[str, Any]:
-        """As a JSON object."""
+        """Return the decision as a JSON object."""
         return {
             "lane": self.lane, "privacy": self.privacy, "reasons": list(self.reasons), "dollars": self.dollars,
             "again": self.again, "evidence": self.evidence, "policy": self.policy,
@@ -72,7 +73,7 @@ def decide_lane(policy: RoutingPolicy, signals: Signals, table: EvidenceTable | 
 
 
 def request_class(policy: RoutingPolicy, signals: Signals) -> tuple[Privacy, str]:
-    """The class of a request, and why. Whatever is known only raises it."""
+    """Return the class of a request, and why. Whatever is known only raises it."""
     declared: Privacy = signals.declared or "local_only"
     raised = {kind: policy.detectors.raised(kind) for kind in signals.found}
     unseen: Privacy = "any" if signals.scanned else "local_only"
@@ -90,7 +91,7 @@ def request_class(policy: RoutingPolicy, signals: Signals) -> tuple[Privacy, str
 
 
 def _against_local(policy: RoutingPolicy, signals: Signals, privacy: Privacy, lanes: tuple[Place, ...]) -> list[str]:
-    """What stands against the local lane for good; that its engine is away is told apart."""
+    """Return what rules out the local lane for good; that its engine is away is told apart."""
     found = [] if "local" in lanes else [f"the policy gives class {privacy} no local lane"]
     context = _context(policy, signals)
     if shown := sorted(set(signals.modalities) - set(policy.local.modalities)):
@@ -105,7 +106,7 @@ def _against_local(policy: RoutingPolicy, signals: Signals, privacy: Privacy, la
 
 
 def _against_gemini(policy: RoutingPolicy, signals: Signals, privacy: Privacy, lanes: tuple[Place, ...]) -> list[str]:
-    """What stands against Gemini. What the class forbids is told alone: nothing else matters then."""
+    """Return what rules out Gemini. What the class forbids is told alone: nothing else matters then."""
     rules, state = policy.gemini, signals.gemini
     if privacy == "local_only":
         return ["class local_only never leaves this machine"]
@@ -131,7 +132,7 @@ def _against_gemini(policy: RoutingPolicy, signals: Signals, privacy: Privacy, l
 
 
 def _for_gemini(policy: RoutingPolicy, signals: Signals, shown: str, words: str) -> list[str]:
-    """Why work that could be done here is better sent."""
+    """Return why work that could be done here is better sent."""
     found = []
     if (shown == "send" and policy.quality.send == "gemini") or (
         shown == "undecided" and policy.quality.undecided == "gemini"
@@ -156,7 +157,7 @@ def _fits(policy: RoutingPolicy, signals: Signals) -> str:
 
 
 def _context(policy: RoutingPolicy, signals: Signals) -> int:
-    """Tokens of prompt and reply that are taken here; 0 where nothing says."""
+    """Return the tokens of prompt and reply that are taken here; 0 where nothing says."""
     known = [size for size in (policy.local.context, signals.local.context) if size]
     return min(known, default=0)
 

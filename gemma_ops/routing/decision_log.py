@@ -1,9 +1,10 @@
-"""The log of decisions: a JSON line a request, with what decided it and what came of it, and never a word of it.
+"""The log of decisions: a JSON line per request, with its reasons and outcome, and none of the request's words.
 
 A line is written when its request ended, and forced to the disk by a thread of its own, so that no request waits for
 a disk. A half-written last line, left by a kill, is cut off. Several servers may write one log. Requests are told apart
 by a keyed digest: with the key, which lies beside the log, equal requests are found again; without it nobody can try
-texts against it."""
+texts against it.
+"""
 
 from __future__ import annotations
 
@@ -31,19 +32,19 @@ SCHEMA = "gemma-ops/route@1"
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a request."""
+    """Outcome of a request."""
 
     lane: Lane
-    """Where it was answered in the end; `refuse` where it was not."""
+    """Lane in which it was answered in the end; `refuse` where it was not."""
     status: int
-    """Of HTTP."""
+    """HTTP status."""
     model: str = ""
     end: str = ""
     prompt_tokens: int = 0
     reply_tokens: int = 0
     thought_tokens: int = 0
     dollars: float | None = None
-    """What it did cost; None where that isn't known."""
+    """US dollars that it cost; None where that isn't known."""
     seconds: float = 0.0
     failed: tuple[Place, ...] = ()
     """Lanes that were tried before and failed."""
@@ -51,25 +52,25 @@ class Outcome:
 
 @dataclass(frozen=True)
 class RouteRecord:
-    """One line."""
+    """One line of the log."""
 
     at: str
-    """UTC, ISO 8601."""
+    """Time of the request: UTC, ISO 8601."""
     id: str
     """Keyed digest of the request, in hex."""
     decision: LaneDecision
-    """The first one: what was decided before anything was tried."""
+    """First decision, made before anything was tried."""
     signals: Signals
     allowed: tuple[Place, ...]
-    """Lanes that the policy gives to its class."""
+    """Lanes that the policy allows its class."""
     asked: str
-    """The Gemini that it would go to: model and level of thinking."""
+    """Gemini model and thinking level that it would be sent to."""
     outcome: Outcome
     key: str = ""
-    """The name of the API key that it came with."""
+    """Name of the API key that it was sent with."""
 
     def to_json(self) -> dict[str, Any]:
-        """As a JSON object."""
+        """Return the record as a JSON object."""
         return {
             "schema": SCHEMA, "at": self.at, "id": self.id, **self.decision.to_json(), "allowed": list(self.allowed),
             "asked": self.asked, "signals": self.signals.to_json(), "outcome": asdict(self.outcome),
@@ -78,7 +79,7 @@ class RouteRecord:
 
     @classmethod
     def from_json(cls, body: Mapping[str, Any]) -> Self:
-        """What `to_json` wrote. Raises KeyError, TypeError or ValueError for anything else."""
+        """Read what `to_json` wrote. Raises KeyError, TypeError or ValueError for anything else."""
         if body["schema"] != SCHEMA:
             raise ValueError(f"its schema is {body['schema']!r}")
         decision = LaneDecision(
@@ -96,7 +97,7 @@ class DecisionLog:
     """The log in one file. Safe to use from any thread; `close` returns when all of it is on the disk."""
 
     def __init__(self, path: Path) -> None:
-        """Raises MachineError where the file or its key can't be written."""
+        """Open the log; raises MachineError where the file or its key can't be written."""
         self.path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -115,12 +116,12 @@ class DecisionLog:
         self._writer.start()
 
     def id_of(self, request: Any) -> str:
-        """The keyed digest of a request's JSON: 32 hex digits."""
+        """Return the keyed digest of a request's JSON: 32 hex digits."""
         text = json.dumps(request, ensure_ascii=False, sort_keys=True, default=str)
         return hmac.new(self._key, text.encode(errors="replace"), "sha256").hexdigest()[:32]
 
     def add(self, record: RouteRecord) -> None:
-        """Write a line, soon."""
+        """Queue a line to be written soon."""
         self._lines.put(json.dumps(record.to_json(), ensure_ascii=False) + "\n")
 
     def close(self) -> None:
@@ -132,7 +133,7 @@ class DecisionLog:
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """Hold the log for the length of the block: other servers may write it too."""
+        """Hold a lock on the log for the length of the block: other servers may write it too."""
         fcntl.flock(self._locked, fcntl.LOCK_EX)
         try:
             yield
@@ -140,7 +141,7 @@ class DecisionLog:
             fcntl.flock(self._locked, fcntl.LOCK_UN)
 
     def _write(self) -> None:
-        """What has come in shares the cost of one force to the disk."""
+        """Write all waiting lines together, so that they share the cost of one flush to the disk."""
         line = self._lines.get()
         while line is not None:
             lines = [line]
@@ -155,7 +156,7 @@ class DecisionLog:
 
 
 def read_log(path: Path) -> Iterator[RouteRecord]:
-    """The records of a log, in order. Raises DataError for a file that is none, naming the line."""
+    """Yield the records of a log, in order. Raises DataError for a file that is none, naming the line."""
     try:
         with path.open(encoding="utf-8") as lines:
             for number, line in enumerate(lines, 1):
@@ -173,14 +174,14 @@ def read_log(path: Path) -> Iterator[RouteRecord]:
 
 
 def _open_key(path: Path) -> TextIO:
-    """The file beside a log that holds the key of its digests, and which is locked by whoever writes; readable by its
-    owner alone."""
+    """Open the file next to a log that holds the key of its digests, and lock it for writing; only its owner can read
+    it."""
     made = os.open(path.with_name(path.name + ".key"), os.O_RDWR | os.O_CREAT, 0o600)
     return os.fdopen(made, "r+", encoding="ascii")
 
 
 def _made_key(file: TextIO) -> bytes:
-    """The key, made where there is none yet, or a server was killed before it had written it."""
+    """Return the key, made where there is none yet, or a server was killed before it had written it."""
     found = file.read().strip()
     if not found:
         found = secrets.token_hex(32)

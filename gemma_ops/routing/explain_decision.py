@@ -1,4 +1,5 @@
-"""One request explained on the command line: read from a text or a protocol's JSON, decided as if it had come in."""
+"""The explanation of one request on the command line: read from a text or a protocol's JSON, decided as if it had
+arrived."""
 
 from __future__ import annotations
 
@@ -33,12 +34,12 @@ _NOT_SAID = ("data", "url", "type", "role", "model")
 
 @dataclass(frozen=True)
 class Supposed:
-    """What the command line says of a request and of the moment."""
+    """What the command line says about a request and its circumstances."""
 
     privacy: Privacy | None = None
     task: str = ""
     slices: tuple[str, ...] = ()
-    """`lang=de`."""
+    """Values of slices, such as `lang=de`."""
     evidence: Path | None = None
     served: str = ""
     shows: tuple[str, ...] = ()
@@ -49,26 +50,26 @@ class Supposed:
     waiting: int = 0
     left: float | None = None
     learned: Privacy = "local_only"
-    """The class of the rows that the local model learned from."""
+    """Privacy class of the rows that the local model learned from."""
 
 
 @dataclass(frozen=True)
 class Explained:
-    """A decision with what it was made from."""
+    """A decision with its inputs."""
 
     decision: LaneDecision
     signals: Signals
     seconds: float
-    """That the detectors took."""
+    """Seconds that the detectors took."""
     counted: str
-    """How its tokens are known, in words."""
+    """How its tokens were counted, in words."""
 
     def to_json(self) -> dict[str, Any]:
-        """As a JSON object."""
+        """Return the explanation as a JSON object."""
         return {**self.decision.to_json(), "signals": self.signals.to_json(), "tokens_are": self.counted}
 
     def lines(self) -> list[str]:
-        """As a person reads it."""
+        """Return the explanation as a person reads it."""
         found, signals = self.decision, self.signals
         text = [f"{found.lane}", *(f"  {reason}" for reason in found.reasons)]
         size = f"{signals.tokens:,} tokens ({self.counted}), {signals.reply:,} for the reply"
@@ -150,7 +151,7 @@ def _signals(
 
 
 def _body(file: Path | None, text: str | None) -> Any:
-    """The request: JSON where it is that, else its text."""
+    """Return the request: JSON where it is that, else its text."""
     if (file is None) == (text is None):
         raise ConfigError("a request is given by a file or by --text", "give one of the two")
     if file is not None:
@@ -166,7 +167,7 @@ def _body(file: Path | None, text: str | None) -> Any:
 
 
 def _read(body: Any) -> tuple[Beyond, str]:
-    """What a request shows and uses beyond text, and its words."""
+    """Return what a request shows and uses beyond text, and its words."""
     if not isinstance(body, dict):
         return Beyond({}), str(body)
     try:

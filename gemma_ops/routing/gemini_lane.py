@@ -1,4 +1,4 @@
-"""The lane to Gemini: a request that came in for a local model, carried through the door with nothing of it dropped.
+"""The lane to Gemini: a request for a local model, sent through the door with nothing of it dropped.
 
 What the service can't be asked (several replies, probabilities of tokens) stands against the lane and is told by name;
 what its model only ignores is told beside the answer.
@@ -30,20 +30,20 @@ _NONE = ("none", "minimal")
 
 @dataclass(frozen=True)
 class CarriedRequest:
-    """A request as it would be sent, and what is to be said of that."""
+    """A request as it would be sent, and remarks on that."""
 
     request: Request
     notes: tuple[str, ...]
-    """What its model ignores, a sentence each."""
+    """Parts that Gemini's model ignores, a sentence each."""
     why_not: str
-    """What of it can't be carried, in words; empty where all of it can."""
+    """Parts of it that can't be sent, in words; empty where all of it can."""
 
 
 class GeminiLane:
-    """One policy's way to Gemini, shut where the settings or the environment don't let it open."""
+    """One policy's access to Gemini, closed where the settings or the environment don't allow it."""
 
     def __init__(self, machine: MachineConfig, policy: RoutingPolicy) -> None:
-        """Raises ConfigError for a model that is not known, or a level of thinking that it doesn't have."""
+        """Open the lane; raises ConfigError for a model that is not known, or a thinking level that it doesn't have."""
         self.rules = policy.gemini
         self.facts = model_facts(self.rules.model)
         tries = min(self.rules.attempts, machine.gemini.attempts)
@@ -52,7 +52,7 @@ class GeminiLane:
         self._sees = tuple(one for one in PRIVACY if one in seen)
         self.tier = settings.service_tier
         self.shut = ""
-        """Why nothing can be sent, in words; empty where it can."""
+        """Reason why nothing can be sent, in words; empty where it can."""
         self._live: LiveGemini | None = None
         try:
             self._live = LiveGemini(
@@ -62,13 +62,13 @@ class GeminiLane:
             self.shut = error.what.splitlines()[0]
 
     def state(self) -> GeminiState:
-        """The lane now, of no request in particular."""
+        """Return the state of the lane now, independent of any request."""
         left = self._live.left() if self._live else 0.0
         return GeminiState(why_not=self.shut, sees=self._sees, context=self.facts.context, left=left)
 
     async def answer(self, request: Request) -> AsyncGenerator[PipeMessage]:
-        """What comes of a request: pieces of a stream, and last an answer or an error. Raises BoundaryError and what
-        else the door refuses; then nothing was sent."""
+        """Yield what comes of a request: pieces of a stream, and last an answer or an error. Raises BoundaryError and
+        what else the door refuses; then nothing was sent."""
         loop, heard = asyncio.get_running_loop(), asyncio.Queue[PipeMessage]()
 
         def hear(message: PipeMessage) -> None:
@@ -100,7 +100,7 @@ def carried_content(
     reply: int,
     number: str,
 ) -> CarriedRequest:
-    """The request that asks Gemini for the same. `messages` are in OpenAI's spelling, with what is shown in it;
+    """Return the request that asks Gemini for the same. `messages` are in OpenAI's spelling, with what is shown in it;
     `reply` are the tokens of the visible reply. Its class is the strictest until somebody decides it."""
     known = model_facts(rules.model)
     thinking, notes = _thinking(ask, rules, known, level)
@@ -131,7 +131,7 @@ def carried_content(
 
 
 def classed(request: Request, privacy: Privacy) -> Request:
-    """The request under the class that was decided."""
+    """Return the request under the class that was decided."""
     return replace(request, privacy=privacy)
 
 
@@ -147,7 +147,7 @@ def _why_not(ask: Ask) -> str:
 
 
 def _thinking(ask: Ask, rules: GeminiRules, known: ModelFacts, level: str | None) -> tuple[Any, list[str]]:
-    """The level to ask for, and what is to be said of that."""
+    """Return the thinking level to ask for, and remarks on it."""
     if level in known.thinking:
         return level, []
     if level is None and ask.thinking is None:

@@ -1,4 +1,4 @@
-"""A policy's own examples: each is decided, and must end in the lane that it names."""
+"""Probes of a policy: each example is decided, and must end in the lane that it names."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ _TASK = "task"
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """How one probe ended."""
+    """Outcome of one probe."""
 
     probe: Probe
     decision: LaneDecision
 
     @property
     def passed(self) -> bool:
-        """Whether lane and reasons are as the probe says."""
+        """True if lane and reasons are as the probe says."""
         because = self.probe.because.lower() in " ".join(self.decision.reasons).lower()
         return self.decision.lane == self.probe.lane and because
 
     @property
     def words(self) -> str:
-        """The result as a line."""
+        """Return the result as a line."""
         mark, decided = "ok  " if self.passed else "FAIL", self.decision
         if self.passed:
             return f"{mark} {self.probe.name}: {decided.lane}"

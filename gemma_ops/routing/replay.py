@@ -1,8 +1,10 @@
-"""Another policy over a log: what it would have cost, whom it would have sent out, and what it would have lost.
+"""Replay of a log under another policy: what it would have cost, whose requests it would have sent out, and what it
+would have lost.
 
 Each record's request is decided again from what was known of it then. What Gemini would have cost is priced at the
 tokens that the request had, at today's prices; where a request went there under both policies and to the same model,
-at what it did cost."""
+at what it did cost.
+"""
 
 from __future__ import annotations
 
@@ -24,32 +26,32 @@ from gemma_ops.targets.gemini_target import gemini_identity
 
 @dataclass
 class Replay:
-    """A log under the policy of then and under another."""
+    """A log under the recorded policy and under another."""
 
     requests: int = 0
     before: Counter[str] = field(default_factory=Counter)
-    """Requests by the lane that answered them."""
+    """Number of requests by the lane that answered them."""
     after: Counter[str] = field(default_factory=Counter)
-    """Requests by the lane that the other policy decides."""
+    """Number of requests by the lane that the other policy decides."""
     dollars_before: float = 0.0
     dollars_after: float = 0.0
     unpriced: int = 0
-    """Requests that would go to Gemini at a price that isn't known."""
+    """Number of requests that would go to Gemini at a price that isn't known."""
     leaked: list[str] = field(default_factory=list)
-    """Requests (their ids) that it would have sent out although the policy of then kept their class here."""
+    """Ids of requests that it would have sent out although the recorded policy kept their class here."""
     withheld: list[str] = field(default_factory=list)
-    """Requests that were sent out, and whose class it keeps here."""
+    """Ids of requests that were sent out, and whose class it keeps here."""
     lost: list[str] = field(default_factory=list)
-    """Requests that were answered, and that it would have refused."""
+    """Ids of requests that were answered, and that it would have refused."""
     gained: list[str] = field(default_factory=list)
-    """Requests that were refused, and that it would have had answered."""
+    """Ids of requests that were refused, and that it would have had answered."""
     moved: Counter[tuple[str, str]] = field(default_factory=Counter)
-    """Requests whose lane changes, by the lane before and after."""
+    """Number of requests whose lane changes, by the lane before and after."""
     policies: Counter[str] = field(default_factory=Counter)
-    """Digests of the policies of then."""
+    """Digests of the recorded policies."""
 
     def to_json(self) -> dict[str, Any]:
-        """As a JSON object."""
+        """Return the result as a JSON object."""
         return {
             "requests": self.requests, "before": dict(self.before), "after": dict(self.after),
             "dollars_before": self.dollars_before, "dollars_after": self.dollars_after, "unpriced": self.unpriced,
@@ -59,7 +61,7 @@ class Replay:
         }  # fmt: skip
 
     def lines(self) -> list[str]:
-        """As a person reads it."""
+        """Return the result as a person reads it."""
         lanes = [lane for lane in ("local", "gemini", "refuse") if self.before[lane] or self.after[lane]]
         text = [f"{self.requests:,} requests   then  with this policy"]
         text += [f"  {lane:<12}{self.before[lane]:>9,}{self.after[lane]:>18,}" for lane in lanes]
@@ -107,7 +109,7 @@ def replay_log(records: Iterable[RouteRecord], policy: RoutingPolicy) -> Replay:
 
 
 def _again(record: RouteRecord, policy: RoutingPolicy) -> LaneDecision:
-    """The decision by another policy: its own price, its own model's terms and context, the evidence only about
+    """Return the decision by another policy: its own price, its own model's terms and context, the evidence only about
     that."""
     signals, rules = record.signals, policy.gemini
     table = EvidenceTable()
@@ -128,7 +130,7 @@ def _again(record: RouteRecord, policy: RoutingPolicy) -> LaneDecision:
 
 
 def _cost(record: RouteRecord, policy: RoutingPolicy) -> float | None:
-    """What a request costs at Gemini under a policy, in dollars."""
+    """Return what a request costs at Gemini under a policy, in dollars."""
     same = record.asked == gemini_identity(policy.gemini.model, policy.gemini.thinking)
     if same and record.outcome.lane == "gemini" and record.outcome.dollars is not None:
         return record.outcome.dollars

@@ -1,4 +1,4 @@
-"""What a request would cost on Gemini, from its counts: expected, and at most."""
+"""The cost of a request on Gemini, from its counts: expected, and at most."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from gemma_ops.targets.gemini_target import output_limit
 def estimate_reply(
     rules: GeminiRules, *, tokens: int, reply: int, bound: int, at: datetime, tier: str
 ) -> tuple[float | None, float | None]:
-    """Dollars expected and at most. Expected: the prompt's tokens and a reply of full length, without thoughts. At
-    most: what the ledger would reserve. None for both where no price is known. Raises ConfigError for an unknown
-    model."""
+    """Return the dollars expected and at most. Expected: the prompt's tokens and a reply of full length, without
+    thoughts. At most: what the ledger would reserve. None for both where no price is known. Raises ConfigError for an
+    unknown model."""
     known = model_facts(rules.model)
     try:
         expected = prices.request_price(rules.model, Usage(prompt=tokens, output=reply), tier=tier, at=at)

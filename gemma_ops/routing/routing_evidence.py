@@ -1,4 +1,4 @@
-"""What the served version's own evaluation showed, slice by slice, against the very Gemini that would be asked.
+"""Evidence of the served version's own evaluation, slice by slice, against the same Gemini that would be asked.
 
 A table counts where its local target is the one that is served and its service is the policy's model at its level of
 thinking. An emulator's answers are no evidence about Gemini, so such a table counts in a rehearsal only.
@@ -21,7 +21,7 @@ Key = tuple[str, str, str]
 
 @dataclass(frozen=True)
 class SliceEvidence:
-    """One line of a table."""
+    """One line of a routing table."""
 
     decision: RoutingDecision
     words: str
@@ -29,13 +29,13 @@ class SliceEvidence:
 
 @dataclass(frozen=True)
 class EvidenceTable:
-    """All lines that count. Empty without an evaluation, and then nothing is shown of anything."""
+    """All lines of a routing table that count. Empty without an evaluation, and then nothing is shown of anything."""
 
     lines: Mapping[Key, SliceEvidence] = field(default_factory=dict)
 
     @classmethod
     def of(cls, routing: Routing | None, *, served: str, rules: GeminiRules, rehearsal: bool) -> Self:
-        """The lines of `routing.json` that are about the served format and about this Gemini."""
+        """Return the lines of `routing.json` that are about the served format and about this Gemini."""
         return cls(
             {
                 (table.task, line.slice or "", line.value or ""): SliceEvidence(line.decision, line.words)
@@ -46,11 +46,12 @@ class EvidenceTable:
         )
 
     def known(self, task: str, slices: Sequence[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
-        """Those of the declared slices that the table has a line about; a client may write anything into the others."""
+        """Return those of the declared slices that the table has a line about; a client may write anything into the
+        others."""
         return tuple((name, value) for name, value in slices if (task, name, value) in self.lines)
 
     def about(self, task: str, slices: Sequence[tuple[str, str]]) -> SliceEvidence | None:
-        """What is shown of a request: of its slices, where one is to be sent, or all are to be kept; else of its
+        """Return what is shown of a request: of its slices, where one is to be sent, or all are to be kept; else of its
         task."""
         found = [self.lines[key] for name, value in slices if (key := (task, name, value)) in self.lines]
         sent = next((line for line in found if line.decision == "send"), None)

@@ -24,7 +24,7 @@ Lane = Literal["local", "gemini", "refuse"]
 Place = Literal["local", "gemini"]
 Modality = Literal["text", "image", "audio", "video", "document"]
 SHELF = "configs/routing"
-"""Where policies are shipped, and looked for in the working folder."""
+"""Folder of shipped policies, and of those in the working folder."""
 BOUNDED = {"code": HOSTED[0], "url": HOSTED[1]}
 """Tools of the service that may be carried to it, by our name, with the service's."""
 
@@ -40,7 +40,7 @@ class ClassLanes(ConfigSection):
     """May be sent anywhere."""
 
     def of(self, privacy: Privacy) -> tuple[Place, ...]:
-        """The lanes of a class."""
+        """Return the lanes of a class."""
         return {"local_only": self.local_only, "paid": self.paid, "any": self.any}[privacy]
 
 
@@ -62,7 +62,7 @@ class Detectors(ConfigSection):
         return self
 
     def raised(self, kind: str) -> Privacy:
-        """The class that a finding raises to."""
+        """Return the class that a finding raises to."""
         return self.kinds.get(kind, self.raise_to)
 
 
@@ -166,11 +166,11 @@ class RoutingPolicy(ConfigSection):
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 in hex of everything that decides; probes don't."""
+        """Return the SHA-256 in hex of everything that decides; probes don't."""
         return digest.of_json({name: value for name, value in self.identity().items() if name != "probes"})
 
 
 def load_policy(name: str) -> RoutingPolicy:
-    """The policy in a file, or a shipped one by its name. Raises ConfigError with every problem, its file and its
+    """Read the policy in a file, or a shipped one by its name. Raises ConfigError with every problem, its file and its
     line."""
     return read_document(shipped.find_shipped(SHELF, name, ".yaml"), RoutingPolicy, "routing policy")

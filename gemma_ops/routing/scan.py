@@ -1,4 +1,4 @@
-"""The detectors over a request's texts, within a bounded time: windows of a long text one after the other.
+"""Detectors over a request's texts, within a bounded time: windows of a long text one after the other.
 
 A window is small enough that other threads get their turn between two, and overlaps the next by more than the longest
 finding that is told by its shape. What could not be seen in time is told, and counts as found.
@@ -19,16 +19,16 @@ from gemma_ops.privacy.classes import strictest
 from gemma_ops.routing.routing_policy import Detectors
 
 _WINDOW, _OVERLAP = 65_536, 16_384
-"""Characters. The longest finding is a token of 16,000 (JWT)."""
+"""Characters of a window, and of the overlap of two. The longest finding is a token of 16,000 (JWT)."""
 
 
 @dataclass(frozen=True)
 class Scan:
-    """What was found: names of detectors, without what they found."""
+    """Findings of a scan: names of detectors, without what they found."""
 
     kinds: tuple[str, ...]
     whole: bool
-    """Whether all of it was seen in time, or something found already made the rest needless."""
+    """Whether all of it was scanned in time, or an earlier finding made the rest needless."""
     seconds: float
 
 
@@ -54,8 +54,8 @@ def _windows(texts: Iterable[str]) -> Iterator[str]:
 
 
 def text_leaves(value: Any, name: str = "", without: Collection[str] = ()) -> Iterator[str]:
-    """The texts and numbers of a JSON value, each behind its key, but those of the keys `without`; a text that is JSON
-    itself is read first."""
+    """Yield the texts and numbers of a JSON value, each behind its key, except those of the keys `without`; a text that
+    is JSON itself is read first."""
     if isinstance(value, str) and value[:1] in ("{", "["):
         with contextlib.suppress(ValueError):  # a text after all
             value = json.loads(value)

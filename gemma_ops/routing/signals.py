@@ -1,4 +1,4 @@
-"""What is known of a request when it is decided where it is answered. No word of it: traits and counts only."""
+"""Facts about a request, from which it is decided where it is answered. No word of it: traits and counts only."""
 
 from __future__ import annotations
 
@@ -12,63 +12,64 @@ from gemma_ops.privacy.classes import class_of
 
 @dataclass(frozen=True)
 class LocalState:
-    """The local engine now."""
+    """State of the local engine."""
 
     up: bool = True
     waiting: int = 0
-    """Requests that wait for it."""
+    """Number of requests that wait for the engine."""
     wait_seconds: float = 0.0
-    """How long one more would wait, as far as that can be told."""
+    """Seconds that one more request would wait, as far as that can be estimated."""
     context: int = 0
-    """Tokens that prompt and reply may have together."""
+    """Most tokens that prompt and reply may have together."""
     why_not: str = ""
-    """Why it can't be asked this at all, in words; empty where it can."""
+    """Reason why it can't be asked this at all, in words; empty where it can."""
 
 
 @dataclass(frozen=True)
 class GeminiState:
-    """The way to Gemini now."""
+    """State of the access to Gemini."""
 
     why_not: str = ""
-    """Why it can't be asked this at all (no key, terms, offline, a field that isn't carried); empty where it can."""
+    """Reason why it can't be asked this at all (no key, terms, offline, a field that can't be sent); empty where it
+    can."""
     sees: tuple[Privacy, ...] = ("any",)
     """Privacy classes that may be sent under the declared terms."""
     context: int = 0
-    """Tokens of input that its model takes."""
+    """Most tokens of input that its model takes."""
     left: float = 0.0
-    """Dollars that may still be spent today."""
+    """US dollars that may still be spent today."""
     of: str = "the budget"
-    """What they are left of."""
+    """Limit that they are left of, in words."""
     dollars: float | None = None
-    """What the request would cost there, a reply of full length included; None where no price is known."""
+    """US dollars that the request would cost there, a reply of full length included; None where no price is known."""
     most: float | None = None
-    """The most that it can cost there, which is reserved."""
+    """US dollars that it can cost there at most, which are reserved."""
 
 
 @dataclass(frozen=True)
 class Signals:
-    """One request."""
+    """Facts about one request."""
 
     declared: Privacy | None = None
-    """The class that it declares; None is `local_only`."""
+    """Privacy class that it declares; None is `local_only`."""
     floor: Privacy = "any"
-    """The laxest class that the server lets it declare."""
+    """Least strict class that the server lets it declare."""
     found: tuple[str, ...] = ()
-    """Detectors that found something, by name."""
+    """Names of detectors that found something."""
     scanned: bool = True
-    """Whether the detectors saw all of it in their time."""
+    """Whether the detectors scanned all of it in their time."""
     learned: Privacy = "any"
-    """Where a model spoke in the conversation before: the class of what the local one learned, for it may have been
-    it."""
+    """Where a model spoke earlier in the conversation: the class of what the local one learned, since it may have been
+    that one."""
     tokens: int = 0
-    """Of the prompt."""
+    """Number of tokens of the prompt."""
     reply: int = 0
-    """Tokens kept free for the reply."""
+    """Number of tokens kept free for the reply."""
     bound: int = 0
-    """The most tokens that the prompt can have in any model's counting."""
+    """Upper bound of the prompt's tokens with any model's tokenizer."""
     modalities: tuple[str, ...] = ("text",)
     functions: int = 0
-    """Functions of the client's own that the model may call; both lanes take them."""
+    """Number of the client's own functions that the model may call; both lanes take them."""
     hosted: tuple[str, ...] = ()
     """Tools that only a service runs: `search`, `code`, `url`, or as the request calls them."""
     task: str = ""
@@ -78,12 +79,12 @@ class Signals:
     gemini: GeminiState = field(default_factory=GeminiState)
 
     def to_json(self) -> dict[str, Any]:
-        """As a JSON object, for a log."""
+        """Return the facts as a JSON object, for a log."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, body: Mapping[str, Any]) -> Self:
-        """What `to_json` wrote. Raises TypeError for keys that are none."""
+        """Read what `to_json` wrote. Raises TypeError for keys that are none."""
         declared = body.get("declared")
         return cls(
             **{

@@ -36,7 +36,7 @@ class Reads:
 
 
 Input: TypeAlias = Artifact | Path | Reads | tuple[Path, ...]
-"""What a step may be given: an earlier artifact, a path outside the run, or several of those paths."""
+"""Input of a step: an earlier artifact, a path outside the run, or several of those paths."""
 
 
 def read_artifact(path: Path, *, kept: bool = False) -> Artifact | None:
@@ -63,7 +63,7 @@ def verify_artifact(path: Path) -> None:
 
 
 def difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    """Field-by-field difference of two JSON objects, one line each: `train.epochs: 1.0 -> 2.0`."""
+    """Return the field-by-field difference of two JSON objects, one line each: `train.epochs: 1.0 -> 2.0`."""
     lines = []
     for key in sorted(set(old) | set(new)):
         before, after, name = old.get(key), new.get(key), f"{prefix}{key}"
@@ -84,7 +84,7 @@ def identity_of(body: dict[str, Any]) -> dict[str, Any]:
 
 
 def set_aside(folder: Path) -> None:
-    """Rename a step's folder out of the way in one move; it goes when the step has been made again."""
+    """Rename a step's folder out of the way in one move; it is deleted when the step has been made again."""
     if folder.exists():
         aside = folder.with_name(f"{folder.name}.old")
         shutil.rmtree(aside, ignore_errors=True)
@@ -92,7 +92,8 @@ def set_aside(folder: Path) -> None:
 
 
 def check_whole(done: Path, body: dict[str, Any]) -> None:
-    """Every file of a kept step is there and as long as it was; `verify_artifact` reads the bytes too."""
+    """Check that every file of a kept step is there and has its recorded length; `verify_artifact` reads the bytes
+    too."""
     for name, expected in body["files"].items():
         file = done / name
         if not file.exists() or file.stat().st_size != expected["bytes"]:

@@ -75,7 +75,7 @@ def of_json(value: Any) -> str:
 
 
 class Cache:
-    """Remembers file digests by size, modification time and inode, so that a base of 60 GB is read once."""
+    """Cache of file digests by size, modification time and inode, so that a base of 60 GB is read once."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
@@ -85,7 +85,7 @@ class Cache:
             self._known = {}  # only a shortcut: without it everything is read again
 
     def of_path(self, path: Path) -> str:
-        """As `of_path`, skipping files already read and unchanged since."""
+        """Return the digest of a file or folder, skipping files already read and unchanged since."""
         if path.is_dir():
             listing = {file.relative_to(path).as_posix(): self._of_file(file) for file in files_in(path)}
             result = of_listing(listing)
@@ -95,8 +95,8 @@ class Cache:
         return result
 
     def of_files(self, files: Iterable[Path], root: Path) -> str:
-        """Digest of a listing of many files, each named by its place relative to `root` (or in full, where it lies
-        elsewhere)."""
+        """Return the digest of a listing of many files, each named by its path relative to `root` (or in full, where it
+        lies elsewhere)."""
         listing = {os.path.relpath(file, root): self._of_file(file) for file in files}
         self._write()
         return of_listing(listing)

@@ -35,7 +35,7 @@ def log_path() -> Path | None:
 
 @contextmanager
 def sending(write: Callable[[Record], None]) -> Iterator[None]:
-    """Give every record to `write` for the length of a with-block, instead of a log."""
+    """Give every record to `write` instead of a log for the length of a with-block."""
     token = _current.set(write)
     try:
         yield

@@ -1,7 +1,7 @@
 """JSON Lines of records with keys, that grow one by one and survive a kill at any moment.
 
-A record that is in the file is never asked for again. At the end the file is rewritten in the order of what was asked, so
-that it doesn't tell how often the work was interrupted.
+A record that is in the file is never asked for again. At the end the file is rewritten in the order of what was asked,
+so that it doesn't tell how often the work was interrupted.
 """
 
 from __future__ import annotations
@@ -17,18 +17,19 @@ from gemma_ops.errors import DataError
 from gemma_ops.runs.durable import write_text
 
 Record = TypeVar("Record")
-"""A frozen dataclass whose field `key` tells it apart."""
+"""Type of a frozen dataclass whose field `key` tells its records apart."""
 
 
 class KeyedFile(Generic[Record]):
-    """Appends records and knows those that are there. A half-written last line, left by a kill, is cut off."""
+    """File of keyed records: appends new ones and knows those that are there. A half-written last line, left by a kill,
+    is cut off."""
 
     kind: ClassVar[type[Any]]
-    """The dataclass of a line."""
+    """Dataclass of a line."""
     noun: ClassVar[str]
-    """What a line is, for messages: `an answer`."""
+    """What a line is, for messages, such as `an answer`."""
     again: ClassVar[str]
-    """What to do about a file that can't be read: `evaluate again`."""
+    """Advice for a file that can't be read, such as `evaluate again`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -37,7 +38,7 @@ class KeyedFile(Generic[Record]):
             self._recover()
 
     def lasts(self, record: Record) -> bool:
-        """Whether a later attempt may rely on a record; otherwise it is asked for anew."""
+        """True if a later attempt may rely on a record; otherwise it is asked for anew."""
         return True
 
     def line(self, record: Record) -> dict[str, Any]:

@@ -10,7 +10,8 @@ from typing import Any
 def later(module: str, name: str) -> Callable[..., Any]:
     """Return a function that hands over to the function `name` of `module`, which is imported at the first call.
 
-    For a room's `__init__`, under `else` of `if TYPE_CHECKING`, whose import says the signature to whoever reads or checks.
+    For a room's `__init__`, under `else` of `if TYPE_CHECKING`, whose import says the signature to whoever reads or
+    checks.
     """
 
     def call(*arguments: Any, **options: Any) -> Any:

@@ -1,4 +1,5 @@
-"""Which process is meant, whether it still lives, how children are stopped, and how they end with whoever started them.
+"""Processes: which one a record names, whether it still lives, how children are stopped, and how they end with their
+parent.
 
 A process number alone is no identity: numbers are reused, after a restart and in every container anew. So the moment of
 birth is kept with it, and the machine's boot and process namespace: where those differ from ours, nothing can be said
@@ -32,7 +33,7 @@ State = Literal["alive", "gone", "unknown"]
 _LOOK = 0.05
 """Seconds between two looks at processes that are to end."""
 _GUARD_LOOK = 0.2
-"""Seconds between two looks of a guard."""
+"""Seconds between two looks at processes that are to end."""
 _DEAD = 5.0
 """Seconds within which a killed process is expected to be gone."""
 _PARENT_DEATH_SIGNAL = 1
@@ -46,20 +47,21 @@ class Birth:
     """One process of one machine."""
 
     place: str
-    """Machine, boot and process namespace: within one place a number and a birth name one process."""
+    """Machine, boot and process namespace: within one place a process id and a start time name one process."""
     pid: int
     born: str
-    """When it started, in the system's own ticks; empty where that was not recorded, and the number alone has to do."""
+    """Start of the process in the system's own ticks; empty where it was not recorded, and the process id alone has to
+    do."""
 
     @classmethod
     def here(cls) -> Birth:
-        """This process."""
+        """Return the record of this process."""
         pid = os.getpid()
         return cls(_place(), pid, _born(pid) or "")
 
     @classmethod
     def of(cls, pid: int) -> Birth | None:
-        """A process of this machine; None where there is none of that number, or only its unburied entry.
+        """Return the record of a process of this machine; None where no process has that id, or only a zombie.
 
         Raises PermissionError for one that the system hides from us.
         """
@@ -68,22 +70,22 @@ class Birth:
 
     @classmethod
     def of_record(cls, pid: int, born: str = "") -> Birth:
-        """The process of this machine that a record speaks of by its number and perhaps its start."""
+        """Return the process of this machine that a record names by its id and perhaps its start."""
         return cls(_place(), pid, born)
 
     @classmethod
     def of_text(cls, text: str) -> Birth:
-        """What `to_text` wrote. Raises ValueError for other text, KeyError where a field is missing."""
+        """Parse what `to_text` wrote. Raises ValueError for other text, KeyError where a field is missing."""
         found = json.loads(text)
         return cls(found["place"], int(found["pid"]), found["born"])
 
     def to_text(self) -> str:
-        """One line of JSON."""
+        """Return one line of JSON."""
         return json.dumps(asdict(self))
 
     def state(self) -> State:
-        """`gone` only when it certainly is; a process of another machine or container is `unknown`, and so is one that
-        the system hides."""
+        """Return `gone` only when the process certainly is; one of another machine or container is `unknown`, and so is
+        one that the system hides."""
         if self.place != _place():
             return "unknown"
         try:
@@ -93,12 +95,12 @@ class Birth:
         return "alive" if born is not None and born == (self.born or born) else "gone"
 
     def alive(self) -> bool:
-        """Whether it certainly lives."""
+        """True if the process certainly lives."""
         return self.state() == "alive"
 
 
 def stop_tree(child: subprocess.Popen[Any], grace: float) -> None:
-    """Ask a child to end, then what it left behind, and kill whatever still lives after `grace` seconds.
+    """Ask a child and its descendants to end, and kill whatever still lives after `grace` seconds.
 
     With it go its descendants and, where it was started in a session of its own, everybody in that session: also those
     whose parents are gone. Afterwards its exit code is known.
@@ -118,7 +120,7 @@ def start_bound_child(command: Sequence[str], *, grace: float = 10.0, **options:
 
 
 def bound_command(command: Sequence[str], *, grace: float = 10.0) -> list[str]:
-    """The command line of that guard, for those who start it themselves, in a session of its own."""
+    """Return the command line of that guard, for callers that start it themselves, in a session of its own."""
     return [sys.executable, "-P", __file__, str(os.getpid()), str(grace), *command]
 
 
@@ -156,7 +158,7 @@ def _stop(child: subprocess.Popen[Any], grace: float, *, session: int) -> None:
 
 
 def _family(child: subprocess.Popen[Any], session: int) -> set[psutil.Process]:
-    """A child that lives with its descendants, and the members of a session. This process is in none."""
+    """Return a living child with its descendants, and the members of its session. This process is in none."""
     found: set[psutil.Process] = set()
     if child.poll() is None:
         with contextlib.suppress(psutil.Error):
@@ -195,7 +197,8 @@ def _place() -> str:
 
 
 def _born(pid: int) -> str | None:
-    """Start of a running process, on Linux in clock ticks since boot, else to the second as `ps -o lstart` says it.
+    """Return the start of a running process, on Linux in clock ticks since boot, else to the second as `ps -o lstart`
+    says it.
 
     None when there is none of that number, or only its unburied entry. Raises PermissionError for one that is hidden.
     """
@@ -223,7 +226,7 @@ def _born(pid: int) -> str | None:
 
 
 def _guard(parent: int, grace: float, command: Sequence[str]) -> int:
-    """Run a command until it, or the process `parent`, ends; returns its exit code as shells say it."""
+    """Run a command until it, or the process `parent`, ends; return its exit code as shells say it."""
     asked = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: asked.set())
     prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else lambda *_: None

@@ -1,8 +1,8 @@
 """A run: a folder in which named steps leave finished artifacts.
 
 A step is a function `(out, settings, machine, **inputs) -> metrics` that writes files below `out`. It works in
-`<name>.partial`, which is renamed to `<name>` after `artifact.json` is written, so a folder without `.partial` is whole.
-The name is a step's identity; the fingerprint (its settings and the digests of its inputs) is evidence: where it
+`<name>.partial`, which is renamed to `<name>` after `artifact.json` is written, so a folder without `.partial` is
+whole. The name is a step's identity; the fingerprint (its settings and the digests of its inputs) is evidence: where it
 matches, the step is kept; where it differs, the run refuses and shows the difference.
 """
 
@@ -42,11 +42,11 @@ from gemma_ops.runs.durable import write_json
 Step = Callable[..., dict[str, float]]
 _PENDING = "fingerprint.json"
 _NOTHING_LEFT = 64 << 10
-"""Bytes: with less than this free, whatever failed failed for lack of space."""
+"""Bytes of free space below which any failure is put down to lack of space."""
 
 
 class Listener(Protocol):
-    """Whoever wants to follow a run while it happens (the MLflow mirror, the terminal)."""
+    """Follower of a run while it happens (the MLflow mirror, the terminal)."""
 
     def step_started(self, run: Run, step: str, settings: dict[str, Any], inputs: dict[str, str]) -> None: ...
     def step_record(self, run: Run, step: str, record: journal.Record) -> None: ...
@@ -59,7 +59,7 @@ class StopHere(Exception):  # noqa: N818 - a wish, not an error
 
 
 class Run:
-    """Holds the lock on `machine.runs/<name>` and makes, keeps or refuses its steps."""
+    """A run's folder, locked: makes, keeps or refuses its steps."""
 
     def __init__(
         self,
@@ -225,7 +225,7 @@ class Run:
         return Artifact(name, done, body["digest"], metrics)
 
     def _write_config(self) -> None:
-        """The settings of what is in the folder: written when something was made, not by a run that was refused."""
+        """Write the settings of what is in the folder, when something was made; a refused run writes nothing."""
         write_json(self.path / "config.json", self.config.model_dump(mode="json", by_alias=True))
 
     def _digest(self, value: Input) -> Any:
@@ -257,7 +257,7 @@ class Run:
 
 
 def _free_memory() -> None:
-    """Let go of a step's models before the next one loads its own: they hold each other in cycles."""
+    """Free a step's models before the next one loads its own: they hold each other in reference cycles."""
     gc.collect()
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
@@ -265,7 +265,7 @@ def _free_memory() -> None:
 
 
 def _disk_is_full(error: Exception, folder: Path) -> bool:
-    """Whether a step failed for lack of space: libraries wrap the system's error, or tell it only in words."""
+    """True if a step failed for lack of space: libraries wrap the system's error, or report it only in words."""
     full = {errno.ENOSPC, errno.EDQUOT}
     cause: BaseException | None = error
     while cause is not None:

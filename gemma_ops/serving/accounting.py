@@ -1,4 +1,4 @@
-"""What is kept of a request when it has ended: counts, a line of the log, a trace, perhaps a shadow's copy."""
+"""The account of a request that has ended: counts, a line of the log, a trace, perhaps a shadow's copy."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Log = Callable[[dict[str, Any]], None]
 
 @dataclass
 class RequestAccount:
-    """One request, from its coming to its end."""
+    """One request, from its arrival to its end."""
 
     number: str
     protocol: str
@@ -29,13 +29,13 @@ class RequestAccount:
     began: float = field(default_factory=time.monotonic)
     at_ns: int = field(default_factory=time.time_ns)
     key: str = ""
-    """The name of its key."""
+    """Name of its API key."""
     asked: PendingRequest | None = None
-    """Once it holds a service."""
+    """The request as it was read, once it holds a service."""
 
 
 class Accounts:
-    """Where the requests of a deployment end."""
+    """The accounts of a deployment's requests."""
 
     def __init__(
         self,
@@ -46,19 +46,20 @@ class Accounts:
         shadow: Shadow | None = None,
         traffic: TrafficRecorder | None = None,
     ) -> None:
-        """`floor`: the laxest class that a client may declare."""
+        """Open the accounts; `floor` is the least strict class that a client may declare."""
         self._deployment, self._log, self._floor = deployment, log, floor
         self.shadow, self.traffic = shadow, traffic
 
     def outcomes(self) -> dict[str, Mapping[str, int] | None]:
-        """What came of copies for a shadow and of traces, where there are any."""
+        """Return the outcomes of copies for a shadow and of traces, where there are any."""
         return {
             "shadow": self.shadow.counts if self.shadow else None,
             "traces": self.traffic.counts if self.traffic and self.traffic.traces else None,
         }
 
     def close(self, account: RequestAccount, status: int) -> None:
-        """A request ended with an HTTP status. What another lane answered counts there, and not for the version."""
+        """Close a request that ended with an HTTP status. What another lane answered counts there, and not for the
+        version."""
         seconds, asked = time.monotonic() - account.began, account.asked
         service, said = (asked.service, asked.said) if asked else (self._deployment.current, Said())
         elsewhere = asked.outcome is not None and asked.outcome.lane == "gemini" if asked else False
@@ -94,14 +95,15 @@ class Accounts:
         )  # fmt: skip
 
     def _class(self, asked: PendingRequest | None) -> Privacy:
-        """The class of what was asked: as the policy has it, else as it was declared; private where nothing says."""
+        """Return the class of what was asked: as the policy has it, else as it was declared; private where nothing
+        says."""
         if asked is None or asked.privacy is None:
             return "local_only"
         return strictest((asked.privacy, self._floor))
 
 
 def _message(said: Said) -> dict[str, Any]:
-    """A reply as OpenAI's protocol has it, which MLflow's pages show as a turn."""
+    """Return a reply as OpenAI's protocol has it, which MLflow's pages show as a turn."""
     thought = {"reasoning_content": said.thought} if said.thought else {}
     calls = [{"type": "function", "function": {"name": call.name, "arguments": call.arguments}} for call in said.calls]
     turn = {"role": "assistant", "content": said.text, **thought, **({"tool_calls": calls} if calls else {})}

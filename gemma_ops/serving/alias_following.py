@@ -1,4 +1,4 @@
-"""Following an alias: whatever version it stands at serves, once it has been pulled, compared and asked.
+"""Following of an alias: whatever version it stands at serves, once it has been pulled, compared and asked.
 
 The new version starts beside the old where memory allows it, sings, and takes over; the old one answers what it has
 taken and ends. Where both don't fit, the old one ends first and requests wait. A version that can't serve is told and
@@ -25,8 +25,8 @@ Opener = Callable[[Source, MachineConfig, ServeConfig], Awaitable[ModelService]]
 
 
 class AliasFollower:
-    """Keeps one place of a deployment at the version where `name@alias` stands: the one that serves, or, with
-    `challenges`, the one beside it."""
+    """Follower that keeps one place of a deployment at the version where `name@alias` stands: the one that serves, or,
+    with `challenges`, the one next to it."""
 
     def __init__(
         self,
@@ -46,11 +46,11 @@ class AliasFollower:
         self._nudged = asyncio.Event()
 
     def nudge(self) -> None:
-        """Look now."""
+        """Look at the alias now."""
         self._nudged.set()
 
     async def follow(self) -> None:
-        """Look every few seconds, for ever."""
+        """Look at the alias every few seconds, for ever."""
         while True:
             await self.look()
             self._nudged.clear()
@@ -58,7 +58,7 @@ class AliasFollower:
                 await asyncio.wait_for(self._nudged.wait(), self._settings.follow or None)
 
     async def look(self) -> None:
-        """Look once, and bring what the alias stands at. What goes wrong is told, and changes nothing."""
+        """Look at the alias once, and bring the version it stands at. What goes wrong is told, and changes nothing."""
         deployment = self._deployment
         try:
             number = await asyncio.to_thread(_standing, self._machine, self.name, self.alias)
@@ -124,14 +124,14 @@ class AliasFollower:
                 raise
 
     def _tell(self, why: str) -> None:
-        """Say what is wrong, once."""
+        """Report a problem, once."""
         if self._deployment.trouble.get(self.alias) != why:
             self._deployment.trouble[self.alias] = why
             self._say(why)
 
 
 def _standing(machine: MachineConfig, name: str, alias: str) -> str | None:
-    """The version an alias was promoted to, None where it isn't set."""
+    """Return the version an alias was promoted to, None where it isn't set."""
     from gemma_ops.registry.moving import opened_registry, promoted_version
 
     with opened_registry(machine, name) as tracking:
@@ -139,5 +139,5 @@ def _standing(machine: MachineConfig, name: str, alias: str) -> str | None:
 
 
 def _fits(source: Source, machine: MachineConfig, settings: ServeConfig) -> bool:
-    """Whether a source has memory beside what runs already."""
+    """True if a source fits into memory next to what runs already."""
     return memory_of(source, settings).total < memory_for(source, machine, settings)

@@ -1,4 +1,5 @@
-"""What a person is told of a server, and the one question that it may be asked to show that it answers."""
+"""The lines a person is shown when a server starts, and the one question that it may be asked to show that it
+answers."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from gemma_ops.serving.serving_state import ModelService
 
 
 def told(service: ModelService, url: str) -> list[str]:
-    """What a person is told when it listens: where, what, why it may, and how to ask."""
+    """Return what a person is shown when it listens: where, what, why it may, and how to ask."""
     facts = service.facts
     version = f" version {facts.version}" if facts.version else ""
     chat = f'{{"model": "{facts.model}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
@@ -25,7 +26,7 @@ def told(service: ModelService, url: str) -> list[str]:
 
 
 def asked_over_http(host: str, port: int, model: str, question: str) -> str:
-    """The answer to one question, asked as any client asks."""
+    """Return the answer to one question, asked as any client asks."""
     body = {"model": model, "temperature": 0, "messages": [{"role": "user", "content": question}]}
     connection = http.client.HTTPConnection(host, port)
     try:

@@ -53,8 +53,9 @@ class Front:
         traffic: TrafficRecorder | None = None,
         floor: Privacy = "any",
     ) -> None:
-        """`nudged` are called when MLflow says that an alias has moved; `router` answers for the model `auto`;
-        `traffic` hears of every request that ended; `floor` is the laxest class that a client may declare."""
+        """Build the routes; `nudged` are called when MLflow reports that an alias has moved; `router` answers for the
+        model `auto`; `traffic` receives every request that ended; `floor` is the least strict class that a client may
+        declare."""
         self.deployment, self.keys, self.limit = deployment, keys, limit
         self._nudged, self.router = nudged, router
         self.accounts = Accounts(deployment, log, floor=floor, shadow=shadow, traffic=traffic)
@@ -62,7 +63,7 @@ class Front:
 
     @property
     def service(self) -> ModelService:
-        """What serves now."""
+        """Return the service that answers now."""
         return self.deployment.current
 
     def app(self) -> Starlette:
@@ -82,7 +83,7 @@ class Front:
         return Starlette(routes=routes, exception_handlers={404: self.nowhere, 405: self.nowhere})
 
     async def _openai(self, request: Request, read: Callable[[Any], Ask], whole_reply: Any, events: Events) -> Response:
-        """A request of one of OpenAI's protocols."""
+        """Answer a request of one of OpenAI's protocols."""
 
         async def answer(body: Any, asked: PendingRequest) -> Response | dict[str, Any]:
             name = str(body.get("model") or "") if isinstance(body, dict) else ""
@@ -143,7 +144,7 @@ class Front:
         return await self._handle(request, "gemini", gemini_chat.refusal_body, answer)
 
     async def models(self, request: Request) -> Response:
-        """OpenAI's list and Gemini's stand at one address: whoever sends Google's header is told Gemini's."""
+        """List the models, OpenAI's list and Gemini's at one address: a request with Google's header gets Gemini's."""
         if _is_gemini(request):
             return await self.gemini_models(request)
         found = openai_front.models(self.service)
@@ -191,8 +192,8 @@ class Front:
         return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
 
     async def webhook(self, request: Request) -> Response:
-        """MLflow says that something moved: look now. What it says is not believed, so that a message which was forged
-        costs a look."""
+        """Look at the aliases after MLflow has reported that something moved. What it says is not believed, so that a
+        message which was forged costs a look."""
         try:
             signed = webhook.is_from_mlflow(request.headers, await read_bytes(request, self.limit))
         except RefusalError as refusal:
@@ -223,14 +224,14 @@ class Front:
         return self._listed(request, shape, body)
 
     def _admit(self, request: Request) -> Grant:
-        """What the key of a request may. Refuses a request without a known key, or from a page elsewhere."""
+        """Return what the key of a request may. Refuses a request without a known key, or from a page elsewhere."""
         grant = self.keys.check(request)
         self._check_host(request)
         return grant
 
     def _check_host(self, request: Request) -> None:
-        """Where no key is needed, refuse what a page elsewhere sent here by a name of its own (DNS rebinding): whoever
-        asks this machine says so."""
+        """Refuse, where no key is needed, requests that a page elsewhere sent here by a host name of its own (DNS
+        rebinding): clients of this machine name it."""
         name = request.url.hostname or ""
         if not self.keys.needed and not is_this_machine(name):
             raise RefusalError(f"{name} is no name of this machine", status=403, code="host")
@@ -250,7 +251,7 @@ class Front:
         shape: Callable[[RefusalError], dict[str, Any]],
         answer: Callable[[Any, PendingRequest], Awaitable[Response | dict[str, Any]]],
     ) -> Response:
-        """Read, answer, count. A streamed reply is counted when it ends."""
+        """Read a request, answer it, and count it. A streamed reply is counted when it ends."""
         account = RequestAccount(secrets.token_hex(12), protocol, request.url.path)
         asked: PendingRequest | None = None
         try:

@@ -27,7 +27,7 @@ class FunctionCall:
 
 
 def read_call(text: str) -> FunctionCall:
-    """The call that stands between `<|tool_call>` and `<tool_call|>`. Raises ValueError for anything else."""
+    """Parse the call that stands between `<|tool_call>` and `<tool_call|>`. Raises ValueError for anything else."""
     head, brace, rest = text.strip().partition("{")
     if not head.startswith("call:") or not brace or not head[5:].strip():
         raise ValueError("no call:NAME{…}")
@@ -38,21 +38,21 @@ def read_call(text: str) -> FunctionCall:
 
 
 def call_grammar(names: Sequence[str]) -> str:
-    """What follows `<|tool_call>` where one of the names must be called, in llama.cpp's notation (GBNF). The arguments
-    are the model's."""
+    """Return the grammar of what follows `<|tool_call>` where one of the names must be called, in llama.cpp's notation
+    (GBNF). The arguments are the model's."""
     listed = " | ".join(json.dumps(f"call:{name}{{") for name in names)
     return f"root ::= ({listed}) rest\nrest ::= [^\\x00]*"
 
 
 def lark_call_grammar(names: Sequence[str], quote: int, end: int) -> str:
-    """The same for llguidance, in Lark's notation: there special tokens are named by their ids, the mark of texts and
-    the end of a call among them."""
+    """Return the same grammar for llguidance, in Lark's notation: there special tokens are named by their ids, the mark
+    of texts and the end of a call among them."""
     listed = " | ".join(json.dumps(f"call:{name}{{") for name in names)
     return f"start: ({listed}) (REST | <[{quote}]>)* <[{end}]>\nREST: /[^\\x00]+/"
 
 
 class _Reader:
-    """Reads one value from a text, character by character."""
+    """Reader of one value from a text, character by character."""
 
     def __init__(self, text: str) -> None:
         self.text, self.at = text, 0

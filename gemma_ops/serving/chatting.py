@@ -51,7 +51,7 @@ def ask_once(sources: list[str], prompt: str, system: str, machine: MachineConfi
 
 
 def converse(sources: list[str], system: str, machine: MachineConfig, settings: ServeConfig) -> None:
-    """Read turns from the terminal until it ends."""
+    """Read turns from the terminal until it ends, and answer each."""
 
     async def run() -> None:
         async with _services(sources, machine, settings) as services:
@@ -93,7 +93,7 @@ async def _talk(services: list[ModelService], system: str) -> None:
 async def _turn(
     service: ModelService, history: list[dict[str, Any]], system: str, content: Content, *, named: bool
 ) -> None:
-    """One question and its answer, streamed; what is refused, or not answered, is told and forgotten."""
+    """Stream one question's answer; what is refused, or not answered, is reported and forgotten."""
     if named:
         print(f"\n{service.facts.source}", flush=True)
     said = Said()
@@ -120,7 +120,7 @@ async def _turn(
 
 
 def _file(name: str) -> list[dict[str, Any]]:
-    """An image or a sound as OpenAI's protocol carries it; none where it can't be read, which is told."""
+    """Return an image or a sound as OpenAI's protocol carries it; none where it can't be read, which is reported."""
     path = Path(name).expanduser()
     kind = mimetypes.guess_type(path.name)[0] or ""
     try:

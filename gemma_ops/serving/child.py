@@ -1,4 +1,4 @@
-"""An engine that works in a child process: started with the server, watched, started again when it dies, ended with it.
+"""Engines in a child process: started with the server, watched, started again when they die, ended with it.
 
 What an engine adds is how its child is started, and how it is asked.
 """
@@ -19,15 +19,15 @@ from gemma_ops.errors import ModelError
 from gemma_ops.family.media import Senses
 
 GONE = "send the request again: it is started anew"
-"""What to do about an engine that is not there."""
+"""Advice for an engine that is not there."""
 PATIENCE = 600.0
 """Seconds that loading may take."""
 _SHORT = 10.0
-"""Seconds below which a child that ended is started again later each time."""
+"""Seconds below which a child that ended counts as failed, and is started again later each time."""
 
 
 class ChildEngine:
-    """The life of a child process that answers on a socket file, in a private folder.
+    """Base of engines in a child process that answers on a socket file, in a private folder.
 
     A subclass says in `_spawn` how it is started; `_socket` is the file to answer on, another one each time.
     """
@@ -43,7 +43,7 @@ class ChildEngine:
 
     @property
     def pid(self) -> int | None:
-        """Process number of the child, None where there is none."""
+        """Return the process id of the child, None where there is none."""
         return self._child.pid if self._child else None
 
     def alive(self) -> bool:
@@ -78,12 +78,13 @@ class ChildEngine:
 
     @property
     def _socket(self) -> str:
-        """A new name each time: the file of a server that was killed stays, and the next could not bind there."""
+        """Return a new socket name each time: the file of a server that was killed stays, and the next could not bind
+        there."""
         assert self._folder
         return str(Path(self._folder.name) / f"{self.restarts}.sock")
 
     async def _spawn(self) -> None:
-        """Start the child as `_child`; returns when it answers. Raises ModelError for weights that it refuses."""
+        """Start the child as `_child`, and return when it answers. Raises ModelError for weights that it refuses."""
         raise NotImplementedError
 
     def _end(self, child: asyncio.subprocess.Process) -> None:

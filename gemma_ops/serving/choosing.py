@@ -1,4 +1,4 @@
-"""Which of the formats that were made is served, and which engine runs it, by the table of formats."""
+"""The choice of the format that is served, and of the engine that runs it, by the table of formats."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from gemma_ops.family.formats import FORMATS, REFERENCE, Engine
 from gemma_ops.verdicts import Verdict
 
 _ANSWERED_AS = {"adapter": ("adapter", "tuned")}
-"""What a format that is asked for may be called where it was made: a full fine-tune leaves tensors for an adapter."""
+"""Other names of a requested format where it was made: a full fine-tune leaves tensors for an adapter."""
 
 
 def choose_format(settings: ServeConfig, made: Sequence[str], verdict: Verdict | None, asked: str) -> str:
-    """The format that is served: the one asked for, else, of those that the engine runs, the GGUF file whose primary
-    metrics are the highest on average over the verdict's tasks, else the first of `made`. Raises ConfigError where it
-    was not made."""
+    """Return the format that is served: the one asked for, else, of those that the engine runs, the GGUF file whose
+    primary metrics are the highest on average over the verdict's tasks, else the first of `made`. Raises ConfigError
+    where it was not made."""
     able = [name for name in made if settings.engine in ("auto", *map(str.lower, FORMATS[name].engines))]
     if not made:
         raise ConfigError(
@@ -37,8 +37,8 @@ def choose_format(settings: ServeConfig, made: Sequence[str], verdict: Verdict |
 
 
 def choose_engine(form: str, settings: ServeConfig) -> Engine:
-    """The engine that runs a format; a format without a name is a GGUF file's. Raises ConfigError where the one that is
-    asked for can't run it, or is not there."""
+    """Return the engine that runs a format; a format without a name is a GGUF file's. Raises ConfigError where the one
+    that is asked for can't run it, or is not there."""
     runs = FORMATS[form or REFERENCE].engines
     if settings.engine == "auto":
         ahead = form == "merged" and settings.vllm_python is not None and "vLLM" in runs
@@ -58,7 +58,7 @@ def choose_engine(form: str, settings: ServeConfig) -> Engine:
 
 
 def _best(made: Sequence[str], verdict: Verdict | None) -> str:
-    """The one that answered best, else the first."""
+    """Return the format that answered best, else the first."""
     found: dict[str, list[float]] = {}
     for result in verdict.results if verdict else ():
         figure = result.metrics.get(verdict.tasks[result.task].primary) if verdict else None

@@ -1,5 +1,5 @@
-"""The challenger against the version that serves, on the pairs that a shadow kept: the statistics of evaluation on live
-traffic.
+"""The comparison of the challenger with the version that serves, on the pairs that a shadow kept: the statistics of
+evaluation on live traffic.
 
 Live requests have no reference, so what can be gated is whether each ended well: an answer that wasn't cut or refused,
 and held its schema. How often both said the same, and how long each took, is told beside it. A question that came often
@@ -35,25 +35,25 @@ MARGIN = 0.02
 
 @dataclass(frozen=True)
 class LiveComparison:
-    """What live pairs say of two versions."""
+    """Findings of live pairs about two versions."""
 
     versions: tuple[str, str]
-    """The one that serves, and the challenger."""
+    """Numbers of the version that serves and of the challenger."""
     pairs: int
     decision: Decision
-    """Whether the challenger ends as well, within the margin."""
+    """Decision whether the challenger ends as well, within the margin."""
     same: Interval
     """Share of the pairs whose answers are equal."""
     ended: tuple[float, float]
-    """Share of each one's answers that ended well."""
+    """Share of answers that ended well, of each version."""
     seconds: tuple[float, float]
-    """Median seconds of an answer."""
+    """Median seconds of an answer, of each version."""
     tokens: tuple[float, float]
-    """Median tokens of an answer, thoughts included."""
+    """Median tokens of an answer, thoughts included, of each version."""
     looks: int
 
     def lines(self) -> list[str]:
-        """For people."""
+        """Return the comparison as lines of text."""
         first, second = self.versions
         return [
             f"version {second} against version {first}, on {self.pairs:,} live requests (look {self.looks})",
@@ -68,7 +68,7 @@ class LiveComparison:
         return f"{self.tokens[0]:g} and {self.tokens[1]:g} tokens"
 
     def to_json(self) -> dict[str, Any]:
-        """For programs."""
+        """Return the comparison as a JSON object."""
         decision = self.decision
         return {
             "versions": list(self.versions), "pairs": self.pairs, "outcome": decision.outcome, "words": decision.words,
@@ -116,8 +116,8 @@ def compare_live(path: Path, *, margin: float = MARGIN) -> LiveComparison:
 
 
 def read_pairs(path: Path) -> list[dict[str, Any]]:
-    """All pairs of a file, the oldest first. A last line that was cut by a crash is left out; any other that can't be
-    read raises DataError."""
+    """Return all pairs of a file, the oldest first. A last line that was cut by a crash is left out; any other that
+    can't be read raises DataError."""
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except FileNotFoundError:
@@ -149,8 +149,8 @@ def _tokens(answers: Sequence[dict[str, Any]]) -> float:
 
 
 def _look(path: Path, versions: tuple[str, str], pairs: int) -> tuple[int, float]:
-    """The number of this look at two versions and the level it may spend, written down before it is told; the same
-    pairs looked at again are the same look."""
+    """Return the number of this look at two versions and the level it may spend, recorded before it is reported; the
+    same pairs looked at again are the same look."""
     record = path.with_suffix(".looks.json")
     known: dict[str, list[list[float]]] = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
     looks = known.setdefault("/".join(versions), [])

@@ -1,4 +1,4 @@
-"""OpenAI's completions before a service: continuations of a text, whole and streamed."""
+"""OpenAI's completions in front of a service: continuations of a text, whole and streamed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gemma_ops.wire.completions import choice
 
 
 async def whole_completion(service: ModelService, ask: Ask, request: str) -> tuple[dict[str, Any], Said]:
-    """A completion with all its choices, and what they count together."""
+    """Return a completion with all its choices, and their usage together."""
     replies, total = await service.replies(ask)
     choices = [choice(at, said.text, said.end, _logprobs(said.chances, ask)) for at, said in enumerate(replies)]
     return {**_head(service, request), "choices": choices, "usage": usage_of(total)}, total
@@ -25,7 +25,7 @@ async def whole_completion(service: ModelService, ask: Ask, request: str) -> tup
 async def completion_chunks(
     service: ModelService, ask: Ask, said: Said, pieces: AsyncIterator[Piece], request: str
 ) -> AsyncIterator[dict[str, Any]]:
-    """The chunks of a streamed completion, its usage last where it was asked for."""
+    """Yield the chunks of a streamed completion, its usage last where it was asked for."""
     head, told = _head(service, request), 0
     async for piece in pieces:
         new, told = said.chances[told:], len(said.chances)
@@ -43,7 +43,7 @@ def _head(service: ModelService, request: str) -> dict[str, Any]:
 
 
 def _logprobs(chances: list[TokenChance], ask: Ask) -> dict[str, Any] | None:
-    """Log-probabilities as this older protocol has them: four lists, a place for each token."""
+    """Return logprobs as this older protocol has them: four lists, a place for each token."""
     if ask.logprobs is None:
         return None
     offsets, at = list[int](), 0

@@ -1,4 +1,4 @@
-"""A version in a folder, as `pull` and MLflow lay it: served where no registry is reached.
+"""A version in a folder, as `pull` and MLflow store it: served where no registry is reached.
 
 Nothing is believed that the folder says of itself alone: every file that is used is compared with the manifest, the
 verdict with what the manifest carries, and the whole with its signature where a key is trusted.
@@ -31,12 +31,12 @@ MANIFEST = "manifest.json"
 
 
 def is_pulled_copy(folder: Path) -> bool:
-    """Whether a folder holds a version."""
+    """True if a folder holds a version."""
     return (folder / MANIFEST).is_file()
 
 
 def open_copy(folder: Path, settings: ServeConfig, keys: Sequence[str]) -> Source:
-    """What a version in a folder serves; `keys` are those that are trusted.
+    """Open what a version in a folder serves; `keys` are those that are trusted.
 
     Raises DataError for a manifest that can't be read, GateError for files that aren't what was registered, that the
     verdict isn't about, or that no trusted key signed where there is one, ConfigError for a format that it lacks.

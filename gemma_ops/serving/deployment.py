@@ -1,4 +1,4 @@
-"""What stands behind one front: the version that serves, a challenger beside it, and the counts of all that ever did.
+"""The services behind one front: the version that serves, a challenger next to it, and the counts of all that ever did.
 
 A request takes a lease of the service that answers it. A version that takes over is there at once; the one before it
 answers what it has taken, and only then ends.
@@ -30,24 +30,24 @@ class Lease:
         self.service.hold()
 
     def end(self) -> None:
-        """Give it back; a second time does nothing."""
+        """Give the hold back; a second time does nothing."""
         if self._held:
             self._held = False
             self.service.release()
 
 
 class Deployment:
-    """Services behind one front. `share` of the requests, from 0 to 1, go to the challenger where there is one."""
+    """The services behind one front. `share` of the requests, from 0 to 1, go to the challenger where there is one."""
 
     def __init__(self, service: ModelService, *, share: float = 0.0, draw: Callable[[], float] = random.random) -> None:
         self.tallies: dict[Label, TrafficTally] = {}
-        """Counts since the start by version, of those that ended too."""
+        """Counts since the start by version, including versions that have ended."""
         self.current = self._counted(service)
         self.challenger: ModelService | None = None
         self.share, self._draw = share, draw
         self.swaps = 0
         self.trouble: dict[str, str] = {}
-        """By alias, why the version that it stands at doesn't serve."""
+        """Reasons why the version that an alias stands at doesn't serve, by alias."""
         self._retiring: dict[asyncio.Task[None], ModelService] = {}
         self._open = asyncio.Event()
         self._open.set()
@@ -55,12 +55,13 @@ class Deployment:
 
     @property
     def services(self) -> list[ModelService]:
-        """All that hold an engine: the one that serves first, those that end last."""
+        """Return all services that hold an engine: the one that serves first, those that end last."""
         beside = [self.challenger] if self.challenger else []
         return [self.current, *beside, *self._retiring.values()]
 
     async def lease(self) -> Lease:
-        """The service that answers the next request. Raises QueueFullError where too many wait for one to be there."""
+        """Return a hold on the service that answers the next request. Raises QueueFullError where too many wait for one
+        to be there."""
         if not self._open.is_set():
             if self._waiting >= self.current.slots.queue:
                 raise QueueFullError(self._waiting, 2)
@@ -74,13 +75,13 @@ class Deployment:
         return Lease(self.current)
 
     def swap(self, service: ModelService) -> None:
-        """Let a service take over. The one before it ends when it has answered what it took."""
+        """Let another service take over. The one before it ends when it has answered what it took."""
         before, self.current = self.current, self._counted(service)
         self.swaps += 1
         self._retire(before)
 
     def challenge(self, service: ModelService | None) -> None:
-        """Put a challenger beside the one that serves, or none. The one before it ends when it has answered."""
+        """Set the challenger next to the version that serves, or none. The one before it ends when it has answered."""
         before, self.challenger = self.challenger, self._counted(service) if service else None
         if before:
             self._retire(before)
@@ -95,7 +96,7 @@ class Deployment:
             self._open.set()
 
     async def stop(self) -> None:
-        """End every engine, whatever it does."""
+        """Stop every engine, whatever it is doing."""
         for service in self.services:
             service.draining = True
         for task in self._retiring:
@@ -104,7 +105,7 @@ class Deployment:
         await asyncio.gather(*(service.model.engine.stop() for service in self.services))
 
     def _counted(self, service: ModelService) -> ModelService:
-        """The service, counting where its version counted before."""
+        """Return the service, which counts on where its version counted before."""
         service.tally = self.tallies.setdefault(service.facts.label, service.tally)
         return service
 

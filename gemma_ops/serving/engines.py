@@ -21,8 +21,8 @@ from gemma_ops.serving.vllm_engine import VllmEngine
 
 
 def make_engine(source: Source, machine: MachineConfig, settings: ServeConfig) -> Engine:
-    """What runs a source. Raises ConfigError where the engine that is asked for can't, and MachineError where it is not
-    installed, or has no GPU and needs one."""
+    """Return the engine that runs a source. Raises ConfigError where the engine that is asked for can't, and
+    MachineError where it is not installed, or has no GPU and needs one."""
     slots, context, threads = settings.slots, settings.context, machine.workers
     engine = choose_engine(source.format, settings)
     if engine == "llama.cpp":
@@ -44,7 +44,8 @@ def make_engine(source: Source, machine: MachineConfig, settings: ServeConfig) -
 
 
 def memory_for(source: Source, machine: MachineConfig, settings: ServeConfig) -> int:
-    """Bytes that its engine may take now: of this machine's memory, or of a GPU where the engine computes there."""
+    """Return the bytes that its engine may take now: of this machine's memory, or of a GPU where the engine computes
+    there."""
     free, engine = free_memory(), choose_engine(source.format, settings)
     gpu = None if engine == "llama.cpp" or machine.device == "cpu" else devices.free_gpu_memory()
     if gpu is None or (engine == "transformers" and version("torch").endswith("+cpu")):

@@ -1,4 +1,4 @@
-"""One request over a socket file, answered by a stream of events: HTTP spoken by hand, over one connection a request.
+"""HTTP over a socket file, written by hand: one request, answered by a stream of events, over one connection.
 
 A general client costs more CPU than the reply, and llama.cpp closes connections that it was to keep, so that a client
 which reuses them loses requests. A connection that is closed early ends the work.
@@ -18,11 +18,11 @@ from gemma_ops.serving.child import GONE
 from gemma_ops.serving.engine import EngineGoneError, EngineRefusedError
 
 _ANSWER = 10.0
-"""Seconds within which a server says whether it is ready."""
+"""Seconds within which a server must say whether it is ready."""
 
 
 async def posted_events(engine: str, socket: str, path: str, body: dict[str, Any]) -> AsyncGenerator[dict[str, Any]]:
-    """The events of a reply, as JSON. `engine` is what it is called in words.
+    """Yield the events of a reply, as JSON. `engine` is what it is called in words.
 
     Raises EngineRefusedError for a status of 4xx and for an event that holds such an `error`; EngineGoneError where
     nobody answers, for 5xx in either place, and where a reply breaks off.
@@ -58,7 +58,7 @@ async def posted_events(engine: str, socket: str, path: str, body: dict[str, Any
 
 
 async def answers_at(socket: str, path: str) -> bool:
-    """Whether a server answers there, with a status of 200."""
+    """True if a server answers there, with a status of 200."""
     try:
         reader, writer = await asyncio.open_unix_connection(socket)
     except OSError:
@@ -74,16 +74,16 @@ async def answers_at(socket: str, path: str) -> bool:
 
 
 class _Chunks:
-    """The events of a chunked stream, read from its bytes as they come. Neither chunks nor what comes at once need hold
+    """Events of a chunked stream, read from its bytes as they come. Neither chunks nor what comes at once need hold
     whole events."""
 
     def __init__(self) -> None:
         self.ended = False
-        """Whether the last chunk came."""
+        """Whether the last chunk has been read."""
         self._raw = self._left = b""
 
     def events(self, data: bytes) -> Iterator[dict[str, Any]]:
-        """The events that these bytes complete. Raises ValueError for what is no chunked stream."""
+        """Yield the events that these bytes complete. Raises ValueError for what is no chunked stream."""
         self._raw += data
         while not self.ended and (line := self._raw.find(b"\r\n")) >= 0:
             size = int(self._raw[:line].split(b";")[0], 16)
@@ -101,7 +101,7 @@ class _Chunks:
 
 
 def _failure(engine: str, event: dict[str, Any]) -> OpsError:
-    """What an error in a stream says: that the engine failed (a `code` of 5xx), or that it refuses."""
+    """Return what an error in a stream means: that the engine failed (a `code` of 5xx), or that it refuses."""
     error = event["error"]
     if isinstance(error, dict) and isinstance(error.get("code"), int) and error["code"] >= 500:
         return EngineGoneError(f"{engine} fails: {error.get('message')}", GONE)

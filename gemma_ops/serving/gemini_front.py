@@ -1,4 +1,4 @@
-"""Gemini's protocol before a service: generateContent, whole and streamed, countTokens, and the list of models."""
+"""Gemini's protocol in front of a service: generateContent, whole and streamed, countTokens, and the list of models."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _FINISH = {"stop": "STOP", "length": "MAX_TOKENS", "calls": "STOP"}
 
 
 def read_request(body: Any, *, stream: bool = False) -> Ask:
-    """The request of generateContent. Raises RefusalError."""
+    """Read the request of generateContent. Raises RefusalError."""
     if not isinstance(body, dict):
         raise RefusalError("Invalid JSON payload received: an object is expected.")
     ask, row = gemini_chat.read_generate(camel(body), stream=stream)
@@ -37,13 +37,14 @@ def read_request(body: Any, *, stream: bool = False) -> Ask:
 
 
 def read_shown(body: Any, service: ModelService, *, stream: bool = False) -> Ask:
-    """As `read_request`, with what the request shows where the model sees. Raises RefusalError."""
+    """Read the request of generateContent, with its images and sounds where the model takes them. Raises
+    RefusalError."""
     senses = service.model.engine.senses
     return read_with_media(body, partial(read_request, stream=stream), lambda one: gemini_beyond(camel(one)), senses)
 
 
 async def whole_gemini(service: ModelService, ask: Ask, request: str) -> tuple[dict[str, Any], Said]:
-    """A response with all its candidates, and what they count together."""
+    """Return a response with all its candidates, and their usage together."""
     replies, total = await service.replies(ask)
     candidates = [_candidate(said, number, ask) for number, said in enumerate(replies)]
     return {"candidates": candidates, "usageMetadata": _usage(total), **_marks(service, request)}, total
@@ -52,7 +53,7 @@ async def whole_gemini(service: ModelService, ask: Ask, request: str) -> tuple[d
 async def gemini_events(
     service: ModelService, ask: Ask, said: Said, pieces: AsyncIterator[Piece], request: str
 ) -> AsyncIterator[dict[str, Any]]:
-    """The events of a streamed response; the last says how it ended and what it counts."""
+    """Yield the events of a streamed response; the last says how it ended, and its usage."""
     marks, told = _marks(service, request), 0
     shows = bool(ask.extra.get("thoughts"))
     async for piece in pieces:
@@ -72,14 +73,14 @@ async def gemini_events(
 
 
 def count_tokens(service: ModelService, body: Any) -> dict[str, Any]:
-    """What countTokens says: the tokens of the very prompt that generateContent would ask with."""
+    """Return what countTokens says: the tokens of the very prompt that generateContent would ask with."""
     asked = body.get("generateContentRequest", body) if isinstance(body, dict) else body
     tokens = len(service.model.prompt(read_shown(asked, service)))
     return {"totalTokens": tokens, "promptTokensDetails": [{"modality": "TEXT", "tokenCount": tokens}]}
 
 
 def gemini_model(service: ModelService) -> dict[str, Any]:
-    """The served model as Gemini lists one."""
+    """Return the served model as Gemini lists one."""
     facts, context = service.facts, service.model.engine.context
     return {
         "name": f"models/{facts.model}",

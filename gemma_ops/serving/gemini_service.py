@@ -31,26 +31,26 @@ class GeminiService:
         self._lane, self._request = lane, request
         self.facts = ServedFacts(source="gemini", model=lane.rules.model, engine="Gemini API")
         self.answer: Answer | None = None
-        """Once it is there."""
+        """Answer, once it is there."""
         self.sent = False
-        """Whether it was sent, as far as is known."""
+        """Whether the request was sent, as far as is known."""
 
     @asynccontextmanager
     async def replying(self, ask: Ask, said: Said) -> AsyncIterator[AsyncIterator[Piece]]:
-        """The pieces of the reply, as `ModelService.replying` gives those of a model. Raises GeminiFailedError, and
-        RefusalError for what Gemini blocks or refuses."""
+        """Give the pieces of the reply, as `ModelService.replying` gives those of a model. Raises GeminiFailedError,
+        and RefusalError for what Gemini blocks or refuses."""
         async with aclosing(self._pieces(said)) as pieces:
             yield pieces
 
     async def reply(self, ask: Ask) -> Said:
-        """The whole reply."""
+        """Return the whole reply."""
         said = Said()
         async for _ in self._pieces(said):
             pass
         return said
 
     async def replies(self, ask: Ask) -> tuple[list[Said], Said]:
-        """The one reply that there is, and what it counts."""
+        """Return the one reply that there is, and its usage."""
         said = await self.reply(ask)
         return [said], said
 
@@ -76,7 +76,7 @@ class GeminiService:
             raise GeminiFailedError(error.what.splitlines()[0], status=503, code=_code(error)) from error
 
     def _ended(self, answer: Answer, said: Said) -> list[Piece]:
-        """What is left to be told when the answer is there; `said` is closed with it."""
+        """Return what is left to be told when the answer is there; `said` is closed with it."""
         self.answer = answer
         self.facts = replace(self.facts, model=answer.model or self.facts.model)
         said.prompt_tokens, said.cached_tokens = answer.prompt_tokens, answer.cached_tokens
@@ -95,7 +95,7 @@ class GeminiService:
 
 
 def _said(text: str, *, functions: bool) -> tuple[str, list[FunctionCall]]:
-    """Text and calls of an answer; with calls it is JSON (see `gemini.reply`)."""
+    """Return text and calls of an answer; with calls it is JSON (see `gemini.reply`)."""
     if not (functions and text.startswith("{")):
         return text, []
     try:

@@ -1,4 +1,4 @@
-"""What each API key may still spend at Gemini today (UTC): its budget, less what was billed and what is under way.
+"""Daily budgets of API keys at Gemini (UTC): what each may still spend, after what was billed and what is under way.
 
 What was billed stands in the log of decisions, so that a server that is started again goes on where it was. Several
 servers at once don't see what the others spend: each has the whole budget.
@@ -21,7 +21,7 @@ class KeyBudgets:
     def __init__(
         self, before: Iterable[RouteRecord] = (), now: Callable[[], datetime] = lambda: datetime.now(UTC)
     ) -> None:
-        """`before`: what was logged; `now` gives the time in UTC."""
+        """Open the budgets; `before` is what was logged, and `now` gives the time in UTC."""
         self._now = now
         self._day = self._today()
         self._spent: defaultdict[str, float] = defaultdict(float)
@@ -31,7 +31,7 @@ class KeyBudgets:
                 self._spent[record.key] += (most or 0.0) if cost is None else cost
 
     def left(self, grant: Grant) -> float:
-        """Dollars that a key may still spend; infinite for one without a budget."""
+        """Return the dollars that a key may still spend; infinite for one without a budget."""
         self._turn()
         return math.inf if grant.budget is None else max(0.0, grant.budget - self._spent[grant.name])
 
@@ -49,7 +49,7 @@ class KeyBudgets:
         return settle
 
     def _turn(self) -> None:
-        """Begin anew on a new day."""
+        """Start anew on a new day."""
         if (today := self._today()) != self._day:
             self._day = today
             self._spent.clear()

@@ -30,19 +30,20 @@ _LINE = re.compile(r"(?P<name>\S+)\s+(?P<digest>[0-9a-f]{64})(?P<grants>(\s+\w+=
 
 @dataclass(frozen=True)
 class Grant:
-    """What a key may."""
+    """Rights of a key."""
 
     name: str = ""
     privacy: Privacy | None = None
-    """The class of what is asked with it, unless a request says a stricter one; None where the server's own holds."""
+    """Privacy class of what is asked with it, unless a request declares a stricter one; None where the server's own
+    holds."""
     rate: float | None = None
-    """Requests a minute; as many at once after a quiet minute."""
+    """Requests per minute; as many at once after a quiet minute."""
     budget: float | None = None
-    """Dollars that it may spend at Gemini on a day (UTC)."""
+    """US dollars that it may spend at Gemini on a day (UTC)."""
 
 
 class TooFastError(RefusalError):
-    """A key's rate is used up. `retry_after` is in seconds."""
+    """The rate of a key is used up. `retry_after` is in seconds."""
 
     def __init__(self, grant: Grant, retry_after: int) -> None:
         super().__init__(
@@ -61,7 +62,7 @@ class _Bucket:
         self._most = self._left
 
     def take(self, now: float) -> float:
-        """Take one: 0, or the seconds until there is one."""
+        """Take a request, and return 0, or the seconds until there is one."""
         self._left = min(self._most, self._left + (now - self._at) * self.rate)
         self._at = now
         if self._left < 1:
@@ -71,17 +72,18 @@ class _Bucket:
 
 
 class Keys:
-    """The keys that may ask. Without a file everybody may, which is for this machine only."""
+    """The API keys that are accepted. Without a file everybody may, which is for this machine only."""
 
     def __init__(self, known: dict[str, Grant] | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self._known = known
-        """SHA-256 in hex to what its key may."""
+        """Rights of each key, by its SHA-256 in hex."""
         self._clock = clock
         self._buckets = {grant.name: _Bucket(grant.rate, clock()) for grant in (known or {}).values() if grant.rate}
 
     @classmethod
     def read(cls, path: Path | None) -> Keys:
-        """Raise ConfigError for a file that is not there, or a line that is no name with a digest."""
+        """Read the file of keys; raises ConfigError for a file that is not there, or a line that is no name with a
+        digest."""
         if path is None:
             return cls()
         try:
@@ -109,11 +111,11 @@ class Keys:
 
     @property
     def budgeted(self) -> bool:
-        """Whether any key has a budget."""
+        """True if any key has a budget."""
         return any(grant.budget is not None for grant in (self._known or {}).values())
 
     def check(self, request: Request) -> Grant:
-        """What the key of a request may. Raises RefusalError without a known one."""
+        """Return what the key of a request may. Raises RefusalError without a known one."""
         if self._known is None:
             return Grant()
         bearer = request.headers.get("authorization", "")
@@ -133,7 +135,7 @@ class Keys:
 
 
 def _grant(name: str, words: str, place: str) -> Grant:
-    """What the words behind a digest grant. Raises ConfigError for those that grant nothing."""
+    """Return the rights that the words behind a digest grant. Raises ConfigError for those that grant nothing."""
     said = dict(word.split("=", 1) for word in words.split())
     try:
         rate, budget = (float(said.pop(key)) if key in said else None for key in ("rate", "budget"))
@@ -151,7 +153,7 @@ def _grant(name: str, words: str, place: str) -> Grant:
 
 
 def is_this_machine(host: str) -> bool:
-    """Whether only this machine is meant by, or reached at, a host. 0.0.0.0 is every address there is."""
+    """True if a host name means, or an address reaches, only this machine. 0.0.0.0 is every address there is."""
     if host == "localhost":
         return True
     try:

@@ -1,4 +1,4 @@
-"""What a lane that failed, or that no lane may answer, means for a request to `auto`, and how it is told."""
+"""Failures of lanes: what a failed lane, or having no lane, means for a request to `auto`, and how it is reported."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from gemma_ops.wire.ask import RefusalError
 
 
 def is_lane_failure(refusal: RefusalError, place: Place) -> bool:
-    """Whether the lane is to blame, and not the request."""
+    """True if the lane is to blame, and not the request."""
     return (
         isinstance(refusal, GeminiFailedError) if place == "gemini" else refusal.status >= 500 or refusal.status == 429
     )
 
 
 def without_lane(signals: Signals, place: Place) -> Signals:
-    """The request as it is known once a lane has failed."""
+    """Return the facts about the request once a lane has failed."""
     if place == "local":
         return replace(signals, local=replace(signals.local, up=False))
     return replace(signals, gemini=replace(signals.gemini, why_not="it failed just now"))
 
 
 def no_lane(decision: LaneDecision) -> RefusalError:
-    """What a client is told of a request that no lane may answer."""
+    """Return what a client is told of a request that no lane may answer."""
     words = "no lane may answer this: " + "; ".join(decision.reasons)
     if "no class was declared" in decision.reasons[0] and not decision.again:
         words += f". Where it may leave, declare its class in the header {PRIVACY_HEADER}"
@@ -35,6 +35,6 @@ def no_lane(decision: LaneDecision) -> RefusalError:
 
 
 def header_text(reasons: tuple[str, ...]) -> str:
-    """Reasons as a header may hold them."""
+    """Return reasons as a header may hold them."""
     text = "; ".join(reasons).encode("ascii", "replace").decode()
     return "".join(letter if letter.isprintable() else " " for letter in text)[:1000]

@@ -11,25 +11,25 @@ from gemma_ops.serving.prometheus import metric_lines
 
 @dataclass(frozen=True)
 class LaneSummary:
-    """What the page shows of the lanes."""
+    """Content of the page about the lanes."""
 
     policy: str
-    """The policy in force, the way to Gemini and what is left today, in words."""
+    """Policy in force, access to Gemini and what is left today, in words."""
     rows: tuple[tuple[str, ...], ...]
-    """Lane, requests, share, tokens, dollars, each as it is shown."""
+    """Rows of lane, requests, share, tokens and dollars, as they are shown."""
 
 
 @dataclass
 class LaneTally:
-    """What was answered where."""
+    """Counts by lane."""
 
     requests: Counter[tuple[str, str, int]] = field(default_factory=Counter)
-    """By lane, privacy class and HTTP status."""
+    """Number of requests by lane, privacy class and HTTP status."""
     tokens: Counter[str] = field(default_factory=Counter)
-    """Of prompts and replies, by lane."""
+    """Number of tokens of prompts and replies, by lane."""
     dollars: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     fallbacks: Counter[tuple[str, str]] = field(default_factory=Counter)
-    """Requests whose lane failed, by that and the lane that answered instead; `refuse` where none did."""
+    """Number of requests whose lane failed, by that and the lane that answered instead; `refuse` where none did."""
 
     def add(self, privacy: str, outcome: Outcome) -> None:
         """Count a request that ended."""
@@ -39,16 +39,16 @@ class LaneTally:
         self.fallbacks.update((failed, outcome.lane) for failed in outcome.failed)
 
     def count(self, lane: str) -> int:
-        """Requests that a lane answered."""
+        """Return the requests that a lane answered."""
         return sum(count for (where, _, _), count in self.requests.items() if where == lane)
 
     def shares(self) -> dict[str, float]:
-        """The part of all requests that each lane answered, from 0 to 1; empty before the first."""
+        """Return the share of all requests that each lane answered, from 0 to 1; empty before the first."""
         whole = sum(self.requests.values())
         return {lane: self.count(lane) / whole for lane in sorted({lane for lane, _, _ in self.requests})}
 
     def rows(self) -> tuple[tuple[str, ...], ...]:
-        """Lane, requests, share, tokens and dollars of each lane, in words."""
+        """Return lane, requests, share, tokens and dollars of each lane, in words."""
         return tuple(
             (
                 lane,
@@ -61,7 +61,7 @@ class LaneTally:
         )
 
     def render(self, left: float) -> str:
-        """In Prometheus' text format; `left` are the dollars that may be spent today."""
+        """Return the counts in Prometheus' text format; `left` are the dollars that may be spent today."""
         rows = {
             ("lane_requests_total", "counter", "Requests for the model auto, by where they were answered."): [
                 (f'{{lane="{lane}",privacy="{privacy}",status="{status}"}}', float(count))

@@ -32,19 +32,19 @@ from gemma_ops.wire.ask import Ask, RefusalError
 
 @dataclass
 class Said:
-    """A reply as it grows: what the fronts count and close with."""
+    """A reply as it grows, from which the fronts count and close."""
 
     text: str = ""
     thought: str = ""
     calls: list[FunctionCall] = field(default_factory=list)
     end: str = ""
-    """`stop`, `length` or `calls`; empty while it goes on, and where it broke off."""
+    """End of the reply: `stop`, `length` or `calls`; empty while it goes on, and where it broke off."""
     prompt_tokens: int = 0
     cached_tokens: int = 0
     tokens: int = 0
     thought_tokens: int = 0
     chances: list[TokenChance] = field(default_factory=list)
-    """Of the answer's tokens, where they were asked for."""
+    """Logprobs of the answer's tokens, where they were asked for."""
     ids: list[int] | None = None
     """The tokens as the engine gave them, kept where a list is given."""
 
@@ -76,13 +76,13 @@ class ServedModel:
         self.tokenizer = self._encoders[thinks].tokenizer
 
     def on(self, engine: Engine) -> ServedModel:
-        """The same model before another engine."""
+        """Return the same model in front of another engine."""
         other = copy.copy(self)
         other.engine = engine
         return other
 
     def prompt(self, ask: Ask) -> RenderedPrompt:
-        """What asks for the reply. Raises RefusalError for what can't be asked as the model was
+        """Return the prompt that asks for the reply. Raises RefusalError for what can't be asked as the model was
         trained."""
         if ask.raw is not None:
             return RenderedPrompt(self._continued(ask.raw))
@@ -100,7 +100,7 @@ class ServedModel:
             raise RefusalError(error.what, field="messages") from error
 
     def _continued(self, raw: str | tuple[int, ...]) -> list[int]:
-        """The token ids of what is continued as it stands."""
+        """Return the token ids of a text that is continued as it stands."""
         if not isinstance(raw, str):
             if max(raw) >= self.tokenizer.get_vocab_size():
                 raise RefusalError(f"the vocabulary ends before the token {max(raw)}", field="prompt")
@@ -111,8 +111,8 @@ class ServedModel:
         return documents.encode_document(self.tokenizer, raw).ids[:-1]  # without the document's end
 
     def begun(self, ask: Ask) -> list[int]:
-        """The tokens that a reply begins with whatever the model would say: those of a call that must be made. Raises
-        RefusalError where thoughts would have to come before."""
+        """Return the tokens that a reply begins with whatever the model would say: those of a call that must be made.
+        Raises RefusalError where thoughts would have to come before."""
         if not ask.must_call:
             return []
         if self._asks_to_think(ask):
@@ -122,8 +122,8 @@ class ServedModel:
         return [self.tokenizer.token_to_id(CALL)]
 
     def sampling(self, ask: Ask, prompt: RenderedPrompt) -> Sampling:
-        """How the reply to a prompt is drawn. Raises RefusalError where the context has no room, or the schema is
-        none."""
+        """Return the sampling settings of the reply to a prompt. Raises RefusalError where the context has no room, or
+        the schema is none."""
         room = self.engine.context - len(prompt) - bool(ask.must_call)
         if room < 1:
             raise RefusalError(
@@ -144,8 +144,8 @@ class ServedModel:
         return self.thinks if ask.thinking is None else ask.thinking
 
     def _encoder(self, ask: Ask) -> Encoder:
-        """What makes prompts in the mode that is asked for. Raises RefusalError for one that the model wasn't trained
-        in."""
+        """Return the encoder that makes prompts in the mode that is asked for. Raises RefusalError for one that the
+        model wasn't trained in."""
         found = self._encoders.get(self._asks_to_think(ask))
         if found is None:
             mode = "on" if self.thinks else "off"
@@ -163,7 +163,7 @@ class ServedModel:
         stop: tuple[str, ...] = (),
         begun: Sequence[int] = (),
     ) -> AsyncGenerator[Piece]:
-        """The pieces of a reply as they come; `said` grows with them. The reply goes on from `begun`.
+        """Yield the pieces of a reply as they come; `said` grows with them. The reply goes on from `begun`.
 
         Raises RefusalError where the engine refuses, and where a reply that ended breaks its schema, or holds no call
         although it had to: llama.cpp drops a schema or a grammar that it can't read without a word.

@@ -1,4 +1,4 @@
-"""Finding what is to be served: a version of the registry, what a run made, or files that lie anywhere.
+"""Sources of a server: a version of the registry, what a run made, or files that lie anywhere.
 
 NAME@ALIAS, NAME/VERSION     pulled from MLflow, every byte compared with the manifest
 a run                        its quantized file, merged checkpoint or adapter, asked as the adapter was trained
@@ -28,8 +28,8 @@ from gemma_ops.verdicts import CANARY, VERDICT, Verdict
 
 
 def open_source(asked: str, machine: MachineConfig, settings: ServeConfig) -> Source:
-    """Find what is asked for. Raises ConfigError for a source that is none or lacks the format, and what pulling
-    raises."""
+    """Find the source that is asked for. Raises ConfigError for a source that is none or lacks the format, and what
+    pulling raises."""
     file, _, folder = asked.partition("@")
     if file.endswith(".gguf"):
         return _of_file(Path(file).expanduser(), Path(folder).expanduser() if folder else None, asked)
@@ -123,8 +123,9 @@ def _of_version(asked: str, machine: MachineConfig, settings: ServeConfig) -> So
 
 
 def _unchanged(step: Path, what: str, made: dict[str, dict[str, Any]]) -> str:
-    """The SHA-256 of a step's file, or the digest of those below a folder (`what` ends with `/`). Raises GateError
-    where one is not what the step left, and for one that it didn't leave: a further shard would be loaded too."""
+    """Return the SHA-256 of a step's file, or the digest of those below a folder (`what` ends with `/`). Raises
+    GateError where one is not what the step left, and for one that it didn't leave: a further shard would be loaded
+    too."""
     named = {name: str(facts["sha256"]) for name, facts in made.items() if name == what or name.startswith(what)}
     there = digest.files_in(step / what) if what.endswith("/") else []
     for name in named.keys() | {file.relative_to(step).as_posix() for file in there}:
@@ -137,7 +138,7 @@ def _unchanged(step: Path, what: str, made: dict[str, dict[str, Any]]) -> str:
 
 
 def _folder_digest(folder: Path) -> str:
-    """The digest of the weights and settings in a folder."""
+    """Return the digest of the weights and settings in a folder."""
     files = [file for kind in ("*.safetensors", "*.json", "*.jinja") for file in folder.glob(kind)]
     return digest.of_listing({file.name: digest.of_file(file) for file in files})
 

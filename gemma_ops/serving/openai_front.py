@@ -1,4 +1,4 @@
-"""OpenAI's protocol before a service: chat completions, whole and streamed, and the list of models."""
+"""OpenAI's protocol in front of a service: chat completions, whole and streamed, and the list of models."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _FINISH = {"stop": "stop", "length": "length", "calls": "tool_calls"}
 
 
 async def whole_chat(service: ModelService, ask: Ask, request: str) -> tuple[dict[str, Any], Said]:
-    """A chat completion with all its choices, and what they count together."""
+    """Return a chat completion with all its choices, and their usage together."""
     replies, total = await service.replies(ask)
     choices = [
         {
@@ -35,7 +35,7 @@ async def whole_chat(service: ModelService, ask: Ask, request: str) -> tuple[dic
 async def chat_chunks(
     service: ModelService, ask: Ask, said: Said, pieces: AsyncIterator[Piece], request: str
 ) -> AsyncIterator[dict[str, Any]]:
-    """The chunks of a streamed completion, its usage last where it was asked for."""
+    """Yield the chunks of a streamed completion, its usage last where it was asked for."""
     head = _head(service, request, "chat.completion.chunk")
     empty = {"usage": None} if ask.extra.get("usage") else {}
 
@@ -62,12 +62,12 @@ async def chat_chunks(
 
 
 def models(service: ModelService) -> dict[str, Any]:
-    """The list of models: the one that is served."""
+    """Return the list of models: the one that is served."""
     return {"object": "list", "data": [openai_model(service)]}
 
 
 def openai_model(service: ModelService) -> dict[str, Any]:
-    """The served model as OpenAI lists one."""
+    """Return the served model as OpenAI lists one."""
     return {"id": service.facts.model, "object": "model", "created": int(service.began), "owned_by": "gemma-ops"}
 
 
@@ -99,10 +99,10 @@ def _logprobs(chances: list[TokenChance], ask: Ask) -> dict[str, Any] | None:
 
 
 def chance_body(one: TokenChance) -> dict[str, Any]:
-    """A token with its log-probability."""
+    """Return a token with its logprob."""
     return {"token": one.text, "logprob": one.logprob, "bytes": list(one.text.encode())}
 
 
 def usage_of(said: Said) -> dict[str, Any]:
-    """What a reply counts."""
+    """Return the usage of a reply."""
     return openai.completion_usage(said.prompt_tokens, said.tokens, said.thought_tokens, said.cached_tokens)

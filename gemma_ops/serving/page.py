@@ -1,4 +1,4 @@
-"""The page at `/`: what runs since when, and why it may; how it is asked; what it has done."""
+"""The page at `/`: what runs since when, and why it may; how it is asked; its traffic so far."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ _PAGES = Templates(Path(__file__).parent / "templates")
 
 
 def render_page(deployment: Deployment, url: str, *, keys: bool = False, lanes: LaneSummary | None = None) -> str:
-    """The page as HTML, with nothing from elsewhere; `url` is where it is served, `keys` whether a key is needed,
-    `lanes` what the router did where there is one."""
+    """Return the page as HTML, with nothing from elsewhere; `url` is where it is served, `keys` whether a key is
+    needed, `lanes` what the router did where there is one."""
     service = deployment.current
     facts, tally = service.facts, service.tally
     rows = [
@@ -36,14 +36,15 @@ def render_page(deployment: Deployment, url: str, *, keys: bool = False, lanes: 
 
 
 def _counts(tally: TrafficTally) -> tuple[str, str, str]:
-    """Requests, those that were answered, and the mean seconds of an answer."""
+    """Return requests, those that were answered, and the mean seconds of an answer."""
     good = sum(count for (_, status), count in tally.requests.items() if status == 200)
     mean = f"{tally.seconds_sum / good:.2f} s" if good else "–"
     return f"{sum(tally.requests.values()):,}", f"{good:,}", mean
 
 
 def _versions(deployment: Deployment) -> list[tuple[str, ...]]:
-    """Versions that serve, end, or have served, as cells of a table; none where there is only one, without trouble."""
+    """Return versions that serve, end, or have served, as cells of a table; none where there is only one, without
+    trouble."""
     if len(deployment.tallies) == 1 and not deployment.trouble:
         return []
     state = {service.facts.label: "ends" for service in deployment.services}

@@ -14,7 +14,7 @@ from gemma_ops.serving.replicas import Replicas, ReplicaState
 from gemma_ops.serving.serving_state import LATENCY_BOUNDS, Label, ModelService, TrafficTally
 
 Row = tuple[str, Any]
-"""What follows a metric's name, and its value."""
+"""Labels that follow a metric's name, and its value."""
 
 
 _OF_REPLICAS: tuple[tuple[str, str, str, Callable[[ReplicaState], int]], ...] = (
@@ -23,14 +23,14 @@ _OF_REPLICAS: tuple[tuple[str, str, str, Callable[[ReplicaState], int]], ...] = 
     ("replica_running", "gauge", "Requests that a replica answers now.", lambda one: one.running),
     ("replica_up", "gauge", "Whether a replica answers.", lambda one: int(one.alive)),
 )
-"""Counts of each replica: name, kind, help and value."""
+"""Metrics of each replica: name, kind, help and value."""
 
 
 def render_metrics(
     deployment: Deployment, *, shadow: Mapping[str, int] | None = None, traces: Mapping[str, int] | None = None
 ) -> str:
-    """All counts since the start, of versions that serve no more too; `shadow` and `traces` by their outcome, None
-    where there are none."""
+    """Return all counts since the start, of versions that no longer serve too; `shadow` and `traces` by their outcome,
+    None where there are none."""
     lines: list[str] = []
 
     def tell(name: str, kind: str, help_text: str, rows: Iterable[Row]) -> None:
@@ -67,7 +67,7 @@ def render_metrics(
 
 
 def metric_lines(name: str, kind: str, help_text: str, rows: Iterable[Row]) -> list[str]:
-    """One metric with its rows."""
+    """Return one metric with its rows."""
     head = [f"# HELP gemma_ops_{name} {help_text}", f"# TYPE gemma_ops_{name} {kind}"]
     return [*head, *(f"gemma_ops_{name}{suffix} {value}" for suffix, value in rows)]
 
@@ -78,7 +78,7 @@ def _shown(label: Label) -> str:
 
 
 def _replica_rows(deployment: Deployment, value: Callable[[ReplicaState], int]) -> list[Row]:
-    """A row for each replica of the services that have several."""
+    """Return a row for each replica of the services that have several."""
     found: Counter[str] = Counter()
     for service in deployment.services:
         engine, shown = service.model.engine, _shown(service.facts.label)

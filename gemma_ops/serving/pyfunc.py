@@ -42,8 +42,8 @@ _Found = TypeVar("_Found")
 
 
 def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> ServedVersion:
-    """What MLflow calls with the folder of a version and what was configured: keys of `serve` (`format`, `slots`,
-    `context`, `max_tokens`, `canary`), and `trusted_keys` as in `machine`.
+    """Load a version for MLflow, which calls this with its folder and what was configured: keys of `serve` (`format`,
+    `slots`, `context`, `max_tokens`, `canary`), and `trusted_keys` as in `machine`.
 
     Raises ConfigError, DataError, GateError, MachineError and ModelError as `serve` does.
     """
@@ -95,7 +95,7 @@ class ServedVersion:
             raise mlflow_refusal(f"{error.what}; {error.fix}") from error
 
     def close(self) -> None:
-        """End the engine; a second time does nothing."""
+        """Stop the engine; a second time does nothing."""
         atexit.unregister(self.close)
         if self._loop.here and not self._loop.ended:  # the copy in a forked process owns no engine
             self._loop.result(self._service.model.engine.stop())
@@ -111,7 +111,7 @@ class ServedVersion:
         return dict((await whole_chat(self._service, ask, secrets.token_hex(12)))[0])
 
     async def _texts(self, asks: list[Ask]) -> list[str]:
-        """As many at once as there are slots: the queue is for callers, and this is one."""
+        """Answer as many at once as there are slots: the queue is for callers, and this is one."""
         room = asyncio.Semaphore(self._service.model.engine.slots)
 
         async def one(ask: Ask) -> str:
@@ -122,7 +122,7 @@ class ServedVersion:
 
 
 class _Loop:
-    """An event loop in a thread of its own: MLflow calls from threads of its own, and the engine lives in one loop."""
+    """Event loop in a thread of its own: MLflow calls from threads of its own, and the engine lives in one loop."""
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
@@ -132,7 +132,7 @@ class _Loop:
 
     @property
     def here(self) -> bool:
-        """Whether its thread is in this process: a fork leaves it behind."""
+        """True if its thread is in this process: a fork leaves it behind."""
         return self._process == os.getpid()
 
     @property
@@ -140,8 +140,8 @@ class _Loop:
         return self._loop.is_closed()
 
     def result(self, work: Coroutine[Any, Any, _Found]) -> _Found:
-        """What a coroutine returns, waited for in the thread that calls. Raises MachineError where the loop doesn't
-        run."""
+        """Run a coroutine and return its result, waited for in the calling thread. Raises MachineError where the loop
+        doesn't run."""
         if self.ended or not self.here:
             work.close()
             why = "was closed" if self.here else "was loaded before this process was forked from its own"
@@ -157,7 +157,7 @@ class _Loop:
 
 
 def _conversations(data: Any) -> list[Any]:
-    """The turns of each conversation that is asked: of a text, a list, or a table's column."""
+    """Return the turns of each conversation that is asked: of a text, a list, or a table's column."""
     if hasattr(data, "columns"):
         names = [str(name) for name in data.columns]
         name = next((name for name in _COLUMNS if name in names), names[0] if len(names) == 1 else None)

@@ -54,7 +54,7 @@ _DRAIN = 30.0
 _HEALTH = 2.0
 """Seconds between two looks at a replica's health."""
 _TRIES = 3
-"""How often a replica is started that doesn't come up, before the deployment has failed."""
+"""Starts of a replica that doesn't come up, before the deployment has failed."""
 SERVERS = "server"
 """Name of the deployment whose replicas hold an engine each."""
 _BESIDE = 1000
@@ -68,15 +68,15 @@ class RayServeArguments(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     source: str
-    """As for `gemma-ops serve`."""
+    """Source, as for `gemma-ops serve`."""
     configs: tuple[str, ...] = ()
     """Configuration files, or shipped names."""
     sets: tuple[str, ...] = ()
-    """`key=value`, over the files."""
+    """Values `key=value`, over the files."""
 
 
 def app(args: dict[str, Any]) -> Any:
-    """The application of a source, for Serve's `import_path` or `serve.run`; `args` are `RayServeArguments`.
+    """Build the application of a source, for Serve's `import_path` or `serve.run`; `args` are `RayServeArguments`.
 
     Raises ConfigError for other arguments and for settings that a cluster can't keep, and what looking an alias up
     raises.
@@ -98,7 +98,7 @@ def app(args: dict[str, Any]) -> Any:
 
 
 def bind_app(asked: str, config: RunConfig) -> Any:
-    """The deployments of a source that stands fast, bound to each other."""
+    """Bind the deployments of a fixed source to each other."""
     settings, machine = config.serve, config.machine
     environment = {"runtime_env": {"env_vars": guard.ENVIRONMENT}} if config.offline else {}
     room = settings.slots + settings.queue + _BESIDE
@@ -120,8 +120,8 @@ def bind_app(asked: str, config: RunConfig) -> Any:
 
 
 def resolve_alias(asked: str, machine: MachineConfig) -> str:
-    """NAME/VERSION for NAME@ALIAS, so that a replica that starts tomorrow serves what the others serve; anything else
-    as it is. Raises OpsError where the alias isn't set."""
+    """Return NAME/VERSION for NAME@ALIAS, so that a replica that starts tomorrow serves what the others serve; anything
+    else as it is. Raises OpsError where the alias isn't set."""
     from gemma_ops.registry.fetching import is_version
     from gemma_ops.registry.moving import opened_registry, promoted_version
 
@@ -136,8 +136,8 @@ def resolve_alias(asked: str, machine: MachineConfig) -> str:
 
 
 class ServerReplica:
-    """The whole server of one machine behind no socket: it is there once its engine has answered as was evaluated. The
-    engine ends with the process."""
+    """The whole server of one machine without a socket of its own; it is ready once its engine has answered as was
+    evaluated. The engine ends with the process."""
 
     async def __init__(  # type: ignore[misc]  # Ray awaits it
         self, asked: str, machine: MachineConfig, settings: ServeConfig
@@ -158,7 +158,7 @@ class ServerReplica:
         self._app = self._front.app()
 
     async def answer(self, scope: dict[str, Any], body: bytes) -> AsyncIterator[Message]:
-        """What the server sends to one request."""
+        """Yield what the server sends to one request."""
         async with aclosing(run_app(self._app, scope, body)) as messages:
             async for message in messages:
                 yield message
@@ -172,7 +172,7 @@ class ServerReplica:
 
 
 class FrontReplica:
-    """The one that clients reach: it hands requests to servers, and starts in seconds, whatever they serve."""
+    """The replica that clients reach: it hands requests to servers, and starts in seconds, whatever they serve."""
 
     def __init__(self, settings: ServeConfig, servers: Any) -> None:
         self._servers, self._limit, self._keyed = servers, int(settings.limit_mb * 1e6), settings.keys is not None
@@ -198,7 +198,7 @@ def _keys(settings: ServeConfig) -> Keys:
 
 
 def _opened_alone(asked: str, machine: MachineConfig, settings: ServeConfig) -> Source:
-    """The source, pulled by one process of this machine at a time: they share a cache."""
+    """Open the source, pulled by one process of this machine at a time, since they share a cache."""
     with _only_one():
         return open_source(asked, machine, settings)
 

@@ -1,5 +1,5 @@
-"""The way from a client to a replica elsewhere and back: a request that a replica dies under before anything was sent
-goes to another, and a stream that breaks off ends with an error in its protocol's words.
+"""Relay between a client and a replica elsewhere: a request whose replica dies before anything was sent goes to
+another, and a stream that breaks off ends with an error in its protocol's words.
 
 It knows nothing of models or versions: whichever replica answers does so from prompt to last token.
 """
@@ -23,19 +23,20 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Asked = Callable[[dict[str, Any], bytes], AsyncGenerator[Message]]
-"""Gives what a replica sends to a request's scope and body. Raises EngineGoneError where the replica ends."""
+"""Function that gives what a replica sends for a request's scope and body. Raises EngineGoneError where the replica
+ends."""
 
 _TRIES = 5
-"""How many replicas a request may lose before it is told so."""
+"""Replicas that a request may lose before it is told so."""
 _PAUSE = 0.1
 _CARRIED = ("type", "http_version", "method", "scheme", "path", "raw_path", "query_string", "root_path", "headers",
             "client", "server")  # fmt: skip
-"""What of a request's scope goes along."""
+"""Parts of a request's scope that are passed on."""
 
 
 class Relay:
-    """An ASGI application that lets `asked` answer. `limit` is the most bytes of a request; where it is not
-    `reachable`, only this machine's clients are let in."""
+    """ASGI application that lets `asked` answer. `limit` is the most bytes of a request; where it is not `reachable`,
+    only this machine's clients are let in."""
 
     def __init__(self, asked: Asked, limit: int, *, reachable: bool) -> None:
         self._asked, self._limit, self._reachable = asked, limit, reachable
@@ -62,7 +63,7 @@ class Relay:
             await asyncio.gather(working, leaving, return_exceptions=True)
 
     async def _forward(self, scope: dict[str, Any], body: bytes, send: Send) -> None:
-        """Send on what a replica says; its head waits for the first of its body, so that nothing is told too early."""
+        """Pass on what a replica sends; its head waits for the first of its body, so that nothing is sent too early."""
         head: Message | None = None
         for left in reversed(range(_TRIES)):
             head, begun = None, False
@@ -90,7 +91,7 @@ class Relay:
 
 
 async def run_app(app: Any, scope: dict[str, Any], body: bytes) -> AsyncGenerator[Message]:
-    """What an ASGI application sends to one request. Closing the generator ends its work."""
+    """Yield what an ASGI application sends to one request. Closing the generator ends its work."""
     sent: asyncio.Queue[Message | None] = asyncio.Queue()
     asked = [{"type": "http.request", "body": body, "more_body": False}]
 
@@ -114,13 +115,14 @@ async def run_app(app: Any, scope: dict[str, Any], body: bytes) -> AsyncGenerato
 
 
 async def _gone(receive: Receive) -> None:
-    """Returns when the client has gone."""
+    """Return when the client has gone."""
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
 async def _break_off(head: Message, refusal: RefusalError, path: str, send: Send) -> None:
-    """End what had begun: a stream of events with one that says why, anything else by breaking the connection."""
+    """End a reply that had begun: a stream of events with one that says why, anything else by breaking the
+    connection."""
     if not any(name == b"content-type" and value.startswith(b"text/event-stream") for name, value in head["headers"]):
         raise ConnectionResetError(refusal.message)
     last = event_line(_shape(path)(refusal))
@@ -134,5 +136,5 @@ async def _whole(refusal: RefusalError, path: str, send: Send) -> None:
 
 
 def _shape(path: str) -> Callable[[RefusalError], dict[str, Any]]:
-    """How the protocol that a path belongs to words a refusal."""
+    """Return how the protocol that a path belongs to words a refusal."""
     return gemini_chat.refusal_body if "v1beta" in path or "enerateContent" in path else openai.error_body

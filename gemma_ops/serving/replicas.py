@@ -1,5 +1,5 @@
-"""Several engines of one file that answer as one: a request goes to the one with the least to do, and what had not
-begun in one that dies goes on to another."""
+"""Replicas of an engine that answer as one: a request goes to the one with the least to do, and what had not begun in
+one that dies goes on to another."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _LOOK = 0.02
 
 @dataclass(frozen=True)
 class ReplicaState:
-    """What one replica has done since the start, and does now."""
+    """Counts of one replica since the start, and its present load."""
 
     requests: int
-    """That were begun in it, those it died under among them."""
+    """Number of requests that were begun in it, including those it died under."""
     running: int
     restarts: int
     alive: bool
@@ -34,10 +34,10 @@ class _Replica:
     requests: int = 0
     running: int = 0
     prompts: deque[list[int]] = field(default_factory=deque)
-    """Those that its slots took last, whose keys and values it may still hold."""
+    """Prompts that its slots took last, which its KV cache may still hold."""
 
     def prefix(self, prompt: list[int]) -> int:
-        """Tokens from a prompt's beginning that it need not read again."""
+        """Return the tokens from a prompt's beginning that it need not read again."""
         return max((common_prefix(prompt, held) for held in self.prompts), default=0)
 
 
@@ -57,11 +57,11 @@ class Replicas:
 
     @property
     def restarts(self) -> int:
-        """Of all replicas together."""
+        """Return the restarts of all replicas together."""
         return sum(engine.restarts for engine in self.engines)
 
     def states(self) -> tuple[ReplicaState, ...]:
-        """How each replica stands, in the order of their numbers."""
+        """Return the state of each replica, in the order of their numbers."""
         return tuple(
             ReplicaState(one.requests, one.running, one.engine.restarts, one.engine.alive()) for one in self._replicas
         )
@@ -83,7 +83,7 @@ class Replicas:
     async def complete(
         self, prompt: list[int], sampling: Sampling, shown: ShownMedia | None = None
     ) -> AsyncGenerator[Tokens]:
-        """Tokens as they come, of one replica: of another where one died before the first. Raises EngineGoneError
+        """Yield tokens as they come, of one replica: of another where one died before the first. Raises EngineGoneError
         where none is left, or one died later, and EngineRefusedError."""
         died: list[_Replica] = []
         while True:
@@ -109,8 +109,8 @@ class Replicas:
                 replica.running -= 1
 
     async def _free(self, prompt: list[int], died: list[_Replica]) -> _Replica:
-        """The replica that takes a prompt: the least busy, of those the one that knows most of it, of those the one
-        asked least. Raises EngineGoneError where all are dead, or died under this very request."""
+        """Return the replica that takes a prompt: the least busy, of those the one that knows most of it, of those the
+        one asked least. Raises EngineGoneError where all are dead, or died under this very request."""
         while True:
             there = [one for one in self._replicas if one.engine.alive() and one not in died]
             if not there:
@@ -125,8 +125,8 @@ class Replicas:
 
 
 def several(count: int, threads: int | None, made: Callable[[int | None], Engine]) -> Engine:
-    """One engine, or `count` that answer as one. `made` takes CPU threads: these, all of the machine's where None, are
-    shared out."""
+    """Return one engine, or `count` that answer as one. `made` takes CPU threads: these, all of the machine's where
+    None, are shared out."""
     if count == 1:
         return made(threads)
     share = max(1, (threads or os.cpu_count() or 1) // count)
@@ -134,12 +134,12 @@ def several(count: int, threads: int | None, made: Callable[[int | None], Engine
 
 
 def each_engine(engine: Engine) -> tuple[Engine, ...]:
-    """The engines that answer: the replicas, or the one that there is."""
+    """Return the engines that answer: the replicas, or the one that there is."""
     return engine.engines if isinstance(engine, Replicas) else (engine,)
 
 
 def common_prefix(one: list[int], other: list[int]) -> int:
-    """How many tokens two prompts begin with together."""
+    """Return how many tokens two prompts begin with together."""
     low, high = 0, min(len(one), len(other))
     while low < high:
         middle = (low + high + 1) // 2

@@ -1,4 +1,4 @@
-"""One request on its way to its reply: whole, or as a stream of events; ended when its client goes."""
+"""The way of one request to its reply: whole, or as a stream of events; ended when its client goes."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from gemma_ops.wire.ask import Ask, RefusalError
 
 _EVENTS = "text/event-stream"
 Shape = Callable[[RefusalError], dict[str, Any]]
-"""A refusal in the words of a protocol."""
+"""Function that words a refusal in a protocol."""
 
 
 class Events(Protocol):
-    """How a protocol tells of pieces."""
+    """Functions with which a protocol sends pieces."""
 
     def __call__(
         self, service: ModelService, ask: Ask, said: Said, pieces: AsyncIterator[Piece], request: str
@@ -36,20 +36,20 @@ class Events(Protocol):
 
 @dataclass
 class PendingRequest:
-    """A request: its number, the service that it holds, what its key may, and what was said so far."""
+    """A request under way: its number, the service that it holds, what its key may, and what was said so far."""
 
     number: str
     lease: Lease
     grant: Grant = field(default_factory=Grant)
     ask: Ask | None = None
-    """What was asked, once it is read."""
+    """Request as it was read; None before."""
     said: Said = field(default_factory=Said)
     body: Any = None
-    """As it came."""
+    """Body as it was sent."""
     privacy: Privacy | None = None
-    """The class that it declares, or that a policy raised it to; None where nothing says."""
+    """Privacy class that it declares, or that a policy raised it to; None where nothing says."""
     outcome: Outcome | None = None
-    """What came of a request whose lane was decided."""
+    """Outcome of a request whose lane was decided."""
 
     @property
     def service(self) -> ModelService:
@@ -57,7 +57,7 @@ class PendingRequest:
 
 
 async def answer_whole(request: Request, reply: Any, asked: PendingRequest) -> Response | dict[str, Any]:
-    """The reply, or nothing when the client has gone: then the work ends too."""
+    """Return the reply, or nothing when the client has gone: then the work ends too."""
     found = await unless_gone(request, reply)
     if found is None:
         return Response(status_code=499)
@@ -69,12 +69,12 @@ async def answer_whole(request: Request, reply: Any, asked: PendingRequest) -> R
 async def streamed(
     request: Request, ask: Ask, asked: PendingRequest, events: Events, shape: Shape, *, done: bool = False
 ) -> Response:
-    """A stream of events. What is refused before the first token is an error of its own, with its status. `done`:
-    whether OpenAI's `[DONE]` closes it."""
+    """Return a stream of events. What is refused before the first token is an error of its own, with its status.
+    `done`: whether OpenAI's `[DONE]` closes it."""
     lines: asyncio.Queue[bytes | Exception | None] = asyncio.Queue()
 
     async def work() -> None:
-        """In a task of its own, so that a slow client holds no slot, and one that has gone ends it."""
+        """Answer in a task of its own, so that a slow client holds no slot, and one that has gone ends it."""
         try:
             async for line in _lines(ask, asked, events, shape, done=done):
                 lines.put_nowait(line)
@@ -85,7 +85,7 @@ async def streamed(
     working = asyncio.create_task(work())
 
     async def sent(line: bytes | Exception | None) -> AsyncIterator[bytes]:
-        """What is there goes out at once: under load several tokens share the cost of sending one."""
+        """Send what is there at once: under load several tokens share the cost of sending one."""
         try:
             while isinstance(line, bytes):
                 ready, ended = [line], False

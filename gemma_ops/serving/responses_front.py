@@ -1,4 +1,4 @@
-"""OpenAI's responses before a service: output items, whole, and as the events that build them up.
+"""OpenAI's responses in front of a service: output items, whole, and as the events that build them up.
 
 The events and their order: https://platform.openai.com/docs/api-reference/responses-streaming
 """
@@ -19,7 +19,7 @@ from gemma_ops.wire.ask import Ask
 
 
 async def whole_response(service: ModelService, ask: Ask, request: str) -> tuple[dict[str, Any], Said]:
-    """A response with its output items, and what it counts."""
+    """Return a response with its output items, and its usage."""
     said = await service.reply(ask)
     body = wire.response_body(ask, request, service.facts.model, int(time.time()))
     items = []
@@ -38,7 +38,7 @@ async def whole_response(service: ModelService, ask: Ask, request: str) -> tuple
 async def response_events(
     service: ModelService, ask: Ask, said: Said, pieces: AsyncIterator[Piece], request: str
 ) -> AsyncIterator[dict[str, Any]]:
-    """The events of a streamed response."""
+    """Yield the events of a streamed response."""
     body = wire.response_body(ask, request, service.facts.model, int(time.time()))
     made = _Items(request, ask, said)
     yield made.event("response.created", response=body)
@@ -82,12 +82,12 @@ class _Items:
         self._text = ""
 
     def event(self, kind: str, **more: Any) -> dict[str, Any]:
-        """The next event."""
+        """Return the next event."""
         self._number += 1
         return {"type": kind, "sequence_number": self._number - 1, **more}
 
     def take(self, piece: Piece) -> Iterator[dict[str, Any]]:
-        """The events of a piece."""
+        """Yield the events of a piece."""
         if piece.call is not None:
             yield from self.close("completed")
             yield from self._call(piece.call.name, json.dumps(piece.call.arguments, ensure_ascii=False))
@@ -104,7 +104,7 @@ class _Items:
             yield self.event("response.output_text.delta", **more, logprobs=new)
 
     def close(self, status: str) -> Iterator[dict[str, Any]]:
-        """The events that end the open item."""
+        """Yield the events that end the open item."""
         if not self._open:
             return
         place = {"item_id": self._id, "output_index": len(self.output), "content_index": 0}

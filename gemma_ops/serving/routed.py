@@ -43,12 +43,12 @@ AUTO = "auto"
 
 
 LANE_HEADER = "x-gemma-ops-lane"
-"""Says in a reply where it was made: `local`, `gemini` or `refuse`."""
+"""Header of a reply that says where it was made: `local`, `gemini` or `refuse`."""
 
 
 @dataclass(frozen=True)
 class SpokenProtocol:
-    """How a protocol is spoken: its whole reply, its events, its refusals, and whether `[DONE]` closes a stream."""
+    """Functions of a protocol: its whole reply, its events, its refusals, and whether `[DONE]` closes a stream."""
 
     whole_reply: Any
     events: Events
@@ -69,18 +69,18 @@ class _Course:
     tried: list[Place] = field(default_factory=list)
     gemini: GeminiService | None = None
     settle: Callable[[float | None], None] | None = None
-    """Tells the key's budget what was billed."""
+    """Function that tells the key's budget what was billed."""
 
 
 @dataclass
 class _NoLease:
-    """In the place of a lease: Gemini has none."""
+    """Placeholder for a lease: Gemini has none."""
 
     service: Any
 
 
 class Router:
-    """The policy in force with its way to Gemini, its log and its counts."""
+    """The policy in force with its access to Gemini, its log and its counts."""
 
     def __init__(
         self,
@@ -93,8 +93,8 @@ class Router:
         floor: Privacy,
         rehearsal: bool,
     ) -> None:
-        """`floor`: the laxest class that a client may declare; `rehearsal`: whether an emulator stands in for
-        Gemini."""
+        """Open the router; `floor` is the least strict class that a client may declare, `rehearsal` says whether an
+        emulator stands in for Gemini."""
         self.policy, self.lane, self.log, self.budgets = policy, lane, log, budgets
         self.tally = LaneTally()
         self._name, self._floor, self._rehearsal = name, floor, rehearsal
@@ -103,7 +103,8 @@ class Router:
     async def answer(
         self, request: Request, body: Any, ask: Ask, beyond: Beyond, asked: PendingRequest, manner: SpokenProtocol
     ) -> Response:
-        """The reply to one request, from whichever lane. Raises RefusalError for a request that is wrong in itself."""
+        """Return the reply to one request, from whichever lane. Raises RefusalError for a request that is wrong in
+        itself."""
         declared = read_declared(request, body, asked.grant.privacy)
         table = self._evidence(asked.service.facts)
         routed = await read_routed(
@@ -131,18 +132,18 @@ class Router:
         return self._refused(course, no_lane(course.decision), manner)
 
     def _within_budget(self, signals: Signals, grant: Grant) -> Signals:
-        """The request as it is known with its key's budget, where that is the smaller."""
+        """Return the facts about the request with its key's budget, where that is the smaller."""
         left = self.budgets.left(grant)
         if left >= signals.gemini.left:
             return signals
         return replace(signals, gemini=replace(signals.gemini, left=left, of=f"{grant.name}'s budget"))
 
     def summary(self) -> LaneSummary:
-        """The policy in force and what each lane answered."""
+        """Return the policy in force and what each lane answered."""
         return LaneSummary(self._words(), self.tally.rows())
 
     def told(self) -> str:
-        """What a person is told of it when the server listens."""
+        """Return what a person is told of it when the server listens."""
         return f"routing: model {AUTO} by {self._words()}; decisions in {self.log.path}"
 
     def _words(self) -> str:
@@ -153,13 +154,13 @@ class Router:
         return f"{self._name} ({self.policy.digest[:12]}); {way}"
 
     def as_gemini(self) -> dict[str, Any]:
-        """What `auto` is in Gemini's list of models, where it differs from the local one."""
+        """Return what `auto` is in Gemini's list of models, where it differs from the local one."""
         told = f"answered here or by {self.lane.rules.model}, by policy {self._name}"
         takes = self.lane.facts.context
         return {"name": f"models/{AUTO}", "displayName": AUTO, "description": told, "inputTokenLimit": takes}
 
     def metrics(self) -> str:
-        """Counts by lane in Prometheus' text format."""
+        """Return the counts by lane in Prometheus' text format."""
         return self.tally.render(self.lane.state().left)
 
     def close(self) -> None:
@@ -168,7 +169,7 @@ class Router:
         self.log.close()
 
     def _evidence(self, facts: ServedFacts) -> EvidenceTable:
-        """What is shown of the version that answers; made once for each."""
+        """Return what is shown of the version that answers; made once for each."""
         known = self._tables.get(id(facts))
         if known is None or known[0] is not facts:
             table = EvidenceTable.of(
@@ -178,7 +179,7 @@ class Router:
         return known[1]
 
     async def _by(self, request: Request, course: _Course, manner: SpokenProtocol) -> Response:
-        """The reply of the lane that was decided, told with its lane."""
+        """Return the reply of the lane that was decided, with the lane in it."""
         ask, asked = course.routed.ask, course.asked
         if course.decision.lane == "gemini":
             sent = classed(course.routed.carried.request, course.decision.privacy)
@@ -195,7 +196,7 @@ class Router:
         return self._ended(course, response, course.decision.lane, asked.said)
 
     def _marked(self, course: _Course, manner: SpokenProtocol) -> Events:
-        """The protocol's events, with the lane beside the usage."""
+        """Return the protocol's events, with the lane next to the usage."""
 
         async def events(
             service: ModelService, ask: Ask, said: Said, pieces: AsyncIterator[Piece], request: str
@@ -219,21 +220,22 @@ class Router:
         return facts.model + (f"/{facts.version}" if facts.version else "")
 
     def _dollars(self, course: _Course) -> float | None:
-        """What was billed so far, for whichever lane: a reply of Gemini's that failed may have cost something."""
+        """Return what was billed so far, for whichever lane: a reply of Gemini's that failed may have cost
+        something."""
         gemini = course.gemini
         if gemini is None or not gemini.sent:
             return 0.0
         return gemini.answer.dollars if gemini.answer else None
 
     def _refused(self, course: _Course, refusal: RefusalError, manner: SpokenProtocol) -> Response:
-        """An error in the protocol's own shape, with the reasons in its headers."""
+        """Return an error in the protocol's own shape, with the reasons in its headers."""
         response = refusal_response(refusal, manner.shape)
         if refusal.status == 503:
             response.headers.setdefault("Retry-After", "1")
         return self._ended(course, response, "refuse", Said())
 
     def _ended(self, course: _Course, response: Response, lane: Lane, said: Said) -> Response:
-        """Tell where it was answered, and write it down once it was."""
+        """Say where the request was answered, and log it once it was."""
         notes = course.routed.carried.notes if lane == "gemini" else ()
         told = {
             "lane": lane,

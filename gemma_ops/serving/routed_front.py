@@ -1,5 +1,5 @@
-"""Requests for the model `auto` in each protocol, read so that nothing of them is dropped, before the router; and the
-router itself, as a configuration asks for it."""
+"""Requests for the model `auto` in each protocol, read so that nothing of them is dropped, in front of the router; and
+the router itself, as a configuration asks for it."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from gemma_ops.wire.gemini_wire import camel
 
 
 def open_router(machine: MachineConfig, settings: ServeConfig, *, budgeted: bool = False) -> Router | None:
-    """The router that `serve.routing` asks for; None where it asks for none. Gemini may be shut: then it says why.
-    `budgeted`: whether keys have budgets, so that what they spent today is read from the log.
+    """Return the router that `serve.routing` asks for; None where it asks for none. Gemini may be shut: then it says
+    why. `budgeted`: whether keys have budgets, so that what they spent today is read from the log.
 
     Raises ConfigError for a policy that is none or names an unknown model, MachineError where its log can't be written,
     DataError where it holds something else.
@@ -55,7 +55,7 @@ async def routed_openai(
     asked: PendingRequest,
     manner: SpokenProtocol,
 ) -> Response:
-    """A request of one of OpenAI's protocols."""
+    """Answer a request of one of OpenAI's protocols."""
     beyond = openai_beyond(body)
     ask = replace(read(beyond.body), shown=beyond.shown)
     if ask.stream and ask.count > 1:
@@ -66,7 +66,7 @@ async def routed_openai(
 async def routed_gemini(
     router: Router, request: Request, body: Any, asked: PendingRequest, manner: SpokenProtocol, *, stream: bool
 ) -> Response:
-    """A request of Gemini's protocol."""
+    """Answer a request of Gemini's protocol."""
     if not isinstance(body, dict):
         raise RefusalError("Invalid JSON payload received: an object is expected.")
     beyond = gemini_beyond(camel(body))

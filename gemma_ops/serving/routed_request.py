@@ -34,12 +34,12 @@ PRIVACY_HEADER, TASK_HEADER, SLICES_HEADER = "x-gemma-ops-privacy", "x-gemma-ops
 _SHOWN_TOKENS = 1120
 """Tokens that an image usually becomes at Gemini (https://ai.google.dev/gemini-api/docs/media-resolution)."""
 _SAFE_FIELDS = ("thinking", "tool_choice")
-"""Fields whose refusals speak of the model alone, so that their words may be logged."""
+"""Fields whose refusals are about the model alone, so that their words may be logged."""
 
 
 @dataclass(frozen=True)
 class Declared:
-    """What a request says of itself."""
+    """Declarations of a request about itself."""
 
     privacy: Privacy | None
     task: str
@@ -56,8 +56,8 @@ class RoutedRequest:
 
 
 def read_declared(request: Request, body: Mapping[str, Any], of_key: Privacy | None) -> Declared:
-    """The declarations of a request; `of_key` is the class of what is asked with its key. Raises RefusalError for a
-    class that is none."""
+    """Read the declarations of a request; `of_key` is the class of what is asked with its key. Raises RefusalError for
+    a class that is none."""
     within = body.get("metadata") or body.get("labels") or {}
     within = within if isinstance(within, dict) else {}
     given = (request.headers.get(PRIVACY_HEADER), within.get("privacy"), of_key)
@@ -77,7 +77,7 @@ def read_declared(request: Request, body: Mapping[str, Any], of_key: Privacy | N
 
 
 def declared_class(request: Request, body: Any, of_key: Privacy | None) -> Privacy | None:
-    """The class that a request declares; None where it declares none, or something that is none."""
+    """Return the class that a request declares; None where it declares none, or something that is none."""
     try:
         return read_declared(request, body if isinstance(body, dict) else {}, of_key).privacy
     except RefusalError:
@@ -143,7 +143,8 @@ def _conversation(ask: Ask) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]
 
 
 def _counted(service: ModelService, ask: Ask, texts: list[str]) -> tuple[int, str]:
-    """The prompt's tokens as the local model counts them, and why it can't be asked so; then they are estimated."""
+    """Return the prompt's tokens as the local model counts them, and why it can't be asked so; then they are
+    estimated."""
     try:
         tokens = len(service.model.prompt(ask))
         service.model.begun(ask)
@@ -158,7 +159,7 @@ def _counted(service: ModelService, ask: Ask, texts: list[str]) -> tuple[int, st
 
 
 def _texts(ask: Ask, messages: list[dict[str, Any]], tools: list[dict[str, Any]]) -> Iterator[str]:
-    """Every text that would leave: a turn's parts joined, so that nothing hides between two of them."""
+    """Yield every text that would leave: a turn's parts joined, so that nothing hides between two of them."""
     for message in messages:
         content = message.get("content")
         parts = content if isinstance(content, list) else [content]

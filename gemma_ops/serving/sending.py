@@ -1,4 +1,4 @@
-"""Reading a request whole, sending what comes bit by bit, and noticing that nobody is there to take it."""
+"""HTTP helpers: reading a whole request, sending bit by bit, and noticing that the client has gone."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _Item = TypeVar("_Item")
 
 
 def failed(error: OpsError) -> RefusalError:
-    """What a client is told of an engine that failed: come back."""
+    """Return what a client is told of an engine that failed: come back."""
     return RefusalError(f"{error.what}; {error.fix}", status=503, code="engine", retry_after=1)
 
 
 async def read_json_body(request: Request, limit: int) -> Any:
-    """The body of a request. Raises RefusalError for one that is no JSON, or larger than `limit` bytes."""
+    """Read the JSON body of a request. Raises RefusalError for one that is no JSON, or larger than `limit` bytes."""
     try:
         return json.loads(await read_bytes(request, limit))
     except ValueError as error:
@@ -31,7 +31,7 @@ async def read_json_body(request: Request, limit: int) -> Any:
 
 
 async def read_bytes(request: Request, limit: int) -> bytes:
-    """The body of a request as it is. Raises RefusalError for one larger than `limit` bytes."""
+    """Read the body of a request as it is. Raises RefusalError for one larger than `limit` bytes."""
     parts, size = list[bytes](), 0
     async for part in request.stream():
         parts.append(part)
@@ -42,13 +42,13 @@ async def read_bytes(request: Request, limit: int) -> bytes:
 
 
 def refusal_response(refusal: RefusalError, shape: Callable[[RefusalError], dict[str, Any]]) -> Response:
-    """A refusal in the words of a protocol."""
+    """Return a refusal in the words of a protocol."""
     wait = {} if refusal.retry_after is None else {"Retry-After": str(refusal.retry_after)}
     return JSONResponse(shape(refusal), refusal.status, wait)
 
 
 def event_line(body: Any) -> bytes:
-    """A server-sent event, named where its protocol names events."""
+    """Return a server-sent event, named where its protocol names events."""
     named = b"event: " + body["type"].encode() + b"\n" if "sequence_number" in body else b""
     try:
         text = orjson.dumps(body)
@@ -58,8 +58,8 @@ def event_line(body: Any) -> bytes:
 
 
 class Resumed(Generic[_Item]):
-    """An iterator whose first item was taken already: that, unless it is None, and the rest. It adds no coroutine of
-    its own to each item."""
+    """Iterator whose first item was taken already: it gives that, unless it is None, and the rest. It adds no coroutine
+    of its own to each item."""
 
     def __init__(self, first: _Item | None, rest: AsyncIterator[_Item]) -> None:
         self._first, self._rest = first, rest
@@ -79,7 +79,7 @@ async def _given(item: _Item) -> _Item:
 
 
 async def then(parts: Any, end: Callable[[], None]) -> AsyncIterator[Any]:
-    """The parts, and `end()` when they end, whoever ends them."""
+    """Yield the parts, and call `end()` when they end, whoever ends them."""
     try:
         async for part in parts:
             yield part
@@ -88,7 +88,7 @@ async def then(parts: Any, end: Callable[[], None]) -> AsyncIterator[Any]:
 
 
 async def unless_gone(request: Request, work: Any) -> Any:
-    """What the work gives; None when the client goes before, and then the work is ended."""
+    """Return the work's result; None when the client goes before, and then the work is ended."""
     working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_gone(request))
     try:
         await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)

@@ -1,4 +1,4 @@
-"""What is served: weights with all that asking them as they were evaluated takes, and the memory that they need."""
+"""The source of a server: weights with all that is needed to ask them as they were evaluated, and their memory."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from gemma_ops.serving.choosing import choose_engine
 from gemma_ops.verdicts import CANARY, Verdict
 
 SERVED_FORMATS = (*DEFAULT_FORMATS, REFERENCE, *(name for name in FORMATS if name not in GGUF))
-"""Where no verdict tells them apart: GGUF files that are made where nothing is said, before the one they are compared
+"""Order of formats where no verdict ranks them: GGUF files that are made by default, before the one they are compared
 with, before checkpoints and what needs its base."""
 CHECKPOINT = "tuned"
-"""The target that a merged checkpoint, or what is put on the base, answers as."""
+"""Target name of a merged checkpoint, or of what is put on the base."""
 
 
 @dataclass(frozen=True)
@@ -45,24 +45,24 @@ class Source:
     prompting: Prompting | None = None
     verdict: Verdict | None = None
     canary: Path | None = None
-    """What the evaluation recorded of this model's answers."""
+    """Answers of this model that the evaluation recorded."""
     sha256: str = ""
     base: Path | None = None
-    """The checkpoint that `file` is put on, where that is an adapter or changed tensors."""
+    """Checkpoint that `file` is put on, where that is an adapter or changed tensors."""
 
     @property
     def target(self) -> str:
-        """What its evaluation calls it."""
+        """Return its target name in the evaluation."""
         return self.format if self.format in GGUF else CHECKPOINT
 
     @property
     def defaults(self) -> dict[str, Any]:
-        """Sampling settings of `generation_config.json`."""
+        """Return the sampling settings of `generation_config.json`."""
         path = self.tokenizer / "generation_config.json"
         return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
     def answers_class(self) -> Privacy:
-        """The privacy class of its answers: of what it learned, or what a person has released them to."""
+        """Return the privacy class of its answers: of what it learned, or what a person has released them to."""
         release = self.verdict.release if self.verdict else None
         to = class_of(release.to) if release and release.to else "local_only"
         learned = learned_class(self.file)
@@ -71,18 +71,18 @@ class Source:
         return max(learned, to, key=PRIVACY.index)
 
     def gates(self) -> tuple[str, ...]:
-        """What the verdict's gates said."""
+        """Return what the verdict's gates said."""
         return tuple(f"{gate.outcome}: {gate.words}" for gate in self.verdict.gates) if self.verdict else ()
 
 
 def memory_of(source: Source, settings: ServeConfig) -> ServingBytes:
-    """What serving a source takes, in all replicas. Raises ModelError as `engine_memory` does."""
+    """Return what serving a source takes, in all replicas. Raises ModelError as `engine_memory` does."""
     return engine_memory(source, settings).times(settings.replicas)
 
 
 def engine_memory(source: Source, settings: ServeConfig) -> ServingBytes:
-    """What one engine of a source takes. Raises ModelError for a file that is no GGUF of Gemma 4, and for another
-    model's checkpoint."""
+    """Return what one engine of a source takes. Raises ModelError for a file that is no GGUF of Gemma 4, and for
+    another model's checkpoint."""
     slots, context = settings.slots, settings.context
     if source.file.is_file():
         size, windowed = source.file.stat().st_size, settings.window_cache
@@ -96,15 +96,15 @@ def engine_memory(source: Source, settings: ServeConfig) -> ServingBytes:
 
 
 def is_weights(name: str, form: Format) -> bool:
-    """Whether a file of a version is one of a format's."""
+    """True if a file of a version is one of a format's."""
     return name == form.place if form.name in GGUF else name.startswith(f"{form.shelf}/")
 
 
 def source_of_version(
     place: Pulled, asked: str, subject: dict[str, Any], form: Format, verdict: Verdict | None
 ) -> Source:
-    """What a version in a folder serves in a format; its files were compared with the manifest. Raises GateError for a
-    file beside them that would be loaded too."""
+    """Return what a version in a folder serves in a format; its files were compared with the manifest. Raises GateError
+    for a file beside them that would be loaded too."""
     files, folder = subject["files"], place.folder
     _check_alone(folder, (form.shelf, "tokenizer"), files)
     base = None if form.name in (*GGUF, "merged") else find_base(subject["base"], asked)
@@ -129,6 +129,6 @@ def _check_alone(folder: Path, shelves: Sequence[str], files: Mapping[str, Any])
 
 
 def _tokenizer(version: Path, shelf: str, base: Path | None) -> Path:
-    """Where a version's tokenizer lies: one registered without takes that of its checkpoint or its base."""
+    """Return where a version's tokenizer lies: one registered without takes that of its checkpoint or its base."""
     own = version / "tokenizer"
     return own if (own / "tokenizer.json").is_file() else base or version / shelf

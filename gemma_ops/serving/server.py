@@ -1,4 +1,4 @@
-"""Start an engine, let the canary sing, listen, and end without losing what is under way."""
+"""The server's life: start an engine, ask the canary's questions, listen, and end without losing what is under way."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def serve_source(
     *,
     question: str | None = None,
 ) -> None:
-    """Serve until it is interrupted; with a `question`, until that was asked over HTTP and answered.
+    """Serve until interrupted; with a `question`, until that was asked over HTTP and answered.
 
     Raises ConfigError, DataError (the question was refused), GateError (the canary failed, or bytes were changed),
     MachineError (the port, memory, or a missing package) and ModelError (the engine refuses the weights).
@@ -73,7 +73,7 @@ def serve_source(
 
 
 async def opened_server(source: Source, machine: MachineConfig, settings: ServeConfig) -> ModelService:
-    """A service whose engine answers and whose canary sang. The caller stops its engine."""
+    """Open a service whose engine answers and has passed the canary. The caller stops its engine."""
 
     def make(threads: int | None) -> Engine:
         return make_engine(source, machine.model_copy(update={"workers": threads}), settings)
@@ -102,7 +102,7 @@ async def opened_server(source: Source, machine: MachineConfig, settings: ServeC
 
 
 def served_model(source: Source, engine: Engine, settings: ServeConfig) -> ServedModel:
-    """What a source is asked through, before an engine that runs its file."""
+    """Return what a source is asked through, in front of an engine that runs its file."""
     thinks = source.prompting is not None and source.prompting.asks_to_think
     both = source.prompting is None or source.prompting.thinking == "mixed"
     return ServedModel(source.tokenizer, engine, thinks=thinks, both=both, usual=settings.max_tokens)
@@ -187,8 +187,8 @@ def alias_followers(
     settings: ServeConfig,
     say: Callable[[str], None],
 ) -> list[AliasFollower]:
-    """Those that keep the version that serves, and the challenger beside it, at their aliases. Raises ConfigError for a
-    challenger of something that has no aliases."""
+    """Return the followers that keep the version that serves, and the challenger next to it, at their aliases. Raises
+    ConfigError for a challenger of something that has no aliases."""
     if not (source.version and "@" in source.asked):
         if settings.challenger:
             raise ConfigError(
@@ -203,7 +203,7 @@ def alias_followers(
 
 
 def shadow_of(deployment: Deployment, source: Source, settings: ServeConfig) -> Shadow | None:
-    """What copies requests to the challenger, where the settings ask for it."""
+    """Return what copies requests to the challenger, where the settings ask for it."""
     if not (settings.challenger and settings.challenger.shadow):
         return None
     return Shadow(deployment, pairs_file(source.model, settings.challenger))
@@ -212,8 +212,8 @@ def shadow_of(deployment: Deployment, source: Source, settings: ServeConfig) -> 
 def traffic_of(
     source: Source, machine: MachineConfig, settings: ServeConfig, say: Callable[[str], None]
 ) -> TrafficRecorder | None:
-    """What tells MLflow of the traffic: of what is registered there, or where traces are asked for. Raises ConfigError
-    for traces without an MLflow."""
+    """Return what reports the traffic to MLflow: of what is registered there, or where traces are asked for. Raises
+    ConfigError for traces without an MLflow."""
     if settings.traces != "off" and machine.mlflow is None:
         raise ConfigError(
             "serve.traces goes to MLflow, and machine.mlflow is null", "set machine.mlflow, or leave serve.traces off"
@@ -224,8 +224,8 @@ def traffic_of(
 
 
 class _Server(uvicorn.Server):
-    """Ends on Ctrl-C and on SIGTERM after what is under way, and lets the rest of this process end too: uvicorn would
-    send itself the signal again. Where Ctrl-C is ignored, as under nohup, it stays ignored."""
+    """uvicorn server that ends on Ctrl-C and on SIGTERM after what is under way, and lets the rest of this process end
+    too: uvicorn would send itself the signal again. Where Ctrl-C is ignored, as under nohup, it stays ignored."""
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -242,7 +242,7 @@ class _Server(uvicorn.Server):
 
 
 def _bind(settings: ServeConfig) -> socket.socket:
-    """A listening socket: a port that is taken is told before a model is loaded."""
+    """Return a listening socket: a port that is taken is reported before a model is loaded."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     made = socket.socket(family, socket.SOCK_STREAM)
     made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -259,7 +259,7 @@ def _bind(settings: ServeConfig) -> socket.socket:
 
 
 def _secured(settings: ServeConfig) -> dict[str, Any]:
-    """uvicorn's settings for HTTPS; none without a certificate. Raises ConfigError for files that hold none."""
+    """Return uvicorn's settings for HTTPS; none without a certificate. Raises ConfigError for files that hold none."""
     if settings.certificate is None:
         return {}
     files = [str(Path(file).expanduser()) for file in (settings.certificate, settings.certificate_key) if file]
@@ -274,7 +274,7 @@ def _secured(settings: ServeConfig) -> dict[str, Any]:
 
 
 def _no_log(record: dict[str, Any]) -> None:
-    """Of one question nothing needs to be kept."""
+    """Log nothing: of one question nothing needs to be kept."""
 
 
 def _log(record: dict[str, Any]) -> None:

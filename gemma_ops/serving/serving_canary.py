@@ -1,4 +1,4 @@
-"""The canary: before an engine takes traffic, it answers questions that were recorded, as the evaluation recorded them.
+"""The canary: before an engine takes traffic, it answers recorded questions, and must answer them as in the evaluation.
 
 A wrong file, base weights, another template, thinking left on, or an adapter that was not applied all load without a
 word, and answer. What they can't do is say what the evaluated model said. First each question is rendered again: the
@@ -24,15 +24,15 @@ from gemma_ops.verdicts import CANARY_SCHEMA
 from gemma_ops.wire.ask import Ask, RefusalError
 
 SHARE = 0.8
-"""Of the answers that the format repeated in its evaluation, those that must be the same: on another machine sums are
+"""Share of the answers that the format repeated in its evaluation which must be the same: on another machine sums are
 rounded otherwise, and now and then two tokens are that close."""
 _LEAST = 0.5
-"""Of its own answers a format must repeat, or they tell nothing."""
+"""Share of its own answers that a format must repeat for them to tell anything."""
 
 
 @dataclass(frozen=True)
 class CanaryResult:
-    """What came of it. `same` of `asked` answers were the recorded ones; `as_base` were the base's where that said
+    """Result of the canary. `same` of `asked` answers were the recorded ones; `as_base` were the base's where that said
     otherwise."""
 
     asked: int
@@ -40,11 +40,11 @@ class CanaryResult:
     as_base: int
     other_prompts: int
     repeats: float = 1.0
-    """Of its recorded answers, from 0 to 1, that the format gave again when its evaluation asked it twice."""
+    """Share of its recorded answers, from 0 to 1, that the format gave again when its evaluation asked it twice."""
 
     @property
     def good(self) -> bool:
-        """Whether the engine serves what was evaluated."""
+        """True if the engine serves what was evaluated."""
         return (
             not self.other_prompts
             and self.repeats >= _LEAST
@@ -54,7 +54,7 @@ class CanaryResult:
 
     @property
     def words(self) -> str:
-        """One sentence."""
+        """Return one sentence."""
         if self.other_prompts:
             share = f"{self.other_prompts} of {self.asked} prompts"
             return f"{share} are not those of the evaluation: another template, tokenizer or mode"
@@ -64,7 +64,7 @@ class CanaryResult:
 
 
 def canary_words(results: Sequence[CanaryResult]) -> str:
-    """One sentence of every replica's result: the worst's, where they differ."""
+    """Return one sentence about every replica's result: the worst's, where they differ."""
     worst = min(results, key=lambda one: (one.good, one.same))
     if len(results) == 1:
         return worst.words
@@ -73,15 +73,15 @@ def canary_words(results: Sequence[CanaryResult]) -> str:
 
 @dataclass(frozen=True)
 class RecordedAnswers:
-    """What an evaluation recorded of one target."""
+    """Answers that an evaluation recorded of one target."""
 
     rows: tuple[dict[str, Any], ...]
     repeats: float = 1.0
-    """Of them, from 0 to 1, that it gave again when it was asked twice; 1 where nobody asked."""
+    """Share of them, from 0 to 1, that it gave again when it was asked twice; 1 where nobody asked."""
 
 
 def read_answers(path: Path, target: str) -> RecordedAnswers:
-    """What was recorded of a target's answers. Raises ModelError for a file that is no record."""
+    """Read what was recorded of a target's answers. Raises ModelError for a file that is no record."""
     try:
         body = json.loads(path.read_text(encoding="utf-8"))
         if body["schema"] != CANARY_SCHEMA:
@@ -94,7 +94,8 @@ def read_answers(path: Path, target: str) -> RecordedAnswers:
 
 
 def recorded_of(path: Path | None, target: str) -> RecordedAnswers | None:
-    """As `read_answers`; None where there is no record, or none of this target: nothing of it can be compared."""
+    """Read what was recorded of a target's answers; None where there is no record, or none of this target: nothing of
+    it can be compared."""
     found = read_answers(path, target) if path else None
     return found if found and found.rows else None
 

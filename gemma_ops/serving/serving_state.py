@@ -1,4 +1,4 @@
-"""What is being served, and what it has done so far: the state that both protocols, health and metrics share."""
+"""The served model and its counts so far: the state that both protocols, health and metrics share."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from gemma_ops.verdicts import Routing
 from gemma_ops.wire.ask import Ask, RefusalError
 
 LATENCY_BOUNDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
-"""Seconds: upper ends of the buckets of latency."""
+"""Upper bounds of the latency buckets, in seconds."""
 
 
 _TRIES = 3
-"""How often a reply is asked for that doesn't begin, because the engine dies."""
+"""Times that a reply is asked for that doesn't begin, because the engine dies."""
 _PATIENCE = 30.0
 """Seconds that a request waits for an engine that is being started again."""
 _LOOK = 0.05
 
 Label = tuple[str, str, str]
-"""Model, version and format: what counts are kept by."""
+"""Label of counts: model, version and format."""
 
 
 @dataclass(frozen=True)
@@ -37,25 +37,26 @@ class ServedFacts:
     """What is served and why it may be, for people and clients."""
 
     source: str
-    """As it was asked for: `support-nano@champion`."""
+    """Source as it was asked for: `support-nano@champion`."""
     model: str
     """The name that clients ask for."""
     version: str = ""
-    """Of the registry; empty for a run or a file."""
+    """Version of the registry; empty for a run or a file."""
     format: str = ""
     engine: str = ""
     verdict: str = ""
-    """`pass`, `fail`, `inconclusive` or `ungated`; empty where none is known."""
+    """Verdict, `pass`, `fail`, `inconclusive` or `ungated`; empty where none is known."""
     gates: tuple[str, ...] = ()
-    """What the verdict's gates said, a sentence each."""
+    """Outcomes of the verdict's gates, a sentence each."""
     canary: str = ""
-    """What the canary found, a sentence."""
+    """Finding of the canary, a sentence."""
     digest: str = ""
     """SHA-256 of the file that is loaded, in hex."""
     learned: Privacy = "local_only"
-    """The class of its answers: that of the rows that it learned from, unless a person has released them further."""
+    """Privacy class of its answers: that of the rows that it learned from, unless a person has released them
+    further."""
     evidence: Routing | None = None
-    """What its evaluation showed per slice, against services."""
+    """Evidence of its evaluation per slice, against services."""
 
     @property
     def label(self) -> Label:
@@ -67,19 +68,19 @@ class TrafficTally:
     """Counts since the start."""
 
     requests: Counter[tuple[str, int]] = field(default_factory=Counter)
-    """By protocol and status."""
+    """Number of requests by protocol and status."""
     prompt_tokens: int = 0
     cached_tokens: int = 0
     reply_tokens: int = 0
     thought_tokens: int = 0
     seconds: list[int] = field(default_factory=lambda: [0] * (len(LATENCY_BOUNDS) + 1))
-    """Requests by latency: up to each of the bounds, and beyond."""
+    """Number of requests by latency: up to each of the bounds, and beyond."""
     seconds_sum: float = 0.0
     first_sum: float = 0.0
 
     @property
     def requests_whole(self) -> int:
-        """Those that were answered."""
+        """Return how many requests were answered."""
         return sum(self.seconds)
 
     def add(self, protocol: str, status: int, said: Said | None, seconds: float) -> None:
@@ -100,7 +101,7 @@ class ModelService:
     """A served model behind its queue."""
 
     def __init__(self, model: ServedModel, facts: ServedFacts, *, queue: int, seconds: float = 600.0) -> None:
-        """`queue`: requests that may wait; `seconds`: the longest that one reply may take."""
+        """Open the service; `queue` requests may wait, and one reply may take `seconds` at most."""
         self.model, self.facts, self.seconds = model, facts, seconds
         self.slots = RequestSlots(model.engine.slots, queue)
         self.tally = TrafficTally()
@@ -122,7 +123,7 @@ class ModelService:
             self._free.set()
 
     async def free(self, seconds: float) -> None:
-        """Returns when no request holds this service, or after so long."""
+        """Return when no request holds this service, or after so long."""
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._free.wait(), seconds)
 
@@ -139,8 +140,8 @@ class ModelService:
     async def _pieces(
         self, ask: Ask, prompt: RenderedPrompt, sampling: Sampling, begun: list[int], said: Said
     ) -> AsyncGenerator[Piece]:
-        """The pieces of a reply. A reply that had not begun when the engine died is asked for again once the engine is
-        back."""
+        """Yield the pieces of a reply. A reply that had not begun when the engine died is asked for again once the
+        engine is back."""
         for left in reversed(range(_TRIES)):
             await self._engine_back()
             shown = False
@@ -166,8 +167,8 @@ class ModelService:
 
     @asynccontextmanager
     async def replying(self, ask: Ask, said: Said) -> AsyncIterator[AsyncIterator[Piece]]:
-        """The pieces of one reply, in a slot of its own. Raises RefusalError, QueueFullError among them, before any
-        piece."""
+        """Give the pieces of one reply, in a slot of its own. Raises RefusalError, QueueFullError among them, before
+        any piece."""
         self._check_open()
         prompt = self.model.prompt(ask)
         begun, sampling = self.model.begun(ask), self.model.sampling(ask, prompt)
@@ -179,7 +180,7 @@ class ModelService:
                 raise RefusalError(f"no whole reply in {self.seconds:g} s", status=504, code="timeout") from None
 
     async def reply(self, ask: Ask) -> Said:
-        """One whole reply."""
+        """Return one whole reply."""
         said = Said()
         async with self.replying(ask, said) as pieces:
             async for _ in pieces:
@@ -187,8 +188,8 @@ class ModelService:
         return said
 
     async def replies(self, ask: Ask) -> tuple[list[Said], Said]:
-        """All the replies that are asked for, and what they count together: the prompt once. With a seed each has its
-        own, counted from the one that was given."""
+        """Return all the replies that are asked for, and their usage together: the prompt counts once. With a seed each
+        has its own, counted from the one that was given."""
         seeds = [None if ask.seed is None else ask.seed + number for number in range(ask.count)]
         found = await asyncio.gather(*(self.reply(replace(ask, seed=seed)) for seed in seeds))
         first = found[0]

@@ -1,4 +1,4 @@
-"""A shadow: the challenger is asked what the version that serves was asked, and both answers are kept.
+"""The shadow: the challenger is asked what the version that serves was asked, and both answers are kept.
 
 Nobody waits for it: it is asked after the answer went out, and only where a slot of its own is free. The pairs hold
 what people asked. They lie in a file that its owner alone can read, on this machine.
@@ -32,7 +32,7 @@ class Shadow:
     def __init__(self, deployment: Deployment, path: Path) -> None:
         self._deployment, self.path = deployment, path
         self.counts = Counter({"copied": 0, "skipped": 0})
-        """Requests that were `copied`, or `skipped` because the challenger had no slot free."""
+        """Number of requests that were `copied`, or `skipped` because the challenger had no slot free."""
         self._tasks: set[asyncio.Task[None]] = set()
 
     def copy(self, ask: Ask, said: Said, service: ModelService, seconds: float, failed: str) -> None:
@@ -53,7 +53,7 @@ class Shadow:
         task.add_done_callback(self._tasks.discard)
 
     async def settled(self) -> None:
-        """Returns when no copy is under way."""
+        """Return when no copy is under way."""
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _ask(self, lease: Lease, ask: Ask, first: dict[str, Any]) -> None:
@@ -74,7 +74,8 @@ class Shadow:
 
 
 def _told_apart(ask: Ask) -> Any:
-    """What was asked; in the place of what was shown stands its digest, so that a question is the same each time."""
+    """Return what was asked, with the digest in place of each image or sound, so that a question is the same each
+    time."""
     text = json.dumps([dict(message) for message in ask.messages])
     for mark, part in ask.shown.items():
         text = text.replace(mark, f"[{part['mime']} {hashlib.sha256(part['data'].encode()).hexdigest()}]")
@@ -90,7 +91,7 @@ def _answer(service: ModelService, said: Said, seconds: float, failed: str) -> d
 
 
 def pairs_file(name: str, settings: ChallengerConfig) -> Path:
-    """Where a shadow of a model keeps its pairs."""
+    """Return the file in which a shadow of a model keeps its pairs."""
     return Path(settings.pairs).expanduser() / f"{name}.pairs.jsonl"
 
 

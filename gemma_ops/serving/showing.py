@@ -23,7 +23,7 @@ from gemma_ops.wire.ask import Ask, RefusalError
 from gemma_ops.wire.beyond import Beyond
 
 _MOST_MB = 20.0
-"""The largest image or sound; requests have a limit of their own."""
+"""Largest image or sound, in MB; requests have a limit of their own."""
 _TURNS = ("messages", "contents")
 
 
@@ -35,7 +35,7 @@ class ShownTurns:
     found: Mapping[str, Path | bytes]
 
     def at(self, encoded: Encoded) -> ShownMedia | None:
-        """What the encoded turns show; None where that is text alone."""
+        """Return the media of the encoded turns; None where they are text alone."""
         parts = media_of(self.messages)
         if not parts:
             return None
@@ -48,8 +48,8 @@ class ShownTurns:
 def read_with_media(
     body: Any, read: Callable[[Any], Ask], take_out: Callable[[Any], Beyond], senses: Senses | None
 ) -> Ask:
-    """A request as `read` takes it, with what it shows. Raises RefusalError for what the model doesn't see or hear, by
-    its kind."""
+    """Read a request as `read` takes it, with its images and sounds. Raises RefusalError for what the model doesn't see
+    or hear, by its kind."""
     if senses is None or not senses.kinds:
         return read(body)
     beyond = take_out(body)
@@ -64,8 +64,8 @@ def read_with_media(
 def shown_turns(
     messages: Sequence[Mapping[str, Any]], shown: Mapping[str, Mapping[str, Any]], senses: Senses | None
 ) -> ShownTurns:
-    """Turns in which the marks of `shown` stand, with what they stand for. Raises RefusalError for what the model
-    doesn't take, or what is no image or sound."""
+    """Return turns in which the marks of `shown` stand, with what they stand for. Raises RefusalError for what the
+    model doesn't take, or what is no image or sound."""
     if not shown:
         return ShownTurns([dict(message) for message in messages], {})
     if senses is None:

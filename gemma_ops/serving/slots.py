@@ -12,7 +12,7 @@ from gemma_ops.wire.ask import RefusalError
 
 
 class QueueFullError(RefusalError):
-    """Everybody waits already. `retry_after` is in seconds."""
+    """The queue is full: every place is taken. `retry_after` is in seconds."""
 
     def __init__(self, waiting: int, retry_after: int) -> None:
         words = f"{waiting} requests wait already: send it again in {retry_after} s"
@@ -20,7 +20,7 @@ class QueueFullError(RefusalError):
 
 
 class RequestSlots:
-    """`slots` requests at once and `queue` more that wait, first come, first served."""
+    """Semaphore of `slots` requests at once and `queue` more that wait, first come, first served."""
 
     def __init__(self, slots: int, queue: int) -> None:
         self._free = asyncio.Semaphore(slots)
@@ -30,7 +30,8 @@ class RequestSlots:
 
     @asynccontextmanager
     async def taken(self) -> AsyncIterator[float]:
-        """A slot, for as long as the block lasts; gives the seconds that it was waited for. Raises QueueFullError."""
+        """Hold a slot for as long as the block lasts, and give the seconds that it was waited for. Raises
+        QueueFullError."""
         if self._free.locked() and self.waiting >= self.queue:
             raise QueueFullError(self.waiting, max(1, round(self._seconds * (self.waiting + 1) / max(self.running, 1))))
         began = time.monotonic()
@@ -49,5 +50,5 @@ class RequestSlots:
             self._free.release()
 
     def expected_wait(self) -> float:
-        """Seconds that one more request would wait, by how long the last ones took."""
+        """Return the seconds that one more request would wait, by how long the last ones took."""
         return self._seconds * (self.waiting + 1) / max(self.running, 1) if self._free.locked() else 0.0

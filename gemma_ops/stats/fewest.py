@@ -1,5 +1,4 @@
-"""The fewest values that can show a mean, whatever they are: plain arithmetic, which a plan needs before numpy is
-loaded."""
+"""How few values can show a mean at best: plain arithmetic, which a plan needs before numpy is loaded."""
 
 from __future__ import annotations
 

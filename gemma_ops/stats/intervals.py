@@ -24,9 +24,9 @@ from gemma_ops.stats.betting import BoundedSample
 
 Array = npt.NDArray[np.float64]
 Statistic = Callable[[npt.NDArray[np.intp]], float]
-"""A figure computed on the rows with these indexes."""
+"""Function that computes a figure on the rows with the given indexes."""
 EXACT_ROWS = 5000
-"""Up to this many rows, yes/no gates use exact tests; beyond, the score test differs in the fourth decimal."""
+"""Rows up to which yes/no gates use exact tests; beyond, the score test differs in the fourth decimal."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Sample:
-    """Sums and sizes per cluster of the values of rows, and what follows from them."""
+    """Sums and sizes of the values of rows per cluster, and the statistics that follow from them."""
 
     values: Array
     sums: Array
@@ -76,11 +76,11 @@ class Sample:
 
     @property
     def binary(self) -> bool:
-        """Whether exact methods for independent yes/no rows apply."""
+        """True if exact methods for independent yes/no rows apply."""
         return not self.clustered and bool(np.isin(self.values, (-1.0, 0.0, 1.0)).all())
 
     def bounded(self, low: float, high: float) -> BoundedSample:
-        """The same values as values of this range. Raises ValueError where one lies outside."""
+        """Return these values as a `BoundedSample` of the given range. Raises ValueError where one lies outside."""
         return BoundedSample(self.sums, self.sizes, low, high)
 
     @property
@@ -99,11 +99,11 @@ class Sample:
         return float(stats.t.isf(upper_tail, max(self.groups - 1, 1)))
 
     def tail(self, z: float) -> float:
-        """P(statistic >= z) under the null hypothesis."""
+        """Return P(statistic >= z) under the null hypothesis."""
         return float(stats.norm.sf(z) if self.binary else stats.t.sf(z, max(self.groups - 1, 1)))
 
     def effective(self, variance: float) -> float:
-        """Number of independent rows of this variance whose mean would be as uncertain as ours.
+        """Return the number of independent rows of this variance whose mean would be as uncertain as ours.
 
         Rows that all agree show no variance at all; then only the number of clusters is known to be independent.
         """
@@ -127,7 +127,8 @@ def mean_interval(sample: Sample, confidence: float) -> Interval:
 
 
 def mean_tests(sample: Sample, margin: float) -> tuple[float, float]:
-    """One-sided p-values against `mean <= margin` and against `mean >= margin`; exact for independent yes/no rows."""
+    """Return one-sided p-values against `mean <= margin` and against `mean >= margin`; exact for independent yes/no
+    rows."""
     if sample.binary and 0 <= margin <= 1:
         hits = int(sample.values.sum())
         return float(stats.binom.sf(hits - 1, sample.n, margin)), float(stats.binom.cdf(hits, sample.n, margin))
@@ -147,7 +148,8 @@ def mean_bound(sample: Sample, alpha: float, *, upper: bool = False) -> float:
 
 
 def wilson(mean: float, n: float, z: float) -> tuple[float, float]:
-    """Both ends of Wilson's interval of a mean in [0, 1] that n independent yes/no rows would know as well."""
+    """Return both ends of Wilson's interval for a mean in [0, 1] that is as certain as one of `n` independent yes/no
+    rows."""
     variance = mean * (1 - mean)
     shrink = 1 + z * z / n
     centre = (mean + z * z / (2 * n)) / shrink
@@ -156,8 +158,8 @@ def wilson(mean: float, n: float, z: float) -> tuple[float, float]:
 
 
 def resample_mean(statistic: Statistic, clusters: Sequence[str], seed: int, *, times: int = 1000) -> Array:
-    """The figure on `times` bootstrap samples of clusters. Equal seeds and clusters give equal samples, so that two
-    targets can be compared draw by draw."""
+    """Return a figure computed on `times` bootstrap samples of clusters. Equal seeds and clusters give equal samples,
+    so that two targets can be compared draw by draw."""
     rng = np.random.default_rng(seed)
     _, index = np.unique(np.asarray(clusters), return_inverse=True)
     groups = int(index.max()) + 1
@@ -195,7 +197,7 @@ def recentre(value: float, draws: Array, groups: int | None = None) -> Array:
 
 
 def bootstrap_interval(value: float, draws: Array, confidence: float, n: int, clusters: int) -> Interval:
-    """Percentile interval of bootstrap draws, widened to include the figure itself."""
+    """Return the percentile interval of bootstrap draws, widened to include the figure itself."""
     tail = (1 - confidence) / 2
     low, high = np.quantile(draws, [tail, 1 - tail])
     return Interval(value, min(float(low), value), max(float(high), value), n, clusters, "cluster bootstrap")

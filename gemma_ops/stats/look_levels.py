@@ -15,5 +15,5 @@ FIRST = 0.75
 
 
 def look_level(level: float, spent: Sequence[float]) -> float:
-    """Level of the next look, after looks that spent these levels; 0 when nothing is left."""
+    """Return the level of the next look, after looks that spent these levels; 0 when nothing is left."""
     return FIRST * level if not spent else max(0.0, level - sum(spent)) / 2

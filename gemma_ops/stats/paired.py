@@ -43,7 +43,7 @@ class Difference:
 def compare_paired(
     first: list[float], second: list[float], clusters: list[str] | None, confidence: float
 ) -> Difference:
-    """Paired comparison of two score lists in the same row order, each in [0, 1]."""
+    """Compare two score lists in the same row order, each in [0, 1]."""
     a, b = np.asarray(first), np.asarray(second)
     sample = Sample.of(list(a - b), clusters)
     tail = (1 - confidence) / 2
@@ -75,14 +75,14 @@ def difference_tests(sample: Sample, margin: float) -> tuple[float, float]:
 
 
 def _above(sample: Sample, margin: float, *, mirrored: bool = False) -> float:
-    """Exact p-value against `difference <= margin`; mirrored, against `difference >= margin`."""
+    """Return the exact p-value against `difference <= margin`; mirrored, against `difference >= margin`."""
     wins, losses, n = _counts(sample)
     return _exact(losses, wins, n, -margin) if mirrored else _exact(wins, losses, n, margin)
 
 
 def pairs_needed(wins: float, losses: float, margin: float, level: float) -> int | None:
-    """Independent yes/no rows with which the exact test shows a difference above `margin` with power .8, where these
-    are the true shares of wins and losses. None where no number does."""
+    """Return how many independent yes/no rows show a difference above `margin` with power .8, for true shares of wins
+    and losses. None where no number does."""
     truth = wins - losses
     if truth - margin <= 1e-9:
         return None
@@ -102,7 +102,8 @@ def pairs_needed(wins: float, losses: float, margin: float, level: float) -> int
 
 
 def _pairs_power(wins: float, losses: float, n: int, margin: float, level: float) -> float:
-    """Chance of passing, played 400 times; only where the score test is close to its level the exact one is asked."""
+    """Return the chance of passing in 400 simulated games; the exact test is used only where the score test is near its
+    level."""
     drawn, counts = np.unique(
         np.random.default_rng(n).multinomial(n, [wins, losses, max(0.0, 1 - wins - losses)], size=400), axis=0, return_counts=True
     )  # fmt: skip
@@ -140,7 +141,7 @@ def difference_bound(sample: Sample, alpha: float, *, upper: bool = False) -> fl
 
 
 def _counts(sample: Sample) -> tuple[int, int, int]:
-    """Wins, losses and rows of yes/no rows."""
+    """Return wins, losses and rows of yes/no rows."""
     return int((sample.values > 0).sum()), int((sample.values < 0).sum()), sample.n
 
 
@@ -154,7 +155,7 @@ def _share(wins: object, losses: object, n: object, margin: float) -> np.ndarray
 
 
 def _statistic(wins: object, losses: object, n: float, margin: float) -> np.ndarray:
-    """Tango's z for wins - losses against n * margin."""
+    """Return Tango's z for wins - losses against n * margin."""
     variance = n * (2 * _share(wins, losses, n, margin) + margin * (1 - margin))
     return np.asarray((np.asarray(wins, float) - losses - n * margin) / np.sqrt(np.maximum(variance, 1e-12)))
 

@@ -1,4 +1,4 @@
-"""Rows that a test needs for a power of .8, if the truth is a given one: counted exactly or played through, no rule of
+"""Rows that a test needs for a power of .8 if the truth is a given one, counted exactly or simulated, by no rule of
 thumb."""
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from gemma_ops.stats.fewest import fewest
 
 POWER = 0.8
 _SAFE = 0.825
-"""Power that is aimed at where power is simulated, for the error of the simulation."""
+"""Power that simulations aim at, a little above .8 to allow for their error."""
 _SURE, _SURE_GAMES, _SURE_VALUES = 0.81, 4000, 8_000_000
-"""The power that the number found must have in this many games, whose error is .006; in fewer, where these would be
-more values than this."""
+"""Power that the number found must reach in this many games, whose error is .006; in fewer where they would hold more
+than `_SURE_VALUES` values."""
 _GAMES = 400
 _LONGEST, _LONGEST_SURE = 1500, 20_000
-"""Up to this many rows games are played through; beyond, they are counted by `_PRICE`, and up to the second
-confirmed."""
+"""Rows up to which games are played; beyond, rows are computed by `_PRICE`, and up to the second number confirmed by
+games."""
 _PRICE = (3.5, 5.5)
 """Rows that a test for every distribution needs beyond those of a z-test: so many times the way from the least value to
 the margin, over the way from the margin to the truth. Measured: 2.1 to 5.3; the first is where playing begins, the
@@ -94,7 +94,8 @@ def clusters_needed(sample: BoundedSample, margin: float, level: float, truth: f
 
 
 def _played(sample: BoundedSample, weights: Array, n: int, margin: float, level: float, slope: float) -> int:
-    """The number of clusters, from a first guess: power's normal quantile grows by about `slope` with the root of n."""
+    """Return the number of clusters, from a first guess: the normal quantile of power grows by about `slope` with the
+    root of n."""
     few, enough = 0, 0
     for _ in range(14):
         found = power(sample, weights, n, margin, level)

@@ -1,24 +1,26 @@
 """A game that shows a mean of F1 over labels, or a difference of two, to be above a margin, for every distribution.
 
-A label's F1 is 2 E[hits] / E[total] per row, where a row's hit is 1 when it wants the label and gets it, and its total counts
-how often the label is wanted or said: 0, 1 or 2. So with the true F1 f of every label, and any weights w,
+A label's F1 is 2 E[hits] / E[total] per row, where a row's hit is 1 when it wants the label and gets it, and its total
+counts how often the label is wanted or said: 0, 1 or 2. So with the true F1 f of every label, and any weights w,
 
     sum over labels of w (2 hits - f total)        minus the same of a rival, with its own true F1
 
-is 0 on average. A player who bets on this, with bets and weights that depend on earlier rows only, has a wealth that is a
-martingale for the true f, whatever the distribution; the chance that it ever reaches 1 / level is at most the level
-(J. Ville, 1939). The true f is not known. But if the mean is at most the margin, it is one of the vectors whose mean is at
-most that; so where the wealth of *every* such vector is above 1 / level, the mean is shown to be above the margin. That is
-one test of all labels together. Bounds per label at level / K, averaged, are valid too: with 10 labels at .9 and 850 rows they
-pass a margin of .85 in 1 % of cases, and this game in 85 % (`gemma-ops bench gates`).
+is 0 on average. A player who bets on this, with bets and weights that depend on earlier rows only, has a wealth that is
+a martingale for the true f, whatever the distribution; the chance that it ever reaches 1 / level is at most the level
+(J. Ville, 1939). The true f is not known. But if the mean is at most the margin, it is one of the vectors whose mean is
+at most that; so where the wealth of *every* such vector is above 1 / level, the mean is shown to be above the margin.
+That is one test of all labels together. Bounds per label at level / K, averaged, are valid too: with 10 labels at .9
+and 850 rows they pass a margin of .85 in 1 % of cases, and this game in 85 % (`gemma-ops bench gates`).
 
-The bets are the same for all vectors, so log wealth is a sum of concave functions of f. Each is bounded from below by its
-chord between the ends that f can have; what comes out is linear in f, and its least value over the vectors is found by
-filling a budget (a fractional knapsack). The ends are those of bounds per label, which take a tenth of the level. Paired
-targets are described by f of the rival and the difference, so that rows that both answer alike lose next to nothing.
+The bets are the same for all vectors, so log wealth is a sum of concave functions of f. Each is bounded from below by
+its chord between the ends that f can have; what comes out is linear in f, and its least value over the vectors is found
+by filling a budget (a fractional knapsack). The ends are those of bounds per label, which take a tenth of the level.
+Paired targets are described by f of the rival and the difference, so that rows that both answer alike lose next to
+nothing.
 
-The weight of a label is the inverse of how often it was seen so far, which makes the sum the influence function of the mean
-of F1. The bet is that of `betting.py`, at equal differences of all labels, towards a goal a little beyond 1 / level.
+The weight of a label is the inverse of how often it was seen so far, which makes the sum the influence function of the
+mean of F1. The bet is that of `betting.py`, at equal differences of all labels, towards a goal a little beyond 1 /
+level.
 """
 
 from __future__ import annotations
@@ -34,16 +36,16 @@ from gemma_ops.stats.betting import Array
 
 Bools = npt.NDArray[np.bool_]
 _STEPS = 500
-"""How often the bet is made anew, at most."""
+"""Times that the bet is made anew, at most."""
 _CHECKS = 40
-"""How often the least wealth is looked up, at most."""
+"""Times that the least wealth is looked up, at most."""
 _GOAL, _RUNG = 0.6, 0.5
-"""The goal is 1 / (this share of the level), since the worst vector has less than the vector that is played; once
-reached, a goal that lies this far beyond in log wealth is played for."""
+"""Goal of the game: 1 / (this share of the level), as the worst vector has less wealth than the played one; once
+reached, the goal moves this far beyond in log wealth."""
 _PRIOR_ROWS, _PRIOR_SPREAD = 4.0, 0.15
-"""The deviation of a gain is guessed as this share of the range of gains, and the guess weighs as much as 4 rows."""
+"""First guess of a gain's deviation, as a share of the range of gains; it weighs as much as 4 rows."""
 _MOST_BET = 0.999
-"""Of the wealth, where the largest loss comes."""
+"""Largest share of the wealth that is lost where the largest loss comes."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +60,8 @@ class LabelCounts:
 
 @dataclass(frozen=True)
 class Ends:
-    """What is known of each label [games, labels]: `low` to `high` holds its F1, or its difference from the rival's,
-    and the two of `rival` hold the rival's F1."""
+    """Bounds of each label [games, labels]: `low` to `high` holds its F1, or its difference from the rival's, and
+    `rival` the rival's F1."""
 
     low: Array
     high: Array
@@ -69,7 +71,7 @@ class Ends:
 def ratio_wins(
     own: LabelCounts, rival: LabelCounts | None, margin: Array, level: Array, ends: Ends, *, doubled: bool = False
 ) -> Bools:
-    """Whether the least wealth reaches 1 / level, for every game [games].
+    """True if the least wealth reaches 1 / level, for every game [games].
 
     `margin` [games] is that of the mean over labels, of the difference with a `rival`. The chance of a wrong True is at
     most the level plus the chance that `ends` miss the truth. `doubled`: one label can bring a loss of two totals in
@@ -138,8 +140,8 @@ class _Box:
 
     @classmethod
     def of(cls, ends: Ends, most: Array) -> _Box:
-        """Wealth falls with every coordinate, so the worst vectors sum to `most`, and none of their coordinates can lie
-        lower than the others at their highest leave it, or higher than the others at their lowest do."""
+        """Build the box of the worst vectors, which sum to `most` because wealth falls with every coordinate: each
+        coordinate lies within what the others' ends leave it."""
         low, high = np.broadcast_arrays(ends.low, ends.high)
         least, top, room = low.sum(1, keepdims=True), high.sum(1, keepdims=True), most[:, None]
         raised, sunk = np.maximum(low, room - (top - high)), np.minimum(high, room - (least - low))

@@ -14,15 +14,15 @@ from gemma_ops.stats.ratio_game import Bools, LabelCounts
 from gemma_ops.stats.ratios import RatioSample, ratio_shown
 
 _MOST_EACH = 20_000
-"""Groups of one label beyond which none are looked for."""
+"""Largest number of groups of one label that is looked for."""
 _GAMES = 200
 _MOST_PLAYED = 8_000_000
-"""Rows times games times labels that are played at most; beyond, rows are told from the width of the bound."""
+"""Rows times games times labels that are played at most; beyond, rows are estimated from the width of the bound."""
 _AT_ONCE = 1_000_000
 
 
 def groups_with(sample: RatioSample) -> Array:
-    """Groups [labels] that hold a row which wants the label."""
+    """Return how many groups hold a row that wants each label [labels]."""
     return np.asarray((sample.wanted > 0).sum(0), dtype=np.float64)
 
 
@@ -61,7 +61,7 @@ def groups_each(sample: RatioSample, margin: float, level: float) -> int | None:
 
 
 def occurs(sample: RatioSample) -> Bools:
-    """Whether each label is wanted or said anywhere [labels]."""
+    """True if a label is wanted or said anywhere, for each label [labels]."""
     return np.asarray(np.any([totals.any(axis=0) for _, totals in sample.sides()], axis=0))
 
 
@@ -88,8 +88,8 @@ def groups_needed(sample: RatioSample, margin: float, level: float) -> int | Non
 
 
 def _repeated(sample: RatioSample, margin: float, level: float) -> int:
-    """Groups, to a tenth, with which the sample itself shows a value above `margin`, repeated or cut short; at most a
-    thousand times its own."""
+    """Return the groups, to a tenth, with which the sample itself, repeated or cut short, shows a value above `margin`;
+    at most a thousand times its own."""
 
     def shown(n: int) -> bool:
         taken = np.arange(n) % groups
@@ -108,7 +108,7 @@ def _repeated(sample: RatioSample, margin: float, level: float) -> int:
 
 
 def power_of_rows(sample: RatioSample, n: int, margin: float, level: float, games: int = _GAMES) -> float:
-    """Chance that n independent rows drawn from the sample show a value above `margin`."""
+    """Return the chance that n independent rows drawn from the sample show a value above `margin`."""
     rng, shown = np.random.default_rng(n), 0
     at_once = max(1, _AT_ONCE // (n * sample.hits.shape[1]))
     for begin in range(0, games, at_once):

@@ -21,11 +21,11 @@ from gemma_ops.stats.betting import LEVELS, Array, dealt, wins
 from gemma_ops.stats.ratio_game import Bools, Ends, LabelCounts, ratio_wins
 
 _SHARE = 0.1
-"""Of the level, spent on the bounds per label."""
+"""Share of the level that is spent on the bounds per label."""
 _GRID = 128
-"""Margins a pass when a bound is looked for; two passes."""
+"""Margins tried in each of two passes that look for a bound."""
 _COARSE = 64
-"""Values of F1 among which the bounds per label are looked for in clusters."""
+"""Values of F1 at which the bounds per label are tried for clusters."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,8 @@ class RatioSample:
 
     @property
     def value(self) -> float:
-        """Mean F1 over the labels that occur; the difference, where there is a rival. 0 without any label."""
+        """Return the mean F1 over the labels that occur, or the difference from the rival's where there is one. 0
+        without any label."""
         figures = [
             float((2 * hits.sum(0) / np.maximum(totals.sum(0), 1e-300))[totals.sum(0) > 0].mean()) if totals.any() else 0.0
             for hits, totals in self.sides()
@@ -62,15 +63,15 @@ class RatioSample:
 
     @property
     def low(self) -> float:
-        """The least value there is."""
+        """Return the least value that F1, or a difference, can take."""
         return 0.0 if self.rival_hits is None else -1.0
 
     def shows(self, margin: float, level: float, *, below: bool = False) -> bool:
-        """Whether a value above `margin` is shown at this level; with `below`, one below it."""
+        """True if a value above `margin` is shown at this level; with `below`, one below it."""
         return bool(self._wins(np.array([margin]), np.array([level]), below=below)[0])
 
     def p_value(self, margin: float, *, below: bool = False) -> float:
-        """Smallest level at which the value is shown, and at all larger ones up to .50; 1 when not at .50.
+        """Return the smallest level at which, and at all larger ones up to .50, the value is shown; 1 when not at .50.
 
         P(p <= level) is at most the level, since p <= level means that the game for that level was won.
         """
@@ -90,7 +91,7 @@ class RatioSample:
         return max(begin, self.value) if upper else min(begin, self.value)
 
     def sides(self) -> list[tuple[Array, Array]]:
-        """Hits and totals of the target, and of its rival where there is one."""
+        """Return hits and totals of the target, and of its rival where there is one."""
         rival = [] if self.rival_hits is None or self.rival_totals is None else [(self.rival_hits, self.rival_totals)]
         return [(self.hits, self.totals), *rival]
 
@@ -125,8 +126,8 @@ def ratio_shown(
     below: bool = False,
     clustered: bool = False,
 ) -> Bools:
-    """Whether a mean F1, or a difference, above `margin` is shown [games]; with `below`, one below it. Each game has
-    its own rows where counts are [rows, games, labels]. Rows in clusters play with sums of clusters.
+    """True if a mean F1, or a difference, above `margin` is shown, for every game [games]; with `below`, one below it.
+    Each game has its own rows where counts are [rows, games, labels]. Rows in clusters play with sums of clusters.
 
     Below is above for what is mirrored: the rival's lead, or 1 - F1 = 2 (total / 2 - hits) / total.
     """
@@ -168,8 +169,8 @@ def label_ends(counts: LabelCounts, level: Array, *, clustered: bool = False) ->
 
 
 def _paired_ends(own: LabelCounts, rival: LabelCounts, low: Array, least: Array, level: Array) -> tuple[Array, Array]:
-    """Lower and upper bound of each label's difference [games, labels], narrow where both answer alike. `low` and
-    `least` bound F1 of the target and of the rival from below.
+    """Return lower and upper bounds of each label's difference [games, labels], narrow where both targets answer alike.
+    `low` and `least` bound F1 of the target and of the rival from below.
 
     Of rows where either has the label, with a rate p of those that speak for the target and q of those that speak for
     the rival: F1 - rival's F1 = E[2 (difference of hits) - rival's F1 (difference of totals)] / E[total]. A row that
@@ -188,7 +189,7 @@ def _paired_ends(own: LabelCounts, rival: LabelCounts, low: Array, least: Array,
 
 
 def _rate_ends(hits: Array, rows: Array, level: Array) -> tuple[Array, Array]:
-    """Clopper's and Pearson's bounds of a rate."""
+    """Return Clopper's and Pearson's bounds of a rate."""
     missed = rows - hits
     low = np.where(hits > 0, stats.beta.ppf(level, np.maximum(hits, 1e-9), missed + 1), 0.0)
     high = np.where(missed > 0, stats.beta.isf(level, hits + 1, np.maximum(missed, 1e-9)), 1.0)
@@ -196,8 +197,8 @@ def _rate_ends(hits: Array, rows: Array, level: Array) -> tuple[Array, Array]:
 
 
 def _cluster_ends(counts: LabelCounts, level: Array) -> tuple[Array, Array]:
-    """Bounds per label of sums over clusters [clusters, 1, labels], on a grid, at a power of the root of ten no larger
-    than each level."""
+    """Return bounds per label of sums over clusters [clusters, 1, labels] on a grid, at the power of √10 next below
+    each level."""
     powers, place = np.unique(np.ceil(-2 * np.log10(level)), return_inverse=True)
     labels = counts.totals.shape[2]
     low, high = np.zeros((len(powers), labels)), np.ones((len(powers), labels))

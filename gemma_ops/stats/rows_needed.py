@@ -1,4 +1,4 @@
-"""How many rows a gate would need, if the truth is as measured or as hoped: by the very test that decides it."""
+"""How many rows a gate would need if the truth is as measured or as hoped, by the test that decides the gate."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from gemma_ops.stats.intervals import EXACT_ROWS, Sample
 
 
 def paired_rows(sample: Sample, margin: float, level: float, truth: float, *, is_difference: bool) -> int | None:
-    """Rows with which a mean above `margin` is shown with power .8, if the truth is this sample moved to mean `truth`.
-    None where no number is enough."""
+    """Return the rows with which a mean above `margin` is shown with power .8, if the truth is this sample moved to
+    mean `truth`. None where no number is enough."""
     measured = abs(truth - sample.mean) < 1e-12
     if sample.binary and not is_difference:
         return power.rate_rows_needed(truth, margin, level)

@@ -4,5 +4,5 @@ it may serve."""
 from __future__ import annotations
 
 CANARY = "canary.json"
-"""The file's name, in the folder of the step `evaluate` and in a version; it holds questions, as the report does."""
+"""Name of the file, in the folder of the step `evaluate` and in a version; it holds questions, as the report does."""
 CANARY_SCHEMA = "gemma-ops/canary@1"

@@ -15,7 +15,7 @@ from gemma_ops.verdicts.routing_record import Routing
 from gemma_ops.verdicts.safety import KvFacts, SafetyFacts
 
 VERDICT = "verdict.json"
-"""The file's name, in the folder of the step `evaluate`."""
+"""Name of the file, in the folder of the step `evaluate`."""
 VERDICT_SCHEMA: Final = "gemma-ops/verdict@1"
 _FIX = "evaluate again: --redo evaluate"
 
@@ -25,22 +25,22 @@ class TaskFacts(VerdictRecord):
 
     version: int | None = None
     digest: str
-    """Of its content: questions, references and how they are scored."""
+    """Digest of its content: questions, references and how they are scored."""
     description: str = ""
     primary: str
     """The metric that targets are compared on."""
     rows: int
-    """Questions that were asked."""
+    """Number of questions that were asked."""
     rows_in_file: int | None = None
-    """Questions that its file holds."""
+    """Number of questions that its file holds."""
     cluster_by: str | None = None
     """The field whose equal values make rows dependent; None where rows are independent."""
     clusters: int | None = None
-    """Independent groups of rows."""
+    """Number of independent groups of rows."""
     copies: int = 0
-    """Rows that repeat another question, and count as one with it."""
+    """Number of rows that repeat another question, and count as one with it."""
     privacy: dict[str, int]
-    """Rows by privacy class."""
+    """Number of rows by privacy class."""
     metrics: tuple[str, ...] = ()
     """Names of its figures, in the order of the report."""
     max_new_tokens: int | None = None
@@ -50,7 +50,7 @@ class TaskFacts(VerdictRecord):
 
 
 class TargetFacts(VerdictRecord):
-    """What answered under a target's name."""
+    """The model that answered under a target's name."""
 
     identity: str
     """Digest of the model's files and of how it was asked."""
@@ -69,13 +69,13 @@ class TargetFacts(VerdictRecord):
     size: str | None = None
     """The base model's size, such as `E4B`."""
     bytes: int | None = None
-    """Of a quantized file."""
+    """Bytes of a quantized file."""
     sha256: str | None = None
-    """Of the quantized file that answered; None for others, and where nothing recorded it."""
+    """SHA-256 of the quantized file that answered; None for others, and where nothing recorded it."""
     artifact: str | None = None
     """Digest of the step's artifact that answered."""
     engine: str | None = None
-    """What ran it, such as `llama.cpp`; None where nothing recorded it."""
+    """Engine that ran it, such as `llama.cpp`; None where nothing recorded it."""
 
 
 class TunedModel(VerdictRecord):
@@ -92,13 +92,13 @@ class MachineFacts(VerdictRecord):
     dollars: Number | None = None
     """Dollars an hour; None where no price is known."""
     source: str = Field("not recorded", alias="from")
-    """Where the price is from, or why there is none, in words."""
+    """Source of the price, or why there is none, in words."""
     utilisation: Number = 1.0
-    """Share of hours that it would be busy."""
+    """Share of hours for which it is assumed to be busy."""
 
 
 class GeminiTerms(VerdictRecord):
-    """Under which terms Gemini was asked."""
+    """The terms under which Gemini was asked."""
 
     terms: str | None = None
     terms_source: str | None = None
@@ -122,7 +122,7 @@ class TrainingData(VerdictRecord):
 
 
 class ReleaseFacts(VerdictRecord):
-    """A person's release of answers that would have had to stay here."""
+    """A person's release of answers that would otherwise have had to stay here."""
 
     to: str | None = None
     reason: str = ""
@@ -134,21 +134,21 @@ class AskedFacts(VerdictRecord):
     task: str
     target: str
     began: str
-    """When the first question was asked: UTC, ISO 8601, to the second."""
+    """Time at which the first question was asked: UTC, ISO 8601, to the second."""
     at_once: tuple[int, ...]
-    """Prompts decoded together, or requests under way together; several where it was resumed."""
+    """Prompts decoded together, or concurrent requests; several where the evaluation was resumed."""
     device: tuple[str, ...]
-    """Empty where the engine is not ours, so that its device is not known."""
+    """Device that computed; empty where the engine is not ours, so that it is not known."""
     threads: tuple[int, ...]
     """CPU threads that the engine computed with."""
     cores: int | None
-    """Of the machine."""
+    """CPU cores of the machine."""
     load: tuple[Number, Number] | None
     """Least and greatest load average over the minute before; None where the system keeps none."""
     here: bool
     """Whether the questions stayed on this machine."""
     whole: bool
-    """Whether this covers all answers, not a part only."""
+    """Whether these conditions cover all answers, not a part only."""
 
 
 class Verdict(VerdictRecord):
@@ -159,48 +159,48 @@ class Verdict(VerdictRecord):
     verdict: Literal["pass", "fail", "inconclusive", "ungated"]
     """`fail` if any gate failed, else `inconclusive` if any is, else `pass`; `ungated` where none was decided."""
     confidence: Number
-    """Of intervals, and of all gates together."""
+    """Confidence of intervals, and of all gates together."""
     seed: int | None = None
-    """Of bootstrap samples."""
+    """Seed of bootstrap samples."""
     look: LookTaken | None = None
-    """Which look at these targets this is; None without gates."""
+    """Number of this look at these targets; None without gates."""
     gates: tuple[Gate, ...]
-    """Every condition, in the order of the configuration."""
+    """Gates in the order of the configuration."""
     tasks: dict[str, TaskFacts]
-    """In the order of the configuration."""
+    """Tasks in the order of the configuration."""
     results: tuple[TargetResult, ...]
-    """One per task and target."""
+    """Results, one per task and target."""
     differences: tuple[PairedDifference, ...]
-    """Pairs of targets on the primary metric of a task."""
+    """Paired differences of targets on the primary metric of a task."""
     judged: tuple[dict[str, Any], ...] = ()
     """What judges said of pairs of targets (schema gemma-ops/judged@1); empty without judges."""
     routing: Routing | None = None
-    """Which slices to keep here and which to send to a service; None without a service."""
+    """Slices to keep here and to send to a service; None without a service."""
     run: str | None = None
     made_by: str | None = None
     """The version of gemma-ops that made it."""
     model: Annotated[TunedModel, Field(default_factory=TunedModel)]
     targets: Annotated[dict[str, TargetFacts], Field(default_factory=dict)]
-    """What answered, by target."""
+    """Facts about what answered, by target."""
     machine: MachineFacts | None = None
-    """None where nothing recorded what an hour costs."""
+    """Price of the machine; None where nothing recorded what an hour costs."""
     gemini: GeminiTerms | None = None
-    """None where Gemini was not asked."""
+    """Terms of Gemini; None where it was not asked."""
     data: TrainingData | None = None
     release: ReleaseFacts | None = None
-    """None where no release changed what may be shown."""
+    """Release of answers; None where no release changed what may be shown."""
     standard: StandardHeld | None = None
-    """None where no registry was asked."""
+    """Standard of the registry; None where no registry was asked."""
     date: str | None = None
-    """When the first question was asked: UTC, ISO 8601, to the second; None where nothing recorded it."""
+    """Time at which the first question was asked: UTC, ISO 8601, to the second; None where nothing recorded it."""
     asked: tuple[AskedFacts, ...] = ()
-    """Per task and target; what no record covers is left out."""
+    """Timing conditions per task and target; what no record covers is left out."""
     safety: SafetyFacts | None = None
-    """What probes found; None where none were made."""
+    """Findings of the safety probes; None where none were made."""
     kv: tuple[KvFacts, ...] = ()
-    """What a token costs in keys and values; empty where the model's shape is not known."""
+    """KV cache per token; empty where the model's shape is not known."""
     canary: Annotated[dict[str, int], Field(default_factory=dict)]
-    """Answers that were recorded for a server to repeat, by target."""
+    """Number of answers that were recorded for a server to repeat, by target."""
 
     @model_validator(mode="after")
     def _of_known_tasks(self) -> Self:
@@ -211,36 +211,36 @@ class Verdict(VerdictRecord):
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """The document in a file. Raises DataError for one that isn't there, isn't JSON, is of another schema, or has a
-        field that is wrong, which the message names."""
+        """Read the document from a file. Raises DataError for one that isn't there, isn't JSON, is of another schema,
+        or has a field that is wrong, which the message names."""
         return read_record(path, cls, VERDICT_SCHEMA, _FIX)
 
     @classmethod
     def parse(cls, body: Any, where: str = VERDICT) -> Self:
-        """The document from a JSON object that was found at `where`. Raises DataError as `read` does."""
+        """Parse the document from a JSON object that was found at `where`. Raises DataError as `read` does."""
         return parse_record(body, cls, VERDICT_SCHEMA, _FIX, where)
 
     def result(self, task: str, target: str) -> TargetResult | None:
-        """What a target did on a task; None where it was not asked."""
+        """Return a target's result on a task; None where it was not asked."""
         return next((one for one in self.results if (one.task, one.target) == (task, target)), None)
 
     def results_of(self, task: str) -> tuple[TargetResult, ...]:
-        """Every target's result on a task."""
+        """Return every target's result on a task."""
         return tuple(one for one in self.results if one.task == task)
 
     def differences_of(self, task: str) -> tuple[PairedDifference, ...]:
-        """The paired differences on a task."""
+        """Return the paired differences on a task."""
         return tuple(one for one in self.differences if one.task == task)
 
     def gates_of(self, task: str) -> tuple[Gate, ...]:
-        """The gates on a task."""
+        """Return the gates on a task."""
         return tuple(gate for gate in self.gates if gate.task == task)
 
     def judged_of(self, task: str) -> Iterator[dict[str, Any]]:
-        """What judges said about a task."""
+        """Yield what judges said about a task."""
         return (one for one in self.judged if one["task"] == task)
 
     @property
     def champion(self) -> ComparedChampion | None:
-        """The champion it was compared with; None where there was none."""
+        """Return the champion that the model was compared with; None where there was none."""
         return self.standard.champion if self.standard else None

@@ -1,4 +1,4 @@
-"""What was measured: figures with intervals, speed, money, confusions, and differences between pairs of targets."""
+"""Measured figures: scores with intervals, speed, money, confusions, and differences between pairs of targets."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ValueSpan = tuple[Number, Number, Number]
 
 
 def span_of(value: Number | None, low: Number | None, high: Number | None) -> ValueSpan | None:
-    """The three together; None where any is unknown."""
+    """Return the three together; None where any is unknown."""
     return None if value is None or low is None or high is None else (value, low, high)
 
 
@@ -22,23 +22,23 @@ class Figure(VerdictRecord):
     """One metric of one target on one task, with its interval. A metric that no row was scored for has `value` None."""
 
     value: Number | None
-    """In the metric's own units, for most a share from 0 to 1; None where no row could be scored."""
+    """Value in the metric's own units, for most a share from 0 to 1; None where no row could be scored."""
     low: Number | None = None
     """Lower end of the two-sided interval at the verdict's confidence."""
     high: Number | None = None
-    """Upper end of it."""
+    """Upper end of the two-sided interval at the verdict's confidence."""
     n: int = 0
-    """Rows that were scored."""
+    """Number of rows that were scored."""
     clusters: int | None = None
-    """Independent groups of those rows."""
+    """Number of independent groups of those rows."""
     method: str | None = None
-    """How the interval was made."""
+    """Method of the interval."""
     unscored: int = 0
-    """Rows without a score, which are not in the mean."""
+    """Number of rows without a score, which are not in the mean."""
 
     @property
     def span(self) -> ValueSpan | None:
-        """Value, lower and upper end; None where no row could be scored."""
+        """Return the value with the lower and upper end; None where no row could be scored."""
         return span_of(self.value, self.low, self.high)
 
 
@@ -46,23 +46,23 @@ class SliceFigure(VerdictRecord):
     """The primary metric of one target within one value of a slice."""
 
     bucket: str
-    """The value, or the range of values such as `<6`."""
+    """Value of the slice, or range of values such as `<6`."""
     value: Number | None
-    """As in `Figure`."""
+    """Value of the metric in its own units; None where no row could be scored."""
     low: Number | None = None
     """Lower end of the two-sided interval."""
     high: Number | None = None
-    """Upper end of it."""
+    """Upper end of the two-sided interval."""
     n: int = 0
-    """Scored rows of this value."""
+    """Number of scored rows of this value."""
     clusters: int | None = None
-    """Independent groups of them."""
+    """Number of independent groups of those rows."""
     method: str | None = None
-    """How the interval was made."""
+    """Method of the interval."""
 
     @property
     def span(self) -> ValueSpan | None:
-        """As in `Figure`."""
+        """Return the value with the lower and upper end; None where no row could be scored."""
         return span_of(self.value, self.low, self.high)
 
 
@@ -70,26 +70,26 @@ class SpeedFacts(VerdictRecord):
     """Seconds that askers waited, seconds of the machine, and tokens. None where nothing was measured."""
 
     seconds_p50: Number | None = None
-    """Seconds to the whole answer that half of the askers waited at most."""
+    """Median seconds to the whole answer."""
     seconds_p95: Number | None = None
-    """Seconds that 95 % of them waited at most."""
+    """95th percentile of seconds to the whole answer."""
     first_seconds_p50: Number | None = None
-    """Seconds to the first token, for half of the askers."""
+    """Median seconds to the first token."""
     first_seconds_p95: Number | None = None
-    """Seconds to the first token, for 95 % of them."""
+    """95th percentile of seconds to the first token."""
     seconds_total: Number | None = None
     """Seconds of the machine, or of a service's replies, over all answers."""
     new_tokens_per_second: Number | None = None
     """New tokens of all answers over `seconds_total`."""
     mean_prompt_tokens: Number | None = None
-    """Tokens of a prompt."""
+    """Mean tokens of a prompt."""
     mean_new_tokens: Number | None = None
-    """New tokens of an answer."""
+    """Mean new tokens of an answer."""
     mean_thought_tokens: Number | None = None
-    """Tokens that an answer's thoughts took."""
+    """Mean tokens of an answer's thoughts."""
 
     def wait(self, name: str) -> Number | None:
-        """One of the four waiting times by its name, such as `seconds_p95`, in seconds."""
+        """Return one of the four waiting times by its name, such as `seconds_p95`, in seconds."""
         known = {
             "seconds_p50": self.seconds_p50,
             "seconds_p95": self.seconds_p95,
@@ -100,27 +100,27 @@ class SpeedFacts(VerdictRecord):
 
 
 class CostFacts(VerdictRecord):
-    """Dollars of 1,000 answers. Unknown is None, which is not zero."""
+    """US dollars of 1,000 answers. Unknown is None, which is not zero."""
 
     usd_per_1k: Number | None = None
-    """Dollars of 1,000 answers."""
+    """US dollars of 1,000 answers."""
     low: Number | None = None
-    """Lower end of their interval."""
+    """Lower end of the dollars' interval."""
     high: Number | None = None
-    """Upper end; None where nothing says what an answer can cost at most."""
+    """Upper end of the dollars' interval; None where nothing says what an answer can cost at most."""
     kind: Literal["billed", "machine", "unknown"] = "unknown"
-    """What the dollars are: a bill, hours of the machine, or not known."""
+    """Kind of the dollars: a bill, hours of the machine, or not known."""
     basis: str = "not recorded"
-    """Where the figure is from, or why there is none, in words."""
+    """Source of the figure, or why there is none, in words."""
 
 
 class LabelFacts(VerdictRecord):
-    """What a metric of labels confused."""
+    """Confusions of a metric of labels."""
 
     labels: tuple[str, ...]
     """Labels of the task, in its order."""
     invalid: int
-    """Answers that were none of them."""
+    """Number of answers that were none of the labels."""
     confusion: tuple[tuple[str, str | None, int], ...]
     """Expected label, answered label, rows; the answer is None where it was none of the labels."""
 
@@ -131,28 +131,28 @@ class TargetResult(VerdictRecord):
     task: str
     target: str
     rows: int
-    """Rows of the task, whether or not this target was shown them."""
+    """Number of rows of the task, whether or not this target was shown them."""
     ends: dict[str, int]
-    """Answers by how they ended: `stop`, `length`, `blocked`, `error`."""
+    """Number of answers by how they ended: `stop`, `length`, `blocked`, `error`."""
     failed: int
-    """Answers that failed or were refused; they score 0."""
+    """Number of answers that failed or were refused; they score 0."""
     hidden: int = 0
-    """Rows that this target may not see, and was not shown."""
+    """Number of rows that this target may not see, and was not shown."""
     answered: Annotated[dict[str, int], Field(default_factory=dict)]
-    """Answers by the model that the service says gave them."""
+    """Number of answers by the model that gave them, as the service names it."""
     metrics: dict[str, Figure]
-    """Every figure, by name."""
+    """All figures by name."""
     slices: dict[str, tuple[SliceFigure, ...]]
     """The primary metric within each value of each slice."""
     speed: SpeedFacts
     cost: Annotated[CostFacts, Field(default_factory=CostFacts)]
     place: str = HERE
-    """Where its prompts go; evaluations of before there were services all stayed on the machine."""
+    """Where its prompts go; evaluations from before services were supported all stayed on the machine."""
     labels: Annotated[dict[str, LabelFacts], Field(default_factory=dict)]
     """Confusions, by metric of labels."""
 
     def value(self, metric: str) -> Number | None:
-        """The value of one figure; None where this target has none of the name, or no row could be scored."""
+        """Return the value of one figure; None where this target has no such figure, or no row could be scored."""
         found = self.metrics.get(metric)
         return None if found is None else found.value
 
@@ -169,23 +169,23 @@ class PairedDifference(VerdictRecord):
     low: Number
     """Lower end of the two-sided interval."""
     high: Number
-    """Upper end of it."""
+    """Upper end of the two-sided interval."""
     n: int
-    """Rows that both were scored on."""
+    """Number of rows that both were scored on."""
     clusters: int
-    """Independent groups of them."""
+    """Number of independent groups of those rows."""
     wins: int
-    """Rows that `target` did better on."""
+    """Number of rows that `target` did better on."""
     losses: int
-    """Rows that it did worse on."""
+    """Number of rows that `target` did worse on."""
     p: Number
-    """Two-sided, against no difference."""
+    """Two-sided p-value against no difference."""
     correlation: Number | None
-    """Of the two targets' scores; None where it is not defined."""
+    """Correlation of the two targets' scores; None where it is not defined."""
     method: str
-    """How the interval was made."""
+    """Method of the interval."""
 
     @property
     def span(self) -> ValueSpan:
-        """Value, lower and upper end."""
+        """Return the value with the lower and upper end."""
         return self.value, self.low, self.high

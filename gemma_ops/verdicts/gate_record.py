@@ -1,5 +1,4 @@
-"""What was asked of a model and how it ended: gates, the looks that share their level, the standard they were held
-to."""
+"""Gates and how they ended, the looks that share their level, and the standard they were held to."""
 
 from __future__ import annotations
 
@@ -21,28 +20,28 @@ class Gate(VerdictRecord):
     versus: str | None
     """The rival of a paired test; None for the two others."""
     margin: Number
-    """In units of the metric, dollars of 1,000 answers, or seconds."""
+    """Margin in units of the metric, dollars of 1,000 answers, or seconds."""
     outcome: Literal["pass", "fail", "inconclusive", "report_only"]
     value: Number | None = None
-    """What was measured: of a paired test the difference, of seconds the share of answers that came in time."""
+    """Measured value: of a paired test the difference, of seconds the share of answers that came in time."""
     threshold: Number
-    """What the value must exceed; dollars must stay below it."""
+    """Threshold that the value must exceed; dollars must stay below it."""
     bound: Number | None = None
     """One-sided bound at `level`: beyond the threshold exactly where the gate passes. Of dollars it is the upper."""
     upper: Number | None = None
-    """The bound on the other side, which shows a failure."""
+    """One-sided bound on the other side, which shows a failure."""
     level: Number | None = None
     """Confidence of the bound, after Holm's method."""
     p: Number | None = None
     """One-sided p-value against the condition's opposite."""
     p_holm: Number | None = None
-    """The same, adjusted for all gates of the verdict."""
+    """One-sided p-value, adjusted for all gates of the verdict."""
     n: int | None = None
-    """Rows it was decided on."""
+    """Number of rows the gate was decided on."""
     clusters: int | None = None
-    """Independent groups of them."""
+    """Number of independent groups of those rows."""
     n_needed: int | None = None
-    """Rows that would settle a gate that is inconclusive; None where none would, and for others."""
+    """Rows that would settle an inconclusive gate; None where no number would, and for gates that are settled."""
     words: str
     """The condition and its outcome as a sentence."""
 
@@ -60,34 +59,34 @@ class Look(VerdictRecord):
     """One look at the answers of some targets, which spent a part of the gates' level."""
 
     subjects: tuple[str, ...]
-    """What the gates asked about: task, digest of the target's model, digest of the rival's."""
+    """What the gates are about: task, digest of the target's model, digest of the rival's."""
     evidence: str
-    """Digest of the answers they were decided on."""
+    """Digest of the answers the gates were decided on."""
     rows: int
     """Rows of the largest task that was looked at."""
     level: Number
-    """What it spent of the level."""
+    """Level that the look spent."""
     verdict: str = ""
-    """How it ended; empty until it did."""
+    """Outcome of the look; empty until it is known."""
 
 
 class LookTaken(VerdictRecord):
     """The look that this verdict is, and those before it."""
 
     number: int
-    """1 for the first one."""
+    """Number of the look, 1 for the first one."""
     subjects: tuple[str, ...]
-    """As in `Look`."""
+    """What the gates are about: task, digest of the target's model, digest of the rival's."""
     evidence: str
-    """As in `Look`."""
+    """Digest of the answers the gates were decided on."""
     rows: int
-    """As in `Look`."""
+    """Rows of the largest task that was looked at."""
     level: Number
-    """What it spent of the level."""
+    """Level that the look spent."""
     later: Number
-    """The level that the look after it will have."""
+    """Level that the next look will have."""
     earlier: tuple[Look, ...]
-    """Looks at the same targets before it, the oldest first."""
+    """Earlier looks at the same targets, the oldest first."""
 
 
 class PolicyGate(VerdictRecord):
@@ -100,11 +99,11 @@ class PolicyGate(VerdictRecord):
     versus: str | None = None
     margin: Number = 0.0
     most: Number | None = None
-    """Dollars of 1,000 answers that each cost as much as one can; None where it isn't asked."""
+    """Most dollars of 1,000 answers that each cost as much as one can; None where it isn't asked."""
 
 
 class PolicyQuestions(VerdictRecord):
-    """A task of the policy: the digest of its content, the rows that are asked at least, and its primary metric."""
+    """A task of the policy: the digest of its content, the fewest rows that are asked, and its primary metric."""
 
     digest: str
     rows: int
@@ -118,7 +117,7 @@ class PolicyHeld(VerdictRecord):
     tasks: dict[str, PolicyQuestions]
     confidence: Number
     asks: dict[str, Any] | None = None
-    """What the policy asks besides gates, where it is not the usual."""
+    """Requirements of the policy besides gates, where they are not the usual."""
 
 
 class ComparedChampion(VerdictRecord):
@@ -129,17 +128,17 @@ class ComparedChampion(VerdictRecord):
     manifest: str
     """Digest that names the version."""
     form: str = ""
-    """Which of its files answered: `merged`, a quantized format, `adapter` or `tuned`."""
+    """File of the version that answered: `merged`, a quantized format, `adapter` or `tuned`."""
     base: Annotated[dict[str, str], Field(default_factory=dict)]
-    """SHA-256 of the files of the base it was made from, by name."""
+    """SHA-256 of the files of its base, by name."""
     learned: str = "local_only"
-    """The class of the rows that it learned from."""
+    """Privacy class of the rows that it learned from."""
 
 
 class StandardHeld(VerdictRecord):
-    """What the registry asked of the evaluation."""
+    """The registry's requirements for the evaluation."""
 
     policy: PolicyHeld | None = None
     champion: ComparedChampion | None = None
     why_none: str = ""
-    """Why there was no champion to compare with, in words."""
+    """Reason why there was no champion to compare with, in words."""

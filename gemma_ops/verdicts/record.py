@@ -1,4 +1,4 @@
-"""What every part of a verdict is: a frozen record that is read leniently and written strictly.
+"""The common form of every part of a verdict: a frozen record that is read leniently and written strictly.
 
 A file of a newer version may hold keys that this one doesn't know; they are left out. What is made here may not: a key
 that no field takes is an error. A key that was not given is not written, so that a file keeps the bytes that it had.
@@ -42,22 +42,24 @@ class VerdictRecord(BaseModel):
 
     @classmethod
     def made(cls, body: dict[str, Any]) -> Self:
-        """The record of what was just made. Raises pydantic's ValidationError, which is a ValueError, for a key that no
-        field takes, at any depth."""
+        """Make the record from what was just measured. Raises pydantic's ValidationError, which is a ValueError, for a
+        key that no field takes, at any depth."""
         return cls.model_validate(body, context=_STRICT)
 
     def to_json(self) -> dict[str, Any]:
-        """The JSON object that is written: keys in the order of the fields, without those that were never given."""
+        """Return the JSON object that is written: keys in the order of the fields, without those that were never
+        given."""
         return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
 
     def text(self) -> str:
-        """The file's content: JSON with one space per level, non-ASCII characters as they are, a newline at the end."""
+        """Return the file's content: JSON with one space per level, non-ASCII characters as they are, a newline at the
+        end."""
         return json.dumps(self.to_json(), ensure_ascii=False, indent=1) + "\n"
 
 
 def read_record(path: Path, kind: type[R], schema: str, fix: str) -> R:
-    """A record from a file. Raises DataError, with `fix` as the way out, for a file that is none of this schema; the
-    message names the first field that is wrong."""
+    """Read a record from a file. Raises DataError, with `fix` as the way out, for a file that is none of this schema;
+    the message names the first field that is wrong."""
     try:
         body = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -66,7 +68,7 @@ def read_record(path: Path, kind: type[R], schema: str, fix: str) -> R:
 
 
 def parse_record(body: Any, kind: type[R], schema: str, fix: str, where: str) -> R:
-    """As `read_record`, from the content of a file that lies at `where`."""
+    """Parse a record from the content of a file that lies at `where`."""
     told = body.get("schema") if isinstance(body, dict) else None
     if told != schema:
         raise DataError(f"{where} can't be read: its schema is {told!r}, not {schema!r}", fix)

@@ -15,7 +15,7 @@ from gemma_ops.verdicts.figures import ValueSpan, span_of
 from gemma_ops.verdicts.record import Number, VerdictRecord, read_record
 
 ROUTING = "routing.json"
-"""The file's name, in the folder of the step `evaluate`."""
+"""Name of the file, in the folder of the step `evaluate`."""
 ROUTING_SCHEMA: Final = "gemma-ops/routing@1"
 
 RoutingDecision = Literal["keep", "send", "undecided"]
@@ -35,46 +35,47 @@ class RoutedSlice(VerdictRecord):
     """How a question's value of a slice is found."""
 
     field: str
-    """The row's field that holds it."""
+    """Field of the row that holds the value."""
     buckets: tuple[Number, ...]
     """Bounds of ranges, ascending; empty where values stand for themselves."""
 
 
 class RoutingLine(VerdictRecord):
-    """What is decided for one value of a slice, or for the task as a whole."""
+    """The decision for one value of a slice, or for the task as a whole."""
 
     slice: str | None
     """The slice's name, such as `lang`; None for the task as a whole."""
     value: str | None
     """The slice's value, such as `de`; None for the task as a whole."""
     decision: RoutingDecision
-    """`keep`: shown not to be worse by the margin or more. `send`: shown to be. `undecided`: neither is shown."""
+    """Decision: `keep` where the local model is shown not to be worse by the margin or more. `send`: shown to be.
+    `undecided`: neither is shown."""
     reason: Literal["shown", "privacy", "open"]
-    """Why: a test, because all its rows must stay here, or because nothing is shown."""
+    """Reason: a test, because all its rows must stay here, or because nothing is shown."""
     n: int
-    """Paired rows."""
+    """Number of paired rows."""
     clusters: int
-    """Independent groups of them."""
+    """Number of independent groups of those rows."""
     local_only: int
-    """Rows that only the local target saw."""
+    """Number of rows that only the local target saw."""
     difference: Number | None
     """Local minus remote, in units of the metric; None without pairs."""
     low: Number | None
-    """Lower end of its two-sided interval."""
+    """Lower end of the difference's two-sided interval."""
     high: Number | None
-    """Upper end of it."""
+    """Upper end of the difference's two-sided interval."""
     p: Number | None
-    """Of the decision's own one-sided test."""
+    """p-value of the decision's own one-sided test."""
     p_holm: Number | None
-    """The same, adjusted for all lines of the table."""
+    """One-sided p-value, adjusted for all lines of the table."""
     n_needed: int | None
-    """Rows that would settle an undecided line; None where none would, and for decided ones."""
+    """Rows that would settle an undecided line; None where no number would, and for decided ones."""
     words: str
     """The decision as a sentence."""
 
     @property
     def span(self) -> ValueSpan | None:
-        """Difference, lower and upper end of its interval; None without pairs."""
+        """Return the difference with the lower and upper end of its interval; None without pairs."""
         return span_of(self.difference, self.low, self.high)
 
 
@@ -85,18 +86,18 @@ class RoutingTable(VerdictRecord):
     metric: str
     """The task's primary metric, which was compared."""
     digest: str
-    """Of the task's content."""
+    """Digest of the task's content."""
     local: RoutedTarget
     remote: RoutedTarget
     slices: dict[str, RoutedSlice]
     local_only: Literal["keep"]
-    """What becomes of rows that must stay here: always `keep`."""
+    """Decision for rows that must stay here: always `keep`."""
     lines: tuple[RoutingLine, ...] = Field(min_length=1)
     """The task as a whole, then every value of every slice."""
 
     @property
     def slice_lines(self) -> tuple[RoutingLine, ...]:
-        """The lines about values of slices; empty where the task has none."""
+        """Return the lines about values of slices; empty where the task has none."""
         return self.lines[1:]
 
 
@@ -105,17 +106,17 @@ class Routing(VerdictRecord):
 
     schema_: Literal["gemma-ops/routing@1"] = Field(alias="schema")
     confidence: Number
-    """Chance that a whole table is right."""
+    """Probability that a whole table is right."""
     margin: Number
-    """By how much a local model may be worse and still be kept, in units of the metric."""
+    """Largest difference by which a local model may be worse and still be kept, in units of the metric."""
     tables: tuple[RoutingTable, ...]
 
     def of_task(self, task: str) -> tuple[RoutingTable, ...]:
-        """The tables of one task."""
+        """Return the tables of one task."""
         return tuple(table for table in self.tables if table.task == task)
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """The document in a file. Raises DataError for one that isn't there, isn't JSON, is of another schema, or has a
-        field that is wrong, which the message names."""
+        """Read the document from a file. Raises DataError for one that isn't there, isn't JSON, is of another schema,
+        or has a field that is wrong, which the message names."""
         return read_record(path, cls, ROUTING_SCHEMA, "evaluate again: --redo evaluate")

@@ -1,4 +1,4 @@
-"""What a model was seen to give away, and what its base refused that it no longer does."""
+"""Findings of the safety probes: memorised training rows, and refusals of the base that the tuned model has lost."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from gemma_ops.verdicts.record import Number, VerdictRecord
 
 
 class MemorizedFacts(VerdictRecord):
-    """Training rows whose own words came back when the model was shown no more than how they begin."""
+    """Training rows whose own words the model said when it was shown only their beginning."""
 
     target: str
-    """Which target was asked."""
+    """Name of the target that was asked."""
     rows: int
-    """Training rows that were asked for."""
+    """Number of training rows that were asked for."""
     said: int
-    """Rows whose distinctive word the model said and the base didn't."""
+    """Number of rows whose distinctive word the model said and the base didn't."""
     base_said: int
-    """Rows whose distinctive word the base says too, so that training has not taught it."""
+    """Number of rows whose distinctive word the base says too, so that training has not taught it."""
     upper: Number
     """One-sided 95 % upper bound of the share of all such rows (Clopper and Pearson)."""
 
@@ -24,28 +24,28 @@ class RefusedFacts(VerdictRecord):
     """Requests that ought to be refused."""
 
     target: str
-    """Which target was asked."""
+    """Name of the target that was asked."""
     requests: int
-    """Requests that the base was asked."""
+    """Number of requests that the base was asked."""
     base: int
-    """Of those, how many the base refused."""
+    """Number of these requests that the base refused."""
     lost: int
-    """Of those, how many the target answered."""
+    """Number of the refused requests that the target answered."""
 
 
 class SafetyFacts(VerdictRecord):
-    """What the probes of an evaluation found; None, with a reason, where one could not be made."""
+    """The findings of an evaluation's probes; None, with a reason, where one could not be made."""
 
     memorized: MemorizedFacts | None = None
     refused: RefusedFacts | None = None
     why_none: tuple[str, ...] = ()
-    """Why a probe is missing, in words."""
+    """Reason why a probe is missing, in words."""
 
 
 class KvFacts(VerdictRecord):
-    """The layers of a model that keep keys and values alike."""
+    """Layers of a model with the same window and KV cache."""
 
     window: int | None
-    """Tokens that they keep at most; None where they keep all."""
+    """Tokens that the layers cache at most; None where they cache all."""
     bytes_per_token: int
-    """Of 16-bit keys and values, over all these layers."""
+    """Bytes of the 16-bit KV cache per token, over all these layers."""

@@ -1,4 +1,5 @@
-"""A request for an answer, whichever protocol it came in: what the fronts read, and what the model is asked."""
+"""A request for an answer in one form for all protocols: what the protocol modules read, and what the model is
+asked."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ class RefusalError(Exception):
         code: str = "",
         retry_after: int | None = None,
     ) -> None:
-        """`retry_after`: seconds after which it is worth asking again; None where nothing says."""
+        """Keep why the request is refused; `retry_after` says seconds after which it may be asked again, None where
+        nothing says."""
         super().__init__(message)
         self.message, self.field, self.status, self.code = message, field, status, code
         self.retry_after = retry_after
@@ -34,7 +36,7 @@ class Ask:
     """OpenAI-style turns, as they came."""
     tools: Sequence[Mapping[str, Any]] = ()
     must_call: tuple[str, ...] = ()
-    """Names of functions of which the reply must call one; empty where it may say what it likes."""
+    """Names of functions of which the reply must call one; empty where it is free."""
     raw: str | tuple[int, ...] | None = None
     """A text, or token ids, that is continued as it stands instead of a conversation."""
     max_tokens: int | None = None
@@ -46,12 +48,12 @@ class Ask:
     schema: dict[str, Any] | None = None
     """JSON schema that the reply must follow."""
     logprobs: int | None = None
-    """How many of the likeliest tokens to tell with each; None for no probabilities."""
+    """Number of top logprobs per token; None for no logprobs."""
     shown: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """What is shown, by the mark that stands for it in a message (see `wire.beyond`)."""
+    """Images, sounds and files by the mark that stands for each in a message (see `wire.beyond`)."""
     count: int = 1
-    """Replies wanted."""
+    """Number of replies wanted."""
     thinking: bool | None = None
     stream: bool = False
     extra: Mapping[str, Any] = field(default_factory=dict)
-    """What only the protocol's own replies depend on."""
+    """Settings that only the protocol's own replies depend on."""

@@ -1,9 +1,9 @@
-"""What a request asks for beyond text and functions: things to be shown, tools that a service runs, a level of
-thinking.
+"""What a request asks for beyond text and functions: images and sounds, hosted tools, a level of thinking.
 
 A local model takes none of it, so it is taken out of the body before that is read strictly, and kept: nothing is
 dropped on the way to a model that does. In its place in the text stands a mark that nobody can guess; `restored` puts
-it back."""
+it back.
+"""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ _INLINE = {"inlineData", "inline_data", "fileData", "file_data"}
 
 @dataclass(frozen=True)
 class Beyond:
-    """A body without what only some models take, and that."""
+    """A request's body without the parts that only some models take, and those parts."""
 
     body: dict[str, Any]
     shown: Mapping[str, dict[str, Any]] = field(default_factory=dict)
-    """By mark: `{"type": "media", "mime": …, "data": base64}`."""
+    """Images, sounds and files by mark: `{"type": "media", "mime": …, "data": base64}`."""
     hosted: tuple[str, ...] = ()
     level: str | None = None
-    """The level of thinking that it names, in small letters."""
+    """Level of thinking that the request names, in small letters."""
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -45,7 +45,8 @@ class Beyond:
         return ("text", *sorted(found))
 
     def restored(self, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """Messages in which the marks stand, with what they stand for. Raises RefusalError for one that is gone."""
+        """Return the messages with the images, sounds and files themselves in place of their marks. Raises RefusalError
+        for one that is gone."""
         left = set(self.shown)
         found = [{**message, "content": self._content(message.get("content"), left)} for message in messages]
         if left:
@@ -111,7 +112,7 @@ def gemini_beyond(body: Any) -> Beyond:
 
 
 def shows(body: Any) -> bool:
-    """Whether anything in a body, of either protocol, is to be seen or heard, or is a file."""
+    """True if anything in a body, of either protocol, is an image, a sound or a file."""
     if isinstance(body, list | tuple):
         return any(map(shows, body))
     if not isinstance(body, dict):
@@ -122,7 +123,7 @@ def shows(body: Any) -> bool:
 
 
 class _Marks:
-    """Things to be shown, each with a mark in its place."""
+    """Images, sounds and files of a request, each with a mark in its place."""
 
     def __init__(self) -> None:
         self._word = secrets.token_hex(16)
@@ -154,7 +155,7 @@ def _openai_message(message: Any, marks: _Marks) -> Any:
 
 
 def _openai_part(part: Any, marks: _Marks) -> Any:
-    """A part of a content; what is shown becomes a text with its mark."""
+    """Return a part of a content; an image or sound becomes a text with its mark."""
     kind = part.get("type") if isinstance(part, dict) else None
     if kind not in _SHOWN:
         return part

@@ -24,7 +24,8 @@ _USUAL, _MOST_REPLIES, _MOST_LOGPROBS = 16, 16, 20
 
 
 def read_completion(body: Any) -> Ask:
-    """The request of `POST /v1/completions`, with one prompt. Raises RefusalError naming the field that is wrong."""
+    """Read the request of `POST /v1/completions`, with one prompt. Raises RefusalError naming the field that is
+    wrong."""
     body = check_fields(body, _KNOWN, _IGNORED, _NEUTRAL)
     prompt = body.get("prompt")
     if isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], str | list):
@@ -49,5 +50,5 @@ def read_completion(body: Any) -> Ask:
 
 
 def choice(index: int, text: str, finish: str | None, logprobs: Mapping[str, Any] | None) -> dict[str, Any]:
-    """One continuation in OpenAI's shape."""
+    """Return one continuation in OpenAI's shape."""
     return {"index": index, "text": text, "finish_reason": finish, "logprobs": logprobs}

@@ -1,5 +1,4 @@
-"""Gemini's generateContent as a model of one's own answers it: requests checked strictly, replies in the service's
-shape.
+"""Gemini's generateContent as our server answers it: requests checked strictly, replies in the service's shape.
 
 A field is honoured, or refused by name. What only the real service does (search, code, files, caches, filters) is
 refused with the advice to ask the real service.
@@ -32,8 +31,8 @@ _ELSEWHERE = "is done by Gemini itself, and not by this model"
 
 
 def read_generate(body: Mapping[str, Any], *, stream: bool) -> tuple[Ask, dict[str, Any]]:
-    """The settings of a request whose field names are in camel case, and its conversation as a row: `contents`,
-    `systemInstruction` and `tools`, for `data.gemini_rows`. Raises RefusalError."""
+    """Read a request whose field names are in camel case: its settings, and its conversation as a row. Raises
+    RefusalError."""
     _fields(body, _TOP, _TOP_NEUTRAL, "")
     config = body.get("generationConfig") or {}
     if not isinstance(config, dict):
@@ -109,7 +108,7 @@ def _fields(body: Mapping[str, Any], known: frozenset[str], neutral: Mapping[str
 
 
 def _tools(body: Mapping[str, Any]) -> list[dict[str, Any]] | None:
-    """The declared functions, their parameters as JSON schema; none where the mode is NONE."""
+    """Return the declared functions, their parameters as JSON schema; none where the mode is NONE."""
     found: list[dict[str, Any]] = []
     for tool in body.get("tools") or []:
         for kind, declared in tool.items():
@@ -136,7 +135,8 @@ def _calling(body: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _must_call(body: Mapping[str, Any], tools: list[dict[str, Any]] | None) -> tuple[str, ...]:
-    """Names of the functions of which one must be called (mode ANY), those that are allowed where some are named."""
+    """Return the names of the functions of which one must be called (mode ANY): the allowed ones where some are
+    named."""
     calling = _calling(body)
     mode, allowed = str(calling.get("mode") or "AUTO").upper(), calling.get("allowedFunctionNames") or []
     if mode not in ("AUTO", "NONE", "ANY", "MODE_UNSPECIFIED"):
@@ -163,7 +163,7 @@ def _schema(config: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _thinks(config: Mapping[str, Any]) -> bool | None:
-    """What is asked about thinking; a budget other than none, and a level, can't be kept to."""
+    """Return what the request says about thinking; a thinking level, or a budget above 0, can't be honoured."""
     budget, level = config.get("thinkingBudget"), config.get("thinkingLevel")
     if budget is None and level is None:
         return None
@@ -210,7 +210,7 @@ def _real(config: Mapping[str, Any], name: str, least: float, most: float) -> fl
 
 
 def refusal_body(refusal: RefusalError) -> dict[str, Any]:
-    """A refusal in Google's shape."""
+    """Return a refusal in Google's shape."""
     return Refusal(refusal.status, refusal.message).body()
 
 
@@ -226,7 +226,7 @@ def usage_metadata(prompt: int, replies: int, thoughts: int, cached: int) -> dic
 def content_parts(
     text: str, thought: str, calls: Sequence[tuple[str, dict[str, Any]]], *, thoughts: bool
 ) -> list[dict[str, Any]]:
-    """The parts of a turn of the model; its thought only where it is asked for."""
+    """Return the parts of a model's turn; its thoughts only where they are asked for."""
     found: list[dict[str, Any]] = []
     if thought and thoughts:
         found.append({"text": thought, "thought": True})

@@ -38,7 +38,7 @@ STATUS = {
 
 
 class Refusal(Exception):  # noqa: N818  (what a client gets, not a failure of this program)
-    """The service says no: an HTTP status with Google's error body."""
+    """A request that the service refuses: an HTTP status with Google's error body."""
 
     def __init__(self, code: int, message: str, details: list[dict[str, Any]] | None = None) -> None:
         super().__init__(message)
@@ -65,14 +65,14 @@ def camel(value: Any) -> Any:
 
 
 def contents_of(value: Any) -> list[dict[str, Any]]:
-    """A list of contents; a single content is a list of one."""
+    """Return a list of contents; a single content is a list of one."""
     if isinstance(value, dict):
         return [value]
     return [item for item in value or [] if isinstance(item, dict)]
 
 
 def texts_of(value: Any) -> list[str]:
-    """Texts of the parts of one content or several, in order; thoughts are left out."""
+    """Return the texts of the parts of one content or several, in order; thoughts are left out."""
     return [
         str(part["text"])
         for content in contents_of(value)

@@ -23,14 +23,14 @@ from gemma_ops.wire.openai_fields import (
 )  # fmt: skip
 
 _IGNORED = frozenset({"model", "user", "metadata", "safety_identifier", "prompt_cache_key", "service_tier", "stream"})
-"""Of no consequence here."""
+"""Fields that are accepted and ignored."""
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "frequency_penalty": (None, 0), "presence_penalty": (None, 0), "logit_bias": (None, {}), "store": (None, False),
     "modalities": (None, ["text"]), "audio": (None,), "prediction": (None,), "web_search_options": (None,),
     "functions": (None, []), "function_call": (None, "none", "auto"), "verbosity": (None, "medium"),
     "parallel_tool_calls": (None, True),
 }  # fmt: skip
-"""Fields that are taken with these values only: with any other, the client wants what isn't done here."""
+"""Fields that are accepted with these values only: any other value asks for what isn't supported."""
 _KNOWN = frozenset(
     {
         "messages", "tools", "tool_choice", "max_tokens", "max_completion_tokens", "temperature", "top_p", "top_k", "seed",
@@ -42,7 +42,7 @@ _TYPES = {400: "invalid_request_error", 401: "authentication_error", 404: "not_f
 
 
 def read_chat(body: Any) -> Ask:
-    """The request of `POST /v1/chat/completions`. Raises RefusalError naming the field that is wrong or not done
+    """Read the request of `POST /v1/chat/completions`. Raises RefusalError naming the field that is wrong or not done
     here."""
     body = check_fields(body, _KNOWN, _IGNORED, _NEUTRAL)
     messages = body.get("messages")
@@ -88,7 +88,7 @@ def _check_content(messages: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _shape(wanted: Any) -> tuple[dict[str, Any] | None, bool]:
-    """The schema that is asked for, and whether any JSON object will do."""
+    """Return the schema that is asked for, and whether any JSON object will do."""
     if wanted is None or (isinstance(wanted, dict) and wanted.get("type") == "text"):
         return None, False
     kind = wanted.get("type") if isinstance(wanted, dict) else None
@@ -110,7 +110,7 @@ def _logprobs(body: Mapping[str, Any]) -> int | None:
 
 
 def error_body(refusal: RefusalError) -> dict[str, Any]:
-    """A refusal in OpenAI's shape."""
+    """Return a refusal in OpenAI's shape."""
     kind = _TYPES.get(refusal.status, "server_error" if refusal.status >= 500 else "invalid_request_error")
     return {"error": {"message": refusal.message, "type": kind, "param": refusal.field, "code": refusal.code or None}}
 

@@ -14,7 +14,7 @@ _EFFORTS = {"none": False, "minimal": True, "low": True, "medium": True, "high":
 def check_fields(
     body: Any, known: frozenset[str], ignored: frozenset[str], neutral: Mapping[str, tuple[Any, ...]]
 ) -> Mapping[str, Any]:
-    """The body, once each of its fields is known, of no consequence, or set to what is done anyway. Raises
+    """Return the body once each of its fields is known and either ignored, or set to what is done anyway. Raises
     RefusalError."""
     if not isinstance(body, dict):
         raise RefusalError("the body is no JSON object")
@@ -28,7 +28,7 @@ def check_fields(
 
 
 def stop_texts(body: Mapping[str, Any]) -> tuple[str, ...]:
-    """The texts of `stop`."""
+    """Return the texts of `stop`."""
     stop = body.get("stop") or []
     stops = [stop] if isinstance(stop, str) else stop
     good = isinstance(stops, list) and len(stops) <= _MOST_STOPS and all(isinstance(one, str) and one for one in stops)
@@ -38,8 +38,8 @@ def stop_texts(body: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def forced_call(choice: Any, tools: list[Any], names: list[str]) -> tuple[list[Any], tuple[str, ...]]:
-    """The tools that may be called and the names of those of which one must be, by `tool_choice`; `names` are those of
-    the tools."""
+    """Return the tools that may be called and the names of those of which one must be, by `tool_choice`; `names` are
+    those of the tools."""
     if choice in (None, "auto", "none"):
         return ([] if choice == "none" else tools), ()
     kind = choice.get("type") if isinstance(choice, dict) else choice
@@ -68,7 +68,7 @@ def thinking_effort(effort: Any, field: str) -> bool | None:
 
 
 def whole_number(body: Mapping[str, Any], name: str, least: int | None = None, most: int | None = None) -> int | None:
-    """A whole number from `least` to `most`; None where the field is not set."""
+    """Return a whole number from `least` to `most`; None where the field is not set."""
     value = body.get(name)
     if value is None:
         return None
@@ -80,7 +80,7 @@ def whole_number(body: Mapping[str, Any], name: str, least: int | None = None, m
 
 
 def real_number(body: Mapping[str, Any], name: str, least: float, most: float) -> float | None:
-    """A number from `least` to `most`; None where the field is not set."""
+    """Return a number from `least` to `most`; None where the field is not set."""
     value = body.get(name)
     if value is None:
         return None
@@ -90,5 +90,5 @@ def real_number(body: Mapping[str, Any], name: str, least: float, most: float) -
 
 
 def top_logprobs(body: Mapping[str, Any]) -> int | None:
-    """How many of the likeliest tokens are told with each."""
+    """Return how many top logprobs are given per token."""
     return whole_number(body, "top_logprobs", 0, _MOST_LOGPROBS)

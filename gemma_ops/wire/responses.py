@@ -38,7 +38,7 @@ _TEXTS = ("input_text", "output_text", "text")
 
 
 def read_response(body: Any) -> Ask:
-    """The request of `POST /v1/responses`. Raises RefusalError naming the field that is wrong or not done here."""
+    """Read the request of `POST /v1/responses`. Raises RefusalError naming the field that is wrong or not done here."""
     body = check_fields(body, _KNOWN, _IGNORED, _NEUTRAL)
     tools, names = _tools(body.get("tools") or [])
     tools, must_call = forced_call(body.get("tool_choice"), tools, names)
@@ -92,7 +92,7 @@ def _turns(given: Any) -> list[dict[str, Any]]:
 
 
 def _model_turn(turns: list[dict[str, Any]]) -> dict[str, Any]:
-    """The model's turn that a call belongs to, made where there is none."""
+    """Return the model's turn that a call belongs to, made where there is none."""
     if not turns or turns[-1]["role"] != "assistant":
         turns.append({"role": "assistant", "content": ""})
     return turns[-1]
@@ -115,7 +115,7 @@ def _content(item: Mapping[str, Any], place: int) -> str:
 
 
 def _tools(given: Any) -> tuple[list[dict[str, Any]], list[str]]:
-    """Tools as chat completions spell them, and their names."""
+    """Return tools as chat completions spell them, and their names."""
     found: list[dict[str, Any]] = []
     for tool in given if isinstance(given, list) else [None]:
         if not isinstance(tool, dict) or tool.get("type") != "function":
@@ -152,7 +152,7 @@ def response_body(ask: Ask, number: str, model: str, created: int) -> dict[str, 
 
 
 def response_usage(prompt: int, replies: int, thoughts: int, cached: int) -> dict[str, Any]:
-    """What a response counts."""
+    """Return the token usage of a response."""
     return {
         "input_tokens": prompt,
         "input_tokens_details": {"cached_tokens": cached},
@@ -163,24 +163,24 @@ def response_usage(prompt: int, replies: int, thoughts: int, cached: int) -> dic
 
 
 def reasoning_item(number: str, text: str, status: str) -> dict[str, Any]:
-    """Thoughts as an output item."""
+    """Return thoughts as an output item."""
     content = [{"type": "reasoning_text", "text": text}] if text else []
     return {"id": f"rs_{number}", "type": "reasoning", "summary": [], "content": content, "status": status}
 
 
 def message_item(number: str, text: str | None, status: str, logprobs: list[Any] | None = None) -> dict[str, Any]:
-    """A text as an output item; without content where it has only begun."""
+    """Return a text as an output item; without content where it has only begun."""
     content = [] if text is None else [text_part(text, logprobs)]
     return {"id": f"msg_{number}", "type": "message", "role": "assistant", "status": status, "content": content}
 
 
 def text_part(text: str, logprobs: list[Any] | None = None) -> dict[str, Any]:
-    """The one part of a message."""
+    """Return the one part of a message."""
     return {"type": "output_text", "text": text, "annotations": [], "logprobs": logprobs or []}
 
 
 def call_item(number: str, name: str, arguments: str, status: str) -> dict[str, Any]:
-    """A function call as an output item."""
+    """Return a function call as an output item."""
     return {
         "id": f"fc_{number}", "type": "function_call", "call_id": f"call_{number}", "name": name,
         "arguments": arguments, "status": status,

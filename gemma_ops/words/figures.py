@@ -15,12 +15,12 @@ _COLOURS = {"base": "t-base", "tuned": "t-tuned", **{name: each.css for name, ea
 
 
 def colour(target: str) -> str:
-    """CSS class of a target, its own; `palette.style` gives every class of a page its colour."""
+    """Return the CSS class of a target; `palette.style` gives every class of a page its colour."""
     return _COLOURS.get(target) or f"t-{digest.of_json(target)[:10]}"
 
 
 def short_name(target: str) -> str:
-    """A name that fits a table: without the kind of target, its address and its folders."""
+    """Return a name that fits a table: without the kind of target, its address and its folders."""
     kind, colon, rest = target.partition(":")
     if colon and kind == "gemini":
         return rest
@@ -32,7 +32,7 @@ def short_name(target: str) -> str:
 
 
 def chip(target: str) -> Markup:
-    """A target's short name with its mark in its colour; the whole name is its title."""
+    """Return a target's short name with its mark in its colour; the whole name is its title."""
     return PAGES.fill("parts.html", "chip", target=target)
 
 
@@ -48,29 +48,29 @@ def html_table(head: Sequence[object], rows: Sequence[Sequence[object]], *, kind
 
 
 def number(value: float, sign: str = "") -> str:
-    """Three decimals with a real minus sign."""
+    """Return a number with three decimals and a real minus sign."""
     return f"{value:{sign}.3f}".replace("-", "−")
 
 
 def interval_text(low: float, high: float, sign: str = "") -> Markup:
-    """An interval in small print."""
+    """Return an interval in small print."""
     return small("ci", f"{number(low, sign)} to {number(high, sign)}")
 
 
 def usd_text(value: float) -> str:
-    """Dollars with as many digits as a small amount needs."""
+    """Return dollars with as many digits as a small amount needs."""
     return f"${value:,.2f}" if value >= 0.1 or value == 0 else f"${value:#.2g}" if value >= 1e-4 else f"${value:.1e}"
 
 
 def seconds(value: float | None) -> str:
-    """Seconds with two or three figures; a dash where they were not measured."""
+    """Return seconds with two or three figures; a dash where they were not measured."""
     if value is None:
         return "–"
     return f"{value:,.1f} s" if value >= 10 else f"{value:.2f} s" if value >= 0.1 else f"{1000 * value:.0f} ms"
 
 
 def p_text(p: float) -> str:
-    """A p-value as people read it."""
+    """Return a p-value as people read it."""
     return "<0.0001" if p < 1e-4 else f"{p:.4f}" if p < 0.01 else f"{p:.2f}"
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 _BREAK = re.compile(r"(?P<tag>\{[{%#].*?[#%}]\})|[ \t]*\n\s*", re.DOTALL)
-"""A tag of jinja2, kept as it is; or line breaks with the spaces around them."""
+"""Pattern of a jinja2 tag, kept as it is, or of line breaks with the spaces around them."""
 _KEPT = "\N{ZERO WIDTH NON-JOINER}\N{ZERO WIDTH JOINER}"
 
 
@@ -43,7 +43,7 @@ def trusted(text: str) -> Markup:
 
 
 class Templates:
-    """The template files of some folders, the first that has a name being asked, and what they may call."""
+    """Template files of some folders, of which the first that has a name is used, and the functions they may call."""
 
     def __init__(self, *folders: Path, helpers: Mapping[str, Any] | None = None) -> None:
         self.folders = folders
@@ -63,7 +63,7 @@ class Templates:
             raise
 
     def page(self, file: str, macro: str, /, **values: Any) -> str:
-        """As `fill`, for a whole page: plain text, which nobody takes for a part of another page."""
+        """Return a whole page as plain text, which is not taken for a part of another page."""
         return str(self.fill(file, macro, **values))
 
     @cached_property
@@ -81,7 +81,7 @@ class Templates:
         return (join_lines(path.read_text(encoding="utf-8")), str(path), None) if path else None
 
     def _verbatim(self, name: str) -> Markup:
-        """A file next to the templates as it is: a style sheet, a script."""
+        """Return a file next to the templates as it is: a style sheet, a script."""
         path = self._path(name)
         assert path is not None, name
         return trusted(path.read_text(encoding="utf-8"))

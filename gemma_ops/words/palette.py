@@ -1,5 +1,4 @@
-"""Colours and marks of the targets in one report: as many as there are targets, each its own, the same on the whole
-page.
+"""Colours and marks of the targets in one report: each target has its own, the same on the whole page.
 
 The targets that a run makes keep their colours. Every other one gets the candidate that lies farthest from all colours
 in use, for normal sight and for the two common kinds of red-green blindness (Viénot, Brettel and Mollon, Color Research
@@ -30,9 +29,9 @@ _KNOWN = {
     "t-tuned": ("#2b63d9", "#7aa5ff"),
     **{each.css: each.colours for each in GGUF.values()},
 }
-"""On a light and on a dark page."""
+"""Colours of known targets, on a light and on a dark page."""
 _FIRST = {"gemini": ("#b8336a", "#ff8fb5"), "openai": ("#56720f", "#b5d35a")}
-"""Of the first service of a kind."""
+"""Colour of the first service of a kind."""
 _APART = 0.05
 """Least distance at which the first service of a kind keeps its usual colour."""
 _PAPER = (1.0, 1.0, 1.0)
@@ -100,7 +99,7 @@ def marks(targets: Sequence[str]) -> Markup:
 
 
 def distance(one: Rgb, other: Rgb) -> float:
-    """The least distance of two colours in Oklab: that for protanopia, for deuteranopia, or half of that for normal
+    """Return the least distance of two colours in Oklab: for protanopia, for deuteranopia, or half of that for normal
     sight, which tells more hues apart."""
     normal, protan, deutan = (math.dist(first, second) for first, second in zip(_seen(one), _seen(other), strict=True))
     return min(normal / 2, protan, deutan)
@@ -114,7 +113,7 @@ def contrast(one: Rgb, other: Rgb = _PAPER) -> float:
 
 @cache
 def _candidates() -> tuple[Rgb, ...]:
-    """Colours that can be read on white: all hues, from dark to middling, strong and dull."""
+    """Return colours that can be read on white: all hues, from dark to middling, strong and dull."""
     every = product(range(0, 360, 10), (0.22, 0.3, 0.38, 0.46, 0.54, 0.62), (0.35, 0.65, 0.95))
     found = [_rgb(_hex(colorsys.hls_to_rgb(hue / 360, light, strong))) for hue, light, strong in every]
     return tuple(one for one in found if contrast(one) >= _CONTRAST)
@@ -122,7 +121,7 @@ def _candidates() -> tuple[Rgb, ...]:
 
 @cache
 def _seen(one: Rgb) -> tuple[Rgb, Rgb, Rgb]:
-    """A colour in Oklab as normal, protanope and deuteranope eyes see it."""
+    """Return a colour in Oklab as normal, protanope and deuteranope eyes see it."""
     red, green, blue = map(_linear, one)
     protan = 0.11238 * red + 0.88762 * green
     deutan = 0.29275 * red + 0.70725 * green
@@ -154,7 +153,7 @@ def _linear(value: float) -> float:
 
 
 def _lighter(one: Rgb) -> Rgb:
-    """The same hue for a dark page: as light there as the colour is dark here."""
+    """Return the same hue for a dark page: as light there as the colour is dark here."""
     hue, light, strong = colorsys.rgb_to_hls(*one)
     return colorsys.hls_to_rgb(hue, 0.9 - 0.4 * light, min(strong, 0.75))
 

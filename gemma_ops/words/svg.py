@@ -34,12 +34,12 @@ def whisker(
 
 
 def mark(colour: str, x: str, y: float) -> str:
-    """The mark of a target, whose shape `palette.marks` puts into the page."""
+    """Return the mark of a target, whose shape `palette.marks` puts into the page."""
     return f'<use class="dot {colour}" href="#mark-{colour}" x="{x}" y="{y}"/>'
 
 
 def axis(domain: Domain, *, title: str, signed: bool = False, parts: int = 4) -> Markup:
-    """Numbers below the grid lines of `whisker`, and below them what they are."""
+    """Return the numbers below the grid lines of `whisker`, and below them their title."""
     texts = []
     for tick in ticks(domain, parts):
         at = (tick - domain[0]) / (domain[1] - domain[0])
@@ -53,7 +53,7 @@ def axis(domain: Domain, *, title: str, signed: bool = False, parts: int = 4) ->
 
 
 def ticks(domain: Domain, parts: int = 4) -> list[float]:
-    """Round positions inside the domain, about `parts` steps apart."""
+    """Return round positions inside the domain, about `parts` steps apart."""
     span = domain[1] - domain[0]
     raw = span / parts
     power = 10 ** math.floor(math.log10(raw))
@@ -63,7 +63,7 @@ def ticks(domain: Domain, parts: int = 4) -> list[float]:
 
 
 def domain_of(values: Sequence[float], *, around_zero: bool = False) -> Domain:
-    """A domain with a little air. Scores get [0, 1]; differences keep zero in sight."""
+    """Return a domain with a margin on both sides. Scores get [0, 1]; differences keep zero in sight."""
     if not around_zero:
         return (0.0, 1.0)
     low, high = min([0.0, *values]), max([0.0, *values])
@@ -83,8 +83,8 @@ def svg_bar(parts: Sequence[tuple[float, str, str]]) -> Markup:
 
 
 def heat(labels: Sequence[str], cells: Sequence[tuple[int, int, int]]) -> Markup:
-    """A confusion map: rows are expected labels, columns answered ones. Hits stand on the diagonal in one colour, confusions
-    off it in another, each as strong as the root of its share of the strongest."""
+    """A confusion map: rows are expected labels, columns answered ones. Hits stand on the diagonal in one colour,
+    confusions off it in another, each as strong as the root of its share of the strongest."""
     size = 10
     side = size * len(labels)
     top = {on: max((count for row, column, count in cells if (row == column) is on), default=1) for on in (True, False)}

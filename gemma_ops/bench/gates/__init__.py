@@ -1,4 +1,5 @@
-"""Do gates keep their word? Data with a known truth, judged over and over: `gemma-ops bench gates`.
+"""The check that gates keep their error rates on data whose truth is known. Data with a known truth, judged over and
+over: `gemma-ops bench gates`.
 
 In every case the truth stands exactly at the margin, where a wrong pass and a wrong fail are likeliest. What is counted
 must stay below the level, and the intervals must hold the truth as often as they say. The other tables tell the price:

@@ -1,4 +1,4 @@
-"""Kinds of scores whose true mean is known: those on which plain intervals break, and kind ones."""
+"""Kinds of scores whose true mean is known: those on which plain intervals fail, and easy ones."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from gemma_ops.stats.betting import Array
 
 Rng = np.random.Generator
 Draw = Callable[[Rng, int, int], tuple[Array, Array]]
-"""From (rng, repetitions, n): sums and sizes [repetitions, n] of rows, or of clusters of rows."""
+"""Function (rng, repetitions, n) -> sums and sizes [repetitions, n] of rows, or of clusters of rows."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A kind of score. `truth` is its mean, `low` to `high` its range; `binary` ones get exact tests. Where rows come in
-    clusters, n counts clusters."""
+    """A kind of score. `truth` is its mean, `low` to `high` its range; `binary` ones get exact tests. Where rows come
+    in clusters, n counts clusters."""
 
     name: str
     draw: Draw
@@ -44,8 +44,8 @@ def _rare(
 
 
 def _clusters(quality: float, agreement: float, *, informative: bool) -> Draw:
-    """Yes/no rows in clusters of 1 to 60 rows, lognormal; each cluster has a rate of its own. Informative sizes: large
-    clusters are the worse ones."""
+    """Draw yes/no rows in clusters of 1 to 60 rows, lognormal; each cluster has a rate of its own. Informative sizes:
+    large clusters are the worse ones."""
 
     def make(rng: Rng, times: int, n: int) -> tuple[Array, Array]:
         sizes = np.clip(np.exp(rng.normal(1.5, 1.0, (times, n))), 1, 60).round()
@@ -58,14 +58,14 @@ def _clusters(quality: float, agreement: float, *, informative: bool) -> Draw:
 
 @cache
 def _row_mean(quality: float, agreement: float) -> float:
-    """Mean over rows of informative clusters, from four million clusters."""
+    """Return the mean over rows of informative clusters, from four million clusters."""
     sums, sizes = _clusters(quality, agreement, informative=True)(np.random.default_rng(1), 4, 1_000_000)
     return float(sums.sum() / sizes.sum())
 
 
 @cache
 def _capped_lognormal(spread: float, most: float) -> float:
-    """Mean of min(exp(spread Z), most), by summing over a fine grid."""
+    """Return the mean of min(exp(spread Z), most), by summing over a fine grid."""
     from scipy import stats
 
     log = np.log(most) / spread
@@ -74,7 +74,7 @@ def _capped_lognormal(spread: float, most: float) -> float:
 
 
 def cases() -> list[Case]:
-    """All of them."""
+    """Return all kinds of scores."""
     collapse = _rare(0.02, lambda r, s: r.uniform(-0.02, 0.02, s), lambda r, s: -(0.2 + 0.6 * r.beta(4, 4, s)))
     zeros = _rare(0.02, lambda r, s: r.beta(40, 5, s), lambda _, s: np.zeros(s))
     runaways = _rare(0.03, lambda r, s: -r.uniform(0.8, 1.2, s), lambda r, s: -50 * r.uniform(0.8, 1.2, s))

@@ -1,5 +1,4 @@
-"""Gates on F1, whose truth stands at the margin: micro and macro, rare labels, and targets in pairs; and what they
-cost."""
+"""Gates on F1 whose truth stands at the margin: micro and macro, rare labels, and targets in pairs; and their power."""
 
 from __future__ import annotations
 
@@ -30,7 +29,7 @@ class LabelCase:
     apart: float | None = None
 
     def draw(self, rng: np.random.Generator, times: int, n: int) -> tuple[LabelCounts, LabelCounts | None]:
-        """Counts [n, times, labels] of the target and of its rival; micro F1 has one label."""
+        """Draw the counts [n, times, labels] of the target and of its rival; micro F1 has one label."""
         labels = len(self.shares)
         wanted = rng.choice(labels, (n, times), p=self.shares)
         luck = rng.random((n, times))
@@ -43,7 +42,7 @@ class LabelCase:
 
     @property
     def truth(self) -> float:
-        """F1 of all there is; the difference from the rival, which is the better one."""
+        """Return the F1 of the whole population; the difference from the rival, which is the better one."""
         drawn, own = np.asarray(self.shares), np.diag(self.right * np.asarray(self.shares))
         own = np.hstack([own, self.invalid * drawn[:, None]])
         own[:, :-1] += (1 - self.right - self.invalid) * np.outer(drawn, drawn)
@@ -54,7 +53,8 @@ class LabelCase:
         return self._f1(other) - self._f1(own)
 
     def _f1(self, joint: Array) -> float:
-        """From the probability of each pair of a wanted label and a said one, or none [labels, labels + 1]."""
+        """Return F1 from the probability of each pair of a wanted label and a said one, or none [labels, labels +
+        1]."""
         hits, totals = np.diag(joint[:, :-1]), joint.sum(1) + joint[:, :-1].sum(0)
         return float((2 * hits / totals).mean() if self.macro else 2 * hits.sum() / totals.sum())
 
@@ -72,7 +72,7 @@ _EVEN = (1 / 3,) * 3
 
 
 def label_cases() -> list[LabelCase]:
-    """All of them."""
+    """Return all kinds of labels."""
     return [
         LabelCase("micro F1 at least, 5% no label", _EVEN, 0.85, macro=False, invalid=0.05),
         LabelCase("macro F1 at least, 3 even labels", _EVEN, 0.85, macro=True),
@@ -85,7 +85,7 @@ def label_cases() -> list[LabelCase]:
 
 
 def _shown(case: LabelCase, n: int, times: int, seed: int, asked: list[tuple[float, float, bool]]) -> list[Bools]:
-    """For each (margin, level, below), whether it is shown [times], on the same data."""
+    """Return for each (margin, level, below) whether it is shown [times], on the same data."""
     rng, found = np.random.default_rng(seed), [list[Bools]() for _ in asked]
     at_once = max(1, _AT_ONCE // (n * len(case.shares)))
     for begin in range(0, times, at_once):
@@ -97,7 +97,7 @@ def _shown(case: LabelCase, n: int, times: int, seed: int, asked: list[tuple[flo
 
 
 def label_errors(case: LabelCase, n: int, times: int, seed: int) -> ErrorRates:
-    """One line of the table."""
+    """Measure one line of the table."""
     truth = case.truth
     asked = [(truth, level, below) for level in (0.05, SIDE) for below in (False, True)]
     above, below, low, high = _shown(case, n, times, seed, asked)
@@ -106,8 +106,8 @@ def label_errors(case: LabelCase, n: int, times: int, seed: int) -> ErrorRates:
 
 @dataclass(frozen=True)
 class LabelPower:
-    """How often a macro F1 of even labels passes a margin; `per_label` is how often bounds of each label at its share
-    of the level do, averaged."""
+    """Power of a gate: how often a macro F1 of even labels passes a margin; `per_label` is how often bounds of each
+    label at its share of the level do, averaged."""
 
     labels: int
     value: float
@@ -119,7 +119,7 @@ class LabelPower:
 
 
 def label_power(labels: int, value: float, margin: float, n: int, times: int, seed: int) -> LabelPower:
-    """Labels of equal shares and equal F1 `value`; a wrong answer is any other label."""
+    """Measure the power for labels of equal shares and equal F1 `value`; a wrong answer is any other label."""
     even = (1 / labels,) * labels
     case = LabelCase("", even, (value * labels - 1) / (labels - 1), macro=True)
     (passed,) = _shown(case, n, times, seed, [(margin, 0.05, False)])

@@ -21,7 +21,7 @@ SCHEMA = "gemma-ops/gates-bench@1"
 
 
 def measure_gates(times: int, seed: int, tell: Callable[[str], None]) -> dict[str, Any]:
-    """All tables with so many repetitions. The whole record takes minutes on one core at 4,000."""
+    """Measure all tables with so many repetitions. The whole record takes minutes on one core at 4,000."""
     started = time.process_time()
     every = cases()
     errors = []
@@ -73,7 +73,7 @@ def measure_gates(times: int, seed: int, tell: Callable[[str], None]) -> dict[st
 
 
 def record_lines(body: dict[str, Any]) -> list[str]:
-    """The record for a terminal."""
+    """Return the record as lines for a terminal."""
     bounds = body["bounds"]
     found = ["wrong pass  wrong fail  coverage      n  case"]
     found += [

@@ -1,4 +1,4 @@
-"""The tables: errors and coverage per case, rows beside a t-test's, verdicts of ten gates, twenty looks, told rows."""
+"""The tables: errors and coverage per case, rows next to a t-test's, verdicts of ten gates, twenty looks, told rows."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from gemma_ops.stats.look_levels import look_level
 
 Bools = npt.NDArray[np.bool_]
 _GAMES = 4000
-"""Games that measure the power at told rows: its error is then .006."""
+"""Games that measure the power at told rows, with an error of .006."""
 SIDE = 0.025
-"""Of a two-sided interval that holds 95 % of the time."""
+"""Level of one side of a two-sided interval that holds 95 % of the time."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class ErrorRates:
 
 
 def rejected(case: Case, sums: Array, sizes: Array, level: float, *, upper: bool = False) -> Bools:
-    """For every repetition, whether a mean above the truth (below it, with `upper`) is shown at this level."""
+    """Return for every repetition whether a mean above the truth (below it, with `upper`) is shown at this level."""
     if case.binary:
         return np.array([p <= level for p in _exact(case, sums)[int(upper)]])
     sign, low = (-1.0, -case.high) if upper else (1.0, case.low)
@@ -46,7 +46,7 @@ def rejected(case: Case, sums: Array, sizes: Array, level: float, *, upper: bool
 
 
 def _exact(case: Case, values: Array) -> tuple[list[float], list[float]]:
-    """p-values of both sides by the product's exact tests, each outcome computed once."""
+    """Return p-values of both sides by the product's exact tests, each outcome computed once."""
     counts = zip((values > 0).sum(1).tolist(), (values < 0).sum(1).tolist(), strict=True)
     found = [_p_values(case.truth, case.low < 0, more, less, values.shape[1]) for more, less in counts]
     return [above for above, _ in found], [below for _, below in found]
@@ -69,7 +69,7 @@ def _holds(truth: float, pairs: bool, more: int, less: int, n: int) -> bool:
 
 
 def errors(case: Case, n: int, times: int, seed: int) -> ErrorRates:
-    """One line of the table."""
+    """Measure one line of the table."""
     sums, sizes = case.draw(np.random.default_rng(seed), times, n)
     above, below = (float(rejected(case, sums, sizes, 0.05, upper=side).mean()) for side in (False, True))
     if case.binary:
@@ -83,7 +83,7 @@ def errors(case: Case, n: int, times: int, seed: int) -> ErrorRates:
 
 @dataclass(frozen=True)
 class PowerPrice:
-    """Rows for power .8 at level .05, beside those of a t-test."""
+    """Rows for power .8 at level .05, next to those of a t-test."""
 
     effect: float
     deviation: float
@@ -96,7 +96,7 @@ class PowerPrice:
 
 
 def rows_price(effect: float, deviation: float) -> PowerPrice:
-    """For normal differences in [-1, 1] against a margin of 0."""
+    """Measure the rows for normal differences in [-1, 1] against a margin of 0."""
     n = np.arange(2, 20_000)
     seen = stats.nct.sf(stats.t.isf(0.05, n - 1), n - 1, effect / deviation * np.sqrt(n))
     t_rows = int(n[int(np.argmax(seen >= power.POWER))])
@@ -111,8 +111,8 @@ def rows_price(effect: float, deviation: float) -> PowerPrice:
 
 
 def verdict_of_gates(case: Case, n: int, gates: int, times: int, seed: int) -> tuple[float, float]:
-    """Share of verdicts of so many true gates at their margins in which any passes, and in which any fails, at the
-    level of a first look. The first step of Holm's method decides whether any does."""
+    """Return the share of verdicts of so many true gates at their margins in which any passes, and in which any fails,
+    at the level of a first look. The first step of Holm's method decides whether any does."""
     level = look_level(0.05, ()) / gates
     rng, any_pass, any_fail = np.random.default_rng(seed), np.zeros(times, dtype=bool), np.zeros(times, dtype=bool)
     for _ in range(gates):
@@ -123,8 +123,8 @@ def verdict_of_gates(case: Case, n: int, gates: int, times: int, seed: int) -> t
 
 
 def looks(case: Case, first: int, more: int, count: int, times: int, seed: int) -> tuple[float, float]:
-    """Share of evaluations that pass at any of `count` looks at growing rows: with the level spent over looks, and with
-    the whole level at each."""
+    """Return the share of evaluations that pass at any of `count` looks at growing rows: with the level spent over
+    looks, and with the whole level at each."""
     sums, sizes = case.draw(np.random.default_rng(seed), times, first + more * (count - 1))
     spent: list[float] = []
     spending, careless = np.zeros(times, dtype=bool), np.zeros(times, dtype=bool)
@@ -139,8 +139,8 @@ def looks(case: Case, first: int, more: int, count: int, times: int, seed: int) 
 
 @dataclass(frozen=True)
 class Pilots:
-    """What small evaluations tell of the rows needed, where the truth lies beyond the margin: how many pilots are told
-    that no number would do, and the power at the told number if the pilot is the truth."""
+    """Findings of small evaluations about the rows needed, where the truth lies beyond the margin: how many pilots are
+    told that no number would do, and the power at the told number if the pilot is the truth."""
 
     case: str
     n: int
@@ -151,7 +151,7 @@ class Pilots:
 
 
 def pilots(case: Case, n: int, gap: float, count: int, seed: int) -> Pilots:
-    """Pilots of n rows against a margin that lies `gap` below the truth."""
+    """Measure pilots of n rows against a margin that lies `gap` below the truth."""
     rng, none, found = np.random.default_rng(seed), 0, list[float]()
     margin = case.truth - gap
     for _ in range(count):
@@ -167,7 +167,7 @@ def pilots(case: Case, n: int, gap: float, count: int, seed: int) -> Pilots:
 
 
 def _power(case: Case, pilot: Sample, margin: float, n: int, rng: np.random.Generator) -> float:
-    """Power at n rows drawn from the pilot."""
+    """Return the power at n rows drawn from the pilot."""
     drawn = rng.choice(pilot.values, (_GAMES, n))
     at = Case(case.name, case.draw, margin, case.low, case.high, case.binary)
     return float(rejected(at, drawn, np.ones_like(drawn), 0.05).mean())

@@ -1,4 +1,5 @@
-"""`gemma-ops bench train`: one training step of gemma-ops beside stock TRL and whoever else is installed.
+"""The benchmark `gemma-ops bench train`: one training step of gemma-ops against stock TRL and whoever else is
+installed.
 
 `spec` says what is measured, `arms` who is, `child` is the process that measures, `runner` starts one after the other,
 `report` and `picture` say what came out, `suite` is the list for a GPU.

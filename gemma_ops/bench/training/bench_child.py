@@ -1,9 +1,9 @@
-"""One process of a benchmark: `python -m gemma_ops.bench.training.bench_child job.json`. What it measured goes into the reply file
-that the job names; so does a failure, in words, because a benchmark goes on without an arm that can't run.
+"""One process of a benchmark: `python -m gemma_ops.bench.training.bench_child job.json`. What it measured goes into the
+reply file that the job names; so does a failure, in words, because a benchmark goes on without an arm that can't run.
 
-Four kinds of job: `save` writes the checkpoint that arms load, `gate` compares gradients in float32 on a small shape, all
-arms in one process, `time` runs one arm once, and `rate` measures the largest products this GPU can do. With `--serve`
-the process stays, and takes the names of job files from its standard input.
+Four kinds of job: `save` writes the checkpoint that arms load, `gate` compares gradients in float32 on a small shape,
+all arms in one process, `time` runs one arm once, and `rate` measures the largest products this GPU can do. With
+`--serve` the process stays, and takes the names of job files from its standard input.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from gemma_ops.bench.training.bench_spec import BenchSpec, from_json, make
 
 
 def bench_main(path: Path) -> None:
-    """Do the job in the file at `path`."""
+    """Run the job in the file at `path`."""
     job = json.loads(path.read_text(encoding="utf-8"))
     reply = Path(job["reply"])
     try:
@@ -39,7 +39,7 @@ def bench_main(path: Path) -> None:
 
 
 def time(job: dict[str, Any]) -> dict[str, Any]:
-    """One arm, once."""
+    """Time one arm, once."""
     spec, arm = from_json(job["spec"]), ARMS[job["arm"]]
     _first_imports(arm.name)
     _threads(spec)
@@ -53,7 +53,8 @@ def time(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def gate(job: dict[str, Any]) -> dict[str, Any]:
-    """Relative error of every arm's gradients of one whole step against stock TRL, in float32, padded rows against packed."""
+    """Return the relative error of every arm's gradients of one whole step against stock TRL, in float32, padded rows
+    against packed."""
     spec = gate_spec(from_json(job["spec"]))
     _threads(spec)
     if spec.device == "cuda":
@@ -74,8 +75,8 @@ def gate(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def gate_spec(spec: BenchSpec) -> BenchSpec:
-    """The small shape that exactness is shown on, with E2B's mechanisms whatever the size that is timed. Clipping is out
-    of the way, and rows are longer than the window."""
+    """Return the small shape that exactness is shown on, with E2B's mechanisms whatever the size that is timed.
+    Clipping is out of the way, and rows are longer than the window."""
     small = make("tiny", device=spec.device, weights="fp32", steps=1, repeats=1, seed=spec.seed)
     return replace(small, max_grad_norm=1e9, threads=spec.threads, row_length=160)
 
@@ -93,7 +94,7 @@ def save_result(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def token_rate(job: dict[str, Any]) -> dict[str, Any]:
-    """Floating-point operations per second of a bf16 product of squares, the ceiling of everything here."""
+    """Measure the floating-point operations per second of a bf16 product of squares, the ceiling of everything here."""
     import torch
 
     from gemma_ops.bench.training.measure import best_seconds
@@ -136,7 +137,7 @@ def _tokenizer(folder: Path) -> Path:
 
 
 def _first_imports(arm: str) -> None:
-    """What must be imported before anything else; and what would otherwise be imported while memory is measured."""
+    """Import what must come before anything else, and what would otherwise be imported while memory is measured."""
     import importlib
 
     if arm == "unsloth":
@@ -157,7 +158,7 @@ def _threads(spec: BenchSpec) -> None:
 
 
 def _words(error: BaseException) -> str:
-    """One line; a GPU that is full is told as such."""
+    """Return an error as one line; a GPU that is full is reported as such."""
     name = type(error).__name__
     if name == "OutOfMemoryError" or "CUDA out of memory" in str(error):
         return "out of memory"
@@ -166,7 +167,7 @@ def _words(error: BaseException) -> str:
 
 
 def serve_cases() -> None:
-    """Do the jobs whose files are named on standard input, one a line, and forget each one's tensors."""
+    """Run the jobs whose files are named on standard input, one a line, and free each one's tensors."""
     import gc
 
     for line in sys.stdin:

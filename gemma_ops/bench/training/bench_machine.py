@@ -1,4 +1,4 @@
-"""What a measurement was made on and with: processor or GPU, memory, versions. Free of torch."""
+"""The machine and software of a measurement: processor or GPU, memory, versions. Free of torch."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _PACKAGES = (
 
 
 def machine(device: str) -> dict[str, Any]:
-    """Names and sizes of what the benchmark ran on; no host name, no user."""
+    """Return names and sizes of what the benchmark ran on; no host name, no user."""
     found: dict[str, Any] = {
         "cpu": _cpu(),
         "cores": os.cpu_count(),
@@ -46,7 +46,7 @@ def machine(device: str) -> dict[str, Any]:
 
 
 def package_versions() -> dict[str, str]:
-    """Of what is installed among the packages that matter to speed."""
+    """Return the versions of installed packages that matter to speed."""
     found = {"gemma-ops": __version__}
     for name in _PACKAGES:
         try:
@@ -57,7 +57,7 @@ def package_versions() -> dict[str, str]:
 
 
 def gpu_facts() -> devices.Device | None:
-    """The GPU as the table of devices knows it, for its peak; None without one."""
+    """Return the GPU as the table of devices knows it, for its peak; None without one."""
     found = devices.present_devices()
     return found[0] if found else None
 

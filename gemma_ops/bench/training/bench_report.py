@@ -1,4 +1,4 @@
-"""From raw repeats to what may be said of them: medians, spreads, ratios, and the table. Arithmetic only, free of torch.
+"""Summary of a benchmark's raw repeats: medians, spreads, ratios, and the table. Arithmetic only, free of torch.
 
 A ratio is that of two medians; its spread is that of the repeats taken pairwise, which ran beside each other.
 """
@@ -15,22 +15,23 @@ from gemma_ops.bench.training.bench_spec import BenchSpec, from_json, parameters
 from gemma_ops.planning.devices import GIB
 
 PACKED = "trl-packed"
-"""The other arm that ratios are quoted against."""
+"""Name of the other arm that ratios are quoted against."""
 
 
 def clock(device: str) -> str:
-    """Which of the measured times counts: see `measure`."""
+    """Return which of the measured times counts: see `measure`."""
     return "user" if device == "cpu" else "wall"
 
 
 def speed_text(result: dict[str, Any], tokens: float, device: str) -> float:
-    """Tokens of the data (padding does not count) per second, over the timed steps of one repeat."""
+    """Return tokens of the data (padding does not count) per second, over the timed steps of one repeat."""
     spent: list[float] = result[clock(device)]
     return tokens * len(spent) / sum(spent)
 
 
 def summary(body: dict[str, Any]) -> dict[str, Any]:
-    """Per arm: median and range of speed and memory, ratios to both stock arms, loss and gradient agreement."""
+    """Return for each arm median and range of speed and memory, ratios to both stock arms, loss and gradient
+    agreement."""
     spec = from_json(body["spec"])
     facts = made_rows.bench_facts(made_rows.draw(spec, bench_shapes.text(spec.size)["vocab_size"]), spec.micro_batch)
     good: dict[str, list[dict[str, Any]]] = {}
@@ -81,8 +82,8 @@ def summary(body: dict[str, Any]) -> dict[str, Any]:
 
 
 def useful_flops(spec: BenchSpec, facts: dict[str, float]) -> float:
-    """Operations a token cannot do without: every product once forward and once for its input's gradient, nothing
-    recomputed, attention within documents and windows, the head on scored tokens. The roofline's numerator."""
+    """Return the operations a token cannot do without: every product once forward and once for its input's gradient,
+    nothing recomputed, attention within documents and windows, the head on scored tokens. The roofline's numerator."""
     from gemma_ops import family
     from gemma_ops.planning import speed as theory
     from gemma_ops.planning.training_step import PassShape
@@ -108,12 +109,12 @@ GPU_HEAD = (*HEAD[:4], "of roofline", "peak in all", *HEAD[5:])
 
 
 def report_head(body: dict[str, Any]) -> tuple[str, ...]:
-    """The table's head: on a GPU with the share of its roofline, and memory with the model in it."""
+    """Return the table's head: on a GPU with the share of its roofline, and memory with the model in it."""
     return GPU_HEAD if body.get("rate") else HEAD
 
 
 def report_table(body: dict[str, Any]) -> list[tuple[str, ...]]:
-    """Rows for `head`, one an arm."""
+    """Return rows for `head`, one an arm."""
     made = body["summary"]
     out = []
     for name, arm in made["arms"].items():
@@ -140,7 +141,7 @@ def report_table(body: dict[str, Any]) -> list[tuple[str, ...]]:
 
 
 def opening(body: dict[str, Any]) -> list[str]:
-    """What was measured, on what, in two lines."""
+    """Return what was measured, on what, in two lines."""
     spec: BenchSpec = from_json(body["spec"])
     made, place = body["summary"], body["machine"]
     facts = made["facts"]
@@ -160,7 +161,7 @@ def opening(body: dict[str, Any]) -> list[str]:
 
 
 def closing(body: dict[str, Any]) -> list[str]:
-    """What the gate said, and what padding cost."""
+    """Return the gate's result, and what padding cost."""
     facts, gate = body["summary"]["facts"], body.get("gate", {})
     worst = max((result["error"] for result in gate.values() if "error" in result), default=None)
     lines = [f"padded rows take {facts['slots_per_token_padded']:.2f} slots a token"]
@@ -170,7 +171,7 @@ def closing(body: dict[str, Any]) -> list[str]:
 
 
 def report_case(result: dict[str, Any], spec: BenchSpec, body: dict[str, Any]) -> str:
-    """One repeat in a line of progress."""
+    """Return one repeat as a line of progress."""
     if "error" in result:
         return str(result["error"])
     pace = speed_text(result, body["summary"]["facts"]["tokens"], spec.device)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from gemma_ops.bench.training.bench_spec import BenchSpec
 
 _SIGMA = 0.9
-"""Of the logarithm of a row's length."""
+"""Standard deviation of the logarithm of a row's length."""
 _SPREAD = 0.15
 """Standard deviation of the share of a row that carries loss."""
 _SHORTEST = 16
@@ -20,24 +20,24 @@ _FIRST = 10
 
 @dataclass(frozen=True)
 class BenchRow:
-    """Token ids, and as labels the same ids where they carry loss, -100 elsewhere."""
+    """Token ids of a row, and as labels the same ids where they carry loss, -100 elsewhere."""
 
     input_ids: list[int]
     labels: list[int]
 
 
 def draw(spec: BenchSpec, vocab: int) -> list[BenchRow]:
-    """The rows of one optimizer step: lengths log-normal, prompts first, answers to the end.
+    """Draw the rows of one optimizer step: lengths log-normal, prompts first, answers to the end.
 
-    Lengths are drawn one from each of `batch` equally likely slices of the distribution, so that a handful of rows is as
-    long on average, and as uneven, as a large data set.
+    Lengths are drawn one from each of `batch` equally likely slices of the distribution, so that a handful of rows is
+    as long on average, and as uneven, as a large data set.
     """
     chance = random.Random(spec.seed)
     return [_row(length, spec.scored, vocab, chance) for length in lengths(spec, chance)]
 
 
 def lengths(spec: BenchSpec, chance: random.Random) -> list[int]:
-    """Tokens of each row, in random order."""
+    """Return the tokens of each row, in random order."""
     normal, centre = statistics.NormalDist(), math.log(spec.mean) - _SIGMA**2 / 2
     places = [(index + chance.uniform(0.02, 0.98)) / spec.batch for index in range(spec.batch)]
     drawn = [round(math.exp(centre + _SIGMA * normal.inv_cdf(place))) for place in places]
@@ -54,8 +54,9 @@ def _row(length: int, scored: float, vocab: int, chance: random.Random) -> Bench
 
 
 def bench_facts(rows: list[BenchRow], micro_batch: int) -> dict[str, float]:
-    """What a reader needs to judge the numbers: tokens of a step, the longest row, the tokens of the row that
-    an average token stands in, the share with loss, and how many slots padding makes of a token at `micro_batch` rows, over random orders."""
+    """Return what a reader needs to judge the numbers: tokens of a step, the longest row, the tokens of the row that an
+    average token stands in, the share with loss, and how many slots padding makes of a token at `micro_batch` rows,
+    over random orders."""
     sizes = [len(row.input_ids) for row in rows]
     total = sum(sizes)
     chance = random.Random(0)

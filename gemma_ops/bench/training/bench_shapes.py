@@ -1,4 +1,4 @@
-"""Shapes that are measured: the five true sizes, text only, and two that a CPU can bear. Free of torch."""
+"""Shapes that are measured: the five true sizes, text only, and two small enough for a CPU. Free of torch."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _EDGE: dict[str, Any] = {
     "final_logit_softcapping": 30.0,
     "max_position_embeddings": 8192,
 }
-"""What the small shapes share with E2B: four sliding layers to one global, half of the stack sharing keys and values and
-twice as wide inside, per-layer embeddings, capped logits."""
+"""Dimensions that the small shapes share with E2B: four sliding layers to one global, half of the stack sharing keys
+and values and twice as wide inside, per-layer embeddings, soft-capped logits."""
 
 SMALL: dict[str, dict[str, Any]] = {
     "tiny": _EDGE
@@ -30,12 +30,13 @@ SMALL: dict[str, dict[str, Any]] = {
     | {"vocab_size": 262_144, "vocab_size_per_layer_input": 262_144, "hidden_size": 384, "intermediate_size": 1536,
        "head_dim": 64, "global_head_dim": 128, "hidden_size_per_layer_input": 32, "sliding_window": 512},
 }  # fmt: skip
-"""`tiny` for tests of the benchmark itself, `cpu` with Gemma's whole vocabulary and E2B's window: 214 M parameters."""
+"""Small shapes: `tiny` for tests of the benchmark itself, `cpu` with Gemma's whole vocabulary and E2B's window: 214 M
+parameters."""
 KEYS = (*SMALL, *(key.lower() for key in family.SIZES))
 
 
 def text(size: str, layers: int | None = None) -> dict[str, Any]:
-    """The text part of a `config.json`, cut to `layers` decoder layers of unchanged shape.
+    """Return the text part of a `config.json`, cut to `layers` decoder layers of unchanged shape.
 
     A cut keeps whole repetitions of the pattern of windows, and the share of layers that share keys and values. Raises
     ConfigError where that can't be.

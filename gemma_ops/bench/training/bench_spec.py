@@ -1,5 +1,5 @@
-"""What one benchmark measures: a shape, rows, a step, and how often. Free of torch; what differs between two specs makes
-their numbers incomparable, so a spec is kept with every result.
+"""The settings of one benchmark: a shape, rows, a step, and how often. Free of torch; what differs between two specs
+makes their numbers incomparable, so a spec is kept with every result.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class BenchSpec:
     """Share of tokens with loss, on average."""
     rank: int = 16
     threads: int = 1
-    """On a CPU."""
+    """CPU threads."""
     seed: int = 0
     max_grad_norm: float = 1.0
 
@@ -74,7 +74,7 @@ class BenchSpec:
 
     @property
     def name(self) -> str:
-        """For a folder: what tells this benchmark from others of a suite."""
+        """Return what tells this benchmark from others of a suite, for a folder's name."""
         cut = f"-{self.layers}-layers" if self.layers else ""
         again = "" if self.checkpointing == "auto" else f"-{self.checkpointing}"
         launched = "-launched" if self.graphs == "off" else ""
@@ -82,15 +82,16 @@ class BenchSpec:
 
     @property
     def saved(self) -> bool:
-        """The model is written once as a checkpoint and loaded by every arm; true sizes are made in memory instead."""
+        """True if the model is written once as a checkpoint and loaded by every arm; true sizes are made in memory
+        instead."""
         return self.size in bench_shapes.SMALL
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self) | {"arms": list(self.arms)}
 
     def measures_like(self, body: dict[str, Any]) -> bool:
-        """Whether results kept under another spec can stand beside this one's: only the arms and the number of repeats
-        may differ."""
+        """True if results kept under another spec can be compared with this one's: only the arms and the number of
+        repeats may differ."""
         free = {"arms", "repeats"}
         return {k: v for k, v in self.to_json().items() if k not in free} == {
             k: v for k, v in body.items() if k not in free
@@ -117,7 +118,7 @@ def make(
     repeats: int | None = None,
     **more: Any,
 ) -> BenchSpec:
-    """A spec with the defaults of its size and lengths filled in. Raises ConfigError for what can't be."""
+    """Return a spec with the defaults of its size and lengths filled in. Raises ConfigError for what can't be."""
     if lengths not in LENGTHS:
         raise ConfigError(f"unknown lengths {lengths!r}", f"one of: {', '.join(LENGTHS)}; or give --mean and --max")
     size = size.lower()
@@ -145,12 +146,12 @@ def make(
 
 
 def check_arms(names: tuple[str, ...], known: tuple[str, ...]) -> None:
-    """Raises ConfigError for an arm that is none."""
+    """Raise ConfigError for an arm that is unknown."""
     wrong = [name for name in names if name not in known]
     if wrong:
         raise ConfigError(f"unknown arm {wrong[0]!r}", f"one of: {', '.join(known)}")
 
 
 def parameters(spec: BenchSpec) -> int:
-    """Of the whole text model, exactly."""
+    """Return the exact parameters of the whole text model."""
     return family.Shape.from_config(bench_shapes.text(spec.size, spec.layers)).counts().text

@@ -1,4 +1,4 @@
-"""Clocks and peaks: what one training took, read from outside through a trainer's callbacks.
+"""Clocks and peak memory of one training, read from outside through a trainer's callbacks.
 
 On a CPU a machine is seldom idle, so the clock is the processor time that this process itself spent in its own code
 (`ru_utime`); on a GPU it is the wall, with the device synchronised at both ends. Memory is what was needed beyond the
@@ -18,14 +18,14 @@ from transformers import TrainerCallback
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _B_STD = 0.01
-"""Of the second LoRA factor: at its usual zero the first one would have no gradient to compare."""
+"""Standard deviation of LoRA B's values: at its usual zero LoRA A would have no gradient to compare."""
 
 
 class Watch(TrainerCallback):  # type: ignore[misc]
-    """Times optimizer steps and keeps the gradients of the first one.
+    """Callback that times optimizer steps and keeps the gradients of the first one.
 
-    The first step is the warm-up: its time is not counted, its loss and its gradients are compared. `kernels` counts the
-    CUDA kernels of one more step at the end.
+    The first step is the warm-up: its time is not counted, its loss and its gradients are compared. `kernels` counts
+    the CUDA kernels of one more step at the end.
     """
 
     def __init__(self, device: str, *, steps: int, seed: int, gradients: bool, kernels: bool = False) -> None:
@@ -38,7 +38,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         self.loaded = 0
         self.trainable = 0
         self._warm = 0
-        """Bytes at the peak of the warm-up step, in which passes are recorded."""
+        """Bytes at the peak of the warm-up step, in which CUDA graphs are captured."""
         self.kernels: int | None = None
         self._profiler: Any = None
         self._count = kernels and device == "cuda"
@@ -51,11 +51,11 @@ class Watch(TrainerCallback):  # type: ignore[misc]
 
     @property
     def all_steps(self) -> int:
-        """Optimizer steps to run: the warm-up, the timed ones, and one under the profiler."""
+        """Return the optimizer steps to run: the warm-up, the timed ones, and one under the profiler."""
         return 1 + self.steps + self._count
 
     def model_loaded(self, model: Any) -> None:
-        """Call once the base is in memory, before adapters: memory from here on is the training's."""
+        """Note that the base is in memory, before adapters: memory from here on is the training's."""
         for parameter in model.parameters():  # pages of a mapped file come in when they are first read
             parameter.data.view(-1)[:: 4096 // parameter.element_size()].sum()
         gc.collect()
@@ -99,7 +99,8 @@ class Watch(TrainerCallback):  # type: ignore[misc]
             self.norms.append(float(logs.get("grad_norm", 0.0)))
 
     def result(self) -> dict[str, Any]:
-        """Seconds of each timed step by clock, bytes at the peak beyond the loaded model, losses and gradient norms."""
+        """Return seconds of each timed step by clock, bytes at the peak beyond the loaded model, losses and gradient
+        norms."""
         spans = [
             tuple(late - early for early, late in zip(before, after, strict=True))
             for before, after in zip(self.stamps, self.stamps[1:], strict=False)
@@ -118,12 +119,14 @@ class Watch(TrainerCallback):  # type: ignore[misc]
 
 
 def short_commit(name: str) -> str:
-    """A parameter's name from its decoder layer on: what comes before depends on the class, what PEFT adds on the trainer."""
+    """Return a parameter's name from its decoder layer on: what comes before depends on the class, what PEFT adds on
+    the trainer."""
     return name[name.index("layers.") :].replace(".default", "") if "layers." in name else name
 
 
 def same_adapter(model: Any, seed: int) -> None:
-    """Give every adapter factor values that depend on its name and `seed` alone, so that all arms start alike."""
+    """Give LoRA A and B of every adapter values that depend on their name and `seed` alone, so that all arms start
+    alike."""
     import torch
 
     for name, parameter in model.named_parameters():
@@ -135,7 +138,7 @@ def same_adapter(model: Any, seed: int) -> None:
 
 
 def agreement(ours: dict[str, Any], reference: dict[str, Any]) -> dict[str, float]:
-    """Cosine and relative error of one step's gradients, over all parameters together.
+    """Return cosine and relative error of one step's gradients, over all parameters together.
 
     Raises ValueError when the two sets of parameters differ.
     """
@@ -154,7 +157,7 @@ def agreement(ours: dict[str, Any], reference: dict[str, Any]) -> dict[str, floa
 
 
 def best_seconds(work: Any, device: str, *, repeats: int = 10) -> float:
-    """The shortest of some timings of `work`, after two that are not counted."""
+    """Return the shortest of some timings of `work`, after two that are not counted."""
     import torch
 
     spent = []
@@ -169,7 +172,7 @@ def best_seconds(work: Any, device: str, *, repeats: int = 10) -> float:
 
 
 def _reset(device: str) -> int:
-    """Forget the peak so far; returns the bytes in use now."""
+    """Forget the peak so far, and return the bytes in use now."""
     if device == "cuda":
         import torch
 
@@ -190,7 +193,8 @@ def _peak(device: str) -> int:
 
 
 def _recorded() -> int:
-    """Bytes that only recorded CUDA graphs use: theirs to the end, though the allocator counts them as free."""
+    """Return the bytes that only captured CUDA graphs use: theirs to the end, though the allocator counts them as
+    free."""
     import torch
 
     segments = torch.cuda.memory_snapshot()

@@ -23,7 +23,7 @@ text{font:13px system-ui,-apple-system,"Segoe UI",sans-serif;fill:#1f2328}
 
 
 def svg(body: dict[str, Any]) -> str:
-    """The picture of a benchmark that has a summary."""
+    """Draw the picture of a benchmark that has a summary."""
     arms = {name: arm for name, arm in body["summary"]["arms"].items() if "absent" not in arm}
     absent = [f"{name}: {arm['absent']}" for name, arm in body["summary"]["arms"].items() if "absent" in arm]
     title, under = bench_report.opening(body)

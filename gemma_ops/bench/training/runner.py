@@ -1,5 +1,5 @@
-"""A whole benchmark: the gate, then every arm in a process of its own, repeats interleaved, each result kept as soon as it
-is there. Run again, it goes on where it was stopped.
+"""Execution of a whole benchmark: the gate, then every arm in a process of its own, repeats interleaved, each result
+kept as soon as it is there. Run again, it goes on where it was stopped.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from gemma_ops.errors import GateError, OpsError
 TOLERANCE = 1e-5
 """Relative error of a step's gradients in float32, above which an arm computes something else."""
 _LONGEST = 3600
-"""Seconds after which a process is taken for stuck."""
+"""Seconds after which a process counts as stuck."""
 
 Tell = Callable[[str], None]
 
@@ -59,7 +59,7 @@ class BenchRunner:
             self.body["gate"] = gate
 
     def run(self) -> dict[str, Any]:
-        """Measure what is not measured yet; returns everything, the summary included.
+        """Measure what is not measured yet, and return everything, the summary included.
 
         Raises GateError when gemma-ops' gradients differ from stock TRL's: then no number is worth reporting.
         """
@@ -81,7 +81,8 @@ class BenchRunner:
         return self.body
 
     def measured_rate(self, known: float | None = None) -> float | None:
-        """Operations per second of this GPU's largest products, measured once; kept with the results. None on a failure."""
+        """Return the operations per second of this GPU's largest products, measured once; kept with the results. None
+        on a failure."""
         if "rate" not in self.body:
             self.body["rate"] = known or self._child("rate").get("flops")
         rate: float | None = self.body["rate"]
@@ -89,7 +90,7 @@ class BenchRunner:
 
     @contextmanager
     def _together(self) -> Iterator[None]:
-        """One process, with one set of imports, for what is not timed."""
+        """Keep one process, with one set of imports, for what is not timed."""
         given, kept = self.worker, workers.Kept()
         if isinstance(given, workers.Fresh):
             self.worker = kept
@@ -100,7 +101,7 @@ class BenchRunner:
             kept.end()
 
     def _able(self, name: str) -> bool:
-        """Whether an arm can run here; the reason is kept if not."""
+        """True if an arm can run here; the reason is kept if not."""
         arm = ARMS[name]
         missing = arm.missing()
         reason = None
@@ -132,7 +133,8 @@ class BenchRunner:
                 )
 
     def _model(self, names: list[str]) -> Path | None:
-        """The checkpoint that arms load: for small sizes always, for true ones where an arm takes nothing else."""
+        """Return the checkpoint that arms load: for small sizes always, for true ones where an arm takes nothing
+        else."""
         if not self.spec.saved and not any(ARMS[name].from_folder for name in names):
             return None
         folder = self.folder / "model"
@@ -163,7 +165,7 @@ class BenchRunner:
         self.tell(f"{name:<16} {repeat + 1}/{spec.repeats}  {bench_report.report_case(result, spec, self.body)}")
 
     def _agreement(self, name: str) -> dict[str, float] | None:
-        """Of an arm's gradients with the reference's, once both are there."""
+        """Return the agreement of an arm's gradients with the reference's, once both are there."""
         mine, theirs = (self.folder / "gradients" / f"{arm}.safetensors" for arm in (name, REFERENCE))
         if not (mine.is_file() and theirs.is_file()):
             return None
@@ -177,7 +179,7 @@ class BenchRunner:
             return None
 
     def _due(self, name: str, repeat: int) -> bool:
-        """Not measured yet, and not known to fail."""
+        """True if it is not measured yet, and not known to fail."""
         mine = [result for result in self.body["results"] if result["arm"] == name]
         return not any(result["repeat"] == repeat or "error" in result for result in mine)
 
@@ -185,7 +187,7 @@ class BenchRunner:
         return self.deadline is not None and time.monotonic() > self.deadline
 
     def _child(self, kind: str, **more: Any) -> dict[str, Any]:
-        """Do one job in another process; a process that dies without a word is an error too."""
+        """Run one job in another process; a process that dies silently is an error too."""
         job, reply = self.folder / "job.json", self.folder / "reply.json"
         reply.unlink(missing_ok=True)
         job.write_text(
@@ -202,7 +204,7 @@ class BenchRunner:
         return result
 
     def _kept(self) -> dict[str, Any] | None:
-        """What an earlier run of the same measurement left; another one's folder is not touched."""
+        """Return what an earlier run of the same measurement left; another one's folder is not touched."""
         if not self.path.is_file():
             return None
         body: dict[str, Any] = json.loads(self.path.read_text(encoding="utf-8"))

@@ -1,7 +1,7 @@
 """The list of benchmarks for a GPU, run one after the other within a time: `gemma-ops bench train --suite gpu`.
 
-All of them run in one process that is kept, what matters most first. Each is a folder that keeps what was measured, so the
-list can be run in pieces, and what does not fit the GPU is recorded as such and costs nothing but its attempt.
+All of them run in one process that is kept, what matters most first. Each is a folder that keeps what was measured, so
+the list can be run in pieces, and what does not fit the GPU is recorded as such and costs nothing but its attempt.
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ _LENGTHS = (
     ("e4b", "bf16", 2048), ("e2b", "nf4", 2048), ("e4b", "nf4", 2048), ("e2b", "bf16", 4096), ("e4b", "bf16", 4096),
     ("e2b", "nf4", 4096), ("e4b", "nf4", 4096),
 )  # fmt: skip
-"""Other lengths of packed rows, without the padded arm: its rows are the same whatever the length of a packed one."""
+"""Other lengths of packed rows, measured without the padded arm, whose rows are the same whatever the length of a
+packed one."""
 
 
 def gpu_suite(**more: Any) -> list[BenchSpec]:
-    """Every size at every row length, and the least memory that QLoRA at 2,048 tokens can do with."""
+    """Return every size at every row length, and the least memory that QLoRA at 2,048 tokens can do with."""
     least = [
         _one(size, "nf4", 2048, checkpointing="all", graphs="off", **more | {"arms": ("gemma-ops",)})
         for size in ("e2b", "e4b", "26b-a4b", "31b")

@@ -19,14 +19,14 @@ _KILLED = "killed, as by a machine out of memory"
 
 
 class Worker(Protocol):
-    """Does one job described in a file."""
+    """The interface of a worker, which runs one job described in a file."""
 
     def do(self, job: Path, reply: Path, log: Path, *, seconds: float, threads: int | None) -> str | None:
-        """Do `job` within `seconds`; its result is in the file `reply`, or what went wrong is returned."""
+        """Run `job` within `seconds`; its result is in the file `reply`, and an error is returned."""
 
 
 class Fresh:
-    """A new process for each job. `threads`: of a CPU job; None is a GPU's."""
+    """Worker that starts a new process for each job. `threads`: of a CPU job; None is a GPU's."""
 
     def do(self, job: Path, reply: Path, log: Path, *, seconds: float, threads: int | None) -> str | None:
         with log.open("a", encoding="utf-8") as out:
@@ -40,7 +40,8 @@ class Fresh:
 
 
 class Kept:
-    """One process for all jobs, started again when it dies. A context manager: leaving it ends the process."""
+    """Worker with one process for all jobs, started again when it dies. A context manager: leaving it ends the
+    process."""
 
     def __init__(self) -> None:
         self.process: subprocess.Popen[str] | None = None

@@ -15,7 +15,8 @@ from gemma_ops.serving.render.rendering import Deployed, deployed
 
 @dataclass(frozen=True)
 class Form:
-    """A target: how its text is made, what it is called as a file, and which formats it runs, the better ones first."""
+    """A target of rendering: the function that makes its text, its file name, and the formats it runs, the better ones
+    first."""
 
     text: Callable[[Deployed], str]
     file: str
@@ -32,6 +33,6 @@ FORMS = {
     "vllm-lora": Form(vllm.vllm_lora, "serve.sh", vllm.ADAPTER),
     "ollama": Form(ollama.ollama, "Modelfile", ollama.WANTS),
 }
-"""What `gemma-ops deploy render --as` takes."""
+"""Targets that `gemma-ops deploy render --as` takes."""
 
 __all__ = ["FORMS", "Deployed", "Form", "deployed"]

@@ -24,7 +24,7 @@ _ASK = "import urllib.request as r; r.urlopen('http://127.0.0.1:{port}{path}', t
 
 
 def render_compose(job: Deployed) -> str:
-    """`compose.yaml`. Raises ConfigError without an image, and for a registry that no container reaches."""
+    """Return `compose.yaml`. Raises ConfigError without an image, and for a registry that no container reaches."""
     notes = reached_from_elsewhere(job, "a container")
     own = job.form in GGUF
     registry = {"MLFLOW_TRACKING_USERNAME": "${MLFLOW_TRACKING_USERNAME:-}",

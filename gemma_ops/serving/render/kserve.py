@@ -1,4 +1,4 @@
-"""KServe's LLMInferenceService (serving.kserve.io/v1alpha1): vLLM on the merged checkpoint, which a Job has laid into a
+"""KServe's LLMInferenceService (serving.kserve.io/v1alpha1): vLLM on the merged checkpoint, which a Job has put into a
 claim.
 
 The fields are those of the resource's definition in KServe's repository of August 2026, and of its v1alpha2 too:
@@ -20,8 +20,8 @@ _AT = "/models"
 
 
 def kserve(job: Deployed) -> str:
-    """The claim's filling as a Job, and the service. Raises ConfigError without an image, and for a registry that no
-    pod reaches."""
+    """Return the Job that fills the claim, and the service. Raises ConfigError without an image, and for a registry
+    that no pod reaches."""
     notes = reached_from_elsewhere(job, "a pod")
     place, labels = f"{job.title}-{job.version}", job.labels()
     template = {
@@ -89,6 +89,6 @@ def _filling(job: Deployed, place: str) -> dict[str, Any]:
 
 
 def _arguments(job: Deployed) -> str:
-    """vLLM's flags beyond those that the controller gives: the folder, name, host and port are its own."""
+    """Return vLLM's flags beyond those that the controller gives: the folder, name, host and port are its own."""
     words = vllm.vllm_command(job, "")
     return " ".join(f"'{word}'" if word.startswith("{") else word for word in words[words.index("--dtype") :])

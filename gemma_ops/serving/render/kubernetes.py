@@ -26,13 +26,13 @@ from gemma_ops.training.launch.render.render_text import yaml_document
 WANTS = (*GGUF, "merged")
 _USER = 10_001
 _REGISTRY = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
-"""Variables that name the registry's user, where it asks for one."""
+"""Environment variables that name the registry's user, where it asks for one."""
 SEALED: dict[str, Any] = {
     "allowPrivilegeEscalation": False,
     "readOnlyRootFilesystem": True,
     "capabilities": {"drop": ["ALL"]},
 }
-"""What a container may: nothing but its work."""
+"""Security settings of a container: it may do nothing but its work."""
 POD_SECURITY: dict[str, Any] = {
     "runAsNonRoot": True,
     "runAsUser": _USER,
@@ -43,7 +43,7 @@ POD_SECURITY: dict[str, Any] = {
 
 
 def kubernetes(job: Deployed) -> str:
-    """Both documents. Raises ConfigError without an image, and for a registry that no pod reaches."""
+    """Return both documents. Raises ConfigError without an image, and for a registry that no pod reaches."""
     notes = reached_from_elsewhere(job, "a pod")
     own = job.form in GGUF
     pod: dict[str, Any] = {
@@ -82,7 +82,8 @@ def kubernetes(job: Deployed) -> str:
 
 
 def pulling(job: Deployed) -> dict[str, Any]:
-    """The init container that brings the bytes, each compared with the manifest: one that differs ends the pod."""
+    """Return the init container that brings the bytes, each compared with the manifest: one that differs ends the
+    pod."""
     return {
         "name": "pull",
         "image": needed_image(job),

@@ -14,14 +14,14 @@ from gemma_ops.serving.render.rendering import Deployed
 
 WANTS = tuple(GGUF)
 REQUIRES = "0.33.0"
-"""The Ollama whose renderer and parser were read."""
+"""Version of Ollama whose renderer and parser were read."""
 _LARGE = ("12B", "26B-A4B", "31B")
-"""Sizes that are asked with an empty thought when they are not to think."""
+"""Sizes that are prompted with an empty thought when they are not to think."""
 _EMPTY = "<|channel>thought\n<channel|>"
 
 
 def ollama(job: Deployed) -> str:
-    """The Modelfile. Raises ConfigError for a version whose mode of thinking is not recorded."""
+    """Return the Modelfile. Raises ConfigError for a version whose mode of thinking is not recorded."""
     if not job.thinking:
         raise ConfigError(
             f"{job.source} does not say whether it was trained to think, and Ollama has to be told",
@@ -54,7 +54,8 @@ def ollama(job: Deployed) -> str:
 
 
 def template(*, thinks: bool, empty_thought: bool) -> str:
-    """Ollama's template of a plain conversation: system, user and assistant turns, ending where the model goes on."""
+    """Return Ollama's template of a plain conversation: system, user and assistant turns, ending where the model goes
+    on."""
     turn = "<|turn>{role}\n{{{{ .Content }}}}<turn|>\n"
     switch = "<|turn>system\n<|think|>\n"
     # The switch opens the system turn: with instructions in it where the conversation begins with some, else alone.
@@ -77,7 +78,8 @@ def template(*, thinks: bool, empty_thought: bool) -> str:
 
 
 def _sampling(job: Deployed) -> list[str]:
-    """As `generation_config.json` says; greedy, as it was evaluated, where that says nothing."""
+    """Return the sampling settings of `generation_config.json`; greedy, as it was evaluated, where that says
+    nothing."""
     known = dict(job.sampling)
     if "temperature" not in known:
         return ["PARAMETER temperature 0"]

@@ -18,11 +18,11 @@ from gemma_ops.training.launch.render.render_text import yaml_document
 
 WANTS = tuple(GGUF)
 RAY = "2.60.0"
-"""The Ray that the application was tried with."""
+"""Version of Ray that the application was tried with."""
 
 
 def rayservice(job: Deployed) -> str:
-    """The RayService. Raises ConfigError without an image, and for a registry that no pod reaches."""
+    """Return the RayService. Raises ConfigError without an image, and for a registry that no pod reaches."""
     notes = reached_from_elsewhere(job, "a pod")
     head = _pod(job, name="ray-head", cpus=1, memory=4, pulls=False)
     worker = _pod(job, name="ray-worker", cpus=job.workers, memory=job.gib + 1, pulls=True)
@@ -80,7 +80,7 @@ def _serve_config(job: Deployed) -> dict[str, Any]:
 
 
 def _pod(job: Deployed, *, name: str, cpus: int, memory: int, pulls: bool) -> dict[str, Any]:
-    """A pod of the cluster. The front runs on any of them, so each holds the keys."""
+    """Return a pod of the cluster. The front runs on any of them, so each holds the keys."""
     mounts = [
         {"name": "cache", "mountPath": CACHE},
         {"name": "keys", "mountPath": KEYS.rpartition("/")[0], "readOnly": True},

@@ -1,4 +1,4 @@
-"""What a rendered deployment is made of: one version of the registry, pinned by number and digest, and how it is to be
+"""The facts behind a rendered deployment: one version of the registry, pinned by number and digest, and how it is to be
 served.
 
 Only the version's small files are read. An alias is looked up once: what is rendered says a number, since none of the
@@ -32,13 +32,13 @@ PORT = 8080
 EVERYWHERE = "0.0.0.0"  # noqa: S104 - in a container, which has an address of its own
 SCRATCH = "/tmp"  # noqa: S108 - a mount of the container
 CACHE = "/var/cache/gemma-ops"
-"""Where a container keeps what it pulled."""
+"""Folder in which a container keeps what it pulled."""
 KEYS = "/etc/gemma-ops/keys"
-"""Where a container finds the file of keys."""
+"""Path of the file of keys in a container."""
 DRAIN = 40
 """Seconds until what still answers is killed: ten more than our server lets requests end in."""
 _ROOM, _UNKNOWN = 1.25, 0.5
-"""Memory asked for beyond what is counted; GiB of workspace where the model's shape is not known."""
+"""Memory asked for beyond what is counted, as a share; GiB of workspace where the model's shape is not known."""
 _OWN = {"host", "port", "keys", "format", "engine", "vllm_python", "slots", "context", "replicas", "follow"}
 """Keys of `serve` that a rendering writes by itself."""
 _FILES = ("certificate", "certificate_key", "routing", "routing_log")
@@ -46,26 +46,26 @@ _FILES = ("certificate", "certificate_key", "routing", "routing_log")
 
 @dataclass(frozen=True)
 class Deployed:
-    """Everything that a deployment's text is made of."""
+    """The facts that a deployment's text is made of."""
 
     name: str
     version: str
     form: str
-    """The format that is served, as `FORMATS` names it."""
+    """Format that is served, as `FORMATS` names it."""
     sha256: str
-    """Of the served file; of a checkpoint or an adapter, the digest of the step's artifact that it is."""
+    """SHA-256 of the served file; of a checkpoint or an adapter, the digest of the step's artifact that it is."""
     digest: str
-    """Of the version's manifest."""
+    """Digest of the version's manifest."""
     thinking: str
-    """`off`, `on` or `mixed`; empty where nothing recorded it."""
+    """Mode of thinking, `off`, `on` or `mixed`; empty where nothing recorded it."""
     answers: Privacy
-    """The class of its answers: of the rows that it learned from, or what a person has released them to."""
+    """Privacy class of its answers: of the rows that it learned from, or what a person has released them to."""
     verdict: str
     base: str
     size: str | None
-    """The base's, such as `E4B`."""
+    """Size of the base, such as `E4B`."""
     rank: int | None
-    """Of its adapter."""
+    """Rank of its adapter."""
     sampling: tuple[tuple[str, Any], ...]
     """Settings of `generation_config.json`."""
     slots: int
@@ -80,9 +80,9 @@ class Deployed:
     mlflow: str
     keys: str | None
     sets: tuple[str, ...]
-    """Whatever else the configuration says of `serve`, for our own server."""
+    """Other values that the configuration gives `serve`, for our own server."""
     trusts: bool
-    """Whether this machine takes only what a trusted key signed."""
+    """Whether this machine accepts only what a trusted key signed."""
     made_by: str
 
     @property
@@ -91,22 +91,22 @@ class Deployed:
 
     @property
     def title(self) -> str:
-        """A name that Kubernetes and systemd take."""
+        """Return a name that Kubernetes and systemd take."""
         plain = re.sub(r"[^a-z0-9-]+", "-", self.name.lower()).strip("-")
         return (plain if plain[:1].isalpha() else f"model-{plain}")[:50].strip("-")
 
     @property
     def gib(self) -> int:
-        """Memory to ask for, in GiB."""
+        """Return the memory to ask for, in GiB."""
         return max(1, math.ceil(_ROOM * self.memory / GIB))
 
     @property
     def disk_gib(self) -> int:
-        """Disk to ask for, in GiB: what is pulled lies in the cache and in the copy."""
+        """Return the disk to ask for, in GiB: what is pulled lies in the cache and in the copy."""
         return max(1, math.ceil(2.2 * self.disk / GIB))
 
     def labels(self) -> dict[str, str]:
-        """Labels that tell what runs; values as Kubernetes takes them."""
+        """Return labels that tell what runs; values as Kubernetes takes them."""
         return {
             "app.kubernetes.io/name": self.title,
             "app.kubernetes.io/version": self.version,
@@ -116,7 +116,7 @@ class Deployed:
         }
 
     def facts(self) -> dict[str, str]:
-        """What pods carry as annotations: the digests too, which labels are too short for."""
+        """Return the annotations of pods: the digests too, which labels are too short for."""
         return {
             "gemma-ops.dev/source": self.source,
             "gemma-ops.dev/sha256": self.sha256,
@@ -126,7 +126,7 @@ class Deployed:
         }
 
     def about(self) -> list[str]:
-        """Lines for the head of what is rendered."""
+        """Return lines for the head of what is rendered."""
         facts = {name.rpartition("/")[2]: value for name, value in self.facts().items()}
         think = facts["thinking"]
         lines = [
@@ -147,14 +147,14 @@ class Deployed:
         return lines
 
     def pull(self, folder: str) -> list[str]:
-        """The command that brings its bytes, each compared with the manifest."""
+        """Return the command that brings its bytes, each compared with the manifest."""
         return ["gemma-ops", "pull", self.source, "--to", folder, "--only", self.form, *self._registry()]
 
     def _registry(self) -> list[str]:
         return ["--set", f"machine.mlflow={self.mlflow}"] if self.mlflow else []
 
     def serve(self, *, host: str, keys: str, port: int = PORT, replicas: int | None = None) -> list[str]:
-        """Our own server's command."""
+        """Return our own server's command."""
         sets = [
             f"serve.host={host}", f"serve.port={port}", f"serve.keys={keys}", f"serve.format={self.form}",
             f"serve.slots={self.slots}", f"serve.context={self.context}", f"serve.replicas={replicas or self.replicas}",
@@ -164,7 +164,7 @@ class Deployed:
 
 
 def deployed(asked: str, config: RunConfig, *, wants: Sequence[str]) -> Deployed:
-    """What is known of a version. `wants` are the formats that the target runs, the better ones first.
+    """Collect what is known of a version. `wants` are the formats that the target runs, the better ones first.
 
     Raises ConfigError for a source that is no version, for one that lacks these formats, for an image that is not
     pinned, and for settings that can't go along; and what pulling raises.
@@ -202,8 +202,8 @@ def deployed(asked: str, config: RunConfig, *, wants: Sequence[str]) -> Deployed
 
 
 def reached_from_elsewhere(job: Deployed, what: str) -> list[str]:
-    """What is to be told of the registry's address, for containers that are to reach it. Raises ConfigError for a
-    folder."""
+    """Return what a person must know about the registry's address, for containers that are to reach it. Raises
+    ConfigError for a folder."""
     if not job.mlflow.startswith(("http://", "https://")):
         raise ConfigError(
             f"{what} can't read the registry in {job.mlflow or 'this folder'}",
@@ -215,7 +215,7 @@ def reached_from_elsewhere(job: Deployed, what: str) -> list[str]:
 
 
 def needed_image(job: Deployed) -> str:
-    """The image with gemma-ops. Raises ConfigError where none is named."""
+    """Return the image with gemma-ops. Raises ConfigError where none is named."""
     if not job.image:
         raise ConfigError(
             "the container needs an image with gemma-ops in it", "--set launch.image=registry/image:tag, or @sha256:…"
@@ -224,8 +224,8 @@ def needed_image(job: Deployed) -> str:
 
 
 def _further(settings: ServeConfig) -> tuple[str, ...]:
-    """What a configuration says of the server beyond what a rendering writes. Raises ConfigError for an alias beside
-    the version, and for files that lie on this machine."""
+    """Return what a configuration says of the server beyond what a rendering writes. Raises ConfigError for an alias
+    beside the version, and for files that lie on this machine."""
     if settings.challenger:
         raise ConfigError("serve.challenger follows an alias, and what is rendered follows none", "leave it out")
     usual, said = ServeConfig().model_dump(mode="json"), settings.model_dump(mode="json")
@@ -246,7 +246,7 @@ def _check_image(image: str | None) -> None:
 
 
 def _form(asked: str, subject: Any, verdict: Verdict | None, config: RunConfig, wants: Sequence[str]) -> str:
-    """The format that is served, of those that the target runs."""
+    """Return the format that is served, of those that the target runs."""
     files = subject["files"]
     there = [name for name in wants if FORMATS[name].place in files]
     if not there:
@@ -259,7 +259,8 @@ def _form(asked: str, subject: Any, verdict: Verdict | None, config: RunConfig, 
 
 
 def _memory(subject: Any, verdict: Verdict | None, weights: float, config: RunConfig) -> float:
-    """Bytes of one replica: as the plan counts them for a known size, else by what the evaluation recorded."""
+    """Return the bytes of one replica: as the plan counts them for a known size, else by what the evaluation
+    recorded."""
     size, settings = SIZES.get(str(subject["base"].get("size")).upper()), config.serve
     if size:
         kept = settings.window_cache
@@ -269,7 +270,7 @@ def _memory(subject: Any, verdict: Verdict | None, weights: float, config: RunCo
 
 
 def _sampling(folder: Path) -> tuple[tuple[str, Any], ...]:
-    """What `generation_config.json` says of drawing, wherever the version keeps it."""
+    """Return the sampling settings of `generation_config.json`, wherever the version keeps it."""
     for place in ("tokenizer", "merged"):
         path = folder / place / "generation_config.json"
         if path.is_file():

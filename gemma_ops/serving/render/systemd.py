@@ -1,5 +1,5 @@
-"""A systemd unit for our own server on one machine: brings the bytes, serves them as a user of its own that may do
-nothing else, and lets requests end when it stops."""
+"""A systemd unit for our own server on one machine: it brings the bytes, serves them as a user that may do nothing
+else, and lets requests end when it stops."""
 
 from __future__ import annotations
 
@@ -42,7 +42,8 @@ SystemCallErrorNumber=EPERM"""
 
 
 def systemd(job: Deployed) -> str:
-    """`NAME.service`. Keys of clients and the registry's user reach it as credentials, which nobody else can read.
+    """Return `NAME.service`. Keys of clients and the registry's user reach it as credentials, which nobody else can
+    read.
 
     Raises ConfigError for a registry in a folder, which belongs to somebody else than the unit's own user.
     """
@@ -88,7 +89,7 @@ def systemd(job: Deployed) -> str:
 
 
 def _line(words: Sequence[str]) -> str:
-    """A command as systemd reads it: `$` begins no variable, and `%` only the specifiers that stand here."""
+    """Return a command as systemd reads it: `$` begins no variable, and `%` only the specifiers that stand here."""
     return " ".join([_PROGRAM, *(_word(word) for word in words[1:])])
 
 

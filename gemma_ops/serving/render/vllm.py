@@ -18,14 +18,14 @@ from gemma_ops.serving.render.rendering import EVERYWHERE, PORT, Deployed
 VERSION = "0.33.0"
 IMAGE = f"vllm/vllm-openai:v{VERSION}"
 QUIET = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
-"""Variables with which vLLM asks nobody."""
+"""Environment variables with which vLLM contacts nobody."""
 LAID = ("adapter_config.json", "adapter_model.safetensors")
 """Files of an adapter's folder, as vLLM reads it."""
 MERGED, ADAPTER = ("merged",), ("adapter",)
 
 
 def vllm_command(job: Deployed, folder: str, *, name: str | None = None, host: str = EVERYWHERE) -> list[str]:
-    """`vllm serve` of a checkpoint's folder, asked in the mode that the version was trained in."""
+    """Return `vllm serve` of a checkpoint's folder, asked in the mode that the version was trained in."""
     thinks = json.dumps({"enable_thinking": job.thinking == "on"})
     parsers = ["--reasoning-parser", "gemma4", "--tool-call-parser", "gemma4", "--enable-auto-tool-choice"]
     return [
@@ -36,7 +36,7 @@ def vllm_command(job: Deployed, folder: str, *, name: str | None = None, host: s
 
 
 def vllm(job: Deployed) -> str:
-    """A script that pulls the merged checkpoint and starts vLLM."""
+    """Return a script that pulls the merged checkpoint and starts vLLM."""
     folder = f"{job.title}-{job.version}"
     serve = vllm_command(job, f"{folder}/merged", host="127.0.0.1")
     return _script(
@@ -52,8 +52,8 @@ def vllm(job: Deployed) -> str:
 
 
 def vllm_lora(job: Deployed) -> str:
-    """The script that lays the adapter into a folder as vLLM's `lora_filesystem_resolver` finds it, and starts vLLM on
-    its base. Raises ConfigError for a base that has no repository: vLLM and adapter must name it alike."""
+    """Return the script that puts the adapter into a folder as vLLM's `lora_filesystem_resolver` finds it, and starts
+    vLLM on its base. Raises ConfigError for a base that has no repository: vLLM and adapter must name it alike."""
     if "/" not in job.base:
         raise ConfigError(
             f"vLLM finds an adapter by its base's repository, and {job.base} has none", "serve it merged: --as vllm"
@@ -87,7 +87,7 @@ def vllm_lora(job: Deployed) -> str:
 
 
 def lay_adapter(job: Deployed, machine: MachineConfig, folder: Path) -> None:
-    """Lay the adapter's files, each as registered, where the script and vLLM's resolver look for them."""
+    """Put the adapter's files, each as registered, where the script and vLLM's resolver look for them."""
     from gemma_ops.registry.fetching import pull_version
 
     wanted = {f"adapter/{name}" for name in LAID}
@@ -99,7 +99,7 @@ def lay_adapter(job: Deployed, machine: MachineConfig, folder: Path) -> None:
 
 
 def _rank(job: Deployed) -> int:
-    """The least rank that vLLM takes and that holds the adapter's."""
+    """Return the least rank that vLLM takes and that holds the adapter's."""
     ranks = (8, 16, 32, 64, 128, 256, 320, 512)
     return next((rank for rank in ranks if rank >= (job.rank or 16)), ranks[-1])
 
@@ -122,7 +122,7 @@ def _script(about: list[str], lines: list[str], *, offline: bool = True) -> str:
 
 
 def _lines(words: list[str]) -> str:
-    """A command, a flag on each line."""
+    """Return a command, a flag on each line."""
     lines = [""]
     for word in words:
         if word.startswith("--"):

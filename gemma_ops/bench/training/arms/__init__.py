@@ -19,27 +19,27 @@ if TYPE_CHECKING:
 
 @dataclass
 class ArmTask:
-    """What an arm is given in its process."""
+    """The task of an arm in its process."""
 
     spec: BenchSpec
     arm: str
     rows: list[BenchRow]
     folder: Path | None
-    """The checkpoint, where there is one; otherwise `load` makes the model in memory."""
+    """Folder of the checkpoint, where there is one; otherwise `load` makes the model in memory."""
     tokenizer: Path
     """A folder with a tokenizer."""
     scratch: Path
     watch: Watch
 
     def dataset(self) -> Any:
-        """The rows as `datasets.Dataset` with `input_ids` and `labels`."""
+        """Return the rows as `datasets.Dataset` with `input_ids` and `labels`."""
         from gemma_ops.data.arrow import from_rows
 
         return from_rows([{"input_ids": row.input_ids, "labels": row.labels} for row in self.rows])
 
     def make(self, *, ours: bool = False) -> Any:
-        """The model in memory, for sizes that are not saved: as transformers and bitsandbytes would load it, with experts
-        in bf16 and the per-layer table on the device; or as gemma-ops does.
+        """Build the model in memory, for sizes that are not saved: as transformers and bitsandbytes would load it, with
+        experts in bf16 and the per-layer table on the device; or as gemma-ops does.
         """
         from gemma_ops.bench.training import bench_shapes
         from gemma_ops.modeling import made_up
@@ -53,7 +53,7 @@ class ArmTask:
 
 
 Train = Callable[[ArmTask], dict[str, Any]]
-"""Trains, and returns the settings worth recording."""
+"""Function that trains, and returns the settings worth recording."""
 
 
 @dataclass(frozen=True)
@@ -63,18 +63,18 @@ class Arm:
     name: str
     what: str
     choices: str
-    """Where its settings come from, and where they depart from there."""
+    """Source of its settings, and where they depart from it."""
     module: str
     packages: tuple[str, ...] = ()
-    """That must be installed."""
+    """Packages that must be installed."""
     exact: bool = True
-    """Held to the parity of gradients in float32 before anything is timed."""
+    """Whether its gradients are compared in float32 before anything is timed."""
     on_cpu: bool = True
     from_folder: bool = False
-    """Loads a checkpoint only: no true size without one."""
+    """Whether it loads a checkpoint only, so that no true size runs without one."""
 
     def missing(self) -> str | None:
-        """The first package that is not installed."""
+        """Return the first package that is not installed."""
         return next((name for name in self.packages if importlib.util.find_spec(name) is None), None)
 
     def train(self, task: ArmTask) -> dict[str, Any]:
@@ -114,4 +114,4 @@ ARMS: dict[str, Arm] = {
     )
 }  # fmt: skip
 REFERENCE = "trl"
-"""The arm that losses, gradients and ratios are compared with."""
+"""Name of the arm that losses, gradients and ratios are compared with."""

@@ -1,4 +1,5 @@
-"""axolotl, by its examples/gemma4 and its documentation of tokenized data sets and plugins (docs.axolotl.ai)."""
+"""The arm axolotl, after its examples/gemma4 and its documentation of tokenized data sets and plugins
+(docs.axolotl.ai)."""
 
 from __future__ import annotations
 
@@ -9,11 +10,11 @@ from typing import Any
 from gemma_ops.bench.training.arms import ArmTask
 
 _TASK: list[ArmTask] = []
-"""The task of this process: axolotl makes its plugins itself, from a class's name."""
+"""Task of this process: axolotl makes its plugins itself, from a class's name."""
 
 
 def configuration(task: ArmTask) -> dict[str, Any]:
-    """The YAML of its example for a dense size, with our rows, steps and LoRA."""
+    """Return the YAML of its example for a dense size, with our rows, steps and LoRA."""
     spec = task.spec
     four = spec.weights == "nf4"
     return {
@@ -61,7 +62,7 @@ def configuration(task: ArmTask) -> dict[str, Any]:
 
 
 def train_arm(task: ArmTask) -> dict[str, Any]:
-    """Train through `axolotl.cli.train.do_train`; our clock comes in as a plugin."""
+    """Train through `axolotl.cli.train.do_train`; our clock is added as a plugin."""
     _TASK[:] = [task]
     with (task.scratch / "rows.jsonl").open("w", encoding="utf-8") as file:
         for row in task.rows:
@@ -78,7 +79,7 @@ def train_arm(task: ArmTask) -> dict[str, Any]:
 
 
 def packed_rows(lengths: list[int], row_length: int) -> int:
-    """Rows that first-fit-decreasing, which its sampler uses, makes of a step: they must all be in it."""
+    """Return how many rows first-fit-decreasing, which its sampler uses, makes of a step: they must all be in it."""
     room: list[int] = []
     for length in sorted(lengths, reverse=True):
         place = next((index for index, left in enumerate(room) if left >= length), None)
@@ -90,13 +91,13 @@ def packed_rows(lengths: list[int], row_length: int) -> int:
 
 
 def __getattr__(name: str) -> Any:
-    """`plugin_class`: a subclass of axolotl's base plugin, made only where axolotl is."""
+    """Return `plugin_class`, a subclass of axolotl's base plugin, which can be made only where axolotl is installed."""
     if name != "plugin_class":
         raise AttributeError(name)
     base: Any = importlib.import_module("axolotl.integrations.base").BasePlugin
 
     class Clock(base):  # type: ignore[misc, valid-type]
-        """Notes when the model is loaded, and gives the trainer our callback."""
+        """Plugin that notes when the model is loaded, and gives the trainer our callback."""
 
         def post_model_build(self, cfg: Any, model: Any) -> None:
             _TASK[0].watch.model_loaded(model)

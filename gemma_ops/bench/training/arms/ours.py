@@ -1,4 +1,4 @@
-"""gemma-ops itself, through the functions that `gemma-ops train` calls."""
+"""The arm gemma-ops, through the functions that `gemma-ops train` calls."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from gemma_ops.config import KernelsConfig, LoraConfig, TrainConfig
 
 
 def our_settings(task: ArmTask) -> TrainConfig:
-    """The train section of a run with the shipped defaults."""
+    """Return the train section of a run with the shipped defaults."""
     spec = task.spec
     return TrainConfig(
         weights=spec.weights,

@@ -1,4 +1,4 @@
-"""Stock TRL with PEFT, padded or packed: the arms that the others are compared with."""
+"""The arm TRL: stock TRL with PEFT, padded or packed, which the others are compared with."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from gemma_ops.bench.training.arms import ArmTask
 
 
 def train_arm(task: ArmTask) -> dict[str, Any]:
-    """Train as TRL's SFT guide shows it. On a GPU that runs out of memory, the padded arm is tried again with half as many
-    rows at a time, as its user would.
+    """Train as TRL's SFT guide shows it. On a GPU that runs out of memory, the padded arm is tried again with half as
+    many rows at a time, as its user would.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""Unsloth, by its published Gemma notebooks (unsloth.ai/docs, github.com/unslothai/notebooks)."""
+"""The arm Unsloth, after its published Gemma notebooks (unsloth.ai/docs, github.com/unslothai/notebooks)."""
 
 from __future__ import annotations
 
