@@ -103,9 +103,7 @@ def preloaded():
     """The socket of a process that runs commands, see preloaded.py."""
     with tempfile.TemporaryDirectory() as folder:
         path = f"{folder}/commands"
-        with subprocess.Popen(
-            [sys.executable, str(ROOT / "tests/helpers/preloaded.py"), "serve", path]
-        ) as process:
+        with subprocess.Popen([sys.executable, str(ROOT / "tests/helpers/preloaded.py"), "serve", path]) as process:
             patience.until(lambda: Path(path).exists(), 120, of=process.pid)
             yield path
             process.terminate()
