@@ -8,7 +8,7 @@ import pytest
 
 from gemma_ops.cli import app
 from gemma_ops.config import EvaluateConfig
-from gemma_ops.config.judge import JudgeConfig
+from gemma_ops.config.evaluation import JudgeConfig
 from gemma_ops.emulator import Emulator, planted
 from gemma_ops.errors import BoundaryError, ConfigError, DataError
 from gemma_ops.judging import judge_evaluation
