@@ -17,6 +17,7 @@ import torch
 from transformers import TrainerCallback
 
 from gemma_ops.config import DataConfig, MachineConfig, TrainConfig
+from gemma_ops.config import methods as known_methods
 from gemma_ops.data import chat
 from gemma_ops.data.answers import encode_answers
 from gemma_ops.data.example import read_rows
@@ -89,6 +90,10 @@ KIND = {
     "grpo": "conversation",
     "rloo": "conversation",
 }
+
+
+def test_every_method_is_tested_here():
+    assert set(KIND) == {*known_methods.PREFERENCE, *known_methods.REINFORCE}
 
 
 def trainer_for(method, data, work, *, weights=WEIGHTS, prepare=None, **changes):
