@@ -92,7 +92,7 @@ class Importer:
             return "columns"
         found = settings.format if settings.format != "auto" else row_formats.detect(values) if values else "none"
         if found == "text" and settings.system is not None:
-            raise DataError("data.system says nothing to rows of raw text", "leave data.system out")
+            raise DataError("data.system has no effect on rows of raw text", "leave data.system out")
         return found
 
     def _example(self, raw: RawRow, row: dict[str, Any], read_row: Callable[[dict[str, Any]], Any]) -> Imported:

@@ -134,9 +134,7 @@ class Client:
         if fault.unreachable:
             raise self.stop(ServiceError(f"Gemini can't be reached: {fault.reason}", fix))
         if self._unserved >= _IN_VAIN:
-            raise self.stop(
-                ServiceError(f"the last {self._unserved} requests to Gemini came to nothing: {fault.reason}", fix)
-            )
+            raise self.stop(ServiceError(f"the last {self._unserved} requests to Gemini failed: {fault.reason}", fix))
 
     def _reserve(self, request: Request, worst: int) -> int | Answer:
         """Return the number of a reservation, or the answer if it has arrived in the meantime.

@@ -45,7 +45,7 @@ class Courier:
         if rehearsal(self.config) != opening["rehearsal"]:
             raise ServiceError(
                 f"at {self.config.base_url} it was {'an emulator' if opening['rehearsal'] else 'no emulator'} a moment ago, "
-                "and is not any more; nothing was sent",
+                "and no longer is; nothing was sent",
                 "start `gemma-ops dev gemini-emulator` again, or correct machine.gemini.base_url",
             )
         run_cap, project_cap = opening["caps"]

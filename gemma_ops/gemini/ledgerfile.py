@@ -91,7 +91,7 @@ def check_whole_file(path: Path) -> None:
         time.sleep(0.05)
     raise MachineError(
         f"{path} was copied without {path.name}-wal, which holds what was spent",
-        "copy both files, while no run writes them; or set machine.ledger to a new file to begin at nothing",
+        "copy both files, while no run writes them; or set machine.ledger to a new file to start from zero",
     )
 
 
@@ -110,7 +110,7 @@ def explained_sqlite(path: Path) -> Iterator[None]:
         }:  # fmt: skip
             raise MachineError(
                 f"{path} can't hold the ledger: {error}",
-                "make room and check its rights, or set machine.ledger to another file",
+                "free some space and check its permissions, or set machine.ledger to another file",
             ) from error
         raise
 

@@ -69,7 +69,7 @@ def check_offline(config: GeminiConfig) -> None:
     if rehearsal(config) or not guard.active():
         return
     here = (
-        f"; at {config.base_url} is no emulator of ours, and what is sent there may be passed on"
+        f"; the server at {config.base_url} is not our emulator, and may pass on what it is sent"
         if config.base_url
         else ""
     )

@@ -56,7 +56,7 @@ def client_arguments(url: str, hosts: Callable[[str], bool] | None = None) -> di
         same = host in (place, *addresses) and (request.url.port or default.get(request.url.scheme)) == port
         if not same and not (hosts and hosts(host)):
             raise BoundaryError(
-                f"{place} wants what follows to be sent to {request.url.netloc.decode()}, which nobody named; it was not sent",
+                f"{place} redirects a request to {request.url.netloc.decode()}, which nobody named; it was not sent",
                 "give the address of a server that takes requests itself",
             )
 

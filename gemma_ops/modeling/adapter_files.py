@@ -54,7 +54,7 @@ def save_adapter(
     _check(final, sum(hasattr(module, "lora_A") for module in model.modules()), load_file(str(folder / WEIGHTS)))
     if trained and not any(torch.count_nonzero(tensor) for tensor in _second(load_file(str(folder / WEIGHTS)))):
         raise ModelError(
-            f"the adapter for {final} learned nothing: its B factors are all zero", "train longer, or report it"
+            f"the adapter for {final} learned nothing: its LoRA B matrices are all zero", "train longer, or report it"
         )
     _publish(folder, final)
 
@@ -116,7 +116,7 @@ def load_adapter(model: Any, folder: Path) -> Any:
     wrapped = "model.language_model" in modules
     tensors = {reprefix(name, wrapped): tensor for name, tensor in stored.items()}
     if not config.use_dora and not any(torch.count_nonzero(tensor) for tensor in _second(tensors)):
-        raise ModelError(f"the adapter in {folder} changes nothing: its B factors are all zero", "train it again")
+        raise ModelError(f"the adapter in {folder} changes nothing: its LoRA B matrices are all zero", "train it again")
     # Whatever way the targets were written, what was trained is what has tensors.
     experts = {name for names in expert_lora.targets(list(tensors)).values() for name in names}
     adapted = sorted({_MODULE.sub(r"\1", name) for name in set(tensors) - experts if ".lora_A." in name})

@@ -130,7 +130,7 @@ def component_of(name: str) -> str:
         if re.search(pattern, plain):
             return component
     raise ModelError(
-        f"{name} is no parameter of a Gemma 4", "see `gemma-ops doctor` for the versions this was made with"
+        f"{name} is not a parameter of a Gemma 4", "see `gemma-ops doctor` for the versions this was made with"
     )
 
 

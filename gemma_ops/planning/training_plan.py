@@ -228,14 +228,14 @@ def _notes(config: RunConfig, shape: Shape, target: Device, choice: Choice) -> t
         )
     if choice.graphs != config.train.kernels.graphs:
         notes.append(
-            "passes are not recorded as CUDA graphs, whose own memory would not fit: a small model takes longer"
+            "passes are not captured as CUDA graphs, whose own memory would not fit: a small model takes longer"
         )
     if config.train.method not in passes.REPLAYED:
         notes.append(f"{config.train.method} holds more than this: a second forward pass, or answers being generated")
     if not target.bf16:
         notes.append(
             f"{target.name} has no bfloat16: it is emulated at float32 speed without a fused attention kernel; "
-            "float16 is no way out, Gemma 4 overflows in it"
+            "float16 doesn't help: Gemma 4 overflows in it"
         )
     if choice.step.towers:
         notes.append("rows show images or audio: towers are loaded; what adapters on them keep is not counted")

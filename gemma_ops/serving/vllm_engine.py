@@ -77,7 +77,7 @@ class VllmEngine(ChildEngine):
                         self._end(self._child)
                     raise ModelError(
                         f"vLLM can't serve it: {_trouble(log)}",
-                        "`gemma-ops doctor` tells of its environment; serve.engine=transformers does without",
+                        "`gemma-ops doctor` describes its environment; serve.engine=transformers works without vLLM",
                     )
                 await asyncio.wait({ended}, timeout=_LOOK)
         finally:
@@ -152,4 +152,4 @@ def _trouble(log: Path) -> str:
     """Return the last line of a log that names an error."""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     named = [line for line in lines if "Error" in line and "rror: Engine core" not in line]
-    return (named or lines or ["it ended without a word"])[-1].strip()
+    return (named or lines or ["it ended without a message"])[-1].strip()

@@ -45,7 +45,7 @@ def test_fetch_records_bytes_and_copies_none(tmp_path):
 
 
 def test_a_revision_of_a_local_model_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="says nothing about a local model"):
+    with pytest.raises(ConfigError, match="has no effect on a local model"):
         fetch(tmp_path, ModelConfig(revision="abc"), MachineConfig(), source=local_base("nano"))
 
 

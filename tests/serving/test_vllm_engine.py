@@ -242,7 +242,7 @@ def test_an_environment_without_vllm_or_a_gpu_is_refused(folder, tmp_path, monke
     monkeypatch.setattr(devices, "present_devices", list)
     built = make_environment(tmp_path / "gpu", package="vllm", version="0.33.0")
     for python, match in (
-        (tmp_path / "nowhere", "is no Python that runs"),
+        (tmp_path / "nowhere", "is not a working Python"),
         (os.sys.executable, "has no vLLM"),
         (built, "was built for a GPU, and none is used here"),
     ):
