@@ -96,7 +96,7 @@ class Importer:
         return found
 
     def _example(self, raw: RawRow, row: dict[str, Any], read_row: Callable[[dict[str, Any]], Any]) -> Imported:
-        # A template names the columns it wants, an image beside it may be there for another reason.
+        # A template names the columns it wants, an image next to it may be there for another reason.
         beside = parts.media_columns(row) if self.layout != "columns" or self._tagged else []
         given = read_row(row)
         own = None if self.layout in ("text", "gemini") else row_formats.system_column(row)

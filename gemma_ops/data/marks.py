@@ -1,7 +1,7 @@
 """Marks for turns that are not to be learned: every author's spelling of them, honoured or refused, never ignored.
 
 OpenAI marks an assistant message with `"weight": 0`; axolotl's and ms-swift's rows say `"train": false`, `"loss":
-false` or `"trainable": false`; others give a list of masks beside the messages. A turn that is marked stays in the
+false` or `"trainable": false`; others give a list of masks next to the messages. A turn that is marked stays in the
 conversation, as `"weight": 0`, and carries no loss.
 """
 

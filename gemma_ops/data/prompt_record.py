@@ -1,7 +1,7 @@
 """The mode and chat template that a model was trained with, recorded next to its weights so that evaluation and serving
 ask the same way.
 
-`prompting.json` lies in the adapter's folder, in the merged model's and beside each GGUF file.
+`prompting.json` lies in the adapter's folder, in the merged model's and next to each GGUF file.
 """
 
 from __future__ import annotations

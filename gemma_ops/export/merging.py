@@ -6,7 +6,7 @@ than one tensor (one expert of a stack). `W + scale * B @ A` is computed in fp32
 Merging into a 4-bit base is refused: dequantized packed weights can be garbage (bitsandbytes on CPU after a forward
 pass), and a requantized sum loses part of what was trained.
 
-A shard is written beside its final name and renamed when it is on disk, so a killed step goes on after the last whole
+A shard is written next to its final name and renamed when it is on disk, so a killed step goes on after the last whole
 shard and ends with the same bytes.
 """
 

@@ -6,7 +6,7 @@ Sources, by what they are quoted for:
   were converted with); checked against the public totals 5.1, 8, 11.95, 25.8 and 31.3 B
 - repositories, context, modalities, licence: the model cards of google/gemma-4-* and ai.google.dev/gemma/docs/core
 - quantization-aware (QAT) variants: model card of google/gemma-4-31B-it-qat-q4_0-unquantized
-- learning rates: beside each one
+- learning rates: next to each one
 """
 
 from __future__ import annotations

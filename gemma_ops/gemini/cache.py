@@ -135,7 +135,7 @@ def open_ledger(machine: MachineConfig, run: str) -> SpendingLedger:
 
 
 def store_path(machine: MachineConfig) -> Path:
-    """Return the file of ledger and answers. A rehearsal keeps its own beside it: its dollars are none, and must fill
+    """Return the file of ledger and answers. A rehearsal keeps its own next to it: its dollars are none, and must fill
     no cap."""
     path = ledger_path(machine)
     return path.with_name(f"{path.stem}.rehearsal{path.suffix}") if rehearsal(machine.gemini) else path

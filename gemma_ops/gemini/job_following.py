@@ -1,5 +1,5 @@
 """A batch job at the service: polled until it ends, its results read, its upload deleted. Calls are tried again as any
-request is, and what the service says of a job that came to nothing is told.
+request is, and what the service says of a job that came to nothing is reported.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 SQLite with WAL, for many processes at once, and synchronous FULL. With less, every commit still outlives a killed
 process, but not a power cut, after which money would be spent that the ledger forgot. The price is one flush per
-commit, milliseconds beside a reply that takes seconds.
+commit, milliseconds next to a reply that takes seconds.
 
 `committed` holds the sum of what counts per run. Triggers keep it, so that no writer can forget to and a cap is checked
 without adding up the whole history; rows are never deleted.

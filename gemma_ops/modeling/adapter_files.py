@@ -103,7 +103,7 @@ def load_adapter(model: Any, folder: Path) -> Any:
     """Put a saved adapter on a loaded base, re-prefixing tensors of the other model class.
 
     Raises ModelError when the folder holds no whole LoRA adapter, when a tensor finds no place, when the model expects
-    one that is not there, or when the adapter changes nothing (its B factors are all zero).
+    one that is not there, or when the adapter changes nothing (its LoRA B matrices are all zero).
     """
     import peft
     import torch

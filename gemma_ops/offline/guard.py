@@ -82,7 +82,7 @@ def confine(config: RunConfig, targets: Sequence[str] = (), *, listens: bool = F
     """Move this offline command into a network with only loopback, where that can be done; `held_by` says whether it
     was.
 
-    `targets` are named beside the configuration; a command that `listens` stays where it can be reached. Only for a
+    `targets` are named next to the configuration; a command that `listens` stays where it can be reached. Only for a
     process that is ours alone: whoever imports the package keeps the network that it has.
     """
     global _why  # noqa: PLW0603

@@ -2,8 +2,8 @@
 
 The run's thread only says that something happened. The mirror's thread imports MLflow, opens the place and copies what
 is new in the run folder every few seconds (`sync.py`). A server that goes away in the middle of a run is asked again
-until the run ends; what could not be copied is told at the end, stays in the run's logs, and is sent by the next run. A
-run in which every step was kept and mirrored before starts no thread and imports nothing.
+until the run ends; what could not be copied is reported at the end, stays in the run's logs, and is sent by the next
+run. A run in which every step was kept and mirrored before starts no thread and imports nothing.
 """
 
 from __future__ import annotations
@@ -149,7 +149,8 @@ class Mirror:
 
 
 def _ending(error: BaseException | None) -> tuple[str, str | None]:
-    """Return MLflow's status for how the run ended, and why. Only our own messages are told: others may quote data."""
+    """Return MLflow's status for how the run ended, and why. Only our own messages are reported: others may quote
+    data."""
     if error is None:
         return "FINISHED", None
     if isinstance(error, KeyboardInterrupt | SystemExit):

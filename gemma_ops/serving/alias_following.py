@@ -1,6 +1,6 @@
 """Following of an alias: whatever version it stands at serves, once it has been pulled, compared and asked.
 
-The new version starts beside the old where memory allows it, sings, and takes over; the old one answers what it has
+The new version starts next to the old where memory allows it, sings, and takes over; the old one answers what it has
 taken and ends. Where both don't fit, the old one ends first and requests wait. A version that can't serve is told and
 left alone until the alias moves again.
 """
@@ -58,7 +58,8 @@ class AliasFollower:
                 await asyncio.wait_for(self._nudged.wait(), self._settings.follow or None)
 
     async def look(self) -> None:
-        """Look at the alias once, and bring the version it stands at. What goes wrong is told, and changes nothing."""
+        """Look at the alias once, and bring the version it stands at. What goes wrong is reported, and changes
+        nothing."""
         deployment = self._deployment
         try:
             number = await asyncio.to_thread(_standing, self._machine, self.name, self.alias)

@@ -104,7 +104,7 @@ def source_of_version(
     place: Pulled, asked: str, subject: dict[str, Any], form: Format, verdict: Verdict | None
 ) -> Source:
     """Return what a version in a folder serves in a format; its files were compared with the manifest. Raises GateError
-    for a file beside them that would be loaded too."""
+    for a file next to them that would be loaded too."""
     files, folder = subject["files"], place.folder
     _check_alone(folder, (form.shelf, "tokenizer"), files)
     base = None if form.name in (*GGUF, "merged") else find_base(subject["base"], asked)

@@ -3,7 +3,7 @@
 For independent yes/no rows the interval is Tango's score interval for paired proportions (T. Tango, Statistics in
 Medicine 17, 1998), and gates use the exact test with the same statistic: its p-value is the largest over every possible
 share of disagreeing rows (H. Hsueh, J. Liu, J. Chen, Biometrics 57, 2001). Enumerated, the score test alone reaches
-.073 at a nominal .05 (n = 100, margin .02); the exact one can't exceed it. McNemar's exact p is told beside it.
+.073 at a nominal .05 (n = 100, margin .02); the exact one can't exceed it. McNemar's exact p is reported next to it.
 Differences of scores lie between -1 and 1, and so do those of rows in clusters: they get bounds that hold for every
 distribution (`stats/betting.py`).
 """

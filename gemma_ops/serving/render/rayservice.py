@@ -1,7 +1,7 @@
 """KubeRay's RayService (ray.io/v1) of the application in `serving.rayserve`: whole servers as replicas, on pods of one
 each.
 
-The version stands in the cluster's own description too: a new one makes KubeRay bring up a second cluster beside the
+The version stands in the cluster's own description too: a new one makes KubeRay bring up a second cluster next to the
 first, whose traffic moves only once every canary there has sung. Where one fails, the first cluster serves on.
 """
 
