@@ -105,8 +105,10 @@ def bench_train(
                 _show(name, body)
         return
     spec = make(
-        size, device=device, weights=weights, lengths=lengths, mean=mean, longest=longest, batch=batch,  # type: ignore[arg-type]
-        micro_batch=micro_batch, row_length=row_length, steps=steps, repeats=repeats, micro_tokens=micro_tokens, layers=layers,
+        size, device=device, weights=weights, lengths=lengths, mean=mean, longest=longest,
+        batch=batch,  # type: ignore[arg-type]
+        micro_batch=micro_batch, row_length=row_length, steps=steps, repeats=repeats, micro_tokens=micro_tokens,
+        layers=layers,
         **more,
     )  # fmt: skip
     import time

@@ -27,8 +27,8 @@ SomeConfigs = Annotated[
 First = Annotated[
     str | None,
     typer.Option(
-        help="Target of the run whose answers are judged, or a jsonl file of answers: a row has id, prompt (or messages), "
-        "answer, and optionally privacy (local_only unless said), reference, cluster, family, end.",
+        help="Target of the run whose answers are judged, or a jsonl file of answers: a row has id, prompt (or "
+        "messages), answer, and optionally privacy (local_only unless said), reference, cluster, family, end.",
         show_default=False,
     ),
 ]
@@ -94,8 +94,9 @@ def judge_calibrate(
     labels: Annotated[
         Path,
         typer.Option(
-            help="Human labels, a jsonl file: item (the id of an answer), label (first, second or tie; for answers alone pass "
-            "or fail, with side: second for the other side's), and optionally again, a second person's label.",
+            help="Human labels, a jsonl file: item (the id of an answer), label (first, second or tie; for answers "
+            "alone pass or fail, with side: second for the other side's), and optionally again, a second "
+            "person's label.",
             show_default=False,
         ),
     ] = ...,  # type: ignore[assignment]
@@ -178,8 +179,8 @@ def _comparisons(
     if not first.endswith(".jsonl") and ((second or "").endswith(".jsonl") or not config.evaluate.tasks):
         raise ConfigError(
             "nothing says what to judge",
-            "give two files: --first MINE.jsonl --second OTHER.jsonl (the second only for pairs); or the configuration of a "
-            "finished evaluation",
+            "give two files: --first MINE.jsonl --second OTHER.jsonl (the second only for pairs); or the "
+            "configuration of a finished evaluation",
         )
     run = Path(config.machine.runs) / config.name
     tasks: list[Task] = []

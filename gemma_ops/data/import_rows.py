@@ -148,8 +148,8 @@ class Importer:
             "weight": weight,
         }
         if not made["group"]:
-            # Answers to one prompt, and rows about one picture, stay on one side of the split: else validation would ask
-            # about what was trained on.
+            # Answers to one prompt, and rows about one picture, stay on one side of the split: else validation would
+            # ask about what was trained on.
             seen = parts.media_of(turns["messages"])
             own = content_id(turns["messages"], turns["tools"]) if prompted else made["id"]
             made["group"] = Path(seen[0]["path"]).stem[:32] if seen else own

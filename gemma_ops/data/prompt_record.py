@@ -37,7 +37,7 @@ class Prompting:
 
     @property
     def asks_to_think(self) -> bool:
-        """True if questions are asked with thinking on. One trained in both modes (`mixed`) is asked without."""
+        """True if questions are asked with thinking on. A model trained in both modes (`mixed`) is asked without."""
         return self.thinking == "on"
 
 

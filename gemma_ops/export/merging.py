@@ -158,7 +158,8 @@ def _audit(
     if not any(changes.values()):
         raise GateError(
             "the adapter changes nothing: every updated tensor equals the base's after rounding to its dtype",
-            "train longer or with a higher train.learning_rate; an adapter whose B factors are all zero was never trained",
+            "train longer or with a higher train.learning_rate; an adapter whose B factors are all zero was never "
+            "trained",
         )
     return changes
 

@@ -67,7 +67,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
     ),
     "31B": _config(
         "gemma4", 6, _LARGE_VISION, None,
-        hidden_size=5376, intermediate_size=21_504, num_hidden_layers=60, num_attention_heads=32, num_key_value_heads=16,
+        hidden_size=5376, intermediate_size=21_504, num_hidden_layers=60, num_attention_heads=32,
+        num_key_value_heads=16,
         num_global_key_value_heads=4, attention_k_eq_v=True, sliding_window=1024, hidden_size_per_layer_input=0,
         use_bidirectional_attention="vision", max_position_embeddings=262_144,
     ),
@@ -108,8 +109,8 @@ class Size:
 DEFAULT_LEARNING_RATE = 2e-4
 """Peak learning rate of LoRA for a Gemma 4 that is none of these sizes."""
 _LARGE_RATE = (
-    "2e-4: where LoRA recipes for this family agree (oumi, axolotl, Unsloth; NeMo AutoModel #1748 raised its own to that, "
-    "to converge)"
+    "2e-4: where LoRA recipes for this family agree (oumi, axolotl, Unsloth; NeMo AutoModel #1748 raised its own "
+    "to that, to converge)"
 )
 
 

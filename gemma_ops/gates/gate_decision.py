@@ -87,7 +87,10 @@ class GateEvidence:
         least, groups = fewest(margin, best, -float(self.is_difference), alpha), self.sample.groups
         if least is None or groups >= least:
             return None
-        return f"{groups:,} {'clusters' if self.sample.clustered else 'rows'} can't show it, {least:,} could even if {even_if}"
+        return (
+            f"{groups:,} {'clusters' if self.sample.clustered else 'rows'} can't show it, {least:,} could even if "
+            f"{even_if}"
+        )
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,10 @@ CREATE TABLE IF NOT EXISTS answers (
   PRIMARY KEY (endpoint, key)
 )
 """
-_COLUMNS = 'text, "end", reason, seconds, first_seconds, usage, cost, tier, model_version, response_id'  # as `_answer` reads them
+_COLUMNS = (
+    'text, "end", reason, seconds, first_seconds, usage, cost, tier, model_version, '
+    "response_id"
+)  # as `_answer` reads them
 
 
 @dataclass(frozen=True)

@@ -48,8 +48,8 @@ class Client:
     """Client of one run: sends requests, from any number of threads."""
 
     def __init__(self, config: GeminiConfig, store: Store, *, since: float = 0.0, lasting: bool = False) -> None:
-        """Open the client; answers older than the moment `since` are not taken from the store. `lasting`: it serves
-        others, so that what ends one request ends no other, and none waits for room under a cap."""
+        """Open the client; answers older than the moment `since` are not taken from the store. `lasting` says that it
+        serves others, so that what ends one request ends no other, and none waits for room under a cap."""
         self.config, self.store, self.since, self.lasting = config, store, since, lasting
         self.jobs = Jobs(store)
         self.genai = connect_gemini(config)

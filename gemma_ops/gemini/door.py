@@ -191,7 +191,8 @@ class Gemini:
         )
         for words, count in others.items():
             self._journal.run(
-                journal.record, event="gemini.model", message=f"{words} {count:,} of {len(answers):,} requests; it can't decide a gate"
+                journal.record, event="gemini.model", message=f"{words} {count:,} of {len(answers):,} requests; it "
+                                                              f"can't decide a gate"
             )  # fmt: skip
         self._journal.run(
             journal.record, event="gemini", answers=len(answers), from_store=kept, ends=dict(ends), faults=dict(tally),

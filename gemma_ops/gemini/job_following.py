@@ -120,7 +120,8 @@ class JobFollower:
             )
         return ServiceError(
             f"batch job {job.name}, which this ledger has paid for, is not there for this key: {why}",
-            "use the key of the project that made it; two days after it was made, it is abandoned and a new one is made",
+            "use the key of the project that made it; two days after it was made, it is abandoned and a new one "
+            "is made",
         )
 
     def pause(self) -> None:

@@ -43,7 +43,7 @@ CREATE TRIGGER IF NOT EXISTS closed AFTER UPDATE ON reservations BEGIN
   UPDATE committed SET amount = amount + NEW.amount - OLD.amount WHERE run = NEW.run;
 END;
 CREATE TRIGGER IF NOT EXISTS kept BEFORE DELETE ON reservations BEGIN SELECT RAISE(ABORT, 'a ledger keeps its rows'); END;
-"""
+"""  # noqa: E501
 
 
 def open_file(path: Path) -> sqlite3.Connection:

@@ -98,8 +98,8 @@ class Spending:
             text.append(f"{whole.without_usage:,} replies named no usage; the most they can have cost counts.")
         if whole.unanswered:
             text.append(
-                f"{whole.unanswered:,} tries broke off or timed out. It is not known whether they were billed, so the most they "
-                "can have cost counts."
+                f"{whole.unanswered:,} tries broke off or timed out. It is not known whether they were billed, so the "
+                "most they can have cost counts."
             )
         if whole.refused:
             text.append(f"{whole.refused:,} requests were turned away by the service without a bill.")

@@ -75,6 +75,7 @@ def _refuse_redirect(response: httpx2.Response) -> None:
     target = urlsplit(response.headers.get("location", ""))
     place = f"{target.scheme}://{target.netloc}" if target.netloc else "another address"
     raise BoundaryError(
-        f"{response.request.url.host} answers {response.status_code}, which sends requests on to {place}; that is never followed",
+        f"{response.request.url.host} answers {response.status_code}, which sends requests on to {place}; that is "
+        f"never followed",
         "give the address that answers itself, if it may see the rows",
     )

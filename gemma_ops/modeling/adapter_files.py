@@ -123,7 +123,8 @@ def load_adapter(model: Any, folder: Path) -> Any:
     foreign = [name for name in adapted if name not in modules]
     if foreign:
         raise ModelError(
-            f"the adapter in {folder} does not fit this base: {len(foreign)} of {len(adapted)} modules are not there, the first: {foreign[0]}",
+            f"the adapter in {folder} does not fit this base: {len(foreign)} of {len(adapted)} modules are not there, "
+            f"the first: {foreign[0]}",
             "use the base named in its adapter_config.json",
         )
     config.target_modules, stacks, config.target_parameters = adapted, config.target_parameters or [], None
@@ -142,7 +143,8 @@ def load_adapter(model: Any, folder: Path) -> Any:
     if result.unexpected_keys or lacking:
         first = (list(result.unexpected_keys) + lacking)[0]
         raise ModelError(
-            f"the adapter in {folder} does not fit this base: {len(result.unexpected_keys)} tensors find no place, {len(lacking)} are lacking, the first: {first}",
+            f"the adapter in {folder} does not fit this base: {len(result.unexpected_keys)} tensors find no place, "
+            f"{len(lacking)} are lacking, the first: {first}",
             "use the base named in its adapter_config.json",
         )
     return tuned.eval()

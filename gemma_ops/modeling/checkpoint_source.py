@@ -107,7 +107,8 @@ def check_shards(folder: Path) -> list[Path]:
     missing = [name for name in names if not (folder / name).exists()]
     if missing:
         raise ModelError(
-            f"{folder} lacks {len(missing)} of {len(names)} weight files: {', '.join(missing[:3])}{'…' if len(missing) > 3 else ''}",
+            f"{folder} lacks {len(missing)} of {len(names)} weight files: "
+            f"{', '.join(missing[:3])}{'…' if len(missing) > 3 else ''}",
             "the download did not finish: fetch the model again",
         )
     for name in names:

@@ -175,7 +175,8 @@ def _refuse_unless_ours(host: Any) -> None:
     if not is_loopback(name):
         raise BoundaryError(
             f"offline: something asked for {name}, which is not this machine",
-            f"name only what is on this machine (127.0.0.1 for a server of your own), or go online: offline=false and {VARIABLE} unset",
+            f"name only what is on this machine (127.0.0.1 for a server of your own), or go online: offline=false and "
+            f"{VARIABLE} unset",
         )
 
 

@@ -238,7 +238,8 @@ def _combinations(versions: dict[str, str | None], gpus: list[Device], environme
         yield Check(
             "mlflow",
             "ok",
-            f"{mlflow}; its transformers flavour stops at 5.17 (here {transformers}), so models are registered as files",
+            f"{mlflow}; its transformers flavour stops at 5.17 (here {transformers}), so models are registered "
+            f"as files",
         )
     if environment.get("ACCELERATE_MIXED_PRECISION", "").lower() == "fp16":
         yield Check("environment", "bad", f"ACCELERATE_MIXED_PRECISION=fp16: {_trap('fp16').what}", "unset it")

@@ -223,8 +223,8 @@ def _notes(config: RunConfig, shape: Shape, target: Device, choice: Choice) -> t
     c = shape.counts()
     if choice.ple == "host":
         notes.append(
-            f"the per-layer table ({2 * c.per_layer_table / GIB:.1f} GiB) is looked up, not multiplied: it stays in main "
-            "memory, and its rows are fetched ahead of each pass"
+            f"the per-layer table ({2 * c.per_layer_table / GIB:.1f} GiB) is looked up, not multiplied: it stays "
+            "in main memory, and its rows are fetched ahead of each pass"
         )
     if choice.graphs != config.train.kernels.graphs:
         notes.append(

@@ -134,7 +134,10 @@ class Mirror:
     def _report(self, run: Path) -> None:
         left = sync.pending_records(run, self.place) if self.place else 0
         error = self._problem
-        where = f"{left:,} records of {run / 'logs'} are not in MLflow yet; the same command sends them when it is run again"
+        where = (
+            f"{left:,} records of {run / 'logs'} are not in MLflow yet; the same command sends them when it is "
+            f"run again"
+        )
         if error is None or isinstance(error, ServiceError):
             what = error.what if isinstance(error, ServiceError) else f"MLflow at {self.machine.mlflow} is too slow"
             self.say(f"{what}. {where}")
@@ -144,7 +147,8 @@ class Mirror:
             trace = run / "logs" / "mlflow-error.txt"
             trace.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
             self.say(
-                f"the run is not mirrored: {type(error).__name__}: {str(error).splitlines()[0][:200]} (see {trace}). {where}"
+                f"the run is not mirrored: {type(error).__name__}: {str(error).splitlines()[0][:200]} (see {trace}). "
+                f"{where}"
             )
 
 

@@ -73,7 +73,8 @@ class AliasFollower:
             elif number is None:
                 deployment.challenge(None)
                 self._say(
-                    f"{self._asked} no longer exists: nothing is tried next to version {deployment.current.facts.version}"
+                    f"{self._asked} no longer exists: nothing is tried next to version "
+                    f"{deployment.current.facts.version}"
                 )
             elif number != self._left:
                 await self._bring(number)
@@ -98,7 +99,8 @@ class AliasFollower:
         except OpsError as error:
             self._left = number
             self._tell(
-                f"version {number} of {self.name} can't serve: {error.what}; version {before.facts.version} keeps serving"
+                f"version {number} of {self.name} can't serve: {error.what}; version {before.facts.version} keeps "
+                f"serving"
             )
             return
         deployment.trouble.pop(self.alias, None)

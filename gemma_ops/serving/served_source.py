@@ -123,7 +123,8 @@ def _check_alone(folder: Path, shelves: Sequence[str], files: Mapping[str, Any])
         for file in digest.files_in(folder / shelf):
             if (name := file.relative_to(folder).as_posix()) not in files:
                 raise GateError(
-                    f"{INTEGRITY}: {file} would be loaded too, and is no file of the version: its manifest doesn't list {name}",
+                    f"{INTEGRITY}: {file} would be loaded too, and is no file of the version: its manifest doesn't "
+                    f"list {name}",
                     "remove it, or pull the version into an empty folder",
                 )
 

@@ -105,7 +105,8 @@ def _pairs_power(wins: float, losses: float, n: int, margin: float, level: float
     """Return the chance of passing in 400 simulated games; the exact test is used only where the score test is near its
     level."""
     drawn, counts = np.unique(
-        np.random.default_rng(n).multinomial(n, [wins, losses, max(0.0, 1 - wins - losses)], size=400), axis=0, return_counts=True
+        np.random.default_rng(n).multinomial(n, [wins, losses, max(0.0, 1 - wins - losses)], size=400), axis=0,
+        return_counts=True
     )  # fmt: skip
     z = _statistic(drawn[:, 0], drawn[:, 1], n, margin) - special.ndtri(1 - level)
     if n > 1500:

@@ -14,7 +14,8 @@ from gemma_ops.wire.gemini_wire import Refusal, contents_of
 
 _TOP = frozenset({"contents", "systemInstruction", "generationConfig", "tools", "toolConfig", "labels", "model"})
 _TOP_NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "store": (None, False), "serviceTier": (None, "standard", "STANDARD", "SERVICE_TIER_STANDARD"), "safetySettings": (None, []),
+    "store": (None, False), "serviceTier": (None, "standard", "STANDARD", "SERVICE_TIER_STANDARD"),
+    "safetySettings": (None, []),
 }  # fmt: skip
 _CONFIG = frozenset(
     {

@@ -33,7 +33,8 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 """Fields that are accepted with these values only: any other value asks for what isn't supported."""
 _KNOWN = frozenset(
     {
-        "messages", "tools", "tool_choice", "max_tokens", "max_completion_tokens", "temperature", "top_p", "top_k", "seed",
+        "messages", "tools", "tool_choice", "max_tokens", "max_completion_tokens", "temperature", "top_p", "top_k",
+        "seed",
         "stop", "n", "logprobs", "top_logprobs", "response_format", "reasoning_effort", "stream_options",
     }
 )  # fmt: skip

@@ -89,14 +89,15 @@ def heat(labels: Sequence[str], cells: Sequence[tuple[int, int, int]]) -> Markup
     side = size * len(labels)
     top = {on: max((count for row, column, count in cells if (row == column) is on), default=1) for on in (True, False)}
     body = "".join(
-        f'<rect class="{"hit" if row == column else "miss"}" x="{column * size}" y="{row * size}" width="{size - 0.6}" height="{size - 0.6}" '
-        f'opacity="{0.12 + 0.88 * (count / top[row == column]) ** 0.5:.2f}">'
+        f'<rect class="{"hit" if row == column else "miss"}" x="{column * size}" y="{row * size}" width="{size - 0.6}" '
+        f'height="{size - 0.6}" opacity="{0.12 + 0.88 * (count / top[row == column]) ** 0.5:.2f}">'
         f"<title>{escape(labels[row])} answered as {escape(labels[column])}: {count}</title></rect>"
         for row, column, count in cells
     )
     return trusted(
-        f'<svg class="heat" viewBox="-1 -1 {side + 2} {side + 2}" role="img" aria-label="confusion map of {len(labels)} labels">'
-        f'<rect class="frame" x="-0.5" y="-0.5" width="{side + 0.4}" height="{side + 0.4}"/>{body}</svg>'
+        f'<svg class="heat" viewBox="-1 -1 {side + 2} {side + 2}" role="img" aria-label="confusion map of '
+        f'{len(labels)} labels"><rect class="frame" x="-0.5" y="-0.5" width="{side + 0.4}" '
+        f'height="{side + 0.4}"/>{body}</svg>'
     )
 
 

@@ -58,7 +58,10 @@ def rayservice(job: Deployed) -> str:
         *notes,
         f"the image needs gemma-ops[gguf,ray] with ray {RAY}",
         f"kubectl create secret generic {job.title} --from-file=keys={job.keys or './keys'}   # SHA-256s of keys",
-        f"KubeRay makes the Service {job.title}-serve-svc, port 8000; keys' rates and budgets hold for each replica by itself",
+        (
+            f"KubeRay makes the Service {job.title}-serve-svc, port 8000; keys' rates and budgets hold for each "
+            f"replica by itself"
+        ),
     ]
     return yaml_document(about, service)
 
