@@ -82,7 +82,7 @@ def find(repo: str) -> Size | None:
 
 
 def by_repo(repo: str) -> Size:
-    """The size a Hub id names. Raises ConfigError that lists the known ids and the closest one."""
+    """Return the size a Hub id names. Raises ConfigError that lists the known ids and the closest one."""
     size = find(repo)
     if size:
         return size

@@ -72,7 +72,7 @@ class TrainingPlan:
 
     @property
     def total(self) -> float:
-        """Bytes on the device at the peak of a step."""
+        """Return the bytes on the device at the peak of a step."""
         return sum(part.bytes for part in self.parts)
 
     @property
@@ -82,7 +82,7 @@ class TrainingPlan:
 
     @property
     def fits(self) -> Fits:
-        """`yes` when it fits at the upper end of the uncertainty, `tight` when only the estimate itself does."""
+        """Return `yes` when it fits at the upper end of the uncertainty, `tight` when only the estimate itself does."""
         room = self.device.memory * GIB
         return "yes" if self.total + self.spread <= room else "tight" if self.total <= room else "no"
 
@@ -180,7 +180,7 @@ def _context(step: PassShape, found: RowLengths) -> float:
 
 
 def pick_device(config: RunConfig, device: str | None) -> Device:
-    """The device asked for, else the largest GPU present, else the CPU."""
+    """Return the device asked for, else the largest GPU present, else the CPU."""
     if device:
         return devices.get_device(device)
     found = devices.present_devices() if config.machine.device != "cpu" else []

@@ -56,12 +56,12 @@ def find_personal(text: str) -> list[PersonalFinding]:
 
 
 def mask_personal(text: str) -> str:
-    """The text with every finding replaced by its kind: `write to [EMAIL]`."""
+    """Return the text with every finding replaced by its kind: `write to [EMAIL]`."""
     return mask_findings(text, find_personal(text))
 
 
 def mask_findings(text: str, findings: list[PersonalFinding]) -> str:
-    """The text with the given findings replaced."""
+    """Return the text with the given findings replaced."""
     parts, position = [], 0
     for item in findings:
         parts += [text[position : item.start], f"[{item.kind}]"]

@@ -250,7 +250,8 @@ if __name__ == "__main__":
 
 
 def free_memory() -> int:
-    """Bytes that a further process may take now: free on the machine, or less by this process's control group."""
+    """Return the bytes that a further process may take now: free on the machine, or less by this process's control
+    group."""
     free = int(psutil.virtual_memory().available)
     group = Path("/sys/fs/cgroup")
     try:

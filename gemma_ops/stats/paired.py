@@ -147,7 +147,7 @@ def _counts(sample: Sample) -> tuple[int, int, int]:
 
 
 def _share(wins: object, losses: object, n: object, margin: float) -> np.ndarray:
-    """Tango's maximum-likelihood share of losses when the difference is `margin`: the root of a quadratic."""
+    """Return Tango's maximum-likelihood share of losses when the difference is `margin`: the root of a quadratic."""
     w, m, size = np.asarray(wins, float), np.asarray(losses, float), np.asarray(n, float)
     b = -w - m + (2 * size - w + m) * margin
     c = -m * margin * (1 - margin)
@@ -166,7 +166,7 @@ def _z(sample: Sample, margin: float) -> float:
 
 
 def _interval(sample: Sample, z: float) -> tuple[float, float]:
-    """The margins that the score test does not reject, by bisection: its statistic falls as the margin rises."""
+    """Return the margins that the score test does not reject, by bisection: its statistic falls as the margin rises."""
     wins, losses, n = _counts(sample)
     low, high = -1.0, sample.mean
     for _ in range(40):

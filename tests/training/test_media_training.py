@@ -311,7 +311,7 @@ def test_towers_are_frozen_unless_asked_and_only_what_is_shown_is_adapted(tiny):
     assert any("embed_vision" in name for name in seen)
     assert not any("audio" in name for name in seen)
     assert any("audio_tower" in name for name in both)
-    with pytest.raises(ConfigError, match="no row shows anything"):
+    with pytest.raises(ConfigError, match="no row has images or audio"):
         adapters.attach(load_model(folder, towers=True), LoraConfig(towers=True), 0, shown=())
 
 
