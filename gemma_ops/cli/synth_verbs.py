@@ -32,13 +32,14 @@ def synth_plan(
 ) -> None:
     """Documents, coverage, requests, tokens, dollars and time of a synthesis. Asks nothing."""
     from gemma_ops.cli import console
+    from gemma_ops.recipes import inputs
     from gemma_ops.synth import synthesis_inputs
     from gemma_ops.synth.estimate import estimate_synthesis
     from gemma_ops.synth.estimate_text import estimate_lines
 
     config = load_config(configs, sets, fetches=False)
-    source = synthesis_inputs.questions_read(config) if config.evaluate.tasks else None
-    tasks = synthesis_inputs.every_task(config) if config.evaluate.tasks else ()
+    source = inputs.questions_read(config) if config.evaluate.tasks else None
+    tasks = inputs.every_task(config) if config.evaluate.tasks else ()
     made = estimate_synthesis(config, synthesis_inputs(config.synth), device, tasks, source.path if source else None)
     if as_json:
         console.print_json(made.to_json())

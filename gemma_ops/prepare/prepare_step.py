@@ -45,7 +45,7 @@ def prepare(
     settings: DataConfig,
     machine: MachineConfig,
     *,
-    source: Path | None,
+    source: Path | None = None,
     model: Path,
     tasks: tuple[Path, ...] = (),
 ) -> dict[str, float]:

@@ -45,6 +45,8 @@ class Said:
     thought_tokens: int = 0
     chances: list[TokenChance] = field(default_factory=list)
     """Logprobs of the answer's tokens, where they were asked for."""
+    ids: list[int] | None = None
+    """The tokens as the engine gave them, kept where a list is given."""
 
 
 @dataclass(frozen=True)
@@ -175,6 +177,8 @@ class ServedModel:
             async for found in tokens:
                 said.prompt_tokens = found.prompt_tokens or said.prompt_tokens
                 said.cached_tokens = found.cached_tokens or said.cached_tokens
+                if said.ids is not None:
+                    said.ids += found.ids
                 for piece in reader.feed(found.ids):
                     yield self._added(piece, said)
                 self._chances(found, reader, said)

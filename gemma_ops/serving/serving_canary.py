@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from gemma_ops.errors import ConfigError, GateError, ModelError
+from gemma_ops.modeling.generate import STOPS, read_reply
+from gemma_ops.modeling.thoughts import left_open
 from gemma_ops.serving.engine import Sampling
 from gemma_ops.serving.model import Said, ServedModel
 from gemma_ops.verdicts import CANARY_SCHEMA
@@ -119,12 +121,12 @@ async def run_canary(model: ServedModel, recorded: RecordedAnswers, target: str)
                 return False, ""
             if prompt.ids != row["ids"]:
                 return False, ""
-            said = Said()
+            said = Said(ids=[])
             limit = int(row["max_new_tokens"])
             with contextlib.suppress(RefusalError):  # what it said until then is no recorded answer
                 async for _ in model.answer(prompt, Sampling(limit, schema=row.get("schema")), said):
                     pass
-            return True, said.text
+            return True, _as_evaluated(model.tokenizer, said.ids or [], prompt.ids)
 
     found = await asyncio.gather(*(one(row) for row in rows))
     same = sum(text == row["answers"][target] for row, (told, text) in zip(rows, found, strict=True) if told)
@@ -134,6 +136,12 @@ async def run_canary(model: ServedModel, recorded: RecordedAnswers, target: str)
         if told
     )
     return CanaryResult(len(rows), same, as_base, sum(not told for told, _ in found), recorded.repeats)
+
+
+def _as_evaluated(tokenizer: Any, ids: list[int], prompt: list[int]) -> str:
+    """The text that an evaluation reads from a reply's tokens: a function call stands in it, which clients get apart."""
+    stops = {tokenizer.token_to_id(name) for name in STOPS}
+    return read_reply(tokenizer, ids, stops, opened=left_open(tokenizer, prompt)).text
 
 
 def check_canary(result: CanaryResult, source: str) -> None:

@@ -43,13 +43,13 @@ def synthesize(
     settings: SynthConfig,
     machine: MachineConfig,
     *,
-    base: Path | None,
-    teacher: Path | None,
-    documents: Path | None,
-    seeds: Path | None,
-    tools: Path | None,
-    tasks: tuple[Path, ...],
-    source: Path | None,
+    base: Path | None = None,
+    teacher: Path | None = None,
+    documents: Path | None = None,
+    seeds: Path | None = None,
+    tools: Path | None = None,
+    tasks: tuple[Path, ...] = (),
+    source: Path | None = None,
 ) -> dict[str, float]:
     """Write `rows.jsonl`, `preferences.jsonl`, `rejected.jsonl`, `replies.jsonl`, `report.json` and `card.md` below `out`.
 

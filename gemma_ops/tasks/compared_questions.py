@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from gemma_ops.config import Privacy
 from gemma_ops.data import media_files, parts, row_files, row_formats
 from gemma_ops.data.media_files import MediaShelf
@@ -15,6 +13,7 @@ from gemma_ops.data.rowerror import RowError
 from gemma_ops.errors import DataError
 from gemma_ops.privacy.classes import class_of, stricter
 from gemma_ops.privacy.text_copies import PrivateTexts
+from gemma_ops.tasks.task_file import read_task_file
 
 
 @dataclass(frozen=True)
@@ -40,30 +39,25 @@ class TaskQuestions:
 def read_task(folder: Path, source: Path | None) -> TaskQuestions:
     """Questions of a task folder; `source` is the run's data folder (or a file in it), where unshipped rows lie.
 
-    Raises DataError when the task can't be read, so that an unreadable task never counts as free of overlap.
+    Raises ConfigError for a `task.yaml` that is wrong and DataError when its rows can't be read, so that an unreadable task
+    never counts as free of overlap.
     """
-    path = folder / "task.yaml"
-    try:
-        body = yaml.safe_load(path.read_text(encoding="utf-8"))
-        data = body["data"]
-        name = str(body.get("name", folder.name))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError, KeyError) as error:
-        fix = "correct it, or take the task out of evaluate.tasks"
-        raise DataError(f"{path} can't be read to compare the training rows with it: {error}", fix) from error
-    if data.get("from_source"):
+    file = read_task_file(folder / "task.yaml")
+    if file.data.from_source:
         if source is None:
-            return TaskQuestions(name, (), f"its rows ({data['from_source']}) lie in a local data folder")
-        rows = (source if source.is_dir() else source.parent) / data["from_source"]
+            return TaskQuestions(file.name, (), f"its rows ({file.data.from_source}) lie in a local data folder")
+        rows = (source if source.is_dir() else source.parent) / file.data.from_source
         if not rows.is_file():
-            return TaskQuestions(name, (), f"its rows ({data['from_source']}) are not in the data folder")
+            return TaskQuestions(file.name, (), f"its rows ({file.data.from_source}) are not in the data folder")
     else:
-        rows = folder / str(data.get("path"))
+        rows = folder / str(file.data.path)
         if not rows.is_file():
-            raise DataError(f"{rows} is named in {path} but does not exist", "put the task's rows there")
-    template = data.get("prompt") or body.get("prompt")
-    shelf = MediaShelf(rows.parent, None, whole=False)
-    least = class_of(body.get("privacy"))
-    return TaskQuestions(name, tuple(_question(row, template, shelf, least) for row in row_files.read_file(rows)))
+            raise DataError(
+                f"{rows} is named in {folder / 'task.yaml'} but does not exist", "put the task's rows there"
+            )
+    template, shelf = file.data.prompt or file.prompt, MediaShelf(rows.parent, None, whole=False)
+    questions = (_question(row, template, shelf, file.privacy) for row in row_files.read_file(rows))
+    return TaskQuestions(file.name, tuple(questions))
 
 
 def add_task(private: PrivateTexts, folder: Path, source: Path | None) -> None:

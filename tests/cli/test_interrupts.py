@@ -70,7 +70,7 @@ def test_a_second_ctrl_c_ends_at_once(tmp_path):
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from gemma_ops.cli import interrupts\n"
         "interrupts.PATIENCE = 600\n"
-        "interrupts.install()\n"
+        "interrupts.install_interrupts()\n"
         "try:\n    print('ready', flush=True)\n    time.sleep(600)\nexcept KeyboardInterrupt:\n    print('first', flush=True)\n    time.sleep(600)\n"
     )
     child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)

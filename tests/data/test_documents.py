@@ -16,6 +16,7 @@ from gemma_ops.errors import DataError
 from gemma_ops.nano import WEIGHTS
 from gemma_ops.prepare.check_rows import check_source
 from gemma_ops.prepare.prepare_step import prepare
+from tests.helpers.task_files import task_yaml
 
 TOKENIZER = chat.load_tokenizer(WEIGHTS)
 BOS, EOS = TOKENIZER.token_to_id("<bos>"), TOKENIZER.token_to_id("<eos>")
@@ -64,7 +65,7 @@ def test_personal_data_duplicates_and_overlap_are_looked_for(run, tmp_path):
     assert metrics["near_duplicates"] == 1
     folder = tmp_path / "exam"
     folder.mkdir()
-    (folder / "task.yaml").write_text("name: exam\ndata: {path: data.jsonl}\n")
+    (folder / "task.yaml").write_text(task_yaml("{path: data.jsonl}"))
     (folder / "data.jsonl").write_text(json.dumps({"prompt": TEXTS[2]}) + "\n")
     metrics, _ = run([{"text": text} for text in TEXTS], tasks=(folder,), overlap="drop", valid_share=0)
     assert metrics["overlap"] == 1

@@ -108,9 +108,9 @@ from gemma_ops.targets import spec
 
 assert QuantizeConfig().formats == ("q8_0", "q4_0", "q5_0") == EvaluateConfig().targets[2:]
 assert RegisterConfig(artifacts=("q5_0",)).artifacts == ("q5_0",)
-assert spec.parse("q5_0").kind == "quantized" and "q5_0" in spec._FORMS
-assert gguf_tensors.type_of("blk.0.ffn_up.weight", (64, 64), "q5_0") == "Q5_0"
-assert gguf_tensors.type_of("token_embd.weight", (64, 64), "q5_0") == "Q8_0"
+assert spec.parse_target("q5_0").kind == "quantized" and "q5_0" in spec._FORMS
+assert gguf_tensors.tensor_type("blk.0.ffn_up.weight", (64, 64), "q5_0") == "Q5_0"
+assert gguf_tensors.tensor_type("token_embd.weight", (64, 64), "q5_0") == "Q8_0"
 assert "Q5_0" in gguf_audit.QUANTIZED_TYPES
 assert breakeven_inputs._LOCAL == ("tuned", "base", "q4_0", "q5_0", "q8_0", "bf16")
 assert markup.colour("q5_0") == "t-q5" and palette.palette(["q5_0"])["t-q5"] == ("#123456", "#abcdef")
@@ -120,7 +120,7 @@ made = Path({made!r})
 (made / "q5_0/model.gguf").write_bytes(b"GGUF" + (3).to_bytes(4, "little") + bytes(16))
 assert list(staging.select(RegisterConfig(artifacts=("q5_0",)), quantized=made)) == ["quantized/q5_0/model.gguf"]
 files = {{"quantized/q5_0/model.gguf": {{}}}}
-assert "q5_0 in llama.cpp" in loading.loading({{"name": "m", "files": files, "adapter": None}}, card.carried({{"files": files}}))
+assert "q5_0 in llama.cpp" in loading.loading({{"name": "m", "files": files, "adapter": None}}, card.carried_files({{"files": files}}))
 """
 
 

@@ -2,24 +2,41 @@
 
 from __future__ import annotations
 
+import json
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
 from typer.main import get_command
 
+from gemma_ops import errors
 from gemma_ops.cli import app
+from gemma_ops.cli.exits import INTERRUPTED
 from gemma_ops.config import ConfigSection, RunConfig
 from gemma_ops.config.loading import read_run_config
 from gemma_ops.config.shipped import shipped
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = sorted(
+    path
+    for pattern in ("*.md", ".github/*.md", "recipes/**/*.md", "configs/**/*.md", "eval/*.md", "gemma_ops/**/*.md")
+    for path in ROOT.glob(pattern)
+)
+TABLES = {
+    "commands": "gemma_ops/cli/README.md",
+    "exits": "gemma_ops/cli/README.md",
+    "configuration": "configs/README.md",
+    "h200": "configs/benchmarks/README.md",
+}
+"""The page that holds each table which is compared with the code or with a record."""
 
 
 def block(name):
-    match = re.search(rf"<!-- {name} -->\n(.*?)<!-- /{name} -->", README, re.DOTALL)
-    assert match, f"README.md has no block <!-- {name} -->"
+    page = (ROOT / TABLES[name]).read_text(encoding="utf-8")
+    match = re.search(rf"<!-- {name} -->\n(.*?)<!-- /{name} -->", page, re.DOTALL)
+    assert match, f"{TABLES[name]} has no block <!-- {name} -->"
     return match[1].strip()
 
 
@@ -61,14 +78,14 @@ def test_the_command_table_is_the_command_line():
     wanted = "| command | what it does |\n|---|---|\n" + "\n".join(
         f"| `gemma-ops {name}` | {text} |" for name, text in commands()
     )
-    assert block("commands") == wanted, f"put this into README.md:\n{wanted}"
+    assert block("commands") == wanted, f"put this into {TABLES['commands']}:\n{wanted}"
 
 
 def test_the_configuration_table_is_the_tree():
     wanted = "| key | default | meaning |\n|---|---|---|\n" + "\n".join(
         f"| `{key}` | `{default}` | {text} |" for key, default, text in keys()
     )
-    assert block("configuration") == wanted, f"put this into README.md:\n{wanted}"
+    assert block("configuration") == wanted, f"put this into {TABLES['configuration']}:\n{wanted}"
 
 
 def test_every_key_explains_itself():
@@ -94,9 +111,89 @@ def test_the_two_commands_exist():
     assert "make test" in README
 
 
-def test_pictures_and_links_lead_somewhere():
-    for path in re.findall(r"\]\((?!http|#)([^)#]+)\)|src=\"(?!http)([^\"]+)\"", README):
-        assert (ROOT / (path[0] or path[1])).exists(), path
+def test_every_error_has_its_exit_code():
+    listed = {(name, int(code)) for code, name in re.findall(r"^\| (\d+) \| `(\w+)` \|", block("exits"), re.MULTILINE)}
+    found = [each for each in vars(errors).values() if isinstance(each, type) and issubclass(each, errors.OpsError)]
+    assert listed == {(error.__name__, error.exit_code) for error in found}
+    assert f"| {INTERRUPTED} |" in block("exits")
+
+
+def anchors(page):
+    """What a link may name behind `#`: headings as GitHub spells them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_pictures_and_links_lead_somewhere(page):
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    for link in re.findall(r"\]\((?!http)([^)]+)\)", text):
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        assert target.exists(), f"{page} leads to {link}"
+        assert not anchor or anchor in anchors(target), f"{page} leads to {link}"
+
+
+def test_every_page_is_found_from_the_readme():
+    found, ahead = set(), [ROOT / "README.md"]
+    while ahead:
+        page = ahead.pop().resolve()
+        if page not in found and page.suffix == ".md":
+            found.add(page)
+            links = re.findall(r"\]\((?!http)([^)#]+)", page.read_text(encoding="utf-8"))
+            ahead += [page.parent / link for link in links if (page.parent / link).is_file()]
+    assert {page.resolve() for page in PAGES} - found <= {ROOT / "CHANGELOG.md"}
+
+
+def test_the_readme_stays_short_and_shows_the_way():
+    assert len(README.encode()) <= 11_000
+    verbs = re.findall(r"^\| `gemma-ops ([a-z ]+)` \|", README.split("## Eight verbs")[1], re.MULTILINE)
+    assert len(verbs) == 8
+    assert set(verbs) <= {name for name, _ in commands()}
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    table = README.split("| extra |", 1)[1].split("\n\n")[0]
+    assert {name for name in extras if name != "dev"} == set(re.findall(r"`([\w-]+)`", table))
+
+
+def test_the_shipped_configurations_are_in_the_readme_with_their_memory():
+    rows = dict(re.findall(r"^\| `([\w-]+)` \| [^|]+ \| (.+) \|$", README.split("## Shipped")[1], re.MULTILINE))
+    assert rows.keys() >= set(shipped("configs", ".yaml"))
+    for name in shipped("configs", ".yaml"):
+        needs = re.search(r"needs ([\d.]+ GiB)", (ROOT / "configs" / f"{name}.yaml").read_text(encoding="utf-8"))
+        assert not needs or rows[name].startswith(needs[1]), name
+
+
+RECORD = json.loads((ROOT / "configs" / "benchmarks" / "h200.json").read_text(encoding="utf-8"))
+
+
+def measured(key):
+    """The cells that a record gives: speeds, ratios, share of the roofline, memory."""
+    found = RECORD["measured"][key]
+    ours, stock = found["arms"]["gemma-ops"], [found["arms"].get(name) for name in ("trl", "trl-packed")]
+    speeds = [f"{arm['tokens_per_second']:,.0f}" if arm else "–" for arm in stock]
+    ratios = [f"{ours['ratios'][name]:.1f}x" if name in ours["ratios"] else "–" for name in ("trl", "trl-packed")]
+    share = found["useful_flops_per_token"] * ours["tokens_per_second"] / RECORD["flops"]
+    memory = f"{ours['total_bytes'] / 2**30:.1f} GiB"
+    return [
+        *speeds,
+        f"**{ours['tokens_per_second']:,.0f}**",
+        ", ".join(ratios),
+        f"{share:.0%}".replace("%", " %"),
+        memory,
+    ]
+
+
+def test_benchmarks_are_those_of_the_record():
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in block("h200").splitlines()[2:]]
+    assert len(rows) == 8
+    for model, tokens, *cells in rows:
+        size, weights = model.lower().split(", ")
+        assert cells == measured(f"{size}-{weights}-300-{tokens.replace(',', '')}"), model
+    lines = README.split("## Speed")[1].split("\n\n")[2].splitlines()[2:]
+    for line in lines:
+        model, speed, packed, padded, memory = (cell.strip() for cell in line.strip("|").split("|"))
+        (row,) = [row for row in rows if row[0] == model and row[5] == f"{padded}x, {packed}x"]
+        assert (f"**{speed}**", memory) == (row[4], row[7])
 
 
 @pytest.mark.parametrize("name", shipped("configs", ".yaml"))
@@ -129,11 +226,10 @@ def test_every_recipe_and_task_is_in_its_table():
 def test_the_project_speaks_of_itself_alone():
     machine_paths = re.compile(r"/work/|/root/|/tmp/[a-z]")
     for path in [
-        *ROOT.glob("*.md"),
+        *PAGES,
         *(ROOT / "configs").iterdir(),
         *(ROOT / "recipes").iterdir(),
         *(ROOT / "gemma_ops").rglob("*.py"),
-        *(ROOT / "eval").rglob("*.md"),
     ]:
         if path.is_file():
             assert not machine_paths.search(path.read_text(encoding="utf-8")), path

@@ -70,6 +70,8 @@ def test_the_wheel_carries_what_is_found_by_path(wheel):
     for name in (
         "share/recipes/lora.py",
         "share/configs/quickstart.yaml",
+        "share/configs/README.md",
+        "share/recipes/jobs/json-output.md",
         "share/eval/support_desk/task.yaml",
         "share/eval/support_desk/train.jsonl",
         "nano/weights/model.safetensors",

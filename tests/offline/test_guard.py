@@ -234,7 +234,7 @@ child = "import socket; s = socket.socket(); s.settimeout(2); print(s.connect_ex
 print(subprocess.run([sys.executable, "-I", "-c", child], capture_output=True, text=True).stdout.strip())
 with socket.create_server(("127.0.0.1", 0)) as server:
     socket.create_connection(server.getsockname()).close()
-print(namespace.inside(), namespace.enter())
+print(namespace.inside_namespace(), namespace.enter())
 """
 
 

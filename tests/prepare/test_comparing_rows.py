@@ -25,12 +25,13 @@ from gemma_ops.data.hashed_words import (
     sketch,
 )
 from gemma_ops.data.near_duplicates import Near, bands
-from gemma_ops.errors import DataError
+from gemma_ops.errors import OpsError
 from gemma_ops.nano import tickets
 from gemma_ops.prepare.deduplicate import NearDuplicates, exact_key, prompt_key
 from gemma_ops.prepare.split import Split, split_position
 from gemma_ops.prepare.task_overlap import Overlap
 from gemma_ops.tasks.compared_questions import ComparedQuestion, TaskQuestions, read_task
+from tests.helpers.task_files import task_yaml
 
 DATA = Path(os.environ.get("GEMMA_OPS_DATA", Path(__file__).parents[2] / "../shared/data"))
 VOCABULARY = [f"w{number}" for number in range(5000)]
@@ -304,11 +305,13 @@ def test_tasks_are_read_from_their_folders(tmp_path):
     (folder / "data.jsonl").write_text(
         '{"prompt": "one", "reference": "x"}\n{"messages": [{"role": "system", "content": "S"}, {"role": "user", "content": "two"}]}\n'
     )
-    (folder / "task.yaml").write_text("name: first\ndata: {path: data.jsonl}\n")
+    (folder / "task.yaml").write_text(task_yaml("{path: data.jsonl}", "first"))
     read = read_task(folder, None)
     assert read.name == "first"
     assert [question.texts for question in read.questions] == [("one",), ("two",)]
-    (folder / "task.yaml").write_text('name: first\ndata: {from_source: test.csv, prompt: "Q: {text}"}\n')
+    (folder / "task.yaml").write_text(
+        task_yaml('{from_source: test.csv, prompt: "Q: {text}", reference: "{label}"}', "first")
+    )
     assert "lie in a local data folder" in read_task(folder, None).missing
     source = tmp_path / "data"
     source.mkdir()
@@ -322,18 +325,18 @@ def test_tasks_are_read_from_their_folders(tmp_path):
 @pytest.mark.parametrize(
     "yaml, data, problem",
     [
-        ("name: a\n", None, "can't be read to compare"),
-        ("data: [", None, "can't be read to compare"),
-        ("data: {path: data.jsonl}", None, "does not exist"),
-        ("data: {path: data.jsonl}", "{}\n", r"data\.jsonl:1 .* neither prompt nor messages"),
-        ("data: {path: data.jsonl}", "{\n", r"data\.jsonl:1 .* not JSON"),
+        ("name: a\n", None, "data: is missing"),
+        ("data: [", None, "not valid YAML"),
+        (task_yaml("{path: data.jsonl}"), None, "does not exist"),
+        (task_yaml("{path: data.jsonl}"), "{}\n", r"data\.jsonl:1 .* neither prompt nor messages"),
+        (task_yaml("{path: data.jsonl}"), "{\n", r"data\.jsonl:1 .* not JSON"),
     ],
 )
 def test_a_task_that_cannot_be_read_is_no_clean_task(tmp_path, yaml, data, problem):
     (tmp_path / "task.yaml").write_text(yaml)
     if data is not None:
         (tmp_path / "data.jsonl").write_text(data)
-    with pytest.raises(DataError, match=problem):
+    with pytest.raises(OpsError, match=problem):
         read_task(tmp_path, None)
 
 

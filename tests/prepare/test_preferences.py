@@ -23,6 +23,7 @@ from gemma_ops.prepare import prepare
 from gemma_ops.prepare.check_html import check_page
 from gemma_ops.prepare.check_rows import check_source
 from gemma_ops.prepare.deduplicate import exact_key
+from tests.helpers.task_files import task_yaml
 
 TOKENIZER = chat.load_tokenizer(WEIGHTS)
 ASK = {"role": "user", "content": "Where is my card?"}
@@ -244,7 +245,7 @@ def test_personal_data_and_overlap_are_seen_on_both_sides(run, tmp_path):
     assert any("[EMAIL]" in answer["content"] for found in prepared(out) for answer in found["rejected"])
     folder = tmp_path / "exam"
     folder.mkdir()
-    (folder / "task.yaml").write_text("name: exam\ndata: {path: data.jsonl}\n")
+    (folder / "task.yaml").write_text(task_yaml("{path: data.jsonl}"))
     (folder / "data.jsonl").write_text(json.dumps({"prompt": many(3)[2]["prompt"]}) + "\n")
     metrics, _ = run(many(6), tasks=(folder,), overlap="drop")
     assert metrics["overlap"] == 1

@@ -25,6 +25,7 @@ from gemma_ops.prepare import prepare
 from gemma_ops.privacy.classes import stricter
 from gemma_ops.runs import digest, journal
 from tests.helpers import patience
+from tests.helpers.task_files import task_yaml
 
 WORDS = "card account refund order ticket delivery late broken invoice change please where when why how today"
 VOCABULARY = WORDS.split()
@@ -60,7 +61,7 @@ def run(tmp_path):
 
 def make_task(folder, *prompts, name="exam"):
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "task.yaml").write_text(f"name: {name}\ndata: {{path: data.jsonl}}\n")
+    (folder / "task.yaml").write_text(task_yaml("{path: data.jsonl}", name))
     (folder / "data.jsonl").write_text(
         "".join(json.dumps({"prompt": item, "reference": "x"}) + "\n" for item in prompts)
     )
@@ -170,7 +171,7 @@ def test_columns_of_a_folder_with_a_test_file_beside(tmp_path):
     folder = tmp_path / "exam"
     folder.mkdir()
     (folder / "task.yaml").write_text(
-        'name: bank\ndata: {from_source: test.csv, prompt: "Classify: {text}", reference: "{category}"}\n'
+        task_yaml('{from_source: test.csv, prompt: "Classify: {text}", reference: "{category}"}', "bank")
     )
     (tmp_path / "out").mkdir()
     settings = {"prompt": "Classify: {text}", "completion": "{category}", "near_duplicates": None, "overlap": "drop"}

@@ -3,6 +3,7 @@ stop."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
 
@@ -13,7 +14,11 @@ from gemma_ops.modeling.generate import STOPS, read_reply
 from gemma_ops.modeling.load import load_tokenizer
 from gemma_ops.nano import WEIGHTS
 from gemma_ops.serving.calls import FunctionCall, read_call
+from gemma_ops.serving.engine import Tokens
+from gemma_ops.serving.model import ServedModel
+from gemma_ops.serving.serving_canary import RecordedAnswers, run_canary
 from gemma_ops.serving.token_reader import ReplyReader
+from gemma_ops.wire.ask import Ask
 
 TOKENIZER = load_tokenizer(WEIGHTS)
 STOP_IDS = {TOKENIZER.token_to_id(name) for name in STOPS}
@@ -119,3 +124,35 @@ def test_what_is_no_call_is_told_and_shown_as_text(text):
     assert calls == []
     assert shown
     assert reader.broken
+
+
+class Repeating:
+    """An engine that says the same tokens to everybody."""
+
+    slots, context, senses = 2, 512, None
+
+    def __init__(self, said):
+        self.said = said
+
+    async def complete(self, prompt, sampling, shown=None):
+        for token in self.said[:-1]:
+            yield Tokens((token,))
+        yield Tokens(tuple(self.said[-1:]), end="stop")
+
+
+def test_a_canary_hears_a_call_as_the_evaluation_read_it():
+    """Clients get a call apart from the text; the evaluation recorded it in the text, without the call's marks."""
+    said = ids('<|tool_call>call:track{order:<|"|>P1<|"|>}<tool_call|><|tool_response>')
+    model = ServedModel(WEIGHTS, Repeating(said), thinks=False)
+    asked = [{"role": "user", "content": "Where is P1?"}]
+    tools = [{"type": "function", "function": {"name": "track", "parameters": {"type": "object", "properties": {}}}}]
+    rows = [
+        {
+            "messages": asked, "tools": tools, "ids": model.prompt(Ask(messages=asked, tools=tools)).ids,
+            "max_new_tokens": 32, "answers": {"tuned": read_reply(TOKENIZER, list(said), STOP_IDS).text, "base": "?"},
+        }
+    ]  # fmt: skip
+    found = asyncio.run(run_canary(model, RecordedAnswers(tuple(rows)), "tuned"))
+    assert (found.good, found.same) == (True, 1)
+    rows[0]["answers"]["tuned"] = "call:track{order:P2}"
+    assert not asyncio.run(run_canary(model, RecordedAnswers(tuple(rows)), "tuned")).good

@@ -30,6 +30,7 @@ from gemma_ops.targets.gemini_target import request
 from gemma_ops.targets.spec import parse_target
 from tests.helpers.company import document, row, sentences, shown, teach, write_documents
 from tests.helpers.emulated import machine_for
+from tests.helpers.task_files import task_yaml
 
 ROOT = Path(__file__).parents[2]
 TEACHER = "gemini:gemini-3.8-flash@low"
@@ -215,7 +216,7 @@ def test_rows_that_give_a_question_away_are_dropped_and_listed(tmp_path, world):
     docs = write_documents(tmp_path / "docs", 4)
     task = tmp_path / "exam"
     task.mkdir()
-    (task / "task.yaml").write_text("name: exam\ndata: {path: data.jsonl}\n")
+    (task / "task.yaml").write_text(task_yaml("{path: data.jsonl}"))
     given_away = row(sentences(document(2))[1])["question"]
     (task / "data.jsonl").write_text(json.dumps({"prompt": given_away.upper(), "reference": "x"}) + "\n")
     _, out, _ = world(documents=docs, tasks=(task, ROOT / "eval" / "support_desk"), count={"document_qa": 32})
