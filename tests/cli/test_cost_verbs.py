@@ -115,12 +115,14 @@ class TestBreakEven:
 
 
 RESULTS = [
-    {"task": "banking77", "target": target, "rows": 10, "ends": {"stop": 10}, "failed": 0, "metrics": {}, "slices": {}, "speed": speed}
+    {"task": "banking77", "target": target, "rows": 10, "ends": {"stop": 10}, "failed": 0, "metrics": {}, "slices": {},
+        "speed": speed}
     for target, speed in {
         "base": {"mean_prompt_tokens": 700.0, "mean_new_tokens": 30.0, "new_tokens_per_second": 600.0},
         "tuned": {"mean_prompt_tokens": 800.0, "mean_new_tokens": 120.0, "new_tokens_per_second": 1500.0},
         "gemini:gemini-3.8-flash@low": {
-            "mean_prompt_tokens": 900.0, "mean_new_tokens": 100.0, "mean_thought_tokens": 300.0, "new_tokens_per_second": 80.0,
+            "mean_prompt_tokens": 900.0, "mean_new_tokens": 100.0, "mean_thought_tokens": 300.0,
+            "new_tokens_per_second": 80.0,
         },
     }.items()
 ]  # fmt: skip

@@ -23,7 +23,8 @@ BOS, EOS = TOKENIZER.token_to_id("<bos>"), TOKENIZER.token_to_id("<eos>")
 TEXTS = [
     f"The {place} lies {n * 7} steps behind the {thing}, and nobody remembers who put it there in {1800 + n}."
     for n, (place, thing) in enumerate(
-        [("well", "mill"), ("gate", "church"), ("oak", "school"), ("bridge", "market"), ("barn", "river"), ("inn", "wall")]
+        [("well", "mill"), ("gate", "church"), ("oak", "school"), ("bridge", "market"), ("barn", "river"),
+            ("inn", "wall")]
     )
 ]  # fmt: skip
 
