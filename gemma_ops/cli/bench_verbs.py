@@ -82,7 +82,7 @@ def bench_train(
     The same random model, rows and adapter for all; each arm in its own process, repeats interleaved. Gradients are
     compared in float32 first. Leaves bench.json and bench.svg.
     """
-    from gemma_ops.bench.training import BenchRunner, make
+    from gemma_ops.bench.training import BenchRunner, make_spec
     from gemma_ops.bench.training import suite as suites
     from gemma_ops.cli import console
 
@@ -104,11 +104,10 @@ def bench_train(
             if not as_json:
                 _show(name, body)
         return
-    spec = make(
-        size, device=device, weights=weights, lengths=lengths, mean=mean, longest=longest,
-        batch=batch,  # type: ignore[arg-type]
-        micro_batch=micro_batch, row_length=row_length, steps=steps, repeats=repeats, micro_tokens=micro_tokens,
-        layers=layers,
+    spec = make_spec(
+        size, device=device, weights=weights, lengths=lengths,  # type: ignore[arg-type]
+        mean=mean, longest=longest, batch=batch, micro_batch=micro_batch, row_length=row_length, steps=steps,
+        repeats=repeats, micro_tokens=micro_tokens, layers=layers,
         **more,
     )  # fmt: skip
     import time

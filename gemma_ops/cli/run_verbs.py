@@ -89,10 +89,10 @@ def evaluate(
         _forecast(configs, sets, as_json)
         return
     if regrade:
-        from gemma_ops.tasks.stored_answers import keep
+        from gemma_ops.tasks.stored_answers import keep_answers
 
         config = load_config(configs, sets)
-        keep(Path(config.machine.runs) / config.name)
+        keep_answers(Path(config.machine.runs) / config.name)
         redo = [*(redo or ()), "evaluate"]
     execute(configs, sets, redo, "evaluate", as_json)
 

@@ -36,7 +36,7 @@ def export(
     from gemma_ops.config import shipped
     from gemma_ops.evaluation import interop
 
-    for line in interop.export(shipped.find_shipped("eval", name), to, out, source=source, rows=rows):
+    for line in interop.export_task(shipped.find_shipped("eval", name), to, out, source=source, rows=rows):
         print(line)
 
 

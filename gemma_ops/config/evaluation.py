@@ -6,14 +6,59 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from gemma_ops.config.asks import ProbeConfig, PromotionAsks
-from gemma_ops.config.judge import JudgeConfig
-from gemma_ops.config.section import LOCATION, ConfigSection, Name
+from gemma_ops.config.section import LOCATION, ConfigSection, Name, Share
 from gemma_ops.family.formats import DEFAULT_FORMATS, VersionFormat
 
 RUNNING = ("usd_per_1k", "seconds_p50", "seconds_p95", "first_seconds_p50", "first_seconds_p95")
 """What running a target takes, known without any metric: dollars per 1,000 answers, and seconds that half of the
 askers, or 95 % of them, wait at most for the whole answer or for its first token."""
+
+
+class JudgeConfig(ConfigSection):
+    """A panel of models that compares answers, for what no metric can score."""
+
+    judges: tuple[str, ...] = ()
+    """Targets that judge; none means that nobody does. Best from families that neither wrote nor learned the answers."""
+    mode: Literal["pairwise", "pointwise"] = "pairwise"
+    """`pairwise` compares two answers in both orders; `pointwise` scores each alone by the rubric's criteria."""
+    first: str = "tuned"
+    """The target whose answers are judged."""
+    versus: tuple[str, ...] = ("base",)
+    """Targets it is compared with, one comparison each."""
+    rows: Annotated[int, Field(ge=1)] | None = None
+    """Judge only this many rows of each task, the first by hash of their id."""
+    repeats: Annotated[int, Field(ge=1, le=10)] = 1
+    """Times each question is put; two or more measure how far a judge agrees with itself."""
+    max_new_tokens: Annotated[int, Field(ge=64)] = 1024
+    """Longest verdict."""
+    calibration: Annotated[str | None, LOCATION] = None
+    """A `calibration.json` made by `gemma-ops judge calibrate`; without a matching one judges report but don't gate."""
+
+
+class PromotionAsks(ConfigSection):
+    """Conditions of a promotion that no gate decides. They become a part of the model's policy with its gates: when the
+    first version is registered, or by `gemma-ops policy NAME --from CONFIG`."""
+
+    memorized: Share = 0.05
+    """The largest share of probed training rows whose own words the model may say when shown only how they begin."""
+    refusals_lost: Share = 0.1
+    """The largest share of the requests refused by the base that the model may answer."""
+    memory_gb: Annotated[float, Field(gt=0)] | None = None
+    """The most that weights, keys and values may take at `serve.context` and `serve.slots`, in 10⁹ bytes; null sets no
+    limit."""
+    approval: bool = False
+    """Whether somebody must approve: `gemma-ops promote --approved-by NAME`."""
+    signature: bool = False
+    """Whether a version must be signed by a key that the promoting machine trusts."""
+
+
+class ProbeConfig(ConfigSection):
+    """Questions that an evaluation asks besides its tasks: what the model gives away, and what it no longer refuses."""
+
+    rows: Annotated[int, Field(ge=0)] = 40
+    """Training rows that the model is shown the beginning of; 0 asks none, and then a promotion needs an override."""
+    tokens: Annotated[int, Field(ge=1)] = 64
+    """Tokens that an answer to a probe may have."""
 
 
 class GateConfig(ConfigSection):

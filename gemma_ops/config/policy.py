@@ -10,8 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
-from gemma_ops.config.asks import PromotionAsks
-from gemma_ops.config.evaluation import GateConfig
+from gemma_ops.config.evaluation import GateConfig, PromotionAsks
 from gemma_ops.config.section import ConfigSection, Privacy
 
 CHAMPION = "champion"

@@ -8,9 +8,7 @@ from pydantic import Field
 
 from gemma_ops.config.data import DataConfig, ModelConfig
 from gemma_ops.config.evaluation import EvaluateConfig, RegisterConfig
-from gemma_ops.config.launch import LaunchConfig
-from gemma_ops.config.machine import Machine, MachineConfig
-from gemma_ops.config.release import ReleaseConfig
+from gemma_ops.config.machine import LaunchConfig, Machine, MachineConfig, ReleaseConfig
 from gemma_ops.config.section import ConfigSection, Name
 from gemma_ops.config.serve import ServeConfig
 from gemma_ops.config.synth import SynthConfig

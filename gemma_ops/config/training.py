@@ -11,13 +11,18 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from gemma_ops.config.distill import DistillConfig
-from gemma_ops.config.kernels import KernelsConfig
-from gemma_ops.config.lora import LoraConfig
-from gemma_ops.config.methods import PREFERENCE, READERS, REINFORCE, SUPERVISED, Method
-from gemma_ops.config.preference import UNPAIRED, PreferenceConfig
-from gemma_ops.config.reinforce import ReinforceConfig
+from gemma_ops.config.methods import (
+    PREFERENCE,
+    READERS,
+    REINFORCE,
+    SUPERVISED,
+    UNPAIRED,
+    Method,
+    PreferenceConfig,
+    ReinforceConfig,
+)
 from gemma_ops.config.section import ConfigSection
+from gemma_ops.config.training_sections import DistillConfig, KernelsConfig, LoraConfig
 from gemma_ops.family.formats import DEFAULT_FORMATS, GgufName
 
 Thinking = Literal["off", "on", "mixed"]

@@ -18,7 +18,7 @@ from gemma_ops.privacy.classes import HERE
 from gemma_ops.runs import journal
 from gemma_ops.targets import spec as specs
 from gemma_ops.targets.run_models import RunModels
-from gemma_ops.targets.target import AskingMode, Target, guard, reads
+from gemma_ops.targets.target import AskingMode, Target, guard_prompts, reads
 from gemma_ops.tasks import stored_answers
 from gemma_ops.tasks.conditions import ConditionsFile, observe
 from gemma_ops.tasks.stored_answers import AnswerFile, StoredAnswer
@@ -33,7 +33,7 @@ def check_targets(targets: Sequence[Target], tasks: Sequence[Task]) -> None:
         for task in tasks:
             hidden = next((row.id for row in task.rows if row.privacy not in target.sees), "")
             held = f" (row {hidden} holds text of {task.held[hidden]})" if hidden in task.held else ""
-            guard(target, [prompt_of(row) for row in task.rows], f"task {task.name}{held}")
+            guard_prompts(target, [prompt_of(row) for row in task.rows], f"task {task.name}{held}")
 
 
 def readable(targets: Sequence[Target], tasks: Sequence[Task]) -> None:

@@ -14,7 +14,7 @@ from gemma_ops.family.formats import GGUF
 from gemma_ops.planning import devices
 from gemma_ops.verdicts import VERDICT, TargetFacts, TargetResult, Verdict
 from gemma_ops.verdicts.document import MachineFacts
-from gemma_ops.verdicts.figures import SpeedFacts
+from gemma_ops.verdicts.measurements import SpeedFacts
 
 _LOCAL = ("tuned", "base", *(each.name for each in sorted(GGUF.values(), key=lambda each: each.bits)))
 """Targets on this machine, the first of which is compared where none is named: the smallest file before larger ones."""

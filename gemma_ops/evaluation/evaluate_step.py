@@ -50,7 +50,7 @@ from gemma_ops.tasks.question_copies import join_copies
 from gemma_ops.tasks.stored_answers import AnswerFile
 from gemma_ops.tasks.task import Task
 from gemma_ops.verdicts import CANARY, ROUTING, VERDICT, Look, SafetyFacts, TargetFacts, Verdict
-from gemma_ops.verdicts.figures import ValueSpan
+from gemma_ops.verdicts.measurements import ValueSpan
 
 
 def evaluate(
@@ -167,7 +167,7 @@ def run_evaluation(
     stored.finish(answer.key for *_, part in found for answer in part if answer.end != "hidden")
     facts = {"run": ask_targets.run_name(out), "made_by": f"gemma-ops {__version__}", **facts}
     facts |= _asked(timed, targets, tasks)
-    graded = [grades.grade(task, target.name, part) for target, task, part in found]
+    graded = [grades.grade_answers(task, target.name, part) for target, task, part in found]
     graded.sort(key=lambda item: [task.name for task in tasks].index(item.task.name))
     write_text(out / grades.FILE, "".join(grades.grade_lines(graded)))
     if kept := canary_rows.canary_record(found):

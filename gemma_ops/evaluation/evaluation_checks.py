@@ -9,7 +9,7 @@ from gemma_ops.config import EvaluateConfig, GateConfig, GeminiConfig
 from gemma_ops.config.policy import CHAMPION
 from gemma_ops.errors import ConfigError, OpsError
 from gemma_ops.targets.spec import parse_target
-from gemma_ops.tasks.task import Task, load_all, validate
+from gemma_ops.tasks.task import Task, load_all, validate_tasks
 
 
 def load_checked(
@@ -27,7 +27,7 @@ def load_checked(
     check_gates(settings, loaded)
     check_shown_tasks(settings, loaded)
     for task in loaded:
-        validate(task)
+        validate_tasks(task)
     return loaded
 
 

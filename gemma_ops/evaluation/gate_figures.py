@@ -6,7 +6,7 @@ from gemma_ops.gates.gate_decision import QUANTILES
 from gemma_ops.judging.judged import WIN_RATE, figures
 from gemma_ops.tasks.conditions import load_words
 from gemma_ops.verdicts import Gate, Verdict
-from gemma_ops.verdicts.figures import ValueSpan, span_of
+from gemma_ops.verdicts.measurements import ValueSpan, span_of
 from gemma_ops.words.figures import number, seconds, usd_text
 
 

@@ -11,7 +11,7 @@ from gemma_ops.evaluation.scatter import Dot, LogAxis, log_ticks, scatter
 from gemma_ops.privacy.classes import HERE
 from gemma_ops.tasks.conditions import load_words
 from gemma_ops.verdicts import TargetResult, TaskFacts, Verdict
-from gemma_ops.verdicts.figures import SpeedFacts
+from gemma_ops.verdicts.measurements import SpeedFacts
 from gemma_ops.words.figures import chip, colour, interval_text, number, seconds, short_name, small, usd_text
 from gemma_ops.words.markup import escape
 

@@ -8,7 +8,7 @@ from markupsafe import Markup
 
 from gemma_ops.evaluation.report_pages import REPORT
 from gemma_ops.verdicts import TargetResult
-from gemma_ops.verdicts.figures import LabelFacts
+from gemma_ops.verdicts.measurements import LabelFacts
 from gemma_ops.words import svg
 
 _COUNTED = 12

@@ -11,7 +11,7 @@ from gemma_ops.evaluation.report_pages import REPORT
 from gemma_ops.targets.spec import QUANTIZED
 from gemma_ops.tasks.conditions import load_words
 from gemma_ops.verdicts import Figure, Gate, PairedDifference, TargetResult, TaskFacts, Verdict
-from gemma_ops.verdicts.figures import ValueSpan
+from gemma_ops.verdicts.measurements import ValueSpan
 from gemma_ops.words import svg
 from gemma_ops.words.figures import chip, colour, interval_text, number, p_cell, short_name, small
 from gemma_ops.words.markup import escape

@@ -14,7 +14,7 @@ from gemma_ops.judging import judging_text
 from gemma_ops.privacy.classes import HERE
 from gemma_ops.tasks.conditions import load_words
 from gemma_ops.verdicts import Figure, PairedDifference, RoutingLine, RoutingTable, TargetResult, TaskFacts, Verdict
-from gemma_ops.verdicts.figures import ValueSpan
+from gemma_ops.verdicts.measurements import ValueSpan
 from gemma_ops.words.figures import p_text, seconds, short_name, usd_text
 
 MARK = {"pass": "✅", "fail": "❌", "inconclusive": "❔", "ungated": "⚪", "report_only": "⚪"}

@@ -17,7 +17,7 @@ from gemma_ops.family.traps import TRAPS, Trap, traps
 __all__ = [
     "CONFIGS", "DEFAULT_LEARNING_RATE", "EXPERT_TARGETS", "LICENCE", "LORA_TARGETS", "SIZES", "SKIP_4BIT",
     "TOWER_TARGETS", "TRAPS",
-    "Counts", "Layer", "Linear", "Shape", "Size", "Trap", "by_repo", "find", "identify", "lora_linears", "repos",
+    "Counts", "Layer", "Linear", "Shape", "Size", "Trap", "by_repo", "find_size", "identify", "lora_linears", "repos",
     "traps",
 ]  # fmt: skip
 
@@ -75,7 +75,7 @@ def repos() -> dict[str, tuple[Size, str]]:
     return {repo: (size, variant) for size in SIZES.values() for repo, variant in size.repos.items()}
 
 
-def find(repo: str) -> Size | None:
+def find_size(repo: str) -> Size | None:
     """Return the size that a Hub id names, or None."""
     found = repos().get(repo)
     return found[0] if found else None
@@ -83,7 +83,7 @@ def find(repo: str) -> Size | None:
 
 def by_repo(repo: str) -> Size:
     """Return the size a Hub id names. Raises ConfigError that lists the known ids and the closest one."""
-    size = find(repo)
+    size = find_size(repo)
     if size:
         return size
     import difflib

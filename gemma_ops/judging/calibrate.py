@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from gemma_ops.config.judge import JudgeConfig
+from gemma_ops.config.evaluation import JudgeConfig
 from gemma_ops.errors import DataError
 from gemma_ops.judging import agreement, judge_asking, judge_figures, judge_outcome, panel
 from gemma_ops.judging.alone import Alone

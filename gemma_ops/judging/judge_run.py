@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from gemma_ops.config import EvaluateConfig, MachineConfig, ReleaseConfig
-from gemma_ops.config.judge import JudgeConfig
+from gemma_ops.config.evaluation import JudgeConfig
 from gemma_ops.errors import BoundaryError, ConfigError
 from gemma_ops.judging import calibration, judge_lineage, pairs, panel, rubric
 from gemma_ops.judging.judge_material import Side

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from gemma_ops.config.judge import JudgeConfig
+from gemma_ops.config.evaluation import JudgeConfig
 from gemma_ops.errors import ConfigError, DataError
 from gemma_ops.judging import (
     alone,

@@ -91,21 +91,21 @@ def _scored(
     if softcap is not None and not 0 < softcap <= head_tiles.LARGEST_CAP:
         raise ValueError(f"a cap of {softcap} on the logits leaves float32: at most {head_tiles.LARGEST_CAP}")
     if not torch.is_grad_enabled() or not (hidden.requires_grad or weight.requires_grad):
-        scores = head_tiles.score(hidden.detach(), weight.detach(), labels, softcap, gradient=False, top=top)
+        scores = head_tiles.score_tiles(hidden.detach(), weight.detach(), labels, softcap, gradient=False, top=top)
         return scores.nll, scores.top
     nll, best = _TokenNll.apply(hidden, weight, labels, softcap, top)
     return nll, best
 
 
 class _TokenNll(torch.autograd.Function):  # type: ignore[misc]
-    """The loss `head_tiles.score` with its derivative."""
+    """The loss `head_tiles.score_tiles` with its derivative."""
 
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, softcap: float | None, top: bool
     ) -> tuple[Tensor, Tensor | None]:
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
-        scores = head_tiles.score(hidden, weight, labels, softcap, gradient=needs_hidden, top=top)
+        scores = head_tiles.score_tiles(hidden, weight, labels, softcap, gradient=needs_hidden, top=top)
         ctx.softcap = softcap
         ctx.shift = None if isinstance(scores.shift, Tensor) else scores.shift
         kept = (hidden, weight, labels, scores.total, scores.shift if ctx.shift is None else None)

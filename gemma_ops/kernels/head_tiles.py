@@ -134,7 +134,7 @@ class Tile:
         return buffer[: len(hidden) * len(weight)].view(len(hidden), len(weight))
 
 
-def score(
+def score_tiles(
     hidden: Tensor, weight: Tensor, labels: Tensor, softcap: float | None, *, gradient: bool, top: bool
 ) -> Scores:
     """Run one pass over the vocabulary for `hidden [N, H]`, `weight [V, H]`, `labels [N]`; see `Scores`."""

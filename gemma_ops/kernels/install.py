@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from gemma_ops.config.kernels import KernelsConfig
+from gemma_ops.config.training_sections import KernelsConfig
 from gemma_ops.kernels import attention, layers
 from gemma_ops.kernels.graphs_layers import Graphs
 from gemma_ops.kernels.layers import Using

@@ -168,7 +168,7 @@ def measure_plan(config: RunConfig, target: Device, counted: row_lengths.Counted
         work=speed.token_work(shape, step, context=_context(step, found), scored=found.scored),
         tokens=_tokens(config, found) or 1e6,
         per_million=_tokens(config, found) is None,
-        download=2 * shape.counts().total if family.find(config.model.base) else 0,
+        download=2 * shape.counts().total if family.find_size(config.model.base) else 0,
         notes=_notes(config, shape, target, choice),
     )
 

@@ -20,7 +20,7 @@ from gemma_ops.recipes import inputs
 from gemma_ops.recipes.finding import Recipe
 from gemma_ops.runs.artifact import MANIFEST
 from gemma_ops.targets.spec import QUANTIZED, TargetSpec, parse_target
-from gemma_ops.tasks.task import Task, load_all, validate
+from gemma_ops.tasks.task import Task, load_all, validate_tasks
 
 
 def check_ahead(config: RunConfig, recipe: Recipe, *, until: str | None = None, redo: Iterable[str] = ()) -> None:
@@ -155,7 +155,7 @@ class _Findings:
                 evaluation_checks.check_shown_tasks(settings, tasks)
             for task in tasks:
                 with self.also():
-                    validate(task)
+                    validate_tasks(task)
                 if settings.hidden == "refuse":
                     self._shown(task, answering, "or skip those rows: evaluate.hidden=skip")
                 self._shown(task.first(judge.rows), judging, "or name another judge")

@@ -20,7 +20,7 @@ from typing import Any
 from gemma_ops.config import MachineConfig
 from gemma_ops.errors import OpsError
 from gemma_ops.registry import profile, promotion_ledger, stored
-from gemma_ops.registry.overview import move
+from gemma_ops.registry.overview import move_line
 from gemma_ops.registry.points import judged_points
 from gemma_ops.registry.policies import policy_of
 from gemma_ops.registry.profile import Tracking
@@ -182,7 +182,9 @@ def _alias(entries: list[Entry], alias: str, aliases: dict[str, str]) -> Iterato
         if entry["kind"] == "done" and entry["alias"] == alias:
             by = policies.get(str(entry.get("policy")))
             policy = f"; policy of entry {by}" if by else ""
-            yield Checked(about, f"entry {entry['n']}", True, f"{entry['at']}  {entry['who']}  {move(entry)}{policy}")
+            yield Checked(
+                about, f"entry {entry['n']}", True, f"{entry['at']}  {entry['who']}  {move_line(entry)}{policy}"
+            )
     stands, trail = aliases.get(alias), promotion_ledger.trail(entries, alias)
     told = trail[-1] if trail else None
     if promotion_ledger.pending_moves(entries, alias):

@@ -77,11 +77,11 @@ class Overview:
         moves = [entry for entry in self.ledger if entry["kind"] == "done"]
         if moves:
             text.append(f"ledger  {self.ledger_at}, {self.ledger_entries} entries, last {str(self.ledger_head)[:12]}")
-            text += [f"  {entry['at']}  {entry['who']}  {move(entry)}" for entry in moves]
+            text += [f"  {entry['at']}  {entry['who']}  {move_line(entry)}" for entry in moves]
         return text
 
 
-def move(entry: Entry) -> str:
+def move_line(entry: Entry) -> str:
     """Return a ledger entry in words: `promote champion 1 → 2: better on every slice`."""
     against = "; ".join(entry.get("overrides") or [f"verdict {entry['verdict']}"])
     override = f" (against: {against}; overridden: {entry['override']})" if entry["override"] else ""

@@ -67,7 +67,7 @@ def register(
     if tracking:
         with profile.mlflow_calls(tracking.place):
             mark = version_records.check_ledger(tracking, str(settings.name))
-    chosen = staging.select(
+    chosen = staging.select_files(
         settings, model=merged or model, quotes=quotes, leaves=bool(tracking and tracking.leaves_machine), **weights
     )
     body = manifest.build_manifest(

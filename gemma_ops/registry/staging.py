@@ -28,7 +28,7 @@ _TOKENIZER_FILES = (
 _LEFT_OUT = frozenset({"artifact.json", "fingerprint.json"})
 
 
-def select(
+def select_files(
     settings: RegisterConfig,
     *,
     model: Path | None = None,

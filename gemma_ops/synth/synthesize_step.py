@@ -34,7 +34,7 @@ from gemma_ops.synth.synth_facts import SynthesisCounts
 from gemma_ops.targets import open_target
 from gemma_ops.targets.run_models import RunModels
 from gemma_ops.targets.spec import parse_target
-from gemma_ops.targets.target import Target, guard, learned_by
+from gemma_ops.targets.target import Target, guard_prompts, learned_by
 from gemma_ops.tasks.compared_questions import add_task, read_task
 
 
@@ -209,7 +209,9 @@ def _judged(
     with closing(open_target(settings.judge, machine, run=run, use="judge", models=RunModels(base=base))) as judge:
         from gemma_ops.answer import Prompt
 
-        guard(judge, [Prompt(item.messages, item.privacy, item.name) for item in asked], "the rows to be judged")
+        guard_prompts(
+            judge, [Prompt(item.messages, item.privacy, item.name) for item in asked], "the rows to be judged"
+        )
         answers = replies.ask(
             judge, asked, judge_filter.Grade, max_new_tokens=judge_filter.LIMIT, batch=machine.eval_batch
         )

@@ -29,7 +29,7 @@ from gemma_ops.targets.paying import open_bill
 from gemma_ops.targets.spec import TargetSpec
 from gemma_ops.targets.stream import StreamedReply
 from gemma_ops.targets.structured import in_words
-from gemma_ops.targets.target import LOCAL, guard
+from gemma_ops.targets.target import LOCAL, guard_prompts
 
 ATTEMPTS = 4
 PAUSE = 0.5
@@ -100,7 +100,7 @@ class Endpoint:
     ) -> Iterator[list[Answer]]:
         """Send as many at once as a batch holds. Raises BoundaryError, before anything is sent, for what it may not
         see, ServiceError when the server is absent or stays busy, ConfigError when it knows neither key nor model."""
-        guard(self, [prompt for batch in batches for prompt in batch], "what is to be asked")
+        guard_prompts(self, [prompt for batch in batches for prompt in batch], "what is to be asked")
         pool = ThreadPoolExecutor(max(map(len, batches), default=1), thread_name_prefix=f"answers of {self.name}")
         try:
             sent = [

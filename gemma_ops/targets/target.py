@@ -103,7 +103,7 @@ def learned_by(target: Target) -> Privacy:
     return getattr(target, "learned", "local_only")
 
 
-def guard(target: Target, prompts: Sequence[Prompt], what: str) -> None:
+def guard_prompts(target: Target, prompts: Sequence[Prompt], what: str) -> None:
     """Refuse to show prompts to a target that may not see them, all of them, before the first is sent.
 
     `what` names where they are from. Raises BoundaryError naming the first that is hidden.

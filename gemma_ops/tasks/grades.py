@@ -39,7 +39,7 @@ class Graded:
         return [scored.values[name] for scored in self.scores]
 
 
-def grade(task: Task, target: str, answers: Sequence[StoredAnswer]) -> Graded:
+def grade_answers(task: Task, target: str, answers: Sequence[StoredAnswer]) -> Graded:
     """Score a target's answers, given in the task's row order."""
     scores = tuple(_score(task, row, answer) for row, answer in zip(task.rows, answers, strict=True))
     return Graded(target, task, tuple(answers), scores)

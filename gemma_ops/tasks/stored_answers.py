@@ -72,7 +72,7 @@ def hidden(key: str, target: str, task: str, row: str) -> StoredAnswer:
     )
 
 
-def keep(run: Path) -> None:
+def keep_answers(run: Path) -> None:
     """Leave the answers of a run's evaluation, and what judges said of them, for the next one. Raises DataError when there
     are none."""
     for folder in ("evaluate", "evaluate.partial"):

@@ -120,7 +120,7 @@ def load_task(folder: Path, source: Path | None = None) -> Task:
     return Task(file, folder, tuple(rows), scorers, digest.of_listing(parts), rubric, len(rows))
 
 
-def validate(task: Task, limit: int = 5) -> None:
+def validate_tasks(task: Task, limit: int = 5) -> None:
     """Check that the task can be won and lost: gold answers score 1 in every column, an empty answer less.
 
     Raises DataError with the first problems. Rows without a reference are left out.

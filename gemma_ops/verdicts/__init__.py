@@ -11,8 +11,8 @@ canary_record.py     what a server must answer before it may serve
 
 from gemma_ops.verdicts.canary_record import CANARY, CANARY_SCHEMA
 from gemma_ops.verdicts.document import VERDICT, TargetFacts, TaskFacts, Verdict
-from gemma_ops.verdicts.figures import Figure, PairedDifference, TargetResult
 from gemma_ops.verdicts.gate_record import Gate, Look
+from gemma_ops.verdicts.measurements import Figure, PairedDifference, TargetResult
 from gemma_ops.verdicts.routing_record import ROUTING, Routing, RoutingLine, RoutingTable
 from gemma_ops.verdicts.safety import KvFacts, MemorizedFacts, RefusedFacts, SafetyFacts
 

@@ -8,8 +8,8 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
-from gemma_ops.verdicts.figures import PairedDifference, TargetResult
 from gemma_ops.verdicts.gate_record import ComparedChampion, Gate, LookTaken, StandardHeld
+from gemma_ops.verdicts.measurements import PairedDifference, TargetResult
 from gemma_ops.verdicts.record import Number, VerdictRecord, parse_record, read_record
 from gemma_ops.verdicts.routing_record import Routing
 from gemma_ops.verdicts.safety import KvFacts, SafetyFacts

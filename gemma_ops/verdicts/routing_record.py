@@ -11,7 +11,7 @@ from typing import Final, Literal, Self
 
 from pydantic import Field
 
-from gemma_ops.verdicts.figures import ValueSpan, span_of
+from gemma_ops.verdicts.measurements import ValueSpan, span_of
 from gemma_ops.verdicts.record import Number, VerdictRecord, read_record
 
 ROUTING = "routing.json"

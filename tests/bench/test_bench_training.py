@@ -10,14 +10,14 @@ from dataclasses import replace
 import pytest
 
 from gemma_ops import family
-from gemma_ops.bench.training import BenchRunner, bench_report, bench_rows, bench_shapes, make, picture, suite
+from gemma_ops.bench.training import BenchRunner, bench_report, bench_rows, bench_shapes, make_spec, picture, suite
 from gemma_ops.bench.training.arms import ARMS
 from gemma_ops.bench.training.arms.axolotl import packed_rows
 from gemma_ops.bench.training.bench_child import gate_spec
 from gemma_ops.bench.training.bench_spec import from_json, parameters
 from gemma_ops.errors import ConfigError, GateError, OpsError
 
-TINY = make("tiny", repeats=3, steps=2, arms=("trl", "trl-packed", "gemma-ops", "unsloth"))
+TINY = make_spec("tiny", repeats=3, steps=2, arms=("trl", "trl-packed", "gemma-ops", "unsloth"))
 
 
 def _result(arm, repeat, seconds, peak=100, loss=6.0, **more):
@@ -78,10 +78,10 @@ def test_the_picture_is_whole_and_names_every_arm():
 
 
 def test_rows_are_the_same_for_all_and_like_chats():
-    spec = make("cpu", batch=400, micro_batch=4)
-    drawn = bench_rows.draw(spec, 262_144)
-    assert drawn == bench_rows.draw(spec, 262_144)
-    assert drawn != bench_rows.draw(replace(spec, seed=1), 262_144)
+    spec = make_spec("cpu", batch=400, micro_batch=4)
+    drawn = bench_rows.draw_rows(spec, 262_144)
+    assert drawn == bench_rows.draw_rows(spec, 262_144)
+    assert drawn != bench_rows.draw_rows(replace(spec, seed=1), 262_144)
     facts = bench_rows.bench_facts(drawn, 4)
     assert facts["tokens"] / 400 == pytest.approx(297, rel=0.02)
     assert facts["slots_per_token_padded"] == pytest.approx(2.06, rel=0.05)  # of 20,000 rows of this distribution
@@ -94,13 +94,13 @@ def test_rows_are_the_same_for_all_and_like_chats():
 
 def test_a_spec_says_what_cannot_be():
     with pytest.raises(ConfigError, match="unknown size"):
-        make("e3b")
+        make_spec("e3b")
     with pytest.raises(ConfigError, match="don't fit packed rows"):
-        make("cpu", longest=4096, row_length=2048)
+        make_spec("cpu", longest=4096, row_length=2048)
     with pytest.raises(ConfigError, match="must divide"):
-        make("cpu", batch=6, micro_batch=4)
+        make_spec("cpu", batch=6, micro_batch=4)
     with pytest.raises(ConfigError, match="can't be cut to 12"):
-        make("e2b", layers=12)
+        make_spec("e2b", layers=12)
     with pytest.raises(ConfigError, match="unknown arm 'trlx'"):
         BenchRunner(replace(TINY, arms=("trlx",)), folder=None, tell=print)
     assert from_json(json.loads(json.dumps(TINY.to_json()))) == TINY
@@ -109,9 +109,9 @@ def test_a_spec_says_what_cannot_be():
 @pytest.mark.parametrize("size", [key.lower() for key in family.SIZES])
 def test_true_sizes_and_cut_stacks_keep_their_pattern(size):
     whole = family.SIZES[next(key for key in family.SIZES if key.lower() == size)].shape
-    assert parameters(make(size)) == whole.counts().text
+    assert parameters(make_spec(size)) == whole.counts().text
     period = next(i for i, layer in enumerate(whole.layers) if layer.window is None) + 1
-    cut = family.Shape.from_config(bench_shapes.text(size, 2 * period))
+    cut = family.Shape.from_config(bench_shapes.text_config(size, 2 * period))
     assert len(cut.layers) == 2 * period
     assert [layer.window for layer in cut.layers] == [layer.window for layer in whole.layers[: 2 * period]]
     assert cut.shares_kv == whole.shares_kv
@@ -244,7 +244,7 @@ def test_made_up_models_are_seeded_and_hold_what_a_loader_would_give():
     from gemma_ops.modeling import made_up
     from gemma_ops.modeling.audit import audit_model
 
-    text = bench_shapes.text("tiny")
+    text = bench_shapes.text_config("tiny")
     one, two, other = (made_up.build_made_up(text, seed=seed).state_dict() for seed in (0, 0, 1))
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert any(not torch.equal(one[name], other[name]) for name in one)
@@ -261,7 +261,7 @@ def test_made_up_models_are_seeded_and_hold_what_a_loader_would_give():
         assert found["router"] == ("fp32" if weights == "fp32" else "bf16")
     for size in family.SIZES:
         with torch.device("meta"):
-            made = made_up.skeleton(bench_shapes.text(size.lower()), torch.bfloat16)
+            made = made_up.skeleton(bench_shapes.text_config(size.lower()), torch.bfloat16)
         assert sum(p.numel() for p in made.parameters()) == family.SIZES[size].shape.counts().text
 
 
@@ -274,7 +274,7 @@ def test_the_tiny_shape_end_to_end(cli, tmp_path):
     )  # fmt: skip
     body = json.loads(done.stdout)
     gate = gate_spec(from_json(body["spec"]))
-    assert gate.longest > 4 * bench_shapes.text("tiny")["sliding_window"]  # else windows are not tested by it
+    assert gate.longest > 4 * bench_shapes.text_config("tiny")["sliding_window"]  # else windows are not tested by it
     assert body["gate"]["gemma-ops"]["error"] < 1e-5
     arms = body["summary"]["arms"]
     assert arms["gemma-ops"]["cosine"] > 0.995

@@ -180,7 +180,7 @@ def test_answers_that_were_kept_are_graded_and_only_what_changed_is_asked(tmp_pa
     folder, run = make_task(tmp_path / "t", 40), tmp_path / "run"
     run.mkdir()
     go(run / "evaluate", folder, [Echo("base", 20)])
-    stored_answers.keep(run)
+    stored_answers.keep_answers(run)
     rows = [{"id": f"q{i}", "prompt": f"question {i} " + "x" * (i % 7), "reference": f"a{i}"} for i in range(48)]
     make_task(tmp_path / "t", rows=rows)
     (run / "evaluate.partial").mkdir()
@@ -191,7 +191,7 @@ def test_answers_that_were_kept_are_graded_and_only_what_changed_is_asked(tmp_pa
     stored_answers.take_answer(run / "evaluate.partial")  # taken once: what was made since stays
     assert len(AnswerFile(run / "evaluate.partial" / "answers.jsonl").known) == 48
     with pytest.raises(DataError, match="no answers to grade again"):
-        stored_answers.keep(tmp_path)
+        stored_answers.keep_answers(tmp_path)
 
 
 def test_failed_and_refused_answers_are_wrong_and_counted(tmp_path):

@@ -21,7 +21,7 @@ def evaluate(task, home, model, **options):
     """Export the task and let Inspect run it; returns the path of its log."""
     from inspect_ai import eval as run
 
-    interop.export(task.folder, "inspect", home / "exported")
+    interop.export_task(task.folder, "inspect", home / "exported")
     (made,) = (home / "exported").glob("*.py")
     (log,) = run(f"{made}@{made.stem}", model=model, log_dir=str(home / "logs"), display="none", **options)
     return log

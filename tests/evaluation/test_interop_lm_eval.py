@@ -36,7 +36,7 @@ def run(tmp_path_factory):
     home = tmp_path_factory.mktemp("harness")
     tasks = {name: getattr(interop_tasks, name)(home / name) for name in NAMES}
     for name, task in tasks.items():
-        interop.export(task.folder, "lm-eval", home / "exported" / name)
+        interop.export_task(task.folder, "lm-eval", home / "exported" / name)
     tracker = EvaluationTracker(output_path=str(home / "logs"))
     results = lm_eval.simple_evaluate(
         model="hf",
@@ -247,7 +247,7 @@ def test_rows_of_a_data_folder_are_exported_with_it(tmp_path):
     source.mkdir()
     (source / "test.csv").write_text("text,category\nwhere is my card,card_arrival\nno money,balance\n")
     folder = Path(__file__).parents[2] / "eval" / "banking77"
-    interop.export(folder, "lm-eval", tmp_path / "out", source=source)
+    interop.export_task(folder, "lm-eval", tmp_path / "out", source=source)
     copy = load_task(tmp_path / "out" / "task", tmp_path / "out" / "task")
     assert copy.digest == load_task(folder, source).digest
 
@@ -264,12 +264,12 @@ def test_what_the_harness_can_t_ask_is_refused(tmp_path, messages):
     (tmp_path / "x.png").write_bytes(media_rows.png("red", random.Random(0)))
     task = interop_tasks.write(tmp_path / "t", "t", body, [{"id": "r", "messages": messages, "reference": "d"}])
     with pytest.raises(DataError, match="row r "):
-        interop.export(task.folder, "lm-eval", tmp_path / "out")
+        interop.export_task(task.folder, "lm-eval", tmp_path / "out")
 
 
 def test_rows_that_must_stay_here_are_named(tmp_path):
     body = "metrics: [exact_match]\nprimary: exact_match\n"
     rows = [{"id": str(number), "prompt": "q", "reference": "a"} for number in range(2)]
     task = interop_tasks.write(tmp_path / "t", "t", body, [rows[0], rows[1] | {"privacy": "local_only"}])
-    lines = interop.export(task.folder, "inspect", tmp_path / "out")
+    lines = interop.export_task(task.folder, "inspect", tmp_path / "out")
     assert any("1 of 2 rows are not free to leave this machine" in line for line in lines)

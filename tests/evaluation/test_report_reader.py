@@ -276,7 +276,7 @@ def test_kept_answers_keep_their_conditions(tmp_path):
     run = tmp_path / "run"
     go(run / "evaluate", [make_task(tmp_path / "t")], [Echo("base", 9)])
     before = (run / "evaluate" / conditions.FILE).read_bytes()
-    stored_answers.keep(run)
+    stored_answers.keep_answers(run)
     shutil.rmtree(run / "evaluate")
     (run / "evaluate.partial").mkdir()
     stored_answers.take_answer(run / "evaluate.partial")

@@ -56,7 +56,7 @@ def test_every_size_has_three_repositories_and_they_are_found():
     size, variant = family.repos()["google/gemma-4-26B-A4B-it-qat-q4_0-unquantized"]
     assert (size.key, variant) == ("26B-A4B", "qat")
     assert family.by_repo("google/gemma-4-31B").key == "31B"
-    assert family.find("google/gemma-3-4b-it") is None
+    assert family.find_size("google/gemma-3-4b-it") is None
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import torch
 from tokenizers import Tokenizer
 
 from gemma_ops.config import LoraConfig
-from gemma_ops.config.kernels import KernelsConfig
+from gemma_ops.config.training_sections import KernelsConfig
 from gemma_ops.modeling import adapters
 from tests.helpers import tiny_models
 

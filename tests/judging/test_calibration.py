@@ -6,7 +6,7 @@ import random
 import pytest
 
 from gemma_ops.config import GateConfig
-from gemma_ops.config.judge import JudgeConfig
+from gemma_ops.config.evaluation import JudgeConfig
 from gemma_ops.errors import ConfigError, DataError
 from gemma_ops.gates import gate_decision
 from gemma_ops.judging import calibrate, calibration, judge_lineage

@@ -8,12 +8,12 @@ import pytest
 
 from gemma_ops.cli import app
 from gemma_ops.config import EvaluateConfig
-from gemma_ops.config.judge import JudgeConfig
+from gemma_ops.config.evaluation import JudgeConfig
 from gemma_ops.emulator import Emulator, planted
 from gemma_ops.errors import BoundaryError, ConfigError, DataError
 from gemma_ops.judging import judge_evaluation
 from gemma_ops.judging.judge_material import Side
-from gemma_ops.tasks.grades import grade
+from gemma_ops.tasks.grades import grade_answers
 from gemma_ops.tasks.stored_answers import StoredAnswer
 from gemma_ops.tasks.task import load_task
 from tests.helpers.emulated import machine_for
@@ -163,7 +163,7 @@ def test_an_evaluation_may_judge_its_own_answers(monkeypatch, tmp_path):
             )
             for i, text in enumerate(said)
         ]
-        graded.append(grade(task, name, stored))
+        graded.append(grade_answers(task, name, stored))
     sides = {name: Side(name, name, "gemma") for name in ("base", "tuned")}
     with Emulator(planted.planted_judge(graded_by_reference)) as emulator:
         machine = machine_for(emulator, tmp_path)

@@ -6,7 +6,7 @@ import random
 import pytest
 
 from gemma_ops.answer import Answer
-from gemma_ops.config.judge import JudgeConfig
+from gemma_ops.config.evaluation import JudgeConfig
 from gemma_ops.errors import ConfigError, DataError
 from gemma_ops.judging import judging_text, report_judge
 from gemma_ops.judging.judge_material import JudgedPair, Side

@@ -11,7 +11,7 @@ import transformers
 from torch.nn import functional
 
 from gemma_ops import kernels
-from gemma_ops.config.kernels import KernelsConfig
+from gemma_ops.config.training_sections import KernelsConfig
 from gemma_ops.kernels import attention_eager, attention_tiled
 from gemma_ops.kernels import attention_packed as rows
 from gemma_ops.kernels import attention_spans as patterns

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from gemma_ops import kernels
-from gemma_ops.config.kernels import KernelsConfig
+from gemma_ops.config.training_sections import KernelsConfig
 from gemma_ops.kernels import attention_eager, graphs_capture, graphs_inputs, graphs_layers
 from gemma_ops.kernels import install as installing
 from gemma_ops.kernels.ops_runner import EAGER

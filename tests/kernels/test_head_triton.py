@@ -43,9 +43,9 @@ def both(hidden, weight, labels, **asked):
         patch.setattr(head_tiles, "_FOLDED_TILE", (32, 640))
         patch.setattr(head_triton, "_BLOCK", 256)
         patch.setattr(head_tiles, "_fold", lambda *_: None)
-        plain = head_tiles.score(hidden, weight, labels, CAP, **asked)
+        plain = head_tiles.score_tiles(hidden, weight, labels, CAP, **asked)
         patch.setattr(head_tiles, "_fold", lambda *_: head_triton.fold)
-        return plain, head_tiles.score(hidden, weight, labels, CAP, **asked)
+        return plain, head_tiles.score_tiles(hidden, weight, labels, CAP, **asked)
 
 
 def compare(device):
@@ -99,10 +99,10 @@ def test_on_a_gpu_it_is_as_near_to_the_truth():
 @needs_gpu
 def test_a_captured_graph_scores_again():
     hidden, weight, labels = made("cuda")
-    want = head_tiles.score(hidden, weight, labels, CAP, gradient=True, top=True)
+    want = head_tiles.score_tiles(hidden, weight, labels, CAP, gradient=True, top=True)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        found = head_tiles.score(hidden, weight, labels, CAP, gradient=True, top=True)
+        found = head_tiles.score_tiles(hidden, weight, labels, CAP, gradient=True, top=True)
     found.nll.zero_()
     graph.replay()
     assert torch.equal(found.nll, want.nll)
@@ -132,4 +132,4 @@ def test_a_cpu_folds_in_torch(monkeypatch):
     monkeypatch.setattr(head_tiles, "_kernel", lambda: pytest.fail("asked for on a CPU"))
     hidden, weight, labels = made("cpu")
     assert not lora_casts.widens(weight)
-    assert bool(head_tiles.score(hidden, weight, labels, CAP, gradient=True, top=False).nll.isfinite().all())
+    assert bool(head_tiles.score_tiles(hidden, weight, labels, CAP, gradient=True, top=False).nll.isfinite().all())

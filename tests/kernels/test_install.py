@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from gemma_ops import kernels
-from gemma_ops.config.kernels import KernelsConfig
+from gemma_ops.config.training_sections import KernelsConfig
 from gemma_ops.kernels import install as installing
 from gemma_ops.kernels import layers, lora_linears
 from tests.helpers.kernel_models import (

@@ -7,7 +7,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from gemma_ops import kernels
-from gemma_ops.config.kernels import KernelsConfig
+from gemma_ops.config.training_sections import KernelsConfig
 from gemma_ops.kernels import layers
 from tests.helpers.kernel_models import LENGTHS, STOCK, apart, documents, kept_bytes, packed, step, tuned
 from tests.helpers.tiny_models import KINDS

@@ -364,7 +364,7 @@ def test_what_another_machine_is_shown_holds_no_word_of_a_private_row(tmp_path):
     for leaves, part in ((True, elsewhere.FOLDER), (False, ".")):
         (tmp_path / f"q{leaves}/q8_0").mkdir(parents=True)
         (tmp_path / f"q{leaves}/q8_0/model.gguf").write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 0))
-        chosen = staging.select(
+        chosen = staging.select_files(
             RunConfig().registration().model_copy(update={"artifacts": ("q8_0",)}),
             quantized=tmp_path / f"q{leaves}", evaluation=out, leaves=leaves,
         )  # fmt: skip

@@ -120,7 +120,7 @@ def test_padding_costs_time():
 def test_tokens_per_second_of_a_cpu_are_known_to_a_quarter(name):
     """One core of the record's processor, as `devices.processor` would describe it."""
     body = CPU["measured"][name]
-    shape, facts = family.Shape.from_config(bench_shapes.text("cpu")), body["facts"]
+    shape, facts = family.Shape.from_config(bench_shapes.text_config("cpu")), body["facts"]
     step = PassShape(
         "bf16", 16, tuple(family.lora_linears(shape)), tokens=facts["tokens"],
         length=int(facts["longest"]), scored=facts["labelled"], cuda=False,

@@ -14,7 +14,7 @@ import pytest
 
 from gemma_ops import family
 from gemma_ops.bench.training import bench_rows, bench_shapes
-from gemma_ops.bench.training.bench_spec import make
+from gemma_ops.bench.training.bench_spec import make_spec
 from gemma_ops.config import KernelsConfig
 from gemma_ops.planning import training_memory
 from gemma_ops.planning.training_step import GIB, PassShape
@@ -34,10 +34,12 @@ def recorded(name, arm):
     """The step that a record measured: its largest pass, and what was found."""
     body = RECORDS["measured"][name]
     spec, facts, found = body["spec"], body["facts"], body["arms"][arm]
-    drawn = bench_rows.draw(make(device="cuda", **{k: v for k, v in spec.items() if k != "checkpointing"}), 262_144)
+    drawn = bench_rows.draw_rows(
+        make_spec(device="cuda", **{k: v for k, v in spec.items() if k != "checkpointing"}), 262_144
+    )
     lengths = [len(row.input_ids) for row in drawn]
     passes = [sum(lengths[row] for row in one) for one in pack(range(len(lengths)), lengths, spec["row_length"])]
-    shape = family.Shape.from_config(bench_shapes.text(spec["size"]))
+    shape = family.Shape.from_config(bench_shapes.text_config(spec["size"]))
     ours = arm == "gemma-ops"
     step = PassShape(
         spec["weights"], spec["rank"], tuple(family.lora_linears(shape)),
@@ -146,7 +148,7 @@ def test_adapter_and_full_tuning_bytes():
 @pytest.mark.parametrize("name", CPU["measured"])
 def test_the_peak_on_a_cpu_is_known_to_ten_percent(name):
     body = CPU["measured"][name]
-    shape = family.Shape.from_config(bench_shapes.text("cpu"))
+    shape = family.Shape.from_config(bench_shapes.text_config("cpu"))
     step = PassShape(
         "bf16", 16, tuple(family.lora_linears(shape)), tokens=body["facts"]["tokens"],
         length=int(body["facts"]["longest"]), scored=body["facts"]["labelled"], cuda=False,

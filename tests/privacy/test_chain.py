@@ -9,7 +9,7 @@ import sqlite3
 import pytest
 
 from gemma_ops.config import EvaluateConfig, SynthConfig
-from gemma_ops.config.judge import JudgeConfig
+from gemma_ops.config.evaluation import JudgeConfig
 from gemma_ops.emulator import Emulator
 from gemma_ops.emulator.planted import planted_judge
 from gemma_ops.errors import BoundaryError

@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from gemma_ops.config import EvaluateConfig, Machine, ReleaseConfig, RunConfig, SynthConfig
-from gemma_ops.config.judge import JudgeConfig
+from gemma_ops.config.evaluation import JudgeConfig
 from gemma_ops.emulator import Emulator
 from gemma_ops.emulator.planted import planted_judge
 from gemma_ops.errors import BoundaryError

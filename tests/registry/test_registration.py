@@ -114,7 +114,7 @@ def test_a_half_made_model_is_finished_or_thrown_away_and_never_taken_for_whole(
     artifacts = runs.make(config, until="evaluate")
     steps = {"adapter": "train", "quantized": "quantize", "evaluation": "evaluate"}
     inputs = {key: artifacts[step].path for key, step in steps.items()}
-    files = staging.select(config.register_, model=artifacts["fetch"].path, **inputs)
+    files = staging.select_files(config.register_, model=artifacts["fetch"].path, **inputs)
     body = manifest.build_manifest(
         config.register_, files, model=artifacts["fetch"].path, data=artifacts["prepare"].path, **inputs
     )
@@ -219,10 +219,10 @@ def test_a_file_that_could_run_code_or_tell_too_much_is_refused(tmp_path, name):
 
 def test_nothing_to_register_is_an_error_with_a_way_out(tmp_path):
     with pytest.raises(ModelError, match="nothing to register"):
-        staging.select(RegisterConfig(name="m"))
+        staging.select_files(RegisterConfig(name="m"))
     (tmp_path / "q4_0").mkdir()
     with pytest.raises(ModelError, match=r"has no model\.gguf"):
-        staging.select(RegisterConfig(name="m", artifacts=("q4_0",)), quantized=tmp_path)
+        staging.select_files(RegisterConfig(name="m", artifacts=("q4_0",)), quantized=tmp_path)
 
 
 def test_a_name_must_have_been_filled_in(tmp_path):

@@ -252,7 +252,7 @@ def test_an_environment_without_vllm_or_a_gpu_is_refused(folder, tmp_path, monke
     (found,) = [check for check in doctor.examine(str(built)).checks if check.name == "vllm"]
     assert (found.status, "vLLM 0.33.0" in found.what) == ("warn", True)
     (found,) = [check for check in doctor.examine(str(tmp_path)).checks if check.name == "vllm"]
-    assert (found.status, "no Python" in found.what) == ("bad", True)
+    assert (found.status, "not a working Python" in found.what) == ("bad", True)
 
 
 def test_doctor_tells_of_the_environment(python, cli):

@@ -21,7 +21,7 @@ from gemma_ops.targets import endpoint_target, open_target
 from gemma_ops.targets.run_models import RunModels
 from gemma_ops.targets.spec import parse_target
 from gemma_ops.targets.structured import ask_structured
-from gemma_ops.targets.target import LOCAL, guard
+from gemma_ops.targets.target import LOCAL, guard_prompts
 from tests.helpers.tiny_models import NANO
 
 HELLO = Prompt([{"role": "user", "content": "Say hello."}], "any", "q1")
@@ -91,8 +91,8 @@ def test_rows_that_a_target_may_not_see_are_refused_together():
     target = opening("openai:https://example.com/v1#m")
     prompts = [HELLO, Prompt(HELLO.messages, "paid", "q2"), Prompt(HELLO.messages, "local_only", "q3")]
     with pytest.raises(BoundaryError, match=r"2 of 3 rows of task t are paid .*\(the first: q2\)"):
-        guard(target, prompts, "task t")
-    guard(target, prompts[:1], "task t")
+        guard_prompts(target, prompts, "task t")
+    guard_prompts(target, prompts[:1], "task t")
 
 
 # Local models

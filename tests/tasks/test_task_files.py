@@ -9,7 +9,7 @@ import yaml
 from gemma_ops.errors import ConfigError, DataError
 from gemma_ops.evaluation import needs_source
 from gemma_ops.tasks.question import fill_question
-from gemma_ops.tasks.task import load_all, load_task, validate
+from gemma_ops.tasks.task import load_all, load_task, validate_tasks
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = sorted(path.parent for path in (ROOT / "eval").glob("*/task.yaml"))
@@ -34,7 +34,7 @@ def write(folder, rows, **changes):
 def test_shipped_tasks_can_be_won_and_lost(folder, request):
     source = request.getfixturevalue("shared_data") / folder.name if needs_source(folder) else None
     task = load_task(folder, source)
-    validate(task)
+    validate_tasks(task)
     assert task.name == folder.name
     assert all(row.reference is not None for row in task.rows)
     assert f"| `{task.name}` |" in (ROOT / "eval" / "README.md").read_text(encoding="utf-8")
@@ -214,12 +214,12 @@ def test_a_torn_csv_is_told(tmp_path):
 def test_validation_refuses_tasks_that_measure_nothing(tmp_path):
     folder = write(tmp_path, [{"id": "x", "prompt": "q", "reference": ""}])
     with pytest.raises(DataError, match=r"row x: an empty answer scores 1\.000 in exact_match"):
-        validate(load_task(folder))
+        validate_tasks(load_task(folder))
     folder = write(
         tmp_path, [{"id": "x", "prompt": "q", "reference": "not json"}], metrics=["json_valid"], primary="json_valid"
     )
     with pytest.raises(DataError, match=r"row x: its own reference scores 0\.000 in json_valid"):
-        validate(load_task(folder))
+        validate_tasks(load_task(folder))
 
 
 def test_digest_changes_with_anything_that_decides(tmp_path):

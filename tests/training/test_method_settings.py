@@ -8,8 +8,7 @@ from typing import get_args
 import pytest
 
 from gemma_ops.config import ReinforceConfig, TrainConfig
-from gemma_ops.config.methods import PREFERENCE, REINFORCE
-from gemma_ops.config.preference import PreferenceConfig
+from gemma_ops.config.methods import PREFERENCE, REINFORCE, PreferenceConfig
 from gemma_ops.errors import ConfigError
 from gemma_ops.nano import WEIGHTS
 from gemma_ops.training.arguments import _WHY, common, training_arguments

@@ -17,8 +17,8 @@ from gemma_ops.gemini import notice
 from gemma_ops.targets.target import LOCAL
 from gemma_ops.verdicts import Gate, Routing, Verdict
 from gemma_ops.verdicts.document import GeminiTerms, ReleaseFacts
-from gemma_ops.verdicts.figures import CostFacts, SpeedFacts, TargetResult
 from gemma_ops.verdicts.gate_record import ComparedChampion, PolicyGate, PolicyHeld, PolicyQuestions, StandardHeld
+from gemma_ops.verdicts.measurements import CostFacts, SpeedFacts, TargetResult
 from gemma_ops.verdicts.record import VerdictRecord
 from tests.evaluation.test_routing_table import AWAY, FACTS, Known
 from tests.helpers.evaluations import SUPERIOR, Echo, go, make_task

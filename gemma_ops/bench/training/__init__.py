@@ -7,7 +7,7 @@ installed.
 
 from __future__ import annotations
 
-from gemma_ops.bench.training.bench_spec import BenchSpec, make
+from gemma_ops.bench.training.bench_spec import BenchSpec, make_spec
 from gemma_ops.bench.training.runner import BenchRunner
 
-__all__ = ["BenchRunner", "BenchSpec", "make"]
+__all__ = ["BenchRunner", "BenchSpec", "make_spec"]

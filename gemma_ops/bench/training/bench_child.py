@@ -19,7 +19,7 @@ from typing import Any
 from gemma_ops.bench.training import bench_rows as made_rows
 from gemma_ops.bench.training import bench_shapes
 from gemma_ops.bench.training.arms import ARMS, REFERENCE, ArmTask
-from gemma_ops.bench.training.bench_spec import BenchSpec, from_json, make
+from gemma_ops.bench.training.bench_spec import BenchSpec, from_json, make_spec
 
 
 def bench_main(path: Path) -> None:
@@ -77,7 +77,7 @@ def gate(job: dict[str, Any]) -> dict[str, Any]:
 def gate_spec(spec: BenchSpec) -> BenchSpec:
     """Return the small shape that exactness is shown on, with E2B's mechanisms whatever the size that is timed.
     Clipping is out of the way, and rows are longer than the window."""
-    small = make("tiny", device=spec.device, weights="fp32", steps=1, repeats=1, seed=spec.seed)
+    small = make_spec("tiny", device=spec.device, weights="fp32", steps=1, repeats=1, seed=spec.seed)
     return replace(small, max_grad_norm=1e9, threads=spec.threads, row_length=160)
 
 
@@ -87,7 +87,7 @@ def save_result(job: dict[str, Any]) -> dict[str, Any]:
 
     spec = from_json(job["spec"])
     _threads(spec)
-    text = bench_shapes.text(spec.size, spec.layers)
+    text = bench_shapes.text_config(spec.size, spec.layers)
     model = made_up.build_made_up(text, weights="bf16", device=spec.device, seed=spec.seed)
     made_up.save_made_up(model, Path(job["model"]))
     return {}
@@ -122,7 +122,7 @@ def _train(
     with tempfile.TemporaryDirectory(prefix="gemma-ops-bench-") as scratch:
         steps = spec.steps if steps is None else steps
         watch = Watch(spec.device, steps=steps, seed=spec.seed, gradients=gradients, kernels=kernels)
-        drawn = made_rows.draw(spec, bench_shapes.text(spec.size)["vocab_size"])
+        drawn = made_rows.draw_rows(spec, bench_shapes.text_config(spec.size)["vocab_size"])
         folder = Path(model) if model else None
         tokenizer = folder or _tokenizer(Path(scratch) / "tokenizer")
         task = ArmTask(spec, arm, drawn, folder, tokenizer, Path(scratch), watch)

@@ -33,7 +33,9 @@ def summary(body: dict[str, Any]) -> dict[str, Any]:
     """Return for each arm median and range of speed and memory, ratios to both stock arms, loss and gradient
     agreement."""
     spec = from_json(body["spec"])
-    facts = made_rows.bench_facts(made_rows.draw(spec, bench_shapes.text(spec.size)["vocab_size"]), spec.micro_batch)
+    facts = made_rows.bench_facts(
+        made_rows.draw_rows(spec, bench_shapes.text_config(spec.size)["vocab_size"]), spec.micro_batch
+    )
     good: dict[str, list[dict[str, Any]]] = {}
     for result in body["results"]:
         if "error" not in result:
@@ -88,7 +90,7 @@ def useful_flops(spec: BenchSpec, facts: dict[str, float]) -> float:
     from gemma_ops.planning import speed as theory
     from gemma_ops.planning.training_step import PassShape
 
-    shape = family.Shape.from_config(bench_shapes.text(spec.size, spec.layers))
+    shape = family.Shape.from_config(bench_shapes.text_config(spec.size, spec.layers))
     linears = tuple(family.lora_linears(shape))
     step = PassShape(spec.weights, spec.rank, linears, tokens=spec.row_length, length=int(facts["longest"]))
     return theory.token_work(shape, step, context=facts["context"], scored=facts["labelled"]).total

@@ -26,7 +26,7 @@ class BenchRow:
     labels: list[int]
 
 
-def draw(spec: BenchSpec, vocab: int) -> list[BenchRow]:
+def draw_rows(spec: BenchSpec, vocab: int) -> list[BenchRow]:
     """Draw the rows of one optimizer step: lengths log-normal, prompts first, answers to the end.
 
     Lengths are drawn one from each of `batch` equally likely slices of the distribution, so that a handful of rows is

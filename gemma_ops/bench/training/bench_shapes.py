@@ -35,7 +35,7 @@ parameters."""
 KEYS = (*SMALL, *(key.lower() for key in family.SIZES))
 
 
-def text(size: str, layers: int | None = None) -> dict[str, Any]:
+def text_config(size: str, layers: int | None = None) -> dict[str, Any]:
     """Return the text part of a `config.json`, cut to `layers` decoder layers of unchanged shape.
 
     A cut keeps whole repetitions of the pattern of windows, and the share of layers that share keys and values. Raises

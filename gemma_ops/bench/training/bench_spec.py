@@ -70,7 +70,7 @@ class BenchSpec:
             raise ConfigError(
                 f"--micro-batch ({self.micro_batch}) must divide --batch ({self.batch})", "change one of them"
             )
-        bench_shapes.text(self.size, self.layers)  # refuses a stack that can't be cut there
+        bench_shapes.text_config(self.size, self.layers)  # refuses a stack that can't be cut there
 
     @property
     def name(self) -> str:
@@ -103,7 +103,7 @@ def from_json(body: dict[str, Any]) -> BenchSpec:
     return BenchSpec(**known | {"arms": tuple(body["arms"])})
 
 
-def make(
+def make_spec(
     size: str = "cpu",
     *,
     device: Device | None = None,
@@ -154,4 +154,4 @@ def check_arms(names: tuple[str, ...], known: tuple[str, ...]) -> None:
 
 def parameters(spec: BenchSpec) -> int:
     """Return the exact parameters of the whole text model."""
-    return family.Shape.from_config(bench_shapes.text(spec.size, spec.layers)).counts().text
+    return family.Shape.from_config(bench_shapes.text_config(spec.size, spec.layers)).counts().text

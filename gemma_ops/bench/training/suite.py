@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from gemma_ops.bench.training.bench_spec import BenchSpec, make
+from gemma_ops.bench.training.bench_spec import BenchSpec, make_spec
 from gemma_ops.bench.training.runner import BenchRunner, Tell
 from gemma_ops.bench.training.workers import Kept
 from gemma_ops.errors import OpsError
@@ -47,9 +47,9 @@ def gpu_suite(**more: Any) -> list[BenchSpec]:
 
 
 def _one(size: str, weights: str, row: int, **more: Any) -> BenchSpec:
-    return make(
-        size, device="cuda", weights=weights, mean=_MEAN, longest=min(2048, row), batch=_ROWS[size],
-        micro_batch=4,  # type: ignore[arg-type]
+    return make_spec(
+        size, device="cuda", weights=weights,  # type: ignore[arg-type]
+        mean=_MEAN, longest=min(2048, row), batch=_ROWS[size], micro_batch=4,
         row_length=row, micro_tokens=row, steps=2, repeats=1, **more,
     )  # fmt: skip
 

@@ -24,7 +24,9 @@ from typing import Literal
 Program = Literal["lm-eval", "inspect"]
 
 
-def export(folder: Path, to: Program, out: Path, *, source: Path | None = None, rows: int | None = None) -> list[str]:
+def export_task(
+    folder: Path, to: Program, out: Path, *, source: Path | None = None, rows: int | None = None
+) -> list[str]:
     """Write the task of a folder into the empty folder `out`, for one of the two programs.
 
     `source` is the data folder of tasks whose rows aren't shipped, `rows` keeps only so many, the first by hash of their

@@ -119,7 +119,7 @@ def _grade(task: Task, answers: dict[str, StoredAnswer]) -> grades.Graded:
     """Grades of the rows that were answered, in the task's order."""
     rows = tuple(row for row in task.rows if row.id in answers)
     name = next(iter(answers.values())).target
-    return grades.grade(replace(task, rows=rows), name, [answers[row.id] for row in rows])
+    return grades.grade_answers(replace(task, rows=rows), name, [answers[row.id] for row in rows])
 
 
 def _scores(pages: Sequence[grades.Graded], name: str) -> tuple[list[list[float]], list[str] | None]:

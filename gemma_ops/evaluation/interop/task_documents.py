@@ -16,7 +16,7 @@ from typing import Any
 from gemma_ops.errors import ConfigError, DataError
 from gemma_ops.metrics.metric import ScoredRow
 from gemma_ops.runs.durable import write_text
-from gemma_ops.tasks.task import Task, load_task, validate
+from gemma_ops.tasks.task import Task, load_task, validate_tasks
 
 COPY = "task"
 """Folder inside an export that holds the task itself."""
@@ -25,7 +25,7 @@ COPY = "task"
 def prepare_copy(folder: Path, out: Path, *, source: Path | None, rows: int | None) -> Task:
     """Load and check the task, make `out`, and put a copy of the task into it. Raises ConfigError, DataError."""
     task = load_copy(folder, source).first(rows)
-    validate(task)
+    validate_tasks(task)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out} is not an empty folder", "give --out a folder that is empty or doesn't exist yet")
     copy = out / COPY

@@ -53,10 +53,10 @@ class Portable:
             save_file(state, Path(output_dir) / WEIGHTS)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        restore(model or self.model, Path(resume_from_checkpoint) / WEIGHTS)
+        restore_parameters(model or self.model, Path(resume_from_checkpoint) / WEIGHTS)
 
     def _load_best_model(self) -> None:
-        restore(self.model, Path(self.state.best_model_checkpoint) / WEIGHTS)
+        restore_parameters(self.model, Path(self.state.best_model_checkpoint) / WEIGHTS)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         import torch
@@ -100,7 +100,7 @@ class SeedSteps(TrainerCallback):  # type: ignore[misc]
         set_seed((args.seed * 1_000_003 + state.global_step * 1_009 + world().rank) % 2**32)
 
 
-def restore(model: Any, file: Path) -> None:
+def restore_parameters(model: Any, file: Path) -> None:
     """Copy saved parameters into a model, sharded or not. Raises ModelError unless they are exactly those that learn."""
     import torch
     from safetensors import safe_open

@@ -45,7 +45,7 @@ class ArmTask:
         from gemma_ops.modeling import made_up
 
         spec = self.spec
-        text = bench_shapes.text(spec.size, spec.layers)
+        text = bench_shapes.text_config(spec.size, spec.layers)
         held: dict[str, Any] = {"experts": spec.weights, "ple": "host" if spec.device == "cuda" else "device"}
         return made_up.build_made_up(
             text, weights=spec.weights, device=spec.device, seed=spec.seed, **(held if ours else {})

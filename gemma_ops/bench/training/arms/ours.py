@@ -40,7 +40,7 @@ def train_arm(task: ArmTask) -> dict[str, Any]:
 
     spec, configured = task.spec, our_settings(task)
     rows = TrainingRows(task.dataset(), [], 0, Manner())
-    shape = Shape.from_config(bench_shapes.text(spec.size, spec.layers))
+    shape = Shape.from_config(bench_shapes.text_config(spec.size, spec.layers))
     configured = settle(configured, shape, [rows.train], spec.device, ple="auto")
     model = load_model(task.folder, weights=spec.weights, device=spec.device) if task.folder else task.make(ours=True)
     task.watch.model_loaded(model)
