@@ -130,10 +130,10 @@ def bench_gates(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Judge data whose truth stands at the margin: wrong passes and fails, coverage, ten gates, twenty looks, rows needed.
+    """Judge data whose truth stands at the margin: wrong passes and fails, coverage, ten gates, looks, rows needed.
 
     A few minutes on one core. configs/benchmarks/gates.json is such a record.
-    """  # noqa: E501
+    """
     from gemma_ops.bench.gates import measure_gates, record_lines
     from gemma_ops.cli import console
     from gemma_ops.runs.durable import write_json

@@ -1,4 +1,5 @@
-"""A comparison of costs as plain text, about 100 columns wide: the answer first, then the table, then what it rests on."""
+"""A comparison of costs as plain text, about 100 columns wide: the answer first, then the table, then what it rests
+on."""
 
 from __future__ import annotations
 
@@ -43,7 +44,7 @@ def own_line(own: Own) -> str:
 
 
 def cost_headline(found: CostComparison) -> str:
-    """From which volume the machine is cheaper than the cheapest of each kind."""
+    """Return from which volume the machine is cheaper than the cheapest of each kind."""
     parts = []
     for kind, title in (("gemini", "Gemini"), ("hosted", "hosted Gemma")):
         offer = cheapest(found.offers, kind)  # type: ignore[arg-type]
@@ -62,7 +63,7 @@ def cost_headline(found: CostComparison) -> str:
 
 
 def notes(found: CostComparison) -> list[str]:
-    """What every figure rests on."""
+    """Return what every figure rests on."""
     own, work = found.own, found.work
     thoughts = f", {work.thoughts:,.0f} thoughts" if work.thoughts else ", no thoughts"
     share = "all" if found.cached_share == 1 else f"{found.cached_share:.0%}"
@@ -105,12 +106,12 @@ def speed_words(own: Own) -> str:
 
 
 def money_words(amount: float) -> str:
-    """Dollars, with as many digits as tell small amounts apart."""
+    """Return dollars, with as many digits as tell small amounts apart."""
     return f"{amount:,.2f}" if amount >= 10 else f"{amount:.3f}" if amount >= 0.1 else f"{amount:.2g}"
 
 
 def count_words(number: float) -> str:
-    """A volume in three digits."""
+    """Return a volume in three digits."""
     for size, name in ((1e9, " billion"), (1e6, " million")):
         if number >= size:
             return f"{number / size:.3g}{name}"

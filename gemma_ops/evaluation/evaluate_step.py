@@ -202,7 +202,7 @@ def run_evaluation(
 
 
 def _asked(timed: ConditionsFile, targets: Sequence[Target], tasks: Sequence[Task]) -> dict[str, Any]:
-    """`date` of the first question, and `asked`: the conditions of every target's answers to every task."""
+    """Return the `date` of the first question, and `asked`: the conditions of every target's answers to every task."""
     who = {(target.name, target.identity) for target in targets}
     used = [
         one
@@ -219,7 +219,8 @@ def _asked(timed: ConditionsFile, targets: Sequence[Target], tasks: Sequence[Tas
 
 
 def evaluation_metrics(verdict: Verdict) -> dict[str, float]:
-    """Flat figures for the run and for MLflow: `task/target/metric`, with `/low` and `/high`; differences; speed."""
+    """Return flat figures for the run and for MLflow: `task/target/metric`, with `/low` and `/high`; differences;
+    speed."""
     flat: dict[str, float] = {}
 
     def interval(name: str, found: ValueSpan) -> None:
@@ -278,4 +279,4 @@ class _Recorded:
         )
 
     def close(self) -> None:
-        """Holds nothing."""
+        """Do nothing: there is nothing to free."""

@@ -1,4 +1,4 @@
-"""What the gates of a task can show with its rows, before anything is asked."""
+"""The forecast of a task's gates: what they can show with its rows, before anything is asked."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ Body = dict[str, Any]
 
 
 def task_body(task: Task, settings: EvaluateConfig, level: float, hour: Body) -> Body:
-    """Rows, clusters and copies of a task, the differences they show, and its gates at the level of this look. `hour`
-    is what an hour of this machine costs."""
+    """Return rows, clusters and copies of a task, the differences they show, and its gates at the level of this look.
+    `hour` is what an hour of this machine costs."""
     n = len(task.rows)
     groups = len({row.cluster for row in task.rows}) if task.clustered else n
     gates = [gate for gate in settings.gates if gate.task in (None, task.name)]
@@ -33,8 +33,8 @@ def task_body(task: Task, settings: EvaluateConfig, level: float, hour: Body) ->
 
 
 def _gate(gate: GateConfig, task: Task, groups: int, level: float, share: float) -> Body:
-    """One gate: rows it likely needs at its share of the level, and rows below which it can't pass at the whole of
-    it."""
+    """Return for one gate the rows it likely needs at its share of the level, and rows below which it can't pass at the
+    whole of it."""
     rows, fewest = detectable.rows_for_gate(gate, share), detectable.fewest_rows(gate, level)
     if _on_labels(gate, task):
         rows = fewest = None  # that depends on the labels, whose rows are counted below
@@ -49,12 +49,12 @@ def _gate(gate: GateConfig, task: Task, groups: int, level: float, share: float)
 
 
 def _on_labels(gate: GateConfig, task: Task) -> bool:
-    """Whether the gate asks for F1, which is made of counts per label."""
+    """True if the gate asks for F1, which is made of counts per label."""
     return gate.metric in task.figures and gate.metric not in task.columns
 
 
 def _missing(gate: GateConfig, task: Task, level: float) -> str | None:
-    """Why no answers to these rows decide a gate."""
+    """Return why no answers to these rows decide a gate."""
     if _on_labels(gate, task):
         from gemma_ops.gates import gate_decision, label_evidence
 
@@ -72,7 +72,7 @@ def _missing(gate: GateConfig, task: Task, level: float) -> str | None:
 
 
 def gate_lines(task: Body) -> list[str]:
-    """A task and its gates for a terminal."""
+    """Return a task and its gates for a terminal."""
     clustered = f" in {task['clusters']:,} clusters" if task["clusters"] else ""
     seen, close = f"{task['detectable']:.3f}", f"{task['detectable_close']:.3f}"
     shown = f"show a difference of {seen} or more between targets that differ on a fifth of the rows, of {close} between close"
@@ -91,7 +91,7 @@ def gate_lines(task: Body) -> list[str]:
 
 
 def gate_problems(task: Body) -> list[str]:
-    """Gates that will not, or likely not, be decided."""
+    """Return gates that will not, or likely not, be decided."""
     kind, have = ("clusters", task["clusters"]) if task["clusters"] else ("rows", task["rows"])
     found = []
     for gate in task["gates"]:

@@ -1,5 +1,5 @@
-"""What the registry asks of an evaluation: the policy's gates come first, a run's own gates only add, and the present
-champion answers the same questions.
+"""The registry's requirements for an evaluation: the policy's gates come first, a run's own gates only add, and the
+present champion answers the same questions.
 
 The step `champion` has written it down (`PromotionStandard`). What can't be asked here (a gate on a task that this run
 doesn't have, or on a service that it doesn't name) is left out and told; `promote` refuses the version for it.
@@ -29,7 +29,7 @@ from gemma_ops.verdicts import Look
 
 
 def read_standard(folder: Path | None, base: Path | None = None) -> PromotionStandard:
-    """The standard in the folder of the step `champion`; an empty one without it. A champion that answers only on
+    """Read the standard in the folder of the step `champion`; an empty one without it. A champion that answers only on
     another base than `base` is left out, and told. Raises DataError for a damaged file."""
     if folder is None:
         return PromotionStandard(why_none="this recipe asks no registry")
@@ -47,15 +47,15 @@ def read_standard(folder: Path | None, base: Path | None = None) -> PromotionSta
 
 
 def registered_looks(folder: Path | None) -> list[Look]:
-    """The looks that registered versions of the model took, as far as the registry knows them."""
+    """Return the looks that registered versions of the model took, as far as the registry knows them."""
     return read_looks(folder / CHAMPION_LOOKS) if folder else []
 
 
 def hold_to_standard(
     settings: EvaluateConfig, standard: PromotionStandard, tasks: Sequence[Task], can: Callable[[str], bool]
 ) -> EvaluateConfig:
-    """The settings under the standard: its gates that can be asked, then the run's own; the targets they ask about
-    answer, and the confidence is the higher one. `can` says whether a target is there to be asked."""
+    """Return the settings under the standard: its gates that can be asked, then the run's own; the targets they ask
+    about answer, and the confidence is the higher one. `can` says whether a target is there to be asked."""
     digests = {task.name: task.digest for task in tasks}
     only = tasks[0].name if len(tasks) == 1 else None
     own = [gate if gate.task else gate.model_copy(update={"task": only}) for gate in settings.gates]
@@ -100,7 +100,7 @@ def hold_to_standard(
 
 
 def standard_facts(standard: PromotionStandard) -> Facts:
-    """What the verdict says of it: under which policy it was made, and with which champion it was compared."""
+    """Return what the verdict says of it: under which policy it was made, and with which champion it was compared."""
     return {
         "standard": {
             "policy": standard.policy.model_dump(mode="json") if standard.policy else None,

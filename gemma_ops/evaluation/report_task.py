@@ -29,7 +29,7 @@ class _Row:
 
 
 def score_rows(task: TaskFacts, results: Sequence[TargetResult], gates: Sequence[Gate], confidence: float) -> Markup:
-    """The primary metric drawn for every target, then every figure in a table."""
+    """Return the primary metric drawn for every target, then every figure in a table."""
     primary = task.primary
     marks = sorted({gate.threshold for gate in gates if gate.test == "at_least" and gate.metric == primary})
     note = f"{task.rows:,} rows"
@@ -53,7 +53,7 @@ def score_rows(task: TaskFacts, results: Sequence[TargetResult], gates: Sequence
 def difference_rows(
     task: TaskFacts, found: Sequence[PairedDifference], gates: Sequence[Gate], confidence: float
 ) -> str:
-    """Paired differences drawn around zero, with the thresholds of their gates."""
+    """Return paired differences drawn around zero, with the thresholds of their gates."""
     if not found:
         return ""
     groups: dict[str, list[PairedDifference]] = {}
@@ -90,7 +90,7 @@ def difference_rows(
 
 
 def slices(task: TaskFacts, results: Sequence[TargetResult]) -> str:
-    """A forest: the primary metric of every target within every value of every slice."""
+    """Return a forest: the primary metric of every target within every value of every slice."""
     drawn = []
     for name in results[0].slices if results else ():
         # A target that may not see a slice has no figure there.
@@ -109,7 +109,7 @@ def slices(task: TaskFacts, results: Sequence[TargetResult]) -> str:
 
 
 def speed_rows(results: Sequence[TargetResult], verdict: Verdict) -> Markup:
-    """How answers ended, how fast they were written, and how long they are."""
+    """Return how answers ended, how fast they were written, and how long they are."""
     rows = []
     for item in results:
         fast, ends = item.speed, item.ends

@@ -1,8 +1,9 @@
-"""Judges against people: ask the judges about labelled items, and measure how they agree and how they err.
+"""Calibration of judges against people: the judges are asked about labelled items, and their agreement and errors
+measured.
 
-Labels are a jsonl file: `{"item": "q17", "label": "first"}`, where `item` is the `id` of an answer, with `first`, `second` or `tie` for pairs and `pass` or `fail`
-for answers alone (then `"side": "second"` for the other side's answer). A second person's label goes into `again`; how
-far two people agree is the most that can be asked of a judge.
+Labels are a jsonl file: `{"item": "q17", "label": "first"}`, where `item` is the `id` of an answer, with `first`,
+`second` or `tie` for pairs and `pass` or `fail` for answers alone (then `"side": "second"` for the other side's
+answer). A second person's label goes into `again`; how far two people agree is the most that can be asked of a judge.
 """
 
 from __future__ import annotations
@@ -134,7 +135,7 @@ def _known(
     seed: int,
     details: dict[str, Any],
 ) -> Known:
-    """One judge against the labels of items it has an outcome for."""
+    """Compare one judge with the labels of items it has an outcome for."""
     values = _LABELS[mode]
     scored = [(label, said[label.side][label.item]) for label in labels if label.item in said.get(label.side, {})]
     if not scored:
@@ -171,7 +172,7 @@ def _errors(scored: Sequence[tuple[str, float]], names: dict[str, str], confiden
 
 
 def _word(score: float, mode: Mode) -> str:
-    """A judge's outcome as people would label it; an even split of repeats is no label of theirs."""
+    """Return a judge's outcome as people would label it; an even split of repeats is no label of theirs."""
     if mode == "pairwise":
         return judge_outcome.label(score)
     return "pass" if score > 0.5 else "fail" if score < 0.5 else "split"
@@ -185,7 +186,7 @@ def _details(
     confidence: float,
     seed: int,
 ) -> dict[str, Any]:
-    """Habits on these items: position, length, test-retest."""
+    """Return habits on these items: position, length, test-retest."""
     body = panel.measure_panel(pairs, tally, sides, settings, confidence, seed)
     if settings.mode == "pointwise":
         return {"retest": {name: side["retest"] for name, side in body["sides"].items()}, "invalid": body["invalid"]}

@@ -32,7 +32,8 @@ __all__ = ["synthesis_inputs", "synthesize", "teacher_model"]
 
 
 def synthesis_inputs(settings: SynthConfig) -> dict[str, Path | None]:
-    """Where documents, seeds and tools lie, as inputs of the step. Raises ConfigError for one that isn't there."""
+    """Return where documents, seeds and tools lie, as inputs of the step. Raises ConfigError for one that isn't
+    there."""
     found: dict[str, Path | None] = {}
     for name, given in (("documents", settings.documents), ("seeds", settings.seeds), ("tools", settings.tools)):
         found[name] = Path(given).expanduser() if given else None
@@ -46,6 +47,7 @@ def synthesis_inputs(settings: SynthConfig) -> dict[str, Path | None]:
 
 
 def teacher_model(settings: SynthConfig) -> ModelConfig | None:
-    """The checkpoint to fetch for a teacher that is neither this run's base nor a service: a folder or a Hub id."""
+    """Return the checkpoint to fetch for a teacher that is neither this run's base nor a service: a folder or a Hub
+    id."""
     name = settings.teacher
     return ModelConfig(base=name) if name == "nano" or ("/" in name and ":" not in name) else None

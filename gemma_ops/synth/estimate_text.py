@@ -1,4 +1,5 @@
-"""The plan of a synthesis as plain text: what there is, what would be asked, what it may cost, what stands in the way."""
+"""The plan of a synthesis as plain text: what there is, what would be asked, what it may cost, what stands in the
+way."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ _SHOWN = 12
 
 
 def estimate_lines(made: Estimate) -> list[str]:
-    """About 100 columns wide, without colours."""
+    """Return lines of about 100 columns, without colours."""
     body = made.to_json()
     documents, sections = body["coverage"]["documents"], body["coverage"]["sections"]
     text = [f"teacher {made.teacher}", ""]
@@ -76,7 +77,7 @@ def _cost(made: Estimate) -> list[str]:
 
 
 def _billed(made: Estimate) -> str:
-    """Whom the sum is for."""
+    """Return whom the sum is for."""
     judged = made.judge is not None and bool(made.judge.worst_dollars)
     if not made.teacher.startswith("gemini:"):
         return "the judge"

@@ -1,4 +1,4 @@
-"""Which language a text is in, by script and by its most common small words. A heuristic, with limits to know:
+"""Detection of a text's language, by script and by its most common small words. A heuristic, with limits to know:
 
 it knows ten languages in Latin letters and tells other scripts apart only as scripts (Russian from Greek, not from
 Ukrainian); a text of fewer than eight words, or one of names, numbers and code, has no language; and then nothing is
@@ -28,13 +28,14 @@ _SETS = {name: frozenset(text.split()) for name, text in _SMALL.items()}
 _WEIGHTS = {
     name: {word: 1 / sum(word in other for other in _SETS.values()) for word in small} for name, small in _SETS.items()
 }
-"""A word counts for less the more languages share it."""
+"""Weight of each small word, which counts for less the more languages share it."""
 _SCRIPTS = ("CYRILLIC", "GREEK", "ARABIC", "HEBREW", "HIRAGANA", "KATAKANA", "CJK", "HANGUL", "DEVANAGARI", "THAI", "BENGALI", "TAMIL")  # fmt: skip
 _FEWEST = 8
 
 
 def language(text: str) -> str | None:
-    """`en`, `de`, … for Latin letters, a script's name such as `cyrillic` for others; None when it can't be told."""
+    """Return `en`, `de`, … for Latin letters, a script's name such as `cyrillic` for others; None when it can't be
+    told."""
     scripts = Counter(_script(letter) for letter in text[:4000] if letter.isalpha())
     if not scripts:
         return None

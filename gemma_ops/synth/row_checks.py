@@ -1,7 +1,8 @@
-"""Is a row usable? Checked one row at a time, by rules that can be named; nothing is repaired by guessing.
+"""Checks of a row: whether it is usable. Checked one row at a time, by rules that can be named; nothing is repaired by
+guessing.
 
 These rules are cheap and miss much: that a quotation stands in the source doesn't make the answer follow from it. Each
-code and its reason stands beside the row in `rejected.jsonl`.
+code and its reason stands next to the row in `rejected.jsonl`.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class Rejection:
 
 
 def check_row(item: Item, draft: Draft) -> Rejection | tuple[int, int] | None:
-    """What is wrong with a row; else where its quotation stands in the source, or None where it needs none."""
+    """Return what is wrong with a row; else where its quotation stands in the source, or None where it needs none."""
     if draft.problem:
         return Rejection(*draft.problem)
     try:
@@ -79,7 +80,8 @@ def _wording(item: Item, question: str, answers: list[str]) -> Rejection | None:
 
 
 def _language(item: Item, question: str, answers: list[str]) -> Rejection | None:
-    """Question and answer together, and the question alone, against the material's language, where both can be told."""
+    """Check question and answer together, and the question alone, against the material's language, where both can be
+    told."""
     wanted = language(item.material.text) if item.material.text.strip() else None
     for text in (f"{question} {answers[0]}", *answers[1:]):
         found = language(text)

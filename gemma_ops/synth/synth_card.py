@@ -32,7 +32,7 @@ _BOUND = "The teacher's terms bind whoever uses these rows, whatever licence the
 
 
 def write_synthesis(out: Path, settings: SynthConfig, facts: SynthesisCounts) -> dict[str, float]:
-    """Write `report.json` and `card.md` from the same facts; returns the step's metrics."""
+    """Write `report.json` and `card.md` from the same facts, and return the step's metrics."""
     body = synthesis_report(settings, facts)
     write_json(out / "report.json", body)
     write_text(out / "card.md", synthesis_card(body))
@@ -40,7 +40,7 @@ def write_synthesis(out: Path, settings: SynthConfig, facts: SynthesisCounts) ->
 
 
 def synthesis_card(body: dict[str, Any]) -> str:
-    """The report as a page of Markdown."""
+    """Return the report as a page of Markdown."""
     rows = body["rows"]
     what = [f"{rows['rows']:,} rows"] + ([f"{rows['pairs']:,} preference pairs"] if rows["pairs"] else [])
     lines = ["# Synthetic training data", "", f"{' and '.join(what)}, written by a model and checked by rules.", ""]

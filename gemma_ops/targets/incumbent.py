@@ -18,7 +18,7 @@ from gemma_ops.targets.target import AskingMode
 
 
 def standard_in(folder: Path) -> PromotionStandard:
-    """What the step `champion` has written into its folder. Raises DataError for a damaged file."""
+    """Return what the step `champion` has written into its folder. Raises DataError for a damaged file."""
     try:
         return PromotionStandard.model_validate(json.loads((folder / STANDARD).read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:  # pydantic's are ValueErrors too
@@ -28,7 +28,7 @@ def standard_in(folder: Path) -> PromotionStandard:
 
 
 def open_champion(machine: MachineConfig, models: RunModels, *, asked: AskingMode) -> CheckpointTarget | Quantized:
-    """The champion as it answers: a GGUF file by llama.cpp, else a checkpoint by transformers.
+    """Open the champion as it answers: a GGUF file by llama.cpp, else a checkpoint by transformers.
 
     A version registered without its tokenizer takes that of the base. Raises ConfigError where there is no champion.
     """

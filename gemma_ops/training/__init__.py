@@ -1,4 +1,4 @@
-"""Training: the step `train`, in whatever way `train.method` says, in this process or in several."""
+"""Training: the step `train`, by any `train.method`, in this process or in several."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def train_here(
 
 
 def _record(out: Path, base: Path, data: Path, teacher: Path | None) -> None:
-    """Write the class of what was learned beside what was trained: in the artifact, and in each folder people copy."""
+    """Write the class of what was learned next to what was trained: in the artifact, and in each folder people copy."""
     models = {"base": base, "teacher": teacher}
     found = {name: learned_class(path) for name, path in models.items() if path is not None}
     found["rows"] = rows_class([data / "train.jsonl", data / "valid.jsonl"])
@@ -58,5 +58,5 @@ def _record(out: Path, base: Path, data: Path, teacher: Path | None) -> None:
 
 
 def larger_model(settings: TrainConfig) -> ModelConfig | None:
-    """The teacher of a distillation, to be fetched; None for every other method."""
+    """Return the teacher of a distillation, to be fetched; None for every other method."""
     return ModelConfig(base=settings.distill.teacher or "") if settings.method == "distill" else None

@@ -53,7 +53,7 @@ def {function}():
 
 
 def write_inspect(folder: Path, out: Path, *, source: Path | None, rows: int | None) -> list[str]:
-    """Write the export; returns how to run it."""
+    """Write the export, and return how to run it."""
     task = task_documents.prepare_copy(folder, out, source=source, rows=rows)
     task_documents.write_lines(out / "data.jsonl", (task_documents.inspect(task, row) for row in task.rows))
     function = "".join(letter if letter.isalnum() else "_" for letter in f"task_{task.name}")

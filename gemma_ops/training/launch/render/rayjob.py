@@ -8,7 +8,7 @@ from gemma_ops.training.launch.render.resources import Rendering
 
 
 def ray(job: Rendering) -> str:
-    """A script that submits the job; the working folder goes along, and keys are read on the cluster."""
+    """Return a script that submits the job; the working folder goes along, and keys are read on the cluster."""
     environment = {
         "working_dir": ".",
         "excludes": ["runs", "mlflow", ".venv", ".git"],
