@@ -97,7 +97,8 @@ class PreferenceConfig(ConfigSection):
         smoothed = self.loss in ("robust", "exo_pair")
         if self.label_smoothing and not smoothed:
             raise ValueError(
-                "train.preference.label_smoothing is used by the losses robust and exo_pair only: set train.preference.loss"
+                "train.preference.label_smoothing is used by the losses robust and exo_pair only: set "
+                "train.preference.loss"
             )
         if self.loss == "exo_pair" and not self.label_smoothing:
             raise ValueError(

@@ -116,8 +116,8 @@ class TrainConfig(ConfigSection):
         if self.optimizer_steps(rows, tokens) > 1 or not self.warmup_share:
             return None
         what = (
-            f"the training is one step long ({rows} rows, train.batch {self.batch}), and the learning rate of the warm-up's "
-            "first step is zero: it would learn nothing"
+            f"the training is one step long ({rows} rows, train.batch {self.batch}), and the learning rate of the "
+            "warm-up's first step is zero: it would learn nothing"
         )
         return what, "lower train.batch, raise train.epochs or train.max_steps, or set train.warmup_share=0"
 
@@ -189,9 +189,18 @@ def _problems(train: TrainConfig) -> Iterator[str]:
         if not train.reinforce.rewards:
             yield f"train.method {method} needs a reward, for example train.reinforce.rewards=[exact_match]"
         if train.micro_tokens:
-            yield f"train.micro_tokens says nothing to train.method {method}: its forward passes are of train.micro_batch answers"
+            yield (
+                f"train.micro_tokens says nothing to train.method {method}: its forward passes are of "
+                f"train.micro_batch answers"
+            )
         answers = train.batch * train.reinforce.generations
         if answers % train.micro_batch:
-            yield f"train.micro_batch ({train.micro_batch}) must divide the {answers} answers of a step (batch × reinforce.generations)"
+            yield (
+                f"train.micro_batch ({train.micro_batch}) must divide the {answers} answers of a step (batch × "
+                f"reinforce.generations)"
+            )
         if train.lora.dropout:
-            yield f"train.lora.dropout would make train.method {method} learn from another model than the one that answered"
+            yield (
+                f"train.lora.dropout would make train.method {method} learn from another model than the one that "
+                f"answered"
+            )

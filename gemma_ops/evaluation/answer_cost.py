@@ -189,8 +189,8 @@ def evidence(
         sample, most = Sample.of([1000 * value for value in found.dollars]), gate.most or most
         if most is not None and float(sample.values.max()) > most:
             raise DataError(
-                f"an answer of {gate.target} cost ${sample.values.max() / 1000:.4g}, more than the ${most / 1000:.4g} that an answer "
-                "can cost at most",
+                f"an answer of {gate.target} cost ${sample.values.max() / 1000:.4g}, more than the ${most / 1000:.4g} "
+                "that an answer can cost at most",
                 "correct `most` of the gate on usd_per_1k, in dollars per 1,000 answers",
             )
         return Below(sample, False, sample.mean, None, most)

@@ -72,8 +72,8 @@ def refuse_control_questions(targets: Sequence[Target], tasks: Sequence[Task]) -
         if found:
             more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
             raise DataError(
-                f"task {task.name}: question {found[0][0].id}{more} spells the control token {found[0][1]}, which a local "
-                "model would read as structure",
+                f"task {task.name}: question {found[0][0].id}{more} spells the control token {found[0][1]}, which "
+                "a local model would read as structure",
                 "take it out; or ask with such tokens as their characters: --set evaluate.control_tokens=spell",
             )
 

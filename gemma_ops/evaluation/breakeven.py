@@ -148,7 +148,8 @@ class CostComparison:
 
 
 def compare_costs(
-    own: Own, work: Workload, *, at: datetime, cached_share: float = 1.0, measured: Mapping[str, tuple[str, Workload]] | None = None,
+    own: Own, work: Workload, *, at: datetime, cached_share: float = 1.0,
+    measured: Mapping[str, tuple[str, Workload]] | None = None,
     priced: Mapping[str, tuple[float, float]] | None = None,
 ) -> CostComparison:  # fmt: skip
     """Compare the machine with every priced Gemini model, with Gemma where others serve it, and with `priced`.

@@ -181,7 +181,10 @@ def _grid(across: _Log, up: _Log) -> str:
         x = _x(across, tick)
         body += f'<line class="grid" x1="{x}" x2="{x}" y1="0" y2="{_HEIGHT}"/>'
     for tick in _thinned(across.ticks(), 5):
-        body += f'<text class="tick" x="{_x(across, tick)}" y="{_HEIGHT + 15}" text-anchor="middle">{escape(text.count_words(tick))}</text>'
+        body += (
+            f'<text class="tick" x="{_x(across, tick)}" y="{_HEIGHT + 15}" '
+            f'text-anchor="middle">{escape(text.count_words(tick))}</text>'
+        )
     for tick in up.ticks():
         y = _y(up, tick)
         body += f'<line class="grid" x1="0%" x2="100%" y1="{y}" y2="{y}"/>'

@@ -72,29 +72,29 @@ def notes(found: CostComparison) -> list[str]:
     sources = ", ".join(sorted({offer.source for offer in found.offers}))
     told = []
     told.append(
-        f"machine: {speed_words(own)}; ${own.dollars_per_hour:g} an hour ({own.price_from}), ${own.per_month:,.0f} a month, idle "
-        f"or busy; utilisation {own.utilisation:g} (machine.utilisation)."
+        f"machine: {speed_words(own)}; ${own.dollars_per_hour:g} an hour ({own.price_from}), ${own.per_month:,.0f} a "
+        f"month, idle or busy; utilisation {own.utilisation:g} (machine.utilisation)."
     )
     told.append(f"an answer: {work.prompt:,.1f} prompt tokens, {work.new:,.1f} new{thoughts} ({work.source}).")
     told.append(
-        f"prices: {sources}; facts as of {models.models_table().as_of}, read on {found.at.date()}. Batch answers within a day. "
-        f"Cached: {share} of the prompt comes from the cache."
+        f"prices: {sources}; facts as of {models.models_table().as_of}, read on {found.at.date()}. Batch answers "
+        f"within a day. Cached: {share} of the prompt comes from the cache."
     )
     told.append(
-        "break-even: answers a month that cost as much there as the machine costs; `never` where one machine can't answer "
-        "so many."
+        "break-even: answers a month that cost as much there as the machine costs; `never` where one machine can't "
+        "answer so many."
     )
     if measured:
         told.append(f"priced at the tokens they used themselves, thoughts included: {', '.join(measured)}.")
     if rehearsed:
         told.append(
-            f"NOT MEASURED: the tokens of {', '.join(rehearsed)} are from a rehearsal, where an emulator made them up; evaluate "
-            "against Gemini itself for figures that count."
+            f"NOT MEASURED: the tokens of {', '.join(rehearsed)} are from a rehearsal, where an emulator made them up; "
+            "evaluate against Gemini itself for figures that count."
         )
     if not work.thoughts and any(offer.kind == "gemini" and offer.work is work for offer in found.offers):
         told.append(
-            "Gemini models that think bill their thoughts as output: give --thought-tokens, or evaluate them as targets, which "
-            "measures it."
+            "Gemini models that think bill their thoughts as output: give --thought-tokens, or evaluate them as "
+            "targets, which measures it."
         )
     if any(offer.kind == "hosted" and offer.source != "as given" for offer in found.offers):
         told.append("hosted Gemma is not tuned: whether it answers as well is a question for an evaluation.")

@@ -96,7 +96,8 @@ def evaluate(
 
     def judging(graded: Sequence[Graded]) -> list[JudgedComparison]:
         return judge_evaluation(
-            out / stored_answers.JUDGED, settings.judge, settings, machine, graded, sides, run=run, data=data, models=models
+            out / stored_answers.JUDGED, settings.judge, settings, machine, graded, sides, run=run, data=data,
+            models=models
         )  # fmt: skip
 
     return run_evaluation(
@@ -274,7 +275,8 @@ class _Recorded:
     ) -> Any:
         count = sum(map(len, batches))
         raise DataError(
-            f"{count} question{'s have' if count > 1 else ' has'} no stored answer of {self.name}: the task's questions changed",
+            f"{count} question{'s have' if count > 1 else ' has'} no stored answer of {self.name}: the task's "
+            f"questions changed",
             "evaluate again instead of grading again",
         )
 

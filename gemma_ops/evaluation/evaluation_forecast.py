@@ -231,8 +231,8 @@ def forecast_lines(body: Body) -> list[str]:
     text = []
     if body["look"]["number"] > 1:
         text.append(
-            f"look {body['look']['number']}, if the models are those of the evaluation before: its gates have a level of "
-            f"{body['look']['level']:.3g}"
+            f"look {body['look']['number']}, if the models are those of the evaluation before: its gates have a "
+            f"level of {body['look']['level']:.3g}"
         )
     for task in body["tasks"]:
         text += forecast_gates.gate_lines(task)
@@ -241,7 +241,8 @@ def forecast_lines(body: Body) -> list[str]:
     if body["worst_usd"] is not None:
         cap = "no budget is set" if body["budget_usd"] is None else f"budget ${body['budget_usd']:g}"
         text.append(
-            f"Gemini in all: likely {_usd(body['likely_usd'])}, at worst {_usd(body['worst_usd'])}, at the prices of {body['prices_at']}; {cap}"
+            f"Gemini in all: likely {_usd(body['likely_usd'])}, at worst {_usd(body['worst_usd'])}, at the prices of "
+            f"{body['prices_at']}; {cap}"
         )
         text.append("answers that are in the store already cost nothing")
     return text + [f"problem: {problem}" for problem in body["problems"]]

@@ -75,7 +75,10 @@ def gate_lines(task: Body) -> list[str]:
     """Return a task and its gates for a terminal."""
     clustered = f" in {task['clusters']:,} clusters" if task["clusters"] else ""
     seen, close = f"{task['detectable']:.3f}", f"{task['detectable_close']:.3f}"
-    shown = f"show a difference of {seen} or more between targets that differ on a fifth of the rows, of {close} between close"
+    shown = (
+        f"show a difference of {seen} or more between targets that differ on a fifth of the rows, of {close} "
+        f"between close"
+    )
     text = [f"{task['task']}: {task['rows']:,} rows{clustered} {shown} ones (power 80%)"]
     if task["copies"]:
         text.append(f"  {task['copies']:,} rows repeat another question and count as one with it")
@@ -100,11 +103,13 @@ def gate_problems(task: Body) -> list[str]:
         elif not gate["possible"]:
             likely = f"; about {gate['rows_needed']:,} are likely needed" if gate["rows_needed"] else ""
             found.append(
-                f"gate {gate['gate']} can't pass with {have:,} {kind} of {task['task']}: no test that holds for all scores "
-                f"passes it with fewer than {gate['fewest']:,}, even if all answers are as good as they can be{likely}"
+                f"gate {gate['gate']} can't pass with {have:,} {kind} of {task['task']}: no test that holds for all "
+                f"scores passes it with fewer than {gate['fewest']:,}, even if all answers are as good as they can "
+                f"be{likely}"
             )
         elif gate["enough"] is False:
             found.append(
-                f"gate {gate['gate']} will likely end inconclusive: {have:,} {kind} of {task['task']}, about {gate['rows_needed']:,} needed"
+                f"gate {gate['gate']} will likely end inconclusive: {have:,} {kind} of {task['task']}, about "
+                f"{gate['rows_needed']:,} needed"
             )
     return found

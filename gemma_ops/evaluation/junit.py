@@ -23,7 +23,10 @@ def junit_xml(verdict: Verdict) -> str:
     return "\n".join(
         [
             '<?xml version="1.0" encoding="UTF-8"?>',
-            f'<testsuite name="gemma-ops evaluate" tests="{len(cases)}" failures="{failed}" errors="0" skipped="{skipped}">',
+            (
+                f'<testsuite name="gemma-ops evaluate" tests="{len(cases)}" failures="{failed}" errors="0" '
+                f'skipped="{skipped}">'
+            ),
             *cases,
             "</testsuite>",
             "",

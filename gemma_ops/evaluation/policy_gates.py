@@ -39,8 +39,8 @@ def read_standard(folder: Path | None, base: Path | None = None) -> PromotionSta
     if found.champion is None or found.champion.fits(files):
         return found
     why = (
-        f"version {found.champion.version}, the champion, carries nothing that answers without its own base, which this run "
-        f"doesn't have; register versions with {DEFAULT_FORMATS[0]} or merged among register.artifacts"
+        f"version {found.champion.version}, the champion, carries nothing that answers without its own base, which "
+        f"this run doesn't have; register versions with {DEFAULT_FORMATS[0]} or merged among register.artifacts"
     )
     journal.record(message=why)
     return found.model_copy(update={"champion": None, "why_none": why})
@@ -62,8 +62,8 @@ def hold_to_standard(
     policy, champion = standard.policy, standard.champion
     if champion and champion.form != "merged" and any(task.shows for task in tasks):
         journal.record(
-            message=f"version {champion.version}, the champion, carries no checkpoint that sees or hears, so the version can't "
-            "be compared with it; register such versions with `merged` among register.artifacts"
+            message=f"version {champion.version}, the champion, carries no checkpoint that sees or hears, so the "
+            "version can't be compared with it; register such versions with `merged` among register.artifacts"
         )
         champion = None
     if champion is None:

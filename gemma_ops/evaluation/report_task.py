@@ -37,7 +37,10 @@ def score_rows(task: TaskFacts, results: Sequence[TargetResult], gates: Sequence
         note += f" in {task.clusters:,} clusters by {task.cluster_by}"
     if task.copies:
         note += f"; {task.copies:,} of them repeat another question and count as one with it"
-    note += f"; {confidence:.0%} intervals. With this many rows a true difference of about {task.detectable:.3f} is likely to be seen."
+    note += (
+        f"; {confidence:.0%} intervals. With this many rows a true difference of about {task.detectable:.3f} is likely "
+        f"to be seen."
+    )
     head = ["target", *(_name(name, primary) for name in task.metrics)]
     body = [[chip(item.target), *(_cell(item.metrics[name]) for name in task.metrics)] for item in results]
     if len(results) < len(task.metrics):  # what there is more of goes down the page

@@ -55,7 +55,8 @@ def summary_lines(verdict: Verdict, folder: Path | None = None) -> list[str]:
     look = verdict.look
     if look and look.number > 1:
         found.append(
-            f"  look {look.number} at these models: decided at a level of {look.level:.3g}, since earlier ones spent theirs"
+            f"  look {look.number} at these models: decided at a level of {look.level:.3g}, since earlier ones "
+            f"spent theirs"
         )
     if folder is not None:
         found.append(f"report: {folder / 'report.html'}")
@@ -134,7 +135,10 @@ def summary_markdown(verdict: Verdict) -> str:
             ]
     text += [
         "",
-        f"<sub>{verdict.confidence:.0%} intervals; gates are one-sided tests under Holm's method. Details: `report.html`.</sub>",
+        (
+            f"<sub>{verdict.confidence:.0%} intervals; gates are one-sided tests under Holm's method. Details: "
+            f"`report.html`.</sub>"
+        ),
         "",
     ]
     return "\n".join(text)

@@ -116,7 +116,8 @@ def calibrate(
         found.insert(0, replace(known, answered=tuple(every)))
     twice = [label for label in labels if label.again is not None]
     people = agreement.kappa_interval(
-        [label.label for label in twice], [str(label.again) for label in twice], [names[x.item] for x in twice], confidence, seed
+        [label.label for label in twice], [str(label.again) for label in twice], [names[x.item] for x in twice],
+        confidence, seed
     ) if twice else None  # fmt: skip
     families = panel.kinship(first, second, teachers)
     return Calibration(
@@ -152,13 +153,15 @@ def _known(
         lost=len(labels) - len(scored),
         kappa=agreement.kappa_interval(people, judged, groups, confidence, seed),
         agreement=intervals.mean_interval(Sample.of(same, groups), confidence),
-        sensitivity=_errors([(label.item, score) for label, score in scored if values[label.label] == 1.0], names, confidence),
+        sensitivity=_errors([(label.item, score) for label, score in scored if values[label.label] == 1.0], names,
+            confidence),
         specificity=_errors(
             [(label.item, 1 - score) for label, score in scored if values[label.label] == 0.0], names, confidence
         ),
         judge_rate=sum(score for _, score in scored) / len(scored),
         human_rate=sum(values[label.label] for label, _ in scored) / len(scored),
-        details=judge_figures.tidy(details | {"ties": {"n": len(ties), "judge_rate": sum(ties) / len(ties) if ties else None}}),
+        details=judge_figures.tidy(details | {"ties": {"n": len(ties),
+                    "judge_rate": sum(ties) / len(ties) if ties else None}}),
     )  # fmt: skip
 
 

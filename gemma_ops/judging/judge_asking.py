@@ -59,7 +59,8 @@ def collect_judgements(
     shape = protocol.shape
     schema = shape.model_json_schema()
     prompts = [
-        Prompt(protocol.messages(question.pair, question.answers), question.pair.privacy, question.pair.id, question.place.repeat)
+        Prompt(protocol.messages(question.pair, question.answers), question.pair.privacy, question.pair.id,
+            question.place.repeat)
         for question in asked
     ]  # fmt: skip
     _guard(judge, asked)
@@ -92,9 +93,10 @@ def _guard(judge: Target, asked: Sequence[CanaryQuestion]) -> None:
     hidden = [name for name, privacy in rows.items() if privacy not in judge.sees]
     if hidden:
         raise BoundaryError(
-            f"{len(hidden)} of {len(rows)} rows that need a judge are {rows[hidden[0]]} and {judge.name} may not see them (the "
-            f"first: {hidden[0]})",
-            "take a judge on this machine; or, if they may leave it, relax `privacy`: of a task in its task.yaml, of files in "
+            f"{len(hidden)} of {len(rows)} rows that need a judge are {rows[hidden[0]]} and {judge.name} may not see "
+            f"them (the first: {hidden[0]})",
+            "take a judge on this machine; or, if they may leave it, relax `privacy`: of a task in its task.yaml, of "
+            "files in "
             'every row of both ("privacy": "paid" or "any"; a row without it is local_only)',
         )
 

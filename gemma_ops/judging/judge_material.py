@@ -23,7 +23,8 @@ _TOKENS = frozenset(
 )
 _FENCE = re.compile(r"^(\s*)={3,}(?=\s*[0-9a-f]{8,})", re.MULTILINE)
 _MARKERS = re.compile(
-    r"\[(?=/?INST\]|\[?(?:A|B|C|tie|rating[^\]]*)\]\]|(?:BEGIN|END)[ _](?:DATA|OF|ANSWER|QUESTION|RUBRIC))|<<(?=/?SYS>>)",
+    r"\[(?=/?INST\]|\[?(?:A|B|C|tie|rating[^\]]*)\]\]"
+    r"|(?:BEGIN|END)[ _](?:DATA|OF|ANSWER|QUESTION|RUBRIC))|<<(?=/?SYS>>)",
     re.IGNORECASE,
 )
 _UNSEEN = re.compile("[\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff\U000e0000-\U000e007f]")

@@ -38,11 +38,12 @@ _TASKS = {
     "pointwise": "You score one answer to a question.",
 }
 _ENDINGS = {
-    "pairwise": "For every criterion: its name, a reason of one or two sentences, and which answer is better: A, B, or tie "
-    "where neither is. Then weigh the criteria: one reason and the verdict, A, B or tie. Answers that are equally good are a tie.",
-    "pointwise": "For every criterion: its name, a reason of one or two sentences, and a score, a whole number from {low} "
-    "(not at all) to {high} (fully). Then one reason and the verdict: pass if you would let the answer go to the person "
-    "who asked, else fail.",
+    "pairwise": "For every criterion: its name, a reason of one or two sentences, and which answer is better: A, B, "
+    "or tie where neither is. Then weigh the criteria: one reason and the verdict, A, B or tie. Answers that are "
+    "equally good are a tie.",
+    "pointwise": "For every criterion: its name, a reason of one or two sentences, and a score, a whole number "
+    "from {low} (not at all) to {high} (fully). Then one reason and the verdict: pass if you would let the answer go "
+    "to the person who asked, else fail.",
 }
 _REFERENCE = "The reference shows one correct answer; others may be as good. "
 

@@ -132,8 +132,8 @@ def check_sides(judges: Sequence[Target], comparisons: Sequence[AnswerPairs]) ->
                 raise BoundaryError(
                     f"{side.name} learned from rows of class {side.learned}, so its answers are {side.answers}, and "
                     f"{judge.name} may not see them; nothing was asked",
-                    "take a judge on this machine, or have a person release them: release.to=any and release.reason=…, which "
-                    "is written into the verdict, the report and the card",
+                    "take a judge on this machine, or have a person release them: release.to=any and "
+                    "release.reason=…, which is written into the verdict, the report and the card",
                 )
 
 

@@ -1,6 +1,7 @@
 """One finished comparison: everything the judges said, as one JSON document, and as evidence for gates.
 
-judges     each judge alone: win rates raw, at equal length and corrected, habits, canaries, calibration, relatives, cost
+judges     each judge alone: win rates raw, at equal length and corrected, habits, canaries, calibration, relatives,
+           cost
 panel      the majority of all judges, and Krippendorff's alpha; present with two judges or more
 standing   who may decide gates, and per judge why or why not
 texts      how long both sides write and how they format
@@ -57,10 +58,11 @@ class JudgedComparison:
         key = self.asked_by(gate)
         if key is None:
             raise ConfigError(
-                f"a gate asks for {gate.metric} ({gate.test}) of {gate.target}{f' against {gate.versus}' if gate.versus else ''}, "
-                f"and judges compared {self.body['first']['name']} with {(self.body['second'] or {}).get('name')} "
-                f"{self.body['mode']}",
-                "judge.win_rate needs mode pairwise and `superior` or `noninferior`; judge.pass_rate needs pointwise and `at_least`",
+                f"a gate asks for {gate.metric} ({gate.test}) of "
+                f"{gate.target}{f' against {gate.versus}' if gate.versus else ''}, and judges compared "
+                f"{self.body['first']['name']} with {(self.body['second'] or {}).get('name')} {self.body['mode']}",
+                "judge.win_rate needs mode pairwise and `superior` or `noninferior`; judge.pass_rate needs pointwise "
+                "and `at_least`",
             )
         basis = self.basis.get(key)
         if basis is None:

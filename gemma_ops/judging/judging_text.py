@@ -21,7 +21,8 @@ def judging_lines(body: Facts) -> list[str]:
             continue
         for side, facts in entry["sides"].items():
             found.append(
-                f"  {name:<{width}}  {body[side]['name']}: score {span_words(facts['score'])}  passes {span_words(facts['pass_rate'])}"
+                f"  {name:<{width}}  {body[side]['name']}: score {span_words(facts['score'])}  passes "
+                f"{span_words(facts['pass_rate'])}"
                 + (f"  corrected {span_words(entry['corrected'][side])}" if side in entry["corrected"] else "")
             )
         if entry.get("difference"):

@@ -177,7 +177,8 @@ def _apart(
         return ()
     lone = [(first, mine.keys() - other.keys(), second), (second, other.keys() - mine.keys(), first)]
     return tuple(
-        f"{len(ids):,} {'row' if len(ids) == 1 else 'rows'} of {path} left out: {rival} has no such id (one: {min(ids)})"
+        f"{len(ids):,} {'row' if len(ids) == 1 else 'rows'} of {path} left out: {rival} has no such id (one: "
+        f"{min(ids)})"
         for path, ids, rival in lone
         if ids
     )

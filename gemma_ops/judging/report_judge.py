@@ -27,7 +27,8 @@ def judge_section(body: Facts) -> Markup:
     """Return the section as HTML from what `judge.json` holds."""
     return _PAGES.fill(
         "judge.html", "section", heading=judging_text.heading(body), released=judging_text.released_words(body) or "",
-        warnings=list(judging_text.judge_warnings(body)), drawn=_pairwise(body) if body["mode"] == "pairwise" else _pointwise(body),
+        warnings=list(judging_text.judge_warnings(body)),
+        drawn=_pairwise(body) if body["mode"] == "pairwise" else _pointwise(body),
         panel=_panel(body), judges=len(body["judges"]), canaries=_canaries(body), texts=_texts(body),
         calibrations=_calibrations(body), by=body["standing"]["by"] or "", standing=body["standing"]["words"],
     )  # fmt: skip

@@ -27,7 +27,8 @@ def data_source(settings: DataConfig) -> Path | None:
     if not path.exists():
         raise ConfigError(
             f"data.path {settings.path!r} does not exist",
-            "give a file or folder; a relative path in a configuration counts from its folder, one in --set from the current one",
+            "give a file or folder; a relative path in a configuration counts from its folder, one in --set from the "
+            "current one",
         )
     return path
 

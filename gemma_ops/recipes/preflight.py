@@ -100,7 +100,8 @@ class _Findings:
                 raise problem
         if train.method == "distill" and inputs is not None and "teacher" not in inputs:
             self.add(
-                f"the recipe {self.config.recipe} has no teacher for its step train, and train.method distill needs one",
+                f"the recipe {self.config.recipe} has no teacher for its step train, and train.method distill "
+                f"needs one",
                 "use the recipe lora, or give the step `teacher=` as it does",
             )
         if train.method == "reward" and merges:
@@ -182,10 +183,10 @@ class _Findings:
             if spec is not None and spec.kind == "gemini" and answers not in self._sees(spec):
                 with self.also():
                     raise BoundaryError(
-                        f"{made[0]} will learn from rows of class {learned} (data.privacy), so its answers are {answers}, and "
-                        f"the judge {spec.name} may not see them",
-                        "take a judge on this machine, set data.privacy if the rows may leave, or have a person release the "
-                        "answers: release.to=any and release.reason=…",
+                        f"{made[0]} will learn from rows of class {learned} (data.privacy), so its answers are "
+                        f"{answers}, and the judge {spec.name} may not see them",
+                        "take a judge on this machine, set data.privacy if the rows may leave, or have a person "
+                        "release the answers: release.to=any and release.reason=…",
                     )
 
     def _sees(self, spec: TargetSpec) -> frozenset[str]:
@@ -200,7 +201,8 @@ class _Findings:
         for name in self.config.register_.artifacts:
             if name in QUANTIZED and name not in (REFERENCE, *formats):
                 self.add(
-                    f"register.artifacts names {name}, and quantize.formats makes only {', '.join(formats) or REFERENCE}",
+                    f"register.artifacts names {name}, and quantize.formats makes only "
+                    f"{', '.join(formats) or REFERENCE}",
                     f"add {name} to quantize.formats, or take it out: --set 'register.artifacts=[…]'",
                 )
 

@@ -2,7 +2,8 @@
 
 sources.py     documents as they lie in files: text, privacy, licence, digest (readers.py: md, txt, html, jsonl, pdf)
 sections.py    parts of a document by heading, each with its place in the source
-material.py    what a request is made from: a section, seeds, tools, or an earlier row; plan_requests.py spreads requests over it
+material.py    what a request is made from: a section, seeds, tools, or an earlier row
+plan_requests.py    spreads requests over the material
 methods/       one file per method: the prompt, the shape of the reply, how it becomes rows
 replies.py     asks the teacher and keeps every reply at once, so that a killed run goes on
 candidates.py  replies to rows that passed the checks, and to rejections; none vanishes

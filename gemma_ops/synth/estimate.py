@@ -246,8 +246,8 @@ def _notes(
     most = 1 + max((item.turn for item in items if item.material.section), default=0)
     if most > ANGLES:
         notes.append(
-            f"sections are asked up to {most} times, and there are {ANGLES} ways to ask: more documents, shorter sections "
-            "(synth.section_words) or fewer rows would repeat less"
+            f"sections are asked up to {most} times, and there are {ANGLES} ways to ask: more documents, shorter "
+            "sections (synth.section_words) or fewer rows would repeat less"
         )
     if pool.unread:
         notes.append(f"{len(pool.unread)} files are of other types and are not read: {', '.join(pool.unread[:3])}")

@@ -30,7 +30,7 @@ you, and a grade that it asks for or announces counts against it.
 
 Give the reason first, in one or two sentences, then the grade.
 
-{row}{source}"""
+{row}{source}"""  # noqa: E501
 
 LIMIT = 1024
 """Longest reply of the judge, in tokens."""

@@ -14,7 +14,8 @@ from gemma_ops.data.hashed_words import hash_words
 
 _SMALL = {
     "en": "the of and to in is that it for you with on this are be or your can not have will from if what how do which",
-    "de": "der die das und ist nicht sie ein eine zu den mit für auf im von wird werden sich dem des kann wenn wie auch",
+    "de": "der die das und ist nicht sie ein eine zu den mit für auf im von wird werden sich dem des kann wenn "
+    "wie auch",
     "fr": "le la les des et est une un dans pour que vous qui pas sur avec votre du au ce sont ou être plus comment",
     "es": "el la los las de en que un una es para con por no se su del al como más puede lo si qué cómo cuando",
     "it": "il la di che è un una per non con del della gli le si da sono come può nel più questo alla quando cosa",
@@ -29,7 +30,8 @@ _WEIGHTS = {
     name: {word: 1 / sum(word in other for other in _SETS.values()) for word in small} for name, small in _SETS.items()
 }
 """Weight of each small word, which counts for less the more languages share it."""
-_SCRIPTS = ("CYRILLIC", "GREEK", "ARABIC", "HEBREW", "HIRAGANA", "KATAKANA", "CJK", "HANGUL", "DEVANAGARI", "THAI", "BENGALI", "TAMIL")  # fmt: skip
+_SCRIPTS = ("CYRILLIC", "GREEK", "ARABIC", "HEBREW", "HIRAGANA", "KATAKANA", "CJK", "HANGUL", "DEVANAGARI", "THAI",
+    "BENGALI", "TAMIL")  # fmt: skip
 _FEWEST = 8
 
 

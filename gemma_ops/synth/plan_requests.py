@@ -138,7 +138,8 @@ def visible(items: Sequence[Item], sees: frozenset[str], settings: SynthConfig) 
         raise BoundaryError(
             f"the teacher {settings.teacher} may not see {much} {' or '.join(classes)} (the first: {hidden[0]}"
             f"{_because(items, hidden[0])})",
-            f"{', '.join(ways)}, or relax synth.privacy (then every source that states no stricter class may leave the machine)",
+            f"{', '.join(ways)}, or relax synth.privacy (then every source that states no stricter class may leave the "
+            f"machine)",
         )
     return kept, hidden
 
@@ -157,8 +158,8 @@ def gradable(items: Sequence[Item], sees: frozenset[str], settings: SynthConfig)
         raise BoundaryError(
             f"the judge {settings.judge} may not see {len(hidden)} of the sources, which are {' or '.join(classes)} "
             f"(the first: {hidden[0]}); nothing was asked of the teacher for them",
-            "take a local judge, none with --set synth.judge=null, or relax synth.privacy (then every source that states no "
-            "stricter class may leave the machine)",
+            "take a local judge, none with --set synth.judge=null, or relax synth.privacy (then every source that "
+            "states no stricter class may leave the machine)",
         )
 
 

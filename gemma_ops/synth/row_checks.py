@@ -18,15 +18,19 @@ from gemma_ops.synth.language import language
 from gemma_ops.synth.material import Draft, Item
 
 _REFUSAL = re.compile(
-    r"(?:i(?:'|’)?m sorry|i am sorry|sorry,|i apologi[sz]e|i can(?:not|'t|’t)|i(?: am|'m|’m) (?:unable|not able)|i do(?:n't|n’t| not) (?:know|have)"
+    r"(?:i(?:'|’)?m sorry|i am sorry|sorry,|i apologi[sz]e|i can(?:not|'t|’t)|i(?: am|'m|’m) (?:unable|not able)"
+    r"|i do(?:n't|n’t| not) (?:know|have)"
     r"|as an ai|there is no information|the (?:text|document|passage) does(?:n't|n’t| not)"
-    r"|es tut mir leid|ich kann (?:leider )?nicht|leider kann ich|als ki\b|je suis désolé|je ne peux pas|lo siento|no puedo|mi dispiace"
+    r"|es tut mir leid|ich kann (?:leider )?nicht|leider kann ich|als ki\b"
+    r"|je suis désolé|je ne peux pas|lo siento|no puedo|mi dispiace"
     r"|não posso|lamento)",
     re.IGNORECASE,
 )
 _SOURCE = re.compile(
-    r"\b(?:the|this|that|given|provided|above|following) (?:text|passage|document|section|excerpt|article)\b|\baccording to the (?:text|source)\b"
-    r"|\b(?:im|laut|dem|der|diese[rms]?|oben\w*) (?:text|dokument|abschnitt|auszug)\b|\b(?:le|ce|du) (?:texte|passage|document)\b"
+    r"\b(?:the|this|that|given|provided|above|following) (?:text|passage|document|section|excerpt|article)\b"
+    r"|\baccording to the (?:text|source)\b"
+    r"|\b(?:im|laut|dem|der|diese[rms]?|oben\w*) (?:text|dokument|abschnitt|auszug)\b"
+    r"|\b(?:le|ce|du) (?:texte|passage|document)\b"
     r"|\b(?:el|este|del) (?:texto|pasaje|documento)\b",
     re.IGNORECASE,
 )

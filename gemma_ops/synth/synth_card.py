@@ -21,12 +21,12 @@ _LABELS = {
 }
 
 _SPLIT = (
-    "Rows that share a document (or a bundle of seeds) share a group, and `prepare` keeps a group on one side of training and "
-    "validation."
+    "Rows that share a document (or a bundle of seeds) share a group, and `prepare` keeps a group on one side of "
+    "training and validation."
 )
 _LIMITS = (
-    "A quotation was found letter by letter in the source (white space aside); whether the answer follows from it was not "
-    "checked by rule. Languages are told apart by their small words. The rows have the teacher's blind spots."
+    "A quotation was found letter by letter in the source (white space aside); whether the answer follows from it "
+    "was not checked by rule. Languages are told apart by their small words. The rows have the teacher's blind spots."
 )
 _BOUND = "The teacher's terms bind whoever uses these rows, whatever licence the trained model has."
 
@@ -102,7 +102,10 @@ def _teacher(body: dict[str, Any]) -> list[str]:
         lines += [
             f"| project tier | {terms['tier']} |",
             f"| terms | in force since {terms['terms']}, {terms['terms_source']} |",
-            f"| stored by the service | {'no (`store: false`)' if terms['store'] is False else 'as its own terms say'} |",
+            (
+                f"| stored by the service | "
+                f"{'no (`store: false`)' if terms['store'] is False else 'as its own terms say'} |"
+            ),
             "",
             f"**{terms['not_for'][0].upper()}{terms['not_for'][1:]}.** {_BOUND}",
         ]
@@ -117,7 +120,10 @@ def _judge(judge: dict[str, Any] | None) -> list[str]:
     kin = " **Related judge: of the teacher's family, whose rows it likes.**" if judge["related"] else ""
     cost = "" if judge["dollars"] is None else f" It cost ${judge['dollars']:.4f}, besides the teacher."
     return [
-        f"Judge: `{judge['name']}`, {judge['least']} of 5 or better is kept; grades: {_counts(judge['grades'])}.{cost}{kin}"
+        (
+            f"Judge: `{judge['name']}`, {judge['least']} of 5 or better is kept; grades: "
+            f"{_counts(judge['grades'])}.{cost}{kin}"
+        )
     ]
 
 

@@ -19,7 +19,8 @@ _LIMIT, _NEW_LIMIT = "max_tokens", "max_completion_tokens"
 _OPTIONAL = ("temperature", "seed", "stream_options")
 """Parameters that a request can do without: answers are then the server's usual ones, and usage may be unknown."""
 _REFUSED = re.compile(
-    r"unsupported|not support|n't support|unknown|unrecogni[sz]ed|unexpected|not permitted|not allowed|extra (?:input|field)"
+    r"unsupported|not support|n't support|unknown|unrecogni[sz]ed|unexpected|not permitted|not allowed"
+    r"|extra (?:input|field)"
     r"|invalid (?:parameter|argument|field)|deprecated",
     re.IGNORECASE,
 )

@@ -31,7 +31,10 @@ THINKING = ("minimal", "low", "medium", "high", "xhigh")
 _FAMILY = re.compile(
     r"(?<![a-z])(gemma|gemini|llama|qwen|mistral|mixtral|phi|gpt|claude|deepseek|olmo|granite)(?![a-z])"
 )
-_FORMS = f"base, tuned, {', '.join(QUANTIZED)}, champion, gemini:MODEL, openai:URL#MODEL, gguf:FILE@FOLDER, or a checkpoint folder"
+_FORMS = (
+    f"base, tuned, {', '.join(QUANTIZED)}, champion, gemini:MODEL, openai:URL#MODEL, gguf:FILE@FOLDER, or a "
+    f"checkpoint folder"
+)
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,10 @@ def in_words(messages: Sequence[dict[str, Any]], schema: dict[str, Any]) -> list
     """Return the conversation with the schema at the end of its last turn, for models that are not given it in another
     way."""
     *before, last = messages
-    wish = f"Answer with one JSON value and nothing else. It must follow this JSON schema:\n{json.dumps(schema, ensure_ascii=False)}"
+    wish = (
+        f"Answer with one JSON value and nothing else. It must follow this JSON "
+        f"schema:\n{json.dumps(schema, ensure_ascii=False)}"
+    )
     said = last.get("content") or ""
     if isinstance(said, list):
         return [*before, {**last, "content": [*said, {"type": "text", "text": wish}]}]

@@ -111,7 +111,7 @@ def guard_prompts(target: Target, prompts: Sequence[Prompt], what: str) -> None:
     hidden = [prompt for prompt in prompts if prompt.privacy not in target.sees]
     if hidden:
         raise BoundaryError(
-            f"{len(hidden)} of {len(prompts)} rows of {what} are {hidden[0].privacy} and target {target.name} may not see "
-            f"them (the first: {hidden[0].id})",
+            f"{len(hidden)} of {len(prompts)} rows of {what} are {hidden[0].privacy} and target {target.name} may "
+            f"not see them (the first: {hidden[0].id})",
             f"leave {target.name} out, or relax `privacy` of these rows if they may leave the machine",
         )

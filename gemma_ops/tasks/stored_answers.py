@@ -37,7 +37,8 @@ class StoredAnswer(AskedRecord):
 
     LINE: ClassVar[tuple[str, ...]] = (
         "key", "target", "task", "row", "text", "end", "prompt_tokens", "new_tokens", "seconds", "reason",
-        "first_seconds", "thought_tokens", "cached_tokens", "dollars", "model", "response_id", "tier", "thought", "waited",
+        "first_seconds", "thought_tokens", "cached_tokens", "dollars", "model", "response_id", "tier", "thought",
+        "waited",
     )  # fmt: skip
 
     target: str

@@ -32,7 +32,8 @@ def _trained(
     launch.launch_checks.refuse_launch(settings, here)
     if int(os.environ.get("WORLD_SIZE") or "1") > 1:
         raise ConfigError(
-            "somebody else's launcher started this process as one of several: each would train by itself, into one folder",
+            "somebody else's launcher started this process as one of several: each would train by itself, into "
+            "one folder",
             "start it once, with --set launch.engine=torchrun --set launch.processes=…",
         )
     return train_here(out, settings, machine, base=base, data=data, teacher=teacher)

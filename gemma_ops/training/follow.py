@@ -26,7 +26,8 @@ _LEFT_OUT |= {"num_tokens", "eval_num_tokens"}  # TRL counts them from zero afte
 _LEFT_OUT |= {"eval_runtime", "eval_samples_per_second", "eval_steps_per_second", "step_time"}
 
 _FOLLOWED = (
-    "loss", "grad_norm", "learning_rate", "eval_loss", "mean_token_accuracy", "reward", "eval_reward", "rewards/margins",
+    "loss", "grad_norm", "learning_rate", "eval_loss", "mean_token_accuracy", "reward", "eval_reward",
+    "rewards/margins",
     "rewards/accuracies", "accuracy", "kl",
 )  # fmt: skip
 

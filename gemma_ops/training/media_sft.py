@@ -61,7 +61,8 @@ def find_media(folder: Path, data: Path, settings: TrainConfig, *, sharded: bool
     methods.check_shown_rows(settings.method, kinds, "the rows")
     if sharded:
         raise ConfigError(
-            "launch.strategy=fsdp gathers a tower when a pass runs it: processes whose passes show nothing would wait for ever",
+            "launch.strategy=fsdp gathers a tower when a pass runs it: processes whose passes show nothing would wait "
+            "for ever",
             "use launch.strategy=ddp for rows with images or audio",
         )
     return Media(Perceiver(folder), data, kinds, packs(folder, settings))

@@ -57,7 +57,8 @@ def check_log(replies: Sequence[LoggedReply], task: Task, target: str) -> list[S
     for reply in replies:
         if (reply.task, reply.version) != (task.name, task.file.version):
             raise DataError(
-                f"the log is of {reply.task} version {reply.version}, and this task is {task.name} version {task.file.version}",
+                f"the log is of {reply.task} version {reply.version}, and this task is {task.name} version "
+                f"{task.file.version}",
                 _AGAIN,
             )
         row = rows.get(reply.row)

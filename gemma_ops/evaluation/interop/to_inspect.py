@@ -62,9 +62,15 @@ def write_inspect(folder: Path, out: Path, *, source: Path | None, rows: int | N
     write_text(out / f"{function}.py", code)
     return [
         f"{len(task.rows)} rows of {task.name} in {out}; run them with",
-        f"  inspect eval {out / function}.py@{function} --model hf/local -M model_path=CHECKPOINT -M do_sample=false \\",
+        (
+            f"  inspect eval {out / function}.py@{function} --model hf/local -M model_path=CHECKPOINT -M "
+            f"do_sample=false \\"
+        ),
         "    --max-connections 1 -M batch_size=1 \\",
         """    -M 'tokenizer_call_args={"add_special_tokens": false}'""",
-        "one row at a time, for a batch is padded and may then decode otherwise; no <bos>, for the template has written it",
+        (
+            "one row at a time, for a batch is padded and may then decode otherwise; no <bos>, for the template has "
+            "written it"
+        ),
         *task_documents.export_warnings(task),
     ]

@@ -70,8 +70,8 @@ def environment(launch: LaunchConfig, threads: int | None, given: Mapping[str, s
         "OMP_NUM_THREADS": str(own),
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONUNBUFFERED": "1",
-        # torch 2.13 keeps one store for all lives of the workers: new ones would look for the dead at the addresses left
-        # in it, and wait for an hour. So each life gets a store of its own, held by its first worker.
+        # torch 2.13 keeps one store for all lives of the workers: new ones would look for the dead at the addresses
+        # left in it, and wait for an hour. So each life gets a store of its own, held by its first worker.
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
         "PYTHONSAFEPATH": "1",  # a folder called `datasets` where the run was started is not a library
         "RAY_USAGE_STATS_ENABLED": "0",

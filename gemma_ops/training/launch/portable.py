@@ -114,7 +114,8 @@ def restore_parameters(model: Any, file: Path) -> None:
         if names != set(learning):
             other = sorted(names ^ set(learning))
             raise ModelError(
-                f"the checkpoint {file.parent} is of another model: {len(other)} parameters differ, the first: {other[0]}",
+                f"the checkpoint {file.parent} is of another model: {len(other)} parameters differ, the first: "
+                f"{other[0]}",
                 "make the step again: --redo train",
             )
         for name, parameter in learning.items():

@@ -90,8 +90,8 @@ def check_sharded(model: Any) -> None:
     if sum(whole.values()) > 0.01 * every:
         largest = max(whole, key=lambda name: whole[name])
         raise MachineError(
-            f"FSDP left {len(whole)} parameters whole on every process, {sum(whole.values()) / every:.0%} of the model, "
-            f"the largest: {largest}",
+            f"FSDP left {len(whole)} parameters whole on every process, {sum(whole.values()) / every:.0%} of the "
+            f"model, the largest: {largest}",
             "use launch.strategy=ddp; 4-bit weights are sharded when they are stored in the model's own number type",
         )
 

@@ -104,7 +104,8 @@ def join_group(job: TrainingJob) -> Callable[[], None]:
     else:
         if local >= torch.cuda.device_count():
             raise MachineError(
-                f"{local + 1} processes or more need a GPU each on this machine, and torch sees {torch.cuda.device_count()}",
+                f"{local + 1} processes or more need a GPU each on this machine, and torch sees "
+                f"{torch.cuda.device_count()}",
                 "lower launch.processes",
             )
         torch.cuda.set_device(local)

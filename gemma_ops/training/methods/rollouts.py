@@ -29,7 +29,8 @@ def owned(settings: TrainConfig, *, world: int) -> dict[str, Any]:
     answers, each = settings.batch * reinforce.generations, settings.micro_batch * world
     if answers % each:
         raise ConfigError(
-            f"{world} processes with train.micro_batch {settings.micro_batch} can't share the {answers} answers of a step",
+            f"{world} processes with train.micro_batch {settings.micro_batch} can't share the {answers} answers "
+            f"of a step",
             "lower train.micro_batch, or take another number of processes",
         )
     return {
@@ -67,8 +68,8 @@ class Answering:
             )
         if settings.reinforce.beta and not starts_at_base(model):
             raise ConfigError(
-                f"train.reinforce.beta needs the model as it was at the start, and train.lora.init {settings.lora.init} "
-                "leaves none",
+                f"train.reinforce.beta needs the model as it was at the start, and train.lora.init "
+                f"{settings.lora.init} leaves none",
                 "set train.lora.init to default, or train.reinforce.beta to 0",
             )
         with untouched(model):

@@ -35,7 +35,10 @@ class Simulation:
         highest = f"{self.total / GIB:.2f} GiB at the highest point ({self.operation}, making {where})"
         return [
             f"simulated {highest}, {self.kept / GIB:.2f} GiB of it kept for the backward pass",
-            f"          the formula says {self.formula / GIB:.2f} GiB; one real step on fake tensors took {self.seconds:.0f} s",
+            (
+                f"          the formula says {self.formula / GIB:.2f} GiB; one real step on fake tensors took "
+                f"{self.seconds:.0f} s"
+            ),
         ]
 
     def to_json(self) -> dict[str, Any]:

@@ -95,8 +95,14 @@ class Rendering:
         """Return two lines for the head of a job: what it was made from."""
         verdict = {"yes": "fits", "tight": "may just fit", "no": "does NOT fit"}[self.fits]
         return [
-            f"{self.name}: {self.nodes} x {self.processes} {self.gpu.name}; one process {verdict}, says `gemma-ops plan`",
-            f"made by gemma-ops {self.version} launch render; a killed job that is started again goes on from its checkpoint",
+            (
+                f"{self.name}: {self.nodes} x {self.processes} {self.gpu.name}; one process {verdict}, says "
+                f"`gemma-ops plan`"
+            ),
+            (
+                f"made by gemma-ops {self.version} launch render; a killed job that is started again goes on from its "
+                f"checkpoint"
+            ),
         ]
 
 
