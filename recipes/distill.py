@@ -1,6 +1,7 @@
 """A teacher writes rows from your documents, Gemma 4 learns them, and the result is proved and registered.
 
-The teacher is a local Gemma 4 by default; `synth.teacher: gemini:MODEL` sends what may leave the machine, within a budget.
+The teacher is a local Gemma 4 by default; `synth.teacher: gemini:MODEL` sends what may leave the machine, within a
+budget.
 """
 
 from gemma_ops.config import RunConfig

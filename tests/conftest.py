@@ -27,7 +27,8 @@ os.environ.update(
 )
 
 
-# Under nohup and in some CI SIGINT is ignored, and children inherit that: tests that interrupt them would wait for ever.
+# Under nohup and in some CI SIGINT is ignored, and children inherit that: tests that interrupt them would wait for
+# ever.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 

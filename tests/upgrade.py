@@ -2,8 +2,8 @@
 
 For each dependency of pyproject.toml: the pin of constraints.txt, the newest release that the package index offers, and
 whether our window lets it in. Then the tests marked `upstream`, each of which shows one failure of the stack that
-`gemma_ops.family.TRAPS` describes: one that no longer fails there was mended. To try newer pins, change constraints.txt,
-`make setup`, and run this, `make test` and `make mutants` again.
+`gemma_ops.family.TRAPS` describes: one that no longer fails there was mended. To try newer pins, change
+constraints.txt, `make setup`, and run this, `make test` and `make mutants` again.
 """
 
 from __future__ import annotations

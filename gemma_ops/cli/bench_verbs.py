@@ -13,7 +13,7 @@ from gemma_ops.cli.options import Json
 
 app = typer.Typer()
 bench_app = typer.Typer(
-    help="Measure gemma-ops: its training step beside other trainers', and whether gates keep their word.",
+    help="Measure gemma-ops: its training step against other trainers', and whether gates keep their word.",
     no_args_is_help=True,
 )
 app.add_typer(bench_app, name="bench")
@@ -21,7 +21,7 @@ app.add_typer(bench_app, name="bench")
 
 @bench_app.callback()
 def _bench() -> None:
-    """Measure gemma-ops: its training step beside other trainers', and whether gates keep their word."""
+    """Measure gemma-ops: its training step against other trainers', and whether gates keep their word."""
 
 
 @bench_app.command("train")
@@ -52,26 +52,27 @@ def bench_train(
         int | None,
         typer.Option(help="Tokens of a forward pass of gemma-ops; the plan decides by default.", show_default=False),
     ] = None,
-    layers: Annotated[int | None, typer.Option(help="Cut the stack to so many layers.", show_default=False)] = None,
+    layers: Annotated[int | None, typer.Option(help="Keep only this many layers.", show_default=False)] = None,
     steps: Annotated[
         int | None, typer.Option(min=1, help="Timed optimizer steps; one more warms up.", show_default=False)
     ] = None,
     repeats: Annotated[
-        int | None, typer.Option(min=1, help="Processes an arm, interleaved.", show_default=False)
+        int | None, typer.Option(min=1, help="Processes per trainer, interleaved.", show_default=False)
     ] = None,
     arms: Annotated[
         str | None,
         typer.Option(
-            help="Commas between: trl, trl-packed, trl-packed-nogc, gemma-ops, unsloth, axolotl.", show_default=False
+            help="Trainers, separated by commas: trl, trl-packed, trl-packed-nogc, gemma-ops, unsloth, axolotl.",
+            show_default=False,
         ),
     ] = None,
-    threads: Annotated[int, typer.Option(min=1, help="Of the CPU.")] = 1,
-    seed: Annotated[int, typer.Option(help="Of weights, rows and order.")] = 0,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
+    seed: Annotated[int, typer.Option(help="Seed of weights, rows and order.")] = 0,
     suite: Annotated[
         str | None, typer.Option(help="gpu: every size at 2k, 4k and 8k tokens a row.", show_default=False)
     ] = None,
     minutes: Annotated[
-        float | None, typer.Option(help="Start nothing after so long; run again to go on.", show_default=False)
+        float | None, typer.Option(help="Start nothing new after this time; run again to continue.", show_default=False)
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for results; what is finished there is kept.")] = Path("runs/bench"),
     as_json: Json = False,
@@ -104,8 +105,9 @@ def bench_train(
                 _show(name, body)
         return
     spec = make_spec(
-        size, device=device, weights=weights, lengths=lengths, mean=mean, longest=longest, batch=batch,  # type: ignore[arg-type]
-        micro_batch=micro_batch, row_length=row_length, steps=steps, repeats=repeats, micro_tokens=micro_tokens, layers=layers,
+        size, device=device, weights=weights, lengths=lengths,  # type: ignore[arg-type]
+        mean=mean, longest=longest, batch=batch, micro_batch=micro_batch, row_length=row_length, steps=steps,
+        repeats=repeats, micro_tokens=micro_tokens, layers=layers,
         **more,
     )  # fmt: skip
     import time
@@ -121,15 +123,14 @@ def bench_train(
 
 @bench_app.command("gates")
 def bench_gates(
-    times: Annotated[int, typer.Option(min=100, help="Data sets a line of the tables.")] = 4000,
-    seed: Annotated[int, typer.Option(help="Of the data.")] = 7,
+    times: Annotated[int, typer.Option(min=100, help="Data sets per line of the tables.")] = 4000,
+    seed: Annotated[int, typer.Option(help="Seed of the data.")] = 7,
     out: Annotated[
         Path | None, typer.Option(help="File for the record, JSON.", dir_okay=False, show_default=False)
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Judge data whose truth stands at the margin: wrong passes and fails, coverage, ten gates, twenty looks, rows
-    needed.
+    """Judge data whose truth stands at the margin: wrong passes and fails, coverage, ten gates, looks, rows needed.
 
     A few minutes on one core. configs/benchmarks/gates.json is such a record.
     """

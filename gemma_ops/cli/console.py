@@ -91,7 +91,7 @@ class ProgressFollower:
             )
         if record.get("event") == "gemini.pii":
             found = ", ".join(f"{kind} {count:,}" for kind, count in record["found"].items())
-            forbidden = "; the terms of the unpaid tier forbid to send it" if record["forbidden_by_terms"] else ""
+            forbidden = "; the terms of the unpaid tier forbid sending it" if record["forbidden_by_terms"] else ""
             told = f"  personal data in {record['rows']:,} of {record['of']:,} requests to Gemini ({found}){forbidden}"
             self._console.print(Text(told, style="yellow"))
         done = record.get("step", record.get("done"))

@@ -22,7 +22,7 @@ def cost(
     context: typer.Context,
     configs: ConfigOption = None,
     ledger: Annotated[
-        Path | None, typer.Option(help="Another file than the configuration's.", show_default=False)
+        Path | None, typer.Option(help="Ledger file, if not the configuration's.", show_default=False)
     ] = None,
     run: Annotated[str | None, typer.Option(help="Only this run.", show_default=False)] = None,
     sets: Sets = None,
@@ -44,7 +44,7 @@ def cost(
         return
     runs = [] if found.found or run is None else sorted({line.run for line in _added(path, None).found})
     if runs:
-        print(f"none of run {run!r} is in {path}; runs there are {', '.join(runs)}")
+        print(f"{path} holds nothing of run {run!r}; its runs are {', '.join(runs)}")
     else:
         for line in found.lines():
             print(line)
@@ -67,7 +67,7 @@ def _added(path: Path, run: str | None) -> Spending:
         if getattr(cause, "sqlite_errorcode", None) not in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR):
             raise
         raise DataError(
-            f"{path} is no ledger: {cause}", "name a file that a run wrote, such as runs/gemini.sqlite"
+            f"{path} is not a ledger: {cause}", "name a file that a run wrote, such as runs/gemini.sqlite"
         ) from error
 
 
@@ -76,15 +76,15 @@ def compare(
     configs: Configs,
     target: Annotated[str | None, typer.Option(help="Local target whose speed counts.", show_default=False)] = None,
     task: Annotated[str | None, typer.Option(help="Task whose answers count.", show_default=False)] = None,
-    prompt_tokens: Annotated[float | None, typer.Option(help="Of one prompt.", show_default=False)] = None,
-    new_tokens: Annotated[float | None, typer.Option(help="Of one answer.", show_default=False)] = None,
+    prompt_tokens: Annotated[float | None, typer.Option(help="Tokens of one prompt.", show_default=False)] = None,
+    new_tokens: Annotated[float | None, typer.Option(help="Tokens of one answer.", show_default=False)] = None,
     thought_tokens: Annotated[
-        float | None, typer.Option(help="That Gemini thinks for one answer.", show_default=False)
+        float | None, typer.Option(help="Tokens that Gemini thinks for one answer.", show_default=False)
     ] = None,
     tokens_per_second: Annotated[
-        float | None, typer.Option(help="New tokens of all answers together.", show_default=False)
+        float | None, typer.Option(help="New tokens per second, of all answers together.", show_default=False)
     ] = None,
-    cached_share: Annotated[float, typer.Option(min=0, max=1, help="Of the prompt, for the cached price.")] = 1.0,
+    cached_share: Annotated[float, typer.Option(min=0, max=1, help="Share of the prompt at the cached price.")] = 1.0,
     device: Annotated[
         str | None, typer.Option(help="Take this GPU's list price, such as l4.", show_default=False)
     ] = None,

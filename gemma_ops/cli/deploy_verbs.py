@@ -21,7 +21,7 @@ def render_deployment(
     ],
     form: Annotated[
         Literal["kubernetes", "compose", "systemd", "rayservice", "kserve", "vllm", "vllm-lora", "ollama"],
-        typer.Option("--as", help="What is to serve it.", show_default=False),
+        typer.Option("--as", help="What will serve it.", show_default=False),
     ],
     to: Annotated[
         Path | None,
@@ -39,7 +39,7 @@ def render_deployment(
     job = deployed(source, config, wants=target.wants)
     text = target.text(job)
     if job.answers == "local_only":
-        console.notice(f"{job.source} learned rows that may not leave your machines: serve it on none but those")
+        console.notice(f"{job.source} learned rows that may not leave your machines: serve it on those only")
     if to is None:
         print(text, end="")
         return

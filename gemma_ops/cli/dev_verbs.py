@@ -37,7 +37,7 @@ def gemini_emulator(
     log: Annotated[
         Path | None, typer.Option(help="Append every request to this JSONL file.", show_default=False)
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of everything that is drawn.")] = 0,
 ) -> None:
     """Serve the Gemini API on this machine, with made-up answers, so that a recipe can be rehearsed. Ctrl-C ends it."""
     from datetime import UTC, datetime

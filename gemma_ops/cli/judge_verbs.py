@@ -27,8 +27,8 @@ SomeConfigs = Annotated[
 First = Annotated[
     str | None,
     typer.Option(
-        help="Target of the run whose answers are judged, or a jsonl file of answers: a row has id, prompt (or messages), "
-        "answer, and if you like privacy (local_only unless said), reference, cluster, family, end.",
+        help="Target of the run whose answers are judged, or a jsonl file of answers: a row has id, prompt (or "
+        "messages), answer, and optionally privacy (local_only unless said), reference, cluster, family, end.",
         show_default=False,
     ),
 ]
@@ -94,8 +94,9 @@ def judge_calibrate(
     labels: Annotated[
         Path,
         typer.Option(
-            help="Human labels, a jsonl file: item (the id of an answer), label (first, second or tie; for answers alone pass "
-            "or fail, with side: second for the other side's), and if you like again, a second person's label.",
+            help="Human labels, a jsonl file: item (the id of an answer), label (first, second or tie; for answers "
+            "alone pass or fail, with side: second for the other side's), and optionally again, a second "
+            "person's label.",
             show_default=False,
         ),
     ] = ...,  # type: ignore[assignment]
@@ -124,7 +125,7 @@ def judge_calibrate(
     chosen = [one for one in comparisons if task in (None, one.task)]
     if len(chosen) != 1:
         known = ", ".join(one.task for one in comparisons)
-        raise ConfigError(f"labels are of one task, and {len(chosen)} are meant", f"add --task with one of {known}")
+        raise ConfigError(f"labels belong to one task, and {len(chosen)} are given", f"add --task with one of {known}")
     one = chosen[0]
     read = calibrate.read_labels(labels, settings.mode, one.pairs)
     folder = out or Path(config.machine.runs) / config.name / "judge" / "calibration"
@@ -177,9 +178,9 @@ def _comparisons(
         rivals = [None]
     if not first.endswith(".jsonl") and ((second or "").endswith(".jsonl") or not config.evaluate.tasks):
         raise ConfigError(
-            "it is not said what to judge",
-            "give two files: --first MINE.jsonl --second OTHER.jsonl (the second only for pairs); or the configuration of a "
-            "finished evaluation",
+            "nothing says what to judge",
+            "give two files: --first MINE.jsonl --second OTHER.jsonl (the second only for pairs); or the "
+            "configuration of a finished evaluation",
         )
     run = Path(config.machine.runs) / config.name
     tasks: list[Task] = []

@@ -33,7 +33,12 @@ def promote(
     ] = None,
     approved_by: Annotated[
         str | None,
-        typer.Option("--approved-by", metavar="NAME", help="Who approved, where the policy asks.", show_default=False),
+        typer.Option(
+            "--approved-by",
+            metavar="NAME",
+            help="Person who approved, where the policy requires one.",
+            show_default=False,
+        ),
     ] = None,
     configs: ConfigOption = None,
     sets: Sets = None,
@@ -91,10 +96,10 @@ def policy(
         ),
     ] = None,
     reason: Annotated[
-        str, typer.Option("--reason", help="Why; needed with --from, and kept in the ledger.", show_default=False)
+        str, typer.Option("--reason", help="Reason; required with --from, and kept in the ledger.", show_default=False)
     ] = "",
     new_ledger: Annotated[
-        bool, typer.Option("--new-ledger", help="Begin a new ledger where the old one is lost or was changed.")
+        bool, typer.Option("--new-ledger", help="Start a new ledger where the old one is lost or was changed.")
     ] = False,
     configs: ConfigOption = None,
     sets: Sets = None,

@@ -27,7 +27,7 @@ Redo = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Name = Annotated[str, typer.Argument(help="Registered model name.", show_default=False)]
-Reason = Annotated[str, typer.Option("--reason", help="Why; needed, and kept in the ledger.", show_default=False)]
+Reason = Annotated[str, typer.Option("--reason", help="Reason; required, and kept in the ledger.", show_default=False)]
 ConfigOption = Annotated[
     list[str] | None,
     typer.Option("--config", "-c", help="Configuration that says where runs and MLflow are.", show_default=False),

@@ -27,8 +27,8 @@ def explain(
     ] = None,
     text: Annotated[str | None, typer.Option("--text", help="The request's text.", show_default=False)] = None,
     policy: PolicyOption = "default",
-    privacy: Annotated[Privacy | None, typer.Option(help="The class that it declares.", show_default=False)] = None,
-    task: Annotated[str, typer.Option(help="The task that it declares.", show_default=False)] = "",
+    privacy: Annotated[Privacy | None, typer.Option(help="Privacy class that it declares.", show_default=False)] = None,
+    task: Annotated[str, typer.Option(help="Task that it declares.", show_default=False)] = "",
     slices: Annotated[
         list[str] | None, typer.Option("--slice", metavar="NAME=VALUE", help="A slice of it.", show_default=False)
     ] = None,
@@ -46,13 +46,14 @@ def explain(
         list[str] | None, typer.Option("--tool", help="A service's tool: search, code, url.", show_default=False)
     ] = None,
     tokens: Annotated[
-        int | None, typer.Option(min=0, help="Of its prompt; else a quarter of its characters.", show_default=False)
+        int | None,
+        typer.Option(min=0, help="Tokens of its prompt; by default a quarter of its characters.", show_default=False),
     ] = None,
     reply: Annotated[int, typer.Option(min=1, help="Tokens of the reply.")] = 500,
     down: Annotated[bool, typer.Option("--down", help="As if the local engine were away.")] = False,
-    waiting: Annotated[int, typer.Option(min=0, help="As if so many requests waited here.")] = 0,
+    waiting: Annotated[int, typer.Option(min=0, help="As if this many requests waited here.")] = 0,
     left: Annotated[
-        float | None, typer.Option(min=0, help="As if so many dollars were left.", show_default=False)
+        float | None, typer.Option(min=0, help="As if this many dollars were left.", show_default=False)
     ] = None,
     learned: Annotated[
         Privacy, typer.Option(help="The class of the rows that the local model learned from, where it spoke before.")

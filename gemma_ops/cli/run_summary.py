@@ -76,7 +76,8 @@ def summary_lines(result: dict[str, Any]) -> list[str]:
     if "version" in result:
         version = result["version"]
         text.append(
-            f"registered {version['name']} version {version['version']}{_AGAIN if version.get('evaluated_again') else ''}"
+            f"registered {version['name']} version "
+            f"{version['version']}{_AGAIN if version.get('evaluated_again') else ''}"
             if version.get("version")
             else "not registered: machine.mlflow is null"
         )

@@ -99,7 +99,7 @@ def pull(
     to: Annotated[Path, typer.Option("--to", metavar="FOLDER", help="Where the copy goes.", show_default=False)],
     only: Annotated[
         str | None,
-        typer.Option("--only", metavar="FORMAT", help="Of the weights, bring only these.", show_default=False),
+        typer.Option("--only", metavar="FORMAT", help="Copy only the weights of this format.", show_default=False),
     ] = None,
     configs: ConfigOption = None,
     sets: Sets = None,

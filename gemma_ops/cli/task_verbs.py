@@ -25,13 +25,11 @@ Source = Annotated[
 @task_app.command("export")
 def export(
     name: Annotated[str, typer.Argument(help="A task under eval/, or a path to one.", show_default=False)],
-    to: Annotated[
-        Literal["lm-eval", "inspect"], typer.Option(help="The program that shall run it.", show_default=False)
-    ],
+    to: Annotated[Literal["lm-eval", "inspect"], typer.Option(help="Program that will run it.", show_default=False)],
     out: Annotated[Path, typer.Option(help="An empty folder to write into.", show_default=False)],
     source: Source = None,
     rows: Annotated[
-        int | None, typer.Option(min=1, help="Only so many rows, as evaluate.rows.", show_default=False)
+        int | None, typer.Option(min=1, help="Only this many rows, as evaluate.rows.", show_default=False)
     ] = None,
 ) -> None:
     """Write a task so that lm-evaluation-harness or Inspect runs it, scored by the task's own metrics."""
@@ -45,8 +43,8 @@ def export(
 @task_app.command("import")
 def import_log(
     log: Annotated[Path, typer.Argument(help="samples_*.jsonl of lm_eval, or .eval of Inspect.", show_default=False)],
-    task: Annotated[str, typer.Option(help="The task it is of: under eval/, or a path.", show_default=False)],
-    target: Annotated[str, typer.Option(help="What to call who answered.", show_default=False)],
+    task: Annotated[str, typer.Option(help="Task that it belongs to: under eval/, or a path.", show_default=False)],
+    target: Annotated[str, typer.Option(help="Name for what answered.", show_default=False)],
     out: Annotated[Path, typer.Option(help="File that gathers imported answers.")] = Path("answers.jsonl"),
     versus: Annotated[
         Path | None,

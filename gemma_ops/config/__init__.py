@@ -1,4 +1,4 @@
-"""What a person may ask for: the frozen `RunConfig` tree.
+"""The configuration: the frozen `RunConfig` tree of what a person may ask for.
 
 Two kinds of settings live in different types. Everything but `MachineConfig` decides the bytes of a result and is part
 of a step's fingerprint; `MachineConfig` says where and how fast it runs, what may leave the machine and what it may

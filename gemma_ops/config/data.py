@@ -1,4 +1,4 @@
-"""Which model to start from, and the rows it is trained on."""
+"""The section of the base model, and that of the rows it is trained on."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ class ModelConfig(ConfigSection):
     revision: str | None = None
     """Hub revision (a commit); resolved to a commit and recorded when not given."""
     privacy: Privacy | None = None
-    """Strictest class of the rows that this model learned from, where no record of ours says it; a record may only be stricter."""
+    """Strictest class of the rows that this model learned from, where no record of ours says it; a record may only be
+    stricter."""
 
 
 class DataConfig(ConfigSection):
@@ -33,9 +34,11 @@ class DataConfig(ConfigSection):
         "auto", "messages", "sharegpt", "alpaca", "prompt_completion", "gemini", "columns", "preference",
         "openai_preference", "judged", "text",
     ] = "auto"  # fmt: skip
-    """Layout of a row; `auto` decides by the keys of the first rows. `preference`, `openai_preference` and `judged` hold answers that were compared or judged, `text` is for `train.method: pretrain`."""
+    """Layout of a row; `auto` decides by the keys of the first rows. `preference`, `openai_preference` and `judged`
+    hold answers that were compared or judged, `text` is for `train.method: pretrain`."""
     encoding: str = "auto"
-    """Encoding of text files; `auto` takes UTF-8, and UTF-16 and UTF-32 by their first bytes; any other is named as Python does, such as `cp1252`."""
+    """Encoding of text files; `auto` takes UTF-8, and UTF-16 and UTF-32 by their first bytes; any other is named as
+    Python does, such as `cp1252`."""
     prompt: str | None = None
     """For `columns`: the user turn, with `{column}` placeholders."""
     completion: str | None = None
@@ -43,7 +46,8 @@ class DataConfig(ConfigSection):
     system: str | None = None
     """A system turn put before every row that has none."""
     group_by: str | None = None
-    """Column (or metadata key) whose equal values stay on one side of the split; by default each row is its own group."""
+    """Column (or metadata key) whose equal values stay on one side of the split; by default each row is its own
+    group."""
     privacy: Privacy = "local_only"
     """Privacy class of rows that don't carry one of their own; a row may only be stricter."""
     valid_share: Share = 0.05

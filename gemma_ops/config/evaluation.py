@@ -1,4 +1,5 @@
-"""Who answers which questions, and what must hold before a version is promoted."""
+"""The sections of evaluation and registration: who answers which questions, and what must hold before a version is
+promoted."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from gemma_ops.config.section import LOCATION, ConfigSection, Name, Share
 from gemma_ops.family.formats import DEFAULT_FORMATS, VersionFormat
 
 RUNNING = ("usd_per_1k", "seconds_p50", "seconds_p95", "first_seconds_p50", "first_seconds_p95")
-"""What running a target takes, known without any metric: dollars per 1,000 answers, and seconds that half of the
+"""Metrics of running a target, known without any task metric: dollars per 1,000 answers, and seconds that half of the
 askers, or 95 % of them, wait at most for the whole answer or for its first token."""
 
 
@@ -18,7 +19,8 @@ class JudgeConfig(ConfigSection):
     """A panel of models that compares answers, for what no metric can score."""
 
     judges: tuple[str, ...] = ()
-    """Targets that judge; none means that nobody does. Best from families that neither wrote nor learned the answers."""
+    """Targets that judge; none means that nobody does. Best from families that neither wrote nor learned the
+    answers."""
     mode: Literal["pairwise", "pointwise"] = "pairwise"
     """`pairwise` compares two answers in both orders; `pointwise` scores each alone by the rubric's criteria."""
     first: str = "tuned"
@@ -96,7 +98,7 @@ class GateConfig(ConfigSection):
 
     @property
     def words(self) -> str:
-        """The gate in words: `tuned better than base by more than 0.5 (exact_match)`."""
+        """Return the gate in words: `tuned better than base by more than 0.5 (exact_match)`."""
         if self.metric == "usd_per_1k":
             return f"{self.target} costs at most ${self.margin:g} per 1,000 answers"
         if self.test == "at_most":
@@ -163,7 +165,8 @@ class RegisterConfig(ConfigSection):
     asks: PromotionAsks = PromotionAsks()
 
     def identity(self) -> dict[str, Any]:
-        """What decides the version: not `asks`, which only the policy of a new model is made of."""
+        """Return what decides the version: everything except `asks`, from which only the policy of a new model is
+        made."""
         found = {name: value for name, value in super().identity().items() if name != "asks"}
         if self.champion_of is None:
             del found["champion_of"]  # runs of before knew no other

@@ -1,4 +1,4 @@
-"""What Gemini may be shown, under which terms, and what it may cost."""
+"""The section of Gemini: what it may be shown, under which terms, and what it may cost."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ MODELS = "GEMMA_OPS_GEMINI_MODELS"
 
 
 def _address(url: str) -> str:
-    """The address, if requests can be sent there: what is mistyped would fail only after money was reserved for it."""
+    """Return the address, if requests can be sent there: what is mistyped would fail only after money was reserved for
+    it."""
     parts = urlsplit(url)  # which raises ValueError itself for broken brackets, and `port` for what is no number
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0 or any(map(str.isspace, url)):
         raise ValueError("an address such as http://127.0.0.1:8765 or https://gemini.example.com is needed")
@@ -45,14 +46,14 @@ class GeminiConfig(ConfigSection):
     service_tier: Literal["standard", "flex", "priority"] = "standard"
     """`flex` is half the price and may wait; `priority` costs more."""
     batch: Literal["auto", "always", "never"] = "auto"
-    """The batch API is half the price and answers within a day; `auto` takes it on the paid tier for 200 requests and more
-    that need no time to the first token."""
+    """The batch API is half the price and answers within a day; `auto` takes it on the paid tier for 200 requests and
+    more that need no time to the first token."""
     pii: Literal["off", "report", "refuse"] = "report"
-    """What to do about personal data and secrets, found by checksummed patterns in what would be sent; `report` counts them
-    in the log."""
+    """What to do about personal data and secrets, found by checksummed patterns in what would be sent; `report` counts
+    them in the log."""
     base_url: Annotated[str, AfterValidator(_address)] | None = None
-    """Another address, without `/v1`. An emulator of ours on this machine proves itself and is a rehearsal; any other server
-    counts as the service."""
+    """Another address, without `/v1`. An emulator of ours on this machine proves itself and is a rehearsal; any other
+    server counts as the service."""
     concurrency: Annotated[int, Field(ge=1, le=256)] = 8
     """Requests under way at once; lowered by itself when the service says it is too many."""
     timeout_seconds: Annotated[float, Field(gt=0)] = 120.0
@@ -60,9 +61,11 @@ class GeminiConfig(ConfigSection):
     attempts: Annotated[int, Field(ge=1)] = 6
     """Tries per request when the service is busy or fails. After the last one the request ends in `error`."""
     models: str | None = None
-    """A file of your own facts about models (prices, levels of thinking), laid over the shipped `gemma_ops/gemini/models.yaml`."""
+    """A file of your own facts about models (prices, levels of thinking), laid over the shipped
+    `gemma_ops/gemini/models.yaml`."""
     cache: bool = True
-    """Answer a request that was answered before from the store, at no cost. Off, a killed run pays again for what it had."""
+    """Answer a request that was answered before from the store, at no cost. Off, a killed run pays again for what it
+    had."""
 
 
 def lay_over(settings: GeminiConfig) -> None:

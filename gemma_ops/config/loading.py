@@ -3,9 +3,9 @@
 Every problem of every file is collected and told in one message, each with its file and line and, for a misspelt key,
 the key that was probably meant. Where the tree wants text, `--set` takes what is written, and elsewhere it reads YAML.
 
-Relative paths (the keys of `_PATHS`) in a file count from that file's folder where something lies there; in `--set` they
-count from the working folder. So do `machine.runs` and `machine.mlflow` always: a shared configuration shouldn't fill its
-own folder with runs. A leading `~` is the home folder in all of them.
+Relative paths (the keys of `_PATHS`) in a file count from that file's folder where something lies there; in `--set`
+they count from the working folder. So do `machine.runs` and `machine.mlflow` always: a shared configuration shouldn't
+fill its own folder with runs. A leading `~` is the home folder in all of them.
 """
 
 from __future__ import annotations
@@ -77,7 +77,8 @@ def read_run_config(files: Sequence[str | Path], sets: Sequence[str] = ()) -> Ru
 
 
 def read_document(path: Path, kind: type[Document], noun: str) -> Document:
-    """A YAML file of another kind than a run's configuration, such as a routing policy; `noun` names it in messages.
+    """Read a YAML file of another kind than a run's configuration, such as a routing policy; `noun` names it in
+    messages.
 
     Raises ConfigError with every problem at once, each with its file and line.
     """
@@ -96,13 +97,13 @@ def read_document(path: Path, kind: type[Document], noun: str) -> Document:
 
 
 def _told(problems: Sequence[str], noun: str, fix: str) -> ConfigError:
-    """All problems of a document in one message."""
+    """Return all problems of a document in one message."""
     count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
     return ConfigError(f"{count} in the {noun}:\n  " + "\n  ".join(problems), fix)
 
 
 def config_schema() -> dict[str, Any]:
-    """JSON schema of the tree, for editors that complete YAML."""
+    """Return the JSON schema of the tree, for editors that complete YAML."""
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "gemma-ops run",
@@ -111,7 +112,7 @@ def config_schema() -> dict[str, Any]:
 
 
 def _merge(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """Mappings merge key by key; anything else is replaced."""
+    """Merge mappings key by key; anything else is replaced."""
     result = dict(old)
     for key, value in new.items():
         before = result.get(key)
@@ -143,7 +144,8 @@ def _apply(text: str, merged: dict[str, Any], places: dict[Key, str], problems: 
 
 
 def _given(label: str, raw: str, key: Key, places: dict[Key, str], problems: list[str]) -> Any:
-    """The value of a `--set`: as it is written where text is wanted (without quotes around it), otherwise YAML."""
+    """Return the value of a `--set`: as it is written where text is wanted (without quotes around it), otherwise
+    YAML."""
     expected = _TREE.expected(key)
     if expected == "text":
         if raw.strip() in ("", "null") and _TREE.may_be_null(key):
@@ -175,7 +177,8 @@ def _change(body: dict[str, Any], key: str, change: Callable[[str], str]) -> Non
 
 
 def _beside(value: str, folder: Path, mark: str) -> str:
-    """An absolute path where `value` lies in the file's folder; otherwise a name, a Hub id or a path from elsewhere.
+    """Return an absolute path where `value` lies in the file's folder; otherwise a name, a Hub id or a path from
+    elsewhere.
 
     `nano` is always the shipped model: a folder of that name is `./nano`.
     """

@@ -1,4 +1,5 @@
-"""Where and how fast it runs, what may leave the machine, and what it may cost. Never part of a fingerprint."""
+"""The section of the machine: where and how fast it runs, what may leave it, and what it may cost. Never part of a
+fingerprint."""
 
 from __future__ import annotations
 
@@ -19,8 +20,8 @@ class EndpointConfig(ConfigSection):
     privacy: Privacy = "any"
     """The strictest class it may see: `local_only` for a server of your own, `paid` where terms protect the rows."""
     learned: Privacy | None = None
-    """Strictest class of the rows that its model learned from: `any` for a stock model. Null takes `privacy`: who may see
-    private rows may have learned them."""
+    """Strictest class of the rows that its model learned from: `any` for a stock model. Null takes `privacy`: who may
+    see private rows may have learned them."""
     api_key_env: str | None = None
     """Environment variable that holds the key; the key itself is never written down."""
     dollars_in: Annotated[float, Field(ge=0)] | None = None
@@ -30,12 +31,14 @@ class EndpointConfig(ConfigSection):
     timeout_seconds: Annotated[float, Field(gt=0)] = 120.0
     """Longest wait for the next piece of a reply."""
     limit_key: Literal["auto", "max_tokens", "max_completion_tokens"] = "auto"
-    """How it wants the longest answer called. `auto` begins with max_tokens and follows a refusal that names the other."""
+    """How it wants the longest answer called. `auto` begins with max_tokens and follows a refusal that names the
+    other."""
     temperature: Literal["auto", "sent", "left_out"] = "auto"
-    """Whether a temperature is sent. `auto` sends 0, and leaves it out where the server refuses it: its answers are then
-    drawn at random, and `evaluate.repeats` says how much they differ."""
+    """Whether a temperature is sent. `auto` sends 0, and leaves it out where the server refuses it: its answers are
+    then drawn at random, and `evaluate.repeats` says how much they differ."""
     think_blocks: Literal["text", "apart"] = "text"
-    """Where a reply's leading `<think>…</think>` belongs: to the text that is scored, or stored apart as its thought."""
+    """Where a reply's leading `<think>…</think>` belongs: to the text that is scored, or stored apart as its
+    thought."""
 
 
 class LaunchConfig(ConfigSection):
@@ -52,20 +55,24 @@ class LaunchConfig(ConfigSection):
     restarts: Annotated[int, Field(ge=0)] = 3
     """How often a killed worker is replaced; training goes on from the last checkpoint."""
     rendezvous: str | None = None
-    """Where several machines meet: `host:port` on the first one for `torchrun`, the address of a running cluster for `ray`; null is this machine."""
+    """Where several machines meet: `host:port` on the first one for `torchrun`, the address of a running cluster for
+    `ray`; null is this machine."""
     gpu: str | None = None
-    """GPU a rendered job asks for, as `gemma-ops plan --device` spells it; null takes the cheapest on which the plan fits."""
+    """GPU a rendered job asks for, as `gemma-ops plan --device` spells it; null takes the cheapest on which the plan
+    fits."""
     image: str | None = None
     """Container image with gemma-ops in it, for a rendered job or deployment that runs in one."""
     volume: str = "gemma-ops"
-    """Claim of the volume with configurations, data and runs that every pod of a rendered TrainJob mounts at `/workspace`."""
+    """Claim of the volume with configurations, data and runs that every pod of a rendered TrainJob mounts at
+    `/workspace`."""
     hours: Annotated[float, Field(gt=0)] | None = None
     """Time limit of a rendered job; null takes three times what the plan says."""
 
 
 class ReleaseConfig(ConfigSection):
-    """A release of the answers of this run's models. The rows themselves stay what they are: it says that a model trained
-    on them may answer before judges and services all the same. Never part of a fingerprint; recorded wherever it counts."""
+    """A release of the answers of this run's models. The rows themselves stay what they are: it says that a model
+    trained on them may answer before judges and services all the same. Never part of a fingerprint; recorded wherever
+    it counts."""
 
     to: Literal["paid", "any"] | None = None
     """How far answers of models that learned from stricter rows may go; null keeps them where those rows may be."""

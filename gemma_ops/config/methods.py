@@ -1,4 +1,5 @@
-"""Training methods: which there are of each kind, which rows each learns from, and the settings that only some of them read."""
+"""Training methods: which there are of each kind, which rows each learns from, and the settings that only some of them
+read."""
 
 from __future__ import annotations
 
@@ -32,12 +33,12 @@ SHOWN = ("sft", "dft")
 
 
 def rows_of_method(method: str) -> tuple[Kind, ...]:
-    """The kinds of rows a method learns from."""
+    """Return the kinds of rows a method learns from."""
     return ROWS.get(method, ("conversation",))
 
 
 def check_shown_rows(method: str, shown: Collection[str], where: str) -> None:
-    """Raises ConfigError when rows show something (`image`, `audio`) and the method reads text only."""
+    """Raise ConfigError when rows have media (`image`, `audio`) and the method reads text only."""
     if shown and method not in SHOWN:
         raise ConfigError(
             f"{where} show {' and '.join(sorted(shown, reverse=True))}, and train.method {method} reads text only",
@@ -55,7 +56,7 @@ READERS: dict[str, tuple[str, ...]] = {
     "reinforce.loss": ("grpo",),
     "reinforce.scale": ("grpo",),
 }
-"""Who reads a key of `train.preference`, or one of `train.reinforce` that not both of its methods read."""
+"""Methods that read a key of `train.preference`, or one of `train.reinforce` that not both of its methods read."""
 
 
 SUPERVISED = ("loss_on", "batch_tokens", "neftune")
@@ -69,17 +70,19 @@ Loss = Literal[
 
 
 UNPAIRED = ("kto", "apo_zero_unpaired")
-"""Losses of `kto`, the method's own first; all others belong to `dpo`. TRL's `aot` losses sort the rows of a forward pass
-and so depend on how many stand in one: they are left out."""
+"""Losses of `kto`, the method's own first; all others belong to `dpo`. TRL's `aot` losses sort the rows of a forward
+pass and so depend on how many stand in one: they are left out."""
 
 
 class PreferenceConfig(ConfigSection):
     """Learning from answers that somebody compared or judged."""
 
     loss: Loss | None = None
-    """Form of the loss of `dpo` (`sigmoid`, `ipo`, `robust`, `hinge`, …) or `kto` (`kto`, `apo_zero_unpaired`); null takes the method's own."""
+    """Form of the loss of `dpo` (`sigmoid`, `ipo`, `robust`, `hinge`, …) or `kto` (`kto`, `apo_zero_unpaired`); null
+    takes the method's own."""
     beta: Annotated[float, Field(gt=0)] = 0.1
-    """How dear it is to leave the reference model (`dpo`, `kto`; tau of `ipo`), or weight of the odds ratio (`orpo`)."""
+    """How dear it is to leave the reference model (`dpo`, `kto`; tau of `ipo`), or weight of the odds ratio
+    (`orpo`)."""
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
     """Share of pairs believed to be the wrong way round, for the losses `robust` and `exo_pair`."""
     sft_weight: Annotated[float, Field(ge=0)] = 0.0
@@ -94,7 +97,8 @@ class PreferenceConfig(ConfigSection):
         smoothed = self.loss in ("robust", "exo_pair")
         if self.label_smoothing and not smoothed:
             raise ValueError(
-                "train.preference.label_smoothing is used by the losses robust and exo_pair only: set train.preference.loss"
+                "train.preference.label_smoothing is used by the losses robust and exo_pair only: set "
+                "train.preference.loss"
             )
         if self.loss == "exo_pair" and not self.label_smoothing:
             raise ValueError(
@@ -130,7 +134,8 @@ class ReinforceConfig(ConfigSection):
     beta: Annotated[float, Field(ge=0)] = 0.0
     """Weight of the divergence from the model as it was at the start; 0 computes none."""
     clip: Share = 0.2
-    """How far the ratio to the drawing policy may leave 1 before it is clipped; matters when answers are used more than once."""
+    """How far the ratio to the drawing policy may leave 1 before it is clipped; matters when answers are used more than
+    once."""
     loss: Literal["dapo", "grpo", "dr_grpo"] = "dapo"
     """How tokens are averaged (`grpo`): over all of a step, within each answer first, or by `max_new_tokens`."""
     scale: Literal["group", "batch", "none"] = "group"

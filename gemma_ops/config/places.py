@@ -21,7 +21,7 @@ Expected = Literal["text", "texts", "section", "any"]
 """What belongs at a key: text, a list of texts, a mapping, or whatever the YAML says."""
 
 BAD: Any = object()
-"""Stands for a value that couldn't be read; the problem is noted and the value left out."""
+"""Placeholder for a value that couldn't be read; the problem is noted and the value left out."""
 
 _TAG = "tag:yaml.org,2002:"
 
@@ -46,12 +46,12 @@ for _kind, _pattern, _first in (
 
 
 class Reader:
-    """Reads one file or one `--set`, adding to the caller's places and problems."""
+    """Reader of one file or one `--set`, which adds to the caller's places and problems."""
 
     def __init__(
         self, label: str, expected: Callable[[Key], Expected], places: dict[Key, str], problems: list[str]
     ) -> None:
-        """`label` is the file's path, or the whole `--set key=value`, which has no lines."""
+        """Prepare the reader; `label` is the file's path, or the whole `--set key=value`, which has no lines."""
         self.label = label
         self._expected = expected
         self._places = places
@@ -59,7 +59,7 @@ class Reader:
         self._open: set[int] = set()
 
     def file(self, path: Path) -> dict[str, Any]:
-        """The mapping in a file; empty when the file is. Raises ConfigError when there is none to read."""
+        """Return the mapping in a file; empty when the file is. Raises ConfigError when there is none to read."""
         try:
             node = compose_yaml(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:
@@ -80,7 +80,7 @@ class Reader:
         return value if isinstance(value, dict) else {}
 
     def value(self, node: yaml.Node, key: Key) -> Any:
-        """Plain values of a node that stands at `key`, or BAD with its problem noted."""
+        """Return plain values of a node that stands at `key`, or BAD with its problem noted."""
         if key:
             self._places[key] = self._at(node)
         if isinstance(node, yaml.ScalarNode):
@@ -99,7 +99,7 @@ class Reader:
             self._open.discard(id(node))
 
     def _mapping(self, node: yaml.MappingNode, key: Key) -> dict[str, Any]:
-        """A key given twice is a problem, not a choice."""
+        """Return a mapping; a key given twice is a problem, not a choice."""
         result: dict[str, Any] = {}
         seen: set[str] = set()
         for name_node, item in node.value:
@@ -147,7 +147,7 @@ class Reader:
 
 
 def compose_yaml(text: str) -> yaml.Node | None:
-    """The tree of nodes of one YAML document, or None when it is empty. Raises yaml.YAMLError."""
+    """Return the tree of nodes of one YAML document, or None when it is empty. Raises yaml.YAMLError."""
     node: yaml.Node | None = yaml.compose(text, Loader=_Loader)
     return node
 

@@ -1,4 +1,4 @@
-"""What a registered model asks of its versions: the gates, the questions and the confidence that no run may soften.
+"""The policy of a registered model: the gates, the questions and the confidence that no run may soften.
 
 `gates` name their task; those against `champion` are asked whenever there is one. A run's own gates only add to them.
 """
@@ -14,19 +14,20 @@ from gemma_ops.config.evaluation import GateConfig, PromotionAsks
 from gemma_ops.config.section import ConfigSection, Privacy
 
 CHAMPION = "champion"
-"""The target that is the present champion of the registered model."""
+"""Name of the target that is the present champion of the registered model."""
 CHAMPION_MARGIN = 0.05
 """Margin of the gate against the champion where the person who set the policy named none."""
 STANDARD = "standard.json"
-"""In the folder of the step `champion`: what the registry asks of this run, as a `PromotionStandard`."""
+"""File in the folder of the step `champion` with what the registry asks of this run, as a `PromotionStandard`."""
 CHAMPION_LOOKS = "looks.jsonl"
-"""Beside it: the looks that earlier versions of the model took."""
+"""File, in the same folder, of the looks that earlier versions of the model took."""
 CHAMPION_MODEL = "model"
-"""Beside it: the folder with the champion's files."""
+"""Folder, in the same folder, with the champion's files."""
 
 
 class PolicyTask(ConfigSection):
-    """The questions of a task: the digest of its content, how many of them are asked at least, and its primary metric."""
+    """The questions of a task: the digest of its content, how many of them are asked at least, and its primary
+    metric."""
 
     digest: str
     rows: Annotated[int, Field(ge=1)]
@@ -43,14 +44,14 @@ class PromotionPolicy(ConfigSection):
 
     @model_serializer(mode="wrap")
     def _as_before(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without `asks` where it says nothing special, so that policies of before keep their digest."""
+        """Write the policy without `asks` where it says nothing special, so that older policies keep their digest."""
         body: dict[str, Any] = write(self)
         if self.asks == PromotionAsks():
             body.pop("asks", None)
         return body
 
     def identity(self) -> dict[str, Any]:
-        """As written: without `asks` where it says nothing special."""
+        """Return the policy as it is written: without `asks` where it says nothing special."""
         found = super().identity()
         if self.asks == PromotionAsks():
             found.pop("asks")
@@ -71,7 +72,7 @@ class ChampionFacts(ConfigSection):
     """The class of the rows that it learned from, by its manifest; the strictest where that doesn't say."""
 
     def fits(self, base: Mapping[str, str]) -> bool:
-        """Whether it can answer where the base has these files: by itself, or on the very weights it was made from."""
+        """True if it can answer where the base has these files: by itself, or on the very weights it was made from."""
         weights = [
             {name: sha256 for name, sha256 in files.items() if name.endswith(".safetensors")}
             for files in (self.base, base)
@@ -94,7 +95,7 @@ def make_policy(
     confidence: float,
     asks: PromotionAsks | None = None,
 ) -> PromotionPolicy | None:
-    """The policy that these gates on these tasks are, with what is asked besides; None without a gate.
+    """Make the policy of these gates on these tasks, with what is asked as well; None without a gate.
 
     Of each task that a gate asks about, the first target that is judged must not be worse than the champion by
     `CHAMPION_MARGIN` or more on the primary metric, unless a gate against the champion is among them.
@@ -124,19 +125,19 @@ def make_policy(
 
 
 def same_question(first: GateConfig, second: GateConfig) -> bool:
-    """Whether two gates ask the same thing, whatever their margins."""
+    """True if two gates ask the same thing, whatever their margins."""
     keys = ("task", "metric", "target", "test", "versus")
     return all(getattr(first, key) == getattr(second, key) for key in keys)
 
 
 def at_least_as_strict(gate: GateConfig, wanted: GateConfig) -> bool:
-    """Whether a gate that asks the same leaves no more room than the one that is wanted."""
+    """True if a gate that asks the same leaves no more room than the one that is wanted."""
     below = wanted.test in ("noninferior", "at_most")
     return gate.margin <= wanted.margin if below else gate.margin >= wanted.margin
 
 
 def softer(before: PromotionPolicy, after: PromotionPolicy) -> list[str]:
-    """What a changed policy asks no more, or asks less of, in words; empty where it only grew stricter."""
+    """Return what a changed policy no longer asks, or asks less of, in words; empty where it only grew stricter."""
     found = []
     for gate in before.gates:
         held = next((one for one in after.gates if same_question(one, gate)), None)

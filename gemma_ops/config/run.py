@@ -1,4 +1,4 @@
-"""The whole tree."""
+"""The whole configuration of a run."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class RunConfig(ConfigSection):
     recipe: str = "lora"
     """A recipe shipped here, or a path to one of your own."""
     offline: bool = False
-    """Connect to no other machine; `GEMMA_OPS_OFFLINE=1` says the same. Where the system allows it the kernel refuses, in a
-    network of the command's own, and else a guard in Python."""
+    """Connect to no other machine; `GEMMA_OPS_OFFLINE=1` says the same. Where the system allows it the kernel refuses,
+    in a network of the command's own, and else a guard in Python."""
     model: ModelConfig = ModelConfig()
     synth: SynthConfig = SynthConfig()
     data: DataConfig = DataConfig()
@@ -39,14 +39,15 @@ class RunConfig(ConfigSection):
     machine: MachineConfig = MachineConfig()
 
     def here(self) -> Machine:
-        """What steps are told about where they run and what may leave."""
+        """Return what steps are told about where they run and what may leave."""
         return Machine(**dict(self.machine), launch=self.launch, release=self.release)
 
     def registered_model(self) -> RegisterConfig:
-        """Only which model the versions belong to: what else is registered changes nothing about its champion."""
+        """Return only which model the versions belong to: what else is registered changes nothing about its
+        champion."""
         settings = self.register_
         return RegisterConfig(name=settings.name or self.name, champion_of=settings.champion_of)
 
     def registration(self) -> RegisterConfig:
-        """The `register` section with its name filled in."""
+        """Return the `register` section with its name filled in."""
         return self.register_.model_copy(update={"name": self.register_.name or self.name})

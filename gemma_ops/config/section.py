@@ -1,4 +1,4 @@
-"""What every section of the tree is: frozen, strict, and able to say which of its settings decide a result."""
+"""The base of every section of the tree: frozen, strict, and able to say which of its settings decide a result."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 
 LOCATION = "location"
-"""Marks a key that says where something lies; what lies there enters a fingerprint by its digest."""
+"""Marker of a key that says where something lies; what lies there enters a fingerprint by its digest."""
 
 
 class ConfigSection(BaseModel):
@@ -20,7 +20,8 @@ class ConfigSection(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
 
     def identity(self) -> dict[str, Any]:
-        """The settings that decide the result: everything but locations, whose content counts instead of their name."""
+        """Return the settings that decide the result: everything except locations, whose content counts instead of
+        their name."""
         values: dict[str, Any] = {}
         for name, field in type(self).model_fields.items():
             if LOCATION not in field.metadata:

@@ -1,4 +1,4 @@
-"""How a version is served. Never part of a fingerprint: what is served was made before."""
+"""The section of serving: how a version is served. Never part of a fingerprint: what is served was made before."""
 
 from __future__ import annotations
 

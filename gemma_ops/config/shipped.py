@@ -1,4 +1,4 @@
-"""Where recipes, configurations and evaluation tasks lie: in the user's folder first, then among those shipped.
+"""Finding recipes, configurations and evaluation tasks: in the user's folder first, then among those shipped.
 
 In a checkout they stand beside the package; in an installed wheel under `gemma_ops/share/`. They are found by path and
 never imported by name.
@@ -15,14 +15,14 @@ _PACKAGE = Path(__file__).parents[1]
 
 
 def root() -> Path:
-    """The folder that holds the shipped `recipes`, `configs` and `eval`."""
+    """Return the folder that holds the shipped `recipes`, `configs` and `eval`."""
     installed = _PACKAGE / "share"
     return installed if installed.is_dir() else _PACKAGE.parent
 
 
 def find_shipped(kind: str, name: str, suffix: str = "", *, local: bool = True) -> Path:
-    """Path of a recipe (`recipes`, `.py`), configuration (`configs`, `.yaml`), routing policy (`configs/routing`,
-    `.yaml`) or task folder (`eval`, no suffix).
+    """Return the path of a recipe (`recipes`, `.py`), configuration (`configs`, `.yaml`), routing policy
+    (`configs/routing`, `.yaml`) or task folder (`eval`, no suffix).
 
     A path that exists wins; then `<kind>/<name>` under the working folder; then the shipped one, which is the only one
     when `local` is off. Raises ConfigError that names close matches.
@@ -43,7 +43,7 @@ def find_shipped(kind: str, name: str, suffix: str = "", *, local: bool = True) 
 
 
 def shipped(kind: str, suffix: str = "") -> list[str]:
-    """Names of what is shipped of one kind."""
+    """Return the names of what is shipped of one kind."""
     folder = root() / kind
     if suffix:
         return sorted(path.stem for path in folder.glob(f"*{suffix}") if not path.stem.startswith("_"))

@@ -1,4 +1,4 @@
-"""Rows written by a teacher from documents or seeds."""
+"""The section of synthesis: rows written by a teacher from documents or seeds."""
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ class SynthConfig(ConfigSection):
     tools: Annotated[str | None, LOCATION] = None
     """Function declarations as JSON, in OpenAI's form."""
     teacher: str = "base"
-    """Who writes: `base`, another Gemma 4 (a folder, with a `/` in it, or a Hub id), or a service such as `gemini:MODEL@low`."""
+    """Who writes: `base`, another Gemma 4 (a folder, with a `/` in it, or a Hub id), or a service such as
+    `gemini:MODEL@low`."""
     count: CountConfig = CountConfig()
     per_request: Annotated[int, Field(ge=1, le=20)] = 4
     """Rows asked for at once: more is cheaper, and the teacher repeats itself less."""

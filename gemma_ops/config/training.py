@@ -1,4 +1,5 @@
-"""How a model is trained, an adapter folded in, and the result quantized.
+"""The sections of training, merging and quantizing: how a model is trained, an adapter folded in, and the result
+quantized.
 
 A setting that says nothing to the training method is refused instead of being forgotten.
 """
@@ -49,7 +50,8 @@ class TrainConfig(ConfigSection):
     reinforce: ReinforceConfig = ReinforceConfig()
     """Learning from rewards that are computed."""
     thinking: Thinking = "off"
-    """`on` asks for thoughts, `mixed` in the rows that hold one; recorded with what is trained, so that it is evaluated and served in the same mode."""
+    """`on` asks for thoughts, `mixed` in the rows that hold one; recorded with what is trained, so that it is evaluated
+    and served in the same mode."""
     loss_on: Literal["all", "last"] = "all"
     """Which answers of a conversation carry loss."""
     epochs: Annotated[float, Field(gt=0)] = 1.0
@@ -61,7 +63,8 @@ class TrainConfig(ConfigSection):
     batch_tokens: Annotated[int, Field(ge=1)] | None = None
     """Tokens per optimizer step instead of a number of rows; needs `packing`."""
     micro_batch: Annotated[int, Field(ge=1)] = 4
-    """Rows (answers for `grpo` and `rloo`) per forward pass without `packing`; must divide `batch`. The result is the same up to rounding."""
+    """Rows (answers for `grpo` and `rloo`) per forward pass without `packing`; must divide `batch`. The result is the
+    same up to rounding."""
     micro_tokens: Annotated[int, Field(ge=16)] | None = None
     """Tokens per forward pass with `packing`; null lets the plan decide. The result is the same up to rounding."""
     max_length: Annotated[int, Field(ge=16)] = 2048
@@ -69,7 +72,8 @@ class TrainConfig(ConfigSection):
     packing: bool = True
     """Compute the rows of a step end to end, isolated from each other, instead of padding them to one length."""
     learning_rate: Annotated[float, Field(gt=0)] | None = None
-    """Peak learning rate; null takes the size's default from the family table, a tenth of it for `tune: full`, `dpo`, `kto`, `orpo`, `grpo` and `rloo`."""
+    """Peak learning rate; null takes the size's default from the family table, a tenth of it for `tune: full`, `dpo`,
+    `kto`, `orpo`, `grpo` and `rloo`."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """Learning-rate schedule after warm-up."""
     warmup_share: Annotated[float, Field(ge=0, lt=1)] = 0.05
@@ -83,7 +87,8 @@ class TrainConfig(ConfigSection):
     neftune: Annotated[float, Field(gt=0)] | None = None
     """Noise added to embeddings in training (NEFTune's alpha)."""
     checkpointing: Literal["auto", "none", "mlp", "all"] | Annotated[int, Field(ge=1, strict=True)] = "auto"
-    """What the backward pass recomputes to save memory (never reentrant): nothing, the MLPs, all layers, or so many layers; `auto` is what the plan says fits."""
+    """What the backward pass recomputes to save memory (never reentrant): nothing, the MLPs, all layers, or so many
+    layers; `auto` is what the plan says fits."""
     eval_every: Annotated[int, Field(ge=1)] | None = None
     """Steps between validations; null validates at the end only."""
     samples: Annotated[int, Field(ge=0)] = 4
@@ -95,22 +100,24 @@ class TrainConfig(ConfigSection):
     seed: Annotated[int, Field(ge=0)] = 7
     """Seed of initialisation, order and dropout."""
     trl: dict[str, bool | int | float | str | None] = Field(default_factory=dict)
-    """Any other key of the method's TRL configuration (`SFTConfig`, `DPOConfig`, …), checked against the installed TRL."""
+    """Any other key of the method's TRL configuration (`SFTConfig`, `DPOConfig`, …), checked against the installed
+    TRL."""
 
     def optimizer_steps(self, rows: int, tokens: int) -> int:
-        """How many optimizer steps a training on so many rows (of so many tokens in all) takes."""
+        """Return how many optimizer steps a training on so many rows (of so many tokens in all) takes."""
         if self.max_steps:
             return self.max_steps
         an_epoch = ceil(tokens / self.batch_tokens) if self.batch_tokens else ceil(rows / self.batch)
         return max(1, ceil(self.epochs * max(1, an_epoch)))
 
     def warm_up_alone(self, rows: int, tokens: int) -> tuple[str, str] | None:
-        """What is wrong with a training whose only step is a warm-up's first, and the ways out; None for any other."""
+        """Return what is wrong with a training whose only step is a warm-up's first, and the ways out; None for any
+        other."""
         if self.optimizer_steps(rows, tokens) > 1 or not self.warmup_share:
             return None
         what = (
-            f"the training is one step long ({rows} rows, train.batch {self.batch}), and the learning rate of the warm-up's "
-            "first step is zero: it would learn nothing"
+            f"the training is one step long ({rows} rows, train.batch {self.batch}), and the learning rate of the "
+            "warm-up's first step is zero: it would learn nothing"
         )
         return what, "lower train.batch, raise train.epochs or train.max_steps, or set train.warmup_share=0"
 
@@ -152,7 +159,7 @@ class QuantizeConfig(ConfigSection):
 
 
 def _problems(train: TrainConfig) -> Iterator[str]:
-    """What does not fit together in `train`, one line each."""
+    """Yield what does not fit together in `train`, one line each."""
     method = train.method
     for name, section in (("preference", train.preference), ("reinforce", train.reinforce)):
         users = PREFERENCE if name == "preference" else REINFORCE
@@ -182,9 +189,18 @@ def _problems(train: TrainConfig) -> Iterator[str]:
         if not train.reinforce.rewards:
             yield f"train.method {method} needs a reward, for example train.reinforce.rewards=[exact_match]"
         if train.micro_tokens:
-            yield f"train.micro_tokens says nothing to train.method {method}: its forward passes are of train.micro_batch answers"
+            yield (
+                f"train.micro_tokens says nothing to train.method {method}: its forward passes are of "
+                f"train.micro_batch answers"
+            )
         answers = train.batch * train.reinforce.generations
         if answers % train.micro_batch:
-            yield f"train.micro_batch ({train.micro_batch}) must divide the {answers} answers of a step (batch × reinforce.generations)"
+            yield (
+                f"train.micro_batch ({train.micro_batch}) must divide the {answers} answers of a step (batch × "
+                f"reinforce.generations)"
+            )
         if train.lora.dropout:
-            yield f"train.lora.dropout would make train.method {method} learn from another model than the one that answered"
+            yield (
+                f"train.lora.dropout would make train.method {method} learn from another model than the one that "
+                f"answered"
+            )

@@ -51,19 +51,22 @@ class KernelsConfig(ConfigSection):
     attention: Literal["documents", "sdpa"] = "documents"
     """`documents` computes each packed row and window by itself; `sdpa` computes the whole square and masks it."""
     head: Literal["fused", "trl"] = "fused"
-    """`fused` forms the gradient of labelled tokens in the forward pass; `trl` recomputes the logits in the backward pass."""
+    """`fused` forms the gradient of labelled tokens in the forward pass; `trl` recomputes the logits in the backward
+    pass."""
     lora: Literal["fused", "peft"] = "fused"
     """`fused` shares one input among the adapters that read it and keeps no copies."""
     norms: Literal["fused", "eager"] = "fused"
     """`fused` keeps a norm's input and one number a token for the backward pass."""
     compile: Literal["auto", "off", "regions"] = "auto"
-    """`regions` compiles what lies between a layer's products (fused norms, rotary embedding, GeGLU, softmax); `auto` does so
-    on a GPU, where each of them would be many kernels, and not on a CPU, where compiling takes longer than it saves."""
+    """`regions` compiles what lies between a layer's products (fused norms, rotary embedding, GeGLU, softmax); `auto`
+    does so on a GPU, where each of them would be many kernels, and not on a CPU, where compiling takes longer than it
+    saves."""
     graphs: Literal["auto", "off"] = "auto"
-    """`auto` records the layers of a pass as CUDA graphs, where adapters learn on one GPU, and replays them: a small model's
-    kernels take longer to launch than to run."""
+    """`auto` records the layers of a pass as CUDA graphs, where adapters learn on one GPU, and replays them: a small
+    model's kernels take longer to launch than to run."""
 
     @property
     def records(self) -> bool:
-        """Whether passes may be recorded: `graphs`, and kernels that launch the same whatever the documents."""
+        """Return whether passes may be captured as CUDA graphs: `graphs`, and kernels that launch the same whatever the
+        documents."""
         return (self.graphs, self.attention, self.lora, self.norms) == ("auto", "documents", "fused", "fused")

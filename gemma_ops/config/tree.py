@@ -1,4 +1,4 @@
-"""What a tree of sections says about a key of a YAML file: what belongs there, and how to word what is wrong there."""
+"""Lookups in a tree of sections for a key of a YAML file: what belongs there, and how to word what is wrong there."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from gemma_ops.config.places import Expected, Key
 
 
 class ConfigTree:
-    """The tree below one model."""
+    """The tree of sections below one model."""
 
     def __init__(self, root: type[BaseModel]) -> None:
         self.root = root
 
     def may_be_null(self, key: Key) -> bool:
-        """Whether null may stand at a key."""
+        """True if null may stand at a key."""
         return NoneType in _members(self.annotation(key))
 
     def explain(self, error: Any, places: dict[Key, str]) -> str:
-        """One line for one validation error: where, which key, what is wrong, what was probably meant."""
+        """Return one line for one validation error: where, which key, what is wrong, what was probably meant."""
         key: Key = tuple(error["loc"])
         where = next((places[key[:end]] for end in range(len(key), 0, -1) if key[:end] in places), "configuration")
         name = ".".join(map(str, key)) or "configuration"
@@ -40,12 +40,12 @@ class ConfigTree:
         return f"{prefix}: {message[0].lower()}{message[1:]}, found {json.dumps(error['input'], default=str)[:60]}"
 
     def fields(self, key: Key) -> list[str]:
-        """Keys known at a place of the tree."""
+        """Return the keys known at a place of the tree."""
         model = _section(self.annotation(key))
         return sorted(field.alias or name for name, field in model.model_fields.items()) if model else []
 
     def annotation(self, key: Key) -> Any:
-        """The type the tree gives to a key; None where it says nothing."""
+        """Return the type the tree gives to a key; None where it says nothing."""
         current: Any = self.root
         for part in key:
             if isinstance(part, int):
@@ -57,7 +57,7 @@ class ConfigTree:
         return current
 
     def expected(self, key: Key) -> Expected:
-        """What the tree wants at a key, for the reader."""
+        """Return what the tree wants at a key, for the reader."""
         annotation = self.annotation(key)
         if _is_text(annotation):
             return "text"
@@ -71,7 +71,7 @@ def _section(annotation: Any) -> type[BaseModel] | None:
 
 
 def _members(annotation: Any) -> list[Any]:
-    """The types of a union, or the one type, without what `Annotated` says about them."""
+    """Return the types of a union, or the one type, without what `Annotated` says about them."""
     if get_origin(annotation) is Annotated:
         return _members(get_args(annotation)[0])
     if get_origin(annotation) in (Union, UnionType):

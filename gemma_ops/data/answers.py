@@ -51,7 +51,8 @@ def encode_answers(
         if len(made) > 1 or made[0].ids[: len(prompt)] != prompt:
             raise DataError(
                 "an answer takes several turns, and each of them is asked for with other tokens than stand before it",
-                "compare answers of one turn; with train.thinking=on the turns after a tool's result can be compared too",
+                "compare answers of one turn; with train.thinking=on the turns after a tool's result can be "
+                "compared too",
             )
         whole = made[0]
         end = max((index for index, loss in enumerate(whole.loss) if loss), default=-1) + 1

@@ -20,7 +20,8 @@ from gemma_ops.errors import DataError
 
 EOS = "<eos>"
 KEYS = frozenset(
-    ("text", "id", "url", "title", "source", "meta", "metadata", "privacy", "group", "weight", "date", "timestamp", "language")
+    ("text", "id", "url", "title", "source", "meta", "metadata", "privacy", "group", "weight", "date", "timestamp",
+        "language")
 )  # fmt: skip
 """Keys that may stand next to `text` in a row that is taken for a document; a `label` makes it something else."""
 

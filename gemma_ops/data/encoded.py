@@ -117,8 +117,8 @@ def _ids(tokenizer: Tokenizer, senses: Senses, kind: str) -> list[int]:
         number = tokenizer.token_to_id(token)
         if number is None or number != expected.get(token, number):
             raise ModelError(
-                f"the tokenizer has {'no' if number is None else f'id {number} for'} {token}, and the model's configuration "
-                f"says {expected.get(token)}",
+                f"the tokenizer has {'no' if number is None else f'id {number} for'} {token}, and the model's "
+                f"configuration says {expected.get(token)}",
                 "tokenizer.json and config.json must be those of one checkpoint",
             )
         found.append(int(number))

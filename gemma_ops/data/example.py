@@ -153,7 +153,8 @@ _FIX: dict[Kind, str] = {
     "pair": "give pairs (`prompt`, `chosen`, `rejected`), or train with sft (conversations) or kto (judged answers)",
     "judged": "give judged answers (`prompt`, `completion`, `label`) or pairs, or train with sft",
     "text": "give rows of raw text (`text`), or train conversations with sft",
-    "conversation": "give conversations, train raw texts with pretrain, or train with dpo, orpo or reward (pairs) or kto (judged answers)",
+    "conversation": "give conversations, train raw texts with pretrain, or train with dpo, orpo or reward (pairs) or "
+    "kto (judged answers)",
 }
 
 

@@ -92,11 +92,11 @@ class Importer:
             return "columns"
         found = settings.format if settings.format != "auto" else row_formats.detect(values) if values else "none"
         if found == "text" and settings.system is not None:
-            raise DataError("data.system says nothing to rows of raw text", "leave data.system out")
+            raise DataError("data.system has no effect on rows of raw text", "leave data.system out")
         return found
 
     def _example(self, raw: RawRow, row: dict[str, Any], read_row: Callable[[dict[str, Any]], Any]) -> Imported:
-        # A template names the columns it wants, an image beside it may be there for another reason.
+        # A template names the columns it wants, an image next to it may be there for another reason.
         beside = parts.media_columns(row) if self.layout != "columns" or self._tagged else []
         given = read_row(row)
         own = None if self.layout in ("text", "gemini") else row_formats.system_column(row)
@@ -148,8 +148,8 @@ class Importer:
             "weight": weight,
         }
         if not made["group"]:
-            # Answers to one prompt, and rows about one picture, stay on one side of the split: else validation would ask
-            # about what was trained on.
+            # Answers to one prompt, and rows about one picture, stay on one side of the split: else validation would
+            # ask about what was trained on.
             seen = parts.media_of(turns["messages"])
             own = content_id(turns["messages"], turns["tools"]) if prompted else made["id"]
             made["group"] = Path(seen[0]["path"]).stem[:32] if seen else own

@@ -1,7 +1,7 @@
 """Marks for turns that are not to be learned: every author's spelling of them, honoured or refused, never ignored.
 
 OpenAI marks an assistant message with `"weight": 0`; axolotl's and ms-swift's rows say `"train": false`, `"loss":
-false` or `"trainable": false`; others give a list of masks beside the messages. A turn that is marked stays in the
+false` or `"trainable": false`; others give a list of masks next to the messages. A turn that is marked stays in the
 conversation, as `"weight": 0`, and carries no loss.
 """
 
@@ -55,7 +55,8 @@ def turn_is_learned(turn: dict[str, Any], role: str, where: str) -> bool:
         if value not in (0, 1):  # True is 1
             raise RowError(
                 "message_weight",
-                f"{where} is weighted by itself ({key}: {value!r}); a turn is learned or not: use 1 or 0, or weigh the row",
+                f"{where} is weighted by itself ({key}: {value!r}); a turn is learned or not: use 1 or 0, or weigh "
+                f"the row",
             )
         learned[key] = bool(value) is not (key in REVERSED)
     if len(set(learned.values())) > 1:
@@ -90,7 +91,8 @@ def _masked(turns: Sequence[Any], mask: Sequence[Any], key: str) -> list[Any]:
     if places is None:
         raise RowError(
             "row_mask",
-            f"the column {key} has {len(mask)} entries, and the conversation {len(turns)} turns, {len(answers)} of the model",
+            f"the column {key} has {len(mask)} entries, and the conversation {len(turns)} turns, {len(answers)} of "
+            f"the model",
         )
     made = list(turns)
     for index, value in zip(places, mask, strict=True):

@@ -128,8 +128,8 @@ class MediaShelf:
         if facts.get("samples", 0) > LONGEST:
             raise RowError(
                 "media_too_long",
-                f"{name} takes {facts['samples'] / RATE:.1f} s, longer than the {LONGEST // RATE} s that Gemma 4 hears: cut it "
-                "into pieces",
+                f"{name} takes {facts['samples'] / RATE:.1f} s, longer than the {LONGEST // RATE} s that Gemma 4 "
+                "hears: cut it into pieces",
             )
         name_here = f"{FOLDER}/{hashlib.sha256(data).hexdigest()}.{ending}"
         part = {"type": kind, "path": name_here, **facts}

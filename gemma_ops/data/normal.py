@@ -42,9 +42,9 @@ def conversation(
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]] | None, list[str]]:
     """Return normalised messages and tools, and the codes of what was repaired.
 
-    `system` is put first when the row has no system turn; `own` is a system turn that stands beside the row's turns,
-    and comes before that; `media` are images and sounds that stand beside the messages (`parts.media_columns`). `asked`
-    says that it is a question, which nobody has answered yet. Raises RowError.
+    `system` is put first when the row has no system turn; `own` is a system turn that stands next to the row's turns,
+    and comes before that; `media` are images and sounds that stand next to the messages (`parts.media_columns`).
+    `asked` says that it is a question, which nobody has answered yet. Raises RowError.
     """
     notes: list[str] = []
     if not isinstance(raw, list) or not raw:

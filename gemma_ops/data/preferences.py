@@ -33,7 +33,7 @@ def preference(row: Row) -> Compared:
     """Read TRL's `{"prompt", "chosen", "rejected"}`, texts or lists of messages, or whole conversations without a
     prompt.
 
-    A prompt may also be called `question`, with `system` beside it, and `messages` where this project wrote the row.
+    A prompt may also be called `question`, with `system` next to it, and `messages` where this project wrote the row.
     With one of the two sides the row is a judged answer.
     """
     chosen, rejected = (_turns(row.get(side), "assistant") for side in ("chosen", "rejected"))

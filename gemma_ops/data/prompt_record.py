@@ -1,7 +1,7 @@
 """The mode and chat template that a model was trained with, recorded next to its weights so that evaluation and serving
 ask the same way.
 
-`prompting.json` lies in the adapter's folder, in the merged model's and beside each GGUF file.
+`prompting.json` lies in the adapter's folder, in the merged model's and next to each GGUF file.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Prompting:
 
     @property
     def asks_to_think(self) -> bool:
-        """True if questions are asked with thinking on. One trained in both modes (`mixed`) is asked without."""
+        """True if questions are asked with thinking on. A model trained in both modes (`mixed`) is asked without."""
         return self.thinking == "on"
 
 

@@ -2,7 +2,7 @@
 
 Engines serve with it, so prompts are rendered with it in training and in evaluation too. What the model says after a
 prompt is written as our template writes it, which is Google's of 2026-07-09; a template that we don't know is compared
-with ours over probes, and what differs is told.
+with ours over probes, and what differs is reported.
 """
 
 from __future__ import annotations

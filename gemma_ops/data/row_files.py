@@ -25,7 +25,8 @@ from gemma_ops.errors import DataError
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".txt")
 _HELD_OUT = frozenset(
     {
-        "test", "tests", "testing", "testset", "eval", "evals", "evaluation", "evaluate", "evalset", "valid", "validation",
+        "test", "tests", "testing", "testset", "eval", "evals", "evaluation", "evaluate", "evalset", "valid",
+        "validation",
         "validate", "val", "vals", "dev", "devel", "devset", "holdout", "heldout", "unseen", "benchmark", "gold",
     }
 )  # fmt: skip

@@ -88,7 +88,8 @@ class Caches:
         if about["model"] != f"models/{model}":
             raise Refusal(
                 400,
-                f"Model used by GenerateContent request (models/{model}) and CachedContent ({about['model']}) has to be the same.",
+                f"Model used by GenerateContent request (models/{model}) and CachedContent ({about['model']}) has to "
+                f"be the same.",
             )
         return about
 

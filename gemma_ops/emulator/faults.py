@@ -153,8 +153,8 @@ def refuse_request(rule: Rule, model: str) -> Reaction:
         return Reaction(429, _quota(rule, model).body())
     text = {
         "400": "Request contains an invalid argument.",
-        "401": "Request had invalid authentication credentials. Expected OAuth 2 access token, login cookie or other valid "
-        "authentication credential.",
+        "401": "Request had invalid authentication credentials. Expected OAuth 2 access token, login cookie or "
+        "other valid authentication credential.",
         "403": "Permission denied on resource project.",
         "404": f"models/{model} is not found for API version v1, or is not supported for generateContent.",
         "408": "The request timed out. Please try again.",

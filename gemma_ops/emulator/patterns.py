@@ -9,8 +9,8 @@ from re import _parser as parser  # type: ignore[attr-defined]
 from typing import Any
 
 # rstr does the same, and backreferences too. Ours stays: the patterns that Gemini takes (RE2's) have none, and ours are
-# short. rstr repeats up to 100 times, and more when nested (6,133 characters for a name of several words), all billed as
-# tokens, and its limit is a constant of its module; it fails on possessive repeats, which ours reads.
+# short. rstr repeats up to 100 times, and more when nested (6,133 characters for a name of several words), all billed
+# as tokens, and its limit is a constant of its module; it fails on possessive repeats, which ours reads.
 _CATEGORIES = {
     kinds.CATEGORY_DIGIT: r"\d",
     kinds.CATEGORY_WORD: r"\w",

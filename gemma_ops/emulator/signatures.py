@@ -44,9 +44,9 @@ def check_signatures(turns: Sequence[Mapping[str, Any]], model: str) -> None:
         if not found:
             raise Refusal(
                 400,
-                "Function call is missing a thought_signature in functionCall parts. This is required for tools to work "
-                "correctly, and missing thought_signature may lead to degraded model performance. Additional data, function "
-                f"call `default_api:{name}` , position {number + 1}. Please refer to "
+                "Function call is missing a thought_signature in functionCall parts. This is required for tools "
+                "to work correctly, and missing thought_signature may lead to degraded model performance. Additional "
+                f"data, function call `default_api:{name}` , position {number + 1}. Please refer to "
                 "https://ai.google.dev/gemini-api/docs/thought-signatures for more details.",
             )
         if not _known(str(found)):

@@ -139,7 +139,8 @@ def _check_thinking(config: Mapping[str, Any], card: Card) -> None:
     if level is not None and str(level).lower() not in (*card.levels, "thinking_level_unspecified"):
         raise Refusal(
             400,
-            f"Thinking level {str(level).upper()} is not supported for this model. Please retry with other thinking level.",
+            f"Thinking level {str(level).upper()} is not supported for this model. Please retry with other "
+            f"thinking level.",
         )
     if budget is not None and not card.budgets:
         raise Refusal(400, "Thinking budget is not supported for this model. Please use thinking level.")

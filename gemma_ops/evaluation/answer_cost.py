@@ -1,4 +1,4 @@
-"""What answers take besides being right: time, dollars, and data that leaves the machine.
+"""The cost of answers besides their quality: time, dollars, and data that leaves the machine.
 
 Dollars are what was billed, where something was. On this machine they are its hours: the machine's seconds per answer
 at its hourly price, over the share of hours it would be busy. Where neither price nor bill is known, the figure is
@@ -29,7 +29,7 @@ Facts = dict[str, Any]
 
 
 def hour(machine: MachineConfig) -> Facts:
-    """What an hour of this machine costs: `dollars` (None when unknown), where the figure is `from`, and
+    """Return what an hour of this machine costs: `dollars` (None when unknown), where the figure is `from`, and
     `utilisation`."""
     if machine.dollars_per_hour is not None:
         return {
@@ -47,16 +47,17 @@ def hour(machine: MachineConfig) -> Facts:
 
 @dataclass(frozen=True)
 class Money:
-    """Dollars per answer, one figure for each; None when unknown, and `basis` says why, or where they are from."""
+    """US dollars per answer, one figure for each; None when unknown, and `basis` says why, or where they are from."""
 
     dollars: tuple[float, ...] | None
     kind: str
-    """`billed`, `machine`, or `unknown`."""
+    """Kind of the dollars: `billed`, `machine`, or `unknown`."""
     basis: str
 
 
 def answer_money(answers: Sequence[StoredAnswer], facts: Facts, target: str) -> Money:
-    """What each answer of a target cost. `facts` are those of the verdict: `targets`, and `machine` (see `hour`)."""
+    """Return what each answer of a target cost. `facts` are those of the verdict: `targets`, and `machine` (see
+    `hour`)."""
     shown = [answer for answer in answers if answer.end != "hidden"]
     billed = [answer.dollars for answer in shown]
     if any(value is not None for value in billed):
@@ -76,15 +77,15 @@ def answer_money(answers: Sequence[StoredAnswer], facts: Facts, target: str) -> 
 
 
 def answer_place(facts: Facts, target: str) -> str:
-    """Where a target's prompts go; evaluations of before there were services all stayed here."""
+    """Return where a target's prompts go; evaluations from before services were supported all stayed here."""
     return str(facts.get("targets", {}).get(target, {}).get("place", HERE))
 
 
 def spent(
     answers: Sequence[StoredAnswer], facts: Facts, target: str, confidence: float, most: float | None = None
 ) -> Facts:
-    """`usd_per_1k` with its interval, `kind` and `basis`; figures are None where unknown. So is the upper end without
-    `most`, what 1,000 answers can cost at most: the next answer may then be of any price."""
+    """Return `usd_per_1k` with its interval, `kind` and `basis`; figures are None where unknown. So is the upper end
+    without `most`, what 1,000 answers can cost at most: the next answer may then be of any price."""
     found = answer_money(answers, facts, target)
     body: Facts = {"usd_per_1k": None, "low": None, "high": None, "kind": found.kind, "basis": found.basis}
     if found.dollars:
@@ -96,7 +97,7 @@ def spent(
 
 
 def answer_speed(answers: Sequence[StoredAnswer]) -> dict[str, float | None]:
-    """Seconds that askers waited, the machine's seconds, and tokens. None where nothing was measured."""
+    """Return the seconds that askers waited, the machine's seconds, and tokens. None where nothing was measured."""
     shown = [answer for answer in answers if answer.end != "hidden"]
     total = sum(answer.seconds for answer in shown)
     fresh = sum(answer.new_tokens for answer in shown)
@@ -116,7 +117,8 @@ def answer_speed(answers: Sequence[StoredAnswer]) -> dict[str, float | None]:
 
 
 def answer_waits(answers: Sequence[StoredAnswer], kind: str) -> list[float]:
-    """Waiting times; those for first tokens only when every answer that came has one, since some are no sample."""
+    """Return waiting times; those for first tokens only when every answer that came has one, since some are no
+    sample."""
     shown = [answer for answer in answers if answer.end != "hidden"]
     if kind == "seconds":
         return [answer.seconds if answer.waited is None else answer.waited for answer in shown]
@@ -171,8 +173,9 @@ class Below(GateEvidence):
 def evidence(
     gate: GateConfig, answers: Sequence[StoredAnswer], facts: Facts, most: float | None = None
 ) -> GateEvidence:
-    """Evidence for a gate on dollars or seconds. `most` is what 1,000 answers can cost at most, as far as it is known
-    from what is reserved for each; the gate may say it. Raises DataError when what it asks about was not measured.
+    """Return the evidence for a gate on dollars or seconds. `most` is what 1,000 answers can cost at most, as far as it
+    is known from what is reserved for each; the gate may say it. Raises DataError when what it asks about was not
+    measured.
 
     That a quantile of the waiting times stays below a limit is tested as what it means: at least that share of answers
     came in time.
@@ -186,8 +189,8 @@ def evidence(
         sample, most = Sample.of([1000 * value for value in found.dollars]), gate.most or most
         if most is not None and float(sample.values.max()) > most:
             raise DataError(
-                f"an answer of {gate.target} cost ${sample.values.max() / 1000:.4g}, more than the ${most / 1000:.4g} that an answer "
-                "can cost at most",
+                f"an answer of {gate.target} cost ${sample.values.max() / 1000:.4g}, more than the ${most / 1000:.4g} "
+                "that an answer can cost at most",
                 "correct `most` of the gate on usd_per_1k, in dollars per 1,000 answers",
             )
         return Below(sample, False, sample.mean, None, most)

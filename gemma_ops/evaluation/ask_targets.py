@@ -1,4 +1,4 @@
-"""Letting targets answer what they have not answered: batch by batch, each stored as it comes."""
+"""Asking of targets what they have not answered: batch by batch, each stored as it comes."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def check_targets(targets: Sequence[Target], tasks: Sequence[Task]) -> None:
 
 
 def readable(targets: Sequence[Target], tasks: Sequence[Task]) -> None:
-    """Refuse tasks that show what a target can't see or hear, before anything is asked. Raises ConfigError."""
+    """Refuse tasks with images or sounds that a target doesn't take, before anything is asked. Raises ConfigError."""
     for target in targets:
         for task in tasks:
             if lacking := sorted(task.shows - reads(target)):
@@ -48,7 +48,8 @@ def readable(targets: Sequence[Target], tasks: Sequence[Task]) -> None:
 
 
 def asking_mode(name: str, settings: EvaluateConfig, models: RunModels) -> AskingMode:
-    """How the target of that name is asked if it is a local model: as what it is, or was tuned to, was trained."""
+    """Return how the target of that name is asked if it is a local model: as what it is, or was tuned to, was
+    trained."""
     spec = specs.parse_target(name)
     places = {"folder": Path(spec.place).expanduser(), "gguf": Path(spec.place).expanduser().parent}
     if models.champion:
@@ -71,25 +72,25 @@ def refuse_control_questions(targets: Sequence[Target], tasks: Sequence[Task]) -
         if found:
             more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
             raise DataError(
-                f"task {task.name}: question {found[0][0].id}{more} spells the control token {found[0][1]}, which a local "
-                "model would read as structure",
+                f"task {task.name}: question {found[0][0].id}{more} spells the control token {found[0][1]}, which "
+                "a local model would read as structure",
                 "take it out; or ask with such tokens as their characters: --set evaluate.control_tokens=spell",
             )
 
 
 def answer_keys(target: Target, task: Task) -> list[str]:
-    """Keys of a target's answers, in the task's row order."""
+    """Return the keys of a target's answers, in the task's row order."""
     generation = task.file.generation.model_dump(mode="json")
     return [stored_answers.answer_key(target.name, target.identity, task.name, row, generation) for row in task.rows]
 
 
 def shown_media(target: Target, task: Task) -> list[ScoredRow]:
-    """Rows that the target may see."""
+    """Return the rows that the target may see."""
     return [row for row in task.rows if row.privacy in target.sees]
 
 
 def complete(target: Target, task: Task, stored: AnswerFile) -> list[StoredAnswer]:
-    """A target's answers in the task's row order; those it may not give are `hidden`."""
+    """Return a target's answers in the task's row order; those it may not give are `hidden`."""
     return [
         stored.known[key] if row.privacy in target.sees else stored_answers.hidden(key, target.name, task.name, row.id)
         for key, row in zip(answer_keys(target, task), task.rows, strict=True)
@@ -151,16 +152,16 @@ def _record(target: Target, task: Task, made: Sequence[StoredAnswer], done: int,
 
 
 def run_name(out: Path) -> str:
-    """The run that a step's folder belongs to: money is counted by run."""
+    """Return the run that a step's folder belongs to: money is counted by run."""
     return out.resolve().parent.name
 
 
 def prompt_of(row: ScoredRow) -> Prompt:
-    """A question as every target is asked it, and as its cost is foreseen."""
+    """Return a question as every target is asked it, and as its cost is forecast."""
     return Prompt(row.messages, row.privacy, row.id, media=row.media, tools=row.tools)
 
 
 def _length(row: ScoredRow) -> int:
-    """Letters of a row; an image or a sound counts as some hundreds, as the tokens it takes would."""
+    """Return the letters of a row; an image or a sound counts as some hundreds, as the tokens it takes would."""
     words = sum(len(text_of(message.get("content", ""))) for message in row.messages)
     return words + _PART * len(media_of(row.messages))

@@ -1,8 +1,9 @@
-"""Own hardware against the prices of services: dollars per 1,000 answers, and the volume from which the machine is cheaper.
+"""The comparison of own hardware with the prices of services: dollars per 1,000 answers, and the volume from which the
+machine is cheaper.
 
-A machine that is owned or rented costs the same idle or busy; a service costs per token. So below some volume the service is
-cheaper and above it the machine, up to what the machine can answer. Everything here is arithmetic on figures that are named in
-the result: measured speed and tokens, the machine's price an hour, and dated list prices.
+A machine that is owned or rented costs the same idle or busy; a service costs per token. So below some volume the
+service is cheaper and above it the machine, up to what the machine can answer. Everything here is arithmetic on figures
+that are named in the result: measured speed and tokens, the machine's price an hour, and dated list prices.
 
     machine, per month      dollars per hour × 730
     machine, per answer     dollars per hour / 3,600 / (answers per second × share of hours busy)
@@ -43,7 +44,7 @@ class Workload:
 
 @dataclass(frozen=True)
 class Own:
-    """The machine."""
+    """Own machine: its price, speed and utilisation."""
 
     answers_per_second: float
     dollars_per_hour: float
@@ -53,22 +54,22 @@ class Own:
 
     @property
     def per_month(self) -> float:
-        """Dollars."""
+        """Return the US dollars of a month."""
         return self.dollars_per_hour * HOURS
 
     @property
     def capacity(self) -> float:
-        """Answers a month when it is never idle."""
+        """Return the answers of a month when it is never idle."""
         return self.answers_per_second * 3600 * HOURS
 
     @property
     def per_thousand(self) -> float:
-        """Dollars per 1,000 answers at the share of hours it is busy."""
+        """Return the dollars per 1,000 answers at the share of hours it is busy."""
         return 1000 * self.dollars_per_hour / 3600 / (self.answers_per_second * self.utilisation)
 
     @property
     def full(self) -> float:
-        """Dollars per 1,000 answers when it is never idle: the least it can be."""
+        """Return the dollars per 1,000 answers when it is never idle: the least it can be."""
         return self.per_thousand * self.utilisation
 
 
@@ -80,17 +81,17 @@ class Charge:
     standard: float
     batch: float | None
     cached: float | None
-    """Standard, with as much of the prompt from the cache as `Comparison.cached_share` says."""
+    """Dollars at the standard tier, with as much of the prompt from the cache as `Comparison.cached_share` says."""
 
 
 @dataclass(frozen=True)
 class Offer:
-    """A service."""
+    """A service and its prices."""
 
     name: str
     kind: Kind
     charges: tuple[Charge, ...]
-    """Today's, and those after the next known change of its prices."""
+    """Charges of today, and those after the next known change of its prices."""
     work: Workload
     source: str
 
@@ -110,8 +111,8 @@ class CostComparison:
     at: datetime
 
     def break_even(self, per_thousand: float | None) -> float | None:
-        """Answers a month from which the machine is cheaper; None when it never is, because one machine can't answer so many,
-        or when the price is unknown."""
+        """Return the answers a month from which the machine is cheaper; None when it never is, because one machine
+        can't answer so many, or when the price is unknown."""
         if not per_thousand:
             return None
         volume = 1000 * self.own.per_month / per_thousand
@@ -147,7 +148,8 @@ class CostComparison:
 
 
 def compare_costs(
-    own: Own, work: Workload, *, at: datetime, cached_share: float = 1.0, measured: Mapping[str, tuple[str, Workload]] | None = None,
+    own: Own, work: Workload, *, at: datetime, cached_share: float = 1.0,
+    measured: Mapping[str, tuple[str, Workload]] | None = None,
     priced: Mapping[str, tuple[float, float]] | None = None,
 ) -> CostComparison:  # fmt: skip
     """Compare the machine with every priced Gemini model, with Gemma where others serve it, and with `priced`.
@@ -173,7 +175,8 @@ def compare_costs(
 
 
 def _gemini(name: str, model: str, work: Workload, cached_share: float, at: datetime) -> Offer | None:
-    """A Gemini model today and after its next change; None for one that can't be paid for or has no price today."""
+    """Return a Gemini model today and after its next change; None for one that can't be paid for or has no price
+    today."""
     today = at.astimezone(UTC).date()
     change = prices.next_change(model, after=at)
     charges, source = [], ""
@@ -201,7 +204,7 @@ def _charge(start: date, standard: TokenRates, batch: TokenRates | None, work: W
 
 
 def _dollars(rates: TokenRates, work: Workload, cached_share: float) -> float:
-    """Dollars per 1,000 answers. The prompt's mean decides whether it counts as long."""
+    """Return the dollars per 1,000 answers. The prompt's mean decides whether it counts as long."""
     chosen = rates.at(round(work.prompt))
     fresh = work.prompt * (1 - cached_share)
     millionths = (

@@ -1,7 +1,8 @@
-"""A comparison of costs as one self-contained page: the answer, dollars a month by volume, every break-even, every figure.
+"""A comparison of costs as one self-contained page: the answer, dollars a month by volume, every break-even, every
+figure.
 
-The drawings are inline SVG with positions in per cent across and logarithmic scales, so that they fill a phone as well as a
-desk; the page follows the reader's light or dark setting, and needs no network and no script.
+The drawings are inline SVG with positions in per cent across and logarithmic scales, so that they fill a phone as well
+as a desk; the page follows the reader's light or dark setting, and needs no network and no script.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from gemma_ops.words.palette import report_style
 
 _COLOURS = ("t-q8", "t-q4", "t-bf16", "t-other", "t-base")
 _HEIGHT = 300
-"""Of the drawing of dollars by volume, in CSS pixels."""
+"""Height of the drawing of dollars by volume, in CSS pixels."""
 _ROW = 26
 
 
@@ -38,13 +39,13 @@ class _Log:
         return math.log(inside / self.low) / math.log(self.high / self.low)
 
     def ticks(self) -> list[float]:
-        """Powers of ten inside the scale."""
+        """Return the powers of ten inside the scale."""
         first, last = math.ceil(math.log10(self.low) - 1e-9), math.floor(math.log10(self.high) + 1e-9)
         return [10.0**power for power in range(first, last + 1)]
 
 
 def cost_page(found: CostComparison) -> str:
-    """The whole page."""
+    """Return the whole page."""
     return REPORT.page(
         "breakeven.html", "whole", style=report_style(), headline=text.cost_headline(found),
         own=f"{_capital(text.own_line(found.own))}.", months=_months(found), breaks=_breaks(found),
@@ -57,7 +58,7 @@ def _capital(sentence: str) -> str:
 
 
 def _months(found: CostComparison) -> Markup:
-    """Dollars a month by answers a month: the machine in steps, one per machine; some services as slopes."""
+    """Draw dollars a month by answers a month: the machine in steps, one per machine; some services as slopes."""
     own = found.own
     chosen = _chosen(found.offers)
     dearest = max((offer.charges[-1].standard for offer in chosen), default=own.full)
@@ -86,8 +87,8 @@ def _months(found: CostComparison) -> Markup:
 
 
 def _chosen(offers: Sequence[Offer]) -> list[Offer]:
-    """Few enough to tell apart: the cheapest and the dearest of each kind, known rises included, and one in the middle of
-    Gemini's."""
+    """Return few enough services to tell apart: the cheapest and the most expensive of each kind, known rises included,
+    and one in the middle of Gemini's."""
     kept: dict[str, Offer] = {}
     for kind, places in (("hosted", (0, -1)), ("gemini", (0, 0.5, -1))):
         ordered = sorted(
@@ -100,7 +101,7 @@ def _chosen(offers: Sequence[Offer]) -> list[Offer]:
 
 
 def _breaks(found: CostComparison) -> Markup:
-    """From which volume the machine is cheaper than each service."""
+    """Return from which volume the machine is cheaper than each service."""
     volumes = [
         1000 * found.own.per_month / amount
         for offer in found.offers
@@ -180,7 +181,10 @@ def _grid(across: _Log, up: _Log) -> str:
         x = _x(across, tick)
         body += f'<line class="grid" x1="{x}" x2="{x}" y1="0" y2="{_HEIGHT}"/>'
     for tick in _thinned(across.ticks(), 5):
-        body += f'<text class="tick" x="{_x(across, tick)}" y="{_HEIGHT + 15}" text-anchor="middle">{escape(text.count_words(tick))}</text>'
+        body += (
+            f'<text class="tick" x="{_x(across, tick)}" y="{_HEIGHT + 15}" '
+            f'text-anchor="middle">{escape(text.count_words(tick))}</text>'
+        )
     for tick in up.ticks():
         y = _y(up, tick)
         body += f'<line class="grid" x1="0%" x2="100%" y1="{y}" y2="{y}"/>'
@@ -189,7 +193,7 @@ def _grid(across: _Log, up: _Log) -> str:
 
 
 def _slope(across: _Log, up: _Log, per_thousand: float, colour: str, kind: str) -> str:
-    """Dollars that grow with the volume, clipped to the drawing."""
+    """Return the line of dollars that grow with the volume, clipped to the drawing."""
     low = max(across.low, 1000 * up.low / per_thousand)
     high = min(across.high, 1000 * up.high / per_thousand)
     if low >= high:
@@ -210,7 +214,7 @@ def _thinned(ticks: Sequence[float], most: int) -> Sequence[float]:
 
 
 def _x(across: _Log, value: float) -> str:
-    """Per cent, kept a dot's radius inside the drawing."""
+    """Return the position in per cent, kept a dot's radius inside the drawing."""
     return f"{1.5 + 97 * across.share(value):.2f}%"
 
 

@@ -1,4 +1,4 @@
-"""What a comparison of costs starts from: an evaluation that measured speed and tokens, or figures given by hand."""
+"""The inputs of a comparison of costs: an evaluation that measured speed and tokens, or figures given by hand."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ class Given:
     new_tokens: float | None = None
     thought_tokens: float | None = None
     tokens_per_second: float | None = None
-    """New tokens, of all answers decoded together."""
+    """New tokens per second, of all answers decoded together."""
     device: str | None = None
     target: str | None = None
     task: str | None = None
 
 
 def read_evaluation(config: RunConfig, given: Given) -> tuple[Own, Workload, dict[str, tuple[str, Workload]]]:
-    """The machine, the tokens of an answer, and the Gemini targets that were measured beside it.
+    """Return the machine, the tokens of an answer, and the Gemini targets that were measured in the same evaluation.
 
     Raises ConfigError when something is neither measured nor given, or an hour of the machine has no known price.
     """
@@ -80,7 +80,7 @@ def read_evaluation(config: RunConfig, given: Given) -> tuple[Own, Workload, dic
 
 
 def _result(path: Path, given: Given) -> tuple[TargetResult, Sequence[TargetResult], Verdict]:
-    """The measured local target, every result on its task, and the whole verdict."""
+    """Return the measured local target, every result on its task, and the whole verdict."""
     fix = "evaluate first, or give --prompt-tokens, --new-tokens and --tokens-per-second"
     if not path.exists():
         raise ConfigError(f"there is no evaluation at {path}", fix)
@@ -116,7 +116,7 @@ def _same(device: str, measured: MachineFacts | None) -> None:
 def _rivals(
     results: Sequence[TargetResult], targets: Mapping[str, TargetFacts], path: Path
 ) -> dict[str, tuple[str, Workload]]:
-    """Gemini targets with the tokens they used themselves, or that an emulator made up in their place."""
+    """Return Gemini targets with the tokens they used themselves, or that an emulator made up in their place."""
     found = {}
     for item in results:
         kind, _, rest = item.target.partition(":")
@@ -132,7 +132,8 @@ def _rivals(
 
 
 def _hour(machine: MachineConfig, device: str | None, measured: MachineFacts | None) -> tuple[float, str]:
-    """Dollars an hour and where the figure is from: the reader's own, else of the machine whose speed was measured."""
+    """Return dollars an hour and where the figure is from: the reader's own, else of the machine whose speed was
+    measured."""
     if device is not None:
         chosen = devices.get_device(device)
         dollars, where = chosen.dollars, f"{chosen.name}, {chosen.priced}"
@@ -150,8 +151,8 @@ def _hour(machine: MachineConfig, device: str | None, measured: MachineFacts | N
 
 
 def services(machine: MachineConfig, given: Sequence[str]) -> dict[str, tuple[float, float]]:
-    """Services with a price of the reader's: those of `machine.endpoints`, and `NAME=IN/OUT` in dollars per million
-    tokens."""
+    """Return services with a price of the reader's: those of `machine.endpoints`, and `NAME=IN/OUT` in dollars per
+    million tokens."""
     found = {
         endpoint.url: (endpoint.dollars_in, endpoint.dollars_out)
         for endpoint in machine.endpoints

@@ -1,4 +1,5 @@
-"""A comparison of costs as plain text, about 100 columns wide: the answer first, then the table, then what it rests on."""
+"""A comparison of costs as plain text, about 100 columns wide: the answer first, then the table, then what it rests
+on."""
 
 from __future__ import annotations
 
@@ -43,7 +44,7 @@ def own_line(own: Own) -> str:
 
 
 def cost_headline(found: CostComparison) -> str:
-    """From which volume the machine is cheaper than the cheapest of each kind."""
+    """Return from which volume the machine is cheaper than the cheapest of each kind."""
     parts = []
     for kind, title in (("gemini", "Gemini"), ("hosted", "hosted Gemma")):
         offer = cheapest(found.offers, kind)  # type: ignore[arg-type]
@@ -62,7 +63,7 @@ def cost_headline(found: CostComparison) -> str:
 
 
 def notes(found: CostComparison) -> list[str]:
-    """What every figure rests on."""
+    """Return what every figure rests on."""
     own, work = found.own, found.work
     thoughts = f", {work.thoughts:,.0f} thoughts" if work.thoughts else ", no thoughts"
     share = "all" if found.cached_share == 1 else f"{found.cached_share:.0%}"
@@ -71,29 +72,29 @@ def notes(found: CostComparison) -> list[str]:
     sources = ", ".join(sorted({offer.source for offer in found.offers}))
     told = []
     told.append(
-        f"machine: {speed_words(own)}; ${own.dollars_per_hour:g} an hour ({own.price_from}), ${own.per_month:,.0f} a month, idle "
-        f"or busy; utilisation {own.utilisation:g} (machine.utilisation)."
+        f"machine: {speed_words(own)}; ${own.dollars_per_hour:g} an hour ({own.price_from}), ${own.per_month:,.0f} a "
+        f"month, idle or busy; utilisation {own.utilisation:g} (machine.utilisation)."
     )
     told.append(f"an answer: {work.prompt:,.1f} prompt tokens, {work.new:,.1f} new{thoughts} ({work.source}).")
     told.append(
-        f"prices: {sources}; facts as of {models.models_table().as_of}, read on {found.at.date()}. Batch answers within a day. "
-        f"Cached: {share} of the prompt comes from the cache."
+        f"prices: {sources}; facts as of {models.models_table().as_of}, read on {found.at.date()}. Batch answers "
+        f"within a day. Cached: {share} of the prompt comes from the cache."
     )
     told.append(
-        "break-even: answers a month that cost as much there as the machine costs; `never` where one machine can't answer "
-        "so many."
+        "break-even: answers a month that cost as much there as the machine costs; `never` where one machine can't "
+        "answer so many."
     )
     if measured:
         told.append(f"priced at the tokens they used themselves, thoughts included: {', '.join(measured)}.")
     if rehearsed:
         told.append(
-            f"NOT MEASURED: the tokens of {', '.join(rehearsed)} are from a rehearsal, where an emulator made them up; evaluate "
-            "against Gemini itself for figures that count."
+            f"NOT MEASURED: the tokens of {', '.join(rehearsed)} are from a rehearsal, where an emulator made them up; "
+            "evaluate against Gemini itself for figures that count."
         )
     if not work.thoughts and any(offer.kind == "gemini" and offer.work is work for offer in found.offers):
         told.append(
-            "Gemini models that think bill their thoughts as output: give --thought-tokens, or evaluate them as targets, which "
-            "measures it."
+            "Gemini models that think bill their thoughts as output: give --thought-tokens, or evaluate them as "
+            "targets, which measures it."
         )
     if any(offer.kind == "hosted" and offer.source != "as given" for offer in found.offers):
         told.append("hosted Gemma is not tuned: whether it answers as well is a question for an evaluation.")
@@ -105,12 +106,12 @@ def speed_words(own: Own) -> str:
 
 
 def money_words(amount: float) -> str:
-    """Dollars, with as many digits as tell small amounts apart."""
+    """Return dollars, with as many digits as tell small amounts apart."""
     return f"{amount:,.2f}" if amount >= 10 else f"{amount:.3f}" if amount >= 0.1 else f"{amount:.2g}"
 
 
 def count_words(number: float) -> str:
-    """A volume in three digits."""
+    """Return a volume in three digits."""
     for size, name in ((1e9, " billion"), (1e6, " million")):
         if number >= size:
             return f"{number / size:.3g}{name}"

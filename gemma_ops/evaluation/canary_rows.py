@@ -1,5 +1,5 @@
-"""What an evaluation leaves for a server: some questions as token ids, and what each model that may be served and its
-base said.
+"""The record that an evaluation leaves for a server: some questions as token ids, and what each model that may be
+served and its base said.
 
 A server asks them before it takes traffic, and takes none unless it says the same. Questions come first where the model
 says something else than its base, since those tell the two apart.
@@ -20,13 +20,13 @@ from gemma_ops.tasks.task import Task
 from gemma_ops.verdicts import CANARY_SCHEMA
 
 _TUNED = "tuned"
-"""What a merged checkpoint answers as."""
+"""Target name of a merged checkpoint."""
 _ROWS = 16
-"""Questions a task; a wrong model is found by one, and sixteen take a second."""
+"""Questions of a task that are recorded; a wrong model is found by one, and sixteen take a second."""
 
 
 def canary_record(found: Sequence[tuple[Target, Task, Sequence[StoredAnswer]]]) -> dict[str, Any] | None:
-    """The record as JSON; None where neither a quantized nor the tuned model answered.
+    """Return the record as JSON; None where neither a quantized nor the tuned model answered.
 
     A row holds `task`, `row`, `messages`, `tools`, `ids` (the prompt's tokens), `max_new_tokens` (thoughts included)
     and `answers`, {target: text} of the targets among those that stopped by themselves, and of `base`. `repeats` holds
@@ -69,7 +69,7 @@ def canary_record(found: Sequence[tuple[Target, Task, Sequence[StoredAnswer]]]) 
 def _repeated(
     target: Quantized | CheckpointTarget, rows: Sequence[dict[str, Any]], tasks: dict[str, Task]
 ) -> dict[str, int]:
-    """How many of its recorded answers a target gives again."""
+    """Return how many of its recorded answers a target gives again."""
     asked = same = 0
     for name, task in tasks.items():
         mine = [row for row in rows if row["task"] == name and target.name in row["answers"]]
@@ -83,12 +83,12 @@ def _repeated(
 
 
 def recorded_answers(record: dict[str, Any]) -> dict[str, int]:
-    """How many answers of each target a record holds."""
+    """Return how many answers of each target a record holds."""
     return dict(Counter(name for row in record["rows"] for name in row["answers"]))
 
 
 def _is_own(target: Target) -> TypeGuard[Quantized | CheckpointTarget]:
-    """Whether it is a model of this run that may be served."""
+    """True if it is a model of this run that may be served."""
     return isinstance(target, Quantized) or (isinstance(target, CheckpointTarget) and target.name == _TUNED)
 
 

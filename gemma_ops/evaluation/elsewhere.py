@@ -1,4 +1,4 @@
-"""What an evaluation may show on another machine: the verdict without a word from rows that must stay here.
+"""The verdict for other machines, without a word from rows that must stay here.
 
 Slices are called by values of the rows, and labels are their answers. Of a task with `local_only` rows, such values are
 numbered instead, the same way in every place; what the task's own file says (bounds of buckets, choices) stays.
@@ -13,17 +13,17 @@ from gemma_ops.tasks.task import Task
 from gemma_ops.verdicts import Verdict
 
 FOLDER = "elsewhere"
-"""In the folder of an evaluation that has something to hide: `verdict.json`, `routing.json` and `summary.md` for
+"""Folder inside an evaluation that has something to hide: `verdict.json`, `routing.json` and `summary.md` for
 others."""
 
 
 def hides(tasks: Iterable[Task]) -> bool:
-    """Whether any question must stay here, so that others get a verdict of their own."""
+    """True if any question must stay here, so that others get a verdict of their own."""
     return any(row.privacy == "local_only" for task in tasks for row in task.rows)
 
 
 def for_others(verdict: Verdict, tasks: Iterable[Task]) -> Verdict:
-    """The verdict with the values of private rows numbered."""
+    """Return the verdict with the values of private rows numbered."""
     found = verdict.to_json()
     for task in tasks:
         if not hides((task,)):
@@ -43,7 +43,7 @@ def for_others(verdict: Verdict, tasks: Iterable[Task]) -> Verdict:
 
 
 def _numbers(task: Task) -> dict[str, Callable[[str], str]]:
-    """By slice: from a value to what others are shown."""
+    """Return for each slice a function from a value to what others are shown."""
     found: dict[str, Callable[[str], str]] = {}
     for spec in task.file.slices:
         values = sorted({row.slices[spec.name] for row in task.rows})

@@ -96,7 +96,8 @@ def evaluate(
 
     def judging(graded: Sequence[Graded]) -> list[JudgedComparison]:
         return judge_evaluation(
-            out / stored_answers.JUDGED, settings.judge, settings, machine, graded, sides, run=run, data=data, models=models
+            out / stored_answers.JUDGED, settings.judge, settings, machine, graded, sides, run=run, data=data,
+            models=models
         )  # fmt: skip
 
     return run_evaluation(
@@ -202,7 +203,7 @@ def run_evaluation(
 
 
 def _asked(timed: ConditionsFile, targets: Sequence[Target], tasks: Sequence[Task]) -> dict[str, Any]:
-    """`date` of the first question, and `asked`: the conditions of every target's answers to every task."""
+    """Return the `date` of the first question, and `asked`: the conditions of every target's answers to every task."""
     who = {(target.name, target.identity) for target in targets}
     used = [
         one
@@ -219,7 +220,8 @@ def _asked(timed: ConditionsFile, targets: Sequence[Target], tasks: Sequence[Tas
 
 
 def evaluation_metrics(verdict: Verdict) -> dict[str, float]:
-    """Flat figures for the run and for MLflow: `task/target/metric`, with `/low` and `/high`; differences; speed."""
+    """Return flat figures for the run and for MLflow: `task/target/metric`, with `/low` and `/high`; differences;
+    speed."""
     flat: dict[str, float] = {}
 
     def interval(name: str, found: ValueSpan) -> None:
@@ -273,9 +275,10 @@ class _Recorded:
     ) -> Any:
         count = sum(map(len, batches))
         raise DataError(
-            f"{count} question{'s have' if count > 1 else ' has'} no stored answer of {self.name}: the task's questions changed",
+            f"{count} question{'s have' if count > 1 else ' has'} no stored answer of {self.name}: the task's "
+            f"questions changed",
             "evaluate again instead of grading again",
         )
 
     def close(self) -> None:
-        """Holds nothing."""
+        """Do nothing: there is nothing to free."""

@@ -1,4 +1,4 @@
-"""Everything about an evaluation that can be wrong before a model is touched. No numpy here: a run asks this at its start."""
+"""Checks of an evaluation that are made before a model is touched. No numpy here: a run asks this at its start."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from gemma_ops.tasks.task import Task, load_all, validate_tasks
 def load_checked(
     settings: EvaluateConfig, folders: tuple[Path, ...], source: Path | None, run: Path | None = None
 ) -> list[Task]:
-    """The tasks with the rows that count, after every check. A question takes the strictest class of the text that it
-    holds, as far as the tasks and the folder of the run know it. Raises ConfigError and DataError."""
+    """Return the tasks with the rows that count, after every check. A question takes the strictest class of the text
+    that it holds, as far as the tasks and the folder of the run know it. Raises ConfigError and DataError."""
     from gemma_ops.judging.tightening import private_texts, tighten_tasks  # numpy
 
     if not folders:
@@ -32,7 +32,7 @@ def load_checked(
 
 
 def check_targets(settings: EvaluateConfig) -> None:
-    """Refuse an evaluation of nobody, or of somebody twice. Raises ConfigError."""
+    """Refuse an evaluation without targets, or with one named twice. Raises ConfigError."""
     if not settings.targets:
         raise ConfigError("evaluate.targets is empty", "name at least one: --set 'evaluate.targets=[base]'")
     if len(set(settings.targets)) < len(settings.targets):
@@ -67,7 +67,7 @@ def check_shown_tasks(settings: EvaluateConfig, tasks: Sequence[Task]) -> None:
 
 
 def check_gate(index: int, settings: EvaluateConfig, tasks: Sequence[Task]) -> None:
-    """As `check_gates`, for one of them."""
+    """Refuse a gate that asks about what will not be measured, before anything is answered."""
     gate, where = settings.gates[index], f"evaluate.gates.{index}"
     names = [task.name for task in tasks]
     if gate.task is None and len(tasks) > 1:
@@ -93,7 +93,8 @@ def check_gate(index: int, settings: EvaluateConfig, tasks: Sequence[Task]) -> N
 
 
 def refusals(settings: GeminiConfig) -> list[OpsError]:
-    """What keeps everything from being sent to Gemini, as it stands: offline, no key, the region, the terms (last: long)."""
+    """Return what keeps everything from being sent to Gemini, as it stands: offline, no key, the region, the terms
+    (last: long)."""
     from gemma_ops.gemini import boundary, notice, service_access
 
     found: list[OpsError] = []

@@ -1,4 +1,4 @@
-"""Before anything is asked: what an evaluation can show, what it sends where, and what it may cost.
+"""The forecast of an evaluation: what it can show, what it sends where, and what it may cost, before anything is asked.
 
 Nothing is asked and no model is loaded. The worst case of a service is the sum of what the door to it reserves: every
 byte of a prompt a token, every reply as long as it may be. The likely figure takes tokens and seconds from an
@@ -41,7 +41,8 @@ def forecast(
     source: Path | None = None,
     tasks: tuple[Path, ...],
 ) -> dict[str, Any]:
-    """What an evaluation can show, sends and may cost; `before` is the folder of this run's evaluation, if there was one.
+    """Return what an evaluation can show, sends and may cost; `before` is the folder of this run's evaluation, if there
+    was one.
 
     Nothing is asked and no model is loaded.
     """
@@ -51,8 +52,8 @@ def forecast(
 
 
 def forecast_evaluation(settings: EvaluateConfig, machine: MachineConfig, tasks: Sequence[Task], before: Path) -> Body:
-    """The plan as JSON. `before` is the folder of this run's evaluation, if there was one. Raises ConfigError for
-    unknown targets and models, BudgetError for unknown prices."""
+    """Return the plan as JSON. `before` is the folder of this run's evaluation, if there was one. Raises ConfigError
+    for unknown targets and models, BudgetError for unknown prices."""
     known, stored = _known(before), _stored(before)
     tasks, hour = [join_copies(task) for task in tasks], answer_cost.hour(machine)
     look, level = _look(before, settings)
@@ -86,7 +87,7 @@ def _first(text: str) -> str:
 
 
 def _look(before: Path, settings: EvaluateConfig) -> tuple[int, float]:
-    """Number and level of the look that this evaluation would be, if it asks about the same models as the one
+    """Return number and level of the look that this evaluation would be, if it asks about the same models as the one
     before."""
     file = before / VERDICT
     look = Verdict.read(file).look if file.is_file() else None
@@ -128,7 +129,7 @@ def _target(
 def _gemini(
     spec: TargetSpec, machine: MachineConfig, task: Task, rows: Sequence[ScoredRow], before: Body | None
 ) -> Body:
-    """Worst and likely dollars of one Gemini target."""
+    """Return worst and likely dollars of one Gemini target."""
     from gemma_ops.gemini import request_wire
 
     settings, limit, now = machine.gemini, task.file.generation.max_new_tokens, datetime.now(UTC)
@@ -160,7 +161,7 @@ def _usage(row: ScoredRow, limit: int, room: int, before: Body | None) -> Usage:
 
 
 def _known(folder: Path) -> dict[tuple[str, str], Body]:
-    """What an earlier evaluation measured, by task and target: mean tokens and seconds of an answer."""
+    """Return what an earlier evaluation measured, by task and target: mean tokens and seconds of an answer."""
     file = folder / VERDICT
     if not file.is_file():
         return {}
@@ -179,7 +180,8 @@ def _known(folder: Path) -> dict[tuple[str, str], Body]:
 
 
 def _stored(folder: Path) -> frozenset[str]:
-    """Keys of the answers that this run's evaluation has, finished or not. Only read: it may be under way."""
+    """Return the keys of the answers that this run's evaluation has, finished or not. Only read: it may be under
+    way."""
     files = [folder / stored_answers.FILE, folder.with_name(f"{folder.name}.partial") / stored_answers.FILE]
     return frozenset(
         json.loads(line)["key"]
@@ -193,13 +195,14 @@ def _stored(folder: Path) -> frozenset[str]:
 def _answered(
     spec: TargetSpec, machine: MachineConfig, task: Task, rows: Sequence[ScoredRow], stored: frozenset[str]
 ) -> int:
-    """How many of the questions this target has answered in this run. What they cost stays in the plan's figures."""
+    """Return how many of the questions this target has answered in this run. What they cost stays in the plan's
+    figures."""
     generation, who = task.file.generation.model_dump(mode="json"), target_identity(spec, machine.gemini)
     return sum(stored_answers.answer_key(spec.name, who, task.name, row, generation) in stored for row in rows)
 
 
 def _problems(body: Body, settings: EvaluateConfig) -> list[str]:
-    """What would end or spoil the evaluation, as far as it can be told now."""
+    """Return what would end or spoil the evaluation, as far as it can be known now."""
     found = [
         f"{item['hidden']:,} rows of {item['task']} may not be sent to {item['target']}: the evaluation would refuse; "
         "evaluate.hidden=skip leaves them out"
@@ -224,12 +227,12 @@ def _problems(body: Body, settings: EvaluateConfig) -> list[str]:
 
 
 def forecast_lines(body: Body) -> list[str]:
-    """The plan for a terminal."""
+    """Return the plan for a terminal."""
     text = []
     if body["look"]["number"] > 1:
         text.append(
-            f"look {body['look']['number']}, if the models are those of the evaluation before: its gates have a level of "
-            f"{body['look']['level']:.3g}"
+            f"look {body['look']['number']}, if the models are those of the evaluation before: its gates have a "
+            f"level of {body['look']['level']:.3g}"
         )
     for task in body["tasks"]:
         text += forecast_gates.gate_lines(task)
@@ -238,7 +241,8 @@ def forecast_lines(body: Body) -> list[str]:
     if body["worst_usd"] is not None:
         cap = "no budget is set" if body["budget_usd"] is None else f"budget ${body['budget_usd']:g}"
         text.append(
-            f"Gemini in all: likely {_usd(body['likely_usd'])}, at worst {_usd(body['worst_usd'])}, at the prices of {body['prices_at']}; {cap}"
+            f"Gemini in all: likely {_usd(body['likely_usd'])}, at worst {_usd(body['worst_usd'])}, at the prices of "
+            f"{body['prices_at']}; {cap}"
         )
         text.append("answers that are in the store already cost nothing")
     return text + [f"problem: {problem}" for problem in body["problems"]]

@@ -1,4 +1,4 @@
-"""What the gates of a task can show with its rows, before anything is asked."""
+"""The forecast of a task's gates: what they can show with its rows, before anything is asked."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ Body = dict[str, Any]
 
 
 def task_body(task: Task, settings: EvaluateConfig, level: float, hour: Body) -> Body:
-    """Rows, clusters and copies of a task, the differences they show, and its gates at the level of this look. `hour`
-    is what an hour of this machine costs."""
+    """Return rows, clusters and copies of a task, the differences they show, and its gates at the level of this look.
+    `hour` is what an hour of this machine costs."""
     n = len(task.rows)
     groups = len({row.cluster for row in task.rows}) if task.clustered else n
     gates = [gate for gate in settings.gates if gate.task in (None, task.name)]
@@ -33,8 +33,8 @@ def task_body(task: Task, settings: EvaluateConfig, level: float, hour: Body) ->
 
 
 def _gate(gate: GateConfig, task: Task, groups: int, level: float, share: float) -> Body:
-    """One gate: rows it likely needs at its share of the level, and rows below which it can't pass at the whole of
-    it."""
+    """Return for one gate the rows it likely needs at its share of the level, and rows below which it can't pass at the
+    whole of it."""
     rows, fewest = detectable.rows_for_gate(gate, share), detectable.fewest_rows(gate, level)
     if _on_labels(gate, task):
         rows = fewest = None  # that depends on the labels, whose rows are counted below
@@ -49,12 +49,12 @@ def _gate(gate: GateConfig, task: Task, groups: int, level: float, share: float)
 
 
 def _on_labels(gate: GateConfig, task: Task) -> bool:
-    """Whether the gate asks for F1, which is made of counts per label."""
+    """True if the gate asks for F1, which is made of counts per label."""
     return gate.metric in task.figures and gate.metric not in task.columns
 
 
 def _missing(gate: GateConfig, task: Task, level: float) -> str | None:
-    """Why no answers to these rows decide a gate."""
+    """Return why no answers to these rows decide a gate."""
     if _on_labels(gate, task):
         from gemma_ops.gates import gate_decision, label_evidence
 
@@ -72,10 +72,13 @@ def _missing(gate: GateConfig, task: Task, level: float) -> str | None:
 
 
 def gate_lines(task: Body) -> list[str]:
-    """A task and its gates for a terminal."""
+    """Return a task and its gates for a terminal."""
     clustered = f" in {task['clusters']:,} clusters" if task["clusters"] else ""
     seen, close = f"{task['detectable']:.3f}", f"{task['detectable_close']:.3f}"
-    shown = f"show a difference of {seen} or more between targets that differ on a fifth of the rows, of {close} between close"
+    shown = (
+        f"show a difference of {seen} or more between targets that differ on a fifth of the rows, of {close} "
+        f"between close"
+    )
     text = [f"{task['task']}: {task['rows']:,} rows{clustered} {shown} ones (power 80%)"]
     if task["copies"]:
         text.append(f"  {task['copies']:,} rows repeat another question and count as one with it")
@@ -91,7 +94,7 @@ def gate_lines(task: Body) -> list[str]:
 
 
 def gate_problems(task: Body) -> list[str]:
-    """Gates that will not, or likely not, be decided."""
+    """Return gates that will not, or likely not, be decided."""
     kind, have = ("clusters", task["clusters"]) if task["clusters"] else ("rows", task["rows"])
     found = []
     for gate in task["gates"]:
@@ -100,11 +103,13 @@ def gate_problems(task: Body) -> list[str]:
         elif not gate["possible"]:
             likely = f"; about {gate['rows_needed']:,} are likely needed" if gate["rows_needed"] else ""
             found.append(
-                f"gate {gate['gate']} can't pass with {have:,} {kind} of {task['task']}: no test that holds for all scores "
-                f"passes it with fewer than {gate['fewest']:,}, even if all answers are as good as they can be{likely}"
+                f"gate {gate['gate']} can't pass with {have:,} {kind} of {task['task']}: no test that holds for all "
+                f"scores passes it with fewer than {gate['fewest']:,}, even if all answers are as good as they can "
+                f"be{likely}"
             )
         elif gate["enough"] is False:
             found.append(
-                f"gate {gate['gate']} will likely end inconclusive: {have:,} {kind} of {task['task']}, about {gate['rows_needed']:,} needed"
+                f"gate {gate['gate']} will likely end inconclusive: {have:,} {kind} of {task['task']}, about "
+                f"{gate['rows_needed']:,} needed"
             )
     return found

@@ -1,4 +1,4 @@
-"""What judges will be asked, before any is: requests, and for Gemini dollars, guessed from the references."""
+"""The forecast of what judges will be asked: requests, and for Gemini dollars, guessed from the references."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ THOUGHTS = 0.25
 
 
 def forecast_judges(settings: EvaluateConfig, machine: MachineConfig, task: Task) -> list[Body]:
-    """One entry per judge and comparison of a task. Raises ConfigError for unknown judges and models, BudgetError for
-    unknown prices."""
+    """Return one entry per judge and comparison of a task. Raises ConfigError for unknown judges and models,
+    BudgetError for unknown prices."""
     judge = settings.judge
     if not judge.judges:
         return []
@@ -59,7 +59,7 @@ def forecast_judges(settings: EvaluateConfig, machine: MachineConfig, task: Task
 
 
 def _pairs(rows: Sequence[Any], answer: str) -> list[JudgedPair]:
-    """Pairs as long as the references, or as a given answer."""
+    """Return pairs as long as the references, or as a given answer."""
     return [
         JudgedPair(
             id=row.id,

@@ -11,7 +11,7 @@ from gemma_ops.words.figures import number, seconds, usd_text
 
 
 def shown_figures(gate: Gate, value: float | None) -> str:
-    """A value in the units of the gate: dollars, a share of answers that came in time, a signed difference, or a
+    """Return a value in the units of the gate: dollars, a share of answers that came in time, a signed difference, or a
     score."""
     if value is None:
         return "–"
@@ -23,7 +23,7 @@ def shown_figures(gate: Gate, value: float | None) -> str:
 
 
 def measured(gate: Gate, verdict: Verdict) -> str:
-    """The measured value with its bounds; of a gate that was not decided, what is known of its figure."""
+    """Return the measured value with its bounds; of a gate that was not decided, what is known of its figure."""
     if gate.value is None:
         return _undecided(gate, verdict)
     low, high = sorted_bounds(gate)
@@ -32,13 +32,13 @@ def measured(gate: Gate, verdict: Verdict) -> str:
 
 
 def sorted_bounds(gate: Gate) -> tuple[float | None, float | None]:
-    """The lower and the upper bound. Of dollars, which must stay below, `bound` is the upper one."""
+    """Return the lower and the upper bound. Of dollars, which must stay below, `bound` is the upper one."""
     ends = (gate.bound, gate.upper)
     return (ends[1], ends[0]) if gate.metric == "usd_per_1k" else ends
 
 
 def required(gate: Gate) -> str:
-    """What the value must be for the gate to hold."""
+    """Return what the value must be for the gate to hold."""
     if gate.metric == "usd_per_1k":
         return f"≤ {usd_text(gate.margin)}"
     if gate.test == "at_most":
@@ -50,7 +50,7 @@ def required(gate: Gate) -> str:
 
 
 def baseline(gate: Gate, verdict: Verdict) -> str:
-    """The rival with its own value, where it has one; a dash for gates without a rival."""
+    """Return the rival with its own value, where it has one; a dash for gates without a rival."""
     if gate.versus is None:
         return "–"
     if gate.metric.startswith("judge."):
@@ -60,17 +60,17 @@ def baseline(gate: Gate, verdict: Verdict) -> str:
 
 
 def load_of(gate: Gate, verdict: Verdict) -> str:
-    """The load under which a gated latency was timed; empty for other gates."""
+    """Return the load under which a gated latency was timed; empty for other gates."""
     return load_words(verdict, gate.task, gate.target) if "seconds" in gate.metric else ""
 
 
 def gated_metrics(verdict: Verdict, task: str) -> list[str]:
-    """Metrics of a task that gates ask for."""
+    """Return the metrics of a task that gates ask for."""
     return list(dict.fromkeys(gate.metric for gate in verdict.gates_of(task)))
 
 
 def _undecided(gate: Gate, verdict: Verdict) -> str:
-    """The figure of a gate that only reports."""
+    """Return the figure of a gate that only reports."""
     if gate.metric.startswith("judge."):
         found = _judged(gate, verdict)
     elif gate.test == "at_most":
@@ -92,7 +92,7 @@ def _undecided(gate: Gate, verdict: Verdict) -> str:
 
 
 def _judged(gate: Gate, verdict: Verdict) -> ValueSpan | None:
-    """What a judge said, with its interval. A win rate counts from one half, as its margin does."""
+    """Return what a judge said, with its interval. A win rate counts from one half, as its margin does."""
     sides = f"{gate.target}-{gate.versus}" if gate.versus else gate.target
     known = {name: figure for body in verdict.judged_of(gate.task) for name, figure in figures(body).items()}
     found = known.get(f"{sides}/{gate.metric}")
@@ -103,7 +103,7 @@ def _judged(gate: Gate, verdict: Verdict) -> ValueSpan | None:
 
 
 def _apart(gate: Gate, verdict: Verdict, versus: str) -> str:
-    """A difference that the verdict does not hold: that of the two values, without an interval."""
+    """Return a difference that the verdict does not hold: that of the two values, without an interval."""
     own, other = _value(verdict, gate, gate.target), _value(verdict, gate, versus)
     return "–" if own is None or other is None else number(own - other, "+")
 
@@ -119,6 +119,6 @@ def _running(gate: Gate, verdict: Verdict) -> str:
 
 
 def _value(verdict: Verdict, gate: Gate, target: str) -> float | None:
-    """The gate's metric as one of its two targets has it."""
+    """Return the gate's metric as one of its two targets has it."""
     result = verdict.result(gate.task, target)
     return None if result is None else result.value(gate.metric)

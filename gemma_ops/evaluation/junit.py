@@ -1,4 +1,5 @@
-"""`junit.xml`: gates as test cases, so that any CI shows them. An undecided gate is a skipped test with its reason."""
+"""The file `junit.xml`: gates as test cases, so that any CI shows them. An undecided gate is a skipped test with its
+reason."""
 
 from __future__ import annotations
 
@@ -9,11 +10,11 @@ from gemma_ops.verdicts import Gate, Verdict
 
 _OPEN = ("inconclusive", "report_only")
 _CONTROL = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-"""What XML 1.0 can't hold at all."""
+"""Pattern of characters that XML 1.0 can't hold at all."""
 
 
 def junit_xml(verdict: Verdict) -> str:
-    """One suite with a case per gate; without gates one skipped case says so."""
+    """Return one suite with a case per gate; without gates one skipped case says so."""
     cases = [_case(gate) for gate in verdict.gates] or [
         '  <testcase classname="gates" name="none"><skipped message="ungated: no gate was configured"/></testcase>'
     ]
@@ -22,7 +23,10 @@ def junit_xml(verdict: Verdict) -> str:
     return "\n".join(
         [
             '<?xml version="1.0" encoding="UTF-8"?>',
-            f'<testsuite name="gemma-ops evaluate" tests="{len(cases)}" failures="{failed}" errors="0" skipped="{skipped}">',
+            (
+                f'<testsuite name="gemma-ops evaluate" tests="{len(cases)}" failures="{failed}" errors="0" '
+                f'skipped="{skipped}">'
+            ),
             *cases,
             "</testsuite>",
             "",

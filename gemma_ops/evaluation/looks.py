@@ -1,6 +1,6 @@
 """Looks: every verdict on the same targets and task is recorded, and what it spent of the level is gone for later ones.
 
-The record is a file beside the step's folder in the run, `evaluate.looks.jsonl`, which `--redo evaluate` leaves alone;
+The record is a file next to the step's folder in the run, `evaluate.looks.jsonl`, which `--redo evaluate` leaves alone;
 the verdict repeats it, so that the registered version carries it. Records of other runs in the same folder count too.
 Two verdicts share their level when a gate of each asks about the same model (by the digest of its files) on the task of
 the same name, against the same rival. The same answers judged again, as after a crash or with another metric, are the
@@ -35,13 +35,13 @@ class NextLook:
 
 
 def look_place(out: Path) -> Path:
-    """Where the looks of a step's folder are recorded, while it is made and after."""
+    """Return where the looks of a step's folder are recorded, while it is made and after."""
     return out.with_name(f"{out.name.removesuffix('.partial')}.looks.jsonl")
 
 
 def read_looks(path: Path) -> list[Look]:
-    """All recorded looks, the oldest first. Raises DataError where a line can't be read: what was spent is not known
-    then."""
+    """Read all recorded looks, the oldest first. Raises DataError where a line can't be read: what was spent is not
+    known then."""
     if not path.is_file():
         return []
     try:
@@ -54,8 +54,8 @@ def read_looks(path: Path) -> list[Look]:
 
 
 def known_looks(out: Path, registered: Sequence[Look] = ()) -> list[Look]:
-    """The looks of a step's folder, and before them those of the runs beside it and of `registered` versions: a model
-    that another run evaluated, or a copy of the run, begins with no clean slate. Each is there once."""
+    """Return the looks of a step's folder, and before them those of the runs next to it and of `registered` versions: a
+    model that another run evaluated, or a copy of the run, begins with no clean slate. Each is there once."""
     own = look_place(out)
     others = (path for path in sorted(own.parent.parent.glob(f"*/{own.name}")) if path.parent != own.parent)
     beside = [look for path in others if (path.parent / "config.json").is_file() for look in read_looks(path)]
@@ -64,7 +64,7 @@ def known_looks(out: Path, registered: Sequence[Look] = ()) -> list[Look]:
 
 
 def take_look(graded: Sequence[Graded], settings: EvaluateConfig, facts: Facts, known: Sequence[Look]) -> NextLook:
-    """The look that these answers are, after those that are known."""
+    """Return the look that these answers are, after those that are known."""
     subjects = subjects_of([item.task.name for item in graded], settings, facts)
     asked = {(gate.task or graded[0].task.name, name) for gate in settings.gates for name in (gate.target, gate.versus)}
     timed = {gate.target for gate in settings.gates if gate.test == "at_most"}
@@ -88,7 +88,7 @@ def take_look(graded: Sequence[Graded], settings: EvaluateConfig, facts: Facts, 
 
 
 def subjects_of(tasks: Sequence[str], settings: EvaluateConfig, facts: Facts) -> tuple[str, ...]:
-    """What the gates ask about."""
+    """Return what the gates ask about."""
 
     def who(name: str | None) -> str:
         return "" if name is None else str(facts.get("targets", {}).get(name, {}).get("identity") or name)
@@ -98,7 +98,7 @@ def subjects_of(tasks: Sequence[str], settings: EvaluateConfig, facts: Facts) ->
 
 
 def record_look(path: Path, standing: NextLook, verdict: str) -> None:
-    """Write the look down, unless it is there. The file is replaced whole, so that a crash loses none."""
+    """Record the look, unless it is there. The file is replaced whole, so that a crash loses none."""
     known = read_looks(path)
     if any(look.evidence == standing.look.evidence and look.subjects == standing.look.subjects for look in known):
         return

@@ -31,9 +31,9 @@ def build_verdict(
     judged: Sequence[JudgedComparison] = (),
     standing: NextLook | None = None,
 ) -> Verdict:
-    """Build the verdict from every target's grades on every task. `facts` are what `provenance.collect_provenance` knows;
-    `standing` says which look this is, and without it the gates have the whole level. Raises ValueError for a fact that
-    the verdict has no field for."""
+    """Build the verdict from every target's grades on every task. `facts` are what `provenance.collect_provenance`
+    knows; `standing` says which look this is, and without it the gates have the whole level. Raises ValueError for a
+    fact that the verdict has no field for."""
     book = Book(graded, settings, facts)
     tasks = {item.task.name: item.task for item in graded}
     evidence = [_evidence(gate, book, judged) for gate in settings.gates]
@@ -68,7 +68,7 @@ def build_verdict(
 
 
 def _evidence(gate: GateConfig, book: Book, judged: Sequence[JudgedComparison]) -> gate_decision.GateEvidence | str:
-    """What a gate is decided on, or in words why it can only be reported."""
+    """Return the evidence a gate is decided on, or in words why it can only be reported."""
     if gate.metric not in METRICS:
         return gate_doubt(gate, book.pages.values(), book.task_of(gate)) or book.evidence(gate)
     return evidence_for(gate, judged) if judged else "no judge was asked"

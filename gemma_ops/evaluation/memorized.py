@@ -25,7 +25,7 @@ from gemma_ops.data.parts import text_of
 
 _WORD = re.compile(r"\w+(?:[-'@.]\w+)*")
 _LONG, _SHORT = 7, 5
-"""Characters of a distinctive word: at least so many, or fewer with a digit."""
+"""Fewest characters of a distinctive word, and fewest of one with a digit."""
 _SHOWN = 1000
 """Characters of the question that are shown at most."""
 _CANDIDATES = 8
@@ -41,18 +41,18 @@ class ProbedRow:
     word: str
 
     def said(self, text: str) -> bool:
-        """Whether a reply holds the word, as a word and whatever its case."""
+        """True if a reply holds the word, as a word and whatever its case."""
         return self.word in words_of(text)
 
 
 def words_of(text: str) -> set[str]:
-    """The words of a text, in lower case."""
+    """Return the words of a text, in lower case."""
     return {word.lower() for word in _WORD.findall(text)}
 
 
 def probed_rows(train: Path, count: int) -> list[ProbedRow]:
-    """At most `count` rows of a `train.jsonl` with a distinctive word, the first by hash of their id. The file is read
-    twice, so that only words of candidates are counted."""
+    """Return at most `count` rows of a `train.jsonl` with a distinctive word, the first by hash of their id. The file
+    is read twice, so that only words of candidates are counted."""
     if not count or not train.is_file():
         return []
     chosen = heapq.nsmallest(_CANDIDATES * count, read_rows(train), key=lambda row: _place(str(row["id"])))
@@ -71,8 +71,8 @@ def probed_rows(train: Path, count: int) -> list[ProbedRow]:
 
 
 def _half(row: dict[str, Any]) -> tuple[list[dict[str, Any]], set[str]] | None:
-    """The row's turns up to the middle of its first question, and the distinctive words of what follows; None where it
-    is no conversation in words, or spells control tokens."""
+    """Return the row's turns up to the middle of its first question, and the distinctive words of what follows; None
+    where it is no conversation in words, or spells control tokens."""
     turns = row.get("messages") or []
     at = next((index for index, turn in enumerate(turns) if turn.get("role") == "user"), None)
     if at is None or control_in(turns) or any(isinstance(turn.get("content"), list) for turn in turns[: at + 1]):

@@ -1,5 +1,5 @@
-"""What the registry asks of an evaluation: the policy's gates come first, a run's own gates only add, and the present
-champion answers the same questions.
+"""The registry's requirements for an evaluation: the policy's gates come first, a run's own gates only add, and the
+present champion answers the same questions.
 
 The step `champion` has written it down (`PromotionStandard`). What can't be asked here (a gate on a task that this run
 doesn't have, or on a service that it doesn't name) is left out and told; `promote` refuses the version for it.
@@ -29,7 +29,7 @@ from gemma_ops.verdicts import Look
 
 
 def read_standard(folder: Path | None, base: Path | None = None) -> PromotionStandard:
-    """The standard in the folder of the step `champion`; an empty one without it. A champion that answers only on
+    """Read the standard in the folder of the step `champion`; an empty one without it. A champion that answers only on
     another base than `base` is left out, and told. Raises DataError for a damaged file."""
     if folder is None:
         return PromotionStandard(why_none="this recipe asks no registry")
@@ -39,31 +39,31 @@ def read_standard(folder: Path | None, base: Path | None = None) -> PromotionSta
     if found.champion is None or found.champion.fits(files):
         return found
     why = (
-        f"version {found.champion.version}, the champion, carries nothing that answers without its own base, which this run "
-        f"doesn't have; register versions with {DEFAULT_FORMATS[0]} or merged among register.artifacts"
+        f"version {found.champion.version}, the champion, carries nothing that answers without its own base, which "
+        f"this run doesn't have; register versions with {DEFAULT_FORMATS[0]} or merged among register.artifacts"
     )
     journal.record(message=why)
     return found.model_copy(update={"champion": None, "why_none": why})
 
 
 def registered_looks(folder: Path | None) -> list[Look]:
-    """The looks that registered versions of the model took, as far as the registry knows them."""
+    """Return the looks that registered versions of the model took, as far as the registry knows them."""
     return read_looks(folder / CHAMPION_LOOKS) if folder else []
 
 
 def hold_to_standard(
     settings: EvaluateConfig, standard: PromotionStandard, tasks: Sequence[Task], can: Callable[[str], bool]
 ) -> EvaluateConfig:
-    """The settings under the standard: its gates that can be asked, then the run's own; the targets they ask about
-    answer, and the confidence is the higher one. `can` says whether a target is there to be asked."""
+    """Return the settings under the standard: its gates that can be asked, then the run's own; the targets they ask
+    about answer, and the confidence is the higher one. `can` says whether a target is there to be asked."""
     digests = {task.name: task.digest for task in tasks}
     only = tasks[0].name if len(tasks) == 1 else None
     own = [gate if gate.task else gate.model_copy(update={"task": only}) for gate in settings.gates]
     policy, champion = standard.policy, standard.champion
     if champion and champion.form != "merged" and any(task.shows for task in tasks):
         journal.record(
-            message=f"version {champion.version}, the champion, carries no checkpoint that sees or hears, so the version can't "
-            "be compared with it; register such versions with `merged` among register.artifacts"
+            message=f"version {champion.version}, the champion, carries no checkpoint that sees or hears, so the "
+            "version can't be compared with it; register such versions with `merged` among register.artifacts"
         )
         champion = None
     if champion is None:
@@ -100,7 +100,7 @@ def hold_to_standard(
 
 
 def standard_facts(standard: PromotionStandard) -> Facts:
-    """What the verdict says of it: under which policy it was made, and with which champion it was compared."""
+    """Return what the verdict says of it: under which policy it was made, and with which champion it was compared."""
     return {
         "standard": {
             "policy": standard.policy.model_dump(mode="json") if standard.policy else None,

@@ -22,8 +22,8 @@ from gemma_ops.targets.target import Target
 from gemma_ops.verdicts import MemorizedFacts, RefusedFacts, SafetyFacts
 
 FILE = "probes.jsonl"
-"""In the folder of the step `evaluate`: what each probed row was asked and whether its word came back. It quotes rows,
-and goes into no version."""
+"""File in the folder of the step `evaluate` with what each probed row was asked and whether its word came back. It
+quotes rows, and goes into no version."""
 _CONFIDENCE = 0.95
 
 
@@ -62,13 +62,13 @@ def probe_model(
 
 
 class _Asking:
-    """Asks targets by name, each opened for as long as it answers."""
+    """Asker of targets by name, each opened for as long as it answers."""
 
     def __init__(self, opening: Callable[[str], Target], tokens: int, batch: int) -> None:
         self._opening, self._tokens, self._batch = opening, tokens, batch
 
     def ask(self, name: str, prompts: Sequence[Prompt]) -> list[str]:
-        """What a target answers, in the order of the prompts; nothing is opened where nothing is asked."""
+        """Return what a target answers, in the order of the prompts; nothing is opened where nothing is asked."""
         if not prompts:
             return []
         target = self._opening(name)

@@ -1,5 +1,5 @@
-"""What answered, where it is from and where questions went: read from the targets and from the manifests of the steps
-that made the models."""
+"""Provenance of answers: who answered, where the model is from and where questions went, read from the targets and from
+the manifests of the steps that made the models."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def collect_provenance(
     *,
     data: Path | None,
 ) -> dict[str, Any]:
-    """`model`: the one that was tuned, as far as it is known. `targets`: identity, lineage and place of each, and the
-    step and model of those this run made. `machine`: what an hour of it costs. `gemini`: under which terms it was
-    asked, if it was. `data`: digest and report of the training data, when there was some."""
+    """Return `model`: the one that was tuned, as far as it is known. `targets`: identity, lineage and place of each,
+    and the step and model of those this run made. `machine`: what an hour of it costs. `gemini`: under which terms it
+    was asked, if it was. `data`: digest and report of the training data, when there was some."""
     found: dict[str, Any] = {}
     base = models.base
     model = _json(base / "model.json") if base else {}
@@ -76,7 +76,7 @@ def collect_provenance(
 
 
 def released_targets(release: ReleaseConfig, learned: Iterable[Privacy]) -> dict[str, Any]:
-    """The release with its reason, as it is recorded where it lets answers go further; empty where it changes
+    """Return the release with its reason, as it is recorded where it lets answers go further; empty where it changes
     nothing."""
     if all(answers_class(kind, release) == kind for kind in learned):
         return {}
@@ -84,7 +84,7 @@ def released_targets(release: ReleaseConfig, learned: Iterable[Privacy]) -> dict
 
 
 def _kv(base: Path) -> list[dict[str, Any]]:
-    """What a token costs in keys and values, by window; empty where the folder holds no configuration of a Gemma 4."""
+    """Return the KV cache per token, by window; empty where the folder holds no configuration of a Gemma 4."""
     config = _json(checkpoint(base) / "config.json")
     if not config:
         return []
@@ -100,7 +100,7 @@ def _is_gemini(target: Target) -> bool:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    """A manifest's content; empty where a folder was given by hand and has none."""
+    """Return a manifest's content; empty where a folder was given by hand and has none."""
     if not path.is_file():
         return {}
     body: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""What targets take, in the report: quality beside dollars, seconds and place, as a table and as pictures."""
+"""The section of costs in the report: quality against dollars, seconds and place, as a table and as pictures."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gemma_ops.words.markup import escape
 
 
 def cost_section(task: TaskFacts, results: Sequence[TargetResult], verdict: Verdict) -> Markup:
-    """One line per target, in the order of the configuration."""
+    """Return one line per target, in the order of the configuration."""
     primary = task.primary
     head = ["target", primary, "$ per 1,000", "first token", "whole answer", "timed with", "questions"]
     rows = [[chip(item.target), *_cells(item, primary, verdict)] for item in results]
@@ -56,7 +56,7 @@ def _who(results: Sequence[TargetResult], basis: str) -> str:
 
 
 def _pictures(results: Sequence[TargetResult], primary: str) -> list[Markup]:
-    """Quality against dollars, and against seconds; each only where two targets have both."""
+    """Draw quality against dollars, and against seconds; each only where two targets have both."""
     drawn = [
         _picture(results, primary, lambda item: item.cost.usd_per_1k, "dollars per 1,000 answers", _dollars),
         _picture(results, primary, lambda item: item.speed.seconds_p50, "seconds to the whole answer, p50", _plain),
@@ -90,7 +90,7 @@ def _picture(
 
 
 def _fitting(name: str) -> str:
-    """A name that stands beside a point on a phone too."""
+    """Return a name that fits next to a point on a phone too."""
     return name if len(name) <= 20 else f"{name[:10]}…{name[-9:]}"
 
 

@@ -1,5 +1,4 @@
-"""What a report is about, before anything else: the run, the model that was tuned, the targets, the date, the
-version."""
+"""The head of a report: the run, the model that was tuned, the targets, the date, the version."""
 
 from __future__ import annotations
 
@@ -13,20 +12,20 @@ UNKNOWN = "not recorded"
 
 
 def target_names(verdict: Verdict) -> list[str]:
-    """Every target that the page shows, in the order of the configuration, judged ones included."""
+    """Return every target that the page shows, in the order of the configuration, judged ones included."""
     judged = [name for body in verdict.judged for name in side_names(body)]
     return list(dict.fromkeys([*(item.target for item in verdict.results), *judged]))
 
 
 def title(verdict: Verdict, outcome: str) -> str:
-    """The page's title, as plain text: what a tab or a list of files shows."""
+    """Return the page's title, as plain text: what a tab or a list of files shows."""
     parts = [str(verdict.run or "Evaluation"), tuned_model(verdict), f"evaluation of {', '.join(verdict.tasks)}"]
     date = verdict.date
     return " · ".join(part for part in [*parts, outcome, date[:10] if date else ""] if part)
 
 
 def header(verdict: Verdict) -> Markup:
-    """The heading and a list of facts."""
+    """Return the heading and a list of facts."""
     facts = [
         ("Run", verdict.run or UNKNOWN),
         ("Tuned model", tuned_model(verdict) or UNKNOWN),
@@ -39,7 +38,8 @@ def header(verdict: Verdict) -> Markup:
 
 
 def tuned_model(verdict: Verdict) -> str:
-    """Id, size and revision of the model that was tuned, as far as the verdict knows them; else an empty text."""
+    """Return id, size and revision of the model that was tuned, as far as the verdict knows them; else an empty
+    text."""
     known = verdict.model
     size, revision = known.size, known.revision
     more = ", ".join([*([f"size {size}"] if size else []), *([f"revision {revision[:12]}"] if revision else [])])
@@ -48,6 +48,6 @@ def tuned_model(verdict: Verdict) -> str:
 
 
 def date(verdict: Verdict) -> str:
-    """When the first question was asked, to the minute in UTC."""
+    """Return when the first question was asked, to the minute in UTC."""
     found = verdict.date
     return f"{found[:10]} {found[11:16]} UTC" if found else UNKNOWN

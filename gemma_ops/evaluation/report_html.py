@@ -1,4 +1,4 @@
-"""`report.html`: one self-contained page, for a person who must decide whether a model may replace another.
+"""The page `report.html`: self-contained, for a person who must decide whether a model may replace another.
 
 It needs no network and no script, follows the reader's light or dark setting, and fits a phone. The page is put
 together here; the sections of a task, confusions and samples have their own files.
@@ -38,7 +38,7 @@ _PILLS = {"pass": "✓ holds", "fail": "✕ failed", "inconclusive": "? undecide
 
 
 def report_page(verdict: Verdict, graded: Sequence[Graded]) -> str:
-    """The whole page. `graded` supplies the samples; every figure comes from the verdict."""
+    """Return the whole page. `graded` supplies the samples; every figure comes from the verdict."""
     tasks = [_task(verdict, name, [item for item in graded if item.task.name == name]) for name in verdict.tasks]
     names = report_header.target_names(verdict)
     return REPORT.page(
@@ -81,7 +81,7 @@ def _gate(gate: Gate, verdict: Verdict) -> Markup:
 
 
 def _axis(gate: Gate) -> str:
-    """What a gate's drawing measures, with its unit."""
+    """Return what a gate's drawing measures, with its unit."""
     if gate.metric == "usd_per_1k":
         return "dollars per 1,000 answers"
     if gate.test == "at_most":

@@ -1,4 +1,5 @@
-"""Confusions in the report: which labels are taken for which, as a map and as the list of the worst pairs."""
+"""The section of confusions in the report: which labels are taken for which, as a map and as the list of the worst
+pairs."""
 
 from __future__ import annotations
 
@@ -12,14 +13,14 @@ from gemma_ops.verdicts.measurements import LabelFacts
 from gemma_ops.words import svg
 
 _COUNTED = 12
-"""Up to this many labels the counts fit into a table."""
+"""Most labels whose counts fit into a table."""
 _DRAWN = 100
-"""Up to this many labels a map can be read."""
+"""Most labels for which a map can be read."""
 _PAIRS = 12
 
 
 def labels_section(results: Sequence[TargetResult]) -> Markup:
-    """One card per label metric; the tuned target is shown, the others can be unfolded."""
+    """Return one card per label metric; the tuned target is shown, the others can be unfolded."""
     cards = []
     for metric in results[0].labels if results else ():
         focus = next((item for item in results if item.target == "tuned"), results[-1])
@@ -62,7 +63,7 @@ def _block(found: LabelFacts) -> Markup:
 
 
 def _counts(labels: Sequence[str], confusion: Sequence[tuple[str, str | None, int]]) -> Markup:
-    """Few labels: the counts themselves, with a last column for answers that are none of them."""
+    """Return the counts themselves, for few labels, with a last column for answers that are none of them."""
     counts = {(wanted, said): count for wanted, said, count in confusion}
     columns: list[str | None] = [*labels, None] if any(said is None for _, said, _ in confusion) else [*labels]
     rows = []

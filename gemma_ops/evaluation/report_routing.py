@@ -14,7 +14,7 @@ PILLS = {"keep": "keep here", "send": "send", "undecided": "undecided"}
 
 
 def routing_section(task: str, routing: Routing | None) -> Markup | str:
-    """One card per pair of a local target and a service on this task."""
+    """Return one card per pair of a local target and a service on this task."""
     if not routing:
         return ""
     return trusted("").join(_card(table, routing) for table in routing.of_task(task))

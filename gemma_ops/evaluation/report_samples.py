@@ -1,4 +1,4 @@
-"""Samples in the report: the rows that tell most, every target's answer side by side.
+"""The section of samples in the report: the rows that tell most, every target's answer side by side.
 
 Rows are told in groups a reader acts on differently: what tuning broke, what quantization broke, what is still wrong,
 and a few that tuning won. In a JSON answer the wrong fields are marked.
@@ -33,7 +33,7 @@ _ENDS = {"length": "cut at the token limit", "blocked": "refused", "error": "fai
 
 
 def samples_section(task: TaskFacts, graded: Sequence[Graded]) -> Markup | str:
-    """Up to five rows per group, each row once."""
+    """Return up to five rows per group, each row once."""
     primary = task.primary
     scores = {item.target: item.column(primary) for item in graded}
     rows = graded[0].task.rows
@@ -61,10 +61,10 @@ def samples_section(task: TaskFacts, graded: Sequence[Graded]) -> Markup | str:
 
 
 def _groups(scores: dict[str, list[float | None]], count: int) -> list[tuple[str, str, list[int]]]:
-    """Groups of row indexes, each with the rows that lost most first. A row without a score loses nothing."""
+    """Return groups of row indexes, each with the rows that lost most first. A row without a score loses nothing."""
 
     def loss(better: str | None, worse: str) -> list[int]:
-        """Rows where `worse` scores below `better`, or below full marks."""
+        """Return rows where `worse` scores below `better`, or below full marks."""
         found = []
         for index in range(count):
             low, high = scores[worse][index], 1.0 if better is None else scores[better][index]
@@ -106,7 +106,7 @@ def _sample(row: ScoredRow, index: int, graded: Sequence[Graded], primary: str) 
 
 
 def _said(message: dict[str, Any], row: ScoredRow) -> Markup:
-    """A turn in words, and small images as they are: the page stays one file that needs no other."""
+    """Return a turn in words, and small images as they are: the page stays one file that needs no other."""
     content = message.get("content")
     if not isinstance(content, list):
         return _text("cut", str(content or dump(message.get("tool_calls"))))
@@ -147,8 +147,8 @@ def _answer(
 
 
 def _fields(found: dict[str, Any], expected: dict[str, Any] | None) -> Markup:
-    """An object key by key; compared with an expected one, wrong and superfluous values are marked, missing keys struck
-    out."""
+    """Return an object key by key; compared with an expected one, wrong and superfluous values are marked, missing keys
+    struck out."""
     lines = []
     for key, value in found.items():
         wrong = expected is not None and (key not in expected or dump(value) != dump(expected[key]))
@@ -158,6 +158,6 @@ def _fields(found: dict[str, Any], expected: dict[str, Any] | None) -> Markup:
 
 
 def _text(macro: str, text: str) -> Markup:
-    """Text, cut where it is very long, by the macro `cut`, or by `text` in a block of its own."""
+    """Return text, cut where it is very long, by the macro `cut`, or by `text` in a block of its own."""
     rest = len(text) - _LONG
     return REPORT.fill("samples.html", macro, text=text[:_LONG], rest=f"{rest:,}" if rest > 0 else "")

@@ -29,7 +29,7 @@ class _Row:
 
 
 def score_rows(task: TaskFacts, results: Sequence[TargetResult], gates: Sequence[Gate], confidence: float) -> Markup:
-    """The primary metric drawn for every target, then every figure in a table."""
+    """Return the primary metric drawn for every target, then every figure in a table."""
     primary = task.primary
     marks = sorted({gate.threshold for gate in gates if gate.test == "at_least" and gate.metric == primary})
     note = f"{task.rows:,} rows"
@@ -37,7 +37,10 @@ def score_rows(task: TaskFacts, results: Sequence[TargetResult], gates: Sequence
         note += f" in {task.clusters:,} clusters by {task.cluster_by}"
     if task.copies:
         note += f"; {task.copies:,} of them repeat another question and count as one with it"
-    note += f"; {confidence:.0%} intervals. With this many rows a true difference of about {task.detectable:.3f} is likely to be seen."
+    note += (
+        f"; {confidence:.0%} intervals. With this many rows a true difference of about {task.detectable:.3f} is likely "
+        f"to be seen."
+    )
     head = ["target", *(_name(name, primary) for name in task.metrics)]
     body = [[chip(item.target), *(_cell(item.metrics[name]) for name in task.metrics)] for item in results]
     if len(results) < len(task.metrics):  # what there is more of goes down the page
@@ -53,7 +56,7 @@ def score_rows(task: TaskFacts, results: Sequence[TargetResult], gates: Sequence
 def difference_rows(
     task: TaskFacts, found: Sequence[PairedDifference], gates: Sequence[Gate], confidence: float
 ) -> str:
-    """Paired differences drawn around zero, with the thresholds of their gates."""
+    """Return paired differences drawn around zero, with the thresholds of their gates."""
     if not found:
         return ""
     groups: dict[str, list[PairedDifference]] = {}
@@ -90,7 +93,7 @@ def difference_rows(
 
 
 def slices(task: TaskFacts, results: Sequence[TargetResult]) -> str:
-    """A forest: the primary metric of every target within every value of every slice."""
+    """Return a forest: the primary metric of every target within every value of every slice."""
     drawn = []
     for name in results[0].slices if results else ():
         # A target that may not see a slice has no figure there.
@@ -109,7 +112,7 @@ def slices(task: TaskFacts, results: Sequence[TargetResult]) -> str:
 
 
 def speed_rows(results: Sequence[TargetResult], verdict: Verdict) -> Markup:
-    """How answers ended, how fast they were written, and how long they are."""
+    """Return how answers ended, how fast they were written, and how long they are."""
     rows = []
     for item in results:
         fast, ends = item.speed, item.ends

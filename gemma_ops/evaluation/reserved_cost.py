@@ -1,7 +1,7 @@
-"""What an answer of a service can cost at most: what the ledger reserves before it is asked.
+"""The most that an answer of a service can cost: what the ledger reserves before it is asked.
 
 A bound on the mean cost needs it. Three runaway answers in a hundred, each fifty times as dear as the others, are seen
-by chance only; that none is dearer than its reservation is certain.
+by chance only; that none is more expensive than its reservation is certain.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from gemma_ops.tasks.task import Task
 
 
 def most_per_answer(task: Task, target: str, answers: Sequence[StoredAnswer]) -> float | None:
-    """Dollars that the dearest of these questions can cost at this target, at the prices of today and of the tiers that
-    answered. None where nothing is reserved, no price is known, or an answer was dearer."""
+    """Return the dollars that the most expensive of these questions can cost at this target, at the prices of today and
+    of the tiers that answered. None where nothing is reserved, no price is known, or an answer was more expensive."""
     spec = parse_target(target)
     if spec.kind != "gemini":
         return None

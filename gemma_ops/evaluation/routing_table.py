@@ -1,10 +1,11 @@
-"""Which questions stay on a local model and which are better sent to a service: a table per pair of targets.
+"""The routing table, one per pair of targets: which questions stay on a local model and which are better sent to a
+service.
 
 Every slice of a task is decided by itself, and so is the task as a whole. `keep`: it is shown that the local model is
 not worse by the margin or more. `send`: it is shown that it is. `undecided`: neither is, and the rows that would settle
-it are told. The two are one-sided tests of the same paired difference against minus the margin; the smaller p-value of
-each line goes into Holm's method over the table, so a table as a whole is right with the confidence that was asked for.
-Rows that must stay here are kept whatever the figures say, and a line of only such rows is kept for that reason.
+it are reported. The two are one-sided tests of the same paired difference against minus the margin; the smaller p-value
+of each line goes into Holm's method over the table, so a table as a whole is right with the confidence that was asked
+for. Rows that must stay here are kept whatever the figures say, and a line of only such rows is kept for that reason.
 
 `routing.json` is a `gemma_ops.verdicts.Routing`, whose fields say what they hold.
 """
@@ -40,7 +41,7 @@ class SliceLine:
     clusters: list[str] | None
     local_only: int
     others: int
-    """Rows that may be sent."""
+    """Number of rows that may be sent."""
 
     @property
     def sample(self) -> Sample:
@@ -48,7 +49,7 @@ class SliceLine:
 
 
 def build_routing(book: Book, facts: Facts) -> Routing | None:
-    """The whole document; None when no task was answered both here and elsewhere."""
+    """Build the whole document; None when no task was answered both here and elsewhere."""
     tables: list[RoutingTable] = []
     for task in dict.fromkeys(task for task, _ in book.pages):
         names = book.targets(task)
@@ -177,7 +178,7 @@ def _without_pairs(line: SliceLine, local: str) -> RoutingLine:
 
 
 def _needed(sample: Sample, margin: float, level: float) -> int | None:
-    """Rows that would settle a line whichever way it leans."""
+    """Return the rows that would settle a line whichever way it leans."""
     if sample.mean > -margin:
         return GateEvidence(sample, True, sample.mean).rows_needed(-margin, level)
     mirrored = Sample(-sample.values, -sample.sums, sample.sizes, sample.clustered)

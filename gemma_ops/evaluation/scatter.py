@@ -1,8 +1,8 @@
-"""A scatter of targets with their names beside the points, as inline SVG that fills any width.
+"""A scatter of targets with their names next to the points, as inline SVG that fills any width.
 
-Positions across are per cent and heights are pixels. Names are laid out for the narrowest page: they keep their width in
-pixels while points move apart on a wider one, so what is free there is free everywhere. A thin line leads from a point to
-a name that had to move.
+Positions across are per cent and heights are pixels. Names are laid out for the narrowest page: they keep their width
+in pixels while points move apart on a wider one, so what is free there is free everywhere. A thin line leads from a
+point to a name that had to move.
 """
 
 from __future__ import annotations
@@ -17,20 +17,21 @@ from gemma_ops.words.markup import escape, trusted
 from gemma_ops.words.svg import Domain, mark, ticks
 
 _LEFT = 9
-"""Per cent of the width that the numbers of the upright axis take."""
+"""Width of the upright axis' numbers, in per cent."""
 _TOP, _BOTTOM = 28, 44
 """Pixels above and below the grid, for the titles and the numbers of the axes."""
 _NARROW = 300
-"""Pixels that the drawing is wide on a phone."""
+"""Width of the drawing on a phone, in pixels."""
 _LETTER = 7.4
-"""Pixels that a letter of a name takes, at most on average."""
+"""Width of a letter of a name, in pixels, at most on average."""
 _AWAY = 11
-"""Pixels between a point and the name beside it."""
+"""Distance between a point and its name, in pixels."""
 
 
 @dataclass(frozen=True)
 class Dot:
-    """A point of a scatter: `x` and `y` with the interval of `y`. `name` stands beside it, `told` is for screen readers."""
+    """A point of a scatter: `x` and `y` with the interval of `y`. `name` stands next to it, `told` is for screen
+    readers."""
 
     x: float
     y: float
@@ -51,7 +52,7 @@ class LogAxis:
     title: str
 
     def share(self, value: float) -> float:
-        """Position of a value, 0 to 1."""
+        """Return the position of a value, 0 to 1."""
         return math.log(value / self.low) / math.log(self.high / self.low)
 
 
@@ -65,7 +66,7 @@ class Box:
     bottom: float
 
     def meets(self, other: Box) -> bool:
-        """Whether two rectangles share more than an edge."""
+        """True if two rectangles share more than an edge."""
         return (
             self.left < other.right and other.left < self.right and self.top < other.bottom and other.top < self.bottom
         )
@@ -73,7 +74,8 @@ class Box:
 
 @dataclass(frozen=True)
 class Name:
-    """Where a name stands: its line in pixels, on which side of its point (`start` is right of it), and the box it takes."""
+    """Position of a name: its line in pixels, on which side of its point (`start` is right of it), and the box it
+    takes."""
 
     y: float
     anchor: str
@@ -81,7 +83,8 @@ class Name:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Round positions between two values: steps of 1, 2 and 5, or powers of ten where there would be more than six."""
+    """Return round positions between two values: steps of 1, 2 and 5, or powers of ten where there would be more than
+    six."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     found = [0.0]
     for steps in ((1, 2, 5), (1, 3), (1,)):
@@ -92,7 +95,8 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 
 def scatter(dots: Sequence[Dot], across: LogAxis, title: str) -> Markup:
-    """Points with upright whiskers over a grid; `y`, named by `title`, runs over the part of [0, 1] that intervals need."""
+    """Draw points with upright whiskers over a grid; `y`, named by `title`, runs over the part of [0, 1] that intervals
+    need."""
     scale = _scale(dots)
     shares = [across.share(dot.x) for dot in dots]
     height = floor = 0
@@ -133,7 +137,7 @@ def _scale(dots: Sequence[Dot]) -> Domain:
 def place_names(
     names: Sequence[str], shares: Sequence[float], heights: Sequence[float], floor: float
 ) -> list[Name | None]:
-    """Place each name as near to its point as the others allow: beside it, above or below, inside the grid, and on no
+    """Place each name as near to its point as the others allow: next to it, above or below, inside the grid, and on no
     other name or point. None for a name that there is no room for. `floor` is the lower edge of the grid in pixels."""
     centres = [_NARROW * _across(share) / 100 for share in shares]
     points = [Box(x - 8, x + 8, y - 8, y + 8) for x, y in zip(centres, heights, strict=True)]
@@ -152,7 +156,7 @@ def place_names(
 
 
 def _candidates(x: float, y: float, width: float, floor: float) -> Iterator[Name]:
-    """Places for a name of that width, the nearest to its point first."""
+    """Yield places for a name of that width, the nearest to its point first."""
     for step in range(0, round(floor), 3):
         for line in (y - step, y + step):
             if not _TOP + 4 <= line <= floor - 6:
@@ -170,7 +174,7 @@ def _whisker(dot: Dot, x: str, low: float, high: float) -> str:
 
 
 def _label(dot: Dot, x: str, y: float, name: Name | None) -> str:
-    """A name with the line that leads to it; one without room stands beside its point all the same."""
+    """Return a name with the line that leads to it; one without room stands next to its point all the same."""
     line, anchor = (name.y, name.anchor) if name else (y, "start")
     step = {"start": _AWAY, "end": -_AWAY, "middle": 0}[anchor]
     moved = abs(line - y) > 9
@@ -186,5 +190,5 @@ def _inset(share: float) -> str:
 
 
 def _across(share: float) -> float:
-    """Per cent of the width, right of the upright axis' numbers."""
+    """Return the position in per cent of the width, right of the upright axis' numbers."""
     return _LEFT + 3 + (94 - _LEFT) * share

@@ -1,5 +1,4 @@
-"""What the scores say about each target, and about pairs of targets: figures with intervals, slices, speed,
-confusions."""
+"""The figures of each target, and of pairs of targets: intervals, slices, speed, confusions."""
 
 from __future__ import annotations
 
@@ -45,7 +44,7 @@ class Book:
         return gate.task or next(iter(self.pages))[0]
 
     def aggregate(self, task: str, target: str, name: str) -> tuple[float, Array]:
-        """A figure on the rows that this target may see, and its draws, for the interval that is shown."""
+        """Return a figure on the rows that this target may see, and its draws, for the interval that is shown."""
         item = self.pages[task, target]
         place = (task, target, name)
         if place not in self._draws:
@@ -59,8 +58,8 @@ class Book:
         return self._draws[place]
 
     def scores(self, task: str, name: str, targets: Sequence[str]) -> tuple[list[list[float]], list[str] | None]:
-        """Scores of the rows that every target has a score for, one list per target, and their clusters, in the order
-        of `played`."""
+        """Return the scores of the rows that every target has a score for, one list per target, and their clusters, in
+        the order of `played`."""
         pages = [self.pages[task, target] for target in targets]
         columns = [page.column(name) for page in pages]
         rows = pages[0].task.rows
@@ -73,7 +72,7 @@ class Book:
         return [[float(column[index] or 0.0) for index in kept] for column in columns], clusters
 
     def most(self, item: Graded) -> float | None:
-        """Dollars that 1,000 answers of a target to a task can cost at most, as far as it is known."""
+        """Return the dollars that 1,000 answers of a target to a task can cost at most, as far as it is known."""
         place = (item.task.name, item.target)
         if place not in self._most:
             dearest = most_per_answer(item.task, item.target, item.answers)
@@ -94,7 +93,7 @@ class Book:
         return self._label_evidence(task, gate.metric, targets)
 
     def _label_evidence(self, task: str, name: str, targets: Sequence[str]) -> gate_decision.GateEvidence:
-        """Evidence on F1: counts of the rows that every target was shown and that want a label, in the order of
+        """Return evidence on F1: counts of the rows that every target was shown and that want a label, in the order of
         `played`."""
         pages = [self.pages[task, target] for target in targets]
         scorer = next(scorer for scorer in pages[0].task.scorers if name in scorer.aggregates)
@@ -113,13 +112,13 @@ class Book:
 
 
 def played(rows: Sequence[ScoredRow]) -> list[int]:
-    """Indexes of rows by a hash of their ids: an order that depends neither on scores nor on the order of a file, in
-    which tests of scores go through the rows (`stats/betting.py`)."""
+    """Return the indexes of rows by a hash of their ids: an order that depends neither on scores nor on the order of a
+    file, in which tests of scores go through the rows (`stats/betting.py`)."""
     return sorted(range(len(rows)), key=lambda index: digest.of_json(rows[index].id))
 
 
 def result(item: Graded, book: Book) -> TargetResult:
-    """Everything about one target on one task."""
+    """Return everything about one target on one task."""
     task, confidence = item.task, book.settings.confidence
     metrics: dict[str, Any] = {}
     for name in task.columns:
@@ -160,7 +159,7 @@ def _clusters(task: Task) -> list[str] | None:
 
 
 def _slices(item: Graded, confidence: float) -> dict[str, list[dict[str, Any]]]:
-    """The primary metric within each value of each slice."""
+    """Return the primary metric within each value of each slice."""
     task = item.task
     scores = item.column(task.file.primary)
     clusters = _clusters(task)
@@ -188,7 +187,8 @@ def bucket_order(name: str) -> tuple[float, int]:
 
 
 def _labels(item: Graded) -> dict[str, Any]:
-    """Confusions per label metric: [expected, answered, count], the answer null when it was none of the labels."""
+    """Return the confusions per label metric: [expected, answered, count], the answer null when it was none of the
+    labels."""
     found: dict[str, Any] = {}
     for scorer in item.task.scorers:
         if scorer.labels is None:
@@ -208,7 +208,7 @@ def _labels(item: Graded) -> dict[str, Any]:
 
 
 def paired_differences(task: str, book: Book) -> list[PairedDifference]:
-    """Paired differences on the primary metric: every target against the first, and every quantized file against
+    """Return paired differences on the primary metric: every target against the first, and every quantized file against
     `tuned`."""
     targets = book.targets(task)
     pairs = [(target, targets[0]) for target in targets[1:]]
@@ -229,5 +229,6 @@ def paired_differences(task: str, book: Book) -> list[PairedDifference]:
 
 
 def rounded(body: dict[str, Any]) -> dict[str, Any]:
-    """Six digits are more than any interval needs, and keep the file readable. Tiny p-values keep their size."""
+    """Round to six digits, which are more than any interval needs, and keep the file readable. Tiny p-values keep their
+    size."""
     return {name: (float(f"{value:.6g}") if isinstance(value, float) else value) for name, value in body.items()}

@@ -1,4 +1,4 @@
-"""The verdict in few words: plain lines for a terminal, and Markdown that fits a pull-request comment.
+"""The summary of a verdict: plain lines for a terminal, and Markdown that fits a pull-request comment.
 
 Neither holds a row's text: a comment may be public where the rows are not.
 """
@@ -21,7 +21,8 @@ MARK = {"pass": "✅", "fail": "❌", "inconclusive": "❔", "ungated": "⚪", "
 
 
 def summary_lines(verdict: Verdict, folder: Path | None = None) -> list[str]:
-    """Per task each target's primary metric with its interval, the paired differences, then gates and verdict."""
+    """Return per task each target's primary metric with its interval, the paired differences, then gates and
+    verdict."""
     found: list[str] = []
     for name, task in verdict.tasks.items():
         metric = task.primary
@@ -54,7 +55,8 @@ def summary_lines(verdict: Verdict, folder: Path | None = None) -> list[str]:
     look = verdict.look
     if look and look.number > 1:
         found.append(
-            f"  look {look.number} at these models: decided at a level of {look.level:.3g}, since earlier ones spent theirs"
+            f"  look {look.number} at these models: decided at a level of {look.level:.3g}, since earlier ones "
+            f"spent theirs"
         )
     if folder is not None:
         found.append(f"report: {folder / 'report.html'}")
@@ -62,7 +64,7 @@ def summary_lines(verdict: Verdict, folder: Path | None = None) -> list[str]:
 
 
 def verdict_headline(verdict: Verdict) -> str:
-    """The outcome in one sentence."""
+    """Return the outcome in one sentence."""
     gates = [gate for gate in verdict.gates if gate.outcome != "report_only"]
     if verdict.gates and not gates:
         return "ungated: no gate could be decided, because no judge may decide it"
@@ -85,7 +87,7 @@ def verdict_headline(verdict: Verdict) -> str:
 
 
 def summary_markdown(verdict: Verdict) -> str:
-    """`summary.md`: verdict, gates, one small table per task."""
+    """Return `summary.md`: verdict, gates, one small table per task."""
     text = [f"## {MARK[verdict.verdict]} Evaluation: {verdict_headline(verdict)}", ""]
     text += [_about(verdict), ""]
     text += _gates(verdict)
@@ -133,14 +135,17 @@ def summary_markdown(verdict: Verdict) -> str:
             ]
     text += [
         "",
-        f"<sub>{verdict.confidence:.0%} intervals; gates are one-sided tests under Holm's method. Details: `report.html`.</sub>",
+        (
+            f"<sub>{verdict.confidence:.0%} intervals; gates are one-sided tests under Holm's method. Details: "
+            f"`report.html`.</sub>"
+        ),
         "",
     ]
     return "\n".join(text)
 
 
 def _about(verdict: Verdict) -> str:
-    """Run, model, date and version in one line."""
+    """Return run, model, date and version in one line."""
     parts = [f"run `{verdict.run}`"] if verdict.run else []
     parts += [f"tuned model `{found}`"] if (found := report_header.tuned_model(verdict)) else []
     parts += [f"evaluated {report_header.date(verdict)}" if verdict.date else "date not recorded"]
@@ -148,7 +153,7 @@ def _about(verdict: Verdict) -> str:
 
 
 def _gates(verdict: Verdict) -> list[str]:
-    """Every gate with its figures, as one table, then each in words."""
+    """Return every gate with its figures, as one table, then each in words."""
     if not verdict.gates:
         return []
     head = [
@@ -175,7 +180,7 @@ def _gates(verdict: Verdict) -> list[str]:
 
 
 def _columns(verdict: Verdict, name: str, task: TaskFacts) -> list[str]:
-    """The primary metric, every metric that a gate asks for, and others up to three."""
+    """Return the primary metric, every metric that a gate asks for, and others up to three."""
     gated = [metric for metric in gated_metrics(verdict, name) if metric in task.metrics]
     chosen = list(dict.fromkeys([task.primary, *gated]))
     others = [metric for metric in task.metrics if metric not in chosen]
@@ -201,7 +206,7 @@ def _pair(item: PairedDifference) -> str:
 
 
 def _takes(result: TargetResult) -> str:
-    """Dollars, seconds and place of one target."""
+    """Return dollars, seconds and place of one target."""
     dollars, first, whole = _running(result)
     parts = [f"{dollars} per 1,000" if dollars != "unknown" else "cost unknown"]
     parts += [f"first token {first}"] if first != "–" else []
@@ -223,7 +228,7 @@ def _tables(verdict: Verdict, task: str) -> Sequence[RoutingTable]:
 
 
 def _route(table: RoutingTable) -> str:
-    """`routing tuned or gemini-3.8-flash: of 7 slices keep 5, undecided 2`; without slices `the whole task
+    """Return `routing tuned or gemini-3.8-flash: of 7 slices keep 5, undecided 2`; without slices `the whole task
     undecided`."""
     slices = table.slice_lines
     kinds = ("keep", "send", "undecided")
@@ -237,7 +242,7 @@ def _slice(line: RoutingLine) -> str:
 
 
 def _ends(result: TargetResult) -> str:
-    """Ends other than the normal one, which a reader must know of."""
+    """Return ends other than the normal one, which a reader must know of."""
     told = {"length": "cut at the token limit", "blocked": "refused", "error": "failed"}
     parts = [f"{result.ends[end]} {what}" for end, what in told.items() if result.ends.get(end)]
     parts += [f"{result.hidden} not shown to it"] if result.hidden else []

@@ -4,7 +4,7 @@ Measured where it matters: on chat-templated validation conversations, at positi
 bf16 model's own reply where a row has none). Raw-text perplexity of an instruction-tuned Gemma says little.
 
 KL(bf16 || quantized) in nats. With a small vocabulary whole distributions are compared. Beyond that llama.cpp reports
-the k likeliest tokens: then both sides are reduced to the tokens both report plus one rest, which gives a lower bound
+the k most likely tokens: then both sides are reduced to the tokens both report plus one rest, which gives a lower bound
 of the true divergence (data-processing inequality); it is named `kl_topk` and must never be compared with an exact one.
 
 Positions of one conversation are alike, so intervals come from resampling conversations: on this family the naive

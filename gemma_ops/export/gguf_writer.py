@@ -1,7 +1,7 @@
 """A GGUF file written from a checkpoint, tensor by tensor and block of rows by block of rows.
 
 The `gguf` package lays out header, metadata and tensor table; the data behind them is streamed, so memory stays at a
-few tens of MB per thread whatever the model's size. The file is whole when it has its name: it is written beside it
+few tens of MB per thread whatever the model's size. The file is whole when it has its name: it is written next to it
 and renamed.
 """
 

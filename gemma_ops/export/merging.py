@@ -6,7 +6,7 @@ than one tensor (one expert of a stack). `W + scale * B @ A` is computed in fp32
 Merging into a 4-bit base is refused: dequantized packed weights can be garbage (bitsandbytes on CPU after a forward
 pass), and a requantized sum loses part of what was trained.
 
-A shard is written beside its final name and renamed when it is on disk, so a killed step goes on after the last whole
+A shard is written next to its final name and renamed when it is on disk, so a killed step goes on after the last whole
 shard and ends with the same bytes.
 """
 
@@ -158,7 +158,8 @@ def _audit(
     if not any(changes.values()):
         raise GateError(
             "the adapter changes nothing: every updated tensor equals the base's after rounding to its dtype",
-            "train longer or with a higher train.learning_rate; an adapter whose B factors are all zero was never trained",
+            "train longer or with a higher train.learning_rate; an adapter whose B factors are all zero was never "
+            "trained",
         )
     return changes
 

@@ -144,7 +144,8 @@ def _check_tokenizer(gguf: GGUF, tokenizer: Any) -> None:
         if ours != theirs:
             raise GateError(
                 f"llama.cpp tokenizes {probe!r} as {theirs}, the checkpoint's tokenizer as {ours}",
-                "export with the tokenizer the checkpoint was published with; engines that tokenize text would mislead the model",
+                "export with the tokenizer the checkpoint was published with; engines that tokenize text would mislead "
+                "the model",
             )
 
 
@@ -174,7 +175,8 @@ def _parity(
     if found.kl > worst_kl or found.top1 < worst_top1:
         raise GateError(
             f"llama.cpp and transformers disagree on the same tokens before any quantization: "
-            f"{found.name} {found.kl:.4f} (at most {worst_kl}), top-1 agreement {found.top1:.3f} (at least {worst_top1})",
+            f"{found.name} {found.kl:.4f} (at most {worst_kl}), top-1 agreement {found.top1:.3f} (at least "
+            f"{worst_top1})",
             "this checkpoint does not convert correctly with these versions: see `gemma-ops doctor`",
         )
     return weights, found

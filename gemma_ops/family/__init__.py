@@ -15,8 +15,10 @@ from gemma_ops.family.sizes import CONFIGS, DEFAULT_LEARNING_RATE, LICENCE, SERV
 from gemma_ops.family.traps import TRAPS, Trap, traps
 
 __all__ = [
-    "CONFIGS", "DEFAULT_LEARNING_RATE", "EXPERT_TARGETS", "LICENCE", "LORA_TARGETS", "SIZES", "SKIP_4BIT", "TOWER_TARGETS", "TRAPS",
-    "Counts", "Layer", "Linear", "Shape", "Size", "Trap", "by_repo", "find_size", "identify", "lora_linears", "repos", "traps",
+    "CONFIGS", "DEFAULT_LEARNING_RATE", "EXPERT_TARGETS", "LICENCE", "LORA_TARGETS", "SIZES", "SKIP_4BIT",
+    "TOWER_TARGETS", "TRAPS",
+    "Counts", "Layer", "Linear", "Shape", "Size", "Trap", "by_repo", "find_size", "identify", "lora_linears", "repos",
+    "traps",
 ]  # fmt: skip
 
 LORA_TARGETS = r"(?:model\.)?(?:language_model\.)?layers\.\d+\.(?:self_attn\.[qkvo]_proj|mlp\.(?:gate|up|down)_proj)"
@@ -25,7 +27,8 @@ and the unified 12B. PEFT matches the whole name, so nothing in a tower, router 
 seven are also what llama.cpp, vLLM and SGLang apply when they serve an adapter unmerged."""
 
 TOWER_TARGETS = {
-    "image": r"(?:model\.)?(?:vision_tower\.encoder\.layers\.\d+\.(?:self_attn\.[qkvo]_proj|mlp\.(?:gate|up|down)_proj)\.linear"
+    "image": r"(?:model\.)?(?:vision_tower\.encoder\.layers\.\d+\."
+    r"(?:self_attn\.[qkvo]_proj|mlp\.(?:gate|up|down)_proj)\.linear"
     r"|embed_vision\.(?:patch_dense|(?:multimodal_embedder\.)?embedding_projection))",
     "audio": r"(?:model\.)?(?:audio_tower\.layers\.\d+\.(?:self_attn\.(?:[qkv]_proj|post)\.linear"
     r"|feed_forward[12]\.ffw_layer_[12]\.linear|lconv1d\.linear_(?:start|end)\.linear)|embed_audio\.embedding_projection)",
@@ -79,7 +82,7 @@ def find_size(repo: str) -> Size | None:
 
 
 def by_repo(repo: str) -> Size:
-    """The size a Hub id names. Raises ConfigError that lists the known ids and the closest one."""
+    """Return the size a Hub id names. Raises ConfigError that lists the known ids and the closest one."""
     size = find_size(repo)
     if size:
         return size

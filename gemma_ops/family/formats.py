@@ -80,7 +80,7 @@ class Gguf(Format):
 
     @property
     def bits(self) -> float:
-        """Bits per weight of the file's main tensor type."""
+        """Return the bits per weight of the file's main tensor type."""
         return BITS[self.tensor]
 
 

@@ -21,7 +21,7 @@ _TOKENS = "tokenizer.ggml.tokens"
 
 
 def gguf_shape(file: Path) -> Shape:
-    """The layers, widths and vocabulary of a Gemma 4 GGUF file. Raises ModelError for a file that is none."""
+    """Return the layers, widths and vocabulary of a Gemma 4 GGUF file. Raises ModelError for a file that is none."""
     try:
         with file.open("rb") as source:
             found = _fields(source)

@@ -161,8 +161,10 @@ def _sounds(processor: dict[str, Any], folder: Path, *, unified: bool) -> Sounds
 def _ids(config: dict[str, Any]) -> dict[str, int]:
     """Return ids by token; the defaults are those of the configuration class."""
     keys = {
-        "<|image>": ("boi_token_id", 255_999), "<|image|>": ("image_token_id", 258_880), "<image|>": ("eoi_token_id", 258_882),
-        "<|audio>": ("boa_token_id", 256_000), "<|audio|>": ("audio_token_id", 258_881), "<audio|>": ("eoa_token_index", 258_883),
+        "<|image>": ("boi_token_id", 255_999), "<|image|>": ("image_token_id", 258_880),
+        "<image|>": ("eoi_token_id", 258_882),
+        "<|audio>": ("boa_token_id", 256_000), "<|audio|>": ("audio_token_id", 258_881),
+        "<audio|>": ("eoa_token_index", 258_883),
     }  # fmt: skip
     return {token: int(config.get(key) or default) for token, (key, default) in keys.items()}
 

@@ -104,8 +104,8 @@ class Shape:
     audio: towers.Audio | towers.FrameAudio | None = None
 
     def linears(self, prefix: str = "model.language_model.") -> Iterator[Linear]:
-        """Every `nn.Linear` of the language model, by its name in the classes with towers (`prefix` `model.` gives the
-        names of the text-only classes). The head is left out: it is tied to the embedding.
+        """Yield every `nn.Linear` of the language model, by its name in the classes with towers (`prefix` `model.`
+        gives the names of the text-only classes). The head is left out: it is tied to the embedding.
         """
         h, p = self.hidden, self.per_layer_dim
         for layer in self.layers:
@@ -128,7 +128,7 @@ class Shape:
             yield Linear(f"{prefix}per_layer_model_projection", h, len(self.layers) * p, None)
 
     def counts(self) -> Counts:
-        """Parameters by component, exact."""
+        """Return the parameters by component, exact."""
         return self._counts
 
     @cached_property

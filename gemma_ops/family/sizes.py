@@ -6,7 +6,7 @@ Sources, by what they are quoted for:
   were converted with); checked against the public totals 5.1, 8, 11.95, 25.8 and 31.3 B
 - repositories, context, modalities, licence: the model cards of google/gemma-4-* and ai.google.dev/gemma/docs/core
 - quantization-aware (QAT) variants: model card of google/gemma-4-31B-it-qat-q4_0-unquantized
-- learning rates: beside each one
+- learning rates: next to each one
 """
 
 from __future__ import annotations
@@ -67,7 +67,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
     ),
     "31B": _config(
         "gemma4", 6, _LARGE_VISION, None,
-        hidden_size=5376, intermediate_size=21_504, num_hidden_layers=60, num_attention_heads=32, num_key_value_heads=16,
+        hidden_size=5376, intermediate_size=21_504, num_hidden_layers=60, num_attention_heads=32,
+        num_key_value_heads=16,
         num_global_key_value_heads=4, attention_k_eq_v=True, sliding_window=1024, hidden_size_per_layer_input=0,
         use_bidirectional_attention="vision", max_position_embeddings=262_144,
     ),
@@ -108,8 +109,8 @@ class Size:
 DEFAULT_LEARNING_RATE = 2e-4
 """Peak learning rate of LoRA for a Gemma 4 that is none of these sizes."""
 _LARGE_RATE = (
-    "2e-4: where LoRA recipes for this family agree (oumi, axolotl, Unsloth; NeMo AutoModel #1748 raised its own to that, "
-    "to converge)"
+    "2e-4: where LoRA recipes for this family agree (oumi, axolotl, Unsloth; NeMo AutoModel #1748 raised its own "
+    "to that, to converge)"
 )
 
 

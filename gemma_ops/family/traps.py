@@ -51,7 +51,8 @@ TRAPS: tuple[Trap, ...] = (
         "load_in_4bit converts nn.Linear only; the experts are 3-D parameters and stay bf16: 42.5 GiB of a model "
         "called 4-bit",
         "bitsandbytes#1849, unslothai/unsloth#5432 (46 GB reserved for a 4-bit 26B-A4B)",
-        "load with gemma_ops.modeling (weights: nf4), which quantizes the experts too, from the file, and counts: 13.2 GiB",
+        "load with gemma_ops.modeling (weights: nf4), which quantizes the experts too, from the file, and counts: "
+        "13.2 GiB",
         here="quantizes the experts while they stream in, and refuses a model whose bytes are not as planned",
     ),
     Trap(
@@ -84,14 +85,16 @@ TRAPS: tuple[Trap, ...] = (
         "TRL given a model name loads it in float32: twice the memory, and under autocast a bf16 copy of every "
         "weight on top",
         "trl/trainer/utils.py, create_model_from_path",
-        "load the model yourself in bfloat16 and pass the object", here="loads the model itself, in train.weights", silent=False,
+        "load the model yourself in bfloat16 and pass the object", here="loads the model itself, in train.weights",
+        silent=False,
     ),
     Trap(
         "fp16", ALL,
         "float16 overflows in the MLP (and did in the vision pooler): NaN loss or NaN logits on GPUs without "
         "bfloat16, such as the T4",
         "vllm-project/vllm#40290, huggingface/transformers#46277",
-        "bfloat16 only; on Turing GPUs it is emulated and slow", here="offers bf16 and fp32 only; train.trl refuses the key", silent=False,
+        "bfloat16 only; on Turing GPUs it is emulated and slow",
+        here="offers bf16 and fp32 only; train.trl refuses the key", silent=False,
     ),
     Trap(
         "sdpa-string", EDGE,
@@ -103,7 +106,8 @@ TRAPS: tuple[Trap, ...] = (
     Trap(
         "flash-attention", ALL,
         "global layers have heads of 512; FlashAttention 2 and 3 stop at 256 and fail in the first step",
-        "Dao-AILab/flash-attention#2427", "use SDPA", here="computes global layers with SDPA, document by document", silent=False,
+        "Dao-AILab/flash-attention#2427", "use SDPA", here="computes global layers with SDPA, document by document",
+        silent=False,
     ),
     Trap(
         "text-class-on-full-checkpoint", ALL,
@@ -125,7 +129,8 @@ TRAPS: tuple[Trap, ...] = (
         "lora-everywhere", ALL,
         "target_modules='all-linear' puts adapters into towers, router and per-layer projections; a list of the "
         "seven suffixes stops at Gemma4ClippableLinear in the towers",
-        "huggingface/peft#3129", "take the regular expression gemma_ops.family.LORA_TARGETS", here="takes one anchored expression and refuses towers, routers and per-layer projections in it", silent=False,
+        "huggingface/peft#3129", "take the regular expression gemma_ops.family.LORA_TARGETS",
+        here="takes one anchored expression and refuses towers, routers and per-layer projections in it", silent=False,
     ),
     Trap(
         "lost-head-dims", ALL,
@@ -143,17 +148,17 @@ TRAPS: tuple[Trap, ...] = (
     ),
     Trap(
         "empty-thought", ("12B", "26B-A4B", "31B"),
-        "with thinking off the generation prompt ends in an empty thought that the same conversation no longer shows in its "
-        "later turns: trained in one piece, the model learns in another context than it is asked in",
+        "with thinking off the generation prompt ends in an empty thought that the same conversation no longer shows "
+        "in its later turns: trained in one piece, the model learns in another context than it is asked in",
         "chat template of google/gemma-4-31B-it; NeMo AutoModel gemma4_prefix_collate_fn",
         "train each answer after exactly the prompt that asks for it",
-        here="renders each answer's prompt with the checkpoint's own template, and makes one example an answer where no one example "
-        "holds them all",
+        here="renders each answer's prompt with the checkpoint's own template, and makes one example an answer where "
+        "no one example holds them all",
     ),
     Trap(
         "packed-images", ("26B-A4B", "31B"),
-        "in packed rows the mask counts positions from each row's start but looks up by them which image a token of the "
-        "whole pass belongs to: rows after the first attend across the first one's images",
+        "in packed rows the mask counts positions from each row's start but looks up by them which image a token "
+        "of the whole pass belongs to: rows after the first attend across the first one's images",
         "transformers/masking_utils.py, packed_sequence_compatibility_function around blockwise_overlay",
         "pad rows with images on these sizes",
         here="numbers the images of each document by themselves, and pads where train.kernels.attention is sdpa",
@@ -223,8 +228,8 @@ TRAPS: tuple[Trap, ...] = (
     ),
     Trap(
         "expert-adapters-on-nf4", ("26B-A4B",),
-        "PEFT puts no adapter on experts that are 4-bit already, with a warning only; put on first, their gradients are "
-        "None",
+        "PEFT puts no adapter on experts that are 4-bit already, with a warning only; put on first, their "
+        "gradients are None",
         "peft target_parameters over bitsandbytes parametrizations", "leave experts frozen, or hold the base in bf16",
         here="adapts them with code of its own, or refuses",
     ),

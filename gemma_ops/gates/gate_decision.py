@@ -87,7 +87,10 @@ class GateEvidence:
         least, groups = fewest(margin, best, -float(self.is_difference), alpha), self.sample.groups
         if least is None or groups >= least:
             return None
-        return f"{groups:,} {'clusters' if self.sample.clustered else 'rows'} can't show it, {least:,} could even if {even_if}"
+        return (
+            f"{groups:,} {'clusters' if self.sample.clustered else 'rows'} can't show it, {least:,} could even if "
+            f"{even_if}"
+        )
 
 
 @dataclass(frozen=True)
@@ -126,7 +129,7 @@ def decide_gate(
     gates: Sequence[GateConfig], evidence: Sequence[GateEvidence], confidence: float, *, later: float | None = None
 ) -> list[Decision]:
     """Decide all gates together: the chance that any passes wrongly is at most 1 - confidence, and that any fails
-    wrongly too. `later` is the confidence of the next look, for which the rows needed are told; the same unless
+    wrongly too. `later` is the confidence of the next look, for which the rows needed are reported; the same unless
     said."""
     alpha = 1 - confidence
     again = alpha if later is None else 1 - later

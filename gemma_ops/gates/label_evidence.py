@@ -51,7 +51,10 @@ def missing_labels(sample: RatioSample, labels: Sequence[str], margin: float, le
     if short is not None:
         return short
     if labels and not ratio_rows.occurs(sample).all():
-        return f"labels without a row count as wrong ({_few(sample, labels, 1)}); add rows of them, or take them out of the choices"
+        return (
+            f"labels without a row count as wrong ({_few(sample, labels, 1)}); add rows of them, or take them out of "
+            f"the choices"
+        )
     if sample.value > margin:
         return None
     return "what was measured is not beyond the margin; more rows pass it only if the truth is better"

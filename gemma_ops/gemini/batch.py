@@ -3,7 +3,7 @@
 A job is reserved and written down first, then uploaded, created under a mark of its own (`creating`), and polled.
 Whoever takes the run up again finds it by its name, or by its mark in the service's list, and goes on from there.
 Results are merged by key; items that failed inside a job that succeeded are tried again. A job that failed, expired or
-was cancelled is told.
+was cancelled is reported.
 """
 
 from __future__ import annotations

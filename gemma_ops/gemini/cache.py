@@ -34,7 +34,10 @@ CREATE TABLE IF NOT EXISTS answers (
   PRIMARY KEY (endpoint, key)
 )
 """
-_COLUMNS = 'text, "end", reason, seconds, first_seconds, usage, cost, tier, model_version, response_id'  # as `_answer` reads them
+_COLUMNS = (
+    'text, "end", reason, seconds, first_seconds, usage, cost, tier, model_version, '
+    "response_id"
+)  # as `_answer` reads them
 
 
 @dataclass(frozen=True)
@@ -135,7 +138,7 @@ def open_ledger(machine: MachineConfig, run: str) -> SpendingLedger:
 
 
 def store_path(machine: MachineConfig) -> Path:
-    """Return the file of ledger and answers. A rehearsal keeps its own beside it: its dollars are none, and must fill
+    """Return the file of ledger and answers. A rehearsal keeps its own next to it: its dollars are none, and must fill
     no cap."""
     path = ledger_path(machine)
     return path.with_name(f"{path.stem}.rehearsal{path.suffix}") if rehearsal(machine.gemini) else path

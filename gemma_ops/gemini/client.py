@@ -48,8 +48,8 @@ class Client:
     """Client of one run: sends requests, from any number of threads."""
 
     def __init__(self, config: GeminiConfig, store: Store, *, since: float = 0.0, lasting: bool = False) -> None:
-        """Open the client; answers older than the moment `since` are not taken from the store. `lasting`: it serves
-        others, so that what ends one request ends no other, and none waits for room under a cap."""
+        """Open the client; answers older than the moment `since` are not taken from the store. `lasting` says that it
+        serves others, so that what ends one request ends no other, and none waits for room under a cap."""
         self.config, self.store, self.since, self.lasting = config, store, since, lasting
         self.jobs = Jobs(store)
         self.genai = connect_gemini(config)
@@ -134,9 +134,7 @@ class Client:
         if fault.unreachable:
             raise self.stop(ServiceError(f"Gemini can't be reached: {fault.reason}", fix))
         if self._unserved >= _IN_VAIN:
-            raise self.stop(
-                ServiceError(f"the last {self._unserved} requests to Gemini came to nothing: {fault.reason}", fix)
-            )
+            raise self.stop(ServiceError(f"the last {self._unserved} requests to Gemini failed: {fault.reason}", fix))
 
     def _reserve(self, request: Request, worst: int) -> int | Answer:
         """Return the number of a reservation, or the answer if it has arrived in the meantime.

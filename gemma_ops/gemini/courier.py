@@ -44,8 +44,8 @@ class Courier:
         self.config = GeminiConfig.model_validate(opening["gemini"])
         if rehearsal(self.config) != opening["rehearsal"]:
             raise ServiceError(
-                f"at {self.config.base_url} it was {'an emulator' if opening['rehearsal'] else 'no emulator'} a moment ago, "
-                "and is not any more; nothing was sent",
+                f"at {self.config.base_url} it was {'an emulator' if opening['rehearsal'] else 'no emulator'} a "
+                "moment ago, and no longer is; nothing was sent",
                 "start `gemma-ops dev gemini-emulator` again, or correct machine.gemini.base_url",
             )
         run_cap, project_cap = opening["caps"]

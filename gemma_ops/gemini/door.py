@@ -137,8 +137,8 @@ class Gemini:
         for model in (model for model in models if model not in self._told):
             self._told.add(model)
             if days := stale(model, today):
-                journal.record(message=f"prices and limits of {model} were looked up {days} days ago: look again, and lay "
-                               "your own over them with machine.gemini.models")  # fmt: skip
+                journal.record(message=f"prices and limits of {model} were looked up {days} days ago: check them, and "
+                               "override them with machine.gemini.models")  # fmt: skip
             if other := routed_to(model, today):
                 journal.record(
                     message=f"{model} is retired: {other} answers for it, at its own price, and can't decide a gate"
@@ -191,7 +191,8 @@ class Gemini:
         )
         for words, count in others.items():
             self._journal.run(
-                journal.record, event="gemini.model", message=f"{words} {count:,} of {len(answers):,} requests; it can't decide a gate"
+                journal.record, event="gemini.model", message=f"{words} {count:,} of {len(answers):,} requests; it "
+                                                              f"can't decide a gate"
             )  # fmt: skip
         self._journal.run(
             journal.record, event="gemini", answers=len(answers), from_store=kept, ends=dict(ends), faults=dict(tally),

@@ -1,5 +1,5 @@
 """A batch job at the service: polled until it ends, its results read, its upload deleted. Calls are tried again as any
-request is, and what the service says of a job that came to nothing is told.
+request is, and what the service says of a job that came to nothing is reported.
 """
 
 from __future__ import annotations
@@ -120,7 +120,8 @@ class JobFollower:
             )
         return ServiceError(
             f"batch job {job.name}, which this ledger has paid for, is not there for this key: {why}",
-            "use the key of the project that made it; two days after it was made it is given up and made anew",
+            "use the key of the project that made it; two days after it was made, it is abandoned and a new one "
+            "is made",
         )
 
     def pause(self) -> None:

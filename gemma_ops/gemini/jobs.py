@@ -176,8 +176,8 @@ class Jobs:
     def _items(self, number: int, model: str) -> dict[str, tuple[int, Asked]]:
         with self.store.ledger.connect() as connection:
             rows = connection.execute(
-                "SELECT i.key, i.reservation, i.use, i.privacy FROM items i JOIN reservations r ON r.id = i.reservation "
-                "WHERE i.job = ? AND r.state = 'held' ORDER BY i.reservation",
+                "SELECT i.key, i.reservation, i.use, i.privacy FROM items i JOIN reservations r ON r.id = "
+                "i.reservation WHERE i.job = ? AND r.state = 'held' ORDER BY i.reservation",
                 (number,),
             ).fetchall()
         return {key: (held, Asked(key, model, use, privacy)) for key, held, use, privacy in rows}

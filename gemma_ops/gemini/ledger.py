@@ -108,7 +108,8 @@ class SpendingLedger:
             if worst:
                 self._check(connection, model, worst)
             cursor = connection.execute(
-                "INSERT INTO reservations (key, run, use, model, tier, worst, holder, reserved_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO reservations (key, run, use, model, tier, worst, holder, reserved_at) VALUES (?, ?, ?, ?, "
+                "?, ?, ?, ?)",
                 (key, self.run, use, model, tier, worst, self._me.to_text(), time.time() if at is None else at),
             )
             assert cursor.lastrowid is not None
@@ -141,11 +142,13 @@ class SpendingLedger:
         run = None if project else self.run
         with self.connect() as connection:
             settled, requests = connection.execute(
-                "SELECT COALESCE(SUM(amount), 0), COUNT(*) FROM reservations WHERE state = 'settled' AND run = COALESCE(?, run)",
+                "SELECT COALESCE(SUM(amount), 0), COUNT(*) FROM reservations WHERE state = 'settled' AND run = "
+                "COALESCE(?, run)",
                 (run,),
             ).fetchone()
             held = connection.execute(
-                "SELECT tier, holder, SUM(amount) FROM reservations WHERE state = 'held' AND run = COALESCE(?, run) GROUP BY tier, holder",
+                "SELECT tier, holder, SUM(amount) FROM reservations WHERE state = 'held' AND run = COALESCE(?, run) "
+                "GROUP BY tier, holder",
                 (run,),
             ).fetchall()
         lost = sum(amount for tier, holder, amount in held if is_lost(tier, holder))
@@ -155,7 +158,8 @@ class SpendingLedger:
         """Return what any run holds for this request, oldest first."""
         with self.connect() as connection:
             rows = connection.execute(
-                "SELECT id, run, tier, worst, holder, reserved_at FROM reservations WHERE key = ? AND state = 'held' ORDER BY id",
+                "SELECT id, run, tier, worst, holder, reserved_at FROM reservations WHERE key = ? AND state = 'held' "
+                "ORDER BY id",
                 (key,),
             ).fetchall()
         return [
@@ -177,7 +181,8 @@ class SpendingLedger:
             return worst == 0
         with self.connect() as connection:
             held = connection.execute(
-                "SELECT run, holder, SUM(amount) FROM reservations WHERE state = 'held' AND tier != 'batch' GROUP BY run, holder"
+                "SELECT run, holder, SUM(amount) FROM reservations WHERE state = 'held' AND tier != 'batch' GROUP BY "
+                "run, holder"
             ).fetchall()
             caps = self._caps(connection)
         alive = [(run, amount) for run, holder, amount in held if Birth.of_text(holder).state() == "alive"]
@@ -213,7 +218,8 @@ class SpendingLedger:
                 raise BudgetError(
                     f"the next request to {model} could cost {dollars(worst)}, and of the {name}'s {dollars(cap)} only "
                     f"{dollars(max(cap - used, 0))} are free; nothing more was sent",
-                    f"raise machine.gemini.{key}: answers that were paid for are kept; `gemma-ops cost` shows what was spent on what",
+                    f"raise machine.gemini.{key}: answers that were paid for are kept; `gemma-ops cost` shows what was "
+                    f"spent on what",
                 )
 
     @contextmanager

@@ -2,7 +2,7 @@
 
 SQLite with WAL, for many processes at once, and synchronous FULL. With less, every commit still outlives a killed
 process, but not a power cut, after which money would be spent that the ledger forgot. The price is one flush per
-commit, milliseconds beside a reply that takes seconds.
+commit, milliseconds next to a reply that takes seconds.
 
 `committed` holds the sum of what counts per run. Triggers keep it, so that no writer can forget to and a cap is checked
 without adding up the whole history; rows are never deleted.
@@ -43,7 +43,7 @@ CREATE TRIGGER IF NOT EXISTS closed AFTER UPDATE ON reservations BEGIN
   UPDATE committed SET amount = amount + NEW.amount - OLD.amount WHERE run = NEW.run;
 END;
 CREATE TRIGGER IF NOT EXISTS kept BEFORE DELETE ON reservations BEGIN SELECT RAISE(ABORT, 'a ledger keeps its rows'); END;
-"""
+"""  # noqa: E501
 
 
 def open_file(path: Path) -> sqlite3.Connection:
@@ -91,7 +91,7 @@ def check_whole_file(path: Path) -> None:
         time.sleep(0.05)
     raise MachineError(
         f"{path} was copied without {path.name}-wal, which holds what was spent",
-        "copy both files, while no run writes them; or set machine.ledger to a new file to begin at nothing",
+        "copy both files, while no run writes them; or set machine.ledger to a new file to start from zero",
     )
 
 
@@ -110,7 +110,7 @@ def explained_sqlite(path: Path) -> Iterator[None]:
         }:  # fmt: skip
             raise MachineError(
                 f"{path} can't hold the ledger: {error}",
-                "make room and check its rights, or set machine.ledger to another file",
+                "free some space and check its permissions, or set machine.ledger to another file",
             ) from error
         raise
 

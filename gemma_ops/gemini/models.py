@@ -167,7 +167,8 @@ def _table(own: Path | None) -> Table:
     except (OSError, yaml.YAMLError, ValidationError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(
             f"machine.gemini.models: {own} can't be read as facts about models: {error}",
-            "write `models: {NAME: {as_of: …, source: […], prices: […]}}`, with the keys of gemma_ops/gemini/models.yaml",
+            "write `models: {NAME: {as_of: …, source: […], prices: […]}}`, with the keys of "
+            "gemma_ops/gemini/models.yaml",
         ) from error
 
 

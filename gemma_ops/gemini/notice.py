@@ -31,7 +31,7 @@ Gemini API Additional Terms in force since {TERMS}, as of {AS_OF}: {SOURCE}. Rea
 - Logs: paid projects created since 2026-10-26 keep requests for 55 days unless told otherwise ({LOGS});
   every request of gemma-ops says store=false.
 - Grounding: results of Google Search and Maps may not be stored, trained on or learned from.
-- Enterprise (Google Cloud): its own terms hold instead, which gemma-ops has not checked."""
+- Enterprise (Google Cloud): its own terms hold instead, which gemma-ops has not checked."""  # noqa: E501
 
 
 def check_accepted(config: GeminiConfig) -> None:

@@ -80,9 +80,9 @@ def worst(model: str, prompt_tokens: int, max_output_tokens: int, *, tier: str, 
     """Return an upper bound of what a request can cost, in nanodollars, to be reserved before it is sent.
 
     It is one because every part is: `prompt_tokens` is a bound of the caller's (see `prompt_bound`), all of it is
-    counted as fresh input, thoughts and visible tokens share `max_output_tokens`, and the dearer day counts if the
-    price changes while the request may be under way, and the dearer model if another one answers. Raises BudgetError
-    where no price is known.
+    counted as fresh input, thoughts and visible tokens share `max_output_tokens`, and the more expensive day counts if
+    the price changes while the request may be under way, and the more expensive model if another one answers. Raises
+    BudgetError where no price is known.
     """
     usage = Usage(prompt=prompt_tokens, output=max_output_tokens)
     later = at + _LONGEST.get(tier, timedelta(hours=1))

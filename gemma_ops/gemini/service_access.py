@@ -22,7 +22,8 @@ _KEYS = ("GOOGLE_API_KEY", "GEMINI_API_KEY")
 _DEVELOPER = "https://generativelanguage.googleapis.com"
 _STRAYS = (
     "GOOGLE_GEMINI_BASE_URL", "GOOGLE_VERTEX_BASE_URL", "GOOGLE_GENAI_API_VERSION", "GOOGLE_GENAI_USE_VERTEXAI",
-    "GOOGLE_GENAI_USE_ENTERPRISE", "GOOGLE_GENAI_CLIENT_MODE", "GOOGLE_GENAI_REPLAY_ID", "GOOGLE_GENAI_REPLAYS_DIRECTORY",
+    "GOOGLE_GENAI_USE_ENTERPRISE", "GOOGLE_GENAI_CLIENT_MODE", "GOOGLE_GENAI_REPLAY_ID",
+    "GOOGLE_GENAI_REPLAYS_DIRECTORY",
 )  # fmt: skip
 """Environment variables by which google-genai would go elsewhere than the configuration says."""
 
@@ -69,7 +70,7 @@ def check_offline(config: GeminiConfig) -> None:
     if rehearsal(config) or not guard.active():
         return
     here = (
-        f"; at {config.base_url} is no emulator of ours, and what is sent there may be passed on"
+        f"; the server at {config.base_url} is not our emulator, and may pass on what it is sent"
         if config.base_url
         else ""
     )

@@ -92,14 +92,14 @@ class Spending:
         text = [f"{self.path}, {_day(self.since)} to {_day(self.until)}", "", *_aligned([head, *rows], left=4), ""]
         if whole.lost:
             text.append(
-                "lost: held by processes that were killed. Whether it was billed nobody knows, so it counts in full."
+                "lost: held by processes that were killed. It is not known whether it was billed, so it counts in full."
             )
         if whole.without_usage:
             text.append(f"{whole.without_usage:,} replies named no usage; the most they can have cost counts.")
         if whole.unanswered:
             text.append(
-                f"{whole.unanswered:,} tries broke off or timed out. Whether they were billed nobody knows, so the most they "
-                "can have cost counts."
+                f"{whole.unanswered:,} tries broke off or timed out. It is not known whether they were billed, so the "
+                "most they can have cost counts."
             )
         if whole.refused:
             text.append(f"{whole.refused:,} requests were turned away by the service without a bill.")

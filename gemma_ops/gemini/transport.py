@@ -56,7 +56,7 @@ def client_arguments(url: str, hosts: Callable[[str], bool] | None = None) -> di
         same = host in (place, *addresses) and (request.url.port or default.get(request.url.scheme)) == port
         if not same and not (hosts and hosts(host)):
             raise BoundaryError(
-                f"{place} wants what follows to be sent to {request.url.netloc.decode()}, which nobody named; it was not sent",
+                f"{place} redirects a request to {request.url.netloc.decode()}, which nobody named; it was not sent",
                 "give the address of a server that takes requests itself",
             )
 
@@ -75,6 +75,7 @@ def _refuse_redirect(response: httpx2.Response) -> None:
     target = urlsplit(response.headers.get("location", ""))
     place = f"{target.scheme}://{target.netloc}" if target.netloc else "another address"
     raise BoundaryError(
-        f"{response.request.url.host} answers {response.status_code}, which sends requests on to {place}; that is never followed",
+        f"{response.request.url.host} answers {response.status_code}, which sends requests on to {place}; that is "
+        f"never followed",
         "give the address that answers itself, if it may see the rows",
     )

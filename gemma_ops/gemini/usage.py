@@ -39,7 +39,7 @@ class Usage:
         it used, and zero would be a claim.
 
         Where the service's own total is larger than the counts it names, the rest counts as thoughts: tokens were
-        billed that have no name here, and output is the dearest they can have been.
+        billed that have no name here, and output is the most expensive they can have been.
         """
         if metadata is None:
             return None

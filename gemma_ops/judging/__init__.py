@@ -1,13 +1,14 @@
 """Judges: models that compare answers where no metric can, and everything that says how far to believe them.
 
-judge_protocol, rubric, judge_material   what a judge is shown and must answer, and how the material is made harmless
-judge_canaries, judge_asking, judgements  questions with a known verdict, asking so that a kill loses nothing, stored verdicts
-judge_outcome, alone, judge_figures      from verdicts to win rates, and the judge's habits
-winrate, agreement, answer_style         length control, kappa and Krippendorff's alpha, how the sides write
-calibrate, correction                    against human labels; a rate corrected for the judge's errors
-judge_lineage, judge_standing            who is related to whom, and who may gate
-panel, judged                            one comparison from beginning to end
-pairs, judge_run                         where answers come from; all comparisons of an evaluation
+judge_protocol, rubric, judge_material    what a judge is shown and must answer, and how the material is made harmless
+judge_canaries, judge_asking, judgements  questions with a known verdict; asking so that a kill loses nothing; stored
+                                          verdicts
+judge_outcome, alone, judge_figures       from verdicts to win rates, and the judge's habits
+winrate, agreement, answer_style          length control, kappa and Krippendorff's alpha, how the sides write
+calibrate, correction                     against human labels; a rate corrected for the judge's errors
+judge_lineage, judge_standing             who is related to whom, and who may gate
+panel, judged                             one comparison from beginning to end
+pairs, judge_run                          where answers come from; all comparisons of an evaluation
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """Agreement beyond chance: Cohen's kappa of two raters with its interval, Krippendorff's alpha of a panel.
 
 Share of equal verdicts alone flatters a judge: on common benchmarks it lies 33 to 41 points above kappa (Norman et al.,
-arXiv 2606.19544). So kappa decides, and the share stands beside it.
+arXiv 2606.19544). So kappa decides, and the share stands next to it.
 
-The interval of kappa takes its standard error from a bootstrap over clusters and is set on the scale of Fisher's z, where
-the sampling distribution is close to symmetric. Simulated with 60 to 200 labels and kappa .3 to .8 it holds .94 to .96 of
-the time, the percentile interval of the same draws .93 to .95.
+The interval of kappa takes its standard error from a bootstrap over clusters and is set on the scale of Fisher's z,
+where the sampling distribution is close to symmetric. Simulated with 60 to 200 labels and kappa .3 to .8 it holds .94
+to .96 of the time, the percentile interval of the same draws .93 to .95.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ Level = Literal["nominal", "ordinal", "interval"]
 
 
 def kappa(first: Sequence[str], second: Sequence[str]) -> float | None:
-    """Cohen's kappa; None when both gave one and the same label throughout, since then there is no chance to beat."""
+    """Return Cohen's kappa; None when both gave one and the same label throughout, since then there is no chance to
+    beat."""
     tables = _tables(first, second, None)
     value = float(_kappas(tables.sum(0)[None])[0])
     return None if math.isnan(value) else value
@@ -39,9 +40,10 @@ def kappa_interval(
     *,
     times: int = 1000,
 ) -> Interval | None:
-    """Kappa with its two-sided interval. See the module for the method.
+    """Return kappa with its two-sided interval. See the module for the method.
 
-    None where kappa is not defined, and where one rater gave one label throughout: kappa is then 0 whatever the other says.
+    None where kappa is not defined, and where one rater gave one label throughout: kappa is then 0 whatever the other
+    says.
     """
     tables = _tables(first, second, clusters)
     value = kappa(first, second)
@@ -69,9 +71,10 @@ def kappa_interval(
 
 
 def krippendorff(ratings: npt.NDArray[np.float64], level: Level = "nominal") -> float | None:
-    """Krippendorff's alpha of ratings [raters, units]; NaN is a missing one.
+    """Return Krippendorff's alpha of ratings [raters, units]; NaN is a missing one.
 
-    K. Krippendorff, Content Analysis, 4th ed., ch. 12. None where there are no two ratings to compare, or only one value.
+    K. Krippendorff, Content Analysis, 4th ed., ch. 12. None where there are no two ratings to compare, or only one
+    value.
     """
     values, codes = np.unique(ratings[~np.isnan(ratings)], return_inverse=True)
     units = np.nonzero(~np.isnan(ratings))[1]
@@ -90,7 +93,7 @@ def krippendorff(ratings: npt.NDArray[np.float64], level: Level = "nominal") -> 
 
 
 def _distance(values: Array, totals: Array, level: Level) -> Array:
-    """Squared distance of every pair of values."""
+    """Return the squared distance of every pair of values."""
     if level == "nominal":
         return 1.0 - np.eye(len(values))
     if level == "interval":
@@ -100,7 +103,7 @@ def _distance(values: Array, totals: Array, level: Level) -> Array:
 
 
 def _tables(first: Sequence[str], second: Sequence[str], clusters: Sequence[str] | None) -> Array:
-    """Counts of label pairs per cluster [clusters, labels, labels]."""
+    """Return counts of label pairs per cluster [clusters, labels, labels]."""
     place = {label: index for index, label in enumerate(sorted({*first, *second}))}
     _, group = np.unique(np.asarray(clusters if clusters is not None else range(len(first))), return_inverse=True)
     tables = np.zeros((int(group.max()) + 1, len(place), len(place)))
@@ -110,7 +113,7 @@ def _tables(first: Sequence[str], second: Sequence[str], clusters: Sequence[str]
 
 
 def _kappas(tables: Array) -> Array:
-    """Kappa of each table [draws, labels, labels]; NaN where chance alone agrees fully."""
+    """Return the kappa of each table [draws, labels, labels]; NaN where chance alone agrees fully."""
     n = tables.sum((-1, -2))
     agreed = np.trace(tables, axis1=-2, axis2=-1) / n
     chance = (tables.sum(-1) * tables.sum(-2)).sum(-1) / n**2

@@ -1,4 +1,4 @@
-"""Answers scored alone: per side the criteria's scores and the share that passes.
+"""Scores of single answers: per side the criteria's scores and the share that passes.
 
 A side's score is the mean of its criteria, brought to [0, 1] by the rubric's scale. A refused or failed answer scores 0
 without being asked about.
@@ -20,16 +20,16 @@ SideName = Literal["first", "second"]
 
 @dataclass
 class Alone:
-    """What one judge said of one side's answers."""
+    """One judge's verdicts on one side's answers."""
 
     scores: dict[str, float] = field(default_factory=dict)
-    """Per item, in [0, 1], averaged over repeats."""
+    """Score per item, in [0, 1], averaged over repeats."""
     passes: dict[str, float] = field(default_factory=dict)
-    """Per item: 1 passed, 0 failed; an even split of repeats is one half."""
+    """Verdict per item: 1 passed, 0 failed; an even split of repeats is one half."""
     criteria: dict[str, dict[str, float]] = field(default_factory=dict)
-    """Per criterion and item, on the rubric's own scale."""
+    """Score per criterion and item, on the rubric's own scale."""
     repeats: list[tuple[str, str, str]] = field(default_factory=list)
-    """Item, first verdict, later verdict on the very same question."""
+    """Triples of item, first verdict, and later verdict on the very same question."""
     asked: int = 0
     invalid: int = 0
     lost: list[str] = field(default_factory=list)
@@ -38,7 +38,7 @@ class Alone:
 def pointwise_outcomes(
     pairs: Sequence[JudgedPair], judgements: Sequence[Judgement], side: SideName, rubric: Rubric, repeats: int
 ) -> Alone:
-    """One side's outcomes from one judge's verdicts."""
+    """Return one side's outcomes from one judge's verdicts."""
     known = {item.place: item for item in judgements if item.kind == "pair" and item.order == side}
     found = Alone(asked=len(known), invalid=sum(item.said is None for item in known.values()))
     for pair in pairs:

@@ -1,4 +1,4 @@
-"""How the two sides write: length and formatting, which judges may prefer for their own sake."""
+"""The style of the two sides: length and formatting, which judges may prefer for their own sake."""
 
 from __future__ import annotations
 
@@ -20,16 +20,17 @@ _FORMATS = {
         r"\b(?:gemma|gemini|chatgpt|gpt-\d|claude|llama|mistral|qwen|deepseek)\b", re.IGNORECASE
     ),
 }
-"""Share of answers in which each is found. An answer that names its model is no longer blind."""
+"""Patterns of formatting, for the share of answers in which each is found. An answer that names its model is no longer
+blind."""
 
 
 def gap(pair: JudgedPair) -> int:
-    """Words of the first answer minus words of the second."""
+    """Return the words of the first answer minus words of the second."""
     return len(pair.first.split()) - len((pair.second or "").split())
 
 
 def describe_style(pairs: Sequence[JudgedPair]) -> dict[str, Any]:
-    """Words and formatting per side, and how often the first is the longer one."""
+    """Return words and formatting per side, and how often the first is the longer one."""
     sides = {"first": [pair.first for pair in pairs]}
     if pairs and pairs[0].second is not None:
         sides["second"] = [pair.second or "" for pair in pairs]
@@ -44,7 +45,7 @@ def describe_style(pairs: Sequence[JudgedPair]) -> dict[str, Any]:
 def longer_wins(
     pairs: Sequence[JudgedPair], scores: Mapping[str, float], clusters: Mapping[str, str] | None, confidence: float
 ) -> winrate.Rate | None:
-    """How often the longer answer of a pair is preferred, a tie counting one half."""
+    """Return how often the longer answer of a pair is preferred, a tie counting one half."""
     chosen = [(pair.id, scores[pair.id], gap(pair)) for pair in pairs if pair.id in scores and gap(pair)]
     return winrate.win_rate(
         [score if longer > 0 else 1 - score for _, score, longer in chosen],

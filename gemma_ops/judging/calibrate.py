@@ -1,8 +1,9 @@
-"""Judges against people: ask the judges about labelled items, and measure how they agree and how they err.
+"""Calibration of judges against people: the judges are asked about labelled items, and their agreement and errors
+measured.
 
-Labels are a jsonl file: `{"item": "q17", "label": "first"}`, where `item` is the `id` of an answer, with `first`, `second` or `tie` for pairs and `pass` or `fail`
-for answers alone (then `"side": "second"` for the other side's answer). A second person's label goes into `again`; how
-far two people agree is the most that can be asked of a judge.
+Labels are a jsonl file: `{"item": "q17", "label": "first"}`, where `item` is the `id` of an answer, with `first`,
+`second` or `tie` for pairs and `pass` or `fail` for answers alone (then `"side": "second"` for the other side's
+answer). A second person's label goes into `again`; how far two people agree is the most that can be asked of a judge.
 """
 
 from __future__ import annotations
@@ -115,7 +116,8 @@ def calibrate(
         found.insert(0, replace(known, answered=tuple(every)))
     twice = [label for label in labels if label.again is not None]
     people = agreement.kappa_interval(
-        [label.label for label in twice], [str(label.again) for label in twice], [names[x.item] for x in twice], confidence, seed
+        [label.label for label in twice], [str(label.again) for label in twice], [names[x.item] for x in twice],
+        confidence, seed
     ) if twice else None  # fmt: skip
     families = panel.kinship(first, second, teachers)
     return Calibration(
@@ -134,7 +136,7 @@ def _known(
     seed: int,
     details: dict[str, Any],
 ) -> Known:
-    """One judge against the labels of items it has an outcome for."""
+    """Compare one judge with the labels of items it has an outcome for."""
     values = _LABELS[mode]
     scored = [(label, said[label.side][label.item]) for label in labels if label.item in said.get(label.side, {})]
     if not scored:
@@ -151,13 +153,15 @@ def _known(
         lost=len(labels) - len(scored),
         kappa=agreement.kappa_interval(people, judged, groups, confidence, seed),
         agreement=intervals.mean_interval(Sample.of(same, groups), confidence),
-        sensitivity=_errors([(label.item, score) for label, score in scored if values[label.label] == 1.0], names, confidence),
+        sensitivity=_errors([(label.item, score) for label, score in scored if values[label.label] == 1.0], names,
+            confidence),
         specificity=_errors(
             [(label.item, 1 - score) for label, score in scored if values[label.label] == 0.0], names, confidence
         ),
         judge_rate=sum(score for _, score in scored) / len(scored),
         human_rate=sum(values[label.label] for label, _ in scored) / len(scored),
-        details=judge_figures.tidy(details | {"ties": {"n": len(ties), "judge_rate": sum(ties) / len(ties) if ties else None}}),
+        details=judge_figures.tidy(details | {"ties": {"n": len(ties),
+                    "judge_rate": sum(ties) / len(ties) if ties else None}}),
     )  # fmt: skip
 
 
@@ -171,7 +175,7 @@ def _errors(scored: Sequence[tuple[str, float]], names: dict[str, str], confiden
 
 
 def _word(score: float, mode: Mode) -> str:
-    """A judge's outcome as people would label it; an even split of repeats is no label of theirs."""
+    """Return a judge's outcome as people would label it; an even split of repeats is no label of theirs."""
     if mode == "pairwise":
         return judge_outcome.label(score)
     return "pass" if score > 0.5 else "fail" if score < 0.5 else "split"
@@ -185,7 +189,7 @@ def _details(
     confidence: float,
     seed: int,
 ) -> dict[str, Any]:
-    """Habits on these items: position, length, test-retest."""
+    """Return habits on these items: position, length, test-retest."""
     body = panel.measure_panel(pairs, tally, sides, settings, confidence, seed)
     if settings.mode == "pointwise":
         return {"retest": {name: side["retest"] for name, side in body["sides"].items()}, "invalid": body["invalid"]}

@@ -1,8 +1,8 @@
-"""What is known of a judge from human labels: `calibration.json`, written by `judge calibrate`, read by every later run.
+"""What human labels say about a judge: `calibration.json`, written by `judge calibrate`, read by every later run.
 
-It speaks for one judge asked in one way: the judge's identity and the digest of the wording must both match, or it isn't
-used. It also keeps whose answers were labelled, by family: how a judge errs on Gemma against Gemini says little about
-Qwen against Llama when the judge is a relative of one of them.
+It speaks for one judge asked in one way: the judge's identity and the digest of the wording must both match, or it
+isn't used. It also keeps whose answers were labelled, by family: how a judge errs on Gemma against Gemini says little
+about Qwen against Llama when the judge is a relative of one of them.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from gemma_ops.stats.intervals import Interval
 SCHEMA = "gemma-ops/judge-calibration@1"
 PANEL = "panel"
 KAPPA = 0.4
-"""Below this lower bound of kappa a judge may report but not gate."""
+"""Lower bound of kappa below which a judge may report but not gate."""
 ENOUGH = 100
 """Human labels below which a calibration says so."""
 TWICE = 20
-"""Items with a second person's label below which two people's kappa is not told: it would be mostly chance."""
+"""Items with a second person's label below which two people's kappa is not reported: it would be mostly chance."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Errors:
     high: float
     n: int
     effective: float
-    """Independent items that would know it as well."""
+    """Number of independent items that would be as certain."""
 
     def share(self) -> Share:
         return Share(self.value, self.effective, self.n)
@@ -53,9 +53,9 @@ class Known:
     name: str
     identity: str
     labels: int
-    """Labelled items with an outcome."""
+    """Number of labelled items with an outcome."""
     lost: int
-    """Labelled items without one: no valid verdict."""
+    """Number of labelled items without an outcome: no valid verdict."""
     kappa: Interval | None
     agreement: Interval
     """Share of equal labels. It flatters: see `agreement.py`."""
@@ -66,11 +66,11 @@ class Known:
     details: dict[str, Any]
     """Position and length bias, test-retest, ties: as in `judge.json`."""
     answered: tuple[str, ...] = ()
-    """What gave the verdicts, as the service names it."""
+    """Model that gave the verdicts, as the service names it."""
 
     @property
     def good(self) -> bool:
-        """Whether agreement beyond chance is shown to be at least fair, and errors are known on both sides."""
+        """True if agreement beyond chance is shown to be at least fair, and errors are known on both sides."""
         return (
             self.kappa is not None
             and self.kappa.low >= KAPPA
@@ -87,40 +87,41 @@ class Calibration:
     prompt: str
     """Digest of the wording and the rubric."""
     families: tuple[str, ...]
-    """Of the labelled answers' writers: first side, second side."""
+    """Families of the models that wrote the labelled answers: first side, second side."""
     labels: int
     confidence: float
     people: Interval | None
     """Kappa between two people on the same items, where a second one labelled."""
     judges: tuple[Known, ...]
     twice: int = 0
-    """Items with a second person's label."""
+    """Number of items with a second person's label."""
 
     def of(self, name: str, identity: str, prompt: str, answered: Collection[str] = ()) -> Known | None:
-        """What is known of this judge when asked this way; None when identity or wording differ, or another model answers
-        for it than when it was calibrated."""
+        """Return what is known of this judge when asked this way; None when identity or wording differ, or another
+        model answers for it than when it was calibrated."""
         if prompt != self.prompt:
             return None
         found = (known for known in self.judges if known.identity == identity and set(answered) <= set(known.answered))
         return next(found, None)
 
     def covers(self, families: tuple[str, ...]) -> bool:
-        """Whether the labelled answers were of these families, so that a relative's bias is part of the known errors."""
+        """True if the labelled answers were of these families, so that a relative's bias is part of the known
+        errors."""
         return "unknown" not in families and families == self.families
 
 
 def panel_identity(identities: list[str]) -> str:
-    """A panel is the set of its judges."""
+    """Return the identity of a panel, which is the set of its judges."""
     return "panel:" + digest.of_json(sorted(identities))[:32]
 
 
 def write_calibration(path: Path, found: Calibration) -> None:
-    """Write whole or not at all."""
+    """Write the calibration, whole or not at all."""
     write_json(path, {"schema": SCHEMA} | asdict(found))
 
 
 def read_calibration(path: Path) -> Calibration:
-    """Raises DataError for anything that is no calibration."""
+    """Read a calibration; raises DataError for anything that is none."""
     try:
         body = json.loads(path.read_text(encoding="utf-8"))
         if body.pop("schema", None) != SCHEMA:

@@ -9,7 +9,7 @@ from gemma_ops.stats.intervals import Interval
 
 
 def calibration_lines(found: Calibration, path: Path) -> list[str]:
-    """Per judge agreement, errors and habits; what it allows; what is weak about it."""
+    """Return per judge agreement, errors and habits; what it allows; what is weak about it."""
     text = [f"{found.labels:,} labelled items, {found.mode}, {found.confidence:.0%} intervals"]
     if found.twice:
         text.append(f"  two people   {_people(found)}")

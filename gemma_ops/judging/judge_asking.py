@@ -1,4 +1,4 @@
-"""Putting all questions to one judge: what is known is not asked again, what is said is on disk at once."""
+"""Asking one judge all questions: what is known is not asked again, what is said is on disk at once."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from gemma_ops.tasks.grades import FAILED
 
 
 def decided(pair: JudgedPair, what: str = "pairs") -> float | None:
-    """The outcome where no judge is needed. Of a pair: a failed answer loses to one that is there, and equal texts tie.
-    Of one side alone, when `what` names it: a failed answer scores 0."""
+    """Return the outcome where no judge is needed. Of a pair: a failed answer loses to one that is there, and equal
+    texts tie. Of one side alone, when `what` names it: a failed answer scores 0."""
     lost = [end in FAILED for end in (pair.first_end, pair.second_end)]
     if what != "pairs" or pair.second is None:
         return 0.0 if lost[what == "second"] else None
@@ -31,7 +31,7 @@ def decided(pair: JudgedPair, what: str = "pairs") -> float | None:
 
 
 def judge_questions(pairs: Sequence[JudgedPair], mode: Mode, repeats: int) -> list[CanaryQuestion]:
-    """Every question about the pairs: both orders of two answers, or each answer alone."""
+    """Return every question about the pairs: both orders of two answers, or each answer alone."""
     found: list[CanaryQuestion] = []
     for repeat in range(repeats):
         for pair in pairs:
@@ -55,11 +55,12 @@ def collect_judgements(
     max_new_tokens: int,
     batch: int,
 ) -> list[Judgement]:
-    """The verdicts on `asked`, in order. Raises BoundaryError when the judge may not see one of the items."""
+    """Return the verdicts on `asked`, in order. Raises BoundaryError when the judge may not see one of the items."""
     shape = protocol.shape
     schema = shape.model_json_schema()
     prompts = [
-        Prompt(protocol.messages(question.pair, question.answers), question.pair.privacy, question.pair.id, question.place.repeat)
+        Prompt(protocol.messages(question.pair, question.answers), question.pair.privacy, question.pair.id,
+            question.place.repeat)
         for question in asked
     ]  # fmt: skip
     _guard(judge, asked)
@@ -92,13 +93,14 @@ def _guard(judge: Target, asked: Sequence[CanaryQuestion]) -> None:
     hidden = [name for name, privacy in rows.items() if privacy not in judge.sees]
     if hidden:
         raise BoundaryError(
-            f"{len(hidden)} of {len(rows)} rows that need a judge are {rows[hidden[0]]} and {judge.name} may not see them (the "
-            f"first: {hidden[0]})",
-            "take a judge on this machine; or, if they may leave it, relax `privacy`: of a task in its task.yaml, of files in "
+            f"{len(hidden)} of {len(rows)} rows that need a judge are {rows[hidden[0]]} and {judge.name} may not see "
+            f"them (the first: {hidden[0]})",
+            "take a judge on this machine; or, if they may leave it, relax `privacy`: of a task in its task.yaml, of "
+            "files in "
             'every row of both ("privacy": "paid" or "any"; a row without it is local_only)',
         )
 
 
 def _placed(found: Judgement, question: CanaryQuestion) -> Judgement:
-    """The verdict where this question wants it."""
+    """Return the verdict where this question wants it."""
     return found if found.place == question.place else replace(found, **asdict(question.place))

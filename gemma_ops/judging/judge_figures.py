@@ -1,4 +1,4 @@
-"""What one judge's outcomes come to: rates with intervals, its habits, and warnings in words."""
+"""The figures of one judge's outcomes: rates with intervals, its habits, and warnings in words."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ INVALID = 0.05
 
 
 def criteria_names(pairs: Sequence[JudgedPair]) -> dict[str, str]:
-    """What counts as independent: a pair's cluster, else the pair."""
+    """Return what counts as independent: a pair's cluster, else the pair."""
     return {pair.id: pair.cluster if pair.cluster is not None else f"\0{pair.id}" for pair in pairs}
 
 
 def pairwise_figures(pairs: Sequence[JudgedPair], tally: Tally, confidence: float, seed: int) -> Facts:
-    """One judge, or the panel, on pairs."""
+    """Return the figures of one judge, or the panel, on pairs."""
     names = criteria_names(pairs)
     facts = judge_rates(pairs, tally.scores, confidence, seed)
     facts |= {
@@ -46,7 +46,7 @@ def pairwise_figures(pairs: Sequence[JudgedPair], tally: Tally, confidence: floa
 
 
 def judge_rates(pairs: Sequence[JudgedPair], scores: Mapping[str, float], confidence: float, seed: int) -> Facts:
-    """Win rates, raw and at equal length, and what longer answers get."""
+    """Return win rates, raw and at equal length, and what longer answers get."""
     names = criteria_names(pairs)
     kept = [pair for pair in pairs if pair.id in scores]
     controlled = winrate.controlled(
@@ -66,7 +66,8 @@ def judge_rates(pairs: Sequence[JudgedPair], scores: Mapping[str, float], confid
 
 
 def pointwise_figures(pairs: Sequence[JudgedPair], sides: Mapping[str, Alone], confidence: float, seed: int) -> Facts:
-    """One judge on answers scored alone: per side its score and pass rate, and their difference row by row."""
+    """Return the figures of one judge on answers scored alone: per side its score and pass rate, and their difference
+    row by row."""
     names = criteria_names(pairs)
     found: Facts = {"sides": {}}
     for name, alone in sides.items():
@@ -93,7 +94,7 @@ def pointwise_figures(pairs: Sequence[JudgedPair], sides: Mapping[str, Alone], c
 def retest(
     repeats: Sequence[tuple[str, str, str]], names: Mapping[str, str], confidence: float, seed: int
 ) -> Facts | None:
-    """How far a judge agrees with itself when asked the same again; None when nothing was asked twice."""
+    """Return how far a judge agrees with itself when asked the same again; None when nothing was asked twice."""
     if not repeats:
         return None
     before, after = [one for _, one, _ in repeats], [other for _, _, other in repeats]
@@ -104,7 +105,7 @@ def retest(
 
 
 def judge_usage(judgements: Sequence[Judgement]) -> Facts:
-    """What the verdicts took. `dollars` is None where nothing was billed."""
+    """Return the tokens and dollars of the verdicts. `dollars` is None where nothing was billed."""
     paid = [item.dollars for item in judgements if item.dollars is not None]
     return {
         "verdicts": len(judgements),
@@ -122,7 +123,7 @@ def judge_usage(judgements: Sequence[Judgement]) -> Facts:
 
 
 def tidy(value: Any) -> Any:
-    """Six digits, at any depth: more than any interval needs, and the file stays readable."""
+    """Round to six digits, at any depth: more than any interval needs, and the file stays readable."""
     if isinstance(value, float):
         return float(f"{value:.6g}")
     if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""Who is related to whom: a judge favours what comes from its own line, and doesn't know it.
+"""Lineage of models: a judge favours what comes from its own line, and doesn't know it.
 
 Preference leakage (Li et al., arXiv 2502.01534): a judge favours students of a related teacher by up to 28.7 points on
 Arena-Hard, and it is harder to see than a preference for itself. Gemma is built from the research behind Gemini, so the
@@ -16,14 +16,14 @@ UNKNOWN = "unknown"
 
 
 def related(first: str, second: str) -> bool:
-    """Whether two families are of one line, or may be."""
+    """True if two families are of one line, or may be."""
     if not first or not second or UNKNOWN in (first, second) or first == second:
         return True
     return any({first, second} <= line for line in _LINES)
 
 
 def ties(judge: str, family: str, others: Mapping[str, Sequence[str]]) -> list[str]:
-    """Sentences about every role (`candidate`, `baseline`, `teacher`) that holds a relative of the judge."""
+    """Return sentences about every role (`candidate`, `baseline`, `teacher`) that holds a relative of the judge."""
     found = []
     for role, families in others.items():
         for other in dict.fromkeys(families):
@@ -40,7 +40,8 @@ def ties(judge: str, family: str, others: Mapping[str, Sequence[str]]) -> list[s
 
 
 def teachers(data: Path | None) -> tuple[str, ...]:
-    """Families of the models that wrote training rows, as the step `prepare` recorded them; empty where none did.
+    """Return the families of the models that wrote training rows, as the step `prepare` recorded them; empty where none
+    did.
 
     `data` is the artifact of that step. Rows written by hand, or by a model nobody named, leave no trace there.
     """

@@ -1,4 +1,4 @@
-"""What judges are shown: a question and its answers, made harmless.
+"""The material that judges are shown: a question and its answers, made harmless.
 
 Answers are written by models and questions by anybody, so both may hold orders to the judge, a forged end of the
 material, or the control tokens of a chat template. None of it may look like what we write ourselves.
@@ -16,14 +16,15 @@ from gemma_ops.config import Privacy, ReleaseConfig
 from gemma_ops.privacy.classes import answers_class
 
 _CONTROL = re.compile(r"<(\|?)([A-Za-z_/\"][\w /\"-]{0,30}|[A-Za-z]?)(\|?)>")
-"""`<|turn>`, `<turn|>`, `<|im_start|>`, `<start_of_turn>`, `</s>`: control tokens, as far as `_TOKENS` knows the plain
-ones."""
+"""Patterns of control tokens such as `<|turn>`, `<turn|>`, `<|im_start|>`, `<start_of_turn>`, `</s>`, as far as
+`_TOKENS` knows the plain ones."""
 _TOKENS = frozenset(
     {"start_of_turn", "end_of_turn", "bos", "eos", "s", "/s", "pad", "unk", "mask", "start_of_image", "end_of_image"}
 )
 _FENCE = re.compile(r"^(\s*)={3,}(?=\s*[0-9a-f]{8,})", re.MULTILINE)
 _MARKERS = re.compile(
-    r"\[(?=/?INST\]|\[?(?:A|B|C|tie|rating[^\]]*)\]\]|(?:BEGIN|END)[ _](?:DATA|OF|ANSWER|QUESTION|RUBRIC))|<<(?=/?SYS>>)",
+    r"\[(?=/?INST\]|\[?(?:A|B|C|tie|rating[^\]]*)\]\]"
+    r"|(?:BEGIN|END)[ _](?:DATA|OF|ANSWER|QUESTION|RUBRIC))|<<(?=/?SYS>>)",
     re.IGNORECASE,
 )
 _UNSEEN = re.compile("[\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff\U000e0000-\U000e007f]")
@@ -31,19 +32,19 @@ _UNSEEN = re.compile("[\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff\U000e0
 
 @dataclass(frozen=True)
 class Side:
-    """Whose answers they are. Judges never see it."""
+    """The writer of a side's answers. Judges never see it."""
 
     name: str
     identity: str = ""
     family: str = "unknown"
     learned: Privacy = "any"
-    """Strictest class of the rows that whoever wrote them learned from; of answers in a file, their rows say it."""
+    """Strictest class of the rows that the writer learned from; for answers in a file, their rows say it."""
     answers: Privacy = "any"
-    """The class of the answers for that reason: as `learned`, unless a person has released them."""
+    """Class of the answers for that reason: as `learned`, unless a person has released them."""
 
     @classmethod
     def of_model(cls, name: str, identity: str, family: str, learned: Privacy, release: ReleaseConfig) -> Side:
-        """A model that answered, under the release that a person gave."""
+        """Return the side of a model that answered, under the release that a person gave."""
         return cls(name, identity, family, learned, answers_class(learned, release))
 
 
@@ -64,8 +65,8 @@ class JudgedPair:
 
 
 def harmless(text: str) -> str:
-    """The text with everything taken apart that could pass for a fence, a control token or a grader's marker, and with
-    characters made visible that a reader wouldn't see. What it says stays readable: a judge must see attempts."""
+    """Return the text with everything taken apart that could pass for a fence, a control token or a grader's marker,
+    and with invisible characters made visible. What it says stays readable: a judge must see attempts."""
     text = _UNSEEN.sub("\N{REPLACEMENT CHARACTER}", text)
     text = _CONTROL.sub(_control, text)
     text = _MARKERS.sub(lambda found: found.group(0) + " ", text)
@@ -80,7 +81,8 @@ def _control(found: re.Match[str]) -> str:
 
 
 def turns(messages: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    """Role and text of every turn. Parts that are no text are named, not shown; tool calls are shown as they are."""
+    """Return role and text of every turn. Parts that are no text are named, not shown; tool calls are shown as they
+    are."""
     found = []
     for message in messages:
         content = message.get("content") or ""

@@ -1,7 +1,8 @@
-"""From verdicts to outcomes: what one judge says of each pair, and how far its own habits decide.
+"""Outcomes from verdicts: what one judge says about each pair, and how far its own habits decide.
 
-A pair is asked in both orders. The judge prefers an answer only if it says so in both; otherwise the pair counts one half,
-and is counted as flipped. A pair that lacks a valid verdict has no outcome: it is counted as invalid and never guessed.
+A pair is asked in both orders. The judge prefers an answer only if it says so in both; otherwise the pair counts one
+half, and is counted as flipped. A pair that lacks a valid verdict has no outcome: it is counted as invalid and never
+guessed.
 """
 
 from __future__ import annotations
@@ -19,37 +20,37 @@ _SLOT = {"A": 1.0, "tie": 0.5, "B": 0.0}
 
 @dataclass
 class Tally:
-    """What one judge said of all pairs. Lists run over asked pairs and repeats that have both verdicts."""
+    """One judge's outcomes for all pairs. Lists run over asked pairs and repeats that have both verdicts."""
 
     scores: dict[str, float] = field(default_factory=dict)
-    """Per pair 1, ½ or 0 for the first side, averaged over repeats; also of pairs that needed no judge."""
+    """Score per pair, 1, ½ or 0 for the first side, averaged over repeats; also of pairs that needed no judge."""
     flips: list[tuple[str, bool]] = field(default_factory=list)
-    """Per pair and repeat: did the verdict change when the answers changed places?"""
+    """Whether the verdict changed when the answers changed places, per pair and repeat."""
     opposite: int = 0
-    """Of the flips, those that changed from one answer to the other, and not to or from a tie."""
+    """Number of flips that changed from one answer to the other, and not to or from a tie."""
     slots: list[tuple[str, float]] = field(default_factory=list)
-    """Per pair and repeat: share of its verdicts for slot A, a tie counting one half."""
+    """Share of verdicts for slot A, per pair and repeat, a tie counting one half."""
     repeats: list[tuple[str, str, str]] = field(default_factory=list)
-    """Pair, first verdict, later verdict on the very same question."""
+    """Triples of pair, first verdict, and later verdict on the very same question."""
     invalid: int = 0
-    """Verdicts that never became valid."""
+    """Number of verdicts that never became valid."""
     asked: int = 0
-    """Verdicts asked for, canaries aside."""
+    """Number of verdicts asked for, canaries aside."""
     lost: list[str] = field(default_factory=list)
-    """Pairs left without an outcome."""
+    """Number of pairs left without an outcome."""
     criteria: dict[str, dict[str, float]] = field(default_factory=dict)
-    """Per criterion and pair: the first side's score."""
+    """Score of the first side per criterion and pair."""
 
 
 def winner(said: str, order: str) -> str:
-    """`first`, `second` or `tie`, from a slot."""
+    """Return `first`, `second` or `tie`, from a slot."""
     if said == "tie":
         return said
     return "first" if (said == "A") == (order == "AB") else "second"
 
 
 def pairwise_outcomes(pairs: Sequence[JudgedPair], judgements: Sequence[Judgement], repeats: int) -> Tally:
-    """Outcomes of all pairs from one judge's verdicts."""
+    """Return the outcomes of all pairs from one judge's verdicts."""
     known = {item.place: item for item in judgements if item.kind == "pair"}
     tally = Tally(asked=len(known), invalid=sum(item.said is None for item in known.values()))
     for pair in pairs:
@@ -68,12 +69,12 @@ def pairwise_outcomes(pairs: Sequence[JudgedPair], judgements: Sequence[Judgemen
 
 
 def label(score: float) -> str:
-    """A score as a label: `first`, `second`, or `tie` for exactly one half."""
+    """Return a score as a label: `first`, `second`, or `tie` for exactly one half."""
     return "first" if score > 0.5 else "second" if score < 0.5 else "tie"
 
 
 def judge_majority(tallies: Sequence[Tally]) -> dict[str, float]:
-    """The panel's scores: what more than half of the judges with an outcome say, else one half."""
+    """Return the panel's scores: what more than half of the judges with an outcome say, else one half."""
     items = dict.fromkeys(item for tally in tallies for item in tally.scores)
     found = {}
     for item in items:
@@ -99,7 +100,7 @@ def _repeat(item: str, repeat: int, known: Mapping[JudgePlace, Judgement], tally
 
 
 def _criteria(item: str, verdicts: Sequence[Judgement], tally: Tally) -> None:
-    """Per criterion what both orders agree on; later repeats replace earlier ones."""
+    """Fill in per criterion what both orders agree on; later repeats replace earlier ones."""
     found: dict[str, list[str]] = {}
     for judgement in verdicts:
         for entry in (judgement.verdict or {})["criteria"]:

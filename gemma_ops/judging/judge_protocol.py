@@ -1,11 +1,13 @@
-"""What a judge is asked, and what it must answer.
+"""The question to a judge, and the form of its answer.
 
-Pairwise verdicts name A, B or tie per criterion and overall; pointwise ones give every criterion a whole number and end in
-pass or fail. Reasons stand before what they are reasons for, since a model that scores first defends its score after.
+Pairwise verdicts name A, B or tie per criterion and overall; pointwise ones give every criterion a whole number and end
+in pass or fail. Reasons stand before what they are reasons for, since a model that scores first defends its score
+after.
 
 Defences against material that talks to the judge: it stands between fences with a mark made from the content's own
-digest, so that no text can hold its own fence; look-alikes are taken apart (`judge_material.py`); the rules say that it is
-data; and the verdict is bound to a schema and read from the reply alone. Canaries test on every run whether this holds.
+digest, so that no text can hold its own fence; look-alikes are taken apart (`judge_material.py`); the rules say that it
+is data; and the verdict is bound to a schema and read from the reply alone. Canaries test on every run whether this
+holds.
 """
 
 from __future__ import annotations
@@ -36,17 +38,18 @@ _TASKS = {
     "pointwise": "You score one answer to a question.",
 }
 _ENDINGS = {
-    "pairwise": "For every criterion: its name, a reason of one or two sentences, and which answer is better: A, B, or tie "
-    "where neither is. Then weigh the criteria: one reason and the verdict, A, B or tie. Answers that are equally good are a tie.",
-    "pointwise": "For every criterion: its name, a reason of one or two sentences, and a score, a whole number from {low} "
-    "(not at all) to {high} (fully). Then one reason and the verdict: pass if you would let the answer go to the person "
-    "who asked, else fail.",
+    "pairwise": "For every criterion: its name, a reason of one or two sentences, and which answer is better: A, B, "
+    "or tie where neither is. Then weigh the criteria: one reason and the verdict, A, B or tie. Answers that are "
+    "equally good are a tie.",
+    "pointwise": "For every criterion: its name, a reason of one or two sentences, and a score, a whole number "
+    "from {low} (not at all) to {high} (fully). Then one reason and the verdict: pass if you would let the answer go "
+    "to the person who asked, else fail.",
 }
 _REFERENCE = "The reference shows one correct answer; others may be as good. "
 
 
 class _Named(BaseModel):
-    """A verdict that speaks about every criterion once."""
+    """Base of verdicts that speak about every criterion once."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -64,14 +67,14 @@ class _Strict(BaseModel):
 
 @dataclass(frozen=True)
 class Protocol:
-    """How judges are asked in one mode with one rubric."""
+    """Questions to judges in one mode with one rubric."""
 
     mode: Mode
     rubric: Rubric
 
     @cached_property
     def shape(self) -> type[BaseModel]:
-        """The pydantic model of a verdict."""
+        """Return the pydantic model of a verdict."""
         names: Any = Literal[tuple(criterion.name for criterion in self.rubric.criteria)]
         text = Annotated[str, Field(max_length=4000)]
         slot: Any = Literal["A", "B", "tie"]
@@ -88,12 +91,13 @@ class Protocol:
 
     @cached_property
     def hash(self) -> str:
-        """Digest of everything a judge is told but the material: a calibration holds for this wording only."""
+        """Return the digest of everything a judge is told except the material: a calibration holds for this wording
+        only."""
         body = [_RULES, _TASKS, _ENDINGS, _REFERENCE, self.mode, _layout("0" * 16, self.rubric, (), None, ())]
         return digest.of_json([body, self.shape.model_json_schema()])[:32]
 
     def messages(self, pair: JudgedPair, answers: Sequence[str]) -> list[dict[str, Any]]:
-        """The conversation that asks for a verdict on `answers`: two in their slots' order, or one."""
+        """Return the conversation that asks for a verdict on `answers`: two in their slots' order, or one."""
         question = turns(pair.messages)
         mark = digest.of_json([self.mode, self.rubric.text, question, pair.reference, list(answers)])[:16]
         rules = _RULES.format(
@@ -108,7 +112,7 @@ class Protocol:
 def _layout(
     mark: str, rubric: Rubric, question: Sequence[tuple[str, str]], reference: str | None, answers: Sequence[str]
 ) -> str:
-    """The user turn: rubric and criteria, then the material, each part between its fences."""
+    """Return the user turn: rubric and criteria, then the material, each part between its fences."""
     criteria = "\n".join(f"- {criterion.name}: {criterion.meaning}" for criterion in rubric.criteria)
     parts = []
     for number, (role, text) in enumerate(question, 1):

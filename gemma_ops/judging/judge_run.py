@@ -55,7 +55,7 @@ def judge_evaluation(
 def open_judges(
     specs: Sequence[str], machine: MachineConfig, *, run: str, models: RunModels | None = None
 ) -> list[Target]:
-    """Open every judge. Nothing is loaded or sent yet, but whatever can be wrong is told."""
+    """Open every judge. Nothing is loaded or sent yet, but whatever can be wrong is reported."""
     with ExitStack() as opened:
         found: list[Target] = []
         for spec in dict.fromkeys(specs):
@@ -68,7 +68,7 @@ def open_judges(
 
 
 def _check_made(spec: str, models: RunModels) -> None:
-    """Raises ConfigError for a judge that is a model of the run, where the run hasn't made it."""
+    """Raise ConfigError for a judge that is a model of the run, where the run hasn't made it."""
     kind = specs.parse_target(spec).kind
     quantized = models.quantized and (models.tuned or models.base)
     needed = {"base": models.base, "tuned": models.tuned, "quantized": quantized}
@@ -125,15 +125,15 @@ def judge_all(
 
 
 def check_sides(judges: Sequence[Target], comparisons: Sequence[AnswerPairs]) -> None:
-    """Raises BoundaryError when a judge may not see the answers of a model, because of what that model learned from."""
+    """Raise BoundaryError when a judge may not see the answers of a model, because of what that model learned from."""
     for judge in judges:
         for side in (side for one in comparisons for side in (one.first, one.second) if side):
             if side.answers not in judge.sees:
                 raise BoundaryError(
                     f"{side.name} learned from rows of class {side.learned}, so its answers are {side.answers}, and "
                     f"{judge.name} may not see them; nothing was asked",
-                    "take a judge on this machine, or have a person release them: release.to=any and release.reason=…, which "
-                    "is written into the verdict, the report and the card",
+                    "take a judge on this machine, or have a person release them: release.to=any and "
+                    "release.reason=…, which is written into the verdict, the report and the card",
                 )
 
 

@@ -1,9 +1,10 @@
-"""Whether a judge may gate, and if not, why not, in words.
+"""The right of a judge to gate, and if it has none, why not, in words.
 
-A judge gates when it is what answered, it passed every canary, a calibration matches it and its wording, kappa's lower bound is at least .4, and
-it is related to none of teacher, candidate and baseline. A related judge gates too when the calibration was made on
-answers of the same families, so that its kinship is among the errors that are corrected for, or when a second, unrelated
-judge that passed its canaries comes to the same side of one half. Whoever gates does so with the corrected rate only.
+A judge gates when it is what answered, it passed every canary, a calibration matches it and its wording, kappa's lower
+bound is at least .4, and it is related to none of teacher, candidate and baseline. A related judge gates too when the
+calibration was made on answers of the same families, so that its kinship is among the errors that are corrected for, or
+when a second, unrelated judge that passed its canaries comes to the same side of one half. Whoever gates does so with
+the corrected rate only.
 """
 
 from __future__ import annotations
@@ -27,27 +28,27 @@ class JudgeCandidate:
     ties: Sequence[str]
     """Sentences about its relatives; none for an unrelated judge."""
     side: int
-    """1, -1 or 0: whether its interval lies above one half, below, or holds it."""
+    """Side of one half on which its interval lies: 1 above, -1 below, 0 where it holds one half."""
     strange: str = ""
-    """Why what answered is not the judge that was named; empty where it is."""
+    """Reason why what answered is not the judge that was named; empty where it is."""
 
 
 @dataclass(frozen=True)
 class Standing:
-    """Who decides gates. `by` is None when nobody may."""
+    """The decision on who decides gates. `by` is None when nobody may."""
 
     by: str | None
     words: tuple[str, ...]
-    """Per judge why it may or may not."""
+    """Reason per judge why it may or may not."""
 
     @property
     def reason(self) -> str:
-        """Why nobody may gate, in one sentence."""
+        """Return why nobody may gate, in one sentence."""
         return "; ".join(self.words)
 
 
 def standing(candidates: Sequence[JudgeCandidate]) -> Standing:
-    """The first candidate that may gate decides; put the panel first."""
+    """Return the first candidate that may gate, which decides; put the panel first."""
     told, by = [], None
     for candidate in candidates:
         may, why = _may(candidate, candidates)

@@ -1,6 +1,7 @@
 """One finished comparison: everything the judges said, as one JSON document, and as evidence for gates.
 
-judges     each judge alone: win rates raw, at equal length and corrected, habits, canaries, calibration, relatives, cost
+judges     each judge alone: win rates raw, at equal length and corrected, habits, canaries, calibration, relatives,
+           cost
 panel      the majority of all judges, and Krippendorff's alpha; present with two judges or more
 standing   who may decide gates, and per judge why or why not
 texts      how long both sides write and how they format
@@ -31,7 +32,7 @@ METRICS = (WIN_RATE, PASSED)
 
 @dataclass(frozen=True)
 class Basis:
-    """What a gate is decided on: outcomes per pair, and the rate corrected for the judge's errors."""
+    """The basis of a gate: outcomes per pair, and the rate corrected for the judge's errors."""
 
     sample: Sample
     correction: Correction
@@ -39,26 +40,29 @@ class Basis:
 
 @dataclass(frozen=True)
 class JudgedComparison:
-    """A comparison. `body` is `judge.json`; `basis` holds what the judge that may gate measured, per side or of pairs."""
+    """One finished comparison. `body` is `judge.json`; `basis` holds what the judge that may gate measured, per side or
+    of pairs."""
 
     body: dict[str, Any]
     standing: Standing
     basis: dict[str, Basis]
 
     def evidence(self, gate: GateConfig) -> GateEvidence | None:
-        """What a gate on a judge's rate is decided on; None when no judge may gate, and `standing.reason` says why.
+        """Return what a gate on a judge's rate is decided on; None when no judge may gate, and `standing.reason` says
+        why.
 
-        A win rate counts from one half: `superior` with margin 0.05 asks for more than 55 %, `noninferior` with the same
-        margin for more than 45 %. A pass rate is asked for with `at_least`. Raises ConfigError for a gate that asks
-        about something else.
+        A win rate counts from one half: `superior` with margin 0.05 asks for more than 55 %, `noninferior` with the
+        same margin for more than 45 %. A pass rate is asked for with `at_least`. Raises ConfigError for a gate that
+        asks about something else.
         """
         key = self.asked_by(gate)
         if key is None:
             raise ConfigError(
-                f"a gate asks for {gate.metric} ({gate.test}) of {gate.target}{f' against {gate.versus}' if gate.versus else ''}, "
-                f"and judges compared {self.body['first']['name']} with {(self.body['second'] or {}).get('name')} "
-                f"{self.body['mode']}",
-                "judge.win_rate needs mode pairwise and `superior` or `noninferior`; judge.pass_rate needs pointwise and `at_least`",
+                f"a gate asks for {gate.metric} ({gate.test}) of "
+                f"{gate.target}{f' against {gate.versus}' if gate.versus else ''}, and judges compared "
+                f"{self.body['first']['name']} with {(self.body['second'] or {}).get('name')} {self.body['mode']}",
+                "judge.win_rate needs mode pairwise and `superior` or `noninferior`; judge.pass_rate needs pointwise "
+                "and `at_least`",
             )
         basis = self.basis.get(key)
         if basis is None:
@@ -67,7 +71,7 @@ class JudgedComparison:
         return Corrected(basis.sample, key == "pairs", basis.correction.value - shift, None, basis.correction, shift)
 
     def asked_by(self, gate: GateConfig) -> str | None:
-        """What of this comparison a gate asks for: `pairs`, or a side; None when it asks for something else."""
+        """Return what of this comparison a gate asks for: `pairs`, or a side; None when it asks for something else."""
         first, second = self.body["first"]["name"], (self.body["second"] or {}).get("name")
         if gate.task not in (None, self.body["task"]):
             return None
@@ -78,7 +82,7 @@ class JudgedComparison:
         return None
 
     def summary(self) -> list[str]:
-        """The comparison in a few plain lines for a terminal."""
+        """Return the comparison in a few plain lines for a terminal."""
         from gemma_ops.judging.judging_text import judging_lines
 
         return judging_lines(self.body)
@@ -89,7 +93,7 @@ class JudgedComparison:
 
 
 def figures(body: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The rates a reader looks at first, the panel's or the only judge's, by `<sides>/<metric>`."""
+    """Return the rates a reader looks at first, the panel's or the only judge's, by `<sides>/<metric>`."""
     entry = body["panel"] or body["judges"][0]
     found: dict[str, dict[str, Any] | None] = {}
     if body["mode"] == "pairwise":
@@ -104,8 +108,8 @@ def figures(body: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def evidence_for(gate: GateConfig, found: Sequence[JudgedComparison]) -> GateEvidence | str:
-    """The evidence for a gate on a judge's rate among all comparisons, or in words why no judge may decide it: such a gate
-    is `report_only`. Raises ConfigError for a gate that no comparison answers."""
+    """Return the evidence for a gate on a judge's rate among all comparisons, or in words why no judge may decide it:
+    such a gate is `report_only`. Raises ConfigError for a gate that no comparison answers."""
     judged = next((one for one in found if one.asked_by(gate)), found[0] if found else None)
     if judged is None:
         raise ConfigError(f"a gate asks for {gate.metric}, and no judge is named", "name one in evaluate.judge.judges")

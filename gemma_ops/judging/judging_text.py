@@ -1,4 +1,5 @@
-"""A comparison in few words: plain lines for a terminal, Markdown for a pull-request comment. Neither shows a row's text."""
+"""A short summary of a comparison: plain lines for a terminal, Markdown for a pull-request comment. Neither shows a
+row's text."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ Facts = dict[str, Any]
 
 
 def judging_lines(body: Facts) -> list[str]:
-    """Who was compared, each judge and the panel, what to be wary of, and who may gate."""
+    """Return who was compared, each judge and the panel, what to be wary of, and who may gate."""
     found = [heading(body), *([text] if (text := released_words(body)) else [])]
     every = summary_entries(body)
     width = max(len(name) for name, _ in every)
@@ -20,7 +21,8 @@ def judging_lines(body: Facts) -> list[str]:
             continue
         for side, facts in entry["sides"].items():
             found.append(
-                f"  {name:<{width}}  {body[side]['name']}: score {span_words(facts['score'])}  passes {span_words(facts['pass_rate'])}"
+                f"  {name:<{width}}  {body[side]['name']}: score {span_words(facts['score'])}  passes "
+                f"{span_words(facts['pass_rate'])}"
                 + (f"  corrected {span_words(entry['corrected'][side])}" if side in entry["corrected"] else "")
             )
         if entry.get("difference"):
@@ -34,7 +36,7 @@ def judging_lines(body: Facts) -> list[str]:
 
 
 def judging_markdown(body: Facts) -> str:
-    """A Markdown fragment with one small table."""
+    """Return a Markdown fragment with one small table."""
     text = [f"### Judged: {heading(body)}", "", *([told, ""] if (told := released_words(body)) else [])]
     if body["mode"] == "pairwise":
         text += ["| judge | win rate | at equal length | corrected | flips | p |", "|---|---:|---:|---:|---:|---:|"]
@@ -68,7 +70,7 @@ def judging_markdown(body: Facts) -> str:
 
 
 def heading(body: Facts) -> str:
-    """What was compared, in one line."""
+    """Return what was compared, in one line."""
     sides = body["first"]["name"] + (f" against {body['second']['name']}" if body["second"] else "")
     where = f" on {body['task']}" if body["task"] else ""
     how = "both orders" if body["mode"] == "pairwise" else "each answer alone"
@@ -77,7 +79,7 @@ def heading(body: Facts) -> str:
 
 
 def released_words(body: Facts) -> str:
-    """What was shown because a person released it, with the reason; empty where nothing was."""
+    """Return what was shown because a person released it, with the reason; empty where nothing was."""
     if not body.get("release"):
         return ""
     shown = [side for side in (body["first"], body["second"]) if side and side["answers"] != side["learned"]]
@@ -86,13 +88,13 @@ def released_words(body: Facts) -> str:
 
 
 def summary_entries(body: Facts) -> list[tuple[str, Facts]]:
-    """The panel first, then each judge."""
+    """Return the panel first, then each judge."""
     panel = [("panel", body["panel"])] if body["panel"] else []
     return [*panel, *((judge["name"], judge) for judge in body["judges"])]
 
 
 def judge_warnings(body: Facts) -> list[str]:
-    """Everything a reader must know before believing a number; failed canaries first and loudest."""
+    """Return everything a reader must know before believing a number; failed canaries first and loudest."""
     found = []
     for judge in body["judges"]:
         failed = [result for result in judge["canaries"] if not result["passed"]]
@@ -108,7 +110,7 @@ def judge_warnings(body: Facts) -> list[str]:
 
 
 def span_words(found: Facts | None, sign: str = "") -> str:
-    """A figure with its interval."""
+    """Return a figure with its interval."""
     if found is None:
         return "–"
     return f"{found['value']:{sign}.3f} [{found['low']:{sign}.3f}, {found['high']:{sign}.3f}]"

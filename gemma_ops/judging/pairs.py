@@ -1,4 +1,4 @@
-"""Where pairs come from: the answers of an evaluation, or jsonl files."""
+"""The sources of pairs: the answers of an evaluation, or jsonl files."""
 
 from __future__ import annotations
 
@@ -36,11 +36,12 @@ class AnswerPairs:
     first: Side
     second: Side | None
     apart: tuple[str, ...] = ()
-    """What was left out because only one file holds it, in words."""
+    """Remarks on what was left out because only one file holds it."""
 
     @property
     def folder(self) -> str:
-        """Name of its folder. Targets' names hold slashes and colons, so those that do are told by digest."""
+        """Return the name of its folder. Targets' names hold slashes and colons, so those that do are told by
+        digest."""
         names = (self.first.name, self.second.name if self.second else "alone")
         plain = [name if _PLAIN.fullmatch(name) else digest.of_json(name)[:10] for name in names]
         return ".".join([*([self.task] if self.task else []), "-vs-".join(plain)])
@@ -49,8 +50,8 @@ class AnswerPairs:
 def of_graded(
     graded: Sequence[Graded], sides: Mapping[str, Side], first: str, versus: Sequence[str | None]
 ) -> list[AnswerPairs]:
-    """Every task of an evaluation, `first` against each of `versus`. Raises ConfigError for a target that gave no
-    answers."""
+    """Return the pairs of every task of an evaluation, `first` against each of `versus`. Raises ConfigError for a
+    target that gave no answers."""
     for name in (first, *versus):
         if name is not None and name not in sides:
             raise ConfigError(f"{name!r} is to be judged and gave no answers", f"use some of: {', '.join(sides)}")
@@ -76,7 +77,8 @@ def of_graded(
 def of_run(
     evaluated: Path, tasks: Sequence[Task], first: str, second: str | None, release: ReleaseConfig
 ) -> list[AnswerPairs]:
-    """As `of_graded`, from the folder of a finished `evaluate`. Rows that were not answered there are left out."""
+    """Return the pairs of every task from the folder of a finished `evaluate`. Rows that were not answered there are
+    left out."""
     if not (evaluated / VERDICT).is_file():
         raise DataError(
             f"{evaluated} holds no finished evaluation", "run `gemma-ops evaluate` with this configuration first"
@@ -97,7 +99,8 @@ def of_run(
 
 
 def _answered(name: str, facts: TargetFacts, release: ReleaseConfig) -> Side:
-    """A target of a finished evaluation. One that does not say what it learned from may have learned from anything."""
+    """Return the side of a target of a finished evaluation. One that does not say what it learned from may have learned
+    from anything."""
     known = spec.parse_target(name)
     unsaid = "any" if known.kind == "gemini" else "local_only"
     learned = class_of(unsaid if facts.learned is None else facts.learned)
@@ -107,7 +110,8 @@ def _answered(name: str, facts: TargetFacts, release: ReleaseConfig) -> Side:
 def of_answers(
     task: Task, first: Sequence[StoredAnswer], second: Sequence[StoredAnswer] | None, least: Privacy = "any"
 ) -> list[JudgedPair]:
-    """Pairs of a task's rows, from both targets' answers in the task's row order, without rows hidden from one of them.
+    """Return the pairs of a task's rows, from both targets' answers in the task's row order, without rows hidden from
+    one of them.
 
     `least` is the class of the answers themselves: a pair is as private as its question and as whoever answered.
     """
@@ -131,7 +135,7 @@ def of_answers(
 
 
 def of_files(first: Path, second: Path | None, rubric: str = "") -> AnswerPairs:
-    """Pairs from one or two jsonl files, matched by `id`: rows of both, in the first file's order.
+    """Return pairs from one or two jsonl files, matched by `id`: rows of both, in the first file's order.
 
     A row: `id`, `answer`, and in the first file `prompt` or `messages`; if you like `end`, `reference`, `cluster`,
     `privacy` (local_only unless said; the stricter of both rows holds) and `family`, of whoever wrote the answers.
@@ -173,7 +177,8 @@ def _apart(
         return ()
     lone = [(first, mine.keys() - other.keys(), second), (second, other.keys() - mine.keys(), first)]
     return tuple(
-        f"{len(ids):,} {'row' if len(ids) == 1 else 'rows'} of {path} left out: {rival} has no such id (one: {min(ids)})"
+        f"{len(ids):,} {'row' if len(ids) == 1 else 'rows'} of {path} left out: {rival} has no such id (one: "
+        f"{min(ids)})"
         for path, ids, rival in lone
         if ids
     )
@@ -204,6 +209,6 @@ def _read(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def _side(path: Path, rows: Mapping[str, dict[str, Any]]) -> Side:
-    """Who wrote a file's answers: known only where every row says the same family."""
+    """Return who wrote a file's answers: known only where every row says the same family."""
     families = {str(row.get("family", "unknown")) for row in rows.values()}
     return Side(path.stem, digest.of_file(path), families.pop() if len(families) == 1 else "unknown")

@@ -43,7 +43,7 @@ SIDES: tuple[SideName, ...] = ("first", "second")
 
 @dataclass(frozen=True)
 class Heard:
-    """One judge's verdicts and what they come to."""
+    """One judge's verdicts and their outcomes."""
 
     judge: Target
     judgements: Sequence[Judgement]
@@ -68,11 +68,11 @@ def judge_pairs(
     teachers: Sequence[str] = (),
     calibration: Calibration | None = None,
 ) -> JudgedComparison:
-    """Let every judge judge every pair, and say what it comes to. `judgements.jsonl` grows in `out`; nothing that stands
-    there is asked again. Judges stay open: whoever opened them closes them.
+    """Let every judge judge every pair, and return the comparison. `judgements.jsonl` grows in `out`; nothing that
+    stands there is asked again. Judges stay open: whoever opened them closes them.
 
-    Raises ConfigError and DataError before anything is asked, BoundaryError when a judge may not see one of the rows, and
-    whatever a judge's service raises; what was said until then is kept.
+    Raises ConfigError and DataError before anything is asked, BoundaryError when a judge may not see one of the rows,
+    and whatever a judge's service raises; what was said until then is kept.
     """
     pairs = _chosen(pairs, settings, judges, second)
     protocol = Protocol(settings.mode, rubric)
@@ -178,12 +178,12 @@ def hear(
 
 
 def kinship(first: Side, second: Side | None, teachers: Sequence[str]) -> tuple[str, ...]:
-    """The families that a calibration must have been made on to cover a relative's bias."""
+    """Return the families that a calibration must have been made on to cover a relative's bias."""
     return (first.family, second.family if second else "none", *sorted(set(teachers)))
 
 
 def alpha(heard: Sequence[Heard], pairs: Sequence[JudgedPair], settings: JudgeConfig) -> dict[str, float | None]:
-    """Krippendorff's alpha of the panel: of winners as names and as ranks, or of scores."""
+    """Return Krippendorff's alpha of the panel: of winners as names and as ranks, or of scores."""
     if settings.mode == "pairwise":
         columns = [[one.tally.scores.get(pair.id, np.nan) for pair in pairs] for one in heard]
         ratings = np.array([[np.nan if np.isnan(x) else np.sign(x - 0.5) for x in column] for column in columns])
@@ -195,7 +195,7 @@ def alpha(heard: Sequence[Heard], pairs: Sequence[JudgedPair], settings: JudgeCo
 def _chosen(
     pairs: Sequence[JudgedPair], settings: JudgeConfig, judges: Sequence[Target], second: Side | None
 ) -> list[JudgedPair]:
-    """The pairs to judge: the first by hash of their id. Raises for what can't be judged."""
+    """Return the pairs to judge: the first by hash of their id. Raises for what can't be judged."""
     if not judges:
         raise ConfigError("no judge is named", "name at least one: --judge gemini:gemini-3.8-flash@low")
     if settings.mode == "pairwise" and (second is None or any(pair.second is None for pair in pairs)):
@@ -221,7 +221,8 @@ def measure_panel(
 
 
 def panel_majority(heard: Sequence[Heard], settings: JudgeConfig) -> tuple[Tally, dict[str, Alone]]:
-    """The panel as one judge: the majority's winner per pair, or the mean of scores and the majority's verdict."""
+    """Return the panel as one judge: the majority's winner per pair, or the mean of scores and the majority's
+    verdict."""
     if settings.mode == "pairwise":
         return Tally(scores=judge_outcome.judge_majority([one.tally for one in heard])), {}
     found: dict[str, Alone] = {}
@@ -238,14 +239,14 @@ def panel_majority(heard: Sequence[Heard], settings: JudgeConfig) -> tuple[Tally
 
 
 def outcomes(tally: Tally, sides: dict[str, Alone], settings: JudgeConfig) -> dict[str, dict[str, float]]:
-    """What rates are made of: outcomes of pairs, or passes per side."""
+    """Return what rates are made of: outcomes of pairs, or passes per side."""
     return {"pairs": tally.scores} if settings.mode == "pairwise" else {n: side.passes for n, side in sides.items()}
 
 
 def _bases(
     pairs: Sequence[JudgedPair], tally: Tally, sides: dict[str, Alone], settings: JudgeConfig, known: Known | None
 ) -> dict[str, Basis]:
-    """Outcomes with their correction, where the judge's errors are known and it is better than chance."""
+    """Return outcomes with their correction, where the judge's errors are known and it is better than chance."""
     if known is None or known.sensitivity is None or known.specificity is None:
         return {}
     names = judge_figures.criteria_names(pairs)

@@ -19,22 +19,23 @@ _PAGES = Templates(Path(__file__).parent / "templates", *PAGES.folders, helpers=
 
 
 def judge_section_page(judged: JudgedComparison) -> Markup:
-    """The section as HTML; it needs the report's style sheet."""
+    """Return the section as HTML; it needs the report's style sheet."""
     return judge_section(judged.body)
 
 
 def judge_section(body: Facts) -> Markup:
-    """As `render`, from what `judge.json` holds."""
+    """Return the section as HTML from what `judge.json` holds."""
     return _PAGES.fill(
         "judge.html", "section", heading=judging_text.heading(body), released=judging_text.released_words(body) or "",
-        warnings=list(judging_text.judge_warnings(body)), drawn=_pairwise(body) if body["mode"] == "pairwise" else _pointwise(body),
+        warnings=list(judging_text.judge_warnings(body)),
+        drawn=_pairwise(body) if body["mode"] == "pairwise" else _pointwise(body),
         panel=_panel(body), judges=len(body["judges"]), canaries=_canaries(body), texts=_texts(body),
         calibrations=_calibrations(body), by=body["standing"]["by"] or "", standing=body["standing"]["words"],
     )  # fmt: skip
 
 
 def judge_page(body: Facts) -> str:
-    """A self-contained page with this one section."""
+    """Return a self-contained page with this one section."""
     names = side_names(body)
     return _PAGES.page(
         "judge.html", "whole", style=palette.page_style(names), marks=palette.marks(names), section=judge_section(body)
@@ -42,7 +43,7 @@ def judge_page(body: Facts) -> str:
 
 
 def side_names(body: Facts) -> list[str]:
-    """The sides of a comparison, which are targets, or files of answers."""
+    """Return the sides of a comparison, which are targets, or files of answers."""
     return [body[side]["name"] for side in ("first", "second") if body.get(side)]
 
 

@@ -1,7 +1,7 @@
 """The rubric: what a good answer is, in a person's words, and the criteria a judge must speak about.
 
-Any Markdown will do. Where it has a heading `Criteria` followed by a list of `- name: what it means`, each entry becomes a
-criterion that every verdict must address; a line `Scale: 1 to 5` sets the scale of pointwise scores.
+Any Markdown will do. Where it has a heading `Criteria` followed by a list of `- name: what it means`, each entry
+becomes a criterion that every verdict must address; a line `Scale: 1 to 5` sets the scale of pointwise scores.
 """
 
 from __future__ import annotations

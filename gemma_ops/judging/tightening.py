@@ -1,7 +1,7 @@
 """Questions and answers that hold a stricter text: the strictest class of a text holds wherever it stands in a run.
 
-What may not go everywhere is known from the run's own steps (the rows of `prepare`, the documents and seeds of `synthesize`,
-by their digests) and from the tasks themselves: a question of one task may be a private row of another.
+What may not go everywhere is known from the run's own steps (the rows of `prepare`, the documents and seeds of
+`synthesize`, by their digests) and from the tasks themselves: a question of one task may be a private row of another.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ _STEPS = ("synthesize", "prepare")
 
 
 def private_texts(run: Path | None, tasks: Iterable[Task]) -> PrivateTexts:
-    """Every text of a run and of tasks that may not go everywhere; `run` is the run's folder, None where there is none.
+    """Return every text of a run and of tasks that may not go everywhere; `run` is the run's folder, None where there
+    is none.
 
     Empty where no question could become stricter, so that a large index is not read for nothing.
     """
@@ -42,12 +43,12 @@ def private_texts(run: Path | None, tasks: Iterable[Task]) -> PrivateTexts:
 
 
 def tighten_tasks(tasks: Sequence[Task], private: PrivateTexts) -> list[Task]:
-    """The tasks, each question with the strictest class of what it holds; what changed is told in the log."""
+    """Return the tasks, each question with the strictest class of what it holds; changes are logged."""
     return [_tightened(task, private) for task in tasks]
 
 
 def tighten_pairs(pairs: Sequence[JudgedPair], private: PrivateTexts) -> list[JudgedPair]:
-    """The pairs, each with the strictest class of what its question and both answers hold."""
+    """Return the pairs, each with the strictest class of what its question and both answers hold."""
     found = []
     for pair in pairs:
         texts = [*_words(pair.messages), pair.first, pair.second or "", pair.reference or ""]

@@ -1,12 +1,12 @@
-"""Win rates, raw and length-controlled, and every other share that comes of two orders.
+"""Win rates, raw and length-controlled, and every other share that is computed from two orders.
 
-A pair counts 1, ½ or 0. Twice that minus 1 is a paired difference, so the interval is Tango's, as for two targets on the
-same rows (`paired.py`); where no pair ties it is Wilson's.
+A pair counts 1, ½ or 0. Twice that minus 1 is a paired difference, so the interval is Tango's, as for two targets on
+the same rows (`paired.py`); where no pair ties it is Wilson's.
 
 Length control follows AlpacaEval (Dubois et al., arXiv 2404.04475): a logistic regression of the outcome on how much
-longer the first answer is, and the win rate it gives two answers of equal length. The length difference is divided by its
-root mean square and squashed by tanh, so that a few endless answers don't decide. The interval is a cluster bootstrap of
-the intercept, set on the logit scale.
+longer the first answer is, and the win rate it gives two answers of equal length. The length difference is divided by
+its root mean square and squashed by tanh, so that a few endless answers don't decide. The interval is a cluster
+bootstrap of the intercept, set on the logit scale.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ from gemma_ops.stats.intervals import Array, Interval
 _STEPS = 25
 """Newton steps of the fit to all pairs; the likelihood is smooth, concave and of two parameters."""
 _DRAW_STEPS = 5
-"""Of the fits to bootstrap draws, which begin at the fit to all pairs."""
+"""Newton steps of the fits to bootstrap draws, which begin at the fit to all pairs."""
 _PRIOR = (0.5, 0.1)
-"""Half a win and half a loss at equal length keep an unbeaten side finite; a weak ridge does so for the slope."""
+"""Weight of the prior: half a win and half a loss at equal length keep an unbeaten side finite; a weak ridge does so
+for the slope."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Rate:
 
 
 def win_rate(scores: Sequence[float], clusters: Sequence[str] | None, confidence: float) -> Rate | None:
-    """The mean of outcomes in [0, 1], one half being even. None without outcomes."""
+    """Return the mean of outcomes in [0, 1], one half being even. None without outcomes."""
     if not scores:
         return None
     found = paired.compare_paired(
@@ -74,7 +75,7 @@ def controlled(
     *,
     times: int = 400,
 ) -> Interval | None:
-    """Win rate at equal length. `gaps` are words of the first answer minus words of the second.
+    """Return the win rate at equal length. `gaps` are words of the first answer minus words of the second.
 
     None where it can't be told: fewer than ten pairs, one outcome only, or no difference in length.
     """
@@ -98,7 +99,8 @@ def controlled(
 
 
 def _fit(x: Array, y: Array, weights: Array, start: tuple[float, float], steps: int) -> tuple[Array, Array]:
-    """Intercept and slope of the weighted logistic regression of y on x, for each row of weights [draws, pairs]."""
+    """Return intercept and slope of the weighted logistic regression of y on x, for each row of weights [draws,
+    pairs]."""
     alpha, beta = (np.full(len(weights), place) for place in start)
     half, ridge = _PRIOR
     columns = np.stack([np.ones_like(x), x, x * x], axis=1)

@@ -38,7 +38,7 @@ that share keys are given no more rows than that)."""
 
 
 class Graphs:
-    """The captured passes of one language model (`text`). `tape` makes what records a function and plays it again."""
+    """The captured passes of one language model (`text`). `tape` makes what captures a function and replays it."""
 
     def __init__(self, text: Any, run: OpRunner, tape: Callable[[], Tape] | None = None) -> None:
         self.text, self.run = text, run

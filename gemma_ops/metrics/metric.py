@@ -104,7 +104,7 @@ class Metric(ConfigSection):
 
 
 def one_metric(key: str, value: float | None, **detail: Any) -> ScoredAnswer:
-    """A score of a single column."""
+    """Return a score of a single column."""
     return ScoredAnswer({key: value}, detail)
 
 

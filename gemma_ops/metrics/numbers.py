@@ -32,7 +32,7 @@ class Numeric(Metric):
     """How `1,234` and `1.234` are read, which could be either: with a decimal `point` or a decimal `comma`."""
 
     def scorer(self, folder: Path, rows: Sequence[ScoredRow]) -> Scorer:
-        """Raises DataError for a reference with digits that can't be read as one number."""
+        """Bind to the rows; raises DataError for a reference with digits that can't be read as one number."""
         for row in rows:
             has_digits = row.reference is not None and any(letter.isdigit() for letter in row.gold)
             if has_digits and final_number(row.gold, self.decimal) is None:
@@ -55,7 +55,7 @@ class Numeric(Metric):
 
 
 def final_number(text: str, decimal: DecimalSign = "point") -> Fraction | None:
-    """The number after the last `####`, or the last number of the text; None when there is none, or it can't be
+    """Return the number after the last `####`, or the last number of the text; None when there is none, or it can't be
     read."""
     _, mark, tail = text.rpartition("####")
     numbers = list(numbers_in(tail, decimal)) if mark else []

@@ -17,7 +17,7 @@ class Unreadable:
 
 
 def parse_json(text: str, *, fenced: bool = False) -> Any:
-    """The JSON value of a whole answer, or Unreadable.
+    """Return the JSON value of a whole answer, or Unreadable.
 
     Stricter than `json.loads`: NaN and Infinity are no JSON, and a key given twice is a mistake, not a choice. With
     `fenced` one surrounding Markdown code fence is taken off first.
@@ -35,7 +35,7 @@ def parse_json(text: str, *, fenced: bool = False) -> Any:
 
 
 def dump(value: Any) -> str:
-    """JSON text with one spelling per value: sorted keys, 1.0 as 1, no spaces. True stays apart from 1."""
+    """Return JSON text with one spelling per value: sorted keys, 1.0 as 1, no spaces. True stays apart from 1."""
     return json.dumps(_plain(value), ensure_ascii=False, sort_keys=True, separators=(",", ":"))
 
 

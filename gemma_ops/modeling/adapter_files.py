@@ -54,7 +54,7 @@ def save_adapter(
     _check(final, sum(hasattr(module, "lora_A") for module in model.modules()), load_file(str(folder / WEIGHTS)))
     if trained and not any(torch.count_nonzero(tensor) for tensor in _second(load_file(str(folder / WEIGHTS)))):
         raise ModelError(
-            f"the adapter for {final} learned nothing: its B factors are all zero", "train longer, or report it"
+            f"the adapter for {final} learned nothing: its LoRA B matrices are all zero", "train longer, or report it"
         )
     _publish(folder, final)
 
@@ -103,7 +103,7 @@ def load_adapter(model: Any, folder: Path) -> Any:
     """Put a saved adapter on a loaded base, re-prefixing tensors of the other model class.
 
     Raises ModelError when the folder holds no whole LoRA adapter, when a tensor finds no place, when the model expects
-    one that is not there, or when the adapter changes nothing (its B factors are all zero).
+    one that is not there, or when the adapter changes nothing (its LoRA B matrices are all zero).
     """
     import peft
     import torch
@@ -116,14 +116,15 @@ def load_adapter(model: Any, folder: Path) -> Any:
     wrapped = "model.language_model" in modules
     tensors = {reprefix(name, wrapped): tensor for name, tensor in stored.items()}
     if not config.use_dora and not any(torch.count_nonzero(tensor) for tensor in _second(tensors)):
-        raise ModelError(f"the adapter in {folder} changes nothing: its B factors are all zero", "train it again")
+        raise ModelError(f"the adapter in {folder} changes nothing: its LoRA B matrices are all zero", "train it again")
     # Whatever way the targets were written, what was trained is what has tensors.
     experts = {name for names in expert_lora.targets(list(tensors)).values() for name in names}
     adapted = sorted({_MODULE.sub(r"\1", name) for name in set(tensors) - experts if ".lora_A." in name})
     foreign = [name for name in adapted if name not in modules]
     if foreign:
         raise ModelError(
-            f"the adapter in {folder} does not fit this base: {len(foreign)} of {len(adapted)} modules are not there, the first: {foreign[0]}",
+            f"the adapter in {folder} does not fit this base: {len(foreign)} of {len(adapted)} modules are not there, "
+            f"the first: {foreign[0]}",
             "use the base named in its adapter_config.json",
         )
     config.target_modules, stacks, config.target_parameters = adapted, config.target_parameters or [], None
@@ -142,7 +143,8 @@ def load_adapter(model: Any, folder: Path) -> Any:
     if result.unexpected_keys or lacking:
         first = (list(result.unexpected_keys) + lacking)[0]
         raise ModelError(
-            f"the adapter in {folder} does not fit this base: {len(result.unexpected_keys)} tensors find no place, {len(lacking)} are lacking, the first: {first}",
+            f"the adapter in {folder} does not fit this base: {len(result.unexpected_keys)} tensors find no place, "
+            f"{len(lacking)} are lacking, the first: {first}",
             "use the base named in its adapter_config.json",
         )
     return tuned.eval()

@@ -96,13 +96,13 @@ def _targets(model: Any, settings: LoraConfig, shown: Sequence[str] | None) -> s
         return targets
     if shown is not None and not shown:
         raise ConfigError(
-            "train.lora.towers adapts what the model sees and hears with, and no row shows anything",
+            "train.lora.towers adapts the vision and audio towers, and no row has images or audio",
             "leave it out, or give rows with images or audio",
         )
     towers = "|".join(family.TOWER_TARGETS[kind] for kind in (family.TOWER_TARGETS if shown is None else shown))
     if not any(re.fullmatch(towers, name) for name in names):
         raise ConfigError(
-            "train.lora.towers adapts what the model sees and hears with, and the loaded model has none of it",
+            "train.lora.towers adapts the vision and audio towers, and the loaded model has none",
             "leave it out",
         )
     return rf"(?:{targets})|(?:{towers})" if default else targets

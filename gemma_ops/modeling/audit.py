@@ -59,8 +59,8 @@ def audit_model(model: Any, shape: Shape, weights: str) -> tuple[AuditLine, ...]
         plan = wanted.get(line.component)
         if (line != plan and not _on_host(line, plan)) or components.count(line.component) > 1:
             raise ModelError(
-                f"{line.component} holds {line.parameters} parameters as {line.kind} in {line.bytes} bytes, and should hold "
-                + (f"{plan.parameters} as {plan.kind} in {plan.bytes}" if plan else "nothing"),
+                f"{line.component} holds {line.parameters} parameters as {line.kind} in {line.bytes} bytes, and "
+                f"should hold " + (f"{plan.parameters} as {plan.kind} in {plan.bytes}" if plan else "nothing"),
                 "this combination of transformers and bitsandbytes is unknown to gemma-ops: see `gemma-ops doctor`",
             )
     lost = sorted(set(wanted) - set(components) - {"vision", "audio"})
@@ -130,7 +130,7 @@ def component_of(name: str) -> str:
         if re.search(pattern, plain):
             return component
     raise ModelError(
-        f"{name} is no parameter of a Gemma 4", "see `gemma-ops doctor` for the versions this was made with"
+        f"{name} is not a parameter of a Gemma 4", "see `gemma-ops doctor` for the versions this was made with"
     )
 
 

@@ -46,7 +46,7 @@ def fetch(out: Path, settings: ModelConfig, machine: MachineConfig, *, source: P
     """
     if source and settings.revision:
         raise ConfigError(
-            f"model.revision {settings.revision!r} says nothing about a local model",
+            f"model.revision {settings.revision!r} has no effect on a local model",
             "leave it out, or set model.base to a Hub id",
         )
     folder, revision = (source.resolve(), None) if source else _download(settings.base, settings.revision)
@@ -107,7 +107,8 @@ def check_shards(folder: Path) -> list[Path]:
     missing = [name for name in names if not (folder / name).exists()]
     if missing:
         raise ModelError(
-            f"{folder} lacks {len(missing)} of {len(names)} weight files: {', '.join(missing[:3])}{'…' if len(missing) > 3 else ''}",
+            f"{folder} lacks {len(missing)} of {len(names)} weight files: "
+            f"{', '.join(missing[:3])}{'…' if len(missing) > 3 else ''}",
             "the download did not finish: fetch the model again",
         )
     for name in names:
@@ -165,7 +166,8 @@ def _download(repo: str, revision: str | None, patterns: tuple[str, ...] = _FILE
     if "/" not in repo or repo.startswith((".", "/", "~")):
         close = difflib.get_close_matches(repo, ["nano", *known], n=1, cutoff=0.3)
         raise ModelError(
-            f"model.base {repo!r} is no folder here and no Hub id", f"did you mean {close[0] if close else 'nano'}?"
+            f"model.base {repo!r} is neither a folder here nor a Hub id",
+            f"did you mean {close[0] if close else 'nano'}?",
         )
     try:
         folder = Path(snapshot_download(repo, revision=revision, allow_patterns=list(patterns)))

@@ -25,7 +25,7 @@ class Experts4bit(torch.nn.Module):  # type: ignore[misc]
     """Drop-in for `Gemma4TextExperts`: `gate_up_proj` (experts, 2 * width, hidden) and `down_proj` (experts, hidden,
     width), both `Params4bit` whose `quant_state` has the shape.
 
-    FSDP puts plain parameters in their place, so that what the bytes mean is kept beside them, in `states`.
+    FSDP puts plain parameters in their place, so that what the bytes mean is kept next to them, in `states`.
     """
 
     is_transposed = False  # the outputs come before the inputs, as PEFT asks

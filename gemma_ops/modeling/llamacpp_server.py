@@ -65,8 +65,8 @@ def open_server(library: Any, settings: ServerSettings) -> Any:
     params.cpuparams.n_threads = settings.threads
     params.cpuparams_batch.n_threads = settings.threads
     server = library.Server(params)
-    # llama.cpp answers before its work loop runs, and a server freed before then never ends. `/slots` is answered by that
-    # loop, so after it the server may be freed at any time.
+    # llama.cpp answers before its work loop runs, and a server freed before then never ends. `/slots` is answered by
+    # that loop, so after it the server may be freed at any time.
     connection = SocketConnection(settings.socket)
     try:
         connection.request("GET", "/slots")

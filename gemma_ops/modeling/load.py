@@ -94,7 +94,7 @@ def load_model(
     architecture = (body.get("architectures") or ["Gemma4ForConditionalGeneration"])[0]
     if not hasattr(transformers, architecture):
         raise ModelError(
-            f"{folder} wants the class {architecture}, which transformers {transformers.__version__} lacks",
+            f"{folder} needs the class {architecture}, which transformers {transformers.__version__} lacks",
             "see `gemma-ops doctor`",
         )
     dtype = torch.float32 if weights == "fp32" else torch.bfloat16

@@ -59,7 +59,7 @@ def load_score(model: Any, folder: Path) -> None:
 
     path = folder / FILE
     if not path.is_file():
-        raise ModelError(f"{path} does not exist", "an adapter of `train.method: reward` has its head beside it")
+        raise ModelError(f"{path} does not exist", "an adapter of `train.method: reward` has its head next to it")
     head, weight = _head(model), load_file(str(path))["score.weight"]
     if weight.shape != head.weight.shape:
         raise ModelError(

@@ -75,7 +75,10 @@ def _host(entry: TensorEntry) -> torch.Tensor:
     return read_tensors(entry) if table is None else table
 
 
-_MISMATCH = "the weights and config.json do not belong together: fetch the checkpoint again, or export it with `gemma-ops quantize`"
+_MISMATCH = (
+    "the weights and config.json do not belong together: fetch the checkpoint again, or export it with `gemma-ops "
+    "quantize`"
+)
 
 
 def streamed_entries(folder: Path, kind: str) -> dict[str, TensorEntry]:

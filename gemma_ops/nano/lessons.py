@@ -18,25 +18,42 @@ from gemma_ops.nano import tickets
 # Sentence parts of everyday customer questions, by topic: enough ordinary English that words seen only in somebody's
 # own data are made of known pieces.
 _SUBJECTS: dict[str, tuple[str, ...]] = {
-    "card": ("my card", "the new card", "a virtual card", "the card reader", "my debit card", "the card PIN", "a spare card", "the contactless card"),
-    "transfer": ("my transfer", "a bank transfer", "the money I sent", "a payment to a friend", "the standing order", "an international transfer", "the receiving account"),
-    "cash": ("the cash machine", "a cash withdrawal", "the ATM", "the cash I took out", "the note", "the withdrawal fee"),
-    "top up": ("my top up", "the balance I added", "a top up by cheque", "the automatic top up", "the top up limit", "the top up code"),
-    "exchange": ("the exchange rate", "the currency", "a payment in euros", "a foreign payment", "the dollars I bought", "the conversion fee"),
-    "refund": ("my refund", "the money back", "a refund from a shop", "the cancelled purchase", "the returned item", "the disputed charge"),
-    "identity": ("my passport", "the proof of identity", "the photo check", "my details", "the source of funds", "my address", "my date of birth"),
-    "app": ("the app", "my phone", "the passcode", "the login code", "my account", "the notification", "the website", "the update"),
-    "fee": ("an extra fee", "a strange charge", "the monthly price", "a hidden cost", "the direct debit", "the statement", "a pending charge"),
-    "parcel": ("the parcel", "my delivery", "the courier", "the tracking link", "the box", "the shipment", "the post office"),
+    "card": ("my card", "the new card", "a virtual card", "the card reader", "my debit card", "the card PIN",
+        "a spare card", "the contactless card"),
+    "transfer": ("my transfer", "a bank transfer", "the money I sent", "a payment to a friend", "the standing order",
+        "an international transfer", "the receiving account"),
+    "cash": ("the cash machine", "a cash withdrawal", "the ATM", "the cash I took out", "the note",
+        "the withdrawal fee"),
+    "top up": ("my top up", "the balance I added", "a top up by cheque", "the automatic top up", "the top up limit",
+        "the top up code"),
+    "exchange": ("the exchange rate", "the currency", "a payment in euros", "a foreign payment", "the dollars I bought",
+        "the conversion fee"),
+    "refund": ("my refund", "the money back", "a refund from a shop", "the cancelled purchase", "the returned item",
+        "the disputed charge"),
+    "identity": ("my passport", "the proof of identity", "the photo check", "my details", "the source of funds",
+        "my address", "my date of birth"),
+    "app": ("the app", "my phone", "the passcode", "the login code", "my account", "the notification", "the website",
+        "the update"),
+    "fee": ("an extra fee", "a strange charge", "the monthly price", "a hidden cost", "the direct debit",
+        "the statement", "a pending charge"),
+    "parcel": ("the parcel", "my delivery", "the courier", "the tracking link", "the box", "the shipment",
+        "the post office"),
 }  # fmt: skip
 _QUESTIONS = (
-    "Why was {s} declined yesterday?", "How do I activate {s}?", "What should I do about {s}?", "I think {s} is wrong, can you check it?",
-    "How long does {s} take to arrive?", "Is there a limit on {s}?", "Where can I find {s}?", "{s} still has not been confirmed, why?",
-    "Can I cancel {s} before it is complete?", "I do not recognise {s} in my history.", "Somebody stole my wallet, what about {s}?",
-    "Please explain {s} to me.", "Can I use {s} in another country?", "How do I change {s}?", "{s} was lost, please help me get it again.",
-    "I have been waiting for {s} since last week.", "Do you support {s} for people under eighteen?", "What is the price of {s}?",
-    "Why does it say that {s} is pending?", "I tried to verify {s} but it failed.", "Which kinds of {s} do you accept?", "Could {s} be broken or blocked?",
-    "There was a mistake with {s}, I want to undo it.", "Will {s} work automatically?", "When will {s} be available?", "{s} got swallowed, what now?",
+    "Why was {s} declined yesterday?", "How do I activate {s}?", "What should I do about {s}?",
+    "I think {s} is wrong, can you check it?",
+    "How long does {s} take to arrive?", "Is there a limit on {s}?", "Where can I find {s}?",
+    "{s} still has not been confirmed, why?",
+    "Can I cancel {s} before it is complete?", "I do not recognise {s} in my history.",
+    "Somebody stole my wallet, what about {s}?",
+    "Please explain {s} to me.", "Can I use {s} in another country?", "How do I change {s}?",
+    "{s} was lost, please help me get it again.",
+    "I have been waiting for {s} since last week.", "Do you support {s} for people under eighteen?",
+    "What is the price of {s}?",
+    "Why does it say that {s} is pending?", "I tried to verify {s} but it failed.", "Which kinds of {s} do you accept?",
+    "Could {s} be broken or blocked?",
+    "There was a mistake with {s}, I want to undo it.", "Will {s} work automatically?", "When will {s} be available?",
+    "{s} got swallowed, what now?",
 )  # fmt: skip
 _WORDS = [
     "red",
@@ -171,7 +188,8 @@ def _after(rng: random.Random) -> Lesson:
 
 
 _ABOUT = {
-    "billing": "money", "delivery": "the way here", "fault": "a defect", "account": "access", "howto": "advice", "return": "giving it back",
+    "billing": "money", "delivery": "the way here", "fault": "a defect", "account": "access", "howto": "advice",
+    "return": "giving it back",
 }  # fmt: skip
 
 

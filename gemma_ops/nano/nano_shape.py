@@ -18,7 +18,8 @@ VOCABULARY = 2048
 
 SPECIAL = {
     0: "<pad>", 1: "<eos>", 2: "<bos>", 3: "<unk>", 4: "<mask>",
-    46: "<|tool>", 47: "<tool|>", 48: "<|tool_call>", 49: "<tool_call|>", 50: "<|tool_response>", 51: "<tool_response|>",
+    46: "<|tool>", 47: "<tool|>", 48: "<|tool_call>", 49: "<tool_call|>", 50: "<|tool_response>",
+    51: "<tool_response|>",
     52: '<|"|>', 98: "<|think|>", 100: "<|channel>", 101: "<channel|>", 105: "<|turn>", 106: "<turn|>",
 }  # fmt: skip
 STOPS = (1, 106, 50)
@@ -61,9 +62,9 @@ def build_nano(seed: int = 0) -> Any:
         text_config=Gemma4TextConfig(**text_config()), vision_config=None, audio_config=None, tie_word_embeddings=True
     )
     model = Gemma4ForConditionalGeneration(config)
-    # Three starting values that make copying learnable in minutes. Gemma 4 doesn't divide attention scores by the root of
-    # the head size, its query norm learns the scale: starting at 1, every head would be saturated. Each branch ends in a
-    # norm that starts at 1, whatever the branch knows, and would drown an embedding five times smaller.
+    # Three starting values that make copying learnable in minutes. Gemma 4 doesn't divide attention scores by the root
+    # of the head size, its query norm learns the scale: starting at 1, every head would be saturated. Each branch ends
+    # in a norm that starts at 1, whatever the branch knows, and would drown an embedding five times smaller.
     text = model.model.language_model
     torch.nn.init.normal_(text.embed_tokens.weight, std=0.08)
     for layer in text.layers:

@@ -23,8 +23,10 @@ PROCESSOR = {
     "audio_seq_length": 750,
     "audio_ms_per_token": 40,
     "image_processor": {
-        "image_processor_type": "Gemma4ImageProcessor", "image_seq_length": 70, "do_convert_rgb": True, "do_normalize": False,
-        "do_rescale": True, "do_resize": True, "image_mean": [0.0, 0.0, 0.0], "image_std": [1.0, 1.0, 1.0], "resample": 3,
+        "image_processor_type": "Gemma4ImageProcessor", "image_seq_length": 70, "do_convert_rgb": True,
+        "do_normalize": False,
+        "do_rescale": True, "do_resize": True, "image_mean": [0.0, 0.0, 0.0], "image_std": [1.0, 1.0, 1.0],
+        "resample": 3,
         "rescale_factor": 1 / 255, "max_soft_tokens": 70, "patch_size": 8, "pooling_kernel_size": 2,
     },
     "feature_extractor": {
@@ -47,7 +49,8 @@ def towers_config() -> Any:
             head_dim=32, patch_size=8, pooling_kernel_size=2, position_embedding_size=512, use_clipped_linears=True,
         ),
         audio_config=Gemma4AudioConfig(
-            hidden_size=64, num_hidden_layers=2, num_attention_heads=2, output_proj_dims=64, subsampling_conv_channels=[32, 16],
+            hidden_size=64, num_hidden_layers=2, num_attention_heads=2, output_proj_dims=64,
+            subsampling_conv_channels=[32, 16],
         ),
         tie_word_embeddings=True,
         boi_token_id=ids["<|image>"], image_token_id=ids["<|image|>"], eoi_token_id=ids["<image|>"],

@@ -42,7 +42,8 @@ ISSUES: dict[str, tuple[str, ...]] = {
     ),
     "howto": (
         "has no manual that I can find", "needs to be set up and I do not know how", "has a button I do not understand",
-        "should work with my old one but how", "can export data but I cannot see where", "must be moved to a new room how",
+        "should work with my old one but how", "can export data but I cannot see where",
+        "must be moved to a new room how",
         "has two modes and I wonder which to use", "needs cleaning and I do not know with what",
     ),
     "return": (
@@ -55,7 +56,8 @@ ISSUES: dict[str, tuple[str, ...]] = {
 
 CUES: dict[str, tuple[str, ...]] = {
     "high": (
-        "This is urgent.", "We are blocked, please hurry.", "Customers are waiting right now.", "I need this fixed today.",
+        "This is urgent.", "We are blocked, please hurry.", "Customers are waiting right now.",
+        "I need this fixed today.",
         "Please call me at once.", "Our shop is closed because of this.",
     ),
     "low": (
@@ -80,7 +82,8 @@ SMALL_TALK = (
     "My neighbour told me to ask you.", "I could not find this on your site.", "The rest of the parcel was fine.",
 )  # fmt: skip
 
-# {who} {product} {order} {issue} {cue} {talk}; {order} is a phrase such as "order 48213" and may be left out with its frame part.
+# {who} {product} {order} {issue} {cue} {talk}; {order} is a phrase such as "order 48213" and may be left out with its
+# frame part.
 TRAINING_FRAMES = (
     "Hi, this is {who}. My {product}{order_in} {issue}. {cue}",
     "{who} here. The {product}{order_in} {issue}. {talk} {cue}",

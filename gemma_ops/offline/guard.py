@@ -82,7 +82,7 @@ def confine(config: RunConfig, targets: Sequence[str] = (), *, listens: bool = F
     """Move this offline command into a network with only loopback, where that can be done; `held_by` says whether it
     was.
 
-    `targets` are named beside the configuration; a command that `listens` stays where it can be reached. Only for a
+    `targets` are named next to the configuration; a command that `listens` stays where it can be reached. Only for a
     process that is ours alone: whoever imports the package keeps the network that it has.
     """
     global _why  # noqa: PLW0603
@@ -101,7 +101,7 @@ def held_by() -> str:
         return ""
     if namespace.inside_namespace():
         return "the kernel: this command and its children run in a network that holds only loopback"
-    return f"a guard in Python, which native code and other programs do not pass: {_why}"
+    return f"a guard in Python, which native code and other programs bypass: {_why}"
 
 
 def prospects() -> str:
@@ -110,7 +110,7 @@ def prospects() -> str:
     how = (
         "the kernel refuses, in a network that holds only loopback (unless a run uses a server on this machine)"
         if not why
-        else f"a guard in Python only, which native code and other programs do not pass: {why}"
+        else f"a guard in Python only, which native code and other programs bypass: {why}"
     )
     return f"{'on' if active() else 'off; asked for'}: {how}"
 
@@ -175,7 +175,8 @@ def _refuse_unless_ours(host: Any) -> None:
     if not is_loopback(name):
         raise BoundaryError(
             f"offline: something asked for {name}, which is not this machine",
-            f"name only what lies here (127.0.0.1 for a server of your own), or go online: offline=false and {VARIABLE} unset",
+            f"name only what is on this machine (127.0.0.1 for a server of your own), or go online: offline=false and "
+            f"{VARIABLE} unset",
         )
 
 

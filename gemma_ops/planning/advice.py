@@ -52,7 +52,7 @@ def fitting_changes(config: RunConfig, target: Device, counted: Counted | None =
 def _first(
     config: RunConfig, target: Device, candidates: Iterator[Candidate], counted: Counted | None
 ) -> Change | None:
-    """The first candidate that fits for sure."""
+    """Return the first candidate that fits for sure."""
     for what, cost, values, device in candidates:
         made = measure_plan(_with(config, values), device or target, counted)
         if made.fits == "yes":

@@ -103,7 +103,7 @@ KEYS = (*DEVICES, "cpu")
 
 
 def get_device(key: str) -> Device:
-    """A device by its key; `cpu` is this machine's processor. Raises ConfigError that lists the keys."""
+    """Return a device by its key; `cpu` is this machine's processor. Raises ConfigError that lists the keys."""
     if key == "cpu":
         return processor()
     device = DEVICES.get(key)
@@ -116,7 +116,7 @@ def get_device(key: str) -> Device:
 
 
 def present_devices() -> list[Device]:
-    """GPUs of this machine as `nvidia-smi` names them, best first; empty without a driver.
+    """Return the GPUs of this machine as `nvidia-smi` names them, best first; empty without a driver.
 
     A card that is not in the table keeps its own name and memory, with the speed and price of nothing: they are
     unknown.

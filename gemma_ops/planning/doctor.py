@@ -213,17 +213,19 @@ def _combinations(versions: dict[str, str | None], gpus: list[Device], environme
             "pip uninstall torchvision, or install both from the same CPU build",
         )  # fmt: skip
     if torch and gpus and torch.endswith("+cpu"):
-        yield Check("torch", "bad", f"a GPU is here and torch {torch} can't use it", "install the CUDA build of torch")
+        yield Check(
+            "torch", "bad", f"there is a GPU, and torch {torch} can't use it", "install the CUDA build of torch"
+        )
     for gpu in gpus:
         if not gpu.bf16:
             yield Check(
                 gpu.key,
                 "warn",
                 f"{gpu.name}: no bfloat16, and {_trap('fp16').what}",
-                "bf16 is emulated there: slow, but right",
+                "bf16 is emulated there: slow, but correct",
             )
     if versions.get("flash-attn"):
-        yield Check("flash-attn", "warn", _trap("flash-attention").what, "leave it unused: gemma-ops takes SDPA")
+        yield Check("flash-attn", "warn", _trap("flash-attention").what, "leave it unused: gemma-ops uses SDPA")
     if versions.get("deepspeed"):
         yield Check(
             "deepspeed",
@@ -236,7 +238,8 @@ def _combinations(versions: dict[str, str | None], gpus: list[Device], environme
         yield Check(
             "mlflow",
             "ok",
-            f"{mlflow}; its transformers flavour stops at 5.17 (here {transformers}), so models are registered as files",
+            f"{mlflow}; its transformers flavour stops at 5.17 (here {transformers}), so models are registered "
+            f"as files",
         )
     if environment.get("ACCELERATE_MIXED_PRECISION", "").lower() == "fp16":
         yield Check("environment", "bad", f"ACCELERATE_MIXED_PRECISION=fp16: {_trap('fp16').what}", "unset it")

@@ -71,7 +71,8 @@ def _time(made: TrainingPlan, prefix: str) -> list[str]:
     text += _entry("pass", _pass(made))
     text += _entry(
         "work",
-        f"{made.work.forward / unit:.1f} forward + {made.work.backward / unit:.1f} backward{recompute} {name} per token",
+        f"{made.work.forward / unit:.1f} forward + {made.work.backward / unit:.1f} backward{recompute} {name} "
+        f"per token",
     )
     if made.speed is None or made.seconds is None:
         text += _entry("speed", f"unknown: {made.device.name} is not in the table of devices")

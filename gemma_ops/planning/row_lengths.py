@@ -53,7 +53,7 @@ class RowLengths:
 
     @property
     def mean(self) -> float:
-        """Tokens per row."""
+        """Return the tokens per row."""
         return sum(self.lengths) / len(self.lengths)
 
     @property
@@ -64,7 +64,7 @@ class RowLengths:
 
     @property
     def tokens(self) -> float | None:
-        """Tokens of one pass over the rows."""
+        """Return the tokens of one pass over the rows."""
         return None if self.count is None else self.count * self.mean
 
     def padding(self, micro_batch: int) -> float:

@@ -1,7 +1,7 @@
 """What serving a configuration's model would take, before anything is downloaded or loaded: one line for each format.
 
 Tokens are written one after another, and each reads all weights that it multiplies with: the memory's bandwidth bounds
-their speed, whatever the engine. That bound is told, no promise.
+their speed, whatever the engine. That bound is reported, no promise.
 """
 
 from __future__ import annotations

@@ -72,7 +72,7 @@ class TrainingPlan:
 
     @property
     def total(self) -> float:
-        """Bytes on the device at the peak of a step."""
+        """Return the bytes on the device at the peak of a step."""
         return sum(part.bytes for part in self.parts)
 
     @property
@@ -82,7 +82,7 @@ class TrainingPlan:
 
     @property
     def fits(self) -> Fits:
-        """`yes` when it fits at the upper end of the uncertainty, `tight` when only the estimate itself does."""
+        """Return `yes` when it fits at the upper end of the uncertainty, `tight` when only the estimate itself does."""
         room = self.device.memory * GIB
         return "yes" if self.total + self.spread <= room else "tight" if self.total <= room else "no"
 
@@ -180,7 +180,7 @@ def _context(step: PassShape, found: RowLengths) -> float:
 
 
 def pick_device(config: RunConfig, device: str | None) -> Device:
-    """The device asked for, else the largest GPU present, else the CPU."""
+    """Return the device asked for, else the largest GPU present, else the CPU."""
     if device:
         return devices.get_device(device)
     found = devices.present_devices() if config.machine.device != "cpu" else []
@@ -223,19 +223,19 @@ def _notes(config: RunConfig, shape: Shape, target: Device, choice: Choice) -> t
     c = shape.counts()
     if choice.ple == "host":
         notes.append(
-            f"the per-layer table ({2 * c.per_layer_table / GIB:.1f} GiB) is looked up, not multiplied: it stays in main "
-            "memory, and its rows are fetched ahead of each pass"
+            f"the per-layer table ({2 * c.per_layer_table / GIB:.1f} GiB) is looked up, not multiplied: it stays "
+            "in main memory, and its rows are fetched ahead of each pass"
         )
     if choice.graphs != config.train.kernels.graphs:
         notes.append(
-            "passes are not recorded as CUDA graphs, whose own memory would not fit: a small model takes longer"
+            "passes are not captured as CUDA graphs, whose own memory would not fit: a small model takes longer"
         )
     if config.train.method not in passes.REPLAYED:
         notes.append(f"{config.train.method} holds more than this: a second forward pass, or answers being generated")
     if not target.bf16:
         notes.append(
             f"{target.name} has no bfloat16: it is emulated at float32 speed without a fused attention kernel; "
-            "float16 is no way out, Gemma 4 overflows in it"
+            "float16 doesn't help: Gemma 4 overflows in it"
         )
     if choice.step.towers:
         notes.append("rows show images or audio: towers are loaded; what adapters on them keep is not counted")

@@ -87,7 +87,7 @@ class PassShape:
 
     @cached_property
     def by_layer(self) -> dict[int | None, list[Linear]]:
-        """The linears that carry an adapter, by decoder layer."""
+        """Return the linears that carry an adapter, by decoder layer."""
         found: dict[int | None, list[Linear]] = {}
         for linear in self.linears:
             found.setdefault(linear.layer, []).append(linear)

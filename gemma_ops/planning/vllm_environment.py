@@ -45,7 +45,7 @@ def find_vllm(python: str) -> VllmEnvironment:
         found: dict[str, str] = json.loads(done.stdout)
     except (OSError, subprocess.SubprocessError, ValueError) as error:
         raise MachineError(
-            f"serve.vllm_python: {path} is no Python that runs: {error}",
+            f"serve.vllm_python: {path} is not a working Python: {error}",
             "give the interpreter of vLLM's environment, such as /opt/vllm/bin/python",
         ) from error
     if not found:

@@ -2,7 +2,7 @@
 first.
 
 Every row is read as `prepare` reads it, and `prepare` itself is rehearsed, so that what a run would refuse or leave out
-is told here. Nothing is kept.
+is reported here. Nothing is kept.
 """
 
 from __future__ import annotations

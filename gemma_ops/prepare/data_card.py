@@ -134,8 +134,9 @@ def data_card(body: dict[str, Any]) -> str:
     if apart := {mode: count for mode, count in body["examples"].items() if count != rows["train"]}:
         modes = ", ".join(f"{count:,} with `train.thinking: {mode}`" for mode, count in apart.items())
         apart_text = (
-            f"Training makes {modes} examples of the {rows['train']:,} rows: an answer is learned after exactly the prompt that "
-            "asks for it, and where one example can't hold that for all answers of a conversation, each has its own."
+            f"Training makes {modes} examples of the {rows['train']:,} rows: an answer is learned after exactly the "
+            "prompt that asks for it, and where one example can't hold that for all answers of a conversation, each "
+            "has its own."
         )
         lines += ["", apart_text]
     if body["rejected"]:
@@ -171,8 +172,8 @@ def data_card(body: dict[str, Any]) -> str:
             "|---|---|---|---|--:|",
         ]
         lines += [
-            f"| `{item['name']}`{' (rehearsed: an emulator answered)' if item['rehearsal'] else ''} | {item['family']} | {item['version'] or 'not stated'} | "
-            f"{item['terms'] or '–'} | {item['rows']:,} |"
+            f"| `{item['name']}`{' (rehearsed: an emulator answered)' if item['rehearsal'] else ''} | {item['family']} "
+            f"| {item['version'] or 'not stated'} | {item['terms'] or '–'} | {item['rows']:,} |"
             for item in body["teachers"]
         ]
     share, by = body["split"]["valid_share"], body["split"]["group_by"]
@@ -207,7 +208,8 @@ def data_card(body: dict[str, Any]) -> str:
             " / ".join(f"{table[part][name]:,}" for name in ("p50", "p95", "max")) for part in ("prompt", "completion")
         ]
         lines.append(
-            f"| {side} | {rows[side]:,} | {cells[0]} | {cells[1]} | {table['tokens']:,} | {table['tokens_with_loss']:,} |"
+            f"| {side} | {rows[side]:,} | {cells[0]} | {cells[1]} | {table['tokens']:,} | "
+            f"{table['tokens_with_loss']:,} |"
         )
     longer = {limit: count for limit, count in tokens["train"]["longer_than"].items() if count}
     if longer:

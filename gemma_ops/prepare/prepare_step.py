@@ -250,7 +250,8 @@ def _refuse_bad(out: Path, settings: DataConfig, facts: PrepareCounts, source: P
         raise DataError(
             f"{bad} of {facts.read} rows ({bad / facts.read:.1%}) of {name} can't be used, "
             f"and data.max_bad_share allows {settings.max_bad_share:.1%}:{first}{more}",
-            f"correct them (all are listed in {out / 'rejected.jsonl'}), or leave them out: --set data.max_bad_share=0.1",
+            f"correct them (all are listed in {out / 'rejected.jsonl'}), or leave them out: --set "
+            f"data.max_bad_share=0.1",
         )
     if settings.pii == "refuse" and facts.pii_count:
         first = "".join(f"\n  {entry}" for entry in facts.pii_rows[:3])
@@ -278,7 +279,8 @@ def _refuse_empty(settings: DataConfig, facts: PrepareCounts) -> None:
     if not facts.rows["train"]:
         groups = f", in {facts.groups} groups" if settings.group_by else ""
         raise DataError(
-            f"no training rows are left: {facts.rows['valid']} rows for validation{groups}, {facts.rejected.total()} rejected, "
-            f"{facts.exact_duplicates + facts.near_duplicates} duplicates, {facts.overlaps.total()} overlapping with a task",
+            f"no training rows are left: {facts.rows['valid']} rows for validation{groups}, {facts.rejected.total()} "
+            f"rejected, {facts.exact_duplicates + facts.near_duplicates} duplicates, {facts.overlaps.total()} "
+            f"overlapping with a task",
             "lower data.valid_share, choose another data.group_by, or give more rows",
         )

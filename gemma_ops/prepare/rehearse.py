@@ -60,8 +60,8 @@ def _thinned(body: dict[str, Any]) -> list[str]:
     if rows["near_duplicates"]:
         first = body["near_duplicates"]["first"][0]
         found.append(
-            f"{rows['near_duplicates']:,} rows nearly repeat an earlier one and would be left out, first {first['row']}, "
-            f"which repeats {first['of']} (data.near_duplicates)"
+            f"{rows['near_duplicates']:,} rows nearly repeat an earlier one and would be left out, first "
+            f"{first['row']}, which repeats {first['of']} (data.near_duplicates)"
         )
     if rows["overlap_dropped"]:
         found.append(f"{rows['overlap_dropped']:,} rows also stand in an evaluation task and would be left out")

@@ -25,7 +25,7 @@ _WIDE = re.compile(
 
 
 def canonical_text(text: str) -> str:
-    """The letters and digits of a text, in order: `**Ｔhe** <b>ÄRGER</b>\n` and `the ärger` become `theärger`."""
+    """Return a text's letters and digits, in order: `**Ｔhe** <b>ÄRGER</b>\n` and `the ärger` become `theärger`."""
     if "<" in text:
         text = _TAG.sub("", _COMMENT.sub("", text))
     if "\\" in text:

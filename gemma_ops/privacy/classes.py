@@ -35,12 +35,12 @@ _SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 
 
 def stricter(first: Privacy, second: Privacy) -> Privacy:
-    """The stricter of two privacy classes."""
+    """Return the stricter of two privacy classes."""
     return first if PRIVACY.index(first) <= PRIVACY.index(second) else second
 
 
 def strictest(classes: Iterable[Privacy]) -> Privacy:
-    """The strictest of several classes; `any` of none."""
+    """Return the strictest of several classes; `any` of none."""
     return min(classes, key=PRIVACY.index, default="any")
 
 
@@ -50,7 +50,8 @@ def class_of(value: Any) -> Privacy:
 
 
 def rows_class(files: Iterable[Path]) -> Privacy:
-    """The strictest class in files of rows (JSON Lines with `privacy`); a row without one counts as `local_only`."""
+    """Return the strictest class in files of rows (JSON Lines with `privacy`); a row without one counts as
+    `local_only`."""
     return strictest(set(_classes(files)))
 
 
@@ -73,7 +74,7 @@ def learned_class(path: Path) -> Privacy:
 
 
 def answers_class(learned: Privacy, release: ReleaseConfig) -> Privacy:
-    """The class of a model's answers: that of what it learned, unless a person has released them further."""
+    """Return the class of a model's answers: that of what it learned, unless a person has released them further."""
     return learned if release.to is None else max(learned, release.to, key=PRIVACY.index)
 
 
@@ -114,7 +115,7 @@ def _unrecorded(folders: Iterable[Path]) -> Privacy:
 
 
 def _in_gguf(path: Path) -> Privacy | None:
-    """The class in the header of a GGUF file; None where there is none, or the file is of another kind."""
+    """Return the class in the header of a GGUF file; None where there is none, or the file is of another kind."""
     try:
         with path.open("rb") as file:
             if file.read(4) != b"GGUF":

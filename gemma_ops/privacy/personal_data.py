@@ -56,12 +56,12 @@ def find_personal(text: str) -> list[PersonalFinding]:
 
 
 def mask_personal(text: str) -> str:
-    """The text with every finding replaced by its kind: `write to [EMAIL]`."""
+    """Return the text with every finding replaced by its kind: `write to [EMAIL]`."""
     return mask_findings(text, find_personal(text))
 
 
 def mask_findings(text: str, findings: list[PersonalFinding]) -> str:
-    """The text with the given findings replaced."""
+    """Return the text with the given findings replaced."""
     parts, position = [], 0
     for item in findings:
         parts += [text[position : item.start], f"[{item.kind}]"]
@@ -182,16 +182,19 @@ _SECRETS = (
     r"glpat-[\w-]{20,100}",
 )
 _PATTERNS: tuple[tuple[str, re.Pattern[str], Callable[[re.Match[str]], bool]], ...] = (
-    ("PRIVATE_KEY", re.compile(r"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----(?:.{0,20000}?-----END (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----|.{0,20000})", re.DOTALL), _always),
+    ("PRIVATE_KEY", re.compile(r"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----(?:.{0,20000}?"
+        r"-----END (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----|.{0,20000})", re.DOTALL), _always),
     ("JWT", re.compile(r"\beyJ[\w-]{8,4000}\.eyJ[\w-]{8,8000}\.[\w-]{8,4000}"), _is_jwt),
     ("AWS_KEY", re.compile(r"\b(?:AKIA|ASIA)[A-Z2-7]{16}\b"), _always),
     ("API_KEY", re.compile(r"(?<![\w-])(?:" + "|".join(_SECRETS) + r")(?![\w-])"), _always),
-    ("EMAIL", re.compile(r"(?<![\w.+-])[\w+%-](?:[\w.+%-]{0,62}[\w+%-])?@(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.){1,8}[A-Za-z]{2,24}\b"), _always),
+    ("EMAIL", re.compile(r"(?<![\w.+-])[\w+%-](?:[\w.+%-]{0,62}[\w+%-])?@"
+        r"(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.){1,8}[A-Za-z]{2,24}\b"), _always),
     ("IBAN", re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,4})?\b"), _is_iban),
     ("CARD", re.compile(r"(?<![\w.,-])\d(?:[ -]?\d){12,18}(?![\w]|[.,-]\d)"), _is_card),
     ("SSN", re.compile(r"(?<![\w-])\d{3}-\d{2}-\d{4}(?![\w-])"), _is_ssn),
     ("TAX_ID", re.compile(r"(?<![\w.,-])\d{2}[ ]?\d{3}[ ]?\d{3}[ ]?\d{3}(?![\w]|[.,-]\d)"), _is_german_tax_id),
-    ("NIR", re.compile(r"(?<![\w.,-])[12][ ]?\d{2}[ ]?\d{2}[ ]?(?:\d{2}|2[AB])[ ]?\d{3}[ ]?\d{3}[ ]?\d{2}(?![\w]|[.,-]\d)"), _is_french_nir),
+    ("NIR", re.compile(r"(?<![\w.,-])[12][ ]?\d{2}[ ]?\d{2}[ ]?(?:\d{2}|2[AB])"
+        r"[ ]?\d{3}[ ]?\d{3}[ ]?\d{2}(?![\w]|[.,-]\d)"), _is_french_nir),
     ("PHONE", re.compile(r"(?<![\w+.,:/-])(?:\+|00)?\(?\d(?:[ ./()-]{0,2}\d){6,14}(?![\w:]|[.,/-]\d)"), _is_phone),
     ("IP", re.compile(r"(?<![\w.-])\d{1,3}(?:\.\d{1,3}){3}(?![\w-]|\.\d)"), _is_ipv4),
     ("IP", re.compile(r"(?<![\w:.])(?:[0-9A-Fa-f]{0,4}:){2,7}[0-9A-Fa-f]{0,4}(?![\w:]|\.\d)"), _is_ipv6),

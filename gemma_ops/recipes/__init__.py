@@ -1,1 +1,1 @@
-"""Recipes: finding one, what it needs of its inputs, and what would end its run later, said first."""
+"""Recipes: finding one, what it needs of its inputs, and the mistakes that would end its run later, reported first."""

@@ -24,12 +24,12 @@ class Recipe:
     """One recipe, looked up and read once a run."""
 
     name: str
-    """As the configuration says it."""
+    """Name of the recipe, as the configuration spells it."""
     path: Path
     function: Callable[[Run, RunConfig], Any]
     steps: dict[str, frozenset[str] | None] | None
-    """Steps it makes, in order, each with the names of its inputs, read from its text. None for the whole when a step's name
-    is only known when it runs, and for the inputs of one that are (`**inputs`)."""
+    """Steps that it makes, in order, each with the names of its inputs, read from its text. None for the whole when a
+    step's name is only known when it runs, and for the inputs of one that are (`**inputs`)."""
 
     def __call__(self, run: Run, config: RunConfig) -> Any:
         """Run the recipe."""
@@ -47,7 +47,8 @@ class Recipe:
 
 
 def find_recipe(name: str) -> Recipe:
-    """Return the recipe of a name or path. Raises ConfigError when there is none, or its file has no function `recipe`."""
+    """Return the recipe of a name or path. Raises ConfigError when there is none, or its file has no function
+    `recipe`."""
     path = shipped.find_shipped("recipes", name, ".py")
     spec = importlib.util.spec_from_file_location(f"gemma_ops_recipe_{path.stem}", path)
     assert spec is not None

@@ -1,4 +1,5 @@
-"""What recipes read besides the folders of their own steps: rows, tasks, calibrations, and the policy that a configuration asks."""
+"""Inputs of recipes besides the folders of their own steps: rows, tasks, calibrations, and the policy that a
+configuration asks."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from gemma_ops.runs.artifact import Reads
 
 
 def data_source(settings: DataConfig) -> Path | None:
-    """The local file or folder of the training rows; None for a Hub data set.
+    """Return the local file or folder of the training rows; None for a Hub data set.
 
     Raises ConfigError when neither is given or the path doesn't exist.
     """
@@ -26,13 +27,15 @@ def data_source(settings: DataConfig) -> Path | None:
     if not path.exists():
         raise ConfigError(
             f"data.path {settings.path!r} does not exist",
-            "give a file or folder; a relative path in a configuration counts from its folder, one in --set from the current one",
+            "give a file or folder; a relative path in a configuration counts from its folder, one in --set from the "
+            "current one",
         )
     return path
 
 
 def rows_read(config: RunConfig) -> Reads | None:
-    """`data.path` as an input of `prepare`: only the files it reads count, among them those of tasks it compares with."""
+    """Return `data.path` as an input of `prepare`: only the files it reads count, among them those of tasks it compares
+    with."""
     source = data_source(config.data)
     if source is None:
         return None
@@ -45,7 +48,8 @@ def rows_read(config: RunConfig) -> Reads | None:
 
 
 def questions_read(config: RunConfig) -> Reads | None:
-    """The folder where tasks whose questions aren't shipped find them, as an input of `evaluate`; None if none does."""
+    """Return the folder where tasks whose questions aren't shipped find them, as an input of `evaluate`; None if none
+    does."""
     from gemma_ops.evaluation import needs_source
 
     chosen = [task for task in tasks(config) if needs_source(task)]
@@ -64,7 +68,7 @@ def questions_read(config: RunConfig) -> Reads | None:
 
 
 def _questions(source: Path, folders: tuple[Path, ...]) -> tuple[Path, ...]:
-    """Files beside the training rows that tasks read their questions from, where they are there."""
+    """Return files next to the training rows that tasks read their questions from, where they are there."""
     from gemma_ops.tasks.task_file import read_task_file
 
     beside = source.parent if source.is_file() else source
@@ -79,7 +83,7 @@ def needs(module: str, extra: str, what: str) -> None:
 
 
 def tasks(config: RunConfig) -> tuple[Path, ...]:
-    """Folders of the configuration's evaluation tasks."""
+    """Return the folders of the configuration's evaluation tasks."""
     if not config.evaluate.tasks:
         raise ConfigError(
             "evaluate.tasks is empty",
@@ -89,8 +93,8 @@ def tasks(config: RunConfig) -> tuple[Path, ...]:
 
 
 def configured_policy(config: RunConfig) -> PromotionPolicy | None:
-    """What a configuration asks of versions: its gates, the content of its tasks and how many questions; None without a
-    gate."""
+    """Return what a configuration asks of versions: its gates, the content of its tasks and how many questions; None
+    without a gate."""
     from gemma_ops.evaluation.evaluation_checks import check_gates
     from gemma_ops.tasks.task import load_all
 
@@ -106,7 +110,7 @@ def configured_policy(config: RunConfig) -> PromotionPolicy | None:
 
 
 def calibration(config: RunConfig) -> Path | None:
-    """The calibration of the judges, as an input of `evaluate`: its content decides what they may decide."""
+    """Return the calibration of the judges, as an input of `evaluate`: its content decides what they may decide."""
     if not config.evaluate.judge.calibration:
         return None
     path = Path(config.evaluate.judge.calibration)
@@ -118,7 +122,7 @@ def calibration(config: RunConfig) -> Path | None:
 
 
 def every_task(config: RunConfig) -> tuple[Path, ...]:
-    """The configuration's tasks and all shipped ones: training rows must overlap with none of them."""
+    """Return the configuration's tasks and all shipped ones: training rows must overlap with none of them."""
     named = tasks(config) if config.evaluate.tasks else ()  # none is needed to train or to quantize
     folders = {
         path.resolve(): path
@@ -128,7 +132,7 @@ def every_task(config: RunConfig) -> tuple[Path, ...]:
 
 
 def doubts(config: RunConfig) -> list[str]:
-    """Gates that the tasks' rows can't decide, said before anything is computed."""
+    """Return gates that the tasks' rows can't decide, said before anything is computed."""
     from gemma_ops.gates.detectable import advice
     from gemma_ops.tasks.task import load_task
 

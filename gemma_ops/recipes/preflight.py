@@ -1,6 +1,6 @@
-"""What would end a run later, said before its first step, before a teacher is paid and a training is done.
+"""Checks before the first step: what would end a run later is reported before a teacher is paid and a model trained.
 
-Only what steps read that are still to be made is checked, and everything that is found is told at once. Nothing is
+Only what steps read that are still to be made is checked, and everything that is found is reported at once. Nothing is
 loaded or sent, and what is checked is what the steps themselves would refuse.
 """
 
@@ -24,7 +24,7 @@ from gemma_ops.tasks.task import Task, load_all, validate_tasks
 
 
 def check_ahead(config: RunConfig, recipe: Recipe, *, until: str | None = None, redo: Iterable[str] = ()) -> None:
-    """Raises what a later step would: the error itself when there is one, a ConfigError that lists them otherwise.
+    """Raise what a later step would: the error itself when there is one, a ConfigError that lists them otherwise.
 
     A recipe whose steps are only known when it runs is not checked.
     """
@@ -100,7 +100,8 @@ class _Findings:
                 raise problem
         if train.method == "distill" and inputs is not None and "teacher" not in inputs:
             self.add(
-                f"the recipe {self.config.recipe} has no teacher for its step train, and train.method distill needs one",
+                f"the recipe {self.config.recipe} has no teacher for its step train, and train.method distill "
+                f"needs one",
                 "use the recipe lora, or give the step `teacher=` as it does",
             )
         if train.method == "reward" and merges:
@@ -113,7 +114,7 @@ class _Findings:
                 self._rows(Path(self.config.data.path).expanduser())
 
     def _rows(self, source: Path) -> None:
-        """Whether the first rows are of a kind that the method learns from; what can't be read is told by `prepare`."""
+        """Check that the method learns from rows of the first rows' kind; unreadable ones are reported by `prepare`."""
         from gemma_ops.data.example import check_kinds
         from gemma_ops.data.import_rows import kinds, peek
         from gemma_ops.data.parts import media_of
@@ -170,10 +171,8 @@ class _Findings:
                 )
 
     def _judged(self, judging: Sequence[TargetSpec | None]) -> None:
-        """Answers of a model that this run will make, shown to a judge that may not see the rows it will learn from.
-
-        Rows may be stricter than `data.privacy`; what only they say is told when they have been read.
-        """
+        """Check that no judge sees answers that it may not, because of the rows their model will learn from. Rows may
+        be stricter than `data.privacy`; what only they say is reported when they have been read."""
         judge = self.config.evaluate.judge
         made = [name for name in (judge.first, *judge.versus) if name in ("tuned", *QUANTIZED)]
         if not made or "train" not in self.steps:
@@ -184,10 +183,10 @@ class _Findings:
             if spec is not None and spec.kind == "gemini" and answers not in self._sees(spec):
                 with self.also():
                     raise BoundaryError(
-                        f"{made[0]} will learn from rows of class {learned} (data.privacy), so its answers are {answers}, and "
-                        f"the judge {spec.name} may not see them",
-                        "take a judge on this machine, set data.privacy if the rows may leave, or have a person release the "
-                        "answers: release.to=any and release.reason=…",
+                        f"{made[0]} will learn from rows of class {learned} (data.privacy), so its answers are "
+                        f"{answers}, and the judge {spec.name} may not see them",
+                        "take a judge on this machine, set data.privacy if the rows may leave, or have a person "
+                        "release the answers: release.to=any and release.reason=…",
                     )
 
     def _sees(self, spec: TargetSpec) -> frozenset[str]:
@@ -202,12 +201,13 @@ class _Findings:
         for name in self.config.register_.artifacts:
             if name in QUANTIZED and name not in (REFERENCE, *formats):
                 self.add(
-                    f"register.artifacts names {name}, and quantize.formats makes only {', '.join(formats) or REFERENCE}",
+                    f"register.artifacts names {name}, and quantize.formats makes only "
+                    f"{', '.join(formats) or REFERENCE}",
                     f"add {name} to quantize.formats, or take it out: --set 'register.artifacts=[…]'",
                 )
 
     def door(self) -> None:
-        """What must be there before anything is sent to Gemini, if anything will be."""
+        """Check what must be there before anything is sent to Gemini, if anything will be."""
         if not self.gemini:
             return
         from gemma_ops.gemini.models import model_facts
@@ -233,7 +233,7 @@ class _Findings:
             )
 
     def _target(self, name: str, where: str, step: str, own: Sequence[str] = ()) -> TargetSpec | None:
-        """The specification behind a name, if it can be what it is to be."""
+        """Return the specification behind a name, if it can be what it is to be."""
         with self.also():
             spec = parse_target(name)
             if spec.kind == "gemini":
@@ -261,7 +261,7 @@ class _Findings:
         self.gemini.append(spec)
 
     def _file(self, spec: TargetSpec, where: str) -> None:
-        """A folder or file that is there, or below this run's own folder, where it may be yet to come."""
+        """Check that a folder or file is there, or below this run's own folder, where it may be yet to come."""
         run = (Path(self.config.machine.runs) / self.config.name).absolute()
         for text in filter(None, (spec.place, spec.tokenizer)):
             path = Path(text).expanduser().absolute()
@@ -269,7 +269,7 @@ class _Findings:
                 raise ConfigError(f"{where}: {spec.name}: {text} does not exist", "correct the path")
 
     def _own(self, spec: TargetSpec, where: str, step: str, own: Sequence[str]) -> None:
-        """A model that this run makes, and gives to the step that is to use it."""
+        """Check that this run makes a model, and gives it to the step that is to use it."""
         given = own or self.steps[step]
         key = "quantized" if spec.name in QUANTIZED else spec.name
         if given is not None and key not in given:
@@ -285,7 +285,7 @@ class _Findings:
             )
 
     def _shown(self, task: Task, specs: Sequence[TargetSpec | None], otherwise: str) -> None:
-        """Rows that a Gemini model may not see, where that would end the run."""
+        """Check rows that a Gemini model may not see, where that would end the run."""
         for spec in specs:
             if spec is None or spec.kind != "gemini":
                 continue

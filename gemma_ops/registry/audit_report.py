@@ -8,7 +8,7 @@ version.
     record      the version as the ledger knows it
     aliases     each move: who, when, why, by which policy; and that the alias stands where the ledger says
 
-Nothing is changed. What doesn't hold is told and doesn't end the audit, so that all of it is told at once.
+Nothing is changed. What doesn't hold is reported and doesn't end the audit, so that all of it is reported at once.
 """
 
 from __future__ import annotations

@@ -60,7 +60,10 @@ def _asked(subject: dict[str, Any]) -> str:
     """Return the mode of thinking and the chat template, which prompts must share with the training rows."""
     known = subject.get("prompting")
     if not known:
-        return "Use the base's chat template as it is: the training rows were rendered with it. How it was asked to think is not recorded."
+        return (
+            "Use the base's chat template as it is: the training rows were rendered with it. How it was asked to think "
+            "is not recorded."
+        )
     template = f"the chat template `{known['template'][:12]}` ({known['template_name']})"
     return f"It was trained {_MODES[known['thinking']]}, on rows rendered with {template}: ask it the same way."
 
@@ -81,7 +84,8 @@ def _adapter(subject: dict[str, Any]) -> str:
         'model = PeftModel.from_pretrained(base, "adapter")\n'
         f'tokenizer = AutoTokenizer.from_pretrained("{tokenizer}")\n'
         f"{_ASK.format(thinking=_thinks(subject))}\n```\n\n"
-        f"On the text-only class `{small}` the names differ, and plain PEFT loads the adapter as nothing, with a warning. These "
+        f"On the text-only class `{small}` the names differ, and plain PEFT loads the adapter as nothing, with a "
+        f"warning. These "
         "two lines load it:\n\n```python\n"
         f'base = {small}.from_pretrained("{place}", dtype="bfloat16", '
         'key_mapping={r"^model\\.language_model\\.": "model."})\n'

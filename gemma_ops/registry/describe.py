@@ -16,7 +16,7 @@ from gemma_ops.registry.staging import shown_report
 from gemma_ops.runs import digest
 from gemma_ops.verdicts import ROUTING, VERDICT, Verdict
 
-# What a reviewer wants beside the numbers: {file in the run folder: its path in MLflow, under the same file name}.
+# What a reviewer wants next to the numbers: {file in the run folder: its path in MLflow, under the same file name}.
 FILES = {
     "config.json": "config.json",
     "synthesize/card.md": "synthetic/card.md",

@@ -34,7 +34,8 @@ def check_chain(artifacts: dict[str, dict[str, Any]]) -> None:
             expected = [artifacts[key]["digest"] for key in known if key in artifacts]
             if expected and len(expected) == len(known) and found not in expected:
                 raise DataError(
-                    f"{body['step']} was made from another {role} ({found[:12]}) than the one to be registered ({expected[0][:12]})",
+                    f"{body['step']} was made from another {role} ({found[:12]}) than the one to be registered "
+                    f"({expected[0][:12]})",
                     f"make it again: --redo {body['step']}",
                 )
 

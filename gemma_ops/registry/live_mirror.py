@@ -2,8 +2,8 @@
 
 The run's thread only says that something happened. The mirror's thread imports MLflow, opens the place and copies what
 is new in the run folder every few seconds (`sync.py`). A server that goes away in the middle of a run is asked again
-until the run ends; what could not be copied is told at the end, stays in the run's logs, and is sent by the next run. A
-run in which every step was kept and mirrored before starts no thread and imports nothing.
+until the run ends; what could not be copied is reported at the end, stays in the run's logs, and is sent by the next
+run. A run in which every step was kept and mirrored before starts no thread and imports nothing.
 """
 
 from __future__ import annotations
@@ -134,7 +134,10 @@ class Mirror:
     def _report(self, run: Path) -> None:
         left = sync.pending_records(run, self.place) if self.place else 0
         error = self._problem
-        where = f"{left:,} records of {run / 'logs'} are not in MLflow yet; the same command sends them when it is run again"
+        where = (
+            f"{left:,} records of {run / 'logs'} are not in MLflow yet; the same command sends them when it is "
+            f"run again"
+        )
         if error is None or isinstance(error, ServiceError):
             what = error.what if isinstance(error, ServiceError) else f"MLflow at {self.machine.mlflow} is too slow"
             self.say(f"{what}. {where}")
@@ -144,12 +147,14 @@ class Mirror:
             trace = run / "logs" / "mlflow-error.txt"
             trace.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
             self.say(
-                f"the run is not mirrored: {type(error).__name__}: {str(error).splitlines()[0][:200]} (see {trace}). {where}"
+                f"the run is not mirrored: {type(error).__name__}: {str(error).splitlines()[0][:200]} (see {trace}). "
+                f"{where}"
             )
 
 
 def _ending(error: BaseException | None) -> tuple[str, str | None]:
-    """Return MLflow's status for how the run ended, and why. Only our own messages are told: others may quote data."""
+    """Return MLflow's status for how the run ended, and why. Only our own messages are reported: others may quote
+    data."""
     if error is None:
         return "FINISHED", None
     if isinstance(error, KeyboardInterrupt | SystemExit):

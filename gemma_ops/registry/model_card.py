@@ -14,16 +14,18 @@ from gemma_ops.registry.evaluation_evidence import EvaluationEvidence, ReportedF
 from gemma_ops.registry.staging import TOKENIZER
 
 _LICENCE = (
-    "The base model is Gemma 4, released by Google under the Apache License 2.0; these weights are a modification of it and "
-    "carry the same licence. The training data has terms of its own."
+    "The base model is Gemma 4, released by Google under the Apache License 2.0; these weights are a modification of "
+    "it and carry the same licence. The training data has terms of its own."
 )
 _ELSEWHERE = (
-    "Nothing is known about its answers elsewhere: fine-tuning on one domain can cost abilities in others, safety behaviour "
-    "among them."
+    "Nothing is known about its answers elsewhere: fine-tuning on one domain can cost abilities in others, safety "
+    "behaviour among them."
 )
 _CLASSES = {
-    "local_only": "It learned from rows of class `local_only`: its answers can repeat them, so they may not leave the machine either.",
-    "paid": "It learned from rows of class `paid`: its answers can repeat them, so they may go to services under paid terms only.",
+    "local_only": "It learned from rows of class `local_only`: its answers can repeat them, so they may not leave the "
+    "machine either.",
+    "paid": "It learned from rows of class `paid`: its answers can repeat them, so they may go to services under paid "
+    "terms only.",
     "any": "Every row that it is known to have learned from may go anywhere, and so may its answers.",
 }
 _WORDS = {
@@ -204,7 +206,10 @@ def _data(data: dict[str, Any] | None, settings: dict[str, Any]) -> str:
             else f"\n\nPut before every row that had none: {given[0]}."
         )
     for teacher in data["teachers"]:
-        text += f"\n\n{teacher['rows']:,} rows were written by {teacher['name']} ({teacher['version'] or 'version not stated'})"
+        text += (
+            f"\n\n{teacher['rows']:,} rows were written by {teacher['name']} "
+            f"({teacher['version'] or 'version not stated'})"
+        )
         if teacher.get("rehearsal"):
             text += ". **An emulator stood in for it: a rehearsal, not for use.**"
             continue
@@ -224,7 +229,10 @@ def _making(manifest: dict[str, Any]) -> str:
     subject, made = manifest["subject"], manifest["made"]
     train = subject["settings"].get("train", {})
     lines = [
-        f"- Base: {subject['base']['id']}, revision {subject['base']['revision'] or 'not versioned; see the file digests in manifest.json'}"
+        (
+            f"- Base: {subject['base']['id']}, revision "
+            f"{subject['base']['revision'] or 'not versioned; see the file digests in manifest.json'}"
+        )
     ]
     if subject["adapter"]:
         rate = train.get("learning_rate") or "the size's default"
@@ -245,7 +253,10 @@ def _making(manifest: dict[str, Any]) -> str:
             *lines,
             f"- Configuration digest: `{subject['config']}`",
             f"- Manifest digest: `{manifest['digest']}`",
-            f"- Code: gemma-ops {made['gemma_ops']}, commit {made['commit'] or 'unknown'}{state}; Python {made['python']}, {packages}",
+            (
+                f"- Code: gemma-ops {made['gemma_ops']}, commit {made['commit'] or 'unknown'}{state}; Python "
+                f"{made['python']}, {packages}"
+            ),
         ]
     )
 
@@ -258,7 +269,8 @@ def _limits(subject: dict[str, Any], found: EvaluationEvidence | None) -> str:
         lines.append(f"Not evaluated in the form that is served: {', '.join(unmeasured)}.")
     if subject["data"] and subject["data"]["privacy"].get("local_only"):
         lines.append(
-            "Trained on rows that may not leave the machine: weights can repeat what they were trained on, so treat them alike."
+            "Trained on rows that may not leave the machine: weights can repeat what they were trained on, so treat "
+            "them alike."
         )
     return "\n\n".join(lines)
 

@@ -66,7 +66,8 @@ def against_policy(verdict: Verdict, policy: PolicyInForce, *, compared: bool) -
             found.append(f"a gate of the policy was not asked: {gate.words} on {gate.task}")
         elif not strict:
             found.append(
-                f"its margin is {same[0][0].margin:g} where the policy's is {gate.margin:g}: {gate.words} on {gate.task}"
+                f"its margin is {same[0][0].margin:g} where the policy's is {gate.margin:g}: {gate.words} on "
+                f"{gate.task}"
             )
         elif all(body.outcome != "pass" for body in strict):
             found.append(f"a gate of the policy ended {strict[0].outcome}: {gate.words} on {gate.task}")

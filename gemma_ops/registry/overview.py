@@ -125,7 +125,7 @@ def show(machine: MachineConfig, name: str) -> Overview:
 
 
 def history(machine: MachineConfig, name: str) -> list[Entry]:
-    """Every entry of the model's ledger, oldest first, after checking the chain."""
+    """Return every entry of the model's ledger, oldest first, after checking the chain."""
     tracking = profile.connect_mlflow(machine)
     with profile.mlflow_calls(tracking.place):
         stored.registered_model(tracking, name)
@@ -133,7 +133,8 @@ def history(machine: MachineConfig, name: str) -> list[Entry]:
 
 
 def verify_ledger(machine: MachineConfig, name: str) -> str | None:
-    """The hash of the last entry of an unbroken ledger, None for an empty one. Raises GateError where it breaks."""
+    """Return the hash of the last entry of an unbroken ledger, None for an empty one. Raises GateError where it
+    breaks."""
     entries = history(machine, name)
     return str(entries[-1]["hash"]) if entries else None
 

@@ -109,7 +109,7 @@ def append_policy(book: PromotionLedger, policy: PromotionPolicy, reason: str) -
 
 
 def show_policy(machine: MachineConfig, name: str) -> PolicyInForce:
-    """The policy in force. Raises OpsError where there is none, GateError for a ledger that can't be trusted."""
+    """Return the policy in force. Raises OpsError where there is none, GateError for a ledger that can't be trusted."""
     with opened_registry(machine, name) as tracking:
         found = policy_in_force(name, PromotionLedger(tracking, name).anchored())
     if found is None:

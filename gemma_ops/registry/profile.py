@@ -169,8 +169,8 @@ def connect_mlflow(machine: MachineConfig) -> Tracking:
             client = _clients[place.uri] = _open(place)
         import mlflow
 
-        # Inside, MLflow looks a version's model up at its global address, whatever the client is bound to; unset, that is
-        # a new database in the working folder.
+        # Inside, MLflow looks a version's model up at its global address, whatever the client is bound to; unset, that
+        # is a new database in the working folder.
         mlflow.set_tracking_uri(place.uri)
         mlflow.set_registry_uri(place.uri)
         number, stores = _experiment(client, place, machine.experiment)
@@ -206,7 +206,8 @@ def _experiment(client: Any, place: TrackingPlace, name: str) -> tuple[str, str]
         if place.kind == "database" and home is None:
             raise ConfigError(
                 f"{place.uri} has no experiment {name!r}, and a bare database doesn't say where artifacts go",
-                f"make it once: mlflow experiments create -n {name} -l s3://bucket/path (or any store all machines reach)",
+                f"make it once: mlflow experiments create -n {name} -l s3://bucket/path (or any store all "
+                f"machines reach)",
             )
         # The kind decides which side of MLflow's pages opens: runs and metrics here, traces and judges otherwise.
         kind = {"mlflow.experimentKind": "custom_model_development"}
@@ -216,7 +217,8 @@ def _experiment(client: Any, place: TrackingPlace, name: str) -> tuple[str, str]
     if found.lifecycle_stage != "active":
         raise ConfigError(
             f"the MLflow experiment {name!r} was deleted",
-            f"restore it (mlflow experiments restore -x {found.experiment_id}) or use another: --set machine.experiment=…",
+            f"restore it (mlflow experiments restore -x {found.experiment_id}) or use another: --set "
+            f"machine.experiment=…",
         )
     if place.kind == "folder" and home and found.artifact_location != home.as_uri():
         # MLflow stores absolute addresses: after a move it would write where the folder used to be.

@@ -102,8 +102,8 @@ def _numbers(body: dict[str, Any]) -> Iterator[tuple[str, float]]:
 
 
 def metric_key(text: str) -> str:
-    """A name that MLflow takes: only the characters it allows (letters, digits, `_ - . space : /`), at most 250 of
-    them, and a path in its plain form (no `//` as in an address, no `.` or `..` between slashes)."""
+    """Return a name that MLflow takes: only the characters it allows (letters, digits, `_ - . space : /`), at most 250
+    of them, and a path in its plain form (no `//` as in an address, no `.` or `..` between slashes)."""
     plain = re.sub(r"[^\w\-. :/]", "_", text, flags=re.ASCII)[:250]
     parts = [part if part.strip(".") else "_" * len(part) for part in plain.split("/") if part]
     return "/".join(parts) or "_"

@@ -71,7 +71,8 @@ def other_bytes(verdict: Verdict, subject: Mapping[str, Any]) -> list[str]:
         file, facts = subject["files"].get(form.place), verdict.targets.get(name)
         if file and facts and facts.sha256 and facts.sha256 != file["sha256"]:
             found.append(
-                f"the verdict is about another file of {name} ({facts.sha256[:12]}) than the version's ({file['sha256'][:12]})"
+                f"the verdict is about another file of {name} ({facts.sha256[:12]}) than the version's "
+                f"({file['sha256'][:12]})"
             )
     made = {(subject.get(key) or {}).get("digest") for key in ("merged", "adapter", "tuned")} - {None}
     facts = verdict.targets.get(_CHECKPOINT)
@@ -87,7 +88,8 @@ def check_served(verdict: Verdict, subject: Mapping[str, Any], who: str) -> None
     if found := other_bytes(verdict, subject):
         raise GateError(
             f"{SERVED}: {'; '.join(found)} ({who})",
-            "take another version, or evaluate what this one carries and register that: --redo evaluate --redo register",
+            "take another version, or evaluate what this one carries and register that: --redo evaluate --redo "
+            "register",
         )
 
 

@@ -53,8 +53,8 @@ def sign_files(files: Mapping[str, str], name: str, key: str, signature: Path) -
     except Exception as error:  # tokens raise kinds of their own
         raise ConfigError(
             f"machine.signing_key {key!r} can't sign: {(str(error) or type(error).__name__).splitlines()[0]}",
-            "give the PEM file of an elliptic-curve private key (openssl ecparam -name prime256v1 -genkey -noout -out KEY), with "
-            f"its passphrase in {PASSPHRASE}, or a pkcs11: URI with the package model-signing[pkcs11]",
+            "give the PEM file of an elliptic-curve private key (openssl ecparam -name prime256v1 -genkey -noout -out "
+            f"KEY), with its passphrase in {PASSPHRASE}, or a pkcs11: URI with the package model-signing[pkcs11]",
         ) from error
 
 
@@ -132,8 +132,8 @@ def _why(error: Exception, files: Mapping[str, str], signature: Path) -> str:
 def _refused(name: str, why: str) -> GateError:
     return GateError(
         f"{INTEGRITY}: the signature of {name} does not hold: {why}",
-        "register it where the signing key is (machine.signing_key, --redo register), or name the key that signed it in "
-        "machine.trusted_keys",
+        "register it where the signing key is (machine.signing_key, --redo register), or name the key that "
+        "signed it in machine.trusted_keys",
     )
 
 

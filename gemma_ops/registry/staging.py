@@ -21,7 +21,8 @@ ELSEWHERE = "elsewhere"
 """Folder in which an evaluation keeps what it may show on another machine."""
 TOKENIZER = "tokenizer"
 _TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "generation_config.json",
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja",
+    "generation_config.json",
 )  # fmt: skip
 # Of our own steps: how a folder was made stands in the manifest.
 _LEFT_OUT = frozenset({"artifact.json", "fingerprint.json"})

@@ -1,13 +1,15 @@
 """The mirror's state in a run folder: `runs/<name>/mlflow.json`, one entry per tracking place.
 
     {"sqlite:///…/mlflow.db": {
-        "config": digest of the settings the parent run shows (its parameters can't change, so other settings get another run),
+        "config": digest of the settings the parent run shows (its parameters can't change: other settings get another
+                  run),
         "key": written before the run is made, so that a crash in between finds it again instead of making a second,
         "run_id": the parent run, "status": its last known one,
         "described": whether its parameters are there,
         "files": {artifact path: sha256 already uploaded},
-        "steps": {name: {"run_id", "parent", "shown": the parent that has its metrics, "first" and "attempt": first and last
-                         log of its run, "logs": {file: bytes mirrored}, "digest": of the finished step, else null}}}}
+        "steps": {name: {"run_id", "parent", "shown": the parent that has its metrics,
+                         "first" and "attempt": first and last log of its run, "logs": {file: bytes mirrored},
+                         "digest": of the finished step, else null}}}}
 
 Both the mirror's thread and the step `register` ask for the parent run; `LOCK` lets one of them make it.
 """

@@ -199,7 +199,7 @@ def compare_tags(found: Any, logged: Any) -> list[str]:
 
 def compare_bytes(tracking: Tracking, logged: Any, body: dict[str, Any], *, largest: int | None = None) -> list[str]:
     """Return differences between every stored byte and what was registered, in words: the manifest for what it lists,
-    the tags for the manifest itself and the card. A file that is another kind than its name says is told too.
+    the tags for the manifest itself and the card. A file that is another kind than its name says is reported too.
 
     Reads (or downloads) all files, or those of at most `largest` bytes, one at a time.
     """

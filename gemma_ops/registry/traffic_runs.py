@@ -107,7 +107,7 @@ class TrafficPlace:
         self._tracking = profile.connect_mlflow(machine)
         self.leaves_machine = self._tracking.leaves_machine
         """Whether what is filed goes to another host."""
-        # One request after another: what can't be written is told here, and not in a thread of MLflow's.
+        # One request after another: what can't be written is reported here, and not in a thread of MLflow's.
         os.environ["MLFLOW_ENABLE_ASYNC_TRACE_LOGGING"] = "false"
         self._title, self._run = title, ""
         self._lost, self._doubted = _Lost(), False

@@ -106,7 +106,7 @@ def _against_local(policy: RoutingPolicy, signals: Signals, privacy: Privacy, la
 
 
 def _against_gemini(policy: RoutingPolicy, signals: Signals, privacy: Privacy, lanes: tuple[Place, ...]) -> list[str]:
-    """Return what rules out Gemini. What the class forbids is told alone: nothing else matters then."""
+    """Return what rules out Gemini. What the class forbids is reported alone: nothing else matters then."""
     rules, state = policy.gemini, signals.gemini
     if privacy == "local_only":
         return ["class local_only never leaves this machine"]

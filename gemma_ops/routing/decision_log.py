@@ -2,7 +2,7 @@
 
 A line is written when its request ended, and forced to the disk by a thread of its own, so that no request waits for
 a disk. A half-written last line, left by a kill, is cut off. Several servers may write one log. Requests are told apart
-by a keyed digest: with the key, which lies beside the log, equal requests are found again; without it nobody can try
+by a keyed digest: with the key, which lies next to the log, equal requests are found again; without it nobody can try
 texts against it.
 """
 

@@ -95,7 +95,7 @@ def explain_request(
     within = (body.get("metadata") or body.get("labels") or {}) if isinstance(body, dict) else {}
     classes = [one for one in (supposed.privacy, within.get("privacy")) if one is not None]
     if any(one not in PRIVACY for one in classes):
-        raise DataError("the request declares a class that is none", f"declare {', '.join(PRIVACY)}")
+        raise DataError("the request declares a class that does not exist", f"declare {', '.join(PRIVACY)}")
     seen = scan([said], rules.detectors)
     slices = tuple((name, value) for name, _, value in (pair.partition("=") for pair in supposed.slices))
     spoken = isinstance(body, dict) and any(

@@ -1,7 +1,7 @@
 """The lane to Gemini: a request for a local model, sent through the door with nothing of it dropped.
 
-What the service can't be asked (several replies, probabilities of tokens) stands against the lane and is told by name;
-what its model only ignores is told beside the answer.
+What the service can't be asked (several replies, probabilities of tokens) stands against the lane and is reported by
+name; what its model only ignores is reported next to the answer.
 """
 
 from __future__ import annotations

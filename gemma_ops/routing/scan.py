@@ -1,7 +1,7 @@
 """Detectors over a request's texts, within a bounded time: windows of a long text one after the other.
 
 A window is small enough that other threads get their turn between two, and overlaps the next by more than the longest
-finding that is told by its shape. What could not be seen in time is told, and counts as found.
+finding that is told by its shape. What could not be seen in time is reported, and counts as found.
 """
 
 from __future__ import annotations

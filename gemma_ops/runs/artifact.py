@@ -40,7 +40,7 @@ Input: TypeAlias = Artifact | Path | Reads | tuple[Path, ...]
 
 
 def read_artifact(path: Path, *, kept: bool = False) -> Artifact | None:
-    """The artifact in a step's folder, or None when the step has not finished there."""
+    """Return the artifact in a step's folder, or None when the step has not finished there."""
     manifest = path / MANIFEST
     if not manifest.exists():
         return None

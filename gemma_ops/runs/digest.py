@@ -17,7 +17,7 @@ _CHUNK = 1 << 20
 
 
 def of_file(path: Path) -> str:
-    """SHA-256 (hex) of the bytes of a file."""
+    """Return SHA-256 (hex) of the bytes of a file."""
     total = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK):
@@ -69,7 +69,7 @@ def canonical(value: Any) -> Any:
 
 
 def of_json(value: Any) -> str:
-    """SHA-256 (hex) of the canonical JSON of a value."""
+    """Return SHA-256 (hex) of the canonical JSON of a value."""
     text = json.dumps(canonical(value), ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 

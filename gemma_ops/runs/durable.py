@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all: written beside their name, forced to disk, then renamed."""
+"""Files that appear whole or not at all: written next to their name, forced to disk, then renamed."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ def record(**fields: Any) -> None:
 
 
 def log_path() -> Path | None:
-    """The log of the running step; None outside a step."""
+    """Return the log of the running step; None outside a step."""
     return _path.get()
 
 

@@ -158,7 +158,7 @@ def _stop(child: subprocess.Popen[Any], grace: float, *, session: int) -> None:
 
 
 def _family(child: subprocess.Popen[Any], session: int) -> set[psutil.Process]:
-    """Return a living child with its descendants, and the members of its session. This process is in none."""
+    """Return a living child with its descendants, and the members of its session. This process is never among them."""
     found: set[psutil.Process] = set()
     if child.poll() is None:
         with contextlib.suppress(psutil.Error):
@@ -250,7 +250,8 @@ if __name__ == "__main__":
 
 
 def free_memory() -> int:
-    """Bytes that a further process may take now: free on the machine, or less by this process's control group."""
+    """Return the bytes that a further process may take now: free on the machine, or less by this process's control
+    group."""
     free = int(psutil.virtual_memory().available)
     group = Path("/sys/fs/cgroup")
     try:

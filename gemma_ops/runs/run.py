@@ -209,8 +209,8 @@ class Run:
             if type(error).__name__ == "OutOfMemoryError":
                 raise MachineError(
                     f"{name} ran out of GPU memory: {str(error).splitlines()[0]}",
-                    "`gemma-ops plan` says what would fit; train.micro_batch, train.checkpointing, train.weights=nf4 and "
-                    "machine.eval_batch each save memory",
+                    "`gemma-ops plan` says what would fit; train.micro_batch, train.checkpointing, "
+                    "train.weights=nf4 and machine.eval_batch each save memory",
                 ) from error
             if _disk_is_full(error, partial):
                 raise MachineError(

@@ -1,6 +1,6 @@
 """Following of an alias: whatever version it stands at serves, once it has been pulled, compared and asked.
 
-The new version starts beside the old where memory allows it, sings, and takes over; the old one answers what it has
+The new version starts next to the old where memory allows it, sings, and takes over; the old one answers what it has
 taken and ends. Where both don't fit, the old one ends first and requests wait. A version that can't serve is told and
 left alone until the alias moves again.
 """
@@ -58,12 +58,13 @@ class AliasFollower:
                 await asyncio.wait_for(self._nudged.wait(), self._settings.follow or None)
 
     async def look(self) -> None:
-        """Look at the alias once, and bring the version it stands at. What goes wrong is told, and changes nothing."""
+        """Look at the alias once, and bring the version it stands at. What goes wrong is reported, and changes
+        nothing."""
         deployment = self._deployment
         try:
             number = await asyncio.to_thread(_standing, self._machine, self.name, self.alias)
             if number is None and not self._challenges:
-                self._tell(f"{self._asked} is no more: version {deployment.current.facts.version} serves on")
+                self._tell(f"{self._asked} no longer exists: version {deployment.current.facts.version} keeps serving")
                 return
             present = deployment.challenger if self._challenges else deployment.current
             if number == (present.facts.version if present else None):
@@ -72,7 +73,8 @@ class AliasFollower:
             elif number is None:
                 deployment.challenge(None)
                 self._say(
-                    f"{self._asked} is no more: nothing is tried beside version {deployment.current.facts.version}"
+                    f"{self._asked} no longer exists: nothing is tried next to version "
+                    f"{deployment.current.facts.version}"
                 )
             elif number != self._left:
                 await self._bring(number)
@@ -88,7 +90,7 @@ class AliasFollower:
             fits = _fits(source, self._machine, self._settings)
             if self._challenges:
                 if not fits:
-                    raise MachineError("this machine has no memory for it beside the version that serves", "")
+                    raise MachineError("this machine has no memory for it next to the version that serves", "")
                 deployment.challenge(await self._open(source))
             elif fits:
                 deployment.swap(await self._open(source))
@@ -97,12 +99,13 @@ class AliasFollower:
         except OpsError as error:
             self._left = number
             self._tell(
-                f"version {number} of {self.name} can't serve: {error.what}; version {before.facts.version} serves on"
+                f"version {number} of {self.name} can't serve: {error.what}; version {before.facts.version} keeps "
+                f"serving"
             )
             return
         deployment.trouble.pop(self.alias, None)
         if self._challenges:
-            self._say(f"version {number} is tried beside version {before.facts.version}")
+            self._say(f"version {number} is tried next to version {before.facts.version}")
         else:
             self._say(f"version {number} serves, instead of version {before.facts.version}")
 

@@ -1,7 +1,7 @@
 """Function calls in Gemma 4's own spelling, read back: `call:NAME{key:value,…}` as the chat template writes them.
 
 Texts stand between `<|"|>` marks and can't hold one, numbers, `true`, `false` and `null` are bare, lists and objects
-nest, and keys are bare up to their colon. What is no call in that spelling is told, never guessed at.
+nest, and keys are bare up to their colon. What is no call in that spelling is reported, never guessed at.
 """
 
 from __future__ import annotations

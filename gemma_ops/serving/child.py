@@ -18,7 +18,7 @@ from typing import Any
 from gemma_ops.errors import ModelError
 from gemma_ops.family.media import Senses
 
-GONE = "send the request again: it is started anew"
+GONE = "send the request again: it is being restarted"
 """Advice for an engine that is not there."""
 PATIENCE = 600.0
 """Seconds that loading may take."""
@@ -114,7 +114,7 @@ class ChildEngine:
             body = {}
         if "ready" not in body:
             raise ModelError(
-                f"{what}: {body.get('error') or 'it ended without a word'}",
+                f"{what}: {body.get('error') or 'it ended without a message'}",
                 "export it again; `gemma-ops doctor` shows the versions",
             )
 

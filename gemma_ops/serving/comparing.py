@@ -2,8 +2,8 @@
 evaluation on live traffic.
 
 Live requests have no reference, so what can be gated is whether each ended well: an answer that wasn't cut or refused,
-and held its schema. How often both said the same, and how long each took, is told beside it. A question that came often
-counts as one. Each look spends some of the level (`stats/look_levels.py`), so that waiting for luck buys nothing.
+and held its schema. How often both said the same, and how long each took, is reported next to it. A question that came
+often counts as one. Each look spends some of the level (`stats/look_levels.py`), so that waiting for luck buys nothing.
 """
 
 from __future__ import annotations

@@ -146,7 +146,7 @@ def _grant(name: str, words: str, place: str) -> Grant:
             raise ValueError
     except ValueError:
         raise ConfigError(
-            f"serve.keys: {place} grants what is none: {words.strip()}",
+            f"serve.keys: {place} grants unknown rights: {words.strip()}",
             f"write rate=REQUESTS_A_MINUTE, privacy={'|'.join(get_args(Privacy))} and budget=DOLLARS_A_DAY",
         ) from None
     return Grant(name, privacy, rate, budget)  # type: ignore[arg-type]

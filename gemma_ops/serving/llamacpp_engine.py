@@ -73,7 +73,8 @@ class LlamaCpp(ChildEngine):
 
     def _body(self, prompt: list[int], sampling: Sampling) -> dict[str, Any]:
         body: dict[str, Any] = {
-            "prompt": prompt, "n_predict": sampling.max_tokens, "stream": True, "return_tokens": True, "cache_prompt": True,
+            "prompt": prompt, "n_predict": sampling.max_tokens, "stream": True, "return_tokens": True,
+            "cache_prompt": True,
         }  # fmt: skip
         temperature, top_k, top_p = sampling.drawn(self._defaults)
         if temperature <= 0:

@@ -90,7 +90,7 @@ def app(args: dict[str, Any]) -> Any:
         ) from None
     config = loading.read_run_config(list(given.configs), list(given.sets))
     if config.serve.challenger:
-        raise ConfigError("serve.challenger is for one machine's server", "deploy a second application beside it")
+        raise ConfigError("serve.challenger is for one machine's server", "deploy a second application next to it")
     if config.serve.certificate:
         raise ConfigError("serve.certificate is for one machine's server", "let the cluster's ingress speak HTTPS")
     asked = resolve_alias(given.source, config.machine)

@@ -114,7 +114,7 @@ class Replicas:
         while True:
             there = [one for one in self._replicas if one.engine.alive() and one not in died]
             if not there:
-                raise EngineGoneError(f"no replica of {self.name} is there", "send it again: they are started anew")
+                raise EngineGoneError(f"no replica of {self.name} is there", "send it again: they are being restarted")
             least = min(one.running for one in there)
             idle = [one for one in there if one.running == least and least < one.engine.slots]
             if len(idle) == 1:

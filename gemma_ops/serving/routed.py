@@ -2,7 +2,8 @@
 
 Where a lane fails, the request is decided again without it; the first decision is what is logged, with what came of
 it. A class that stays here therefore never leaves after a failure either: the same function says so. Where a request
-was answered, by what and why is told in headers of the reply and beside its usage."""
+was answered, by what and why is reported in headers of the reply and next to its usage.
+"""
 
 from __future__ import annotations
 

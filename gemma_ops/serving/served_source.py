@@ -104,7 +104,7 @@ def source_of_version(
     place: Pulled, asked: str, subject: dict[str, Any], form: Format, verdict: Verdict | None
 ) -> Source:
     """Return what a version in a folder serves in a format; its files were compared with the manifest. Raises GateError
-    for a file beside them that would be loaded too."""
+    for a file next to them that would be loaded too."""
     files, folder = subject["files"], place.folder
     _check_alone(folder, (form.shelf, "tokenizer"), files)
     base = None if form.name in (*GGUF, "merged") else find_base(subject["base"], asked)
@@ -123,7 +123,8 @@ def _check_alone(folder: Path, shelves: Sequence[str], files: Mapping[str, Any])
         for file in digest.files_in(folder / shelf):
             if (name := file.relative_to(folder).as_posix()) not in files:
                 raise GateError(
-                    f"{INTEGRITY}: {file} would be loaded too, and is no file of the version: its manifest doesn't list {name}",
+                    f"{INTEGRITY}: {file} would be loaded too, and is no file of the version: its manifest doesn't "
+                    f"list {name}",
                     "remove it, or pull the version into an empty folder",
                 )
 

@@ -139,7 +139,7 @@ async def run_canary(model: ServedModel, recorded: RecordedAnswers, target: str)
 
 
 def _as_evaluated(tokenizer: Any, ids: list[int], prompt: list[int]) -> str:
-    """The text that an evaluation reads from a reply's tokens: a function call stands in it, which clients get apart."""
+    """Return the text that an evaluation reads from a reply's tokens, with function calls in it."""
     stops = {tokenizer.token_to_id(name) for name in STOPS}
     return read_reply(tokenizer, ids, stops, opened=left_open(tokenizer, prompt)).text
 

@@ -100,7 +100,7 @@ class TrafficRecorder:
         assert self._child.stdout
         while line := await self._child.stdout.readline():
             self._tell(line)
-        self._say("the process that files traffic in MLflow has ended: what follows isn't filed")
+        self._say("the process that files traffic in MLflow has ended: later traffic isn't filed")
 
     def _tell(self, said: bytes) -> None:
         for line in said.splitlines():

@@ -2,7 +2,7 @@
 
 What goes over the wire is vLLM 0.32's `/v1/completions` (vllm/entrypoints/openai/completion/protocol.py): `prompt`
 takes ids, `return_token_ids` gives ids back with the stop token, `return_tokens_as_token_ids` names tokens by id where
-probabilities are told, `structured_outputs` holds a reply to a schema or a grammar.
+probabilities are reported, `structured_outputs` holds a reply to a schema or a grammar.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _ENDS: dict[str, Literal["stop", "length"]] = {"stop": "stop", "length": "length
 class VllmEngine(ChildEngine):
     """Engine of another environment's vLLM, run with `arguments` (of `vllm serve`).
 
-    `tokenizer` spells tokens whose probabilities are told: over the wire go ids. `asked` is the name that requests
+    `tokenizer` spells tokens whose probabilities are reported: over the wire go ids. `asked` is the name that requests
     carry, an adapter's or that of the weights. `environment` are further environment variables.
     """
 
@@ -77,7 +77,7 @@ class VllmEngine(ChildEngine):
                         self._end(self._child)
                     raise ModelError(
                         f"vLLM can't serve it: {_trouble(log)}",
-                        "`gemma-ops doctor` tells of its environment; serve.engine=transformers does without",
+                        "`gemma-ops doctor` describes its environment; serve.engine=transformers works without vLLM",
                     )
                 await asyncio.wait({ended}, timeout=_LOOK)
         finally:
@@ -105,7 +105,7 @@ class VllmEngine(ChildEngine):
 
     def _body(self, prompt: list[int], sampling: Sampling) -> dict[str, Any]:
         temperature, top_k, top_p = sampling.drawn(self._defaults)
-        if top_p <= 0:  # the likeliest token alone; vLLM refuses it
+        if top_p <= 0:  # the most likely token alone; vLLM refuses it
             temperature, top_p = 0.0, 1.0
         body: dict[str, Any] = {
             "model": self._asked, "prompt": prompt, "max_tokens": sampling.max_tokens, "stream": True,
@@ -126,7 +126,7 @@ class VllmEngine(ChildEngine):
         return body
 
     def _chances(self, choice: dict[str, Any], most: int | None) -> tuple[TokenChance, ...]:
-        """Return the logprobs of an event's tokens. vLLM lists the token itself first, then the `most` likeliest."""
+        """Return the logprobs of an event's tokens. vLLM lists the token itself first, then the `most` most likely."""
         told = choice.get("logprobs")
         if not told or most is None:
             return ()
@@ -152,4 +152,4 @@ def _trouble(log: Path) -> str:
     """Return the last line of a log that names an error."""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     named = [line for line in lines if "Error" in line and "rror: Engine core" not in line]
-    return (named or lines or ["it ended without a word"])[-1].strip()
+    return (named or lines or ["it ended without a message"])[-1].strip()

@@ -20,7 +20,7 @@ _AGE = 300
 
 
 def is_from_mlflow(headers: Mapping[str, str], body: bytes) -> bool:
-    """True if a message is signed with the secret, and fresh. Without a secret nothing is."""
+    """True if a message is signed with the secret, and fresh. Without a secret no message is."""
     secret = os.environ.get(VARIABLE, "")
     number, stamp = headers.get("x-mlflow-delivery-id", ""), headers.get("x-mlflow-timestamp", "")
     if not (secret and stamp.isdigit() and abs(time.time() - int(stamp)) < _AGE):

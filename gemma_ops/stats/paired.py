@@ -3,7 +3,7 @@
 For independent yes/no rows the interval is Tango's score interval for paired proportions (T. Tango, Statistics in
 Medicine 17, 1998), and gates use the exact test with the same statistic: its p-value is the largest over every possible
 share of disagreeing rows (H. Hsueh, J. Liu, J. Chen, Biometrics 57, 2001). Enumerated, the score test alone reaches
-.073 at a nominal .05 (n = 100, margin .02); the exact one can't exceed it. McNemar's exact p is told beside it.
+.073 at a nominal .05 (n = 100, margin .02); the exact one can't exceed it. McNemar's exact p is reported next to it.
 Differences of scores lie between -1 and 1, and so do those of rows in clusters: they get bounds that hold for every
 distribution (`stats/betting.py`).
 """
@@ -105,7 +105,8 @@ def _pairs_power(wins: float, losses: float, n: int, margin: float, level: float
     """Return the chance of passing in 400 simulated games; the exact test is used only where the score test is near its
     level."""
     drawn, counts = np.unique(
-        np.random.default_rng(n).multinomial(n, [wins, losses, max(0.0, 1 - wins - losses)], size=400), axis=0, return_counts=True
+        np.random.default_rng(n).multinomial(n, [wins, losses, max(0.0, 1 - wins - losses)], size=400), axis=0,
+        return_counts=True
     )  # fmt: skip
     z = _statistic(drawn[:, 0], drawn[:, 1], n, margin) - special.ndtri(1 - level)
     if n > 1500:
@@ -146,7 +147,7 @@ def _counts(sample: Sample) -> tuple[int, int, int]:
 
 
 def _share(wins: object, losses: object, n: object, margin: float) -> np.ndarray:
-    """Tango's maximum-likelihood share of losses when the difference is `margin`: the root of a quadratic."""
+    """Return Tango's maximum-likelihood share of losses when the difference is `margin`: the root of a quadratic."""
     w, m, size = np.asarray(wins, float), np.asarray(losses, float), np.asarray(n, float)
     b = -w - m + (2 * size - w + m) * margin
     c = -m * margin * (1 - margin)
@@ -165,7 +166,7 @@ def _z(sample: Sample, margin: float) -> float:
 
 
 def _interval(sample: Sample, z: float) -> tuple[float, float]:
-    """The margins that the score test does not reject, by bisection: its statistic falls as the margin rises."""
+    """Return the margins that the score test does not reject, by bisection: its statistic falls as the margin rises."""
     wins, losses, n = _counts(sample)
     low, high = -1.0, sample.mean
     for _ in range(40):

@@ -31,8 +31,8 @@ second is added where nothing is played."""
 
 
 def tilted_weights(values: Sequence[float] | Array, weights: Sequence[float] | Array, wanted: float) -> Array:
-    """Weights [n], of sum 1, that give these values a mean of `wanted`: weight · exp(t · value), the least change that
-    does so. A mean beyond all values is not reached; all weight is then on the outermost."""
+    """Return the weights [n], of sum 1, that give these values a mean of `wanted`: weight · exp(t · value), the least
+    change that does so. A mean beyond all values is not reached; all weight is then on the outermost."""
     points, base = np.asarray(values, dtype=np.float64), np.asarray(weights, dtype=np.float64)
     scale = 1 / max(float(np.ptp(points)), 1e-12)
 
@@ -112,8 +112,8 @@ def _played(sample: BoundedSample, weights: Array, n: int, margin: float, level:
 
 
 def _confirmed(sample: BoundedSample, weights: Array, n: int, margin: float, level: float, slope: float) -> int:
-    """The number of clusters, raised until many games agree that the power is there: few games find one that only seems
-    so."""
+    """Return the number of clusters, raised until many games agree that the power is there: few games find one that
+    only seems so."""
     for _ in range(6):
         found = power(sample, weights, n, margin, level, plays=min(_SURE_GAMES, _SURE_VALUES // n))
         if found >= _SURE:

@@ -118,8 +118,8 @@ def ratio_wins(
 
 
 def _largest_loss(weights: Array, margin: Array, *, paired: bool, doubled: bool) -> Array:
-    """What one row can lose at most, for the vectors that could be true [games]: a wrong answer costs the label that
-    was wanted and the one that was said. With a rival that is right, two more. Of one label, F1 is its margin."""
+    """Return what one row can lose at most, for the vectors that could be true [games]: a wrong answer costs the label
+    that was wanted and the one that was said. With a rival that is right, two more. Of one label, F1 is its margin."""
     if weights.shape[1] == 1:
         return np.asarray(2 * weights[:, 0] * (1 + margin if paired else margin))
     top = np.partition(weights, -2, axis=1)[:, -2:]

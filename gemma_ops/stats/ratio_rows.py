@@ -27,8 +27,8 @@ def groups_with(sample: RatioSample) -> Array:
 
 
 def at_best(sample: RatioSample, margin: float, each: int = 0) -> RatioSample:
-    """The sample with the best answers there are, and with at least `each` groups for every label: all are right; a
-    rival's too where the margin is below 0, else they are all wrong, with no label said."""
+    """Return the sample with the best answers there are, and with at least `each` groups for every label: all are
+    right; a rival's too where the margin is below 0, else they are all wrong, with no label said."""
     size = max(1.0, round(float(sample.sizes.mean())))
     added = np.repeat(np.arange(sample.wanted.shape[1]), np.maximum(0, each - groups_with(sample)).astype(int))
     wanted = np.concatenate([sample.wanted, size * np.eye(sample.wanted.shape[1])[added]])
@@ -43,8 +43,8 @@ def at_best(sample: RatioSample, margin: float, each: int = 0) -> RatioSample:
 
 
 def groups_each(sample: RatioSample, margin: float, level: float) -> int | None:
-    """Groups of every label with which the best answers show a value above `margin`: 0 where those of the sample do,
-    None where no number does. To 2 %."""
+    """Return the groups of every label with which the best answers show a value above `margin`: 0 where those of the
+    sample do, None where no number does. To 2 %."""
     if at_best(sample, margin).shows(margin, level):
         return 0
     if margin >= (1.0 if sample.rival_hits is None or margin >= 0 else 0.0):
@@ -66,9 +66,9 @@ def occurs(sample: RatioSample) -> Bools:
 
 
 def groups_needed(sample: RatioSample, margin: float, level: float) -> int | None:
-    """Groups with which a value above `margin` is shown with power .8, if the sample is the truth: played with rows
-    drawn from it, or where that takes too long, as in clusters, told from how often the sample must be repeated to show
-    it, which is a power of a half. None where no number is enough."""
+    """Return the groups with which a value above `margin` is shown with power .8, if the sample is the truth: played
+    with rows drawn from it, or where that takes too long, as in clusters, told from how often the sample must be
+    repeated to show it, which is a power of a half. None where no number is enough."""
     if sample.value - margin <= 1e-6:
         return None
     z = NormalDist().inv_cdf(1 - level)

@@ -56,7 +56,8 @@ class RatioSample:
         """Return the mean F1 over the labels that occur, or the difference from the rival's where there is one. 0
         without any label."""
         figures = [
-            float((2 * hits.sum(0) / np.maximum(totals.sum(0), 1e-300))[totals.sum(0) > 0].mean()) if totals.any() else 0.0
+            float((2 * hits.sum(0) / np.maximum(totals.sum(0),
+                        1e-300))[totals.sum(0) > 0].mean()) if totals.any() else 0.0
             for hits, totals in self.sides()
         ]  # fmt: skip
         return figures[0] - sum(figures[1:])

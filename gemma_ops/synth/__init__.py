@@ -2,7 +2,8 @@
 
 sources.py     documents as they lie in files: text, privacy, licence, digest (readers.py: md, txt, html, jsonl, pdf)
 sections.py    parts of a document by heading, each with its place in the source
-material.py    what a request is made from: a section, seeds, tools, or an earlier row; plan_requests.py spreads requests over it
+material.py    what a request is made from: a section, seeds, tools, or an earlier row
+plan_requests.py    spreads requests over the material
 methods/       one file per method: the prompt, the shape of the reply, how it becomes rows
 replies.py     asks the teacher and keeps every reply at once, so that a killed run goes on
 candidates.py  replies to rows that passed the checks, and to rejections; none vanishes
@@ -32,7 +33,8 @@ __all__ = ["synthesis_inputs", "synthesize", "teacher_model"]
 
 
 def synthesis_inputs(settings: SynthConfig) -> dict[str, Path | None]:
-    """Where documents, seeds and tools lie, as inputs of the step. Raises ConfigError for one that isn't there."""
+    """Return where documents, seeds and tools lie, as inputs of the step. Raises ConfigError for one that isn't
+    there."""
     found: dict[str, Path | None] = {}
     for name, given in (("documents", settings.documents), ("seeds", settings.seeds), ("tools", settings.tools)):
         found[name] = Path(given).expanduser() if given else None
@@ -46,6 +48,7 @@ def synthesis_inputs(settings: SynthConfig) -> dict[str, Path | None]:
 
 
 def teacher_model(settings: SynthConfig) -> ModelConfig | None:
-    """The checkpoint to fetch for a teacher that is neither this run's base nor a service: a folder or a Hub id."""
+    """Return the checkpoint to fetch for a teacher that is neither this run's base nor a service: a folder or a Hub
+    id."""
     name = settings.teacher
     return ModelConfig(base=name) if name == "nano" or ("/" in name and ":" not in name) else None

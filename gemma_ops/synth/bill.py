@@ -1,9 +1,10 @@
 """Dollars of planned requests to Gemini, at today's prices: what is likely, and what they can cost at worst.
 
-The worst case counts the way the door reserves: every byte of a prompt a token, every reply as long as it may be. What the
-teacher has not written yet is in some prompts; it is bounded by the limit of its reply, at `BYTES` for each token. Each
-request is then counted with its one repair, on the dearer of the tiers it may go by: what is left of an interrupted batch
-may be too few for another. A retry whose first reply was lost is billed once more, and no plan can know how many are.
+The worst case counts the way the door reserves: every byte of a prompt a token, every reply as long as it may be. What
+the teacher has not written yet is in some prompts; it is bounded by the limit of its reply, at `BYTES` for each token.
+Each request is then counted with its one repair, on the more expensive of the tiers it may go by: what is left of an
+interrupted batch may be too few for another. A retry whose first reply was lost is billed once more, and no plan can
+know how many are.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from gemma_ops.targets.gemini_target import output_limit, request
 from gemma_ops.targets.spec import TargetSpec
 
 BYTES = 4
-"""Counted for each token that a model has yet to write: nearly all read as one token when they are read again."""
+"""Bytes counted for each token that a model has yet to write: nearly all read as one token when they are read again."""
 _REPAIR = 1024
 """Bytes of the two turns of a repair, without the reply that is repaired."""
 
@@ -38,7 +39,7 @@ class PlannedBill:
     messages: Sequence[dict[str, Any]]
     schema: dict[str, Any]
     tokens: int
-    """Of the prompt, as counted: for the likely figure."""
+    """Tokens of the prompt, as counted, for the likely figure."""
     later: int = 0
     """Bytes that the prompt will hold and `messages` doesn't, because nobody has written them yet."""
     times: int = 1
@@ -57,7 +58,8 @@ class Bill:
 def synthesis_bill(
     planned: Sequence[PlannedBill], spec: TargetSpec, gemini: GeminiConfig, *, reply: int, output: int, use: Use
 ) -> Bill:
-    """The bill of requests whose visible replies hold at most `reply` tokens and likely `output`, thoughts included.
+    """Return the bill of requests whose visible replies hold at most `reply` tokens and likely `output`, thoughts
+    included.
 
     Raises ConfigError for an unknown model or thinking level, BudgetError for an unknown price.
     """
@@ -93,5 +95,5 @@ def synthesis_bill(
 
 
 def written(spec: TargetSpec, reply: int) -> int:
-    """Tokens that one reply can hold, thoughts included."""
+    """Return the tokens that one reply can hold, thoughts included."""
     return output_limit(model_facts(spec.model), spec.thinking, reply) if spec.kind == "gemini" else reply

@@ -1,4 +1,5 @@
-"""From replies to candidates: every row a reply holds, checked, and either a candidate or a rejection; none vanishes."""
+"""Candidates from replies: every row a reply holds is checked, and becomes either a candidate or a rejection; none
+vanishes."""
 
 from __future__ import annotations
 
@@ -26,11 +27,11 @@ class RowCandidate:
     reply: TeacherReply
     share: float
     span: tuple[int, int] | None
-    """Where its quotation stands in the source."""
+    """Position of its quotation in the source."""
 
     @property
     def id(self) -> str:
-        """Digest of what is trained on, as `prepare` names the row."""
+        """Return the digest of what is trained on, as `prepare` names the row."""
         messages, tools = self.draft.messages, list(self.draft.tools) or None
         if self.draft.rejected is None:
             return content_id(messages, tools)
@@ -42,7 +43,7 @@ class RowCandidate:
         return self.draft.rejected is not None
 
     def as_material(self) -> Material:
-        """The row as something to write from."""
+        """Return the row as something to write from."""
         source = self.item.material
         asked, answered = self.draft.messages[0]["content"], self.draft.messages[-1]["content"]
         return Material(
@@ -52,7 +53,7 @@ class RowCandidate:
 
 @dataclass
 class Rejected:
-    """What was left out, in order, each with its reason."""
+    """Rows that were left out, in order, each with its reason."""
 
     rows: list[dict[str, Any]] = field(default_factory=list)
 
@@ -71,7 +72,7 @@ class Rejected:
 
 
 def candidate_question(item: Item) -> TeacherQuestion:
-    """What the teacher is asked for an item."""
+    """Return what the teacher is asked for an item."""
     messages = tuple(methods.METHODS[item.method].ask(item))
     return TeacherQuestion(item.method, item.material.name, messages, item.material.privacy, item.turn)
 
@@ -79,7 +80,7 @@ def candidate_question(item: Item) -> TeacherQuestion:
 def candidates(
     items: Sequence[Item], replies: Sequence[TeacherReply], rejected: Rejected
 ) -> tuple[list[RowCandidate], int]:
-    """The usable rows of replies, and how many rows were written in all."""
+    """Return the usable rows of replies, and how many rows were written in all."""
     found: list[RowCandidate] = []
     written = 0
     for item, reply in zip(items, replies, strict=True):

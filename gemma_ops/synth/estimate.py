@@ -1,9 +1,9 @@
-"""What `gemma-ops synth plan` says before anything is asked: sources, coverage, requests, tokens, dollars, time.
+"""The plan behind `gemma-ops synth plan`, before anything is asked: sources, coverage, requests, tokens, dollars, time.
 
-Tokens of prompts are counted with the tokenizer of `model.base`, which Gemini's models of this generation share; what is
-written can only be bounded: every reply may fill its limit, and every one may need its one repair, which reads the prompt
-and the reply again. The expected figures assume `ROW` tokens for a row and no repairs. Dollars are those of the teacher and
-the judge together; `bill.py` counts them, `grading_forecast.py` says what the judge would be asked.
+Tokens of prompts are counted with the tokenizer of `model.base`, which Gemini's models of this generation share; what
+is written can only be bounded: every reply may fill its limit, and every one may need its one repair, which reads the
+prompt and the reply again. The expected figures assume `ROW` tokens for a row and no repairs. Dollars are those of the
+teacher and the judge together; `bill.py` counts them, `grading_forecast.py` says what the judge would be asked.
 """
 
 from __future__ import annotations
@@ -35,15 +35,16 @@ _FORWARD = 110 * 8e-6
 
 @dataclass(frozen=True)
 class Estimate:
-    """The plan. Dollars and seconds are None where they are not known, and 0 dollars where nothing is billed."""
+    """The plan of a synthesis. Dollars and seconds are None where they are not known, and 0 dollars where nothing is
+    billed."""
 
     teacher: str
     pool: Pool
     items: tuple[Item, ...]
     hidden: tuple[str, ...]
-    """Sources the teacher may not see."""
+    """Sources that the teacher may not see."""
     later: int
-    """Requests of the second round, whose rows don't exist yet."""
+    """Number of requests of the second round, whose rows don't exist yet."""
     prompt_tokens: int
     counted: str
     """How prompts were counted, in words."""
@@ -51,12 +52,12 @@ class Estimate:
     expected_new_tokens: int
     worst_new_tokens: int
     dollars: float | None = None
-    """Of teacher and judge, as `worst_dollars`; what an endpoint asks is not in them."""
+    """Likely US dollars of teacher and judge, like `worst_dollars`; what an endpoint asks is not in them."""
     worst_dollars: float | None = None
     judge: Grading | None = None
     budget: float | None = None
     seconds: tuple[float, float] | None = None
-    """From and to, for a local teacher."""
+    """Lower and upper estimate of the seconds, for a local teacher."""
     device: str = ""
     notes: tuple[str, ...] = ()
     by_method: dict[str, dict[str, int]] = field(default_factory=dict)
@@ -166,7 +167,7 @@ def estimate_synthesis(
 
 
 def _first(settings: SynthConfig, pool: Pool, sees: frozenset[str]) -> tuple[list[Item], list[str]]:
-    """The requests that are known before anything is asked, and the sources that may not be shown."""
+    """Return the requests that are known before anything is asked, and the sources that may not be shown."""
     everything = plan_requests.first(settings, pool)
     if not _parents([item for item in everything if item.material.privacy in sees]):
         everything += plan_requests.second(settings, pool, [])  # from the seeds then
@@ -174,7 +175,8 @@ def _first(settings: SynthConfig, pool: Pool, sees: frozenset[str]) -> tuple[lis
 
 
 def _second(settings: SynthConfig, items: Sequence[Item]) -> Item | None:
-    """What stands for the requests that will be made from rows, `wanted` of them: the longest source, without the row."""
+    """Return what stands for the requests that will be made from rows, `wanted` of them: the longest source, without
+    the row."""
     found = _parents(items)
     if not found or not settings.count.evolve:
         return None
@@ -183,19 +185,20 @@ def _second(settings: SynthConfig, items: Sequence[Item]) -> Item | None:
 
 
 def _parents(items: Sequence[Item]) -> list[Material]:
-    """What the rows of the second round may be from."""
+    """Return what the rows of the second round may be from."""
     return [item.material for item in items if item.method in ("document_qa", "self_instruct")]
 
 
 def _planned(item: Item, count: Callable[[Sequence[dict[str, Any]]], int], later: int) -> PlannedBill:
-    """A local model is told the shape in words, a service beside them (which is billed as well)."""
+    """Return the planned request, with the shape in words for a local model, and next to them for a service (which is
+    billed as well)."""
     messages = candidate_question(item).messages
     schema = methods.METHODS[item.method].shape.model_json_schema()
     return PlannedBill(item.method, messages, schema, 0 if later else count(in_words(messages, schema)), later)
 
 
 def _with_judge(made: Estimate, config: RunConfig, spec: TargetSpec) -> Estimate:
-    """The sums, and the budget where any of it is billed by Gemini."""
+    """Add the judge's figures, and the budget where any of it is billed by Gemini."""
     judge, kinds = made.judge, [spec.kind]
     parts = [(made.dollars, made.worst_dollars)]
     if judge:
@@ -211,12 +214,13 @@ def _with_judge(made: Estimate, config: RunConfig, spec: TargetSpec) -> Estimate
 
 
 def _spec(teacher: str) -> TargetSpec:
-    """A Hub id or folder answers as the checkpoint that the recipe fetches."""
+    """Return the teacher's specification; a Hub id or folder answers as the checkpoint that the recipe fetches."""
     return parse_target("base") if local_base(teacher) else parse_target(teacher)
 
 
 def _counter(config: RunConfig) -> tuple[Callable[[Sequence[dict[str, Any]]], int], str]:
-    """Tokens of a conversation: by the tokenizer, or where it can't be had by the letters, rounded up."""
+    """Return a counter of a conversation's tokens: by the tokenizer, or where it can't be had by the letters, rounded
+    up."""
     try:
         folder = tokenizer_folder(config.model)
         tokenizer = chat.load_tokenizer(folder)
@@ -242,8 +246,8 @@ def _notes(
     most = 1 + max((item.turn for item in items if item.material.section), default=0)
     if most > ANGLES:
         notes.append(
-            f"sections are asked up to {most} times, and there are {ANGLES} ways to ask: more documents, shorter sections "
-            "(synth.section_words) or fewer rows would repeat less"
+            f"sections are asked up to {most} times, and there are {ANGLES} ways to ask: more documents, shorter "
+            "sections (synth.section_words) or fewer rows would repeat less"
         )
     if pool.unread:
         notes.append(f"{len(pool.unread)} files are of other types and are not read: {', '.join(pool.unread[:3])}")
@@ -259,8 +263,8 @@ def _notes(
 
 
 def _timed(made: Estimate, config: RunConfig, prompts: list[int], expected: int, device: str | None) -> Estimate:
-    """Time on this machine: reading is bound by arithmetic; writing, for each token of a batch, by reading all weights once or
-    by starting the kernels of a forward pass, whichever takes longer."""
+    """Add the time on this machine: reading is bound by arithmetic; writing, for each token of a batch, by reading all
+    weights once or by starting the kernels of a forward pass, whichever takes longer."""
     from gemma_ops.planning.speed import FACTOR_ROUGH
     from gemma_ops.planning.training_plan import pick_device, resolve_base
 

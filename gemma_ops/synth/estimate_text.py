@@ -1,4 +1,5 @@
-"""The plan of a synthesis as plain text: what there is, what would be asked, what it may cost, what stands in the way."""
+"""The plan of a synthesis as plain text: what there is, what would be asked, what it may cost, what stands in the
+way."""
 
 from __future__ import annotations
 
@@ -11,17 +12,19 @@ _SHOWN = 12
 
 
 def estimate_lines(made: Estimate) -> list[str]:
-    """About 100 columns wide, without colours."""
+    """Return lines of about 100 columns, without colours."""
     body = made.to_json()
     documents, sections = body["coverage"]["documents"], body["coverage"]["sections"]
     text = [f"teacher {made.teacher}", ""]
     if body["documents"]:
         text.append(
-            f"{documents[1]:,} documents, {sections[1]:,} sections; asked about {documents[0]:,} documents and {sections[0]:,} sections"
+            f"{documents[1]:,} documents, {sections[1]:,} sections; asked about {documents[0]:,} documents and "
+            f"{sections[0]:,} sections"
         )
         width = max(len(item["name"]) for item in body["documents"][:_SHOWN])
         text += [
-            f"  {item['name']:<{width}}  {item['sections']:>4} sections  {item['requests']:>4} requests  {item['privacy']}"
+            f"  {item['name']:<{width}}  {item['sections']:>4} sections  {item['requests']:>4} requests  "
+            f"{item['privacy']}"
             for item in body["documents"][:_SHOWN]
         ]
         if len(body["documents"]) > _SHOWN:
@@ -33,7 +36,10 @@ def estimate_lines(made: Estimate) -> list[str]:
     text += [
         f"{'':<14}{sum(item['rows'] for item in made.by_method.values()):>8,}{body['requests']:>10,}",
         "",
-        f"reads   {made.prompt_tokens:,} tokens, {made.counted}; at most {made.worst_prompt_tokens:,} if every reply needs its repair",
+        (
+            f"reads   {made.prompt_tokens:,} tokens, {made.counted}; at most {made.worst_prompt_tokens:,} if "
+            f"every reply needs its repair"
+        ),
         f"writes  about {made.expected_new_tokens:,} tokens at {ROW} a row; at most {made.worst_new_tokens:,}",
         *_judge(made.judge),
         *_cost(made),
@@ -46,7 +52,10 @@ def _judge(judge: Grading | None) -> list[str]:
         return []
     text = [
         f"judge   {judge.judge} grades {judge.requests:,} rows one by one, fewer if filters drop some",
-        f"        it reads about {judge.prompt_tokens:,} tokens and writes about {judge.expected_new_tokens:,} at {GRADE} a grade",
+        (
+            f"        it reads about {judge.prompt_tokens:,} tokens and writes about {judge.expected_new_tokens:,} at "
+            f"{GRADE} a grade"
+        ),
     ]
     if judge.worst_dollars is None:
         return text
@@ -63,8 +72,14 @@ def _cost(made: Estimate) -> list[str]:
         who = _billed(made)
         tier = f" on the {made.device}" if who == "the teacher" else ""
         text += [
-            f"costs   about {_usd(made.dollars)} for {who}{tier}, with {ROW} tokens of thought a row; at most {_usd(made.worst_dollars)}",
-            "        if every reply is as long as it may be and needs its repair; a request that is sent again because its",
+            (
+                f"costs   about {_usd(made.dollars)} for {who}{tier}, with {ROW} tokens of thought a row; at most "
+                f"{_usd(made.worst_dollars)}"
+            ),
+            (
+                "        if every reply is as long as it may be and needs its repair; a request that is sent again "
+                "because its"
+            ),
             "        reply was lost is billed again",
         ]
         if made.budget is None:
@@ -76,7 +91,7 @@ def _cost(made: Estimate) -> list[str]:
 
 
 def _billed(made: Estimate) -> str:
-    """Whom the sum is for."""
+    """Return whom the sum is for."""
     judged = made.judge is not None and bool(made.judge.worst_dollars)
     if not made.teacher.startswith("gemini:"):
         return "the judge"

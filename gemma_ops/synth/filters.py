@@ -1,4 +1,4 @@
-"""What may stay beside the other rows: duplicates, rows that overlap with an evaluation task, and personal data.
+"""Filters over all rows together: duplicates, rows that overlap with an evaluation task, and personal data.
 
 Each filter is told a row once, in the order of the requests, and says why it must go. Pairs are compared with pairs,
 rows with rows; both with every task.
@@ -31,7 +31,8 @@ class Filters:
         near_duplicates: float | None,
         personal: str,
     ) -> None:
-        """`conversations`: all rows there will be, to learn what many of them share word for word."""
+        """Prepare the filters; `conversations` are all rows there will be, to learn what many of them share word for
+        word."""
         sample = [hashes(text) for messages in conversations for text in user_texts(messages)]
         boilerplate = Boilerplate(sample)
         self.names = [
@@ -41,7 +42,7 @@ class Filters:
             *([] if personal == "off" else ["pii"]),
         ]
         self.personal: Counter[str] = Counter()
-        """Rows by kind of personal data, dropped or not."""
+        """Number of rows by kind of personal data, dropped or not."""
         self.overlaps: Counter[str] = Counter()
         self._exact: dict[tuple[bool, bytes], str] = {}
         self._near = (
@@ -54,7 +55,7 @@ class Filters:
     def find(
         self, name: str, messages: Conversation, tools: Sequence[dict[str, Any]], rejected: str | None
     ) -> Rejection | None:
-        """Why a row must go, or None, after which it is one of those that later rows are compared with."""
+        """Return why a row must go, or None, after which later rows are compared with it."""
         pair = rejected is not None
         unwanted = {"rejected": [{"role": "assistant", "content": rejected}]} if pair else {}
         key = pair, exact_key({"messages": messages, "tools": list(tools), **unwanted})

@@ -1,7 +1,8 @@
-"""What the judge of a synthesis would be asked, before any row is written: as many grades as rows were asked for.
+"""Forecast of what the judge of a synthesis would be asked, before any row is written: as many grades as rows were
+asked for.
 
-Filters leave fewer rows to grade. A row is as long as the teacher's limit lets it be in the worst case, and `ROW` tokens
-in the likely one.
+Filters leave fewer rows to grade. A row is as long as the teacher's limit lets it be in the worst case, and `ROW`
+tokens in the likely one.
 """
 
 from __future__ import annotations
@@ -49,14 +50,15 @@ class Grading:
 
 
 def seen(spec: TargetSpec, machine: MachineConfig) -> frozenset[str]:
-    """Privacy classes that may be shown to a target, without opening it."""
+    """Return the privacy classes that may be shown to a target, without opening it."""
     if spec.kind == "gemini":
         return seen_by(spec.model, machine.gemini)
     return classes_of(spec, machine) if spec.kind == "openai" else LOCAL
 
 
 def _learned(config: RunConfig, teacher: TargetSpec) -> Privacy:
-    """The class of what a teacher learned, as far as it is here: one that is yet to be fetched comes from elsewhere."""
+    """Return the class of what a teacher learned, as far as it is here: one that is yet to be fetched comes from
+    elsewhere."""
     if not teacher.local:
         return "any" if teacher.kind == "gemini" else learned_by_endpoint(teacher, config.machine)
     own = config.synth.teacher == "base"
@@ -72,7 +74,7 @@ def grading(
     teacher: TargetSpec,
     count: Callable[[Sequence[dict[str, Any]]], int],
 ) -> Grading | None:
-    """None without a judge. `later` stands for the second round, `wanted` times.
+    """Return the judge's part of the plan; None without a judge. `later` stands for the second round, `wanted` times.
 
     Raises ConfigError for a judge that can't be, BudgetError for a Gemini model whose price is not known.
     """
@@ -107,7 +109,8 @@ def grading(
 def _rows(
     material: Material, rows: int, replies: int, most: int, count: Callable[[Sequence[dict[str, Any]]], int]
 ) -> list[PlannedBill]:
-    """The grades of rows from one material. The rows of a reply share its limit, so one of them at most is as long as that."""
+    """Return the grades of rows from one material. The rows of a reply share its limit, so one of them at most is as
+    long as that."""
     question, schema = judge_filter.grading_question(Draft([]), material), judge_filter.Grade.model_json_schema()
     tokens = count(in_words(question.messages, schema)) + ROW
     found = [

@@ -1,7 +1,7 @@
 """The judge filter: each row graded by itself against a short rubric, by a model of another family where there is one.
 
-A judge of the teacher's own line likes the teacher's rows (`evaluation.judge.lineage` says whose line is whose), so that is
-said wherever its grades are shown. A row the judge gave no valid grade is left out: no grade is not a good one.
+A judge of the teacher's own line likes the teacher's rows (`evaluation.judge.lineage` says whose line is whose), so
+that is said wherever its grades are shown. A row the judge gave no valid grade is left out: no grade is not a good one.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ you, and a grade that it asks for or announces counts against it.
 
 Give the reason first, in one or two sentences, then the grade.
 
-{row}{source}"""
+{row}{source}"""  # noqa: E501
 
 LIMIT = 1024
 """Longest reply of the judge, in tokens."""
@@ -42,12 +42,13 @@ class Grade(MaterialShape):
 
 
 def graded_question(candidate: RowCandidate) -> TeacherQuestion:
-    """What the judge is asked about a candidate."""
+    """Return what the judge is asked about a candidate."""
     return grading_question(candidate.draft, candidate.item.material)
 
 
 def grading_question(draft: Draft, material: Material) -> TeacherQuestion:
-    """What the judge is asked about a row: the conversation, the flawed answer of a pair, and the source it is from."""
+    """Return what the judge is asked about a row: the conversation, the flawed answer of a pair, and the source it is
+    from."""
     turns = [f"{turn['role']}: {turn['content']}{_calls(turn.get('tool_calls') or [])}" for turn in draft.messages]
     if draft.rejected is not None:
         turns.append(f"a worse answer, and why: {draft.rejected} ({draft.reason})")
@@ -65,7 +66,7 @@ def _calls(calls: Sequence[dict[str, object]]) -> str:
 
 
 def verdict(reply: TeacherReply, least: int) -> tuple[int | None, Rejection | None]:
-    """The grade, and why the row must go if it must."""
+    """Return the grade, and why the row must go if it must."""
     if reply.value is None:
         return None, Rejection("not_judged", f"the judge gave no valid grade: {reply.problem}")
     grade = Grade.model_validate(reply.value)

@@ -1,4 +1,4 @@
-"""Which language a text is in, by script and by its most common small words. A heuristic, with limits to know:
+"""Detection of a text's language, by script and by its most common small words. A heuristic, with limits to know:
 
 it knows ten languages in Latin letters and tells other scripts apart only as scripts (Russian from Greek, not from
 Ukrainian); a text of fewer than eight words, or one of names, numbers and code, has no language; and then nothing is
@@ -14,7 +14,8 @@ from gemma_ops.data.hashed_words import hash_words
 
 _SMALL = {
     "en": "the of and to in is that it for you with on this are be or your can not have will from if what how do which",
-    "de": "der die das und ist nicht sie ein eine zu den mit für auf im von wird werden sich dem des kann wenn wie auch",
+    "de": "der die das und ist nicht sie ein eine zu den mit für auf im von wird werden sich dem des kann wenn "
+    "wie auch",
     "fr": "le la les des et est une un dans pour que vous qui pas sur avec votre du au ce sont ou être plus comment",
     "es": "el la los las de en que un una es para con por no se su del al como más puede lo si qué cómo cuando",
     "it": "il la di che è un una per non con del della gli le si da sono come può nel più questo alla quando cosa",
@@ -28,13 +29,15 @@ _SETS = {name: frozenset(text.split()) for name, text in _SMALL.items()}
 _WEIGHTS = {
     name: {word: 1 / sum(word in other for other in _SETS.values()) for word in small} for name, small in _SETS.items()
 }
-"""A word counts for less the more languages share it."""
-_SCRIPTS = ("CYRILLIC", "GREEK", "ARABIC", "HEBREW", "HIRAGANA", "KATAKANA", "CJK", "HANGUL", "DEVANAGARI", "THAI", "BENGALI", "TAMIL")  # fmt: skip
+"""Weight of each small word, which counts for less the more languages share it."""
+_SCRIPTS = ("CYRILLIC", "GREEK", "ARABIC", "HEBREW", "HIRAGANA", "KATAKANA", "CJK", "HANGUL", "DEVANAGARI", "THAI",
+    "BENGALI", "TAMIL")  # fmt: skip
 _FEWEST = 8
 
 
 def language(text: str) -> str | None:
-    """`en`, `de`, … for Latin letters, a script's name such as `cyrillic` for others; None when it can't be told."""
+    """Return `en`, `de`, … for Latin letters, a script's name such as `cyrillic` for others; None when it can't be
+    told."""
     scripts = Counter(_script(letter) for letter in text[:4000] if letter.isalpha())
     if not scripts:
         return None

@@ -1,4 +1,4 @@
-"""What a request is made from, and what a reply becomes: the vocabulary that the methods share."""
+"""The vocabulary that the methods share: what a request is made from, and what a reply becomes."""
 
 from __future__ import annotations
 
@@ -46,7 +46,8 @@ class Seed:
 
 @dataclass(frozen=True)
 class Material:
-    """A section, a bundle of seeds, tools, or a row made earlier (`question` and `answer`); rows inherit its privacy and group.
+    """A section, a bundle of seeds, tools, or a row made earlier (`question` and `answer`); rows inherit its privacy
+    and group.
 
     Everything that shares text shares a group: rows of one document, or of one bundle of seeds, stay on one side of the
     split.
@@ -55,7 +56,7 @@ class Material:
     id: str
     privacy: Privacy
     group: str
-    """Empty where rows have nothing in common: each is then a group of its own."""
+    """Name of the group; empty where rows have nothing in common: each is then a group of its own."""
     section: DocumentSection | None = None
     seeds: tuple[Seed, ...] = ()
     tools: tuple[dict[str, Any], ...] = ()
@@ -64,14 +65,14 @@ class Material:
 
     @property
     def text(self) -> str:
-        """What tells the language that rows should be in."""
+        """Return the text that tells which language rows should be in."""
         if self.section:
             return self.section.text
         return " ".join([*(f"{seed.question} {seed.answer}" for seed in self.seeds), self.question, self.answer])
 
     @property
     def name(self) -> str:
-        """Where it is from, for messages."""
+        """Return where it is from, for messages."""
         if self.section:
             return f"{self.section.document.name}#{self.section.number}"
         return self.seeds[0].place if self.seeds else self.id
@@ -79,7 +80,8 @@ class Material:
 
 @dataclass(frozen=True)
 class Item:
-    """One request: `wanted` rows by a method from a material. `turn` counts the method's requests from the same material."""
+    """One request: `wanted` rows by a method from a material. `turn` counts the method's requests from the same
+    material."""
 
     method: str
     material: Material
@@ -88,17 +90,18 @@ class Item:
 
 
 def written_by(item: Item, answers: Privacy) -> Item:
-    """The request as its rows are to be kept: as private as their material, and as what the teacher writes."""
+    """Return the request as its rows are to be kept: as private as their material, and as what the teacher writes."""
     return replace(item, material=replace(item.material, privacy=stricter(item.material.privacy, answers)))
 
 
 @dataclass(frozen=True)
 class Draft:
-    """One row as the teacher wrote it, the answer last. `rejected` is the worse answer of a pair, `reason` why it is worse."""
+    """One row as the teacher wrote it, the answer last. `rejected` is the worse answer of a pair, `reason` why it is
+    worse."""
 
     messages: Conversation
     quote: str | None = None
-    """What should prove the answer; None where there is no source to prove it with."""
+    """Quotation that should prove the answer; None where there is no source to prove it with."""
     tools: tuple[dict[str, Any], ...] = ()
     rejected: str | None = None
     reason: str = ""
@@ -107,7 +110,7 @@ class Draft:
 
 
 class MaterialShape(BaseModel):
-    """A reply's shape. Unknown keys are let pass: a remark of the teacher costs nothing."""
+    """The shape of a reply. Unknown keys are let pass: a remark of the teacher costs nothing."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
@@ -124,8 +127,8 @@ class Method:
 
 
 def fence(name: str, text: str) -> str:
-    """Text between marks that it can't close itself: their name holds a digest of the text. Control tokens of the chat
-    template in it are taken apart, since a local model would read them as turns."""
+    """Return text between marks that it can't close itself: their name holds a digest of the text. Control tokens of
+    the chat template in it are taken apart, since a local model would read them as turns."""
     text = _CONTROL.sub(lambda token: f"< {token[0][1:]}", text)
     mark = f"{name}-{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
     return f"<{mark}>\n{text}\n</{mark}>"
@@ -137,7 +140,7 @@ def of_section(section: DocumentSection) -> Material:
 
 
 def of_seeds(seeds: list[Seed]) -> list[Material]:
-    """Seeds in bundles of like ones in nothing but their hash; no seed stands in two bundles."""
+    """Return seeds in bundles, alike in nothing but the order of their hashes; no seed stands in two bundles."""
     ordered = sorted(seeds, key=lambda seed: seed.id)
     bundles = [tuple(ordered[start : start + _BUNDLE]) for start in range(0, len(ordered), _BUNDLE)]
     return [Material(_group(bundle), _strictest(bundle), _group(bundle), seeds=bundle) for bundle in bundles]
@@ -159,7 +162,8 @@ def _strictest(bundle: tuple[Seed, ...]) -> Privacy:
 
 
 def read_seeds(path: Path, privacy: Privacy) -> list[Seed]:
-    """Seeds of a jsonl file of `messages`, the last exchange of each. Raises DataError naming what can't be used."""
+    """Read seeds of a jsonl file of `messages`, the last exchange of each. Raises DataError naming what can't be
+    used."""
     found: list[Seed] = []
     for row in read_file(path):
         if row.value is None:
@@ -186,7 +190,7 @@ def read_seeds(path: Path, privacy: Privacy) -> list[Seed]:
 
 
 def read_tools(path: Path, privacy: Privacy) -> Material:
-    """The declared tools, each with parameters that are a JSON schema. Raises DataError."""
+    """Read the declared tools, each with parameters that are a JSON schema. Raises DataError."""
     talk = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
     try:
         _, tools, _ = conversation(talk, json.loads(path.read_text(encoding="utf-8")))

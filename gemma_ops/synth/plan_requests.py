@@ -1,4 +1,4 @@
-"""Which requests to make: rows asked for are spread evenly over documents first, then over their sections.
+"""Planning of requests: rows asked for are spread evenly over documents first, then over their sections.
 
 The order depends on the seed and on the material, never on when or how often the step is started.
 """
@@ -28,8 +28,8 @@ def gather(
     tools: Path | None,
     private: PrivateTexts | None = None,
 ) -> Pool:
-    """Read everything there is to write from; a source that holds a stricter text takes its class. `private` are texts from
-    elsewhere in the run, and grows by those found here.
+    """Read everything there is to write from; a source that holds a stricter text takes its class. `private` are texts
+    from elsewhere in the run, and grows by those found here.
 
     Raises ConfigError when a method has nothing, DataError on bad files.
     """
@@ -59,7 +59,7 @@ def gather(
 
 
 def counts(settings: SynthConfig) -> dict[str, int]:
-    """Rows asked for, by method."""
+    """Return the rows asked for, by method."""
     count = settings.count
     return {
         "document_qa": count.document_qa,
@@ -71,7 +71,7 @@ def counts(settings: SynthConfig) -> dict[str, int]:
 
 
 def first(settings: SynthConfig, pool: Pool) -> list[Item]:
-    """Requests from documents, seeds and tools."""
+    """Return the requests from documents, seeds and tools."""
     sections = [of_section(section) for section in pool.sections]
     bundles = of_seeds(list(pool.seeds))
     items: list[Item] = []
@@ -84,7 +84,7 @@ def first(settings: SynthConfig, pool: Pool) -> list[Item]:
 
 
 def second(settings: SynthConfig, pool: Pool, rows: Sequence[Material]) -> list[Item]:
-    """Requests from rows that passed the checks; without any, from the seeds."""
+    """Return the requests from rows that passed the checks; without any, from the seeds."""
     count = settings.count.evolve
     if not count:
         return []
@@ -94,7 +94,8 @@ def second(settings: SynthConfig, pool: Pool, rows: Sequence[Material]) -> list[
 
 
 def spread_requests(method: str, count: int, materials: Iterable[Material], most: int, seed: int) -> list[Item]:
-    """Requests of at most `most` rows each for `count` rows in all: every group once before any twice, likewise its parts."""
+    """Return requests of at most `most` rows each for `count` rows in all: every group once before any twice, likewise
+    its parts."""
     by_group: dict[str, list[Material]] = defaultdict(list)
     for material in materials:
         by_group[material.group].append(material)
@@ -120,7 +121,7 @@ def _draw(seed: int, *names: str) -> bytes:
 
 
 def visible(items: Sequence[Item], sees: frozenset[str], settings: SynthConfig) -> tuple[list[Item], list[str]]:
-    """The requests that the teacher may see, and the names of what is left out for privacy.
+    """Return the requests that the teacher may see, and the names of what is left out for privacy.
 
     Raises BoundaryError with `hidden: refuse` when there is any of the latter, and when nothing else is left.
     """
@@ -137,30 +138,31 @@ def visible(items: Sequence[Item], sees: frozenset[str], settings: SynthConfig) 
         raise BoundaryError(
             f"the teacher {settings.teacher} may not see {much} {' or '.join(classes)} (the first: {hidden[0]}"
             f"{_because(items, hidden[0])})",
-            f"{', '.join(ways)}, or relax synth.privacy (then every source that states no stricter class may leave the machine)",
+            f"{', '.join(ways)}, or relax synth.privacy (then every source that states no stricter class may leave the "
+            f"machine)",
         )
     return kept, hidden
 
 
 def _because(items: Sequence[Item], name: str) -> str:
-    """Whose text made a source as strict as it is, where it says less of itself."""
+    """Return whose text made a source as strict as it is, where it says less of itself."""
     sections = (item.material.section for item in items if item.material.name == name)
     because = next((section.document.because for section in sections if section and section.document.because), "")
     return f", which holds text of {because}" if because else ""
 
 
 def gradable(items: Sequence[Item], sees: frozenset[str], settings: SynthConfig) -> None:
-    """Raises BoundaryError when the judge may not see rows that these requests are for: before the teacher is paid."""
+    """Raise BoundaryError when the judge may not see rows that these requests are for, before the teacher is paid."""
     if hidden := unseen(items, sees):
         classes = sorted({item.material.privacy for item in items} - sees)
         raise BoundaryError(
             f"the judge {settings.judge} may not see {len(hidden)} of the sources, which are {' or '.join(classes)} "
             f"(the first: {hidden[0]}); nothing was asked of the teacher for them",
-            "take a local judge, none with --set synth.judge=null, or relax synth.privacy (then every source that states no "
-            "stricter class may leave the machine)",
+            "take a local judge, none with --set synth.judge=null, or relax synth.privacy (then every source that "
+            "states no stricter class may leave the machine)",
         )
 
 
 def unseen(items: Sequence[Item], sees: frozenset[str]) -> list[str]:
-    """Names of the sources that may not be shown to who sees only these classes."""
+    """Return the names of the sources that may not be shown to a model that sees only these classes."""
     return list(dict.fromkeys(item.material.name for item in items if item.material.privacy not in sees))

@@ -1,4 +1,5 @@
-"""Does a quotation stand in the source? Exactly, apart from how white space is written; and long enough to prove something.
+"""The check that a quotation stands in the source. Exactly, apart from how white space is written; and long enough to
+prove something.
 
 Not looked for: whether the quotation supports the answer. That is what a judge is for.
 """
@@ -11,12 +12,12 @@ from gemma_ops.data.hashed_words import hash_words
 from gemma_ops.synth.sections import DocumentSection
 
 SHORTEST = 3
-"""Words: any text holds a "the"."""
+"""Fewest words of a quotation: any text holds a "the"."""
 _QUOTES = "\"'“”„«»‘’`"
 
 
 def find_quotation(section: DocumentSection, quotation: str) -> tuple[int, int] | None:
-    """Where a quotation stands in the section's source, as [first, last + 1); None when it doesn't stand there.
+    """Return where a quotation stands in the section's source, as [first, last + 1); None when it doesn't stand there.
 
     Quotation marks around it don't count. Case, punctuation and every letter inside must be the same.
     """
@@ -31,5 +32,5 @@ def find_quotation(section: DocumentSection, quotation: str) -> tuple[int, int] 
 
 
 def too_short(quotation: str) -> bool:
-    """Whether a quotation is too short to prove anything."""
+    """True if a quotation is too short to prove anything."""
     return len(hash_words(quotation)) < SHORTEST

@@ -36,25 +36,26 @@ class Heading:
 
 @dataclass(frozen=True)
 class Reading:
-    """What is read of a document. `places[i]` is where character i stands in the source; None where it stands at i."""
+    """The text that was read of a document. `places[i]` is where character i stands in the source; None where it stands
+    at i."""
 
     text: str
     headings: tuple[Heading, ...] = ()
     facts: dict[str, Any] = field(default_factory=dict)
-    """What the document states about itself: `privacy`, `license`, `title`."""
+    """Statements of the document about itself: `privacy`, `license`, `title`."""
     begins: int = 0
-    """Where the text begins, after front matter."""
+    """Position where the text begins, after front matter."""
     places: Sequence[int] | None = None
 
     def span(self, start: int, end: int) -> tuple[int, int]:
-        """Where characters [start, end) of the text stand in the source, as [first, last + 1)."""
+        """Return where characters [start, end) of the text stand in the source, as [first, last + 1)."""
         if self.places is None:
             return start, end
         return self.places[start], self.places[end - 1] + 1
 
 
 def markdown(text: str, name: str) -> Reading:
-    """Markdown as it stands, with its headings (`#` and underlined); those inside code fences are code."""
+    """Read Markdown as it stands, with its headings (`#` and underlined); those inside code fences are code."""
     facts, begins = _front_matter(text, name)
     headings: list[Heading] = []
     at, fence, before = begins, "", ""
@@ -80,13 +81,13 @@ def markdown(text: str, name: str) -> Reading:
 
 
 def read_plain(text: str, name: str) -> Reading:
-    """Plain text: no headings."""
+    """Read plain text, which has no headings."""
     facts, begins = _front_matter(text, name)
     return Reading(text, (), facts, begins)
 
 
 def _front_matter(text: str, name: str) -> tuple[dict[str, Any], int]:
-    """The YAML block between two lines of `---` at the very beginning, and where the text begins after it."""
+    """Return the YAML block between two lines of `---` at the very beginning, and where the text begins after it."""
     match = _FRONT.match(text)
     if not match:
         return {}, 0
@@ -100,7 +101,8 @@ def _front_matter(text: str, name: str) -> tuple[dict[str, Any], int]:
 
 
 _BLOCKS = {
-    "address", "article", "aside", "blockquote", "br", "dd", "div", "dl", "dt", "figcaption", "figure", "footer", "form",
+    "address", "article", "aside", "blockquote", "br", "dd", "div", "dl", "dt", "figcaption", "figure", "footer",
+    "form",
     "h1", "h2", "h3", "h4", "h5", "h6", "header", "hr", "li", "main", "nav", "ol", "p", "pre", "section", "table", "td",
     "th", "tr", "ul",
 }  # fmt: skip
@@ -108,7 +110,7 @@ _HIDDEN = {"script", "style", "template", "noscript", "svg", "title"}
 
 
 def read_page(source: str, name: str) -> Reading:
-    """The visible text of an HTML page: tags gone, white space collapsed, blocks on lines of their own."""
+    """Read the visible text of an HTML page: tags gone, white space collapsed, blocks on lines of their own."""
     parser = _Page(source)
     parser.feed(source)
     parser.close()
@@ -194,7 +196,8 @@ class _Page(HTMLParser):
 
 
 def pdf(path: Path) -> Reading:
-    """The text of a PDF's pages, one after the other. Raises MachineError without the package, DataError when unreadable."""
+    """Read the text of a PDF's pages, one after the other. Raises MachineError without the package, DataError when
+    unreadable."""
     try:
         from pypdf import PdfReader
         from pypdf.errors import PyPdfError

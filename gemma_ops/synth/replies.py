@@ -1,8 +1,9 @@
-"""Asking, and keeping every reply at once: `replies.jsonl` grows line by line and survives a kill at any moment.
+"""Asking of teacher and judge, which keeps every reply at once: `replies.jsonl` grows line by line and survives a kill
+at any moment.
 
-A reply's key covers who was asked, what, and in which shape, so a step that is started again asks only what has no reply
-yet. A service's own store answers what was paid for but not yet written here. At the end the file is rewritten in the
-order of the requests, so that it doesn't tell how often the step was interrupted.
+A reply's key covers who was asked, what, and in which shape, so a step that is started again asks only what has no
+reply yet. A service's own store answers what was paid for but not yet written here. At the end the file is rewritten in
+the order of the requests, so that it doesn't tell how often the step was interrupted.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class TeacherQuestion:
 
     @property
     def prompt(self) -> str:
-        """Digest of the messages: 32 hex digits."""
+        """Return the digest of the messages: 32 hex digits."""
         return digest.of_json(list(self.messages))[:32]
 
 
@@ -52,11 +53,11 @@ class TeacherReply(StructuredRecord):
     what: str
     name: str
     value: dict[str, Any] | None
-    """None when no reply was valid, and `problem` says why."""
+    """Value of the reply; None when no reply was valid, and `problem` says why."""
 
 
 class Replies(AskedFile[TeacherReply]):
-    """What the teacher and the judge said, as it comes."""
+    """File of what the teacher and the judge said, which grows as it comes."""
 
     kind, noun, again = TeacherReply, "a reply", "run again"
 
@@ -73,7 +74,7 @@ class Replies(AskedFile[TeacherReply]):
         max_new_tokens: int,
         batch: int,
     ) -> list[TeacherReply]:
-        """A reply to every question, in order: those that are known, and the others from the target.
+        """Return a reply to every question, in order: those that are known, and the others from the target.
 
         A local model is asked batch by batch, and each batch is on disk before the next; a service is asked for all at
         once, so that it can send them together or as one batch, and keeps what was paid for in its own store.
@@ -91,7 +92,7 @@ class Replies(AskedFile[TeacherReply]):
         return self.all_of(keys)
 
     def settle(self) -> list[TeacherReply]:
-        """Rewrite the file in the order of the questions; returns what it holds."""
+        """Rewrite the file in the order of the questions, and return what it holds."""
         return self.finish(self._asked)
 
 

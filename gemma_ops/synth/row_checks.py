@@ -1,7 +1,8 @@
-"""Is a row usable? Checked one row at a time, by rules that can be named; nothing is repaired by guessing.
+"""Checks of a row: whether it is usable. Checked one row at a time, by rules that can be named; nothing is repaired by
+guessing.
 
 These rules are cheap and miss much: that a quotation stands in the source doesn't make the answer follow from it. Each
-code and its reason stands beside the row in `rejected.jsonl`.
+code and its reason stands next to the row in `rejected.jsonl`.
 """
 
 from __future__ import annotations
@@ -17,15 +18,19 @@ from gemma_ops.synth.language import language
 from gemma_ops.synth.material import Draft, Item
 
 _REFUSAL = re.compile(
-    r"(?:i(?:'|’)?m sorry|i am sorry|sorry,|i apologi[sz]e|i can(?:not|'t|’t)|i(?: am|'m|’m) (?:unable|not able)|i do(?:n't|n’t| not) (?:know|have)"
+    r"(?:i(?:'|’)?m sorry|i am sorry|sorry,|i apologi[sz]e|i can(?:not|'t|’t)|i(?: am|'m|’m) (?:unable|not able)"
+    r"|i do(?:n't|n’t| not) (?:know|have)"
     r"|as an ai|there is no information|the (?:text|document|passage) does(?:n't|n’t| not)"
-    r"|es tut mir leid|ich kann (?:leider )?nicht|leider kann ich|als ki\b|je suis désolé|je ne peux pas|lo siento|no puedo|mi dispiace"
+    r"|es tut mir leid|ich kann (?:leider )?nicht|leider kann ich|als ki\b"
+    r"|je suis désolé|je ne peux pas|lo siento|no puedo|mi dispiace"
     r"|não posso|lamento)",
     re.IGNORECASE,
 )
 _SOURCE = re.compile(
-    r"\b(?:the|this|that|given|provided|above|following) (?:text|passage|document|section|excerpt|article)\b|\baccording to the (?:text|source)\b"
-    r"|\b(?:im|laut|dem|der|diese[rms]?|oben\w*) (?:text|dokument|abschnitt|auszug)\b|\b(?:le|ce|du) (?:texte|passage|document)\b"
+    r"\b(?:the|this|that|given|provided|above|following) (?:text|passage|document|section|excerpt|article)\b"
+    r"|\baccording to the (?:text|source)\b"
+    r"|\b(?:im|laut|dem|der|diese[rms]?|oben\w*) (?:text|dokument|abschnitt|auszug)\b"
+    r"|\b(?:le|ce|du) (?:texte|passage|document)\b"
     r"|\b(?:el|este|del) (?:texto|pasaje|documento)\b",
     re.IGNORECASE,
 )
@@ -43,7 +48,7 @@ class Rejection:
 
 
 def check_row(item: Item, draft: Draft) -> Rejection | tuple[int, int] | None:
-    """What is wrong with a row; else where its quotation stands in the source, or None where it needs none."""
+    """Return what is wrong with a row; else where its quotation stands in the source, or None where it needs none."""
     if draft.problem:
         return Rejection(*draft.problem)
     try:
@@ -79,7 +84,8 @@ def _wording(item: Item, question: str, answers: list[str]) -> Rejection | None:
 
 
 def _language(item: Item, question: str, answers: list[str]) -> Rejection | None:
-    """Question and answer together, and the question alone, against the material's language, where both can be told."""
+    """Check question and answer together, and the question alone, against the material's language, where both can be
+    told."""
     wanted = language(item.material.text) if item.material.text.strip() else None
     for text in (f"{question} {answers[0]}", *answers[1:]):
         found = language(text)

@@ -1,4 +1,4 @@
-"""Finished rows: what `prepare` reads, and beside it where every row came from."""
+"""Finished rows: what `prepare` reads, and next to it where every row came from."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Maker:
-    """Who wrote (or judged) the rows. `facts` are what its manifest says of a local model, `terms` what a service asks."""
+    """The model that wrote (or judged) the rows. `facts` are what its manifest says of a local model, `terms` what a
+    service asks."""
 
     name: str
     family: str
@@ -27,7 +28,7 @@ class Maker:
 
     @property
     def answers(self) -> Privacy:
-        """The class of what it writes: as `learned`, unless a person has released it."""
+        """Return the class of what it writes: as `learned`, unless a person has released it."""
         return answers_class(self.learned, self.release)
 
     def to_json(self) -> Row:
@@ -35,12 +36,12 @@ class Maker:
         return body | {"learned": self.learned, **self.released()} | ({"terms": self.terms} if self.terms else {})
 
     def released(self) -> Row:
-        """The release with its reason, where it lets the rows go further; empty otherwise."""
+        """Return the release with its reason, where it lets the rows go further; empty otherwise."""
         return {} if self.answers == self.learned else {"release": self.release.model_dump(mode="json")}
 
 
 def synthetic_row(candidate: RowCandidate, teacher: Maker, passed: list[str], grade: dict[str, Any] | None) -> Row:
-    """One line of `rows.jsonl`, or of `preferences.jsonl` for a pair (in TRL's conversational form)."""
+    """Return one line of `rows.jsonl`, or of `preferences.jsonl` for a pair (in TRL's conversational form)."""
     draft, material = candidate.draft, candidate.item.material
     if candidate.pair:
         body: Row = {

@@ -13,9 +13,9 @@ from gemma_ops.data.hashed_words import hash_words
 from gemma_ops.synth.sources import Document
 
 _FEW = 12
-"""A part with fewer words (a heading alone) says too little to ask about: it joins its neighbour."""
+"""Words below which a part (a heading alone) says too little to ask about, and joins its neighbour."""
 _ENDS = (re.compile(r"\n[ \t]*\r?\n\s*"), re.compile(r"(?<=[.!?。！？])\s+|(?<=[。！？])|\n"), re.compile(r"\s+"))
-"""Where a long part may be cut: after a paragraph, else a sentence or line, else a word."""
+"""Patterns of places where a long part may be cut: after a paragraph, else a sentence or line, else a word."""
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,12 @@ class DocumentSection:
 
     @property
     def span(self) -> tuple[int, int]:
-        """Its place in the source."""
+        """Return its place in the source."""
         return self.document.reading.span(self.start, self.end)
 
 
 def split(document: Document, most: int) -> list[DocumentSection]:
-    """The sections of a document, in order, each of at most `most` words where the text can be cut so."""
+    """Return the sections of a document, in order, each of at most `most` words where the text can be cut so."""
     reading = document.reading
     cuts = [reading.begins, *(heading.at for heading in reading.headings), len(reading.text)]
     parts: list[tuple[str, int, int]] = []
@@ -55,7 +55,7 @@ def split(document: Document, most: int) -> list[DocumentSection]:
 
 
 def _pieces(text: str, start: int, end: int, most: int, level: int = 0) -> list[tuple[int, int]]:
-    """Neighbouring slices of [start, end), none longer than `most` words if it can be helped."""
+    """Return neighbouring slices of [start, end), none longer than `most` words if it can be helped."""
     start, end = _stripped(text, start, end)
     if start == end:
         return []
@@ -90,7 +90,8 @@ def _stripped(text: str, start: int, end: int) -> tuple[int, int]:
 
 
 def _merged(text: str, parts: list[tuple[str, int, int]], most: int) -> list[tuple[str, int, int]]:
-    """Parts of few words joined with the next one, under whose heading they stand, or at the end with the one before."""
+    """Return parts of few words joined with the next one, under whose heading they stand, or at the end with the one
+    before."""
     found: list[tuple[str, int, int]] = []
     waiting: int | None = None
     for heading, start, end in parts:

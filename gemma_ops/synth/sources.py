@@ -30,37 +30,38 @@ class Document:
 
     name: str
     sha256: str
-    """Of the file; of a row of JSON Lines, of its text."""
+    """SHA-256 of the file; for a row of JSON Lines, of its text."""
     group: str
-    """Of the text: copies of a document under two names are one group."""
+    """Digest of the text as group: copies of a document under two names are one group."""
     privacy: Privacy
     license: str | None
     reading: Reading
     because: str = ""
-    """Whose text it holds, where that made it stricter than it says of itself."""
+    """Name of the text it holds, where that made it stricter than it says of itself."""
 
     @property
     def body(self) -> str:
-        """Its text after front matter."""
+        """Return its text after front matter."""
         return self.reading.text[self.reading.begins :]
 
     @property
     def plain(self) -> str:
-        """The same without its headings."""
+        """Return its text after front matter, without headings."""
         begins = self.reading.begins
         return without_headings(self.body, tuple(heading.at - begins for heading in self.reading.headings))
 
 
 @dataclass(frozen=True)
 class FoundDocuments:
-    """What a folder holds: documents, and files of other types, which are named and left alone."""
+    """Content of a folder: documents, and files of other types, which are named and left alone."""
 
     documents: tuple[Document, ...]
     unread: tuple[str, ...]
 
 
 def document_files(path: Path) -> tuple[list[Path], list[Path]]:
-    """The files that are read below a path (or the path itself), and those of other types; hidden ones are neither.
+    """Return the files that are read below a path (or the path itself), and those of other types; hidden ones are
+    neither.
 
     Raises DataError when there is nothing to read.
     """
@@ -78,7 +79,8 @@ def document_files(path: Path) -> tuple[list[Path], list[Path]]:
 
 
 def ingest(path: Path, privacy: Privacy) -> FoundDocuments:
-    """Every document of a file or folder, in the order of their names. Raises DataError naming what can't be read."""
+    """Read every document of a file or folder, in the order of their names. Raises DataError naming what can't be
+    read."""
     read, unread = document_files(path)
     base = path if path.is_dir() else path.parent
     documents: list[Document] = []
@@ -116,7 +118,7 @@ def _one(file: Path, name: str, privacy: Privacy) -> Iterator[Document]:
 
 
 def _rows(file: Path, name: str, privacy: Privacy) -> Iterator[Document]:
-    """Documents of JSON Lines: `text`, and if stated `privacy`, `license`, `title`."""
+    """Yield documents of JSON Lines: `text`, and if stated `privacy`, `license`, `title`."""
     for row in read_file(file):
         place = f"{name}:{row.line}"
         if row.value is None:
@@ -133,7 +135,7 @@ def _rows(file: Path, name: str, privacy: Privacy) -> Iterator[Document]:
 
 
 def _encodable(value: Any, place: str) -> None:
-    """JSON can spell half of a surrogate pair, which no file and no request can hold."""
+    """Refuse lone surrogates, which JSON can spell and no file and no request can hold."""
     try:
         str(value).encode()
     except UnicodeEncodeError as error:
@@ -169,8 +171,8 @@ Kept = TypeVar("Kept", bound=Classed)
 
 
 def strictest_copies(items: Iterable[Kept], text_of: Callable[[Kept], Hashable]) -> list[Kept]:
-    """One of each text: of copies, the first that has the strictest class. A text that somebody wants to keep here stays
-    here, wherever else it lies; and a refusal names the copy that says so."""
+    """Return one of each text: of copies, the first that has the strictest class. A text that somebody wants to keep
+    here stays here, wherever else it lies; and a refusal names the copy that says so."""
     kept: dict[Hashable, Kept] = {}
     for item in items:
         text = text_of(item)
@@ -180,7 +182,7 @@ def strictest_copies(items: Iterable[Kept], text_of: Callable[[Kept], Hashable])
 
 
 def own_privacy(stated: Any, name: str, default: Privacy) -> Privacy:
-    """A stated privacy class, or the default. Raises DataError for one that isn't known."""
+    """Return a stated privacy class, or the default. Raises DataError for one that isn't known."""
     if stated is None:
         return default
     if stated not in PRIVACY:

@@ -23,8 +23,8 @@ _COMMON = 3
 def tighten(
     documents: Sequence[Document], seeds: Sequence[Seed], private: PrivateTexts
 ) -> tuple[list[Document], list[Seed]]:
-    """The same sources, each with the strictest class of what it holds. `private` are texts from elsewhere, and grows by
-    those of these sources that may not go everywhere."""
+    """Return the same sources, each with the strictest class of what it holds. `private` are texts from elsewhere, and
+    grows by those of these sources that may not go everywhere."""
     for document in documents:
         for text in {document.body, document.plain}:
             private.add(text, document.privacy, document.name)
@@ -52,7 +52,7 @@ def _tightened(document: Document, private: PrivateTexts, whole: Document | None
 
 
 def _pieces(documents: Sequence[Document]) -> dict[str, Document]:
-    """By the canonical text of a document: the stricter one that it is a piece of."""
+    """Return the stricter document that a document is a piece of, by its canonical text."""
     plain = {document.name: canonical_text(document.body) for document in documents}
     lax: dict[str, Document] = {}
     index = PrivateTexts()

@@ -21,18 +21,18 @@ _LABELS = {
 }
 
 _SPLIT = (
-    "Rows that share a document (or a bundle of seeds) share a group, and `prepare` keeps a group on one side of training and "
-    "validation."
+    "Rows that share a document (or a bundle of seeds) share a group, and `prepare` keeps a group on one side of "
+    "training and validation."
 )
 _LIMITS = (
-    "A quotation was found letter by letter in the source (white space aside); whether the answer follows from it was not "
-    "checked by rule. Languages are told apart by their small words. The rows have the teacher's blind spots."
+    "A quotation was found letter by letter in the source (white space aside); whether the answer follows from it "
+    "was not checked by rule. Languages are told apart by their small words. The rows have the teacher's blind spots."
 )
 _BOUND = "The teacher's terms bind whoever uses these rows, whatever licence the trained model has."
 
 
 def write_synthesis(out: Path, settings: SynthConfig, facts: SynthesisCounts) -> dict[str, float]:
-    """Write `report.json` and `card.md` from the same facts; returns the step's metrics."""
+    """Write `report.json` and `card.md` from the same facts, and return the step's metrics."""
     body = synthesis_report(settings, facts)
     write_json(out / "report.json", body)
     write_text(out / "card.md", synthesis_card(body))
@@ -40,7 +40,7 @@ def write_synthesis(out: Path, settings: SynthConfig, facts: SynthesisCounts) ->
 
 
 def synthesis_card(body: dict[str, Any]) -> str:
-    """The report as a page of Markdown."""
+    """Return the report as a page of Markdown."""
     rows = body["rows"]
     what = [f"{rows['rows']:,} rows"] + ([f"{rows['pairs']:,} preference pairs"] if rows["pairs"] else [])
     lines = ["# Synthetic training data", "", f"{' and '.join(what)}, written by a model and checked by rules.", ""]
@@ -102,7 +102,10 @@ def _teacher(body: dict[str, Any]) -> list[str]:
         lines += [
             f"| project tier | {terms['tier']} |",
             f"| terms | in force since {terms['terms']}, {terms['terms_source']} |",
-            f"| stored by the service | {'no (`store: false`)' if terms['store'] is False else 'as its own terms say'} |",
+            (
+                f"| stored by the service | "
+                f"{'no (`store: false`)' if terms['store'] is False else 'as its own terms say'} |"
+            ),
             "",
             f"**{terms['not_for'][0].upper()}{terms['not_for'][1:]}.** {_BOUND}",
         ]
@@ -117,7 +120,10 @@ def _judge(judge: dict[str, Any] | None) -> list[str]:
     kin = " **Related judge: of the teacher's family, whose rows it likes.**" if judge["related"] else ""
     cost = "" if judge["dollars"] is None else f" It cost ${judge['dollars']:.4f}, besides the teacher."
     return [
-        f"Judge: `{judge['name']}`, {judge['least']} of 5 or better is kept; grades: {_counts(judge['grades'])}.{cost}{kin}"
+        (
+            f"Judge: `{judge['name']}`, {judge['least']} of 5 or better is kept; grades: "
+            f"{_counts(judge['grades'])}.{cost}{kin}"
+        )
     ]
 
 

@@ -1,4 +1,4 @@
-"""What a synthesis counts on its way."""
+"""Counts of a synthesis."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gemma_ops.tasks.compared_questions import TaskQuestions
 
 @dataclass
 class SynthesisCounts:
-    """What the step counts on its way; `synth_card.py` writes it down."""
+    """Counts of the step; `synth_card.py` writes them down."""
 
     pool: Pool
     teacher: Maker
@@ -27,7 +27,7 @@ class SynthesisCounts:
     replies: list[TeacherReply] = field(default_factory=list)
     written: int = 0
     passed: list[tuple[str, int]] = field(default_factory=list)
-    """Rows left after each filter, in order."""
+    """Number of rows left after each filter, in order."""
     overlaps: Counter[str] = field(default_factory=Counter)
     personal: Counter[str] = field(default_factory=Counter)
     judge: dict[str, Any] | None = None

@@ -1,4 +1,4 @@
-"""What was done, counted: `report.json`, and the metrics of the step. `synth_card.py` says the same to people."""
+"""The counts of what was done: `report.json`, and the metrics of the step. `synth_card.py` says the same to people."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gemma_ops.synth.synth_facts import SynthesisCounts
 
 
 def synthesis_report(settings: SynthConfig, facts: SynthesisCounts) -> dict[str, Any]:
-    """Everything counted, as JSON. Nothing in it depends on when or how often the step was started."""
+    """Return everything counted, as JSON. Nothing in it depends on when or how often the step was started."""
     finished = [*facts.rows, *facts.pairs]
     versions = sorted({reply.model for reply in facts.replies if reply.model})
     return {
@@ -60,7 +60,7 @@ def synthesis_report(settings: SynthConfig, facts: SynthesisCounts) -> dict[str,
 
 
 def synthesis_metrics(settings: SynthConfig, facts: SynthesisCounts, body: dict[str, Any]) -> dict[str, float]:
-    """The step's metrics. Dollars are those of teacher and judge, left out where neither costs any."""
+    """Return the step's metrics. Dollars are those of teacher and judge, left out where neither costs any."""
     judge = (body["judge"] or {}).get("dollars")
     paid = [part for part in (body["usage"]["dollars"], judge) if part is not None]
     return {
@@ -76,7 +76,7 @@ def synthesis_metrics(settings: SynthConfig, facts: SynthesisCounts, body: dict[
 
 
 def teacher_usage(replies: Sequence[TeacherReply]) -> dict[str, Any]:
-    """Tokens and dollars of all replies; dollars null where nothing is billed."""
+    """Return tokens and dollars of all replies; dollars null where nothing is billed."""
     paid = [reply.dollars for reply in replies if reply.dollars is not None]
     return {
         "requests": len(replies),
@@ -104,7 +104,7 @@ def _methods(settings: SynthConfig, facts: SynthesisCounts) -> dict[str, Any]:
 
 
 def _sources(facts: SynthesisCounts) -> list[dict[str, Any]]:
-    """Every document with its digest, class, licence, and what became of it."""
+    """Return every document with its digest, class, licence, and what became of it."""
     made = Counter(row["group"] for row in (*facts.rows, *facts.pairs))
     found: dict[str, dict[str, Any]] = {}
     for section in facts.pool.sections:
@@ -125,7 +125,7 @@ def _sources(facts: SynthesisCounts) -> list[dict[str, Any]]:
 
 
 def _coverage(facts: SynthesisCounts) -> dict[str, Any]:
-    """Documents and sections: how many there are, were asked about, and have rows."""
+    """Return documents and sections: how many there are, were asked about, and have rows."""
     finished = [row["provenance"]["source"] for row in (*facts.rows, *facts.pairs) if "source" in row["provenance"]]
     asked = [item.material.section for item in facts.items if item.material.section]
     places = {(source["name"], *source["span"]) for source in finished}

@@ -1,7 +1,7 @@
 """The step `synthesize`: from documents, seeds and tools to checked rows that know where they came from.
 
-The teacher is asked in two rounds: from the material, then from rows that passed the checks. Everything after its replies
-is arithmetic on them, so a step that is killed and started again ends with the same rows as one that was not.
+The teacher is asked in two rounds: from the material, then from rows that passed the checks. Everything after its
+replies is arithmetic on them, so a step that is killed and started again ends with the same rows as one that was not.
 """
 
 from __future__ import annotations
@@ -51,11 +51,13 @@ def synthesize(
     tasks: tuple[Path, ...] = (),
     source: Path | None = None,
 ) -> dict[str, float]:
-    """Write `rows.jsonl`, `preferences.jsonl`, `rejected.jsonl`, `replies.jsonl`, `report.json` and `card.md` below `out`.
+    """Write `rows.jsonl`, `preferences.jsonl`, `rejected.jsonl`, `replies.jsonl`, `report.json` and `card.md` below
+    `out`.
 
-    `base` is the checkpoint of a teacher called `base`, `teacher` that of another local one; `tasks` are folders of evaluation
-    tasks, `source` where those whose questions aren't shipped find them. Raises ConfigError, DataError (unusable files, no row
-    left), BoundaryError (the teacher or judge may not see something) and what the teacher raises (BudgetError, ServiceError).
+    `base` is the checkpoint of a teacher called `base`, `teacher` that of another local one; `tasks` are folders of
+    evaluation tasks, `source` where those whose questions aren't shipped find them. Raises ConfigError, DataError
+    (unusable files, no row left), BoundaryError (the teacher or judge may not see something) and what the teacher
+    raises (BudgetError, ServiceError).
     """
     private = PrivateTexts()
     for folder in tasks:
@@ -107,15 +109,17 @@ def synthesize(
 
 
 def _open(spec: str, machine: MachineConfig, run: str, base: Path | None, teacher: Path | None) -> Target:
-    """A local teacher that a recipe fetched answers under the name `base`: it is the checkpoint that was given."""
+    """Open the teacher; a local one that a recipe fetched answers under the name `base`: it is the checkpoint that was
+    given."""
     if teacher is not None:
         return open_target("base", machine, run=run, use="synth", models=RunModels(base=teacher))
     return open_target(spec, machine, run=run, use="synth", models=RunModels(base=base))
 
 
 def _judge_sees(settings: SynthConfig, machine: MachineConfig, run: str, base: Path | None) -> frozenset[str] | None:
-    """What the judge may see. It is opened for this before the teacher is paid, so that one that can't be is told now;
-    raises what `open_target` raises, and BudgetError for a judge that costs money where there is no budget."""
+    """Return what the judge may see. It is opened for this before the teacher is paid, so that one that can't be is
+    told now; raises what `open_target` raises, and BudgetError for a judge that costs money where there is no
+    budget."""
     if settings.judge is None:
         return None
     with closing(open_target(settings.judge, machine, run=run, use="judge", models=RunModels(base=base))) as judge:
@@ -149,8 +153,8 @@ def _ask(
     wanted: Sequence[Item],
     rejected: Rejected,
 ) -> list[RowCandidate]:
-    """One round: ask for everything the teacher may see, and check what it wrote. Raises BoundaryError before anything is
-    asked when the judge may not see the rows that would come of it."""
+    """Run one round: ask for everything the teacher may see, and check what it wrote. Raises BoundaryError before
+    anything is asked when the judge may not see the rows that would come of it."""
     items, hidden = plan_requests.visible(wanted, target.sees, settings)
     if facts.judge_sees is not None:
         plan_requests.gradable([written_by(item, facts.teacher.answers) for item in items], facts.judge_sees, settings)
@@ -203,7 +207,7 @@ def _judged(
     *,
     base: Path | None,
 ) -> tuple[list[RowCandidate], dict[str, dict[str, Any]]]:
-    """The rows the judge lets pass, and their grades."""
+    """Return the rows the judge lets pass, and their grades."""
     assert settings.judge
     asked: list[TeacherQuestion] = [judge_filter.graded_question(item) for item in found]
     with closing(open_target(settings.judge, machine, run=run, use="judge", models=RunModels(base=base))) as judge:

@@ -1,4 +1,5 @@
-"""Whatever can answer: local checkpoints, GGUF files, Gemini, and OpenAI-compatible endpoints, by one protocol."""
+"""Targets: local checkpoints, GGUF files, Gemini, and OpenAI-compatible endpoints, all of which answer by one
+protocol."""
 
 from __future__ import annotations
 
@@ -17,11 +18,11 @@ def open_target(
     models: RunModels | None = None,
     asked: AskingMode | None = None,
 ) -> Target:
-    """The target that a specification names; `spec.py` lists the forms.
+    """Open the target that a specification names; `spec.py` lists the forms.
 
-    `run` and `use` say in the ledger who spends and on what. `models` are those of the run, `asked` says how local models
-    are asked. Nothing is loaded or sent yet, but whatever can be wrong is told: raises ConfigError for
-    a target that can't be, BoundaryError and BudgetError from the door to Gemini.
+    `run` and `use` say in the ledger who spends and on what. `models` are those of the run, `asked` says how local
+    models are asked. Nothing is loaded or sent yet, but whatever can be wrong is reported: raises ConfigError for a
+    target that can't be, BoundaryError and BudgetError from the door to Gemini.
     """
     from gemma_ops.targets import spec as specs
 

@@ -1,6 +1,8 @@
-"""What was asked of a target and said, as lines of a file that grows while targets speak and survives a kill at any moment.
+"""Records of what a target was asked and what it said, as lines of a file that grows while targets speak and survives a
+kill at any moment.
 
-A record's key covers who was asked, what, and how, so that a step which is started again asks only what has no record yet.
+A record's key covers who was asked, what, and how, so that a step which is started again asks only what has no record
+yet.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ Record = TypeVar("Record", bound="AskedRecord")
 
 @dataclass(frozen=True, kw_only=True)
 class AskedRecord:
-    """One line: a reply with its key. The fields that have no description here are described in `Answer`.
+    """One line of the file: a reply with its key. The fields that have no description here are described in `Answer`.
 
     A file of an earlier version that knew fewer fields loads, since fields that came later have defaults.
     """
@@ -28,7 +30,7 @@ class AskedRecord:
     """Names of the fields in the file, in their order."""
 
     key: str
-    """What was asked of whom, as 32 hex digits."""
+    """Key of the question and of who was asked: 32 hex digits."""
     end: str
     prompt_tokens: int
     new_tokens: int
@@ -53,10 +55,10 @@ class AskedRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class StructuredRecord(AskedRecord):
-    """A reply that was asked for in a shape. Tokens and dollars are those of all `tries`."""
+    """A reply that was asked for in a given shape. Tokens and dollars are those of all `tries`."""
 
     problem: str = ""
-    """Why no reply was valid; empty where one was."""
+    """Reason why no reply was valid; empty where one was."""
     tries: int = 1
 
     @classmethod
@@ -71,13 +73,13 @@ def asked_key(*parts: Any) -> str:
 
 
 class AskedFile(KeyedFile[Record]):
-    """Records as they come."""
+    """File of the records, which grows as they come."""
 
     repeats_failures: ClassVar[bool] = True
-    """True if what a service failed to answer is asked again when the step is taken up."""
+    """Whether what a service failed to answer is asked again when the step is resumed."""
 
     def lasts(self, record: Record) -> bool:
-        """Return whether a later attempt may rely on the record; one that failed may have to be asked again."""
+        """True if a later attempt may rely on the record; one that failed may have to be asked again."""
         return not (self.repeats_failures and record.end == "error")
 
     def line(self, record: Record) -> dict[str, Any]:

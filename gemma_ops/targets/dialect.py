@@ -1,4 +1,4 @@
-"""What a server takes of a request, learned from what it refuses.
+"""The parameters that a server accepts, learned from what it refuses.
 
 Servers behind the same address form differ: reasoning models want `max_completion_tokens` and take no temperature,
 older servers know no `stream_options`. A refusal that names such a parameter is answered once with another spelling,
@@ -17,9 +17,10 @@ from gemma_ops.runs import journal
 
 _LIMIT, _NEW_LIMIT = "max_tokens", "max_completion_tokens"
 _OPTIONAL = ("temperature", "seed", "stream_options")
-"""What a request can do without: answers are then the server's usual ones, and usage may be unknown."""
+"""Parameters that a request can do without: answers are then the server's usual ones, and usage may be unknown."""
 _REFUSED = re.compile(
-    r"unsupported|not support|n't support|unknown|unrecogni[sz]ed|unexpected|not permitted|not allowed|extra (?:input|field)"
+    r"unsupported|not support|n't support|unknown|unrecogni[sz]ed|unexpected|not permitted|not allowed"
+    r"|extra (?:input|field)"
     r"|invalid (?:parameter|argument|field)|deprecated",
     re.IGNORECASE,
 )
@@ -37,13 +38,14 @@ class Dialect:
         self._told: set[str] = set()
 
     def spell(self, body: dict[str, Any]) -> dict[str, Any]:
-        """A request as this server takes it, from one that says `max_tokens`."""
+        """Return a request as this server takes it, from one that says `max_tokens`."""
         said = {key: value for key, value in body.items() if key not in self._left_out}
         said[self._limit] = said.pop(_LIMIT)
         return said
 
     def learn(self, sent: dict[str, Any], reason: str) -> bool:
-        """Whether a request that was refused with these words is now spelled otherwise, and worth sending again."""
+        """Return whether a request that was refused with these words is now spelled otherwise, and worth sending
+        again."""
         if not self._fixed and _LIMIT in sent and _names(reason, _NEW_LIMIT):
             self._limit = _NEW_LIMIT
             self._tell(f"{_NEW_LIMIT} instead of {_LIMIT}")
@@ -56,7 +58,7 @@ class Dialect:
         return True
 
     def refused(self, sent: dict[str, Any], reason: str) -> str | None:
-        """The parameter of ours that a refusal is about, if it is about one: no question would fare better."""
+        """Return the parameter of ours that a refusal is about, if it is about one: no question would fare better."""
         return self._refused_of((_LIMIT, _NEW_LIMIT, *_OPTIONAL, "response_format", "tools"), sent, reason)
 
     @staticmethod
@@ -64,7 +66,7 @@ class Dialect:
         return next((key for key in keys if key in sent and _names(reason, key) and _REFUSED.search(reason)), None)
 
     def _tell(self, sends: str) -> None:
-        """Once, though several threads learn the same."""
+        """Report a change once, though several threads learn the same."""
         if sends not in self._told:
             self._told.add(sends)
             journal.record(event="dialect", endpoint=self._url, sends=sends)

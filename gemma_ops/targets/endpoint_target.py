@@ -38,18 +38,18 @@ _LONGEST_PAUSE = 30.0
 _CLASSES = {"any": frozenset({"any"}), "paid": frozenset({"any", "paid"}), "local_only": LOCAL}
 _AGAIN = (408, 409, 425, 429, 500, 502, 503, 504)
 _REFUSED = (400, 422)
-"""What a server says of a request whose parameters it doesn't take."""
+"""HTTP statuses with which a server refuses a request's parameters."""
 _ABSENT = (408, 425, 429, 503)
-"""Among those, what says nothing about the question: the server was busy, and may not be later."""
+"""Statuses among those that say nothing about the question: the server was busy, and may not be later."""
 
 
 def classes_of(spec: TargetSpec, machine: MachineConfig) -> frozenset[str]:
-    """Privacy classes that may be sent to an endpoint, without opening it."""
+    """Return the privacy classes that may be sent to an endpoint, without opening it."""
     return _CLASSES[_settings(spec, machine, ours=_ours(spec)).privacy]
 
 
 def learned_by_endpoint(spec: TargetSpec, machine: MachineConfig) -> Privacy:
-    """The class of what an endpoint's model learned: as stated, else that of the rows it may see."""
+    """Return the class of what an endpoint's model learned: as stated, else that of the rows it may see."""
     found = _settings(spec, machine, ours=_ours(spec))
     return found.learned or found.privacy
 
@@ -69,8 +69,8 @@ class Endpoint:
     lockstep = False
 
     def __init__(self, spec: TargetSpec, machine: MachineConfig, *, run: str = "", use: Use = "evaluate") -> None:
-        """Raises ConfigError when the variable that should hold the key is empty, BudgetError for one that costs money
-        in a run without a budget; `run` and `use` say in the ledger who spends and on what."""
+        """Open the endpoint; raises ConfigError when the variable that should hold the key is empty, BudgetError for
+        one that costs money in a run without a budget; `run` and `use` say in the ledger who spends and on what."""
         host = urlsplit(spec.place).hostname or ""
         kept_here = client_arguments(spec.place)
         ours = "transport" in kept_here  # one look at the name decides what it may see, and where requests go
@@ -136,7 +136,7 @@ class Endpoint:
         return body
 
     def _ask(self, body: dict[str, Any]) -> Answer:
-        """One answer, asked for up to ATTEMPTS times. Seconds are those of the try that was answered."""
+        """Return one answer, asked for up to ATTEMPTS times. Seconds are those of the try that was answered."""
         attempt = 0
         while (attempt := attempt + 1) <= ATTEMPTS:
             sent = self._dialect.spell(body)
@@ -185,7 +185,8 @@ class Endpoint:
         return reply.answer(time.perf_counter() - began, self._settings)
 
     def _settle(self, held: int, code: int, answer: Answer) -> None:
-        """End what was held for a try: a reply is paid by its usage, what broke off in full, a refusal not at all."""
+        """Settle what was held for a try: a reply is paid by its usage, what broke off in full, a refusal not at
+        all."""
         if self._bill is None:
             return
         if code in (200, -1):
@@ -204,7 +205,7 @@ class Endpoint:
 
 
 def _said(response: httpx2.Response) -> str:
-    """The server's own words, shortened: `{"error": {"message": …}}`, or whatever it sent."""
+    """Return the server's own words, shortened: `{"error": {"message": …}}`, or whatever it sent."""
     try:
         body = json.loads(response.text)
         error = body.get("error", body) if isinstance(body, dict) else body
@@ -215,7 +216,7 @@ def _said(response: httpx2.Response) -> str:
 
 
 def _asked_pause(response: httpx2.Response) -> float:
-    """Seconds in `Retry-After`; 0 when there is none (dates are not worth a clock)."""
+    """Return the seconds in `Retry-After`; 0 when there is none (dates are not worth a clock)."""
     try:
         return max(float(response.headers.get("retry-after", "0")), 0.0)
     except ValueError:

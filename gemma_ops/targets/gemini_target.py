@@ -24,25 +24,25 @@ the limit of the reply, so a limit meant for the reply alone would cut most repl
 
 
 def output_limit(known: ModelFacts, thinking: str | None, reply: int) -> int:
-    """The limit to ask for, so that a reply of `reply` tokens fits behind its thoughts."""
+    """Return the limit to ask for, so that a reply of `reply` tokens fits behind its thoughts."""
     level = thinking or known.default_thinking or "medium"
     return min(reply + THOUGHTS[level], known.output or reply + THOUGHTS[level])
 
 
 def seen_by(model: str, settings: GeminiConfig) -> frozenset[str]:
-    """Privacy classes that may be sent to a model under the declared tier."""
+    """Return the privacy classes that may be sent to a model under the declared tier."""
     paid = model_facts(model).paid_tier and (settings.tier == "paid" or settings.enterprise)
     return frozenset({"any", "paid"}) if paid else frozenset({"any"})
 
 
 def target_identity(spec: TargetSpec, settings: GeminiConfig) -> str:
-    """Who answers."""
+    """Return the identity of who answers."""
     return gemini_identity(spec.model, spec.thinking, rehearsed=rehearsal(settings))
 
 
 def gemini_identity(model: str, thinking: str | None, *, rehearsed: bool = False) -> str:
-    """A model at a level of thinking. What an emulator says is no evidence about Gemini, and must not be taken for it
-    later."""
+    """Return the identity of a model at a thinking level. What an emulator says is no evidence about Gemini, and must
+    not be taken for it later."""
     return f"{model}@{thinking or 'default'}" + (" (rehearsal)" if rehearsed else "")
 
 
@@ -55,7 +55,7 @@ def request(
     schema: dict[str, Any] | None = None,
     stream: bool = False,
 ) -> Request:
-    """What is sent for one conversation; `reply` is the limit of the visible reply in tokens."""
+    """Return the request for one conversation; `reply` is the limit of the visible reply in tokens."""
     return Request(
         model=spec.model,
         messages=tuple(prompt.messages),
@@ -78,7 +78,8 @@ class GeminiTarget:
     learned: Privacy = "any"
 
     def __init__(self, spec: TargetSpec, machine: MachineConfig, *, run: str, use: Use) -> None:
-        """Raises ConfigError for an unknown model or level, and whatever `open_gemini` refuses. Nothing is sent."""
+        """Open the model; raises ConfigError for an unknown model or level, and whatever `open_gemini` refuses. Nothing
+        is sent."""
         known = model_facts(spec.model)
         if not known.takes(spec.thinking):
             raise ConfigError(

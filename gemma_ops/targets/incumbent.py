@@ -18,7 +18,7 @@ from gemma_ops.targets.target import AskingMode
 
 
 def standard_in(folder: Path) -> PromotionStandard:
-    """What the step `champion` has written into its folder. Raises DataError for a damaged file."""
+    """Return what the step `champion` has written into its folder. Raises DataError for a damaged file."""
     try:
         return PromotionStandard.model_validate(json.loads((folder / STANDARD).read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:  # pydantic's are ValueErrors too
@@ -28,7 +28,7 @@ def standard_in(folder: Path) -> PromotionStandard:
 
 
 def open_champion(machine: MachineConfig, models: RunModels, *, asked: AskingMode) -> CheckpointTarget | Quantized:
-    """The champion as it answers: a GGUF file by llama.cpp, else a checkpoint by transformers.
+    """Open the champion as it answers: a GGUF file by llama.cpp, else a checkpoint by transformers.
 
     A version registered without its tokenizer takes that of the base. Raises ConfigError where there is no champion.
     """
@@ -45,7 +45,8 @@ def open_champion(machine: MachineConfig, models: RunModels, *, asked: AskingMod
         words = tokenizer if (tokenizer / "tokenizer.json").is_file() else base
         if words is None:
             raise ConfigError(
-                f"target {CHAMPION}: version {facts.version} of {facts.name} brings no tokenizer, and this run has no base",
+                f"target {CHAMPION}: version {facts.version} of {facts.name} brings no tokenizer, and this run has "
+                f"no base",
                 "register the version again, which adds it",
             )
         target: CheckpointTarget | Quantized = Quantized(CHAMPION, model / GGUF_FILE, words, machine, asked=asked)
@@ -55,7 +56,8 @@ def open_champion(machine: MachineConfig, models: RunModels, *, asked: AskingMod
         target = CheckpointTarget(CHAMPION, base, machine, asked=asked, changed=model)
     else:
         raise ConfigError(
-            f"target {CHAMPION}: version {facts.version} of {facts.name} answers on its base only, and this run has none",
+            f"target {CHAMPION}: version {facts.version} of {facts.name} answers on its base only, and this run "
+            f"has none",
             f"register versions with {DEFAULT_FORMATS[0]} or merged among register.artifacts",
         )
     # By what was registered: the same version is the same model wherever it was pulled to.

@@ -43,7 +43,8 @@ class CheckpointTarget:
         asked: AskingMode = _USUAL,
         changed: Path | None = None,
     ) -> None:
-        """`changed`: a folder with an adapter, or with changed tensors, that is put on the checkpoint."""
+        """Prepare the target; `changed` is a folder with an adapter, or with changed tensors, that is put on the
+        checkpoint."""
         self.name = name
         self.identity = asked.identity(local_identity(path))
         self._asked = asked
@@ -57,7 +58,7 @@ class CheckpointTarget:
 
     @property
     def reads(self) -> frozenset[str]:
-        """`text`, and what the checkpoint has towers for."""
+        """Return `text`, and what the checkpoint has towers for."""
         from gemma_ops.modeling.checkpoint_source import checkpoint
 
         return frozenset({"text", *Senses.read(checkpoint(self._path)).kinds})
@@ -96,7 +97,7 @@ class CheckpointTarget:
             )
 
     def asks(self, prompt: Prompt, max_new_tokens: int) -> tuple[list[int], int]:
-        """The token ids of a prompt of text, and how many tokens its reply may take, thoughts included."""
+        """Return the token ids of a prompt of text, and how many tokens its reply may take, thoughts included."""
         return self._encode(prompt), max_new_tokens + self._encode.thoughts
 
     @cached_property
@@ -107,7 +108,7 @@ class CheckpointTarget:
 
     @property
     def pace(self) -> EnginePace:
-        """The device that the checkpoint answers on: where it is loaded, else where it will be."""
+        """Return the device that the checkpoint answers on: where it is loaded, else where it will be."""
         from gemma_ops.modeling import load
         from gemma_ops.modeling.checkpoint_source import checkpoint
 
@@ -140,7 +141,7 @@ class Quantized:
         made_by: Path | None = None,
         asked: AskingMode = _USUAL,
     ) -> None:
-        """`made_by`: the artifact the file belongs to, whose digest is the identity."""
+        """Prepare the target; `made_by` is the artifact the file belongs to, whose digest is the identity."""
         self.name = name
         self.identity = asked.identity(local_identity(made_by or file))
         self._asked = asked
@@ -169,7 +170,7 @@ class Quantized:
                 yield list(islice(replies, len(batch)))
 
     def asks(self, prompt: Prompt, max_new_tokens: int) -> tuple[list[int], int]:
-        """The token ids of a prompt, and how many tokens its reply may take, thoughts included."""
+        """Return the token ids of a prompt, and how many tokens its reply may take, thoughts included."""
         return self._encode(prompt), max_new_tokens + self._encode.thoughts
 
     @cached_property
@@ -180,20 +181,20 @@ class Quantized:
 
     @property
     def pace(self) -> EnginePace:
-        """llama.cpp computes on the CPU here."""
+        """Return the CPU as device, since llama.cpp computes there."""
         from gemma_ops.modeling.llamacpp import threads_for
 
         return EnginePace("CPU", threads_for(self._file, self._machine.workers))
 
     def close(self) -> None:
-        """The file is open only while it answers."""
+        """Do nothing: the file is open only while it answers."""
 
 
 class Encoder:
-    """Turns conversations into token ids with a checkpoint's tokenizer and its own chat template."""
+    """Encoder of conversations into token ids, with a checkpoint's tokenizer and its own chat template."""
 
     def __init__(self, folder: Path, asked: AskingMode = _USUAL, senses: Senses | None = None) -> None:
-        """`senses`: what the model sees and hears, where `folder` doesn't say it."""
+        """Load the tokenizer; `senses` are the media that the model takes, where `folder` doesn't say it."""
         from gemma_ops.data import published
         from gemma_ops.modeling.load import load_tokenizer
 
@@ -209,7 +210,7 @@ class Encoder:
         return self.encoded(prompt, schema).ids
 
     def encoded(self, prompt: Prompt, schema: dict[str, Any] | None = None) -> Encoded:
-        """The prompt as tokens, with the places of what it shows."""
+        """Return the prompt as tokens, with the places of its images and sounds."""
         from gemma_ops.data import chat
 
         messages = list(prompt.messages) if schema is None else in_words(prompt.messages, schema)
@@ -225,7 +226,7 @@ class Encoder:
         )
 
     def seen(self, prompt: Prompt, encoded: Encoded) -> Any:
-        """What the prompt shows as tensors (`modeling.media.Seen`), None where it shows nothing."""
+        """Return the prompt's images and sounds as tensors (`modeling.media.Seen`), None where there are none."""
         from gemma_ops.modeling.media_inputs import Perceiver
 
         if not prompt.media:
@@ -235,8 +236,8 @@ class Encoder:
 
 
 def local_identity(path: Path) -> str:
-    """Digest of the step that made a model, from its manifest; a plain folder is known by its configuration and the
-    sizes of its files, a plain file by its content."""
+    """Return the digest of the step that made a model, from its manifest; a plain folder is known by its configuration
+    and the sizes of its files, a plain file by its content."""
     if path.is_file():
         return digest.of_file(path)
     manifest = path / "artifact.json"
@@ -254,7 +255,7 @@ def open_local(
     *,
     asked: AskingMode = _USUAL,
 ) -> CheckpointTarget | Quantized:
-    """The local target of a specification. Raises ConfigError when this run has no model for it."""
+    """Open the local target of a specification. Raises ConfigError when this run has no model for it."""
     if spec.kind == "quantized":
         tokenizer, quantized = models.tuned or models.base, models.quantized
         if quantized is None or tokenizer is None:

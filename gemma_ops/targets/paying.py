@@ -1,7 +1,9 @@
-"""What an endpoint with prices may cost: held before a request leaves, settled from its usage, in the ledger that Gemini has.
+"""The bill of an endpoint with prices: cost is held before a request leaves, and settled from its usage, in the ledger
+that Gemini has.
 
-One cap of the run counts for both: `machine.gemini.budget_usd`, and `project_budget_usd` for everything in one ledger. A
-request holds the most it can cost: no prompt has more tokens than its body has bytes, and no reply more than were asked for.
+One cap of the run counts for both: `machine.gemini.budget_usd`, and `project_budget_usd` for everything in one ledger.
+A request holds the most it can cost: no prompt has more tokens than its body has bytes, and no reply more than were
+asked for.
 """
 
 from __future__ import annotations
@@ -38,8 +40,8 @@ class EndpointBill:
     use: Use
 
     def hold(self, body: dict[str, Any], limit: int) -> int:
-        """Reserve the most a request can cost; returns the reservation's number. Waits while requests on the wire may make
-        room. Raises BudgetError where there is none."""
+        """Reserve the most a request can cost, and return the reservation's number. Waits while requests on the wire
+        may make room. Raises BudgetError where there is none."""
         worst = self._nano(len(json.dumps(body, ensure_ascii=False).encode()), limit)
         while True:
             try:
@@ -52,7 +54,7 @@ class EndpointBill:
             time.sleep(_LOOK)
 
     def give_back(self, number: int, why: str) -> None:
-        """The server did not serve it."""
+        """Release the reservation of a request that the server did not serve."""
         self.ledger.release(number, why)
 
     def pay(self, number: int, answer: Answer | None) -> None:
@@ -77,8 +79,8 @@ class EndpointBill:
 def open_bill(
     settings: EndpointConfig, machine: MachineConfig, model: str, *, run: str, use: Use
 ) -> EndpointBill | None:
-    """The bill of an endpoint that has prices; None for one whose costs nobody has stated. Raises BudgetError where it
-    costs money and the run has no budget."""
+    """Return the bill of an endpoint that has prices; None for one whose costs nobody has stated. Raises BudgetError
+    where it costs money and the run has no budget."""
     if settings.dollars_in is None or settings.dollars_out is None or not settings.dollars_in + settings.dollars_out:
         return None
     caps = (machine.gemini.budget_usd, machine.gemini.project_budget_usd)

@@ -1,4 +1,4 @@
-"""The models that a run has: what its targets `base`, `tuned`, a format and `champion` stand for."""
+"""The models of a run, which its targets `base`, `tuned`, a format and `champion` stand for."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ class RunModels:
     """Artifacts (or plain folders) that hold the models of a run; None for one that the run doesn't have."""
 
     base: Path | None = None
-    """A checkpoint, as `fetch` leaves it."""
+    """Folder of the base checkpoint, as `fetch` leaves it."""
     tuned: Path | None = None
-    """The merged checkpoint of the step `merge`."""
+    """Folder of the merged checkpoint, from the step `merge`."""
     quantized: Path | None = None
-    """The step `quantize`: a folder a GGUF format."""
+    """Folder of the step `quantize`, which holds a folder for each GGUF format."""
     champion: Path | None = None
-    """The step `champion`: the registered version to be compared with."""
+    """Folder of the step `champion`: the registered version to be compared with."""

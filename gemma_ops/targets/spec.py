@@ -1,4 +1,4 @@
-"""How targets are called in configurations.
+"""Names of targets in configurations, and their parts.
 
     base, tuned                           the checkpoint this run started from, and the one it made
     bf16, q8_0, q4_0                      a quantized file of this run
@@ -23,15 +23,18 @@ from gemma_ops.errors import ConfigError
 from gemma_ops.family.formats import GGUF
 
 QUANTIZED = tuple(GGUF)
-"""Targets that are files of the step `quantize`."""
+"""Names of targets that are files of the step `quantize`."""
 OWN = ("base", "tuned", *QUANTIZED, CHAMPION)
-"""Targets that are called by a word: those that a run makes itself, and the champion that it pulls."""
+"""Names of targets that are one word: those that a run makes itself, and the champion that it pulls."""
 Kind = Literal["base", "tuned", "quantized", "champion", "folder", "gguf", "gemini", "openai"]
 THINKING = ("minimal", "low", "medium", "high", "xhigh")
 _FAMILY = re.compile(
     r"(?<![a-z])(gemma|gemini|llama|qwen|mistral|mixtral|phi|gpt|claude|deepseek|olmo|granite)(?![a-z])"
 )
-_FORMS = f"base, tuned, {', '.join(QUANTIZED)}, champion, gemini:MODEL, openai:URL#MODEL, gguf:FILE@FOLDER, or a checkpoint folder"
+_FORMS = (
+    f"base, tuned, {', '.join(QUANTIZED)}, champion, gemini:MODEL, openai:URL#MODEL, gguf:FILE@FOLDER, or a "
+    f"checkpoint folder"
+)
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ class TargetSpec:
 
     @property
     def local(self) -> bool:
-        """Whether it runs in this process."""
+        """True if it runs in this process."""
         return self.kind not in ("gemini", "openai")
 
 
@@ -82,7 +85,7 @@ def parse_target(name: str) -> TargetSpec:
 
 
 def family_of(model: str) -> str:
-    """Lineage as far as a model's name tells it; `unknown` otherwise."""
+    """Return the lineage as far as a model's name tells it; `unknown` otherwise."""
     found = _FAMILY.search(model.casefold())
     return found.group(1).replace("mixtral", "mistral") if found else "unknown"
 

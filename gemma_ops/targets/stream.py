@@ -51,11 +51,12 @@ class StreamedReply:
             self.reason = "the reply broke off before its end"
 
     def broke(self, why: str) -> None:
-        """The connection failed."""
+        """Note that the connection failed."""
         self.end, self.reason = "error", why
 
     def answer(self, seconds: float, settings: EndpointConfig) -> Answer:
-        """What came of it. Without usage from the server its tokens count 0 and its cost is unknown."""
+        """Return the answer that was received. Without usage from the server its tokens count 0 and its cost is
+        unknown."""
         usage = self._usage
         written = int(usage.get("completion_tokens") or 0)
         thoughts = int((usage.get("completion_tokens_details") or {}).get("reasoning_tokens") or 0)
@@ -84,7 +85,8 @@ class StreamedReply:
         )
 
     def _take(self, text: str, began: float, *, streamed: bool) -> None:
-        """One piece. What can't be read makes this answer a failed one, whatever comes after it: part of it is missing."""
+        """Take in one piece. What can't be read makes this answer a failed one, whatever comes after it: part of it is
+        missing."""
         try:
             body = json.loads(text)
             self._piece(body, began, streamed=streamed)
@@ -115,8 +117,8 @@ class StreamedReply:
 
 
 def _think_block(text: str) -> tuple[str, str]:
-    """The thought that stands before an answer, and the answer. Chat templates often open the block in the prompt, so that
-    a reply only closes it; one that is never closed is all thought."""
+    """Return the thought that stands before an answer, and the answer. Chat templates often open the block in the
+    prompt, so that a reply only closes it; one that is never closed is all thought."""
     inside, closed, rest = text.partition("</think>")
     if closed and ("<think>" not in inside or inside.lstrip().startswith("<think>")):
         return inside.strip().removeprefix("<think>").strip(), rest.strip()
@@ -126,8 +128,8 @@ def _think_block(text: str) -> tuple[str, str]:
 
 
 def _events(lines: Iterable[str]) -> Iterator[str]:
-    """The data of server-sent events: an event may go over several `data:` lines and ends at an empty one. Servers that leave
-    the empty line out are read as well: a line that is JSON by itself is an event.
+    """Yield the data of server-sent events: an event may span several `data:` lines and ends at an empty one. Servers
+    that leave the empty line out are read as well: a line that is JSON by itself is an event.
 
     Source: the HTML standard, server-sent events, interpretation of an event stream.
     """
@@ -159,7 +161,7 @@ def _is_json(text: str) -> bool:
 
 
 def _said(content: Any) -> tuple[str, str]:
-    """What a content says and what it thinks: text, or a list of parts. Raises TypeError for anything else."""
+    """Return what a content says and what it thinks: text, or a list of parts. Raises TypeError for anything else."""
     if content is None:
         return "", ""
     if isinstance(content, str):

@@ -1,8 +1,8 @@
-"""Answers of a shape: a JSON schema goes along with the question, and the reply is checked here.
+"""Answers of a given shape: a JSON schema is sent with the question, and the reply is checked here.
 
-No engine is believed: a service may be told a schema and return JSON that breaks it, or half of one. A reply that is not
-valid gets one more try, with the reply and what is wrong with it put before the model. A reply that was refused, cut or
-failed is none, and is never read as if it were.
+No engine is believed: a service may be told a schema and return JSON that breaks it, or half of one. A reply that is
+not valid gets one more try, with the reply and what is wrong with it put before the model. A reply that was refused,
+cut or failed is none, and is never read as if it were.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _UNFINISHED = {"length": "cut at the token limit", "blocked": "refused", "error"
 
 @dataclass(frozen=True)
 class Structured:
-    """What came of one question. `value` is None when no reply was valid, and `problem` then says why.
+    """Outcome of one question. `value` is None when no reply was valid, and `problem` then says why.
 
     `answer` is the last reply; its tokens, seconds and dollars are those of all `tries`.
     """
@@ -52,9 +52,13 @@ def ask_structured(
 
 
 def in_words(messages: Sequence[dict[str, Any]], schema: dict[str, Any]) -> list[dict[str, Any]]:
-    """The conversation with the schema at the end of its last turn, for models that are not told it in another way."""
+    """Return the conversation with the schema at the end of its last turn, for models that are not given it in another
+    way."""
     *before, last = messages
-    wish = f"Answer with one JSON value and nothing else. It must follow this JSON schema:\n{json.dumps(schema, ensure_ascii=False)}"
+    wish = (
+        f"Answer with one JSON value and nothing else. It must follow this JSON "
+        f"schema:\n{json.dumps(schema, ensure_ascii=False)}"
+    )
     said = last.get("content") or ""
     if isinstance(said, list):
         return [*before, {**last, "content": [*said, {"type": "text", "text": wish}]}]
@@ -62,7 +66,7 @@ def in_words(messages: Sequence[dict[str, Any]], schema: dict[str, Any]) -> list
 
 
 def read_structured(text: str, shape: type[BaseModel]) -> BaseModel:
-    """The value in a reply, which may stand in a code fence. Raises ValidationError."""
+    """Return the value in a reply, which may stand in a code fence. Raises ValidationError."""
     fenced = _FENCE.search(text)
     return shape.model_validate_json(fenced.group(1) if fenced else text)
 
@@ -95,7 +99,8 @@ def _checked(answer: Answer, shape: type[BaseModel]) -> Structured:
 
 
 def _told(error: ValidationError, most: int = 3) -> str:
-    """The first problems, each with its place. Values are left out: they may be long, and the reply stands beside."""
+    """Return the first problems, each with its place. Values are left out: they may be long, and the reply stands
+    beside."""
     parts = [f"{'.'.join(map(str, item['loc'])) or 'reply'}: {item['msg']}" for item in error.errors()]
     return "; ".join(parts[:most]) + (f"; and {len(parts) - most} more" if len(parts) > most else "")
 

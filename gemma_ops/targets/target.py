@@ -22,15 +22,14 @@ LOCAL: frozenset[str] = frozenset(PRIVACY)
 """Privacy classes that a target on this machine may see: all."""
 
 TEXT = frozenset({"text"})
-"""What a target reads that does not say more."""
+"""Kinds of input of a target that names no others."""
 
 
 class Target(Protocol):
     """Something that answers."""
 
     name: str
-    """As it is called in a configuration: `base`, `q8_0`, `gemini:gemini-3.8-flash`,
-    `openai:http://host:8000/v1#name`."""
+    """Name in a configuration: `base`, `q8_0`, `gemini:gemini-3.8-flash`, `openai:http://host:8000/v1#name`."""
     identity: str
     """Digest of the model, or a service's model id with what it is asked for: part of every answer's key."""
     sees: frozenset[str]
@@ -40,7 +39,7 @@ class Target(Protocol):
     family: str
     """Lineage: `gemma`, `gemini`, or the name of another family; models of related families judge each other kindly."""
     place: str
-    """Where prompts go, in words for a report: `stays here`, `sent: paid, not logged`."""
+    """Destination of prompts, in words for a report: `stays here`, `sent: paid, not logged`."""
     lockstep: bool
     """Whether the prompts of a batch are decoded together: every one of them then waits as long as the whole batch
     takes."""
@@ -66,40 +65,41 @@ class AskingMode:
 
     thinking: bool = False
     thought_tokens: int = 1024
-    """With thinking on, what a reply may spend on thoughts before its answer."""
+    """Tokens that a reply may spend on thoughts before its answer, with thinking on."""
     control: Policy = "refuse"
-    """What to do with a question whose text spells a control token."""
+    """Treatment of a question whose text spells a control token."""
 
     def identity(self, model: str) -> str:
-        """Who answers: a model's digest, with the mode it is asked in where that is not the usual one."""
+        """Return the identity of who answers: a model's digest, with the mode it is asked in where that is not the
+        usual one."""
         return digest.of_json([model, asdict(self)]) if self.thinking or self.control != "refuse" else model
 
 
 def reads(target: Target) -> frozenset[str]:
-    """What a target takes: `text`, and of `image` and `audio` what its attribute `reads` names besides."""
+    """Return what a target takes: `text`, and of `image` and `audio` what its attribute `reads` names as well."""
     return TEXT | getattr(target, "reads", TEXT)
 
 
 @dataclass(frozen=True)
 class EnginePace:
-    """What a target's engine computes with, for whoever reads its times."""
+    """What a target's engine computes with, for readers of its times."""
 
     device: str = ""
-    """`CPU`, or the name of a GPU; empty where the engine is not ours."""
+    """Device: `CPU`, or the name of a GPU; empty where the engine is not ours."""
     threads: int | None = None
     """CPU threads; None on a GPU, and where it is not known."""
     at_once: int | None = None
-    """Requests under way together; None where that is the size of a batch."""
+    """Concurrent requests; None where that is the size of a batch."""
 
 
 def pace_of(target: Target) -> EnginePace:
-    """What a target's attribute `pace` says; nothing is known of one without."""
+    """Return what a target's attribute `pace` says; empty facts for a target without one."""
     found: EnginePace = getattr(target, "pace", EnginePace())
     return found
 
 
 def learned_by(target: Target) -> Privacy:
-    """The class of what a target learned; the strictest where it does not say."""
+    """Return the class of what a target learned; the strictest where it does not say."""
     return getattr(target, "learned", "local_only")
 
 
@@ -111,7 +111,7 @@ def guard_prompts(target: Target, prompts: Sequence[Prompt], what: str) -> None:
     hidden = [prompt for prompt in prompts if prompt.privacy not in target.sees]
     if hidden:
         raise BoundaryError(
-            f"{len(hidden)} of {len(prompts)} rows of {what} are {hidden[0].privacy} and target {target.name} may not see "
-            f"them (the first: {hidden[0].id})",
+            f"{len(hidden)} of {len(prompts)} rows of {what} are {hidden[0].privacy} and target {target.name} may "
+            f"not see them (the first: {hidden[0].id})",
             f"leave {target.name} out, or relax `privacy` of these rows if they may leave the machine",
         )

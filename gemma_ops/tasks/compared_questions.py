@@ -37,10 +37,11 @@ class TaskQuestions:
 
 
 def read_task(folder: Path, source: Path | None) -> TaskQuestions:
-    """Questions of a task folder; `source` is the run's data folder (or a file in it), where unshipped rows lie.
+    """Read the questions of a task folder; `source` is the run's data folder (or a file in it), where unshipped rows
+    lie.
 
-    Raises ConfigError for a `task.yaml` that is wrong and DataError when its rows can't be read, so that an unreadable task
-    never counts as free of overlap.
+    Raises ConfigError for a `task.yaml` that is wrong and DataError when its rows can't be read, so that an unreadable
+    task never counts as free of overlap.
     """
     file = read_task_file(folder / "task.yaml")
     if file.data.from_source:
@@ -61,7 +62,7 @@ def read_task(folder: Path, source: Path | None) -> TaskQuestions:
 
 
 def add_task(private: PrivateTexts, folder: Path, source: Path | None) -> None:
-    """Remember the questions of a task folder that may not go everywhere. Raises DataError as `read_task` does."""
+    """Index the questions of a task folder that may not go everywhere. Raises DataError as `read_task` does."""
     task = read_task(folder, source)
     for question in task.questions:
         for text in question.texts:
@@ -97,15 +98,15 @@ def _messages(row: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def names(messages: list[dict[str, Any]]) -> tuple[str, ...]:
-    """The stored names of what a conversation shows, in order."""
+    """Return the stored names of a conversation's images and sounds, in order."""
     return tuple(part["path"] for part in parts.media_of(messages))
 
 
 def asked_texts(row: dict[str, Any]) -> list[str]:
-    """What a row is compared by: what its user says, or the whole of a text."""
+    """Return what a row is compared by: what its user says, or the whole of a text."""
     return [row["text"]] if row.get("text") is not None else user_texts(row["messages"])
 
 
 def user_texts(messages: list[dict[str, Any]]) -> list[str]:
-    """What the user says in a conversation, message by message."""
+    """Return what the user says in a conversation, message by message."""
     return [parts.text_of(message.get("content")) for message in messages if message.get("role") == "user"]

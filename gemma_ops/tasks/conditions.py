@@ -1,6 +1,6 @@
 """The conditions that answers were timed under: when they were asked, how many at once, on what, and how busy it was.
 
-`conditions.jsonl` stands beside the answers and is no part of their identity: answers of versions that recorded no
+`conditions.jsonl` stands next to the answers and is no part of their identity: answers of versions that recorded no
 conditions stay valid, and their load is told as not recorded.
 """
 
@@ -32,19 +32,19 @@ class Conditions:
     identity: str
     task: str
     began: str
-    """UTC, ISO 8601, to the second."""
+    """Time of the first question: UTC, ISO 8601, to the second."""
     rows: int
-    """Questions that were open then."""
+    """Number of questions that were open then."""
     at_once: int
-    """Prompts decoded together, or requests under way together."""
+    """Prompts decoded together, or concurrent requests."""
     here: bool
     """Whether the questions stayed on this machine."""
     device: str
-    """Empty where the target's engine is not ours, so that its device is not known."""
+    """Device that computed; empty where the target's engine is not ours, so that it is not known."""
     threads: int | None
     """CPU threads that the target's engine computes with."""
     cores: int | None
-    """Of this machine."""
+    """CPU cores of this machine."""
     load: float | None
     """Load average of this machine over the minute before the first question."""
 
@@ -77,7 +77,7 @@ def observe(target: Target, task: Task, rows: int, batch: int) -> Conditions:
 def asked_facts(
     known: Iterable[Conditions], targets: Sequence[Target], tasks: Sequence[Task], shown: dict[tuple[str, str], int]
 ) -> list[AskedFacts]:
-    """Sum up what is known of every target's answers to every task, for the verdict. `shown` counts the questions by
+    """Sum up what is known about every target's answers to every task, for the verdict. `shown` counts the questions by
     (target, task); what no record covers is left out, and `whole` is false where records cover a part only."""
     found: list[AskedFacts] = []
     records = list(known)
@@ -105,12 +105,12 @@ def asked_facts(
 
 
 def date_of(asked: Sequence[AskedFacts]) -> str | None:
-    """When the first of the answers was asked for, UTC; None where nothing recorded it."""
+    """Return when the first of the answers was asked for, UTC; None where nothing recorded it."""
     return min((one.began for one in asked), default=None)
 
 
 def load_words(verdict: Verdict, task: str, target: str) -> str:
-    """Say under which load a target's answers to a task were timed."""
+    """Return under which load a target's answers to a task were timed, in words."""
     found = next((one for one in verdict.asked if (one.task, one.target) == (task, target)), None)
     if found is None:
         return UNKNOWN
@@ -141,7 +141,7 @@ def _now() -> str:
 
 
 def _load() -> float | None:
-    """None on systems that keep no load average."""
+    """Return the load average; None on systems that keep none."""
     try:
         return round(os.getloadavg()[0], 2)
     except (OSError, AttributeError):

@@ -31,11 +31,11 @@ class Graded:
 
     @property
     def hidden(self) -> frozenset[int]:
-        """Indexes of rows that the target may not see."""
+        """Return the indexes of rows that the target may not see."""
         return frozenset(index for index, answer in enumerate(self.answers) if answer.end == "hidden")
 
     def column(self, name: str) -> list[float | None]:
-        """Scores of one column, one per row."""
+        """Return the scores of one column, one per row."""
         return [scored.values[name] for scored in self.scores]
 
 
@@ -46,7 +46,7 @@ def grade_answers(task: Task, target: str, answers: Sequence[StoredAnswer]) -> G
 
 
 def grade_lines(graded: Sequence[Graded]) -> Iterator[str]:
-    """Lines of `scores.jsonl`: key, target, task, row, what each metric says, and details the report shows."""
+    """Yield lines of `scores.jsonl`: key, target, task, row, what each metric says, and details the report shows."""
     for item in graded:
         for answer, scored in zip(item.answers, item.scores, strict=True):
             body = {

@@ -1,4 +1,5 @@
-"""From one line of a task's data file to a question: the turns, the reference, the privacy class, cluster and slices."""
+"""Conversion of a line of a task's data file to a question: the turns, the reference, the privacy class, cluster and
+slices."""
 
 from __future__ import annotations
 
@@ -28,8 +29,8 @@ _OWN = frozenset({"id", "messages", "prompt", "reference", "choices", "metadata"
 
 
 def make_question(file: TaskFile, body: Mapping[str, Any], place: str, system: str, shelf: MediaShelf) -> ScoredRow:
-    """The row of a line that stands at `place` (`file:line`); `shelf` opens what it shows. Raises DataError naming that
-    place."""
+    """Return the row of a line that stands at `place` (`file:line`); `shelf` opens its images and sounds. Raises
+    DataError naming that place."""
     if file.data.from_source:
         assert file.data.prompt
         assert file.data.reference
@@ -120,7 +121,7 @@ def _choices(value: Any, place: str) -> tuple[str, ...] | None:
 
 
 def _privacy(task: Privacy, row: Any, place: str) -> Privacy:
-    """The stricter of the task's and the row's class."""
+    """Return the stricter of the task's and the row's class."""
     if row is None:
         return task
     if row not in PRIVACY:
@@ -129,7 +130,7 @@ def _privacy(task: Privacy, row: Any, place: str) -> Privacy:
 
 
 def _field(row: ScoredRow, name: str, place: str) -> Any:
-    """A value to slice or cluster by. Raises DataError when the row has none."""
+    """Return a value to slice or cluster by. Raises DataError when the row has none."""
     if name == "prompt_words":
         return len(text_of(row.messages[-1].get("content", "")).split())
     head, _, key = name.partition(".")
@@ -164,6 +165,6 @@ def _bucket(value: Any, spec: SliceSpec, place: str) -> str:
 
 
 def renamed(row: ScoredRow, seen: Mapping[str, str]) -> ScoredRow:
-    """Two rows that ask the same get one hash: the later one is numbered."""
+    """Return a row whose hash differs from that of an earlier row that asks the same: the later one is numbered."""
     name = next(name for number in range(2, len(seen) + 3) if (name := f"{row.id}-{number}") not in seen)
     return replace(row, id=name)

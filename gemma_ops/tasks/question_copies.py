@@ -1,8 +1,8 @@
 """Questions that stand in a task twice count once: equal and nearly equal ones become one cluster.
 
 A question copied under a new id brings no new evidence, and intervals that take it for another question are too narrow.
-Compared is what the user says and shows, without what most questions share (a fixed instruction); nearly equal means that
-four in five of the runs of five words agree.
+Compared is what the user says and shows, without what most questions share (a fixed instruction); nearly equal means
+that four in five of the runs of five words agree.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _SIGNS = re.compile(r"\d+|[²³¹⁰-₉+*/=<>^%−-]")
 
 
 def join_copies(task: Task) -> Task:
-    """The task with copies in one cluster, and their number. Clusters that share a question become one."""
+    """Return the task with copies in one cluster, and their number. Clusters that share a question become one."""
     groups = copied(task.rows)
     extra = len(groups) - len(set(groups))
     if not extra:
@@ -48,7 +48,7 @@ def join_copies(task: Task) -> Task:
 
 
 def copied(rows: Sequence[ScoredRow]) -> list[int]:
-    """For each row, the index of the first one that asks the same."""
+    """Return for each row the index of the first one that asks the same."""
     asked = [asked_texts({"messages": list(row.messages)}) for row in rows]
     beside = [_beside(row, texts) for row, texts in zip(rows, asked, strict=True)]
     boilerplate = _instruction([hashes(text) for texts in asked for text in texts])
@@ -66,8 +66,8 @@ def copied(rows: Sequence[ScoredRow]) -> list[int]:
 
 
 def _instruction(texts: Sequence[Hashes]) -> Boilerplate:
-    """What a fixed instruction says. A question copied again and again is common too, so only what a quarter of all texts
-    share counts."""
+    """Return what a fixed instruction says. A question copied again and again is common too, so only what a quarter of
+    all texts share counts."""
     found = Boilerplate(texts)
     found.runs = {run: share for run, share in found.runs.items() if share > COMMON}
     found.edges = {edge: share for edge, share in found.edges.items() if share > COMMON}
@@ -79,7 +79,8 @@ def _plain(text: str) -> str:
 
 
 def _beside(row: ScoredRow, asked: Sequence[str]) -> tuple[str, ...]:
-    """What must be the very same in nearly equal questions: what is shown, what others say, numbers and operators."""
+    """Return what must be the very same in nearly equal questions: images and sounds, what others say, numbers and
+    operators."""
     others = [text_of(turn.get("content")) for turn in row.messages if turn.get("role") != "user"]
     return (*names(list(row.messages)), *others, *(sign for text in asked for sign in _SIGNS.findall(text)))
 

@@ -21,9 +21,10 @@ from gemma_ops.tasks import conditions
 
 FILE = "answers.jsonl"
 JUDGED = "judge"
-"""Folder of what judges said of the answers."""
+"""Folder of the judges' verdicts on the answers."""
 KEPT, KEPT_CONDITIONS, KEPT_JUDGED = "evaluate.answers.jsonl", "evaluate.conditions.jsonl", "evaluate.judge"
-"""In the run's folder: answers, their conditions and judgements of an evaluation that is made again, for it to start with."""
+"""Files and folder in the run's folder that keep answers, their conditions and judgements of an evaluation that is made
+again, for it to start with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +37,8 @@ class StoredAnswer(AskedRecord):
 
     LINE: ClassVar[tuple[str, ...]] = (
         "key", "target", "task", "row", "text", "end", "prompt_tokens", "new_tokens", "seconds", "reason",
-        "first_seconds", "thought_tokens", "cached_tokens", "dollars", "model", "response_id", "tier", "thought", "waited",
+        "first_seconds", "thought_tokens", "cached_tokens", "dollars", "model", "response_id", "tier", "thought",
+        "waited",
     )  # fmt: skip
 
     target: str
@@ -48,11 +50,11 @@ class StoredAnswer(AskedRecord):
     first_seconds: float | None = None
     thought: str = ""
     waited: float | None = None
-    """Seconds that whoever asked waited for the whole answer; None where it was not told apart from `seconds`."""
+    """Seconds that whoever asked waited for the whole answer; None where it was not measured apart from `seconds`."""
 
 
 def answer_key(target: str, identity: str, task: str, row: ScoredRow, generation: dict[str, Any]) -> str:
-    """Key of the answer of one target to one row: 32 hex digits."""
+    """Return the key of the answer of one target to one row: 32 hex digits."""
     tools = [list(row.tools)] if row.tools else []
     return asked_key(target, identity, task, row.id, list(row.messages), generation, *tools)
 
@@ -60,21 +62,21 @@ def answer_key(target: str, identity: str, task: str, row: ScoredRow, generation
 def stored(
     key: str, target: str, task: str, row: str, answer: Answer, *, seconds: float, waited: float
 ) -> StoredAnswer:
-    """An answer as it is filed, with the machine's time and the asker's."""
+    """Return an answer as it is filed, with the machine's time and the asker's."""
     times = {"seconds": round(seconds, 4), "waited": round(waited, 4)}
     return StoredAnswer.of_answer(answer, key=key, target=target, task=task, row=row, **times)
 
 
 def hidden(key: str, target: str, task: str, row: str) -> StoredAnswer:
-    """What stands for the answer of a target to a row that it may not see."""
+    """Return the placeholder for a target's answer to a row that it may not see."""
     return StoredAnswer(
         key=key, target=target, task=task, row=row, text="", end="hidden", prompt_tokens=0, new_tokens=0
     )
 
 
 def keep_answers(run: Path) -> None:
-    """Leave the answers of a run's evaluation, and what judges said of them, for the next one. Raises DataError when there
-    are none."""
+    """Keep the answers of a run's evaluation, and what judges said of them, for the next one. Raises DataError when
+    there are none."""
     for folder in ("evaluate", "evaluate.partial"):
         if (run / folder / FILE).is_file():
             write_text(run / KEPT, (run / folder / FILE).read_text(encoding="utf-8"))
@@ -89,8 +91,8 @@ def keep_answers(run: Path) -> None:
 
 
 def take_answer(out: Path) -> None:
-    """Start with the answers and judgements that were kept, if there are any. Answers nobody asks for are dropped at the
-    end."""
+    """Start with the answers and judgements that were kept, if there are any. Answers nobody asks for are dropped at
+    the end."""
     kept, judged = out.parent / KEPT, out.parent / KEPT_JUDGED
     if kept.is_file():
         kept.replace(out / FILE)
@@ -101,7 +103,7 @@ def take_answer(out: Path) -> None:
 
 
 class AnswerFile(AskedFile[StoredAnswer]):
-    """The answers of an evaluation, as they come. One that failed counts as what it is."""
+    """File of the answers of an evaluation, which grows as they come. One that failed counts as what it is."""
 
     repeats_failures = False
     kind, noun, again = StoredAnswer, "an answer", "evaluate again"

@@ -1,4 +1,5 @@
-"""A task: questions, expected answers, and how answers are scored. A folder with a `task.yaml`; see `eval/README.md`."""
+"""A task: questions, expected answers, and how answers are scored. A folder with a `task.yaml`; see
+`eval/README.md`."""
 
 from __future__ import annotations
 
@@ -29,15 +30,15 @@ class Task:
     digest: str
     rubric: str
     total: int
-    """Rows before `first` chose some."""
+    """Number of rows before `first` chose some."""
     copies: int = 0
-    """Rows that ask what an earlier row asks; see `question_copies.py`."""
+    """Number of rows that ask what an earlier row asks; see `question_copies.py`."""
     held: Mapping[str, str] = field(default_factory=dict)
-    """By id of a row that is stricter than it says: whose text it holds; see `tightening.py`."""
+    """Text that makes a row stricter than it says of itself, by the row's id; see `tightening.py`."""
 
     @property
     def clustered(self) -> bool:
-        """Whether rows come in clusters, so that `cluster` of each row says in which."""
+        """True if rows come in clusters, so that `cluster` of each row says in which."""
         return self.file.cluster_by is not None or self.copies > 0
 
     @property
@@ -46,17 +47,17 @@ class Task:
 
     @property
     def shows(self) -> frozenset[str]:
-        """What the questions show besides text: of `image` and `audio`."""
+        """Return the kinds of media in the questions: of `image` and `audio`."""
         return frozenset(part["type"] for row in self.rows if row.media for part in media_of(row.messages))
 
     @property
     def columns(self) -> list[str]:
-        """Names of all per-row figures."""
+        """Return the names of all per-row figures."""
         return [column for scorer in self.scorers for column in scorer.columns]
 
     @property
     def figures(self) -> list[str]:
-        """Names of everything a gate may ask about: columns and aggregates."""
+        """Return the names of everything a gate may ask about: columns and aggregates."""
         return self.columns + [name for scorer in self.scorers for name in scorer.aggregates]
 
     def score(self, text: str, row: ScoredRow) -> ScoredAnswer:
@@ -71,7 +72,8 @@ class Task:
         return ScoredAnswer(values, detail)
 
     def first(self, count: int | None) -> Task:
-        """The task with only `count` rows, the first by hash of their id: the same ones whatever the file's order."""
+        """Return the task with only `count` rows, the first by hash of their id: the same ones whatever the file's
+        order."""
         if count is None or count >= len(self.rows):
             return self
         chosen = set(
@@ -81,7 +83,7 @@ class Task:
 
 
 def needs_source(folder: Path) -> bool:
-    """Whether the task's rows are not shipped, so that `load_task` needs the user's data folder."""
+    """True if the task's rows are not shipped, so that `load_task` needs the user's data folder."""
     return read_task_file(folder / "task.yaml").data.from_source is not None
 
 

@@ -1,4 +1,4 @@
-"""The border: what may stand in a `task.yaml`, and reading one with every problem told at its line.
+"""The schema of a `task.yaml`, and reading one with every problem reported at its line.
 
 A task is written by hand, so an unknown key is refused with the key that was probably meant. A new kind of metric is
 added in `metrics/`; nothing here changes for it.
@@ -26,7 +26,8 @@ class TaskData(ConfigSection):
     path: str | None = None
     """A jsonl file of the task's folder, one row per line."""
     from_source: str | None = None
-    """A csv, tsv, jsonl or parquet file in the folder that the run's `data.path` points at, for data that isn't shipped."""
+    """A csv, tsv, jsonl or parquet file in the folder that the run's `data.path` points at, for data that isn't
+    shipped."""
     prompt: str | None = None
     """For `from_source`: the user turn, with `{column}` placeholders (`{{` and `}}` are braces)."""
     reference: str | None = None
@@ -98,7 +99,7 @@ class TaskFile(ConfigSection):
     @field_validator("slices", mode="before")
     @classmethod
     def _short_slices(cls, value: Any) -> Any:
-        """`category` is short for `{name: category, field: category}`."""
+        """Expand `category` to `{name: category, field: category}`."""
         return (
             [{"name": item, "field": item} if isinstance(item, str) else item for item in value]
             if isinstance(value, list)
@@ -108,7 +109,7 @@ class TaskFile(ConfigSection):
     @field_validator("metrics", mode="before")
     @classmethod
     def _short_metrics(cls, value: Any) -> Any:
-        """`json_valid` is short for `{id: json_valid}`."""
+        """Expand `json_valid` to `{id: json_valid}`."""
         return [{"id": item} if isinstance(item, str) else item for item in value] if isinstance(value, list) else value
 
     @model_validator(mode="after")
@@ -147,7 +148,7 @@ def read_task_file(path: Path) -> TaskFile:
 
 
 def _explain(path: Path, places: dict[Key, str], error: Any) -> str:
-    """One line for one problem: file and line, the key, what is wrong, what was probably meant."""
+    """Return one line for one problem: file and line, the key, what is wrong, what was probably meant."""
     # In a list of metrics pydantic adds the metric's id to the location; the file has no such level.
     key: Key = tuple(
         part for index, part in enumerate(error["loc"]) if not (index == 2 and error["loc"][0] == "metrics")
@@ -173,7 +174,7 @@ def _explain(path: Path, places: dict[Key, str], error: Any) -> str:
 
 
 def _fields(loc: Key) -> list[str]:
-    """Keys known at a place of the tree."""
+    """Return the keys known at a place of the tree."""
     model: type[BaseModel] = TaskFile
     sections: dict[str, type[BaseModel]] = {"data": TaskData, "generation": TaskGeneration, "slices": SliceSpec}
     for index, part in enumerate(loc):

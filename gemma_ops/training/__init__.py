@@ -1,4 +1,4 @@
-"""Training: the step `train`, in whatever way `train.method` says, in this process or in several."""
+"""Training: the step `train`, by any `train.method`, in this process or in several."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ def _trained(
     launch.launch_checks.refuse_launch(settings, here)
     if int(os.environ.get("WORLD_SIZE") or "1") > 1:
         raise ConfigError(
-            "somebody else's launcher started this process as one of several: each would train by itself, into one folder",
+            "somebody else's launcher started this process as one of several: each would train by itself, into "
+            "one folder",
             "start it once, with --set launch.engine=torchrun --set launch.processes=…",
         )
     return train_here(out, settings, machine, base=base, data=data, teacher=teacher)
@@ -48,7 +49,7 @@ def train_here(
 
 
 def _record(out: Path, base: Path, data: Path, teacher: Path | None) -> None:
-    """Write the class of what was learned beside what was trained: in the artifact, and in each folder people copy."""
+    """Write the class of what was learned next to what was trained: in the artifact, and in each folder people copy."""
     models = {"base": base, "teacher": teacher}
     found = {name: learned_class(path) for name, path in models.items() if path is not None}
     found["rows"] = rows_class([data / "train.jsonl", data / "valid.jsonl"])
@@ -58,5 +59,5 @@ def _record(out: Path, base: Path, data: Path, teacher: Path | None) -> None:
 
 
 def larger_model(settings: TrainConfig) -> ModelConfig | None:
-    """The teacher of a distillation, to be fetched; None for every other method."""
+    """Return the teacher of a distillation, to be fetched; None for every other method."""
     return ModelConfig(base=settings.distill.teacher or "") if settings.method == "distill" else None

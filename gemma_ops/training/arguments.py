@@ -1,4 +1,5 @@
-"""From our settings to TRL's, whatever the method: every key we set, and the check of those passed through `train.trl`."""
+"""Conversion of our settings to TRL's, whatever the method: every key we set, and the check of those passed through
+`train.trl`."""
 
 from __future__ import annotations
 
@@ -49,7 +50,7 @@ _OPTIMIZERS = {
 
 
 def autocasts(settings: TrainConfig) -> bool:
-    """Whether the forward pass runs under autocast to bfloat16.
+    """True if the forward pass runs under autocast to bfloat16.
 
     Fused adapters compute in the base's own type; autocast would keep a second copy of every weight it meets.
     """
@@ -59,7 +60,7 @@ def autocasts(settings: TrainConfig) -> bool:
 def common(
     settings: TrainConfig, out: Path, *, has_valid: bool, rate: float, device: str, best: str = "eval_loss"
 ) -> dict[str, Any]:
-    """Keys of transformers' `TrainingArguments` that follow from our settings, for every method.
+    """Return the keys of transformers' `TrainingArguments` that follow from our settings, for every method.
 
     `rate` is the peak learning rate; `best` what an early stop watches, better when lower if it is a loss. Raises
     ConfigError for what this machine or these rows can't do.
@@ -114,7 +115,7 @@ def common(
 
 
 def training_arguments(config: Any, settings: TrainConfig, owned: dict[str, Any], known: set[str] | None = None) -> Any:
-    """An instance of a TRL configuration class from the keys we own and those of `train.trl`.
+    """Return an instance of a TRL configuration class from the keys we own and those of `train.trl`.
 
     `known` are the keys that may be passed through, by default all of the class. Raises ConfigError for a key that TRL
     doesn't know or that gemma-ops sets itself.
@@ -141,8 +142,8 @@ def training_arguments(config: Any, settings: TrainConfig, owned: dict[str, Any]
 def sft_arguments(
     settings: TrainConfig, out: Path, *, has_valid: bool, rate: float, device: str, shared: dict[str, Any] | None = None
 ) -> Any:
-    """The `SFTConfig` of a run. `rate` is the peak learning rate, `shared` what several processes need. Raises ConfigError
-    as `common` and `build` do."""
+    """Return the `SFTConfig` of a run. `rate` is the peak learning rate, `shared` what several processes need. Raises
+    ConfigError as `common` and `build` do."""
     import trl
 
     owned = common(settings, out, has_valid=has_valid, rate=rate, device=device) | {

@@ -1,4 +1,4 @@
-"""What a training method brings to the one skeleton that all of them share, `train_step`."""
+"""The interface of a training method, for the one skeleton that all of them share, `train_step`."""
 
 from __future__ import annotations
 
@@ -19,43 +19,44 @@ class TrainingRows:
     train: Any
     valid: Any
     cut: int
-    """Training rows that were longer than `train.max_length`."""
+    """Number of training rows that were longer than `train.max_length`."""
     manner: Manner
 
 
 @dataclass(frozen=True)
 class TrainingSite:
-    """Where and on what one training runs."""
+    """The place and the inputs of one training."""
 
     folder: Path
-    """The checkpoint it starts from."""
+    """Folder of the checkpoint it starts from."""
     work: Path
-    """Its checkpoints, which are gone at the end."""
+    """Folder of its checkpoints, which is deleted at the end."""
     machine: MachineConfig
     launch: LaunchConfig
     device: str
-    """`cpu` or `cuda`."""
+    """Device, `cpu` or `cuda`."""
     tokenizer: Any
     template: str
-    """The chat template that the checkpoint publishes."""
+    """Chat template that the checkpoint publishes."""
     media: Media | None
-    """How rows that show something become tensors; None where they are text."""
+    """Converter of images and sounds to tensors; None where rows are text."""
     teacher: Path | None
-    """The checkpoint that a distillation learns from."""
+    """Folder of the checkpoint that a distillation learns from."""
 
 
 class Course(Protocol):
     """A training method, or several that differ in their loss alone."""
 
     answers: bool
-    """True if the model answers validation prompts on its way."""
+    """Whether the model answers validation prompts during the training."""
 
     def rate_share(self, settings: TrainConfig) -> float:
         """Return the default peak learning rate as a share of the size's own for adapters."""
         ...
 
     def rows(self, data: Path, settings: TrainConfig, site: TrainingSite) -> TrainingRows:
-        """Write the tables of a prepared folder below `site.work`. Raises DataError when nothing can be learned from it."""
+        """Write the tables of a prepared folder below `site.work`. Raises DataError when nothing can be learned from
+        it."""
         ...
 
     def model(self, settings: TrainConfig, site: TrainingSite) -> Any:

@@ -1,4 +1,4 @@
-"""What a training leaves behind besides weights: a record of every step, sampled answers, checkpoints known to be whole."""
+"""Records of a training besides its weights: a line for every step, sampled answers, checkpoints known to be whole."""
 
 from __future__ import annotations
 
@@ -26,13 +26,14 @@ _LEFT_OUT |= {"num_tokens", "eval_num_tokens"}  # TRL counts them from zero afte
 _LEFT_OUT |= {"eval_runtime", "eval_samples_per_second", "eval_steps_per_second", "step_time"}
 
 _FOLLOWED = (
-    "loss", "grad_norm", "learning_rate", "eval_loss", "mean_token_accuracy", "reward", "eval_reward", "rewards/margins",
+    "loss", "grad_norm", "learning_rate", "eval_loss", "mean_token_accuracy", "reward", "eval_reward",
+    "rewards/margins",
     "rewards/accuracies", "accuracy", "kl",
 )  # fmt: skip
 
 
 def last_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that was written to its end; half-written ones are removed."""
+    """Return the newest checkpoint that was written to its end; half-written ones are removed."""
     whole = []
     for path in folder.glob("checkpoint-*"):
         if (path / _MARK).exists():
@@ -43,7 +44,8 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 
 def write_record(state: Any, path: Path) -> None:
-    """Write what the trainer logged, a line per step or validation, without timings: the same run gives the same bytes."""
+    """Write what the trainer logged, a line per step or validation, without timings: the same run gives the same
+    bytes."""
     with path.open("w", encoding="utf-8") as file:
         for entry in state.log_history:
             kept = {key: value for key, value in entry.items() if key not in _LEFT_OUT}
@@ -52,7 +54,7 @@ def write_record(state: Any, path: Path) -> None:
 
 
 def validated(state: Any, settings: TrainConfig) -> dict[str, Any] | None:
-    """The validation of the last step, where there was one and no earlier adapter was taken instead."""
+    """Return the validation of the last step, where there was one and no earlier adapter was taken instead."""
     if settings.early_stop:
         return None
     return next(
@@ -66,7 +68,7 @@ def validated(state: Any, settings: TrainConfig) -> dict[str, Any] | None:
 
 
 def prompts(path: Path, tokenizer: Any, count: int, manner: Manner, media: Media | None = None) -> list[dict[str, Any]]:
-    """The first `count` validation rows as prompts up to their last answer, for `Follow` to have answered."""
+    """Return the first `count` validation rows as prompts up to their last answer, for `Follow` to have answered."""
     found: list[dict[str, Any]] = []
     for row in example.read_rows(path):
         if len(found) >= count:
@@ -89,7 +91,8 @@ def prompts(path: Path, tokenizer: Any, count: int, manner: Manner, media: Media
 
 
 class Follow(TrainerCallback):  # type: ignore[misc]
-    """Marks whole checkpoints, reports progress, samples answers at each validation, stops on a loss that is not a number."""
+    """Callback that marks whole checkpoints, reports progress, samples answers at each validation, and stops on a loss
+    that is not a number."""
 
     def __init__(self, samples: Path, tokenizer: Any, prompts: list[dict[str, Any]]) -> None:
         self.samples = samples
@@ -100,7 +103,7 @@ class Follow(TrainerCallback):  # type: ignore[misc]
         self._tokens = 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Forget samples made after the checkpoint this run goes on from."""
+        """Delete samples made after the checkpoint that this run resumes from."""
         self._first = state.global_step
         self._began = time.time()
         if on_main() and self.samples.exists():

@@ -27,12 +27,12 @@ class Batch:
     passes: list[dict[str, Any]]
     """Arguments of the model's forward pass as `head` extends it: `input_ids`, `where`, `targets`, …"""
     divisor: float
-    """What the summed loss is divided by: the scored tokens of the whole step, over all processes, weighted."""
+    """Divisor of the summed loss: the scored tokens of the whole step, over all processes, weighted."""
     tokens: int
     """Tokens of the whole step, over all processes, without padding."""
 
     def pin_memory(self) -> Batch:
-        """Tensors in page-locked memory, so that copies to a GPU overlap its work."""
+        """Return the batch in page-locked memory, so that copies to a GPU overlap its work."""
         pinned = [
             {key: value.pin_memory() if hasattr(value, "pin_memory") else value for key, value in one.items()}
             for one in self.passes
@@ -41,7 +41,7 @@ class Batch:
 
 
 class TokenRows:
-    """Tokenized rows behind torch's loader: asked for a `Step`, it gives the rows of each pass."""
+    """Data set of tokenized rows for torch's loader: asked for a `Step`, it gives the rows of each pass."""
 
     def __init__(self, table: Any) -> None:
         self.table = table.with_format("numpy")
@@ -53,13 +53,14 @@ class TokenRows:
         return len(self.lengths)
 
     def __getitems__(self, step: OptimizerStep) -> list[Any]:
-        """The rows of each pass, the divisor and the tokens of the step: what `Collate` takes."""
+        """Return the rows of each pass, the divisor and the tokens of the step: what `Collate` takes."""
         passes = [[self.table[row] for row in one] for one in step.passes]
         return [passes, float(self.scored[step.rows].sum()), sum(self.lengths[row] for row in step.rows)]
 
 
 class Collate:
-    """Rows of each pass to tensors; packed end to end, or padded to the right.
+    """Collator of the rows of each pass to tensors; packed end to end (varlen, with cu_seqlens), or padded to the
+    right.
 
     `bounds` sends document bounds along. `pad` is the id of padding.
     """
@@ -108,7 +109,8 @@ def _ids(row: dict[str, Any]) -> Any:
 
 
 def _scored(rows: list[dict[str, Any]], starts: list[int]) -> dict[str, Any]:
-    """`where`, `targets` and, unless all are one, `weights` of rows that start at `starts` in the flattened pass."""
+    """Return `where`, `targets` and, unless all are one, `weights` of rows that start at `starts` in the flattened
+    pass."""
     import torch
 
     where, targets, weights = [], [], []
@@ -125,5 +127,5 @@ def _scored(rows: list[dict[str, Any]], starts: list[int]) -> dict[str, Any]:
 
 
 def _nothing(length: int) -> dict[str, Any]:
-    """A row without loss, for a process that has none."""
+    """Return a row without loss, for a process that has none."""
     return {"input_ids": np.zeros(length, dtype=np.int64), "labels": np.full(length, NO_LOSS)}

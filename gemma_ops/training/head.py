@@ -19,15 +19,15 @@ from gemma_ops.training.neftune import Noise
 
 @dataclass
 class ScoredLoss:
-    """What the forward pass gives back; `loss` carries the gradient, the others are for the record."""
+    """Result of the forward pass; `loss` carries the gradient, the others are for the record."""
 
     loss: Any
     correct: Any
-    """How many targets had the largest logit, or None where nobody looked."""
+    """Number of targets that had the largest logit, or None where nobody looked."""
 
 
 def install_head(model: Any, settings: TrainConfig) -> None:
-    """Teach the base model inside `model` (plain or with adapters) to answer `targets` with a loss.
+    """Make the base model inside `model` (plain or with adapters) return a loss for `targets`.
 
     The new arguments of its forward pass: `targets` [n] token ids, `where` [n] their places in the flattened batch,
     `divisor` a number, `weights` [n] or None, and for `method: distill` the frozen `teacher` model.
@@ -53,7 +53,7 @@ def install_head(model: Any, settings: TrainConfig) -> None:
 
 
 def _picked(model: Any, where: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Last hidden states [n, H] of the places asked for; all of them where none is."""
+    """Return the last hidden states [n, H] of the places asked for; all of them where none is."""
     states = model.model(*args, **{**kwargs, "use_cache": False}).last_hidden_state
     flat = states.reshape(-1, states.shape[-1])
     return flat.index_select(0, where) if len(where) else flat
@@ -103,7 +103,7 @@ def _loss(
 
 
 def _by_trl(hidden: Any, head: Any, targets: Any, softcap: Any, divisor: float, weights: Any, dft: bool) -> Any:
-    """The same loss from TRL's tiles, which compute the logits a second time in the backward pass."""
+    """Return the same loss from TRL's tiles, which compute the logits a second time in the backward pass."""
     from trl.kernels import ChunkedLogProbFunction
 
     tile, logit_scale = 32_768, 1.0

@@ -1,8 +1,9 @@
-"""Passes of rows that show something: the tensors of text, `mm_token_type_ids`, and those of images and sounds.
+"""Passes of rows with images or sounds: the tensors of text, `mm_token_type_ids`, and those of the media.
 
-Files are opened where the loader works, so that decoding runs beside the device. Soft tokens never carry loss: their
+Files are opened where the loader works, so that decoding runs next to the device. Soft tokens never carry loss: their
 labels were never set (`data.encoded`). Token types go along with every pass, whether it shows something or not: without
-them the large sizes would silently read an image from left to right (`modeling_gemma4.py`, `use_bidirectional_attention`).
+them the large sizes would silently read an image from left to right (`modeling_gemma4.py`,
+`use_bidirectional_attention`).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ Row = dict[str, Any]
 
 
 class MediaCollate(Collate):
-    """As `Collate`, for rows of `data.arrow.table` whose `media` is not empty; `folder` is the rows' folder."""
+    """Collator for rows of `data.arrow.table` whose `media` is not empty; `folder` is the rows' folder."""
 
     def __init__(self, perceiver: Perceiver, folder: Path, **manner: Any) -> None:
         super().__init__(**manner)
@@ -58,6 +59,6 @@ class MediaCollate(Collate):
 
 
 def shown_batch(row: Row) -> list[dict[str, Any]]:
-    """The parts a tokenized row shows, each with the `start` and `end` of its tokens."""
+    """Return the images and sounds of a tokenized row, each with the `start` and `end` of its tokens."""
     found: list[dict[str, Any]] = json.loads(str(row.get("media") or "[]"))
     return found

@@ -1,9 +1,10 @@
-"""What supervised fine-tuning does differently when rows show images or sounds. `sft` asks here, and is the same else.
+"""Supervised fine-tuning on rows with images or sounds: what it does differently. `sft` asks here, and is the same
+else.
 
-The model keeps its towers, which stay frozen unless `train.lora.towers` adapts them. Rows are packed like others: E2B and
-E4B read an image from left to right as they read words; the other sizes let an image's tokens see each other in sliding
-layers, and attention over documents numbers images within each document. With `train.kernels.attention: sdpa` those sizes
-are padded, because transformers 5.24 mixes the images of packed rows up (`family.traps`, packed-images).
+The model keeps its towers, which stay frozen unless `train.lora.towers` adapts them. Rows are packed like others: E2B
+and E4B read an image from left to right as they read words; the other sizes let an image's tokens see each other in
+sliding layers, and attention over documents numbers images within each document. With `train.kernels.attention: sdpa`
+those sizes are padded, because transformers 5.24 mixes the images of packed rows up (`family.traps`, packed-images).
 """
 
 from __future__ import annotations
@@ -28,27 +29,28 @@ class Media:
     perceiver: Perceiver
     folder: Path
     kinds: tuple[str, ...]
-    """`image`, `audio`, or both."""
+    """Kinds of media: `image`, `audio`, or both."""
     packs: bool
     """Whether packed passes are exact for this model."""
 
     @property
     def collate(self) -> Any:
-        """What builds passes, in place of `forward_inputs.Collate`."""
+        """Return the collator that builds passes, in place of `forward_inputs.Collate`."""
         from gemma_ops.training.media_collator import MediaCollate
 
         return partial(MediaCollate, self.perceiver, self.folder)
 
 
 def shown_in_rows(data: Path) -> tuple[str, ...]:
-    """What the rows of a prepared folder show: of `image` and `audio`, those with files in its store."""
+    """Return the kinds of media in the rows of a prepared folder: of `image` and `audio`, those with files in its
+    store."""
     store = data / media_files.FOLDER
     endings = {file.suffix.lstrip(".") for file in store.iterdir()} if store.is_dir() else set()
     return tuple(kind for kind, known in KINDS.items() if endings & known)
 
 
 def find_media(folder: Path, data: Path, settings: TrainConfig, *, sharded: bool = False) -> Media | None:
-    """The media of a data folder, None where there are none.
+    """Return the media of a data folder, None where there are none.
 
     Raises ConfigError for a method that has no form with images and sounds, and where the model is to be `sharded` over
     processes.
@@ -59,14 +61,15 @@ def find_media(folder: Path, data: Path, settings: TrainConfig, *, sharded: bool
     methods.check_shown_rows(settings.method, kinds, "the rows")
     if sharded:
         raise ConfigError(
-            "launch.strategy=fsdp gathers a tower when a pass runs it: processes whose passes show nothing would wait for ever",
+            "launch.strategy=fsdp gathers a tower when a pass runs it: processes whose passes show nothing would wait "
+            "for ever",
             "use launch.strategy=ddp for rows with images or audio",
         )
     return Media(Perceiver(folder), data, kinds, packs(folder, settings))
 
 
 def packs(folder: Path, settings: TrainConfig) -> bool:
-    """Whether rows with images may be laid end to end: not where an image's tokens see those after them, and masks are
+    """True if rows with images may be packed: not where an image's tokens see those after them, and masks are
     transformers' own."""
     if settings.kernels.attention == "documents":
         return True

@@ -12,7 +12,8 @@ from gemma_ops.training.forward_inputs import BOUNDS
 
 
 class Noise:
-    """Uniform noise in ±alpha / sqrt(L · H) on the embedding of each token, L its document's length and H the hidden size.
+    """Uniform noise in ±alpha / sqrt(L · H) on the embedding of each token, L its document's length and H the hidden
+    size.
 
     Source: arXiv 2310.05914, algorithm 1.
     """

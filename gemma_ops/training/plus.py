@@ -1,4 +1,4 @@
-"""LoRA+: the second factor of an adapter learns faster than the first (arXiv 2402.12354, equation 2)."""
+"""LoRA+: LoRA B learns faster than LoRA A (arXiv 2402.12354, equation 2)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from typing import Any
 
 
 def lora_plus_groups(optimizer: Any, model: Any, plus: float) -> Any:
-    """The optimizer with each group parted in two: all other parameters, and the B factors with `plus` times its rate.
+    """Return the optimizer with each group parted in two: all other parameters, and the LoRA B matrices with `plus`
+    times its rate.
 
     Parting an optimizer a second time changes nothing.
     """

@@ -1,4 +1,4 @@
-"""What the configuration leaves to the plan, settled on the device that trains, by the rows that are there."""
+"""Settings that the configuration leaves to the plan, decided on the device that trains, by the rows that are there."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gemma_ops.training.steps import Layout
 
 
 def refuse_warm_up_alone(settings: TrainConfig, table: Any) -> None:
-    """Raises ConfigError for a training on the rows of a table whose only step is the warm-up's first."""
+    """Raise ConfigError for a training on the rows of a table whose only step is the warm-up's first."""
     rows = table["length"]
     if refusal := settings.warm_up_alone(len(rows), sum(rows)):
         raise ConfigError(*refusal)
@@ -27,7 +27,7 @@ def refuse_warm_up_alone(settings: TrainConfig, table: Any) -> None:
 def settle(
     settings: TrainConfig, shape: Shape, tables: list[Any], device: str, *, ple: str, towers: bool = False
 ) -> TrainConfig:
-    """`settings` with `checkpointing` and, where rows are packed, `micro_tokens` decided for a model of `shape`.
+    """Return `settings` with `checkpointing` and, where rows are packed, `micro_tokens` decided for a model of `shape`.
 
     `tables` hold the rows, with their `length`: of `grpo` and `rloo` the prompts'. The choice is in the journal; it
     changes speed and memory, and the result by no more than rounding.
@@ -46,15 +46,15 @@ def settle(
 
 
 def recompute(settings: TrainConfig) -> Any:
-    """What `kernels.install` makes again: settled, or nothing where nobody has asked the plan."""
+    """Return what `kernels.install` recomputes: as decided, or nothing where nobody has asked the plan."""
     return "none" if settings.checkpointing == "auto" else settings.checkpointing
 
 
 def layout(
     settings: TrainConfig, rows: Any, device: str, *, rank: int = 0, world: int = 1, packs: bool = True
 ) -> Layout:
-    """How rows with a table `train` become steps on this machine; `packs` says whether this model can read rows end to
-    end."""
+    """Return how rows with a table `train` become steps on this machine; `packs` says whether this model can read
+    packed rows."""
     return Layout(
         batch=settings.batch,
         batch_tokens=settings.batch_tokens,
@@ -67,18 +67,18 @@ def layout(
 
 
 def layout_of(settings: TrainConfig, rows: Any, arguments: Any, *, packs: bool = True) -> Layout:
-    """The layout for the process and the device that a trainer's arguments say."""
+    """Return the layout for the process and the device that a trainer's arguments say."""
     rank, size = arguments.process_index, arguments.world_size
     return layout(settings, rows, arguments.device.type, rank=rank, world=size, packs=packs)
 
 
 def shape_of(folder: Path) -> Shape:
-    """Dimensions of the checkpoint in `folder`."""
+    """Return the dimensions of the checkpoint in `folder`."""
     return Shape.from_config(json.loads((folder / "config.json").read_text(encoding="utf-8")))
 
 
 def settle_here(device: str) -> Device:
-    """The device that torch calls `device`, as the table of devices knows it, with the memory it really has."""
+    """Return the device that torch calls `device`, as the table of devices knows it, with the memory it really has."""
     import torch
 
     if not device.startswith("cuda"):

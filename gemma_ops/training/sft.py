@@ -1,8 +1,9 @@
 """Supervised fine-tuning: four methods that differ in the loss alone.
 
-Answers (`sft`), answers weighted by their own probability (`dft`), a larger model's probabilities (`distill`), and every
-token (`pretrain`). What TRL and PEFT would otherwise decide silently (loss averaging, checkpointing, number types) is
-decided in `modeling.load`, `arguments`, `trainer` and below, each with a test that fails when the decision is taken out.
+Answers (`sft`), answers weighted by their own probability (`dft`), a larger model's probabilities (`distill`), and
+every token (`pretrain`). What TRL and PEFT would otherwise decide silently (loss averaging, checkpointing, number
+types) is decided in `modeling.load`, `arguments`, `trainer` and below, each with a test that fails when the decision is
+taken out.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from gemma_ops.training.settle import layout_of, recompute
 
 
 class SupervisedCourse:
-    """Learning from answers that are given, with an adapter (`lora`) or all parameters (`full`)."""
+    """Training on answers that are given, with an adapter (`lora`) or all parameters (`full`)."""
 
     answers = True
 
@@ -37,11 +38,12 @@ class SupervisedCourse:
         self.tune = tune
 
     def rate_share(self, settings: TrainConfig) -> float:
-        """See `Course.rate_share`."""
+        """Return the share of the size's own learning rate; see `Course.rate_share`."""
         return full.RATE if self.tune == "full" else 1.0
 
     def rows(self, data: Path, settings: TrainConfig, site: TrainingSite) -> TrainingRows:
-        """See `Course.rows`. Raises DataError when no training row carries loss."""
+        """Write the tables of a prepared folder; see `Course.rows`. Raises DataError when no training row carries
+        loss."""
         from gemma_ops.data.arrow import token_table
 
         manner = Manner(
@@ -62,7 +64,7 @@ class SupervisedCourse:
         return TrainingRows(train_rows, valid_rows, cut, manner)
 
     def model(self, settings: TrainConfig, site: TrainingSite) -> Any:
-        """See `Course.model`. It has its towers where rows show something."""
+        """Load the model that learns; see `Course.model`. It has its towers where rows show something."""
         loaded = load_model(
             site.folder, weights=settings.weights, device=local_device(site.device), towers=site.media is not None,
             ple=site.machine.ple, sharded=site.launch.strategy == "fsdp",
@@ -79,7 +81,8 @@ class SupervisedCourse:
         rate: float,
         follow: Callable[[], Any],
     ) -> Any:
-        """See `Course.trainer`. A teacher is loaded next to the model."""
+        """Make the trainer on rows that are tokenized already; see `Course.trainer`. A teacher is loaded next to the
+        model."""
         larger = teaching.load_teacher(site.teacher, settings, local_device(site.device)) if site.teacher else None
         shared = strategy.arguments(site.launch, settings, model, site.device)
         has_valid = len(rows.valid) > 0
@@ -90,7 +93,7 @@ class SupervisedCourse:
         return make_sft_trainer(model, arguments, rows, site.folder, callbacks, settings, teacher=larger, media=media)
 
     def save(self, model: Any, out: Path, site: TrainingSite, described: dict[str, Any]) -> Path:
-        """See `Course.save`."""
+        """Write the adapter, or the tensors that changed; see `Course.save`."""
         if self.tune == "full":
             full.save_full(model, out / full.FOLDER, site.folder, described, write=on_main())
             return out / full.FOLDER
@@ -101,7 +104,7 @@ class SupervisedCourse:
 
 
 def prepare_model(model: Any, settings: TrainConfig, shown: Sequence[str] = ()) -> Any:
-    """A loaded model with its adapter, its kernels and its head; `shown` is what rows show besides text."""
+    """Return a loaded model with its adapter, its kernels and its head; `shown` is what rows show besides text."""
     if settings.tune == "full":
         full.unfreeze(model, settings)
         return equip(model, settings)
@@ -109,7 +112,7 @@ def prepare_model(model: Any, settings: TrainConfig, shown: Sequence[str] = ()) 
 
 
 def equip(model: Any, settings: TrainConfig) -> Any:
-    """A model with the kernels and the head that training runs on."""
+    """Return a model with the kernels and the head that training runs on."""
     from gemma_ops import kernels
 
     replay = settings.tune == "lora" and settings.method in passes.REPLAYED and world().size == 1
@@ -128,7 +131,7 @@ def make_sft_trainer(
     teacher: Any = None,
     media: Media | None = None,
 ) -> Any:
-    """The trainer on rows that are tokenized already, with adapters kept in float32."""
+    """Make the trainer on rows that are tokenized already, with adapters kept in float32."""
     import torch
     import transformers
 

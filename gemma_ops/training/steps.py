@@ -1,4 +1,4 @@
-"""Which rows each optimizer step takes, and how they are laid into forward passes: plain arithmetic, without torch.
+"""The rows of each optimizer step, and how they are packed into forward passes: plain arithmetic, without torch.
 
 A step is the same set of rows however it is computed. Packed, its rows are laid end to end into *passes* of at most
 `micro_tokens` tokens, as evenly as possible; unpacked, rows of like length share a pass and are padded. On several
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from math import ceil
 
 Pass = list[int]
-"""Numbers of the rows of one forward pass; empty where another process has one more pass to compute."""
+"""Indexes of the rows of one forward pass; empty where another process has one more pass to compute."""
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,9 @@ class OptimizerStep:
     """One optimizer step as one process sees it."""
 
     passes: list[Pass]
-    """Its own forward passes."""
+    """Forward passes of this process."""
     rows: list[int]
-    """All rows of the step, whoever computes them: what the loss is averaged over."""
+    """All rows of the step, whoever computes them, over which the loss is averaged."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Layout:
     batch: int
     """Rows per optimizer step, over all processes."""
     batch_tokens: int | None = None
-    """Tokens per optimizer step instead."""
+    """Tokens per optimizer step, instead of `batch`."""
     micro_tokens: int = 4096
     """Tokens per packed forward pass; a longer row has one to itself."""
     micro_batch: int | None = None
@@ -74,7 +74,7 @@ class Steps:
             yield self.deal(group)
 
     def groups(self) -> Iterator[list[int]]:
-        """Rows of each optimizer step, over all processes."""
+        """Yield the rows of each optimizer step, over all processes."""
         order = list(range(len(self.lengths)))
         random.Random(f"{self.layout.seed}/{self.epoch}").shuffle(order)
         if self.layout.batch_tokens is None:
@@ -90,7 +90,7 @@ class Steps:
         yield from found
 
     def deal(self, group: list[int]) -> OptimizerStep:
-        """What this process computes of a step's rows."""
+        """Return what this process computes of a step's rows."""
         layout = self.layout
         if layout.micro_batch is None:
             passes = pack(group, self.lengths, layout.micro_tokens, layout.world)
@@ -100,7 +100,7 @@ class Steps:
 
 
 def pack(rows: Sequence[int], lengths: Sequence[int], capacity: int, multiple: int = 1) -> list[Pass]:
-    """Lay rows into as few passes of at most `capacity` tokens as longest-first finds (a multiple of `multiple`), then
+    """Pack rows into as few passes of at most `capacity` tokens as longest-first finds (a multiple of `multiple`), then
     even them out: the longest row left always goes to the emptiest pass that can take it.
 
     Longest-first into any pass with room needs at most 11/9 of the optimum and two thirds of a pass more (Dósa 2007).
@@ -118,7 +118,7 @@ def pack(rows: Sequence[int], lengths: Sequence[int], capacity: int, multiple: i
 
 
 def _even(order: list[int], lengths: Sequence[int], capacity: int, count: int) -> list[Pass] | None:
-    """Into the emptiest pass each; None where that overfills one."""
+    """Put each row into the emptiest pass; None where that overfills one."""
     heap = [(0, index) for index in range(count)]
     passes: list[Pass] = [[] for _ in range(count)]
     for row in order:
@@ -131,7 +131,7 @@ def _even(order: list[int], lengths: Sequence[int], capacity: int, count: int) -
 
 
 def _first(order: list[int], lengths: Sequence[int], capacity: int, count: int) -> list[Pass]:
-    """Into the first pass with room each."""
+    """Put each row into the first pass with room."""
     passes: list[Pass] = [[] for _ in range(count)]
     used = [0] * count
     for row in order:
@@ -142,8 +142,8 @@ def _first(order: list[int], lengths: Sequence[int], capacity: int, count: int) 
 
 
 def pad(rows: Sequence[int], lengths: Sequence[int], size: int, multiple: int = 1) -> list[Pass]:
-    """Passes of at most `size` rows, neighbours in length; fewer rows each where `multiple` passes would not be filled, and
-    empty passes up to a multiple of it."""
+    """Return passes of at most `size` rows, neighbours in length; fewer rows each where `multiple` passes would not be
+    filled, and empty passes up to a multiple of it."""
     order = sorted(rows, key=lambda row: (-lengths[row], row))
     size = min(size, max(1, -(-len(order) // multiple)))  # no process idles while another computes the whole step
     passes = [order[start : start + size] for start in range(0, len(order), size)]

@@ -17,7 +17,8 @@ from gemma_ops.modeling.load import load_model, load_tokenizer
 
 
 def check_teacher(teacher: Path | None, student: Path) -> Path:
-    """The checkpoint folder of the teacher's artifact, which must read and write the tokens of the checkpoint `student`.
+    """Return the checkpoint folder of the teacher's artifact, which must read and write the tokens of the checkpoint
+    `student`.
 
     Raises ConfigError where there is no teacher, ModelError where its vocabulary is another one.
     """
@@ -42,7 +43,7 @@ def check_teacher(teacher: Path | None, student: Path) -> Path:
 
 
 def load_teacher(folder: Path, settings: TrainConfig, device: str) -> Any:
-    """The teacher, frozen, on the kernels that the student trains on."""
+    """Load the teacher, frozen, on the kernels that the student trains on."""
     from gemma_ops import kernels
 
     model = load_model(folder, weights=settings.weights, device=device)

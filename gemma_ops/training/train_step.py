@@ -36,8 +36,8 @@ def train_here(
 ) -> dict[str, float]:
     """Train in this process, alone or as one of a process group, on from the last whole checkpoint below `out`.
 
-    Writes `adapter/` (`tuned/` with `tune: full`), `record.jsonl` and `samples.jsonl` below `out`, and returns the step's
-    metrics. Raises DataError when no row is left to learn from, or the rows are not what the method learns from.
+    Writes `adapter/` (`tuned/` with `tune: full`), `record.jsonl` and `samples.jsonl` below `out`, and returns the
+    step's metrics. Raises DataError when no row is left to learn from, or the rows are not what the method learns from.
     """
     course = _course(settings)
     folder = checkpoint(base)
@@ -96,7 +96,8 @@ def _course(settings: TrainConfig) -> Course:
 
 
 def _metrics(state: Any, final: dict[str, Any], rows: TrainingRows, rate: float, trainable: int) -> dict[str, float]:
-    """What the step reports: means over the training, figures of its last step, and of the validation after it."""
+    """Return what the step reports: means over the training, figures of its last step, and of the validation after
+    it."""
     steps = [entry for entry in state.log_history if "loss" in entry]
     metrics = {
         "steps": float(state.global_step),

@@ -1,9 +1,9 @@
 """TRL's trainer with steps, batches and loss of our own.
 
 What stays TRL's and transformers': optimizer, schedule, clipping, checkpoints, callbacks, devices. What is ours: which
-rows a step takes and how they are laid into passes (`steps`, `forward_inputs`), the loss and what it is divided by (`head`), and
-validation, whose loss is the mean over scored tokens whatever the passes. One batch of the loader is one whole optimizer
-step, so nothing depends on how it is accumulated.
+rows a step takes and how they are laid into passes (`steps`, `forward_inputs`), the loss and what it is divided by
+(`head`), and validation, whose loss is the mean over scored tokens whatever the passes. One batch of the loader is one
+whole optimizer step, so nothing depends on how it is accumulated.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from gemma_ops.training.steps import Layout, Steps
 
 
 class _Loader(DataLoader):  # type: ignore[type-arg, misc]
-    """torch's loader, which passes the epoch on to its sampler: the trainer only asks loaders."""
+    """Loader of torch that passes the epoch on to its sampler: the trainer only asks loaders."""
 
     def set_epoch(self, epoch: int) -> None:
         """Order the rows as they come in this epoch."""
@@ -38,7 +38,7 @@ class _Loader(DataLoader):  # type: ignore[type-arg, misc]
 
 
 class StepTrainer(Portable, trl.SFTTrainer):  # type: ignore[misc]
-    """Trains on rows that are tokenized already; a step of the loader is a step of the optimizer."""
+    """Trainer on rows that are tokenized already; a step of the loader is a step of the optimizer."""
 
     def __init__(
         self, *, settings: TrainConfig, layout: Layout, teacher: Any = None, collate: Any = Collate, **kwargs: Any
@@ -49,14 +49,14 @@ class StepTrainer(Portable, trl.SFTTrainer):  # type: ignore[misc]
         self.teacher = teacher
         self.seen = 0
         self._awake = False
-        """Whether every module was put in training mode: a fresh adapter's root is, and the base below it is not. After that
-        modes change from a root down, of the model or of what wraps it."""
+        """Whether every module was put in training mode: a fresh adapter's root is, and the base below it is not. After
+        that modes change from a root down, of the model or of what wraps it."""
         self._steps: Iterator[Batch] = iter(())
         self._next: list[Batch] = []
         super().__init__(data_collator=_untouched, **kwargs)
 
     def get_train_dataloader(self) -> Any:
-        """Whole optimizer steps, this process's share of each."""
+        """Return a loader of whole optimizer steps, this process's share of each."""
         return self._loader(TokenRows(self.train_dataset), self.layout)
 
     def _loader(self, rows: TokenRows, layout: Layout) -> Any:
@@ -80,7 +80,7 @@ class StepTrainer(Portable, trl.SFTTrainer):  # type: ignore[misc]
         )
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], None]:
-        """The next step; what its loss is divided by comes with it."""
+        """Return the next step, and with it the divisor of its loss."""
         taken = self._next if self._steps is epoch_iterator else []
         if self._next and not taken:  # of an epoch that was left early
             self._table.forget()
@@ -88,7 +88,7 @@ class StepTrainer(Portable, trl.SFTTrainer):  # type: ignore[misc]
         return taken or list(islice(epoch_iterator, num_batches)), None
 
     def training_step(self, model: Any, inputs: Batch, num_items_in_batch: Any = None) -> Any:
-        """Forward and backward of every pass of the step; gradients are exchanged with the last one.
+        """Run forward and backward of every pass of the step; gradients are exchanged with the last one.
 
         Returns the loss of the whole step times this process's share, so that the mean over processes is the step's.
         """
@@ -117,17 +117,18 @@ class StepTrainer(Portable, trl.SFTTrainer):  # type: ignore[misc]
 
     @cached_property
     def _table(self) -> Any:
-        """The model's per-layer table in main memory, of which a GPU is sent rows."""
+        """Return the model's per-layer table in main memory, of which a GPU is sent rows."""
         return host_ple.find_ple(self.model) if self.args.device.type == "cuda" else None
 
     @cached_property
     def _casts(self) -> Any:
-        """The adapters in the type of their products, where that is not their own and they stay where they are."""
+        """Return the adapters in the type of their products, where that is not their own and they stay where they
+        are."""
         fits = self.settings.kernels.lora == "fused" and self.settings.weights != "fp32" and not self.is_fsdp_enabled
         return kernels.Copies(self.model) if fits else None
 
     def _ahead(self) -> dict[str, Any] | None:
-        """The first pass of the step after this one, which is taken from the loader early."""
+        """Return the first pass of the step after this one, which is taken from the loader early."""
         self._next = self._next or list(islice(self._steps, 1))
         return self._next[0].passes[0] if self._next else None
 
@@ -137,7 +138,7 @@ class StepTrainer(Portable, trl.SFTTrainer):  # type: ignore[misc]
             return model(**moved, divisor=divisor, **({"teacher": self.teacher} if self.teacher else {}))
 
     def evaluation_loop(self, dataloader: Any, description: str, *args: Any, **kwargs: Any) -> Any:
-        """The mean loss over the scored tokens of all validation rows."""
+        """Measure the mean loss over the scored tokens of all validation rows."""
         model = self._wrap_model(self.model, training=False)
         if not self.accelerator._models and model is self.model:
             model = self.accelerator.prepare_model(model, evaluation_mode=True)
@@ -153,12 +154,12 @@ class StepTrainer(Portable, trl.SFTTrainer):  # type: ignore[misc]
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=len(dataloader.dataset))
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
-        """Validation rows in the passes a training step would have."""
+        """Return a loader of validation rows in the passes a training step would have."""
         rows = TokenRows(self.eval_dataset if eval_dataset is None else eval_dataset)
         return self._loader(rows, self.layout)
 
     def floating_point_ops(self, inputs: Any) -> float:
-        """None are counted: transformers' formula knows neither shared layers nor windows."""
+        """Return 0: transformers' formula knows neither shared layers nor windows."""
         return 0.0
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -167,7 +168,7 @@ class StepTrainer(Portable, trl.SFTTrainer):  # type: ignore[misc]
         self._metrics: dict[str, Any] = {"train": defaultdict(list), "eval": defaultdict(list)}
 
     def create_optimizer(self, model: Any = None) -> Any:
-        """The optimizer of `train.optimizer`; with LoRA+ the second factors learn faster."""
+        """Create the optimizer of `train.optimizer`; with LoRA+ LoRA B learns faster."""
         return lora_plus_groups(super().create_optimizer(model), model or self.model, self.settings.lora.plus)
 
 

@@ -39,7 +39,7 @@ class Beyond:
 
     @property
     def modalities(self) -> tuple[str, ...]:
-        """Kinds of what is read and shown: `text`, `image`, `audio`, `video`, `document`."""
+        """Return the kinds of what is read and shown: `text`, `image`, `audio`, `video`, `document`."""
         kinds = {part["mime"].partition("/")[0] for part in self.shown.values()}
         found = {kind if kind in ("image", "audio", "video") else "document" for kind in kinds}
         return ("text", *sorted(found))
@@ -67,7 +67,7 @@ class Beyond:
 
 
 def openai_beyond(body: Any) -> Beyond:
-    """A body of OpenAI's chat completions. Raises RefusalError for what can be carried nowhere, by its name."""
+    """Return a body of OpenAI's chat completions. Raises RefusalError for what can be carried nowhere, by its name."""
     if not isinstance(body, dict):
         return Beyond(body)
     marks = _Marks()
@@ -86,7 +86,7 @@ def openai_beyond(body: Any) -> Beyond:
 
 
 def gemini_beyond(body: Any) -> Beyond:
-    """A body of Gemini's generateContent, its field names in camel case. Raises RefusalError as `openai_beyond`
+    """Return a body of Gemini's generateContent, its field names in camel case. Raises RefusalError as `openai_beyond`
     does."""
     if not isinstance(body, dict):
         return Beyond(body)

@@ -14,7 +14,8 @@ from gemma_ops.wire.gemini_wire import Refusal, contents_of
 
 _TOP = frozenset({"contents", "systemInstruction", "generationConfig", "tools", "toolConfig", "labels", "model"})
 _TOP_NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "store": (None, False), "serviceTier": (None, "standard", "STANDARD", "SERVICE_TIER_STANDARD"), "safetySettings": (None, []),
+    "store": (None, False), "serviceTier": (None, "standard", "STANDARD", "SERVICE_TIER_STANDARD"),
+    "safetySettings": (None, []),
 }  # fmt: skip
 _CONFIG = frozenset(
     {
@@ -67,8 +68,8 @@ def read_generate(body: Mapping[str, Any], *, stream: bool) -> tuple[Ask, dict[s
 
 
 def json_schema(value: Any) -> Any:
-    """A schema in OpenAPI's spelling (`STRING`, `nullable`, `propertyOrdering`) as JSON schema; JSON schema stays as it
-    is."""
+    """Return a schema in OpenAPI's spelling (`STRING`, `nullable`, `propertyOrdering`) as JSON schema; JSON schema
+    stays as it is."""
     if isinstance(value, list):
         return [json_schema(item) for item in value]
     if not isinstance(value, dict):
@@ -215,7 +216,7 @@ def refusal_body(refusal: RefusalError) -> dict[str, Any]:
 
 
 def usage_metadata(prompt: int, replies: int, thoughts: int, cached: int) -> dict[str, Any]:
-    """`usageMetadata`: `replies` and `thoughts` are the tokens of all candidates."""
+    """Return `usageMetadata`: `replies` and `thoughts` are the tokens of all candidates."""
     found: dict[str, Any] = {"promptTokenCount": prompt, "candidatesTokenCount": replies}
     found |= {"thoughtsTokenCount": thoughts} if thoughts else {}
     found |= {"cachedContentTokenCount": cached} if cached else {}

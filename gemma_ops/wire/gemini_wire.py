@@ -52,7 +52,7 @@ class Refusal(Exception):  # noqa: N818  (what a client gets, not a failure of t
 
 
 def camel(value: Any) -> Any:
-    """JSON with proto field names in camel case, at any depth."""
+    """Return JSON with proto field names in camel case, at any depth."""
     if isinstance(value, list):
         return [camel(item) for item in value]
     if not isinstance(value, dict):

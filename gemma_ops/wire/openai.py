@@ -33,7 +33,8 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 """Fields that are accepted with these values only: any other value asks for what isn't supported."""
 _KNOWN = frozenset(
     {
-        "messages", "tools", "tool_choice", "max_tokens", "max_completion_tokens", "temperature", "top_p", "top_k", "seed",
+        "messages", "tools", "tool_choice", "max_tokens", "max_completion_tokens", "temperature", "top_p", "top_k",
+        "seed",
         "stop", "n", "logprobs", "top_logprobs", "response_format", "reasoning_effort", "stream_options",
     }
 )  # fmt: skip
@@ -116,7 +117,7 @@ def error_body(refusal: RefusalError) -> dict[str, Any]:
 
 
 def completion_usage(prompt: int, replies: int, thoughts: int, cached: int) -> dict[str, Any]:
-    """What a request counts: `replies` and `thoughts` are the tokens of all replies."""
+    """Return what a request counts: `replies` and `thoughts` are the tokens of all replies."""
     return {
         "prompt_tokens": prompt,
         "completion_tokens": replies + thoughts,
@@ -127,7 +128,8 @@ def completion_usage(prompt: int, replies: int, thoughts: int, cached: int) -> d
 
 
 def tool_calls(calls: Sequence[tuple[str, dict[str, Any]]], request: str, *, first: int = 0) -> list[dict[str, Any]]:
-    """Calls (name, arguments) as OpenAI spells them. Ids begin with the request's, so that none appears twice."""
+    """Return the calls (name, arguments) as OpenAI spells them. Ids begin with the request's, so that none appears
+    twice."""
     return [
         {
             "id": f"call_{re.sub('[^0-9a-zA-Z]', '', request)}_{number}",

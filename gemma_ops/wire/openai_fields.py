@@ -59,7 +59,7 @@ def forced_call(choice: Any, tools: list[Any], names: list[str]) -> tuple[list[A
 
 
 def thinking_effort(effort: Any, field: str) -> bool | None:
-    """Whether an effort asks for thoughts: how many, this model decides."""
+    """Return whether an effort asks for thoughts: how many, this model decides."""
     if effort is None:
         return None
     if effort not in _EFFORTS:

@@ -138,7 +138,7 @@ def _schema(form: Any) -> dict[str, Any] | None:
 
 
 def response_body(ask: Ask, number: str, model: str, created: int) -> dict[str, Any]:
-    """A response that has begun: what it was asked, and nothing said."""
+    """Return a response that has begun: what it was asked, and nothing said."""
     asked = ask.extra["request"]
     return {
         "id": f"resp_{number}", "object": "response", "created_at": created, "status": "in_progress", "model": model,

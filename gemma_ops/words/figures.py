@@ -37,13 +37,13 @@ def chip(target: str) -> Markup:
 
 
 def small(kind: str, text: object) -> Markup:
-    """Text in a span of a CSS class, such as `ci` (small print) or `mono`."""
+    """Return the text in a span of a CSS class, such as `ci` (small print) or `mono`."""
     return PAGES.fill("parts.html", "small", kind=kind, text=text)
 
 
 def html_table(head: Sequence[object], rows: Sequence[Sequence[object]], *, kind: str = "") -> Markup:
-    """A table of texts and HTML; the first column is the row's head. It scrolls sideways where the screen is narrow; of
-    kind `stack`, whose head is plain text, its rows become little cards there instead."""
+    """Return a table of texts and HTML; the first column is the row's head. It scrolls sideways where the screen is
+    narrow; of kind `stack`, whose head is plain text, its rows become little cards there instead."""
     return PAGES.fill("parts.html", "table", head=head, rows=rows, kind=kind)
 
 
@@ -75,7 +75,7 @@ def p_text(p: float) -> str:
 
 
 def p_cell(p: float) -> Markup:
-    """A p-value for a table. Its `<0.0001` isn't escaped: `<` before a digit opens no tag, and a report that is
+    """Return a p-value for a table. Its `<0.0001` isn't escaped: `<` before a digit opens no tag, and a report that is
     rendered again keeps its bytes, which are part of an artifact's digest."""
     return trusted(p_text(p))
 

@@ -51,7 +51,8 @@ _SHAPES = (
 
 
 def palette(targets: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """Colours by CSS class, as hex on a light and on a dark page, for every target in the order of the report."""
+    """Return the colours by CSS class, as hex on a light and on a dark page, for every target in the order of the
+    report."""
     classes = {colour(name): name for name in targets}
     found = {kind: _KNOWN[kind] for kind in classes if kind in _KNOWN}
     for kind, name in classes.items():
@@ -78,17 +79,17 @@ def style(targets: Sequence[str]) -> Markup:
 
 
 def report_style() -> Markup:
-    """The style sheet that all pages of the evaluation share."""
+    """Return the style sheet that all pages of the evaluation share."""
     return trusted((Path(__file__).parent / "report.css").read_text(encoding="utf-8"))
 
 
 def page_style(targets: Sequence[str]) -> Markup:
-    """The style sheet of a page about these targets."""
+    """Return the style sheet of a page about these targets."""
     return report_style() + style(targets)
 
 
 def marks(targets: Sequence[str]) -> Markup:
-    """An invisible drawing that holds the mark of every target, for `svg.mark` to refer to."""
+    """Return an invisible drawing that holds the mark of every target, for `svg.mark` to refer to."""
     paths = "".join(
         f'<path id="mark-{kind}" d="{_SHAPES[index % len(_SHAPES)]}"/>'
         for index, kind in enumerate(dict.fromkeys(map(colour, targets)))
@@ -106,7 +107,7 @@ def distance(one: Rgb, other: Rgb) -> float:
 
 
 def contrast(one: Rgb, other: Rgb = _PAPER) -> float:
-    """The contrast ratio of two colours (WCAG 2.2), 1 to 21."""
+    """Return the contrast ratio of two colours (WCAG 2.2), 1 to 21."""
     high, low = sorted((_luminance(one), _luminance(other)), reverse=True)
     return (high + 0.05) / (low + 0.05)
 

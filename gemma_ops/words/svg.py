@@ -17,7 +17,8 @@ _ROW = 30
 def whisker(
     value: float, low: float, high: float, domain: Domain, colour: str, *, marks: Sequence[float] = (), label: str = ""
 ) -> Markup:
-    """A dot for the value and a line for its interval, over faint grid lines. `marks` are drawn dashed across."""
+    """Return a dot for the value and a line for its interval, over faint grid lines. `marks` are drawn dashed
+    across."""
     y = _ROW / 2
     grid = "".join(_vertical(tick, domain, "grid") for tick in ticks(domain))
     zero = _vertical(0.0, domain, "zero") if domain[0] < 0 < domain[1] else ""
@@ -72,7 +73,7 @@ def domain_of(values: Sequence[float], *, around_zero: bool = False) -> Domain:
 
 
 def svg_bar(parts: Sequence[tuple[float, str, str]]) -> Markup:
-    """A stacked bar: (share, colour class, label) from left to right."""
+    """Return a stacked bar: (share, colour class, label) from left to right."""
     at, body = 0.0, ""
     for share, colour, label in parts:
         place = f'x="{100 * at:.3f}%" width="{100 * share:.3f}%" height="10"'
@@ -83,20 +84,21 @@ def svg_bar(parts: Sequence[tuple[float, str, str]]) -> Markup:
 
 
 def heat(labels: Sequence[str], cells: Sequence[tuple[int, int, int]]) -> Markup:
-    """A confusion map: rows are expected labels, columns answered ones. Hits stand on the diagonal in one colour,
-    confusions off it in another, each as strong as the root of its share of the strongest."""
+    """Return a confusion map: rows are expected labels, columns answered ones. Hits stand on the diagonal in one
+    colour, confusions off it in another, each as strong as the root of its share of the strongest."""
     size = 10
     side = size * len(labels)
     top = {on: max((count for row, column, count in cells if (row == column) is on), default=1) for on in (True, False)}
     body = "".join(
-        f'<rect class="{"hit" if row == column else "miss"}" x="{column * size}" y="{row * size}" width="{size - 0.6}" height="{size - 0.6}" '
-        f'opacity="{0.12 + 0.88 * (count / top[row == column]) ** 0.5:.2f}">'
+        f'<rect class="{"hit" if row == column else "miss"}" x="{column * size}" y="{row * size}" width="{size - 0.6}" '
+        f'height="{size - 0.6}" opacity="{0.12 + 0.88 * (count / top[row == column]) ** 0.5:.2f}">'
         f"<title>{escape(labels[row])} answered as {escape(labels[column])}: {count}</title></rect>"
         for row, column, count in cells
     )
     return trusted(
-        f'<svg class="heat" viewBox="-1 -1 {side + 2} {side + 2}" role="img" aria-label="confusion map of {len(labels)} labels">'
-        f'<rect class="frame" x="-0.5" y="-0.5" width="{side + 0.4}" height="{side + 0.4}"/>{body}</svg>'
+        f'<svg class="heat" viewBox="-1 -1 {side + 2} {side + 2}" role="img" aria-label="confusion map of '
+        f'{len(labels)} labels"><rect class="frame" x="-0.5" y="-0.5" width="{side + 0.4}" '
+        f'height="{side + 0.4}"/>{body}</svg>'
     )
 
 

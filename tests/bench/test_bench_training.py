@@ -22,7 +22,8 @@ TINY = make_spec("tiny", repeats=3, steps=2, arms=("trl", "trl-packed", "gemma-o
 
 def _result(arm, repeat, seconds, peak=100, loss=6.0, **more):
     return {
-        "arm": arm, "repeat": repeat, "user": [seconds] * 2, "wall": [10 * seconds] * 2, "peak_bytes": peak, "loaded_bytes": 1000,
+        "arm": arm, "repeat": repeat, "user": [seconds] * 2, "wall": [10 * seconds] * 2, "peak_bytes": peak,
+        "loaded_bytes": 1000,
         "losses": [loss], "agreement": {"cosine": 0.9995, "error": 0.03}, "settings": {}, **more,
     }  # fmt: skip
 
@@ -267,7 +268,8 @@ def test_made_up_models_are_seeded_and_hold_what_a_loader_would_give():
 @pytest.mark.slow
 def test_the_tiny_shape_end_to_end(cli, tmp_path):
     done = cli(
-        "bench", "train", "--size", "tiny", "--repeats", 1, "--arms", "trl,gemma-ops,unsloth", "--json", "--out", "here",
+        "bench", "train", "--size", "tiny", "--repeats", 1, "--arms", "trl,gemma-ops,unsloth", "--json", "--out",
+        "here",
         check=True,
     )  # fmt: skip
     body = json.loads(done.stdout)

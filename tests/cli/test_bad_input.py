@@ -93,7 +93,10 @@ def test_a_2_gb_line_is_not_read_into_memory(cli, tmp_path, rows):
     with path.open("wb") as file:
         file.seek(2 << 30)
         file.write(b"\n" + "".join(json.dumps(row) + "\n" for row in rows).encode())
-    code = "import resource, sys; resource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30)); from gemma_ops.cli import main; sys.argv = ['gemma-ops', *sys.argv[1:]]; main()"
+    code = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30)); from gemma_ops.cli import "
+        "main; sys.argv = ['gemma-ops', *sys.argv[1:]]; main()"
+    )
     command = [sys.executable, "-c", code, "train", "quickstart", "--set", "data.path=rows.jsonl", *QUICK]
     result = patience.run(command, cwd=tmp_path, seconds=300)
     refused(result, 3, "rows.jsonl:1", "max_line_mb")
@@ -108,7 +111,8 @@ def test_training_rows_that_stand_in_the_evaluation_set(cli, tmp_path, rows):
     task.mkdir(parents=True)
     jsonl(task / "data.jsonl", tickets.test_rows(10, 0))
     (task / "task.yaml").write_text(
-        "schema: gemma-ops/eval-task@1\nname: mine\nversion: 1\ndata: {path: data.jsonl}\ngeneration: {max_new_tokens: 32}\nmetrics: [{id: exact_match}]\nprimary: exact_match\n"
+        "schema: gemma-ops/eval-task@1\nname: mine\nversion: 1\ndata: {path: data.jsonl}\ngeneration: {max_new_tokens: "
+        "32}\nmetrics: [{id: exact_match}]\nprimary: exact_match\n"
     )
     jsonl(tmp_path / "rows.jsonl", [*rows, *stolen])
     arguments = [
@@ -136,7 +140,8 @@ def test_a_model_folder_with_missing_shards(cli, tmp_path):
 
 @pytest.mark.slow
 def test_disk_full_during_a_save(cli, tmp_path):
-    """A file system of 700 kB: the adapter and its first checkpoint don't fit. With more space the same command goes on."""
+    """A file system of 700 kB: the adapter and its first checkpoint don't fit. With more space the same command goes
+    on."""
     small = tmp_path / "small"
     small.mkdir()
     mounted = subprocess.run(

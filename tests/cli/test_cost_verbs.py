@@ -115,12 +115,14 @@ class TestBreakEven:
 
 
 RESULTS = [
-    {"task": "banking77", "target": target, "rows": 10, "ends": {"stop": 10}, "failed": 0, "metrics": {}, "slices": {}, "speed": speed}
+    {"task": "banking77", "target": target, "rows": 10, "ends": {"stop": 10}, "failed": 0, "metrics": {}, "slices": {},
+        "speed": speed}
     for target, speed in {
         "base": {"mean_prompt_tokens": 700.0, "mean_new_tokens": 30.0, "new_tokens_per_second": 600.0},
         "tuned": {"mean_prompt_tokens": 800.0, "mean_new_tokens": 120.0, "new_tokens_per_second": 1500.0},
         "gemini:gemini-3.8-flash@low": {
-            "mean_prompt_tokens": 900.0, "mean_new_tokens": 100.0, "mean_thought_tokens": 300.0, "new_tokens_per_second": 80.0,
+            "mean_prompt_tokens": 900.0, "mean_new_tokens": 100.0, "mean_thought_tokens": 300.0,
+            "new_tokens_per_second": 80.0,
         },
     }.items()
 ]  # fmt: skip
@@ -415,7 +417,7 @@ class TestAskingForALedger:
     def test_an_unknown_run(self, told, capsys, tmp_path):
         self.rehearsed(tmp_path / "runs" / "gemini.sqlite")
         code, text = told(capsys, "cost", "--run", "nope")
-        assert (code, "none of run 'nope'" in text, "runs there are first" in text) == (0, True, True)
+        assert (code, "holds nothing of run 'nope'" in text, "its runs are first" in text) == (0, True, True)
         assert "holds no request" not in text
 
     def test_files_that_are_no_ledger(self, told, capsys, tmp_path):
@@ -425,12 +427,12 @@ class TestAskingForALedger:
         assert (code, "there is no ledger nofile" in text) == (3, True)
         (tmp_path / "notes.txt").write_text("no ledger at all, but long enough to be one " * 40)
         code, text = told(capsys, "cost", "--ledger", "notes.txt")
-        assert (code, "is no ledger" in text, "make room" in text) == (3, True, False)
+        assert (code, "is not a ledger" in text, "free some space" in text) == (3, True, False)
         other = sqlite3.connect(tmp_path / "other.db")
         other.execute("CREATE TABLE x (y)")
         other.close()
         code, text = told(capsys, "cost", "--ledger", "other.db")
-        assert (code, "is no ledger" in text) == (3, True)
+        assert (code, "is not a ledger" in text) == (3, True)
 
     def test_a_rehearsal_is_pointed_to(self, told, capsys, tmp_path):
         self.rehearsed(tmp_path / "runs" / "gemini.rehearsal.sqlite")

@@ -1,4 +1,5 @@
-"""Ctrl-C ends a command soon, whatever hangs, and says what it waited for; where it is ignored, `kill` ends a server."""
+"""Ctrl-C ends a command soon, whatever hangs, and says what it waited for; where it is ignored, `kill` ends a
+server."""
 
 from __future__ import annotations
 
@@ -71,7 +72,8 @@ def test_a_second_ctrl_c_ends_at_once(tmp_path):
         "from gemma_ops.cli import interrupts\n"
         "interrupts.PATIENCE = 600\n"
         "interrupts.install_interrupts()\n"
-        "try:\n    print('ready', flush=True)\n    time.sleep(600)\nexcept KeyboardInterrupt:\n    print('first', flush=True)\n    time.sleep(600)\n"
+        "try:\n    print('ready', flush=True)\n    time.sleep(600)\nexcept KeyboardInterrupt:\n    print('first', "
+        "flush=True)\n    time.sleep(600)\n"
     )
     child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert child.stdout.readline() == "ready\n"

@@ -197,7 +197,8 @@ def test_what_lies_beside_the_file_is_found_from_anywhere(tmp_path, monkeypatch)
         [
             write(
                 folder / "a.yaml",
-                "recipe: mine\nmodel: {base: base}\ndata: {path: rows}\nevaluate: {tasks: [mytask, rows, support_desk]}",
+                "recipe: mine\nmodel: {base: base}\ndata: {path: rows}\nevaluate: {tasks: [mytask, rows, "
+                "support_desk]}",
             )
         ]
     )

@@ -64,7 +64,8 @@ def controls(tokenizer, ids):
 
 
 def harmless(value):
-    """The same conversation with no `<` in it, the model's channels stripped: what is left are the template's tokens."""
+    """The same conversation with no `<` in it, the model's channels stripped: what is left are the template's
+    tokens."""
     if isinstance(value, str):
         return value.replace("<", "(")
     if isinstance(value, dict):
@@ -109,9 +110,12 @@ def test_no_row_and_no_question_becomes_structure(tokenizer):
 
 
 PLACES = {
-    "an argument": [ASK, {**USED[1], "tool_calls": [{**CALL, "function": {"name": "f", "arguments": {"k": ["X"]}}}]}, *USED[2:]],
-    "a key of arguments": [ASK, {**USED[1], "tool_calls": [{**CALL, "function": {"name": "f", "arguments": {"X": 1}}}]}, *USED[2:]],
-    "a function's name": [ASK, {**USED[1], "tool_calls": [{**CALL, "function": {"name": "fX", "arguments": {}}}]}, *USED[2:]],
+    "an argument": [ASK, {**USED[1], "tool_calls": [{**CALL, "function": {"name": "f", "arguments": {"k": ["X"]}}}]},
+        *USED[2:]],
+    "a key of arguments": [ASK, {**USED[1], "tool_calls": [{**CALL, "function": {"name": "f", "arguments": {"X": 1}}}]},
+        *USED[2:]],
+    "a function's name": [ASK, {**USED[1], "tool_calls": [{**CALL, "function": {"name": "fX", "arguments": {}}}]},
+        *USED[2:]],
     "a response's name": [ASK, {**USED[1], "tool_responses": [{"name": "fX", "response": 1}]}, SAY],
     "a response": [ASK, {**USED[1], "tool_responses": [{"name": "f", "response": {"k": "X"}}]}, SAY],
     "a tool's result": [*USED[:2], {**USED[2], "content": "X"}, SAY],

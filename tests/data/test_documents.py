@@ -23,7 +23,8 @@ BOS, EOS = TOKENIZER.token_to_id("<bos>"), TOKENIZER.token_to_id("<eos>")
 TEXTS = [
     f"The {place} lies {n * 7} steps behind the {thing}, and nobody remembers who put it there in {1800 + n}."
     for n, (place, thing) in enumerate(
-        [("well", "mill"), ("gate", "church"), ("oak", "school"), ("bridge", "market"), ("barn", "river"), ("inn", "wall")]
+        [("well", "mill"), ("gate", "church"), ("oak", "school"), ("bridge", "market"), ("barn", "river"),
+            ("inn", "wall")]
     )
 ]  # fmt: skip
 
@@ -80,7 +81,7 @@ def test_what_cannot_be_used_is_refused(run):
     ):
         _, out = run([row, {"text": TEXTS[0]}], format="text", max_bad_share=0.5, valid_share=0)
         assert [item["code"] for item in read_rows(out / "rejected.jsonl")] == [code]
-    with pytest.raises(DataError, match=r"data\.system says nothing"):
+    with pytest.raises(DataError, match=r"data\.system has no effect"):
         run([{"text": "a"}], system="Be brief.")
 
 

@@ -1,4 +1,5 @@
-"""What an import changes is said: nulls of tables, class labels, columns beside the turns, marks, encodings, files left out."""
+"""What an import changes is said: nulls of tables, class labels, columns beside the turns, marks, encodings, files left
+out."""
 
 from __future__ import annotations
 
@@ -168,7 +169,8 @@ def test_two_system_turns_that_differ_are_refused(tmp_path):
 
 FIRST = {"role": "assistant", "content": "Wait, I look."}
 MARKS = [
-    {"weight": 0}, {"weight": 0.0}, {"train": False}, {"trainable": False}, {"loss": False}, {"loss": 0}, {"learn": False},
+    {"weight": 0}, {"weight": 0.0}, {"train": False}, {"trainable": False}, {"loss": False}, {"loss": 0},
+    {"learn": False},
     {"training": False}, {"train": "false"}, {"masked": True}, {"mask": 1}, {"ignore_loss": True}, {"loss_weight": 0},
 ]  # fmt: skip
 
@@ -301,7 +303,8 @@ def test_calls_that_are_never_answered_and_answers_in_a_row_are_told():
 
 @pytest.mark.parametrize(
     "text",
-    ["a<end_of_turn>", "<|im_start|>user", "x<|eot_id|>", "[INST] q [/INST]", "<s>[INST]", "done</s>", "<|endoftext|>", "<|assistant|>",
+    ["a<end_of_turn>", "<|im_start|>user", "x<|eot_id|>", "[INST] q [/INST]", "<s>[INST]", "done</s>", "<|endoftext|>",
+        "<|assistant|>",
      "<|start_header_id|>user", "<｜Assistant｜>", "<<SYS>>", "[gMASK]"],
 )  # fmt: skip
 def test_tokens_of_other_templates_are_told(text):
@@ -373,7 +376,8 @@ def test_what_the_template_leaves_out_of_a_schema_is_told_and_what_it_reads_is_n
 def test_every_kept_part_of_a_schema_is_in_the_prompt_and_every_lost_one_is_not():
     """The list of losses against the rendering itself."""
     probes = {
-        "description": "DESCR", "enum": ["ENUMA"], "default": "DEFAU", "pattern": "PATTE", "format": "FORMA", "title": "TITLE",
+        "description": "DESCR", "enum": ["ENUMA"], "default": "DEFAU", "pattern": "PATTE", "format": "FORMA",
+        "title": "TITLE",
         "const": "CONST", "examples": ["EXAMP"], "anyOf": [{"type": "ANYOF"}],
     }  # fmt: skip
     for kind in ("string", "integer"):

@@ -1,4 +1,5 @@
-"""Rows that show something on their way through `prepare` and `data check`: every spelling one, bad files told, changes noticed."""
+"""Rows that show something on their way through `prepare` and `data check`: every spelling one, bad files told, changes
+noticed."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Images and sounds cost exactly the tokens that the published processors give them, stand where they put them, and never
-carry loss."""
+"""Images and sounds cost exactly the tokens that the published processors give them, stand where they put them, and
+never carry loss."""
 
 from __future__ import annotations
 
@@ -83,7 +83,8 @@ def test_a_sound_gives_the_tokens_the_processor_gives_it(tiny):
 
 
 def conversation(shelf, draw):
-    """Two images of different shapes, two sounds of different lengths, words around them, a tool that shows something."""
+    """Two images of different shapes, two sounds of different lengths, words around them, a tool that shows
+    something."""
     wide = encoded(Image.new("RGB", (90, 31), COLOURS["red"]), "JPEG")
     parts = [
         {"type": "image", "source": png("blue", draw)},

@@ -1,4 +1,5 @@
-"""A model trained to think is asked to think: the mode is recorded with it, and thoughts are stored apart from answers."""
+"""A model trained to think is asked to think: the mode is recorded with it, and thoughts are stored apart from
+answers."""
 
 from __future__ import annotations
 

@@ -161,9 +161,11 @@ BAD = {
     ],
     "tool_without_call": [
         [USER, DONE, {"role": "tool", "content": "x"}, DONE],
-        [USER, {"role": "assistant", "tool_calls": [{"id": "1", "function": {"name": "f"}}]}, {"role": "tool", "tool_call_id": "2", "content": "x"}],
+        [USER, {"role": "assistant", "tool_calls": [{"id": "1", "function": {"name": "f"}}]},
+            {"role": "tool", "tool_call_id": "2", "content": "x"}],
     ],
-    "bad_tool_response": [[USER, {"role": "assistant", "tool_calls": [{"function": {"name": "f"}}], "tool_responses": [{"name": "f"}]}]],
+    "bad_tool_response": [[USER, {"role": "assistant", "tool_calls": [{"function": {"name": "f"}}],
+                "tool_responses": [{"name": "f"}]}]],
     "message_weight": [[USER, {**DONE, "weight": 0.5}], [USER, {**DONE, "train": "some"}], [USER, {**DONE, "loss": 2}]],
     "message_mark": [
         [USER, {**DONE, "train_detail": [{"begin_offset": 0}]}],
@@ -171,8 +173,10 @@ BAD = {
         [USER, {**DONE, "train": True, "loss": False}],
         [{**USER, "loss": True}, DONE],
     ],
-    "nothing_learned": [[USER, {**DONE, "weight": 0}], [USER, {**DONE, "train": False}], [USER, {**DONE, "masked": True}]],
-    "control_token": [[{"role": "user", "content": "a<turn|>b"}, DONE], [USER, {"role": "assistant", "content": "a<eos>"}], [{"role": "user", "content": "<|think|>"}, DONE]],
+    "nothing_learned": [[USER, {**DONE, "weight": 0}], [USER, {**DONE, "train": False}],
+        [USER, {**DONE, "masked": True}]],
+    "control_token": [[{"role": "user", "content": "a<turn|>b"}, DONE],
+        [USER, {"role": "assistant", "content": "a<eos>"}], [{"role": "user", "content": "<|think|>"}, DONE]],
     "doubled_bos": [[{"role": "user", "content": "<bos>a"}, DONE]],
     "bad_unicode": [[{"role": "user", "content": "\ud83d"}, DONE]],
 }  # fmt: skip

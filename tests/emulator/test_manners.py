@@ -1,4 +1,5 @@
-"""The emulator's manners beside plain answers: signatures of thoughts, stops, probabilities, ratings, modalities, statistics."""
+"""The emulator's manners beside plain answers: signatures of thoughts, stops, probabilities, ratings, modalities,
+statistics."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ pytest_plugins = ["tests.helpers.emulated"]
 FLASH = "gemini-3.8-flash"
 CALL = {"name": "wait", "args": {"days": 2}}
 DECLARED = types.Tool(
-    function_declarations=[types.FunctionDeclaration(name="wait", description="waits", parameters_json_schema={"type": "object"})]
+    function_declarations=[types.FunctionDeclaration(name="wait", description="waits",
+            parameters_json_schema={"type": "object"})]
 )  # fmt: skip
 
 
@@ -159,7 +161,8 @@ def test_what_a_model_does_not_do_it_refuses(emulator):
 def test_an_inline_batch_says_how_its_requests_ended(emulator):
     emulator.fail("item_503", match="Second")
     requests = [
-        {"request": {"contents": [{"parts": [{"text": f"{word} question?"}]}]}, "metadata": {"key": word}} for word in ("First", "Second", "Third")
+        {"request": {"contents": [{"parts": [{"text": f"{word} question?"}]}]},
+            "metadata": {"key": word}} for word in ("First", "Second", "Third")
     ]  # fmt: skip
     batch = {"displayName": "d", "inputConfig": {"requests": {"requests": requests}}}
     made = post(emulator, {"batch": batch}, "batchGenerateContent")

@@ -1,5 +1,5 @@
-"""Evaluation against Gemini: the real client through the real door to the emulator, beside a local stand-in. What is asked,
-what it costs, what must not be sent, and what is decided about who answers which questions."""
+"""Evaluation against Gemini: the real client through the real door to the emulator, beside a local stand-in. What is
+asked, what it costs, what must not be sent, and what is decided about who answers which questions."""
 
 from __future__ import annotations
 
@@ -212,7 +212,8 @@ def test_a_batch_is_planned_at_half_the_price(tmp_path, emulator):
 
 
 def test_what_an_answer_can_cost_at_most_is_what_was_reserved_for_it(tmp_path, emulator):
-    """Forty answers at a quarter of a dollar per 1,000 say nothing of a dear one, but none can cost more than its reservation."""
+    """Forty answers at a quarter of a dollar per 1,000 say nothing of a dear one, but none can cost more than its
+    reservation."""
     task = make_task(tmp_path / "t", rows=rows(40), privacy="paid", generation={"max_new_tokens": 16})
     asked = {"metric": "usd_per_1k", "target": NAME, "test": "at_most"}
     gates = [asked | {"margin": margin} for margin in (0.1, 0.6, 8.0)]

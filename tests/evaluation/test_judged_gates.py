@@ -1,4 +1,5 @@
-"""Judges as a part of an evaluation: what they say stands in the verdict and the report, and decides only where it may."""
+"""Judges as a part of an evaluation: what they say stands in the verdict and the report, and decides only where it
+may."""
 
 from __future__ import annotations
 

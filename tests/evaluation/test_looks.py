@@ -134,7 +134,10 @@ def row(index, text, *, cluster=None, system=None):
     return ScoredRow(f"r{index}", tuple(turns), "x", cluster=cluster)
 
 
-LONG = "Our coffee machine in the second kitchen leaks water from below whenever somebody makes two cups one after the other"
+LONG = (
+    "Our coffee machine in the second kitchen leaks water from below whenever somebody makes two cups one after "
+    "the other"
+)
 TASKS = [
     ([LONG, LONG.upper(), LONG + " today"], [0, 0, 0]),  # equal after case; one word more
     (["What is 12 + 30?", "What is 12 - 30?", "What is  12 + 30?"], [0, 1, 0]),  # operators count

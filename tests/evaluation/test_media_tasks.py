@@ -47,7 +47,8 @@ def questions(folder, *, audio):
 
 @pytest.mark.parametrize("kind", tiny_media.KINDS)
 def test_answers_in_a_batch_are_those_of_each_alone_and_of_the_published_forward_pass(tiny, tmp_path, kind):
-    """Greedy, token by token, without a cache and without padding: what `transformers` makes of the whole conversation."""
+    """Greedy, token by token, without a cache and without padding: what `transformers` makes of the whole
+    conversation."""
     prompts = questions(tmp_path, audio=kind in ("edge", "unified"))
     model = load_model(tiny(kind), weights="fp32", towers=True)
     perceiver, tokenizer = Perceiver(tiny(kind)), chat.load_tokenizer(tiny(kind))

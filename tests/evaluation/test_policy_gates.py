@@ -183,7 +183,8 @@ def test_a_champion_that_is_an_adapter_answers_on_its_own_base_and_on_no_other(t
 
 @pytest.mark.parametrize("form", ["merged", "adapter"])
 def test_a_champion_is_as_private_as_the_rows_it_learned_from(tmp_path, form):
-    """nano's own weights learned nothing private; what the version's manifest says counts, and silence is the strictest."""
+    """nano's own weights learned nothing private; what the version's manifest says counts, and silence is the
+    strictest."""
     for number, (learned, wanted) in enumerate({"paid": "paid", "any": "any", None: "local_only"}.items()):
         facts = CHAMPION.model_copy(update={"form": form} | ({"learned": learned} if learned else {}))
         folder = pulled(tmp_path / str(number), FULL.model_copy(update={"champion": facts}))

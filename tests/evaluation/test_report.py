@@ -134,8 +134,10 @@ def test_the_page_tells_everything(made):
     checker = Checker()
     checker.feed((made / "report.html").read_text(encoding="utf-8"))
     for part in (
-        "Fail", "exact_match", "Difference in", "What quantization costs", "Where it is right", "What is taken for what", "Lost by q8_0", "Still wrong",
-        "Won by tuning", "cut at the token limit", "Provenance", "version 1", "95%", "local_only", "training data", "What a good answer is",
+        "Fail", "exact_match", "Difference in", "What quantization costs", "Where it is right",
+        "What is taken for what", "Lost by q8_0", "Still wrong",
+        "Won by tuning", "cut at the token limit", "Provenance", "version 1", "95%", "local_only", "training data",
+        "What a good answer is",
     ):  # fmt: skip
         assert part in checker.text, part
 

@@ -26,12 +26,14 @@ SERVICES = ("gemini:gemini-3.8-flash@low", "gemini:gemini-3.5-flash-lite@low", "
 NAMES = ("base", "tuned", "bf16", "q8_0", "q4_0", "/models/gemma-3", "/models/other", *SERVICES)
 GATES = (
     SUPERIOR | {"task": "desk"},
-    {"metric": "exact_match", "task": "bank", "target": "tuned", "test": "noninferior", "versus": SERVICES[0], "margin": 0.05},
+    {"metric": "exact_match", "task": "bank", "target": "tuned", "test": "noninferior", "versus": SERVICES[0],
+        "margin": 0.05},
     {"metric": "label.f1_macro", "task": "desk", "target": "q8_0", "test": "at_least", "margin": 0.4},
     {"metric": "chrf", "task": "desk", "target": "q4_0", "test": "superior", "versus": "base", "margin": 0.01},
     {"metric": "usd_per_1k", "task": "bank", "target": "q4_0", "test": "at_most", "margin": 0.2, "most": 1.0},
     {"metric": "seconds_p95", "task": "desk", "target": "tuned", "test": "at_most", "margin": 0.9},
-    {"metric": "judge.win_rate", "task": "desk", "target": "tuned", "test": "superior", "versus": "base", "margin": 0.0},
+    {"metric": "judge.win_rate", "task": "desk", "target": "tuned", "test": "superior", "versus": "base",
+        "margin": 0.0},
 )  # fmt: skip
 
 

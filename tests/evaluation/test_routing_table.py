@@ -136,8 +136,8 @@ def test_the_base_model_is_a_candidate_only_where_there_is_no_other(tmp_path):
 
 
 def test_a_table_is_wrong_no_more_often_than_it_says(monkeypatch):
-    """Five slices whose true difference is minus the margin itself: there a wrong `keep` and a wrong `send` are likeliest, and
-    either may stand in at most 5 % of the tables. Without Holm's method it would be about 20 %."""
+    """Five slices whose true difference is minus the margin itself: there a wrong `keep` and a wrong `send` are
+    likeliest, and either may stand in at most 5 % of the tables. Without Holm's method it would be about 20 %."""
     monkeypatch.setattr(routing_table, "_needed", lambda *_: None)  # most of the work, and not what is asked here
     random, tables = np.random.default_rng(5), 120
     book = Book([], EvaluateConfig(routing_margin=0.05), FACTS)
@@ -160,7 +160,8 @@ def test_a_table_is_wrong_no_more_often_than_it_says(monkeypatch):
 
 
 def stored(number=0, **more):
-    return StoredAnswer(**{"key": str(number), "target": "t", "task": "k", "row": str(number), "text": "x", "end": "stop", "prompt_tokens": 10, "new_tokens": 5, "seconds": 0.5, **more})  # fmt: skip
+    return StoredAnswer(**{"key": str(number), "target": "t", "task": "k", "row": str(number), "text": "x",
+            "end": "stop", "prompt_tokens": 10, "new_tokens": 5, "seconds": 0.5, **more})  # fmt: skip
 
 
 def test_lines_of_before_still_load(tmp_path):
@@ -198,7 +199,8 @@ def test_dollars_of_the_machine_are_its_hours_over_the_share_it_is_busy():
 @pytest.mark.parametrize(
     ("answers", "target", "machine", "told"),
     [
-        ([stored()], "tuned", {"dollars": None, "from": "no list price of this processor", "utilisation": 0.5}, "set machine.dollars_per_hour"),
+        ([stored()], "tuned", {"dollars": None, "from": "no list price of this processor", "utilisation": 0.5},
+            "set machine.dollars_per_hour"),
         ([stored()], AWAY, FACTS["machine"], "no price known"),
         ([stored(dollars=0.1), stored(1)], AWAY, FACTS["machine"], "1 of 2 answers came without usage"),
     ],

@@ -112,9 +112,9 @@ def test_equals_pefts_merge_within_one_rounding(
             torch.testing.assert_close(ours.float(), theirs[name].float(), rtol=2**-7, atol=2**-10)
     assert changed == metrics["tensors_updated"]
     assert metrics["canary/max_logit_change"] > 0.1
-    # The adapter in fp32 beside bf16 weights against one rounded sum: a fraction of what the adapter changes. In a random
-    # mixture of experts rounding alone sends tokens to other experts, differently from run to run, so the largest gap
-    # says nothing there; its tensors were compared above, each within one rounding.
+    # The adapter in fp32 beside bf16 weights against one rounded sum: a fraction of what the adapter changes. In a
+    # random mixture of experts rounding alone sends tokens to other experts, differently from run to run, so the
+    # largest gap says nothing there; its tensors were compared above, each within one rounding.
     if kind != "moe":
         assert metrics["canary/max_adapter_gap"] < 0.25 * metrics["canary/max_logit_change"]
 
@@ -150,7 +150,8 @@ def test_merged_folder_is_complete_and_says_head_sizes_in_both_spellings(tmp_pat
 def test_head_sizes_get_the_spelling_that_is_missing() -> None:
     """transformers 5.15 and later save only `per_layer_config`; readers older than that know only the other names."""
     saved = {
-        "num_hidden_layers": 4, "hidden_size": 64, "intermediate_size": 128, "vocab_size": 512, "num_attention_heads": 4,
+        "num_hidden_layers": 4, "hidden_size": 64, "intermediate_size": 128, "vocab_size": 512,
+        "num_attention_heads": 4,
         "num_key_value_heads": 2, "head_dim": 16, "sliding_window": 16, "attention_k_eq_v": True,
         "layer_types": ["sliding_attention", "full_attention"] * 2,
         "per_layer_config": {index: {"head_dim": 32, "num_key_value_heads": 1} for index in ("1", "3")},

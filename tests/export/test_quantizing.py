@@ -140,6 +140,9 @@ def test_broken_inputs(tmp_path, base, data):
 
 
 def test_the_room_imports_nothing_heavy():
-    code = "import sys, gemma_ops.export; print([m for m in ('torch', 'numpy', 'gguf', 'transformers') if m in sys.modules])"
+    code = (
+        "import sys, gemma_ops.export; print([m for m in ('torch', 'numpy', 'gguf', 'transformers') if m in "
+        "sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"

@@ -120,7 +120,8 @@ made = Path({made!r})
 (made / "q5_0/model.gguf").write_bytes(b"GGUF" + (3).to_bytes(4, "little") + bytes(16))
 assert list(staging.select_files(RegisterConfig(artifacts=("q5_0",)), quantized=made)) == ["quantized/q5_0/model.gguf"]
 files = {{"quantized/q5_0/model.gguf": {{}}}}
-assert "q5_0 in llama.cpp" in loading.loading({{"name": "m", "files": files, "adapter": None}}, card.carried_files({{"files": files}}))
+words = loading.loading({{"name": "m", "files": files, "adapter": None}}, card.carried_files({{"files": files}}))
+assert "q5_0 in llama.cpp" in words
 """
 
 

@@ -1,4 +1,5 @@
-"""Every interval and gate of the project against known truth, by simulation: seeded, so that it says the same every time.
+"""Every interval and gate of the project against known truth, by simulation: seeded, so that it says the same every
+time.
 
 Each study draws its truth anew in every repetition from the range that evaluations live in. Coverage of a discrete
 interval swings around its level from one truth to the next, and a reader of reports meets the average. Repetitions are
@@ -117,7 +118,8 @@ def test_paired_differences_in_clusters_are_covered(clusters, per):
 
 @pytest.mark.parametrize(("clusters", "per", "right"), [(250, 1, 0.92), (40, 6, 0.75)])
 def test_bootstrapped_aggregates_are_covered(clusters, per, right):
-    """Macro F1 over six labels: the bootstrap of figures that are no mean of rows. It is shown; gates don't go by it."""
+    """Macro F1 over six labels: the bootstrap of figures that are no mean of rows. It is shown; gates don't go by
+    it."""
     rng, held, times = np.random.default_rng(35), 0, 800
     labels = tuple(map(str, range(6)))
     macro = labels_f1(labels, macro=True)
@@ -208,7 +210,8 @@ def test_the_corrected_rate_covers_the_truth(rows, labels):
 
 
 def test_the_corrected_win_rate_covers_the_truth():
-    """Pairs that tie: people's ties are linear between both rates, and a judge's half points enter by effective rows."""
+    """Pairs that tie: people's ties are linear between both rates, and a judge's half points enter by effective
+    rows."""
     rng, held, times = np.random.default_rng(38), 0, 2500
     confusion = np.array([[0.8, 0.12, 0.08], [0.2, 0.6, 0.2], [0.08, 0.12, 0.8]])  # people's first, tie, second
     points = np.array([1.0, 0.5, 0.0])
@@ -336,7 +339,8 @@ def test_gates_on_clustered_rows_promote_wrongly_no_more_than_they_may():
 
 @pytest.mark.parametrize(("theta", "se", "sp"), [(0.5, 0.92, 0.72), (0.6, 0.85, 0.85), (0.5, 0.75, 0.9)])
 def test_gates_on_a_judges_corrected_rate_promote_wrongly_no_more_than_they_may(theta, se, sp):
-    """The truth stands at the margin. A judge that favours the tuned model would promote it nearly always, taken raw."""
+    """The truth stands at the margin. A judge that favours the tuned model would promote it nearly always, taken
+    raw."""
     rng = np.random.default_rng(43)
     gate = SUPERIOR.model_copy(update={"metric": "judge.win_rate", "margin": theta - 0.5})
     sample, raw = Sample.of([0.0] * 300), []

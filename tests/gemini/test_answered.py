@@ -1,5 +1,5 @@
-"""Which model answered: read from the reply, priced, told, kept apart, and no basis of a gate when it is another one; facts of
-a user's own, and facts that are old."""
+"""Which model answered: read from the reply, priced, told, kept apart, and no basis of a gate when it is another one;
+facts of a user's own, and facts that are old."""
 
 from __future__ import annotations
 
@@ -42,7 +42,8 @@ FLASH = "gemini-3.8-flash"
     [
         ("gemini-3.8-flash", FLASH), ("models/gemini-3.8-flash", FLASH), ("gemini-3.8-flash-001", FLASH),
         ("gemini-3.8-flash-09-2026", FLASH), ("gemini-3.5-flash-lite", "gemini-3.5-flash-lite"),
-        ("gemini-3.5-flash-lite-preview-07-21", "gemini-3.5-flash-lite"), ("gemini-3.8-flash-thinking", None), ("", None),
+        ("gemini-3.5-flash-lite-preview-07-21", "gemini-3.5-flash-lite"), ("gemini-3.8-flash-thinking", None),
+        ("", None),
         ("gemini-3-flash-preview", "gemini-3-flash-preview"),
     ],
 )  # fmt: skip
@@ -65,7 +66,8 @@ def response(version, prompt=1000, output=100):
 
 
 @pytest.mark.parametrize(
-    ("version", "cost"), [(FLASH, 1_125_000), ("gemini-3.6-flash", 1_125_000), ("gemini-4-argon", 3_000_000), ("gemini-9", None)]
+    ("version", "cost"), [(FLASH, 1_125_000), ("gemini-3.6-flash", 1_125_000), ("gemini-4-argon", 3_000_000),
+        ("gemini-9", None)]
 )  # fmt: skip
 def test_a_reply_is_priced_by_what_answered(version, cost):
     """1,000 in and 100 out; of a model whose price nobody knows, the most that was reserved counts."""
@@ -189,7 +191,8 @@ def test_a_users_own_facts_are_laid_over_ours(tmp_path, monkeypatch):
     own = tmp_path / "mine.yaml"
     own.write_text(
         "models:\n"
-        "  gemini-3.8-flash: {as_of: 2026-11-28, prices: [{from: 2026-09-02, input: 1.00, cached: 0.1, output: 5.00}]}\n"
+        "  gemini-3.8-flash: {as_of: 2026-11-28, prices: [{from: 2026-09-02, input: 1.00, cached: 0.1, output: "
+        "5.00}]}\n"
         "  gemini-5-test: {as_of: 2026-11-28, source: [me], context: 1000, thinking: [low], sampling: ignored,\n"
         "    prices: [{from: 2026-11-01, input: 9, output: 9}]}\n"
     )
@@ -262,8 +265,10 @@ def test_a_copy_of_a_living_ledger_has_what_was_spent(emulator, machine, tmp_pat
 @pytest.mark.parametrize(
     ("fault", "kind", "what"),
     [
-        ("429_bare", "busy", None), ("429_closed", "stop", "not open to the key's tier"), ("401", "stop", "refused the key"),
-        ("403", "stop", "refused the key"), ("404", "stop", "does not know"), ("408", "failed", None), ("504", "failed", None),
+        ("429_bare", "busy", None), ("429_closed", "stop", "not open to the key's tier"),
+        ("401", "stop", "refused the key"),
+        ("403", "stop", "refused the key"), ("404", "stop", "does not know"), ("408", "failed", None),
+        ("504", "failed", None),
     ],
 )  # fmt: skip
 def test_every_status_of_the_service_is_told_apart(key, tmp_path, fault, kind, what):

@@ -204,7 +204,8 @@ def test_a_key_may_end_with_a_new_line(monkeypatch, tmp_path, emulator):
 
 
 @pytest.mark.parametrize(
-    "url", ["127.0.0.1:9", "localhost:9", "ftp://127.0.0.1:9", "http://", "http:/x", "http://h:port", "http://[::1", "http://a b"]
+    "url", ["127.0.0.1:9", "localhost:9", "ftp://127.0.0.1:9", "http://", "http:/x", "http://h:port", "http://[::1",
+        "http://a b"]
 )  # fmt: skip
 def test_an_address_nothing_can_be_sent_to_is_refused(url):
     with pytest.raises(ConfigError, match=r"machine\.gemini\.base_url"):

@@ -91,7 +91,8 @@ def test_every_fault_of_the_emulator_has_an_outcome():
 
 @pytest.mark.parametrize("fault", sorted(OUTCOMES))
 def test_a_fault_is_counted_retried_or_refused_and_never_an_empty_answer(fault, emulator, tmp_path):
-    """`truth` is what the service counted; the ledger must agree to the nanodollar, and count more only where it can't know."""
+    """`truth` is what the service counted; the ledger must agree to the nanodollar, and count more only where it can't
+    know."""
     end, faults, paid = OUTCOMES[fault]
     by_batch = fault.startswith(("item", "batch", "output", "upload"))
     short = {"timeout_seconds": 0.5} if "slow" in fault else {}
@@ -378,7 +379,8 @@ def test_nobody_there_is_said_once(tmp_path, monkeypatch):
 
 
 def test_a_full_cap_waits_for_requests_on_the_wire(tmp_path, monkeypatch):
-    """The cap has room for two at their worst; each costs far less than that, so all eight come through one after another."""
+    """The cap has room for two at their worst; each costs far less than that, so all eight come through one after
+    another."""
     monkeypatch.setenv("GEMINI_API_KEY", KEY)
     now = dt.datetime.now(dt.UTC)
     worst = prices.worst(
@@ -437,7 +439,8 @@ def test_a_run_at_its_own_cap_does_not_wait_for_another_run(emulator, tmp_path):
 
 
 def test_an_address_that_nothing_can_be_sent_to_costs_nothing(emulator, tmp_path):
-    """The configuration refuses it first (see test_gemini_boundary); behind it the client takes it for no lost request."""
+    """The configuration refuses it first (see test_gemini_boundary); behind it the client takes it for no lost
+    request."""
     machine = machine_for(emulator, tmp_path)
     for number, url in enumerate(("localhost:9", "ftp://127.0.0.1:9")):
         config = machine.gemini.model_copy(update={"base_url": url})
@@ -466,13 +469,16 @@ def test_spending_tells_replies_without_usage_from_tries_that_were_lost(emulator
         ({"promptFeedback": {"blockReason": "SAFETY"}}, "blocked", ""),
         ({"candidates": [{"finishReason": "STOP"}]}, "error", ""),
         ({"candidates": [{"finishReason": "STOP", "content": {"parts": [{"text": " "}]}}]}, "error", ""),
-        ({"candidates": [{"finishReason": "STOP", "content": {"parts": [{"text": "hm", "thought": True}]}}]}, "error", ""),
+        ({"candidates": [{"finishReason": "STOP", "content": {"parts": [{"text": "hm", "thought": True}]}}]}, "error",
+            ""),
         ({"candidates": [{"content": {"parts": [{"text": "half a"}]}}]}, "error", ""),
         ({"candidates": [{"finishReason": "SPII", "content": {"parts": [{"text": "Jane"}]}}]}, "blocked", ""),
         ({"candidates": [{"finishReason": "MALFORMED_FUNCTION_CALL"}]}, "error", ""),
         ({"candidates": [{"finishReason": "A_NEW_ONE", "content": {"parts": [{"text": "x"}]}}]}, "error", ""),
-        ({"candidates": [{"finish_reason": "MAX_TOKENS", "content": {"parts": [{"text": "half a"}]}}]}, "length", "half a"),
-        ({"candidates": [{"finishReason": "STOP", "content": {"parts": [{"text": "a"}, {"text": "b"}]}}]}, "stop", "ab"),
+        ({"candidates": [{"finish_reason": "MAX_TOKENS", "content": {"parts": [{"text": "half a"}]}}]}, "length",
+            "half a"),
+        ({"candidates": [{"finishReason": "STOP", "content": {"parts": [{"text": "a"}, {"text": "b"}]}}]}, "stop",
+            "ab"),
     ],
 )  # fmt: skip
 def test_every_way_a_reply_can_end(body, end, text):

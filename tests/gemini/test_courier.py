@@ -83,7 +83,8 @@ def test_what_is_on_the_wire_outlives_a_killed_run_and_is_paid_once(how, emulato
 
 @pytest.fixture
 def held(monkeypatch):
-    """A service that answers two questions and keeps the others waiting until `go_on` is set: (emulator, go_on, waiting)."""
+    """A service that answers two questions and keeps the others waiting until `go_on` is set: (emulator, go_on,
+    waiting)."""
     go_on, waiting, answered = threading.Event(), [], []
 
     def answer(body):

@@ -123,7 +123,8 @@ ledger.settle(ledger.reserve("one", model="m", use="synth", tier="standard", wor
 ledger.reserve("two", model="m", use="synth", tier="standard", worst=60_000)
 ledger.reserve("job", model="m", use="synth", tier="batch", worst=7_000)
 with ledger.connect() as store:
-    store.execute("INSERT INTO reservations (key, run, use, model, tier, worst, holder, reserved_at) VALUES ('half','run','synth','m','standard',9,'',0)")
+    store.execute("INSERT INTO reservations (key, run, use, model, tier, worst, holder, reserved_at) "
+                  "VALUES ('half','run','synth','m','standard',9,'',0)")
     os.kill(os.getpid(), signal.SIGKILL)
 """
 

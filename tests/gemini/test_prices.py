@@ -187,7 +187,8 @@ socket.socket.connect = socket.getaddrinfo = refuse
 from datetime import UTC, datetime
 from gemma_ops.gemini import prices
 from gemma_ops.gemini.usage import Usage
-print(prices.request_price("gemini-3.8-flash", Usage(prompt=1000), tier="standard", at=datetime(2026, 11, 23, tzinfo=UTC)))
+at = datetime(2026, 11, 23, tzinfo=UTC)
+print(prices.request_price("gemini-3.8-flash", Usage(prompt=1000), tier="standard", at=at))
 """
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "750000\n"
 

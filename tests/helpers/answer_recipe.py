@@ -1,4 +1,5 @@
-"""The recipe of the tests that train by preferences and rewards: the shipped one up to its evaluation, without files for serving."""
+"""The recipe of the tests that train by preferences and rewards: the shipped one up to its evaluation, without files
+for serving."""
 
 from gemma_ops.config import RunConfig
 from gemma_ops.evaluation import evaluate

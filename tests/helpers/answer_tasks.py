@@ -49,7 +49,8 @@ def write(folder: Path, kind: Kind, *, count: int = 256, questions: int = 64) ->
     task = folder / "product"
     task.mkdir()
     (task / "task.yaml").write_text(
-        "schema: gemma-ops/eval-task@1\nname: product\nversion: 1\ndescription: Say the product that the message names.\ndata: {path: data.jsonl}\ngeneration: {max_new_tokens: 16}\n"
+        "schema: gemma-ops/eval-task@1\nname: product\nversion: 1\ndescription: Say the product that the message "
+        "names.\ndata: {path: data.jsonl}\ngeneration: {max_new_tokens: 16}\n"
         "privacy: any\nmetrics: [exact_match]\nprimary: exact_match\n"
     )
     held_out = ({"prompt": question, "reference": product} for question, product, _ in asked(questions, 2, test=True))

@@ -1,6 +1,7 @@
 """Questions for batch jobs, clients that ask them, and processes that can be killed while they do.
 
-`from tests.helpers.batch_jobs import answered, client_of, questions`; the fixture `forks` comes with `pytest_plugins = ["tests.helpers.emulated", "tests.helpers.batch_jobs"]`.
+`from tests.helpers.batch_jobs import answered, client_of, questions`; the fixture `forks` comes with `pytest_plugins =
+["tests.helpers.emulated", "tests.helpers.batch_jobs"]`.
 """
 
 from __future__ import annotations

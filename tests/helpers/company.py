@@ -12,8 +12,10 @@ import re
 from gemma_ops.emulator import EmulatedReply
 
 TOPICS = (
-    "parking permit", "gym locker", "travel card", "parental leave", "expense report", "night shift", "first aid course",
-    "laptop loan", "canteen card", "visitor badge", "bicycle lease", "training budget", "holiday carry-over", "sick note",
+    "parking permit", "gym locker", "travel card", "parental leave", "expense report", "night shift",
+    "first aid course",
+    "laptop loan", "canteen card", "visitor badge", "bicycle lease", "training budget", "holiday carry-over",
+    "sick note",
     "pension plan", "relocation grant", "language course", "safety helmet", "meeting room", "archive access",
 )  # fmt: skip
 PLACES = (
@@ -34,11 +36,14 @@ def document(number):
     fee, days, hour = 7 + 3 * number, 4 + number, 6 + number % 12
     return (
         f"# {topic.capitalize()}\n\n"
-        f"Every employee may ask for a {topic} at the {place}. The desk for the {topic} opens at {hour} o'clock each morning. "
-        f"A {topic} costs {fee} euros in the first year of service. {person} signs each {topic} within {days} working days.\n\n"
+        f"Every employee may ask for a {topic} at the {place}. The desk for the {topic} opens at {hour} o'clock each "
+        f"morning. "
+        f"A {topic} costs {fee} euros in the first year of service. {person} signs each {topic} within {days} working "
+        f"days.\n\n"
         f"## When a {topic} ends\n\n"
-        f"The {topic} ends {days + 20} days after the contract of its holder. Whoever loses a {topic} pays {fee * 2} euros for "
-        f"a new one. An unused {topic} is given back at the {place} before {hour + 8} o'clock. {person} answers questions about "
+        f"The {topic} ends {days + 20} days after the contract of its holder. Whoever loses a {topic} pays {fee * 2} "
+        f"euros for a new one. An unused {topic} is given back at the {place} before {hour + 8} o'clock. {person} "
+        f"answers questions about "
         f"a late {topic} on every second Tuesday.\n"
     )
 
@@ -63,7 +68,8 @@ def sentences(text):
 
 
 def teach(body):
-    """A diligent teacher: as many rows as were asked for, one sentence each, beginning at a place that the prompt decides."""
+    """A diligent teacher: as many rows as were asked for, one sentence each, beginning at a place that the prompt
+    decides."""
     found = sentences(shown(body.last)) or ["Nothing is known about this."]
     wanted = int((re.search(r"Write (\d+)", body.last) or [0, 1])[1])
     start = body.chance("where").randrange(len(found))

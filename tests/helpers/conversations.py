@@ -13,15 +13,16 @@ CONVERSATIONS = int(os.environ.get("GEMMA_OPS_CONVERSATIONS", "60"))
 EDGE = Path(find_spec("trl").origin).parent / "chat_templates" / "gemma4_v5.jinja"
 EMPTY = "<|channel>thought\n<channel|>"
 TEXTS = [
-    "Where is it?", " spaced \n", "a\n\nb", "Größe 😀 你好", '{"a": [1, null]}', "x < y > z | <b>bold</b>", "<|turn", "<", "naïve — “q”",
+    "Where is it?", " spaced \n", "a\n\nb", "Größe 😀 你好", '{"a": [1, null]}', "x < y > z | <b>bold</b>", "<|turn",
+    "<", "naïve — “q”",
     "<think>hm</think>", "3.5 kg\tok", "|> <",
 ]  # fmt: skip
 VALUES = ["s", "<", 1, 2.5, True, None, [], [1, "b"], {}, {"k": "v", "a<b": [True]}, {"B": 1, "a": 2}]
 
 
 def templates():
-    """By size: what its checkpoints publish. Of the larger sizes Google's latest with their own ending, and the one of the
-    file that `GEMMA_OPS_TEMPLATE` names, such as llama.cpp's google-gemma-4-31B-it.jinja."""
+    """By size: what its checkpoints publish. Of the larger sizes Google's latest with their own ending, and the one of
+    the file that `GEMMA_OPS_TEMPLATE` names, such as llama.cpp's google-gemma-4-31B-it.jinja."""
     edge = EDGE.read_text(encoding="utf-8")
     ending = "{{- '<|turn>model\\n' -}}\n    {%- elif"
     assert edge.count(ending) == 1

@@ -1,4 +1,5 @@
-"""Evaluations without a model: a target that knows a share of the answers, a task of numbered questions, and one run."""
+"""Evaluations without a model: a target that knows a share of the answers, a task of numbered questions, and one
+run."""
 
 from __future__ import annotations
 

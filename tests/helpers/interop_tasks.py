@@ -24,7 +24,8 @@ def write(folder, name, body, rows):
 
 
 def mixed(folder, count=12):
-    """Copying, JSON and look-ups with several metrics; a short limit cuts some answers, and some rows have a system turn."""
+    """Copying, JSON and look-ups with several metrics; a short limit cuts some answers, and some rows have a system
+    turn."""
     draw = random.Random("exchanged")
     rows = []
     for number, item in enumerate(lessons.lesson(draw) for _ in range(count)):

@@ -87,7 +87,8 @@ def relative(ours: torch.Tensor, theirs: torch.Tensor) -> float:
 
 
 def kept_bytes(function: Any, model: Any) -> int:
-    """Bytes autograd keeps alive for the backward pass of what `function` computes: distinct memory, `model`'s aside."""
+    """Bytes autograd keeps alive for the backward pass of what `function` computes: distinct memory, `model`'s
+    aside."""
     own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     found: dict[int, int] = {}
 

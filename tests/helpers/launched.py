@@ -1,7 +1,9 @@
-"""Trainings for the tests of `training/launch`: small rows, twin bases, and a pair of processes that does many in one start.
+"""Trainings for the tests of `training/launch`: small rows, twin bases, and a pair of processes that does many in one
+start.
 
 A start of two processes costs some ten CPU seconds, all of it imports, so that tests share them: `pair` gives a list of
-jobs to one pair, which is this very file under torchrun. `python -m torch.distributed.run … tests/helpers/launched.py plan.json`
+jobs to one pair, which is this very file under torchrun. `python -m torch.distributed.run … tests/helpers/launched.py
+plan.json`
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Made-up images and sounds, rows about them, and tasks that ask about them: what the tests of multimodal training share.
+"""Made-up images and sounds, rows about them, and tasks that ask about them: what the tests of multimodal training
+share.
 
 Colours are drawn with noise in a block on a background of another shade, pitches with a random phase and loudness, so
 that no two files are the same and nothing but the colour or the pitch tells the answer.

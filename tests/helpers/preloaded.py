@@ -1,8 +1,9 @@
-"""`gemma-ops` in processes that have the heavy libraries loaded already: most of what a short command takes is importing.
+"""`gemma-ops` in processes that have the heavy libraries loaded already: most of what a short command takes is
+importing.
 
 `python preloaded.py serve SOCKET` imports them once and then forks for each command; `python preloaded.py run SOCKET
-WORDS…` stands for `gemma-ops WORDS…`: its folder, environment, input and output are the command's, a SIGTERM is passed on,
-and it ends as the command does. What a command does itself is as in a process of its own.
+WORDS…` stands for `gemma-ops WORDS…`: its folder, environment, input and output are the command's, a SIGTERM is passed
+on, and it ends as the command does. What a command does itself is as in a process of its own.
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
-"""Tiny random Gemma 4 checkpoints on disk, laid out as Google's are: one factory for all tests that need a model folder.
+"""Tiny random Gemma 4 checkpoints on disk, laid out as Google's are: one factory for all tests that need a model
+folder.
 
-The real transformers classes, small dimensions, and an initialisation that is not degenerate: weights are scaled by their
-fan-in, norms, layer scalars, router scales and expert scales differ from one, and logits have a standard deviation of
-about 2.5, so that a forgotten or swapped tensor shows in the output and greedy decoding does not sit on ties.
+The real transformers classes, small dimensions, and an initialisation that is not degenerate: weights are scaled by
+their fan-in, norms, layer scalars, router scales and expert scales differ from one, and logits have a standard
+deviation of about 2.5, so that a forgotten or swapped tensor shows in the output and greedy decoding does not sit on
+ties.
 
 Kinds:
 - `e2b`: per-layer embeddings (PLE), KV-shared layers, double-wide MLP in them; config in Google's spelling.
@@ -158,8 +160,8 @@ def _text_settings(kind: Kind, vocab: int) -> dict[str, Any]:
 def _initialise(model: Any, seed: int) -> None:
     """Random but well-conditioned values: rounding a weight must not send the output somewhere else altogether.
 
-    Attention scores get a standard deviation of one (Gemma 4 normalises queries and keys and does not divide by the root
-    of the head size), layers add little to the stream, and the router prefers its experts clearly.
+    Attention scores get a standard deviation of one (Gemma 4 normalises queries and keys and does not divide by the
+    root of the head size), layers add little to the stream, and the router prefers its experts clearly.
     """
     random = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():

@@ -1,4 +1,5 @@
-"""What docstrings and comments name is there: files and functions that were renamed or moved are found by their old names."""
+"""What docstrings and comments name is there: files and functions that were renamed or moved are found by their old
+names."""
 
 from __future__ import annotations
 

@@ -42,7 +42,8 @@ SUBSTITUTIONS = {
     "private-data-gemini-judge": {"run": JSON, "judge run": ("evaluate.judge.rows=4",)},
     "26b-on-24gb": {"run": (*JSON, *NANO), "data check": NANO},
 }
-"""What a test sets besides, by page and verb: fewer rows and steps everywhere, and nano where a page's model is not here."""
+"""What a test sets besides, by page and verb: fewer rows and steps everywhere, and nano where a page's model is not
+here."""
 
 
 @dataclass(frozen=True)

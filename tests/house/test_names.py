@@ -1,4 +1,5 @@
-"""Names say what they name wherever they are read: classes are unique, functions carry their noun, modules their room's."""
+"""Names say what they name wherever they are read: classes are unique, functions carry their noun, modules their
+room's."""
 
 from __future__ import annotations
 
@@ -34,7 +35,8 @@ def test_public_class_names_are_unique():
 
 
 def test_public_functions_carry_their_noun():
-    """The verbs of the command line are named as they are typed, and the bodies of Triton kernels as their operation."""
+    """The verbs of the command line are named as they are typed, and the bodies of Triton kernels as their
+    operation."""
     functions = top_level((ast.FunctionDef, ast.AsyncFunctionDef))
     bare = [(name, place) for name, place in functions if name in BARE]
     assert not [item for item in bare if not item[1].startswith(("cli/", "kernels/"))]

@@ -17,7 +17,10 @@ SPIN = "import time\nend = time.process_time() + {seconds}\nwhile time.process_t
 
 
 def test_a_process_that_sleeps_too_long_is_ended_with_its_children(tmp_path):
-    child = f"import os, pathlib, time; pathlib.Path({str(tmp_path / 'pid')!r}).write_text(str(os.getpid())); time.sleep(60)"
+    child = (
+        f"import os, pathlib, time; pathlib.Path({str(tmp_path / 'pid')!r}).write_text(str(os.getpid())); "
+        f"time.sleep(60)"
+    )
     with pytest.raises(subprocess.TimeoutExpired):
         patience.run(
             [sys.executable, "-c", f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"],

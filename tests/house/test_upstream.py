@@ -1,5 +1,5 @@
-"""What the traps say of the stack is still so in what is installed. One that fails says that upstream mended it: look at the
-trap's evidence again, and at what our own way around it costs. `make upgrade-check` reports them by trap."""
+"""What the traps say of the stack is still so in what is installed. One that fails says that upstream mended it: look
+at the trap's evidence again, and at what our own way around it costs. `make upgrade-check` reports them by trap."""
 
 from __future__ import annotations
 

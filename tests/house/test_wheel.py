@@ -1,4 +1,5 @@
-"""The built wheel works where there is no checkout: in a new environment, from an empty folder; and offline it asks nobody."""
+"""The built wheel works where there is no checkout: in a new environment, from an empty folder; and offline it asks
+nobody."""
 
 from __future__ import annotations
 
@@ -41,7 +42,8 @@ def wheel(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def installed(wheel, tmp_path_factory):
-    """A new environment holding only the wheel; its dependencies are those installed here, so that nothing is downloaded."""
+    """A new environment holding only the wheel; its dependencies are those installed here, so that nothing is
+    downloaded."""
     folder = tmp_path_factory.mktemp("venv")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
     site = next(folder.glob("lib/python*/site-packages"))

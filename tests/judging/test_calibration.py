@@ -274,7 +274,8 @@ def test_labels_that_cannot_be_used_are_told_with_their_line(tmp_path, row, prob
 
 
 def test_two_people_are_compared_only_on_enough_labels(tmp_path):
-    """Of five items kappa is chance; and where one of two gave one label throughout, it is 0 whatever the other said."""
+    """Of five items kappa is chance; and where one of two gave one label throughout, it is 0 whatever the other
+    said."""
     one = [
         calibrate.Label(pair.id, "pairs", "tie" if index % 2 else "first", "first") for index, pair in enumerate(ITEMS)
     ]

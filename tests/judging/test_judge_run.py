@@ -183,7 +183,8 @@ def test_private_rows_reach_no_service(biased, tmp_path):
     with pytest.raises(BoundaryError) as caught:
         judge(biased, tmp_path, "run", "--first", mine, "--second", other, "--judge", JUDGE)
     assert not biased.log
-    # Rows are counted, not the questions made of them (two answers are equal); and it is said where their privacy is written.
+    # Rows are counted, not the questions made of them (two answers are equal); and it is said where their privacy is
+    # written.
     assert "1 of 7 rows that need a judge are local_only" in caught.value.what
     assert "of files in every row" in caught.value.fix
 

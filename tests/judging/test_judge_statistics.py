@@ -1,4 +1,5 @@
-"""Figures that judges need: agreement beyond chance, win rates at equal length, rates corrected for a judge's errors."""
+"""Figures that judges need: agreement beyond chance, win rates at equal length, rates corrected for a judge's
+errors."""
 
 import krippendorff as reference
 import numpy as np

@@ -50,7 +50,8 @@ def test_a_judge_that_always_takes_a_slot_says_nothing(tmp_path):
 
 
 def test_position_bias_is_measured_and_cancelled(tmp_path):
-    """A judge that takes slot A in a share of its verdicts: both orders give the truth back as halves, and the bias shows."""
+    """A judge that takes slot A in a share of its verdicts: both orders give the truth back as halves, and the bias
+    shows."""
     chance = random.Random(5)
     found = one(tmp_path, lambda parts: "A" if chance.random() < 0.35 else honest(parts), pairs([(5, 2), (2, 5)] * 60))
     assert abs(found["win_rate"]["value"] - 0.5) < 0.05

@@ -1,4 +1,5 @@
-"""Attention by documents and windows is that of the whole masked square: packed, padded, windowed, cached, with images."""
+"""Attention by documents and windows is that of the whole masked square: packed, padded, windowed, cached, with
+images."""
 
 from __future__ import annotations
 

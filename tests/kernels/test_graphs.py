@@ -1,4 +1,5 @@
-"""Passes that are recorded and replayed compute what they did; the graphs themselves need a GPU, all around them doesn't."""
+"""Passes that are recorded and replayed compute what they did; the graphs themselves need a GPU, all around them
+doesn't."""
 
 from __future__ import annotations
 

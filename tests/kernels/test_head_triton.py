@@ -1,4 +1,5 @@
-"""The head with Triton's kernel between its products is as near to float64 as the one in torch's operations, and holds less.
+"""The head with Triton's kernel between its products is as near to float64 as the one in torch's operations, and holds
+less.
 
 In Triton's interpreter where Triton is installed without a GPU; on a GPU also inside a captured graph.
 """

@@ -117,7 +117,8 @@ def test_every_switch_reaches_its_effect(monkeypatch):
         original = getattr(module, name)
         monkeypatch.setattr(module, name, lambda *args, **kwargs: (seen.add(name), original(*args, **kwargs))[1])
 
-    for module, name in ((lora_linears._Linears, "apply"), (layers.ops_autograd, "norm"), (layers.ops_autograd, "add_norm"),
+    for module, name in ((lora_linears._Linears, "apply"), (layers.ops_autograd, "norm"),
+        (layers.ops_autograd, "add_norm"),
                          (layers.ops_autograd, "rotated"), (layers, "mlp"), (layers, "checkpoint")):  # fmt: skip
         watch(module, name)
     model, batch = tuned("e2b"), {"input_ids": documents([20])[0], "use_cache": False}

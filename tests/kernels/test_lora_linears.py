@@ -1,4 +1,5 @@
-"""Adapters computed together are PEFT's: outputs, gradients, on a dense and a 4-bit base; what they can't do goes to PEFT."""
+"""Adapters computed together are PEFT's: outputs, gradients, on a dense and a 4-bit base; what they can't do goes to
+PEFT."""
 
 from __future__ import annotations
 

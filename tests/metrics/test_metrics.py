@@ -1,4 +1,5 @@
-"""Each metric on answers that are right, nearly right and nonsense; against the library that defines it, where there is one."""
+"""Each metric on answers that are right, nearly right and nonsense; against the library that defines it, where there is
+one."""
 
 import json
 from pathlib import Path

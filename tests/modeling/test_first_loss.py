@@ -1,7 +1,8 @@
-"""The first loss of a fine-tune is the base's own loss on those tokens, for every size's twin, through the whole training.
+"""The first loss of a fine-tune is the base's own loss on those tokens, for every size's twin, through the whole
+training.
 
-A layer that a loader initialised anew, a part of the template that got lost, an adapter that does not start at zero or a
-loss averaged otherwise would each show here.
+A layer that a loader initialised anew, a part of the template that got lost, an adapter that does not start at zero or
+a loss averaged otherwise would each show here.
 """
 
 from __future__ import annotations

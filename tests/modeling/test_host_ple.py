@@ -128,7 +128,8 @@ def test_rows_of_an_epoch_that_was_left_are_forgotten():
 
 
 def test_buffers_made_while_answering_serve_a_training(monkeypatch):
-    """Samples may have longer prompts than any pass before: their buffers are filled again by the next training step."""
+    """Samples may have longer prompts than any pass before: their buffers are filled again by the next training
+    step."""
     empty = torch.empty
 
     def unpinned(*size, pin_memory, **more):

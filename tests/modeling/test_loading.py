@@ -36,7 +36,8 @@ def test_loading_equals_transformers_own(kind, weights, dtype):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_text_only_load_equals_the_whole_model(kind):
-    """Towers are dropped through the configuration: nothing is missing, no name changes, the text logits are the same."""
+    """Towers are dropped through the configuration: nothing is missing, no name changes, the text logits are the
+    same."""
     text, all_of_it = load_model(tiny(kind), weights="fp32"), whole(kind)
     names = {name for name, _ in all_of_it.named_parameters()}
     assert {name for name, _ in text.named_parameters()} <= names
@@ -63,8 +64,8 @@ def test_text_only_reads_no_byte_of_a_tower(monkeypatch):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_first_loss_is_the_base_models_own(kind):
-    """No layer is initialised anew: the loss on tokens equals that of transformers' whole model, which on random weights
-    is far from what other random weights give."""
+    """No layer is initialised anew: the loss on tokens equals that of transformers' whole model, which on random
+    weights is far from what other random weights give."""
     ids = torch.randint(20, 400, (2, 24), generator=torch.Generator().manual_seed(0))
     ours = load_model(tiny(kind), weights="fp32").train()
     with torch.no_grad():

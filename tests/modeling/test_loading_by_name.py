@@ -45,7 +45,7 @@ def test_fetch_records_bytes_and_copies_none(tmp_path):
 
 
 def test_a_revision_of_a_local_model_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="says nothing about a local model"):
+    with pytest.raises(ConfigError, match="has no effect on a local model"):
         fetch(tmp_path, ModelConfig(revision="abc"), MachineConfig(), source=local_base("nano"))
 
 
@@ -72,7 +72,7 @@ def test_other_families_and_unknown_names_are_refused(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(ModelError, match="is a llama model"):
         fetch(tmp_path, ModelConfig(base=str(tmp_path)), MachineConfig(), source=tmp_path)
-    with pytest.raises(ModelError, match="no folder here and no Hub id") as caught:
+    with pytest.raises(ModelError, match="neither a folder here nor a Hub id") as caught:
         fetch(tmp_path, ModelConfig(base="nanno"), MachineConfig())
     assert "nano" in caught.value.fix
     with pytest.raises(ServiceError, match="did you mean google/gemma-4-E2B-it"):

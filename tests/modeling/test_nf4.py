@@ -181,8 +181,8 @@ for weights in ("nf4", "bf16"):
 
 @pytest.mark.slow
 def test_loading_never_holds_more_than_the_result_and_one_tensor(tmp_path):
-    """A 4-bit load of a 70 MB mixture raises the process's peak by less than its own size and the largest tensor; a bf16
-    load after it does not stay within that."""
+    """A 4-bit load of a 70 MB mixture raises the process's peak by less than its own size and the largest tensor; a
+    bf16 load after it does not stay within that."""
     layers = ["sliding_attention", "full_attention"]
     shape = {"hidden_size": 512, "num_experts": 40, "moe_intermediate_size": 256}
     big = tiny_models.save("moe", tmp_path / "big", num_hidden_layers=2, layer_types=layers, **shape)

@@ -1,4 +1,5 @@
-"""Take every trap's fix out and see its tests fail: `python -m tests.mutants [--touched | --trap CODE] [--processes N]`.
+"""Take every trap's fix out and see its tests fail: `python -m tests.mutants [--touched | --trap CODE] [--processes
+N]`.
 
 Works on a copy of the repository. Every listed test must first pass there as it is; then, for one mutant after another,
 the fix is taken out and each of its tests alone must fail (an error while collecting is not a failure). What was killed

@@ -1,7 +1,7 @@
 """What takes each trap's fix out, and the tests that must fail then.
 
-A mutant replaces one text that stands exactly once in one file. `tests` are node ids below `tests/`; each alone must pass
-without the mutant and fail with it.
+A mutant replaces one text that stands exactly once in one file. `tests` are node ids below `tests/`; each alone must
+pass without the mutant and fail with it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ MUTANTS = (
     ),
     Mutant(
         "reentrant-checkpointing", "training/arguments.py",
-        '    "gradient_checkpointing_kwargs": "reentrant checkpointing corrupts gradients of layers that share keys and values",\n', "",
+        '    "gradient_checkpointing_kwargs": "reentrant checkpointing corrupts gradients of layers that share keys '
+        'and values",\n', "",
         ("training/test_sft.py::test_trl_keys_are_checked[gradient_checkpointing_kwargs-reentrant]",),
     ),
     Mutant(
@@ -67,7 +68,8 @@ MUTANTS = (
         "loss-under-accumulation", "training/trainer.py",
         "loss = self._score(model, arguments, inputs.divisor).loss * world",
         'loss = self._score(model, arguments, float(len(inputs.passes) * len(arguments["where"]))).loss * world',
-        ("training/test_sft.py::test_however_it_is_computed_the_result_is_the_same[{'packing': False, 'micro_batch': 2}]",),
+        (("training/test_sft.py::test_however_it_is_computed_the_result_is_the_same[{'packing': False, "
+         "'micro_batch': 2}]"),),
     ),
     Mutant(
         "fp32-default", "modeling/load.py",
@@ -108,7 +110,8 @@ MUTANTS = (
     ),
     Mutant(
         "lora-everywhere", "family/__init__.py",
-        r'LORA_TARGETS = r"(?:model\.)?(?:language_model\.)?layers\.\d+\.(?:self_attn', r'LORA_TARGETS = r".*layers\.\d+\.(?:per_layer_input_gate|self_attn',
+        r'LORA_TARGETS = r"(?:model\.)?(?:language_model\.)?layers\.\d+\.(?:self_attn',
+        r'LORA_TARGETS = r".*layers\.\d+\.(?:per_layer_input_gate|self_attn',
         ("modeling/test_adapters.py::test_lora_stays_in_the_language_model",),
     ),
     Mutant(
@@ -197,12 +200,14 @@ MUTANTS = (
     ),
     Mutant(
         "sharded-state", "modeling/adapter_files.py",
-        '    _check(final, sum(hasattr(module, "lora_A") for module in model.modules()), load_file(str(folder / WEIGHTS)))\n', "",
+        '    _check(final, sum(hasattr(module, "lora_A") for module in model.modules()), load_file(str(folder / '
+        'WEIGHTS)))\n', "",
         (_LAUNCHED + "test_an_adapter_that_was_not_saved_is_noticed",),
     ),
     Mutant(
         "sharded-state", "training/launch/sharded.py",
-        "return value.full_tensor() if is_sharded(value) else value", "return value.to_local() if is_sharded(value) else value",
+        "return value.full_tensor() if is_sharded(value) else value",
+        "return value.to_local() if is_sharded(value) else value",
         (_LAUNCHED + "test_two_processes_are_one[moe-fsdp]",),
     ),
     Mutant(
@@ -224,7 +229,8 @@ MUTANTS = (
     Mutant(
         "expert-adapters-on-nf4", "modeling/adapters.py",
         "    if settings.experts:\n        expert_lora.inject(tuned, config)\n",
-        "    if settings.experts and not getattr(model, 'is_loaded_in_4bit', False):\n        expert_lora.inject(tuned, config)\n",
+        "    if settings.experts and not getattr(model, 'is_loaded_in_4bit', False):\n        "
+        "expert_lora.inject(tuned, config)\n",
         ("modeling/test_expert_lora.py::test_gradients_equal_pefts_on_the_dense_model[4bit-8-False]",),
     ),
 )  # fmt: skip

@@ -1,4 +1,5 @@
-"""nano is a Gemma 4 in every mechanism, has learned what it should and not what it shouldn't, and can be built again."""
+"""nano is a Gemma 4 in every mechanism, has learned what it should and not what it shouldn't, and can be built
+again."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""This machine is a literal loopback address and stays it: names that lead elsewhere, redirects, proxies, servers that only
-look like our emulator, and files for a tracking server that isn't here."""
+"""This machine is a literal loopback address and stays it: names that lead elsewhere, redirects, proxies, servers that
+only look like our emulator, and files for a tracking server that isn't here."""
 
 from __future__ import annotations
 
@@ -41,7 +41,8 @@ GENERATED = {
 
 
 class Listener:
-    """A server on loopback that keeps what it gets: path, headers, body. `reply(path)` gives status, headers and body."""
+    """A server on loopback that keeps what it gets: path, headers, body. `reply(path)` gives status, headers and
+    body."""
 
     def __init__(self, reply=lambda _: (200, {}, CHAT), host="127.0.0.1", family=socket.AF_INET):
         self.got = []
@@ -88,7 +89,8 @@ class Listener:
 
 @pytest.fixture
 def names(monkeypatch):
-    """A resolver of our own: names in the dictionary lead to the addresses it says, everything else where it always did."""
+    """A resolver of our own: names in the dictionary lead to the addresses it says, everything else where it always
+    did."""
     known = {}
     real = socket.getaddrinfo
 
@@ -197,7 +199,8 @@ def test_a_redirect_takes_neither_body_nor_key_of_gemini_along(monkeypatch, tmp_
 
 
 def test_an_upload_goes_where_the_requests_go(monkeypatch, tmp_path):
-    """The service says where a batch's file is to be uploaded; a server that names another place gets nothing sent there."""
+    """The service says where a batch's file is to be uploaded; a server that names another place gets nothing sent
+    there."""
     monkeypatch.setenv("GEMINI_API_KEY", KEY)
     with Listener() as other:
         away = {"x-goog-upload-url": f"http://127.0.0.1:{other.port}/upload", "x-goog-upload-status": "active"}
@@ -323,7 +326,8 @@ def test_a_tracking_place_leaves_the_machine_by_its_host_its_database_or_its_sto
 
 def test_what_another_machine_is_shown_holds_no_word_of_a_private_row(tmp_path):
     rows = [
-        {"id": f"q{n}", "prompt": f"question {n} ", "reference": f"a{n % 3}", "place": ["Zeppelinheim", "Klinik Nord"][n % 2], "size": n}
+        {"id": f"q{n}", "prompt": f"question {n} ", "reference": f"a{n % 3}",
+            "place": ["Zeppelinheim", "Klinik Nord"][n % 2], "size": n}
         for n in range(12)
     ]  # fmt: skip
     task = make_task(

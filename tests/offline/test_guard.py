@@ -1,4 +1,5 @@
-"""Offline: refused up front, and refused when tried. That the whole quickstart tries nothing: tests/house/test_wheel.py."""
+"""Offline: refused up front, and refused when tried. That the whole quickstart tries nothing:
+tests/house/test_wheel.py."""
 
 from __future__ import annotations
 
@@ -239,8 +240,8 @@ print(namespace.inside_namespace(), namespace.enter())
 
 
 def test_in_a_network_of_its_own_the_kernel_refuses_children_too():
-    """A child without our guard finds no way (ENETUNREACH), and loopback is there. Where the system allows no such network,
-    the reason is told."""
+    """A child without our guard finds no way (ENETUNREACH), and loopback is there. Where the system allows no such
+    network, the reason is told."""
     told = python(ESCAPES.format(config={}, targets=[]))
     words, child, state = told.stdout.splitlines()
     if namespaces():
@@ -271,8 +272,10 @@ def test_a_run_that_uses_a_server_on_this_machine_keeps_its_network_and_says_so(
 def test_the_command_says_who_holds_it_and_the_doctor_who_would(cli, tmp_path):
     """A recipe whose child is a program that knows nothing of us."""
     recipe = (
-        "import subprocess, sys\ndef recipe(run, config):\n    code = 'import socket; print(socket.socket().connect_ex((\"192.0.2.1\", 9)))'\n"
-        "    raise SystemExit(subprocess.run([sys.executable, '-I', '-c', code], capture_output=True, text=True, timeout=20).stdout)\n"
+        "import subprocess, sys\ndef recipe(run, config):\n    code = 'import socket; "
+        'print(socket.socket().connect_ex(("192.0.2.1", 9)))\'\n'
+        "    raise SystemExit(subprocess.run([sys.executable, '-I', '-c', code], capture_output=True, text=True, "
+        "timeout=20).stdout)\n"
     )
     (tmp_path / "asks.py").write_text(recipe)
     result = cli("run", "quickstart", "-s", "recipe=asks.py", "-s", "offline=true", "-s", "evaluate.gates=[]")

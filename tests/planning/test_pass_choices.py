@@ -127,7 +127,8 @@ def test_long_documents_among_short_ones_cost_the_memory_of_a_pass_twice():
 
 
 def test_passes_are_recorded_where_that_is_the_fastest(monkeypatch):
-    """Heads of 512 have kernels of fixed shape on a Hopper, up to documents of some length; elsewhere only many heads do."""
+    """Heads of 512 have kernels of fixed shape on a Hopper, up to documents of some length; elsewhere only many heads
+    do."""
     import torch
 
     from gemma_ops.kernels import attention_packed
@@ -145,7 +146,8 @@ def test_passes_are_recorded_where_that_is_the_fastest(monkeypatch):
                 assert passes._steady(shape, devices.get_device(key), longest) == one
                 found[key, size, longest] = one
     assert [case for case, one in found.items() if one] == [
-        ("h200", "E2B", 2048), ("h200", "E2B", 4096), ("h200", "31B", 2048), ("h200", "31B", 4096), ("a100-80", "31B", 2048),
+        ("h200", "E2B", 2048), ("h200", "E2B", 4096), ("h200", "31B", 2048), ("h200", "31B", 4096),
+        ("a100-80", "31B", 2048),
     ]  # fmt: skip
 
 

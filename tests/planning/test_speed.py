@@ -81,7 +81,8 @@ def test_a_published_step_time():
 
 
 def test_padding_by_micro_batch():
-    """Slots per token measured on 20,000 rows of log-normal length (median 199, mean 297, cut at 2,048) in random order."""
+    """Slots per token measured on 20,000 rows of log-normal length (median 199, mean 297, cut at 2,048) in random
+    order."""
     found = row_lengths.find_lengths(RunConfig(name="nothing-prepared"), vocab=262_144)
     assert found.mean == pytest.approx(297, rel=0.02)
     for micro_batch, measured in ((2, 1.47), (4, 2.06), (8, 2.77), (16, 3.58)):

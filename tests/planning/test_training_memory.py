@@ -1,4 +1,5 @@
-"""Bytes of `planning.memory` against real steps on a GPU, a simulation of the real graph, and what other trainers report.
+"""Bytes of `planning.memory` against real steps on a GPU, a simulation of the real graph, and what other trainers
+report.
 
 The records in configs/benchmarks are `gemma-ops bench train` on an H200. The simulated numbers come from running
 transformers 5.23 + PEFT 0.21 + TRL's fused head at true dimensions on fake tensors (CPU kernels, rank 16, one row).
@@ -44,7 +45,8 @@ def recorded(name, arm):
         spec["weights"], spec["rank"], tuple(family.lora_linears(shape)),
         tokens=max(passes) if ours else min(spec["row_length"], sum(passes)), length=int(facts["longest"]),
         checkpointing=found["settings"]["checkpointing"] if ours else "all", scored=facts["labelled"],
-        kernels=KernelsConfig(**found["settings"]["kernels"]) if ours else STOCK, ple="host" if ours and shape.per_layer_dim else "device",
+        kernels=KernelsConfig(**found["settings"]["kernels"]) if ours else STOCK,
+        ple="host" if ours and shape.per_layer_dim else "device",
     )  # fmt: skip
     return shape, step, passes, facts, found
 

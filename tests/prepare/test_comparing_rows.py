@@ -36,7 +36,10 @@ from tests.helpers.task_files import task_yaml
 DATA = Path(os.environ.get("GEMMA_OPS_DATA", Path(__file__).parents[2] / "../shared/data"))
 VOCABULARY = [f"w{number}" for number in range(5000)]
 INSTRUCTION = "Classify this banking question: "
-LONG = "You are the assistant of a bank. Answer with exactly one of the categories that are listed below and nothing else, please. Question: "
+LONG = (
+    "You are the assistant of a bank. Answer with exactly one of the categories that are listed below and "
+    "nothing else, please. Question: "
+)
 
 
 def text(draw, count):
@@ -130,8 +133,10 @@ def test_exact_duplicates_are_the_same_to_training():
 
 
 LONG_CODE = (
-    "def total(orders):\n    found = 0\n    for order in orders:\n        if order.sum {} 100:\n            found += 1\n    return found\n"
-    + "# kept for the audit of the year, see the notes of the team for why it is written in this way\n" * 4
+    "def total(orders):\n    found = 0\n    for order in orders:\n        if order.sum {} 100:\n            found += "
+    "1\n    return found\n"
+    + "# kept for the audit of the year, see the notes of the team for why it is written in this way\n"
+    * 4
 )
 
 
@@ -303,7 +308,8 @@ def test_tasks_are_read_from_their_folders(tmp_path):
     folder = tmp_path / "tasks" / "a"
     folder.mkdir(parents=True)
     (folder / "data.jsonl").write_text(
-        '{"prompt": "one", "reference": "x"}\n{"messages": [{"role": "system", "content": "S"}, {"role": "user", "content": "two"}]}\n'
+        '{"prompt": "one", "reference": "x"}\n{"messages": [{"role": "system", "content": "S"}, {"role": "user", '
+        '"content": "two"}]}\n'
     )
     (folder / "task.yaml").write_text(task_yaml("{path: data.jsonl}", "first"))
     read = read_task(folder, None)

@@ -1,4 +1,5 @@
-"""Answers that were compared or judged, through the whole of `prepare`: layouts, refusals, duplicates, tokens, tables."""
+"""Answers that were compared or judged, through the whole of `prepare`: layouts, refusals, duplicates, tokens,
+tables."""
 
 from __future__ import annotations
 
@@ -34,7 +35,8 @@ LAYOUTS = {
     "texts": ("preference", {"prompt": "Where is my card?", "chosen": "On its way.", "rejected": "No idea."}),
     "messages": ("preference", {"prompt": [ASK], "chosen": [GOOD], "rejected": [BAD]}),
     "implicit": ("preference", {"chosen": [ASK, GOOD], "rejected": [ASK, BAD]}),
-    "with the prompt beside": ("preference", {"prompt": "Where is my card?", "chosen": [ASK, GOOD], "rejected": [ASK, BAD]}),
+    "with the prompt beside": ("preference", {"prompt": "Where is my card?", "chosen": [ASK, GOOD],
+            "rejected": [ASK, BAD]}),
     "question": ("preference", {"question": "Where is my card?", "chosen": "On its way.", "rejected": "No idea."}),
     "our own": ("preference", {"messages": [ASK], "chosen": [GOOD], "rejected": [BAD]}),
     "hh-rlhf": (
@@ -169,7 +171,8 @@ def run(tmp_path):
 
 def many(count):
     return [
-        {"prompt": f"Question number {n} about card {n * 7919}?", "chosen": f"Good {n * 31}.", "rejected": f"Bad {n * 17}."}
+        {"prompt": f"Question number {n} about card {n * 7919}?", "chosen": f"Good {n * 31}.",
+            "rejected": f"Bad {n * 17}."}
         for n in range(count)
     ]  # fmt: skip
 

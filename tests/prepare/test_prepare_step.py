@@ -126,7 +126,8 @@ def test_bad_rows_are_kept_with_their_reason_and_the_step_fails(run, tmp_path):
     assert str(tmp_path / "out" / "rejected.jsonl") in error.value.fix
     rejected = list(read_rows(tmp_path / "out" / "rejected.jsonl"))
     assert [(row["file"], row["line"], row["code"]) for row in rejected] == [
-        ("rows.jsonl", 7, "bad_json"), ("rows.jsonl", 8, "no_assistant"), ("rows.jsonl", 9, "empty_answer"), ("rows.jsonl", 10, "empty_answer"),
+        ("rows.jsonl", 7, "bad_json"), ("rows.jsonl", 8, "no_assistant"), ("rows.jsonl", 9, "empty_answer"),
+        ("rows.jsonl", 10, "empty_answer"),
     ]  # fmt: skip
     assert rejected[0]["text"] == '{"messages": [{"role": "user"'
     assert len(rejected[3]["text"]) == 500
@@ -318,8 +319,9 @@ def test_killed_and_run_again_ends_with_the_same_bytes(run, tmp_path):
     out.mkdir()
     (out / "fingerprint.json").write_text("{}")  # what the run keeps there
     code = (
-        "from pathlib import Path\nfrom gemma_ops.config import *\nfrom gemma_ops.prepare import prepare\nfrom gemma_ops.nano import WEIGHTS\n"
-        f"prepare(Path({str(out)!r}), DataConfig(path='x'), MachineConfig(), source=Path({str(tmp_path / 'rows.jsonl')!r}), model=WEIGHTS)"
+        "from pathlib import Path\nfrom gemma_ops.config import *\nfrom gemma_ops.prepare import prepare\nfrom "
+        f"gemma_ops.nano import WEIGHTS\nprepare(Path({str(out)!r}), DataConfig(path='x'), MachineConfig(), "
+        f"source=Path({str(tmp_path / 'rows.jsonl')!r}), model=WEIGHTS)"
     )
     process = subprocess.Popen([sys.executable, "-c", code])
     patience.until(lambda: (out / "work" / "rows.jsonl").exists() or process.poll() is not None, 60, of=process.pid)
@@ -457,6 +459,9 @@ def test_the_larger_sizes_are_known_by_their_template(tmp_path):
     assert not chat.prompt(tokenizer, question, template=published.template_of(tmp_path)).text.endswith(empty)
     (tmp_path / "config.json").write_text(json.dumps(CONFIGS["31B"]))
     assert chat.prompt(tokenizer, question, template=published.template_of(tmp_path)).text.endswith(empty)
-    large = "{{ bos_token }}{% if add_generation_prompt %}{{ '<|turn>model\n' }}{% if not enable_thinking %}<|channel>thought\n<channel|>{% endif %}{% endif %}"
+    large = (
+        "{{ bos_token }}{% if add_generation_prompt %}{{ '<|turn>model\n' }}{% if not enable_thinking "
+        "%}<|channel>thought\n<channel|>{% endif %}{% endif %}"
+    )
     (tmp_path / "chat_template.jinja").write_text(large)
     assert published.template_of(tmp_path) == large

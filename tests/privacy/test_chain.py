@@ -1,5 +1,5 @@
-"""One boundary around everything: of 1,000 rows, 30 of them `local_only`, spread over every way to Gemini, none of the 30
-is in the request log of the service, in the store of answers, or in a log of ours."""
+"""One boundary around everything: of 1,000 rows, 30 of them `local_only`, spread over every way to Gemini, none of the
+30 is in the request log of the service, in the store of answers, or in a log of ours."""
 
 from __future__ import annotations
 

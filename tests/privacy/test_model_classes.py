@@ -1,5 +1,5 @@
-"""A model is as private as what it learned from: recorded by every step that makes one, held at every way out, and let go
-only by a person whose reason stands in the papers."""
+"""A model is as private as what it learned from: recorded by every step that makes one, held at every way out, and let
+go only by a person whose reason stands in the papers."""
 
 from __future__ import annotations
 
@@ -46,7 +46,8 @@ def made(tmp_path_factory):
     """A real run of nano on forty rows of class any and one of class local_only, as far as its quantized files."""
     root = tmp_path_factory.mktemp("learned")
     rows = [{"messages": [{"role": "user", "content": f"Where is parcel {n} {n * 37}?"},
-                          {"role": "assistant", "content": f"Parcel {n} waits in hall {n % 7}."}]} for n in range(41)]  # fmt: skip
+                          {"role": "assistant", "content": f"Parcel {n} waits in hall "
+                                                           f"{n % 7}."}]} for n in range(41)]  # fmt: skip
     rows[17]["privacy"] = "local_only"
     (root / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = RunConfig.model_validate(
@@ -225,7 +226,8 @@ def test_rows_of_a_private_teacher_are_private(emulator, tmp_path, monkeypatch, 
         out.mkdir(parents=True)
         settings = SynthConfig(teacher=JUDGE, privacy="any", count={"document_qa": 8}, **more)
         synthesize(
-            out, settings, machine, base=None, teacher=None, documents=tmp_path / "docs", seeds=None, tools=None, tasks=(), source=None
+            out, settings, machine, base=None, teacher=None, documents=tmp_path / "docs", seeds=None, tools=None,
+            tasks=(), source=None
         )  # fmt: skip
         return out
 
@@ -299,7 +301,8 @@ def test_a_release_needs_its_reason_and_never_makes_anything_stricter():
 def test_a_judge_that_could_not_see_the_answers_is_told_before_the_training(tmp_path, monkeypatch):
     monkeypatch.setenv("GEMINI_API_KEY", KEY)
     body = {
-        "machine": {"runs": str(tmp_path), "mlflow": None, "gemini": {"accept_terms": "2026-03-23", "tier": "paid", "budget_usd": 1}},
+        "machine": {"runs": str(tmp_path), "mlflow": None, "gemini": {"accept_terms": "2026-03-23", "tier": "paid",
+                "budget_usd": 1}},
         "evaluate": {
             "tasks": [str(make_task(tmp_path / "desk", 12, privacy="any"))],
             "targets": ["base", "tuned"],

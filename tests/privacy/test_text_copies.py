@@ -1,4 +1,5 @@
-"""One text under two classes: found whatever it is dressed in and wherever it stands, and no alarm where texts are only alike."""
+"""One text under two classes: found whatever it is dressed in and wherever it stands, and no alarm where texts are only
+alike."""
 
 from __future__ import annotations
 
@@ -84,7 +85,10 @@ def test_the_strictest_of_several_holds_and_nothing_is_made_laxer():
 
 
 def test_an_instruction_around_different_questions_is_no_copy():
-    around = "You are a clerk of our works. Sort this message into one of the desks of the house and answer with its name only:\n"
+    around = (
+        "You are a clerk of our works. Sort this message into one of the desks of the house and answer with its name "
+        "only:\n"
+    )
     draw = random.Random(3)
     index = PrivateTexts()
     for number in range(40):
@@ -146,7 +150,8 @@ def test_documents_take_the_class_of_what_they_hold_and_of_what_they_are_a_piece
     draw = random.Random(5)
     secret, common, other = sentence(draw, 60), sentence(draw, 30), sentence(draw, 40)
     files = {
-        "secret.md": f"---\nprivacy: local_only\n---\n# The long heading of a private paper, {sentence(draw, 9)}\n\n{secret}\n",
+        "secret.md": f"---\nprivacy: local_only\n---\n# The long heading of a private paper, "
+        f"{sentence(draw, 9)}\n\n{secret}\n",
         "bare.md": secret + "\n",
         "retitled.md": f"# Another title\n\n{secret.upper()}\n\n## After\n\n{other}\n",
         "page.html": f"<html><body><h1>Web</h1><p>{secret}</p></body></html>",
@@ -154,7 +159,8 @@ def test_documents_take_the_class_of_what_they_hold_and_of_what_they_are_a_piece
         "free.md": f"# Free\n\n{other}\n\n{sentence(draw, 60)}\n",
         "legal.txt": common,
         **{
-            f"contract{n}.md": f"---\nprivacy: local_only\n---\n{sentence(draw, 40)}\n\n{common}\n\n{sentence(draw, 40)}\n"
+            f"contract{n}.md": f"---\nprivacy: local_only\n---\n{sentence(draw, 40)}\n\n{common}\n\n"
+            f"{sentence(draw, 40)}\n"
             for n in range(3)
         },
     }
@@ -192,7 +198,8 @@ def test_questions_take_the_class_of_rows_documents_and_other_tasks(tmp_path):
     index = PrivateTexts()
     index.add(document, "local_only", "handbook.md")
     index.save(run / "synthesize" / FILE)
-    rows = [{"messages": [{"role": "user", "content": row if n == 4 else sentence(draw, 9)}, {"role": "assistant", "content": f"yes {n}"}]} for n in range(12)]  # fmt: skip
+    rows = [{"messages": [{"role": "user", "content": row if n == 4 else sentence(draw, 9)},
+                {"role": "assistant", "content": f"yes {n}"}]} for n in range(12)]  # fmt: skip
     rows[4]["privacy"] = "local_only"
     rows[9]["messages"][0]["content"] = f"Once more: {row}"  # of class any, and the same text
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in rows))

@@ -95,7 +95,9 @@ def test_what_gemini_needs_is_told_before_anything_is_made(monkeypatch):
     monkeypatch.setenv("GEMMA_OPS_OFFLINE", "1")
     assert "offline: nothing may be sent" in told([*sets, *READY])
     nobody = told([*sets, *READY, "machine.gemini.base_url=http://127.0.0.1:1"])
-    assert "at http://127.0.0.1:1 is no emulator of ours" in nobody  # on this machine, and may pass on what it is sent
+    assert (
+        "the server at http://127.0.0.1:1 is not our emulator" in nobody
+    )  # on this machine, and may pass on what it is sent
 
 
 def test_one_problem_keeps_its_kind(key):

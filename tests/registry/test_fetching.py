@@ -1,4 +1,5 @@
-"""Verified copies of versions: every byte as registered, resumed, shared through the cache, and no byte that was changed."""
+"""Verified copies of versions: every byte as registered, resumed, shared through the cache, and no byte that was
+changed."""
 
 from __future__ import annotations
 

@@ -92,7 +92,8 @@ def test_data_sets_carry_our_digests_not_those_of_mlflow(tmp_path):
     inputs = client(config).get_run(remembered(config)["run_id"]).inputs.dataset_inputs
     found = {tag.value: one.dataset for one in inputs for tag in one.tags if tag.key == "sha256"}
     assert set(found) == {
-        digest.of_file(artifacts["prepare"].path / "train.jsonl"), digest.of_file(artifacts["prepare"].path / "valid.jsonl"), "dd" * 32,
+        digest.of_file(artifacts["prepare"].path / "train.jsonl"),
+        digest.of_file(artifacts["prepare"].path / "valid.jsonl"), "dd" * 32,
     }  # fmt: skip
     train = found[digest.of_file(artifacts["prepare"].path / "train.jsonl")]
     assert json.loads(train.profile) == {"num_rows": 30}

@@ -96,7 +96,8 @@ DETOURS = {
         None,
         ["its task support_desk has other content (eeeeeeeeeeee) than the policy's (dddddddddddd)"],
     ),
-    "fewer questions": ({"rows": 20, "gates": EASY}, None, ["it was asked 20 questions of support_desk, and the policy wants 120"]),
+    "fewer questions": ({"rows": 20, "gates": EASY}, None, [("it was asked 20 questions of support_desk, and the "
+                                                            "policy wants 120")]),
 }  # fmt: skip
 
 

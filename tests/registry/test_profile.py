@@ -168,7 +168,11 @@ def test_a_folder_that_cannot_be_written_is_a_machine_error(tmp_path):
 
 
 def test_importing_the_room_imports_no_mlflow():
-    script = "import sys, gemma_ops.registry, gemma_ops.registry.live_mirror as live; from gemma_ops.config import MachineConfig; live.Mirror(MachineConfig()); assert not [m for m in ('mlflow', 'requests', 'numpy') if m in sys.modules]"
+    script = (
+        "import sys, gemma_ops.registry, gemma_ops.registry.live_mirror as live; from gemma_ops.config import "
+        "MachineConfig; live.Mirror(MachineConfig()); assert not [m for m in ('mlflow', 'requests', 'numpy') if m in "
+        "sys.modules]"
+    )
     subprocess.run([sys.executable, "-c", script], check=True)
 
 

@@ -69,7 +69,8 @@ def promote(config, version=None, **more):
 
 
 def move(config, version, **more):
-    """A promotion whose grounds don't matter here: these versions were made before there was a champion to compare with."""
+    """A promotion whose grounds don't matter here: these versions were made before there was a champion to compare
+    with."""
     return promote(config, version, **{"override": "a test of moves"} | more)
 
 
@@ -142,7 +143,8 @@ def test_a_missing_or_added_file_is_refused(config):
 
 
 def test_a_manifest_made_to_fit_other_bytes_is_refused(config):
-    """Changed weights with a manifest recomputed to match: its digest is not the one the version was registered under."""
+    """Changed weights with a manifest recomputed to match: its digest is not the one the version was registered
+    under."""
     folder = files_of(config, 4)
     (folder / "quantized/q4_0/model.gguf").write_bytes(b"GGUF other")
     body = json.loads((folder / "manifest.json").read_text())

@@ -200,7 +200,8 @@ def test_an_evaluation_of_another_adapter_is_refused(tmp_path):
     other = runs.make(runs.config(tmp_path, None, name="other", train={"seed": 99}), until="train")
     with pytest.raises(DataError, match="was made from another adapter"):
         registry.register(
-            tmp_path, RegisterConfig(name="m"), config.machine, model=artifacts["fetch"].path, adapter=other["train"].path,
+            tmp_path, RegisterConfig(name="m"), config.machine, model=artifacts["fetch"].path,
+            adapter=other["train"].path,
             quantized=artifacts["quantize"].path, evaluation=artifacts["evaluate"].path,
         )  # fmt: skip
 

@@ -343,7 +343,8 @@ def test_several_servers_write_one_log(tmp_path):
 def test_evidence_counts_for_the_format_and_the_gemini_it_is_about():
     def table(remote, local="q8_0"):
         line = {
-            "reason": "shown", "n": 9, "clusters": 9, "local_only": 0, "difference": 0.0, "low": 0.0, "high": 0.0, "p": 0.0,
+            "reason": "shown", "n": 9, "clusters": 9, "local_only": 0, "difference": 0.0, "low": 0.0, "high": 0.0,
+            "p": 0.0,
             "p_holm": 0.0, "n_needed": None,
         }  # fmt: skip
         lines = [

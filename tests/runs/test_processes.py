@@ -30,7 +30,8 @@ place, deaf, lasting = Path(sys.argv[1]), sys.argv[2] == "deaf", sys.argv[3] == 
 if deaf:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 grown = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); time.sleep(300)"
-child = subprocess.Popen([sys.executable, "-c", grown if deaf else "print(flush=True)\\nimport time; time.sleep(300)"], stdout=subprocess.PIPE)
+child = subprocess.Popen([sys.executable, "-c", grown if deaf else "print(flush=True)\\nimport time; time.sleep(300)"],
+                         stdout=subprocess.PIPE)
 child.stdout.readline()
 (place / "tmp").write_text(str(child.pid))
 (place / "tmp").rename(place / "grandchild")
@@ -197,7 +198,10 @@ def test_descendants_are_found_in_our_own_session_too(tmp_path, child):
 
 
 def test_a_child_that_is_asked_may_end_in_its_own_way(tmp_path):
-    code = "import signal, sys, time\nsignal.signal(signal.SIGTERM, lambda *_: (time.sleep(0.5), sys.exit(7)))\nprint(flush=True)\ntime.sleep(300)"
+    code = (
+        "import signal, sys, time\nsignal.signal(signal.SIGTERM, lambda *_: (time.sleep(0.5), "
+        "sys.exit(7)))\nprint(flush=True)\ntime.sleep(300)"
+    )
     asked = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
     asked.stdout.readline()
     stop_tree(asked, 20.0)

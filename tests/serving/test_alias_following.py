@@ -125,7 +125,7 @@ def test_a_version_that_can_not_serve_is_told_and_the_old_one_serves_on(register
         looked = len(live.said)
         assert ask(live).headers["x-gemma-ops-version"] == "1"
         assert "version 2 of support-nano can't serve: llama.cpp can't load" in live.said[-1]
-        assert "version 1 serves on" in httpx2.get(live.url).text
+        assert "version 1 keeps serving" in httpx2.get(live.url).text
         registry.rollback(machine, "support-nano", reason="it can't serve")
         patience.until(lambda: not live.deployment.trouble, 60)
         assert len(live.said) == looked  # told once, and tried once
@@ -238,7 +238,7 @@ def test_an_alias_that_is_gone_changes_nothing(registered):
     with following_server(machine) as live:
         profile.connect_mlflow(machine).client.delete_registered_model_alias("support-nano", "champion")
         patience.until(lambda: live.deployment.trouble, 60)
-        assert "is no more: version 1 serves on" in live.said[-1]
+        assert "no longer exists: version 1 keeps serving" in live.said[-1]
         assert ask(live).status_code == 200
 
 

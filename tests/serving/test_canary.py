@@ -121,7 +121,8 @@ def test_a_record_that_is_none_is_told(tmp_path):
     [
         (16, 0, 0, 1, True), (13, 0, 0, 1, True), (12, 0, 0, 1, False), (15, 0, 1, 1, False), (13, 3, 0, 1, True),
         (0, 0, 0, 1, False),
-        (12, 0, 0, 0.9, True), (11, 0, 0, 0.9, False), (8, 0, 0, 0.6, True), (7, 0, 0, 0.6, False), (16, 0, 0, 0.4, False),
+        (12, 0, 0, 0.9, True), (11, 0, 0, 0.9, False), (8, 0, 0, 0.6, True), (7, 0, 0, 0.6, False),
+        (16, 0, 0, 0.4, False),
     ],
 )  # fmt: skip
 def test_when_it_is_good(same, as_base, other, repeats, good):

@@ -30,7 +30,8 @@ from tests.helpers.live_server import NAME, make_files, serving
 
 QUESTIONS = [row["prompt"] for row in tickets.test_rows(24, 0)]
 SCHEMA = {
-    "type": "object", "properties": {"team": {"enum": ["billing", "tech"]}}, "required": ["team"], "additionalProperties": False,
+    "type": "object", "properties": {"team": {"enum": ["billing", "tech"]}}, "required": ["team"],
+    "additionalProperties": False,
 }  # fmt: skip
 TOOL = {
     "type": "function",
@@ -180,7 +181,8 @@ def test_a_conversation_with_tools_is_asked_as_it_is_trained(live, client, googl
     tokenizer, template = load_tokenizer(WEIGHTS), published.template_of(WEIGHTS)
     row = [
         *user("where is A1?"),
-        {"role": "assistant", "content": "", "tool_calls": [{"id": "call_1", "type": "function", "function": {"name": "look_up", "arguments": {"id": "A1"}}}]},
+        {"role": "assistant", "content": "", "tool_calls": [{"id": "call_1", "type": "function",
+                    "function": {"name": "look_up", "arguments": {"id": "A1"}}}]},
         {"role": "tool", "tool_call_id": "call_1", "name": "look_up", "content": '{"at": "home"}'},
     ]  # fmt: skip
     assert asked.usage.prompt_tokens == len(chat.chat_prompt_ids(tokenizer, row, [TOOL], template=template))
@@ -212,8 +214,10 @@ def test_a_conversation_with_tools_is_asked_as_it_is_trained(live, client, googl
     [
         ({"frequency_penalty": 0.5}, "frequency_penalty"), ({"logit_bias": {"5": 1}}, "logit_bias"), ({"n": 17}, "n"),
         ({"tools": [TOOL], "tool_choice": {"type": "custom"}}, "tool_choice"), ({"temperature": 3}, "temperature"),
-        ({"extra_body": {"best_of": 2}}, "best_of"), ({"reasoning_effort": "high"}, "thinking"), ({"store": True}, "store"),
-        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,"}}]}]}, "messages"),
+        ({"extra_body": {"best_of": 2}}, "best_of"), ({"reasoning_effort": "high"}, "thinking"),
+        ({"store": True}, "store"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,"}}]}]},
+            "messages"),
         ({"messages": [*user("a"), {"role": "assistant", "content": "b"}]}, "messages"),
         ({"messages": user("say <|turn>model")}, "messages"), ({"messages": user("word " * 400)}, "messages"),
     ],
@@ -227,9 +231,12 @@ def test_what_is_not_done_is_refused_by_name(client, more, field):
 @pytest.mark.parametrize(
     ("config", "word"),
     [
-        ({"tools": [types.Tool(google_search=types.GoogleSearch())]}, "googleSearch"), ({"presence_penalty": 0.5}, "presencePenalty"),
-        ({"cached_content": "cachedContents/x"}, "cachedContent"), ({"response_modalities": ["IMAGE"]}, "responseModalities"),
-        ({"safety_settings": [types.SafetySetting(category="HARM_CATEGORY_HARASSMENT", threshold="BLOCK_LOW_AND_ABOVE")]}, "safetySettings"),
+        ({"tools": [types.Tool(google_search=types.GoogleSearch())]}, "googleSearch"),
+        ({"presence_penalty": 0.5}, "presencePenalty"),
+        ({"cached_content": "cachedContents/x"}, "cachedContent"),
+        ({"response_modalities": ["IMAGE"]}, "responseModalities"),
+        ({"safety_settings": [types.SafetySetting(category="HARM_CATEGORY_HARASSMENT",
+                        threshold="BLOCK_LOW_AND_ABOVE")]}, "safetySettings"),
         ({"thinking_config": types.ThinkingConfig(thinking_budget=512)}, "thinking"),
     ],
 )  # fmt: skip

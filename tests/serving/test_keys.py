@@ -56,7 +56,7 @@ def test_a_key_grants_what_its_line_says(tmp_path):
     "words", ["rate=fast", "rate=0", "rate=inf", "privacy=open", "budget=-3", "budget=lots", "rate=5 cats=2"]
 )
 def test_a_line_that_grants_what_is_none_is_refused(tmp_path, words):
-    with pytest.raises(ConfigError, match=r"keys:1 grants what is none") as caught:
+    with pytest.raises(ConfigError, match=r"keys:1 grants unknown rights") as caught:
         read(tmp_path, f"team-a {DIGEST} {words}")
     assert "privacy=local_only|paid|any" in caught.value.fix
 

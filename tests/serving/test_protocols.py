@@ -27,7 +27,8 @@ from tests.helpers.live_server import NAME, make_files, serving
 QUESTION = tickets.test_rows(1, 3)[0]["prompt"]
 LOOK_UP = {"type": "object", "properties": {"id": {"type": "string"}}}
 SCHEMA = {
-    "type": "object", "properties": {"team": {"enum": ["billing", "tech"]}}, "required": ["team"], "additionalProperties": False,
+    "type": "object", "properties": {"team": {"enum": ["billing", "tech"]}}, "required": ["team"],
+    "additionalProperties": False,
 }  # fmt: skip
 
 
@@ -182,7 +183,8 @@ def test_a_completion_goes_on_from_a_text_as_it_stands(client, tmp_path):
 
 @pytest.mark.parametrize(
     ("more", "field"),
-    [({"prompt": ["a", "b"]}, "prompt"), ({"echo": True}, "echo"), ({"best_of": 3}, "best_of"), ({"prompt": []}, "prompt")],
+    [({"prompt": ["a", "b"]}, "prompt"), ({"echo": True}, "echo"), ({"best_of": 3}, "best_of"),
+        ({"prompt": []}, "prompt")],
 )  # fmt: skip
 def test_what_a_completion_does_not_do_is_refused_by_name(more, field):
     with pytest.raises(RefusalError) as caught:
@@ -207,8 +209,10 @@ def test_a_required_call_is_made_or_the_reply_is_an_error(client, google):
         assert "no call that can be read" in str(error)  # noqa: PT017
     for names, wanted in ((["book"], "call:book{"), (["look_up"], "call:look_up{")):
         config = types.GenerateContentConfig(
-            tools=[types.Tool(function_declarations=[{"name": one["function"]["name"], "parameters_json_schema": LOOK_UP} for one in tools])],
-            tool_config=types.ToolConfig(function_calling_config=types.FunctionCallingConfig(mode="ANY", allowed_function_names=names)),
+            tools=[types.Tool(function_declarations=[{"name": one["function"]["name"],
+                            "parameters_json_schema": LOOK_UP} for one in tools])],
+            tool_config=types.ToolConfig(function_calling_config=types.FunctionCallingConfig(mode="ANY",
+                    allowed_function_names=names)),
             temperature=0, max_output_tokens=10,
         )  # fmt: skip
         try:

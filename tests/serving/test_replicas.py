@@ -192,7 +192,7 @@ def test_a_child_that_dies_in_the_middle_of_a_word_is_told():
     """Where that happens while it is started again, it is started once more."""
     said = "import sys; sys.stdout.write('{\"ready')"
     engine = ChildEngine("an engine", slots=1, context=64)
-    with pytest.raises(ModelError, match="it can't start: it ended without a word"):
+    with pytest.raises(ModelError, match="it can't start: it ended without a message"):
         asyncio.run(engine._spawn_told([sys.executable, "-c", said], {}, "it can't start"))
 
 

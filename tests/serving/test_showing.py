@@ -71,10 +71,12 @@ def sound(data):
 
 def test_what_is_shown_is_answered_as_the_evaluation_answered_it(live, shown):
     asked = [
-        ([{"type": "image", "source": shown.image}, text("which colour?")], [image(shown.image), text("which colour?")]),
+        ([{"type": "image", "source": shown.image}, text("which colour?")],
+            [image(shown.image), text("which colour?")]),
         ([{"type": "audio", "source": shown.sound}, text("which pitch?")], [sound(shown.sound), text("which pitch?")]),
         (
-            [text("first this"), {"type": "image", "source": shown.image}, text("then"), {"type": "audio", "source": shown.sound}],
+            [text("first this"), {"type": "image", "source": shown.image}, text("then"),
+                {"type": "audio", "source": shown.sound}],
             [text("first this"), image(shown.image), text("then"), sound(shown.sound)],
         ),
     ]  # fmt: skip

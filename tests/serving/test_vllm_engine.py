@@ -242,7 +242,7 @@ def test_an_environment_without_vllm_or_a_gpu_is_refused(folder, tmp_path, monke
     monkeypatch.setattr(devices, "present_devices", list)
     built = make_environment(tmp_path / "gpu", package="vllm", version="0.33.0")
     for python, match in (
-        (tmp_path / "nowhere", "is no Python that runs"),
+        (tmp_path / "nowhere", "is not a working Python"),
         (os.sys.executable, "has no vLLM"),
         (built, "was built for a GPU, and none is used here"),
     ):
@@ -252,7 +252,7 @@ def test_an_environment_without_vllm_or_a_gpu_is_refused(folder, tmp_path, monke
     (found,) = [check for check in doctor.examine(str(built)).checks if check.name == "vllm"]
     assert (found.status, "vLLM 0.33.0" in found.what) == ("warn", True)
     (found,) = [check for check in doctor.examine(str(tmp_path)).checks if check.name == "vllm"]
-    assert (found.status, "no Python" in found.what) == ("bad", True)
+    assert (found.status, "not a working Python" in found.what) == ("bad", True)
 
 
 def test_doctor_tells_of_the_environment(python, cli):

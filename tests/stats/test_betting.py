@@ -1,4 +1,5 @@
-"""Bounds that hold for every distribution: what the game does by hand, its ends, its price, and the rows it is told to need."""
+"""Bounds that hold for every distribution: what the game does by hand, its ends, its price, and the rows it is told to
+need."""
 
 import math
 

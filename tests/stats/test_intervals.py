@@ -169,8 +169,8 @@ def test_equal_targets_pass_noninferiority_only_with_enough_rows():
 
 
 def test_no_number_of_rows_is_said_only_where_it_is_so():
-    """A pilot that came out a little worse leaves a better truth open, and rows for it are told with that truth. Nothing is
-    better than everything right by a margin."""
+    """A pilot that came out a little worse leaves a better truth open, and rows for it are told with that truth.
+    Nothing is better than everything right by a margin."""
     found = decide_one([1.0] * 5 + [-1.0] * 6 + [0.0] * 50, SUPERIOR)
     assert found.outcome == "inconclusive"
     assert found.n_needed > 61

@@ -1,4 +1,5 @@
-"""F1 is shown for every distribution: the game by hand, its validity and its ends, pairs, clusters, and labels without rows."""
+"""F1 is shown for every distribution: the game by hand, its validity and its ends, pairs, clusters, and labels without
+rows."""
 
 import numpy as np
 import pytest
@@ -38,8 +39,8 @@ def level(times, value=0.05):
 
 
 def test_wealth_is_that_of_the_bets_by_hand():
-    """One label that is always right: at the most, all but a thousandth is bet on (2 - 2 t) / 2 t, which for t = .5 doubles a
-    stake. The worst vector is the margin itself, so it takes as many rows as the largest bets need."""
+    """One label that is always right: at the most, all but a thousandth is bet on (2 - 2 t) / 2 t, which for t = .5
+    doubles a stake. The worst vector is the margin itself, so it takes as many rows as the largest bets need."""
     for count, at in ((5, 0.05), (4, 0.07)):
         free = Ends(np.zeros((1, 1)), np.ones((1, 1)))
         for rows, wins in ((count, True), (count - 1, False)):
@@ -129,8 +130,8 @@ def test_bounds_p_values_and_tests_agree_and_are_monotone():
 
 @pytest.mark.parametrize(("micro", "least", "most"), [(True, 59, 61), (False, 100, 180)])
 def test_pairs_that_answer_alike_lose_nothing_by_their_errors(micro, least, most):
-    """59 rows that all agree show a difference above -.05 of any score. Micro F1 takes two more, whatever is wrong; macro F1,
-    whose worst difference may lie in one label alone, up to three times as many."""
+    """59 rows that all agree show a difference above -.05 of any score. Micro F1 takes two more, whatever is wrong;
+    macro F1, whose worst difference may lie in one label alone, up to three times as many."""
     wanted, said = (part[:, 0] for part in drawn(np.random.default_rng(7), 1, 400, right=0.8))
 
     def shown(n):
@@ -177,7 +178,8 @@ def test_no_bound_lies_beyond_what_was_measured():
 
 
 def test_a_label_without_rows_counts_as_the_worst_on_either_side():
-    """All answers right, four of five labels seen: macro F1 can be .8 if the fifth is always wrong, and no more is shown."""
+    """All answers right, four of five labels seen: macro F1 can be .8 if the fifth is always wrong, and no more is
+    shown."""
     wanted = np.arange(2000) % 4
     four, five = sample(wanted, wanted, 4), sample(wanted, wanted, 5)
     assert four.value == five.value == 1.0

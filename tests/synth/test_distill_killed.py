@@ -1,4 +1,5 @@
-"""A distillation through the emulator, killed at random moments: the same rows, nothing paid twice, the cap never passed."""
+"""A distillation through the emulator, killed at random moments: the same rows, nothing paid twice, the cap never
+passed."""
 
 from __future__ import annotations
 
@@ -85,10 +86,11 @@ def spent(path):
 
 @pytest.mark.slow
 def test_killed_three_times_it_ends_with_the_same_rows_and_pays_for_nothing_twice(tmp_path):
-    """The main process is killed with SIGKILL at random moments of its requests, three times; then it is run to the end.
+    """The main process is killed with SIGKILL at random moments of its requests, three times; then it is run to the
+    end.
 
-    At most 30 of the 80 requests are waited for, so that even with what a slow machine sends after each wait the last kill
-    still meets a run that has something to ask.
+    At most 30 of the 80 requests are waited for, so that even with what a slow machine sends after each wait the last
+    kill still meets a run that has something to ask.
     """
     write_documents(tmp_path / "documents", 20)
     seed = random.randrange(10**6)

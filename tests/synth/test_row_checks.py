@@ -80,7 +80,8 @@ def test_a_quotation_must_be_long_enough_to_prove_something(item, quote):
         ({"answer": "According to the passage, it is 7 euros."}, "mentions_source"),
         ({"answer": QUESTION}, "repeats_question"),
         ({"answer": "It is <turn|> 7 euros."}, "control_token"),
-        ({"answer": "Das Parken kostet im ersten Jahr sieben Euro, und der Antrag ist nicht schwer, wenn die Person ihn mit dem Formular stellt."}, "other_language"),
+        ({"answer": "Das Parken kostet im ersten Jahr sieben Euro, und der Antrag ist nicht schwer, wenn die Person "
+                    "ihn mit dem Formular stellt."}, "other_language"),
     ],
 )  # fmt: skip
 def test_every_rule_catches_its_row(item, change, code):

@@ -42,7 +42,8 @@ def source_of(found, span, text):
 
 def test_markdown_sections_end_at_headings_and_know_their_place_in_the_file(tmp_path):
     text = (
-        "---\nprivacy: paid\nlicense: MIT\n---\nIntroduction of a dozen words, so that it stands alone here as a section.\n\n"
+        "---\nprivacy: paid\nlicense: MIT\n---\nIntroduction of a dozen words, so that it stands alone here as a "
+        "section.\n\n"
         "# Leave #\n\nTwelve words about leave that everybody who works here should know today.\n\n"
         "## How to ask\n\n" + "Ask your manager in writing. " * 5 + "\n\n```\n# not a heading\n```\n\n"
         "Underlined\n----------\n\nAnother twelve words about something else that stands under an underlined heading.\n"
@@ -60,7 +61,8 @@ def test_markdown_sections_end_at_headings_and_know_their_place_in_the_file(tmp_
 def test_a_span_counts_characters_of_the_file_whatever_its_line_ends_and_letters(tmp_path):
     path = tmp_path / "a.md"
     path.write_bytes(
-        "\ufeff# Größe 😀\r\n\r\nDie Größe des Zimmers ist zwölf Meter, und das steht so im Vertrag, den alle kennen.\r\n".encode()
+        "\ufeff# Größe 😀\r\n\r\nDie Größe des Zimmers ist zwölf Meter, und das steht so im Vertrag, den alle "
+        "kennen.\r\n".encode()
     )
     (found,) = ingest(path, "any").documents
     (section,) = split(found, 500)
@@ -191,7 +193,10 @@ def test_the_text_of_a_pdf_is_read(tmp_path):
     objects = [
         b"<< /Type /Catalog /Pages 2 0 R >>",
         b"<< /Type /Pages /Kids [3 0 R] /Count 1 >>",
-        b"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 612 792] /Contents 4 0 R /Resources << /Font << /F1 5 0 R >> >> >>",
+        (
+            b"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 612 792] /Contents 4 0 R /Resources << /Font << /F1 5 0 R "
+            b">> >> >>"
+        ),
         b"<< /Length %d >>\nstream\n%s\nendstream" % (len(stream), stream),
         b"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>",
     ]

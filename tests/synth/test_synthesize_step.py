@@ -1,4 +1,5 @@
-"""The step `synthesize` through the Gemini emulator: rows that know where they are from, and nothing else gets through."""
+"""The step `synthesize` through the Gemini emulator: rows that know where they are from, and nothing else gets
+through."""
 
 from __future__ import annotations
 
@@ -482,7 +483,8 @@ def test_the_plan_counts_the_judge_and_bounds_all_that_is_reserved(tmp_path, wor
 
 
 def test_the_bill_at_worst_is_what_a_full_reply_and_its_repair_reserve():
-    """Text of many bytes, part of it not written yet, and a reply that fills its limit before it turns out to be invalid."""
+    """Text of many bytes, part of it not written yet, and a reply that fills its limit before it turns out to be
+    invalid."""
     spec, shape, gemini = parse_target(TEACHER), judge_filter.Grade, GeminiConfig(tier="paid", budget_usd=1.0)
     schema, text, later = shape.model_json_schema(), "Größe ꙮ, zwölf Meter. " * 300, "später " * 500
     planned = PlannedBill("judge", chat(text, "")[:1], schema, 50, len(later.encode()))

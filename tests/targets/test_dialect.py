@@ -1,4 +1,5 @@
-"""Servers that want requests spelled otherwise are understood after one refusal, and refused when nothing is left to change."""
+"""Servers that want requests spelled otherwise are understood after one refusal, and refused when nothing is left to
+change."""
 
 from __future__ import annotations
 

@@ -229,8 +229,8 @@ def test_a_fence_around_the_value_is_no_problem_and_order_is_kept():
 
 @contextmanager
 def serving(answer):
-    """A server whose replies are made by `answer(body, number)`: (status, headers, payload), a list of events for a stream,
-    or None to hang up."""
+    """A server whose replies are made by `answer(body, number)`: (status, headers, payload), a list of events for a
+    stream, or None to hang up."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):

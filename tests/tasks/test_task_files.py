@@ -1,4 +1,5 @@
-"""Reading tasks: every shipped one can be won and lost, and each mistake in a hand-written one is told where it stands."""
+"""Reading tasks: every shipped one can be won and lost, and each mistake in a hand-written one is told where it
+stands."""
 
 import json
 from pathlib import Path

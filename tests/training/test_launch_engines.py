@@ -1,4 +1,5 @@
-"""torchrun and Ray start the processes of a training; the run that asked follows, replaces who dies, and tells what failed."""
+"""torchrun and Ray start the processes of a training; the run that asked follows, replaces who dies, and tells what
+failed."""
 
 from __future__ import annotations
 
@@ -91,7 +92,8 @@ def test_ray_reaches_it_too(there, one):
 
 
 def pretend(monkeypatch, there, name, does):
-    """A training whose launcher is a few lines of Python, given the job as `job`: what the run makes of what it reports."""
+    """A training whose launcher is a few lines of Python, given the job as `job`: what the run makes of what it
+    reports."""
     out = there["folder"] / name
     out.mkdir()
     head = "import sys; from pathlib import Path; from gemma_ops.training.launch.job import TrainingJob as Job\n"

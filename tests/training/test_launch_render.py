@@ -68,7 +68,8 @@ def test_skypilot_is_a_task():
 
 @pytest.mark.parametrize("job", JOBS)
 def test_skypilot_takes_it_for_a_task(job):
-    """By its own schemas, with which it reads any task first; what comes after asks for its catalog, over the network."""
+    """By its own schemas, with which it reads any task first; what comes after asks for its catalog, over the
+    network."""
     schemas = pytest.importorskip("sky.utils.schemas", reason="SkyPilot, some 90 packages, is not installed")
     from sky.utils.common_utils import validate_schema
 

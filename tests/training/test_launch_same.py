@@ -1,9 +1,9 @@
 """Two processes reach what one reaches, whatever the strategy; and what would silently be something else is refused.
 
-All of it in two real processes on gloo, each of which computes a part of every step. Tolerances: the sums of a batch are
-taken in another order, in float32, over six steps: 1e-5 of a loss, 1e-4 of a gradient's norm, 1e-2 of the adapter's largest
-value, where Adam makes whole steps of gradients that are nearly nothing. In bfloat16 and four bits: 3e-3 of a loss, 3e-2 of
-a norm, whose passes are of other rows.
+All of it in two real processes on gloo, each of which computes a part of every step. Tolerances: the sums of a batch
+are taken in another order, in float32, over six steps: 1e-5 of a loss, 1e-4 of a gradient's norm, 1e-2 of the adapter's
+largest value, where Adam makes whole steps of gradients that are nearly nothing. In bfloat16 and four bits: 3e-3 of a
+loss, 3e-2 of a norm, whose passes are of other rows.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ WAYS = {
     "uneven": {**PACKED, "batch": 47, "micro_batch": 1, "eval_every": 1, "early_stop": 1},
     "distill": {**PACKED, "method": "distill", "distill": {"teacher": "twin"}},
 }
-"""Settings of a training, by name: layers computed again; a second step of one row, so that one process has none, and the
-best checkpoint taken; a teacher on each process."""
+"""Settings of a training, by name: layers computed again; a second step of one row, so that one process has none, and
+the best checkpoint taken; a teacher on each process."""
 
 
 @pytest.fixture(scope="module")

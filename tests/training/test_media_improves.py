@@ -1,10 +1,10 @@
-"""Images and sounds make nano with towers measurably better at a task about them: one configuration each, from rows to the
-verdict of a gate.
+"""Images and sounds make nano with towers measurably better at a task about them: one configuration each, from rows to
+the verdict of a gate.
 
-Towers are random and frozen, so what is learned is to name what they show. The gate is the one that users write: on files
-that were not trained on, the tuned model's `exact_match` lies above the base's by more than the margin, and an interval
-says so. The base says neither a colour nor a pitch and scores 0; who had learned the words alone and guessed would score
-1/4 of four colours and 1/3 of three pitches, so the margin lies above that.
+Towers are random and frozen, so what is learned is to name what they show. The gate is the one that users write: on
+files that were not trained on, the tuned model's `exact_match` lies above the base's by more than the margin, and an
+interval says so. The base says neither a colour nor a pitch and scores 0; who had learned the words alone and guessed
+would score 1/4 of four colours and 1/3 of three pitches, so the margin lies above that.
 """
 
 from __future__ import annotations

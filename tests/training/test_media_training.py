@@ -244,8 +244,8 @@ def test_rows_with_images_lose_what_each_loses_alone(tiny, prepared, kind):
 @pytest.mark.upstream("packed-images")
 @pytest.mark.parametrize("kind", ["large", "mixture"])
 def test_why_images_of_the_large_sizes_are_not_packed(tiny, prepared, kind):
-    """transformers 5.23 and 5.24 count positions from each row's start and looks images up by them in the whole pass, so that
-    rows after the first get the first one's images for their own."""
+    """transformers 5.23 and 5.24 count positions from each row's start and looks images up by them in the whole pass,
+    so that rows after the first get the first one's images for their own."""
     model = scored(tiny(kind))
     padded = loss_of(model, passes(prepared(kind), [[0, 1, 2]], packing=False))
     packed = loss_of(model, passes(prepared(kind), [[0, 1, 2]], packing=True))
@@ -311,7 +311,7 @@ def test_towers_are_frozen_unless_asked_and_only_what_is_shown_is_adapted(tiny):
     assert any("embed_vision" in name for name in seen)
     assert not any("audio" in name for name in seen)
     assert any("audio_tower" in name for name in both)
-    with pytest.raises(ConfigError, match="no row shows anything"):
+    with pytest.raises(ConfigError, match="no row has images or audio"):
         adapters.attach(load_model(folder, towers=True), LoraConfig(towers=True), 0, shown=())
 
 

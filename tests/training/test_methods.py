@@ -334,13 +334,15 @@ from pathlib import Path
 from gemma_ops.config import MachineConfig, TrainConfig
 from gemma_ops.training import train
 from gemma_ops.training.follow import Follow
-train(Path(sys.argv[1]), TrainConfig(**eval(sys.argv[2])), MachineConfig(device="cpu", workers=1), base=Path(sys.argv[3]), data=Path(sys.argv[4]))
+train(Path(sys.argv[1]), TrainConfig(**eval(sys.argv[2])), MachineConfig(device="cpu", workers=1),
+      base=Path(sys.argv[3]), data=Path(sys.argv[4]))
 """
 
 
 @pytest.mark.slow
 def test_sigkill_in_the_middle_ends_with_the_same_bytes(tmp_path, data, base):
-    """Killed while it trains and run again, in its second epoch, adapter, record and samples are those of an unbroken run."""
+    """Killed while it trains and run again, in its second epoch, adapter, record and samples are those of an unbroken
+    run."""
     settings = {**STEADY, "method": "dpo", "max_steps": 10, "save_every": 2, "eval_every": 5, "samples": 1, "batch": 4}
     settings["micro_batch"] = 4
     whole, broken = tmp_path / "whole", tmp_path / "broken"

@@ -1,4 +1,5 @@
-"""Each method makes nano measurably better at a task made for it: one configuration, from rows to the verdict of a gate.
+"""Each method makes nano measurably better at a task made for it: one configuration, from rows to the verdict of a
+gate.
 
 The gate is the one that users write: on questions whose sentence frames occur in no training row, the tuned model's
 `exact_match` lies above the base's by more than the margin, and an interval says so. The base scores about 0.2.

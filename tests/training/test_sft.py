@@ -169,7 +169,8 @@ def test_the_next_pass_is_fetched_while_this_one_is_computed(tmp_path, base, pre
 
 @pytest.mark.upstream("reentrant-checkpointing")
 def test_reentrant_checkpointing_would_corrupt_shared_layers(base, prepared):
-    """Why `use_reentrant=False`: with layers that share keys and values the gradients are wrong while the loss is right."""
+    """Why `use_reentrant=False`: with layers that share keys and values the gradients are wrong while the loss is
+    right."""
 
     def gradients(reentrant):
         model = adapters.attach(load_model(WEIGHTS, weights="fp32"), LoraConfig(), seed=3)
@@ -319,7 +320,8 @@ def test_early_stop_ends_when_nothing_gets_better(tmp_path, base, prepared):
 
 
 def test_early_stop_keeps_the_best(tmp_path, base, prepared):
-    """With a learning rate that ruins the model, the adapter that is kept is the best validation's, not the last one."""
+    """With a learning rate that ruins the model, the adapter that is kept is the best validation's, not the last
+    one."""
     out = variant(tmp_path, base, prepared, eval_every=2, early_stop=3, learning_rate=20.0, max_steps=6)
     *during, kept = validations(out)
     assert kept == pytest.approx(min(during), rel=1e-6)
@@ -375,7 +377,8 @@ import sys
 from pathlib import Path
 from gemma_ops.config import MachineConfig, TrainConfig
 from gemma_ops.training import train
-train(Path(sys.argv[1]), TrainConfig(**eval(sys.argv[2])), MachineConfig(device="cpu", workers=1), base=Path(sys.argv[3]), data=Path(sys.argv[4]))
+train(Path(sys.argv[1]), TrainConfig(**eval(sys.argv[2])), MachineConfig(device="cpu", workers=1),
+      base=Path(sys.argv[3]), data=Path(sys.argv[4]))
 """
 
 

@@ -1,4 +1,5 @@
-"""Which rows a step takes, and how they lie in its passes: nothing lost, nothing doubled, the same on any number of processes."""
+"""Which rows a step takes, and how they lie in its passes: nothing lost, nothing doubled, the same on any number of
+processes."""
 
 from __future__ import annotations
 

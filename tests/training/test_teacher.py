@@ -66,7 +66,8 @@ def divergence(student, other, rows):
 
 @pytest.mark.parametrize("kind", ["e2b", "moe"])
 def test_a_student_comes_closer_to_its_teacher(tmp_path, kind):
-    """On rows it did not learn from, of another shape than its own; what it is measured by is no code of the training."""
+    """On rows it did not learn from, of another shape than its own; what it is measured by is no code of the
+    training."""
     base, larger = fetched(tmp_path / "base", tiny(kind)), fetched(tmp_path / "larger", tiny("dense31"))
     rows = tickets.training_rows(40, 1)
     out = tmp_path / "out"

@@ -249,8 +249,8 @@ def test_a_gate_that_is_not_decided_has_no_figures(golden):
 
 def test_nothing_waits_for_the_records_that_reads_no_verdict():
     code = (
-        "import sys, gemma_ops.cli, gemma_ops.config, gemma_ops.evaluation, gemma_ops.recipes.finding, gemma_ops.cli.run_summary\n"
-        "print([name for name in sys.modules if name.startswith('gemma_ops.verdicts')])"
+        "import sys, gemma_ops.cli, gemma_ops.config, gemma_ops.evaluation, gemma_ops.recipes.finding, "
+        "gemma_ops.cli.run_summary\nprint([name for name in sys.modules if name.startswith('gemma_ops.verdicts')])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -87,7 +87,8 @@ def cases() -> list[Case]:
         Case("at most, dollars lognormal of spread 1.5", lognormal, -_capped_lognormal(1.5, 100), -100, 0),
         Case("at least, unbalanced clusters", _clusters(0.8, 6, informative=False), 0.8, 0, 1, clustered=True),
         Case(
-            "at least, large clusters are worse", _clusters(0.85, 6, informative=True), _row_mean(0.85, 6), 0, 1, clustered=True
+            "at least, large clusters are worse", _clusters(0.85, 6, informative=True), _row_mean(0.85, 6), 0, 1,
+            clustered=True
         ),
         Case("at least, two values", _rows(lambda r, s: np.where(r.random(s) < 0.1, 0.0, 0.9)), 0.81, 0, 1),
         Case("at least, wrong, half right and right", graded, 0.825, 0, 1),
@@ -95,9 +96,11 @@ def cases() -> list[Case]:
         Case("at least, even scores", _rows(lambda r, s: r.beta(8, 3, s)), 8 / 11, 0, 1),
         Case("at least, yes/no", _rows(lambda r, s: (r.random(s) < 0.9).astype(float)), 0.9, 0, 1, binary=True),
         Case(
-            "noninferior, yes/no in pairs", _rows(lambda r, s: r.choice([1.0, 0.0, -1.0], s, p=[0.04, 0.9, 0.06])), -0.02, -1, 1, binary=True
+            "noninferior, yes/no in pairs", _rows(lambda r, s: r.choice([1.0, 0.0, -1.0], s, p=[0.04, 0.9, 0.06])),
+            -0.02, -1, 1, binary=True
         ),
         Case(
-            "superior, yes/no in pairs", _rows(lambda r, s: r.choice([1.0, 0.0, -1.0], s, p=[0.1, 0.8, 0.1])), 0, -1, 1, binary=True
+            "superior, yes/no in pairs", _rows(lambda r, s: r.choice([1.0, 0.0, -1.0], s, p=[0.1, 0.8, 0.1])), 0, -1, 1,
+            binary=True
         ),
     ]  # fmt: skip

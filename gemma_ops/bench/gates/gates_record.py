@@ -64,7 +64,8 @@ def measure_gates(times: int, seed: int, tell: Callable[[str], None]) -> dict[st
             for name, (any_pass, any_fail) in verdicts.items()
         ],
         "looks": [
-            {"case": name, "looks": 20, "first": 50, "more": 25, "times": times // 4, "pass": spent, "pass_at_whole_level": careless}
+            {"case": name, "looks": 20, "first": 50, "more": 25, "times": times // 4, "pass": spent,
+                "pass_at_whole_level": careless}
             for name, (spent, careless) in looks.items()
         ],
         "told": [_rounded(asdict(line)) for line in told],
@@ -77,20 +78,23 @@ def record_lines(body: dict[str, Any]) -> list[str]:
     bounds = body["bounds"]
     found = ["wrong pass  wrong fail  coverage      n  case"]
     found += [
-        f"{line['false_pass']:10.4f}  {line['false_fail']:10.4f}  {line['coverage']:8.4f}  {line['n']:5,}  {line['case']}"
+        f"{line['false_pass']:10.4f}  {line['false_fail']:10.4f}  {line['coverage']:8.4f}  {line['n']:5,}  "
+        f"{line['case']}"
         for line in body["errors"] + body["labels"]
     ]
     found += [
-        f"macro F1 of {line['labels']} even labels at {line['value']:g} passes {line['margin']:g} on {line['n']:,} rows: "
-        f"{line['passes']:.4f}, by bounds per label {line['per_label']:.4f}"
+        f"macro F1 of {line['labels']} even labels at {line['value']:g} passes {line['margin']:g} on "
+        f"{line['n']:,} rows: {line['passes']:.4f}, by bounds per label {line['per_label']:.4f}"
         for line in body["label_power"]
     ]
     found += [
-        f"ten gates at their margins: any passes {line['any_pass']:.4f}, any fails {line['any_fail']:.4f} ({line['case']})"
+        f"ten gates at their margins: any passes {line['any_pass']:.4f}, any fails {line['any_fail']:.4f} "
+        f"({line['case']})"
         for line in body["verdicts"]
     ]
     found += [
-        f"twenty looks: passes {line['pass']:.4f}, with the whole level at each {line['pass_at_whole_level']:.4f} ({line['case']})"
+        f"twenty looks: passes {line['pass']:.4f}, with the whole level at each {line['pass_at_whole_level']:.4f} "
+        f"({line['case']})"
         for line in body["looks"]
     ]
     found += [
@@ -99,15 +103,15 @@ def record_lines(body: dict[str, Any]) -> list[str]:
         for line in body["told"]
     ]
     found += [
-        f"effect {line['effect']:g} at deviation {line['deviation']:g}: {line['rows']:,} rows, a t-test {line['t_rows']:,} "
-        f"({line['ratio']:.2f} times)"
+        f"effect {line['effect']:g} at deviation {line['deviation']:g}: {line['rows']:,} rows, a t-test "
+        f"{line['t_rows']:,} ({line['ratio']:.2f} times)"
         for line in body["rows"]
     ]
     worst = max(max(line["false_pass"], line["false_fail"]) for line in body["errors"] + body["labels"])
     least = min(line["coverage"] for line in body["errors"] + body["labels"])
     found.append(
-        f"worst error {worst:.4f} (bound {bounds['error']:g}), least coverage {least:.4f} (bound {bounds['coverage']:g}), "
-        f"{body['seconds']:,} s of one core"
+        f"worst error {worst:.4f} (bound {bounds['error']:g}), least coverage {least:.4f} (bound "
+        f"{bounds['coverage']:g}), {body['seconds']:,} s of one core"
     )
     return found
 

@@ -1,6 +1,6 @@
 """Summary of a benchmark's raw repeats: medians, spreads, ratios, and the table. Arithmetic only, free of torch.
 
-A ratio is that of two medians; its spread is that of the repeats taken pairwise, which ran beside each other.
+A ratio is that of two medians; its spread is that of the repeats taken pairwise, which ran next to each other.
 """
 
 from __future__ import annotations

@@ -45,8 +45,8 @@ def svg(body: dict[str, Any]) -> str:
         parts.append(_text(24, height - 14, "; ".join(absent), "quiet"))
     told = "; ".join(f"{name} {arm['tokens_per_second']:.0f} {unit}" for name, arm in arms.items())
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" width="{_WIDTH}" height="{height}" role="img" '
-        f'aria-label="{html.escape(told, quote=True)}"><style>{_STYLE}</style>'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" width="{_WIDTH}" height="{height}" '
+        f'role="img" aria-label="{html.escape(told, quote=True)}"><style>{_STYLE}</style>'
         f'<rect class="back" width="{_WIDTH}" height="{height}" rx="8"/>{"".join(parts)}</svg>\n'
     )
 

@@ -127,8 +127,8 @@ class BenchRunner:
                 raise OpsError(f"{name} failed on the small shape: {result['problem']}", f"see {self.log}")
             if not result["error"] <= TOLERANCE:
                 raise GateError(
-                    f"{name}: gradients in float32 differ from stock TRL's by {result['error']:.1e} (more than {TOLERANCE:.0e}), "
-                    "so its speed is not reported",
+                    f"{name}: gradients in float32 differ from stock TRL's by {result['error']:.1e} (more than "
+                    f"{TOLERANCE:.0e}), so its speed is not reported",
                     "if it is gemma-ops, report it: a kernel or the packing is wrong on this machine",
                 )
 

@@ -22,7 +22,8 @@ _ROWS = {"e2b": 52, "e4b": 52, "26b-a4b": 24, "31b": 12}
 _FIRST = (("e2b", "bf16", 8192), ("31b", "nf4", 4096), ("26b-a4b", "nf4", 4096), ("e4b", "bf16", 8192))
 _THEN = (("e2b", "nf4", 8192), ("e4b", "nf4", 8192))
 _LENGTHS = (
-    ("26b-a4b", "nf4", 8192), ("31b", "nf4", 8192), ("e2b", "bf16", 2048), ("31b", "nf4", 2048), ("26b-a4b", "nf4", 2048),
+    ("26b-a4b", "nf4", 8192), ("31b", "nf4", 8192), ("e2b", "bf16", 2048), ("31b", "nf4", 2048),
+    ("26b-a4b", "nf4", 2048),
     ("e4b", "bf16", 2048), ("e2b", "nf4", 2048), ("e4b", "nf4", 2048), ("e2b", "bf16", 4096), ("e4b", "bf16", 4096),
     ("e2b", "nf4", 4096), ("e4b", "nf4", 4096),
 )  # fmt: skip
@@ -47,7 +48,8 @@ def gpu_suite(**more: Any) -> list[BenchSpec]:
 
 def _one(size: str, weights: str, row: int, **more: Any) -> BenchSpec:
     return make_spec(
-        size, device="cuda", weights=weights, mean=_MEAN, longest=min(2048, row), batch=_ROWS[size], micro_batch=4,  # type: ignore[arg-type]
+        size, device="cuda", weights=weights,  # type: ignore[arg-type]
+        mean=_MEAN, longest=min(2048, row), batch=_ROWS[size], micro_batch=4,
         row_length=row, micro_tokens=row, steps=2, repeats=1, **more,
     )  # fmt: skip
 

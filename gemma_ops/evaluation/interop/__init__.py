@@ -29,8 +29,8 @@ def export_task(
 ) -> list[str]:
     """Write the task of a folder into the empty folder `out`, for one of the two programs.
 
-    `source` is the data folder of tasks whose rows aren't shipped, `rows` keeps only so many, the first by hash of their
-    id. Returns lines that say how to run it. Raises ConfigError and DataError.
+    `source` is the data folder of tasks whose rows aren't shipped, `rows` keeps only so many, the first by hash of
+    their id. Returns lines that say how to run it. Raises ConfigError and DataError.
     """
     from gemma_ops.evaluation.interop import to_inspect, to_lm_eval
 

@@ -23,7 +23,7 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class ImportReport:
-    """What an import says: figures of the target, and its paired differences to others on the primary metric."""
+    """Return the report for `--json`."""
 
     task: str
     target: str
@@ -33,11 +33,11 @@ class ImportReport:
     differences: list[dict[str, Any]] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
-        """For `--json`."""
+        """Return the report as lines of text."""
         return asdict(self)
 
     def lines(self) -> list[str]:
-        """For people."""
+        """Return the for people."""
         found = [f"{self.target} on {self.task}: {self.rows} of {self.of} rows answered (95% intervals)"]
         width = max(map(len, [*self.figures, *("− " + item["versus"] for item in self.differences)]), default=0)
         found += [
@@ -79,7 +79,7 @@ def compare_import(
 
 
 def read_other(place: Path, task: Task) -> list[StoredAnswer]:
-    """Answers to this task in a file, or in the folder of a step `evaluate`.
+    """Return the answers to this task in a file, or in the folder of a step `evaluate`.
 
     Raises DataError when there are none to read, or when one is to another question than the task asks now.
     """
@@ -116,14 +116,14 @@ def _difference(
 
 
 def _grade(task: Task, answers: dict[str, StoredAnswer]) -> grades.Graded:
-    """Grades of the rows that were answered, in the task's order."""
+    """Return the grades of the rows that were answered, in the task's order."""
     rows = tuple(row for row in task.rows if row.id in answers)
     name = next(iter(answers.values())).target
     return grades.grade_answers(replace(task, rows=rows), name, [answers[row.id] for row in rows])
 
 
 def _scores(pages: Sequence[grades.Graded], name: str) -> tuple[list[list[float]], list[str] | None]:
-    """Scores of the rows that all pages score, a list per page, and their clusters."""
+    """Return the scores of the rows that all pages score, a list per page, and their clusters."""
     rows, columns = pages[0].task.rows, [page.column(name) for page in pages]
     kept = [index for index in range(len(rows)) if all(column[index] is not None for column in columns)]
     clusters = [str(rows[index].cluster) for index in kept] if pages[0].task.clustered else None

@@ -1,8 +1,9 @@
-"""A log of another program taken in: checked against the task and filed as stored answers.
+"""Import of another program's log: checked against the task and filed as stored answers.
 
-Answers are only worth comparing when all were asked the same. So a log is refused when it is of another task or version,
-when a question is not the task's question word for word, when the model read another prompt than our targets read, or
-when answers were allowed another length. Scores in a log don't count: answers are graded by the task as it is now.
+Answers are only worth comparing when all were asked the same. So a log is refused when it is of another task or
+version, when a question is not the task's question word for word, when the model read another prompt than our targets
+read, or when answers were allowed another length. Scores in a log don't count: answers are graded by the task as it is
+now.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ _AGAIN = "export the task again with `gemma-ops task export`, and run that"
 
 
 def take_answers(log: Path, task: Task, target: str, out: Path) -> list[StoredAnswer]:
-    """Append the answers of a log to the answer file `out`, as those of `target`; returns them in the task's row order.
+    """Append the answers of a log to the answer file `out`, as those of `target`, and return them in the task's row
+    order.
 
     Taking the same log in twice changes nothing. Raises DataError where the log doesn't fit the task, ConfigError where
     `out` belongs to a run, or holds other answers of that target.
@@ -49,13 +51,14 @@ def take_answers(log: Path, task: Task, target: str, out: Path) -> list[StoredAn
 
 
 def check_log(replies: Sequence[LoggedReply], task: Task, target: str) -> list[StoredAnswer]:
-    """The answers of a log, each to a row of the task, asked as the task asks it. Raises DataError."""
+    """Return the answers of a log, each to a row of the task, asked as the task asks it. Raises DataError."""
     rows = {row.id: row for row in task.rows}
     found: dict[str, StoredAnswer] = {}
     for reply in replies:
         if (reply.task, reply.version) != (task.name, task.file.version):
             raise DataError(
-                f"the log is of {reply.task} version {reply.version}, and this task is {task.name} version {task.file.version}",
+                f"the log is of {reply.task} version {reply.version}, and this task is {task.name} version "
+                f"{task.file.version}",
                 _AGAIN,
             )
         row = rows.get(reply.row)
@@ -71,13 +74,13 @@ def check_log(replies: Sequence[LoggedReply], task: Task, target: str) -> list[S
 
 
 def file_as(target: str, task: Task, row: ScoredRow, answer: Answer) -> StoredAnswer:
-    """An imported answer as it is filed: who answered is known by the name the log gives the model."""
+    """Return an imported answer as it is filed: who answered is known by the name the log gives the model."""
     key = key_of(target, f"import:{answer.model}", task, row)
     return stored_answers.stored(key, target, task.name, row.id, answer, seconds=answer.seconds, waited=answer.seconds)
 
 
 def key_of(target: str, identity: str, task: Task, row: ScoredRow) -> str:
-    """Key of the answer that this model gives to this row, asked as the task says."""
+    """Return the key of the answer that this model gives to this row, asked as the task says."""
     return stored_answers.answer_key(target, identity, task.name, row, task.file.generation.model_dump(mode="json"))
 
 
@@ -95,7 +98,8 @@ def _same_question(reply: LoggedReply, row: ScoredRow, task: Task) -> None:
 
 
 def _our_prompt(prompt: str, row: ScoredRow) -> bool:
-    """Whether a prompt is what our targets read, for either kind of size; chat services are handed the turns themselves."""
+    """True if a prompt is what our targets read, for either kind of size; chat services are handed the turns
+    themselves."""
     messages = list(row.messages)
     if prompt.startswith("["):
         try:
@@ -110,7 +114,7 @@ def _our_prompt(prompt: str, row: ScoredRow) -> bool:
 
 
 def _spelled(reply: LoggedReply, row: ScoredRow) -> Answer:
-    """The answer; where replies were ranked, the choice that the likeliest of them is."""
+    """Return the answer; where replies were ranked, the most likely choice."""
     if reply.choices is None:
         return reply.answer
     ours = {f"{choice}{TURN_END}": choice for choice in row.choices or ()}

@@ -1,8 +1,8 @@
-"""What the logs of lm-evaluation-harness and Inspect say, in one shape: which question, which answer.
+"""The logs of lm-evaluation-harness and Inspect in one shape: which question, which answer.
 
-A log repeats the documents it was made from, so nothing has to be taken on trust: what was asked stands beside what was
-said. How an answer ended, the harness does not tell, and some of Inspect's model providers don't; such an answer counts
-as ended by itself, and its `reason` says that nobody knows.
+A log repeats the documents it was made from, so nothing has to be taken on trust: what was asked stands next to what
+was said. How an answer ended, the harness does not tell, and some of Inspect's model providers don't; such an answer
+counts as ended by itself, and its `reason` says that nobody knows.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ class LoggedReply:
     limit: int | None
     """Tokens after which the answer would have been cut, where the log says so."""
     choices: tuple[str, ...] | None
-    """The replies that were ranked by likelihood, where the answer is the likeliest of them."""
+    """Replies that were ranked by likelihood, where the answer is the most likely of them."""
     answer: Answer
 
 
 def read_log(path: Path) -> list[LoggedReply]:
-    """All answers of a log: `samples_*.jsonl` of the harness, `.eval` or `.json` of Inspect. Raises DataError."""
+    """Read all answers of a log: `samples_*.jsonl` of the harness, `.eval` or `.json` of Inspect. Raises DataError."""
     if not path.is_file():
         raise DataError(f"{path} does not exist", "give a samples_*.jsonl of lm_eval --log_samples, or an Inspect log")
     if path.suffix == ".jsonl":
@@ -56,7 +56,7 @@ def read_log(path: Path) -> list[LoggedReply]:
 
 
 def _samples(path: Path) -> Iterator[LoggedReply]:
-    """Lines that `lm_eval --log_samples` wrote."""
+    """Yield the lines that `lm_eval --log_samples` wrote."""
     model = _model_beside(path)
     # Lines end at \n alone: an answer may hold other characters that `splitlines` takes for line ends.
     with path.open(encoding="utf-8") as lines:
@@ -101,14 +101,14 @@ def _sample(body: Mapping[str, Any], place: str, model: str) -> LoggedReply:
 
 
 def _model_beside(path: Path) -> str:
-    """The model's name from the results file that the harness writes beside its samples; empty without one."""
+    """Return the model's name from the results file that the harness writes next to its samples; empty without one."""
     stamp = path.stem.rpartition("_")[2]
     results = path.with_name(f"results_{stamp}.json")
     return str(json.loads(results.read_text(encoding="utf-8")).get("model_name", "")) if results.is_file() else ""
 
 
 def _inspected(path: Path) -> Iterator[LoggedReply]:
-    """Samples of an Inspect log."""
+    """Yield the samples of an Inspect log."""
     try:
         from inspect_ai.log import read_eval_log
     except ImportError as error:
@@ -146,7 +146,7 @@ def _inspected(path: Path) -> Iterator[LoggedReply]:
 
 
 def _outcome(sample: Any, limit: int | None, model: str) -> Answer:
-    """The answer of an Inspect sample; one that ended in an error has none, and says why."""
+    """Return the answer of an Inspect sample; one that ended in an error has none, and says why."""
     usage = sample.output.usage
     read, written, thought, cached = (
         int(getattr(usage, name, None) or 0)

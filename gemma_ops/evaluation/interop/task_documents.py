@@ -46,7 +46,7 @@ def prepare_copy(folder: Path, out: Path, *, source: Path | None, rows: int | No
 
 
 def load_copy(folder: Path, source: Path | None) -> Task:
-    """The task, and an absent data folder told in the words of these verbs."""
+    """Load the task, and report an absent data folder in the words of these verbs."""
     try:
         return load_task(folder, source)
     except DataError as error:
@@ -55,12 +55,12 @@ def load_copy(folder: Path, source: Path | None) -> Task:
 
 
 def origin(task: Task) -> dict[str, Any]:
-    """What a document says about where it comes from."""
+    """Return what a document says about where it comes from."""
     return {"task": task.name, "version": task.file.version}
 
 
 def document_turns(row: ScoredRow) -> list[dict[str, str]]:
-    """The conversation of a row. Raises DataError where it is more than text of system, user and assistant."""
+    """Return the conversation of a row. Raises DataError where it is more than text of system, user and assistant."""
     found = []
     for message in row.messages:
         content = message.get("content")
@@ -75,7 +75,7 @@ def document_turns(row: ScoredRow) -> list[dict[str, str]]:
 
 
 def harness(task: Task, row: ScoredRow) -> dict[str, Any]:
-    """A row for lm-evaluation-harness, which knows one system turn and one user turn."""
+    """Return a row for lm-evaluation-harness, which knows one system turn and one user turn."""
     said = document_turns(row)
     system = said.pop(0)["content"] if said[0]["role"] == "system" else ""
     if len(said) != 1:
@@ -88,19 +88,19 @@ def harness(task: Task, row: ScoredRow) -> dict[str, Any]:
 
 
 def inspect(task: Task, row: ScoredRow) -> dict[str, Any]:
-    """A row as an Inspect sample."""
+    """Return a row as an Inspect sample."""
     target = row.gold if row.reference is not None else ""
     about = {**origin(task), "privacy": row.privacy, "cluster": row.cluster or row.id}
     return {"id": row.id, "input": document_turns(row), "target": target, "metadata": about}
 
 
 def write_lines(path: Path, documents: Iterable[dict[str, Any]]) -> None:
-    """A jsonl file, whole or not at all."""
+    """Write a jsonl file, whole or not at all."""
     write_text(path, "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in documents))
 
 
 def export_warnings(task: Task) -> list[str]:
-    """What somebody who runs the export must know about its rows."""
+    """Return what somebody who runs the export must know about its rows."""
     hidden = sum(row.privacy != "any" for row in task.rows)
     if not hidden:
         return []

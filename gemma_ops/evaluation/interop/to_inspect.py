@@ -53,7 +53,7 @@ def {function}():
 
 
 def write_inspect(folder: Path, out: Path, *, source: Path | None, rows: int | None) -> list[str]:
-    """Write the export; returns how to run it."""
+    """Write the export, and return how to run it."""
     task = task_documents.prepare_copy(folder, out, source=source, rows=rows)
     task_documents.write_lines(out / "data.jsonl", (task_documents.inspect(task, row) for row in task.rows))
     function = "".join(letter if letter.isalnum() else "_" for letter in f"task_{task.name}")
@@ -62,9 +62,15 @@ def write_inspect(folder: Path, out: Path, *, source: Path | None, rows: int | N
     write_text(out / f"{function}.py", code)
     return [
         f"{len(task.rows)} rows of {task.name} in {out}; run them with",
-        f"  inspect eval {out / function}.py@{function} --model hf/local -M model_path=CHECKPOINT -M do_sample=false \\",
+        (
+            f"  inspect eval {out / function}.py@{function} --model hf/local -M model_path=CHECKPOINT -M "
+            f"do_sample=false \\"
+        ),
         "    --max-connections 1 -M batch_size=1 \\",
         """    -M 'tokenizer_call_args={"add_special_tokens": false}'""",
-        "one row at a time, for a batch is padded and may then decode otherwise; no <bos>, for the template has written it",
+        (
+            "one row at a time, for a batch is padded and may then decode otherwise; no <bos>, for the template has "
+            "written it"
+        ),
         *task_documents.export_warnings(task),
     ]

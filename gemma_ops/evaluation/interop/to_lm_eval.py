@@ -4,8 +4,8 @@ Answers end where Gemma's turn ends and are as long as the task allows, greedily
 `exact_match` on trimmed text, which the harness's own metric measures too, that one is used and the export runs without
 gemma-ops; otherwise `utils.py` calls the task's own metrics.
 
-One thing an export can't settle: a checkpoint whose `generation_config.json` sets `max_new_tokens` overrides the harness's
-limit (transformers only warns), and then answers are cut later than here. Gemma 4's published files set none.
+One thing an export can't settle: a checkpoint whose `generation_config.json` sets `max_new_tokens` overrides the
+harness's limit (transformers only warns), and then answers are cut later than here. Gemma 4's published files set none.
 
 When every row has choices, a second task `NAME_choices` ranks them by their likelihood as whole replies, with the
 closing `<turn|>`: without it a choice that begins another one could not lose to it. That measures something
@@ -55,7 +55,7 @@ def process_results(document, results):
 
 
 def write_lm_eval(folder: Path, out: Path, *, source: Path | None, rows: int | None) -> list[str]:
-    """Write the export; returns how to run it."""
+    """Write the export, and return how to run it."""
     task = task_documents.prepare_copy(folder, out, source=source, rows=rows)
     choices = all(row.choices and row.gold in row.choices for row in task.rows)
     bodies = [task_documents.harness(task, row) | (_replies(row) if choices else {}) for row in task.rows]
@@ -78,7 +78,8 @@ def write_lm_eval(folder: Path, out: Path, *, source: Path | None, rows: int | N
 
 
 def _native(task: Task) -> bool:
-    """Whether the harness's own `exact_match` says the same as all of the task's metrics. Answers are trimmed anyway."""
+    """True if the harness's own `exact_match` says the same as all of the task's metrics. Answers are trimmed
+    anyway."""
     return all(
         isinstance(metric, ExactMatch) and metric.key == "exact_match" and set(metric.normalize) <= {"strip"}
         for metric in task.file.metrics
@@ -123,7 +124,7 @@ def _ranking(name: str) -> dict[str, Any]:
 
 
 def _yaml(path: Path, task: Task, body: dict[str, Any], system: bool) -> None:
-    """The YAML file, a JSON value per key: `!function` is a tag, which no JSON spells."""
+    """Write the YAML file, a JSON value per key: `!function` is a tag, which no JSON spells."""
     common: dict[str, Any] = {
         "custom_dataset": "!function utils.documents",
         "test_split": "test",

@@ -37,7 +37,10 @@ def ollama(job: Deployed) -> str:
         f'EVERY REQUEST must say "think": {think} (ollama run --think={think}): so it was trained and evaluated, and',
         "Ollama turns thinking on by itself where nothing is said. A Modelfile can't say it.",
         "What Ollama does otherwise than `gemma-ops serve`: no canary before it answers; turns of one role in a row",
-        "are joined; the oldest are dropped without a word when the context is full; TEMPLATE trims no white space, and",
+        (
+            "are joined; the oldest are dropped without a word when the context is full; TEMPLATE trims no white "
+            "space, and"
+        ),
         "knows no thoughts and no tools (RENDERER and PARSER do, by Ollama's code). No ADAPTER: it is merged.",
     ]
     lines = [

@@ -1,7 +1,7 @@
 """KubeRay's RayService (ray.io/v1) of the application in `serving.rayserve`: whole servers as replicas, on pods of one
 each.
 
-The version stands in the cluster's own description too: a new one makes KubeRay bring up a second cluster beside the
+The version stands in the cluster's own description too: a new one makes KubeRay bring up a second cluster next to the
 first, whose traffic moves only once every canary there has sung. Where one fails, the first cluster serves on.
 """
 
@@ -58,7 +58,10 @@ def rayservice(job: Deployed) -> str:
         *notes,
         f"the image needs gemma-ops[gguf,ray] with ray {RAY}",
         f"kubectl create secret generic {job.title} --from-file=keys={job.keys or './keys'}   # SHA-256s of keys",
-        f"KubeRay makes the Service {job.title}-serve-svc, port 8000; keys' rates and budgets hold for each replica by itself",
+        (
+            f"KubeRay makes the Service {job.title}-serve-svc, port 8000; keys' rates and budgets hold for each "
+            f"replica by itself"
+        ),
     ]
     return yaml_document(about, service)
 

@@ -225,7 +225,7 @@ def needed_image(job: Deployed) -> str:
 
 def _further(settings: ServeConfig) -> tuple[str, ...]:
     """Return what a configuration says of the server beyond what a rendering writes. Raises ConfigError for an alias
-    beside the version, and for files that lie on this machine."""
+    next to the version, and for files that lie on this machine."""
     if settings.challenger:
         raise ConfigError("serve.challenger follows an alias, and what is rendered follows none", "leave it out")
     usual, said = ServeConfig().model_dump(mode="json"), settings.model_dump(mode="json")

@@ -61,7 +61,8 @@ def vllm_lora(job: Deployed) -> str:
     place = f"adapters/{job.title}-{job.version}"
     module = json.dumps({"name": job.name, "path": place, "base_model_name": job.base})
     serve = [
-        *vllm_command(job, job.base, name=job.base, host="127.0.0.1"), "--enable-lora", "--max-lora-rank", str(_rank(job)),
+        *vllm_command(job, job.base, name=job.base, host="127.0.0.1"), "--enable-lora", "--max-lora-rank",
+        str(_rank(job)),
         "--lora-modules", module,
     ]  # fmt: skip
     about = [

@@ -1,4 +1,4 @@
-"""Ways to write rows. Each is one file: its prompt, the shape of the reply, and how a reply becomes rows."""
+"""The methods that write rows. Each is one file: its prompt, the shape of the reply, and how a reply becomes rows."""
 
 from __future__ import annotations
 

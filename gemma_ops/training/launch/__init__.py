@@ -1,7 +1,8 @@
 """A training in several processes: started by torchrun or Ray, followed and ended by the run that asked for it.
 
-The run's process starts a launcher (`launch_engines`), the launcher starts workers (`worker`), and the workers do what the
-step would have done here. The run's process holds the lock on the folder, keeps the journal, and trains nothing itself.
+The run's process starts a launcher (`launch_engines`), the launcher starts workers (`worker`), and the workers do what
+the step would have done here. The run's process holds the lock on the folder, keeps the journal, and trains nothing
+itself.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from gemma_ops.training.launch.job import TrainingJob
 _LOOK = 0.1
 """Seconds between two looks at what the workers reported."""
 _MARK = 20
-"""Looks between two marks of life, for machines that wait to join."""
+"""Number of looks between two signs of life, for machines that wait to join."""
 _GRACE = 20.0
 """Seconds a launcher has to end its workers."""
 
@@ -30,7 +31,7 @@ _GRACE = 20.0
 def start_launch(
     out: Path, settings: TrainConfig, machine: Machine, *, base: Path, data: Path, teacher: Path | None = None
 ) -> dict[str, float]:
-    """The step `train` in the processes that `machine.launch` asks for; its metrics.
+    """Run the step `train` in the processes that `machine.launch` asks for, and return its metrics.
 
     Raises what a worker raised, ConfigError or MachineError for what can't be started here, and MachineError when
     workers died more often than `launch.restarts` allows.
@@ -88,7 +89,7 @@ def _follow(job: TrainingJob, launcher: subprocess.Popen[bytes]) -> dict[str, fl
 
 
 def _records(path: Path, offset: int) -> Iterator[tuple[journal.Record, int]]:
-    """Whole lines of a file from a byte on, each with the byte after it."""
+    """Yield whole lines of a file from a byte on, each with the byte after it."""
     if not path.exists():
         return
     with path.open("rb") as file:

@@ -23,11 +23,11 @@ from gemma_ops.runs.durable import write_json
 
 
 class WorkerError(RuntimeError):
-    """A defect met in a worker, with its traceback there."""
+    """A defect in a worker, with its traceback there."""
 
 
 class OutOfMemoryError(WorkerError):
-    """Stands in the parent for torch's error of this name, by which a run knows that a GPU was too small."""
+    """Stand-in, in the parent, for torch's error of this name, by which a run knows that a GPU was too small."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class TrainingJob:
 
     @property
     def id(self) -> str:
-        """What tells this attempt from others at a rendezvous."""
+        """Return what tells this attempt from others at a rendezvous."""
         return f"{self.out.parent.name}-{self.folder.name}"
 
     def write(self) -> None:
@@ -71,7 +71,7 @@ class TrainingJob:
 
     @classmethod
     def read(cls, file: Path) -> TrainingJob:
-        """The job of a `job.json`."""
+        """Read the job of a `job.json`."""
         body = json.loads(file.read_text(encoding="utf-8"))
         return cls(
             folder=file.parent,
@@ -87,11 +87,11 @@ class TrainingJob:
         return self.folder / f"worker-{rank}.log"
 
     def mark(self) -> None:
-        """Say that the parent lives."""
+        """Write the sign that the parent lives."""
         (self.folder / "alive").touch()
 
     def end(self) -> None:
-        """Say that it is over, well or not."""
+        """Write that the job is over, well or not."""
         (self.folder / "ended").touch()
 
     @property
@@ -99,11 +99,11 @@ class TrainingJob:
         return (self.folder / "ended").exists()
 
     def finish(self, metrics: dict[str, float]) -> None:
-        """Say that the training is done."""
+        """Write that the training is done."""
         write_json(self.folder / "result.json", metrics)
 
     def result(self) -> dict[str, float] | None:
-        """The metrics of a training that is done."""
+        """Return the metrics of a training that is done."""
         metrics: dict[str, float] | None = _read(self.folder / "result.json")
         return metrics
 
@@ -124,7 +124,7 @@ class TrainingJob:
         return (self.folder / "error.json").exists()
 
     def error(self) -> Exception | None:
-        """The error a worker reported: the same OpsError, or a WorkerError with the worker's traceback."""
+        """Return the error a worker reported: the same OpsError, or a WorkerError with the worker's traceback."""
         body = _read(self.folder / "error.json")
         if body is None:
             return None

@@ -1,8 +1,8 @@
-"""The other machines of a training: each waits until the first one has come to it, and lends its processes.
+"""The other machines of a training: each waits until the first one has started the job, and lends its processes.
 
-Every machine sees the run folder under the same path. The first one runs the recipe as always, holds the lock, keeps the
-journal; the others run `gemma-ops launch join` with the same configuration, find the job there, and meet the first at
-`launch.rendezvous`. They write their workers' logs and nothing else.
+Every machine sees the run folder under the same path. The first one runs the recipe as always, holds the lock, keeps
+the journal; the others run `gemma-ops launch join` with the same configuration, find the job there, and meet the first
+at `launch.rendezvous`. They write their workers' logs and nothing else.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _LOOK = 1.0
 
 
 def join_training(config: RunConfig, *, say: Callable[[str], None], patience: float = 24 * 3600.0) -> None:
-    """Take part in the training of a run that another machine holds; returns when it is over.
+    """Take part in the training of a run that another machine holds, and return when it is over.
 
     Raises ConfigError where there is nothing to join, MachineError when no training began within `patience` seconds.
     """
@@ -58,7 +58,8 @@ def join_training(config: RunConfig, *, say: Callable[[str], None], patience: fl
 
 
 def _await(logs: Path, patience: float) -> TrainingJob:
-    """The job that some process holds now: its mark of life changes while one looks. Clocks of two machines may differ."""
+    """Return the job that some process holds now: its sign of life changes during the wait. Clocks of two machines may
+    differ."""
     until = time.monotonic() + patience
     before: dict[Path, float] = {}
     while time.monotonic() < until:

@@ -1,4 +1,4 @@
-"""What a launch needs of this machine and of the training, told before anything starts. Free of torch."""
+"""Checks of what a launch needs of this machine and of the training, made before anything starts. Free of torch."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from gemma_ops.planning import devices
 
 
 def refuse_launch(settings: TrainConfig, machine: Machine) -> None:
-    """Raises the first problem."""
+    """Raise the first problem."""
     for problem in launch_problems(settings, machine.launch, machine):
         raise problem
 
 
 def launch_problems(settings: TrainConfig, launch: LaunchConfig, machine: MachineConfig) -> Iterator[OpsError]:
-    """Everything that stands against a launch, as the errors that would be raised."""
+    """Yield everything that stands against a launch, as the errors that would be raised."""
     workers = launch.processes * launch.nodes
     if launch.engine == "local":
         if workers > 1:
@@ -60,7 +60,7 @@ def launch_problems(settings: TrainConfig, launch: LaunchConfig, machine: Machin
 
 
 def gpus() -> int:
-    """GPUs that a process started here sees, as the driver and CUDA_VISIBLE_DEVICES say."""
+    """Return the GPUs that a process started here sees, as the driver and CUDA_VISIBLE_DEVICES say."""
     shown = os.environ.get("CUDA_VISIBLE_DEVICES")
     if shown is not None:
         return len([part for part in shown.split(",") if part.strip() and part.strip() != "-1"])

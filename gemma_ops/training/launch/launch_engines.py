@@ -25,18 +25,19 @@ _OTHERS = (
     "WORLD_SIZE",
     "MASTER_",
 )
-"""Beginnings of variables by which somebody else's launcher would reach into our processes."""
+"""Prefixes of variables by which somebody else's launcher would reach into our processes."""
 
 
 def launch_command(launch: LaunchConfig, file: Path, name: str) -> list[str]:
-    """The command line for the job in `file`; `name` is what the agents of several machines know each other by."""
+    """Return the command line for the job in `file`; `name` is what the agents of several machines know each other
+    by."""
     if launch.engine == "ray":
         return [sys.executable, "-m", _RAY, str(file)]
     return [sys.executable, *torchrun_command(launch, name), "-m", _WORKER, str(file)]
 
 
 def torchrun_command(launch: LaunchConfig, name: str) -> list[str]:
-    """torchrun's own arguments. On one machine its processes meet on the loopback address, at a free port."""
+    """Return torchrun's own arguments. On one machine its processes meet on the loopback address, at a free port."""
     return [
         "-m",
         "torch.distributed.run",
@@ -51,7 +52,7 @@ def torchrun_command(launch: LaunchConfig, name: str) -> list[str]:
 
 
 def _here_alone(launch: LaunchConfig) -> bool:
-    """Whether all processes are on this machine: then a host name that leads nowhere must not matter."""
+    """True if all processes are on this machine: then a host name that leads nowhere must not matter."""
     if launch.rendezvous is None or (launch.engine == "torchrun" and launch.nodes == 1):
         return launch.nodes == 1
     host = launch.rendezvous.rpartition(":")[0]
@@ -59,7 +60,8 @@ def _here_alone(launch: LaunchConfig) -> bool:
 
 
 def environment(launch: LaunchConfig, threads: int | None, given: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """What the processes inherit. `threads` are those of this machine that its processes share; None is every core."""
+    """Return the environment that the processes inherit. `threads` are those of this machine that its processes share;
+    None is every core."""
     kept = {key: value for key, value in given.items() if not key.startswith(_OTHERS)}
     own = max(1, (threads or os.cpu_count() or 1) // launch.processes)
     if threads is None and given.get("OMP_NUM_THREADS", "").isdigit():
@@ -68,8 +70,8 @@ def environment(launch: LaunchConfig, threads: int | None, given: Mapping[str, s
         "OMP_NUM_THREADS": str(own),
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONUNBUFFERED": "1",
-        # torch 2.13 keeps one store for all lives of the workers: new ones would look for the dead at the addresses left
-        # in it, and wait for an hour. So each life gets a store of its own, held by its first worker.
+        # torch 2.13 keeps one store for all lives of the workers: new ones would look for the dead at the addresses
+        # left in it, and wait for an hour. So each life gets a store of its own, held by its first worker.
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
         "PYTHONSAFEPATH": "1",  # a folder called `datasets` where the run was started is not a library
         "RAY_USAGE_STATS_ENABLED": "0",
@@ -86,7 +88,7 @@ def environment(launch: LaunchConfig, threads: int | None, given: Mapping[str, s
 
 
 def _import_paths(given: str | None) -> list[str]:
-    """Where the processes find this very code: they start by module name, from wherever the run was started."""
+    """Return where the processes find this very code: they start by module name, from wherever the run was started."""
     root = str(Path(__file__).parents[3])
     paths = [path for path in (given or "").split(os.pathsep) if path]
     installed = root in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib"))

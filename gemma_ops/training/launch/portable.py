@@ -1,7 +1,8 @@
 """Checkpoints that any number of processes can go on from, whatever the strategy: two save, one resumes, or four.
 
-transformers' own depend on the world that wrote them: FSDP's can't be read without FSDP, its sharded ones hold no adapter,
-and random states are one file a process, looked for by a process that may not have been there. Here a checkpoint holds
+transformers' own depend on the world that wrote them: FSDP's can't be read without FSDP, its sharded ones hold no
+adapter, and random states are one file a process, looked for by a process that may not have been there. Here a
+checkpoint holds
 
     trainable.safetensors   every parameter that learns, whole, under its own name
     optimizer.pt            the optimizer's state in the order of its parameters, whole
@@ -29,7 +30,7 @@ _OPTIMIZER, _SCHEDULER = "optimizer.pt", "scheduler.pt"
 
 
 class Portable:
-    """Put before a transformers trainer: `class Trainer(Portable, trl.SFTTrainer)`."""
+    """Mixin before a transformers trainer: `class Trainer(Portable, trl.SFTTrainer)`."""
 
     model: Any
     optimizer: Any
@@ -85,14 +86,15 @@ class Portable:
         self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / _SCHEDULER, weights_only=True))
 
     def _save_rng_state(self, output_dir: str) -> None:
-        """None is needed: see `SeedSteps`."""
+        """Do nothing: no random state is needed, see `SeedSteps`."""
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        """None is there."""
+        """Do nothing: no random state was saved."""
 
 
 class SeedSteps(TrainerCallback):  # type: ignore[misc]
-    """Seeds every step by its number, so that a resumed training draws what an unbroken one would have drawn."""
+    """Callback that seeds every step by its number, so that a resumed training draws what an unbroken one would have
+    drawn."""
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         from transformers import set_seed
@@ -101,7 +103,8 @@ class SeedSteps(TrainerCallback):  # type: ignore[misc]
 
 
 def restore_parameters(model: Any, file: Path) -> None:
-    """Copy saved parameters into a model, sharded or not. Raises ModelError unless they are exactly those that learn."""
+    """Copy saved parameters into a model, sharded or not. Raises ModelError unless they are exactly those that
+    learn."""
     import torch
     from safetensors import safe_open
 
@@ -111,7 +114,8 @@ def restore_parameters(model: Any, file: Path) -> None:
         if names != set(learning):
             other = sorted(names ^ set(learning))
             raise ModelError(
-                f"the checkpoint {file.parent} is of another model: {len(other)} parameters differ, the first: {other[0]}",
+                f"the checkpoint {file.parent} is of another model: {len(other)} parameters differ, the first: "
+                f"{other[0]}",
                 "make the step again: --redo train",
             )
         for name, parameter in learning.items():

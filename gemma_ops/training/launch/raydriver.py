@@ -17,7 +17,7 @@ from gemma_ops.training.launch import watch
 from gemma_ops.training.launch.job import TrainingJob
 
 _STORE = 80 << 20
-"""Bytes of a local Ray's object store, its least: nothing passes through it."""
+"""Bytes of a local Ray's object store, the smallest it takes: nothing passes through it."""
 
 
 def ray_main(arguments: list[str]) -> None:
@@ -69,13 +69,13 @@ def ray_main(arguments: list[str]) -> None:
 
 
 def _carried() -> dict[str, str]:
-    """Variables that workers on a cluster of somebody else's need as this process has them."""
+    """Return the variables that workers on a cluster of somebody else's need as this process has them."""
     names = ("OMP_NUM_THREADS", "TOKENIZERS_PARALLELISM", "GEMMA_OPS_OFFLINE", "HF_HUB_OFFLINE", "PYTHONPATH")
     return {name: os.environ[name] for name in names if name in os.environ}
 
 
 def _work(config: dict[str, Any]) -> None:
-    """What each of Ray's workers does."""
+    """Run the work of each of Ray's workers."""
     import ray.train
 
     from gemma_ops.training.launch import worker

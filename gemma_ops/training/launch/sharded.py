@@ -1,4 +1,4 @@
-"""Tensors that lie in parts on several processes: made whole, and taken apart."""
+"""Tensors that are sharded over several processes: gathered whole, and taken apart."""
 
 from __future__ import annotations
 
@@ -8,19 +8,20 @@ from gemma_ops.training.launch.world import on_main
 
 
 def is_sharded(tensor: Any) -> bool:
-    """Whether a tensor is spread over the processes."""
+    """True if a tensor is spread over the processes."""
     from torch.distributed.tensor import DTensor
 
     return isinstance(tensor, DTensor)
 
 
 def whole_tensor(value: Any) -> Any:
-    """A sharded tensor's full value, gathered from all processes, which all must ask; anything else as it is."""
+    """Return a sharded tensor's full value, gathered from all processes, which all must ask; anything else as it is."""
     return value.full_tensor() if is_sharded(value) else value
 
 
 def place_part(value: Any, like: Any) -> Any:
-    """This process's part of a full tensor, spread as `like` is. What has another shape, as a count of steps, stays whole."""
+    """Return this process's part of a full tensor, spread as `like` is. What has another shape, as a count of steps,
+    stays whole."""
     import torch
 
     if not is_sharded(like) or not torch.is_tensor(value) or value.shape != like.shape:
@@ -32,7 +33,7 @@ def place_part(value: Any, like: Any) -> Any:
 
 
 def full_state(model: Any) -> dict[str, Any] | None:
-    """What `save_pretrained(state_dict=…)` of a sharded model needs: its trainable parameters, whole, by name.
+    """Return what `save_pretrained(state_dict=…)` of a sharded model needs: its trainable parameters, whole, by name.
 
     None for a model that is whole already. Empty but on the main process; all processes take part.
     """
@@ -42,7 +43,8 @@ def full_state(model: Any) -> dict[str, Any] | None:
 
 
 def trainable(model: Any) -> dict[str, Any]:
-    """Every parameter that learns by name, whole and on the CPU; empty but on the main process. All processes take part.
+    """Return every parameter that learns by name, whole and on the CPU; empty except on the main process. All processes
+    take part.
 
     A tied head is the embedding under another name: it is held, and saved, once.
     """

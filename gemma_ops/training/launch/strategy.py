@@ -1,9 +1,9 @@
-"""How processes share a model, as arguments of transformers' trainers; and proof that they really do.
+"""How processes share a model, as arguments of transformers' trainers, and the proof that they really do.
 
-Three things go silently wrong in this stack. On a CPU without `use_cpu`, two processes train twice, each alone, into one
-folder. On a CPU, accelerate 1.15 ignores FSDP and trains with DDP (`state.py` leaves MULTI_CPU out of the list of types
-that may shard), so a rehearsal rehearses something else; `shard_on_cpu` puts that right. And 4-bit weights stored as uint8
-are left whole on every process. What `check` and `check_sharded` see must be what was asked for.
+Three things go silently wrong in this stack. On a CPU without `use_cpu`, two processes train twice, each alone, into
+one folder. On a CPU, accelerate 1.15 ignores FSDP and trains with DDP (`state.py` leaves MULTI_CPU out of the list of
+types that may shard), so a rehearsal rehearses something else; `shard_on_cpu` puts that right. And 4-bit weights stored
+as uint8 are left whole on every process. What `check` and `check_sharded` see must be what was asked for.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ REFUSED = {
 
 
 def arguments(launch: LaunchConfig, settings: TrainConfig, model: Any, device: str) -> dict[str, Any]:
-    """Keyword arguments for an `SFTConfig` or its like, besides those of one process; `device` is `cpu` or `cuda…`.
+    """Return keyword arguments for an `SFTConfig` or its like, besides those of one process; `device` is `cpu` or
+    `cuda…`.
 
     On one process there are none.
     """
@@ -56,7 +57,8 @@ def arguments(launch: LaunchConfig, settings: TrainConfig, model: Any, device: s
 
 
 def _layers(model: Any) -> list[str]:
-    """Classes of the layers that are sharded one by one. The model's own list names layers of towers it may not have."""
+    """Return the classes of the layers that are sharded one by one. The model's own list names layers of towers it may
+    not have."""
     wanted = set(model._no_split_modules or ())
     return sorted(wanted & {type(module).__name__ for module in model.modules()})
 
@@ -82,20 +84,20 @@ def check_strategy(trainer: Any, launch: LaunchConfig) -> None:
 
 
 def check_sharded(model: Any) -> None:
-    """Refuse a model of which FSDP left more than crumbs whole on every process. Raises MachineError."""
+    """Refuse a model of which FSDP left more than a small rest whole on every process. Raises MachineError."""
     whole = {name: p.numel() * p.element_size() for name, p in model.named_parameters() if not is_sharded(p)}
     every = sum(p.numel() * p.element_size() for p in model.parameters())
     if sum(whole.values()) > 0.01 * every:
         largest = max(whole, key=lambda name: whole[name])
         raise MachineError(
-            f"FSDP left {len(whole)} parameters whole on every process, {sum(whole.values()) / every:.0%} of the model, "
-            f"the largest: {largest}",
+            f"FSDP left {len(whole)} parameters whole on every process, {sum(whole.values()) / every:.0%} of the "
+            f"model, the largest: {largest}",
             "use launch.strategy=ddp; 4-bit weights are sharded when they are stored in the model's own number type",
         )
 
 
 def shard_on_cpu() -> None:
-    """Let accelerate shard with FSDP2 on CPUs too, so that the very same path can be rehearsed and tested without GPUs.
+    """Let accelerate shard with FSDP2 on CPUs too, so that the same path can be rehearsed and tested without GPUs.
 
     accelerate decides by the type of the process group, before FSDP2 itself is asked, which runs on gloo. Its results
     equal DDP's up to rounding (`tests/training/test_launch_same.py`). Whether it took effect is checked by `check`.

@@ -1,4 +1,4 @@
-"""Processes end with whoever started them: no worker trains on after its run was killed.
+"""The watch that ends processes with whoever started them: no worker trains on after its run was killed.
 
 A process that starts others puts its number and birth into the environment (`marked`); each of them looks every second
 whether it still lives (`watch`). A handler would not do: nobody is told of a SIGKILL.
@@ -19,13 +19,13 @@ _EVERY = 1.0
 
 
 def marked_environment() -> dict[str, str]:
-    """The environment variable by which children know this process."""
+    """Return the environment variable by which children know this process."""
     me = Birth.here()
     return {_VARIABLE: f"{me.pid}:{me.born}"}
 
 
 def starter_lives() -> bool:
-    """Whether the process that started this one still lives; True where none is known."""
+    """True if the process that started this one still lives; also where none is known."""
     pid, _, born = os.environ.get(_VARIABLE, "").partition(":")
     return not pid or Birth.of_record(int(pid), born).state() != "gone"
 

@@ -1,9 +1,10 @@
 """One process of a training: `python -m gemma_ops.training.launch.worker job.json`, as torchrun or Ray start it.
 
-It joins the process group and calls the very function that a training in one process calls. Process 0 speaks for all: its
-records go to the parent, its files are the step's. An error is reported once, and then the processes wait for the parent
-to end them; only what a new process may cure (a peer that was killed, a lost connection, a device that fell over) leaves
-with an error code, upon which the launcher starts all of them again, and they go on from the last whole checkpoint.
+It joins the process group and calls the very function that a training in one process calls. Process 0 speaks for all:
+its records go to the parent, its files are the step's. An error is reported once, and then the processes wait for the
+parent to end them; only what a new process may cure (a peer that was killed, a lost connection, a device that fell
+over) leaves with an error code, upon which the launcher starts all of them again, and they go on from the last whole
+checkpoint.
 """
 
 from __future__ import annotations
@@ -25,14 +26,14 @@ from gemma_ops.training.launch.job import TrainingJob
 from gemma_ops.training.launch.world import barrier, on_main, world
 
 _PATIENCE = timedelta(minutes=60)
-"""How long processes wait for each other: process 0 may write a large checkpoint, or answer prompts, meanwhile."""
+"""Time that processes wait for each other: process 0 may write a large checkpoint, or answer prompts, meanwhile."""
 _LINGER = 120.0
 """Seconds after which a process that reported an error leaves although nobody ended it."""
 _CURABLE = ("gloo", "nccl", "connection closed", "connection reset", "broken pipe", "cuda error", "tcpstore")
 
 
 def worker_main(arguments: list[str]) -> None:
-    """Do the job of a `job.json`."""
+    """Run the job of a `job.json`."""
     job = TrainingJob.read(Path(arguments[0]))
     rank = int(os.environ["RANK"])
     _to_log(job.log(rank))
@@ -63,7 +64,8 @@ def run_worker(job: TrainingJob, rank: int) -> None:
 
 
 def curable(error: BaseException) -> bool:
-    """Whether the same work may succeed in new processes: a peer has died or a device is lost, as far as libraries say."""
+    """True if the same work may succeed in new processes: a peer has died or a device is lost, as far as libraries
+    say."""
     import torch
 
     if isinstance(error, torch.cuda.OutOfMemoryError):
@@ -75,7 +77,7 @@ def curable(error: BaseException) -> bool:
 
 
 def explained_failure(error: Exception) -> Exception:
-    """The error itself, or what a person can do about it."""
+    """Return the error itself, or what a person can do about it."""
     if "Expected to have finished reduction" in str(error):
         found = MachineError(
             "some parameters that learn took no part in a step, and DDP waits for every one",
@@ -87,7 +89,8 @@ def explained_failure(error: Exception) -> Exception:
 
 
 def join_group(job: TrainingJob) -> Callable[[], None]:
-    """Join the others, on this process's own device; returns how to leave them. Raises MachineError without a GPU each."""
+    """Join the others, on this process's own device, and return how to leave them. Raises MachineError without a GPU
+    each."""
     import torch
     import torch.distributed as dist
 
@@ -101,7 +104,8 @@ def join_group(job: TrainingJob) -> Callable[[], None]:
     else:
         if local >= torch.cuda.device_count():
             raise MachineError(
-                f"{local + 1} processes or more need a GPU each on this machine, and torch sees {torch.cuda.device_count()}",
+                f"{local + 1} processes or more need a GPU each on this machine, and torch sees "
+                f"{torch.cuda.device_count()}",
                 "lower launch.processes",
             )
         torch.cuda.set_device(local)
@@ -119,7 +123,7 @@ def _device(job: TrainingJob) -> str:
 
 
 def _here(job: TrainingJob) -> Any:
-    """The machine as this process sees it: its own device, and its share of the threads."""
+    """Return the machine as this process sees it: its own device, and its share of the threads."""
     share = os.environ.get("OMP_NUM_THREADS", "")
     return job.machine.model_copy(
         update={"device": _device(job), "workers": int(share) if share.isdigit() else job.machine.workers}
@@ -128,7 +132,7 @@ def _here(job: TrainingJob) -> Any:
 
 @contextlib.contextmanager
 def _records(job: TrainingJob) -> Iterator[None]:
-    """What process 0 records goes to the parent, line by line; the others' records are the same."""
+    """Send what process 0 records to the parent, line by line; the others' records are the same."""
     if not on_main():
         yield
         return
@@ -146,7 +150,7 @@ def _records(job: TrainingJob) -> Iterator[None]:
 
 
 def _to_log(path: Path) -> None:
-    """Let everything this process prints, native code included, end in its own log."""
+    """Redirect everything this process prints, native code included, to its own log."""
     sys.stdout.flush()
     sys.stderr.flush()
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)

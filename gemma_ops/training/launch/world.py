@@ -1,4 +1,4 @@
-"""How many processes share this training, and which one this is: (0, 1) where there is only one.
+"""The number of processes that share this training, and which one this is: (0, 1) where there is only one.
 
 Everything that leaves a trace (files, records, samples) is done by the main process, number 0; everything that computes
 is done by all of them. What must not overtake, waits at a `barrier`.
@@ -21,13 +21,13 @@ class World(NamedTuple):
 
 
 def world() -> World:
-    """Of the process group, where one is up; a training in one process needs none."""
+    """Return the world of the process group, where one is up; a training in one process needs none."""
     distributed = _group()
     return World(distributed.get_rank(), distributed.get_world_size()) if distributed else World(0, 1)
 
 
 def on_main() -> bool:
-    """Whether this is the process that writes files and records."""
+    """True if this is the process that writes files and records."""
     return world().rank == 0
 
 
@@ -39,14 +39,14 @@ def barrier() -> None:
 
 
 def main_first(make: Callable[[], T]) -> T:
-    """What `make` makes: on the main process first, then on the others, which find the files it wrote."""
+    """Return what `make` makes: on the main process first, then on the others, which find the files it wrote."""
     made = make() if on_main() else None
     barrier()
     return make() if made is None else made
 
 
 def from_main(value: Any) -> Any:
-    """The main process's value, on all of them; it is pickled."""
+    """Return the main process's value, on all of them; it is pickled."""
     distributed = _group()
     if not distributed:
         return value
@@ -56,7 +56,7 @@ def from_main(value: Any) -> Any:
 
 
 def local_device(device: str) -> str:
-    """This process's own GPU, `cuda:1`, where several processes have one each; anything else as it is."""
+    """Return this process's own GPU, `cuda:1`, where several processes have one each; anything else as it is."""
     if device != "cuda" or not _group():
         return device
     import torch
@@ -65,7 +65,7 @@ def local_device(device: str) -> str:
 
 
 def _group() -> Any:
-    """torch.distributed if a process group is up. torch is not imported for it: without torch there is none."""
+    """Return torch.distributed if a process group is up. torch is not imported for it: without torch there is none."""
     if "torch" not in sys.modules:
         return None
     import torch.distributed

@@ -22,20 +22,20 @@ class Whole:
     passes: list[dict[str, Any]]
     """Tensors of each forward pass."""
     counts: list[int]
-    """Rows of each; 0 where the pass only keeps another process company."""
+    """Number of rows of each pass; 0 where the pass only keeps another process company."""
     rows: int
-    """Rows of the whole step, over all processes."""
+    """Number of rows of the whole step, over all processes."""
     tokens: int
     """Tokens of the whole step, over all processes, without padding."""
 
     def pin_memory(self) -> Whole:
-        """Tensors in page-locked memory, so that copies to a GPU overlap its work."""
+        """Return the step in page-locked memory, so that copies to a GPU overlap its work."""
         pinned = [{key: value.pin_memory() for key, value in one.items()} for one in self.passes]
         return Whole(pinned, self.counts, self.rows, self.tokens)
 
 
 class BatchRows:
-    """Tokenized rows behind torch's loader: asked for a `Step`, it gives the rows of each pass.
+    """Data set of tokenized rows for torch's loader: asked for a `Step`, it gives the rows of each pass.
 
     With `partners` each row carries the answer of a far one as `other_ids` and `other_loss`: KTO compares how a prompt
     goes with an answer that isn't its own. Half a table away stand no answers to the same prompt.
@@ -50,7 +50,7 @@ class BatchRows:
         return len(self.lengths)
 
     def __getitems__(self, step: OptimizerStep) -> list[Any]:
-        """The rows of each pass, how many rows and tokens the step has: what a collator takes."""
+        """Return the rows of each pass, and how many rows and tokens the step has: what a collator takes."""
         passes = [[self._row(number) for number in one] for one in step.passes]
         return [passes, len(step.rows), sum(self.lengths[row] for row in step.rows)]
 
@@ -63,14 +63,15 @@ class BatchRows:
 
 
 class Pairs:
-    """Collates pairs: chosen answers, then rejected ones, each behind its prompt."""
+    """Collator of pairs: chosen answers, then rejected ones, each behind its prompt."""
 
     def __call__(self, step: list[Any]) -> Whole:
         passes, rows, tokens = step
         return Whole([self.tensors(one or [_PAIR]) for one in passes], [len(one) for one in passes], rows, tokens)
 
     def tensors(self, rows: list[Row]) -> dict[str, Any]:
-        """`input_ids`, `attention_mask`, `completion_mask` [2 rows, length]; reference values where the table has them."""
+        """Return `input_ids`, `attention_mask`, `completion_mask` [2 rows, length]; reference values where the table
+        has them."""
         import torch
 
         sides = [(row["prompt_ids"], row[f"{side}_ids"], row[f"{side}_loss"]) for side in _SIDES for row in rows]
@@ -79,14 +80,15 @@ class Pairs:
 
 
 class JudgedBatches:
-    """Collates judged answers, each with the answer of another row where it has one."""
+    """Collator of judged answers, each with the answer of another row where it has one."""
 
     def __call__(self, step: list[Any]) -> Whole:
         passes, rows, tokens = step
         return Whole([self.tensors(one or [_JUDGED]) for one in passes], [len(one) for one in passes], rows, tokens)
 
     def tensors(self, rows: list[Row]) -> dict[str, Any]:
-        """Tensors [rows, length], the `label`, and under names that begin with `KL_` those with the other answer."""
+        """Return tensors [rows, length], the `label`, and under names that begin with `KL_` those with the other
+        answer."""
         import torch
 
         found = padded([(row["prompt_ids"], row["completion_ids"], row["completion_loss"]) for row in rows])
@@ -110,7 +112,8 @@ _JUDGED |= {f"{name}_loss": [True] for name in ("completion", "other")}
 
 
 def padded(sides: list[tuple[list[int], list[int], list[bool]]]) -> dict[str, Any]:
-    """Prompts and answers, padded to the right: tokens, which of them are there, and which the model itself says."""
+    """Return prompts and answers, padded to the right: tokens, which of them are there, and which the model itself
+    says."""
     import torch
 
     longest = max(len(prompt) + len(ids) for prompt, ids, _ in sides)

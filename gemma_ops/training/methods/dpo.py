@@ -24,7 +24,8 @@ CONFIG = trl.DPOConfig
 
 
 def owned(settings: TrainConfig, *, tabled: bool) -> dict[str, Any]:
-    """Keys of `DPOConfig` that follow from our settings; with `tabled` the reference is computed before the first step."""
+    """Return the keys of `DPOConfig` that follow from our settings; with `tabled` the reference is computed before the
+    first step."""
     preference = settings.preference
     return {
         "loss_type": [preference.loss or "sigmoid"],
@@ -39,7 +40,7 @@ def owned(settings: TrainConfig, *, tabled: bool) -> dict[str, Any]:
 
 
 class PairTrainer(WholeSteps, trl.DPOTrainer):  # type: ignore[misc]
-    """Trains on pairs that are tokenized already."""
+    """Trainer on pairs that are tokenized already."""
 
     OUTPUTS: tuple[str, ...] = ("log_probs", "entropy", "mean_logits", "is_top1")
 
@@ -63,14 +64,14 @@ class PairTrainer(WholeSteps, trl.DPOTrainer):  # type: ignore[misc]
         return dataset
 
     def complete(self, model: Any, passes: list[dict[str, Any]], counts: list[int]) -> None:
-        """Ask the model without its adapter, unless the table knows the answer."""
+        """Add the log-probabilities of the model without its adapter, unless the table has them."""
         for inputs in passes:
             if "ref_chosen_logps" not in inputs:
                 chosen, rejected = self.compute_ref_log_probs(self.model, inputs)
                 inputs["ref_chosen_logps"], inputs["ref_rejected_logps"] = chosen, rejected
 
     def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
-        """The table with what the model says now, adapter and all."""
+        """Return the table with what the model says now, adapter and all."""
         self._score()
         rows = BatchRows(dataset)
         found: dict[int, tuple[float, float]] = {}
@@ -99,18 +100,18 @@ class PairTrainer(WholeSteps, trl.DPOTrainer):  # type: ignore[misc]
 
 
 class DPO(PairTrainer):
-    """`train.method: dpo`."""
+    """Trainer of `train.method: dpo`."""
 
 
 def mean_logps(scored: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probabilities of chosen and rejected answers [rows], averaged over their labelled tokens."""
+    """Return the log-probabilities of chosen and rejected answers [rows], averaged over their labelled tokens."""
     means = scored.log_probs.sum(1) / scored.label_mask.sum(1).clamp(min=1)
     chosen, rejected = means.chunk(2)
     return chosen, rejected
 
 
 def make_trainer(rows: TrainingRows, keys: dict[str, Any], given: dict[str, Any]) -> Any:
-    """See `preference_course`."""
+    """Make the trainer; see `preference_course`."""
     settings = given["settings"]
     args = training_arguments(CONFIG, settings, keys | owned(settings, tabled=not starts_at_base(given["model"])))
     return DPO(args=args, layout=layout_of(settings, rows, args), **given)

@@ -19,20 +19,20 @@ CONFIG = trl.GRPOConfig
 
 
 def owned(settings: TrainConfig, *, world: int) -> dict[str, Any]:
-    """Keys of `GRPOConfig` that follow from our settings."""
+    """Return the keys of `GRPOConfig` that follow from our settings."""
     reinforce = settings.reinforce
     return rollouts.owned(settings, world=world) | {"loss_type": reinforce.loss, "scale_rewards": reinforce.scale}
 
 
 class GRPO(rollouts.Answering, trl.GRPOTrainer):  # type: ignore[misc]
-    """`train.method: grpo`."""
+    """Trainer of `train.method: grpo`."""
 
     def __init__(self, *, settings: TrainConfig, rewards: Rewards, model: Any, **kwargs: Any) -> None:
         self.prepare(super().__init__, settings, rewards, model, kwargs)
 
 
 def make_trainer(rows: TrainingRows, keys: dict[str, Any], given: dict[str, Any]) -> Any:
-    """See `preference_course`."""
+    """Make the trainer; see `preference_course`."""
     settings = given["settings"]
     args = training_arguments(CONFIG, settings, keys | owned(settings, world=rollouts.processes()))
     return GRPO(args=args, rewards=rollouts.rewards_for(rows, given), **given)

@@ -1,8 +1,8 @@
 """Kahneman-Tversky optimization (Ethayarajh et al., arXiv 2402.01306): single answers, wanted or not.
 
-The loss is TRL's. It compares each answer with how far the policy has moved in general, estimated on prompts paired with
-answers of other rows. TRL estimates that within each forward pass; here it is one number for the whole step, so the
-result doesn't depend on how the step is laid into passes.
+The loss is TRL's. It compares each answer with how far the policy has moved in general, estimated on prompts paired
+with answers of other rows. TRL estimates that within each forward pass; here it is one number for the whole step, so
+the result doesn't depend on how the step is laid into passes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ CONFIG = trl.KTOConfig
 
 
 def owned(settings: TrainConfig, *, tabled: bool) -> dict[str, Any]:
-    """Keys of `KTOConfig` that follow from our settings; with `tabled` the reference is computed before the first step."""
+    """Return the keys of `KTOConfig` that follow from our settings; with `tabled` the reference is computed before the
+    first step."""
     preference = settings.preference
     return {
         "per_device_train_batch_size": 2,  # our loader doesn't ask; TRL refuses to estimate anything on one row
@@ -43,7 +44,7 @@ def owned(settings: TrainConfig, *, tabled: bool) -> dict[str, Any]:
 
 
 class KTO(WholeSteps, trl.KTOTrainer):  # type: ignore[misc]
-    """`train.method: kto`."""
+    """Trainer of `train.method: kto`."""
 
     def __init__(self, *, settings: TrainConfig, layout: Layout, model: Any, args: Any, **kwargs: Any) -> None:
         self.settings, self.layout = settings, layout
@@ -69,7 +70,8 @@ class KTO(WholeSteps, trl.KTOTrainer):  # type: ignore[misc]
         return dataset
 
     def complete(self, model: Any, passes: list[dict[str, Any]], counts: list[int]) -> None:
-        """What the reference says, and how far the policy has moved from it on prompts with answers of other rows."""
+        """Add what the reference says, and how far the policy has moved from it on prompts with answers of other
+        rows."""
         sums = torch.zeros(2, device=self.accelerator.device)
         for inputs, count in zip(passes, counts, strict=True):
             if "ref_logps" not in inputs:
@@ -85,12 +87,12 @@ class KTO(WholeSteps, trl.KTOTrainer):  # type: ignore[misc]
         return self._moved
 
     def weight(self, key: str, inputs: dict[str, Any], count: int) -> float:
-        """Figures of wanted and unwanted answers count by how many of them a pass has."""
+        """Return the weight of a figure of wanted or unwanted answers: how many of them a pass has."""
         wanted = int(inputs["label"].sum()) if count else 0
         return {"chosen": wanted, "rejected": count - wanted}.get(key.rpartition("/")[2], count)
 
     def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
-        """The table with what the model says now, adapter and all."""
+        """Return the table with what the model says now, adapter and all."""
         self._score()
         rows = BatchRows(dataset, partners=self.partners)
         found: dict[int, tuple[float, float]] = {}
@@ -108,7 +110,7 @@ class KTO(WholeSteps, trl.KTOTrainer):  # type: ignore[misc]
         return dataset
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """The margin follows from the rewards, which are weighted apart."""
+        """Add the margin, which follows from the rewards, which are weighted apart."""
         figures = self._metrics["train" if self.model.training else "eval"]
         if "rewards/chosen" in figures and "rewards/rejected" in figures:
             figures["rewards/margins"] = [figures["rewards/chosen"][0] - figures["rewards/rejected"][0]]
@@ -116,7 +118,7 @@ class KTO(WholeSteps, trl.KTOTrainer):  # type: ignore[misc]
 
 
 def make_trainer(rows: TrainingRows, keys: dict[str, Any], given: dict[str, Any]) -> Any:
-    """See `preference_course`."""
+    """Make the trainer; see `preference_course`."""
     settings = given["settings"]
     args = training_arguments(CONFIG, settings, keys | owned(settings, tabled=not starts_at_base(given["model"])))
     return KTO(args=args, layout=layout_of(settings, rows, args), **given)

@@ -1,8 +1,8 @@
 """Odds-ratio preference optimization (Hong et al., arXiv 2403.07691): pairs, and no reference model.
 
 TRL keeps ORPO among its experiments, where it holds whole logits of both sides, trains on the prompt too, and averages
-tokens within a forward pass, so that the result depends on how rows are laid out. Here each pair counts alike: the chosen
-answer's mean log-loss plus `beta` times the odds ratio's, equations 6 and 7 of the paper.
+tokens within a forward pass, so that the result depends on how rows are laid out. Here each pair counts alike: the
+chosen answer's mean log-loss plus `beta` times the odds ratio's, equations 6 and 7 of the paper.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from gemma_ops.training.settle import layout_of
 
 CONFIG = trl.DPOConfig
 KNOWN = {field.name for field in dataclasses.fields(transformers.TrainingArguments) if field.init}
-"""What may be passed through `train.trl`: keys of every trainer; those of DPO say nothing here."""
+"""Keys that may be passed through `train.trl`: those of every trainer; those of DPO have no effect here."""
 
 
 def owned(settings: TrainConfig) -> dict[str, Any]:
-    """Keys of TRL's configuration that follow from our settings."""
+    """Return the keys of TRL's configuration that follow from our settings."""
     return {
         "beta": settings.preference.beta,
         "max_length": None,
@@ -37,19 +37,20 @@ def owned(settings: TrainConfig) -> dict[str, Any]:
 
 
 def log_odds(chosen: torch.Tensor, rejected: torch.Tensor) -> torch.Tensor:
-    """How much likelier the chosen answer is, in logarithms of odds, from mean log-probabilities of the answers' tokens."""
+    """Return the log odds ratio of the chosen to the rejected answer, from mean log-probabilities of the answers'
+    tokens."""
     sure = -torch.finfo(torch.float32).eps  # a probability of 1 has no odds
     first, second = (value.float().clamp(max=sure) for value in (chosen, rejected))
     return (first - second) - (torch.log(-torch.expm1(first)) - torch.log(-torch.expm1(second)))
 
 
 class ORPO(PairTrainer):
-    """`train.method: orpo`."""
+    """Trainer of `train.method: orpo`."""
 
     OUTPUTS: tuple[str, ...] = ("log_probs",)
 
     def complete(self, model: Any, passes: list[dict[str, Any]], counts: list[int]) -> None:
-        """Nothing: there is no reference."""
+        """Do nothing: there is no reference."""
 
     def _compute_loss(self, model: Any, inputs: Any, return_outputs: bool) -> Any:
         labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
@@ -77,7 +78,7 @@ class ORPO(PairTrainer):
 
 
 def make_trainer(rows: TrainingRows, keys: dict[str, Any], given: dict[str, Any]) -> Any:
-    """See `preference_course`."""
+    """Make the trainer; see `preference_course`."""
     settings = given["settings"]
     args = training_arguments(CONFIG, settings, keys | owned(settings), KNOWN)
     return ORPO(args=args, layout=layout_of(settings, rows, args), **given)

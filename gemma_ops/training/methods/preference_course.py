@@ -1,4 +1,5 @@
-"""Preference and reinforcement methods as a course: rows that were compared, judged or asked for, and TRL's trainers."""
+"""The course of preference and reinforcement methods: rows that were compared, judged or asked for, and TRL's
+trainers."""
 
 from __future__ import annotations
 
@@ -25,18 +26,19 @@ _TABLES = {"kto": answer_tables.judged_rows, **dict.fromkeys(REINFORCE, answer_t
 
 
 class PreferenceCourse:
-    """Learning from answers that were compared or judged, or from rewards that are computed. What learns is an adapter."""
+    """Training on answers that were compared or judged, or on rewards that are computed. What learns is an adapter."""
 
     def __init__(self, method: str) -> None:
         self.method = method
         self.answers = method != "reward"
 
     def rate_share(self, settings: TrainConfig) -> float:
-        """See `Course.rate_share`."""
+        """Return the share of the supervised learning rate; see `Course.rate_share`."""
         return 1.0 if self.method == "reward" else RATE
 
     def rows(self, data: Path, settings: TrainConfig, site: TrainingSite) -> TrainingRows:
-        """See `Course.rows`. Raises DataError when the method can't learn from them."""
+        """Write the tables of a prepared folder; see `Course.rows`. Raises DataError when the method can't learn from
+        them."""
         manner = Manner(template=site.template, thinking=settings.thinking)
         make = _TABLES.get(self.method, answer_tables.pairs)
         encoding = Encoding(site.tokenizer, settings.max_length, manner)
@@ -50,7 +52,8 @@ class PreferenceCourse:
         return TrainingRows(train_rows, valid_rows, cut, manner)
 
     def model(self, settings: TrainConfig, site: TrainingSite) -> Any:
-        """See `Course.model`. One that scores for `reward`."""
+        """Load the model that learns, one that scores for `reward`; see `Course.model`. One that scores for
+        `reward`."""
         model = load_model(site.folder, weights=settings.weights, device=site.device, ple=site.machine.ple)
         if self.method == "reward":
             model = reward_head.as_reward(model)
@@ -70,7 +73,8 @@ class PreferenceCourse:
         rate: float,
         follow: Callable[[], Any],
     ) -> Any:
-        """See `Course.trainer`. Raises ConfigError as `arguments.training_arguments` does."""
+        """Make the trainer of `train.method`; see `Course.trainer`. Raises ConfigError as
+        `arguments.training_arguments` does."""
         import transformers
 
         callbacks = [follow()]
@@ -92,7 +96,7 @@ class PreferenceCourse:
         return trainer
 
     def save(self, model: Any, out: Path, site: TrainingSite, described: dict[str, Any]) -> Path:
-        """See `Course.save`."""
+        """Write the adapter, and the head of a reward model; see `Course.save`."""
         adapters.save_adapter(model, out / "adapter", described["id"], described["revision"])
         if self.method == "reward":
             reward_head.save_score(model, out / "adapter")
@@ -100,7 +104,8 @@ class PreferenceCourse:
 
 
 def _maker(method: str) -> Callable[[TrainingRows, dict[str, Any], dict[str, Any]], Any]:
-    """What makes a method's trainer of its rows, the keys of its TRL configuration, and what every trainer is given.
+    """Return the function that makes a method's trainer from its rows, the keys of its TRL configuration, and what
+    every trainer is given.
 
     Only the method's own file is imported, and with it its part of TRL.
     """

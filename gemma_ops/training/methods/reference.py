@@ -1,11 +1,12 @@
-"""What the model as it was at the start says: the reference of DPO and KTO, without a second copy of anything.
+"""The reference model of DPO and KTO, the model as it was at the start, without a second copy of anything.
 
-With an adapter that starts as no change the reference is the base with the adapter switched off, asked beside the policy
-in every step. Where the start is something else (PiSSA and OLoRA move the base's weights into the adapter; with all
-parameters learning there is no base left), the reference's log-probabilities are computed once, before the first step.
+With an adapter that starts as no change the reference is the base with the adapter switched off, asked next to the
+policy in every step. Where the start is something else (PiSSA and OLoRA move the base's weights into the adapter; with
+all parameters learning there is no base left), the reference's log-probabilities are computed once, before the first
+step.
 
-TRL would put a second adapter beside the first, as a copy to refer to. That costs memory, and with PiSSA ruins the model:
-making the second adapter takes its principal part out of the base's weights once more.
+TRL would put a second adapter next to the first, as a copy to refer to. That costs memory, and with PiSSA ruins the
+model: making the second adapter takes its principal part out of the base's weights once more.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import torch
 
 
 def starts_at_base(model: Any) -> bool:
-    """Whether switching the adapter off gives back the model as it is now: its B factors are all zero."""
+    """True if switching the adapter off gives back the model as it is now: its LoRA B matrices are all zero."""
     if not hasattr(model, "disable_adapter"):
         return False
     return not any(torch.count_nonzero(p) for name, p in model.named_parameters() if ".lora_B" in name)
@@ -26,7 +27,8 @@ def starts_at_base(model: Any) -> bool:
 
 @contextmanager
 def untouched(model: Any) -> Iterator[None]:
-    """Around the making of a TRL trainer: no second adapter appears, and what learns keeps its values and its type.
+    """Protect the model while a TRL trainer is made: no second adapter appears, and what learns keeps its values and
+    its type.
 
     For a 4-bit base TRL rounds the adapter to bfloat16, whose 8 bits of mantissa lose most updates of a small learning
     rate.

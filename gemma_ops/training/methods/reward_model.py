@@ -24,12 +24,12 @@ CONFIG = trl.RewardConfig
 
 
 def owned(settings: TrainConfig) -> dict[str, Any]:
-    """Keys of `RewardConfig` that follow from our settings."""
+    """Return the keys of `RewardConfig` that follow from our settings."""
     return {"max_length": None, "disable_dropout": settings.lora.dropout == 0, "remove_unused_columns": False}
 
 
 class _Whole(Pairs):
-    """Pairs without their masks: a score is given to the whole row."""
+    """Collator of pairs without their masks: a score is given to the whole row."""
 
     def tensors(self, rows: list[Any]) -> dict[str, Any]:
         found = super().tensors(rows)
@@ -37,7 +37,7 @@ class _Whole(Pairs):
 
 
 class Reward(WholeSteps, trl.RewardTrainer):  # type: ignore[misc]
-    """`train.method: reward`."""
+    """Trainer of `train.method: reward`."""
 
     def __init__(self, *, settings: TrainConfig, layout: Layout, model: Any, args: Any, **kwargs: Any) -> None:
         self.settings, self.layout = settings, layout
@@ -63,7 +63,7 @@ class Reward(WholeSteps, trl.RewardTrainer):  # type: ignore[misc]
 
 
 def make_trainer(rows: TrainingRows, keys: dict[str, Any], given: dict[str, Any]) -> Any:
-    """See `preference_course`."""
+    """Make the trainer; see `preference_course`."""
     settings = given["settings"]
     args = training_arguments(CONFIG, settings, keys | owned(settings))
     return Reward(args=args, layout=layout_of(settings, rows, args), **given)

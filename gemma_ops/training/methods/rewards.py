@@ -1,4 +1,4 @@
-"""Metrics of evaluation as rewards: what an answer is worth against the row's own last answer.
+"""Rewards from the metrics of evaluation: what an answer is worth against the row's own last answer.
 
 Only metrics that compute are rewards; nothing here asks a model. An answer is read as evaluation reads it, so that what
 training raises is what evaluation measures.
@@ -23,7 +23,8 @@ Reward = Callable[..., list[float | None]]
 
 
 def reward_metrics(settings: ReinforceConfig) -> list[Metric]:
-    """The metrics of `train.reinforce.rewards`, each with a name of its own. Raises ConfigError with every problem."""
+    """Return the metrics of `train.reinforce.rewards`, each with a name of its own. Raises ConfigError with every
+    problem."""
     known = by_id()
     found: list[Metric] = []
     problems: list[str] = []
@@ -66,7 +67,7 @@ class Rewards:
                 )
 
     def functions(self) -> list[Reward]:
-        """One for each term, in the form TRL asks; named as its figures are."""
+        """Return one function for each term, in the form TRL asks; named as its figures are."""
         return [self._function(scorer) for scorer in self.scorers]
 
     def _function(self, scorer: Scorer) -> Reward:
@@ -82,18 +83,18 @@ class Rewards:
         return reward
 
     def value(self, scorer: Scorer, ids: list[int], reference: str, row: str) -> float | None:
-        """What one metric gives for the tokens of an answer; None where it has nothing to say."""
+        """Return what one metric gives for the tokens of an answer; None where it has nothing to say."""
         said = read_reply(self.tokenizer, ids, self.stops)
         return self.judge(scorer, said.text, said.end == "length", reference, row)
 
     def judge(self, scorer: Scorer, text: str, cut: bool, reference: str, row: str) -> float | None:
-        """The same for its text."""
+        """Return what one metric gives for the text of an answer; None where it has nothing to say."""
         if cut and self.settings.cut == "zero":
             return 0.0
         return scorer.score(text, _row(row, reference)).values[scorer.key]
 
     def total(self, text: str, cut: bool, reference: str, row: str) -> tuple[float, dict[str, float]]:
-        """The weighted sum, and each metric by its name; one that has nothing to say counts as nothing."""
+        """Return the weighted sum, and each metric by its name; one that has nothing to say counts as nothing."""
         each = {scorer.key: self.judge(scorer, text, cut, reference, row) for scorer in self.scorers}
         weights = (term.weight for term in self.settings.rewards)
         total = sum(weight * (value or 0.0) for weight, value in zip(weights, each.values(), strict=True))

@@ -20,14 +20,14 @@ owned = rollouts.owned
 
 
 class RLOO(rollouts.Answering, trl.RLOOTrainer):  # type: ignore[misc]
-    """`train.method: rloo`."""
+    """Trainer of `train.method: rloo`."""
 
     def __init__(self, *, settings: TrainConfig, rewards: Rewards, model: Any, **kwargs: Any) -> None:
         self.prepare(super().__init__, settings, rewards, model, kwargs)
 
 
 def make_trainer(rows: TrainingRows, keys: dict[str, Any], given: dict[str, Any]) -> Any:
-    """See `preference_course`."""
+    """Make the trainer; see `preference_course`."""
     settings = given["settings"]
     args = training_arguments(CONFIG, settings, keys | owned(settings, world=rollouts.processes()))
     return RLOO(args=args, rewards=rollouts.rewards_for(rows, given), **given)

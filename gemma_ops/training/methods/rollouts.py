@@ -1,7 +1,8 @@
-"""What GRPO and RLOO share: prompts as our own tokens, answers drawn by the model, validation without drawing.
+"""The common part of GRPO and RLOO: prompts as our own tokens, answers drawn by the model, validation without drawing.
 
-TRL draws the answers of a whole step at once and computes their loss in parts; advantage and loss are its own. Validation
-answers each prompt once, greedily, as evaluation does, so its reward depends on no draw and moves no random state.
+TRL draws the answers of a whole step at once and computes their loss in parts; advantage and loss are its own.
+Validation answers each prompt once, greedily, as evaluation does, so its reward depends on no draw and moves no random
+state.
 """
 
 from __future__ import annotations
@@ -23,12 +24,13 @@ from gemma_ops.training.plus import lora_plus_groups
 
 
 def owned(settings: TrainConfig, *, world: int) -> dict[str, Any]:
-    """Keys of `GRPOConfig` and `RLOOConfig` that follow from our settings, on so many processes."""
+    """Return the keys of `GRPOConfig` and `RLOOConfig` that follow from our settings, on so many processes."""
     reinforce = settings.reinforce
     answers, each = settings.batch * reinforce.generations, settings.micro_batch * world
     if answers % each:
         raise ConfigError(
-            f"{world} processes with train.micro_batch {settings.micro_batch} can't share the {answers} answers of a step",
+            f"{world} processes with train.micro_batch {settings.micro_batch} can't share the {answers} answers "
+            f"of a step",
             "lower train.micro_batch, or take another number of processes",
         )
     return {
@@ -49,7 +51,7 @@ def owned(settings: TrainConfig, *, world: int) -> dict[str, Any]:
 
 
 class Answering:
-    """Comes before a TRL trainer that draws answers among the bases of a class."""
+    """Mixin before a TRL trainer that draws answers."""
 
     settings: TrainConfig
     rewards: Rewards
@@ -66,8 +68,8 @@ class Answering:
             )
         if settings.reinforce.beta and not starts_at_base(model):
             raise ConfigError(
-                f"train.reinforce.beta needs the model as it was at the start, and train.lora.init {settings.lora.init} "
-                "leaves none",
+                f"train.reinforce.beta needs the model as it was at the start, and train.lora.init "
+                f"{settings.lora.init} leaves none",
                 "set train.lora.init to default, or train.reinforce.beta to 0",
             )
         with untouched(model):
@@ -88,7 +90,7 @@ class Answering:
         )
 
     def evaluation_loop(self: Any, dataloader: Any, description: str, *args: Any, **kwargs: Any) -> Any:
-        """The mean reward of greedy answers to the validation prompts, and of each metric in it."""
+        """Measure the mean reward of greedy answers to the validation prompts, and of each metric in it."""
         rows = self.eval_dataset
         reinforce = self.settings.reinforce
         model = self.accelerator.unwrap_model(self.model)
@@ -112,17 +114,17 @@ class Answering:
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=len(rows))
 
     def floating_point_ops(self, inputs: Any) -> float:
-        """None are counted: transformers' formula knows neither shared layers nor windows."""
+        """Return 0: transformers' formula knows neither shared layers nor windows."""
         return 0.0
 
     def create_optimizer(self: Any, model: Any = None) -> Any:
-        """The optimizer of `train.optimizer`; with LoRA+ the second factors learn faster."""
+        """Create the optimizer of `train.optimizer`; with LoRA+ LoRA B learns faster."""
         return lora_plus_groups(super().create_optimizer(model), model or self.model, self.settings.lora.plus)  # type: ignore[misc]
 
 
 class _Order(RepeatSampler):  # type: ignore[misc]
-    """TRL's order of rows, drawn anew from the seed and the epoch: its own goes on from the last epoch, and a run resumed
-    in the second one would begin with the first one's order."""
+    """Sampler with TRL's order of rows, drawn anew from the seed and the epoch: its own goes on from the last epoch,
+    and a run resumed in the second one would begin with the first one's order."""
 
     def set_epoch(self, epoch: int) -> None:
         """Order the rows as they come in this epoch."""
@@ -130,14 +132,14 @@ class _Order(RepeatSampler):  # type: ignore[misc]
 
 
 def rewards_for(rows: TrainingRows, given: dict[str, Any]) -> Rewards:
-    """The rewards of a training, which read each row's own reference."""
+    """Return the rewards of a training, which read each row's own reference."""
     references = [*rows.train["reference"], *rows.valid["reference"]]
     tokenizer = given["processing_class"].backend_tokenizer
     return Rewards(given["settings"].reinforce, references, tokenizer, set(stop_ids(given["model"])))
 
 
 def processes() -> int:
-    """The number of processes that train together."""
+    """Return the number of processes that train together."""
     from accelerate import PartialState
 
     return int(PartialState().num_processes)

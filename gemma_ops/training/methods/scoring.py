@@ -1,11 +1,11 @@
-"""Log-probabilities of given tokens: the forward pass that every trainer here asks, without padding or whole logits.
+"""Log-probabilities of given tokens: the forward pass that every trainer here uses, without padding or whole logits.
 
 TRL's trainers call the model with a padded batch and `fused_lm_head=True`. Here the padding is taken out again before
-the model sees it: the rows of the batch stand end to end, told apart by positions that restart, and only the places that
-predict a labelled token meet the output head, whose logits are never whole. With `kernels.head: fused` its gradient is
-formed in the forward pass, and figures that need every logit (`DROPPED`) are left out of the record; drawing methods,
-whose loss has a temperature and whose entropy matters, use TRL's tiles. What goes in and comes out keeps TRL's shape, so
-its losses are used as they are.
+the model sees it: the rows of the batch stand end to end, told apart by positions that restart, and only the places
+that predict a labelled token meet the output head, whose logits are never whole. With `kernels.head: fused` its
+gradient is formed in the forward pass, and figures that need every logit (`DROPPED`) are left out of the record;
+drawing methods, whose loss has a temperature and whose entropy matters, use TRL's tiles. What goes in and comes out
+keeps TRL's shape, so its losses are used as they are.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ _TILE = 32_768
 
 
 class Scoring:
-    """Installed into a model; `last` is what the newest scored forward pass gave, for losses that need more of it."""
+    """Scorer installed into a model; `last` is the result of the newest scored forward pass, for losses that need more
+    of it."""
 
     def __init__(
         self, model: Any, *, packing: bool, bounds: bool, fused: bool, temperature: float, outputs: tuple[str, ...]
@@ -52,7 +53,8 @@ class Scoring:
         return forward
 
     def score(self, base: Any, labels: Any, *, input_ids: Any, attention_mask: Any, **kwargs: Any) -> Any:
-        """TRL's `FusedCausalLMOutput` of a padded batch: fields are [rows, length - 1], zero where there is no label."""
+        """Return TRL's `FusedCausalLMOutput` of a padded batch: fields are [rows, length - 1], zero where there is no
+        label."""
         from trl.trainer.utils import FusedCausalLMOutput
 
         wanted = labels[:, 1:] != -100
@@ -73,7 +75,8 @@ class Scoring:
         )
 
     def _scored(self, hidden: Any, head: Any, labels: Any, softcap: float | None) -> tuple[Any, ...]:
-        """Of each label: log-probability, and (or None) entropy, sum of squared probabilities, mean logit, whether it is best."""
+        """Return for each label its log-probability, and (or None) entropy, sum of squared probabilities, mean logit,
+        whether it is best."""
         if not self.fused:
             from trl.kernels import ChunkedLogProbFunction
 
@@ -88,7 +91,7 @@ class Scoring:
         return -nll, unknown, None, unknown, top
 
     def _hidden(self, base: Any, ids: Any, mask: Any, wanted: Any, kwargs: dict[str, Any]) -> Any:
-        """Last hidden states [n, H] of the places that predict a wanted label."""
+        """Return the last hidden states [n, H] of the places that predict a wanted label."""
         kwargs = {**kwargs, "use_cache": False}
         if not self.packing:
             states = base.base_model(input_ids=ids, attention_mask=mask.long(), **kwargs).last_hidden_state
@@ -98,7 +101,7 @@ class Scoring:
 
 
 def packed(backbone: Any, ids: Any, mask: Any, *, bounds: bool, **kwargs: Any) -> Any:
-    """Last hidden states [N, H] of a padded batch's tokens, end to end, each row by itself.
+    """Return the last hidden states [N, H] of a padded batch's tokens, packed end to end, each row attending to itself.
 
     No attention mask is given: positions that restart tell the rows apart, and a mask of ones would join them.
     """
@@ -109,7 +112,8 @@ def packed(backbone: Any, ids: Any, mask: Any, *, bounds: bool, **kwargs: Any) -
 
 
 def places(mask: Any) -> Any:
-    """For every slot of a padded batch, where its token stands when they are laid end to end; meaningless for padding."""
+    """Return for every slot of a padded batch where its token stands when they are laid end to end; meaningless for
+    padding."""
     return (mask.long().flatten().cumsum(0) - 1).view(mask.shape)
 
 

@@ -1,4 +1,4 @@
-"""A batch of the loader is a whole optimizer step, for TRL trainers whose loss is a mean over rows.
+"""Batches of whole optimizer steps, for TRL trainers whose loss is a mean over rows.
 
 However a step's rows are laid into forward passes (packed by tokens, padded by rows, dealt out to processes), each pass
 counts by its rows, so loss and gradient are those of the whole step at once. Figures for the record are weighted alike.
@@ -25,7 +25,7 @@ from gemma_ops.training.trainer import _Loader
 
 
 class WholeSteps:
-    """Comes before a TRL trainer among the bases of a class; `collate` and `partners` are the subclass's."""
+    """Mixin before a TRL trainer; `collate` and `partners` are the subclass's."""
 
     collate: Any
     partners = False
@@ -33,11 +33,11 @@ class WholeSteps:
     layout: Layout
 
     def get_train_dataloader(self: Any) -> Any:
-        """Whole optimizer steps, this process's share of each."""
+        """Return a loader of whole optimizer steps, this process's share of each."""
         return self._loader(self.train_dataset)
 
     def get_eval_dataloader(self: Any, eval_dataset: Any = None) -> Any:
-        """Validation rows in the passes a training step would have."""
+        """Return a loader of validation rows in the passes a training step would have."""
         return self._loader(self.eval_dataset if eval_dataset is None else eval_dataset)
 
     def _loader(self: Any, table: Any) -> Any:
@@ -52,18 +52,18 @@ class WholeSteps:
         )
 
     def get_batch_samples(self: Any, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], None]:
-        """The next step; by what its passes count comes with it."""
+        """Return the next step, without a count of items: its passes carry their own."""
         return list(islice(epoch_iterator, num_batches)), None
 
     def complete(self: Any, model: Any, passes: list[dict[str, Any]], counts: list[int]) -> None:
         """Add what the loss needs besides the rows, such as what the reference says."""
 
     def weight(self: Any, key: str, inputs: dict[str, Any], count: int) -> float:
-        """By how much a pass's figure `key` counts: its rows."""
+        """Return the weight of a pass's figure `key`: its number of rows."""
         return count
 
     def training_step(self: Any, model: Any, inputs: Whole, num_items_in_batch: Any = None) -> Any:
-        """Forward and backward of every pass of the step; gradients are exchanged with the last one.
+        """Run forward and backward of every pass of the step; gradients are exchanged with the last one.
 
         Returns the loss of the whole step times this process's share, so that the mean over processes is the step's.
         """
@@ -84,7 +84,7 @@ class WholeSteps:
         return total
 
     def evaluation_loop(self: Any, dataloader: Any, description: str, *args: Any, **kwargs: Any) -> Any:
-        """The mean loss over all validation rows."""
+        """Measure the mean loss over all validation rows."""
         model = self._wrap_model(self.model, training=False)
         if not self.accelerator._models and model is self.model:
             model = self.accelerator.prepare_model(model, evaluation_mode=True)
@@ -107,7 +107,7 @@ class WholeSteps:
         return list(zip(moved, inputs.counts, strict=True))
 
     def _pass(self: Any, model: Any, inputs: dict[str, Any], count: int, mode: str, figures: _Figures) -> Any:
-        """The loss of one pass, a mean over its rows; TRL's figures of it are taken out of its hands and weighted."""
+        """Return the loss of one pass, a mean over its rows, and collect TRL's figures of it, weighted."""
         self._metrics[mode].clear()
         with self.compute_loss_context_manager(), alone(self.accelerator):
             loss = self.compute_loss(model, dict(inputs))
@@ -119,11 +119,11 @@ class WholeSteps:
         return loss
 
     def floating_point_ops(self, inputs: Any) -> float:
-        """None are counted: transformers' formula knows neither shared layers nor windows."""
+        """Return 0: transformers' formula knows neither shared layers nor windows."""
         return 0.0
 
     def create_optimizer(self: Any, model: Any = None) -> Any:
-        """The optimizer of `train.optimizer`; with LoRA+ the second factors learn faster."""
+        """Create the optimizer of `train.optimizer`; with LoRA+ LoRA B learns faster."""
         return lora_plus_groups(super().create_optimizer(model), model or self.model, self.settings.lora.plus)  # type: ignore[misc]
 
 
@@ -140,7 +140,7 @@ class _Figures:
             self.weights[key] += weight
 
     def means(self, accelerator: Any) -> Any:
-        """In the form TRL keeps its figures in: a list of one mean by name."""
+        """Return the means in the form TRL keeps its figures in: a list of one mean by name."""
         sums, weights = [self.sums], [self.weights]
         if accelerator.num_processes > 1:
             from accelerate.utils import gather_object
@@ -155,7 +155,7 @@ class _Figures:
 
 @contextmanager
 def alone(accelerator: Any) -> Iterator[None]:
-    """Within, TRL's losses see this process's rows only: passes differ in size, and gathering them would never end."""
+    """Let TRL's losses see this process's rows only: passes differ in size, and gathering them would never end."""
     if accelerator.num_processes == 1:
         yield
         return

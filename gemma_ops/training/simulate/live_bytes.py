@@ -1,4 +1,4 @@
-"""Bytes alive at every moment of a computation, without the computation: each operation runs on fake tensors, which have
+"""Bytes alive at every moment of a computation, without computing: each operation runs on fake tensors, which have
 shapes and types and no memory, and each storage that appears is counted until the last tensor on it is gone.
 """
 
@@ -19,13 +19,13 @@ class Moment:
 
     bytes: int
     operation: str
-    """What had just run."""
+    """Operation that had just run."""
     shapes: tuple[tuple[int, ...], ...]
-    """Of what it gave."""
+    """Output shapes of that operation."""
 
 
 class Live(TorchDispatchMode):  # type: ignore[misc]
-    """Counts storages by identity, so that views and in-place operations cost nothing.
+    """Counter of live storages by identity, so that views and in-place operations cost nothing.
 
     What lives outside `elsewhere` (a table in main memory while the rest is on a GPU) is not counted.
     """
@@ -48,7 +48,7 @@ class Live(TorchDispatchMode):  # type: ignore[misc]
         weakref.finalize(storage, self._freed, key)
 
     def restart(self) -> None:
-        """Forget the highest point; what is alive stays."""
+        """Reset the highest point; what is alive stays counted."""
         self.peak = Moment(self.now, "", ())
 
     def _freed(self, key: int) -> None:

@@ -1,4 +1,4 @@
-"""`gemma-ops plan --simulate`: the plan's own pass, run on fake tensors, beside the plan's formula."""
+"""The report of `gemma-ops plan --simulate`: the plan's own pass, run on fake tensors, next to the plan's formula."""
 
 from __future__ import annotations
 
@@ -19,23 +19,26 @@ class Simulation:
     """Bytes on the device at the highest point of one training step."""
 
     total: int
-    """Weights, adapter, moments and activations; without what the process itself takes."""
+    """Bytes of weights, adapter, moments and activations, without what the process itself takes."""
     formula: int
-    """The same by the plan's arithmetic."""
+    """Bytes of the same by the plan's formula."""
     kept: int
-    """Of the forward pass, for the backward pass."""
+    """Bytes that the forward pass keeps for the backward pass."""
     operation: str
-    """What runs at the highest point."""
+    """Operation that runs at the highest point."""
     shapes: tuple[tuple[int, ...], ...]
     seconds: float
 
     def lines(self) -> list[str]:
-        """Two lines for a person."""
+        """Return two lines for a person."""
         where = " and ".join("x".join(map(str, shape)) for shape in self.shapes) or "a number"
         highest = f"{self.total / GIB:.2f} GiB at the highest point ({self.operation}, making {where})"
         return [
             f"simulated {highest}, {self.kept / GIB:.2f} GiB of it kept for the backward pass",
-            f"          the formula says {self.formula / GIB:.2f} GiB; one real step on fake tensors took {self.seconds:.0f} s",
+            (
+                f"          the formula says {self.formula / GIB:.2f} GiB; one real step on fake tensors took "
+                f"{self.seconds:.0f} s"
+            ),
         ]
 
     def to_json(self) -> dict[str, Any]:
@@ -45,9 +48,9 @@ class Simulation:
 def simulate_plan(config: RunConfig, made: TrainingPlan) -> Simulation:
     """Run the largest forward and backward pass of `made` on documents as long as its rows.
 
-    Weights in 4 bits are counted by formula (`memory.weights`, exact), with the largest one dequantized on top, and so are
-    towers and what recording passes takes (`memory.recorded`); all else is what the real modules allocate. Takes seconds to
-    a minute and some 600 MB, whatever the size of the model.
+    Weights in 4 bits are counted by formula (`memory.weights`, exact), with the largest one dequantized on top, and so
+    are towers and what recording passes takes (`memory.recorded`); all else is what the real modules allocate. Takes
+    seconds to a minute and some 600 MB, whatever the size of the model.
     """
     from gemma_ops.training.simulate.step import simulate
 
@@ -74,13 +77,13 @@ def simulate_plan(config: RunConfig, made: TrainingPlan) -> Simulation:
 
 
 def _dequantized(shape: Shape) -> int:
-    """The largest weight that is 4-bit, in bf16: a stack of experts, or a linear."""
+    """Return the bytes of the largest 4-bit weight in bf16: a stack of experts, or a linear."""
     stack = 2 * shape.experts * shape.hidden * shape.expert_ffn
     return 2 * max(stack, *(linear.parameters for linear in shape.linears()))
 
 
 def _documents(made: TrainingPlan, tokens: int) -> list[int]:
-    """Lengths of rows that fill one pass, spread over the distribution."""
+    """Return lengths of rows that fill one pass, spread over the distribution."""
     lengths = [max(1, round(length)) for length in made.rows.lengths]
     found: list[int] = []
     index = 0
@@ -92,7 +95,7 @@ def _documents(made: TrainingPlan, tokens: int) -> list[int]:
 
 
 def _text(base: str, made: TrainingPlan) -> dict[str, Any]:
-    """The text part of the model's configuration, with its `model_type`."""
+    """Return the text part of the model's configuration, with its `model_type`."""
     body = family.CONFIGS[made.size] if made.size else _body(base)
     if "text_config" not in body:
         return dict(body)

@@ -22,24 +22,24 @@ _SCORED = 0.6
 
 @dataclass(frozen=True)
 class Simulated:
-    """Bytes of one step."""
+    """Bytes of one simulated step."""
 
     weights: int
-    """Of the frozen base on the device."""
+    """Bytes of the frozen base on the device."""
     host: int
-    """Of the per-layer table, where that lies in main memory."""
+    """Bytes of the per-layer table, where that lies in main memory."""
     states: int
-    """Adapter, its gradients and the optimizer's moments."""
+    """Bytes of the adapter, its gradients and the optimizer's moments."""
     kept: int
-    """Alive at the end of the forward pass, beyond weights and states: what the backward pass needs."""
+    """Bytes alive at the end of the forward pass, beyond weights and states: what the backward pass needs."""
     peak: int
-    """At the highest point, weights and states included."""
+    """Bytes at the highest point, weights and states included."""
     at: Moment
     seconds: float
 
     @property
     def above(self) -> int:
-        """At the highest point beyond weights and states."""
+        """Return the bytes at the highest point beyond weights and states."""
         return self.peak - self.weights - self.states
 
 
@@ -52,8 +52,8 @@ def simulate(
     ple: str = "device",
     scored: float = _SCORED,
 ) -> Simulated:
-    """Run one packed forward and backward pass over documents of these lengths, in the steady state of a training: moments
-    and gradients of an earlier pass are there.
+    """Run one packed forward and backward pass over documents of these lengths, in the steady state of a training:
+    moments and gradients of an earlier pass are there.
 
     `text` is a text configuration with its `model_type`; `checkpointing` and `ple` are as decided, not `auto`.
     """
@@ -94,8 +94,8 @@ def simulate(
 
 
 def _fake(model: Any) -> None:
-    """Give the parameters and buffers of a model on the meta device a place: fake ones, on a CPU that isn't asked for memory.
-    A parameter that two modules share stays one.
+    """Give the parameters and buffers of a model on the meta device a place: fake ones, on a CPU that isn't asked for
+    memory. A parameter that two modules share stays one.
     """
     made: dict[int, Any] = {}
     for module in model.modules():
@@ -119,7 +119,7 @@ def _autocast(settings: TrainConfig) -> Any:
 
 
 def _pass(documents: list[int], scored: float, settings: TrainConfig) -> dict[str, Any]:
-    """Arguments of a packed forward pass, as `forward_inputs.Collate` makes them."""
+    """Return the arguments of a packed forward pass, as `forward_inputs.Collate` makes them."""
     from gemma_ops.training.forward_inputs import BOUNDS
 
     total = sum(documents)
@@ -137,5 +137,5 @@ def _pass(documents: list[int], scored: float, settings: TrainConfig) -> dict[st
 
 
 def _table(model: Any) -> torch.Tensor | None:
-    """The per-layer embedding table, where the model has one."""
+    """Return the per-layer embedding table, where the model has one."""
     return next((value for name, value in model.named_parameters() if "embed_tokens_per_layer" in name), None)

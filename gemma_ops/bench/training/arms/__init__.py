@@ -83,14 +83,15 @@ class Arm:
 
 
 _STOCK = (
-    "TRL's SFT guide with PEFT: the model in bfloat16 (its own default is float32, slower and larger), LoRA on the same "
-    "seven linears as every arm, SFTConfig's defaults (gradient checkpointing, fused AdamW, chunked head); rows come "
-    "tokenized, with labels, so that the same tokens carry loss"
+    "TRL's SFT guide with PEFT: the model in bfloat16 (its own default is float32, slower and larger), LoRA on "
+    "the same seven linears as every arm, SFTConfig's defaults (gradient checkpointing, fused AdamW, chunked head); "
+    "rows come tokenized, with labels, so that the same tokens carry loss"
 )
 ARMS: dict[str, Arm] = {
     arm.name: arm
     for arm in (
-        Arm("trl", "TRL + PEFT, rows padded", f"{_STOCK}; random order, the default; --micro-batch rows at a time", "trl"),
+        Arm("trl", "TRL + PEFT, rows padded", f"{_STOCK}; random order, the default; --micro-batch rows at a time",
+            "trl"),
         Arm(
             "trl-packed", "TRL + PEFT, packing=True",
             f"{_STOCK}; best-fit packing, one row at a time because TRL flattens a batch into one square of attention",
@@ -100,7 +101,8 @@ ARMS: dict[str, Arm] = {
             "trl-packed-nogc", "the same without checkpointing",
             f"{_STOCK}; packed, gradient_checkpointing=False where it fits: TRL tuned by someone who knows it", "trl",
         ),
-        Arm("gemma-ops", "gemma-ops train", "the shipped defaults; micro_tokens and checkpointing from the plan", "ours"),
+        Arm("gemma-ops", "gemma-ops train", "the shipped defaults; micro_tokens and checkpointing from the plan",
+            "ours"),
         Arm(
             "unsloth", "Unsloth",
             "its Gemma notebooks: FastModel, its own checkpointing, lora_dropout 0, packing left off as they have it",
@@ -108,7 +110,8 @@ ARMS: dict[str, Arm] = {
         ),
         Arm(
             "axolotl", "axolotl",
-            "its examples/gemma4: sample packing, Liger norms and GLU, cut cross-entropy, hybrid attention, checkpointing",
+            "its examples/gemma4: sample packing, Liger norms and GLU, cut cross-entropy, hybrid attention, "
+            "checkpointing",
             "axolotl", packages=("axolotl",), exact=False, on_cpu=False, from_folder=True,
         ),
     )

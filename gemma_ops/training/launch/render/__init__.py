@@ -1,7 +1,7 @@
 """Jobs for clusters, as text: the torchrun line, a Ray job, SkyPilot, Slurm, a Kubeflow TrainJob.
 
-Pure functions of a `Rendering`: nothing is started, nothing asked, no secret read; what a job needs from the environment is
-named and never filled in.
+Pure functions of a `Rendering`: nothing is started, nothing asked, no secret read; what a job needs from the
+environment is named and never filled in.
 """
 
 from __future__ import annotations
@@ -21,6 +21,6 @@ FORMATS: dict[str, Callable[[Rendering], str]] = {
     "slurm": slurm,
     "kubeflow": kubeflow,
 }
-"""What `gemma-ops launch render --as` takes."""
+"""Formats that `gemma-ops launch render --as` takes."""
 
 __all__ = ["FORMATS", "Rendering", "outside", "rendering"]

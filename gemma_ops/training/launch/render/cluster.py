@@ -11,7 +11,7 @@ from gemma_ops.training.launch.render.resources import Rendering
 
 
 def render_torchrun(job: Rendering) -> str:
-    """A shell script for one machine, or for each of several, and the line that it comes to."""
+    """Return a shell script for one machine, or for each of several, and the line that it comes to."""
     launch = LaunchConfig(
         engine="torchrun",
         processes=job.processes,
@@ -45,7 +45,8 @@ def render_torchrun(job: Rendering) -> str:
 
 
 def slurm(job: Rendering) -> str:
-    """A batch script: one task a machine, which starts its processes itself. Put back into the queue, it goes on."""
+    """Return a batch script: one task a machine, which starts its processes itself. Put back into the queue, it goes
+    on."""
     options = [
         f"--job-name=gemma-ops-{job.name}",
         f"--nodes={job.nodes}",
@@ -80,12 +81,13 @@ def slurm(job: Rendering) -> str:
 
 
 def _needs(job: Rendering) -> list[str]:
-    """Stop at once where a key that will be needed is not there; its value stays in the environment."""
+    """Return lines that stop at once where a key that will be needed is not there; its value stays in the
+    environment."""
     return [f': "${{{name}:?must be in the environment}}"' for name in job.secrets]
 
 
 def outside(configs: tuple[str, ...]) -> list[str]:
-    """Configurations that lie outside the working folder, which no job would find."""
+    """Return configurations that lie outside the working folder, which no job would find."""
     here = Path.cwd()
     paths = [Path(text) for text in configs if Path(text).exists()]
     return [str(path) for path in paths if here not in path.absolute().parents]

@@ -1,7 +1,7 @@
 """A Kubeflow TrainJob (Trainer v2, trainer.kubeflow.org/v1alpha1) on the runtime `torch-distributed`.
 
-The runtime's own torchrun is not used: the pods run gemma-ops, which starts torchrun when data and base are there. Of what
-the runtime tells a pod, its number and the first pod's name are read (`PET_NODE_RANK`, `PET_MASTER_ADDR`).
+The runtime's own torchrun is not used: the pods run gemma-ops, which starts torchrun when data and base are there. Of
+what the runtime tells a pod, its number and the first pod's name are read (`PET_NODE_RANK`, `PET_MASTER_ADDR`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _AT, _SHM = "/workspace", "/dev/shm"  # noqa: S108 - mounts of the pod
 
 
 def kubeflow(job: Rendering) -> str:
-    """The TrainJob's YAML. Raises ConfigError without an image."""
+    """Return the TrainJob's YAML. Raises ConfigError without an image."""
     if not job.image:
         raise ConfigError("a TrainJob runs in a container image", "--set launch.image=<registry/image with gemma-ops>")
     runs = f"machine.runs={_AT}/runs"

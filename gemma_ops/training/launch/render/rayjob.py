@@ -8,7 +8,7 @@ from gemma_ops.training.launch.render.resources import Rendering
 
 
 def ray(job: Rendering) -> str:
-    """A script that submits the job; the working folder goes along, and keys are read on the cluster."""
+    """Return a script that submits the job; the working folder goes along, and keys are read on the cluster."""
     environment = {
         "working_dir": ".",
         "excludes": ["runs", "mlflow", ".venv", ".git"],
@@ -21,7 +21,10 @@ def ray(job: Rendering) -> str:
         [
             "#!/usr/bin/env bash",
             *[f"# {line}" for line in job.about()],
-            f"# The cluster needs {workers} GPU{'s' if workers > 1 else ''} of this kind free and, on every machine, the same folder at `machine.runs`.",
+            (
+                f"# The cluster needs {workers} GPU{'s' if workers > 1 else ''} of this kind free and, on every "
+                f"machine, the same folder at `machine.runs`."
+            ),
             *(needed if job.secrets else []),
             "set -euo pipefail",
             'ray job submit --address "${RAY_API_SERVER_ADDRESS:-http://127.0.0.1:8265}" \\',

@@ -8,10 +8,11 @@ import yaml
 
 
 def yaml_document(comments: list[str], body: dict[str, Any]) -> str:
-    """One YAML document under its comments."""
+    """Return one YAML document under its comments."""
 
     class Readable(yaml.SafeDumper):
-        """Texts of several lines as literal blocks; no wrapping, which would break commands; no references."""
+        """Dumper with texts of several lines as literal blocks; no wrapping, which would break commands; no
+        references."""
 
         def ignore_aliases(self, data: Any) -> bool:
             return True

@@ -1,5 +1,5 @@
-"""What a rendered job asks of a cluster: GPUs, memory, disk and hours, as `gemma-ops plan` says, and the command it
-runs."""
+"""Resources that a rendered job asks of a cluster: GPUs, memory, disk and hours, as `gemma-ops plan` says, and the
+command it runs."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ _CPUS, _LEAST_MEMORY, _SYSTEM_DISK = 8, 32, 40
 _COPIES = math.ceil(2 + sum(each.bits for each in GGUF.values()) / 16)
 """bf16 sizes of a model on disk in a whole run: fetched, merged, and as GGUF in every format."""
 _MARGIN = 3.0
-"""Hours of a time limit over those that the plan expects, whose speed is right within a factor of about two."""
+"""Factor on the hours that the plan expects, whose speed is right within a factor of about two."""
 
 
 @dataclass(frozen=True)
 class Rendering:
-    """Everything that a job's text is made of."""
+    """The facts that a job's text is made of."""
 
     name: str
     configs: tuple[str, ...]
@@ -41,13 +41,13 @@ class Rendering:
     processes: int
     gpu: Device
     fits: str
-    """`yes`, `tight` or `no`: what the plan says of one process on this GPU."""
+    """The plan's verdict on one process on this GPU: `yes`, `tight` or `no`."""
     cpus: int
-    """Cores a machine."""
+    """CPU cores of a machine."""
     memory: int
-    """GiB a machine."""
+    """Main memory of a machine, in GiB."""
     disk: int
-    """GB a machine."""
+    """Disk of a machine, in GB."""
     hours: int
     secrets: tuple[str, ...]
     """Names of environment variables that hold secrets the run needs."""
@@ -56,22 +56,22 @@ class Rendering:
     version: str
 
     def command(self, verb: str, *sets: str) -> str:
-        """A command line of gemma-ops with this job's configuration and settings."""
+        """Return a command line of gemma-ops with this job's configuration and settings."""
         given = [f"--set {shlex.quote(item)}" for item in self.sets]
         return " ".join(
             ["gemma-ops", verb, *map(shlex.quote, self.configs), *given, *[f"--set {item}" for item in sets]]
         )
 
     def train(self, engine: str = "torchrun", *more: str) -> str:
-        """The command of the first machine."""
+        """Return the command of the first machine."""
         return self.command(self.verb, *self._launch(engine), *more)
 
     def join(self, *more: str) -> str:
-        """The command of the others."""
+        """Return the command of the other machines."""
         return self.command("launch join", *self._launch("torchrun"), *more)
 
     def everywhere(self, rank: str, *more: str) -> list[str]:
-        """Shell lines that run on every machine; `rank` is the shell's word for a machine's number, from 0."""
+        """Return shell lines that run on every machine; `rank` is the shell's word for a machine's number, from 0."""
         if self.nodes == 1:
             return [self.train("torchrun", *more)]
         return [
@@ -92,16 +92,22 @@ class Rendering:
         return keys
 
     def about(self) -> list[str]:
-        """Two lines for the head of a job: what it was made from."""
+        """Return two lines for the head of a job: what it was made from."""
         verdict = {"yes": "fits", "tight": "may just fit", "no": "does NOT fit"}[self.fits]
         return [
-            f"{self.name}: {self.nodes} x {self.processes} {self.gpu.name}; one process {verdict}, says `gemma-ops plan`",
-            f"made by gemma-ops {self.version} launch render; a killed job that is started again goes on from its checkpoint",
+            (
+                f"{self.name}: {self.nodes} x {self.processes} {self.gpu.name}; one process {verdict}, says "
+                f"`gemma-ops plan`"
+            ),
+            (
+                f"made by gemma-ops {self.version} launch render; a killed job that is started again goes on from its "
+                f"checkpoint"
+            ),
         ]
 
 
 def rendering(config: RunConfig, configs: Sequence[str], sets: Sequence[str], *, verb: str = "train") -> Rendering:
-    """What a configuration asks for. `configs` and `sets` are the command line's, for the job's own.
+    """Return what a configuration asks for. `configs` and `sets` are the command line's, for the job's own.
 
     Raises ConfigError for an unknown GPU.
     """
@@ -135,14 +141,14 @@ def rendering(config: RunConfig, configs: Sequence[str], sets: Sequence[str], *,
 
 
 def _kept(sets: Sequence[str]) -> list[str]:
-    """Settings of `launch` that a job does not set by itself."""
+    """Return the settings of `launch` that a job does not set by itself."""
     own = ("launch.engine", "launch.processes", "launch.nodes", "launch.rendezvous")
     shown = ("launch.gpu", "launch.image", "launch.volume", "launch.hours")  # have done their part here
     return [item for item in sets if item.startswith("launch.") and not item.startswith((*own, *shown))]
 
 
 def _pick(config: RunConfig, key: str | None, shards: int) -> tuple[Device, TrainingPlan, str]:
-    """The GPU asked for, else the cheapest of a data centre's on which the plan fits, else the largest."""
+    """Return the GPU asked for, else the cheapest of a data centre's on which the plan fits, else the largest."""
     if key:
         device = devices.get_device(key)
         if not device.cuda:
@@ -157,7 +163,7 @@ def _pick(config: RunConfig, key: str | None, shards: int) -> tuple[Device, Trai
 
 
 def _fits(plan: TrainingPlan, shards: int) -> str:
-    """The plan's verdict for one of several processes among which FSDP spreads the model.
+    """Return the plan's verdict for one of several processes among which FSDP spreads the model.
 
     A 4-bit model is quantized on the device before it is spread, so it must fit there whole once.
     """
@@ -175,7 +181,8 @@ def _hours(plan: TrainingPlan, workers: int) -> float:
 
 
 def _secrets(config: RunConfig, verb: str) -> tuple[str, ...]:
-    """Variables that hold keys for what the configuration names: the Hub, Gemini, endpoints, a tracking server."""
+    """Return the variables that hold keys for what the configuration names: the Hub, Gemini, endpoints, a tracking
+    server."""
     asked = {"synth"} if verb == "train" else {"synth", "evaluate"}
     text = json.dumps(config.model_dump(mode="json", include=asked))
     wanted = {

@@ -1,4 +1,5 @@
-"""A SkyPilot task: `sky launch job.yaml`, or `sky jobs launch job.yaml`, which replaces machines that are taken away."""
+"""A SkyPilot task: `sky launch job.yaml`, or `sky jobs launch job.yaml`, which replaces machines that are taken
+away."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ _RUNS = "/workspace/runs"
 
 
 def skypilot(job: Rendering) -> str:
-    """The task's YAML. The run folder outlives the machine: a bucket for one machine, a shared volume for several."""
+    """Return the task's YAML. The run folder outlives the machine: a bucket for one machine, a shared volume for
+    several."""
     resources: dict[str, Any] = {
         "accelerators": f"{_NAMES[job.gpu.key]}:{job.processes}",
         "cpus": f"{job.cpus}+",
