@@ -14,6 +14,7 @@ import pytest
 from tests.helpers import once, patience
 
 ROOT = Path(__file__).parent.parent
+pytest_plugins = ["tests.helpers.emulated", "tests.helpers.batch_jobs"]
 # One thread: matrices this small lose more to waiting for each other than they gain, and results repeat everywhere.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.update(

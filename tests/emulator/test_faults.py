@@ -12,7 +12,6 @@ from gemma_ops.emulator import Emulator, orders
 from gemma_ops.errors import ConfigError
 from tests.helpers.emulated import client_of
 
-pytest_plugins = ["tests.helpers.emulated"]
 FLASH = "gemini-3.8-flash"
 TEXT = "Goods may be returned within 30 days. Refunds are paid within 14 days to the same account."
 SCHEMA = {"type": "object", "properties": {"a": {"type": "string"}, "b": {"type": "integer"}}, "required": ["a", "b"]}

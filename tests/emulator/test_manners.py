@@ -19,7 +19,6 @@ from gemma_ops.gemini.request import Request
 from gemma_ops.wire.gemini_wire import Refusal
 from tests.helpers.emulated import KEY, client_of, machine_for
 
-pytest_plugins = ["tests.helpers.emulated"]
 FLASH = "gemini-3.8-flash"
 CALL = {"name": "wait", "args": {"days": 2}}
 DECLARED = types.Tool(

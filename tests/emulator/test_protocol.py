@@ -21,7 +21,6 @@ from gemma_ops.emulator import Body, EmulatedReply, Emulator
 from gemma_ops.gemini.models import model_facts
 from tests.helpers.emulated import KEY, client_of
 
-pytest_plugins = ["tests.helpers.emulated"]
 FLASH = "gemini-3.8-flash"
 DOCUMENT = (
     "Goods may be returned within 30 days of delivery, e.g. by parcel. Refunds are paid within 14 days to the account "

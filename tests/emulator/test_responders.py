@@ -23,7 +23,6 @@ from gemma_ops.emulator.responder import Body
 from tests.helpers import patience
 from tests.helpers.emulated import client_of, machine_for
 
-pytest_plugins = ["tests.helpers.emulated"]
 FLASH = "gemini-3.8-flash"
 VERDICT = {
     "type": "object",

@@ -283,6 +283,3 @@ def test_every_status_of_the_service_is_told_apart(key, tmp_path, fault, kind, w
             (answer,) = ask(machine, "r", "well?")
             assert answer.text == "yes"
             assert emulator.log[0].status == int(fault[:3])
-
-
-pytest_plugins = ["tests.helpers.emulated"]

@@ -16,8 +16,6 @@ from gemma_ops.runs import journal
 from tests.helpers.batch_jobs import FLASH, answered, asking, client_of, questions, wait_for
 from tests.helpers.emulated import machine_for
 
-pytest_plugins = ["tests.helpers.emulated", "tests.helpers.batch_jobs"]
-
 
 def test_results_are_merged_by_key_at_half_the_price(emulator, tmp_path):
     """The emulator returns them in reverse; each question is answered with its own number."""

@@ -13,8 +13,6 @@ from gemma_ops.wire.gemini_wire import Refusal
 from tests.helpers.batch_jobs import answered, asking, client_of, questions, wait_for
 from tests.helpers.emulated import machine_for
 
-pytest_plugins = ["tests.helpers.emulated", "tests.helpers.batch_jobs"]
-
 
 def test_a_reply_lost_while_creating_makes_no_second_job(emulator, tmp_path):
     client = client_of(machine_for(emulator, tmp_path, timeout_seconds=1.0))

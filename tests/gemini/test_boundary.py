@@ -18,7 +18,6 @@ from gemma_ops.gemini.service_access import connect_gemini, endpoint, rehearsal
 from gemma_ops.runs import journal
 from tests.helpers.emulated import KEY, machine_for
 
-pytest_plugins = ["tests.helpers.emulated"]
 FLASH = "gemini-3.8-flash"
 HOSTED = "gemma-4-31b-it"
 

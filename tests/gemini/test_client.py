@@ -25,7 +25,6 @@ from gemma_ops.gemini.usage import Usage
 from tests.helpers import patience
 from tests.helpers.emulated import KEY, machine_for
 
-pytest_plugins = ["tests.helpers.emulated"]
 FLASH = "gemini-3.8-flash"
 
 

@@ -22,7 +22,6 @@ from gemma_ops.runs import journal
 from tests.helpers.emulated import KEY, machine_for
 from tests.helpers.patience import joined, until
 
-pytest_plugins = ["tests.helpers.emulated"]
 FLASH = "gemini-3.8-flash"
 PARENT = """
 import json, sys

@@ -1,7 +1,6 @@
 """Questions for batch jobs, clients that ask them, and processes that can be killed while they do.
 
-`from tests.helpers.batch_jobs import answered, client_of, questions`; the fixture `forks` comes with `pytest_plugins =
-["tests.helpers.emulated", "tests.helpers.batch_jobs"]`.
+The fixture `forks` is there for every test.
 """
 
 from __future__ import annotations

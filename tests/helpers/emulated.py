@@ -1,15 +1,11 @@
 """The Gemini emulator for tests: the real client, a real socket, no cost.
 
-In a test module:
-
-    pytest_plugins = ["tests.helpers.emulated"]  # fixtures `emulator` and `machine`
+Every test may ask for the fixtures `emulator` and `machine`:
 
     def test_something(emulator, machine):
         emulator.fail("429", times=2, seconds=0.05)
         ...  # anything that takes a MachineConfig
         assert len(emulator.billed()) == 1
-
-Helpers are imported: `from gemini import client_of, machine_for`.
 """
 
 from __future__ import annotations

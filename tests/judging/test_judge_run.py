@@ -21,7 +21,6 @@ from tests.helpers.evaluations import Echo, make_task
 from tests.helpers.evaluations import go as evaluated
 from tests.helpers.local_judge import answer, honest
 
-pytest_plugins = ["tests.helpers.emulated"]
 JUDGE = "gemini:gemini-3.8-flash@low"
 _PART = re.compile(r"^=== ([0-9a-f]{16}) begin (.+?)\n(.*?)\n=== \1 end \2$", re.DOTALL | re.MULTILINE)
 

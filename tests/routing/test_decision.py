@@ -33,7 +33,6 @@ from tests.helpers import patience
 from tests.helpers.emulated import machine_for
 from tests.privacy.test_personal_data import FOUND
 
-pytest_plugins = ["tests.helpers.emulated"]
 KEY = "-----BEGIN " + "PRIVATE KEY-----\nMIIE\n-----END PRIVATE KEY-----"
 PERSONAL = [*[(kind, text) for kind, text, _ in FOUND], ("PRIVATE_KEY", KEY)]
 PICTURE = {"type": "media", "mime": "image/png", "data": "aGVsbG8="}
