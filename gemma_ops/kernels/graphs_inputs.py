@@ -29,7 +29,7 @@ _LONGEST = 512
 
 @dataclass(frozen=True)
 class Room:
-    """How large a captured pass is."""
+    """The size of a captured pass."""
 
     tokens: int
     documents: int

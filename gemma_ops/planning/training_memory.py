@@ -1,4 +1,4 @@
-"""How many bytes a training step holds on the device, component by component.
+"""The bytes that a training step holds on the device, component by component.
 
 Weights, adapters and optimizer states are counted exactly. What a forward pass keeps is in `kept_bytes`; here it is
 laid over the layers that are recomputed and those that are not, and the largest workspace is put on top. A simulation
