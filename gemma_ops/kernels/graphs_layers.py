@@ -125,7 +125,7 @@ class Graphs:
         return found
 
     def _give_up(self, reason: str) -> None:
-        warnings.warn(f"passes can't be recorded as CUDA graphs, training goes on without: {reason}", stacklevel=3)
+        warnings.warn(f"passes can't be captured as CUDA graphs; training goes on without them: {reason}", stacklevel=3)
         self.on = False
         self.kept.clear()
         if torch.cuda.is_available():

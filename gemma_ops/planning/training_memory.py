@@ -107,7 +107,7 @@ def recorded(shape: Shape, step: PassShape) -> list[MemoryPart]:
     apart = RECORDED * GIB + 4.0 * step.adapter_parameters
     if step.mixed:
         apart += total(activation_parts(shape, step))
-    return [MemoryPart("recorded passes", "activations", "mixed", per_token * step.tokens + apart)]
+    return [MemoryPart("captured CUDA graphs", "activations", "mixed", per_token * step.tokens + apart)]
 
 
 def reserve(step_parts: list[MemoryPart], *, cuda: bool) -> MemoryPart:
