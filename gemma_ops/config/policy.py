@@ -20,9 +20,9 @@ CHAMPION_MARGIN = 0.05
 STANDARD = "standard.json"
 """File in the folder of the step `champion` with what the registry asks of this run, as a `PromotionStandard`."""
 CHAMPION_LOOKS = "looks.jsonl"
-"""File, in the same folder, of the looks that earlier versions of the model took."""
+"""File in the folder of the step `champion` with the looks that earlier versions of the model took."""
 CHAMPION_MODEL = "model"
-"""Folder, in the same folder, with the champion's files."""
+"""Folder inside that of the step `champion` with the champion's files."""
 
 
 class PolicyTask(ConfigSection):

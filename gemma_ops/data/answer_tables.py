@@ -27,7 +27,7 @@ Columns = dict[str, Any]
 
 @dataclass(frozen=True)
 class Encoding:
-    """How rows become tokens."""
+    """Settings by which rows become tokens."""
 
     tokenizer: Any
     max_length: int

@@ -1,4 +1,5 @@
-"""From raw rows to examples: layout, one spelling, personal data, id, privacy, group. Used by `prepare` and `check`."""
+"""The import of raw rows as examples: layout, one spelling, personal data, id, privacy, group. Used by `prepare` and
+`check`."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ _DATA = re.compile(r"data:[^,]{0,200},", re.IGNORECASE)
 
 
 class MediaShelf:
-    """Turns sources into stored parts, each file once.
+    """Store of images and sounds: it turns sources into stored parts, each file once.
 
     `root` is the folder that relative paths start from, `senses` what the model takes; `out` the folder below which
     files are kept (hard links where the disk allows, copies otherwise), None to look only. `whole` decodes images,

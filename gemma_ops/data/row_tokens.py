@@ -23,7 +23,7 @@ NO_LOSS = -100
 
 @dataclass(frozen=True)
 class Manner:
-    """How conversations become tokens with loss."""
+    """Settings by which conversations become tokens with loss."""
 
     template: str | None = None
     """Chat template that prompts are rendered with (`published.template_of`); None is ours."""

@@ -38,7 +38,7 @@ OTHER = ("<|video|>",)
 
 @dataclass(frozen=True)
 class Pictures:
-    """How images become patches and soft tokens."""
+    """The arithmetic by which images become patches and soft tokens."""
 
     patch: int = 16
     """Pixels along one side of a patch."""
@@ -66,7 +66,8 @@ class Pictures:
 
 @dataclass(frozen=True)
 class Sounds:
-    """How sounds become spectrogram frames, and frames soft tokens: the conformer of E2B and E4B halves time twice."""
+    """The arithmetic by which sounds become spectrogram frames and soft tokens: the conformer of E2B and E4B halves
+    time twice."""
 
     frame: int = 320
     """Samples in a spectrogram frame."""
@@ -81,7 +82,8 @@ class Sounds:
 
 @dataclass(frozen=True)
 class Waves:
-    """How the 12B takes sounds: each stretch of the waveform is a soft token, the last one padded with silence."""
+    """The arithmetic of the 12B's sounds: each stretch of the waveform is a soft token, the last one padded with
+    silence."""
 
     stretch: int = 640
 

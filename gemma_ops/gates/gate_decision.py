@@ -95,8 +95,9 @@ class GateEvidence:
 
 @dataclass(frozen=True)
 class Decision:
-    """How a gate ended. `bound` is the lower one-sided bound at the level Holm gave this gate: it passes exactly when
-    the bound is beyond the threshold. `upper` is the bound on the other side, at the level at which it would fail."""
+    """The outcome of one gate. `bound` is the lower one-sided bound at the level Holm gave this gate: it passes exactly
+    when the bound is beyond the threshold. `upper` is the bound on the other side, at the level at which it would
+    fail."""
 
     gate: GateConfig
     outcome: Outcome

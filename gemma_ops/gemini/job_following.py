@@ -20,7 +20,7 @@ WITH_RESULTS = {"JOB_STATE_SUCCEEDED", "JOB_STATE_PARTIALLY_SUCCEEDED"}
 _POLL, _POLL_REHEARSED = 30.0, 0.05
 """Seconds between two looks at a job."""
 _LATE = 20
-"""Looks at a job that has succeeded and shows no results yet."""
+"""Times that a job which has succeeded and shows no results yet is looked at."""
 
 
 class Gone(Exception):  # noqa: N818 - says what happened

@@ -1,4 +1,4 @@
-"""How many requests may be under way at once: fewer when the service reports too many, more while it does not.
+"""The number of requests under way at once: fewer when the service reports too many, more while it does not.
 
 Additive increase, multiplicative decrease, as networks do it: every round of answers allows one more, a 429 halves.
 Limits of the service are not published per model and change by project, so they are found, not configured.
@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 
 class Limiter:
-    """Lets at most `limit` requests pass at once, and none while the service asked for silence."""
+    """Semaphore that lets at most `limit` requests pass at once, and none while the service asked for silence."""
 
     def __init__(self, most: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.most = most

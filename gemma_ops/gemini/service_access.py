@@ -1,4 +1,4 @@
-"""Where requests go and with which credentials: the only place that builds a client of google-genai.
+"""The address and credentials of requests: the only place that builds a client of google-genai.
 
 Nothing is left to the environment but secrets: an address, an API version or a mode set for another program does not
 move what is sent here.

@@ -33,7 +33,8 @@ TWICE = 20
 
 @dataclass(frozen=True)
 class Errors:
-    """How often a judge accepts what people accept (sensitivity) or rejects what people reject (specificity)."""
+    """The rate at which a judge accepts what people accept (sensitivity) or rejects what people reject
+    (specificity)."""
 
     value: float
     low: float

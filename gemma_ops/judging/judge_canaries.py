@@ -44,7 +44,7 @@ class CanaryQuestion:
 
 @dataclass(frozen=True)
 class Result:
-    """How one canary ended."""
+    """The outcome of one canary."""
 
     kind: Kind
     item: str

@@ -24,8 +24,8 @@ class Tape(Protocol):
 
 
 class Graph:
-    """A captured CUDA graph. All that one `maker` makes share a stream to record on and a pool of memory: only one of
-    them may be in use at a time, with what was recorded before it."""
+    """A captured CUDA graph. All that one `maker` makes share a stream to capture on and a pool of memory: only one of
+    them may be in use at a time, with what was captured before it."""
 
     again = False
 
@@ -62,7 +62,7 @@ class Graph:
         try:
             function()
         except BaseException:
-            with suppress(RuntimeError):  # what broke the recording is the error to tell
+            with suppress(RuntimeError):  # what broke the capture is the error to report
                 self.graph.capture_end()
             raise
         self.graph.capture_end()

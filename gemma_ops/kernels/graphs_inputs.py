@@ -1,6 +1,6 @@
 """Inputs of a captured pass: memory at fixed places, a little larger than the pass, and how a pass is copied into it.
 
-A recorded pass is replayed with the addresses, sizes and launch grids it was recorded with. So its row has a fixed
+A captured pass is replayed with the addresses, sizes and launch grids it was captured with. So its row has a fixed
 number of tokens, rounded up, and its documents are described by numbers on the device: whatever is left of the row is
 one more document, which nobody's loss reads, and document bounds that are left over are those of empty documents.
 """
@@ -29,7 +29,7 @@ _LONGEST = 512
 
 @dataclass(frozen=True)
 class Room:
-    """How large a captured pass is."""
+    """The size of a captured pass."""
 
     tokens: int
     documents: int

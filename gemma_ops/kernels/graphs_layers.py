@@ -110,12 +110,12 @@ class Graphs:
         if found is None:
             smaller = [room for room in self.kept if room.tokens == need.tokens]
             for room in smaller:
-                need = need.joined(room)  # one recording a length, which soon holds all there is
+                need = need.joined(room)  # one capture a length, which soon holds all there is
             longest = max((one.slots for one in self.kept.values()), key=lambda one: one.room.tokens, default=None)
             slots = Slots(need, embeds, per_layer, places, longest)
             slots.fill(cuts, embeds, per_layer, places)
             found = Recorded(lambda: original(self.text, **slots.arguments(self.run)), slots, self.sums, self.tape)
-            # Others go after it is there: the pool they share ends with the last recording in it.
+            # Others go after it is there: the pool they share ends with the last capture in it.
             for room in smaller:
                 del self.kept[room]
             while len(self.kept) >= MOST:
@@ -125,7 +125,7 @@ class Graphs:
         return found
 
     def _give_up(self, reason: str) -> None:
-        warnings.warn(f"passes can't be recorded as CUDA graphs, training goes on without: {reason}", stacklevel=3)
+        warnings.warn(f"passes can't be captured as CUDA graphs; training goes on without them: {reason}", stacklevel=3)
         self.on = False
         self.kept.clear()
         if torch.cuda.is_available():

@@ -67,7 +67,7 @@ def install_kernels(model: Any, settings: KernelsConfig, *, recompute: Recompute
     """Put the kernels that `settings` names on a Gemma 4, plain or under PEFT, and return it.
 
     `recompute` is what the backward pass makes again: nothing, the MLPs' gate and up, all decoder layers, or the first
-    so many. `replay` lets passes be recorded as CUDA graphs where `settings` and the device allow it; a pass must end
+    so many. `replay` lets passes be captured as CUDA graphs where `settings` and the device allow it; a pass must end
     with its backward pass before the next begins. Installing again replaces what was installed.
     """
     uninstall(model)

@@ -1,4 +1,4 @@
-"""How an answer is scored against its row, for evaluation and as rewards of training. One file per family.
+"""Metrics, which score an answer against its row, for evaluation and as rewards of training. One file per family.
 
 A metric is a frozen pydantic model (its options in `task.yaml`) with a method `scorer`. To add one: write the class in
 the file of its family (or a new file), and name it in `METRICS` below. Nothing else knows a metric by name.

@@ -29,7 +29,7 @@ class Numeric(Metric):
     relative: Annotated[float, Field(ge=0)] = 0.0
     """Largest difference as a share of the reference that counts as equal."""
     decimal: DecimalSign = "point"
-    """How `1,234` and `1.234` are read, which could be either: with a decimal `point` or a decimal `comma`."""
+    """Reading of `1,234` and `1.234`, which could be either: with a decimal `point` or a decimal `comma`."""
 
     def scorer(self, folder: Path, rows: Sequence[ScoredRow]) -> Scorer:
         """Bind to the rows; raises DataError for a reference with digits that can't be read as one number."""

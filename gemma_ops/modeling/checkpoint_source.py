@@ -1,4 +1,4 @@
-"""Where a model's files are, and whether they are all there.
+"""The files of a model: where they are, and whether they are all there.
 
 `fetch` leaves `model.json` (which model, which revision, the digest of every file) and a symbolic link `weights` to the
 checkpoint folder: nothing is copied, and every later step reads the model through the link.

@@ -42,7 +42,7 @@ class Seen:
 
 
 class Perceiver:
-    """Turns stored parts into tensors for the model of a checkpoint folder."""
+    """Converter of stored parts into tensors for the model of a checkpoint folder."""
 
     def __init__(self, folder: Path, senses: Senses | None = None) -> None:
         self.senses = senses or Senses.read(folder)

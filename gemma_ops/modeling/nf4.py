@@ -53,7 +53,7 @@ def quantize_nf4(
 
 
 def _stored(packed: torch.Tensor, storage: torch.dtype) -> torch.Tensor:
-    """Return the same bytes as `[n, 1]` numbers of another type."""
+    """Return a tensor's bytes as `[n, 1]` numbers of another type."""
     return packed if storage == torch.uint8 else packed.view(-1).view(storage).view(-1, 1)
 
 

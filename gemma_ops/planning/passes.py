@@ -5,7 +5,7 @@ The same answer for the same shape, settings, rows and device, so that `gemma-op
 does. Ways are tried from the fastest on: nothing recomputed, the MLPs (two of three of their products again, for half
 of the bytes), so many layers, all of them; large passes before small ones, because a pass costs a launch of every
 kernel and, in 4 bits, of every weight's dequantization. What doesn't fit even so is tried without recording passes as
-CUDA graphs, and so is each way where documents are too long for all passes to be recorded: two kinds of passes don't
+CUDA graphs, and so is each way where documents are too long for all passes to be captured: two kinds of passes don't
 share memory.
 """
 
@@ -118,7 +118,7 @@ def _ways(
     shape: Shape, train: TrainConfig, device: Device, longest: int, *, mixed: bool
 ) -> Iterator[tuple[Checkpointing, int, Literal["auto", "off"]]]:
     """Yield recomputation, pass sizes and `graphs` to try, the fastest first, the most frugal last. With `mixed`, what
-    a recording of some passes takes is better spent on recomputing less."""
+    a capture of some passes takes is better spent on recomputing less."""
     sizes = _sizes(train, device, longest)
     tried = ("auto", "off") if mixed and train.kernels.graphs == "auto" else (train.kernels.graphs,)
     if train.checkpointing != "auto":

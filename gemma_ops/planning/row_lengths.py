@@ -1,4 +1,4 @@
-"""How many rows the training data hold and how long they are: from the prepared report, else estimated from the file.
+"""The number and lengths of the training rows: from the prepared report, else estimated from the file.
 
 Nothing is tokenized here: `plan` answers before anything is downloaded, the tokenizer included.
 """
@@ -49,7 +49,7 @@ class RowLengths:
     """Tokens of the longest row, at most `train.max_length`."""
     scored: float
     source: str
-    """Where the numbers come from, in words."""
+    """Source of the numbers, in words."""
 
     @property
     def mean(self) -> float:

@@ -1,4 +1,4 @@
-"""How much work a token is, and how long a known GPU takes for it: a roofline over the operations that are really run.
+"""The work of a token, and how long a known GPU takes for it: a roofline over the operations that are really run.
 
 Five terms are added: products, attention, elementwise traffic, dequantization, and the experts' weights; the sum can't
 be faster than the kernels can be launched, where they are launched one by one. With every kernel of `train.kernels`

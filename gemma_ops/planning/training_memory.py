@@ -1,4 +1,4 @@
-"""How many bytes a training step holds on the device, component by component.
+"""The bytes that a training step holds on the device, component by component.
 
 Weights, adapters and optimizer states are counted exactly. What a forward pass keeps is in `kept_bytes`; here it is
 laid over the layers that are recomputed and those that are not, and the largest workspace is put on top. A simulation
@@ -107,7 +107,7 @@ def recorded(shape: Shape, step: PassShape) -> list[MemoryPart]:
     apart = RECORDED * GIB + 4.0 * step.adapter_parameters
     if step.mixed:
         apart += total(activation_parts(shape, step))
-    return [MemoryPart("recorded passes", "activations", "mixed", per_token * step.tokens + apart)]
+    return [MemoryPart("captured CUDA graphs", "activations", "mixed", per_token * step.tokens + apart)]
 
 
 def reserve(step_parts: list[MemoryPart], *, cuda: bool) -> MemoryPart:

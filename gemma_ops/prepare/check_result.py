@@ -31,7 +31,7 @@ class CheckResult:
     examples: int = 0
     """Number of examples that training makes of the rows."""
     shown: dict[str, Counter[int]] = field(default_factory=dict)
-    """By kind of image or sound: how many take so many soft tokens."""
+    """Number of images or sounds by kind and soft tokens."""
     template: tuple[str, ...] = ()
     """Remarks on the checkpoint's chat template, a line each."""
     thinned: tuple[str, ...] = ()

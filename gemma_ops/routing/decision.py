@@ -21,7 +21,7 @@ from gemma_ops.routing.signals import Signals
 
 @dataclass(frozen=True)
 class LaneDecision:
-    """Where one request is answered."""
+    """The decision where one request is answered."""
 
     lane: Lane
     privacy: Privacy

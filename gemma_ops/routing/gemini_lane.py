@@ -100,8 +100,8 @@ def carried_content(
     reply: int,
     number: str,
 ) -> CarriedRequest:
-    """Return the request that asks Gemini for the same. `messages` are in OpenAI's spelling, with what is shown in it;
-    `reply` are the tokens of the visible reply. Its class is the strictest until somebody decides it."""
+    """Return a request for a local model as one to Gemini. `messages` are in OpenAI's spelling, with what is shown in
+    it; `reply` are the tokens of the visible reply. Its class is the strictest until somebody decides it."""
     known = model_facts(rules.model)
     thinking, notes = _thinking(ask, rules, known, level)
     if known.sampling == "ignored":

@@ -84,7 +84,7 @@ class QualityRules(ConfigSection):
 
 
 class LatencyRules(ConfigSection):
-    """Above either, work that may go to Gemini does."""
+    """Limits of waiting, above which work that may go to Gemini is sent there."""
 
     waiting: Annotated[int, Field(ge=0)] = 8
     """Requests that wait for the local engine."""
@@ -101,7 +101,7 @@ class BudgetRules(ConfigSection):
 
 
 class GeminiRules(ConfigSection):
-    """How Gemini is asked."""
+    """The settings by which Gemini is asked."""
 
     model: str = "gemini-3.8-flash"
     thinking: Thinking | None = "low"

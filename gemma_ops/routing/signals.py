@@ -59,7 +59,7 @@ class Signals:
     scanned: bool = True
     """Whether the detectors scanned all of it in their time."""
     learned: Privacy = "any"
-    """Where a model spoke earlier in the conversation: the class of what the local one learned, since it may have been
+    """Privacy class of what the local model learned, where a model spoke earlier in the conversation: it may have been
     that one."""
     tokens: int = 0
     """Number of tokens of the prompt."""

@@ -45,8 +45,8 @@ def call_grammar(names: Sequence[str]) -> str:
 
 
 def lark_call_grammar(names: Sequence[str], quote: int, end: int) -> str:
-    """Return the same grammar for llguidance, in Lark's notation: there special tokens are named by their ids, the mark
-    of texts and the end of a call among them."""
+    """Return the grammar of a required call for llguidance, in Lark's notation: there special tokens are named by their
+    ids, the mark of texts and the end of a call among them."""
     listed = " | ".join(json.dumps(f"call:{name}{{") for name in names)
     return f"start: ({listed}) (REST | <[{quote}]>)* <[{end}]>\nREST: /[^\\x00]+/"
 

@@ -1,4 +1,4 @@
-"""How few values can show a mean at best: plain arithmetic, which a plan needs before numpy is loaded."""
+"""The fewest values that can show a mean at best: plain arithmetic, which a plan needs before numpy is loaded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many rows a gate would need if the truth is as measured or as hoped, by the test that decides the gate."""
+"""The rows that a gate would need if the truth is as measured or as hoped, by the test that decides the gate."""
 
 from __future__ import annotations
 

@@ -23,8 +23,8 @@ _COMMON = 3
 def tighten(
     documents: Sequence[Document], seeds: Sequence[Seed], private: PrivateTexts
 ) -> tuple[list[Document], list[Seed]]:
-    """Return the same sources, each with the strictest class of what it holds. `private` are texts from elsewhere, and
-    grows by those of these sources that may not go everywhere."""
+    """Return the sources, each with the strictest class of what it holds. `private` are texts from elsewhere, and grows
+    by those of these sources that may not go everywhere."""
     for document in documents:
         for text in {document.body, document.plain}:
             private.add(text, document.privacy, document.name)

@@ -61,7 +61,7 @@ class Target(Protocol):
 
 @dataclass(frozen=True)
 class AskingMode:
-    """How local models are asked, the same for all targets of an evaluation."""
+    """The mode in which local models are asked, the same for all targets of an evaluation."""
 
     thinking: bool = False
     thought_tokens: int = 1024

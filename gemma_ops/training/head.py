@@ -103,7 +103,7 @@ def _loss(
 
 
 def _by_trl(hidden: Any, head: Any, targets: Any, softcap: Any, divisor: float, weights: Any, dft: bool) -> Any:
-    """Return the same loss from TRL's tiles, which compute the logits a second time in the backward pass."""
+    """Return the loss from TRL's tiles, which compute the logits a second time in the backward pass."""
     from trl.kernels import ChunkedLogProbFunction
 
     tile, logit_scale = 32_768, 1.0

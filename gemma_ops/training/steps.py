@@ -31,7 +31,7 @@ class OptimizerStep:
 
 @dataclass(frozen=True)
 class Layout:
-    """How rows become steps."""
+    """The layout of rows in optimizer steps."""
 
     batch: int
     """Rows per optimizer step, over all processes."""

@@ -106,7 +106,7 @@ class StepTrainer(Portable, trl.SFTTrainer):  # type: ignore[misc]
                 loss = self._score(model, arguments, inputs.divisor).loss * world
                 self.accelerator.backward(loss)
             total += loss.detach()
-            del loss  # its graph would bind the adapters' gradients to this stream while the next pass is recorded
+            del loss  # its graph would bind the adapters' gradients to this stream while the next pass is captured
             if self._table:  # a GPU is at work on this pass while the rows of the next are gathered
                 following = self._ahead() if last else inputs.passes[number + 1]
                 if following:

@@ -56,7 +56,7 @@ class TargetFacts(VerdictRecord):
     """Digest of the model's files and of how it was asked."""
     family: str = ""
     place: str = ""
-    """Where its prompts go; empty where nothing recorded it."""
+    """Destination of its prompts; empty where nothing recorded it."""
     sees: tuple[str, ...] | None = None
     """Privacy classes that it may be shown; None where nothing recorded them."""
     learned: str | None = None

@@ -147,7 +147,7 @@ class TargetResult(VerdictRecord):
     speed: SpeedFacts
     cost: Annotated[CostFacts, Field(default_factory=CostFacts)]
     place: str = HERE
-    """Where its prompts go; evaluations from before services were supported all stayed on the machine."""
+    """Destination of its prompts; evaluations from before services were supported all stayed on the machine."""
     labels: Annotated[dict[str, LabelFacts], Field(default_factory=dict)]
     """Confusions, by metric of labels."""
 

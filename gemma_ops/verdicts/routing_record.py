@@ -28,11 +28,11 @@ class RoutedTarget(VerdictRecord):
     identity: str | None
     """Digest of what answered; None where it isn't known."""
     place: str
-    """Where its prompts go, in words: `stays here` or what leaves the machine under which terms."""
+    """Destination of its prompts, in words: `stays here` or what leaves the machine under which terms."""
 
 
 class RoutedSlice(VerdictRecord):
-    """How a question's value of a slice is found."""
+    """The way in which a question's value of a slice is found."""
 
     field: str
     """Field of the row that holds the value."""

@@ -154,7 +154,7 @@ def _linear(value: float) -> float:
 
 
 def _lighter(one: Rgb) -> Rgb:
-    """Return the same hue for a dark page: as light there as the colour is dark here."""
+    """Return a colour's hue for a dark page: as light there as the colour is dark."""
     hue, light, strong = colorsys.rgb_to_hls(*one)
     return colorsys.hls_to_rgb(hue, 0.9 - 0.4 * light, min(strong, 0.75))
 

@@ -142,7 +142,7 @@ def test_a_gpu_that_refuses_is_told_and_left_in_peace():
     model = kernels.install_kernels(tuned("e2b"), KernelsConfig())
     want, gradients = run(model, [ONE])
     made = recorded(model, Refusing)
-    with pytest.warns(UserWarning, match="without: operation not permitted"):
+    with pytest.warns(UserWarning, match="without them: operation not permitted"):
         got, ours = run(model, [ONE])
     assert not made.on
     assert torch.equal(got[0], want[0])

@@ -154,7 +154,7 @@ def learning(folder, kernels, *, towers=False, recompute="none", shown=("image",
         if "lora_B" in name:
             parameter.data.normal_(0, 0.05, generator=generator)
     settings = TrainConfig(weights="fp32", kernels=kernels)
-    install(model, kernels, recompute=recompute)
+    install.install_kernels(model, kernels, recompute=recompute)
     head.install_head(model, settings)
     return model.train()
 

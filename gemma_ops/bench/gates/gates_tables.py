@@ -24,7 +24,7 @@ SIDE = 0.025
 
 @dataclass(frozen=True)
 class ErrorRates:
-    """How often a gate at level .05 passed and failed wrongly, and how often the 95 % interval held the truth."""
+    """Rates at which a gate at level .05 passed and failed wrongly, and at which the 95 % interval held the truth."""
 
     case: str
     n: int

@@ -15,7 +15,7 @@ from gemma_ops.bench.training.bench_spec import BenchSpec, from_json, parameters
 from gemma_ops.planning.devices import GIB
 
 PACKED = "trl-packed"
-"""Name of the other arm that ratios are quoted against."""
+"""Name of the packed arm, the second that ratios are quoted against."""
 
 
 def clock(device: str) -> str:

@@ -1,4 +1,5 @@
-"""How processes share a model, as arguments of transformers' trainers, and the proof that they really do.
+"""The strategies by which processes share a model, as arguments of transformers' trainers, and the proof that they
+really do.
 
 Three things go silently wrong in this stack. On a CPU without `use_cpu`, two processes train twice, each alone, into
 one folder. On a CPU, accelerate 1.15 ignores FSDP and trains with DDP (`state.py` leaves MULTI_CPU out of the list of

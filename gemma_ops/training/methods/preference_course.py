@@ -52,8 +52,7 @@ class PreferenceCourse:
         return TrainingRows(train_rows, valid_rows, cut, manner)
 
     def model(self, settings: TrainConfig, site: TrainingSite) -> Any:
-        """Load the model that learns, one that scores for `reward`; see `Course.model`. One that scores for
-        `reward`."""
+        """Load the model that learns, one that scores for `reward`; see `Course.model`."""
         model = load_model(site.folder, weights=settings.weights, device=site.device, ple=site.machine.ple)
         if self.method == "reward":
             model = reward_head.as_reward(model)

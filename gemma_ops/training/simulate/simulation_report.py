@@ -21,7 +21,7 @@ class Simulation:
     total: int
     """Bytes of weights, adapter, moments and activations, without what the process itself takes."""
     formula: int
-    """Bytes of the same by the plan's formula."""
+    """Bytes that the plan's formula gives for `total`."""
     kept: int
     """Bytes that the forward pass keeps for the backward pass."""
     operation: str
