@@ -81,7 +81,7 @@ class PreferenceConfig(ConfigSection):
     """Form of the loss of `dpo` (`sigmoid`, `ipo`, `robust`, `hinge`, …) or `kto` (`kto`, `apo_zero_unpaired`); null
     takes the method's own."""
     beta: Annotated[float, Field(gt=0)] = 0.1
-    """How dear it is to leave the reference model (`dpo`, `kto`; tau of `ipo`), or weight of the odds ratio
+    """How much it costs to leave the reference model (`dpo`, `kto`; tau of `ipo`), or weight of the odds ratio
     (`orpo`)."""
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
     """Share of pairs believed to be the wrong way round, for the losses `robust` and `exo_pair`."""

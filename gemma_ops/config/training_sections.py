@@ -13,19 +13,19 @@ class LoraConfig(ConfigSection):
     """The low-rank adapter."""
 
     rank: Annotated[int, Field(ge=1)] = 16
-    """Rank r of the two factors."""
+    """Rank r of the matrices A and B."""
     alpha: Annotated[float, Field(gt=0)] = 32
     """Scale: the update is multiplied by alpha / rank (alpha / sqrt(rank) with `rslora`)."""
     dropout: Share = 0.0
-    """Dropout before the first factor."""
+    """Dropout before A."""
     rslora: bool = False
     """Rank-stabilised scaling."""
     dora: bool = False
     """Learn magnitude and direction apart (DoRA)."""
     init: Literal["default", "pissa", "olora", "orthogonal"] = "default"
-    """How the factors start: zero update, or from the base weights' principal parts (PiSSA, OLoRA)."""
+    """How A and B start: zero update, or from the base weights' principal parts (PiSSA, OLoRA)."""
     plus: Annotated[float, Field(ge=1)] = 1.0
-    """LoRA+: the second factor learns this many times as fast as the first."""
+    """LoRA+: B learns this many times as fast as A."""
     targets: str = "default"
     """`default` (attention and MLP of the language model) or one regular expression over module names."""
     experts: bool = False

@@ -67,7 +67,7 @@ class Weighing:
             f"version {checked.version} of {name} may not be promoted{policy}:{lines}",
             "read its report, and evaluate again what was not asked (--redo champion --redo evaluate --redo register); "
             f"change what is asked, with a reason (gemma-ops policy {name} --from CONFIG --reason 'why'); or take the "
-            f"responsibility: gemma-ops promote {name} --override 'why'",
+            f"responsibility: gemma-ops promote {name} --reason 'why' --override 'why all the same'",
         )
 
 
