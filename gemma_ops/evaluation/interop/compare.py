@@ -37,7 +37,7 @@ class ImportReport:
         return asdict(self)
 
     def lines(self) -> list[str]:
-        """Return the for people."""
+        """Return the comparison as lines for a terminal."""
         found = [f"{self.target} on {self.task}: {self.rows} of {self.of} rows answered (95% intervals)"]
         width = max(map(len, [*self.figures, *("− " + item["versus"] for item in self.differences)]), default=0)
         found += [
