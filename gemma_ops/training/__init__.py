@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gemma_ops.config import Machine, MachineConfig, ModelConfig, TrainConfig
 from gemma_ops.errors import ConfigError
 from gemma_ops.privacy.classes import learned_class, record_learned, rows_class, strictest
+from gemma_ops.runs.lazy import later
+
+if TYPE_CHECKING:
+    from gemma_ops.training.train_step import train_here
+else:
+    train_here = later("gemma_ops.training.train_step", "train_here")
+
+__all__ = ["larger_model", "train", "train_here"]
 
 
 def train(
@@ -37,15 +46,6 @@ def _trained(
             "start it once, with --set launch.engine=torchrun --set launch.processes=…",
         )
     return train_here(out, settings, machine, base=base, data=data, teacher=teacher)
-
-
-def train_here(
-    out: Path, settings: TrainConfig, machine: MachineConfig, *, base: Path, data: Path, teacher: Path | None = None
-) -> dict[str, float]:
-    """Train in this process, alone or as one of a process group; see `train_step.train_here`."""
-    from gemma_ops.training import train_step
-
-    return train_step.train_here(out, settings, machine, base=base, data=data, teacher=teacher)
 
 
 def _record(out: Path, base: Path, data: Path, teacher: Path | None) -> None:

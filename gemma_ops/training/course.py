@@ -44,6 +44,15 @@ class TrainingSite:
     """Folder of the checkpoint that a distillation learns from."""
 
 
+def early_stopping(settings: TrainConfig) -> list[Any]:
+    """Return the callback that ends a training without a better validation, where the configuration asks for one."""
+    import transformers
+
+    if not settings.early_stop:
+        return []
+    return [transformers.EarlyStoppingCallback(early_stopping_patience=settings.early_stop)]
+
+
 class Course(Protocol):
     """A training method, or several that differ in their loss alone."""
 

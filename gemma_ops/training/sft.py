@@ -21,7 +21,7 @@ from gemma_ops.planning import passes
 from gemma_ops.training import head
 from gemma_ops.training import teacher as teaching
 from gemma_ops.training.arguments import sft_arguments
-from gemma_ops.training.course import TrainingRows, TrainingSite
+from gemma_ops.training.course import TrainingRows, TrainingSite, early_stopping
 from gemma_ops.training.launch import strategy
 from gemma_ops.training.launch.sharded import full_state
 from gemma_ops.training.launch.world import local_device, on_main, world
@@ -138,9 +138,7 @@ def make_sft_trainer(
     from gemma_ops.training.launch.portable import SeedSteps
     from gemma_ops.training.trainer import StepTrainer
 
-    callbacks = [*callbacks, SeedSteps()]
-    if settings.early_stop:
-        callbacks.append(transformers.EarlyStoppingCallback(early_stopping_patience=settings.early_stop))
+    callbacks = [*callbacks, SeedSteps(), *early_stopping(settings)]
     trainer = StepTrainer(
         settings=settings,
         layout=layout_of(settings, rows, arguments, packs=media is None or media.packs),

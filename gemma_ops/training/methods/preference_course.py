@@ -17,7 +17,7 @@ from gemma_ops.errors import DataError
 from gemma_ops.modeling import adapters, reward_head
 from gemma_ops.modeling.load import load_model
 from gemma_ops.training.arguments import common
-from gemma_ops.training.course import TrainingRows, TrainingSite
+from gemma_ops.training.course import TrainingRows, TrainingSite, early_stopping
 from gemma_ops.training.settle import recompute
 
 RATE = 0.1
@@ -76,16 +76,13 @@ class PreferenceCourse:
         `arguments.training_arguments` does."""
         import transformers
 
-        callbacks = [follow()]
-        if settings.early_stop:
-            callbacks.append(transformers.EarlyStoppingCallback(early_stopping_patience=settings.early_stop))
         given = {
             "settings": settings,
             "model": model,
             "train_dataset": rows.train,
             "eval_dataset": rows.valid if len(rows.valid) else None,
             "processing_class": transformers.PreTrainedTokenizerFast.from_pretrained(site.folder),
-            "callbacks": callbacks,
+            "callbacks": [follow(), *early_stopping(settings)],
         }
         best = "eval_reward" if self.method in REINFORCE else "eval_loss"
         has_valid = len(rows.valid) > 0

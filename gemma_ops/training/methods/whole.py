@@ -124,7 +124,8 @@ class WholeSteps:
 
     def create_optimizer(self: Any, model: Any = None) -> Any:
         """Create the optimizer of `train.optimizer`; with LoRA+ LoRA B learns faster."""
-        return lora_plus_groups(super().create_optimizer(model), model or self.model, self.settings.lora.plus)  # type: ignore[misc]
+        optimizer = super().create_optimizer(model)  # type: ignore[misc]
+        return lora_plus_groups(optimizer, model or self.model, self.settings.lora.plus)
 
 
 class _Figures:
