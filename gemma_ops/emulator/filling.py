@@ -28,7 +28,8 @@ _FORMATS = {
     "uuid": "00000000-0000-4000-8000-000000000000",
 }
 _GOOD = re.compile(
-    r"pass|valid|correct|grounded|faithful|keep|accept|relevant|useful|safe|answerable|ok|good|support|follow|clear|complete"
+    r"pass|valid|correct|grounded|faithful|keep|accept|relevant|useful|safe|answerable|ok|good|support|follow"
+    r"|clear|complete"
 )
 
 

@@ -15,7 +15,8 @@ from gemma_ops.emulator.rehearsal import filled, rehearsed_reply
 from gemma_ops.emulator.responder import Body, EmulatedReply, Responder
 
 _ORDER = re.compile(
-    r"\b(?:choose|pick|select|prefer|answer|verdict|winner|vote)\b(?:\s+(?:for|is|with|answer|option|response)|[\s:=\"'*])*"
+    r"\b(?:choose|pick|select|prefer|answer|verdict|winner|vote)\b"
+    r"(?:\s+(?:for|is|with|answer|option|response)|[\s:=\"'*])*"
     r"(A|B)\b"
 )
 

@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from typing import Any
 
 _TOKENS = re.compile(
-    r"<(?:start|end)_of_turn>|<\|im_(?:start|end|sep)\|>|<\|(?:eot|eom|begin_of_text|end_of_text|start_header|end_header)(?:_id)?\|>"
-    r"|<\|(?:endoftext|endofprompt|system|user|assistant|observation|end|return|message|start|channel)\|>|\[/?INST\]|<</?SYS>>"
+    r"<(?:start|end)_of_turn>|<\|im_(?:start|end|sep)\|>"
+    r"|<\|(?:eot|eom|begin_of_text|end_of_text|start_header|end_header)(?:_id)?\|>"
+    r"|<\|(?:endoftext|endofprompt|system|user|assistant|observation|end|return|message|start|channel)\|>"
+    r"|\[/?INST\]|<</?SYS>>"
     r"|</?s>(?=\s|$|\[)|<\uff5c(?:begin|end)\u2581of\u2581sentence\uff5c>|<\uff5c(?:User|Assistant)\uff5c>"
     r"|<bos>|<eos>|\[(?:BOS|EOS)\]|<extra_id_\d+>|\[gMASK\]|<\|START_OF_TURN_TOKEN\|>|<\|END_OF_TURN_TOKEN\|>"
 )
