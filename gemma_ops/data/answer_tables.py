@@ -93,7 +93,7 @@ def _judged(row: dict[str, Any], encoding: Encoding) -> tuple[list[Columns], boo
 
 
 def _prompt(row: dict[str, Any], encoding: Encoding) -> tuple[list[Columns], bool]:
-    messages, reference = example.asked_thinking(row)
+    messages, reference = example.last_exchange(row)
     ids = chat.chat_prompt_ids(encoding.tokenizer, messages, row.get("tools"), **encoding.of(row))
     if len(ids) >= encoding.max_length:  # a prompt without its end asks something else
         return [], True

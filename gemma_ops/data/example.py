@@ -196,7 +196,7 @@ def swapped(row: dict[str, Any]) -> dict[str, Any]:
     return other | {there: row[here] for here, there in zip(SIDES, SIDES[::-1], strict=True) if here in row}
 
 
-def asked_thinking(row: dict[str, Any]) -> tuple[list[dict[str, Any]], str]:
+def last_exchange(row: dict[str, Any]) -> tuple[list[dict[str, Any]], str]:
     """Return the messages up to a row's last answer, and the text of that answer (of the wanted one, where answers were
     compared)."""
     messages = row["messages"]

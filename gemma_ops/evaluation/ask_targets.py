@@ -84,7 +84,7 @@ def answer_keys(target: Target, task: Task) -> list[str]:
     return [stored_answers.answer_key(target.name, target.identity, task.name, row, generation) for row in task.rows]
 
 
-def shown_media(target: Target, task: Task) -> list[ScoredRow]:
+def visible_rows(target: Target, task: Task) -> list[ScoredRow]:
     """Return the rows that the target may see."""
     return [row for row in task.rows if row.privacy in target.sees]
 
@@ -111,7 +111,7 @@ def ask_targets(
 
 def _ask(target: Target, task: Task, stored: AnswerFile, conditions: ConditionsFile, batch: int) -> None:
     known = dict(zip((row.id for row in task.rows), answer_keys(target, task), strict=True))
-    rows = sorted(shown_media(target, task), key=lambda row: (_length(row), row.id))
+    rows = sorted(visible_rows(target, task), key=lambda row: (_length(row), row.id))
     batches = [rows[start : start + batch] for start in range(0, len(rows), batch)]
     missing = [part for part in batches if any(known[row.id] not in stored.known for row in part)]
     if not missing:

@@ -87,7 +87,7 @@ def evaluate(
     facts = provenance.collect_provenance(targets, machine, models, data=data)
     facts |= policy_gates.standard_facts(asked)
     answer_cost.check_cost(settings.gates, facts)
-    stored_answers.take_answer(out)
+    stored_answers.take_kept_answers(out)
     release = release_of(machine)
     sides = {
         target.name: Side.of_model(target.name, target.identity, target.family, learned_by(target), release)
@@ -213,7 +213,7 @@ def _asked(timed: ConditionsFile, targets: Sequence[Target], tasks: Sequence[Tas
     if used:
         timed.finish(one.key for one in used)
     shown = {
-        (target.name, task.name): len(ask_targets.shown_media(target, task)) for target in targets for task in tasks
+        (target.name, task.name): len(ask_targets.visible_rows(target, task)) for target in targets for task in tasks
     }
     found = conditions.asked_facts(used, targets, tasks, shown)
     return {"date": conditions.date_of(found), "asked": found}

@@ -41,7 +41,7 @@ def build_verdict(
         (gate, found) for gate, found in zip(settings.gates, evidence, strict=True) if not isinstance(found, str)
     ]
     spends, later = (standing.look.level, standing.later) if standing else (1 - settings.confidence,) * 2
-    decisions = gate_decision.decide_gate(
+    decisions = gate_decision.decide_gates(
         [gate for gate, _ in decided], [found for _, found in decided], 1 - spends, later=1 - later
     )
     following = iter(decisions)

@@ -81,7 +81,7 @@ def _table(book: Book, facts: Facts, task: str, local: str, remote: str) -> Rout
         remote=target(remote),
         slices={spec.name: RoutedSlice(field=spec.field, buckets=spec.buckets) for spec in known.file.slices},
         local_only="keep",
-        lines=tuple(decide_slice(_lines(book, task, local, remote), book, local, remote)),
+        lines=tuple(decide_lines(_lines(book, task, local, remote), book, local, remote)),
     )
 
 
@@ -111,7 +111,7 @@ def _lines(book: Book, task: str, local: str, remote: str) -> list[SliceLine]:
     return found
 
 
-def decide_slice(lines: Sequence[SliceLine], book: Book, local: str, remote: str) -> list[RoutingLine]:
+def decide_lines(lines: Sequence[SliceLine], book: Book, local: str, remote: str) -> list[RoutingLine]:
     """Decide all lines of a table together; see the top of this file for what comes out."""
     settings = book.settings
     alpha, margin = 1 - settings.confidence, settings.routing_margin

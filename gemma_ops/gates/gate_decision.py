@@ -126,7 +126,7 @@ def threshold(gate: GateConfig) -> float:
     return -gate.margin if gate.test == "noninferior" else gate.margin
 
 
-def decide_gate(
+def decide_gates(
     gates: Sequence[GateConfig], evidence: Sequence[GateEvidence], confidence: float, *, later: float | None = None
 ) -> list[Decision]:
     """Decide all gates together: the chance that any passes wrongly is at most 1 - confidence, and that any fails
@@ -165,7 +165,7 @@ def decide_gate(
     return decisions
 
 
-def judge_gate(
+def judge_gates(
     gates: Sequence[GateConfig], evidence: Sequence[GateEvidence], alpha: float
 ) -> list[tuple[Outcome, float, float, float]]:
     """Return for each gate its outcome, p-value, Holm-adjusted p-value, and the level it was tested at."""

@@ -18,7 +18,7 @@ from gemma_ops.answer import Answer
 from gemma_ops.errors import BudgetError, OpsError
 from gemma_ops.gemini import prices, reply, request_wire
 from gemma_ops.gemini.cache import Asked
-from gemma_ops.gemini.client import Client, Sent, bill_usage
+from gemma_ops.gemini.client import Client, Sent, billed_answer
 from gemma_ops.gemini.creating import Creator
 from gemma_ops.gemini.job_following import ENDINGS, WITH_RESULTS, Gone, JobFollower
 from gemma_ops.gemini.jobs import BatchJob, Jobs
@@ -203,5 +203,5 @@ class BatchDoor:
         seconds = time.time() - job.planned_at
         moments = (datetime.fromtimestamp(job.planned_at, UTC), now)
         read = reply.read_reply(response)
-        bills = [bill_usage(job.model, read, tier="batch", seconds=seconds, first=None, at=at) for at in moments]
+        bills = [billed_answer(job.model, read, tier="batch", seconds=seconds, first=None, at=at) for at in moments]
         return max(bills, key=lambda found: (found.cost is None, found.cost or 0))

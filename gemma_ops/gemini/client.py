@@ -225,7 +225,7 @@ class Client:
             body = _plain(self.genai.models.generate_content(**ask))
         seconds = time.monotonic() - began
         found = reply.read_reply(body)
-        return bill_usage(request.model, found, tier=tier, seconds=seconds, first=first, at=at)
+        return billed_answer(request.model, found, tier=tier, seconds=seconds, first=first, at=at)
 
     def _streamed(
         self, ask: dict[str, Any], began: float, heard: reply.HeardStream | None
@@ -253,7 +253,7 @@ class Client:
         return whole, first
 
 
-def bill_usage(
+def billed_answer(
     model: str, found: reply.GeminiReply, *, tier: str, seconds: float, first: float | None, at: datetime
 ) -> Served:
     """Return a reply as an answer with its bill. `at`: when it was sent."""

@@ -96,7 +96,7 @@ def calibrate(
     labels = [label for label in labels if (label.item, label.side) not in sure]
     protocol = Protocol(settings.mode, rubric)
     heard = panel.hear(out, chosen, judges, protocol, settings, batch=batch)
-    names = judge_figures.criteria_names(chosen)
+    names = judge_figures.cluster_names(chosen)
     found = []
     for one in heard:
         details = _details(chosen, one.tally, one.sides, settings, confidence, seed)

@@ -21,14 +21,14 @@ INVALID = 0.05
 """Share of verdicts that never became valid above which a reader is warned."""
 
 
-def criteria_names(pairs: Sequence[JudgedPair]) -> dict[str, str]:
+def cluster_names(pairs: Sequence[JudgedPair]) -> dict[str, str]:
     """Return what counts as independent: a pair's cluster, else the pair."""
     return {pair.id: pair.cluster if pair.cluster is not None else f"\0{pair.id}" for pair in pairs}
 
 
 def pairwise_figures(pairs: Sequence[JudgedPair], tally: Tally, confidence: float, seed: int) -> Facts:
     """Return the figures of one judge, or the panel, on pairs."""
-    names = criteria_names(pairs)
+    names = cluster_names(pairs)
     facts = judge_rates(pairs, tally.scores, confidence, seed)
     facts |= {
         "flips": _share([float(flip) for _, flip in tally.flips], [names[item] for item, _ in tally.flips], confidence),
@@ -47,7 +47,7 @@ def pairwise_figures(pairs: Sequence[JudgedPair], tally: Tally, confidence: floa
 
 def judge_rates(pairs: Sequence[JudgedPair], scores: Mapping[str, float], confidence: float, seed: int) -> Facts:
     """Return win rates, raw and at equal length, and what longer answers get."""
-    names = criteria_names(pairs)
+    names = cluster_names(pairs)
     kept = [pair for pair in pairs if pair.id in scores]
     controlled = winrate.controlled(
         [scores[pair.id] for pair in kept],
@@ -68,7 +68,7 @@ def judge_rates(pairs: Sequence[JudgedPair], scores: Mapping[str, float], confid
 def pointwise_figures(pairs: Sequence[JudgedPair], sides: Mapping[str, Alone], confidence: float, seed: int) -> Facts:
     """Return the figures of one judge on answers scored alone: per side its score and pass rate, and their difference
     row by row."""
-    names = criteria_names(pairs)
+    names = cluster_names(pairs)
     found: Facts = {"sides": {}}
     for name, alone in sides.items():
         found["sides"][name] = {

@@ -127,7 +127,7 @@ def judge_pairs(
         "second": asdict(second) if second else None,
         "teachers": list(teachers),
         "pairs": len(pairs),
-        "clusters": len(set(judge_figures.criteria_names(pairs).values())),
+        "clusters": len(set(judge_figures.cluster_names(pairs).values())),
         "decided": sum(judge_asking.decided(pair) is not None for pair in pairs),
         "repeats": settings.repeats,
         "confidence": confidence,
@@ -249,7 +249,7 @@ def _bases(
     """Return outcomes with their correction, where the judge's errors are known and it is better than chance."""
     if known is None or known.sensitivity is None or known.specificity is None:
         return {}
-    names = judge_figures.criteria_names(pairs)
+    names = judge_figures.cluster_names(pairs)
     right, wrong = known.sensitivity.value, 1 - known.specificity.value
     if right <= wrong:
         return {}

@@ -135,7 +135,7 @@ class Lesson(NamedTuple):
     answer: str
 
 
-def lesson_sentence(rng: random.Random) -> tuple[str, str]:
+def customer_question(rng: random.Random) -> tuple[str, str]:
     """Return a customer question and its topic."""
     topic = rng.choice(tuple(_SUBJECTS))
     text = rng.choice(_QUESTIONS).format(s=rng.choice(_SUBJECTS[topic]))
@@ -165,7 +165,7 @@ def _repeat(rng: random.Random) -> Lesson:
 
 
 def _repeat_message(rng: random.Random) -> Lesson:
-    text = tickets.ticket(rng).text if rng.random() < 0.5 else lesson_sentence(rng)[0]
+    text = tickets.ticket(rng).text if rng.random() < 0.5 else customer_question(rng)[0]
     return Lesson(f"Repeat the message: {text}", text)
 
 
@@ -209,17 +209,17 @@ def _ticket_question(rng: random.Random) -> Lesson:
 
 
 def _topic(rng: random.Random) -> Lesson:
-    text, topic = lesson_sentence(rng)
+    text, topic = customer_question(rng)
     return Lesson(f"Topic: {text}", topic)
 
 
 def _same_topic(rng: random.Random) -> Lesson:
-    (first, one), (second, two) = lesson_sentence(rng), lesson_sentence(rng)
+    (first, one), (second, two) = customer_question(rng), customer_question(rng)
     return Lesson(f"Same topic? {first} / {second}", "yes" if one == two else "no")
 
 
 def _words_of(rng: random.Random) -> Lesson:
-    text = lesson_sentence(rng)[0]
+    text = customer_question(rng)[0]
     words = text.rstrip("?.").split()
     return Lesson(f"Last three words: {text}", " ".join(words[-3:]))
 
@@ -243,5 +243,5 @@ def corpus(count: int, seed: int) -> list[str]:
     lines = []
     for _ in range(count):
         item = lesson(rng)
-        lines += [item.question, item.answer, json.dumps(tickets.ticket(rng).routing), lesson_sentence(rng)[0]]
+        lines += [item.question, item.answer, json.dumps(tickets.ticket(rng).routing), customer_question(rng)[0]]
     return lines

@@ -136,7 +136,7 @@ def _packages() -> Iterator[Check]:
             extras[extra] &= version is not None
         elif version is None:
             yield Check(name, "bad", f"not installed; {requirement.specifier} is needed", "run `make setup`")
-        elif not inside_environment(version, str(requirement.specifier)):
+        elif not inside_window(version, str(requirement.specifier)):
             window = requirement.specifier
             yield Check(name, "warn", f"{version} lies outside the tested {window}", f"pip install '{name}{window}'")
         else:
@@ -166,7 +166,7 @@ def required(lines: Sequence[str], extras: Sequence[str]) -> Iterator[tuple[Requ
             yield from ((requirement, extra) for extra in extras if requirement.marker.evaluate({"extra": extra}))
 
 
-def inside_environment(version: str, window: str) -> bool:
+def inside_window(version: str, window: str) -> bool:
     """True if a version lies in a window such as `>=5.23,<5.24`; local parts (`+cpu`) don't count.
 
     A pre-release lies below its release, and outside a window that ends there. So does what is no version at all.
@@ -234,7 +234,7 @@ def _combinations(versions: dict[str, str | None], gpus: list[Device], environme
             _trap("reentrant-checkpointing").fix,
         )
     mlflow, transformers = versions.get("mlflow"), versions.get("transformers")
-    if mlflow and transformers and not inside_environment(transformers, "<5.18"):
+    if mlflow and transformers and not inside_window(transformers, "<5.18"):
         yield Check(
             "mlflow",
             "ok",

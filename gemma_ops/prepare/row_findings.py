@@ -136,7 +136,7 @@ class Context:
         )  # fmt: skip
 
 
-def look(example: dict[str, Any], context: Context) -> tuple[dict[str, Encoded], list[RowFinding]]:
+def look_at_row(example: dict[str, Any], context: Context) -> tuple[dict[str, Encoded], list[RowFinding]]:
     """Return the examples that training makes of a row as tokens (none when it can't be rendered) and its findings, in
     the order of `CODES`.
 

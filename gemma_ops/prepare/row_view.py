@@ -8,7 +8,7 @@ from tokenizers import Tokenizer
 
 from gemma_ops.data.encoded import Encoded
 from gemma_ops.data.import_rows import Imported
-from gemma_ops.prepare.row_findings import Context, RowFinding, finding, look
+from gemma_ops.prepare.row_findings import Context, RowFinding, finding, look_at_row
 
 Token = tuple[str, bool]
 
@@ -43,7 +43,7 @@ def view_row(item: Imported, context: Context) -> RowView:
     if item.example is None:
         return RowView("rejected", where, [], [finding(item.code, "rejected", where, item.reason)])
     row = item.example["id"]
-    sides, findings = look(item.example, context)
+    sides, findings = look_at_row(item.example, context)
     findings += [finding(code, row, where) for code in sorted(set(item.notes))]
     if item.pii:
         findings.append(finding("pii", row, where, ", ".join(sorted(item.pii))))

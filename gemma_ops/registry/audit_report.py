@@ -21,7 +21,7 @@ from gemma_ops.config import MachineConfig
 from gemma_ops.errors import OpsError
 from gemma_ops.registry import profile, promotion_ledger, stored
 from gemma_ops.registry.overview import move_line
-from gemma_ops.registry.points import judged_points
+from gemma_ops.registry.points import judged_point
 from gemma_ops.registry.policies import policy_of
 from gemma_ops.registry.profile import Tracking
 from gemma_ops.registry.promotion_ledger import PromotionLedger
@@ -137,7 +137,7 @@ def _version(
         return
     largest = None if everything else _SMALL
     problems = stored.compare_tags(found, logged) or stored.compare_bytes(tracking, logged, body, largest=largest)
-    files = judged_points("files", f"{len(body['subject']['files'])} files as registered", problems)
+    files = judged_point("files", f"{len(body['subject']['files'])} files as registered", problems)
     yield Checked(about, "files", files.good, "; ".join(files.why))
     if keys:
         yield _tried(about, "signature", lambda: f"by {stored.signed_by(tracking, logged, body, about, keys)}")

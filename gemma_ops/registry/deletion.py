@@ -23,7 +23,7 @@ _DELETED = "Deleted_Internal"
 def lost_version(machine: MachineConfig, run: Path) -> str | None:
     """Say in a sentence that the version of a run is gone; None where it is there, was never made, or can't be asked
     for."""
-    record = run_reader.load_settings(run / "register" / "mlflow.json")
+    record = run_reader.read_step_json(run / "register" / "mlflow.json")
     place = profile.locate_mlflow(machine)
     if not record or not record.get("version") or place is None or record.get("tracking_uri") != place.uri:
         return None

@@ -37,14 +37,14 @@ _PARAMS = 100  # MLflow's limit on parameters in one call
 _DIGEST = 36  # and on the characters of a data set's digest
 
 
-def settings_table(tracking: Tracking, run: Path, run_id: str) -> None:
+def log_settings(tracking: Tracking, run: Path, run_id: str) -> None:
     """Log the parameters and the provenance of the parent run. Parameters never change: other settings get another
     run."""
     config = memory.config_of(run)
     sections = ("recipe", "model", "synth", "data", "train", "quantize", "evaluate")
     shown = {key: config[key] for key in sections if key in config}
     params(tracking, run_id, run_reader.flatten(_placeless(shown)))
-    version_tags(
+    replace_tags(
         tracking, run_id, {"gemma_ops.version": __version__, "gemma_ops.config": digest.of_json(config), **git()}
     )
 
@@ -53,7 +53,7 @@ def step(tracking: Tracking, run_id: str, name: str, identity: dict[str, Any]) -
     """Log the settings and inputs of one step, as they stand in its fingerprint."""
     params(tracking, run_id, run_reader.flatten(identity.get("settings") or {}))
     inputs = run_reader.flatten(identity.get("inputs") or {}, "gemma_ops.input.")
-    version_tags(tracking, run_id, {"gemma_ops.step": name, **inputs})
+    replace_tags(tracking, run_id, {"gemma_ops.step": name, **inputs})
 
 
 def datasets(tracking: Tracking, run: Path, step_name: str, run_id: str) -> None:
@@ -65,7 +65,7 @@ def datasets(tracking: Tracking, run: Path, step_name: str, run_id: str) -> None
 
     inputs = []
     prepared = (
-        run_reader.load_settings(run / "prepare" / "artifact.json") if step_name in ("prepare", "train") else None
+        run_reader.read_step_json(run / "prepare" / "artifact.json") if step_name in ("prepare", "train") else None
     )
     for file, context in (("train.jsonl", "training"), ("valid.jsonl", "validation")):
         if prepared and file in prepared["files"]:
@@ -110,7 +110,7 @@ def outcome(tracking: Tracking, run: Path, state: memory.State, error: str | Non
         "mlflow.note.content": note.strip(),
         "verdict": found.outcome if found else "",
     }
-    version_tags(tracking, run_id, {key: value for key, value in labels.items() if value})
+    replace_tags(tracking, run_id, {key: value for key, value in labels.items() if value})
     if not error and "gemma_ops.error" in tracking.client.get_run(run_id).data.tags:
         tracking.client.delete_tag(run_id, "gemma_ops.error")
 
@@ -124,7 +124,7 @@ def params(tracking: Tracking, run_id: str, values: dict[str, str]) -> None:
         tracking.client.log_batch(run_id, params=items[start : start + _PARAMS])
 
 
-def version_tags(tracking: Tracking, run_id: str, values: dict[str, str]) -> None:
+def replace_tags(tracking: Tracking, run_id: str, values: dict[str, str]) -> None:
     """Set tags, replacing earlier values."""
     from mlflow.entities import RunTag
 

@@ -12,7 +12,7 @@ from gemma_ops.runs import digest
 
 def finished(path: Path) -> dict[str, Any]:
     """Return the manifest of a finished step. Raises ModelError where the step is not finished."""
-    body = run_reader.load_settings(path / "artifact.json")
+    body = run_reader.read_step_json(path / "artifact.json")
     if body is None:
         raise ModelError(
             f"{path} is no finished step: it has no artifact.json", "run the steps before this one to their end"

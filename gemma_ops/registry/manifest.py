@@ -125,7 +125,7 @@ def check_manifest(body: dict[str, Any]) -> str:
     return str(body["digest"])
 
 
-def missing_files(body: dict[str, Any]) -> list[str]:
+def missing_lineage(body: dict[str, Any]) -> list[str]:
     """Return what the lineage lacks, in words; empty when it is complete."""
     lacking = []
     for path, words in REQUIRED.items():
@@ -150,7 +150,7 @@ def _prompting(models: list[Path]) -> dict[str, Any] | None:
 
 
 def _base(model: Path) -> dict[str, Any]:
-    body = run_reader.load_settings(model / "model.json")
+    body = run_reader.read_step_json(model / "model.json")
     if body is None:
         raise ModelError(
             f"{model} holds no model.json", "run the step that fetches the model again: --redo " + model.name
@@ -170,7 +170,7 @@ def _data(data: Path, artifact: dict[str, Any]) -> dict[str, Any]:
             privacy[label] = privacy.get(label, 0) + 1
             sources[source or "unknown"] = sources.get(source or "unknown", 0) + 1
         files[name] = {"sha256": artifact["files"][name]["sha256"], "rows": rows}
-    report = run_reader.load_settings(data / "report.json") or {}
+    report = run_reader.read_step_json(data / "report.json") or {}
     top = dict(sorted(sources.items(), key=lambda item: (-item[1], item[0]))[:20])
     return {
         "digest": artifact["digest"],

@@ -52,7 +52,7 @@ class Point:
         return [self.name, self.state, text if len(text) <= _KEPT else f"{text[: _KEPT - 1]}…"]
 
 
-def judged_points(
+def judged_point(
     name: str, words: str | Sequence[str], failed: Sequence[str] = (), missing: Sequence[str] = ()
 ) -> Point:
     """Return the point that these findings make; `words` say why it passes where there are none."""

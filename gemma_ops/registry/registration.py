@@ -256,5 +256,5 @@ class _Work:
 
 def _made_at(evaluation: Path | None) -> int:
     """Return when the evaluation was finished, in milliseconds since 1970; 0 without one."""
-    made = (run_reader.load_settings(evaluation / "artifact.json") or {}).get("made") if evaluation else None
+    made = (run_reader.read_step_json(evaluation / "artifact.json") or {}).get("made") if evaluation else None
     return calendar.timegm(time.strptime(made["at"], "%Y-%m-%dT%H:%M:%SZ")) * 1000 if made else 0

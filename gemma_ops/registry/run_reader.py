@@ -19,7 +19,7 @@ _NOT_METRICS = frozenset({"time", "step", "done", "total", "event", "pid", "vers
 _LOG = re.compile(r"(?P<step>.+)\.(?P<attempt>\d+)\.jsonl")
 
 
-def load_settings(path: Path) -> dict[str, Any] | None:
+def read_step_json(path: Path) -> dict[str, Any] | None:
     """Return a JSON object, or None when the file isn't there (a step that has not finished)."""
     if not path.exists():
         return None

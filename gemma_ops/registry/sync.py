@@ -30,7 +30,7 @@ def sync(tracking: Tracking, run: Path, *, ended: str | None = None, error: str 
     with memory.LOCK:
         state = memory.parent_run(tracking, run)
         if not state["described"]:
-            describe.settings_table(tracking, run, state["run_id"])
+            describe.log_settings(tracking, run, state["run_id"])
             state["described"] = True
         if not ended and state["status"] != "RUNNING":
             tracking.client.update_run(state["run_id"], status="RUNNING")
@@ -73,7 +73,7 @@ def _step(
     tracking: Tracking, run: Path, state: memory.State, *, name: str, logs: dict[int, Path], ended: str | None
 ) -> None:
     """Copy one step: its nested run, its settings, the new records of its logs, how it ended."""
-    artifact = run_reader.load_settings(run / name / "artifact.json")
+    artifact = run_reader.read_step_json(run / name / "artifact.json")
     known: Known | None = state["steps"].get(name)
     last = max(logs)
     if known is None or (known["digest"] and known["attempt"] < last) or not memory.exists(tracking, known["run_id"]):
@@ -100,8 +100,8 @@ def _open(tracking: Tracking, run: Path, state: memory.State, name: str, logs: d
     """Make the nested run of a step, or find the one made just before a crash."""
     first, parent = run_reader.first_of(logs), state["run_id"]
     identity = (
-        run_reader.load_settings(run / name / "artifact.json")
-        or run_reader.load_settings(run / f"{name}.partial" / "fingerprint.json")
+        run_reader.read_step_json(run / name / "artifact.json")
+        or run_reader.read_step_json(run / f"{name}.partial" / "fingerprint.json")
         or {}
     )
     key = digest.of_json([state["key"], name, first])[:32]

@@ -73,7 +73,7 @@ def verify_version(tracking: Tracking, found: Any, keys: Sequence[str] = ()) -> 
         with stored.opened_version(tracking, logged, VERDICT) as file:
             verdict = Verdict.read(file)
     own = tuple(stored.own_files(logged))
-    lacking = tuple(manifest.missing_files(body))
+    lacking = tuple(manifest.missing_lineage(body))
     return CheckedVersion(str(found.version), body, verdict, lacking, signed, own, found.tags.get(stored.ORIGIN, ""))
 
 

@@ -11,7 +11,7 @@ from gemma_ops.errors import GateError
 from gemma_ops.family.formats import GGUF
 from gemma_ops.registry import points
 from gemma_ops.registry.objections import Incumbent, objections
-from gemma_ops.registry.points import Point, judged_points
+from gemma_ops.registry.points import Point, judged_point
 from gemma_ops.registry.policies import PolicyInForce
 from gemma_ops.registry.served import (
     ServeNeeds,
@@ -86,7 +86,7 @@ def weigh_version(
     found = objections(verdict, (), policy, incumbent, looks)
     compared = f", against version {incumbent.version}" if incumbent else ", there is no champion yet"
     gates = len(verdict.gates) if verdict else 0
-    quality = judged_points(points.QUALITY, f"{gates} gate{'s' * (gates != 1)} of the policy hold{compared}", found)
+    quality = judged_point(points.QUALITY, f"{gates} gate{'s' * (gates != 1)} of the policy hold{compared}", found)
     return Weighing(
         policy,
         incumbent.version if incumbent else None,
@@ -110,9 +110,9 @@ def _integrity(checked: CheckedVersion, asks: PromotionAsks) -> Point:
     count = len(checked.manifest["subject"]["files"])
     words = f"{count} files byte for byte as registered, none that can run code; "
     if checked.signed_by:
-        return judged_points(points.INTEGRITY, f"{words}signed by {checked.signed_by}")
+        return judged_point(points.INTEGRITY, f"{words}signed by {checked.signed_by}")
     lacking = ["the policy asks for a signature, and this machine trusts no key (machine.trusted_keys)"]
-    return judged_points(points.INTEGRITY, f"{words}no key is trusted here", missing=lacking if asks.signature else [])
+    return judged_point(points.INTEGRITY, f"{words}no key is trusted here", missing=lacking if asks.signature else [])
 
 
 def _lineage(checked: CheckedVersion) -> Point:
@@ -128,7 +128,7 @@ def _lineage(checked: CheckedVersion) -> Point:
     last = "".join(f" → {name} {subject['files'][GGUF[name].place]['sha256'][:12]}" for name in made
                    if GGUF[name].place in subject["files"])  # fmt: skip
     words = f"{subject['base']['id']} and {rows:,} rows → weights{last}"
-    return judged_points(points.LINEAGE, words, failed, missing)
+    return judged_point(points.LINEAGE, words, failed, missing)
 
 
 def _contamination(subject: Mapping[str, Any], verdict: Verdict | None) -> Point:
@@ -136,14 +136,14 @@ def _contamination(subject: Mapping[str, Any], verdict: Verdict | None) -> Point
     asked = list(verdict.tasks) if verdict else []
     if not overlap or not asked:
         lacking = "the training rows were compared with no question" if asked else "no question was asked"
-        return judged_points(points.CONTAMINATION, "", missing=[lacking])
+        return judged_point(points.CONTAMINATION, "", missing=[lacking])
     known = overlap["tasks"]
     missing = [f"the training rows were not compared with {name}" for name in asked if name not in known]
     kept = overlap["mode"] == "report"
     failed = [f"{known[name]:,} training rows also stand in {name}" for name in asked if kept and known.get(name)]
     dropped = sum(known.get(name, 0) for name in asked)
     words = f"no training row stands in {', '.join(asked)}" + (f"; {dropped:,} were left out" if dropped else "")
-    return judged_points(points.CONTAMINATION, words, failed, missing)
+    return judged_point(points.CONTAMINATION, words, failed, missing)
 
 
 def _about_serving(
@@ -151,16 +151,16 @@ def _about_serving(
 ) -> tuple[Point, Point]:
     if verdict is None:
         nothing = ["it was never evaluated"]
-        return judged_points(points.SERVED, "", missing=nothing), judged_points(points.RESOURCES, "", missing=nothing)
+        return judged_point(points.SERVED, "", missing=nothing), judged_point(points.RESOURCES, "", missing=nothing)
     failed, missing = not_what_is_served(verdict, subject)
     words = [] if failed or missing else served_words(verdict, subject)
     takes, over, unknown = resource_findings(verdict, subject, needs, asks.memory_gb)
-    return judged_points(points.SERVED, words, failed, missing), judged_points(points.RESOURCES, takes, over, unknown)
+    return judged_point(points.SERVED, words, failed, missing), judged_point(points.RESOURCES, takes, over, unknown)
 
 
 def _safety(found: SafetyFacts | None, asks: PromotionAsks) -> Point:
     if found is None:
-        return judged_points(points.SAFETY, "", missing=[f"nothing was probed: {_AGAIN}"])
+        return judged_point(points.SAFETY, "", missing=[f"nothing was probed: {_AGAIN}"])
     failed, missing, told = [], [], []
     kept, refused = found.memorized, found.refused
     if kept is None:
@@ -179,25 +179,25 @@ def _safety(found: SafetyFacts | None, asks: PromotionAsks) -> Point:
         )
         if refused.lost > asks.refusals_lost * refused.base:
             failed.append(f"{words}, and the policy takes {asks.refusals_lost:.0%}")
-    return judged_points(points.SAFETY, "; ".join(told), failed, missing)
+    return judged_point(points.SAFETY, "; ".join(told), failed, missing)
 
 
 def _card(checked: CheckedVersion) -> Point:
     lacking = [name for name in ("card.md", SBOM) if name not in checked.own]
     missing = [f"it carries no {' and no '.join(lacking)}: register it again (--redo register)"] if lacking else []
-    return judged_points(points.CARD, f"card.md and {SBOM}, as registered", missing=missing)
+    return judged_point(points.CARD, f"card.md and {SBOM}, as registered", missing=missing)
 
 
 def _approval(asks: PromotionAsks, approved_by: str | None) -> Point:
     if approved_by:
-        return judged_points(points.APPROVAL, f"by {approved_by}")
+        return judged_point(points.APPROVAL, f"by {approved_by}")
     lacking = ["the policy asks for somebody's approval: --approved-by NAME"] if asks.approval else []
-    return judged_points(points.APPROVAL, "the policy asks for none", missing=lacking)
+    return judged_point(points.APPROVAL, "the policy asks for none", missing=lacking)
 
 
 def _move(move: Move) -> Point:
     stands = f"is version {move.now} now" if move.now else "is not set yet"
-    return judged_points(
+    return judged_point(
         points.MOVE, f"the ledger's {len(move.entries):,} entries are unbroken; {move.name}@{move.alias} {stands}"
     )
 
@@ -205,4 +205,4 @@ def _move(move: Move) -> Point:
 def _roll(subject: Mapping[str, Any], move: Move) -> Point:
     forms = " or ".join(served_forms(subject))
     after = f", then drain version {move.now}; rollback leads back to it" if move.now else "; there is none to drain"
-    return judged_points(points.ROLL, f"servers of {move.name}@{move.alias} load {forms}{after}")
+    return judged_point(points.ROLL, f"servers of {move.name}@{move.alias} load {forms}{after}")

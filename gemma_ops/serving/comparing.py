@@ -101,7 +101,7 @@ def compare_live(path: Path, *, margin: float = MARGIN) -> LiveComparison:
     sample = Sample.of([b - a for a, b in zip(*good, strict=True)], clusters)
     number, level = _look(path, versions, len(pairs))
     gate = GateConfig(metric="ended_well", target="challenger", versus="champion", test="noninferior", margin=margin)
-    (decision,) = gate_decision.decide_gate([gate], [GateEvidence(sample, True, sample.mean)], 1 - level)
+    (decision,) = gate_decision.decide_gates([gate], [GateEvidence(sample, True, sample.mean)], 1 - level)
     same = [float(a["text"] == b["text"] and a["calls"] == b["calls"]) for a, b in zip(first, second, strict=True)]
     return LiveComparison(
         versions=versions,

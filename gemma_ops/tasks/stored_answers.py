@@ -90,7 +90,7 @@ def keep_answers(run: Path) -> None:
     raise DataError(f"{run} holds no answers to grade again", "evaluate first: gemma-ops evaluate CONFIG")
 
 
-def take_answer(out: Path) -> None:
+def take_kept_answers(out: Path) -> None:
     """Start with the answers and judgements that were kept, if there are any. Answers nobody asks for are dropped at
     the end."""
     kept, judged = out.parent / KEPT, out.parent / KEPT_JUDGED

@@ -75,7 +75,7 @@ def prompts(path: Path, tokenizer: Any, count: int, manner: Manner, media: Media
             break
         if not any(turn["role"] == "assistant" for messages in example.conversation_rows(row) for turn in messages):
             continue
-        before, reference = example.asked_thinking(row)
+        before, reference = example.last_exchange(row)
         spoken = [turn for messages in example.conversation_rows(row) for turn in messages]
         asked = chat.prompt(tokenizer, before, row.get("tools"), **manner.of(spoken))
         found.append(

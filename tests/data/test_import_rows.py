@@ -19,7 +19,7 @@ from gemma_ops.data.row_files import left_out, source_files
 from gemma_ops.errors import DataError
 from gemma_ops.nano import WEIGHTS
 from gemma_ops.prepare.foreign_marks import foreign_token, schema_losses
-from gemma_ops.prepare.row_findings import Context, look
+from gemma_ops.prepare.row_findings import Context, look_at_row
 
 USER = {"role": "user", "content": "How deep is lake Mjøsa?"}
 SAY = {"role": "assistant", "content": "453 metres."}
@@ -188,7 +188,7 @@ def test_a_turn_marked_not_to_be_learned_carries_no_loss(tmp_path, mark):
     assert "453" in scored
     assert "Wait" not in scored
     assert "Wait" in whole.text
-    assert "turn_not_learned" in {found.code for found in look(item.example, Context(tokenizer, None))[1]}
+    assert "turn_not_learned" in {found.code for found in look_at_row(item.example, Context(tokenizer, None))[1]}
 
 
 def test_marks_of_sharegpt_turns_and_in_columns_are_honoured(tmp_path):
@@ -290,7 +290,8 @@ def test_calls_that_are_never_answered_and_answers_in_a_row_are_told():
     ]}  # fmt: skip
     result = {"role": "tool", "tool_call_id": "1", "content": "r"}
     codes = lambda *messages: {  # noqa: E731
-        item.code for item in look({"id": "a", "source": "s", "messages": list(messages)}, Context(tokenizer, None))[1]
+        item.code
+        for item in look_at_row({"id": "a", "source": "s", "messages": list(messages)}, Context(tokenizer, None))[1]
     }
     assert "unanswered_call" in codes(USER, two, result, SAY)
     assert "unanswered_call" in codes(USER, two, SAY)
@@ -311,9 +312,9 @@ def test_tokens_of_other_templates_are_told(text):
     assert foreign_token(text)
     tokenizer = chat.load_tokenizer(WEIGHTS)
     row = {"id": "a", "source": "s", "messages": [USER, {**SAY, "content": text}]}
-    assert "other_template" in {item.code for item in look(row, Context(tokenizer, None))[1]}
+    assert "other_template" in {item.code for item in look_at_row(row, Context(tokenizer, None))[1]}
     raw = {"id": "a", "source": "s", "messages": [], "text": text}
-    assert "other_template" in {item.code for item in look(raw, Context(tokenizer, None))[1]}
+    assert "other_template" in {item.code for item in look_at_row(raw, Context(tokenizer, None))[1]}
 
 
 def test_keys_that_engines_sort_differently_are_told():
@@ -326,7 +327,7 @@ def test_keys_that_engines_sort_differently_are_told():
     ):
         messages = [USER, calling("f", **arguments), {"role": "tool", "content": "r"}, SAY]
         row = {"id": "a", "source": "s", "messages": messages}
-        found = {item.code for item in look(row, Context(tokenizer, None))[1]}
+        found = {item.code for item in look_at_row(row, Context(tokenizer, None))[1]}
         assert ("keys_of_two_orders" in found) is told, arguments
 
 

@@ -184,11 +184,11 @@ def test_answers_that_were_kept_are_graded_and_only_what_changed_is_asked(tmp_pa
     rows = [{"id": f"q{i}", "prompt": f"question {i} " + "x" * (i % 7), "reference": f"a{i}"} for i in range(48)]
     make_task(tmp_path / "t", rows=rows)
     (run / "evaluate.partial").mkdir()
-    stored_answers.take_answer(run / "evaluate.partial")
+    stored_answers.take_kept_answers(run / "evaluate.partial")
     metrics, _ = go(run / "evaluate.partial", folder, [again := Echo("base", 48)], batch=1)
     assert sum(map(len, again.asked)) == 8
     assert metrics["t/base/exact_match"] == pytest.approx(28 / 48, abs=1e-6)
-    stored_answers.take_answer(run / "evaluate.partial")  # taken once: what was made since stays
+    stored_answers.take_kept_answers(run / "evaluate.partial")  # taken once: what was made since stays
     assert len(AnswerFile(run / "evaluate.partial" / "answers.jsonl").known) == 48
     with pytest.raises(DataError, match="no answers to grade again"):
         stored_answers.keep_answers(tmp_path)

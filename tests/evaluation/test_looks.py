@@ -100,8 +100,8 @@ def test_evaluating_until_it_passes_passes_no_more_often(tmp_path):
             evidence = [gate_decision.GateEvidence(Sample.of(values[:n]), True, 0.0)]
             standing = looks.take_look(graded(n), settings, FACTS, known)
             known.append(standing.look)
-            won |= gate_decision.judge_gate([gate], evidence, standing.look.level)[0][0] == "pass"
-            lost |= gate_decision.judge_gate([gate], evidence, 0.05)[0][0] == "pass"
+            won |= gate_decision.judge_gates([gate], evidence, standing.look.level)[0][0] == "pass"
+            lost |= gate_decision.judge_gates([gate], evidence, 0.05)[0][0] == "pass"
         passed, careless = passed + won, careless + lost
     assert passed <= 6 < careless
 

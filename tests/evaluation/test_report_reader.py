@@ -281,7 +281,7 @@ def test_kept_answers_keep_their_conditions(tmp_path):
     stored_answers.keep_answers(run)
     shutil.rmtree(run / "evaluate")
     (run / "evaluate.partial").mkdir()
-    stored_answers.take_answer(run / "evaluate.partial")
+    stored_answers.take_kept_answers(run / "evaluate.partial")
     go(run / "evaluate.partial", [tmp_path / "t"], [again := Echo("base", 9)])
     assert again.asked == []
     assert (run / "evaluate.partial" / conditions.FILE).read_bytes() == before

@@ -92,7 +92,7 @@ def test_more_slices_need_more_evidence():
     close = routing_table.SliceLine("s", "a", [0.0] * 6 + [1.0] * 94, [1.0] * 100, None, 0, 100)
     equal = [routing_table.SliceLine("s", f"b{index}", [1.0] * 9, [1.0] * 9, None, 0, 9) for index in range(9)]
     (alone,), (among, *_) = (
-        routing_table.decide_slice(lines, book, "tuned", AWAY) for lines in ([close], [close, *equal])
+        routing_table.decide_lines(lines, book, "tuned", AWAY) for lines in ([close], [close, *equal])
     )
     assert (alone.decision, among.decision) == ("send", "undecided")
     assert alone.p == among.p == alone.p_holm < 0.05 < among.p_holm
@@ -150,7 +150,7 @@ def test_a_table_is_wrong_no_more_often_than_it_says(monkeypatch):
             local = np.where(remote, random.random(80) >= 0.075, random.random(80) < 0.05)
             values = local.astype(float).tolist(), remote.astype(float).tolist()
             lines.append(routing_table.SliceLine("s", str(index), *values, None, 0, 80))
-        decisions = {line.decision for line in routing_table.decide_slice(lines, book, "tuned", AWAY)}
+        decisions = {line.decision for line in routing_table.decide_lines(lines, book, "tuned", AWAY)}
         wrong = {kind: count + (kind in decisions) for kind, count in wrong.items()}
     assert max(wrong.values()) / tables <= 0.05
     assert sum(wrong.values()) > 0  # so it was no test of something that never decides
@@ -255,16 +255,16 @@ def test_dollars_can_be_gated(tmp_path, margin, most, outcome):
 
 def test_a_gate_on_seconds_asks_for_a_share_of_answers_in_time():
     """59 quick answers of 59 show at 95 % confidence that 95 % are quick; 58 do not."""
-    from gemma_ops.gates.gate_decision import decide_gate
+    from gemma_ops.gates.gate_decision import decide_gates
 
     for count, outcome in ((59, "pass"), (58, "inconclusive")):
         answers = [stored(i, waited=0.5) for i in range(count)]
         asked = gate("seconds_p95", 1.0)
-        (found,) = decide_gate([asked], [answer_cost.evidence(asked, answers, FACTS)], 0.95)
+        (found,) = decide_gates([asked], [answer_cost.evidence(asked, answers, FACTS)], 0.95)
         assert (found.outcome, found.value) == (outcome, 1.0)
     slow = [stored(i, waited=0.5 if i % 4 else 2.0) for i in range(100)]
     asked = gate("seconds_p95", 1.0)
-    (found,) = decide_gate([asked], [answer_cost.evidence(asked, slow, FACTS)], 0.95)
+    (found,) = decide_gates([asked], [answer_cost.evidence(asked, slow, FACTS)], 0.95)
     assert found.outcome == "fail"
     assert found.words.startswith("tuned answers within 1 s 95% of the time: no. Measured 75.0% came in time")
 

@@ -294,7 +294,7 @@ def test_length_controlled_win_rates_are_covered():
 
 def wrong_passes(times, evidence, gate):
     """Share of evaluations in which a gate passes although the truth stands exactly at its threshold."""
-    return sum(gate_decision.judge_gate([gate], [evidence()], 0.05)[0][0] == "pass" for _ in range(times)) / times
+    return sum(gate_decision.judge_gates([gate], [evidence()], 0.05)[0][0] == "pass" for _ in range(times)) / times
 
 
 def difference(values, groups=None):
@@ -309,7 +309,7 @@ def test_gates_on_yes_or_no_rows_promote_wrongly_no_more_than_they_may():
     @cache
     def passes(wins, losses, gate):
         evidence = difference([1.0] * wins + [-1.0] * losses + [0.0] * (150 - wins - losses))
-        return gate_decision.judge_gate([gate], [evidence], 0.05)[0][0] == "pass"
+        return gate_decision.judge_gates([gate], [evidence], 0.05)[0][0] == "pass"
 
     for gate, shares in ((SUPERIOR, (0.1, 0.1, 0.8)), (NONINFERIOR, (0.03, 0.08, 0.89))):
         drawn = rng.multinomial(150, shares, size=4000)
@@ -319,7 +319,7 @@ def test_gates_on_yes_or_no_rows_promote_wrongly_no_more_than_they_may():
     def reached(hits):
         sample = Sample.of([1.0] * hits + [0.0] * (120 - hits))
         return (
-            gate_decision.judge_gate([AT_LEAST], [gate_decision.GateEvidence(sample, False, sample.mean)], 0.05)[0][0]
+            gate_decision.judge_gates([AT_LEAST], [gate_decision.GateEvidence(sample, False, sample.mean)], 0.05)[0][0]
             == "pass"
         )
 

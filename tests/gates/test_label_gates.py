@@ -33,7 +33,7 @@ def at_least(margin):
 
 
 def decide(gate, found):
-    return gate_decision.decide_gate([gate], [found], 0.95)[0]
+    return gate_decision.decide_gates([gate], [found], 0.95)[0]
 
 
 NONINFERIOR = GateConfig(metric="label.f1_macro", target="q8_0", test="noninferior", versus="tuned", margin=0.05)
@@ -118,7 +118,7 @@ def test_gates_on_f1_share_the_level_with_others():
     margin = found.bound(0.05) - 0.002
     assert decide(at_least(margin), found).outcome == "pass"
     hopeless = gate_decision.GateEvidence(Sample.of([1.0, 0.0]), False, 0.5)
-    together = gate_decision.decide_gate([at_least(margin), *[at_least(0.5)] * 9], [found, *[hopeless] * 9], 0.95)
+    together = gate_decision.decide_gates([at_least(margin), *[at_least(0.5)] * 9], [found, *[hopeless] * 9], 0.95)
     assert together[0].outcome == "inconclusive"
 
 

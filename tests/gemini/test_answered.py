@@ -18,7 +18,7 @@ from gemma_ops.errors import BudgetError, ConfigError, MachineError, ServiceErro
 from gemma_ops.evaluation import evaluate_step
 from gemma_ops.gemini import models, open_gemini, prices
 from gemma_ops.gemini.cache import open_ledger
-from gemma_ops.gemini.client import bill_usage
+from gemma_ops.gemini.client import billed_answer
 from gemma_ops.gemini.ledger import SpendingLedger
 from gemma_ops.gemini.reply import read_reply
 from gemma_ops.gemini.request import Request
@@ -71,7 +71,7 @@ def response(version, prompt=1000, output=100):
 )  # fmt: skip
 def test_a_reply_is_priced_by_what_answered(version, cost):
     """1,000 in and 100 out; of a model whose price nobody knows, the most that was reserved counts."""
-    assert bill_usage(FLASH, response(version), tier="standard", seconds=1, first=None, at=NOVEMBER).cost == cost
+    assert billed_answer(FLASH, response(version), tier="standard", seconds=1, first=None, at=NOVEMBER).cost == cost
 
 
 def test_the_dearer_of_a_retired_model_and_its_stand_in_is_reserved():

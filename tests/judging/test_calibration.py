@@ -105,7 +105,7 @@ def test_a_calibrated_unrelated_judge_gates_on_the_corrected_rate(tmp_path):
     truth = sum(1.0 if a > b else 0.5 if a == b else 0.0 for a, b in GRADES) / len(GRADES)
     assert abs(corrected["value"] - truth) < abs(raw["value"] - truth) + 0.02
     assert corrected["low"] <= truth <= corrected["high"]
-    found = gate_decision.decide_gate([SUPERIOR], [result.evidence(SUPERIOR)], 0.95)[0]
+    found = gate_decision.decide_gates([SUPERIOR], [result.evidence(SUPERIOR)], 0.95)[0]
     assert found.outcome in ("pass", "inconclusive")
     assert found.value == pytest.approx(corrected["value"] - 0.5, abs=1e-5)
 
@@ -117,7 +117,7 @@ def test_three_outcomes_on_a_corrected_rate(tmp_path):
     for index, items in enumerate((wins, losses, even)):
         (tmp_path / str(index)).mkdir()
         result = judged(tmp_path / str(index), [erring(0.1)], known, items=items)
-        outcomes.append(gate_decision.decide_gate([SUPERIOR], [result.evidence(SUPERIOR)], 0.95)[0].outcome)
+        outcomes.append(gate_decision.decide_gates([SUPERIOR], [result.evidence(SUPERIOR)], 0.95)[0].outcome)
     assert outcomes == ["pass", "fail", "inconclusive"]
 
 
@@ -226,7 +226,7 @@ def test_pass_rates_of_answers_alone_are_corrected_and_gated(tmp_path):
     result = judge_pairs(tmp_path, ITEMS, [judge], RUBRIC, settings, first=TUNED, second=RIVAL, calibration=known)
     assert "of one line" not in result.standing.reason
     gate = GateConfig(metric="judge.pass_rate", target="rival", test="at_least", margin=0.1)
-    found = gate_decision.decide_gate([gate], [result.evidence(gate)], 0.95)[0]
+    found = gate_decision.decide_gates([gate], [result.evidence(gate)], 0.95)[0]
     truth = sum(b >= 5 for _, b in GRADES) / len(GRADES)
     assert found.value == pytest.approx(truth, abs=0.05)
     assert found.outcome == "pass"
@@ -324,6 +324,6 @@ def test_a_gate_passes_exactly_when_its_bound_is_beyond_the_threshold():
     for hits in range(80, 150, 5):
         found = Correction(Share(hits / 200, 200), Share(0.9, 60), Share(0.85, 60))
         evidence = Corrected(sample, True, found.value - 0.5, None, found, 0.5)
-        decision = gate_decision.decide_gate([SUPERIOR], [evidence], 0.95)[0]
+        decision = gate_decision.decide_gates([SUPERIOR], [evidence], 0.95)[0]
         assert (decision.outcome == "pass") == (decision.bound > 1e-6)
         assert (decision.outcome == "fail") == (decision.upper < -1e-6)

@@ -64,7 +64,7 @@ def test_the_tested_environment_is_in_order():
     ],
 )
 def test_version_windows(version, window, expected):
-    assert doctor.inside_environment(version, window) is expected
+    assert doctor.inside_window(version, window) is expected
 
 
 def test_requirements_as_metadata_spells_them():

@@ -13,7 +13,7 @@ from gemma_ops.config.methods import rows_of_method as rows_of
 from gemma_ops.data import chat, row_formats
 from gemma_ops.data.answer_tables import Encoding, judged_rows, pairs, prompt_rows
 from gemma_ops.data.answers import encode_answers
-from gemma_ops.data.example import Example, asked_thinking, content_id, conversation_rows, kind, read_rows, swapped
+from gemma_ops.data.example import Example, content_id, conversation_rows, kind, last_exchange, read_rows, swapped
 from gemma_ops.data.import_rows import kinds, peek
 from gemma_ops.data.normal import RowError
 from gemma_ops.data.preferences import compared
@@ -141,7 +141,7 @@ def test_contract_round_trip_and_ids():
     assert kind(swapped(row)) == "pair"
     assert swapped(row)["chosen"] == [BAD]
     assert conversation_rows(row) == [[ASK, GOOD], [ASK, BAD]]
-    assert asked_thinking(row) == ([ASK], "On its way.")
+    assert last_exchange(row) == ([ASK], "On its way.")
     wanted = {key: value for key, value in row.items() if key != "rejected"}
     assert kind(wanted) == "judged"
     assert swapped(wanted)["rejected"] == [GOOD]

@@ -72,7 +72,7 @@ def test_the_manifest_names_everything_that_made_it(tmp_path):
     body = json.loads((artifacts["register"].path / "manifest.json").read_text())
     subject = body["subject"]
     assert manifest.check_manifest(body) == digest.of_json(subject)
-    assert manifest.missing_files(body) == []
+    assert manifest.missing_lineage(body) == []
     assert subject["base"]["files"]["model.safetensors"] == "aa" * 32
     assert subject["template"] == "bb" * 32
     assert subject["data"]["rows"] == 34
@@ -258,7 +258,7 @@ def test_a_version_that_was_not_evaluated_says_so(tmp_path):
     )
     (version,) = registry.show(config.machine, "bare").to_json()["versions"]
     assert version["verdict"] == "not evaluated"
-    assert "the verdict" in manifest.missing_files(json.loads((tmp_path / "runs/manifest.json").read_text()))
+    assert "the verdict" in manifest.missing_lineage(json.loads((tmp_path / "runs/manifest.json").read_text()))
 
 
 @pytest.mark.parametrize("body", [{}, {"schema": "gemma-ops/verdict@2"}, {"schema": "gemma-ops/verdict@1"}])
@@ -287,7 +287,7 @@ def test_a_full_fine_tune_is_registered_with_its_tensors(tmp_path):
     assert body["subject"]["adapter"] is None
     assert body["subject"]["tuned"]["tensors"] == 7
     assert body["subject"]["tuned"]["bytes"] == len(runs.tensors(b"x" * 900))
-    assert manifest.missing_files(body) == []
+    assert manifest.missing_lineage(body) == []
     assert "tuned/model-00001-of-00001.safetensors" in body["subject"]["files"]
     page = (out / "card.md").read_text()
     assert "7 tensors (4,000 parameters) changed" in page

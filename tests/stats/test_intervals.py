@@ -137,12 +137,12 @@ def test_holm_by_hand():
 
 def decide_one(values, gate, *, difference=True, clusters=None):
     sample = Sample.of(values, clusters)
-    return gate_decision.decide_gate([gate], [gate_decision.GateEvidence(sample, difference, sample.mean)], 0.95)[0]
+    return gate_decision.decide_gates([gate], [gate_decision.GateEvidence(sample, difference, sample.mean)], 0.95)[0]
 
 
 def outcome(values, gate, clusters=None):
     sample = Sample.of(values, clusters)
-    return gate_decision.judge_gate([gate], [gate_decision.GateEvidence(sample, True, sample.mean)], 0.05)[0][0]
+    return gate_decision.judge_gates([gate], [gate_decision.GateEvidence(sample, True, sample.mean)], 0.05)[0][0]
 
 
 SUPERIOR = GateConfig(metric="m", test="superior", versus="base", margin=0.0)
@@ -184,10 +184,10 @@ def test_no_number_of_rows_is_said_only_where_it_is_so():
 def test_gates_that_fail_share_their_level_too():
     """Each alone would fail at .05; of four together none does, and one that is far off still does."""
     close, far = [1.0] * 19 + [0.0] * 23, [0.0] * 40
-    alone = gate_decision.judge_gate([AT_LEAST], [rate(close)], 0.05)[0][0]
-    together = [found[0] for found in gate_decision.judge_gate([AT_LEAST] * 4, [rate(close)] * 4, 0.05)]
+    alone = gate_decision.judge_gates([AT_LEAST], [rate(close)], 0.05)[0][0]
+    together = [found[0] for found in gate_decision.judge_gates([AT_LEAST] * 4, [rate(close)] * 4, 0.05)]
     assert (alone, together) == ("fail", ["inconclusive"] * 4)
-    mixed = gate_decision.decide_gate([AT_LEAST] * 2, [rate(far), rate([1.0] * 26 + [0.0] * 14)], 0.95)
+    mixed = gate_decision.decide_gates([AT_LEAST] * 2, [rate(far), rate([1.0] * 26 + [0.0] * 14)], 0.95)
     assert [found.outcome for found in mixed] == ["fail", "inconclusive"]
     assert mixed[0].upper < mixed[0].threshold < mixed[1].upper
 
@@ -218,7 +218,7 @@ def test_rows_told_are_for_the_look_that_comes():
     values = [1.0] * 12 + [-1.0] * 8 + [0.0] * 80
     sample = Sample.of(values)
     now, then = (
-        gate_decision.decide_gate(
+        gate_decision.decide_gates(
             [SUPERIOR], [gate_decision.GateEvidence(sample, True, sample.mean)], 0.95, later=later
         )[0].n_needed
         for later in (None, 0.99)
@@ -255,7 +255,7 @@ def test_pass_exactly_when_the_bound_is_beyond_the_threshold():
         first, second = (list(rng.choice([1.0, 0.0, -1.0], 80, p=[0.2, 0.7, 0.1])) for _ in range(2))
         samples = [Sample.of(first), Sample.of(second)]
         evidence = [gate_decision.GateEvidence(sample, True, sample.mean) for sample in samples]
-        for decision in gate_decision.decide_gate([SUPERIOR, SUPERIOR], evidence, 0.95):
+        for decision in gate_decision.decide_gates([SUPERIOR, SUPERIOR], evidence, 0.95):
             if abs(decision.bound) > 5e-4:  # the bound is known to 0.0002
                 assert (decision.outcome == "pass") == (decision.bound > decision.threshold)
 
@@ -282,7 +282,7 @@ def test_two_gates_share_one_level():
     for _ in range(times):
         samples = [Sample.of(list(rng.choice([1.0, 0.0, -1.0], 150, p=[0.1, 0.8, 0.1]))) for _ in range(2)]
         evidence = [gate_decision.GateEvidence(sample, True, sample.mean) for sample in samples]
-        wrong += any(found[0] == "pass" for found in gate_decision.judge_gate([SUPERIOR, SUPERIOR], evidence, 0.05))
+        wrong += any(found[0] == "pass" for found in gate_decision.judge_gates([SUPERIOR, SUPERIOR], evidence, 0.05))
     assert wrong / times <= 0.05 + 0.03
 
 

@@ -81,7 +81,7 @@ def gate_spec(spec: BenchSpec) -> BenchSpec:
     return replace(small, max_grad_norm=1e9, threads=spec.threads, row_length=160)
 
 
-def save_result(job: dict[str, Any]) -> dict[str, Any]:
+def save_checkpoint(job: dict[str, Any]) -> dict[str, Any]:
     """Write the checkpoint that every arm loads."""
     from gemma_ops.modeling import made_up
 
@@ -93,7 +93,7 @@ def save_result(job: dict[str, Any]) -> dict[str, Any]:
     return {}
 
 
-def token_rate(job: dict[str, Any]) -> dict[str, Any]:
+def product_rate(job: dict[str, Any]) -> dict[str, Any]:
     """Measure the floating-point operations per second of a bf16 product of squares, the ceiling of everything here."""
     import torch
 
@@ -105,7 +105,7 @@ def token_rate(job: dict[str, Any]) -> dict[str, Any]:
     return {"flops": 2.0 * side**3 / best_seconds(lambda: a @ b, device)}
 
 
-_KINDS = {"time": time, "gate": gate, "save": save_result, "rate": token_rate}
+_KINDS = {"time": time, "gate": gate, "save": save_checkpoint, "rate": product_rate}
 
 
 def _gradients(spec: BenchSpec, arm: str) -> tuple[float, dict[str, Any]]:

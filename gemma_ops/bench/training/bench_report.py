@@ -172,7 +172,7 @@ def closing(body: dict[str, Any]) -> list[str]:
     return lines
 
 
-def report_case(result: dict[str, Any], spec: BenchSpec, body: dict[str, Any]) -> str:
+def progress_line(result: dict[str, Any], spec: BenchSpec, body: dict[str, Any]) -> str:
     """Return one repeat as a line of progress."""
     if "error" in result:
         return str(result["error"])

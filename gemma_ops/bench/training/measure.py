@@ -76,7 +76,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         if self.gradients is not None and state.global_step == 0:
             for name, parameter in model.named_parameters():
                 if parameter.requires_grad and parameter.grad is not None:
-                    self.gradients[short_commit(name)] = parameter.grad.detach().float().cpu().clone()
+                    self.gradients[short_parameter(name)] = parameter.grad.detach().float().cpu().clone()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._profiler is not None:
@@ -118,7 +118,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         }
 
 
-def short_commit(name: str) -> str:
+def short_parameter(name: str) -> str:
     """Return a parameter's name from its decoder layer on: what comes before depends on the class, what PEFT adds on
     the trainer."""
     return name[name.index("layers.") :].replace(".default", "") if "layers." in name else name
@@ -131,7 +131,7 @@ def same_adapter(model: Any, seed: int) -> None:
 
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and ("lora_A" in name or "lora_B" in name):
-            digest = hashlib.sha256(f"{seed} {short_commit(name)}".encode()).digest()
+            digest = hashlib.sha256(f"{seed} {short_parameter(name)}".encode()).digest()
             random = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
             std = _B_STD if "lora_B" in name else parameter.shape[1] ** -0.5
             parameter.data.copy_(torch.randn(parameter.shape, generator=random) * std)

@@ -162,7 +162,7 @@ class BenchRunner:
         self.body["results"].append({"arm": name, "repeat": repeat, "seconds": time.monotonic() - took, **result})
         self.body["summary"] = bench_report.summary(self.body)
         self._write()
-        self.tell(f"{name:<16} {repeat + 1}/{spec.repeats}  {bench_report.report_case(result, spec, self.body)}")
+        self.tell(f"{name:<16} {repeat + 1}/{spec.repeats}  {bench_report.progress_line(result, spec, self.body)}")
 
     def _agreement(self, name: str) -> dict[str, float] | None:
         """Return the agreement of an arm's gradients with the reference's, once both are there."""
