@@ -92,7 +92,9 @@ _SHOWN = {
     "prepare": ("train_rows", "valid_rows", "rejected", "exact_duplicates", "near_duplicates"),
     "train": ("steps", "loss", "eval_loss", "trainable_parameters"),
     "merge": ("canary/top1_changed", "canary/max_logit_change"),
-    "quantize": tuple(f"{form}/{metric}" for form in GGUF if form != REFERENCE for metric in ("kl", "top1")),
+    "quantize": tuple(
+        f"{form}/{metric}" for form in GGUF if form != REFERENCE for metric in ("kl", "top1", "kl_ratio")
+    ),
 }
 
 

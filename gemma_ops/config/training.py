@@ -156,6 +156,14 @@ class QuantizeConfig(ConfigSection):
     """GGUF types to write; `bf16` is written anyway, to compare with."""
     fidelity_rows: Annotated[int, Field(ge=1)] = 24
     """Validation rows on which each file is compared with bf16 in llama.cpp."""
+    fit: Literal["none", "importance", "rounding", "scales"] = "none"
+    """Fit formats below 8 bits to the training rows, at no more bytes. `importance`: scales searched by what columns
+    are multiplied with. `rounding`: error feedback too. `scales`: scales and norms also trained to say what bf16
+    says."""
+    fit_rows: Annotated[int, Field(ge=1)] = 300
+    """Training rows that files are fitted to."""
+    fit_steps: Annotated[int, Field(ge=1)] = 160
+    """Steps of the training of scales, 8 rows each."""
 
 
 def _problems(train: TrainConfig) -> Iterator[str]:

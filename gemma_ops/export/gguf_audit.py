@@ -13,10 +13,10 @@ from typing import Any
 
 from gemma_ops.errors import GateError
 from gemma_ops.export.gguf_tensors import GgufPlan, PlannedTensor
-from gemma_ops.family.formats import QUANTIZED_TYPES
+from gemma_ops.family.formats import GGUF, QUANTIZED_TYPES
 
 _BULK_SHARE = 0.95
-"""Smallest share of the parameters in attention, MLP and experts that must be of the requested type."""
+"""Smallest share of the parameters in attention, MLP and experts that must be of the format's types."""
 _OUTSIDE_BULK = ("token_embd.weight", "per_layer_token_embd.weight", "per_layer_model_proj.weight", "inp_gate.weight",
                  "proj.weight", "ffn_gate_inp.weight", "rope_freqs.weight")  # fmt: skip
 
@@ -49,7 +49,7 @@ def audit_gguf(file: Path, plan: GgufPlan) -> Audit:
     """Read a file's tensor table and compare it with the plan.
 
     Raises GateError when a tensor is missing, surplus, of another shape or type, when the file is cut short, or when
-    less than 95 % of attention, MLP and experts is of the asked type.
+    less than 95 % of attention, MLP and experts is of the format's types.
     """
     found = _tensors(file, plan)
     parameters: Counter[str] = Counter()
@@ -62,7 +62,8 @@ def audit_gguf(file: Path, plan: GgufPlan) -> Audit:
         kinds.setdefault(tensor.kind, Counter())[kind_of_type] += count
     total = sum(parameters.values())
     bulk = [tensor for tensor in plan.tensors if _is_bulk(tensor)]
-    of_type = sum(found[tensor.name][2] for tensor in bulk if found[tensor.name][1] == plan.format.upper())
+    types = GGUF[plan.format].types
+    of_type = sum(found[tensor.name][2] for tensor in bulk if found[tensor.name][1] in types)
     result = Audit(
         dict(sorted(parameters.items())),
         dict(sorted(stored.items())),
@@ -72,7 +73,7 @@ def audit_gguf(file: Path, plan: GgufPlan) -> Audit:
         file.stat().st_size,
     )
     if result.bulk_share < _BULK_SHARE:
-        rows = sorted({tensor.shape[-1] for tensor in bulk if found[tensor.name][1] != plan.format.upper()})
+        rows = sorted({tensor.shape[-1] for tensor in bulk if found[tensor.name][1] not in types})
         raise GateError(
             f"only {result.bulk_share:.0%} of attention, MLP and experts would be {plan.format} "
             f"(row lengths {rows} do not divide into blocks of 32)",

@@ -9,7 +9,9 @@ Policy, for files whose bulk is 8 or 4 bits:
 - per-layer projections stay at 8 bits or more: 4 bits there double the KL divergence for one percent of the size
   (exllamav3 pull request 253); the shared `per_layer_model_proj` stays BF16, where llama.cpp 0.3.36's own converter
   writes Q8_0 into a q8_0 file: it is small, and every layer reads it;
-- rows that do not divide into blocks of 32 stay BF16.
+- rows that are no whole blocks of the type get the next type whose blocks fit (`INSTEAD`), as in llama.cpp's quantizer;
+- in the formats named `_m`, values and the MLP's last matrix get more bits in the first and last eighth of the layers
+  and in every third between (llama.cpp, `use_more_bits`).
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from dataclasses import dataclass
 from gemma_ops.errors import ModelError
 from gemma_ops.export.checkpoint import MergedCheckpoint
 from gemma_ops.family import Layer, Shape
-from gemma_ops.family.formats import BLOCK, GGUF, TABLE_TYPE, GgufName, TensorType
+from gemma_ops.family.formats import BLOCKS, GGUF, INSTEAD, QUANTIZED_TYPES, TABLE_TYPE, GgufName, TensorType
 from gemma_ops.modeling.shards import TensorEntry
 
 _MODEL = {
@@ -60,6 +62,7 @@ _LAYER = {
 _TOWERS = re.compile(r"(model\.)?(vision_tower|audio_tower|embed_vision|embed_audio|vision_embedder|audio_embedder)\.")
 _TABLES = ("token_embd.weight", "per_layer_token_embd.weight")
 _PLE_LINEARS = ("inp_gate.weight", "proj.weight")
+_CAREFUL = ("attn_v.weight", "ffn_down.weight", "ffn_down_exps.weight")
 
 
 @dataclass(frozen=True)
@@ -108,19 +111,32 @@ def plan_tensors(source: MergedCheckpoint, form: GgufName) -> GgufPlan:
             left_out["unused keys and values"].append(name)
             continue
         extent = entry.shape or (1,)
-        tensors.append(PlannedTensor(target, entry, extent, tensor_type(target, extent, form)))
+        tensors.append(PlannedTensor(target, entry, extent, tensor_type(target, extent, form, len(shape.layers))))
     return GgufPlan(form, tensors, {reason: sorted(names) for reason, names in left_out.items() if names})
 
 
-def tensor_type(name: str, shape: tuple[int, ...], form: GgufName) -> TensorType:
-    """Return the type a tensor is stored in (see the policy above)."""
+def tensor_type(name: str, shape: tuple[int, ...], form: GgufName, layers: int = 0) -> TensorType:
+    """Return the type a tensor is stored in (see the policy above), in a model of so many layers."""
     kind = re.sub(r"^blk\.\d+\.", "", name)
     if len(shape) < 2 or kind == "ffn_gate_inp.weight":
         return "F32"
-    bulk = GGUF[form].tensor
-    if bulk == "BF16" or shape[-1] % BLOCK or kind == "per_layer_model_proj.weight":
+    found = GGUF[form].tensor
+    if found not in QUANTIZED_TYPES or kind == "per_layer_model_proj.weight":
         return "BF16"
-    return TABLE_TYPE if kind in _TABLES or kind in _PLE_LINEARS else bulk
+    if kind in _TABLES or kind in _PLE_LINEARS:
+        found = TABLE_TYPE
+    elif (careful := GGUF[form].careful) and kind in _CAREFUL and _careful_layer(int(name.split(".")[1]), layers):
+        found = careful
+    while shape[-1] % BLOCKS[found]:
+        found = INSTEAD[found]
+    return found
+
+
+def _careful_layer(index: int, layers: int) -> bool:
+    """True for the layers that get more bits in the formats named `_m` (llama.cpp, llama-quant.cpp,
+    `use_more_bits`)."""
+    eighth = layers // 8
+    return index < eighth or index >= 7 * layers // 8 or (index - eighth) % 3 == 2
 
 
 def _check_sharing(shape: Shape) -> None:

@@ -11,7 +11,8 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,14 +22,23 @@ import torch
 from gemma_ops.config import Privacy
 from gemma_ops.export import gguf_metadata, gguf_tokenizer
 from gemma_ops.export.checkpoint import MergedCheckpoint
-from gemma_ops.export.gguf_tensors import GgufPlan, PlannedTensor
+from gemma_ops.export.gguf_tensors import GgufPlan
+from gemma_ops.export.tensor_bytes import TensorBytes, tensor_pieces
 from gemma_ops.privacy.classes import GGUF_KEY
 from gemma_ops.runs import journal
 
-_PIECE = 1 << 21  # numbers per piece: 8 MB in fp32, a multiple of every block size when cut at rows
+_PLAIN = TensorBytes()
 
 
-def write_gguf(source: MergedCheckpoint, plan: GgufPlan, out: Path, *, threads: int, learned: Privacy = "any") -> None:
+def write_gguf(
+    source: MergedCheckpoint,
+    plan: GgufPlan,
+    out: Path,
+    *,
+    threads: int,
+    learned: Privacy = "any",
+    encoding: TensorBytes = _PLAIN,
+) -> None:
     """Write the file `out` as planned; `learned`, the class of the rows behind the model, goes into its header. Raises
     ModelError for a tokenizer or config that GGUF can't say."""
     import gguf
@@ -47,8 +57,8 @@ def write_gguf(source: MergedCheckpoint, plan: GgufPlan, out: Path, *, threads: 
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        with ThreadPoolExecutor(threads) as pool:
-            _write_data(writer, source, plan, pool, threads)
+        with one_thread_each(), ThreadPoolExecutor(threads) as pool:
+            _write_data(writer, source, plan, encoding, pool, threads)
         writer.fout[0].flush()
         os.fsync(writer.fout[0].fileno())
         writer.close()
@@ -61,45 +71,44 @@ def write_gguf(source: MergedCheckpoint, plan: GgufPlan, out: Path, *, threads: 
         raise
 
 
-def _write_data(writer: Any, source: MergedCheckpoint, plan: GgufPlan, pool: ThreadPoolExecutor, threads: int) -> None:
+@contextmanager
+def one_thread_each() -> Iterator[None]:
+    """Let torch compute with one thread: the pool's threads are one a core."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _write_data(
+    writer: Any,
+    source: MergedCheckpoint,
+    plan: GgufPlan,
+    encoding: TensorBytes,
+    pool: ThreadPoolExecutor,
+    threads: int,
+) -> None:
     stream: BinaryIO = writer.fout[0]
     writer.write_padding(stream, stream.tell())
     for number, tensor in enumerate(plan.tensors, 1):
         before = stream.tell()
-        stream.writelines(_in_order(pool, _encoder(tensor), _pieces(source, tensor), 2 * threads))
+        if (known := encoding.known(tensor)) is not None:
+            stream.write(known)
+        else:
+            jobs = (partial(encoding.encode, tensor, *piece) for piece in tensor_pieces(source, tensor))
+            stream.writelines(_in_order(pool, jobs, 2 * threads))
         writer.write_padding(stream, stream.tell() - before)
         if number % 50 == 0 or number == len(plan.tensors):
             journal.record(event="gguf", format=plan.format, done=number, tensors=len(plan.tensors))
 
 
-def _pieces(source: MergedCheckpoint, tensor: PlannedTensor) -> Iterator[torch.Tensor]:
-    if tensor.source is None:
-        yield torch.from_numpy(gguf_metadata.rope_factors(source))
-    else:
-        yield from source.slices(tensor.source.name, _PIECE)
-
-
-def _encoder(tensor: PlannedTensor) -> Callable[[torch.Tensor], bytes]:
-    """Return a function from a piece of a tensor, whole rows of it, to the bytes of its type."""
-    import gguf
-
-    code = gguf.GGMLQuantizationType[tensor.type]
-
-    def encode(piece: torch.Tensor) -> bytes:
-        if tensor.type == "BF16":
-            return bytes(piece.to(torch.bfloat16).view(torch.int16).numpy().tobytes())
-        return bytes(gguf.quants.quantize(piece.float().numpy(), code).tobytes())
-
-    return encode
-
-
-def _in_order(
-    pool: ThreadPoolExecutor, function: Callable[[torch.Tensor], bytes], pieces: Iterable[torch.Tensor], ahead: int
-) -> Iterator[bytes]:
-    """Apply a function in threads, yielding in order, with at most `ahead` pieces under way."""
+def _in_order(pool: ThreadPoolExecutor, jobs: Iterable[Callable[[], bytes]], ahead: int) -> Iterator[bytes]:
+    """Run jobs in threads, yielding their results in order, with at most `ahead` of them under way."""
     waiting: deque[Future[bytes]] = deque()
-    for piece in pieces:
-        waiting.append(pool.submit(function, piece))
+    for job in jobs:
+        waiting.append(pool.submit(job))
         if len(waiting) >= ahead:
             yield waiting.popleft().result()
     while waiting:

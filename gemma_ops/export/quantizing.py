@@ -3,43 +3,42 @@
 Three things can go wrong and are told apart: the conversion (bf16 GGUF in llama.cpp against transformers on the same
 tokens), the tokenizer (llama.cpp's own against the checkpoint's), and the quantization itself (each format against the
 bf16 GGUF, in the engine that will serve it). The first two are gates; the third is reported, for the evaluation of the
-quantized targets to judge.
+quantized targets to judge. Where files are fitted to the rows, the plain file is made and measured too, and the gain is
+reported with its interval.
 
-A file is renamed into place when whole, so a killed step keeps the formats it had finished.
+A file is renamed into place when whole, so a killed step keeps the formats it had finished, and what was fitted so far.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from gemma_ops.config import MachineConfig, Privacy, QuantizeConfig
 from gemma_ops.data.prompt_record import read_prompting, write_prompting
 from gemma_ops.errors import GateError
-from gemma_ops.export import fidelity
 from gemma_ops.export.checkpoint import MergedCheckpoint
-from gemma_ops.export.fidelity import Conversation, Fidelity
+from gemma_ops.export.fidelity import Divergence, FileDivergence, fidelity_conversations
+from gemma_ops.export.file_fidelity import check_parity, file_divergence, parity_weights
 from gemma_ops.export.folder import check_room
 from gemma_ops.export.gguf_audit import Audit, audit_gguf
+from gemma_ops.export.gguf_fit import RowFit, is_fitted, training_rows
 from gemma_ops.export.gguf_tensors import plan_tensors
 from gemma_ops.export.gguf_writer import write_gguf
 from gemma_ops.export.prompts import fidelity_prompts, manner_of
 from gemma_ops.family.formats import GGUF as TYPES
 from gemma_ops.family.formats import REFERENCE, GgufName
 from gemma_ops.modeling.checkpoint_source import checkpoint
-from gemma_ops.modeling.llamacpp import GGUF, Distributions
-from gemma_ops.modeling.load import Weights, load_model, load_tokenizer, pick_device
-from gemma_ops.privacy.classes import learned_class, record_learned
+from gemma_ops.modeling.llamacpp import GGUF
+from gemma_ops.modeling.load import load_tokenizer
+from gemma_ops.privacy.classes import learned_class, record_learned, rows_class, stricter, strictest
 from gemma_ops.runs import journal
 from gemma_ops.runs.durable import write_json
 
-_FP32_BYTES = 8 << 30  # checkpoints up to this size are compared with transformers in fp32, larger ones in bf16
-# Mean KL and top-1 that a right conversion stays within. bf16 activations of transformers alone make 0.003 on badly
-# conditioned (random) models, so against bf16 the bounds are wider; wrong names or settings are off by far more.
-_PARITY = {"fp32": (0.01, 0.95), "bf16": (0.05, 0.9)}
+_PLAIN, _FIT = "plain", "fit"
+"""Folders of the plain files that fitted ones are compared with, and of what is fitted so far; gone at the end."""
 _PROBES = (
     "Hello, world!",
     "  two  spaces,\ttab\nand\n\n\nlines \n ",
@@ -60,63 +59,105 @@ def quantize(
     """Write `out/<format>/model.gguf` for bf16 and the formats asked for, and `out/report.json`.
 
     Raises ModelError for a checkpoint that can't be converted, GateError when a file is not what was asked for or
-    llama.cpp disagrees with transformers, MachineError when the disk has no room or `xllamacpp` is missing.
+    llama.cpp disagrees with transformers, MachineError when the disk has no room or `xllamacpp` is missing, DataError
+    when files are to be fitted and there are no training rows.
     """
     source = MergedCheckpoint(checkpoint(model))
-    learned = learned_class(model)
     formats: list[GgufName] = [REFERENCE, *(form for form in settings.formats if form != REFERENCE)]
-    threads = machine.workers or os.cpu_count() or 1
-    audits = _write_all(out, source, formats, threads, learned)
+    fitted = [form for form in formats if is_fitted(settings, form)]
     tokenizer = load_tokenizer(source.folder)
     prompting = read_prompting(source.folder)
-    vocabulary = int(source.text["vocab_size"])
-    top = vocabulary if vocabulary <= fidelity.EXACT_VOCABULARY else fidelity.TOP
+    manner = manner_of(source.folder, prompting)
+    fit = None
+    learned: dict[str, Privacy] = dict.fromkeys(formats, learned_class(model))
+    if fitted:
+        rows = training_rows(data, tokenizer, manner, settings.fit_rows)
+        fit = RowFit(source, settings, machine, parity_weights(source), rows)
+        own = rows_class([data / "train.jsonl"] if data else [])
+        learned |= {form: stricter(learned[form], own) for form in fitted}
+    threads = machine.workers or os.cpu_count() or 1
+    audits = _write_all(out, source, formats, threads, learned, fit, fitted)
     with GGUF(_file(out, REFERENCE), threads=threads) as gguf:
         _check_tokenizer(gguf, tokenizer)
-        chosen = fidelity.fidelity_conversations(
+        chosen = fidelity_conversations(
             tokenizer,
             fidelity_prompts(data, settings.fidelity_rows, text_only=True),
-            manner=manner_of(source.folder, prompting),
+            manner=manner,
             reply=gguf.continuation,
         )
-        reference = _distributions(gguf, chosen, top, REFERENCE)
-    weights, parity = _parity(source, chosen, reference, top, machine)
-    measured: dict[str, Fidelity] = {}
-    for form in formats[1:]:
-        with GGUF(_file(out, form), threads=threads) as gguf:
-            measured[form] = fidelity.compare_logits(reference, _distributions(gguf, chosen, top, form), vocabulary)
-        journal.record(event="fidelity", format=form, **measured[form].metrics())
+    reference = _file(out, REFERENCE)
+    parity = check_parity(source, chosen, reference, machine)
+    measured = {form: file_divergence(_file(out, form), reference, chosen, threads) for form in formats[1:]}
+    plain = {form: file_divergence(_file(out / _PLAIN, form), reference, chosen, threads) for form in fitted}
+    for form, found in measured.items():
+        journal.record(event="fidelity", format=form, **found.metrics())
     write_json(
         out / "report.json",
         {
             "left_out": {reason: len(names) for reason, names in plan_tensors(source, REFERENCE).left_out.items()},
             "tokenizer": {"probes": len(_PROBES), "equal": True},
-            "parity": {"transformers": weights, **parity.report()},
+            "parity": {"transformers": parity_weights(source), **parity.report()},
             "formats": {
                 form: {"audit": audits[form].report()}
                 | ({"fidelity": measured[form].report()} if form in measured else {})
+                | (_fit_report(settings, fit, measured[form], plain[form]) if fit and form in plain else {})
                 for form in formats
             },
         },
         indent=2,
     )
-    record_learned(out, learned, [f"model: {learned}"])
-    return _metrics(audits, parity, measured)
+    whole = strictest(learned.values())
+    record_learned(out, whole, [f"model: {whole}"])
+    for folder in (_PLAIN, _FIT):
+        shutil.rmtree(out / folder, ignore_errors=True)
+    return _metrics(audits, parity, measured, plain)
+
+
+def _fit_report(
+    settings: QuantizeConfig, fit: RowFit, own: FileDivergence, plain: FileDivergence
+) -> dict[str, dict[str, Any]]:
+    """Return what a file was fitted to, what the plain file of the same bytes says, and the gain over it."""
+    answers, every = own.gain_over(plain)
+    tokens = sum(map(len, fit.rows))
+    return {
+        "fit": {
+            "how": settings.fit,
+            "rows": len(fit.rows),
+            "tokens": tokens,
+            "plain": plain.report(),
+            "gain": {**answers.report(), "every_token": every.report()},
+        }
+    }
 
 
 def _write_all(
-    out: Path, source: MergedCheckpoint, formats: list[GgufName], threads: int, learned: Privacy
+    out: Path,
+    source: MergedCheckpoint,
+    formats: list[GgufName],
+    threads: int,
+    learned: dict[str, Privacy],
+    fit: RowFit | None,
+    fitted: list[GgufName],
 ) -> dict[str, Audit]:
     plans = {form: plan_tensors(source, form) for form in formats}
     parameters = sum(tensor.source.parameters for tensor in plans[REFERENCE].tensors if tensor.source)
-    missing = [TYPES[form] for form in formats if not _file(out, form).exists()]
+    wanted = [
+        (TYPES[form], folder) for form in formats for folder in (out, *([out / _PLAIN] if form in fitted else []))
+    ]
+    missing = [each for each, folder in wanted if not _file(folder, each.name).exists()]
     check_room(out, sum(int(parameters * each.most_bits / 8) for each in missing))
     audits: dict[str, Audit] = {}
     for form in formats:
         file = _file(out, form)
-        if not file.exists():
-            write_gguf(source, plans[form], file, threads=threads, learned=learned)
-        record_learned(file.parent, learned, [f"model: {learned}"])
+        if fit is not None and form in fitted:
+            if not (plain := _file(out / _PLAIN, form)).exists():
+                write_gguf(source, plans[form], plain, threads=threads, learned=learned[form])
+            if not file.exists():
+                encoding = fit.encoding(plans[form], out / _FIT / form)
+                write_gguf(source, plans[form], file, threads=threads, learned=learned[form], encoding=encoding)
+        elif not file.exists():
+            write_gguf(source, plans[form], file, threads=threads, learned=learned[form])
+        record_learned(file.parent, learned[form], [f"model: {learned[form]}"])
         audits[form] = audit_gguf(file, plans[form])
         if prompting := read_prompting(source.folder):
             write_prompting(file.parent, prompting)
@@ -130,14 +171,6 @@ def _file(out: Path, form: str) -> Path:
     return out / TYPES[form].path
 
 
-def _distributions(gguf: GGUF, chosen: list[Conversation], top: int, form: str) -> list[Distributions]:
-    found = []
-    for number, conversation in enumerate(chosen, 1):
-        found.append(gguf.logprobs(conversation.ids, conversation.positions, top))
-        journal.record(event="fidelity", format=form, done=number, rows=len(chosen))
-    return found
-
-
 def _check_tokenizer(gguf: GGUF, tokenizer: Any) -> None:
     for probe in _PROBES:
         ours, theirs = tokenizer.encode(probe, add_special_tokens=False).ids, gguf.tokenize(probe)
@@ -149,44 +182,19 @@ def _check_tokenizer(gguf: GGUF, tokenizer: Any) -> None:
             )
 
 
-def _parity(
-    source: MergedCheckpoint,
-    chosen: list[Conversation],
-    reference: list[Distributions],
-    top: int,
-    machine: MachineConfig,
-) -> tuple[str, Fidelity]:
-    """Compare the bf16 file in llama.cpp with the checkpoint in transformers; raises GateError when they disagree."""
-    size = sum(entry.stop - entry.start for entry in source.entries.values())
-    weights: Weights = "fp32" if size <= _FP32_BYTES else "bf16"
-    model = load_model(source.folder, weights=weights, device=pick_device(machine.device, source.folder))
-    theirs = []
-    with torch.inference_mode():
-        for conversation in chosen:
-            logits = model(
-                input_ids=torch.tensor([conversation.ids], device=model.device),
-                logits_to_keep=torch.tensor(conversation.positions, device=model.device),
-                use_cache=False,
-            ).logits[0]
-            theirs.append(fidelity.from_logits(logits.float().cpu().numpy(), top))
-    found = fidelity.compare_logits(theirs, reference, int(source.text["vocab_size"]))
-    journal.record(event="parity", transformers=weights, **found.metrics())
-    worst_kl, worst_top1 = _PARITY[weights]
-    if found.kl > worst_kl or found.top1 < worst_top1:
-        raise GateError(
-            f"llama.cpp and transformers disagree on the same tokens before any quantization: "
-            f"{found.name} {found.kl:.4f} (at most {worst_kl}), top-1 agreement {found.top1:.3f} (at least "
-            f"{worst_top1})",
-            "this checkpoint does not convert correctly with these versions: see `gemma-ops doctor`",
-        )
-    return weights, found
-
-
-def _metrics(audits: dict[str, Audit], parity: Fidelity, measured: dict[str, Fidelity]) -> dict[str, float]:
+def _metrics(
+    audits: dict[str, Audit],
+    parity: Divergence,
+    measured: dict[GgufName, FileDivergence],
+    plain: dict[GgufName, FileDivergence],
+) -> dict[str, float]:
     metrics = {f"parity/{name}": value for name, value in parity.metrics().items()}
-    for form, found in audits.items():
-        metrics[f"{form}/mb"] = found.file_bytes / 1e6
-        metrics[f"{form}/quantized_share"] = found.quantized_share
-    for form, fidelity_ in measured.items():
-        metrics |= {f"{form}/{name}": value for name, value in fidelity_.metrics().items()}
+    for form, audit in audits.items():
+        metrics[f"{form}/mb"] = audit.file_bytes / 1e6
+        metrics[f"{form}/quantized_share"] = audit.quantized_share
+    for form, found in measured.items():
+        metrics |= {f"{form}/{name}": value for name, value in found.metrics().items()}
+    for form, other in plain.items():
+        _, gain = measured[form].gain_over(other)
+        metrics |= {f"{form}/kl_ratio": gain.ratio, f"{form}/kl_ratio_high": gain.interval[1]}
     return metrics

@@ -3,9 +3,11 @@ it.
 
 Everything that lists formats takes them from here: the keys of the configuration, targets, GGUF files, registered
 versions, reports, and what `doctor` and the rendered jobs count. To add a GGUF format: its name in `GgufName`, the type
-of its tensors in `TensorType` and `BITS` if that is new, and its row in `_TABLE`.
+of its tensors in `TensorType`, `BITS` and `BLOCKS` if that is new (then also its values in `ggml/lattices.py` and its
+bytes in `ggml/packing.py`), and its row in `_TABLE`.
 
-Sizes of GGML's types: ggml-common.h, blocks of 32 weights that share one float16 scale.
+Sizes of GGML's types: ggml-common.h. Blocks of 32 weights share a float16 scale; in those of 256, groups of 16 or 32
+have integers that scale the block's.
 """
 
 from __future__ import annotations
@@ -13,19 +15,28 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-GgufName = Literal["bf16", "q8_0", "q4_0"]
+GgufName = Literal["bf16", "q8_0", "q6_k", "q5_k_m", "q5_k", "q5_0", "q4_k_m", "q4_k", "q4_0", "iq4_xs"]
 """Formats that the step `quantize` writes, as the configuration spells them."""
 VersionFormat = Literal["adapter", "merged", GgufName]
 """Formats that a registered version may carry (`register.artifacts`); `adapter` also stands for the changed weights of
 a full fine-tune."""
-TensorType = Literal["F32", "BF16", "Q8_0", "Q4_0"]
+TensorType = Literal["F32", "BF16", "Q8_0", "Q6_K", "Q5_K", "Q5_0", "Q4_K", "Q4_0", "IQ4_XS"]
 """GGML types of the tensors that we write."""
 Engine = Literal["transformers", "llama.cpp", "vLLM"]
 
-BITS: dict[TensorType, float] = {"F32": 32.0, "BF16": 16.0, "Q8_0": 8.5, "Q4_0": 4.5}
+BITS: dict[TensorType, float] = {
+    "F32": 32.0, "BF16": 16.0, "Q8_0": 8.5, "Q6_K": 6.5625, "Q5_K": 5.5, "Q5_0": 5.5, "Q4_K": 4.5, "Q4_0": 4.5,
+    "IQ4_XS": 4.25,
+}  # fmt: skip
 """Bits per weight of each tensor type, scales included."""
-BLOCK = 32
-"""Weights that share a scale, by quantized tensor type."""
+BLOCKS: dict[TensorType, int] = {
+    "F32": 1, "BF16": 1, "Q8_0": 32, "Q6_K": 256, "Q5_K": 256, "Q5_0": 32, "Q4_K": 256, "Q4_0": 32, "IQ4_XS": 256
+}  # fmt: skip
+"""Weights that are stored together, by tensor type: rows are whole blocks."""
+INSTEAD: dict[TensorType, TensorType] = {
+    "Q6_K": "Q8_0", "Q5_K": "Q8_0", "Q4_K": "Q5_0", "IQ4_XS": "Q4_0", "Q8_0": "BF16", "Q5_0": "BF16", "Q4_0": "BF16"
+}  # fmt: skip
+"""Type of tensors whose rows are no whole blocks of the type that the format asks for."""
 QUANTIZED_TYPES = tuple(kind for kind, bits in BITS.items() if bits < 16)
 TABLE_TYPE: TensorType = "Q8_0"
 """Lowest-precision tensor type for embeddings, per-layer tables and per-layer projections."""
@@ -67,6 +78,9 @@ class Gguf(Format):
     name: GgufName
     tensor: TensorType
     """Tensor type of most of the file's weights."""
+    careful: TensorType | None
+    """Tensor type of values and of the MLP's last matrix in half of the layers, as in llama.cpp's files named `_M`;
+    None where they are stored as the others are."""
     file_type: str
     """Name of the file type in llama.cpp (gguf-py, `LlamaFileType`)."""
     most_bits: float
@@ -80,24 +94,54 @@ class Gguf(Format):
 
     @property
     def bits(self) -> float:
-        """Return the bits per weight of the file's main tensor type."""
-        return BITS[self.tensor]
+        """Return the bits per weight of attention, MLP and experts, on average."""
+        bits = BITS[self.tensor]
+        return bits + (_CAREFUL_SHARE * (BITS[self.careful] - bits) if self.careful else 0.0)
+
+    @property
+    def types(self) -> tuple[TensorType, ...]:
+        """Return the tensor types of attention, MLP and experts: the format's own, and those that stand in for them
+        where rows are no whole blocks."""
+        found = [self.tensor, *([self.careful] if self.careful else [])]
+        for each in found:
+            if (other := INSTEAD.get(each)) in QUANTIZED_TYPES and other not in found:
+                found.append(other)
+        return tuple(found)
+
+
+_CAREFUL_SHARE = 1 / 6
+"""Share of the weights in a file's `careful` type: of an MLP's three matrices one, in half of the layers."""
 
 
 def _gguf(
-    name: GgufName, tensor: TensorType, most_bits: float, css: str, colours: tuple[str, str], *, default: bool = True
+    name: GgufName,
+    tensor: TensorType,
+    file_type: str,
+    css: str,
+    colours: tuple[str, str],
+    *,
+    careful: TensorType | None = None,
+    most_bits: float = 8.6,  # a small model is mostly tables, which stay at 8 bits
+    default: bool = False,
 ) -> Gguf:
     return Gguf(
         name, "quantize", name, f"quantized/{name}", GGUF_FILE, ("llama.cpp",),
-        tensor, f"MOSTLY_{tensor}", most_bits, default, css, colours,
+        tensor, careful, file_type, most_bits, default, css, colours,
     )  # fmt: skip
 
 
 _TABLE = (
     Format("merged", "merge", "model", "merged", "config.json", ("transformers", "vLLM")),
-    _gguf("bf16", "BF16", 16.1, "t-bf16", ("#4f2a99", "#b399f5"), default=False),
-    _gguf("q8_0", "Q8_0", 8.6, "t-q8", ("#0a6b64", "#4cc9bf")),
-    _gguf("q4_0", "Q4_0", 8.6, "t-q4", ("#d0741a", "#f0a255")),  # a small model is mostly tables, which stay at 8 bits
+    _gguf("bf16", "BF16", "MOSTLY_BF16", "t-bf16", ("#4f2a99", "#b399f5"), most_bits=16.1),
+    _gguf("q8_0", "Q8_0", "MOSTLY_Q8_0", "t-q8", ("#0a6b64", "#4cc9bf"), default=True),
+    _gguf("q6_k", "Q6_K", "MOSTLY_Q6_K", "t-q6", ("#2f7d32", "#7fd083")),
+    _gguf("q5_k_m", "Q5_K", "MOSTLY_Q5_K_M", "t-q5km", ("#6b7a12", "#c6d45c"), careful="Q6_K"),
+    _gguf("q5_k", "Q5_K", "MOSTLY_Q5_K_S", "t-q5k", ("#8a8f00", "#dede4a")),
+    _gguf("q5_0", "Q5_0", "MOSTLY_Q5_0", "t-q5", ("#9a7400", "#e8c54a")),
+    _gguf("q4_k_m", "Q4_K", "MOSTLY_Q4_K_M", "t-q4km", ("#b0413e", "#f28b82"), careful="Q6_K"),
+    _gguf("q4_k", "Q4_K", "MOSTLY_Q4_K_S", "t-q4k", ("#96305c", "#ea86b4")),
+    _gguf("q4_0", "Q4_0", "MOSTLY_Q4_0", "t-q4", ("#d0741a", "#f0a255"), default=True),
+    _gguf("iq4_xs", "IQ4_XS", "MOSTLY_IQ4_XS", "t-iq4", ("#7a4a2b", "#cf9f7c")),
     Format("adapter", "train", "adapter", "adapter", "adapter_model.safetensors", ("transformers", "vLLM")),
     Format("tuned", "train", "tuned", "tuned", "tuned.json", ("transformers",)),
 )
@@ -107,4 +151,5 @@ GGUF: dict[str, Gguf] = {each.name: each for each in _TABLE if isinstance(each, 
 REFERENCE: GgufName = "bf16"
 """GGUF format that is always made; the others are compared with it."""
 DEFAULT_FORMATS: tuple[GgufName, ...] = tuple(each.name for each in GGUF.values() if each.default)
-SMALLEST = min(GGUF.values(), key=lambda each: each.bits)
+SMALLEST = min((GGUF[name] for name in DEFAULT_FORMATS), key=lambda each: each.bits)
+"""Smallest of the formats that are made where nothing else is asked for."""

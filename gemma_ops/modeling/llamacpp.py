@@ -1,4 +1,4 @@
-"""A GGUF file run by llama.cpp: greedy answers and next-token distributions, from token ids.
+"""A GGUF file run by llama.cpp: greedy answers from token ids (`llamacpp_library` gives logits).
 
 Rides on `xllamacpp` (llama.cpp's own server, in ready wheels). Prompts go in as ids and replies come out as ids, so
 that a quantized file sees exactly the tokens the transformers model sees, whatever llama.cpp's template or tokenizer
@@ -16,12 +16,9 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
-
-import numpy as np
 
 from gemma_ops.answer import Answer, End
 from gemma_ops.errors import MachineError, ModelError
@@ -32,25 +29,10 @@ from gemma_ops.modeling.threads import SMALL
 
 _SLACK = 8  # tokens of context beyond prompt and reply
 GREEDY: dict[str, Any] = {"temperature": 0.0, "top_k": 1, "samplers": ["top_k"], "seed": 0}
-# Stop tokens and bytes of unfinished characters come back without probabilities, so the one token that is generated is
-# forced to be a letter. What is reported is taken before the bias.
-_ONE_STEP: dict[str, Any] = {"n_predict": 1, "cache_prompt": True, "logit_bias": [["a", 1e5]], **GREEDY}
 # White space is free in JSON, and a small model that may write any writes nothing else.
 SPACING: dict[str, Any] = {"x-guidance": {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}}
 VISIBLE = ("<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>", "<|tool_response>", "<tool_response|>", '<|"|>')
 """Special tokens that llama.cpp prints, for clients that parse them; it hides the others. An `Answer` holds none."""
-
-
-@dataclass(frozen=True)
-class Distributions:
-    """Next-token distributions at some positions: the `k` most likely tokens each, the most likely first.
-
-    `ids` and `logprobs` (natural logarithm, normalised over the whole vocabulary) have shape (positions, k). With k the
-    vocabulary's size they are complete.
-    """
-
-    ids: np.ndarray
-    logprobs: np.ndarray
 
 
 def threads_for(path: Path, threads: int | None) -> int:
@@ -150,27 +132,6 @@ class GGUF:
         if reply is None:
             raise ModelError(f"{self.path} refuses a prompt of {len(prompt)} tokens", "give a larger context")
         return list(reply["tokens"])
-
-    def logprobs(self, ids: list[int], positions: list[int], top: int) -> Distributions:
-        """Return the distribution of the token after each position of a sequence, given everything up to and including
-        it.
-
-        `positions` are ascending indices into `ids`; `top` the number of tokens per distribution. One request per
-        position, each reading only what lies behind the one before it.
-        """
-        if not positions or positions != sorted(set(positions)) or not 0 <= positions[0] <= positions[-1] < len(ids):
-            raise ValueError(f"positions {positions} are not ascending indices into {len(ids)} tokens")
-        self._serve(len(ids) + 1, 1)
-        found: list[np.ndarray] = []
-        chances: list[np.ndarray] = []
-        for position in positions:
-            reply = self._post("/completion", {"prompt": ids[: position + 1], "n_probs": top, **_ONE_STEP})
-            if "error" in reply:
-                raise ModelError(f"{self.path}: llama.cpp says {reply['error']['message']}", "check the token ids")
-            ranked = reply["completion_probabilities"][0]["top_logprobs"]
-            found.append(np.array([token["id"] for token in ranked], dtype=np.int64))
-            chances.append(np.array([token["logprob"] for token in ranked], dtype=np.float64))
-        return Distributions(np.stack(found), np.stack(chances))
 
     def tokenize(self, text: str) -> list[int]:
         """Return the ids that llama.cpp's own tokenizer gives a text, special tokens recognised, without a `<bos>` put

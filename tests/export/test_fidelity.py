@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from gemma_ops.data.row_tokens import Manner
-from gemma_ops.export.fidelity import compare_logits, fidelity_conversations, from_logits
+from gemma_ops.export.fidelity import (
+    Conversation,
+    Divergence,
+    FileDivergence,
+    fidelity_conversations,
+    position_divergences,
+    summarize_divergence,
+)
 
 VOCABULARY = 50
 
@@ -21,39 +28,24 @@ def kl(p: np.ndarray, q: np.ndarray) -> np.ndarray:
     return rel_entr(np.exp(log_softmax(p, -1)), np.exp(log_softmax(q, -1))).sum(-1)
 
 
-def test_whole_distributions_give_the_exact_divergence() -> None:
+def divergence(ours: list[np.ndarray], theirs: list[np.ndarray]) -> Divergence:
+    pairs = [position_divergences(one, two) for one, two in zip(ours, theirs, strict=True)]
+    return summarize_divergence(*zip(*pairs, strict=True))
+
+
+def test_the_divergence_is_exact_over_the_whole_vocabulary() -> None:
     ours = [logits(seed) for seed in range(4)]
     theirs = [values + 0.1 * logits(seed + 100) for seed, values in enumerate(ours)]
-    full = compare_logits(
-        [from_logits(x, VOCABULARY) for x in ours], [from_logits(x, VOCABULARY) for x in theirs], VOCABULARY
-    )
+    full = divergence(ours, theirs)
     expected = np.concatenate([kl(x, y) for x, y in zip(ours, theirs, strict=True)])
     assert full.kl == pytest.approx(expected.mean(), rel=1e-9)
     assert full.kl_p99 == pytest.approx(np.quantile(expected, 0.99), rel=1e-9)
     assert full.top1 == np.mean([x.argmax(-1) == y.argmax(-1) for x, y in zip(ours, theirs, strict=True)])
-    assert full.name == "kl"
-
-
-def test_top_k_is_a_lower_bound_under_another_name() -> None:
-    ours, theirs = [logits(1)], [logits(1) + 0.3 * logits(2)]
-    exact = compare_logits(
-        [from_logits(x, VOCABULARY) for x in ours], [from_logits(x, VOCABULARY) for x in theirs], VOCABULARY
-    )
-    previous = 0.0
-    for top in (5, 20, 49):
-        part = compare_logits([from_logits(x, top) for x in ours], [from_logits(x, top) for x in theirs], VOCABULARY)
-        assert 0 < part.kl <= exact.kl + 1e-12
-        assert part.kl >= 0.5 * previous
-        assert part.name == "kl_topk"
-        assert "kl_topk" in part.report()
-        assert "kl" not in part.metrics()
-        previous = part.kl
-    assert previous == pytest.approx(exact.kl, rel=0.02)
 
 
 def test_equal_distributions_diverge_by_nothing() -> None:
-    same = [from_logits(logits(seed), VOCABULARY) for seed in range(3)]
-    found = compare_logits(same, same, VOCABULARY)
+    same = [logits(seed) for seed in range(3)]
+    found = divergence(same, same)
     assert (found.kl, found.top1, found.top1_interval) == (0.0, 1.0, (1.0, 1.0))
 
 
@@ -63,16 +55,28 @@ def test_interval_is_over_conversations_not_positions() -> None:
     theirs = [values + 0.05 * (1 + seed) * logits(seed + 50, 1) for seed, values in enumerate(ours)]
 
     def width(repeats: int) -> float:
-        found = compare_logits(
-            [from_logits(np.repeat(x, repeats, 0), VOCABULARY) for x in ours],
-            [from_logits(np.repeat(x, repeats, 0), VOCABULARY) for x in theirs],
-            VOCABULARY,
-        )
+        found = divergence([np.repeat(x, repeats, 0) for x in ours], [np.repeat(x, repeats, 0) for x in theirs])
         assert found.kl_interval[0] < found.kl < found.kl_interval[1]
         assert found.positions == 12 * repeats
         return found.kl_interval[1] - found.kl_interval[0]
 
     assert width(9) == pytest.approx(width(1), rel=1e-9)
+
+
+def test_answers_are_told_from_every_token_and_a_gain_is_a_paired_ratio() -> None:
+    places = [Conversation([1, 2, 3, 4], [2, 3]) for _ in range(6)]
+    random = np.random.default_rng(3)
+    plain = FileDivergence(places, [random.uniform(1, 2, 4) for _ in places], [np.ones(4, bool) for _ in places])
+    # A quarter of the plain file's divergence on answers, half of it elsewhere.
+    kls = [values * np.array([0.5, 0.5, 0.25, 0.25]) for values in plain.kls]
+    fitted = FileDivergence(places, kls, plain.hits)
+    answers, every = fitted.gain_over(plain)
+    assert (answers.ratio, answers.interval) == (pytest.approx(0.25), (pytest.approx(0.25), pytest.approx(0.25)))
+    assert every.interval[0] < every.ratio < every.interval[1]
+    assert 0.3 < every.ratio < 0.45
+    assert fitted.answers().positions == 12
+    assert fitted.report()["every_token"]["positions"] == 24
+    assert fitted.metrics()["kl"] < fitted.metrics()["every_token_kl"]
 
 
 def test_positions_lie_before_the_tokens_of_the_answer(tmp_path) -> None:
@@ -92,11 +96,11 @@ def test_positions_lie_before_the_tokens_of_the_answer(tmp_path) -> None:
     one, two = fidelity_conversations(tokenizer, [row, question], manner=Manner(), reply=reply)
     whole = chat.encode_chat(tokenizer, row["messages"])
     assert one.ids == whole.ids
-    assert len(one.positions) == 8
-    assert all(whole.loss[position + 1] for position in one.positions)
-    assert not whole.loss[one.positions[0]], "the first prediction is made after the prompt's last token"
-    assert whole.ids[one.positions[-1] + 1] == tokenizer.token_to_id("<turn|>")
+    assert len(one.answer) == sum(whole.loss)
+    assert all(whole.loss[position + 1] for position in one.answer)
+    assert not whole.loss[one.answer[0]], "the first prediction is made after the prompt's last token"
+    assert whole.ids[one.answer[-1] + 1] == tokenizer.token_to_id("<turn|>")
     assert asked == [chat.chat_prompt_ids(tokenizer, question["messages"])]
     assert two.ids == asked[0] + [77] * 10
-    assert two.positions[0] == len(asked[0]) - 1
-    assert two.positions[-1] == len(two.ids) - 2
+    assert two.answer[0] == len(asked[0]) - 1
+    assert two.answer[-1] == len(two.ids) - 2

@@ -20,12 +20,15 @@ SOURCES = [
     path
     for folder in ("gemma_ops", "recipes")
     for path in sorted((ROOT / folder).rglob("*.py"))
-    if path != TABLE and "share" not in path.relative_to(ROOT).parts
+    # `ggml` holds the values and the bytes of tensor types.
+    if path != TABLE and not {"share", "ggml"} & set(path.relative_to(ROOT).parts)
 ]
 
 
 def test_the_spelled_names_are_those_of_the_table():
-    assert get_args(formats.GgufName) == tuple(formats.GGUF) == ("bf16", "q8_0", "q4_0")
+    assert get_args(formats.GgufName) == tuple(formats.GGUF)
+    assert set(formats.DEFAULT_FORMATS) == {"q8_0", "q4_0"}
+    assert formats.REFERENCE == "bf16"
     assert set(get_args(formats.VersionFormat)) == set(formats.FORMATS) - {"tuned"}
     assert set(get_args(formats.TensorType)) == set(formats.BITS)
     assert {engine for each in formats.FORMATS.values() for engine in each.engines} <= set(get_args(formats.Engine))
@@ -35,9 +38,12 @@ def test_types_and_sizes_are_those_of_gguf():
     for name, bits in formats.BITS.items():
         weights, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[name]]
         assert bits == 8 * size / weights
-        assert weights == (formats.BLOCK if name in formats.QUANTIZED_TYPES else 1)
+        assert weights == formats.BLOCKS[name]
     for each in formats.GGUF.values():
-        assert gguf.LlamaFileType[each.file_type].name == f"MOSTLY_{each.tensor}"
+        # llama.cpp's smaller mixes of a type are named _S: ours have that type alone.
+        assert gguf.LlamaFileType[each.file_type].name.removesuffix("_S").removesuffix("_M") == f"MOSTLY_{each.tensor}"
+        assert each.file_type.endswith("_M") == (each.careful is not None)
+        assert set(each.types) <= set(formats.QUANTIZED_TYPES) or each.name == formats.REFERENCE
         assert each.bits < each.most_bits
         assert each.most_bits > formats.BITS[formats.TABLE_TYPE]  # the tables of a small model are most of it
 
@@ -51,7 +57,8 @@ def test_places_and_colours_are_each_their_own():
 
 
 def test_files_of_finished_runs_and_versions_stay_where_they_are():
-    assert [(each.step, each.path, each.place) for each in formats.FORMATS.values()] == [
+    places = {each.name: (each.step, each.path, each.place) for each in formats.FORMATS.values()}
+    assert [places[name] for name in ("merged", "bf16", "q8_0", "q4_0", "adapter", "tuned")] == [
         ("merge", "model/config.json", "merged/config.json"),
         ("quantize", "bf16/model.gguf", "quantized/bf16/model.gguf"),
         ("quantize", "q8_0/model.gguf", "quantized/q8_0/model.gguf"),
@@ -59,6 +66,10 @@ def test_files_of_finished_runs_and_versions_stay_where_they_are():
         ("train", "adapter/adapter_model.safetensors", "adapter/adapter_model.safetensors"),
         ("train", "tuned/tuned.json", "tuned/tuned.json"),
     ]
+    for name, each in formats.GGUF.items():
+        assert places[name] == ("quantize", f"{name}/model.gguf", f"quantized/{name}/model.gguf") == (
+            "quantize", each.path, each.place,
+        )  # fmt: skip
     assert QuantizeConfig().formats == ("q8_0", "q4_0")
     assert EvaluateConfig().targets == ("base", "tuned", "q8_0", "q4_0")
     assert RegisterConfig().artifacts == ("adapter", "q8_0", "q4_0")
@@ -86,10 +97,12 @@ from pathlib import Path
 import gemma_ops.family
 source = Path({table!r}).read_text(encoding="utf-8")
 for old, new in (
-    ('"q4_0"]', '"q4_0", "q5_0"]'),
-    ('"Q4_0"]', '"Q4_0", "Q5_0"]'),
-    ('"Q4_0": 4.5', '"Q4_0": 4.5, "Q5_0": 5.5'),
-    ('    Format("adapter"', '    _gguf("q5_0", "Q5_0", 8.6, "t-q5", ("#123456", "#abcdef")),\\n    Format("adapter"'),
+    ('"iq4_xs"]', '"iq4_xs", "q5_1"]'),
+    ('"IQ4_XS"]', '"IQ4_XS", "Q5_1"]'),
+    ('"IQ4_XS": 4.25', '"IQ4_XS": 4.25, "Q5_1": 6.0'),
+    ('"IQ4_XS": 256', '"IQ4_XS": 256, "Q5_1": 32'),
+    ('    Format("adapter"',
+     '    _gguf("q5_1", "Q5_1", "MOSTLY_Q5_1", "t-q51", ("#123456", "#abcdef"), default=True),\\n    Format("adapter"'),
 ):
     assert source.count(old) == 1, old
     source = source.replace(old, new)
@@ -106,22 +119,23 @@ from gemma_ops.export import gguf_audit, gguf_tensors
 from gemma_ops.registry import model_card as card, card_usage as loading, staging
 from gemma_ops.targets import spec
 
-assert QuantizeConfig().formats == ("q8_0", "q4_0", "q5_0") == EvaluateConfig().targets[2:]
-assert RegisterConfig(artifacts=("q5_0",)).artifacts == ("q5_0",)
-assert spec.parse_target("q5_0").kind == "quantized" and "q5_0" in spec._FORMS
-assert gguf_tensors.tensor_type("blk.0.ffn_up.weight", (64, 64), "q5_0") == "Q5_0"
-assert gguf_tensors.tensor_type("token_embd.weight", (64, 64), "q5_0") == "Q8_0"
-assert "Q5_0" in gguf_audit.QUANTIZED_TYPES
-assert breakeven_inputs._LOCAL == ("tuned", "base", "q4_0", "q5_0", "q8_0", "bf16")
-assert markup.colour("q5_0") == "t-q5" and palette.palette(["q5_0"])["t-q5"] == ("#123456", "#abcdef")
-assert "q5_0/kl" in summary._SHOWN["quantize"]
+assert QuantizeConfig().formats == ("q8_0", "q4_0", "q5_1") == EvaluateConfig().targets[2:]
+assert RegisterConfig(artifacts=("q5_1",)).artifacts == ("q5_1",)
+assert spec.parse_target("q5_1").kind == "quantized" and "q5_1" in spec._FORMS
+assert gguf_tensors.tensor_type("blk.0.ffn_up.weight", (64, 64), "q5_1") == "Q5_1"
+assert gguf_tensors.tensor_type("token_embd.weight", (64, 64), "q5_1") == "Q8_0"
+assert "Q5_1" in gguf_audit.QUANTIZED_TYPES
+sizes = [name for name in breakeven_inputs._LOCAL if name in ("q4_0", "q5_1", "q8_0", "bf16")]
+assert sizes == ["q4_0", "q5_1", "q8_0", "bf16"] and breakeven_inputs._LOCAL[:2] == ("tuned", "base")
+assert markup.colour("q5_1") == "t-q51" and palette.palette(["q5_1"])["t-q51"] == ("#123456", "#abcdef")
+assert "q5_1/kl" in summary._SHOWN["quantize"]
 made = Path({made!r})
-(made / "q5_0").mkdir()
-(made / "q5_0/model.gguf").write_bytes(b"GGUF" + (3).to_bytes(4, "little") + bytes(16))
-assert list(staging.select_files(RegisterConfig(artifacts=("q5_0",)), quantized=made)) == ["quantized/q5_0/model.gguf"]
-files = {{"quantized/q5_0/model.gguf": {{}}}}
+(made / "q5_1").mkdir()
+(made / "q5_1/model.gguf").write_bytes(b"GGUF" + (3).to_bytes(4, "little") + bytes(16))
+assert list(staging.select_files(RegisterConfig(artifacts=("q5_1",)), quantized=made)) == ["quantized/q5_1/model.gguf"]
+files = {{"quantized/q5_1/model.gguf": {{}}}}
 words = loading.loading({{"name": "m", "files": files, "adapter": None}}, card.carried_files({{"files": files}}))
-assert "q5_0 in llama.cpp" in words
+assert "q5_1 in llama.cpp" in words
 """
 
 

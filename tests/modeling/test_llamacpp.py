@@ -13,12 +13,13 @@ import pytest
 import torch
 
 from gemma_ops.data import chat
-from gemma_ops.errors import ModelError
+from gemma_ops.errors import MachineError, ModelError
 from gemma_ops.export.checkpoint import MergedCheckpoint
 from gemma_ops.export.gguf_tensors import plan_tensors
 from gemma_ops.export.gguf_writer import write_gguf
-from gemma_ops.modeling import generate
+from gemma_ops.modeling import generate, llamacpp_library
 from gemma_ops.modeling.llamacpp import GGUF
+from gemma_ops.modeling.llamacpp_library import GgufLogits
 from gemma_ops.modeling.load import load_model
 from gemma_ops.nano import WEIGHTS
 from tests.helpers import patience, tiny_models
@@ -55,25 +56,22 @@ def test_distributions_and_greedy_tokens_are_those_of_transformers(pairs: Pairs,
     base, file = pairs(kind)
     model = load_model(base, weights="fp32")
     random = prompts(4)
-    with GGUF(file) as gguf, torch.inference_mode():
-        vocabulary = int(model.config.get_text_config().vocab_size)
+    with GGUF(file) as gguf, GgufLogits(file, context=64) as logits, torch.inference_mode():
         divergences, gaps = [], []
         for ids in random:
-            theirs = model(input_ids=torch.tensor([ids])).logits[0].double().log_softmax(-1).numpy()
-            positions = list(range(0, len(ids), 4))
-            found = gguf.logprobs(ids, positions, vocabulary)
-            assert found.ids.shape == found.logprobs.shape == (len(positions), vocabulary)
-            np.testing.assert_allclose(np.exp(found.logprobs).sum(-1), 1, atol=1e-5)
-            ours = np.empty((len(positions), vocabulary))
-            np.put_along_axis(ours, found.ids, found.logprobs, 1)
-            expected = theirs[positions]
-            divergences += (np.exp(expected) * (expected - ours)).sum(-1).tolist()
+            expected = model(input_ids=torch.tensor([ids])).logits[0].double().log_softmax(-1).numpy()
+            found = np.concatenate(list(logits.read_logits(ids)))
+            assert found.shape == expected.shape
+            ours = torch.from_numpy(found).double().log_softmax(-1).numpy()
+            kls = (np.exp(expected) * (expected - ours)).sum(-1)
+            divergences += kls.tolist()
             for place, row in enumerate(expected):
                 best, second = np.sort(row)[::-1][:2]
-                if row.argmax() != found.ids[place, 0]:
+                if row.argmax() != found[place].argmax() and kls[place] < 0.01:
                     gaps.append(best - second)
         # bf16 weights meet bf16 activations in llama.cpp; a router on an edge may choose another expert.
-        assert np.mean(divergences) < 5e-3
+        assert np.median(divergences) < 1e-3
+        assert np.mean(np.array(divergences) < 0.05) > (0.95 if kind == "moe" else 0.999)
         assert all(gap < 0.1 for gap in gaps), "the likeliest token differs where it is not a near tie"
         for ids in random[:2]:
             reply = gguf.continuation(ids, 12)
@@ -185,9 +183,32 @@ def test_llama_cpp_renders_the_embedded_template_as_training_does(pairs: Pairs) 
             assert "<bos>" + gguf._post("/apply-template", body)["prompt"] == expected
 
 
-def test_position_list_is_checked(pairs: Pairs) -> None:
-    with GGUF(pairs("e2b")[1]) as gguf, pytest.raises(ValueError, match="ascending"):
-        gguf.logprobs([2, 5, 6], [2, 1], 8)
+def test_pieces_of_a_sequence_give_the_same_logits(pairs: Pairs, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = prompts(1, seed=3)[0]
+    with GgufLogits(pairs("e2b")[1], context=len(ids)) as logits:
+        (whole,) = logits.read_logits(ids)
+        (again,) = logits.read_logits(ids)
+        np.testing.assert_array_equal(whole, again)
+        with pytest.raises(ValueError, match="do not fit"):
+            next(logits.read_logits([*ids, 5]))
+    monkeypatch.setattr(llamacpp_library, "_CHUNK", 16)
+    monkeypatch.setattr(llamacpp_library, "_LEAST_CHUNK", 4)
+    with GgufLogits(pairs("e2b")[1], context=len(ids)) as logits:
+        pieces = list(logits.read_logits(ids))
+    assert [len(piece) for piece in pieces[:-1]] == [16] * (len(pieces) - 1)
+    assert len(pieces) > 1
+    np.testing.assert_allclose(np.concatenate(pieces), whole, atol=0.02)
+
+
+def test_another_interface_of_llamacpp_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    llamacpp_library.llamacpp_library.cache_clear()
+    monkeypatch.setattr(llamacpp_library, "_DEFAULTS", (512, 512, 512))
+    with pytest.raises(MachineError, match=r"begin with \(512, 2048, 512\)"):
+        llamacpp_library.llamacpp_library()
+    monkeypatch.undo()
+    monkeypatch.setitem(llamacpp_library._SIGNATURES, "llama_of_tomorrow", (None, ()))
+    with pytest.raises(MachineError, match=r"lacks .*llama_of_tomorrow"):
+        llamacpp_library.llamacpp_library()
 
 
 def test_files_that_cannot_be_run_are_named(tmp_path: Path, pairs: Pairs) -> None:

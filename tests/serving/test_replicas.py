@@ -49,13 +49,13 @@ def user(text):
 
 
 def endless(client, text):
-    """A stream that is not over before it is closed."""
+    """A stream that is not over before it is closed, whose prompt is read."""
     numbers = {"type": "array", "items": {"type": "integer"}, "minItems": 900}
     shape = {"type": "json_schema", "json_schema": {"name": "numbers", "schema": numbers}}
     stream = client.chat.completions.create(
         model=NAME, messages=user(text), response_format=shape, stream=True, max_tokens=1900
     )
-    next(iter(stream))
+    next(chunk for chunk in stream if chunk.choices and chunk.choices[0].delta.content)
     return stream
 
 

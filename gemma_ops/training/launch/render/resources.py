@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from gemma_ops.config import RunConfig
 from gemma_ops.errors import ConfigError
-from gemma_ops.family.formats import GGUF
+from gemma_ops.family.formats import DEFAULT_FORMATS, GGUF, REFERENCE
 from gemma_ops.planning import devices, training_plan
 from gemma_ops.planning.devices import GIB, Device
 from gemma_ops.planning.training_plan import TrainingPlan
@@ -23,8 +23,8 @@ _SHARDED = ("weights", "adapter")
 """Kinds of memory that FSDP spreads over the processes."""
 _CPUS, _LEAST_MEMORY, _SYSTEM_DISK = 8, 32, 40
 """Cores for each GPU; GiB of main memory at least; GB for system and packages."""
-_COPIES = math.ceil(2 + sum(each.bits for each in GGUF.values()) / 16)
-"""bf16 sizes of a model on disk in a whole run: fetched, merged, and as GGUF in every format."""
+_COPIES = math.ceil(2 + sum(GGUF[name].bits for name in (REFERENCE, *DEFAULT_FORMATS)) / 16)
+"""bf16 sizes of a model on disk in a whole run: fetched, merged, and as GGUF in the default formats."""
 _MARGIN = 3.0
 """Factor on the hours that the plan expects, whose speed is right within a factor of about two."""
 

@@ -1,0 +1,1 @@
+"""Quantization fitted to the rows: rounding with error feedback, and training of what scales the codes."""

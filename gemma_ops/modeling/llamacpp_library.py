@@ -1,0 +1,190 @@
+"""llama.cpp's C interface, in the library that `xllamacpp` brings: the logits of whole sequences at one reading.
+
+llama.cpp's server gives probabilities for the tokens that it generates, one request a position, and of a large
+vocabulary only the most likely. Its C interface (llama.h) gives the logits of every position that is asked for, over
+the whole vocabulary, from one pass over the sequence.
+
+Parameters are passed by value in structs that grow from release to release. They are filled by llama.cpp's own default
+functions into room that is larger than they are, and of their fields only the first three of the context's are set,
+after a look at whether their defaults stand where they always did.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from gemma_ops.errors import MachineError, ModelError
+
+_DEFAULTS = (512, 2048, 512)
+"""Defaults of the context's first three parameters: tokens of context, of a batch, and of a batch as computed."""
+_CHUNK, _LEAST_CHUNK = 512, 32
+"""Tokens read at once: at most, and at least."""
+_ROOM = 1 << 26
+"""Logits that exist at once: 256 MB."""
+
+
+class _Parameters(ctypes.Structure):
+    """Room for a struct of parameters: more than llama.cpp's largest, a few hundred bytes."""
+
+    _fields_ = (("words", ctypes.c_uint32 * 512),)
+
+
+class _Batch(ctypes.Structure):
+    """llama.h, `llama_batch`."""
+
+    _fields_ = (
+        ("n_tokens", ctypes.c_int32),
+        ("token", ctypes.POINTER(ctypes.c_int32)),
+        ("embd", ctypes.POINTER(ctypes.c_float)),
+        ("pos", ctypes.POINTER(ctypes.c_int32)),
+        ("n_seq_id", ctypes.POINTER(ctypes.c_int32)),
+        ("seq_id", ctypes.POINTER(ctypes.POINTER(ctypes.c_int32))),
+        ("logits", ctypes.POINTER(ctypes.c_int8)),
+    )
+
+
+_LOG = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
+_SILENT = _LOG(lambda _level, _text, _data: None)
+"""A log that keeps nothing."""
+_SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
+    "llama_backend_init": (None, ()),
+    "llama_log_set": (None, (ctypes.c_void_p, ctypes.c_void_p)),
+    "llama_log_get": (None, (ctypes.POINTER(ctypes.c_void_p), ctypes.POINTER(ctypes.c_void_p))),
+    "llama_model_default_params": (_Parameters, ()),
+    "llama_context_default_params": (_Parameters, ()),
+    "llama_model_load_from_file": (ctypes.c_void_p, (ctypes.c_char_p, _Parameters)),
+    "llama_model_free": (None, (ctypes.c_void_p,)),
+    "llama_init_from_model": (ctypes.c_void_p, (ctypes.c_void_p, _Parameters)),
+    "llama_free": (None, (ctypes.c_void_p,)),
+    "llama_set_n_threads": (None, (ctypes.c_void_p, ctypes.c_int32, ctypes.c_int32)),
+    "llama_get_memory": (ctypes.c_void_p, (ctypes.c_void_p,)),
+    "llama_memory_clear": (None, (ctypes.c_void_p, ctypes.c_bool)),
+    "llama_model_get_vocab": (ctypes.c_void_p, (ctypes.c_void_p,)),
+    "llama_vocab_n_tokens": (ctypes.c_int32, (ctypes.c_void_p,)),
+    "llama_batch_init": (_Batch, (ctypes.c_int32, ctypes.c_int32, ctypes.c_int32)),
+    "llama_batch_free": (None, (_Batch,)),
+    "llama_decode": (ctypes.c_int32, (ctypes.c_void_p, _Batch)),
+    "llama_get_logits": (ctypes.POINTER(ctypes.c_float), (ctypes.c_void_p,)),
+}
+
+
+@cache
+def llamacpp_library() -> Any:
+    """Return the loaded library with the signatures of the functions used here.
+
+    Raises MachineError when `xllamacpp` is not installed, or holds a llama.cpp whose interface is another.
+    """
+    try:
+        from xllamacpp import xllamacpp
+    except ImportError as error:
+        raise MachineError(
+            "running GGUF files needs the package xllamacpp, which is not installed", "pip install 'gemma-ops[gguf]'"
+        ) from error
+    library = ctypes.CDLL(xllamacpp.__file__)
+    try:
+        for name, (result, arguments) in _SIGNATURES.items():
+            function = getattr(library, name)
+            function.restype, function.argtypes = result, arguments
+    except AttributeError as error:
+        raise _unknown(f"it lacks {error}") from error
+    found = tuple(library.llama_context_default_params().words[:3])
+    if found != _DEFAULTS:
+        raise _unknown(f"its parameters begin with {found} instead of {_DEFAULTS}")
+    library.llama_backend_init()
+    return library
+
+
+def _unknown(why: str) -> MachineError:
+    return MachineError(
+        f"the llama.cpp in the installed xllamacpp has another C interface than the one known here: {why}",
+        "install the version of xllamacpp that `gemma-ops doctor` names",
+    )
+
+
+class GgufLogits:
+    """A GGUF file loaded for its logits; a context manager that frees it. `context`: tokens of the longest sequence.
+
+    Raises ModelError when the file is absent or llama.cpp refuses it, MachineError as `llamacpp_library` does.
+    """
+
+    def __init__(self, path: Path, *, context: int, threads: int = 1) -> None:
+        if not path.is_file():
+            raise ModelError(f"{path} does not exist", "run the step `quantize` first, or correct the path")
+        self.path = path
+        self._library = llamacpp_library()
+        self._context: int | None = None
+        self._model = self._quietly(
+            lambda: self._library.llama_model_load_from_file(
+                str(path).encode(), self._library.llama_model_default_params()
+            )
+        )
+        if self._model:
+            parameters = self._library.llama_context_default_params()
+            parameters.words[0] = context
+            self._context = self._quietly(lambda: self._library.llama_init_from_model(self._model, parameters))
+        if not self._context:
+            self.close()
+            raise ModelError(f"llama.cpp can't load {path}", "export it again; `gemma-ops doctor` shows the versions")
+        self._library.llama_set_n_threads(self._context, threads, threads)
+        vocabulary = self._library.llama_model_get_vocab(self._model)
+        self._vocabulary = int(self._library.llama_vocab_n_tokens(vocabulary))
+        self._room = context
+        self._chunk = max(_LEAST_CHUNK, min(_CHUNK, _ROOM // self._vocabulary))
+        self._batch = self._library.llama_batch_init(self._chunk, 0, 1)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, _type: type[BaseException] | None, _error: BaseException | None, _traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the model."""
+        if self._context:
+            self._library.llama_batch_free(self._batch)
+            self._library.llama_free(self._context)
+        if self._model:
+            self._library.llama_model_free(self._model)
+        self._context = self._model = None
+
+    def read_logits(self, ids: list[int]) -> Iterator[np.ndarray]:
+        """Yield the logits of the token after each position of a sequence, in order: some positions at a time,
+        (positions, vocabulary) float32.
+
+        Raises ModelError when llama.cpp can't read the sequence, ValueError when it is longer than the context.
+        """
+        if len(ids) > self._room:
+            raise ValueError(f"{len(ids)} tokens do not fit into a context of {self._room}")
+        library, batch = self._library, self._batch
+        library.llama_memory_clear(library.llama_get_memory(self._context), True)
+        for first in range(0, len(ids), self._chunk):
+            piece = ids[first : first + self._chunk]
+            batch.n_tokens = len(piece)
+            for place, token in enumerate(piece):
+                batch.token[place], batch.pos[place] = token, first + place
+                batch.n_seq_id[place], batch.seq_id[place][0], batch.logits[place] = 1, 0, 1
+            if code := library.llama_decode(self._context, batch):
+                raise ModelError(f"{self.path}: llama.cpp can't read the sequence (code {code})", "check the token ids")
+            values = library.llama_get_logits(self._context)
+            yield np.ctypeslib.as_array(values, (len(piece), self._vocabulary)).copy()
+
+    def _quietly(self, function: Any) -> Any:
+        """Call a function of the library without its log, which tells of every tensor."""
+        callback, data = ctypes.c_void_p(), ctypes.c_void_p()
+        self._library.llama_log_get(ctypes.byref(callback), ctypes.byref(data))
+        self._library.llama_log_set(ctypes.cast(_SILENT, ctypes.c_void_p), None)
+        try:
+            return function()
+        finally:
+            with suppress(ctypes.ArgumentError):
+                self._library.llama_log_set(callback, data)
