@@ -160,9 +160,9 @@ class QuantizeConfig(ConfigSection):
     """Fit formats below 8 bits to the training rows, at no more bytes. `importance`: scales searched by what columns
     are multiplied with. `rounding`: error feedback too. `scales`: scales and norms also trained to say what bf16
     says."""
-    fit_rows: Annotated[int, Field(ge=1)] = 300
+    fit_rows: Annotated[int, Field(ge=1)] = 1000
     """Training rows that files are fitted to."""
-    fit_steps: Annotated[int, Field(ge=1)] = 160
+    fit_steps: Annotated[int, Field(ge=1)] = 400
     """Steps of the training of scales, 8 rows each."""
 
 

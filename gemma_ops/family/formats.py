@@ -39,7 +39,7 @@ INSTEAD: dict[TensorType, TensorType] = {
 """Type of tensors whose rows are no whole blocks of the type that the format asks for."""
 QUANTIZED_TYPES = tuple(kind for kind, bits in BITS.items() if bits < 16)
 TABLE_TYPE: TensorType = "Q8_0"
-"""Lowest-precision tensor type for embeddings, per-layer tables and per-layer projections."""
+"""Tensor type of embeddings, per-layer tables and per-layer projections, where no other is asked for."""
 GGUF_FILE = "model.gguf"
 """Name of a GGUF file in the folder of its format."""
 

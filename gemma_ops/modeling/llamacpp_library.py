@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator
-from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from types import TracebackType
@@ -54,10 +53,10 @@ class _Batch(ctypes.Structure):
 _LOG = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
 _SILENT = _LOG(lambda _level, _text, _data: None)
 """A log that keeps nothing."""
+_FLOATS = ctypes.POINTER(ctypes.c_float)
 _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "llama_backend_init": (None, ()),
     "llama_log_set": (None, (ctypes.c_void_p, ctypes.c_void_p)),
-    "llama_log_get": (None, (ctypes.POINTER(ctypes.c_void_p), ctypes.POINTER(ctypes.c_void_p))),
     "llama_model_default_params": (_Parameters, ()),
     "llama_context_default_params": (_Parameters, ()),
     "llama_model_load_from_file": (ctypes.c_void_p, (ctypes.c_char_p, _Parameters)),
@@ -73,6 +72,7 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "llama_batch_free": (None, (_Batch,)),
     "llama_decode": (ctypes.c_int32, (ctypes.c_void_p, _Batch)),
     "llama_get_logits": (ctypes.POINTER(ctypes.c_float), (ctypes.c_void_p,)),
+    "ggml_quantize_chunk": (ctypes.c_size_t, (ctypes.c_int, _FLOATS, ctypes.c_void_p, *[ctypes.c_int64] * 3, _FLOATS)),
 }
 
 
@@ -98,8 +98,22 @@ def llamacpp_library() -> Any:
     found = tuple(library.llama_context_default_params().words[:3])
     if found != _DEFAULTS:
         raise _unknown(f"its parameters begin with {found} instead of {_DEFAULTS}")
+    library.llama_log_set(ctypes.cast(_SILENT, ctypes.c_void_p), None)  # it tells of every tensor
     library.llama_backend_init()
     return library
+
+
+def llamacpp_encode(x: np.ndarray, code: int, row_bytes: int, importance: np.ndarray | None = None) -> np.ndarray:
+    """Return rows of weights, (rows, width) float32, as llama.cpp's own encoder of the GGML type `code` stores them:
+    (rows, `row_bytes`) uint8. `importance`: (width,), as of its importance matrix."""
+    x = np.ascontiguousarray(x, dtype=np.float32)
+    found = np.empty((len(x), row_bytes), dtype=np.uint8)
+    columns = None
+    if importance is not None:
+        importance = np.ascontiguousarray(importance, dtype=np.float32)
+        columns = importance.ctypes.data_as(_FLOATS)
+    llamacpp_library().ggml_quantize_chunk(code, x.ctypes.data_as(_FLOATS), found.ctypes.data, 0, *x.shape, columns)
+    return found
 
 
 def _unknown(why: str) -> MachineError:
@@ -121,15 +135,13 @@ class GgufLogits:
         self.path = path
         self._library = llamacpp_library()
         self._context: int | None = None
-        self._model = self._quietly(
-            lambda: self._library.llama_model_load_from_file(
-                str(path).encode(), self._library.llama_model_default_params()
-            )
+        self._model = self._library.llama_model_load_from_file(
+            str(path).encode(), self._library.llama_model_default_params()
         )
         if self._model:
             parameters = self._library.llama_context_default_params()
             parameters.words[0] = context
-            self._context = self._quietly(lambda: self._library.llama_init_from_model(self._model, parameters))
+            self._context = self._library.llama_init_from_model(self._model, parameters)
         if not self._context:
             self.close()
             raise ModelError(f"llama.cpp can't load {path}", "export it again; `gemma-ops doctor` shows the versions")
@@ -177,14 +189,3 @@ class GgufLogits:
                 raise ModelError(f"{self.path}: llama.cpp can't read the sequence (code {code})", "check the token ids")
             values = library.llama_get_logits(self._context)
             yield np.ctypeslib.as_array(values, (len(piece), self._vocabulary)).copy()
-
-    def _quietly(self, function: Any) -> Any:
-        """Call a function of the library without its log, which tells of every tensor."""
-        callback, data = ctypes.c_void_p(), ctypes.c_void_p()
-        self._library.llama_log_get(ctypes.byref(callback), ctypes.byref(data))
-        self._library.llama_log_set(ctypes.cast(_SILENT, ctypes.c_void_p), None)
-        try:
-            return function()
-        finally:
-            with suppress(ctypes.ArgumentError):
-                self._library.llama_log_set(callback, data)
