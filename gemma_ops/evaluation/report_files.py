@@ -30,6 +30,7 @@ def _row(name: str, size: int | None, found: FileFidelity) -> list[object]:
         f"{size / 1e6:,.1f} MB" if size else "–",
         _nats(found.kl, found.kl_interval),
         _nats(found.every_token_kl, found.every_token_interval),
+        "–" if found.general_kl is None else _nats(found.general_kl, found.general_interval or (0.0, 0.0)),
         f"{found.top1:.1%}",
         gain,
     ]

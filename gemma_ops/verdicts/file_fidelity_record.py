@@ -19,6 +19,9 @@ class FileFidelity(VerdictRecord):
     every_token_interval: tuple[Number, Number]
     top1: Number
     """Share of every token's positions at which the likeliest next token is the same."""
+    general_kl: Number | None = None
+    """On every token of prompts that belong to no domain."""
+    general_interval: tuple[Number, Number] | None = None
     conversations: int
     """Validation rows that were compared."""
     fit: str | None = None
@@ -45,6 +48,8 @@ class FileFidelity(VerdictRecord):
             "top1": every["top1"],
             "conversations": every["conversations"],
         }
+        if general := body.get("general"):
+            made |= {"general_kl": general["kl"], "general_interval": general["kl_interval"]}
         if fit := body.get("fit"):
             gain = fit["gain"]["every_token"]
             made |= {

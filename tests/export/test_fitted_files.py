@@ -13,11 +13,13 @@ import pytest
 import torch
 
 from gemma_ops.config import MachineConfig, QuantizeConfig
-from gemma_ops.errors import DataError
-from gemma_ops.export import gguf_fit, quantize
+from gemma_ops.errors import DataError, GateError
+from gemma_ops.export import gguf_fit, measured_files, quantize
 from gemma_ops.export.checkpoint import MergedCheckpoint
+from gemma_ops.export.fidelity import Conversation, FileDivergence
 from gemma_ops.export.gguf_fit import fit_tensors
 from gemma_ops.export.gguf_tensors import plan_tensors
+from gemma_ops.export.measured_files import MeasuredFile
 from gemma_ops.fitting import fit_file, scale_training
 from tests.helpers import tiny_models
 
@@ -93,6 +95,17 @@ def test_each_way_brings_the_file_nearer_to_bf16_at_the_same_bytes(tmp_path, bas
     if len(ratios) > 1:
         assert ratios["scales"] < ratios["rounding"] < 0.95
         assert ratios["importance"] < 1.1
+
+
+def test_a_fit_that_costs_general_ability_is_refused():
+    """Further from bf16 than the plain file on prompts of no domain, beyond chance."""
+    places = [Conversation([1, 2, 3], [1]) for _ in range(8)]
+    kls = [np.array([0.1, 0.2, 0.3]) * (1 + place) for place in range(8)]
+    plain = MeasuredFile(*[FileDivergence(places, kls, [kl > 0 for kl in kls])] * 2)
+    worse = FileDivergence(places, [1.2 * kl for kl in kls], plain.general.hits)
+    measured_files._check_general("q4_0", MeasuredFile(plain.domain, plain.general, plain))
+    with pytest.raises(GateError, match=r"1\.20 times as large"):
+        measured_files._check_general("q4_0", MeasuredFile(plain.domain, worse, plain))
 
 
 def test_formats_of_eight_bits_and_the_tables_stay_plain(tmp_path, bases, data):
