@@ -14,11 +14,8 @@ OWN = {"kl": 0.000192, "kl_interval": [0.00016, 0.00023], "top1": 1.0, "conversa
 PLAIN = OWN | {"kl": 0.0007, "every_token": EVERY | {"kl": 0.0154}}
 GAIN = {"kl_ratio": 0.27, "kl_ratio_interval": [0.23, 0.32],
         "every_token": {"kl_ratio": 0.184, "kl_ratio_interval": [0.176, 0.193]}}  # fmt: skip
-FITTED = {
-    "fidelity": OWN,
-    "general": EVERY | {"kl": 0.0134, "kl_interval": [0.011, 0.016]},
-    "fit": {"how": "scales", "rows": 1000, "tokens": 81000, "plain": PLAIN, "gain": GAIN},
-}
+FIT = {"how": "scales", "rows": 1000, "tokens": 81000, "plain": PLAIN, "gain": GAIN}
+FITTED = {"fidelity": OWN, "general": EVERY | {"kl": 0.0134, "kl_interval": [0.011, 0.016]}, "fit": FIT}
 
 
 def verdict(**bodies):
@@ -35,11 +32,9 @@ def words(page):
 
 def test_a_fitted_and_a_plain_file_are_shown_with_their_figures():
     shown = words(files_section(verdict(q4_0=FITTED, q8_0={"fidelity": OWN}, base={})))
-    assert (
-        "q4_0 1.8 MB 0.00019 [0.00016, 0.00023] 0.0028 [0.0027, 0.003] 0.013 [0.011, 0.016] 97.1% scales: 0.18 [0.18, 0.19]"
-        in shown
-    )
-    assert "q8_0 1.8 MB 0.00019 [0.00016, 0.00023] 0.0028 [0.0027, 0.003] – 97.1% –" in shown
+    figures = "0.00019 [0.00016, 0.00023] 0.0028 [0.0027, 0.003]"
+    assert f"q4_0 1.8 MB {figures} 0.013 [0.011, 0.016] 97.1% scales: 0.18 [0.18, 0.19]" in shown
+    assert f"q8_0 1.8 MB {figures} – 97.1% –" in shown
     assert "on 120 validation rows" in shown
     assert "made for the training rows" in shown
     assert "base" not in shown
