@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,7 @@ def quantize(
         of_rows = rows_class([data / "train.jsonl"] if data else [])
         learned |= {form: stricter(learned[form], of_rows) for form in fitted}
     threads = machine.workers or os.cpu_count() or 1
-    audits = _write_all(out, source, formats, threads, learned, fit, fitted)
+    audits = write_formats(out, source, formats, threads, learned, fit, fitted)
     with GGUF(_file(out, REFERENCE), threads=threads) as gguf:
         _check_tokenizer(gguf, tokenizer)
         domain, general = (
@@ -116,15 +117,18 @@ def _fit_report(settings: QuantizeConfig, fit: RowFit, found: MeasuredFile) -> d
     return {"how": settings.fit, "rows": len(fit.rows), "tokens": sum(map(len, fit.rows)), **found.gain()}
 
 
-def _write_all(
+def write_formats(
     out: Path,
     source: MergedCheckpoint,
-    formats: list[GgufName],
+    formats: Sequence[GgufName],
     threads: int,
-    learned: dict[str, Privacy],
-    fit: RowFit | None,
-    fitted: list[GgufName],
+    learned: Mapping[str, Privacy],
+    fit: RowFit | None = None,
+    fitted: Sequence[GgufName] = (),
 ) -> dict[str, Audit]:
+    """Write the files of the formats that `out` lacks, each with its class in `learned`, and audit all; those `fitted`
+    by `fit`, with the plain file next to them. Raises MachineError when the disk has no room, GateError when a file is
+    not what was asked for."""
     plans = {form: plan_tensors(source, form) for form in formats}
     parameters = sum(tensor.source.parameters for tensor in plans[REFERENCE].tensors if tensor.source)
     wanted = [
