@@ -32,7 +32,7 @@ from gemma_ops.export.gguf_writer import write_gguf
 from gemma_ops.export.measured_files import MeasuredFile, measure_files
 from gemma_ops.export.prompts import fidelity_prompts, general_rows, manner_of
 from gemma_ops.family.formats import GGUF as TYPES
-from gemma_ops.family.formats import REFERENCE, GgufName
+from gemma_ops.family.formats import REFERENCE, TABLE_TYPE, GgufName, TensorType
 from gemma_ops.modeling.checkpoint_source import checkpoint
 from gemma_ops.modeling.llamacpp import GGUF
 from gemma_ops.modeling.load import load_tokenizer
@@ -79,7 +79,8 @@ def quantize(
         of_rows = rows_class([data / "train.jsonl"] if data else [])
         learned |= {form: stricter(learned[form], of_rows) for form in fitted}
     threads = machine.workers or os.cpu_count() or 1
-    audits = write_formats(out, source, formats, threads, learned, fit, fitted)
+    tables = TYPES[settings.tables].tensor
+    audits = write_formats(out, source, formats, threads, learned, fit, fitted, tables)
     with GGUF(_file(out, REFERENCE), threads=threads) as gguf:
         _check_tokenizer(gguf, tokenizer)
         domain, general = (
@@ -125,11 +126,14 @@ def write_formats(
     learned: Mapping[str, Privacy],
     fit: RowFit | None = None,
     fitted: Sequence[GgufName] = (),
+    tables: TensorType = TABLE_TYPE,
 ) -> dict[str, Audit]:
-    """Write the files of the formats that `out` lacks, each with its class in `learned`, and audit all; those `fitted`
-    by `fit`, with the plain file next to them. Raises MachineError when the disk has no room, GateError when a file is
-    not what was asked for."""
-    plans = {form: plan_tensors(source, form) for form in formats}
+    """Write the files of the formats that `out` lacks, their embedding tables in the type `tables`, each with its class
+    in `learned`, and audit all; those `fitted` by `fit`, with the plain file next to them.
+
+    Raises MachineError when the disk has no room, GateError when a file is not what was asked for.
+    """
+    plans = {form: plan_tensors(source, form, tables) for form in formats}
     parameters = sum(tensor.source.parameters for tensor in plans[REFERENCE].tensors if tensor.source)
     wanted = [
         (TYPES[form], folder) for form in formats for folder in (out, *([out / _PLAIN] if form in fitted else []))
