@@ -59,7 +59,8 @@ _LAYER = {
     "post_feedforward_layernorm_1.weight": "post_ffw_norm_1.weight",
     "post_feedforward_layernorm_2.weight": "post_ffw_norm_2.weight",
 }
-_TOWERS = re.compile(r"(model\.)?(vision_tower|audio_tower|embed_vision|embed_audio|vision_embedder|audio_embedder)\.")
+TOWERS = re.compile(r"(model\.)?(vision_tower|audio_tower|embed_vision|embed_audio|vision_embedder|audio_embedder)\.")
+"""Names of a checkpoint's tensors that belong to its towers."""
 _TABLES = ("token_embd.weight", "per_layer_token_embd.weight")
 _PLE_LINEARS = ("inp_gate.weight", "proj.weight")
 _CAREFUL = ("attn_v.weight", "ffn_down.weight", "ffn_down_exps.weight")
@@ -100,7 +101,7 @@ def plan_tensors(source: MergedCheckpoint, form: GgufName) -> GgufPlan:
     tensors = [PlannedTensor("rope_freqs.weight", None, (full.head_dim // 2,), "F32")]
     left_out: dict[str, list[str]] = {"towers": [], "unused keys and values": [], "tied head": []}
     for name, entry in source.entries.items():
-        if _TOWERS.match(name):
+        if TOWERS.match(name):
             left_out["towers"].append(name)
             continue
         if name == "lm_head.weight" and source.config.get("tie_word_embeddings", True):

@@ -31,6 +31,10 @@ class ServerSettings:
     threads: int
     windowed: bool = False
     """Whether the KV cache of sliding layers holds their window only."""
+    projector: str = ""
+    """The mmproj file, for prompts that show something; empty for text alone."""
+    image_tokens: int = 0
+    """Most soft tokens of an image (`max_soft_tokens`); 0 where the model sees none."""
 
 
 class SocketConnection(http.client.HTTPConnection):
@@ -64,6 +68,13 @@ def open_server(library: Any, settings: ServerSettings) -> Any:
     params.swa_full = not settings.windowed
     params.cpuparams.n_threads = settings.threads
     params.cpuparams_batch.n_threads = settings.threads
+    if settings.projector:
+        params.mmproj.path = settings.projector
+        params.image_min_tokens = 1
+        if settings.image_tokens:
+            params.image_max_tokens = settings.image_tokens
+            # The tokens of an image see each other, so they are read at once.
+            params.n_ubatch = max(params.n_ubatch, settings.image_tokens)
     server = library.Server(params)
     # llama.cpp answers before its work loop runs, and a server freed before then never ends. `/slots` is answered by
     # that loop, so after it the server may be freed at any time.

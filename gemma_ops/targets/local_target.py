@@ -214,7 +214,7 @@ class Encoder:
         from gemma_ops.data import chat
 
         messages = list(prompt.messages) if schema is None else in_words(prompt.messages, schema)
-        senses = (self._senses or Senses.read(self._folder)) if prompt.media else None
+        senses = self.senses if prompt.media else None
         return chat.prompt(
             self.tokenizer,
             messages,
@@ -224,6 +224,11 @@ class Encoder:
             senses=senses,
             control=self._asked.control,
         )
+
+    @cached_property
+    def senses(self) -> Senses:
+        """Return the media that the model takes."""
+        return self._senses or Senses.read(self._folder)
 
     def seen(self, prompt: Prompt, encoded: Encoded) -> Any:
         """Return the prompt's images and sounds as tensors (`modeling.media.Seen`), None where there are none."""
