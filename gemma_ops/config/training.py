@@ -24,7 +24,7 @@ from gemma_ops.config.methods import (
 )
 from gemma_ops.config.section import ConfigSection
 from gemma_ops.config.training_sections import DistillConfig, KernelsConfig, LoraConfig
-from gemma_ops.family.formats import DEFAULT_FORMATS, GgufName
+from gemma_ops.family.formats import DEFAULT_FORMATS, GgufName, ProjectorType
 
 Thinking = Literal["off", "on", "mixed"]
 """Whether a model is asked to think: never, always, or where a row holds a thought."""
@@ -164,6 +164,9 @@ class QuantizeConfig(ConfigSection):
     """Training rows that files are fitted to."""
     fit_steps: Annotated[int, Field(ge=1)] = 160
     """Steps of the training of scales, 8 rows each."""
+    mmproj: Literal["auto", "none", ProjectorType] = "auto"
+    """Type in which vision and audio towers are written for llama.cpp, as `mmproj/mmproj.gguf`; `auto` takes `bf16`
+    where the prepared rows show images or sounds, and leaves the towers out elsewhere."""
 
 
 def _problems(train: TrainConfig) -> Iterator[str]:

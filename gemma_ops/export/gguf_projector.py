@@ -28,6 +28,11 @@ from gemma_ops.runs.durable import write_json
 _PIECE = 1 << 21
 _PROCESSORS = ("processor_config.json", "preprocessor_config.json")
 _IDS = ("boi_token_id", "image_token_id", "eoi_token_id", "boa_token_id", "audio_token_id", "eoa_token_index")
+_GELU = "gelu_pytorch_tanh"
+_CONFORMER = {
+    "conv_kernel_size": 5, "attention_chunk_size": 12, "attention_context_left": 13, "attention_context_right": 0,
+    "attention_logit_cap": 50.0, "residual_weight": 0.5, "hidden_act": "silu", "rms_norm_eps": 1e-6,
+}  # fmt: skip
 _TYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 
 
@@ -89,35 +94,40 @@ def audit_projector(file: Path, plan: ProjectorPlan) -> dict[str, Any]:
 
 
 def check_towers(source: MergedCheckpoint) -> None:
-    """Raise ModelError where llama.cpp would compute a tower, or read its tokens, otherwise than the checkpoint says:
-    what it takes for granted stands in tools/mtmd/models/gemma4v.cpp and gemma4a.cpp."""
+    """Raise ModelError where llama.cpp would compute a tower otherwise than the checkpoint says: what it takes for
+    granted stands in tools/mtmd/models/gemma4v.cpp and gemma4a.cpp."""
     vision, audio = source.config.get("vision_config") or {}, source.config.get("audio_config") or {}
-    unified = "unified" in str(source.config.get("model_type"))
-    heads = int(vision.get("num_attention_heads", 12))
-    rules = [
-        (unified or _is(vision, "hidden_activation", "gelu_pytorch_tanh"), "GELU", "vision_config.hidden_activation"),
-        (unified or vision.get("num_key_value_heads", heads) == heads, "as many keys as queries",
-         "vision_config.num_key_value_heads"),
-        (unified or int(vision.get("head_dim", 64)) * heads == int(vision.get("hidden_size", 768)), "heads that make "
-         "up the width", "vision_config.head_dim"),
-        (float((vision.get("rope_parameters") or {}).get("rope_theta", 100.0)) == 100.0, "RoPE of base 100",
-         "vision_config.rope_parameters"),
-        *((unified or _is(audio, key, usual), f"{usual}", f"audio_config.{key}") for key, usual in (
-            ("conv_kernel_size", 5), ("attention_chunk_size", 12), ("attention_context_left", 13),
-            ("attention_context_right", 0), ("attention_logit_cap", 50.0), ("residual_weight", 0.5),
-            ("hidden_act", "silu"), ("rms_norm_eps", 1e-6))),
-        (not unified or _is(audio, "audio_embed_dim", 640), "640 samples a token", "audio_config.audio_embed_dim"),
-    ]  # fmt: skip
-    for fits, granted, key in rules:
-        if not fits:
+    found = _granted_unified(audio) if _is_unified(source) else {**_granted_vision(vision), **_granted_audio(audio)}
+    for key, (value, granted) in found.items():
+        if value != granted:
             raise ModelError(
-                f"llama.cpp takes for granted: {granted}; this checkpoint says otherwise ({key})",
-                "serve images with transformers or vLLM, and leave the towers out: quantize.mmproj=none",
+                f"llama.cpp takes {key}={granted} for granted, and this checkpoint says {value}",
+                "serve images and sounds with transformers or vLLM, and leave the towers out: quantize.mmproj=none",
             )
 
 
-def _is(section: dict[str, Any], key: str, usual: Any) -> bool:
-    return section.get(key, usual) == usual
+def _granted_vision(vision: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return the value of each key that llama.cpp doesn't ask for, with the one that it computes with."""
+    heads, width = vision.get("num_attention_heads", 12), vision.get("hidden_size", 768)
+    rope = vision.get("rope_parameters") or {}
+    return {
+        "vision_config.hidden_activation": (vision.get("hidden_activation", _GELU), _GELU),
+        "vision_config.num_key_value_heads": (vision.get("num_key_value_heads", heads), heads),
+        "vision_config.head_dim": (vision.get("head_dim", 64), width // heads),
+        "vision_config.rope_parameters.rope_theta": (rope.get("rope_theta", 100.0), 100.0),
+    }
+
+
+def _granted_audio(audio: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    return {f"audio_config.{key}": (audio.get(key, usual), usual) for key, usual in _CONFORMER.items()}
+
+
+def _granted_unified(audio: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    return {"audio_config.audio_embed_dim": (audio.get("audio_embed_dim", 640), 640)}
+
+
+def _is_unified(source: MergedCheckpoint) -> bool:
+    return "unified" in str(source.config.get("model_type"))
 
 
 def _add_metadata(writer: Any, source: MergedCheckpoint, plan: ProjectorPlan) -> None:
@@ -128,7 +138,7 @@ def _add_metadata(writer: Any, source: MergedCheckpoint, plan: ProjectorPlan) ->
     writer.add_type("mmproj")
     writer.add_name(f"Gemma 4 {key}" if key else "Gemma 4")
     writer.add_file_type(gguf.LlamaFileType[{"bf16": "MOSTLY_BF16", "f16": "MOSTLY_F16", "f32": "ALL_F32"}[plan.type]])
-    unified = "unified" in str(source.config.get("model_type"))
+    unified = _is_unified(source)
     vision, audio = source.config.get("vision_config"), source.config.get("audio_config")
     writer.add_bool("clip.has_vision_encoder", vision is not None)
     writer.add_bool("clip.has_audio_encoder", audio is not None)

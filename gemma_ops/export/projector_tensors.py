@@ -2,7 +2,8 @@
 
 Four kinds of tower, named as llama.cpp names its projectors (tools/mtmd, b11549): `gemma4v`, the vision encoder of E2B,
 E4B, 26B-A4B and 31B; `gemma4a`, the conformer of E2B and E4B; `gemma4uv` and `gemma4ua`, the 12B's patches and waveform
-without an encoder. Names of the first two are those of gguf-py 0.19 (`tensor_mapping.py`), which doesn't know the others.
+without an encoder. Names of the first two are those of gguf-py 0.19 (`tensor_mapping.py`), which doesn't know the
+others.
 
 Matrices are stored in the type that is asked for, and the rest in F32: norms, bounds of clipped linears, tables of
 positions, and the kernels of convolutions, which llama.cpp computes in no 16-bit type of ours.
@@ -10,6 +11,7 @@ positions, and the kernels of convolutions, which llama.cpp computes in no 16-bi
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from typing import Literal
@@ -145,4 +147,4 @@ def _shape(shape: tuple[int, ...], change: Change) -> tuple[int, ...]:
 
 def patch_side(numbers: int) -> int:
     """Return the pixels along one side of a patch of so many numbers."""
-    return round((numbers // 3) ** 0.5)
+    return math.isqrt(numbers // 3)

@@ -27,6 +27,7 @@ from gemma_ops.export.gguf_audit import Audit, audit_gguf
 from gemma_ops.export.gguf_fit import RowFit, is_fitted, training_rows
 from gemma_ops.export.gguf_tensors import plan_tensors
 from gemma_ops.export.gguf_writer import write_gguf
+from gemma_ops.export.projector_fidelity import make_projector, projector_metrics, projector_type
 from gemma_ops.export.prompts import fidelity_prompts, manner_of
 from gemma_ops.family.formats import GGUF as TYPES
 from gemma_ops.family.formats import REFERENCE, GgufName
@@ -56,7 +57,8 @@ _PROBES = (
 def quantize(
     out: Path, settings: QuantizeConfig, machine: MachineConfig, *, model: Path, data: Path | None = None
 ) -> dict[str, float]:
-    """Write `out/<format>/model.gguf` for bf16 and the formats asked for, and `out/report.json`.
+    """Write `out/<format>/model.gguf` for bf16 and the formats asked for, `out/mmproj` with the towers where they are
+    wanted, and `out/report.json`.
 
     Raises ModelError for a checkpoint that can't be converted, GateError when a file is not what was asked for or
     llama.cpp disagrees with transformers, MachineError when the disk has no room or `xllamacpp` is missing, DataError
@@ -87,6 +89,9 @@ def quantize(
         )
     reference = _file(out, REFERENCE)
     parity = check_parity(source, chosen, reference, machine)
+    towers: dict[str, Any] = {}
+    if kind := projector_type(settings, source, data):
+        towers = make_projector(out, source, kind, machine, reference=reference, learned=learned_class(model))
     measured = {form: file_divergence(_file(out, form), reference, chosen, threads) for form in formats[1:]}
     plain = {form: file_divergence(_file(out / _PLAIN, form), reference, chosen, threads) for form in fitted}
     for form, found in measured.items():
@@ -97,6 +102,7 @@ def quantize(
             "left_out": {reason: len(names) for reason, names in plan_tensors(source, REFERENCE).left_out.items()},
             "tokenizer": {"probes": len(_PROBES), "equal": True},
             "parity": {"transformers": parity_weights(source), **parity.report()},
+            **({"mmproj": towers} if towers else {}),
             "formats": {
                 form: {"audit": audits[form].report()}
                 | ({"fidelity": measured[form].report()} if form in measured else {})
@@ -110,7 +116,7 @@ def quantize(
     record_learned(out, whole, [f"model: {whole}"])
     for folder in (_PLAIN, _FIT):
         shutil.rmtree(out / folder, ignore_errors=True)
-    return _metrics(audits, parity, measured, plain)
+    return _metrics(audits, parity, measured, plain) | (projector_metrics(towers) if towers else {})
 
 
 def _fit_report(

@@ -32,7 +32,8 @@ BITS: dict[TensorType, float] = {
 }  # fmt: skip
 """Bits per weight of each tensor type, scales included."""
 BLOCKS: dict[TensorType, int] = {
-    "F32": 1, "F16": 1, "BF16": 1, "Q8_0": 32, "Q6_K": 256, "Q5_K": 256, "Q5_0": 32, "Q4_K": 256, "Q4_0": 32, "IQ4_XS": 256
+    "F32": 1, "F16": 1, "BF16": 1, "Q8_0": 32, "Q6_K": 256, "Q5_K": 256, "Q5_0": 32, "Q4_K": 256, "Q4_0": 32,
+    "IQ4_XS": 256,
 }  # fmt: skip
 """Weights that are stored together, by tensor type: rows are whole blocks."""
 INSTEAD: dict[TensorType, TensorType] = {

@@ -132,9 +132,7 @@ class GgufLogits:
             parameters = self._library.llama_context_default_params()
             parameters.words[0] = context
             parameters.words[2] = max(int(parameters.words[2]), together)
-            self.context = quietly(
-                self._library, lambda: self._library.llama_init_from_model(self.model, parameters)
-            )
+            self.context = quietly(self._library, lambda: self._library.llama_init_from_model(self.model, parameters))
         if not self.context:
             self.close()
             raise ModelError(f"llama.cpp can't load {path}", "export it again; `gemma-ops doctor` shows the versions")

@@ -149,7 +149,9 @@ class GgufMedia:
             values = self._library.mtmd_get_output_embd(self._context)
             return np.ctypeslib.as_array(values, (count, width)).copy()
 
-    def read_logits(self, ids: Sequence[int], types: Sequence[int], shown: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
+    def read_logits(
+        self, ids: Sequence[int], types: Sequence[int], shown: Sequence[np.ndarray]
+    ) -> Iterator[np.ndarray]:
         """Yield the logits of the token after each position of text in a prompt, in order, (positions, vocabulary)
         float32; `types` as in `Seen.types`, `shown` in the order of the prompt, as for `embeddings`. The logits after
         soft tokens are left out.
@@ -176,7 +178,14 @@ class GgufMedia:
                 )
             after = _INT(0)
             code = self._library.mtmd_helper_eval_chunk_single(
-                self._context, self._model.context, chunk, first, 0, 1 if self._singly else count, False, ctypes.byref(after)
+                self._context,
+                self._model.context,
+                chunk,
+                first,
+                0,
+                1 if self._singly else count,
+                False,
+                ctypes.byref(after),
             )
         if code or after.value != first + count:
             raise ModelError(f"llama.cpp can't read an image or a sound (code {code})", "export the towers again")
@@ -200,7 +209,9 @@ class _Chunks:
         text = _Text(_MARKER, len(_MARKER), False, True)
         bitmaps = (_POINTER * 1)(self._bitmap)
         code = library.mtmd_tokenize(self._context, self._chunks, ctypes.byref(text), bitmaps, 1)
-        found = (library.mtmd_input_chunks_get(self._chunks, i) for i in range(library.mtmd_input_chunks_size(self._chunks)))
+        found = (
+            library.mtmd_input_chunks_get(self._chunks, i) for i in range(library.mtmd_input_chunks_size(self._chunks))
+        )
         media = [chunk for chunk in found if library.mtmd_input_chunk_get_type(chunk) != _TEXT]
         if code or len(media) != 1:
             self.__exit__()

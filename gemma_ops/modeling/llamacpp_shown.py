@@ -78,9 +78,7 @@ def read_image_reading(projector: Path) -> ImageReading:
     return image_reading(json.loads((projector.parent / "config.json").read_text(encoding="utf-8")))
 
 
-def shown_arrays(
-    parts: Sequence[Part], places: Path | Mapping[str, Path | bytes], senses: Senses
-) -> list[np.ndarray]:
+def shown_arrays(parts: Sequence[Part], places: Path | Mapping[str, Path | bytes], senses: Senses) -> list[np.ndarray]:
     """Return the stored parts of a conversation as arrays; `places` as in `media_files.bytes_of`. Raises DataError for
     what is gone or changed, or what the model doesn't take."""
     found = []

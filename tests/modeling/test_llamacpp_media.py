@@ -16,18 +16,16 @@ import torch
 from gemma_ops.answer import Prompt
 from gemma_ops.data.media_files import MediaShelf
 from gemma_ops.data.parts import media_of
-from gemma_ops.errors import DataError, ModelError
 from gemma_ops.export.checkpoint import MergedCheckpoint
 from gemma_ops.export.gguf_projector import write_projector
 from gemma_ops.export.gguf_tensors import plan_tensors
 from gemma_ops.export.gguf_writer import write_gguf
 from gemma_ops.export.projector_tensors import plan_projector
-from gemma_ops.family.formats import ProjectorType
 from gemma_ops.modeling import generate
 from gemma_ops.modeling.llamacpp import GGUF
 from gemma_ops.modeling.llamacpp_library import GgufLogits
 from gemma_ops.modeling.llamacpp_media import GgufMedia
-from gemma_ops.modeling.llamacpp_shown import ShownPrompt, find_projector, shown_arrays
+from gemma_ops.modeling.llamacpp_shown import ShownPrompt, shown_arrays
 from gemma_ops.modeling.load import load_model
 from gemma_ops.nano import nano_towers
 from gemma_ops.targets.local_target import Encoder
@@ -53,7 +51,9 @@ class Made:
         """A question about a drawn image or sound: as asked, as transformers sees it, and as llama.cpp does."""
         rng = random.Random(seed)
         senses = self.encode.senses
-        data = media_rows.png("red", rng, (130, 90)) if media == "image" else media_rows.wav(media_rows.tone("low", rng))
+        data = (
+            media_rows.png("red", rng, (130, 90)) if media == "image" else media_rows.wav(media_rows.tone("low", rng))
+        )
         shelf = MediaShelf(None, senses)
         content = [{"type": media, "source": data}, {"type": "text", "text": question}]
         messages = shelf.store([{"role": "user", "content": content}])
