@@ -165,7 +165,7 @@ class QuantizeConfig(ConfigSection):
     fit_steps: Annotated[int, Field(ge=1)] = 160
     """Steps of the training of scales, 8 rows each."""
     mmproj: Literal["auto", "none", ProjectorType] = "auto"
-    """Type in which vision and audio towers are written for llama.cpp, as `mmproj/mmproj.gguf`; `auto` takes `bf16`
+    """Type in which vision and audio towers are written for llama.cpp, as `mmproj/mmproj.gguf`. `auto` takes `bf16`
     where the prepared rows show images or sounds, and leaves the towers out elsewhere."""
 
 

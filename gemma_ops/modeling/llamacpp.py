@@ -11,7 +11,6 @@ no port is opened.
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 import time
@@ -23,7 +22,7 @@ from typing import Any, Self
 from gemma_ops.answer import Answer, End
 from gemma_ops.errors import DataError, MachineError, ModelError
 from gemma_ops.modeling.generate import STOPS, read_reply
-from gemma_ops.modeling.llamacpp_server import ServerSettings, SocketConnection, open_server
+from gemma_ops.modeling.llamacpp_server import ServerSettings, asked_server, open_server, tokenized
 from gemma_ops.modeling.llamacpp_shown import ShownPrompt, marked_prompt
 from gemma_ops.modeling.thoughts import left_open
 from gemma_ops.modeling.threads import SMALL
@@ -153,8 +152,7 @@ class GGUF:
         before it."""
         if self._server is None:
             self._serve(64, 1)
-        reply = self._post("/tokenize", {"content": text, "add_special": False, "parse_special": True})
-        return list(reply["tokens"])
+        return tokenized(self._socket, text)
 
     def _asked(
         self,
@@ -203,7 +201,7 @@ class GGUF:
         body = {"prompt": batch, "n_predict": count, "return_tokens": True, "cache_prompt": False, **GREEDY}
         if schema is not None:
             body["json_schema"] = {**schema, **SPACING}
-        reply = self._post("/completion", body)
+        reply = asked_server(self._socket, "POST", "/completion", body)
         if isinstance(reply, dict) and "error" in reply:
             if len(batch) == 1:
                 return [None]
@@ -211,16 +209,9 @@ class GGUF:
         replies: list[dict[str, Any] | None] = reply if isinstance(reply, list) else [reply]
         return sorted(replies, key=lambda one: int(one["index"]) if one else 0)
 
-    def _post(self, path: str, body: dict[str, Any]) -> Any:
-        return self._request("POST", path, json.dumps(body))
-
-    def _request(self, method: str, path: str, body: str | None) -> Any:
-        connection = SocketConnection(self._server.listening_address.removeprefix("unix://"))
-        try:
-            connection.request(method, path, body, {"Content-Type": "application/json"})
-            return json.loads(connection.getresponse().read())
-        finally:
-            connection.close()
+    @property
+    def _socket(self) -> str:
+        return str(self._server.listening_address).removeprefix("unix://")
 
     def _serve(self, tokens: int, slots: int) -> Any:
         """Return the running server, restarted when it has too little room for `tokens` in each of `slots`."""
@@ -242,7 +233,7 @@ class GGUF:
             ) from error
         self._room = (context, slots)
         if self._projector:
-            self._marker = str(self._request("GET", "/props", None)["media_marker"])
+            self._marker = str(asked_server(self._socket, "GET", "/props")["media_marker"])
         return self._server
 
 

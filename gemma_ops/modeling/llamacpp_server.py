@@ -49,6 +49,27 @@ class SocketConnection(http.client.HTTPConnection):
         self.sock.connect(self._path)
 
 
+def asked_server(path: str, method: str, request: str, body: Any = None) -> Any:
+    """Return what a server on the socket file `path` answers, from JSON. Raises OSError where nobody answers, and
+    ValueError for an answer that is no JSON."""
+    connection = SocketConnection(path)
+    try:
+        content = None if body is None else json.dumps(body)
+        connection.request(method, request, content, {"Content-Type": "application/json"})
+        return json.loads(connection.getresponse().read())
+    except http.client.HTTPException as error:
+        raise ValueError(f"it broke off: {error}") from error
+    finally:
+        connection.close()
+
+
+def tokenized(path: str, text: str) -> list[int]:
+    """Return the ids that llama.cpp's own tokenizer gives a text, special tokens recognised, without a `<bos>` put
+    before it."""
+    body = {"content": text, "add_special": False, "parse_special": True}
+    return list(asked_server(path, "POST", "/tokenize", body)["tokens"])
+
+
 def open_server(library: Any, settings: ServerSettings) -> Any:
     """Start a server of `library` (xllamacpp) and return it. Raises RuntimeError for a file that llama.cpp refuses.
 
@@ -78,12 +99,7 @@ def open_server(library: Any, settings: ServerSettings) -> Any:
     server = library.Server(params)
     # llama.cpp answers before its work loop runs, and a server freed before then never ends. `/slots` is answered by
     # that loop, so after it the server may be freed at any time.
-    connection = SocketConnection(settings.socket)
-    try:
-        connection.request("GET", "/slots")
-        connection.getresponse().read()
-    finally:
-        connection.close()
+    asked_server(settings.socket, "GET", "/slots")
     return server
 
 

@@ -47,6 +47,9 @@ class ShownPrompt:
     types: Sequence[int]
     shown: Sequence[np.ndarray]
 
+    def __len__(self) -> int:
+        return len(self.ids)
+
     def longer(self, ids: Sequence[int]) -> ShownPrompt:
         """Return the prompt with further tokens of text."""
         return ShownPrompt([*self.ids, *ids], [*self.types, *[0] * len(ids)], self.shown)

@@ -44,7 +44,8 @@ def make_files(folder):
 
 
 def _convert(folder):
-    quantizing._write_all(folder, quantizing.MergedCheckpoint(WEIGHTS), list(FORMATS), 1, "any")
+    learned = dict.fromkeys(FORMATS, "any")
+    quantizing._write_all(folder, quantizing.MergedCheckpoint(WEIGHTS), list(FORMATS), 1, learned, None, [])
     template = (WEIGHTS / "chat_template.jinja").read_text()
     for form in FORMATS:
         write_prompting(folder / form, Prompting.of("off", template))

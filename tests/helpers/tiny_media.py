@@ -15,6 +15,11 @@ from typing import Any, Literal
 
 import torch
 
+from gemma_ops.export.checkpoint import MergedCheckpoint
+from gemma_ops.export.gguf_projector import write_projector
+from gemma_ops.export.gguf_tensors import plan_tensors
+from gemma_ops.export.gguf_writer import write_gguf
+from gemma_ops.export.projector_tensors import plan_projector
 from gemma_ops.nano import nano_towers
 from tests.helpers import tiny_models
 
@@ -117,6 +122,14 @@ def roughen(folder: Path, seed: int = 0) -> Path:
         state[name] = drawn.to(tensor.dtype)
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
+
+
+def gguf_files(base: Path, folder: Path) -> Path:
+    """Write the bf16 file of a checkpoint and its towers as the step `quantize` lays them out, and return the file."""
+    source = MergedCheckpoint(base)
+    write_gguf(source, plan_tensors(source, "bf16"), folder / "bf16" / "model.gguf", threads=1)
+    write_projector(source, plan_projector(source, "f16"), folder / "mmproj")
+    return folder / "bf16" / "model.gguf"
 
 
 def processor(kind: Kind) -> dict[str, Any]:

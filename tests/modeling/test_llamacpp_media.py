@@ -16,19 +16,16 @@ import torch
 from gemma_ops.answer import Prompt
 from gemma_ops.data.media_files import MediaShelf
 from gemma_ops.data.parts import media_of
-from gemma_ops.export.checkpoint import MergedCheckpoint
-from gemma_ops.export.gguf_projector import write_projector
-from gemma_ops.export.gguf_tensors import plan_tensors
-from gemma_ops.export.gguf_writer import write_gguf
-from gemma_ops.export.projector_tensors import plan_projector
+from gemma_ops.errors import DataError, ModelError
 from gemma_ops.modeling import generate
 from gemma_ops.modeling.llamacpp import GGUF
 from gemma_ops.modeling.llamacpp_library import GgufLogits
 from gemma_ops.modeling.llamacpp_media import GgufMedia
-from gemma_ops.modeling.llamacpp_shown import ShownPrompt, shown_arrays
+from gemma_ops.modeling.llamacpp_shown import ShownPrompt, find_projector, marked_prompt, shown_arrays
 from gemma_ops.modeling.load import load_model
+from gemma_ops.modeling.media_inputs import Perceiver
 from gemma_ops.nano import nano_towers
-from gemma_ops.targets.local_target import Encoder
+from gemma_ops.targets.prompt_encoder import Encoder
 from tests.helpers import media_rows, tiny_media
 
 HEARS = ("edge", "unified", "nano")
@@ -41,7 +38,6 @@ SERVED = [one for one in TOWERS if one not in (("unified", "image"), ("nano", "i
 class Made:
     """A checkpoint with its files, and a loaded model."""
 
-    base: Path
     file: Path
     projector: Path
     encode: Encoder
@@ -73,11 +69,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Made]:
             base = folder / "base"
             wide = {"hidden_size": 1536} if kind == "edge" else {}
             nano_towers.save_towers(base) if kind == "nano" else tiny_media.save(kind, base, **wide)
-            source = MergedCheckpoint(tiny_media.roughen(base))
-            write_gguf(source, plan_tensors(source, "bf16"), folder / "bf16" / "model.gguf", threads=1)
-            projector = write_projector(source, plan_projector(source, "f16"), folder / "mmproj")
-            model = load_model(base, weights="fp32", towers=True)
-            found[kind] = Made(base, folder / "bf16" / "model.gguf", projector, Encoder(base), model)
+            file = tiny_media.gguf_files(tiny_media.roughen(base), folder)
+            projector = find_projector(file)
+            assert projector
+            found[kind] = Made(file, projector, Encoder(base), load_model(base, weights="fp32", towers=True))
         return found[kind]
 
     return make
@@ -164,3 +159,75 @@ def test_greedy_answers_are_those_of_transformers(made: Callable[[str], Made], k
         found = list(gguf.answer(prompts, one.encode.tokenizer, max_new_tokens=6, batch_size=2))
     assert [answer.prompt_tokens for answer in found] == [len(shown.ids) for _, _, shown in asked]
     assert [answer.text for answer in found] == [answer.text for answer in expected]
+
+
+def test_text_that_becomes_other_tokens_in_llamacpp_is_not_asked(made: Callable[[str], Made]) -> None:
+    one = made("large")
+    _, _, shown = one.prompt("image", question="What is this?")
+    with GGUF(one.file, projector=one.projector, image_tokens=70) as gguf:
+        spelled = marked_prompt(shown, one.encode.tokenizer, "<here>", gguf.tokenize)
+        text = spelled["prompt_string"]
+        assert text.count("<here>") == 1
+        assert "<bos>" not in text, "which llama.cpp writes by itself"
+        assert "<|image>" not in text
+        other = [*shown.ids]
+        place = max(place for place, kind in enumerate(shown.types) if kind) + 3
+        letters = [one.encode.tokenizer.token_to_id(letter) for letter in "th"]
+        other[place : place + 2] = letters  # which the tokenizer would join
+        replies = gguf.answer(
+            [ShownPrompt(other, shown.types, shown.shown), shown], one.encode.tokenizer, max_new_tokens=2, batch_size=2
+        )
+        found = list(replies)
+    assert found[0].end == "error"
+    assert "other tokens in llama.cpp than in training" in found[0].reason
+    assert found[1].end != "error"
+
+
+def test_another_number_of_soft_tokens_is_not_answered(made: Callable[[str], Made]) -> None:
+    one = made("large")
+    _, _, shown = one.prompt("image")
+    smaller = [shown.shown[0][:12, :12].copy()]
+    with GGUF(one.file, projector=one.projector, image_tokens=70) as gguf:
+        (found,) = gguf.answer(
+            [ShownPrompt(shown.ids, shown.types, smaller)], one.encode.tokenizer, max_new_tokens=2, batch_size=1
+        )
+    assert found.end == "error"
+    assert f"the prompt has {len(shown.ids)}" in found.reason
+    with (
+        GgufLogits(one.file, context=512) as logits,
+        GgufMedia(logits, one.projector, budget=70) as towers,
+        pytest.raises(ModelError, match="soft tokens of an image or sound that has"),
+    ):
+        list(towers.read_logits(shown.ids, shown.types, smaller))
+
+
+@pytest.mark.parametrize("size", [(130, 90), (17, 300), (500, 20), (64, 64)])
+@pytest.mark.parametrize("kind", ["large", "unified"])
+def test_pixels_are_those_that_the_processor_cuts_into_patches(
+    made: Callable[[str], Made], kind: str, size: tuple[int, int]
+) -> None:
+    senses, perceiver = made(kind).encode.senses, Perceiver(made(kind).encode._folder)
+    shelf = MediaShelf(None, senses)
+    source = [{"type": "image", "source": media_rows.png("blue", random.Random(1), size)}]
+    (turn,) = shelf.store([{"role": "user", "content": source}])
+    (pixels,) = shown_arrays(turn["content"], shelf.found, senses)
+    ((patches, places),) = perceiver.see(turn["content"], shelf.found, []).pictures
+    side = round((patches.shape[-1] // 3) ** 0.5)
+    assert pixels.shape[0] * pixels.shape[1] == len(patches) * side**2
+    for patch, (column, row) in zip(patches, places.tolist(), strict=True):
+        here = pixels[row * side : (row + 1) * side, column * side : (column + 1) * side]
+        assert np.array_equal(here.ravel(), (patch.numpy() * 255).round().astype(np.uint8))
+
+
+def test_towers_of_another_width_are_refused(made: Callable[[str], Made]) -> None:
+    with GgufLogits(made("nano").file, context=64) as gguf, pytest.raises(ModelError, match=r"can't load .* beside"):
+        GgufMedia(gguf, made("large").projector)
+
+
+def test_a_model_without_a_tower_is_shown_nothing(made: Callable[[str], Made]) -> None:
+    _, _, shown = made("edge").prompt("audio")
+    with pytest.raises(DataError, match="takes no audio"):
+        shown_arrays(
+            [{"type": "audio", "path": "a.wav", "samples": 16000}], {"a.wav": b""}, made("large").encode.senses
+        )
+    assert shown.shown[0].dtype == np.float32
