@@ -166,7 +166,7 @@ class QuantizeConfig(ConfigSection):
     """Steps of the training of scales, 8 rows each."""
     mmproj: Literal["auto", "none", ProjectorType] = "auto"
     """Type in which vision and audio towers are written for llama.cpp, as `mmproj/mmproj.gguf`. `auto` takes `bf16`
-    where the prepared rows show images or sounds, and leaves the towers out elsewhere."""
+    where the prepared rows show images or sounds and `formats` names a file beside them."""
 
 
 def _problems(train: TrainConfig) -> Iterator[str]:

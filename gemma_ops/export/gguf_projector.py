@@ -20,7 +20,7 @@ from gemma_ops.errors import GateError, ModelError
 from gemma_ops.export.checkpoint import MergedCheckpoint
 from gemma_ops.export.gguf_writer import stream_gguf
 from gemma_ops.export.projector_tensors import ProjectorPlan, ProjectorTensor, patch_side
-from gemma_ops.family.formats import PROJECTOR_FILE
+from gemma_ops.family.formats import PROJECTOR_FILE, PROJECTOR_TYPES
 from gemma_ops.modeling.llamacpp_shown import image_reading
 from gemma_ops.privacy.classes import GGUF_KEY
 from gemma_ops.runs.durable import write_json
@@ -137,7 +137,7 @@ def _add_metadata(writer: Any, source: MergedCheckpoint, plan: ProjectorPlan) ->
     key = family.identify(source.config)
     writer.add_type("mmproj")
     writer.add_name(f"Gemma 4 {key}" if key else "Gemma 4")
-    writer.add_file_type(gguf.LlamaFileType[{"bf16": "MOSTLY_BF16", "f16": "MOSTLY_F16", "f32": "ALL_F32"}[plan.type]])
+    writer.add_file_type(gguf.LlamaFileType[PROJECTOR_TYPES[plan.type][1]])
     unified = _is_unified(source)
     vision, audio = source.config.get("vision_config"), source.config.get("audio_config")
     writer.add_bool("clip.has_vision_encoder", vision is not None)

@@ -61,7 +61,8 @@ def projector_type(settings: QuantizeConfig, source: MergedCheckpoint, data: Pat
     store."""
     asked, there = settings.mmproj, has_towers(source)
     if asked == "auto":
-        return "bf16" if there and data is not None and (data / FOLDER).is_dir() else None
+        shows = data is not None and (data / FOLDER).is_dir()
+        return "bf16" if there and shows and settings.formats else None
     if asked != "none" and not there:
         raise ModelError(
             f"{source.folder} has no vision or audio tower", "leave quantize.mmproj out, or export another checkpoint"

@@ -19,7 +19,7 @@ from typing import Literal
 from gemma_ops.errors import ModelError
 from gemma_ops.export.checkpoint import MergedCheckpoint
 from gemma_ops.export.gguf_tensors import TOWERS, PlannedTensor
-from gemma_ops.family.formats import ProjectorType, TensorType
+from gemma_ops.family.formats import PROJECTOR_TYPES, ProjectorType
 
 Change = Literal["none", "softplus", "channels first", "columns channels first", "axes first", "flat"]
 """Change of the numbers, or of their order, on the way into the file."""
@@ -94,7 +94,7 @@ def has_towers(source: MergedCheckpoint) -> bool:
 def plan_projector(source: MergedCheckpoint, kind: ProjectorType) -> ProjectorPlan:
     """Return what a checkpoint's towers become, matrices in the type `kind`. Raises ModelError for a tensor that has no
     place in llama.cpp's projectors."""
-    stored: TensorType = {"bf16": "BF16", "f16": "F16", "f32": "F32"}[kind]  # type: ignore[assignment]
+    stored, _ = PROJECTOR_TYPES[kind]
     tensors = []
     for name, entry in source.entries.items():
         if not TOWERS.match(name):

@@ -45,6 +45,10 @@ TABLE_TYPE: TensorType = "Q8_0"
 """Lowest-precision tensor type for embeddings, per-layer tables and per-layer projections."""
 GGUF_FILE = "model.gguf"
 """Name of a GGUF file in the folder of its format."""
+PROJECTOR_TYPES: dict[ProjectorType, tuple[TensorType, str]] = {
+    "bf16": ("BF16", "MOSTLY_BF16"), "f16": ("F16", "MOSTLY_F16"), "f32": ("F32", "ALL_F32")
+}  # fmt: skip
+"""Tensor type of an mmproj file's matrices, and the name of the file type in llama.cpp (gguf-py, `LlamaFileType`)."""
 PROJECTOR_FILE = "mmproj.gguf"
 """Name of the file with a model's vision and audio towers, as llama.cpp takes it beside any GGUF file of the model."""
 PROJECTOR_MADE, PROJECTOR_SHELF = "mmproj", "quantized/mmproj"

@@ -112,6 +112,7 @@ def test_auto_writes_towers_where_rows_show_something(tmp_path: Path, bases: dic
     assert chosen(QuantizeConfig(), source, tmp_path / "words") is None
     assert chosen(QuantizeConfig(), source, None) is None
     assert chosen(QuantizeConfig(), MergedCheckpoint(plain), tmp_path / "data") is None
+    assert chosen(QuantizeConfig(formats=()), source, tmp_path / "data") is None
     assert chosen(QuantizeConfig(mmproj="none"), source, tmp_path / "data") is None
     assert chosen(QuantizeConfig(mmproj="f16"), source, None) == "f16"
     with pytest.raises(ModelError, match="has no vision or audio tower"):
