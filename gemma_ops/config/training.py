@@ -147,6 +147,9 @@ class MergeConfig(ConfigSection):
 
     canary_prompts: Annotated[int, Field(ge=1)] = 4
     """Validation prompts on which the merged model must differ from the base."""
+    gguf_adapter: bool = False
+    """Write the adapter as `adapter.gguf` too, which llama.cpp puts on any GGUF file of the base, and compare it with
+    PEFT."""
 
 
 class QuantizeConfig(ConfigSection):

@@ -75,7 +75,7 @@ def check_parity(
                 logits_to_keep=torch.tensor(positions, device=model.device),
                 use_cache=False,
             ).logits[0]
-            found = _at(gguf, each.ids, positions)
+            found = logits_at(gguf, each.ids, positions)
             kl, hit = position_divergences(logits.float().cpu().numpy(), found)
             kls.append(kl)
             hits.append(hit)
@@ -91,7 +91,7 @@ def check_parity(
     return result
 
 
-def _at(gguf: GgufLogits, ids: list[int], positions: list[int]) -> np.ndarray:
+def logits_at(gguf: GgufLogits, ids: list[int], positions: list[int]) -> np.ndarray:
     """Return the logits after some positions, (positions, vocabulary)."""
     found, first = [], 0
     for piece in gguf.read_logits(ids[: positions[-1] + 1]):

@@ -170,6 +170,13 @@ def _place(name: str, shape: Shape) -> tuple[str, Layer | None]:
     )
 
 
+def place_tensor(name: str, source: MergedCheckpoint) -> str | None:
+    """Return the name in a GGUF file of a tensor of the language model; None where the file leaves it out. Raises
+    ModelError as `plan_tensors`."""
+    target, layer = _place(name, Shape.from_config(source.config))
+    return None if layer is not None and _unused(target, layer) else target
+
+
 def _unused(target: str, layer: Layer) -> bool:
     """True for keys and values of layers that take them from an earlier layer, and values where keys serve as values.
 

@@ -49,6 +49,8 @@ PROJECTOR_TYPES: dict[ProjectorType, tuple[TensorType, str]] = {
     "bf16": ("BF16", "MOSTLY_BF16"), "f16": ("F16", "MOSTLY_F16"), "f32": ("F32", "ALL_F32")
 }  # fmt: skip
 """Tensor type of an mmproj file's matrices, and the name of the file type in llama.cpp (gguf-py, `LlamaFileType`)."""
+ADAPTER_FILE = "adapter.gguf"
+"""Name of an adapter's GGUF file, in the folder of the step `merge`."""
 PROJECTOR_FILE = "mmproj.gguf"
 """Name of the file with a model's vision and audio towers, as llama.cpp takes it beside any GGUF file of the model."""
 PROJECTOR_MADE, PROJECTOR_SHELF = "mmproj", "quantized/mmproj"

@@ -63,6 +63,11 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "llama_model_load_from_file": (ctypes.c_void_p, (ctypes.c_char_p, _Parameters)),
     "llama_model_free": (None, (ctypes.c_void_p,)),
     "llama_init_from_model": (ctypes.c_void_p, (ctypes.c_void_p, _Parameters)),
+    "llama_adapter_lora_init": (ctypes.c_void_p, (ctypes.c_void_p, ctypes.c_char_p)),
+    "llama_set_adapters_lora": (
+        ctypes.c_int32,
+        (ctypes.c_void_p, ctypes.POINTER(ctypes.c_void_p), ctypes.c_size_t, ctypes.POINTER(ctypes.c_float)),
+    ),
     "llama_free": (None, (ctypes.c_void_p,)),
     "llama_set_n_threads": (None, (ctypes.c_void_p, ctypes.c_int32, ctypes.c_int32)),
     "llama_get_memory": (ctypes.c_void_p, (ctypes.c_void_p,)),
@@ -143,6 +148,16 @@ class GgufLogits:
         self._chunk = max(_LEAST_CHUNK, min(_CHUNK, _ROOM // self._vocabulary))
         self._batch = self._library.llama_batch_init(self._chunk, 0, 1)
 
+    def put_on(self, adapter: Path) -> None:
+        """Compute with an adapter's GGUF file from now on. Raises ModelError where llama.cpp refuses it."""
+        library, name = self._library, str(adapter).encode()
+        found = quietly(library, lambda: library.llama_adapter_lora_init(self.model, name))
+        one, scale = (ctypes.c_void_p * 1)(found), (ctypes.c_float * 1)(1.0)
+        if not found or quietly(library, lambda: library.llama_set_adapters_lora(self.context, one, 1, scale)):
+            raise ModelError(
+                f"llama.cpp can't put {adapter} on {self.path}", "take the GGUF file of the adapter's base"
+            )
+
     def __enter__(self) -> Self:
         return self
 
@@ -184,7 +199,7 @@ class GgufLogits:
             for place, token in enumerate(piece):
                 batch.token[place], batch.pos[place] = token, start + first + place
                 batch.n_seq_id[place], batch.seq_id[place][0], batch.logits[place] = 1, 0, 1
-            if code := library.llama_decode(self.context, batch):
+            if code := quietly(library, lambda: library.llama_decode(self.context, batch)):
                 raise ModelError(f"{self.path}: llama.cpp can't read the sequence (code {code})", "check the token ids")
             values = library.llama_get_logits(self.context)
             yield np.ctypeslib.as_array(values, (len(piece), self._vocabulary)).copy()

@@ -142,7 +142,7 @@ class GgufMedia:
         """Return what a tower says of an image, (rows, columns, 3) uint8, or of a sound at 16 kHz, (samples,) float32:
         (soft tokens, width) float32."""
         with _Chunks(self._library, self._context, shown) as chunk:
-            if self._library.mtmd_encode_chunk(self._context, chunk):
+            if quietly(self._library, lambda: self._library.mtmd_encode_chunk(self._context, chunk)):
                 raise ModelError("llama.cpp can't encode an image or a sound", "export the towers again")
             count = int(self._library.mtmd_input_chunk_get_n_tokens(chunk))
             width = int(self._library.llama_model_n_embd(self._model.model))
@@ -177,15 +177,12 @@ class GgufMedia:
                     "ask about it in transformers; this is a defect of the mmproj file or of this llama.cpp",
                 )
             after = _INT(0)
-            code = self._library.mtmd_helper_eval_chunk_single(
-                self._context,
-                self._model.context,
-                chunk,
-                first,
-                0,
-                1 if self._singly else count,
-                False,
-                ctypes.byref(after),
+            batch = 1 if self._singly else count
+            code = quietly(
+                self._library,
+                lambda: self._library.mtmd_helper_eval_chunk_single(
+                    self._context, self._model.context, chunk, first, 0, batch, False, ctypes.byref(after)
+                ),
             )
         if code or after.value != first + count:
             raise ModelError(f"llama.cpp can't read an image or a sound (code {code})", "export the towers again")
