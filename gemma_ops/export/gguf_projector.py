@@ -50,12 +50,13 @@ def write_projector(source: MergedCheckpoint, plan: ProjectorPlan, folder: Path,
             stored = piece.to(_TYPES[tensor.type]).contiguous()
             yield bytes(stored.flatten().view(torch.uint8).numpy().tobytes())
 
-    file = folder / PROJECTOR_FILE
-    stream_gguf(file, "clip", folder.name, plan.tensors, describe, data)
+    folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "config.json", _towers_config(source.config), indent=2)
     for name in _PROCESSORS:
         if (source.folder / name).is_file():
             shutil.copyfile(source.folder / name, folder / name)
+    file = folder / PROJECTOR_FILE
+    stream_gguf(file, "clip", folder.name, plan.tensors, describe, data)  # last: where it is, all is
     return file
 
 

@@ -97,7 +97,7 @@ class LlamaCpp(ChildEngine):
             return marked_prompt(given, self._tokenizer, marker, lambda text: tokenized(self._socket, text))
         except DataError as error:
             raise EngineRefusedError(error.what, error.fix) from error
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, KeyError) as error:
             raise EngineGoneError(f"{self.name} does not answer: {error}", GONE) from error
 
     def _body(self, prompt: list[int], sampling: Sampling) -> dict[str, Any]:

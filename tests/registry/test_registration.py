@@ -10,7 +10,17 @@ import pytest
 from gemma_ops import registry
 from gemma_ops.config import RegisterConfig
 from gemma_ops.errors import ConfigError, DataError, ModelError
-from gemma_ops.registry import evaluation_evidence, fetching, manifest, model_card, profile, served, staging, stored
+from gemma_ops.registry import (
+    card_usage,
+    evaluation_evidence,
+    fetching,
+    manifest,
+    model_card,
+    profile,
+    served,
+    staging,
+    stored,
+)
 from gemma_ops.runs import digest
 from tests.helpers import registry_runs as runs
 
@@ -238,6 +248,8 @@ def test_towers_go_with_every_gguf_file(tmp_path):
     subject = {"files": {name: {"bytes": 5} for name in files}}
     assert served.carried_forms(subject) == ["q8_0"]
     assert model_card.carried_files(subject) == ["q8_0", "mmproj"]
+    words = card_usage.loading(subject | {"name": "m", "adapter": None}, ["q8_0"])
+    assert "--mmproj quantized/mmproj/mmproj.gguf" in words
     (tmp_path / "mmproj" / "mmproj.gguf").unlink()
     with pytest.raises(ModelError, match=r"mmproj has no mmproj\.gguf"):
         staging.select_files(RegisterConfig(name="m", artifacts=("q8_0",)), quantized=tmp_path)
