@@ -24,7 +24,7 @@ from gemma_ops.config.methods import (
 )
 from gemma_ops.config.section import ConfigSection
 from gemma_ops.config.training_sections import DistillConfig, KernelsConfig, LoraConfig
-from gemma_ops.family.formats import DEFAULT_FORMATS, DEFAULT_TABLES, GgufName, TableName
+from gemma_ops.family.formats import DEFAULT_FORMATS, DEFAULT_TABLES, GgufName, ProjectorType, TableName
 
 Thinking = Literal["off", "on", "mixed"]
 """Whether a model is asked to think: never, always, or where a row holds a thought."""
@@ -147,6 +147,9 @@ class MergeConfig(ConfigSection):
 
     canary_prompts: Annotated[int, Field(ge=1)] = 4
     """Validation prompts on which the merged model must differ from the base."""
+    gguf_adapter: bool = False
+    """Write the adapter as `adapter.gguf` too, which llama.cpp puts on any GGUF file of the base, and compare it with
+    PEFT."""
 
 
 class QuantizeConfig(ConfigSection):
@@ -167,6 +170,9 @@ class QuantizeConfig(ConfigSection):
     """Training rows that files are fitted to."""
     fit_steps: Annotated[int, Field(ge=1)] = 400
     """Steps of the training of scales, 8 rows each."""
+    mmproj: Literal["auto", "none", ProjectorType] = "auto"
+    """Type in which vision and audio towers are written for llama.cpp, as `mmproj/mmproj.gguf`. `auto` takes `bf16`
+    where the prepared rows show images or sounds and `formats` names a file beside them."""
 
 
 def _problems(train: TrainConfig) -> Iterator[str]:

@@ -43,7 +43,8 @@ def readable(targets: Sequence[Target], tasks: Sequence[Task]) -> None:
             if lacking := sorted(task.shows - reads(target)):
                 raise ConfigError(
                     f"task {task.name} shows {' and '.join(lacking)}, which target {target.name} does not take",
-                    f"leave {target.name} out, or evaluate that task in a run of its own",
+                    f"leave {target.name} out, or evaluate that task in a run of its own; a GGUF file needs the towers "
+                    f"beside it (quantize.mmproj), and llama.cpp reads images of some sizes only as they were trained",
                 )
 
 

@@ -13,7 +13,8 @@ from typing import Any, TypeGuard
 
 from gemma_ops.evaluation.ask_targets import prompt_of
 from gemma_ops.metrics.metric import ScoredRow
-from gemma_ops.targets.local_target import CheckpointTarget, Quantized
+from gemma_ops.targets.local_target import CheckpointTarget
+from gemma_ops.targets.quantized_target import Quantized
 from gemma_ops.targets.target import Target
 from gemma_ops.tasks.stored_answers import StoredAnswer
 from gemma_ops.tasks.task import Task

@@ -45,20 +45,28 @@ def check_gates(settings: EvaluateConfig, tasks: Sequence[Task]) -> None:
         check_gate(index, settings, tasks)
 
 
-def check_shown_tasks(settings: EvaluateConfig, tasks: Sequence[Task]) -> None:
+def check_shown_tasks(settings: EvaluateConfig, tasks: Sequence[Task], *, mmproj: str = "auto") -> None:
     """Refuse targets that only read text, and judges, where a task shows images or sounds. Raises ConfigError.
 
-    Whether a checkpoint has towers is known when it is there (`ask_targets.readable`).
+    Whether a checkpoint has towers, or a GGUF file an mmproj file, is known when it is there (`ask_targets.readable`);
+    `mmproj` is the run's `quantize.mmproj`.
     """
     for task in tasks:
         if not task.shows:
             continue
         what = f"task {task.name} shows {' and '.join(sorted(task.shows))}"
         for name in settings.targets:
-            if parse_target(name).kind not in ("base", "tuned", "folder"):
+            kind = parse_target(name).kind
+            if kind == "quantized" and mmproj == "none":
+                raise ConfigError(
+                    f"{what}, and quantize.mmproj=none leaves target {name} without towers",
+                    f"leave {name} out, or have the towers written: --set quantize.mmproj=bf16",
+                )
+            if kind not in ("base", "tuned", "folder", "quantized", "gguf"):
                 raise ConfigError(
                     f"{what}, and target {name} is asked in text only",
-                    f"leave {name} out: checkpoints answer here (base, tuned, or a folder)",
+                    f"leave {name} out: checkpoints answer here (base, tuned, or a folder), and GGUF files with an "
+                    f"mmproj file",
                 )
         if settings.judge.judges:
             raise ConfigError(

@@ -32,7 +32,7 @@ _ROOM = 1 << 28
 _FP32_BYTES = 8 << 30  # checkpoints up to this size are compared with transformers in fp32, larger ones in bf16
 # Mean KL and top-1 that a right conversion stays within. bf16 activations of transformers alone make 0.003 on badly
 # conditioned (random) models, so against bf16 the bounds are wider; wrong names or settings are off by far more.
-_PARITY = {"fp32": (0.01, 0.95), "bf16": (0.05, 0.9)}
+PARITY = {"fp32": (0.01, 0.95), "bf16": (0.05, 0.9)}
 
 
 def file_divergence(file: Path, reference: Path, chosen: Sequence[Conversation], threads: int | None) -> FileDivergence:
@@ -75,13 +75,13 @@ def check_parity(
                 logits_to_keep=torch.tensor(positions, device=model.device),
                 use_cache=False,
             ).logits[0]
-            found = _at(gguf, each.ids, positions)
+            found = logits_at(gguf, each.ids, positions)
             kl, hit = position_divergences(logits.float().cpu().numpy(), found)
             kls.append(kl)
             hits.append(hit)
     result = summarize_divergence(kls, hits)
     journal.record(event="parity", transformers=weights, **result.metrics())
-    worst_kl, worst_top1 = _PARITY[weights]
+    worst_kl, worst_top1 = PARITY[weights]
     if result.kl > worst_kl or result.top1 < worst_top1:
         raise GateError(
             f"llama.cpp and transformers disagree on the same tokens before any quantization: "
@@ -91,7 +91,7 @@ def check_parity(
     return result
 
 
-def _at(gguf: GgufLogits, ids: list[int], positions: list[int]) -> np.ndarray:
+def logits_at(gguf: GgufLogits, ids: list[int], positions: list[int]) -> np.ndarray:
     """Return the logits after some positions, (positions, vocabulary)."""
     found, first = [], 0
     for piece in gguf.read_logits(ids[: positions[-1] + 1]):

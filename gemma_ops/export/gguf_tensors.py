@@ -59,7 +59,8 @@ _LAYER = {
     "post_feedforward_layernorm_1.weight": "post_ffw_norm_1.weight",
     "post_feedforward_layernorm_2.weight": "post_ffw_norm_2.weight",
 }
-_TOWERS = re.compile(r"(model\.)?(vision_tower|audio_tower|embed_vision|embed_audio|vision_embedder|audio_embedder)\.")
+TOWERS = re.compile(r"(model\.)?(vision_tower|audio_tower|embed_vision|embed_audio|vision_embedder|audio_embedder)\.")
+"""Names of a checkpoint's tensors that belong to its towers."""
 _TABLES = ("token_embd.weight", "per_layer_token_embd.weight")
 _PLE_LINEARS = ("inp_gate.weight", "proj.weight")
 _CAREFUL = ("attn_v.weight", "ffn_down.weight", "ffn_down_exps.weight")
@@ -102,7 +103,7 @@ def plan_tensors(source: MergedCheckpoint, form: GgufName, tables: TensorType = 
     tensors = [PlannedTensor("rope_freqs.weight", None, (full.head_dim // 2,), "F32")]
     left_out: dict[str, list[str]] = {"towers": [], "unused keys and values": [], "tied head": []}
     for name, entry in source.entries.items():
-        if _TOWERS.match(name):
+        if TOWERS.match(name):
             left_out["towers"].append(name)
             continue
         if name == "lm_head.weight" and source.config.get("tie_word_embeddings", True):
@@ -175,6 +176,13 @@ def _place(name: str, shape: Shape) -> tuple[str, Layer | None]:
         f"no place for {name} in llama.cpp's Gemma 4",
         "export the bf16 checkpoint as it was published, or as `merge` wrote it",
     )
+
+
+def place_tensor(name: str, source: MergedCheckpoint) -> str | None:
+    """Return the name in a GGUF file of a tensor of the language model; None where the file leaves it out. Raises
+    ModelError as `plan_tensors`."""
+    target, layer = _place(name, Shape.from_config(source.config))
+    return None if layer is not None and _unused(target, layer) else target
 
 
 def _unused(target: str, layer: Layer) -> bool:

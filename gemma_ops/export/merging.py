@@ -23,12 +23,16 @@ from gemma_ops.config import MachineConfig, MergeConfig
 from gemma_ops.data.prompt_record import read_prompting, write_prompting
 from gemma_ops.errors import GateError, ModelError
 from gemma_ops.export import merge_check, replacing
+from gemma_ops.export.adapter_check import check_adapter
 from gemma_ops.export.checkpoint import INDEX, MergedCheckpoint
 from gemma_ops.export.folder import carry_over, check_room
+from gemma_ops.export.gguf_adapter import write_adapter
 from gemma_ops.export.merge_lora import Update
-from gemma_ops.export.prompts import fidelity_prompts
+from gemma_ops.export.prompts import export_prompt_ids, fidelity_prompts, manner_of
 from gemma_ops.export.replacing import Replacement
+from gemma_ops.family.formats import ADAPTER_FILE
 from gemma_ops.modeling.checkpoint_source import checkpoint
+from gemma_ops.modeling.load import load_tokenizer
 from gemma_ops.modeling.shards import DTYPES, TensorEntry
 from gemma_ops.privacy.classes import learned_class, record_learned, strictest
 from gemma_ops.runs import journal
@@ -40,15 +44,19 @@ _CHUNK = 8 << 20  # bytes copied or compared at a time
 def merge(
     out: Path, settings: MergeConfig, machine: MachineConfig, *, base: Path, adapter: Path, data: Path | None = None
 ) -> dict[str, float]:
-    """Write `out/model/` (a complete checkpoint folder) and `out/report.json`, and return the counts and canary
-    numbers.
+    """Write `out/model/` (a complete checkpoint folder), `out/adapter.gguf` where it is asked for, and
+    `out/report.json`, and return the counts and canary numbers.
 
-    Raises ModelError for an incomplete or quantized base and for an adapter that can't be folded into it, GateError
-    when the merged model does not differ from the base, MachineError when the disk has no room.
+    Raises ModelError for an incomplete or quantized base and for an adapter that can't be folded into it, or that
+    llama.cpp would not compute, GateError when the merged model does not differ from the base or llama.cpp disagrees,
+    MachineError when the disk has no room.
     """
     source = MergedCheckpoint(checkpoint(base))
     trained = replacing.folder(adapter)
     updates = replacing.weight_changes(trained, source, base)
+    learned = strictest([learned_class(base), learned_class(adapter)])
+    if settings.gguf_adapter:
+        write_adapter(trained, source, out / ADAPTER_FILE, learned=learned)
     target = out / "model"
     target.mkdir(parents=True, exist_ok=True)
     check_room(target, sum(shard.stat().st_size for shard in source.shards if not (target / shard.name).exists()))
@@ -73,6 +81,12 @@ def merge(
         towers=replacing.in_towers(updates),
         prompting=prompting,
     )
+    parity = None
+    if settings.gguf_adapter:
+        manner = manner_of(target, prompting)
+        rows = fidelity_prompts(data, settings.canary_prompts, text_only=True)
+        asked = [export_prompt_ids(load_tokenizer(target), row, manner) for row in rows]
+        parity = check_adapter(out / ADAPTER_FILE, trained, source, asked, machine, scratch=out / "base.gguf")
     report = {
         "tensors": len(source.entries),
         "updated": len(updates),
@@ -80,6 +94,7 @@ def merge(
         "files": carried,
         "relative_change": {name: float(f"{value:.4g}") for name, value in changes.items()},
         "canary": found.report(),
+        **({"adapter": parity.report()} if parity else {}),
     }
     write_json(out / "report.json", report, indent=2)
     parts = {"base": learned_class(base), "trained": learned_class(adapter)}
@@ -89,6 +104,7 @@ def merge(
         "tensors_updated": float(len(updates)),
         "relative_change": sum(changes.values()) / len(changes),
         **found.metrics(),
+        **(parity.metrics() if parity else {}),
     }
 
 

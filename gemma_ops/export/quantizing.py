@@ -30,6 +30,7 @@ from gemma_ops.export.gguf_fit import RowFit, is_fitted, training_rows
 from gemma_ops.export.gguf_tensors import plan_tensors
 from gemma_ops.export.gguf_writer import write_gguf
 from gemma_ops.export.measured_files import MeasuredFile, measure_files
+from gemma_ops.export.projector_fidelity import make_projector, projector_metrics, projector_type
 from gemma_ops.export.prompts import fidelity_prompts, general_rows, manner_of
 from gemma_ops.family.formats import GGUF as TYPES
 from gemma_ops.family.formats import REFERENCE, TABLE_TYPE, GgufName, TensorType
@@ -59,7 +60,8 @@ _PROBES = (
 def quantize(
     out: Path, settings: QuantizeConfig, machine: MachineConfig, *, model: Path, data: Path | None = None
 ) -> dict[str, float]:
-    """Write `out/<format>/model.gguf` for bf16 and the formats asked for, and `out/report.json`.
+    """Write `out/<format>/model.gguf` for bf16 and the formats asked for, `out/mmproj` with the towers where they are
+    wanted, and `out/report.json`.
 
     Raises ModelError for a checkpoint that can't be converted, GateError when a file is not what was asked for, when
     llama.cpp disagrees with transformers or a fit cost general ability, MachineError when the disk has no room or
@@ -88,6 +90,11 @@ def quantize(
             for rows in (fidelity_prompts(data, settings.fidelity_rows, text_only=True), general_rows())
         )
     parity = check_parity(source, domain, _file(out, REFERENCE), machine)
+    towers: dict[str, Any] = {}
+    if kind := projector_type(settings, source, data):
+        towers = make_projector(
+            out, source, kind, machine, reference=_file(out, REFERENCE), learned=learned_class(model)
+        )
     measured = measure_files(
         partial(_file, out), partial(_file, out / _PLAIN), formats[1:], fitted, domain, general, threads
     )
@@ -97,6 +104,7 @@ def quantize(
             "left_out": {reason: len(names) for reason, names in plan_tensors(source, REFERENCE).left_out.items()},
             "tokenizer": {"probes": len(_PROBES), "equal": True},
             "parity": {"transformers": parity_weights(source), **parity.report()},
+            **({"mmproj": towers} if towers else {}),
             "formats": {
                 form: {"audit": audits[form].report()}
                 | (measured[form].report() if form in measured else {})
@@ -110,7 +118,7 @@ def quantize(
     record_learned(out, whole, [f"model: {whole}"])
     for folder in (_PLAIN, _FIT):
         shutil.rmtree(out / folder, ignore_errors=True)
-    return _metrics(audits, parity, measured)
+    return _metrics(audits, parity, measured) | (projector_metrics(towers) if towers else {})
 
 
 def _fit_report(settings: QuantizeConfig, fit: RowFit, found: MeasuredFile) -> dict[str, Any]:

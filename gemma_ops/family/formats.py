@@ -20,17 +20,20 @@ GgufName = Literal["bf16", "q8_0", "q6_k", "q5_k_m", "q5_k", "q5_0", "q4_k_m", "
 VersionFormat = Literal["adapter", "merged", GgufName]
 """Formats that a registered version may carry (`register.artifacts`); `adapter` also stands for the changed weights of
 a full fine-tune."""
-TensorType = Literal["F32", "BF16", "Q8_0", "Q6_K", "Q5_K", "Q5_0", "Q4_K", "Q4_0", "IQ4_XS"]
+ProjectorType = Literal["bf16", "f16", "f32"]
+"""Types of the matrices of an mmproj file, as the configuration spells them."""
+TensorType = Literal["F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_K", "Q5_0", "Q4_K", "Q4_0", "IQ4_XS"]
 """GGML types of the tensors that we write."""
 Engine = Literal["transformers", "llama.cpp", "vLLM"]
 
 BITS: dict[TensorType, float] = {
-    "F32": 32.0, "BF16": 16.0, "Q8_0": 8.5, "Q6_K": 6.5625, "Q5_K": 5.5, "Q5_0": 5.5, "Q4_K": 4.5, "Q4_0": 4.5,
-    "IQ4_XS": 4.25,
+    "F32": 32.0, "F16": 16.0, "BF16": 16.0, "Q8_0": 8.5, "Q6_K": 6.5625, "Q5_K": 5.5, "Q5_0": 5.5, "Q4_K": 4.5,
+    "Q4_0": 4.5, "IQ4_XS": 4.25,
 }  # fmt: skip
 """Bits per weight of each tensor type, scales included."""
 BLOCKS: dict[TensorType, int] = {
-    "F32": 1, "BF16": 1, "Q8_0": 32, "Q6_K": 256, "Q5_K": 256, "Q5_0": 32, "Q4_K": 256, "Q4_0": 32, "IQ4_XS": 256
+    "F32": 1, "F16": 1, "BF16": 1, "Q8_0": 32, "Q6_K": 256, "Q5_K": 256, "Q5_0": 32, "Q4_K": 256, "Q4_0": 32,
+    "IQ4_XS": 256,
 }  # fmt: skip
 """Weights that are stored together, by tensor type: rows are whole blocks."""
 INSTEAD: dict[TensorType, TensorType] = {
@@ -45,6 +48,16 @@ TableName = Literal["q8_0", "q6_k"]
 DEFAULT_TABLES: TableName = "q8_0"
 GGUF_FILE = "model.gguf"
 """Name of a GGUF file in the folder of its format."""
+PROJECTOR_TYPES: dict[ProjectorType, tuple[TensorType, str]] = {
+    "bf16": ("BF16", "MOSTLY_BF16"), "f16": ("F16", "MOSTLY_F16"), "f32": ("F32", "ALL_F32")
+}  # fmt: skip
+"""Tensor type of an mmproj file's matrices, and the name of the file type in llama.cpp (gguf-py, `LlamaFileType`)."""
+ADAPTER_FILE = "adapter.gguf"
+"""Name of an adapter's GGUF file, in the folder of the step `merge`."""
+PROJECTOR_FILE = "mmproj.gguf"
+"""Name of the file with a model's vision and audio towers, as llama.cpp takes it beside any GGUF file of the model."""
+PROJECTOR_MADE, PROJECTOR_SHELF = "mmproj", "quantized/mmproj"
+"""Folder of that file below the step `quantize`, and in a registered version."""
 
 
 @dataclass(frozen=True)

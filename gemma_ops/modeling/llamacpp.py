@@ -11,19 +11,19 @@ no port is opened.
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from gemma_ops.answer import Answer, End
-from gemma_ops.errors import MachineError, ModelError
+from gemma_ops.errors import DataError, MachineError, ModelError
 from gemma_ops.modeling.generate import STOPS, read_reply
-from gemma_ops.modeling.llamacpp_server import ServerSettings, SocketConnection, open_server
+from gemma_ops.modeling.llamacpp_server import ServerSettings, asked_server, open_server, tokenized
+from gemma_ops.modeling.llamacpp_shown import ShownPrompt, marked_prompt
 from gemma_ops.modeling.thoughts import left_open
 from gemma_ops.modeling.threads import SMALL
 
@@ -46,11 +46,20 @@ class GGUF:
 
     `threads`: CPU threads, all cores when None; files under 100 MB get one (a second one makes a busy machine many
     times slower: llama.cpp's threads spin while they wait). `context`: tokens a prompt and its reply may take together;
-    None takes what the longest of each call needs. Raises MachineError when `xllamacpp` is not installed, ModelError
-    when the file is absent or llama.cpp refuses it.
+    None takes what the longest of each call needs. `projector` is the mmproj file for prompts that show something, and
+    `image_tokens` the most soft tokens of an image. Raises MachineError when `xllamacpp` is not installed, ModelError
+    when a file is absent or llama.cpp refuses it.
     """
 
-    def __init__(self, path: Path, *, threads: int | None = None, context: int | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        threads: int | None = None,
+        context: int | None = None,
+        projector: Path | None = None,
+        image_tokens: int = 0,
+    ) -> None:
         try:
             import xllamacpp
         except ImportError as error:
@@ -64,6 +73,8 @@ class GGUF:
         self._library: Any = xllamacpp
         self._threads = threads_for(path, threads)
         self._fixed_context = context
+        self._projector, self._image_tokens = projector, image_tokens
+        self._marker = ""
         self._server: Any = None
         self._room = (0, 0)  # context per slot, slots
         self._folder: tempfile.TemporaryDirectory[str] | None = None
@@ -86,17 +97,18 @@ class GGUF:
 
     def answer(
         self,
-        prompts: list[list[int]],
+        prompts: Sequence[list[int] | ShownPrompt],
         tokenizer: Any,
         *,
         max_new_tokens: int,
         batch_size: int,
         schema: dict[str, Any] | None = None,
     ) -> Iterator[Answer]:
-        """Answer prompts of token ids, greedily, yielding in their order.
+        """Answer prompts of token ids, greedily, yielding in their order; those that show something need the towers.
 
         A reply ends with `stop` at `<turn|>`, `<eos>` or `<|tool_response>`, with `length` when cut at
-        `max_new_tokens`, with `error` when llama.cpp refuses the prompt (it is longer than a fixed context allows).
+        `max_new_tokens`, with `error` when llama.cpp refuses the prompt (it is longer than a fixed context allows) or
+        would be asked with other tokens than the prompt's.
         The reply's tokens are read with the checkpoint's `tokenizer`, as `generate.answer` reads them.
 
         `schema`, a JSON schema, is enforced while decoding, so a reply that ended with `stop` follows it. llama.cpp
@@ -106,16 +118,18 @@ class GGUF:
         for start in range(0, len(prompts), batch_size):
             batch = prompts[start : start + batch_size]
             began = time.perf_counter()
-            replies = self._replies(batch, max_new_tokens, slots=min(batch_size, len(prompts)), schema=schema)
+            replies, refused = self._asked(batch, tokenizer, max_new_tokens, min(batch_size, len(prompts)), schema)
             wall = time.perf_counter() - began
             seconds = round(wall / len(batch), 4)
             # Slots begin together and the one that wrote longest ends last, so what it did not spend on writing is the
             # time to the first token.
             writing = max((reply["timings"]["predicted_ms"] for reply in replies if reply), default=0.0) / 1000
             first = round(max(wall - writing, 0.0), 4)
-            for prompt, reply in zip(batch, replies, strict=True):
+            for place, (given, reply) in enumerate(zip(batch, replies, strict=True)):
+                prompt = _ids(given)
                 if reply is None:
-                    yield Answer("", "error", len(prompt), 0, seconds, "llama.cpp refused the prompt")
+                    why = refused.get(place, "llama.cpp refused the prompt")
+                    yield Answer("", "error", len(prompt), 0, seconds, why)
                 else:
                     end: End = "stop" if reply["stop_type"] == "eos" else "length"
                     said = read_reply(tokenizer, reply["tokens"], stops, opened=left_open(tokenizer, prompt))
@@ -128,7 +142,7 @@ class GGUF:
     def continuation(self, prompt: list[int], count: int) -> list[int]:
         """Return the ids of the greedy continuation of a prompt, up to `count` tokens, the one that ended it
         included."""
-        reply = self._replies([prompt], count, slots=1)[0]
+        reply = self._replies([prompt], len(prompt) + count, count, slots=1)[0]
         if reply is None:
             raise ModelError(f"{self.path} refuses a prompt of {len(prompt)} tokens", "give a larger context")
         return list(reply["tokens"])
@@ -136,34 +150,68 @@ class GGUF:
     def tokenize(self, text: str) -> list[int]:
         """Return the ids that llama.cpp's own tokenizer gives a text, special tokens recognised, without a `<bos>` put
         before it."""
-        self._serve(64, 1)
-        reply = self._post("/tokenize", {"content": text, "add_special": False, "parse_special": True})
-        return list(reply["tokens"])
+        if self._server is None:
+            self._serve(64, 1)
+        return tokenized(self._socket, text)
+
+    def _asked(
+        self,
+        batch: Sequence[list[int] | ShownPrompt],
+        tokenizer: Any,
+        count: int,
+        slots: int,
+        schema: dict[str, Any] | None,
+    ) -> tuple[list[dict[str, Any] | None], dict[int, str]]:
+        """Return one reply per prompt, None where it was refused, and why by its place in the batch where that is
+        known."""
+        room = max(len(_ids(given)) for given in batch) + count
+        self._serve(room, slots)
+        asked: dict[int, list[int] | dict[str, Any]] = {}
+        refused: dict[int, str] = {}
+        for place, given in enumerate(batch):
+            try:
+                asked[place] = (
+                    marked_prompt(given, tokenizer, self._marker, self.tokenize)
+                    if isinstance(given, ShownPrompt)
+                    else given
+                )
+            except DataError as error:
+                refused[place] = error.what
+        replies: list[dict[str, Any] | None] = [None] * len(batch)
+        found = self._replies(list(asked.values()), room, count, slots, schema) if asked else []
+        for place, reply in zip(asked, found, strict=True):
+            tokens = len(_ids(batch[place]))
+            if reply and reply["tokens_evaluated"] != tokens:
+                refused[place] = f"llama.cpp read {reply['tokens_evaluated']} tokens, and the prompt has {tokens}"
+            else:
+                replies[place] = reply
+        return replies, refused
 
     def _replies(
-        self, batch: list[list[int]], count: int, slots: int, schema: dict[str, Any] | None = None
+        self,
+        batch: Sequence[list[int] | dict[str, Any]],
+        room: int,
+        count: int,
+        slots: int,
+        schema: dict[str, Any] | None = None,
     ) -> list[dict[str, Any] | None]:
-        """Return one reply per prompt; None where llama.cpp refused."""
-        self._serve(max(map(len, batch)) + count, slots)
+        """Return one reply per prompt; None where llama.cpp refused. `room`: tokens of the longest prompt and its
+        reply."""
+        self._serve(room, slots)
         body = {"prompt": batch, "n_predict": count, "return_tokens": True, "cache_prompt": False, **GREEDY}
         if schema is not None:
             body["json_schema"] = {**schema, **SPACING}
-        reply = self._post("/completion", body)
+        reply = asked_server(self._socket, "POST", "/completion", body)
         if isinstance(reply, dict) and "error" in reply:
-            return [None] if len(batch) == 1 else [self._replies([prompt], count, slots, schema)[0] for prompt in batch]
+            if len(batch) == 1:
+                return [None]
+            return [self._replies([prompt], room, count, slots, schema)[0] for prompt in batch]
         replies: list[dict[str, Any] | None] = reply if isinstance(reply, list) else [reply]
         return sorted(replies, key=lambda one: int(one["index"]) if one else 0)
 
-    def _post(self, path: str, body: dict[str, Any]) -> Any:
-        return self._request("POST", path, json.dumps(body))
-
-    def _request(self, method: str, path: str, body: str | None) -> Any:
-        connection = SocketConnection(self._server.listening_address.removeprefix("unix://"))
-        try:
-            connection.request(method, path, body, {"Content-Type": "application/json"})
-            return json.loads(connection.getresponse().read())
-        finally:
-            connection.close()
+    @property
+    def _socket(self) -> str:
+        return str(self._server.listening_address).removeprefix("unix://")
 
     def _serve(self, tokens: int, slots: int) -> Any:
         """Return the running server, restarted when it has too little room for `tokens` in each of `slots`."""
@@ -173,8 +221,9 @@ class GGUF:
         self.close()
         self._folder = tempfile.TemporaryDirectory(prefix="gemma-ops-")
         settings = ServerSettings(
-            str(self.path), str(Path(self._folder.name) / "llama.sock"), slots, context, self._threads
-        )
+            str(self.path), str(Path(self._folder.name) / "llama.sock"), slots, context, self._threads,
+            projector=str(self._projector or ""), image_tokens=self._image_tokens,
+        )  # fmt: skip
         try:
             self._server = open_server(self._library, settings)
         except RuntimeError as error:
@@ -183,4 +232,10 @@ class GGUF:
                 f"llama.cpp can't load {self.path}: {error}", "export it again; `gemma-ops doctor` shows the versions"
             ) from error
         self._room = (context, slots)
+        if self._projector:
+            self._marker = str(asked_server(self._socket, "GET", "/props")["media_marker"])
         return self._server
+
+
+def _ids(prompt: list[int] | ShownPrompt) -> list[int]:
+    return prompt.ids if isinstance(prompt, ShownPrompt) else prompt

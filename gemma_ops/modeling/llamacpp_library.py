@@ -12,7 +12,8 @@ after a look at whether their defaults stand where they always did.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from types import TracebackType
@@ -51,17 +52,23 @@ class _Batch(ctypes.Structure):
 
 
 _LOG = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
-_SILENT = _LOG(lambda _level, _text, _data: None)
+SILENT = _LOG(lambda _level, _text, _data: None)
 """A log that keeps nothing."""
 _FLOATS = ctypes.POINTER(ctypes.c_float)
 _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "llama_backend_init": (None, ()),
     "llama_log_set": (None, (ctypes.c_void_p, ctypes.c_void_p)),
+    "llama_log_get": (None, (ctypes.POINTER(ctypes.c_void_p), ctypes.POINTER(ctypes.c_void_p))),
     "llama_model_default_params": (_Parameters, ()),
     "llama_context_default_params": (_Parameters, ()),
     "llama_model_load_from_file": (ctypes.c_void_p, (ctypes.c_char_p, _Parameters)),
     "llama_model_free": (None, (ctypes.c_void_p,)),
     "llama_init_from_model": (ctypes.c_void_p, (ctypes.c_void_p, _Parameters)),
+    "llama_adapter_lora_init": (ctypes.c_void_p, (ctypes.c_void_p, ctypes.c_char_p)),
+    "llama_set_adapters_lora": (
+        ctypes.c_int32,
+        (ctypes.c_void_p, ctypes.POINTER(ctypes.c_void_p), ctypes.c_size_t, ctypes.POINTER(ctypes.c_float)),
+    ),
     "llama_free": (None, (ctypes.c_void_p,)),
     "llama_set_n_threads": (None, (ctypes.c_void_p, ctypes.c_int32, ctypes.c_int32)),
     "llama_get_memory": (ctypes.c_void_p, (ctypes.c_void_p,)),
@@ -98,7 +105,7 @@ def llamacpp_library() -> Any:
     found = tuple(library.llama_context_default_params().words[:3])
     if found != _DEFAULTS:
         raise _unknown(f"its parameters begin with {found} instead of {_DEFAULTS}")
-    library.llama_log_set(ctypes.cast(_SILENT, ctypes.c_void_p), None)  # it tells of every tensor
+    library.llama_log_set(ctypes.cast(SILENT, ctypes.c_void_p), None)  # it tells of every tensor
     library.llama_backend_init()
     return library
 
@@ -124,33 +131,48 @@ def _unknown(why: str) -> MachineError:
 
 
 class GgufLogits:
-    """A GGUF file loaded for its logits; a context manager that frees it. `context`: tokens of the longest sequence.
+    """A GGUF file loaded for its logits; a context manager that frees it. `context`: tokens of the longest sequence;
+    `together`: soft tokens of an image, which are read at once. `model` and `context` are llama.cpp's own.
 
     Raises ModelError when the file is absent or llama.cpp refuses it, MachineError as `llamacpp_library` does.
     """
 
-    def __init__(self, path: Path, *, context: int, threads: int = 1) -> None:
+    def __init__(self, path: Path, *, context: int, threads: int = 1, together: int = 0) -> None:
         if not path.is_file():
             raise ModelError(f"{path} does not exist", "run the step `quantize` first, or correct the path")
         self.path = path
         self._library = llamacpp_library()
-        self._context: int | None = None
-        self._model = self._library.llama_model_load_from_file(
-            str(path).encode(), self._library.llama_model_default_params()
+        self.context: int | None = None
+        self.model = quietly(
+            self._library,
+            lambda: self._library.llama_model_load_from_file(
+                str(path).encode(), self._library.llama_model_default_params()
+            ),
         )
-        if self._model:
+        if self.model:
             parameters = self._library.llama_context_default_params()
             parameters.words[0] = context
-            self._context = self._library.llama_init_from_model(self._model, parameters)
-        if not self._context:
+            parameters.words[2] = max(int(parameters.words[2]), together)
+            self.context = quietly(self._library, lambda: self._library.llama_init_from_model(self.model, parameters))
+        if not self.context:
             self.close()
             raise ModelError(f"llama.cpp can't load {path}", "export it again; `gemma-ops doctor` shows the versions")
-        self._library.llama_set_n_threads(self._context, threads, threads)
-        vocabulary = self._library.llama_model_get_vocab(self._model)
+        self._library.llama_set_n_threads(self.context, threads, threads)
+        vocabulary = self._library.llama_model_get_vocab(self.model)
         self._vocabulary = int(self._library.llama_vocab_n_tokens(vocabulary))
         self._room = context
         self._chunk = max(_LEAST_CHUNK, min(_CHUNK, _ROOM // self._vocabulary))
         self._batch = self._library.llama_batch_init(self._chunk, 0, 1)
+
+    def put_on(self, adapter: Path) -> None:
+        """Compute with an adapter's GGUF file from now on. Raises ModelError where llama.cpp refuses it."""
+        library, name = self._library, str(adapter).encode()
+        found = quietly(library, lambda: library.llama_adapter_lora_init(self.model, name))
+        one, scale = (ctypes.c_void_p * 1)(found), (ctypes.c_float * 1)(1.0)
+        if not found or quietly(library, lambda: library.llama_set_adapters_lora(self.context, one, 1, scale)):
+            raise ModelError(
+                f"llama.cpp can't put {adapter} on {self.path}", "take the GGUF file of the adapter's base"
+            )
 
     def __enter__(self) -> Self:
         return self
@@ -162,12 +184,12 @@ class GgufLogits:
 
     def close(self) -> None:
         """Free the model."""
-        if self._context:
+        if self.context:
             self._library.llama_batch_free(self._batch)
-            self._library.llama_free(self._context)
-        if self._model:
-            self._library.llama_model_free(self._model)
-        self._context = self._model = None
+            self._library.llama_free(self.context)
+        if self.model:
+            self._library.llama_model_free(self.model)
+        self.context = self.model = None
 
     def read_logits(self, ids: list[int]) -> Iterator[np.ndarray]:
         """Yield the logits of the token after each position of a sequence, in order: some positions at a time,
@@ -177,15 +199,35 @@ class GgufLogits:
         """
         if len(ids) > self._room:
             raise ValueError(f"{len(ids)} tokens do not fit into a context of {self._room}")
+        self.clear()
+        yield from self.read_on(ids, 0)
+
+    def clear(self) -> None:
+        """Forget what was read."""
+        self._library.llama_memory_clear(self._library.llama_get_memory(self.context), True)
+
+    def read_on(self, ids: Sequence[int], start: int) -> Iterator[np.ndarray]:
+        """Yield the same of tokens that follow the `start` ones read so far."""
         library, batch = self._library, self._batch
-        library.llama_memory_clear(library.llama_get_memory(self._context), True)
         for first in range(0, len(ids), self._chunk):
             piece = ids[first : first + self._chunk]
             batch.n_tokens = len(piece)
             for place, token in enumerate(piece):
-                batch.token[place], batch.pos[place] = token, first + place
+                batch.token[place], batch.pos[place] = token, start + first + place
                 batch.n_seq_id[place], batch.seq_id[place][0], batch.logits[place] = 1, 0, 1
-            if code := library.llama_decode(self._context, batch):
+            if code := quietly(library, lambda: library.llama_decode(self.context, batch)):
                 raise ModelError(f"{self.path}: llama.cpp can't read the sequence (code {code})", "check the token ids")
-            values = library.llama_get_logits(self._context)
+            values = library.llama_get_logits(self.context)
             yield np.ctypeslib.as_array(values, (len(piece), self._vocabulary)).copy()
+
+
+def quietly(library: Any, function: Any) -> Any:
+    """Call a function of the library without its log, which tells of every tensor."""
+    callback, data = ctypes.c_void_p(), ctypes.c_void_p()
+    library.llama_log_get(ctypes.byref(callback), ctypes.byref(data))
+    library.llama_log_set(ctypes.cast(SILENT, ctypes.c_void_p), None)
+    try:
+        return function()
+    finally:
+        with suppress(ctypes.ArgumentError):
+            library.llama_log_set(callback, data)

@@ -31,6 +31,10 @@ class ServerSettings:
     threads: int
     windowed: bool = False
     """Whether the KV cache of sliding layers holds their window only."""
+    projector: str = ""
+    """The mmproj file, for prompts that show something; empty for text alone."""
+    image_tokens: int = 0
+    """Most soft tokens of an image (`max_soft_tokens`); 0 where the model sees none."""
 
 
 class SocketConnection(http.client.HTTPConnection):
@@ -43,6 +47,27 @@ class SocketConnection(http.client.HTTPConnection):
     def connect(self) -> None:
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.sock.connect(self._path)
+
+
+def asked_server(path: str, method: str, request: str, body: Any = None) -> Any:
+    """Return what a server on the socket file `path` answers, from JSON. Raises OSError where nobody answers, and
+    ValueError for an answer that is no JSON."""
+    connection = SocketConnection(path)
+    try:
+        content = None if body is None else json.dumps(body)
+        connection.request(method, request, content, {"Content-Type": "application/json"})
+        return json.loads(connection.getresponse().read())
+    except http.client.HTTPException as error:
+        raise ValueError(f"it broke off: {error}") from error
+    finally:
+        connection.close()
+
+
+def tokenized(path: str, text: str) -> list[int]:
+    """Return the ids that llama.cpp's own tokenizer gives a text, special tokens recognised, without a `<bos>` put
+    before it."""
+    body = {"content": text, "add_special": False, "parse_special": True}
+    return list(asked_server(path, "POST", "/tokenize", body)["tokens"])
 
 
 def open_server(library: Any, settings: ServerSettings) -> Any:
@@ -64,15 +89,17 @@ def open_server(library: Any, settings: ServerSettings) -> Any:
     params.swa_full = not settings.windowed
     params.cpuparams.n_threads = settings.threads
     params.cpuparams_batch.n_threads = settings.threads
+    if settings.projector:
+        params.mmproj.path = settings.projector
+        params.image_min_tokens = 1
+        if settings.image_tokens:
+            params.image_max_tokens = settings.image_tokens
+            # The tokens of an image see each other, so they are read at once.
+            params.n_ubatch = max(params.n_ubatch, settings.image_tokens)
     server = library.Server(params)
     # llama.cpp answers before its work loop runs, and a server freed before then never ends. `/slots` is answered by
     # that loop, so after it the server may be freed at any time.
-    connection = SocketConnection(settings.socket)
-    try:
-        connection.request("GET", "/slots")
-        connection.getresponse().read()
-    finally:
-        connection.close()
+    asked_server(settings.socket, "GET", "/slots")
     return server
 
 

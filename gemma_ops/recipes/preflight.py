@@ -153,7 +153,7 @@ class _Findings:
                 with self.also():
                     evaluation_checks.check_gate(index, settings, tasks)
             with self.also():
-                evaluation_checks.check_shown_tasks(settings, tasks)
+                evaluation_checks.check_shown_tasks(settings, tasks, mmproj=self.config.quantize.mmproj)
             for task in tasks:
                 with self.also():
                     validate_tasks(task)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gemma_ops.family.formats import GGUF
+from gemma_ops.family.formats import GGUF, PROJECTOR_FILE, PROJECTOR_SHELF
 
 _ASK = """prompt = tokenizer.apply_chat_template([{{"role": "user", "content": "…"}}], add_generation_prompt=True, \
 enable_thinking={thinking}, return_dict=True, return_tensors="pt")
@@ -96,4 +96,6 @@ def _adapter(subject: dict[str, Any]) -> str:
 def _llamacpp(subject: dict[str, Any], name: str) -> str:
     mode = "on" if _thinks(subject) else "off"
     command = f"llama-server -m {GGUF[name].place} --jinja --reasoning {mode}"
+    towers = f"{PROJECTOR_SHELF}/{PROJECTOR_FILE}"
+    command += f" --mmproj {towers}" if towers in subject["files"] else ""
     return f"{name} in llama.cpp:\n\n```\n{command}\n```"

@@ -17,7 +17,7 @@ from typing import Any
 
 from gemma_ops.config import MachineConfig
 from gemma_ops.errors import ConfigError, GateError, MachineError, OpsError
-from gemma_ops.family.formats import FORMATS
+from gemma_ops.family.formats import FORMATS, GGUF, PROJECTOR_SHELF
 from gemma_ops.registry import profile, stored
 from gemma_ops.registry.card_usage import loading
 from gemma_ops.registry.contents import content_problem
@@ -51,12 +51,12 @@ def is_version(source: str) -> bool:
 
 
 def only_format(form: str) -> Callable[[str], bool]:
-    """Return which of a version's files are copied: those without weights, and the weights of one format. Raises
-    ConfigError for one that no version carries."""
+    """Return which of a version's files are copied: those without weights, and the weights of one format, with the
+    towers that go with it. Raises ConfigError for one that no version carries."""
     if form not in FORMATS:
         raise ConfigError(f"{form!r} is no format", f"one of: {', '.join(FORMATS)}")
-    shelf = f"{FORMATS[form].shelf}/"
-    return lambda path: path.startswith(shelf) or is_small(path)
+    shelves = (f"{FORMATS[form].shelf}/", *([f"{PROJECTOR_SHELF}/"] if form in GGUF else []))
+    return lambda path: path.startswith(shelves) or is_small(path)
 
 
 def is_small(path: str) -> bool:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gemma_ops.errors import GateError
-from gemma_ops.family.formats import FORMATS, GGUF
+from gemma_ops.family.formats import FORMATS, GGUF, PROJECTOR_SHELF
 from gemma_ops.planning.kv_cache import kv_bytes
 from gemma_ops.registry.points import SERVED
 from gemma_ops.verdicts import Verdict
@@ -114,7 +114,7 @@ def resource_findings(
         missing.append("what a token costs in keys and values is not known")
     kept = needs.slots * kv_bytes(((one.window, one.bytes_per_token) for one in verdict.kv), needs.context)
     for form in served_forms(subject):
-        shelf = f"{FORMATS[form].shelf}/"
+        shelf = (f"{FORMATS[form].shelf}/", *([f"{PROJECTOR_SHELF}/"] if form in GGUF else []))
         weights = sum(file["bytes"] for path, file in subject["files"].items() if path.startswith(shelf))
         took = weights + kept
         what = "what is put on the base" if form in ("adapter", "tuned") else "weights"

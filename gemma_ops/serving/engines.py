@@ -28,7 +28,7 @@ def make_engine(source: Source, machine: MachineConfig, settings: ServeConfig) -
     if engine == "llama.cpp":
         return LlamaCpp(
             source.file, slots=slots, context=context, windowed=settings.window_cache, threads=threads,
-            defaults=source.defaults,
+            defaults=source.defaults, tokenizer=chat.load_tokenizer(source.tokenizer) if source.projector else None,
         )  # fmt: skip
     if engine == "vLLM":
         return _make_vllm(source, machine, settings)

@@ -3,6 +3,7 @@ dies."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
 from collections.abc import AsyncIterator
@@ -12,12 +13,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from gemma_ops.errors import MachineError
+from gemma_ops.errors import DataError, MachineError
+from gemma_ops.family.media import Senses
 from gemma_ops.modeling.llamacpp import GREEDY, SPACING, threads_for
-from gemma_ops.modeling.llamacpp_server import ServerSettings
+from gemma_ops.modeling.llamacpp_server import ServerSettings, asked_server, tokenized
+from gemma_ops.modeling.llamacpp_shown import ShownPrompt, find_projector, marked_prompt, shown_arrays
 from gemma_ops.serving.calls import call_grammar
 from gemma_ops.serving.child import GONE, ChildEngine
-from gemma_ops.serving.engine import EngineGoneError, Sampling, ShownMedia, TokenChance, Tokens
+from gemma_ops.serving.engine import EngineGoneError, EngineRefusedError, Sampling, ShownMedia, TokenChance, Tokens
 from gemma_ops.serving.event_stream import posted_events
 
 _CHILD = [sys.executable, "-P", "-m", "gemma_ops.modeling.llamacpp_server"]
@@ -25,7 +28,8 @@ _CHILD = [sys.executable, "-P", "-m", "gemma_ops.modeling.llamacpp_server"]
 
 class LlamaCpp(ChildEngine):
     """A GGUF file served by llama.cpp. `context` is per slot; `defaults` are the sampling settings of
-    `generation_config.json`.
+    `generation_config.json`. With an mmproj file beside it, which needs the checkpoint's `tokenizer`, it sees and hears
+    what that file says.
 
     Raises MachineError when `xllamacpp` is not installed.
     """
@@ -39,6 +43,7 @@ class LlamaCpp(ChildEngine):
         windowed: bool = False,
         threads: int | None = None,
         defaults: dict[str, Any] | None = None,
+        tokenizer: Any = None,
     ) -> None:
         try:
             name = f"llama.cpp (xllamacpp {version('xllamacpp')})"
@@ -50,26 +55,50 @@ class LlamaCpp(ChildEngine):
         super().__init__(name, slots=slots, context=context)
         self._file, self._threads, self._windowed = file, threads_for(file, threads), windowed
         self._defaults = defaults or {}
+        self._tokenizer = tokenizer
+        self._projector = find_projector(file) if tokenizer else None
+        if self._projector:
+            self.senses = Senses.read(self._projector.parent)
 
     async def _spawn(self) -> None:
         settings = ServerSettings(
-            str(self._file), self._socket, self.slots, self.context, self._threads, self._windowed
-        )
+            str(self._file), self._socket, self.slots, self.context, self._threads, self._windowed,
+            str(self._projector or ""), self.senses.image.budget if self.senses and self.senses.image else 0,
+        )  # fmt: skip
         await self._spawn_told(_CHILD, asdict(settings), f"llama.cpp can't load {self._file}")
 
     async def complete(
         self, prompt: list[int], sampling: Sampling, shown: ShownMedia | None = None
     ) -> AsyncIterator[Tokens]:
-        ended = False
-        async with aclosing(
-            posted_events("llama.cpp", self._socket, "/completion", self._body(prompt, sampling))
-        ) as events:
+        body, ended = self._body(prompt, sampling), False
+        if shown:
+            body["prompt"] = await asyncio.to_thread(self._marked, prompt, shown)
+        async with aclosing(posted_events("llama.cpp", self._socket, "/completion", body)) as events:
             async for event in events:
+                read = int(event.get("tokens_evaluated") or 0)
+                if shown and read not in (0, len(prompt)):
+                    raise EngineRefusedError(
+                        f"llama.cpp reads {read} tokens, and the prompt has {len(prompt)}", "show it as PNG or WAV"
+                    )
                 found = _tokens(event)
                 ended = ended or found.end is not None
                 yield found
         if not ended:
             raise EngineGoneError(f"{self.name} ended in the middle of a reply", GONE)
+
+    def _marked(self, prompt: list[int], shown: ShownMedia) -> dict[str, Any]:
+        """Return a prompt that shows something as llama.cpp takes it. Raises EngineRefusedError where it would be
+        another prompt there."""
+        assert self.senses
+        try:
+            arrays = shown_arrays(shown.parts, shown.data, self.senses)
+            marker = str(asked_server(self._socket, "GET", "/props")["media_marker"])
+            given = ShownPrompt(prompt, shown.types, arrays)
+            return marked_prompt(given, self._tokenizer, marker, lambda text: tokenized(self._socket, text))
+        except DataError as error:
+            raise EngineRefusedError(error.what, error.fix) from error
+        except (OSError, ValueError, KeyError) as error:
+            raise EngineGoneError(f"{self.name} does not answer: {error}", GONE) from error
 
     def _body(self, prompt: list[int], sampling: Sampling) -> dict[str, Any]:
         body: dict[str, Any] = {

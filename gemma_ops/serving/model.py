@@ -25,7 +25,7 @@ from gemma_ops.serving.calls import CALL, FunctionCall
 from gemma_ops.serving.engine import Engine, EngineRefusedError, Sampling, ShownMedia, TokenChance, Tokens
 from gemma_ops.serving.showing import shown_turns
 from gemma_ops.serving.token_reader import Piece, ReplyReader
-from gemma_ops.targets.local_target import Encoder
+from gemma_ops.targets.prompt_encoder import Encoder
 from gemma_ops.targets.target import AskingMode
 from gemma_ops.wire.ask import Ask, RefusalError
 

@@ -17,7 +17,7 @@ from typing import Any
 from gemma_ops.config import MachineConfig, ServeConfig
 from gemma_ops.data.prompt_record import read_prompting
 from gemma_ops.errors import ConfigError, DataError, GateError
-from gemma_ops.family.formats import FORMATS, GGUF
+from gemma_ops.family.formats import FORMATS, GGUF, PROJECTOR_MADE
 from gemma_ops.modeling.checkpoint_source import checkpoint
 from gemma_ops.registry.fetching import is_version, pull_version
 from gemma_ops.runs import digest
@@ -94,6 +94,8 @@ def _of_run(run: Path, asked: str, settings: ServeConfig) -> Source:
     file = step / form.path if form.name in GGUF else step / form.made
     record = json.loads((step / "artifact.json").read_text(encoding="utf-8"))
     sha256 = _unchanged(step, form.path if form.name in GGUF else f"{form.made}/", record["files"])
+    if form.name in GGUF:
+        _unchanged(step, f"{PROJECTOR_MADE}/", record["files"])
     answered = verdict.targets.get(form.name if form.name in GGUF else CHECKPOINT) if verdict else None
     stale = answered and answered.sha256 not in (None, sha256)
     if form.name == "merged":

@@ -12,10 +12,11 @@ from gemma_ops.config import Privacy, ServeConfig
 from gemma_ops.data.prompt_record import Prompting, read_prompting
 from gemma_ops.errors import GateError
 from gemma_ops.family import Shape
-from gemma_ops.family.formats import DEFAULT_FORMATS, FORMATS, GGUF, REFERENCE, Format
+from gemma_ops.family.formats import DEFAULT_FORMATS, FORMATS, GGUF, PROJECTOR_SHELF, REFERENCE, Format
 from gemma_ops.family.gguf_shape import gguf_shape
 from gemma_ops.family.media import Senses
 from gemma_ops.modeling.checkpoint_source import find_base, read_model_config
+from gemma_ops.modeling.llamacpp_shown import find_projector
 from gemma_ops.planning.serving_bytes import ServingBytes, checkpoint_bytes, checkpoint_serving_bytes, serving_bytes
 from gemma_ops.privacy.classes import PRIVACY, class_of, learned_class, stricter
 from gemma_ops.registry.fetching import Pulled
@@ -56,6 +57,11 @@ class Source:
         return self.format if self.format in GGUF else CHECKPOINT
 
     @property
+    def projector(self) -> Path | None:
+        """Return the mmproj file of a GGUF file; None where there is none."""
+        return find_projector(self.file) if self.file.is_file() else None
+
+    @property
     def defaults(self) -> dict[str, Any]:
         """Return the sampling settings of `generation_config.json`."""
         path = self.tokenizer / "generation_config.json"
@@ -86,6 +92,7 @@ def engine_memory(source: Source, settings: ServeConfig) -> ServingBytes:
     slots, context = settings.slots, settings.context
     if source.file.is_file():
         size, windowed = source.file.stat().st_size, settings.window_cache
+        size += source.projector.stat().st_size if source.projector else 0
         return serving_bytes(gguf_shape(source.file), size, slots=slots, context=context, windowed=windowed)
     shape = Shape.from_config(read_model_config(source.base or source.file))
     added = sum(file.stat().st_size for file in source.file.glob("*.safetensors")) if source.base else 0
@@ -96,8 +103,10 @@ def engine_memory(source: Source, settings: ServeConfig) -> ServingBytes:
 
 
 def is_weights(name: str, form: Format) -> bool:
-    """True if a file of a version is one of a format's."""
-    return name == form.place if form.name in GGUF else name.startswith(f"{form.shelf}/")
+    """True if a file of a version is one of a format's; the towers go with every GGUF file."""
+    if form.name in GGUF:
+        return name == form.place or name.startswith(f"{PROJECTOR_SHELF}/")
+    return name.startswith(f"{form.shelf}/")
 
 
 def source_of_version(
@@ -106,7 +115,7 @@ def source_of_version(
     """Return what a version in a folder serves in a format; its files were compared with the manifest. Raises GateError
     for a file next to them that would be loaded too."""
     files, folder = subject["files"], place.folder
-    _check_alone(folder, (form.shelf, "tokenizer"), files)
+    _check_alone(folder, (form.shelf, "tokenizer", *([PROJECTOR_SHELF] if form.name in GGUF else [])), files)
     base = None if form.name in (*GGUF, "merged") else find_base(subject["base"], asked)
     digests = {name: str(file["sha256"]) for name, file in files.items() if is_weights(name, form)}
     file = folder / (form.place if form.name in GGUF else form.shelf)

@@ -11,7 +11,8 @@ from gemma_ops.errors import ConfigError, DataError
 from gemma_ops.family.formats import DEFAULT_FORMATS, GGUF_FILE
 from gemma_ops.privacy.classes import stricter
 from gemma_ops.runs import digest
-from gemma_ops.targets.local_target import CheckpointTarget, Quantized
+from gemma_ops.targets.local_target import CheckpointTarget
+from gemma_ops.targets.quantized_target import Quantized
 from gemma_ops.targets.run_models import RunModels
 from gemma_ops.targets.spec import QUANTIZED
 from gemma_ops.targets.target import AskingMode

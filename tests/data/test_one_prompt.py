@@ -13,7 +13,7 @@ from gemma_ops.data import chat, published
 from gemma_ops.data.row_tokens import Manner
 from gemma_ops.family.media import Senses
 from gemma_ops.nano import WEIGHTS
-from gemma_ops.targets.local_target import Encoder
+from gemma_ops.targets.prompt_encoder import Encoder
 from gemma_ops.targets.target import AskingMode
 from tests.helpers import tiny_media
 from tests.helpers.conversations import CONVERSATIONS, EMPTY, beginnings, conversation, templates

@@ -18,7 +18,7 @@ from gemma_ops.modeling.generate import read_reply
 from gemma_ops.modeling.thoughts import left_open
 from gemma_ops.nano import WEIGHTS
 from gemma_ops.targets import open_target
-from gemma_ops.targets.local_target import Encoder
+from gemma_ops.targets.prompt_encoder import Encoder
 from gemma_ops.targets.run_models import RunModels
 from gemma_ops.targets.target import AskingMode
 

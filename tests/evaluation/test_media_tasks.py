@@ -94,10 +94,14 @@ def opened(folder):
 def test_targets_that_only_read_are_refused_before_anything_is_asked(tiny, tmp_path):
     task = load_task(media_rows.task(tmp_path / "task", "image", 2, seed=1))
     assert task.shows == {"image"}
-    for name in ("q8_0", "gemini:gemini-3.8-flash"):
+    for name in ("gemini:gemini-3.8-flash", "openai:http://localhost:8000/v1#other"):
         with pytest.raises(ConfigError, match=r"task look shows image, and target .* is asked in text only"):
             evaluation_checks.check_shown_tasks(EvaluateConfig(tasks=["x"], targets=["base", name]), [task])
     evaluation_checks.check_shown_tasks(EvaluateConfig(tasks=["x"], targets=["base", "tuned"]), [task])
+    quantized = EvaluateConfig(tasks=["x"], targets=["base", "q8_0"])
+    evaluation_checks.check_shown_tasks(quantized, [task])
+    with pytest.raises(ConfigError, match="mmproj=none leaves target q8_0 without towers"):
+        evaluation_checks.check_shown_tasks(quantized, [task], mmproj="none")
     heard = load_task(media_rows.task(tmp_path / "sounds", "audio", 2, seed=1))
     with pytest.raises(ConfigError, match=r"task look shows audio, which target .* does not take"):
         ask_targets.readable([opened(tiny("large"))], [heard])

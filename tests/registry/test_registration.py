@@ -10,7 +10,17 @@ import pytest
 from gemma_ops import registry
 from gemma_ops.config import RegisterConfig
 from gemma_ops.errors import ConfigError, DataError, ModelError
-from gemma_ops.registry import evaluation_evidence, manifest, model_card, profile, staging, stored
+from gemma_ops.registry import (
+    card_usage,
+    evaluation_evidence,
+    fetching,
+    manifest,
+    model_card,
+    profile,
+    served,
+    staging,
+    stored,
+)
 from gemma_ops.runs import digest
 from tests.helpers import registry_runs as runs
 
@@ -223,6 +233,26 @@ def test_nothing_to_register_is_an_error_with_a_way_out(tmp_path):
     (tmp_path / "q4_0").mkdir()
     with pytest.raises(ModelError, match=r"has no model\.gguf"):
         staging.select_files(RegisterConfig(name="m", artifacts=("q4_0",)), quantized=tmp_path)
+
+
+def test_towers_go_with_every_gguf_file(tmp_path):
+    for name in ("q8_0/model.gguf", "mmproj/mmproj.gguf"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_bytes(b"GGUF" + (3).to_bytes(4, "little") + bytes(16))
+    (tmp_path / "mmproj" / "config.json").write_text("{}")
+    files = staging.select_files(RegisterConfig(name="m", artifacts=("q8_0",)), quantized=tmp_path)
+    towers = ["quantized/mmproj/config.json", "quantized/mmproj/mmproj.gguf"]
+    assert sorted(files) == [*towers, "quantized/q8_0/model.gguf"]
+    assert all(map(fetching.only_format("q8_0"), files))
+    assert [name for name in files if fetching.only_format("merged")(name)] == towers[:1]
+    subject = {"files": {name: {"bytes": 5} for name in files}}
+    assert served.carried_forms(subject) == ["q8_0"]
+    assert model_card.carried_files(subject) == ["q8_0", "mmproj"]
+    words = card_usage.loading(subject | {"name": "m", "adapter": None}, ["q8_0"])
+    assert "--mmproj quantized/mmproj/mmproj.gguf" in words
+    (tmp_path / "mmproj" / "mmproj.gguf").unlink()
+    with pytest.raises(ModelError, match=r"mmproj has no mmproj\.gguf"):
+        staging.select_files(RegisterConfig(name="m", artifacts=("q8_0",)), quantized=tmp_path)
 
 
 def test_a_name_must_have_been_filled_in(tmp_path):
