@@ -181,7 +181,7 @@ def test_llama_cpp_renders_the_embedded_template_as_training_does(pairs: Pairs) 
             options = {"tools": given} if given else {}
             body = {"messages": messages, "chat_template_kwargs": {"enable_thinking": False}, **options}
             expected = chat.render_chat(messages, given, add_generation_prompt=True).text
-            found = asked_server(gguf._socket(), "POST", "/apply-template", body)
+            found = asked_server(gguf._socket, "POST", "/apply-template", body)
             assert "<bos>" + found["prompt"] == expected
 
 
