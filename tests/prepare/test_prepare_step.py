@@ -443,7 +443,7 @@ def test_the_contract_refuses_strangers():
 def test_percentiles_are_nearest_rank():
     lengths = Lengths()
     for count in range(1, 101):
-        lengths.add([False] * (count * 10) + [True] * count)
+        lengths.add(count * 11, count)
     table = lengths.table()
     assert table["completion"] == {"p50": 50, "p95": 95, "max": 100}
     assert table["prompt"] == {"p50": 500, "p95": 950, "max": 1000}
