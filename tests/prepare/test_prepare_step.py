@@ -363,7 +363,7 @@ def test_report_card_and_metrics_tell_the_same(run):
 
 
 def test_progress_is_recorded(run, tmp_path, monkeypatch):
-    monkeypatch.setattr("gemma_ops.prepare.prepare_step._EVERY", 10)
+    monkeypatch.setattr("gemma_ops.prepare.first_pass._EVERY", 10)
     with journal.writing(tmp_path / "logs", "prepare") as path:
         run(many(25))
     records = [json.loads(line) for line in path.read_text().splitlines()]
