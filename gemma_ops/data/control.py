@@ -8,10 +8,12 @@ that a person reads. The template's own tokens are never marked.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from tokenizers import Tokenizer
 
@@ -21,7 +23,7 @@ from gemma_ops.family.media import OTHER, TOKENS
 
 THINK = "<|think|>"
 CHANNEL, CHANNEL_END = "<|channel>", "<channel|>"
-# Tokens that carry the structure of a conversation; a tokenizer without one of them isn't Gemma 4's.
+# TextTokens that carry the structure of a conversation; a tokenizer without one of them isn't Gemma 4's.
 STRUCTURE = (
     BOS, "<eos>", "<|turn>", "<turn|>", CHANNEL, CHANNEL_END, THINK, "<|tool>", "<tool|>",
     "<|tool_call>", "<tool_call|>", "<|tool_response>", "<tool_response|>", '<|"|>',
@@ -32,6 +34,7 @@ CONTROL = (*STRUCTURE, *(token for kind in TOKENS.values() for token in kind), *
 Policy = Literal["refuse", "spell"]
 """Treatment of content that reads like a control token: refuse it, or tokenize it as its characters."""
 
+_ROW_KEYS = frozenset(("role", "content", "type", "text", "function", "name", "arguments", "id"))  # open no token
 _MARKS = "\ue0f0\ue0f1\ue0f2"  # private use: one of them is not in the conversation
 _IN_TEXT = re.compile("|".join(map(re.escape, sorted(CONTROL, key=len, reverse=True))))
 
@@ -72,9 +75,9 @@ def marked_text(
     Raises DataError for content that holds every character that could serve as the mark.
     """
     openers = _openers(control_tokens(tokenizer))
-    said = list(texts_in([list(messages), list(tools or [])]))
-    if not any(openers.search(text) for text in said):
+    if not (_holds(messages, openers) or _holds(tools or (), openers)):
         return list(messages), list(tools) if tools else None, ""
+    said = list(texts_in([list(messages), list(tools or [])]))
     mark = next((mark for mark in _MARKS if not any(mark in text for text in said)), None)
     if mark is None:
         raise DataError(
@@ -83,6 +86,23 @@ def marked_text(
         )
     turns = [_without_channels(message) for message in messages]
     return _put(turns, openers, mark), _put(list(tools), openers, mark) if tools else None, mark
+
+
+def _holds(value: Any, openers: re.Pattern[str]) -> bool:
+    """True if a text in a JSON value, a key included, holds one of the characters."""
+    if isinstance(value, str):
+        return openers.search(value) is not None
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if key not in _ROW_KEYS and openers.search(str(key)):
+                return True
+            if _holds(item, openers):
+                return True
+    elif isinstance(value, list | tuple):
+        for item in value:
+            if _holds(item, openers):
+                return True
+    return False
 
 
 def _without_channels(message: Message) -> Message:
@@ -133,36 +153,81 @@ def _pattern(tokens: tuple[str, ...]) -> re.Pattern[str]:
     return re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))))
 
 
-def tokenize(
-    tokenizer: Tokenizer, text: str, mark: str = "", policy: Policy = "refuse"
-) -> tuple[str, list[int], list[tuple[int, int]]]:
-    """Return a rendered text without its marks, its token ids, and each token's character range.
+class TextTokens(NamedTuple):
+    """A text as tokens: their ids, and the character range of each, none where they weren't asked for."""
 
-    This is the one place where content becomes tokens. Raises DataError where content spells a control token and the
-    policy is to refuse it.
+    text: str
+    ids: list[int]
+    offsets: list[tuple[int, int]]
+
+
+def tokenize(tokenizer: Tokenizer, text: str, mark: str = "", policy: Policy = "refuse") -> TextTokens:
+    """Return a rendered text without its marks as tokens.
+
+    Content becomes tokens here and in `tokenize_texts`, nowhere else. Raises DataError where content spells a control
+    token and the policy is to refuse it.
     """
+    if not mark or policy == "refuse":
+        (found,) = tokenize_texts(tokenizer, [clean_text(tokenizer, text, mark)])
+        return found
+    clean, spelled = _spelled(tokenizer, text, mark)
+    cuts = [match.start() + 1 for match in spelled]
+    pieces = [clean[start:end] for start, end in zip([0, *cuts], [*cuts, len(clean)], strict=True)]
+    ids: list[int] = []
+    offsets: list[tuple[int, int]] = []
+    for start, piece in zip([0, *cuts], tokenize_texts(tokenizer, pieces), strict=True):
+        ids += piece.ids
+        offsets += [(start + one, start + two) for one, two in piece.offsets]
+    return TextTokens(clean, ids, offsets)
+
+
+def tokenize_texts(tokenizer: Tokenizer, texts: list[str], *, offsets: bool = True) -> list[TextTokens]:
+    """Return texts as tokens, in order. Without `offsets` they aren't computed, which takes less time."""
+    if offsets:
+        each = [tokenizer.encode(text, add_special_tokens=False) for text in texts]
+        return [TextTokens(text, one.ids, one.offsets) for text, one in zip(texts, each, strict=True)]
+    different = list(dict.fromkeys(texts))  # the line break behind an answer stands in every row
+    with _one_thread():
+        made = tokenizer.encode_batch_fast(different, add_special_tokens=False)
+    known = {text: TextTokens(text, one.ids, []) for text, one in zip(different, made, strict=True)}
+    return [known[text] for text in texts]
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Keep the tokenizers library from starting threads of its own, which would not survive a later fork: who wants
+    more cores starts processes."""
+    before = os.environ.get("TOKENIZERS_PARALLELISM")
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["TOKENIZERS_PARALLELISM"]
+        else:
+            os.environ["TOKENIZERS_PARALLELISM"] = before
+
+
+def clean_text(tokenizer: Tokenizer, text: str, mark: str) -> str:
+    """Return a rendered text without its marks. Raises DataError where content spells a control token."""
     if not mark:
-        encoding = tokenizer.encode(text, add_special_tokens=False)
-        return text, encoding.ids, encoding.offsets
+        return text
+    clean, spelled = _spelled(tokenizer, text, mark)
+    if spelled:
+        raise spelled_control(spelled[0][0])
+    return clean
+
+
+def _spelled(tokenizer: Tokenizer, text: str, mark: str) -> tuple[str, list[re.Match[str]]]:
+    """Return a text without its marks, and the control tokens in it that content spells."""
     pieces = text.split(mark)
     clean = "".join(pieces)
     places, position = set(), 0
     for piece in pieces[:-1]:
         position += len(piece)
         places.add(position - 1)  # where such a character of content stands
-    cuts = []
-    for match in _pattern(control_tokens(tokenizer)).finditer(clean):
-        if match.start() in places:
-            if policy == "refuse":
-                raise spelled_control(match[0])
-            cuts.append(match.start() + 1)
-    ids: list[int] = []
-    offsets: list[tuple[int, int]] = []
-    for start, end in zip([0, *cuts], [*cuts, len(clean)], strict=True):
-        encoding = tokenizer.encode(clean[start:end], add_special_tokens=False)
-        ids += encoding.ids
-        offsets += [(start + one, start + two) for one, two in encoding.offsets]
-    return clean, ids, offsets
+    matches = _pattern(control_tokens(tokenizer)).finditer(clean)
+    return clean, [match for match in matches if match.start() in places]
 
 
 def spelled_control(token: str) -> DataError:

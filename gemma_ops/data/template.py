@@ -7,9 +7,10 @@ after them. Neither transformers nor torch is needed here.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -21,6 +22,7 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from gemma_ops.data.written_template import written
 from gemma_ops.errors import DataError
 
 Message = dict[str, Any]
@@ -29,6 +31,9 @@ Tool = dict[str, Any]
 TEMPLATE = Path(__file__).with_name("gemma4_training.jinja")
 BOS = "<bos>"
 _SWITCH = "empty_thought | default(false)"
+_GOOGLES = "603a42db292c25278e9b23d94c7abbe77453f13e26a053c43c5c2f900b4136f7"
+"""SHA-256 of Google's template of E2B and E4B of 2026-07-09, without white space at its ends: `written_template` is
+proven equal to it as well."""
 
 
 @dataclass(frozen=True)
@@ -93,15 +98,52 @@ def inference_template(*, empty_thought: bool = False) -> str:
     return plain.replace(_SWITCH, _SWITCH.replace("false", "true")) if empty_thought else plain
 
 
+@lru_cache(maxsize=32)
+def _written_as(source: str) -> dict[str, Any] | None:
+    """Return the variables by which `written_template` renders what this template does; None for a template that it
+    isn't proven equal to."""
+    if source in (training_template(), inference_template()):
+        return {}
+    if source == inference_template(empty_thought=True):
+        return {"empty_thought": True}
+    known = hashlib.sha256(source.strip().encode("utf-8", "surrogatepass")).hexdigest() == _GOOGLES
+    return {"empty_thought": False} if known else None
+
+
+def _written(
+    source: str, messages: list[Message], tools: list[Tool] | None, variables: dict[str, Any]
+) -> Iterable[str] | None:
+    """Return the pieces of a rendering without Jinja, those of the model itself marked where the template marks them;
+    None where only Jinja can say."""
+    own = _written_as(source)
+    if own is None:
+        return None
+    # The larger sizes' template has it as a default, Google's doesn't know the variable.
+    given = own | variables if own.get("empty_thought") else variables | own
+    found = written(messages, tools, BOS, given)
+    if found is None:
+        return None
+    texts, emitted = found
+    if source != training_template():
+        return ("".join(texts),)
+    return [_Emitted(text) if said else text for text, said in zip(texts, emitted, strict=True)]
+
+
 def render_template(
     source: str, messages: Sequence[Message], tools: Sequence[Tool] | None = None, **variables: Any
 ) -> Rendered:
-    """Render a conversation with any chat template. Raises DataError when the template refuses the conversation."""
+    """Render a conversation with any chat template. Raises DataError when the template refuses the conversation.
+
+    Our template, and Google's that ours repeats, are rendered without Jinja where the conversation has a known shape.
+    """
     parts: list[str] = []
     spans: list[tuple[int, int]] = []
     position = 0
     try:
-        pieces = compiled(source).generate(messages=list(messages), tools=tools or None, bos_token=BOS, **variables)
+        turns, declared = list(messages), list(tools) if tools else None
+        pieces = _written(source, turns, declared, variables)
+        if pieces is None:
+            pieces = compiled(source).generate(messages=turns, tools=declared, bos_token=BOS, **variables)
         for piece in pieces:
             end = position + len(piece)
             if isinstance(piece, _Emitted) and piece:

@@ -29,8 +29,8 @@ ROOMS = {
     "trl": {"training", "bench"},
     "accelerate": {"training"},
     "ray": {"training", "serving"},
-    "datasets": {"data"},
-    "datasketch": {"data"},
+    "datasets": {"data", "bench"},
+    "datasketch": {"tests"},  # which compare with it
     "stdnum": {"privacy"},
     "jinja2": {"data", "words"},
     "tokenizers": {"data", "modeling", "nano", "prepare", "serving"},
