@@ -148,6 +148,45 @@ def bench_gates(
         print(line)
 
 
+@bench_app.command("quantize")
+def bench_quantize(
+    model: Annotated[
+        list[str] | None, typer.Option(help="Size whose small twin is measured, again for more; all five by default.")
+    ] = None,
+    run: Annotated[
+        Path | None,
+        typer.Option(help="Folder of a run whose tuned model is measured too.", exists=True, file_okay=False),
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of the training of scales.")] = 400,
+    out: Annotated[Path, typer.Option(help="Folder for results; what is finished there is kept.")] = Path(
+        "runs/bench-quantize"
+    ),
+    as_json: Json = False,
+) -> None:
+    """Quantize small models in every way, and as llama.cpp does: bytes and divergence from bf16, on held-out rows.
+
+    Some minutes a model on one core. Leaves quantize.json. configs/benchmarks/quantize.json is such a record.
+    """
+    from gemma_ops import family
+    from gemma_ops.bench.quantization import measure_quantization, quantization_lines
+    from gemma_ops.cli import console
+    from gemma_ops.errors import ConfigError
+    from gemma_ops.runs.durable import write_json
+
+    known = {key.lower(): key for key in family.CONFIGS}
+    unknown = [name for name in model or () if name.lower() not in known]
+    if unknown:
+        raise ConfigError(f"unknown size {unknown[0]!r}", f"one of: {', '.join(known)}")
+    sizes = [known[name.lower()] for name in model or known]
+    body = measure_quantization(sizes, run, out, steps, lambda text: console.err().print(text, markup=False))
+    write_json(out / "quantize.json", body, indent=1)
+    if as_json:
+        console.print_json(body)
+        return
+    for line in quantization_lines(body):
+        print(line)
+
+
 def _show(name: str, body: dict[str, Any]) -> None:
     """Print the table of one benchmark, and where its files are."""
     from gemma_ops.bench.training import bench_report

@@ -21,6 +21,7 @@ from gemma_ops.privacy.classes import answers_class, release_of
 from gemma_ops.targets.run_models import RunModels
 from gemma_ops.targets.spec import QUANTIZED
 from gemma_ops.targets.target import Target, learned_by
+from gemma_ops.verdicts import FileFidelity
 
 
 def collect_provenance(
@@ -54,6 +55,8 @@ def collect_provenance(
         if path is not None and target.name in QUANTIZED:
             file = path / GGUF[target.name].path
             body["bytes"] = file.stat().st_size if file.is_file() else None
+            formats = _json(path / "report.json").get("formats") or {}
+            body["fidelity"] = FileFidelity.of_report(formats.get(target.name) or {})
             body["sha256"] = (made.get("files") or {}).get(GGUF[target.name].path, {}).get("sha256")
         found[target.name] = body
     trained: dict[str, Any] = {}

@@ -13,6 +13,7 @@ from markupsafe import Markup
 from gemma_ops.evaluation import (
     gate_figures,
     report_cost,
+    report_files,
     report_header,
     report_labels,
     report_routing,
@@ -44,7 +45,8 @@ def report_page(verdict: Verdict, graded: Sequence[Graded]) -> str:
     return REPORT.page(
         "report.html", "report", title=report_header.title(verdict, _WORDS[verdict.verdict]), style=page_style(names),
         marks=palette.marks(names), header=report_header.header(verdict), outcome=_verdict(verdict), tasks=tasks,
-        names=list(verdict.tasks), provenance=_provenance(verdict), method=_method(verdict),
+        names=list(verdict.tasks), files=report_files.files_section(verdict), provenance=_provenance(verdict),
+        method=_method(verdict),
     )  # fmt: skip
 
 

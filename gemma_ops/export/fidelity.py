@@ -99,6 +99,12 @@ class FileDivergence:
         every = self.every_token()
         return {**self.answers().metrics(), "every_token_kl": every.kl, "every_token_top1": every.top1}
 
+    def of(self, conversations: Sequence[Conversation]) -> FileDivergence:
+        """Return the part of some of its conversations."""
+        places = [place for place, each in enumerate(self.conversations) if any(each is one for one in conversations)]
+        kls, hits = ([values[place] for place in places] for values in (self.kls, self.hits))
+        return FileDivergence([self.conversations[place] for place in places], kls, hits)
+
     def gain_over(self, other: FileDivergence) -> tuple[Gain, Gain]:
         """Compare with another file on the same conversations: on answers, and on every token."""
         return (

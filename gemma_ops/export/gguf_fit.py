@@ -86,7 +86,8 @@ def fit_tensors(plan: GgufPlan) -> list[FitTensor]:
     """Return the tensors of a file that are fitted: attention, MLP and experts below 8 bits, and the layers' norms."""
     found = []
     for tensor in plan.tensors:
-        norm = tensor.type == "F32" and tensor.kind.endswith("norm.weight") and tensor.name.startswith("blk.")
-        if tensor.source is not None and (norm or BITS[tensor.type] < FITTED_BITS):
+        norm = tensor.type == "F32" and tensor.kind.endswith("norm.weight")
+        layer = tensor.source is not None and tensor.name.startswith("blk.")
+        if tensor.source is not None and layer and (norm or BITS[tensor.type] < FITTED_BITS):
             found.append(FitTensor(tensor.source.name, tensor.name, tensor.type))
     return found

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from gemma_ops.errors import ModelError
 from gemma_ops.export.checkpoint import MergedCheckpoint
 from gemma_ops.family import Layer, Shape
-from gemma_ops.family.formats import BLOCKS, GGUF, INSTEAD, QUANTIZED_TYPES, TABLE_TYPE, GgufName, TensorType
+from gemma_ops.family.formats import BITS, BLOCKS, GGUF, INSTEAD, QUANTIZED_TYPES, TABLE_TYPE, GgufName, TensorType
 from gemma_ops.modeling.shards import TensorEntry
 
 _MODEL = {
@@ -91,9 +91,11 @@ class GgufPlan:
     left_out: dict[str, list[str]]
 
 
-def plan_tensors(source: MergedCheckpoint, form: GgufName) -> GgufPlan:
-    """Return what a checkpoint becomes in a format. Raises ModelError on a tensor that has no place in llama.cpp's
-    Gemma 4."""
+def plan_tensors(source: MergedCheckpoint, form: GgufName, tables: TensorType = TABLE_TYPE) -> GgufPlan:
+    """Return what a checkpoint becomes in a format, its embedding tables in the type `tables`.
+
+    Raises ModelError on a tensor that has no place in llama.cpp's Gemma 4.
+    """
     shape = Shape.from_config(source.config)
     _check_sharing(shape)
     full = next(layer for layer in shape.layers if layer.window is None)
@@ -112,11 +114,15 @@ def plan_tensors(source: MergedCheckpoint, form: GgufName) -> GgufPlan:
             left_out["unused keys and values"].append(name)
             continue
         extent = entry.shape or (1,)
-        tensors.append(PlannedTensor(target, entry, extent, tensor_type(target, extent, form, len(shape.layers))))
+        tensors.append(
+            PlannedTensor(target, entry, extent, tensor_type(target, extent, form, len(shape.layers), tables))
+        )
     return GgufPlan(form, tensors, {reason: sorted(names) for reason, names in left_out.items() if names})
 
 
-def tensor_type(name: str, shape: tuple[int, ...], form: GgufName, layers: int = 0) -> TensorType:
+def tensor_type(
+    name: str, shape: tuple[int, ...], form: GgufName, layers: int = 0, tables: TensorType = TABLE_TYPE
+) -> TensorType:
     """Return the type a tensor is stored in (see the policy above), in a model of so many layers."""
     kind = re.sub(r"^blk\.\d+\.", "", name)
     if len(shape) < 2 or kind == "ffn_gate_inp.weight":
@@ -124,7 +130,9 @@ def tensor_type(name: str, shape: tuple[int, ...], form: GgufName, layers: int =
     found = GGUF[form].tensor
     if found not in QUANTIZED_TYPES or kind == "per_layer_model_proj.weight":
         return "BF16"
-    if kind in _TABLES or kind in _PLE_LINEARS:
+    if kind in _TABLES and BITS[found] < BITS[TABLE_TYPE]:
+        found = tables
+    elif kind in _TABLES or kind in _PLE_LINEARS:
         found = TABLE_TYPE
     elif (careful := GGUF[form].careful) and kind in _CAREFUL and _careful_layer(int(name.split(".")[1]), layers):
         found = careful

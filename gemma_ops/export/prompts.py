@@ -11,25 +11,14 @@ from gemma_ops.data.parts import media_of
 from gemma_ops.data.prompt_record import Prompting
 from gemma_ops.data.row_tokens import Manner
 from gemma_ops.errors import DataError
+from gemma_ops.export.general_prompts import GENERAL_PROMPTS
 
 Row = dict[str, Any]
 
-# Used when a model is exported without data. Plain questions: what matters is that two models see the same tokens.
-_FIXED = (
-    "Name three things a support agent should ask before closing a ticket.",
-    'Return {"status": "ok"} and nothing else.',
-    "Translate into French: The order arrives on Monday.",
-    "What is 17 + 25?",
-    "Summarise in one sentence: The meeting moved from 3 pm to 4 pm because the room was taken.",
-    "List the days of the week, separated by commas.",
-    "Write a polite reply to a customer whose parcel is late.",
-    "Is the following sentence about billing or shipping? I was charged twice.",
-)
-
 
 def fidelity_prompts(data: Path | None, count: int, *, text_only: bool = False) -> list[Row]:
-    """Return the first `count` validation rows of a `prepare` folder, or fixed prompts (without an answer) if there are
-    none.
+    """Return the first `count` validation rows of a `prepare` folder, or prompts of no domain (without an answer) where
+    there are none.
 
     With `text_only`, rows that show images or audio are left out: engines for text can't be asked about them.
     """
@@ -47,7 +36,12 @@ def fidelity_prompts(data: Path | None, count: int, *, text_only: bool = False) 
                 # A raw text asks nothing.
                 if row["messages"] and not (text_only and media_of(row["messages"])):
                     found.append(row)
-    return found or [{"messages": [{"role": "user", "content": text}]} for text in _FIXED[:count]]
+    return found or general_rows()[:count]
+
+
+def general_rows() -> list[Row]:
+    """Return prompts that belong to no domain, without an answer."""
+    return [{"messages": [{"role": "user", "content": text}]} for text in GENERAL_PROMPTS]
 
 
 def before_answer(row: Row) -> list[dict[str, Any]]:

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +22,18 @@ from gemma_ops.config import MachineConfig, Privacy, QuantizeConfig
 from gemma_ops.data.prompt_record import read_prompting, write_prompting
 from gemma_ops.errors import GateError
 from gemma_ops.export.checkpoint import MergedCheckpoint
-from gemma_ops.export.fidelity import Divergence, FileDivergence, fidelity_conversations
-from gemma_ops.export.file_fidelity import check_parity, file_divergence, parity_weights
+from gemma_ops.export.fidelity import Divergence, fidelity_conversations
+from gemma_ops.export.file_fidelity import check_parity, parity_weights
 from gemma_ops.export.folder import check_room
 from gemma_ops.export.gguf_audit import Audit, audit_gguf
 from gemma_ops.export.gguf_fit import RowFit, is_fitted, training_rows
 from gemma_ops.export.gguf_tensors import plan_tensors
 from gemma_ops.export.gguf_writer import write_gguf
+from gemma_ops.export.measured_files import MeasuredFile, measure_files
 from gemma_ops.export.projector_fidelity import make_projector, projector_metrics, projector_type
-from gemma_ops.export.prompts import fidelity_prompts, manner_of
+from gemma_ops.export.prompts import fidelity_prompts, general_rows, manner_of
 from gemma_ops.family.formats import GGUF as TYPES
-from gemma_ops.family.formats import REFERENCE, GgufName
+from gemma_ops.family.formats import REFERENCE, TABLE_TYPE, GgufName, TensorType
 from gemma_ops.modeling.checkpoint_source import checkpoint
 from gemma_ops.modeling.llamacpp import GGUF
 from gemma_ops.modeling.load import load_tokenizer
@@ -60,9 +63,9 @@ def quantize(
     """Write `out/<format>/model.gguf` for bf16 and the formats asked for, `out/mmproj` with the towers where they are
     wanted, and `out/report.json`.
 
-    Raises ModelError for a checkpoint that can't be converted, GateError when a file is not what was asked for or
-    llama.cpp disagrees with transformers, MachineError when the disk has no room or `xllamacpp` is missing, DataError
-    when files are to be fitted and there are no training rows.
+    Raises ModelError for a checkpoint that can't be converted, GateError when a file is not what was asked for, when
+    llama.cpp disagrees with transformers or a fit cost general ability, MachineError when the disk has no room or
+    `xllamacpp` is missing, DataError when files are to be fitted and there are no training rows.
     """
     source = MergedCheckpoint(checkpoint(model))
     formats: list[GgufName] = [REFERENCE, *(form for form in settings.formats if form != REFERENCE)]
@@ -75,27 +78,26 @@ def quantize(
     if fitted:
         rows = training_rows(data, tokenizer, manner, settings.fit_rows)
         fit = RowFit(source, settings, machine, parity_weights(source), rows)
-        own = rows_class([data / "train.jsonl"] if data else [])
-        learned |= {form: stricter(learned[form], own) for form in fitted}
+        of_rows = rows_class([data / "train.jsonl"] if data else [])
+        learned |= {form: stricter(learned[form], of_rows) for form in fitted}
     threads = machine.workers or os.cpu_count() or 1
-    audits = _write_all(out, source, formats, threads, learned, fit, fitted)
+    tables = TYPES[settings.tables].tensor
+    audits = write_formats(out, source, formats, threads, learned, fit, fitted, tables)
     with GGUF(_file(out, REFERENCE), threads=threads) as gguf:
         _check_tokenizer(gguf, tokenizer)
-        chosen = fidelity_conversations(
-            tokenizer,
-            fidelity_prompts(data, settings.fidelity_rows, text_only=True),
-            manner=manner,
-            reply=gguf.continuation,
+        domain, general = (
+            fidelity_conversations(tokenizer, rows, manner=manner, reply=gguf.continuation)
+            for rows in (fidelity_prompts(data, settings.fidelity_rows, text_only=True), general_rows())
         )
-    reference = _file(out, REFERENCE)
-    parity = check_parity(source, chosen, reference, machine)
+    parity = check_parity(source, domain, _file(out, REFERENCE), machine)
     towers: dict[str, Any] = {}
     if kind := projector_type(settings, source, data):
-        towers = make_projector(out, source, kind, machine, reference=reference, learned=learned_class(model))
-    measured = {form: file_divergence(_file(out, form), reference, chosen, threads) for form in formats[1:]}
-    plain = {form: file_divergence(_file(out / _PLAIN, form), reference, chosen, threads) for form in fitted}
-    for form, found in measured.items():
-        journal.record(event="fidelity", format=form, **found.metrics())
+        towers = make_projector(
+            out, source, kind, machine, reference=_file(out, REFERENCE), learned=learned_class(model)
+        )
+    measured = measure_files(
+        partial(_file, out), partial(_file, out / _PLAIN), formats[1:], fitted, domain, general, threads
+    )
     write_json(
         out / "report.json",
         {
@@ -105,8 +107,8 @@ def quantize(
             **({"mmproj": towers} if towers else {}),
             "formats": {
                 form: {"audit": audits[form].report()}
-                | ({"fidelity": measured[form].report()} if form in measured else {})
-                | (_fit_report(settings, fit, measured[form], plain[form]) if fit and form in plain else {})
+                | (measured[form].report() if form in measured else {})
+                | ({"fit": _fit_report(settings, fit, measured[form])} if fit and form in fitted else {})
                 for form in formats
             },
         },
@@ -116,36 +118,30 @@ def quantize(
     record_learned(out, whole, [f"model: {whole}"])
     for folder in (_PLAIN, _FIT):
         shutil.rmtree(out / folder, ignore_errors=True)
-    return _metrics(audits, parity, measured, plain) | (projector_metrics(towers) if towers else {})
+    return _metrics(audits, parity, measured) | (projector_metrics(towers) if towers else {})
 
 
-def _fit_report(
-    settings: QuantizeConfig, fit: RowFit, own: FileDivergence, plain: FileDivergence
-) -> dict[str, dict[str, Any]]:
+def _fit_report(settings: QuantizeConfig, fit: RowFit, found: MeasuredFile) -> dict[str, Any]:
     """Return what a file was fitted to, what the plain file of the same bytes says, and the gain over it."""
-    answers, every = own.gain_over(plain)
-    tokens = sum(map(len, fit.rows))
-    return {
-        "fit": {
-            "how": settings.fit,
-            "rows": len(fit.rows),
-            "tokens": tokens,
-            "plain": plain.report(),
-            "gain": {**answers.report(), "every_token": every.report()},
-        }
-    }
+    return {"how": settings.fit, "rows": len(fit.rows), "tokens": sum(map(len, fit.rows)), **found.gain()}
 
 
-def _write_all(
+def write_formats(
     out: Path,
     source: MergedCheckpoint,
-    formats: list[GgufName],
+    formats: Sequence[GgufName],
     threads: int,
-    learned: dict[str, Privacy],
-    fit: RowFit | None,
-    fitted: list[GgufName],
+    learned: Mapping[str, Privacy],
+    fit: RowFit | None = None,
+    fitted: Sequence[GgufName] = (),
+    tables: TensorType = TABLE_TYPE,
 ) -> dict[str, Audit]:
-    plans = {form: plan_tensors(source, form) for form in formats}
+    """Write the files of the formats that `out` lacks, their embedding tables in the type `tables`, each with its class
+    in `learned`, and audit all; those `fitted` by `fit`, with the plain file next to them.
+
+    Raises MachineError when the disk has no room, GateError when a file is not what was asked for.
+    """
+    plans = {form: plan_tensors(source, form, tables) for form in formats}
     parameters = sum(tensor.source.parameters for tensor in plans[REFERENCE].tensors if tensor.source)
     wanted = [
         (TYPES[form], folder) for form in formats for folder in (out, *([out / _PLAIN] if form in fitted else []))
@@ -188,19 +184,11 @@ def _check_tokenizer(gguf: GGUF, tokenizer: Any) -> None:
             )
 
 
-def _metrics(
-    audits: dict[str, Audit],
-    parity: Divergence,
-    measured: dict[GgufName, FileDivergence],
-    plain: dict[GgufName, FileDivergence],
-) -> dict[str, float]:
+def _metrics(audits: dict[str, Audit], parity: Divergence, measured: dict[GgufName, MeasuredFile]) -> dict[str, float]:
     metrics = {f"parity/{name}": value for name, value in parity.metrics().items()}
     for form, audit in audits.items():
         metrics[f"{form}/mb"] = audit.file_bytes / 1e6
         metrics[f"{form}/quantized_share"] = audit.quantized_share
     for form, found in measured.items():
         metrics |= {f"{form}/{name}": value for name, value in found.metrics().items()}
-    for form, other in plain.items():
-        _, gain = measured[form].gain_over(other)
-        metrics |= {f"{form}/kl_ratio": gain.ratio, f"{form}/kl_ratio_high": gain.interval[1]}
     return metrics

@@ -42,7 +42,10 @@ INSTEAD: dict[TensorType, TensorType] = {
 """Type of tensors whose rows are no whole blocks of the type that the format asks for."""
 QUANTIZED_TYPES = tuple(kind for kind, bits in BITS.items() if bits < 16)
 TABLE_TYPE: TensorType = "Q8_0"
-"""Lowest-precision tensor type for embeddings, per-layer tables and per-layer projections."""
+"""Tensor type of embeddings, per-layer tables and per-layer projections, where no other is asked for."""
+TableName = Literal["q8_0", "q6_k"]
+"""Formats of embeddings and per-layer tables, as the configuration spells them."""
+DEFAULT_TABLES: TableName = "q8_0"
 GGUF_FILE = "model.gguf"
 """Name of a GGUF file in the folder of its format."""
 PROJECTOR_TYPES: dict[ProjectorType, tuple[TensorType, str]] = {

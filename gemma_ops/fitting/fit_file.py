@@ -57,7 +57,7 @@ def fit_file(
     places = {each.parameter: _place(model, each.parameter) for each in tensors}
     matrices = [each for each in tensors if each.type != "F32"]
     teacher = last_states(model, rows) if training else []
-    head = model.lm_head.weight.detach().clone() if training else None
+    head = model.lm_head.weight.detach() if training else None
     done = 0
     for group in _groups(matrices, places, _patience(model)):
         waiting = [each for each in group if each.name not in store]

@@ -16,39 +16,49 @@ from gemma_ops.ggml.lattices import Blocks, code_levels
 
 
 class LatticeWeight(torch.nn.Module):  # type: ignore[misc]
-    """A weight of any shape whose rows are `blocks`, with trained scales."""
+    """A weight of any shape whose rows are `blocks`, with trained scales. What it computes with moves along with `to`;
+    the codes stay in main memory."""
+
+    levels: torch.Tensor
+    start: torch.Tensor
+    start_floor: torch.Tensor | None
+    offsets: torch.Tensor | None
 
     def __init__(self, blocks: Blocks, shape: torch.Size, dtype: torch.dtype) -> None:
         super().__init__()
-        self.blocks = blocks
         self.shape = shape
         self.dtype = dtype
-        rows = len(blocks.codes)
-        lattice = blocks.lattice
+        self._blocks = replace(blocks, codes=blocks.codes.to("cpu", torch.int8))
+        rows, lattice = len(blocks.codes), blocks.lattice
         levels = code_levels(blocks.codes, lattice).view(rows, -1, lattice.group)
         if blocks.steps is not None:
             levels = levels * blocks.steps.float().unsqueeze(-1)
-        self.levels = levels.reshape(rows, -1, lattice.block).to(torch.int16)
+        small = levels.abs().amax() <= 127
+        levels = levels.reshape(rows, -1, lattice.block).to(torch.int8 if small else torch.int16)
+        for name, value in (
+            ("levels", levels), ("start", blocks.scale), ("start_floor", blocks.floor), ("offsets", blocks.offsets)
+        ):  # fmt: skip
+            self.register_buffer(name, value, persistent=False)
         self.scale = torch.nn.Parameter(torch.zeros_like(blocks.scale))
         self.floor = None if blocks.floor is None else torch.nn.Parameter(torch.zeros_like(blocks.floor))
 
     def forward(self) -> torch.Tensor:
         """Return the weight, differentiable by the scales."""
-        lattice = self.blocks.lattice
-        weight = self.levels.to(torch.float32) * trained_half(self.blocks.scale, self.scale).unsqueeze(-1)
-        if self.floor is not None and self.blocks.floor is not None and self.blocks.offsets is not None:
-            floor = trained_half(self.blocks.floor, self.floor).repeat_interleave(lattice.groups, 1)
-            offset = floor * self.blocks.offsets.float()
+        lattice = self._blocks.lattice
+        weight = self.levels.float() * trained_half(self.start, self.scale).unsqueeze(-1)
+        if self.floor is not None and self.start_floor is not None and self.offsets is not None:
+            floor = trained_half(self.start_floor, self.floor).repeat_interleave(lattice.groups, 1)
+            offset = floor * self.offsets.float()
             weight = weight.view(len(offset), -1, lattice.group) - offset.unsqueeze(-1)
         return weight.reshape(self.shape).to(self.dtype)
 
     def trained_blocks(self) -> Blocks:
-        """Return the blocks with their scales as trained, as float16 can hold them."""
+        """Return the blocks in main memory with their scales as trained, as float16 can hold them."""
         with torch.no_grad():
-            floor = self.blocks.floor
-            if floor is not None and self.floor is not None:
-                floor = trained_half(floor, self.floor)
-            return replace(self.blocks, scale=trained_half(self.blocks.scale, self.scale), floor=floor)
+            floor = None
+            if self.floor is not None and self.start_floor is not None:
+                floor = trained_half(self.start_floor, self.floor).cpu()
+            return replace(self._blocks, scale=trained_half(self.start, self.scale).cpu(), floor=floor)
 
 
 def trained_half(start: torch.Tensor, change: torch.Tensor) -> torch.Tensor:

@@ -54,6 +54,7 @@ class _Batch(ctypes.Structure):
 _LOG = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
 SILENT = _LOG(lambda _level, _text, _data: None)
 """A log that keeps nothing."""
+_FLOATS = ctypes.POINTER(ctypes.c_float)
 _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "llama_backend_init": (None, ()),
     "llama_log_set": (None, (ctypes.c_void_p, ctypes.c_void_p)),
@@ -78,6 +79,7 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "llama_batch_free": (None, (_Batch,)),
     "llama_decode": (ctypes.c_int32, (ctypes.c_void_p, _Batch)),
     "llama_get_logits": (ctypes.POINTER(ctypes.c_float), (ctypes.c_void_p,)),
+    "ggml_quantize_chunk": (ctypes.c_size_t, (ctypes.c_int, _FLOATS, ctypes.c_void_p, *[ctypes.c_int64] * 3, _FLOATS)),
 }
 
 
@@ -103,8 +105,22 @@ def llamacpp_library() -> Any:
     found = tuple(library.llama_context_default_params().words[:3])
     if found != _DEFAULTS:
         raise _unknown(f"its parameters begin with {found} instead of {_DEFAULTS}")
+    library.llama_log_set(ctypes.cast(SILENT, ctypes.c_void_p), None)  # it tells of every tensor
     library.llama_backend_init()
     return library
+
+
+def llamacpp_encode(x: np.ndarray, code: int, row_bytes: int, importance: np.ndarray | None = None) -> np.ndarray:
+    """Return rows of weights, (rows, width) float32, as llama.cpp's own encoder of the GGML type `code` stores them:
+    (rows, `row_bytes`) uint8. `importance`: (width,), as of its importance matrix."""
+    x = np.ascontiguousarray(x, dtype=np.float32)
+    found = np.empty((len(x), row_bytes), dtype=np.uint8)
+    columns = None
+    if importance is not None:
+        importance = np.ascontiguousarray(importance, dtype=np.float32)
+        columns = importance.ctypes.data_as(_FLOATS)
+    llamacpp_library().ggml_quantize_chunk(code, x.ctypes.data_as(_FLOATS), found.ctypes.data, 0, *x.shape, columns)
+    return found
 
 
 def _unknown(why: str) -> MachineError:

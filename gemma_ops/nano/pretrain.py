@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ Row = tuple[list[int], int]
 """Token ids of a lesson, and how many of them are the question."""
 
 
-def _batches(tokenizer: Any, seed: int, rows: int) -> Iterator[list[Row]]:
+def lesson_batches(tokenizer: Any, seed: int, rows: int) -> Iterator[list[Row]]:
     """Yield endless batches; rows of like length stand together, so that little is spent on padding."""
     rng = random.Random(seed)
     while True:
@@ -46,12 +47,22 @@ def pretrain(
 ) -> list[float]:
     """Train the tokenizer and the model, save the checkpoint in `folder`, and return the loss of every step."""
     import torch
-    from torch.nn.functional import cross_entropy
 
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
     tokenizer = nano_shape.train_tokenizer(lessons.corpus(corpus_lines, seed))
     model = nano_shape.build_nano(seed)
+    losses = train_on_lessons(model, lesson_batches(tokenizer, seed, rows), steps, partial(print, flush=True))
+    nano_shape.save_nano(model, folder, tokenizer)
+    return losses
+
+
+def train_on_lessons(model: Any, batches: Iterator[list[Row]], steps: int, tell: Callable[[str], None]) -> list[float]:
+    """Train all parameters of a model on batches of lessons, and return the loss of every step; `tell` hears of each
+    hundred."""
+    import torch
+    from torch.nn.functional import cross_entropy
+
     model.train()
     decayed = [p for p in model.parameters() if p.ndim > 1]
     plain = [p for p in model.parameters() if p.ndim <= 1]
@@ -63,7 +74,6 @@ def pretrain(
     )
     losses: list[float] = []
     started = time.time()
-    batches = _batches(tokenizer, seed, rows)
     for step in range(steps):
         share = step / steps
         rate = PEAK * min(1.0, (step + 1) / (0.04 * steps + 1)) * (0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * share)))
@@ -87,7 +97,6 @@ def pretrain(
         losses.append(loss.item())
         if step % 100 == 99 or step == steps - 1:
             mean = sum(losses[-100:]) / len(losses[-100:])
-            print(f"step {step + 1}/{steps}  loss {mean:.4f}  {time.time() - started:.0f} s", flush=True)
+            tell(f"step {step + 1}/{steps}  loss {mean:.4f}  {time.time() - started:.0f} s")
     model.eval()
-    nano_shape.save_nano(model, folder, tokenizer)
     return losses

@@ -190,7 +190,7 @@ def test_rows(count: int, seed: int) -> list[dict[str, Any]]:
     return rows
 
 
-def write_tickets(folder: Path, *, train: int = 3000, test: int = 300, seed: int = 1) -> None:
+def write_tickets(folder: Path, *, train: int = 3000, test: int = 1000, seed: int = 1) -> None:
     """Write `train.jsonl` and `data.jsonl` of the support desk task, the files that are shipped."""
     for file, rows in (("train.jsonl", training_rows(train, seed)), ("data.jsonl", test_rows(test, seed))):
         (folder / file).write_text("".join(json.dumps(item) + "\n" for item in rows), encoding="utf-8")

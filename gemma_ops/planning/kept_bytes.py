@@ -15,7 +15,7 @@ _TRL_TILE = (4096, 32_768)
 1.16)."""
 _TORCH_TILES = 8
 """Float32 tiles of TRL's fused head that are alive at once where Triton doesn't run and torch folds the tile (CPU)."""
-_OWN_TILE = {"cuda": (2048, 8192), "cpu": (256, 2048)}
+_OWN_TILE = {"cuda": (2048, 8192), "cpu": (512, 512)}
 """Tile of our fused head (`head_tiles`), with three buffers of 4, 4 and 2 bytes."""
 _FOLDED_TILE = (4096, 16_384)
 """Tile of our fused head where Triton folds it: 2 bytes a logit, and for a token's gradient its float32 sum and the

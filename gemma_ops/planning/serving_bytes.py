@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gemma_ops.family.formats import BITS, TABLE_TYPE, Engine, Gguf
+from gemma_ops.family.formats import BITS, TABLE_TYPE, Engine, Gguf, TensorType
 from gemma_ops.family.shape import Shape
 from gemma_ops.planning.kv_cache import kv_bytes, kv_layers
 
@@ -48,13 +48,14 @@ class ServingBytes:
         return ServingBytes(count * self.weights, count * self.cache, count * self.window_cache, count * self.workspace)
 
 
-def gguf_bytes(shape: Shape, form: Gguf) -> float:
-    """Return the bytes of a GGUF file of the language model: most weights in the format's type, tables and small
-    matrices no coarser than `TABLE_TYPE`, norms in 32 bits."""
+def gguf_bytes(shape: Shape, form: Gguf, table_type: TensorType = TABLE_TYPE) -> float:
+    """Return the bytes of a GGUF file of the language model: most weights in the format's type, per-layer projections
+    no coarser than `TABLE_TYPE`, embedding tables no coarser than `table_type`, norms in 32 bits."""
     count = shape.counts()
-    tables = count.embedding + count.per_layer_table + count.per_layer_linears
-    bulk = count.text - tables - count.norms
-    return (bulk * form.bits + tables * max(form.bits, BITS[TABLE_TYPE]) + count.norms * BITS["F32"]) / 8
+    tables = count.embedding + count.per_layer_table
+    bulk = count.text - tables - count.per_layer_linears - count.norms
+    coarse = tables * max(form.bits, BITS[table_type]) + count.per_layer_linears * max(form.bits, BITS[TABLE_TYPE])
+    return (bulk * form.bits + coarse + count.norms * BITS["F32"]) / 8
 
 
 def bytes_per_token(shape: Shape, bits: float, tokens: int) -> float:

@@ -90,7 +90,8 @@ def plan_serving(config: RunConfig, device: str | None = None) -> ServePlan:
     found = []
     for form in GGUF.values():
         windowed = config.serve.window_cache
-        memory = serving_bytes(shape, gguf_bytes(shape, form), slots=slots, context=context, windowed=windowed)
+        weights = gguf_bytes(shape, form, GGUF[config.quantize.tables].tensor)
+        memory = serving_bytes(shape, weights, slots=slots, context=context, windowed=windowed)
         per_token = bytes_per_token(shape, form.bits, context // 2)
         found.append(_served(form.name, memory.times(replicas), target, per_token))
     memory = checkpoint_serving_bytes(shape, checkpoint_bytes(shape, towers=True), slots=slots, context=context)

@@ -11,6 +11,7 @@ canary_record.py     what a server must answer before it may serve
 
 from gemma_ops.verdicts.canary_record import CANARY, CANARY_SCHEMA
 from gemma_ops.verdicts.document import VERDICT, TargetFacts, TaskFacts, Verdict
+from gemma_ops.verdicts.file_fidelity_record import FileFidelity
 from gemma_ops.verdicts.gate_record import Gate, Look
 from gemma_ops.verdicts.measurements import Figure, PairedDifference, TargetResult
 from gemma_ops.verdicts.routing_record import ROUTING, Routing, RoutingLine, RoutingTable
@@ -22,6 +23,7 @@ __all__ = [
     "ROUTING",
     "VERDICT",
     "Figure",
+    "FileFidelity",
     "Gate",
     "KvFacts",
     "Look",

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
+from gemma_ops.verdicts.file_fidelity_record import FileFidelity
 from gemma_ops.verdicts.gate_record import ComparedChampion, Gate, LookTaken, StandardHeld
 from gemma_ops.verdicts.measurements import PairedDifference, TargetResult
 from gemma_ops.verdicts.record import Number, VerdictRecord, parse_record, read_record
@@ -76,6 +77,8 @@ class TargetFacts(VerdictRecord):
     """Digest of the step's artifact that answered."""
     engine: str | None = None
     """Engine that ran it, such as `llama.cpp`; None where nothing recorded it."""
+    fidelity: FileFidelity | None = None
+    """What quantization changed in its file; None for others, and where nothing measured it."""
 
 
 class TunedModel(VerdictRecord):

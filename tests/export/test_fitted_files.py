@@ -13,11 +13,13 @@ import pytest
 import torch
 
 from gemma_ops.config import MachineConfig, QuantizeConfig
-from gemma_ops.errors import DataError
-from gemma_ops.export import gguf_fit, quantize
+from gemma_ops.errors import DataError, GateError
+from gemma_ops.export import gguf_fit, measured_files, quantize
 from gemma_ops.export.checkpoint import MergedCheckpoint
+from gemma_ops.export.fidelity import Conversation, FileDivergence
 from gemma_ops.export.gguf_fit import fit_tensors
 from gemma_ops.export.gguf_tensors import plan_tensors
+from gemma_ops.export.measured_files import MeasuredFile
 from gemma_ops.fitting import fit_file, scale_training
 from tests.helpers import tiny_models
 
@@ -93,6 +95,30 @@ def test_each_way_brings_the_file_nearer_to_bf16_at_the_same_bytes(tmp_path, bas
     if len(ratios) > 1:
         assert ratios["scales"] < ratios["rounding"] < 0.95
         assert ratios["importance"] < 1.1
+
+
+def test_a_fit_that_costs_general_ability_is_refused(monkeypatch):
+    """Further from bf16 than the plain file on prompts of no domain, beyond chance."""
+    domain, general = ([Conversation([1, 2, last], [1]) for _ in range(8)] for last in (3, 4))
+    sizes = {"plain": 1.0, "fitted": 0.5, "fitted general": 0.9}
+
+    def divergence(file: Path, _reference: Path, chosen: list[Conversation], _threads: int) -> FileDivergence:
+        factors = [
+            sizes.get(f"{file.name} general" if each in general else file.name, sizes[file.name]) for each in chosen
+        ]
+        kls = [factor * (1 + place % 8) * np.array([0.1, 0.2, 0.3]) for place, factor in enumerate(factors)]
+        return FileDivergence(chosen, kls, [kl > 0 for kl in kls])
+
+    def measure() -> MeasuredFile:
+        places = (lambda _form: Path("fitted")), (lambda _form: Path("plain"))
+        return measured_files.measure_files(*places, ["q4_0"], ["q4_0"], domain, general, 1)["q4_0"]
+
+    monkeypatch.setattr(measured_files, "file_divergence", divergence)
+    found = measure().metrics()
+    assert (found["kl_ratio"], found["general_kl_ratio"]) == (pytest.approx(0.5), pytest.approx(0.9))
+    sizes["fitted general"] = 1.2
+    with pytest.raises(GateError, match=r"1\.20 times as large"):
+        measure()
 
 
 def test_formats_of_eight_bits_and_the_tables_stay_plain(tmp_path, bases, data):

@@ -102,6 +102,23 @@ def test_types_follow_the_policy(tmp_path: Path, bases: Bases) -> None:
     assert set(types(convert(bases("moe"), tmp_path / "q8.gguf", "q8_0")).values()) == {"F32", "Q8_0"}
 
 
+def test_tables_may_have_six_bits_and_nothing_else_changes(tmp_path: Path) -> None:
+    wide = {"hidden_size": 256, "hidden_size_per_layer_input": 64, "num_hidden_layers": 8, "num_kv_shared_layers": 4}
+    layers = ["sliding_attention", "sliding_attention", "sliding_attention", "full_attention"] * 2
+    source = MergedCheckpoint(tiny_models.save("e2b", tmp_path / "base", layer_types=layers, **wide))
+    usual, smaller = plan_tensors(source, "q4_0"), plan_tensors(source, "q4_0", "Q6_K")
+    changed = {one.name: (one.type, two.type) for one, two in zip(usual.tensors, smaller.tensors, strict=True)
+               if one.type != two.type}  # fmt: skip
+    assert changed == dict.fromkeys(("token_embd.weight", "per_layer_token_embd.weight"), ("Q8_0", "Q6_K"))
+    assert plan_tensors(source, "q8_0", "Q6_K") == plan_tensors(source, "q8_0")
+    write_gguf(source, smaller, tmp_path / "model.gguf", threads=1)
+    audit_gguf(tmp_path / "model.gguf", smaller)
+    mixed = {each.name: each.type for each in plan_tensors(source, "q4_k_m").tensors}
+    assert [mixed[f"blk.{layer}.ffn_down.weight"] for layer in range(8)] == [
+        "Q8_0", "Q5_0", "Q5_0", "Q8_0", "Q5_0", "Q5_0", "Q8_0", "Q8_0",
+    ]  # fmt: skip
+
+
 def test_rows_that_are_no_multiple_of_32_stay_bf16_and_too_many_of_them_are_refused(tmp_path: Path) -> None:
     assert tensor_type("blk.0.ffn_down.weight", (64, 48), "q4_0") == "BF16"
     some = tiny_models.save("dense31", tmp_path / "some", head_dim=20)  # o_proj of sliding layers has rows of 80

@@ -20,8 +20,8 @@ SOURCES = [
     path
     for folder in ("gemma_ops", "recipes")
     for path in sorted((ROOT / folder).rglob("*.py"))
-    # `ggml` holds the values and the bytes of tensor types.
-    if path != TABLE and not {"share", "ggml"} & set(path.relative_to(ROOT).parts)
+    # `ggml` holds the values and the bytes of tensor types, and a benchmark measures those that it names.
+    if path != TABLE and not {"share", "ggml", "quantization"} & set(path.relative_to(ROOT).parts)
 ]
 
 

@@ -44,8 +44,9 @@ def make_files(folder):
 
 
 def _convert(folder):
-    learned = dict.fromkeys(FORMATS, "any")
-    quantizing._write_all(folder, quantizing.MergedCheckpoint(WEIGHTS), list(FORMATS), 1, learned, None, [])
+    quantizing.write_formats(
+        folder, quantizing.MergedCheckpoint(WEIGHTS), list(FORMATS), 1, dict.fromkeys(FORMATS, "any")
+    )
     template = (WEIGHTS / "chat_template.jinja").read_text()
     for form in FORMATS:
         write_prompting(folder / form, Prompting.of("off", template))

@@ -16,6 +16,7 @@ from gemma_ops.cli.exits import INTERRUPTED
 from gemma_ops.config import ConfigSection, RunConfig
 from gemma_ops.config.loading import read_run_config
 from gemma_ops.config.shipped import shipped
+from gemma_ops.family.formats import GGUF
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -29,6 +30,7 @@ TABLES = {
     "exits": "gemma_ops/cli/README.md",
     "configuration": "configs/README.md",
     "h200": "configs/benchmarks/README.md",
+    "formats": "recipes/quantization.md",
 }
 """The page that holds each table which is compared with the code or with a record."""
 
@@ -177,6 +179,21 @@ def measured(key):
         f"{share:.0%}".replace("%", " %"),
         memory,
     ]
+
+
+def format_rows():
+    for each in GGUF.values():
+        types = [each.tensor]
+        if each.careful:
+            types[0] += f", {each.careful} for values and the MLP's last matrix in half of the layers"
+        instead = ", ".join(kind for kind in each.types if kind not in (each.tensor, each.careful))
+        if instead:
+            types.append(f"{instead} where rows are no whole blocks")
+        yield f"| `{each.name}` | {each.bits:g} | {'; '.join(types)} |"
+
+
+def test_the_table_of_formats_is_that_of_the_code():
+    assert block("formats").splitlines()[2:] == list(format_rows())
 
 
 def test_benchmarks_are_those_of_the_record():

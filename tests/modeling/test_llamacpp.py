@@ -20,6 +20,7 @@ from gemma_ops.export.gguf_writer import write_gguf
 from gemma_ops.modeling import generate, llamacpp_library
 from gemma_ops.modeling.llamacpp import GGUF
 from gemma_ops.modeling.llamacpp_library import GgufLogits
+from gemma_ops.modeling.llamacpp_server import asked_server
 from gemma_ops.modeling.load import load_model
 from gemma_ops.nano import WEIGHTS
 from tests.helpers import patience, tiny_models
@@ -180,7 +181,8 @@ def test_llama_cpp_renders_the_embedded_template_as_training_does(pairs: Pairs) 
             options = {"tools": given} if given else {}
             body = {"messages": messages, "chat_template_kwargs": {"enable_thinking": False}, **options}
             expected = chat.render_chat(messages, given, add_generation_prompt=True).text
-            assert "<bos>" + gguf._post("/apply-template", body)["prompt"] == expected
+            found = asked_server(gguf._socket, "POST", "/apply-template", body)
+            assert "<bos>" + found["prompt"] == expected
 
 
 def test_pieces_of_a_sequence_give_the_same_logits(pairs: Pairs, monkeypatch: pytest.MonkeyPatch) -> None:

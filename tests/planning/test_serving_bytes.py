@@ -96,10 +96,12 @@ def test_the_plan_tells_what_fits_and_how_fast_it_may_be(cli):
                "--json", "--set", "serve.replicas=3")  # fmt: skip
     thrice = json.loads(more.stdout)
     assert [one["total"] for one in thrice["formats"]] == [3 * one["total"] for one in body["formats"]]
-    assert (thrice["replicas"], [one["fits"] for one in thrice["formats"]]) == (3, [False, True, True, False])
+    assert thrice["replicas"] == 3
+    assert {one["format"] for one in thrice["formats"] if not one["fits"]} == {"bf16", "merged"}
     large = cli("plan", str(CONFIG), "--set", "model.base=google/gemma-4-31B-it", "--serve", "--device", "rtx-4090",
                 "--set", "serve.context=1024")  # fmt: skip
-    assert [line.split()[-2] for line in large.stdout.splitlines()[2:5]] == ["no", "no", "yes"]
+    fits = {line.split()[0]: line.split()[-2] for line in large.stdout.splitlines()[2:12]}
+    assert (fits["bf16"], fits["q8_0"], fits["q4_0"]) == ("no", "no", "yes")
 
 
 def test_what_does_not_fit_is_refused_before_it_is_loaded(tmp_path, cli):
