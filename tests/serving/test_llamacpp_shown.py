@@ -4,6 +4,7 @@ training, and what llama.cpp reads otherwise is refused."""
 from __future__ import annotations
 
 import base64
+import json
 import random
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,10 +31,15 @@ LIMIT = 8
 
 @pytest.fixture(scope="module", params=["edge", "large"])
 def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A checkpoint and its files, as a run holds them."""
+    """A checkpoint and its files, as a run holds them; `large` sees images of more tokens than llama.cpp reads at
+    once by itself."""
     folder = tmp_path_factory.mktemp(request.param)
     wide = {"hidden_size": 1536} if request.param == "edge" else {}
     base = tiny_media.save(request.param, folder / "base", **wide)
+    if request.param == "large":
+        body = json.loads((base / "processor_config.json").read_text())
+        body["image_processor"]["max_soft_tokens"] = 560
+        (base / "processor_config.json").write_text(json.dumps(body))
     file = tiny_media.gguf_files(base, folder / "quantize")
     return SimpleNamespace(base=base, file=file, quantize=folder / "quantize", kinds=Senses.read(base).kinds)
 
@@ -79,7 +85,7 @@ def test_target_and_server_answer_what_is_shown_alike(made: Any) -> None:
     assert [answer.end for answer in answers].count("error") == 0, [answer.reason for answer in answers]
     alone = [next(iter(found.answer([[prompt]], max_new_tokens=LIMIT)))[0] for prompt in prompts]
     assert [answer.text for answer in alone] == [answer.text for answer in answers]
-    with serving(f"{made.file}@{made.base}", context=600, also=()) as live:
+    with serving(f"{made.file}@{made.base}", context=900, also=()) as live:
         client = openai.OpenAI(base_url=f"{live.url}/v1", api_key="any", max_retries=0)
         for parts, answer in zip(asked, answers, strict=True):
             reply = client.chat.completions.create(
