@@ -8,10 +8,12 @@ that a person reads. The template's own tokens are never marked.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from tokenizers import Tokenizer
 
@@ -133,36 +135,79 @@ def _pattern(tokens: tuple[str, ...]) -> re.Pattern[str]:
     return re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))))
 
 
-def tokenize(
-    tokenizer: Tokenizer, text: str, mark: str = "", policy: Policy = "refuse"
-) -> tuple[str, list[int], list[tuple[int, int]]]:
-    """Return a rendered text without its marks, its token ids, and each token's character range.
+class Tokens(NamedTuple):
+    """A text as tokens: their ids, and the character range of each, none where they weren't asked for."""
 
-    This is the one place where content becomes tokens. Raises DataError where content spells a control token and the
-    policy is to refuse it.
+    text: str
+    ids: list[int]
+    offsets: list[tuple[int, int]]
+
+
+def tokenize(tokenizer: Tokenizer, text: str, mark: str = "", policy: Policy = "refuse") -> Tokens:
+    """Return a rendered text without its marks as tokens.
+
+    Content becomes tokens here and in `tokenize_texts`, nowhere else. Raises DataError where content spells a control
+    token and the policy is to refuse it.
     """
+    if not mark or policy == "refuse":
+        (found,) = tokenize_texts(tokenizer, [clean_text(tokenizer, text, mark)])
+        return found
+    clean, spelled = _spelled(tokenizer, text, mark)
+    cuts = [match.start() + 1 for match in spelled]
+    pieces = [clean[start:end] for start, end in zip([0, *cuts], [*cuts, len(clean)], strict=True)]
+    ids: list[int] = []
+    offsets: list[tuple[int, int]] = []
+    for start, piece in zip([0, *cuts], tokenize_texts(tokenizer, pieces), strict=True):
+        ids += piece.ids
+        offsets += [(start + one, start + two) for one, two in piece.offsets]
+    return Tokens(clean, ids, offsets)
+
+
+def tokenize_texts(tokenizer: Tokenizer, texts: list[str], *, offsets: bool = True) -> list[Tokens]:
+    """Return texts as tokens, in order. Without `offsets` they aren't computed, which takes less time."""
+    if offsets:
+        each = [tokenizer.encode(text, add_special_tokens=False) for text in texts]
+        return [Tokens(text, one.ids, one.offsets) for text, one in zip(texts, each, strict=True)]
+    with _one_thread():
+        made = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+    return [Tokens(text, one.ids, []) for text, one in zip(texts, made, strict=True)]
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Keep the tokenizers library from starting threads of its own, which would not survive a later fork: who wants
+    more cores starts processes."""
+    before = os.environ.get("TOKENIZERS_PARALLELISM")
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["TOKENIZERS_PARALLELISM"]
+        else:
+            os.environ["TOKENIZERS_PARALLELISM"] = before
+
+
+def clean_text(tokenizer: Tokenizer, text: str, mark: str) -> str:
+    """Return a rendered text without its marks. Raises DataError where content spells a control token."""
     if not mark:
-        encoding = tokenizer.encode(text, add_special_tokens=False)
-        return text, encoding.ids, encoding.offsets
+        return text
+    clean, spelled = _spelled(tokenizer, text, mark)
+    if spelled:
+        raise spelled_control(spelled[0][0])
+    return clean
+
+
+def _spelled(tokenizer: Tokenizer, text: str, mark: str) -> tuple[str, list[re.Match[str]]]:
+    """Return a text without its marks, and the control tokens in it that content spells."""
     pieces = text.split(mark)
     clean = "".join(pieces)
     places, position = set(), 0
     for piece in pieces[:-1]:
         position += len(piece)
         places.add(position - 1)  # where such a character of content stands
-    cuts = []
-    for match in _pattern(control_tokens(tokenizer)).finditer(clean):
-        if match.start() in places:
-            if policy == "refuse":
-                raise spelled_control(match[0])
-            cuts.append(match.start() + 1)
-    ids: list[int] = []
-    offsets: list[tuple[int, int]] = []
-    for start, end in zip([0, *cuts], [*cuts, len(clean)], strict=True):
-        encoding = tokenizer.encode(clean[start:end], add_special_tokens=False)
-        ids += encoding.ids
-        offsets += [(start + one, start + two) for one, two in encoding.offsets]
-    return clean, ids, offsets
+    matches = _pattern(control_tokens(tokenizer)).finditer(clean)
+    return clean, [match for match in matches if match.start() in places]
 
 
 def spelled_control(token: str) -> DataError:

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 
 from gemma_ops.data.chat import BOS
 from gemma_ops.data.encoded import Encoded
+from gemma_ops.data.example_steps import Steps, examples_of
 from gemma_ops.data.normal import refuse_control_tokens
 from gemma_ops.data.rowerror import RowError
 from gemma_ops.errors import DataError
@@ -40,13 +41,20 @@ def document_of(row: dict[str, Any]) -> str:
 def encode_document(tokenizer: Tokenizer, text: str) -> Encoded:
     """Return a whole document as tokens; all but `<bos>` carry loss. Raises DataError when the text brings a `<bos>`
     along."""
-    whole = f"{BOS}{text}{EOS}"
-    encoding = tokenizer.encode(whole, add_special_tokens=False)
-    ids = encoding.ids
+    (found,) = examples_of([document_steps(tokenizer, text)], tokenizer, offsets=True)
+    if isinstance(found, DataError):
+        raise found
+    return found[0]
+
+
+def document_steps(tokenizer: Tokenizer, text: str) -> Steps:
+    """Give a document's text, take its tokens, and return the whole document as the one example that it is. Raises like
+    `encode_document`."""
+    ((whole, ids, offsets),) = yield [f"{BOS}{text}{EOS}"]
     begin, end = (tokenizer.token_to_id(token) for token in (BOS, EOS))
     if ids[0] != begin or ids[-1] != end or begin in ids[1:]:
         raise DataError("the text holds a control token", "give plain text")
-    return Encoded(ids, [False] + [True] * (len(ids) - 1), False, whole, encoding.offsets)
+    return [Encoded(ids, [False] + [True] * (len(ids) - 1), False, whole, offsets)]
 
 
 def document_pieces(ids: list[int], max_length: int | None) -> Iterator[list[int]]:

@@ -28,7 +28,8 @@ class Block(NamedTuple):
 
 @dataclass(frozen=True)
 class Encoded:
-    """A conversation as tokens. `ids`, `loss` and `offsets` (character ranges of `text`) have one entry per token.
+    """A conversation as tokens. `ids`, `loss` and `offsets` (character ranges of `text`) have one entry per token;
+    `offsets` has none where nobody asked for them.
 
     `blocks` are the images and sounds, in the order of the conversation's parts; after a cut, those that are left
     whole.
@@ -86,7 +87,8 @@ def expand(
     loss: list[bool] = []
     offsets: list[tuple[int, int]] = []
     blocks: list[Block] = []
-    for token, flag, place in zip(encoded.ids, encoded.loss, encoded.offsets, strict=True):
+    places = encoded.offsets or [(0, 0)] * len(encoded.ids)
+    for token, flag, place in zip(encoded.ids, encoded.loss, places, strict=True):
         kind = known.get(token)
         if kind is None:
             ids.append(token)

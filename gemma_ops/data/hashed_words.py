@@ -1,4 +1,4 @@
-"""Texts as hashed words: n-grams, similarity, and what many rows share word for word.
+"""Texts as hashed words: n-grams, similarity, and what tells apart texts of the same words.
 
 Hashes are BLAKE2b of normalised words, so they are the same on every machine and in every process.
 """
@@ -6,21 +6,24 @@ Hashes are BLAKE2b of normalised words, so they are the same on every machine an
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 import unicodedata
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from functools import lru_cache
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 Hashes = np.ndarray[Any, np.dtype[np.uint64]]
+Counts = np.ndarray[Any, np.dtype[np.int64]]
+Flags = np.ndarray[Any, np.dtype[np.bool_]]
 
 # Scripts written without spaces count by character; everything else by runs of letters and digits.
 _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 _WORD = re.compile(f"[{_UNSPACED}]|[^\\W{_UNSPACED}]+")
-_MULTIPLIERS = np.array(
+_ASCII_WORDS = str.maketrans({chr(code): chr(code).lower() if _WORD.match(chr(code)) else " " for code in range(128)})
+MULTIPLIERS = np.array(
     [0x9E3779B97F4A7C15 ^ (0xD1B54A32D192ED03 * (i + 1)) & (2**64 - 1) | 1 for i in range(16)], np.uint64
 )
 SKETCH = 256
@@ -34,6 +37,8 @@ def normal(text: str) -> str:
 
 def hash_words(text: str) -> list[str]:
     """Return the words of a text, normalised, without punctuation."""
+    if text.isascii():  # where there is nothing to normalise but the case
+        return text.translate(_ASCII_WORDS).split()
     return _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
 
 
@@ -70,14 +75,88 @@ def distinctive(text: str) -> bytes:
     return hashlib.blake2b("\x1f".join(found).encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
-@lru_cache(maxsize=1 << 17)
-def _word_hash(word: str) -> int:
-    return int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "little")
+class _WordHashes(dict[str, int]):
+    """Hashes of words that were met; forgotten when there are too many."""
+
+    _MOST = 1 << 17
+
+    def __missing__(self, word: str) -> int:
+        if len(self) >= self._MOST:
+            self.clear()
+        digest = hashlib.blake2b(word.encode(), digest_size=8).digest()
+        value = self[word] = int.from_bytes(digest, "little")
+        return value
+
+
+_word_hashes = _WordHashes()
 
 
 def hashes(text: str) -> Hashes:
     """Return 64-bit hashes of a text's words, in order."""
-    return np.fromiter((_word_hash(word) for word in hash_words(text)), np.uint64)
+    return np.fromiter(map(_word_hashes.__getitem__, hash_words(text)), np.uint64)
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Many texts as hashed words, one behind the other: text i is `words[places[i]:places[i + 1]]`."""
+
+    words: Hashes
+    places: Counts
+
+    @classmethod
+    def of(cls, texts: Sequence[str]) -> Texts:
+        """Return texts hashed."""
+        split = [hash_words(text) for text in texts]
+        flat = itertools.chain.from_iterable(split)
+        places = np.zeros(len(split) + 1, np.int64)
+        np.cumsum([len(words) for words in split], out=places[1:])
+        return cls(np.fromiter(map(_word_hashes.__getitem__, flat), np.uint64, int(places[-1])), places)
+
+    @classmethod
+    def joined(cls, texts: Sequence[Hashes]) -> Texts:
+        """Return texts that are hashed already."""
+        places = np.zeros(len(texts) + 1, np.int64)
+        np.cumsum([len(text) for text in texts], out=places[1:])
+        return cls(np.concatenate([*texts, np.zeros(0, np.uint64)]), places)
+
+    def __len__(self) -> int:
+        return len(self.places) - 1
+
+    @property
+    def lengths(self) -> Counts:
+        """Return how many words each text has."""
+        return np.diff(self.places)
+
+    def text(self, index: int) -> Hashes:
+        """Return one text's words."""
+        return self.words[self.places[index] : self.places[index + 1]]
+
+    def kept(self, keep: Flags) -> Texts:
+        """Return the texts with only the words that are kept."""
+        counts = np.concatenate([np.zeros(1, np.int64), np.cumsum(keep)])
+        return Texts(self.words[keep], counts[self.places])
+
+    def ngrams(self, size: int) -> tuple[Hashes, Counts]:
+        """Return the runs of at most `size` words in each text, and the text of each: a shorter text is one run of its
+        own length, an empty one has none."""
+        lengths = self.lengths
+        counts = np.where(lengths > 0, np.maximum(1, lengths - size + 1), 0)
+        owner = np.repeat(np.arange(len(self)), counts)
+        first = np.cumsum(counts) - counts
+        starts = np.arange(len(owner)) - first[owner] + self.places[:-1][owner]
+        sizes = np.minimum(lengths, size)[owner]
+        total = np.zeros(len(owner), np.uint64)
+        last = max(0, len(self.words) - 1)
+        for offset in range(size):
+            words = self.words[np.minimum(starts + offset, last)] * MULTIPLIERS[offset]
+            total += np.where(sizes > offset, words, np.uint64(0))
+        return mixed_hashes(total), owner
+
+
+def mixed_hashes(total: Hashes) -> Hashes:
+    """Return the last step of an n-gram's hash over the weighted sums of its words."""
+    total ^= total >> np.uint64(31)  # so that the low bits, which MinHash uses, depend on every word
+    return total * np.uint64(0x9E3779B97F4A7C15)
 
 
 def ngrams(text: Hashes, size: int) -> Hashes:
@@ -87,9 +166,17 @@ def ngrams(text: Hashes, size: int) -> Hashes:
         return np.zeros(0, np.uint64)
     total = np.zeros(count, np.uint64)
     for offset in range(size):
-        total += text[offset : offset + count] * _MULTIPLIERS[offset]
-    total ^= total >> np.uint64(31)  # so that the low bits, which MinHash uses, depend on every word
-    return total * np.uint64(0x9E3779B97F4A7C15)
+        total += text[offset : offset + count] * MULTIPLIERS[offset]
+    return mixed_hashes(total)
+
+
+def distinct(values: Hashes, owner: Counts) -> tuple[Hashes, Counts]:
+    """Return the distinct values of each owner, sorted by owner and value."""
+    order = np.lexsort((values, owner))
+    values, owner = values[order], owner[order]
+    new = np.ones(len(values), np.bool_)
+    new[1:] = (values[1:] != values[:-1]) | (owner[1:] != owner[:-1])
+    return values[new], owner[new]
 
 
 def shingles(text: Hashes, size: int = 5) -> Hashes:
@@ -113,75 +200,3 @@ def jaccard(first: Hashes, second: Hashes) -> float:
     union = np.union1d(first, second)[:SKETCH]
     shared = np.intersect1d(first, second, assume_unique=True)
     return float(np.isin(union, shared, assume_unique=True).sum() / len(union))
-
-
-class Boilerplate:
-    """Words that many texts share verbatim: a fixed instruction around a changing question.
-
-    A run of 8 words is boilerplate when it occurs in more than 5% of the texts (and in at least 3), likewise the first
-    or last 2 to 7 words when more than 10% of the texts begin or end so (one word: more than half of them). Runs that
-    reach from an instruction into a question ("… question: How do") can be common too; they are told by being less than
-    half as common as the instruction. A whole question is never common in this sense, so taking boilerplate off
-    compares what differs.
-    """
-
-    SIZE = 8
-
-    def __init__(self, texts: Sequence[Hashes], also: Iterable[Boilerplate] = ()) -> None:
-        runs = [np.unique(ngrams(text, self.SIZE)) for text in texts]
-        values, counts = np.unique(np.concatenate(runs) if runs else np.zeros(0, np.uint64), return_counts=True)
-        common = (counts >= 3) & (counts > 0.05 * len(texts))
-        total = max(1, len(texts))
-        self.runs: dict[int, float] = dict(zip(values[common].tolist(), (counts[common] / total).tolist(), strict=True))
-        edges = Counter(edge for text in texts for edge in self._edges(text))
-        self.edges = {edge: count / total for edge, count in edges.items() if count >= 3 and count > edge[1] * total}
-        for other in also:
-            self.runs |= {run: max(share, self.runs.get(run, 0.0)) for run, share in other.runs.items()}
-            self.edges |= {edge: max(share, self.edges.get(edge, 0.0)) for edge, share in other.edges.items()}
-
-    def _edges(self, text: Hashes) -> list[tuple[str, float, int]]:
-        """Return the first and then the last 1 to 7 words, hashed, each with the share of texts that makes it
-        boilerplate."""
-        size = max(0, min(self.SIZE - 1, len(text) - 1))
-        needed = [0.5, *[0.1] * (self.SIZE - 2)][:size]  # half of all questions may well begin with the same word
-        start = np.cumsum(text[:size] * _MULTIPLIERS[:size]).tolist()
-        end = np.cumsum(text[::-1][:size] * _MULTIPLIERS[:size]).tolist()
-        edges = [("start", share, value) for share, value in zip(needed, start, strict=True)]
-        return edges + [("end", share, value) for share, value in zip(needed, end, strict=True)]
-
-    def marks(self, text: Hashes) -> np.ndarray[Any, np.dtype[np.bool_]]:
-        """Return for each word whether it is part of boilerplate."""
-        marked = np.zeros(len(text), np.bool_)
-        if not self.runs and not self.edges:
-            return marked
-        edges = self._edges(text)
-        shares = [self.edges.get(edge, 0.0) for edge in edges]
-        half = len(edges) // 2
-        start, start_share = _longest(shares[:half])
-        end, end_share = _longest(shares[half:])
-        marked[:start] = True
-        marked[len(text) - end :] = True
-        common = np.array([self.runs.get(run, 0.0) for run in ngrams(text, self.SIZE).tolist()])
-        for index in np.flatnonzero(common).tolist():
-            most = common[max(0, index - self.SIZE + 1) : index + self.SIZE].max()
-            if index < start:
-                most = max(most, start_share)
-            if index + self.SIZE > len(text) - end:
-                most = max(most, end_share)
-            if common[index] >= most / 2:
-                marked[index : index + self.SIZE] = True
-        return marked
-
-    def residue(self, text: Hashes) -> Hashes:
-        """Return the words that are not boilerplate, in order; the whole text when nothing would be left."""
-        left = text[~self.marks(text)]
-        return left if len(left) else text
-
-
-def _longest(shares: list[float]) -> tuple[int, float]:
-    """Return how many words of an edge are boilerplate, and the share of the texts with it; `shares` are for 1, 2, …
-    words."""
-    most = next((share for share in shares if share), 0.0)
-    if not most:
-        return 0, 0.0
-    return max(size for size, share in enumerate(shares, 1) if share >= most / 2), most

@@ -7,6 +7,7 @@ import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,56 +46,39 @@ class Imported:
         return {"file": self.raw.file, "line": self.raw.line, "code": self.code, "reason": self.reason, "text": text}
 
 
-class Importer:
-    """Reads a source once. `layout` is known after the first row was asked for.
+@dataclass(frozen=True)
+class RowImporter:
+    """Imports rows of one layout; `root` is the folder that files of images and sounds are named from, the rest as in
+    `Importer`. Other processes make their own."""
 
-    `senses` is what the model takes besides text, None to take everything; `out` the folder below which images and
-    sounds are kept.
-    """
+    layout: str
+    settings: DataConfig
+    root: Path | None
+    senses: Senses | None = None
+    out: Path | None = None
 
-    def __init__(
-        self, source: Path | None, settings: DataConfig, senses: Senses | None = None, *, out: Path | None = None
-    ) -> None:
-        self.settings = settings
-        self.layout = ""
-        root = source.parent if source is not None and source.is_file() else source
-        self._shelf = MediaShelf(root, senses, out=out, most_mb=settings.max_media_mb)
-        self._rows = read_rows(source, settings)
+    def row(self, raw: RawRow) -> Imported:
+        """Return what becomes of one raw row."""
+        if raw.value is None:
+            return Imported(raw, None, code=raw.code, reason=raw.reason)
+        try:
+            made = self._example(raw, raw.value, self._read_row)
+        except RowError as error:
+            return Imported(raw, None, code=error.code, reason=error.reason)
+        return replace(made, notes=(*raw.notes, *made.notes)) if raw.notes else made
 
-    def __iter__(self) -> Iterator[Imported]:
-        first = list(itertools.islice(self._rows, _PEEK))
-        values = [row.value for row in first if row.value is not None]
-        self.layout = self._layout(values) if first else "none"
-        read_row = row_formats.reader(self.layout, self.settings) if values else None
-        for raw in itertools.islice(itertools.chain(first, self._rows), self.settings.max_rows):
-            if raw.value is None or read_row is None:
-                yield Imported(raw, None, code=raw.code, reason=raw.reason)
-                continue
-            try:
-                made = self._example(raw, raw.value, read_row)
-                yield replace(made, notes=(*raw.notes, *made.notes))
-            except RowError as error:
-                yield Imported(raw, None, code=error.code, reason=error.reason)
+    @cached_property
+    def _read_row(self) -> Callable[[dict[str, Any]], Any]:
+        return row_formats.reader(self.layout, self.settings)
 
-    @property
+    @cached_property
+    def _shelf(self) -> MediaShelf:
+        return MediaShelf(self.root, self.senses, out=self.out, most_mb=self.settings.max_media_mb)
+
+    @cached_property
     def _tagged(self) -> bool:
         """True if the templates of `columns` say where an image or a sound goes."""
         return any(tag in (self.settings.prompt or "") for tag in ("<image>", "<audio>"))
-
-    def _layout(self, values: list[dict[str, Any]]) -> str:
-        settings = self.settings
-        if settings.format not in ("auto", "columns") and settings.prompt is not None:
-            raise DataError(
-                f"data.format is {settings.format}, but data.prompt and data.completion are given",
-                "leave data.format out to fill columns into the templates, or leave the templates out",
-            )
-        if settings.format == "columns" or settings.prompt is not None:
-            row_formats.check_columns(settings, values)
-            return "columns"
-        found = settings.format if settings.format != "auto" else row_formats.detect(values) if values else "none"
-        if found == "text" and settings.system is not None:
-            raise DataError("data.system has no effect on rows of raw text", "leave data.system out")
-        return found
 
     def _example(self, raw: RawRow, row: dict[str, Any], read_row: Callable[[dict[str, Any]], Any]) -> Imported:
         # A template names the columns it wants, an image next to it may be there for another reason.
@@ -173,6 +157,57 @@ class Importer:
         if value is None or isinstance(value, dict | list) or value == "":
             raise RowError("no_group", f"the row has no value for data.group_by ({self.settings.group_by})")
         return str(value)
+
+
+class Importer:
+    """Reads a source once. `layout` and `rows` are known after the first row was asked for.
+
+    `senses` is what the model takes besides text, None to take everything; `out` the folder below which images and
+    sounds are kept.
+    """
+
+    def __init__(
+        self, source: Path | None, settings: DataConfig, senses: Senses | None = None, *, out: Path | None = None
+    ) -> None:
+        self.settings = settings
+        self.layout = ""
+        root = source.parent if source is not None and source.is_file() else source
+        self.rows = RowImporter("none", settings, root, senses, out)
+        """What imports the rows."""
+        self._rows = read_rows(source, settings)
+
+    def __iter__(self) -> Iterator[Imported]:
+        for raw in self.raw():
+            yield self.rows.row(raw)
+
+    def raw(self) -> Iterator[RawRow]:
+        """Yield the rows as they stand in their files, which `rows` imports. Raises DataError where they have no known
+        layout."""
+        first = list(itertools.islice(self._rows, _PEEK))
+        values = [row.value for row in first if row.value is not None]
+        self.layout = _layout(self.settings, values) if first else "none"
+        self.rows = replace(self.rows, layout=self.layout)
+        if values:
+            row_formats.reader(self.layout, self.settings)  # which raises where the settings lack something
+        rows = itertools.chain(first, self._rows)
+        if not values:  # none of the first rows can be read: nothing says how later ones would be
+            rows = (replace(row, value=None) for row in rows)
+        yield from itertools.islice(rows, self.settings.max_rows)
+
+
+def _layout(settings: DataConfig, values: list[dict[str, Any]]) -> str:
+    if settings.format not in ("auto", "columns") and settings.prompt is not None:
+        raise DataError(
+            f"data.format is {settings.format}, but data.prompt and data.completion are given",
+            "leave data.format out to fill columns into the templates, or leave the templates out",
+        )
+    if settings.format == "columns" or settings.prompt is not None:
+        row_formats.check_columns(settings, values)
+        return "columns"
+    found = settings.format if settings.format != "auto" else row_formats.detect(values) if values else "none"
+    if found == "text" and settings.system is not None:
+        raise DataError("data.system has no effect on rows of raw text", "leave data.system out")
+    return found
 
 
 def peek(source: Path, settings: DataConfig, limit: int = _PEEK) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,10 +14,13 @@ from gemma_ops.config.training import Thinking
 from gemma_ops.data import chat, documents, example
 from gemma_ops.data.answers import encode_answers
 from gemma_ops.data.encoded import Encoded
+from gemma_ops.data.example_steps import Steps, example_steps, examples_of
 from gemma_ops.data.parts import media_of
 from gemma_ops.errors import DataError
 from gemma_ops.family.media import Senses
 
+AT_ONCE = 256
+"""Rows whose texts are tokenized at once."""
 NO_LOSS = -100
 """Label of a token without loss, which torch's cross-entropy ignores."""
 
@@ -52,18 +56,19 @@ class Manner:
         return asked | ({"empty_thought": self.empty_thought} if self.template is None else {"template": self.template})
 
 
-def encode_row(row: dict[str, Any], tokenizer: Tokenizer, manner: Manner) -> list[Encoded]:
-    """Return a row's conversation as the examples that training reads, none of them cut. Raises DataError like
-    `chat.examples`."""
+def row_steps(row: dict[str, Any], tokenizer: Tokenizer, manner: Manner) -> Steps:
+    """Return a row's conversation on its way to the examples that training reads, none of them cut
+    (`example_steps.example_steps`)."""
     last = manner.loss_on == "last"
-    return chat.examples(tokenizer, row["messages"], row.get("tools"), last_only=last, **manner.of(row["messages"]))
+    messages = row["messages"]
+    return example_steps(tokenizer, messages, row.get("tools"), last_only=last, **manner.of(messages))
 
 
 def encode_rows(
     path: Path, tokenizer: Tokenizer, manner: Manner, *, max_length: int | None
 ) -> Iterator[dict[str, Any]]:
     """Yield the rows of a file of examples as `{"id", "input_ids", "labels", "truncated", "weight", "media"}`, in
-    order, one at a time.
+    order; some hundred are tokenized at once.
 
     `labels` repeats `input_ids` where there is loss and is -100 elsewhere. A conversation whose answers are asked for
     with prompts that no one example holds becomes several, all with the row's id and weight; a raw text becomes as many
@@ -71,16 +76,40 @@ def encode_rows(
     `media` are the images and sounds that are left, each its stored part with the `start` and `end` of its tokens.
     Raises DataError naming file and line of a row that can't be rendered, or whose answers were compared or judged.
     """
-    for number, row in enumerate(example.read_rows(path), 1):
-        example.check_kind(row, "pretrain" if manner.texts else None, f"{path}:{number}")
-        try:
+    numbered = enumerate(example.read_rows(path), 1)
+    while some := list(itertools.islice(numbered, AT_ONCE)):
+        rows = [row for _, row in some]
+        kinds = [_kind_error(row, manner, f"{path}:{number}") for number, row in some]
+        made = iter(_examples(rows[: _first(kinds)], tokenizer, manner))
+        for (number, row), wrong in zip(some, kinds, strict=True):
+            if wrong:
+                raise wrong
+            found = next(made)
+            if isinstance(found, DataError):
+                raise DataError(f"{path}:{number}: {found.what}", found.fix) from found
             if manner.texts:
-                yield from _pieces(row, tokenizer, max_length)
-                continue
-            made = encode_row(row, tokenizer, manner)
-        except DataError as error:
-            raise DataError(f"{path}:{number}: {error.what}", error.fix) from error
-        yield from (_columns(row, one.cut(max_length)) for one in made)
+                yield from _pieces(row, found[0], max_length)
+            else:
+                yield from (_columns(row, one.cut(max_length)) for one in found)
+
+
+def _examples(rows: list[dict[str, Any]], tokenizer: Tokenizer, manner: Manner) -> list[list[Encoded] | DataError]:
+    if manner.texts:
+        return examples_of([documents.document_steps(tokenizer, row["text"]) for row in rows], tokenizer)
+    return examples_of([row_steps(row, tokenizer, manner) for row in rows], tokenizer)
+
+
+def _kind_error(row: dict[str, Any], manner: Manner, where: str) -> DataError | None:
+    try:
+        example.check_kind(row, "pretrain" if manner.texts else None, where)
+    except DataError as error:
+        return error
+    return None
+
+
+def _first(errors: list[DataError | None]) -> int:
+    """Return how many rows stand before the first error."""
+    return next((index for index, error in enumerate(errors) if error), len(errors))
 
 
 def _columns(row: dict[str, Any], encoded: Encoded) -> dict[str, Any]:
@@ -97,35 +126,78 @@ def _columns(row: dict[str, Any], encoded: Encoded) -> dict[str, Any]:
     }
 
 
-def _pieces(row: dict[str, Any], tokenizer: Tokenizer, max_length: int | None) -> Iterator[dict[str, Any]]:
-    for ids in documents.document_pieces(documents.encode_document(tokenizer, row["text"]).ids, max_length):
+def _pieces(row: dict[str, Any], document: Encoded, max_length: int | None) -> Iterator[dict[str, Any]]:
+    for ids in documents.document_pieces(document.ids, max_length):
         labels = [NO_LOSS, *ids[1:]]
         weight = row.get("weight", 1.0)
         yield {"id": row["id"], "input_ids": ids, "labels": labels, "truncated": False, "weight": weight, "media": []}
 
 
-def loss_flags(tokenizer: Tokenizer, row: dict[str, Any], manner: Manner) -> list[list[bool]]:
-    """Return which tokens carry loss, for each example that training makes of a row: of compared answers the wanted one
-    comes first."""
+@dataclass(frozen=True)
+class RowCounts:
+    """Tokens of a row: for each example that training makes of it how many there are, and how many of them carry loss;
+    of compared answers the wanted one comes first. `error` says why there are none."""
+
+    examples: tuple[tuple[int, int], ...]
+    thinking: int | DataError | None = None
+    """Number of examples with thinking on, or why there are none; None where thinking changes nothing."""
+    thinks: bool = False
+    """Whether an answer holds a thought."""
+    error: DataError | None = None
+
+    def modes(self) -> dict[str, int]:
+        """Return how many examples training makes of the row, by `train.thinking`. Raises DataError for a row that
+        can't be rendered with thinking on."""
+        off = len(self.examples)
+        if isinstance(self.thinking, DataError):
+            raise self.thinking
+        on = off if self.thinking is None else self.thinking
+        return {"off": off, "on": on, "mixed": on if self.thinks else off}
+
+
+def count_rows(tokenizer: Tokenizer, rows: Sequence[dict[str, Any]], manner: Manner) -> list[RowCounts]:
+    """Count the tokens of rows of any kind, in a manner that doesn't think; some hundred rows are worth a call."""
+    steps: list[Steps] = []
+    for row in rows:
+        kind = example.kind(row)
+        if kind == "text":
+            steps.append(documents.document_steps(tokenizer, row["text"]))
+        elif kind == "conversation":
+            steps.append(row_steps(row, tokenizer, manner))
+            if _answers_twice(row):
+                steps.append(row_steps(row, tokenizer, replace(manner, thinking="on")))
+    made = iter(examples_of(steps, tokenizer))
+    return [_count(row, tokenizer, manner, made) for row in rows]
+
+
+def _answers_twice(row: dict[str, Any]) -> bool:
+    return len([message for message in row["messages"] if message["role"] == "assistant"]) > 1
+
+
+def _count(
+    row: dict[str, Any], tokenizer: Tokenizer, manner: Manner, made: Iterator[list[Encoded] | DataError]
+) -> RowCounts:
+    """Return the counts of a row; its examples are taken from `made`."""
     kind = example.kind(row)
-    if kind == "text":
-        return [documents.encode_document(tokenizer, row["text"]).loss]
-    if kind == "conversation":
-        return [one.loss for one in encode_row(row, tokenizer, manner)]
-    turns = [turn for messages in example.conversation_rows(row) for turn in messages]
-    encoded = encode_answers(tokenizer, row, **manner.of(turns))
-    return [[False] * len(encoded.prompt) + answer.loss for answer in encoded.answers.values()]
-
-
-def examples_by_mode(tokenizer: Tokenizer, row: dict[str, Any], manner: Manner, off: int) -> dict[str, int]:
-    """Return how many examples training makes of a row, by `train.thinking`; `off` is what `manner`, which doesn't
-    think, makes."""
-    answers = sum(message["role"] == "assistant" for message in row["messages"])
-    if example.kind(row) != "conversation" or answers < 2:
-        return dict.fromkeys(("off", "on", "mixed"), off)
-    on = len(encode_row(row, tokenizer, replace(manner, thinking="on")))
+    if kind in ("pair", "judged"):
+        return _count_answers(row, tokenizer, manner)
+    off = next(made)
+    on = next(made) if kind == "conversation" and _answers_twice(row) else None
+    if isinstance(off, DataError):
+        return RowCounts((), error=off)
+    counted = tuple((len(one.loss), sum(one.loss)) for one in off)
     thinks = any(message.get("reasoning") for message in row["messages"])
-    return {"off": off, "on": on, "mixed": on if thinks else off}
+    return RowCounts(counted, len(on) if isinstance(on, list) else on, thinks)
+
+
+def _count_answers(row: dict[str, Any], tokenizer: Tokenizer, manner: Manner) -> RowCounts:
+    turns = [turn for messages in example.conversation_rows(row) for turn in messages]
+    try:
+        encoded = encode_answers(tokenizer, row, **manner.of(turns))
+    except DataError as error:
+        return RowCounts((), error=error)
+    prompt = len(encoded.prompt)
+    return RowCounts(tuple((prompt + len(one.loss), sum(one.loss)) for one in encoded.answers.values()))
 
 
 @dataclass
@@ -137,13 +209,12 @@ class Lengths:
     completion: dict[int, int] = field(default_factory=dict)
     total: dict[int, int] = field(default_factory=dict)
 
-    def add(self, loss: list[bool]) -> None:
-        """Count one row by its loss flags: tokens with loss are its completion, the others its prompt."""
-        with_loss = sum(loss)
+    def add(self, tokens: int, with_loss: int) -> None:
+        """Count one row by its tokens: those with loss are its completion, the others its prompt."""
         for counts, value in (
-            (self.prompt, len(loss) - with_loss),
+            (self.prompt, tokens - with_loss),
             (self.completion, with_loss),
-            (self.total, len(loss)),
+            (self.total, tokens),
         ):
             counts[value] = counts.get(value, 0) + 1
 

@@ -96,7 +96,7 @@ def check_rows(items: Iterable[Imported], context: Context) -> CheckResult:
             shown.setdefault(kind, Counter())[tokens] += 1
         if item.example is not None and view.loss:
             for loss in view.loss:
-                lengths.add(loss)
+                lengths.add(len(loss), sum(loss))
             privacy[item.example["privacy"]] += 1
     order = sorted(totals, key=lambda code: (_LEVELS.index(first[code].level), -totals[code], code))
     return CheckResult(

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from gemma_ops.data.boilerplate import Boilerplate
 from gemma_ops.data.example import SIDES, kind
-from gemma_ops.data.hashed_words import Boilerplate, Hashes, distinctive, hashes, jaccard, shingles, sketch
+from gemma_ops.data.hashed_words import Hashes, distinctive, hashes, jaccard, shingles, sketch
 from gemma_ops.data.near_duplicates import Near
 from gemma_ops.data.parts import text_of
 from gemma_ops.tasks.compared_questions import asked_texts, names
@@ -52,34 +53,46 @@ def prompt_key(example: dict[str, Any]) -> bytes:
     return exact_key({"messages": messages, "tools": example.get("tools")})
 
 
+class AnswerFacts(NamedTuple):
+    """What decides whether a row with nearly the same question is the same row: names of what it shows, a digest of
+    what turns a text into another one with the same words, and a sketch of its answers."""
+
+    shown: tuple[str, ...]
+    distinctive: bytes
+    answer: Hashes
+
+
+def answer_facts(example: dict[str, Any]) -> AnswerFacts:
+    """Return the facts of a row."""
+    parts = b"".join(distinctive(text) for text in _all_texts(example))
+    own = hashlib.blake2b(parts, digest_size=16).digest()
+    return AnswerFacts(names(example["messages"]), own, sketch(_joined(_answers(example))))
+
+
+def repeats_answer(row: AnswerFacts, earlier: AnswerFacts, threshold: float) -> bool:
+    """True if a row whose question is nearly an earlier one's nearly repeats that row altogether."""
+    return row[:2] == earlier[:2] and jaccard(row.answer, earlier.answer) >= threshold
+
+
 class NearDuplicates:
-    """Rows seen so far, to find the ones a new row nearly repeats. Memory: about 6 KiB a row."""
+    """Rows seen so far, to find the ones a new row nearly repeats; for sets that memory holds. About 6 KiB a row."""
 
     def __init__(self, threshold: float, boilerplate: Boilerplate) -> None:
         self.threshold = threshold
         self._boilerplate = boilerplate
         self._asked = Near(threshold)
-        self._answers: list[Hashes] = []
+        self._facts: list[AnswerFacts] = []
         self._sources: list[str] = []
-        self._shown: list[tuple[str, ...]] = []
-        self._distinctive: list[bytes] = []
 
     def find_or_add(self, example: dict[str, Any]) -> tuple[str, float] | None:
         """Return the earlier row this one nearly repeats as (source, similarity of the questions); else remember it."""
         asked = _joined([shingles(self._boilerplate.residue(hashes(text))) for text in asked_texts(example)])
-        answer = sketch(_joined(_answers(example)))
-        shown = names(example["messages"])
-        parts = b"".join(distinctive(text) for text in _all_texts(example))
-        own = hashlib.blake2b(parts, digest_size=16).digest()
+        facts = answer_facts(example)
         for similarity, number in self._asked.find(asked):
-            if (shown, own) != (self._shown[number], self._distinctive[number]):
-                continue
-            if jaccard(answer, self._answers[number]) >= self.threshold:
+            if repeats_answer(facts, self._facts[number], self.threshold):
                 return self._sources[number], similarity
         self._asked.add(len(self._sources), asked)
-        self._answers.append(answer)
-        self._shown.append(shown)
-        self._distinctive.append(own)
+        self._facts.append(facts)
         self._sources.append(example["source"])
         return None
 

@@ -8,8 +8,7 @@ from pathlib import Path
 from gemma_ops.config import RunConfig
 from gemma_ops.data import chat, media_files, published
 from gemma_ops.data.import_rows import Importer
-from gemma_ops.data.row_tokens import Manner, loss_flags
-from gemma_ops.errors import DataError
+from gemma_ops.data.row_tokens import Manner, count_rows
 from gemma_ops.planning.row_lengths import Counted
 
 _MOST = 2000
@@ -32,24 +31,16 @@ def count_tokens(config: RunConfig, model: Path) -> Counted | None:
     )
     tokenizer = chat.load_tokenizer(model)
     items = iter(Importer(source, config.data, manner.senses))
-    flags: list[list[bool]] = []
-    rows = 0
-    for item in itertools.islice(items, _MOST):
-        if item.example is None:
-            continue
-        try:
-            made = loss_flags(tokenizer, item.example, manner)
-        except DataError:
-            continue  # `data check` and `prepare` tell
-        rows += 1
-        flags += made
-    if not flags:
+    read = [item.example for item in itertools.islice(items, _MOST) if item.example is not None]
+    counted = [row for row in count_rows(tokenizer, read, manner) if not row.error]  # `data check` and `prepare` tell
+    made = [one for row in counted for one in row.examples]
+    if not made:
         return None
-    tokens = sum(map(len, flags))
+    tokens = sum(length for length, _ in made)
     return Counted(
-        lengths=tuple(map(len, flags)),
-        scored=sum(map(sum, flags)) / tokens,
-        per_row=len(flags) / rows,
-        rows=rows,
+        lengths=tuple(length for length, _ in made),
+        scored=sum(scored for _, scored in made) / tokens,
+        per_row=len(made) / len(counted),
+        rows=len(counted),
         whole=next(items, None) is None,
     )

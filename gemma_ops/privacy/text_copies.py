@@ -53,6 +53,20 @@ class PrivateText:
     beside: bool
 
 
+def private_text(text: str, privacy: Privacy, name: str, *, beside: bool = False) -> PrivateText | None:
+    """Return the record of a text; None for one of class `any`, or too short to tell."""
+    if privacy == "any":
+        return None
+    plain = canonical_text(text)
+    much = letters(plain)
+    if much < (_LEAST_BESIDE if beside else _LEAST_WHOLE) or (beside and len(plain) < _ANCHOR):
+        return None
+    prefix = _prefix(plain)
+    searched = much >= _LEAST and len(plain) >= _ANCHOR
+    anchor = int(prefix[_ANCHOR]) if searched else 0
+    return PrivateText(privacy, name, len(plain), anchor, int(prefix[-1]), _digest(plain), beside)
+
+
 class PrivateTexts:
     """An index of texts with the class of each."""
 
@@ -68,27 +82,28 @@ class PrivateTexts:
 
     def add(self, text: str, privacy: Privacy, name: str, *, beside: bool = False) -> None:
         """Remember a text under a name for messages. One of class `any`, or too short to tell, is left out."""
-        if privacy == "any":
-            return
-        plain = canonical_text(text)
-        much = letters(plain)
-        if much < (_LEAST_BESIDE if beside else _LEAST_WHOLE) or (beside and len(plain) < _ANCHOR):
-            return
-        prefix = _prefix(plain)
-        searched = much >= _LEAST and len(plain) >= _ANCHOR
-        anchor = int(prefix[_ANCHOR]) if searched else 0
-        self._put(PrivateText(privacy, name, len(plain), anchor, int(prefix[-1]), _digest(plain), beside))
+        if found := private_text(text, privacy, name, beside=beside):
+            self._put(found)
 
     def add_row(self, row: dict[str, Any], name: str) -> None:
         """Remember the texts of a row: its first question, and as side texts the later turns and each answer."""
-        asked = False
+        for text in self.of_row(row, name):
+            self._put(text)
+
+    @staticmethod
+    def of_row(row: dict[str, Any], name: str) -> list[PrivateText]:
+        """Return the texts of a row that `add_row` remembers."""
+        asked, said = False, list[tuple[str, bool]]()
         for message in [turn for key in ("messages", "chosen", "rejected") for turn in row.get(key) or ()]:
             role = message.get("role")
             for text in _texts(message.get("content")) if role != "system" else ():
-                self.add(text, class_of(row.get("privacy")), name, beside=asked or role != "user")
+                said.append((text, asked or role != "user"))
                 asked = asked or role == "user"
         if isinstance(row.get("text"), str):
-            self.add(row["text"], class_of(row.get("privacy")), name)
+            said.append((row["text"], False))
+        privacy = class_of(row.get("privacy"))
+        found = [private_text(text, privacy, name, beside=beside) for text, beside in said]
+        return [text for text in found if text]
 
     def strictest(self, text: str, than: Privacy) -> PrivateText | None:
         """Return the strictest text that this one equals or contains, if it is stricter than the class `than`; None
@@ -115,10 +130,14 @@ class PrivateTexts:
         if not path.is_file():
             return
         with path.open(encoding="utf-8") as file:
-            for line in file:
-                body = json.loads(line)
-                times = int(body.pop("times"))
-                self._put(PrivateText(**body), times)
+            self.load_lines(file)
+
+    def load_lines(self, lines: Iterable[str]) -> None:
+        """Add the lines of such a file."""
+        for line in lines:
+            body = json.loads(line)
+            times = int(body.pop("times"))
+            self._put(PrivateText(**body), times)
 
     def _put(self, text: PrivateText, times: int = 1) -> None:
         known = self._texts.get(text.digest)

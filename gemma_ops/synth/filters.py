@@ -11,7 +11,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from gemma_ops.data.hashed_words import Boilerplate, hashes
+from gemma_ops.data.boilerplate import Boilerplate
+from gemma_ops.data.hashed_words import hashes
 from gemma_ops.prepare.deduplicate import NearDuplicates, exact_key
 from gemma_ops.prepare.task_overlap import Overlap
 from gemma_ops.privacy import personal_data

@@ -12,7 +12,8 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import replace
 
-from gemma_ops.data.hashed_words import Boilerplate, Hashes, hashes, shingles
+from gemma_ops.data.boilerplate import Boilerplate
+from gemma_ops.data.hashed_words import Hashes, hashes, shingles
 from gemma_ops.data.near_duplicates import Near
 from gemma_ops.data.parts import text_of
 from gemma_ops.metrics.metric import ScoredRow

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gemma_ops.data.boilerplate import Boilerplate
 from gemma_ops.data.hashed_words import (
     SKETCH,
-    Boilerplate,
     distinctive,
     hash_words,
     hashes,

@@ -363,7 +363,7 @@ def test_report_card_and_metrics_tell_the_same(run):
 
 
 def test_progress_is_recorded(run, tmp_path, monkeypatch):
-    monkeypatch.setattr("gemma_ops.prepare.prepare_step._EVERY", 10)
+    monkeypatch.setattr("gemma_ops.prepare.first_pass._EVERY", 10)
     with journal.writing(tmp_path / "logs", "prepare") as path:
         run(many(25))
     records = [json.loads(line) for line in path.read_text().splitlines()]
@@ -443,7 +443,7 @@ def test_the_contract_refuses_strangers():
 def test_percentiles_are_nearest_rank():
     lengths = Lengths()
     for count in range(1, 101):
-        lengths.add([False] * (count * 10) + [True] * count)
+        lengths.add(count * 11, count)
     table = lengths.table()
     assert table["completion"] == {"p50": 50, "p95": 95, "max": 100}
     assert table["prompt"] == {"p50": 500, "p95": 950, "max": 1000}
