@@ -74,9 +74,9 @@ def marked_text(
     Raises DataError for content that holds every character that could serve as the mark.
     """
     openers = _openers(control_tokens(tokenizer))
-    said = list(texts_in([list(messages), list(tools or [])]))
-    if not any(openers.search(text) for text in said):
+    if not (_holds(messages, openers) or _holds(tools or (), openers)):
         return list(messages), list(tools) if tools else None, ""
+    said = list(texts_in([list(messages), list(tools or [])]))
     mark = next((mark for mark in _MARKS if not any(mark in text for text in said)), None)
     if mark is None:
         raise DataError(
@@ -85,6 +85,17 @@ def marked_text(
         )
     turns = [_without_channels(message) for message in messages]
     return _put(turns, openers, mark), _put(list(tools), openers, mark) if tools else None, mark
+
+
+def _holds(value: Any, openers: re.Pattern[str]) -> bool:
+    """True if a text in a JSON value, a key included, holds one of the characters."""
+    if isinstance(value, str):
+        return openers.search(value) is not None
+    if isinstance(value, dict):
+        return any(openers.search(str(key)) for key in value) or any(_holds(item, openers) for item in value.values())
+    if isinstance(value, list | tuple):
+        return any(_holds(item, openers) for item in value)
+    return False
 
 
 def _without_channels(message: Message) -> Message:

@@ -23,6 +23,8 @@ from gemma_ops.data.parts import text_of
 from gemma_ops.errors import DataError
 from gemma_ops.runs.durable import whole_file
 
+_CANONICAL = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode
+_LINE = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 SIDES = ("chosen", "rejected")
 TURNS = ("messages", *SIDES)
 """Fields of a row that hold messages."""
@@ -215,8 +217,7 @@ def content_id(
     """
     body: dict[str, Any] = {"messages": messages, "tools": tools or []}
     body |= {side: answer for side, answer in answers.items() if answer is not None}
-    text = json.dumps(body, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+    return hashlib.blake2b(_CANONICAL(body).encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
 def parse_example(text: str) -> Any:
@@ -230,7 +231,7 @@ def _no_constant(name: str) -> Any:
 
 def line(row: dict[str, Any]) -> str:
     """Return one JSON line, without its line break; NaN and infinities, which aren't JSON, are refused."""
-    return json.dumps(row, ensure_ascii=False, allow_nan=False)
+    return _LINE(row)
 
 
 def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> int:

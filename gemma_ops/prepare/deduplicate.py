@@ -23,6 +23,7 @@ from gemma_ops.data.near_duplicates import Near
 from gemma_ops.data.parts import text_of
 from gemma_ops.tasks.compared_questions import asked_texts, names
 
+_CANONICAL = json.JSONEncoder(ensure_ascii=False, sort_keys=True).encode
 _UNWANTED = np.uint64(0xA5A5A5A5A5A5A5A5)
 
 
@@ -31,8 +32,7 @@ def exact_key(example: dict[str, Any]) -> bytes:
     body = {"messages": _trimmed(example["messages"]), "tools": example.get("tools")}
     body |= {side: _trimmed(example[side]) for side in SIDES if example.get(side) is not None}
     body |= {"text": example["text"]} if example.get("text") is not None else {}
-    text = json.dumps(body, ensure_ascii=False, sort_keys=True)
-    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+    return hashlib.blake2b(_CANONICAL(body).encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
 def _trimmed(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -206,7 +206,7 @@ def _inside(own: Flags) -> slice:
 def _in_order(question: _Question, row: list[list[int]], runs: Runs, known: set[int]) -> float:
     """Return the share of a question's own words that a row holds in the same order around a run they share; 0 where
     too few of them are among the `known` ones of the row, in whatever order."""
-    if sum(word in known for word in question.words) < IN_ORDER * question.count:
+    if sum(map(known.__contains__, question.words)) < IN_ORDER * question.count:
         return 0.0
     found = 0
     for text, text_runs, own in zip(question.texts, question.runs, question.own, strict=True):

@@ -18,6 +18,7 @@ _FENCE = re.compile(r"^[ \t>]*(`{3,}|~{3,})[^\n]*$", re.MULTILINE)
 _NUMBER = re.compile(r"^[ \t>]*\d{1,3}[.)][ \t]+", re.MULTILINE)
 _ESCAPE = re.compile(r"\\u([0-9a-fA-F]{4})|\\([nrt])")
 _DRESS = re.compile(r"[\W_]+")
+_ASCII = {code: chr(code).lower() if chr(code).isalnum() else None for code in range(128)}
 _WIDE = re.compile(
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\ua4cf\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff]"
 )
@@ -34,7 +35,12 @@ def canonical_text(text: str) -> str:
         text = html.unescape(text)
     if "](" in text:
         text = _LINK.sub(r"\1", text)
-    text = _NUMBER.sub("", _FENCE.sub("", text))
+    if "```" in text or "~~~" in text:
+        text = _FENCE.sub("", text)
+    if "\n" in text or _NUMBER.match(text):
+        text = _NUMBER.sub("", text)
+    if text.isascii():  # of which nothing has another form
+        return text.translate(_ASCII)
     # Folding case can undo the compatibility form (a capital with a dot), so it is made again.
     text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
     return _DRESS.sub("", text)
@@ -42,7 +48,7 @@ def canonical_text(text: str) -> str:
 
 def letters(canonical: str) -> int:
     """Return how much a canonical text says: its length, where signs of dense scripts count twice."""
-    return len(canonical) + len(_WIDE.findall(canonical))
+    return len(canonical) if canonical.isascii() else len(canonical) + len(_WIDE.findall(canonical))
 
 
 def without_headings(text: str, starts: tuple[int, ...]) -> str:

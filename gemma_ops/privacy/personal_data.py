@@ -47,7 +47,10 @@ def find_personal(text: str) -> list[PersonalFinding]:
     """Return all findings of a text, in order, without overlaps (the earlier, then the longer one stays)."""
     found: list[PersonalFinding] = []
     for kind, pattern, check in _PATTERNS:
-        found += [PersonalFinding(kind, *match.span()) for match in pattern.finditer(text) if check(match)]
+        if _NEEDED[pattern](text):
+            found += [PersonalFinding(kind, *match.span()) for match in pattern.finditer(text) if check(match)]
+    if not found:
+        return found
     kept: list[PersonalFinding] = []
     for item in sorted(found, key=lambda item: (item.start, -item.end)):
         if not kept or item.start >= kept[-1].end:
@@ -200,3 +203,29 @@ _PATTERNS: tuple[tuple[str, re.Pattern[str], Callable[[re.Match[str]], bool]], .
     ("IP", re.compile(r"(?<![\w:.])(?:[0-9A-Fa-f]{0,4}:){2,7}[0-9A-Fa-f]{0,4}(?![\w:]|\.\d)"), _is_ipv6),
 )  # fmt: skip
 KINDS = tuple(dict.fromkeys(kind for kind, _, _ in _PATTERNS))
+
+
+_SEVEN = re.compile(r"\d(?:[ ./()-]{0,2}\d){6}")
+"""What every pattern of numbers holds: seven digits with at most two signs between neighbours."""
+_PREFIXES = ("AIza", "github_pat_", "xox", "sk-", "k_live_", "hf_", "glpat-", "ghp_", "gho_", "ghu_", "ghs_", "ghr_")
+
+
+def _needs(*parts: str) -> Callable[[str], bool]:
+    return lambda text: any(part in text for part in parts)
+
+
+def _needs_digits(text: str) -> bool:
+    return _SEVEN.search(text) is not None
+
+
+_FIRST: dict[str, Callable[[str], bool]] = {
+    "PRIVATE_KEY": _needs("PRIVATE KEY"),
+    "JWT": _needs("eyJ"),
+    "AWS_KEY": _needs("AKIA", "ASIA"),
+    "API_KEY": _needs(*_PREFIXES),
+    "EMAIL": _needs("@"),
+    "IBAN": lambda text: True,
+    "IP": lambda text: text.count(".") > 2 or text.count(":") > 1,
+}
+_NEEDED = {pattern: _FIRST.get(kind, _needs_digits) for kind, pattern, _ in _PATTERNS}
+"""What must hold of a text before a pattern can match in it: far cheaper to see than to try the pattern."""

@@ -61,10 +61,10 @@ def private_text(text: str, privacy: Privacy, name: str, *, beside: bool = False
     much = letters(plain)
     if much < (_LEAST_BESIDE if beside else _LEAST_WHOLE) or (beside and len(plain) < _ANCHOR):
         return None
-    prefix = _prefix(plain)
+    terms = _terms(plain)
     searched = much >= _LEAST and len(plain) >= _ANCHOR
-    anchor = int(prefix[_ANCHOR]) if searched else 0
-    return PrivateText(privacy, name, len(plain), anchor, int(prefix[-1]), _digest(plain), beside)
+    anchor = int(terms[:_ANCHOR].sum()) if searched else 0
+    return PrivateText(privacy, name, len(plain), anchor, int(terms.sum()), _digest(plain), beside)
 
 
 class PrivateTexts:
@@ -198,10 +198,15 @@ def _digest(plain: str) -> str:
 def _prefix(plain: str) -> Words:
     """Return hashes of all prefixes of a text: entry i is the sum of letter j times base**j over its first i letters,
     mod 2**64."""
-    codes = np.frombuffer(plain.encode("utf-32-le", "surrogatepass"), np.uint32).astype(np.uint64)
-    sums = np.zeros(len(codes) + 1, np.uint64)
-    np.cumsum(codes * _powers(_BASE, len(codes))[: len(codes)], out=sums[1:])
+    sums = np.zeros(len(plain) + 1, np.uint64)
+    np.cumsum(_terms(plain), out=sums[1:])
     return sums
+
+
+def _terms(plain: str) -> Words:
+    """Return letter j times base**j, for each letter of a text."""
+    codes = np.frombuffer(plain.encode("utf-32-le", "surrogatepass"), np.uint32)
+    return codes * _powers(_BASE, len(codes))[: len(codes)]
 
 
 _known_powers: dict[int, Words] = {}

@@ -86,16 +86,9 @@ class TextRecords:
             begins.tolist(), times.tolist(), strictest.tolist(), side.tolist(), strict=True
         ):
             at = begin if count == 1 else begin + int(np.argmax(classes[begin : begin + count] == least))
-            record = records[order[at]]
-            yield json.dumps(
-                {
-                    "privacy": PRIVACY[least],
-                    "name": names[record["row"]],
-                    "length": int(record["length"]),
-                    "anchor": int(record["anchor"]),
-                    "key": int(record["key"]),
-                    "digest": f"{int(record['high']):016x}{int(record['low']):016x}",
-                    "beside": bool(aside),
-                    "times": count,
-                }
+            high, low, anchor, key, length, row, _, _ = records[order[at]].tolist()
+            yield (
+                f'{{"privacy": "{PRIVACY[least]}", "name": {json.dumps(names[row])}, "length": {length}, '
+                f'"anchor": {anchor}, "key": {key}, "digest": "{high:016x}{low:016x}", '
+                f'"beside": {"true" if aside else "false"}, "times": {count}}}'
             )

@@ -8,24 +8,8 @@ import random
 
 from tests.helpers.conversations import TEXTS, conversation
 
-_WORDS = [
-    "card",
-    "account",
-    "refund",
-    "order",
-    "ticket",
-    "delivery",
-    "late",
-    "broken",
-    "invoice",
-    "change",
-    "please",
-    "where",
-    "when",
-    "why",
-    "how",
-    "today",
-]
+_TALK = "card account refund order ticket delivery late broken invoice change please where when why how today"
+_WORDS = _TALK.split(" ")
 _PERSONAL = ["write to ana@example.com", "card 4111 1111 1111 1111", "call +49 30 1234567", "", "", "", ""]
 _CLASSES = [None, None, "local_only", "paid", "any"]
 
