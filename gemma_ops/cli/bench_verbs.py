@@ -1,5 +1,5 @@
 """Verbs that measure: `bench train` runs one training step of gemma-ops against stock TRL and other trainers, `bench
-gates` judges data of known truth."""
+gates` judges data of known truth, `bench prepare` prepares rows beside `datasets.map`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gemma_ops.cli.options import Json
 
 app = typer.Typer()
 bench_app = typer.Typer(
-    help="Measure gemma-ops: its training step against other trainers', and whether gates keep their word.",
+    help="Measure gemma-ops: training steps and preparing rows beside others, and whether gates keep their word.",
     no_args_is_help=True,
 )
 app.add_typer(bench_app, name="bench")
@@ -21,7 +21,7 @@ app.add_typer(bench_app, name="bench")
 
 @bench_app.callback()
 def _bench() -> None:
-    """Measure gemma-ops: its training step against other trainers', and whether gates keep their word."""
+    """Measure gemma-ops: training steps and preparing rows beside others, and whether gates keep their word."""
 
 
 @bench_app.command("train")
@@ -145,6 +145,40 @@ def bench_gates(
         console.print_json(body)
         return
     for line in record_lines(body):
+        print(line)
+
+
+@bench_app.command("prepare")
+def bench_prepare(
+    rows: Annotated[int, typer.Option(min=1000, help="Rows of the support desk, made up.")] = 10_000,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes; all cores by default.", show_default=False)
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Times that each is measured, in turn.")] = 1,
+    seed: Annotated[int, typer.Option(help="Seed of the rows.")] = 5,
+    out: Annotated[
+        Path | None, typer.Option(help="File for the record, JSON.", dir_okay=False, show_default=False)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """The step prepare beside datasets.map with the same template and tokenizer: rows a second a core, memory.
+
+    About a minute on two cores. configs/benchmarks/preparation.json is such a record.
+    """
+    import os
+
+    from gemma_ops.bench.preparation import measure_preparation, preparation_lines
+    from gemma_ops.cli import console
+    from gemma_ops.runs.durable import write_json
+
+    count = workers or os.cpu_count() or 1
+    body = measure_preparation(rows, count, repeats, seed, lambda text: console.err().print(text, markup=False))
+    if out is not None:
+        write_json(out, body)
+    if as_json:
+        console.print_json(body)
+        return
+    for line in preparation_lines(body):
         print(line)
 
 

@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 
 from gemma_ops.data.control import STRUCTURE, Policy, tokenize
 from gemma_ops.data.encoded import Encoded, expand
-from gemma_ops.data.example_steps import Asked, examples, one_bos
+from gemma_ops.data.example_steps import PromptManner, examples, one_bos
 from gemma_ops.data.template import (
     BOS,
     Message,
@@ -94,7 +94,7 @@ def prompt(
     `<bos>` it starts with, and what `expand` raises.
     """
     source = inference_template(empty_thought=empty_thought) if template is None else template
-    text, mark = Asked(tokenizer, source, thinking).marked_prompt(messages, tools)
+    text, mark = PromptManner(tokenizer, source, thinking).marked_prompt(messages, tools)
     clean, ids, offsets = tokenize(tokenizer, text, mark, control)
     one_bos(tokenizer, ids)
     return expand(Encoded(ids, [False] * len(ids), False, clean, offsets), tokenizer, messages, senses)

@@ -23,7 +23,7 @@ from gemma_ops.family.media import OTHER, TOKENS
 
 THINK = "<|think|>"
 CHANNEL, CHANNEL_END = "<|channel>", "<channel|>"
-# Tokens that carry the structure of a conversation; a tokenizer without one of them isn't Gemma 4's.
+# TextTokens that carry the structure of a conversation; a tokenizer without one of them isn't Gemma 4's.
 STRUCTURE = (
     BOS, "<eos>", "<|turn>", "<turn|>", CHANNEL, CHANNEL_END, THINK, "<|tool>", "<tool|>",
     "<|tool_call>", "<tool_call|>", "<|tool_response>", "<tool_response|>", '<|"|>',
@@ -34,6 +34,7 @@ CONTROL = (*STRUCTURE, *(token for kind in TOKENS.values() for token in kind), *
 Policy = Literal["refuse", "spell"]
 """Treatment of content that reads like a control token: refuse it, or tokenize it as its characters."""
 
+_ROW_KEYS = frozenset(("role", "content", "type", "text", "function", "name", "arguments", "id"))  # open no token
 _MARKS = "\ue0f0\ue0f1\ue0f2"  # private use: one of them is not in the conversation
 _IN_TEXT = re.compile("|".join(map(re.escape, sorted(CONTROL, key=len, reverse=True))))
 
@@ -92,9 +93,15 @@ def _holds(value: Any, openers: re.Pattern[str]) -> bool:
     if isinstance(value, str):
         return openers.search(value) is not None
     if isinstance(value, dict):
-        return any(openers.search(str(key)) for key in value) or any(_holds(item, openers) for item in value.values())
-    if isinstance(value, list | tuple):
-        return any(_holds(item, openers) for item in value)
+        for key, item in value.items():
+            if key not in _ROW_KEYS and openers.search(str(key)):
+                return True
+            if _holds(item, openers):
+                return True
+    elif isinstance(value, list | tuple):
+        for item in value:
+            if _holds(item, openers):
+                return True
     return False
 
 
@@ -146,7 +153,7 @@ def _pattern(tokens: tuple[str, ...]) -> re.Pattern[str]:
     return re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))))
 
 
-class Tokens(NamedTuple):
+class TextTokens(NamedTuple):
     """A text as tokens: their ids, and the character range of each, none where they weren't asked for."""
 
     text: str
@@ -154,7 +161,7 @@ class Tokens(NamedTuple):
     offsets: list[tuple[int, int]]
 
 
-def tokenize(tokenizer: Tokenizer, text: str, mark: str = "", policy: Policy = "refuse") -> Tokens:
+def tokenize(tokenizer: Tokenizer, text: str, mark: str = "", policy: Policy = "refuse") -> TextTokens:
     """Return a rendered text without its marks as tokens.
 
     Content becomes tokens here and in `tokenize_texts`, nowhere else. Raises DataError where content spells a control
@@ -171,17 +178,17 @@ def tokenize(tokenizer: Tokenizer, text: str, mark: str = "", policy: Policy = "
     for start, piece in zip([0, *cuts], tokenize_texts(tokenizer, pieces), strict=True):
         ids += piece.ids
         offsets += [(start + one, start + two) for one, two in piece.offsets]
-    return Tokens(clean, ids, offsets)
+    return TextTokens(clean, ids, offsets)
 
 
-def tokenize_texts(tokenizer: Tokenizer, texts: list[str], *, offsets: bool = True) -> list[Tokens]:
+def tokenize_texts(tokenizer: Tokenizer, texts: list[str], *, offsets: bool = True) -> list[TextTokens]:
     """Return texts as tokens, in order. Without `offsets` they aren't computed, which takes less time."""
     if offsets:
         each = [tokenizer.encode(text, add_special_tokens=False) for text in texts]
-        return [Tokens(text, one.ids, one.offsets) for text, one in zip(texts, each, strict=True)]
+        return [TextTokens(text, one.ids, one.offsets) for text, one in zip(texts, each, strict=True)]
     with _one_thread():
         made = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-    return [Tokens(text, one.ids, []) for text, one in zip(texts, made, strict=True)]
+    return [TextTokens(text, one.ids, []) for text, one in zip(texts, made, strict=True)]
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from gemma_ops.data.control import CHANNEL, CHANNEL_END, Tokens, clean_text, marked_text, stripped, tokenize_texts
+from gemma_ops.data.control import CHANNEL, CHANNEL_END, TextTokens, clean_text, marked_text, stripped, tokenize_texts
 from gemma_ops.data.encoded import Encoded, expand
 from gemma_ops.data.template import (
     BOS,
@@ -28,7 +28,7 @@ from gemma_ops.family.media import Senses
 _OPENED = CHANNEL + "thought\n"
 """End of a prompt that opens the thought itself: after a tool's result, with thinking on."""
 
-Steps = Generator[list[str], list[Tokens], list[Encoded]]
+Steps = Generator[list[str], list[TextTokens], list[Encoded]]
 """What gives texts, is sent their tokens, and returns examples."""
 
 
@@ -64,7 +64,7 @@ def _next(step: Steps) -> list[str] | DataError:
         return error
 
 
-def _last(step: Steps, tokens: list[Tokens]) -> list[Encoded] | DataError:
+def _last(step: Steps, tokens: list[TextTokens]) -> list[Encoded] | DataError:
     try:
         step.send(tokens)
     except StopIteration as end:
@@ -95,7 +95,7 @@ def example_steps(
     is one example without loss, and a message with `"weight": 0` is not scored. Raises like `chat.prompt`.
     """
     source = inference_template(empty_thought=empty_thought) if template is None else template
-    asked = Asked(tokenizer, source, thinking)
+    asked = PromptManner(tokenizer, source, thinking)
     if last_only:
         users = [index for index, message in enumerate(messages) if message["role"] == "user"]
         after = max(after, *(index + 1 for index in users), 0)
@@ -122,7 +122,7 @@ def example_steps(
     return [expand(one, tokenizer, turns, senses) for one, turns in zip(made, shown, strict=True)]
 
 
-def _whole(tokenizer: Tokenizer, tokens: Sequence[Tokens]) -> Encoded:
+def _whole(tokenizer: Tokenizer, tokens: Sequence[TextTokens]) -> Encoded:
     """Return a prompt, and what is said after it, as one: the second text carries loss."""
     prompt = tokens[0]
     one_bos(tokenizer, prompt.ids)
@@ -166,7 +166,7 @@ def _says(message: Message) -> bool:
 
 
 @dataclass(frozen=True)
-class Asked:
+class PromptManner:
     """How a model is prompted: its tokenizer, its chat template, whether it is to think."""
 
     tokenizer: Tokenizer

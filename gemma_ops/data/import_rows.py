@@ -189,7 +189,7 @@ class Importer:
         self.rows = replace(self.rows, layout=self.layout)
         if values:
             row_formats.reader(self.layout, self.settings)  # which raises where the settings lack something
-        rows = itertools.chain(first, self._rows)
+        rows: Iterator[RawRow] = itertools.chain(first, self._rows)
         if not values:  # none of the first rows can be read: nothing says how later ones would be
             rows = (replace(row, value=None) for row in rows)
         yield from itertools.islice(rows, self.settings.max_rows)

@@ -73,7 +73,8 @@ def band_keys(signature: Signatures, threshold: float) -> Hashes:
     parts = signature[:, : count * rows].reshape(-1, count, rows).astype(np.uint64)
     keys = (parts * weights).sum(axis=2, dtype=np.uint64)
     keys ^= keys >> np.uint64(29)
-    return keys * np.uint64(0x9E3779B97F4A7C15)
+    found: Hashes = keys * np.uint64(0x9E3779B97F4A7C15)
+    return found
 
 
 def asked_sets(texts: Texts, places: Counts) -> tuple[Hashes, Counts]:

@@ -134,7 +134,7 @@ def _pieces(row: dict[str, Any], document: Encoded, max_length: int | None) -> I
 
 
 @dataclass(frozen=True)
-class RowCounts:
+class RowTokenCounts:
     """Tokens of a row: for each example that training makes of it how many there are, and how many of them carry loss;
     of compared answers the wanted one comes first. `error` says why there are none."""
 
@@ -155,7 +155,7 @@ class RowCounts:
         return {"off": off, "on": on, "mixed": on if self.thinks else off}
 
 
-def count_rows(tokenizer: Tokenizer, rows: Sequence[dict[str, Any]], manner: Manner) -> list[RowCounts]:
+def count_rows(tokenizer: Tokenizer, rows: Sequence[dict[str, Any]], manner: Manner) -> list[RowTokenCounts]:
     """Count the tokens of rows of any kind, in a manner that doesn't think; some hundred rows are worth a call."""
     steps: list[Steps] = []
     for row in rows:
@@ -176,7 +176,7 @@ def _answers_twice(row: dict[str, Any]) -> bool:
 
 def _count(
     row: dict[str, Any], tokenizer: Tokenizer, manner: Manner, made: Iterator[list[Encoded] | DataError]
-) -> RowCounts:
+) -> RowTokenCounts:
     """Return the counts of a row; its examples are taken from `made`."""
     kind = example.kind(row)
     if kind in ("pair", "judged"):
@@ -184,20 +184,20 @@ def _count(
     off = next(made)
     on = next(made) if kind == "conversation" and _answers_twice(row) else None
     if isinstance(off, DataError):
-        return RowCounts((), error=off)
+        return RowTokenCounts((), error=off)
     counted = tuple((len(one.loss), sum(one.loss)) for one in off)
     thinks = any(message.get("reasoning") for message in row["messages"])
-    return RowCounts(counted, len(on) if isinstance(on, list) else on, thinks)
+    return RowTokenCounts(counted, len(on) if isinstance(on, list) else on, thinks)
 
 
-def _count_answers(row: dict[str, Any], tokenizer: Tokenizer, manner: Manner) -> RowCounts:
+def _count_answers(row: dict[str, Any], tokenizer: Tokenizer, manner: Manner) -> RowTokenCounts:
     turns = [turn for messages in example.conversation_rows(row) for turn in messages]
     try:
         encoded = encode_answers(tokenizer, row, **manner.of(turns))
     except DataError as error:
-        return RowCounts((), error=error)
+        return RowTokenCounts((), error=error)
     prompt = len(encoded.prompt)
-    return RowCounts(tuple((prompt + len(one.loss), sum(one.loss)) for one in encoded.answers.values()))
+    return RowTokenCounts(tuple((prompt + len(one.loss), sum(one.loss)) for one in encoded.answers.values()))
 
 
 @dataclass

@@ -17,7 +17,7 @@ from gemma_ops.data.boilerplate import Boilerplate
 from gemma_ops.data.hashed_words import SKETCH, Texts
 from gemma_ops.data.near_duplicates import asked_sets, band_keys, signatures
 from gemma_ops.prepare.near_rows import AskedChunk
-from gemma_ops.prepare.stored_rows import Span, rows_of
+from gemma_ops.prepare.stored_rows import RowSpan, rows_of
 from gemma_ops.prepare.task_overlap import Match, Overlap
 from gemma_ops.tasks.compared_questions import asked_texts, names
 
@@ -56,6 +56,6 @@ class Comparer:
         return ComparedChunk(matches, AskedChunk(keys, values[inside], np.minimum(lengths, SKETCH)))
 
 
-def chunk_comparer(path: Path, comparer: Comparer) -> Callable[[Span], ComparedChunk]:
+def chunk_comparer(path: Path, comparer: Comparer) -> Callable[[RowSpan], ComparedChunk]:
     """Make the handler of spans of the file `path`."""
     return lambda span: comparer.compare(rows_of(path, span))

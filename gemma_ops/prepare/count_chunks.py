@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 from gemma_ops.config import Privacy
 from gemma_ops.config.methods import Kind
 from gemma_ops.data import chat, example
-from gemma_ops.data.row_tokens import Manner, RowCounts, count_rows
-from gemma_ops.prepare.stored_rows import Span, lines_of
+from gemma_ops.data.row_tokens import Manner, RowTokenCounts, count_rows
+from gemma_ops.prepare.stored_rows import RowSpan, lines_of
 
 
 class CountedRow(NamedTuple):
@@ -21,15 +21,15 @@ class CountedRow(NamedTuple):
     line: str
     kind: Kind
     privacy: Privacy
-    counts: RowCounts
+    counts: RowTokenCounts
     messages: list[dict[str, Any]]
 
 
-def chunk_counter(path: Path, model: Path, manner: Manner) -> Callable[[Span], list[CountedRow]]:
+def chunk_counter(path: Path, model: Path, manner: Manner) -> Callable[[RowSpan], list[CountedRow]]:
     """Make the handler of spans of the file `path`; `model` is the folder whose tokenizer counts."""
     tokenizer = chat.load_tokenizer(model)
 
-    def handle(span: Span) -> list[CountedRow]:
+    def handle(span: RowSpan) -> list[CountedRow]:
         lines = [line for at, line in enumerate(lines_of(path, span)) if at not in span.skipped]
         rows = [json.loads(line) for line in lines]
         counted = count_rows(tokenizer, rows, manner)

@@ -12,7 +12,7 @@ AT_ONCE = 512
 """Rows of a chunk."""
 
 
-class Span(NamedTuple):
+class RowSpan(NamedTuple):
     """Rows of the working file: bytes [start, end), the number of the first of them, and which of them (counted from
     it) to leave out."""
 
@@ -39,27 +39,27 @@ class StoredRows:
         self._places.append(self._places[-1] + len(line.encode("utf-8")) + 1)
         return line + "\n"
 
-    def spans(self, dropped: set[int] | None = None) -> Iterator[Span]:
+    def spans(self, dropped: set[int] | None = None) -> Iterator[RowSpan]:
         """Yield all rows in chunks; those with a number in `dropped` are to be left out."""
         for first in range(0, len(self), AT_ONCE):
             last = min(first + AT_ONCE, len(self))
             skipped = frozenset(row - first for row in range(first, last) if row in dropped) if dropped else frozenset()
-            yield Span(self._places[first], self._places[last], first, skipped)
+            yield RowSpan(self._places[first], self._places[last], first, skipped)
 
     def row(self, number: int) -> dict[str, Any]:
         """Read one row."""
-        (line,) = lines_of(self.path, Span(self._places[number], self._places[number + 1], number))
+        (line,) = lines_of(self.path, RowSpan(self._places[number], self._places[number + 1], number))
         row: dict[str, Any] = json.loads(line)
         return row
 
 
-def lines_of(path: Path, span: Span) -> list[str]:
+def lines_of(path: Path, span: RowSpan) -> list[str]:
     """Return the lines of a span, with their breaks."""
     with path.open("rb") as file:
         file.seek(span.start)
         return [line.decode("utf-8") for line in file.read(span.end - span.start).splitlines(keepends=True)]
 
 
-def rows_of(path: Path, span: Span) -> list[dict[str, Any]]:
+def rows_of(path: Path, span: RowSpan) -> list[dict[str, Any]]:
     """Return the rows of a span."""
     return [json.loads(line) for line in lines_of(path, span)]

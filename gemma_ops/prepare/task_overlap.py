@@ -1,7 +1,7 @@
 """Training rows that also stand in an evaluation task, where a score would measure memory, not ability.
 
 What users say is compared with what the task asks, never system turns or answers. Instructions that many rows share are
-set aside first (see `hashed_words.Boilerplate`): with the same instruction on both sides every row would match, and a
+set aside first (see `boilerplate.Boilerplate`): with the same instruction on both sides every row would match, and a
 question hidden behind another instruction would not. A row overlaps with a question when, punctuation and case aside,
 
 - one is the other, apart from instructions around it, or

@@ -46,8 +46,17 @@ class PersonalFinding:
 def find_personal(text: str) -> list[PersonalFinding]:
     """Return all findings of a text, in order, without overlaps (the earlier, then the longer one stays)."""
     found: list[PersonalFinding] = []
-    for kind, pattern, check in _PATTERNS:
-        if _NEEDED[pattern](text):
+    numbers = _SEVEN.search(text) is not None
+    for kind, pattern, check, parts in _NEEDED:
+        if parts is None:
+            possible = numbers
+        else:
+            possible = False
+            for part in parts:
+                if part in text:
+                    possible = True
+                    break
+        if possible and (kind != "IP" or _MARKS_OF_IP.search(text)):
             found += [PersonalFinding(kind, *match.span()) for match in pattern.finditer(text) if check(match)]
     if not found:
         return found
@@ -207,25 +216,20 @@ KINDS = tuple(dict.fromkeys(kind for kind, _, _ in _PATTERNS))
 
 _SEVEN = re.compile(r"\d(?:[ ./()-]{0,2}\d){6}")
 """What every pattern of numbers holds: seven digits with at most two signs between neighbours."""
+_MARKS_OF_IP = re.compile(r":[0-9A-Fa-f]{0,4}:|\.\d{1,3}\.")
+"""What every address holds: two colons, or two points, with no more than a group between them."""
 _PREFIXES = ("AIza", "github_pat_", "xox", "sk-", "k_live_", "hf_", "glpat-", "ghp_", "gho_", "ghu_", "ghs_", "ghr_")
 
 
-def _needs(*parts: str) -> Callable[[str], bool]:
-    return lambda text: any(part in text for part in parts)
-
-
-def _needs_digits(text: str) -> bool:
-    return _SEVEN.search(text) is not None
-
-
-_FIRST: dict[str, Callable[[str], bool]] = {
-    "PRIVATE_KEY": _needs("PRIVATE KEY"),
-    "JWT": _needs("eyJ"),
-    "AWS_KEY": _needs("AKIA", "ASIA"),
-    "API_KEY": _needs(*_PREFIXES),
-    "EMAIL": _needs("@"),
-    "IBAN": lambda text: True,
-    "IP": lambda text: text.count(".") > 2 or text.count(":") > 1,
+_FIRST = {
+    "PRIVATE_KEY": ("PRIVATE KEY",),
+    "JWT": ("eyJ",),
+    "AWS_KEY": ("AKIA", "ASIA"),
+    "API_KEY": _PREFIXES,
+    "EMAIL": ("@",),
+    "IBAN": ("",),
+    "IP": (".", ":"),
 }
-_NEEDED = {pattern: _FIRST.get(kind, _needs_digits) for kind, pattern, _ in _PATTERNS}
-"""What must hold of a text before a pattern can match in it: far cheaper to see than to try the pattern."""
+_NEEDED = tuple((*entry, _FIRST.get(entry[0])) for entry in _PATTERNS)
+"""The patterns, each with texts of which one must be there before it can match, which is far cheaper to see; None
+stands for `_SEVEN`."""
