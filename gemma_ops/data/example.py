@@ -141,8 +141,10 @@ def kind(row: dict[str, Any]) -> Kind:
     """Return the kind of a row: a conversation, compared or judged answers, or a text."""
     if row.get("text") is not None:
         return "text"
-    answers = sum(row.get(side) is not None for side in SIDES)
-    return ("conversation", "judged", "pair")[answers]  # type: ignore[return-value]
+    chosen, rejected = row.get("chosen") is not None, row.get("rejected") is not None
+    if chosen or rejected:
+        return "pair" if chosen and rejected else "judged"
+    return "conversation"
 
 
 _WORDS: dict[Kind, str] = {

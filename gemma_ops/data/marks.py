@@ -18,6 +18,7 @@ REVERSED = ("mask", "masked", "ignore", "ignore_loss")
 """Keys of a turn with the reverse meaning: true or 1 not to learn it."""
 UNREADABLE = ("train_detail", "training_detail", "loss_scale", "loss_mask", "mask_spans")
 """Keys of a turn that mark parts of its text, which can't be honoured."""
+_MARKS = frozenset((*TURN_MARKS, *REVERSED, *UNREADABLE))
 ROW_MASKS = (
     "mask",
     "masks",
@@ -40,6 +41,8 @@ TOKEN_MASKS = (
 def turn_is_learned(turn: dict[str, Any], role: str, where: str) -> bool:
     """True if a turn's own marks let it be learned. Raises RowError for a mark that can't be honoured: a weight between
     none and all, a mark on a part of the text, a turn of somebody else that is to be learned."""
+    if _MARKS.isdisjoint(turn):
+        return True
     for key in UNREADABLE:
         if turn.get(key) not in (None, [], {}, ""):
             raise RowError(

@@ -27,6 +27,7 @@ ROLES = {
 }  # fmt: skip
 _REASONING = ("reasoning", "reasoning_content", "thinking")
 _KNOWN = {"role", "content", "tool_calls", "function_call", "tool_responses", "tool_call_id", "name", *_REASONING}
+_READ = frozenset((*_KNOWN, *TURN_MARKS, *REVERSED))
 _THOUGHT = re.compile(r"\s*<\|channel>\s*thought\s*\n(.*?)<channel\|>", re.DOTALL)
 _SWITCH = re.compile(rf"\s*{re.escape(THINK)}\s*")
 
@@ -99,7 +100,7 @@ def _message(item: Any, index: int, notes: list[str]) -> dict[str, Any]:
     if role is None:
         raise RowError("unknown_role", f"{where} has the unknown role {item.get('role')!r}")
     learned = turn_is_learned(item, role, where)
-    if any(item[key] not in (None, "", [], {}) for key in set(item) - _KNOWN - {*TURN_MARKS, *REVERSED}):
+    if not _READ.issuperset(item) and any(item[key] not in (None, "", [], {}) for key in item if key not in _READ):
         notes.append("field_dropped")
     message: dict[str, Any] = {"role": role, "content": _content(item.get("content"), role, where, notes)}
     if role == "assistant" and not learned:
@@ -116,7 +117,8 @@ def _message(item: Any, index: int, notes: list[str]) -> dict[str, Any]:
         message["content"] = _SWITCH.sub("", message["content"], count=1)
         notes.append("thinking_switch")
     # The template joins parts without the white space around them, and strips a channel inside an answer.
-    said = [parts.text_of(message["content"]), parts.text_of(message["content"], trimmed=True)]
+    shown = message["content"]
+    said = [shown] if isinstance(shown, str) else [parts.text_of(shown), parts.text_of(shown, trimmed=True)]
     refuse_control_tokens(
         [stripped(text) if role == "assistant" else text for text in said] + [message.get("name")], where
     )

@@ -92,7 +92,9 @@ def _is_base64(part: Part, name: str, value: str) -> bool:
 
 def media_columns(row: Part) -> list[Part]:
     """Return the images and sounds that stand in columns of their own, in the order of the columns."""
-    found = []
+    found: list[Part] = []
+    if _COLUMNS.keys().isdisjoint(row):
+        return found
     for column, kind in _COLUMNS.items():
         value = row.get(column)
         items = value if isinstance(value, list | tuple) else [value]
@@ -108,6 +110,8 @@ def media_place(messages: list[dict[str, Any]], given: list[Part], *, anywhere: 
     with `anywhere`, they go before the text of the first user turn, where Gemma expects images. Raises RowError when
     there are more files than places, or more places than files.
     """
+    if not given and all(isinstance(message.get("content"), str) for message in messages):
+        return
     open_parts = [part for part in media_of(messages) if part.get("source") is None and "path" not in part]
     if not open_parts and given and not media_of(messages):
         open_parts = _from_tags(messages)
