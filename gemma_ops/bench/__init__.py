@@ -1,1 +1,1 @@
-"""Measurements against named peers: a training step, and the gates on data whose truth is known."""
+"""Measurements against named peers: a training step, preparing rows, and the gates on data whose truth is known."""

@@ -105,8 +105,8 @@ class MachineConfig(ConfigSection):
     eval_batch: Annotated[int, Field(ge=1)] = 16
     """Prompts answered at a time."""
     workers: Annotated[int, Field(ge=1)] | None = None
-    """Threads for the CPU; null takes one for a model under 100 MB, which waits longer than it computes, else all
-    cores."""
+    """Threads for the CPU, and processes of `prepare` for more than 2,000 rows; null takes one thread for a model under
+    100 MB, which waits longer than it computes, else all cores, and a process a core, at most eight."""
     ledger: str | None = None
     """File that holds what was spent and the answers that were paid for; null takes `gemini.sqlite` in `machine.runs`;
     a rehearsal keeps its own beside it."""

@@ -162,7 +162,7 @@ def _keep(target: Path, data: bytes, path: Path | None) -> None:
         with suppress(OSError):  # another disk, or one without links
             os.link(path.resolve(), target)
             return
-    temporary = target.with_name(target.name + ".tmp")
+    temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")  # another process may keep the same file
     temporary.write_bytes(data)
     shutil.move(temporary, target)
 

@@ -13,6 +13,7 @@ import pickle
 import queue
 import subprocess
 import sys
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,7 +22,7 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any, Self, TypeVar
 
-from gemma_ops.errors import MachineError
+from gemma_ops.errors import MachineError, OpsError
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -29,6 +30,8 @@ Maker = Callable[..., Callable[[T], R]]
 
 _HERE = 4
 """Chunks of a task that are handled in this process before others are started."""
+_MOST = 8
+"""Processes that one can feed, and whose rows it can write."""
 _CHILD = [sys.executable, "-P", "-m", "gemma_ops.prepare.row_workers"]
 
 
@@ -130,8 +133,9 @@ class _Child:
 
 
 def _cores() -> int:
-    """Return the cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Return how many processes are worth it: the cores that this process may use, and no more than it can serve."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, _MOST)
 
 
 def _send(file: IO[bytes], body: bytes) -> None:
@@ -166,6 +170,8 @@ def _serve(into: IO[bytes], out: IO[bytes]) -> None:
         try:
             reply = (False, handle(body))
         except Exception as error:
+            if not isinstance(error, OpsError):
+                error.add_note("".join(traceback.format_exception(error)))  # a traceback doesn't travel
             reply = (True, error)
         _send(out, pickle.dumps(reply, pickle.HIGHEST_PROTOCOL))
 

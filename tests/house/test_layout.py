@@ -30,7 +30,7 @@ ROOMS = {
     "accelerate": {"training"},
     "ray": {"training", "serving"},
     "datasets": {"data", "bench"},
-    "datasketch": {"data"},
+    "datasketch": {"tests"},  # which compare with it
     "stdnum": {"privacy"},
     "jinja2": {"data", "words"},
     "tokenizers": {"data", "modeling", "nano", "prepare", "serving"},

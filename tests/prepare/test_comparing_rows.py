@@ -11,10 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from datasketch import MinHash
 
 from gemma_ops.data.boilerplate import Boilerplate
 from gemma_ops.data.hashed_words import (
     SKETCH,
+    Texts,
     distinctive,
     hash_words,
     hashes,
@@ -24,7 +26,7 @@ from gemma_ops.data.hashed_words import (
     shingles,
     sketch,
 )
-from gemma_ops.data.near_duplicates import Near, bands
+from gemma_ops.data.near_duplicates import PERMUTATIONS, Near, asked_sets, bands, signatures
 from gemma_ops.errors import OpsError
 from gemma_ops.nano import tickets
 from gemma_ops.prepare.deduplicate import NearDuplicates, exact_key, prompt_key
@@ -107,6 +109,43 @@ def test_bands_find_pairs_at_the_threshold(threshold):
     count, rows = bands(threshold)
     assert count * rows <= 128
     assert 1 - (1 - threshold**rows) ** count >= 0.95
+
+
+def test_signatures_are_datasketchs():
+    draw = random.Random(8)
+    texts = [" ".join(draw.choices(VOCABULARY, k=draw.choice([0, 1, 3, 5, 40, 700]))) for _ in range(60)]
+    sets = [shingles(hashes(item)) for item in texts]
+    places = np.concatenate([[0], np.cumsum([len(items) for items in sets])])
+    found = signatures(np.concatenate(sets), places)
+    for items, mine in zip(sets, found, strict=True):
+        theirs = MinHash(num_perm=PERMUTATIONS, hashfunc=lambda value: value & 0xFFFFFFFF)
+        theirs.update_batch(items.tolist())
+        assert (theirs.hashvalues == mine).all()
+
+
+def test_boilerplate_is_found_in_many_texts_as_in_each():
+    """Texts that lie one behind the other never share a run, a beginning or an end."""
+    draw, marked = random.Random(9), 0
+    for _ in range(40):
+        head, tail = draw.choices(VOCABULARY, k=draw.randrange(14)), draw.choices(VOCABULARY, k=draw.randrange(10))
+        texts = [
+            " ".join([*head * draw.randrange(2), *draw.choices(VOCABULARY, k=draw.randrange(14)), *tail])
+            for _ in range(draw.randrange(1, 40))
+        ]
+        each = [hashes(item) for item in texts]
+        boilerplate, together = Boilerplate(each), Texts.of(texts)
+        marks = boilerplate.marks_of(together)
+        left = boilerplate.residues(together, marks)
+        marked += int(marks.sum())
+        for number, words in enumerate(each):
+            assert (together.text(number) == words).all()
+            own = marks[together.places[number] : together.places[number + 1]]
+            assert (own == boilerplate.marks(words)).all()
+            assert (left.text(number) == boilerplate.residue(words)).all()
+        values, ends = asked_sets(left, np.arange(len(texts) + 1))
+        for number in range(len(texts)):
+            assert (values[ends[number] : ends[number + 1]] == shingles(left.text(number))).all()
+    assert marked > 1000
 
 
 def test_near_finds_edited_texts_and_nothing_else():

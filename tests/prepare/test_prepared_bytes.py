@@ -89,6 +89,17 @@ def refusing(limit):
     return handle
 
 
+def broken():
+    return lambda number: {}[number]
+
+
+def test_a_defect_in_another_process_keeps_its_traceback(monkeypatch):
+    monkeypatch.setattr(row_workers, "_HERE", 0)
+    with RowWorkers(2) as workers, pytest.raises(KeyError) as error:
+        list(workers.each(broken, (), range(3)))
+    assert "return lambda number: {}[number]" in error.value.__notes__[0]
+
+
 def slow(_):
     time.sleep(600)
 
