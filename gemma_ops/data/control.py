@@ -186,9 +186,11 @@ def tokenize_texts(tokenizer: Tokenizer, texts: list[str], *, offsets: bool = Tr
     if offsets:
         each = [tokenizer.encode(text, add_special_tokens=False) for text in texts]
         return [TextTokens(text, one.ids, one.offsets) for text, one in zip(texts, each, strict=True)]
+    different = list(dict.fromkeys(texts))  # the line break behind an answer stands in every row
     with _one_thread():
-        made = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-    return [TextTokens(text, one.ids, []) for text, one in zip(texts, made, strict=True)]
+        made = tokenizer.encode_batch_fast(different, add_special_tokens=False)
+    known = {text: TextTokens(text, one.ids, []) for text, one in zip(different, made, strict=True)}
+    return [known[text] for text in texts]
 
 
 @contextmanager

@@ -54,7 +54,7 @@ def document_steps(tokenizer: Tokenizer, text: str) -> Steps:
     begin, end = (tokenizer.token_to_id(token) for token in (BOS, EOS))
     if ids[0] != begin or ids[-1] != end or begin in ids[1:]:
         raise DataError("the text holds a control token", "give plain text")
-    return [Encoded(ids, [False] + [True] * (len(ids) - 1), False, whole, offsets)]
+    return [Encoded([*ids], [False] + [True] * (len(ids) - 1), False, whole, offsets)]
 
 
 def document_pieces(ids: list[int], max_length: int | None) -> Iterator[list[int]]:

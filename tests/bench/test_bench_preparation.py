@@ -18,7 +18,6 @@ def test_every_arm_makes_the_same_tokens_of_the_same_rows():
     assert set(body["arms"]) == {"step", "tokens", "datasets", "step, a tenth of the rows"}
     assert len(told) == 4
     arms = body["arms"]
-    # The template's last line break is no part of what training reads of a row, and it is one token more for each.
     assert arms["step"]["tokens"] == arms["tokens"]["tokens"] == arms["datasets"]["tokens"]
     assert arms["step, a tenth of the rows"]["rows"] == 100
     assert all(arm["rows_per_core_second"] > 0 and arm["peak_mib"] > 10 for arm in arms.values())
