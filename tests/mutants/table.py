@@ -150,7 +150,7 @@ MUTANTS = (
         ("data/test_one_prompt.py::test_the_larger_sizes_show_an_empty_thought_at_the_prompts_end_alone",),
     ),
     Mutant(
-        "empty-thought", "data/chat.py",
+        "empty-thought", "data/example_steps.py",
         "if _begins(made[i].ids, whole.ids[:start])), None)", "if True), None)",
         ("data/test_one_prompt.py::test_every_answer_is_learned_after_the_published_prompt",),
     ),
