@@ -165,7 +165,7 @@ def bench_quantize(
 ) -> None:
     """Quantize small models in every way, and as llama.cpp does: bytes and divergence from bf16, on held-out rows.
 
-    Some minutes a model on one core. Leaves quantize.json. configs/benchmarks/quantize.json is such a record.
+    Ten minutes a model on one core. Leaves quantize.json.
     """
     from gemma_ops import family
     from gemma_ops.bench.quantization import measure_quantization, quantization_lines
