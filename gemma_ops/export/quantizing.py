@@ -74,12 +74,10 @@ def quantize(
     prompting = read_prompting(source.folder)
     manner = manner_of(source.folder, prompting)
     fit = None
-    learned: dict[str, Privacy] = dict.fromkeys(formats, learned_class(model))
     if fitted:
         rows = training_rows(data, tokenizer, manner, settings.fit_rows)
         fit = RowFit(source, settings, machine, parity_weights(source), rows)
-        of_rows = rows_class([data / "train.jsonl"] if data else [])
-        learned |= {form: stricter(learned[form], of_rows) for form in fitted}
+    learned = _classes(model, data, formats, fitted)
     threads = machine.workers or os.cpu_count() or 1
     tables = TYPES[settings.tables].tensor
     audits = write_formats(out, source, formats, threads, learned, fit, fitted, tables)
@@ -98,27 +96,32 @@ def quantize(
     measured = measure_files(
         partial(_file, out), partial(_file, out / _PLAIN), formats[1:], fitted, domain, general, threads
     )
-    write_json(
-        out / "report.json",
-        {
-            "left_out": {reason: len(names) for reason, names in plan_tensors(source, REFERENCE).left_out.items()},
-            "tokenizer": {"probes": len(_PROBES), "equal": True},
-            "parity": {"transformers": parity_weights(source), **parity.report()},
-            **({"mmproj": towers} if towers else {}),
-            "formats": {
-                form: {"audit": audits[form].report()}
-                | (measured[form].report() if form in measured else {})
-                | ({"fit": _fit_report(settings, fit, measured[form])} if fit and form in fitted else {})
-                for form in formats
-            },
-        },
-        indent=2,
-    )
+    body: dict[str, Any] = {
+        "left_out": {reason: len(names) for reason, names in plan_tensors(source, REFERENCE).left_out.items()},
+        "tokenizer": {"probes": len(_PROBES), "equal": True},
+        "parity": {"transformers": parity_weights(source), **parity.report()},
+        **({"mmproj": towers} if towers else {}),
+        "formats": {form: {"audit": audit.report()} for form, audit in audits.items()},
+    }
+    for form, found in measured.items():
+        body["formats"][form] |= found.report()
+        if fit is not None and form in fitted:
+            body["formats"][form]["fit"] = _fit_report(settings, fit, found)
+    write_json(out / "report.json", body, indent=2)
     whole = strictest(learned.values())
     record_learned(out, whole, [f"model: {whole}"])
     for folder in (_PLAIN, _FIT):
         shutil.rmtree(out / folder, ignore_errors=True)
     return _metrics(audits, parity, measured) | (projector_metrics(towers) if towers else {})
+
+
+def _classes(
+    model: Path, data: Path | None, formats: Sequence[GgufName], fitted: Sequence[GgufName]
+) -> dict[str, Privacy]:
+    """Return the class of each file: the model's, and of a fitted file also that of the rows."""
+    own = learned_class(model)
+    rows = rows_class([data / "train.jsonl"]) if fitted and data else own
+    return {form: stricter(own, rows) if form in fitted else own for form in formats}
 
 
 def _fit_report(settings: QuantizeConfig, fit: RowFit, found: MeasuredFile) -> dict[str, Any]:
