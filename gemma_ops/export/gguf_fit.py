@@ -10,7 +10,7 @@ import torch
 
 from gemma_ops.config import MachineConfig, QuantizeConfig
 from gemma_ops.data.row_tokens import Manner
-from gemma_ops.errors import DataError
+from gemma_ops.errors import DataError, MachineError
 from gemma_ops.export.checkpoint import MergedCheckpoint
 from gemma_ops.export.gguf_tensors import GgufPlan
 from gemma_ops.export.tensor_bytes import TensorBytes
@@ -21,12 +21,17 @@ from gemma_ops.fitting.fitted_store import FittedStore
 from gemma_ops.fitting.packed_rows import install_reading
 from gemma_ops.fitting.scale_training import ScaleTraining
 from gemma_ops.modeling.load import Weights, load_model, pick_device
+from gemma_ops.runs.processes import free_memory
 
 FITTED_BITS = 8
 """Formats of fewer bits are fitted: with 8 there is next to nothing to gain."""
 _BATCH = 8
 _RATE = 2e-3
 _SEED = 1
+_CODES = 2
+"""Bytes of each weight's code while scales are trained: once to compute with, once to write."""
+_ROOM = 3 << 30
+"""Bytes for second moments and for what the layers keep of a pass, at most."""
 
 
 class RowFit:
@@ -64,9 +69,24 @@ class RowFit:
     def _model(self) -> Any:
         """Load the checkpoint: a fit changes the model, so each file has its own."""
         device = pick_device(self._machine.device, self._source.folder)
+        if device == "cpu":
+            self._check_memory(free_memory())
         model = load_model(self._source.folder, weights=self._weights, device=device)
         install_reading(model, recompute=self._weights == "bf16")
         return model
+
+    def _check_memory(self, free: float) -> None:
+        """Refuse a fit that main memory can't hold. Raises MachineError."""
+        each = 4 if self._weights == "fp32" else 2
+        parameters = sum(entry.parameters for entry in self._source.entries.values())
+        states = each * int(self._source.text["hidden_size"]) * sum(map(len, self.rows))
+        needed = (each + _CODES) * parameters + states + min(_ROOM, 200 * parameters)
+        if needed > free:
+            raise MachineError(
+                f"quantize.fit={self._settings.fit} needs about {needed / 1e9:.1f} GB of memory (the model, its codes "
+                f"and what it says to {len(self.rows):,} rows), and {free / 1e9:.1f} GB are free",
+                "free some memory, lower quantize.fit_rows, use a machine with a GPU, or set quantize.fit=none",
+            )
 
 
 def training_rows(data: Path | None, tokenizer: Any, manner: Manner, count: int) -> list[FitRow]:

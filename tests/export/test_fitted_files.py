@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from gemma_ops.config import MachineConfig, QuantizeConfig
-from gemma_ops.errors import DataError, GateError
+from gemma_ops.errors import DataError, GateError, MachineError
 from gemma_ops.export import gguf_fit, measured_files, quantize
 from gemma_ops.export.checkpoint import MergedCheckpoint
 from gemma_ops.export.fidelity import Conversation, FileDivergence
@@ -179,6 +179,13 @@ def test_a_fit_without_training_rows_is_refused(tmp_path, bases, data):
     (empty / "train.jsonl").write_text("")
     with pytest.raises(DataError, match="nothing to fit"):
         run(tmp_path / "empty", bases("e2b"), empty, fit="rounding")
+
+
+def test_a_fit_that_memory_cannot_hold_is_refused_before_the_model_is_loaded(tmp_path, bases, data, monkeypatch):
+    monkeypatch.setattr(gguf_fit, "free_memory", lambda: 1e7)
+    monkeypatch.setattr(gguf_fit, "load_model", None)
+    with pytest.raises(MachineError, match=r"needs about 0\.\d GB of memory .* 0\.0 GB are free"):
+        run(tmp_path / "q", bases("e2b"), data, fit="scales")
 
 
 def test_a_fitted_file_has_the_class_of_the_rows_that_it_was_fitted_to(tmp_path, bases, data):
