@@ -23,7 +23,7 @@ quickstart: setup
 test: setup
 	env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder $(addprefix tests/,$(ROOM))
 
-# The suite with coverage counted in its own processes, not in those it starts.
+# The suite with coverage counted in its own processes, not in those it starts, against a floor (pyproject.toml).
 coverage: setup
 	env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder --cov=gemma_ops --cov-report=term
 

@@ -268,7 +268,7 @@ def test_the_verb_plans_without_a_key_or_a_run(tmp_path, cli):
     target = "evaluate.targets=[base,tuned,q8_0,q4_0,gemini:gemini-3.8-flash@low]"
     done = cli("evaluate", "quickstart", "--plan", "--json", "--set", target, check=True)
     found = json.loads(done.stdout)
-    assert [item["requests"] for item in found["targets"]] == [300] * 5
+    assert [item["requests"] for item in found["targets"]] == [1000] * 5
     assert found["worst_usd"] > found["likely_usd"] > 0
     assert list(tmp_path.iterdir()) == []
     done = cli("evaluate", "quickstart", "--plan", "--set", "evaluate.targets=[base,tuned,q8_0,q4_0,gemini:gemini-9]")

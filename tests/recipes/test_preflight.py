@@ -50,8 +50,8 @@ def test_shipped_configurations_pass(config):
 @pytest.mark.parametrize(
     "sets, words",
     [
-        (["evaluate.targets=[base,tuned,q8_0,gemini:gemini-9]"], "no facts about a Gemini model 'gemini-9'"),
-        (["evaluate.targets=[base,tuned,q8_0,gemini:gemini-3.8-flash@xhigh]"], "no thinking level 'xhigh'"),
+        (["evaluate.targets=[base,tuned,q8_0,q4_0,gemini:gemini-9]"], "no facts about a Gemini model 'gemini-9'"),
+        (["evaluate.targets=[base,tuned,q8_0,q4_0,gemini:gemini-3.8-flash@xhigh]"], "no thinking level 'xhigh'"),
         (["evaluate.targets=[base,tuned,q8_0,tined]"], "there is no target 'tined'"),
         (["evaluate.targets=[base,tuned,q8_0,a/folder]"], "a/folder does not exist"),
         (["evaluate.judge.judges=[gemini:gemini-9]"], "no facts about a Gemini model 'gemini-9'"),
@@ -86,7 +86,7 @@ def test_a_mistake_about_the_teacher(sets, words):
 
 
 def test_what_gemini_needs_is_told_before_anything_is_made(monkeypatch):
-    sets = ["evaluate.targets=[base,tuned,q8_0,gemini:gemini-3.8-flash@low]"]
+    sets = ["evaluate.targets=[base,tuned,q8_0,q4_0,gemini:gemini-3.8-flash@low]"]
     text = told(sets)
     for words in ("3 problems", "no key for the Gemini API", "this run has no budget", "are not accepted yet"):
         assert words in text
@@ -102,7 +102,7 @@ def test_what_gemini_needs_is_told_before_anything_is_made(monkeypatch):
 
 def test_one_problem_keeps_its_kind(key):
     def check(*sets):
-        config = read_run_config(["quickstart"], ["evaluate.targets=[base,tuned,q8_0,gemini:gemini-3.8-flash]", *sets])
+        config = read_run_config(["quickstart"], ["evaluate.targets=[base,tuned,q8_0,q4_0,gemini:gemini-3.8-flash]", *sets])
         preflight.check_ahead(config, find_recipe(config.recipe))
 
     with pytest.raises(BudgetError):
@@ -122,7 +122,7 @@ def test_rows_that_a_service_may_not_see(key, tmp_path):
     )
     (folder / "rows.jsonl").write_text('{"prompt": "1", "reference": "x", "privacy": "local_only"}\n')
     sets = [*READY, f"evaluate.tasks=[{folder}]", "evaluate.gates=[]"]
-    asked = [*sets, "evaluate.targets=[base,tuned,q8_0,gemini:gemini-3.8-flash]"]
+    asked = [*sets, "evaluate.targets=[base,tuned,q8_0,q4_0,gemini:gemini-3.8-flash]"]
     assert "1 of 1 rows of task secret are local_only" in told(asked)
     assert told([*asked, "evaluate.hidden=skip"]) == ""
     judged = [*sets, "evaluate.hidden=skip", "evaluate.judge.judges=[gemini:gemini-3.8-flash]"]
@@ -183,7 +183,7 @@ def test_it_is_fast_and_loads_nothing_heavy():
 
 
 def test_a_plan_names_what_would_refuse_it(cli):
-    target = "evaluate.targets=[base,tuned,q8_0,gemini:gemini-3.8-flash]"
+    target = "evaluate.targets=[base,tuned,q8_0,q4_0,gemini:gemini-3.8-flash]"
     told = cli("evaluate", "quickstart", "--plan", "--set", target, "--set", "offline=true", check=True).stdout
     assert "problem: offline: nothing may be sent" in told
     assert "problem: no key for the Gemini API" in told
