@@ -72,15 +72,15 @@ def bases(tmp_path_factory):
 
 def run(out: Path, model: Path, data: Path | None, **settings: Any) -> dict[str, float]:
     out.mkdir(exist_ok=True)
-    settings = {"formats": ("q4_0",), "fidelity_rows": 12, "fit_rows": 48, "fit_steps": 30} | settings
+    settings = {"formats": ("q4_0",), "fidelity_rows": 12, "fit_rows": 48, "fit_steps": 24} | settings
     return quantize(out, QuantizeConfig(**settings), MACHINE, model=model, data=data)
 
 
-@pytest.mark.parametrize("kind", tiny_models.KINDS)
+@pytest.mark.parametrize("kind", ["e2b", "moe", "unified"])
 def test_each_way_brings_the_file_nearer_to_bf16_at_the_same_bytes(tmp_path, bases, data, kind):
     plain = run(tmp_path / "none", bases(kind), data)
     ratios = {}
-    for way in WAYS if kind in ("e2b", "moe") else ("scales",):
+    for way in WAYS if kind == "e2b" else ("scales",):
         metrics = run(tmp_path / way, bases(kind), data, fit=way)
         report = json.loads((tmp_path / way / "report.json").read_text())["formats"]["q4_0"]
         assert metrics["q4_0/mb"] == plain["q4_0/mb"]
