@@ -25,6 +25,8 @@ SHORT = {
     "data.max_rows": 300,
     "evaluate.rows": 8,
     "quantize.fidelity_rows": 2,
+    "quantize.fit_rows": 4,
+    "quantize.fit_steps": 2,
     "offline": "true",
 }
 

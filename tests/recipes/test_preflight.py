@@ -102,7 +102,8 @@ def test_what_gemini_needs_is_told_before_anything_is_made(monkeypatch):
 
 def test_one_problem_keeps_its_kind(key):
     def check(*sets):
-        config = read_run_config(["quickstart"], ["evaluate.targets=[base,tuned,q8_0,q4_0,gemini:gemini-3.8-flash]", *sets])
+        targets = "evaluate.targets=[base,tuned,q8_0,q4_0,gemini:gemini-3.8-flash]"
+        config = read_run_config(["quickstart"], [targets, *sets])
         preflight.check_ahead(config, find_recipe(config.recipe))
 
     with pytest.raises(BudgetError):
