@@ -16,11 +16,11 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from gemma_ops.answer import Answer, End
 from gemma_ops.errors import DataError, MachineError, ModelError
+from gemma_ops.modeling.closing import Closing
 from gemma_ops.modeling.generate import STOPS, read_reply
 from gemma_ops.modeling.llamacpp_server import ServerSettings, asked_server, open_server, tokenized
 from gemma_ops.modeling.llamacpp_shown import ShownPrompt, marked_prompt
@@ -41,7 +41,7 @@ def threads_for(path: Path, threads: int | None) -> int:
     return 1 if path.stat().st_size < SMALL else threads or os.cpu_count() or 1
 
 
-class GGUF:
+class GGUF(Closing):
     """A GGUF file, loaded when first used; a context manager that frees it.
 
     `threads`: CPU threads, all cores when None; files under 100 MB get one (a second one makes a busy machine many
@@ -78,14 +78,6 @@ class GGUF:
         self._server: Any = None
         self._room = (0, 0)  # context per slot, slots
         self._folder: tempfile.TemporaryDirectory[str] | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, _type: type[BaseException] | None, _error: BaseException | None, _traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Free the model; it is loaded again when used again."""

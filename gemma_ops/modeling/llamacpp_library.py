@@ -12,16 +12,15 @@ after a look at whether their defaults stand where they always did.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
 from gemma_ops.errors import MachineError, ModelError
+from gemma_ops.modeling.closing import Closing
 
 _DEFAULTS = (512, 2048, 512)
 """Defaults of the context's first three parameters: tokens of context, of a batch, and of a batch as computed."""
@@ -31,7 +30,7 @@ _ROOM = 1 << 26
 """Logits that exist at once: 256 MB."""
 
 
-class _Parameters(ctypes.Structure):
+class Parameters(ctypes.Structure):
     """Room for a struct of parameters: more than llama.cpp's largest, a few hundred bytes."""
 
     _fields_ = (("words", ctypes.c_uint32 * 512),)
@@ -55,15 +54,16 @@ _LOG = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
 SILENT = _LOG(lambda _level, _text, _data: None)
 """A log that keeps nothing."""
 _FLOATS = ctypes.POINTER(ctypes.c_float)
-_SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
+Signature = tuple[Any, tuple[Any, ...]]
+"""Type of a function's result, and those of its arguments."""
+_SIGNATURES: dict[str, Signature] = {
     "llama_backend_init": (None, ()),
     "llama_log_set": (None, (ctypes.c_void_p, ctypes.c_void_p)),
-    "llama_log_get": (None, (ctypes.POINTER(ctypes.c_void_p), ctypes.POINTER(ctypes.c_void_p))),
-    "llama_model_default_params": (_Parameters, ()),
-    "llama_context_default_params": (_Parameters, ()),
-    "llama_model_load_from_file": (ctypes.c_void_p, (ctypes.c_char_p, _Parameters)),
+    "llama_model_default_params": (Parameters, ()),
+    "llama_context_default_params": (Parameters, ()),
+    "llama_model_load_from_file": (ctypes.c_void_p, (ctypes.c_char_p, Parameters)),
     "llama_model_free": (None, (ctypes.c_void_p,)),
-    "llama_init_from_model": (ctypes.c_void_p, (ctypes.c_void_p, _Parameters)),
+    "llama_init_from_model": (ctypes.c_void_p, (ctypes.c_void_p, Parameters)),
     "llama_adapter_lora_init": (ctypes.c_void_p, (ctypes.c_void_p, ctypes.c_char_p)),
     "llama_set_adapters_lora": (
         ctypes.c_int32,
@@ -96,15 +96,10 @@ def llamacpp_library() -> Any:
             "running GGUF files needs the package xllamacpp, which is not installed", "pip install 'gemma-ops[gguf]'"
         ) from error
     library = ctypes.CDLL(xllamacpp.__file__)
-    try:
-        for name, (result, arguments) in _SIGNATURES.items():
-            function = getattr(library, name)
-            function.restype, function.argtypes = result, arguments
-    except AttributeError as error:
-        raise _unknown(f"it lacks {error}") from error
+    bind_functions(library, _SIGNATURES)
     found = tuple(library.llama_context_default_params().words[:3])
     if found != _DEFAULTS:
-        raise _unknown(f"its parameters begin with {found} instead of {_DEFAULTS}")
+        raise unknown_interface(f"its parameters begin with {found} instead of {_DEFAULTS}")
     library.llama_log_set(ctypes.cast(SILENT, ctypes.c_void_p), None)  # it tells of every tensor
     library.llama_backend_init()
     return library
@@ -123,14 +118,25 @@ def llamacpp_encode(x: np.ndarray, code: int, row_bytes: int, importance: np.nda
     return found
 
 
-def _unknown(why: str) -> MachineError:
+def bind_functions(library: Any, signatures: Mapping[str, Signature]) -> None:
+    """Tell ctypes results and arguments of functions. Raises MachineError when the library lacks one."""
+    try:
+        for name, (result, arguments) in signatures.items():
+            function = getattr(library, name)
+            function.restype, function.argtypes = result, arguments
+    except AttributeError as error:
+        raise unknown_interface(f"it lacks {error}") from error
+
+
+def unknown_interface(why: str) -> MachineError:
+    """Return the error about a llama.cpp whose C interface isn't the one known here."""
     return MachineError(
         f"the llama.cpp in the installed xllamacpp has another C interface than the one known here: {why}",
         "install the version of xllamacpp that `gemma-ops doctor` names",
     )
 
 
-class GgufLogits:
+class GgufLogits(Closing):
     """A GGUF file loaded for its logits; a context manager that frees it. `context`: tokens of the longest sequence;
     `together`: soft tokens of an image, which are read at once. `model` and `context` are llama.cpp's own.
 
@@ -143,17 +149,14 @@ class GgufLogits:
         self.path = path
         self._library = llamacpp_library()
         self.context: int | None = None
-        self.model = quietly(
-            self._library,
-            lambda: self._library.llama_model_load_from_file(
-                str(path).encode(), self._library.llama_model_default_params()
-            ),
+        self.model = self._library.llama_model_load_from_file(
+            str(path).encode(), self._library.llama_model_default_params()
         )
         if self.model:
             parameters = self._library.llama_context_default_params()
             parameters.words[0] = context
             parameters.words[2] = max(int(parameters.words[2]), together)
-            self.context = quietly(self._library, lambda: self._library.llama_init_from_model(self.model, parameters))
+            self.context = self._library.llama_init_from_model(self.model, parameters)
         if not self.context:
             self.close()
             raise ModelError(f"llama.cpp can't load {path}", "export it again; `gemma-ops doctor` shows the versions")
@@ -167,20 +170,12 @@ class GgufLogits:
     def put_on(self, adapter: Path) -> None:
         """Compute with an adapter's GGUF file from now on. Raises ModelError where llama.cpp refuses it."""
         library, name = self._library, str(adapter).encode()
-        found = quietly(library, lambda: library.llama_adapter_lora_init(self.model, name))
+        found = library.llama_adapter_lora_init(self.model, name)
         one, scale = (ctypes.c_void_p * 1)(found), (ctypes.c_float * 1)(1.0)
-        if not found or quietly(library, lambda: library.llama_set_adapters_lora(self.context, one, 1, scale)):
+        if not found or library.llama_set_adapters_lora(self.context, one, 1, scale):
             raise ModelError(
                 f"llama.cpp can't put {adapter} on {self.path}", "take the GGUF file of the adapter's base"
             )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, _type: type[BaseException] | None, _error: BaseException | None, _traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Free the model."""
@@ -215,19 +210,7 @@ class GgufLogits:
             for place, token in enumerate(piece):
                 batch.token[place], batch.pos[place] = token, start + first + place
                 batch.n_seq_id[place], batch.seq_id[place][0], batch.logits[place] = 1, 0, 1
-            if code := quietly(library, lambda: library.llama_decode(self.context, batch)):
+            if code := library.llama_decode(self.context, batch):
                 raise ModelError(f"{self.path}: llama.cpp can't read the sequence (code {code})", "check the token ids")
             values = library.llama_get_logits(self.context)
             yield np.ctypeslib.as_array(values, (len(piece), self._vocabulary)).copy()
-
-
-def quietly(library: Any, function: Any) -> Any:
-    """Call a function of the library without its log, which tells of every tensor."""
-    callback, data = ctypes.c_void_p(), ctypes.c_void_p()
-    library.llama_log_get(ctypes.byref(callback), ctypes.byref(data))
-    library.llama_log_set(ctypes.cast(SILENT, ctypes.c_void_p), None)
-    try:
-        return function()
-    finally:
-        with suppress(ctypes.ArgumentError):
-            library.llama_log_set(callback, data)

@@ -11,13 +11,21 @@ from collections.abc import Iterator, Sequence
 from functools import cache
 from itertools import groupby
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
-from gemma_ops.errors import MachineError, ModelError
-from gemma_ops.modeling.llamacpp_library import SILENT, GgufLogits, llamacpp_library, quietly
+from gemma_ops.errors import ModelError
+from gemma_ops.modeling.closing import Closing
+from gemma_ops.modeling.llamacpp_library import (
+    SILENT,
+    GgufLogits,
+    Parameters,
+    Signature,
+    bind_functions,
+    llamacpp_library,
+    unknown_interface,
+)
 from gemma_ops.modeling.llamacpp_shown import read_image_reading
 
 _MARKER = b"<__media__>"
@@ -28,12 +36,6 @@ _THREADS, _LEAST, _MOST = 5, 12, 13
 _OPEN = 0xFFFFFFFF
 _DEFAULTS = {4: 1, _THREADS: 4, 10: _OPEN, 11: 1, _LEAST: _OPEN, _MOST: _OPEN, 18: 1024}
 """Defaults that tell whether these places are still where they were."""
-
-
-class _Parameters(ctypes.Structure):
-    """Room for `mtmd_context_params`: more than it takes."""
-
-    _fields_ = (("words", ctypes.c_uint32 * 128),)
 
 
 class _Text(ctypes.Structure):
@@ -48,11 +50,11 @@ class _Text(ctypes.Structure):
 
 
 _POINTER, _INT = ctypes.c_void_p, ctypes.c_int32
-_SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
+_SIGNATURES: dict[str, Signature] = {
     "mtmd_log_set": (None, (_POINTER, _POINTER)),
     "mtmd_helper_log_set": (None, (_POINTER, _POINTER)),
-    "mtmd_context_params_default": (_Parameters, ()),
-    "mtmd_init_from_file": (_POINTER, (ctypes.c_char_p, _POINTER, _Parameters)),
+    "mtmd_context_params_default": (Parameters, ()),
+    "mtmd_init_from_file": (_POINTER, (ctypes.c_char_p, _POINTER, Parameters)),
     "mtmd_free": (None, (_POINTER,)),
     "mtmd_bitmap_init": (_POINTER, (ctypes.c_uint32, ctypes.c_uint32, ctypes.c_char_p)),
     "mtmd_bitmap_init_from_audio": (_POINTER, (ctypes.c_size_t, ctypes.POINTER(ctypes.c_float))),
@@ -77,28 +79,16 @@ _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
 def _library() -> Any:
     """Return the library with the signatures used here. Raises MachineError for an interface that is another."""
     library = llamacpp_library()
-    try:
-        for name, (result, arguments) in _SIGNATURES.items():
-            function = getattr(library, name)
-            function.restype, function.argtypes = result, arguments
-        found = library.mtmd_context_params_default()
-    except AttributeError as error:
-        raise _unknown(f"it lacks {error}") from error
+    bind_functions(library, _SIGNATURES)
+    found = library.mtmd_context_params_default()
     for name in ("mtmd_log_set", "mtmd_helper_log_set"):
         getattr(library, name)(ctypes.cast(SILENT, ctypes.c_void_p), None)
     if (words := {place: int(found.words[place]) for place in _DEFAULTS}) != _DEFAULTS:
-        raise _unknown(f"its parameters are {words} where {_DEFAULTS} stood")
+        raise unknown_interface(f"its parameters for images are {words} where {_DEFAULTS} stood")
     return library
 
 
-def _unknown(why: str) -> MachineError:
-    return MachineError(
-        f"the llama.cpp in the installed xllamacpp has another C interface for images than the one known here: {why}",
-        "install the version of xllamacpp that `gemma-ops doctor` names",
-    )
-
-
-class GgufMedia:
+class GgufMedia(Closing):
     """An mmproj file beside a model; a context manager that frees it.
 
     `budget`: most soft tokens of an image. Raises ModelError when llama.cpp refuses the file, or its towers are another
@@ -114,23 +104,12 @@ class GgufMedia:
         parameters.words[_THREADS] = threads
         if budget is not None:
             parameters.words[_LEAST], parameters.words[_MOST] = 1, budget
-        self._context = quietly(
-            self._library,
-            lambda: self._library.mtmd_init_from_file(str(projector).encode(), model.model, parameters),
-        )
+        self._context = self._library.mtmd_init_from_file(str(projector).encode(), model.model, parameters)
         if not self._context:
             raise ModelError(
                 f"llama.cpp can't load {projector} beside {model.path}",
                 "make both files from one checkpoint: --redo quantize",
             )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, _type: type[BaseException] | None, _error: BaseException | None, _traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Free the towers."""
@@ -142,7 +121,7 @@ class GgufMedia:
         """Return what a tower says of an image, (rows, columns, 3) uint8, or of a sound at 16 kHz, (samples,) float32:
         (soft tokens, width) float32."""
         with _Chunks(self._library, self._context, shown) as chunk:
-            if quietly(self._library, lambda: self._library.mtmd_encode_chunk(self._context, chunk)):
+            if self._library.mtmd_encode_chunk(self._context, chunk):
                 raise ModelError("llama.cpp can't encode an image or a sound", "export the towers again")
             count = int(self._library.mtmd_input_chunk_get_n_tokens(chunk))
             width = int(self._library.llama_model_n_embd(self._model.model))
@@ -178,11 +157,8 @@ class GgufMedia:
                 )
             after = _INT(0)
             batch = 1 if self._singly else count
-            code = quietly(
-                self._library,
-                lambda: self._library.mtmd_helper_eval_chunk_single(
-                    self._context, self._model.context, chunk, first, 0, batch, False, ctypes.byref(after)
-                ),
+            code = self._library.mtmd_helper_eval_chunk_single(
+                self._context, self._model.context, chunk, first, 0, batch, False, ctypes.byref(after)
             )
         if code or after.value != first + count:
             raise ModelError(f"llama.cpp can't read an image or a sound (code {code})", "export the towers again")
