@@ -15,7 +15,7 @@ import torch
 from gemma_ops.config import MachineConfig
 from gemma_ops.errors import GateError
 from gemma_ops.export.checkpoint import MergedCheckpoint
-from gemma_ops.export.fidelity import Divergence, position_divergences, summarize_divergence
+from gemma_ops.export.fidelity import Divergence, logits_divergence
 from gemma_ops.export.file_fidelity import PARITY, logits_at, parity_weights
 from gemma_ops.export.folder import check_room
 from gemma_ops.export.gguf_tensors import plan_tensors
@@ -104,8 +104,5 @@ def _expected(
 
 
 def _divergence(gguf: GgufLogits, prompts: Sequence[list[int]], expected: Sequence[np.ndarray]) -> Divergence:
-    pairs = [
-        position_divergences(theirs, logits_at(gguf, ids, _places(ids)))
-        for ids, theirs in zip(prompts, expected, strict=True)
-    ]
-    return summarize_divergence([kl for kl, _ in pairs], [hit for _, hit in pairs])
+    found = (logits_at(gguf, ids, _places(ids)) for ids in prompts)
+    return logits_divergence(zip(expected, found, strict=True))

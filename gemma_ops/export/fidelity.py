@@ -10,7 +10,7 @@ on this family the naive standard error of the mean is 2.6 times too small.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,11 +99,13 @@ class FileDivergence:
         every = self.every_token()
         return {**self.answers().metrics(), "every_token_kl": every.kl, "every_token_top1": every.top1}
 
-    def of(self, conversations: Sequence[Conversation]) -> FileDivergence:
-        """Return the part of some of its conversations."""
-        places = [place for place, each in enumerate(self.conversations) if any(each is one for one in conversations)]
-        kls, hits = ([values[place] for place in places] for values in (self.kls, self.hits))
-        return FileDivergence([self.conversations[place] for place in places], kls, hits)
+    def split(self, count: int) -> tuple[FileDivergence, FileDivergence]:
+        """Return the parts of the first `count` conversations and of the others."""
+        first, second = (
+            FileDivergence(self.conversations[part], self.kls[part], self.hits[part])
+            for part in (slice(count), slice(count, None))
+        )
+        return first, second
 
     def gain_over(self, other: FileDivergence) -> tuple[Gain, Gain]:
         """Compare with another file on the same conversations: on answers, and on every token."""
@@ -156,6 +158,12 @@ def _log_softmax(logits: np.ndarray) -> np.ndarray:
     values -= values.max()
     found: np.ndarray = values - np.log(np.exp(values).sum())
     return found
+
+
+def logits_divergence(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> Divergence:
+    """Compare logits, conversation by conversation: a pair is the reference's and the other's, (positions,
+    vocabulary)."""
+    return summarize_divergence(*zip(*(position_divergences(*pair) for pair in pairs), strict=True))
 
 
 def summarize_divergence(kls: Sequence[np.ndarray], hits: Sequence[np.ndarray]) -> Divergence:

@@ -19,8 +19,8 @@ from gemma_ops.export.fidelity import (
     Conversation,
     Divergence,
     FileDivergence,
+    logits_divergence,
     position_divergences,
-    summarize_divergence,
 )
 from gemma_ops.modeling.llamacpp import threads_for
 from gemma_ops.modeling.llamacpp_library import GgufLogits
@@ -65,21 +65,19 @@ def check_parity(
     weights = parity_weights(source)
     model = load_model(source.folder, weights=weights, device=pick_device(machine.device, source.folder))
     most = max(1, _ROOM // (int(source.text["vocab_size"]) * len(chosen)))
-    kls, hits = [], []
+
+    def compared(each: Conversation, gguf: GgufLogits) -> tuple[np.ndarray, np.ndarray]:
+        picked = np.unique(np.linspace(0, len(each.answer) - 1, min(most, len(each.answer))).round().astype(int))
+        positions = [each.answer[place] for place in picked]
+        logits = model(
+            input_ids=torch.tensor([each.ids], device=model.device),
+            logits_to_keep=torch.tensor(positions, device=model.device),
+            use_cache=False,
+        ).logits[0]
+        return logits.float().cpu().numpy(), logits_at(gguf, each.ids, positions)
+
     with torch.inference_mode(), _open(reference, chosen, machine.workers) as gguf:
-        for each in chosen:
-            picked = np.unique(np.linspace(0, len(each.answer) - 1, min(most, len(each.answer))).round().astype(int))
-            positions = [each.answer[place] for place in picked]
-            logits = model(
-                input_ids=torch.tensor([each.ids], device=model.device),
-                logits_to_keep=torch.tensor(positions, device=model.device),
-                use_cache=False,
-            ).logits[0]
-            found = logits_at(gguf, each.ids, positions)
-            kl, hit = position_divergences(logits.float().cpu().numpy(), found)
-            kls.append(kl)
-            hits.append(hit)
-    result = summarize_divergence(kls, hits)
+        result = logits_divergence(compared(each, gguf) for each in chosen)
     journal.record(event="parity", transformers=weights, **result.metrics())
     worst_kl, worst_top1 = PARITY[weights]
     if result.kl > worst_kl or result.top1 < worst_top1:

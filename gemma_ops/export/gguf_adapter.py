@@ -9,7 +9,6 @@ llama.cpp applies before it adds the update (`build_lora_mm_id`). Keys: gguf-py 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +18,7 @@ from typing import Any
 from gemma_ops.config import Privacy
 from gemma_ops.errors import ModelError
 from gemma_ops.export.checkpoint import MergedCheckpoint
-from gemma_ops.export.gguf_tensors import TOWERS, PlannedTensor, place_tensor
+from gemma_ops.export.gguf_tensors import TOWERS, PlannedTensor, place_tensor, tensor_kind
 from gemma_ops.export.gguf_writer import stream_gguf
 from gemma_ops.export.merge_lora import Update, read_updates
 from gemma_ops.modeling.shards import read_range
@@ -66,7 +65,7 @@ def _planned(updates: dict[str, Update], base: MergedCheckpoint) -> list[_Factor
     tensors, idle = [], []
     for name, update in updates.items():
         target = None if TOWERS.match(name) else place_tensor(name, base)
-        if target is None or update.magnitude is not None or re.sub(r"^blk\.\d+\.", "", target) not in COMPUTED:
+        if target is None or update.magnitude is not None or tensor_kind(target) not in COMPUTED:
             idle.append(name)
             continue
         rank = update.a.shape[0] // update.experts

@@ -78,7 +78,7 @@ class PlannedTensor:
     @property
     def kind(self) -> str:
         """Return its name without the layer, by which the audit groups tensors."""
-        return re.sub(r"^blk\.\d+\.", "", self.name)
+        return tensor_kind(self.name)
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def tensor_type(
     name: str, shape: tuple[int, ...], form: GgufName, layers: int = 0, tables: TensorType = TABLE_TYPE
 ) -> TensorType:
     """Return the type a tensor is stored in (see the policy above), in a model of so many layers."""
-    kind = re.sub(r"^blk\.\d+\.", "", name)
+    kind = tensor_kind(name)
     if len(shape) < 2 or kind == "ffn_gate_inp.weight":
         return "F32"
     found = GGUF[form].tensor
@@ -136,9 +136,19 @@ def tensor_type(
         found = TABLE_TYPE
     elif (careful := GGUF[form].careful) and kind in _CAREFUL and _careful_layer(int(name.split(".")[1]), layers):
         found = careful
-    while shape[-1] % BLOCKS[found]:
-        found = INSTEAD[found]
-    return found
+    return fitting_type(found, shape[-1])
+
+
+def fitting_type(kind: TensorType, width: int) -> TensorType:
+    """Return the type of a tensor with rows of `width` numbers: the one asked for, or the next whose blocks fit."""
+    while width % BLOCKS[kind]:
+        kind = INSTEAD[kind]
+    return kind
+
+
+def tensor_kind(name: str) -> str:
+    """Return a tensor's name without its layer."""
+    return re.sub(r"^blk\.\d+\.", "", name)
 
 
 def _careful_layer(index: int, layers: int) -> bool:

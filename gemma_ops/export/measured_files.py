@@ -66,7 +66,7 @@ def measure_files(
 
     def measure(file: Path, plain: MeasuredFile | None = None) -> MeasuredFile:
         found = file_divergence(file, place(REFERENCE), [*domain, *general], threads)
-        return MeasuredFile(found.of(domain), found.of(general), plain)
+        return MeasuredFile(*found.split(len(domain)), plain)
 
     measured = {}
     for form in formats:

@@ -22,7 +22,7 @@ from gemma_ops.data.parts import media_of
 from gemma_ops.data.prompt_record import read_prompting
 from gemma_ops.errors import GateError, ModelError
 from gemma_ops.export.checkpoint import MergedCheckpoint
-from gemma_ops.export.fidelity import position_divergences, summarize_divergence
+from gemma_ops.export.fidelity import logits_divergence
 from gemma_ops.export.file_fidelity import PARITY, parity_weights
 from gemma_ops.export.folder import check_room
 from gemma_ops.export.gguf_projector import audit_projector, write_projector
@@ -157,7 +157,7 @@ def _compare(
     budget = senses.image.budget if (senses := Senses.read(source.folder)).image else None
     stops, threads = set(generate.stop_ids(model)), threads_for(reference, machine.workers)
     longest = max(len(one.shown.ids) for one in asked) + _REPLY
-    errors, kls, hits = [], [], []
+    errors, pairs = [], []
     with (
         GgufLogits(reference, context=longest, threads=threads, together=budget or 0) as gguf,
         GgufMedia(gguf, file, budget=budget, threads=threads) as towers,
@@ -167,18 +167,11 @@ def _compare(
             errors.append(_error(expected, found))
             if not apart and expected.shape == found.shape:
                 prompt = one.shown.longer(_reply(model, one, stops))
-                pair = _after(_logits(model, prompt, one.seen), prompt), _read(towers, prompt)
-                kl, hit = position_divergences(*pair)
-                kls.append(kl)
-                hits.append(hit)
+                pairs.append((_after(_logits(model, prompt, one.seen), prompt), _read(towers, prompt)))
     report = {"tower_error": float(f"{max(errors):.4g}")}
-    if kls:
-        found_all = summarize_divergence(kls, hits)
-        report |= {
-            "kl": float(f"{found_all.kl:.4g}"),
-            "top1": round(found_all.top1, 4),
-            "positions": len(np.concatenate(kls)),
-        }
+    if pairs:
+        every = logits_divergence(pairs)
+        report |= {"kl": float(f"{every.kl:.4g}"), "top1": round(every.top1, 4), "positions": every.positions}
     return report
 
 

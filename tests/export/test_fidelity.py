@@ -11,8 +11,7 @@ from gemma_ops.export.fidelity import (
     Divergence,
     FileDivergence,
     fidelity_conversations,
-    position_divergences,
-    summarize_divergence,
+    logits_divergence,
 )
 
 VOCABULARY = 50
@@ -29,8 +28,7 @@ def kl(p: np.ndarray, q: np.ndarray) -> np.ndarray:
 
 
 def divergence(ours: list[np.ndarray], theirs: list[np.ndarray]) -> Divergence:
-    pairs = [position_divergences(one, two) for one, two in zip(ours, theirs, strict=True)]
-    return summarize_divergence(*zip(*pairs, strict=True))
+    return logits_divergence(zip(ours, theirs, strict=True))
 
 
 def test_the_divergence_is_exact_over_the_whole_vocabulary() -> None:

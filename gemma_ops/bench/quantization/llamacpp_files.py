@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 
 from gemma_ops.export.checkpoint import MergedCheckpoint
-from gemma_ops.export.gguf_tensors import GgufPlan, PlannedTensor, plan_tensors
+from gemma_ops.export.gguf_tensors import GgufPlan, PlannedTensor, fitting_type, plan_tensors
 from gemma_ops.export.gguf_writer import write_gguf
 from gemma_ops.export.tensor_bytes import TensorBytes
-from gemma_ops.family.formats import BITS, BLOCKS, INSTEAD, GgufName, TensorType
+from gemma_ops.family.formats import BITS, GgufName, TensorType
 from gemma_ops.modeling.llamacpp_library import llamacpp_encode
 
 TABLES: TensorType = "Q6_K"
@@ -56,7 +56,7 @@ def llamacpp_plan(source: MergedCheckpoint, form: GgufName) -> GgufPlan:
     return dataclasses.replace(
         plan,
         tensors=[
-            dataclasses.replace(each, type=_fitting(bulk, each.shape[-1])) if each.kind in _PLE_LINEARS else each
+            dataclasses.replace(each, type=fitting_type(bulk, each.shape[-1])) if each.kind in _PLE_LINEARS else each
             for each in plan.tensors
         ],
     )
@@ -68,9 +68,3 @@ def write_llamacpp(
     """Write a file as llama.cpp would."""
     plan = llamacpp_plan(source, form)
     write_gguf(source, plan, out, threads=threads, encoding=LlamaCppBytes(importance=importance))
-
-
-def _fitting(kind: TensorType, width: int) -> TensorType:
-    while width % BLOCKS[kind]:
-        kind = INSTEAD[kind]
-    return kind
