@@ -11,14 +11,14 @@ from gemma_ops.words.figures import chip
 
 def files_section(verdict: Verdict) -> Markup | str:
     """Return the card of the quantized targets; empty where nothing measured them."""
-    rows = [
-        _row(name, facts.bytes, facts.fidelity) for name, facts in verdict.targets.items() if facts.fidelity is not None
-    ]
-    if not rows:
+    files = [(name, facts.bytes, facts.fidelity) for name, facts in verdict.targets.items() if facts.fidelity]
+    if not files:
         return ""
-    fitted = any(facts.fidelity and facts.fidelity.fit for facts in verdict.targets.values())
-    conversations = max(facts.fidelity.conversations for facts in verdict.targets.values() if facts.fidelity)
-    return REPORT.fill("files.html", "card", rows=rows, fitted=fitted, conversations=f"{conversations:,}")
+    measured = [found for *_, found in files]
+    return REPORT.fill(
+        "files.html", "card", rows=[_row(*file) for file in files], fitted=any(found.fit for found in measured),
+        conversations=f"{max(found.conversations for found in measured):,}",
+    )  # fmt: skip
 
 
 def _row(name: str, size: int | None, found: FileFidelity) -> list[object]:

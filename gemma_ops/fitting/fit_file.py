@@ -18,9 +18,9 @@ from gemma_ops.family.formats import TensorType
 from gemma_ops.fitting.fit_rows import FitRow
 from gemma_ops.fitting.fitted_store import FittedStore
 from gemma_ops.fitting.lattice_weight import LatticeWeight, put_lattice
-from gemma_ops.fitting.moments import Moments, collect_moments
+from gemma_ops.fitting.moments import collect_moments
 from gemma_ops.fitting.rounding import round_with_feedback
-from gemma_ops.fitting.scale_training import ScaleTraining, last_states, train_scales
+from gemma_ops.fitting.scale_training import SAVE_EVERY, ScaleTraining, last_states, train_scales
 from gemma_ops.ggml.lattices import Blocks, join_blocks
 from gemma_ops.ggml.packing import pack_blocks
 from gemma_ops.runs import journal
@@ -29,8 +29,6 @@ Fit = Literal["importance", "rounding", "scales"]
 _MOMENT_BYTES = 2 << 30
 """Bytes of second moments that are kept at once where reading the rows once a layer would take too long: layers are
 rounded in groups whose moments fit."""
-_SAVE_EVERY = 20
-"""Steps of the training of scales between two states on disk."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,6 @@ def fit_file(
     places = {each.parameter: _place(model, each.parameter) for each in tensors}
     matrices = [each for each in tensors if each.type != "F32"]
     teacher = last_states(model, rows) if training else []
-    head = model.lm_head.weight.detach() if training else None
     done = 0
     for group in _groups(matrices, places, _patience(model)):
         waiting = [each for each in group if each.name not in store]
@@ -73,8 +70,8 @@ def fit_file(
                 weight.copy_(blocks.decode().view(weight.shape))
         done += len(group)
         journal.record(event="rounding", done=done, tensors=len(matrices))
-    if training and head is not None:
-        _train(model, tensors, places, rows, teacher, head, store, training)
+    if training:
+        _train(model, tensors, places, rows, teacher, store, training)
 
 
 def round_matrix(weight: torch.Tensor, moments: torch.Tensor, kind: TensorType) -> Blocks:
@@ -88,13 +85,13 @@ def round_matrix(weight: torch.Tensor, moments: torch.Tensor, kind: TensorType) 
 def column_importance(model: Any, tensors: Sequence[FitTensor], rows: Sequence[FitRow]) -> dict[str, torch.Tensor]:
     """Return the mean square of what each column is multiplied with, by name in the file: (inputs,), or (experts,
     inputs)."""
-    places = {each.parameter: _place(model, each.parameter) for each in tensors if each.type != "F32"}
-    names = {each.parameter: each.name for each in tensors}
+    matrices = [each for each in tensors if each.type != "F32"]
+    places = {each.parameter: _place(model, each.parameter) for each in matrices}
     found = {}
-    for group in _groups([each for each in tensors if each.type != "F32"], places, _MOMENT_BYTES):
-        moments: Moments = collect_moments(model, {each.parameter: places[each.parameter] for each in group}, rows)
+    for group in _groups(matrices, places, _MOMENT_BYTES):
+        moments = collect_moments(model, {each.parameter: places[each.parameter] for each in group}, rows)
         for each in group:
-            found[names[each.parameter]] = moments.of(each.parameter).diagonal(dim1=-2, dim2=-1).cpu()
+            found[each.name] = moments.of(each.parameter).diagonal(dim1=-2, dim2=-1).cpu()
     return found
 
 
@@ -104,7 +101,6 @@ def _train(
     places: dict[str, tuple[Any, str]],
     rows: Sequence[FitRow],
     teacher: Sequence[torch.Tensor],
-    head: torch.Tensor,
     store: FittedStore,
     training: ScaleTraining,
 ) -> None:
@@ -122,8 +118,8 @@ def _train(
         lattices[each.name] = LatticeWeight(blocks, weight.shape, weight.dtype).to(weight.device)
         put_lattice(layer, attribute, lattices[each.name])
     parameters = [parameter for lattice in lattices.values() for parameter in lattice.parameters()] + [*norms.values()]
-    for step, loss in train_scales(model, parameters, rows, teacher, head, training, store):
-        if step % _SAVE_EVERY == 0 or step == training.steps:
+    for step, loss in train_scales(model, parameters, rows, teacher, training, store):
+        if step % SAVE_EVERY == 0 or step == training.steps:
             journal.record(event="scales", done=step, steps=training.steps, kl=loss)
     for name, lattice in lattices.items():
         store.write_trained(name, pack_blocks(lattice.trained_blocks()).cpu().numpy().tobytes())

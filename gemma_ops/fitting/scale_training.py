@@ -25,7 +25,7 @@ _WARMUP = 0.05
 """Share of the steps over which the learning rate rises."""
 _ANSWER_WEIGHT = 8.0
 """Weight of the divergence before a token of an answer, of which others have 1."""
-_SAVE_EVERY = 20
+SAVE_EVERY = 20
 """Steps between two states on disk."""
 
 
@@ -56,16 +56,14 @@ def train_scales(
     parameters: list[torch.nn.Parameter],
     rows: Sequence[FitRow],
     teacher: Sequence[torch.Tensor],
-    teacher_head: torch.Tensor,
     settings: ScaleTraining,
     store: FittedStore,
 ) -> Iterator[tuple[int, float]]:
     """Train parameters against the states `teacher` of the rows; yield the number of each step, from 1, and its
-    divergence per token, in nats. Goes on from the state in `store`.
-
-    `teacher_head`: the output matrix, (vocabulary, hidden), that the states were made for.
+    divergence per token, in nats. Goes on from the state in `store`. The head stays what it was for the teacher.
     """
     softcap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+    head = model.lm_head.weight.detach()
     optimizer = torch.optim.Adam(parameters, lr=settings.rate, betas=(0.9, 0.95))
     begun = 0
     if (state := store.load_state()) is not None:
@@ -88,14 +86,14 @@ def train_scales(
             ids = torch.tensor([token for row in group for token in rows[row].ids], device=model.device)
             weights = torch.cat([_weights(rows[row]) for row in group]).to(model.device)
             loss = linear_distillation(
-                states, model.lm_head.weight, shown, teacher_head, ids,
+                states, head, shown, head, ids,
                 softcap=softcap, teacher_softcap=softcap, temperature=1.0, mix=1.0, divisor=total_weight,
                 weights=weights,
             )  # fmt: skip
             loss.backward()
             total += float(loss.detach())
         optimizer.step()
-        if (step + 1) % _SAVE_EVERY == 0 or step + 1 == settings.steps:
+        if (step + 1) % SAVE_EVERY == 0 or step + 1 == settings.steps:
             values = [parameter.detach() for parameter in parameters]
             store.save_state({"step": step + 1, "parameters": values, "optimizer": optimizer.state_dict()})
         yield step + 1, total

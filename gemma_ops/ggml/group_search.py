@@ -38,14 +38,10 @@ def search_steps_and_offsets(x: torch.Tensor, w: torch.Tensor, lattice: Lattice)
     best_step, best_offset = span / lattice.high, -low
     most = torch.full_like(low, -torch.inf)
     sums = (w * x).sum(-1, keepdim=True), w.expand_as(x).sum(-1, keepdim=True)
-    for extra in _SPANS:
-        trial = span / (lattice.high + extra)
-        step, offset, gain = _refit_both(x, w, nearest_levels(x, trial, -low, lattice), sums)
-        better = gain > most
-        most = torch.where(better, gain, most)
-        best_step, best_offset = torch.where(better, step, best_step), torch.where(better, offset, best_offset)
-    for _ in range(2):
-        step, offset, gain = _refit_both(x, w, nearest_levels(x, best_step, best_offset, lattice), sums)
+    # The spans first, then twice the best so far, with the codes that are nearest now.
+    for extra in [*_SPANS, None, None]:
+        tried = (best_step, best_offset) if extra is None else (span / (lattice.high + extra), -low)
+        step, offset, gain = _refit_both(x, w, nearest_levels(x, *tried, lattice), sums)
         better = gain > most
         most = torch.where(better, gain, most)
         best_step, best_offset = torch.where(better, step, best_step), torch.where(better, offset, best_offset)

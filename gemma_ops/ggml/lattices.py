@@ -100,11 +100,6 @@ class Blocks:
             values = values - offsets.unsqueeze(-1)
         return values.reshape(rows, width)
 
-    def rows(self, first: int, last: int) -> Blocks:
-        """Return some of the rows."""
-        parts = (self.codes, self.scale, self.steps, self.floor, self.offsets)
-        return Blocks(self.lattice, *(None if part is None else part[first:last] for part in parts))  # type: ignore[arg-type]
-
 
 def join_blocks(pieces: list[Blocks], dimension: int) -> Blocks:
     """Return pieces of one matrix put together: along rows (0) or along the width (1)."""

@@ -62,4 +62,4 @@ def test_each_expert_is_rounded_for_its_own_tokens() -> None:
     assert both.codes.shape == (96, 512)
     for expert in range(2):
         alone = round_with_feedback(stack[expert], moments[expert], "Q4_0")
-        assert torch.equal(both.rows(48 * expert, 48 * (expert + 1)).codes, alone.codes)
+        assert torch.equal(both.codes[48 * expert : 48 * (expert + 1)], alone.codes)
