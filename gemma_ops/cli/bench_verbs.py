@@ -1,9 +1,11 @@
 """Verbs that measure: `bench train` runs one training step of gemma-ops against stock TRL and other trainers, `bench
-gates` judges data of known truth, `bench prepare` prepares rows beside `datasets.map`."""
+gates` judges data of known truth, `bench prepare` prepares rows beside `datasets.map`, `bench quantize` makes files
+beside llama.cpp's own."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -135,17 +137,9 @@ def bench_gates(
     A few minutes on one core. configs/benchmarks/gates.json is such a record.
     """
     from gemma_ops.bench.gates import measure_gates, record_lines
-    from gemma_ops.cli import console
-    from gemma_ops.runs.durable import write_json
 
-    body = measure_gates(times, seed, lambda text: console.err().print(text, markup=False))
-    if out is not None:
-        write_json(out, body)
-    if as_json:
-        console.print_json(body)
-        return
-    for line in record_lines(body):
-        print(line)
+    body = measure_gates(times, seed, _tell)
+    _put_record(body, out, record_lines(body), as_json=as_json)
 
 
 @bench_app.command("quantize")
@@ -169,22 +163,15 @@ def bench_quantize(
     """
     from gemma_ops import family
     from gemma_ops.bench.quantization import measure_quantization, quantization_lines
-    from gemma_ops.cli import console
     from gemma_ops.errors import ConfigError
-    from gemma_ops.runs.durable import write_json
 
     known = {key.lower(): key for key in family.CONFIGS}
     unknown = [name for name in model or () if name.lower() not in known]
     if unknown:
         raise ConfigError(f"unknown size {unknown[0]!r}", f"one of: {', '.join(known)}")
     sizes = [known[name.lower()] for name in model or known]
-    body = measure_quantization(sizes, run, out, steps, lambda text: console.err().print(text, markup=False))
-    write_json(out / "quantize.json", body, indent=1)
-    if as_json:
-        console.print_json(body)
-        return
-    for line in quantization_lines(body):
-        print(line)
+    body = measure_quantization(sizes, run, out, steps, _tell)
+    _put_record(body, out / "quantize.json", quantization_lines(body), as_json=as_json)
 
 
 @bench_app.command("prepare")
@@ -207,17 +194,30 @@ def bench_prepare(
     import os
 
     from gemma_ops.bench.preparation import measure_preparation, preparation_lines
+
+    count = workers or os.cpu_count() or 1
+    body = measure_preparation(rows, count, repeats, seed, _tell)
+    _put_record(body, out, preparation_lines(body), as_json=as_json)
+
+
+def _tell(text: str) -> None:
+    """Say on the error stream what is being measured."""
+    from gemma_ops.cli import console
+
+    console.err().print(text, markup=False)
+
+
+def _put_record(body: dict[str, Any], file: Path | None, lines: Iterable[str], *, as_json: bool) -> None:
+    """Write a record to its file, if it has one, and print it: as JSON, or as the lines of its tables."""
     from gemma_ops.cli import console
     from gemma_ops.runs.durable import write_json
 
-    count = workers or os.cpu_count() or 1
-    body = measure_preparation(rows, count, repeats, seed, lambda text: console.err().print(text, markup=False))
-    if out is not None:
-        write_json(out, body)
+    if file is not None:
+        write_json(file, body)
     if as_json:
         console.print_json(body)
         return
-    for line in preparation_lines(body):
+    for line in lines:
         print(line)
 
 

@@ -15,14 +15,6 @@ from gemma_ops.family.formats import BLOCKS
 from tests.helpers import ggml_peer
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def moe(tmp_path_factory):
     return twins.make_twin("26B-A4B", tmp_path_factory.mktemp("twin") / "model", print, steps=1)

@@ -10,7 +10,6 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
-import torch
 
 from gemma_ops.config import MachineConfig, QuantizeConfig
 from gemma_ops.errors import DataError, GateError, MachineError
@@ -40,14 +39,6 @@ def row(number: int) -> dict[str, Any]:
             {"role": "assistant", "content": f'{{"category": "shipping", "order": {number * 37 % 911}}}'},
         ],
     }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # on models this small a second thread only waits
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

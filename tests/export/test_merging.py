@@ -25,14 +25,6 @@ MACHINE = MachineConfig(device="cpu")
 Bases = Callable[[str], Path]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # on models this small a second thread only waits
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory: pytest.TempPathFactory) -> Bases:
     """A base checkpoint of each kind, made once."""

@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from gemma_ops.config import MachineConfig, QuantizeConfig
 from gemma_ops.errors import DataError, GateError, ModelError
@@ -27,14 +26,6 @@ ROWS = [
     }
     for number in range(100, 106)
 ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # on models this small a second thread only waits
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
