@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from math import ceil
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import ByteSize, Field, model_validator
 
 from gemma_ops.config.methods import (
     PREFERENCE,
@@ -170,9 +170,24 @@ class QuantizeConfig(ConfigSection):
     """Training rows that files are fitted to."""
     fit_steps: Annotated[int, Field(ge=1)] = 400
     """Steps of the training of scales, 8 rows each."""
+    budget: Annotated[ByteSize, Field(ge=1)] | None = None
+    """Bytes of the file `mixed`, such as `3.2GB`: each tensor gets the type that its effect on the answers is worth."""
+    bits: Annotated[float, Field(gt=0, le=16)] | None = None
+    """Bits a weight of the file `mixed`, over the whole file, instead of `budget`."""
     mmproj: Literal["auto", "none", ProjectorType] = "auto"
     """Type in which vision and audio towers are written for llama.cpp, as `mmproj/mmproj.gguf`. `auto` takes `bf16`
     where the prepared rows show images or sounds and `formats` names a file beside them."""
+
+    @model_validator(mode="after")
+    def _mixed(self) -> QuantizeConfig:
+        given = [key for key in ("budget", "bits") if getattr(self, key) is not None]
+        if "mixed" in self.formats and not given:
+            raise ValueError("quantize.formats names mixed: set quantize.budget (3.2GB) or quantize.bits (4.5) for it")
+        if given and "mixed" not in self.formats:
+            raise ValueError(f"quantize.{given[0]} is for the file mixed: add mixed to quantize.formats")
+        if len(given) > 1:
+            raise ValueError("quantize.budget and quantize.bits both say how large the file mixed is: keep one")
+        return self
 
 
 def _problems(train: TrainConfig) -> Iterator[str]:

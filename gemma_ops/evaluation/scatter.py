@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from markupsafe import Markup
 
@@ -94,16 +95,24 @@ def log_ticks(low: float, high: float) -> list[float]:
     return found
 
 
-def scatter(dots: Sequence[Dot], across: LogAxis, title: str) -> Markup:
-    """Draw points with upright whiskers over a grid; `y`, named by `title`, runs over the part of [0, 1] that intervals
-    need."""
+def scatter(
+    dots: Sequence[Dot],
+    across: LogAxis,
+    title: str,
+    *,
+    upright: LogAxis | None = None,
+    line: Sequence[tuple[float, float]] = (),
+) -> Markup:
+    """Draw points with upright whiskers over a grid, and a thin `line` through other points. `y`, named by `title`,
+    runs over the part of [0, 1] that intervals need; with `upright` it is logarithmic."""
     scale = _scale(dots)
     shares = [across.share(dot.x) for dot in dots]
     height = floor = 0
     names: list[Name | None] = [None]
 
     def y(value: float) -> float:
-        return round(_TOP + (floor - _TOP) * (1 - (value - scale[0]) / (scale[1] - scale[0])), 1)
+        share = (value - scale[0]) / (scale[1] - scale[0]) if upright is None else upright.share(value)
+        return round(_TOP + (floor - _TOP) * (1 - min(max(share, 0.0), 1.0)), 1)
 
     for height in range(250, 260 + 40 * len(dots), 40):
         floor = height - _BOTTOM
@@ -112,14 +121,19 @@ def scatter(dots: Sequence[Dot], across: LogAxis, title: str) -> Markup:
             break
     body = f'<text class="axis-title" x="0" y="14">↑ {escape(title)}</text>' + "".join(
         f'<line class="grid" x1="{_LEFT}%" x2="100%" y1="{y(tick)}" y2="{y(tick)}"/>'
-        f'<text class="tick" x="{_LEFT - 1}%" y="{y(tick) + 4}" text-anchor="end">{tick:.3g}</text>'
-        for tick in ticks(scale)
+        f'<text class="tick" x="{_LEFT - 1}%" y="{y(tick) + 4}" text-anchor="end">{escape(text)}</text>'
+        for tick, text in (upright.marks if upright else [(tick, f"{tick:.3g}") for tick in ticks(scale)])
     )
     for value, text in across.marks:
         x = _inset(across.share(value))
         body += f'<line class="grid" x1="{x}" x2="{x}" y1="{_TOP}" y2="{floor}"/>'
         body += f'<text class="tick" x="{x}" y="{floor + 16}" text-anchor="middle">{escape(text)}</text>'
     body += f'<text class="axis-title" x="100%" y="{height - 8}" text-anchor="end">{escape(across.title)} →</text>'
+    drawn = [(across.share(first), y(second)) for first, second in line]
+    body += "".join(
+        f'<line class="lead-line t-mixed" x1="{_inset(x1)}" y1="{y1}" x2="{_inset(x2)}" y2="{y2}"/>'
+        for (x1, y1), (x2, y2) in pairwise(drawn)
+    )
     places = list(zip(dots, shares, names, strict=True))
     body += "".join(_whisker(dot, _inset(share), y(dot.low), y(dot.high)) for dot, share, _ in places)
     body += "".join(_label(dot, _inset(share), y(dot.y), name) for dot, share, name in places)

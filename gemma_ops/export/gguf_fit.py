@@ -1,4 +1,4 @@
-"""Fitting the files of the step `quantize` to the training rows: which tensors, from what, and what comes of it."""
+"""What the step `quantize` takes from the training rows: fits of its files, and the types of a mixed one."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from gemma_ops.data.row_tokens import Manner
 from gemma_ops.errors import DataError, MachineError
 from gemma_ops.export.checkpoint import MergedCheckpoint
 from gemma_ops.export.gguf_tensors import GgufPlan
+from gemma_ops.export.mixed_types import MixedTypes, mixed_types
 from gemma_ops.export.tensor_bytes import TensorBytes
 from gemma_ops.family.formats import BITS, GGUF
 from gemma_ops.fitting.fit_file import FitTensor, column_importance, fit_file
@@ -35,7 +36,7 @@ _ROOM = 3 << 30
 
 
 class RowFit:
-    """The rows of one step, and the model that files are fitted to."""
+    """The rows of one step, and the model that files are fitted to and types are measured on."""
 
     def __init__(
         self,
@@ -51,49 +52,78 @@ class RowFit:
         self._weights = weights
         self.rows = rows
         self._importance: Mapping[str, torch.Tensor] | None = None
+        self.mix: MixedTypes | None = None
+        """Types of the mixed file, once they are chosen."""
+
+    def mixed_plan(self, plan: GgufPlan, overhead: int, keep: Path) -> GgufPlan:
+        """Return the plan of the file `mixed` with a type for each tensor; see `mixed_types`."""
+        self.mix = mixed_types(plan, self._settings, self.rows, self._measured_model, overhead, keep)
+        return plan.with_types(self.mix.types)
 
     def encoding(self, plan: GgufPlan, folder: Path) -> TensorBytes:
         """Return how the tensors of a file become bytes, fitted to the rows; `folder` keeps what is done of it."""
         tensors = fit_tensors(plan)
         if self._settings.fit == "importance":
             if self._importance is None:
-                self._importance = column_importance(self._model(), tensors, self.rows)
+                self._importance = column_importance(self._fitted_model(), tensors, self.rows)
             return TensorBytes(importance=self._importance)
         store = FittedStore(folder)
         training = None
         if self._settings.fit == "scales":
             training = ScaleTraining(self._settings.fit_steps, _BATCH, _RATE, _SEED)
-        fit_file(self._model(), tensors, self.rows, store, training)
+        fit_file(self._fitted_model(), tensors, self.rows, store, training)
         return TensorBytes(fitted=store)
 
-    def _model(self) -> Any:
-        """Load the checkpoint: a fit changes the model, so each file has its own."""
+    def _fitted_model(self) -> Any:
+        """Load the checkpoint for a fit, which changes it, so each file has its own."""
+        states = self._each * int(self._source.text["hidden_size"]) * sum(map(len, self.rows))
+        needed = _CODES * self._parameters + states + min(_ROOM, 200 * self._parameters)
+        said = f"the model, its codes and what it says to {len(self.rows):,} rows"
+        return self._load(
+            needed,
+            f"quantize.fit={self._settings.fit} needs about {{}} of memory ({said})",
+            "lower quantize.fit_rows, use a machine with a GPU, or set quantize.fit=none",
+        )
+
+    def _measured_model(self) -> Any:
+        """Load the checkpoint to measure what types change."""
+        tables = int(self._source.text["hidden_size"]) * int(self._source.text["vocab_size"])
+        needed = min(2 * _ROOM, 10 * self._parameters) + 4 * tables
+        return self._load(
+            needed,
+            "the file mixed needs about {} of memory (the model, and what types change of it)",
+            "use a machine with a GPU, or take mixed out of quantize.formats",
+        )
+
+    @property
+    def _each(self) -> int:
+        return 4 if self._weights == "fp32" else 2
+
+    @property
+    def _parameters(self) -> int:
+        return sum(entry.parameters for entry in self._source.entries.values())
+
+    def _load(self, needed: float, what: str, fix: str) -> Any:
+        """Load the checkpoint where main memory holds it and `needed` bytes more. Raises MachineError."""
         device = pick_device(self._machine.device, self._source.folder)
-        if device == "cpu":
-            self._check_memory(free_memory())
+        total, free = self._each * self._parameters + needed, free_memory()
+        if device == "cpu" and total > free:
+            raise MachineError(
+                f"{what.format(f'{total / 1e9:.1f} GB')}, and {free / 1e9:.1f} GB are free", f"free some memory, {fix}"
+            )
         model = load_model(self._source.folder, weights=self._weights, device=device)
         install_reading(model, recompute=self._weights == "bf16")
         return model
-
-    def _check_memory(self, free: float) -> None:
-        """Refuse a fit that main memory can't hold. Raises MachineError."""
-        each = 4 if self._weights == "fp32" else 2
-        parameters = sum(entry.parameters for entry in self._source.entries.values())
-        states = each * int(self._source.text["hidden_size"]) * sum(map(len, self.rows))
-        needed = (each + _CODES) * parameters + states + min(_ROOM, 200 * parameters)
-        if needed > free:
-            raise MachineError(
-                f"quantize.fit={self._settings.fit} needs about {needed / 1e9:.1f} GB of memory (the model, its codes "
-                f"and what it says to {len(self.rows):,} rows), and {free / 1e9:.1f} GB are free",
-                "free some memory, lower quantize.fit_rows, use a machine with a GPU, or set quantize.fit=none",
-            )
 
 
 def training_rows(data: Path | None, tokenizer: Any, manner: Manner, count: int) -> list[FitRow]:
     """Return the training rows of a `prepare` folder as token ids. Raises DataError when there are none."""
     file = data / "train.jsonl" if data else None
     if file is None or not file.exists():
-        raise DataError("quantize.fit needs training rows, and this run has none", "set quantize.fit=none")
+        raise DataError(
+            "quantize.fit and the file mixed need training rows, and this run has none",
+            "set quantize.fit=none and take mixed out of quantize.formats",
+        )
     return fit_rows(file, tokenizer, manner, count, _SEED)
 
 

@@ -15,7 +15,6 @@ from gemma_ops.data.prompt_record import read_prompting
 from gemma_ops.errors import ModelError
 from gemma_ops.export.checkpoint import MergedCheckpoint, read_checkpoint_json
 from gemma_ops.family import Shape
-from gemma_ops.family.formats import GGUF, GgufName
 
 _ROPE = {
     "full_attention": {"rope_theta": 1_000_000.0, "partial_rotary_factor": 0.25},
@@ -23,8 +22,9 @@ _ROPE = {
 }  # the defaults of transformers' Gemma4TextConfig
 
 
-def add_metadata(writer: Any, source: MergedCheckpoint, form: GgufName) -> None:
-    """Write dimensions, attention pattern, RoPE, experts and file type to a `gguf.GGUFWriter`."""
+def add_metadata(writer: Any, source: MergedCheckpoint, file_type: str) -> None:
+    """Write dimensions, attention pattern, RoPE, experts and file type (gguf-py, `LlamaFileType`) to a
+    `gguf.GGUFWriter`."""
     import gguf
 
     text, shape = source.text, Shape.from_config(source.config)
@@ -33,7 +33,7 @@ def add_metadata(writer: Any, source: MergedCheckpoint, form: GgufName) -> None:
     rope = _rope(text)
     key = family.identify(source.config)
     writer.add_name(f"Gemma 4 {key}" if key else "Gemma 4")
-    writer.add_file_type(gguf.LlamaFileType[GGUF[form].file_type])
+    writer.add_file_type(gguf.LlamaFileType[file_type])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     writer.add_block_count(len(shape.layers))
     writer.add_context_length(shape.context)

@@ -16,8 +16,11 @@ Policy, for files whose bulk is 8 or 4 bits:
 
 from __future__ import annotations
 
+import math
 import re
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 from gemma_ops.errors import ModelError
 from gemma_ops.export.checkpoint import MergedCheckpoint
@@ -80,6 +83,16 @@ class PlannedTensor:
         """Return its name without the layer, by which the audit groups tensors."""
         return tensor_kind(self.name)
 
+    @property
+    def is_table(self) -> bool:
+        """True for the token embedding and the per-layer table."""
+        return self.kind in _TABLES
+
+    @property
+    def is_projection(self) -> bool:
+        """True for a per-layer projection."""
+        return self.kind in _PLE_LINEARS
+
 
 @dataclass(frozen=True)
 class GgufPlan:
@@ -89,6 +102,23 @@ class GgufPlan:
     format: GgufName
     tensors: list[PlannedTensor]
     left_out: dict[str, list[str]]
+
+    def with_types(self, types: Mapping[str, TensorType]) -> GgufPlan:
+        """Return the plan with other types of some tensors, by name."""
+        tensors = [replace(each, type=types.get(each.name, each.type)) for each in self.tensors]
+        return replace(self, tensors=tensors)
+
+    @property
+    def file_type(self) -> str:
+        """Return the name of the file type in llama.cpp: of a mixed file, that of the type which most weights have."""
+        if not GGUF[self.format].mixed:
+            return GGUF[self.format].file_type
+        weights: Counter[TensorType] = Counter()
+        for each in self.tensors:
+            if each.type in QUANTIZED_TYPES and not each.is_table:
+                weights[each.type] += math.prod(each.shape)
+        most = weights.most_common(1)[0][0]
+        return next(form.file_type for form in GGUF.values() if form.tensor == most and not form.careful)
 
 
 def plan_tensors(source: MergedCheckpoint, form: GgufName, tables: TensorType = TABLE_TYPE) -> GgufPlan:

@@ -44,7 +44,7 @@ def write_gguf(
     ModelError for a tokenizer or config that GGUF can't say."""
 
     def describe(writer: Any) -> None:
-        gguf_metadata.add_metadata(writer, source, plan.format)
+        gguf_metadata.add_metadata(writer, source, plan.file_type)
         writer.add_string(GGUF_KEY, learned)
         gguf_tokenizer.add_tokenizer(writer, source)
 

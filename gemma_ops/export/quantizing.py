@@ -74,7 +74,7 @@ def quantize(
     prompting = read_prompting(source.folder)
     manner = manner_of(source.folder, prompting)
     fit = None
-    if fitted:
+    if fitted or any(TYPES[form].mixed for form in formats):
         rows = training_rows(data, tokenizer, manner, settings.fit_rows)
         fit = RowFit(source, settings, machine, parity_weights(source), rows)
     learned = _classes(model, data, formats, fitted)
@@ -107,21 +107,25 @@ def quantize(
         body["formats"][form] |= found.report()
         if fit is not None and form in fitted:
             body["formats"][form]["fit"] = _fit_report(settings, fit, found)
+        if fit is not None and fit.mix is not None and TYPES[form].mixed:
+            body["formats"][form]["mix"] = fit.mix.report()
     write_json(out / "report.json", body, indent=2)
     whole = strictest(learned.values())
     record_learned(out, whole, [f"model: {whole}"])
     for folder in (_PLAIN, _FIT):
         shutil.rmtree(out / folder, ignore_errors=True)
-    return _metrics(audits, parity, measured) | (projector_metrics(towers) if towers else {})
+    mixed = {"mixed/predicted_kl": fit.mix.predicted} if fit is not None and fit.mix is not None else {}
+    return _metrics(audits, parity, measured) | mixed | (projector_metrics(towers) if towers else {})
 
 
 def _classes(
     model: Path, data: Path | None, formats: Sequence[GgufName], fitted: Sequence[GgufName]
 ) -> dict[str, Privacy]:
-    """Return the class of each file: the model's, and of a fitted file also that of the rows."""
+    """Return the class of each file: the model's, and of a fitted or mixed file also that of the rows."""
     own = learned_class(model)
-    rows = rows_class([data / "train.jsonl"]) if fitted and data else own
-    return {form: stricter(own, rows) if form in fitted else own for form in formats}
+    shaped = {form for form in formats if form in fitted or TYPES[form].mixed}
+    rows = rows_class([data / "train.jsonl"]) if shaped and data else own
+    return {form: stricter(own, rows) if form in shaped else own for form in formats}
 
 
 def _fit_report(settings: QuantizeConfig, fit: RowFit, found: MeasuredFile) -> dict[str, Any]:
@@ -154,6 +158,9 @@ def write_formats(
     audits: dict[str, Audit] = {}
     for form in formats:
         file = _file(out, form)
+        if fit is not None and TYPES[form].mixed:
+            overhead = audits[REFERENCE].file_bytes - sum(audits[REFERENCE].bytes.values())
+            plans[form] = fit.mixed_plan(plans[form], overhead, out / _FIT / f"{form}.json")
         if fit is not None and form in fitted:
             if not (plain := _file(out / _PLAIN, form)).exists():
                 write_gguf(source, plans[form], plain, threads=threads, learned=learned[form])

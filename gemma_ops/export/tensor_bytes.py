@@ -16,6 +16,7 @@ import torch
 from gemma_ops.export import gguf_metadata
 from gemma_ops.export.checkpoint import MergedCheckpoint
 from gemma_ops.export.gguf_tensors import PlannedTensor
+from gemma_ops.family.formats import TensorType
 from gemma_ops.ggml.encoding import encode_rows
 from gemma_ops.ggml.lattices import LATTICES
 from gemma_ops.ggml.packing import pack_blocks
@@ -54,13 +55,29 @@ class TensorBytes:
         if tensor.type == "BF16":
             return bytes(piece.to(torch.bfloat16).view(torch.int16).numpy().tobytes())
         columns = self.importance.get(tensor.name)
-        lattice = LATTICES.get(tensor.type)
-        if lattice is None or (columns is None and lattice.step_range is None):
+        if columns is None and not _is_searched(tensor.type):
             return bytes(gguf.quants.quantize(piece.float().numpy(), gguf.GGMLQuantizationType[tensor.type]).tobytes())
         if columns is not None and columns.ndim == 2:
             rows_of_one = tensor.shape[-2]
             columns = columns[torch.arange(first, first + len(piece)) // rows_of_one]
         return bytes(pack_blocks(encode_rows(piece.float(), tensor.type, columns)).numpy().tobytes())
+
+
+def rounded_rows(rows: torch.Tensor, kind: TensorType) -> torch.Tensor:
+    """Return what a plain file makes of rows in a quantized type, (rows, width) float32 both."""
+    import gguf
+
+    if _is_searched(kind):
+        return encode_rows(rows, kind).decode()
+    code = gguf.GGMLQuantizationType[kind]
+    found = gguf.quants.dequantize(gguf.quants.quantize(rows.cpu().numpy(), code), code)
+    return torch.from_numpy(found).to(rows.device)
+
+
+def _is_searched(kind: TensorType) -> bool:
+    """True for the types whose blocks are searched even where nothing is known of the columns' importance."""
+    lattice = LATTICES.get(kind)
+    return lattice is not None and lattice.step_range is not None
 
 
 def tensor_pieces(source: MergedCheckpoint, tensor: PlannedTensor) -> Iterator[tuple[int, torch.Tensor]]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-GgufName = Literal["bf16", "q8_0", "q6_k", "q5_k_m", "q5_k", "q5_0", "q4_k_m", "q4_k", "q4_0", "iq4_xs"]
+GgufName = Literal["bf16", "q8_0", "q6_k", "q5_k_m", "q5_k", "q5_0", "q4_k_m", "q4_k", "q4_0", "iq4_xs", "mixed"]
 """Formats that the step `quantize` writes, as the configuration spells them."""
 VersionFormat = Literal["adapter", "merged", GgufName]
 """Formats that a registered version may carry (`register.artifacts`); `adapter` also stands for the changed weights of
@@ -101,6 +101,9 @@ class Gguf(Format):
     """Name of the file type in llama.cpp (gguf-py, `LlamaFileType`)."""
     most_bits: float
     """Upper bound of the bits per weight of a whole file, for estimates of disk space."""
+    mixed: bool
+    """Whether each tensor has the type that suits it, within `quantize.budget` or `quantize.bits`. `tensor` is then
+    what estimates count with."""
     default: bool
     """Whether the format is made, evaluated and registered where a configuration names none."""
     css: str
@@ -118,6 +121,8 @@ class Gguf(Format):
     def types(self) -> tuple[TensorType, ...]:
         """Return the tensor types of attention, MLP and experts: the format's own, and those that stand in for them
         where rows are no whole blocks."""
+        if self.mixed:
+            return QUANTIZED_TYPES
         found = [self.tensor, *([self.careful] if self.careful else [])]
         for each in found:
             if (other := INSTEAD.get(each)) in QUANTIZED_TYPES and other not in found:
@@ -137,12 +142,13 @@ def _gguf(
     colours: tuple[str, str],
     *,
     careful: TensorType | None = None,
+    mixed: bool = False,
     most_bits: float = 8.6,  # a small model is mostly tables, which stay at 8 bits
     default: bool = False,
 ) -> Gguf:
     return Gguf(
         name, "quantize", name, f"quantized/{name}", GGUF_FILE, ("llama.cpp",),
-        tensor, careful, file_type, most_bits, default, css, colours,
+        tensor, careful, file_type, most_bits, mixed, default, css, colours,
     )  # fmt: skip
 
 
@@ -158,6 +164,7 @@ _TABLE = (
     _gguf("q4_k", "Q4_K", "MOSTLY_Q4_K_S", "t-q4k", ("#96305c", "#ea86b4")),
     _gguf("q4_0", "Q4_0", "MOSTLY_Q4_0", "t-q4", ("#d0741a", "#f0a255"), default=True),
     _gguf("iq4_xs", "IQ4_XS", "MOSTLY_IQ4_XS", "t-iq4", ("#7a4a2b", "#cf9f7c")),
+    _gguf("mixed", "Q4_K", "MOSTLY_Q4_K_S", "t-mixed", ("#0e86b8", "#63c8f2"), mixed=True),
     Format("adapter", "train", "adapter", "adapter", "adapter_model.safetensors", ("transformers", "vLLM")),
     Format("tuned", "train", "tuned", "tuned", "tuned.json", ("transformers",)),
 )

@@ -9,9 +9,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from gemma_ops.config import RunConfig
+from gemma_ops.config import QuantizeConfig, RunConfig
 from gemma_ops.errors import MachineError
-from gemma_ops.family.formats import BITS, FORMATS, GGUF
+from gemma_ops.family import Shape
+from gemma_ops.family.formats import BITS, FORMATS, GGUF, Gguf
 from gemma_ops.planning.devices import GIB, Device
 from gemma_ops.planning.serving_bytes import (
     ServingBytes,
@@ -89,8 +90,10 @@ def plan_serving(config: RunConfig, device: str | None = None) -> ServePlan:
     replicas, slots, context = config.serve.replicas, config.serve.slots, config.serve.context
     found = []
     for form in GGUF.values():
+        if form.mixed and form.name not in config.quantize.formats:
+            continue  # of which nobody said how large it is
         windowed = config.serve.window_cache
-        weights = gguf_bytes(shape, form, GGUF[config.quantize.tables].tensor)
+        weights = _file_bytes(shape, form, config.quantize)
         memory = serving_bytes(shape, weights, slots=slots, context=context, windowed=windowed)
         per_token = bytes_per_token(shape, form.bits, context // 2)
         found.append(_served(form.name, memory.times(replicas), target, per_token))
@@ -98,6 +101,12 @@ def plan_serving(config: RunConfig, device: str | None = None) -> ServePlan:
     per_token = bytes_per_token(shape, BITS["BF16"], context // 2)
     found.append(_served("merged", memory.times(replicas), target, per_token))
     return ServePlan(config.model.base, target, replicas, slots, context, tuple(found))
+
+
+def _file_bytes(shape: Shape, form: Gguf, quantize: QuantizeConfig) -> float:
+    if form.mixed:
+        return float(quantize.budget or (quantize.bits or form.bits) * shape.counts().text / 8)
+    return gguf_bytes(shape, form, GGUF[quantize.tables].tensor)
 
 
 def _served(form: str, memory: ServingBytes, target: Device, per_token: float) -> ServedFormat:

@@ -31,6 +31,9 @@ class FileFidelity(VerdictRecord):
     ratio: Number | None = None
     """Divergence on every token as a share of the plain file's."""
     ratio_interval: tuple[Number, Number] | None = None
+    frontier: tuple[tuple[int, Number], ...] = ()
+    """Bytes and predicted divergence on every token of files with other mixes of types, the smallest first; empty for
+    files that are no mix."""
 
     @classmethod
     def of_report(cls, body: dict[str, Any]) -> dict[str, Any] | None:
@@ -58,4 +61,6 @@ class FileFidelity(VerdictRecord):
                 "ratio": gain["kl_ratio"],
                 "ratio_interval": gain["kl_ratio_interval"],
             }
+        if mix := body.get("mix"):
+            made["frontier"] = mix["frontier"]
         return made

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import re
 
-from gemma_ops.evaluation.report_files import files_section
-from gemma_ops.verdicts import FileFidelity, Verdict
+from gemma_ops.evaluation.report_files import files_section, recommended_file
+from gemma_ops.verdicts import FileFidelity, Gate, Verdict
 from tests.helpers.bare_verdict import bare_verdict
 
 EVERY = {"kl": 0.00284, "kl_interval": [0.0027, 0.00298], "top1": 0.9713, "conversations": 120, "positions": 9762}
@@ -39,6 +39,40 @@ def test_a_fitted_and_a_plain_file_are_shown_with_their_figures():
     assert "made for the training rows" in shown
     assert "base" not in shown
     assert "made for the training rows" not in words(files_section(verdict(q8_0={"fidelity": OWN})))
+
+
+MIX = {"fidelity": OWN, "mix": {"frontier": [[1_700_000, 0.02], [1_800_000, 0.008], [1_900_000, 0.004]]}}
+GATE = {
+    "task": "t", "metric": "exact_match", "test": "noninferior", "versus": "tuned", "margin": 0.02, "threshold": -0.02,
+    "words": "",
+}  # fmt: skip
+
+
+def test_two_files_are_drawn_over_their_bytes_with_what_mixes_would_reach():
+    page = files_section(verdict(q4_0=FITTED, mixed=MIX))
+    assert page.count('<svg class="plot"') == 1
+    assert "q4_0: 0.00284 nats at 1.8 MB; mixed: 0.00284 nats at 1.8 MB" in page
+    assert page.count('class="lead-line t-mixed" x1') == 2
+    assert "best mixes of types are predicted to reach" in words(page)
+    assert '<svg class="plot"' not in files_section(verdict(q4_0=FITTED))
+    assert "best mixes" not in words(files_section(verdict(q4_0=FITTED, q8_0={"fidelity": OWN})))
+
+
+def test_the_smallest_file_whose_gates_hold_is_recommended():
+    def said(**outcomes):
+        found = verdict(q8_0={"fidelity": OWN}, q4_0=FITTED, mixed=MIX)
+        sizes = {"q8_0": 3_000_000, "q4_0": 1_815_520, "mixed": 1_815_519}
+        targets = {name: each.model_copy(update={"bytes": sizes[name]}) for name, each in found.targets.items()}
+        gates = tuple(Gate.model_validate({**GATE, "target": name, "outcome": how}) for name, how in outcomes.items())
+        return recommended_file(found.model_copy(update={"targets": targets, "gates": gates}))
+
+    assert said(q8_0="pass", q4_0="pass", mixed="pass") == ("Recommended: mixed, the smallest file whose gates hold.")
+    assert said(q8_0="pass", q4_0="inconclusive", mixed="fail") == (
+        "Recommended: q8_0, the smallest file whose gates hold (q4_0 has one that is undecided, mixed failed one)."
+    )
+    assert said(q4_0="pass").endswith("(q8_0 has no gate, mixed has no gate).")
+    assert said(q4_0="fail") == "No file holds its gates, so none is recommended."
+    assert said() == "No gate decides on a file, so none is recommended."
 
 
 def test_without_a_measurement_there_is_no_card():

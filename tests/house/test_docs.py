@@ -183,6 +183,10 @@ def measured(key):
 
 def format_rows():
     for each in GGUF.values():
+        if each.mixed:
+            given = "as `quantize.budget` or `quantize.bits` says"
+            yield f"| `{each.name}` | {given} | {', '.join(each.types)}, tensor by tensor |"
+            continue
         types = [each.tensor]
         if each.careful:
             types[0] += f", {each.careful} for values and the MLP's last matrix in half of the layers"
