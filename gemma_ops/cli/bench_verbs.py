@@ -163,15 +163,43 @@ def bench_quantize(
     """
     from gemma_ops import family
     from gemma_ops.bench.quantization import measure_quantization, quantization_lines
-    from gemma_ops.errors import ConfigError
 
-    known = {key.lower(): key for key in family.CONFIGS}
-    unknown = [name for name in model or () if name.lower() not in known]
-    if unknown:
-        raise ConfigError(f"unknown size {unknown[0]!r}", f"one of: {', '.join(known)}")
-    sizes = [known[name.lower()] for name in model or known]
+    sizes = [_known_size(name) for name in model or family.CONFIGS]
     body = measure_quantization(sizes, run, out, steps, _tell)
     _put_record(body, out / "quantize.json", quantization_lines(body), as_json=as_json)
+
+
+@bench_app.command("convert")
+def bench_convert(
+    size: Annotated[str, typer.Option(help="Size whose widths the checkpoint has.")] = "31b",
+    layers: Annotated[int, typer.Option(min=1, help="Layers that it is cut to, whole repetitions of windows.")] = 6,
+    form: Annotated[
+        list[str] | None, typer.Option("--format", help="Format that is written, again for more.", show_default=False)
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads; all cores by default.", show_default=False)
+    ] = None,
+    work: Annotated[Path, typer.Option(help="Folder for the checkpoint and the files, removed at the end.")] = Path(
+        "runs/bench-convert"
+    ),
+    out: Annotated[
+        Path | None, typer.Option(help="File for the record, JSON.", dir_okay=False, show_default=False)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write files of a size's true widths with random weights: memory, and time beside a plain copy and llama.cpp.
+
+    Some minutes, and 14 GB of disk for six layers of 31B. configs/benchmarks/conversion.json is such a record.
+    """
+    import os
+
+    from gemma_ops.bench.conversion import conversion_lines, measure_conversion
+    from gemma_ops.bench.conversion.conversion_record import FORMATS
+    from gemma_ops.family.formats import GGUF
+
+    forms = [GGUF[_known(name, GGUF, "format")].name for name in form or FORMATS]
+    body = measure_conversion(size.lower(), layers, forms, threads or os.cpu_count() or 1, work, _tell)
+    _put_record(body, out, conversion_lines(body), as_json=as_json)
 
 
 @bench_app.command("prepare")
@@ -205,6 +233,22 @@ def _tell(text: str) -> None:
     from gemma_ops.cli import console
 
     console.err().print(text, markup=False)
+
+
+def _known_size(name: str) -> str:
+    """Return a size as the code spells it. Raises ConfigError."""
+    from gemma_ops import family
+
+    sizes = {key.lower(): key for key in family.CONFIGS}
+    return sizes[_known(name.lower(), sizes, "size")]
+
+
+def _known(name: str, known: Iterable[str], what: str) -> str:
+    from gemma_ops.errors import ConfigError
+
+    if name not in known:
+        raise ConfigError(f"unknown {what} {name!r}", f"one of: {', '.join(known)}")
+    return name
 
 
 def _put_record(body: dict[str, Any], file: Path | None, lines: Iterable[str], *, as_json: bool) -> None:

@@ -1,8 +1,7 @@
 """The bytes of a tensor in a GGUF file, made from the checkpoint piece by piece.
 
-q8_0, q5_0 and q4_0 are rounded as llama.cpp's quantizer does without an importance matrix (gguf-py). The types with
-blocks of 256, and every type once importance is known, are searched (`ggml.encoding`). What was fitted to the rows is
-taken as it is.
+q8_0, q5_0 and q4_0 are rounded by llama.cpp's own encoder where no importance is known. The types with blocks of 256,
+and every type once importance is known, are searched (`ggml.encoding`). What was fitted to the rows is taken as it is.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import numpy as np
 import torch
 
 from gemma_ops.export import gguf_metadata
@@ -20,7 +20,9 @@ from gemma_ops.family.formats import TensorType
 from gemma_ops.ggml.encoding import encode_rows
 from gemma_ops.ggml.lattices import LATTICES
 from gemma_ops.ggml.packing import pack_blocks
+from gemma_ops.modeling.llamacpp_library import llamacpp_encode
 
+_FLOATS = {"F32": torch.float32, "F16": torch.float16}
 _PIECE = 1 << 21
 """Numbers a piece: 8 MB in fp32, whole rows of every block size."""
 
@@ -50,13 +52,13 @@ class TensorBytes:
 
     def encode(self, tensor: PlannedTensor, first: int, piece: torch.Tensor) -> bytes:
         """Return the bytes of whole rows of a tensor, of which `first` is the number of the first."""
-        import gguf
-
         if tensor.type == "BF16":
             return bytes(piece.to(torch.bfloat16).view(torch.int16).numpy().tobytes())
         columns = self.importance.get(tensor.name)
+        if tensor.type in _FLOATS:
+            return bytes(piece.to(_FLOATS[tensor.type]).numpy().tobytes())
         if columns is None and not _is_searched(tensor.type):
-            return bytes(gguf.quants.quantize(piece.float().numpy(), gguf.GGMLQuantizationType[tensor.type]).tobytes())
+            return bytes(_plain_rows(piece, tensor.type).tobytes())
         if columns is not None and columns.ndim == 2:
             rows_of_one = tensor.shape[-2]
             columns = columns[torch.arange(first, first + len(piece)) // rows_of_one]
@@ -65,19 +67,26 @@ class TensorBytes:
 
 def rounded_rows(rows: torch.Tensor, kind: TensorType) -> torch.Tensor:
     """Return what a plain file makes of rows in a quantized type, (rows, width) float32 both."""
-    import gguf
-
     if _is_searched(kind):
         return encode_rows(rows, kind).decode()
-    code = gguf.GGMLQuantizationType[kind]
-    found = gguf.quants.dequantize(gguf.quants.quantize(rows.cpu().numpy(), code), code)
+    import gguf
+
+    found = gguf.quants.dequantize(_plain_rows(rows, kind), gguf.GGMLQuantizationType[kind])
     return torch.from_numpy(found).to(rows.device)
+
+
+def _plain_rows(rows: torch.Tensor, kind: TensorType) -> np.ndarray:
+    """Return the bytes of rows as llama.cpp rounds them, (rows, bytes)."""
+    import gguf
+
+    code = gguf.GGMLQuantizationType[kind]
+    weights, size = gguf.GGML_QUANT_SIZES[code]
+    return llamacpp_encode(rows.float().cpu().numpy(), int(code), rows.shape[1] // weights * size, None)
 
 
 def _is_searched(kind: TensorType) -> bool:
     """True for the types whose blocks are searched even where nothing is known of the columns' importance."""
-    lattice = LATTICES.get(kind)
-    return lattice is not None and lattice.step_range is not None
+    return LATTICES[kind].step_range is not None
 
 
 def tensor_pieces(source: MergedCheckpoint, tensor: PlannedTensor) -> Iterator[tuple[int, torch.Tensor]]:
