@@ -170,6 +170,8 @@ class QuantizeConfig(ConfigSection):
     """Training rows that files are fitted to."""
     fit_steps: Annotated[int, Field(ge=1)] = 400
     """Steps of the training of scales, 8 rows each."""
+    coarse: bool = False
+    """Make files of fewer bits than a size was found to bear, too: of E4B those below 5 bits that are not fitted."""
     budget: Annotated[ByteSize, Field(ge=1)] | None = None
     """Bytes of the file `mixed`, such as `3.2GB`: each tensor gets the type that its effect on the answers is worth."""
     bits: Annotated[float, Field(gt=0, le=16)] | None = None

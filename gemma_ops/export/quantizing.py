@@ -18,20 +18,24 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from gemma_ops import family
 from gemma_ops.config import MachineConfig, Privacy, QuantizeConfig
 from gemma_ops.data.prompt_record import read_prompting, write_prompting
 from gemma_ops.errors import GateError
 from gemma_ops.export.checkpoint import MergedCheckpoint
+from gemma_ops.export.coarse_files import check_coarse
 from gemma_ops.export.fidelity import Divergence, fidelity_conversations
 from gemma_ops.export.file_fidelity import check_parity, parity_weights
 from gemma_ops.export.folder import check_room
 from gemma_ops.export.gguf_audit import Audit, audit_gguf
 from gemma_ops.export.gguf_fit import RowFit, is_fitted, training_rows
-from gemma_ops.export.gguf_tensors import plan_tensors
+from gemma_ops.export.gguf_tensors import GgufPlan, plan_tensors
 from gemma_ops.export.gguf_writer import write_gguf
+from gemma_ops.export.lattice_probe import LATTICE, is_near_lattice, lattice_error
 from gemma_ops.export.measured_files import MeasuredFile, measure_files
 from gemma_ops.export.projector_fidelity import make_projector, projector_metrics, projector_type
 from gemma_ops.export.prompts import fidelity_prompts, general_rows, manner_of
+from gemma_ops.export.tensor_bytes import TensorBytes
 from gemma_ops.family.formats import GGUF as TYPES
 from gemma_ops.family.formats import REFERENCE, TABLE_TYPE, GgufName, TensorType
 from gemma_ops.modeling.checkpoint_source import checkpoint
@@ -63,11 +67,13 @@ def quantize(
     """Write `out/<format>/model.gguf` for bf16 and the formats asked for, `out/mmproj` with the towers where they are
     wanted, and `out/report.json`.
 
-    Raises ModelError for a checkpoint that can't be converted, GateError when a file is not what was asked for, when
+    Raises ConfigError for a format that the model's size doesn't bear or a mix that does not fit its bytes, ModelError
+    for a checkpoint that can't be converted, GateError when a file is not what was asked for, when
     llama.cpp disagrees with transformers or a fit cost general ability, MachineError when the disk has no room or
     `xllamacpp` is missing, DataError when files are to be fitted and there are no training rows.
     """
     source = MergedCheckpoint(checkpoint(model))
+    check_coarse(settings, family.identify(source.config))
     formats: list[GgufName] = [REFERENCE, *(form for form in settings.formats if form != REFERENCE)]
     fitted = [form for form in formats if is_fitted(settings, form)]
     tokenizer = load_tokenizer(source.folder)
@@ -156,19 +162,20 @@ def write_formats(
     missing = [each for each, folder in wanted if not _file(folder, each.name).exists()]
     check_room(out, sum(int(parameters * each.most_bits / 8) for each in missing))
     audits: dict[str, Audit] = {}
+    plain = _plain_encoding(source, plans)
     for form in formats:
         file = _file(out, form)
         if fit is not None and TYPES[form].mixed:
             overhead = audits[REFERENCE].file_bytes - sum(audits[REFERENCE].bytes.values())
             plans[form] = fit.mixed_plan(plans[form], overhead, out / _FIT / f"{form}.json")
         if fit is not None and form in fitted:
-            if not (plain := _file(out / _PLAIN, form)).exists():
-                write_gguf(source, plans[form], plain, threads=threads, learned=learned[form])
+            if not (other := _file(out / _PLAIN, form)).exists():
+                write_gguf(source, plans[form], other, threads=threads, learned=learned[form], encoding=plain)
             if not file.exists():
                 encoding = fit.encoding(plans[form], out / _FIT / form)
                 write_gguf(source, plans[form], file, threads=threads, learned=learned[form], encoding=encoding)
         elif not file.exists():
-            write_gguf(source, plans[form], file, threads=threads, learned=learned[form])
+            write_gguf(source, plans[form], file, threads=threads, learned=learned[form], encoding=plain)
         record_learned(file.parent, learned[form], [f"model: {learned[form]}"])
         audits[form] = audit_gguf(file, plans[form])
         if prompting := read_prompting(source.folder):
@@ -177,6 +184,15 @@ def write_formats(
             event="audit", format=form, bytes=audits[form].file_bytes, quantized_share=audits[form].quantized_share
         )
     return audits
+
+
+def _plain_encoding(source: MergedCheckpoint, plans: Mapping[GgufName, GgufPlan]) -> TensorBytes:
+    """Return how plain files are rounded: as llama.cpp does, or with the scales that the weights were trained with."""
+    if not any(each.type == LATTICE for plan in plans.values() for each in plan.tensors):
+        return TensorBytes()
+    error = lattice_error(source, plans[REFERENCE])
+    journal.record(event="lattice", type=LATTICE, error=error, near=is_near_lattice(error))
+    return TensorBytes(searched=(LATTICE,) if is_near_lattice(error) else ())
 
 
 def _file(out: Path, form: str) -> Path:

@@ -45,6 +45,8 @@ class TensorBytes:
     """Mean square of what each column is multiplied with, by the tensor's name in the file: (inputs,), or (experts,
     inputs)."""
     fitted: FittedTensors | None = None
+    searched: tuple[TensorType, ...] = ()
+    """Types whose scales are searched even where no importance is known."""
 
     def known(self, tensor: PlannedTensor) -> bytes | None:
         """Return the bytes of a fitted tensor; None for one that `pieces` and `encode` are for."""
@@ -57,7 +59,7 @@ class TensorBytes:
         columns = self.importance.get(tensor.name)
         if tensor.type in _FLOATS:
             return bytes(piece.to(_FLOATS[tensor.type]).numpy().tobytes())
-        if columns is None and not _is_searched(tensor.type):
+        if columns is None and not _is_searched(tensor.type) and tensor.type not in self.searched:
             return bytes(_plain_rows(piece, tensor.type).tobytes())
         if columns is not None and columns.ndim == 2:
             rows_of_one = tensor.shape[-2]

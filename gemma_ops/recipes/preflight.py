@@ -7,16 +7,17 @@ loaded or sent, and what is checked is what the steps themselves would refuse.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-from gemma_ops.config import RunConfig, methods
-from gemma_ops.errors import BoundaryError, BudgetError, ConfigError, DataError, OpsError
+from gemma_ops.config import RunConfig
+from gemma_ops.errors import BoundaryError, BudgetError, ConfigError, OpsError
 from gemma_ops.evaluation import evaluation_checks
+from gemma_ops.export.coarse_files import check_coarse
 from gemma_ops.family.formats import REFERENCE
+from gemma_ops.planning.training_plan import resolve_base
 from gemma_ops.privacy.classes import answers_class
-from gemma_ops.recipes import inputs
+from gemma_ops.recipes import first_rows, inputs
 from gemma_ops.recipes.finding import Recipe
 from gemma_ops.runs.artifact import MANIFEST
 from gemma_ops.targets.spec import QUANTIZED, TargetSpec, parse_target
@@ -40,6 +41,8 @@ def check_ahead(config: RunConfig, recipe: Recipe, *, until: str | None = None, 
         found.synthesis()
     if "train" in ahead:
         found.training(merges="merge" in ahead, reads="prepare" in ahead)
+    if "quantize" in ahead:
+        found.quantization()
     if "evaluate" in ahead:
         found.evaluation()
     if "register" in ahead:
@@ -111,22 +114,7 @@ class _Findings:
             )
         if reads and self.config.data.path and "synthesize" not in self.steps:
             with self.also():
-                self._rows(Path(self.config.data.path).expanduser())
-
-    def _rows(self, source: Path) -> None:
-        """Check that the method learns from rows of the first rows' kind; unreadable ones are reported by `prepare`."""
-        from gemma_ops.data.example import check_kinds
-        from gemma_ops.data.import_rows import kinds, peek
-        from gemma_ops.data.parts import media_of
-        from gemma_ops.data.row_files import is_datasets_folder
-
-        if source.exists() and not is_datasets_folder(source):
-            rows: list[dict[str, Any]] = []
-            with suppress(DataError):
-                rows = peek(source, self.config.data)
-            check_kinds(kinds(rows), self.config.train.method, str(source))
-            shown = {part["type"] for row in rows for part in media_of(row["messages"])}
-            methods.check_shown_rows(self.config.train.method, shown, f"rows of {source}")
+                first_rows.check_first_rows(self.config, Path(self.config.data.path).expanduser())
 
     def evaluation(self) -> None:
         settings = self.config.evaluate
@@ -193,6 +181,11 @@ class _Findings:
         from gemma_ops.targets.gemini_target import seen_by
 
         return seen_by(spec.model, self.config.machine.gemini)
+
+    def quantization(self) -> None:
+        with self.also():
+            _, size = resolve_base(self.config.model.base)
+            check_coarse(self.config.quantize, size.key if size else None)
 
     def registration(self) -> None:
         formats, inputs = self.config.quantize.formats, self.steps["register"]

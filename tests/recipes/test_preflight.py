@@ -65,6 +65,7 @@ def test_shipped_configurations_pass(config):
         (["evaluate.gates=[{metric: usd_per_1k, test: at_most, margin: 1}]", "machine.device=cpu"], "no known price"),
         (["evaluate.gates=[]", "recipe=baseline"], "the recipe baseline has no tuned for its step evaluate"),
         (["evaluate.tasks=[nowhere]"], "nowhere"),
+        (["model.base=google/gemma-4-E4B-it", "quantize.fit=none"], "asks for q4_0, and E4B below 5 bits a weight"),
     ],
 )  # fmt: skip
 def test_a_mistake_of_a_later_step(sets, words):
