@@ -23,8 +23,8 @@ from gemma_ops.ggml.packing import pack_blocks
 from gemma_ops.modeling.llamacpp_library import llamacpp_encode
 
 _FLOATS = {"F32": torch.float32, "F16": torch.float16}
-_PIECE = 1 << 21
-"""Numbers a piece: 8 MB in fp32, whole rows of every block size."""
+_PIECE = 1 << 19
+"""Numbers a piece: 2 MB in fp32, which a core's cache holds; whole rows of every block size."""
 
 
 class FittedTensors(Protocol):

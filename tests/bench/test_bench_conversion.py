@@ -34,6 +34,7 @@ def test_the_record_holds_a_line_a_format(tmp_path):
     assert (line["format"], line["type"]) == ("q8_0", "Q8_0")
     assert line["of_copy"] > 0
     assert line["of_llamacpp"] > 0
+    assert 1 << 20 < line["peak_bytes"] < 1 << 30
     assert len(conversion_lines(body)) == 4
     assert told == ["a checkpoint of tiny with 5 layers", "q8_0"]
     assert not list(tmp_path.iterdir())

@@ -80,13 +80,13 @@ def measured(arm: str, checkpoint: Path, form: str, out: Path, threads: int) -> 
     plan = plan_tensors(source, form)  # type: ignore[arg-type]
     quantized: TensorType = next(each.type for each in plan.tensors if each.kind == "attn_q.weight")
     torch.set_num_threads(1)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = _peak_bytes()
     started, cpu = time.perf_counter(), time.process_time()
     ARMS[arm](source, plan, out, threads)
     found = {
         "seconds": time.perf_counter() - started,
         "cpu_seconds": time.process_time() - cpu,
-        "peak_bytes": 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before),
+        "peak_bytes": _peak_bytes() - before,
         "type": quantized,
         "bytes": out.stat().st_size if out.exists() else 0,
         "parameters": sum(each.source.parameters for each in plan.tensors if each.source),
@@ -94,6 +94,15 @@ def measured(arm: str, checkpoint: Path, form: str, out: Path, threads: int) -> 
     }
     out.unlink(missing_ok=True)
     return found
+
+
+def _peak_bytes() -> int:
+    """Return the most memory that this process has had, without what its parent had before it began."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return 1024 * int(line.split()[1])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in bytes where there is no /proc: macOS
 
 
 def _grouped(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
