@@ -33,16 +33,20 @@ def recipe(run: Run, config: RunConfig) -> Artifact:
     merged = run.step(merge, config.merge, base=base, adapter=adapter, data=data)
     quantized = run.step(quantize, config.quantize, model=merged, data=data)
     stock = stock_drafter(config.draft, config.model)
-    run.step(
-        draft,
-        config.draft,
-        model=merged,
-        data=data,
-        quantized=quantized,
-        drafter=run.step(fetch, stock, name="stock_drafter", source=local_base(stock.base)),
-        tasks=tasks(config),
-        source=questions_read(config),
-    ) if stock else None
+    drafter = (
+        run.step(
+            draft,
+            config.draft,
+            model=merged,
+            data=data,
+            quantized=quantized,
+            stock=run.step(fetch, stock, name="stock_drafter", source=local_base(stock.base)),
+            tasks=tasks(config),
+            source=questions_read(config),
+        )
+        if stock
+        else None
+    )
     champion = run.step(pull_champion, config.registered_model(), name="champion")
     evidence = run.step(
         evaluate,
@@ -64,5 +68,6 @@ def recipe(run: Run, config: RunConfig) -> Artifact:
         adapter=adapter,
         merged=merged,
         quantized=quantized,
+        drafter=drafter,
         evaluation=evidence,
     )

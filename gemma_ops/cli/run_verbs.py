@@ -72,6 +72,12 @@ def quantize(configs: Configs, sets: Sets = None, redo: Redo = None, as_json: Js
 
 
 @app.command()
+def draft(configs: Configs, sets: Sets = None, redo: Redo = None, as_json: Json = False) -> None:
+    """Run the recipe as far as the tuned drafter and what it does for each file; `draft.base` names it."""
+    execute(configs, sets, redo, "draft", as_json)
+
+
+@app.command()
 def evaluate(
     configs: Configs,
     sets: Sets = None,

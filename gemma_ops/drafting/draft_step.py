@@ -58,19 +58,19 @@ def draft(
     machine: MachineConfig,
     *,
     model: Path,
-    drafter: Path,
+    stock: Path,
     data: Path,
     quantized: Path,
     tasks: tuple[Path, ...] = (),
     source: Path | None = None,
 ) -> dict[str, float]:
-    """Tune `drafter`, a folder of the step `fetch`, for the merged checkpoint `model` on its answers to the prompts of
-    `data`; measure it with each file of `quantized` on the tasks, whose rows `source` may hold.
+    """Tune `stock`, a drafter as the step `fetch` leaves it, for the merged checkpoint `model` on its answers to the
+    prompts of `data`; measure it with each file of `quantized` on the tasks, whose rows `source` may hold.
 
     Raises ModelError for a drafter of another size, DataError where no row can be asked, MachineError when the disk has
     no room, and what llama.cpp refuses.
     """
-    target, stock, work = MergedCheckpoint(checkpoint(model)), checkpoint(drafter), out / _WORK
+    target, stock, work = MergedCheckpoint(checkpoint(model)), checkpoint(stock), out / _WORK
     check_drafter(read_drafter_config(stock), target.config)
     learned = stricter(learned_class(model), rows_class([data / "train.jsonl"]))
     rows = _recorded(target, data, settings, machine, work / "states")

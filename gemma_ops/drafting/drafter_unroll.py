@@ -111,19 +111,19 @@ def unroll_drafter(drafter: Any, table: TargetTable, batch: DraftBatch, depth: i
         state = drafter.post_projection(read)
 
 
-@torch.no_grad()
 def drafts_right(drafter: Any, table: TargetTable, batch: DraftBatch, depth: int, *, clusters: bool) -> torch.Tensor:
     """Return how many tokens from each place on are drafted as the target says them, (B, Q), at most `depth`. With
     `clusters` only tokens of the likeliest clusters are drafted, as transformers and vLLM do."""
     going = batch.valid(1)
     found = torch.zeros_like(batch.places)
-    for ahead, states in enumerate(unroll_drafter(drafter, table, batch, depth), 1):
-        if clusters and drafter.masked_embedding is not None:
-            logits = drafter.masked_embedding(states, drafter.lm_head.weight)
-        else:
-            logits = drafter.lm_head(states)
-        going = going & batch.valid(ahead) & (logits.argmax(-1) == batch.at(batch.ids, ahead))
-        found += going
+    with torch.no_grad():
+        for ahead, states in enumerate(unroll_drafter(drafter, table, batch, depth), 1):
+            if clusters and drafter.masked_embedding is not None:
+                logits = drafter.masked_embedding(states, drafter.lm_head.weight)
+            else:
+                logits = drafter.lm_head(states)
+            going = going & batch.valid(ahead) & (logits.argmax(-1) == batch.at(batch.ids, ahead))
+            found += going
     return found
 
 

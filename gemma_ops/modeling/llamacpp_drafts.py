@@ -23,11 +23,8 @@ class TimedReply:
     """Steps in which the model checked a draft, or said a token alone."""
     drafted: int
     """Tokens that were drafted."""
-
-    @property
-    def kept(self) -> int:
-        """Return the drafted tokens that stand in the answer."""
-        return max(0, len(self.tokens) - 1 - self.steps)
+    kept: int
+    """Drafted tokens that stand in the answer."""
 
 
 class TimedGguf(GGUF):
@@ -48,4 +45,6 @@ class TimedGguf(GGUF):
         drafted, tokens = int(told.get("draft_n", 0)), list(found["tokens"])
         # Each step drafts as many tokens as it may; only a reply that is cut ends with shorter drafts.
         steps = -(-drafted // self._drafted) if self._drafted else len(tokens) - 1
-        return TimedReply(tokens, found["stop_type"] == "eos", told["predicted_ms"] / 1000, steps, drafted)
+        # What is accepted beyond the token that ends a reply counts for llama.cpp, and not here.
+        kept = min(int(told.get("draft_n_accepted", 0)), len(tokens) - 1)
+        return TimedReply(tokens, found["stop_type"] == "eos", told["predicted_ms"] / 1000, steps, drafted, kept)

@@ -29,6 +29,7 @@ def make_engine(source: Source, machine: MachineConfig, settings: ServeConfig) -
         return LlamaCpp(
             source.file, slots=slots, context=context, windowed=settings.window_cache, threads=threads,
             defaults=source.defaults, tokenizer=chat.load_tokenizer(source.tokenizer) if source.projector else None,
+            drafter=source.drafting.drafter,
         )  # fmt: skip
     if engine == "vLLM":
         return _make_vllm(source, machine, settings)
@@ -71,7 +72,7 @@ def _make_vllm(source: Source, machine: MachineConfig, settings: ServeConfig) ->
     gpu, memory = gpus[0].memory * devices.GIB if gpus else None, engine_memory(source, settings)
     arguments = vllm_arguments(
         source.base or source.file, changed=changed, slots=settings.slots, context=settings.context, memory=memory,
-        gpu=gpu,
+        gpu=gpu, drafter=source.drafting.drafter,
     )  # fmt: skip
     return VllmEngine(
         home,
