@@ -20,6 +20,7 @@ from gemma_ops.training import larger_model, train
 
 def recipe(run: Run, config: RunConfig) -> Artifact:
     needs("xllamacpp", "gguf", "checking GGUF files")
+    stock = stock_drafter(config.draft, config.model)
     base = run.step(fetch, config.model, source=local_base(config.model.base))
     data = run.step(prepare, config.data, source=rows_read(config), model=base, tasks=every_task(config))
     larger = larger_model(config.train)
@@ -32,7 +33,6 @@ def recipe(run: Run, config: RunConfig) -> Artifact:
     )
     merged = run.step(merge, config.merge, base=base, adapter=adapter, data=data)
     quantized = run.step(quantize, config.quantize, model=merged, data=data)
-    stock = stock_drafter(config.draft, config.model)
     drafter = (
         run.step(
             draft,

@@ -26,7 +26,7 @@ from gemma_ops.drafting.draft_measurement import DraftedFileAsked, measure_task,
 from gemma_ops.drafting.draft_training import DraftTraining, train_drafter
 from gemma_ops.drafting.drafter_gguf import write_drafter_gguf
 from gemma_ops.drafting.drafter_unroll import TargetTable
-from gemma_ops.drafting.recorded_states import RecordedStates, record_states, state_bytes
+from gemma_ops.drafting.recorded_states import RecordedStates, record_states
 from gemma_ops.errors import DataError
 from gemma_ops.export.checkpoint import MergedCheckpoint
 from gemma_ops.export.file_fidelity import parity_weights
@@ -37,6 +37,7 @@ from gemma_ops.family.formats import GGUF, REFERENCE
 from gemma_ops.modeling.checkpoint_source import checkpoint
 from gemma_ops.modeling.drafter_files import check_drafter, load_drafter, read_drafter_config, save_drafter
 from gemma_ops.modeling.load import load_model, load_tokenizer, pick_device
+from gemma_ops.planning.drafter_bytes import recorded_bytes
 from gemma_ops.privacy.classes import learned_class, record_learned, rows_class, stricter
 from gemma_ops.runs import digest, journal
 from gemma_ops.targets.prompt_encoder import Encoder
@@ -103,10 +104,9 @@ def _recorded(
             "set draft.base=none",
         )
     folder.mkdir(parents=True, exist_ok=True)
-    each = state_bytes(Shape.from_config(target.config))
     written = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-    most = each * (sum(map(len, prompts)) + len(prompts) * settings.answer_tokens)
-    check_room(folder, max(0, most - written))
+    most = recorded_bytes(Shape.from_config(target.config), settings, sum(map(len, prompts)) / len(prompts))
+    check_room(folder, max(0, round(most) - written))
     weights, device = parity_weights(target), pick_device(machine.device, target.folder)
     model = load_model(target.folder, weights=weights, device=device)
     rows = record_states(model, prompts, folder, answer_tokens=settings.answer_tokens, batch=_BATCH)

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 
-from gemma_ops.family import Shape
 from gemma_ops.modeling.generate import stop_ids
 from gemma_ops.runs import journal
 
@@ -39,12 +38,6 @@ class RecordedRow:
 
     def __len__(self) -> int:
         return len(self.ids)
-
-
-def state_bytes(shape: Shape) -> int:
-    """Return the bytes of one recorded token of a target: its state, and the keys and values of two layers."""
-    last = {layer.window is None: layer for layer in shape.layers if not layer.shares_kv}
-    return 2 * (shape.hidden + sum(2 * layer.kv_width for layer in last.values()))
 
 
 class RecordedStates:

@@ -24,6 +24,8 @@ def make_engine(source: Source, machine: MachineConfig, settings: ServeConfig) -
     """Return the engine that runs a source. Raises ConfigError where the engine that is asked for can't, and
     MachineError where it is not installed, or has no GPU and needs one."""
     slots, context, threads = settings.slots, settings.context, machine.workers
+    if settings.drafter == "on" and source.drafting.drafter is None:
+        raise ConfigError(f"serve.drafter is on, and {source.asked} has no drafter", "set serve.drafter to off")
     engine = choose_engine(source.format, settings)
     if engine == "llama.cpp":
         return LlamaCpp(

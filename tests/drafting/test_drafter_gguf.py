@@ -1,5 +1,5 @@
-"""A drafter's GGUF file runs in llama.cpp beside its target: the same answers, in as many steps as transformers' drafter
-would take."""
+"""A drafter's GGUF file runs in llama.cpp beside its target: the same answers, in as many steps as with transformers'
+drafter."""
 
 from __future__ import annotations
 
@@ -22,10 +22,13 @@ from tests.helpers import tiny_drafters, tiny_models
 from tests.helpers.live_server import make_files
 
 QUESTIONS = [
-    "Repeat: red blue seven 4821 stone", "As JSON: name is Ivo Truson, code is K37519", "Topic: When will the card arrive?",
-    "In: river stone paper cloud green. What comes after paper?", "Repeat the message: The tablet is three weeks late.",
+    "Repeat: red blue seven 4821 stone",
+    "As JSON: name is Ivo Truson, code is K37519",
+    "Topic: When will the card arrive?",
+    "In: river stone paper cloud green. What comes after paper?",
+    "Repeat the message: The tablet is three weeks late.",
     "Which order? It is order P46038. The door lock shows a blank screen.",
-]  # fmt: skip
+]
 
 
 @pytest.fixture(scope="module")

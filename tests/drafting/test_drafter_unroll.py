@@ -1,5 +1,5 @@
-"""A drafter over recorded rows says what transformers' own drafter says, for every kind of Gemma 4, and drafts are counted
-as an engine counts them."""
+"""A drafter over recorded rows says what transformers' own drafter says, for every kind of Gemma 4, and drafts are
+counted as an engine counts them."""
 
 from __future__ import annotations
 

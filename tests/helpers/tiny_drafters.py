@@ -1,5 +1,5 @@
-"""Tiny random drafters for the checkpoints of `tiny_models`: the real transformers classes, as wide as their target wants
-and a third as deep."""
+"""Tiny random drafters for the checkpoints of `tiny_models`: the real transformers classes, with what their target
+wants."""
 
 from __future__ import annotations
 
@@ -36,7 +36,11 @@ def drafter_config(target: dict[str, Any], *, hidden: int = 32, clusters: int = 
     if unified:
         for name in ("vocab_size_per_layer_input", "hidden_size_per_layer_input"):
             settings.pop(name)
-    centroids = {"use_ordered_embeddings": True, "num_centroids": clusters, "centroid_intermediate_top_k": clusters // 4}
+    centroids = {
+        "use_ordered_embeddings": True,
+        "num_centroids": clusters,
+        "centroid_intermediate_top_k": clusters // 4,
+    }
     return cls(
         text_config=inner(**settings), backbone_hidden_size=text["hidden_size"], **(centroids if clusters else {})
     )
