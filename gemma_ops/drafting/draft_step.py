@@ -195,17 +195,19 @@ def _measured(
 
 
 def _metrics(record: DrafterRecord) -> dict[str, float]:
+    """Return the figures of each file, on average over the tasks: `was` is those of the stock drafter."""
     found: dict[str, float] = {}
     for form, file in record.files.items():
         found[f"{form}/recommended"] = float(file.recommended)
-        for task in file.tasks:
-            at = f"{form}/{task.task}"
-            found |= {
-                f"{at}/tokens_per_step": float(task.tuned.tokens_per_step.value),
-                f"{at}/tokens_per_step_stock": float(task.stock.tokens_per_step.value),
-                f"{at}/accepted": float(task.tuned.accepted.value),
-                f"{at}/accepted_stock": float(task.stock.accepted.value),
-                f"{at}/speed": float(task.tuned.speed.value),
-                f"{at}/equal": task.equal / task.rows,
-            }
+        if not file.tasks:
+            continue
+        figures = {
+            "tokens_per_step": [task.tuned.tokens_per_step.value for task in file.tasks],
+            "was": [task.stock.tokens_per_step.value for task in file.tasks],
+            "accepted": [task.tuned.accepted.value for task in file.tasks],
+            "accepted_was": [task.stock.accepted.value for task in file.tasks],
+            "speed": [task.tuned.speed.value for task in file.tasks],
+            "equal": [task.equal / task.rows for task in file.tasks],
+        }
+        found |= {f"{form}/{name}": sum(map(float, values)) / len(values) for name, values in figures.items()}
     return found

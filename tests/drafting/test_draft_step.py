@@ -57,7 +57,8 @@ def test_it_leaves_a_drafter_for_every_engine_and_what_it_does(made, inputs):
     assert task.stock.tokens_per_step.value > 1.0
     assert not file.recommended
     assert "3 rows can't show it" in file.reason
-    assert metrics["q4_0/support_desk/equal"] == 1.0
+    assert metrics["q4_0/equal"] == 1.0
+    assert metrics["q4_0/was"] == task.stock.tokens_per_step.value
     assert metrics["parameters"] == 390_368
 
 
