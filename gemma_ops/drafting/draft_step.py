@@ -22,7 +22,8 @@ from gemma_ops.data import example
 from gemma_ops.data.parts import media_of
 from gemma_ops.data.prompt_record import read_prompting
 from gemma_ops.data.row_tokens import Manner
-from gemma_ops.drafting.draft_measurement import DraftedFileAsked, measure_task, recommend
+from gemma_ops.drafting.draft_figures import recommend
+from gemma_ops.drafting.draft_measurement import DraftedFileAsked, measure_task
 from gemma_ops.drafting.draft_training import DraftTraining, train_drafter
 from gemma_ops.drafting.drafter_gguf import write_drafter_gguf
 from gemma_ops.drafting.drafter_unroll import TargetTable

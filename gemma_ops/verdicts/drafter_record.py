@@ -55,9 +55,9 @@ class DraftedTask(VerdictRecord):
     equal: int
     """Answers with the tuned drafter that are the same, token by token, as those without one."""
     metric: str
-    score: Number
-    """Mean of the metric with the tuned drafter."""
-    score_alone: Number
+    score: Number | None
+    """Mean of the metric with the tuned drafter; None where it can score no answer."""
+    score_alone: Number | None
     """Mean of the metric without a drafter."""
     outcome: Literal["pass", "fail", "inconclusive"]
     """Of the gate: not worse with the drafter."""

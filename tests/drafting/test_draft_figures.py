@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gemma_ops.config import DraftConfig
-from gemma_ops.drafting.draft_measurement import AskedRow, recommend, summarize_task
+from gemma_ops.drafting.draft_figures import AskedRow, recommend, summarize_task
 from gemma_ops.modeling.llamacpp_drafts import TimedReply
 from gemma_ops.tasks.task import load_task
 
@@ -92,3 +92,21 @@ def test_a_speed_that_may_be_none_is_not_enough():
 
 def test_one_task_is_enough_to_leave_it_off():
     assert not recommend([summarized(asked()), summarized(asked(speed=0.5))])[0]
+
+
+def test_answers_that_no_metric_can_score_decide_nothing():
+    rows = asked(160)
+    some = [replace(each, scores=dict.fromkeys(each.scores)) for each in rows[:60]] + rows[60:]
+    assert summarized(some).outcome == "inconclusive"  # 100 rows can't show it
+    assert summarized(some).score == 1.0
+    none = summarized([replace(each, scores=dict.fromkeys(each.scores)) for each in rows])
+    assert (none.outcome, none.score) == ("inconclusive", None)
+    assert recommend([none]) == (False, "support_desk: no question of it can be scored by exact_match")
+
+
+def test_answers_of_one_token_leave_nothing_to_gain():
+    one = reply(1, 0.0, 0)
+    rows = [replace(each, replies=dict.fromkeys(each.replies, one)) for each in asked()]
+    found = summarized(rows)
+    assert (found.tuned.tokens_per_step.value, found.tuned.speed.value) == (0.0, 0.0)
+    assert not recommend([found])[0]
