@@ -27,7 +27,7 @@ class DraftConfig(ConfigSection):
     """Optimizer steps of the training."""
     batch: Annotated[int, Field(ge=1)] = 16
     """Answers of a step."""
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    learning_rate: Annotated[float, Field(gt=0)] = 5e-4
     """Peak learning rate."""
     measure_rows: Annotated[int, Field(ge=1)] = 200
     """Questions of each task that are answered with and without the drafter."""

@@ -27,7 +27,7 @@ _SLACK = 8
 
 
 @dataclass(frozen=True)
-class DraftedFileAsked:
+class TriedFile:
     """A GGUF file, and the drafters that are tried with it."""
 
     file: Path
@@ -36,7 +36,7 @@ class DraftedFileAsked:
     threads: int | None
 
 
-def measure_task(asked: DraftedFileAsked, task: Task, encode: Encoder, settings: DraftConfig, form: str) -> DraftedTask:
+def measure_task(tried: TriedFile, task: Task, encode: Encoder, settings: DraftConfig, form: str) -> DraftedTask:
     """Ask a task's questions of a file in all ways, and return what came of it. Raises ModelError when llama.cpp
     refuses a file or a question."""
     limit = task.file.generation.max_new_tokens + encode.thoughts
@@ -48,11 +48,11 @@ def measure_task(asked: DraftedFileAsked, task: Task, encode: Encoder, settings:
         ways = {
             way: stack.enter_context(
                 TimedGguf(
-                    asked.file, context=context, threads=asked.threads, drafter=drafter,
+                    tried.file, context=context, threads=tried.threads, drafter=drafter,
                     drafted=settings.tokens if drafter else 0,
                 )
             )
-            for way, drafter in ((ALONE, None), (STOCK, asked.stock), (TUNED, asked.tuned))
+            for way, drafter in ((ALONE, None), (STOCK, tried.stock), (TUNED, tried.tuned))
         }  # fmt: skip
         for way in ways.values():
             way.timed_reply(prompts[0], limit)  # loads it, and warms it up

@@ -23,7 +23,7 @@ from gemma_ops.data.parts import media_of
 from gemma_ops.data.prompt_record import read_prompting
 from gemma_ops.data.row_tokens import Manner
 from gemma_ops.drafting.draft_figures import recommend
-from gemma_ops.drafting.draft_measurement import DraftedFileAsked, measure_task
+from gemma_ops.drafting.draft_measurement import TriedFile, measure_task
 from gemma_ops.drafting.draft_training import DraftTraining, train_drafter
 from gemma_ops.drafting.drafter_gguf import write_drafter_gguf
 from gemma_ops.drafting.drafter_unroll import TargetTable
@@ -35,7 +35,7 @@ from gemma_ops.export.folder import check_room
 from gemma_ops.export.prompts import export_prompt_ids, manner_of
 from gemma_ops.family import Shape
 from gemma_ops.family.formats import GGUF, REFERENCE
-from gemma_ops.modeling.checkpoint_source import checkpoint
+from gemma_ops.modeling.checkpoint_source import checkpoint, fetched_id
 from gemma_ops.modeling.drafter_files import check_drafter, load_drafter, read_drafter_config, save_drafter
 from gemma_ops.modeling.load import load_model, load_tokenizer, pick_device
 from gemma_ops.planning.drafter_bytes import recorded_bytes
@@ -72,6 +72,7 @@ def draft(
     Raises ModelError for a drafter of another size, DataError where no row can be asked, MachineError when the disk has
     no room, and what llama.cpp refuses.
     """
+    name = fetched_id(stock)
     target, stock, work = MergedCheckpoint(checkpoint(model)), checkpoint(stock), out / _WORK
     check_drafter(read_drafter_config(stock), target.config)
     learned = stricter(learned_class(model), rows_class([data / "train.jsonl"]))
@@ -83,7 +84,7 @@ def draft(
     files = _measured(out, target.folder, settings, machine, quantized, tasks, source)
     record = DrafterRecord.made(
         {
-            "schema": SCHEMA, "base": settings.base, "tokens": settings.tokens, "parameters": parameters,
+            "schema": SCHEMA, "base": name, "tokens": settings.tokens, "parameters": parameters,
             "rows": len(rows), "engine": f"llama.cpp (xllamacpp {version('xllamacpp')})", "files": files,
         }
     )  # fmt: skip
@@ -183,8 +184,8 @@ def _measured(
     found = {}
     for form in made:
         file = quantized / GGUF[form].path
-        asked = DraftedFileAsked(file, out / _WORK / DRAFTER_GGUF, out / DRAFTER_GGUF, machine.workers)
-        measured = [measure_task(asked, task, encode, settings, form) for task in chosen if not task.shows]
+        tried = TriedFile(file, out / _WORK / DRAFTER_GGUF, out / DRAFTER_GGUF, machine.workers)
+        measured = [measure_task(tried, task, encode, settings, form) for task in chosen if not task.shows]
         on, reason = recommend(measured) if measured else (False, "no task was asked with it")
         found[form] = {
             "sha256": digest.of_file(file),

@@ -77,6 +77,16 @@ def fetch(out: Path, settings: ModelConfig, machine: MachineConfig, *, source: P
     return {"shards": len(shards), "bytes": float(sum(shard.stat().st_size for shard in shards))}
 
 
+def fetched_id(folder: Path) -> str:
+    """Return the id, and the revision where there is one, of what `fetch` left in a folder; the name of another
+    folder."""
+    file = folder / "model.json"
+    if not file.is_file():
+        return folder.resolve().name
+    body = json.loads(file.read_text(encoding="utf-8"))
+    return f"{body['id']}@{body['revision']}" if body.get("revision") else str(body["id"])
+
+
 def read_model_config(folder: Path) -> dict[str, Any]:
     """Read the checkpoint's `config.json`. Raises ModelError when there is none or it is not Gemma 4."""
     try:

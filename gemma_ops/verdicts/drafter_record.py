@@ -79,7 +79,7 @@ class DrafterRecord(VerdictRecord):
 
     schema_: Annotated[str, Field(alias="schema")] = SCHEMA
     base: str
-    """The drafter that was tuned, as `draft.base` resolves it."""
+    """The drafter that was tuned: its id, and its revision where there is one."""
     tokens: int
     """Tokens that are drafted before the model checks them."""
     parameters: int

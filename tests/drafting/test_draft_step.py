@@ -48,7 +48,7 @@ def test_it_leaves_a_drafter_for_every_engine_and_what_it_does(made, inputs):
     assert type(load_drafter(out / "weights")).__name__ == "Gemma4AssistantForCausalLM"
     assert json.loads((out / "learned.json").read_text())["privacy"] == "paid"
     record = DrafterRecord.read(out / "drafter.json")
-    assert (record.tokens, record.rows, list(record.files)) == (3, 6, ["q4_0"])
+    assert (record.base, record.tokens, record.rows, list(record.files)) == ("drafter", 3, 6, ["q4_0"])
     file = record.files["q4_0"]
     assert file.sha256 == digest.of_file(inputs["quantized"] / "q4_0" / "model.gguf")
     (task,) = file.tasks
