@@ -74,21 +74,23 @@ def train_drafter(
 
 def draft_loss(drafter: Any, table: TargetTable, batch: DraftBatch, depth: int) -> torch.Tensor:
     """Return the loss of a batch, a scalar: the weighted mean over all tokens ahead of all places."""
-    weights = [_FURTHER**ahead for ahead in range(depth)]
-    divisor = sum(weight * batch.valid(ahead).sum() for ahead, weight in enumerate(weights, 1))
-    loss = batch.hidden.new_zeros((), dtype=torch.float32)
+    own, shown, labels, weights = [], [], [], []
     for ahead, states in enumerate(unroll_drafter(drafter, table, batch, depth), 1):
         valid = batch.valid(ahead)
-        own, labels = states[valid], batch.at(batch.ids, ahead)[valid]
-        shown = batch.at(batch.hidden, ahead - 1)[valid]
-        loss = loss + weights[ahead - 1] * linear_distillation(
-            own, drafter.lm_head.weight, shown, table.weight, labels, softcap=None, teacher_softcap=table.softcap,
-            temperature=1.0, mix=1.0, divisor=divisor,
-        )  # fmt: skip
-        if drafter.masked_embedding is not None:
-            clusters = drafter.masked_embedding.centroids(own.detach())
-            missed = cross_entropy(clusters.float(), _cluster_of(drafter)[labels], reduction="sum")
-            loss = loss + weights[ahead - 1] * missed / divisor
+        own.append(states[valid])
+        shown.append(batch.at(batch.hidden, ahead - 1)[valid])
+        labels.append(batch.at(batch.ids, ahead)[valid])
+        weights.append(torch.full_like(labels[-1], _FURTHER ** (ahead - 1), dtype=torch.float32))
+    said, wanted, factors = torch.cat(own), torch.cat(labels), torch.cat(weights)
+    # One call for all tokens ahead: the head's gradient, as large as the head, exists once.
+    loss = linear_distillation(
+        said, drafter.lm_head.weight, torch.cat(shown), table.weight, wanted, softcap=None,
+        teacher_softcap=table.softcap, temperature=1.0, mix=1.0, divisor=factors.sum(), weights=factors,
+    )  # fmt: skip
+    if drafter.masked_embedding is not None:
+        clusters = drafter.masked_embedding.centroids(said.detach())
+        missed = cross_entropy(clusters.float(), _cluster_of(drafter)[wanted], reduction="none")
+        loss = loss + (missed * factors).sum() / factors.sum()
     return loss
 
 

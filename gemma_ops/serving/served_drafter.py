@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,12 @@ class ServedDrafter:
         """Return the bytes of its weights."""
         files = [self.place] if self.place.is_file() else self.place.glob("*.safetensors")
         return sum(file.stat().st_size for file in files)
+
+    @property
+    def clustered(self) -> bool:
+        """True for a checkpoint whose head reads the likeliest clusters of tokens only."""
+        config = self.place / "config.json"
+        return config.is_file() and bool(json.loads(config.read_text(encoding="utf-8")).get("use_ordered_embeddings"))
 
 
 @dataclass(frozen=True)

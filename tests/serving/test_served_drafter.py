@@ -12,7 +12,9 @@ from gemma_ops.config import MachineConfig, ServeConfig
 from gemma_ops.drafting.drafter_gguf import write_drafter_gguf
 from gemma_ops.errors import ConfigError, GateError
 from gemma_ops.nano import DRAFTER, WEIGHTS
+from gemma_ops.planning.vllm_environment import VllmEnvironment
 from gemma_ops.runs import digest
+from gemma_ops.serving import engines
 from gemma_ops.serving.engines import make_engine
 from gemma_ops.serving.open_source import open_source
 from gemma_ops.serving.served_drafter import ServedDrafter, choose_drafter, is_drafter
@@ -159,3 +161,19 @@ def test_vllm_takes_the_checkpoint_of_one_that_is_asked_for(tmp_path):
     assert is_drafter("drafter/weights/model.safetensors", "vLLM")
     assert not is_drafter("drafter/drafter.gguf", "vLLM")
     assert is_drafter("drafter/drafter.gguf", "llama.cpp")
+
+
+def test_vllm_for_the_cpu_runs_no_clusters(tmp_path, monkeypatch):
+    machine, folder = make_run(tmp_path)
+    given = ServeConfig(engine="vllm", vllm_python="python", drafter="on")
+    source = open_source(str(WEIGHTS), machine, given)
+    drafting = choose_drafter(folder / "draft", "merged", "s", given, shows=False, asked="x")
+    assert drafting.drafter
+    assert drafting.drafter.clustered
+    monkeypatch.setattr(engines, "find_vllm", lambda _: VllmEnvironment("python", "0.32.0", cpu=True))
+    with pytest.raises(ConfigError, match="no drafter with clusters of tokens"):
+        make_engine(replace(source, drafting=drafting), machine, given)
+    config = folder / "draft" / "weights" / "config.json"
+    config.write_text(config.read_text().replace('"use_ordered_embeddings": true', '"use_ordered_embeddings": false'))
+    engine = make_engine(replace(source, drafting=drafting), machine, given)
+    assert "--speculative-config" in engine._arguments
