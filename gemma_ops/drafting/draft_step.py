@@ -27,7 +27,7 @@ from gemma_ops.drafting.draft_measurement import TriedFile, measure_task
 from gemma_ops.drafting.draft_training import DraftTraining, train_drafter
 from gemma_ops.drafting.drafter_gguf import write_drafter_gguf
 from gemma_ops.drafting.drafter_unroll import TargetTable
-from gemma_ops.drafting.recorded_states import RecordedStates, record_states
+from gemma_ops.drafting.recorded_states import RecordedStates, is_recorded, record_states
 from gemma_ops.errors import DataError
 from gemma_ops.export.checkpoint import MergedCheckpoint
 from gemma_ops.export.file_fidelity import parity_weights
@@ -109,9 +109,11 @@ def _recorded(
     written = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     most = recorded_bytes(Shape.from_config(target.config), settings, sum(map(len, prompts)) / len(prompts))
     check_room(folder, max(0, round(most) - written))
-    weights, device = parity_weights(target), pick_device(machine.device, target.folder)
-    model = load_model(target.folder, weights=weights, device=device)
-    rows = record_states(model, prompts, folder, answer_tokens=settings.answer_tokens, batch=_BATCH)
+    if not is_recorded(folder, len(prompts), _BATCH):
+        weights, device = parity_weights(target), pick_device(machine.device, target.folder)
+        model = load_model(target.folder, weights=weights, device=device)
+        record_states(model, prompts, folder, answer_tokens=settings.answer_tokens, batch=_BATCH)
+    rows = RecordedStates(folder)
     if not len(rows):
         raise DataError(
             "every answer of the tuned model is one token long: there is nothing to draft", "set draft.base=none"

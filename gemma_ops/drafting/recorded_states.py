@@ -92,6 +92,11 @@ def record_states(
     return RecordedStates(folder)
 
 
+def is_recorded(folder: Path, prompts: int, batch: int) -> bool:
+    """True if the answers to so many prompts lie in a folder, and no target is needed for them."""
+    return all((folder / f"{number:06d}.safetensors").exists() for number in range(-(-prompts // batch)))
+
+
 def _answered(model: Any, prompts: Sequence[list[int]], count: int) -> list[tuple[list[int], int]]:
     """Return each prompt with its greedy answer, and the prompt's length."""
     longest, stops = max(map(len, prompts)), set(stop_ids(model))

@@ -72,7 +72,7 @@ def test_the_same_step_leaves_the_same_drafter_also_after_a_kill(made, inputs, t
     with pytest.raises(KeyboardInterrupt):
         draft(tmp_path, SETTINGS, MACHINE, tasks=TASKS, **inputs)
     monkeypatch.undo()
-    monkeypatch.setattr(draft_step, "load_model", lambda *_, **__: None)  # nothing is asked again
+    monkeypatch.setattr(draft_step, "load_model", killed)  # nothing is asked again
     draft(tmp_path, SETTINGS, MACHINE, **inputs)
     for name in ("drafter.gguf", "weights/model.safetensors"):
         assert (tmp_path / name).read_bytes() == (out / name).read_bytes()
