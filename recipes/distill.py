@@ -5,10 +5,12 @@ budget.
 """
 
 from gemma_ops.config import RunConfig
+from gemma_ops.drafting import draft
 from gemma_ops.evaluation import evaluate
 from gemma_ops.export import merge, quantize
 from gemma_ops.modeling import fetch
 from gemma_ops.modeling.checkpoint_source import local_base
+from gemma_ops.modeling.drafter_files import stock_drafter
 from gemma_ops.prepare import prepare
 from gemma_ops.recipes.inputs import calibration, every_task, needs, questions_read, tasks
 from gemma_ops.registry import pull_champion, register
@@ -20,6 +22,7 @@ from gemma_ops.training import train
 
 def recipe(run: Run, config: RunConfig) -> Artifact:
     needs("xllamacpp", "gguf", "checking GGUF files")
+    stock = stock_drafter(config.draft, config.model)
     base = run.step(fetch, config.model, source=local_base(config.model.base))
     other = teacher_model(config.synth)
     synthetic = run.step(
@@ -36,6 +39,20 @@ def recipe(run: Run, config: RunConfig) -> Artifact:
     adapter = run.step(train, config.train, base=base, data=data)
     merged = run.step(merge, config.merge, base=base, adapter=adapter, data=data)
     quantized = run.step(quantize, config.quantize, model=merged, data=data)
+    drafter = (
+        run.step(
+            draft,
+            config.draft,
+            model=merged,
+            data=data,
+            quantized=quantized,
+            stock=run.step(fetch, stock, name="stock_drafter", source=local_base(stock.base)),
+            tasks=tasks(config),
+            source=questions_read(config),
+        )
+        if stock
+        else None
+    )
     champion = run.step(pull_champion, config.registered_model(), name="champion")
     evidence = run.step(
         evaluate,
@@ -57,5 +74,6 @@ def recipe(run: Run, config: RunConfig) -> Artifact:
         adapter=adapter,
         merged=merged,
         quantized=quantized,
+        drafter=drafter,
         evaluation=evidence,
     )

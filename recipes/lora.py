@@ -4,10 +4,12 @@
 """
 
 from gemma_ops.config import RunConfig
+from gemma_ops.drafting import draft
 from gemma_ops.evaluation import evaluate
 from gemma_ops.export import merge, quantize
 from gemma_ops.modeling import fetch
 from gemma_ops.modeling.checkpoint_source import local_base
+from gemma_ops.modeling.drafter_files import stock_drafter
 from gemma_ops.prepare import prepare
 from gemma_ops.recipes.inputs import calibration, every_task, needs, questions_read, rows_read, tasks
 from gemma_ops.registry import pull_champion, register
@@ -18,6 +20,7 @@ from gemma_ops.training import larger_model, train
 
 def recipe(run: Run, config: RunConfig) -> Artifact:
     needs("xllamacpp", "gguf", "checking GGUF files")
+    stock = stock_drafter(config.draft, config.model)
     base = run.step(fetch, config.model, source=local_base(config.model.base))
     data = run.step(prepare, config.data, source=rows_read(config), model=base, tasks=every_task(config))
     larger = larger_model(config.train)
@@ -30,6 +33,20 @@ def recipe(run: Run, config: RunConfig) -> Artifact:
     )
     merged = run.step(merge, config.merge, base=base, adapter=adapter, data=data)
     quantized = run.step(quantize, config.quantize, model=merged, data=data)
+    drafter = (
+        run.step(
+            draft,
+            config.draft,
+            model=merged,
+            data=data,
+            quantized=quantized,
+            stock=run.step(fetch, stock, name="stock_drafter", source=local_base(stock.base)),
+            tasks=tasks(config),
+            source=questions_read(config),
+        )
+        if stock
+        else None
+    )
     champion = run.step(pull_champion, config.registered_model(), name="champion")
     evidence = run.step(
         evaluate,
@@ -51,5 +68,6 @@ def recipe(run: Run, config: RunConfig) -> Artifact:
         adapter=adapter,
         merged=merged,
         quantized=quantized,
+        drafter=drafter,
         evaluation=evidence,
     )

@@ -24,7 +24,8 @@ def of(run: Run) -> dict[str, Any]:
 
 
 def of_folder(folder: Path) -> dict[str, Any]:
-    """Return the summary of a run folder: its finished steps, verdict and registered version."""
+    """Return the summary of a run folder: its finished steps, verdict, drafter and registered
+    version."""
     steps = {}
     manifests = [
         json.loads(path.read_text(encoding="utf-8"))
@@ -38,6 +39,7 @@ def of_folder(folder: Path) -> dict[str, Any]:
     for key, path in (
         ("verdict", folder / "evaluate" / "verdict.json"),
         ("version", folder / "register" / "mlflow.json"),
+        ("drafter", folder / "draft" / "drafter.json"),
     ):
         if path.exists():
             result[key] = json.loads(path.read_text(encoding="utf-8"))
@@ -73,6 +75,11 @@ def summary_lines(result: dict[str, Any]) -> list[str]:
         from gemma_ops.verdicts import Verdict
 
         text += ["", *summary_lines(Verdict.parse(result["verdict"], f"verdict.json of {result['run']}"))]
+    if "drafter" in result:
+        text += [
+            f"drafter    {form}: {'use it' if file['recommended'] else 'leave it off'}. {file['reason']}"
+            for form, file in result["drafter"]["files"].items()
+        ]
     if "version" in result:
         version = result["version"]
         text.append(
@@ -95,6 +102,7 @@ _SHOWN = {
     "quantize": tuple(
         f"{form}/{metric}" for form in GGUF if form != REFERENCE for metric in ("kl", "top1", "kl_ratio")
     ),
+    "draft": tuple(f"{form}/{metric}" for form in GGUF for metric in ("tokens_per_step", "was", "speed")),
 }
 
 

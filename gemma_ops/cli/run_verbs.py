@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from gemma_ops.cli.options import Configs, Json, Redo, Sets, load_config
+from gemma_ops.errors import ConfigError
 
 app = typer.Typer()
 
@@ -27,6 +28,8 @@ def execute(
     config = load_config(configs, sets)
     recipe = find_recipe(config.recipe)
     recipe.check_steps([*(redo or ()), *([until] if until else ())])
+    if until == "draft" and config.draft.base == "none":
+        raise ConfigError("draft.base is none, so there is no drafter to tune", "name one: --set draft.base=stock")
     if until in (None, "register") and (lost := lost_version(config.machine, Path(config.machine.runs) / config.name)):
         console.notice(lost)
         redo = [*(redo or ()), "register"]
@@ -69,6 +72,12 @@ def train(configs: Configs, sets: Sets = None, redo: Redo = None, as_json: Json 
 def quantize(configs: Configs, sets: Sets = None, redo: Redo = None, as_json: Json = False) -> None:
     """Run the recipe as far as the quantized files."""
     execute(configs, sets, redo, "quantize", as_json)
+
+
+@app.command()
+def draft(configs: Configs, sets: Sets = None, redo: Redo = None, as_json: Json = False) -> None:
+    """Run the recipe as far as the tuned drafter and what it does for each file; `draft.base` names it."""
+    execute(configs, sets, redo, "draft", as_json)
 
 
 @app.command()

@@ -6,6 +6,7 @@ cost, and never is. How a tree is read from YAML files and `--set` stands in `lo
 """
 
 from gemma_ops.config.data import DataConfig, ModelConfig
+from gemma_ops.config.draft import DraftConfig
 from gemma_ops.config.evaluation import (
     EvaluateConfig,
     GateConfig,
@@ -28,6 +29,7 @@ __all__ = [
     "LOCATION",
     "ConfigSection",
     "DataConfig",
+    "DraftConfig",
     "EndpointConfig",
     "EvaluateConfig",
     "GateConfig",

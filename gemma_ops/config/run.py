@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from gemma_ops.config.data import DataConfig, ModelConfig
+from gemma_ops.config.draft import DraftConfig
 from gemma_ops.config.evaluation import EvaluateConfig, RegisterConfig
 from gemma_ops.config.machine import LaunchConfig, Machine, MachineConfig, ReleaseConfig
 from gemma_ops.config.section import ConfigSection, Name
@@ -32,6 +33,7 @@ class RunConfig(ConfigSection):
     launch: LaunchConfig = LaunchConfig()
     merge: MergeConfig = MergeConfig()
     quantize: QuantizeConfig = QuantizeConfig()
+    draft: DraftConfig = DraftConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     register_: Annotated[RegisterConfig, Field(alias="register")] = RegisterConfig()
     release: ReleaseConfig = ReleaseConfig()

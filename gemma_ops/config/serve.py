@@ -43,6 +43,9 @@ class ServeConfig(ConfigSection):
     engine: Literal["auto", "llama.cpp", "transformers", "vllm"] = "auto"
     """What runs the weights; `auto` takes llama.cpp for GGUF files, for a merged checkpoint vLLM where
     `serve.vllm_python` names one, else transformers."""
+    drafter: Literal["auto", "on", "off"] = "auto"
+    """Whether the version's drafter says tokens ahead, in llama.cpp and vLLM; `auto` where it was measured with this
+    file and is recommended."""
     vllm_python: str | None = None
     """The Python of the environment that vLLM is installed in, one of its own (`/opt/vllm/bin/python`); null has no
     vLLM."""

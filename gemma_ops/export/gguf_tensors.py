@@ -218,6 +218,12 @@ def _place(name: str, shape: Shape) -> tuple[str, Layer | None]:
     )
 
 
+def layer_tensor_name(name: str) -> str | None:
+    """Return the name in a GGUF file of a layer's tensor, by the checkpoint's name; None for one that is no layer's."""
+    match = re.fullmatch(r"model\.layers\.(\d+)\.(.+)", name)
+    return f"blk.{match[1]}.{_LAYER[match[2]]}" if match and match[2] in _LAYER else None
+
+
 def place_tensor(name: str, source: MergedCheckpoint) -> str | None:
     """Return the name in a GGUF file of a tensor of the language model; None where the file leaves it out. Raises
     ModelError as `plan_tensors`."""

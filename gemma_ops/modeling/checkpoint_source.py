@@ -19,6 +19,8 @@ from gemma_ops.errors import ConfigError, GateError, ModelError, ServiceError
 from gemma_ops.privacy.classes import learned_class, record_learned, stricter
 from gemma_ops.runs import digest, journal
 
+_SHIPPED = {"nano": "weights", "nano-assistant": "drafter"}
+"""Folders of the checkpoints that are shipped, by name."""
 _FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt")
 
 
@@ -32,9 +34,9 @@ def checkpoint(path: Path) -> Path:
 
 
 def local_base(base: str) -> Path | None:
-    """Return the folder that `model.base` names: nano's, or an existing path; None for a Hub id."""
-    if base == "nano":
-        return Path(gemma_ops.__file__).parent / "nano" / "weights"
+    """Return the folder that `model.base` names: nano's or its drafter's, or an existing path; None for a Hub id."""
+    if base in _SHIPPED:
+        return Path(gemma_ops.__file__).parent / "nano" / _SHIPPED[base]
     path = Path(base).expanduser()
     return path if path.is_dir() else None
 
@@ -52,7 +54,7 @@ def fetch(out: Path, settings: ModelConfig, machine: MachineConfig, *, source: P
     folder, revision = (source.resolve(), None) if source else _download(settings.base, settings.revision)
     config = read_model_config(folder)
     shards = check_shards(folder)
-    name = settings.base if source is None or settings.base == "nano" else folder.name
+    name = settings.base if source is None or settings.base in _SHIPPED else folder.name
     files = {}
     for pattern in _FILES:
         for file in sorted(folder.glob(pattern)):
@@ -73,6 +75,16 @@ def fetch(out: Path, settings: ModelConfig, machine: MachineConfig, *, source: P
     link.symlink_to(folder, target_is_directory=True)
     (out / "model.json").write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
     return {"shards": len(shards), "bytes": float(sum(shard.stat().st_size for shard in shards))}
+
+
+def fetched_id(folder: Path) -> str:
+    """Return the id, and the revision where there is one, of what `fetch` left in a folder; the name of another
+    folder."""
+    file = folder / "model.json"
+    if not file.is_file():
+        return folder.resolve().name
+    body = json.loads(file.read_text(encoding="utf-8"))
+    return f"{body['id']}@{body['revision']}" if body.get("revision") else str(body["id"])
 
 
 def read_model_config(folder: Path) -> dict[str, Any]:

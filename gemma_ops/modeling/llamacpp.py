@@ -47,8 +47,9 @@ class GGUF(Closing):
     `threads`: CPU threads, all cores when None; files under 100 MB get one (a second one makes a busy machine many
     times slower: llama.cpp's threads spin while they wait). `context`: tokens a prompt and its reply may take together;
     None takes what the longest of each call needs. `projector` is the mmproj file for prompts that show something, and
-    `image_tokens` the most soft tokens of an image. Raises MachineError when `xllamacpp` is not installed, ModelError
-    when a file is absent or llama.cpp refuses it.
+    `image_tokens` the most soft tokens of an image. `drafter` is the GGUF file of a drafter, which says `drafted`
+    tokens before the model checks them. Raises MachineError when `xllamacpp` is not installed, ModelError when a file
+    is absent or llama.cpp refuses it.
     """
 
     def __init__(
@@ -59,6 +60,8 @@ class GGUF(Closing):
         context: int | None = None,
         projector: Path | None = None,
         image_tokens: int = 0,
+        drafter: Path | None = None,
+        drafted: int = 0,
     ) -> None:
         try:
             import xllamacpp
@@ -74,6 +77,7 @@ class GGUF(Closing):
         self._threads = threads_for(path, threads)
         self._fixed_context = context
         self._projector, self._image_tokens = projector, image_tokens
+        self._drafter, self._drafted = drafter, drafted
         self._marker = ""
         self._server: Any = None
         self._room = (0, 0)  # context per slot, slots
@@ -214,7 +218,8 @@ class GGUF(Closing):
         self._folder = tempfile.TemporaryDirectory(prefix="gemma-ops-")
         settings = ServerSettings(
             str(self.path), str(Path(self._folder.name) / "llama.sock"), slots, context, self._threads,
-            projector=str(self._projector or ""), image_tokens=self._image_tokens,
+            projector=str(self._projector or ""), image_tokens=self._image_tokens, drafter=str(self._drafter or ""),
+            drafted=self._drafted,
         )  # fmt: skip
         try:
             self._server = open_server(self._library, settings)

@@ -35,6 +35,10 @@ class ServerSettings:
     """The mmproj file, for prompts that show something; empty for text alone."""
     image_tokens: int = 0
     """Most soft tokens of an image (`max_soft_tokens`); 0 where the model sees none."""
+    drafter: str = ""
+    """The drafter's GGUF file; empty for one token at a time."""
+    drafted: int = 0
+    """Tokens that the drafter says before the model checks them."""
 
 
 class SocketConnection(http.client.HTTPConnection):
@@ -96,6 +100,11 @@ def open_server(library: Any, settings: ServerSettings) -> Any:
             params.image_max_tokens = settings.image_tokens
             # The tokens of an image see each other, so they are read at once.
             params.n_ubatch = max(params.n_ubatch, settings.image_tokens)
+    if settings.drafter:
+        params.speculative.types = [library.common_speculative_type.COMMON_SPECULATIVE_TYPE_DRAFT_MTP]
+        draft = params.speculative.draft
+        draft.mparams.path, draft.n_max = settings.drafter, settings.drafted
+        draft.cpuparams.n_threads = draft.cpuparams_batch.n_threads = settings.threads
     server = library.Server(params)
     # llama.cpp answers before its work loop runs, and a server freed before then never ends. `/slots` is answered by
     # that loop, so after it the server may be freed at any time.

@@ -6,6 +6,7 @@ capped and tied head) in 2 million parameters, and it has really learned to read
     tickets.py   the support desk: tickets in, routing JSON out
     lessons.py   what nano is taught before anybody fine-tunes it
     nano_shape.py     its dimensions and its tokenizer
+    nano_drafter.py   those of its drafter, which `python -m gemma_ops.drafting` trains
     pretrain.py  the training; `python -m gemma_ops.nano` runs it again from the seed
 """
 
@@ -13,3 +14,5 @@ from pathlib import Path
 
 WEIGHTS = Path(__file__).parent / "weights"
 """Folder of the shipped checkpoint."""
+DRAFTER = Path(__file__).parent / "drafter"
+"""Folder of the shipped drafter of that checkpoint."""

@@ -18,6 +18,7 @@ from gemma_ops.errors import ModelError
 from gemma_ops.family import Shape, Size
 from gemma_ops.planning import devices, passes, row_lengths, speed, training_memory
 from gemma_ops.planning.devices import Device
+from gemma_ops.planning.drafter_bytes import recorded_bytes
 from gemma_ops.planning.passes import Choice
 from gemma_ops.planning.row_lengths import RowLengths
 from gemma_ops.planning.speed import Speed, TokenWork
@@ -169,7 +170,7 @@ def measure_plan(config: RunConfig, target: Device, counted: row_lengths.Counted
         tokens=_tokens(config, found) or 1e6,
         per_million=_tokens(config, found) is None,
         download=2 * shape.counts().total if family.find_size(config.model.base) else 0,
-        notes=_notes(config, shape, target, choice),
+        notes=_notes(config, shape, target, choice, found.mean),
     )
 
 
@@ -217,8 +218,8 @@ def _tokens(config: RunConfig, found: RowLengths) -> float | None:
     return found.tokens * train.epochs if found.tokens else None
 
 
-def _notes(config: RunConfig, shape: Shape, target: Device, choice: Choice) -> tuple[str, ...]:
-    """Return what a reader must know about these numbers."""
+def _notes(config: RunConfig, shape: Shape, target: Device, choice: Choice, row_tokens: float) -> tuple[str, ...]:
+    """Return what a reader must know about these numbers; `row_tokens` are those of a row on average."""
     notes = []
     c = shape.counts()
     if choice.ple == "host":
@@ -243,6 +244,9 @@ def _notes(config: RunConfig, shape: Shape, target: Device, choice: Choice) -> t
         notes.append(f"loaded for text: vision and audio ({2 * (c.vision + c.audio) / GIB:.1f} GiB) are left out")
     if config.train.max_length > shape.context:
         notes.append(f"train.max_length exceeds the model's context of {shape.context:,} tokens")
+    if config.draft.base != "none":
+        room = recorded_bytes(shape, config.draft, row_tokens) / 1e9
+        notes.append(f"the step draft records up to {room:,.1f} GB in machine.runs while it tunes the drafter")
     return tuple(notes)
 
 

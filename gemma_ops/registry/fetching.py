@@ -29,6 +29,7 @@ from gemma_ops.registry.signing import SIGNATURE
 from gemma_ops.registry.verification import check_verdict
 from gemma_ops.runs import digest
 from gemma_ops.verdicts import VERDICT, Verdict
+from gemma_ops.verdicts.drafter_record import DRAFTER_SHELF
 
 _SPEC = re.compile(r"(?P<name>[^@/\s]+)(?:@(?P<alias>[^@/\s]+)|/(?P<version>\d+))")
 
@@ -52,10 +53,10 @@ def is_version(source: str) -> bool:
 
 def only_format(form: str) -> Callable[[str], bool]:
     """Return which of a version's files are copied: those without weights, and the weights of one format, with the
-    towers that go with it. Raises ConfigError for one that no version carries."""
+    towers and the drafter that go with it. Raises ConfigError for one that no version carries."""
     if form not in FORMATS:
         raise ConfigError(f"{form!r} is no format", f"one of: {', '.join(FORMATS)}")
-    shelves = (f"{FORMATS[form].shelf}/", *([f"{PROJECTOR_SHELF}/"] if form in GGUF else []))
+    shelves = (f"{FORMATS[form].shelf}/", f"{DRAFTER_SHELF}/", *([f"{PROJECTOR_SHELF}/"] if form in GGUF else []))
     return lambda path: path.startswith(shelves) or is_small(path)
 
 

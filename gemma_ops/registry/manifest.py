@@ -26,6 +26,7 @@ from gemma_ops.registry.lineage import check_chain, check_made, finished
 from gemma_ops.registry.staging import TUNED
 from gemma_ops.runs import digest
 from gemma_ops.verdicts import VERDICT
+from gemma_ops.verdicts.drafter_record import DRAFTER, DrafterRecord
 
 SCHEMA = "gemma-ops/manifest@1"
 _PACKAGES = ("torch", "transformers", "peft", "trl", "bitsandbytes", "tokenizers", "gguf", "mlflow", "xllamacpp")
@@ -54,6 +55,7 @@ def build_manifest(
     adapter: Path | None = None,
     merged: Path | None = None,
     quantized: Path | None = None,
+    drafter: Path | None = None,
     evaluation: Path | None = None,
     release: ReleaseConfig | None = None,
     ledger: str | None = None,
@@ -70,6 +72,7 @@ def build_manifest(
         "adapter": adapter,
         "merged": merged,
         "quantized": quantized,
+        "drafter": drafter,
         "evaluation": evaluation,
     }
     artifacts = {key: finished(path) for key, path in inputs.items() if path is not None}
@@ -88,10 +91,13 @@ def build_manifest(
         **({"tuned": _tuned(adapter, artifacts["adapter"])} if adapter and _is_full(adapter) else {}),
         "merged": {"digest": artifacts["merged"]["digest"]} if merged else None,
         "quantized": _quantized(quantized, artifacts["quantized"]) if quantized else None,
+        **({"drafter": _drafter(drafter, artifacts["drafter"])} if drafter else {}),
         "settings": made_with,
         "config": digest.of_json(made_with),
         "seed": (made_with.get("train") or made_with.get("evaluate") or {}).get("seed"),
-        "privacy": _privacy([path for path in (model, adapter, merged, quantized) if path], release or ReleaseConfig()),
+        "privacy": _privacy(
+            [path for path in (model, adapter, merged, quantized, drafter) if path], release or ReleaseConfig()
+        ),
         "evaluation": _evaluation(evaluation, artifacts["evaluation"], files) if evaluation else None,
         "prompting": _prompting([path for path in (adapter, merged, quantized) if path]),
         "files": listed,
@@ -236,6 +242,12 @@ def _quantized(quantized: Path, artifact: dict[str, Any]) -> dict[str, Any]:
         if base == GGUF_FILE:
             found[form] = {"sha256": file["sha256"], "bytes": file["bytes"]}
     return {"digest": artifact["digest"], "formats": found}
+
+
+def _drafter(drafter: Path, artifact: dict[str, Any]) -> dict[str, Any]:
+    """Return the record of a drafter: what it does for each file, and whether it is recommended."""
+    record = DrafterRecord.read(drafter / DRAFTER)
+    return {"digest": artifact["digest"], **record.to_json()}
 
 
 def _evaluation(evaluation: Path, artifact: dict[str, Any], files: dict[str, Path]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from gemma_ops.family.formats import GGUF
 from gemma_ops.gemini.notice import NOT_FOR
+from gemma_ops.registry.card_drafter import drafter_section
 from gemma_ops.registry.card_usage import loading
 from gemma_ops.registry.evaluation_evidence import EvaluationEvidence, ReportedFigure
 from gemma_ops.registry.staging import TOKENIZER
@@ -57,6 +58,7 @@ def write_card(manifest: dict[str, Any], found: EvaluationEvidence | None, descr
         _limits(subject, found),
         "## Loading and serving",
         loading(subject, carried_files(subject)),
+        *drafter_section(subject),
         "## Files",
         _files(subject),
         "## Licence",

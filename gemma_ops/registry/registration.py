@@ -50,6 +50,7 @@ def register(
     adapter: Path | None = None,
     merged: Path | None = None,
     quantized: Path | None = None,
+    drafter: Path | None = None,
     evaluation: Path | None = None,
 ) -> dict[str, float]:
     """Write `manifest.json`, `card.md`, `sbom.cdx.json` and `mlflow.json`, and make the version, signed where there is
@@ -60,7 +61,9 @@ def register(
     """
     if not settings.name:
         raise ConfigError("register.name is not set", "give the model a name: --set register.name=…")
-    weights = {"adapter": adapter, "merged": merged, "quantized": quantized, "evaluation": evaluation}
+    weights = {
+        "adapter": adapter, "merged": merged, "quantized": quantized, "drafter": drafter, "evaluation": evaluation
+    }  # fmt: skip
     tracking = profile.connect_mlflow(machine) if machine.mlflow else None
     quotes = not (tracking and tracking.leaves_machine and describe.keeps_rows(out.parent))
     mark = None

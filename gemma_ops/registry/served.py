@@ -15,7 +15,10 @@ from gemma_ops.family.formats import FORMATS, GGUF, PROJECTOR_SHELF
 from gemma_ops.planning.kv_cache import kv_bytes
 from gemma_ops.registry.points import SERVED
 from gemma_ops.verdicts import Verdict
+from gemma_ops.verdicts.drafter_record import DRAFTER_GGUF, DRAFTER_SHELF
 
+DRAFTED = f"{DRAFTER_SHELF}/{DRAFTER_GGUF}"
+"""The drafter's file in a version, which may be served with any GGUF file."""
 _CHECKPOINT = "tuned"
 """Target name of a merged checkpoint, or of what is put on the base."""
 
@@ -114,7 +117,7 @@ def resource_findings(
         missing.append("what a token costs in keys and values is not known")
     kept = needs.slots * kv_bytes(((one.window, one.bytes_per_token) for one in verdict.kv), needs.context)
     for form in served_forms(subject):
-        shelf = (f"{FORMATS[form].shelf}/", *([f"{PROJECTOR_SHELF}/"] if form in GGUF else []))
+        shelf = (f"{FORMATS[form].shelf}/", *([f"{PROJECTOR_SHELF}/", DRAFTED] if form in GGUF else []))
         weights = sum(file["bytes"] for path, file in subject["files"].items() if path.startswith(shelf))
         took = weights + kept
         what = "what is put on the base" if form in ("adapter", "tuned") else "weights"

@@ -15,6 +15,7 @@ from gemma_ops.family.formats import FORMATS, GGUF, PROJECTOR_FILE, PROJECTOR_MA
 from gemma_ops.modeling.checkpoint_source import checkpoint
 from gemma_ops.registry.contents import ALLOWED, REPORT, content_problem
 from gemma_ops.verdicts import CANARY, VERDICT
+from gemma_ops.verdicts.drafter_record import DRAFTER, DRAFTER_SHELF
 
 TUNED = "tuned"
 ELSEWHERE = "elsewhere"
@@ -35,13 +36,14 @@ def select_files(
     adapter: Path | None = None,
     merged: Path | None = None,
     quantized: Path | None = None,
+    drafter: Path | None = None,
     evaluation: Path | None = None,
     leaves: bool = False,
     quotes: bool = True,
 ) -> dict[str, Path]:
-    """Return {path in the version: file} for what `register.artifacts` names and the run has made, with the tokenizer
-    of `model`, the verdict and the report; `quotes` says whether the report and the canary, which quote rows, may go
-    along.
+    """Return {path in the version: file} for what `register.artifacts` names and the run has made, with its drafter,
+    the tokenizer of `model`, the verdict and the report; `quotes` says whether the report and the canary, which quote
+    rows, may go along.
 
     Something named that no step of the recipe makes is left out (a recipe without training has no adapter); something a
     step should have made and didn't raises ModelError. Raises DataError for a file of a kind that isn't allowed, and
@@ -63,6 +65,8 @@ def select_files(
             f"nothing to register: the run has made none of {', '.join(settings.artifacts)}",
             f"set register.artifacts to what this recipe makes: {', '.join(most)} or {last}",
         )
+    if drafter:
+        chosen |= _folder(drafter, DRAFTER_SHELF, DRAFTER)
     for file in (VERDICT, "summary.md", *((REPORT, CANARY) if quotes else ())):
         if evaluation and (evaluation / file).exists():
             chosen[file] = shown_report(evaluation, file, leaves=leaves)

@@ -20,6 +20,7 @@ def told(service: ModelService, url: str) -> list[str]:
     return [
         f"serving {facts.model}{version} ({facts.format or 'GGUF'}) at {url} on {facts.engine}",
         f"verdict: {facts.verdict or 'none'}; canary: {facts.canary}",
+        *([f"drafter {facts.drafter}"] if facts.drafter else []),
         f"curl {url}/v1/chat/completions {header} -d '{chat}'",
         f"curl {url}/v1beta/models/{facts.model}:generateContent {header} -d '{body}'",
     ]

@@ -24,6 +24,7 @@ from gemma_ops.registry.stored import OWN
 from gemma_ops.registry.verification import check_verdict
 from gemma_ops.runs import digest
 from gemma_ops.serving.choosing import choose_format
+from gemma_ops.serving.served_drafter import drafter_wanted
 from gemma_ops.serving.served_source import SERVED_FORMATS, Source, is_weights, source_of_version
 from gemma_ops.verdicts import VERDICT, Verdict
 
@@ -57,11 +58,12 @@ def open_copy(folder: Path, settings: ServeConfig, keys: Sequence[str]) -> Sourc
     made = [name for name in SERVED_FORMATS if FORMATS[name].place in files]
     brought = [name for name in made if (folder / FORMATS[name].place).is_file()]  # `pull --only` brings one
     form = FORMATS[choose_format(settings, brought or made, verdict, who)]
+    drafts = drafter_wanted(folder, form, files, settings, who)
     for name in files:
-        if is_weights(name, form):
+        if is_weights(name, form) or drafts(name):
             _check(folder, name, files, who)
     place = Pulled(str(body["subject"]["name"]), "", "", folder, body)
-    return source_of_version(place, str(folder), body["subject"], form, verdict)
+    return source_of_version(place, str(folder), body["subject"], form, verdict, settings)
 
 
 def _manifest(folder: Path) -> dict[str, Any]:

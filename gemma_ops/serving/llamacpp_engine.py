@@ -22,6 +22,7 @@ from gemma_ops.serving.calls import call_grammar
 from gemma_ops.serving.child import GONE, ChildEngine
 from gemma_ops.serving.engine import EngineGoneError, EngineRefusedError, Sampling, ShownMedia, TokenChance, Tokens
 from gemma_ops.serving.event_stream import posted_events
+from gemma_ops.serving.served_drafter import ServedDrafter
 
 _CHILD = [sys.executable, "-P", "-m", "gemma_ops.modeling.llamacpp_server"]
 
@@ -29,7 +30,7 @@ _CHILD = [sys.executable, "-P", "-m", "gemma_ops.modeling.llamacpp_server"]
 class LlamaCpp(ChildEngine):
     """A GGUF file served by llama.cpp. `context` is per slot; `defaults` are the sampling settings of
     `generation_config.json`. With an mmproj file beside it, which needs the checkpoint's `tokenizer`, it sees and hears
-    what that file says.
+    what that file says. A `drafter` says tokens ahead, and answers stay the model's own.
 
     Raises MachineError when `xllamacpp` is not installed.
     """
@@ -44,6 +45,7 @@ class LlamaCpp(ChildEngine):
         threads: int | None = None,
         defaults: dict[str, Any] | None = None,
         tokenizer: Any = None,
+        drafter: ServedDrafter | None = None,
     ) -> None:
         try:
             name = f"llama.cpp (xllamacpp {version('xllamacpp')})"
@@ -57,6 +59,7 @@ class LlamaCpp(ChildEngine):
         self._defaults = defaults or {}
         self._tokenizer = tokenizer
         self._projector = find_projector(file) if tokenizer else None
+        self._drafter, self._drafted = (str(drafter.place), drafter.tokens) if drafter else ("", 0)
         if self._projector:
             self.senses = Senses.read(self._projector.parent)
 
@@ -64,6 +67,7 @@ class LlamaCpp(ChildEngine):
         settings = ServerSettings(
             str(self._file), self._socket, self.slots, self.context, self._threads, self._windowed,
             str(self._projector or ""), self.senses.image.budget if self.senses and self.senses.image else 0,
+            self._drafter, self._drafted,
         )  # fmt: skip
         await self._spawn_told(_CHILD, asdict(settings), f"llama.cpp can't load {self._file}")
 

@@ -19,12 +19,15 @@ from gemma_ops.data.prompt_record import read_prompting
 from gemma_ops.errors import ConfigError, DataError, GateError
 from gemma_ops.family.formats import FORMATS, GGUF, PROJECTOR_MADE
 from gemma_ops.modeling.checkpoint_source import checkpoint
+from gemma_ops.modeling.llamacpp_shown import find_projector
 from gemma_ops.registry.fetching import is_version, pull_version
 from gemma_ops.runs import digest
 from gemma_ops.serving.choosing import choose_format
 from gemma_ops.serving.copied import is_pulled_copy, open_copy
+from gemma_ops.serving.served_drafter import DrafterChoice, choose_drafter, drafter_wanted
 from gemma_ops.serving.served_source import CHECKPOINT, SERVED_FORMATS, Source, is_weights, source_of_version
 from gemma_ops.verdicts import CANARY, VERDICT, Verdict
+from gemma_ops.verdicts.drafter_record import DRAFTER, DRAFTER_GGUF, DRAFTER_WEIGHTS
 
 
 def open_source(asked: str, machine: MachineConfig, settings: ServeConfig) -> Source:
@@ -106,11 +109,25 @@ def _of_run(run: Path, asked: str, settings: ServeConfig) -> Source:
             "evaluate it: gemma-ops evaluate CONFIG --redo evaluate",
         )
     canary, whole = run / "evaluate" / CANARY, form.name in (*GGUF, "merged")
+    drafting = _run_drafter(run / "draft", form.name, sha256, settings, asked, shows=find_projector(file) is not None)
     return Source(
         asked, run.name, file, checkpoint(home if whole else base), form.name,
         prompting=read_prompting(file if file.is_dir() else file.parent), verdict=verdict,
         canary=canary if canary.is_file() else None, sha256=sha256, base=None if whole else checkpoint(base),
+        drafting=drafting,
     )  # fmt: skip
+
+
+def _run_drafter(
+    step: Path, form: str, sha256: str, settings: ServeConfig, asked: str, *, shows: bool
+) -> DrafterChoice:
+    """Return the drafter that a run's file is served with. Raises GateError for one that its step didn't leave so."""
+    if not (step / "artifact.json").is_file():
+        return choose_drafter(None, form, sha256, settings, shows=shows, asked=asked)
+    record = json.loads((step / "artifact.json").read_text(encoding="utf-8"))
+    for what in (DRAFTER, DRAFTER_GGUF, f"{DRAFTER_WEIGHTS}/"):
+        _unchanged(step, what, record["files"])
+    return choose_drafter(step, form, sha256, settings, shows=shows, asked=asked)
 
 
 def _of_version(asked: str, machine: MachineConfig, settings: ServeConfig) -> Source:
@@ -120,8 +137,11 @@ def _of_version(asked: str, machine: MachineConfig, settings: ServeConfig) -> So
     verdict = _verdict(small.folder / VERDICT)
     made = [name for name in SERVED_FORMATS if FORMATS[name].place in files]
     form = FORMATS[choose_format(settings, made, verdict, asked)]
-    whole = pull_version(machine, f"{small.name}/{small.version}", wanted=lambda name: is_weights(name, form))
-    return source_of_version(whole, asked, subject, form, verdict)
+    drafts = drafter_wanted(small.folder, form, files, settings, asked)
+    whole = pull_version(
+        machine, f"{small.name}/{small.version}", wanted=lambda name: is_weights(name, form) or drafts(name)
+    )
+    return source_of_version(whole, asked, subject, form, verdict, settings)
 
 
 def _unchanged(step: Path, what: str, made: dict[str, dict[str, Any]]) -> str:

@@ -23,7 +23,9 @@ from gemma_ops.registry.fetching import Pulled
 from gemma_ops.registry.points import INTEGRITY
 from gemma_ops.runs import digest
 from gemma_ops.serving.choosing import choose_engine
+from gemma_ops.serving.served_drafter import NO_DRAFTER, DrafterChoice, choose_drafter
 from gemma_ops.verdicts import CANARY, Verdict
+from gemma_ops.verdicts.drafter_record import DRAFTER_SHELF
 
 SERVED_FORMATS = (*DEFAULT_FORMATS, REFERENCE, *(name for name in FORMATS if name not in GGUF))
 """Order of formats where no verdict ranks them: GGUF files that are made by default, before the one they are compared
@@ -50,6 +52,7 @@ class Source:
     sha256: str = ""
     base: Path | None = None
     """Checkpoint that `file` is put on, where that is an adapter or changed tensors."""
+    drafting: DrafterChoice = NO_DRAFTER
 
     @property
     def target(self) -> str:
@@ -93,11 +96,13 @@ def engine_memory(source: Source, settings: ServeConfig) -> ServingBytes:
     if source.file.is_file():
         size, windowed = source.file.stat().st_size, settings.window_cache
         size += source.projector.stat().st_size if source.projector else 0
+        size += source.drafting.drafter.bytes if source.drafting.drafter else 0
         return serving_bytes(gguf_shape(source.file), size, slots=slots, context=context, windowed=windowed)
     shape = Shape.from_config(read_model_config(source.base or source.file))
     added = sum(file.stat().st_size for file in source.file.glob("*.safetensors")) if source.base else 0
     sees = bool(Senses.read(source.base or source.file).kinds)
     weights = checkpoint_bytes(shape, towers=sees or source.base is not None) + added
+    weights += source.drafting.drafter.bytes if source.drafting.drafter else 0
     engine = choose_engine(source.format, settings)
     return checkpoint_serving_bytes(shape, weights, slots=slots, context=context, engine=engine)
 
@@ -110,7 +115,7 @@ def is_weights(name: str, form: Format) -> bool:
 
 
 def source_of_version(
-    place: Pulled, asked: str, subject: dict[str, Any], form: Format, verdict: Verdict | None
+    place: Pulled, asked: str, subject: dict[str, Any], form: Format, verdict: Verdict | None, settings: ServeConfig
 ) -> Source:
     """Return what a version in a folder serves in a format; its files were compared with the manifest. Raises GateError
     for a file next to them that would be loaded too."""
@@ -119,10 +124,16 @@ def source_of_version(
     base = None if form.name in (*GGUF, "merged") else find_base(subject["base"], asked)
     digests = {name: str(file["sha256"]) for name, file in files.items() if is_weights(name, form)}
     file = folder / (form.place if form.name in GGUF else form.shelf)
+    drafting = choose_drafter(
+        folder / DRAFTER_SHELF, form.name, digests.get(form.place, ""), settings,
+        shows=find_projector(file) is not None, asked=asked,
+    )  # fmt: skip
+    if drafting.drafter:
+        _check_alone(folder, (DRAFTER_SHELF,), files)
     return Source(
         asked, place.name, file, _tokenizer(folder, form.shelf, base), form.name, place.version,
         read_prompting(folder / form.shelf), verdict, folder / CANARY if CANARY in files else None,
-        digests.get(form.place, "") if form.name in GGUF else digest.of_listing(digests), base,
+        digests.get(form.place, "") if form.name in GGUF else digest.of_listing(digests), base, drafting,
     )  # fmt: skip
 
 

@@ -96,7 +96,7 @@ async def opened_server(source: Source, machine: MachineConfig, settings: ServeC
     facts = ServedFacts(
         source.asked, source.model, source.version, source.format, engine.name,
         source.verdict.verdict if source.verdict else "", source.gates(), canary, source.sha256, source.answers_class(),
-        source.verdict.routing if source.verdict else None,
+        source.verdict.routing if source.verdict else None, source.drafting.words,
     )  # fmt: skip
     return ModelService(model, facts, queue=settings.queue, seconds=settings.seconds)
 

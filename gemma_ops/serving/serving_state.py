@@ -57,6 +57,8 @@ class ServedFacts:
     further."""
     evidence: Routing | None = None
     """Evidence of its evaluation per slice, against services."""
+    drafter: str = ""
+    """Whether a drafter says tokens ahead, and why; empty where there is none to decide about."""
 
     @property
     def label(self) -> Label:

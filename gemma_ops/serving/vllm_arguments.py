@@ -13,6 +13,7 @@ from typing import Any
 from gemma_ops.modeling.checkpoint_source import read_model_config
 from gemma_ops.planning.devices import GIB
 from gemma_ops.planning.serving_bytes import ServingBytes
+from gemma_ops.serving.served_drafter import ServedDrafter
 
 WEIGHTS_NAME = "weights"
 ADAPTER_NAME = "adapter"
@@ -42,9 +43,10 @@ def vllm_arguments(
     context: int,
     memory: ServingBytes,
     gpu: float | None,
+    drafter: ServedDrafter | None = None,
 ) -> list[str]:
-    """Return the arguments for a checkpoint, with the adapter in `changed` if there is one. `memory` is what was
-    planned, `gpu` the bytes of the GPU; None on the CPU."""
+    """Return the arguments for a checkpoint, with the adapter in `changed` if there is one, and a drafter. `memory` is
+    what was planned, `gpu` the bytes of the GPU; None on the CPU."""
     given = [
         "--model", str(folder), "--served-model-name", WEIGHTS_NAME, "--dtype", "bfloat16",
         "--max-model-len", str(context), "--max-num-seqs", str(slots), "--logprobs-mode", "raw_logprobs",
@@ -55,6 +57,9 @@ def vllm_arguments(
         given.append("--enforce-eager")  # else it wants a compiler, and a minute
     else:
         given += ["--gpu-memory-utilization", f"{min(_MOST, math.ceil(100 * memory.total / gpu) / 100):.2f}"]
+    if drafter is not None:
+        drafted = {"method": "mtp", "model": str(drafter.place), "num_speculative_tokens": drafter.tokens}
+        given += ["--speculative-config", json.dumps(drafted)]
     if changed is not None:
         given += ["--enable-lora", "--max-loras", "1", "--max-lora-rank", str(_rank(changed))]
         given += ["--lora-modules", f"{ADAPTER_NAME}={changed}"]

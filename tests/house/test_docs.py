@@ -13,10 +13,12 @@ from typer.main import get_command
 from gemma_ops import errors
 from gemma_ops.cli import app
 from gemma_ops.cli.exits import INTERRUPTED
-from gemma_ops.config import ConfigSection, RunConfig
+from gemma_ops.config import ConfigSection, DraftConfig, ModelConfig, RunConfig
 from gemma_ops.config.loading import read_run_config
 from gemma_ops.config.shipped import shipped
+from gemma_ops.family import SIZES
 from gemma_ops.family.formats import GGUF
+from gemma_ops.modeling.drafter_files import stock_drafter
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -31,6 +33,7 @@ TABLES = {
     "configuration": "configs/README.md",
     "h200": "configs/benchmarks/README.md",
     "formats": "recipes/quantization.md",
+    "drafters": "recipes/drafters.md",
 }
 """The page that holds each table which is compared with the code or with a record."""
 
@@ -198,6 +201,12 @@ def format_rows():
 
 def test_the_table_of_formats_is_that_of_the_code():
     assert block("formats").splitlines()[2:] == list(format_rows())
+
+
+def test_the_table_of_drafters_is_what_stock_takes():
+    bases = {"`nano`": "nano"} | {f"Gemma 4 {key}": f"google/gemma-4-{key}-it" for key in SIZES}
+    taken = {name: stock_drafter(DraftConfig(base="stock"), ModelConfig(base=base)) for name, base in bases.items()}
+    assert block("drafters").splitlines()[2:] == [f"| {name} | `{found.base}` |" for name, found in taken.items()]
 
 
 def test_benchmarks_are_those_of_the_record():

@@ -65,7 +65,7 @@ LEVELS = [
     {"kernels", "targets", "registry"},
     {"tasks", "training", "routing", "fitting"},
     {"prepare", "judging", "serving", "export"},
-    {"synth", "evaluation", "bench"},
+    {"synth", "evaluation", "bench", "drafting"},
     {"recipes"},
     {"cli"},
     {"__main__"},

@@ -79,6 +79,7 @@ def test_the_wheel_carries_what_is_found_by_path(wheel):
         "share/eval/support_desk/task.yaml",
         "share/eval/support_desk/train.jsonl",
         "nano/weights/model.safetensors",
+        "nano/drafter/model.safetensors",
         "data/gemma4_training.jinja",
         "py.typed",
     ):
