@@ -16,20 +16,22 @@ import shutil
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from gemma_ops.config import MachineConfig, Privacy, QuantizeConfig
 from gemma_ops.data.prompt_record import read_prompting, write_prompting
 from gemma_ops.errors import GateError
 from gemma_ops.export.checkpoint import MergedCheckpoint
+from gemma_ops.export.engine_formats import make_engine_formats
 from gemma_ops.export.fidelity import Divergence, fidelity_conversations
 from gemma_ops.export.file_fidelity import check_parity, parity_weights
 from gemma_ops.export.folder import check_room
 from gemma_ops.export.gguf_audit import Audit, audit_gguf
-from gemma_ops.export.gguf_fit import RowFit, is_fitted, training_rows
+from gemma_ops.export.gguf_fit import RowFit, calibration_rows, is_fitted, training_rows
 from gemma_ops.export.gguf_tensors import plan_tensors
 from gemma_ops.export.gguf_writer import write_gguf
 from gemma_ops.export.measured_files import MeasuredFile, measure_files
+from gemma_ops.export.packed_files import PackedWork
 from gemma_ops.export.projector_fidelity import make_projector, projector_metrics, projector_type
 from gemma_ops.export.prompts import fidelity_prompts, general_rows, manner_of
 from gemma_ops.family.formats import GGUF as TYPES
@@ -60,24 +62,28 @@ _PROBES = (
 def quantize(
     out: Path, settings: QuantizeConfig, machine: MachineConfig, *, model: Path, data: Path | None = None
 ) -> dict[str, float]:
-    """Write `out/<format>/model.gguf` for bf16 and the formats asked for, `out/mmproj` with the towers where they are
-    wanted, and `out/report.json`.
+    """Write `out/<format>/` for bf16 and the formats asked for, `out/mmproj` with the towers where they are wanted, and
+    `out/report.json`.
 
     Raises ModelError for a checkpoint that can't be converted, GateError when a file is not what was asked for, when
-    llama.cpp disagrees with transformers or a fit cost general ability, MachineError when the disk has no room or
-    `xllamacpp` is missing, DataError when files are to be fitted and there are no training rows.
+    llama.cpp disagrees with transformers or a fit cost general ability, MachineError when the disk has no room, or
+    `xllamacpp` or a tool is missing, DataError when files are to be fitted and there are no training rows.
     """
     source = MergedCheckpoint(checkpoint(model))
-    formats: list[GgufName] = [REFERENCE, *(form for form in settings.formats if form != REFERENCE)]
-    fitted = [form for form in formats if is_fitted(settings, form)]
+    others = [form for form in settings.formats if form not in TYPES]
+    formats = cast(
+        "list[GgufName]", [REFERENCE, *(form for form in settings.formats if form not in (REFERENCE, *others))]
+    )
+    fitting = [form for form in (*formats, *others) if is_fitted(settings, form)]
+    fitted = [form for form in formats if form in fitting]
     tokenizer = load_tokenizer(source.folder)
     prompting = read_prompting(source.folder)
     manner = manner_of(source.folder, prompting)
     fit = None
-    if fitted:
+    if fitting:
         rows = training_rows(data, tokenizer, manner, settings.fit_rows)
         fit = RowFit(source, settings, machine, parity_weights(source), rows)
-    learned = _classes(model, data, formats, fitted)
+    learned = _classes(model, data, [*formats, *others], fitting)
     threads = machine.workers or os.cpu_count() or 1
     tables = TYPES[settings.tables].tensor
     audits = write_formats(out, source, formats, threads, learned, fit, fitted, tables)
@@ -96,6 +102,14 @@ def quantize(
     measured = measure_files(
         partial(_file, out), partial(_file, out / _PLAIN), formats[1:], fitted, domain, general, threads
     )
+    engines = make_engine_formats(
+        PackedWork(
+            out, out / _PLAIN, source, settings, machine, domain, general,
+            calibration_rows(data, tokenizer, manner, settings) if others else (), fit, out / _FIT,
+        ),
+        others,
+        learned,
+    )  # fmt: skip
     body: dict[str, Any] = {
         "left_out": {reason: len(names) for reason, names in plan_tensors(source, REFERENCE).left_out.items()},
         "tokenizer": {"probes": len(_PROBES), "equal": True},
@@ -106,27 +120,23 @@ def quantize(
     for form, found in measured.items():
         body["formats"][form] |= found.report()
         if fit is not None and form in fitted:
-            body["formats"][form]["fit"] = _fit_report(settings, fit, found)
+            body["formats"][form]["fit"] = fit.report(found.gain())
+    body["formats"] |= {form: made.report() for form, made in engines.items()}
     write_json(out / "report.json", body, indent=2)
     whole = strictest(learned.values())
     record_learned(out, whole, [f"model: {whole}"])
     for folder in (_PLAIN, _FIT):
         shutil.rmtree(out / folder, ignore_errors=True)
-    return _metrics(audits, parity, measured) | (projector_metrics(towers) if towers else {})
+    towers_metrics = projector_metrics(towers) if towers else {}
+    made_metrics = {f"{form}/{key}": value for form, made in engines.items() for key, value in made.metrics().items()}
+    return {**_metrics(audits, parity, measured), **towers_metrics, **made_metrics}
 
 
-def _classes(
-    model: Path, data: Path | None, formats: Sequence[GgufName], fitted: Sequence[GgufName]
-) -> dict[str, Privacy]:
+def _classes(model: Path, data: Path | None, formats: Sequence[str], fitted: Sequence[str]) -> dict[str, Privacy]:
     """Return the class of each file: the model's, and of a fitted file also that of the rows."""
     own = learned_class(model)
     rows = rows_class([data / "train.jsonl"]) if fitted and data else own
     return {form: stricter(own, rows) if form in fitted else own for form in formats}
-
-
-def _fit_report(settings: QuantizeConfig, fit: RowFit, found: MeasuredFile) -> dict[str, Any]:
-    """Return what a file was fitted to, what the plain file of the same bytes says, and the gain over it."""
-    return {"how": settings.fit, "rows": len(fit.rows), "tokens": sum(map(len, fit.rows)), **found.gain()}
 
 
 def write_formats(
