@@ -48,6 +48,22 @@ def wheelhouse(
     print(f"{count} wheels in {folder}; there: gemma-ops tools install {name} --wheelhouse {folder}")
 
 
+@tools_app.command("edge-graphs")
+def edge_graphs(
+    model: Annotated[str, typer.Argument(help="Folder of the base, or nano.", show_default=False)],
+    folder: Annotated[Path, typer.Argument(help="Folder that gets the graphs.", show_default=False)],
+    context: Annotated[int, typer.Option(min=256, help="Tokens of a conversation: quantize.edge_context.")] = 4096,
+    configs: ConfigOption = None,
+    sets: Sets = None,
+) -> None:
+    """Convert a base to float graphs for LiteRT-LM once, on a machine with the memory for it."""
+    from gemma_ops.export.edge_graphs import make_base_graphs
+
+    machine = load_config(configs or [], sets, fetches=False).machine
+    make_base_graphs(model, folder, machine, context=context)
+    print(f"float graphs of {model} in {folder}: --set quantize.edge_graphs={folder}")
+
+
 @tools_app.command("list")
 def list_installed(configs: ConfigOption = None, sets: Sets = None, as_json: Json = False) -> None:
     """Show the tools, what each is for, and whether it is installed."""

@@ -176,6 +176,11 @@ class QuantizeConfig(ConfigSection):
     redundant_kv: bool = False
     """Keep the keys and values that layers which share them have in Google's files, in checkpoints for vLLM, for
     engines that insist. A base that was saved without them is refused."""
+    edge_context: Annotated[int, Field(ge=256)] = 4096
+    """Tokens of a conversation that a `.litertlm` file has room for: its cache has this size on every device."""
+    edge_graphs: str | None = None
+    """Folder with float graphs of this run's base (`gemma-ops tools edge-graphs`), into which tuned tensors are laid;
+    null converts the tuned model, which takes 2.4 times the memory of its float32 weights."""
     mmproj: Literal["auto", "none", ProjectorType] = "auto"
     """Type in which vision and audio towers are written for llama.cpp, as `mmproj/mmproj.gguf`. `auto` takes `bf16`
     where the prepared rows show images or sounds and `formats` names a file beside them."""

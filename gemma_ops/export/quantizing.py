@@ -22,7 +22,7 @@ from gemma_ops.config import MachineConfig, Privacy, QuantizeConfig
 from gemma_ops.data.prompt_record import read_prompting, write_prompting
 from gemma_ops.errors import GateError
 from gemma_ops.export.checkpoint import MergedCheckpoint
-from gemma_ops.export.engine_formats import make_engine_formats
+from gemma_ops.export.engine_formats import check_engine_formats, make_engine_formats
 from gemma_ops.export.fidelity import Divergence, fidelity_conversations
 from gemma_ops.export.file_fidelity import check_parity, parity_weights
 from gemma_ops.export.folder import check_room
@@ -70,6 +70,7 @@ def quantize(
     `xllamacpp` or a tool is missing, DataError when files are to be fitted and there are no training rows.
     """
     source = MergedCheckpoint(checkpoint(model))
+    check_engine_formats(source, settings, machine)
     others = [form for form in settings.formats if form not in TYPES]
     formats = cast(
         "list[GgufName]", [REFERENCE, *(form for form in settings.formats if form not in (REFERENCE, *others))]

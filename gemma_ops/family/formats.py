@@ -142,7 +142,7 @@ class Edge(QuantizedFormat):
     """A file that LiteRT-LM runs on phones and laptops."""
 
     recipe: str
-    """Recipe of ai-edge-quantizer."""
+    """Recipe of ai-edge-quantizer, or ours (`edge_bundle`)."""
 
 
 @dataclass(frozen=True)
@@ -229,8 +229,8 @@ _TABLE = (
     _packed("fp8", 8.0, "t-fp8", ("#3f6d74", "#8cc3cb"), "FP8_DYNAMIC", ("F8_E4M3",)),
     _packed("w4a16", 4.5, "t-w4a16", ("#a3324f", "#f08ba3"), "W4A16", ("I32",), lattice="Q4_0"),
     _packed("nvfp4", 4.5, "t-nvfp4", ("#6d4c8f", "#bb9be0"), "NVFP4", ("U8",), calibrated=True),
-    _edge("litertlm_wi8", 8.0, "t-litert8", ("#5a7d1f", "#a9cf62"), "weight_only_wi8"),
-    _edge("litertlm_wi4", 4.5, "t-litert4", ("#8a5a00", "#e0ac4c"), "gemma4_mixed48_b32"),
+    _edge("litertlm_wi8", 8.0, "t-litert8", ("#5a7d1f", "#a9cf62"), "weight_only_wi8_afp32"),
+    _edge("litertlm_wi4", 4.5, "t-litert4", ("#8a5a00", "#e0ac4c"), "gemma4_mixed48_b32_tables8"),
     Format("adapter", "train", "adapter", "adapter", "adapter_model.safetensors", ("transformers", "vLLM")),
     Format("tuned", "train", "tuned", "tuned", "tuned.json", ("transformers",)),
 )

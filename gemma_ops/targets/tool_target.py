@@ -19,8 +19,8 @@ _USUAL = AskingMode()
 
 
 class ToolTarget:
-    """A checkpoint of compressed-tensors, or a file of LiteRT-LM. All prompts go to one job, and are answered greedily
-    one after another; their tokens come from the checkpoint's tokenizer, as for every other target."""
+    """A checkpoint of compressed-tensors, or a file of LiteRT-LM. All prompts go to one job, and are answered
+    greedily; their tokens come from the checkpoint's tokenizer, as for every other target."""
 
     sees = LOCAL
     place = HERE
