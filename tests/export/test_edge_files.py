@@ -19,8 +19,10 @@ from gemma_ops.answer import Prompt
 from gemma_ops.config import MachineConfig, QuantizeConfig
 from gemma_ops.errors import ConfigError, GateError, MachineError, ModelError
 from gemma_ops.export import edge_graphs, quantize
+from gemma_ops.export.checkpoint import MergedCheckpoint
 from gemma_ops.export.edge_files import check_float_parity
 from gemma_ops.export.edge_graphs import make_base_graphs
+from gemma_ops.export.redundant_kv import redundant_names
 from gemma_ops.family import SIZES, Shape
 from gemma_ops.family.sizes import CONFIGS
 from gemma_ops.planning.edge_memory import check_conversion, conversion_bytes, grafted_bytes
@@ -101,6 +103,14 @@ def test_the_audit_follows_scalars_too():
     assert place_weights(iter([("one", np.array([1.0]))]), [held], {"model": data}) == ({}, 1)
     with pytest.raises(GateError, match="1 weights of the checkpoint stand in no graph, the first: s"):
         place_weights(iter([("s", np.array([0.5]))]), [held], {"model": data})
+
+
+def test_what_no_model_reads_is_no_weight(tmp_path):
+    model = tiny_models.save("multimodal", tmp_path / "model")
+    names = dict(checkpoint_weights(model))
+    assert len(redundant_names(MergedCheckpoint(model))) == 9
+    assert not [name for name in names if "vision" in name or "audio" in name or "layers.4.self_attn.k_" in name]
+    assert len(names) == len(dict(checkpoint_weights(tiny_models.save("e2b", tmp_path / "text"))))
 
 
 def test_codes_are_read_with_their_steps():

@@ -7,6 +7,7 @@ among the constants.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -46,14 +47,19 @@ def checkpoint_weights(model: Path) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def weight_files(model: Path) -> dict[str, Path]:
-    """Return the file of each tensor of the language model, by name."""
+    """Return the file of each tensor of the language model, by name, without towers, a tied head, and the keys and
+    values that layers which share them have in Google's files."""
     from safetensors import safe_open
 
+    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    text = config.get("text_config") or config
+    sharing = range(text["num_hidden_layers"] - (text.get("num_kv_shared_layers") or 0), text["num_hidden_layers"])
+    unread = tuple(f"layers.{layer}.self_attn.{part}." for layer in sharing for part in ("k_proj", "v_proj", "k_norm"))
     found: dict[str, Path] = {}
     for file in sorted(model.glob("*.safetensors")):
         with safe_open(file, "pt") as tensors:
             names = [name for name in tensors.keys() if name != "lm_head.weight"]  # noqa: SIM118 - no mapping
-            found |= {name: file for name in names if not any(part in name for part in _TOWERS)}
+            found |= {name: file for name in names if not any(part in name for part in (*_TOWERS, *unread))}
     return found
 
 
