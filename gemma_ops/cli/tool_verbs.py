@@ -28,10 +28,14 @@ def install(
     sets: Sets = None,
 ) -> None:
     """Make the environment of a tool from the versions shipped with gemma-ops."""
-    from gemma_ops.toolenvs.install_tool import install_tool
+    from gemma_ops.cli import console
+    from gemma_ops.toolenvs.install_tool import find_tool, install_tool
     from gemma_ops.toolenvs.tool_list import named_tool
 
     tool, machine = named_tool(name), load_config(configs or [], sets, fetches=False).machine
+    found = find_tool(tool, machine)
+    if not found.installed:
+        console.notice(f"some minutes, up to {tool.bytes / 1e9:.0f} GB; what pip says is in {found.folder}.log")
     print(f"{tool.name} is in {install_tool(tool, machine, wheelhouse=wheelhouse).folder}")
 
 

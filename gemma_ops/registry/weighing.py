@@ -8,7 +8,7 @@ from typing import Any
 
 from gemma_ops.config import PromotionAsks
 from gemma_ops.errors import GateError
-from gemma_ops.family.formats import QUANTIZED
+from gemma_ops.family.formats import EDGE, QUANTIZED
 from gemma_ops.registry import points
 from gemma_ops.registry.objections import Incumbent, objections
 from gemma_ops.registry.points import Point, judged_point
@@ -205,4 +205,6 @@ def _move(move: Move) -> Point:
 def _roll(subject: Mapping[str, Any], move: Move) -> Point:
     forms = " or ".join(served_forms(subject))
     after = f", then drain version {move.now}; rollback leads back to it" if move.now else "; there is none to drain"
+    if set(served_forms(subject)) <= EDGE.keys():
+        return judged_point(points.ROLL, f"{forms} runs on the device: pull {move.name}@{move.alias} there{after}")
     return judged_point(points.ROLL, f"servers of {move.name}@{move.alias} load {forms}{after}")
