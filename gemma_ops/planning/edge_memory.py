@@ -10,8 +10,9 @@ _PEAK = 2.4
 take about 50 GB, E4B 75 to 80."""
 _BASE = 0.9e9
 """Bytes of the process itself, with torch and the converter (measured with nano)."""
-_GRAFT = 1.3
-"""Memory of quantizing over the float32 weights of the largest graph: it is read whole, and its codes are written."""
+_GATES = 2.0
+"""Memory of running float graphs over the float32 weights: as they are mapped, and as the interpreter lays them out
+anew. Quantizing a graph takes less."""
 
 
 def conversion_bytes(shape: Shape) -> float:
@@ -20,11 +21,9 @@ def conversion_bytes(shape: Shape) -> float:
 
 
 def grafted_bytes(shape: Shape) -> float:
-    """Return the memory that quantizing grafted graphs takes, in bytes: that of the largest, since they are quantized
-    one after another."""
-    count = shape.counts()
-    table = count.per_layer_table
-    return _BASE + _GRAFT * 4 * max(table, count.text - table)
+    """Return the memory that grafted graphs take, in bytes: that of comparing them with transformers, which is never
+    left out."""
+    return _BASE + _GATES * 4 * shape.counts().text
 
 
 def check_convertible(shape: Shape) -> None:

@@ -15,30 +15,51 @@ from gemma_ops.toolenvs.jobs.edge_export import GRAPHS, PREFILL
 def run_job(request: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Write `measured.npz` with `NAME-kl<n>` and `NAME-hit<n>`, (tokens,), for each of `graphs`, {NAME: folder}, and
     each of `conversations`, lists of token ids; return the largest difference of a logit by name. A graph named in
-    `prefilled` reads its first `PREFILL` tokens in one piece, as prompts are read."""
+    `prefilled` reads its first `PREFILL` tokens in one piece, as prompts are read. Models are in memory one after
+    another; what transformers says waits on disk."""
+    import gc
+
+    import numpy as np
+
+    from gemma_ops.stats.divergence import position_divergences
+
+    conversations: list[list[int]] = request["conversations"]
+    files = _reference_logits(request["model"], conversations, folder)
+    gc.collect()
+    found: dict[str, Any] = {}
+    largest: dict[str, float] = {}
+    seconds: dict[str, float] = {}
+    for name, place in request["graphs"].items():
+        began = time.monotonic()
+        graph = GraphRunner(Path(place), request["threads"])
+        largest[name] = 0.0
+        for number, (ids, file) in enumerate(zip(conversations, files, strict=True)):
+            first, got = graph.read_logits(ids, chunked=name in request["prefilled"])
+            wanted = np.load(file, mmap_mode="r")[first:]
+            largest[name] = max(largest[name], float(np.abs(got - wanted).max()))
+            found[f"{name}-kl{number}"], found[f"{name}-hit{number}"] = position_divergences(wanted, got)
+        seconds[name] = time.monotonic() - began
+        del graph
+        gc.collect()
+    np.savez(folder / "measured.npz", **found)
+    for file in files:
+        file.unlink()
+    return {"largest": largest, "seconds": seconds}
+
+
+def _reference_logits(model: str, conversations: list[list[int]], folder: Path) -> list[Path]:
+    """Write what transformers says in float32, a file a conversation, (tokens, vocabulary)."""
     import numpy as np
     import torch
     import transformers
 
-    from gemma_ops.stats.divergence import position_divergences
-
-    model = transformers.AutoModelForCausalLM.from_pretrained(request["model"], dtype=torch.float32).eval()
-    running = {name: GraphRunner(Path(place), request["threads"]) for name, place in request["graphs"].items()}
-    found: dict[str, Any] = {}
-    largest: dict[str, float] = dict.fromkeys(running, 0.0)
-    seconds: dict[str, float] = dict.fromkeys(running, 0.0)
-    for number, ids in enumerate(request["conversations"]):
-        with torch.inference_mode():
-            wanted = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0].numpy()
-        for name, graph in running.items():
-            began = time.monotonic()
-            first, got = graph.read_logits(ids, chunked=name in request["prefilled"])
-            seconds[name] += time.monotonic() - began
-            largest[name] = max(largest[name], float(np.abs(got - wanted[first:]).max()))
-            kl, hit = position_divergences(wanted[first:], got)
-            found[f"{name}-kl{number}"], found[f"{name}-hit{number}"] = kl, hit
-    np.savez(folder / "measured.npz", **found)
-    return {"largest": largest, "seconds": seconds}
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    files = []
+    with torch.inference_mode():
+        for number, ids in enumerate(conversations):
+            files.append(folder / f"reference{number}.npy")
+            np.save(files[-1], loaded(input_ids=torch.tensor([ids]), use_cache=False).logits[0].numpy())
+    return files
 
 
 class GraphRunner:
