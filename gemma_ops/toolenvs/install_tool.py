@@ -1,8 +1,9 @@
 """Installing a tool: a virtual environment made from its lock, whole or not there.
 
 pip works in a folder named `….partial`, which is renamed when everything is in it, with the record of what it was made
-from written last. An installation that was killed starts again; one that is there is left alone. Where there is no
-network, distributions come from a wheelhouse, a folder that `fill_wheelhouse` made on a machine of the same kind.
+from written last. An installation that was killed takes its pip along, and starts again; one that is there is left
+alone. Where there is no network, distributions come from a wheelhouse, a folder that `fill_wheelhouse` made on a
+machine of the same kind.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from gemma_ops.config import MachineConfig
 from gemma_ops.errors import BoundaryError, BusyError, ConfigError, MachineError
 from gemma_ops.offline import guard
 from gemma_ops.runs.durable import write_json
+from gemma_ops.runs.processes import start_bound_child, stop_tree
 from gemma_ops.toolenvs.tool_list import NEWEST, OLDEST, TOOLS, Tool
 
 _RECORD = "tool.json"
@@ -98,15 +100,17 @@ def install_tool(tool: Tool, machine: MachineConfig, *, wheelhouse: Path | None 
         )
     folder = found.folder
     _check_room(folder.parent, tool)
-    with _alone(folder):
+    with _alone(folder) as lock:
         partial = folder.with_name(f"{folder.name}.partial")
         for old in (partial, folder):  # what lies there without its record was cut short
             shutil.rmtree(old, ignore_errors=True)
         log = folder.with_name(f"{folder.name}.log")
-        _call([sys.executable, "-m", "venv", str(partial)], log, f"the environment of {tool.name} can't be made")
+        venv = [sys.executable, "-m", "venv", str(partial)]
+        _call(venv, log, f"the environment of {tool.name} can't be made", lock)
         source = ["--no-index", "--find-links", str(wheelhouse)] if wheelhouse else []
         pip = [str(partial / "bin" / "python"), "-m", "pip", "install", "--no-input", "--disable-pip-version-check"]
-        _call([*pip, *source, "--requirement", str(tool.lock)], log, f"{tool.name} can't be installed", wheelhouse)
+        command = [*pip, *source, "--requirement", str(tool.lock)]
+        _call(command, log, f"{tool.name} can't be installed", lock, only_wheels=wheelhouse is not None)
         write_json(partial / _RECORD, {"tool": tool.name, "lock": tool.digest, **_here()})
         partial.rename(folder)
     return find_tool(tool, machine)
@@ -181,24 +185,31 @@ def _check_room(folder: Path, tool: Tool) -> None:
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def _alone(folder: Path) -> Iterator[int]:
+    """Hold the lock of an environment, and yield its file: whoever works for this process holds it too."""
     with folder.with_name(f"{folder.name}.lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise BusyError(f"another process is installing {folder.name}", "wait until it is done") from None
-        yield
+        yield lock.fileno()
 
 
-def _call(command: Sequence[str], log: Path, what: str, wheelhouse: Path | None = None) -> None:
-    """Run a command with its output in `log`. With a wheelhouse, nobody's settings of pip add other sources."""
-    kept = {name: value for name, value in os.environ.items() if not (wheelhouse and name.startswith("PIP_"))}
+def _call(command: Sequence[str], log: Path, what: str, *locks: int, only_wheels: bool = False) -> None:
+    """Run a command with its output in `log`, which ends with this process and holds `locks` until then. With
+    `only_wheels`, nobody's settings of pip add other sources."""
+    kept = {name: value for name, value in os.environ.items() if not (only_wheels and name.startswith("PIP_"))}
     kept.pop("PYTHONPATH", None)
-    if wheelhouse:
+    if only_wheels:
         kept["PIP_CONFIG_FILE"] = os.devnull
     with log.open("a", encoding="utf-8") as file:
-        done = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=kept, check=False)
-    if done.returncode:
+        child = start_bound_child(command, stdout=file, stderr=subprocess.STDOUT, env=kept, pass_fds=locks)
+        try:
+            code = child.wait()
+        except BaseException:
+            stop_tree(child, 5.0)
+            raise
+    if code:
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
         told = "\n  ".join(line for line in lines if not line.startswith("WARNING"))[-2000:].splitlines()[-_TOLD:]
         raise MachineError(f"{what}:\n" + "\n".join(told), f"see {log}; run the same command again to go on")

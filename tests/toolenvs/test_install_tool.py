@@ -7,16 +7,22 @@ import hashlib
 import json
 import re
 import shutil
+import subprocess
+import sys
 import zipfile
+from pathlib import Path
 
+import psutil
 import pytest
 
 from gemma_ops.config import MachineConfig
-from gemma_ops.errors import BoundaryError, ConfigError, MachineError
+from gemma_ops.errors import BoundaryError, BusyError, ConfigError, MachineError
 from gemma_ops.toolenvs import install_tool as installing
 from gemma_ops.toolenvs.install_tool import find_tool, install_tool, list_tools, require_tool
 from gemma_ops.toolenvs.tool_list import TOOLS, Tool, named_tool, tools_folder
 from tests.helpers import patience
+
+ROOT = Path(__file__).parents[2]
 
 
 class LittleTool(Tool):
@@ -90,6 +96,36 @@ def test_a_tool_is_made_offline_from_a_wheelhouse_and_kept(tool, wheelhouse, mac
     assert other.older
     with pytest.raises(MachineError, match="of another gemma-ops"):
         require_tool(tool, machine, "x")
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from gemma_ops.toolenvs import install_tool as installing
+folder = Path(sys.argv[1])
+with installing._alone(folder / "env") as lock:
+    body = "import os, pathlib, sys, time; pathlib.Path(sys.argv[1]).write_text(str(os.getpid())); time.sleep(300)"
+    installing._call([sys.executable, "-c", body, str(folder / "begun")], folder / "log", "pip", lock)
+"""
+
+
+def test_pip_ends_with_a_killed_installation_and_holds_its_lock_until_then(tmp_path):
+    child = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], cwd=ROOT)
+    patience.until(lambda: (tmp_path / "begun").exists() and (tmp_path / "begun").read_text(), seconds=60)
+    with pytest.raises(BusyError, match="another process is installing env"), installing._alone(tmp_path / "env"):
+        pass
+    child.kill()
+    child.wait()
+
+    def free():
+        try:
+            with installing._alone(tmp_path / "env"):
+                return True
+        except BusyError:
+            return False
+
+    patience.until(free, seconds=60)
+    assert not psutil.pid_exists(int((tmp_path / "begun").read_text()))
 
 
 def test_what_pip_refuses_is_told_and_leaves_nothing_that_counts(tool, wheelhouse, machine):
