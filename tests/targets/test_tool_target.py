@@ -24,6 +24,7 @@ from gemma_ops.targets.target import AskingMode
 from gemma_ops.targets.tool_target import ToolTarget
 from gemma_ops.toolenvs import tool_job
 from gemma_ops.toolenvs.format_tools import making_tool, missing_tools
+from gemma_ops.toolenvs.jobs.answer_checkpoint import ended
 from tests.helpers.tiny_models import NANO
 
 MACHINE = MachineConfig(device="cpu", workers=1)
@@ -72,6 +73,11 @@ def test_answers_of_a_job_are_told_apart(tmp_path, monkeypatch):
         {"ids": [406, 439], "stopped": True, "seconds": 1.0}]})  # fmt: skip
     ((reply,),) = other.answer([prompts[:1]], max_new_tokens=4)
     assert (reply.text, reply.end, reply.new_tokens) == ("Hi", "stop", 2)
+
+
+def test_an_answer_ends_at_the_first_stop():
+    assert ended([5, 6, 1, 7, 106], [1, 106]) == ([5, 6], True)
+    assert ended([5, 6], [1]) == ([5, 6], False)
 
 
 def test_formats_of_tools_agree_with_their_table():
