@@ -111,6 +111,13 @@ def calibration_rows(data: Path | None, tokenizer: Any, manner: Manner, settings
     return [export_prompt_ids(tokenizer, row, manner) for row in general_rows()]
 
 
+def is_calibrated(settings: QuantizeConfig, form: str) -> bool:
+    """True for a format whose scales, or codes, are measured on training rows without being fitted to them."""
+    if form not in PACKED:
+        return False
+    return PACKED[form].calibrated or (PACKED[form].lattice is not None and settings.w4a16 == "gptq")
+
+
 def is_fitted(settings: QuantizeConfig, form: str) -> bool:
     """True for a format that is fitted to the rows."""
     packed = form in PACKED and PACKED[form].lattice is not None and settings.w4a16 == "own"

@@ -17,6 +17,7 @@ from gemma_ops.errors import MachineError
 from gemma_ops.export.checkpoint import INDEX, MergedCheckpoint
 from gemma_ops.export.fidelity import Conversation, FileDivergence
 from gemma_ops.export.folder import both_spellings, carry_over
+from gemma_ops.export.gguf_fit import is_calibrated
 from gemma_ops.export.redundant_kv import belongs_to, check_redundant, redundant_names
 from gemma_ops.export.safetensors_stream import StreamedTensor, stream_safetensors
 from gemma_ops.family import Shape
@@ -47,7 +48,7 @@ def compress_in_tool(
     """Write the folder `out` by llm-compressor. Raises MachineError where the tool or the memory is missing, ModelError
     where redundant keys and values are asked for and the checkpoint has none."""
     shape = Shape.from_config(source.config)
-    calibrated = form.calibrated or method == "gptq"
+    calibrated = is_calibrated(settings, form.name)
     size = sum(shard.stat().st_size for shard in source.shards)
     if calibrated and size * _HEADROOM > free_memory():
         raise MachineError(

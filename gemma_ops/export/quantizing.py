@@ -27,7 +27,7 @@ from gemma_ops.export.fidelity import Divergence, fidelity_conversations
 from gemma_ops.export.file_fidelity import check_parity, parity_weights
 from gemma_ops.export.folder import check_room
 from gemma_ops.export.gguf_audit import Audit, audit_gguf
-from gemma_ops.export.gguf_fit import RowFit, calibration_rows, is_fitted, training_rows
+from gemma_ops.export.gguf_fit import RowFit, calibration_rows, is_calibrated, is_fitted, training_rows
 from gemma_ops.export.gguf_tensors import plan_tensors
 from gemma_ops.export.gguf_writer import write_gguf
 from gemma_ops.export.measured_files import MeasuredFile, measure_files
@@ -84,7 +84,8 @@ def quantize(
     if fitting:
         rows = training_rows(data, tokenizer, manner, settings.fit_rows)
         fit = RowFit(source, settings, machine, parity_weights(source), rows)
-    learned = _classes(model, data, [*formats, *others], fitting)
+    shown = [*fitting, *(form for form in others if is_calibrated(settings, form))]
+    learned = _classes(model, data, [*formats, *others], shown)
     threads = machine.workers or os.cpu_count() or 1
     tables = TYPES[settings.tables].tensor
     audits = write_formats(out, source, formats, threads, learned, fit, fitted, tables)
@@ -133,11 +134,11 @@ def quantize(
     return {**_metrics(audits, parity, measured), **towers_metrics, **made_metrics}
 
 
-def _classes(model: Path, data: Path | None, formats: Sequence[str], fitted: Sequence[str]) -> dict[str, Privacy]:
-    """Return the class of each file: the model's, and of a fitted file also that of the rows."""
+def _classes(model: Path, data: Path | None, formats: Sequence[str], shown: Sequence[str]) -> dict[str, Privacy]:
+    """Return the class of each file: the model's, and of one that is shown rows also that of the rows."""
     own = learned_class(model)
-    rows = rows_class([data / "train.jsonl"]) if fitted and data else own
-    return {form: stricter(own, rows) if form in fitted else own for form in formats}
+    rows = rows_class([data / "train.jsonl"]) if shown and data and (data / "train.jsonl").exists() else own
+    return {form: stricter(own, rows) if form in shown else own for form in formats}
 
 
 def write_formats(

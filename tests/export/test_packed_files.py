@@ -6,6 +6,7 @@ Tests that need the tool llm-compressor are skipped where it isn't installed (`G
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import gguf
@@ -16,8 +17,9 @@ from safetensors.torch import load_file, save_file
 
 from gemma_ops.config import MachineConfig, QuantizeConfig
 from gemma_ops.errors import GateError, MachineError, ModelError
-from gemma_ops.export import quantize
+from gemma_ops.export import quantize, quantizing
 from gemma_ops.export.checkpoint import MergedCheckpoint
+from gemma_ops.export.gguf_fit import is_calibrated
 from gemma_ops.export.gguf_tensors import plan_tensors
 from gemma_ops.export.packed_audit import audit_packed
 from gemma_ops.export.packed_tool import finish_folder
@@ -28,6 +30,7 @@ from gemma_ops.family.formats import PACKED
 from gemma_ops.ggml.packing import unpack_blocks
 from gemma_ops.modeling.load import load_model
 from gemma_ops.modeling.packed_weights import pack_codes, unpack_codes
+from gemma_ops.privacy.classes import record_learned
 from gemma_ops.toolenvs.install_tool import find_tool
 from gemma_ops.toolenvs.tool_job import run_tool_job
 from gemma_ops.toolenvs.tool_list import TOOLS
@@ -170,6 +173,19 @@ def test_what_a_tool_wrote_becomes_one_complete_folder(made, tmp_path):
     assert json.loads((tmp_path / "config.json").read_text()) == json.loads((out / "config.json").read_text())
 
 
+def test_what_a_tool_dropped_is_written_back(made, tmp_path):
+    source, out = made("multimodal")
+    save_file(tensors(out), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text((out / "config.json").read_text())
+    finish_folder(source, tmp_path, redundant_kv=True)
+    found = load_file(tmp_path / "model.safetensors")
+    names = redundant_names(source)
+    assert found.keys() == {*tensors(out), *names}
+    assert all(torch.equal(found[name], source.read(name)) for name in names)
+    ignored = json.loads((tmp_path / "config.json").read_text())["quantization_config"]["ignore"]
+    assert "model.language_model.layers.5.self_attn.v_proj" in ignored
+
+
 ROWS = [
     {"messages": [
         {"role": "user", "content": f"Order {number}: where is my parcel?"},
@@ -211,6 +227,17 @@ def test_the_step_writes_w4a16_with_the_codes_of_the_fitted_gguf_file(tmp_path):
     stem = "model.language_model.layers.0.mlp.up_proj"
     assert torch.equal(found[f"{stem}.weight_packed"], pack_codes(blocks.codes))
     assert torch.equal(found[f"{stem}.weight_scale"], blocks.scale.to(torch.bfloat16))
+
+
+def test_what_is_measured_on_rows_is_as_private_as_they_are(made, tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(made("e2b")[0].folder, model)
+    record_learned(model, "any", ["made up"])
+    (tmp_path / "train.jsonl").write_text(json.dumps(ROWS[0] | {"id": "a", "privacy": "local_only"}) + "\n")
+    plain, gptq = QuantizeConfig(), QuantizeConfig(w4a16="gptq")
+    assert [is_calibrated(plain, form) for form in ("nvfp4", "fp8", "w4a16", FORM_GGUF)] == [True, False, False, False]
+    assert is_calibrated(gptq, "w4a16")
+    assert quantizing._classes(model, tmp_path, ["fp8", "nvfp4"], ["nvfp4"]) == {"fp8": "any", "nvfp4": "local_only"}
 
 
 def test_a_format_of_a_tool_that_is_not_here_is_refused(made, tmp_path):
