@@ -31,6 +31,7 @@ from gemma_ops.cli import (
     serve_verbs,
     synth_verbs,
     task_verbs,
+    tool_verbs,
 )
 from gemma_ops.cli.exits import INTERRUPTED
 from gemma_ops.cli.options import own_process
@@ -56,6 +57,7 @@ app.add_typer(synth_verbs.app)
 app.add_typer(task_verbs.app)
 app.add_typer(judge_verbs.app)
 app.add_typer(launch_verbs.app)
+app.add_typer(tool_verbs.app)
 
 
 def _version(value: bool) -> None:

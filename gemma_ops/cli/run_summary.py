@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from gemma_ops.family.formats import GGUF, REFERENCE
+from gemma_ops.family.formats import QUANTIZED, REFERENCE
 from gemma_ops.runs.artifact import MANIFEST
 from gemma_ops.runs.run import Run
 
@@ -100,9 +100,9 @@ _SHOWN = {
     "train": ("steps", "loss", "eval_loss", "trainable_parameters"),
     "merge": ("canary/top1_changed", "canary/max_logit_change"),
     "quantize": tuple(
-        f"{form}/{metric}" for form in GGUF if form != REFERENCE for metric in ("kl", "top1", "kl_ratio")
+        f"{form}/{metric}" for form in QUANTIZED if form != REFERENCE for metric in ("kl", "top1", "kl_ratio")
     ),
-    "draft": tuple(f"{form}/{metric}" for form in GGUF for metric in ("tokens_per_step", "was", "speed")),
+    "draft": tuple(f"{form}/{metric}" for form in QUANTIZED for metric in ("tokens_per_step", "was", "speed")),
 }
 
 

@@ -110,6 +110,9 @@ class MachineConfig(ConfigSection):
     ledger: str | None = None
     """File that holds what was spent and the answers that were paid for; null takes `gemini.sqlite` in `machine.runs`;
     a rehearsal keeps its own beside it."""
+    tools: str | None = None
+    """Folder of the tools' environments (`gemma-ops tools install`); null takes `GEMMA_OPS_TOOLS`, else `tools` in the
+    cache (`GEMMA_OPS_CACHE`, else `~/.cache/gemma-ops`)."""
     dollars_per_hour: Annotated[float, Field(ge=0)] | None = None
     """What this machine costs an hour, for dollars per 1,000 items; null takes the device's list price, if it has
     one."""

@@ -24,7 +24,7 @@ from gemma_ops.config.methods import (
 )
 from gemma_ops.config.section import ConfigSection
 from gemma_ops.config.training_sections import DistillConfig, KernelsConfig, LoraConfig
-from gemma_ops.family.formats import DEFAULT_FORMATS, DEFAULT_TABLES, GgufName, ProjectorType, TableName
+from gemma_ops.family.formats import DEFAULT_FORMATS, DEFAULT_TABLES, ProjectorType, QuantizedName, TableName
 
 Thinking = Literal["off", "on", "mixed"]
 """Whether a model is asked to think: never, always, or where a row holds a thought."""
@@ -155,8 +155,9 @@ class MergeConfig(ConfigSection):
 class QuantizeConfig(ConfigSection):
     """Files for serving."""
 
-    formats: tuple[GgufName, ...] = DEFAULT_FORMATS
-    """GGUF types to write; `bf16` is written anyway, to compare with."""
+    formats: tuple[QuantizedName, ...] = DEFAULT_FORMATS
+    """Formats to write: GGUF types for llama.cpp (`bf16` is written anyway, to compare with); `w4a16`, `w8a8`, `fp8`,
+    `nvfp4` for vLLM; `litertlm_wi8`, `litertlm_wi4` for phones. All but GGUF and `w4a16` are made by tools."""
     tables: TableName = DEFAULT_TABLES
     """Type of the embedding and of the per-layer table in formats below 8 bits. They are half of E2B: `q6_k`, as
     llama.cpp's own files have it, makes it 0.6 GiB smaller."""
@@ -176,6 +177,16 @@ class QuantizeConfig(ConfigSection):
     """Bytes of the file `mixed`, such as `3.2GB`: each tensor gets the type that its effect on the answers is worth."""
     bits: Annotated[float, Field(gt=0, le=16)] | None = None
     """Bits a weight of the file `mixed`, over the whole file, instead of `budget`."""
+    w4a16: Literal["own", "gptq", "rtn"] = "own"
+    """How w4a16 is made: `own` codes, searched or fitted (`fit`), or `gptq` or `rtn` by llm-compressor."""
+    redundant_kv: bool = False
+    """Keep the keys and values that layers which share them have in Google's files, in checkpoints for vLLM, for
+    engines that insist. A base that was saved without them is refused."""
+    edge_context: Annotated[int, Field(ge=256)] = 4096
+    """Tokens of a conversation that a `.litertlm` file has room for: its cache has this size on every device."""
+    edge_graphs: str | None = None
+    """Folder with float graphs of this run's base (`gemma-ops tools edge-graphs`), into which tuned tensors are laid;
+    null converts the tuned model, which takes 2.4 times the memory of its float32 weights."""
     mmproj: Literal["auto", "none", ProjectorType] = "auto"
     """Type in which vision and audio towers are written for llama.cpp, as `mmproj/mmproj.gguf`. `auto` takes `bf16`
     where the prepared rows show images or sounds and `formats` names a file beside them."""

@@ -10,13 +10,13 @@ from gemma_ops.config import MachineConfig, RunConfig
 from gemma_ops.errors import ConfigError
 from gemma_ops.evaluation import answer_cost
 from gemma_ops.evaluation.breakeven import Own, Workload
-from gemma_ops.family.formats import GGUF
+from gemma_ops.family.formats import QUANTIZED
 from gemma_ops.planning import devices
 from gemma_ops.verdicts import VERDICT, TargetFacts, TargetResult, Verdict
 from gemma_ops.verdicts.document import MachineFacts
 from gemma_ops.verdicts.measurements import SpeedFacts
 
-_LOCAL = ("tuned", "base", *(each.name for each in sorted(GGUF.values(), key=lambda each: each.bits)))
+_LOCAL = ("tuned", "base", *(each.name for each in sorted(QUANTIZED.values(), key=lambda each: each.bits)))
 """Targets on this machine, the first of which is compared where none is named: the smallest file before larger ones."""
 
 

@@ -13,9 +13,12 @@ from typing import Any, TypeGuard
 
 from gemma_ops.evaluation.ask_targets import prompt_of
 from gemma_ops.metrics.metric import ScoredRow
-from gemma_ops.targets.local_target import CheckpointTarget
+from gemma_ops.targets.checkpoint_target import CheckpointTarget
+from gemma_ops.targets.made_target import LocalTarget
 from gemma_ops.targets.quantized_target import Quantized
+from gemma_ops.targets.spec import QUANTIZED
 from gemma_ops.targets.target import Target
+from gemma_ops.targets.tool_target import ToolTarget
 from gemma_ops.tasks.stored_answers import StoredAnswer
 from gemma_ops.tasks.task import Task
 from gemma_ops.verdicts import CANARY_SCHEMA
@@ -67,9 +70,7 @@ def canary_record(found: Sequence[tuple[Target, Task, Sequence[StoredAnswer]]]) 
     return {"schema": CANARY_SCHEMA, "rows": rows, "repeats": repeats}
 
 
-def _repeated(
-    target: Quantized | CheckpointTarget, rows: Sequence[dict[str, Any]], tasks: dict[str, Task]
-) -> dict[str, int]:
+def _repeated(target: LocalTarget, rows: Sequence[dict[str, Any]], tasks: dict[str, Task]) -> dict[str, int]:
     """Return how many of its recorded answers a target gives again."""
     asked = same = 0
     for name, task in tasks.items():
@@ -88,9 +89,10 @@ def recorded_answers(record: dict[str, Any]) -> dict[str, int]:
     return dict(Counter(name for row in record["rows"] for name in row["answers"]))
 
 
-def _is_own(target: Target) -> TypeGuard[Quantized | CheckpointTarget]:
+def _is_own(target: Target) -> TypeGuard[LocalTarget]:
     """True if it is a model of this run that may be served."""
-    return isinstance(target, Quantized) or (isinstance(target, CheckpointTarget) and target.name == _TUNED)
+    own = isinstance(target, (CheckpointTarget, ToolTarget)) and target.name in (_TUNED, *QUANTIZED)
+    return own or isinstance(target, Quantized)
 
 
 def _as_base(row: ScoredRow, task: Task, names: list[str], said: dict[tuple[str, str, str], str]) -> bool:

@@ -34,7 +34,7 @@ from gemma_ops.evaluation import (
     verdict_summary,
 )
 from gemma_ops.evaluation.evaluation_checks import check_gates, check_targets, load_checked
-from gemma_ops.family.formats import GGUF
+from gemma_ops.family.formats import QUANTIZED
 from gemma_ops.judging import judge_evaluation
 from gemma_ops.judging.judge_material import Side
 from gemma_ops.judging.judged import JudgedComparison, figures
@@ -76,7 +76,7 @@ def evaluate(
 
     def can(name: str) -> bool:
         made = {"base": base, "tuned": tuned, CHAMPION: champion}
-        file = quantized / GGUF[name].path if quantized and name in GGUF else None
+        file = quantized / QUANTIZED[name].path if quantized and name in QUANTIZED else None
         return file.is_file() if file else made.get(name) is not None
 
     loaded, asked = load_checked(settings, tasks, source, out.parent), policy_gates.read_standard(champion, base)

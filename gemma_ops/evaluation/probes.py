@@ -14,7 +14,7 @@ from gemma_ops.answer import Prompt
 from gemma_ops.config import ProbeConfig
 from gemma_ops.evaluation.memorized import ProbedRow, probed_rows
 from gemma_ops.evaluation.refusals import refusal_prompts, refuses
-from gemma_ops.family.formats import GGUF
+from gemma_ops.family.formats import QUANTIZED
 from gemma_ops.runs import journal
 from gemma_ops.runs.durable import write_text
 from gemma_ops.stats.intervals import Sample, mean_bound
@@ -39,7 +39,7 @@ def probe_model(
 ) -> SafetyFacts | None:
     """Probe the model that would be served; None where nothing was tuned. `opening` opens a target by its name, `base`
     says whether the base is there to be asked. Rows are shown to this run's own models only."""
-    name = next((name for name in (*GGUF, "tuned") if name in targets), None)
+    name = next((name for name in (*QUANTIZED, "tuned") if name in targets), None)
     if name is None:
         return None
     rows = probed_rows(data / "train.jsonl", settings.rows) if data else []

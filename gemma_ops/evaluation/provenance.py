@@ -13,13 +13,12 @@ from gemma_ops.config import MachineConfig, Privacy, ReleaseConfig
 from gemma_ops.errors import ModelError
 from gemma_ops.evaluation import answer_cost
 from gemma_ops.family import Shape
-from gemma_ops.family.formats import GGUF
+from gemma_ops.family.formats import QUANTIZED
 from gemma_ops.gemini import notice
 from gemma_ops.modeling.checkpoint_source import checkpoint
 from gemma_ops.planning.kv_cache import kv_layers
 from gemma_ops.privacy.classes import answers_class, release_of
 from gemma_ops.targets.run_models import RunModels
-from gemma_ops.targets.spec import QUANTIZED
 from gemma_ops.targets.target import Target, learned_by
 from gemma_ops.verdicts import FileFidelity
 
@@ -49,15 +48,15 @@ def collect_provenance(
         made = _json(path / "artifact.json") if path is not None else {}
         if path is not None:
             body |= {"step": made.get("step"), "artifact": made.get("digest")}
-            body["engine"] = "llama.cpp" if target.name in QUANTIZED else "transformers"
+            body["engine"] = QUANTIZED[target.name].answers_in if target.name in QUANTIZED else "transformers"
         if target.name == "base":
             body |= {key: model.get(key) for key in ("id", "revision", "size") if model.get(key)}
         if path is not None and target.name in QUANTIZED:
-            file = path / GGUF[target.name].path
+            file = path / QUANTIZED[target.name].path
             body["bytes"] = file.stat().st_size if file.is_file() else None
             formats = _json(path / "report.json").get("formats") or {}
             body["fidelity"] = FileFidelity.of_report(formats.get(target.name) or {})
-            body["sha256"] = (made.get("files") or {}).get(GGUF[target.name].path, {}).get("sha256")
+            body["sha256"] = (made.get("files") or {}).get(QUANTIZED[target.name].path, {}).get("sha256")
         found[target.name] = body
     trained: dict[str, Any] = {}
     if data is not None:

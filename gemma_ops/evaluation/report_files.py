@@ -11,6 +11,9 @@ from gemma_ops.evaluation.scatter import Dot, LogAxis, log_ticks, scatter
 from gemma_ops.verdicts import FileFidelity, Gate, Verdict
 from gemma_ops.words.figures import chip, colour, short_name
 
+_USUAL = "llama.cpp"
+"""Engine of files whose verdict names none."""
+
 
 def files_section(verdict: Verdict) -> Markup | str:
     """Return the card of the quantized targets; empty where nothing measured them."""
@@ -18,10 +21,12 @@ def files_section(verdict: Verdict) -> Markup | str:
     if not files:
         return ""
     measured = [found for *_, found in files]
+    engines = sorted({facts.engine or _USUAL for facts in verdict.targets.values() if facts.fidelity})
     return REPORT.fill(
         "files.html", "card", rows=[_row(*file) for file in files], fitted=any(found.fit for found in measured),
-        conversations=f"{max(found.conversations for found in measured):,}", plots=_pictures(verdict),
-        frontier=any(found.frontier for found in measured), recommended=recommended_file(verdict),
+        conversations=f"{max(found.conversations for found in measured):,}", engines=" or ".join(engines),
+        plots=_pictures(verdict), frontier=any(found.frontier for found in measured),
+        recommended=recommended_file(verdict),
     )  # fmt: skip
 
 

@@ -19,7 +19,8 @@ def check_coarse(settings: QuantizeConfig, size: str | None) -> None:
     least = LEAST_BITS.get(size or "")
     if least is None or settings.coarse or settings.fit in _FITTED:
         return
-    coarse = [name for name in settings.formats if GGUF[name].bits < least and not GGUF[name].mixed]
+    asked = [GGUF[name] for name in settings.formats if name in GGUF]
+    coarse = [form.name for form in asked if form.bits < least and not form.mixed]
     if coarse:
         enough = [name for name, form in GGUF.items() if least <= form.bits < 8 and not form.mixed]
         raise ConfigError(

@@ -19,6 +19,7 @@ import numpy as np
 from gemma_ops.data import chat
 from gemma_ops.data.row_tokens import Manner
 from gemma_ops.export.prompts import Row, export_prompt_ids
+from gemma_ops.stats.divergence import position_divergences
 
 _LONGEST = 2048  # tokens of a conversation that are read
 _CONTINUATION = 24
@@ -140,23 +141,6 @@ def fidelity_conversations(
         if not answer:  # it begins beyond what is read
             answer = list(range(max(0, len(ids) - _CONTINUATION), len(ids)))
         found.append(Conversation(ids, answer))
-    return found
-
-
-def position_divergences(reference: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return KL(reference || other) in nats, and whether the likeliest token is the same, at each position,
-    (positions,), from logits over the whole vocabulary, (positions, vocabulary)."""
-    kls = np.empty(len(reference))
-    for place, (first, second) in enumerate(zip(reference, other, strict=True)):
-        p, q = _log_softmax(first), _log_softmax(second)
-        kls[place] = max(float(np.exp(p) @ (p - q)), 0.0)
-    return kls, reference.argmax(-1) == other.argmax(-1)
-
-
-def _log_softmax(logits: np.ndarray) -> np.ndarray:
-    values = logits.astype(np.float64)
-    values -= values.max()
-    found: np.ndarray = values - np.log(np.exp(values).sum())
     return found
 
 

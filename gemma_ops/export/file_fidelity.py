@@ -20,12 +20,12 @@ from gemma_ops.export.fidelity import (
     Divergence,
     FileDivergence,
     logits_divergence,
-    position_divergences,
 )
 from gemma_ops.modeling.llamacpp import threads_for
 from gemma_ops.modeling.llamacpp_library import GgufLogits
 from gemma_ops.modeling.load import Weights, load_model, pick_device
 from gemma_ops.runs import journal
+from gemma_ops.stats.divergence import position_divergences
 
 _ROOM = 1 << 28
 """Logits of the checkpoint that are compared, over all conversations: 1 GiB."""

@@ -14,8 +14,9 @@ from gemma_ops.errors import DataError, MachineError
 from gemma_ops.export.checkpoint import MergedCheckpoint
 from gemma_ops.export.gguf_tensors import GgufPlan
 from gemma_ops.export.mixed_types import MixedTypes, mixed_types
+from gemma_ops.export.prompts import export_prompt_ids, general_rows
 from gemma_ops.export.tensor_bytes import TensorBytes
-from gemma_ops.family.formats import BITS, GGUF
+from gemma_ops.family.formats import BITS, GGUF, PACKED, QUANTIZED
 from gemma_ops.fitting.fit_file import FitTensor, column_importance, fit_file
 from gemma_ops.fitting.fit_rows import FitRow, fit_rows
 from gemma_ops.fitting.fitted_store import FittedStore
@@ -74,6 +75,11 @@ class RowFit:
         fit_file(self._fitted_model(), tensors, self.rows, store, training)
         return TensorBytes(fitted=store)
 
+    def report(self, gain: dict[str, Any]) -> dict[str, Any]:
+        """Return what a file was fitted to, and its `gain` over the plain one, for `report.json`."""
+        tokens = sum(map(len, self.rows))
+        return {"how": self._settings.fit, "rows": len(self.rows), "tokens": tokens, **gain}
+
     def _fitted_model(self) -> Any:
         """Load the checkpoint for a fit, which changes it, so each file has its own."""
         states = self._each * int(self._source.text["hidden_size"]) * sum(map(len, self.rows))
@@ -127,9 +133,25 @@ def training_rows(data: Path | None, tokenizer: Any, manner: Manner, count: int)
     return fit_rows(file, tokenizer, manner, count, _SEED)
 
 
+def calibration_rows(data: Path | None, tokenizer: Any, manner: Manner, settings: QuantizeConfig) -> list[list[int]]:
+    """Return the token ids of training rows, or of prompts of no domain where there are none, on which scales are
+    measured that are fitted to nothing."""
+    if data is not None and (data / "train.jsonl").exists():
+        return [row.ids for row in training_rows(data, tokenizer, manner, settings.fit_rows)]
+    return [export_prompt_ids(tokenizer, row, manner) for row in general_rows()]
+
+
+def is_calibrated(settings: QuantizeConfig, form: str) -> bool:
+    """True for a format whose scales, or codes, are measured on training rows without being fitted to them."""
+    if form not in PACKED:
+        return False
+    return PACKED[form].calibrated or (PACKED[form].lattice is not None and settings.w4a16 == "gptq")
+
+
 def is_fitted(settings: QuantizeConfig, form: str) -> bool:
     """True for a format that is fitted to the rows."""
-    return settings.fit != "none" and GGUF[form].bits < FITTED_BITS
+    packed = form in PACKED and PACKED[form].lattice is not None and settings.w4a16 == "own"
+    return settings.fit != "none" and QUANTIZED[form].bits < FITTED_BITS and (form in GGUF or packed)
 
 
 def fit_tensors(plan: GgufPlan) -> list[FitTensor]:

@@ -16,7 +16,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from gemma_ops import family
 from gemma_ops.config import MachineConfig, Privacy, QuantizeConfig
@@ -24,15 +24,17 @@ from gemma_ops.data.prompt_record import read_prompting, write_prompting
 from gemma_ops.errors import GateError
 from gemma_ops.export.checkpoint import MergedCheckpoint
 from gemma_ops.export.coarse_files import check_coarse
+from gemma_ops.export.engine_formats import check_engine_formats, make_engine_formats
 from gemma_ops.export.fidelity import Divergence, fidelity_conversations
 from gemma_ops.export.file_fidelity import check_parity, parity_weights
 from gemma_ops.export.folder import check_room
 from gemma_ops.export.gguf_audit import Audit, audit_gguf
-from gemma_ops.export.gguf_fit import RowFit, is_fitted, training_rows
+from gemma_ops.export.gguf_fit import RowFit, calibration_rows, is_calibrated, is_fitted, training_rows
 from gemma_ops.export.gguf_tensors import GgufPlan, plan_tensors
 from gemma_ops.export.gguf_writer import write_gguf
 from gemma_ops.export.lattice_probe import LATTICE, is_near_lattice, lattice_error
 from gemma_ops.export.measured_files import MeasuredFile, measure_files
+from gemma_ops.export.packed_files import PackedWork
 from gemma_ops.export.projector_fidelity import make_projector, projector_metrics, projector_type
 from gemma_ops.export.prompts import fidelity_prompts, general_rows, manner_of
 from gemma_ops.export.tensor_bytes import TensorBytes
@@ -64,26 +66,33 @@ _PROBES = (
 def quantize(
     out: Path, settings: QuantizeConfig, machine: MachineConfig, *, model: Path, data: Path | None = None
 ) -> dict[str, float]:
-    """Write `out/<format>/model.gguf` for bf16 and the formats asked for, `out/mmproj` with the towers where they are
-    wanted, and `out/report.json`.
+    """Write `out/<format>/` for bf16 and the formats asked for, `out/mmproj` with the towers where they are wanted, and
+    `out/report.json`.
 
     Raises ConfigError for a format that the model's size doesn't bear or a mix that does not fit its bytes, ModelError
-    for a checkpoint that can't be converted, GateError when a file is not what was asked for, when
-    llama.cpp disagrees with transformers or a fit cost general ability, MachineError when the disk has no room or
-    `xllamacpp` is missing, DataError when files are to be fitted and there are no training rows.
+    for a checkpoint that can't be converted, GateError when a file is not what was asked for, when llama.cpp disagrees
+    with transformers or a fit cost general ability, MachineError when the disk has no room, or `xllamacpp` or a tool is
+    missing, DataError when files are to be fitted or mixed and there are no training rows.
     """
     source = MergedCheckpoint(checkpoint(model))
     check_coarse(settings, family.identify(source.config))
-    formats: list[GgufName] = [REFERENCE, *(form for form in settings.formats if form != REFERENCE)]
-    fitted = [form for form in formats if is_fitted(settings, form)]
+    check_engine_formats(source, settings, machine)
+    others = [form for form in settings.formats if form not in TYPES]
+    formats = cast(
+        "list[GgufName]", [REFERENCE, *(form for form in settings.formats if form not in (REFERENCE, *others))]
+    )
+    fitting = [form for form in (*formats, *others) if is_fitted(settings, form)]
+    fitted = [form for form in formats if form in fitting]
     tokenizer = load_tokenizer(source.folder)
     prompting = read_prompting(source.folder)
     manner = manner_of(source.folder, prompting)
     fit = None
-    if fitted or any(TYPES[form].mixed for form in formats):
+    mixed = [form for form in formats if TYPES[form].mixed]
+    if fitting or mixed:
         rows = training_rows(data, tokenizer, manner, settings.fit_rows)
         fit = RowFit(source, settings, machine, parity_weights(source), rows)
-    learned = _classes(model, data, formats, fitted)
+    shown = [*fitting, *mixed, *(form for form in others if is_calibrated(settings, form))]
+    learned = _classes(model, data, [*formats, *others], shown)
     threads = machine.workers or os.cpu_count() or 1
     tables = TYPES[settings.tables].tensor
     audits = write_formats(out, source, formats, threads, learned, fit, fitted, tables)
@@ -102,6 +111,14 @@ def quantize(
     measured = measure_files(
         partial(_file, out), partial(_file, out / _PLAIN), formats[1:], fitted, domain, general, threads
     )
+    engines = make_engine_formats(
+        PackedWork(
+            out, out / _PLAIN, source, settings, machine, domain, general,
+            calibration_rows(data, tokenizer, manner, settings) if others else (), fit, out / _FIT,
+        ),
+        others,
+        learned,
+    )  # fmt: skip
     body: dict[str, Any] = {
         "left_out": {reason: len(names) for reason, names in plan_tensors(source, REFERENCE).left_out.items()},
         "tokenizer": {"probes": len(_PROBES), "equal": True},
@@ -112,31 +129,26 @@ def quantize(
     for form, found in measured.items():
         body["formats"][form] |= found.report()
         if fit is not None and form in fitted:
-            body["formats"][form]["fit"] = _fit_report(settings, fit, found)
+            body["formats"][form]["fit"] = fit.report(found.gain())
         if fit is not None and fit.mix is not None and TYPES[form].mixed:
             body["formats"][form]["mix"] = fit.mix.report()
+    body["formats"] |= {form: made.report() for form, made in engines.items()}
     write_json(out / "report.json", body, indent=2)
     whole = strictest(learned.values())
     record_learned(out, whole, [f"model: {whole}"])
     for folder in (_PLAIN, _FIT):
         shutil.rmtree(out / folder, ignore_errors=True)
-    mixed = {"mixed/predicted_kl": fit.mix.predicted} if fit is not None and fit.mix is not None else {}
-    return _metrics(audits, parity, measured) | mixed | (projector_metrics(towers) if towers else {})
+    towers_metrics = projector_metrics(towers) if towers else {}
+    made_metrics = {f"{form}/{key}": value for form, made in engines.items() for key, value in made.metrics().items()}
+    told = {f"{form}/predicted_kl": fit.mix.predicted for form in mixed if fit is not None and fit.mix is not None}
+    return {**_metrics(audits, parity, measured), **told, **towers_metrics, **made_metrics}
 
 
-def _classes(
-    model: Path, data: Path | None, formats: Sequence[GgufName], fitted: Sequence[GgufName]
-) -> dict[str, Privacy]:
-    """Return the class of each file: the model's, and of a fitted or mixed file also that of the rows."""
+def _classes(model: Path, data: Path | None, formats: Sequence[str], shown: Sequence[str]) -> dict[str, Privacy]:
+    """Return the class of each file: the model's, and of one that is shown rows also that of the rows."""
     own = learned_class(model)
-    shaped = {form for form in formats if form in fitted or TYPES[form].mixed}
-    rows = rows_class([data / "train.jsonl"]) if shaped and data else own
-    return {form: stricter(own, rows) if form in shaped else own for form in formats}
-
-
-def _fit_report(settings: QuantizeConfig, fit: RowFit, found: MeasuredFile) -> dict[str, Any]:
-    """Return what a file was fitted to, what the plain file of the same bytes says, and the gain over it."""
-    return {"how": settings.fit, "rows": len(fit.rows), "tokens": sum(map(len, fit.rows)), **found.gain()}
+    rows = rows_class([data / "train.jsonl"]) if shown and data and (data / "train.jsonl").exists() else own
+    return {form: stricter(own, rows) if form in shown else own for form in formats}
 
 
 def write_formats(

@@ -16,15 +16,21 @@ from dataclasses import dataclass
 from typing import Literal
 
 GgufName = Literal["bf16", "q8_0", "q6_k", "q5_k_m", "q5_k", "q5_0", "q4_k_m", "q4_k", "q4_0", "iq4_xs", "mixed"]
-"""Formats that the step `quantize` writes, as the configuration spells them."""
-VersionFormat = Literal["adapter", "merged", GgufName]
+"""GGUF formats that the step `quantize` writes, as the configuration spells them."""
+PackedName = Literal["w8a8", "fp8", "w4a16", "nvfp4"]
+"""Formats of compressed-tensors that the step `quantize` writes, for vLLM."""
+EdgeName = Literal["litertlm_wi8", "litertlm_wi4"]
+"""Formats of LiteRT-LM that the step `quantize` writes, for phones."""
+QuantizedName = Literal[GgufName, PackedName, EdgeName]
+"""Formats that the step `quantize` writes."""
+VersionFormat = Literal["adapter", "merged", QuantizedName]
 """Formats that a registered version may carry (`register.artifacts`); `adapter` also stands for the changed weights of
 a full fine-tune."""
 ProjectorType = Literal["bf16", "f16", "f32"]
 """Types of the matrices of an mmproj file, as the configuration spells them."""
 TensorType = Literal["F32", "F16", "BF16", "Q8_0", "Q6_K", "Q5_K", "Q5_0", "Q4_K", "Q4_0", "IQ4_XS"]
 """GGML types of the tensors that we write."""
-Engine = Literal["transformers", "llama.cpp", "vLLM"]
+Engine = Literal["transformers", "llama.cpp", "vLLM", "LiteRT-LM"]
 
 BITS: dict[TensorType, float] = {
     "F32": 32.0, "F16": 16.0, "BF16": 16.0, "Q8_0": 8.5, "Q6_K": 6.5625, "Q5_K": 5.5, "Q5_0": 5.5, "Q4_K": 4.5,
@@ -48,6 +54,12 @@ TableName = Literal["q8_0", "q6_k"]
 DEFAULT_TABLES: TableName = "q8_0"
 GGUF_FILE = "model.gguf"
 """Name of a GGUF file in the folder of its format."""
+PACKED_FILE = "model.safetensors"
+"""Name of the file with the weights of a checkpoint of compressed-tensors: one, whatever its size."""
+EDGE_FILE = "model.litertlm"
+"""Name of a file for LiteRT-LM in the folder of its format."""
+WEIGHT_ENDINGS = (".safetensors", ".gguf", ".litertlm")
+"""Endings of files that hold weights."""
 PROJECTOR_TYPES: dict[ProjectorType, tuple[TensorType, str]] = {
     "bf16": ("BF16", "MOSTLY_BF16"), "f16": ("F16", "MOSTLY_F16"), "f32": ("F32", "ALL_F32")
 }  # fmt: skip
@@ -88,7 +100,53 @@ class Format:
 
 
 @dataclass(frozen=True)
-class Gguf(Format):
+class QuantizedFormat(Format):
+    """A format that the step `quantize` makes, and that reports show in a colour of its own."""
+
+    bits: float
+    """Bits per weight of attention, MLP and experts, on average."""
+    css: str
+    """CSS class of the format's colour in reports."""
+    colours: tuple[str, str]
+    """CSS colours on a light and on a dark page."""
+
+    @property
+    def answers_in(self) -> Engine:
+        """Return the engine that answers in an evaluation."""
+        return self.engines[0]
+
+
+@dataclass(frozen=True)
+class Packed(QuantizedFormat):
+    """A checkpoint with weights as compressed-tensors stores them."""
+
+    scheme: str
+    """Scheme, as compressed-tensors names its presets (`PRESET_SCHEMES`)."""
+    kinds: tuple[str, ...]
+    """Types of safetensors in which the bulk of the weights lies."""
+    calibrated: bool
+    """Whether making it needs rows: its activations have scales that are measured."""
+    lattice: TensorType | None = None
+    """GGML type whose values the weights may take too, so that what was fitted for it can be stored here."""
+    reads_as: Literal["weights", "activations"] = "activations"
+    """Whether it is the weights alone that are rounded: then any engine computes the same with the weights decoded."""
+
+    @property
+    def answers_in(self) -> Engine:
+        """Return transformers: with the weights decoded, or with compressed-tensors in the tool."""
+        return "transformers"
+
+
+@dataclass(frozen=True)
+class Edge(QuantizedFormat):
+    """A file that LiteRT-LM runs on phones and laptops."""
+
+    recipe: str
+    """Recipe of ai-edge-quantizer, or ours (`edge_bundle`)."""
+
+
+@dataclass(frozen=True)
+class Gguf(QuantizedFormat):
     """One type of GGUF file."""
 
     name: GgufName
@@ -106,16 +164,6 @@ class Gguf(Format):
     what estimates count with."""
     default: bool
     """Whether the format is made, evaluated and registered where a configuration names none."""
-    css: str
-    """CSS class of the format's colour in reports."""
-    colours: tuple[str, str]
-    """CSS colours on a light and on a dark page."""
-
-    @property
-    def bits(self) -> float:
-        """Return the bits per weight of attention, MLP and experts, on average."""
-        bits = BITS[self.tensor]
-        return bits + (_CAREFUL_SHARE * (BITS[self.careful] - bits) if self.careful else 0.0)
 
     @property
     def types(self) -> tuple[TensorType, ...]:
@@ -146,9 +194,28 @@ def _gguf(
     most_bits: float = 8.6,  # a small model is mostly tables, which stay at 8 bits
     default: bool = False,
 ) -> Gguf:
+    bits = BITS[tensor] + (_CAREFUL_SHARE * (BITS[careful] - BITS[tensor]) if careful else 0.0)
     return Gguf(
-        name, "quantize", name, f"quantized/{name}", GGUF_FILE, ("llama.cpp",),
-        tensor, careful, file_type, most_bits, mixed, default, css, colours,
+        name, "quantize", name, f"quantized/{name}", GGUF_FILE, ("llama.cpp",), bits, css, colours,
+        tensor, careful, file_type, most_bits, mixed, default,
+    )  # fmt: skip
+
+
+def _packed(
+    name: PackedName, bits: float, css: str, colours: tuple[str, str], scheme: str, kinds: tuple[str, ...], *,
+    calibrated: bool = False, lattice: TensorType | None = None,
+) -> Packed:  # fmt: skip
+    engines: tuple[Engine, ...] = ("transformers", "vLLM") if lattice else ("vLLM",)
+    reads: Literal["weights", "activations"] = "weights" if lattice else "activations"
+    return Packed(
+        name, "quantize", name, f"quantized/{name}", PACKED_FILE, engines, bits, css, colours,
+        scheme, kinds, calibrated, lattice, reads,
+    )  # fmt: skip
+
+
+def _edge(name: EdgeName, bits: float, css: str, colours: tuple[str, str], recipe: str) -> Edge:
+    return Edge(
+        name, "quantize", name, f"quantized/{name}", EDGE_FILE, ("LiteRT-LM",), bits, css, colours, recipe
     )  # fmt: skip
 
 
@@ -165,11 +232,21 @@ _TABLE = (
     _gguf("q4_0", "Q4_0", "MOSTLY_Q4_0", "t-q4", ("#d0741a", "#f0a255"), default=True),
     _gguf("iq4_xs", "IQ4_XS", "MOSTLY_IQ4_XS", "t-iq4", ("#7a4a2b", "#cf9f7c")),
     _gguf("mixed", "Q4_K", "MOSTLY_Q4_K_S", "t-mixed", ("#0e86b8", "#63c8f2"), mixed=True),
+    _packed("w8a8", 8.0, "t-w8a8", ("#35648a", "#84b6dc"), "W8A8", ("I8",)),
+    _packed("fp8", 8.0, "t-fp8", ("#3f6d74", "#8cc3cb"), "FP8_DYNAMIC", ("F8_E4M3",)),
+    _packed("w4a16", 4.5, "t-w4a16", ("#a3324f", "#f08ba3"), "W4A16", ("I32",), lattice="Q4_0"),
+    _packed("nvfp4", 4.5, "t-nvfp4", ("#6d4c8f", "#bb9be0"), "NVFP4", ("U8",), calibrated=True),
+    _edge("litertlm_wi8", 8.0, "t-litert8", ("#5a7d1f", "#a9cf62"), "weight_only_wi8_afp32"),
+    _edge("litertlm_wi4", 4.5, "t-litert4", ("#8a5a00", "#e0ac4c"), "gemma4_mixed48_b32_tables8"),
     Format("adapter", "train", "adapter", "adapter", "adapter_model.safetensors", ("transformers", "vLLM")),
     Format("tuned", "train", "tuned", "tuned", "tuned.json", ("transformers",)),
 )
 FORMATS = {each.name: each for each in _TABLE}
 """All formats, the more accurate first: whole models, the most exact first, then those that need their base."""
+QUANTIZED: dict[str, QuantizedFormat] = {each.name: each for each in _TABLE if isinstance(each, QuantizedFormat)}
+"""Formats that the step `quantize` makes."""
+PACKED: dict[str, Packed] = {each.name: each for each in _TABLE if isinstance(each, Packed)}
+EDGE: dict[str, Edge] = {each.name: each for each in _TABLE if isinstance(each, Edge)}
 GGUF: dict[str, Gguf] = {each.name: each for each in _TABLE if isinstance(each, Gguf)}
 REFERENCE: GgufName = "bf16"
 """GGUF format that is always made; the others are compared with it."""

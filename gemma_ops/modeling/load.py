@@ -60,6 +60,7 @@ def load_model(
     towers: bool = False,
     ple: Place = "auto",
     sharded: bool = False,
+    packed: bool = False,
 ) -> Any:
     """Load a checkpoint folder for text, in evaluation mode.
 
@@ -67,7 +68,9 @@ def load_model(
     `towers` keeps vision and audio where the checkpoint has them. `ple`: where the per-layer embedding table lies (E2B,
     E4B); `auto` takes the host when the device is a GPU. `sharded` is for a model that FSDP will spread: 4-bit weights
     are stored in the model's own number type, because integers stay whole on every process, the table is a parameter
-    like any other, and what is dense waits in main memory. What is in memory is in the journal and in `model.audit`.
+    like any other, and what is dense waits in main memory. `packed` takes a checkpoint too whose weights alone are
+    rounded (w4a16), as the bf16 weights that engines multiply with. What is in memory is in the journal and in
+    `model.audit`.
 
     Raises ModelError when a file is missing, when a parameter has no value in the file, or when what is in memory is
     not, to the byte, what the configuration says.
@@ -77,16 +80,20 @@ def load_model(
 
     from gemma_ops.modeling import streaming
     from gemma_ops.modeling.audit import audit_model
+    from gemma_ops.modeling.packed_weights import weights_alone
 
     transformers.logging.set_verbosity_error()  # what matters of what it would say is checked here
     body = read_model_config(folder)
-    if "quantization_config" in body:
+    packed = packed and weights_alone(body)
+    if "quantization_config" in body and not packed:
         raise ModelError(
             f"{folder} is already quantized",
             "start from the bf16 checkpoint: a 4-bit model can't be merged or saved again",
         )
-    files = streaming.streamed_entries(folder, body["model_type"])
+    files = streaming.streamed_entries(folder, body["model_type"], packed=packed)
     config = transformers.AutoConfig.from_pretrained(folder)
+    if packed:
+        del config.quantization_config
     if not towers:
         for part in ("vision_config", "audio_config"):
             if hasattr(config, part):

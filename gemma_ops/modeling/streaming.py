@@ -20,6 +20,7 @@ from gemma_ops.modeling import experts, nf4
 from gemma_ops.modeling.audit import wants_4bit
 from gemma_ops.modeling.checkpoint_source import check_shards
 from gemma_ops.modeling.host_ple import HostEmbedding
+from gemma_ops.modeling.packed_weights import PackedEntry, PackedStack, packed_entries
 from gemma_ops.modeling.shards import DTYPES, TensorEntry, mapped, read_headers, read_tensors, shard_pieces
 
 _PIECE = 1 << 25
@@ -81,11 +82,12 @@ _MISMATCH = (
 )
 
 
-def streamed_entries(folder: Path, kind: str) -> dict[str, TensorEntry]:
-    """Return every tensor of the folder under the name that the class of that `model_type` gives it. Raises ModelError
-    for incomplete files."""
+def streamed_entries(folder: Path, kind: str, *, packed: bool = False) -> dict[str, TensorEntry]:
+    """Return every tensor of the folder under the name that the class of that `model_type` gives it, `packed` matrices
+    as what they mean. Raises ModelError for incomplete files."""
     found = {}
-    for name, entry in read_headers(check_shards(folder)).items():
+    entries = read_headers(check_shards(folder))
+    for name, entry in (packed_entries(entries) if packed else entries).items():
         for pattern, new in _UNIFIED if "unified" in kind else ():
             name = pattern.sub(new, name)  # noqa: PLW2901
         found[name] = entry
@@ -140,6 +142,8 @@ def fill_streamed(model: Any, files: dict[str, TensorEntry], device: str, dtype:
 
 def _read(entry: TensorEntry, device: str, dtype: torch.dtype) -> torch.Tensor:
     """Read a tensor to the device, in pieces where it is large, so that the host never holds all of it too."""
+    if isinstance(entry, (PackedEntry, PackedStack)):
+        return entry.decode().to(device, dtype)
     value = torch.empty(entry.shape, dtype=dtype, device=device)
     flat = value.view(-1)
     for first, numbers in shard_pieces(entry, _PIECE):

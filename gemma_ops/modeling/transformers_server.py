@@ -176,9 +176,8 @@ def _opened(settings: TransformersSettings) -> TransformersServer:
     folder, changed = Path(settings.model), Path(settings.changed) if settings.changed else None
     settle_threads(folder, settings.threads)
     device = load.pick_device(settings.device, folder)
-    model = load.load_model(
-        folder, device=device, towers=changed is not None or settings.sees
-    )  # an adapter may reach into them
+    towers = changed is not None or settings.sees  # an adapter may reach into them
+    model = load.load_model(folder, device=device, towers=towers, packed=True)
     if changed:
         model = load.put_on(model, changed, folder)
     stops = set(generate.stop_ids(model))

@@ -22,15 +22,13 @@ from gemma_ops.recipes.finding import Recipe
 from gemma_ops.runs.artifact import MANIFEST
 from gemma_ops.targets.spec import QUANTIZED, TargetSpec, parse_target
 from gemma_ops.tasks.task import Task, load_all, validate_tasks
+from gemma_ops.toolenvs.format_tools import missing_tools
 
 
 def check_ahead(config: RunConfig, recipe: Recipe, *, until: str | None = None, redo: Iterable[str] = ()) -> None:
-    """Raise what a later step would: the error itself when there is one, a ConfigError that lists them otherwise.
-
-    A recipe whose steps are only known when it runs is not checked.
-    """
-    known = recipe.steps
-    if known is None:
+    """Raise what a later step would: the error itself when there is one, a ConfigError that lists them otherwise. A
+    recipe whose steps are only known when it runs is not checked."""
+    if (known := recipe.steps) is None:
         return
     order = list(known)
     wanted = order[: order.index(until) + 1] if until in order else order
@@ -43,6 +41,7 @@ def check_ahead(config: RunConfig, recipe: Recipe, *, until: str | None = None, 
         found.training(merges="merge" in ahead, reads="prepare" in ahead)
     if "quantize" in ahead:
         found.quantization()
+        found.problems += missing_tools(config.quantize, config.machine)
     if "evaluate" in ahead:
         found.evaluation()
     if "register" in ahead:

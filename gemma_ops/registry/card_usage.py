@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gemma_ops.family.formats import GGUF, PROJECTOR_FILE, PROJECTOR_SHELF
+from gemma_ops.family.formats import EDGE, GGUF, PACKED, PROJECTOR_FILE, PROJECTOR_SHELF
 
 _ASK = """prompt = tokenizer.apply_chat_template([{{"role": "user", "content": "…"}}], add_generation_prompt=True, \
 enable_thinking={thinking}, return_dict=True, return_tensors="pt")
@@ -53,6 +53,9 @@ def loading(subject: dict[str, Any], forms: list[str]) -> str:
             f'model = mlflow.pyfunc.load_model("models:/{subject["name"]}@champion")  # or this folder\n'
             'print(model.predict({"messages": [{"role": "user", "content": "…"}]}))\n```'
         )
+    parts += [_vllm(name) for name in forms if name in PACKED and PACKED[name].place in files]
+    edge = [name for name in forms if name in EDGE and EDGE[name].place in files]
+    parts += [_edge(name, files[EDGE[name].place]["bytes"]) for name in edge]
     return "\n\n".join(parts)
 
 
@@ -99,3 +102,27 @@ def _llamacpp(subject: dict[str, Any], name: str) -> str:
     towers = f"{PROJECTOR_SHELF}/{PROJECTOR_FILE}"
     command += f" --mmproj {towers}" if towers in subject["files"] else ""
     return f"{name} in llama.cpp:\n\n```\n{command}\n```"
+
+
+def _vllm(name: str) -> str:
+    form = PACKED[name]
+    told = (
+        "its weights alone are rounded, and it was evaluated with them decoded, as vLLM multiplies with them"
+        if form.reads_as == "weights"
+        else "evaluated by transformers with compressed-tensors, which is no evidence about vLLM's kernels"
+    )
+    return f"{name} in vLLM ({told}; vLLM has not run here):\n\n```\nvllm serve {form.shelf}\n```"
+
+
+def _edge(name: str, size: int) -> str:
+    return (
+        f"{name} in LiteRT-LM, on a phone or a laptop without a network: copy `{EDGE[name].place}` there. It needs "
+        f"{size / 1e9:,.2f} GB of storage, and about as much free memory, with keys and values of the whole context on "
+        "top. "
+        "It holds the language model alone, asks for float32 activations, and was evaluated on a CPU of this kind of "
+        "machine; on a phone nobody has measured speed, memory, heat, or what a GPU with float16 activations says. "
+        "Scores change with the version of the runtime.\n\n```python\n"
+        "import litert_lm\n"
+        f'with litert_lm.Engine("{EDGE[name].place}") as engine, engine.create_conversation() as conversation:\n'
+        '    print(conversation.send_message("…"))\n```'
+    )

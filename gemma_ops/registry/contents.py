@@ -12,11 +12,13 @@ from pathlib import Path
 
 from gemma_ops.registry.flavor import MLMODEL, mlmodel_problem
 
-ALLOWED = frozenset({".safetensors", ".gguf", ".json", ".jinja", ".txt", ".md"})
+ALLOWED = frozenset({".safetensors", ".gguf", ".litertlm", ".json", ".jinja", ".txt", ".md"})
 """File endings that a version may carry besides its report."""
 REPORT = "report.html"
 _HEADER = 100 << 20
 """Most bytes of a safetensors header; its own library has the same limit."""
+_LITERTLM = b"LITERTLM"
+"""First bytes of a file of LiteRT-LM (LiteRT-LM, `litertlm_header.h`); what follows are tables and graphs, no code."""
 _GGUF = (2, 3)
 """Versions of GGUF that llama.cpp reads with 64-bit counts (little-endian)."""
 
@@ -33,6 +35,8 @@ def content_problem(path: Path, name: str | None = None) -> str | None:
         return _safetensors(path)
     if suffix == ".gguf":
         return _gguf(path)
+    if suffix == ".litertlm":
+        return _litertlm(path)
     return _text(path, is_json=suffix == ".json")
 
 
@@ -66,6 +70,11 @@ def _gguf(path: Path) -> str | None:
     if version not in _GGUF or max(tensors, keys) > path.stat().st_size:
         return "it is no GGUF file of version 2 or 3"
     return None
+
+
+def _litertlm(path: Path) -> str | None:
+    with path.open("rb") as file:
+        return None if file.read(len(_LITERTLM)) == _LITERTLM else "it is no file of LiteRT-LM"
 
 
 def _text(path: Path, *, is_json: bool) -> str | None:

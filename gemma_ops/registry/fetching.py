@@ -17,7 +17,7 @@ from typing import Any
 
 from gemma_ops.config import MachineConfig
 from gemma_ops.errors import ConfigError, GateError, MachineError, OpsError
-from gemma_ops.family.formats import FORMATS, GGUF, PROJECTOR_SHELF
+from gemma_ops.family.formats import FORMATS, GGUF, PROJECTOR_SHELF, WEIGHT_ENDINGS
 from gemma_ops.registry import profile, stored
 from gemma_ops.registry.card_usage import loading
 from gemma_ops.registry.contents import content_problem
@@ -62,7 +62,7 @@ def only_format(form: str) -> Callable[[str], bool]:
 
 def is_small(path: str) -> bool:
     """True if a file of a version holds no weights."""
-    return not path.endswith((".gguf", ".safetensors"))
+    return not path.endswith(WEIGHT_ENDINGS)
 
 
 def pull_version(

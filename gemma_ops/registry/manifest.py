@@ -18,7 +18,7 @@ from gemma_ops import __version__
 from gemma_ops.config import RegisterConfig, ReleaseConfig
 from gemma_ops.data.prompt_record import read_prompting
 from gemma_ops.errors import DataError, ModelError, OpsError
-from gemma_ops.family.formats import GGUF_FILE
+from gemma_ops.family.formats import QUANTIZED
 from gemma_ops.privacy.classes import answers_class, learned_class, strictest
 from gemma_ops.registry import evaluation_evidence, run_reader
 from gemma_ops.registry.describe import git
@@ -238,8 +238,8 @@ def _tuned(trained: Path, artifact: dict[str, Any]) -> dict[str, Any]:
 def _quantized(quantized: Path, artifact: dict[str, Any]) -> dict[str, Any]:
     found = {}
     for name, file in artifact["files"].items():
-        form, _, base = name.partition("/")
-        if base == GGUF_FILE:
+        form = name.partition("/")[0]
+        if form in QUANTIZED and name == QUANTIZED[form].path:
             found[form] = {"sha256": file["sha256"], "bytes": file["bytes"]}
     return {"digest": artifact["digest"], "formats": found}
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gemma_ops.family.formats import GGUF
+from gemma_ops.family.formats import QUANTIZED
 from gemma_ops.gemini.notice import NOT_FOR
 from gemma_ops.registry.card_drafter import drafter_section
 from gemma_ops.registry.card_usage import loading
@@ -266,7 +266,7 @@ def _making(manifest: dict[str, Any]) -> str:
 def _limits(subject: dict[str, Any], found: EvaluationEvidence | None) -> str:
     asked = ", ".join(found.tasks) if found else ""
     lines = [f"Meant for the task it was tuned and evaluated on{f' ({asked})' if asked else ''}. {_ELSEWHERE}"]
-    unmeasured = [name for name in carried_files(subject) if found and name in GGUF and name not in found.targets]
+    unmeasured = [name for name in carried_files(subject) if found and name in QUANTIZED and name not in found.targets]
     if unmeasured:
         lines.append(f"Not evaluated in the form that is served: {', '.join(unmeasured)}.")
     if subject["data"] and subject["data"]["privacy"].get("local_only"):

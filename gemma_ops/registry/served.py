@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gemma_ops.errors import GateError
-from gemma_ops.family.formats import FORMATS, GGUF, PROJECTOR_SHELF
+from gemma_ops.family.formats import FORMATS, GGUF, PROJECTOR_SHELF, QUANTIZED
 from gemma_ops.planning.kv_cache import kv_bytes
 from gemma_ops.registry.points import SERVED
 from gemma_ops.verdicts import Verdict
@@ -41,7 +41,7 @@ def served_forms(subject: Mapping[str, Any]) -> list[str]:
     """Return the formats that it would be served in: its GGUF files, else its checkpoint, else what is put on the
     base."""
     found = carried_forms(subject)
-    return [name for name in found if name in GGUF] or found[:1]
+    return [name for name in found if name in QUANTIZED] or found[:1]
 
 
 def not_what_is_served(verdict: Verdict, subject: Mapping[str, Any]) -> tuple[list[str], list[str]]:
@@ -50,12 +50,12 @@ def not_what_is_served(verdict: Verdict, subject: Mapping[str, Any]) -> tuple[li
     failed = other_bytes(verdict, subject)
     missing: list[str] = []
     for form in served_forms(subject):
-        target = form if form in GGUF else _CHECKPOINT
+        target = form if form in QUANTIZED else _CHECKPOINT
         facts = verdict.targets.get(target)
         if facts is None or not any(result.target == target for result in verdict.results):
             missing.append(f"{form} would be served, and {target} answered no question")
             continue
-        if form in GGUF:
+        if form in QUANTIZED:
             if facts.sha256 is None:
                 missing.append(f"the verdict doesn't say which file of {form} answered")
         elif facts.artifact is None:
@@ -70,7 +70,7 @@ def not_what_is_served(verdict: Verdict, subject: Mapping[str, Any]) -> tuple[li
 def other_bytes(verdict: Verdict, subject: Mapping[str, Any]) -> list[str]:
     """Return files of the version whose bytes are others than those that answered."""
     found = []
-    for name, form in GGUF.items():
+    for name, form in QUANTIZED.items():
         file, facts = subject["files"].get(form.place), verdict.targets.get(name)
         if file and facts and facts.sha256 and facts.sha256 != file["sha256"]:
             found.append(
@@ -100,7 +100,7 @@ def served_words(verdict: Verdict, subject: Mapping[str, Any]) -> list[str]:
     """Return which files answered where, and how many recorded answers a server must repeat."""
     told = []
     for form in served_forms(subject):
-        target = form if form in GGUF else _CHECKPOINT
+        target = form if form in QUANTIZED else _CHECKPOINT
         facts, count = verdict.targets[target], verdict.canary.get(target)
         digest = (facts.sha256 or facts.artifact or "")[:12]
         recorded = f", {count} answers recorded" if count else ""
@@ -124,7 +124,7 @@ def resource_findings(
         told.append(f"{form} takes {_size(took)} ({what} {_size(weights)}, keys and values {_size(kept)})")
         if limit_gb is not None and took > limit_gb * 1e9:
             failed.append(f"{form} takes {_size(took)}, and the policy's limit is {_size(limit_gb * 1e9)}")
-        speed = _speed(verdict, form if form in GGUF else _CHECKPOINT)
+        speed = _speed(verdict, form if form in QUANTIZED else _CHECKPOINT)
         if speed is None:
             missing.append(f"no speed of {form} was measured")
         else:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from gemma_ops.config import RegisterConfig
 from gemma_ops.errors import DataError, ModelError
-from gemma_ops.family.formats import FORMATS, GGUF, PROJECTOR_FILE, PROJECTOR_MADE, PROJECTOR_SHELF
+from gemma_ops.family.formats import FORMATS, GGUF, PROJECTOR_FILE, PROJECTOR_MADE, PROJECTOR_SHELF, QUANTIZED
 from gemma_ops.modeling.checkpoint_source import checkpoint
 from gemma_ops.registry.contents import ALLOWED, REPORT, content_problem
 from gemma_ops.verdicts import CANARY, VERDICT
@@ -60,7 +60,7 @@ def select_files(
             if form.name in GGUF and towers.is_dir():  # which go with every GGUF file
                 chosen |= _folder(towers, PROJECTOR_SHELF, PROJECTOR_FILE)
     if not chosen:
-        *most, last = ("adapter", "merged", *GGUF)
+        *most, last = ("adapter", "merged", *QUANTIZED)
         raise ModelError(
             f"nothing to register: the run has made none of {', '.join(settings.artifacts)}",
             f"set register.artifacts to what this recipe makes: {', '.join(most)} or {last}",

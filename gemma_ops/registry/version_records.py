@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gemma_ops.config import PromotionAsks
+from gemma_ops.family.formats import WEIGHT_ENDINGS
 from gemma_ops.registry import lock, stored
 from gemma_ops.registry.policies import append_policy, policy_in_force, proposed_policy
 from gemma_ops.registry.profile import Tracking
@@ -16,14 +17,13 @@ from gemma_ops.registry.promotion_ledger import HEAD, PromotionLedger, anchor
 from gemma_ops.registry.shelves import Entry
 from gemma_ops.verdicts import Look, Verdict
 
-_WEIGHTS = (".safetensors", ".gguf")
 _MOST = 300
 """Weight files of a version that are kept in the ledger, so that an entry fits a tag."""
 
 
 def weights_of(subject: Mapping[str, Any]) -> list[str]:
     """Return short digests of the weight files of a version, sorted."""
-    found = {file["sha256"][:16] for name, file in subject["files"].items() if name.endswith(_WEIGHTS)}
+    found = {file["sha256"][:16] for name, file in subject["files"].items() if name.endswith(WEIGHT_ENDINGS)}
     return sorted(found)[:_MOST]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from gemma_ops.config import PromotionAsks
 from gemma_ops.errors import GateError
-from gemma_ops.family.formats import GGUF
+from gemma_ops.family.formats import EDGE, QUANTIZED
 from gemma_ops.registry import points
 from gemma_ops.registry.objections import Incumbent, objections
 from gemma_ops.registry.points import Point, judged_point
@@ -120,13 +120,13 @@ def _lineage(checked: CheckedVersion) -> Point:
     made = (subject.get("quantized") or {}).get("formats") or {}
     failed = [
         f"{name} is another file than its step quantize made"
-        for name, form in GGUF.items()
+        for name, form in QUANTIZED.items()
         if form.place in subject["files"] and made.get(name, {}).get("sha256") != subject["files"][form.place]["sha256"]
     ]
     missing = [f"its manifest lacks {', '.join(checked.lacking)}"] if checked.lacking else []
     rows = (subject.get("data") or {}).get("rows") or 0
-    last = "".join(f" → {name} {subject['files'][GGUF[name].place]['sha256'][:12]}" for name in made
-                   if GGUF[name].place in subject["files"])  # fmt: skip
+    last = "".join(f" → {name} {subject['files'][QUANTIZED[name].place]['sha256'][:12]}" for name in made
+                   if QUANTIZED[name].place in subject["files"])  # fmt: skip
     words = f"{subject['base']['id']} and {rows:,} rows → weights{last}"
     return judged_point(points.LINEAGE, words, failed, missing)
 
@@ -205,4 +205,6 @@ def _move(move: Move) -> Point:
 def _roll(subject: Mapping[str, Any], move: Move) -> Point:
     forms = " or ".join(served_forms(subject))
     after = f", then drain version {move.now}; rollback leads back to it" if move.now else "; there is none to drain"
+    if set(served_forms(subject)) <= EDGE.keys():
+        return judged_point(points.ROLL, f"{forms} runs on the device: pull {move.name}@{move.alias} there{after}")
     return judged_point(points.ROLL, f"servers of {move.name}@{move.alias} load {forms}{after}")

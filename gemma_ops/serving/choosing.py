@@ -6,9 +6,11 @@ from collections.abc import Sequence
 
 from gemma_ops.config import ServeConfig
 from gemma_ops.errors import ConfigError
-from gemma_ops.family.formats import FORMATS, REFERENCE, Engine
+from gemma_ops.family.formats import FORMATS, PACKED, REFERENCE, Engine
 from gemma_ops.verdicts import Verdict
 
+_NOT_OURS = ("vLLM", "LiteRT-LM")
+"""Engines that have to be installed elsewhere, or run on another device."""
 _ANSWERED_AS = {"adapter": ("adapter", "tuned")}
 """Other names of a requested format where it was made: a full fine-tune leaves tensors for an adapter."""
 
@@ -17,7 +19,7 @@ def choose_format(settings: ServeConfig, made: Sequence[str], verdict: Verdict |
     """Return the format that is served: the one asked for, else, of those that the engine runs, the GGUF file whose
     primary metrics are the highest on average over the verdict's tasks, else the first of `made`. Raises ConfigError
     where it was not made."""
-    able = [name for name in made if settings.engine in ("auto", *map(str.lower, FORMATS[name].engines))]
+    able = [name for name in made if _runs_here(name, settings)]
     if not made:
         raise ConfigError(
             f"{asked} has no GGUF file and no checkpoint",
@@ -41,9 +43,17 @@ def choose_engine(form: str, settings: ServeConfig) -> Engine:
     that is asked for can't run it, or is not there."""
     runs = FORMATS[form or REFERENCE].engines
     if settings.engine == "auto":
-        ahead = form == "merged" and settings.vllm_python is not None and "vLLM" in runs
-        return "vLLM" if ahead else runs[0]
-    found = next((engine for engine in runs if engine.lower() == settings.engine), None)
+        if (form == "merged" or form in PACKED) and settings.vllm_python is not None and "vLLM" in runs:
+            return "vLLM"
+        if runs[0] not in _NOT_OURS:
+            return runs[0]
+    if runs == ("LiteRT-LM",):
+        raise ConfigError(
+            f"{form} is run by LiteRT-LM, on the device itself, and not by a server",
+            "copy it there (gemma-ops pull), or serve another format: --set serve.format=…",
+        )
+    asked = runs[0].lower() if settings.engine == "auto" else settings.engine
+    found = next((engine for engine in runs if engine.lower() == asked), None)
     if found is None:
         raise ConfigError(
             f"{settings.engine} can't run {form or 'a GGUF file'}: {' or '.join(runs)} can",
@@ -51,10 +61,18 @@ def choose_engine(form: str, settings: ServeConfig) -> Engine:
         )
     if found == "vLLM" and settings.vllm_python is None:
         raise ConfigError(
-            "serve.engine is vllm, and serve.vllm_python doesn't say where vLLM is installed",
+            f"vLLM is to run {form or 'it'}, and serve.vllm_python doesn't say where vLLM is installed",
             "install vLLM into an environment of its own, and set serve.vllm_python to its Python",
         )
     return found
+
+
+def _runs_here(name: str, settings: ServeConfig) -> bool:
+    """True if an engine that can be started runs a format: the one asked for, else one that needs nothing more."""
+    runs = FORMATS[name].engines
+    if settings.engine != "auto":
+        return settings.engine in map(str.lower, runs)
+    return any(engine not in _NOT_OURS or (engine == "vLLM" and settings.vllm_python is not None) for engine in runs)
 
 
 def _best(made: Sequence[str], verdict: Verdict | None) -> str:

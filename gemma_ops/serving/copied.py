@@ -13,7 +13,7 @@ from typing import Any
 
 from gemma_ops.config import ServeConfig
 from gemma_ops.errors import DataError, GateError, OpsError
-from gemma_ops.family.formats import FORMATS
+from gemma_ops.family.formats import FORMATS, WEIGHT_ENDINGS
 from gemma_ops.registry import manifest
 from gemma_ops.registry.contents import content_problem
 from gemma_ops.registry.fetching import Pulled
@@ -45,7 +45,7 @@ def open_copy(folder: Path, settings: ServeConfig, keys: Sequence[str]) -> Sourc
     body, who = _manifest(folder), f"the version in {folder}"
     files: dict[str, Any] = body["subject"]["files"]
     for name in files:
-        if not name.endswith((".gguf", ".safetensors")):
+        if not name.endswith(WEIGHT_ENDINGS):
             _check(folder, name, files, who)
     check_verdict(body, who)
     if keys:

@@ -17,7 +17,7 @@ from typing import Any
 from gemma_ops.config import MachineConfig, ServeConfig
 from gemma_ops.data.prompt_record import read_prompting
 from gemma_ops.errors import ConfigError, DataError, GateError
-from gemma_ops.family.formats import FORMATS, GGUF, PROJECTOR_MADE
+from gemma_ops.family.formats import FORMATS, GGUF, PROJECTOR_MADE, QUANTIZED, WEIGHT_ENDINGS
 from gemma_ops.modeling.checkpoint_source import checkpoint
 from gemma_ops.modeling.llamacpp_shown import find_projector
 from gemma_ops.registry.fetching import is_version, pull_version
@@ -99,7 +99,7 @@ def _of_run(run: Path, asked: str, settings: ServeConfig) -> Source:
     sha256 = _unchanged(step, form.path if form.name in GGUF else f"{form.made}/", record["files"])
     if form.name in GGUF:
         _unchanged(step, f"{PROJECTOR_MADE}/", record["files"])
-    answered = verdict.targets.get(form.name if form.name in GGUF else CHECKPOINT) if verdict else None
+    answered = verdict.targets.get(form.name if form.name in QUANTIZED else CHECKPOINT) if verdict else None
     stale = answered and answered.sha256 not in (None, sha256)
     if form.name == "merged":
         stale = answered and answered.artifact not in (None, record["digest"])
@@ -108,7 +108,7 @@ def _of_run(run: Path, asked: str, settings: ServeConfig) -> Source:
             f"the verdict of {asked} is about another file of {form.name} than the run holds now",
             "evaluate it: gemma-ops evaluate CONFIG --redo evaluate",
         )
-    canary, whole = run / "evaluate" / CANARY, form.name in (*GGUF, "merged")
+    canary, whole = run / "evaluate" / CANARY, form.name in (*QUANTIZED, "merged")
     drafting = _run_drafter(run / "draft", form.name, sha256, settings, asked, shows=find_projector(file) is not None)
     return Source(
         asked, run.name, file, checkpoint(home if whole else base), form.name,
@@ -131,7 +131,7 @@ def _run_drafter(
 
 
 def _of_version(asked: str, machine: MachineConfig, settings: ServeConfig) -> Source:
-    small = pull_version(machine, asked, wanted=lambda name: not name.endswith((".gguf", ".safetensors")))
+    small = pull_version(machine, asked, wanted=lambda name: not name.endswith(WEIGHT_ENDINGS))
     subject = small.manifest["subject"]
     files = subject["files"]
     verdict = _verdict(small.folder / VERDICT)

@@ -12,7 +12,7 @@ from gemma_ops.config import Privacy, ServeConfig
 from gemma_ops.data.prompt_record import Prompting, read_prompting
 from gemma_ops.errors import GateError
 from gemma_ops.family import Shape
-from gemma_ops.family.formats import DEFAULT_FORMATS, FORMATS, GGUF, PROJECTOR_SHELF, REFERENCE, Format
+from gemma_ops.family.formats import DEFAULT_FORMATS, FORMATS, GGUF, PROJECTOR_SHELF, QUANTIZED, REFERENCE, Format
 from gemma_ops.family.gguf_shape import gguf_shape
 from gemma_ops.family.media import Senses
 from gemma_ops.modeling.checkpoint_source import find_base, read_model_config
@@ -57,7 +57,7 @@ class Source:
     @property
     def target(self) -> str:
         """Return its target name in the evaluation."""
-        return self.format if self.format in GGUF else CHECKPOINT
+        return self.format if self.format in QUANTIZED else CHECKPOINT
 
     @property
     def projector(self) -> Path | None:
@@ -121,7 +121,7 @@ def source_of_version(
     for a file next to them that would be loaded too."""
     files, folder = subject["files"], place.folder
     _check_alone(folder, (form.shelf, "tokenizer", *([PROJECTOR_SHELF] if form.name in GGUF else [])), files)
-    base = None if form.name in (*GGUF, "merged") else find_base(subject["base"], asked)
+    base = None if form.name in (*QUANTIZED, "merged") else find_base(subject["base"], asked)
     digests = {name: str(file["sha256"]) for name, file in files.items() if is_weights(name, form)}
     file = folder / (form.place if form.name in GGUF else form.shelf)
     drafting = choose_drafter(

@@ -8,11 +8,11 @@ from pathlib import Path
 from gemma_ops.config import MachineConfig
 from gemma_ops.config.policy import CHAMPION, CHAMPION_MODEL, STANDARD, PromotionStandard
 from gemma_ops.errors import ConfigError, DataError
-from gemma_ops.family.formats import DEFAULT_FORMATS, GGUF_FILE
+from gemma_ops.family.formats import DEFAULT_FORMATS, FORMATS
 from gemma_ops.privacy.classes import stricter
 from gemma_ops.runs import digest
-from gemma_ops.targets.local_target import CheckpointTarget
-from gemma_ops.targets.quantized_target import Quantized
+from gemma_ops.targets.checkpoint_target import CheckpointTarget
+from gemma_ops.targets.made_target import LocalTarget, open_made
 from gemma_ops.targets.run_models import RunModels
 from gemma_ops.targets.spec import QUANTIZED
 from gemma_ops.targets.target import AskingMode
@@ -28,7 +28,7 @@ def standard_in(folder: Path) -> PromotionStandard:
         ) from error
 
 
-def open_champion(machine: MachineConfig, models: RunModels, *, asked: AskingMode) -> CheckpointTarget | Quantized:
+def open_champion(machine: MachineConfig, models: RunModels, *, asked: AskingMode) -> LocalTarget:
     """Open the champion as it answers: a GGUF file by llama.cpp, else a checkpoint by transformers.
 
     A version registered without its tokenizer takes that of the base. Raises ConfigError where there is no champion.
@@ -50,7 +50,8 @@ def open_champion(machine: MachineConfig, models: RunModels, *, asked: AskingMod
                 f"no base",
                 "register the version again, which adds it",
             )
-        target: CheckpointTarget | Quantized = Quantized(CHAMPION, model / GGUF_FILE, words, machine, asked=asked)
+        file = model / FORMATS[facts.form].file
+        target: LocalTarget = open_made(CHAMPION, facts.form, file, words, machine, asked=asked)
     elif facts.form == "merged":
         target = CheckpointTarget(CHAMPION, model, machine, asked=asked)
     elif base is not None:

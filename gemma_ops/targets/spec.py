@@ -20,9 +20,9 @@ from typing import Literal
 
 from gemma_ops.config.policy import CHAMPION
 from gemma_ops.errors import ConfigError
-from gemma_ops.family.formats import GGUF
+from gemma_ops.family import formats
 
-QUANTIZED = tuple(GGUF)
+QUANTIZED = tuple(formats.QUANTIZED)
 """Names of targets that are files of the step `quantize`."""
 OWN = ("base", "tuned", *QUANTIZED, CHAMPION)
 """Names of targets that are one word: those that a run makes itself, and the champion that it pulls."""

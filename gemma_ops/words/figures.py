@@ -7,11 +7,11 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from gemma_ops.family.formats import GGUF
+from gemma_ops.family.formats import QUANTIZED
 from gemma_ops.runs import digest
 from gemma_ops.words.markup import Templates, trusted
 
-_COLOURS = {"base": "t-base", "tuned": "t-tuned", **{name: each.css for name, each in GGUF.items()}}
+_COLOURS = {"base": "t-base", "tuned": "t-tuned", **{name: each.css for name, each in QUANTIZED.items()}}
 
 
 def colour(target: str) -> str:

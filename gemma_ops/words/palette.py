@@ -17,7 +17,7 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from gemma_ops.family.formats import GGUF
+from gemma_ops.family.formats import QUANTIZED
 from gemma_ops.words.figures import colour
 from gemma_ops.words.markup import trusted
 
@@ -27,7 +27,7 @@ Rgb = tuple[float, float, float]
 _KNOWN = {
     "t-base": ("#7d8794", "#9aa4b0"),
     "t-tuned": ("#2b63d9", "#7aa5ff"),
-    **{each.css: each.colours for each in GGUF.values()},
+    **{each.css: each.colours for each in QUANTIZED.values()},
 }
 """Colours of known targets, on a light and on a dark page."""
 _FIRST = {"gemini": ("#b8336a", "#ff8fb5"), "openai": ("#56720f", "#b5d35a")}

@@ -12,7 +12,7 @@ from gemma_ops.evaluation.canary_rows import canary_record, recorded_answers
 from gemma_ops.metrics.metric import ScoredRow
 from gemma_ops.modeling.load import load_tokenizer
 from gemma_ops.nano import WEIGHTS
-from gemma_ops.targets.local_target import CheckpointTarget
+from gemma_ops.targets.checkpoint_target import CheckpointTarget
 from gemma_ops.tasks.stored_answers import StoredAnswer
 
 ROWS = tuple(ScoredRow(str(number), ({"role": "user", "content": f"question {number}"},), "a") for number in range(20))

@@ -21,7 +21,7 @@ ROOMS = {
     "typer": {"cli"},
     "click": {"cli"},
     "rich": {"cli"},
-    "transformers": {"modeling", "kernels", "training", "nano", "bench"},
+    "transformers": {"modeling", "kernels", "training", "nano", "bench", "toolenvs"},
     "peft": {"modeling", "kernels"},
     "bitsandbytes": {"modeling"},
     "xllamacpp": {"modeling"},
@@ -29,7 +29,14 @@ ROOMS = {
     "trl": {"training", "bench"},
     "accelerate": {"training"},
     "ray": {"training", "serving"},
-    "datasets": {"data", "bench"},
+    "datasets": {"data", "bench", "toolenvs"},
+    "llmcompressor": {"toolenvs"},
+    "compressed_tensors": {"toolenvs"},
+    "litert_torch": {"toolenvs"},
+    "litert_lm": {"toolenvs"},
+    "litert_lm_builder": {"toolenvs"},
+    "ai_edge_litert": {"toolenvs"},
+    "ai_edge_quantizer": {"toolenvs"},
     "datasketch": {"tests"},  # which compare with it
     "stdnum": {"privacy"},
     "jinja2": {"data", "words"},
@@ -59,7 +66,7 @@ LEVELS = [
     {"family", "offline"},
     {"config", "ggml"},
     {"answer", "runs", "metrics", "planning"},
-    {"privacy", "gates", "words"},
+    {"privacy", "gates", "words", "toolenvs"},
     {"verdicts", "data", "gemini"},
     {"modeling", "emulator", "nano"},
     {"kernels", "targets", "registry"},
@@ -248,6 +255,8 @@ VERBS = [
     "route explain",
     "route check",
     "route replay",
+    "tools install",
+    "tools list",
 ]
 
 

@@ -131,22 +131,22 @@ def test_llamacpp_writes_nothing_but_the_shape_it_was_asked_for(gguf):
 def test_transformers_is_asked_for_a_shape_in_words():
     target = opening("base", base=NANO)
     seen = []
-    from gemma_ops.targets import local_target
+    from gemma_ops.targets import checkpoint_target
 
-    class Watching(local_target.Encoder):
+    class Watching(checkpoint_target.Encoder):
         def encoded(self, prompt, schema=None):
             found = super().encoded(prompt, schema)
             seen.append(self.tokenizer.decode(found.ids))
             return found
 
-    before, local_target.Encoder = local_target.Encoder, Watching
+    before, checkpoint_target.Encoder = checkpoint_target.Encoder, Watching
     try:
         (plain,), (asked,) = (
             next(iter(target.answer([[HELLO]], max_new_tokens=4, schema=schema)))
             for schema in (None, Colour.model_json_schema())
         )
     finally:
-        local_target.Encoder = before
+        checkpoint_target.Encoder = before
         target.close()
     assert "JSON schema" not in seen[0]
     assert "JSON schema" in seen[1]
