@@ -39,6 +39,8 @@ class ServerSettings:
     """The drafter's GGUF file; empty for one token at a time."""
     drafted: int = 0
     """Tokens that the drafter says before the model checks them."""
+    cache: str = "f16"
+    """Type of keys and values."""
 
 
 class SocketConnection(http.client.HTTPConnection):
@@ -91,6 +93,7 @@ def open_server(library: Any, settings: ServerSettings) -> Any:
     params.fit_params = False
     params.cache_ram_mib = 0
     params.swa_full = not settings.windowed
+    params.cache_type_k = params.cache_type_v = getattr(library.ggml_type, f"GGML_TYPE_{settings.cache.upper()}")
     params.cpuparams.n_threads = settings.threads
     params.cpuparams_batch.n_threads = settings.threads
     if settings.projector:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gemma_ops.family.formats import BITS, TABLE_TYPE, Engine, Gguf, TensorType
+from gemma_ops.family.formats import BITS, CACHE_BITS, TABLE_TYPE, CacheName, Engine, Gguf, TensorType
 from gemma_ops.family.shape import Shape
 from gemma_ops.planning.kv_cache import kv_bytes, kv_layers
 
@@ -68,15 +68,18 @@ def bytes_per_token(shape: Shape, bits: float, tokens: int) -> float:
     return weights + kv_bytes([(layer.window, layer.bytes_per_token) for layer in kv_layers(shape)], tokens)
 
 
-def serving_bytes(shape: Shape, weights: float, *, slots: int, context: int, windowed: bool = False) -> ServingBytes:
+def serving_bytes(
+    shape: Shape, weights: float, *, slots: int, context: int, windowed: bool = False, cache: CacheName = "f16"
+) -> ServingBytes:
     """Return the memory of llama.cpp for a file of `weights` bytes, with `slots` sequences of `context` tokens;
     `windowed`: sliding layers cache their window only."""
     widest = max([*(layer.ffn for layer in shape.layers), shape.hidden])
     workspace = _BASE + 4.0 * _BATCH * (4 * widest + 2 * max(layer.query_width for layer in shape.layers))
     workspace += 4.0 * shape.vocab * slots + _MASK * _BATCH * context
     layers = [(layer.window and layer.window + _BATCH, layer.bytes_per_token) for layer in kv_layers(shape)]
-    kept = slots * kv_bytes(layers, context)
-    whole = slots * kv_bytes([(None, size) for _, size in layers], context)
+    share = CACHE_BITS[cache] / CACHE_BITS["f16"]
+    kept = share * slots * kv_bytes(layers, context)
+    whole = share * slots * kv_bytes([(None, size) for _, size in layers], context)
     return ServingBytes(weights, kept if windowed else whole, kept, workspace)
 
 

@@ -94,7 +94,9 @@ def plan_serving(config: RunConfig, device: str | None = None) -> ServePlan:
             continue  # of which nobody said how large it is
         windowed = config.serve.window_cache
         weights = _file_bytes(shape, form, config.quantize)
-        memory = serving_bytes(shape, weights, slots=slots, context=context, windowed=windowed)
+        memory = serving_bytes(
+            shape, weights, slots=slots, context=context, windowed=windowed, cache=config.serve.kv_cache
+        )
         per_token = bytes_per_token(shape, form.bits, context // 2)
         found.append(_served(form.name, memory.times(replicas), target, per_token))
     memory = checkpoint_serving_bytes(shape, checkpoint_bytes(shape, towers=True), slots=slots, context=context)

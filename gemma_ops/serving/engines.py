@@ -27,9 +27,15 @@ def make_engine(source: Source, machine: MachineConfig, settings: ServeConfig) -
     if settings.drafter == "on" and source.drafting.drafter is None:
         raise ConfigError(f"serve.drafter is on, and {source.asked} has no drafter", "set serve.drafter to off")
     engine = choose_engine(source.format, settings)
+    if engine != "llama.cpp" and settings.kv_cache != "f16":
+        raise ConfigError(
+            f"serve.kv_cache {settings.kv_cache} is llama.cpp's, and {source.asked} is served by {engine}",
+            "take it out, or serve a GGUF file",
+        )
     if engine == "llama.cpp":
         return LlamaCpp(
             source.file, slots=slots, context=context, windowed=settings.window_cache, threads=threads,
+            cache=settings.kv_cache,
             defaults=source.defaults, tokenizer=chat.load_tokenizer(source.tokenizer) if source.projector else None,
             drafter=source.drafting.drafter,
         )  # fmt: skip

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from gemma_ops.errors import DataError, MachineError
+from gemma_ops.family.formats import CacheName
 from gemma_ops.family.media import Senses
 from gemma_ops.modeling.llamacpp import GREEDY, SPACING, threads_for
 from gemma_ops.modeling.llamacpp_server import ServerSettings, asked_server, tokenized
@@ -42,6 +43,7 @@ class LlamaCpp(ChildEngine):
         slots: int,
         context: int,
         windowed: bool = False,
+        cache: CacheName = "f16",
         threads: int | None = None,
         defaults: dict[str, Any] | None = None,
         tokenizer: Any = None,
@@ -56,6 +58,7 @@ class LlamaCpp(ChildEngine):
             ) from error
         super().__init__(name, slots=slots, context=context)
         self._file, self._threads, self._windowed = file, threads_for(file, threads), windowed
+        self._cache: CacheName = cache
         self._defaults = defaults or {}
         self._tokenizer = tokenizer
         self._projector = find_projector(file) if tokenizer else None
@@ -67,7 +70,7 @@ class LlamaCpp(ChildEngine):
         settings = ServerSettings(
             str(self._file), self._socket, self.slots, self.context, self._threads, self._windowed,
             str(self._projector or ""), self.senses.image.budget if self.senses and self.senses.image else 0,
-            self._drafter, self._drafted,
+            self._drafter, self._drafted, self._cache,
         )  # fmt: skip
         await self._spawn_told(_CHILD, asdict(settings), f"llama.cpp can't load {self._file}")
 

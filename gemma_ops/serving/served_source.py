@@ -97,7 +97,9 @@ def engine_memory(source: Source, settings: ServeConfig) -> ServingBytes:
         size, windowed = source.file.stat().st_size, settings.window_cache
         size += source.projector.stat().st_size if source.projector else 0
         size += source.drafting.drafter.bytes if source.drafting.drafter else 0
-        return serving_bytes(gguf_shape(source.file), size, slots=slots, context=context, windowed=windowed)
+        return serving_bytes(
+            gguf_shape(source.file), size, slots=slots, context=context, windowed=windowed, cache=settings.kv_cache
+        )
     shape = Shape.from_config(read_model_config(source.base or source.file))
     added = sum(file.stat().st_size for file in source.file.glob("*.safetensors")) if source.base else 0
     sees = bool(Senses.read(source.base or source.file).kinds)

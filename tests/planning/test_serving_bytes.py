@@ -76,6 +76,31 @@ def test_an_engine_whose_sliding_layers_keep_their_window_answers_the_same(tmp_p
     assert all(tokens > 200 for _, tokens in said[0])
 
 
+def test_a_cache_in_eight_bits_takes_half_the_memory_and_says_nearly_the_same(tmp_path):
+    shape = SIZES["E2B"].shape
+    whole, half = (serving_bytes(shape, 3e9, slots=2, context=8192, cache=name) for name in ("f16", "q8_0"))
+    assert half.cache == pytest.approx(whole.cache * 8.5 / 16)
+    file = make_files(tmp_path) / "q8_0" / "model.gguf"
+    said = {}
+    for cache in ("f16", "q8_0"):
+        with serving(file, context=512, slots=1, kv_cache=cache) as live:
+            body = {"model": "nano", "prompt": "the invoice is wrong, " * 30, "max_tokens": 24, "temperature": 0,
+                    "logprobs": 1}  # fmt: skip
+            found = httpx2.post(f"{live.url}/v1/completions", json=body, timeout=120).json()["choices"][0]
+            said[cache] = (found["text"], found["logprobs"]["token_logprobs"])
+    assert said["f16"][0] == said["q8_0"][0]
+    gaps = [abs(one - two) for one, two in zip(said["f16"][1], said["q8_0"][1], strict=True)]
+    assert 0 < max(gaps) < 0.2  # another cache, and hardly another model
+
+
+@pytest.mark.parametrize("cache", ["q4_0", "q4_1", "iq4_nl"])
+def test_a_cache_in_four_bits_is_refused_with_the_way_out(cli, cache):
+    done = cli("serve", "nowhere", "--set", f"serve.kv_cache={cache}")
+    assert done.returncode == 2
+    assert f"serve.kv_cache {cache} is refused" in " ".join(done.stderr.split())
+    assert "q8_0 takes half the memory" in " ".join(done.stderr.split())
+
+
 @pytest.mark.parametrize("form", ["bf16", "q8_0", "q4_0"])
 def test_the_size_of_a_file_is_known_before_it_is_made(tmp_path, form):
     """Beside the weights a file holds its tokenizer, which nano's is small beside."""

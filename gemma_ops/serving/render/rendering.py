@@ -264,7 +264,9 @@ def _memory(subject: Any, verdict: Verdict | None, weights: float, config: RunCo
     size, settings = SIZES.get(str(subject["base"].get("size")).upper()), config.serve
     if size:
         kept = settings.window_cache
-        return serving_bytes(size.shape, weights, slots=settings.slots, context=settings.context, windowed=kept).total
+        return serving_bytes(
+            size.shape, weights, slots=settings.slots, context=settings.context, windowed=kept, cache=settings.kv_cache
+        ).total
     layers = [(None, one.bytes_per_token) for one in (verdict.kv if verdict else ())]
     return weights + settings.slots * kv_bytes(layers, settings.context) + _UNKNOWN * GIB
 
