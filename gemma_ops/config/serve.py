@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from gemma_ops.config.section import ConfigSection, Privacy
-from gemma_ops.family.formats import COARSE_CACHES, CacheName, VersionFormat
+from gemma_ops.family.formats import COARSE_CACHES, FINE_CACHE, CacheName, VersionFormat
 
 
 class ChallengerConfig(ConfigSection):
@@ -105,6 +105,6 @@ class ServeConfig(ConfigSection):
         if value in COARSE_CACHES:
             raise ValueError(
                 f"serve.kv_cache {value} is refused: answers of Gemma 4 with 4-bit keys and values were found to be "
-                f"garbage; q8_0 takes half the memory and loses nothing that was measured"
+                f"garbage; {FINE_CACHE} takes half the memory and loses nothing that was measured"
             )
         return value

@@ -55,6 +55,7 @@ DEFAULT_TABLES: TableName = "q8_0"
 CacheName = Literal["f16", "q8_0"]
 """Types of keys and values in llama.cpp's KV cache, as the configuration spells them."""
 CACHE_BITS: dict[CacheName, float] = {"f16": BITS["F16"], "q8_0": BITS["Q8_0"]}
+FINE_CACHE: CacheName = "q8_0"
 COARSE_CACHES = ("q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
 """Types that llama.cpp offers besides, and that answers don't survive: with q4_0 those of E2B were garbage, and 31B's
 likeliest token another one at 14 % of the positions; with q8_0 nothing was lost for E2B (gemmaclaw issue 314)."""

@@ -7,6 +7,7 @@ from importlib.metadata import version
 from gemma_ops.config import MachineConfig, ServeConfig
 from gemma_ops.data import chat
 from gemma_ops.errors import ConfigError, MachineError
+from gemma_ops.family.formats import DEFAULT_FORMATS
 from gemma_ops.planning import devices
 from gemma_ops.planning.vllm_environment import find_vllm
 from gemma_ops.runs.processes import free_memory
@@ -82,7 +83,7 @@ def _make_vllm(source: Source, machine: MachineConfig, settings: ServeConfig) ->
         raise ConfigError(
             f"vLLM {home.version} for the CPU runs no drafter with clusters of tokens, as E2B's and E4B's have: it "
             "captures CUDA graphs of them",
-            "set serve.drafter to off, or serve a GGUF file: serve.format=q8_0",
+            f"set serve.drafter to off, or serve a GGUF file: serve.format={DEFAULT_FORMATS[0]}",
         )
     gpu, memory = gpus[0].memory * devices.GIB if gpus else None, engine_memory(source, settings)
     arguments = vllm_arguments(

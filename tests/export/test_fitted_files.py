@@ -163,7 +163,7 @@ def test_the_same_rows_and_seed_give_the_same_bytes_and_a_killed_fit_goes_on(tmp
 
 
 def test_a_fit_without_training_rows_is_refused(tmp_path, bases, data):
-    with pytest.raises(DataError, match="needs training rows"):
+    with pytest.raises(DataError, match="need training rows"):
         run(tmp_path / "none", bases("e2b"), None, fit="rounding")
     empty = tmp_path / "data"
     shutil.copytree(data, empty)

@@ -15,10 +15,13 @@ from gemma_ops import __version__
 from gemma_ops.bench.conversion.cut_checkpoint import write_cut
 from gemma_ops.bench.training.bench_machine import machine
 from gemma_ops.errors import MachineError
-from gemma_ops.family.formats import GgufName
+from gemma_ops.family.formats import GGUF, GGUF_FILE, QUANTIZED_TYPES, GgufName
 
 SCHEMA = "gemma-ops/conversion-bench@1"
-FORMATS: tuple[GgufName, ...] = ("q8_0", "q4_0", "q6_k", "q4_k", "iq4_xs")
+FORMATS: tuple[GgufName, ...] = tuple(
+    form.name for form in GGUF.values() if form.tensor in QUANTIZED_TYPES and not form.careful and not form.mixed
+)
+"""Formats of one type each."""
 _CHILD = [sys.executable, "-P", "-m", "gemma_ops.bench.conversion.conversion_arms"]
 _ARMS = ("copy", "gemma-ops", "llama.cpp")
 
@@ -35,7 +38,7 @@ def measure_conversion(
         lines = []
         for form in formats:
             tell(form)
-            arms = {arm: _measured(arm, checkpoint, form, Path(place) / "model.gguf", threads) for arm in _ARMS}
+            arms = {arm: _measured(arm, checkpoint, form, Path(place) / GGUF_FILE, threads) for arm in _ARMS}
             lines.append(_line(form, arms))
     return {
         "schema": SCHEMA,
