@@ -13,10 +13,9 @@ import torch
 from gemma_ops.export.checkpoint import MergedCheckpoint
 from gemma_ops.export.gguf_tensors import GgufPlan
 from gemma_ops.export.tensor_bytes import tensor_pieces
-from gemma_ops.family.formats import BLOCKS, TensorType
+from gemma_ops.family.formats import BLOCKS, QAT_TYPE
 from gemma_ops.ggml.encoding import encode_rows
 
-LATTICE: TensorType = "Q4_0"
 _NEAR = 0.05
 """Error of the searched lattice, as a share of the weights, below which they count as near it. Weights that know
 nothing of it leave 0.08."""
@@ -29,12 +28,12 @@ def lattice_error(source: MergedCheckpoint, plan: GgufPlan) -> float:
     chosen = [
         each for each in plan.tensors
         if each.source is not None and each.name.startswith("blk.") and len(each.shape) > 1
-        and each.shape[-1] % BLOCKS[LATTICE] == 0 and not each.is_projection and each.type != "F32"
+        and each.shape[-1] % BLOCKS[QAT_TYPE] == 0 and not each.is_projection and each.type != "F32"
     ]  # fmt: skip
     left, total = 0.0, 0.0
     for each in chosen[:: max(1, len(chosen) // _TENSORS)]:
         rows = next(tensor_pieces(source, each))[1][:_ROWS].float()
-        left += float((encode_rows(rows, LATTICE).decode() - rows).square().sum(dtype=torch.float64))
+        left += float((encode_rows(rows, QAT_TYPE).decode() - rows).square().sum(dtype=torch.float64))
         total += float(rows.square().sum(dtype=torch.float64))
     return (left / total) ** 0.5 if total else 1.0
 

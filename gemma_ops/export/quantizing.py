@@ -32,14 +32,14 @@ from gemma_ops.export.gguf_audit import Audit, audit_gguf
 from gemma_ops.export.gguf_fit import RowFit, calibration_rows, is_calibrated, is_fitted, training_rows
 from gemma_ops.export.gguf_tensors import GgufPlan, plan_tensors
 from gemma_ops.export.gguf_writer import write_gguf
-from gemma_ops.export.lattice_probe import LATTICE, is_near_lattice, lattice_error
+from gemma_ops.export.lattice_probe import is_near_lattice, lattice_error
 from gemma_ops.export.measured_files import MeasuredFile, measure_files
 from gemma_ops.export.packed_files import PackedWork
 from gemma_ops.export.projector_fidelity import make_projector, projector_metrics, projector_type
 from gemma_ops.export.prompts import fidelity_prompts, general_rows, manner_of
 from gemma_ops.export.tensor_bytes import TensorBytes
 from gemma_ops.family.formats import GGUF as TYPES
-from gemma_ops.family.formats import REFERENCE, TABLE_TYPE, GgufName, TensorType
+from gemma_ops.family.formats import QAT_TYPE, REFERENCE, TABLE_TYPE, GgufName, TensorType
 from gemma_ops.modeling.checkpoint_source import checkpoint
 from gemma_ops.modeling.llamacpp import GGUF
 from gemma_ops.modeling.load import load_tokenizer
@@ -200,11 +200,11 @@ def write_formats(
 
 def _plain_encoding(source: MergedCheckpoint, plans: Mapping[GgufName, GgufPlan]) -> TensorBytes:
     """Return how plain files are rounded: as llama.cpp does, or with the scales that the weights were trained with."""
-    if not any(each.type == LATTICE for plan in plans.values() for each in plan.tensors):
+    if not any(each.type == QAT_TYPE for plan in plans.values() for each in plan.tensors):
         return TensorBytes()
     error = lattice_error(source, plans[REFERENCE])
-    journal.record(event="lattice", type=LATTICE, error=error, near=is_near_lattice(error))
-    return TensorBytes(searched=(LATTICE,) if is_near_lattice(error) else ())
+    journal.record(event="lattice", type=QAT_TYPE, error=error, near=is_near_lattice(error))
+    return TensorBytes(searched=(QAT_TYPE,) if is_near_lattice(error) else ())
 
 
 def _file(out: Path, form: str) -> Path:

@@ -49,6 +49,8 @@ INSTEAD: dict[TensorType, TensorType] = {
 QUANTIZED_TYPES = tuple(kind for kind, bits in BITS.items() if bits < 16)
 TABLE_TYPE: TensorType = "Q8_0"
 """Tensor type of embeddings, per-layer tables and per-layer projections, where no other is asked for."""
+QAT_TYPE: TensorType = "Q4_0"
+"""Type whose lattice Google's QAT checkpoints were trained on."""
 TableName = Literal["q8_0", "q6_k"]
 """Formats of embeddings and per-layer tables, as the configuration spells them."""
 DEFAULT_TABLES: TableName = "q8_0"
