@@ -70,6 +70,9 @@ def mixed_types(
     fixed = sum(_bytes(each, each.type) for each in plan.tensors if each.name not in tensors) + overhead
     parameters = sum(_parameters(each) for each in plan.tensors)
     room = int(settings.budget or (settings.bits or 0) * parameters / 8)
+    smallest = sum(min(_bytes(each, kind) for kind in _types(each)) for each in tensors.values())
+    if room < fixed + smallest:
+        raise _too_small(fixed + smallest - room, parameters, "raise it")
     candidates = [
         Candidate(each.source.name, each.name, _types(each)) for each in tensors.values() if each.source is not None
     ]
@@ -88,17 +91,17 @@ def _choose(
     """Return the choice for so many bytes and the options it was made from: first from all types, then without those
     of guarded tensors that are not harmless in such a file."""
     free = {name: _options(each, found, tables, float("inf")) for name, each in tensors.items()}
-    if (mix := choose_types(free, room)) is None:
-        raise _too_small(free, room, parameters, "raise it")
-    limit = _HARMLESS * found.divergence(mix.types)
+    first = choose_types(free, room)
+    limit = _HARMLESS * found.divergence(first.types) if first else 0.0
     guarded = {name: _options(each, found, tables, limit) for name, each in tensors.items()}
-    if (mix := choose_types(guarded, room)) is None:
-        raise _too_small(guarded, room, parameters, "raise it, or allow smaller tables by quantize.tables")
+    mix = choose_types(guarded, room)
+    if mix is None:
+        lacking = sum(min(option.bytes for option in each) for each in guarded.values()) - room
+        raise _too_small(lacking, parameters, "raise it, or allow smaller tables by quantize.tables")
     return mix, guarded
 
 
-def _too_small(options: Mapping[str, Sequence[TypeOption]], room: int, parameters: int, fix: str) -> ConfigError:
-    lacking = sum(min(option.bytes for option in each) for each in options.values()) - room
+def _too_small(lacking: int, parameters: int, fix: str) -> ConfigError:
     return ConfigError(
         f"quantize.budget or quantize.bits is {lacking:,} bytes ({8 * lacking / parameters:.2f} bits a weight) less "
         f"than the smallest mixed file of this model takes",

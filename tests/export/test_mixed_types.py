@@ -34,7 +34,7 @@ def row(number: int) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("data")
-    for name, numbers in (("train", range(24)), ("valid", range(100, 112))):
+    for name, numbers in (("train", range(16)), ("valid", range(100, 108))):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row(number)) + "\n" for number in numbers))
     return folder
 
@@ -88,32 +88,38 @@ def test_the_frontier_says_what_other_sizes_would_reach(made):
 
 
 def test_tables_keep_eight_bits_unless_fewer_are_harmless(made, tmp_path, model, data, monkeypatch):
+    """With bits for the whole file in the place of its bytes."""
     _, _, size = made
-    least = {}
-    for share in (0, 1e9):
-        monkeypatch.setattr(mixed_types, "_HARMLESS", share)
-        out = tmp_path / str(share)
-        run(out, model, data, budget=size)
-        least[share] = {kind for name, kind in types(out / "mixed" / "model.gguf").items() if _is_guarded(name)}
-    assert least[0] == {"Q8_0"}
-    assert least[1e9] > {"Q8_0"}
+    monkeypatch.setattr(mixed_types, "_HARMLESS", 0)
+    assert _guarded(tmp_path / "none", model, data, budget=size) == {"Q8_0"}
+    monkeypatch.setattr(mixed_types, "_HARMLESS", 1e9)
+    assert _guarded(tmp_path / "any", model, data, bits=6) > {"Q8_0"}
+    audit = json.loads((tmp_path / "any" / "report.json").read_text())["formats"]["mixed"]["audit"]
+    assert 5.8 < audit["bits_per_parameter"] <= 6
+
+
+def _guarded(out: Path, model: Path, data: Path, **settings: Any) -> set[str]:
+    run(out, model, data, formats=("mixed",), **settings)
+    return {kind for name, kind in types(out / "mixed" / "model.gguf").items() if _is_guarded(name)}
 
 
 def _is_guarded(name: str) -> bool:
     return "token_embd" in name or name.endswith((".inp_gate.weight", ".proj.weight"))
 
 
-def test_what_is_too_small_says_how_much_is_lacking(tmp_path, model, data):
+def test_what_is_too_small_says_how_much_is_lacking(tmp_path, model, data, monkeypatch):
+    monkeypatch.setattr(mixed_types, "measure_sensitivity", None)  # which would take long
     with pytest.raises(
         ConfigError, match=r"is [\d,]+ bytes \([\d.]+ bits a weight\) less than the smallest mixed file"
     ):
         run(tmp_path / "out", model, data, bits=3)
 
 
-def test_bits_are_those_of_the_whole_file(tmp_path, model, data):
-    run(tmp_path / "out", model, data, bits=9)
-    audit = json.loads((tmp_path / "out" / "report.json").read_text())["formats"]["mixed"]["audit"]
-    assert 8.5 < audit["bits_per_parameter"] <= 9
+def test_tables_that_must_keep_eight_bits_may_leave_no_room(tmp_path, model, data, monkeypatch):
+    monkeypatch.setattr(mixed_types, "_HARMLESS", 0)
+    with pytest.raises(ConfigError, match="less than the smallest mixed file") as told:
+        run(tmp_path / "out", model, data, bits=5)
+    assert "quantize.tables" in told.value.fix
 
 
 def test_a_fit_keeps_the_types_and_the_bytes(made, tmp_path, model, data):
