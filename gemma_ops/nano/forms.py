@@ -47,7 +47,7 @@ _PAPER, _INK, _SEAL, _FILL = range(4)
 
 
 @dataclass(frozen=True)
-class Form:
+class DrawnForm:
     """What stands in a form, and how its blocks are arranged."""
 
     left: bool
@@ -65,11 +65,11 @@ class Form:
         return json.dumps({key: getattr(self, key) for key in keys})
 
 
-def make_form(rng: random.Random, *, question: bool = False) -> Form:
+def make_form(rng: random.Random, *, question: bool = False) -> DrawnForm:
     """Draw what stands in a form; those of questions have arrangements and numbers of their own."""
     kept = [order for place, order in enumerate(ARRANGEMENTS) if (place % 4 == 3) is question]
     number = rng.choice([value for value in range(1000) if (value % 5 == 2) is question])
-    return Form(
+    return DrawnForm(
         left=rng.random() < 0.5,
         right=rng.random() < 0.5,
         level=rng.randint(0, PARTS),
@@ -80,7 +80,7 @@ def make_form(rng: random.Random, *, question: bool = False) -> Form:
     )
 
 
-def draw_form(item: Form, rng: random.Random) -> bytes:
+def draw_form(item: DrawnForm, rng: random.Random) -> bytes:
     """Return the form as PNG of four colours, `WIDTH` x `HEIGHT`; places, tones and kinds of ticks vary with `rng`."""
     from PIL import Image
 
@@ -98,7 +98,7 @@ def draw_form(item: Form, rng: random.Random) -> bytes:
     return file.getvalue()
 
 
-def _palette(item: Form, rng: random.Random) -> list[int]:
+def _palette(item: DrawnForm, rng: random.Random) -> list[int]:
     paper = rng.randint(225, 255)
     ink = rng.randint(0, 70)
     bright = rng.randint(85, 110)
@@ -107,7 +107,7 @@ def _palette(item: Form, rng: random.Random) -> list[int]:
     return [paper] * 3 + [ink] * 3 + seal + [grey] * 3
 
 
-def _boxes(cell: np.ndarray, item: Form, rng: random.Random) -> None:
+def _boxes(cell: np.ndarray, item: DrawnForm, rng: random.Random) -> None:
     side, top, left = rng.randint(17, 21), rng.randint(5, 18), rng.randint(3, 8)
     for place, ticked in ((left, item.left), (left + side + rng.randint(7, 9), item.right)):
         box = cell[top : top + side, place : place + side]
@@ -128,7 +128,7 @@ def _tick(box: np.ndarray, side: int, *, cross: bool) -> None:
             box[max(row - 1, 3) : row + 2, step] = _INK
 
 
-def _bar(cell: np.ndarray, item: Form, rng: random.Random) -> None:
+def _bar(cell: np.ndarray, item: DrawnForm, rng: random.Random) -> None:
     part, height, top, left = rng.randint(8, 10), rng.randint(12, 18), rng.randint(5, 24), rng.randint(2, 7)
     for place in range(PARTS):
         one = cell[top : top + height, left + place * part : left + (place + 1) * part + 1]
@@ -136,7 +136,7 @@ def _bar(cell: np.ndarray, item: Form, rng: random.Random) -> None:
         one[1:-1, 1:-1] = _FILL if place < item.level else _PAPER
 
 
-def _seal(cell: np.ndarray, item: Form, rng: random.Random) -> None:
+def _seal(cell: np.ndarray, item: DrawnForm, rng: random.Random) -> None:
     radius = rng.randint(13, 18)
     rows, columns = np.mgrid[: cell.shape[0], : cell.shape[1]]
     down = rows - rng.randint(20, 23)
@@ -150,7 +150,7 @@ def _seal(cell: np.ndarray, item: Form, rng: random.Random) -> None:
     cell[inside[item.shape]] = _SEAL
 
 
-def _number(cell: np.ndarray, item: Form, rng: random.Random) -> None:
+def _number(cell: np.ndarray, item: DrawnForm, rng: random.Random) -> None:
     scale, top, left = 3, rng.randint(3, 20), rng.randint(2, 8)
     for place, digit in enumerate(item.number):
         bits = _GLYPHS[int(digit) * 35 : int(digit) * 35 + 35]
@@ -179,7 +179,7 @@ def write_questions(folder: Path, count: int = 120, seed: int = 1) -> Path:
     return _write(folder / "data.jsonl", lines)
 
 
-def _drawn(folder: Path, seed: str, count: int, *, question: bool) -> list[tuple[str, Form]]:
+def _drawn(folder: Path, seed: str, count: int, *, question: bool) -> list[tuple[str, DrawnForm]]:
     rng = random.Random(seed)
     (folder / "forms").mkdir(parents=True, exist_ok=True)
     found = []

@@ -33,7 +33,7 @@ def places(data):
 @pytest.mark.parametrize("block", forms.BLOCKS)
 def test_every_field_is_seen_in_its_block_and_nowhere_else(block):
     order = (*(name for name in forms.BLOCKS if name != block), block)
-    plain = forms.Form(False, False, 2, "red", "circle", "123", order)
+    plain = forms.DrawnForm(False, False, 2, "red", "circle", "123", order)
     for field in LAST[block]:
         both = (plain, replace(plain, **{field: OTHER[field]}))
         one, other = (forms.draw_form(item, random.Random(4)) for item in both)
