@@ -24,7 +24,7 @@ from gemma_ops.config import MachineConfig, loading, shipped
 from gemma_ops.modeling.load import load_model
 from gemma_ops.modeling.media_inputs import join_media
 from gemma_ops.nano import forms
-from gemma_ops.recipes import preflight
+from gemma_ops.recipes import inputs, preflight
 from gemma_ops.recipes.finding import find_recipe
 from gemma_ops.runs.run import Run
 from gemma_ops.targets.prompt_encoder import Encoder
@@ -68,6 +68,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
         found = json.loads(line)
         answers[found["target"]][found["row"]] = found
     return Made(run.path, config.machine, answers)
+
+
+def test_its_gates_are_such_as_the_shipped_forms_can_decide() -> None:
+    config = loading.read_run_config(["drawn-forms"])
+    assert config.evaluate.gates
+    assert inputs.doubts(config) == []
+    assert config.quantize.mmproj == "auto"
 
 
 @pytest.mark.slow
