@@ -4,16 +4,17 @@ A form has four blocks in a grid: two boxes, a bar of five parts, a coloured sea
 arrangements of the blocks and the numbers of the questions occur in no training row, so a model that memorised its rows
 fails the questions. Pictures are drawn pixel by pixel from the seed; Pillow only writes them.
 
-`python -m gemma_ops.nano.forms FOLDER [COUNT]` writes training rows; with `eval/drawn_forms` as folder and `questions`
-as count it writes the shipped task's again.
+`python -m gemma_ops.nano.forms FOLDER [COUNT]` writes training rows; `python -m gemma_ops.nano.forms eval/drawn_forms
+--questions` writes those of the shipped task again.
 """
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 import random
-import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import permutations
 from pathlib import Path
@@ -159,7 +160,7 @@ def _number(cell: np.ndarray, item: DrawnForm, rng: random.Random) -> None:
         here[glyph == 1] = _INK
 
 
-def write_rows(folder: Path, count: int = 2000, seed: int = 1) -> Path:
+def write_rows(folder: Path, count: int, seed: int = 1) -> Path:
     """Write `count` training rows to `rows.jsonl`, in OpenAI's message format, with their pictures in `forms/`, and
     return the file."""
     lines = []
@@ -169,7 +170,7 @@ def write_rows(folder: Path, count: int = 2000, seed: int = 1) -> Path:
     return _write(folder / "rows.jsonl", lines)
 
 
-def write_questions(folder: Path, count: int = 120, seed: int = 1) -> Path:
+def write_questions(folder: Path, count: int, seed: int = 1) -> Path:
     """Write the questions of the task, `data.jsonl` with `forms/`, as they are shipped, and return the file."""
     lines = [
         {"id": f"form-{number:03d}", "prompt": ASK, "images": [name], "reference": item.answer,
@@ -195,8 +196,16 @@ def _write(file: Path, lines: list[dict[str, Any]]) -> Path:
     return file
 
 
+def main(words: Sequence[str] | None = None) -> None:
+    """Write rows or questions, as the command line says."""
+    parser = argparse.ArgumentParser("python -m gemma_ops.nano.forms", description="Draw forms, with the JSON of each.")
+    parser.add_argument("folder", type=Path, help="gets rows.jsonl (or data.jsonl), and pictures in forms/")
+    parser.add_argument("count", type=int, nargs="?", help="how many; by default 2,000 rows or 120 questions")
+    parser.add_argument("--questions", action="store_true", help="the task's questions instead of training rows")
+    given = parser.parse_args(words)
+    count = given.count or (120 if given.questions else 2000)
+    print((write_questions if given.questions else write_rows)(given.folder, count))
+
+
 if __name__ == "__main__":
-    if sys.argv[2:] == ["questions"]:
-        write_questions(Path(sys.argv[1]))
-    else:
-        write_rows(Path(sys.argv[1]), *map(int, sys.argv[2:3]))
+    main()
