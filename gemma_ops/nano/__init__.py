@@ -4,6 +4,7 @@ It has the parts that make Gemma 4 hard (per-layer embeddings, shared key/value 
 capped and tied head) in 2 million parameters, and it has really learned to read, copy and answer.
 
     tickets.py   the support desk: tickets in, routing JSON out
+    forms.py     drawn forms: pictures in, JSON out; `python -m gemma_ops.nano.forms` draws rows
     lessons.py   what nano is taught before anybody fine-tunes it
     nano_shape.py     its dimensions and its tokenizer
     nano_drafter.py   those of its drafter, which `python -m gemma_ops.drafting` trains

@@ -37,13 +37,17 @@ PROCESSOR = {
 """Content of `processor_config.json`: an image takes about 64 soft tokens of 16 x 16 pixels."""
 
 
-def towers_config() -> Any:
-    """Return nano's configuration with both towers."""
+def towers_config(*, bidirectional: bool = False) -> Any:
+    """Return nano's configuration with both towers. `bidirectional` lets the tokens of an image see each other, as
+    those of 26B-A4B and 31B do: llama.cpp then reads images as transformers does, else only from models of E2B's and
+    E4B's widths."""
     from transformers import Gemma4AudioConfig, Gemma4Config, Gemma4TextConfig, Gemma4VisionConfig
 
     ids = {token: number for number, token in TOKENS.items()}
     return Gemma4Config(
-        text_config=Gemma4TextConfig(**nano_shape.text_config()),
+        text_config=Gemma4TextConfig(
+            **nano_shape.text_config(), use_bidirectional_attention="vision" if bidirectional else None
+        ),
         vision_config=Gemma4VisionConfig(
             hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2,
             head_dim=32, patch_size=8, pooling_kernel_size=2, position_embedding_size=512, use_clipped_linears=True,
@@ -59,13 +63,13 @@ def towers_config() -> Any:
     )  # fmt: skip
 
 
-def build_towers(seed: int = 0) -> Any:
-    """Build nano with towers, in float32."""
+def build_towers(seed: int = 0, *, bidirectional: bool = False) -> Any:
+    """Build nano with towers, in float32; `bidirectional` as in `towers_config`."""
     import torch
     from safetensors.torch import load_file
     from transformers import Gemma4ForConditionalGeneration
 
-    model = Gemma4ForConditionalGeneration(towers_config())
+    model = Gemma4ForConditionalGeneration(towers_config(bidirectional=bidirectional))
     random = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -103,8 +107,9 @@ def tokenizer() -> Any:
     return found
 
 
-def save_towers(folder: Path, seed: int = 0) -> Path:
-    """Write the checkpoint to `folder` and return it: weights, configuration, tokenizer, template, processor."""
-    nano_shape.save_nano(build_towers(seed), folder, tokenizer())
+def save_towers(folder: Path, seed: int = 0, *, bidirectional: bool = False) -> Path:
+    """Write the checkpoint to `folder` and return it: weights, configuration, tokenizer, template, processor.
+    `bidirectional` as in `towers_config`."""
+    nano_shape.save_nano(build_towers(seed, bidirectional=bidirectional), folder, tokenizer())
     (folder / "processor_config.json").write_text(json.dumps(PROCESSOR, indent=2) + "\n", encoding="utf-8")
     return folder

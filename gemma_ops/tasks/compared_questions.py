@@ -10,10 +10,13 @@ from gemma_ops.config import Privacy
 from gemma_ops.data import media_files, parts, row_files, row_formats
 from gemma_ops.data.media_files import MediaShelf
 from gemma_ops.data.rowerror import RowError
-from gemma_ops.errors import DataError
+from gemma_ops.errors import DataError, MachineError
 from gemma_ops.privacy.classes import class_of, stricter
 from gemma_ops.privacy.text_copies import PrivateTexts
 from gemma_ops.tasks.task_file import read_task_file
+
+UNOPENED = "unopened"
+"""Name of an image or a sound that nothing here can open; no row shows it."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +60,11 @@ def read_task(folder: Path, source: Path | None) -> TaskQuestions:
                 f"{rows} is named in {folder / 'task.yaml'} but does not exist", "put the task's rows there"
             )
     template, shelf = file.data.prompt or file.prompt, MediaShelf(rows.parent, None, whole=False)
-    questions = (_question(row, template, shelf, file.privacy) for row in row_files.read_file(rows))
-    return TaskQuestions(file.name, tuple(questions))
+    questions = tuple(_question(row, template, shelf, file.privacy) for row in row_files.read_file(rows))
+    closed = any(UNOPENED in question.media for question in questions)
+    return TaskQuestions(
+        file.name, questions, "a package that opens what its questions show is not installed" if closed else ""
+    )
 
 
 def add_task(private: PrivateTexts, folder: Path, source: Path | None) -> None:
@@ -78,14 +84,24 @@ def _question(row: row_files.RawRow, template: str | None, shelf: MediaShelf, le
             if template
             else _messages(row.value)
         )
-        shown = media_files.of_question(messages, row.value, shelf)
+        shown = _opened(messages, row.value, shelf)
+        media = names(shown) if shown is not None else (UNOPENED,)
     except RowError as error:
         raise DataError(
             f"{row.source} of an evaluation task can't be read: {error.reason}", "correct the task's rows"
         ) from None
     own = row.value.get("privacy")
     privacy = least if own is None else stricter(least, class_of(own))
-    return ComparedQuestion(row.source, tuple(user_texts(shown)), names(shown), privacy)
+    return ComparedQuestion(row.source, tuple(user_texts(shown or messages)), media, privacy)
+
+
+def _opened(messages: list[dict[str, Any]], row: dict[str, Any], shelf: MediaShelf) -> list[dict[str, Any]] | None:
+    """Return the turns with what they show stored; None where the package that opens it is not installed: then no row
+    of a run shows it either, and tasks about words can still be compared with."""
+    try:
+        return media_files.of_question(messages, row, shelf)
+    except MachineError:
+        return None
 
 
 def _messages(row: dict[str, Any]) -> list[dict[str, Any]]:

@@ -78,6 +78,7 @@ def test_the_wheel_carries_what_is_found_by_path(wheel):
         "share/recipes/jobs/json-output.md",
         "share/eval/support_desk/task.yaml",
         "share/eval/support_desk/train.jsonl",
+        "share/eval/drawn_forms/forms/0000.png",
         "nano/weights/model.safetensors",
         "nano/drafter/model.safetensors",
         "data/gemma4_training.jinja",

@@ -29,7 +29,9 @@ from gemma_ops.targets.prompt_encoder import Encoder
 from tests.helpers import media_rows, tiny_media
 
 HEARS = ("edge", "unified", "nano")
-TOWERS = [(kind, "image") for kind in (*tiny_media.KINDS, "nano")] + [(kind, "audio") for kind in HEARS]
+TOWERS = [(kind, "image") for kind in (*tiny_media.KINDS, "nano", "bidirectional nano")] + [
+    (kind, "audio") for kind in HEARS
+]
 SERVED = [one for one in TOWERS if one not in (("unified", "image"), ("nano", "image"))]
 """What llama.cpp's server reads as transformers does."""
 
@@ -68,7 +70,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Made]:
             folder = tmp_path_factory.mktemp(kind)
             base = folder / "base"
             wide = {"hidden_size": 1536} if kind == "edge" else {}
-            nano_towers.save_towers(base) if kind == "nano" else tiny_media.save(kind, base, **wide)
+            if "nano" in kind:
+                nano_towers.save_towers(base, bidirectional=kind != "nano")
+            else:
+                tiny_media.save(kind, base, **wide)
             file = tiny_media.gguf_files(tiny_media.roughen(base), folder)
             projector = find_projector(file)
             assert projector

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from datasketch import MinHash
 
+from gemma_ops.config import shipped
 from gemma_ops.data.boilerplate import Boilerplate
 from gemma_ops.data.hashed_words import (
     SKETCH,
@@ -341,6 +342,19 @@ def test_real_questions_of_a_bank():
     assert same
     assert len(plain) < 0.03 * len(train)
     assert all(rows == plain for rows in found.values())  # an instruction changes nothing
+
+
+def test_questions_with_images_can_be_compared_with_where_nothing_opens_images(monkeypatch):
+    folder = shipped.find_shipped("eval", "drawn_forms")
+    seen = read_task(folder, None)
+    assert not seen.missing
+    assert len({question.media for question in seen.questions}) == len(seen.questions)
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    unseen = read_task(folder, None)
+    assert "not installed" in unseen.missing
+    assert [one.texts for one in unseen.questions] == [one.texts for one in seen.questions], "private texts are known"
+    found = Overlap([unseen], [])
+    assert found.find(list(unseen.questions[0].texts)) is None, "every row of such a task asks the same"
 
 
 def test_tasks_are_read_from_their_folders(tmp_path):
