@@ -18,7 +18,7 @@ from gemma_ops.export.checkpoint import MergedCheckpoint
 from gemma_ops.export.gguf_tensors import PlannedTensor, layer_tensor_name, tensor_type
 from gemma_ops.export.gguf_writer import stream_gguf
 from gemma_ops.export.tensor_bytes import TensorBytes, tensor_pieces
-from gemma_ops.family.formats import GgufName
+from gemma_ops.family.formats import GGUF, GgufName
 from gemma_ops.privacy.classes import GGUF_KEY
 
 ARCHITECTURE = "gemma4-assistant"
@@ -80,7 +80,7 @@ def write_drafter_gguf(
         )
 
     def describe(writer: Any) -> None:
-        gguf_metadata.add_metadata(writer, source, form)
+        gguf_metadata.add_metadata(writer, source, GGUF[form].file_type)
         writer.add_embedding_length_out(width)
         writer.add_nextn_predict_layers(int(source.text["num_hidden_layers"]))
         writer.add_string(GGUF_KEY, learned)

@@ -7,11 +7,11 @@ loaded or sent, and what is checked is what the steps themselves would refuse.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from gemma_ops.config import RunConfig
-from gemma_ops.errors import BoundaryError, BudgetError, ConfigError, OpsError
+from gemma_ops.errors import BoundaryError, BudgetError, ConfigError, ModelError, OpsError
 from gemma_ops.evaluation import evaluation_checks
 from gemma_ops.export.coarse_files import check_coarse
 from gemma_ops.family.formats import REFERENCE
@@ -182,8 +182,10 @@ class _Findings:
         return seen_by(spec.model, self.config.machine.gemini)
 
     def quantization(self) -> None:
-        with self.also():
+        size = None
+        with suppress(ModelError):  # which the step `fetch` tells
             _, size = resolve_base(self.config.model.base)
+        with self.also():
             check_coarse(self.config.quantize, size.key if size else None)
 
     def registration(self) -> None:

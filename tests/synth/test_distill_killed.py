@@ -160,7 +160,7 @@ def test_the_recipe_carries_the_rows_into_training(cli, tmp_path):
 def test_the_recipe_names_its_steps():
     names = {
         *("fetch", "teacher", "synthesize", "prepare", "train"),
-        *("merge", "quantize", "champion", "evaluate", "register"),
+        *("merge", "quantize", "stock_drafter", "draft", "champion", "evaluate", "register"),
     }
     assert set(find_recipe("distill").steps) == names
 
