@@ -141,7 +141,7 @@ MUTANTS = (
     ),
     Mutant(
         "merge-into-4bit", "modeling/load.py",
-        'if "quantization_config" in body:', "if False:",
+        'if "quantization_config" in body and not packed:', "if False:",
         ("modeling/test_loading.py::test_a_quantized_checkpoint_is_refused",),
     ),
     Mutant(
