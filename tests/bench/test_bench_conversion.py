@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import re
+from pathlib import Path
+
 import pytest
 
 from gemma_ops.bench.conversion import conversion_lines, measure_conversion
 from gemma_ops.bench.conversion.conversion_arms import measured
 from gemma_ops.bench.conversion.cut_checkpoint import write_cut
 from gemma_ops.errors import ConfigError, MachineError
+
+PAGE = Path(__file__).parents[2] / "configs/benchmarks/README.md"
+RECORD = json.loads((PAGE.parent / "conversion.json").read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")
@@ -45,3 +52,22 @@ def test_what_can_not_be_cut_or_written_is_refused(tmp_path):
         measure_conversion("tiny", 4, ["q8_0"], 1, tmp_path, str)
     with pytest.raises(MachineError, match="the arm copy failed for q3_k"):
         measure_conversion("tiny", 5, ["q3_k"], 1, tmp_path, str)  # type: ignore[list-item]
+
+
+def test_the_table_is_the_record():
+    page = PAGE.read_text(encoding="utf-8")
+    block = re.search(r"<!-- conversion -->\n(.*?)<!-- /conversion -->", page, re.DOTALL)
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in block[1].strip().splitlines()[2:]]
+    assert rows == [
+        [
+            line["format"],
+            f"{line['million_a_second']:,.0f}",
+            f"{line['of_copy']:.2f}",
+            f"{line['of_llamacpp']:.2f}",
+            f"{line['peak_bytes'] / 1e6:,.0f} MB",
+            f"{line['bytes'] / 1e9:.2f} GB",
+        ]
+        for line in RECORD["lines"]
+    ]
+    assert page.count(f"`{RECORD['command']}`") == 2
+    assert all(line["peak_bytes"] < 2e9 for line in RECORD["lines"])

@@ -2,8 +2,8 @@
 prints JSON.
 
 `gemma-ops` writes the file of a format and audits it. `copy` reads the checkpoint and writes as many bytes as the file
-has, and nothing else: what the disk allows. `llama.cpp` encodes the same tensors by llama.cpp's own encoder, which
-reads and writes nothing.
+has, and nothing else: what the disk allows. `llama.cpp` reads the same tensors, encodes them by llama.cpp's own encoder
+and writes nothing.
 """
 
 from __future__ import annotations

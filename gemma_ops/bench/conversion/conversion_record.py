@@ -90,5 +90,5 @@ def conversion_lines(body: dict[str, Any]) -> list[str]:
             for line in body["lines"]
         ),
         f"{body['size']}, {body['layers']} layers, {body['threads']} threads; the largest tensor has {largest:.2f} GB",
-        "of llama.cpp's encoder: CPU time, without its reading and writing",
+        "of llama.cpp's encoder: CPU time, which writes nothing",
     ]
