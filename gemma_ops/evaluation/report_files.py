@@ -10,6 +10,7 @@ from gemma_ops.evaluation.report_pages import REPORT
 from gemma_ops.evaluation.scatter import Dot, LogAxis, log_ticks, scatter
 from gemma_ops.verdicts import FileFidelity, Gate, Verdict
 from gemma_ops.words.figures import chip, colour, short_name
+from gemma_ops.words.svg import ticks
 
 _USUAL = "llama.cpp"
 """Engine of files whose verdict names none."""
@@ -95,7 +96,9 @@ def _pictures(verdict: Verdict) -> list[Markup]:
 def _axis(values: Sequence[float], shown: Callable[[float], str], title: str) -> LogAxis:
     known = [value for value in values if value > 0]
     low, high = min(known) / 1.3, max(known) * 1.3
-    return LogAxis(low, high, tuple((tick, shown(tick)) for tick in log_ticks(low, high)), title)
+    marks = log_ticks(low, high)
+    marks = marks if len(marks) > 2 else [mark for mark in ticks((low, high)) if mark > 0]
+    return LogAxis(low, high, tuple((mark, shown(mark)) for mark in marks), title)
 
 
 def _row(name: str, size: int | None, found: FileFidelity) -> list[object]:

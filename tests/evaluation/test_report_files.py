@@ -35,7 +35,7 @@ def test_a_fitted_and_a_plain_file_are_shown_with_their_figures():
     figures = "0.00019 [0.00016, 0.00023] 0.0028 [0.0027, 0.003]"
     assert f"q4_0 1.8 MB {figures} 0.013 [0.011, 0.016] 97.1% scales: 0.18 [0.18, 0.19]" in shown
     assert f"q8_0 1.8 MB {figures} – 97.1% –" in shown
-    assert "on 120 validation rows" in shown
+    assert "on 120 validation rows in llama.cpp, and on 40 prompts" in shown
     assert "made for the training rows" in shown
     assert "base" not in shown
     assert "made for the training rows" not in words(files_section(verdict(q8_0={"fidelity": OWN})))
