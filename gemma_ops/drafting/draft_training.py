@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy
 
 from gemma_ops.drafting.drafter_unroll import DraftBatch, TargetTable, unroll_drafter
 from gemma_ops.drafting.recorded_states import RecordedStates
-from gemma_ops.fitting.scale_training import rate_share
+from gemma_ops.fitting.scale_training import rate_share, row_batches
 from gemma_ops.kernels import linear_distillation
 
 _FURTHER = 0.8
@@ -54,7 +54,7 @@ def train_drafter(
     optimizer = torch.optim.AdamW(parameters, lr=settings.rate, betas=(0.9, 0.95), weight_decay=0.0)
     begun = _restore(drafter, optimizer, folder)
     drafter.train()
-    for step, picked in enumerate(_batches(len(rows), settings)):
+    for step, picked in enumerate(row_batches(len(rows), settings.batch, settings.steps, settings.seed)):
         if step < begun:
             continue
         for group in optimizer.param_groups:
@@ -100,17 +100,6 @@ def _cluster_of(drafter: Any) -> torch.Tensor:
     clusters = torch.empty_like(order)
     clusters[order] = torch.arange(len(order), device=order.device) // (len(order) // drafter.config.num_centroids)
     return clusters
-
-
-def _batches(count: int, settings: DraftTraining) -> Iterator[list[int]]:
-    """Yield the rows of each step: all of them in a new order each time they have been through."""
-    random = torch.Generator().manual_seed(settings.seed)
-    waiting: list[int] = []
-    for _ in range(settings.steps):
-        while len(waiting) < settings.batch:
-            waiting += torch.randperm(count, generator=random).tolist()
-        yield waiting[: settings.batch]
-        del waiting[: settings.batch]
 
 
 def _save(state: dict[str, Any], folder: Path) -> None:

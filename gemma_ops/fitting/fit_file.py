@@ -19,6 +19,7 @@ from gemma_ops.fitting.fit_rows import FitRow
 from gemma_ops.fitting.fitted_store import FittedStore
 from gemma_ops.fitting.lattice_weight import LatticeWeight, put_lattice
 from gemma_ops.fitting.moments import collect_moments
+from gemma_ops.fitting.room_groups import groups_within
 from gemma_ops.fitting.rounding import round_with_feedback
 from gemma_ops.fitting.scale_training import SAVE_EVERY, ScaleTraining, last_states, train_scales
 from gemma_ops.ggml.lattices import Blocks, join_blocks
@@ -136,19 +137,13 @@ def _patience(model: Any) -> int:
 def _groups(tensors: Sequence[FitTensor], places: dict[str, tuple[Any, str]], room: int) -> Iterator[list[FitTensor]]:
     """Yield the tensors in groups whose second moments fit into `room` bytes together, all of a layer's in one
     group."""
-    group: list[FitTensor] = []
-    size = 0
-    for layer in _by_layer(tensors):
-        needed = 0
-        for each in layer:
-            weight = getattr(*places[each.parameter])
-            needed += 4 * weight.shape[-1] ** 2 * (len(weight) if weight.ndim == 3 else 1)
-        if group and size + needed > room:
-            yield group
-            group, size = [], 0
-        group, size = group + layer, size + needed
-    if group:
-        yield group
+
+    def moment_bytes(layer: Sequence[FitTensor]) -> int:
+        weights = [getattr(*places[each.parameter]) for each in layer]
+        return sum(4 * one.shape[-1] ** 2 * (len(one) if one.ndim == 3 else 1) for one in weights)
+
+    for layers in groups_within(_by_layer(tensors), moment_bytes, room):
+        yield [each for layer in layers for each in layer]
 
 
 def _by_layer(tensors: Sequence[FitTensor]) -> Iterator[list[FitTensor]]:

@@ -10,6 +10,7 @@ import torch
 
 from gemma_ops.config.training_sections import KernelsConfig
 from gemma_ops.fitting.fit_rows import FitRow
+from gemma_ops.fitting.room_groups import groups_within
 from gemma_ops.kernels.install import forward_hidden, install_kernels
 
 _PASS = 2048
@@ -18,16 +19,7 @@ _PASS = 2048
 
 def packed_passes(rows: Sequence[FitRow], picked: Sequence[int]) -> Iterator[list[int]]:
     """Yield the picked rows in groups that one pass reads, in order."""
-    group: list[int] = []
-    size = 0
-    for row in picked:
-        if group and size + len(rows[row]) > _PASS:
-            yield group
-            group, size = [], 0
-        group.append(row)
-        size += len(rows[row])
-    if group:
-        yield group
+    yield from groups_within(picked, lambda row: len(rows[row]), _PASS)
 
 
 def install_reading(model: Any, *, recompute: bool) -> None:

@@ -72,7 +72,7 @@ def train_scales(
         with torch.no_grad():
             for parameter, value in zip(parameters, state["parameters"], strict=True):
                 parameter.copy_(value)
-    for step, picked in enumerate(_batches(len(rows), settings)):
+    for step, picked in enumerate(row_batches(len(rows), settings.batch, settings.steps, settings.seed)):
         if step < begun:
             continue
         for group in optimizer.param_groups:
@@ -113,12 +113,12 @@ def rate_share(step: int, steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
 
 
-def _batches(count: int, settings: ScaleTraining) -> Iterator[list[int]]:
-    """Yield the rows of each step: all of them in a new order each time they have been through."""
-    random = torch.Generator().manual_seed(settings.seed)
+def row_batches(count: int, batch: int, steps: int, seed: int) -> Iterator[list[int]]:
+    """Yield the rows of each step, `batch` of them: all in a new order each time they have been through."""
+    random = torch.Generator().manual_seed(seed)
     waiting: list[int] = []
-    for _ in range(settings.steps):
-        while len(waiting) < settings.batch:
+    for _ in range(steps):
+        while len(waiting) < batch:
             waiting += torch.randperm(count, generator=random).tolist()
-        yield waiting[: settings.batch]
-        del waiting[: settings.batch]
+        yield waiting[:batch]
+        del waiting[:batch]

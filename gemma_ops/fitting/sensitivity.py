@@ -19,6 +19,7 @@ import torch
 from gemma_ops.family.formats import TensorType
 from gemma_ops.fitting.fit_rows import FitRow
 from gemma_ops.fitting.packed_rows import packed_states
+from gemma_ops.fitting.room_groups import groups_within
 from gemma_ops.runs import journal
 
 Rounding = Callable[[torch.Tensor, TensorType], torch.Tensor]
@@ -79,7 +80,7 @@ def measure_sensitivity(
     used = torch.tensor(sorted({token for row in rows for token in row.ids}))
     shifts: dict[tuple[str, TensorType], list[float]] = {}
     done = 0
-    for group in _groups(model, candidates, len(used)):
+    for group in groups_within(candidates, lambda each: _change_bytes(model, each, len(used)), _ROOM):
         learning = [_Learning(model, each, used, rounding) for each in group]
         for number, row in enumerate(rows):
             for draw in range(_DRAWS):
@@ -158,17 +159,8 @@ def _lookup(model: Any, parameter: str) -> Any | None:
     return module if looked_up else None
 
 
-def _groups(model: Any, candidates: Sequence[Candidate], used: int) -> Iterator[list[Candidate]]:
-    """Yield the candidates in groups whose changes fit into memory together."""
-    group: list[Candidate] = []
-    size = 0
-    for each in candidates:
-        weight = model.get_parameter(each.parameter)
-        rows = used if _lookup(model, each.parameter) is not None else weight.numel() // weight.shape[-1]
-        needed = _CHANGE_BYTES * len(each.types) * rows * weight.shape[-1]
-        if group and size + needed > _ROOM:
-            yield group
-            group, size = [], 0
-        group, size = [*group, each], size + needed
-    if group:
-        yield group
+def _change_bytes(model: Any, each: Candidate, used: int) -> int:
+    """Return the bytes of a candidate's changes, of a table that is only looked up those of the rows in use."""
+    weight = model.get_parameter(each.parameter)
+    rows = used if _lookup(model, each.parameter) is not None else weight.numel() // weight.shape[-1]
+    return int(_CHANGE_BYTES * len(each.types) * rows * weight.shape[-1])

@@ -12,7 +12,7 @@ from gemma_ops.fitting.fit_rows import FitRow
 from gemma_ops.fitting.fitted_store import FittedStore
 from gemma_ops.fitting.lattice_weight import LatticeWeight, put_lattice, trained_half
 from gemma_ops.fitting.packed_rows import packed_passes
-from gemma_ops.fitting.scale_training import ScaleTraining, _batches, rate_share
+from gemma_ops.fitting.scale_training import rate_share, row_batches
 from gemma_ops.ggml.encoding import encode_rows
 
 KINDS: tuple[TensorType, ...] = ("Q4_0", "Q5_0", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS")
@@ -72,12 +72,11 @@ def test_the_rate_rises_and_falls_to_nothing() -> None:
 
 
 def test_every_row_is_seen_before_one_comes_again_and_the_order_is_the_seeds() -> None:
-    settings = ScaleTraining(steps=6, batch=4, rate=1e-3, seed=3)
-    batches = list(_batches(12, settings))
+    batches = list(row_batches(12, batch=4, steps=6, seed=3))
     assert sorted(row for batch in batches[:3] for row in batch) == list(range(12))
-    assert batches == list(_batches(12, settings))
+    assert batches == list(row_batches(12, batch=4, steps=6, seed=3))
     assert batches[:3] != batches[3:]
-    assert batches != list(_batches(12, ScaleTraining(6, 4, 1e-3, 4)))
+    assert batches != list(row_batches(12, batch=4, steps=6, seed=4))
 
 
 def test_rows_share_a_pass_up_to_its_tokens() -> None:
